@@ -1,0 +1,3 @@
+//! Plays Nomad to a driver plugin: the suite, its fixtures, the demo.
+
+fn main() {}
