@@ -1,1 +1,104 @@
-//! (to be written)
+//! A shim and its task, from the outside: the bundle on disk, the launch of the shim, the connection, the pipes. Knows
+//! neither containerd nor Nomad.
+//!
+//! Source of the facts: containerd `runtime/v2` (1.x) and `core/runtime/v2`, `cmd/containerd-shim-runc-v2` (2.x).
+
+mod bundle;
+mod connection;
+mod io;
+mod launch;
+mod runtime;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use shim_protos::{Bootstrap, BootstrapError, CallError};
+
+pub(crate) use bundle::{Bundle, bundles};
+pub(crate) use connection::{Connection, Ended, ExecIo, State};
+pub(crate) use io::{ExecPipes, LogPaths, drained};
+pub(crate) use launch::Launcher;
+pub(crate) use runtime::find as find_shim;
+
+/// A running shim, as it can be found again after a restart of the plugin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Shim {
+    pub bootstrap: Bootstrap,
+    pub pid: i32,
+}
+
+/// A shim that the kernel kills for want of memory takes the news of its task's end with it. Its own few megabytes are
+/// a poor choice; what the agent inherited to it may be anything.
+const SHIM_OOM_SCORE_ADJ: &str = "-998";
+
+impl Shim {
+    /// Keeps the shim from being the first to go when memory is short.
+    pub(crate) fn protect(&self) {
+        let file = format!("/proc/{}/oom_score_adj", self.pid);
+        if let Err(error) = std::fs::write(&file, SHIM_OOM_SCORE_ADJ) {
+            tracing::warn!(file, %error, "can't protect the shim from the OOM killer");
+        }
+    }
+
+    /// Shims leave their socket behind when they are killed.
+    pub(crate) fn remove_socket(&self) {
+        let _ = std::fs::remove_file(&self.bootstrap.socket);
+    }
+}
+
+/// How dealing with a shim failed, by what can be done about it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    /// A call reached the shim, or should have.
+    #[error("{doing}: {source}")]
+    Call { doing: String, source: CallError },
+    /// The shim's binary ran and did not end well; its own words are the reason.
+    #[error("{binary} {action} failed for {id}: {reason}")]
+    Binary { binary: PathBuf, action: &'static str, id: String, reason: String },
+    /// It started, but what it answered is of no use.
+    #[error("{binary} start can't be used for {id}: {source}")]
+    Answer { binary: PathBuf, id: String, source: BootstrapError },
+    /// A file of the bundle, or a pipe, could not be dealt with.
+    #[error("{doing} {path}: {source}")]
+    File { doing: &'static str, path: PathBuf, source: std::io::Error },
+    /// The runtime that is configured has no shim on this host.
+    #[error(
+        "the shim of the runtime {runtime} is missing: no executable {} {looked_in}; install it, or change the plugin \
+         option containerd_runtime",
+        file.display()
+    )]
+    NoShim { runtime: String, file: PathBuf, looked_in: String },
+    /// A log path is not the pipe that Nomad makes.
+    #[error("the log path {path} {what}")]
+    LogPath { path: PathBuf, what: &'static str },
+    /// The shim that answered is not the one that was started.
+    #[error(
+        "the shim that answers for {id} already has a task (pid {task_pid}): one of an earlier run is still alive"
+    )]
+    Taken { id: String, task_pid: u32 },
+}
+
+impl Error {
+    fn file(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { doing, path, source }
+    }
+
+    /// Whether nobody answers any more, so that only the shim's own clean-up is left.
+    pub(crate) fn is_shim_gone(&self) -> bool {
+        matches!(self, Self::Call { source: CallError::Disconnected(_), .. })
+    }
+
+    /// Whether the task or exec had ended, or never was.
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Call { source: CallError::NotFound(_), .. })
+    }
+}
+
+/// Calls that only ask the shim itself.
+const QUICK: Duration = Duration::from_secs(10);
+/// Calls for which the shim forks the runtime; a deadline kills it in the middle, so this is for a hung one.
+const FORKS_RUNTIME: Duration = Duration::from_secs(60);
+/// Where binaries are found when the agent's environment has no PATH.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

@@ -1,0 +1,259 @@
+//! A task's directory on disk: `<state_dir>/<namespace>/<container id>`, which is also the shim's working directory and
+//! must bear the container's id.
+//!
+//! A bundle carries a mark, `doomed`, from its making until its task has started, and again from its destroy on. So a
+//! plugin that dies in the middle of either leaves a bundle that says of itself that it is to be taken down.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, umount2};
+use oci_spec::runtime::Spec;
+
+use super::{Error, Shim};
+
+/// Enough for a container to start from before its real spec is known: a shim's `start` reads the annotations only.
+const EMPTY_SPEC: &str = r#"{"ociVersion":"1.0.2"}"#;
+/// The shim's log holds a few lines for each event that it can't deliver; past this it is emptied.
+const LOG_LIMIT_BYTES: u64 = 1024 * 1024;
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Bundle {
+    directory: PathBuf,
+}
+
+impl Bundle {
+    /// The bundle of a container, which may or may not exist.
+    pub(crate) fn at(state_dir: &Path, namespace: &str, id: &str) -> Self {
+        Self { directory: state_dir.join(namespace).join(id) }
+    }
+
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub(crate) fn exists(&self) -> bool {
+        self.directory.exists()
+    }
+
+    /// Makes the directory, marked as doomed, with all that a shim's `start` needs.
+    ///
+    /// # Errors
+    /// Names the file that could not be made.
+    pub(crate) fn create(&self) -> Result<(), Error> {
+        let parent = self.directory.parent().unwrap_or(Path::new("/"));
+        let private = |recursive| {
+            let mut builder = fs::DirBuilder::new();
+            builder.mode(0o700).recursive(recursive);
+            builder
+        };
+        private(true).create(parent).map_err(Error::file("create", parent))?;
+        private(false).create(&self.directory).map_err(Error::file("create", &self.directory))?;
+        self.doom()?;
+        for directory in [self.rootfs(), self.io_directory()] {
+            private(false).create(&directory).map_err(Error::file("create", &directory))?;
+        }
+        self.write("config.json", EMPTY_SPEC.as_bytes())?;
+        // The shim opens it for its log; it must exist, and a regular file needs no reader.
+        self.write("log", b"")
+    }
+
+    pub(crate) fn rootfs(&self) -> PathBuf {
+        self.directory.join("rootfs")
+    }
+
+    /// Where the pipes of execs live.
+    pub(crate) fn io_directory(&self) -> PathBuf {
+        self.directory.join("io")
+    }
+
+    /// # Errors
+    /// Names the file.
+    pub(crate) fn write_spec(&self, spec: &Spec) -> Result<(), Error> {
+        let path = self.directory.join("config.json");
+        let json =
+            serde_json::to_vec(spec).map_err(std::io::Error::from).map_err(Error::file("write", &path))?;
+        self.write("config.json", &json)
+    }
+
+    /// # Errors
+    /// Names the file.
+    pub(crate) fn read_spec(&self) -> Result<Spec, Error> {
+        let path = self.directory.join("config.json");
+        let json = fs::read(&path).map_err(Error::file("read", &path))?;
+        serde_json::from_slice(&json).map_err(std::io::Error::from).map_err(Error::file("read", &path))
+    }
+
+    /// Whether a container may have been made: its real spec is written right before.
+    pub(crate) fn may_have_container(&self) -> bool {
+        let empty = EMPTY_SPEC.len() as u64;
+        fs::metadata(self.directory.join("config.json")).is_ok_and(|spec| spec.len() != empty)
+    }
+
+    /// There is no shim and no container any more; what is left to remove are files.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub(crate) fn forget_processes(&self) -> Result<(), Error> {
+        for name in ["shim.json", "config.json"] {
+            let path = self.directory.join(name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(Error::File { doing: "remove", path, source: error });
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes down where the shim is, as soon as it is known.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub(crate) fn write_shim(&self, shim: &Shim) -> Result<(), Error> {
+        let json = serde_json::to_vec(shim).map_err(std::io::Error::from);
+        self.write("shim.json", &json.map_err(Error::file("write", &self.directory.join("shim.json")))?)
+    }
+
+    /// Where the shim was, if one was started that far.
+    pub(crate) fn read_shim(&self) -> Option<Shim> {
+        let json = fs::read(self.directory.join("shim.json")).ok()?;
+        serde_json::from_slice(&json).ok()
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> Result<(), Error> {
+        let path = self.directory.join(name);
+        let open = || fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+        open().and_then(|mut file| file.write_all(content)).map_err(Error::file("write", &path))
+    }
+
+    /// Marks the bundle as one to take down, whoever finds it.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub(crate) fn doom(&self) -> Result<(), Error> {
+        self.write("doomed", b"")
+    }
+
+    /// The task runs: from here on only its destroy ends it.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub(crate) fn keep(&self) -> Result<(), Error> {
+        let path = self.directory.join("doomed");
+        fs::remove_file(&path).map_err(Error::file("remove", &path))
+    }
+
+    pub(crate) fn is_doomed(&self) -> bool {
+        self.directory.join("doomed").exists()
+    }
+
+    /// Empties the shim's log once it is large. The shim writes on at its own offset; what is before it is a hole.
+    pub(crate) fn trim_log(&self) {
+        use std::os::unix::fs::MetadataExt;
+        let path = self.directory.join("log");
+        let on_disk_bytes = fs::metadata(&path).map_or(0, |log| log.blocks() * 512);
+        if on_disk_bytes > LOG_LIMIT_BYTES
+            && let Err(error) = fs::OpenOptions::new().write(true).truncate(true).open(&path)
+        {
+            tracing::warn!(path = %path.display(), %error, "can't trim the shim's log");
+        }
+    }
+
+    /// Unmounts what is left on the rootfs and removes the directory. Gone already is success.
+    ///
+    /// # Errors
+    /// Names what could not be removed; a rootfs that is still mounted is never walked into.
+    pub(crate) fn remove(&self) -> Result<(), Error> {
+        let rootfs = self.rootfs();
+        unmount(&rootfs).map_err(Error::file("unmount", &rootfs))?;
+        match fs::remove_dir(&rootfs) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(Error::File { doing: "remove", path: rootfs, source: error });
+            }
+            _ => {}
+        }
+        match fs::remove_dir_all(&self.directory) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(Error::File { doing: "remove", path: self.directory.clone(), source: error })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn unmount(path: &Path) -> std::io::Result<()> {
+    loop {
+        match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => {}
+            // Not a mount point, or nothing there.
+            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The ids of the bundles that exist.
+///
+/// # Errors
+/// Names the directory that can't be read; a missing one holds no bundles.
+pub(crate) fn bundles(state_dir: &Path, namespace: &str) -> Result<Vec<String>, Error> {
+    let directory = state_dir.join(namespace);
+    let entries = match fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => return Err(Error::File { doing: "list", path: directory, source }),
+    };
+    let is_directory = |entry: &fs::DirEntry| entry.file_type().is_ok_and(|kind| kind.is_dir());
+    Ok(entries
+        .filter_map(Result::ok)
+        .filter(is_directory)
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bundle_is_doomed_until_kept_and_again_at_its_end() {
+        let state = tempfile::tempdir().unwrap();
+        let bundle = Bundle::at(state.path(), "nomad", "redis-1");
+        bundle.create().unwrap();
+        assert!(bundle.is_doomed());
+        bundle.keep().unwrap();
+        assert!(!bundle.is_doomed());
+        bundle.doom().unwrap();
+        assert!(bundle.is_doomed());
+        assert_eq!(bundles(state.path(), "nomad").unwrap(), ["redis-1"]);
+        bundle.remove().unwrap();
+        bundle.remove().unwrap();
+        assert!(!bundle.exists());
+        assert!(bundles(state.path(), "nomad").unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_second_bundle_of_the_same_id_is_refused_by_name() {
+        let state = tempfile::tempdir().unwrap();
+        let bundle = Bundle::at(state.path(), "nomad", "redis-1");
+        bundle.create().unwrap();
+        let error = bundle.create().unwrap_err().to_string();
+        assert!(error.contains("nomad/redis-1"), "{error}");
+    }
+
+    #[test]
+    fn files_in_a_rootfs_are_never_walked_into() {
+        let state = tempfile::tempdir().unwrap();
+        let bundle = Bundle::at(state.path(), "nomad", "redis-1");
+        bundle.create().unwrap();
+        let precious = bundle.rootfs().join("precious");
+        fs::write(&precious, b"data").unwrap();
+        assert!(bundle.remove().is_err());
+        assert!(precious.exists());
+    }
+}

@@ -1,0 +1,299 @@
+//! The calls to one shim about one container, in the words of a task's life: what each needs, how long it may take, and
+//! which of the shim's traps it steps around.
+
+use std::time::{Duration, SystemTime};
+
+use nix::sys::signal::Signal;
+use oci_spec::runtime::Process;
+use shim_protos::api::{
+    CloseIORequest, ConnectRequest, CreateTaskRequest, DeleteRequest, ExecProcessRequest, KillRequest, Mount,
+    ResizePtyRequest, ShutdownRequest, StartRequest, StateRequest, StatsRequest, Status, WaitRequest,
+};
+use shim_protos::protobuf::well_known_types::any::Any;
+use shim_protos::protobuf::well_known_types::timestamp::Timestamp;
+use shim_protos::{Bootstrap, CallError, RuncOptions, TaskClient, any};
+
+use super::{Bundle, Error, FORKS_RUNTIME, LogPaths, QUICK};
+
+/// How long a shim that has just said where it listens may take to accept.
+const CONNECT: Duration = Duration::from_secs(5);
+/// Removing a task waits for its output to be copied, up to ten seconds in newer shims, and forks the runtime.
+const DELETE: Duration = Duration::from_secs(60);
+
+/// A shim's word on how a process ended. 128 + n says that signal n did it, or that the program chose that number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ended {
+    pub status: u32,
+    pub at: SystemTime,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Made, but not started.
+    Created,
+    Running,
+    Stopped,
+}
+
+/// Where an exec reads and writes.
+pub(crate) struct ExecIo {
+    pub stdin: String,
+    pub stdout: String,
+    pub stderr: String,
+    pub tty: bool,
+}
+
+/// The connection to the shim of one container. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Connection {
+    client: TaskClient,
+    id: String,
+}
+
+impl Connection {
+    /// # Errors
+    /// When nobody listens, or nobody accepts in time.
+    pub(crate) async fn open(shim: &Bootstrap, id: &str) -> Result<Self, Error> {
+        let client =
+            TaskClient::connect(shim, CONNECT).await.map_err(failed("connect to the shim of", id))?;
+        Ok(Self { client, id: id.to_owned() })
+    }
+
+    /// The pid of the shim, which must not have a task yet.
+    ///
+    /// # Errors
+    /// [`Error::Taken`] where it has one: then a shim of an earlier run answered in place of the new one.
+    pub(crate) async fn pid_of_fresh_shim(&self) -> Result<i32, Error> {
+        let (shim_pid, task_pid) = self.pids().await?;
+        if task_pid != 0 {
+            return Err(Error::Taken { id: self.id.clone(), task_pid });
+        }
+        Ok(shim_pid)
+    }
+
+    async fn pids(&self) -> Result<(i32, u32), Error> {
+        let request = ConnectRequest { id: self.id.clone(), ..ConnectRequest::default() };
+        let answer = self.client.pids_of_shim_and_task(&request, QUICK).await;
+        let answer = answer.map_err(failed("ask for the pids of", &self.id))?;
+        Ok((i32::try_from(answer.shim_pid).unwrap_or(0), answer.task_pid))
+    }
+
+    /// Makes the container; its process waits to be started. Returns the process's pid.
+    ///
+    /// # Errors
+    /// With the runtime's words. What was made by then is still there.
+    pub(crate) async fn create(
+        &self,
+        bundle: &Bundle,
+        rootfs: Vec<Mount>,
+        logs: &LogPaths,
+        options: &RuncOptions,
+    ) -> Result<i32, Error> {
+        let options = any::runc_options(options)
+            .map_err(|e| CallError::Refused(e.to_string()))
+            .map_err(failed("encode the runtime options of", &self.id))?;
+        let request = CreateTaskRequest {
+            id: self.id.clone(),
+            bundle: bundle.directory().display().to_string(),
+            rootfs,
+            stdout: logs.stdout.display().to_string(),
+            stderr: logs.stderr.display().to_string(),
+            options: Some(options).into(),
+            ..CreateTaskRequest::default()
+        };
+        let answer = self.client.create(&request, FORKS_RUNTIME).await;
+        let answer = answer.map_err(failed("create container", &self.id))?;
+        Ok(i32::try_from(answer.pid).unwrap_or(0))
+    }
+
+    /// # Errors
+    /// With the runtime's words.
+    pub(crate) async fn start(&self) -> Result<(), Error> {
+        self.start_process("").await.map_err(failed("start container", &self.id))
+    }
+
+    async fn start_process(&self, exec_id: &str) -> Result<(), CallError> {
+        let request = StartRequest { id: self.id.clone(), exec_id: exec_id.to_owned(), ..Default::default() };
+        self.client.start(&request, FORKS_RUNTIME).await.map(drop)
+    }
+
+    /// Waits for the end of the task (`exec_id` empty) or of an exec. Call it before the start.
+    ///
+    /// # Errors
+    /// Ends with the shim.
+    pub(crate) async fn wait(&self, exec_id: &str) -> Result<Ended, Error> {
+        let request = WaitRequest { id: self.id.clone(), exec_id: exec_id.to_owned(), ..Default::default() };
+        let answer = self.client.wait(&request).await.map_err(failed("wait for", &self.id))?;
+        Ok(Ended { status: answer.exit_status, at: time(answer.exited_at.as_ref()) })
+    }
+
+    /// The task's state, and how it ended if it has.
+    ///
+    /// # Errors
+    /// Not found where the task was deleted, or never made.
+    pub(crate) async fn state(&self) -> Result<State, Error> {
+        let request = StateRequest { id: self.id.clone(), ..StateRequest::default() };
+        let answer =
+            self.client.state(&request, QUICK).await.map_err(failed("ask for the state of", &self.id))?;
+        Ok(match answer.status.enum_value_or_default() {
+            Status::CREATED | Status::UNKNOWN => State::Created,
+            Status::STOPPED => State::Stopped,
+            Status::RUNNING | Status::PAUSED | Status::PAUSING => State::Running,
+        })
+    }
+
+    /// Sends a signal to the task's first process, or, with `everything`, to all of its processes.
+    ///
+    /// # Errors
+    /// Not found where the task has ended.
+    pub(crate) async fn kill(&self, signal: i32, everything: bool) -> Result<(), Error> {
+        self.kill_process("", signal, everything).await.map_err(failed("signal container", &self.id))
+    }
+
+    async fn kill_process(&self, exec_id: &str, signal: i32, all: bool) -> Result<(), CallError> {
+        let request = KillRequest {
+            id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            signal: u32::try_from(signal).unwrap_or(0),
+            all,
+            ..KillRequest::default()
+        };
+        self.client.kill(&request, FORKS_RUNTIME).await.map(drop)
+    }
+
+    /// The metrics of the container's cgroup, as the shim packs them.
+    ///
+    /// # Errors
+    /// Not found where the task was deleted.
+    pub(crate) async fn metrics(&self) -> Result<Any, Error> {
+        let request = StatsRequest { id: self.id.clone(), ..StatsRequest::default() };
+        let answer =
+            self.client.stats(&request, QUICK).await.map_err(failed("read the metrics of", &self.id))?;
+        Ok(answer.stats.unwrap_or_default())
+    }
+
+    /// Removes the ended task from the shim and the runtime. Gone already is success.
+    ///
+    /// # Errors
+    /// With the runtime's words.
+    pub(crate) async fn delete(&self) -> Result<(), Error> {
+        self.delete_process("").await.map_err(failed("delete container", &self.id))
+    }
+
+    async fn delete_process(&self, exec_id: &str) -> Result<(), CallError> {
+        let request =
+            DeleteRequest { id: self.id.clone(), exec_id: exec_id.to_owned(), ..Default::default() };
+        match self.client.delete(&request, DELETE).await {
+            Ok(_) | Err(CallError::NotFound(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Ends the shim. Its death before the answer is success.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub(crate) async fn shutdown(&self) -> Result<(), Error> {
+        let request = ShutdownRequest { id: self.id.clone(), ..ShutdownRequest::default() };
+        match self.client.shutdown(&request, QUICK).await {
+            Ok(_) | Err(CallError::Disconnected(_) | CallError::NotFound(_)) => Ok(()),
+            Err(source) => Err(failed("shut down the shim of", &self.id)(source)),
+        }
+    }
+
+    /// Runs a process in the container; returns once it runs. `ended` must be polled from before this on, see
+    /// [`Self::wait`]. After a failure the exec is gone: it is never started again, which would crash the shim.
+    ///
+    /// # Errors
+    /// With the runtime's words on why the process can't run.
+    pub(crate) async fn exec(&self, exec_id: &str, process: &Process, io: ExecIo) -> Result<(), Error> {
+        let doing = |source| failed("exec in container", &self.id)(source);
+        let spec = serde_json::to_vec(process).map_err(|e| doing(CallError::Refused(e.to_string())))?;
+        let request = ExecProcessRequest {
+            id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            terminal: io.tty,
+            stdin: io.stdin,
+            stdout: io.stdout,
+            stderr: io.stderr,
+            spec: Some(any::process(spec)).into(),
+            ..ExecProcessRequest::default()
+        };
+        self.client.exec(&request, QUICK).await.map(drop).map_err(doing)
+    }
+
+    /// Starts a declared exec.
+    ///
+    /// # Errors
+    /// With the runtime's words; the exec has been deleted then.
+    pub(crate) async fn exec_start(&self, exec_id: &str) -> Result<(), Error> {
+        let Err(error) = self.start_process(exec_id).await else { return Ok(()) };
+        let _ = self.delete_process(exec_id).await;
+        Err(failed("exec in container", &self.id)(error))
+    }
+
+    /// Kills an exec's first process. Ended already is success.
+    pub(crate) async fn exec_kill(&self, exec_id: &str) -> Result<(), Error> {
+        match self.kill_process(exec_id, Signal::SIGKILL as i32, false).await {
+            Ok(()) | Err(CallError::NotFound(_)) => Ok(()),
+            Err(source) => Err(failed("kill an exec in container", &self.id)(source)),
+        }
+    }
+
+    /// Forgets an ended exec, and lets go of its pipes.
+    ///
+    /// # Errors
+    /// When the shim refuses or is gone.
+    pub(crate) async fn exec_delete(&self, exec_id: &str) -> Result<(), Error> {
+        self.delete_process(exec_id).await.map_err(failed("delete an exec of container", &self.id))
+    }
+
+    /// # Errors
+    /// When the exec has no terminal, or has ended.
+    pub(crate) async fn exec_resize(&self, exec_id: &str, width: u32, height: u32) -> Result<(), Error> {
+        let request = ResizePtyRequest {
+            id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            width,
+            height,
+            ..ResizePtyRequest::default()
+        };
+        self.client
+            .resize_pty(&request, QUICK)
+            .await
+            .map(drop)
+            .map_err(failed("resize an exec's terminal in container", &self.id))
+    }
+
+    /// Ends an exec's stdin, once all other writers of its pipe are closed. Not for a terminal, whose output it loses.
+    ///
+    /// # Errors
+    /// When the exec has ended.
+    pub(crate) async fn exec_close_stdin(&self, exec_id: &str) -> Result<(), Error> {
+        let request = CloseIORequest {
+            id: self.id.clone(),
+            exec_id: exec_id.to_owned(),
+            stdin: true,
+            ..Default::default()
+        };
+        self.client
+            .close_io(&request, QUICK)
+            .await
+            .map(drop)
+            .map_err(failed("close an exec's stdin in container", &self.id))
+    }
+}
+
+fn failed(verb: &str, id: &str) -> impl FnOnce(CallError) -> Error {
+    let doing = format!("{verb} {id}");
+    move |source| Error::Call { doing, source }
+}
+
+/// Shims say "not yet" with Go's zero time, which is long before the epoch.
+fn time(stamp: Option<&Timestamp>) -> SystemTime {
+    let since_epoch = stamp.and_then(|stamp| {
+        let seconds = u64::try_from(stamp.seconds).ok()?;
+        Some(Duration::new(seconds, u32::try_from(stamp.nanos).ok()?))
+    });
+    since_epoch.map_or_else(SystemTime::now, |since| SystemTime::UNIX_EPOCH + since)
+}

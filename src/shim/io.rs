@@ -1,0 +1,232 @@
+//! The named pipes between a task and those who read and write it: Nomad's for the task's logs, our own for execs.
+//!
+//! The shim opens both ends of each pipe, so what a task writes outlives the plugin and the agent. All that is done
+//! here is to make sure that an open never blocks, that a path is really a pipe, and that what was written has been
+//! read before the task's end is told.
+
+use std::fs::{File, OpenOptions};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::libc::{ELOOP, O_NOFOLLOW, O_NONBLOCK};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use serde::{Deserialize, Serialize};
+use tokio::net::unix::pipe;
+
+use super::Error;
+
+/// What Nomad sends when a job's logs are disabled.
+const NOWHERE: &str = "/dev/null";
+/// How often a pipe is looked at that has lost its writer and still holds bytes: the kernel has no event for "empty".
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
+/// Where a task's output goes, as Nomad gave it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct LogPaths {
+    pub stdout: PathBuf,
+    pub stderr: PathBuf,
+}
+
+impl LogPaths {
+    /// Opens both pipes, both ways, for as long as the result lives. Meanwhile the shim's own opens find a reader and a
+    /// writer and can't block, whether Nomad's log collector is there yet or not; and the collector sees no end between
+    /// our close and the shim's open, as long as this is dropped after the create.
+    ///
+    /// # Errors
+    /// Refuses what is not a named pipe: a link in the log directory may be the task's own doing.
+    pub(crate) fn hold_open(&self) -> Result<Vec<File>, Error> {
+        self.pipes()
+            .map(|path| {
+                let file = open_pipe(path, OpenOptions::new().read(true).write(true))?;
+                Ok(file)
+            })
+            .collect()
+    }
+
+    fn pipes(&self) -> impl Iterator<Item = &Path> {
+        [self.stdout.as_path(), self.stderr.as_path()].into_iter().filter(|path| *path != Path::new(NOWHERE))
+    }
+}
+
+fn open_pipe(path: &Path, options: &mut OpenOptions) -> Result<File, Error> {
+    let refuse = |what| Error::LogPath { path: path.to_owned(), what };
+    let file = match options.custom_flags(O_NONBLOCK | O_NOFOLLOW).open(path) {
+        Ok(file) => file,
+        Err(error) if error.raw_os_error() == Some(ELOOP) => return Err(refuse("is a symbolic link")),
+        Err(source) => return Err(Error::File { doing: "open the log pipe", path: path.to_owned(), source }),
+    };
+    let kind = file.metadata().map_err(Error::file("look at the log pipe", path))?.file_type();
+    if kind.is_fifo() { Ok(file) } else { Err(refuse("is not a named pipe")) }
+}
+
+/// Waits until the shim has let go of the task's pipes and their readers have taken all that was in them, but no longer
+/// than `limit`. Blocking: not for an async thread.
+pub(crate) fn drained(logs: &LogPaths, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    let mut all = true;
+    for path in logs.pipes() {
+        // A reader of its own takes nothing, and lets the writer's end be seen. A pipe that is gone holds nothing.
+        let Ok(pipe) = open_pipe(path, OpenOptions::new().read(true)) else { continue };
+        // The kernel tells a reader of the last writer's end only if there was one since the reader came.
+        drop(open_pipe(path, OpenOptions::new().write(true)));
+        all &= wait_drained(&pipe, deadline);
+    }
+    all
+}
+
+fn wait_drained(pipe: &File, deadline: Instant) -> bool {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return false;
+        }
+        // Asking for nothing reports the last writer's end, and only that.
+        if poll_once(pipe, PollFlags::empty(), left).contains(PollFlags::POLLHUP) {
+            if !poll_once(pipe, PollFlags::POLLIN, Duration::ZERO).contains(PollFlags::POLLIN) {
+                return true;
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+}
+
+fn poll_once(pipe: &File, events: PollFlags, wait: Duration) -> PollFlags {
+    let mut asked = [PollFd::new(pipe.as_fd(), events)];
+    let timeout = PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX);
+    match poll(&mut asked, timeout) {
+        Ok(_) => asked[0].revents().unwrap_or(PollFlags::empty()),
+        Err(_) => PollFlags::empty(),
+    }
+}
+
+/// The pipes of one exec, in the task's bundle. Dropped, they are removed.
+pub(crate) struct ExecPipes {
+    stdin: Option<PathBuf>,
+    stdout: PathBuf,
+    stderr: Option<PathBuf>,
+}
+
+impl ExecPipes {
+    /// Makes the pipes. A terminal has no stderr of its own; stdout and stderr are never left out otherwise, since a
+    /// shim gives an exec without them a read-only one.
+    ///
+    /// # Errors
+    /// Names the pipe that could not be made.
+    pub(crate) fn create(directory: &Path, exec_id: &str, stdin: bool, tty: bool) -> Result<Self, Error> {
+        let at = |name: &str| directory.join(format!("{exec_id}.{name}"));
+        let pipes = Self {
+            stdin: stdin.then(|| at("stdin")),
+            stdout: at("stdout"),
+            stderr: (!tty).then(|| at("stderr")),
+        };
+        for path in pipes.paths() {
+            mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR)
+                .map_err(std::io::Error::from)
+                .map_err(Error::file("create the pipe", path))?;
+        }
+        Ok(pipes)
+    }
+
+    /// Opens our ends of stdout and stderr, so that the shim's opens find a reader. Until the exec has started they
+    /// read as ended: read them only after that.
+    ///
+    /// # Errors
+    /// Names the pipe that could not be opened.
+    pub(crate) fn readers(&self) -> Result<(pipe::Receiver, Option<pipe::Receiver>), Error> {
+        let open =
+            |path: &Path| pipe::OpenOptions::new().open_receiver(path).map_err(Error::file("open", path));
+        Ok((open(&self.stdout)?, self.stderr.as_deref().map(open).transpose()?))
+    }
+
+    /// Opens our end of stdin, both ways: the shim opens its own only when the exec starts.
+    ///
+    /// # Errors
+    /// Names the pipe that could not be opened.
+    pub(crate) fn writer(&self) -> Result<Option<pipe::Sender>, Error> {
+        let open = |path: &PathBuf| {
+            pipe::OpenOptions::new().read_write(true).open_sender(path).map_err(Error::file("open", path))
+        };
+        self.stdin.as_ref().map(open).transpose()
+    }
+
+    fn paths(&self) -> impl Iterator<Item = &Path> {
+        [self.stdin.as_deref(), Some(self.stdout.as_path()), self.stderr.as_deref()].into_iter().flatten()
+    }
+
+    pub(crate) fn stdin_path(&self) -> String {
+        self.stdin.as_ref().map_or_else(String::new, |path| path.display().to_string())
+    }
+
+    pub(crate) fn stdout_path(&self) -> String {
+        self.stdout.display().to_string()
+    }
+
+    pub(crate) fn stderr_path(&self) -> String {
+        self.stderr.as_ref().map_or_else(String::new, |path| path.display().to_string())
+    }
+}
+
+impl Drop for ExecPipes {
+    fn drop(&mut self) {
+        for path in self.paths() {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+
+    use super::*;
+
+    fn pipe_at(directory: &Path) -> LogPaths {
+        let path = directory.join(".task.stdout.fifo");
+        mkfifo(&path, Mode::S_IRWXU).unwrap();
+        LogPaths { stdout: path, stderr: NOWHERE.into() }
+    }
+
+    #[test]
+    fn a_log_path_that_is_a_link_or_a_file_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let logs = pipe_at(directory.path());
+        assert_eq!(logs.hold_open().unwrap().len(), 1);
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&logs.stdout, &link).unwrap();
+        let error = LogPaths { stdout: link, ..logs.clone() }.hold_open().unwrap_err().to_string();
+        assert!(error.ends_with("link is a symbolic link"), "{error}");
+        let file = directory.path().join("file");
+        std::fs::write(&file, b"").unwrap();
+        let error = LogPaths { stdout: file, ..logs }.hold_open().unwrap_err().to_string();
+        assert!(error.ends_with("file is not a named pipe"), "{error}");
+    }
+
+    #[test]
+    fn a_pipe_is_drained_when_its_writer_is_gone_and_it_is_empty() {
+        let directory = tempfile::tempdir().unwrap();
+        let logs = pipe_at(directory.path());
+        let mut reader = open_pipe(&logs.stdout, OpenOptions::new().read(true)).unwrap();
+        let mut writer = open_pipe(&logs.stdout, OpenOptions::new().write(true)).unwrap();
+        writer.write_all(b"last words").unwrap();
+        assert!(!drained(&logs, Duration::from_millis(20)), "the writer is still there");
+        drop(writer);
+        assert!(!drained(&logs, Duration::from_millis(20)), "nobody has read yet");
+        let mut words = [0; 10];
+        reader.read_exact(&mut words).unwrap();
+        assert_eq!(&words, b"last words", "looking took nothing");
+        assert!(drained(&logs, Duration::from_millis(200)));
+    }
+
+    #[test]
+    fn pipes_of_an_exec_go_with_their_owner() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipes = ExecPipes::create(directory.path(), "e1", true, false).unwrap();
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 3);
+        drop(pipes);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
+    }
+}

@@ -1,0 +1,86 @@
+//! From the name of a runtime to the binary of its shim, by containerd's rule: of `io.containerd.runc.v2` the last two
+//! parts count, and the binary is `containerd-shim-runc-v2`. A path names the binary itself.
+//!
+//! Source of the facts: containerd `runtime/v2/shim/util.go` (1.x), `pkg/shim/util.go` (2.x).
+
+use std::ffi::OsStr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use super::{DEFAULT_PATH, Error};
+
+/// Finds the shim of a runtime, in the directories of the plugin's PATH and then in the usual ones.
+///
+/// # Errors
+/// Says which file was looked for, and where.
+pub(crate) fn find(runtime: &str) -> Result<PathBuf, Error> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    find_in(runtime, &[path.as_os_str(), OsStr::new(DEFAULT_PATH)])
+}
+
+fn find_in(runtime: &str, paths: &[&OsStr]) -> Result<PathBuf, Error> {
+    let missing = |file: &Path, looked_in: String| Error::NoShim {
+        runtime: runtime.to_owned(),
+        file: file.to_owned(),
+        looked_in,
+    };
+    if runtime.starts_with('/') {
+        let file = PathBuf::from(runtime);
+        return if is_executable(&file) { Ok(file) } else { Err(missing(&file, "at that path".to_owned())) };
+    }
+    let name = PathBuf::from(binary_name(runtime));
+    let mut directories: Vec<PathBuf> = Vec::new();
+    for directory in paths.iter().flat_map(std::env::split_paths).filter(|directory| directory.is_absolute())
+    {
+        if !directories.contains(&directory) {
+            directories.push(directory);
+        }
+    }
+    let found = directories.iter().map(|directory| directory.join(&name)).find(|file| is_executable(file));
+    found.ok_or_else(|| {
+        let listed: Vec<_> = directories.iter().map(|directory| directory.display().to_string()).collect();
+        missing(&name, format!("in {}", listed.join(", ")))
+    })
+}
+
+fn binary_name(runtime: &str) -> String {
+    let mut parts = runtime.rsplit('.');
+    let version = parts.next().unwrap_or_default();
+    let name = parts.next().unwrap_or_default();
+    format!("containerd-shim-{name}-{version}")
+}
+
+fn is_executable(file: &Path) -> bool {
+    file.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_two_parts_of_the_name_count() {
+        assert_eq!(binary_name("io.containerd.runc.v2"), "containerd-shim-runc-v2");
+        assert_eq!(binary_name("io.containerd.runc.v1"), "containerd-shim-runc-v1");
+        assert_eq!(binary_name("io.containerd.runc.v2-rs"), "containerd-shim-runc-v2-rs");
+        assert_eq!(binary_name("kata.v2"), "containerd-shim-kata-v2");
+    }
+
+    #[test]
+    fn a_shim_is_found_by_name_and_by_path_and_a_missing_one_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("containerd-shim-mine-v7");
+        std::fs::write(&file, b"").unwrap();
+        let paths = [OsStr::new("/nowhere"), directory.path().as_os_str()];
+        let error = find_in("io.mine.v7", &paths).unwrap_err().to_string();
+        assert!(
+            error.contains("containerd-shim-mine-v7") && error.contains("/nowhere, /"),
+            "not executable: {error}"
+        );
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(find_in("io.mine.v7", &paths).unwrap(), file);
+        assert_eq!(find_in(file.to_str().unwrap(), &[]).unwrap(), file);
+        let error = find_in("/no/such/shim", &paths).unwrap_err().to_string();
+        assert!(error.contains("/no/such/shim"), "{error}");
+    }
+}
