@@ -1,1 +1,21 @@
-//! (to be written)
+//! What can be configured: for each of plugin and task, the schema that Nomad is told and the struct that its answer is
+//! decoded into, side by side. Values are checked here, so that what comes out is usable; nothing is looked up.
+
+mod hclspec;
+mod plugin;
+mod task;
+
+pub(crate) use plugin::PluginConfig;
+pub(crate) use task::TaskOptions;
+
+/// What is wrong with a configuration. The text names the option.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigError {
+    /// The bytes are not what the schema lets Nomad send.
+    #[error("the {of} can't be decoded: {source}")]
+    Malformed { of: &'static str, source: rmp_serde::decode::Error },
+    #[error("the {of} needs the option {option}: {hint}")]
+    Missing { of: &'static str, option: &'static str, hint: &'static str },
+    #[error("the option {option} can't be {value:?}: {why}")]
+    Value { option: &'static str, value: String, why: String },
+}

@@ -1,0 +1,39 @@
+//! Nodes of the tree in which a schema is declared. Within an object a child's name is its key; within a default it is
+//! not, so each node here carries its own name.
+//!
+//! Source of the facts: hashicorp/nomad `plugins/shared/hclspec`, `helper/pluginutils/hclspecutils`.
+
+use nomad_proto::hclspec::spec::Block;
+use nomad_proto::hclspec::{Attr, Default, Literal, Object, Spec};
+
+fn spec(block: Block) -> Spec {
+    Spec { block: Some(block) }
+}
+
+/// The options of a plugin or a task, each under its name.
+pub(super) fn object<const N: usize>(options: [(&str, Spec); N]) -> Spec {
+    let attributes = options.into_iter().map(|(name, option)| (name.to_owned(), option)).collect();
+    spec(Block::Object(Object { attributes }))
+}
+
+/// An option of an HCL type (`string`, `bool`, `list(string)`, ..); absent, it arrives as nil.
+pub(super) fn optional(name: &str, r#type: &str) -> Spec {
+    attr(name, r#type, false)
+}
+
+/// An option that Nomad itself refuses to leave out.
+pub(super) fn required(name: &str, r#type: &str) -> Spec {
+    attr(name, r#type, true)
+}
+
+/// An option with a value for its absence, given as HCL text: a string needs quotes inside.
+pub(super) fn default(name: &str, r#type: &str, hcl: &str) -> Spec {
+    spec(Block::Default(Box::new(Default {
+        primary: Some(Box::new(optional(name, r#type))),
+        default: Some(Box::new(spec(Block::Literal(Literal { value: hcl.to_owned() })))),
+    })))
+}
+
+fn attr(name: &str, r#type: &str, required: bool) -> Spec {
+    spec(Block::Attr(Attr { name: name.to_owned(), r#type: r#type.to_owned(), required }))
+}

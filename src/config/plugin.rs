@@ -1,0 +1,181 @@
+//! The options of the agent's `plugin "containerd-driver" { config { .. } }` block.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nomad_proto::hclspec::Spec;
+use serde::Deserialize;
+
+use super::ConfigError;
+use super::hclspec::{default, object, required};
+
+const OF: &str = "plugin configuration";
+const DEFAULT_SOCKET: &str = "/run/containerd/containerd.sock";
+const DEFAULT_STATE_DIR: &str = "/run/containerd-driver";
+const DEFAULT_STATS_INTERVAL: &str = "1s";
+/// A shim's bundle, and the sockets and pipes in it, lie under the state directory; the kernel's limit for the path of
+/// a mount's options and of a socket leaves this much.
+const STATE_DIR_LIMIT_BYTES: usize = 200;
+
+/// The plugin's options, checked and with their defaults.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PluginConfig {
+    pub enabled: bool,
+    /// As the operator named it: a dotted name, or the path of a shim's binary.
+    pub containerd_runtime: String,
+    pub stats_interval: Duration,
+    pub containerd_socket: PathBuf,
+    pub state_dir: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Raw {
+    enabled: Option<bool>,
+    containerd_runtime: Option<String>,
+    stats_interval: Option<String>,
+    containerd_socket: Option<String>,
+    state_dir: Option<String>,
+}
+
+impl PluginConfig {
+    pub(crate) fn schema() -> Spec {
+        let quoted = |text: &str| format!("\"{text}\"");
+        object([
+            ("enabled", default("enabled", "bool", "true")),
+            ("containerd_runtime", required("containerd_runtime", "string")),
+            ("stats_interval", default("stats_interval", "string", &quoted(DEFAULT_STATS_INTERVAL))),
+            ("containerd_socket", default("containerd_socket", "string", &quoted(DEFAULT_SOCKET))),
+            ("state_dir", default("state_dir", "string", &quoted(DEFAULT_STATE_DIR))),
+        ])
+    }
+
+    /// Decodes what Nomad sends. Nothing at all is what a launch sends that only tries the plugin out.
+    ///
+    /// # Errors
+    /// Names the option that is missing or can't have its value.
+    pub(crate) fn decode(msgpack: &[u8]) -> Result<Option<Self>, ConfigError> {
+        if msgpack.is_empty() {
+            return Ok(None);
+        }
+        let raw =
+            rmp_serde::from_slice(msgpack).map_err(|source| ConfigError::Malformed { of: OF, source })?;
+        let Raw { enabled, containerd_runtime, stats_interval, containerd_socket, state_dir } = raw;
+        let containerd_runtime =
+            containerd_runtime.filter(|name| !name.is_empty()).ok_or(ConfigError::Missing {
+                of: OF,
+                option: "containerd_runtime",
+                hint: "name a runtime, such as \"io.containerd.runc.v2\"",
+            })?;
+        let interval = stats_interval.unwrap_or_else(|| DEFAULT_STATS_INTERVAL.to_owned());
+        Ok(Some(Self {
+            enabled: enabled.unwrap_or(true),
+            containerd_runtime: runtime(containerd_runtime)?,
+            stats_interval: duration("stats_interval", interval)?,
+            containerd_socket: absolute("containerd_socket", containerd_socket, DEFAULT_SOCKET)?,
+            state_dir: state_directory(absolute("state_dir", state_dir, DEFAULT_STATE_DIR)?)?,
+        }))
+    }
+}
+
+fn runtime(value: String) -> Result<String, ConfigError> {
+    let is_name =
+        value.split('.').count() > 1 && value.split('.').all(|part| !part.is_empty()) && !value.contains('/');
+    if is_name || value.starts_with('/') {
+        return Ok(value);
+    }
+    let why = "it must be a dotted name such as \"io.containerd.runc.v2\", or the absolute path of a shim"
+        .to_owned();
+    Err(ConfigError::Value { option: "containerd_runtime", value, why })
+}
+
+fn duration(option: &'static str, value: String) -> Result<Duration, ConfigError> {
+    match humantime::parse_duration(&value) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        Ok(_) => Err(ConfigError::Value { option, value, why: "it must be longer than nothing".to_owned() }),
+        Err(error) => Err(ConfigError::Value { option, value, why: format!("{error}; write it as \"5s\"") }),
+    }
+}
+
+fn absolute(option: &'static str, value: Option<String>, otherwise: &str) -> Result<PathBuf, ConfigError> {
+    let value = value.filter(|path| !path.is_empty()).unwrap_or_else(|| otherwise.to_owned());
+    let path = PathBuf::from(&value);
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err(ConfigError::Value { option, value, why: "it must be an absolute path".to_owned() })
+    }
+}
+
+fn state_directory(path: PathBuf) -> Result<PathBuf, ConfigError> {
+    if path.as_os_str().len() <= STATE_DIR_LIMIT_BYTES {
+        return Ok(path);
+    }
+    let why = format!("it must not be longer than {STATE_DIR_LIMIT_BYTES} bytes");
+    Err(ConfigError::Value { option: "state_dir", value: path.display().to_string(), why })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn decode(options: &Value) -> Result<Option<PluginConfig>, ConfigError> {
+        PluginConfig::decode(&rmp_serde::to_vec_named(options).unwrap())
+    }
+
+    #[test]
+    fn a_launch_that_only_tries_the_plugin_sends_nothing() {
+        assert_eq!(PluginConfig::decode(&[]).unwrap(), None);
+    }
+
+    #[test]
+    fn absent_options_arrive_as_nil_and_get_their_defaults() {
+        let all_nil = json!({
+            "containerd_runtime": "io.containerd.runc.v2", "containerd_socket": null, "enabled": null,
+            "state_dir": null, "stats_interval": null,
+        });
+        let config = decode(&all_nil).unwrap().unwrap();
+        assert!(config.enabled);
+        assert_eq!(config.stats_interval, Duration::from_secs(1));
+        assert_eq!(config.containerd_socket, PathBuf::from(DEFAULT_SOCKET));
+        assert_eq!(config.state_dir, PathBuf::from(DEFAULT_STATE_DIR));
+    }
+
+    #[test]
+    fn a_value_that_can_not_be_is_refused_by_name() {
+        let refused = |key: &str, value: Value| {
+            let mut options = BTreeMap::from([("containerd_runtime", json!("io.containerd.runc.v2"))]);
+            options.insert(key, value);
+            decode(&json!(options)).unwrap_err().to_string()
+        };
+        for (key, value) in [
+            ("containerd_runtime", json!("runc")),
+            ("containerd_runtime", json!("")),
+            ("containerd_runtime", json!(null)),
+            ("stats_interval", json!("soon")),
+            ("stats_interval", json!("0s")),
+            ("containerd_socket", json!("containerd.sock")),
+            ("state_dir", json!(format!("/{}", "x".repeat(300)))),
+        ] {
+            let error = refused(key, value);
+            assert!(error.contains(key), "{error}");
+        }
+        assert!(refused("enabled", json!("maybe")).contains("plugin configuration can't be decoded"));
+    }
+
+    #[test]
+    fn the_schema_declares_each_option_that_is_decoded() {
+        let Some(nomad_proto::hclspec::spec::Block::Object(object)) = PluginConfig::schema().block else {
+            panic!("the schema is an object");
+        };
+        let mut names: Vec<_> = object.attributes.into_keys().collect();
+        names.sort();
+        assert_eq!(
+            names,
+            ["containerd_runtime", "containerd_socket", "enabled", "state_dir", "stats_interval"]
+        );
+    }
+}
