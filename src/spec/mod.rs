@@ -1,1 +1,187 @@
-//! (to be written)
+//! From what the job, the image and Nomad say to the OCI runtime specification of a container. Pure: whatever has to be
+//! looked up on the host or in the image has been looked up before.
+//!
+//! Source of the facts: opencontainers/runtime-spec `config.md`, `config-linux.md`; the defaults are docker's, which
+//! users of Nomad expect.
+
+mod mounts;
+mod process;
+mod resources;
+mod security;
+
+use std::path::PathBuf;
+
+use nomad_proto::driver as pb;
+use oci_spec::OciSpecError;
+use oci_spec::image::ImageConfiguration;
+use oci_spec::runtime::{
+    LinuxBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, ProcessBuilder, RootBuilder,
+    Spec, SpecBuilder, UserBuilder,
+};
+
+use crate::config::TaskOptions;
+use crate::rootfs::Identity;
+
+pub(crate) use process::exec_process;
+
+/// The version of the specification that is written; all runtimes in the field read it.
+const SPEC_VERSION: &str = "1.0.2";
+/// The agent may run with a score of -1000, which its children inherit. A task starts from the usual 0.
+const TASK_OOM_SCORE_ADJ: i32 = 0;
+
+/// What a container is made from.
+pub(crate) struct Inputs<'a> {
+    pub options: &'a TaskOptions,
+    pub task: &'a pb::TaskConfig,
+    pub image: &'a ImageConfiguration,
+    pub identity: &'a Identity,
+    pub rootfs: PathBuf,
+    pub hostname: String,
+    /// Below the root of the cgroup hierarchies.
+    pub cgroup_path: PathBuf,
+    /// Whether the kernel can limit swap by itself.
+    pub swap_is_limited: bool,
+}
+
+/// Why a container can't be made as asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SpecError {
+    #[error(
+        "there is nothing to run: the image {0} has neither an entrypoint nor a command; set the option command"
+    )]
+    NothingToRun(String),
+    #[error("{0}")]
+    Unsupported(&'static str),
+    #[error(
+        "the mount of {host_path} at {task_path} can't have propagation_mode {mode:?}: use private, host-to-task or bidirectional"
+    )]
+    Propagation { host_path: String, task_path: String, mode: String },
+    #[error(transparent)]
+    Incomplete(#[from] OciSpecError),
+}
+
+/// Builds the specification.
+///
+/// # Errors
+/// Names the option that can't be met.
+pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
+    if !inputs.task.devices.is_empty() {
+        return Err(SpecError::Unsupported(
+            "devices of Nomad's device plugins are not supported yet: remove the task's device block",
+        ));
+    }
+    let linux = LinuxBuilder::default()
+        .namespaces(namespaces(inputs.task.network_isolation_spec.as_ref())?)
+        .cgroups_path(inputs.cgroup_path.clone())
+        .resources(resources::limits(inputs.task.resources.as_ref(), inputs.swap_is_limited)?)
+        .masked_paths(security::masked_paths())
+        .readonly_paths(security::readonly_paths())
+        .build()?;
+    let spec = SpecBuilder::default()
+        .version(SPEC_VERSION)
+        .root(RootBuilder::default().path(inputs.rootfs.clone()).readonly(false).build()?)
+        .hostname(inputs.hostname.clone())
+        .mounts(mounts::mounts(inputs.task)?)
+        .process(process_of(inputs)?)
+        .linux(linux)
+        .build()?;
+    Ok(spec)
+}
+
+fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecError> {
+    let config = inputs.image.config();
+    let args = process::arguments(inputs.options, config.as_ref());
+    if args.is_empty() {
+        return Err(SpecError::NothingToRun(inputs.options.image.clone()));
+    }
+    let Identity { uid, gid, groups, home } = inputs.identity;
+    let user = UserBuilder::default().uid(*uid).gid(*gid).additional_gids(groups.clone()).build()?;
+    let process = ProcessBuilder::default()
+        .terminal(false)
+        .user(user)
+        .args(args)
+        .env(process::environment(config.as_ref(), &inputs.task.env, &inputs.hostname, home))
+        .cwd(process::working_directory(config.as_ref()))
+        .capabilities(security::capabilities()?)
+        .no_new_privileges(false)
+        .oom_score_adj(TASK_OOM_SCORE_ADJ)
+        .build()?;
+    Ok(process)
+}
+
+/// A container has namespaces of its own but for the network, which Nomad may have made for the group. Without one it
+/// gets an empty one, as under the driver that this one succeeds.
+fn namespaces(network: Option<&pb::NetworkIsolationSpec>) -> Result<Vec<LinuxNamespace>, OciSpecError> {
+    use LinuxNamespaceType::{Ipc, Mount, Network, Pid, Uts};
+    let own = |kind| LinuxNamespaceBuilder::default().typ(kind).build();
+    let mut namespaces = vec![own(Mount)?, own(Pid)?, own(Ipc)?, own(Uts)?];
+    match network {
+        Some(spec) if !spec.path.is_empty() => {
+            namespaces.push(LinuxNamespaceBuilder::default().typ(Network).path(&spec.path).build()?);
+        }
+        Some(spec) if spec.mode() == pb::network_isolation_spec::NetworkIsolationMode::Host => {}
+        _ => namespaces.push(own(Network)?),
+    }
+    Ok(namespaces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity { uid: 1000, gid: 1001, groups: vec![7], home: "/home/app".to_owned() }
+    }
+
+    fn built(task: &pb::TaskConfig, command: Option<&str>) -> Result<Spec, SpecError> {
+        build(&Inputs {
+            options: &TaskOptions {
+                image: "img".to_owned(),
+                command: command.map(str::to_owned),
+                args: vec![],
+            },
+            task,
+            image: &ImageConfiguration::default(),
+            identity: &identity(),
+            rootfs: "/b/rootfs".into(),
+            hostname: "web-1".to_owned(),
+            cgroup_path: "/nomad/a.web".into(),
+            swap_is_limited: true,
+        })
+    }
+
+    fn network_of(spec: &Spec) -> Option<&LinuxNamespace> {
+        let namespaces = spec.linux().as_ref().unwrap().namespaces().as_ref().unwrap();
+        namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network)
+    }
+
+    #[test]
+    fn the_groups_network_is_joined_and_host_is_none_of_its_own() {
+        let mut task = pb::TaskConfig::default();
+        let own = built(&task, Some("x")).unwrap();
+        assert!(network_of(&own).unwrap().path().is_none());
+        task.network_isolation_spec =
+            Some(pb::NetworkIsolationSpec { path: "/var/run/netns/a".to_owned(), ..Default::default() });
+        let group = built(&task, Some("x")).unwrap();
+        assert_eq!(network_of(&group).unwrap().path().as_deref(), Some("/var/run/netns/a".as_ref()));
+        task.network_isolation_spec = Some(pb::NetworkIsolationSpec::default());
+        assert!(network_of(&built(&task, Some("x")).unwrap()).is_none());
+    }
+
+    #[test]
+    fn the_process_runs_as_asked_and_with_the_usual_oom_score() {
+        let spec = built(&pb::TaskConfig::default(), Some("x")).unwrap();
+        let process = spec.process().as_ref().unwrap();
+        assert_eq!((process.user().uid(), process.user().gid()), (1000, 1001));
+        assert_eq!(process.user().additional_gids().as_deref(), Some(&[7][..]));
+        assert_eq!(process.oom_score_adj(), Some(0));
+    }
+
+    #[test]
+    fn what_cannot_be_met_is_refused() {
+        let nothing = built(&pb::TaskConfig::default(), None).unwrap_err().to_string();
+        assert!(nothing.contains("img") && nothing.contains("option command"), "{nothing}");
+        let task = pb::TaskConfig { devices: vec![pb::Device::default()], ..Default::default() };
+        assert!(built(&task, Some("x")).unwrap_err().to_string().contains("device"));
+    }
+}

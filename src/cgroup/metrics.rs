@@ -1,0 +1,119 @@
+//! A shim's metrics as numbers with units. Shims send what they read from the cgroup, in the form of its version.
+//!
+//! Source of the facts: containerd/cgroups `cgroup1/stats/metrics.proto`, `cgroup2/stats/metrics.proto`.
+
+use std::time::Duration;
+
+use shim_protos::protobuf::well_known_types::any::Any;
+use shim_protos::protobuf::{Error as DecodeError, Message};
+use shim_protos::{cgroups, cgroups_v2};
+
+const V1_URL: &str = "io.containerd.cgroups.v1.Metrics";
+
+/// What a container has used of the machine. Times count from its start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Usage {
+    pub cpu_total: Duration,
+    pub cpu_user: Duration,
+    pub cpu_system: Duration,
+    pub throttled_periods: u64,
+    pub throttled: Duration,
+    pub rss_bytes: u64,
+    pub cache_bytes: u64,
+    pub memory_bytes: u64,
+    pub memory_max_bytes: u64,
+    pub swap_bytes: u64,
+    /// Not counted on v2.
+    pub kernel_bytes: Option<u64>,
+    pub kernel_max_bytes: Option<u64>,
+}
+
+impl Usage {
+    /// Reads what a shim answers.
+    ///
+    /// # Errors
+    /// When it is not what its type says.
+    pub(crate) fn parse(metrics: &Any) -> Result<Self, DecodeError> {
+        // Newer shims put a prefix in front.
+        if metrics.type_url.ends_with(V1_URL) {
+            cgroups::metrics::Metrics::parse_from_bytes(&metrics.value).map(|metrics| of_v1(&metrics))
+        } else {
+            cgroups_v2::metrics::Metrics::parse_from_bytes(&metrics.value).map(|metrics| of_v2(&metrics))
+        }
+    }
+}
+
+/// Nanoseconds.
+fn of_v1(metrics: &cgroups::metrics::Metrics) -> Usage {
+    let cpu = metrics.cpu.get_or_default();
+    let (times, throttling) = (cpu.usage.get_or_default(), cpu.throttling.get_or_default());
+    let memory = metrics.memory.get_or_default();
+    let (usage, kernel) = (memory.usage.get_or_default(), memory.kernel.get_or_default());
+    // What v1 calls swap is memory and swap together.
+    let both = memory.swap.get_or_default().usage;
+    Usage {
+        cpu_total: Duration::from_nanos(times.total),
+        cpu_user: Duration::from_nanos(times.user),
+        cpu_system: Duration::from_nanos(times.kernel),
+        throttled_periods: throttling.throttled_periods,
+        throttled: Duration::from_nanos(throttling.throttled_time),
+        rss_bytes: memory.total_rss,
+        cache_bytes: memory.total_cache,
+        memory_bytes: usage.usage,
+        memory_max_bytes: usage.max,
+        swap_bytes: both.saturating_sub(usage.usage),
+        kernel_bytes: Some(kernel.usage),
+        kernel_max_bytes: Some(kernel.max),
+    }
+}
+
+/// Microseconds.
+fn of_v2(metrics: &cgroups_v2::metrics::Metrics) -> Usage {
+    let (cpu, memory) = (metrics.cpu.get_or_default(), metrics.memory.get_or_default());
+    Usage {
+        cpu_total: Duration::from_micros(cpu.usage_usec),
+        cpu_user: Duration::from_micros(cpu.user_usec),
+        cpu_system: Duration::from_micros(cpu.system_usec),
+        throttled_periods: cpu.nr_throttled,
+        throttled: Duration::from_micros(cpu.throttled_usec),
+        rss_bytes: memory.anon,
+        cache_bytes: memory.file,
+        memory_bytes: memory.usage,
+        memory_max_bytes: memory.max_usage,
+        swap_bytes: memory.swap_usage,
+        kernel_bytes: None,
+        kernel_max_bytes: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packed(url: &str, message: &impl Message) -> Any {
+        Any { type_url: url.to_owned(), value: message.write_to_bytes().unwrap(), ..Any::default() }
+    }
+
+    #[test]
+    fn v1_counts_nanoseconds_and_swap_on_top_of_memory() {
+        let mut metrics = cgroups::metrics::Metrics::new();
+        metrics.mut_cpu().mut_usage().total = 3_000;
+        metrics.mut_memory().mut_usage().usage = 100;
+        metrics.mut_memory().mut_swap().usage = 130;
+        metrics.mut_memory().total_rss = 60;
+        let usage = Usage::parse(&packed("io.containerd.cgroups.v1.Metrics", &metrics)).unwrap();
+        assert_eq!(usage.cpu_total, Duration::from_micros(3));
+        assert_eq!((usage.memory_bytes, usage.swap_bytes, usage.rss_bytes), (100, 30, 60));
+    }
+
+    #[test]
+    fn v2_counts_microseconds() {
+        let mut metrics = cgroups_v2::metrics::Metrics::new();
+        metrics.mut_cpu().usage_usec = 3_000;
+        metrics.mut_memory().anon = 60;
+        let usage =
+            Usage::parse(&packed("type.googleapis.com/io.containerd.cgroups.v2.Metrics", &metrics)).unwrap();
+        assert_eq!(usage.cpu_total, Duration::from_millis(3));
+        assert_eq!(usage.rss_bytes, 60);
+    }
+}

@@ -1,0 +1,123 @@
+//! The cgroup of a task, as Nomad made it: where it is in each hierarchy, and what the kernel counted there.
+//!
+//! Source of the facts: hashicorp/nomad `client/lib/cgroupslib`; Linux `Documentation/admin-guide/cgroup-v1`, `cgroup-v2.rst`.
+
+mod metrics;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+pub(crate) use metrics::Usage;
+
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// A hybrid machine, with controllers on v1, counts as v1, as it does for Nomad.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    V1,
+    V2,
+}
+
+pub(crate) fn mode() -> Mode {
+    if Path::new(ROOT).join("cgroup.controllers").exists() { Mode::V2 } else { Mode::V1 }
+}
+
+/// Whether the kernel can be told to give no swap.
+pub(crate) fn limits_swap() -> bool {
+    match mode() {
+        Mode::V1 => Path::new(ROOT).join("memory/memory.memsw.limit_in_bytes").exists(),
+        // It is off only by a boot option, and then the runtime leaves the limit out by itself.
+        Mode::V2 => true,
+    }
+}
+
+/// Where a task's cgroups are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Cgroup {
+    /// Below the root of each hierarchy.
+    pub path: PathBuf,
+    /// On v1, the cpuset that Nomad gives the task, in which it may have company.
+    pub cpuset: Option<PathBuf>,
+}
+
+impl Cgroup {
+    /// The cgroup of a task whose cpuset Nomad says is at `cpuset_cgroup`.
+    pub(crate) fn of(alloc_id: &str, task_name: &str, cpuset_cgroup: &str) -> Self {
+        Self::in_mode(mode(), alloc_id, task_name, cpuset_cgroup)
+    }
+
+    fn in_mode(mode: Mode, alloc_id: &str, task_name: &str, cpuset_cgroup: &str) -> Self {
+        let scope = format!("{alloc_id}.{task_name}");
+        match mode {
+            Mode::V1 => Self {
+                path: Path::new("/nomad").join(scope),
+                cpuset: (!cpuset_cgroup.is_empty()).then(|| PathBuf::from(cpuset_cgroup)),
+            },
+            Mode::V2 => {
+                let named =
+                    Path::new(cpuset_cgroup).strip_prefix(ROOT).ok().map(|path| Path::new("/").join(path));
+                let usual = || Path::new("/nomad.slice/share.slice").join(format!("{scope}.scope"));
+                Self { path: named.unwrap_or_else(usual), cpuset: None }
+            }
+        }
+    }
+
+    /// Puts a process that has not run yet into the task's cpuset.
+    ///
+    /// # Errors
+    /// When the kernel refuses. A cpuset that isn't there is none, and one without processors (that of reserved cores,
+    /// which the runtime sets in the container's own) takes nobody.
+    pub(crate) fn place(&self, pid: i32) -> std::io::Result<()> {
+        let Some(cpuset) = &self.cpuset else { return Ok(()) };
+        match std::fs::read_to_string(cpuset.join("cpuset.cpus")) {
+            Ok(cpus) if !cpus.trim().is_empty() => {
+                std::fs::write(cpuset.join("cgroup.procs"), pid.to_string())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How many processes of the task the kernel has killed for want of memory. To be asked before the container is
+    /// deleted; 0 where nobody counted.
+    pub(crate) fn oom_kills(&self) -> u64 {
+        let below = |hierarchy: &str| {
+            Path::new(ROOT).join(hierarchy).join(self.path.strip_prefix("/").unwrap_or(&self.path))
+        };
+        let file = match mode() {
+            Mode::V1 => below("memory").join("memory.oom_control"),
+            Mode::V2 => below("").join("memory.events"),
+        };
+        std::fs::read_to_string(file).map_or(0, |text| counter(&text, "oom_kill"))
+    }
+}
+
+/// A value of one of the kernel's `key value` files.
+fn counter(text: &str, key: &str) -> u64 {
+    let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
+    value.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tasks_cgroup_is_where_nomad_made_it() {
+        let share = "/sys/fs/cgroup/cpuset/nomad/share";
+        let v1 = Cgroup::in_mode(Mode::V1, "a1", "web", share);
+        assert_eq!(v1, Cgroup { path: "/nomad/a1.web".into(), cpuset: Some(share.into()) });
+        let scope = "/sys/fs/cgroup/nomad.slice/reserve.slice/a1.web.scope";
+        let v2 = Cgroup::in_mode(Mode::V2, "a1", "web", scope);
+        assert_eq!(v2, Cgroup { path: "/nomad.slice/reserve.slice/a1.web.scope".into(), cpuset: None });
+        let unnamed = Cgroup::in_mode(Mode::V2, "a1", "web", "");
+        assert_eq!(unnamed.path, Path::new("/nomad.slice/share.slice/a1.web.scope"));
+    }
+
+    #[test]
+    fn oom_kills_are_read_from_both_forms() {
+        assert_eq!(counter("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n", "oom_kill"), 3);
+        assert_eq!(counter("low 0\nhigh 0\nmax 9\noom 2\noom_kill 1\noom_group_kill 0\n", "oom_kill"), 1);
+        assert_eq!(counter("", "oom_kill"), 0);
+    }
+}

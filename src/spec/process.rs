@@ -1,0 +1,116 @@
+//! The process of a container: what runs, with which environment, where; and the same for a command in a container that
+//! runs already.
+
+use std::collections::HashMap;
+
+use oci_spec::image::Config;
+use oci_spec::runtime::{Process, Spec};
+
+use crate::config::TaskOptions;
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The image's entrypoint, and then the job's command and arguments in place of the image's command.
+pub(super) fn arguments(options: &TaskOptions, image: Option<&Config>) -> Vec<String> {
+    let TaskOptions { image: _, command, args } = options;
+    let entrypoint = image.and_then(|config| config.entrypoint().clone()).unwrap_or_default();
+    let asked: Vec<String> = command.iter().chain(args).cloned().collect();
+    let rest = if asked.is_empty() {
+        image.and_then(|config| config.cmd().clone()).unwrap_or_default()
+    } else {
+        asked
+    };
+    entrypoint.into_iter().chain(rest).collect()
+}
+
+/// The image's environment under the task's, and what every process expects to find.
+pub(super) fn environment(
+    image: Option<&Config>,
+    task: &HashMap<String, String>,
+    hostname: &str,
+    home: &str,
+) -> Vec<String> {
+    let from_image = image.and_then(|config| config.env().clone()).unwrap_or_default();
+    let name_of = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+    let mut environment: Vec<String> =
+        from_image.into_iter().filter(|entry| !task.contains_key(&name_of(entry))).collect();
+    let mut from_task: Vec<String> = task.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    from_task.sort_unstable();
+    environment.extend(from_task);
+    for (name, value) in [("PATH", DEFAULT_PATH), ("HOSTNAME", hostname), ("HOME", home)] {
+        if !environment.iter().any(|entry| name_of(entry) == name) {
+            environment.push(format!("{name}={value}"));
+        }
+    }
+    environment
+}
+
+pub(super) fn working_directory(image: Option<&Config>) -> String {
+    let directory = image.and_then(|config| config.working_dir().clone()).unwrap_or_default();
+    if directory.is_empty() { "/".to_owned() } else { directory }
+}
+
+/// A command to run in the container of `spec`: as its process, but for what runs and the terminal. None without a
+/// process in the specification.
+pub(crate) fn exec_process(spec: &Spec, command: &[String], tty: bool) -> Option<Process> {
+    let mut process = spec.process().clone()?;
+    process.set_args(Some(command.to_vec())).set_terminal(Some(tty));
+    if tty
+        && let Some(environment) = process.env_mut()
+        && !environment.iter().any(|entry| entry.starts_with("TERM="))
+    {
+        environment.push("TERM=xterm".to_owned());
+    }
+    Some(process)
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::image::ConfigBuilder;
+
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    fn options(command: Option<&str>, args: &str) -> TaskOptions {
+        TaskOptions { image: "x".to_owned(), command: command.map(str::to_owned), args: words(args) }
+    }
+
+    #[test]
+    fn the_jobs_command_takes_the_place_of_the_images_and_the_entrypoint_stays() {
+        let image =
+            ConfigBuilder::default().entrypoint(words("/entry -x")).cmd(words("serve")).build().unwrap();
+        let run = |command, args| arguments(&options(command, args), Some(&image)).join(" ");
+        assert_eq!(run(None, ""), "/entry -x serve");
+        assert_eq!(run(None, "a b"), "/entry -x a b");
+        assert_eq!(run(Some("ls"), ""), "/entry -x ls");
+        assert_eq!(run(Some("ls"), "a b"), "/entry -x ls a b");
+        assert_eq!(arguments(&options(Some("ls"), ""), None), ["ls"]);
+        assert!(arguments(&options(None, ""), None).is_empty());
+    }
+
+    #[test]
+    fn the_tasks_environment_wins_and_what_is_missing_is_added() {
+        let image = ConfigBuilder::default().env(words("PATH=/mine A=image B=image")).build().unwrap();
+        let task = HashMap::from([("A".to_owned(), "task=1".to_owned()), ("C".to_owned(), String::new())]);
+        let environment = environment(Some(&image), &task, "web-1", "/root");
+        assert_eq!(environment, ["PATH=/mine", "B=image", "A=task=1", "C=", "HOSTNAME=web-1", "HOME=/root"]);
+    }
+
+    #[test]
+    fn an_exec_is_the_tasks_process_with_another_command() {
+        let mut spec = Spec::default();
+        let mut process = Process::default();
+        process.set_env(Some(words("A=1"))).set_cwd("/data".into()).set_args(Some(words("redis-server")));
+        spec.set_process(Some(process));
+        let plain = exec_process(&spec, &words("redis-cli ping"), false).unwrap();
+        assert_eq!(plain.args().clone().unwrap(), words("redis-cli ping"));
+        assert_eq!(plain.env().clone().unwrap(), words("A=1"));
+        assert_eq!(plain.cwd().as_os_str(), "/data");
+        let tty = exec_process(&spec, &words("sh"), true).unwrap();
+        assert_eq!(tty.env().clone().unwrap(), words("A=1 TERM=xterm"));
+        assert_eq!(tty.terminal(), Some(true));
+    }
+}
