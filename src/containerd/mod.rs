@@ -1,1 +1,197 @@
-//! (to be written)
+//! containerd over gRPC: images, content, snapshots, leases and container records. Tasks are not here: their shims are
+//! driven directly. Knows neither Nomad nor the shim.
+//!
+//! The channel connects at the first call and again after the daemon was restarted; every call has a deadline.
+//! Source of the facts: containerd `api/services`, `services/content/contentserver`, `metadata` @ v1.6.20.
+
+mod error;
+mod images;
+mod records;
+mod snapshots;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use containerd_client::services::v1::version_client::VersionClient;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Response, Status};
+
+pub(crate) use error::Error;
+use error::Problem;
+pub(crate) use images::{Image, PullEvent, Reference};
+pub(crate) use records::Record;
+
+/// Calls that touch only the daemon's database.
+const QUICK: Duration = Duration::from_secs(10);
+/// The fingerprint asks often and must notice a hung daemon.
+const PING: Duration = Duration::from_secs(3);
+/// The daemon's own limit for one message.
+const MESSAGE_LIMIT_BYTES: usize = 16 * 1024 * 1024;
+
+/// A namespace and a snapshotter of one daemon. A clone is the same connection and shares the pulls in flight.
+#[derive(Clone)]
+pub(crate) struct Containerd {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    socket: PathBuf,
+    namespace: String,
+    snapshotter: String,
+    channel: OnceLock<Channel>,
+    images: images::State,
+}
+
+impl Containerd {
+    /// Does no I/O: the daemon may be down, or come later.
+    pub(crate) fn new(socket: PathBuf, namespace: &str, snapshotter: &str) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                socket,
+                namespace: namespace.to_owned(),
+                snapshotter: snapshotter.to_owned(),
+                channel: OnceLock::new(),
+                images: images::State::default(),
+            }),
+        }
+    }
+
+    /// The daemon's version, as `1.6.20`.
+    ///
+    /// # Errors
+    /// Names the socket if nobody answers there.
+    pub(crate) async fn version(&self) -> Result<String, Error> {
+        let mut client = VersionClient::new(self.channel());
+        let request = self.request(())?;
+        let answer = self.call("ask for the version", PING, client.version(request)).await?;
+        Ok(plain_version(&answer.version).to_owned())
+    }
+
+    pub(crate) fn namespace(&self) -> &str {
+        &self.shared.namespace
+    }
+
+    pub(crate) fn snapshotter(&self) -> &str {
+        &self.shared.snapshotter
+    }
+
+    /// Made at the first call, because a channel needs the runtime that it will live on.
+    fn channel(&self) -> Channel {
+        self.shared.channel.get_or_init(|| lazy_channel(&self.shared.socket)).clone()
+    }
+
+    fn request<T>(&self, message: T) -> Result<Request<T>, Error> {
+        let mut request = Request::new(message);
+        request.metadata_mut().insert("containerd-namespace", header("namespace", self.namespace())?);
+        Ok(request)
+    }
+
+    /// A request whose new content, snapshots and records the lease keeps.
+    fn leased_request<T>(&self, message: T, lease: &str) -> Result<Request<T>, Error> {
+        let mut request = self.request(message)?;
+        request.metadata_mut().insert("containerd-lease", header("lease", lease)?);
+        Ok(request)
+    }
+
+    async fn call<T>(
+        &self,
+        doing: &str,
+        deadline: Duration,
+        answer: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Error> {
+        self.within(doing, deadline, answer).await.map(Response::into_inner)
+    }
+
+    /// As [`Self::call`], for what is not a whole call: the next message of a stream.
+    async fn within<T>(
+        &self,
+        doing: &str,
+        deadline: Duration,
+        answer: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Error> {
+        match tokio::time::timeout(deadline, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(status)) => Err(Error::answered(doing, &self.shared.socket, &status)),
+            Err(_) => {
+                let socket = self.shared.socket.clone();
+                Err(Error::TimedOut { doing: doing.to_owned(), socket, after: deadline })
+            }
+        }
+    }
+}
+
+/// Distributions append a mark of their own, which is not part of a version that can be compared.
+fn plain_version(version: &str) -> &str {
+    let version = version.trim_start_matches('v');
+    version.find(['~', '+']).map_or(version, |mark| &version[..mark])
+}
+
+fn header(what: &'static str, value: &str) -> Result<MetadataValue<Ascii>, Error> {
+    MetadataValue::try_from(value).map_err(|_| Error::Refused {
+        doing: format!("name the {what} {value:?}"),
+        reason: "it can't be sent in a header".to_owned(),
+    })
+}
+
+fn lazy_channel(socket: &Path) -> Channel {
+    let socket = socket.to_owned();
+    let connector = tower::service_fn(move |_: tonic::transport::Uri| {
+        let socket = socket.clone();
+        async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+    });
+    // The address is never looked at: the connector knows the socket.
+    Endpoint::from_static("http://containerd").connect_timeout(PING).connect_with_connector_lazy(connector)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_can_be_compared() {
+        for (version, plain) in
+            [("1.6.20~ds1", "1.6.20"), ("v2.1.0-rc.1", "2.1.0-rc.1"), ("1.7.2+unknown", "1.7.2")]
+        {
+            assert_eq!(plain_version(version), plain);
+        }
+    }
+
+    #[test]
+    fn making_a_client_needs_no_runtime() {
+        let containerd = Containerd::new(PathBuf::from("/nowhere.sock"), "nomad", "overlayfs");
+        assert_eq!((containerd.namespace(), containerd.snapshotter()), ("nomad", "overlayfs"));
+    }
+
+    #[tokio::test]
+    async fn an_absent_daemon_is_transient_and_named() {
+        let containerd = Containerd::new(PathBuf::from("/nowhere.sock"), "nomad", "overlayfs");
+        let error = containerd.version().await.unwrap_err();
+        assert!(error.is_transient(), "{error}");
+        assert!(error.to_string().contains("/nowhere.sock"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_daemon_that_comes_later_is_found() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("late.sock");
+        let containerd = Containerd::new(socket.clone(), "nomad", "overlayfs");
+        assert!(containerd.version().await.is_err());
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let accepted = listener.accept();
+        let asked = containerd.version();
+        tokio::select! {
+            accepted = accepted => assert!(accepted.is_ok()),
+            _ = asked => panic!("nobody answered, yet there is an answer"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_namespace_that_no_header_can_carry_is_refused() {
+        let containerd = Containerd::new(PathBuf::from("/nowhere.sock"), "no\nmad", "overlayfs");
+        assert!(matches!(containerd.version().await, Err(Error::Refused { .. })));
+    }
+}

@@ -1,0 +1,261 @@
+//! The daemon's content store: blobs by digest, their labels, and the writing of new ones.
+//!
+//! A write is a stream that holds a lock on its `ref`; the refs are those of containerd's own clients, so that of two
+//! clients that want the same blob one waits for the other. Each message is answered, and the answer awaited: that is the
+//! flow control.
+//! Source of the facts: containerd `services/content/contentserver`, `metadata/content.go` @ v1.6.20.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use containerd_client::services::v1::content_client::ContentClient;
+use containerd_client::services::v1::{
+    AbortRequest, Info, InfoRequest, ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest,
+    WriteContentResponse,
+};
+use oci_spec::image::Descriptor;
+use prost_types::FieldMask;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::TaskTracker;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use super::super::{Containerd, Error, MESSAGE_LIMIT_BYTES, Problem, QUICK};
+use super::lease::PullLease;
+
+/// A commit flushes the whole blob to the disk.
+const COMMIT: Duration = Duration::from_secs(60);
+/// How long another client's write of the same blob is waited for; a pull as a whole is bounded too.
+const LOCKED: Duration = Duration::from_secs(240);
+const LOCKED_POLL: Duration = Duration::from_millis(250);
+
+pub(super) type Labels = HashMap<String, String>;
+
+/// What a blob is to an image; it is part of the `ref` that its writers lock.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Role {
+    Index,
+    Manifest,
+    Config,
+    Layer,
+}
+
+impl Containerd {
+    /// Reads a small blob whole.
+    ///
+    /// # Errors
+    /// Not found if the store lacks it; unsupported if it is larger than the limit.
+    pub(super) async fn read_content(&self, digest: &str, limit_bytes: u64) -> Result<Vec<u8>, Error> {
+        let doing = format!("read content {digest}");
+        let request = self.request(ReadContentRequest { digest: digest.to_owned(), ..Default::default() })?;
+        let mut stream = self.call(&doing, QUICK, self.content().read(request)).await?;
+        let mut bytes = Vec::new();
+        while let Some(part) = self.within(&doing, QUICK, stream.message()).await? {
+            bytes.extend_from_slice(&part.data);
+            super::manifest::check_size("it", bytes.len() as u64, limit_bytes)
+                .map_err(|problem| problem.during(&doing))?;
+        }
+        Ok(bytes)
+    }
+
+    pub(super) async fn content_labels(&self, digest: &str) -> Result<Labels, Error> {
+        let doing = format!("stat content {digest}");
+        let request = self.request(InfoRequest { digest: digest.to_owned() })?;
+        let answer = self.call(&doing, QUICK, self.content().info(request)).await?;
+        Ok(answer.info.unwrap_or_default().labels)
+    }
+
+    /// Adds labels to a blob and leaves its others.
+    pub(super) async fn label_content(&self, digest: &str, labels: Labels) -> Result<(), Error> {
+        let doing = format!("label content {digest}");
+        let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
+        let info = Info { digest: digest.to_owned(), labels, ..Info::default() };
+        let request =
+            self.request(UpdateRequest { info: Some(info), update_mask: Some(FieldMask { paths }) })?;
+        self.call(&doing, QUICK, self.content().update(request)).await.map(drop)
+    }
+
+    /// Stores a small blob with its labels, or adds the labels if it is there.
+    pub(super) async fn store_content(
+        &self,
+        role: Role,
+        descriptor: &Descriptor,
+        bytes: Vec<u8>,
+        labels: Labels,
+        lease: &PullLease,
+    ) -> Result<(), Error> {
+        let Some(mut ingest) = self.ingest(role, descriptor, lease).await? else {
+            return self.label_content(descriptor.digest().as_ref(), labels).await;
+        };
+        ingest.write(bytes).await?;
+        ingest.commit(labels).await
+    }
+
+    /// Begins to write a blob; none if the store has it already, and then the lease keeps it too. Waits for another
+    /// client that writes it.
+    pub(super) async fn ingest(
+        &self,
+        role: Role,
+        descriptor: &Descriptor,
+        lease: &PullLease,
+    ) -> Result<Option<Ingest>, Error> {
+        let give_up = Instant::now() + LOCKED;
+        loop {
+            match Ingest::open(self, role, descriptor, lease).await {
+                Ok(ingest) => return Ok(Some(ingest)),
+                Err(error) if error.is_already_exists() => return Ok(None),
+                Err(Error::Locked { .. }) if Instant::now() < give_up => {
+                    tokio::time::sleep(LOCKED_POLL).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn content(&self) -> ContentClient<Channel> {
+        ContentClient::new(self.channel()).max_decoding_message_size(MESSAGE_LIMIT_BYTES)
+    }
+}
+
+/// A blob being written. Dropped before its commit it is thrown away, which its lease's end waits for.
+pub(super) struct Ingest {
+    containerd: Containerd,
+    doing: String,
+    reference: String,
+    digest: String,
+    size_bytes: i64,
+    written_bytes: i64,
+    /// None once it is committed.
+    stream: Option<WriteStream>,
+    leftovers: TaskTracker,
+}
+
+struct WriteStream {
+    requests: mpsc::Sender<WriteContentRequest>,
+    answers: Streaming<WriteContentResponse>,
+}
+
+impl Ingest {
+    async fn open(
+        containerd: &Containerd,
+        role: Role,
+        descriptor: &Descriptor,
+        lease: &PullLease,
+    ) -> Result<Self, Error> {
+        let digest = descriptor.digest().to_string();
+        let reference = format!("{}-{digest}", role.name());
+        let doing = format!("write {} {digest}", role.name());
+        let size_bytes = i64::try_from(descriptor.size())
+            .map_err(|_| Problem::corrupt("it claims an impossible size").during(&doing))?;
+        let (requests, queue) = mpsc::channel(1);
+        let status = WriteContentRequest {
+            action: WriteAction::Stat.into(),
+            r#ref: reference.clone(),
+            total: size_bytes,
+            expected: digest.clone(),
+            ..WriteContentRequest::default()
+        };
+        // The queue is empty and has room for one.
+        let _ = requests.try_send(status);
+        let request = containerd.leased_request(ReceiverStream::new(queue), lease.id())?;
+        let mut client = containerd.content();
+        let mut answers = containerd.call(&doing, QUICK, client.write(request)).await?;
+        // How much is there from an earlier try is of no interest: writing at 0 starts over.
+        containerd.within(&doing, QUICK, answers.message()).await?;
+        Ok(Self {
+            containerd: containerd.clone(),
+            doing,
+            reference,
+            digest,
+            size_bytes,
+            written_bytes: 0,
+            stream: Some(WriteStream { requests, answers }),
+            leftovers: lease.leftovers().clone(),
+        })
+    }
+
+    /// Appends; a message's limit is the caller's to keep.
+    pub(super) async fn write(&mut self, data: Vec<u8>) -> Result<(), Error> {
+        let length_bytes = data.len() as i64;
+        let request = self.message(WriteAction::Write, data, Labels::new());
+        self.exchange(request, QUICK).await?;
+        self.written_bytes += length_bytes;
+        Ok(())
+    }
+
+    /// Makes it a blob. The daemon checks size and digest once more; that somebody else was first is success.
+    pub(super) async fn commit(mut self, labels: Labels) -> Result<(), Error> {
+        let request = self.message(WriteAction::Commit, Vec::new(), labels);
+        match self.exchange(request, COMMIT).await {
+            Err(error) if !error.is_already_exists() => return Err(error),
+            _ => {}
+        }
+        self.stream = None;
+        Ok(())
+    }
+
+    fn message(&self, action: WriteAction, data: Vec<u8>, labels: Labels) -> WriteContentRequest {
+        WriteContentRequest {
+            action: action.into(),
+            r#ref: self.reference.clone(),
+            total: self.size_bytes,
+            expected: self.digest.clone(),
+            offset: self.written_bytes,
+            data,
+            labels,
+        }
+    }
+
+    async fn exchange(&mut self, request: WriteContentRequest, deadline: Duration) -> Result<(), Error> {
+        let ended =
+            || Error::Refused { doing: self.doing.clone(), reason: "containerd ended the write".to_owned() };
+        let stream = self.stream.as_mut().ok_or_else(ended)?;
+        // If the stream has ended, its last answer says why.
+        let _ = stream.requests.send(request).await;
+        let answer = self.containerd.within(&self.doing, deadline, stream.answers.message()).await?;
+        answer.map(drop).ok_or_else(ended)
+    }
+}
+
+impl Drop for Ingest {
+    fn drop(&mut self) {
+        let (Some(stream), Ok(runtime)) = (self.stream.take(), Handle::try_current()) else {
+            return;
+        };
+        let (containerd, reference) = (self.containerd.clone(), std::mem::take(&mut self.reference));
+        self.leftovers.spawn_on(async move { containerd.abort(reference, stream).await }, &runtime);
+    }
+}
+
+impl Containerd {
+    async fn abort(&self, reference: String, stream: WriteStream) {
+        let doing = format!("abort {reference}");
+        let WriteStream { requests, mut answers } = stream;
+        // The end of the requests makes the daemon close the write; the end of the answers is its having done so.
+        drop(requests);
+        while let Ok(Some(_)) = self.within(&doing, QUICK, answers.message()).await {}
+        let aborted = match self.request(AbortRequest { r#ref: reference }) {
+            Ok(request) => self.call(&doing, QUICK, self.content().abort(request)).await.map(drop),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = aborted
+            && !error.is_not_found()
+        {
+            tracing::debug!(%error, "the end of its lease will do it");
+        }
+    }
+}
+
+impl Role {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Index => "index",
+            Self::Manifest => "manifest",
+            Self::Config => "config",
+            Self::Layer => "layer",
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The HTTP clients of all pulls, and what their errors mean. Remote registries are spoken to by https alone, with the
+//! host's own roots; those on the loopback by plain http. Proxies are taken from the agent's environment, for the former.
+
+use std::error::Error as _;
+use std::net::IpAddr;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use reqwest::{Client, ClientBuilder};
+
+use super::super::Problem;
+
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long a registry may send nothing, in the middle of a blob too.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// The clients are made when first needed: a host without root certificates can still pull from its loopback.
+#[derive(Default)]
+pub(super) struct Http {
+    remote: OnceLock<Client>,
+    loopback: OnceLock<Client>,
+}
+
+impl Http {
+    /// The client for a host, with or without its port, and the scheme to speak to it.
+    ///
+    /// # Errors
+    /// The host has no usable root certificates; once it has, the same call succeeds.
+    pub(super) fn for_host(&self, host: &str) -> Result<(&Client, &'static str), Problem> {
+        let is_loopback = is_loopback(host);
+        let cell = if is_loopback { &self.loopback } else { &self.remote };
+        let client = match cell.get() {
+            Some(client) => client,
+            None => {
+                let made = if is_loopback { loopback_client() } else { remote_client() };
+                let unusable = |error| format!("the HTTP client can't be set up: {}", innermost(&error));
+                let made = made.map_err(|error| Problem::useless(unusable(error)))?;
+                cell.get_or_init(|| made)
+            }
+        };
+        Ok((client, if is_loopback { "http" } else { "https" }))
+    }
+}
+
+fn remote_client() -> reqwest::Result<Client> {
+    basis().https_only(true).build()
+}
+
+/// Roots are of use here too, for a registry that redirects to remote storage, but not needed.
+fn loopback_client() -> reqwest::Result<Client> {
+    let with = |builder: ClientBuilder| builder.no_proxy().build();
+    with(basis()).or_else(|_| with(basis().tls_certs_only([])))
+}
+
+fn basis() -> ClientBuilder {
+    // Fails if there is a provider already, which then is as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Client::builder()
+        .user_agent(concat!("containerd-driver/", env!("CARGO_PKG_VERSION")))
+        .connect_timeout(CONNECT)
+        .read_timeout(IDLE)
+}
+
+fn is_loopback(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if !port.contains(']') => name,
+        _ => host,
+    };
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    name == "localhost" || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// What a request that had no answer, or half of one, came to.
+pub(super) fn failed(error: &reqwest::Error) -> Problem {
+    if let Some(tls) = tls_error(error) {
+        return Problem::useless(match tls {
+            rustls::Error::InvalidMessage(_) => {
+                "it does not speak TLS; plain http is for registries on the loopback only".to_owned()
+            }
+            tls => tls.to_string(),
+        });
+    }
+    let what = if error.is_timeout() { "it does not answer" } else { "it can't be reached" };
+    if error.is_connect() || error.is_timeout() {
+        return Problem::broken(format!("{what}: {}", innermost(error)));
+    }
+    if error.is_redirect() || error.is_builder() {
+        return Problem::useless(innermost(error));
+    }
+    Problem::broken(format!("the connection broke: {}", innermost(error)))
+}
+
+/// The address is left out: it may have a signature in it.
+fn innermost(error: &reqwest::Error) -> String {
+    let Some(mut last) = error.source() else {
+        return "the address is of no use".to_owned();
+    };
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}
+
+fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
+    let mut next = error.source();
+    while let Some(error) = next {
+        if let Some(tls) = error.downcast_ref() {
+            return Some(tls);
+        }
+        // The source of an I/O error is that of the error it wraps, not that error itself.
+        next = match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_loopback_is_plain() {
+        for host in ["localhost", "localhost:5000", "127.0.0.1", "127.8.0.1:80", "[::1]", "[::1]:5000"] {
+            assert!(is_loopback(host), "{host}");
+        }
+        for host in [
+            "docker.io",
+            "localhost.example",
+            "128.0.0.1:5000",
+            "[::2]:5000",
+            "10.0.0.1",
+            "127.0.0.1.example",
+        ] {
+            assert!(!is_loopback(host), "{host}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_registry_without_tls_is_told_from_an_absent_one() {
+        use tokio::io::AsyncWriteExt;
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+        });
+        let remote = remote_client().unwrap();
+        let get = || remote.get(format!("https://{address}/v2/")).send();
+        let plain = failed(&get().await.unwrap_err());
+        assert!(plain.to_string().contains("does not speak TLS") && !plain.is_transient(), "{plain}");
+        server.await.unwrap();
+        let absent = failed(&get().await.unwrap_err());
+        assert!(absent.is_transient(), "{absent}");
+    }
+}

@@ -1,0 +1,401 @@
+//! The documents of an image: index, manifest, configuration, and what they say about a host: which manifest is its own,
+//! which snapshots its layers make. Pure.
+//!
+//! Source of the facts: OCI image-spec v1.1 `manifest.md`, `image-index.md`, `config.md` (chain ids); docker's
+//! `image-manifest-v2-2`; containerd `platforms` @ v1.6.20.
+
+use oci_spec::image::{Arch, Descriptor, DigestAlgorithm, ImageConfiguration, ImageIndex, ImageManifest, Os};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+
+use super::super::Problem;
+
+pub(super) const MANIFEST_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
+pub(super) const CONFIG_LIMIT_BYTES: u64 = 8 * 1024 * 1024;
+
+const INDEX_TYPES: [&str; 2] =
+    ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
+const MANIFEST_TYPES: [&str; 2] =
+    ["application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"];
+const CONFIG_TYPES: [&str; 2] =
+    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
+const LAYER_TYPES: [&str; 6] = [
+    "application/vnd.oci.image.layer.v1.tar",
+    "application/vnd.oci.image.layer.v1.tar+gzip",
+    "application/vnd.oci.image.layer.v1.tar+zstd",
+    "application/vnd.docker.image.rootfs.diff.tar",
+    "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    "application/vnd.docker.image.rootfs.diff.tar.zstd",
+];
+
+/// What to ask a registry for.
+pub(super) fn accepted_types() -> String {
+    INDEX_TYPES.iter().chain(&MANIFEST_TYPES).copied().collect::<Vec<_>>().join(", ")
+}
+
+#[derive(Debug)]
+pub(super) enum Document {
+    Index(Box<ImageIndex>),
+    Manifest(Box<ImageManifest>),
+}
+
+/// What tells the kinds of document apart.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Kind {
+    schema_version: Option<i64>,
+    media_type: Option<String>,
+    manifests: Option<serde::de::IgnoredAny>,
+    layers: Option<serde::de::IgnoredAny>,
+}
+
+/// Reads a document as what it is said to be, or, if nothing known was said, as what it says itself.
+///
+/// # Errors
+/// Old and foreign kinds are unsupported. One that could be read in two ways is corrupt: its digest would vouch for both.
+pub(super) fn parse(said_type: &str, bytes: &[u8]) -> Result<(String, Document), Problem> {
+    let unreadable =
+        |error: serde_json::Error| Problem::corrupt(format!("the manifest can't be read: {error}"));
+    let kind: Kind = serde_json::from_slice(bytes).map_err(unreadable)?;
+    if kind.schema_version != Some(2) {
+        return Err(Problem::unsupported(
+            "the manifest is not of schema version 2: the image must be pushed anew",
+        ));
+    }
+    if kind.manifests.is_some() && kind.layers.is_some() {
+        return Err(Problem::corrupt("the manifest is an image and an index at once"));
+    }
+    let is_known =
+        |media_type: &&str| INDEX_TYPES.contains(media_type) || MANIFEST_TYPES.contains(media_type);
+    let said = Some(said_type).filter(is_known);
+    let media_type = match (said, kind.media_type.as_deref()) {
+        (Some(said), Some(own)) if said != own => {
+            return Err(Problem::corrupt(format!("the manifest says it is {own}, the registry says {said}")));
+        }
+        (Some(said), _) => said,
+        (None, Some(own)) => own,
+        (None, None) if kind.manifests.is_some() => INDEX_TYPES[0],
+        (None, None) => MANIFEST_TYPES[0],
+    };
+    let document = if INDEX_TYPES.contains(&media_type) {
+        Document::Index(Box::new(serde_json::from_slice(bytes).map_err(unreadable)?))
+    } else if MANIFEST_TYPES.contains(&media_type) {
+        Document::Manifest(Box::new(serde_json::from_slice(bytes).map_err(unreadable)?))
+    } else {
+        return Err(Problem::unsupported(format!("a manifest of type {media_type}")));
+    };
+    Ok((media_type.to_owned(), document))
+}
+
+/// The place and the descriptor of the manifest for this kind of host: the first that fits, or else the first that names
+/// no platform, whose configuration then must.
+///
+/// # Errors
+/// Says which platforms there are.
+pub(super) fn choose<'a>(index: &'a ImageIndex, host: &Arch) -> Result<(usize, &'a Descriptor), Problem> {
+    let entries = || index.manifests().iter().enumerate();
+    let fits = |entry: &Descriptor| {
+        entry.platform().as_ref().is_some_and(|platform| {
+            let variant = platform.variant().as_deref().unwrap_or_default();
+            *platform.os() == Os::Linux && platform.architecture() == host && is_baseline(host, variant)
+        })
+    };
+    let chosen = entries()
+        .find(|(_, entry)| fits(entry))
+        .or_else(|| entries().find(|(_, entry)| entry.platform().is_none()))
+        .ok_or_else(|| {
+            Problem::unsupported(format!("no image for linux/{host}, only for {}", platforms(index)))
+        })?;
+    let media_type = chosen.1.media_type().to_string();
+    if !MANIFEST_TYPES.contains(&media_type.as_str()) {
+        return Err(Problem::unsupported(format!("an index that leads to {media_type}")));
+    }
+    Ok(chosen)
+}
+
+/// The variants that every host of that architecture can run; a higher one needs a look at the CPU.
+fn is_baseline(host: &Arch, variant: &str) -> bool {
+    match host {
+        Arch::Amd64 => matches!(variant, "" | "v1"),
+        Arch::ARM64 => matches!(variant, "" | "v8" | "v8.0"),
+        _ => variant.is_empty(),
+    }
+}
+
+fn platforms(index: &ImageIndex) -> String {
+    let mut names = Vec::new();
+    for platform in index.manifests().iter().filter_map(|entry| entry.platform().as_ref()) {
+        let mut name = format!("{}/{}", platform.os(), platform.architecture());
+        if let Some(variant) = platform.variant().as_deref().filter(|variant| !variant.is_empty()) {
+            name = format!("{name}/{variant}");
+        }
+        // These carry the attestations of a build.
+        if name != "unknown/unknown" && !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
+}
+
+/// All that is needed to unpack an image and to start from it.
+#[derive(Debug)]
+pub(super) struct Layout {
+    pub manifest_digest: String,
+    pub config_digest: String,
+    pub config: ImageConfiguration,
+    pub layers: Vec<Layer>,
+}
+
+/// A layer: the blob as it is stored, what it holds when unpacked, and the snapshot of it and all below.
+#[derive(Debug, Clone)]
+pub(super) struct Layer {
+    pub blob: Descriptor,
+    pub diff_id: String,
+    pub parent_chain_id: String,
+    pub chain_id: String,
+}
+
+impl Layout {
+    /// # Errors
+    /// Unsupported if it is for another platform or its layers are of a kind that the daemon can't unpack; corrupt if
+    /// configuration and manifest contradict each other.
+    pub(super) fn new(
+        manifest_digest: &str,
+        manifest: &ImageManifest,
+        config: &[u8],
+        host: &Arch,
+    ) -> Result<Self, Problem> {
+        let config: ImageConfiguration = serde_json::from_slice(config)
+            .map_err(|error| Problem::corrupt(format!("the configuration can't be read: {error}")))?;
+        if *config.os() != Os::Linux || config.architecture() != host {
+            let theirs = format!("{}/{}", config.os(), config.architecture());
+            return Err(Problem::unsupported(format!("no image for linux/{host}, only for {theirs}")));
+        }
+        let diff_ids = config.rootfs().diff_ids();
+        if diff_ids.len() != manifest.layers().len() {
+            return Err(Problem::corrupt(format!(
+                "the manifest has {} layers, the configuration {}",
+                manifest.layers().len(),
+                diff_ids.len()
+            )));
+        }
+        let mut layers = Vec::with_capacity(diff_ids.len());
+        let mut parent_chain_id = String::new();
+        for ((blob, diff_id), chain_id) in manifest.layers().iter().zip(diff_ids).zip(chain_ids(diff_ids)) {
+            check_layer(blob)?;
+            let layer = Layer { blob: blob.clone(), diff_id: diff_id.clone(), parent_chain_id, chain_id };
+            parent_chain_id = layer.chain_id.clone();
+            layers.push(layer);
+        }
+        let config_digest = manifest.config().digest().to_string();
+        Ok(Self { manifest_digest: manifest_digest.to_owned(), config_digest, config, layers })
+    }
+
+    /// The snapshot of the whole image; empty for one without layers.
+    pub(super) fn chain_id(&self) -> &str {
+        self.layers.last().map_or("", |layer| &layer.chain_id)
+    }
+}
+
+/// # Errors
+/// Unsupported if it is not the configuration of a container, too large, or has a digest of another kind.
+pub(super) fn check_config(descriptor: &Descriptor) -> Result<(), Problem> {
+    let media_type = descriptor.media_type().to_string();
+    if !CONFIG_TYPES.contains(&media_type.as_str()) {
+        return Err(Problem::unsupported(format!(
+            "not a container's image: its configuration is {media_type}"
+        )));
+    }
+    check_size("the configuration", descriptor.size(), CONFIG_LIMIT_BYTES)?;
+    check_algorithm(descriptor)
+}
+
+/// # Errors
+/// Unsupported above the limit.
+pub(super) fn check_size(what: &str, size_bytes: u64, limit_bytes: u64) -> Result<(), Problem> {
+    if size_bytes <= limit_bytes {
+        return Ok(());
+    }
+    Err(Problem::unsupported(format!("{what} has {size_bytes} bytes, more than {limit_bytes}")))
+}
+
+fn check_layer(blob: &Descriptor) -> Result<(), Problem> {
+    let media_type = blob.media_type().to_string();
+    if !LAYER_TYPES.contains(&media_type.as_str()) {
+        let digest = blob.digest();
+        let kind = if media_type.contains("foreign") || media_type.contains("nondistributable") {
+            "which is kept outside of registries"
+        } else {
+            "which can't be unpacked"
+        };
+        return Err(Problem::unsupported(format!("layer {digest} is of type {media_type}, {kind}")));
+    }
+    check_algorithm(blob)
+}
+
+/// # Errors
+/// Unsupported unless it is a sha256.
+pub(super) fn check_algorithm(descriptor: &Descriptor) -> Result<(), Problem> {
+    match descriptor.digest().algorithm() {
+        DigestAlgorithm::Sha256 => Ok(()),
+        _ => Err(Problem::unsupported(format!("the digest {} is not a sha256", descriptor.digest()))),
+    }
+}
+
+fn chain_ids(diff_ids: &[String]) -> Vec<String> {
+    let mut chain: Vec<String> = Vec::with_capacity(diff_ids.len());
+    for diff_id in diff_ids {
+        chain.push(match chain.last() {
+            None => diff_id.clone(),
+            Some(below) => digest_of(format!("{below} {diff_id}").as_bytes()),
+        });
+    }
+    chain
+}
+
+pub(super) fn digest_of(bytes: &[u8]) -> String {
+    digest_text(&Sha256::digest(bytes))
+}
+
+pub(super) fn digest_text(hash: &[u8]) -> String {
+    use std::fmt::Write;
+    hash.iter().fold("sha256:".to_owned(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const A: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    const B: &str = "sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb";
+
+    fn index(platforms: &[(&str, &str, &str)]) -> ImageIndex {
+        let manifests: Vec<_> = platforms
+            .iter()
+            .map(|(os, architecture, variant)| {
+                let mut entry = json!({"mediaType": MANIFEST_TYPES[0], "digest": A, "size": 2});
+                if !os.is_empty() {
+                    entry["platform"] = json!({"os": os, "architecture": architecture, "variant": variant});
+                }
+                entry
+            })
+            .collect();
+        serde_json::from_value(json!({"schemaVersion": 2, "manifests": manifests})).unwrap()
+    }
+
+    fn manifest(layer_type: &str) -> ImageManifest {
+        serde_json::from_value(json!({
+            "schemaVersion": 2,
+            "config": {"mediaType": CONFIG_TYPES[0], "digest": B, "size": 2},
+            "layers": [{"mediaType": layer_type, "digest": A, "size": 3}],
+        }))
+        .unwrap()
+    }
+
+    fn config(architecture: &str, diff_ids: &[&str]) -> Vec<u8> {
+        let rootfs = json!({"type": "layers", "diff_ids": diff_ids});
+        json!({"os": "linux", "architecture": architecture, "rootfs": rootfs}).to_string().into_bytes()
+    }
+
+    #[test]
+    fn the_manifest_of_this_host_is_chosen() {
+        for (platforms, host, expected) in [
+            (
+                &[("unknown", "unknown", ""), ("linux", "arm64", "v8"), ("linux", "amd64", "")][..],
+                Arch::Amd64,
+                2,
+            ),
+            (&[("linux", "arm", "v7"), ("linux", "arm64", "v8")], Arch::ARM64, 1),
+            (&[("linux", "arm64", ""), ("linux", "arm64", "v8")], Arch::ARM64, 0),
+            (&[("linux", "amd64", "v3"), ("linux", "amd64", "v1")], Arch::Amd64, 1),
+            (&[("windows", "amd64", ""), ("linux", "amd64", "")], Arch::Amd64, 1),
+            (&[("", "", ""), ("linux", "amd64", "")], Arch::Amd64, 1),
+            (&[("linux", "arm64", ""), ("", "", "")], Arch::Amd64, 1),
+        ] {
+            assert_eq!(choose(&index(platforms), &host).unwrap().0, expected, "{platforms:?}");
+        }
+    }
+
+    #[test]
+    fn without_one_for_this_host_the_others_are_named() {
+        let index = index(&[("linux", "arm", "v7"), ("unknown", "unknown", ""), ("linux", "amd64", "v3")]);
+        let error = choose(&index, &Arch::ARM64).unwrap_err().to_string();
+        assert_eq!(error, "unsupported: no image for linux/arm64, only for linux/arm/v7, linux/amd64/v3");
+    }
+
+    #[test]
+    fn chain_ids_hash_the_chain_below() {
+        // The vector is from python's hashlib.
+        assert_eq!(chain_ids(&[]), Vec::<String>::new());
+        let expected = digest_of(format!("{A} {B}").as_bytes());
+        assert_eq!(chain_ids(&[A.to_owned(), B.to_owned()]), [A.to_owned(), expected.clone()]);
+        assert_eq!(expected, "sha256:ccd722928bd92476ba1745586fed6e45a102504185ad88cd89e01ff116fd146c");
+    }
+
+    #[test]
+    fn layers_know_their_snapshots() {
+        let layout = Layout::new(A, &manifest(LAYER_TYPES[1]), &config("amd64", &[B]), &Arch::Amd64).unwrap();
+        assert_eq!((layout.chain_id(), layout.config_digest.as_str()), (B, B));
+        assert_eq!(layout.layers[0].parent_chain_id, "");
+    }
+
+    #[test]
+    fn what_can_not_run_here_is_unsupported() {
+        let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+        for (layer_type, architecture, text) in [
+            (foreign, "amd64", "outside of registries"),
+            ("application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "amd64", "can't be unpacked"),
+            (LAYER_TYPES[1], "arm64", "only for linux/arm64"),
+        ] {
+            let made = Layout::new(A, &manifest(layer_type), &config(architecture, &[B]), &Arch::Amd64);
+            let error = made.unwrap_err();
+            assert!(matches!(error, Problem::Unsupported { .. }), "{error}");
+            assert!(error.to_string().contains(text), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_configuration_with_other_layers_is_corrupt() {
+        let made = Layout::new(A, &manifest(LAYER_TYPES[1]), &config("amd64", &[]), &Arch::Amd64);
+        assert!(matches!(made, Err(Problem::Corrupt { .. })));
+    }
+
+    #[test]
+    fn a_document_is_read_as_what_it_is() {
+        let plain =
+            json!({"schemaVersion": 2, "config": {"mediaType": "c", "digest": A, "size": 1}, "layers": []});
+        let said = |said: &str, document: &serde_json::Value| parse(said, document.to_string().as_bytes());
+        assert!(
+            matches!(said("text/plain", &plain), Ok((kind, Document::Manifest(_))) if kind == MANIFEST_TYPES[0])
+        );
+        assert!(matches!(said(MANIFEST_TYPES[1], &plain), Ok((kind, _)) if kind == MANIFEST_TYPES[1]));
+        let index = json!({"schemaVersion": 2, "manifests": []});
+        assert!(matches!(said("", &index), Ok((_, Document::Index(_)))));
+
+        let schema_1 = json!({"schemaVersion": 1, "fsLayers": []});
+        assert!(matches!(said("", &schema_1), Err(Problem::Unsupported { .. })));
+        let artifact = json!({"schemaVersion": 2, "mediaType": "application/x"});
+        assert!(matches!(said("", &artifact), Err(Problem::Unsupported { .. })));
+        let both = json!({"schemaVersion": 2, "manifests": [], "layers": []});
+        assert!(matches!(said("", &both), Err(Problem::Corrupt { .. })));
+        let liar = json!({"schemaVersion": 2, "mediaType": INDEX_TYPES[0], "manifests": []});
+        assert!(matches!(said(MANIFEST_TYPES[0], &liar), Err(Problem::Corrupt { .. })));
+        assert!(matches!(parse("", b"<html>"), Err(Problem::Corrupt { .. })));
+    }
+
+    #[test]
+    fn a_configuration_has_a_limit_and_a_kind() {
+        let descriptor = |media_type: &str, size: u64| -> Descriptor {
+            serde_json::from_value(json!({"mediaType": media_type, "digest": A, "size": size})).unwrap()
+        };
+        assert!(check_config(&descriptor(CONFIG_TYPES[1], CONFIG_LIMIT_BYTES)).is_ok());
+        assert!(check_config(&descriptor(CONFIG_TYPES[1], CONFIG_LIMIT_BYTES + 1)).is_err());
+        let chart = check_config(&descriptor("application/vnd.cncf.helm.config.v1+json", 2)).unwrap_err();
+        assert!(chart.to_string().contains("helm"), "{chart}");
+    }
+}

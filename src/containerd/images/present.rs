@@ -1,0 +1,140 @@
+//! What the daemon has of an image, found out without the network.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use containerd_client::services::v1::GetImageRequest;
+use containerd_client::services::v1::images_client::ImagesClient;
+use containerd_client::types::Descriptor as Target;
+use tonic::transport::Channel;
+
+use super::super::{Containerd, Error, MESSAGE_LIMIT_BYTES, QUICK};
+use super::content::Labels;
+use super::host;
+use super::manifest::{self, CONFIG_LIMIT_BYTES, Document, Layout, MANIFEST_LIMIT_BYTES};
+use super::reference::Reference;
+
+pub(super) enum Present {
+    /// Unpacked in our snapshotter.
+    Ready(Arc<Layout>),
+    /// Its documents are there, and perhaps its layers, but not its snapshot.
+    Packed(Arc<Layout>),
+    /// Unknown, or of no use.
+    Absent,
+}
+
+/// Past this many images the memory starts over; it only saves calls.
+const KNOWN_LIMIT: usize = 128;
+
+/// What the digests in image records stand for on this host.
+#[derive(Default)]
+pub(super) struct Known {
+    layouts: Mutex<HashMap<String, Arc<Layout>>>,
+}
+
+impl Known {
+    fn get(&self, target: &str) -> Option<Arc<Layout>> {
+        self.layouts.lock().unwrap_or_else(PoisonError::into_inner).get(target).cloned()
+    }
+
+    pub(super) fn remember(&self, target: &str, layout: &Arc<Layout>) {
+        let mut layouts = self.layouts.lock().unwrap_or_else(PoisonError::into_inner);
+        if layouts.len() >= KNOWN_LIMIT {
+            layouts.clear();
+        }
+        layouts.insert(target.to_owned(), Arc::clone(layout));
+    }
+}
+
+impl Containerd {
+    /// # Errors
+    /// Only those of the daemon: an image that can't be used is absent, so that a pull says what is wrong with it.
+    pub(super) async fn present(&self, reference: &Reference) -> Result<Present, Error> {
+        let name = reference.to_string();
+        let Some(target) = self.image_target(&name).await? else {
+            return Ok(Present::Absent);
+        };
+        if reference.digest().is_some_and(|digest| digest != target.digest) {
+            return Ok(Present::Absent);
+        }
+        let known = &self.shared.images.known;
+        if let Some(layout) = known.get(&target.digest) {
+            return self.stage(layout).await;
+        }
+        let layout = match self.read_layout(&target).await {
+            Ok(layout) => Arc::new(layout),
+            Err(error @ (Error::NotFound { .. } | Error::Image { .. })) => {
+                tracing::debug!(%error, image = %name, "the image is here, but not in whole");
+                return Ok(Present::Absent);
+            }
+            Err(error) => return Err(error),
+        };
+        let stage = self.stage(Arc::clone(&layout)).await?;
+        if let Present::Ready(_) = stage {
+            self.keep_snapshot(&layout).await?;
+            known.remember(&target.digest, &layout);
+        }
+        Ok(stage)
+    }
+
+    async fn stage(&self, layout: Arc<Layout>) -> Result<Present, Error> {
+        let is_unpacked = layout.layers.is_empty() || self.snapshot_exists(layout.chain_id()).await?;
+        Ok(if is_unpacked { Present::Ready(layout) } else { Present::Packed(layout) })
+    }
+
+    async fn image_target(&self, name: &str) -> Result<Option<Target>, Error> {
+        let request = self.request(GetImageRequest { name: name.to_owned() })?;
+        match self.call("look it up", QUICK, self.image_records().get(request)).await {
+            Ok(answer) => Ok(answer.image.and_then(|image| image.target)),
+            Err(error) if error.is_not_found() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn read_layout(&self, target: &Target) -> Result<Layout, Error> {
+        let invalid = |problem: super::Problem| problem.during(format!("read manifest {}", target.digest));
+        let bytes = self.read_content(&target.digest, MANIFEST_LIMIT_BYTES).await?;
+        let (_, document) = manifest::parse(&target.media_type, &bytes).map_err(invalid)?;
+        let (digest, manifest) = match document {
+            Document::Manifest(manifest) => (target.digest.clone(), manifest),
+            Document::Index(index) => {
+                let (_, chosen) = manifest::choose(&index, &host()).map_err(invalid)?;
+                let digest = chosen.digest().to_string();
+                let bytes = self.read_content(&digest, MANIFEST_LIMIT_BYTES).await?;
+                match manifest::parse(chosen.media_type().as_ref(), &bytes).map_err(invalid)?.1 {
+                    Document::Manifest(manifest) => (digest, manifest),
+                    Document::Index(_) => {
+                        return Err(invalid(super::Problem::unsupported("an index in an index")));
+                    }
+                }
+            }
+        };
+        manifest::check_config(manifest.config()).map_err(invalid)?;
+        let config = self.read_content(manifest.config().digest().as_ref(), CONFIG_LIMIT_BYTES).await?;
+        Layout::new(&digest, &manifest, &config, &host()).map_err(invalid)
+    }
+
+    /// Sees to it that the image keeps its snapshot in our snapshotter: another client may have unpacked elsewhere, and
+    /// the snapshot may be here for another image with the same layers.
+    pub(super) async fn keep_snapshot(&self, layout: &Layout) -> Result<(), Error> {
+        let labels = self.snapshot_label(layout);
+        let existing = self.content_labels(&layout.config_digest).await?;
+        if labels.iter().all(|(key, value)| existing.get(key) == Some(value)) {
+            return Ok(());
+        }
+        self.label_content(&layout.config_digest, labels).await
+    }
+
+    /// What on the configuration keeps the snapshot.
+    pub(super) fn snapshot_label(&self, layout: &Layout) -> Labels {
+        let key = format!("containerd.io/gc.ref.snapshot.{}", self.snapshotter());
+        match layout.chain_id() {
+            "" => Labels::new(),
+            chain_id => Labels::from([(key, chain_id.to_owned())]),
+        }
+    }
+
+    pub(super) fn image_records(&self) -> ImagesClient<Channel> {
+        ImagesClient::new(self.channel()).max_decoding_message_size(MESSAGE_LIMIT_BYTES)
+    }
+}

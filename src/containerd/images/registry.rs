@@ -1,0 +1,357 @@
+//! The reading half of the distribution API, anonymous: manifests, blobs, and the token that some registries want first.
+//! Knows nothing of containerd.
+//!
+//! Source of the facts: OCI distribution-spec v1.1; distribution `docs/spec/auth/token.md`.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use oci_spec::image::Descriptor;
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE};
+use reqwest::{Response, StatusCode, Url};
+use serde::Deserialize;
+
+use super::super::Problem;
+use super::challenge::{self, Challenge};
+use super::http::{self, Http};
+use super::manifest::{self, MANIFEST_LIMIT_BYTES};
+use super::reference::Reference;
+
+const TOKEN_LIMIT_BYTES: u64 = 256 * 1024;
+const ERROR_LIMIT_BYTES: u64 = 16 * 1024;
+/// Between the tries of what may pass: a broken connection, a registry that is too busy.
+pub(super) const RETRIES: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(1500)];
+
+/// One repository of one registry, for as long as one pull.
+pub(super) struct Registry<'a> {
+    http: &'a Http,
+    host: String,
+    repository: String,
+    token: Mutex<Option<HeaderValue>>,
+}
+
+/// A manifest or index as it came: its bytes are what its digest stands for.
+pub(super) struct Fetched {
+    pub media_type: String,
+    pub bytes: Vec<u8>,
+}
+
+impl<'a> Registry<'a> {
+    pub(super) fn new(http: &'a Http, reference: &Reference) -> Self {
+        // The one name whose registry lives elsewhere.
+        let host = match reference.host() {
+            "docker.io" => "registry-1.docker.io",
+            host => host,
+        };
+        let repository = reference.repository().to_owned();
+        Self { http, host: host.to_owned(), repository, token: Mutex::default() }
+    }
+
+    /// The manifest or index of a tag or digest.
+    ///
+    /// # Errors
+    /// By what they mean for the image; the digest is the caller's to check.
+    pub(super) async fn manifest(&self, version: &str) -> Result<Fetched, Problem> {
+        persist(|| self.try_manifest(version)).await
+    }
+
+    async fn try_manifest(&self, version: &str) -> Result<Fetched, Problem> {
+        let mut headers = HeaderMap::new();
+        headers.insert(ACCEPT, header(&manifest::accepted_types())?);
+        let response = self.get(&format!("manifests/{version}"), headers).await?;
+        if response.status() == StatusCode::NOT_FOUND {
+            return Err(Problem::NotInRegistry { reason: explanation(response).await });
+        }
+        let response = refused_unless_success(response).await?;
+        let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let media_type = content_type.and_then(|value| value.split(';').next()).unwrap_or_default().trim();
+        let media_type = media_type.to_owned();
+        Ok(Fetched { media_type, bytes: read(response, "the manifest", MANIFEST_LIMIT_BYTES).await? })
+    }
+
+    /// A blob that fits into memory.
+    ///
+    /// # Errors
+    /// As [`Self::manifest`].
+    pub(super) async fn small_blob(&self, blob: &Descriptor) -> Result<Vec<u8>, Problem> {
+        persist(|| self.try_small_blob(blob)).await
+    }
+
+    async fn try_small_blob(&self, blob: &Descriptor) -> Result<Vec<u8>, Problem> {
+        let body = self.blob(blob, 0).await?;
+        read(body.response, "the blob", blob.size()).await
+    }
+
+    /// The blob from an offset on; the bytes are the caller's to check.
+    ///
+    /// # Errors
+    /// One whose length is known to be wrong is corrupt before it is read.
+    pub(super) async fn blob(&self, blob: &Descriptor, offset_bytes: u64) -> Result<Body, Problem> {
+        let mut headers = HeaderMap::new();
+        if offset_bytes > 0 {
+            headers.insert(RANGE, header(&format!("bytes={offset_bytes}-"))?);
+        }
+        let response = self.get(&format!("blobs/{}", blob.digest()), headers).await?;
+        let response = refused_unless_success(response).await?;
+        let is_partial = response.status() == StatusCode::PARTIAL_CONTENT;
+        let expected_bytes = if is_partial { blob.size().saturating_sub(offset_bytes) } else { blob.size() };
+        if let Some(length_bytes) = response.content_length()
+            && length_bytes != expected_bytes
+        {
+            let size_bytes = blob.size();
+            return Err(Problem::corrupt(format!(
+                "the registry has {length_bytes} bytes where the manifest promises {size_bytes}"
+            )));
+        }
+        Ok(Body { response, skip_bytes: if is_partial { 0 } else { offset_bytes } })
+    }
+
+    /// Any answer; a request for a token is met on the way.
+    async fn get(&self, path: &str, headers: HeaderMap) -> Result<Response, Problem> {
+        let response = self.send(path, headers.clone()).await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(response);
+        }
+        let challenges = response.headers().get_all(WWW_AUTHENTICATE);
+        let challenge = challenges.iter().filter_map(|value| value.to_str().ok()).find_map(challenge::bearer);
+        let Some(challenge) = challenge else {
+            return Ok(response);
+        };
+        let token = self.fetch_token(&challenge).await?;
+        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token);
+        self.send(path, headers).await
+    }
+
+    async fn send(&self, path: &str, headers: HeaderMap) -> Result<Response, Problem> {
+        let (client, scheme) = self.http.for_host(&self.host)?;
+        let url = format!("{scheme}://{}/v2/{}/{path}", self.host, self.repository);
+        let mut request = client.get(url).headers(headers);
+        if let Some(token) = self.known_token() {
+            request = request.header(AUTHORIZATION, token);
+        }
+        request.send().await.map_err(|error| http::failed(&error))
+    }
+
+    fn known_token(&self) -> Option<HeaderValue> {
+        self.token.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn fetch_token(&self, challenge: &Challenge) -> Result<HeaderValue, Problem> {
+        let useless = || Problem::useless(format!("it sends for a token to {:?}", challenge.realm));
+        let mut url = Url::parse(&challenge.realm).map_err(|_| useless())?;
+        let (client, scheme) = self.http.for_host(url.host_str().ok_or_else(useless)?)?;
+        if url.scheme() != scheme && url.scheme() != "https" {
+            return Err(useless());
+        }
+        let own_scope = format!("repository:{}:pull", self.repository);
+        let scope = challenge.scope.as_deref().unwrap_or(&own_scope);
+        url.query_pairs_mut().append_pair("scope", scope);
+        if let Some(service) = &challenge.service {
+            url.query_pairs_mut().append_pair("service", service);
+        }
+        let response = client.get(url).send().await.map_err(|error| http::failed(&error))?;
+        let response = refused_unless_success(response).await?;
+        let bytes = read(response, "the token", TOKEN_LIMIT_BYTES).await?;
+        let no_token = || Problem::useless("the answer to a request for a token has none");
+        let Answer { token, access_token } = serde_json::from_slice(&bytes).map_err(|_| no_token())?;
+        let token = token.or(access_token).filter(|token| !token.is_empty()).ok_or_else(no_token)?;
+        let mut bearer = header(&format!("Bearer {token}"))?;
+        bearer.set_sensitive(true);
+        Ok(bearer)
+    }
+}
+
+/// A blob on its way.
+pub(super) struct Body {
+    response: Response,
+    /// What a registry that can't begin in the middle sends again.
+    skip_bytes: u64,
+}
+
+impl Body {
+    /// Appends what comes next; false at the end.
+    ///
+    /// # Errors
+    /// The connection broke, or nothing came for long.
+    pub(super) async fn append_to(&mut self, buffer: &mut Vec<u8>) -> Result<bool, Problem> {
+        let Some(part) = self.response.chunk().await.map_err(|error| http::failed(&error))? else {
+            return Ok(false);
+        };
+        let skipped = usize::try_from(self.skip_bytes).map_or(part.len(), |skip| skip.min(part.len()));
+        self.skip_bytes -= skipped as u64;
+        buffer.extend_from_slice(&part[skipped..]);
+        Ok(true)
+    }
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Refusal {
+    errors: Vec<Complaint>,
+}
+
+#[derive(Deserialize)]
+struct Complaint {
+    code: String,
+    #[serde(default)]
+    message: String,
+}
+
+/// Tries again what may pass.
+async fn persist<T, F>(attempt: impl Fn() -> F) -> Result<T, Problem>
+where
+    F: Future<Output = Result<T, Problem>>,
+{
+    for pause in RETRIES {
+        match attempt().await {
+            Err(problem) if problem.is_transient() => tokio::time::sleep(pause).await,
+            outcome => return outcome,
+        }
+    }
+    attempt().await
+}
+
+async fn refused_unless_success(response: Response) -> Result<Response, Problem> {
+    let status = response.status();
+    if status.is_success() {
+        return Ok(response);
+    }
+    let reason = explanation(response).await;
+    Err(match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Problem::Denied { reason },
+        status => Problem::Registry { reason, transient: may_pass(status) },
+    })
+}
+
+fn may_pass(status: StatusCode) -> bool {
+    status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
+}
+
+/// The status, with the registry's own words if they are in the form that the specification gives.
+async fn explanation(response: Response) -> String {
+    let status = response.status();
+    let bytes = read(response, "the refusal", ERROR_LIMIT_BYTES).await.unwrap_or_default();
+    match serde_json::from_slice::<Refusal>(&bytes) {
+        Ok(Refusal { errors }) if !errors.is_empty() => {
+            let complaints =
+                errors.iter().map(|complaint| format!("{}: {}", complaint.code, complaint.message));
+            let words = complaints.collect::<Vec<_>>().join("; ");
+            format!("{status}: {}", words.replace(char::is_control, " "))
+        }
+        _ => status.to_string(),
+    }
+}
+
+async fn read(mut response: Response, what: &str, limit_bytes: u64) -> Result<Vec<u8>, Problem> {
+    manifest::check_size(what, response.content_length().unwrap_or(0), limit_bytes)?;
+    let mut bytes = Vec::new();
+    while let Some(part) = response.chunk().await.map_err(|error| http::failed(&error))? {
+        manifest::check_size(what, (bytes.len() + part.len()) as u64, limit_bytes)?;
+        bytes.extend_from_slice(&part);
+    }
+    Ok(bytes)
+}
+
+fn header(text: &str) -> Result<HeaderValue, Problem> {
+    HeaderValue::from_str(text).map_err(|_| Problem::useless("it wants a header that can't be sent"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::super::manifest::digest_of;
+    use super::*;
+
+    /// Gives one answer to each connection, in order, and returns the requests.
+    async fn answering(answers: Vec<String>) -> (Reference, tokio::task::JoinHandle<Vec<String>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = tokio::spawn(async move {
+            let mut requests = Vec::new();
+            for answer in answers {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = vec![0; 4096];
+                let length = stream.read(&mut request).await.unwrap();
+                requests.push(String::from_utf8_lossy(&request[..length]).to_lowercase());
+                let answer = answer.replace("ADDRESS", &address.to_string());
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+            requests
+        });
+        (format!("{address}/a/b:c").parse().unwrap(), serving)
+    }
+
+    fn answer(status: &str, headers: &str, body: &str) -> String {
+        let length = body.len();
+        format!("HTTP/1.1 {status}\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}")
+    }
+
+    fn blob(content: &str) -> Descriptor {
+        let digest = digest_of(content.as_bytes());
+        serde_json::from_value(json!({"mediaType": "x", "digest": digest, "size": content.len()})).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_token_is_fetched_when_it_is_asked_for() {
+        let challenge = "WWW-Authenticate: Bearer realm=\"http://ADDRESS/token\",service=\"s\"\r\n";
+        let (reference, serving) = answering(vec![
+            answer("401 Unauthorized", challenge, ""),
+            answer("200 OK", "", r#"{"access_token": "t0ken"}"#),
+            answer("200 OK", "Content-Type: text/x; charset=utf-8\r\n", "{}"),
+        ])
+        .await;
+        let http = Http::default();
+        let fetched = Registry::new(&http, &reference).manifest("c").await.unwrap();
+        assert_eq!((fetched.media_type.as_str(), fetched.bytes.as_slice()), ("text/x", &b"{}"[..]));
+        let requests = serving.await.unwrap();
+        assert!(
+            requests[1].starts_with("get /token?scope=repository%3aa%2fb%3apull&service=s "),
+            "{}",
+            requests[1]
+        );
+        assert!(requests[2].contains("authorization: bearer t0ken"), "{}", requests[2]);
+    }
+
+    #[tokio::test]
+    async fn what_passes_is_tried_again_and_what_does_not_is_told() {
+        let unknown = r#"{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "no\nsuch"}]}"#;
+        let answers = vec![answer("429 Too Many Requests", "", ""), answer("404 Not Found", "", unknown)];
+        let (reference, _serving) = answering(answers).await;
+        let http = Http::default();
+        let problem = Registry::new(&http, &reference).manifest("c").await.err().unwrap();
+        let reason = "404 Not Found: MANIFEST_UNKNOWN: no such".to_owned();
+        assert_eq!(problem, Problem::NotInRegistry { reason });
+    }
+
+    #[tokio::test]
+    async fn a_blob_goes_on_where_it_stopped_whether_or_not_the_registry_can() {
+        let content = "0123456789";
+        for (status, sent) in [("206 Partial Content", "456789"), ("200 OK", content)] {
+            let (reference, serving) = answering(vec![answer(status, "", sent)]).await;
+            let http = Http::default();
+            let registry = Registry::new(&http, &reference);
+            let mut body = registry.blob(&blob(content), 4).await.unwrap();
+            let mut rest = Vec::new();
+            while body.append_to(&mut rest).await.unwrap() {}
+            assert_eq!(rest, b"456789", "{status}");
+            assert!(serving.await.unwrap()[0].contains("range: bytes=4-"));
+        }
+    }
+
+    #[tokio::test]
+    async fn more_than_the_limit_is_not_read() {
+        let announced = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", MANIFEST_LIMIT_BYTES + 1);
+        let (reference, _serving) = answering(vec![announced]).await;
+        let http = Http::default();
+        let problem = Registry::new(&http, &reference).manifest("c").await.err().unwrap();
+        assert!(matches!(problem, Problem::Unsupported { .. }), "{problem}");
+    }
+}

@@ -1,0 +1,136 @@
+//! What tells the daemon, and a person with `ctr`, that a container is there: its record, and the lease that keeps its
+//! snapshot from the garbage collector.
+//!
+//! A record has no SnapshotKey on purpose: `ctr c rm` would remove the snapshot of a running container with it. A label
+//! refers to the snapshot instead.
+//! Source of the facts: containerd `metadata/{containers,leases,gc}.go`, `filters` @ v1.6.20.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use containerd_client::services::v1::containers_client::ContainersClient;
+use containerd_client::services::v1::leases_client::LeasesClient;
+use containerd_client::services::v1::{
+    Container, CreateContainerRequest, CreateRequest, DeleteContainerRequest, DeleteRequest, ListRequest,
+    container,
+};
+use prost_types::Any;
+use tonic::transport::Channel;
+
+use super::{Containerd, Error, MESSAGE_LIMIT_BYTES, QUICK};
+
+const SPEC_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
+/// A lease deleted in sync waits for a whole run of the garbage collector.
+const COLLECTS_GARBAGE: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Lease {
+    pub id: String,
+    pub labels: HashMap<String, String>,
+}
+
+/// A container as the daemon shall know it. Its snapshot bears the same id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub id: String,
+    pub image: String,
+    pub runtime: String,
+    /// JSON of the runtime specification; the daemon takes no record without one.
+    pub spec: Vec<u8>,
+    pub labels: HashMap<String, String>,
+    pub lease: String,
+}
+
+impl Containerd {
+    /// # Errors
+    /// Already exists is an error: a lease belongs to one task.
+    pub(crate) async fn create_lease(&self, id: &str, labels: HashMap<String, String>) -> Result<(), Error> {
+        let request = self.request(CreateRequest { id: id.to_owned(), labels })?;
+        let doing = format!("create lease {id}");
+        self.call(&doing, QUICK, self.lease_client().create(request)).await.map(drop)
+    }
+
+    /// What only the lease kept is collected later. Gone already is success.
+    ///
+    /// # Errors
+    /// Names the lease.
+    pub(crate) async fn delete_lease(&self, id: &str) -> Result<(), Error> {
+        self.end_lease(id, false).await
+    }
+
+    pub(super) async fn end_lease(&self, id: &str, sync: bool) -> Result<(), Error> {
+        let request = self.request(DeleteRequest { id: id.to_owned(), sync })?;
+        let doing = format!("delete lease {id}");
+        match self.call(&doing, COLLECTS_GARBAGE, self.lease_client().delete(request)).await {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// The leases that bear this label.
+    ///
+    /// # Errors
+    /// Names the label.
+    pub(crate) async fn leases(&self, label: &str, value: &str) -> Result<Vec<Lease>, Error> {
+        let filter = format!("labels.{}=={}", quoted(label), quoted(value));
+        let doing = format!("list leases with {filter}");
+        let request = self.request(ListRequest { filters: vec![filter] })?;
+        let listed = self.call(&doing, QUICK, self.lease_client().list(request)).await?;
+        Ok(listed.leases.into_iter().map(|lease| Lease { id: lease.id, labels: lease.labels }).collect())
+    }
+
+    /// # Errors
+    /// Already exists is an error, which [`Error::is_already_exists`] tells.
+    pub(crate) async fn create_record(&self, record: Record) -> Result<(), Error> {
+        let Record { id, image, runtime, spec, mut labels, lease } = record;
+        labels.insert(format!("containerd.io/gc.ref.snapshot.{}", self.snapshotter()), id.clone());
+        let doing = format!("create container record {id}");
+        let container = Container {
+            id,
+            labels,
+            image,
+            runtime: Some(container::Runtime { name: runtime, options: None }),
+            spec: Some(Any { type_url: SPEC_URL.to_owned(), value: spec }),
+            snapshotter: self.snapshotter().to_owned(),
+            ..Container::default()
+        };
+        let request = self.leased_request(CreateContainerRequest { container: Some(container) }, &lease)?;
+        self.call(&doing, QUICK, self.containers().create(request)).await.map(drop)
+    }
+
+    /// Gone already is success.
+    ///
+    /// # Errors
+    /// Names the record.
+    pub(crate) async fn delete_record(&self, id: &str) -> Result<(), Error> {
+        let request = self.request(DeleteContainerRequest { id: id.to_owned() })?;
+        let doing = format!("delete container record {id}");
+        match self.call(&doing, QUICK, self.containers().delete(request)).await {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn lease_client(&self) -> LeasesClient<Channel> {
+        LeasesClient::new(self.channel()).max_decoding_message_size(MESSAGE_LIMIT_BYTES)
+    }
+
+    fn containers(&self) -> ContainersClient<Channel> {
+        ContainersClient::new(self.channel())
+    }
+}
+
+/// A string as the daemon's filters read it.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotes_do_not_end_a_filter() {
+        assert_eq!(quoted(r#"a"b\c"#), r#""a\"b\\c""#);
+    }
+}
