@@ -12,4 +12,113 @@ mod shim;
 mod spec;
 mod task;
 
-fn main() {}
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+use tokio_stream::wrappers::UnixListenerStream;
+
+use crate::driver::Driver;
+use crate::go_plugin::{HandshakeError, Services, Socket};
+use crate::log::Log;
+
+/// Nomad sends whole job environments and exec output in single messages.
+const MESSAGE_LIMIT_BYTES: usize = 64 * 1024 * 1024;
+/// Streams that the host holds open never end by themselves; it kills two seconds after it asked.
+const DRAIN: Duration = Duration::from_millis(500);
+
+fn main() -> ExitCode {
+    if std::env::args().nth(1).is_some_and(|argument| argument == "--version") {
+        return say(&format!("containerd-driver {}\n", env!("CARGO_PKG_VERSION")));
+    }
+    if let Err(error) = go_plugin::check_cookie() {
+        return fail(&error);
+    }
+    let _log = Log::start();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error),
+    };
+    let outcome = runtime.block_on(serve());
+    // Blocking work that has not ended (a drain of a task's log) must not hold the exit.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+async fn serve() -> Result<(), HandshakeError> {
+    let (socket, listener) = Socket::bind()?;
+    let stop = Arc::new(Notify::new());
+    let ended = Arc::new(Notify::new());
+    let serving = tokio::spawn(run_server(listener, Arc::clone(&stop), Arc::clone(&ended)));
+    let interrupts = ignore_interrupts();
+    socket.announce()?;
+    tokio::select! {
+        () = stop.notified() => {}
+        () = terminated() => {}
+    }
+    ended.notify_one();
+    if tokio::time::timeout(DRAIN, serving).await.is_err() {
+        tracing::debug!("the host still holds streams open; leaving");
+    }
+    drop(interrupts);
+    Ok(())
+}
+
+async fn run_server(listener: UnixListener, stop: Arc<Notify>, ended: Arc<Notify>) {
+    let services = Services::new(stop);
+    let driver = Driver::new();
+    let served = tonic::transport::Server::builder()
+        .add_service(services.health().await)
+        .add_service(services.broker())
+        .add_service(services.stdio())
+        .add_service(services.controller())
+        .add_service(driver.base_service().max_decoding_message_size(MESSAGE_LIMIT_BYTES))
+        .add_service(
+            driver
+                .driver_service()
+                .max_decoding_message_size(MESSAGE_LIMIT_BYTES)
+                .max_encoding_message_size(MESSAGE_LIMIT_BYTES),
+        )
+        .serve_with_incoming_shutdown(
+            UnixListenerStream::new(listener),
+            async move { ended.notified().await },
+        )
+        .await;
+    if let Err(error) = served {
+        tracing::error!(%error, "the plugin's server failed");
+    }
+}
+
+/// Ctrl-C at the agent's terminal reaches the whole process group; ending is the agent's to say.
+fn ignore_interrupts() -> Option<tokio::signal::unix::Signal> {
+    signal(SignalKind::interrupt()).ok()
+}
+
+async fn terminated() {
+    match signal(SignalKind::terminate()) {
+        Ok(mut terminate) => {
+            terminate.recv().await;
+        }
+        Err(_) => std::future::pending().await,
+    }
+}
+
+fn say(text: &str) -> ExitCode {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn fail(error: &dyn std::error::Error) -> ExitCode {
+    // Plain text: the agent shows it at DEBUG, and a person who ran the binary by hand can read it.
+    let _ = writeln!(std::io::stderr().lock(), "containerd-driver: {error}");
+    ExitCode::FAILURE
+}

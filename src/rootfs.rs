@@ -27,6 +27,7 @@ const MOUNT_OPTIONS_LIMIT_BYTES: usize = 4095;
 pub(crate) struct Identity {
     pub uid: u32,
     pub gid: u32,
+    /// The primary one among them: a process that drops it must not get around files that deny it by group.
     pub groups: Vec<u32>,
     pub home: String,
 }
@@ -152,13 +153,12 @@ impl Accounts {
         };
         let home = if home.is_empty() { "/" } else { home }.to_owned();
         if !group.is_empty() {
-            return Ok(Identity { uid, gid: self.gid(group)?, groups: Vec::new(), home });
+            let gid = self.gid(group)?;
+            return Ok(Identity { uid, gid, groups: vec![gid], home });
         }
         let name = entry.map_or(user, |entry| entry.name);
-        let listing = self
-            .groups()
-            .filter(|(_, other, members)| *other != gid && members.split(',').any(|m| m == name));
-        let mut groups: Vec<u32> = listing.map(|(_, gid, _)| gid).collect();
+        let listing = self.groups().filter(|(_, _, members)| members.split(',').any(|member| member == name));
+        let mut groups: Vec<u32> = listing.map(|(_, gid, _)| gid).chain([gid]).collect();
         groups.sort_unstable();
         groups.dedup();
         Ok(Identity { uid, gid, groups, home })
@@ -222,13 +222,13 @@ mod tests {
 
     #[test]
     fn users_and_groups_are_the_images_own() {
-        assert_eq!(who(""), is(0, 0, &[10], "/root"));
-        assert_eq!(who("app"), is(1000, 1000, &[10, 29], "/home/app"));
+        assert_eq!(who(""), is(0, 0, &[0, 10], "/root"));
+        assert_eq!(who("app"), is(1000, 1000, &[10, 29, 1000], "/home/app"));
         assert_eq!(who("1000"), who("app"));
-        assert_eq!(who("app:audio"), is(1000, 29, &[], "/home/app"));
-        assert_eq!(who("app:77"), is(1000, 77, &[], "/home/app"));
-        assert_eq!(who("4242"), is(4242, 0, &[], "/"));
-        assert_eq!(who("bare"), is(7, 8, &[29], "/"));
+        assert_eq!(who("app:audio"), is(1000, 29, &[29], "/home/app"));
+        assert_eq!(who("app:77"), is(1000, 77, &[77], "/home/app"));
+        assert_eq!(who("4242"), is(4242, 0, &[0], "/"));
+        assert_eq!(who("bare"), is(7, 8, &[8, 29], "/"));
     }
 
     #[test]

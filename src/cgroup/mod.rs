@@ -5,12 +5,17 @@
 mod metrics;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use metrics::Usage;
 
 const ROOT: &str = "/sys/fs/cgroup";
+const REMOVAL_TRIES: u32 = 50;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(20);
 
 /// A hybrid machine, with controllers on v1, counts as v1, as it does for Nomad.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +94,44 @@ impl Cgroup {
             Mode::V2 => below("").join("memory.events"),
         };
         std::fs::read_to_string(file).map_or(0, |text| counter(&text, "oom_kill"))
+    }
+}
+
+/// Kills whoever is left in a cgroup and removes it from all hierarchies. One that isn't there is removed already.
+///
+/// # Errors
+/// When the kernel still finds it busy after a while.
+pub(crate) async fn remove(path: &Path) -> std::io::Result<()> {
+    let mut outcome = Ok(());
+    for _ in 0..REMOVAL_TRIES {
+        outcome = directories(path).into_iter().try_for_each(|directory| kill_and_remove(&directory));
+        if outcome.is_ok() {
+            break;
+        }
+        // Killed processes leave when they are scheduled.
+        tokio::time::sleep(REMOVAL_PAUSE).await;
+    }
+    outcome
+}
+
+fn directories(path: &Path) -> Vec<PathBuf> {
+    let below = |root: PathBuf| root.join(path.strip_prefix("/").unwrap_or(path));
+    if mode() == Mode::V2 {
+        return vec![below(PathBuf::from(ROOT))];
+    }
+    let hierarchies =
+        std::fs::read_dir(ROOT).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    hierarchies.map(below).collect()
+}
+
+fn kill_and_remove(directory: &Path) -> std::io::Result<()> {
+    let processes = std::fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    for pid in processes.lines().filter_map(|line| line.parse().ok()) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    match std::fs::remove_dir(directory) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

@@ -1,1 +1,209 @@
-//! (to be written)
+//! The Nomad seam: decode the request, make one call to a task, encode the answer. No decision about a task is made
+//! here, and nothing here knows the shim.
+//!
+//! Source of the facts: hashicorp/nomad `plugins/drivers/` (server, client, and what the client does with each answer).
+
+mod base;
+mod exec_stream;
+mod fingerprint;
+mod reply;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use nomad_proto::base::base_plugin_server::BasePluginServer;
+use nomad_proto::driver as pb;
+use nomad_proto::driver::driver_server::DriverServer;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::BroadcastStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::config::TaskOptions;
+use crate::error::{Error, Result};
+use crate::task::{Task, Tasks};
+use base::Base;
+
+/// The name by which jobs, the agent's plugin block and the file in plugin_dir call the driver.
+pub(crate) const NAME: &str = "containerd-driver";
+/// What a stop without a usable timeout gets; Nomad's own default.
+const DEFAULT_KILL_TIMEOUT: Duration = Duration::from_secs(5);
+
+type Streamed<T> = Pin<Box<dyn Stream<Item = std::result::Result<T, Status>> + Send>>;
+type Answer<T> = std::result::Result<Response<T>, Status>;
+
+/// Both services of the plugin over one state.
+#[derive(Clone)]
+pub(crate) struct Driver {
+    base: Arc<Base>,
+    tasks: Arc<Tasks>,
+}
+
+impl Driver {
+    pub(crate) fn new() -> Self {
+        Self { base: Arc::new(Base::new()), tasks: Arc::new(Tasks::new()) }
+    }
+
+    pub(crate) fn base_service(&self) -> BasePluginServer<Base> {
+        BasePluginServer::from_arc(Arc::clone(&self.base))
+    }
+
+    pub(crate) fn driver_service(&self) -> DriverServer<Self> {
+        DriverServer::new(self.clone())
+    }
+
+    fn task(&self, id: &str) -> Result<Arc<Task>> {
+        self.tasks.get(id).ok_or(Error::TaskNotFound)
+    }
+}
+
+#[tonic::async_trait]
+impl pb::driver_server::Driver for Driver {
+    type FingerprintStream = Streamed<pb::FingerprintResponse>;
+    type TaskStatsStream = Streamed<pb::TaskStatsResponse>;
+    type TaskEventsStream = Streamed<pb::DriverTaskEvent>;
+    type ExecTaskStreamingStream = Streamed<pb::ExecTaskStreamingResponse>;
+
+    async fn init(&self, _: Request<pb::InitRequest>) -> Answer<pb::InitResponse> {
+        Ok(Response::new(pb::InitResponse {}))
+    }
+
+    async fn shutdown(&self, _: Request<pb::ShutdownRequest>) -> Answer<pb::ShutdownResponse> {
+        // Tasks outlive the plugin, so there is nothing to wind up.
+        Ok(Response::new(pb::ShutdownResponse {}))
+    }
+
+    async fn task_config_schema(
+        &self,
+        _: Request<pb::TaskConfigSchemaRequest>,
+    ) -> Answer<pb::TaskConfigSchemaResponse> {
+        Ok(Response::new(pb::TaskConfigSchemaResponse { spec: Some(TaskOptions::schema()) }))
+    }
+
+    async fn capabilities(&self, _: Request<pb::CapabilitiesRequest>) -> Answer<pb::CapabilitiesResponse> {
+        Ok(Response::new(pb::CapabilitiesResponse { capabilities: Some(reply::capabilities()) }))
+    }
+
+    async fn fingerprint(&self, _: Request<pb::FingerprintRequest>) -> Answer<Self::FingerprintStream> {
+        let settings = self.base.subscribe();
+        self.tasks.sweep_for(settings.clone());
+        Ok(Response::new(Box::pin(fingerprint::stream(settings).map(Ok))))
+    }
+
+    async fn start_task(&self, request: Request<pb::StartTaskRequest>) -> Answer<pb::StartTaskResponse> {
+        let config = request.into_inner().task.ok_or_else(|| reply::missing("task"))?;
+        let settings = self.base.settings().map_err(reply::status)?;
+        let started = self.tasks.start(settings, config.clone()).await.map_err(reply::start_status)?;
+        Ok(Response::new(reply::started(config, started)))
+    }
+
+    async fn recover_task(
+        &self,
+        request: Request<pb::RecoverTaskRequest>,
+    ) -> Answer<pb::RecoverTaskResponse> {
+        let handle = request.into_inner().handle.ok_or_else(|| reply::missing("handle"))?;
+        let config = handle.config.ok_or_else(|| reply::missing("handle.config"))?;
+        let settings = self.base.settings().map_err(reply::status)?;
+        self.tasks.recover(settings, &config, &handle.driver_state).await.map_err(reply::status)?;
+        Ok(Response::new(pb::RecoverTaskResponse {}))
+    }
+
+    async fn wait_task(&self, request: Request<pb::WaitTaskRequest>) -> Answer<pb::WaitTaskResponse> {
+        let task = self.task(&request.into_inner().task_id).map_err(reply::status)?;
+        let exit = task.wait().await.map_err(reply::status)?;
+        Ok(Response::new(reply::waited(&exit)))
+    }
+
+    async fn stop_task(&self, request: Request<pb::StopTaskRequest>) -> Answer<pb::StopTaskResponse> {
+        let request = request.into_inner();
+        // A task that is gone is a task that has stopped: an error here is retried for minutes.
+        let Some(task) = self.tasks.get(&request.task_id) else {
+            return Ok(Response::new(pb::StopTaskResponse {}));
+        };
+        let timeout =
+            request.timeout.and_then(|t| Duration::try_from(t).ok()).unwrap_or(DEFAULT_KILL_TIMEOUT);
+        task.stop(&request.signal, timeout).await.map_err(reply::status)?;
+        Ok(Response::new(pb::StopTaskResponse {}))
+    }
+
+    async fn destroy_task(
+        &self,
+        request: Request<pb::DestroyTaskRequest>,
+    ) -> Answer<pb::DestroyTaskResponse> {
+        let request = request.into_inner();
+        let settings = self.base.settings().map_err(reply::status)?;
+        self.tasks.destroy(settings, &request.task_id, request.force).await.map_err(reply::status)?;
+        Ok(Response::new(pb::DestroyTaskResponse {}))
+    }
+
+    async fn inspect_task(
+        &self,
+        request: Request<pb::InspectTaskRequest>,
+    ) -> Answer<pb::InspectTaskResponse> {
+        let task = self.task(&request.into_inner().task_id).map_err(reply::status)?;
+        Ok(Response::new(reply::inspected(&task)))
+    }
+
+    async fn task_stats(&self, request: Request<pb::TaskStatsRequest>) -> Answer<Self::TaskStatsStream> {
+        let request = request.into_inner();
+        let task = self.task(&request.task_id).map_err(reply::status)?;
+        let asked = request.collection_interval.and_then(|i| Duration::try_from(i).ok());
+        let usages = task.stats(asked.filter(|interval| !interval.is_zero()));
+        let stats = usages.map(move |usage| Ok(reply::stats(&request.task_id, usage)));
+        Ok(Response::new(Box::pin(stats)))
+    }
+
+    async fn task_events(&self, _: Request<pb::TaskEventsRequest>) -> Answer<Self::TaskEventsStream> {
+        // A listener that lags misses old events; the stream itself never ends, since it would be reopened at once.
+        let events = BroadcastStream::new(self.tasks.events())
+            .filter_map(|event| std::future::ready(event.ok().map(|event| Ok(reply::event(event)))));
+        Ok(Response::new(Box::pin(events)))
+    }
+
+    async fn signal_task(&self, request: Request<pb::SignalTaskRequest>) -> Answer<pb::SignalTaskResponse> {
+        let request = request.into_inner();
+        let task = self.task(&request.task_id).map_err(reply::status)?;
+        task.signal(&request.signal).await.map_err(reply::status)?;
+        Ok(Response::new(pb::SignalTaskResponse {}))
+    }
+
+    async fn exec_task(&self, request: Request<pb::ExecTaskRequest>) -> Answer<pb::ExecTaskResponse> {
+        let request = request.into_inner();
+        let task = self.task(&request.task_id).map_err(reply::status)?;
+        let timeout = request.timeout.and_then(|t| Duration::try_from(t).ok()).filter(|t| !t.is_zero());
+        let output = task.exec_output(&request.command, timeout).await.map_err(reply::status)?;
+        Ok(Response::new(reply::exec_output(output)))
+    }
+
+    async fn exec_task_streaming(
+        &self,
+        request: Request<Streaming<pb::ExecTaskStreamingRequest>>,
+    ) -> Answer<Self::ExecTaskStreamingStream> {
+        let mut input = request.into_inner();
+        let first = input.message().await?.and_then(|message| message.setup);
+        let setup = first.ok_or_else(|| reply::missing("setup in the first message"))?;
+        let task = self.task(&setup.task_id).map_err(reply::status)?;
+        Ok(Response::new(Box::pin(exec_stream::run(task, setup, input))))
+    }
+
+    async fn create_network(
+        &self,
+        _: Request<pb::CreateNetworkRequest>,
+    ) -> Answer<pb::CreateNetworkResponse> {
+        Err(reply::status(no_networks("CreateNetwork")))
+    }
+
+    async fn destroy_network(
+        &self,
+        _: Request<pb::DestroyNetworkRequest>,
+    ) -> Answer<pb::DestroyNetworkResponse> {
+        Err(reply::status(no_networks("DestroyNetwork")))
+    }
+}
+
+fn no_networks(call: &str) -> Error {
+    Error::Unsupported(format!(
+        "{call} is not served: the driver does not announce must_create_network, so group networks are Nomad's to make"
+    ))
+}

@@ -201,11 +201,10 @@ impl Connection {
         }
     }
 
-    /// Runs a process in the container; returns once it runs. `ended` must be polled from before this on, see
-    /// [`Self::wait`]. After a failure the exec is gone: it is never started again, which would crash the shim.
+    /// Declares a process to run in the container, which [`Self::exec_start`] then starts.
     ///
     /// # Errors
-    /// With the runtime's words on why the process can't run.
+    /// When the shim has an exec of that id, or is gone.
     pub(crate) async fn exec(&self, exec_id: &str, process: &Process, io: ExecIo) -> Result<(), Error> {
         let doing = |source| failed("exec in container", &self.id)(source);
         let spec = serde_json::to_vec(process).map_err(|e| doing(CallError::Refused(e.to_string())))?;
@@ -222,10 +221,10 @@ impl Connection {
         self.client.exec(&request, QUICK).await.map(drop).map_err(doing)
     }
 
-    /// Starts a declared exec.
+    /// Starts a declared exec; returns once it runs.
     ///
     /// # Errors
-    /// With the runtime's words; the exec has been deleted then.
+    /// With the runtime's words on why it can't run. It is deleted then: a second start would crash the shim.
     pub(crate) async fn exec_start(&self, exec_id: &str) -> Result<(), Error> {
         let Err(error) = self.start_process(exec_id).await else { return Ok(()) };
         let _ = self.delete_process(exec_id).await;
@@ -233,6 +232,9 @@ impl Connection {
     }
 
     /// Kills an exec's first process. Ended already is success.
+    ///
+    /// # Errors
+    /// When the shim refuses or is gone.
     pub(crate) async fn exec_kill(&self, exec_id: &str) -> Result<(), Error> {
         match self.kill_process(exec_id, Signal::SIGKILL as i32, false).await {
             Ok(()) | Err(CallError::NotFound(_)) => Ok(()),

@@ -11,14 +11,17 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
+use sha2::{Digest, Sha256};
 use shim_protos::Bootstrap;
 use tokio::process::Command;
 
 use super::{Bundle, DEFAULT_PATH, Error};
 
 const START: Duration = Duration::from_secs(20);
+/// Compiled into the shims.
+const SOCKETS: &str = "/run/containerd/s";
 /// `delete` kills and removes the container by the runtime.
 const DELETE: Duration = Duration::from_secs(60);
 
@@ -83,6 +86,8 @@ impl Launcher {
             .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(stderr)
+            // A binary that hangs may be a script that waits for something; all of it has to go then.
+            .process_group(0)
             .kill_on_drop(true);
         Ok(command)
     }
@@ -97,8 +102,13 @@ impl Launcher {
         let failure =
             |reason: String| Error::Binary { binary: self.binary.clone(), action, id: id.to_owned(), reason };
         let mut child = command.spawn().map_err(|error| failure(format!("can't be run: {error}")))?;
+        let mut group = Group { leader: child.id().and_then(|pid| i32::try_from(pid).ok()) };
         match tokio::time::timeout(limit, child.wait()).await {
-            Ok(status) => status.map_err(|error| failure(error.to_string())),
+            Ok(status) => {
+                // Its number may be another's soon; the shim that it leaves behind is in a group of its own.
+                group.leader = None;
+                status.map_err(|error| failure(error.to_string()))
+            }
             Err(_) => Err(failure(format!("did not end within {limit:?}"))),
         }
     }
@@ -119,6 +129,15 @@ impl Launcher {
         }
     }
 
+    /// Removes the socket of a shim that nobody got to write down where it is: its name is a hash of what the shim was
+    /// started with.
+    pub(crate) fn remove_socket(&self, id: &str) {
+        let Self { binary: _, namespace, address } = self;
+        let hash = Sha256::digest(format!("{address}/{namespace}/{id}"));
+        let name: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        let _ = std::fs::remove_file(Path::new(SOCKETS).join(name));
+    }
+
     fn leftovers(&self, id: &str) -> Vec<i32> {
         let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
         let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
@@ -127,6 +146,19 @@ impl Launcher {
                 .is_ok_and(|command| is_shim_of(&command, &self.namespace, &self.address, id))
         })
         .collect()
+    }
+}
+
+/// A process group that has to go, unless its leader has ended by itself.
+struct Group {
+    leader: Option<i32>,
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(leader) = self.leader {
+            let _ = killpg(Pid::from_raw(leader), Signal::SIGKILL);
+        }
     }
 }
 

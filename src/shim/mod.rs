@@ -37,7 +37,8 @@ impl Shim {
     pub(crate) fn protect(&self) {
         let file = format!("/proc/{}/oom_score_adj", self.pid);
         if let Err(error) = std::fs::write(&file, SHIM_OOM_SCORE_ADJ) {
-            tracing::warn!(file, %error, "can't protect the shim from the OOM killer");
+            // Not allowed to an agent in a container, and no reason to say so at each start.
+            tracing::debug!(file, %error, "can't protect the shim from the OOM killer");
         }
     }
 

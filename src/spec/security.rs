@@ -53,8 +53,9 @@ pub(super) fn masked_paths() -> Vec<String> {
     ])
 }
 
+/// On cgroup v1 the runtime mounts the hierarchies read-only, but not the directory that they are mounted in.
 pub(super) fn readonly_paths() -> Vec<String> {
-    strings(&["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"])
+    strings(&["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", "/sys/fs/cgroup"])
 }
 
 fn strings(paths: &[&str]) -> Vec<String> {

@@ -1,1 +1,287 @@
-//! (to be written)
+//! The tasks of this plugin, and what can be asked of one. A task's life is in the modules below, one for each part:
+//! [`start`], [`supervisor`] (the only writer of its phase), [`stop`], [`exec`], [`stats`], [`recover`], [`teardown`].
+//!
+//! A task's container goes by one id everywhere (bundle, shim, snapshot, lease, record), which derives from Nomad's id
+//! of the task. So whatever is left of a task can be found and taken down by that id alone.
+
+mod events;
+mod exec;
+mod place;
+mod recover;
+mod signal;
+mod start;
+mod stats;
+mod stop;
+mod supervisor;
+mod sweep;
+mod teardown;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, broadcast, watch};
+
+use crate::cgroup::Cgroup;
+use crate::config::PluginConfig;
+use crate::containerd::Containerd;
+use crate::error::{Error, Result};
+use crate::shim::{self, Connection, LogPaths, Shim};
+pub(crate) use events::TaskEvent;
+pub(crate) use exec::{Exec, ExecOutput, ExecRefused, Input, Output};
+use place::Place;
+
+/// The namespace in containerd of all that is ours. `ctr -n nomad` shows it.
+const NAMESPACE: &str = "nomad";
+const SNAPSHOTTER: &str = "overlayfs";
+
+/// The plugin's configuration, and what follows from it.
+pub(crate) struct Settings {
+    pub config: PluginConfig,
+    pub containerd: Containerd,
+    /// What the node's cores do together.
+    pub total_mhz: u64,
+}
+
+impl Settings {
+    /// Reaches for nothing.
+    pub(crate) fn new(config: PluginConfig, total_mhz: u64) -> Self {
+        let containerd = Containerd::new(config.containerd_socket.clone(), NAMESPACE, SNAPSHOTTER);
+        Self { config, containerd, total_mhz }
+    }
+
+    /// The binary of the configured runtime's shim.
+    ///
+    /// # Errors
+    /// Says which file was looked for, and where.
+    pub(crate) fn shim(&self) -> std::result::Result<PathBuf, shim::Error> {
+        shim::find_shim(&self.config.containerd_runtime)
+    }
+}
+
+/// How a task ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Exit {
+    pub code: i32,
+    pub signal: i32,
+    pub oom_killed: bool,
+    pub at: SystemTime,
+    /// Why nothing of the above is known.
+    pub error: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Phase {
+    Running,
+    Exited(Exit),
+}
+
+/// Who a task is to Nomad.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    pub task_id: String,
+    pub alloc_id: String,
+    pub name: String,
+}
+
+/// All that is needed to find a running task again. Nomad keeps it, and hands it back after a restart.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Saved {
+    container_id: String,
+    /// The binary that the shim was started from, and its private address: what its own clean-up is run with.
+    shim_binary: PathBuf,
+    shim: Shim,
+    pid: i32,
+    started_at: SystemTime,
+    logs: LogPaths,
+    cgroup: Cgroup,
+    image_digest: String,
+    /// The image's word on how it wants to be stopped.
+    stop_signal: Option<String>,
+}
+
+/// What Nomad is told of a task that has started.
+pub(crate) struct Started {
+    pub driver_state: Vec<u8>,
+}
+
+/// A task whose process has started, and may have ended. Lives until its destroy.
+pub(crate) struct Task {
+    identity: Identity,
+    saved: Saved,
+    place: Place,
+    connection: Connection,
+    phase: watch::Receiver<Phase>,
+    stats: stats::Sampler,
+}
+
+impl Task {
+    pub(crate) fn id(&self) -> &str {
+        &self.identity.task_id
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.identity.name
+    }
+
+    pub(crate) fn started_at(&self) -> SystemTime {
+        self.saved.started_at
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        self.phase.borrow().clone()
+    }
+
+    pub(crate) fn attributes(&self) -> HashMap<String, String> {
+        HashMap::from([
+            ("container_id".to_owned(), self.saved.container_id.clone()),
+            ("image_digest".to_owned(), self.saved.image_digest.clone()),
+            ("pid".to_owned(), self.saved.pid.to_string()),
+            ("shim_pid".to_owned(), self.saved.shim.pid.to_string()),
+        ])
+    }
+
+    /// Waits for the task's end, however long ago it was.
+    ///
+    /// # Errors
+    /// When the supervisor is gone without a word, which is a defect of ours.
+    pub(crate) async fn wait(&self) -> Result<Exit> {
+        let mut phase = self.phase.clone();
+        let ended = phase.wait_for(|phase| matches!(phase, Phase::Exited(_))).await;
+        match ended.as_deref() {
+            Ok(Phase::Exited(exit)) => Ok(exit.clone()),
+            _ => Err(Error::Failed(format!("wait for task {}: nobody watches it any more", self.id()))),
+        }
+    }
+}
+
+/// What an id stands for.
+enum Slot {
+    /// Being started or recovered.
+    Starting,
+    Here(Arc<Task>),
+    /// Being taken down.
+    Ending,
+}
+
+/// The tasks of this plugin, by their containers' ids.
+pub(crate) struct Tasks {
+    slots: Mutex<HashMap<String, Slot>>,
+    /// An id has been given back.
+    freed: Notify,
+    events: broadcast::Sender<TaskEvent>,
+    sweeping: std::sync::atomic::AtomicBool,
+}
+
+/// Events that a listener may lag behind by.
+const QUEUED_EVENTS: usize = 256;
+
+impl Tasks {
+    pub(crate) fn new() -> Self {
+        Self {
+            slots: Mutex::new(HashMap::new()),
+            freed: Notify::new(),
+            events: broadcast::Sender::new(QUEUED_EVENTS),
+            sweeping: std::sync::atomic::AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn get(&self, task_id: &str) -> Option<Arc<Task>> {
+        match self.lock().get(&place::container_id(task_id)) {
+            Some(Slot::Here(task)) => Some(Arc::clone(task)),
+            _ => None,
+        }
+    }
+
+    fn here(&self) -> Vec<Arc<Task>> {
+        let slots = self.lock();
+        let tasks =
+            slots.values().filter_map(|slot| if let Slot::Here(task) = slot { Some(task) } else { None });
+        tasks.cloned().collect()
+    }
+
+    pub(crate) fn events(&self) -> broadcast::Receiver<TaskEvent> {
+        self.events.subscribe()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Slot>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the id of a container for a start or a recovery. It is given back when the reservation is dropped without
+    /// a task.
+    ///
+    /// # Errors
+    /// When the id is taken.
+    async fn reserve(self: &Arc<Self>, container_id: &str) -> Result<Reservation> {
+        loop {
+            let freed = self.freed.notified();
+            match self.try_reserve(container_id)? {
+                Some(reservation) => return Ok(reservation),
+                None => freed.await,
+            }
+        }
+    }
+
+    /// None while what was left of an earlier try is taken down.
+    fn try_reserve(self: &Arc<Self>, container_id: &str) -> Result<Option<Reservation>> {
+        let mut slots = self.lock();
+        match slots.get(container_id) {
+            None => {}
+            Some(Slot::Ending) => return Ok(None),
+            Some(Slot::Starting | Slot::Here(_)) => {
+                return Err(Error::Conflict("it is here already".to_owned()));
+            }
+        }
+        slots.insert(container_id.to_owned(), Slot::Starting);
+        Ok(Some(Reservation { tasks: Arc::clone(self), container_id: container_id.to_owned() }))
+    }
+
+    /// Takes an id for a teardown, if nobody deals with it.
+    fn reserve_end(self: &Arc<Self>, container_id: &str) -> Option<Ending> {
+        let mut slots = self.lock();
+        if slots.contains_key(container_id) {
+            return None;
+        }
+        slots.insert(container_id.to_owned(), Slot::Ending);
+        Some(Ending { tasks: Arc::clone(self), container_id: container_id.to_owned() })
+    }
+}
+
+struct Reservation {
+    tasks: Arc<Tasks>,
+    container_id: String,
+}
+
+impl Reservation {
+    fn fill(self, task: Arc<Task>) {
+        self.tasks.lock().insert(self.container_id.clone(), Slot::Here(task));
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        {
+            let mut slots = self.tasks.lock();
+            if !matches!(slots.get(&self.container_id), Some(Slot::Here(_))) {
+                slots.remove(&self.container_id);
+            }
+        }
+        self.tasks.freed.notify_waiters();
+    }
+}
+
+/// Gives an id free when its teardown is over, however that went.
+struct Ending {
+    tasks: Arc<Tasks>,
+    container_id: String,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.tasks.lock().remove(&self.container_id);
+        self.tasks.freed.notify_waiters();
+    }
+}

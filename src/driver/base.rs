@@ -1,0 +1,118 @@
+//! Who the plugin is and how it is configured; the sole owner of its configuration. Others get a snapshot.
+//!
+//! The agent launches a plugin twice only to ask for its schema and to try its configuration, so taking a configuration
+//! reaches for nothing: containerd is contacted when a fingerprint or a task needs it.
+
+use std::sync::Arc;
+
+use nomad_proto::base as pb;
+use nomad_proto::base::base_plugin_server::BasePlugin;
+use tokio::sync::watch;
+use tonic::{Request, Response, Status};
+
+use crate::config::PluginConfig;
+use crate::driver::{NAME, reply};
+use crate::error::{Error, Result};
+use crate::task::Settings;
+
+/// The version of Nomad's driver plugin API.
+const PLUGIN_API_VERSION: &str = "v0.1.0";
+
+pub(crate) struct Base {
+    settings: watch::Sender<Option<Arc<Settings>>>,
+}
+
+impl Base {
+    pub(crate) fn new() -> Self {
+        Self { settings: watch::Sender::new(None) }
+    }
+
+    pub(crate) fn subscribe(&self) -> watch::Receiver<Option<Arc<Settings>>> {
+        self.settings.subscribe()
+    }
+
+    /// # Errors
+    /// Refuses before the agent has configured the plugin.
+    pub(crate) fn settings(&self) -> Result<Arc<Settings>> {
+        self.settings
+            .borrow()
+            .clone()
+            .ok_or_else(|| Error::Conflict("the agent has not configured the plugin yet".to_owned()))
+    }
+}
+
+#[tonic::async_trait]
+impl BasePlugin for Base {
+    async fn plugin_info(
+        &self,
+        _: Request<pb::PluginInfoRequest>,
+    ) -> std::result::Result<Response<pb::PluginInfoResponse>, Status> {
+        Ok(Response::new(pb::PluginInfoResponse {
+            r#type: pb::PluginType::Driver.into(),
+            plugin_api_versions: vec![PLUGIN_API_VERSION.to_owned()],
+            plugin_version: env!("CARGO_PKG_VERSION").to_owned(),
+            name: NAME.to_owned(),
+        }))
+    }
+
+    async fn config_schema(
+        &self,
+        _: Request<pb::ConfigSchemaRequest>,
+    ) -> std::result::Result<Response<pb::ConfigSchemaResponse>, Status> {
+        Ok(Response::new(pb::ConfigSchemaResponse { spec: Some(PluginConfig::schema()) }))
+    }
+
+    async fn set_config(
+        &self,
+        request: Request<pb::SetConfigRequest>,
+    ) -> std::result::Result<Response<pb::SetConfigResponse>, Status> {
+        let request = request.into_inner();
+        let config =
+            PluginConfig::decode(&request.msgpack_config).map_err(|error| reply::status(error.into()))?;
+        if let Some(config) = config {
+            let topology = request.nomad_config.and_then(|c| c.driver).and_then(|d| d.topology);
+            let mhz = topology.as_ref().map_or(0, total_mhz);
+            self.settings.send_replace(Some(Arc::new(Settings::new(config, mhz))));
+        }
+        Ok(Response::new(pb::SetConfigResponse {}))
+    }
+}
+
+/// What the node's cores do together, in MHz: what CPU ticks are counted against.
+fn total_mhz(topology: &pb::ClientTopology) -> u64 {
+    if topology.override_total_compute > 0 {
+        return topology.override_total_compute;
+    }
+    let speed = |core: &pb::ClientTopologyCore| {
+        [core.max_speed, core.base_speed, core.guess_speed].into_iter().find(|mhz| *mhz > 0).unwrap_or(0)
+    };
+    topology.cores.iter().filter(|core| !core.disable).map(speed).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nodes_speed_is_its_enabled_cores_or_the_operators_word() {
+        let core = |max, base, guess, disable| pb::ClientTopologyCore {
+            max_speed: max,
+            base_speed: base,
+            guess_speed: guess,
+            disable,
+            ..Default::default()
+        };
+        let mut topology = pb::ClientTopology {
+            cores: vec![
+                core(3000, 2000, 0, false),
+                core(0, 2000, 0, false),
+                core(0, 0, 1500, false),
+                core(9, 9, 9, true),
+            ],
+            ..Default::default()
+        };
+        assert_eq!(total_mhz(&topology), 6500);
+        topology.override_total_compute = 4000;
+        assert_eq!(total_mhz(&topology), 4000);
+    }
+}

@@ -1,0 +1,107 @@
+//! What the node is told of the driver: whether tasks can be started here, and why not. Follows containerd's health,
+//! down and back, for as long as the agent listens.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nomad_proto::driver::FingerprintResponse;
+use nomad_proto::driver::fingerprint_response::HealthState;
+use nomad_proto::structs::{Attribute, attribute::Value};
+use tokio::sync::watch;
+use tokio_stream::Stream;
+
+use crate::cgroup;
+use crate::task::Settings;
+
+/// How soon a change of containerd's health is seen.
+const PROBE: Duration = Duration::from_secs(2);
+/// How often the agent hears from us without a change.
+const REPEAT: Duration = Duration::from_secs(30);
+
+type Configured = watch::Receiver<Option<Arc<Settings>>>;
+
+/// The stream of fingerprints: the first at once, then on change and now and then. It never ends by itself, since the
+/// agent would open it again at once.
+pub(super) fn stream(settings: Configured) -> impl Stream<Item = FingerprintResponse> {
+    let nothing_sent: Option<(FingerprintResponse, Instant)> = None;
+    futures::stream::unfold((settings, nothing_sent), |(mut settings, mut sent)| async move {
+        loop {
+            if sent.is_some() {
+                tokio::select! {
+                    () = tokio::time::sleep(PROBE) => {}
+                    Ok(()) = settings.changed() => {}
+                }
+            }
+            let current = settings.borrow_and_update().clone();
+            let found = look(current.as_deref()).await;
+            let old = sent.as_ref().is_some_and(|(last, at)| *last == found && at.elapsed() < REPEAT);
+            if old {
+                continue;
+            }
+            if sent.as_ref().is_none_or(|(last, _)| last.health != found.health) {
+                tracing::info!(health = ?found.health(), "{}", found.health_description);
+            }
+            sent = Some((found.clone(), Instant::now()));
+            return Some((found, (settings, sent)));
+        }
+    })
+}
+
+async fn look(settings: Option<&Settings>) -> FingerprintResponse {
+    let Some(settings) = settings else {
+        return answer(HealthState::Undetected, "not configured yet", Facts::default());
+    };
+    if !settings.config.enabled {
+        return answer(
+            HealthState::Undetected,
+            "disabled by the plugin option enabled = false",
+            Facts::default(),
+        );
+    }
+    let mut facts = Facts { runtime: settings.config.containerd_runtime.clone(), ..Facts::default() };
+    match settings.shim() {
+        Ok(path) => facts.shim = path.display().to_string(),
+        Err(error) => return answer(HealthState::Unhealthy, &error.to_string(), facts),
+    }
+    match settings.containerd.version().await {
+        Ok(version) => facts.containerd = version,
+        Err(error) => return answer(HealthState::Unhealthy, &error.to_string(), facts),
+    }
+    answer(HealthState::Healthy, "Healthy", facts)
+}
+
+/// What the attributes say; empty text clears an attribute that was set before.
+#[derive(Default)]
+struct Facts {
+    runtime: String,
+    shim: String,
+    containerd: String,
+}
+
+fn answer(health: HealthState, description: &str, facts: Facts) -> FingerprintResponse {
+    let text = |value: String| Attribute { value: Some(Value::StringVal(value)), unit: String::new() };
+    let detected = Attribute { value: Some(Value::BoolVal(true)), unit: String::new() };
+    let mut attributes = HashMap::from([
+        ("driver.containerd-driver.version".to_owned(), text(env!("CARGO_PKG_VERSION").to_owned())),
+        ("driver.containerd-driver.containerd_version".to_owned(), text(facts.containerd)),
+        ("driver.containerd-driver.containerd_runtime".to_owned(), text(facts.runtime)),
+        ("driver.containerd-driver.shim".to_owned(), text(facts.shim)),
+        ("driver.containerd-driver.cgroup_version".to_owned(), text(cgroup_version())),
+    ]);
+    let present = if health == HealthState::Undetected { text(String::new()) } else { detected };
+    attributes.insert("driver.containerd-driver".to_owned(), present);
+    FingerprintResponse {
+        attributes,
+        health: health.into(),
+        health_description: description.to_owned(),
+        err: String::new(),
+    }
+}
+
+fn cgroup_version() -> String {
+    match cgroup::mode() {
+        cgroup::Mode::V1 => "v1".to_owned(),
+        cgroup::Mode::V2 => "v2".to_owned(),
+    }
+}

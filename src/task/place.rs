@@ -1,0 +1,90 @@
+//! Where a container's parts are: its bundle, the launcher of its shim, containerd. All by the container's id.
+
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::{NAMESPACE, Settings};
+use crate::containerd::Containerd;
+use crate::shim::{Bundle, Launcher};
+
+/// A readable part in front of the hash; containerd takes ids of up to 76 characters.
+const NAME_LIMIT: usize = 40;
+const HASH_LENGTH: usize = 20;
+
+#[derive(Clone)]
+pub(super) struct Place {
+    pub(super) id: String,
+    pub(super) bundle: Bundle,
+    pub(super) launcher: Launcher,
+    pub(super) containerd: Containerd,
+}
+
+impl Place {
+    /// The place of a container, whether or not anything is there.
+    pub(super) fn of(settings: &Settings, id: &str, shim_binary: PathBuf) -> Self {
+        let state_dir = &settings.config.state_dir;
+        Self {
+            id: id.to_owned(),
+            bundle: Bundle::at(state_dir, NAMESPACE, id),
+            launcher: Launcher {
+                binary: shim_binary,
+                namespace: NAMESPACE.to_owned(),
+                address: shim_address(state_dir),
+            },
+            containerd: settings.containerd.clone(),
+        }
+    }
+
+    /// The place of a container of which nothing is known but its id: its shim is taken for one of the configured
+    /// runtime, which only matters if that shim no longer answers.
+    pub(super) fn by_id(settings: &Settings, id: &str) -> Self {
+        let binary = settings.shim().unwrap_or_else(|_| PathBuf::from(&settings.config.containerd_runtime));
+        Self::of(settings, id, binary)
+    }
+}
+
+/// What our shims are told is containerd's address, and what tells them from those of a daemon or another plugin.
+fn shim_address(state_dir: &Path) -> String {
+    state_dir.join("shims").display().to_string()
+}
+
+/// A private root for the runtime's own state, so that no other client of containerd can start, stop or delete what is
+/// ours by its id.
+pub(super) fn runtime_root(settings: &Settings) -> String {
+    settings.config.state_dir.join("runc").display().to_string()
+}
+
+/// Derives the container's id from Nomad's id of the task, `<alloc>/<task>/<attempt>`.
+pub(super) fn container_id(task_id: &str) -> String {
+    let name = task_id.split('/').nth(1).unwrap_or_default();
+    // Only letters, digits and single separators between them are allowed.
+    let words = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    let mut readable = words.collect::<Vec<_>>().join("-");
+    readable.truncate(NAME_LIMIT);
+    let readable = readable.trim_end_matches('-');
+    let hash: String = Sha256::digest(task_id).iter().map(|byte| format!("{byte:02x}")).collect();
+    if readable.is_empty() {
+        format!("task-{}", &hash[..HASH_LENGTH])
+    } else {
+        format!("{readable}-{}", &hash[..HASH_LENGTH])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_readable_valid_and_distinct() {
+        let id = container_id("5f1b/redis-task/0a1b2c3d");
+        assert!(id.starts_with("redis-task-") && id.len() == "redis-task-".len() + HASH_LENGTH, "{id}");
+        assert_ne!(id, container_id("5f1b/redis-task/0a1b2c3e"));
+        for name in ["__a b//c..", "ünïcode", "", "-", &"x-".repeat(100)] {
+            let id = container_id(&format!("alloc/{name}/1"));
+            let words: Vec<_> = id.split('-').collect();
+            assert!(id.len() <= 76 && words.iter().all(|w| !w.is_empty()), "{id}");
+            assert!(id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-'), "{id}");
+        }
+    }
+}

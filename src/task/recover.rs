@@ -1,0 +1,95 @@
+//! Finds a running task again after the plugin, or the agent, was restarted.
+//!
+//! Nothing is started here and no pipe is opened: the agent's log collector comes back only later. The shim still knows
+//! how a task ended that ended meanwhile.
+
+use std::sync::Arc;
+
+use nomad_proto::driver as pb;
+
+use super::place::{self, Place};
+use super::{Identity, Saved, Settings, Task, Tasks, supervisor};
+use crate::error::{Error, Result};
+use crate::shim::Connection;
+
+impl Tasks {
+    /// Takes a task up again. One that is here already is success.
+    ///
+    /// # Errors
+    /// When its shim is gone, or the handle is none of ours; the agent then destroys what is left, and starts the task
+    /// anew by its policy.
+    pub(crate) async fn recover(
+        self: &Arc<Self>,
+        settings: Arc<Settings>,
+        config: &pb::TaskConfig,
+        driver_state: &[u8],
+    ) -> Result<()> {
+        if self.get(&config.id).is_some() {
+            return Ok(());
+        }
+        let doing = format!("recover task {}", config.id);
+        let reservation =
+            self.reserve(&place::container_id(&config.id)).await.map_err(|error| error.context(&doing))?;
+        let task = find(&settings, config, driver_state).await.map_err(|error| error.context(&doing))?;
+        tracing::info!(
+            task = config.id,
+            container = task.saved.container_id,
+            pid = task.saved.pid,
+            "recovered"
+        );
+        reservation.fill(Arc::new(task));
+        Ok(())
+    }
+}
+
+async fn find(settings: &Settings, config: &pb::TaskConfig, driver_state: &[u8]) -> Result<Task> {
+    let saved = Saved::decode(driver_state)?;
+    let place = Place::of(settings, &saved.container_id, saved.shim_binary.clone());
+    if place.bundle.is_doomed() {
+        return Err(Error::Failed("it was being taken down".to_owned()));
+    }
+    let connection = Connection::open(&saved.shim.bootstrap, &saved.container_id).await?;
+    connection.state().await?;
+    let waiting = supervisor::ask(&connection, "").await;
+    Ok(Task::watched(Identity::of(config), saved, place, connection, waiting, settings))
+}
+
+impl Saved {
+    pub(super) fn encode(&self) -> Result<Vec<u8>> {
+        serde_json::to_vec(self)
+            .map_err(|error| Error::Failed(format!("write down the task's state: {error}")))
+    }
+
+    fn decode(driver_state: &[u8]) -> Result<Self> {
+        serde_json::from_slice(driver_state)
+            .map_err(|error| Error::Invalid(format!("the handle's driver state is not ours: {error}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use shim_protos::{ApiVersion, Bootstrap};
+
+    use super::*;
+    use crate::cgroup::Cgroup;
+    use crate::shim::{LogPaths, Shim};
+
+    #[test]
+    fn what_is_saved_is_read_again() {
+        let saved = Saved {
+            container_id: "redis-1".to_owned(),
+            shim_binary: "/usr/bin/containerd-shim-runc-v2".into(),
+            shim: Shim { bootstrap: Bootstrap { version: ApiVersion::V2, socket: "/run/s".into() }, pid: 7 },
+            pid: 8,
+            started_at: SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 5),
+            logs: LogPaths { stdout: "/o".into(), stderr: "/e".into() },
+            cgroup: Cgroup { path: "/nomad/a.b".into(), cpuset: None },
+            image_digest: "sha256:ab".to_owned(),
+            stop_signal: Some("SIGINT".to_owned()),
+        };
+        assert_eq!(Saved::decode(&saved.encode().unwrap()).unwrap(), saved);
+        assert!(Saved::decode(b"\x81garbage").unwrap_err().to_string().contains("not ours"));
+    }
+}

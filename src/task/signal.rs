@@ -1,0 +1,74 @@
+//! The names of signals, as `kill -l`, docker and Nomad write them.
+
+use std::str::FromStr;
+
+use nix::sys::signal::Signal;
+
+use crate::error::{Error, Result};
+
+const SIGRTMIN: i32 = 34;
+const SIGRTMAX: i32 = 64;
+
+/// The number of a signal given as `SIGTERM`, `term`, `15`, `SIGRTMIN+3`.
+///
+/// # Errors
+/// Lists what there is.
+pub(super) fn parse(text: &str) -> Result<i32> {
+    let upper = text.trim().to_ascii_uppercase();
+    if let Ok(number) = upper.parse::<i32>() {
+        return if (1..=SIGRTMAX).contains(&number) { Ok(number) } else { Err(unknown(text)) };
+    }
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    let number =
+        realtime(name).or_else(|| Signal::from_str(&format!("SIG{name}")).ok().map(|signal| signal as i32));
+    number.ok_or_else(|| unknown(text))
+}
+
+fn realtime(name: &str) -> Option<i32> {
+    let number = if let Some(offset) = name.strip_prefix("RTMIN") {
+        SIGRTMIN + if offset.is_empty() { 0 } else { offset.strip_prefix('+')?.parse::<u8>().ok()?.into() }
+    } else {
+        let offset = name.strip_prefix("RTMAX")?;
+        SIGRTMAX
+            - if offset.is_empty() { 0 } else { i32::from(offset.strip_prefix('-')?.parse::<u8>().ok()?) }
+    };
+    (SIGRTMIN..=SIGRTMAX).contains(&number).then_some(number)
+}
+
+fn unknown(text: &str) -> Error {
+    let names: Vec<_> = Signal::iterator().map(Signal::as_str).collect();
+    let names = names.join(", ");
+    Error::Invalid(format!(
+        "there is no signal {text:?}; there are {names}, SIGRTMIN+n, SIGRTMAX-n and their numbers"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_numbers_are_signals() {
+        for (text, number) in [
+            ("SIGTERM", 15),
+            ("sigterm", 15),
+            ("TERM", 15),
+            ("9", 9),
+            ("SIGUSR1", 10),
+            ("SIGRTMIN", 34),
+            ("SIGRTMIN+3", 37),
+            ("RTMAX", 64),
+            ("SIGRTMAX-1", 63),
+        ] {
+            assert_eq!(parse(text).unwrap(), number, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_none_is_refused_with_the_list() {
+        for text in ["", "SIG", "SIGNOPE", "0", "65", "-9", "SIGRTMIN+31", "SIGRTMIN-1", "SIGRTMIN+"] {
+            let error = parse(text).unwrap_err().to_string();
+            assert!(error.contains("SIGTERM"), "{text}: {error}");
+        }
+    }
+}

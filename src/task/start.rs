@@ -1,0 +1,306 @@
+//! A task's start. Its order is that of what has to be undone: the bundle first, marked as doomed, so that whatever
+//! comes after is found by its id even when the plugin dies in between; the mark goes once the process runs.
+//!
+//! The image comes before the rest, since it may take minutes. Then the shim is launched while the snapshot, the lease,
+//! the record and the user are seen to. A failure at any step is undone by the same teardown that destroys a task.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use containerd_client::types::Mount;
+use nomad_proto::driver as pb;
+use shim_protos::{RuncOptions, api};
+use tokio::sync::oneshot;
+
+use super::events::Teller;
+use super::place::{self, Place};
+use super::{Identity, Reservation, Saved, Settings, Started, Task, Tasks, stats, supervisor};
+use crate::cgroup::{self, Cgroup};
+use crate::config::TaskOptions;
+use crate::containerd::{Image, Record, Reference};
+use crate::error::{Error, Result};
+use crate::rootfs;
+use crate::shim::{Connection, LogPaths, Shim};
+use crate::spec;
+
+/// The label by which containers and leases of this plugin are told from others' in the same namespace.
+pub(super) const OWNER_LABEL: &str = "containerd-driver/state-dir";
+
+impl Tasks {
+    /// Starts a task. When the caller goes away before it has started, it is taken down again.
+    ///
+    /// # Errors
+    /// Says which step failed, on what; nothing is left of the task then.
+    pub(crate) async fn start(
+        self: &Arc<Self>,
+        settings: Arc<Settings>,
+        config: pb::TaskConfig,
+    ) -> Result<Started> {
+        let doing = format!("start task {}", config.id);
+        let reservation =
+            self.reserve(&place::container_id(&config.id)).await.map_err(|error| error.context(&doing))?;
+        let (asking, asker_gone) = oneshot::channel::<()>();
+        let starting = tokio::spawn(run(reservation, settings, config, asker_gone));
+        let started =
+            starting.await.map_err(|error| Error::Failed(format!("the start of the task broke: {error}")));
+        drop(asking);
+        started.flatten().map_err(|error| error.context(doing))
+    }
+}
+
+async fn run(
+    reservation: Reservation,
+    settings: Arc<Settings>,
+    config: pb::TaskConfig,
+    asker_gone: oneshot::Receiver<()>,
+) -> Result<Started> {
+    let place = Place::by_id(&settings, &reservation.container_id);
+    let events = reservation.tasks.events.clone();
+    let start = Start { settings: &settings, config: &config, place: &place, events };
+    match Box::pin(start.steps(asker_gone)).await {
+        Ok(task) => {
+            let driver_state = task.saved.encode()?;
+            tracing::info!(task = config.id, container = place.id, pid = task.saved.pid, "started");
+            reservation.fill(Arc::new(task));
+            Ok(Started { driver_state })
+        }
+        Err(error) => {
+            if let Err(error) = place.tear_down().await {
+                tracing::warn!(task = config.id, %error, "what is left of a failed start will be taken down later");
+            }
+            Err(error)
+        }
+    }
+}
+
+/// One start, and what it is made from.
+struct Start<'a> {
+    settings: &'a Settings,
+    config: &'a pb::TaskConfig,
+    place: &'a Place,
+    events: tokio::sync::broadcast::Sender<super::TaskEvent>,
+}
+
+/// What the shim needs besides itself.
+struct Prepared {
+    spec: oci_spec::runtime::Spec,
+    mounts: Vec<Mount>,
+    cgroup: Cgroup,
+}
+
+impl Start<'_> {
+    /// A start that is called off ends with the image, or else is carried through and then undone: a call to containerd
+    /// that is dropped may still be carried out, after its undoing.
+    async fn steps(&self, mut asker_gone: oneshot::Receiver<()>) -> Result<Task> {
+        let options = TaskOptions::decode(&self.config.msgpack_driver_config)?;
+        let reference = options.image.parse::<Reference>()?;
+        let logs =
+            LogPaths { stdout: (&self.config.stdout_path).into(), stderr: (&self.config.stderr_path).into() };
+        let held = logs.hold_open()?;
+        if self.place.bundle.exists() {
+            // Of a start that the plugin did not survive.
+            self.place.tear_down().await?;
+        }
+        let image = tokio::select! {
+            image = self.image(&reference) => image?,
+            _ = &mut asker_gone => return Err(called_off()),
+        };
+        self.place.bundle.create()?;
+        let (prepared, launched) = tokio::join!(self.prepare(&options, &image), self.launch());
+        let (prepared, (connection, shim)) = (prepared?, launched?);
+        let task = self.begin(prepared, connection, shim, logs, &image).await?;
+        drop(held);
+        if asker_gone.try_recv() == Err(oneshot::error::TryRecvError::Closed) {
+            return Err(called_off());
+        }
+        Ok(task)
+    }
+
+    async fn image(&self, reference: &Reference) -> Result<Image> {
+        let teller = Teller { identity: Identity::of(self.config), events: self.events.clone() };
+        let name = reference.to_string();
+        Ok(self.settings.containerd.image(reference, move |event| teller.pull(&name, event)).await?)
+    }
+
+    async fn launch(&self) -> Result<(Connection, Shim)> {
+        // Looked up again for its error: the place takes what it gets.
+        self.settings.shim()?;
+        let Place { id, bundle, launcher, .. } = self.place;
+        let bootstrap = launcher.start(bundle, id).await?;
+        let connection = Connection::open(&bootstrap, id).await?;
+        let pid = connection.pid_of_fresh_shim().await?;
+        let shim = Shim { bootstrap, pid };
+        bundle.write_shim(&shim)?;
+        shim.protect();
+        Ok((connection, shim))
+    }
+
+    /// The lease first: whatever is made after it is kept by it.
+    async fn prepare(&self, options: &TaskOptions, image: &Image) -> Result<Prepared> {
+        let Place { id, bundle, containerd, .. } = self.place;
+        let labels = self.labels();
+        let owner = [(OWNER_LABEL.to_owned(), labels[OWNER_LABEL].clone())].into();
+        containerd.create_lease(id, owner).await?;
+        let mounts = containerd.prepare_snapshot(id, &image.chain_id, id).await?;
+        let user = user(self.config, image);
+        let identity = rootfs::identity(mounts.clone(), bundle.rootfs(), user).await?;
+        let cgroup = cgroup_of(self.config);
+        let inputs = spec::Inputs {
+            options,
+            task: self.config,
+            image: &image.config,
+            identity: &identity,
+            rootfs: bundle.rootfs(),
+            hostname: hostname(self.config),
+            cgroup_path: cgroup.path.clone(),
+            swap_is_limited: cgroup::limits_swap(),
+        };
+        let spec = spec::build(&inputs)?;
+        let record = Record {
+            id: id.clone(),
+            image: image.name.clone(),
+            runtime: self.settings.config.containerd_runtime.clone(),
+            spec: serde_json::to_vec(&spec).map_err(|error| Error::Failed(error.to_string()))?,
+            labels,
+            lease: id.clone(),
+        };
+        containerd.create_record(record).await?;
+        Ok(Prepared { spec, mounts, cgroup })
+    }
+
+    /// Creates the container, asks for its end, and only then starts it.
+    async fn begin(
+        &self,
+        prepared: Prepared,
+        connection: Connection,
+        shim: Shim,
+        logs: LogPaths,
+        image: &Image,
+    ) -> Result<Task> {
+        let Prepared { spec, mounts, cgroup } = prepared;
+        let bundle = &self.place.bundle;
+        bundle.write_spec(&spec)?;
+        let options = RuncOptions { root: place::runtime_root(self.settings), ..RuncOptions::default() };
+        let rootfs = mounts.into_iter().map(shim_mount).collect();
+        let pid = connection.create(bundle, rootfs, &logs, &options).await?;
+        cgroup.place(pid).map_err(|error| {
+            Error::Failed(format!("put the task into the cpuset {:?}: {error}", cgroup.cpuset))
+        })?;
+        let waiting = supervisor::ask(&connection, "").await;
+        connection.start().await?;
+        let saved = Saved {
+            container_id: self.place.id.clone(),
+            shim_binary: self.place.launcher.binary.clone(),
+            shim,
+            pid,
+            started_at: SystemTime::now(),
+            logs,
+            cgroup,
+            image_digest: image.digest.clone(),
+            stop_signal: stop_signal(image),
+        };
+        bundle.keep()?;
+        Ok(Task::watched(
+            Identity::of(self.config),
+            saved,
+            self.place.clone(),
+            connection,
+            waiting,
+            self.settings,
+        ))
+    }
+
+    fn labels(&self) -> std::collections::HashMap<String, String> {
+        [
+            (OWNER_LABEL, self.settings.config.state_dir.display().to_string()),
+            ("nomad/alloc-id", self.config.alloc_id.clone()),
+            ("nomad/task-id", self.config.id.clone()),
+            ("nomad/task", self.config.name.clone()),
+            ("nomad/group", self.config.task_group_name.clone()),
+            ("nomad/job", self.config.job_name.clone()),
+            ("nomad/namespace", self.config.namespace.clone()),
+        ]
+        .into_iter()
+        .filter(|(_, value)| !value.is_empty())
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect()
+    }
+}
+
+impl Task {
+    /// A task that runs, or has run, with somebody to watch it.
+    pub(super) fn watched(
+        identity: Identity,
+        saved: Saved,
+        place: Place,
+        connection: Connection,
+        waiting: supervisor::Waiting,
+        settings: &Settings,
+    ) -> Self {
+        let phase = supervisor::watch(&saved, place.clone(), &identity.task_id, waiting);
+        let stats = stats::Sampler::new(settings.config.stats_interval, settings.total_mhz);
+        Self { identity, saved, place, connection, phase, stats }
+    }
+}
+
+impl Identity {
+    pub(super) fn of(config: &pb::TaskConfig) -> Self {
+        Self { task_id: config.id.clone(), alloc_id: config.alloc_id.clone(), name: config.name.clone() }
+    }
+}
+
+fn called_off() -> Error {
+    Error::Failed("called off by the agent".to_owned())
+}
+
+fn cgroup_of(config: &pb::TaskConfig) -> Cgroup {
+    let linux = config.resources.as_ref().and_then(|resources| resources.linux_resources.as_ref());
+    Cgroup::of(&config.alloc_id, &config.name, linux.map_or("", |linux| linux.cpuset_cgroup.as_str()))
+}
+
+/// The job's word on the user counts before the image's.
+fn user(config: &pb::TaskConfig, image: &Image) -> String {
+    if !config.user.is_empty() {
+        return config.user.clone();
+    }
+    image.config.config().as_ref().and_then(|config| config.user().clone()).unwrap_or_default()
+}
+
+fn stop_signal(image: &Image) -> Option<String> {
+    image.config.config().as_ref().and_then(|config| config.stop_signal().clone())
+}
+
+/// A name that tells tasks apart: the task's own and the start of its allocation's id, in the letters of host names.
+fn hostname(config: &pb::TaskConfig) -> String {
+    let short = config.alloc_id.get(..8).unwrap_or(&config.alloc_id);
+    let full = format!("{}-{short}", config.name);
+    let letters = full.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' });
+    let mut name: String = letters.skip_while(|c| *c == '-').collect();
+    // The kernel's limit is 64, that of DNS 63.
+    name.truncate(63);
+    name
+}
+
+fn shim_mount(mount: Mount) -> api::Mount {
+    let Mount { r#type, source, target, options } = mount;
+    api::Mount { type_: r#type, source, target, options, ..api::Mount::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hostname_has_only_the_letters_of_one() {
+        let named = |name: &str| {
+            hostname(&pb::TaskConfig {
+                name: name.to_owned(),
+                alloc_id: "5f1b2c3d-0000".to_owned(),
+                ..Default::default()
+            })
+        };
+        assert_eq!(named("redis_task"), "redis-task-5f1b2c3d");
+        assert_eq!(named("ü"), "5f1b2c3d");
+        assert!(named(&"x".repeat(100)).len() <= 63);
+    }
+}

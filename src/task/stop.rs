@@ -1,0 +1,82 @@
+//! Signals to a task, and its stop: the signal it wants, its time, and then SIGKILL.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::{Phase, Task, signal};
+use crate::error::{Error, Result};
+
+/// How long a killed task may take to be gone. The kernel needs no time, but a process stuck in a device does.
+const AFTER_SIGKILL: Duration = Duration::from_secs(30);
+
+impl Task {
+    /// Asks the task to end, by `asked`, else by the image's signal, else by SIGTERM, and kills what is left at the
+    /// timeout. Returns once it has ended.
+    ///
+    /// # Errors
+    /// When the signal doesn't exist, or not even SIGKILL ends the task.
+    pub(crate) async fn stop(&self, asked: &str, timeout: Duration) -> Result<()> {
+        let signal = self.stop_signal(asked)?;
+        if self.has_exited() {
+            return Ok(());
+        }
+        if let Err(error) = self.connection.kill(signal, false).await {
+            // Most often it has just ended by itself; if not, SIGKILL will tell.
+            tracing::debug!(task = self.id(), signal, %error, "the stop signal was not delivered");
+        }
+        if self.ends_within(timeout).await {
+            return Ok(());
+        }
+        tracing::info!(task = self.id(), ?timeout, "still running after its kill timeout; killing it");
+        self.kill_all().await
+    }
+
+    /// Kills every process of the task, and returns once it has ended.
+    ///
+    /// # Errors
+    /// When not even SIGKILL ends it.
+    pub(super) async fn kill_all(&self) -> Result<()> {
+        let killed = self.connection.kill(Signal::SIGKILL as i32, true).await;
+        if self.ends_within(AFTER_SIGKILL).await {
+            return Ok(());
+        }
+        let why = killed.err().map_or_else(|| "it ignores SIGKILL".to_owned(), |error| error.to_string());
+        Err(Error::Failed(format!("stop task {}: {why}", self.id())))
+    }
+
+    /// Sends a signal to the task's process.
+    ///
+    /// # Errors
+    /// When the signal doesn't exist, or the task has ended.
+    pub(crate) async fn signal(&self, name: &str) -> Result<()> {
+        let signal = signal::parse(name)?;
+        if self.has_exited() {
+            return Err(Error::Conflict(format!("signal task {}: it has ended", self.id())));
+        }
+        self.connection.kill(signal, false).await.map_err(|error| Error::Failed(error.to_string()))
+    }
+
+    fn stop_signal(&self, asked: &str) -> Result<i32> {
+        if !asked.is_empty() {
+            return signal::parse(asked);
+        }
+        let of_image = self.saved.stop_signal.as_deref().filter(|name| !name.is_empty());
+        match of_image.map(signal::parse) {
+            Some(Ok(signal)) => Ok(signal),
+            Some(Err(error)) => {
+                tracing::warn!(task = self.id(), %error, "the image's stop signal is no signal; SIGTERM it is");
+                Ok(Signal::SIGTERM as i32)
+            }
+            None => Ok(Signal::SIGTERM as i32),
+        }
+    }
+
+    pub(super) fn has_exited(&self) -> bool {
+        matches!(*self.phase.borrow(), Phase::Exited(_))
+    }
+
+    async fn ends_within(&self, limit: Duration) -> bool {
+        tokio::time::timeout(limit, self.wait()).await.is_ok()
+    }
+}

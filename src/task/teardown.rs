@@ -1,0 +1,180 @@
+//! Takes down all that there is of a container, whatever that is: a whole task, or what a failed start has left. Each
+//! step is done if there is something to do, so it can be done again after it failed half-way.
+//!
+//! The order: the processes first, then what containerd keeps, and the bundle last, since as long as it is there
+//! somebody will come back for the rest.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use super::place::{self, Place};
+use super::{Ending, Settings, Slot, Tasks};
+use crate::cgroup;
+use crate::error::{Error, Result};
+use crate::shim::{Connection, Shim, State};
+
+/// How long a killed container may take to be gone.
+const KILLED: Duration = Duration::from_secs(10);
+/// How long a shim that was told to end may take.
+const SHIM_ENDS: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
+impl Tasks {
+    /// Takes a task down and forgets it. One that isn't here may have left something; if it hasn't, that is success.
+    ///
+    /// # Errors
+    /// When it still runs and is not to be killed, or when a part of it can't be removed now; that part is removed
+    /// later by itself.
+    pub(crate) async fn destroy(
+        self: &Arc<Self>,
+        settings: Arc<Settings>,
+        task_id: &str,
+        force: bool,
+    ) -> Result<()> {
+        let doing = format!("destroy task {task_id}");
+        let (place, ending) = loop {
+            let freed = self.freed.notified();
+            match self.begin_destroy(&settings, task_id, force).map_err(|error| error.context(&doing))? {
+                Some(begun) => break begun,
+                None => freed.await,
+            }
+        };
+        // On its own: the caller may go away, the teardown goes on.
+        let torn_down = tokio::spawn(async move {
+            let outcome = place.tear_down().await;
+            drop(ending);
+            outcome
+        });
+        let outcome = torn_down.await.map_err(|error| Error::Failed(format!("the teardown broke: {error}")));
+        outcome.flatten().map_err(|error| error.context(doing))
+    }
+
+    /// Marks the task as ending; from here on nobody else finds it. None while somebody else starts it, or takes it down.
+    fn begin_destroy(
+        self: &Arc<Self>,
+        settings: &Settings,
+        task_id: &str,
+        force: bool,
+    ) -> Result<Option<(Place, Ending)>> {
+        let container_id = place::container_id(task_id);
+        let mut slots = self.lock();
+        let place = match slots.get(&container_id) {
+            Some(Slot::Here(task)) if !force && !task.has_exited() => {
+                return Err(Error::Conflict(
+                    "it is running: stop it first, or destroy it by force".to_owned(),
+                ));
+            }
+            Some(Slot::Here(task)) => task.place.clone(),
+            Some(Slot::Starting | Slot::Ending) => return Ok(None),
+            None => Place::by_id(settings, &container_id),
+        };
+        slots.insert(container_id.clone(), Slot::Ending);
+        Ok(Some((place, Ending { tasks: Arc::clone(self), container_id })))
+    }
+}
+
+impl Place {
+    /// # Errors
+    /// Names the first part that could not be removed. The bundle is kept, marked, until all is.
+    pub(super) async fn tear_down(&self) -> Result<()> {
+        if self.bundle.exists() {
+            self.bundle.doom()?;
+            self.end_processes().await?;
+            self.bundle.forget_processes()?;
+        }
+        self.containerd.delete_record(&self.id).await?;
+        self.containerd.remove_snapshot(&self.id).await?;
+        self.containerd.delete_lease(&self.id).await?;
+        Ok(self.bundle.remove()?)
+    }
+
+    async fn end_processes(&self) -> Result<()> {
+        let shim = self.bundle.read_shim();
+        let removed = match &shim {
+            Some(shim) => self.end_by_shim(shim).await.unwrap_or_else(|error| {
+                tracing::warn!(container = self.id, %error, "the shim can't end its container");
+                false
+            }),
+            None => false,
+        };
+        if !removed {
+            // A shim may run that nobody got to write down, and a container of a shim that no longer answers.
+            self.launcher.kill_leftovers(&self.id);
+            self.launcher.remove_socket(&self.id);
+            if self.bundle.may_have_container() {
+                self.launcher.delete(&self.bundle, &self.id).await?;
+                self.remove_cgroup().await?;
+            }
+        }
+        if let Some(shim) = shim {
+            shim.remove_socket();
+        }
+        Ok(())
+    }
+
+    /// A runtime that was killed in the middle of a create has written down nothing of what it had made.
+    async fn remove_cgroup(&self) -> Result<()> {
+        let spec = self.bundle.read_spec()?;
+        let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
+        match path {
+            Some(path) => cgroup::remove(&path).await.map_err(|error| {
+                Error::Failed(format!(
+                    "remove the cgroup {} of container {}: {error}",
+                    path.display(),
+                    self.id
+                ))
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// The orderly way: the shim kills what runs, removes the container, and ends itself. False where it knew of no
+    /// container, which does not mean that there is none.
+    async fn end_by_shim(&self, shim: &Shim) -> std::result::Result<bool, crate::shim::Error> {
+        let connection = Connection::open(&shim.bootstrap, &self.id).await?;
+        let removed = match connection.state().await {
+            Ok(State::Stopped) => {
+                connection.delete().await?;
+                true
+            }
+            Ok(State::Created | State::Running) => {
+                let ended = super::supervisor::ask(&connection, "").await;
+                // It may end by itself before the signal is there.
+                let _ = connection.kill(Signal::SIGKILL as i32, true).await;
+                let _ = tokio::time::timeout(KILLED, ended).await;
+                connection.delete().await?;
+                true
+            }
+            Err(error) if error.is_not_found() => false,
+            Err(error) => return Err(error),
+        };
+        connection.shutdown().await?;
+        if !shim.ends_within(SHIM_ENDS).await {
+            tracing::warn!(container = self.id, pid = shim.pid, "the shim did not end; it will be killed");
+            self.launcher.kill_leftovers(&self.id);
+        }
+        Ok(removed)
+    }
+}
+
+impl Shim {
+    /// Waits for the process to be gone. It is nobody's child, or init's, so there is nothing to wait on; and init may
+    /// take its time to bury it.
+    async fn ends_within(&self, limit: Duration) -> bool {
+        let gone = async {
+            while self.is_alive() {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        tokio::time::timeout(limit, gone).await.is_ok()
+    }
+
+    fn is_alive(&self) -> bool {
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)) else { return false };
+        // The name in front of the state is in parentheses and may hold anything.
+        let state = stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
+        !matches!(state, None | Some('Z' | 'X'))
+    }
+}
