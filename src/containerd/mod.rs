@@ -9,6 +9,7 @@ mod images;
 mod records;
 mod snapshots;
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -24,6 +25,9 @@ pub(crate) use error::Error;
 use error::Problem;
 pub(crate) use images::{Image, PullEvent, Reference};
 pub(crate) use records::Record;
+
+/// What is said of an object in the daemon's database.
+type Labels = HashMap<String, String>;
 
 /// Calls that touch only the daemon's database.
 const QUICK: Duration = Duration::from_secs(10);

@@ -1,7 +1,7 @@
 //! Runs the shim's binary: `start`, which leaves a shim behind, and `delete`, its own clean-up for a shim that is gone.
 //! The only place of the plugin that starts processes.
 //!
-//! A child gets nothing of ours: a clean environment (it is inherited by the shim and visible to anyone on the host),
+//! A child gets nothing of ours: a clean environment (the shim inherits it for good, and the agent's may hold secrets),
 //! files for its stdout and stderr (a daemon that kept a pipe of ours would hold up the plugin's end), and no address
 //! for events (one that does not answer stalls the shim after some forty execs).
 #![allow(clippy::disallowed_methods, reason = "this is the launcher that the ban names")]

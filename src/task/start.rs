@@ -96,6 +96,8 @@ impl Start<'_> {
         let reference = options.image.parse::<Reference>()?;
         let logs =
             LogPaths { stdout: (&self.config.stdout_path).into(), stderr: (&self.config.stderr_path).into() };
+        // The place took what it got; a runtime without a shim is said before anything is fetched or made.
+        self.settings.shim()?;
         let held = logs.hold_open()?;
         if self.place.bundle.exists() {
             // Of a start that the plugin did not survive.
@@ -123,8 +125,6 @@ impl Start<'_> {
     }
 
     async fn launch(&self) -> Result<(Connection, Shim)> {
-        // Looked up again for its error: the place takes what it gets.
-        self.settings.shim()?;
         let Place { id, bundle, launcher, .. } = self.place;
         let bootstrap = launcher.start(bundle, id).await?;
         let connection = Connection::open(&bootstrap, id).await?;

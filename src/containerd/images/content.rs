@@ -5,7 +5,6 @@
 //! flow control.
 //! Source of the facts: containerd `services/content/contentserver`, `metadata/content.go` @ v1.6.20.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use containerd_client::services::v1::content_client::ContentClient;
@@ -23,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-use super::super::{Containerd, Error, MESSAGE_LIMIT_BYTES, Problem, QUICK};
+use super::super::{Containerd, Error, Labels, MESSAGE_LIMIT_BYTES, Problem, QUICK};
 use super::lease::PullLease;
 
 /// A commit flushes the whole blob to the disk.
@@ -31,8 +30,6 @@ const COMMIT: Duration = Duration::from_secs(60);
 /// How long another client's write of the same blob is waited for; a pull as a whole is bounded too.
 const LOCKED: Duration = Duration::from_secs(240);
 const LOCKED_POLL: Duration = Duration::from_millis(250);
-
-pub(super) type Labels = HashMap<String, String>;
 
 /// What a blob is to an image; it is part of the `ref` that its writers lock.
 #[derive(Debug, Clone, Copy)]

@@ -4,8 +4,8 @@
 use oci_spec::image::Descriptor;
 use sha2::{Digest, Sha256};
 
-use super::super::{Containerd, Error, Problem};
-use super::content::{Ingest, Labels, Role};
+use super::super::{Containerd, Error, Labels, Problem};
+use super::content::{Ingest, Role};
 use super::lease::PullLease;
 use super::manifest::digest_text;
 use super::pull::check_digest;

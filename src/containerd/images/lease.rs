@@ -8,8 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio_util::task::TaskTracker;
 
-use super::super::{Containerd, Error};
-use super::content::Labels;
+use super::super::{Containerd, Error, Labels};
 
 /// Past this the daemon itself ends the lease of a pull whose plugin died.
 const LEASE_LIFE: Duration = Duration::from_secs(3600);

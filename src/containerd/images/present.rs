@@ -8,8 +8,7 @@ use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::types::Descriptor as Target;
 use tonic::transport::Channel;
 
-use super::super::{Containerd, Error, MESSAGE_LIMIT_BYTES, QUICK};
-use super::content::Labels;
+use super::super::{Containerd, Error, Labels, MESSAGE_LIMIT_BYTES, QUICK};
 use super::host;
 use super::manifest::{self, CONFIG_LIMIT_BYTES, Document, Layout, MANIFEST_LIMIT_BYTES};
 use super::reference::Reference;

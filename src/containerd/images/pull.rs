@@ -14,8 +14,8 @@ use oci_spec::image::{Descriptor, Digest, ImageManifest, MediaType};
 use prost_types::FieldMask;
 use tokio::sync::mpsc;
 
-use super::super::{Containerd, Error, Problem, QUICK};
-use super::content::{Labels, Role};
+use super::super::{Containerd, Error, Labels, Problem, QUICK};
+use super::content::Role;
 use super::host;
 use super::lease::PullLease;
 use super::manifest::{self, Document, Layer, Layout, MANIFEST_LIMIT_BYTES};

@@ -11,8 +11,7 @@ use containerd_client::services::v1::ApplyRequest;
 use containerd_client::services::v1::diff_client::DiffClient;
 use containerd_client::types::{Descriptor, Mount};
 
-use super::super::{Containerd, Error, Problem};
-use super::content::Labels;
+use super::super::{Containerd, Error, Labels, Problem};
 use super::lease::{PullLease, unique};
 use super::manifest::{Layer, Layout};
 
