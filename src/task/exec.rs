@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use oci_spec::runtime::Process;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 
@@ -77,38 +78,26 @@ impl Task {
         tty: bool,
         stdin: bool,
     ) -> Result<std::result::Result<Exec, ExecRefused>> {
-        let doing = || format!("exec in task {}", self.id());
-        let failed = |error: shim::Error| Error::Failed(format!("exec in task {}: {error}", self.id()));
+        let doing = format!("exec in task {}", self.id());
+        let failed = |error: shim::Error| Error::from(error).context(&doing);
         if command.is_empty() {
-            return Err(Error::Invalid(format!("{}: no command is given", doing())));
+            return Err(Error::Invalid(format!("{doing}: no command is given")));
         }
         if self.has_exited() {
-            return Err(Error::Conflict(format!("{}: the task has ended", doing())));
+            return Err(Error::Conflict(format!("{doing}: the task has ended")));
         }
         let spec = self.place.bundle.read_spec().map_err(failed)?;
         let process = spec::exec_process(&spec, command, tty)
-            .ok_or_else(|| Error::Failed(format!("{}: its bundle has no process", doing())))?;
+            .ok_or_else(|| Error::Failed(format!("{doing}: its bundle has no process")))?;
         let exec_id = next_exec_id();
         let pipes =
             ExecPipes::create(&self.place.bundle.io_directory(), &exec_id, stdin, tty).map_err(failed)?;
-        let io = ExecIo {
-            stdin: pipes.stdin_path(),
-            stdout: pipes.stdout_path(),
-            stderr: pipes.stderr_path(),
-            tty,
-        };
-        let (stdout, stderr) = pipes.readers().map_err(failed)?;
-        let stdin = pipes.writer().map_err(failed)?;
-        self.connection.exec(&exec_id, &process, io).await.map_err(failed)?;
-        let guard =
-            Guard { connection: self.connection.clone(), exec_id: exec_id.clone(), pipes: Some(pipes) };
-        let ended = supervisor::ask(&self.connection, &exec_id).await;
-        if let Err(error) = self.connection.exec_start(&exec_id).await {
-            let refused = refusal(&error.to_string(), command);
-            return refused.map(Err).ok_or_else(|| failed(error));
+        let starting = tokio::spawn(Exec::start(self.connection.clone(), exec_id, process, pipes, tty));
+        let started = starting.await.map_err(|error| Error::Failed(format!("{doing}: it broke: {error}")))?;
+        match started {
+            Ok(exec) => Ok(Ok(exec)),
+            Err(error) => refusal(&error.to_string(), command).map(Err).ok_or_else(|| failed(error)),
         }
-        let input = Input { stdin, connection: self.connection.clone(), exec_id, tty };
-        Ok(Ok(Exec { guard, ended, stdout: Some(stdout), stderr, input: Some(input), code: None }))
     }
 
     /// Runs a command without input to its end and returns what it wrote, cut where that is too much.
@@ -138,6 +127,32 @@ impl Task {
 }
 
 impl Exec {
+    /// Declares a command to the shim and starts it. To be run on a task of its own, so that it is never dropped on the
+    /// way: a shim that is opening pipes whose other end has gone answers nobody for half a minute. Dropped once it is
+    /// through, the command is killed like any other.
+    async fn start(
+        connection: Connection,
+        exec_id: String,
+        process: Process,
+        pipes: ExecPipes,
+        tty: bool,
+    ) -> std::result::Result<Self, shim::Error> {
+        let io = ExecIo {
+            stdin: pipes.stdin_path(),
+            stdout: pipes.stdout_path(),
+            stderr: pipes.stderr_path(),
+            tty,
+        };
+        let (stdout, stderr) = pipes.readers()?;
+        let stdin = pipes.writer()?;
+        connection.exec(&exec_id, &process, io).await?;
+        let guard = Guard { connection: connection.clone(), exec_id: exec_id.clone(), pipes: Some(pipes) };
+        let ended = supervisor::ask(&connection, &exec_id).await;
+        connection.exec_start(&exec_id).await?;
+        let input = Input { stdin, connection, exec_id, tty };
+        Ok(Self { guard, ended, stdout: Some(stdout), stderr, input: Some(input), code: None })
+    }
+
     /// Takes the way in, once.
     pub(crate) fn input(&mut self) -> Option<Input> {
         self.input.take()
@@ -224,9 +239,10 @@ impl Input {
             let _ = self.write(END_OF_TRANSMISSION).await;
             return;
         }
-        if self.stdin.take().is_some()
-            && let Err(error) = self.connection.exec_close_stdin(&self.exec_id).await
-        {
+        // Closed before the shim is told: it passes on the end only when nobody else can write.
+        let Some(stdin) = self.stdin.take() else { return };
+        drop(stdin);
+        if let Err(error) = self.connection.exec_close_stdin(&self.exec_id).await {
             tracing::debug!(exec = self.exec_id, %error, "the command had ended before its input");
         }
     }

@@ -142,8 +142,20 @@ impl Start<'_> {
         let owner = [(OWNER_LABEL.to_owned(), labels[OWNER_LABEL].clone())].into();
         containerd.create_lease(id, owner).await?;
         let mounts = containerd.prepare_snapshot(id, &image.chain_id, id).await?;
+        let record = Record {
+            id: id.clone(),
+            image: image.name.clone(),
+            runtime: self.settings.config.containerd_runtime.clone(),
+            labels,
+            lease: id.clone(),
+        };
         let user = user(self.config, image);
-        let identity = rootfs::identity(mounts.clone(), bundle.rootfs(), user).await?;
+        let (recorded, identity) = tokio::join!(
+            containerd.create_record(record),
+            rootfs::identity(mounts.clone(), bundle.rootfs(), user),
+        );
+        recorded?;
+        let identity = identity?;
         let cgroup = cgroup_of(self.config);
         let inputs = spec::Inputs {
             options,
@@ -156,15 +168,6 @@ impl Start<'_> {
             swap_is_limited: cgroup::limits_swap(),
         };
         let spec = spec::build(&inputs)?;
-        let record = Record {
-            id: id.clone(),
-            image: image.name.clone(),
-            runtime: self.settings.config.containerd_runtime.clone(),
-            spec: serde_json::to_vec(&spec).map_err(|error| Error::Failed(error.to_string()))?,
-            labels,
-            lease: id.clone(),
-        };
-        containerd.create_record(record).await?;
         Ok(Prepared { spec, mounts, cgroup })
     }
 
