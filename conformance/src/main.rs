@@ -1,3 +1,126 @@
 //! Plays Nomad to a driver plugin: the suite, its fixtures, the demo.
 
-fn main() {}
+mod agent;
+mod cases;
+mod demo;
+mod e2e;
+mod fixture;
+mod host;
+mod interrupt;
+mod scene;
+mod suite;
+mod task;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+#[derive(Parser)]
+#[command(about, version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// All cases against a plugin's binary, on a private containerd.
+    Suite(suite::Args),
+    /// Hold a containerd and a registry with images up until Ctrl-C, to try things by hand.
+    World,
+    /// A redis job, step by step.
+    Demo {
+        /// The driver's binary.
+        #[arg(long)]
+        plugin: PathBuf,
+        /// The agent's binary; without one, the host of the suite plays Nomad.
+        #[arg(long)]
+        nomad: Option<PathBuf>,
+    },
+    /// The end-to-end set under a real Nomad agent.
+    E2e {
+        #[arg(long)]
+        plugin: PathBuf,
+        #[arg(long)]
+        nomad: PathBuf,
+        /// Only the cases whose names contain it.
+        filter: Option<String>,
+    },
+    /// Start, stop and exec in milliseconds under a real Nomad agent, side by side with `ctr`; the plugin's memory.
+    Measure {
+        #[arg(long)]
+        plugin: PathBuf,
+        #[arg(long)]
+        nomad: PathBuf,
+        #[arg(long, default_value_t = 20)]
+        rounds: u32,
+    },
+}
+
+fn main() -> ExitCode {
+    let outcome = run(Cli::parse());
+    agent::stay_if_interrupted();
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<ExitCode> {
+    clean_up_when_interrupted()?;
+    match cli.command {
+        Command::Suite(args) => suite::run(&args),
+        Command::World => hold_world(),
+        Command::Demo { plugin, nomad } => demo::run(nomad.as_deref(), &plugin).map(|()| ExitCode::SUCCESS),
+        Command::E2e { plugin, nomad, filter } => e2e::run(&nomad, &plugin, filter),
+        Command::Measure { plugin, nomad, rounds } => {
+            e2e::measure(&nomad, &plugin, rounds).map(|()| ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Ctrl-C and SIGTERM take the fixtures down before the process ends: nothing unwinds then.
+fn clean_up_when_interrupted() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new()
+        .name("interrupt".to_owned())
+        .spawn(move || {
+            let received = runtime.block_on(async {
+                let mut interrupt = signal(SignalKind::interrupt())?;
+                let mut terminate = signal(SignalKind::terminate())?;
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                std::io::Result::Ok(())
+            });
+            if received.is_ok() {
+                eprintln!("interrupted: taking everything down");
+                interrupt::give_up();
+                agent::take_down_all();
+                fixture::take_down_all();
+                std::process::exit(130);
+            }
+        })
+        .context("start the thread that waits for signals")?;
+    Ok(())
+}
+
+fn hold_world() -> Result<ExitCode> {
+    let started = std::time::Instant::now();
+    let world = fixture::World::start()?;
+    println!("up after {:?}", started.elapsed());
+    println!("containerd  {}", world.containerd().socket().display());
+    for image in ["busybox:latest", "styled:latest", "library/redis:alpine", "broken:unreadable"] {
+        println!("image       {}", world.image(image));
+    }
+    loop {
+        std::thread::park();
+    }
+}

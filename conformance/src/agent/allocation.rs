@@ -1,0 +1,113 @@
+//! What the agent says of an allocation: its tasks' states and their events, whose times are the honest clock of a task.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context as _, Result};
+use serde::Deserialize;
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Allocation {
+    #[serde(rename = "ID")]
+    pub id: String,
+    #[serde(rename = "ClientStatus")]
+    pub client_status: String,
+    #[serde(rename = "TaskStates", default)]
+    tasks: Option<BTreeMap<String, Task>>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Task {
+    pub state: String,
+    pub failed: bool,
+    pub restarts: u64,
+    events: Option<Vec<Event>>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Event {
+    #[serde(rename = "Type")]
+    pub kind: String,
+    time: u64,
+    #[serde(default)]
+    pub display_message: String,
+    #[serde(default)]
+    details: Option<BTreeMap<String, String>>,
+}
+
+impl Allocation {
+    /// A task's state; the default one as long as the agent hasn't said anything.
+    pub fn task(&self, name: &str) -> Task {
+        self.tasks.as_ref().and_then(|tasks| tasks.get(name)).cloned().unwrap_or_default()
+    }
+
+    pub fn is_terminal(&self) -> bool {
+        matches!(self.client_status.as_str(), "complete" | "failed" | "lost")
+    }
+
+    /// All tasks with all of their events, for a failure's report.
+    pub fn story(&self) -> String {
+        let mut story = format!("allocation {}: {}\n", self.id, self.client_status);
+        for (name, task) in self.tasks.iter().flatten() {
+            story += &format!(
+                "  task {name}: {}, failed: {}, restarts: {}\n",
+                task.state, task.failed, task.restarts
+            );
+            for event in task.events() {
+                story += &format!("    {}: {}\n", event.kind, event.display_message);
+            }
+        }
+        story
+    }
+}
+
+impl Task {
+    pub fn events(&self) -> &[Event] {
+        self.events.as_deref().unwrap_or_default()
+    }
+
+    /// The last event of a kind.
+    ///
+    /// # Errors
+    /// Names the kind, and those there are.
+    pub fn event(&self, kind: &str) -> Result<&Event> {
+        let found = self.events().iter().rev().find(|event| event.kind == kind);
+        found.with_context(|| {
+            let kinds: Vec<_> = self.events().iter().map(|event| event.kind.as_str()).collect();
+            format!("no event {kind:?} among {kinds:?}")
+        })
+    }
+
+    pub fn count(&self, kind: &str) -> usize {
+        self.events().iter().filter(|event| event.kind == kind).count()
+    }
+
+    /// How the process ended the last time.
+    ///
+    /// # Errors
+    /// When it hasn't.
+    pub fn ended(&self) -> Result<Ended> {
+        let event = self.event("Terminated")?;
+        let number = |name| event.detail(name).and_then(|text| text.parse().ok()).unwrap_or(0);
+        Ok(Ended { exit_code: number("exit_code"), signal: number("signal") })
+    }
+}
+
+/// The exit code and the signal of a process's end, as the agent tells them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended {
+    pub exit_code: i64,
+    pub signal: i64,
+}
+
+impl Event {
+    pub fn at(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_nanos(self.time)
+    }
+
+    fn detail(&self, name: &str) -> Option<&str> {
+        self.details.as_ref().and_then(|details| details.get(name)).map(String::as_str)
+    }
+}

@@ -1,0 +1,70 @@
+//! Processes found by what they are, not by whom they descend from: an agent's helpers outlive it, a task's process
+//! outlives the plugin.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+
+/// Every process but this one.
+fn all() -> impl Iterator<Item = i32> {
+    let own = i32::try_from(std::process::id()).unwrap_or(0);
+    let entries = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
+    entries
+        .filter_map(|entry| entry.file_name().to_str().and_then(|name| name.parse().ok()))
+        .filter(move |pid| *pid != own)
+}
+
+/// Those whose environment has exactly `variable` (`NAME=value`).
+pub fn with_environment(variable: &str) -> Vec<i32> {
+    let has = |pid: &i32| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        environment.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
+    };
+    all().filter(has).collect()
+}
+
+/// Those that run `program`.
+pub fn running(program: &Path) -> Vec<i32> {
+    all().filter(|pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program)).collect()
+}
+
+/// The host's pid of a task's first process: the one in the task's cgroup that is 1 in its own pid namespace. The
+/// environment won't do: some programs write their title over it.
+///
+/// # Errors
+/// When there is none, or more than one.
+pub fn first_of_task(allocation: &str, task: &str) -> Result<i32> {
+    let name = format!("/{allocation}.{task}");
+    let is_in_cgroup = |pid: &i32| {
+        let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        groups.lines().any(|line| line.trim_end_matches(".scope").ends_with(&name))
+    };
+    match all().filter(is_in_cgroup).filter(|pid| is_first(*pid)).collect::<Vec<_>>()[..] {
+        [pid] => Ok(pid),
+        [] => bail!("task {task} of {allocation} has no process in its cgroup"),
+        ref several => bail!("task {task} of {allocation} has several first processes: {several:?}"),
+    }
+}
+
+fn is_first(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("NSpid:")).unwrap_or_default();
+    let pids: Vec<_> = line.split_whitespace().skip(1).collect();
+    pids.len() > 1 && pids.last() == Some(&"1")
+}
+
+pub fn alive(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Past the name, which may hold anything, comes the state.
+    let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().next());
+    state.is_some_and(|state| state != "Z" && state != "X")
+}
+
+pub fn resident_kb(pid: i32) -> Result<u64> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let number = line.and_then(|line| line.split_whitespace().nth(1)).and_then(|number| number.parse().ok());
+    number.with_context(|| format!("{path} has no VmRSS"))
+}

@@ -1,0 +1,140 @@
+//! What an agent can leave behind: helper processes, its tasks, mounts below its directory, and cgroups. Noted before the
+//! agent starts, so that what was there already stays.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::processes;
+use crate::fixture::sweep;
+
+/// Set in the agent's environment, and so in that of every process it starts; the value is its directory.
+pub const MARK: &str = "CONFORMANCE_AGENT";
+const ENDING: Duration = Duration::from_secs(5);
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+/// Every agent there has been, for a program that is interrupted.
+static AGENTS: Mutex<Vec<Arc<Residue>>> = Mutex::new(Vec::new());
+
+/// Takes down every agent with all of its tasks; for an interrupted program, which ends without unwinding. From here on
+/// nothing is started, and no wait goes on.
+pub fn take_down_all() {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+    let agents = std::mem::take(&mut *AGENTS.lock().unwrap_or_else(PoisonError::into_inner));
+    for residue in agents {
+        residue.clear();
+    }
+}
+
+/// # Errors
+/// After an interrupt.
+pub fn check_interrupt() -> Result<()> {
+    if INTERRUPTED.load(Ordering::Relaxed) {
+        bail!("interrupted");
+    }
+    Ok(())
+}
+
+/// After an interrupt, leaves the end of the program to whoever takes everything down.
+pub fn stay_if_interrupted() {
+    while INTERRUPTED.load(Ordering::Relaxed) {
+        thread::park();
+    }
+}
+
+pub struct Residue {
+    directory: PathBuf,
+    allocations: PathBuf,
+    /// The cgroups that weren't there before.
+    cgroups: Vec<PathBuf>,
+}
+
+impl Residue {
+    pub fn note(directory: &Path, allocations: PathBuf) -> Arc<Self> {
+        let cgroups = nomads_cgroups().into_iter().filter(|path| !path.exists()).collect();
+        let residue = Arc::new(Self { directory: directory.to_owned(), allocations, cgroups });
+        AGENTS.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&residue));
+        residue
+    }
+
+    /// The processes that the agent started, at whatever remove; not the tasks.
+    pub fn processes(&self) -> Vec<i32> {
+        processes::with_environment(&format!("{MARK}={}", self.directory.display()))
+    }
+
+    /// The cgroups of the tasks of allocations that this agent has ever had.
+    fn tasks(&self) -> Vec<String> {
+        let names = |path: &Path| -> Vec<String> {
+            let entries = fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
+            entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+        };
+        let allocations = names(&self.allocations);
+        let groups = nomads_cgroups().into_iter().flat_map(|path| descendants(&path));
+        let tasks =
+            groups.filter_map(|path| Some(path.file_name()?.to_str()?.trim_end_matches(".scope").to_owned()));
+        tasks.filter(|task| allocations.iter().any(|id| task.starts_with(id))).collect()
+    }
+
+    /// What a stopped agent has left, a line each.
+    pub fn found(&self) -> Vec<String> {
+        let shown = |pid: &i32| {
+            let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            format!("process {pid} {}", String::from_utf8_lossy(&words).replace('\0', " "))
+        };
+        let mut found: Vec<_> = self.processes().iter().map(shown).collect();
+        found.extend(self.tasks().iter().map(|task| format!("cgroup {task}")));
+        let mounts = sweep::mounts_under(&self.directory);
+        found.extend(mounts.iter().map(|point| format!("mount {}", point.display())));
+        found
+    }
+
+    /// Ends, unmounts and removes all of it.
+    pub fn clear(&self) {
+        let deadline = Instant::now() + ENDING;
+        loop {
+            let left = self.processes();
+            for pid in &left {
+                let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+            }
+            if left.is_empty() || Instant::now() > deadline {
+                break;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        for task in self.tasks() {
+            sweep::cgroups(&task);
+        }
+        sweep::unmount_under(&self.directory);
+        for cgroup in &self.cgroups {
+            for path in descendants(cgroup) {
+                let _ = fs::remove_dir(path);
+            }
+        }
+    }
+}
+
+/// Where Nomad's cgroups are, or will be: with v1 one in each hierarchy, with v2 one slice. Nomad makes some of them, the
+/// runtime the others when it puts a container there.
+fn nomads_cgroups() -> Vec<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    let hierarchies = fs::read_dir(root).into_iter().flatten().filter_map(Result::ok);
+    let hierarchies = hierarchies.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    hierarchies.map(|entry| entry.path().join("nomad")).chain([root.join("nomad.slice")]).collect()
+}
+
+/// A cgroup and all below it, the deepest first.
+fn descendants(cgroup: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(cgroup) else { return Vec::new() };
+    let children =
+        entries.filter_map(Result::ok).filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    let mut all: Vec<_> = children.flat_map(|child| descendants(&child.path())).collect();
+    all.push(cgroup.to_owned());
+    all
+}

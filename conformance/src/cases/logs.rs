@@ -1,0 +1,169 @@
+//! A task's output: whole, whoever reads it and however slowly, and never by another way than the pipe.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::{cases, refused, same};
+use crate::scene::Scene;
+use crate::task::LIMIT;
+
+cases!["logs":
+    a_megabyte_on_both_streams_arrives_whole,
+    a_task_that_lives_for_a_moment_loses_nothing,
+    a_slow_reader_gets_everything,
+    a_reader_that_dies_and_comes_back_misses_nothing,
+    a_pipe_that_nobody_reads_blocks_the_task_and_nobody_else,
+    a_log_path_that_is_a_link_is_refused,
+    a_log_path_that_is_a_file_is_refused,
+    a_log_path_that_is_not_there_is_refused,
+    logs_that_are_disabled_go_nowhere,
+];
+
+const MEGABYTE: usize = 1024 * 1024;
+
+/// Numbered lines of 16 bytes, a megabyte of them.
+fn numbered() -> Vec<u8> {
+    (0..MEGABYTE / 16).flat_map(|number| format!("{number:015}\n").into_bytes()).collect()
+}
+
+fn is_whole(name: &str, got: &[u8], wanted: &[u8]) -> Result<()> {
+    let differs = got.iter().zip(wanted).position(|(a, b)| a != b);
+    ensure!(got == wanted, "{name}: {} of {} bytes came, alike up to {differs:?}", got.len(), wanted.len());
+    Ok(())
+}
+
+async fn a_megabyte_on_both_streams_arrives_whole(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.prepare(&plugin, &scene.shell("cat /local/big & cat /local/big >&2; wait")).await?;
+    let mut task = task;
+    std::fs::write(task.alloc.task_path("local/big"), numbered())?;
+    task.start(&plugin).await?;
+    same!(task.wait(&plugin).await?.exit_code, 0);
+    is_whole("stdout", &task.alloc.stdout.to_end(LIMIT).await?, &numbered())?;
+    is_whole("stderr", &task.alloc.stderr.to_end(LIMIT).await?, &numbered())?;
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_task_that_lives_for_a_moment_loses_nothing(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    for _ in 0..5 {
+        let config = crate::config! {
+            image = scene.image("busybox:latest"), command = "/bin/cat", args = ["/local/big"]
+        };
+        let mut task = scene.prepare(&plugin, &config).await?;
+        std::fs::write(task.alloc.task_path("local/big"), numbered())?;
+        task.start(&plugin).await?;
+        same!(task.wait(&plugin).await?.exit_code, 0);
+        // The agent destroys at once.
+        task.destroy(&plugin).await?;
+        is_whole("stdout", &task.alloc.stdout.to_end(LIMIT).await?, &numbered())?;
+    }
+    plugin.shut_down().await
+}
+
+async fn a_slow_reader_gets_everything(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let mut task = scene.prepare_unread(&plugin, &scene.shell("cat /local/big")).await?;
+    std::fs::write(task.alloc.task_path("local/big"), numbered())?;
+    task.alloc.stdout.start(Duration::from_millis(4))?;
+    task.alloc.stderr.start(Duration::ZERO)?;
+    task.start(&plugin).await?;
+    same!(task.wait(&plugin).await?.exit_code, 0);
+    task.destroy(&plugin).await?;
+    is_whole("stdout", &task.alloc.stdout.to_end(LIMIT).await?, &numbered())?;
+    plugin.shut_down().await
+}
+
+async fn a_reader_that_dies_and_comes_back_misses_nothing(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let mut task = scene.prepare(&plugin, &scene.shell("cat /local/big; sleep 1; cat /local/big")).await?;
+    std::fs::write(task.alloc.task_path("local/big"), numbered())?;
+    task.start(&plugin).await?;
+    task.alloc.stdout.to_hold(1, LIMIT).await?;
+    task.alloc.stdout.stop();
+    // The task fills the pipe and waits.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let running = plugin.inspect_task(task.id()).await?.task.unwrap_or_default();
+    same!(running.state(), nomad_proto::driver::TaskState::Running);
+    task.alloc.stdout.start(Duration::ZERO)?;
+    same!(task.wait(&plugin).await?.exit_code, 0);
+    is_whole("stdout", &task.alloc.stdout.to_end(LIMIT).await?, &[numbered(), numbered()].concat())?;
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_pipe_that_nobody_reads_blocks_the_task_and_nobody_else(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let mut task = scene.prepare_unread(&plugin, &scene.shell("yes; echo not reached")).await?;
+    task.start(&plugin).await?;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let running = plugin.inspect_task(task.id()).await?.task.unwrap_or_default();
+    same!(running.state(), nomad_proto::driver::TaskState::Running);
+    let (code, said) = task.exec(&plugin, "echo exec works").await?;
+    same!((code, said.as_str()), (0, "exec works\n"));
+    scene.still_works(&plugin).await?;
+    let begun = Instant::now();
+    task.stop(&plugin, Duration::from_secs(1)).await?;
+    same!(task.wait(&plugin).await?.signal, 9);
+    ensure!(begun.elapsed() < Duration::from_secs(20), "its end took {:?}", begun.elapsed());
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_log_path_that_is_a_link_is_refused(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let precious = scene.directory().join("precious");
+    std::fs::create_dir_all(scene.directory())?;
+    std::fs::write(&precious, "data")?;
+    for stream in ["stdout", "stderr"] {
+        let mut task = scene.prepare_unread(&plugin, &scene.shell("echo over")).await?;
+        task.alloc.read_logs()?;
+        let path = task.alloc.log_path(stream);
+        std::fs::remove_file(&path)?;
+        std::os::unix::fs::symlink(&precious, &path)?;
+        refused(plugin.start_task(task.config.clone()).await, &[&path.display().to_string(), "link"])?;
+        scene.nothing_left()?;
+        task.alloc.stdout.stop();
+    }
+    same!(std::fs::read_to_string(&precious)?, "data");
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_log_path_that_is_a_file_is_refused(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.prepare_unread(&plugin, &scene.shell("echo over")).await?;
+    let path = task.alloc.log_path("stderr");
+    std::fs::remove_file(&path)?;
+    std::fs::write(&path, "data")?;
+    refused(plugin.start_task(task.config.clone()).await, &[&path.display().to_string(), "pipe"])?;
+    scene.nothing_left()?;
+    same!(std::fs::read_to_string(&path)?, "data");
+    plugin.shut_down().await
+}
+
+async fn a_log_path_that_is_not_there_is_refused(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.prepare_unread(&plugin, &scene.shell("true")).await?;
+    let path = task.alloc.log_path("stdout");
+    std::fs::remove_file(&path)?;
+    refused(plugin.start_task(task.config.clone()).await, &[&path.display().to_string()])?;
+    scene.nothing_left()?;
+    ensure!(!path.exists(), "it was made");
+    plugin.shut_down().await
+}
+
+async fn logs_that_are_disabled_go_nowhere(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let mut task =
+        scene.prepare_unread(&plugin, &scene.shell("cat /local/big; cat /local/big >&2; exit 4")).await?;
+    std::fs::write(task.alloc.task_path("local/big"), numbered())?;
+    task.config.stdout_path = "/dev/null".to_owned();
+    task.config.stderr_path = "/dev/null".to_owned();
+    task.start(&plugin).await?;
+    same!(task.wait(&plugin).await?.exit_code, 4);
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}

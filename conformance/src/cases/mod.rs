@@ -1,0 +1,118 @@
+//! What a driver has to do, a file per behaviour, a function per case whose name is the sentence. Each ends with nothing
+//! left of it: the suite takes the account.
+
+mod account;
+mod bad_input;
+mod coexistence;
+mod containerd_down;
+mod exec;
+mod fingerprint;
+mod hostile_images;
+mod images;
+mod in_flight;
+mod launch;
+mod logs;
+mod recover;
+mod resources;
+mod run;
+mod security;
+mod shim_failures;
+mod start_failures;
+mod stats;
+mod stop;
+mod wait;
+
+use anyhow::{Context, Result, bail, ensure};
+use prost::Message;
+use tonic::{Code, Status};
+
+use crate::suite::Case;
+
+/// `cases![run: a_task_ends, ..]`: the functions of a file as cases, each named by its own name.
+macro_rules! cases {
+    ($behaviour:literal: $($function:ident),* $(,)?) => {
+        pub(super) fn cases() -> Vec<$crate::suite::Case> {
+            vec![$($crate::suite::Case {
+                name: format!("{}: {}", $behaviour, stringify!($function).replace('_', " ")),
+                body: Box::new(|scene| Box::pin(async move { $function(&scene).await })),
+            }),*]
+        }
+    };
+}
+pub(crate) use cases;
+
+/// Both sides in the message where they differ.
+macro_rules! same {
+    ($got:expr, $wanted:expr) => {
+        match (&$got, &$wanted) {
+            (got, wanted) => {
+                anyhow::ensure!(*got == *wanted, "{} is {got:?}, not {wanted:?}", stringify!($got))
+            }
+        }
+    };
+}
+pub(crate) use same;
+
+pub fn all() -> Vec<Case> {
+    // Those that wait long come first, so that the rest fills the time beside them.
+    [
+        containerd_down::cases(),
+        shim_failures::cases(),
+        recover::cases(),
+        start_failures::cases(),
+        account::cases(),
+        launch::cases(),
+        coexistence::cases(),
+        in_flight::cases(),
+        fingerprint::cases(),
+        images::cases(),
+        hostile_images::cases(),
+        run::cases(),
+        resources::cases(),
+        security::cases(),
+        logs::cases(),
+        wait::cases(),
+        stop::cases(),
+        exec::cases(),
+        bad_input::cases(),
+        stats::cases(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// That a call was refused, in a form that doesn't make the agent take the plugin for dead, and in words that name the
+/// thing. Returns the refusal.
+fn refused<T>(answer: Result<T, Status>, words: &[&str]) -> Result<Status> {
+    let Err(status) = answer else { bail!("it was not refused") };
+    let deadly = matches!(status.code(), Code::Unavailable | Code::Cancelled);
+    ensure!(!deadly, "{:?} means the plugin's death to the agent: {}", status.code(), status.message());
+    for word in words {
+        ensure!(status.message().contains(word), "{word:?} is not named in: {}", status.message());
+    }
+    Ok(status)
+}
+
+/// Whether Nomad would try the start again: the first detail of a FAILED_PRECONDITION says so.
+fn is_recoverable(status: &Status) -> Result<bool> {
+    #[derive(Clone, PartialEq, Message)]
+    struct Details {
+        #[prost(int32, tag = "1")]
+        code: i32,
+        #[prost(string, tag = "2")]
+        message: String,
+        #[prost(message, repeated, tag = "3")]
+        details: Vec<prost_types::Any>,
+    }
+    let details =
+        Details::decode(status.details()).context("the status' details are no google.rpc.Status")?;
+    let Some(first) = details.details.first() else { return Ok(false) };
+    ensure!(
+        first.type_url.ends_with("/hashicorp.nomad.plugins.shared.structs.RecoverableError"),
+        "the first detail is a {}",
+        first.type_url
+    );
+    let recoverable = nomad_proto::structs::RecoverableError::decode(&*first.value)?.recoverable;
+    Ok(recoverable && status.code() == Code::FailedPrecondition)
+}

@@ -1,0 +1,140 @@
+//! Memory, CPU and the control group that Nomad made for the task.
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tokio::time::Duration;
+
+use super::{cases, same};
+use crate::config;
+use crate::host::alloc::set_memory;
+use crate::host::cgroup::is_v2;
+use crate::scene::Scene;
+
+cases!["resources":
+    a_task_lives_in_the_group_that_nomad_made,
+    the_limits_stand_in_the_groups_files,
+    the_higher_limit_is_the_hard_one_and_minus_one_is_none,
+    a_task_that_takes_too_much_memory_is_said_to_have,
+    a_group_that_nomad_kills_ends_the_task,
+    a_task_follows_nomads_shared_processors,
+    a_task_with_cores_of_its_own_runs_on_them,
+];
+
+const MIB: i64 = 1024 * 1024;
+
+async fn a_task_lives_in_the_group_that_nomad_made(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.run(&plugin, &scene.shell("cat /proc/self/cgroup; sleep 600")).await?;
+    let name = task.alloc.cgroup.name();
+    let line = if is_v2() { format!("{name}.scope\n") } else { format!(":freezer:/nomad/{name}\n") };
+    task.alloc.stdout.to_contain(&line, Duration::from_secs(5)).await?;
+    ensure!(!task.alloc.cgroup.pids().is_empty(), "nothing is in the group");
+    task.end(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn the_limits_stand_in_the_groups_files(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+    let cgroup = &task.alloc.cgroup;
+    same!(cgroup.read("memory", "memory.limit_in_bytes", "memory.max")?, (128 * MIB).to_string());
+    if !is_v2() {
+        same!(cgroup.read("cpu", "cpu.shares", "")?, "500");
+    }
+    task.end(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn the_higher_limit_is_the_hard_one_and_minus_one_is_none(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    for (memory_max_mb, hard) in [(256, Some(256)), (-1, None)] {
+        let mut task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
+        set_memory(&mut task.config, 64, memory_max_mb);
+        task.start(&plugin).await?;
+        let cgroup = &task.alloc.cgroup;
+        let limit = cgroup.read("memory", "memory.limit_in_bytes", "memory.max")?;
+        match hard {
+            Some(mib) => same!(limit, (mib * MIB).to_string()),
+            None => ensure!(limit == "max" || limit.parse::<i64>()? > 1 << 50, "{limit} is a limit"),
+        }
+        same!(cgroup.read("memory", "memory.soft_limit_in_bytes", "memory.low")?, (64 * MIB).to_string());
+        task.end(&plugin).await?;
+    }
+    plugin.shut_down().await
+}
+
+async fn a_task_that_takes_too_much_memory_is_said_to_have(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let greedy = ["if=/dev/zero", "of=/dev/null", "bs=256M", "count=1"];
+    let config = config! { image = scene.image("busybox:latest"), command = "dd", args = greedy };
+    let mut task = scene.prepare(&plugin, &config).await?;
+    set_memory(&mut task.config, 32, 0);
+    task.start(&plugin).await?;
+    let exit = task.wait(&plugin).await?;
+    same!((exit.exit_code, exit.signal, exit.oom_killed), (137, 9, true));
+    let inspected = plugin.inspect_task(task.id()).await?;
+    ensure!(
+        inspected.task.and_then(|status| status.result).is_some_and(|result| result.oom_killed),
+        "inspect differs"
+    );
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_group_that_nomad_kills_ends_the_task(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.run(&plugin, &scene.shell("sleep 600 & sleep 600")).await?;
+    for pid in task.alloc.cgroup.pids() {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    let exit = task.wait(&plugin).await?;
+    same!((exit.exit_code, exit.signal), (137, 9));
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_task_follows_nomads_shared_processors(scene: &Scene) -> Result<()> {
+    if is_v2() {
+        // There the kernel hands the change down.
+        return Ok(());
+    }
+    let mut plugin = scene.plugin().await?;
+    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+    let share = task.alloc.cgroup.cpuset.join("cpuset.cpus");
+    let all = std::fs::read_to_string(&share)?.trim().to_owned();
+    std::fs::write(&share, "0")?;
+    let on = allowed(task.pid()?);
+    std::fs::write(&share, &all)?;
+    same!(on?, "0");
+    same!(allowed(task.pid()?)?, all);
+    task.end(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_task_with_cores_of_its_own_runs_on_them(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let mut task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
+    let linux = task.config.resources.as_mut().and_then(|resources| resources.linux_resources.as_mut());
+    linux.context("no resources")?.cpuset_cpus = "1".to_owned();
+    if !is_v2() {
+        let reserve = task.alloc.cgroup.reserve()?;
+        let linux = task.config.resources.as_mut().and_then(|resources| resources.linux_resources.as_mut());
+        linux.context("no resources")?.cpuset_cgroup = reserve.display().to_string();
+    }
+    task.start(&plugin).await?;
+    same!(allowed(task.pid()?)?, "1");
+    ensure!(
+        task.exec(&plugin, "grep Cpus_allowed_list /proc/self/status").await?.1.ends_with("\t1\n"),
+        "not in an exec"
+    );
+    task.end(&plugin).await?;
+    plugin.shut_down().await
+}
+
+/// The processors that a process may run on.
+fn allowed(pid: i32) -> Result<String> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    Ok(line.context("no such line")?.trim().to_owned())
+}

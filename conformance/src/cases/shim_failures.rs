@@ -1,0 +1,165 @@
+//! Shims and runtimes that fail, played by scripts in front of the real ones on the plugin's PATH. A file switches the
+//! failure off, so that the same plugin shows that it still works.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::json;
+
+use super::{cases, refused, same};
+use crate::scene::Scene;
+
+cases!["shim failure":
+    a_shim_that_hangs_is_given_up,
+    a_shim_that_fails_is_quoted,
+    a_shim_that_answers_nonsense_is_refused,
+    a_shim_that_dies_at_once_is_an_error,
+    a_runtime_that_fails_to_create_is_quoted,
+    a_runtime_that_fails_after_it_created_leaves_nothing,
+    a_runtime_that_fails_to_start_is_quoted,
+    a_runtime_that_is_missing_is_said,
+    a_start_that_is_called_off_while_the_runtime_creates_leaves_nothing,
+];
+
+const SHIM: &str = "containerd-shim-scripted-v1";
+
+/// Scripts on a PATH of their own.
+struct Scripted {
+    directory: PathBuf,
+}
+
+impl Scripted {
+    fn new(scene: &Scene) -> Result<Self> {
+        let directory = scene.directory().join("bin");
+        fs::create_dir_all(&directory)?;
+        fs::write(directory.join("broken"), "")?;
+        Ok(Self { directory })
+    }
+
+    /// A program that runs `script` while it is broken, and the real one otherwise.
+    fn program(&self, name: &str, real: &str, script: &str) -> Result<()> {
+        let path = self.directory.join(name);
+        let broken = self.directory.join("broken");
+        let text = format!(
+            "#!/bin/sh\nreal={real}\nif [ -e {} ]; then\n{script}\nfi\nexec $real \"$@\"\n",
+            broken.display()
+        );
+        fs::write(&path, text)?;
+        Ok(fs::set_permissions(&path, Permissions::from_mode(0o755))?)
+    }
+
+    fn mend(&self) -> Result<()> {
+        Ok(fs::remove_file(self.directory.join("broken"))?)
+    }
+}
+
+/// A start with the shim or the runtime scripted: it fails in the words given and leaves nothing; mended, it works.
+async fn fails(scene: &Scene, scripted: &Scripted, words: &[&str], left_within: Duration) -> Result<()> {
+    let mut launch = scene.launch();
+    launch.path = Some(scripted.directory.clone());
+    let mut options = scene.options();
+    if scripted.directory.join(SHIM).exists() {
+        options["containerd_runtime"] = json!("io.containerd.scripted.v1");
+    }
+    let mut plugin = scene.plugin_as(&launch, &options).await?;
+    let task = scene.prepare(&plugin, &scene.shell("exit 3")).await?;
+    let mut named = vec![task.id()];
+    named.extend(words);
+    refused(plugin.start_task(task.config.clone()).await, &named)?;
+    scene.nothing_left_within(left_within)?;
+    scripted.mend()?;
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await
+}
+
+const SOON: Duration = Duration::from_secs(3);
+const REAL_SHIM: &str = "/usr/bin/containerd-shim-runc-v2";
+const REAL_RUNC: &str = "/usr/sbin/runc";
+
+async fn a_shim_that_hangs_is_given_up(scene: &Scene) -> Result<()> {
+    let scripted = Scripted::new(scene)?;
+    let script = "case \"$*\" in *start) sleep 600 & exec sleep 600;; esac";
+    scripted.program(SHIM, REAL_SHIM, script)?;
+    fails(scene, &scripted, &[SHIM], Duration::from_secs(10)).await
+}
+
+async fn a_shim_that_fails_is_quoted(scene: &Scene) -> Result<()> {
+    let scripted = Scripted::new(scene)?;
+    scripted.program(SHIM, REAL_SHIM, "echo 'no shims on tuesdays' >&2; exit 1")?;
+    fails(scene, &scripted, &[SHIM, "no shims on tuesdays"], SOON).await
+}
+
+async fn a_shim_that_answers_nonsense_is_refused(scene: &Scene) -> Result<()> {
+    for answer in ["echo hello", "printf '{\"version\":99}'", "true", "echo unix:///no/such/socket"] {
+        let scripted = Scripted::new(scene)?;
+        scripted.program(SHIM, REAL_SHIM, &format!("case \"$*\" in *start) {answer}; exit 0;; esac"))?;
+        fails(scene, &scripted, &[], SOON).await?;
+    }
+    Ok(())
+}
+
+async fn a_shim_that_dies_at_once_is_an_error(scene: &Scene) -> Result<()> {
+    let scripted = Scripted::new(scene)?;
+    // The real one is started, and its server killed before its address is told.
+    let script = "case \"$*\" in *start)\n  answer=$($real \"$@\") || exit 1\n  \
+                  for p in /proc/[0-9]*; do\n    \
+                  line=$(tr '\\0' ' ' < $p/cmdline 2>/dev/null)\n    \
+                  case \"$line\" in $real*-id*) [ \"$(readlink $p/cwd)\" = \"$PWD\" ] && kill -9 ${p#/proc/};; esac\n  \
+                  done\n  printf %s \"$answer\"; exit 0;;\nesac";
+    scripted.program(SHIM, REAL_SHIM, script)?;
+    fails(scene, &scripted, &["shim"], SOON).await
+}
+
+/// Does something in place of one of `runc`'s sub-commands, which stands among its options. `complain` says a text where
+/// the shim looks for it: in the file of `--log`.
+fn runc(sub_command: &str, then: &str) -> String {
+    format!(
+        "complain() {{ printf '{{\"level\":\"error\",\"msg\":\"%s\",\"time\":\"2026-01-01T00:00:00Z\"}}\\n' \"$1\" \
+         >> \"$log\"; echo \"$1\" >&2; exit 1; }}\n\
+         for word in \"$@\"; do [ \"$before\" = --log ] && log=$word; before=$word; done\n\
+         for word in \"$@\"; do [ \"$word\" = {sub_command} ] && {{ {then}; }}; done"
+    )
+}
+
+async fn a_runtime_that_fails_to_create_is_quoted(scene: &Scene) -> Result<()> {
+    let scripted = Scripted::new(scene)?;
+    scripted.program("runc", REAL_RUNC, &runc("create", "complain 'out of containers'"))?;
+    fails(scene, &scripted, &["out of containers"], SOON).await
+}
+
+async fn a_runtime_that_fails_after_it_created_leaves_nothing(scene: &Scene) -> Result<()> {
+    let scripted = Scripted::new(scene)?;
+    scripted.program("runc", REAL_RUNC, &runc("create", "$real \"$@\"; complain 'second thoughts'"))?;
+    fails(scene, &scripted, &["second thoughts"], SOON).await
+}
+
+async fn a_runtime_that_fails_to_start_is_quoted(scene: &Scene) -> Result<()> {
+    let scripted = Scripted::new(scene)?;
+    scripted.program("runc", REAL_RUNC, &runc("start", "complain 'not today'"))?;
+    fails(scene, &scripted, &["not today"], SOON).await
+}
+
+async fn a_runtime_that_is_missing_is_said(scene: &Scene) -> Result<()> {
+    let scripted = Scripted::new(scene)?;
+    scripted.program("runc", REAL_RUNC, "exec /no/such/runc")?;
+    fails(scene, &scripted, &["runc"], SOON).await
+}
+
+async fn a_start_that_is_called_off_while_the_runtime_creates_leaves_nothing(scene: &Scene) -> Result<()> {
+    let scripted = Scripted::new(scene)?;
+    scripted.program("runc", REAL_RUNC, &runc("create", "sleep 1; exec $real \"$@\""))?;
+    let mut launch = scene.launch();
+    launch.path = Some(scripted.directory.clone());
+    let mut plugin = scene.plugin_as(&launch, &scene.options()).await?;
+    let task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
+    let cut = tokio::time::timeout(Duration::from_millis(700), plugin.start_task(task.config.clone())).await;
+    ensure!(cut.is_err(), "it was not held up: {cut:?}");
+    scene.nothing_left_within(Duration::from_secs(15))?;
+    same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+    scripted.mend()?;
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await
+}

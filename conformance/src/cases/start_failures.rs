@@ -1,0 +1,152 @@
+//! Starts that fail at the image, at the files, or because the agent calls them off: each says on what, and leaves nothing.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::{cases, is_recoverable, refused};
+use crate::config;
+use crate::fixture::Form;
+use crate::host::Plugin;
+use crate::scene::Scene;
+
+cases!["failed start":
+    an_image_that_does_not_exist_is_not_worth_another_try,
+    a_registry_that_is_down_is_worth_another_try,
+    a_layer_that_can_not_be_read_is_said_by_its_digest,
+    a_layer_that_is_not_what_the_image_says_is_refused,
+    a_layer_that_the_registry_has_lost_is_said_by_its_digest,
+    a_command_that_the_image_does_not_have_is_said_by_its_name,
+    a_command_that_can_not_run_is_said_by_its_name,
+    a_state_directory_that_can_not_be_is_said_by_its_path,
+    a_start_that_is_called_off_while_it_fetches_leaves_nothing,
+    a_start_that_is_called_off_at_any_moment_leaves_nothing,
+];
+
+/// That a start fails in words that name the thing, leaves nothing, and harms nothing that comes after it. Returns whether
+/// Nomad would try it again.
+async fn fails(scene: &Scene, plugin: &Plugin, config: &serde_json::Value, words: &[&str]) -> Result<bool> {
+    let task = scene.prepare(plugin, config).await?;
+    let mut named = vec![task.id()];
+    named.extend(words);
+    let status = refused(plugin.start_task(task.config.clone()).await, &named)?;
+    scene.nothing_left()?;
+    // No destroy comes after a start that failed; where one does, it finds nothing.
+    task.end(plugin).await?;
+    scene.still_works(plugin).await?;
+    is_recoverable(&status).or(Ok(false))
+}
+
+async fn an_image_that_does_not_exist_is_not_worth_another_try(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    for name in [
+        "busybox:nope",
+        "no/such/image",
+        "busybox@sha256:0000000000000000000000000000000000000000000000000000000000000000",
+    ] {
+        let image = scene.image(name);
+        let again = fails(scene, &plugin, &config! { image = image }, &[&image]).await?;
+        ensure!(!again, "Nomad would try {image} again");
+    }
+    plugin.shut_down().await
+}
+
+async fn a_registry_that_is_down_is_worth_another_try(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    scene.still_works(&plugin).await?;
+    scene.world().registry().stop();
+    let image = scene.image("styled:elsewhere");
+    let again = fails(scene, &plugin, &config! { image = image }, &[&image]).await?;
+    ensure!(again, "Nomad would not try again");
+    plugin.shut_down().await
+}
+
+async fn a_layer_that_can_not_be_read_is_said_by_its_digest(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let image = scene.image("broken:unreadable");
+    fails(scene, &plugin, &config! { image = image }, &[&image, "sha256:"]).await?;
+    plugin.shut_down().await
+}
+
+async fn a_layer_that_is_not_what_the_image_says_is_refused(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let image = scene.image("broken:lying");
+    fails(scene, &plugin, &config! { image = image }, &[&image, "sha256:"]).await?;
+    plugin.shut_down().await
+}
+
+async fn a_layer_that_the_registry_has_lost_is_said_by_its_digest(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let image = scene.image("broken:incomplete");
+    fails(scene, &plugin, &config! { image = image }, &[&image, "sha256:"]).await?;
+    plugin.shut_down().await
+}
+
+async fn a_command_that_the_image_does_not_have_is_said_by_its_name(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    for command in ["no-such-command", "/bin/no-such-file"] {
+        let config = config! { image = scene.image("busybox:latest"), command = command };
+        let again = fails(scene, &plugin, &config, &[command]).await?;
+        ensure!(!again, "Nomad would try it again");
+    }
+    plugin.shut_down().await
+}
+
+async fn a_command_that_can_not_run_is_said_by_its_name(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let config = config! { image = scene.image("busybox:latest"), command = "/bin/not-a-program" };
+    fails(scene, &plugin, &config, &["/bin/not-a-program"]).await?;
+    plugin.shut_down().await
+}
+
+async fn a_state_directory_that_can_not_be_is_said_by_its_path(scene: &Scene) -> Result<()> {
+    std::fs::create_dir_all(scene.directory())?;
+    std::fs::write(scene.state_dir(), "a file is in the way")?;
+    let mut plugin = scene.plugin().await?;
+    let task = scene.prepare(&plugin, &scene.shell("true")).await?;
+    let path = scene.state_dir().display().to_string();
+    refused(plugin.start_task(task.config.clone()).await, &[task.id(), &path])?;
+    scene.nothing_left()?;
+    std::fs::remove_file(scene.state_dir())?;
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_start_that_is_called_off_while_it_fetches_leaves_nothing(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let registry = scene.world().registry();
+    scene.world().catalog().large(8)?.push(registry, "called-off", "v1", Form::Oci)?;
+    let config = config! { image = scene.image("called-off:v1") };
+    registry.pause()?;
+    let task = scene.prepare(&plugin, &config).await?;
+    let cut = tokio::time::timeout(Duration::from_millis(500), plugin.start_task(task.config.clone())).await;
+    ensure!(cut.is_err(), "it did not wait for the registry: {cut:?}");
+    registry.resume()?;
+    scene.nothing_left_within(Duration::from_secs(10))?;
+    // The same image, asked for again, is whole.
+    let task = scene.run(&plugin, &config).await?;
+    task.wait(&plugin).await?;
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_start_that_is_called_off_at_any_moment_leaves_nothing(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    scene.still_works(&plugin).await?;
+    let mut had_started = 0;
+    for delay_ms in [1, 10, 20, 30, 45, 60, 75, 90] {
+        let task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
+        let cut =
+            tokio::time::timeout(Duration::from_millis(delay_ms), plugin.start_task(task.config.clone()))
+                .await;
+        if cut.is_ok() {
+            task.end(&plugin).await?;
+            scene.nothing_left()?;
+        } else {
+            had_started += u32::from(scene.nothing_left_of_cut_off(&task, &plugin).await?);
+        }
+    }
+    ensure!(had_started <= 1, "{had_started} tasks run that nobody waits for");
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await
+}

@@ -1,0 +1,140 @@
+//! Stopping a task and signalling it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use tonic::Code;
+
+use super::{cases, refused, same};
+use crate::scene::Scene;
+use crate::task::{LIMIT, Task};
+
+cases!["stop":
+    a_task_that_heeds_the_signal_is_stopped_when_it_ends,
+    a_task_that_ignores_the_signal_is_killed_at_the_timeout,
+    the_jobs_own_signal_is_sent,
+    a_task_that_has_ended_can_be_stopped,
+    a_stop_that_is_called_off_goes_on_with_the_next,
+    all_processes_of_the_task_end_with_it,
+    a_signal_reaches_the_task,
+    a_signal_that_does_not_exist_is_refused_by_name,
+    a_task_that_has_ended_takes_no_signal_and_nothing_breaks,
+];
+
+/// Longer than any case may take: whoever waits for it has not seen the task end.
+const PATIENT: Duration = Duration::from_secs(90);
+
+/// A shell that says which signal came, and ends with a code of its own.
+async fn listener(scene: &Scene, plugin: &crate::host::Plugin) -> Result<Task> {
+    let script = "for s in TERM HUP USR1 USR2 INT; do trap \"echo got $s; [ $s = USR2 ] || exit 3\" $s; done; \
+                  echo ready; while :; do sleep 600 & wait $!; done";
+    let task = scene.run(plugin, &scene.shell(script)).await?;
+    task.alloc.stdout.to_contain("ready\n", LIMIT).await?;
+    Ok(task)
+}
+
+async fn a_task_that_heeds_the_signal_is_stopped_when_it_ends(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = listener(scene, &plugin).await?;
+    let begun = Instant::now();
+    task.stop(&plugin, PATIENT).await?;
+    ensure!(begun.elapsed() < LIMIT, "the stop took {:?}", begun.elapsed());
+    same!(task.wait(&plugin).await?.exit_code, 3);
+    same!(task.alloc.stdout.to_end(LIMIT).await?, b"ready\ngot TERM\n");
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_task_that_ignores_the_signal_is_killed_at_the_timeout(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.run(&plugin, &scene.shell("trap '' TERM; echo ready; sleep 600; sleep 600")).await?;
+    task.alloc.stdout.to_contain("ready\n", LIMIT).await?;
+    let begun = Instant::now();
+    task.stop(&plugin, Duration::from_secs(1)).await?;
+    ensure!(begun.elapsed() >= Duration::from_secs(1), "killed after {:?}", begun.elapsed());
+    let exit = task.wait(&plugin).await?;
+    same!((exit.exit_code, exit.signal, exit.oom_killed), (137, 9, false));
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn the_jobs_own_signal_is_sent(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = listener(scene, &plugin).await?;
+    plugin.stop_task(task.id(), PATIENT, "SIGUSR1").await?;
+    same!(task.wait(&plugin).await?.exit_code, 3);
+    same!(task.alloc.stdout.to_end(LIMIT).await?, b"ready\ngot USR1\n");
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_task_that_has_ended_can_be_stopped(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.run(&plugin, &scene.shell("exit 2")).await?;
+    task.wait(&plugin).await?;
+    task.stop(&plugin, PATIENT).await?;
+    same!(task.wait(&plugin).await?.exit_code, 2);
+    task.destroy(&plugin).await?;
+    task.stop(&plugin, PATIENT).await?;
+    plugin.shut_down().await
+}
+
+async fn a_stop_that_is_called_off_goes_on_with_the_next(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.run(&plugin, &scene.shell("trap '' TERM; echo ready; sleep 600; sleep 600")).await?;
+    task.alloc.stdout.to_contain("ready\n", LIMIT).await?;
+    let called_off = plugin.stop_task(task.id(), PATIENT, "");
+    let _ = tokio::time::timeout(Duration::from_millis(100), called_off).await;
+    task.stop(&plugin, Duration::ZERO).await?;
+    same!(task.wait(&plugin).await?.signal, 9);
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn all_processes_of_the_task_end_with_it(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let script = "for i in 1 2 3 4 5; do (trap '' TERM HUP; sleep 600) & done; setsid sleep 600 & trap 'exit 0' TERM; \
+                  echo ready; wait";
+    let task = scene.run(&plugin, &scene.shell(script)).await?;
+    task.alloc.stdout.to_contain("ready\n", LIMIT).await?;
+    ensure!(task.alloc.cgroup.pids().len() > 5, "only {:?} run", task.alloc.cgroup.pids());
+    task.stop(&plugin, PATIENT).await?;
+    task.wait(&plugin).await?;
+    same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_signal_reaches_the_task(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = listener(scene, &plugin).await?;
+    plugin.signal_task(task.id(), "SIGUSR2").await?;
+    task.alloc.stdout.to_contain("got USR2\n", LIMIT).await?;
+    plugin.signal_task(task.id(), "SIGHUP").await?;
+    same!(task.wait(&plugin).await?.exit_code, 3);
+    same!(task.alloc.stdout.to_end(LIMIT).await?, b"ready\ngot USR2\ngot HUP\n");
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_signal_that_does_not_exist_is_refused_by_name(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+    let status = refused(plugin.signal_task(task.id(), "SIGNOPE").await, &["SIGNOPE"])?;
+    same!(status.code(), Code::InvalidArgument);
+    task.end(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_task_that_has_ended_takes_no_signal_and_nothing_breaks(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.run(&plugin, &scene.shell("exit 2")).await?;
+    task.wait(&plugin).await?;
+    // Either answer will do, as long as it isn't the plugin's death.
+    if let Err(status) = plugin.signal_task(task.id(), "SIGHUP").await {
+        refused(Err::<(), _>(status), &[])?;
+    }
+    same!(task.wait(&plugin).await?.exit_code, 2);
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}

@@ -1,0 +1,221 @@
+//! The demo: a redis job on a real agent, told step by step with the commands a person would type and what they answer.
+//! It shows, and it checks what it shows.
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::agent::command::Output;
+use crate::agent::{Agent, Allocation, Mode, Setup, processes};
+use crate::config;
+use crate::fixture::World;
+use crate::fixture::leftovers::{Leftovers, dead_shim_sockets};
+use crate::scene::Scene;
+
+const REDIS: &str = include_str!("../../hack/jobs/redis.nomad.hcl");
+const MISSING: &str = include_str!("../../hack/jobs/missing-image.nomad.hcl");
+const SOON: Duration = Duration::from_secs(60);
+
+struct Teller {
+    begun: Instant,
+}
+
+impl Teller {
+    fn step(&self, words: &str) {
+        println!("\n[{:5.1} s] {words}", self.begun.elapsed().as_secs_f32());
+    }
+
+    /// Runs a `nomad` command, and shows it with its answer.
+    fn ask(&self, agent: &Agent, arguments: &[&str]) -> Result<Output> {
+        println!("  $ nomad {}", arguments.join(" "));
+        let output = agent.ask(arguments)?;
+        for line in output.stdout().lines().chain(output.stderr().lines()) {
+            println!("  | {line}");
+        }
+        std::io::stdout().flush()?;
+        ensure!(output.code == Some(0), "it ended with {:?}", output.code);
+        Ok(output)
+    }
+
+    fn saw(&self, words: &str) {
+        println!("  = {words}");
+    }
+}
+
+/// Tells the whole story, under a real agent if there is one.
+///
+/// # Errors
+/// With the first thing that was not as it should be.
+pub fn run(nomad: Option<&Path>, plugin: &Path) -> Result<()> {
+    match nomad {
+        Some(nomad) => with_agent(nomad, plugin),
+        None => without_agent(plugin),
+    }
+}
+
+fn with_agent(nomad: &Path, plugin: &Path) -> Result<()> {
+    let teller = Teller { begun: Instant::now() };
+    let dead_before = dead_shim_sockets();
+    teller.step("A private containerd and a private registry with a redis image");
+    let world = World::start()?;
+    let image = world.image("library/redis:alpine");
+    teller.saw(&format!("containerd at {}, the image is {image}", world.containerd().socket().display()));
+
+    teller.step("A Nomad agent with the driver in its plugin directory");
+    let setup = Setup {
+        mode: Mode::Dev,
+        nomad: nomad.to_owned(),
+        plugin: plugin.to_owned(),
+        directory: world.directory().join("agent"),
+        containerd_socket: world.containerd().socket(),
+        state_dir: world.state_dir("agent"),
+    };
+    let state_dir = setup.state_dir.clone();
+    let mut agent = Agent::start(setup)?;
+    let health = agent.driver_becomes(true)?;
+    teller.saw(&format!("the node's driver containerd-driver is healthy: {}", health.health_description));
+    for (name, value) in health.attributes.iter().flatten() {
+        teller.saw(&format!("{name} = {value}"));
+    }
+
+    let mut cgroups = Vec::new();
+    redis(&teller, &agent, &image, &mut cgroups)?;
+    missing_image(&teller, &mut agent, &world.image("library/no-such-image:latest"), &mut cgroups)?;
+
+    teller.step("What is left");
+    Leftovers {
+        containerd: world.containerd(),
+        state_dir: &state_dir,
+        cgroups: &cgroups,
+        dead_before: &dead_before,
+    }
+    .assert_nothing_left()?;
+    teller.saw("no container, snapshot, lease, mount, cgroup, pipe or shim of these jobs");
+    agent.stop()?;
+    let residue = agent.residue();
+    ensure!(residue.is_empty(), "the agent left behind:\n  {}", residue.join("\n  "));
+    drop(agent);
+    let directory = world.directory().to_owned();
+    drop(world);
+    ensure!(!directory.exists(), "{} is still there", directory.display());
+    teller.saw("no agent, plugin, containerd or registry runs, and their directory is gone");
+    teller.step("All as it should be");
+    Ok(())
+}
+
+fn redis(teller: &Teller, agent: &Agent, image: &str, cgroups: &mut Vec<String>) -> Result<()> {
+    teller.step("The redis job");
+    for line in REDIS.lines().filter(|line| !line.trim_start().starts_with('#')) {
+        println!("  > {line}");
+    }
+    println!("  $ nomad job run -detach -var image={image} redis.nomad.hcl");
+    agent.submit(REDIS, &[("image", image)])?;
+    let id = agent.placed("redis", 1)?.remove(0);
+    cgroups.push(format!("{id}.redis-task"));
+    let running = |allocation: &Allocation| {
+        allocation.is_terminal() || allocation.task("redis-task").state == "running"
+    };
+    let allocation = agent.allocation_until(&id, "running redis", SOON, running)?;
+    ensure!(allocation.task("redis-task").state == "running", "redis does not run\n{}", allocation.story());
+    let pid = processes::first_of_task(&id, "redis-task")?;
+    teller.saw(&format!("it runs, as process {pid} of this machine"));
+    teller.ask(agent, &["alloc", "status", &id])?;
+
+    teller.step("Asked by `nomad alloc exec`");
+    let ping = ["alloc", "exec", "-i=false", "-t=false", "-task", "redis-task", &id, "redis-cli", "ping"];
+    let deadline = Instant::now() + SOON;
+    // The process runs; redis may still be getting ready to listen.
+    while agent.ask(&ping)?.stdout().trim() != "PONG" && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(100));
+    }
+    let answer = teller.ask(agent, &ping)?.stdout();
+    ensure!(answer.trim() == "PONG", "redis answers {answer:?}");
+
+    teller.step("Its log, by `nomad alloc logs`");
+    let log = teller.ask(agent, &["alloc", "logs", &id, "redis-task"])?.stdout();
+    ensure!(log.contains("Ready to accept connections"), "redis does not say that it is ready");
+
+    teller.step("Stopped");
+    teller.ask(agent, &["job", "stop", "-detach", "redis"])?;
+    let stopped = agent.allocation_until(&id, "stopped allocation", SOON, Allocation::is_terminal)?;
+    let task = stopped.task("redis-task");
+    let took = task.event("Killed")?.at().duration_since(task.event("Killing")?.at())?;
+    ensure!(!processes::alive(pid), "process {pid} is still there");
+    teller.saw(&format!("process {pid} is gone; from the stop to the last of it: {} ms", took.as_millis()));
+    teller.ask(agent, &["job", "stop", "-purge", "-detach", "redis"]).map(drop)
+}
+
+fn missing_image(teller: &Teller, agent: &mut Agent, image: &str, cgroups: &mut Vec<String>) -> Result<()> {
+    teller.step("A job whose image does not exist");
+    println!("  $ nomad job run -detach -var image={image} missing-image.nomad.hcl");
+    agent.submit(MISSING, &[("image", image)])?;
+    let id = agent.placed("missing-image", 1)?.remove(0);
+    cgroups.push(format!("{id}.main"));
+    let failed = agent.allocation_until(&id, "failed allocation", SOON, Allocation::is_terminal)?;
+    let status = teller.ask(agent, &["alloc", "status", &id])?.stdout();
+    let task = failed.task("main");
+    let told = task.event("Driver Failure")?.display_message.clone();
+    ensure!(told.contains(image), "the event does not name the image: {told}");
+    ensure!(status.contains(image), "`nomad alloc status` does not name the image");
+    teller.saw(&format!("the event says why: {told}"));
+    ensure!(agent.is_alive() && agent.driver()?.healthy, "the agent or the driver did not survive it");
+    teller.saw("the agent is alive, and the driver healthy");
+    teller.ask(agent, &["job", "stop", "-purge", "-detach", "missing-image"]).map(drop)
+}
+
+/// The same job where there is no agent: the conformance host plays Nomad to the driver.
+fn without_agent(plugin: &Path) -> Result<()> {
+    let teller = Teller { begun: Instant::now() };
+    teller.step("A private containerd and a private registry with a redis image");
+    let world = World::start()?;
+    tokio::runtime::Runtime::new()?.block_on(host_plays(&teller, &world, plugin))?;
+    let directory = world.directory().to_owned();
+    drop(world);
+    ensure!(!directory.exists(), "{} is still there", directory.display());
+    teller.step("All as it should be");
+    Ok(())
+}
+
+async fn host_plays(teller: &Teller, world: &Arc<World>, plugin: &Path) -> Result<()> {
+    let scene = Scene::new(Arc::clone(world), plugin, "demo".to_owned());
+    teller.step("The driver, started as an agent starts it");
+    let mut plugin = scene.plugin().await?;
+    let info = plugin.info().await?;
+    teller.saw(&format!("{} {}, process {}", info.name, info.plugin_version, plugin.pid()));
+
+    teller.step("The redis job");
+    let task = scene.run(&plugin, &config! { image = scene.image("library/redis:alpine") }).await?;
+    teller.saw(&format!("it runs, as process {} of this machine", task.pid()?));
+
+    teller.step("Asked by an exec of `redis-cli ping`, once its log says that it is ready");
+    task.alloc.stdout.to_contain("Ready to accept connections", SOON).await?;
+    let (_, answer) = task.exec(&plugin, "redis-cli ping").await?;
+    teller.saw(answer.trim());
+    ensure!(answer.trim() == "PONG", "redis answers {answer:?}");
+    teller.step("Its log");
+    task.alloc.stdout.text().lines().for_each(|line| println!("  | {line}"));
+
+    teller.step("Stopped");
+    task.stop(&plugin, Duration::from_secs(5)).await?;
+    let exit = task.wait(&plugin).await?;
+    task.destroy(&plugin).await?;
+    teller.saw(&format!("it ended with exit code {}", exit.exit_code));
+
+    teller.step("A job whose image does not exist");
+    let image = scene.image("library/no-such-image:latest");
+    let mut missing = scene.prepare(&plugin, &config! { image = image.clone() }).await?;
+    let refusal = missing.start(&plugin).await.err().context("it started")?;
+    let text = format!("{refusal:#}");
+    ensure!(text.contains(&image), "the error does not name the image: {text}");
+    teller.saw(&format!("the error says why: {text}"));
+
+    teller.step("What is left");
+    plugin.shut_down().await?;
+    scene.close()?;
+    teller.saw("no container, snapshot, lease, mount, cgroup, pipe or shim of these jobs");
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! What a task finds around it.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::Case;
+use super::stage::{Stage, eventually, jobs};
+
+pub const CASES: &[(&str, Case)] = &[
+    ("templates_variables_and_directories_are_there", template),
+    ("two_tasks_of_a_group_share_alloc_only", pair),
+    ("the_memory_limit_is_the_jobs", memory),
+    ("what_a_task_uses_is_told", usage),
+];
+
+fn template(stage: &mut Stage) -> Result<()> {
+    let image = stage.busybox();
+    let id = stage.start("environment", jobs::TEMPLATE, &[("image", &image)])?;
+    let task = stage.dead(&id, "main")?;
+    ensure!(!task.failed, "{}", stage.agent.allocation(&id)?.story());
+    let log = String::from_utf8_lossy(&stage.log(&id, "main", false)?).into_owned();
+    ensure!(
+        log == "memory=48\ntoken=abc\ncolor=green job=environment greeting=hello\n",
+        "the log is {log:?}"
+    );
+    ensure!(fs::read(stage.data(&id, "kept"))? == b"kept\n");
+    Ok(())
+}
+
+fn pair(stage: &mut Stage) -> Result<()> {
+    let image = stage.busybox();
+    let id = stage.start("pair", jobs::PAIR, &[("image", &image)])?;
+    stage.running(&id, "writer")?;
+    stage.running(&id, "reader")?;
+    stage.logged(&id, "reader", "done\n")?;
+    let log = String::from_utf8_lossy(&stage.log(&id, "reader", false)?).into_owned();
+    ensure!(log == "shared\ndone\n", "the log is {log:?}");
+    Ok(())
+}
+
+fn memory(stage: &mut Stage) -> Result<()> {
+    let script = "trap 'exit 0' TERM; touch /alloc/data/ready; sleep 1000 & wait";
+    let id = stage.shell_with("memory", script, &[("memory", "40")])?;
+    stage.made(&id, "ready")?;
+    let groups = fs::read_to_string(format!("/proc/{}/cgroup", stage.pid(&id)?))?;
+    let limit = limit(&groups).with_context(|| format!("no memory limit for a process in {groups}"))?;
+    ensure!(limit.trim() == (40u64 * 1024 * 1024).to_string(), "the limit is {limit}");
+    Ok(())
+}
+
+fn usage(stage: &mut Stage) -> Result<()> {
+    // Some twenty megabytes, and a core for as long as it runs.
+    let script = "trap 'exit 0' TERM; head -c 20000000 /dev/zero >/dev/shm/x; touch /alloc/data/ready; while :; do :; done";
+    let id = stage.shell_with("usage", script, &[("memory", "64")])?;
+    stage.made(&id, "ready")?;
+    let mut seen = serde_json::Value::Null;
+    eventually("use of memory and processor", || {
+        seen = stage.agent.usage(&id)?;
+        let number = |path: &str| seen.pointer(path).and_then(serde_json::Value::as_f64).unwrap_or(0.0);
+        let memory_bytes = number("/MemoryStats/Usage");
+        Ok(memory_bytes > 20e6 && memory_bytes < 64e6 && number("/CpuStats/Percent") > 10.0)
+    })
+    .with_context(|| format!("the agent has {seen}"))
+}
+
+/// The memory limit of a process, from its `/proc/<pid>/cgroup`.
+fn limit(groups: &str) -> Result<String> {
+    for line in groups.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+        if controllers == "memory" {
+            return Ok(fs::read_to_string(format!("/sys/fs/cgroup/memory{path}/memory.limit_in_bytes"))?);
+        }
+    }
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::")).context("no cgroup v2 entry")?;
+    Ok(fs::read_to_string(format!("/sys/fs/cgroup{path}/memory.max"))?)
+}

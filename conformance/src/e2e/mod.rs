@@ -1,0 +1,79 @@
+//! The end-to-end set: jobs on a real Nomad agent with the plugin, seen through Nomad's command line and API. Each case
+//! ends with nothing left of it. One agent serves them all, one after the other.
+
+mod containerd;
+mod ends;
+mod environment;
+mod exec;
+mod logs;
+mod measure;
+mod refusals;
+mod restarts;
+pub mod stage;
+mod stop;
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use anyhow::Result;
+use libtest_mimic::{Arguments, Failed, Trial};
+
+pub use measure::measure;
+use stage::Stage;
+
+type Case = fn(&mut Stage) -> Result<()>;
+
+/// Every case by its name, which `conformance e2e FILTER` looks for its filter in.
+fn cases() -> Vec<(String, Case)> {
+    let groups: [(&str, &[(&str, Case)]); 8] = [
+        ("ends", ends::CASES),
+        ("logs", logs::CASES),
+        ("stop", stop::CASES),
+        ("exec", exec::CASES),
+        ("environment", environment::CASES),
+        ("refusals", refusals::CASES),
+        ("restarts", restarts::CASES),
+        ("containerd", containerd::CASES),
+    ];
+    let named = |(group, cases): (&str, &'static [(&str, Case)])| {
+        let group = group.to_owned();
+        cases.iter().map(move |(name, case)| (format!("{group}::{name}"), *case))
+    };
+    groups.into_iter().flat_map(named).collect()
+}
+
+/// Runs the cases whose names contain `filter`, and prints the usual closing line.
+///
+/// # Errors
+/// When the world or the agent does not come up.
+pub fn run(nomad: &Path, plugin: &Path, filter: Option<String>) -> Result<ExitCode> {
+    let begun = Instant::now();
+    let stage = Arc::new(Mutex::new(Stage::set(nomad, plugin)?));
+    println!(
+        "a containerd, a registry and a Nomad agent are up after {:.1} s",
+        begun.elapsed().as_secs_f32()
+    );
+    let trials = cases().into_iter().map(|(name, case)| {
+        let stage = Arc::clone(&stage);
+        Trial::test(name, move || {
+            let mut stage = stage.lock().unwrap_or_else(PoisonError::into_inner);
+            play(&mut stage, case).map_err(|error| Failed::from(format!("{error:#}")))
+        })
+    });
+    let arguments = Arguments { filter, test_threads: Some(1), ..Arguments::default() };
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    Ok(conclusion.exit_code())
+}
+
+fn play(stage: &mut Stage, case: Case) -> Result<()> {
+    let played = case(stage);
+    let log = if played.is_err() { stage.agent_log() } else { String::new() };
+    let cleared = stage.clear();
+    played.map_err(|error| {
+        let left = cleared.as_ref().err().map(|error| format!("\nand then: {error:#}")).unwrap_or_default();
+        anyhow::anyhow!("{error:#}{left}\nthe agent's log has:\n{log}")
+    })?;
+    cleared
+}

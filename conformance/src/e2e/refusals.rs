@@ -1,0 +1,60 @@
+//! What can't run is told in a task's events, by name, and the agent goes on.
+
+use anyhow::{Result, ensure};
+
+use super::Case;
+use super::stage::{Stage, jobs};
+
+pub const CASES: &[(&str, Case)] = &[
+    ("an_image_that_does_not_exist_is_named", missing_image),
+    ("an_image_with_an_unreadable_layer_is_named", unreadable_layer),
+    ("a_command_that_does_not_exist_is_named", missing_command),
+    ("an_option_that_does_not_exist_is_named", unknown_option),
+];
+
+/// What a refusal is told as: by the driver, or by the agent on the driver's schema.
+const FAILURES: [&str; 3] = ["Driver Failure", "Failed Validation", "Setup Failure"];
+
+/// Runs a job to its failure: one event of a failure must have all of the words.
+fn refused(stage: &mut Stage, job: &str, hcl: &str, image: &str, words: &[&str]) -> Result<()> {
+    let id = stage.start(job, hcl, &[("image", image)])?;
+    let task = stage.dead(&id, "main")?;
+    ensure!(
+        task.failed && task.count("Started") == 0,
+        "it started: {}",
+        stage.agent.allocation(&id)?.story()
+    );
+    let failures = task.events().iter().filter(|event| FAILURES.contains(&event.kind.as_str()));
+    let told =
+        failures.map(|event| &event.display_message).any(|text| words.iter().all(|word| text.contains(word)));
+    ensure!(told, "no failure says {words:?}: {}", stage.agent.allocation(&id)?.story());
+    let status = stage.agent.tell(&["alloc", "status", "-verbose", &id])?.stdout();
+    ensure!(words.iter().all(|word| status.contains(word)), "`nomad alloc status` does not tell:\n{status}");
+    ensure!(stage.agent.is_alive(), "the agent has died");
+    ensure!(stage.agent.driver()?.healthy, "the driver is unhealthy");
+    Ok(())
+}
+
+fn missing_image(stage: &mut Stage) -> Result<()> {
+    let image = stage.world.image("library/nothing:latest");
+    refused(stage, "missing-image", jobs::MISSING_IMAGE, &image, &[&image, "not in the registry"])
+}
+
+fn unreadable_layer(stage: &mut Stage) -> Result<()> {
+    let image = stage.world.image("broken:unreadable");
+    refused(stage, "unreadable-layer", jobs::MISSING_IMAGE, &image, &[&image])
+}
+
+fn missing_command(stage: &mut Stage) -> Result<()> {
+    let hcl = jobs::SHELL.replace("\"sh\"", "\"no-such-command\"");
+    let hcl = hcl
+        .replace("args    = [\"-c\", var.script]", "")
+        .replace("variable \"script\" {\n  type = string\n}", "");
+    let image = stage.busybox();
+    refused(stage, "missing-command", &hcl, &image, &["no-such-command"])
+}
+
+fn unknown_option(stage: &mut Stage) -> Result<()> {
+    let image = stage.busybox();
+    refused(stage, "unknown-option", jobs::UNKNOWN_OPTION, &image, &["foo"])
+}

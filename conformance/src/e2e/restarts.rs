@@ -1,0 +1,110 @@
+//! The task's process outlives the plugin and the agent, and its end is told by whoever comes after.
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::Case;
+use super::stage::{Stage, eventually};
+use crate::agent::processes;
+
+pub const CASES: &[(&str, Case)] = &[
+    ("plugin_killed", plugin_killed),
+    ("agent_restarted", agent_restarted),
+    ("agent_killed", agent_killed),
+    ("agent_and_plugin_killed", agent_and_plugin_killed),
+    ("a_task_that_ends_while_the_agent_is_down", ended_meanwhile),
+    ("a_task_is_stopped_after_the_plugin_was_killed", stopped_after),
+];
+
+/// Says a word and ends with 42 on SIGUSR1.
+const SCRIPT: &str = "trap 'echo after; exit 42' USR1; echo before; touch /alloc/data/ready
+while :; do sleep 1000 & wait; done";
+
+fn started(stage: &mut Stage, name: &str) -> Result<(String, i32)> {
+    let id = stage.shell(name, SCRIPT)?;
+    stage.made(&id, "ready")?;
+    stage.logged(&id, "main", "before\n")?;
+    let pid = stage.pid(&id)?;
+    Ok((id, pid))
+}
+
+/// The process is the same; exec, signal, log and the exit code work.
+fn goes_on(stage: &Stage, id: &str, pid: i32) -> Result<()> {
+    // The agent recovers its tasks after it has told that it is ready.
+    eventually("exec in the recovered task", || Ok(stage.exec(id, b"", &["true"])?.code == Some(0)))?;
+    ensure!(stage.pid(id)? == pid, "the task has another process");
+    stage.agent.tell(&["alloc", "signal", "-s", "SIGUSR1", id, "main"])?;
+    let task = stage.dead(id, "main")?;
+    ensure!(task.ended()?.exit_code == 42, "it ended as {:?}", task.ended()?);
+    ensure!(task.restarts == 0 && task.count("Started") == 1, "it was started again");
+    let log = stage.log(id, "main", false)?;
+    ensure!(log == b"before\nafter\n", "the log is {:?}", String::from_utf8_lossy(&log));
+    Ok(())
+}
+
+fn kill_plugin(stage: &Stage) -> Result<()> {
+    let plugin = stage.agent.plugin()?;
+    kill(Pid::from_raw(plugin), Signal::SIGKILL)?;
+    eventually("end of the plugin", || Ok(!processes::alive(plugin)))
+}
+
+fn plugin_killed(stage: &mut Stage) -> Result<()> {
+    let (id, pid) = started(stage, "plugin-killed")?;
+    kill_plugin(stage)?;
+    eventually("new plugin", || Ok(stage.agent.plugin().is_ok()))?;
+    goes_on(stage, &id, pid)
+}
+
+fn agent_restarted(stage: &mut Stage) -> Result<()> {
+    let (id, pid) = started(stage, "agent-restarted")?;
+    stage.agent.stop()?;
+    ensure!(processes::alive(pid), "the task ended with the agent");
+    stage.agent.launch()?;
+    goes_on(stage, &id, pid)
+}
+
+fn agent_killed(stage: &mut Stage) -> Result<()> {
+    let (id, pid) = started(stage, "agent-killed")?;
+    stage.agent.kill();
+    ensure!(processes::alive(pid), "the task ended with the agent");
+    stage.agent.launch()?;
+    goes_on(stage, &id, pid)
+}
+
+fn agent_and_plugin_killed(stage: &mut Stage) -> Result<()> {
+    let (id, pid) = started(stage, "both-killed")?;
+    stage.agent.kill();
+    kill_plugin(stage)?;
+    ensure!(processes::alive(pid), "the task ended with the plugin");
+    stage.agent.launch()?;
+    goes_on(stage, &id, pid)
+}
+
+fn ended_meanwhile(stage: &mut Stage) -> Result<()> {
+    let script = "touch /alloc/data/ready; until [ -e /alloc/data/go ]; do sleep 0.1; done; exit 9";
+    let id = stage.shell("ended-meanwhile", script)?;
+    stage.made(&id, "ready")?;
+    let pid = stage.pid(&id)?;
+    stage.agent.stop()?;
+    fs::write(stage.data(&id, "go"), b"")?;
+    eventually("end of the task", || Ok(!processes::alive(pid)))?;
+    stage.agent.launch()?;
+    let task = stage.dead(&id, "main")?;
+    ensure!(task.ended()?.exit_code == 9, "it ended as {:?}", task.ended()?);
+    ensure!(task.restarts == 0, "it was restarted");
+    Ok(())
+}
+
+fn stopped_after(stage: &mut Stage) -> Result<()> {
+    let script = "trap 'exit 0' TERM; touch /alloc/data/ready; sleep 1000 & wait";
+    let id = stage.shell_with("stopped-after", script, &[("kill_timeout", "30s")])?;
+    stage.made(&id, "ready")?;
+    kill_plugin(stage)?;
+    stage.agent.tell(&["job", "stop", "-detach", "stopped-after"])?;
+    let task = stage.dead(&id, "main")?;
+    ensure!(!task.failed, "{}", stage.agent.allocation(&id)?.story());
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! Stopping takes as long as the task takes, and no longer than it may.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use super::Case;
+use super::stage::{SOON, Stage};
+use crate::agent::Allocation;
+
+pub const CASES: &[(&str, Case)] = &[
+    ("a_task_that_ends_at_once_stops_at_once", at_once),
+    ("the_kill_signal_of_the_job_is_sent", kill_signal),
+    ("a_task_that_refuses_is_killed_at_its_timeout", refuses),
+    ("a_signal_of_the_operator_reaches_the_task", signalled),
+    ("a_restart_by_the_operator_is_a_new_process", restarted),
+];
+
+/// From the agent's decision to stop to its word that the task is gone.
+pub fn stopped_in(stage: &Stage, id: &str) -> Result<Duration> {
+    let task = stage.dead(id, "main")?;
+    Ok(task.event("Killed")?.at().duration_since(task.event("Killing")?.at())?)
+}
+
+fn stop(stage: &Stage, name: &str) -> Result<()> {
+    stage.agent.tell(&["job", "stop", "-detach", name]).map(drop)
+}
+
+fn at_once(stage: &mut Stage) -> Result<()> {
+    let script = "trap 'exit 0' TERM; touch /alloc/data/ready; sleep 1000 & wait";
+    let id = stage.shell_with("at-once", script, &[("kill_timeout", "30s")])?;
+    stage.made(&id, "ready")?;
+    stop(stage, "at-once")?;
+    let took = stopped_in(stage, &id)?;
+    ensure!(took < Duration::from_secs(1), "the stop took {took:?}");
+    let ended = stage.dead(&id, "main")?.ended()?;
+    ensure!((ended.exit_code, ended.signal) == (0, 0), "it ended as {ended:?}");
+    Ok(())
+}
+
+fn kill_signal(stage: &mut Stage) -> Result<()> {
+    let script = "trap 'exit 5' INT; trap 'exit 6' TERM; touch /alloc/data/ready; sleep 1000 & wait";
+    let id = stage.shell_with("kill-signal", script, &[("kill_signal", "SIGINT")])?;
+    stage.made(&id, "ready")?;
+    stop(stage, "kill-signal")?;
+    let ended = stage.dead(&id, "main")?.ended()?;
+    ensure!(ended.exit_code == 5, "it ended as {ended:?}");
+    Ok(())
+}
+
+fn refuses(stage: &mut Stage) -> Result<()> {
+    let script = "trap '' TERM; touch /alloc/data/ready; while :; do sleep 1; done";
+    let id = stage.shell_with("refuses", script, &[("kill_timeout", "2s")])?;
+    stage.made(&id, "ready")?;
+    stop(stage, "refuses")?;
+    let took = stopped_in(stage, &id)?;
+    ensure!(took > Duration::from_secs(2) && took < Duration::from_secs(4), "the stop took {took:?}");
+    let ended = stage.dead(&id, "main")?.ended()?;
+    ensure!(ended.signal == 9, "it ended as {ended:?}");
+    Ok(())
+}
+
+fn signalled(stage: &mut Stage) -> Result<()> {
+    let script = "trap 'exit 42' USR1; touch /alloc/data/ready; sleep 1000 & wait";
+    let id = stage.shell("signalled", script)?;
+    stage.made(&id, "ready")?;
+    stage.agent.tell(&["alloc", "signal", "-s", "SIGUSR1", &id, "main"])?;
+    let ended = stage.dead(&id, "main")?.ended()?;
+    ensure!(ended.exit_code == 42, "it ended as {ended:?}");
+    Ok(())
+}
+
+fn restarted(stage: &mut Stage) -> Result<()> {
+    let script = "trap 'exit 0' TERM; echo begun; touch /alloc/data/ready; sleep 1000 & wait";
+    let id = stage.shell("restarted-by-hand", script)?;
+    stage.made(&id, "ready")?;
+    let pid = stage.pid(&id)?;
+    stage.agent.tell(&["alloc", "restart", &id, "main"])?;
+    stage.logged(&id, "main", "begun\nbegun\n")?;
+    ensure!(stage.pid(&id)? != pid, "it is the same process");
+    let again = |allocation: &Allocation| {
+        let task = allocation.task("main");
+        task.restarts == 1 && task.state == "running"
+    };
+    stage.agent.allocation_until(&id, "restarted task", SOON, again).map(drop)
+}

@@ -1,0 +1,122 @@
+//! The control groups that a Nomad client makes around a task, on v1 (a hybrid machine counts as v1) and v2.
+//!
+//! Source of the facts: hashicorp/nomad `client/lib/cgroupslib`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::fixture::sweep;
+
+const ROOT: &str = "/sys/fs/cgroup";
+const V1_HIERARCHIES: [&str; 3] = ["freezer", "memory", "cpu"];
+
+/// Whether the machine has v2 alone.
+pub fn is_v2() -> bool {
+    Path::new(ROOT).join("cgroup.controllers").exists()
+}
+
+/// A task's groups. Dropped, they are removed with all that is in them, as the client does after a destroy.
+pub struct TaskCgroup {
+    name: String,
+    /// What the client hands to the driver.
+    pub cpuset: PathBuf,
+}
+
+impl TaskCgroup {
+    /// # Errors
+    /// Names the group that can't be made.
+    pub fn create(name: &str) -> Result<Self> {
+        let cpuset = Self::make(name)?;
+        Ok(Self { name: name.to_owned(), cpuset })
+    }
+
+    /// Makes what a driver has taken away at its destroy, as the client does before the next attempt.
+    ///
+    /// # Errors
+    /// Names the group that can't be made.
+    pub fn restore(&self) -> Result<()> {
+        Self::make(&self.name).map(drop)
+    }
+
+    fn make(name: &str) -> Result<PathBuf> {
+        if is_v2() { create_v2(name) } else { create_v1(name) }
+    }
+
+    /// `<alloc>.<task>`
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// A file of the task's group as the client made it, by its name on either version.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub fn read(&self, v1_controller: &str, v1_file: &str, v2_file: &str) -> Result<String> {
+        let path = if is_v2() {
+            self.cpuset.join(v2_file)
+        } else {
+            Path::new(ROOT).join(v1_controller).join("nomad").join(&self.name).join(v1_file)
+        };
+        let text = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        Ok(text.trim().to_owned())
+    }
+
+    /// The cpuset of a task with cores of its own, on v1: made by the client, its processors set by whoever has them.
+    ///
+    /// # Errors
+    /// Names the group.
+    pub fn reserve(&self) -> Result<PathBuf> {
+        let group = Path::new(ROOT).join("cpuset/nomad/reserve").join(&self.name);
+        make(&group)?;
+        Ok(group)
+    }
+
+    /// Every process in it, by the host's count.
+    pub fn pids(&self) -> Vec<i32> {
+        sweep::pids_in(&self.name)
+    }
+}
+
+impl Drop for TaskCgroup {
+    fn drop(&mut self) {
+        sweep::cgroups(&self.name);
+    }
+}
+
+fn make(group: &Path) -> Result<()> {
+    fs::create_dir_all(group).with_context(|| format!("make the control group {}", group.display()))
+}
+
+fn create_v1(name: &str) -> Result<PathBuf> {
+    for hierarchy in V1_HIERARCHIES {
+        make(&Path::new(ROOT).join(hierarchy).join("nomad").join(name))?;
+    }
+    let cpuset = Path::new(ROOT).join("cpuset");
+    // A group without CPUs and memory nodes takes no process.
+    for group in ["nomad", "nomad/share"] {
+        let group = cpuset.join(group);
+        make(&group)?;
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            if fs::read_to_string(group.join(file))?.trim().is_empty() {
+                fs::write(group.join(file), fs::read_to_string(cpuset.join(file))?)?;
+            }
+        }
+    }
+    Ok(cpuset.join("nomad/share"))
+}
+
+fn create_v2(name: &str) -> Result<PathBuf> {
+    let mut group = PathBuf::from(ROOT);
+    for part in ["nomad.slice", "share.slice"] {
+        let controllers = group.join("cgroup.subtree_control");
+        fs::write(controllers, "+cpuset +cpu +io +memory +pids").context("hand the controllers down")?;
+        group.push(part);
+        make(&group)?;
+    }
+    fs::write(group.join("cgroup.subtree_control"), "+cpuset +cpu +io +memory +pids")?;
+    group.push(format!("{name}.scope"));
+    make(&group)?;
+    Ok(group)
+}

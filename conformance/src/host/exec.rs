@@ -1,0 +1,149 @@
+//! One streaming exec, as the client passes it on from `nomad alloc exec`: it never half-closes its stream, and sends
+//! heartbeats that say nothing.
+//!
+//! Source of the facts: hashicorp/nomad `plugins/drivers/execstreaming.go`, `command/agent/http_exec.go`.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nomad_proto::driver as pb;
+use pb::{ExecTaskStreamingIoOperation as Operation, ExecTaskStreamingRequest as Request};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use super::plugin::Plugin;
+
+/// What an exec said until its end.
+#[derive(Debug, Default)]
+pub struct Said {
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    pub result: Option<pb::ExitResult>,
+}
+
+impl Said {
+    pub fn stdout_text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    pub fn stderr_text(&self) -> String {
+        String::from_utf8_lossy(&self.stderr).into_owned()
+    }
+
+    /// # Errors
+    /// Says that the exit frame is missing, which the command line tool shows as an error.
+    pub fn code(&self) -> Result<i32> {
+        let result = self.result.as_ref();
+        Ok(result
+            .with_context(|| format!("no exit frame; {:?} {:?}", self.stdout_text(), self.stderr_text()))?
+            .exit_code)
+    }
+}
+
+pub struct Exec {
+    input: mpsc::Sender<Request>,
+    output: Streaming<pb::ExecTaskStreamingResponse>,
+    said: Said,
+}
+
+impl Exec {
+    /// Opens the stream with its first message. An error of the call itself is a failure of the driver: the command line
+    /// tool doesn't show it.
+    ///
+    /// # Errors
+    /// Carries the plugin's refusal.
+    pub async fn open(plugin: &Plugin, task_id: &str, command: &[&str], tty: bool) -> Result<Self> {
+        let (input, requests) = mpsc::channel(16);
+        let command = command.iter().map(|&word| word.to_owned()).collect();
+        let setup = pb::exec_task_streaming_request::Setup { task_id: task_id.to_owned(), command, tty };
+        input.send(Request { setup: Some(setup), ..Request::default() }).await?;
+        let answer = plugin.driver().exec_task_streaming(ReceiverStream::new(requests)).await?;
+        Ok(Self { input, output: answer.into_inner(), said: Said::default() })
+    }
+
+    async fn send(&self, request: Request) -> Result<()> {
+        self.input.send(request).await.context("the plugin has closed the exec's input")
+    }
+
+    /// # Errors
+    /// Fails where the exec has ended.
+    pub async fn stdin(&self, data: &[u8]) -> Result<()> {
+        let stdin = Some(Operation { data: data.to_vec(), close: false });
+        self.send(Request { stdin, ..Request::default() }).await
+    }
+
+    /// # Errors
+    /// Fails where the exec has ended.
+    pub async fn close_stdin(&self) -> Result<()> {
+        let stdin = Some(Operation { data: Vec::new(), close: true });
+        self.send(Request { stdin, ..Request::default() }).await
+    }
+
+    /// # Errors
+    /// Fails where the exec has ended.
+    pub async fn resize(&self, height: i32, width: i32) -> Result<()> {
+        let tty_size = Some(pb::exec_task_streaming_request::TerminalSize { height, width });
+        self.send(Request { tty_size, ..Request::default() }).await
+    }
+
+    /// # Errors
+    /// Fails where the exec has ended.
+    pub async fn heartbeat(&self) -> Result<()> {
+        self.send(Request::default()).await
+    }
+
+    /// Reads until stdout has a text.
+    ///
+    /// # Errors
+    /// Shows what came instead.
+    pub async fn stdout_to_contain(&mut self, text: &str, limit: Duration) -> Result<()> {
+        let read = async {
+            while !self.said.stdout_text().contains(text) {
+                if !Self::take(&mut self.output, &mut self.said).await? {
+                    bail!("the stream ended");
+                }
+            }
+            Ok(())
+        };
+        let read = tokio::time::timeout(limit, read).await.map_err(anyhow::Error::from).flatten();
+        read.with_context(|| {
+            format!("wait for {text:?} in {:?} {:?}", self.said.stdout_text(), self.said.stderr_text())
+        })
+    }
+
+    /// Reads to the end of the stream, without closing our half first.
+    ///
+    /// # Errors
+    /// Shows what came instead of an end.
+    pub async fn finish(mut self, limit: Duration) -> Result<Said> {
+        let read = async {
+            while Self::take(&mut self.output, &mut self.said).await? {}
+            Ok(())
+        };
+        let read: Result<()> = tokio::time::timeout(limit, read).await.map_err(anyhow::Error::from).flatten();
+        read.with_context(|| {
+            format!(
+                "wait for the exec's end after {:?} {:?}",
+                self.said.stdout_text(),
+                self.said.stderr_text()
+            )
+        })?;
+        Ok(self.said)
+    }
+
+    async fn take(output: &mut Streaming<pb::ExecTaskStreamingResponse>, said: &mut Said) -> Result<bool> {
+        let Some(message) = output.message().await.context("the exec's stream broke")? else {
+            return Ok(false);
+        };
+        if said.result.is_some() {
+            bail!("a message after the exit frame: {message:?}");
+        }
+        said.stdout.extend(message.stdout.map(|stdout| stdout.data).unwrap_or_default());
+        said.stderr.extend(message.stderr.map(|stderr| stderr.data).unwrap_or_default());
+        if message.exited {
+            said.result = Some(message.result.context("an exit frame without a result crashes the agent")?);
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,142 @@
+//! Runs the cases: a few worlds, each given to one case at a time, and libtest's way of saying how it went.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use futures::future::BoxFuture;
+use libtest_mimic::{Arguments, Failed, Trial};
+use tokio::runtime::{Handle, Runtime};
+
+use crate::cases;
+use crate::fixture::World;
+use crate::interrupt::{UnderWay, interrupted};
+use crate::scene::Scene;
+
+/// Past it a case has failed.
+const CASE_LIMIT: Duration = Duration::from_secs(100);
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The driver's binary.
+    #[arg(long)]
+    plugin: PathBuf,
+    /// How many cases run at a time, each in a world of its own.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+    /// Say which cases there are.
+    #[arg(long)]
+    list: bool,
+    /// Leave out cases whose name contains it; may be repeated.
+    #[arg(long)]
+    skip: Vec<String>,
+    /// Only cases whose name contains it.
+    filter: Option<String>,
+}
+
+/// A behaviour, by a sentence.
+pub struct Case {
+    pub name: String,
+    pub body: Box<dyn Fn(Arc<Scene>) -> BoxFuture<'static, Result<()>> + Send + Sync>,
+}
+
+/// # Errors
+/// Fails where the fixture can't be built; a case that fails is in the exit code.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let runtime = Runtime::new()?;
+    let plugin = std::path::absolute(&args.plugin)?;
+    if !args.list {
+        std::fs::metadata(&plugin).with_context(|| format!("the plugin {}", plugin.display()))?;
+    }
+    let starting = UnderWay::begin();
+    let worlds = Arc::new(Worlds::start(if args.list { 0 } else { args.jobs.max(1) })?);
+    drop(starting);
+    let trials = cases::all().into_iter().enumerate().map(|(number, case)| {
+        let (worlds, plugin, handle) = (Arc::clone(&worlds), plugin.clone(), runtime.handle().clone());
+        Trial::test(case.name.clone(), move || {
+            let _under_way = UnderWay::begin();
+            let world = worlds.take();
+            let scene = Arc::new(Scene::new(Arc::clone(&world), &plugin, format!("s{number}")));
+            let outcome = perform(&case, &scene, &handle);
+            drop(scene);
+            worlds.give_back(world);
+            outcome
+        })
+    });
+    let arguments = Arguments {
+        test_threads: Some(args.jobs.max(1)),
+        list: args.list,
+        skip: args.skip.clone(),
+        filter: args.filter.clone(),
+        ..Arguments::default()
+    };
+    let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    Ok(if conclusion.has_failed() { ExitCode::from(101) } else { ExitCode::SUCCESS })
+}
+
+fn perform(case: &Case, scene: &Arc<Scene>, handle: &Handle) -> std::result::Result<(), Failed> {
+    let played = catch_unwind(AssertUnwindSafe(|| handle.block_on(play(case, scene))));
+    let played = played.unwrap_or_else(|_| Err(anyhow!("it panicked")));
+    // A case may have ended in the middle of an outage of its making.
+    let repaired = scene.world().repair();
+    let outcome = played.and(repaired).and_then(|()| scene.close());
+    outcome.map_err(|error| {
+        let failed = format!("{error:#}\n{}{}", place_of(&error), scene.last_words());
+        scene.sweep();
+        failed.into()
+    })
+}
+
+async fn play(case: &Case, scene: &Arc<Scene>) -> Result<()> {
+    let body = (case.body)(Arc::clone(scene));
+    tokio::select! {
+        played = tokio::time::timeout(CASE_LIMIT, body) => {
+            played.unwrap_or_else(|_| Err(anyhow!("not done after {CASE_LIMIT:?}")))
+        }
+        () = interrupted() => Err(anyhow!("interrupted")),
+    }
+}
+
+/// Where in a case an error arose, when RUST_BACKTRACE is set.
+fn place_of(error: &anyhow::Error) -> String {
+    let backtrace = error.backtrace().to_string();
+    backtrace
+        .lines()
+        .filter(|line| line.contains("src/cases/"))
+        .map(|line| format!("{}\n", line.trim()))
+        .collect()
+}
+
+/// The worlds that no case is in.
+struct Worlds {
+    free: Mutex<Vec<Arc<World>>>,
+    returned: Condvar,
+}
+
+impl Worlds {
+    fn start(count: usize) -> Result<Self> {
+        let starting: Vec<_> = (0..count).map(|_| std::thread::spawn(World::start)).collect();
+        let started =
+            starting.into_iter().map(|world| world.join().map_err(|_| anyhow!("a panic")).flatten());
+        let free = started.collect::<Result<_>>().context("build the fixture")?;
+        Ok(Self { free: Mutex::new(free), returned: Condvar::new() })
+    }
+
+    fn take(&self) -> Arc<World> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(world) = free.pop() {
+                return world;
+            }
+            free = self.returned.wait(free).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn give_back(&self, world: Arc<World>) {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(world);
+        self.returned.notify_one();
+    }
+}
