@@ -1,0 +1,221 @@
+# shellcheck shell=bash
+# What hack/demo and hack/test share: steps that say how long they took, the packages they need, and a Nomad agent.
+# Sourced, not run.
+
+REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+NOMAD_VERSION=1.11.3
+WORKDIR=
+STEP=
+
+say() {
+  if [[ -t 1 ]]; then printf '\n\033[1m==> %s\033[0m\n' "$*"; else printf '\n==> %s\n' "$*"; fi
+}
+note() { printf '    %s\n' "$*"; }
+
+# Ends the script with the reason.
+fail() {
+  printf '\n%s: FAILED%s: %s\n' "$(basename "$0")" "${STEP:+ in \"$STEP\"}" "$*" >&2
+  STEP=
+  exit 1
+}
+
+# step NAME COMMAND...: runs it with its output shown, and says how long it took. A failure ends the script.
+step() {
+  local name=$1 begun=$SECONDS
+  shift
+  STEP=$name
+  say "$name"
+  "$@" || fail "\`$*\` ended with $?"
+  note "$name: done in $((SECONDS - begun)) s"
+  STEP=
+}
+
+# spawn COMMAND...: starts it in a process group of its own, so that an interrupt reaches this script alone, which then
+# ends it in order. CHILD is what to send the end to: the process, or `group` as the first word its whole group.
+spawn() {
+  local whom=
+  if [[ $1 == group ]]; then
+    whom=-
+    shift
+  fi
+  set -m
+  "$@" </dev/null &
+  set +m
+  CHILD=$whom$!
+}
+
+reap() {
+  local status=0
+  wait "${CHILD#-}" || status=$?
+  CHILD=
+  return "$status"
+}
+
+# quietly COMMAND...: runs it with its output kept aside, a sign of life every 15 s, and the output's end if it fails.
+quietly() {
+  local log=$WORKDIR/output begun=$SECONDS next=15 status=0
+  spawn group "$@" >"$log" 2>&1
+  while kill -0 "${CHILD#-}" 2>/dev/null; do
+    sleep 0.2
+    if ((SECONDS - begun >= next)); then
+      note "still at it after $((SECONDS - begun)) s"
+      next=$((next + 15))
+    fi
+  done
+  reap || status=$?
+  if ((status != 0)); then
+    tail -n 30 "$log" | sed 's/^/    | /'
+  fi
+  return "$status"
+}
+
+# in_order COMMAND...: runs a program that, told to end, first takes down what it started.
+in_order() {
+  spawn "$@"
+  reap
+}
+
+# Called once, at the top: refuses what can't work, and arranges for the end.
+begin() {
+  cd "$REPOSITORY" || exit
+  [[ $(uname -s) == Linux ]] || fail "this needs Linux"
+  [[ $(id -u) == 0 ]] || fail "this starts containers and a Nomad agent: run it as root (sudo $0)"
+  WORKDIR=$(mktemp -d -t containerd-driver.XXXXXX)
+  CHILD=
+  trap 'finish $?' EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM
+  find_builder
+}
+
+finish() {
+  local status=$1
+  trap - EXIT
+  trap '' INT TERM
+  if [[ -n $CHILD ]]; then
+    kill -TERM -- "$CHILD" 2>/dev/null || true
+    wait "${CHILD#-}" 2>/dev/null || true
+  fi
+  if [[ -n $POLICY ]]; then rm -f "$POLICY"; fi
+  rm -rf "$WORKDIR"
+  if ((status != 0)) && [[ -n $STEP ]]; then
+    printf '\n%s: FAILED in "%s" (status %d)\n' "$(basename "$0")" "$STEP" "$status" >&2
+  fi
+  exit "$status"
+}
+POLICY=
+
+# Under sudo the compilers are often in the caller's home: builds run as the caller, with the caller's caches.
+find_builder() {
+  BUILDER=()
+  local home=$HOME
+  if [[ -n ${SUDO_USER:-} && $SUDO_USER != root ]]; then
+    home=$(getent passwd "$SUDO_USER" | cut -d: -f6)
+    BUILDER=(sudo -u "$SUDO_USER" -H -- env)
+  fi
+  export PATH="$home/.cargo/bin:/usr/local/go/bin:$PATH"
+  if [[ ${#BUILDER[@]} -gt 0 ]]; then
+    BUILDER+=("PATH=$PATH" ${CARGO_TARGET_DIR:+"CARGO_TARGET_DIR=$CARGO_TARGET_DIR"})
+    CACHE=$home/.cache/containerd-driver
+  else
+    CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/containerd-driver
+  fi
+  command -v cargo >/dev/null || fail "no cargo in PATH: install Rust from https://rustup.rs"
+  # shellcheck disable=SC2034 # used by the scripts that source this
+  TARGET=${CARGO_TARGET_DIR:-$REPOSITORY/target}
+}
+
+as_builder() { "${BUILDER[@]}" "$@"; }
+
+# build COMMAND...: runs a compiler, with its output shown.
+build() {
+  spawn group as_builder "$@"
+  reap
+}
+
+# The packages that are missing, by what is looked for: a file or a command, and the package that has it.
+missing_packages() {
+  local want
+  local -A found_by=(
+    [containerd]=containerd
+    [containerd-shim-runc-v2]=containerd
+    [ctr]=containerd
+    [runc]=runc
+    [/usr/lib/cni/bridge]=containernetworking-plugins
+    [iptables]=iptables
+    [docker-registry]=docker-registry
+    [busybox]=busybox-static
+    [redis-server]=redis-server
+    [redis-cli]=redis-tools
+    [protoc]=protobuf-compiler
+    [/usr/include/google/protobuf/any.proto]=libprotobuf-dev
+    [cc]=gcc
+    [/usr/share/doc/libc6-dev]=libc6-dev
+    [script]=bsdutils
+    [ip]=iproute2
+    [/etc/ssl/certs/ca-certificates.crt]=ca-certificates
+  )
+  for want in "${!found_by[@]}"; do
+    if [[ $want == /* ]]; then [[ -e $want ]] && continue; else command -v "$want" >/dev/null && continue; fi
+    printf '%s\n' "${found_by[$want]}"
+  done | sort -u
+}
+
+# Installs what is missing. The services that come with the packages are not started: the containerd, the registry and
+# the redis used here are private ones.
+install_packages() {
+  local missing
+  mapfile -t missing < <(missing_packages)
+  if ((${#missing[@]} == 0)); then
+    note "all there"
+    return
+  fi
+  command -v apt-get >/dev/null || fail "missing: ${missing[*]}, and there is no apt-get to install them with"
+  note "installing ${missing[*]}"
+  if [[ ! -e /usr/sbin/policy-rc.d ]]; then
+    POLICY=/usr/sbin/policy-rc.d
+    printf '#!/bin/sh\nexit 101\n' >"$POLICY"
+    chmod 755 "$POLICY"
+  fi
+  export DEBIAN_FRONTEND=noninteractive
+  quietly apt-get update || return
+  quietly apt-get install -y --no-install-recommends "${missing[@]}" || return
+  if [[ -n $POLICY ]]; then rm -f "$POLICY"; fi
+  POLICY=
+}
+
+# Sets NOMAD to an agent's path, or leaves it empty: the one named by $NOMAD, else from PATH, else built once and kept.
+find_nomad() {
+  if [[ -n ${NOMAD:-} ]]; then
+    [[ -x $NOMAD ]] || fail "NOMAD=$NOMAD is not a program"
+  elif ! NOMAD=$(command -v nomad); then
+    NOMAD=$CACHE/nomad-$NOMAD_VERSION
+    if [[ ! -x $NOMAD ]]; then
+      if ! command -v go >/dev/null; then
+        note "no nomad in PATH, and no go to build it with"
+        NOMAD=
+        return
+      fi
+      note "building Nomad $NOMAD_VERSION with $(go env GOVERSION) into $NOMAD (once; about five minutes on two cores)"
+      as_builder mkdir -p "$CACHE"
+      if ! quietly build_nomad "$NOMAD"; then
+        note "the build of Nomad failed"
+        NOMAD=
+        return
+      fi
+    fi
+  fi
+  note "$("$NOMAD" version | head -n 1) at $NOMAD"
+}
+
+build_nomad() {
+  as_builder env CGO_ENABLED=0 go -C hack/nomad build -ldflags '-s -w' -o "$1.$$" github.com/hashicorp/nomad &&
+    as_builder mv "$1.$$" "$1"
+}
+
+# How to get an agent, for the places that do without one.
+how_to_get_nomad() {
+  note "To have it run under a real agent, either put nomad $NOMAD_VERSION or newer into PATH"
+  note "(https://developer.hashicorp.com/nomad/install), or set NOMAD to its path, or install Go 1.26 or"
+  note "newer (https://go.dev/dl), with which it is built here once."
+}
