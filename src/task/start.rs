@@ -39,36 +39,37 @@ impl Tasks {
         let doing = format!("start task {}", config.id);
         let reservation =
             self.reserve(&place::container_id(&config.id)).await.map_err(|error| error.context(&doing))?;
-        let (asking, asker_gone) = oneshot::channel::<()>();
-        let starting = tokio::spawn(run(reservation, settings, config, asker_gone));
-        let started =
-            starting.await.map_err(|error| Error::Failed(format!("the start of the task broke: {error}")));
-        drop(asking);
-        started.flatten().map_err(|error| error.context(doing))
+        let (asker, answer) = oneshot::channel();
+        tokio::spawn(run(reservation, settings, config, asker));
+        let answer = answer.await.map_err(|_| Error::Failed("it broke off".to_owned()));
+        answer.flatten().map_err(|error| error.context(doing))
     }
 }
 
-async fn run(
-    reservation: Reservation,
-    settings: Arc<Settings>,
-    config: pb::TaskConfig,
-    asker_gone: oneshot::Receiver<()>,
-) -> Result<Started> {
+/// Whoever waits for the start. Gone, it can be told nothing any more.
+type Asker = oneshot::Sender<Result<Started>>;
+
+async fn run(reservation: Reservation, settings: Arc<Settings>, config: pb::TaskConfig, mut asker: Asker) {
+    let tasks = Arc::clone(&reservation.tasks);
     let place = Place::by_id(&settings, &reservation.container_id);
-    let events = reservation.tasks.events.clone();
-    let start = Start { settings: &settings, config: &config, place: &place, events };
-    match Box::pin(start.steps(asker_gone)).await {
-        Ok(task) => {
-            let driver_state = task.saved.encode()?;
+    let start = Start { settings: &settings, config: &config, place: &place, events: tasks.events.clone() };
+    let started = Box::pin(start.steps(&mut asker)).await;
+    match started.and_then(|task| Ok((task.saved.encode()?, task))) {
+        Ok((driver_state, task)) => {
             tracing::info!(task = config.id, container = place.id, pid = task.saved.pid, "started");
             reservation.fill(Arc::new(task));
-            Ok(Started { driver_state })
+            if asker.send(Ok(Started { driver_state })).is_err()
+                && let Err(error) = tasks.destroy(settings, &config.id, true).await
+            {
+                tracing::warn!(task = config.id, %error, "what is left of a start called off will be taken down later");
+            }
         }
         Err(error) => {
             if let Err(error) = place.tear_down().await {
                 tracing::warn!(task = config.id, %error, "what is left of a failed start will be taken down later");
             }
-            Err(error)
+            drop(reservation);
+            let _ = asker.send(Err(error));
         }
     }
 }
@@ -91,7 +92,7 @@ struct Prepared {
 impl Start<'_> {
     /// A start that is called off ends with the image, or else is carried through and then undone: a call to containerd
     /// that is dropped may still be carried out, after its undoing.
-    async fn steps(&self, mut asker_gone: oneshot::Receiver<()>) -> Result<Task> {
+    async fn steps(&self, asker: &mut Asker) -> Result<Task> {
         let options = TaskOptions::decode(&self.config.msgpack_driver_config)?;
         let reference = options.image.parse::<Reference>()?;
         let logs =
@@ -105,17 +106,14 @@ impl Start<'_> {
         }
         let image = tokio::select! {
             image = self.image(&reference) => image?,
-            _ = &mut asker_gone => return Err(called_off()),
+            () = asker.closed() => return Err(called_off()),
         };
         self.place.bundle.create()?;
         let (prepared, launched) = tokio::join!(self.prepare(&options, &image), self.launch());
         let (prepared, (connection, shim)) = (prepared?, launched?);
         let task = self.begin(prepared, connection, shim, logs, &image).await?;
         drop(held);
-        if asker_gone.try_recv() == Err(oneshot::error::TryRecvError::Closed) {
-            return Err(called_off());
-        }
-        Ok(task)
+        if asker.is_closed() { Err(called_off()) } else { Ok(task) }
     }
 
     async fn image(&self, reference: &Reference) -> Result<Image> {
