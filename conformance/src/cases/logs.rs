@@ -65,14 +65,16 @@ async fn a_task_that_lives_for_a_moment_loses_nothing(scene: &Scene) -> Result<(
 
 async fn a_slow_reader_gets_everything(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
-    let mut task = scene.prepare_unread(&plugin, &scene.shell("cat /local/big")).await?;
-    std::fs::write(task.alloc.task_path("local/big"), numbered())?;
-    task.alloc.stdout.start(Duration::from_millis(4))?;
+    let mut task = scene.prepare_unread(&plugin, &scene.shell("cat /local/some")).await?;
+    let some = &numbered()[..MEGABYTE / 4];
+    std::fs::write(task.alloc.task_path("local/some"), some)?;
+    // What the pipes hold at the task's end takes this reader six seconds, and a shim that deletes its task waits two.
+    task.alloc.stdout.start(Duration::from_millis(150))?;
     task.alloc.stderr.start(Duration::ZERO)?;
     task.start(&plugin).await?;
     same!(task.wait(&plugin).await?.exit_code, 0);
     task.destroy(&plugin).await?;
-    is_whole("stdout", &task.alloc.stdout.to_end(LIMIT).await?, &numbered())?;
+    is_whole("stdout", &task.alloc.stdout.to_end(LIMIT).await?, some)?;
     plugin.shut_down().await
 }
 

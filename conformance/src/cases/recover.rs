@@ -190,18 +190,20 @@ async fn output_while_the_plugin_is_down_is_not_lost(scene: &Scene) -> Result<()
 
 async fn a_recovery_needs_no_reader_of_the_logs(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
-    let mut task = scene.run(&plugin, &scene.shell("yes | head -c 1000000; exit 12")).await?;
-    task.alloc.stdout.to_hold(1, LIMIT).await?;
+    let script = "echo up; while [ ! -e /local/go ]; do sleep 0.05; done; yes | head -c 1000000; exit 12";
+    let mut task = scene.run(&plugin, &scene.shell(script)).await?;
+    task.alloc.stdout.to_contain("up\n", LIMIT).await?;
     // The agent dies, and its log collector with it.
     task.alloc.stdout.stop();
     task.alloc.stderr.stop();
+    std::fs::write(task.alloc.task_path("local/go"), "")?;
     plugin.kill().await?;
     let mut next = scene.plugin().await?;
     task.recover(&next).await?;
     same!(next.inspect_task(task.id()).await?.task.unwrap_or_default().id, task.id());
     task.alloc.read_logs()?;
     same!(task.wait(&next).await?.exit_code, 12);
-    same!(task.alloc.stdout.to_end(LIMIT).await?.len(), 1_000_000);
+    same!(task.alloc.stdout.to_end(LIMIT).await?.len(), 1_000_003);
     task.destroy(&next).await?;
     next.shut_down().await
 }
