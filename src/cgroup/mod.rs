@@ -68,7 +68,7 @@ impl Cgroup {
         }
     }
 
-    /// Puts a process that has not run yet into the task's cpuset.
+    /// Puts a process into the task's cpuset; what it has forked before stays where it was.
     ///
     /// # Errors
     /// When the kernel refuses. A cpuset that isn't there is none, and one without processors (that of reserved cores,

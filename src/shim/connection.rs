@@ -109,12 +109,13 @@ impl Connection {
     /// # Errors
     /// With the runtime's words.
     pub(crate) async fn start(&self) -> Result<(), Error> {
-        self.start_process("").await.map_err(failed("start container", &self.id))
+        self.start_process("").await.map(drop).map_err(failed("start container", &self.id))
     }
 
-    async fn start_process(&self, exec_id: &str) -> Result<(), CallError> {
+    async fn start_process(&self, exec_id: &str) -> Result<i32, CallError> {
         let request = StartRequest { id: self.id.clone(), exec_id: exec_id.to_owned(), ..Default::default() };
-        self.client.start(&request, FORKS_RUNTIME).await.map(drop)
+        let answer = self.client.start(&request, FORKS_RUNTIME).await?;
+        Ok(i32::try_from(answer.pid).unwrap_or(0))
     }
 
     /// Waits for the end of the task (`exec_id` empty) or of an exec. Call it before the start.
@@ -221,14 +222,18 @@ impl Connection {
         self.client.exec(&request, QUICK).await.map(drop).map_err(doing)
     }
 
-    /// Starts a declared exec; returns once it runs.
+    /// Starts a declared exec; returns its pid once it runs.
     ///
     /// # Errors
     /// With the runtime's words on why it can't run. It is deleted then: a second start would crash the shim.
-    pub(crate) async fn exec_start(&self, exec_id: &str) -> Result<(), Error> {
-        let Err(error) = self.start_process(exec_id).await else { return Ok(()) };
-        let _ = self.delete_process(exec_id).await;
-        Err(failed("exec in container", &self.id)(error))
+    pub(crate) async fn exec_start(&self, exec_id: &str) -> Result<i32, Error> {
+        match self.start_process(exec_id).await {
+            Ok(pid) => Ok(pid),
+            Err(error) => {
+                let _ = self.delete_process(exec_id).await;
+                Err(failed("exec in container", &self.id)(error))
+            }
+        }
     }
 
     /// Kills an exec's first process. Ended already is success.

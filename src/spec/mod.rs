@@ -104,6 +104,8 @@ fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecErr
         .cwd(process::working_directory(config.as_ref()))
         .capabilities(security::capabilities()?)
         .no_new_privileges(false)
+        // Those of the agent, which the operator sets; the crate's own default is 1024 open files.
+        .rlimits(Vec::new())
         .oom_score_adj(TASK_OOM_SCORE_ADJ)
         .build()?;
     Ok(process)
@@ -175,6 +177,7 @@ mod tests {
         assert_eq!((process.user().uid(), process.user().gid()), (1000, 1001));
         assert_eq!(process.user().additional_gids().as_deref(), Some(&[7][..]));
         assert_eq!(process.oom_score_adj(), Some(0));
+        assert_eq!(process.rlimits().as_deref(), Some(&[][..]), "the agent's are inherited");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 
 use super::{Task, supervisor};
+use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::shim::{self, Connection, ExecIo, ExecPipes};
 use crate::spec;
@@ -92,7 +93,15 @@ impl Task {
         let exec_id = next_exec_id();
         let pipes =
             ExecPipes::create(&self.place.bundle.io_directory(), &exec_id, stdin, tty).map_err(failed)?;
-        let starting = tokio::spawn(Exec::start(self.connection.clone(), exec_id, process, pipes, tty));
+        let start = Start {
+            connection: self.connection.clone(),
+            exec_id,
+            process,
+            pipes,
+            tty,
+            cgroup: self.saved.cgroup.clone(),
+        };
+        let starting = tokio::spawn(start.run());
         let started = starting.await.map_err(|error| Error::Failed(format!("{doing}: it broke: {error}")))?;
         match started {
             Ok(exec) => Ok(Ok(exec)),
@@ -126,17 +135,22 @@ impl Task {
     }
 }
 
-impl Exec {
+/// All that a command is started from.
+struct Start {
+    connection: Connection,
+    exec_id: String,
+    process: Process,
+    pipes: ExecPipes,
+    tty: bool,
+    cgroup: Cgroup,
+}
+
+impl Start {
     /// Declares a command to the shim and starts it. To be run on a task of its own, so that it is never dropped on the
     /// way: a shim that is opening pipes whose other end has gone answers nobody for half a minute. Dropped once it is
     /// through, the command is killed like any other.
-    async fn start(
-        connection: Connection,
-        exec_id: String,
-        process: Process,
-        pipes: ExecPipes,
-        tty: bool,
-    ) -> std::result::Result<Self, shim::Error> {
+    async fn run(self) -> std::result::Result<Exec, shim::Error> {
+        let Self { connection, exec_id, process, pipes, tty, cgroup } = self;
         let io = ExecIo {
             stdin: pipes.stdin_path(),
             stdout: pipes.stdout_path(),
@@ -148,11 +162,17 @@ impl Exec {
         connection.exec(&exec_id, &process, io).await?;
         let guard = Guard { connection: connection.clone(), exec_id: exec_id.clone(), pipes: Some(pipes) };
         let ended = supervisor::ask(&connection, &exec_id).await;
-        connection.exec_start(&exec_id).await?;
+        let pid = connection.exec_start(&exec_id).await?;
+        if let Err(error) = cgroup.place(pid) {
+            // Most often it has ended already.
+            tracing::debug!(exec = exec_id, pid, %error, "can't put a command into the task's cpuset");
+        }
         let input = Input { stdin, connection, exec_id, tty };
-        Ok(Self { guard, ended, stdout: Some(stdout), stderr, input: Some(input), code: None })
+        Ok(Exec { guard, ended, stdout: Some(stdout), stderr, input: Some(input), code: None })
     }
+}
 
+impl Exec {
     /// Takes the way in, once.
     pub(crate) fn input(&mut self) -> Option<Input> {
         self.input.take()

@@ -19,6 +19,7 @@ cases!["resources":
     a_group_that_nomad_kills_ends_the_task,
     a_task_follows_nomads_shared_processors,
     a_task_with_cores_of_its_own_runs_on_them,
+    the_limit_of_open_files_is_the_agents,
 ];
 
 const MIB: i64 = 1024 * 1024;
@@ -105,8 +106,11 @@ async fn a_task_follows_nomads_shared_processors(scene: &Scene) -> Result<()> {
     let all = std::fs::read_to_string(&share)?.trim().to_owned();
     std::fs::write(&share, "0")?;
     let on = allowed(task.pid()?);
+    // It is moved there once it has started.
+    let in_exec = task.exec(&plugin, "sleep 0.5; grep Cpus_allowed_list /proc/self/status").await;
     std::fs::write(&share, &all)?;
     same!(on?, "0");
+    ensure!(in_exec?.1.ends_with("\t0\n"), "not in an exec");
     same!(allowed(task.pid()?)?, all);
     task.end(&plugin).await?;
     plugin.shut_down().await
@@ -137,4 +141,17 @@ fn allowed(pid: i32) -> Result<String> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
     Ok(line.context("no such line")?.trim().to_owned())
+}
+
+async fn the_limit_of_open_files_is_the_agents(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", plugin.pid()))?;
+    let line =
+        limits.lines().find_map(|line| line.strip_prefix("Max open files")).context("no such limit")?;
+    let hard = line.split_whitespace().nth(1).context("no hard limit")?;
+    let task = scene.run(&plugin, &scene.shell("ulimit -Hn")).await?;
+    same!(task.wait(&plugin).await?.exit_code, 0);
+    same!(task.alloc.stdout.to_end(Duration::from_secs(5)).await?, format!("{hard}\n").into_bytes());
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
 }
