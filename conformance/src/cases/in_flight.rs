@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use super::recover::{PluginEnd, starts_cut_off};
 use super::{cases, same};
 use crate::host::{Exec, Plugin};
 use crate::scene::Scene;
@@ -51,30 +52,7 @@ async fn a_plugin_with_calls_under_way_ends_in_time_and_the_task_goes_on(scene: 
 }
 
 async fn a_plugin_that_ends_in_the_middle_of_a_start_leaves_nothing(scene: &Scene) -> Result<()> {
-    let mut had_started = 0;
-    for delay_ms in [5, 30, 60, 90] {
-        let mut plugin = scene.plugin().await?;
-        let mut task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
-        let cut = tokio::time::timeout(Duration::from_millis(delay_ms), task.start(&plugin)).await;
-        plugin.shut_down().await?;
-        let mut next = scene.plugin().await?;
-        match cut {
-            Ok(started) => {
-                started?;
-                task.recover(&next).await?;
-                task.end(&next).await?;
-                scene.nothing_left()?;
-            }
-            Err(_) => {
-                let settled = scene.nothing_left_of_cut_off(&task, &next).await;
-                had_started +=
-                    u32::from(settled.with_context(|| format!("shut down {delay_ms} ms after StartTask"))?);
-            }
-        }
-        next.shut_down().await?;
-    }
-    ensure!(had_started <= 1, "{had_started} tasks run that nobody knows of");
-    Ok(())
+    starts_cut_off(scene, PluginEnd::ShutDown, &[5, 30, 60, 90]).await
 }
 
 async fn an_exec_ends_with_its_task(scene: &Scene) -> Result<()> {

@@ -52,12 +52,27 @@ async fn a_plugin_killed_in_the_middle_of_a_start_leaves_nothing(scene: &Scene) 
     let mut plugin = scene.plugin().await?;
     scene.still_works(&plugin).await?;
     plugin.shut_down().await?;
+    starts_cut_off(scene, PluginEnd::Killed, &[2, 10, 20, 30, 45, 60, 80, 100]).await
+}
+
+/// How a plugin ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum PluginEnd {
+    Killed,
+    ShutDown,
+}
+
+/// Ends a plugin at each of these times after it was asked to start a task, and has the next one clear up.
+pub(super) async fn starts_cut_off(scene: &Scene, how: PluginEnd, delays_ms: &[u64]) -> Result<()> {
     let mut had_started = 0;
-    for delay_ms in [2, 10, 20, 30, 45, 60, 80, 100] {
+    for &delay_ms in delays_ms {
         let mut plugin = scene.plugin().await?;
         let mut task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
         let cut = tokio::time::timeout(Duration::from_millis(delay_ms), task.start(&plugin)).await;
-        plugin.kill().await?;
+        match how {
+            PluginEnd::Killed => plugin.kill().await?,
+            PluginEnd::ShutDown => plugin.shut_down().await?,
+        }
         let mut next = scene.plugin().await?;
         match cut {
             Ok(started) => {
@@ -69,7 +84,7 @@ async fn a_plugin_killed_in_the_middle_of_a_start_leaves_nothing(scene: &Scene) 
             Err(_) => {
                 let settled = scene.nothing_left_of_cut_off(&task, &next).await;
                 had_started +=
-                    u32::from(settled.with_context(|| format!("killed {delay_ms} ms after StartTask"))?);
+                    u32::from(settled.with_context(|| format!("{how:?} {delay_ms} ms after StartTask"))?);
             }
         }
         next.shut_down().await?;
