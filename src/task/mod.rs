@@ -265,7 +265,8 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         {
             let mut slots = self.tasks.lock();
-            if !matches!(slots.get(&self.container_id), Some(Slot::Here(_))) {
+            // Filled, it is the task's, which may be on its way out already.
+            if matches!(slots.get(&self.container_id), Some(Slot::Starting)) {
                 slots.remove(&self.container_id);
             }
         }
