@@ -145,7 +145,7 @@ impl Error {
 }
 
 /// The end of a chain of errors is what happened; the links say `transport error`.
-fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+pub(super) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     let mut last = error;
     while let Some(source) = last.source() {
         last = source;

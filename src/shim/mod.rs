@@ -32,6 +32,9 @@ pub(crate) struct Shim {
 /// a poor choice; what the agent inherited to it may be anything.
 const SHIM_OOM_SCORE_ADJ: &str = "-998";
 
+/// How often it is looked whether a shim that was told to end has ended.
+const IS_IT_ALIVE: Duration = Duration::from_millis(2);
+
 impl Shim {
     /// Keeps the shim from being the first to go when memory is short.
     pub(crate) fn protect(&self) {
@@ -45,6 +48,24 @@ impl Shim {
     /// Shims leave their socket behind when they are killed.
     pub(crate) fn remove_socket(&self) {
         let _ = std::fs::remove_file(&self.bootstrap.socket);
+    }
+
+    /// Waits for the process to be gone. It is nobody's child, or init's, so there is nothing to wait on; and init may
+    /// take its time to bury it.
+    pub(crate) async fn ends_within(&self, limit: Duration) -> bool {
+        let gone = async {
+            while self.is_alive() {
+                tokio::time::sleep(IS_IT_ALIVE).await;
+            }
+        };
+        tokio::time::timeout(limit, gone).await.is_ok()
+    }
+
+    fn is_alive(&self) -> bool {
+        let Ok(stat) = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)) else { return false };
+        // The name in front of the state is in parentheses and may hold anything.
+        let state = stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
+        !matches!(state, None | Some('Z' | 'X'))
     }
 }
 

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::place::Place;
 use super::start::OWNER_LABEL;
 use super::{NAMESPACE, Settings, Tasks};
-use crate::shim::bundles;
+use crate::shim::{Bundle, bundles};
 
 const PERIOD: Duration = Duration::from_secs(10);
 
@@ -54,14 +54,14 @@ impl Tasks {
 /// Bundles that say of themselves that they are to go, and leases of ours whose bundle is gone.
 async fn left_over(settings: &Settings) -> Vec<String> {
     let state_dir = &settings.config.state_dir;
-    let place = |id: &str| Place::by_id(settings, id);
+    let bundle = |id: &str| Bundle::at(state_dir, NAMESPACE, id);
     let leases = settings.containerd.leases(OWNER_LABEL, &state_dir.display().to_string()).await;
     let leased =
-        leases.unwrap_or_default().into_iter().map(|lease| lease.id).filter(|id| !place(id).bundle.exists());
+        leases.unwrap_or_default().into_iter().map(|lease| lease.id).filter(|id| !bundle(id).exists());
     let bundles = bundles(state_dir, NAMESPACE).unwrap_or_else(|error| {
         tracing::warn!(%error, "can't look for what is left of earlier tasks");
         Vec::new()
     });
-    let doomed = bundles.into_iter().filter(|id| place(id).bundle.is_doomed());
+    let doomed = bundles.into_iter().filter(|id| bundle(id).is_doomed());
     doomed.chain(leased).collect()
 }

@@ -19,7 +19,6 @@ use crate::shim::{Connection, Shim, State};
 const KILLED: Duration = Duration::from_secs(10);
 /// How long a shim that was told to end may take.
 const SHIM_ENDS: Duration = Duration::from_secs(2);
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 impl Tasks {
     /// Takes a task down and forgets it. One that isn't here may have left something; if it hasn't, that is success.
@@ -156,25 +155,5 @@ impl Place {
             self.launcher.kill_leftovers(&self.id);
         }
         Ok(removed)
-    }
-}
-
-impl Shim {
-    /// Waits for the process to be gone. It is nobody's child, or init's, so there is nothing to wait on; and init may
-    /// take its time to bury it.
-    async fn ends_within(&self, limit: Duration) -> bool {
-        let gone = async {
-            while self.is_alive() {
-                tokio::time::sleep(LOOK_AGAIN).await;
-            }
-        };
-        tokio::time::timeout(limit, gone).await.is_ok()
-    }
-
-    fn is_alive(&self) -> bool {
-        let Ok(stat) = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)) else { return false };
-        // The name in front of the state is in parentheses and may hold anything.
-        let state = stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
-        !matches!(state, None | Some('Z' | 'X'))
     }
 }

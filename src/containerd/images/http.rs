@@ -92,13 +92,7 @@ pub(super) fn failed(error: &reqwest::Error) -> Problem {
 
 /// The address is left out: it may have a signature in it.
 fn innermost(error: &reqwest::Error) -> String {
-    let Some(mut last) = error.source() else {
-        return "the address is of no use".to_owned();
-    };
-    while let Some(source) = last.source() {
-        last = source;
-    }
-    last.to_string()
+    error.source().map_or_else(|| "the address is of no use".to_owned(), crate::containerd::error::innermost)
 }
 
 fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
