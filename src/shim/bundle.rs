@@ -93,21 +93,37 @@ impl Bundle {
         fs::metadata(self.directory.join("config.json")).is_ok_and(|spec| spec.len() != empty)
     }
 
+    /// Lets the shim's own `delete` work on a bundle whose Create was cut off. It reads the options and the runtime's
+    /// name from files that Create writes in this order, before it runs the runtime; without the second, no runtime
+    /// was ever run, and the first may be half of one.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub(super) fn settle_for_delete(&self) -> Result<(), Error> {
+        if self.directory.join("runtime").exists() {
+            return Ok(());
+        }
+        self.remove_file("options.json")?;
+        self.write("runtime", b"")
+    }
+
     /// There is no shim and no container any more; what is left to remove are files.
     ///
     /// # Errors
     /// Names the file.
     pub(crate) fn forget_processes(&self) -> Result<(), Error> {
-        for name in ["shim.json", "config.json"] {
-            let path = self.directory.join(name);
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(Error::File { doing: "remove", path, source: error });
-                }
-                _ => {}
+        self.remove_file("shim.json")?;
+        self.remove_file("config.json")
+    }
+
+    fn remove_file(&self, name: &str) -> Result<(), Error> {
+        let path = self.directory.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(Error::File { doing: "remove", path, source: error })
             }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Writes down where the shim is, as soon as it is known.

@@ -62,6 +62,7 @@ impl Launcher {
     /// # Errors
     /// With the binary's own words.
     pub(crate) async fn delete(&self, bundle: &Bundle, id: &str) -> Result<(), Error> {
+        bundle.settle_for_delete()?;
         let out = bundle.directory().join("delete.out");
         let err = bundle.directory().join("delete.err");
         let mut command = self.command(bundle, id, &out, &err)?;

@@ -22,6 +22,8 @@ mod stats;
 mod stop;
 mod wait;
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail, ensure};
 use prost::Message;
 use tonic::{Code, Status};
@@ -115,4 +117,14 @@ fn is_recoverable(status: &Status) -> Result<bool> {
     );
     let recoverable = nomad_proto::structs::RecoverableError::decode(&*first.value)?.recoverable;
     Ok(recoverable && status.code() == Code::FailedPrecondition)
+}
+
+/// Waits at most so long for a condition.
+async fn until(limit: Duration, what: &str, done: impl Fn() -> bool) -> Result<()> {
+    let deadline = std::time::Instant::now() + limit;
+    while !done() {
+        ensure!(std::time::Instant::now() < deadline, "{what} not in {limit:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
 }

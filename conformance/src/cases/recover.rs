@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use nomad_proto::driver::TaskState;
 
-use super::{cases, refused, same};
+use super::{cases, refused, same, until};
 use crate::fixture::sweep::find_processes;
 use crate::scene::Scene;
 use crate::task::{LIMIT, Task};
@@ -35,16 +35,6 @@ fn shim_pid(scene: &Scene) -> Result<Pid> {
     let found = find_processes(&scene.state_dir());
     let shim = found.iter().find(|process| process.command.contains("containerd-shim"));
     Ok(Pid::from_raw(shim.with_context(|| format!("no shim among {found:?}"))?.pid))
-}
-
-/// Waits at most so long for a condition.
-async fn until(limit: Duration, what: &str, done: impl Fn() -> bool) -> Result<()> {
-    let deadline = std::time::Instant::now() + limit;
-    while !done() {
-        ensure!(std::time::Instant::now() < deadline, "{what} not in {limit:?}");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    Ok(())
 }
 
 async fn a_plugin_killed_in_the_middle_of_a_start_leaves_nothing(scene: &Scene) -> Result<()> {

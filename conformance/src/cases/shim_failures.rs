@@ -6,10 +6,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::json;
 
-use super::{cases, refused, same};
+use super::{cases, refused, same, until};
 use crate::scene::Scene;
 
 cases!["shim failure":
@@ -22,6 +22,7 @@ cases!["shim failure":
     a_runtime_that_fails_to_start_is_quoted,
     a_runtime_that_is_missing_is_said,
     a_start_that_is_called_off_while_the_runtime_creates_leaves_nothing,
+    a_create_cut_off_before_its_runtime_was_written_down_leaves_nothing,
 ];
 
 const SHIM: &str = "containerd-shim-scripted-v1";
@@ -162,4 +163,27 @@ async fn a_start_that_is_called_off_while_the_runtime_creates_leaves_nothing(sce
     scripted.mend()?;
     scene.still_works(&plugin).await?;
     plugin.shut_down().await
+}
+
+/// The shim writes its options and its runtime's name into the bundle, and its clean-up can't do without them. A death
+/// right between is out of reach, so the runtime takes them back.
+async fn a_create_cut_off_before_its_runtime_was_written_down_leaves_nothing(scene: &Scene) -> Result<()> {
+    let scripted = Scripted::new(scene)?;
+    let reached = scripted.directory.join("reached");
+    let hang = format!("rm runtime; : > options.json; touch {}; exec sleep 600", reached.display());
+    scripted.program("runc", REAL_RUNC, &runc("create", &hang))?;
+    let mut launch = scene.launch();
+    launch.path = Some(scripted.directory.clone());
+    let mut plugin = scene.plugin_as(&launch, &scene.options()).await?;
+    let task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
+    tokio::select! {
+        started = plugin.start_task(task.config.clone()) => bail!("it was not held up: {started:?}"),
+        there = until(Duration::from_secs(30), "the create", || reached.exists()) => there?,
+    }
+    plugin.kill().await?;
+    scripted.mend()?;
+    let mut next = scene.plugin_as(&launch, &scene.options()).await?;
+    scene.nothing_left_within(Duration::from_secs(40))?;
+    scene.still_works(&next).await?;
+    next.shut_down().await
 }
