@@ -1,16 +1,15 @@
-//! One connection to a shim, shared by all who drive its task.
+//! The calls to a shim's task service, shared by all who drive its task.
 //!
-//! The generated client speaks version 3 only, and issues concurrent requests with stream ids out of order, which
-//! servers from containerd 1.7 on refuse. So requests are built here: the service name is the shim's own, and each
-//! request is issued (id taken and queued) in one uninterrupted step.
+//! The generated client speaks version 3 only; here the service's name is the shim's own. One connection carries all
+//! calls. When it breaks and the shim is still there, the next call makes a new one, and a call that was cut off is
+//! made again, if it never left or does no harm when it is carried out twice. Any other is an error, and whoever made
+//! it has to look what became of it.
 //!
-//! A deadline is the server's context too: when it passes, the shim kills the runc that is running for the call. Give
-//! calls that fork runc plenty.
+//! A deadline is the server's context too: when it passes, or the connection breaks, the shim kills the runc that is
+//! running for the call. Give calls that fork runc plenty.
 
-use std::future::Future;
-use std::path::Path;
-use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use containerd_shim_protos::api::{
@@ -22,11 +21,10 @@ use containerd_shim_protos::api::{
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::ttrpc;
 use tokio::net::UnixStream;
-use ttrpc::asynchronous::Client;
-use ttrpc::asynchronous::transport::Socket;
 use ttrpc::{Code, Request, Response};
 
-use crate::bootstrap::{ApiVersion, Bootstrap};
+use crate::bootstrap::Bootstrap;
+use crate::multiplex::{Broken, Multiplex};
 
 /// How a call to a shim failed, by what the caller can do about it.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -48,29 +46,35 @@ pub enum CallError {
     Refused(String),
 }
 
-/// A connection to the shim's task service. Clones share it.
+/// A client of the shim's task service. Clones share its connection.
 #[derive(Clone)]
 pub struct TaskClient {
-    client: Client,
+    connection: Arc<Mutex<Multiplex>>,
+    socket: PathBuf,
     service: &'static str,
-    /// Held while one request is issued, never across a wait.
-    issue: Arc<Mutex<()>>,
 }
 
-/// What a server from containerd 1.7 on says of a stream id that came late. The call was not executed.
-const REUSED_STREAM_ID: &str = "StreamID cannot be re-used and must increment";
+/// Whether a call that may have been carried out may be made again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    Never,
+    /// It only asks, or says the same thing twice.
+    Harmless,
+}
 
 /// How much later than ours the shim's own deadline is, so that it is always ours that passes first.
 const SERVER_GRACE: Duration = Duration::from_millis(500);
+/// How long a shim may take to accept a connection in place of a broken one.
+const RECONNECT: Duration = Duration::from_secs(5);
 
 macro_rules! calls {
-    ($($(#[$doc:meta])* $name:ident, $method:literal, $request:ty => $response:ty;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident, $method:literal, $request:ty => $response:ty, $repeat:ident;)*) => {$(
         $(#[$doc])*
         ///
         /// # Errors
         /// See [`CallError`].
         pub async fn $name(&self, request: &$request, limit: Duration) -> Result<$response, CallError> {
-            self.call($method, request, Some(limit)).await
+            self.call($method, request, Some(limit), Repeat::$repeat).await
         }
     )*};
 }
@@ -82,45 +86,45 @@ impl TaskClient {
     /// [`CallError::Disconnected`] where nobody listens, [`CallError::TimedOut`] where nobody accepts.
     pub async fn connect(shim: &Bootstrap, limit: Duration) -> Result<Self, CallError> {
         let stream = open(&shim.socket, limit).await?;
-        Ok(Self::over(stream, shim.version))
+        Ok(Self::over(stream, shim))
     }
 
-    fn over(stream: UnixStream, version: ApiVersion) -> Self {
+    fn over(stream: UnixStream, shim: &Bootstrap) -> Self {
         Self {
-            client: Client::new(Socket::from(stream)),
-            service: version.service(),
-            issue: Arc::new(Mutex::new(())),
+            connection: Arc::new(Mutex::new(Multiplex::over(stream))),
+            socket: shim.socket.clone(),
+            service: shim.version.service(),
         }
     }
 
     calls! {
         /// Makes the container, up to but not including its process. Forks the runtime.
-        create, "Create", CreateTaskRequest => CreateTaskResponse;
+        create, "Create", CreateTaskRequest => CreateTaskResponse, Never;
         /// Starts the task, or an exec. Forks the runtime. After an exec's start has failed, delete it and never start
         /// it again: a second start crashes the shim.
-        start, "Start", StartRequest => StartResponse;
+        start, "Start", StartRequest => StartResponse, Never;
         /// Removes an ended task or an exec, after its output has been copied. For a task, forks the runtime.
-        delete, "Delete", DeleteRequest => DeleteResponse;
+        delete, "Delete", DeleteRequest => DeleteResponse, Never;
         /// Declares an exec. A missing process spec crashes the shim.
-        exec, "Exec", ExecProcessRequest => Empty;
+        exec, "Exec", ExecProcessRequest => Empty, Never;
         /// Sends a signal. For the task, forks the runtime.
-        kill, "Kill", KillRequest => Empty;
+        kill, "Kill", KillRequest => Empty, Never;
         /// What the shim knows of the task, or of an exec; its exit status where it has ended.
-        state, "State", StateRequest => StateResponse;
+        state, "State", StateRequest => StateResponse, Harmless;
         /// The processes of the container. Forks the runtime.
-        pids, "Pids", PidsRequest => PidsResponse;
+        pids, "Pids", PidsRequest => PidsResponse, Harmless;
         /// The metrics of the container's cgroup.
-        stats, "Stats", StatsRequest => StatsResponse;
+        stats, "Stats", StatsRequest => StatsResponse, Harmless;
         /// Changes resource limits. A missing payload crashes the shim. Forks the runtime.
-        update, "Update", UpdateTaskRequest => Empty;
+        update, "Update", UpdateTaskRequest => Empty, Harmless;
         /// Sets the size of a terminal; also before its process starts.
-        resize_pty, "ResizePty", ResizePtyRequest => Empty;
+        resize_pty, "ResizePty", ResizePtyRequest => Empty, Harmless;
         /// Ends stdin. On a terminal it shuts the whole console and loses output: send the end-of-file character.
-        close_io, "CloseIO", CloseIORequest => Empty;
+        close_io, "CloseIO", CloseIORequest => Empty, Harmless;
         /// The pids of the shim and of the task.
-        pids_of_shim_and_task, "Connect", ConnectRequest => ConnectResponse;
+        pids_of_shim_and_task, "Connect", ConnectRequest => ConnectResponse, Harmless;
         /// Ends the shim, if no container is left in it. It may exit before its answer arrives.
-        shutdown, "Shutdown", ShutdownRequest => Empty;
+        shutdown, "Shutdown", ShutdownRequest => Empty, Harmless;
     }
 
     /// Waits for the exit of the task, or of an exec, however long it takes. Call it before the start. It never
@@ -129,7 +133,7 @@ impl TaskClient {
     /// # Errors
     /// See [`CallError`]; there is no deadline.
     pub async fn wait(&self, request: &WaitRequest) -> Result<WaitResponse, CallError> {
-        self.call("Wait", request, None).await
+        self.call("Wait", request, None, Repeat::Harmless).await
     }
 
     async fn call<Q: Message, A: Message>(
@@ -137,49 +141,63 @@ impl TaskClient {
         method: &str,
         message: &Q,
         limit: Option<Duration>,
+        repeat: Repeat,
     ) -> Result<A, CallError> {
         let payload = message.write_to_bytes().map_err(|e| CallError::Refused(e.to_string()))?;
-        let request = || Request {
+        let request = Request {
             service: self.service.to_owned(),
             method: method.to_owned(),
             timeout_nano: limit.map_or(0, |limit| nanoseconds(limit + SERVER_GRACE)),
-            payload: payload.clone(),
+            payload,
             ..Request::default()
         };
-        let exchange = async {
-            match self.issue(request()).await {
-                // Our own order is kept, so one more try is plenty.
-                Err(ttrpc::Error::RpcStatus(status)) if status.message.contains(REUSED_STREAM_ID) => {
-                    self.issue(request()).await
-                }
-                answer => answer,
+        let exchange = self.exchange(request, repeat);
+        let response = match limit {
+            None => exchange.await?,
+            Some(limit) => {
+                tokio::time::timeout(limit, exchange).await.map_err(|_| CallError::TimedOut(limit))??
             }
         };
-        let response = match limit {
-            None => exchange.await,
-            Some(limit) => {
-                tokio::time::timeout(limit, exchange).await.map_err(|_| CallError::TimedOut(limit))?
-            }
-        }
-        .map_err(|error| classify(error, limit))?;
+        succeeded(&response, limit)?;
         A::parse_from_bytes(&response.payload)
             .map_err(|e| CallError::Refused(format!("unreadable answer to {method}: {e}")))
     }
 
-    /// Runs the request, with its first step alone: that step takes the stream id and queues the message, and no
-    /// other request of this connection may come between the two.
-    async fn issue(&self, request: Request) -> ttrpc::Result<Response> {
-        let mut running = pin!(tokio::task::unconstrained(self.client.request(request)));
-        let mut issued = false;
-        std::future::poll_fn(|context| {
-            if issued {
-                return running.as_mut().poll(context);
+    /// Makes the call, and makes it once more over a new connection where that can do no harm.
+    async fn exchange(&self, request: Request, repeat: Repeat) -> Result<Response, CallError> {
+        let mut first = true;
+        loop {
+            let connection = self.connection().await?;
+            let broken = match connection.call(request.clone()).await {
+                Ok(response) => return Ok(response),
+                Err(broken) => broken,
+            };
+            let again = match &broken {
+                Broken::Unsent => true,
+                Broken::Sent(_) => repeat == Repeat::Harmless,
+                Broken::Unfit(_) => false,
+            };
+            if !again || !first {
+                return Err(broken.into());
             }
-            issued = true;
-            let _one_at_a_time = self.issue.lock().unwrap_or_else(PoisonError::into_inner);
-            running.as_mut().poll(context)
-        })
-        .await
+            first = false;
+        }
+    }
+
+    /// The connection, or a new one where it is broken. Callers who find it broken together may each make one; the
+    /// last is kept.
+    async fn connection(&self) -> Result<Multiplex, CallError> {
+        let current = self.lock().clone();
+        if current.is_open() {
+            return Ok(current);
+        }
+        let new = Multiplex::over(open(&self.socket, RECONNECT).await?);
+        *self.lock() = new.clone();
+        Ok(new)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Multiplex> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -195,54 +213,66 @@ fn nanoseconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }
 
-fn classify(error: ttrpc::Error, limit: Option<Duration>) -> CallError {
-    match error {
-        ttrpc::Error::RpcStatus(status) => match status.code.enum_value_or_default() {
-            Code::DEADLINE_EXCEEDED => CallError::TimedOut(limit.unwrap_or_default()),
-            Code::NOT_FOUND => CallError::NotFound(status.message),
-            Code::ALREADY_EXISTS => CallError::AlreadyExists(status.message),
-            _ => CallError::Refused(status.message),
-        },
-        ttrpc::Error::Others(text) => CallError::Refused(text),
-        other => CallError::Disconnected(other.to_string()),
+fn succeeded(response: &Response, limit: Option<Duration>) -> Result<(), CallError> {
+    let status = response.status.get_or_default();
+    let text = || status.message.clone();
+    Err(match status.code.enum_value_or_default() {
+        Code::OK => return Ok(()),
+        Code::DEADLINE_EXCEEDED => CallError::TimedOut(limit.unwrap_or_default()),
+        Code::NOT_FOUND => CallError::NotFound(text()),
+        Code::ALREADY_EXISTS => CallError::AlreadyExists(text()),
+        _ => CallError::Refused(text()),
+    })
+}
+
+impl From<Broken> for CallError {
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Unsent => Self::Disconnected("the connection broke before the call".to_owned()),
+            Broken::Sent(text) => Self::Disconnected(text),
+            Broken::Unfit(text) => Self::Refused(text),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
-
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::UnixListener;
+    use tokio::sync::mpsc;
+    use ttrpc::proto::{GenMessage, Message as Frame};
 
     use super::*;
+    use crate::bootstrap::ApiVersion;
 
-    const FRAME_HEADER: usize = 10;
+    const PATIENT: Duration = Duration::from_secs(20);
 
-    /// A server that answers each request with its method's name as an error, and refuses ids that don't grow.
-    async fn serve(mut stream: UnixStream, out_of_order: Arc<AtomicU32>) {
-        let mut last_id = 0;
-        let mut header = [0u8; FRAME_HEADER];
-        while stream.read_exact(&mut header).await.is_ok() {
-            let length = u32::from_be_bytes(header[0..4].try_into().unwrap());
-            let id = u32::from_be_bytes(header[4..8].try_into().unwrap());
-            let mut body = vec![0; length as usize];
-            stream.read_exact(&mut body).await.unwrap();
-            if id <= last_id {
-                out_of_order.fetch_add(1, Ordering::Relaxed);
-            }
-            last_id = id;
-            let request = Request::parse_from_bytes(&body).unwrap();
+    fn nowhere(version: ApiVersion) -> Bootstrap {
+        Bootstrap { version, socket: "/nowhere.sock".into() }
+    }
+
+    async fn next_request(stream: &mut UnixStream) -> Option<(u32, Request)> {
+        let frame = GenMessage::read_from(stream).await.ok()?;
+        let message = Frame::<Request>::try_from(frame).unwrap();
+        Some((message.header.stream_id, message.payload))
+    }
+
+    /// A server that answers each request with its method's name as an error. Returns the ids in the order in which
+    /// they came.
+    async fn serve(mut stream: UnixStream) -> Vec<u32> {
+        let mut ids = Vec::new();
+        while let Some((id, request)) = next_request(&mut stream).await {
+            ids.push(id);
             let mut response = Response::new();
             let text = format!("{}/{}", request.service, request.method);
             response.set_status(ttrpc::error::get_status(Code::NOT_FOUND, text));
-            let body = response.write_to_bytes().unwrap();
-            let mut frame = Vec::new();
-            frame.extend(u32::try_from(body.len()).unwrap().to_be_bytes());
-            frame.extend(id.to_be_bytes());
-            frame.extend([2, 0]);
-            frame.extend(body);
-            stream.write_all(&frame).await.unwrap();
+            let mut answer =
+                GenMessage { payload: response.write_to_bytes().unwrap(), ..GenMessage::default() };
+            let length = u32::try_from(answer.payload.len()).unwrap();
+            answer.header = ttrpc::MessageHeader::new_response(id, length);
+            // A client that has gone away is the end of the test.
+            let _ = answer.write_to(&mut stream).await;
         }
+        ids
     }
 
     #[tokio::test]
@@ -251,45 +281,75 @@ mod tests {
             [(ApiVersion::V2, "containerd.task.v2.Task"), (ApiVersion::V3, "containerd.task.v3.Task")]
         {
             let (ours, theirs) = UnixStream::pair().unwrap();
-            tokio::spawn(serve(theirs, Arc::default()));
-            let error = TaskClient::over(ours, version)
-                .state(&StateRequest::default(), Duration::from_secs(5))
-                .await
-                .unwrap_err();
-            assert!(
-                matches!(&error, CallError::NotFound(text) if *text == format!("{service}/State")),
-                "{error}"
-            );
+            tokio::spawn(serve(theirs));
+            let client = TaskClient::over(ours, &nowhere(version));
+            let error = client.state(&StateRequest::default(), PATIENT).await.unwrap_err();
+            let said = format!("{service}/State");
+            assert!(matches!(&error, CallError::NotFound(text) if *text == said), "{error}");
         }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn concurrent_calls_are_issued_in_order() {
-        let out_of_order = Arc::new(AtomicU32::new(0));
+    async fn concurrent_calls_reach_the_shim_in_the_order_of_their_ids() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        tokio::spawn(serve(theirs, Arc::clone(&out_of_order)));
-        let client = TaskClient::over(ours, ApiVersion::V3);
-        let callers: Vec<_> = (0..16)
-            .map(|_| {
-                let client = client.clone();
-                tokio::spawn(async move {
-                    for _ in 0..200 {
-                        let answer = client.state(&StateRequest::default(), Duration::from_secs(20)).await;
-                        assert!(matches!(answer, Err(CallError::NotFound(_))));
-                    }
-                })
-            })
-            .collect();
+        let client = TaskClient::over(ours, &nowhere(ApiVersion::V3));
+        // More than the socket holds: most wait for the server to read.
+        let request = StateRequest { id: "x".repeat(8 * 1024), ..StateRequest::default() };
+        let call = |_| {
+            let (client, request) = (client.clone(), request.clone());
+            tokio::spawn(async move { client.state(&request, PATIENT).await })
+        };
+        let mut callers: Vec<_> = (0..300).map(call).collect();
+        tokio::task::yield_now().await;
+        let server = tokio::spawn(serve(theirs));
+        callers.extend((0..300).map(call));
         for caller in callers {
-            caller.await.unwrap();
+            assert!(matches!(caller.await.unwrap(), Err(CallError::NotFound(_))));
         }
-        assert_eq!(out_of_order.load(Ordering::Relaxed), 0);
+        drop(client);
+        let ids = server.await.unwrap();
+        assert_eq!(ids.len(), 600);
+        assert!(ids.is_sorted_by(|earlier, later| earlier < later), "{ids:?}");
+    }
+
+    /// A shim that breaks its first connection after a request, and serves the second. Tells the methods that came over
+    /// the first.
+    async fn breaks_once(listener: UnixListener, came: mpsc::UnboundedSender<String>) {
+        let (mut first, _) = listener.accept().await.unwrap();
+        let (_, request) = next_request(&mut first).await.unwrap();
+        came.send(request.method).unwrap();
+        drop(first);
+        let (second, _) = listener.accept().await.unwrap();
+        serve(second).await;
+    }
+
+    #[tokio::test]
+    async fn a_broken_connection_is_replaced_and_only_harmless_calls_are_made_again() {
+        let directory = tempfile::tempdir().unwrap();
+        for harmless in [true, false] {
+            let socket = directory.path().join(format!("{harmless}.sock"));
+            let (sender, mut came) = mpsc::unbounded_channel();
+            tokio::spawn(breaks_once(UnixListener::bind(&socket).unwrap(), sender));
+            let shim = Bootstrap { version: ApiVersion::V2, socket };
+            let client = TaskClient::connect(&shim, PATIENT).await.unwrap();
+            let request = StateRequest::default();
+            let state = || client.state(&request, PATIENT);
+            if harmless {
+                assert!(matches!(state().await, Err(CallError::NotFound(_))));
+                assert_eq!(came.recv().await.unwrap(), "State");
+            } else {
+                let killed = client.kill(&KillRequest::default(), PATIENT).await;
+                assert!(matches!(killed, Err(CallError::Disconnected(_))), "{killed:?}");
+                assert_eq!(came.recv().await.unwrap(), "Kill");
+                assert!(matches!(state().await, Err(CallError::NotFound(_))), "the next call works");
+            }
+        }
     }
 
     #[tokio::test]
     async fn a_wait_ends_when_the_shim_dies() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let client = TaskClient::over(ours, ApiVersion::V2);
+        let client = TaskClient::over(ours, &nowhere(ApiVersion::V2));
         let waiting = tokio::spawn(async move { client.wait(&WaitRequest::default()).await });
         drop(theirs);
         let answer = waiting.await.unwrap();
@@ -299,16 +359,14 @@ mod tests {
     #[tokio::test]
     async fn a_shim_that_does_not_answer_is_a_timeout() {
         let (ours, _theirs) = UnixStream::pair().unwrap();
-        let client = TaskClient::over(ours, ApiVersion::V2);
+        let client = TaskClient::over(ours, &nowhere(ApiVersion::V2));
         let answer = client.state(&StateRequest::default(), Duration::from_millis(20)).await;
         assert!(matches!(answer, Err(CallError::TimedOut(_))), "{answer:?}");
     }
 
     #[tokio::test]
     async fn nobody_at_the_address_is_a_disconnect() {
-        let directory = std::env::temp_dir().join("no-shim-here.sock");
-        let shim = Bootstrap { version: ApiVersion::V2, socket: directory };
-        let answer = TaskClient::connect(&shim, Duration::from_secs(1)).await;
+        let answer = TaskClient::connect(&nowhere(ApiVersion::V2), Duration::from_secs(1)).await;
         assert!(matches!(answer.err(), Some(CallError::Disconnected(_))));
     }
 }

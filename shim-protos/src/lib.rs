@@ -11,6 +11,7 @@
 pub mod any;
 pub mod bootstrap;
 pub mod client;
+mod multiplex;
 
 pub use bootstrap::{ApiVersion, Bootstrap, BootstrapError};
 pub use client::{CallError, TaskClient};
