@@ -97,6 +97,49 @@ impl Cgroup {
     }
 }
 
+/// Kills whoever is in a task's cgroup, and whomever they start meanwhile. Nobody, or no cgroup, is success.
+///
+/// # Errors
+/// When some are still there after a while.
+pub(crate) async fn kill_all(path: &Path) -> std::io::Result<()> {
+    let Some(directory) = freezable(path) else { return Ok(()) };
+    for _ in 0..REMOVAL_TRIES {
+        if processes(&directory).is_empty() {
+            return Ok(());
+        }
+        kill_once(&directory);
+        // Killed processes leave when they are scheduled.
+        tokio::time::sleep(REMOVAL_PAUSE).await;
+    }
+    let left = processes(&directory);
+    if left.is_empty() { Ok(()) } else { Err(std::io::Error::other(format!("{left:?} don't end"))) }
+}
+
+/// Where a cgroup's processes can be held: the freezer of v1, or the cgroup itself.
+fn freezable(path: &Path) -> Option<PathBuf> {
+    let hierarchy = if mode() == Mode::V1 { "freezer" } else { "" };
+    let directory = Path::new(ROOT).join(hierarchy).join(path.strip_prefix("/").unwrap_or(path));
+    directory.exists().then_some(directory)
+}
+
+/// All at once where the kernel can (v2 from Linux 5.14 on), else frozen, so that none forks away.
+fn kill_once(directory: &Path) {
+    if std::fs::write(directory.join("cgroup.kill"), "1").is_ok() {
+        return;
+    }
+    let freezer = directory.join("freezer.state");
+    let _ = std::fs::write(&freezer, "FROZEN");
+    for pid in processes(directory) {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    let _ = std::fs::write(&freezer, "THAWED");
+}
+
+fn processes(directory: &Path) -> Vec<i32> {
+    let listed = std::fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    listed.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
 /// Kills whoever is left in a cgroup and removes it from all hierarchies. One that isn't there is removed already.
 ///
 /// # Errors
@@ -125,8 +168,7 @@ fn directories(path: &Path) -> Vec<PathBuf> {
 }
 
 fn kill_and_remove(directory: &Path) -> std::io::Result<()> {
-    let processes = std::fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
-    for pid in processes.lines().filter_map(|line| line.parse().ok()) {
+    for pid in processes(directory) {
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
     match std::fs::remove_dir(directory) {

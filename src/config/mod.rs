@@ -6,7 +6,7 @@ mod plugin;
 mod task;
 
 pub(crate) use plugin::PluginConfig;
-pub(crate) use task::TaskOptions;
+pub(crate) use task::{PidMode, TaskOptions};
 
 /// What is wrong with a configuration. The text names the option.
 #[derive(Debug, thiserror::Error)]

@@ -7,7 +7,7 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use super::ConfigError;
-use super::hclspec::{default, object, required};
+use super::hclspec::{default, object, optional, required};
 
 const OF: &str = "plugin configuration";
 const DEFAULT_SOCKET: &str = "/run/containerd/containerd.sock";
@@ -23,6 +23,8 @@ pub(crate) struct PluginConfig {
     pub enabled: bool,
     /// As the operator named it: a dotted name, or the path of a shim's binary.
     pub containerd_runtime: String,
+    /// The program that a shim of the runc family runs, by name or path. None is the shim's own choice, runc.
+    pub oci_runtime: Option<String>,
     pub stats_interval: Duration,
     pub containerd_socket: PathBuf,
     pub state_dir: PathBuf,
@@ -32,6 +34,7 @@ pub(crate) struct PluginConfig {
 struct Raw {
     enabled: Option<bool>,
     containerd_runtime: Option<String>,
+    oci_runtime: Option<String>,
     stats_interval: Option<String>,
     containerd_socket: Option<String>,
     state_dir: Option<String>,
@@ -43,6 +46,7 @@ impl PluginConfig {
         object([
             ("enabled", default("enabled", "bool", "true")),
             ("containerd_runtime", required("containerd_runtime", "string")),
+            ("oci_runtime", optional("oci_runtime", "string")),
             ("stats_interval", default("stats_interval", "string", &quoted(DEFAULT_STATS_INTERVAL))),
             ("containerd_socket", default("containerd_socket", "string", &quoted(DEFAULT_SOCKET))),
             ("state_dir", default("state_dir", "string", &quoted(DEFAULT_STATE_DIR))),
@@ -59,7 +63,8 @@ impl PluginConfig {
         }
         let raw =
             rmp_serde::from_slice(msgpack).map_err(|source| ConfigError::Malformed { of: OF, source })?;
-        let Raw { enabled, containerd_runtime, stats_interval, containerd_socket, state_dir } = raw;
+        let Raw { enabled, containerd_runtime, oci_runtime, stats_interval, containerd_socket, state_dir } =
+            raw;
         let containerd_runtime =
             containerd_runtime.filter(|name| !name.is_empty()).ok_or(ConfigError::Missing {
                 of: OF,
@@ -70,6 +75,7 @@ impl PluginConfig {
         Ok(Some(Self {
             enabled: enabled.unwrap_or(true),
             containerd_runtime: runtime(containerd_runtime)?,
+            oci_runtime: oci_runtime.filter(|name| !name.is_empty()).map(program).transpose()?,
             stats_interval: duration("stats_interval", interval)?,
             containerd_socket: absolute("containerd_socket", containerd_socket, DEFAULT_SOCKET)?,
             state_dir: state_directory(absolute("state_dir", state_dir, DEFAULT_STATE_DIR)?)?,
@@ -86,6 +92,14 @@ fn runtime(value: String) -> Result<String, ConfigError> {
     let why = "it must be a dotted name such as \"io.containerd.runc.v2\", or the absolute path of a shim"
         .to_owned();
     Err(ConfigError::Value { option: "containerd_runtime", value, why })
+}
+
+fn program(value: String) -> Result<String, ConfigError> {
+    if value.starts_with('/') || !value.contains('/') {
+        return Ok(value);
+    }
+    let why = "it must be a program's name such as \"crun\", or its absolute path".to_owned();
+    Err(ConfigError::Value { option: "oci_runtime", value, why })
 }
 
 fn duration(option: &'static str, value: String) -> Result<Duration, ConfigError> {
@@ -135,10 +149,11 @@ mod tests {
     fn absent_options_arrive_as_nil_and_get_their_defaults() {
         let all_nil = json!({
             "containerd_runtime": "io.containerd.runc.v2", "containerd_socket": null, "enabled": null,
-            "state_dir": null, "stats_interval": null,
+            "oci_runtime": null, "state_dir": null, "stats_interval": null,
         });
         let config = decode(&all_nil).unwrap().unwrap();
         assert!(config.enabled);
+        assert_eq!(config.oci_runtime, None);
         assert_eq!(config.stats_interval, Duration::from_secs(1));
         assert_eq!(config.containerd_socket, PathBuf::from(DEFAULT_SOCKET));
         assert_eq!(config.state_dir, PathBuf::from(DEFAULT_STATE_DIR));
@@ -155,6 +170,7 @@ mod tests {
             ("containerd_runtime", json!("runc")),
             ("containerd_runtime", json!("")),
             ("containerd_runtime", json!(null)),
+            ("oci_runtime", json!("bin/crun")),
             ("stats_interval", json!("soon")),
             ("stats_interval", json!("0s")),
             ("containerd_socket", json!("containerd.sock")),
@@ -175,7 +191,14 @@ mod tests {
         names.sort();
         assert_eq!(
             names,
-            ["containerd_runtime", "containerd_socket", "enabled", "state_dir", "stats_interval"]
+            [
+                "containerd_runtime",
+                "containerd_socket",
+                "enabled",
+                "oci_runtime",
+                "state_dir",
+                "stats_interval"
+            ]
         );
     }
 }

@@ -15,6 +15,17 @@ pub(crate) struct TaskOptions {
     /// With `args` behind it, replaces the image's command; the image's entrypoint stays.
     pub command: Option<String>,
     pub args: Vec<String>,
+    pub pid_mode: PidMode,
+}
+
+/// Which processes a task sees, and can be seen by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum PidMode {
+    /// Its own only.
+    #[default]
+    Private,
+    /// All of the host's.
+    Host,
 }
 
 #[derive(Deserialize)]
@@ -22,6 +33,7 @@ struct Raw {
     image: Option<String>,
     command: Option<String>,
     args: Option<Vec<Option<String>>>,
+    pid_mode: Option<String>,
 }
 
 impl TaskOptions {
@@ -30,6 +42,7 @@ impl TaskOptions {
             ("image", required("image", "string")),
             ("command", optional("command", "string")),
             ("args", optional("args", "list(string)")),
+            ("pid_mode", optional("pid_mode", "string")),
         ])
     }
 
@@ -40,7 +53,7 @@ impl TaskOptions {
     pub(crate) fn decode(msgpack: &[u8]) -> Result<Self, ConfigError> {
         let raw =
             rmp_serde::from_slice(msgpack).map_err(|source| ConfigError::Malformed { of: OF, source })?;
-        let Raw { image, command, args } = raw;
+        let Raw { image, command, args, pid_mode } = raw;
         let image = image.filter(|image| !image.is_empty()).ok_or(ConfigError::Missing {
             of: OF,
             option: "image",
@@ -54,7 +67,21 @@ impl TaskOptions {
             image,
             command: command.filter(|command| !command.is_empty()),
             args: args.collect::<Result<_, _>>()?,
+            pid_mode: PidMode::named(pid_mode.unwrap_or_default())?,
         })
+    }
+}
+
+impl PidMode {
+    fn named(value: String) -> Result<Self, ConfigError> {
+        match value.as_str() {
+            "" | "private" => Ok(Self::Private),
+            "host" => Ok(Self::Host),
+            _ => {
+                let why = "it must be \"private\" or \"host\"".to_owned();
+                Err(ConfigError::Value { option: "pid_mode", value, why })
+            }
+        }
     }
 }
 
@@ -70,8 +97,10 @@ mod tests {
 
     #[test]
     fn nil_is_absent() {
-        let options = decode(&json!({"args": null, "command": null, "image": "redis"})).unwrap();
-        assert_eq!(options, TaskOptions { image: "redis".to_owned(), command: None, args: vec![] });
+        let nil = json!({"args": null, "command": null, "image": "redis", "pid_mode": null});
+        let options = decode(&nil).unwrap();
+        let pid_mode = PidMode::Private;
+        assert_eq!(options, TaskOptions { image: "redis".to_owned(), command: None, args: vec![], pid_mode });
     }
 
     #[test]
@@ -81,6 +110,8 @@ mod tests {
         let hole =
             decode(&json!({"args": ["a", null], "command": null, "image": "x"})).unwrap_err().to_string();
         assert!(hole.contains("args"), "{hole}");
+        let mode = decode(&json!({"image": "x", "pid_mode": "shared"})).unwrap_err().to_string();
+        assert!(mode.contains("pid_mode") && mode.contains("\"host\""), "{mode}");
         for bytes in [&b""[..], b"\xc1", b"\x81\xa5image", &rmp_serde::to_vec(&[1, 2]).unwrap()] {
             let error = TaskOptions::decode(bytes).unwrap_err().to_string();
             assert!(error.starts_with("the task configuration can't be decoded"), "{error}");

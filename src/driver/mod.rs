@@ -117,13 +117,9 @@ impl pb::driver_server::Driver for Driver {
 
     async fn stop_task(&self, request: Request<pb::StopTaskRequest>) -> Answer<pb::StopTaskResponse> {
         let request = request.into_inner();
-        // A task that is gone is a task that has stopped: an error here is retried for minutes.
-        let Some(task) = self.tasks.get(&request.task_id) else {
-            return Ok(Response::new(pb::StopTaskResponse {}));
-        };
         let timeout =
             request.timeout.and_then(|t| Duration::try_from(t).ok()).unwrap_or(DEFAULT_KILL_TIMEOUT);
-        task.stop(&request.signal, timeout).await.map_err(reply::status)?;
+        self.tasks.stop(&request.task_id, &request.signal, timeout).await.map_err(reply::status)?;
         Ok(Response::new(pb::StopTaskResponse {}))
     }
 

@@ -19,7 +19,7 @@ use oci_spec::runtime::{
     Spec, SpecBuilder, UserBuilder,
 };
 
-use crate::config::TaskOptions;
+use crate::config::{PidMode, TaskOptions};
 use crate::rootfs::Identity;
 
 pub(crate) use process::exec_process;
@@ -71,7 +71,7 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
         ));
     }
     let linux = LinuxBuilder::default()
-        .namespaces(namespaces(inputs.task.network_isolation_spec.as_ref())?)
+        .namespaces(namespaces(inputs.options.pid_mode, inputs.task.network_isolation_spec.as_ref())?)
         .cgroups_path(inputs.cgroup_path.clone())
         .resources(resources::limits(inputs.task.resources.as_ref(), inputs.swap_is_limited)?)
         .masked_paths(security::masked_paths())
@@ -113,10 +113,16 @@ fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecErr
 
 /// A container has namespaces of its own but for the network, which Nomad may have made for the group. Without one it
 /// gets an empty one, as under the driver that this one succeeds.
-fn namespaces(network: Option<&pb::NetworkIsolationSpec>) -> Result<Vec<LinuxNamespace>, OciSpecError> {
+fn namespaces(
+    pid_mode: PidMode,
+    network: Option<&pb::NetworkIsolationSpec>,
+) -> Result<Vec<LinuxNamespace>, OciSpecError> {
     use LinuxNamespaceType::{Ipc, Mount, Network, Pid, Uts};
     let own = |kind| LinuxNamespaceBuilder::default().typ(kind).build();
-    let mut namespaces = vec![own(Mount)?, own(Pid)?, own(Ipc)?, own(Uts)?];
+    let mut namespaces = vec![own(Mount)?, own(Ipc)?, own(Uts)?];
+    if pid_mode == PidMode::Private {
+        namespaces.push(own(Pid)?);
+    }
     match network {
         Some(spec) if !spec.path.is_empty() => {
             namespaces.push(LinuxNamespaceBuilder::default().typ(Network).path(&spec.path).build()?);
@@ -125,6 +131,17 @@ fn namespaces(network: Option<&pb::NetworkIsolationSpec>) -> Result<Vec<LinuxNam
         _ => namespaces.push(own(Network)?),
     }
     Ok(namespaces)
+}
+
+/// What the shim is to read of a container that shares the host's pids, once that has been made from its real
+/// specification: with no pid namespace in it, the shim of containerd 1.6 kills "all processes" at the end of the first
+/// one, by a way that can lock it up for good.
+pub(crate) fn with_private_pids(mut spec: Spec) -> Result<Spec, SpecError> {
+    let own = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Pid).build()?;
+    if let Some(namespaces) = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut()) {
+        namespaces.push(own);
+    }
+    Ok(spec)
 }
 
 #[cfg(test)]
@@ -136,12 +153,18 @@ mod tests {
     }
 
     fn built(task: &pb::TaskConfig, command: Option<&str>) -> Result<Spec, SpecError> {
+        built_with(task, command, PidMode::Private)
+    }
+
+    fn built_with(
+        task: &pb::TaskConfig,
+        command: Option<&str>,
+        pid_mode: PidMode,
+    ) -> Result<Spec, SpecError> {
+        let command = command.map(str::to_owned);
+        let options = TaskOptions { image: "img".to_owned(), command, args: vec![], pid_mode };
         build(&Inputs {
-            options: &TaskOptions {
-                image: "img".to_owned(),
-                command: command.map(str::to_owned),
-                args: vec![],
-            },
+            options: &options,
             task,
             image: &ImageConfiguration::default(),
             identity: &identity(),
@@ -168,6 +191,19 @@ mod tests {
         assert_eq!(network_of(&group).unwrap().path().as_deref(), Some("/var/run/netns/a".as_ref()));
         task.network_isolation_spec = Some(pb::NetworkIsolationSpec::default());
         assert!(network_of(&built(&task, Some("x")).unwrap()).is_none());
+    }
+
+    #[test]
+    fn the_hosts_pids_are_shared_where_asked_and_hidden_from_the_shim() {
+        let pids = |spec: &Spec| {
+            let namespaces = spec.linux().as_ref().unwrap().namespaces().as_ref().unwrap();
+            namespaces.iter().filter(|namespace| namespace.typ() == LinuxNamespaceType::Pid).count()
+        };
+        let task = pb::TaskConfig::default();
+        assert_eq!(pids(&built(&task, Some("x")).unwrap()), 1);
+        let shared = built_with(&task, Some("x"), PidMode::Host).unwrap();
+        assert_eq!(pids(&shared), 0);
+        assert_eq!(pids(&with_private_pids(shared).unwrap()), 1);
     }
 
     #[test]

@@ -12,7 +12,7 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 
 /// The image's entrypoint, and then the job's command and arguments in place of the image's command.
 pub(super) fn arguments(options: &TaskOptions, image: Option<&Config>) -> Vec<String> {
-    let TaskOptions { image: _, command, args } = options;
+    let TaskOptions { image: _, command, args, pid_mode: _ } = options;
     let entrypoint = image.and_then(|config| config.entrypoint().clone()).unwrap_or_default();
     let asked: Vec<String> = command.iter().chain(args).cloned().collect();
     let rest = if asked.is_empty() {
@@ -69,13 +69,15 @@ mod tests {
     use oci_spec::image::ConfigBuilder;
 
     use super::*;
+    use crate::config::PidMode;
 
     fn words(text: &str) -> Vec<String> {
         text.split_whitespace().map(str::to_owned).collect()
     }
 
     fn options(command: Option<&str>, args: &str) -> TaskOptions {
-        TaskOptions { image: "x".to_owned(), command: command.map(str::to_owned), args: words(args) }
+        let command = command.map(str::to_owned);
+        TaskOptions { image: "x".to_owned(), command, args: words(args), pid_mode: PidMode::Private }
     }
 
     #[test]

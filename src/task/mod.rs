@@ -23,6 +23,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, broadcast, watch};
+use tokio_util::sync::CancellationToken;
 
 use crate::cgroup::Cgroup;
 use crate::config::PluginConfig;
@@ -97,6 +98,8 @@ struct Saved {
     started_at: SystemTime,
     logs: LogPaths,
     cgroup: Cgroup,
+    /// Its processes don't end with the first one by themselves.
+    shares_pids: bool,
     image_digest: String,
     /// The image's word on how it wants to be stopped.
     stop_signal: Option<String>,
@@ -159,8 +162,8 @@ impl Task {
 
 /// What an id stands for.
 enum Slot {
-    /// Being started or recovered.
-    Starting,
+    /// Being started or recovered. A start that is called off ends as a failed one.
+    Starting(CancellationToken),
     Here(Arc<Task>),
     /// Being taken down.
     Ending,
@@ -169,7 +172,7 @@ enum Slot {
 /// The tasks of this plugin, by their containers' ids.
 pub(crate) struct Tasks {
     slots: Mutex<HashMap<String, Slot>>,
-    /// An id has been given back.
+    /// An id has been given back, or a start has become a task.
     freed: Notify,
     events: broadcast::Sender<TaskEvent>,
     sweeping: std::sync::atomic::AtomicBool,
@@ -231,12 +234,13 @@ impl Tasks {
         match slots.get(container_id) {
             None => {}
             Some(Slot::Ending) => return Ok(None),
-            Some(Slot::Starting | Slot::Here(_)) => {
+            Some(Slot::Starting(_) | Slot::Here(_)) => {
                 return Err(Error::Conflict("it is here already".to_owned()));
             }
         }
-        slots.insert(container_id.to_owned(), Slot::Starting);
-        Ok(Some(Reservation { tasks: Arc::clone(self), container_id: container_id.to_owned() }))
+        let called_off = CancellationToken::new();
+        slots.insert(container_id.to_owned(), Slot::Starting(called_off.clone()));
+        Ok(Some(Reservation { tasks: Arc::clone(self), container_id: container_id.to_owned(), called_off }))
     }
 
     /// Takes an id for a teardown, if nobody deals with it.
@@ -253,6 +257,7 @@ impl Tasks {
 struct Reservation {
     tasks: Arc<Tasks>,
     container_id: String,
+    called_off: CancellationToken,
 }
 
 impl Reservation {
@@ -266,7 +271,7 @@ impl Drop for Reservation {
         {
             let mut slots = self.tasks.lock();
             // Filled, it is the task's, which may be on its way out already.
-            if matches!(slots.get(&self.container_id), Some(Slot::Starting)) {
+            if matches!(slots.get(&self.container_id), Some(Slot::Starting(_))) {
                 slots.remove(&self.container_id);
             }
         }

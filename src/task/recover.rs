@@ -86,6 +86,7 @@ mod tests {
             started_at: SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 5),
             logs: LogPaths { stdout: "/o".into(), stderr: "/e".into() },
             cgroup: Cgroup { path: "/nomad/a.b".into(), cpuset: None },
+            shares_pids: true,
             image_digest: "sha256:ab".to_owned(),
             stop_signal: Some("SIGINT".to_owned()),
         };

@@ -19,9 +19,20 @@ pub(super) fn parse(text: &str) -> Result<i32> {
         return if (1..=SIGRTMAX).contains(&number) { Ok(number) } else { Err(unknown(text)) };
     }
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    let number =
-        realtime(name).or_else(|| Signal::from_str(&format!("SIG{name}")).ok().map(|signal| signal as i32));
+    let number = realtime(name)
+        .or_else(|| Signal::from_str(&format!("SIG{}", usual(name))).ok().map(|signal| signal as i32));
     number.ok_or_else(|| unknown(text))
+}
+
+/// Some signals have a second name.
+fn usual(name: &str) -> &str {
+    match name {
+        "CLD" => "CHLD",
+        "IOT" => "ABRT",
+        "POLL" => "IO",
+        "UNUSED" => "SYS",
+        _ => name,
+    }
 }
 
 fn realtime(name: &str) -> Option<i32> {
@@ -59,6 +70,10 @@ mod tests {
             ("SIGRTMIN+3", 37),
             ("RTMAX", 64),
             ("SIGRTMAX-1", 63),
+            ("SIGPOLL", 29),
+            ("IOT", 6),
+            ("SIGCLD", 17),
+            ("SIGSTKFLT", 16),
         ] {
             assert_eq!(parse(text).unwrap(), number, "{text}");
         }

@@ -11,12 +11,13 @@ use containerd_client::types::Mount;
 use nomad_proto::driver as pb;
 use shim_protos::{RuncOptions, api};
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::events::Teller;
 use super::place::{self, Place};
 use super::{Identity, Reservation, Saved, Settings, Started, Task, Tasks, stats, supervisor};
 use crate::cgroup::{self, Cgroup};
-use crate::config::TaskOptions;
+use crate::config::{PidMode, TaskOptions};
 use crate::containerd::{Image, Record, Reference};
 use crate::error::{Error, Result};
 use crate::rootfs;
@@ -39,15 +40,29 @@ impl Tasks {
         let doing = format!("start task {}", config.id);
         let reservation =
             self.reserve(&place::container_id(&config.id)).await.map_err(|error| error.context(&doing))?;
-        let (asker, answer) = oneshot::channel();
+        let (sender, answer) = oneshot::channel();
+        let asker = Asker { answer: sender, called_off: reservation.called_off.clone() };
         tokio::spawn(run(reservation, settings, config, asker));
         let answer = answer.await.map_err(|_| Error::Failed("it broke off".to_owned()));
         answer.flatten().map_err(|error| error.context(doing))
     }
 }
 
-/// Whoever waits for the start. Gone, it can be told nothing any more.
-type Asker = oneshot::Sender<Result<Started>>;
+/// Whoever waits for the start, unless they have gone away, or it was told to stop.
+struct Asker {
+    answer: oneshot::Sender<Result<Started>>,
+    called_off: CancellationToken,
+}
+
+impl Asker {
+    async fn called_off(&mut self) -> Error {
+        tokio::select! {
+            () = self.answer.closed() => {}
+            () = self.called_off.cancelled() => {}
+        }
+        Error::Failed("called off before it had started".to_owned())
+    }
+}
 
 async fn run(reservation: Reservation, settings: Arc<Settings>, config: pb::TaskConfig, mut asker: Asker) {
     let tasks = Arc::clone(&reservation.tasks);
@@ -58,7 +73,7 @@ async fn run(reservation: Reservation, settings: Arc<Settings>, config: pb::Task
         Ok((driver_state, task)) => {
             tracing::info!(task = config.id, container = place.id, pid = task.saved.pid, "started");
             reservation.fill(Arc::new(task));
-            if asker.send(Ok(Started { driver_state })).is_err()
+            if asker.answer.send(Ok(Started { driver_state })).is_err()
                 && let Err(error) = tasks.destroy(settings, &config.id, true).await
             {
                 tracing::warn!(task = config.id, %error, "what is left of a start called off will be taken down later");
@@ -69,7 +84,7 @@ async fn run(reservation: Reservation, settings: Arc<Settings>, config: pb::Task
                 tracing::warn!(task = config.id, %error, "what is left of a failed start will be taken down later");
             }
             drop(reservation);
-            let _ = asker.send(Err(error));
+            let _ = asker.answer.send(Err(error));
         }
     }
 }
@@ -87,6 +102,7 @@ struct Prepared {
     spec: oci_spec::runtime::Spec,
     mounts: Vec<Mount>,
     cgroup: Cgroup,
+    pid_mode: PidMode,
 }
 
 impl Start<'_> {
@@ -106,14 +122,18 @@ impl Start<'_> {
         }
         let image = tokio::select! {
             image = self.image(&reference) => image?,
-            () = asker.closed() => return Err(called_off()),
+            error = asker.called_off() => return Err(error),
         };
         self.place.bundle.create()?;
         let (prepared, launched) = tokio::join!(self.prepare(&options, &image), self.launch());
         let (prepared, (connection, shim)) = (prepared?, launched?);
         let task = self.begin(prepared, connection, shim, logs, &image).await?;
         drop(held);
-        if asker.is_closed() { Err(called_off()) } else { Ok(task) }
+        // Once more, for whoever has gone away, or stopped it, meanwhile.
+        match futures::FutureExt::now_or_never(asker.called_off()) {
+            Some(error) => Err(error),
+            None => Ok(task),
+        }
     }
 
     async fn image(&self, reference: &Reference) -> Result<Image> {
@@ -166,7 +186,7 @@ impl Start<'_> {
             swap_is_limited: cgroup::limits_swap(),
         };
         let spec = spec::build(&inputs)?;
-        Ok(Prepared { spec, mounts, cgroup })
+        Ok(Prepared { spec, mounts, cgroup, pid_mode: options.pid_mode })
     }
 
     /// Creates the container, asks for its end, and only then starts it.
@@ -178,12 +198,20 @@ impl Start<'_> {
         logs: LogPaths,
         image: &Image,
     ) -> Result<Task> {
-        let Prepared { spec, mounts, cgroup } = prepared;
+        let Prepared { spec, mounts, cgroup, pid_mode } = prepared;
         let bundle = &self.place.bundle;
         bundle.write_spec(&spec)?;
-        let options = RuncOptions { root: place::runtime_root(self.settings), ..RuncOptions::default() };
+        let options = RuncOptions {
+            root: place::runtime_root(self.settings),
+            binary_name: self.settings.config.oci_runtime.clone().unwrap_or_default(),
+            ..RuncOptions::default()
+        };
         let rootfs = mounts.into_iter().map(shim_mount).collect();
         let pid = connection.create(bundle, rootfs, &logs, &options).await?;
+        let shares_pids = pid_mode == PidMode::Host;
+        if shares_pids {
+            bundle.write_spec(&spec::with_private_pids(spec)?)?;
+        }
         cgroup.place(pid).map_err(|error| {
             Error::Failed(format!("put the task into the cpuset {:?}: {error}", cgroup.cpuset))
         })?;
@@ -197,6 +225,7 @@ impl Start<'_> {
             started_at: SystemTime::now(),
             logs,
             cgroup,
+            shares_pids,
             image_digest: image.digest.clone(),
             stop_signal: stop_signal(image),
         };
@@ -248,10 +277,6 @@ impl Identity {
     pub(super) fn of(config: &pb::TaskConfig) -> Self {
         Self { task_id: config.id.clone(), alloc_id: config.alloc_id.clone(), name: config.name.clone() }
     }
-}
-
-fn called_off() -> Error {
-    Error::Failed("called off by the agent".to_owned())
 }
 
 fn cgroup_of(config: &pb::TaskConfig) -> Cgroup {

@@ -1,14 +1,36 @@
 //! Signals to a task, and its stop: the signal it wants, its time, and then SIGKILL.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::{Phase, Task, signal};
+use super::{Phase, Slot, Task, Tasks, place, signal};
+use crate::cgroup;
 use crate::error::{Error, Result};
 
 /// How long a killed task may take to be gone. The kernel needs no time, but a process stuck in a device does.
 const AFTER_SIGKILL: Duration = Duration::from_secs(30);
+
+impl Tasks {
+    /// Stops a task. One that is still being started is called off, and has stopped once nothing is left of it. A task
+    /// that is not here is one that has stopped: the agent repeats a stop that fails for minutes.
+    ///
+    /// # Errors
+    /// When the signal doesn't exist, or not even SIGKILL ends the task.
+    pub(crate) async fn stop(&self, task_id: &str, asked: &str, timeout: Duration) -> Result<()> {
+        let task = loop {
+            let freed = self.freed.notified();
+            match self.lock().get(&place::container_id(task_id)) {
+                None | Some(Slot::Ending) => return Ok(()),
+                Some(Slot::Here(task)) => break Arc::clone(task),
+                Some(Slot::Starting(called_off)) => called_off.cancel(),
+            }
+            freed.await;
+        };
+        task.stop(asked, timeout).await
+    }
+}
 
 impl Task {
     /// Asks the task to end, by `asked`, else by the image's signal, else by SIGTERM, and kills what is left at the
@@ -16,7 +38,7 @@ impl Task {
     ///
     /// # Errors
     /// When the signal doesn't exist, or not even SIGKILL ends the task.
-    pub(crate) async fn stop(&self, asked: &str, timeout: Duration) -> Result<()> {
+    async fn stop(&self, asked: &str, timeout: Duration) -> Result<()> {
         let signal = self.stop_signal(asked)?;
         if self.has_exited() {
             return Ok(());
@@ -38,6 +60,11 @@ impl Task {
     /// When not even SIGKILL ends it.
     pub(super) async fn kill_all(&self) -> Result<()> {
         let killed = self.connection.kill(Signal::SIGKILL as i32, true).await;
+        if self.saved.shares_pids
+            && let Err(error) = cgroup::kill_all(&self.saved.cgroup.path).await
+        {
+            tracing::debug!(task = self.id(), %error, "not all of its processes have ended yet");
+        }
         if self.ends_within(AFTER_SIGKILL).await {
             return Ok(());
         }

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::place::Place;
 use super::{Exit, Phase, Saved};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::shim::{self, Connection, Ended, LogPaths, drained};
 
 /// How long the reader of the log may take for the task's last words before its end is told without them.
@@ -64,6 +64,11 @@ async fn end(saved: &Saved, place: &Place, waiting: Waiting) -> Exit {
             unknown(&error, &saved.cgroup)
         }
     };
+    if saved.shares_pids
+        && let Err(error) = cgroup::kill_all(&saved.cgroup.path).await
+    {
+        tracing::warn!(container = place.id, %error, "can't end what is left of the task");
+    }
     if !last_words(saved.logs.clone()).await {
         tracing::warn!(container = place.id, "nobody has read all of the task's output in {LAST_WORDS:?}");
     }

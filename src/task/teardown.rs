@@ -66,7 +66,11 @@ impl Tasks {
                 ));
             }
             Some(Slot::Here(task)) => task.place.clone(),
-            Some(Slot::Starting | Slot::Ending) => return Ok(None),
+            Some(Slot::Starting(called_off)) if force => {
+                called_off.cancel();
+                return Ok(None);
+            }
+            Some(Slot::Starting(_) | Slot::Ending) => return Ok(None),
             None => Place::by_id(settings, &container_id),
         };
         slots.insert(container_id.clone(), Slot::Ending);

@@ -21,7 +21,9 @@ cases!["shim failure":
     a_runtime_that_fails_after_it_created_leaves_nothing,
     a_runtime_that_fails_to_start_is_quoted,
     a_runtime_that_is_missing_is_said,
+    the_operators_runtime_runs_and_a_missing_one_is_said,
     a_start_that_is_called_off_while_the_runtime_creates_leaves_nothing,
+    a_start_that_is_stopped_while_the_runtime_creates_leaves_nothing,
     a_create_cut_off_before_its_runtime_was_written_down_leaves_nothing,
 ];
 
@@ -149,6 +151,24 @@ async fn a_runtime_that_is_missing_is_said(scene: &Scene) -> Result<()> {
     fails(scene, &scripted, &["runc"], SOON).await
 }
 
+async fn the_operators_runtime_runs_and_a_missing_one_is_said(scene: &Scene) -> Result<()> {
+    let scripted = Scripted::new(scene)?;
+    let ran = scripted.directory.join("ran");
+    scripted.program("mine", REAL_RUNC, &format!("touch {}", ran.display()))?;
+    let mut options = scene.options();
+    options["oci_runtime"] = json!(scripted.directory.join("mine"));
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    scene.still_works(&plugin).await?;
+    ensure!(ran.exists(), "another runtime ran");
+    plugin.shut_down().await?;
+    options["oci_runtime"] = json!("no-such-runtime");
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let task = scene.prepare(&plugin, &scene.shell("true")).await?;
+    refused(plugin.start_task(task.config.clone()).await, &["no-such-runtime"])?;
+    scene.nothing_left()?;
+    plugin.shut_down().await
+}
+
 async fn a_start_that_is_called_off_while_the_runtime_creates_leaves_nothing(scene: &Scene) -> Result<()> {
     let scripted = Scripted::new(scene)?;
     scripted.program("runc", REAL_RUNC, &runc("create", "sleep 1; exec $real \"$@\""))?;
@@ -160,6 +180,28 @@ async fn a_start_that_is_called_off_while_the_runtime_creates_leaves_nothing(sce
     ensure!(cut.is_err(), "it was not held up: {cut:?}");
     scene.nothing_left_within(Duration::from_secs(15))?;
     same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+    scripted.mend()?;
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_start_that_is_stopped_while_the_runtime_creates_leaves_nothing(scene: &Scene) -> Result<()> {
+    let scripted = Scripted::new(scene)?;
+    let reached = scripted.directory.join("reached");
+    let slow = format!("touch {}; sleep 1; exec $real \"$@\"", reached.display());
+    scripted.program("runc", REAL_RUNC, &runc("create", &slow))?;
+    let mut launch = scene.launch();
+    launch.path = Some(scripted.directory.clone());
+    let mut plugin = scene.plugin_as(&launch, &scene.options()).await?;
+    let task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
+    let stop = async {
+        until(Duration::from_secs(30), "the create", || reached.exists()).await?;
+        task.stop(&plugin, Duration::from_secs(60)).await?;
+        scene.nothing_left()
+    };
+    let (started, stopped) = tokio::join!(plugin.start_task(task.config.clone()), stop);
+    stopped?;
+    refused(started, &[task.id(), "called off"])?;
     scripted.mend()?;
     scene.still_works(&plugin).await?;
     plugin.shut_down().await

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
 use tonic::Code;
 
 use super::{cases, refused, same};
@@ -13,12 +14,18 @@ cases!["stop":
     a_task_that_heeds_the_signal_is_stopped_when_it_ends,
     a_task_that_ignores_the_signal_is_killed_at_the_timeout,
     the_jobs_own_signal_is_sent,
+    the_images_signal_is_sent_where_the_job_has_none,
+    signals_go_by_all_their_names_and_numbers,
+    several_stops_at_once_all_return_at_the_end,
+    a_stop_by_no_signal_is_refused_with_the_list,
     a_task_that_has_ended_can_be_stopped,
     a_stop_that_is_called_off_goes_on_with_the_next,
     all_processes_of_the_task_end_with_it,
     a_signal_reaches_the_task,
     a_signal_that_does_not_exist_is_refused_by_name,
     a_task_that_has_ended_takes_no_signal_and_nothing_breaks,
+    a_task_among_the_hosts_processes_ends_with_all_of_its_own,
+    a_task_among_the_hosts_processes_is_killed_with_all_of_its_own,
 ];
 
 /// Longer than any case may take: whoever waits for it has not seen the task end.
@@ -65,6 +72,72 @@ async fn the_jobs_own_signal_is_sent(scene: &Scene) -> Result<()> {
     same!(task.wait(&plugin).await?.exit_code, 3);
     same!(task.alloc.stdout.to_end(LIMIT).await?, b"ready\ngot USR1\n");
     task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn the_images_signal_is_sent_where_the_job_has_none(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let script = "trap 'echo its own; exit 4' 36; trap 'echo USR1; exit 5' USR1; echo ready; \
+                  while :; do sleep 600 & wait $!; done";
+    let mut config = scene.shell(script);
+    config["image"] = json!(scene.image("styled:stop-signal"));
+    for (asked, code) in [("", 4), ("SIGUSR1", 5)] {
+        let task = scene.run(&plugin, &config).await?;
+        task.alloc.stdout.to_contain("ready\n", LIMIT).await?;
+        plugin.stop_task(task.id(), PATIENT, asked).await?;
+        same!(task.wait(&plugin).await?.exit_code, code);
+        task.destroy(&plugin).await?;
+    }
+    plugin.shut_down().await
+}
+
+async fn signals_go_by_all_their_names_and_numbers(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let script = "for n in 1 2 10 12 15 28 29 34 36 64; do trap \"echo got $n\" $n; done; echo ready; \
+                  while :; do sleep 600 & wait $!; done";
+    let task = scene.run(&plugin, &scene.shell(script)).await?;
+    task.alloc.stdout.to_contain("ready\n", LIMIT).await?;
+    for (name, number) in [
+        ("SIGHUP", 1),
+        ("int", 2),
+        ("USR1", 10),
+        ("12", 12),
+        ("sigterm", 15),
+        ("SIGWINCH", 28),
+        ("SIGPOLL", 29),
+        ("SIGRTMIN", 34),
+        ("SIGRTMIN+2", 36),
+        ("RTMAX", 64),
+    ] {
+        plugin.signal_task(task.id(), name).await?;
+        let seen = task.alloc.stdout.to_contain(&format!("got {number}\n"), LIMIT).await;
+        seen.with_context(|| name.to_owned())?;
+    }
+    task.end(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn several_stops_at_once_all_return_at_the_end(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.run(&plugin, &scene.shell("trap '' TERM; echo ready; sleep 600; sleep 600")).await?;
+    task.alloc.stdout.to_contain("ready\n", LIMIT).await?;
+    // The most impatient one ends it for all.
+    let stops = [PATIENT, Duration::from_millis(300), PATIENT, Duration::from_secs(60)];
+    let stops = stops.map(|timeout| plugin.stop_task(task.id(), timeout, ""));
+    let all = tokio::time::timeout(LIMIT, futures::future::try_join_all(stops)).await;
+    all.context("not all stops have returned")??;
+    same!(task.wait(&plugin).await?.signal, 9);
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_stop_by_no_signal_is_refused_with_the_list(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+    let refusal = plugin.stop_task(task.id(), PATIENT, "SIGSTOPPLEASE").await;
+    let status = refused(refusal, &["SIGSTOPPLEASE", "SIGTERM", "SIGRTMIN+n"])?;
+    same!(status.code(), Code::InvalidArgument);
+    task.end(&plugin).await?;
     plugin.shut_down().await
 }
 
@@ -136,5 +209,48 @@ async fn a_task_that_has_ended_takes_no_signal_and_nothing_breaks(scene: &Scene)
     }
     same!(task.wait(&plugin).await?.exit_code, 2);
     task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+/// More processes than the shim of containerd 1.6 can kill without locking up, and none that ends by itself.
+const HORDE: &str = "[ $$ -gt 1 ] || exit 9; i=0; while [ $i -lt 60 ]; do (trap '' TERM HUP; exec sleep 600) & i=$((i+1)); \
+                     done; setsid sleep 600 &";
+
+async fn a_task_among_the_hosts_processes_ends_with_all_of_its_own(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let script = format!("{HORDE} echo ready; while [ ! -e /alloc/data/end ]; do sleep 0.1; done; exit 3");
+    let mut config = scene.shell(&script);
+    config["pid_mode"] = json!("host");
+    let task = scene.run(&plugin, &config).await?;
+    task.alloc.stdout.to_contain("ready\n", LIMIT).await?;
+    ensure!(task.alloc.cgroup.pids().len() > 60, "only {:?} run", task.alloc.cgroup.pids());
+    let (code, seen) = task.exec(&plugin, &format!("cat /proc/{}/comm", plugin.pid())).await?;
+    ensure!(code == 0 && seen.starts_with("containerd"), "the plugin's process is not seen: {seen}");
+    std::fs::write(task.alloc.directory.join("alloc/data/end"), "")?;
+    let exit = task.wait(&plugin).await?;
+    same!((exit.exit_code, exit.signal), (3, 0));
+    same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_task_among_the_hosts_processes_is_killed_with_all_of_its_own(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let mut config = scene.shell(&format!("trap '' TERM; {HORDE} echo ready; sleep 600; sleep 600"));
+    config["pid_mode"] = json!("host");
+    for by_destroy in [false, true] {
+        let task = scene.run(&plugin, &config).await?;
+        task.alloc.stdout.to_contain("ready\n", LIMIT).await?;
+        if by_destroy {
+            task.end(&plugin).await?;
+        } else {
+            task.stop(&plugin, Duration::from_millis(200)).await?;
+            same!(task.wait(&plugin).await?.signal, 9);
+        }
+        same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+        if !by_destroy {
+            task.destroy(&plugin).await?;
+        }
+    }
     plugin.shut_down().await
 }
