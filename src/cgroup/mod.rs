@@ -3,6 +3,7 @@
 //! Source of the facts: hashicorp/nomad `client/lib/cgroupslib`; Linux `Documentation/admin-guide/cgroup-v1`, `cgroup-v2.rst`.
 
 mod metrics;
+mod oom;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,6 +13,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use metrics::Usage;
+pub(crate) use oom::OomWatch;
 
 const ROOT: &str = "/sys/fs/cgroup";
 const REMOVAL_TRIES: u32 = 50;
@@ -86,14 +88,16 @@ impl Cgroup {
     /// How many processes of the task the kernel has killed for want of memory. To be asked before the container is
     /// deleted; 0 where nobody counted.
     pub(crate) fn oom_kills(&self) -> u64 {
-        let below = |hierarchy: &str| {
-            Path::new(ROOT).join(hierarchy).join(self.path.strip_prefix("/").unwrap_or(&self.path))
+        std::fs::read_to_string(self.oom_file()).map_or(0, |text| counter(&text, "oom_kill"))
+    }
+
+    /// Where the kernel counts them.
+    fn oom_file(&self) -> PathBuf {
+        let (hierarchy, file) = match mode() {
+            Mode::V1 => ("memory", "memory.oom_control"),
+            Mode::V2 => ("", "memory.events"),
         };
-        let file = match mode() {
-            Mode::V1 => below("memory").join("memory.oom_control"),
-            Mode::V2 => below("").join("memory.events"),
-        };
-        std::fs::read_to_string(file).map_or(0, |text| counter(&text, "oom_kill"))
+        Path::new(ROOT).join(hierarchy).join(self.path.strip_prefix("/").unwrap_or(&self.path)).join(file)
     }
 }
 

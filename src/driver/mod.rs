@@ -17,7 +17,6 @@ use nomad_proto::base::base_plugin_server::BasePluginServer;
 use nomad_proto::driver as pb;
 use nomad_proto::driver::driver_server::DriverServer;
 use tokio_stream::Stream;
-use tokio_stream::wrappers::BroadcastStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::config::TaskOptions;
@@ -151,9 +150,8 @@ impl pb::driver_server::Driver for Driver {
     }
 
     async fn task_events(&self, _: Request<pb::TaskEventsRequest>) -> Answer<Self::TaskEventsStream> {
-        // A listener that lags misses old events; the stream itself never ends, since it would be reopened at once.
-        let events = BroadcastStream::new(self.tasks.events())
-            .filter_map(|event| std::future::ready(event.ok().map(|event| Ok(reply::event(event)))));
+        // It never ends by itself, since it would be reopened at once.
+        let events = self.tasks.events().map(|event| Ok(reply::event(event)));
         Ok(Response::new(Box::pin(events)))
     }
 

@@ -107,11 +107,6 @@ impl Error {
         move |source| Self::File { doing, path, source }
     }
 
-    /// Whether nobody answers any more, so that only the shim's own clean-up is left.
-    pub(crate) fn is_shim_gone(&self) -> bool {
-        matches!(self, Self::Call { source: CallError::Disconnected(_), .. })
-    }
-
     /// Whether the task or exec had ended, or never was.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Call { source: CallError::NotFound(_), .. })

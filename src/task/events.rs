@@ -1,12 +1,19 @@
 //! What happens to a task besides its start and end, for `nomad alloc status`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use futures::StreamExt;
 use tokio::sync::broadcast;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::BroadcastStream;
 
 use super::Identity;
 use crate::containerd::PullEvent;
+
+/// Events that a listener may lag behind by, and that wait for one.
+const QUEUED_EVENTS: usize = 256;
 
 #[derive(Debug, Clone)]
 pub(crate) struct TaskEvent {
@@ -18,11 +25,43 @@ pub(crate) struct TaskEvent {
     pub annotations: HashMap<String, String>,
 }
 
-/// Tells of one task's events. Nobody listening is nobody told.
+/// The way of events to whoever listens. Those that nobody listens to wait for the first who does: after the plugin's
+/// death the agent recovers its tasks before it listens again.
+#[derive(Clone)]
+pub(super) struct Events {
+    sender: broadcast::Sender<TaskEvent>,
+    unheard: Arc<Mutex<VecDeque<TaskEvent>>>,
+}
+
+impl Events {
+    pub(super) fn new() -> Self {
+        Self { sender: broadcast::Sender::new(QUEUED_EVENTS), unheard: Arc::default() }
+    }
+
+    fn send(&self, event: TaskEvent) {
+        let mut unheard = self.unheard.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(broadcast::error::SendError(event)) = self.sender.send(event) {
+            if unheard.len() == QUEUED_EVENTS {
+                unheard.pop_front();
+            }
+            unheard.push_back(event);
+        }
+    }
+
+    /// A listener that lags misses old events; the stream itself never ends.
+    pub(super) fn listen(&self) -> impl Stream<Item = TaskEvent> + Send + use<> {
+        let mut unheard = self.unheard.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = BroadcastStream::new(self.sender.subscribe());
+        let news = news.filter_map(|event| std::future::ready(event.ok()));
+        futures::stream::iter(std::mem::take(&mut *unheard)).chain(news)
+    }
+}
+
+/// Tells of one task's events.
 #[derive(Clone)]
 pub(super) struct Teller {
     pub(super) identity: Identity,
-    pub(super) events: broadcast::Sender<TaskEvent>,
+    pub(super) events: Events,
 }
 
 impl Teller {
@@ -36,11 +75,26 @@ impl Teller {
         }
     }
 
+    /// Processes of the task that the kernel has killed; the task may run on without them.
+    pub(super) fn oom_killed(&self, count: u64) {
+        let what = if count == 1 { "process" } else { "processes" };
+        self.tell(
+            format!("OOM killed: the kernel ended {count} {what} of the task for want of memory"),
+            &[("oom_kills", count.to_string())],
+        );
+    }
+
+    pub(super) fn recovered(&self, pid: i32) {
+        self.tell(
+            "Recovered after a restart of the plugin or the agent".to_owned(),
+            &[("pid", pid.to_string())],
+        );
+    }
+
     fn tell(&self, message: String, annotations: &[(&str, String)]) {
         let Identity { task_id, alloc_id, name } = self.identity.clone();
         let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
-        // An error only says that nobody listens.
-        let _ = self.events.send(TaskEvent {
+        self.events.send(TaskEvent {
             task_id,
             alloc_id,
             task_name: name,
@@ -48,5 +102,31 @@ impl Teller {
             message,
             annotations,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn events_that_nobody_listened_to_wait_for_a_listener() {
+        let events = Events::new();
+        let identity =
+            Identity { task_id: "a/b/c".to_owned(), alloc_id: "a".to_owned(), name: "b".to_owned() };
+        let teller = Teller { identity, events: events.clone() };
+        for count in 0..=QUEUED_EVENTS as u64 {
+            teller.oom_killed(count);
+        }
+        let mut heard = events.listen();
+        teller.recovered(7);
+        for count in 1..=QUEUED_EVENTS {
+            let event = heard.next().await.unwrap();
+            assert_eq!(event.annotations["oom_kills"], count.to_string());
+        }
+        assert_eq!(heard.next().await.unwrap().annotations["pid"], "7");
+        drop(heard);
+        teller.recovered(8);
+        assert_eq!(events.listen().next().await.unwrap().annotations["pid"], "8");
     }
 }

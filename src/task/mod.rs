@@ -22,15 +22,18 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, broadcast, watch};
+use tokio::sync::{Notify, watch};
+use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 
 use crate::cgroup::Cgroup;
 use crate::config::PluginConfig;
 use crate::containerd::Containerd;
 use crate::error::{Error, Result};
+use crate::init::ProcessId;
 use crate::shim::{self, Connection, LogPaths, Shim};
 pub(crate) use events::TaskEvent;
+use events::{Events, Teller};
 pub(crate) use exec::{Exec, ExecOutput, ExecRefused, Input, Output};
 use place::Place;
 
@@ -94,7 +97,7 @@ struct Saved {
     /// The binary that the shim was started from, and its private address: what its own clean-up is run with.
     shim_binary: PathBuf,
     shim: Shim,
-    pid: i32,
+    init: ProcessId,
     started_at: SystemTime,
     logs: LogPaths,
     cgroup: Cgroup,
@@ -118,6 +121,8 @@ pub(crate) struct Task {
     connection: Connection,
     phase: watch::Receiver<Phase>,
     stats: stats::Sampler,
+    /// Tells of its recovery, once somebody waits for it: before, the agent knows no task to put the event to.
+    recovered: Mutex<Option<Teller>>,
 }
 
 impl Task {
@@ -141,7 +146,7 @@ impl Task {
         HashMap::from([
             ("container_id".to_owned(), self.saved.container_id.clone()),
             ("image_digest".to_owned(), self.saved.image_digest.clone()),
-            ("pid".to_owned(), self.saved.pid.to_string()),
+            ("pid".to_owned(), self.saved.init.pid.to_string()),
             ("shim_pid".to_owned(), self.saved.shim.pid.to_string()),
         ])
     }
@@ -151,11 +156,19 @@ impl Task {
     /// # Errors
     /// When the supervisor is gone without a word, which is a defect of ours.
     pub(crate) async fn wait(&self) -> Result<Exit> {
+        self.tell_recovery();
         let mut phase = self.phase.clone();
         let ended = phase.wait_for(|phase| matches!(phase, Phase::Exited(_))).await;
         match ended.as_deref() {
             Ok(Phase::Exited(exit)) => Ok(exit.clone()),
             _ => Err(Error::Failed(format!("wait for task {}: nobody watches it any more", self.id()))),
+        }
+    }
+
+    fn tell_recovery(&self) {
+        let teller = self.recovered.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(teller) = teller {
+            teller.recovered(self.saved.init.pid);
         }
     }
 }
@@ -174,19 +187,16 @@ pub(crate) struct Tasks {
     slots: Mutex<HashMap<String, Slot>>,
     /// An id has been given back, or a start has become a task.
     freed: Notify,
-    events: broadcast::Sender<TaskEvent>,
+    events: Events,
     sweeping: std::sync::atomic::AtomicBool,
 }
-
-/// Events that a listener may lag behind by.
-const QUEUED_EVENTS: usize = 256;
 
 impl Tasks {
     pub(crate) fn new() -> Self {
         Self {
             slots: Mutex::new(HashMap::new()),
             freed: Notify::new(),
-            events: broadcast::Sender::new(QUEUED_EVENTS),
+            events: Events::new(),
             sweeping: std::sync::atomic::AtomicBool::new(false),
         }
     }
@@ -205,8 +215,9 @@ impl Tasks {
         tasks.cloned().collect()
     }
 
-    pub(crate) fn events(&self) -> broadcast::Receiver<TaskEvent> {
-        self.events.subscribe()
+    /// What happens to the tasks from here on, and what nobody has been told of yet.
+    pub(crate) fn events(&self) -> impl Stream<Item = TaskEvent> + Send + use<> {
+        self.events.listen()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<String, Slot>> {

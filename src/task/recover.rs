@@ -3,14 +3,22 @@
 //! Nothing is started here and no pipe is opened: the agent's log collector comes back only later. The shim still knows
 //! how a task ended that ended meanwhile.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use nomad_proto::driver as pb;
 
+use super::events::Teller;
 use super::place::{self, Place};
-use super::{Identity, Saved, Settings, Task, Tasks, supervisor};
+use super::supervisor::{self, Watch};
+use super::{Identity, Saved, Settings, Task, Tasks};
 use crate::error::{Error, Result};
+use crate::init::Init;
 use crate::shim::Connection;
+
+/// How long a shim may take to say that it is there: the agent recovers its tasks one after the other, and those behind
+/// this one wait.
+const SHIM_ANSWERS: Duration = Duration::from_secs(3);
 
 impl Tasks {
     /// Takes a task up again. One that is here already is success.
@@ -30,11 +38,12 @@ impl Tasks {
         let doing = format!("recover task {}", config.id);
         let reservation =
             self.reserve(&place::container_id(&config.id)).await.map_err(|error| error.context(&doing))?;
-        let task = find(&settings, config, driver_state).await.map_err(|error| error.context(&doing))?;
+        let teller = Teller { identity: Identity::of(config), events: self.events.clone() };
+        let task = find(&settings, teller, driver_state).await.map_err(|error| error.context(&doing))?;
         tracing::info!(
             task = config.id,
             container = task.saved.container_id,
-            pid = task.saved.pid,
+            pid = task.saved.init.pid,
             "recovered"
         );
         reservation.fill(Arc::new(task));
@@ -42,16 +51,31 @@ impl Tasks {
     }
 }
 
-async fn find(settings: &Settings, config: &pb::TaskConfig, driver_state: &[u8]) -> Result<Task> {
+async fn find(settings: &Settings, teller: Teller, driver_state: &[u8]) -> Result<Task> {
     let saved = Saved::decode(driver_state)?;
     let place = Place::of(settings, &saved.container_id, saved.shim_binary.clone());
     if place.bundle.is_doomed() {
         return Err(Error::Failed("it was being taken down".to_owned()));
     }
     let connection = Connection::open(&saved.shim.bootstrap, &saved.container_id).await?;
-    connection.state().await?;
+    let init = Init::open(saved.init);
+    match tokio::time::timeout(SHIM_ANSWERS, connection.state()).await {
+        Ok(state) => drop(state?),
+        // What it is busy with, or whether it is, is no reason to give up a task that runs: its end is told all the same.
+        Err(_) if init.as_ref().is_some_and(|init| !init.has_ended()) => {
+            tracing::warn!(container = saved.container_id, "the shim does not answer; its task runs");
+        }
+        Err(_) => {
+            let error = format!("its shim does not answer in {SHIM_ANSWERS:?}, and its process is gone");
+            return Err(Error::Failed(error));
+        }
+    }
     let waiting = supervisor::ask(&connection, "").await;
-    Ok(Task::watched(Identity::of(config), saved, place, connection, waiting, settings))
+    let oom_kills = saved.cgroup.oom_kills();
+    let watch = Watch { saved, place, teller: teller.clone(), init, waiting, oom_kills };
+    let mut task = Task::watched(watch, connection, settings);
+    task.recovered = Mutex::new(Some(teller));
+    Ok(task)
 }
 
 impl Saved {
@@ -74,6 +98,7 @@ mod tests {
 
     use super::*;
     use crate::cgroup::Cgroup;
+    use crate::init::ProcessId;
     use crate::shim::{LogPaths, Shim};
 
     #[test]
@@ -82,7 +107,7 @@ mod tests {
             container_id: "redis-1".to_owned(),
             shim_binary: "/usr/bin/containerd-shim-runc-v2".into(),
             shim: Shim { bootstrap: Bootstrap { version: ApiVersion::V2, socket: "/run/s".into() }, pid: 7 },
-            pid: 8,
+            init: ProcessId { pid: 8, started_ticks: 9 },
             started_at: SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 5),
             logs: LogPaths { stdout: "/o".into(), stderr: "/e".into() },
             cgroup: Cgroup { path: "/nomad/a.b".into(), cpuset: None },

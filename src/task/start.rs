@@ -4,7 +4,7 @@
 //! The image comes before the rest, since it may take minutes. Then the shim is launched while the snapshot, the lease,
 //! the record and the user are seen to. A failure at any step is undone by the same teardown that destroys a task.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use containerd_client::types::Mount;
@@ -13,13 +13,15 @@ use shim_protos::{RuncOptions, api};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use super::events::Teller;
+use super::events::{Events, Teller};
 use super::place::{self, Place};
-use super::{Identity, Reservation, Saved, Settings, Started, Task, Tasks, stats, supervisor};
+use super::supervisor::{self, Watch};
+use super::{Identity, Reservation, Saved, Settings, Started, Task, Tasks, stats};
 use crate::cgroup::{self, Cgroup};
 use crate::config::{PidMode, TaskOptions};
 use crate::containerd::{Image, Record, Reference};
 use crate::error::{Error, Result};
+use crate::init::{Init, ProcessId};
 use crate::rootfs;
 use crate::shim::{Connection, LogPaths, Shim};
 use crate::spec;
@@ -71,7 +73,7 @@ async fn run(reservation: Reservation, settings: Arc<Settings>, config: pb::Task
     let started = Box::pin(start.steps(&mut asker)).await;
     match started.and_then(|task| Ok((task.saved.encode()?, task))) {
         Ok((driver_state, task)) => {
-            tracing::info!(task = config.id, container = place.id, pid = task.saved.pid, "started");
+            tracing::info!(task = config.id, container = place.id, pid = task.saved.init.pid, "started");
             reservation.fill(Arc::new(task));
             if asker.answer.send(Ok(Started { driver_state })).is_err()
                 && let Err(error) = tasks.destroy(settings, &config.id, true).await
@@ -94,7 +96,7 @@ struct Start<'a> {
     settings: &'a Settings,
     config: &'a pb::TaskConfig,
     place: &'a Place,
-    events: tokio::sync::broadcast::Sender<super::TaskEvent>,
+    events: Events,
 }
 
 /// What the shim needs besides itself.
@@ -137,7 +139,7 @@ impl Start<'_> {
     }
 
     async fn image(&self, reference: &Reference) -> Result<Image> {
-        let teller = Teller { identity: Identity::of(self.config), events: self.events.clone() };
+        let teller = self.teller();
         let name = reference.to_string();
         Ok(self.settings.containerd.image(reference, move |event| teller.pull(&name, event)).await?)
     }
@@ -212,6 +214,9 @@ impl Start<'_> {
         if shares_pids {
             bundle.write_spec(&spec::with_private_pids(spec)?)?;
         }
+        // Before it can end, so that the kernel's word on its end can be asked for.
+        let id = ProcessId::of(pid);
+        let init = Init::open(id);
         cgroup.place(pid).map_err(|error| {
             Error::Failed(format!("put the task into the cpuset {:?}: {error}", cgroup.cpuset))
         })?;
@@ -221,7 +226,7 @@ impl Start<'_> {
             container_id: self.place.id.clone(),
             shim_binary: self.place.launcher.binary.clone(),
             shim,
-            pid,
+            init: id,
             started_at: SystemTime::now(),
             logs,
             cgroup,
@@ -230,14 +235,13 @@ impl Start<'_> {
             stop_signal: stop_signal(image),
         };
         bundle.keep()?;
-        Ok(Task::watched(
-            Identity::of(self.config),
-            saved,
-            self.place.clone(),
-            connection,
-            waiting,
-            self.settings,
-        ))
+        let watch =
+            Watch { saved, place: self.place.clone(), teller: self.teller(), init, waiting, oom_kills: 0 };
+        Ok(Task::watched(watch, connection, self.settings))
+    }
+
+    fn teller(&self) -> Teller {
+        Teller { identity: Identity::of(self.config), events: self.events.clone() }
     }
 
     fn labels(&self) -> std::collections::HashMap<String, String> {
@@ -259,17 +263,12 @@ impl Start<'_> {
 
 impl Task {
     /// A task that runs, or has run, with somebody to watch it.
-    pub(super) fn watched(
-        identity: Identity,
-        saved: Saved,
-        place: Place,
-        connection: Connection,
-        waiting: supervisor::Waiting,
-        settings: &Settings,
-    ) -> Self {
-        let phase = supervisor::watch(&saved, place.clone(), &identity.task_id, waiting);
+    pub(super) fn watched(watch: Watch, connection: Connection, settings: &Settings) -> Self {
+        let (saved, place) = (watch.saved.clone(), watch.place.clone());
+        let identity = watch.teller.identity.clone();
+        let phase = supervisor::watch(watch);
         let stats = stats::Sampler::new(settings.config.stats_interval, settings.total_mhz);
-        Self { identity, saved, place, connection, phase, stats }
+        Self { identity, saved, place, connection, phase, stats, recovered: Mutex::new(None) }
     }
 }
 

@@ -1,25 +1,39 @@
 //! Watches one task from its start to its end: the only writer of its phase.
 //!
-//! What it trusts is the shim's answer to a wait that was sent before the start, never an event. When the shim itself
-//! goes, its container is left without anybody to tell how it ends and with its output cut off; then it is killed, and
-//! the end is told as unknown.
+//! What it trusts is the shim's answer to a wait that was sent before the start, never an event; and the kernel's word on
+//! the task's first process, by its pidfd. The shim says when and with what code a task ended; the kernel says whether a
+//! signal did it, and stands in for a shim that has lost the end. When the shim itself goes, its container is left without
+//! anybody to tell how it ends and with its output cut off; then it is killed, and the end is told as unknown.
 
 use std::future::Future;
-use std::pin::Pin;
+use std::os::unix::process::ExitStatusExt;
+use std::pin::{Pin, pin};
+use std::process::ExitStatus;
 use std::time::{Duration, SystemTime};
 
+use nix::sys::signal::Signal;
 use tokio::sync::watch;
 
+use super::events::Teller;
 use super::place::Place;
 use super::{Exit, Phase, Saved};
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::{self, OomWatch};
+use crate::init::Init;
 use crate::shim::{self, Connection, Ended, LogPaths, drained};
 
 /// How long the reader of the log may take for the task's last words before its end is told without them.
 const LAST_WORDS: Duration = Duration::from_secs(10);
+/// How long a shim may take to tell an end that the kernel has told.
+const OVERDUE: Duration = Duration::from_secs(3);
+/// How long one that is asked once more may take, when the kernel knows the answer.
+const ASKED_AGAIN: Duration = Duration::from_secs(3);
+/// And when nobody else does.
+const ONLY_THE_SHIM_KNOWS: Duration = Duration::from_secs(30);
 /// A shell says 128 + n for a process that signal n ended, and so does the shim.
 const SIGNAL_BASE: i32 = 128;
 const MOST_SIGNAL: i32 = 64;
+/// No program can end with it.
+const UNKNOWN_CODE: i32 = -1;
 
 /// A wait that the shim has been sent already.
 pub(super) type Waiting = Pin<Box<dyn Future<Output = Result<Ended, shim::Error>> + Send>>;
@@ -36,34 +50,63 @@ pub(super) async fn ask(connection: &Connection, exec_id: &str) -> Waiting {
     }
 }
 
+/// A task to be watched, and by what.
+pub(super) struct Watch {
+    pub(super) saved: Saved,
+    pub(super) place: Place,
+    pub(super) teller: Teller,
+    /// Not there where the process had ended before, or the kernel has no pidfds.
+    pub(super) init: Option<Init>,
+    pub(super) waiting: Waiting,
+    /// What the kernel has counted before.
+    pub(super) oom_kills: u64,
+}
+
 /// Watches a task to its end.
-pub(super) fn watch(saved: &Saved, place: Place, task_id: &str, waiting: Waiting) -> watch::Receiver<Phase> {
+pub(super) fn watch(watch: Watch) -> watch::Receiver<Phase> {
     let (writer, reader) = watch::channel(Phase::Running);
-    let (saved, task_id) = (saved.clone(), task_id.to_owned());
     tokio::spawn(async move {
-        let exit = end(&saved, &place, waiting).await;
+        let Watch { saved, place, teller, init, waiting, oom_kills } = watch;
+        let mut oom = OomWatch::begin(&saved.cgroup, oom_kills);
+        let mut ending = pin!(end(&saved, &place, init.as_ref(), waiting));
+        let exit = loop {
+            tokio::select! {
+                exit = &mut ending => break exit,
+                killed = oom.next() => teller.oom_killed(killed),
+            }
+        };
+        if let killed @ 1.. = oom.count() {
+            teller.oom_killed(killed);
+        }
         let Exit { code, signal, oom_killed, at: _, error } = &exit;
-        tracing::debug!(task = task_id, code, signal, oom_killed, ?error, "the task has ended");
+        tracing::debug!(
+            task = teller.identity.task_id,
+            code,
+            signal,
+            oom_killed,
+            ?error,
+            "the task has ended"
+        );
         writer.send_replace(Phase::Exited(exit));
     });
     reader
 }
 
-async fn end(saved: &Saved, place: &Place, waiting: Waiting) -> Exit {
-    let ended = match waiting.await {
-        Err(error) if error.is_shim_gone() => wait_again(saved, error).await,
-        answer => answer,
+async fn end(saved: &Saved, place: &Place, init: Option<&Init>, waiting: Waiting) -> Exit {
+    let kernels_word = || init.and_then(Init::exit_status);
+    let told = tokio::select! {
+        answer = waiting => Told::Answer(answer),
+        told = overdue(saved, init) => told,
     };
-    let exit = match ended {
-        Ok(ended) => told(ended, &saved.cgroup),
-        Err(error) => {
-            tracing::warn!(container = place.id, %error, "lost the shim; ending its container");
-            if let Err(error) = place.launcher.delete(&place.bundle, &place.id).await {
-                tracing::error!(container = place.id, %error, "can't end the container of a lost shim");
-            }
-            unknown(&error, &saved.cgroup)
+    let mut exit = match told {
+        Told::Answer(Ok(ended)) => by_shim(ended, kernels_word()),
+        Told::Answer(Err(error)) => without_shim(place, init, &error).await,
+        Told::Unheard(at) => {
+            tracing::warn!(container = place.id, "the task has ended, and its shim does not say so");
+            by_kernel(kernels_word(), at)
         }
     };
+    exit.oom_killed = exit.code != 0 && saved.cgroup.oom_kills() > 0;
     if saved.shares_pids
         && let Err(error) = cgroup::kill_all(&saved.cgroup.path).await
     {
@@ -75,33 +118,90 @@ async fn end(saved: &Saved, place: &Place, waiting: Waiting) -> Exit {
     exit
 }
 
-/// The connection broke; the shim may still be there.
-async fn wait_again(saved: &Saved, error: shim::Error) -> Result<Ended, shim::Error> {
-    match Connection::open(&saved.shim.bootstrap, &saved.container_id).await {
-        Ok(connection) => connection.wait("").await,
-        Err(_) => Err(error),
+/// How the end of a task was learnt.
+enum Told {
+    /// The shim's answer; or none, and never one to come.
+    Answer(Result<Ended, shim::Error>),
+    /// The kernel says when it was; the shim says nothing.
+    Unheard(SystemTime),
+}
+
+async fn ask_again(saved: &Saved) -> Result<Ended, shim::Error> {
+    Connection::open(&saved.shim.bootstrap, &saved.container_id).await?.wait("").await
+}
+
+/// Returns when the kernel has told the end and the shim has not, for too long. The answer may have been lost on its way:
+/// the shim is asked once more then.
+async fn overdue(saved: &Saved, init: Option<&Init>) -> Told {
+    let Some(init) = init else { return std::future::pending().await };
+    init.ended().await;
+    let at = SystemTime::now();
+    tokio::time::sleep(OVERDUE).await;
+    let limit = if init.exit_status().is_some() { ASKED_AGAIN } else { ONLY_THE_SHIM_KNOWS };
+    match tokio::time::timeout(limit, ask_again(saved)).await {
+        Ok(Ok(ended)) => Told::Answer(Ok(ended)),
+        Ok(Err(_)) | Err(_) => Told::Unheard(at),
     }
 }
 
-fn told(ended: Ended, cgroup: &Cgroup) -> Exit {
+/// What the shim said, and the kernel's word on what the shim leaves open.
+fn by_shim(ended: Ended, word: Option<ExitStatus>) -> Exit {
     let code = i32::try_from(ended.status).unwrap_or(i32::MAX);
-    Exit { code, signal: signal_of(code), oom_killed: cgroup.oom_kills() > 0, at: ended.at, error: None }
+    let signal = match word {
+        Some(status) if code_of(status) == code => status.signal().unwrap_or(0),
+        _ => likely_signal(code),
+    };
+    Exit { code, signal, oom_killed: false, at: ended.at, error: None }
 }
 
-/// The shim's word leaves open whether a program was killed by signal n or chose to exit with 128 + n; the first is what
-/// it nearly always is.
-fn signal_of(code: i32) -> i32 {
+fn by_kernel(word: Option<ExitStatus>, at: SystemTime) -> Exit {
+    match word {
+        Some(status) => Exit {
+            code: code_of(status),
+            signal: status.signal().unwrap_or(0),
+            oom_killed: false,
+            at,
+            error: None,
+        },
+        None => {
+            let error = "the task has ended, but its shim does not say how, and the kernel has forgotten it: its exit \
+                         code is not known";
+            Exit { code: UNKNOWN_CODE, signal: 0, oom_killed: false, at, error: Some(error.to_owned()) }
+        }
+    }
+}
+
+/// What the kernel's word is in a shell's code.
+fn code_of(status: ExitStatus) -> i32 {
+    status.code().or_else(|| status.signal().map(|signal| SIGNAL_BASE + signal)).unwrap_or(UNKNOWN_CODE)
+}
+
+/// The shim's word leaves open whether a program was killed by signal n or chose to exit with 128 + n; where the kernel
+/// has no word on it, the first is what it nearly always is.
+fn likely_signal(code: i32) -> i32 {
     let signal = code - SIGNAL_BASE;
     if (1..=MOST_SIGNAL).contains(&signal) { signal } else { 0 }
 }
 
-fn unknown(error: &shim::Error, cgroup: &Cgroup) -> Exit {
-    Exit {
-        code: SIGNAL_BASE + nix::sys::signal::Signal::SIGKILL as i32,
-        signal: nix::sys::signal::Signal::SIGKILL as i32,
-        oom_killed: cgroup.oom_kills() > 0,
-        at: SystemTime::now(),
-        error: Some(format!("the task's shim died, and the task was killed without it: {error}")),
+/// Ends what the shim has left behind.
+async fn without_shim(place: &Place, init: Option<&Init>, error: &shim::Error) -> Exit {
+    // With the shim the other ends of the task's pipes went, which may end the task as well.
+    let ended_before = init.is_some_and(Init::has_ended);
+    let at = SystemTime::now();
+    tracing::warn!(container = place.id, %error, ended_before, "lost the shim; ending its container");
+    if let Err(error) = place.launcher.delete(&place.bundle, &place.id).await {
+        tracing::error!(container = place.id, %error, "can't end the container of a lost shim");
+    }
+    let own_end = init.filter(|_| ended_before).and_then(Init::exit_status);
+    match own_end.filter(|status| status.signal() != Some(Signal::SIGPIPE as i32)) {
+        Some(status) => by_kernel(Some(status), at),
+        None => Exit {
+            code: SIGNAL_BASE + Signal::SIGKILL as i32,
+            signal: Signal::SIGKILL as i32,
+            oom_killed: false,
+            at,
+            error: Some(format!("the task's shim died, and the task was killed without it: {error}")),
+        },
     }
 }
 
@@ -115,12 +215,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_status_above_128_is_a_signal() {
-        assert_eq!(signal_of(0), 0);
-        assert_eq!(signal_of(127), 0);
-        assert_eq!(signal_of(128), 0);
-        assert_eq!(signal_of(137), 9);
-        assert_eq!(signal_of(128 + 64), 64);
-        assert_eq!(signal_of(255), 0);
+    fn a_status_above_128_is_likely_a_signal() {
+        assert_eq!(likely_signal(0), 0);
+        assert_eq!(likely_signal(127), 0);
+        assert_eq!(likely_signal(128), 0);
+        assert_eq!(likely_signal(137), 9);
+        assert_eq!(likely_signal(128 + 64), 64);
+        assert_eq!(likely_signal(255), 0);
+    }
+
+    #[test]
+    fn the_kernel_says_whether_it_was_a_signal() {
+        let at = SystemTime::UNIX_EPOCH;
+        let exit = |status, word: Option<i32>| {
+            let exit = by_shim(Ended { status, at }, word.map(ExitStatus::from_raw));
+            (exit.code, exit.signal)
+        };
+        assert_eq!(exit(137, Some(9)), (137, 9));
+        assert_eq!(exit(137, Some(137 << 8)), (137, 0));
+        assert_eq!(exit(139, Some(11 | 0x80)), (139, 11));
+        assert_eq!(exit(137, None), (137, 9));
+        // Of something else than the shim speaks of.
+        assert_eq!(exit(137, Some(0)), (137, 9));
+        assert_eq!(exit(3, Some(9)), (3, 0));
+    }
+
+    #[test]
+    fn an_end_that_nobody_knows_is_an_error_and_no_success() {
+        let at = SystemTime::UNIX_EPOCH;
+        let known = by_kernel(Some(ExitStatus::from_raw(7 << 8)), at);
+        assert_eq!((known.code, known.signal, known.error), (7, 0, None));
+        let killed = by_kernel(Some(ExitStatus::from_raw(9)), at);
+        assert_eq!((killed.code, killed.signal, killed.error), (137, 9, None));
+        let unknown = by_kernel(None, at);
+        assert!(unknown.code != 0 && unknown.error.is_some());
     }
 }

@@ -1,0 +1,172 @@
+//! The first process of a task, held by a pidfd, which never comes to mean another process: whether it runs, and the
+//! kernel's word on how it ended. Knows neither shims nor Nomad.
+//!
+//! Source of the facts: pidfd_open(2), proc_pid_stat(5).
+
+mod exit_info;
+
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use crate::readable::Readable;
+
+/// A process by its pid and when it was started, in ticks since the machine's boot: what tells it from a later one of the
+/// same pid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct ProcessId {
+    pub pid: i32,
+    pub started_ticks: u64,
+}
+
+impl ProcessId {
+    /// Who has this pid now. Without the kernel's word on its start nobody will be taken for it later.
+    pub(crate) fn of(pid: i32) -> Self {
+        Self { pid, started_ticks: Stat::read(pid).map_or(0, |stat| stat.started_ticks) }
+    }
+}
+
+pub(crate) struct Init {
+    id: ProcessId,
+    pidfd: Readable,
+}
+
+impl Init {
+    /// None where the process has been waited for already, is another one by now, or the kernel has no pidfds.
+    pub(crate) fn open(id: ProcessId) -> Option<Self> {
+        let opened = Self::hold(id.pid).inspect_err(|error| {
+            tracing::debug!(pid = id.pid, %error, "no pidfd for the process");
+        });
+        // The pid was looked up before its start is compared, so that a process that took the pid in between is found out.
+        let pidfd = opened.ok()?;
+        let is_it = Stat::read(id.pid).is_some_and(|stat| stat.started_ticks == id.started_ticks);
+        is_it.then_some(Self { id, pidfd })
+    }
+
+    fn hold(pid: i32) -> io::Result<Readable> {
+        let pid =
+            Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
+        Readable::new(pidfd_open(pid, PidfdFlags::empty())?)
+    }
+
+    /// Returns once the process has ended.
+    pub(crate) async fn ended(&self) {
+        self.pidfd.wait().await;
+    }
+
+    pub(crate) fn has_ended(&self) -> bool {
+        let mut asked = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        poll(&mut asked, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+    }
+
+    /// The kernel's word on how the process ended. None while it runs; and none after its end where the kernel, before
+    /// Linux 6.15, forgot it when the process was waited for.
+    pub(crate) fn exit_status(&self) -> Option<ExitStatus> {
+        if !self.has_ended() {
+            return None;
+        }
+        let status = exit_info::exit_status(self.pidfd.as_fd()).or_else(|| self.status_of_zombie());
+        // Waited for between the two questions.
+        let status = status.or_else(|| exit_info::exit_status(self.pidfd.as_fd()));
+        status.map(ExitStatus::from_raw)
+    }
+
+    fn status_of_zombie(&self) -> Option<i32> {
+        let stat = Stat::read(self.id.pid)?;
+        let is_it = stat.started_ticks == self.id.started_ticks;
+        (is_it && stat.state == 'Z').then_some(stat.exit_status)
+    }
+}
+
+/// What is of use of `/proc/<pid>/stat`.
+#[derive(Debug, PartialEq, Eq)]
+struct Stat {
+    state: char,
+    started_ticks: u64,
+    exit_status: i32,
+}
+
+impl Stat {
+    fn read(pid: i32) -> Option<Self> {
+        Self::parse(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    }
+
+    /// The name in front of the state is in parentheses and may hold anything.
+    fn parse(text: &str) -> Option<Self> {
+        let fields: Vec<&str> = text.rsplit(')').next()?.split_whitespace().collect();
+        // The first of these is the third field, by the manual's count.
+        let field = |number: usize| fields.get(number - 3);
+        Some(Self {
+            state: field(3)?.chars().next()?,
+            started_ticks: field(22)?.parse().ok()?,
+            exit_status: field(52)?.parse().ok()?,
+        })
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a child to look at, whose stdio is closed")]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    fn shell(script: &str) -> (Child, Init) {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().unwrap();
+        let init = Init::open(ProcessId::of(i32::try_from(child.id()).unwrap())).unwrap();
+        (child, init)
+    }
+
+    /// From Linux 6.15 on.
+    fn kernel_tells() -> bool {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+        let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));
+        (numbers.next().unwrap(), numbers.next().unwrap()) >= (6, 15)
+    }
+
+    #[tokio::test]
+    async fn a_kill_is_told_from_a_code_of_the_same_number() {
+        for (script, code, signal) in [
+            ("read x; exit 137", Some(137), None),
+            ("read x; kill -9 $$", None, Some(9)),
+            ("read x", Some(1), None),
+        ] {
+            let (mut child, init) = shell(script);
+            assert!(!init.has_ended());
+            assert_eq!(init.exit_status(), None);
+            drop(child.stdin.take());
+            init.ended().await;
+            let of_zombie = init.exit_status().unwrap();
+            assert_eq!((of_zombie.code(), of_zombie.signal()), (code, signal));
+            assert_eq!(child.wait().unwrap(), of_zombie);
+            assert!(init.has_ended());
+            assert_eq!(init.exit_status(), kernel_tells().then_some(of_zombie));
+        }
+    }
+
+    #[tokio::test]
+    async fn another_process_of_the_same_pid_is_not_taken_for_it() {
+        let (mut child, init) = shell("read x");
+        assert!(Init::open(init.id).is_some());
+        assert!(Init::open(ProcessId { started_ticks: init.id.started_ticks + 1, ..init.id }).is_none());
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert!(Init::open(init.id).is_none());
+        assert!(Init::open(ProcessId { pid: -1, started_ticks: 0 }).is_none());
+    }
+
+    #[test]
+    fn a_name_with_anything_in_it_does_not_shift_the_fields() {
+        let middle = vec!["0"; 18].join(" ");
+        let rest = vec!["0"; 29].join(" ");
+        let stat = Stat::parse(&format!("7 (a) R 1 b)) Z {middle} 4711 {rest} 1280\n")).unwrap();
+        assert_eq!(stat, Stat { state: 'Z', started_ticks: 4711, exit_status: 1280 });
+        assert_eq!(Stat::parse("7 (a"), None);
+    }
+}
