@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use futures::future::BoxFuture;
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::runtime::{Handle, Runtime};
@@ -33,8 +33,8 @@ pub struct Args {
     /// Leave out cases whose name contains it; may be repeated.
     #[arg(long)]
     skip: Vec<String>,
-    /// Only cases whose name contains it.
-    filter: Option<String>,
+    /// Only cases whose name contains one of these.
+    filter: Vec<String>,
 }
 
 /// A behaviour, by a sentence.
@@ -51,10 +51,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if !args.list {
         std::fs::metadata(&plugin).with_context(|| format!("the plugin {}", plugin.display()))?;
     }
+    let cases = chosen(&args.filter)?;
     let starting = UnderWay::begin();
     let worlds = Arc::new(Worlds::start(if args.list { 0 } else { args.jobs.max(1) })?);
     drop(starting);
-    let trials = cases::all().into_iter().enumerate().map(|(number, case)| {
+    let trials = cases.into_iter().enumerate().map(|(number, case)| {
         let (worlds, plugin, handle) = (Arc::clone(&worlds), plugin.clone(), runtime.handle().clone());
         Trial::test(case.name.clone(), move || {
             let _under_way = UnderWay::begin();
@@ -70,11 +71,20 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         test_threads: Some(args.jobs.max(1)),
         list: args.list,
         skip: args.skip.clone(),
-        filter: args.filter.clone(),
         ..Arguments::default()
     };
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     Ok(if conclusion.has_failed() { ExitCode::from(101) } else { ExitCode::SUCCESS })
+}
+
+/// The cases that a filter names; all of them without one. One that names none is a slip, or a case has another name now.
+fn chosen(filters: &[String]) -> Result<Vec<Case>> {
+    let all = cases::all();
+    if let Some(idle) = filters.iter().find(|filter| !all.iter().any(|case| case.name.contains(*filter))) {
+        bail!("no case has {idle:?} in its name; --list shows them");
+    }
+    let wanted = |case: &Case| filters.is_empty() || filters.iter().any(|filter| case.name.contains(filter));
+    Ok(all.into_iter().filter(wanted).collect())
 }
 
 fn perform(case: &Case, scene: &Arc<Scene>, handle: &Handle) -> std::result::Result<(), Failed> {
