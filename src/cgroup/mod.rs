@@ -30,15 +30,6 @@ pub(crate) fn mode() -> Mode {
     if Path::new(ROOT).join("cgroup.controllers").exists() { Mode::V2 } else { Mode::V1 }
 }
 
-/// Whether the kernel can be told to give no swap.
-pub(crate) fn limits_swap() -> bool {
-    match mode() {
-        Mode::V1 => Path::new(ROOT).join("memory/memory.memsw.limit_in_bytes").exists(),
-        // It is off only by a boot option, and then the runtime leaves the limit out by itself.
-        Mode::V2 => true,
-    }
-}
-
 /// Where a task's cgroups are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Cgroup {
@@ -82,6 +73,15 @@ impl Cgroup {
                 std::fs::write(cpuset.join("cgroup.procs"), pid.to_string())
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Whether the kernel can be told to give the task no swap. Some were built or booted without, and a runtime that is
+    /// asked all the same fails.
+    pub(crate) fn limits_swap(&self) -> bool {
+        match mode() {
+            Mode::V1 => Path::new(ROOT).join("memory/memory.memsw.limit_in_bytes").exists(),
+            Mode::V2 => limits_swap_below(Path::new(ROOT), &self.path),
         }
     }
 
@@ -144,6 +144,14 @@ fn processes(directory: &Path) -> Vec<i32> {
     listed.lines().filter_map(|line| line.parse().ok()).collect()
 }
 
+/// On v2 every cgroup but the root has the file, or none has. The task's own may not be there yet.
+fn limits_swap_below(root: &Path, path: &Path) -> bool {
+    let mut above =
+        path.ancestors().filter_map(|path| path.strip_prefix("/").ok()).filter(|path| *path != Path::new(""));
+    let nearest = above.find(|path| root.join(path).is_dir());
+    nearest.is_some_and(|path| root.join(path).join("memory.swap.max").exists())
+}
+
 /// Kills whoever is left in a cgroup and removes it from all hierarchies. One that isn't there is removed already.
 ///
 /// # Errors
@@ -201,6 +209,22 @@ mod tests {
         assert_eq!(v2, Cgroup { path: "/nomad.slice/reserve.slice/a1.web.scope".into(), cpuset: None });
         let unnamed = Cgroup::in_mode(Mode::V2, "a1", "web", "");
         assert_eq!(unnamed.path, Path::new("/nomad.slice/share.slice/a1.web.scope"));
+    }
+
+    #[test]
+    fn swap_is_limited_where_the_nearest_cgroup_that_is_there_can_be_told() {
+        let root = tempfile::tempdir().unwrap();
+        let slice = root.path().join("nomad.slice/share.slice");
+        let task = Path::new("/nomad.slice/share.slice/a1.web.scope");
+        assert!(!limits_swap_below(root.path(), task));
+        std::fs::create_dir_all(&slice).unwrap();
+        assert!(!limits_swap_below(root.path(), task));
+        std::fs::write(slice.join("memory.swap.max"), "max").unwrap();
+        assert!(limits_swap_below(root.path(), task));
+        std::fs::create_dir(slice.join("a1.web.scope")).unwrap();
+        assert!(!limits_swap_below(root.path(), task));
+        std::fs::write(slice.join("a1.web.scope/memory.swap.max"), "max").unwrap();
+        assert!(limits_swap_below(root.path(), task));
     }
 
     #[test]

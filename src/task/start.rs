@@ -17,7 +17,7 @@ use super::events::{Events, Teller};
 use super::place::{self, Place};
 use super::supervisor::{self, Watch};
 use super::{Identity, Reservation, Saved, Settings, Started, Task, Tasks, stats};
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::Cgroup;
 use crate::config::{PidMode, TaskOptions};
 use crate::containerd::{Image, Record, Reference};
 use crate::error::{Error, Result};
@@ -185,7 +185,7 @@ impl Start<'_> {
             rootfs: bundle.rootfs(),
             hostname: hostname(self.config),
             cgroup_path: cgroup.path.clone(),
-            swap_is_limited: cgroup::limits_swap(),
+            swap_is_limited: cgroup.limits_swap(),
         };
         let spec = spec::build(&inputs)?;
         Ok(Prepared { spec, mounts, cgroup, pid_mode: options.pid_mode })
