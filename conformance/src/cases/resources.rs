@@ -1,15 +1,13 @@
 //! Memory, CPU and the control group that Nomad made for the task.
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-use tokio::time::Duration;
 
 use super::{cases, same};
 use crate::config;
 use crate::host::alloc::set_memory;
 use crate::host::cgroup::is_v2;
 use crate::scene::Scene;
+use crate::task::LIMIT;
 
 cases!["resources":
     a_task_lives_in_the_group_that_nomad_made,
@@ -29,7 +27,7 @@ async fn a_task_lives_in_the_group_that_nomad_made(scene: &Scene) -> Result<()> 
     let task = scene.run(&plugin, &scene.shell("cat /proc/self/cgroup; sleep 600")).await?;
     let name = task.alloc.cgroup.name();
     let line = if is_v2() { format!("{name}.scope\n") } else { format!(":freezer:/nomad/{name}\n") };
-    task.alloc.stdout.to_contain(&line, Duration::from_secs(5)).await?;
+    task.alloc.stdout.to_contain(&line, LIMIT).await?;
     ensure!(!task.alloc.cgroup.pids().is_empty(), "nothing is in the group");
     task.end(&plugin).await?;
     plugin.shut_down().await
@@ -40,8 +38,10 @@ async fn the_limits_stand_in_the_groups_files(scene: &Scene) -> Result<()> {
     let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
     let cgroup = &task.alloc.cgroup;
     same!(cgroup.read("memory", "memory.limit_in_bytes", "memory.max")?, (128 * MIB).to_string());
-    if !is_v2() {
-        same!(cgroup.read("cpu", "cpu.shares", "")?, "500");
+    // On v2 a weight of 1 to 10000 stands for shares of 2 to 262144.
+    same!(cgroup.read("cpu", "cpu.shares", "cpu.weight")?, if is_v2() { "19" } else { "500" });
+    if is_v2() {
+        same!(cgroup.read("", "", "memory.swap.max")?, "0");
     }
     task.end(&plugin).await?;
     plugin.shut_down().await
@@ -86,9 +86,7 @@ async fn a_task_that_takes_too_much_memory_is_said_to_have(scene: &Scene) -> Res
 async fn a_group_that_nomad_kills_ends_the_task(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let task = scene.run(&plugin, &scene.shell("sleep 600 & sleep 600")).await?;
-    for pid in task.alloc.cgroup.pids() {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-    }
+    task.alloc.cgroup.kill()?;
     let exit = task.wait(&plugin).await?;
     same!((exit.exit_code, exit.signal), (137, 9));
     task.destroy(&plugin).await?;
@@ -96,14 +94,12 @@ async fn a_group_that_nomad_kills_ends_the_task(scene: &Scene) -> Result<()> {
 }
 
 async fn a_task_follows_nomads_shared_processors(scene: &Scene) -> Result<()> {
-    if is_v2() {
-        // There the kernel hands the change down.
-        return Ok(());
-    }
     let mut plugin = scene.plugin().await?;
     let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
-    let share = task.alloc.cgroup.cpuset.join("cpuset.cpus");
-    let all = std::fs::read_to_string(&share)?.trim().to_owned();
+    let share = task.alloc.cgroup.shared_processors();
+    // On v2 it may say nothing, which is the parent's.
+    let all = std::fs::read_to_string(&share)?;
+    let before = allowed(task.pid()?)?;
     std::fs::write(&share, "0")?;
     let on = allowed(task.pid()?);
     // It is moved there once it has started.
@@ -111,22 +107,24 @@ async fn a_task_follows_nomads_shared_processors(scene: &Scene) -> Result<()> {
     std::fs::write(&share, &all)?;
     same!(on?, "0");
     ensure!(in_exec?.1.ends_with("\t0\n"), "not in an exec");
-    same!(allowed(task.pid()?)?, all);
+    same!(allowed(task.pid()?)?, before);
     task.end(&plugin).await?;
     plugin.shut_down().await
 }
 
 async fn a_task_with_cores_of_its_own_runs_on_them(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
-    let mut task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
+    let mut task = scene.prepare(&plugin, &scene.shell("cat /proc/self/cgroup; sleep 600")).await?;
+    let reserve = task.alloc.cgroup.reserve()?;
     let linux = task.config.resources.as_mut().and_then(|resources| resources.linux_resources.as_mut());
-    linux.context("no resources")?.cpuset_cpus = "1".to_owned();
-    if !is_v2() {
-        let reserve = task.alloc.cgroup.reserve()?;
-        let linux = task.config.resources.as_mut().and_then(|resources| resources.linux_resources.as_mut());
-        linux.context("no resources")?.cpuset_cgroup = reserve.display().to_string();
-    }
+    let linux = linux.context("no resources")?;
+    linux.cpuset_cpus = "1".to_owned();
+    linux.cpuset_cgroup = reserve.display().to_string();
     task.start(&plugin).await?;
+    if is_v2() {
+        let group = format!("0::/nomad.slice/reserve.slice/{}.scope\n", task.alloc.cgroup.name());
+        task.alloc.stdout.to_contain(&group, LIMIT).await?;
+    }
     same!(allowed(task.pid()?)?, "1");
     ensure!(
         task.exec(&plugin, "grep Cpus_allowed_list /proc/self/status").await?.1.ends_with("\t1\n"),
@@ -151,7 +149,7 @@ async fn the_limit_of_open_files_is_the_agents(scene: &Scene) -> Result<()> {
     let hard = line.split_whitespace().nth(1).context("no hard limit")?;
     let task = scene.run(&plugin, &scene.shell("ulimit -Hn")).await?;
     same!(task.wait(&plugin).await?.exit_code, 0);
-    same!(task.alloc.stdout.to_end(Duration::from_secs(5)).await?, format!("{hard}\n").into_bytes());
+    same!(task.alloc.stdout.to_end(LIMIT).await?, format!("{hard}\n").into_bytes());
     task.destroy(&plugin).await?;
     plugin.shut_down().await
 }

@@ -6,10 +6,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::fixture::sweep;
 
 const ROOT: &str = "/sys/fs/cgroup";
+/// Where a v2 client has the tasks that share processors, and those with cores of their own.
+const SHARE: &str = "share.slice";
+const RESERVE: &str = "reserve.slice";
 const V1_HIERARCHIES: [&str; 3] = ["freezer", "memory", "cpu"];
 
 /// Whether the machine has v2 alone.
@@ -41,7 +46,7 @@ impl TaskCgroup {
     }
 
     fn make(name: &str) -> Result<PathBuf> {
-        if is_v2() { create_v2(name) } else { create_v1(name) }
+        if is_v2() { scope(SHARE, name) } else { create_v1(name) }
     }
 
     /// `<alloc>.<task>`
@@ -63,14 +68,43 @@ impl TaskCgroup {
         Ok(text.trim().to_owned())
     }
 
-    /// The cpuset of a task with cores of its own, on v1: made by the client, its processors set by whoever has them.
+    /// The cpuset of a task with cores of its own: made by the client, its processors set by whoever has them. On v2 it
+    /// is the task's group, in place of the one among the others.
     ///
     /// # Errors
     /// Names the group.
     pub fn reserve(&self) -> Result<PathBuf> {
+        if is_v2() {
+            fs::remove_dir(&self.cpuset).context("remove the group among those that share")?;
+            return scope(RESERVE, &self.name);
+        }
         let group = Path::new(ROOT).join("cpuset/nomad/reserve").join(&self.name);
         make(&group)?;
         Ok(group)
+    }
+
+    /// The file with the processors of all tasks without cores of their own.
+    pub fn shared_processors(&self) -> PathBuf {
+        let share = if is_v2() { self.cpuset.parent().unwrap_or(&self.cpuset) } else { &self.cpuset };
+        share.join("cpuset.cpus")
+    }
+
+    /// Kills everything in it, as the client does at the end of a task.
+    ///
+    /// # Errors
+    /// Names the file that can't be written.
+    pub fn kill(&self) -> Result<()> {
+        let write =
+            |file: &Path, text| fs::write(file, text).with_context(|| format!("write {}", file.display()));
+        if is_v2() {
+            return write(&self.cpuset.join("cgroup.kill"), "1");
+        }
+        let state = Path::new(ROOT).join("freezer/nomad").join(&self.name).join("freezer.state");
+        write(&state, "FROZEN")?;
+        for pid in self.pids() {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        write(&state, "THAWED")
     }
 
     /// Every process in it, by the host's count.
@@ -107,16 +141,22 @@ fn create_v1(name: &str) -> Result<PathBuf> {
     Ok(cpuset.join("nomad/share"))
 }
 
-fn create_v2(name: &str) -> Result<PathBuf> {
-    let mut group = PathBuf::from(ROOT);
-    for part in ["nomad.slice", "share.slice"] {
-        let controllers = group.join("cgroup.subtree_control");
-        fs::write(controllers, "+cpuset +cpu +io +memory +pids").context("hand the controllers down")?;
-        group.push(part);
-        make(&group)?;
+/// A task's group in one of the two slices, both of which the client makes at its start.
+fn scope(slice: &str, name: &str) -> Result<PathBuf> {
+    let nomad = Path::new(ROOT).join("nomad.slice");
+    let hand_down = |group: &Path| {
+        let file = group.join("cgroup.subtree_control");
+        fs::write(&file, "+cpuset +cpu +io +memory +pids")
+            .with_context(|| format!("hand the controllers down in {}", file.display()))
+    };
+    hand_down(Path::new(ROOT))?;
+    make(&nomad)?;
+    hand_down(&nomad)?;
+    for slice in [SHARE, RESERVE] {
+        make(&nomad.join(slice))?;
+        hand_down(&nomad.join(slice))?;
     }
-    fs::write(group.join("cgroup.subtree_control"), "+cpuset +cpu +io +memory +pids")?;
-    group.push(format!("{name}.scope"));
+    let group = nomad.join(slice).join(format!("{name}.scope"));
     make(&group)?;
     Ok(group)
 }
