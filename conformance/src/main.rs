@@ -7,6 +7,7 @@ mod e2e;
 mod fixture;
 mod host;
 mod interrupt;
+mod measure;
 mod scene;
 mod suite;
 mod task;
@@ -49,15 +50,8 @@ enum Command {
         /// Only the cases whose names contain it.
         filter: Option<String>,
     },
-    /// Start, stop and exec in milliseconds under a real Nomad agent, side by side with `ctr`; the plugin's memory.
-    Measure {
-        #[arg(long)]
-        plugin: PathBuf,
-        #[arg(long)]
-        nomad: PathBuf,
-        #[arg(long, default_value_t = 20)]
-        rounds: u32,
-    },
+    /// Figures of the driver beside those of containerd, runc and crun.
+    Measure(measure::Args),
 }
 
 fn main() -> ExitCode {
@@ -73,15 +67,18 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
+    // Before there is a second thread.
+    let _hugetlb = match &cli.command {
+        Command::Measure(args) if args.runs_crun() => Some(measure::Hugetlb::move_to_v1()),
+        _ => None,
+    };
     clean_up_when_interrupted()?;
     match cli.command {
         Command::Suite(args) => suite::run(&args),
         Command::World => hold_world(),
         Command::Demo { plugin, nomad } => demo::run(nomad.as_deref(), &plugin).map(|()| ExitCode::SUCCESS),
         Command::E2e { plugin, nomad, filter } => e2e::run(&nomad, &plugin, filter),
-        Command::Measure { plugin, nomad, rounds } => {
-            e2e::measure(&nomad, &plugin, rounds).map(|()| ExitCode::SUCCESS)
-        }
+        Command::Measure(args) => measure::run(&args).map(|()| ExitCode::SUCCESS),
     }
 }
 
@@ -105,6 +102,7 @@ fn clean_up_when_interrupted() -> Result<()> {
                 interrupt::give_up();
                 agent::take_down_all();
                 fixture::take_down_all();
+                measure::give_back();
                 std::process::exit(130);
             }
         })

@@ -6,7 +6,6 @@ mod ends;
 mod environment;
 mod exec;
 mod logs;
-mod measure;
 mod refusals;
 mod restarts;
 pub mod stage;
@@ -20,7 +19,6 @@ use std::time::Instant;
 use anyhow::Result;
 use libtest_mimic::{Arguments, Failed, Trial};
 
-pub use measure::measure;
 use stage::Stage;
 
 type Case = fn(&mut Stage) -> Result<()>;

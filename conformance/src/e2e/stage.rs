@@ -58,15 +58,22 @@ impl Stage {
     /// # Errors
     /// When the world or the agent does not come up.
     pub fn set(nomad: &Path, plugin: &Path) -> Result<Self> {
+        Self::on(&World::start()?, nomad, plugin)
+    }
+
+    /// An agent in a world that others may use before and after.
+    ///
+    /// # Errors
+    /// When the agent does not come up.
+    pub fn on(world: &Arc<World>, nomad: &Path, plugin: &Path) -> Result<Self> {
         let dead_before = dead_shim_sockets();
-        let world = World::start()?;
-        let setup = setup(&world, Mode::Kept, nomad, plugin);
+        let setup = setup(world, Mode::Kept, nomad, plugin);
         let state_dir = setup.state_dir.clone();
         let agent = Agent::start(setup)?;
         agent.driver_becomes(true)?;
         Ok(Self {
             agent,
-            world,
+            world: Arc::clone(world),
             state_dir,
             dead_before,
             jobs: Vec::new(),

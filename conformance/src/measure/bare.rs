@@ -1,0 +1,88 @@
+//! A container made and entered by a runtime's command line alone: what nothing built on that runtime can be faster than.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::daemon::{ctr, image};
+use super::shim::read;
+use crate::fixture::World;
+
+/// Dropped, it is removed.
+pub struct Bare {
+    world: Arc<World>,
+    runtime: &'static str,
+    directory: PathBuf,
+    id: String,
+}
+
+impl Bare {
+    /// Starts a container as the driver's of that bundle: the same specification in a control group of its own, on a
+    /// snapshot of its own of the same image.
+    ///
+    /// # Errors
+    /// Carries what the runtime said.
+    pub fn like(bundle: &Path, runtime: &'static str, world: &Arc<World>) -> Result<Self> {
+        let directory = world.directory().join(format!("bare-{runtime}"));
+        let rootfs = directory.join("rootfs");
+        fs::create_dir_all(&rootfs)?;
+        let id = format!("measure-{runtime}-{}", std::process::id());
+        let mut spec: Value = read(&bundle.join("config.json"))?;
+        spec["root"]["path"] = rootfs.display().to_string().into();
+        spec["linux"]["cgroupsPath"] = format!("/measure/{runtime}").into();
+        fs::write(directory.join("config.json"), serde_json::to_vec(&spec)?)?;
+        ctr(world, &["images", "mount", "--rw", &image(world), &rootfs.display().to_string()])?;
+        let bare = Self { world: Arc::clone(world), runtime, directory, id };
+        // Not by pipes: the container inherits them, and holds them open.
+        let log = fs::File::create(bare.directory.join("log"))?;
+        let bundle = bare.directory.display().to_string();
+        let mut run = bare.command(&["run", "--detach", "--bundle", &bundle, &bare.id]);
+        let status = run.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).status();
+        let status = status.with_context(|| format!("run {runtime}"))?;
+        let said = || fs::read_to_string(bare.directory.join("log")).unwrap_or_default();
+        ensure!(status.success(), "{runtime} run ends with {status}: {}", said().trim());
+        Ok(bare)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(self.runtime);
+        command.arg("--root").arg(self.directory.join("state")).args(arguments);
+        command
+    }
+
+    /// Runs a command in it and returns what it said.
+    ///
+    /// # Errors
+    /// Carries what the runtime said.
+    pub fn exec(&self, words: &[&str]) -> Result<Vec<u8>> {
+        let command = [&["exec", &self.id], words].concat();
+        self.well(&mut self.command(&command)).map(|output| output.stdout)
+    }
+
+    /// # Errors
+    /// Carries what the runtime said.
+    pub fn signal(&self, signal: &str) -> Result<()> {
+        self.well(&mut self.command(&["kill", &self.id, signal])).map(drop)
+    }
+
+    fn well(&self, command: &mut Command) -> Result<Output> {
+        let output =
+            command.stdin(Stdio::null()).output().with_context(|| format!("run {}", self.runtime))?;
+        let said = || String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        ensure!(output.status.success(), "{} ends with {}: {}", self.runtime, output.status, said());
+        Ok(output)
+    }
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        let _ = self.well(&mut self.command(&["delete", "--force", &self.id]));
+        let rootfs = self.directory.join("rootfs").display().to_string();
+        let _ = ctr(&self.world, &["images", "unmount", "--rm", &rootfs]);
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}

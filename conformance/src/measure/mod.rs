@@ -1,0 +1,151 @@
+//! Figures, not judgements: what a call takes through the driver, and what the same call takes without it, made in turn
+//! on the same machine, containerd and image. A figure is worth something beside the others of its run only.
+//!
+//! A group measures some calls, each by several paths, and can be run alone.
+
+mod bare;
+mod calls;
+mod daemon;
+mod driven;
+mod exec;
+mod hugetlb;
+mod machine;
+mod output;
+mod pipes;
+mod shim;
+mod table;
+mod tasks;
+mod usage;
+
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
+use serde_json::json;
+use tokio::runtime::Runtime;
+
+use crate::fixture::World;
+pub use hugetlb::{Hugetlb, give_back};
+use table::Table;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The driver's binary.
+    #[arg(long)]
+    plugin: PathBuf,
+    /// The agent's binary; without one, what needs an agent is left out.
+    #[arg(long)]
+    nomad: Option<PathBuf>,
+    /// How often each call is made by each path.
+    #[arg(long, default_value_t = 30)]
+    rounds: u32,
+    /// Only this group; may be repeated.
+    #[arg(long)]
+    only: Vec<Group>,
+    /// Where to write everything, samples included.
+    #[arg(long)]
+    json: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Group {
+    /// `true` in a running container.
+    Exec,
+    /// Signal, stats, state.
+    Calls,
+    /// 50 MiB of an exec's output.
+    Output,
+    /// What the reading of statistics costs in CPU time, and what the plugin takes of memory.
+    Usage,
+    /// Start, stop and exec under an agent.
+    Tasks,
+}
+
+impl Args {
+    fn wants(&self, group: Group) -> bool {
+        self.only.is_empty() || self.only.contains(&group)
+    }
+
+    /// Whether anything of it runs a container with crun.
+    pub fn runs_crun(&self) -> bool {
+        self.wants(Group::Exec)
+    }
+}
+
+/// What the groups work with.
+struct Ground<'a> {
+    world: &'a Arc<World>,
+    runtime: &'a Runtime,
+    plugin: &'a FilePath,
+    nomad: Option<&'a FilePath>,
+    rounds: u32,
+}
+
+type Measure = fn(&Ground<'_>, &mut Findings) -> Result<()>;
+
+/// What they find out.
+#[derive(Default)]
+struct Findings {
+    table: Table,
+    usage: Option<usage::Usage>,
+    /// What was to be measured and couldn't, with the reason.
+    not_measured: Vec<String>,
+}
+
+/// Measures and prints.
+///
+/// # Errors
+/// When what the figures are taken on doesn't come up, or ends badly. A call that fails is a figure.
+pub fn run(args: &Args) -> Result<()> {
+    let runtime = Runtime::new()?;
+    let plugin = std::path::absolute(&args.plugin)?;
+    let machine = machine::facts(&plugin, args.nomad.as_deref())?;
+    machine::print(&machine);
+    let world = World::start()?;
+    let mut findings = Findings::default();
+    let ground = Ground {
+        world: &world,
+        runtime: &runtime,
+        plugin: &plugin,
+        nomad: args.nomad.as_deref(),
+        rounds: args.rounds.max(1),
+    };
+    let groups: [(Group, Measure); 5] = [
+        (Group::Exec, exec::measure),
+        (Group::Calls, calls::measure),
+        (Group::Output, output::measure),
+        (Group::Usage, usage::measure),
+        (Group::Tasks, tasks::measure),
+    ];
+    for (group, measure) in groups {
+        if args.wants(group) {
+            measure(&ground, &mut findings).with_context(|| format!("group {group:?}"))?;
+        }
+    }
+    findings.print();
+    let Some(path) = &args.json else { return Ok(()) };
+    let all = json!({
+        "machine": machine,
+        "rounds": ground.rounds,
+        "calls": findings.table.json(),
+        "usage": findings.usage.as_ref().map(usage::Usage::json),
+        "not_measured": findings.not_measured,
+    });
+    std::fs::write(path, serde_json::to_vec_pretty(&all)?)
+        .with_context(|| format!("write {}", path.display()))
+}
+
+impl Findings {
+    fn print(&self) {
+        println!();
+        self.table.print();
+        output::print(&self.table);
+        if let Some(usage) = &self.usage {
+            usage.print();
+        }
+        for what in &self.not_measured {
+            println!("not measured: {what}");
+        }
+    }
+}

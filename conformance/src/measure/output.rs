@@ -1,0 +1,98 @@
+//! An exec with much output: through an agent, through the plugin alone, and without either.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::bare::Bare;
+use super::daemon::Pulled;
+use super::driven::Driven;
+use super::table::{Call, Path, Probe, Table};
+use super::{Findings, Ground};
+use crate::e2e::stage::Stage;
+use crate::host::Exec;
+use crate::task::LIMIT;
+
+pub const BYTES: usize = 50 * 1024 * 1024;
+/// What drivers written in Go reach through the agent. Measured elsewhere, not here.
+const GO_DRIVERS_MB_PER_S: f64 = 3.4;
+pub const GO_DRIVERS_MS: f64 = BYTES as f64 / GO_DRIVERS_MB_PER_S / 1000.0;
+/// Where the task finds what it says.
+const COMMAND: [&str; 2] = ["cat", "/alloc/data/pattern"];
+/// Each takes a second or so.
+const MOST_ROUNDS: u32 = 30;
+
+pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
+    let runtime = ground.runtime;
+    let _pulled = Pulled::pull(ground.world)?;
+    let pattern = pattern();
+    let driven = runtime.block_on(Driven::start(ground, "output", |_| {}))?;
+    fs::write(driven.task.alloc.directory.join("alloc/data/pattern"), &pattern)?;
+    let runc = Bare::like(&driven.bundle()?, "runc", ground.world)?;
+    let mut under_agent = match ground.nomad {
+        Some(nomad) => Some(Stage::on(ground.world, nomad, ground.plugin)?),
+        None => {
+            findings.not_measured.push("output through an agent: no --nomad".to_owned());
+            None
+        }
+    };
+    let mut probes = vec![
+        counted(Path::Runc, &pattern, || runc.exec(&COMMAND)),
+        counted(Path::PluginStreaming, &pattern, || {
+            runtime.block_on(async {
+                let exec = Exec::open(&driven.plugin, driven.task.id(), &COMMAND, false).await?;
+                Ok(exec.finish(LIMIT).await?.stdout)
+            })
+        }),
+    ];
+    if let Some(stage) = &mut under_agent {
+        let id = stage.shell("measure-output", super::driven::IDLE)?;
+        stage.running(&id, "main")?;
+        fs::write(stage.data(&id, "pattern"), &pattern)?;
+        let stage = &*stage;
+        probes.push(counted(Path::Agent, &pattern, move || {
+            let output = stage.exec(&id, b"", &COMMAND)?;
+            ensure!(output.code == Some(0), "exec ends with {:?}: {}", output.code, output.stderr());
+            Ok(output.stdout)
+        }));
+    }
+    findings.table.interleave(&mut probes, ground.rounds.min(MOST_ROUNDS))?;
+    drop(probes);
+    drop(runc);
+    let scene = runtime.block_on(driven.end())?;
+    if let Some(mut stage) = under_agent {
+        stage.clear()?;
+    }
+    scene.close()
+}
+
+/// A call that has to bring the pattern. The look at it is not in the time.
+fn counted<'a>(path: Path, pattern: &'a [u8], run: impl Fn() -> Result<Vec<u8>> + 'a) -> Probe<'a> {
+    Probe::new(Call::Output, path, move || -> Result<Duration> {
+        let begun = Instant::now();
+        let output = run()?;
+        let took = begun.elapsed();
+        ensure!(output == pattern, "{} bytes came, and not those that were written", output.len());
+        Ok(took)
+    })
+}
+
+/// Bytes in which a lost, doubled or displaced part shows: a counter in every eight of them.
+fn pattern() -> Vec<u8> {
+    (0..BYTES as u64 / 8).flat_map(|count| count.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect()
+}
+
+/// The same figures as a speed.
+pub fn print(table: &Table) {
+    let paths = [(Path::Runc, "runc"), (Path::PluginStreaming, "plugin"), (Path::Agent, "nomad agent")];
+    for (path, name) in paths {
+        if let Some(ms) = table.median_ms(Call::Output, path) {
+            let speed = BYTES as f64 / ms / 1000.0;
+            let times = speed / GO_DRIVERS_MB_PER_S;
+            println!(
+                "output by {name}: {speed:.1} MB/s, {times:.1} times the {GO_DRIVERS_MB_PER_S} MB/s of drivers in Go"
+            );
+        }
+    }
+}

@@ -1,0 +1,337 @@
+//! What was measured: a series of times for each call by each path, made in rounds that take every path once, and what is
+//! said of them. Knows nothing of how a call is made.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use crate::agent::check_interrupt;
+
+/// What is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// `true` in a running container, from the request to the exit code.
+    Exec,
+    Signal,
+    /// One sample of what a task uses.
+    Stats,
+    State,
+    /// An exec's output, [`super::output::BYTES`] of it.
+    Output,
+    /// From the wish to the process's first write.
+    Start,
+    /// From the wish to the process's end.
+    Stop,
+    /// From the wish until all of the task is removed.
+    Removal,
+    /// `true` by a command line.
+    ExecCommand,
+}
+
+/// The way a call takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Path {
+    /// The plugin's own service, as the agent calls it. For an exec: ExecTask.
+    Plugin,
+    /// ExecTaskStreaming.
+    PluginStreaming,
+    /// As [`Self::Plugin`], of a plugin whose runtime is crun.
+    PluginCrun,
+    PluginCrunStreaming,
+    /// ttrpc to the shim of the plugin's task, without the plugin.
+    Shim,
+    /// containerd's task service, on a container of the daemon's own.
+    Daemon,
+    Ctr,
+    /// The command lines of the runtimes, each on a container of its own.
+    Runc,
+    Crun,
+    /// A real Nomad agent.
+    Agent,
+    /// `nomad version`: what the command line takes before it asks for anything.
+    AgentIdle,
+}
+
+/// What a series is held against.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Reference {
+    Path(Path),
+    /// A figure from elsewhere.
+    Milliseconds(f64),
+}
+
+impl Call {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Exec => "exec true",
+            Self::Signal => "signal",
+            Self::Stats => "stats, one sample",
+            Self::State => "state",
+            Self::Output => "exec, 50 MiB of output",
+            Self::Start => "start to first write",
+            Self::Stop => "stop to the process's end",
+            Self::Removal => "stop until all is removed",
+            Self::ExecCommand => "exec true, command line",
+        }
+    }
+
+    /// What a path of this call is held against.
+    fn reference(self, path: Path) -> Reference {
+        match (self, path) {
+            (Self::Exec, Path::Crun | Path::PluginCrun | Path::PluginCrunStreaming) => {
+                Reference::Path(Path::Crun)
+            }
+            (Self::Exec, _) => Reference::Path(Path::Runc),
+            (Self::Signal | Self::Stats | Self::State, _) => Reference::Path(Path::Daemon),
+            (Self::Output, _) => Reference::Milliseconds(super::output::GO_DRIVERS_MS),
+            (Self::Start | Self::Stop | Self::Removal | Self::ExecCommand, _) => Reference::Path(Path::Ctr),
+        }
+    }
+}
+
+impl Path {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Plugin => "plugin",
+            Self::PluginStreaming => "plugin, streaming",
+            Self::PluginCrun => "plugin with crun",
+            Self::PluginCrunStreaming => "plugin with crun, streaming",
+            Self::Shim => "the plugin's shim, ttrpc",
+            Self::Daemon => "containerd, gRPC",
+            Self::Ctr => "ctr",
+            Self::Runc => "runc",
+            Self::Crun => "crun",
+            Self::Agent => "nomad agent",
+            Self::AgentIdle => "(nomad version)",
+        }
+    }
+}
+
+/// A call by a path. It says itself what of it counts.
+pub struct Probe<'a> {
+    call: Call,
+    path: Path,
+    run: Box<dyn FnMut() -> Result<Duration> + 'a>,
+}
+
+impl<'a> Probe<'a> {
+    pub fn new(call: Call, path: Path, run: impl FnMut() -> Result<Duration> + 'a) -> Self {
+        Self { call, path, run: Box::new(run) }
+    }
+
+    /// One all of which counts.
+    pub fn whole(call: Call, path: Path, mut run: impl FnMut() -> Result<()> + 'a) -> Self {
+        Self::new(call, path, move || {
+            let begun = Instant::now();
+            run().map(|()| begun.elapsed())
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Series {
+    call: Call,
+    path: Path,
+    milliseconds: Vec<f64>,
+    /// Calls that failed, with their words. They have no time.
+    failures: Vec<String>,
+}
+
+impl Series {
+    /// The smallest sample that `part` of all samples don't exceed.
+    fn percentile(&self, part: f64) -> Option<f64> {
+        let mut sorted = self.milliseconds.clone();
+        sorted.sort_by(f64::total_cmp);
+        let rank = (part * sorted.len() as f64).ceil() as usize;
+        sorted.get(rank.saturating_sub(1)).copied()
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Table {
+    series: Vec<Series>,
+}
+
+impl Table {
+    pub fn record(&mut self, call: Call, path: Path, outcome: Result<Duration>) {
+        let is_it = |series: &&mut Series| series.call == call && series.path == path;
+        if self.series.iter_mut().find(is_it).is_none() {
+            self.series.push(Series { call, path, milliseconds: Vec::new(), failures: Vec::new() });
+        }
+        let Some(series) = self.series.iter_mut().find(is_it) else { return };
+        match outcome {
+            Ok(took) => series.milliseconds.push(took.as_secs_f64() * 1000.0),
+            Err(error) => series.failures.push(format!("{error:#}")),
+        }
+    }
+
+    /// Makes each call once a round, a different one first in each. The round before the first isn't counted.
+    ///
+    /// # Errors
+    /// After an interrupt. A call that fails is in the table.
+    pub fn interleave(&mut self, probes: &mut [Probe<'_>], rounds: u32) -> Result<()> {
+        for probe in &mut *probes {
+            let _ = (probe.run)();
+        }
+        for round in 0..rounds as usize {
+            for turn in 0..probes.len() {
+                check_interrupt()?;
+                let probe = &mut probes[(round + turn) % probes.len()];
+                let outcome = (probe.run)();
+                self.record(probe.call, probe.path, outcome);
+            }
+        }
+        Ok(())
+    }
+
+    fn of(&self, call: Call, path: Path) -> Option<&Series> {
+        self.series.iter().find(|series| series.call == call && series.path == path)
+    }
+
+    /// The median of a call by a path.
+    pub fn median_ms(&self, call: Call, path: Path) -> Option<f64> {
+        self.of(call, path)?.percentile(0.5)
+    }
+
+    /// A series' median in parts of its reference's.
+    fn ratio(&self, series: &Series) -> Option<f64> {
+        let reference = match series.call.reference(series.path) {
+            Reference::Milliseconds(known) => known,
+            Reference::Path(path) => self.median_ms(series.call, path)?,
+        };
+        series.percentile(0.5).map(|median| median / reference)
+    }
+
+    pub fn print(&self) {
+        println!(
+            "{:<26} {:<28} {:>5} {:>6} {:>9} {:>9} {:>9} {:>7}  of",
+            "milliseconds", "by", "n", "failed", "p50", "p90", "p99", "ratio"
+        );
+        for series in &self.series {
+            let shown = |value: Option<f64>, digits: usize| {
+                value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
+            };
+            let at = |part| shown(series.percentile(part), 2);
+            println!(
+                "{:<26} {:<28} {:>5} {:>6} {:>9} {:>9} {:>9} {:>7}  {}",
+                series.call.name(),
+                series.path.name(),
+                series.milliseconds.len(),
+                series.failures.len(),
+                at(0.5),
+                at(0.9),
+                at(0.99),
+                shown(self.ratio(series), 3),
+                reference_name(series)
+            );
+        }
+        for series in self.series.iter().filter(|series| !series.failures.is_empty()) {
+            let (failed, first) = (series.failures.len(), series.failures[0].trim());
+            println!("{} by {}: {failed} failed, first: {first}", series.call.name(), series.path.name());
+        }
+    }
+
+    pub fn json(&self) -> Value {
+        let series = self.series.iter().map(|series| {
+            json!({
+                "call": series.call.name(),
+                "by": series.path.name(),
+                "n": series.milliseconds.len(),
+                "failed": series.failures.len(),
+                "p50_ms": series.percentile(0.5),
+                "p90_ms": series.percentile(0.9),
+                "p99_ms": series.percentile(0.99),
+                "ratio": self.ratio(series),
+                "ratio_of": reference_name(series),
+                "samples_ms": series.milliseconds,
+                "failures": series.failures,
+            })
+        });
+        series.collect()
+    }
+}
+
+fn reference_name(series: &Series) -> String {
+    match series.call.reference(series.path) {
+        Reference::Path(path) => path.name().to_owned(),
+        Reference::Milliseconds(known) => format!("{known:.0} ms, known from elsewhere"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::bail;
+
+    use super::*;
+
+    fn table(samples: &[(Path, &[u64])]) -> Table {
+        let mut table = Table::default();
+        for (path, milliseconds) in samples {
+            for ms in *milliseconds {
+                table.record(Call::State, *path, Ok(Duration::from_millis(*ms)));
+            }
+        }
+        table
+    }
+
+    #[test]
+    fn a_percentile_is_a_sample_that_so_many_do_not_exceed() {
+        let hundred: Vec<u64> = (1..=100).rev().collect();
+        let table = table(&[(Path::Plugin, &hundred), (Path::Daemon, &[7])]);
+        let at = |path, part| table.of(Call::State, path).unwrap().percentile(part);
+        assert_eq!([0.5, 0.9, 0.99].map(|part| at(Path::Plugin, part)), [50.0, 90.0, 99.0].map(Some));
+        assert_eq!([0.5, 0.99].map(|part| at(Path::Daemon, part)), [7.0, 7.0].map(Some));
+    }
+
+    #[test]
+    fn a_ratio_is_to_the_reference_of_the_same_call() {
+        let mut table = table(&[(Path::Plugin, &[1, 2, 9]), (Path::Daemon, &[8, 8, 8])]);
+        table.record(Call::Stats, Path::Daemon, Ok(Duration::from_millis(100)));
+        table.record(Call::Stats, Path::Plugin, Ok(Duration::from_millis(10)));
+        assert_eq!(table.ratio(table.of(Call::State, Path::Plugin).unwrap()), Some(0.25));
+        assert_eq!(table.ratio(table.of(Call::Stats, Path::Plugin).unwrap()), Some(0.1));
+        table.record(Call::Signal, Path::Plugin, Ok(Duration::from_millis(1)));
+        assert_eq!(table.ratio(table.of(Call::Signal, Path::Plugin).unwrap()), None);
+    }
+
+    #[test]
+    fn every_round_takes_each_path_once_and_another_one_first() {
+        let order = std::cell::RefCell::new(Vec::new());
+        let probe = |path| {
+            let order = &order;
+            Probe::whole(Call::State, path, move || {
+                order.borrow_mut().push(path);
+                Ok(())
+            })
+        };
+        let mut probes = [probe(Path::Plugin), probe(Path::Shim), probe(Path::Daemon)];
+        let mut table = Table::default();
+        table.interleave(&mut probes, 2).unwrap();
+        let [a, b, c] = [Path::Plugin, Path::Shim, Path::Daemon];
+        drop(probes);
+        assert_eq!(order.into_inner(), [a, b, c, a, b, c, b, c, a]);
+        assert_eq!(table.of(Call::State, Path::Shim).unwrap().milliseconds.len(), 2);
+    }
+
+    #[test]
+    fn a_call_that_fails_is_counted_and_has_no_time() {
+        let mut calls = 0;
+        let every_other = || {
+            calls += 1;
+            if calls % 2 == 0 {
+                bail!("call {calls}")
+            }
+            Ok(())
+        };
+        let mut table = Table::default();
+        table.interleave(&mut [Probe::whole(Call::State, Path::Shim, every_other)], 4).unwrap();
+        let series = table.of(Call::State, Path::Shim).unwrap();
+        assert_eq!(
+            (series.milliseconds.len(), &*series.failures),
+            (2, &["call 2", "call 4"].map(String::from)[..])
+        );
+        let json = table.json();
+        assert_eq!((&json[0]["n"], &json[0]["failed"]), (&json!(2), &json!(2)));
+    }
+}

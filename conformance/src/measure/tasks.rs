@@ -1,0 +1,104 @@
+//! A task's start, exec and stop under a real Nomad agent, side by side with `ctr` doing the same on the same containerd.
+
+use std::fs;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+
+use super::daemon::{Pulled, ctr, image};
+use super::table::{Call, Path, Table};
+use super::{Findings, Ground};
+use crate::agent::check_interrupt;
+use crate::agent::command::run_well;
+use crate::agent::processes;
+use crate::e2e::stage::{SOON, Stage, eventually};
+use crate::fixture::World;
+
+/// What both run: it says that it runs, and ends at once when told to.
+const SCRIPT: &str = "trap 'exit 0' TERM; touch /alloc/data/begun; sleep 1000 & wait";
+/// The times of one round, in their order.
+const CALLS: [Call; 4] = [Call::Start, Call::Stop, Call::Removal, Call::ExecCommand];
+
+pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
+    let Some(nomad) = ground.nomad else {
+        findings.not_measured.push("start, stop and exec under an agent: no --nomad".to_owned());
+        return Ok(());
+    };
+    let _pulled = Pulled::pull(ground.world)?;
+    let mut stage = Stage::on(ground.world, nomad, ground.plugin)?;
+    // The first round pulls the image; it isn't counted.
+    let mut uncounted = Table::default();
+    for round in 0..=ground.rounds {
+        check_interrupt()?;
+        let table = if round == 0 { &mut uncounted } else { &mut findings.table };
+        if round % 2 == 0 {
+            record(table, Path::Agent, &driver_round(&mut stage, round));
+            record(table, Path::Ctr, &ctr_round(ground.world, round));
+        } else {
+            record(table, Path::Ctr, &ctr_round(ground.world, round));
+            record(table, Path::Agent, &driver_round(&mut stage, round));
+        }
+        let version = run_well(&mut stage.agent.nomad(&["version"]), b"", SOON).map(|output| output.took);
+        table.record(Call::ExecCommand, Path::AgentIdle, version);
+        stage.clear()?;
+    }
+    Ok(())
+}
+
+/// A round that fails has failed in each of its calls.
+fn record(table: &mut Table, path: Path, round: &Result<[Duration; 4]>) {
+    let failed = round.as_ref().err().map(|error| format!("{error:#}"));
+    for (index, call) in CALLS.into_iter().enumerate() {
+        let outcome = round.as_ref().map(|times| times[index]);
+        let outcome = outcome.map_err(|_| anyhow!("{}", failed.as_deref().unwrap_or_default()));
+        table.record(call, path, outcome);
+    }
+}
+
+/// By the agent's own events.
+fn driver_round(stage: &mut Stage, round: u32) -> Result<[Duration; 4]> {
+    let name = format!("measure-{round}");
+    let id = stage.shell_with(&name, SCRIPT, &[("kill_timeout", "30s")])?;
+    stage.made(&id, "begun")?;
+    let begun = fs::metadata(stage.data(&id, "begun"))?.modified()?;
+    stage.running(&id, "main")?;
+    let exec = stage.exec(&id, b"", &["true"])?;
+    ensure!(exec.code == Some(0), "exec ends with {:?}: {}", exec.code, exec.stderr());
+    stage.agent.tell(&["job", "stop", "-detach", &name])?;
+    let task = stage.dead(&id, "main")?;
+    let between =
+        |from, to| -> Result<_> { Ok(task.event(to)?.at().duration_since(task.event(from)?.at())?) };
+    let start = begun.duration_since(task.event("Task Setup")?.at())?;
+    Ok([start, between("Killing", "Terminated")?, between("Killing", "Killed")?, exec.took])
+}
+
+fn ctr_round(world: &World, round: u32) -> Result<[Duration; 4]> {
+    let id = format!("measure-{round}");
+    let directory = world.directory().join("measure");
+    fs::create_dir_all(directory.join("data"))?;
+    let mark = directory.join("data/begun");
+    let _ = fs::remove_file(&mark);
+    let mount = format!("type=bind,src={},dst=/alloc,options=rbind:rw", directory.display());
+    let asked = SystemTime::now();
+    ctr(world, &["run", "--detach", "--mount", &mount, &image(world), &id, "sh", "-c", SCRIPT])?;
+    eventually("file of ctr's task", || Ok(mark.exists()))?;
+    let start = fs::metadata(&mark)?.modified()?.duration_since(asked)?;
+    let begun = Instant::now();
+    ctr(world, &["tasks", "exec", "--exec-id", "true", &id, "true"])?;
+    let exec = begun.elapsed();
+    let pid = ctr_pid(world, &id)?;
+    let stop = Instant::now();
+    ctr(world, &["tasks", "kill", "--signal", "SIGTERM", &id])?;
+    eventually("end of ctr's task", || Ok(!processes::alive(pid)))?;
+    let exit = stop.elapsed();
+    // The shim may take a moment to notice.
+    eventually("deletion of ctr's task", || Ok(ctr(world, &["tasks", "delete", &id]).is_ok()))?;
+    ctr(world, &["containers", "delete", &id])?;
+    Ok([start, exit, stop.elapsed(), exec])
+}
+
+fn ctr_pid(world: &World, id: &str) -> Result<i32> {
+    let listing = ctr(world, &["tasks", "list"])?;
+    let line = listing.lines().find(|line| line.starts_with(id)).context("ctr does not list its task")?;
+    Ok(line.split_whitespace().nth(1).context("no pid in ctr's list")?.parse()?)
+}
