@@ -41,6 +41,20 @@ pub async fn interrupted() {
     let _ = INTERRUPTED.subscribe().wait_for(|interrupted| *interrupted).await;
 }
 
+/// # Errors
+/// After an interrupt.
+pub fn check() -> anyhow::Result<()> {
+    anyhow::ensure!(!*INTERRUPTED.borrow(), "interrupted");
+    Ok(())
+}
+
+/// After an interrupt, leaves the end of the program to whoever takes everything down.
+pub fn stay_if_interrupted() {
+    while *INTERRUPTED.borrow() {
+        std::thread::park();
+    }
+}
+
 /// Tells all work to give up, and waits until it has.
 pub fn give_up() {
     {

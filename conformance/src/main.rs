@@ -19,6 +19,8 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::interrupt::UnderWay;
+
 #[derive(Parser)]
 #[command(about, version)]
 struct Cli {
@@ -56,7 +58,7 @@ enum Command {
 
 fn main() -> ExitCode {
     let outcome = run(Cli::parse());
-    agent::stay_if_interrupted();
+    interrupt::stay_if_interrupted();
     match outcome {
         Ok(code) => code,
         Err(error) => {
@@ -67,9 +69,11 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
-    // Before there is a second thread.
-    let _hugetlb = match &cli.command {
-        Command::Measure(args) if args.runs_crun() => Some(measure::Hugetlb::move_to_v1()),
+    // Before there is a second thread; given back after all else, even where there is an interrupt.
+    let _moved = match &cli.command {
+        Command::Measure(args) => {
+            Some((args.runs_crun().then(measure::Hugetlb::move_to_v1), UnderWay::begin()))
+        }
         _ => None,
     };
     clean_up_when_interrupted()?;
@@ -102,7 +106,6 @@ fn clean_up_when_interrupted() -> Result<()> {
                 interrupt::give_up();
                 agent::take_down_all();
                 fixture::take_down_all();
-                measure::give_back();
                 std::process::exit(130);
             }
         })

@@ -24,7 +24,7 @@ pub use allocation::{Allocation, Ended, Task};
 use api::Api;
 use config::Ports;
 pub use config::{Mode, Setup};
-pub use residue::{check_interrupt, stay_if_interrupted, take_down_all};
+pub use residue::{check_interrupt, take_down_all};
 
 use crate::fixture::process::{Process, tail};
 use command::{Output, run, run_well};

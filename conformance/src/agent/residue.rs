@@ -42,13 +42,6 @@ pub fn check_interrupt() -> Result<()> {
     Ok(())
 }
 
-/// After an interrupt, leaves the end of the program to whoever takes everything down.
-pub fn stay_if_interrupted() {
-    while INTERRUPTED.load(Ordering::Relaxed) {
-        thread::park();
-    }
-}
-
 pub struct Residue {
     directory: PathBuf,
     allocations: PathBuf,

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -17,28 +16,21 @@ const POINT: &str = "/sys/fs/cgroup/hugetlb";
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(200);
 
-static MOVED: AtomicBool = AtomicBool::new(false);
-
 /// The mount, where one is needed. Dropped, v2 gets its controller back.
-pub struct Hugetlb;
+pub struct Hugetlb {
+    mounted: bool,
+}
 
 impl Hugetlb {
     /// To be called while the process has one thread: those that are there already would not see the mount. Where it can't
     /// be had, crun says so itself.
     pub fn move_to_v1() -> Self {
-        if is_on_v2()
-            && fixture::process::output(Command::new("crun").arg("--version")).is_ok()
-            && let Err(error) = mount_privately()
-        {
-            eprintln!("hugetlb stays on cgroup v2: {error:#}");
-        }
-        Self
-    }
-}
-
-impl Drop for Hugetlb {
-    fn drop(&mut self) {
-        give_back();
+        let needed = is_on_v2() && fixture::process::output(Command::new("crun").arg("--version")).is_ok();
+        let mounted = needed
+            && mount_privately()
+                .inspect_err(|error| eprintln!("hugetlb stays on cgroup v2: {error:#}"))
+                .is_ok();
+        Self { mounted }
     }
 }
 
@@ -48,7 +40,6 @@ fn mount_privately() -> Result<()> {
     mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)
         .context("keep mounts to ourselves")?;
     fs::create_dir_all(POINT).with_context(|| format!("make {POINT}"))?;
-    MOVED.store(true, Ordering::Relaxed);
     mount_v1()
 }
 
@@ -62,20 +53,21 @@ fn is_on_v2() -> bool {
     controllers.split_whitespace().any(|name| name == "hugetlb")
 }
 
-/// Undoes the move, once nothing is left that was started meanwhile. Twice is once.
-pub fn give_back() {
-    if !MOVED.swap(false, Ordering::Relaxed) {
-        return;
-    }
-    for _ in 0..TRIES {
-        let _ = umount2(POINT, MntFlags::empty());
-        std::thread::sleep(PAUSE);
-        if is_on_v2() || mount_v1().is_err() {
-            break;
+impl Drop for Hugetlb {
+    fn drop(&mut self) {
+        if !self.mounted {
+            return;
         }
+        for _ in 0..TRIES {
+            let _ = umount2(POINT, MntFlags::empty());
+            std::thread::sleep(PAUSE);
+            if is_on_v2() || mount_v1().is_err() {
+                break;
+            }
+        }
+        if !is_on_v2() {
+            eprintln!("hugetlb is still on cgroup v1; it goes back once nothing is left of what was in it");
+        }
+        let _ = fs::remove_dir(POINT);
     }
-    if !is_on_v2() {
-        eprintln!("hugetlb is still on cgroup v1; it goes back once nothing is left of what was in it");
-    }
-    let _ = fs::remove_dir(POINT);
 }

@@ -26,7 +26,7 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 
 use crate::fixture::World;
-pub use hugetlb::{Hugetlb, give_back};
+pub use hugetlb::Hugetlb;
 use table::Table;
 
 #[derive(clap::Args)]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde_json::{Value, json};
 
-use crate::agent::check_interrupt;
+use crate::interrupt;
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,7 +176,7 @@ impl Table {
         }
         for round in 0..rounds as usize {
             for turn in 0..probes.len() {
-                check_interrupt()?;
+                interrupt::check()?;
                 let probe = &mut probes[(round + turn) % probes.len()];
                 let outcome = (probe.run)();
                 self.record(probe.call, probe.path, outcome);

@@ -8,11 +8,11 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use super::daemon::{Pulled, ctr, image};
 use super::table::{Call, Path, Table};
 use super::{Findings, Ground};
-use crate::agent::check_interrupt;
 use crate::agent::command::run_well;
 use crate::agent::processes;
 use crate::e2e::stage::{SOON, Stage, eventually};
 use crate::fixture::World;
+use crate::interrupt;
 
 /// What both run: it says that it runs, and ends at once when told to.
 const SCRIPT: &str = "trap 'exit 0' TERM; touch /alloc/data/begun; sleep 1000 & wait";
@@ -29,7 +29,7 @@ pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
     // The first round pulls the image; it isn't counted.
     let mut uncounted = Table::default();
     for round in 0..=ground.rounds {
-        check_interrupt()?;
+        interrupt::check()?;
         let table = if round == 0 { &mut uncounted } else { &mut findings.table };
         if round % 2 == 0 {
             record(table, Path::Agent, &driver_round(&mut stage, round));

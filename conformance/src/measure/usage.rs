@@ -5,7 +5,7 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use futures::future::try_join_all;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -15,6 +15,7 @@ use super::shim::read;
 use super::{Findings, Ground};
 use crate::agent::processes::resident_kb;
 use crate::host::Plugin;
+use crate::interrupt::interrupted;
 use crate::scene::Scene;
 use crate::task::Task;
 
@@ -44,10 +45,11 @@ pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
     ground.runtime.block_on(async {
         let scene = Scene::new(Arc::clone(ground.world), ground.plugin, "usage".to_owned());
         let mut plugin = scene.plugin().await?;
-        let tasks = start(&scene, &plugin).await?;
-        let (tasks, one_task_kb) = tasks;
-        let measured = read_statistics(ground, &scene, &plugin, &tasks).await?;
-        let (idle, reading, samples, many_tasks_kb) = measured;
+        let (tasks, one_task_kb) = start(&scene, &plugin).await?;
+        let (idle, reading, samples, many_tasks_kb) = tokio::select! {
+            measured = read_statistics(ground, &scene, &plugin, &tasks) => measured?,
+            () = interrupted() => bail!("interrupted"),
+        };
         findings.usage = Some(Usage { idle, reading, samples, one_task_kb, many_tasks_kb });
         try_join_all(tasks.iter().map(|task| task.end(&plugin))).await?;
         plugin.shut_down().await?;
