@@ -1,6 +1,6 @@
 //! One attempt at a task, as a case speaks of it: started, waited for, asked things, destroyed.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nomad_proto::driver as pb;
@@ -124,6 +124,28 @@ impl Task {
         let code = answer.result.context("ExecTask without a result crashes the agent")?.exit_code;
         let text = [answer.stdout, answer.stderr].concat();
         Ok((code, String::from_utf8_lossy(&text).into_owned()))
+    }
+
+    /// Waits until so many processes are in it.
+    ///
+    /// # Errors
+    /// Says which there are instead.
+    pub async fn processes_become(&self, count: usize) -> Result<()> {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let pids = self.alloc.cgroup.pids();
+            if pids.len() == count {
+                return Ok(());
+            }
+            let line =
+                |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            ensure!(
+                Instant::now() < deadline,
+                "not {count} processes, but {:?}",
+                pids.iter().map(|pid| line(pid).replace('\0', " ")).collect::<Vec<_>>()
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// The host's pid of its first process.

@@ -4,6 +4,7 @@
 
 mod metrics;
 mod oom;
+mod processes;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -108,14 +109,14 @@ impl Cgroup {
 pub(crate) async fn kill_all(path: &Path) -> std::io::Result<()> {
     let Some(directory) = freezable(path) else { return Ok(()) };
     for _ in 0..REMOVAL_TRIES {
-        if processes(&directory).is_empty() {
+        if members(&directory).is_empty() {
             return Ok(());
         }
         kill_once(&directory);
         // Killed processes leave when they are scheduled.
         tokio::time::sleep(REMOVAL_PAUSE).await;
     }
-    let left = processes(&directory);
+    let left = members(&directory);
     if left.is_empty() { Ok(()) } else { Err(std::io::Error::other(format!("{left:?} don't end"))) }
 }
 
@@ -133,13 +134,13 @@ fn kill_once(directory: &Path) {
     }
     let freezer = directory.join("freezer.state");
     let _ = std::fs::write(&freezer, "FROZEN");
-    for pid in processes(directory) {
+    for pid in members(directory) {
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
     let _ = std::fs::write(&freezer, "THAWED");
 }
 
-fn processes(directory: &Path) -> Vec<i32> {
+fn members(directory: &Path) -> Vec<i32> {
     let listed = std::fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
     listed.lines().filter_map(|line| line.parse().ok()).collect()
 }
@@ -180,7 +181,7 @@ fn directories(path: &Path) -> Vec<PathBuf> {
 }
 
 fn kill_and_remove(directory: &Path) -> std::io::Result<()> {
-    for pid in processes(directory) {
+    for pid in members(directory) {
         let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
     }
     match std::fs::remove_dir(directory) {

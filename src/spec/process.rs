@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use oci_spec::image::Config;
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{BoxBuilder, Process};
 
 use crate::config::TaskOptions;
 
@@ -50,18 +50,28 @@ pub(super) fn working_directory(image: Option<&Config>) -> String {
     if directory.is_empty() { "/".to_owned() } else { directory }
 }
 
-/// A command to run in the container of `spec`: as its process, but for what runs and the terminal. None without a
-/// process in the specification.
-pub(crate) fn exec_process(spec: &Spec, command: &[String], tty: bool) -> Option<Process> {
-    let mut process = spec.process().clone()?;
+/// A command to run in a task's container: as the task's own process, but for what runs and the terminal, whose width
+/// and height are there from the command's first look if they are known.
+pub(crate) fn exec_process(
+    task: &Process,
+    command: &[String],
+    tty: bool,
+    size: Option<(u64, u64)>,
+) -> Process {
+    let mut process = task.clone();
     process.set_args(Some(command.to_vec())).set_terminal(Some(tty));
-    if tty
-        && let Some(environment) = process.env_mut()
+    if !tty {
+        return process;
+    }
+    if let Some((width, height)) = size {
+        process.set_console_size(BoxBuilder::default().width(width).height(height).build().ok());
+    }
+    if let Some(environment) = process.env_mut()
         && !environment.iter().any(|entry| entry.starts_with("TERM="))
     {
         environment.push("TERM=xterm".to_owned());
     }
-    Some(process)
+    process
 }
 
 #[cfg(test)]
@@ -103,16 +113,15 @@ mod tests {
 
     #[test]
     fn an_exec_is_the_tasks_process_with_another_command() {
-        let mut spec = Spec::default();
-        let mut process = Process::default();
-        process.set_env(Some(words("A=1"))).set_cwd("/data".into()).set_args(Some(words("redis-server")));
-        spec.set_process(Some(process));
-        let plain = exec_process(&spec, &words("redis-cli ping"), false).unwrap();
+        let mut task = Process::default();
+        task.set_env(Some(words("A=1"))).set_cwd("/data".into()).set_args(Some(words("redis-server")));
+        let plain = exec_process(&task, &words("redis-cli ping"), false, None);
         assert_eq!(plain.args().clone().unwrap(), words("redis-cli ping"));
         assert_eq!(plain.env().clone().unwrap(), words("A=1"));
         assert_eq!(plain.cwd().as_os_str(), "/data");
-        let tty = exec_process(&spec, &words("sh"), true).unwrap();
+        let tty = exec_process(&task, &words("sh"), true, Some((77, 33)));
         assert_eq!(tty.env().clone().unwrap(), words("A=1 TERM=xterm"));
+        assert_eq!(tty.console_size().map(|size| (size.width(), size.height())), Some((77, 33)));
         assert_eq!(tty.terminal(), Some(true));
     }
 }

@@ -21,8 +21,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
+use oci_spec::runtime::Process;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OnceCell, watch};
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 
@@ -34,7 +35,7 @@ use crate::init::ProcessId;
 use crate::shim::{self, Connection, LogPaths, Shim};
 pub(crate) use events::TaskEvent;
 use events::{Events, Teller};
-pub(crate) use exec::{Exec, ExecOutput, ExecRefused, Input, Output};
+pub(crate) use exec::{Exec, ExecOutput, ExecRefused, Output, Stdin, Terminal, TerminalSize};
 use place::Place;
 
 /// The namespace in containerd of all that is ours. `ctr -n nomad` shows it.
@@ -123,6 +124,8 @@ pub(crate) struct Task {
     stats: stats::Sampler,
     /// Tells of its recovery, once somebody waits for it: before, the agent knows no task to put the event to.
     recovered: Mutex<Option<Teller>>,
+    /// What an exec's process is made from; filled at the first one.
+    exec_template: OnceCell<Process>,
 }
 
 impl Task {

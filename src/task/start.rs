@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use containerd_client::types::Mount;
 use nomad_proto::driver as pb;
 use shim_protos::{RuncOptions, api};
-use tokio::sync::oneshot;
+use tokio::sync::{OnceCell, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::events::{Events, Teller};
@@ -268,7 +268,8 @@ impl Task {
         let identity = watch.teller.identity.clone();
         let phase = supervisor::watch(watch);
         let stats = stats::Sampler::new(settings.config.stats_interval, settings.total_mhz);
-        Self { identity, saved, place, connection, phase, stats, recovered: Mutex::new(None) }
+        let (recovered, exec_template) = (Mutex::new(None), OnceCell::new());
+        Self { identity, saved, place, connection, phase, stats, recovered, exec_template }
     }
 }
 

@@ -1,10 +1,9 @@
-//! Commands in a running task, streamed and not.
+//! Commands in a running task, with their streams: what they get, what they are, what they say.
 
-use std::time::{Duration, Instant};
+use anyhow::{Result, ensure};
 
-use anyhow::{Context, Result, ensure};
-
-use super::{cases, refused, same};
+use super::{cases, same};
+use crate::host::exec::{data_of, end_of_stdin};
 use crate::host::{Exec, Plugin};
 use crate::scene::Scene;
 use crate::task::{LIMIT, Task};
@@ -16,29 +15,26 @@ cases!["exec":
     heartbeats_and_empty_writes_mean_nothing,
     a_command_that_is_not_there_is_text_and_127,
     a_command_that_can_not_run_is_text_and_126,
-    a_terminal_has_the_size_that_it_was_given,
-    without_a_terminal_there_is_none,
     an_exec_sees_the_tasks_files_and_environment,
-    a_command_killed_by_a_signal_shows_it,
-    a_script_check_gets_output_and_code,
-    a_script_check_that_takes_too_long_is_called_off,
-    an_exec_in_a_task_that_has_ended_is_an_error,
-    an_exec_that_the_client_leaves_is_cleaned_up,
-    many_execs_at_a_time_and_in_turn_work,
+    an_exec_is_what_the_task_is,
+    what_an_exec_writes_is_in_the_task_and_not_on_the_host,
+    lines_come_as_they_are_written,
+    a_large_output_comes_in_large_messages,
+    an_input_that_ends_before_the_start_is_read,
 ];
 
-async fn sleeper(scene: &Scene) -> Result<(Plugin, Task)> {
+pub(super) async fn sleeper(scene: &Scene) -> Result<(Plugin, Task)> {
     let plugin = scene.plugin().await?;
     let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
     Ok((plugin, task))
 }
 
-async fn leave(mut plugin: Plugin, task: &Task) -> Result<()> {
+pub(super) async fn leave(mut plugin: Plugin, task: &Task) -> Result<()> {
     task.end(&plugin).await?;
     plugin.shut_down().await
 }
 
-async fn shell(plugin: &Plugin, task: &Task, script: &str, tty: bool) -> Result<Exec> {
+pub(super) async fn shell(plugin: &Plugin, task: &Task, script: &str, tty: bool) -> Result<Exec> {
     Exec::open(plugin, task.id(), &["/bin/sh", "-c", script], tty).await
 }
 
@@ -106,28 +102,14 @@ async fn a_command_that_is_not_there_is_text_and_127(scene: &Scene) -> Result<()
 
 async fn a_command_that_can_not_run_is_text_and_126(scene: &Scene) -> Result<()> {
     let (plugin, task) = sleeper(scene).await?;
-    let said = Exec::open(&plugin, task.id(), &["/app/greeting"], false).await?.finish(LIMIT).await?;
-    same!(said.code()?, 126);
-    ensure!(said.stderr_text().contains("/app/greeting"), "it said {:?}", said.stderr_text());
-    leave(plugin, &task).await
-}
-
-async fn a_terminal_has_the_size_that_it_was_given(scene: &Scene) -> Result<()> {
-    let (plugin, task) = sleeper(scene).await?;
-    let exec = shell(&plugin, &task, "sleep 0.5; stty size; tty >&2; [ -t 0 ] && exit 4", true).await?;
-    exec.resize(10, 20).await?;
-    exec.resize(33, 77).await?;
-    let said = exec.finish(LIMIT).await?;
-    ensure!(said.stdout_text().starts_with("33 77\r\n/dev/pts/"), "it said {:?}", said.stdout_text());
-    same!((said.stderr.len(), said.code()?), (0, 4));
-    leave(plugin, &task).await
-}
-
-async fn without_a_terminal_there_is_none(scene: &Scene) -> Result<()> {
-    let (plugin, task) = sleeper(scene).await?;
-    let said = shell(&plugin, &task, "stty size", false).await?.finish(LIMIT).await?;
-    ensure!(said.stderr_text().contains("Inappropriate ioctl"), "it said {:?}", said.stderr_text());
-    ensure!(said.code()? != 0, "it ended well");
+    // Without the right to be run, and a directory.
+    for command in ["/app/greeting", "/app"] {
+        for tty in [false, true] {
+            let said = Exec::open(&plugin, task.id(), &[command], tty).await?.finish(LIMIT).await?;
+            same!((command, said.code()?), (command, 126));
+            ensure!(said.stderr_text().contains(command), "it said {:?}", said.stderr_text());
+        }
+    }
     leave(plugin, &task).await
 }
 
@@ -148,90 +130,104 @@ async fn an_exec_sees_the_tasks_files_and_environment(scene: &Scene) -> Result<(
     plugin.shut_down().await
 }
 
-async fn a_command_killed_by_a_signal_shows_it(scene: &Scene) -> Result<()> {
-    let (plugin, task) = sleeper(scene).await?;
-    let said = shell(&plugin, &task, "kill -KILL $$", false).await?.finish(LIMIT).await?;
-    same!(said.code()?, 137);
-    leave(plugin, &task).await
-}
-
-async fn a_script_check_gets_output_and_code(scene: &Scene) -> Result<()> {
-    let (plugin, task) = sleeper(scene).await?;
-    for code in [0, 1, 2] {
-        let script = format!("echo out; echo err >&2; exit {code}");
-        let answer = plugin.exec_task(task.id(), &["/bin/sh", "-c", &script], LIMIT).await?;
-        same!(answer.result.context("no result, which crashes the agent")?.exit_code, code);
-        same!((&*answer.stdout, &*answer.stderr), (&b"out\n"[..], &b"err\n"[..]));
-    }
-    // No timeout at all.
-    let answer = plugin.exec_task(task.id(), &["true"], Duration::ZERO).await?;
-    same!(answer.result.context("no result")?.exit_code, 0);
-    leave(plugin, &task).await
-}
-
-async fn a_script_check_that_takes_too_long_is_called_off(scene: &Scene) -> Result<()> {
-    let (plugin, task) = sleeper(scene).await?;
-    let begun = Instant::now();
-    let late = plugin.exec_task(task.id(), &["sleep", "777"], Duration::from_secs(1)).await;
-    ensure!(begun.elapsed() < LIMIT, "it took {:?}", begun.elapsed());
-    // Whatever it is, it must not look like success, or like the plugin's death.
-    match late {
-        Ok(answer) => {
-            ensure!(answer.result.is_some_and(|result| result.exit_code != 0), "it looks like success");
-        }
-        Err(status) => drop(refused(Err::<(), _>(status), &[])?),
-    }
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while task.exec(&plugin, "ps | grep '[s]leep 777'").await?.0 == 0 {
-        ensure!(Instant::now() < deadline, "the command runs on");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    leave(plugin, &task).await
-}
-
-async fn an_exec_in_a_task_that_has_ended_is_an_error(scene: &Scene) -> Result<()> {
+/// User, groups, rights and limits are those of the task's own process, as it reads them itself.
+async fn an_exec_is_what_the_task_is(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
-    let task = scene.run(&plugin, &scene.shell("exit 0")).await?;
-    task.wait(&plugin).await?;
-    refused(plugin.exec_task(task.id(), &["true"], LIMIT).await, &[])?;
-    // The command line tool shows text and a code only.
-    if let Ok(exec) = Exec::open(&plugin, task.id(), &["true"], false).await {
-        let said = exec.finish(LIMIT).await?;
-        ensure!(said.code()? != 0 && !said.stderr.is_empty(), "it looks like success");
+    let mut task = scene.prepare(&plugin, &scene.shell("exec sleep 600")).await?;
+    task.config.user = "app".to_owned();
+    task.start(&plugin).await?;
+    let root = scene.run(&plugin, &scene.shell("exec sleep 600")).await?;
+    for (task, groups) in [(&task, Some("1000 2000")), (&root, None)] {
+        let status = "egrep '^(Uid|Gid|Groups|Cap...|NoNewPrivs|Seccomp|Cpus_allowed|Mems_allowed):' ";
+        for look in [
+            format!("{status} /proc/PID/status"),
+            "cat /proc/PID/limits".to_owned(),
+            "cat /proc/PID/oom_score_adj".to_owned(),
+            "readlink /proc/PID/cwd".to_owned(),
+            // Where the runtime has put them; cpusets are Nomad's own.
+            "grep -v cpuset /proc/PID/cgroup".to_owned(),
+            "for n in mnt pid net ipc uts; do readlink /proc/PID/ns/$n; done".to_owned(),
+        ] {
+            let of = |pid: &str| look.replace("PID", pid);
+            let script = format!(
+                "{} >/tmp/first 2>&1; {} >/tmp/own 2>&1; cat /tmp/own; cmp /tmp/first /tmp/own",
+                of("1"),
+                of("self")
+            );
+            for tty in [false, true] {
+                let said = shell(&plugin, task, &script, tty).await?.finish(LIMIT).await?;
+                let text = said.stdout_text();
+                ensure!(
+                    said.code()? == 0 && !text.trim().is_empty(),
+                    "{look}: {text} {}",
+                    said.stderr_text()
+                );
+            }
+        }
+        if let Some(groups) = groups {
+            let (_, said) = task.exec(&plugin, "id -u; id -G; echo $HOME").await?;
+            same!(said.as_str(), format!("1000\n{groups}\n/home/app\n"));
+        }
     }
-    task.destroy(&plugin).await?;
+    root.end(&plugin).await?;
+    task.end(&plugin).await?;
     plugin.shut_down().await
 }
 
-async fn an_exec_that_the_client_leaves_is_cleaned_up(scene: &Scene) -> Result<()> {
+async fn what_an_exec_writes_is_in_the_task_and_not_on_the_host(scene: &Scene) -> Result<()> {
     let (plugin, task) = sleeper(scene).await?;
-    let before = task.alloc.cgroup.pids().len();
-    for tty in [false, true] {
-        let mut exec = shell(&plugin, &task, "echo up; exec sleep 1234", tty).await?;
-        exec.stdout_to_contain("up", LIMIT).await?;
-        drop(exec);
-    }
-    let deadline = Instant::now() + LIMIT;
-    while task.alloc.cgroup.pids().len() > before {
-        ensure!(Instant::now() < deadline, "what it started runs on");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let script = "file=$(mktemp) && echo $file && echo 'from inside' >$file";
+    let said = shell(&plugin, &task, script, false).await?.finish(LIMIT).await?;
+    same!(said.code()?, 0);
+    let file = said.stdout_text().trim().to_owned();
+    ensure!(!std::path::Path::new(&file).exists(), "{file:?} is on the host");
+    let said = Exec::open(&plugin, task.id(), &["cat", &file], false).await?.finish(LIMIT).await?;
+    same!((said.stdout_text().as_str(), said.code()?), ("from inside\n", 0));
+    let said =
+        Exec::open(&plugin, task.id(), &["cat", "/proc/self/cgroup"], false).await?.finish(LIMIT).await?;
+    let groups = said.stdout_text();
+    let is_nomads = if crate::host::cgroup::is_v2() {
+        groups.trim().ends_with(".scope")
+    } else {
+        groups.lines().any(|line| line.contains(":freezer:/nomad/"))
+    };
+    ensure!(is_nomads, "it is in {groups}");
     leave(plugin, &task).await
 }
 
-async fn many_execs_at_a_time_and_in_turn_work(scene: &Scene) -> Result<()> {
+async fn lines_come_as_they_are_written(scene: &Scene) -> Result<()> {
     let (plugin, task) = sleeper(scene).await?;
-    for round in 0..5 {
-        let run = |number: i32| {
-            let (plugin, task) = (&plugin, &task);
-            async move {
-                let (code, said) =
-                    task.exec(plugin, &format!("echo {round} {number}; exit {number}")).await?;
-                same!((code, said), (number, format!("{round} {number}\n")));
-                Ok::<_, anyhow::Error>(())
-            }
-        };
-        futures::future::try_join_all((1..=10).map(run)).await?;
+    let mut exec = shell(&plugin, &task, "for n in 1 2 3; do echo $n; read go; done", false).await?;
+    for line in ["1\n", "2\n", "3\n"] {
+        exec.stdout_to_contain(line, LIMIT).await?;
+        exec.stdin(b"go\n").await?;
+    }
+    let said = exec.finish(LIMIT).await?;
+    same!((said.stdout_text().as_str(), said.code()?), ("1\n2\n3\n", 0));
+    leave(plugin, &task).await
+}
+
+async fn a_large_output_comes_in_large_messages(scene: &Scene) -> Result<()> {
+    let (plugin, task) = sleeper(scene).await?;
+    let bytes = 20_000_000;
+    let script = format!("head -c {bytes} /dev/zero");
+    let said = shell(&plugin, &task, &script, false).await?.finish(LIMIT).await?;
+    same!((said.stdout.len(), said.code()?), (bytes, 0));
+    ensure!(said.largest <= 64 * 1024, "a message of {} bytes", said.largest);
+    let average = bytes / said.messages;
+    ensure!(average > 4 * 1024, "{} messages of {average} bytes on average", said.messages);
+    leave(plugin, &task).await
+}
+
+async fn an_input_that_ends_before_the_start_is_read(scene: &Scene) -> Result<()> {
+    let (plugin, task) = sleeper(scene).await?;
+    for early in [vec![end_of_stdin()], vec![data_of(b"early "), data_of(b"bird"), end_of_stdin()]] {
+        let text = if early.len() == 1 { "" } else { "early bird" };
+        let exec = Exec::open_saying(&plugin, task.id(), &["cat"], false, early).await?;
+        // What comes after the end is nothing.
+        let _ = exec.stdin(b"late").await;
+        let said = exec.finish(LIMIT).await?;
+        same!((said.stdout_text().as_str(), said.code()?), (text, 0));
     }
     leave(plugin, &task).await
 }

@@ -6,6 +6,8 @@ mod bad_input;
 mod coexistence;
 mod containerd_down;
 mod exec;
+mod exec_ends;
+mod exec_terminal;
 mod fingerprint;
 mod hostile_images;
 mod images;
@@ -15,6 +17,7 @@ mod logs;
 mod recover;
 mod resources;
 mod run;
+mod script_check;
 mod security;
 mod shim_failures;
 mod start_failures;
@@ -76,6 +79,9 @@ pub fn all() -> Vec<Case> {
         wait::cases(),
         stop::cases(),
         exec::cases(),
+        exec_terminal::cases(),
+        exec_ends::cases(),
+        script_check::cases(),
         bad_input::cases(),
         stats::cases(),
     ]

@@ -14,12 +14,33 @@ use tonic::Streaming;
 
 use super::plugin::Plugin;
 
+/// A message with input.
+pub fn data_of(data: &[u8]) -> Request {
+    let stdin = Some(Operation { data: data.to_vec(), close: false });
+    Request { stdin, ..Request::default() }
+}
+
+/// The message that ends the input.
+pub fn end_of_stdin() -> Request {
+    let stdin = Some(Operation { data: Vec::new(), close: true });
+    Request { stdin, ..Request::default() }
+}
+
+/// A message with the terminal's size.
+pub fn size_of(height: i32, width: i32) -> Request {
+    let tty_size = Some(pb::exec_task_streaming_request::TerminalSize { height, width });
+    Request { tty_size, ..Request::default() }
+}
+
 /// What an exec said until its end.
 #[derive(Debug, Default)]
 pub struct Said {
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
     pub result: Option<pb::ExitResult>,
+    /// How many messages brought output, and how large the largest was.
+    pub messages: usize,
+    pub largest: usize,
 }
 
 impl Said {
@@ -54,10 +75,27 @@ impl Exec {
     /// # Errors
     /// Carries the plugin's refusal.
     pub async fn open(plugin: &Plugin, task_id: &str, command: &[&str], tty: bool) -> Result<Self> {
-        let (input, requests) = mpsc::channel(16);
+        Self::open_saying(plugin, task_id, command, tty, Vec::new()).await
+    }
+
+    /// As [`Self::open`], with messages that are there as soon as the first.
+    ///
+    /// # Errors
+    /// Carries the plugin's refusal.
+    pub async fn open_saying(
+        plugin: &Plugin,
+        task_id: &str,
+        command: &[&str],
+        tty: bool,
+        early: Vec<Request>,
+    ) -> Result<Self> {
+        let (input, requests) = mpsc::channel(early.len() + 16);
         let command = command.iter().map(|&word| word.to_owned()).collect();
         let setup = pb::exec_task_streaming_request::Setup { task_id: task_id.to_owned(), command, tty };
         input.send(Request { setup: Some(setup), ..Request::default() }).await?;
+        for message in early {
+            input.send(message).await?;
+        }
         let answer = plugin.driver().exec_task_streaming(ReceiverStream::new(requests)).await?;
         Ok(Self { input, output: answer.into_inner(), said: Said::default() })
     }
@@ -69,22 +107,19 @@ impl Exec {
     /// # Errors
     /// Fails where the exec has ended.
     pub async fn stdin(&self, data: &[u8]) -> Result<()> {
-        let stdin = Some(Operation { data: data.to_vec(), close: false });
-        self.send(Request { stdin, ..Request::default() }).await
+        self.send(data_of(data)).await
     }
 
     /// # Errors
     /// Fails where the exec has ended.
     pub async fn close_stdin(&self) -> Result<()> {
-        let stdin = Some(Operation { data: Vec::new(), close: true });
-        self.send(Request { stdin, ..Request::default() }).await
+        self.send(end_of_stdin()).await
     }
 
     /// # Errors
     /// Fails where the exec has ended.
     pub async fn resize(&self, height: i32, width: i32) -> Result<()> {
-        let tty_size = Some(pb::exec_task_streaming_request::TerminalSize { height, width });
-        self.send(Request { tty_size, ..Request::default() }).await
+        self.send(size_of(height, width)).await
     }
 
     /// # Errors
@@ -138,6 +173,10 @@ impl Exec {
         };
         if said.result.is_some() {
             bail!("a message after the exit frame: {message:?}");
+        }
+        for part in [&message.stdout, &message.stderr].into_iter().flatten() {
+            said.messages += 1;
+            said.largest = said.largest.max(part.data.len());
         }
         said.stdout.extend(message.stdout.map(|stdout| stdout.data).unwrap_or_default());
         said.stderr.extend(message.stderr.map(|stderr| stderr.data).unwrap_or_default());

@@ -1,0 +1,176 @@
+//! How commands end: by themselves, with their task, when their client is slow or goes away.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::exec::{leave, shell, sleeper};
+use super::{cases, same};
+use crate::agent::processes::resident_kb;
+use crate::host::Exec;
+use crate::host::exec::{data_of, size_of};
+use crate::scene::Scene;
+use crate::task::LIMIT;
+
+cases!["exec end":
+    a_command_killed_by_a_signal_shows_it,
+    one_in_a_task_that_has_ended_is_text_and_docker_s_code,
+    one_in_a_task_that_ends_ends_with_it,
+    one_that_the_client_leaves_is_killed_with_all_that_it_started,
+    one_that_the_client_leaves_in_the_middle_of_its_start_is_killed,
+    a_client_that_does_not_read_stops_the_command_and_not_the_plugin,
+    a_client_that_reads_late_gets_every_byte,
+    an_input_that_nobody_reads_stops_nothing_else,
+    a_process_in_the_background_does_not_hold_it_up,
+];
+
+async fn a_command_killed_by_a_signal_shows_it(scene: &Scene) -> Result<()> {
+    let (plugin, task) = sleeper(scene).await?;
+    for (signal, code) in [("KILL", 137), ("TERM", 143), ("SEGV", 139)] {
+        let said = shell(&plugin, &task, &format!("kill -{signal} $$"), false).await?.finish(LIMIT).await?;
+        same!(said.code()?, code);
+    }
+    leave(plugin, &task).await
+}
+
+/// The command line tool shows text and a code only.
+async fn one_in_a_task_that_has_ended_is_text_and_docker_s_code(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.run(&plugin, &scene.shell("exit 0")).await?;
+    task.wait(&plugin).await?;
+    for tty in [false, true] {
+        let said = Exec::open(&plugin, task.id(), &["true"], tty).await?.finish(LIMIT).await?;
+        same!(said.code()?, 1);
+        ensure!(said.stderr_text().contains("is not running"), "it said {:?}", said.stderr_text());
+    }
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn one_in_a_task_that_ends_ends_with_it(scene: &Scene) -> Result<()> {
+    let (mut plugin, task) = sleeper(scene).await?;
+    let script = "trap '' TERM HUP; echo up; sleep 900; sleep 900";
+    let mut execs = [shell(&plugin, &task, script, false).await?, shell(&plugin, &task, script, true).await?];
+    for exec in &mut execs {
+        exec.stdout_to_contain("up", LIMIT).await?;
+    }
+    task.stop(&plugin, Duration::ZERO).await?;
+    for exec in execs {
+        same!(exec.finish(LIMIT).await?.code()?, 137);
+    }
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn one_that_the_client_leaves_is_killed_with_all_that_it_started(scene: &Scene) -> Result<()> {
+    let (plugin, task) = sleeper(scene).await?;
+    let before = task.alloc.cgroup.pids().len();
+    for tty in [false, true] {
+        for script in [
+            "echo up; exec sleep 1234",
+            "trap '' HUP TERM INT; (trap '' HUP; sleep 1234; sleep 1235) & echo up; while :; do sleep 1236; done",
+            "trap '' HUP; (sh -c 'trap \"\" HUP; sleep 1234; :' &); setsid sleep 1235 & echo up; sleep 1236",
+        ] {
+            let mut exec = shell(&plugin, &task, script, tty).await?;
+            exec.stdout_to_contain("up", LIMIT).await?;
+            drop(exec);
+            task.processes_become(before).await?;
+        }
+    }
+    leave(plugin, &task).await
+}
+
+async fn one_that_the_client_leaves_in_the_middle_of_its_start_is_killed(scene: &Scene) -> Result<()> {
+    let (plugin, task) = sleeper(scene).await?;
+    let before = task.alloc.cgroup.pids().len();
+    for wait_ms in [0, 1, 3, 8, 15, 25, 40] {
+        for tty in [false, true] {
+            let early = if tty { vec![size_of(9, 9)] } else { vec![data_of(b"x")] };
+            let command = ["sh", "-c", "trap '' HUP TERM; sleep 1234 & sleep 1235; :"];
+            let exec = Exec::open_saying(&plugin, task.id(), &command, tty, early).await?;
+            // Nothing to wait for: it is about whatever it is doing then.
+            tokio::time::sleep(Duration::from_millis(wait_ms)).await;
+            drop(exec);
+        }
+    }
+    // Starts that were under way come first.
+    same!(task.exec(&plugin, "true").await?.0, 0);
+    task.processes_become(before).await?;
+    leave(plugin, &task).await
+}
+
+async fn a_client_that_does_not_read_stops_the_command_and_not_the_plugin(scene: &Scene) -> Result<()> {
+    let (plugin, task) = sleeper(scene).await?;
+    let pid = i32::try_from(plugin.pid())?;
+    same!(task.exec(&plugin, "yes | head -c 3000000").await?.0, 0);
+    let before = resident_kb(pid)?;
+    let exec = shell(
+        &plugin,
+        &task,
+        "n=0; while head -c 65536 /dev/zero; do n=$((n+1)); echo $n >/tmp/n; done",
+        false,
+    )
+    .await?;
+    // It comes to a halt once all on the way is full.
+    let written = "cat /tmp/n 2>/dev/null || echo 0";
+    let deadline = Instant::now() + LIMIT;
+    let mut last = task.exec(&plugin, written).await?.1;
+    loop {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let now = task.exec(&plugin, written).await?.1;
+        if now == last && now.trim() != "0" {
+            break;
+        }
+        ensure!(Instant::now() < deadline, "the command goes on: {now}");
+        last = now;
+    }
+    let parts: u64 = last.trim().parse()?;
+    ensure!(parts < 64, "{parts} times 64 KiB are on the way");
+    let grown = resident_kb(pid)?.saturating_sub(before);
+    ensure!(grown < 8 * 1024, "the plugin has grown by {grown} kB");
+    drop(exec);
+    leave(plugin, &task).await
+}
+
+/// Past its end, too: a shim that is told to forget a command drops what it can't pass on within seconds.
+async fn a_client_that_reads_late_gets_every_byte(scene: &Scene) -> Result<()> {
+    let (plugin, task) = sleeper(scene).await?;
+    let bytes = 200_000;
+    let exec =
+        shell(&plugin, &task, &format!("yes 0123456789abcde | head -c {bytes}; exit 7"), false).await?;
+    let large =
+        shell(&plugin, &task, "yes 0123456789abcde | head -c 3000000; echo x >/tmp/done", false).await?;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    same!(task.exec(&plugin, "test -e /tmp/done").await?.0, 1);
+    let said = exec.finish(LIMIT).await?;
+    same!((said.stdout.len(), said.code()?), (bytes, 7));
+    let said = large.finish(LIMIT).await?;
+    same!((said.stdout.len(), said.code()?), (3_000_000, 0));
+    ensure!(said.stdout.chunks_exact(16).all(|line| line == b"0123456789abcde\n"), "it is garbled");
+    leave(plugin, &task).await
+}
+
+async fn an_input_that_nobody_reads_stops_nothing_else(scene: &Scene) -> Result<()> {
+    let (plugin, task) = sleeper(scene).await?;
+    let mut exec =
+        shell(&plugin, &task, "until [ -e /tmp/go ]; do sleep 0.05; done; echo out; exit 8", false).await?;
+    let plenty = [b'x'; 60_000];
+    // Until nobody takes any more.
+    while let Ok(sent) = tokio::time::timeout(Duration::from_millis(500), exec.stdin(&plenty)).await {
+        sent?;
+    }
+    same!(task.exec(&plugin, "touch /tmp/go").await?.0, 0);
+    exec.stdout_to_contain("out\n", LIMIT).await?;
+    same!(exec.finish(LIMIT).await?.code()?, 8);
+    leave(plugin, &task).await
+}
+
+async fn a_process_in_the_background_does_not_hold_it_up(scene: &Scene) -> Result<()> {
+    let (plugin, task) = sleeper(scene).await?;
+    let before = task.alloc.cgroup.pids().len();
+    let said = shell(&plugin, &task, "sleep 900 & echo out; exit 5", false).await?.finish(LIMIT).await?;
+    same!((said.stdout_text().as_str(), said.code()?), ("out\n", 5));
+    // It goes on, as after any command that ended well.
+    same!(task.alloc.cgroup.pids().len(), before + 1);
+    leave(plugin, &task).await
+}

@@ -1,0 +1,67 @@
+//! The ways into a running command: its stdin, and the size of its terminal. Two, since a command that does not read
+//! must not keep its terminal from being resized.
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::unix::pipe;
+
+use crate::shim::Connection;
+
+/// What a terminal takes for the end of its input.
+const END_OF_TRANSMISSION: &[u8] = &[4];
+
+/// A command's stdin.
+pub(crate) struct Stdin {
+    pub(super) pipe: Option<pipe::Sender>,
+    pub(super) connection: Connection,
+    pub(super) exec_id: String,
+    pub(super) tty: bool,
+}
+
+impl Stdin {
+    /// Writes at the command's speed. After the end of the input, what comes is dropped.
+    ///
+    /// # Errors
+    /// When the command no longer reads.
+    pub(crate) async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        match &mut self.pipe {
+            Some(pipe) => pipe.write_all(bytes).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Ends the command's input.
+    pub(crate) async fn close(&mut self) {
+        if self.tty {
+            let _ = self.write(END_OF_TRANSMISSION).await;
+            return;
+        }
+        // Closed before the shim is told: it passes on the end only when nobody else can write.
+        let Some(pipe) = self.pipe.take() else { return };
+        drop(pipe);
+        if let Err(error) = self.connection.exec_close_stdin(&self.exec_id).await {
+            tracing::debug!(exec = self.exec_id, %error, "the command had ended before its input");
+        }
+    }
+}
+
+/// The size of a command's terminal.
+pub(crate) struct Terminal {
+    pub(super) connection: Connection,
+    pub(super) exec_id: String,
+}
+
+impl Terminal {
+    pub(crate) async fn resize(&self, size: TerminalSize) {
+        let TerminalSize { width, height } = size;
+        if let Err(error) = self.connection.exec_resize(&self.exec_id, width, height).await {
+            tracing::debug!(exec = self.exec_id, %error, "can't resize the terminal");
+        }
+    }
+}
+
+/// In characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TerminalSize {
+    pub width: u32,
+    pub height: u32,
+}

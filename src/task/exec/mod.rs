@@ -1,0 +1,294 @@
+//! A command in a running task: declared to the shim, asked for its end, started; then its pipes are read and written
+//! until it has ended and all that it wrote has come. One that is given up early is killed with all that it started.
+
+mod input;
+mod processes;
+mod refusal;
+mod script;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use oci_spec::runtime::Process;
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio::task::JoinHandle;
+
+use super::{Task, supervisor};
+use crate::cgroup::Cgroup;
+use crate::error::{Error, Result};
+use crate::shim::{self, Connection, ExecIo, ExecPipes};
+use crate::spec;
+pub(crate) use input::{Stdin, Terminal, TerminalSize};
+use processes::Root;
+pub(crate) use refusal::ExecRefused;
+pub(crate) use script::ExecOutput;
+
+/// As much as a pipe holds.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// How long nothing has to come after a command's end until what still holds its pipes is taken for a process in the
+/// background. Telling the shim drops what it can't pass on within two seconds, so it isn't told while a reader is slow.
+const SILENCE: Duration = Duration::from_millis(100);
+/// How long processes may take to die.
+const DEATH: Duration = Duration::from_secs(10);
+
+/// A command that runs.
+pub(crate) struct Exec {
+    guard: Guard,
+    ended: supervisor::Waiting,
+    stdout: Option<pipe::Receiver>,
+    stderr: Option<pipe::Receiver>,
+    input: Option<(Stdin, Terminal)>,
+    code: Option<i32>,
+}
+
+/// What a running command says next.
+#[derive(Debug)]
+pub(crate) enum Output {
+    Stdout(Vec<u8>),
+    Stderr(Vec<u8>),
+    /// The last: it has ended, and all that it wrote has been said.
+    Exited(i32),
+}
+
+/// A terminal that a command is to have, and its size at the start, if that is known by then.
+pub(crate) type WantedTerminal = Option<TerminalSize>;
+
+impl Task {
+    /// Runs a command in the task, as the task's own process in all but its words.
+    ///
+    /// # Errors
+    /// When the task has ended; a command that can't be run is refused in the inner result, since it is the user's to
+    /// see and no failure of the driver.
+    pub(crate) async fn exec(
+        &self,
+        command: &[String],
+        terminal: Option<WantedTerminal>,
+        stdin: bool,
+    ) -> Result<std::result::Result<Exec, ExecRefused>> {
+        let doing = format!("exec in task {}", self.id());
+        let failed = |error: shim::Error| Error::from(error).context(&doing);
+        let ended = || Error::Conflict(format!("{doing}: the task is not running: it has ended"));
+        if command.is_empty() {
+            return Err(Error::Invalid(format!("{doing}: no command is given")));
+        }
+        if self.has_exited() {
+            return Err(ended());
+        }
+        let process = self.exec_template().await.map_err(|error| error.context(&doing))?;
+        let size = terminal.flatten().map(|TerminalSize { width, height }| (width.into(), height.into()));
+        let tty = terminal.is_some();
+        let process = spec::exec_process(process, command, tty, size);
+        let exec_id = next_exec_id();
+        let pipes =
+            ExecPipes::create(&self.place.bundle.io_directory(), &exec_id, stdin, tty).map_err(failed)?;
+        let start = Start {
+            connection: self.connection.clone(),
+            exec_id,
+            process,
+            pipes,
+            tty,
+            cgroup: self.saved.cgroup.clone(),
+        };
+        let starting = tokio::spawn(start.run());
+        let started = starting.await.map_err(|error| Error::Failed(format!("{doing}: it broke: {error}")))?;
+        started.map(Ok).or_else(|error| {
+            let text = error.to_string();
+            if refusal::is_of_an_ended_task(&text) {
+                return Err(ended());
+            }
+            refusal::of(&text, command).map(Err).ok_or_else(|| failed(error))
+        })
+    }
+
+    /// The task's own process, read from its bundle once.
+    async fn exec_template(&self) -> Result<&Process> {
+        let read = async {
+            let bundle = self.place.bundle.clone();
+            let spec = tokio::task::spawn_blocking(move || bundle.read_spec()).await;
+            let spec = spec.map_err(|error| Error::Failed(error.to_string()))??;
+            spec.process().clone().ok_or_else(|| Error::Failed("its bundle has no process".to_owned()))
+        };
+        self.exec_template.get_or_try_init(|| read).await
+    }
+}
+
+/// All that a command is started from.
+struct Start {
+    connection: Connection,
+    exec_id: String,
+    process: Process,
+    pipes: ExecPipes,
+    tty: bool,
+    cgroup: Cgroup,
+}
+
+impl Start {
+    /// Declares a command to the shim and starts it. To be run on a task of its own, so that it is never dropped on the
+    /// way: a shim that is opening pipes whose other end has gone answers nobody for half a minute. Dropped once it is
+    /// through, the command is killed like any other.
+    async fn run(self) -> std::result::Result<Exec, shim::Error> {
+        let Self { connection, exec_id, process, pipes, tty, cgroup } = self;
+        let io = ExecIo {
+            stdin: pipes.stdin_path(),
+            stdout: pipes.stdout_path(),
+            stderr: pipes.stderr_path(),
+            tty,
+        };
+        let (stdout, stderr) = pipes.readers()?;
+        let stdin = pipes.writer()?;
+        connection.exec(&exec_id, &process, io).await?;
+        let mut guard = Guard::of(connection.clone(), exec_id.clone(), cgroup.clone());
+        let ended = supervisor::ask(&connection, &exec_id).await;
+        let asked = processes::now();
+        let pid = connection.exec_start(&exec_id).await?;
+        guard.started(Root::new(pid, asked));
+        // The shim has opened them all: their names have done their part.
+        drop(pipes);
+        if let Err(error) = cgroup.place(pid) {
+            // Most often it has ended already.
+            tracing::debug!(exec = exec_id, pid, %error, "can't put a command into the task's cpuset");
+        }
+        let terminal = Terminal { connection: connection.clone(), exec_id: exec_id.clone() };
+        let stdin = Stdin { pipe: stdin, connection, exec_id, tty };
+        Ok(Exec { guard, ended, stdout: Some(stdout), stderr, input: Some((stdin, terminal)), code: None })
+    }
+}
+
+impl Exec {
+    /// Takes the ways in, once.
+    pub(crate) fn input(&mut self) -> Option<(Stdin, Terminal)> {
+        self.input.take()
+    }
+
+    /// What comes next. [`Output::Exited`] is the last.
+    ///
+    /// # Errors
+    /// When the shim is gone, and the command with it.
+    pub(crate) async fn next(&mut self) -> Result<Output> {
+        loop {
+            let (stdout_open, stderr_open, running) =
+                (self.stdout.is_some(), self.stderr.is_some(), self.code.is_none());
+            tokio::select! {
+                chunk = read(&mut self.stdout), if stdout_open => match chunk {
+                    Some(bytes) => return Ok(Output::Stdout(bytes)),
+                    None => self.stdout = None,
+                },
+                chunk = read(&mut self.stderr), if stderr_open => match chunk {
+                    Some(bytes) => return Ok(Output::Stderr(bytes)),
+                    None => self.stderr = None,
+                },
+                ended = &mut self.ended, if running => {
+                    let ended = ended.map_err(|error| Error::Failed(error.to_string()))?;
+                    self.code = Some(i32::try_from(ended.status).unwrap_or(i32::MAX));
+                    self.guard.over = true;
+                }
+                // Ends the pipes that a process in the background holds.
+                () = tokio::time::sleep(SILENCE), if self.guard.is_to_be_forgotten(stdout_open || stderr_open) => {
+                    self.guard.finish();
+                }
+                else => {
+                    self.guard.finish();
+                    return Ok(Output::Exited(self.code.unwrap_or_default()));
+                }
+            }
+        }
+    }
+
+    /// Kills the command and all that it started, and waits until they are gone.
+    pub(crate) async fn end_by_force(mut self) {
+        self.guard.over = false;
+        if let Some(ending) = self.guard.finish()
+            && let Err(error) = ending.await
+        {
+            tracing::warn!(%error, "killing a command broke off");
+        }
+    }
+}
+
+/// The next bytes of a pipe, None at its end.
+async fn read(pipe: &mut Option<pipe::Receiver>) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(CHUNK_BYTES);
+    match pipe.as_mut()?.read_buf(&mut bytes).await {
+        Ok(0) | Err(_) => None,
+        Ok(_) => Some(bytes),
+    }
+}
+
+/// Sees to it that a command's end is its end everywhere: dropped before it is over, the command is killed.
+struct Guard {
+    /// Until the shim has been told to forget the command.
+    running: Option<Running>,
+    /// Its first process has ended; what it left in the background may go on, as after any command.
+    over: bool,
+}
+
+/// A command that the shim knows.
+struct Running {
+    connection: Connection,
+    exec_id: String,
+    cgroup: Cgroup,
+    /// None while it is being started, or if it could not be.
+    root: Option<Root>,
+}
+
+impl Guard {
+    fn of(connection: Connection, exec_id: String, cgroup: Cgroup) -> Self {
+        Self { running: Some(Running { connection, exec_id, cgroup, root: None }), over: false }
+    }
+
+    fn started(&mut self, root: Root) {
+        if let Some(running) = &mut self.running {
+            running.root = Some(root);
+        }
+    }
+
+    fn is_to_be_forgotten(&self, pipes_are_open: bool) -> bool {
+        self.over && self.running.is_some() && pipes_are_open
+    }
+
+    /// Has the shim forget the command, and kills it before where it is not over.
+    fn finish(&mut self) -> Option<JoinHandle<()>> {
+        let (running, kill) = (self.running.take()?, !self.over);
+        Some(tokio::spawn(async move {
+            if kill {
+                running.kill().await;
+            }
+            let Running { connection, exec_id, .. } = running;
+            if let Err(error) = connection.exec_delete(&exec_id).await {
+                tracing::debug!(exec = exec_id, %error, "the shim can't forget a command");
+            }
+        }))
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.finish();
+    }
+}
+
+impl Running {
+    async fn kill(&self) {
+        let Self { connection, exec_id, cgroup, root } = self;
+        let ended = supervisor::ask(connection, exec_id).await;
+        if let Some(root) = *root {
+            let cgroup = cgroup.clone();
+            let killed = tokio::task::spawn_blocking(move || root.end(&cgroup, DEATH)).await;
+            if let Ok(Err(error)) = killed {
+                tracing::warn!(exec = exec_id, %error, "something of a command that was killed lives on");
+            }
+        }
+        if let Err(error) = connection.exec_kill(exec_id).await {
+            tracing::debug!(exec = exec_id, %error, "can't kill a command");
+        }
+        let _ = tokio::time::timeout(DEATH, ended).await;
+    }
+}
+
+/// Unique for the life of a shim, over restarts of the plugin. The shim does not check ids and makes file names of them.
+fn next_exec_id() -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let nanos = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    format!("exec-{nanos:x}-{:x}", COUNT.fetch_add(1, Ordering::Relaxed))
+}
