@@ -30,6 +30,9 @@ use crate::log::Log;
 
 /// Nomad sends whole job environments and exec output in single messages.
 const MESSAGE_LIMIT_BYTES: usize = 64 * 1024 * 1024;
+/// As large as HTTP/2 has it: all calls share it, so an exec's input that nobody reads would use it up and stop them all.
+/// What one call can hold up is bounded by its own stream's window.
+const CONNECTION_WINDOW_BYTES: u32 = i32::MAX.cast_unsigned();
 /// Streams that the host holds open never end by themselves; it kills two seconds after it asked.
 const DRAIN: Duration = Duration::from_millis(500);
 
@@ -77,6 +80,7 @@ async fn run_server(listener: UnixListener, stop: Arc<Notify>, ended: Arc<Notify
     let services = Services::new(stop);
     let driver = Driver::new();
     let served = tonic::transport::Server::builder()
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .add_service(services.health().await)
         .add_service(services.broker())
         .add_service(services.stdio())
