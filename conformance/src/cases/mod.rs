@@ -7,6 +7,7 @@ mod coexistence;
 mod containerd_down;
 mod exec;
 mod exec_ends;
+mod exec_many;
 mod exec_terminal;
 mod fingerprint;
 mod hostile_images;
@@ -65,6 +66,7 @@ pub fn all() -> Vec<Case> {
         shim_failures::cases(),
         recover::cases(),
         start_failures::cases(),
+        exec_many::cases(),
         account::cases(),
         launch::cases(),
         coexistence::cases(),
