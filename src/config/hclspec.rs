@@ -4,7 +4,7 @@
 //! Source of the facts: hashicorp/nomad `plugins/shared/hclspec`, `helper/pluginutils/hclspecutils`.
 
 use nomad_proto::hclspec::spec::Block;
-use nomad_proto::hclspec::{Attr, Default, Literal, Object, Spec};
+use nomad_proto::hclspec::{Attr, Block as NestedBlock, Default, Literal, Object, Spec};
 
 fn spec(block: Block) -> Spec {
     Spec { block: Some(block) }
@@ -31,6 +31,15 @@ pub(super) fn default(name: &str, r#type: &str, hcl: &str) -> Spec {
     spec(Block::Default(Box::new(Default {
         primary: Some(Box::new(optional(name, r#type))),
         default: Some(Box::new(spec(Block::Literal(Literal { value: hcl.to_owned() })))),
+    })))
+}
+
+/// A block of options within one; absent, it arrives as nil.
+pub(super) fn block(name: &str, nested: Spec) -> Spec {
+    spec(Block::BlockValue(Box::new(NestedBlock {
+        name: name.to_owned(),
+        required: false,
+        nested: Some(Box::new(nested)),
     })))
 }
 

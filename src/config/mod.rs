@@ -1,6 +1,7 @@
 //! What can be configured: for each of plugin and task, the schema that Nomad is told and the struct that its answer is
 //! decoded into, side by side. Values are checked here, so that what comes out is usable; nothing is looked up.
 
+mod gc;
 mod hclspec;
 mod plugin;
 mod task;

@@ -7,6 +7,7 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use super::ConfigError;
+use super::gc::{self, DanglingContainers, RawGc};
 use super::hclspec::{default, object, optional, required};
 
 const OF: &str = "plugin configuration";
@@ -28,6 +29,7 @@ pub(crate) struct PluginConfig {
     pub stats_interval: Duration,
     pub containerd_socket: PathBuf,
     pub state_dir: PathBuf,
+    pub dangling_containers: DanglingContainers,
 }
 
 #[derive(Deserialize)]
@@ -38,6 +40,7 @@ struct Raw {
     stats_interval: Option<String>,
     containerd_socket: Option<String>,
     state_dir: Option<String>,
+    gc: Option<RawGc>,
 }
 
 impl PluginConfig {
@@ -50,6 +53,7 @@ impl PluginConfig {
             ("stats_interval", default("stats_interval", "string", &quoted(DEFAULT_STATS_INTERVAL))),
             ("containerd_socket", default("containerd_socket", "string", &quoted(DEFAULT_SOCKET))),
             ("state_dir", default("state_dir", "string", &quoted(DEFAULT_STATE_DIR))),
+            ("gc", gc::schema()),
         ])
     }
 
@@ -63,8 +67,15 @@ impl PluginConfig {
         }
         let raw =
             rmp_serde::from_slice(msgpack).map_err(|source| ConfigError::Malformed { of: OF, source })?;
-        let Raw { enabled, containerd_runtime, oci_runtime, stats_interval, containerd_socket, state_dir } =
-            raw;
+        let Raw {
+            enabled,
+            containerd_runtime,
+            oci_runtime,
+            stats_interval,
+            containerd_socket,
+            state_dir,
+            gc,
+        } = raw;
         let containerd_runtime =
             containerd_runtime.filter(|name| !name.is_empty()).ok_or(ConfigError::Missing {
                 of: OF,
@@ -79,6 +90,7 @@ impl PluginConfig {
             stats_interval: duration("stats_interval", interval)?,
             containerd_socket: absolute("containerd_socket", containerd_socket, DEFAULT_SOCKET)?,
             state_dir: state_directory(absolute("state_dir", state_dir, DEFAULT_STATE_DIR)?)?,
+            dangling_containers: gc::dangling_containers(gc)?,
         }))
     }
 }
@@ -102,7 +114,7 @@ fn program(value: String) -> Result<String, ConfigError> {
     Err(ConfigError::Value { option: "oci_runtime", value, why })
 }
 
-fn duration(option: &'static str, value: String) -> Result<Duration, ConfigError> {
+pub(super) fn duration(option: &'static str, value: String) -> Result<Duration, ConfigError> {
     match humantime::parse_duration(&value) {
         Ok(duration) if !duration.is_zero() => Ok(duration),
         Ok(_) => Err(ConfigError::Value { option, value, why: "it must be longer than nothing".to_owned() }),
@@ -157,6 +169,19 @@ mod tests {
         assert_eq!(config.stats_interval, Duration::from_secs(1));
         assert_eq!(config.containerd_socket, PathBuf::from(DEFAULT_SOCKET));
         assert_eq!(config.state_dir, PathBuf::from(DEFAULT_STATE_DIR));
+        let in_minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+        let dangling = |period, dry_run| DanglingContainers {
+            enabled: true,
+            dry_run,
+            period,
+            creation_grace: in_minutes(5),
+        };
+        assert_eq!(config.dangling_containers, dangling(in_minutes(5), false));
+        let some = json!({
+            "containerd_runtime": "io.containerd.runc.v2",
+            "gc": {"dangling_containers": {"creation_grace": null, "dry_run": true, "enabled": null, "period": "1m"}},
+        });
+        assert_eq!(decode(&some).unwrap().unwrap().dangling_containers, dangling(in_minutes(1), true));
     }
 
     #[test]
@@ -173,6 +198,8 @@ mod tests {
             ("oci_runtime", json!("bin/crun")),
             ("stats_interval", json!("soon")),
             ("stats_interval", json!("0s")),
+            ("gc", json!({"dangling_containers": {"period": "0s"}})),
+            ("gc", json!({"dangling_containers": {"creation_grace": "now"}})),
             ("containerd_socket", json!("containerd.sock")),
             ("state_dir", json!(format!("/{}", "x".repeat(300)))),
         ] {
@@ -195,6 +222,7 @@ mod tests {
                 "containerd_runtime",
                 "containerd_socket",
                 "enabled",
+                "gc",
                 "oci_runtime",
                 "state_dir",
                 "stats_interval"

@@ -11,8 +11,8 @@ use std::time::Duration;
 use containerd_client::services::v1::containers_client::ContainersClient;
 use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::{
-    Container, CreateContainerRequest, CreateRequest, DeleteContainerRequest, DeleteRequest, ListRequest,
-    container,
+    Container, CreateContainerRequest, CreateRequest, DeleteContainerRequest, DeleteRequest,
+    GetContainerRequest, ListRequest, container,
 };
 use tonic::transport::Channel;
 
@@ -97,6 +97,20 @@ impl Containerd {
         };
         let request = self.leased_request(CreateContainerRequest { container: Some(container) }, &lease)?;
         self.call(&doing, QUICK, self.containers().create(request)).await.map(drop)
+    }
+
+    /// The labels of a record; none where there is no such record.
+    ///
+    /// # Errors
+    /// Names the record.
+    pub(crate) async fn labels(&self, id: &str) -> Result<HashMap<String, String>, Error> {
+        let request = self.request(GetContainerRequest { id: id.to_owned() })?;
+        let doing = format!("read container record {id}");
+        match self.call(&doing, QUICK, self.containers().get(request)).await {
+            Ok(answer) => Ok(answer.container.unwrap_or_default().labels),
+            Err(error) if error.is_not_found() => Ok(HashMap::new()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Gone already is success.

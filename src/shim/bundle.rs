@@ -57,6 +57,8 @@ impl Bundle {
             private(false).create(&directory).map_err(Error::file("create", &directory))?;
         }
         self.write("config.json", EMPTY_SPEC.as_bytes())?;
+        // The shim writes it in the middle of its create, and its clean-up fails without it.
+        self.write("runtime", b"")?;
         // The shim opens it for its log; it must exist, and a regular file needs no reader.
         self.write("log", b"")
     }
@@ -85,6 +87,11 @@ impl Bundle {
         let path = self.directory.join("config.json");
         let json = fs::read(&path).map_err(Error::file("read", &path))?;
         serde_json::from_slice(&json).map_err(std::io::Error::from).map_err(Error::file("read", &path))
+    }
+
+    /// When the container was made: its real spec is written right before. None where there is no bundle of ours.
+    pub(crate) fn made_at(&self) -> Option<std::time::SystemTime> {
+        fs::metadata(self.directory.join("config.json")).and_then(|spec| spec.modified()).ok()
     }
 
     /// Whether a container may have been made: its real spec is written right before.

@@ -6,6 +6,7 @@
 
 mod events;
 mod exec;
+mod orphans;
 mod place;
 mod recover;
 mod signal;

@@ -21,6 +21,7 @@ impl Tasks {
         if self.sweeping.swap(true, Ordering::Relaxed) {
             return;
         }
+        tokio::spawn(Arc::clone(self).reap_orphans(settings.clone()));
         let tasks = Arc::clone(self);
         tokio::spawn(async move {
             loop {

@@ -61,10 +61,22 @@ pub fn alive(pid: i32) -> bool {
     state.is_some_and(|state| state != "Z" && state != "X")
 }
 
+/// Of a task's first process, its shim.
+///
+/// # Errors
+/// When the process is gone.
+pub fn parent(pid: i32) -> Result<i32> {
+    number_in_status(pid, "PPid:")
+}
+
 pub fn resident_kb(pid: i32) -> Result<u64> {
+    number_in_status(pid, "VmRSS:")
+}
+
+fn number_in_status<T: std::str::FromStr>(pid: i32, name: &str) -> Result<T> {
     let path = format!("/proc/{pid}/status");
     let status = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let line = status.lines().find(|line| line.starts_with(name));
     let number = line.and_then(|line| line.split_whitespace().nth(1)).and_then(|number| number.parse().ok());
-    number.with_context(|| format!("{path} has no VmRSS"))
+    number.with_context(|| format!("{path} has no {name}"))
 }

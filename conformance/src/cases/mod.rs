@@ -5,16 +5,19 @@ mod account;
 mod bad_input;
 mod coexistence;
 mod containerd_down;
+mod ends;
 mod exec;
 mod exec_ends;
 mod exec_many;
 mod exec_terminal;
 mod fingerprint;
+mod gaps;
 mod hostile_images;
 mod images;
 mod in_flight;
 mod launch;
 mod logs;
+mod orphans;
 mod recover;
 mod resources;
 mod run;
@@ -65,6 +68,9 @@ pub fn all() -> Vec<Case> {
         containerd_down::cases(),
         shim_failures::cases(),
         recover::cases(),
+        gaps::cases(),
+        ends::cases(),
+        orphans::cases(),
         start_failures::cases(),
         exec_many::cases(),
         account::cases(),

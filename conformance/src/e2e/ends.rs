@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::Case;
-use super::stage::{Stage, jobs};
+use super::stage::{Stage, eventually, jobs};
 use crate::agent::Ended;
 
 pub const CASES: &[(&str, Case)] = &[
@@ -13,6 +13,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("success_is_complete", success),
     ("the_signal_that_killed_a_task_is_shown", killed),
     ("a_task_over_its_memory_is_killed", out_of_memory),
+    ("a_child_killed_for_want_of_memory_is_an_event", child_out_of_memory),
     ("a_failing_task_is_restarted_as_often_as_its_policy_says", restarted),
 ];
 
@@ -49,6 +50,21 @@ fn out_of_memory(stage: &mut Stage) -> Result<()> {
     let id = stage.shell("out-of-memory", "exec dd if=/dev/zero of=/dev/null bs=300M count=1")?;
     let task = stage.dead(&id, "main")?;
     ensure!(task.ended()?.signal == 9, "it ended as {:?}", task.ended()?);
+    Ok(())
+}
+
+fn child_out_of_memory(stage: &mut Stage) -> Result<()> {
+    let script = "dd if=/dev/zero of=/dev/null bs=300M count=1; touch /alloc/data/ready; \
+                  until [ -e /alloc/data/go ]; do sleep 0.1; done";
+    let id = stage.shell("child-out-of-memory", script)?;
+    stage.made(&id, "ready")?;
+    eventually("event of the OOM kill", || {
+        Ok(stage.agent.tell(&["alloc", "status", &id])?.stdout().contains("OOM killed"))
+    })?;
+    stage.running(&id, "main")?;
+    std::fs::write(stage.data(&id, "go"), b"")?;
+    let task = stage.dead(&id, "main")?;
+    ensure!(!task.failed && task.ended()?.exit_code == 0, "it ended as {:?}", task.ended()?);
     Ok(())
 }
 

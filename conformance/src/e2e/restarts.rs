@@ -16,6 +16,9 @@ pub const CASES: &[(&str, Case)] = &[
     ("agent_killed", agent_killed),
     ("agent_and_plugin_killed", agent_and_plugin_killed),
     ("a_task_that_ends_while_the_agent_is_down", ended_meanwhile),
+    ("a_task_that_ends_while_all_is_down", ended_while_all_is_down),
+    ("a_task_whose_shim_dies_while_the_agent_is_down_has_failed", shim_died_meanwhile),
+    ("a_recovery_is_an_event", recovery_is_told),
     ("a_task_is_stopped_after_the_plugin_was_killed", stopped_after),
 ];
 
@@ -96,6 +99,51 @@ fn ended_meanwhile(stage: &mut Stage) -> Result<()> {
     ensure!(task.ended()?.exit_code == 9, "it ended as {:?}", task.ended()?);
     ensure!(task.restarts == 0, "it was restarted");
     Ok(())
+}
+
+fn ended_while_all_is_down(stage: &mut Stage) -> Result<()> {
+    let script = "echo before; touch /alloc/data/ready; until [ -e /alloc/data/go ]; do sleep 0.1; done; \
+                  echo after; exit 9";
+    let id = stage.shell("ended-while-all-is-down", script)?;
+    stage.made(&id, "ready")?;
+    let pid = stage.pid(&id)?;
+    stage.agent.kill();
+    kill_plugin(stage)?;
+    stage.world.containerd().kill()?;
+    fs::write(stage.data(&id, "go"), b"")?;
+    eventually("end of the task", || Ok(!processes::alive(pid)))?;
+    stage.world.containerd().start()?;
+    stage.agent.launch()?;
+    let task = stage.dead(&id, "main")?;
+    ensure!(task.ended()?.exit_code == 9, "it ended as {:?}", task.ended()?);
+    ensure!(task.restarts == 0 && task.count("Started") == 1, "it was started again");
+    stage.logged(&id, "main", "before\nafter\n")
+}
+
+fn shim_died_meanwhile(stage: &mut Stage) -> Result<()> {
+    let (id, pid) = started(stage, "shim-died")?;
+    stage.agent.stop()?;
+    let shim = processes::parent(pid)?;
+    kill(Pid::from_raw(shim), Signal::SIGKILL)?;
+    stage.agent.launch()?;
+    // The job's policy is not to try again.
+    let task = stage.dead(&id, "main")?;
+    ensure!(task.failed, "{}", stage.agent.allocation(&id)?.story());
+    ensure!(!processes::alive(pid), "the task runs on");
+    Ok(())
+}
+
+fn recovery_is_told(stage: &mut Stage) -> Result<()> {
+    let (id, pid) = started(stage, "recovery-is-told")?;
+    let told = |stage: &Stage| -> Result<usize> {
+        Ok(stage.agent.tell(&["alloc", "status", &id])?.stdout().matches("Recovered after").count())
+    };
+    kill_plugin(stage)?;
+    eventually("event of the recovery", || Ok(told(stage)? == 1))?;
+    stage.agent.stop()?;
+    stage.agent.launch()?;
+    eventually("event of the second recovery", || Ok(told(stage)? == 2))?;
+    goes_on(stage, &id, pid)
 }
 
 fn stopped_after(stage: &mut Stage) -> Result<()> {

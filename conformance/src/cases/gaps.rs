@@ -1,0 +1,187 @@
+//! What happens to tasks while no plugin watches them: it is told later as it was, or honestly as unknown.
+
+use std::fs;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use futures::future::{join_all, try_join_all};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::ends::ended;
+use super::recover::{PluginEnd, obedient, shim_pid, tell_to_end};
+use super::until;
+use super::{cases, refused, same};
+use crate::fixture::sweep;
+use crate::host::Plugin;
+use crate::scene::Scene;
+use crate::task::{LIMIT, Task};
+
+cases!["gaps":
+    an_end_in_the_gap_is_told_as_it_was,
+    a_task_whose_shim_died_in_the_gap_is_honestly_lost,
+    a_reboot_leaves_no_task_to_recover_and_harms_no_stranger,
+    many_tasks_are_recovered_beside_one_whose_shim_hangs,
+];
+
+async fn end_plugin(plugin: &mut Plugin, how: PluginEnd) -> Result<()> {
+    match how {
+        PluginEnd::Killed => plugin.kill().await,
+        PluginEnd::ShutDown => plugin.shut_down().await,
+    }
+}
+
+async fn an_end_in_the_gap_is_told_as_it_was(scene: &Scene) -> Result<()> {
+    for how in [PluginEnd::Killed, PluginEnd::ShutDown] {
+        for (killed, without_containerd) in [(false, false), (true, false), (false, true)] {
+            let mut plugin = scene.plugin().await?;
+            let task = obedient(scene, &plugin).await?;
+            let pid = task.pid()?;
+            end_plugin(&mut plugin, how).await?;
+            if without_containerd {
+                scene.world().containerd().kill()?;
+            }
+            if killed {
+                kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+            } else {
+                tell_to_end(&task)?;
+            }
+            ended(pid).await?;
+            if without_containerd {
+                scene.world().containerd().start()?;
+            }
+            let mut next = scene.plugin().await?;
+            task.recover(&next).await?;
+            let exit = task.wait(&next).await?;
+            same!((exit.exit_code, exit.signal), if killed { (137, 9) } else { (11, 0) });
+            let said = task.alloc.stdout.to_end(LIMIT).await?;
+            same!(String::from_utf8(said)?, if killed { "up\n" } else { "up\ndown\n" });
+            ensure!(task.alloc.cgroup.pids().is_empty(), "something was started again");
+            task.destroy(&next).await?;
+            scene.nothing_left()?;
+            next.shut_down().await?;
+        }
+    }
+    Ok(())
+}
+
+async fn a_task_whose_shim_died_in_the_gap_is_honestly_lost(scene: &Scene) -> Result<()> {
+    for how in [PluginEnd::Killed, PluginEnd::ShutDown] {
+        for had_ended in [false, true] {
+            let mut plugin = scene.plugin().await?;
+            let task = obedient(scene, &plugin).await?;
+            let pid = task.pid()?;
+            end_plugin(&mut plugin, how).await?;
+            if had_ended {
+                tell_to_end(&task)?;
+                ended(pid).await?;
+            }
+            kill(shim_pid(scene)?, Signal::SIGKILL)?;
+            let mut next = scene.plugin().await?;
+            refused(next.recover_task(task.kept_handle()?).await, &["shim"])?;
+            // What the agent does next.
+            task.end(&next).await?;
+            scene.nothing_left()?;
+            next.shut_down().await?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts another number in the place of one, wherever it stands.
+fn renumber(value: &mut Value, from: i32, to: u32) {
+    match value {
+        Value::Number(number) if number.as_i64() == Some(from.into()) => *value = to.into(),
+        Value::Array(values) => values.iter_mut().for_each(|value| renumber(value, from, to)),
+        Value::Object(values) => values.values_mut().for_each(|value| renumber(value, from, to)),
+        _ => {}
+    }
+}
+
+async fn a_reboot_leaves_no_task_to_recover_and_harms_no_stranger(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = obedient(scene, &plugin).await?;
+    let (shim, pid) = (shim_pid(scene)?, task.pid()?);
+    plugin.kill().await?;
+    kill(shim, Signal::SIGKILL)?;
+    for pid in task.alloc.cgroup.pids() {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+    sweep::unmount_under(&scene.state_dir());
+    until(LIMIT, "the end of all processes", || task.alloc.cgroup.pids().is_empty()).await?;
+    // Bundle and handle are on a disk, the runtime's state was not, and somebody else got the pids.
+    for state in fs::read_dir(scene.state_dir().join("runc/nomad"))? {
+        fs::remove_dir_all(state?.path())?;
+    }
+    scene.world().containerd().kill()?;
+    scene.world().containerd().start()?;
+    let null = Stdio::null;
+    let mut stranger =
+        Command::new("sleep").arg("600").stdin(null()).stdout(null()).stderr(null()).spawn()?;
+    let mut handle = task.kept_handle()?;
+    let mut state: Value = serde_json::from_slice(&handle.driver_state)?;
+    renumber(&mut state, pid, stranger.id());
+    renumber(&mut state, shim.as_raw(), stranger.id());
+    handle.driver_state = serde_json::to_vec(&state)?;
+    for bundle in fs::read_dir(scene.state_dir().join("nomad"))? {
+        let file = bundle?.path().join("shim.json");
+        let mut written: Value = serde_json::from_slice(&fs::read(&file)?)?;
+        renumber(&mut written, shim.as_raw(), stranger.id());
+        fs::write(&file, serde_json::to_vec(&written)?)?;
+    }
+    let mut next = scene.plugin().await?;
+    let recovered = refused(next.recover_task(handle).await, &["shim"]);
+    let destroyed = task.end(&next).await;
+    let unharmed = stranger.try_wait()?.is_none();
+    stranger.kill()?;
+    stranger.wait()?;
+    recovered?;
+    destroyed?;
+    ensure!(unharmed, "a process that is none of the task's was killed");
+    scene.nothing_left()?;
+    scene.still_works(&next).await?;
+    next.shut_down().await
+}
+
+const MANY: usize = 32;
+const AT_A_TIME: usize = 4;
+
+async fn many_tasks_are_recovered_beside_one_whose_shim_hangs(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let mut tasks = Vec::new();
+    while tasks.len() < MANY {
+        tasks.extend(try_join_all((0..AT_A_TIME).map(|_| obedient(scene, &plugin))).await?);
+    }
+    let driver = plugin.inspect_task(tasks[0].id()).await?.driver.context("no attributes")?;
+    let hung = Pid::from_raw(driver.attributes["shim_pid"].parse()?);
+    kill(hung, Signal::SIGSTOP)?;
+    plugin.kill().await?;
+    // One after the other, as the agent does it, and the one that hangs first.
+    let mut next = scene.plugin().await?;
+    for task in &tasks {
+        tokio::time::timeout(LIMIT, task.recover(&next)).await.context("RecoverTask gave no answer")??;
+    }
+    next.kill().await?;
+    // All at once.
+    let mut last = scene.plugin().await?;
+    let recoveries = tasks.iter().map(|task| tokio::time::timeout(LIMIT, task.recover(&last)));
+    for recovered in join_all(recoveries).await {
+        recovered.context("RecoverTask gave no answer")??;
+    }
+    // What hangs can be ended by force, and what doesn't is as it was.
+    let ended = tokio::time::timeout(2 * LIMIT, tasks[0].end(&last)).await;
+    ended.context("DestroyTask gave no answer")??;
+    for some in tasks[1..].chunks(AT_A_TIME) {
+        try_join_all(some.iter().map(|task| ends_as_it_should(task, &last))).await?;
+    }
+    scene.nothing_left()?;
+    last.shut_down().await
+}
+
+async fn ends_as_it_should(task: &Task, plugin: &Plugin) -> Result<()> {
+    tell_to_end(task)?;
+    same!(task.wait(plugin).await?.exit_code, 11);
+    same!(task.alloc.stdout.to_end(LIMIT).await?, b"up\ndown\n");
+    task.destroy(plugin).await
+}

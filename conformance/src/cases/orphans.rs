@@ -1,0 +1,110 @@
+//! Containers that run and that Nomad does not know of.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use super::recover::{obedient, tell_to_end};
+use super::until;
+use super::{cases, same};
+use crate::scene::Scene;
+use crate::task::LIMIT;
+
+cases!["orphans":
+    a_container_that_nobody_recovers_is_taken_down,
+    a_recovered_task_is_none,
+    one_whose_recovery_failed_is_taken_down,
+    a_dry_run_only_names_them,
+    they_are_left_alone_where_the_operator_says_so,
+];
+
+/// What of a plugin's log tells of an orphan.
+const NAMED: &str = "Nomad does not know this container";
+
+/// With a grace of a second, unless told otherwise.
+pub(super) fn options(scene: &Scene, more: &Value) -> Value {
+    let mut block = json!({"period": "200ms", "creation_grace": "1s"});
+    for (name, value) in more.as_object().into_iter().flatten() {
+        block[name] = value.clone();
+    }
+    let mut options = scene.options();
+    options["gc"] = json!({"dangling_containers": block});
+    options
+}
+
+async fn a_container_that_nobody_recovers_is_taken_down(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = obedient(scene, &plugin).await?;
+    plugin.kill().await?;
+    let mut next = scene.plugin_as(&scene.launch(), &options(scene, &json!({}))).await?;
+    scene.nothing_left_within(LIMIT)?;
+    let log = next.log().all().join("\n");
+    ensure!(log.contains(NAMED) && log.contains(&task.alloc.id), "not said in {log}");
+    scene.still_works(&next).await?;
+    next.shut_down().await
+}
+
+async fn a_recovered_task_is_none(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = obedient(scene, &plugin).await?;
+    plugin.kill().await?;
+    // One that nobody recovers shows when the time has come.
+    let mut other = scene.plugin().await?;
+    let orphan = obedient(scene, &other).await?;
+    other.kill().await?;
+    let mut next = scene.plugin_as(&scene.launch(), &options(scene, &json!({}))).await?;
+    task.recover(&next).await?;
+    let fresh = obedient(scene, &next).await?;
+    until(LIMIT, "the orphan's end", || orphan.alloc.cgroup.pids().is_empty()).await?;
+    // And some rounds more.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    for task in [task, fresh] {
+        tell_to_end(&task)?;
+        same!(task.wait(&next).await?.exit_code, 11);
+        task.destroy(&next).await?;
+    }
+    next.shut_down().await
+}
+
+async fn one_whose_recovery_failed_is_taken_down(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = obedient(scene, &plugin).await?;
+    plugin.kill().await?;
+    let mut next = scene.plugin_as(&scene.launch(), &options(scene, &json!({}))).await?;
+    let mut handle = task.kept_handle()?;
+    handle.driver_state = b"{}".to_vec();
+    ensure!(next.recover_task(handle).await.is_err(), "it was recovered from nothing");
+    scene.nothing_left_within(LIMIT)?;
+    // What the agent would have done first.
+    task.end(&next).await?;
+    next.shut_down().await
+}
+
+async fn a_dry_run_only_names_them(scene: &Scene) -> Result<()> {
+    left_alone(scene, &json!({"dry_run": true})).await
+}
+
+async fn they_are_left_alone_where_the_operator_says_so(scene: &Scene) -> Result<()> {
+    left_alone(scene, &json!({"enabled": false})).await?;
+    // Nor are those that are young.
+    left_alone(scene, &json!({"creation_grace": "1h"})).await
+}
+
+async fn left_alone(scene: &Scene, more: &Value) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = obedient(scene, &plugin).await?;
+    plugin.kill().await?;
+    let mut next = scene.plugin_as(&scene.launch(), &options(scene, more)).await?;
+    let is_named = || next.log().all().join("\n").contains(NAMED);
+    if more.get("dry_run").is_some() {
+        until(LIMIT, "a word on the orphan", is_named).await?;
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    same!(is_named(), more.get("dry_run").is_some());
+    task.recover(&next).await?;
+    tell_to_end(&task)?;
+    same!(task.wait(&next).await?.exit_code, 11);
+    task.destroy(&next).await?;
+    next.shut_down().await
+}
