@@ -7,8 +7,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::Case;
-use super::stage::{Stage, eventually};
-use crate::agent::processes;
+use super::stage::{SOON, Stage, eventually};
+use crate::agent::{Allocation, processes};
 
 pub const CASES: &[(&str, Case)] = &[
     ("plugin_killed", plugin_killed),
@@ -17,7 +17,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("agent_and_plugin_killed", agent_and_plugin_killed),
     ("a_task_that_ends_while_the_agent_is_down", ended_meanwhile),
     ("a_task_that_ends_while_all_is_down", ended_while_all_is_down),
-    ("a_task_whose_shim_dies_while_the_agent_is_down_has_failed", shim_died_meanwhile),
+    ("a_task_whose_shim_dies_while_the_agent_is_down_is_started_anew", shim_died_meanwhile),
     ("a_recovery_is_an_event", recovery_is_told),
     ("a_task_is_stopped_after_the_plugin_was_killed", stopped_after),
 ];
@@ -29,6 +29,8 @@ while :; do sleep 1000 & wait; done";
 fn started(stage: &mut Stage, name: &str) -> Result<(String, i32)> {
     let id = stage.shell(name, SCRIPT)?;
     stage.made(&id, "ready")?;
+    // The agent may hear of the start later than the script can tell of it.
+    stage.running(&id, "main")?;
     stage.logged(&id, "main", "before\n")?;
     let pid = stage.pid(&id)?;
     Ok((id, pid))
@@ -126,10 +128,17 @@ fn shim_died_meanwhile(stage: &mut Stage) -> Result<()> {
     let shim = processes::parent(pid)?;
     kill(Pid::from_raw(shim), Signal::SIGKILL)?;
     stage.agent.launch()?;
-    // The job's policy is not to try again.
+    // Nomad starts what can't be recovered anew, whatever the job's policy.
+    let again = |allocation: &Allocation| allocation.task("main").count("Started") == 2;
+    let allocation = stage.agent.allocation_until(&id, "second start", SOON, again)?;
+    ensure!(allocation.task("main").count("Failed Restoring Task") == 1, "{}", allocation.story());
+    ensure!(!processes::alive(pid), "the first one runs on");
+    eventually("word of the second one", || {
+        Ok(stage.log(&id, "main", false)?.ends_with(b"before\nbefore\n"))
+    })?;
+    stage.agent.tell(&["alloc", "signal", "-s", "SIGUSR1", &id, "main"])?;
     let task = stage.dead(&id, "main")?;
-    ensure!(task.failed, "{}", stage.agent.allocation(&id)?.story());
-    ensure!(!processes::alive(pid), "the task runs on");
+    ensure!(task.ended()?.exit_code == 42, "it ended as {:?}", task.ended()?);
     Ok(())
 }
 
