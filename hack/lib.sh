@@ -133,31 +133,33 @@ build() {
   reap
 }
 
-# The packages that are missing, by what is looked for: a file or a command, and the package that has it.
+# What is needed, a file or a command, and the package that has it.
+declare -A PACKAGES=(
+  [containerd]=containerd
+  [containerd-shim-runc-v2]=containerd
+  [ctr]=containerd
+  [runc]=runc
+  [/usr/lib/cni/bridge]=containernetworking-plugins
+  [iptables]=iptables
+  [docker-registry]=docker-registry
+  [busybox]=busybox-static
+  [redis-server]=redis-server
+  [redis-cli]=redis-tools
+  [protoc]=protobuf-compiler
+  [/usr/include/google/protobuf/any.proto]=libprotobuf-dev
+  [cc]=gcc
+  [/usr/share/doc/libc6-dev]=libc6-dev
+  [script]=bsdutils
+  [ip]=iproute2
+  [/etc/ssl/certs/ca-certificates.crt]=ca-certificates
+)
+
+# The packages that are missing.
 missing_packages() {
   local want
-  local -A found_by=(
-    [containerd]=containerd
-    [containerd-shim-runc-v2]=containerd
-    [ctr]=containerd
-    [runc]=runc
-    [/usr/lib/cni/bridge]=containernetworking-plugins
-    [iptables]=iptables
-    [docker-registry]=docker-registry
-    [busybox]=busybox-static
-    [redis-server]=redis-server
-    [redis-cli]=redis-tools
-    [protoc]=protobuf-compiler
-    [/usr/include/google/protobuf/any.proto]=libprotobuf-dev
-    [cc]=gcc
-    [/usr/share/doc/libc6-dev]=libc6-dev
-    [script]=bsdutils
-    [ip]=iproute2
-    [/etc/ssl/certs/ca-certificates.crt]=ca-certificates
-  )
-  for want in "${!found_by[@]}"; do
+  for want in "${!PACKAGES[@]}"; do
     if [[ $want == /* ]]; then [[ -e $want ]] && continue; else command -v "$want" >/dev/null && continue; fi
-    printf '%s\n' "${found_by[$want]}"
+    printf '%s\n' "${PACKAGES[$want]}"
   done | sort -u
 }
 
@@ -211,6 +213,25 @@ find_nomad() {
 build_nomad() {
   as_builder env CGO_ENABLED=0 go -C hack/nomad build -ldflags '-s -w' -o "$1.$$" github.com/hashicorp/nomad &&
     as_builder mv "$1.$$" "$1"
+}
+
+# Sets KERNEL to where Debian's kernel for virtual machines lies, fetched once and kept. It is only unpacked: installed,
+# it would be one of this machine's own.
+find_guest_kernel() {
+  KERNEL=$(find "$CACHE" -maxdepth 1 -name 'linux-image-*' 2>/dev/null | sort -V | tail -n 1)
+  if [[ -z $KERNEL ]]; then
+    local package
+    quietly apt-get update || return
+    package=$(apt-cache depends --important linux-image-cloud-amd64 | grep -o 'linux-image-[0-9].*')
+    KERNEL=$CACHE/$package
+    note "fetching $package into $KERNEL (once)"
+    (cd "$WORKDIR" && quietly apt-get download "$package") || return
+    as_builder mkdir -p "$KERNEL.$$" || return
+    dpkg-deb --fsys-tarfile "$WORKDIR/$package"_*.deb |
+      as_builder tar -x -C "$KERNEL.$$" --wildcards './boot/vmlinuz-*' '*/kernel/fs/overlayfs/*' || return
+    as_builder mv "$KERNEL.$$" "$KERNEL" || return
+  fi
+  note "$(basename "$KERNEL")"
 }
 
 # How to get an agent, for the places that do without one.

@@ -5,6 +5,7 @@ mod cases;
 mod demo;
 mod e2e;
 mod fixture;
+mod guest;
 mod host;
 mod interrupt;
 mod measure;
@@ -32,6 +33,8 @@ struct Cli {
 enum Command {
     /// All cases against a plugin's binary, on a private containerd.
     Suite(suite::Args),
+    /// Cases that depend on the kernel, in an emulated machine with cgroup v2 alone.
+    Guest(guest::Args),
     /// Hold a containerd and a registry with images up until Ctrl-C, to try things by hand.
     World,
     /// A redis job, step by step.
@@ -79,6 +82,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     clean_up_when_interrupted()?;
     match cli.command {
         Command::Suite(args) => suite::run(&args),
+        Command::Guest(args) => guest::run(&args),
         Command::World => hold_world(),
         Command::Demo { plugin, nomad } => demo::run(nomad.as_deref(), &plugin).map(|()| ExitCode::SUCCESS),
         Command::E2e { plugin, nomad, filter } => e2e::run(&nomad, &plugin, filter),

@@ -9,8 +9,7 @@ use nomad_proto::driver::{DriverTaskEvent, TaskState};
 use tonic::Streaming;
 
 use super::recover::{obedient, shim_pid, tell_to_end};
-use super::until;
-use super::{cases, same};
+use super::{cases, same, until};
 use crate::host::Plugin;
 use crate::host::alloc::set_memory;
 use crate::scene::Scene;

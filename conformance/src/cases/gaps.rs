@@ -11,8 +11,7 @@ use serde_json::Value;
 
 use super::ends::ended;
 use super::recover::{PluginEnd, obedient, shim_pid, tell_to_end};
-use super::until;
-use super::{cases, refused, same};
+use super::{cases, refused, same, until};
 use crate::fixture::sweep;
 use crate::host::Plugin;
 use crate::scene::Scene;

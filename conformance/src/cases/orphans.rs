@@ -6,8 +6,7 @@ use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::recover::{obedient, tell_to_end};
-use super::until;
-use super::{cases, same};
+use super::{cases, same, until};
 use crate::scene::Scene;
 use crate::task::LIMIT;
 

@@ -1,0 +1,125 @@
+//! The guest's root: an archive that the kernel unpacks into memory, with the programs that the suite runs, as this
+//! machine has them, and what they load. Knows nothing of the machine that will run it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+
+use crate::fixture::images::libraries;
+
+/// What the suite runs, beside itself and the plugin; `ldd`, a script of bash', among it.
+const PROGRAMS: [&str; 10] = [
+    "bash",
+    "busybox",
+    "containerd",
+    "containerd-shim-runc-v2",
+    "ctr",
+    "docker-registry",
+    "ldd",
+    "redis-cli",
+    "redis-server",
+    "runc",
+];
+/// Those of them that load nothing.
+const LOAD_NOTHING: [&str; 2] = ["busybox", "ldd"];
+/// Made empty, to be mounted on or written to.
+const DIRECTORIES: [&str; 10] =
+    ["dev", "etc", "mnt", "proc", "root", "run/containerd/s", "sys", "tmp", "usr", "var/lib"];
+
+/// The files of a root, each by where it goes.
+pub struct Root {
+    files: BTreeMap<PathBuf, PathBuf>,
+}
+
+impl Root {
+    /// A root with all that the suite needs of this machine.
+    ///
+    /// # Errors
+    /// Names the program that is missing.
+    pub fn with_programs() -> Result<Self> {
+        let mut root = Self { files: BTreeMap::new() };
+        for name in PROGRAMS {
+            root.program(&find(name)?, name)?;
+        }
+        Ok(root)
+    }
+
+    /// Adds a program as `/bin/<name>`, with what it loads.
+    ///
+    /// # Errors
+    /// Fails where what it loads can't be told.
+    pub fn program(&mut self, path: &Path, name: &str) -> Result<()> {
+        self.file(path, &Path::new("/bin").join(name));
+        if !LOAD_NOTHING.contains(&name) {
+            for library in libraries(path)? {
+                self.file(&library, &library);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a file.
+    pub fn file(&mut self, path: &Path, at: &Path) {
+        self.files.insert(at.to_owned(), path.to_owned());
+    }
+
+    /// Writes the archive. `scratch` is an empty directory for the time of it.
+    ///
+    /// # Errors
+    /// Carries what the packer said.
+    pub fn pack(&self, scratch: &Path, archive: &Path) -> Result<()> {
+        let below = |path: &Path| scratch.join(path.strip_prefix("/").unwrap_or(path));
+        for directory in DIRECTORIES {
+            fs::create_dir_all(below(Path::new(directory)))?;
+        }
+        for (at, path) in &self.files {
+            let at = below(at);
+            if let Some(parent) = at.parent() {
+                fs::create_dir_all(parent)?;
+            }
+            symlink(path, &at).with_context(|| format!("stage {}", path.display()))?;
+        }
+        let mut listing = String::new();
+        list(scratch, Path::new("."), &mut listing)?;
+        let mut packer = Command::new("busybox")
+            .args(["cpio", "-o", "-L", "-H", "newc"])
+            .current_dir(scratch)
+            .stdin(Stdio::piped())
+            .stdout(File::create(archive)?)
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("start busybox cpio")?;
+        packer.stdin.take().context("busybox cpio has no stdin")?.write_all(listing.as_bytes())?;
+        let done = packer.wait_with_output()?;
+        let said = String::from_utf8_lossy(&done.stderr);
+        ensure!(done.status.success(), "busybox cpio ended with {}: {said}", done.status);
+        Ok(())
+    }
+}
+
+/// Every path below `directory`, parents first.
+fn list(root: &Path, directory: &Path, into: &mut String) -> Result<()> {
+    for entry in fs::read_dir(root.join(directory))? {
+        let entry = entry?;
+        let path = directory.join(entry.file_name());
+        into.push_str(&path.to_string_lossy());
+        into.push('\n');
+        if entry.file_type()?.is_dir() {
+            list(root, &path, into)?;
+        }
+    }
+    Ok(())
+}
+
+/// A program in PATH.
+fn find(name: &str) -> Result<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found =
+        std::env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file());
+    found.with_context(|| format!("{name} is not in PATH"))
+}
