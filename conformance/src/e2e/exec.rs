@@ -1,12 +1,14 @@
 //! `nomad alloc exec`, with and without a terminal.
 
-use std::process::Command;
+use std::fs;
+use std::process::{Command, Stdio};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use super::Case;
-use super::stage::{SOON, Stage};
-use crate::agent::command::run;
+use super::stage::{SOON, Stage, eventually};
+use crate::agent::command::{Output, run};
+use crate::fixture::sweep;
 
 pub const CASES: &[(&str, Case)] = &[
     ("streams_and_exit_code_are_kept_apart", streams),
@@ -14,6 +16,10 @@ pub const CASES: &[(&str, Case)] = &[
     ("a_megabyte_comes_back_whole", megabyte),
     ("a_command_that_is_not_there_is_127", missing),
     ("a_terminal_has_the_size_of_the_callers", terminal),
+    ("without_a_terminal_it_does_what_nomad_asks_of_drivers", without_terminal),
+    ("with_a_terminal_it_does_what_nomad_asks_of_drivers", with_terminal),
+    ("what_it_writes_is_in_the_task_and_not_on_the_host", isolation),
+    ("a_caller_that_is_killed_takes_its_command_along", killed_caller),
 ];
 
 const SLEEP: &str = "trap 'exit 0' TERM; touch /alloc/data/ready; sleep 1000 & wait";
@@ -57,22 +63,102 @@ fn missing(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn terminal(stage: &mut Stage) -> Result<()> {
-    let id = stage.shell("exec-terminal", SLEEP)?;
-    stage.made(&id, "ready")?;
+/// `nomad alloc exec` with a terminal of 37 lines and 101 columns, which `script` lends it.
+fn exec_in_terminal(stage: &Stage, id: &str, stdin: &[u8], inner: &str) -> Result<Output> {
     let nomad = stage.agent.nomad(&[]);
     let program = nomad.get_program().to_string_lossy().into_owned();
-    // `script` lends a terminal to a command line.
-    let inner = "tty; sleep 0.5; stty size; exit 4";
     let line =
         format!("stty cols 101 rows 37; exec '{program}' alloc exec -i -t -task main {id} sh -c '{inner}'");
     let mut command = Command::new("script");
     command.args(["--quiet", "--return", "--command", &line, "/dev/null"]);
     command.envs(nomad.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let output = run(&mut command, b"", SOON)?;
+    run(&mut command, stdin, SOON)
+}
+
+fn terminal(stage: &mut Stage) -> Result<()> {
+    let id = stage.shell("exec-terminal", SLEEP)?;
+    stage.made(&id, "ready")?;
+    let output = exec_in_terminal(stage, &id, b"", "tty; sleep 0.5; stty size; exit 4")?;
     let text = output.stdout();
     ensure!(output.code == Some(4), "exit code {:?}: {text}", output.code);
     ensure!(text.contains("/dev/pts/"), "no terminal: {text:?}");
     ensure!(text.contains("37 101"), "another size: {text:?}");
     Ok(())
+}
+
+/// The behaviours that Nomad's own tests ask of drivers (`plugins/drivers/testutils`).
+fn without_terminal(stage: &mut Stage) -> Result<()> {
+    let id = stage.shell("exec-plain", SLEEP)?;
+    stage.made(&id, "ready")?;
+    for (script, stdin, code, stdout, stderr) in [
+        ("echo one; echo two >&2; exit 43", "", 43, "one\n", "two\n"),
+        ("for n in 1 2 3; do echo $n; sleep 0.2; done", "", 0, "1\n2\n3\n", ""),
+        ("stty size", "", 1, "", "stty: standard input: Inappropriate ioctl for device\n"),
+        ("echo from the command; head -n1", "from stdin\n", 0, "from the command\nfrom stdin\n", ""),
+    ] {
+        let output = stage.exec(&id, stdin.as_bytes(), &["sh", "-c", script])?;
+        ensure!(output.code == Some(code), "{script}: exit code {:?}: {}", output.code, output.stderr());
+        ensure!(output.stdout() == stdout, "{script}: stdout is {:?}", output.stdout());
+        // The command line tool adds a line of its own to an exit code.
+        ensure!(output.stderr().starts_with(stderr), "{script}: stderr is {:?}", output.stderr());
+    }
+    Ok(())
+}
+
+fn with_terminal(stage: &mut Stage) -> Result<()> {
+    let id = stage.shell("exec-typed", SLEEP)?;
+    stage.made(&id, "ready")?;
+    for (script, stdin, code, stdout) in [
+        ("echo one; echo two >&2; exit 43", "", 43, "one\r\ntwo\r\n"),
+        ("for n in 1 2 3; do echo $n; sleep 0.2; done", "", 0, "1\r\n2\r\n3\r\n"),
+        ("sleep 0.3; stty size", "", 0, "37 101\r\n"),
+        ("(( sleep 20; echo behind ) & ); echo first; exec sleep 0.3", "", 0, "first\r\n"),
+        // Once as its echo, once as what the command writes.
+        ("head -n1", "typed\n", 0, "typed\r\ntyped\r\n"),
+    ] {
+        let output = exec_in_terminal(stage, &id, stdin.as_bytes(), script)?;
+        // `script` types the end of its own input somewhere in between.
+        let text = output.stdout().replace("^@", "").replace("^D", "").replace('\u{8}', "");
+        ensure!(output.code == Some(code), "{script}: exit code {:?}: {text}", output.code);
+        ensure!(text.contains(stdout) && !text.contains("behind"), "{script}: it says {text:?}");
+    }
+    Ok(())
+}
+
+fn isolation(stage: &mut Stage) -> Result<()> {
+    let id = stage.shell("exec-isolation", SLEEP)?;
+    stage.made(&id, "ready")?;
+    let script = "file=$(mktemp) && echo inside >$file && echo $file";
+    let file = stage.exec(&id, b"", &["sh", "-c", script])?.stdout().trim().to_owned();
+    ensure!(!file.is_empty() && !std::path::Path::new(&file).exists(), "{file:?} is on the host");
+    let content = stage.exec(&id, b"", &["cat", &file])?.stdout();
+    ensure!(content == "inside\n", "{file} has {content:?}");
+    let groups = stage.exec(&id, b"", &["cat", "/proc/self/cgroup"])?.stdout();
+    let is_nomads = groups.contains(":freezer:/nomad") || groups.trim().ends_with(".scope");
+    ensure!(is_nomads, "it is in {groups}");
+    Ok(())
+}
+
+fn killed_caller(stage: &mut Stage) -> Result<()> {
+    let id = stage.shell("exec-killed", SLEEP)?;
+    stage.made(&id, "ready")?;
+    let is_of_command = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        ["sleep\x00900", "sleep\x00901", "sleep\x00902", "sleep 900"]
+            .iter()
+            .any(|words| String::from_utf8_lossy(&line).contains(words))
+    };
+    let left = || sweep::pids_in(&format!("{id}.main")).iter().filter(|pid| is_of_command(pid)).count();
+    let script = "trap \"\" HUP TERM; (sleep 900 &); setsid sleep 901 & touch /alloc/data/up; sleep 902";
+    let mut command =
+        stage.agent.nomad(&["alloc", "exec", "-i", "-t=false", "-task", "main", &id, "sh", "-c", script]);
+    // A pipe for its input that stays open.
+    let mut caller = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let up = stage.made(&id, "up");
+    let running = left();
+    caller.kill().context("kill nomad alloc exec")?;
+    caller.wait()?;
+    up?;
+    ensure!(running >= 3, "{running} processes of the command");
+    eventually("end of the command", || Ok(left() == 0))
 }
