@@ -10,14 +10,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::{Cgroup, Mode, mode};
 use crate::readable::Readable;
 
 /// v1 tells that the memory is short before it kills: the count follows within this.
 const KILL_FOLLOWS: Duration = Duration::from_secs(1);
-const IS_IT_COUNTED: Duration = Duration::from_millis(10);
+/// v2 tells of each time that a limit was met, which may be often.
+const IS_IT_COUNTED: Duration = Duration::from_millis(50);
 
 /// Follows the kernel's count of OOM kills in one cgroup.
 pub(crate) struct OomWatch {
@@ -72,20 +72,16 @@ impl OomWatch {
 }
 
 fn ask_for_news(file: &Path) -> io::Result<Readable> {
-    let descriptor = match mode() {
+    let subject = File::open(file)?;
+    match mode() {
         Mode::V1 => {
             let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?;
-            let subject = File::open(file)?;
-            let control = file.with_file_name("cgroup.event_control");
             let event = OwnedFd::from(event);
+            let control = file.with_file_name("cgroup.event_control");
             std::fs::write(control, format!("{} {}", event.as_raw_fd(), subject.as_raw_fd()))?;
-            event
+            Readable::new(event)
         }
-        Mode::V2 => {
-            let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-            inotify.add_watch(file, AddWatchFlags::IN_MODIFY)?;
-            OwnedFd::from(inotify)
-        }
-    };
-    Readable::new(descriptor)
+        // Not by inotify, of which a user has few.
+        Mode::V2 => Readable::changing(subject.into()),
+    }
 }
