@@ -21,10 +21,13 @@ pub(crate) struct Usage {
     pub rss_bytes: u64,
     pub cache_bytes: u64,
     pub memory_bytes: u64,
-    pub memory_max_bytes: u64,
-    pub swap_bytes: u64,
-    /// Not counted on v2.
+    /// Only newer kernels, and shims, have it on v2.
+    pub memory_max_bytes: Option<u64>,
+    /// On v1, the kernel may have been started without a count of it.
+    pub swap_bytes: Option<u64>,
+    /// Not told on v2, where only parts of it are among a shim's metrics.
     pub kernel_bytes: Option<u64>,
+    /// Not counted on v2.
     pub kernel_max_bytes: Option<u64>,
 }
 
@@ -60,8 +63,8 @@ fn of_v1(metrics: &cgroups::metrics::Metrics) -> Usage {
         rss_bytes: memory.total_rss,
         cache_bytes: memory.total_cache,
         memory_bytes: usage.usage,
-        memory_max_bytes: usage.max,
-        swap_bytes: both.saturating_sub(usage.usage),
+        memory_max_bytes: Some(usage.max),
+        swap_bytes: (both > 0).then(|| both.saturating_sub(usage.usage)),
         kernel_bytes: Some(kernel.usage),
         kernel_max_bytes: Some(kernel.max),
     }
@@ -79,8 +82,8 @@ fn of_v2(metrics: &cgroups_v2::metrics::Metrics) -> Usage {
         rss_bytes: memory.anon,
         cache_bytes: memory.file,
         memory_bytes: memory.usage,
-        memory_max_bytes: memory.max_usage,
-        swap_bytes: memory.swap_usage,
+        memory_max_bytes: Some(memory.max_usage).filter(|bytes| *bytes > 0),
+        swap_bytes: Some(memory.swap_usage),
         kernel_bytes: None,
         kernel_max_bytes: None,
     }
@@ -103,7 +106,10 @@ mod tests {
         metrics.mut_memory().total_rss = 60;
         let usage = Usage::parse(&packed("io.containerd.cgroups.v1.Metrics", &metrics)).unwrap();
         assert_eq!(usage.cpu_total, Duration::from_micros(3));
-        assert_eq!((usage.memory_bytes, usage.swap_bytes, usage.rss_bytes), (100, 30, 60));
+        assert_eq!((usage.memory_bytes, usage.swap_bytes, usage.rss_bytes), (100, Some(30), 60));
+        metrics.mut_memory().mut_swap().usage = 0;
+        let uncounted = Usage::parse(&packed("io.containerd.cgroups.v1.Metrics", &metrics)).unwrap();
+        assert_eq!(uncounted.swap_bytes, None);
     }
 
     #[test]
@@ -114,6 +120,9 @@ mod tests {
         let usage =
             Usage::parse(&packed("type.googleapis.com/io.containerd.cgroups.v2.Metrics", &metrics)).unwrap();
         assert_eq!(usage.cpu_total, Duration::from_millis(3));
-        assert_eq!(usage.rss_bytes, 60);
+        assert_eq!((usage.rss_bytes, usage.memory_max_bytes), (60, None));
+        metrics.mut_memory().max_usage = 90;
+        let newer = Usage::parse(&packed("io.containerd.cgroups.v2.Metrics", &metrics)).unwrap();
+        assert_eq!(newer.memory_max_bytes, Some(90));
     }
 }

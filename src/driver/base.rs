@@ -71,22 +71,28 @@ impl BasePlugin for Base {
             PluginConfig::decode(&request.msgpack_config).map_err(|error| reply::status(error.into()))?;
         if let Some(config) = config {
             let topology = request.nomad_config.and_then(|c| c.driver).and_then(|d| d.topology);
-            let mhz = topology.as_ref().map_or(0, total_mhz);
+            let mhz = topology.as_ref().map_or(0.0, mhz_per_core);
             self.settings.send_replace(Some(Arc::new(Settings::new(config, mhz))));
         }
         Ok(Response::new(pb::SetConfigResponse {}))
     }
 }
 
-/// What the node's cores do together, in MHz: what CPU ticks are counted against.
-fn total_mhz(topology: &pb::ClientTopology) -> u64 {
-    if topology.override_total_compute > 0 {
-        return topology.override_total_compute;
-    }
+/// What one core does on average, as the agent counts it, those included that it keeps from tasks.
+///
+/// Source of the facts: hashicorp/nomad `client/lib/numalib/topology.go`.
+fn mhz_per_core(topology: &pb::ClientTopology) -> f64 {
     let speed = |core: &pb::ClientTopologyCore| {
-        [core.max_speed, core.base_speed, core.guess_speed].into_iter().find(|mhz| *mhz > 0).unwrap_or(0)
+        [core.base_speed, core.max_speed, core.guess_speed].into_iter().find(|mhz| *mhz > 0).unwrap_or(0)
     };
-    topology.cores.iter().filter(|core| !core.disable).map(speed).sum()
+    let total = match topology.override_total_compute {
+        0 => topology.cores.iter().map(speed).sum(),
+        operators_word => operators_word,
+    };
+    match topology.cores.len() {
+        0 => 0.0,
+        cores => total as f64 / cores as f64,
+    }
 }
 
 #[cfg(test)]
@@ -94,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nodes_speed_is_its_enabled_cores_or_the_operators_word() {
+    fn a_cores_speed_is_the_agents_average_or_the_operators_word() {
         let core = |max, base, guess, disable| pb::ClientTopologyCore {
             max_speed: max,
             base_speed: base,
@@ -107,12 +113,13 @@ mod tests {
                 core(3000, 2000, 0, false),
                 core(0, 2000, 0, false),
                 core(0, 0, 1500, false),
-                core(9, 9, 9, true),
+                core(3000, 500, 0, true),
             ],
             ..Default::default()
         };
-        assert_eq!(total_mhz(&topology), 6500);
+        assert_eq!(mhz_per_core(&topology), 1500.0);
         topology.override_total_compute = 4000;
-        assert_eq!(total_mhz(&topology), 4000);
+        assert_eq!(mhz_per_core(&topology), 1000.0);
+        assert_eq!(mhz_per_core(&pb::ClientTopology::default()), 0.0);
     }
 }

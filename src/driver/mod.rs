@@ -7,6 +7,7 @@ mod base;
 mod exec_stream;
 mod fingerprint;
 mod reply;
+mod usage;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -144,8 +145,9 @@ impl pb::driver_server::Driver for Driver {
         let request = request.into_inner();
         let task = self.task(&request.task_id).map_err(reply::status)?;
         let asked = request.collection_interval.and_then(|i| Duration::try_from(i).ok());
-        let usages = task.stats(asked.filter(|interval| !interval.is_zero()));
-        let stats = usages.map(move |usage| Ok(reply::stats(&request.task_id, usage)));
+        let mhz_per_core = self.base.settings().map_err(reply::status)?.mhz_per_core;
+        let readings = task.stats(asked);
+        let stats = readings.map(move |reading| Ok(reply::stats(&request.task_id, &reading, mhz_per_core)));
         Ok(Response::new(Box::pin(stats)))
     }
 

@@ -7,8 +7,9 @@ use prost::Message;
 use prost_types::{Any, Timestamp};
 use tonic::{Code, Status};
 
+use super::usage::resource_usage;
 use crate::error::Error;
-use crate::task::{ExecOutput, Exit, Phase, Started, Task, TaskEvent};
+use crate::task::{ExecOutput, Exit, Phase, Reading, Started, Task, TaskEvent};
 
 /// The version of [`pb::TaskHandle`]; above 0, or the agent takes the handle for missing.
 const HANDLE_VERSION: i32 = 1;
@@ -121,12 +122,12 @@ pub(super) fn inspected(task: &Task) -> pb::InspectTaskResponse {
     }
 }
 
-pub(super) fn stats(task_id: &str, usage: pb::TaskResourceUsage) -> pb::TaskStatsResponse {
+pub(super) fn stats(task_id: &str, reading: &Reading, mhz_per_core: f64) -> pb::TaskStatsResponse {
     pb::TaskStatsResponse {
         stats: Some(pb::TaskStats {
             id: task_id.to_owned(),
-            timestamp: Some(Timestamp::from(std::time::SystemTime::now())),
-            agg_resource_usage: Some(usage),
+            timestamp: Some(Timestamp::from(reading.at)),
+            agg_resource_usage: Some(resource_usage(reading, mhz_per_core)),
             resource_usage_by_pid: std::collections::HashMap::new(),
         }),
     }

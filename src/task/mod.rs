@@ -38,6 +38,7 @@ pub(crate) use events::TaskEvent;
 use events::{Events, Teller};
 pub(crate) use exec::{Exec, ExecOutput, ExecRefused, Output, Stdin, Terminal, TerminalSize};
 use place::Place;
+pub(crate) use stats::{Load, Reading};
 
 /// The namespace in containerd of all that is ours. `ctr -n nomad` shows it.
 const NAMESPACE: &str = "nomad";
@@ -47,15 +48,15 @@ const SNAPSHOTTER: &str = "overlayfs";
 pub(crate) struct Settings {
     pub config: PluginConfig,
     pub containerd: Containerd,
-    /// What the node's cores do together.
-    pub total_mhz: u64,
+    /// What a core does on average.
+    pub mhz_per_core: f64,
 }
 
 impl Settings {
     /// Reaches for nothing.
-    pub(crate) fn new(config: PluginConfig, total_mhz: u64) -> Self {
+    pub(crate) fn new(config: PluginConfig, mhz_per_core: f64) -> Self {
         let containerd = Containerd::new(config.containerd_socket.clone(), NAMESPACE, SNAPSHOTTER);
-        Self { config, containerd, total_mhz }
+        Self { config, containerd, mhz_per_core }
     }
 
     /// The binary of the configured runtime's shim.
@@ -122,7 +123,7 @@ pub(crate) struct Task {
     place: Place,
     connection: Connection,
     phase: watch::Receiver<Phase>,
-    stats: stats::Sampler,
+    stats: Arc<stats::Sampler>,
     /// Tells of its recovery, once somebody waits for it: before, the agent knows no task to put the event to.
     recovered: Mutex<Option<Teller>>,
     /// What an exec's process is made from; filled at the first one.

@@ -267,7 +267,7 @@ impl Task {
         let (saved, place) = (watch.saved.clone(), watch.place.clone());
         let identity = watch.teller.identity.clone();
         let phase = supervisor::watch(watch);
-        let stats = stats::Sampler::new(settings.config.stats_interval, settings.total_mhz);
+        let stats = Arc::new(stats::Sampler::new(settings.config.stats_interval));
         let (recovered, exec_template) = (Mutex::new(None), OnceCell::new());
         Self { identity, saved, place, connection, phase, stats, recovered, exec_template }
     }

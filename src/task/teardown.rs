@@ -65,7 +65,10 @@ impl Tasks {
                     "it is running: stop it first, or destroy it by force".to_owned(),
                 ));
             }
-            Some(Slot::Here(task)) => task.place.clone(),
+            Some(Slot::Here(task)) => {
+                task.end_stats();
+                task.place.clone()
+            }
             Some(Slot::Starting(called_off)) if force => {
                 called_off.cancel();
                 return Ok(None);

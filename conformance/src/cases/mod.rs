@@ -6,6 +6,7 @@ mod bad_input;
 mod coexistence;
 mod containerd_down;
 mod ends;
+mod events;
 mod exec;
 mod exec_ends;
 mod exec_many;
@@ -73,6 +74,7 @@ pub fn all() -> Vec<Case> {
         orphans::cases(),
         start_failures::cases(),
         exec_many::cases(),
+        stats::cases(),
         account::cases(),
         launch::cases(),
         coexistence::cases(),
@@ -91,7 +93,7 @@ pub fn all() -> Vec<Case> {
         exec_ends::cases(),
         script_check::cases(),
         bad_input::cases(),
-        stats::cases(),
+        events::cases(),
     ]
     .into_iter()
     .flatten()

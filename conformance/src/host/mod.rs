@@ -10,6 +10,7 @@ pub mod hcl;
 pub mod launch;
 pub mod logmon;
 pub mod plugin;
+pub mod stats;
 pub mod stderr;
 
 pub use alloc::Alloc;
