@@ -16,8 +16,8 @@ use crate::fixture::World;
 use crate::interrupt::{UnderWay, interrupted};
 use crate::scene::Scene;
 
-/// Past it a case has failed.
-const CASE_LIMIT: Duration = Duration::from_secs(100);
+/// Past it a case has failed, where it doesn't say otherwise.
+pub const CASE_LIMIT: Duration = Duration::from_secs(100);
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -41,6 +41,8 @@ pub struct Args {
 pub struct Case {
     pub name: String,
     pub body: Box<dyn Fn(Arc<Scene>) -> BoxFuture<'static, Result<()>> + Send + Sync>,
+    /// Past it, it has failed.
+    pub limit: Duration,
 }
 
 /// # Errors
@@ -103,8 +105,8 @@ fn perform(case: &Case, scene: &Arc<Scene>, handle: &Handle) -> std::result::Res
 async fn play(case: &Case, scene: &Arc<Scene>) -> Result<()> {
     let body = (case.body)(Arc::clone(scene));
     tokio::select! {
-        played = tokio::time::timeout(CASE_LIMIT, body) => {
-            played.unwrap_or_else(|_| Err(anyhow!("not done after {CASE_LIMIT:?}")))
+        played = tokio::time::timeout(case.limit, body) => {
+            played.unwrap_or_else(|_| Err(anyhow!("not done after {:?}", case.limit)))
         }
         () = interrupted() => Err(anyhow!("interrupted")),
     }

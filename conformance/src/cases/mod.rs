@@ -25,6 +25,7 @@ mod run;
 mod script_check;
 mod security;
 mod shim_failures;
+mod soak;
 mod start_failures;
 mod stats;
 mod stop;
@@ -45,6 +46,7 @@ macro_rules! cases {
             vec![$($crate::suite::Case {
                 name: format!("{}: {}", $behaviour, stringify!($function).replace('_', " ")),
                 body: Box::new(|scene| Box::pin(async move { $function(&scene).await })),
+                limit: $crate::suite::CASE_LIMIT,
             }),*]
         }
     };
@@ -66,6 +68,7 @@ pub(crate) use same;
 pub fn all() -> Vec<Case> {
     // Those that wait long come first, so that the rest fills the time beside them.
     [
+        soak::long_cases(),
         containerd_down::cases(),
         shim_failures::cases(),
         recover::cases(),
