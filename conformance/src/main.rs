@@ -52,8 +52,8 @@ enum Command {
         plugin: PathBuf,
         #[arg(long)]
         nomad: PathBuf,
-        /// Only the cases whose names contain it.
-        filter: Option<String>,
+        /// Only the cases whose names contain one of these.
+        filter: Vec<String>,
     },
     /// Figures of the driver beside those of containerd, runc and crun.
     Measure(measure::Args),
@@ -85,7 +85,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Guest(args) => guest::run(&args),
         Command::World => hold_world(),
         Command::Demo { plugin, nomad } => demo::run(nomad.as_deref(), &plugin).map(|()| ExitCode::SUCCESS),
-        Command::E2e { plugin, nomad, filter } => e2e::run(&nomad, &plugin, filter),
+        Command::E2e { plugin, nomad, filter } => e2e::run(&nomad, &plugin, &filter),
         Command::Measure(args) => measure::run(&args).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -23,7 +23,7 @@ use stage::Stage;
 
 type Case = fn(&mut Stage) -> Result<()>;
 
-/// Every case by its name, which `conformance e2e FILTER` looks for its filter in.
+/// Every case by its name, which `conformance e2e FILTER...` looks for its filters in.
 fn cases() -> Vec<(String, Case)> {
     let groups: [(&str, &[(&str, Case)]); 8] = [
         ("ends", ends::CASES),
@@ -42,25 +42,26 @@ fn cases() -> Vec<(String, Case)> {
     groups.into_iter().flat_map(named).collect()
 }
 
-/// Runs the cases whose names contain `filter`, and prints the usual closing line.
+/// Runs the cases whose names contain one of `filters`, all without any, and prints the usual closing line.
 ///
 /// # Errors
 /// When the world or the agent does not come up.
-pub fn run(nomad: &Path, plugin: &Path, filter: Option<String>) -> Result<ExitCode> {
+pub fn run(nomad: &Path, plugin: &Path, filters: &[String]) -> Result<ExitCode> {
     let begun = Instant::now();
     let stage = Arc::new(Mutex::new(Stage::set(nomad, plugin)?));
     println!(
         "a containerd, a registry and a Nomad agent are up after {:.1} s",
         begun.elapsed().as_secs_f32()
     );
-    let trials = cases().into_iter().map(|(name, case)| {
+    let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter));
+    let trials = cases().into_iter().filter(|(name, _)| wanted(name)).map(|(name, case)| {
         let stage = Arc::clone(&stage);
         Trial::test(name, move || {
             let mut stage = stage.lock().unwrap_or_else(PoisonError::into_inner);
             play(&mut stage, case).map_err(|error| Failed::from(format!("{error:#}")))
         })
     });
-    let arguments = Arguments { filter, test_threads: Some(1), ..Arguments::default() };
+    let arguments = Arguments { test_threads: Some(1), ..Arguments::default() };
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     Ok(conclusion.exit_code())
 }

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
+use crate::fixture;
 use crate::interrupt::{UnderWay, interrupted};
 use root::Root;
 
@@ -49,6 +50,9 @@ pub struct Args {
     /// Where a Debian kernel package (linux-image-*-cloud-amd64) is unpacked.
     #[arg(long)]
     kernel: PathBuf,
+    /// An agent's binary: the end-to-end set runs under it there, in place of the cases against the plugin alone.
+    #[arg(long)]
+    nomad: Option<PathBuf>,
     /// Only cases whose name contains one of these, in place of the usual choice.
     filter: Vec<String>,
 }
@@ -57,7 +61,7 @@ pub struct Args {
 /// Says what keeps the guest from running, or that it ended without a result. A case that fails is in the exit code.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let _under_way = UnderWay::begin();
-    let directory = tempfile::Builder::new().prefix("cfm-guest-").tempdir()?;
+    let directory = fixture::own_directory()?;
     let archive = directory.path().join("root.cpio");
     pack(args, directory.path(), &archive).context("make the guest's root")?;
     let kernel = only_match(&args.kernel.join("boot"), "vmlinuz-")?;
@@ -79,9 +83,12 @@ fn pack(args: &Args, directory: &Path, archive: &Path) -> Result<()> {
     fs::write(&init, INIT)?;
     make_executable(&init)?;
     root.file(&init, Path::new("/init"));
-    let suite = directory.join("suite");
-    fs::write(&suite, suite_arguments(&args.filter).join("\n") + "\n")?;
-    root.file(&suite, Path::new("/suite"));
+    if let Some(nomad) = &args.nomad {
+        root.file(&std::path::absolute(nomad)?, Path::new("/bin/nomad"));
+    }
+    let arguments = directory.join("arguments");
+    fs::write(&arguments, arguments_inside(args).join("\n") + "\n")?;
+    root.file(&arguments, Path::new("/arguments"));
     let scratch = directory.join("root");
     fs::create_dir(&scratch)?;
     root.pack(&scratch, archive)
@@ -92,15 +99,18 @@ fn make_executable(file: &Path) -> Result<()> {
     Ok(fs::set_permissions(file, fs::Permissions::from_mode(0o755))?)
 }
 
-fn suite_arguments(filter: &[String]) -> Vec<String> {
-    let always = ["suite", "--plugin", "/bin/containerd-driver", "--jobs", "1", "--"];
-    let mut arguments = always.map(str::to_owned).to_vec();
-    if filter.is_empty() {
-        arguments.extend(CASES.map(str::to_owned));
-    } else {
-        arguments.extend_from_slice(filter);
+/// What the guest's `conformance` is called with.
+fn arguments_inside(args: &Args) -> Vec<String> {
+    let mut arguments = match &args.nomad {
+        Some(_) => vec!["e2e", "--nomad", "/bin/nomad"],
+        None => vec!["suite", "--jobs", "1"],
+    };
+    arguments.extend(["--plugin", "/bin/containerd-driver", "--"]);
+    if args.filter.is_empty() && args.nomad.is_none() {
+        arguments.extend(CASES);
     }
-    arguments
+    arguments.extend(args.filter.iter().map(String::as_str));
+    arguments.into_iter().map(str::to_owned).collect()
 }
 
 /// Runs the machine until it turns itself off, with its console on stdout.

@@ -27,6 +27,8 @@ const PROGRAMS: [&str; 10] = [
 ];
 /// Those of them that load nothing.
 const LOAD_NOTHING: [&str; 2] = ["busybox", "ldd"];
+/// What programs read, as it is here; an agent wants the user `nobody`.
+const FILES: [&str; 2] = ["/etc/group", "/etc/passwd"];
 /// Made empty, to be mounted on or written to.
 const DIRECTORIES: [&str; 10] =
     ["dev", "etc", "mnt", "proc", "root", "run/containerd/s", "sys", "tmp", "usr", "var/lib"];
@@ -45,6 +47,9 @@ impl Root {
         let mut root = Self { files: BTreeMap::new() };
         for name in PROGRAMS {
             root.program(&find(name)?, name)?;
+        }
+        for file in FILES.map(Path::new) {
+            root.file(file, file);
         }
         Ok(root)
     }
