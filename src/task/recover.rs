@@ -61,9 +61,13 @@ async fn find(settings: &Settings, teller: Teller, driver_state: &[u8]) -> Resul
     let init = Init::open(saved.init);
     match tokio::time::timeout(SHIM_ANSWERS, connection.state()).await {
         Ok(state) => drop(state?),
-        // What it is busy with, or whether it is, is no reason to give up a task that runs: its end is told all the same.
-        Err(_) if init.as_ref().is_some_and(|init| !init.has_ended()) => {
-            tracing::warn!(container = saved.container_id, "the shim does not answer; its task runs");
+        // What it is busy with, or whether it is, is no reason to give up its task: the kernel knows the process, and tells
+        // its end all the same.
+        Err(_) if init.is_some() => {
+            tracing::warn!(
+                container = saved.container_id,
+                "the shim does not answer; its task's process is there"
+            );
         }
         Err(_) => {
             let error = format!("its shim does not answer in {SHIM_ANSWERS:?}, and its process is gone");

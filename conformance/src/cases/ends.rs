@@ -18,6 +18,8 @@ use crate::task::{LIMIT, Task};
 cases!["ends":
     a_kill_is_told_from_a_code_of_the_same_number,
     an_end_that_the_shim_does_not_tell_is_told_by_the_kernel,
+    so_it_is_after_a_recovery,
+    so_it_is_of_an_end_before_the_recovery,
     an_end_before_that_of_the_shim_is_the_tasks_own,
     an_end_is_the_same_after_a_recovery,
     a_child_killed_for_want_of_memory_is_told_while_the_task_runs_on,
@@ -74,27 +76,49 @@ async fn a_kill_is_told_from_a_code_of_the_same_number(scene: &Scene) -> Result<
 }
 
 async fn an_end_that_the_shim_does_not_tell_is_told_by_the_kernel(scene: &Scene) -> Result<()> {
-    for recovered in [false, true] {
-        let mut plugin = scene.plugin().await?;
-        let task = obedient(scene, &plugin).await?;
-        kill(shim_pid(scene)?, Signal::SIGSTOP)?;
-        if recovered {
-            plugin.kill().await?;
-            plugin = scene.plugin().await?;
-            // The shim answers nothing; the process runs.
-            task.recover(&plugin).await?;
-        }
+    let mut plugin = scene.plugin().await?;
+    let task = obedient(scene, &plugin).await?;
+    kill(shim_pid(scene)?, Signal::SIGSTOP)?;
+    tell_to_end(&task)?;
+    is_told_by_the_kernel(scene, &plugin, &task).await?;
+    plugin.shut_down().await
+}
+
+async fn so_it_is_after_a_recovery(scene: &Scene) -> Result<()> {
+    recovered(scene, false).await
+}
+
+async fn so_it_is_of_an_end_before_the_recovery(scene: &Scene) -> Result<()> {
+    recovered(scene, true).await
+}
+
+async fn recovered(scene: &Scene, ends_before: bool) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = obedient(scene, &plugin).await?;
+    let pid = task.pid()?;
+    kill(shim_pid(scene)?, Signal::SIGSTOP)?;
+    plugin.kill().await?;
+    if ends_before {
         tell_to_end(&task)?;
-        let exit = task.wait(&plugin).await?;
-        same!((exit.exit_code, exit.signal), (11, 0));
-        task.stop(&plugin, LIMIT).await?;
-        let destroyed = tokio::time::timeout(LIMIT, task.destroy(&plugin)).await;
-        destroyed.context("DestroyTask gave no answer")??;
-        scene.nothing_left()?;
-        scene.still_works(&plugin).await?;
-        plugin.shut_down().await?;
+        ended(pid).await?;
     }
-    Ok(())
+    let mut next = scene.plugin().await?;
+    // The shim answers nothing; the process is there.
+    task.recover(&next).await?;
+    tell_to_end(&task)?;
+    is_told_by_the_kernel(scene, &next, &task).await?;
+    next.shut_down().await
+}
+
+/// That a task has ended as it was told to, and can be cleared away with its shim.
+async fn is_told_by_the_kernel(scene: &Scene, plugin: &Plugin, task: &Task) -> Result<()> {
+    let exit = task.wait(plugin).await?;
+    same!((exit.exit_code, exit.signal), (11, 0));
+    task.stop(plugin, LIMIT).await?;
+    let destroyed = tokio::time::timeout(LIMIT, task.destroy(plugin)).await;
+    destroyed.context("DestroyTask gave no answer")??;
+    scene.nothing_left()?;
+    scene.still_works(plugin).await
 }
 
 async fn an_end_before_that_of_the_shim_is_the_tasks_own(scene: &Scene) -> Result<()> {
