@@ -11,7 +11,7 @@ use nix::unistd::{Pid, mkfifo};
 use nomad_proto::driver::MemoryUsage;
 use nomad_proto::driver::memory_usage::Fields;
 
-use super::{cases, same};
+use super::cases;
 use crate::fixture::sweep::find_processes;
 use crate::host::Plugin;
 use crate::host::cgroup::is_v2;
@@ -71,17 +71,16 @@ async fn usage_comes_with_all_its_parts_and_never_faster_than_the_operator_wants
     let mut plugin = scene.plugin().await?;
     let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
     let mut stats = Stats::open(&plugin, task.id(), Duration::from_millis(10)).await?;
-    let mut last: Option<Sample> = None;
+    let first = stats.next(LIMIT).await?;
+    ensure!(!first.has_load(), "the load of a first sample can't be measured: {:?}", first.cpu);
+    let mut last = first.clone();
     for _ in 0..4 {
-        let next = stats.next(LIMIT).await?;
-        same!(next.has_load(), last.is_some());
-        if let Some(last) = last {
-            // The option's default is a second.
-            let apart = next.at.saturating_sub(last.at);
-            ensure!(apart > Duration::from_millis(900), "a sample comes {apart:?} after the one before");
-        }
-        last = Some(next);
+        last = stats.next(LIMIT).await?;
+        ensure!(last.has_load(), "no load: {:?}", last.cpu);
     }
+    // The option's default is a second; each of the two may be late.
+    let took = last.at.saturating_sub(first.at);
+    ensure!(took > Duration::from_secs(2), "five samples came in {took:?}");
     task.end(&plugin).await?;
     plugin.shut_down().await
 }
@@ -89,10 +88,11 @@ async fn usage_comes_with_all_its_parts_and_never_faster_than_the_operator_wants
 async fn all_who_listen_get_the_same_samples_each_at_its_own_pace(scene: &Scene) -> Result<()> {
     let mut plugin = fast_plugin(scene).await?;
     let task = scene.run(&plugin, &scene.shell("while :; do :; done")).await?;
-    let mut fast = Stats::open(&plugin, task.id(), FAST).await?;
+    let pace = FAST * 2;
+    let mut fast = Stats::open(&plugin, task.id(), pace).await?;
     let (mut all, mut others) = (vec![fast.next(LIMIT).await?], Vec::new());
-    let mut as_fast = Stats::open(&plugin, task.id(), FAST).await?;
-    let mut slow = Stats::open(&plugin, task.id(), FAST * 3).await?;
+    let mut as_fast = Stats::open(&plugin, task.id(), pace).await?;
+    let mut slow = Stats::open(&plugin, task.id(), pace * 3).await?;
     // Each gets its first without waiting for the next.
     others.push(as_fast.next(LIMIT).await?);
     let mut slowly = vec![slow.next(LIMIT).await?];
@@ -112,11 +112,12 @@ async fn all_who_listen_get_the_same_samples_each_at_its_own_pace(scene: &Scene)
         let (Some(from), Some(to)) = (known(&pair[0]), known(&pair[1])) else {
             anyhow::bail!("a sample of the slow listener alone: {pair:?}");
         };
-        ensure!(to - from >= 3, "a slow listener gets a sample after {} of three intervals", to - from);
         let used: f64 = all[from..=to].windows(2).map(core_seconds).sum();
         let told = core_seconds(pair);
         ensure!((used - told).abs() < used * 0.02, "a load of {told} s where the others make {used} s");
     }
+    let (fewer, more) = (slowly.len(), known(&slowly[slowly.len() - 1]).unwrap_or(0) + 1);
+    ensure!(fewer * 2 <= more, "who asks a third as often gets {fewer} of {more} samples");
     task.end(&plugin).await?;
     plugin.shut_down().await
 }
