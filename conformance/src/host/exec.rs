@@ -133,18 +133,31 @@ impl Exec {
     /// # Errors
     /// Shows what came instead.
     pub async fn stdout_to_contain(&mut self, text: &str, limit: Duration) -> Result<()> {
+        let read = self.read_until(|said| said.stdout_text().contains(text), limit).await;
+        read.with_context(|| {
+            format!("wait for {text:?} in {:?} {:?}", self.said.stdout_text(), self.said.stderr_text())
+        })
+    }
+
+    /// Reads until so many bytes of stdout have come, and no further.
+    ///
+    /// # Errors
+    /// Says how many came.
+    pub async fn stdout_to_have(&mut self, bytes: usize, limit: Duration) -> Result<()> {
+        let read = self.read_until(|said| said.stdout.len() >= bytes, limit).await;
+        read.with_context(|| format!("wait for {bytes} bytes, {} came", self.said.stdout.len()))
+    }
+
+    async fn read_until(&mut self, is_enough: impl Fn(&Said) -> bool, limit: Duration) -> Result<()> {
         let read = async {
-            while !self.said.stdout_text().contains(text) {
+            while !is_enough(&self.said) {
                 if !Self::take(&mut self.output, &mut self.said).await? {
                     bail!("the stream ended");
                 }
             }
             Ok(())
         };
-        let read = tokio::time::timeout(limit, read).await.map_err(anyhow::Error::from).flatten();
-        read.with_context(|| {
-            format!("wait for {text:?} in {:?} {:?}", self.said.stdout_text(), self.said.stderr_text())
-        })
+        tokio::time::timeout(limit, read).await.map_err(anyhow::Error::from).flatten()
     }
 
     /// Reads to the end of the stream, without closing our half first.

@@ -33,6 +33,8 @@ pub type Answer<T> = std::result::Result<T, Status>;
 
 /// What the host accepts in one message.
 const MESSAGE_LIMIT_BYTES: usize = i32::MAX as usize;
+/// What the host takes of a stream before it is read.
+const STREAM_WINDOW_BYTES: u32 = 64 * 1024 - 1;
 /// The cores that the client tells of, and their speed.
 pub const CORES: u32 = 2;
 pub const CORE_MHZ: u64 = 2000;
@@ -306,7 +308,10 @@ async fn dial(socket: &Path) -> Result<Channel> {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    let endpoint = Endpoint::from_static("http://plugin");
+    // As the agent's: a stream that is not read stops after that much, and never the others.
+    let endpoint = Endpoint::from_static("http://plugin")
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(i32::MAX.cast_unsigned());
     endpoint.connect_with_connector(connect).await.with_context(|| format!("dial {}", socket.display()))
 }
 
