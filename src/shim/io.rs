@@ -15,6 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 
 use super::Error;
@@ -23,6 +24,8 @@ use super::Error;
 const NOWHERE: &str = "/dev/null";
 /// How often a pipe is looked at that has lost its writer and still holds bytes: the kernel has no event for "empty".
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// How long a shim may take to open the stdin of an exec that runs.
+const SHIM_COMES: Duration = Duration::from_secs(10);
 
 /// Where a task's output goes, as Nomad gave it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -94,7 +97,7 @@ fn wait_drained(pipe: &File, deadline: Instant) -> bool {
     }
 }
 
-fn poll_once(pipe: &File, events: PollFlags, wait: Duration) -> PollFlags {
+fn poll_once(pipe: &impl AsFd, events: PollFlags, wait: Duration) -> PollFlags {
     let mut asked = [PollFd::new(pipe.as_fd(), events)];
     let timeout = PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX);
     match poll(&mut asked, timeout) {
@@ -142,13 +145,15 @@ impl ExecPipes {
         Ok((open(&self.stdout)?, self.stderr.as_deref().map(open).transpose()?))
     }
 
-    /// Opens our end of stdin, both ways: the shim opens its own only when the exec starts.
+    /// Opens our end of stdin.
     ///
     /// # Errors
     /// Names the pipe that could not be opened.
-    pub(crate) fn writer(&self) -> Result<Option<pipe::Sender>, Error> {
+    pub(crate) fn writer(&self) -> Result<Option<StdinPipe>, Error> {
         let open = |path: &PathBuf| {
-            pipe::OpenOptions::new().read_write(true).open_sender(path).map_err(Error::file("open", path))
+            let other_end = open_pipe(path, OpenOptions::new().read(true))?;
+            let pipe = pipe::OpenOptions::new().open_sender(path).map_err(Error::file("open", path))?;
+            Ok(StdinPipe { other_end: Some(other_end), pipe })
         };
         self.stdin.as_ref().map(open).transpose()
     }
@@ -175,6 +180,40 @@ impl Drop for ExecPipes {
         for path in self.paths() {
             let _ = std::fs::remove_file(path);
         }
+    }
+}
+
+/// Our end of an exec's stdin.
+pub(crate) struct StdinPipe {
+    /// Without it there would be no opening ours before the shim opens its own.
+    other_end: Option<File>,
+    pipe: pipe::Sender,
+}
+
+impl StdinPipe {
+    /// The shim opens its end some time after it has said that the exec runs. What is written, and then closed, before
+    /// that is lost with nobody's end left, and the exec would wait for its input for good.
+    ///
+    /// # Errors
+    /// When the shim doesn't come.
+    pub(crate) async fn wait_for_shim(&mut self) -> std::io::Result<()> {
+        if self.other_end.take().is_none() {
+            return Ok(());
+        }
+        let comes = async {
+            while poll_once(&self.pipe, PollFlags::empty(), Duration::ZERO).contains(PollFlags::POLLERR) {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        tokio::time::timeout(SHIM_COMES, comes).await.map_err(|_| std::io::ErrorKind::TimedOut.into())
+    }
+
+    /// Writes at the reader's speed.
+    ///
+    /// # Errors
+    /// When the shim no longer reads.
+    pub(crate) async fn write_all(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        self.pipe.write_all(bytes).await
     }
 }
 
@@ -219,6 +258,26 @@ mod tests {
         reader.read_exact(&mut words).unwrap();
         assert_eq!(&words, b"last words", "looking took nothing");
         assert!(drained(&logs, Duration::from_millis(200)));
+    }
+
+    #[tokio::test]
+    async fn input_that_ends_before_the_shim_comes_is_not_lost() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipes = ExecPipes::create(directory.path(), "e1", true, false).unwrap();
+        let mut stdin = pipes.writer().unwrap().unwrap();
+        let write = async {
+            stdin.wait_for_shim().await.unwrap();
+            stdin.write_all(b"all of it").await.unwrap();
+            drop(stdin);
+        };
+        let path = pipes.stdin.clone().unwrap();
+        let shim = tokio::task::spawn_blocking(move || {
+            // A moment in which the input could get lost.
+            std::thread::sleep(Duration::from_millis(20));
+            std::fs::read_to_string(path).unwrap()
+        });
+        let (read, ()) = tokio::join!(shim, write);
+        assert_eq!(read.unwrap(), "all of it");
     }
 
     #[test]

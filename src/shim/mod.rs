@@ -17,7 +17,7 @@ use shim_protos::{Bootstrap, BootstrapError, CallError};
 
 pub(crate) use bundle::{Bundle, bundles};
 pub(crate) use connection::{Connection, Ended, ExecIo, State};
-pub(crate) use io::{ExecPipes, LogPaths, drained};
+pub(crate) use io::{ExecPipes, LogPaths, StdinPipe, drained};
 pub(crate) use launch::Launcher;
 pub(crate) use runtime::find as find_shim;
 

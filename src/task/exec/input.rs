@@ -1,17 +1,20 @@
 //! The ways into a running command: its stdin, and the size of its terminal. Two, since a command that does not read
 //! must not keep its terminal from being resized.
 
-use tokio::io::AsyncWriteExt;
-use tokio::net::unix::pipe;
+use std::time::Duration;
 
-use crate::shim::Connection;
+use crate::shim::{Connection, StdinPipe};
 
 /// What a terminal takes for the end of its input.
 const END_OF_TRANSMISSION: &[u8] = &[4];
+/// A program that was about to set up its terminal when the end came has taken it for a character. So it is said again,
+/// as it would be read again by whatever reads a file that has ended.
+const ENDS: u32 = 20;
+const SAID_AGAIN: Duration = Duration::from_millis(500);
 
 /// A command's stdin.
 pub(crate) struct Stdin {
-    pub(super) pipe: Option<pipe::Sender>,
+    pub(super) pipe: Option<StdinPipe>,
     pub(super) connection: Connection,
     pub(super) exec_id: String,
     pub(super) tty: bool,
@@ -24,7 +27,10 @@ impl Stdin {
     /// When the command no longer reads.
     pub(crate) async fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         match &mut self.pipe {
-            Some(pipe) => pipe.write_all(bytes).await,
+            Some(pipe) => {
+                pipe.wait_for_shim().await?;
+                pipe.write_all(bytes).await
+            }
             None => Ok(()),
         }
     }
@@ -32,11 +38,17 @@ impl Stdin {
     /// Ends the command's input.
     pub(crate) async fn close(&mut self) {
         if self.tty {
-            let _ = self.write(END_OF_TRANSMISSION).await;
+            for _ in 0..ENDS {
+                let _ = self.write(END_OF_TRANSMISSION).await;
+                tokio::time::sleep(SAID_AGAIN).await;
+            }
             return;
         }
+        let Some(mut pipe) = self.pipe.take() else { return };
+        if let Err(error) = pipe.wait_for_shim().await {
+            tracing::debug!(exec = self.exec_id, %error, "the shim does not read the command's input");
+        }
         // Closed before the shim is told: it passes on the end only when nobody else can write.
-        let Some(pipe) = self.pipe.take() else { return };
         drop(pipe);
         if let Err(error) = self.connection.exec_close_stdin(&self.exec_id).await {
             tracing::debug!(exec = self.exec_id, %error, "the command had ended before its input");
