@@ -57,8 +57,6 @@ impl Bundle {
             private(false).create(&directory).map_err(Error::file("create", &directory))?;
         }
         self.write("config.json", EMPTY_SPEC.as_bytes())?;
-        // The shim writes it in the middle of its create, and its clean-up fails without it.
-        self.write("runtime", b"")?;
         // The shim opens it for its log; it must exist, and a regular file needs no reader.
         self.write("log", b"")
     }

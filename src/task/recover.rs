@@ -9,6 +9,7 @@ use std::time::Duration;
 use nomad_proto::driver as pb;
 
 use super::events::Teller;
+use super::exec::Leftovers;
 use super::place::{self, Place};
 use super::supervisor::{self, Watch};
 use super::{Identity, Saved, Settings, Task, Tasks};
@@ -57,6 +58,9 @@ async fn find(settings: &Settings, teller: Teller, driver_state: &[u8]) -> Resul
     if place.bundle.is_doomed() {
         return Err(Error::Failed("it was being taken down".to_owned()));
     }
+    let bundle = place.bundle.clone();
+    // Before the shim is asked anything: it may be stuck in the start of one of them.
+    let execs = tokio::task::spawn_blocking(move || Leftovers::find(&bundle)).await;
     let connection = Connection::open(&saved.shim.bootstrap, &saved.container_id).await?;
     let init = Init::open(saved.init);
     match tokio::time::timeout(SHIM_ANSWERS, connection.state()).await {
@@ -75,6 +79,10 @@ async fn find(settings: &Settings, teller: Teller, driver_state: &[u8]) -> Resul
         }
     }
     let waiting = supervisor::ask(&connection, "").await;
+    if let Ok(execs) = execs {
+        let (connection, cgroup) = (connection.clone(), saved.cgroup.clone());
+        tokio::spawn(async move { execs.end(&connection, &cgroup).await });
+    }
     let oom_kills = saved.cgroup.oom_kills();
     let watch = Watch { saved, place, teller: teller.clone(), init, waiting, oom_kills };
     let mut task = Task::watched(watch, connection, settings);

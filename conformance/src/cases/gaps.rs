@@ -1,6 +1,7 @@
 //! What happens to tasks while no plugin watches them: it is told later as it was, or honestly as unknown.
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -13,7 +14,7 @@ use super::ends::ended;
 use super::recover::{PluginEnd, obedient, shim_pid, tell_to_end};
 use super::{cases, refused, same, until};
 use crate::fixture::sweep;
-use crate::host::Plugin;
+use crate::host::{Exec, Plugin};
 use crate::scene::Scene;
 use crate::task::{LIMIT, Task};
 
@@ -22,6 +23,7 @@ cases!["gaps":
     a_task_whose_shim_died_in_the_gap_is_honestly_lost,
     a_reboot_leaves_no_task_to_recover_and_harms_no_stranger,
     many_tasks_are_recovered_beside_one_whose_shim_hangs,
+    execs_whose_plugin_died_are_ended_with_all_that_they_started,
 ];
 
 async fn end_plugin(plugin: &mut Plugin, how: PluginEnd) -> Result<()> {
@@ -183,4 +185,43 @@ async fn ends_as_it_should(task: &Task, plugin: &Plugin) -> Result<()> {
     same!(task.wait(plugin).await?.exit_code, 11);
     same!(task.alloc.stdout.to_end(LIMIT).await?, b"up\ndown\n");
     task.destroy(plugin).await
+}
+
+/// At whatever point of their lives they were: some run, with children, and some are being started.
+async fn execs_whose_plugin_died_are_ended_with_all_that_they_started(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.run(&plugin, &scene.shell("trap 'exit 3' TERM; echo up; sleep 600 & wait")).await?;
+    task.alloc.stdout.to_contain("up\n", LIMIT).await?;
+    let own = task.alloc.cgroup.pids();
+    let script = "trap '' TERM HUP; setsid sleep 600 & (sleep 600 &) ; echo running; exec cat";
+    let mut running = Vec::new();
+    for tty in [false, true] {
+        let mut exec = Exec::open(&plugin, task.id(), &["/bin/sh", "-c", script], tty).await?;
+        exec.stdout_to_contain("running", LIMIT).await?;
+        running.push(exec);
+    }
+    for _ in 0..6 {
+        running.push(Exec::open(&plugin, task.id(), &["/bin/cat"], false).await?);
+    }
+    plugin.kill().await?;
+    drop(running);
+    let mut next = scene.plugin().await?;
+    task.recover(&next).await?;
+    until(LIMIT, "the end of the execs", || task.alloc.cgroup.pids() == own).await?;
+    same!(task.exec(&next, "echo again").await?, (0, "again\n".to_owned()));
+    until(LIMIT, "the end of their pipes and notes", || traces_of_execs(scene).is_empty()).await?;
+    task.stop(&next, LIMIT).await?;
+    same!(task.wait(&next).await?.exit_code, 3);
+    task.destroy(&next).await?;
+    next.shut_down().await
+}
+
+fn traces_of_execs(scene: &Scene) -> Vec<String> {
+    let entries = |directory: &Path| fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+    let bundles = entries(&scene.state_dir().join("nomad")).map(|bundle| bundle.path());
+    let directories = bundles.flat_map(|bundle| [bundle.join("io"), bundle]);
+    let names = directories.flat_map(|directory| {
+        entries(&directory).map(|entry| entry.file_name().to_string_lossy().into_owned()).collect::<Vec<_>>()
+    });
+    names.filter(|name| name.starts_with("exec-")).collect()
 }

@@ -2,6 +2,7 @@
 //! until it has ended and all that it wrote has come. One that is given up early is killed with all that it started.
 
 mod input;
+mod leftover;
 mod processes;
 mod refusal;
 mod script;
@@ -20,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::shim::{self, Connection, ExecIo, ExecPipes};
 use crate::spec;
 pub(crate) use input::{Stdin, Terminal, TerminalSize};
+pub(super) use leftover::Leftovers;
 use processes::Root;
 pub(crate) use refusal::ExecRefused;
 pub(crate) use script::ExecOutput;
@@ -29,6 +31,8 @@ const CHUNK_BYTES: usize = 64 * 1024;
 /// How long nothing has to come after a command's end until what still holds its pipes is taken for a process in the
 /// background. Telling the shim drops what it can't pass on within two seconds, so it isn't told while a reader is slow.
 const SILENCE: Duration = Duration::from_millis(100);
+/// What the names of all execs begin with.
+const PREFIX: &str = "exec-";
 /// How long processes may take to die.
 const DEATH: Duration = Duration::from_secs(10);
 
@@ -250,15 +254,7 @@ impl Guard {
     /// Has the shim forget the command, and kills it before where it is not over.
     fn finish(&mut self) -> Option<JoinHandle<()>> {
         let (running, kill) = (self.running.take()?, !self.over);
-        Some(tokio::spawn(async move {
-            if kill {
-                running.kill().await;
-            }
-            let Running { connection, exec_id, .. } = running;
-            if let Err(error) = connection.exec_delete(&exec_id).await {
-                tracing::debug!(exec = exec_id, %error, "the shim can't forget a command");
-            }
-        }))
+        Some(tokio::spawn(running.end(kill)))
     }
 }
 
@@ -269,6 +265,17 @@ impl Drop for Guard {
 }
 
 impl Running {
+    /// Has the shim forget the command, and kills it before if it is to.
+    async fn end(self, kill: bool) {
+        if kill {
+            self.kill().await;
+        }
+        let Self { connection, exec_id, .. } = self;
+        if let Err(error) = connection.exec_delete(&exec_id).await {
+            tracing::debug!(exec = exec_id, %error, "the shim can't forget a command");
+        }
+    }
+
     async fn kill(&self) {
         let Self { connection, exec_id, cgroup, root } = self;
         let ended = supervisor::ask(connection, exec_id).await;
@@ -280,7 +287,9 @@ impl Running {
             }
         }
         if let Err(error) = connection.exec_kill(exec_id).await {
+            // The end of one that has never begun is not told.
             tracing::debug!(exec = exec_id, %error, "can't kill a command");
+            return;
         }
         let _ = tokio::time::timeout(DEATH, ended).await;
     }
@@ -290,5 +299,5 @@ impl Running {
 fn next_exec_id() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let nanos = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
-    format!("exec-{nanos:x}-{:x}", COUNT.fetch_add(1, Ordering::Relaxed))
+    format!("{PREFIX}{nanos:x}-{:x}", COUNT.fetch_add(1, Ordering::Relaxed))
 }

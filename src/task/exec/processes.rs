@@ -41,6 +41,13 @@ impl Root {
         Self { pid, begun: (asked, now()) }
     }
 
+    /// A process that was known to run `age` ago, and was begun no longer than `before` that.
+    pub(super) fn begun_before(pid: i32, age: Duration, before: Duration) -> Self {
+        let ago = |age: Duration| now().saturating_sub(age.as_secs() * ticks_per_second());
+        // Whole seconds, rounded to either side.
+        Self { pid, begun: (ago(age + before + Duration::from_secs(1)), ago(age)) }
+    }
+
     /// Kills all that is left of the exec in its task's cgroup. Blocking: not for an async thread.
     ///
     /// # Errors
@@ -114,9 +121,13 @@ impl Root {
 /// The kernel's clock by which it notes when a process began, in its ticks.
 pub(super) fn now() -> u64 {
     let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Boottime);
-    let per_second = rustix::param::clock_ticks_per_second();
+    let per_second = ticks_per_second();
     let (seconds, nanos) = (u64::try_from(tv_sec).unwrap_or(0), u64::try_from(tv_nsec).unwrap_or(0));
     seconds * per_second + nanos * per_second / 1_000_000_000
+}
+
+fn ticks_per_second() -> u64 {
+    rustix::param::clock_ticks_per_second()
 }
 
 fn look(pid: i32) -> Option<Process> {

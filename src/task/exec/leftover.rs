@@ -1,0 +1,100 @@
+//! Execs that an earlier plugin has left when it died. Their clients went with it, so nobody reads them any more, and
+//! they are ended. The shim's own files say which they are: it writes each one's pid into the bundle, and the pipes of
+//! one that was being started are still there by their names.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use super::processes::Root;
+use super::{PREFIX, Running};
+use crate::cgroup::Cgroup;
+use crate::shim::{Bundle, Connection};
+
+/// How long before its pid was written down an exec's process may have begun: as long as its start may take.
+const START: Duration = Duration::from_secs(60);
+
+/// What was left, before anything new is run in the task.
+pub(in crate::task) struct Leftovers {
+    /// By their ids; without a root where the shim had not got that far.
+    execs: BTreeMap<String, Option<Root>>,
+    pipes: Vec<PathBuf>,
+    /// Both ends of the pipes. A shim that was opening one when the plugin died answers to nothing until it finds the
+    /// other end.
+    held: Vec<File>,
+}
+
+impl Leftovers {
+    /// Blocking: not for an async thread.
+    pub(in crate::task) fn find(bundle: &Bundle) -> Self {
+        let mut leftovers = Self { execs: BTreeMap::new(), pipes: Vec::new(), held: Vec::new() };
+        for pipe in files(&bundle.io_directory(), "") {
+            let both_ways =
+                OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_NONBLOCK).open(&pipe);
+            leftovers.held.extend(both_ways);
+            leftovers.execs.insert(stem(&pipe), None);
+            leftovers.pipes.push(pipe);
+        }
+        for noted in files(bundle.directory(), ".pid") {
+            leftovers.execs.insert(stem(&noted), root(&noted));
+        }
+        leftovers
+    }
+
+    pub(in crate::task) async fn end(self, connection: &Connection, cgroup: &Cgroup) {
+        let Self { execs, pipes, held } = self;
+        let ends = execs.into_iter().map(|(exec_id, root)| {
+            tracing::info!(exec = exec_id, "ending a command whose client went with an earlier plugin");
+            let running = Running { connection: connection.clone(), exec_id, cgroup: cgroup.clone(), root };
+            running.end(true)
+        });
+        futures::future::join_all(ends).await;
+        for pipe in pipes {
+            let _ = std::fs::remove_file(pipe);
+        }
+        drop(held);
+    }
+}
+
+fn files(directory: &Path, ending: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+    let is_of_exec = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        name.starts_with(PREFIX) && name.ends_with(ending)
+    };
+    entries.map(|entry| entry.path()).filter(is_of_exec).collect()
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned()
+}
+
+fn root(noted: &Path) -> Option<Root> {
+    let pid = std::fs::read_to_string(noted).ok()?.trim().parse().ok()?;
+    let age = SystemTime::now().duration_since(noted.metadata().ok()?.modified().ok()?).unwrap_or_default();
+    Some(Root::begun_before(pid, age, START))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn leftovers_are_found_by_the_shims_notes_and_by_their_pipes() {
+        let state = tempfile::tempdir().unwrap();
+        let bundle = Bundle::at(state.path(), "nomad", "web");
+        bundle.create().unwrap();
+        assert!(Leftovers::find(&bundle).execs.is_empty());
+        for (name, pid) in [("exec-1-1.pid", "4711"), ("init.pid", "7"), ("exec-1-2.pid", "no number")] {
+            std::fs::write(bundle.directory().join(name), pid).unwrap();
+        }
+        let pipe = bundle.io_directory().join("exec-1-3.stdout");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let found = Leftovers::find(&bundle);
+        let roots: Vec<_> = found.execs.iter().map(|(id, root)| (id.as_str(), root.is_some())).collect();
+        assert_eq!(roots, [("exec-1-1", true), ("exec-1-2", false), ("exec-1-3", false)]);
+        assert_eq!((found.pipes, found.held.len()), (vec![pipe], 1));
+    }
+}
