@@ -1,12 +1,14 @@
 //! `nomad alloc exec`, with and without a terminal.
 
-use std::process::Command;
+use std::fs;
+use std::process::{Command, Stdio};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 
 use super::Case;
-use super::stage::{SOON, Stage};
+use super::stage::{SOON, Stage, eventually};
 use crate::agent::command::{Output, run};
+use crate::fixture::sweep;
 
 pub const CASES: &[(&str, Case)] = &[
     ("streams_and_exit_code_are_kept_apart", streams),
@@ -17,6 +19,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("without_a_terminal_it_does_what_nomad_asks_of_drivers", without_terminal),
     ("with_a_terminal_it_does_what_nomad_asks_of_drivers", with_terminal),
     ("what_it_writes_is_in_the_task_and_not_on_the_host", isolation),
+    ("a_caller_that_is_killed_takes_its_command_along", killed_caller),
 ];
 
 const SLEEP: &str = "trap 'exit 0' TERM; touch /alloc/data/ready; sleep 1000 & wait";
@@ -134,4 +137,29 @@ fn isolation(stage: &mut Stage) -> Result<()> {
     let is_nomads = groups.contains(":freezer:/nomad") || groups.trim().ends_with(".scope");
     ensure!(is_nomads, "it is in {groups}");
     Ok(())
+}
+
+/// The agent notices that its caller is gone when there is something to pass on, so the command has to write.
+fn killed_caller(stage: &mut Stage) -> Result<()> {
+    let id = stage.shell("exec-killed", SLEEP)?;
+    stage.made(&id, "ready")?;
+    let is_of_command = |pid: &i32| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).replace('\0', " ");
+        ["sleep 900", "sleep 901", "echo on"].iter().any(|words| line.contains(words))
+    };
+    let left = || sweep::pids_in(&format!("{id}.main")).iter().filter(|pid| is_of_command(pid)).count();
+    let script = "trap \"\" HUP TERM; sleep 900 & setsid sleep 901 & touch /alloc/data/up; \
+                  while :; do echo on; sleep 0.2; done";
+    let mut command =
+        stage.agent.nomad(&["alloc", "exec", "-i", "-t=false", "-task", "main", &id, "sh", "-c", script]);
+    // A pipe for its input that stays open.
+    let mut caller = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let up = stage.made(&id, "up");
+    let running = left();
+    caller.kill().context("kill nomad alloc exec")?;
+    caller.wait()?;
+    up?;
+    ensure!(running >= 3, "{running} processes of the command");
+    eventually("end of the command", || Ok(left() == 0))
 }
