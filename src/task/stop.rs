@@ -11,6 +11,8 @@ use crate::error::{Error, Result};
 
 /// How long a killed task may take to be gone. The kernel needs no time, but a process stuck in a device does.
 const AFTER_SIGKILL: Duration = Duration::from_secs(30);
+/// How long a shim may take for a kill before the kernel is told instead.
+const SHIM_KILLS: Duration = Duration::from_secs(5);
 
 impl Tasks {
     /// Stops a task. One that is still being started is called off, and has stopped once nothing is left of it. A task
@@ -43,11 +45,15 @@ impl Task {
         if self.has_exited() {
             return Ok(());
         }
-        if let Err(error) = self.connection.kill(signal, false).await {
-            // Most often it has just ended by itself; if not, SIGKILL will tell.
-            tracing::debug!(task = self.id(), signal, %error, "the stop signal was not delivered");
-        }
-        if self.ends_within(timeout).await {
+        let ends = async {
+            if let Err(error) = self.connection.kill(signal, false).await {
+                // Most often it has just ended by itself; if not, SIGKILL will tell.
+                tracing::debug!(task = self.id(), signal, %error, "the stop signal was not delivered");
+            }
+            self.wait().await
+        };
+        // A shim that hangs has no more time than the task.
+        if tokio::time::timeout(timeout, ends).await.is_ok() {
             return Ok(());
         }
         tracing::info!(task = self.id(), ?timeout, "still running after its kill timeout; killing it");
@@ -59,16 +65,21 @@ impl Task {
     /// # Errors
     /// When not even SIGKILL ends it.
     pub(super) async fn kill_all(&self) -> Result<()> {
-        let killed = self.connection.kill(Signal::SIGKILL as i32, true).await;
-        if self.saved.shares_pids
+        let by_shim = self.connection.kill(Signal::SIGKILL as i32, true);
+        let by_shim = tokio::time::timeout(SHIM_KILLS, by_shim).await;
+        // Whoever shares the host's pids has processes that don't end with the first one.
+        if (!matches!(by_shim, Ok(Ok(()))) || self.saved.shares_pids)
             && let Err(error) = cgroup::kill_all(&self.saved.cgroup.path).await
         {
             tracing::debug!(task = self.id(), %error, "not all of its processes have ended yet");
         }
-        if self.ends_within(AFTER_SIGKILL).await {
+        if tokio::time::timeout(AFTER_SIGKILL, self.wait()).await.is_ok() {
             return Ok(());
         }
-        let why = killed.err().map_or_else(|| "it ignores SIGKILL".to_owned(), |error| error.to_string());
+        let why = match by_shim {
+            Ok(Err(error)) => error.to_string(),
+            _ => "it ignores SIGKILL".to_owned(),
+        };
         Err(Error::Failed(format!("stop task {}: {why}", self.id())))
     }
 
@@ -101,9 +112,5 @@ impl Task {
 
     pub(super) fn has_exited(&self) -> bool {
         matches!(*self.phase.borrow(), Phase::Exited(_))
-    }
-
-    async fn ends_within(&self, limit: Duration) -> bool {
-        tokio::time::timeout(limit, self.wait()).await.is_ok()
     }
 }

@@ -3,9 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 use tonic::Code;
 
+use super::recover::shim_pid;
 use super::{cases, refused, same};
 use crate::scene::Scene;
 use crate::task::{LIMIT, Task};
@@ -26,6 +28,7 @@ cases!["stop":
     a_task_that_has_ended_takes_no_signal_and_nothing_breaks,
     a_task_among_the_hosts_processes_ends_with_all_of_its_own,
     a_task_among_the_hosts_processes_is_killed_with_all_of_its_own,
+    a_task_whose_shim_hangs_is_killed_at_the_timeout,
 ];
 
 /// Longer than any case may take: whoever waits for it has not seen the task end.
@@ -252,5 +255,18 @@ async fn a_task_among_the_hosts_processes_is_killed_with_all_of_its_own(scene: &
             task.destroy(&plugin).await?;
         }
     }
+    plugin.shut_down().await
+}
+
+async fn a_task_whose_shim_hangs_is_killed_at_the_timeout(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = listener(scene, &plugin).await?;
+    kill(shim_pid(scene)?, Signal::SIGSTOP)?;
+    // It never gets the signal that it would heed.
+    task.stop(&plugin, Duration::from_secs(1)).await?;
+    let exit = task.wait(&plugin).await?;
+    same!((exit.exit_code, exit.signal), (137, 9));
+    same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+    task.destroy(&plugin).await?;
     plugin.shut_down().await
 }
