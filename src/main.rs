@@ -8,6 +8,7 @@ mod error;
 mod go_plugin;
 mod init;
 mod log;
+mod process_stat;
 mod readable;
 mod rootfs;
 mod shim;

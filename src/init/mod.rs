@@ -1,7 +1,7 @@
 //! The first process of a task, held by a pidfd, which never comes to mean another process: whether it runs, and the
 //! kernel's word on how it ended. Knows neither shims nor Nomad.
 //!
-//! Source of the facts: pidfd_open(2), proc_pid_stat(5).
+//! Source of the facts: pidfd_open(2).
 
 mod exit_info;
 
@@ -13,6 +13,7 @@ use std::process::ExitStatus;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use crate::process_stat::Stat;
 use crate::readable::Readable;
 
 /// A process by its pid and when it was started, in ticks since the machine's boot: what tells it from a later one of the
@@ -82,32 +83,6 @@ impl Init {
     }
 }
 
-/// What is of use of `/proc/<pid>/stat`.
-#[derive(Debug, PartialEq, Eq)]
-struct Stat {
-    state: char,
-    started_ticks: u64,
-    exit_status: i32,
-}
-
-impl Stat {
-    fn read(pid: i32) -> Option<Self> {
-        Self::parse(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
-    }
-
-    /// The name in front of the state is in parentheses and may hold anything.
-    fn parse(text: &str) -> Option<Self> {
-        let fields: Vec<&str> = text.rsplit(')').next()?.split_whitespace().collect();
-        // The first of these is the third field, by the manual's count.
-        let field = |number: usize| fields.get(number - 3);
-        Some(Self {
-            state: field(3)?.chars().next()?,
-            started_ticks: field(22)?.parse().ok()?,
-            exit_status: field(52)?.parse().ok()?,
-        })
-    }
-}
-
 #[cfg(test)]
 #[expect(clippy::disallowed_methods, reason = "a child to look at, whose stdio is closed")]
 mod tests {
@@ -159,14 +134,5 @@ mod tests {
         child.wait().unwrap();
         assert!(Init::open(init.id).is_none());
         assert!(Init::open(ProcessId { pid: -1, started_ticks: 0 }).is_none());
-    }
-
-    #[test]
-    fn a_name_with_anything_in_it_does_not_shift_the_fields() {
-        let middle = vec!["0"; 18].join(" ");
-        let rest = vec!["0"; 29].join(" ");
-        let stat = Stat::parse(&format!("7 (a) R 1 b)) Z {middle} 4711 {rest} 1280\n")).unwrap();
-        assert_eq!(stat, Stat { state: 'Z', started_ticks: 4711, exit_status: 1280 });
-        assert_eq!(Stat::parse("7 (a"), None);
     }
 }

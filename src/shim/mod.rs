@@ -15,6 +15,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use shim_protos::{Bootstrap, BootstrapError, CallError};
 
+use crate::process_stat::Stat;
 pub(crate) use bundle::{Bundle, bundles};
 pub(crate) use connection::{Connection, Ended, ExecIo, State};
 pub(crate) use io::{ExecPipes, LogPaths, StdinPipe, drained};
@@ -62,10 +63,7 @@ impl Shim {
     }
 
     fn is_alive(&self) -> bool {
-        let Ok(stat) = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)) else { return false };
-        // The name in front of the state is in parentheses and may hold anything.
-        let state = stat.rsplit(')').next().and_then(|rest| rest.trim_start().chars().next());
-        !matches!(state, None | Some('Z' | 'X'))
+        Stat::read(self.pid).is_some_and(|stat| !stat.has_ended())
     }
 }
 
