@@ -5,9 +5,8 @@ use std::time::Duration;
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
-use super::ConfigError;
 use super::hclspec::{block, default, object};
-use super::plugin::duration;
+use super::{ConfigError, duration};
 
 const DEFAULT_PERIOD: &str = "5m";
 const DEFAULT_CREATION_GRACE: &str = "5m";

@@ -6,6 +6,8 @@ mod hclspec;
 mod plugin;
 mod task;
 
+use std::time::Duration;
+
 pub(crate) use plugin::PluginConfig;
 pub(crate) use task::{PidMode, TaskOptions};
 
@@ -19,4 +21,12 @@ pub(crate) enum ConfigError {
     Missing { of: &'static str, option: &'static str, hint: &'static str },
     #[error("the option {option} can't be {value:?}: {why}")]
     Value { option: &'static str, value: String, why: String },
+}
+
+fn duration(option: &'static str, value: String) -> Result<Duration, ConfigError> {
+    match humantime::parse_duration(&value) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        Ok(_) => Err(ConfigError::Value { option, value, why: "it must be longer than nothing".to_owned() }),
+        Err(error) => Err(ConfigError::Value { option, value, why: format!("{error}; write it as \"5s\"") }),
+    }
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
-use super::ConfigError;
 use super::gc::{self, DanglingContainers, RawGc};
 use super::hclspec::{default, object, optional, required};
+use super::{ConfigError, duration};
 
 const OF: &str = "plugin configuration";
 const DEFAULT_SOCKET: &str = "/run/containerd/containerd.sock";
@@ -112,14 +112,6 @@ fn program(value: String) -> Result<String, ConfigError> {
     }
     let why = "it must be a program's name such as \"crun\", or its absolute path".to_owned();
     Err(ConfigError::Value { option: "oci_runtime", value, why })
-}
-
-pub(super) fn duration(option: &'static str, value: String) -> Result<Duration, ConfigError> {
-    match humantime::parse_duration(&value) {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
-        Ok(_) => Err(ConfigError::Value { option, value, why: "it must be longer than nothing".to_owned() }),
-        Err(error) => Err(ConfigError::Value { option, value, why: format!("{error}; write it as \"5s\"") }),
-    }
 }
 
 fn absolute(option: &'static str, value: Option<String>, otherwise: &str) -> Result<PathBuf, ConfigError> {
