@@ -11,7 +11,10 @@ use crate::error::{Error, Result};
 
 /// How long a killed task may take to be gone. The kernel needs no time, but a process stuck in a device does.
 const AFTER_SIGKILL: Duration = Duration::from_secs(30);
-/// How long a shim may take for a kill before the kernel is told instead.
+/// How long a shim may take to tell the end of a task that the kernel has killed, before it is asked to kill it, too: its
+/// runtime may keep the processes elsewhere.
+const SHIM_TELLS: Duration = Duration::from_secs(2);
+/// How long it may take for that.
 const SHIM_KILLS: Duration = Duration::from_secs(5);
 
 impl Tasks {
@@ -62,18 +65,21 @@ impl Task {
 
     /// Kills every process of the task, and returns once it has ended.
     ///
+    /// By the kernel first: a shim may hang, and one that kills some forty processes at once does, where it is their
+    /// reaper.
+    ///
     /// # Errors
     /// When not even SIGKILL ends it.
     pub(super) async fn kill_all(&self) -> Result<()> {
-        let by_shim = self.connection.kill(Signal::SIGKILL as i32, true);
-        let by_shim = tokio::time::timeout(SHIM_KILLS, by_shim).await;
-        // Whoever shares the host's pids has processes that don't end with the first one.
-        if (!matches!(by_shim, Ok(Ok(()))) || self.saved.shares_pids)
-            && let Err(error) = cgroup::kill_all(&self.saved.cgroup.path).await
-        {
+        if let Err(error) = cgroup::kill_all(&self.saved.cgroup.path).await {
             tracing::debug!(task = self.id(), %error, "not all of its processes have ended yet");
         }
-        if tokio::time::timeout(AFTER_SIGKILL, self.wait()).await.is_ok() {
+        if self.ends_within(SHIM_TELLS).await {
+            return Ok(());
+        }
+        let by_shim = self.connection.kill(Signal::SIGKILL as i32, true);
+        let by_shim = tokio::time::timeout(SHIM_KILLS, by_shim).await;
+        if self.ends_within(AFTER_SIGKILL).await {
             return Ok(());
         }
         let why = match by_shim {
@@ -112,5 +118,9 @@ impl Task {
 
     pub(super) fn has_exited(&self) -> bool {
         matches!(*self.phase.borrow(), Phase::Exited(_))
+    }
+
+    async fn ends_within(&self, limit: Duration) -> bool {
+        tokio::time::timeout(limit, self.wait()).await.is_ok()
     }
 }

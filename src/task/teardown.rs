@@ -4,6 +4,7 @@
 //! The order: the processes first, then what containerd keeps, and the bundle last, since as long as it is there
 //! somebody will come back for the rest.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -122,9 +123,7 @@ impl Place {
 
     /// A runtime that was killed in the middle of a create has written down nothing of what it had made.
     async fn remove_cgroup(&self) -> Result<()> {
-        let spec = self.bundle.read_spec()?;
-        let path = spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone());
-        match path {
+        match self.cgroup_path()? {
             Some(path) => cgroup::remove(&path).await.map_err(|error| {
                 Error::Failed(format!(
                     "remove the cgroup {} of container {}: {error}",
@@ -134,6 +133,11 @@ impl Place {
             }),
             None => Ok(()),
         }
+    }
+
+    fn cgroup_path(&self) -> Result<Option<PathBuf>> {
+        let spec = self.bundle.read_spec()?;
+        Ok(spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()))
     }
 
     /// The orderly way: the shim kills what runs, removes the container, and ends itself. False where it knew of no
@@ -147,7 +151,11 @@ impl Place {
             }
             Ok(State::Created | State::Running) => {
                 let ended = super::supervisor::ask(&connection, "").await;
-                // It may end by itself before the signal is there.
+                // Before the shim does: it would lock up over many processes of which it is the reaper.
+                if let Ok(Some(path)) = self.cgroup_path() {
+                    let _ = cgroup::kill_all(&path).await;
+                }
+                // What is not in there; most often it has ended by now.
                 let _ = connection.kill(Signal::SIGKILL as i32, true).await;
                 let _ = tokio::time::timeout(KILLED, ended).await;
                 connection.delete().await?;

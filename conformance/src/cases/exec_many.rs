@@ -22,11 +22,11 @@ const IN_TURN: usize = 1000;
 const WARM_UP: usize = 50;
 /// So many run in turn beside each other.
 const LANES: usize = 4;
-/// Slack after a warm-up. Allocators and Go's collector keep some; a descriptor, a thread or 10 KiB lost by each exec of
-/// the thousand would be more.
-const MORE_FILES: usize = 8;
-const MORE_THREADS: usize = 8;
-const MORE_KB: u64 = 8 * 1024;
+/// What the plugin may keep after a warm-up: its allocator's share.
+const MORE_OF_PLUGIN: Held = Held { files: 8, threads: 8, kb: 8 * 1024 };
+/// What a shim may: Go's collector closes files and gives memory back when it comes to it. Over four thousand execs one
+/// was seen to gain 12 MiB in the first two thousand and nothing in the others, and between 20 and 50 files all the way.
+const MORE_OF_SHIM: Held = Held { files: 80, threads: 8, kb: 16 * 1024 };
 
 /// What a process holds.
 #[derive(Debug, Clone, Copy)]
@@ -43,10 +43,10 @@ impl Held {
         Ok(Self { files: count("fd")?, threads: count("task")?, kb: resident_kb(pid)? })
     }
 
-    fn is_no_more_than(self, before: Self) -> bool {
-        self.files <= before.files + MORE_FILES
-            && self.threads <= before.threads + MORE_THREADS
-            && self.kb <= before.kb + MORE_KB
+    fn is_within(self, before: Self, more: Self) -> bool {
+        self.files <= before.files + more.files
+            && self.threads <= before.threads + more.threads
+            && self.kb <= before.kb + more.kb
     }
 }
 
@@ -122,7 +122,9 @@ async fn nothing_left(
     loop {
         let now = look(holders)?;
         let pipes: Vec<_> = scene.census().into_iter().filter(|line| line.starts_with("pipe")).collect();
-        if pipes.is_empty() && now.iter().zip(before).all(|(now, before)| now.is_no_more_than(*before)) {
+        let slack = [MORE_OF_PLUGIN, MORE_OF_SHIM];
+        let within = |((now, before), more): ((&Held, &Held), Held)| now.is_within(*before, more);
+        if pipes.is_empty() && now.iter().zip(before).zip(slack).all(within) {
             return Ok(());
         }
         ensure!(Instant::now() < deadline, "{holders:?} held {before:?}, and now {now:?}; {pipes:?}");
