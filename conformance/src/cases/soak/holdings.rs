@@ -10,8 +10,11 @@ use crate::agent::processes::resident_kb;
 
 /// What a runtime keeps of threads that it has once needed: Go's never end theirs.
 const THREADS_SLACK: usize = 6;
-/// What allocators keep, after the warm-up.
-const RESIDENT_SLACK_KB: u64 = 8 * 1024;
+/// Go's collector closes files when it comes to it. One lost by each of a shim's fifty execs would be more.
+const DESCRIPTORS_SLACK: usize = 30;
+/// What allocators keep, after the warm-up. A shim's grows by some 12 MiB in its first two thousand execs, and then no
+/// more.
+const RESIDENT_SLACK_KB: u64 = 16 * 1024;
 
 /// Of some processes, each with its name.
 pub struct Holdings {
@@ -55,7 +58,7 @@ impl Holdings {
         for (name, pid, before) in &self.all {
             let now = Held::of(*pid).with_context(|| format!("look at {name}"))?;
             let (were, are) = (before.descriptors, now.descriptors);
-            ensure!(are <= were, "{name} has {are} descriptors, and had {were}");
+            ensure!(are <= were + DESCRIPTORS_SLACK, "{name} has {are} descriptors, and had {were}");
             let (were, are) = (before.threads, now.threads);
             ensure!(are <= were + THREADS_SLACK, "{name} has {are} threads, and had {were}");
             let (were, are) = (before.resident_kb, now.resident_kb);
