@@ -18,8 +18,9 @@ use root::Root;
 
 /// The cases that run there, by words of their names: what depends on the kernel and its control groups, and of the
 /// rest enough to show that a task lives and ends as elsewhere.
-const CASES: [&str; 14] = [
+const CASES: [&str; 18] = [
     "account: a running task",
+    "ends: a child killed",
     "exec: both streams",
     "failed start: a command",
     "recover: a shim that",
@@ -27,10 +28,13 @@ const CASES: [&str; 14] = [
     "recover: an exit while",
     "resources:",
     "run: a task that",
+    "stats: cpu time",
+    "stats: memory",
+    "stats: usage comes",
+    "stop: a task among the hosts",
     "stop: a task that heeds",
     "stop: a task that ignores",
     "stop: all processes",
-    "streams: usage",
     "wait: a destroy tells",
     "wait: the same allocation",
 ];
