@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::exec::{leave, sleeper};
-use super::{cases, refused, same};
+use super::{cases, refused, same, until};
 use crate::host::Plugin;
 use crate::scene::Scene;
 use crate::task::{LIMIT, Task};
@@ -130,8 +130,8 @@ async fn at_its_timeout_what_runs_from_other_execs_lives_on(scene: &Scene) -> Re
     same!(code, 0);
     let mut other = super::exec::shell(&plugin, &task, "echo up; sleep 552; echo after", false).await?;
     other.stdout_to_contain("up", LIMIT).await?;
+    until(LIMIT, "both of them", || pids_of(&task, "55[0-9]").len() == 2).await?;
     let before = pids_of(&task, "55[0-9]");
-    same!(before.len(), 2);
     run_out_of_time(&plugin, &task, "sleep 777").await?;
     same!(pids_of(&task, "55[0-9]"), before);
     drop(other);
@@ -142,7 +142,7 @@ async fn one_that_leaves_something_in_the_background_ends(scene: &Scene) -> Resu
     let (plugin, task) = sleeper(scene).await?;
     let answer = plugin.exec_task(task.id(), &["sh", "-c", "sleep 777 & echo done; exit 3"], LIMIT).await?;
     same!((answer.result.context("no result")?.exit_code, &*answer.stdout), (3, &b"done\n"[..]));
-    same!(pids_of(&task, "77[0-9]").len(), 1);
+    until(LIMIT, "what it left", || pids_of(&task, "77[0-9]").len() == 1).await?;
     leave(plugin, &task).await
 }
 
