@@ -181,6 +181,6 @@ async fn a_process_in_the_background_does_not_hold_it_up(scene: &Scene) -> Resul
     let said = shell(&plugin, &task, "sleep 900 & echo out; exit 5", false).await?.finish(LIMIT).await?;
     same!((said.stdout_text().as_str(), said.code()?), ("out\n", 5));
     // It goes on, as after any command that ended well.
-    same!(task.alloc.cgroup.pids().len(), before + 1);
+    task.processes_become(before + 1).await?;
     leave(plugin, &task).await
 }
