@@ -98,7 +98,7 @@ impl Cgroup {
             Mode::V1 => ("memory", "memory.oom_control"),
             Mode::V2 => ("", "memory.events"),
         };
-        Path::new(ROOT).join(hierarchy).join(self.path.strip_prefix("/").unwrap_or(&self.path)).join(file)
+        below(&Path::new(ROOT).join(hierarchy), &self.path).join(file)
     }
 }
 
@@ -123,7 +123,7 @@ pub(crate) async fn kill_all(path: &Path) -> std::io::Result<()> {
 /// Where a cgroup's processes can be held: the freezer of v1, or the cgroup itself.
 fn freezable(path: &Path) -> Option<PathBuf> {
     let hierarchy = if mode() == Mode::V1 { "freezer" } else { "" };
-    let directory = Path::new(ROOT).join(hierarchy).join(path.strip_prefix("/").unwrap_or(path));
+    let directory = below(&Path::new(ROOT).join(hierarchy), path);
     directory.exists().then_some(directory)
 }
 
@@ -170,14 +170,18 @@ pub(crate) async fn remove(path: &Path) -> std::io::Result<()> {
     outcome
 }
 
+/// A cgroup's directory in a hierarchy.
+fn below(hierarchy: &Path, path: &Path) -> PathBuf {
+    hierarchy.join(path.strip_prefix("/").unwrap_or(path))
+}
+
 fn directories(path: &Path) -> Vec<PathBuf> {
-    let below = |root: PathBuf| root.join(path.strip_prefix("/").unwrap_or(path));
     if mode() == Mode::V2 {
-        return vec![below(PathBuf::from(ROOT))];
+        return vec![below(Path::new(ROOT), path)];
     }
     let hierarchies =
         std::fs::read_dir(ROOT).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
-    hierarchies.map(below).collect()
+    hierarchies.map(|hierarchy| below(&hierarchy, path)).collect()
 }
 
 fn kill_and_remove(directory: &Path) -> std::io::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Cgroup, directories};
+use super::{Cgroup, directories, members};
 
 impl Cgroup {
     /// The pids on the host of all processes of the task, also of those in cgroups that it made itself.
@@ -16,8 +16,7 @@ impl Cgroup {
 }
 
 fn collect(directory: &Path, pids: &mut Vec<i32>) {
-    let listed = std::fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
-    pids.extend(listed.lines().filter_map(|line| line.parse::<i32>().ok()));
+    pids.extend(members(directory));
     let below = std::fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
     for child in below.filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir())) {
         collect(&child.path(), pids);
