@@ -11,7 +11,7 @@ fn spec(block: Block) -> Spec {
 }
 
 /// The options of a plugin or a task, each under its name.
-pub(super) fn object<const N: usize>(options: [(&str, Spec); N]) -> Spec {
+pub(super) fn object<'a>(options: impl IntoIterator<Item = (&'a str, Spec)>) -> Spec {
     let attributes = options.into_iter().map(|(name, option)| (name.to_owned(), option)).collect();
     spec(Block::Object(Object { attributes }))
 }

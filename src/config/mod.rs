@@ -1,15 +1,16 @@
 //! What can be configured: for each of plugin and task, the schema that Nomad is told and the struct that its answer is
 //! decoded into, side by side. Values are checked here, so that what comes out is usable; nothing is looked up.
 
-mod gc;
 mod hclspec;
 mod plugin;
+#[cfg(test)]
+mod readme;
 mod task;
 
 use std::time::Duration;
 
 pub(crate) use plugin::PluginConfig;
-pub(crate) use task::{PidMode, TaskOptions};
+pub(crate) use task::{Namespaces, PidMode, Process, TaskOptions};
 
 /// What is wrong with a configuration. The text names the option.
 #[derive(Debug, thiserror::Error)]
@@ -21,6 +22,34 @@ pub(crate) enum ConfigError {
     Missing { of: &'static str, option: &'static str, hint: &'static str },
     #[error("the option {option} can't be {value:?}: {why}")]
     Value { option: &'static str, value: String, why: String },
+    #[error(
+        "the option {option} can't be {value:?}: the operator does not allow it; the plugin's option {gate} would have to have {needed}"
+    )]
+    Forbidden { option: &'static str, value: String, gate: String, needed: String },
+}
+
+fn value(option: &'static str, value: impl Into<String>, why: impl Into<String>) -> ConfigError {
+    ConfigError::Value { option, value: value.into(), why: why.into() }
+}
+
+/// What a job asks for is legal, but not here. `needed` is what the plugin's option would have to have.
+fn forbidden(option: &'static str, value: &str, gate: &str, needed: &str) -> ConfigError {
+    ConfigError::Forbidden {
+        option,
+        value: value.to_owned(),
+        gate: gate.to_owned(),
+        needed: needed.to_owned(),
+    }
+}
+
+/// A list of texts as Nomad sends it: whatever in it came from an unset variable is nil.
+fn no_nulls(option: &'static str, list: Option<Vec<Option<String>>>) -> Result<Vec<String>, ConfigError> {
+    let texts = list.unwrap_or_default().into_iter();
+    texts
+        .map(|text| {
+            text.ok_or_else(|| value(option, "null", "an element is null; is a variable in it unset?"))
+        })
+        .collect()
 }
 
 fn duration(option: &'static str, value: String) -> Result<Duration, ConfigError> {

@@ -5,6 +5,7 @@
 //! users of Nomad expect.
 
 mod mounts;
+mod namespaces;
 mod process;
 mod resources;
 mod security;
@@ -14,14 +15,12 @@ use std::path::PathBuf;
 use nomad_proto::driver as pb;
 use oci_spec::OciSpecError;
 use oci_spec::image::ImageConfiguration;
-use oci_spec::runtime::{
-    LinuxBuilder, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, ProcessBuilder, RootBuilder,
-    Spec, SpecBuilder, UserBuilder,
-};
+use oci_spec::runtime::{LinuxBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder};
 
-use crate::config::{PidMode, TaskOptions};
+use crate::config::TaskOptions;
 use crate::rootfs::Identity;
 
+pub(crate) use namespaces::with_private_pids;
 pub(crate) use process::exec_process;
 
 /// The version of the specification that is written; all runtimes in the field read it.
@@ -71,7 +70,10 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
         ));
     }
     let linux = LinuxBuilder::default()
-        .namespaces(namespaces(inputs.options.pid_mode, inputs.task.network_isolation_spec.as_ref())?)
+        .namespaces(namespaces::namespaces(
+            &inputs.options.namespaces,
+            inputs.task.network_isolation_spec.as_ref(),
+        )?)
         .cgroups_path(inputs.cgroup_path.clone())
         .resources(resources::limits(inputs.task.resources.as_ref(), inputs.swap_is_limited)?)
         .masked_paths(security::masked_paths())
@@ -90,7 +92,7 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
 
 fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecError> {
     let config = inputs.image.config();
-    let args = process::arguments(inputs.options, config.as_ref());
+    let args = process::arguments(&inputs.options.process, config.as_ref());
     if args.is_empty() {
         return Err(SpecError::NothingToRun(inputs.options.image.clone()));
     }
@@ -111,42 +113,12 @@ fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecErr
     Ok(process)
 }
 
-/// A container has namespaces of its own but for the network, which Nomad may have made for the group. Without one it
-/// gets an empty one, as under the driver that this one succeeds.
-fn namespaces(
-    pid_mode: PidMode,
-    network: Option<&pb::NetworkIsolationSpec>,
-) -> Result<Vec<LinuxNamespace>, OciSpecError> {
-    use LinuxNamespaceType::{Ipc, Mount, Network, Pid, Uts};
-    let own = |kind| LinuxNamespaceBuilder::default().typ(kind).build();
-    let mut namespaces = vec![own(Mount)?, own(Ipc)?, own(Uts)?];
-    if pid_mode == PidMode::Private {
-        namespaces.push(own(Pid)?);
-    }
-    match network {
-        Some(spec) if !spec.path.is_empty() => {
-            namespaces.push(LinuxNamespaceBuilder::default().typ(Network).path(&spec.path).build()?);
-        }
-        Some(spec) if spec.mode() == pb::network_isolation_spec::NetworkIsolationMode::Host => {}
-        _ => namespaces.push(own(Network)?),
-    }
-    Ok(namespaces)
-}
-
-/// What the shim is to read of a container that shares the host's pids, once that has been made from its real
-/// specification: with no pid namespace in it, the shim of containerd 1.6 kills "all processes" at the end of the first
-/// one, by a way that can lock it up for good.
-pub(crate) fn with_private_pids(mut spec: Spec) -> Result<Spec, SpecError> {
-    let own = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Pid).build()?;
-    if let Some(namespaces) = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut()) {
-        namespaces.push(own);
-    }
-    Ok(spec)
-}
-
 #[cfg(test)]
 mod tests {
+    use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
+
     use super::*;
+    use crate::config::PidMode;
 
     fn identity() -> Identity {
         Identity { uid: 1000, gid: 1001, groups: vec![7], home: "/home/app".to_owned() }
@@ -161,8 +133,9 @@ mod tests {
         command: Option<&str>,
         pid_mode: PidMode,
     ) -> Result<Spec, SpecError> {
-        let command = command.map(str::to_owned);
-        let options = TaskOptions { image: "img".to_owned(), command, args: vec![], pid_mode };
+        let mut options = TaskOptions { image: "img".to_owned(), ..TaskOptions::default() };
+        options.process.command = command.map(str::to_owned);
+        options.namespaces.pid_mode = pid_mode;
         build(&Inputs {
             options: &options,
             task,

@@ -6,13 +6,13 @@ use std::collections::HashMap;
 use oci_spec::image::Config;
 use oci_spec::runtime::{BoxBuilder, Process};
 
-use crate::config::TaskOptions;
+use crate::config;
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The image's entrypoint, and then the job's command and arguments in place of the image's command.
-pub(super) fn arguments(options: &TaskOptions, image: Option<&Config>) -> Vec<String> {
-    let TaskOptions { image: _, command, args, pid_mode: _ } = options;
+pub(super) fn arguments(asked: &config::Process, image: Option<&Config>) -> Vec<String> {
+    let config::Process { command, args } = asked;
     let entrypoint = image.and_then(|config| config.entrypoint().clone()).unwrap_or_default();
     let asked: Vec<String> = command.iter().chain(args).cloned().collect();
     let rest = if asked.is_empty() {
@@ -79,28 +79,26 @@ mod tests {
     use oci_spec::image::ConfigBuilder;
 
     use super::*;
-    use crate::config::PidMode;
 
     fn words(text: &str) -> Vec<String> {
         text.split_whitespace().map(str::to_owned).collect()
     }
 
-    fn options(command: Option<&str>, args: &str) -> TaskOptions {
-        let command = command.map(str::to_owned);
-        TaskOptions { image: "x".to_owned(), command, args: words(args), pid_mode: PidMode::Private }
+    fn asked(command: Option<&str>, args: &str) -> config::Process {
+        config::Process { command: command.map(str::to_owned), args: words(args) }
     }
 
     #[test]
     fn the_jobs_command_takes_the_place_of_the_images_and_the_entrypoint_stays() {
         let image =
             ConfigBuilder::default().entrypoint(words("/entry -x")).cmd(words("serve")).build().unwrap();
-        let run = |command, args| arguments(&options(command, args), Some(&image)).join(" ");
+        let run = |command, args| arguments(&asked(command, args), Some(&image)).join(" ");
         assert_eq!(run(None, ""), "/entry -x serve");
         assert_eq!(run(None, "a b"), "/entry -x a b");
         assert_eq!(run(Some("ls"), ""), "/entry -x ls");
         assert_eq!(run(Some("ls"), "a b"), "/entry -x ls a b");
-        assert_eq!(arguments(&options(Some("ls"), ""), None), ["ls"]);
-        assert!(arguments(&options(None, ""), None).is_empty());
+        assert_eq!(arguments(&asked(Some("ls"), ""), None), ["ls"]);
+        assert!(arguments(&asked(None, ""), None).is_empty());
     }
 
     #[test]

@@ -112,6 +112,7 @@ impl Start<'_> {
     /// that is dropped may still be carried out, after its undoing.
     async fn steps(&self, asker: &mut Asker) -> Result<Task> {
         let options = TaskOptions::decode(&self.config.msgpack_driver_config)?;
+        options.permitted_by(&self.settings.config)?;
         let reference = options.image.parse::<Reference>()?;
         let logs =
             LogPaths { stdout: (&self.config.stdout_path).into(), stderr: (&self.config.stderr_path).into() };
@@ -188,7 +189,7 @@ impl Start<'_> {
             swap_is_limited: cgroup.limits_swap(),
         };
         let spec = spec::build(&inputs)?;
-        Ok(Prepared { spec, mounts, cgroup, pid_mode: options.pid_mode })
+        Ok(Prepared { spec, mounts, cgroup, pid_mode: options.namespaces.pid_mode })
     }
 
     /// Creates the container, asks for its end, and only then starts it.

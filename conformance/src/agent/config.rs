@@ -97,6 +97,9 @@ plugin "containerd-driver" {{
     containerd_runtime = "io.containerd.runc.v2"
     containerd_socket  = "{socket}"
     state_dir          = "{driver_state}"
+    allowed_modes {{
+      pid = ["host"]
+    }}
     gc {{
       dangling_containers {{
         creation_grace = "1h"

@@ -18,6 +18,7 @@ mod images;
 mod in_flight;
 mod launch;
 mod logs;
+mod modes;
 mod orphans;
 mod recover;
 mod resources;
@@ -89,6 +90,7 @@ pub fn all() -> Vec<Case> {
         resources::cases(),
         security::cases(),
         logs::cases(),
+        modes::cases(),
         wait::cases(),
         stop::cases(),
         exec::cases(),

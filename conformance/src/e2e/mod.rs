@@ -6,6 +6,7 @@ mod ends;
 mod environment;
 mod exec;
 mod logs;
+mod options;
 mod refusals;
 mod restarts;
 pub mod stage;
@@ -23,8 +24,10 @@ use stage::Stage;
 
 type Case = fn(&mut Stage) -> Result<()>;
 
+type NamedCase = (String, Box<dyn Fn(&mut Stage) -> Result<()> + Send>);
+
 /// Every case by its name, which `conformance e2e FILTER...` looks for its filters in.
-fn cases() -> Vec<(String, Case)> {
+fn cases() -> Result<Vec<NamedCase>> {
     let groups: [(&str, &[(&str, Case)]); 8] = [
         ("ends", ends::CASES),
         ("logs", logs::CASES),
@@ -35,11 +38,17 @@ fn cases() -> Vec<(String, Case)> {
         ("restarts", restarts::CASES),
         ("containerd", containerd::CASES),
     ];
-    let named = |(group, cases): (&str, &'static [(&str, Case)])| {
-        let group = group.to_owned();
-        cases.iter().map(move |(name, case)| (format!("{group}::{name}"), *case))
-    };
-    groups.into_iter().flat_map(named).collect()
+    let mut all: Vec<NamedCase> = Vec::new();
+    for (group, cases) in groups {
+        all.extend(cases.iter().map(|(name, case)| {
+            let case: NamedCase = (format!("{group}::{name}"), Box::new(case));
+            case
+        }));
+    }
+    for (name, file) in options::jobs()? {
+        all.push((format!("options::{name}"), Box::new(move |stage| options::play(stage, &name, &file))));
+    }
+    Ok(all)
 }
 
 /// Runs the cases whose names contain one of `filters`, all without any, and prints the usual closing line.
@@ -54,11 +63,11 @@ pub fn run(nomad: &Path, plugin: &Path, filters: &[String]) -> Result<ExitCode> 
         begun.elapsed().as_secs_f32()
     );
     let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter));
-    let trials = cases().into_iter().filter(|(name, _)| wanted(name)).map(|(name, case)| {
+    let trials = cases()?.into_iter().filter(|(name, _)| wanted(name)).map(|(name, case)| {
         let stage = Arc::clone(&stage);
         Trial::test(name, move || {
             let mut stage = stage.lock().unwrap_or_else(PoisonError::into_inner);
-            play(&mut stage, case).map_err(|error| Failed::from(format!("{error:#}")))
+            play(&mut stage, &case).map_err(|error| Failed::from(format!("{error:#}")))
         })
     });
     let arguments = Arguments { test_threads: Some(1), ..Arguments::default() };
@@ -66,7 +75,7 @@ pub fn run(nomad: &Path, plugin: &Path, filters: &[String]) -> Result<ExitCode> 
     Ok(conclusion.exit_code())
 }
 
-fn play(stage: &mut Stage, case: Case) -> Result<()> {
+fn play(stage: &mut Stage, case: impl Fn(&mut Stage) -> Result<()>) -> Result<()> {
     let played = case(stage);
     let log = if played.is_err() { stage.agent_log() } else { String::new() };
     let cleared = stage.clear();

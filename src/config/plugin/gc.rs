@@ -5,8 +5,8 @@ use std::time::Duration;
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
-use super::hclspec::{block, default, object};
-use super::{ConfigError, duration};
+use crate::config::hclspec::{block, default, object};
+use crate::config::{ConfigError, duration};
 
 const DEFAULT_PERIOD: &str = "5m";
 const DEFAULT_CREATION_GRACE: &str = "5m";

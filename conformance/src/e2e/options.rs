@@ -1,0 +1,58 @@
+//! The jobs in `hack/options`, each of which shows an option and looks itself, from inside, whether it does what it says:
+//! one that doesn't, fails.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::stage::Stage;
+
+const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../hack/options");
+const SUFFIX: &str = ".nomad.hcl";
+/// What a job that declares the variable `directory` finds on the host.
+const GREETING: &str = "hello from the host\n";
+
+/// The jobs, by the names of their files.
+///
+/// # Errors
+/// When the directory can't be read.
+pub fn jobs() -> Result<Vec<(String, PathBuf)>> {
+    let mut jobs = Vec::new();
+    for entry in fs::read_dir(DIRECTORY).with_context(|| format!("read {DIRECTORY}"))? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(SUFFIX));
+        jobs.push((name.with_context(|| format!("{} is no job", path.display()))?.to_owned(), path));
+    }
+    jobs.sort();
+    Ok(jobs)
+}
+
+/// # Errors
+/// With the task's events and output, when a task of the job fails.
+pub fn play(stage: &mut Stage, name: &str, file: &Path) -> Result<()> {
+    let hcl = fs::read_to_string(file)?;
+    let image = stage.busybox();
+    let directory = stage.world.directory().join("host");
+    let shown = directory.display().to_string();
+    let mut variables = vec![("image", image.as_str())];
+    if hcl.contains("variable \"directory\"") {
+        fs::create_dir_all(&directory)?;
+        fs::write(directory.join("greeting"), GREETING)?;
+        variables.push(("directory", &shown));
+    }
+    let played = ends_well(stage, name, &hcl, &variables);
+    let _ = fs::remove_dir_all(&directory);
+    played
+}
+
+fn ends_well(stage: &mut Stage, name: &str, hcl: &str, variables: &[(&str, &str)]) -> Result<()> {
+    let id = stage.start(&format!("option-{name}"), hcl, variables)?;
+    let task = stage.dead(&id, "main")?;
+    let said = || {
+        let log = |stderr| stage.log(&id, "main", stderr).unwrap_or_default();
+        String::from_utf8_lossy(&[log(false), log(true)].concat()).into_owned()
+    };
+    ensure!(!task.failed, "{}\nit said:\n{}", stage.agent.allocation(&id)?.story(), said());
+    Ok(())
+}

@@ -1,0 +1,35 @@
+# image: what the task runs from.
+variable "image" {
+  type    = string
+  default = "docker.io/library/busybox:latest"
+}
+
+job "option" {
+  type = "batch"
+
+  group "main" {
+    restart {
+      attempts = 0
+      mode     = "fail"
+    }
+    reschedule {
+      attempts  = 0
+      unlimited = false
+    }
+
+    task "main" {
+      driver = "containerd-driver"
+
+      config {
+        image   = var.image
+        command = "sh"
+        args    = ["-c", "test -e /bin/busybox"]
+      }
+
+      resources {
+        cpu    = 20
+        memory = 32
+      }
+    }
+  }
+}

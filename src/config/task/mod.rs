@@ -1,0 +1,108 @@
+//! The options of a job's `task { driver = "containerd-driver" config { .. } }` block, a group of them a file: for each
+//! the schema, the form in which Nomad sends it, and what it is decoded into.
+
+mod namespaces;
+mod process;
+
+use nomad_proto::hclspec::Spec;
+use serde::Deserialize;
+
+use super::hclspec::{object, required};
+use super::{ConfigError, PluginConfig};
+pub(crate) use namespaces::{Namespaces, PidMode};
+pub(crate) use process::Process;
+
+const OF: &str = "task configuration";
+
+/// A task's options, checked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct TaskOptions {
+    pub image: String,
+    pub process: Process,
+    pub namespaces: Namespaces,
+}
+
+#[derive(Deserialize)]
+struct Raw {
+    image: Option<String>,
+    #[serde(flatten)]
+    process: process::Raw,
+    #[serde(flatten)]
+    namespaces: namespaces::Raw,
+}
+
+impl TaskOptions {
+    pub(crate) fn schema() -> Spec {
+        let groups = [process::schema(), namespaces::schema()];
+        object([("image", required("image", "string"))].into_iter().chain(groups.into_iter().flatten()))
+    }
+
+    /// Decodes what Nomad sends.
+    ///
+    /// # Errors
+    /// Names the option that is missing or can't have its value.
+    pub(crate) fn decode(msgpack: &[u8]) -> Result<Self, ConfigError> {
+        let raw =
+            rmp_serde::from_slice(msgpack).map_err(|source| ConfigError::Malformed { of: OF, source })?;
+        let Raw { image, process, namespaces } = raw;
+        let image = image.filter(|image| !image.is_empty()).ok_or(ConfigError::Missing {
+            of: OF,
+            option: "image",
+            hint: "name an image, such as \"docker.io/library/redis:alpine\"",
+        })?;
+        Ok(Self { image, process: process.decode()?, namespaces: namespaces.decode()? })
+    }
+
+    /// Holds what a job asks for against what the operator allows.
+    ///
+    /// # Errors
+    /// Names the task's option and the plugin's that forbids it.
+    pub(crate) fn permitted_by(&self, plugin: &PluginConfig) -> Result<(), ConfigError> {
+        let Self { image: _, process: _, namespaces } = self;
+        namespaces.permitted_by(&plugin.allowed_modes)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    pub(crate) fn decode(options: &Value) -> Result<TaskOptions, ConfigError> {
+        TaskOptions::decode(&rmp_serde::to_vec_named(options).unwrap())
+    }
+
+    /// What refuses an image with this option.
+    pub(crate) fn refusal(option: &str, value: Value) -> String {
+        let mut options = serde_json::Map::new();
+        options.insert("image".to_owned(), json!("redis"));
+        options.insert(option.to_owned(), value);
+        let error = decode(&Value::Object(options)).unwrap_err().to_string();
+        assert!(error.contains(option), "{error}");
+        error
+    }
+
+    #[test]
+    fn nil_is_absent() {
+        let Some(nomad_proto::hclspec::spec::Block::Object(object)) = TaskOptions::schema().block else {
+            panic!("the schema is an object");
+        };
+        let mut all: serde_json::Map<_, _> =
+            object.attributes.into_keys().map(|name| (name, Value::Null)).collect();
+        all.insert("image".to_owned(), json!("redis"));
+        let only_image = TaskOptions { image: "redis".to_owned(), ..TaskOptions::default() };
+        assert_eq!(decode(&Value::Object(all)).unwrap(), only_image);
+        assert_eq!(decode(&json!({"image": "redis"})).unwrap(), only_image);
+    }
+
+    #[test]
+    fn what_is_no_configuration_is_refused() {
+        let no_image = decode(&json!({"args": null, "command": "x", "image": null})).unwrap_err().to_string();
+        assert!(no_image.contains("image"), "{no_image}");
+        for bytes in [&b""[..], b"\xc1", b"\x81\xa5image", &rmp_serde::to_vec(&[1, 2]).unwrap()] {
+            let error = TaskOptions::decode(bytes).unwrap_err().to_string();
+            assert!(error.starts_with("the task configuration can't be decoded"), "{error}");
+        }
+    }
+}
