@@ -8,28 +8,9 @@ use shim_protos::protobuf::well_known_types::any::Any;
 use shim_protos::protobuf::{Error as DecodeError, Message};
 use shim_protos::{cgroups, cgroups_v2};
 
-const V1_URL: &str = "io.containerd.cgroups.v1.Metrics";
+use super::Usage;
 
-/// What a container has used of the machine. Times count from its start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Usage {
-    pub cpu_total: Duration,
-    pub cpu_user: Duration,
-    pub cpu_system: Duration,
-    pub throttled_periods: u64,
-    pub throttled: Duration,
-    pub rss_bytes: u64,
-    pub cache_bytes: u64,
-    pub memory_bytes: u64,
-    /// Only newer kernels, and shims, have it on v2.
-    pub memory_max_bytes: Option<u64>,
-    /// On v1, the kernel may have been started without a count of it.
-    pub swap_bytes: Option<u64>,
-    /// Not told on v2, where only parts of it are among a shim's metrics.
-    pub kernel_bytes: Option<u64>,
-    /// Not counted on v2.
-    pub kernel_max_bytes: Option<u64>,
-}
+const V1_URL: &str = "io.containerd.cgroups.v1.Metrics";
 
 impl Usage {
     /// Reads what a shim answers.

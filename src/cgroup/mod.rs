@@ -5,6 +5,7 @@
 mod metrics;
 mod oom;
 mod processes;
+mod usage;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -13,8 +14,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use metrics::Usage;
 pub(crate) use oom::OomWatch;
+pub(crate) use usage::Usage;
 
 const ROOT: &str = "/sys/fs/cgroup";
 const REMOVAL_TRIES: u32 = 50;
@@ -194,10 +195,14 @@ fn kill_and_remove(directory: &Path) -> std::io::Result<()> {
     }
 }
 
-/// A value of one of the kernel's `key value` files.
+/// A value of one of the kernel's `key value` files, 0 where it isn't counted.
 fn counter(text: &str, key: &str) -> u64 {
+    value(text, key).unwrap_or(0)
+}
+
+fn value(text: &str, key: &str) -> Option<u64> {
     let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' '));
-    value.and_then(|value| value.trim().parse().ok()).unwrap_or(0)
+    value.and_then(|value| value.trim().parse().ok())
 }
 
 #[cfg(test)]

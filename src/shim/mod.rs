@@ -20,7 +20,7 @@ pub(crate) use bundle::{Bundle, bundles};
 pub(crate) use connection::{Connection, Ended, ExecIo, State};
 pub(crate) use io::{ExecPipes, LogPaths, StdinPipe, drained};
 pub(crate) use launch::Launcher;
-pub(crate) use runtime::find as find_shim;
+pub(crate) use runtime::{counts_in_cgroup, find as find_shim};
 
 /// A running shim, as it can be found again after a restart of the plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

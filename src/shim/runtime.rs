@@ -4,10 +4,14 @@
 //! Source of the facts: containerd `runtime/v2/shim/util.go` (1.x), `pkg/shim/util.go` (2.x).
 
 use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::{DEFAULT_PATH, Error};
+
+/// How the binaries of its shims begin.
+const RUNC_FAMILY: &[u8] = b"containerd-shim-runc-";
 
 /// Finds the shim of a runtime, in the directories of the plugin's PATH and then in the usual ones.
 ///
@@ -50,6 +54,13 @@ fn binary_name(runtime: &str) -> String {
     format!("containerd-shim-{name}-{version}")
 }
 
+/// Whether a shim's metrics are what this host's kernel counts in the container's cgroup: those of the runc family are,
+/// whatever the runtime behind them. Others run a task elsewhere, such as in a machine of its own, and count there.
+pub(crate) fn counts_in_cgroup(binary: &Path) -> bool {
+    let name = binary.file_name().unwrap_or_default();
+    name.as_bytes().starts_with(RUNC_FAMILY)
+}
+
 fn is_executable(file: &Path) -> bool {
     file.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
@@ -64,6 +75,19 @@ mod tests {
         assert_eq!(binary_name("io.containerd.runc.v1"), "containerd-shim-runc-v1");
         assert_eq!(binary_name("io.containerd.runc.v2-rs"), "containerd-shim-runc-v2-rs");
         assert_eq!(binary_name("kata.v2"), "containerd-shim-kata-v2");
+    }
+
+    #[test]
+    fn only_shims_of_runc_count_in_the_cgroup() {
+        for (binary, counts) in [
+            ("/usr/bin/containerd-shim-runc-v2", true),
+            ("/opt/containerd-shim-runc-v2-rs", true),
+            ("/usr/bin/containerd-shim-kata-v2", false),
+            ("/usr/bin/containerd-shim-runsc-v1", false),
+            ("/usr/lib/containerd-shim-runc-v2/wrapper", false),
+        ] {
+            assert_eq!(counts_in_cgroup(Path::new(binary)), counts, "{binary}");
+        }
     }
 
     #[test]

@@ -29,6 +29,7 @@ mod shim_failures;
 mod soak;
 mod start_failures;
 mod stats;
+mod stats_counts;
 mod stop;
 mod wait;
 
@@ -79,6 +80,7 @@ pub fn all() -> Vec<Case> {
         start_failures::cases(),
         exec_many::cases(),
         stats::cases(),
+        stats_counts::cases(),
         account::cases(),
         launch::cases(),
         coexistence::cases(),

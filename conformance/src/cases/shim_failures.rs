@@ -79,7 +79,7 @@ async fn fails(scene: &Scene, scripted: &Scripted, words: &[&str], left_within: 
 }
 
 const SOON: Duration = Duration::from_secs(3);
-const REAL_SHIM: &str = "/usr/bin/containerd-shim-runc-v2";
+pub(super) const REAL_SHIM: &str = "/usr/bin/containerd-shim-runc-v2";
 const REAL_RUNC: &str = "/usr/sbin/runc";
 
 async fn a_shim_that_hangs_is_given_up(scene: &Scene) -> Result<()> {

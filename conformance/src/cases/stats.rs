@@ -1,42 +1,54 @@
-//! What a task uses of the machine, as streams that the agent keeps open, held against the kernel's own count.
+//! What a task uses of the machine, as streams that the agent keeps open: who gets which samples, when, and from where.
 
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::symlink;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
-use nomad_proto::driver::MemoryUsage;
-use nomad_proto::driver::memory_usage::Fields;
 
 use super::cases;
+use super::shim_failures::REAL_SHIM;
 use crate::fixture::sweep::find_processes;
 use crate::host::Plugin;
-use crate::host::cgroup::is_v2;
-use crate::host::plugin::CORE_MHZ;
 use crate::host::stats::{Sample, Stats};
 use crate::scene::Scene;
 use crate::task::{LIMIT, Task};
 
 cases!["stats":
+    a_shim_that_stands_still_keeps_no_sample_back,
+    the_shim_is_asked_where_the_cgroup_is_not_to_be_read,
     a_shim_that_answers_late_leaves_samples_out_and_no_stream_ends,
     usage_comes_with_all_its_parts_and_never_faster_than_the_operator_wants,
     all_who_listen_get_the_same_samples_each_at_its_own_pace,
     a_listener_that_goes_away_costs_nothing_any_more,
     a_usage_stream_ends_in_order_and_at_once_with_its_task,
-    memory_is_what_the_kernel_counts,
-    cpu_time_is_what_the_kernel_counts,
 ];
 
 /// Fast enough for a case.
-const FAST: Duration = Duration::from_millis(200);
+pub(super) const FAST: Duration = Duration::from_millis(200);
 
-async fn fast_plugin(scene: &Scene) -> Result<Plugin> {
-    let mut options = scene.options();
+/// How a plugin gets a task's figures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// From the files of the task's cgroup: what a shim of runc's family is known to tell.
+    Files,
+    /// From the shim, since it goes by another name.
+    Shim,
+}
+
+pub(super) async fn fast_plugin(scene: &Scene, way: Way) -> Result<Plugin> {
+    let (launch, mut options) = (scene.launch(), scene.options());
     options["stats_interval"] = serde_json::json!("100ms");
-    scene.plugin_as(&scene.launch(), &options).await
+    if way == Way::Shim {
+        let shim = scene.directory().join("containerd-shim-other-v1");
+        symlink(REAL_SHIM, &shim).context("give the shim another name")?;
+        options["containerd_runtime"] = serde_json::json!(shim);
+    }
+    scene.plugin_as(&launch, &options).await
 }
 
 /// The shim of a case's only task.
@@ -49,8 +61,46 @@ fn shim_pid(scene: &Scene) -> Result<Pid> {
 /// Longer than a call to a shim that only asks it may take.
 const STOPPED: Duration = Duration::from_secs(11);
 
+async fn a_shim_that_stands_still_keeps_no_sample_back(scene: &Scene) -> Result<()> {
+    let mut plugin = fast_plugin(scene, Way::Files).await?;
+    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+    let mut stats = Stats::open(&plugin, task.id(), FAST).await?;
+    stats.next(LIMIT).await?;
+    let shim = shim_pid(scene)?;
+    kill(shim, Signal::SIGSTOP)?;
+    for _ in 0..3 {
+        stats.next(LIMIT).await?;
+    }
+    kill(shim, Signal::SIGCONT)?;
+    task.end(&plugin).await?;
+    stats.end(LIMIT).await?;
+    plugin.shut_down().await
+}
+
+/// A cgroup that the plugin does not find, played by a handle that has it at another place.
+async fn the_shim_is_asked_where_the_cgroup_is_not_to_be_read(scene: &Scene) -> Result<()> {
+    let mut plugin = fast_plugin(scene, Way::Files).await?;
+    let mut task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+    plugin.shut_down().await?;
+    let handle = task.handle.as_mut().context("no handle")?;
+    let mut state: serde_json::Value = serde_json::from_slice(&handle.driver_state)?;
+    ensure!(state["cgroup"]["path"].is_string(), "no cgroup in {state}");
+    state["cgroup"]["path"] = "/nomad/elsewhere".into();
+    handle.driver_state = serde_json::to_vec(&state)?;
+    let mut next = fast_plugin(scene, Way::Files).await?;
+    task.recover(&next).await?;
+    let (shim, mut stats) = (shim_pid(scene)?, Stats::open(&next, task.id(), FAST).await?);
+    let before = reads(shim)?;
+    for _ in 0..3 {
+        stats.next(LIMIT).await?;
+    }
+    ensure!(reads(shim)? > before, "the figures are not the shim's");
+    task.end(&next).await?;
+    next.shut_down().await
+}
+
 async fn a_shim_that_answers_late_leaves_samples_out_and_no_stream_ends(scene: &Scene) -> Result<()> {
-    let mut plugin = fast_plugin(scene).await?;
+    let mut plugin = fast_plugin(scene, Way::Shim).await?;
     let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
     let mut stats = Stats::open(&plugin, task.id(), FAST).await?;
     stats.next(LIMIT).await?;
@@ -86,7 +136,7 @@ async fn usage_comes_with_all_its_parts_and_never_faster_than_the_operator_wants
 }
 
 async fn all_who_listen_get_the_same_samples_each_at_its_own_pace(scene: &Scene) -> Result<()> {
-    let mut plugin = fast_plugin(scene).await?;
+    let mut plugin = fast_plugin(scene, Way::Files).await?;
     let task = scene.run(&plugin, &scene.shell("while :; do :; done")).await?;
     let pace = FAST * 2;
     let mut fast = Stats::open(&plugin, task.id(), pace).await?;
@@ -123,7 +173,7 @@ async fn all_who_listen_get_the_same_samples_each_at_its_own_pace(scene: &Scene)
 }
 
 /// The CPU time that the second of two samples in turn tells of.
-fn core_seconds(pair: &[Sample]) -> f64 {
+pub(super) fn core_seconds(pair: &[Sample]) -> f64 {
     pair[1].cpu.percent / 100.0 * pair[1].at.saturating_sub(pair[0].at).as_secs_f64()
 }
 
@@ -136,7 +186,7 @@ fn reads(pid: Pid) -> Result<u64> {
 }
 
 async fn a_listener_that_goes_away_costs_nothing_any_more(scene: &Scene) -> Result<()> {
-    let mut plugin = fast_plugin(scene).await?;
+    let mut plugin = fast_plugin(scene, Way::Shim).await?;
     let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
     let shim = shim_pid(scene)?;
     let mut listeners = Vec::new();
@@ -194,7 +244,7 @@ async fn a_usage_stream_ends_in_order_and_at_once_with_its_task(scene: &Scene) -
 }
 
 /// A task whose script waits for a line from the pipe `/local/cue`: it stands still until the case writes one.
-async fn on_cue(scene: &Scene, plugin: &Plugin, script: &str) -> Result<(Task, File)> {
+pub(super) async fn on_cue(scene: &Scene, plugin: &Plugin, script: &str) -> Result<(Task, File)> {
     let mut task = scene.prepare(plugin, &scene.shell(script)).await?;
     let path = task.alloc.task_path("local/cue");
     mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).context("make the pipe for the cue")?;
@@ -202,157 +252,4 @@ async fn on_cue(scene: &Scene, plugin: &Plugin, script: &str) -> Result<(Task, F
     let cue = File::options().read(true).write(true).open(&path).context("open the pipe for the cue")?;
     task.start(plugin).await?;
     Ok((task, cue))
-}
-
-/// A value of a file of `key value` lines, or, without a key, all that there is.
-fn value(text: &str, key: &str) -> Result<u64> {
-    let found = match key {
-        "" => Some(text),
-        key => text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(' ')),
-    };
-    Ok(found.with_context(|| format!("no {key:?} in {text:?}"))?.trim().parse()?)
-}
-
-/// Bytes by what they are, None where they are not counted.
-type Amounts = [(&'static str, Option<u64>); 7];
-
-/// What the kernel has counted of a task's memory, in the order of [`told`].
-fn counted(task: &Task) -> Result<Amounts> {
-    let read = |v1_file: &str, v1_key: &str, v2_file: &str, v2_key: &str| -> Result<u64> {
-        let text = task.alloc.cgroup.read("memory", v1_file, v2_file)?;
-        value(&text, if is_v2() { v2_key } else { v1_key })
-    };
-    let usage = read("memory.usage_in_bytes", "", "memory.current", "")?;
-    let swap = if is_v2() {
-        read("", "", "memory.swap.current", "").ok()
-    } else {
-        read("memory.memsw.usage_in_bytes", "", "", "").ok().map(|both| both.saturating_sub(usage))
-    };
-    let on_v1 = |file: &str| if is_v2() { Ok(None) } else { read(file, "", "", "").map(Some) };
-    Ok([
-        ("RSS", Some(read("memory.stat", "rss", "memory.stat", "anon")?)),
-        ("CACHE", Some(read("memory.stat", "cache", "memory.stat", "file")?)),
-        ("USAGE", Some(usage)),
-        ("SWAP", swap),
-        ("MAX_USAGE", read("memory.max_usage_in_bytes", "", "memory.peak", "").ok()),
-        ("KERNEL_USAGE", on_v1("memory.kmem.usage_in_bytes")?),
-        ("KERNEL_MAX_USAGE", on_v1("memory.kmem.max_usage_in_bytes")?),
-    ])
-}
-
-/// What the plugin has told of them, where it says that it was measured.
-fn told(memory: &MemoryUsage) -> Amounts {
-    let measured = |field: Fields, value: u64| {
-        (field.as_str_name(), memory.measured_fields().any(|one| one == field).then_some(value))
-    };
-    [
-        measured(Fields::Rss, memory.rss),
-        measured(Fields::Cache, memory.cache),
-        measured(Fields::Usage, memory.usage),
-        measured(Fields::Swap, memory.swap),
-        measured(Fields::MaxUsage, memory.max_usage),
-        measured(Fields::KernelUsage, memory.kernel_usage),
-        measured(Fields::KernelMaxUsage, memory.kernel_max_usage),
-    ]
-}
-
-/// The kernel counts in batches, a processor at a time.
-const BATCHES_BYTES: u64 = 1 << 20;
-
-fn differ(told: Option<u64>, counted: Option<u64>) -> bool {
-    match (told, counted) {
-        (Some(told), Some(counted)) => told.abs_diff(counted) > BATCHES_BYTES,
-        // What the shims of v2 don't pass on isn't told.
-        (None, _) => !is_v2(),
-        (Some(_), None) => true,
-    }
-}
-
-async fn memory_is_what_the_kernel_counts(scene: &Scene) -> Result<()> {
-    let mut plugin = fast_plugin(scene).await?;
-    // So much in the shell's own memory, and so much in files. A peak that is past, then quiet.
-    let script = "held=$(head -c 16000000 /dev/zero | tr '\\0' x); head -c 8000000 /dev/zero > /tmp/file; \
-                  echo held ${#held}; read line < /local/cue";
-    let (task, _cue) = on_cue(scene, &plugin, script).await?;
-    task.alloc.stdout.to_contain("held 16000000\n", LIMIT).await?;
-    let mut stats = Stats::open(&plugin, task.id(), FAST).await?;
-    // The files' own count settles when they have been written back.
-    let deadline = std::time::Instant::now() + LIMIT;
-    loop {
-        let before = counted(&task)?;
-        stats.next(LIMIT).await?;
-        let told = told(&stats.next(LIMIT).await?.memory);
-        let after = counted(&task)?;
-        if before == after || std::time::Instant::now() > deadline {
-            let wrong = told.iter().zip(&after).find(|(told, counted)| differ(told.1, counted.1));
-            ensure!(wrong.is_none(), "told and counted: {wrong:?}");
-            ensure!(told[0].1 > Some(16_000_000) && told[1].1 > Some(7_000_000), "too little: {told:?}");
-            break;
-        }
-    }
-    task.end(&plugin).await?;
-    plugin.shut_down().await
-}
-
-/// All the CPU time that the kernel has counted of a task.
-fn cpu_time(task: &Task) -> Result<Duration> {
-    if is_v2() {
-        let text = task.alloc.cgroup.read("", "", "cpu.stat")?;
-        return Ok(Duration::from_micros(value(&text, "usage_usec")?));
-    }
-    Ok(Duration::from_nanos(value(&task.alloc.cgroup.read("cpuacct", "cpuacct.usage", "")?, "")?))
-}
-
-async fn cpu_time_is_what_the_kernel_counts(scene: &Scene) -> Result<()> {
-    let mut plugin = fast_plugin(scene).await?;
-    // It stands still before and after, so it doesn't matter how late a sample is or what else the machine does.
-    let script = "read line < /local/cue; i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; \
-                  dd if=/dev/zero of=/dev/null bs=4k count=300000 2>/dev/null; \
-                  echo done; read line < /local/cue";
-    let (task, mut cue) = on_cue(scene, &plugin, script).await?;
-    let mut stats = Stats::open(&plugin, task.id(), FAST).await?;
-    let before = loop {
-        let before = cpu_time(&task)?;
-        stats.next(LIMIT).await?;
-        if before == cpu_time(&task)? {
-            break before;
-        }
-    };
-    let mut samples = vec![stats.next(LIMIT).await?];
-    cue.write_all(b"go\n")?;
-    let (mut has_ended, mut more) = (false, 2);
-    while more > 0 {
-        samples.push(stats.next(LIMIT).await?);
-        // One may be on its way already.
-        more -= u32::from(has_ended);
-        has_ended = task.alloc.stdout.text().contains("done");
-    }
-    let counted = (cpu_time(&task)? - before).as_secs_f64();
-    let told: f64 = samples.windows(2).map(core_seconds).sum();
-    ensure!(counted > 0.1, "the task has burnt {counted} s only");
-    let slack = counted * 0.03 + 0.01;
-    ensure!((told - counted).abs() < slack, "{told} s of CPU are told, the kernel counts {counted} s");
-    let split = |of: fn(&Sample) -> f64| -> f64 {
-        let times = samples
-            .windows(2)
-            .map(|pair| of(&pair[1]) / 100.0 * pair[1].at.saturating_sub(pair[0].at).as_secs_f64());
-        times.sum()
-    };
-    let (user, system) = (split(|sample| sample.cpu.user_mode), split(|sample| sample.cpu.system_mode));
-    // These two are counted in ticks of ten milliseconds.
-    ensure!((user + system - counted).abs() < counted * 0.1 + 0.05, "{user} s and {system} s of {counted} s");
-    ensure!(
-        user > 0.02 && system > 0.02,
-        "{user} s in user mode, {system} s in the kernel, of both there was some"
-    );
-    for sample in &samples {
-        let ticks = sample.cpu.percent / 100.0 * CORE_MHZ as f64;
-        ensure!(
-            (sample.cpu.total_ticks - ticks).abs() < 0.001,
-            "{} ticks of {ticks}",
-            sample.cpu.total_ticks
-        );
-    }
-    task.end(&plugin).await?;
-    plugin.shut_down().await
 }

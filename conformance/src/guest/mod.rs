@@ -18,7 +18,7 @@ use root::Root;
 
 /// The cases that run there, by words of their names: what depends on the kernel and its control groups, and of the
 /// rest enough to show that a task lives and ends as elsewhere.
-const CASES: [&str; 18] = [
+const CASES: [&str; 19] = [
     "account: a running task",
     "ends: a child killed",
     "exec: both streams",
@@ -30,6 +30,7 @@ const CASES: [&str; 18] = [
     "run: a task that",
     "stats: cpu time",
     "stats: memory",
+    "stats: the shim is asked",
     "stats: usage comes",
     "stop: a task among the hosts",
     "stop: a task that heeds",
