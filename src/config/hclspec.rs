@@ -4,7 +4,7 @@
 //! Source of the facts: hashicorp/nomad `plugins/shared/hclspec`, `helper/pluginutils/hclspecutils`.
 
 use nomad_proto::hclspec::spec::Block;
-use nomad_proto::hclspec::{Attr, Block as NestedBlock, Default, Literal, Object, Spec};
+use nomad_proto::hclspec::{Attr, Block as NestedBlock, BlockAttrs, Default, Literal, Object, Spec};
 
 fn spec(block: Block) -> Spec {
     Spec { block: Some(block) }
@@ -41,6 +41,11 @@ pub(super) fn block(name: &str, nested: Spec) -> Spec {
         required: false,
         nested: Some(Box::new(nested)),
     })))
+}
+
+/// A map with keys of the job's own choice, which may be written as a block or be assigned; absent, it arrives as nil.
+pub(super) fn block_attrs(name: &str, r#type: &str) -> Spec {
+    spec(Block::BlockAttrs(BlockAttrs { name: name.to_owned(), r#type: r#type.to_owned(), required: false }))
 }
 
 fn attr(name: &str, r#type: &str, required: bool) -> Spec {

@@ -2,6 +2,7 @@
 //! decoded into, side by side. Values are checked here, so that what comes out is usable; nothing is looked up.
 
 mod hclspec;
+mod number;
 mod plugin;
 #[cfg(test)]
 mod readme;
@@ -9,8 +10,12 @@ mod task;
 
 use std::time::Duration;
 
-pub(crate) use plugin::PluginConfig;
-pub(crate) use task::{Namespaces, PidMode, Process, TaskOptions};
+pub(crate) use plugin::{PluginConfig, PluginLimits};
+pub(crate) use task::{Limits, Namespaces, PidMode, PidsLimit, Process, Rlimit, TaskOptions};
+
+/// The most that the kernel ever has at once.
+const MOST_PIDS: i64 = 1 << 22;
+const MOST_OOM_SCORE_ADJ: i64 = 1000;
 
 /// What is wrong with a configuration. The text names the option.
 #[derive(Debug, thiserror::Error)]

@@ -17,7 +17,7 @@ use oci_spec::OciSpecError;
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{LinuxBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder};
 
-use crate::config::TaskOptions;
+use crate::config::{PluginLimits, TaskOptions};
 use crate::rootfs::Identity;
 
 pub(crate) use namespaces::with_private_pids;
@@ -25,12 +25,12 @@ pub(crate) use process::exec_process;
 
 /// The version of the specification that is written; all runtimes in the field read it.
 const SPEC_VERSION: &str = "1.0.2";
-/// The agent may run with a score of -1000, which its children inherit. A task starts from the usual 0.
-const TASK_OOM_SCORE_ADJ: i32 = 0;
 
 /// What a container is made from.
 pub(crate) struct Inputs<'a> {
     pub options: &'a TaskOptions,
+    /// The operator's defaults.
+    pub operators: &'a PluginLimits,
     pub task: &'a pb::TaskConfig,
     pub image: &'a ImageConfiguration,
     pub identity: &'a Identity,
@@ -75,7 +75,7 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
             inputs.task.network_isolation_spec.as_ref(),
         )?)
         .cgroups_path(inputs.cgroup_path.clone())
-        .resources(resources::limits(inputs.task.resources.as_ref(), inputs.swap_is_limited)?)
+        .resources(resources::limits(inputs)?)
         .masked_paths(security::masked_paths())
         .readonly_paths(security::readonly_paths())
         .build()?;
@@ -106,9 +106,8 @@ fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecErr
         .cwd(process::working_directory(config.as_ref()))
         .capabilities(security::capabilities()?)
         .no_new_privileges(false)
-        // Those of the agent, which the operator sets; the crate's own default is 1024 open files.
-        .rlimits(Vec::new())
-        .oom_score_adj(TASK_OOM_SCORE_ADJ)
+        .rlimits(resources::rlimits(&inputs.options.limits)?)
+        .oom_score_adj(resources::oom_score_adj(&inputs.options.limits, inputs.operators))
         .build()?;
     Ok(process)
 }
@@ -138,6 +137,7 @@ mod tests {
         options.namespaces.pid_mode = pid_mode;
         build(&Inputs {
             options: &options,
+            operators: &PluginLimits::default(),
             task,
             image: &ImageConfiguration::default(),
             identity: &identity(),

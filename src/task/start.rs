@@ -180,6 +180,7 @@ impl Start<'_> {
         let cgroup = cgroup_of(self.config);
         let inputs = spec::Inputs {
             options,
+            operators: &self.settings.config.limits,
             task: self.config,
             image: &image.config,
             identity: &identity,

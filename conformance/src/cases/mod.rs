@@ -17,6 +17,7 @@ mod hostile_images;
 mod images;
 mod in_flight;
 mod launch;
+mod limits;
 mod logs;
 mod modes;
 mod orphans;
@@ -90,6 +91,7 @@ pub fn all() -> Vec<Case> {
         hostile_images::cases(),
         run::cases(),
         resources::cases(),
+        limits::cases(),
         security::cases(),
         logs::cases(),
         modes::cases(),

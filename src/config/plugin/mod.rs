@@ -1,6 +1,7 @@
 //! The options of the agent's `plugin "containerd-driver" { config { .. } }` block.
 
 mod gc;
+mod limits;
 mod modes;
 
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use serde::Deserialize;
 use super::hclspec::{default, object, optional, required};
 use super::{ConfigError, duration};
 use gc::{DanglingContainers, RawGc};
+pub(crate) use limits::PluginLimits;
 pub(crate) use modes::AllowedModes;
 
 const OF: &str = "plugin configuration";
@@ -35,6 +37,7 @@ pub(crate) struct PluginConfig {
     pub state_dir: PathBuf,
     pub dangling_containers: DanglingContainers,
     pub allowed_modes: AllowedModes,
+    pub limits: PluginLimits,
 }
 
 #[derive(Deserialize)]
@@ -47,12 +50,14 @@ struct Raw {
     state_dir: Option<String>,
     gc: Option<RawGc>,
     allowed_modes: Option<modes::Raw>,
+    #[serde(flatten)]
+    limits: limits::Raw,
 }
 
 impl PluginConfig {
     pub(crate) fn schema() -> Spec {
         let quoted = |text: &str| format!("\"{text}\"");
-        object([
+        let own = [
             ("enabled", default("enabled", "bool", "true")),
             ("containerd_runtime", required("containerd_runtime", "string")),
             ("oci_runtime", optional("oci_runtime", "string")),
@@ -61,7 +66,8 @@ impl PluginConfig {
             ("state_dir", default("state_dir", "string", &quoted(DEFAULT_STATE_DIR))),
             ("gc", gc::schema()),
             ("allowed_modes", modes::schema()),
-        ])
+        ];
+        object(own.into_iter().chain(limits::schema()))
     }
 
     /// Decodes what Nomad sends. Nothing at all is what a launch sends that only tries the plugin out.
@@ -83,6 +89,7 @@ impl PluginConfig {
             state_dir,
             gc,
             allowed_modes,
+            limits,
         } = raw;
         let containerd_runtime =
             containerd_runtime.filter(|name| !name.is_empty()).ok_or(ConfigError::Missing {
@@ -100,6 +107,7 @@ impl PluginConfig {
             state_dir: state_directory(absolute("state_dir", state_dir, DEFAULT_STATE_DIR)?)?,
             dangling_containers: gc::dangling_containers(gc)?,
             allowed_modes: allowed_modes.unwrap_or_default().decode()?,
+            limits: limits.decode()?,
         }))
     }
 }
@@ -170,6 +178,7 @@ mod tests {
         assert_eq!(config.stats_interval, Duration::from_secs(1));
         assert_eq!(config.containerd_socket, PathBuf::from(DEFAULT_SOCKET));
         assert_eq!(config.state_dir, PathBuf::from(DEFAULT_STATE_DIR));
+        assert_eq!(config.limits, PluginLimits::default());
         let in_minutes = |minutes: u64| Duration::from_secs(60 * minutes);
         let dangling = |period, dry_run| DanglingContainers {
             enabled: true,
@@ -199,6 +208,8 @@ mod tests {
             ("oci_runtime", json!("bin/crun")),
             ("stats_interval", json!("soon")),
             ("stats_interval", json!("0s")),
+            ("pids_limit", json!(-1)),
+            ("oom_score_adj", json!(1001)),
             ("gc", json!({"dangling_containers": {"period": "0s"}})),
             ("gc", json!({"dangling_containers": {"creation_grace": "now"}})),
             ("containerd_socket", json!("containerd.sock")),

@@ -1,6 +1,7 @@
 //! The options of a job's `task { driver = "containerd-driver" config { .. } }` block, a group of them a file: for each
 //! the schema, the form in which Nomad sends it, and what it is decoded into.
 
+mod limits;
 mod namespaces;
 mod process;
 
@@ -9,6 +10,7 @@ use serde::Deserialize;
 
 use super::hclspec::{object, required};
 use super::{ConfigError, PluginConfig};
+pub(crate) use limits::{Limits, PidsLimit, Rlimit};
 pub(crate) use namespaces::{Namespaces, PidMode};
 pub(crate) use process::Process;
 
@@ -20,6 +22,7 @@ pub(crate) struct TaskOptions {
     pub image: String,
     pub process: Process,
     pub namespaces: Namespaces,
+    pub limits: Limits,
 }
 
 #[derive(Deserialize)]
@@ -29,11 +32,13 @@ struct Raw {
     process: process::Raw,
     #[serde(flatten)]
     namespaces: namespaces::Raw,
+    #[serde(flatten)]
+    limits: limits::Raw,
 }
 
 impl TaskOptions {
     pub(crate) fn schema() -> Spec {
-        let groups = [process::schema(), namespaces::schema()];
+        let groups = [process::schema(), namespaces::schema(), limits::schema()];
         object([("image", required("image", "string"))].into_iter().chain(groups.into_iter().flatten()))
     }
 
@@ -44,13 +49,18 @@ impl TaskOptions {
     pub(crate) fn decode(msgpack: &[u8]) -> Result<Self, ConfigError> {
         let raw =
             rmp_serde::from_slice(msgpack).map_err(|source| ConfigError::Malformed { of: OF, source })?;
-        let Raw { image, process, namespaces } = raw;
+        let Raw { image, process, namespaces, limits } = raw;
         let image = image.filter(|image| !image.is_empty()).ok_or(ConfigError::Missing {
             of: OF,
             option: "image",
             hint: "name an image, such as \"docker.io/library/redis:alpine\"",
         })?;
-        Ok(Self { image, process: process.decode()?, namespaces: namespaces.decode()? })
+        Ok(Self {
+            image,
+            process: process.decode()?,
+            namespaces: namespaces.decode()?,
+            limits: limits.decode()?,
+        })
     }
 
     /// Holds what a job asks for against what the operator allows.
@@ -58,8 +68,9 @@ impl TaskOptions {
     /// # Errors
     /// Names the task's option and the plugin's that forbids it.
     pub(crate) fn permitted_by(&self, plugin: &PluginConfig) -> Result<(), ConfigError> {
-        let Self { image: _, process: _, namespaces } = self;
-        namespaces.permitted_by(&plugin.allowed_modes)
+        let Self { image: _, process: _, namespaces, limits } = self;
+        namespaces.permitted_by(&plugin.allowed_modes)?;
+        limits.permitted_by(&plugin.limits)
     }
 }
 

@@ -1,0 +1,48 @@
+//! A number as Nomad sends it: an integer where it is one, else a float or, where that would not be exact, its digits as
+//! text.
+//!
+//! Source of the facts: hashicorp/nomad `helper/pluginutils/hclutils`.
+
+use serde::Deserialize;
+
+use super::{ConfigError, value};
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+pub(super) enum Number {
+    Whole(i64),
+    Broken(f64),
+    Text(String),
+}
+
+impl Number {
+    /// # Errors
+    /// Names the option, where it is no integer between the two, which are in the range themselves.
+    pub(super) fn within(self, option: &'static str, least: i64, most: i64) -> Result<i64, ConfigError> {
+        let refused =
+            |given: String| value(option, given, format!("it must be a whole number from {least} to {most}"));
+        match self {
+            Self::Whole(whole) if (least..=most).contains(&whole) => Ok(whole),
+            Self::Whole(whole) => Err(refused(whole.to_string())),
+            Self::Broken(broken) => Err(refused(broken.to_string())),
+            Self::Text(text) => Err(refused(text)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_number_is_whole_and_in_its_range() {
+        let within = |number: Number| number.within("n", -1, 10);
+        assert_eq!(within(Number::Whole(10)).unwrap(), 10);
+        assert_eq!(within(Number::Whole(-1)).unwrap(), -1);
+        for number in [Number::Whole(11), Number::Broken(1.5), Number::Text("0.1".to_owned())] {
+            let shown = format!("{number:?}");
+            let error = within(number).unwrap_err().to_string();
+            assert!(error.contains("option n") && error.contains("-1 to 10"), "{shown}: {error}");
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! The operator's word on what a task may use up: defaults for tasks that say nothing, and what none may go beyond. The
+//! names are those of Nomad's docker driver.
+
+use nomad_proto::hclspec::Spec;
+use serde::Deserialize;
+
+use crate::config::hclspec::{default, optional};
+use crate::config::number::Number;
+use crate::config::{ConfigError, MOST_OOM_SCORE_ADJ, MOST_PIDS};
+
+/// The plugin's options about limits.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct PluginLimits {
+    /// How many processes a task may have that asks for no number; none may ask for more.
+    pub pids_limit: Option<i64>,
+    /// How likely the kernel picks a task that says nothing, where the machine runs out of memory.
+    pub oom_score_adj: i64,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Raw {
+    pids_limit: Option<Number>,
+    oom_score_adj: Option<Number>,
+}
+
+pub(super) fn schema() -> Vec<(&'static str, Spec)> {
+    vec![
+        ("pids_limit", optional("pids_limit", "number")),
+        ("oom_score_adj", default("oom_score_adj", "number", "0")),
+    ]
+}
+
+impl Raw {
+    pub(super) fn decode(self) -> Result<PluginLimits, ConfigError> {
+        let Self { pids_limit, oom_score_adj } = self;
+        let pids_limit = pids_limit.map(|number| number.within("pids_limit", 0, MOST_PIDS)).transpose()?;
+        let oom_score_adj =
+            oom_score_adj.map(|number| number.within("oom_score_adj", 0, MOST_OOM_SCORE_ADJ)).transpose()?;
+        Ok(PluginLimits {
+            pids_limit: pids_limit.filter(|limit| *limit > 0),
+            oom_score_adj: oom_score_adj.unwrap_or_default(),
+        })
+    }
+}

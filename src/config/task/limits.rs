@@ -1,0 +1,119 @@
+//! What a task may use up, beyond what Nomad allots it by the job's `resources`. The names are those of Nomad's docker and
+//! podman drivers, and of the driver that this one succeeds.
+
+mod ulimit;
+
+use nomad_proto::hclspec::Spec;
+use serde::Deserialize;
+
+use crate::config::hclspec::{block_attrs, optional};
+use crate::config::number::Number;
+use crate::config::plugin::PluginLimits;
+use crate::config::{ConfigError, MOST_OOM_SCORE_ADJ, MOST_PIDS, forbidden};
+pub(crate) use ulimit::Rlimit;
+
+/// The options about a task's limits.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Limits {
+    pub pids: PidsLimit,
+    /// By the order of their names, each once.
+    pub rlimits: Vec<Rlimit>,
+    /// None is the operator's.
+    pub oom_score_adj: Option<i64>,
+}
+
+/// How many processes a task may have at once, threads counted as such.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum PidsLimit {
+    #[default]
+    Operators,
+    Unlimited,
+    Of(i64),
+}
+
+#[derive(Deserialize)]
+pub(super) struct Raw {
+    pids_limit: Option<Number>,
+    ulimit: Option<ulimit::Raw>,
+    file_limit: Option<Number>,
+    oom_score_adj: Option<Number>,
+}
+
+pub(super) fn schema() -> Vec<(&'static str, Spec)> {
+    vec![
+        ("pids_limit", optional("pids_limit", "number")),
+        ("ulimit", block_attrs("ulimit", "string")),
+        ("file_limit", optional("file_limit", "number")),
+        ("oom_score_adj", optional("oom_score_adj", "number")),
+    ]
+}
+
+impl Raw {
+    pub(super) fn decode(self) -> Result<Limits, ConfigError> {
+        let Self { pids_limit, ulimit, file_limit, oom_score_adj } = self;
+        let pids_limit = pids_limit.map(|number| number.within("pids_limit", -1, MOST_PIDS)).transpose()?;
+        // Not below 0: a job would be killed after the host's own processes.
+        let oom_score_adj =
+            oom_score_adj.map(|number| number.within("oom_score_adj", 0, MOST_OOM_SCORE_ADJ)).transpose()?;
+        Ok(Limits {
+            pids: match pids_limit {
+                None | Some(0) => PidsLimit::Operators,
+                Some(-1) => PidsLimit::Unlimited,
+                Some(limit) => PidsLimit::Of(limit),
+            },
+            rlimits: ulimit::decode(ulimit, file_limit)?,
+            oom_score_adj,
+        })
+    }
+}
+
+impl Limits {
+    pub(super) fn permitted_by(&self, operators: &PluginLimits) -> Result<(), ConfigError> {
+        let Self { pids, rlimits: _, oom_score_adj: _ } = self;
+        let (asked, PluginLimits { pids_limit, oom_score_adj: _ }) = (pids, operators);
+        let Some(most) = *pids_limit else { return Ok(()) };
+        let too_many =
+            |asked: i64| forbidden("pids_limit", &asked.to_string(), "pids_limit", &asked.to_string());
+        match *asked {
+            PidsLimit::Unlimited => Err(too_many(-1)),
+            PidsLimit::Of(limit) if limit > most => Err(too_many(limit)),
+            PidsLimit::Operators | PidsLimit::Of(_) => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::task::tests::{decode, refusal};
+
+    #[test]
+    fn a_number_of_processes_is_the_operators_or_less() {
+        let pids = |limit| decode(&json!({"image": "redis", "pids_limit": limit})).unwrap().limits;
+        assert_eq!(pids(json!(null)).pids, PidsLimit::Operators);
+        assert_eq!(pids(json!(0)).pids, PidsLimit::Operators);
+        assert_eq!(pids(json!(7)).pids, PidsLimit::Of(7));
+        refusal("pids_limit", json!(-2));
+        refusal("pids_limit", json!(1.5));
+        let operators = PluginLimits { pids_limit: Some(8), ..PluginLimits::default() };
+        pids(json!(8)).permitted_by(&operators).unwrap();
+        pids(json!(0)).permitted_by(&operators).unwrap();
+        for limit in [9, -1] {
+            pids(json!(limit)).permitted_by(&PluginLimits::default()).unwrap();
+            let error = pids(json!(limit)).permitted_by(&operators).unwrap_err().to_string();
+            assert!(error.contains("pids_limit") && error.contains(&limit.to_string()), "{error}");
+        }
+    }
+
+    #[test]
+    fn no_task_is_killed_after_the_hosts_own_processes() {
+        let score =
+            |score| decode(&json!({"image": "redis", "oom_score_adj": score})).unwrap().limits.oom_score_adj;
+        assert_eq!(score(json!(1000)), Some(1000));
+        assert_eq!(score(json!(null)), None);
+        refusal("oom_score_adj", json!(-1));
+        refusal("oom_score_adj", json!(1001));
+    }
+}
