@@ -5,6 +5,7 @@
 mod metrics;
 mod oom;
 mod processes;
+mod shared;
 mod usage;
 
 use std::path::{Path, PathBuf};

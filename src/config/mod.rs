@@ -2,16 +2,21 @@
 //! decoded into, side by side. Values are checked here, so that what comes out is usable; nothing is looked up.
 
 mod hclspec;
+mod id_list;
 mod number;
 mod plugin;
 #[cfg(test)]
 mod readme;
+mod size;
 mod task;
 
 use std::time::Duration;
 
+pub(crate) use id_list::IdList;
 pub(crate) use plugin::{PluginConfig, PluginLimits};
-pub(crate) use task::{Limits, Namespaces, PidMode, PidsLimit, Process, Rlimit, TaskOptions};
+pub(crate) use task::{
+    CpuLimits, Limits, MemoryLimits, Namespaces, PidMode, PidsLimit, Process, Rlimit, Swap, TaskOptions,
+};
 
 /// The most that the kernel ever has at once.
 const MOST_PIDS: i64 = 1 << 22;

@@ -4,8 +4,11 @@
 //! Source of the facts: opencontainers/runtime-spec `config.md`, `config-linux.md`; the defaults are docker's, which
 //! users of Nomad expect.
 
+mod cpu;
+mod memory;
 mod mounts;
 mod namespaces;
+mod node;
 mod process;
 mod resources;
 mod security;
@@ -21,6 +24,7 @@ use crate::config::{PluginLimits, TaskOptions};
 use crate::rootfs::Identity;
 
 pub(crate) use namespaces::with_private_pids;
+pub(crate) use node::{Node, check};
 pub(crate) use process::exec_process;
 
 /// The version of the specification that is written; all runtimes in the field read it.
@@ -38,8 +42,7 @@ pub(crate) struct Inputs<'a> {
     pub hostname: String,
     /// Below the root of the cgroup hierarchies.
     pub cgroup_path: PathBuf,
-    /// Whether the kernel can limit swap by itself.
-    pub swap_is_limited: bool,
+    pub node: &'a Node,
 }
 
 /// Why a container can't be made as asked.
@@ -49,6 +52,8 @@ pub(crate) enum SpecError {
         "there is nothing to run: the image {0} has neither an entrypoint nor a command; set the option command"
     )]
     NothingToRun(String),
+    #[error("the option {option} can't be {value:?} here: {why}")]
+    NotHere { option: &'static str, value: String, why: String },
     #[error("{0}")]
     Unsupported(&'static str),
     #[error(
@@ -144,7 +149,7 @@ mod tests {
             rootfs: "/b/rootfs".into(),
             hostname: "web-1".to_owned(),
             cgroup_path: "/nomad/a.web".into(),
-            swap_is_limited: true,
+            node: &Node::default(),
         })
     }
 

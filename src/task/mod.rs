@@ -6,6 +6,7 @@
 
 mod events;
 mod exec;
+mod node;
 mod orphans;
 mod place;
 mod recover;

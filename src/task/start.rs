@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::events::{Events, Teller};
 use super::place::{self, Place};
 use super::supervisor::{self, Watch};
-use super::{Identity, Reservation, Saved, Settings, Started, Task, Tasks, stats};
+use super::{Identity, Reservation, Saved, Settings, Started, Task, Tasks, node, stats};
 use crate::cgroup::Cgroup;
 use crate::config::{PidMode, TaskOptions};
 use crate::containerd::{Image, Record, Reference};
@@ -113,6 +113,12 @@ impl Start<'_> {
     async fn steps(&self, asker: &mut Asker) -> Result<Task> {
         let options = TaskOptions::decode(&self.config.msgpack_driver_config)?;
         options.permitted_by(&self.settings.config)?;
+        let mut cgroup = cgroup_of(self.config);
+        let node = node::look(cgroup.clone()).await?;
+        spec::check(&options.limits, self.config, &node)?;
+        if options.limits.cpu.is_pinned() {
+            cgroup.leave_shared();
+        }
         let reference = options.image.parse::<Reference>()?;
         let logs =
             LogPaths { stdout: (&self.config.stdout_path).into(), stderr: (&self.config.stderr_path).into() };
@@ -128,7 +134,7 @@ impl Start<'_> {
             error = asker.called_off() => return Err(error),
         };
         self.place.bundle.create()?;
-        let (prepared, launched) = tokio::join!(self.prepare(&options, &image), self.launch());
+        let (prepared, launched) = tokio::join!(self.prepare(&options, &image, cgroup, &node), self.launch());
         let (prepared, (connection, shim)) = (prepared?, launched?);
         let task = self.begin(prepared, connection, shim, logs, &image).await?;
         drop(held);
@@ -157,7 +163,13 @@ impl Start<'_> {
     }
 
     /// The lease first: whatever is made after it is kept by it.
-    async fn prepare(&self, options: &TaskOptions, image: &Image) -> Result<Prepared> {
+    async fn prepare(
+        &self,
+        options: &TaskOptions,
+        image: &Image,
+        cgroup: Cgroup,
+        node: &spec::Node,
+    ) -> Result<Prepared> {
         let Place { id, bundle, containerd, .. } = self.place;
         let labels = self.labels();
         let owner = [(OWNER_LABEL.to_owned(), labels[OWNER_LABEL].clone())].into();
@@ -177,7 +189,6 @@ impl Start<'_> {
         );
         recorded?;
         let identity = identity?;
-        let cgroup = cgroup_of(self.config);
         let inputs = spec::Inputs {
             options,
             operators: &self.settings.config.limits,
@@ -187,7 +198,7 @@ impl Start<'_> {
             rootfs: bundle.rootfs(),
             hostname: hostname(self.config),
             cgroup_path: cgroup.path.clone(),
-            swap_is_limited: cgroup.limits_swap(),
+            node,
         };
         let spec = spec::build(&inputs)?;
         Ok(Prepared { spec, mounts, cgroup, pid_mode: options.namespaces.pid_mode })

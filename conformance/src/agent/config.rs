@@ -117,10 +117,18 @@ plugin "containerd-driver" {{
         )
 }
 
-/// A server without a client.
+/// A server without a client. Tasks may have a maximum of memory above what they are allotted.
 pub fn server(setup: &Setup, ports: &Ports) -> String {
     common(ports, &setup.directory.join("server").display().to_string())
-        + "server {\n  enabled          = true\n  bootstrap_expect = 1\n}\n"
+        + r#"server {
+  enabled          = true
+  bootstrap_expect = 1
+
+  default_scheduler_config {
+    memory_oversubscription_enabled = true
+  }
+}
+"#
 }
 
 fn common(Ports { http, rpc, serf }: &Ports, data: &str) -> String {

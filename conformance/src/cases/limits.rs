@@ -1,10 +1,16 @@
 //! What a job's options limit, and what the operator's do, seen from inside.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::{cases, refused, same};
+use crate::host::Plugin;
+use crate::host::alloc::set_memory;
+use crate::host::cgroup::is_v2;
 use crate::scene::Scene;
+use crate::task::{LIMIT, Task};
+
+const MIB: i64 = 1024 * 1024;
 
 cases!["limits":
     a_task_has_no_more_processes_than_its_pids_limit,
@@ -12,6 +18,11 @@ cases!["limits":
     a_process_and_an_exec_have_the_limits_that_the_job_sets,
     a_limit_that_can_not_be_is_refused_by_name,
     how_likely_a_task_is_killed_for_memory_is_the_jobs_word_and_else_the_operators,
+    a_hard_limit_is_the_tasks_part_of_all_processors,
+    a_task_runs_on_the_processors_that_the_job_names,
+    processors_that_the_task_can_not_have_are_refused,
+    swap_is_what_the_job_asks_for_and_else_none,
+    memory_is_swapped_out_and_kept_as_the_job_says,
 ];
 
 /// More processes than any limit here.
@@ -70,7 +81,7 @@ async fn a_process_and_an_exec_have_the_limits_that_the_job_sets(scene: &Scene) 
     let limits = json!({"nofile": "100:200", "core": "0"});
     let config = with(scene.shell(&format!("{show}; sleep 600")), "ulimit", limits);
     let task = scene.run(&plugin, &config).await?;
-    task.alloc.stdout.to_contain("100\n200\n0\n", crate::task::LIMIT).await?;
+    task.alloc.stdout.to_contain("100\n200\n0\n", LIMIT).await?;
     same!(task.exec(&plugin, show).await?, (0, "100\n200\n0\n".to_owned()));
     task.end(&plugin).await?;
     plugin.shut_down().await?;
@@ -94,5 +105,108 @@ async fn how_likely_a_task_is_killed_for_memory_is_the_jobs_word_and_else_the_op
     let options = with(scene.options(), "oom_score_adj", json!(300));
     same!(said(scene, &options, &show).await?, "300\n");
     same!(said(scene, &options, &with(show, "oom_score_adj", json!(700))).await?, "700\n");
+    Ok(())
+}
+
+/// A task that sleeps, with an option.
+async fn sleeping(scene: &Scene, plugin: &Plugin, option: &str, value: Value) -> Result<Task> {
+    scene.run(plugin, &with(scene.shell("sleep 600"), option, value)).await
+}
+
+async fn a_hard_limit_is_the_tasks_part_of_all_processors(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let count = std::fs::read_to_string("/proc/cpuinfo")?
+        .lines()
+        .filter(|line| line.starts_with("processor"))
+        .count();
+    for (period, shown) in [(json!(null), 100_000), (json!(50_000), 50_000)] {
+        let config = with(scene.shell("sleep 600"), "cpu_cfs_period", period);
+        let task = scene.run(&plugin, &with(config, "cpu_hard_limit", json!(true))).await?;
+        // The host allots an eighth of the node.
+        let quota = count * shown / 8;
+        let limit = task.alloc.cgroup.read("cpu", "cpu.cfs_quota_us", "cpu.max")?;
+        same!(limit, if is_v2() { format!("{quota} {shown}") } else { quota.to_string() });
+        if !is_v2() {
+            same!(task.alloc.cgroup.read("cpu", "cpu.cfs_period_us", "")?, shown.to_string());
+        }
+        task.end(&plugin).await?;
+    }
+    let task = sleeping(scene, &plugin, "cpu_hard_limit", json!(false)).await?;
+    let limit = task.alloc.cgroup.read("cpu", "cpu.cfs_quota_us", "cpu.max")?;
+    ensure!(["-1", "max 100000"].contains(&&*limit), "limited to {limit}");
+    task.end(&plugin).await?;
+    plugin.shut_down().await?;
+    start_is_refused(scene, "cpu_cfs_period", json!(50_000), &["cpu_hard_limit"]).await
+}
+
+async fn a_task_runs_on_the_processors_that_the_job_names(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let show = "sed -n 's/_allowed_list:.*[\t ]/ /p' /proc/self/status";
+    for (option, wanted) in [("cpuset_cpus", "Cpus 0\n"), ("cpuset_mems", "Mems 0\n")] {
+        let config = with(scene.shell(&format!("{show}; sleep 600")), option, json!("0"));
+        let task = scene.run(&plugin, &config).await?;
+        task.alloc.stdout.to_contain(wanted, LIMIT).await?;
+        // An exec is moved after its start, where it is.
+        let (_, in_exec) = task.exec(&plugin, &format!("sleep 0.5; {show}")).await?;
+        ensure!(in_exec.contains(wanted), "{option} in an exec: {in_exec}");
+        task.end(&plugin).await?;
+    }
+    plugin.shut_down().await
+}
+
+async fn processors_that_the_task_can_not_have_are_refused(scene: &Scene) -> Result<()> {
+    start_is_refused(scene, "cpuset_cpus", json!("all"), &["all"]).await?;
+    start_is_refused(scene, "cpuset_cpus", json!("0,8000"), &["0,8000", "share"]).await?;
+    start_is_refused(scene, "cpuset_mems", json!("8000"), &["8000", "memory nodes"]).await?;
+    let mut plugin = scene.plugin().await?;
+    let mut task = scene.prepare(&plugin, &with(scene.shell("true"), "cpuset_cpus", json!("0"))).await?;
+    let reserve = task.alloc.cgroup.reserve()?;
+    let linux = task.config.resources.as_mut().and_then(|resources| resources.linux_resources.as_mut());
+    let linux = linux.context("no resources")?;
+    linux.cpuset_cpus = "0".to_owned();
+    linux.cpuset_cgroup = reserve.display().to_string();
+    refused(plugin.start_task(task.config.clone()).await, &["cpuset_cpus", "cores"])?;
+    scene.nothing_left()?;
+    plugin.shut_down().await
+}
+
+async fn swap_is_what_the_job_asks_for_and_else_none(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    // On v1 it is counted with the memory, of which the host allots 128 MiB, on v2 without.
+    let memory = if is_v2() { 0 } else { 128 * MIB };
+    for (asked, swap) in [(json!("160m"), Some(32 * MIB)), (json!(null), Some(0)), (json!("-1"), None)] {
+        let task = sleeping(scene, &plugin, "memory_swap", asked).await?;
+        let limit = task.alloc.cgroup.read("memory", "memory.memsw.limit_in_bytes", "memory.swap.max")?;
+        match swap {
+            Some(swap) => same!(limit, (memory + swap).to_string()),
+            None => ensure!(limit == "max" || limit.parse::<i64>()? > 1 << 50, "{limit} is a limit"),
+        }
+        task.end(&plugin).await?;
+    }
+    plugin.shut_down().await?;
+    start_is_refused(scene, "memory_swap", json!("much"), &["much"]).await?;
+    start_is_refused(scene, "memory_swap", json!("64m"), &["memory alone"]).await
+}
+
+async fn memory_is_swapped_out_and_kept_as_the_job_says(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = sleeping(scene, &plugin, "memory_reservation", json!("64m")).await?;
+    let kept = task.alloc.cgroup.read("memory", "memory.soft_limit_in_bytes", "memory.low")?;
+    same!(kept, (64 * MIB).to_string());
+    task.end(&plugin).await?;
+    if !is_v2() {
+        let task = sleeping(scene, &plugin, "memory_swappiness", json!(7)).await?;
+        same!(task.alloc.cgroup.read("memory", "memory.swappiness", "")?, "7");
+        task.end(&plugin).await?;
+    }
+    let mut task =
+        scene.prepare(&plugin, &with(scene.shell("true"), "memory_reservation", json!("64m"))).await?;
+    set_memory(&mut task.config, 128, 256);
+    refused(plugin.start_task(task.config.clone()).await, &["memory_reservation", "memory_max"])?;
+    plugin.shut_down().await?;
+    start_is_refused(scene, "memory_reservation", json!("129m"), &["more"]).await?;
+    if is_v2() {
+        start_is_refused(scene, "memory_swappiness", json!(7), &["v2"]).await?;
+    }
     Ok(())
 }

@@ -23,6 +23,7 @@ const CASES: [&str; 19] = [
     "ends: a child killed",
     "exec: both streams",
     "failed start: a command",
+    "limits:",
     "recover: a shim that",
     "recover: a task runs on",
     "recover: an exit while",

@@ -1,6 +1,8 @@
 //! What a task may use up, beyond what Nomad allots it by the job's `resources`. The names are those of Nomad's docker and
 //! podman drivers, and of the driver that this one succeeds.
 
+mod cpu;
+mod memory;
 mod ulimit;
 
 use nomad_proto::hclspec::Spec;
@@ -10,6 +12,8 @@ use crate::config::hclspec::{block_attrs, optional};
 use crate::config::number::Number;
 use crate::config::plugin::PluginLimits;
 use crate::config::{ConfigError, MOST_OOM_SCORE_ADJ, MOST_PIDS, forbidden};
+pub(crate) use cpu::CpuLimits;
+pub(crate) use memory::{MemoryLimits, Swap};
 pub(crate) use ulimit::Rlimit;
 
 /// The options about a task's limits.
@@ -20,6 +24,8 @@ pub(crate) struct Limits {
     pub rlimits: Vec<Rlimit>,
     /// None is the operator's.
     pub oom_score_adj: Option<i64>,
+    pub cpu: CpuLimits,
+    pub memory: MemoryLimits,
 }
 
 /// How many processes a task may have at once, threads counted as such.
@@ -37,20 +43,25 @@ pub(super) struct Raw {
     ulimit: Option<ulimit::Raw>,
     file_limit: Option<Number>,
     oom_score_adj: Option<Number>,
+    #[serde(flatten)]
+    cpu: cpu::Raw,
+    #[serde(flatten)]
+    memory: memory::Raw,
 }
 
 pub(super) fn schema() -> Vec<(&'static str, Spec)> {
-    vec![
+    let own = [
         ("pids_limit", optional("pids_limit", "number")),
         ("ulimit", block_attrs("ulimit", "string")),
         ("file_limit", optional("file_limit", "number")),
         ("oom_score_adj", optional("oom_score_adj", "number")),
-    ]
+    ];
+    own.into_iter().chain(cpu::schema()).chain(memory::schema()).collect()
 }
 
 impl Raw {
     pub(super) fn decode(self) -> Result<Limits, ConfigError> {
-        let Self { pids_limit, ulimit, file_limit, oom_score_adj } = self;
+        let Self { pids_limit, ulimit, file_limit, oom_score_adj, cpu, memory } = self;
         let pids_limit = pids_limit.map(|number| number.within("pids_limit", -1, MOST_PIDS)).transpose()?;
         // Not below 0: a job would be killed after the host's own processes.
         let oom_score_adj =
@@ -63,13 +74,15 @@ impl Raw {
             },
             rlimits: ulimit::decode(ulimit, file_limit)?,
             oom_score_adj,
+            cpu: cpu.decode()?,
+            memory: memory.decode()?,
         })
     }
 }
 
 impl Limits {
     pub(super) fn permitted_by(&self, operators: &PluginLimits) -> Result<(), ConfigError> {
-        let Self { pids, rlimits: _, oom_score_adj: _ } = self;
+        let Self { pids, rlimits: _, oom_score_adj: _, cpu: _, memory: _ } = self;
         let (asked, PluginLimits { pids_limit, oom_score_adj: _ }) = (pids, operators);
         let Some(most) = *pids_limit else { return Ok(()) };
         let too_many =

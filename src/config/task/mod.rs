@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::hclspec::{object, required};
 use super::{ConfigError, PluginConfig};
-pub(crate) use limits::{Limits, PidsLimit, Rlimit};
+pub(crate) use limits::{CpuLimits, Limits, MemoryLimits, PidsLimit, Rlimit, Swap};
 pub(crate) use namespaces::{Namespaces, PidMode};
 pub(crate) use process::Process;
 

@@ -1,0 +1,54 @@
+//! The processors and memory nodes that a task without cores of its own shares with the others.
+
+use std::path::{Path, PathBuf};
+
+use super::{Cgroup, Mode, ROOT, below, mode};
+
+impl Cgroup {
+    /// By the kernel's lists, empty where it says nothing.
+    pub(crate) fn shared_processors(&self) -> String {
+        self.shared("cpus")
+    }
+
+    /// As [`Self::shared_processors`].
+    pub(crate) fn shared_memory_nodes(&self) -> String {
+        self.shared("mems")
+    }
+
+    /// For a task with processors or memory nodes of its own: the cpuset that the runtime makes for it is the one it
+    /// stays in. On v2 it has never been in another.
+    pub(crate) fn leave_shared(&mut self) {
+        self.cpuset = None;
+    }
+
+    fn shared(&self, what: &str) -> String {
+        let file = match mode() {
+            Mode::V1 => self.cpuset.as_ref().map(|cpuset| cpuset.join(format!("cpuset.effective_{what}"))),
+            Mode::V2 => {
+                above(Path::new(ROOT), &self.path).map(|slice| slice.join(format!("cpuset.{what}.effective")))
+            }
+        };
+        let text = file.and_then(|file| std::fs::read_to_string(file).ok()).unwrap_or_default();
+        text.trim().to_owned()
+    }
+}
+
+/// The nearest directory above a cgroup that is there.
+fn above(root: &Path, path: &Path) -> Option<PathBuf> {
+    path.ancestors().skip(1).map(|path| below(root, path)).find(|directory| directory.is_dir())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_shares_what_the_slice_above_it_has() {
+        let root = tempfile::tempdir().unwrap();
+        let slice = root.path().join("nomad.slice/share.slice");
+        let task = Path::new("/nomad.slice/share.slice/a1.web.scope");
+        std::fs::create_dir_all(slice.join("a1.web.scope")).unwrap();
+        assert_eq!(above(root.path(), task), Some(slice));
+        assert_eq!(above(root.path(), Path::new("/x/y")).unwrap(), root.path());
+    }
+}

@@ -1,0 +1,65 @@
+//! Lists of processors and of memory nodes as the kernel writes them: `0-3,8`.
+
+use std::collections::BTreeSet;
+use std::str::FromStr;
+
+/// More than any machine has of either.
+const LIMIT: u32 = 8192;
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct IdList(BTreeSet<u32>);
+
+impl IdList {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn is_within(&self, other: &Self) -> bool {
+        self.0.is_subset(&other.0)
+    }
+}
+
+impl FromStr for IdList {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |text: &str| text.parse().ok().filter(|number: &u32| *number < LIMIT);
+        let mut ids = BTreeSet::new();
+        for part in text.split(',') {
+            let (first, last) = part.split_once('-').unwrap_or((part, part));
+            match (number(first), number(last)) {
+                (Some(first), Some(last)) if first <= last => ids.extend(first..=last),
+                _ => return Err(format!("{part:?} in it is neither a number nor a range such as \"0-3\"")),
+            }
+        }
+        Ok(Self(ids))
+    }
+}
+
+impl std::fmt::Display for IdList {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let ids: Vec<String> = self.0.iter().map(u32::to_string).collect();
+        f.write_str(&ids.join(","))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_of_numbers_and_ranges() {
+        let list = |text: &str| text.parse::<IdList>();
+        assert_eq!(list("0-2,5").unwrap().to_string(), "0,1,2,5");
+        assert_eq!(list("3").unwrap().len(), 1);
+        assert!(list("1-2").unwrap().is_within(&list("0-3").unwrap()));
+        assert!(!list("1-4").unwrap().is_within(&list("0-3").unwrap()));
+        for wrong in ["", "a", "1,", "2-1", "-1", "1-", "0-99999", "1 2"] {
+            list(wrong).unwrap_err();
+        }
+    }
+}

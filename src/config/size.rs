@@ -1,0 +1,69 @@
+//! Sizes as docker writes them: `"64m"`, `"1.5g"`, `"512 KiB"`, or bytes without a unit. All units are powers of 1024.
+
+use super::{ConfigError, value};
+
+const UNITS: [(char, u32); 6] = [('b', 0), ('k', 10), ('m', 20), ('g', 30), ('t', 40), ('p', 50)];
+
+/// # Errors
+/// Names the option, where the text is no size.
+pub(super) fn size(option: &'static str, text: String) -> Result<u64, ConfigError> {
+    bytes(&text)
+        .ok_or_else(|| value(option, text, "it must be a size such as \"64m\": a number and b, k, m or g"))
+}
+
+fn bytes(text: &str) -> Option<u64> {
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = shift(&unit.trim_start().to_ascii_lowercase())?;
+    if let Ok(whole) = number.parse::<u64>() {
+        return whole.checked_mul(1 << shift);
+    }
+    let (whole, fraction) = number.split_once('.')?;
+    if fraction.is_empty() || fraction.len() > 9 {
+        return None;
+    }
+    let (scale, parts) = (10_u128.pow(u32::try_from(fraction.len()).ok()?), format!("{whole}{fraction}"));
+    let bytes = parts.parse::<u128>().ok()?.checked_mul(1 << shift)? / scale;
+    u64::try_from(bytes).ok()
+}
+
+/// The unit's power of two; a letter may be followed by `b` or `ib`.
+fn shift(unit: &str) -> Option<u32> {
+    let mut rest = unit.chars();
+    let Some(letter) = rest.next() else { return Some(0) };
+    let (_, shift) = UNITS.into_iter().find(|(known, _)| *known == letter)?;
+    let ends = if letter == 'b' { &[""][..] } else { &["", "b", "ib"] };
+    ends.contains(&rest.as_str()).then_some(shift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_is_a_number_and_a_unit() {
+        for (text, wanted) in [
+            ("0", 0),
+            ("1024", 1024),
+            ("64b", 64),
+            ("64k", 64 << 10),
+            ("64M", 64 << 20),
+            ("64mb", 64 << 20),
+            ("64 MiB", 64 << 20),
+            ("1.5g", 3 << 29),
+            ("2t", 2 << 40),
+        ] {
+            assert_eq!(size("o", text.to_owned()).unwrap(), wanted, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_size_is_refused_by_name() {
+        for text in
+            ["", "m", "-1", "1x", "1bb", "1mm", "1.m", ".", "1e3", "99999999999g", "0x10", "1..2k", "1 m b"]
+        {
+            let error = size("shm_size", text.to_owned()).unwrap_err().to_string();
+            assert!(error.contains("shm_size") && error.contains(text), "{text}: {error}");
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! `cpu_hard_limit` with `cpu_cfs_period`, `cpuset_cpus` and `cpuset_mems`: how much of which processors, and whose memory.
+
+use nomad_proto::hclspec::Spec;
+use serde::Deserialize;
+
+use crate::config::hclspec::optional;
+use crate::config::number::Number;
+use crate::config::{ConfigError, IdList, value};
+
+/// What the kernel takes.
+const LEAST_PERIOD_US: i64 = 1000;
+const MOST_PERIOD_US: i64 = 1_000_000;
+const DEFAULT_PERIOD_US: i64 = 100_000;
+
+/// The options about a task's processors.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct CpuLimits {
+    /// The task gets no more than its share, even where nobody else wants the rest. It is measured by this period.
+    pub hard_limit_period_us: Option<u64>,
+    pub cpuset_cpus: Option<IdList>,
+    pub cpuset_mems: Option<IdList>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Raw {
+    cpu_hard_limit: Option<bool>,
+    cpu_cfs_period: Option<Number>,
+    cpuset_cpus: Option<String>,
+    cpuset_mems: Option<String>,
+}
+
+pub(super) fn schema() -> Vec<(&'static str, Spec)> {
+    vec![
+        ("cpu_hard_limit", optional("cpu_hard_limit", "bool")),
+        ("cpu_cfs_period", optional("cpu_cfs_period", "number")),
+        ("cpuset_cpus", optional("cpuset_cpus", "string")),
+        ("cpuset_mems", optional("cpuset_mems", "string")),
+    ]
+}
+
+impl Raw {
+    pub(super) fn decode(self) -> Result<CpuLimits, ConfigError> {
+        let Self { cpu_hard_limit, cpu_cfs_period, cpuset_cpus, cpuset_mems } = self;
+        let is_hard = cpu_hard_limit.unwrap_or(false);
+        let period = cpu_cfs_period
+            .map(|number| number.within("cpu_cfs_period", LEAST_PERIOD_US, MOST_PERIOD_US))
+            .transpose()?;
+        if let (false, Some(period)) = (is_hard, period) {
+            let why = "it measures the hard limit, and there is none: set cpu_hard_limit = true";
+            return Err(value("cpu_cfs_period", period.to_string(), why));
+        }
+        let period = u64::try_from(period.unwrap_or(DEFAULT_PERIOD_US)).unwrap_or_default();
+        Ok(CpuLimits {
+            hard_limit_period_us: is_hard.then_some(period),
+            cpuset_cpus: list("cpuset_cpus", cpuset_cpus)?,
+            cpuset_mems: list("cpuset_mems", cpuset_mems)?,
+        })
+    }
+}
+
+impl CpuLimits {
+    /// Whether the job chooses processors or memory nodes itself.
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.cpuset_cpus.is_some() || self.cpuset_mems.is_some()
+    }
+}
+
+fn list(option: &'static str, text: Option<String>) -> Result<Option<IdList>, ConfigError> {
+    let text = text.filter(|text| !text.is_empty());
+    text.map(|text| text.parse().map_err(|why| value(option, text, why))).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::config::task::tests::{decode, refusal};
+
+    fn cpu(options: &Value) -> CpuLimits {
+        let mut options = options.clone();
+        options["image"] = json!("redis");
+        decode(&options).unwrap().limits.cpu
+    }
+
+    #[test]
+    fn a_hard_limit_has_a_period_that_the_kernel_takes() {
+        assert_eq!(cpu(&json!({})).hard_limit_period_us, None);
+        assert_eq!(cpu(&json!({"cpu_hard_limit": false})).hard_limit_period_us, None);
+        assert_eq!(cpu(&json!({"cpu_hard_limit": true})).hard_limit_period_us, Some(100_000));
+        let both = json!({"cpu_hard_limit": true, "cpu_cfs_period": 50_000});
+        assert_eq!(cpu(&both).hard_limit_period_us, Some(50_000));
+        for period in [999, 1_000_001, 50_000] {
+            refusal("cpu_cfs_period", json!(period));
+        }
+    }
+
+    #[test]
+    fn processors_and_memory_nodes_are_lists() {
+        let given = cpu(&json!({"cpuset_cpus": "0-1,3", "cpuset_mems": ""}));
+        assert_eq!(given.cpuset_cpus, Some("0,1,3".parse().unwrap()));
+        assert_eq!(given.cpuset_mems, None);
+        refusal("cpuset_cpus", json!("all"));
+        refusal("cpuset_mems", json!("0-"));
+    }
+}

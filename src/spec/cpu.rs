@@ -1,0 +1,131 @@
+//! A task's processors: its weight among others, its hard limit, and which they are.
+
+use nomad_proto::driver as pb;
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{LinuxCpu, LinuxCpuBuilder};
+
+use super::node::Node;
+use crate::config::CpuLimits;
+
+/// The kernel takes no fewer.
+const LEAST_SHARES: f64 = 2.0;
+/// The most of cgroup v1; the runtime maps shares to weights on v2.
+const MOST_SHARES: f64 = 262_144.0;
+/// The kernel takes no less.
+const LEAST_QUOTA_US: f64 = 1000.0;
+
+pub(super) fn limits(
+    asked: &CpuLimits,
+    resources: &pb::Resources,
+    node: &Node,
+) -> Result<LinuxCpu, OciSpecError> {
+    let CpuLimits { hard_limit_period_us, cpuset_cpus, cpuset_mems } = asked;
+    let none = pb::LinuxResources::default();
+    let linux = resources.linux_resources.as_ref().unwrap_or(&none);
+    let allotted = resources.allocated_resources.as_ref().and_then(|allotted| allotted.cpu.as_ref());
+    let mut limits = LinuxCpuBuilder::default();
+    if let Some(mhz) = allotted.map(|cpu| cpu.cpu_shares).filter(|mhz| *mhz > 0) {
+        limits = limits.shares(shares(mhz, linux.percent_ticks));
+    }
+    if let Some(period) = *hard_limit_period_us {
+        limits = limits.period(period).quota(quota_us(period, linux.percent_ticks, node.processors.len()));
+    }
+    // Nomad's cores; the job's own choice is refused beside them.
+    if !linux.cpuset_cpus.is_empty() {
+        limits = limits.cpus(linux.cpuset_cpus.clone());
+    } else if let Some(cpus) = cpuset_cpus {
+        limits = limits.cpus(cpus.to_string());
+    } else if cpuset_mems.is_some() && !node.shared_processors.is_empty() {
+        // With memory nodes of its own the task is not in the cpuset of those that share.
+        limits = limits.cpus(node.shared_processors.to_string());
+    }
+    if let Some(mems) = cpuset_mems {
+        limits = limits.mems(mems.to_string());
+    }
+    limits.build()
+}
+
+/// Nomad's shares are MHz, which is the relative weight that is wanted, unless all of the node's are more than the kernel
+/// has numbers for: then it is the task's part of the most.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "in range"
+)]
+fn shares(mhz: i64, part_of_node: f64) -> u64 {
+    let mhz = mhz as f64;
+    let exceeds = part_of_node > 0.0 && mhz / part_of_node > MOST_SHARES;
+    let shares = if exceeds { part_of_node * MOST_SHARES } else { mhz };
+    shares.clamp(LEAST_SHARES, MOST_SHARES) as u64
+}
+
+/// What the task gets of each period, on all processors together.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "a period is a second at most"
+)]
+fn quota_us(period_us: u64, part_of_node: f64, processors: usize) -> i64 {
+    let quota = part_of_node * period_us as f64 * processors.max(1) as f64;
+    quota.round().max(LEAST_QUOTA_US) as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(asked: &CpuLimits, cpu_shares: i64, percent_ticks: f64, cores: &str) -> LinuxCpu {
+        let list = |text: &str| text.parse().unwrap();
+        let node = Node { processors: list("0-3"), shared_processors: list("0-2"), ..Node::default() };
+        let resources = pb::Resources {
+            allocated_resources: Some(pb::AllocatedTaskResources {
+                cpu: Some(pb::AllocatedCpuResources { cpu_shares }),
+                ..Default::default()
+            }),
+            linux_resources: Some(pb::LinuxResources {
+                cpuset_cpus: cores.to_owned(),
+                percent_ticks,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        limits(asked, &resources, &node).unwrap()
+    }
+
+    #[test]
+    fn shares_stay_in_the_kernels_range_and_reserved_cores_are_pinned() {
+        let shares = |mhz, part| made(&CpuLimits::default(), mhz, part, "").shares();
+        assert_eq!(shares(500, 0.0), Some(500));
+        assert_eq!(shares(500, 0.01), Some(500));
+        assert_eq!(shares(1, 0.0), Some(2));
+        assert_eq!(shares(10_000_000, 0.0), Some(262_144));
+        assert_eq!(shares(0, 0.0), None);
+        // A node of 400000 MHz: an eighth of it is an eighth of the most.
+        assert_eq!(shares(50_000, 0.125), Some(32_768));
+        assert_eq!(made(&CpuLimits::default(), 500, 0.1, "1,3").cpus().as_deref(), Some("1,3"));
+    }
+
+    #[test]
+    fn a_hard_limit_is_the_tasks_part_of_all_processors_time() {
+        let quota = |part| {
+            let asked = CpuLimits { hard_limit_period_us: Some(100_000), ..CpuLimits::default() };
+            let made = made(&asked, 500, part, "");
+            (made.quota(), made.period())
+        };
+        assert_eq!(quota(0.125), (Some(50_000), Some(100_000)));
+        assert_eq!(quota(0.000_001), (Some(1000), Some(100_000)));
+        assert_eq!(made(&CpuLimits::default(), 500, 0.125, "").quota(), None);
+    }
+
+    #[test]
+    fn a_cpuset_is_the_jobs_or_for_memory_nodes_alone_that_of_those_that_share() {
+        let cpus = CpuLimits { cpuset_cpus: Some("0-1".parse().unwrap()), ..CpuLimits::default() };
+        let made_with = |asked| made(asked, 500, 0.1, "");
+        assert_eq!(made_with(&cpus).cpus().as_deref(), Some("0,1"));
+        let mems = CpuLimits { cpuset_mems: Some("0".parse().unwrap()), ..CpuLimits::default() };
+        assert_eq!(made_with(&mems).cpus().as_deref(), Some("0,1,2"));
+        assert_eq!(made_with(&mems).mems().as_deref(), Some("0"));
+        assert_eq!(made_with(&CpuLimits::default()).cpus().as_deref(), None);
+    }
+}

@@ -1,0 +1,85 @@
+//! A task's memory and swap.
+
+use nomad_proto::driver as pb;
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{LinuxMemory, LinuxMemoryBuilder};
+
+use super::node::Node;
+use crate::config::{MemoryLimits, Swap};
+
+const MIB: i64 = 1024 * 1024;
+const UNLIMITED: i64 = -1;
+
+/// Without a maximum, `memory` is the limit. With one, the maximum is, and `memory` is what is kept under pressure. None
+/// is no limit.
+pub(super) fn hard_limit(allotted: pb::AllocatedMemoryResources) -> Option<i64> {
+    let pb::AllocatedMemoryResources { memory_mb, memory_max_mb } = allotted;
+    let mib = if memory_max_mb == 0 { memory_mb } else { memory_max_mb };
+    (mib > 0).then(|| mib * MIB)
+}
+
+/// Swap comes on top only where the job asks for it, or the operator's kernel can't say no.
+pub(super) fn limits(
+    asked: &MemoryLimits,
+    allotted: pb::AllocatedMemoryResources,
+    node: &Node,
+) -> Result<LinuxMemory, OciSpecError> {
+    let MemoryLimits { swap, swappiness, reservation_bytes } = asked;
+    let pb::AllocatedMemoryResources { memory_mb, memory_max_mb } = allotted;
+    let mut limits = LinuxMemoryBuilder::default();
+    if memory_mb != 0 || memory_max_mb != 0 {
+        let limit = hard_limit(allotted).unwrap_or(UNLIMITED);
+        limits = limits.limit(limit);
+        if node.swap_is_limited {
+            limits = limits.swap(match swap {
+                None => limit,
+                Some(Swap::Unlimited) => UNLIMITED,
+                Some(Swap::TotalBytes(bytes)) => *bytes,
+            });
+        }
+    }
+    let kept = (memory_max_mb != 0 && memory_mb > 0).then(|| memory_mb * MIB);
+    if let Some(bytes) = reservation_bytes.or(kept) {
+        limits = limits.reservation(bytes);
+    }
+    if let Some(swappiness) = *swappiness {
+        limits = limits.swappiness(swappiness);
+    }
+    limits.build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(asked: &MemoryLimits, memory_mb: i64, memory_max_mb: i64) -> LinuxMemory {
+        let node = Node { swap_is_limited: true, ..Node::default() };
+        limits(asked, pb::AllocatedMemoryResources { memory_mb, memory_max_mb }, &node).unwrap()
+    }
+
+    #[test]
+    fn a_maximum_is_the_limit_and_memory_is_then_the_reservation() {
+        let memory = |memory_mb, memory_max_mb| {
+            let limits = made(&MemoryLimits::default(), memory_mb, memory_max_mb);
+            (limits.limit(), limits.reservation(), limits.swap())
+        };
+        assert_eq!(memory(256, 0), (Some(256 * MIB), None, Some(256 * MIB)));
+        assert_eq!(memory(256, 512), (Some(512 * MIB), Some(256 * MIB), Some(512 * MIB)));
+        assert_eq!(memory(256, -1), (Some(-1), Some(256 * MIB), Some(-1)));
+        assert_eq!(memory(0, 0), (None, None, None));
+    }
+
+    #[test]
+    fn the_jobs_word_on_swap_and_on_what_is_kept_counts() {
+        let asked = MemoryLimits {
+            swap: Some(Swap::TotalBytes(300 * MIB)),
+            swappiness: Some(10),
+            reservation_bytes: Some(100 * MIB),
+        };
+        let limits = made(&asked, 256, 0);
+        assert_eq!((limits.swap(), limits.swappiness()), (Some(300 * MIB), Some(10)));
+        assert_eq!(limits.reservation(), Some(100 * MIB));
+        let unlimited = MemoryLimits { swap: Some(Swap::Unlimited), ..MemoryLimits::default() };
+        assert_eq!(made(&unlimited, 256, 0).swap(), Some(UNLIMITED));
+    }
+}

@@ -1,0 +1,27 @@
+//! Looks up what of the host bears on a task's limits.
+
+use crate::cgroup::{self, Cgroup};
+use crate::config::IdList;
+use crate::error::{Error, Result};
+use crate::spec::Node;
+
+const PROCESSORS: &str = "/sys/devices/system/cpu/online";
+const MOST_OPEN_FILES: &str = "/proc/sys/fs/nr_open";
+
+/// # Errors
+/// When the lookup breaks off. What the kernel does not say is left out.
+pub(super) async fn look(cgroup: Cgroup) -> Result<Node> {
+    let looked = tokio::task::spawn_blocking(move || {
+        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+        let list = |text: String| text.trim().parse::<IdList>().unwrap_or_default();
+        Node {
+            is_cgroup_v2: cgroup::mode() == cgroup::Mode::V2,
+            swap_is_limited: cgroup.limits_swap(),
+            processors: list(read(PROCESSORS)),
+            shared_processors: list(cgroup.shared_processors()),
+            memory_nodes: list(cgroup.shared_memory_nodes()),
+            most_open_files: read(MOST_OPEN_FILES).trim().parse().ok(),
+        }
+    });
+    looked.await.map_err(|error| Error::Failed(format!("look at the host's limits: {error}")))
+}
