@@ -6,6 +6,7 @@ mod containerd;
 mod driver;
 mod error;
 mod go_plugin;
+mod host_path;
 mod init;
 mod log;
 mod process_stat;

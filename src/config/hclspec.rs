@@ -4,7 +4,9 @@
 //! Source of the facts: hashicorp/nomad `plugins/shared/hclspec`, `helper/pluginutils/hclspecutils`.
 
 use nomad_proto::hclspec::spec::Block;
-use nomad_proto::hclspec::{Attr, Block as NestedBlock, BlockAttrs, Default, Literal, Object, Spec};
+use nomad_proto::hclspec::{
+    Attr, Block as NestedBlock, BlockAttrs, BlockList, Default, Literal, Object, Spec,
+};
 
 fn spec(block: Block) -> Spec {
     Spec { block: Some(block) }
@@ -46,6 +48,15 @@ pub(super) fn block(name: &str, nested: Spec) -> Spec {
 /// A map with keys of the job's own choice, which may be written as a block or be assigned; absent, it arrives as nil.
 pub(super) fn block_attrs(name: &str, r#type: &str) -> Spec {
     spec(Block::BlockAttrs(BlockAttrs { name: name.to_owned(), r#type: r#type.to_owned(), required: false }))
+}
+
+/// A block that may be there several times, or a list of objects; absent, it arrives as an empty list.
+pub(super) fn block_list(name: &str, nested: Spec) -> Spec {
+    spec(Block::BlockList(Box::new(BlockList {
+        name: name.to_owned(),
+        nested: Some(Box::new(nested)),
+        ..BlockList::default()
+    })))
 }
 
 fn attr(name: &str, r#type: &str, required: bool) -> Spec {

@@ -13,9 +13,10 @@ mod task;
 use std::time::Duration;
 
 pub(crate) use id_list::IdList;
-pub(crate) use plugin::{PluginConfig, PluginLimits};
+pub(crate) use plugin::{Placed, PluginConfig, PluginLimits};
 pub(crate) use task::{
-    CpuLimits, Limits, MemoryLimits, Namespaces, PidMode, PidsLimit, Process, Rlimit, Swap, TaskOptions,
+    CpuLimits, JobMount, Limits, MemoryLimits, MountSource, Mounts, Namespaces, PidMode, PidsLimit, Process,
+    Rlimit, Swap, TaskOptions,
 };
 
 /// The most that the kernel ever has at once.

@@ -1,8 +1,37 @@
 //! Sizes as docker writes them: `"64m"`, `"1.5g"`, `"512 KiB"`, or bytes without a unit. All units are powers of 1024.
 
+use serde::Deserialize;
+
 use super::{ConfigError, value};
 
 const UNITS: [(char, u32); 6] = [('b', 0), ('k', 10), ('m', 20), ('g', 30), ('t', 40), ('p', 50)];
+
+/// In the form in which Nomad sends it: a number where the schema or the job has one, else a text.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(super) enum RawSize {
+    Number(u64),
+    Text(String),
+}
+
+impl RawSize {
+    /// # Errors
+    /// Names the option, where it is no size or none at all.
+    pub(super) fn bytes(self, option: &'static str) -> Result<u64, ConfigError> {
+        let text = match self {
+            Self::Number(bytes) => bytes.to_string(),
+            Self::Text(text) => text,
+        };
+        match bytes(&text) {
+            Some(bytes) if bytes > 0 => Ok(bytes),
+            _ => Err(value(
+                option,
+                text,
+                "it must be a number of bytes above 0, or one with a unit, such as \"64m\" or \"1g\"",
+            )),
+        }
+    }
+}
 
 /// # Errors
 /// Names the option, where the text is no size.
@@ -11,7 +40,12 @@ pub(super) fn size(option: &'static str, text: String) -> Result<u64, ConfigErro
         .ok_or_else(|| value(option, text, "it must be a size such as \"64m\": a number and b, k, m or g"))
 }
 
-fn bytes(text: &str) -> Option<u64> {
+/// None where the text is no size, or one that no machine has.
+pub(super) fn bytes(text: &str) -> Option<u64> {
+    exactly(text.trim()).filter(|bytes| i64::try_from(*bytes).is_ok())
+}
+
+fn exactly(text: &str) -> Option<u64> {
     let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let shift = shift(&unit.trim_start().to_ascii_lowercase())?;
@@ -60,10 +94,19 @@ mod tests {
     #[test]
     fn what_is_no_size_is_refused_by_name() {
         for text in
-            ["", "m", "-1", "1x", "1bb", "1mm", "1.m", ".", "1e3", "99999999999g", "0x10", "1..2k", "1 m b"]
+            ["", "m", "-1", "1x", "1bb", "1mm", "1.m", ".", "1e3", "9999999999g", "0x10", "1..2k", "1 m b"]
         {
             let error = size("shm_size", text.to_owned()).unwrap_err().to_string();
             assert!(error.contains("shm_size") && error.contains(text), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_size_may_be_sent_as_a_number_but_not_be_nothing() {
+        assert_eq!(RawSize::Number(7).bytes("o").unwrap(), 7);
+        assert_eq!(RawSize::Text("1k".to_owned()).bytes("o").unwrap(), 1024);
+        for none in [RawSize::Number(0), RawSize::Number(u64::MAX), RawSize::Text("0m".to_owned())] {
+            assert!(none.bytes("shm_size").unwrap_err().to_string().contains("shm_size"));
         }
     }
 }

@@ -185,11 +185,12 @@ impl Bundle {
         }
     }
 
-    /// Unmounts what is left on the rootfs and removes the directory. Gone already is success.
+    /// Unmounts what is held in place, and what is left on the rootfs, and removes the directory. Gone already is success.
     ///
     /// # Errors
-    /// Names what could not be removed; a rootfs that is still mounted is never walked into.
+    /// Names what could not be removed; what is still mounted is never walked into.
     pub(crate) fn remove(&self) -> Result<(), Error> {
+        self.unpin()?;
         let rootfs = self.rootfs();
         unmount(&rootfs).map_err(Error::file("unmount", &rootfs))?;
         match fs::remove_dir(&rootfs) {

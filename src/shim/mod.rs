@@ -7,6 +7,7 @@ mod bundle;
 mod connection;
 mod io;
 mod launch;
+mod pins;
 mod runtime;
 
 use std::path::{Path, PathBuf};
@@ -103,6 +104,11 @@ impl Error {
     fn file(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::File { doing, path, source }
+    }
+
+    fn errno(doing: &'static str, path: &Path) -> impl FnOnce(nix::errno::Errno) -> Self {
+        let failed = Self::file(doing, path);
+        move |error| failed(error.into())
     }
 
     /// Whether the task or exec had ended, or never was.

@@ -13,6 +13,7 @@ mod process;
 mod resources;
 mod security;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use nomad_proto::driver as pb;
@@ -38,6 +39,8 @@ pub(crate) struct Inputs<'a> {
     pub task: &'a pb::TaskConfig,
     pub image: &'a ImageConfiguration,
     pub identity: &'a Identity,
+    /// Where on the host the sources of the job's mounts are, by target.
+    pub sources: &'a BTreeMap<String, PathBuf>,
     pub rootfs: PathBuf,
     pub hostname: String,
     /// Below the root of the cgroup hierarchies.
@@ -60,6 +63,8 @@ pub(crate) enum SpecError {
         "the mount of {host_path} at {task_path} can't have propagation_mode {mode:?}: use private, host-to-task or bidirectional"
     )]
     Propagation { host_path: String, task_path: String, mode: String },
+    #[error("the mount at {0} has no source")]
+    NoSource(String),
     #[error(transparent)]
     Incomplete(#[from] OciSpecError),
 }
@@ -74,7 +79,7 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
             "devices of Nomad's device plugins are not supported yet: remove the task's device block",
         ));
     }
-    let linux = LinuxBuilder::default()
+    let mut linux = LinuxBuilder::default()
         .namespaces(namespaces::namespaces(
             &inputs.options.namespaces,
             inputs.task.network_isolation_spec.as_ref(),
@@ -84,11 +89,12 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
         .masked_paths(security::masked_paths())
         .readonly_paths(security::readonly_paths())
         .build()?;
+    linux.set_rootfs_propagation(mounts::propagation(&inputs.options.mounts, inputs.task));
     let spec = SpecBuilder::default()
         .version(SPEC_VERSION)
         .root(RootBuilder::default().path(inputs.rootfs.clone()).readonly(false).build()?)
         .hostname(inputs.hostname.clone())
-        .mounts(mounts::mounts(inputs.task)?)
+        .mounts(mounts::mounts(&inputs.options.mounts, inputs.sources, inputs.task)?)
         .process(process_of(inputs)?)
         .linux(linux)
         .build()?;
@@ -146,6 +152,7 @@ mod tests {
             task,
             image: &ImageConfiguration::default(),
             identity: &identity(),
+            sources: &BTreeMap::new(),
             rootfs: "/b/rootfs".into(),
             hostname: "web-1".to_owned(),
             cgroup_path: "/nomad/a.web".into(),

@@ -1,24 +1,59 @@
-//! What is mounted into a container: the kernel's file systems, the directories that Nomad shares with a task, and the
-//! host volumes that the job mounts.
+//! What is mounted into a container: the kernel's file systems, the directories that Nomad shares with a task, the host
+//! volumes that the job mounts, and what its own options mount.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use nomad_proto::driver as pb;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{Mount, MountBuilder};
 
 use super::SpecError;
+use crate::config::{JobMount, MountSource, Mounts};
 
-pub(super) fn mounts(task: &pb::TaskConfig) -> Result<Vec<Mount>, SpecError> {
-    let mut mounts = kernel_mounts()?;
+/// Docker's.
+const SHM_SIZE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Outer mounts come before those below them, whatever order the job has them in.
+pub(super) fn mounts(
+    asked: &Mounts,
+    sources: &BTreeMap<String, PathBuf>,
+    task: &pb::TaskConfig,
+) -> Result<Vec<Mount>, SpecError> {
+    let Mounts { list, shm_size_bytes } = asked;
+    let mut mounts = kernel_mounts(shm_size_bytes.unwrap_or(SHM_SIZE_BYTES))?;
+    // The job's own at such a place is in place of the usual one.
+    mounts.retain(|mount| !list.iter().any(|asked| mount.destination() == Path::new(&asked.target)));
     mounts.extend(nomad_mounts(task)?);
     for mount in &task.mounts {
         mounts.push(volume(mount)?);
     }
+    for mount in list {
+        mounts.push(of_job(mount, sources)?);
+    }
+    mounts.sort_by_key(|mount| mount.destination().components().count());
     Ok(mounts)
 }
 
-fn kernel_mounts() -> Result<Vec<Mount>, OciSpecError> {
+/// How the container's root has to spread mounts, so that those in it can: runtimes cut it off from the host's but for
+/// what comes from there.
+pub(super) fn propagation(asked: &Mounts, task: &pb::TaskConfig) -> Option<String> {
+    let spreads = |names: [&str; 2], mode: &str| {
+        let asked = asked.list.iter().filter_map(JobMount::propagation);
+        let by_nomad = task.mounts.iter().any(|mount| mount.propagation_mode == mode);
+        by_nomad || asked.into_iter().any(|name| names.contains(&name))
+    };
+    if spreads(["shared", "rshared"], "bidirectional") {
+        Some("shared".to_owned())
+    } else if spreads(["slave", "rslave"], "host-to-task") {
+        Some("rslave".to_owned())
+    } else {
+        None
+    }
+}
+
+fn kernel_mounts(shm_size_bytes: u64) -> Result<Vec<Mount>, OciSpecError> {
+    let shm_size = format!("size={shm_size_bytes}");
     [
         ("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"][..]),
         ("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -28,7 +63,7 @@ fn kernel_mounts() -> Result<Vec<Mount>, OciSpecError> {
             "devpts",
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
-        ("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", "size=65536k"]),
+        ("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm_size]),
         ("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         ("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
         ("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
@@ -72,6 +107,18 @@ fn volume(asked: &pb::Mount) -> Result<Mount, SpecError> {
     Ok(mount(&asked.task_path, "bind", &asked.host_path, &["rbind", propagation, access])?)
 }
 
+fn of_job(asked: &JobMount, sources: &BTreeMap<String, PathBuf>) -> Result<Mount, SpecError> {
+    let JobMount { option: _, target, source, options } = asked;
+    let (kind, source) = match source {
+        MountSource::Memory => ("tmpfs", Path::new("tmpfs")),
+        MountSource::Host(_) | MountSource::Volume => {
+            ("bind", sources.get(target).ok_or_else(|| SpecError::NoSource(target.clone()))?.as_path())
+        }
+    };
+    let made = MountBuilder::default().destination(target).typ(kind).source(source);
+    Ok(made.options(options.clone()).build()?)
+}
+
 fn mount(at: &str, kind: &str, source: &str, options: &[&str]) -> Result<Mount, OciSpecError> {
     let options: Vec<String> = options.iter().map(|option| (*option).to_owned()).collect();
     MountBuilder::default().destination(at).typ(kind).source(source).options(options).build()
@@ -80,6 +127,44 @@ fn mount(at: &str, kind: &str, source: &str, options: &[&str]) -> Result<Mount, 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn task() -> pb::TaskConfig {
+        pb::TaskConfig {
+            name: "web".to_owned(),
+            alloc_dir: "/nomad/alloc/1".to_owned(),
+            ..Default::default()
+        }
+    }
+
+    fn nomads(task_path: &str, propagation_mode: &str) -> pb::Mount {
+        pb::Mount {
+            task_path: task_path.to_owned(),
+            host_path: "/x".to_owned(),
+            propagation_mode: propagation_mode.to_owned(),
+            ..Default::default()
+        }
+    }
+
+    fn jobs(target: &str, source: MountSource, options: &[&str]) -> JobMount {
+        let options = options.iter().map(|option| (*option).to_owned()).collect();
+        JobMount { option: "mounts", target: target.to_owned(), source, options }
+    }
+
+    fn asked(list: Vec<JobMount>) -> Mounts {
+        Mounts { list, shm_size_bytes: None }
+    }
+
+    fn made(asked: &Mounts, task: &pb::TaskConfig) -> Vec<Mount> {
+        let sources = asked.list.iter().map(|mount| (mount.target.clone(), "/pin".into())).collect();
+        mounts(asked, &sources, task).unwrap()
+    }
+
+    fn position(mounts: &[Mount], path: &str) -> usize {
+        let found: Vec<_> =
+            (0..mounts.len()).filter(|at| mounts[*at].destination() == Path::new(path)).collect();
+        assert_eq!(found.len(), 1, "{path} is mounted once");
+        found[0]
+    }
 
     #[test]
     fn a_volume_is_mounted_as_nomad_asks() {
@@ -100,20 +185,52 @@ mod tests {
 
     #[test]
     fn the_tasks_directories_come_before_its_volumes_and_its_logs_are_read_only() {
-        let task = pb::TaskConfig {
-            name: "web".to_owned(),
-            alloc_dir: "/nomad/alloc/1".to_owned(),
-            mounts: vec![pb::Mount {
-                task_path: "/alloc/x".to_owned(),
-                host_path: "/x".to_owned(),
-                ..Default::default()
-            }],
-            ..Default::default()
-        };
-        let made = mounts(&task).unwrap();
-        let at = |path: &str| made.iter().position(|mount| mount.destination() == Path::new(path)).unwrap();
+        let task = pb::TaskConfig { mounts: vec![nomads("/alloc/x", "")], ..task() };
+        let made = made(&Mounts::default(), &task);
+        let at = |path: &str| position(&made, path);
         assert!(at("/alloc") < at("/alloc/logs") && at("/alloc/logs") < at("/alloc/x"));
         assert!(made[at("/alloc/logs")].options().clone().unwrap().contains(&"ro".to_owned()));
         assert_eq!(made[at("/secrets")].source().as_deref(), Some(Path::new("/nomad/alloc/1/web/secrets")));
+    }
+
+    #[test]
+    fn what_is_mounted_below_another_mount_comes_after_it() {
+        let task = pb::TaskConfig { mounts: vec![nomads("/data/a/b", "")], ..task() };
+        let list = vec![jobs("/data/a", MountSource::Volume, &[]), jobs("/data", MountSource::Memory, &[])];
+        let made = made(&asked(list), &task);
+        let at = |path: &str| position(&made, path);
+        assert!(at("/data") < at("/data/a") && at("/data/a") < at("/data/a/b"));
+        assert_eq!(made[at("/data")].typ().as_deref(), Some("tmpfs"));
+        assert_eq!(made[at("/data/a")].source().as_deref(), Some(Path::new("/pin")));
+    }
+
+    #[test]
+    fn a_mount_of_the_jobs_takes_the_place_of_a_usual_one() {
+        let made = made(&asked(vec![jobs("/dev/shm", MountSource::Memory, &["size=1"])]), &task());
+        let shm = &made[position(&made, "/dev/shm")];
+        assert_eq!(shm.options().clone().unwrap(), ["size=1"]);
+    }
+
+    #[test]
+    fn shared_memory_has_the_size_that_is_asked_for() {
+        let size = |shm_size_bytes| {
+            let made = made(&Mounts { list: Vec::new(), shm_size_bytes }, &task());
+            made[position(&made, "/dev/shm")].options().clone().unwrap().last().cloned().unwrap()
+        };
+        assert_eq!(size(None), "size=67108864");
+        assert_eq!(size(Some(4096)), "size=4096");
+    }
+
+    #[test]
+    fn a_root_spreads_mounts_as_far_as_one_in_it_does() {
+        let spread = |job: &str, nomad: &str| {
+            let task = pb::TaskConfig { mounts: vec![nomads("/n", nomad)], ..task() };
+            propagation(&asked(vec![jobs("/j", MountSource::Volume, &["rbind", job])]), &task)
+        };
+        assert_eq!(spread("rprivate", ""), None);
+        assert_eq!(spread("rslave", "private").as_deref(), Some("rslave"));
+        assert_eq!(spread("rprivate", "host-to-task").as_deref(), Some("rslave"));
+        assert_eq!(spread("shared", "host-to-task").as_deref(), Some("shared"));
+        assert_eq!(spread("slave", "bidirectional").as_deref(), Some("shared"));
     }
 }

@@ -6,6 +6,7 @@
 
 mod events;
 mod exec;
+mod mounts;
 mod node;
 mod orphans;
 mod place;

@@ -14,6 +14,7 @@ use tokio::sync::{OnceCell, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::events::{Events, Teller};
+use super::mounts::Sources;
 use super::place::{self, Place};
 use super::supervisor::{self, Watch};
 use super::{Identity, Reservation, Saved, Settings, Started, Task, Tasks, node, stats};
@@ -99,6 +100,14 @@ struct Start<'a> {
     events: Events,
 }
 
+/// What the job asks for, checked, with what was found for it on the host.
+struct Asked {
+    options: TaskOptions,
+    cgroup: Cgroup,
+    node: spec::Node,
+    sources: Sources,
+}
+
 /// What the shim needs besides itself.
 struct Prepared {
     spec: oci_spec::runtime::Spec,
@@ -111,15 +120,8 @@ impl Start<'_> {
     /// A start that is called off ends with the image, or else is carried through and then undone: a call to containerd
     /// that is dropped may still be carried out, after its undoing.
     async fn steps(&self, asker: &mut Asker) -> Result<Task> {
-        let options = TaskOptions::decode(&self.config.msgpack_driver_config)?;
-        options.permitted_by(&self.settings.config)?;
-        let mut cgroup = cgroup_of(self.config);
-        let node = node::look(cgroup.clone()).await?;
-        spec::check(&options.limits, self.config, &node)?;
-        if options.limits.cpu.is_pinned() {
-            cgroup.leave_shared();
-        }
-        let reference = options.image.parse::<Reference>()?;
+        let asked = self.asked().await?;
+        let reference = asked.options.image.parse::<Reference>()?;
         let logs =
             LogPaths { stdout: (&self.config.stdout_path).into(), stderr: (&self.config.stderr_path).into() };
         // The place took what it got; a runtime without a shim is said before anything is fetched or made.
@@ -134,7 +136,7 @@ impl Start<'_> {
             error = asker.called_off() => return Err(error),
         };
         self.place.bundle.create()?;
-        let (prepared, launched) = tokio::join!(self.prepare(&options, &image, cgroup, &node), self.launch());
+        let (prepared, launched) = tokio::join!(self.prepare(asked, &image), self.launch());
         let (prepared, (connection, shim)) = (prepared?, launched?);
         let task = self.begin(prepared, connection, shim, logs, &image).await?;
         drop(held);
@@ -143,6 +145,20 @@ impl Start<'_> {
             Some(error) => Err(error),
             None => Ok(task),
         }
+    }
+
+    /// Whatever can be refused is refused here.
+    async fn asked(&self) -> Result<Asked> {
+        let options = TaskOptions::decode(&self.config.msgpack_driver_config)?;
+        options.permitted_by(&self.settings.config)?;
+        let mut cgroup = cgroup_of(self.config);
+        let node = node::look(cgroup.clone()).await?;
+        spec::check(&options.limits, self.config, &node)?;
+        if options.limits.cpu.is_pinned() {
+            cgroup.leave_shared();
+        }
+        let sources = Sources::open(&options.mounts, &self.settings.config, self.config).await?;
+        Ok(Asked { options, cgroup, node, sources })
     }
 
     async fn image(&self, reference: &Reference) -> Result<Image> {
@@ -163,13 +179,8 @@ impl Start<'_> {
     }
 
     /// The lease first: whatever is made after it is kept by it.
-    async fn prepare(
-        &self,
-        options: &TaskOptions,
-        image: &Image,
-        cgroup: Cgroup,
-        node: &spec::Node,
-    ) -> Result<Prepared> {
+    async fn prepare(&self, asked: Asked, image: &Image) -> Result<Prepared> {
+        let Asked { options, cgroup, node, sources } = asked;
         let Place { id, bundle, containerd, .. } = self.place;
         let labels = self.labels();
         let owner = [(OWNER_LABEL.to_owned(), labels[OWNER_LABEL].clone())].into();
@@ -183,22 +194,24 @@ impl Start<'_> {
             lease: id.clone(),
         };
         let user = user(self.config, image);
-        let (recorded, identity) = tokio::join!(
+        let (recorded, identity, sources) = tokio::join!(
             containerd.create_record(record),
             rootfs::identity(mounts.clone(), bundle.rootfs(), user),
+            sources.pin(bundle),
         );
         recorded?;
-        let identity = identity?;
+        let (identity, sources) = (identity?, sources?);
         let inputs = spec::Inputs {
-            options,
+            options: &options,
             operators: &self.settings.config.limits,
             task: self.config,
             image: &image.config,
             identity: &identity,
+            sources: &sources,
             rootfs: bundle.rootfs(),
             hostname: hostname(self.config),
             cgroup_path: cgroup.path.clone(),
-            node,
+            node: &node,
         };
         let spec = spec::build(&inputs)?;
         Ok(Prepared { spec, mounts, cgroup, pid_mode: options.namespaces.pid_mode })
@@ -223,6 +236,7 @@ impl Start<'_> {
         };
         let rootfs = mounts.into_iter().map(shim_mount).collect();
         let pid = connection.create(bundle, rootfs, &logs, &options).await?;
+        bundle.unpin()?;
         let shares_pids = pid_mode == PidMode::Host;
         if shares_pids {
             bundle.write_spec(&spec::with_private_pids(spec)?)?;

@@ -20,7 +20,9 @@ mod launch;
 mod limits;
 mod logs;
 mod modes;
+mod mounts;
 mod orphans;
+mod paths;
 mod recover;
 mod resources;
 mod run;
@@ -95,6 +97,8 @@ pub fn all() -> Vec<Case> {
         security::cases(),
         logs::cases(),
         modes::cases(),
+        mounts::cases(),
+        paths::cases(),
         wait::cases(),
         stop::cases(),
         exec::cases(),

@@ -3,6 +3,7 @@
 mod gc;
 mod limits;
 mod modes;
+mod volumes;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use super::{ConfigError, duration};
 use gc::{DanglingContainers, RawGc};
 pub(crate) use limits::PluginLimits;
 pub(crate) use modes::AllowedModes;
+pub(crate) use volumes::{Placed, Volumes};
 
 const OF: &str = "plugin configuration";
 const DEFAULT_SOCKET: &str = "/run/containerd/containerd.sock";
@@ -38,6 +40,7 @@ pub(crate) struct PluginConfig {
     pub dangling_containers: DanglingContainers,
     pub allowed_modes: AllowedModes,
     pub limits: PluginLimits,
+    pub volumes: Volumes,
 }
 
 #[derive(Deserialize)]
@@ -52,6 +55,7 @@ struct Raw {
     allowed_modes: Option<modes::Raw>,
     #[serde(flatten)]
     limits: limits::Raw,
+    volumes: Option<volumes::Raw>,
 }
 
 impl PluginConfig {
@@ -66,6 +70,7 @@ impl PluginConfig {
             ("state_dir", default("state_dir", "string", &quoted(DEFAULT_STATE_DIR))),
             ("gc", gc::schema()),
             ("allowed_modes", modes::schema()),
+            ("volumes", volumes::schema()),
         ];
         object(own.into_iter().chain(limits::schema()))
     }
@@ -90,6 +95,7 @@ impl PluginConfig {
             gc,
             allowed_modes,
             limits,
+            volumes,
         } = raw;
         let containerd_runtime =
             containerd_runtime.filter(|name| !name.is_empty()).ok_or(ConfigError::Missing {
@@ -108,6 +114,7 @@ impl PluginConfig {
             dangling_containers: gc::dangling_containers(gc)?,
             allowed_modes: allowed_modes.unwrap_or_default().decode()?,
             limits: limits.decode()?,
+            volumes: volumes.map(volumes::Raw::decode).transpose()?.unwrap_or_default(),
         }))
     }
 }

@@ -2,6 +2,7 @@
 //! the schema, the form in which Nomad sends it, and what it is decoded into.
 
 mod limits;
+mod mounts;
 mod namespaces;
 mod process;
 
@@ -11,6 +12,7 @@ use serde::Deserialize;
 use super::hclspec::{object, required};
 use super::{ConfigError, PluginConfig};
 pub(crate) use limits::{CpuLimits, Limits, MemoryLimits, PidsLimit, Rlimit, Swap};
+pub(crate) use mounts::{JobMount, MountSource, Mounts};
 pub(crate) use namespaces::{Namespaces, PidMode};
 pub(crate) use process::Process;
 
@@ -23,6 +25,7 @@ pub(crate) struct TaskOptions {
     pub process: Process,
     pub namespaces: Namespaces,
     pub limits: Limits,
+    pub mounts: Mounts,
 }
 
 #[derive(Deserialize)]
@@ -34,11 +37,13 @@ struct Raw {
     namespaces: namespaces::Raw,
     #[serde(flatten)]
     limits: limits::Raw,
+    #[serde(flatten)]
+    mounts: mounts::Raw,
 }
 
 impl TaskOptions {
     pub(crate) fn schema() -> Spec {
-        let groups = [process::schema(), namespaces::schema(), limits::schema()];
+        let groups = [process::schema(), namespaces::schema(), limits::schema(), mounts::schema()];
         object([("image", required("image", "string"))].into_iter().chain(groups.into_iter().flatten()))
     }
 
@@ -49,7 +54,7 @@ impl TaskOptions {
     pub(crate) fn decode(msgpack: &[u8]) -> Result<Self, ConfigError> {
         let raw =
             rmp_serde::from_slice(msgpack).map_err(|source| ConfigError::Malformed { of: OF, source })?;
-        let Raw { image, process, namespaces, limits } = raw;
+        let Raw { image, process, namespaces, limits, mounts } = raw;
         let image = image.filter(|image| !image.is_empty()).ok_or(ConfigError::Missing {
             of: OF,
             option: "image",
@@ -60,6 +65,7 @@ impl TaskOptions {
             process: process.decode()?,
             namespaces: namespaces.decode()?,
             limits: limits.decode()?,
+            mounts: mounts.decode()?,
         })
     }
 
@@ -68,7 +74,8 @@ impl TaskOptions {
     /// # Errors
     /// Names the task's option and the plugin's that forbids it.
     pub(crate) fn permitted_by(&self, plugin: &PluginConfig) -> Result<(), ConfigError> {
-        let Self { image: _, process: _, namespaces, limits } = self;
+        // Mounts are held against the operator's word where it is known whose directory they may be in.
+        let Self { image: _, process: _, namespaces, limits, mounts: _ } = self;
         namespaces.permitted_by(&plugin.allowed_modes)?;
         limits.permitted_by(&plugin.limits)
     }

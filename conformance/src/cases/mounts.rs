@@ -1,0 +1,404 @@
+//! What a job has mounted: that it is there, as writable and as large as asked for, and gone at the end, with all that
+//! the host has still in its place.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::mount::{MsFlags, mount};
+use nomad_proto::driver as pb;
+use serde_json::{Value, json};
+
+use super::{cases, refused, same, until};
+use crate::fixture::process::output;
+use crate::fixture::sweep;
+use crate::scene::Scene;
+use crate::task::{LIMIT, Task};
+
+cases!["mounts":
+    a_bind_is_the_hosts_and_as_writable_as_it_says,
+    a_relative_source_is_in_the_tasks_directory,
+    a_volume_without_a_source_is_the_allocations,
+    a_tmpfs_has_the_options_it_asks_for,
+    shared_memory_has_the_size_it_asks_for,
+    what_is_below_another_mount_is_seen_whatever_the_order,
+    dockers_block_mounts_as_in_docker,
+    what_can_not_be_mounted_is_refused_before_anything_is_made,
+    a_volume_mount_is_not_mounted_over,
+    mounts_spread_as_far_as_they_are_asked_to,
+    what_the_host_has_mounted_below_a_source_stays_there,
+    a_failed_start_leaves_no_mount,
+    a_start_that_the_plugin_does_not_survive_leaves_no_mount,
+];
+
+/// A directory of the host with a file in it, and one below.
+pub(super) fn host_directory(scene: &Scene) -> Result<PathBuf> {
+    let host = scene.directory().join("host");
+    fs::create_dir_all(host.join("sub"))?;
+    fs::write(host.join("greeting"), "hello from the host\n")?;
+    fs::write(host.join("sub/deeper"), "deeper\n")?;
+    Ok(host)
+}
+
+/// A shell's config with more options.
+pub(super) fn shell_with(scene: &Scene, script: &str, more: &Value) -> Value {
+    let mut config = scene.shell(script);
+    for (name, value) in more.as_object().into_iter().flatten() {
+        config[name] = value.clone();
+    }
+    config
+}
+
+/// What a script says in a task with more options.
+pub(super) async fn said(scene: &Scene, script: &str, more: &Value) -> Result<String> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.run(&plugin, &shell_with(scene, script, more)).await?;
+    let said = task.stdout(&plugin).await?;
+    task.destroy(&plugin).await?;
+    scene.nothing_left()?;
+    plugin.shut_down().await?;
+    Ok(said)
+}
+
+fn bind(source: impl AsRef<Path>, target: &str, options: &[&str]) -> Value {
+    json!({"type": "bind", "source": source.as_ref(), "target": target, "options": options})
+}
+
+async fn a_bind_is_the_hosts_and_as_writable_as_it_says(scene: &Scene) -> Result<()> {
+    let host = host_directory(scene)?;
+    let mounts = json!([
+        bind(&host, "/ro", &["rbind", "ro"]),
+        bind(&host, "/new/rw", &["rbind", "rw", "nosuid"]),
+        bind(host.join("greeting"), "/etc/greeting", &["bind", "ro", "noexec"]),
+    ]);
+    let script = "cat /ro/greeting /etc/greeting /new/rw/sub/deeper; echo new > /new/rw/made; cat /ro/made; \
+                  touch /ro/x 2>/dev/null && echo written; (echo x >> /etc/greeting) 2>/dev/null && echo written; \
+                  grep -E ' /(ro|new/rw|etc/greeting) ' /proc/mounts | cut -d' ' -f2,4 | cut -d, -f1,2,3";
+    let said = said(scene, script, &json!({"mounts": mounts})).await?;
+    let (files, table) = said.split_at(said.find("/ro ").context(said.clone())?);
+    same!(files, "hello from the host\nhello from the host\ndeeper\nnew\n");
+    for words in ["/ro ro", "/new/rw rw,nosuid", "/etc/greeting ro"] {
+        ensure!(table.contains(words), "{words:?} is not in {table}");
+    }
+    ensure!(table.contains("noexec"), "{table}");
+    same!(fs::read_to_string(host.join("made"))?, "new\n");
+    Ok(())
+}
+
+async fn a_relative_source_is_in_the_tasks_directory(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let script = "cat /given /data/given; echo made > /made/file; echo w > /again/w";
+    let more = json!({
+        "mounts": [bind("local/given", "/given", &["rbind", "ro"])],
+        "volumes": ["../alloc/data:/data:ro", "local/made/here:/made", "./local/made:/again:rw,z"],
+    });
+    let mut task = scene.prepare(&plugin, &shell_with(scene, script, &more)).await?;
+    fs::write(task.alloc.task_path("local/given"), "local\n")?;
+    fs::write(task.alloc.directory.join("alloc/data/given"), "alloc\n")?;
+    task.start(&plugin).await?;
+    same!(task.stdout(&plugin).await?, "local\nalloc\n");
+    same!(fs::read_to_string(task.alloc.task_path("local/made/here/file"))?, "made\n");
+    same!(fs::read_to_string(task.alloc.task_path("local/made/w"))?, "w\n");
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_volume_without_a_source_is_the_allocations(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let script =
+        "(ls /var/lib/data | wc -l; id -un) > /alloc/data/said; touch /var/lib/data/x && touch /short/y";
+    let more = json!({"mounts": [{"target": "/var/lib/data"}], "volumes": ["/short"]});
+    let mut task = scene.prepare(&plugin, &shell_with(scene, script, &more)).await?;
+    task.config.user = "app".to_owned();
+    for files in 0..2 {
+        task.start(&plugin).await?;
+        same!(task.wait(&plugin).await?.exit_code, 0);
+        let said = fs::read_to_string(task.alloc.directory.join("alloc/data/said"))?;
+        same!(said, format!("{files}\napp\n"));
+        task.destroy(&plugin).await?;
+        scene.nothing_left()?;
+        task.next_attempt()?;
+    }
+    let volumes = task.alloc.task_path("volumes");
+    ensure!(
+        volumes.join("var%2Flib%2Fdata/x").exists() && volumes.join("short/y").exists(),
+        "not in the task's directory"
+    );
+    plugin.shut_down().await
+}
+
+async fn a_tmpfs_has_the_options_it_asks_for(scene: &Scene) -> Result<()> {
+    let more = json!({
+        "mounts": [{"type": "tmpfs", "target": "/one", "options": ["size=2m", "mode=0750", "uid=1000", "gid=2000", "ro"]}],
+        "tmpfs": ["/two", "/three:size=50%,exec,nr_inodes=2k"],
+    });
+    let script = "stat -c '%a %u %g %n' /one; df -k /one | tail -n 1 | tr -s ' ' | cut -d' ' -f2; \
+                  touch /two/x /three/x && touch /one/x 2>/dev/null || echo read-only; \
+                  grep -E ' /(one|two|three) ' /proc/mounts | cut -d' ' -f2-4";
+    let said = said(scene, script, &more).await?;
+    let mut lines = said.lines();
+    same!(lines.next(), Some("750 1000 2000 /one"));
+    same!(lines.next(), Some("2048"));
+    same!(lines.next(), Some("read-only"));
+    let table: Vec<&str> = lines.collect();
+    let of = |target: &str| table.iter().copied().find(|line| line.starts_with(target)).unwrap_or_default();
+    ensure!(of("/one tmpfs ro,nosuid,nodev").contains("size=2048k"), "{table:?}");
+    ensure!(!of("/two tmpfs rw,nosuid,nodev,noexec").is_empty(), "{table:?}");
+    let three = of("/three tmpfs rw,nosuid,nodev");
+    ensure!(three.contains("nr_inodes=2048") && !three.contains("noexec"), "{table:?}");
+    Ok(())
+}
+
+async fn shared_memory_has_the_size_it_asks_for(scene: &Scene) -> Result<()> {
+    let script = "df -k /dev/shm | tail -n 1 | tr -s ' ' | cut -d' ' -f2; stat -c %a /dev/shm";
+    for (more, kib) in [
+        (json!({}), "65536"),
+        (json!({"shm_size": "1m"}), "1024"),
+        (json!({"shm_size": 8_388_608}), "8192"),
+        (json!({"tmpfs": ["/dev/shm:size=3m,mode=1777"]}), "3072"),
+    ] {
+        same!(said(scene, script, &more).await?, format!("{kib}\n1777\n"));
+    }
+    Ok(())
+}
+
+async fn what_is_below_another_mount_is_seen_whatever_the_order(scene: &Scene) -> Result<()> {
+    let host = host_directory(scene)?;
+    let mut plugin = scene.plugin().await?;
+    let more = json!({
+        "mounts": [bind(host.join("greeting"), "/data/one/greeting", &["rbind", "ro"])],
+        "tmpfs": ["/data/one", "/data"],
+    });
+    let script = "cat /data/one/greeting /data/one/two/deeper; touch /data/x /data/one/x; ls /data/one";
+    let mut task = scene.prepare(&plugin, &shell_with(scene, script, &more)).await?;
+    task.config.mounts.push(pb::Mount {
+        task_path: "/data/one/two".to_owned(),
+        host_path: host.join("sub").display().to_string(),
+        readonly: true,
+        ..pb::Mount::default()
+    });
+    task.start(&plugin).await?;
+    same!(task.stdout(&plugin).await?, "hello from the host\ndeeper\ngreeting\ntwo\nx\n");
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn dockers_block_mounts_as_in_docker(scene: &Scene) -> Result<()> {
+    let host = host_directory(scene)?;
+    let more = json!({"mount": [
+        {"type": "bind", "source": host, "target": "/rw"},
+        {"type": "bind", "source": host, "target": "/ro", "readonly": true},
+        {"type": "tmpfs", "target": "/mem", "tmpfs_options": {"size": 1_048_576, "mode": 448}},
+        {"type": "volume", "target": "/vol"},
+    ]});
+    let script = "cat /ro/greeting; touch /rw/x /vol/x && touch /ro/x 2>/dev/null || echo read-only; stat -c %a /mem; \
+                  grep ' /mem ' /proc/mounts | grep -o size=1024k";
+    same!(said(scene, script, &more).await?, "hello from the host\nread-only\n700\nsize=1024k\n");
+    Ok(())
+}
+
+async fn what_can_not_be_mounted_is_refused_before_anything_is_made(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let host = host_directory(scene)?;
+    let missing = host.join("missing");
+    let shown = missing.display().to_string();
+    let cases: [(Value, &[&str]); 14] = [
+        (json!({"mounts": [bind(&host, "/t", &["ro"])]}), &["mounts", "/t", "rbind"]),
+        (json!({"mounts": [bind(&host, "/t", &["rbind"])]}), &["mounts", "/t", "\"ro\""]),
+        (json!({"mounts": [bind(&host, "t", &["rbind", "ro"])]}), &["mounts", "\"t\"", "absolute"]),
+        (json!({"mounts": [bind(&host, "/a/../t", &["rbind", "ro"])]}), &["mounts", "/a/../t"]),
+        (json!({"mounts": [bind(&missing, "/t", &["rbind", "ro"])]}), &["mounts", "/t", &shown]),
+        (json!({"mount": [{"type": "bind", "source": missing, "target": "/t"}]}), &["mount", "/t", &shown]),
+        (json!({"volumes": [format!("{shown}:/t")]}), &["volumes", "/t", &shown]),
+        (json!({"mounts": [{"target": "/t", "source": "name"}]}), &["mounts", "name", "volume_mount"]),
+        (json!({"tmpfs": ["/secrets"]}), &["tmpfs", "/secrets"]),
+        (json!({"tmpfs": ["/proc/sys"]}), &["tmpfs", "/proc/sys"]),
+        (json!({"tmpfs": ["/t", "/t/"]}), &["tmpfs", "/t"]),
+        (json!({"tmpfs": ["/t:size=huge"]}), &["tmpfs", "/t", "size=huge"]),
+        (json!({"shm_size": "64 apples"}), &["shm_size", "64 apples"]),
+        (json!({"mounts": [bind(&host, "/t", &["rbind", "ro", "rshared"])]}), &["/t", "shared mount"]),
+    ];
+    // Neither an image nor a log is needed for a refusal.
+    for (more, words) in cases {
+        let mut config = shell_with(scene, "true", &more);
+        config["image"] = json!("127.0.0.1:1/no/such:image");
+        let task = scene.prepare(&plugin, &config).await?;
+        refused(plugin.start_task(task.config.clone()).await, words).with_context(|| format!("{more}"))?;
+        scene.nothing_left()?;
+    }
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_volume_mount_is_not_mounted_over(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let host = host_directory(scene)?;
+    let config = shell_with(scene, "cat /data/greeting", &json!({"tmpfs": ["/data"]}));
+    let mut task = scene.prepare(&plugin, &config).await?;
+    task.config.mounts.push(pb::Mount {
+        task_path: "/data/".to_owned(),
+        host_path: host.display().to_string(),
+        ..pb::Mount::default()
+    });
+    refused(plugin.start_task(task.config.clone()).await, &["tmpfs", "/data", "volume_mount"])?;
+    scene.nothing_left()?;
+    plugin.shut_down().await
+}
+
+/// A file system in memory, whose mounts spread; taken away when dropped.
+struct SharedMount {
+    at: PathBuf,
+}
+
+impl SharedMount {
+    fn new(scene: &Scene) -> Result<Self> {
+        let at = scene.directory().join("shared");
+        fs::create_dir_all(&at)?;
+        let shared = Self { at };
+        shared.add("")?;
+        let nothing: Option<&str> = None;
+        mount(nothing, &shared.at, nothing, MsFlags::MS_SHARED, nothing)?;
+        for name in ["early", "late", "inner"] {
+            fs::create_dir(shared.at.join(name))?;
+        }
+        Ok(shared)
+    }
+
+    /// Mounts another below it, with a file in it.
+    fn add(&self, name: &str) -> Result<()> {
+        let at = self.at.join(name);
+        mount(Some("tmpfs"), &at, Some("tmpfs"), MsFlags::empty(), None::<&str>)?;
+        Ok(fs::write(at.join(format!("in-{name}")), "")?)
+    }
+}
+
+impl Drop for SharedMount {
+    fn drop(&mut self) {
+        sweep::unmount_under(&self.at);
+    }
+}
+
+/// Mounts something from inside of a task's mount namespace, with rights that no task has.
+fn mount_inside(task: &Task, at: &str) -> Result<()> {
+    let pid = task.pid()?.to_string();
+    let words = ["-t", &pid, "-m", "mount", "-t", "tmpfs", "inside", at];
+    output(Command::new("nsenter").args(words)).map(drop)
+}
+
+async fn mounts_spread_as_far_as_they_are_asked_to(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    // As the job's option, as Nomad's volume_mount; whether the task sees the host's, and the host the task's.
+    for (option, nomads, comes_in, goes_out) in [
+        ("rprivate", "private", false, false),
+        ("rslave", "host-to-task", true, false),
+        ("rshared", "bidirectional", true, true),
+    ] {
+        for by_nomad in [false, true] {
+            let shared = SharedMount::new(scene)?;
+            shared.add("early")?;
+            let mut config = scene.shell("echo up; sleep 600");
+            if !by_nomad {
+                config["mounts"] = json!([bind(&shared.at, "/s", &["rbind", "rw", option])]);
+            }
+            let mut task = scene.prepare(&plugin, &config).await?;
+            if by_nomad {
+                task.config.mounts.push(pb::Mount {
+                    task_path: "/s".to_owned(),
+                    host_path: shared.at.display().to_string(),
+                    propagation_mode: nomads.to_owned(),
+                    ..pb::Mount::default()
+                });
+            }
+            task.start(&plugin).await?;
+            shared.add("late")?;
+            let (_, seen) = task.exec(&plugin, "ls /s/early /s/late").await?;
+            ensure!(seen.contains("in-early"), "{option}: {seen}");
+            same!((option, by_nomad, seen.contains("in-late")), (option, by_nomad, comes_in));
+            mount_inside(&task, "/s/inner")?;
+            let inner = shared.at.join("inner");
+            let mounted = sweep::mounts_under(&shared.at).contains(&inner);
+            same!((option, by_nomad, mounted), (option, by_nomad, goes_out));
+            task.end(&plugin).await?;
+            scene.nothing_left()?;
+            let left = sweep::mounts_under(&shared.at);
+            ensure!(
+                left.contains(&shared.at.join("late")) && left.contains(&shared.at.join("early")),
+                "{option}: {left:?}"
+            );
+        }
+    }
+    plugin.shut_down().await
+}
+
+async fn what_the_host_has_mounted_below_a_source_stays_there(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let shared = SharedMount::new(scene)?;
+    shared.add("early")?;
+    for option in ["rprivate", "rslave", "rshared"] {
+        // One ends well; the other fails when all is mounted.
+        for (script, ends) in [("ls /s/early", true), ("", false)] {
+            let mut config = scene.shell(script);
+            config["volumes"] = json!([format!("{}:/s:{option}", shared.at.display())]);
+            if !ends {
+                config["command"] = json!("/no/such/program");
+            }
+            let mut task = scene.prepare(&plugin, &config).await?;
+            if ends {
+                task.start(&plugin).await?;
+                same!(task.stdout(&plugin).await?, "in-early\n");
+                task.destroy(&plugin).await?;
+            } else {
+                refused(plugin.start_task(task.config.clone()).await, &["/no/such/program"])?;
+            }
+            scene.nothing_left()?;
+            same!(sweep::mounts_under(&shared.at), [shared.at.clone(), shared.at.join("early")]);
+        }
+    }
+    plugin.shut_down().await
+}
+
+async fn a_failed_start_leaves_no_mount(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let host = host_directory(scene)?;
+    let mut config = scene.shell("true");
+    config["command"] = json!("/no/such/program");
+    config["volumes"] = json!([format!("{}:/a", host.display()), format!("{}/greeting:/b", host.display())]);
+    let task = scene.prepare(&plugin, &config).await?;
+    refused(plugin.start_task(task.config.clone()).await, &["/no/such/program"])?;
+    scene.nothing_left()?;
+    same!(fs::read_to_string(host.join("sub/deeper"))?, "deeper\n");
+    plugin.shut_down().await
+}
+
+async fn a_start_that_the_plugin_does_not_survive_leaves_no_mount(scene: &Scene) -> Result<()> {
+    let host = host_directory(scene)?;
+    let (runtime, reached) = (scene.directory().join("hangs"), scene.directory().join("reached"));
+    let script = format!(
+        "#!/bin/sh\nfor word in \"$@\"; do [ \"$word\" = create ] && [ ! -e {0} ] && {{ touch {0}; exec sleep 600; }}; done\n\
+         exec runc \"$@\"\n",
+        reached.display()
+    );
+    fs::write(&runtime, script)?;
+    fs::set_permissions(&runtime, Permissions::from_mode(0o755))?;
+    let mut options = scene.options();
+    options["oci_runtime"] = json!(runtime);
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let more =
+        json!({"volumes": [format!("{}:/a", host.display()), format!("{}/greeting:/b", host.display())]});
+    let task = scene.prepare(&plugin, &shell_with(scene, "sleep 600", &more)).await?;
+    tokio::select! {
+        started = plugin.start_task(task.config.clone()) => bail!("it was not held up: {started:?}"),
+        there = until(LIMIT, "the create", || reached.exists()) => there?,
+    }
+    let pinned = sweep::mounts_under(&scene.state_dir());
+    same!(pinned.iter().filter(|point| !point.ends_with("rootfs")).count(), 2);
+    plugin.kill().await?;
+    let mut next = scene.plugin_as(&scene.launch(), &options).await?;
+    scene.nothing_left_within(LIMIT * 2)?;
+    same!(fs::read_to_string(host.join("greeting"))?, "hello from the host\n");
+    same!(fs::read_to_string(host.join("sub/deeper"))?, "deeper\n");
+    scene.still_works(&next).await?;
+    next.shut_down().await
+}

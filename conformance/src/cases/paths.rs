@@ -1,0 +1,191 @@
+//! Paths that a job or an image names: none leads to where the operator does not let it.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::mounts::{host_directory, shell_with};
+use super::{cases, refused, same};
+use crate::config;
+use crate::fixture::Form;
+use crate::fixture::layer::Tree;
+use crate::host::Plugin;
+use crate::scene::Scene;
+
+cases!["paths":
+    without_volumes_a_job_mounts_what_is_its_allocations_only,
+    with_allowed_paths_a_job_mounts_what_is_beneath_them_only,
+    what_a_task_has_made_does_not_lead_its_next_start_outside,
+    a_source_is_not_looked_for_through_the_kernels_own_links,
+    a_target_that_is_a_link_in_the_image_does_not_lead_outside,
+    an_allowed_path_that_is_none_is_refused,
+];
+
+async fn plugin_with(scene: &Scene, volumes: &Value) -> Result<Plugin> {
+    let mut options = scene.options();
+    options["volumes"] = volumes.clone();
+    scene.plugin_as(&scene.launch(), &options).await
+}
+
+/// Each of the ways to mount a source at `/t`.
+fn ways(source: &str) -> [Value; 3] {
+    [
+        json!({"volumes": [format!("{source}:/t:ro")]}),
+        json!({"mount": [{"type": "bind", "source": source, "target": "/t"}]}),
+        json!({"mounts": [{"source": source, "target": "/t", "options": ["rbind", "rw"]}]}),
+    ]
+}
+
+async fn says(scene: &Scene, plugin: &Plugin, script: &str, more: &Value) -> Result<String> {
+    let task = scene.run(plugin, &shell_with(scene, script, more)).await?;
+    let said = task.stdout(plugin).await?;
+    task.destroy(plugin).await?;
+    Ok(said)
+}
+
+async fn is_refused(scene: &Scene, plugin: &Plugin, source: &str, words: &[&str]) -> Result<()> {
+    for more in ways(source) {
+        let task = scene.prepare(plugin, &shell_with(scene, "cat /t/*", &more)).await?;
+        refused(plugin.start_task(task.config.clone()).await, words).with_context(|| format!("{more}"))?;
+        scene.nothing_left()?;
+    }
+    Ok(())
+}
+
+async fn without_volumes_a_job_mounts_what_is_its_allocations_only(scene: &Scene) -> Result<()> {
+    let host = host_directory(scene)?;
+    let mut plugin = plugin_with(scene, &json!({"enabled": false})).await?;
+    let gate = "volumes.enabled";
+    is_refused(scene, &plugin, &host.display().to_string(), &[&host.display().to_string(), gate]).await?;
+    is_refused(scene, &plugin, "/", &[gate]).await?;
+    // The directory of all allocations, and that of another one.
+    is_refused(scene, &plugin, &scene.directory().join("alloc").display().to_string(), &[gate]).await?;
+    is_refused(scene, &plugin, "../..", &["leads out"]).await?;
+    is_refused(scene, &plugin, "local/../../../../host", &["leads out"]).await?;
+    let mut task = scene.prepare(&plugin, &config! { image = scene.image("busybox:latest") }).await?;
+    let own = task.alloc.directory.join("alloc/data").display().to_string();
+    let more = json!({"volumes": [format!("{own}:/own"), "local:/mine", "/made"], "tmpfs": ["/mem"]});
+    let script = "touch /own/x /mine/y /made/z /mem/a";
+    let again = scene.prepare(&plugin, &shell_with(scene, script, &more)).await?;
+    task.config.msgpack_driver_config = again.config.msgpack_driver_config;
+    task.start(&plugin).await?;
+    task.stdout(&plugin).await?;
+    ensure!(task.alloc.directory.join("alloc/data/x").exists() && task.alloc.task_path("local/y").exists());
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn with_allowed_paths_a_job_mounts_what_is_beneath_them_only(scene: &Scene) -> Result<()> {
+    let host = host_directory(scene)?;
+    let outside = scene.directory().join("outside");
+    fs::create_dir_all(&outside)?;
+    fs::write(outside.join("secret"), "secret\n")?;
+    symlink("sub", host.join("inside"))?;
+    symlink("../outside", host.join("up"))?;
+    symlink(&outside, host.join("out"))?;
+    symlink("up", host.join("twice"))?;
+    let root = host.display().to_string();
+    let mut plugin =
+        plugin_with(scene, &json!({"enabled": true, "allowed_paths": ["/no/such/root", root]})).await?;
+    for (source, said) in [
+        (root.clone(), "hello from the host\n"),
+        (format!("{root}/sub/../."), "hello from the host\n"),
+        (format!("{root}/inside"), "deeper\n"),
+    ] {
+        for more in ways(&source) {
+            same!(says(scene, &plugin, "cat /t/greeting /t/deeper 2>/dev/null; true", &more).await?, said);
+        }
+    }
+    for path in ["up", "up/secret", "out", "out/secret", "twice", "../outside", "sub/../../outside", ".."] {
+        is_refused(scene, &plugin, &format!("{root}/{path}"), &["/t", "leads out of", &root]).await?;
+    }
+    for source in ["/", "/etc", &outside.display().to_string(), &format!("{root}x"), "/proc/self/root"] {
+        is_refused(scene, &plugin, source, &[source, "volumes.allowed_paths"]).await?;
+    }
+    is_refused(scene, &plugin, "/no/such/root/x", &["/no/such/root"]).await?;
+    // The allocation's own needs no root.
+    same!(says(scene, &plugin, "touch /t/x; ls /t", &json!({"volumes": ["local:/t"]})).await?, "x\n");
+    plugin.shut_down().await
+}
+
+async fn what_a_task_has_made_does_not_lead_its_next_start_outside(scene: &Scene) -> Result<()> {
+    let host = host_directory(scene)?;
+    let mut plugin = plugin_with(scene, &json!({"enabled": false})).await?;
+    let targets = [
+        ("absolute", host.display().to_string()),
+        ("relative", format!("../../../../{}", host.file_name().unwrap_or_default().to_string_lossy())),
+        ("top", "/".to_owned()),
+        ("magic", "/proc/1/root".to_owned()),
+    ];
+    for (name, target) in targets {
+        for source in [format!("local/{name}"), format!("local/{name}/sub")] {
+            let more = json!({"volumes": [format!("{source}:/t")]});
+            let mut task =
+                scene.prepare(&plugin, &scene.shell(&format!("ln -s {target} /local/{name}"))).await?;
+            task.start(&plugin).await?;
+            task.stdout(&plugin).await?;
+            task.destroy(&plugin).await?;
+            task.next_attempt()?;
+            let next = scene.prepare(&plugin, &shell_with(scene, "ls /t; touch /t/x", &more)).await?;
+            task.config.msgpack_driver_config = next.config.msgpack_driver_config;
+            refused(plugin.start_task(task.config.clone()).await, &["volumes", "/t", "leads out"])?;
+            scene.nothing_left()?;
+        }
+    }
+    ensure!(!host.join("x").exists() && !host.join("sub/x").exists(), "it was written to");
+    plugin.shut_down().await
+}
+
+async fn a_source_is_not_looked_for_through_the_kernels_own_links(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    for source in ["/proc/self/root/etc", "/proc/1/cwd", "/proc/thread-self/root", "/proc/self/fd/1"] {
+        is_refused(scene, &plugin, source, &[source, "/proc"]).await?;
+    }
+    plugin.shut_down().await
+}
+
+async fn a_target_that_is_a_link_in_the_image_does_not_lead_outside(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let host = host_directory(scene)?;
+    let outside = scene.directory().join("outside");
+    fs::create_dir_all(&outside)?;
+    let up = format!("../../../../../../../..{}", outside.display());
+    let image = scene.world().catalog().with(|tree: &mut Tree| {
+        tree.link("up", &up)?;
+        tree.link("down", &outside.display().to_string())?;
+        tree.link("self", "/proc/self/root/data")
+    })?;
+    image.push(scene.world().registry(), "target-links", "v1", Form::Oci)?;
+    for target in ["/up", "/up/new/deep", "/down", "/down/new", "/self/x"] {
+        for mount in [
+            json!({"type": "bind", "source": host, "target": target, "options": ["rbind", "rw"]}),
+            json!({"type": "tmpfs", "target": target}),
+        ] {
+            let mut config = shell_with(scene, &format!("touch {target}/x"), &json!({"mounts": [mount]}));
+            config["image"] = json!(scene.image("target-links:v1"));
+            let mut task = scene.prepare(&plugin, &config).await?;
+            // Whether a runtime goes along with it, inside of the root, or refuses, is its own choice.
+            if task.start(&plugin).await.is_ok() {
+                task.wait(&plugin).await?;
+                task.end(&plugin).await?;
+            }
+            scene.nothing_left()?;
+            same!(fs::read_dir(&outside)?.count(), 0);
+        }
+    }
+    plugin.shut_down().await
+}
+
+async fn an_allowed_path_that_is_none_is_refused(scene: &Scene) -> Result<()> {
+    for path in ["srv", "/srv/../etc"] {
+        let mut plugin = scene.bare_plugin(&scene.launch()).await?;
+        let mut options = scene.options();
+        options["volumes"] = json!({"enabled": true, "allowed_paths": [path]});
+        let error = plugin.configure(&options).await.err().context("it was taken")?;
+        ensure!(format!("{error:#}").contains("volumes.allowed_paths"), "{error:#}");
+        plugin.shut_down().await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,206 @@
+//! What a task has mounted, beside what every container has and what Nomad mounts: `mounts`, `mount`, `volumes`, `tmpfs`
+//! and `shm_size`.
+//!
+//! Source of the facts: hashicorp/nomad `drivers/docker/config.go`, for the names; opencontainers/runc
+//! `libcontainer/specconv/spec_linux.go`, for the options that a runtime reads.
+
+mod fstab;
+mod long;
+mod short;
+mod target;
+
+use std::path::PathBuf;
+
+use nomad_proto::hclspec::Spec;
+use serde::Deserialize;
+
+use crate::config::hclspec::{block_list, optional};
+use crate::config::plugin::{Placed, Volumes};
+use crate::config::size::RawSize;
+use crate::config::{ConfigError, no_nulls, value};
+
+/// The options about a task's mounts.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Mounts {
+    /// No two have the same target.
+    pub list: Vec<JobMount>,
+    /// Of `/dev/shm`, where it isn't the usual one.
+    pub shm_size_bytes: Option<u64>,
+}
+
+/// One mount that a job asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct JobMount {
+    /// The option that asks for it.
+    pub option: &'static str,
+    /// Absolute, in its shortest form.
+    pub target: String,
+    pub source: MountSource,
+    /// As a runtime reads them.
+    pub options: Vec<String>,
+}
+
+/// Where what is mounted comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum MountSource {
+    Host(HostSource),
+    /// A directory of the allocation that is made for the mount.
+    Volume,
+    Memory,
+}
+
+/// A file or directory of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct HostSource {
+    /// As the job has it. A relative one is in the task's directory.
+    pub path: PathBuf,
+    /// Whether a directory is made where nothing is there; in the allocation's directory only.
+    pub is_made: bool,
+    /// Whether it is to get a label of SELinux.
+    pub is_labelled: bool,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Raw {
+    mount: Option<Vec<long::RawMount>>,
+    mounts: Option<Vec<long::RawMount>>,
+    volumes: Option<Vec<Option<String>>>,
+    tmpfs: Option<Vec<Option<String>>>,
+    shm_size: Option<RawSize>,
+}
+
+pub(super) fn schema() -> Vec<(&'static str, Spec)> {
+    vec![
+        ("mount", block_list("mount", long::schema())),
+        ("mounts", block_list("mounts", long::schema())),
+        ("volumes", optional("volumes", "list(string)")),
+        ("tmpfs", optional("tmpfs", "list(string)")),
+        // A number becomes a text by itself.
+        ("shm_size", optional("shm_size", "string")),
+    ]
+}
+
+impl Raw {
+    pub(super) fn decode(self) -> Result<Mounts, ConfigError> {
+        let Self { mount, mounts, volumes, tmpfs, shm_size } = self;
+        let mut list = Vec::new();
+        for (option, raw) in [("mounts", mounts), ("mount", mount)] {
+            for raw in raw.unwrap_or_default() {
+                list.push(raw.decode(option)?);
+            }
+        }
+        for text in no_nulls("volumes", volumes)? {
+            list.push(short::volume(&text)?);
+        }
+        for text in no_nulls("tmpfs", tmpfs)? {
+            list.push(short::tmpfs(&text)?);
+        }
+        for (number, mount) in list.iter().enumerate() {
+            target::check(mount.option, &mount.target)?;
+            if list[..number].iter().any(|other| other.target == mount.target) {
+                return Err(mount.refusal("something else is mounted there already; name another target"));
+            }
+        }
+        let shm_size_bytes = shm_size.map(|size| size.bytes("shm_size")).transpose()?;
+        if shm_size_bytes.is_some()
+            && let Some(shm) = list.iter().find(|mount| mount.target == "/dev/shm")
+        {
+            return Err(shm.refusal("the option shm_size is set as well; leave out one of them"));
+        }
+        Ok(Mounts { list, shm_size_bytes })
+    }
+}
+
+impl Mounts {
+    /// Where on the host to look for what is mounted, by where it is mounted. `taken` is where Nomad mounts the job's own
+    /// volumes.
+    ///
+    /// # Errors
+    /// Names the mount that the operator does not allow, or whose target is taken.
+    pub(crate) fn placed<'a>(
+        &self,
+        volumes: &Volumes,
+        alloc_dir: &str,
+        task_name: &str,
+        mut taken: impl Iterator<Item = &'a str> + Clone,
+    ) -> Result<Vec<(&JobMount, Placed)>, ConfigError> {
+        let mut placed = Vec::new();
+        for mount in &self.list {
+            if taken.any(|path| target::shortest(path) == mount.target) {
+                return Err(mount.refusal("a volume_mount of the job, or a device, is mounted there"));
+            }
+            match &mount.source {
+                MountSource::Host(source) => {
+                    placed.push((mount, volumes.place(mount.option, &source.path, alloc_dir, task_name)?));
+                }
+                MountSource::Volume => {
+                    placed.push((mount, Placed::own_volume(alloc_dir, task_name, &mount.target)));
+                }
+                MountSource::Memory => {}
+            }
+        }
+        Ok(placed)
+    }
+}
+
+impl JobMount {
+    fn refusal(&self, why: &str) -> ConfigError {
+        value(self.option, self.target.clone(), why)
+    }
+
+    /// How mounts that come and go below it spread.
+    pub(crate) fn propagation(&self) -> Option<&str> {
+        let named = |option: &&String| fstab::PROPAGATION.contains(&option.as_str());
+        self.options.iter().find(named).map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::config::task::tests::{decode, refusal};
+
+    pub(super) fn mounts(options: Value) -> Vec<JobMount> {
+        let mut options = options;
+        options["image"] = json!("redis");
+        decode(&options).unwrap().mounts.list
+    }
+
+    #[test]
+    fn a_target_is_mounted_once() {
+        let twice = json!([{"type": "tmpfs", "target": "/a"}, {"type": "tmpfs", "target": "/a/"}]);
+        assert!(refusal("mounts", twice).contains("\"/a\""));
+        let over_two = json!({"image": "x", "tmpfs": ["/a"], "volumes": ["/srv:/a"]});
+        assert!(decode(&over_two).unwrap_err().to_string().contains("tmpfs"));
+        let shm = json!({"image": "x", "tmpfs": ["/dev/shm"], "shm_size": "1m"});
+        assert!(decode(&shm).unwrap_err().to_string().contains("shm_size"));
+    }
+
+    #[test]
+    fn what_nomad_mounts_is_not_mounted_over() {
+        let options = decode(&json!({"image": "x", "tmpfs": ["/data"]})).unwrap();
+        let place = |taken: &[&str]| {
+            let placed = options.mounts.placed(&Volumes::default(), "/a", "web", taken.iter().copied());
+            placed.map(|placed| placed.len())
+        };
+        assert_eq!(place(&["/other"]).unwrap(), 0);
+        let error = place(&["/other", "/data/"]).unwrap_err().to_string();
+        assert!(
+            error.contains("tmpfs") && error.contains("/data") && error.contains("volume_mount"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_size_of_shared_memory_is_a_number_or_a_text() {
+        let size =
+            |value: Value| decode(&json!({"image": "x", "shm_size": value})).unwrap().mounts.shm_size_bytes;
+        assert_eq!(size(json!(null)), None);
+        assert_eq!(size(json!(1024)), Some(1024));
+        assert_eq!(size(json!("128m")), Some(128 << 20));
+        refusal("shm_size", json!("big"));
+        refusal("shm_size", json!("0"));
+    }
+}
