@@ -146,6 +146,7 @@ declare -A PACKAGES=(
   [redis-server]=redis-server
   [redis-cli]=redis-tools
   [protoc]=protobuf-compiler
+  [/usr/bin/tini-static]=tini
   [/usr/include/google/protobuf/any.proto]=libprotobuf-dev
   [cc]=gcc
   [/usr/share/doc/libc6-dev]=libc6-dev

@@ -6,6 +6,8 @@
 use std::fmt::Display;
 
 use crate::config::ConfigError;
+use crate::names::NamesError;
+use crate::reaper::ReaperError;
 use crate::rootfs::RootfsError;
 use crate::spec::SpecError;
 use crate::{containerd, shim};
@@ -79,6 +81,18 @@ impl From<RootfsError> for Error {
             RootfsError::Unknown { .. } => Self::Invalid(text),
             RootfsError::Io { .. } | RootfsError::Lost => Self::Failed(text),
         }
+    }
+}
+
+impl From<NamesError> for Error {
+    fn from(error: NamesError) -> Self {
+        Self::Failed(error.to_string())
+    }
+}
+
+impl From<ReaperError> for Error {
+    fn from(error: ReaperError) -> Self {
+        Self::Invalid(error.to_string())
     }
 }
 

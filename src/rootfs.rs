@@ -21,6 +21,8 @@ use tokio::sync::oneshot;
 const ACCOUNTS_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
 /// The kernel takes no longer options for a mount.
 const MOUNT_OPTIONS_LIMIT_BYTES: usize = 4095;
+/// Where Nomad says that its dynamic users are at home.
+const DYNAMIC_HOME: &str = "/nonexistent";
 
 /// As whom a process runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,16 +46,21 @@ pub(crate) enum RootfsError {
     Lost,
 }
 
-/// Finds out who `user` (`name`, `uid`, `name:group`, ..; empty for root) is in the image that `mounts` make up. `at` is
-/// an empty directory to mount it on.
+/// Finds out who `user` (`name`, `uid`, `name:group`, ..; empty for root) is in the image that `mounts` make up, with
+/// `groups` beside the user's own. `at` is an empty directory to mount it on.
 ///
 /// # Errors
 /// Names the user or group that isn't there, or what could not be read.
-pub(crate) async fn identity(mounts: Vec<Mount>, at: PathBuf, user: String) -> Result<Identity, RootfsError> {
+pub(crate) async fn identity(
+    mounts: Vec<Mount>,
+    at: PathBuf,
+    user: String,
+    groups: Vec<String>,
+) -> Result<Identity, RootfsError> {
     let (found, answer) = oneshot::channel();
     let look = move || {
         // Nobody waits for the answer once the start has been called off.
-        let _ = found.send(accounts(&mounts, &at).and_then(|accounts| accounts.identity(&user)));
+        let _ = found.send(accounts(&mounts, &at).and_then(|accounts| accounts.identity(&user, &groups)));
     };
     let thread = std::thread::Builder::new().name("rootfs".to_owned());
     thread.spawn(look).map_err(failed("start a thread for", Path::new("rootfs")))?;
@@ -133,9 +140,19 @@ fn read(root: &OwnedFd, path: &'static str) -> Result<String, RootfsError> {
 }
 
 impl Accounts {
+    fn identity(&self, user: &str, more_groups: &[String]) -> Result<Identity, RootfsError> {
+        let mut identity = self.user(user)?;
+        for group in more_groups {
+            identity.groups.push(self.gid(group)?);
+        }
+        identity.groups.sort_unstable();
+        identity.groups.dedup();
+        Ok(identity)
+    }
+
     /// By docker's rules: a number needs no entry, but has its group and home from one; the groups that list the user
     /// count unless a group is given.
-    fn identity(&self, user: &str) -> Result<Identity, RootfsError> {
+    fn user(&self, user: &str) -> Result<Identity, RootfsError> {
         let (user, group) = user.split_once(':').map_or((user, ""), |(user, group)| (user, group));
         let user = if user.is_empty() { "0" } else { user };
         let number = user.parse::<u32>().ok();
@@ -143,13 +160,16 @@ impl Accounts {
         let (uid, gid, home) = match (&entry, number) {
             (Some(entry), _) => (entry.uid, entry.gid, entry.home),
             (None, Some(uid)) => (uid, 0, "/"),
-            (None, None) => {
-                return Err(RootfsError::Unknown {
-                    kind: "user",
-                    name: user.to_owned(),
-                    file: "/etc/passwd",
-                });
-            }
+            (None, None) => match dynamic(user) {
+                Some(id) => (id, id, DYNAMIC_HOME),
+                None => {
+                    return Err(RootfsError::Unknown {
+                        kind: "user",
+                        name: user.to_owned(),
+                        file: "/etc/passwd",
+                    });
+                }
+            },
         };
         let home = if home.is_empty() { "/" } else { home }.to_owned();
         if !group.is_empty() {
@@ -158,9 +178,7 @@ impl Accounts {
         }
         let name = entry.map_or(user, |entry| entry.name);
         let listing = self.groups().filter(|(_, _, members)| members.split(',').any(|member| member == name));
-        let mut groups: Vec<u32> = listing.map(|(_, gid, _)| gid).chain([gid]).collect();
-        groups.sort_unstable();
-        groups.dedup();
+        let groups = listing.map(|(_, gid, _)| gid).chain([gid]).collect();
         Ok(Identity { uid, gid, groups, home })
     }
 
@@ -192,6 +210,13 @@ impl Accounts {
     }
 }
 
+/// Whom Nomad names `nomad-<id>` is in no file: the number is that of the user and of the group.
+fn dynamic(user: &str) -> Option<u32> {
+    let id = user.strip_prefix("nomad-")?;
+    let id = id.bytes().all(|byte| byte.is_ascii_digit()).then(|| id.parse().ok()).flatten()?;
+    i32::try_from(id).is_ok().then_some(id)
+}
+
 struct PasswdEntry<'a> {
     name: &'a str,
     uid: u32,
@@ -213,7 +238,7 @@ mod tests {
     }
 
     fn who(user: &str) -> Identity {
-        accounts().identity(user).unwrap()
+        accounts().identity(user, &[]).unwrap()
     }
 
     fn is(uid: u32, gid: u32, groups: &[u32], home: &str) -> Identity {
@@ -232,10 +257,29 @@ mod tests {
     }
 
     #[test]
+    fn a_dynamic_user_of_nomads_needs_no_entry() {
+        assert_eq!(who("nomad-80000"), is(80000, 80000, &[80000], "/nonexistent"));
+        for wrong in ["nomad-", "nomad-x", "nomad-+1", "nomad-4294967296", "nomad-4294967295"] {
+            assert!(accounts().identity(wrong, &[]).unwrap_err().to_string().contains(wrong));
+        }
+    }
+
+    #[test]
+    fn more_groups_are_the_images_or_numbers() {
+        let with = |user: &str, groups: &[&str]| {
+            let groups: Vec<_> = groups.iter().map(|group| (*group).to_owned()).collect();
+            accounts().identity(user, &groups).map(|identity| identity.groups)
+        };
+        assert_eq!(with("app", &["wheel", "77"]).unwrap(), [10, 29, 77, 1000]);
+        assert_eq!(with("app:audio", &["wheel"]).unwrap(), [10, 29]);
+        assert!(with("app", &["ghosts"]).unwrap_err().to_string().contains("group \"ghosts\""));
+    }
+
+    #[test]
     fn a_name_that_is_not_there_is_said() {
-        let error = accounts().identity("ghost").unwrap_err().to_string();
+        let error = accounts().identity("ghost", &[]).unwrap_err().to_string();
         assert!(error.contains("user \"ghost\"") && error.contains("/etc/passwd"), "{error}");
-        let error = accounts().identity("app:ghosts").unwrap_err().to_string();
+        let error = accounts().identity("app:ghosts", &[]).unwrap_err().to_string();
         assert!(error.contains("group \"ghosts\"") && error.contains("/etc/group"), "{error}");
     }
 

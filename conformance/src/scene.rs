@@ -84,7 +84,9 @@ impl Scene {
             containerd_runtime = "io.containerd.runc.v2",
             containerd_socket = self.world.containerd().socket().display().to_string(),
             state_dir = self.state_dir().display().to_string(),
-            allowed_modes = serde_json::json!({"pid": ["host"]}),
+            allowed_modes = serde_json::json!({
+                "pid": ["host"], "ipc": ["host"], "uts": ["host"], "cgroupns": ["host"], "userns": ["host"],
+            }),
         }
     }
 

@@ -15,8 +15,8 @@ use std::time::Duration;
 pub(crate) use id_list::IdList;
 pub(crate) use plugin::{Placed, PluginConfig, PluginLimits};
 pub(crate) use task::{
-    CpuLimits, JobMount, Limits, MemoryLimits, MountSource, Mounts, Namespaces, PidMode, PidsLimit, Process,
-    Rlimit, Swap, TaskOptions,
+    CpuLimits, Dns, JobMount, Limits, MemoryLimits, MountSource, Mounts, Namespaces, Network, PidsLimit,
+    Process, Rlimit, Sharing, Swap, TaskOptions,
 };
 
 /// The most that the kernel ever has at once.

@@ -65,6 +65,11 @@ impl Bundle {
         self.directory.join("rootfs")
     }
 
+    /// Where the files for names live.
+    pub(crate) fn names_directory(&self) -> PathBuf {
+        self.directory.join("names")
+    }
+
     /// Where the pipes of execs live.
     pub(crate) fn io_directory(&self) -> PathBuf {
         self.directory.join("io")

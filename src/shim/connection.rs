@@ -87,6 +87,7 @@ impl Connection {
         bundle: &Bundle,
         rootfs: Vec<Mount>,
         logs: &LogPaths,
+        tty: bool,
         options: &RuncOptions,
     ) -> Result<i32, Error> {
         let options = any::runc_options(options)
@@ -97,7 +98,9 @@ impl Connection {
             bundle: bundle.directory().display().to_string(),
             rootfs,
             stdout: logs.stdout.display().to_string(),
-            stderr: logs.stderr.display().to_string(),
+            // A terminal has one output.
+            stderr: if tty { String::new() } else { logs.stderr.display().to_string() },
+            terminal: tty,
             options: Some(options).into(),
             ..CreateTaskRequest::default()
         };

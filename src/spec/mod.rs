@@ -13,7 +13,7 @@ mod process;
 mod resources;
 mod security;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 
 use nomad_proto::driver as pb;
@@ -21,12 +21,13 @@ use oci_spec::OciSpecError;
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{LinuxBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder};
 
-use crate::config::{PluginLimits, TaskOptions};
+use crate::config::{Network, PluginLimits, Sharing, TaskOptions};
 use crate::rootfs::Identity;
 
+pub(crate) use mounts::BoundFile;
 pub(crate) use namespaces::with_private_pids;
 pub(crate) use node::{Node, check};
-pub(crate) use process::exec_process;
+pub(crate) use process::{INIT, exec_process};
 
 /// The version of the specification that is written; all runtimes in the field read it.
 const SPEC_VERSION: &str = "1.0.2";
@@ -43,6 +44,10 @@ pub(crate) struct Inputs<'a> {
     pub sources: &'a BTreeMap<String, PathBuf>,
     pub rootfs: PathBuf,
     pub hostname: String,
+    pub network: &'a Network,
+    /// Those for names, and the init program where the task is to have one.
+    pub files: &'a [BoundFile],
+    pub cgroups_are_v2: bool,
     /// Below the root of the cgroup hierarchies.
     pub cgroup_path: PathBuf,
     pub node: &'a Node,
@@ -79,25 +84,32 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
             "devices of Nomad's device plugins are not supported yet: remove the task's device block",
         ));
     }
+    let asked = &inputs.options.namespaces;
+    let sysctl = asked.sysctl.iter().map(|(name, text)| (name.clone(), text.clone()));
     let mut linux = LinuxBuilder::default()
-        .namespaces(namespaces::namespaces(
-            &inputs.options.namespaces,
-            inputs.task.network_isolation_spec.as_ref(),
-        )?)
+        .namespaces(namespaces::namespaces(asked, inputs.network, inputs.cgroups_are_v2)?)
+        .sysctl(sysctl.collect::<HashMap<_, _>>())
         .cgroups_path(inputs.cgroup_path.clone())
         .resources(resources::limits(inputs)?)
         .masked_paths(security::masked_paths())
         .readonly_paths(security::readonly_paths())
         .build()?;
     linux.set_rootfs_propagation(mounts::propagation(&inputs.options.mounts, inputs.task));
-    let spec = SpecBuilder::default()
+    let mut spec = SpecBuilder::default()
         .version(SPEC_VERSION)
         .root(RootBuilder::default().path(inputs.rootfs.clone()).readonly(false).build()?)
-        .hostname(inputs.hostname.clone())
-        .mounts(mounts::mounts(&inputs.options.mounts, inputs.sources, inputs.task)?)
+        .mounts(mounts::mounts(
+            &inputs.options.mounts,
+            asked.ipc_mode,
+            inputs.sources,
+            inputs.files,
+            inputs.task,
+        )?)
         .process(process_of(inputs)?)
         .linux(linux)
         .build()?;
+    // The host's can't be set from a container; the crate has a name of its own for one that has none.
+    spec.set_hostname((asked.uts_mode == Sharing::Private).then(|| inputs.hostname.clone()));
     Ok(spec)
 }
 
@@ -107,13 +119,14 @@ fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecErr
     if args.is_empty() {
         return Err(SpecError::NothingToRun(inputs.options.image.clone()));
     }
+    let tty = inputs.options.process.tty;
     let Identity { uid, gid, groups, home } = inputs.identity;
     let user = UserBuilder::default().uid(*uid).gid(*gid).additional_gids(groups.clone()).build()?;
     let process = ProcessBuilder::default()
-        .terminal(false)
+        .terminal(tty)
         .user(user)
         .args(args)
-        .env(process::environment(config.as_ref(), &inputs.task.env, &inputs.hostname, home))
+        .env(process::environment(config.as_ref(), &inputs.task.env, &inputs.hostname, home, tty))
         .cwd(process::working_directory(config.as_ref()))
         .capabilities(security::capabilities()?)
         .no_new_privileges(false)
@@ -125,29 +138,23 @@ fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecErr
 
 #[cfg(test)]
 mod tests {
-    use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
+    use oci_spec::runtime::LinuxNamespaceType;
 
     use super::*;
-    use crate::config::PidMode;
 
     fn identity() -> Identity {
         Identity { uid: 1000, gid: 1001, groups: vec![7], home: "/home/app".to_owned() }
     }
 
-    fn built(task: &pb::TaskConfig, command: Option<&str>) -> Result<Spec, SpecError> {
-        built_with(task, command, PidMode::Private)
-    }
-
-    fn built_with(
-        task: &pb::TaskConfig,
-        command: Option<&str>,
-        pid_mode: PidMode,
-    ) -> Result<Spec, SpecError> {
+    fn options(command: Option<&str>) -> TaskOptions {
         let mut options = TaskOptions { image: "img".to_owned(), ..TaskOptions::default() };
         options.process.command = command.map(str::to_owned);
-        options.namespaces.pid_mode = pid_mode;
+        options
+    }
+
+    fn built(task: &pb::TaskConfig, options: &TaskOptions) -> Result<Spec, SpecError> {
         build(&Inputs {
-            options: &options,
+            options,
             operators: &PluginLimits::default(),
             task,
             image: &ImageConfiguration::default(),
@@ -155,27 +162,12 @@ mod tests {
             sources: &BTreeMap::new(),
             rootfs: "/b/rootfs".into(),
             hostname: "web-1".to_owned(),
+            network: &Network::Private,
+            files: &[],
+            cgroups_are_v2: false,
             cgroup_path: "/nomad/a.web".into(),
             node: &Node::default(),
         })
-    }
-
-    fn network_of(spec: &Spec) -> Option<&LinuxNamespace> {
-        let namespaces = spec.linux().as_ref().unwrap().namespaces().as_ref().unwrap();
-        namespaces.iter().find(|namespace| namespace.typ() == LinuxNamespaceType::Network)
-    }
-
-    #[test]
-    fn the_groups_network_is_joined_and_host_is_none_of_its_own() {
-        let mut task = pb::TaskConfig::default();
-        let own = built(&task, Some("x")).unwrap();
-        assert!(network_of(&own).unwrap().path().is_none());
-        task.network_isolation_spec =
-            Some(pb::NetworkIsolationSpec { path: "/var/run/netns/a".to_owned(), ..Default::default() });
-        let group = built(&task, Some("x")).unwrap();
-        assert_eq!(network_of(&group).unwrap().path().as_deref(), Some("/var/run/netns/a".as_ref()));
-        task.network_isolation_spec = Some(pb::NetworkIsolationSpec::default());
-        assert!(network_of(&built(&task, Some("x")).unwrap()).is_none());
     }
 
     #[test]
@@ -184,28 +176,45 @@ mod tests {
             let namespaces = spec.linux().as_ref().unwrap().namespaces().as_ref().unwrap();
             namespaces.iter().filter(|namespace| namespace.typ() == LinuxNamespaceType::Pid).count()
         };
-        let task = pb::TaskConfig::default();
-        assert_eq!(pids(&built(&task, Some("x")).unwrap()), 1);
-        let shared = built_with(&task, Some("x"), PidMode::Host).unwrap();
+        let (task, mut options) = (pb::TaskConfig::default(), options(Some("x")));
+        assert_eq!(pids(&built(&task, &options).unwrap()), 1);
+        options.namespaces.pid_mode = Sharing::Host;
+        let shared = built(&task, &options).unwrap();
         assert_eq!(pids(&shared), 0);
         assert_eq!(pids(&with_private_pids(shared).unwrap()), 1);
     }
 
     #[test]
+    fn a_name_is_set_where_it_is_not_the_hosts() {
+        let (task, mut options) = (pb::TaskConfig::default(), options(Some("x")));
+        assert_eq!(built(&task, &options).unwrap().hostname().as_deref(), Some("web-1"));
+        options.namespaces.uts_mode = Sharing::Host;
+        let shared = built(&task, &options).unwrap();
+        assert_eq!(shared.hostname(), &None);
+        let environment = shared.process().as_ref().unwrap().env().clone().unwrap();
+        assert!(environment.contains(&"HOSTNAME=web-1".to_owned()), "{environment:?}");
+    }
+
+    #[test]
     fn the_process_runs_as_asked_and_with_the_usual_oom_score() {
-        let spec = built(&pb::TaskConfig::default(), Some("x")).unwrap();
+        let mut options = options(Some("x"));
+        options.process.tty = true;
+        options.namespaces.sysctl.insert("net.core.somaxconn".to_owned(), "7".to_owned());
+        let spec = built(&pb::TaskConfig::default(), &options).unwrap();
         let process = spec.process().as_ref().unwrap();
         assert_eq!((process.user().uid(), process.user().gid()), (1000, 1001));
         assert_eq!(process.user().additional_gids().as_deref(), Some(&[7][..]));
         assert_eq!(process.oom_score_adj(), Some(0));
         assert_eq!(process.rlimits().as_deref(), Some(&[][..]), "the agent's are inherited");
+        assert_eq!(process.terminal(), Some(true));
+        assert_eq!(spec.linux().as_ref().unwrap().sysctl().as_ref().unwrap()["net.core.somaxconn"], "7");
     }
 
     #[test]
     fn what_cannot_be_met_is_refused() {
-        let nothing = built(&pb::TaskConfig::default(), None).unwrap_err().to_string();
+        let nothing = built(&pb::TaskConfig::default(), &options(None)).unwrap_err().to_string();
         assert!(nothing.contains("img") && nothing.contains("option command"), "{nothing}");
         let task = pb::TaskConfig { devices: vec![pb::Device::default()], ..Default::default() };
-        assert!(built(&task, Some("x")).unwrap_err().to_string().contains("device"));
+        assert!(built(&task, &options(Some("x"))).unwrap_err().to_string().contains("device"));
     }
 }

@@ -9,22 +9,36 @@ use oci_spec::OciSpecError;
 use oci_spec::runtime::{Mount, MountBuilder};
 
 use super::SpecError;
-use crate::config::{JobMount, MountSource, Mounts};
+use crate::config::{JobMount, MountSource, Mounts, Sharing};
 
 /// Docker's.
 const SHM_SIZE_BYTES: u64 = 64 * 1024 * 1024;
 
+/// A file of the host's that takes the place of one of the image's.
+pub(crate) struct BoundFile {
+    pub source: PathBuf,
+    pub at: &'static str,
+    pub writable: bool,
+}
+
 /// Outer mounts come before those below them, whatever order the job has them in.
 pub(super) fn mounts(
     asked: &Mounts,
+    ipc_mode: Sharing,
     sources: &BTreeMap<String, PathBuf>,
+    files: &[BoundFile],
     task: &pb::TaskConfig,
 ) -> Result<Vec<Mount>, SpecError> {
     let Mounts { list, shm_size_bytes } = asked;
-    let mut mounts = kernel_mounts(shm_size_bytes.unwrap_or(SHM_SIZE_BYTES))?;
+    let mut mounts = kernel_mounts(ipc_mode, shm_size_bytes.unwrap_or(SHM_SIZE_BYTES))?;
+    mounts.extend(nomad_mounts(task)?);
+    for BoundFile { source, at, writable } in files {
+        let access = if *writable { "rw" } else { "ro" };
+        let options = ["bind", "rprivate", "nosuid", "nodev", access];
+        mounts.push(mount(at, "bind", &source.display().to_string(), &options)?);
+    }
     // The job's own at such a place is in place of the usual one.
     mounts.retain(|mount| !list.iter().any(|asked| mount.destination() == Path::new(&asked.target)));
-    mounts.extend(nomad_mounts(task)?);
     for mount in &task.mounts {
         mounts.push(volume(mount)?);
     }
@@ -52,8 +66,14 @@ pub(super) fn propagation(asked: &Mounts, task: &pb::TaskConfig) -> Option<Strin
     }
 }
 
-fn kernel_mounts(shm_size_bytes: u64) -> Result<Vec<Mount>, OciSpecError> {
+/// The shared memory of the host's own is in a file system of the host's.
+fn kernel_mounts(ipc_mode: Sharing, shm_size_bytes: u64) -> Result<Vec<Mount>, OciSpecError> {
     let shm_size = format!("size={shm_size_bytes}");
+    let own_shm = ["nosuid", "noexec", "nodev", "mode=1777", &shm_size];
+    let shm = match ipc_mode {
+        Sharing::Private => ("/dev/shm", "tmpfs", "shm", &own_shm[..]),
+        Sharing::Host => ("/dev/shm", "bind", "/dev/shm", &["rbind", "rprivate", "rw"][..]),
+    };
     [
         ("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"][..]),
         ("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
@@ -63,7 +83,7 @@ fn kernel_mounts(shm_size_bytes: u64) -> Result<Vec<Mount>, OciSpecError> {
             "devpts",
             &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         ),
-        ("/dev/shm", "tmpfs", "shm", &["nosuid", "noexec", "nodev", "mode=1777", &shm_size]),
+        shm,
         ("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         ("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", "ro"]),
         ("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
@@ -156,7 +176,8 @@ mod tests {
 
     fn made(asked: &Mounts, task: &pb::TaskConfig) -> Vec<Mount> {
         let sources = asked.list.iter().map(|mount| (mount.target.clone(), "/pin".into())).collect();
-        mounts(asked, &sources, task).unwrap()
+        let hosts = BoundFile { source: "/b/names/hosts".into(), at: "/etc/hosts", writable: true };
+        mounts(asked, Sharing::Private, &sources, &[hosts], task).unwrap()
     }
 
     fn position(mounts: &[Mount], path: &str) -> usize {
@@ -184,12 +205,24 @@ mod tests {
     }
 
     #[test]
+    fn shared_memory_is_the_hosts_where_the_ipc_namespace_is() {
+        let shm = |ipc_mode| {
+            let made = kernel_mounts(ipc_mode, 1).unwrap();
+            made.into_iter().find(|mount| mount.destination() == Path::new("/dev/shm")).unwrap()
+        };
+        assert_eq!(shm(Sharing::Private).typ().as_deref(), Some("tmpfs"));
+        assert_eq!(shm(Sharing::Host).source().as_deref(), Some(Path::new("/dev/shm")));
+    }
+
+    #[test]
     fn the_tasks_directories_come_before_its_volumes_and_its_logs_are_read_only() {
         let task = pb::TaskConfig { mounts: vec![nomads("/alloc/x", "")], ..task() };
         let made = made(&Mounts::default(), &task);
         let at = |path: &str| position(&made, path);
         assert!(at("/alloc") < at("/alloc/logs") && at("/alloc/logs") < at("/alloc/x"));
         assert!(made[at("/alloc/logs")].options().clone().unwrap().contains(&"ro".to_owned()));
+        assert!(at("/etc/hosts") < at("/alloc/x"));
+        assert!(made[at("/etc/hosts")].options().clone().unwrap().contains(&"rw".to_owned()));
         assert_eq!(made[at("/secrets")].source().as_deref(), Some(Path::new("/nomad/alloc/1/web/secrets")));
     }
 

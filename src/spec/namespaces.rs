@@ -1,31 +1,47 @@
 //! A container's namespaces: which are its own, and whose the others are.
 
-use nomad_proto::driver as pb;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Spec};
 
 use super::SpecError;
-use crate::config::{Namespaces, PidMode};
+use crate::config::{Namespaces, Network, Sharing};
 
 /// A container has namespaces of its own but for the network, which Nomad may have made for the group. Without one it
-/// gets an empty one, as under the driver that this one succeeds.
+/// gets an empty one, as under the driver that this one succeeds. The view of control groups is docker's: its own where
+/// there is only one hierarchy of them.
 pub(super) fn namespaces(
     asked: &Namespaces,
-    network: Option<&pb::NetworkIsolationSpec>,
+    network: &Network,
+    cgroups_are_v2: bool,
 ) -> Result<Vec<LinuxNamespace>, OciSpecError> {
-    use LinuxNamespaceType::{Ipc, Mount, Network, Pid, Uts};
-    let Namespaces { pid_mode } = asked;
+    use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network as Net, Pid, Uts};
+    let Namespaces {
+        pid_mode,
+        ipc_mode,
+        uts_mode,
+        cgroupns,
+        userns_is_the_hosts: _,
+        // Settled by now.
+        host_network: _,
+        // Set in them.
+        sysctl: _,
+    } = asked;
     let own = |kind| LinuxNamespaceBuilder::default().typ(kind).build();
-    let mut namespaces = vec![own(Mount)?, own(Ipc)?, own(Uts)?];
-    if *pid_mode == PidMode::Private {
-        namespaces.push(own(Pid)?);
+    let by_default = if cgroups_are_v2 { Sharing::Private } else { Sharing::Host };
+    let mut namespaces = vec![own(Mount)?];
+    for (kind, sharing) in
+        [(Ipc, *ipc_mode), (Uts, *uts_mode), (Pid, *pid_mode), (Cgroup, cgroupns.unwrap_or(by_default))]
+    {
+        if sharing == Sharing::Private {
+            namespaces.push(own(kind)?);
+        }
     }
     match network {
-        Some(spec) if !spec.path.is_empty() => {
-            namespaces.push(LinuxNamespaceBuilder::default().typ(Network).path(&spec.path).build()?);
+        Network::Private => namespaces.push(own(Net)?),
+        Network::Group(path) => {
+            namespaces.push(LinuxNamespaceBuilder::default().typ(Net).path(path).build()?);
         }
-        Some(spec) if spec.mode() == pb::network_isolation_spec::NetworkIsolationMode::Host => {}
-        _ => namespaces.push(own(Network)?),
+        Network::Host => {}
     }
     Ok(namespaces)
 }
@@ -39,4 +55,44 @@ pub(crate) fn with_private_pids(mut spec: Spec) -> Result<Spec, SpecError> {
         namespaces.push(own);
     }
     Ok(spec)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn kinds(asked: &Namespaces, network: &Network, v2: bool) -> Vec<LinuxNamespaceType> {
+        let mut kinds: Vec<_> =
+            namespaces(asked, network, v2).unwrap().iter().map(LinuxNamespace::typ).collect();
+        kinds.sort_by_key(|kind| kind.to_string());
+        kinds
+    }
+
+    #[test]
+    fn everything_is_the_tasks_own_unless_asked() {
+        use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network as Net, Pid, Uts};
+        let own = Namespaces::default();
+        assert_eq!(kinds(&own, &Network::Private, false), [Ipc, Mount, Net, Pid, Uts]);
+        assert_eq!(kinds(&own, &Network::Private, true), [Cgroup, Ipc, Mount, Net, Pid, Uts]);
+        let shared = Namespaces {
+            pid_mode: Sharing::Host,
+            ipc_mode: Sharing::Host,
+            uts_mode: Sharing::Host,
+            cgroupns: Some(Sharing::Host),
+            ..Namespaces::default()
+        };
+        assert_eq!(kinds(&shared, &Network::Host, true), [Mount]);
+        let view = Namespaces { cgroupns: Some(Sharing::Private), ..Namespaces::default() };
+        assert!(kinds(&view, &Network::Private, false).contains(&Cgroup));
+    }
+
+    #[test]
+    fn the_groups_network_is_joined() {
+        let group = Network::Group("/var/run/netns/a".to_owned());
+        let all = namespaces(&Namespaces::default(), &group, false).unwrap();
+        let network = all.iter().find(|one| one.typ() == LinuxNamespaceType::Network).unwrap();
+        assert_eq!(network.path().as_deref(), Some(Path::new("/var/run/netns/a")));
+    }
 }

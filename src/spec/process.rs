@@ -10,17 +10,37 @@ use crate::config;
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-/// The image's entrypoint, and then the job's command and arguments in place of the image's command.
+const DEFAULT_TERM: &str = "xterm";
+/// Where a container finds the host's init program, as under docker.
+pub(crate) const INIT: &str = "/sbin/docker-init";
+
+/// The entrypoint, the job's or the image's, and then the job's command and arguments in place of the image's command.
+/// That belongs to the image's own entrypoint: it goes with it.
 pub(super) fn arguments(asked: &config::Process, image: Option<&Config>) -> Vec<String> {
-    let config::Process { command, args } = asked;
-    let entrypoint = image.and_then(|config| config.entrypoint().clone()).unwrap_or_default();
+    let config::Process {
+        entrypoint,
+        command,
+        args,
+        init,
+        // Part of who it is.
+        group_add: _,
+        // Part of what it has.
+        tty: _,
+    } = asked;
+    let of_image = || image.and_then(|config| config.entrypoint().clone()).unwrap_or_default();
+    let replaces_all = entrypoint.as_ref().is_some_and(|words| !words.is_empty());
+    let entrypoint = entrypoint.clone().unwrap_or_else(of_image);
     let asked: Vec<String> = command.iter().chain(args).cloned().collect();
-    let rest = if asked.is_empty() {
+    let rest = if asked.is_empty() && !replaces_all {
         image.and_then(|config| config.cmd().clone()).unwrap_or_default()
     } else {
         asked
     };
-    entrypoint.into_iter().chain(rest).collect()
+    let words: Vec<String> = entrypoint.into_iter().chain(rest).collect();
+    if *init && !words.is_empty() {
+        return [INIT, "--"].into_iter().map(str::to_owned).chain(words).collect();
+    }
+    words
 }
 
 /// The image's environment under the task's, and what every process expects to find.
@@ -29,6 +49,7 @@ pub(super) fn environment(
     task: &HashMap<String, String>,
     hostname: &str,
     home: &str,
+    tty: bool,
 ) -> Vec<String> {
     let from_image = image.and_then(|config| config.env().clone()).unwrap_or_default();
     let name_of = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
@@ -37,7 +58,10 @@ pub(super) fn environment(
     let mut from_task: Vec<String> = task.iter().map(|(name, value)| format!("{name}={value}")).collect();
     from_task.sort_unstable();
     environment.extend(from_task);
-    for (name, value) in [("PATH", DEFAULT_PATH), ("HOSTNAME", hostname), ("HOME", home)] {
+    let term = tty.then_some(("TERM", DEFAULT_TERM));
+    for (name, value) in
+        [("PATH", DEFAULT_PATH), ("HOSTNAME", hostname), ("HOME", home)].into_iter().chain(term)
+    {
         if !environment.iter().any(|entry| name_of(entry) == name) {
             environment.push(format!("{name}={value}"));
         }
@@ -69,7 +93,7 @@ pub(crate) fn exec_process(
     if let Some(environment) = process.env_mut()
         && !environment.iter().any(|entry| entry.starts_with("TERM="))
     {
-        environment.push("TERM=xterm".to_owned());
+        environment.push(format!("TERM={DEFAULT_TERM}"));
     }
     process
 }
@@ -85,7 +109,11 @@ mod tests {
     }
 
     fn asked(command: Option<&str>, args: &str) -> config::Process {
-        config::Process { command: command.map(str::to_owned), args: words(args) }
+        config::Process {
+            command: command.map(str::to_owned),
+            args: words(args),
+            ..config::Process::default()
+        }
     }
 
     #[test]
@@ -102,11 +130,36 @@ mod tests {
     }
 
     #[test]
+    fn an_entrypoint_takes_the_place_of_the_images_and_of_its_command() {
+        let image =
+            ConfigBuilder::default().entrypoint(words("/entry -x")).cmd(words("serve")).build().unwrap();
+        let run = |entrypoint: &str, command, args| {
+            let asked = config::Process { entrypoint: Some(words(entrypoint)), ..asked(command, args) };
+            arguments(&asked, Some(&image)).join(" ")
+        };
+        assert_eq!(run("/mine -y", None, ""), "/mine -y");
+        assert_eq!(run("/mine -y", None, "a b"), "/mine -y a b");
+        assert_eq!(run("/mine -y", Some("ls"), "a b"), "/mine -y ls a b");
+        assert_eq!(run("", None, ""), "serve");
+        assert_eq!(run("", Some("ls"), "a"), "ls a");
+    }
+
+    #[test]
+    fn an_init_comes_before_all_that_there_is() {
+        let with_init = |command| config::Process { init: true, ..asked(command, "a") };
+        assert_eq!(arguments(&with_init(Some("ls")), None), words("/sbin/docker-init -- ls a"));
+        let nothing = config::Process { init: true, ..config::Process::default() };
+        assert!(arguments(&nothing, None).is_empty());
+    }
+
+    #[test]
     fn the_tasks_environment_wins_and_what_is_missing_is_added() {
         let image = ConfigBuilder::default().env(words("PATH=/mine A=image B=image")).build().unwrap();
         let task = HashMap::from([("A".to_owned(), "task=1".to_owned()), ("C".to_owned(), String::new())]);
-        let environment = environment(Some(&image), &task, "web-1", "/root");
-        assert_eq!(environment, ["PATH=/mine", "B=image", "A=task=1", "C=", "HOSTNAME=web-1", "HOME=/root"]);
+        let of = |tty| environment(Some(&image), &task, "web-1", "/root", tty);
+        let usual = ["PATH=/mine", "B=image", "A=task=1", "C=", "HOSTNAME=web-1", "HOME=/root"];
+        assert_eq!(of(false), usual);
+        assert_eq!(of(true), [&usual[..], &["TERM=xterm"]].concat());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! The image comes before the rest, since it may take minutes. Then the shim is launched while the snapshot, the lease,
 //! the record and the user are seen to. A failure at any step is undone by the same teardown that destroys a task.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -19,13 +20,14 @@ use super::place::{self, Place};
 use super::supervisor::{self, Watch};
 use super::{Identity, Reservation, Saved, Settings, Started, Task, Tasks, node, stats};
 use crate::cgroup::Cgroup;
-use crate::config::{PidMode, TaskOptions};
+use crate::config::{Dns, Network, Sharing, TaskOptions};
 use crate::containerd::{Image, Record, Reference};
 use crate::error::{Error, Result};
 use crate::init::{Init, ProcessId};
-use crate::rootfs;
+use crate::names::{Names, Resolver};
 use crate::shim::{Connection, LogPaths, Shim};
-use crate::spec;
+use crate::spec::{self, BoundFile};
+use crate::{cgroup, names, reaper, rootfs};
 
 /// The label by which containers and leases of this plugin are told from others' in the same namespace.
 pub(super) const OWNER_LABEL: &str = "containerd-driver/state-dir";
@@ -100,28 +102,33 @@ struct Start<'a> {
     events: Events,
 }
 
-/// What the job asks for, checked, with what was found for it on the host.
-struct Asked {
-    options: TaskOptions,
-    cgroup: Cgroup,
-    node: spec::Node,
-    sources: Sources,
-}
-
 /// What the shim needs besides itself.
 struct Prepared {
     spec: oci_spec::runtime::Spec,
     mounts: Vec<Mount>,
     cgroup: Cgroup,
-    pid_mode: PidMode,
+    shares_pids: bool,
+    tty: bool,
+}
+
+/// What a job asks for, found to be possible here.
+struct Wanted {
+    options: TaskOptions,
+    network: Network,
+    hostname: String,
+    /// The host's init program, if the task is to have one.
+    init: Option<PathBuf>,
+    cgroup: Cgroup,
+    node: spec::Node,
+    sources: Sources,
 }
 
 impl Start<'_> {
     /// A start that is called off ends with the image, or else is carried through and then undone: a call to containerd
     /// that is dropped may still be carried out, after its undoing.
     async fn steps(&self, asker: &mut Asker) -> Result<Task> {
-        let asked = self.asked().await?;
-        let reference = asked.options.image.parse::<Reference>()?;
+        let wanted = self.wanted().await?;
+        let reference = wanted.options.image.parse::<Reference>()?;
         let logs =
             LogPaths { stdout: (&self.config.stdout_path).into(), stderr: (&self.config.stderr_path).into() };
         // The place took what it got; a runtime without a shim is said before anything is fetched or made.
@@ -136,7 +143,7 @@ impl Start<'_> {
             error = asker.called_off() => return Err(error),
         };
         self.place.bundle.create()?;
-        let (prepared, launched) = tokio::join!(self.prepare(asked, &image), self.launch());
+        let (prepared, launched) = tokio::join!(self.prepare(wanted, &image), self.launch());
         let (prepared, (connection, shim)) = (prepared?, launched?);
         let task = self.begin(prepared, connection, shim, logs, &image).await?;
         drop(held);
@@ -148,9 +155,20 @@ impl Start<'_> {
     }
 
     /// Whatever can be refused is refused here.
-    async fn asked(&self) -> Result<Asked> {
+    async fn wanted(&self) -> Result<Wanted> {
         let options = TaskOptions::decode(&self.config.msgpack_driver_config)?;
         options.permitted_by(&self.settings.config)?;
+        let network = options.namespaces.network(self.config.network_isolation_spec.as_ref())?;
+        let hostname = match &options.names.hostname {
+            Some(name) => name.clone(),
+            // In the host's network programs look up the address of their host's name.
+            None if options.namespaces.uts_mode == Sharing::Host || network == Network::Host => {
+                names::hosts_own()?
+            }
+            None => hostname(self.config),
+        };
+        let init_path = self.settings.config.init_path.as_deref();
+        let init = options.process.init.then(|| reaper::find(init_path)).transpose()?;
         let mut cgroup = cgroup_of(self.config);
         let node = node::look(cgroup.clone()).await?;
         spec::check(&options.limits, self.config, &node)?;
@@ -158,7 +176,7 @@ impl Start<'_> {
             cgroup.leave_shared();
         }
         let sources = Sources::open(&options.mounts, &self.settings.config, self.config).await?;
-        Ok(Asked { options, cgroup, node, sources })
+        Ok(Wanted { options, network, hostname, init, cgroup, node, sources })
     }
 
     async fn image(&self, reference: &Reference) -> Result<Image> {
@@ -179,8 +197,8 @@ impl Start<'_> {
     }
 
     /// The lease first: whatever is made after it is kept by it.
-    async fn prepare(&self, asked: Asked, image: &Image) -> Result<Prepared> {
-        let Asked { options, cgroup, node, sources } = asked;
+    async fn prepare(&self, wanted: Wanted, image: &Image) -> Result<Prepared> {
+        let Wanted { options, network, hostname, init, cgroup, node, sources } = wanted;
         let Place { id, bundle, containerd, .. } = self.place;
         let labels = self.labels();
         let owner = [(OWNER_LABEL.to_owned(), labels[OWNER_LABEL].clone())].into();
@@ -194,13 +212,15 @@ impl Start<'_> {
             lease: id.clone(),
         };
         let user = user(self.config, image);
-        let (recorded, identity, sources) = tokio::join!(
+        let (recorded, identity, files, sources) = tokio::join!(
             containerd.create_record(record),
-            rootfs::identity(mounts.clone(), bundle.rootfs(), user),
+            rootfs::identity(mounts.clone(), bundle.rootfs(), user, options.process.group_add.clone()),
+            self.name_files(&options, &network, &hostname),
             sources.pin(bundle),
         );
         recorded?;
-        let (identity, sources) = (identity?, sources?);
+        let (identity, mut files, sources) = (identity?, files?, sources?);
+        files.extend(init.map(|source| BoundFile { source, at: spec::INIT, writable: false }));
         let inputs = spec::Inputs {
             options: &options,
             operators: &self.settings.config.limits,
@@ -209,12 +229,38 @@ impl Start<'_> {
             identity: &identity,
             sources: &sources,
             rootfs: bundle.rootfs(),
-            hostname: hostname(self.config),
+            hostname,
+            network: &network,
+            files: &files,
+            cgroups_are_v2: cgroup::mode() == cgroup::Mode::V2,
             cgroup_path: cgroup.path.clone(),
             node: &node,
         };
         let spec = spec::build(&inputs)?;
-        Ok(Prepared { spec, mounts, cgroup, pid_mode: options.namespaces.pid_mode })
+        let shares_pids = options.namespaces.pid_mode == Sharing::Host;
+        Ok(Prepared { spec, mounts, cgroup, shares_pids, tty: options.process.tty })
+    }
+
+    /// The files by which the task finds names, in its bundle.
+    async fn name_files(
+        &self,
+        options: &TaskOptions,
+        network: &Network,
+        hostname: &str,
+    ) -> Result<Vec<BoundFile>> {
+        let nomads = self.config.network_isolation_spec.as_ref().and_then(|spec| spec.hosts_config.as_ref());
+        let names = Names {
+            hostname: hostname.to_owned(),
+            address: nomads.and_then(|hosts| hosts.address.parse().ok()),
+            extra_hosts: options.names.extra_hosts.clone(),
+            in_the_hosts_network: *network == Network::Host,
+            resolver: resolver(self.config, options.names.dns),
+        };
+        let directory = self.place.bundle.names_directory();
+        let written = tokio::task::spawn_blocking(move || names.write(&directory)).await;
+        let files = written.map_err(|error| Error::Failed(error.to_string()))??;
+        let bound = |file: names::NameFile| BoundFile { source: file.source, at: file.at, writable: true };
+        Ok(files.into_iter().map(bound).collect())
     }
 
     /// Creates the container, asks for its end, and only then starts it.
@@ -226,7 +272,7 @@ impl Start<'_> {
         logs: LogPaths,
         image: &Image,
     ) -> Result<Task> {
-        let Prepared { spec, mounts, cgroup, pid_mode } = prepared;
+        let Prepared { spec, mounts, cgroup, shares_pids, tty } = prepared;
         let bundle = &self.place.bundle;
         bundle.write_spec(&spec)?;
         let options = RuncOptions {
@@ -235,9 +281,8 @@ impl Start<'_> {
             ..RuncOptions::default()
         };
         let rootfs = mounts.into_iter().map(shim_mount).collect();
-        let pid = connection.create(bundle, rootfs, &logs, &options).await?;
+        let pid = connection.create(bundle, rootfs, &logs, tty, &options).await?;
         bundle.unpin()?;
-        let shares_pids = pid_mode == PidMode::Host;
         if shares_pids {
             bundle.write_spec(&spec::with_private_pids(spec)?)?;
         }
@@ -319,6 +364,14 @@ fn user(config: &pb::TaskConfig, image: &Image) -> String {
     image.config.config().as_ref().and_then(|config| config.user().clone()).unwrap_or_default()
 }
 
+/// The servers that Nomad gives count before all else.
+fn resolver(config: &pb::TaskConfig, dns: Dns) -> Option<Resolver> {
+    let given = config.dns.clone().unwrap_or_default();
+    let pb::DnsConfig { servers, searches, options } = given;
+    let is_given = !(servers.is_empty() && searches.is_empty() && options.is_empty());
+    (is_given || dns == Dns::Host).then_some(Resolver { servers, searches, options })
+}
+
 fn stop_signal(image: &Image) -> Option<String> {
     image.config.config().as_ref().and_then(|config| config.stop_signal().clone())
 }
@@ -342,6 +395,17 @@ fn shim_mount(mount: Mount) -> api::Mount {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_servers_of_a_dns_block_count_before_host_dns() {
+        let mut config = pb::TaskConfig::default();
+        assert!(resolver(&config, Dns::Image).is_none());
+        assert!(resolver(&config, Dns::Host).unwrap().servers.is_empty());
+        config.dns = Some(pb::DnsConfig { servers: vec!["10.0.0.1".to_owned()], ..Default::default() });
+        for dns in [Dns::Image, Dns::Host] {
+            assert_eq!(resolver(&config, dns).unwrap().servers, ["10.0.0.1"]);
+        }
+    }
 
     #[test]
     fn a_hostname_has_only_the_letters_of_one() {

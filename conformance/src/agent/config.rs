@@ -98,7 +98,11 @@ plugin "containerd-driver" {{
     containerd_socket  = "{socket}"
     state_dir          = "{driver_state}"
     allowed_modes {{
-      pid = ["host"]
+      pid      = ["host"]
+      ipc      = ["host"]
+      uts      = ["host"]
+      cgroupns = ["host"]
+      userns   = ["host"]
     }}
     gc {{
       dangling_containers {{

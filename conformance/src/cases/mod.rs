@@ -21,8 +21,10 @@ mod limits;
 mod logs;
 mod modes;
 mod mounts;
+mod names;
 mod orphans;
 mod paths;
+mod process;
 mod recover;
 mod resources;
 mod run;
@@ -99,6 +101,8 @@ pub fn all() -> Vec<Case> {
         modes::cases(),
         mounts::cases(),
         paths::cases(),
+        names::cases(),
+        process::cases(),
         wait::cases(),
         stop::cases(),
         exec::cases(),

@@ -24,10 +24,11 @@ const MIB: i64 = 1024 * 1024;
 
 async fn a_task_lives_in_the_group_that_nomad_made(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
-    let task = scene.run(&plugin, &scene.shell("cat /proc/self/cgroup; sleep 600")).await?;
+    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
     let name = task.alloc.cgroup.name();
     let line = if is_v2() { format!("{name}.scope\n") } else { format!(":freezer:/nomad/{name}\n") };
-    task.alloc.stdout.to_contain(&line, LIMIT).await?;
+    let groups = groups_of(task.pid()?)?;
+    ensure!(groups.contains(&line), "it is in {groups}");
     ensure!(!task.alloc.cgroup.pids().is_empty(), "nothing is in the group");
     task.end(&plugin).await?;
     plugin.shut_down().await
@@ -117,7 +118,7 @@ async fn a_task_follows_nomads_shared_processors(scene: &Scene) -> Result<()> {
 
 async fn a_task_with_cores_of_its_own_runs_on_them(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
-    let mut task = scene.prepare(&plugin, &scene.shell("cat /proc/self/cgroup; sleep 600")).await?;
+    let mut task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
     let reserve = task.alloc.cgroup.reserve()?;
     let linux = task.config.resources.as_mut().and_then(|resources| resources.linux_resources.as_mut());
     let linux = linux.context("no resources")?;
@@ -126,7 +127,7 @@ async fn a_task_with_cores_of_its_own_runs_on_them(scene: &Scene) -> Result<()> 
     task.start(&plugin).await?;
     if is_v2() {
         let group = format!("0::/nomad.slice/reserve.slice/{}.scope\n", task.alloc.cgroup.name());
-        task.alloc.stdout.to_contain(&group, LIMIT).await?;
+        same!(groups_of(task.pid()?)?, group);
     }
     same!(allowed(task.pid()?)?, "1");
     ensure!(
@@ -135,6 +136,11 @@ async fn a_task_with_cores_of_its_own_runs_on_them(scene: &Scene) -> Result<()> 
     );
     task.end(&plugin).await?;
     plugin.shut_down().await
+}
+
+/// A process' control groups, as the host sees them.
+fn groups_of(pid: i32) -> Result<String> {
+    std::fs::read_to_string(format!("/proc/{pid}/cgroup")).context("read a task's control groups")
 }
 
 /// The processors that a process may run on.

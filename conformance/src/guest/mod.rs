@@ -18,12 +18,14 @@ use root::Root;
 
 /// The cases that run there, by words of their names: what depends on the kernel and its control groups, and of the
 /// rest enough to show that a task lives and ends as elsewhere.
-const CASES: [&str; 19] = [
+const CASES: &[&str] = &[
     "account: a running task",
     "ends: a child killed",
     "exec: both streams",
     "failed start: a command",
     "limits:",
+    "modes: a task shares",
+    "modes: a task that sees",
     "recover: a shim that",
     "recover: a task runs on",
     "recover: an exit while",

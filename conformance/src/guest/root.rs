@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use crate::fixture::images::libraries;
 
 /// What the suite runs, beside itself and the plugin; `ldd`, a script of bash', among it.
-const PROGRAMS: [&str; 10] = [
+const PROGRAMS: [&str; 11] = [
     "bash",
     "busybox",
     "containerd",
@@ -24,9 +24,10 @@ const PROGRAMS: [&str; 10] = [
     "redis-cli",
     "redis-server",
     "runc",
+    "tini-static",
 ];
 /// Those of them that load nothing.
-const LOAD_NOTHING: [&str; 2] = ["busybox", "ldd"];
+const LOAD_NOTHING: [&str; 3] = ["busybox", "ldd", "tini-static"];
 /// What programs read, as it is here; an agent wants the user `nobody`.
 const FILES: [&str; 2] = ["/etc/group", "/etc/passwd"];
 /// Made empty, to be mounted on or written to.

@@ -41,6 +41,8 @@ pub(crate) struct PluginConfig {
     pub allowed_modes: AllowedModes,
     pub limits: PluginLimits,
     pub volumes: Volumes,
+    /// The init program of tasks that want one. None is one that is found.
+    pub init_path: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
@@ -56,6 +58,7 @@ struct Raw {
     #[serde(flatten)]
     limits: limits::Raw,
     volumes: Option<volumes::Raw>,
+    init_path: Option<String>,
 }
 
 impl PluginConfig {
@@ -71,6 +74,7 @@ impl PluginConfig {
             ("gc", gc::schema()),
             ("allowed_modes", modes::schema()),
             ("volumes", volumes::schema()),
+            ("init_path", optional("init_path", "string")),
         ];
         object(own.into_iter().chain(limits::schema()))
     }
@@ -96,6 +100,7 @@ impl PluginConfig {
             allowed_modes,
             limits,
             volumes,
+            init_path,
         } = raw;
         let containerd_runtime =
             containerd_runtime.filter(|name| !name.is_empty()).ok_or(ConfigError::Missing {
@@ -115,6 +120,10 @@ impl PluginConfig {
             allowed_modes: allowed_modes.unwrap_or_default().decode()?,
             limits: limits.decode()?,
             volumes: volumes.map(volumes::Raw::decode).transpose()?.unwrap_or_default(),
+            init_path: init_path
+                .filter(|path| !path.is_empty())
+                .map(|path| absolute("init_path", Some(path), ""))
+                .transpose()?,
         }))
     }
 }
@@ -220,6 +229,7 @@ mod tests {
             ("gc", json!({"dangling_containers": {"period": "0s"}})),
             ("gc", json!({"dangling_containers": {"creation_grace": "now"}})),
             ("containerd_socket", json!("containerd.sock")),
+            ("init_path", json!("tini")),
             ("state_dir", json!(format!("/{}", "x".repeat(300)))),
         ] {
             let error = refused(key, value);

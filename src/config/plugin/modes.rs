@@ -6,40 +6,82 @@ use serde::Deserialize;
 use crate::config::hclspec::{block, object, optional};
 use crate::config::{ConfigError, forbidden, no_nulls};
 
+/// How an option asks for the host's namespace.
+const HOST: &str = "host";
+
 /// For each kind of namespace what a task's option for it may be. What shares nothing with the host always may.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AllowedModes {
     pub pid: Vec<String>,
+    pub ipc: Vec<String>,
+    pub uts: Vec<String>,
+    pub cgroupns: Vec<String>,
+    pub userns: Vec<String>,
+    pub network: Vec<String>,
 }
+
+/// The host's network is open, as under the driver that this one succeeds; nothing else is.
+impl Default for AllowedModes {
+    fn default() -> Self {
+        let none = Vec::new;
+        Self {
+            pid: none(),
+            ipc: none(),
+            uts: none(),
+            cgroupns: none(),
+            userns: none(),
+            network: vec![HOST.to_owned()],
+        }
+    }
+}
+
+type List = Option<Vec<Option<String>>>;
 
 #[derive(Default, Deserialize)]
 pub(super) struct Raw {
-    pid: Option<Vec<Option<String>>>,
+    pid: List,
+    ipc: List,
+    uts: List,
+    cgroupns: List,
+    userns: List,
+    network: List,
 }
 
 pub(super) fn schema() -> Spec {
-    block("allowed_modes", object([("pid", optional("pid", "list(string)"))]))
+    let kinds = ["pid", "ipc", "uts", "cgroupns", "userns", "network"];
+    block("allowed_modes", object(kinds.map(|kind| (kind, optional(kind, "list(string)")))))
 }
 
 impl Raw {
     pub(super) fn decode(self) -> Result<AllowedModes, ConfigError> {
-        let Self { pid } = self;
-        Ok(AllowedModes { pid: no_nulls("allowed_modes.pid", pid)? })
+        let Self { pid, ipc, uts, cgroupns, userns, network } = self;
+        let open = AllowedModes::default();
+        Ok(AllowedModes {
+            pid: no_nulls("allowed_modes.pid", pid)?,
+            ipc: no_nulls("allowed_modes.ipc", ipc)?,
+            uts: no_nulls("allowed_modes.uts", uts)?,
+            cgroupns: no_nulls("allowed_modes.cgroupns", cgroupns)?,
+            userns: no_nulls("allowed_modes.userns", userns)?,
+            network: match network {
+                None => open.network,
+                given => no_nulls("allowed_modes.network", given)?,
+            },
+        })
     }
 }
 
 impl AllowedModes {
     /// # Errors
-    /// Names the operator's option, where `mode` is not among what it lists.
-    pub(in crate::config) fn permit(
+    /// Names the operator's option, where the host's namespace is not among what it lists.
+    pub(in crate::config) fn permit_host(
         option: &'static str,
-        mode: &str,
+        value: &str,
         gate: &str,
         allowed: &[String],
     ) -> Result<(), ConfigError> {
-        if allowed.iter().any(|one| one == mode) {
+        if allowed.iter().any(|one| one == HOST) {
             return Ok(());
         }
-        Err(forbidden(option, mode, &format!("allowed_modes.{gate}"), &format!("{gate} = [{mode:?}]")))
+        Err(forbidden(option, value, &format!("allowed_modes.{gate}"), &format!("{gate} = [{HOST:?}]")))
     }
 }

@@ -3,8 +3,10 @@
 
 mod limits;
 mod mounts;
+mod names;
 mod namespaces;
 mod process;
+mod sysctl;
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
@@ -13,7 +15,8 @@ use super::hclspec::{object, required};
 use super::{ConfigError, PluginConfig};
 pub(crate) use limits::{CpuLimits, Limits, MemoryLimits, PidsLimit, Rlimit, Swap};
 pub(crate) use mounts::{JobMount, MountSource, Mounts};
-pub(crate) use namespaces::{Namespaces, PidMode};
+pub(crate) use names::{Dns, Names};
+pub(crate) use namespaces::{Namespaces, Network, Sharing};
 pub(crate) use process::Process;
 
 const OF: &str = "task configuration";
@@ -23,6 +26,7 @@ const OF: &str = "task configuration";
 pub(crate) struct TaskOptions {
     pub image: String,
     pub process: Process,
+    pub names: Names,
     pub namespaces: Namespaces,
     pub limits: Limits,
     pub mounts: Mounts,
@@ -34,6 +38,8 @@ struct Raw {
     #[serde(flatten)]
     process: process::Raw,
     #[serde(flatten)]
+    names: names::Raw,
+    #[serde(flatten)]
     namespaces: namespaces::Raw,
     #[serde(flatten)]
     limits: limits::Raw,
@@ -43,7 +49,8 @@ struct Raw {
 
 impl TaskOptions {
     pub(crate) fn schema() -> Spec {
-        let groups = [process::schema(), namespaces::schema(), limits::schema(), mounts::schema()];
+        let groups =
+            [process::schema(), names::schema(), namespaces::schema(), limits::schema(), mounts::schema()];
         object([("image", required("image", "string"))].into_iter().chain(groups.into_iter().flatten()))
     }
 
@@ -54,19 +61,16 @@ impl TaskOptions {
     pub(crate) fn decode(msgpack: &[u8]) -> Result<Self, ConfigError> {
         let raw =
             rmp_serde::from_slice(msgpack).map_err(|source| ConfigError::Malformed { of: OF, source })?;
-        let Raw { image, process, namespaces, limits, mounts } = raw;
+        let Raw { image, process, names, namespaces, limits, mounts } = raw;
         let image = image.filter(|image| !image.is_empty()).ok_or(ConfigError::Missing {
             of: OF,
             option: "image",
             hint: "name an image, such as \"docker.io/library/redis:alpine\"",
         })?;
-        Ok(Self {
-            image,
-            process: process.decode()?,
-            namespaces: namespaces.decode()?,
-            limits: limits.decode()?,
-            mounts: mounts.decode()?,
-        })
+        let (process, names, namespaces) = (process.decode()?, names.decode()?, namespaces.decode()?);
+        let mounts = mounts.decode()?;
+        namespaces.agree_with(&process, &names, &mounts)?;
+        Ok(Self { image, process, names, namespaces, limits: limits.decode()?, mounts })
     }
 
     /// Holds what a job asks for against what the operator allows.
@@ -75,7 +79,7 @@ impl TaskOptions {
     /// Names the task's option and the plugin's that forbids it.
     pub(crate) fn permitted_by(&self, plugin: &PluginConfig) -> Result<(), ConfigError> {
         // Mounts are held against the operator's word where it is known whose directory they may be in.
-        let Self { image: _, process: _, namespaces, limits, mounts: _ } = self;
+        let Self { image: _, process: _, names: _, namespaces, limits, mounts: _ } = self;
         namespaces.permitted_by(&plugin.allowed_modes)?;
         limits.permitted_by(&plugin.limits)
     }

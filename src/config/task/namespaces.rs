@@ -1,61 +1,200 @@
 //! What a task shares with the host and with others, and what it has for itself.
 
+use std::collections::BTreeMap;
+
+use nomad_proto::driver as pb;
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
-use crate::config::hclspec::optional;
+use super::sysctl;
+use super::{Mounts, Names, Process};
+use crate::config::hclspec::{block_attrs, optional};
 use crate::config::plugin::AllowedModes;
 use crate::config::{ConfigError, value};
 
 /// The options about a task's namespaces.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Namespaces {
-    pub pid_mode: PidMode,
+    /// Which processes a task sees, and can be seen by.
+    pub pid_mode: Sharing,
+    /// With whom it shares memory, semaphores and queues.
+    pub ipc_mode: Sharing,
+    /// By whose name it goes.
+    pub uts_mode: Sharing,
+    /// Whether it sees the control groups from its own on, or all. None is what docker does: its own on v2.
+    pub cgroupns: Option<Sharing>,
+    /// Said by the job. It is so anyway: there are no other user namespaces yet.
+    pub userns_is_the_hosts: bool,
+    pub host_network: bool,
+    pub sysctl: BTreeMap<String, String>,
 }
 
-/// Which processes a task sees, and can be seen by.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum PidMode {
-    /// Its own only.
+pub(crate) enum Sharing {
+    /// The task's own.
     #[default]
     Private,
-    /// All of the host's.
+    /// The host's.
+    Host,
+}
+
+/// Whose network a task is in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Network {
+    /// An empty one of its own.
+    Private,
+    /// That of the group, by the path of its namespace.
+    Group(String),
     Host,
 }
 
 #[derive(Deserialize)]
 pub(super) struct Raw {
     pid_mode: Option<String>,
+    ipc_mode: Option<String>,
+    uts_mode: Option<String>,
+    cgroupns: Option<String>,
+    userns_mode: Option<String>,
+    host_network: Option<bool>,
+    sysctl: Option<BTreeMap<String, Option<String>>>,
 }
 
 pub(super) fn schema() -> Vec<(&'static str, Spec)> {
-    vec![("pid_mode", optional("pid_mode", "string"))]
+    vec![
+        ("pid_mode", optional("pid_mode", "string")),
+        ("ipc_mode", optional("ipc_mode", "string")),
+        ("uts_mode", optional("uts_mode", "string")),
+        ("cgroupns", optional("cgroupns", "string")),
+        ("userns_mode", optional("userns_mode", "string")),
+        ("host_network", optional("host_network", "bool")),
+        ("sysctl", block_attrs("sysctl", "string")),
+    ]
 }
 
 impl Raw {
     pub(super) fn decode(self) -> Result<Namespaces, ConfigError> {
-        let Self { pid_mode } = self;
-        Ok(Namespaces { pid_mode: PidMode::named(pid_mode.unwrap_or_default())? })
+        let Self { pid_mode, ipc_mode, uts_mode, cgroupns, userns_mode, host_network, sysctl } = self;
+        let sharing = |option, mode| Ok(Sharing::named(option, mode)?.unwrap_or_default());
+        Ok(Namespaces {
+            pid_mode: sharing("pid_mode", pid_mode)?,
+            ipc_mode: sharing("ipc_mode", ipc_mode)?,
+            uts_mode: sharing("uts_mode", uts_mode)?,
+            cgroupns: Sharing::named("cgroupns", cgroupns)?,
+            userns_is_the_hosts: userns_is_the_hosts(userns_mode)?,
+            host_network: host_network.unwrap_or_default(),
+            sysctl: sysctl::decode(sysctl)?,
+        })
     }
 }
 
-impl PidMode {
-    fn named(mode: String) -> Result<Self, ConfigError> {
-        match mode.as_str() {
-            "" | "private" => Ok(Self::Private),
-            "host" => Ok(Self::Host),
-            _ => Err(value("pid_mode", mode, "it must be \"private\" or \"host\"")),
+impl Sharing {
+    fn named(option: &'static str, mode: Option<String>) -> Result<Option<Self>, ConfigError> {
+        match mode.unwrap_or_default() {
+            mode if mode.is_empty() => Ok(None),
+            mode if mode == "private" => Ok(Some(Self::Private)),
+            mode if mode == "host" => Ok(Some(Self::Host)),
+            mode => Err(value(option, mode, "it must be \"private\" or \"host\"")),
         }
+    }
+}
+
+fn userns_is_the_hosts(mode: Option<String>) -> Result<bool, ConfigError> {
+    match mode.unwrap_or_default() {
+        mode if mode.is_empty() => Ok(false),
+        mode if mode == "host" => Ok(true),
+        mode => Err(value(
+            "userns_mode",
+            mode,
+            "it can only be \"host\": for another user namespace the image's files would have to be given to other owners, \
+             which no snapshotter here does; run the task as another user, by the task's user, or leave the option out",
+        )),
     }
 }
 
 impl Namespaces {
-    pub(super) fn permitted_by(&self, allowed: &AllowedModes) -> Result<(), ConfigError> {
-        let Self { pid_mode } = self;
-        match pid_mode {
-            PidMode::Private => Ok(()),
-            PidMode::Host => AllowedModes::permit("pid_mode", "host", "pid", &allowed.pid),
+    /// Refuses what the options of other groups say otherwise.
+    pub(super) fn agree_with(
+        &self,
+        process: &Process,
+        names: &Names,
+        mounts: &Mounts,
+    ) -> Result<(), ConfigError> {
+        if let (Some(name), Sharing::Host) = (&names.hostname, self.uts_mode) {
+            return Err(value(
+                "hostname",
+                name,
+                "with uts_mode = \"host\" it would be the host's: leave out one of the two",
+            ));
         }
+        if process.init && self.pid_mode == Sharing::Host {
+            return Err(value(
+                "init",
+                "true",
+                "with pid_mode = \"host\" the first process of the host reaps what the task leaves: leave out one of the two",
+            ));
+        }
+        if let (Some(size), Sharing::Host) = (mounts.shm_size_bytes, self.ipc_mode) {
+            return Err(value(
+                "shm_size",
+                size.to_string(),
+                "with ipc_mode = \"host\" the shared memory is the host's: leave out one of the two",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Whose network the task is in, beside what Nomad made for its group, if anything.
+    ///
+    /// # Errors
+    /// Names the option that doesn't go with that network.
+    pub(crate) fn network(&self, group: Option<&pb::NetworkIsolationSpec>) -> Result<Network, ConfigError> {
+        let network = match (group, self.host_network) {
+            (Some(group), true) if !group.path.is_empty() => {
+                return Err(value(
+                    "host_network",
+                    "true",
+                    "the group has a network of its own, by network { mode = \"bridge\" } or a CNI network: leave out one of \
+                     the two",
+                ));
+            }
+            (_, true) => Network::Host,
+            (Some(group), false) if !group.path.is_empty() => Network::Group(group.path.clone()),
+            (Some(group), false)
+                if group.mode() == pb::network_isolation_spec::NetworkIsolationMode::Host =>
+            {
+                Network::Host
+            }
+            _ => Network::Private,
+        };
+        sysctl::belong_to(self, &network)?;
+        Ok(network)
+    }
+
+    pub(super) fn permitted_by(&self, allowed: &AllowedModes) -> Result<(), ConfigError> {
+        let Self {
+            pid_mode,
+            ipc_mode,
+            uts_mode,
+            cgroupns,
+            userns_is_the_hosts,
+            host_network,
+            // Only what is the task's own can be set.
+            sysctl: _,
+        } = self;
+        let AllowedModes { pid, ipc, uts, cgroupns: cgroup, userns, network } = allowed;
+        for (asks, option, value, gate, list) in [
+            (*pid_mode == Sharing::Host, "pid_mode", "host", "pid", pid),
+            (*ipc_mode == Sharing::Host, "ipc_mode", "host", "ipc", ipc),
+            (*uts_mode == Sharing::Host, "uts_mode", "host", "uts", uts),
+            (*cgroupns == Some(Sharing::Host), "cgroupns", "host", "cgroupns", cgroup),
+            (*userns_is_the_hosts, "userns_mode", "host", "userns", userns),
+            (*host_network, "host_network", "true", "network", network),
+        ] {
+            if asks {
+                AllowedModes::permit_host(option, value, gate, list)?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -64,14 +203,77 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::config::task::tests::refusal;
+    use crate::config::task::tests::{decode, refusal};
+
+    fn of(options: serde_json::Value) -> Namespaces {
+        let mut options = options;
+        options["image"] = json!("redis");
+        decode(&options).unwrap().namespaces
+    }
 
     #[test]
-    fn a_mode_is_one_that_there_is_and_that_the_operator_allows() {
-        assert!(refusal("pid_mode", json!("shared")).contains("\"host\""));
-        let shared = Namespaces { pid_mode: PidMode::Host };
-        let error = shared.permitted_by(&AllowedModes::default()).unwrap_err().to_string();
-        assert!(error.contains("pid_mode") && error.contains("allowed_modes.pid"), "{error}");
-        shared.permitted_by(&AllowedModes { pid: vec!["host".to_owned()] }).unwrap();
+    fn a_mode_is_one_that_there_is() {
+        for option in ["pid_mode", "ipc_mode", "uts_mode", "cgroupns", "userns_mode"] {
+            assert!(refusal(option, json!("shared")).contains("\"host\""));
+        }
+        assert_eq!(of(json!({"ipc_mode": "", "cgroupns": "private"})).cgroupns, Some(Sharing::Private));
+    }
+
+    #[test]
+    fn a_namespace_of_the_host_is_the_operators_to_allow() {
+        let none = AllowedModes { network: Vec::new(), ..AllowedModes::default() };
+        let host = || vec!["host".to_owned()];
+        let all = AllowedModes {
+            pid: host(),
+            ipc: host(),
+            uts: host(),
+            cgroupns: host(),
+            userns: host(),
+            network: host(),
+        };
+        for (option, value, gate) in [
+            ("pid_mode", json!("host"), "allowed_modes.pid"),
+            ("ipc_mode", json!("host"), "allowed_modes.ipc"),
+            ("uts_mode", json!("host"), "allowed_modes.uts"),
+            ("cgroupns", json!("host"), "allowed_modes.cgroupns"),
+            ("userns_mode", json!("host"), "allowed_modes.userns"),
+            ("host_network", json!(true), "allowed_modes.network"),
+        ] {
+            let asked = of(json!({option: value}));
+            let error = asked.permitted_by(&none).unwrap_err().to_string();
+            assert!(error.contains(option) && error.contains(gate), "{error}");
+            asked.permitted_by(&all).unwrap();
+        }
+        Namespaces::default().permitted_by(&none).unwrap();
+        of(json!({"host_network": true})).permitted_by(&AllowedModes::default()).unwrap();
+    }
+
+    #[test]
+    fn the_network_is_the_groups_the_hosts_or_an_empty_one() {
+        let spec = |mode: pb::network_isolation_spec::NetworkIsolationMode, path: &str| {
+            pb::NetworkIsolationSpec { mode: mode.into(), path: path.to_owned(), ..Default::default() }
+        };
+        use pb::network_isolation_spec::NetworkIsolationMode::{Group, Host, None as Without};
+        let (own, host) = (Namespaces::default(), of(json!({"host_network": true})));
+        let group = spec(Group, "/var/run/netns/a");
+        assert_eq!(own.network(None).unwrap(), Network::Private);
+        assert_eq!(own.network(Some(&spec(Without, ""))).unwrap(), Network::Private);
+        assert_eq!(own.network(Some(&group)).unwrap(), Network::Group("/var/run/netns/a".to_owned()));
+        assert_eq!(own.network(Some(&spec(Host, ""))).unwrap(), Network::Host);
+        assert_eq!(host.network(None).unwrap(), Network::Host);
+        let error = host.network(Some(&group)).unwrap_err().to_string();
+        assert!(error.contains("host_network") && error.contains("mode = \"bridge\""), "{error}");
+    }
+
+    #[test]
+    fn what_two_options_say_otherwise_is_refused() {
+        for (options, words) in [
+            (json!({"image": "x", "hostname": "web", "uts_mode": "host"}), ["hostname", "uts_mode"]),
+            (json!({"image": "x", "init": true, "pid_mode": "host"}), ["init", "pid_mode"]),
+            (json!({"image": "x", "shm_size": "1m", "ipc_mode": "host"}), ["shm_size", "ipc_mode"]),
+        ] {
+            let error = decode(&options).unwrap_err().to_string();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        }
     }
 }

@@ -1,33 +1,101 @@
-//! What a task runs.
+//! What a task runs, and as what.
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
+use serde_json::Value;
 
 use crate::config::hclspec::optional;
-use crate::config::{ConfigError, no_nulls};
+use crate::config::{ConfigError, no_nulls, value};
 
 /// The options about a task's process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Process {
-    /// With `args` behind it, replaces the image's command; the image's entrypoint stays.
+    /// Takes the place of the image's entrypoint. One that is not empty takes away the image's command, too.
+    pub entrypoint: Option<Vec<String>>,
+    /// With `args` behind it, replaces the image's command; the entrypoint stays.
     pub command: Option<String>,
     pub args: Vec<String>,
+    /// Groups beside the user's own, by name or number in the image.
+    pub group_add: Vec<String>,
+    /// Whether it has a terminal.
+    pub tty: bool,
+    /// Whether an init program is the first process, and what is to run its child.
+    pub init: bool,
 }
 
 #[derive(Deserialize)]
 pub(super) struct Raw {
+    entrypoint: Option<Value>,
     command: Option<String>,
     args: Option<Vec<Option<String>>>,
+    group_add: Option<Vec<Option<String>>>,
+    tty: Option<bool>,
+    init: Option<bool>,
 }
 
 pub(super) fn schema() -> Vec<(&'static str, Spec)> {
-    vec![("command", optional("command", "string")), ("args", optional("args", "list(string)"))]
+    vec![
+        // A text or a list of them.
+        ("entrypoint", optional("entrypoint", "any")),
+        ("command", optional("command", "string")),
+        ("args", optional("args", "list(string)")),
+        ("group_add", optional("group_add", "list(string)")),
+        ("tty", optional("tty", "bool")),
+        ("init", optional("init", "bool")),
+    ]
 }
 
 impl Raw {
     pub(super) fn decode(self) -> Result<Process, ConfigError> {
-        let Self { command, args } = self;
-        Ok(Process { command: command.filter(|command| !command.is_empty()), args: no_nulls("args", args)? })
+        let Self { entrypoint, command, args, group_add, tty, init } = self;
+        let command = command.filter(|command| !command.is_empty());
+        let group_add = no_nulls("group_add", group_add)?;
+        if group_add.iter().any(String::is_empty) {
+            return Err(value(
+                "group_add",
+                "",
+                "an element is empty; name a group of the image, or a number",
+            ));
+        }
+        Ok(Process {
+            entrypoint: entrypoint
+                .map(|given| entrypoint_of(given, command.as_deref()))
+                .transpose()?
+                .flatten(),
+            command,
+            args: no_nulls("args", args)?,
+            group_add,
+            tty: tty.unwrap_or_default(),
+            init: init.unwrap_or_default(),
+        })
+    }
+}
+
+/// A text is one program, as the image's entrypoint is often meant to be; with a command beside it there would be two
+/// programs, and either could be meant. A list may be a program with its first arguments, and a command goes on with it.
+fn entrypoint_of(given: Value, command: Option<&str>) -> Result<Option<Vec<String>>, ConfigError> {
+    let refused = |given: &Value, why: &str| value("entrypoint", given.to_string(), why);
+    match (given, command) {
+        (Value::String(text), _) if text.is_empty() => Ok(None),
+        (Value::String(text), None) => Ok(Some(vec![text])),
+        (given @ Value::String(_), Some(command)) => Err(refused(
+            &given,
+            &format!(
+                "with command = {command:?} beside it, it is not clear which of the two is to run: leave out one of them, \
+                 or write the entrypoint as a list, such as [{given}], to have the command as its first argument"
+            ),
+        )),
+        (Value::Array(list), _) => {
+            let word = |word: &Value| word.as_str().filter(|word| !word.is_empty()).map(str::to_owned);
+            let words = list.iter().map(word).collect::<Option<_>>();
+            words.map(Some).ok_or_else(|| {
+                refused(
+                    &Value::Array(list),
+                    "each element has to be a text that is not empty; [] runs the command without an entrypoint",
+                )
+            })
+        }
+        (other, _) => Err(refused(&other, "it must be a text or a list of texts")),
     }
 }
 
@@ -35,10 +103,38 @@ impl Raw {
 mod tests {
     use serde_json::json;
 
-    use crate::config::task::tests::refusal;
+    use crate::config::task::tests::{decode, refusal};
 
     #[test]
-    fn a_hole_in_the_arguments_is_refused() {
+    fn a_hole_in_a_list_is_refused() {
         refusal("args", json!(["a", null]));
+        refusal("group_add", json!([null]));
+        refusal("group_add", json!([""]));
+    }
+
+    #[test]
+    fn an_entrypoint_is_a_program_or_a_list_of_words() {
+        let of = |given| decode(&json!({"image": "redis", "entrypoint": given})).unwrap().process.entrypoint;
+        assert_eq!(of(json!("/bin/sh -c")), Some(vec!["/bin/sh -c".to_owned()]));
+        assert_eq!(of(json!(["/bin/sh", "-c"])), Some(vec!["/bin/sh".to_owned(), "-c".to_owned()]));
+        assert_eq!(of(json!([])), Some(Vec::new()));
+        assert_eq!(of(json!("")), None);
+        for wrong in [json!(7), json!({"a": "b"}), json!(["a", null]), json!(["a", 1]), json!([""])] {
+            refusal("entrypoint", wrong);
+        }
+    }
+
+    #[test]
+    fn of_two_programs_neither_is_guessed() {
+        let both = |entrypoint| json!({"image": "redis", "entrypoint": entrypoint, "command": "serve"});
+        let error = decode(&both(json!("/entry"))).unwrap_err().to_string();
+        for word in ["entrypoint", "command = \"serve\"", "[\"/entry\"]"] {
+            assert!(error.contains(word), "{error}");
+        }
+        let process = decode(&both(json!(["/entry"]))).unwrap().process;
+        assert_eq!(
+            (process.entrypoint, process.command),
+            (Some(vec!["/entry".to_owned()]), Some("serve".to_owned()))
+        );
     }
 }

@@ -1,0 +1,126 @@
+//! The kernel's parameters that a job may set: those that are a namespace's own, and only where it is the task's.
+//!
+//! Source of the facts: Linux `ipc/ipc_sysctl.c`, `ipc/mq_sysctl.c`, `net/sysctl_net.c`, `kernel/utsname_sysctl.c`.
+
+use std::collections::BTreeMap;
+
+use super::namespaces::{Namespaces, Network, Sharing};
+use crate::config::{ConfigError, value};
+
+const OPTION: &str = "sysctl";
+/// Those of the namespace for memory, semaphores and queues, beside all of `fs.mqueue`.
+const IPC: [&str; 8] = [
+    "kernel.msgmax",
+    "kernel.msgmnb",
+    "kernel.msgmni",
+    "kernel.sem",
+    "kernel.shm_rmid_forced",
+    "kernel.shmall",
+    "kernel.shmmax",
+    "kernel.shmmni",
+];
+
+/// Which of a task's namespaces has a parameter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Owner {
+    Ipc,
+    Network,
+    Uts,
+}
+
+pub(super) fn decode(
+    given: Option<BTreeMap<String, Option<String>>>,
+) -> Result<BTreeMap<String, String>, ConfigError> {
+    let one = |(name, text): (String, Option<String>)| {
+        owner(&name)?;
+        let Some(text) = text else {
+            return Err(value(OPTION, name, "its value is null; is a variable in it unset?"));
+        };
+        Ok((name, text))
+    };
+    given.unwrap_or_default().into_iter().map(one).collect()
+}
+
+fn owner(name: &str) -> Result<Owner, ConfigError> {
+    if name.contains('/') || name.split('.').any(str::is_empty) {
+        return Err(value(OPTION, name, "write it with dots, such as \"net.core.somaxconn\""));
+    }
+    if name == "kernel.hostname" {
+        return Err(value(OPTION, name, "use the option hostname"));
+    }
+    if IPC.contains(&name) || name.starts_with("fs.mqueue.") {
+        Ok(Owner::Ipc)
+    } else if name.starts_with("net.") {
+        Ok(Owner::Network)
+    } else if name == "kernel.domainname" {
+        Ok(Owner::Uts)
+    } else {
+        let why = "it is the whole host's: set it there. A task can have its own of net.*, kernel.msg*, kernel.sem, \
+                   kernel.shm*, fs.mqueue.* and kernel.domainname";
+        Err(value(OPTION, name, why))
+    }
+}
+
+/// # Errors
+/// Names a parameter that would be the host's.
+pub(super) fn belong_to(task: &Namespaces, network: &Network) -> Result<(), ConfigError> {
+    for name in task.sysctl.keys() {
+        let (is_hosts, why) = match owner(name)? {
+            Owner::Ipc => (task.ipc_mode == Sharing::Host, "ipc_mode = \"host\""),
+            Owner::Uts => (task.uts_mode == Sharing::Host, "uts_mode = \"host\""),
+            Owner::Network if task.host_network => (true, "host_network = true"),
+            Owner::Network => (*network == Network::Host, "network { mode = \"host\" }"),
+        };
+        if is_hosts {
+            return Err(value(
+                OPTION,
+                name,
+                format!("with {why} it would be the host's: leave out one of the two"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::config::task::tests::{decode as options, refusal};
+
+    fn task(extra: &Value) -> Namespaces {
+        let mut all = json!({"image": "redis", "sysctl": {
+            "net.core.somaxconn": "1024", "kernel.shmmax": "1", "fs.mqueue.msg_max": "10", "kernel.domainname": "x",
+        }});
+        for (key, value) in extra.as_object().unwrap() {
+            all[key] = value.clone();
+        }
+        options(&all).unwrap().namespaces
+    }
+
+    #[test]
+    fn only_what_is_a_namespaces_own_can_be_set() {
+        assert_eq!(task(&json!({})).sysctl["net.core.somaxconn"], "1024");
+        for wrong in
+            ["vm.swappiness", "kernel.panic", "kernel.hostname", "net/core/x", "net..x", "", "net", "../x"]
+        {
+            let error = refusal("sysctl", json!({wrong: "1"}));
+            assert!(error.contains(wrong), "{error}");
+        }
+        refusal("sysctl", json!({"net.core.somaxconn": null}));
+    }
+
+    #[test]
+    fn and_only_where_the_namespace_is_the_tasks() {
+        task(&json!({})).network(None).unwrap();
+        for (shared, words) in [
+            (json!({"host_network": true}), ["net.core.somaxconn", "host_network"]),
+            (json!({"ipc_mode": "host"}), ["fs.mqueue.msg_max", "ipc_mode"]),
+            (json!({"uts_mode": "host"}), ["kernel.domainname", "uts_mode"]),
+        ] {
+            let error = task(&shared).network(None).unwrap_err().to_string();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! The files by which a task finds names: its own, those of other hosts, and the servers to ask. They are made for each
+//! task, in a directory that goes with it, and are the task's to change.
+//!
+//! Source of the facts: hosts(5), resolv.conf(5), systemd-resolved.service(8); what is in them by default is docker's
+//! (moby/libnetwork `etchosts`, `resolvconf`).
+
+use std::fs;
+use std::io::ErrorKind;
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+const HOSTS: &str = "/etc/hosts";
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// Where systemd-resolved keeps the servers that it asks itself.
+const UPSTREAM_RESOLV_CONF: &str = "/run/systemd/resolve/resolv.conf";
+const HOSTNAME: &str = "/proc/sys/kernel/hostname";
+/// What every machine knows.
+const USUAL_HOSTS: &str = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\nfe00:: ip6-localnet\n\
+                           ff00:: ip6-mcastprefix\nff02::1 ip6-allnodes\nff02::2 ip6-allrouters\n";
+/// The address of a host's own name where it has no other.
+const OWN_ADDRESS: &str = "127.0.1.1";
+
+/// What a task is to find.
+#[derive(Debug)]
+pub(crate) struct Names {
+    pub hostname: String,
+    /// The address that goes with it in `/etc/hosts`, if there is one.
+    pub address: Option<IpAddr>,
+    pub extra_hosts: Vec<(String, IpAddr)>,
+    pub in_the_hosts_network: bool,
+    /// None leaves the image's own.
+    pub resolver: Option<Resolver>,
+}
+
+/// Whom to ask. What is empty is as on the host.
+#[derive(Debug, Default)]
+pub(crate) struct Resolver {
+    pub servers: Vec<String>,
+    pub searches: Vec<String>,
+    pub options: Vec<String>,
+}
+
+/// A file, and where the task finds it.
+#[derive(Debug)]
+pub(crate) struct NameFile {
+    pub source: PathBuf,
+    pub at: &'static str,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("can't {doing} {path}: {source}")]
+pub(crate) struct NamesError {
+    doing: &'static str,
+    path: PathBuf,
+    source: std::io::Error,
+}
+
+/// The host's own name.
+///
+/// # Errors
+/// When the kernel doesn't say it.
+pub(crate) fn hosts_own() -> Result<String, NamesError> {
+    let path = Path::new(HOSTNAME);
+    Ok(fs::read_to_string(path).map_err(failed("read", path))?.trim().to_owned())
+}
+
+fn failed(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> NamesError {
+    let path = path.to_owned();
+    move |source| NamesError { doing, path, source }
+}
+
+impl Names {
+    /// Writes the files into a directory that it makes. Blocking: not for an async thread.
+    ///
+    /// # Errors
+    /// Names the file that could not be read or written.
+    pub(crate) fn write(&self, directory: &Path) -> Result<Vec<NameFile>, NamesError> {
+        fs::create_dir(directory).map_err(failed("create", directory))?;
+        let known = if self.in_the_hosts_network { read(HOSTS)? } else { None };
+        let mut files = vec![
+            ("hostname", "/etc/hostname", format!("{}\n", self.hostname)),
+            ("hosts", HOSTS, self.hosts(known.as_deref())),
+        ];
+        if let Some(resolver) = &self.resolver {
+            files.push(("resolv.conf", RESOLV_CONF, resolver.file(&self.hosts_servers()?)));
+        }
+        files
+            .into_iter()
+            .map(|(name, at, content)| {
+                let source = directory.join(name);
+                fs::write(&source, content).map_err(failed("write", &source))?;
+                // Whatever the agent's mask is: any user of the task looks names up.
+                fs::set_permissions(&source, fs::Permissions::from_mode(0o644))
+                    .map_err(failed("let be read", &source))?;
+                Ok(NameFile { source, at })
+            })
+            .collect()
+    }
+
+    /// `known` is what is known already, else the usual.
+    fn hosts(&self, known: Option<&str>) -> String {
+        let mut hosts = known.unwrap_or(USUAL_HOSTS).to_owned();
+        if !hosts.is_empty() && !hosts.ends_with('\n') {
+            hosts.push('\n');
+        }
+        let Self { hostname, address, extra_hosts, .. } = self;
+        if !is_known(&hosts, hostname) {
+            let address = address.map_or_else(|| OWN_ADDRESS.to_owned(), |address| address.to_string());
+            hosts += &format!("{address} {hostname}\n");
+        }
+        let extra = extra_hosts.iter().map(|(name, address)| format!("{address} {name}\n"));
+        extra.fold(hosts, |hosts, line| hosts + &line)
+    }
+
+    /// The host's `resolv.conf`. Servers on the loopback are the host's own, and in another network out of reach; then
+    /// those count that systemd-resolved asks in its turn.
+    fn hosts_servers(&self) -> Result<String, NamesError> {
+        let own = read(RESOLV_CONF)?.unwrap_or_default();
+        if self.in_the_hosts_network || !is_local_only(&own) {
+            return Ok(own);
+        }
+        if let Some(upstream) = read(UPSTREAM_RESOLV_CONF)? {
+            return Ok(upstream);
+        }
+        tracing::warn!(
+            "{RESOLV_CONF} has no server but on the loopback, which a task in another network can't reach; \
+             give servers in the group's dns block, or have the task in the host's network"
+        );
+        Ok(own)
+    }
+}
+
+/// A file that isn't there is none.
+fn read(path: &str) -> Result<Option<String>, NamesError> {
+    let path = Path::new(path);
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed("read", path)(error)),
+    }
+}
+
+fn is_known(hosts: &str, name: &str) -> bool {
+    let entries = hosts.lines().map(|line| line.split('#').next().unwrap_or_default());
+    entries.flat_map(|entry| entry.split_whitespace().skip(1)).any(|known| known == name)
+}
+
+fn is_local_only(resolv_conf: &str) -> bool {
+    let mut servers = resolv_conf.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        (words.next() == Some("nameserver")).then(|| words.next()).flatten()
+    });
+    let is_local = |server: &str| server.parse::<IpAddr>().is_ok_and(|server| server.is_loopback());
+    let mut peekable = servers.by_ref().peekable();
+    peekable.peek().is_some() && peekable.all(is_local)
+}
+
+impl Resolver {
+    /// The host's file with what is given in place of what it says of the same.
+    fn file(&self, hosts: &str) -> String {
+        let Self { servers, searches, options } = self;
+        let is_replaced = |line: &&str| match line.split_whitespace().next() {
+            Some("nameserver") => !servers.is_empty(),
+            Some("search" | "domain") => !searches.is_empty(),
+            Some("options") => !options.is_empty(),
+            _ => false,
+        };
+        let mut lines: Vec<String> =
+            hosts.lines().filter(|line| !is_replaced(line)).map(str::to_owned).collect();
+        lines.extend(servers.iter().map(|server| format!("nameserver {server}")));
+        for (keyword, words) in [("search", searches), ("options", options)] {
+            if !words.is_empty() {
+                lines.push(format!("{keyword} {}", words.join(" ")));
+            }
+        }
+        lines.iter().map(|line| format!("{line}\n")).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(hostname: &str) -> Names {
+        Names {
+            hostname: hostname.to_owned(),
+            address: None,
+            extra_hosts: vec![("db".to_owned(), [10, 0, 0, 5].into())],
+            in_the_hosts_network: false,
+            resolver: None,
+        }
+    }
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn a_task_knows_itself_and_the_extra_hosts() {
+        let hosts = names("web").hosts(None);
+        assert!(hosts.starts_with("127.0.0.1 localhost\n"), "{hosts}");
+        assert!(hosts.ends_with("\n127.0.1.1 web\n10.0.0.5 db\n"), "{hosts}");
+        let given = Names { address: Some([10, 1, 1, 1].into()), ..names("web") };
+        assert!(given.hosts(None).contains("\n10.1.1.1 web\n"));
+        let known = "127.0.0.1 localhost # web\n192.0.2.1 node web.example";
+        assert_eq!(names("node").hosts(Some(known)), format!("{known}\n10.0.0.5 db\n"));
+        assert_eq!(names("web").hosts(Some(known)), format!("{known}\n127.0.1.1 web\n10.0.0.5 db\n"));
+    }
+
+    #[test]
+    fn servers_on_the_loopback_are_told_from_others() {
+        assert!(is_local_only("search x\nnameserver 127.0.0.53\noptions edns0\n"));
+        assert!(is_local_only("nameserver 127.0.0.1\nnameserver ::1\n"));
+        assert!(!is_local_only("nameserver 127.0.0.1\nnameserver 10.0.0.1\n"));
+        assert!(!is_local_only("# nameserver 127.0.0.1\n"));
+    }
+
+    #[test]
+    fn what_nomad_gives_takes_the_place_of_the_hosts() {
+        let host = "# by hand\nnameserver 10.0.0.1\nsearch example\noptions edns0\n";
+        assert_eq!(Resolver::default().file(host), host);
+        let servers = Resolver { servers: words("1.1.1.1 9.9.9.9"), ..Resolver::default() };
+        assert_eq!(
+            servers.file(host),
+            "# by hand\nsearch example\noptions edns0\nnameserver 1.1.1.1\nnameserver 9.9.9.9\n"
+        );
+        let rest = Resolver { servers: Vec::new(), searches: words("a b"), options: words("ndots:2 rotate") };
+        assert_eq!(rest.file(host), "# by hand\nnameserver 10.0.0.1\nsearch a b\noptions ndots:2 rotate\n");
+    }
+
+    #[test]
+    fn the_files_are_for_everybody_to_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let with_servers = Names { resolver: Some(Resolver::default()), ..names("web") };
+        for (names, count) in [(names("web"), 2), (with_servers, 3)] {
+            let files = names.write(&directory.path().join(count.to_string())).unwrap();
+            assert_eq!(files.len(), count);
+            for file in files {
+                assert_eq!(
+                    fs::metadata(&file.source).unwrap().permissions().mode() & 0o777,
+                    0o644,
+                    "{file:?}"
+                );
+            }
+        }
+    }
+}
