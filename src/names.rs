@@ -77,13 +77,17 @@ impl Names {
     /// Names the file that could not be read or written.
     pub(crate) fn write(&self, directory: &Path) -> Result<Vec<NameFile>, NamesError> {
         fs::create_dir(directory).map_err(failed("create", directory))?;
-        let known = if self.in_the_hosts_network { read(HOSTS)? } else { None };
+        let known = if self.in_the_hosts_network { read(Path::new(HOSTS))? } else { None };
         let mut files = vec![
             ("hostname", "/etc/hostname", format!("{}\n", self.hostname)),
             ("hosts", HOSTS, self.hosts(known.as_deref())),
         ];
         if let Some(resolver) = &self.resolver {
-            files.push(("resolv.conf", RESOLV_CONF, resolver.file(&self.hosts_servers()?)));
+            files.push((
+                "resolv.conf",
+                RESOLV_CONF,
+                resolver.file(&self.hosts_servers(RESOLV_CONF, UPSTREAM_RESOLV_CONF)?),
+            ));
         }
         files
             .into_iter()
@@ -115,25 +119,24 @@ impl Names {
 
     /// The host's `resolv.conf`. Servers on the loopback are the host's own, and in another network out of reach; then
     /// those count that systemd-resolved asks in its turn.
-    fn hosts_servers(&self) -> Result<String, NamesError> {
-        let own = read(RESOLV_CONF)?.unwrap_or_default();
-        if self.in_the_hosts_network || !is_local_only(&own) {
-            return Ok(own);
+    fn hosts_servers(&self, own: impl AsRef<Path>, upstream: impl AsRef<Path>) -> Result<String, NamesError> {
+        let servers = read(own.as_ref())?.unwrap_or_default();
+        if self.in_the_hosts_network || !is_local_only(&servers) {
+            return Ok(servers);
         }
-        if let Some(upstream) = read(UPSTREAM_RESOLV_CONF)? {
+        if let Some(upstream) = read(upstream.as_ref())? {
             return Ok(upstream);
         }
         tracing::warn!(
             "{RESOLV_CONF} has no server but on the loopback, which a task in another network can't reach; \
              give servers in the group's dns block, or have the task in the host's network"
         );
-        Ok(own)
+        Ok(servers)
     }
 }
 
 /// A file that isn't there is none.
-fn read(path: &str) -> Result<Option<String>, NamesError> {
-    let path = Path::new(path);
+fn read(path: &Path) -> Result<Option<String>, NamesError> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -147,13 +150,13 @@ fn is_known(hosts: &str, name: &str) -> bool {
 }
 
 fn is_local_only(resolv_conf: &str) -> bool {
-    let mut servers = resolv_conf.lines().filter_map(|line| {
+    let server = |line: &str| {
         let mut words = line.split_whitespace();
-        (words.next() == Some("nameserver")).then(|| words.next()).flatten()
-    });
-    let is_local = |server: &str| server.parse::<IpAddr>().is_ok_and(|server| server.is_loopback());
-    let mut peekable = servers.by_ref().peekable();
-    peekable.peek().is_some() && peekable.all(is_local)
+        (words.next() == Some("nameserver")).then(|| words.next().unwrap_or_default().to_owned())
+    };
+    let servers: Vec<_> = resolv_conf.lines().filter_map(server).collect();
+    let is_local = |server: &String| server.parse::<IpAddr>().is_ok_and(|server| server.is_loopback());
+    !servers.is_empty() && servers.iter().all(is_local)
 }
 
 impl Resolver {
@@ -214,6 +217,23 @@ mod tests {
         assert!(is_local_only("nameserver 127.0.0.1\nnameserver ::1\n"));
         assert!(!is_local_only("nameserver 127.0.0.1\nnameserver 10.0.0.1\n"));
         assert!(!is_local_only("# nameserver 127.0.0.1\n"));
+    }
+
+    #[test]
+    fn a_stub_on_the_loopback_gives_way_to_what_it_asks_itself() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        fs::write(at("stub"), "nameserver 127.0.0.53\n").unwrap();
+        fs::write(at("real"), "nameserver 10.0.0.1\n").unwrap();
+        let of = |in_the_hosts_network, own: &str, upstream: &str| {
+            let names = Names { in_the_hosts_network, ..names("web") };
+            names.hosts_servers(at(own), at(upstream)).unwrap()
+        };
+        assert_eq!(of(false, "stub", "real"), "nameserver 10.0.0.1\n");
+        assert_eq!(of(true, "stub", "real"), "nameserver 127.0.0.53\n", "it is in reach there");
+        assert_eq!(of(false, "stub", "none"), "nameserver 127.0.0.53\n");
+        assert_eq!(of(false, "real", "stub"), "nameserver 10.0.0.1\n");
+        assert_eq!(of(false, "none", "real"), "");
     }
 
     #[test]

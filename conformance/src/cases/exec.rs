@@ -146,7 +146,7 @@ async fn an_exec_is_what_the_task_is(scene: &Scene) -> Result<()> {
             "readlink /proc/PID/cwd".to_owned(),
             // Where the runtime has put them; cpusets are Nomad's own.
             "grep -v cpuset /proc/PID/cgroup".to_owned(),
-            "for n in mnt pid net ipc uts; do readlink /proc/PID/ns/$n; done".to_owned(),
+            "for n in mnt pid net ipc uts cgroup user; do readlink /proc/PID/ns/$n; done".to_owned(),
         ] {
             let of = |pid: &str| look.replace("PID", pid);
             let script = format!(

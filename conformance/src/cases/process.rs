@@ -94,14 +94,17 @@ async fn a_task_with_a_terminal_has_all_its_output_in_one(scene: &Scene) -> Resu
                   read line; sleep 600";
     let mut config = scene.shell(script);
     config["tty"] = json!(true);
-    let task = scene.run(&plugin, &config).await?;
-    task.alloc.stdout.to_contain("/dev/pts/\r\nxterm\r\nworse\r\n", LIMIT).await?;
-    // An exec has a terminal if its own caller wants one.
-    same!(task.exec(&plugin, "test -t 0 || test -t 1 || echo none").await?, (0, "none\n".to_owned()));
-    let exec = Exec::open(&plugin, task.id(), &["sh", "-c", "test -t 1 && exit 4"], true).await?;
-    same!(exec.finish(LIMIT).await?.code()?, 4);
-    same!(task.alloc.stderr.text(), "");
-    task.end(&plugin).await?;
+    for init in [false, true] {
+        config["init"] = json!(init);
+        let task = scene.run(&plugin, &config).await?;
+        task.alloc.stdout.to_contain("/dev/pts/\r\nxterm\r\nworse\r\n", LIMIT).await?;
+        // An exec has a terminal if its own caller wants one.
+        same!(task.exec(&plugin, "test -t 0 || test -t 1 || echo none").await?, (0, "none\n".to_owned()));
+        let exec = Exec::open(&plugin, task.id(), &["sh", "-c", "test -t 1 && exit 4"], true).await?;
+        same!(exec.finish(LIMIT).await?.code()?, 4);
+        same!(task.alloc.stderr.text(), "");
+        task.end(&plugin).await?;
+    }
     plugin.shut_down().await
 }
 

@@ -10,7 +10,12 @@ pub const CASES: &[(&str, Case)] = &[
     ("an_image_with_an_unreadable_layer_is_named", unreadable_layer),
     ("a_command_that_does_not_exist_is_named", missing_command),
     ("an_option_that_does_not_exist_is_named", unknown_option),
+    ("a_user_that_the_image_does_not_know_is_named", unknown_user),
+    ("the_hosts_network_beside_the_groups_is_refused_with_both_named", two_networks),
 ];
+
+const USER: &str = include_str!("../../../hack/options/user.nomad.hcl");
+const HOST_NETWORK: &str = include_str!("../../../hack/options/host_network.nomad.hcl");
 
 /// What a refusal is told as: by the driver, or by the agent on the driver's schema.
 const FAILURES: [&str; 3] = ["Driver Failure", "Failed Validation", "Setup Failure"];
@@ -57,4 +62,16 @@ fn missing_command(stage: &mut Stage) -> Result<()> {
 fn unknown_option(stage: &mut Stage) -> Result<()> {
     let image = stage.busybox();
     refused(stage, "unknown-option", jobs::UNKNOWN_OPTION, &image, &["foo"])
+}
+
+fn unknown_user(stage: &mut Stage) -> Result<()> {
+    let image = stage.busybox();
+    refused(stage, "unknown-user", &USER.replace("1000:2000", "ghost"), &image, &["ghost", "/etc/passwd"])
+}
+
+fn two_networks(stage: &mut Stage) -> Result<()> {
+    let image = stage.busybox();
+    let (task, network) = ("    task \"main\" {", "    network {\n      mode = \"bridge\"\n    }\n");
+    let hcl = HOST_NETWORK.replace(task, &format!("{network}{task}"));
+    refused(stage, "two-networks", &hcl, &image, &["host_network", "bridge"])
 }
