@@ -155,7 +155,7 @@ impl Accounts {
     fn user(&self, user: &str) -> Result<Identity, RootfsError> {
         let (user, group) = user.split_once(':').map_or((user, ""), |(user, group)| (user, group));
         let user = if user.is_empty() { "0" } else { user };
-        let number = user.parse::<u32>().ok();
+        let number = number(user);
         let entry = self.passwd().find(|entry| entry.name == user || Some(entry.uid) == number);
         let (uid, gid, home) = match (&entry, number) {
             (Some(entry), _) => (entry.uid, entry.gid, entry.home),
@@ -184,7 +184,7 @@ impl Accounts {
 
     fn gid(&self, group: &str) -> Result<u32, RootfsError> {
         let named = self.groups().find(|(name, _, _)| *name == group).map(|(_, gid, _)| gid);
-        named.or_else(|| group.parse().ok()).ok_or_else(|| RootfsError::Unknown {
+        named.or_else(|| number(group)).ok_or_else(|| RootfsError::Unknown {
             kind: "group",
             name: group.to_owned(),
             file: "/etc/group",
@@ -212,9 +212,13 @@ impl Accounts {
 
 /// Whom Nomad names `nomad-<id>` is in no file: the number is that of the user and of the group.
 fn dynamic(user: &str) -> Option<u32> {
-    let id = user.strip_prefix("nomad-")?;
-    let id = id.bytes().all(|byte| byte.is_ascii_digit()).then(|| id.parse().ok()).flatten()?;
-    i32::try_from(id).is_ok().then_some(id)
+    number(user.strip_prefix("nomad-")?)
+}
+
+/// An id, within docker's limit for them: the highest one of all is none to the kernel.
+fn number(text: &str) -> Option<u32> {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| text.parse::<i32>().ok()?.try_into().ok()).flatten()
 }
 
 struct PasswdEntry<'a> {
@@ -261,6 +265,16 @@ mod tests {
         assert_eq!(who("nomad-80000"), is(80000, 80000, &[80000], "/nonexistent"));
         for wrong in ["nomad-", "nomad-x", "nomad-+1", "nomad-4294967296", "nomad-4294967295"] {
             assert!(accounts().identity(wrong, &[]).unwrap_err().to_string().contains(wrong));
+        }
+    }
+
+    #[test]
+    fn a_number_is_an_id_that_there_can_be() {
+        assert_eq!(who("2147483647:0").uid, 2_147_483_647);
+        for wrong in ["2147483648", "4294967295", "+5", "-1", "5:4294967295", "5:+7"] {
+            let named = wrong.rsplit(':').next().unwrap();
+            let error = accounts().identity(wrong, &[]).unwrap_err().to_string();
+            assert!(error.contains(&format!("{named:?}")), "{error}");
         }
     }
 

@@ -19,6 +19,7 @@ cases!["process":
     a_dynamic_user_of_nomads_is_its_number,
     a_task_with_a_terminal_has_all_its_output_in_one,
     a_terminals_last_words_are_all_there,
+    a_command_that_is_not_there_is_named_with_a_terminal_too,
     a_task_with_a_terminal_is_recovered_and_stopped_like_any_other,
     an_init_is_the_first_process_and_reaps_what_is_left,
     an_init_passes_on_signals_and_codes,
@@ -125,6 +126,15 @@ async fn a_terminals_last_words_are_all_there(scene: &Scene) -> Result<()> {
     task.start(&plugin).await?;
     same!(task.wait(&plugin).await?.exit_code, 5);
     task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_command_that_is_not_there_is_named_with_a_terminal_too(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let config = config! { image = scene.image("busybox:latest"), command = "no-such-command", tty = true };
+    let task = scene.prepare(&plugin, &config).await?;
+    refused(plugin.start_task(task.config.clone()).await, &["no-such-command"])?;
+    scene.nothing_left()?;
     plugin.shut_down().await
 }
 
