@@ -12,6 +12,7 @@ use crate::task::LIMIT;
 cases!["names":
     a_task_finds_itself_by_its_name,
     the_files_are_the_tasks_to_change_and_go_with_it,
+    files_that_are_links_in_the_image_lead_to_the_tasks_own,
     the_hosts_servers_are_asked_unless_the_job_wants_the_images,
     the_servers_of_a_dns_block_win,
     in_the_hosts_network_the_hosts_names_count,
@@ -63,6 +64,34 @@ async fn the_files_are_the_tasks_to_change_and_go_with_it(scene: &Scene) -> Resu
         let content = std::fs::read_to_string(file).unwrap_or_default();
         ensure!(!content.contains("mine"), "the host's {file} was written to");
     }
+    plugin.shut_down().await
+}
+
+/// As in images of distributions with systemd, and in those that mean ill.
+async fn files_that_are_links_in_the_image_lead_to_the_tasks_own(scene: &Scene) -> Result<()> {
+    let outside = scene.directory().join("outside");
+    std::fs::create_dir_all(&outside)?;
+    std::fs::write(outside.join("hostname"), "untouched\n")?;
+    let image = scene.world().catalog().with(|tree| {
+        tree.link("etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf")?;
+        for name in ["hosts", "hostname"] {
+            tree.link(&format!("etc/{name}"), &format!("../../../../..{}/{name}", outside.display()))?;
+        }
+        tree.link("sbin", &format!("../../../../..{}", outside.display()))
+    })?;
+    image.push(scene.world().registry(), "linked", "v1", Form::Oci)?;
+    let mut plugin = scene.plugin().await?;
+    let script = "grep -q localhost /etc/hosts && cat /etc/hostname && test -f /run/systemd/resolve/stub-resolv.conf && \
+                  echo 10.0.0.5 db >>/etc/hosts && cat /proc/1/comm";
+    let mut config = scene.shell(script);
+    config["image"] = json!(scene.image("linked:v1"));
+    config["hostname"] = json!("web-1");
+    config["init"] = json!(true);
+    let task = scene.run(&plugin, &config).await?;
+    same!(task.stdout(&plugin).await?, "web-1\ndocker-init\n");
+    task.destroy(&plugin).await?;
+    same!(std::fs::read_dir(&outside)?.count(), 1);
+    same!(std::fs::read_to_string(outside.join("hostname"))?, "untouched\n");
     plugin.shut_down().await
 }
 
