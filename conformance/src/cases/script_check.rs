@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::exec::{leave, sleeper};
+use super::shim_failures::{REAL_RUNC, Scripted, runc};
 use super::{cases, refused, same, until};
 use crate::host::Plugin;
 use crate::scene::Scene;
@@ -15,6 +16,7 @@ cases!["script check":
     its_output_is_bounded_and_says_so,
     a_script_that_is_not_there_is_critical_and_says_why,
     one_that_takes_too_long_is_called_off,
+    its_time_counts_from_when_it_runs_however_long_its_start_takes,
     at_its_timeout_all_that_it_started_is_killed,
     at_its_timeout_what_runs_from_other_execs_lives_on,
     one_that_leaves_something_in_the_background_ends,
@@ -80,6 +82,20 @@ async fn one_that_takes_too_long_is_called_off(scene: &Scene) -> Result<()> {
     // Nomad shows the error and nothing else.
     ensure!(text.contains("so far") && text.contains("so bad"), "what it wrote is lost: {text}");
     same!(task.alloc.cgroup.pids(), before);
+    leave(plugin, &task).await
+}
+
+async fn its_time_counts_from_when_it_runs_however_long_its_start_takes(scene: &Scene) -> Result<()> {
+    let scripted = Scripted::new(scene)?;
+    scripted.program("slow", REAL_RUNC, &runc("exec", "sleep 4; exec $real \"$@\""))?;
+    let mut options = scene.options();
+    options["oci_runtime"] = serde_json::json!(scripted.directory.join("slow"));
+    let plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+    let (begun, limit) = (Instant::now(), Duration::from_secs(3));
+    let answer = plugin.exec_task(task.id(), &["echo", "in time"], limit).await?;
+    same!((answer.result.context("no result")?.exit_code, &*answer.stdout), (0, &b"in time\n"[..]));
+    ensure!(begun.elapsed() > limit, "its start was not held up");
     leave(plugin, &task).await
 }
 

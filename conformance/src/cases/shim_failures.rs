@@ -30,12 +30,12 @@ cases!["shim failure":
 const SHIM: &str = "containerd-shim-scripted-v1";
 
 /// Scripts on a PATH of their own.
-struct Scripted {
-    directory: PathBuf,
+pub(super) struct Scripted {
+    pub(super) directory: PathBuf,
 }
 
 impl Scripted {
-    fn new(scene: &Scene) -> Result<Self> {
+    pub(super) fn new(scene: &Scene) -> Result<Self> {
         let directory = scene.directory().join("bin");
         fs::create_dir_all(&directory)?;
         fs::write(directory.join("broken"), "")?;
@@ -43,7 +43,7 @@ impl Scripted {
     }
 
     /// A program that runs `script` while it is broken, and the real one otherwise.
-    fn program(&self, name: &str, real: &str, script: &str) -> Result<()> {
+    pub(super) fn program(&self, name: &str, real: &str, script: &str) -> Result<()> {
         let path = self.directory.join(name);
         let broken = self.directory.join("broken");
         let text = format!(
@@ -80,7 +80,7 @@ async fn fails(scene: &Scene, scripted: &Scripted, words: &[&str], left_within: 
 
 const SOON: Duration = Duration::from_secs(3);
 pub(super) const REAL_SHIM: &str = "/usr/bin/containerd-shim-runc-v2";
-const REAL_RUNC: &str = "/usr/sbin/runc";
+pub(super) const REAL_RUNC: &str = "/usr/sbin/runc";
 
 async fn a_shim_that_hangs_is_given_up(scene: &Scene) -> Result<()> {
     let scripted = Scripted::new(scene)?;
@@ -118,7 +118,7 @@ async fn a_shim_that_dies_at_once_is_an_error(scene: &Scene) -> Result<()> {
 
 /// Does something in place of one of `runc`'s sub-commands, which stands among its options. `complain` says a text where
 /// the shim looks for it: in the file of `--log`.
-fn runc(sub_command: &str, then: &str) -> String {
+pub(super) fn runc(sub_command: &str, then: &str) -> String {
     format!(
         "complain() {{ printf '{{\"level\":\"error\",\"msg\":\"%s\",\"time\":\"2026-01-01T00:00:00Z\"}}\\n' \"$1\" \
          >> \"$log\"; echo \"$1\" >&2; exit 1; }}\n\

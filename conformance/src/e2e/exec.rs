@@ -1,4 +1,4 @@
-//! `nomad alloc exec`, with and without a terminal.
+//! `nomad alloc exec`, with and without a terminal, and the scripts that Nomad itself runs in a task.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, ensure};
 
 use super::Case;
-use super::stage::{SOON, Stage, eventually};
+use super::stage::{SOON, Stage, eventually, jobs};
 use crate::agent::command::{Output, run};
 use crate::fixture::sweep;
 
@@ -19,6 +19,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("without_a_terminal_it_does_what_nomad_asks_of_drivers", without_terminal),
     ("with_a_terminal_it_does_what_nomad_asks_of_drivers", with_terminal),
     ("what_it_writes_is_in_the_task_and_not_on_the_host", isolation),
+    ("a_templates_script_runs_in_the_task_when_a_variable_changes", script),
     ("a_caller_that_is_killed_takes_its_command_along", killed_caller),
 ];
 
@@ -163,4 +164,31 @@ fn killed_caller(stage: &mut Stage) -> Result<()> {
     up?;
     ensure!(running >= 3, "{running} processes of the command");
     eventually("end of the command", || Ok(left() == 0))
+}
+
+fn script(stage: &mut Stage) -> Result<()> {
+    let name = "exec-script";
+    let path = format!("nomad/jobs/{name}");
+    let say = |stage: &Stage, word: &str| {
+        stage.agent.tell(&["var", "put", "-force", "-out", "none", &path, &format!("word={word}")]).map(drop)
+    };
+    say(stage, "one")?;
+    let image = stage.busybox();
+    let id = stage.start(name, jobs::SCRIPT, &[("image", &image)])?;
+    stage.made(&id, "ready")?;
+    ensure!(!stage.data(&id, "one").exists(), "the script ran without a change");
+    say(stage, "two")?;
+    stage.made(&id, "two")?;
+    eventually("word of the script", || {
+        let task = stage.agent.allocation(&id)?.task("main");
+        Ok(task.events().iter().any(|event| event.display_message.contains("successfully ran script")))
+    })?;
+    let wrote = fs::read_to_string(stage.data(&id, "two"))?;
+    ensure!(wrote == "two: hello from the image\n", "the script wrote {wrote:?}");
+    // Its exit code counts, too.
+    say(stage, "bad")?;
+    let task = stage.dead(&id, "main")?;
+    let told = task.events().iter().any(|event| event.display_message.contains("exited with code: 1"));
+    ensure!(told && task.failed, "the end of the script is not told: {:?}", task.events());
+    stage.agent.tell(&["var", "purge", &path]).map(drop)
 }

@@ -26,6 +26,7 @@ pub mod jobs {
     pub const RESTART: &str = include_str!("../../../hack/jobs/restart.nomad.hcl");
     pub const PAIR: &str = include_str!("../../../hack/jobs/pair.nomad.hcl");
     pub const TEMPLATE: &str = include_str!("../../../hack/jobs/template.nomad.hcl");
+    pub const SCRIPT: &str = include_str!("../../../hack/jobs/script.nomad.hcl");
     pub const MISSING_IMAGE: &str = include_str!("../../../hack/jobs/missing-image.nomad.hcl");
     pub const UNKNOWN_OPTION: &str = include_str!("../../../hack/jobs/unknown-option.nomad.hcl");
 }
