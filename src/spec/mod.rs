@@ -127,7 +127,7 @@ fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecErr
         .user(user)
         .args(args)
         .env(process::environment(config.as_ref(), &inputs.task.env, &inputs.hostname, home, tty))
-        .cwd(process::working_directory(config.as_ref()))
+        .cwd(process::working_directory(&inputs.options.process, config.as_ref()))
         .capabilities(security::capabilities()?)
         .no_new_privileges(false)
         .rlimits(resources::rlimits(&inputs.options.limits)?)

@@ -26,6 +26,8 @@ pub(super) fn arguments(asked: &config::Process, image: Option<&Config>) -> Vec<
         group_add: _,
         // Part of what it has.
         tty: _,
+        // Where it runs.
+        cwd: _,
     } = asked;
     let of_image = || image.and_then(|config| config.entrypoint().clone()).unwrap_or_default();
     let replaces_all = entrypoint.as_ref().is_some_and(|words| !words.is_empty());
@@ -69,7 +71,11 @@ pub(super) fn environment(
     environment
 }
 
-pub(super) fn working_directory(image: Option<&Config>) -> String {
+/// The job's word counts before the image's. The runtime makes it where it is missing, once it is inside of the root.
+pub(super) fn working_directory(asked: &config::Process, image: Option<&Config>) -> String {
+    if let Some(directory) = &asked.cwd {
+        return directory.clone();
+    }
     let directory = image.and_then(|config| config.working_dir().clone()).unwrap_or_default();
     if directory.is_empty() { "/".to_owned() } else { directory }
 }
@@ -150,6 +156,15 @@ mod tests {
         assert_eq!(arguments(&with_init(Some("ls")), None), words("/sbin/docker-init -- ls a"));
         let nothing = config::Process { init: true, ..config::Process::default() };
         assert!(arguments(&nothing, None).is_empty());
+    }
+
+    #[test]
+    fn the_jobs_working_directory_counts_before_the_images() {
+        let image = ConfigBuilder::default().working_dir("/image").build().unwrap();
+        let job = config::Process { cwd: Some("/job".to_owned()), ..config::Process::default() };
+        assert_eq!(working_directory(&job, Some(&image)), "/job");
+        assert_eq!(working_directory(&config::Process::default(), Some(&image)), "/image");
+        assert_eq!(working_directory(&config::Process::default(), None), "/");
     }
 
     #[test]

@@ -21,6 +21,9 @@ cases!["paths":
     a_source_is_not_looked_for_through_the_kernels_own_links,
     a_target_that_is_a_link_in_the_image_does_not_lead_outside,
     an_allowed_path_that_is_none_is_refused,
+    a_working_directory_is_made_where_it_is_missing,
+    a_working_directory_does_not_lead_outside,
+    a_working_directory_that_can_not_be_is_refused_before_anything_is_made,
 ];
 
 async fn plugin_with(scene: &Scene, volumes: &Value) -> Result<Plugin> {
@@ -188,4 +191,83 @@ async fn an_allowed_path_that_is_none_is_refused(scene: &Scene) -> Result<()> {
         plugin.shut_down().await?;
     }
     Ok(())
+}
+
+async fn a_working_directory_is_made_where_it_is_missing(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    for (option, path, said) in [
+        ("cwd", "/new/deep/down", "/new/deep/down 755 0\n"),
+        ("work_dir", "/new/deep/down", "/new/deep/down 755 0\n"),
+        ("cwd", "/home/app", "/home/app 755 1000\n"),
+        // What is mounted there is what counts.
+        ("cwd", "/local/made", "/local/made 755 0\n"),
+        ("cwd", "/mem/made", "/mem/made 755 0\n"),
+        ("cwd", "/", "/ 755 0\n"),
+    ] {
+        let mut more = json!({"tmpfs": ["/mem"]});
+        more[option] = json!(path);
+        let mut config = shell_with(scene, "echo $(pwd) $(stat -c '%a %u' .)", &more);
+        for user in ["", "app"] {
+            let mut task = scene.prepare(&plugin, &config).await?;
+            task.config.user = user.to_owned();
+            task.start(&plugin).await?;
+            same!((path, task.stdout(&plugin).await?), (path, said.to_owned()));
+            task.destroy(&plugin).await?;
+        }
+        // An exec is where the task is.
+        config["args"] = json!(["-c", "sleep 600"]);
+        let task = scene.run(&plugin, &config).await?;
+        same!(task.exec(&plugin, "pwd").await?, (0, format!("{path}\n")));
+        task.end(&plugin).await?;
+    }
+    plugin.shut_down().await
+}
+
+async fn a_working_directory_does_not_lead_outside(scene: &Scene) -> Result<()> {
+    let outside = scene.directory().join("outside");
+    fs::create_dir_all(&outside)?;
+    let up = format!("../../../../../../../..{}", outside.display());
+    let image = scene.world().catalog().with(|tree: &mut Tree| {
+        tree.link("up", &up)?;
+        tree.link("down", &outside.display().to_string())?;
+        tree.link("magic", "/proc/self/root/../../../..")?;
+        tree.link("one", "/proc/1/root")?;
+        tree.link("loop", "loop")
+    })?;
+    image.push(scene.world().registry(), "cwd-links", "v1", Form::Oci)?;
+    let mut plugin = scene.plugin().await?;
+    let mut config = scene.shell("touch conformance-marked");
+    config["image"] = json!(scene.image("cwd-links:v1"));
+    let tries =
+        ["/up", "/up/new", "/down", "/down/new", "/magic/conformance-new", "/one/conformance-new", "/loop/x"];
+    for cwd in tries.into_iter().chain(["/proc/1/cwd", "/proc/self/fd/3", "/proc/self/fd/7"]) {
+        config["cwd"] = json!(cwd);
+        let mut task = scene.prepare(&plugin, &config).await?;
+        // A runtime may go along with it inside of the root, or refuse.
+        if task.start(&plugin).await.is_ok() {
+            task.wait(&plugin).await?;
+            task.end(&plugin).await?;
+        }
+        scene.nothing_left().with_context(|| cwd.to_owned())?;
+        same!((cwd, fs::read_dir(&outside)?.count()), (cwd, 0));
+        for path in ["/conformance-new", "/conformance-marked"] {
+            ensure!(!fs::exists(path)?, "{cwd} has made {path}");
+        }
+    }
+    plugin.shut_down().await
+}
+
+async fn a_working_directory_that_can_not_be_is_refused_before_anything_is_made(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    for (more, words) in [
+        (json!({"cwd": "relative"}), &["cwd", "relative"][..]),
+        (json!({"cwd": "/a/../../etc"}), &["cwd", "/a/../../etc"]),
+        (json!({"work_dir": "/.."}), &["work_dir", "/.."]),
+        (json!({"cwd": "/a", "work_dir": "/b"}), &["cwd", "/a", "work_dir", "/b"]),
+    ] {
+        let task = scene.prepare(&plugin, &shell_with(scene, "true", &more)).await?;
+        refused(plugin.start_task(task.config.clone()).await, words)?;
+        scene.nothing_left()?;
+    }
+    plugin.shut_down().await
 }

@@ -21,6 +21,8 @@ pub(crate) struct Process {
     pub tty: bool,
     /// Whether an init program is the first process, and what is to run its child.
     pub init: bool,
+    /// An absolute path in the container, in place of the image's.
+    pub cwd: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -31,6 +33,8 @@ pub(super) struct Raw {
     group_add: Option<Vec<Option<String>>>,
     tty: Option<bool>,
     init: Option<bool>,
+    cwd: Option<String>,
+    work_dir: Option<String>,
 }
 
 pub(super) fn schema() -> Vec<(&'static str, Spec)> {
@@ -42,12 +46,14 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
         ("group_add", optional("group_add", "list(string)")),
         ("tty", optional("tty", "bool")),
         ("init", optional("init", "bool")),
+        ("cwd", optional("cwd", "string")),
+        ("work_dir", optional("work_dir", "string")),
     ]
 }
 
 impl Raw {
     pub(super) fn decode(self) -> Result<Process, ConfigError> {
-        let Self { entrypoint, command, args, group_add, tty, init } = self;
+        let Self { entrypoint, command, args, group_add, tty, init, cwd, work_dir } = self;
         let command = command.filter(|command| !command.is_empty());
         let group_add = no_nulls("group_add", group_add)?;
         if group_add.iter().any(String::is_empty) {
@@ -67,6 +73,7 @@ impl Raw {
             group_add,
             tty: tty.unwrap_or_default(),
             init: init.unwrap_or_default(),
+            cwd: working_directory(cwd, work_dir)?,
         })
     }
 }
@@ -99,11 +106,52 @@ fn entrypoint_of(given: Value, command: Option<&str>) -> Result<Option<Vec<Strin
     }
 }
 
+/// The same by the Go driver's name and by docker's. Whether it is there, and where its links lead, is seen inside of the
+/// container's root, once nothing outside can be reached any more.
+fn working_directory(cwd: Option<String>, work_dir: Option<String>) -> Result<Option<String>, ConfigError> {
+    let (cwd, work_dir) = (cwd.filter(|path| !path.is_empty()), work_dir.filter(|path| !path.is_empty()));
+    let (option, path) = match (cwd, work_dir) {
+        (Some(cwd), Some(work_dir)) if cwd != work_dir => {
+            let why = format!("cwd is {cwd:?}, and the two are one option; leave out one of them");
+            return Err(value("work_dir", work_dir, why));
+        }
+        (Some(cwd), _) => ("cwd", cwd),
+        (None, Some(work_dir)) => ("work_dir", work_dir),
+        (None, None) => return Ok(None),
+    };
+    if !path.starts_with('/') || path.contains('\0') || path.split('/').any(|part| part == "..") {
+        return Err(value(option, path, "it must be an absolute path in the container, without \"..\""));
+    }
+    Ok(Some(path))
+}
+
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use crate::config::task::tests::{decode, refusal};
+
+    #[test]
+    fn a_working_directory_has_two_names_and_is_absolute() {
+        let cwd = |mut options: Value| {
+            options["image"] = json!("redis");
+            decode(&options).map(|options| options.process.cwd).map_err(|error| error.to_string())
+        };
+        assert_eq!(cwd(json!({})), Ok(None));
+        assert_eq!(cwd(json!({"cwd": "", "work_dir": ""})), Ok(None));
+        for options in
+            [json!({"cwd": "/a"}), json!({"work_dir": "/a"}), json!({"cwd": "/a", "work_dir": "/a"})]
+        {
+            assert_eq!(cwd(options), Ok(Some("/a".to_owned())));
+        }
+        let error = cwd(json!({"cwd": "/a", "work_dir": "/b"})).unwrap_err();
+        assert!(error.contains("work_dir") && error.contains("/b") && error.contains("/a"), "{error}");
+        for option in ["cwd", "work_dir"] {
+            for path in ["a", "./a", "/a/../b", "/..", "/a\0b"] {
+                assert!(refusal(option, json!(path)).contains("absolute"));
+            }
+        }
+    }
 
     #[test]
     fn a_hole_in_a_list_is_refused() {
