@@ -6,6 +6,7 @@
 use std::fmt::Display;
 
 use crate::config::ConfigError;
+use crate::confinement::ConfinementError;
 use crate::names::NamesError;
 use crate::reaper::ReaperError;
 use crate::rootfs::RootfsError;
@@ -99,6 +100,19 @@ impl From<ReaperError> for Error {
 impl From<ConfigError> for Error {
     fn from(error: ConfigError) -> Self {
         Self::Invalid(error.to_string())
+    }
+}
+
+impl From<ConfinementError> for Error {
+    fn from(error: ConfinementError) -> Self {
+        let text = error.to_string();
+        match error {
+            ConfinementError::Value { .. } => Self::Invalid(text),
+            ConfinementError::Host { .. }
+            | ConfinementError::BuiltIn(_)
+            | ConfinementError::Lost
+            | ConfinementError::Incomplete(_) => Self::Failed(text),
+        }
     }
 }
 

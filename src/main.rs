@@ -2,6 +2,7 @@
 
 mod cgroup;
 mod config;
+mod confinement;
 mod containerd;
 mod driver;
 mod error;

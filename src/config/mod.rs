@@ -1,6 +1,7 @@
 //! What can be configured: for each of plugin and task, the schema that Nomad is told and the struct that its answer is
 //! decoded into, side by side. Values are checked here, so that what comes out is usable; nothing is looked up.
 
+mod capabilities;
 mod hclspec;
 mod id_list;
 mod number;
@@ -12,11 +13,14 @@ mod task;
 
 use std::time::Duration;
 
+#[cfg(test)]
+pub(crate) use capabilities::tests as capability_tests;
+pub(crate) use capabilities::{CapabilityList, name_of as capability_name};
 pub(crate) use id_list::IdList;
-pub(crate) use plugin::{Placed, PluginConfig, PluginLimits};
+pub(crate) use plugin::{Gates, Placed, PluginConfig, PluginLimits};
 pub(crate) use task::{
     CpuLimits, Dns, JobMount, Limits, MemoryLimits, MountSource, Mounts, Namespaces, Network, PidsLimit,
-    Process, Rlimit, Sharing, Swap, TaskOptions,
+    Process, Rlimit, SeccompProfile, Security, Sharing, Swap, TaskOptions,
 };
 
 /// The most that the kernel ever has at once.
@@ -33,6 +37,8 @@ pub(crate) enum ConfigError {
     Missing { of: &'static str, option: &'static str, hint: &'static str },
     #[error("the option {option} can't be {value:?}: {why}")]
     Value { option: &'static str, value: String, why: String },
+    #[error("the options {option} and {other} both say it: leave one of them out")]
+    Twice { option: &'static str, other: &'static str },
     #[error(
         "the option {option} can't be {value:?}: the operator does not allow it; the plugin's option {gate} would have to have {needed}"
     )]

@@ -22,6 +22,7 @@ use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{LinuxBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder};
 
 use crate::config::{Network, PluginLimits, Sharing, TaskOptions};
+use crate::confinement::Confinement;
 use crate::rootfs::Identity;
 
 pub(crate) use mounts::BoundFile;
@@ -37,6 +38,7 @@ pub(crate) struct Inputs<'a> {
     pub options: &'a TaskOptions,
     /// The operator's defaults.
     pub operators: &'a PluginLimits,
+    pub confinement: &'a Confinement,
     pub task: &'a pb::TaskConfig,
     pub image: &'a ImageConfiguration,
     pub identity: &'a Identity,
@@ -86,25 +88,23 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
     }
     let asked = &inputs.options.namespaces;
     let sysctl = asked.sysctl.iter().map(|(name, text)| (name.clone(), text.clone()));
+    let security = &inputs.options.security;
+    let Confinement { capabilities: _, seccomp, apparmor_profile: _, devices } = inputs.confinement;
     let mut linux = LinuxBuilder::default()
         .namespaces(namespaces::namespaces(asked, inputs.network, inputs.cgroups_are_v2)?)
         .sysctl(sysctl.collect::<HashMap<_, _>>())
         .cgroups_path(inputs.cgroup_path.clone())
         .resources(resources::limits(inputs)?)
-        .masked_paths(security::masked_paths())
-        .readonly_paths(security::readonly_paths())
+        .devices(devices.clone())
+        .masked_paths(security::masked_paths(security))
+        .readonly_paths(security::readonly_paths(security))
         .build()?;
+    linux.set_seccomp(seccomp.clone());
     linux.set_rootfs_propagation(mounts::propagation(&inputs.options.mounts, inputs.task));
     let mut spec = SpecBuilder::default()
         .version(SPEC_VERSION)
-        .root(RootBuilder::default().path(inputs.rootfs.clone()).readonly(false).build()?)
-        .mounts(mounts::mounts(
-            &inputs.options.mounts,
-            asked.ipc_mode,
-            inputs.sources,
-            inputs.files,
-            inputs.task,
-        )?)
+        .root(RootBuilder::default().path(inputs.rootfs.clone()).readonly(security.readonly_rootfs).build()?)
+        .mounts(mounts::mounts(inputs.options, inputs.sources, inputs.files, inputs.task)?)
         .process(process_of(inputs)?)
         .linux(linux)
         .build()?;
@@ -122,25 +122,28 @@ fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecErr
     let tty = inputs.options.process.tty;
     let Identity { uid, gid, groups, home } = inputs.identity;
     let user = UserBuilder::default().uid(*uid).gid(*gid).additional_gids(groups.clone()).build()?;
-    let process = ProcessBuilder::default()
+    let Confinement { capabilities, seccomp: _, apparmor_profile, devices: _ } = inputs.confinement;
+    let mut process = ProcessBuilder::default()
         .terminal(tty)
         .user(user)
         .args(args)
         .env(process::environment(config.as_ref(), &inputs.task.env, &inputs.hostname, home, tty))
         .cwd(process::working_directory(&inputs.options.process, config.as_ref()))
-        .capabilities(security::capabilities()?)
-        .no_new_privileges(false)
+        .capabilities(security::capabilities(capabilities)?)
+        .no_new_privileges(inputs.options.security.no_new_privileges)
         .rlimits(resources::rlimits(&inputs.options.limits)?)
         .oom_score_adj(resources::oom_score_adj(&inputs.options.limits, inputs.operators))
         .build()?;
+    process.set_apparmor_profile(apparmor_profile.clone());
     Ok(process)
 }
 
 #[cfg(test)]
 mod tests {
-    use oci_spec::runtime::LinuxNamespaceType;
+    use oci_spec::runtime::{Capability, LinuxDevice, LinuxNamespaceType, LinuxSeccomp, Mount};
 
     use super::*;
+    use crate::config::Security;
 
     fn identity() -> Identity {
         Identity { uid: 1000, gid: 1001, groups: vec![7], home: "/home/app".to_owned() }
@@ -153,8 +156,17 @@ mod tests {
     }
 
     fn built(task: &pb::TaskConfig, options: &TaskOptions) -> Result<Spec, SpecError> {
+        built_from(options, &Confinement::default(), task)
+    }
+
+    fn built_from(
+        options: &TaskOptions,
+        confinement: &Confinement,
+        task: &pb::TaskConfig,
+    ) -> Result<Spec, SpecError> {
         build(&Inputs {
             options,
+            confinement,
             operators: &PluginLimits::default(),
             task,
             image: &ImageConfiguration::default(),
@@ -208,6 +220,61 @@ mod tests {
         assert_eq!(process.rlimits().as_deref(), Some(&[][..]), "the agent's are inherited");
         assert_eq!(process.terminal(), Some(true));
         assert_eq!(spec.linux().as_ref().unwrap().sysctl().as_ref().unwrap()["net.core.somaxconn"], "7");
+    }
+
+    /// A task of these rights.
+    fn with_rights(security: Security, confinement: &Confinement) -> Spec {
+        let mut options = TaskOptions { image: "img".to_owned(), security, ..TaskOptions::default() };
+        options.process.command = Some("x".to_owned());
+        built_from(&options, confinement, &pb::TaskConfig::default()).unwrap()
+    }
+
+    #[test]
+    fn a_task_is_confined_unless_it_is_privileged() {
+        let is_open = |security: Security| {
+            let spec = with_rights(security, &Confinement::default());
+            let linux = spec.linux().as_ref().unwrap();
+            let paths = [linux.masked_paths(), linux.readonly_paths()];
+            let of_kernel = |mount: &&Mount| mount.destination().starts_with("/sys");
+            let kernels: Vec<_> = spec.mounts().as_ref().unwrap().iter().filter(of_kernel).collect();
+            let is_read_only = |mount: &Mount| mount.options().iter().flatten().any(|option| option == "ro");
+            let devices = linux.resources().as_ref().unwrap().devices().as_ref().unwrap();
+            (
+                paths.iter().all(|paths| paths.as_ref().unwrap().is_empty()),
+                !kernels.iter().any(|mount| is_read_only(mount)),
+                devices.iter().all(|rule| rule.allow()),
+            )
+        };
+        assert_eq!(is_open(Security::default()), (false, false, false));
+        assert_eq!(is_open(Security { privileged: true, ..Security::default() }), (true, true, true));
+        let paths = Security { system_paths_unconfined: true, ..Security::default() };
+        assert_eq!(is_open(paths), (true, false, false));
+    }
+
+    #[test]
+    fn what_was_settled_is_what_the_runtime_is_told() {
+        let confinement = Confinement {
+            capabilities: [Capability::Kill].into(),
+            seccomp: Some(LinuxSeccomp::default()),
+            apparmor_profile: Some("mine".to_owned()),
+            devices: vec![LinuxDevice::default()],
+        };
+        let security = Security { no_new_privileges: true, readonly_rootfs: true, ..Security::default() };
+        let spec = with_rights(security, &confinement);
+        let process = spec.process().as_ref().unwrap();
+        let capabilities = process.capabilities().as_ref().unwrap();
+        for set in [capabilities.bounding(), capabilities.effective(), capabilities.permitted()] {
+            assert_eq!(set.as_ref(), Some(&confinement.capabilities));
+        }
+        for set in [capabilities.inheritable(), capabilities.ambient()] {
+            assert!(set.as_ref().unwrap().is_empty());
+        }
+        assert_eq!(process.no_new_privileges(), Some(true));
+        assert_eq!(process.apparmor_profile().as_deref(), Some("mine"));
+        assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(true));
+        let linux = spec.linux().as_ref().unwrap();
+        assert_eq!(*linux.seccomp(), confinement.seccomp);
+        assert_eq!(*linux.devices(), Some(confinement.devices));
     }
 
     #[test]

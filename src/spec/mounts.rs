@@ -9,7 +9,7 @@ use oci_spec::OciSpecError;
 use oci_spec::runtime::{Mount, MountBuilder};
 
 use super::SpecError;
-use crate::config::{JobMount, MountSource, Mounts, Sharing};
+use crate::config::{JobMount, MountSource, Mounts, Sharing, TaskOptions};
 
 /// Docker's.
 const SHM_SIZE_BYTES: u64 = 64 * 1024 * 1024;
@@ -23,14 +23,14 @@ pub(crate) struct BoundFile {
 
 /// Outer mounts come before those below them, whatever order the job has them in.
 pub(super) fn mounts(
-    asked: &Mounts,
-    ipc_mode: Sharing,
+    options: &TaskOptions,
     sources: &BTreeMap<String, PathBuf>,
     files: &[BoundFile],
     task: &pb::TaskConfig,
 ) -> Result<Vec<Mount>, SpecError> {
-    let Mounts { list, shm_size_bytes } = asked;
-    let mut mounts = kernel_mounts(ipc_mode, shm_size_bytes.unwrap_or(SHM_SIZE_BYTES))?;
+    let Mounts { list, shm_size_bytes } = &options.mounts;
+    let (ipc_mode, privileged) = (options.namespaces.ipc_mode, options.security.privileged);
+    let mut mounts = kernel_mounts(ipc_mode, shm_size_bytes.unwrap_or(SHM_SIZE_BYTES), privileged)?;
     mounts.extend(nomad_mounts(task)?);
     for BoundFile { source, at, writable } in files {
         let access = if *writable { "rw" } else { "ro" };
@@ -66,8 +66,12 @@ pub(super) fn propagation(asked: &Mounts, task: &pb::TaskConfig) -> Option<Strin
     }
 }
 
-/// The shared memory of the host's own is in a file system of the host's.
-fn kernel_mounts(ipc_mode: Sharing, shm_size_bytes: u64) -> Result<Vec<Mount>, OciSpecError> {
+/// The shared memory of the host's own is in a file system of the host's. A privileged task may write the kernel's, too.
+fn kernel_mounts(
+    ipc_mode: Sharing,
+    shm_size_bytes: u64,
+    privileged: bool,
+) -> Result<Vec<Mount>, OciSpecError> {
     let shm_size = format!("size={shm_size_bytes}");
     let own_shm = ["nosuid", "noexec", "nodev", "mode=1777", &shm_size];
     let shm = match ipc_mode {
@@ -89,7 +93,11 @@ fn kernel_mounts(ipc_mode: Sharing, shm_size_bytes: u64) -> Result<Vec<Mount>, O
         ("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", "ro"]),
     ]
     .into_iter()
-    .map(|(at, kind, source, options)| mount(at, kind, source, options))
+    .map(|(at, kind, source, options)| {
+        let options: Vec<&str> =
+            options.iter().copied().filter(|option| *option != "ro" || !privileged).collect();
+        mount(at, kind, source, &options)
+    })
     .collect()
 }
 
@@ -177,7 +185,8 @@ mod tests {
     fn made(asked: &Mounts, task: &pb::TaskConfig) -> Vec<Mount> {
         let sources = asked.list.iter().map(|mount| (mount.target.clone(), "/pin".into())).collect();
         let hosts = BoundFile { source: "/b/names/hosts".into(), at: "/etc/hosts", writable: true };
-        mounts(asked, Sharing::Private, &sources, &[hosts], task).unwrap()
+        let options = TaskOptions { mounts: asked.clone(), ..TaskOptions::default() };
+        mounts(&options, &sources, &[hosts], task).unwrap()
     }
 
     fn position(mounts: &[Mount], path: &str) -> usize {
@@ -207,7 +216,7 @@ mod tests {
     #[test]
     fn shared_memory_is_the_hosts_where_the_ipc_namespace_is() {
         let shm = |ipc_mode| {
-            let made = kernel_mounts(ipc_mode, 1).unwrap();
+            let made = kernel_mounts(ipc_mode, 1, false).unwrap();
             made.into_iter().find(|mount| mount.destination() == Path::new("/dev/shm")).unwrap()
         };
         assert_eq!(shm(Sharing::Private).typ().as_deref(), Some("tmpfs"));

@@ -9,11 +9,12 @@ use oci_spec::runtime::{
 use super::{Inputs, cpu, memory};
 use crate::config::{Limits, PidsLimit, PluginLimits, Rlimit};
 
-/// Devices are refused but for the few that the runtime lets every container have.
+/// Devices are refused but for the few that the runtime lets every container have; a privileged one has all.
 pub(super) fn limits(inputs: &Inputs<'_>) -> Result<LinuxResources, OciSpecError> {
     let Limits { pids, rlimits: _, oom_score_adj: _, cpu, memory } = &inputs.options.limits;
-    let no_devices = LinuxDeviceCgroupBuilder::default().allow(false).access("rwm").build()?;
-    let mut limits = LinuxResourcesBuilder::default().devices(vec![no_devices]);
+    let privileged = inputs.options.security.privileged;
+    let devices = LinuxDeviceCgroupBuilder::default().allow(privileged).access("rwm").build()?;
+    let mut limits = LinuxResourcesBuilder::default().devices(vec![devices]);
     if let Some(resources) = &inputs.task.resources {
         let allotted = resources.allocated_resources.as_ref().and_then(|allotted| allotted.memory);
         limits = limits.memory(memory::limits(memory, allotted.unwrap_or_default(), inputs.node)?);

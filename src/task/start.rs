@@ -21,6 +21,7 @@ use super::supervisor::{self, Watch};
 use super::{Identity, Reservation, Saved, Settings, Started, Task, Tasks, node, stats};
 use crate::cgroup::Cgroup;
 use crate::config::{Dns, Network, Sharing, TaskOptions};
+use crate::confinement::{self, Confinement};
 use crate::containerd::{Image, Record, Reference};
 use crate::error::{Error, Result};
 use crate::init::{Init, ProcessId};
@@ -121,6 +122,7 @@ struct Wanted {
     cgroup: Cgroup,
     node: spec::Node,
     sources: Sources,
+    confinement: Confinement,
 }
 
 impl Start<'_> {
@@ -176,7 +178,8 @@ impl Start<'_> {
             cgroup.leave_shared();
         }
         let sources = Sources::open(&options.mounts, &self.settings.config, self.config).await?;
-        Ok(Wanted { options, network, hostname, init, cgroup, node, sources })
+        let confinement = confinement::settle(&options.security, &self.settings.config.gates).await?;
+        Ok(Wanted { options, network, hostname, init, cgroup, node, sources, confinement })
     }
 
     async fn image(&self, reference: &Reference) -> Result<Image> {
@@ -198,7 +201,7 @@ impl Start<'_> {
 
     /// The lease first: whatever is made after it is kept by it.
     async fn prepare(&self, wanted: Wanted, image: &Image) -> Result<Prepared> {
-        let Wanted { options, network, hostname, init, cgroup, node, sources } = wanted;
+        let Wanted { options, network, hostname, init, cgroup, node, sources, confinement } = wanted;
         let Place { id, bundle, containerd, .. } = self.place;
         let labels = self.labels();
         let owner = [(OWNER_LABEL.to_owned(), labels[OWNER_LABEL].clone())].into();
@@ -224,6 +227,7 @@ impl Start<'_> {
         let inputs = spec::Inputs {
             options: &options,
             operators: &self.settings.config.limits,
+            confinement: &confinement,
             task: self.config,
             image: &image.config,
             identity: &identity,

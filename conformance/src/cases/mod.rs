@@ -3,6 +3,7 @@
 
 mod account;
 mod bad_input;
+mod capabilities;
 mod coexistence;
 mod containerd_down;
 mod ends;
@@ -24,11 +25,13 @@ mod mounts;
 mod names;
 mod orphans;
 mod paths;
+mod privileged;
 mod process;
 mod recover;
 mod resources;
 mod run;
 mod script_check;
+mod seccomp;
 mod security;
 mod shim_failures;
 mod soak;
@@ -97,6 +100,9 @@ pub fn all() -> Vec<Case> {
         resources::cases(),
         limits::cases(),
         security::cases(),
+        capabilities::cases(),
+        seccomp::cases(),
+        privileged::cases(),
         logs::cases(),
         modes::cases(),
         mounts::cases(),

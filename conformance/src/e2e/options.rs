@@ -12,6 +12,12 @@ const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../hack/options");
 const SUFFIX: &str = ".nomad.hcl";
 /// What a job that declares the variable `directory` finds on the host.
 const GREETING: &str = "hello from the host\n";
+/// A profile by which no directory can be made.
+const SECCOMP: &str = r#"{
+  "defaultAction": "SCMP_ACT_ALLOW",
+  "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 30 }]
+}
+"#;
 
 /// The jobs, by the names of their files.
 ///
@@ -39,6 +45,7 @@ pub fn play(stage: &mut Stage, name: &str, file: &Path) -> Result<()> {
     if hcl.contains("variable \"directory\"") {
         fs::create_dir_all(&directory)?;
         fs::write(directory.join("greeting"), GREETING)?;
+        fs::write(directory.join("seccomp.json"), SECCOMP)?;
         variables.push(("directory", &shown));
     }
     let played = ends_well(stage, name, &hcl, &variables);

@@ -3,6 +3,7 @@
 mod gc;
 mod limits;
 mod modes;
+mod security;
 mod volumes;
 
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use super::{ConfigError, duration};
 use gc::{DanglingContainers, RawGc};
 pub(crate) use limits::PluginLimits;
 pub(crate) use modes::AllowedModes;
+pub(crate) use security::Gates;
 pub(crate) use volumes::{Placed, Volumes};
 
 const OF: &str = "plugin configuration";
@@ -43,6 +45,7 @@ pub(crate) struct PluginConfig {
     pub volumes: Volumes,
     /// The init program of tasks that want one. None is one that is found.
     pub init_path: Option<PathBuf>,
+    pub gates: Gates,
 }
 
 #[derive(Deserialize)]
@@ -59,6 +62,8 @@ struct Raw {
     limits: limits::Raw,
     volumes: Option<volumes::Raw>,
     init_path: Option<String>,
+    #[serde(flatten)]
+    security: security::Raw,
 }
 
 impl PluginConfig {
@@ -76,7 +81,7 @@ impl PluginConfig {
             ("volumes", volumes::schema()),
             ("init_path", optional("init_path", "string")),
         ];
-        object(own.into_iter().chain(limits::schema()))
+        object(own.into_iter().chain(limits::schema()).chain(security::schema()))
     }
 
     /// Decodes what Nomad sends. Nothing at all is what a launch sends that only tries the plugin out.
@@ -101,6 +106,7 @@ impl PluginConfig {
             limits,
             volumes,
             init_path,
+            security,
         } = raw;
         let containerd_runtime =
             containerd_runtime.filter(|name| !name.is_empty()).ok_or(ConfigError::Missing {
@@ -124,6 +130,7 @@ impl PluginConfig {
                 .filter(|path| !path.is_empty())
                 .map(|path| absolute("init_path", Some(path), ""))
                 .transpose()?,
+            gates: security.decode()?,
         }))
     }
 }
@@ -228,6 +235,7 @@ mod tests {
             ("oom_score_adj", json!(1001)),
             ("gc", json!({"dangling_containers": {"period": "0s"}})),
             ("gc", json!({"dangling_containers": {"creation_grace": "now"}})),
+            ("allow_caps", json!(["everything"])),
             ("containerd_socket", json!("containerd.sock")),
             ("init_path", json!("tini")),
             ("state_dir", json!(format!("/{}", "x".repeat(300)))),

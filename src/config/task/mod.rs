@@ -6,6 +6,8 @@ mod mounts;
 mod names;
 mod namespaces;
 mod process;
+mod security;
+mod security_opt;
 mod sysctl;
 
 use nomad_proto::hclspec::Spec;
@@ -18,6 +20,7 @@ pub(crate) use mounts::{JobMount, MountSource, Mounts};
 pub(crate) use names::{Dns, Names};
 pub(crate) use namespaces::{Namespaces, Network, Sharing};
 pub(crate) use process::Process;
+pub(crate) use security::{SeccompProfile, Security};
 
 const OF: &str = "task configuration";
 
@@ -30,6 +33,7 @@ pub(crate) struct TaskOptions {
     pub namespaces: Namespaces,
     pub limits: Limits,
     pub mounts: Mounts,
+    pub security: Security,
 }
 
 #[derive(Deserialize)]
@@ -45,12 +49,20 @@ struct Raw {
     limits: limits::Raw,
     #[serde(flatten)]
     mounts: mounts::Raw,
+    #[serde(flatten)]
+    security: security::Raw,
 }
 
 impl TaskOptions {
     pub(crate) fn schema() -> Spec {
-        let groups =
-            [process::schema(), names::schema(), namespaces::schema(), limits::schema(), mounts::schema()];
+        let groups = [
+            process::schema(),
+            names::schema(),
+            namespaces::schema(),
+            security::schema(),
+            limits::schema(),
+            mounts::schema(),
+        ];
         object([("image", required("image", "string"))].into_iter().chain(groups.into_iter().flatten()))
     }
 
@@ -61,7 +73,7 @@ impl TaskOptions {
     pub(crate) fn decode(msgpack: &[u8]) -> Result<Self, ConfigError> {
         let raw =
             rmp_serde::from_slice(msgpack).map_err(|source| ConfigError::Malformed { of: OF, source })?;
-        let Raw { image, process, names, namespaces, limits, mounts } = raw;
+        let Raw { image, process, names, namespaces, security, limits, mounts } = raw;
         let image = image.filter(|image| !image.is_empty()).ok_or(ConfigError::Missing {
             of: OF,
             option: "image",
@@ -70,7 +82,8 @@ impl TaskOptions {
         let (process, names, namespaces) = (process.decode()?, names.decode()?, namespaces.decode()?);
         let mounts = mounts.decode()?;
         namespaces.agree_with(&process, &names, &mounts)?;
-        Ok(Self { image, process, names, namespaces, limits: limits.decode()?, mounts })
+        let (security, limits) = (security.decode()?, limits.decode()?);
+        Ok(Self { image, process, names, namespaces, security, limits, mounts })
     }
 
     /// Holds what a job asks for against what the operator allows.
@@ -79,8 +92,9 @@ impl TaskOptions {
     /// Names the task's option and the plugin's that forbids it.
     pub(crate) fn permitted_by(&self, plugin: &PluginConfig) -> Result<(), ConfigError> {
         // Mounts are held against the operator's word where it is known whose directory they may be in.
-        let Self { image: _, process: _, names: _, namespaces, limits, mounts: _ } = self;
+        let Self { image: _, process: _, names: _, namespaces, security, limits, mounts: _ } = self;
         namespaces.permitted_by(&plugin.allowed_modes)?;
+        security.permitted_by(&plugin.gates)?;
         limits.permitted_by(&plugin.limits)
     }
 }

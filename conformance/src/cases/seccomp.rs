@@ -1,0 +1,171 @@
+//! The system calls that a task may make: the built-in profile, a job's own, none.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
+
+use super::{cases, refused, same};
+use crate::host::Plugin;
+use crate::scene::Scene;
+use crate::task::LIMIT;
+
+cases!["seccomp":
+    a_task_and_its_execs_have_the_built_in_profile_unless_the_job_says_otherwise,
+    what_the_profile_allows_depends_on_the_tasks_capabilities,
+    a_profile_of_the_jobs_own_is_what_holds,
+    a_profile_that_can_not_be_one_is_refused_by_its_files_name,
+    dockers_words_for_it_do_the_same,
+];
+
+/// 2 is a filter, 0 none.
+const MODE: &str = "awk '/^Seccomp:/ { print $2 }' /proc/self/status";
+const HELD_OPEN: &str = "read forever < /dev/zero";
+
+fn with(mut config: Value, option: &str, value: impl Into<Value>) -> Value {
+    config[option] = value.into();
+    config
+}
+
+fn file(scene: &Scene, name: &str, text: impl AsRef<[u8]>) -> Result<PathBuf> {
+    let path = scene.directory().join(name);
+    std::fs::create_dir_all(scene.directory())?;
+    std::fs::write(&path, text)?;
+    Ok(path)
+}
+
+/// That the task and a command in it are in this mode.
+async fn is_in_mode(scene: &Scene, plugin: &Plugin, change: Value, mode: &str) -> Result<()> {
+    let mut config = scene.shell(&format!("{MODE}; {HELD_OPEN}"));
+    for (option, value) in change.as_object().into_iter().flatten() {
+        config[option] = value.clone();
+    }
+    let task = scene.run(plugin, &config).await?;
+    task.alloc.stdout.to_contain("\n", LIMIT).await?;
+    same!(task.exec(plugin, MODE).await?, (0, format!("{mode}\n")));
+    same!(task.exec(plugin, &MODE.replace("self", "1")).await?, (0, format!("{mode}\n")));
+    task.end(plugin).await
+}
+
+async fn a_task_and_its_execs_have_the_built_in_profile_unless_the_job_says_otherwise(
+    scene: &Scene,
+) -> Result<()> {
+    for (by_default, unsaid) in [(json!(null), "2"), (json!(false), "0")] {
+        let options = with(scene.options(), "seccomp", by_default);
+        let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+        is_in_mode(scene, &plugin, json!({}), unsaid).await?;
+        is_in_mode(scene, &plugin, json!({"seccomp": true}), "2").await?;
+        is_in_mode(scene, &plugin, json!({"seccomp": false}), "0").await?;
+        if unsaid == "0" {
+            let config = with(scene.shell("true"), "seccomp_profile", "/x.json");
+            let task = scene.prepare(&plugin, &config).await?;
+            refused(plugin.start_task(task.config.clone()).await, &["seccomp_profile", "seccomp = true"])?;
+        }
+        plugin.shut_down().await?;
+    }
+    Ok(())
+}
+
+async fn what_the_profile_allows_depends_on_the_tasks_capabilities(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    // A namespace of one's own users takes no capability, so it is the profile that denies it.
+    let script = "unshare -U true 2>/dev/null && echo it can || echo it can not";
+    for (add, wanted) in [(json!([]), "it can not\n"), (json!(["sys_admin"]), "it can\n")] {
+        let task = scene.run(&plugin, &with(scene.shell(script), "cap_add", add)).await?;
+        same!(task.stdout(&plugin).await?, wanted);
+        task.destroy(&plugin).await?;
+    }
+    let task = scene.run(&plugin, &with(scene.shell(script), "seccomp", false)).await?;
+    same!(task.stdout(&plugin).await?, "it can\n");
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+/// Everything but three: by name, by an argument, and by a capability that the task does not have.
+fn profile() -> String {
+    let errno =
+        |names: &[&str], errno: u32| json!({"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": errno});
+    let mut by_argument = errno(&["kill"], 16);
+    by_argument["args"] = json!([{"index": 1, "value": 10, "op": "SCMP_CMP_EQ"}]);
+    let mut by_capability = errno(&["symlink", "symlinkat"], 28);
+    by_capability["excludes"] = json!({"caps": ["CAP_SYS_ADMIN"]});
+    let mut not_here = errno(&["rmdir", "unlinkat"], 28);
+    not_here["includes"] = json!({"arches": ["s390x"]});
+    json!({
+        "defaultAction": "SCMP_ACT_ALLOW",
+        "archMap": [{"architecture": "SCMP_ARCH_X86_64", "subArchitectures": ["SCMP_ARCH_X86"]}],
+        "syscalls": [errno(&["mkdir", "mkdirat", "no_such_call"], 30), by_argument, by_capability, not_here],
+    })
+    .to_string()
+}
+
+async fn a_profile_of_the_jobs_own_is_what_holds(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let path = file(scene, "seccomp.json", profile())?;
+    let tries = "cd /tmp; mkdir a 2>&1; kill -USR1 $$ 2>&1; ln -s a b 2>&1; unshare -U true && echo unshared; \
+                 kill -URG $$ && echo killed; touch c && rm c && echo removed";
+    let config =
+        with(scene.shell(&format!("{tries}; {HELD_OPEN}")), "seccomp_profile", path.display().to_string());
+    let task = scene.run(&plugin, &config).await?;
+    let denied = ["Read-only file system", "resource busy", "No space left on device"];
+    task.alloc.stdout.to_contain("removed\n", LIMIT).await?;
+    let (_, again) = task.exec(&plugin, tries).await?;
+    for word in denied.into_iter().chain(["unshared", "killed", "removed"]) {
+        task.alloc.stdout.to_contain(word, LIMIT).await?;
+        ensure!(again.contains(word), "{word:?} is not in what an exec says: {again}");
+    }
+    task.end(&plugin).await?;
+    let admin = with(
+        with(config, "cap_add", json!(["SYS_ADMIN"])),
+        "args",
+        json!(["-c", "ln -s a /tmp/b && echo linked"]),
+    );
+    let task = scene.run(&plugin, &admin).await?;
+    same!(task.stdout(&plugin).await?, "linked\n");
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_profile_that_can_not_be_one_is_refused_by_its_files_name(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let at = |name: &str, text: &str| file(scene, name, text);
+    let rule = |rule: Value| json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}).to_string();
+    let like = rule(json!({"names": ["read"], "action": "SCMP_ACT_ALLOW",
+                           "args": [{"index": 0, "value": 0, "op": "SCMP_CMP_LIKE"}]}));
+    let pipe = scene.directory().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU)?;
+    for (path, why) in [
+        (scene.directory().join("absent.json"), "No such file"),
+        (pipe, "no regular file"),
+        (scene.directory(), "no regular file"),
+        (at("empty.json", "")?, "JSON"),
+        (at("broken.json", "{\"defaultAction\": ")?, "EOF"),
+        (at("action.json", &rule(json!({"names": ["read"], "action": "SCMP_ACT_SIGH"})))?, "SCMP_ACT_SIGH"),
+        (at("operator.json", &like)?, "SCMP_CMP_LIKE"),
+    ] {
+        let name = path.display().to_string();
+        let config = with(scene.shell("true"), "seccomp_profile", name.as_str());
+        let task = scene.prepare(&plugin, &config).await?;
+        refused(plugin.start_task(task.config.clone()).await, &["seccomp_profile", &name, why])?;
+        scene.nothing_left()?;
+    }
+    plugin.shut_down().await
+}
+
+async fn dockers_words_for_it_do_the_same(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let path = file(scene, "seccomp.json", profile())?.display().to_string();
+    is_in_mode(scene, &plugin, json!({"security_opt": ["seccomp=unconfined"]}), "0").await?;
+    is_in_mode(scene, &plugin, json!({"security_opt": ["seccomp=builtin"]}), "2").await?;
+    let named = json!([format!("seccomp={path}")]);
+    let task = scene
+        .run(&plugin, &with(scene.shell("mkdir /tmp/a 2>&1; true"), "security_opt", named.clone()))
+        .await?;
+    let said = task.stdout(&plugin).await?;
+    ensure!(said.contains("Read-only file system"), "the profile does not hold: {said}");
+    task.destroy(&plugin).await?;
+    let twice = with(with(scene.shell("true"), "security_opt", named), "seccomp", true);
+    let task = scene.prepare(&plugin, &twice).await?;
+    refused(plugin.start_task(task.config.clone()).await, &["seccomp", "security_opt"])?;
+    plugin.shut_down().await
+}

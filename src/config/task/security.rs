@@ -1,0 +1,269 @@
+//! What a task may do beyond, or short of, what tasks may by default.
+
+use std::path::PathBuf;
+
+use nomad_proto::hclspec::Spec;
+use serde::Deserialize;
+
+use super::security_opt::SecurityOpt;
+use crate::config::hclspec::{default, optional};
+use crate::config::plugin::Gates;
+use crate::config::{CapabilityList, ConfigError, forbidden, value};
+
+/// The options about a task's rights.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Security {
+    /// All capabilities, all devices, nothing of the kernel's file systems masked or read-only.
+    pub privileged: bool,
+    pub readonly_rootfs: bool,
+    /// No program gains rights by its owner's bit or its file's capabilities.
+    pub no_new_privileges: bool,
+    pub cap_add: CapabilityList,
+    pub cap_drop: CapabilityList,
+    /// None is the operator's word.
+    pub seccomp: Option<bool>,
+    pub seccomp_profile: Option<SeccompProfile>,
+    pub apparmor_profile: Option<String>,
+    /// Nothing of the kernel's file systems is masked or read-only.
+    pub system_paths_unconfined: bool,
+}
+
+/// A file of the host that says which system calls a task may make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SeccompProfile {
+    /// Which option names it.
+    pub option: &'static str,
+    pub path: PathBuf,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Raw {
+    privileged: Option<bool>,
+    readonly_rootfs: Option<bool>,
+    no_new_privileges: Option<bool>,
+    cap_add: Option<Vec<Option<String>>>,
+    cap_drop: Option<Vec<Option<String>>>,
+    seccomp: Option<bool>,
+    seccomp_profile: Option<String>,
+    apparmor_profile: Option<String>,
+    security_opt: Option<Vec<Option<String>>>,
+}
+
+pub(super) fn schema() -> Vec<(&'static str, Spec)> {
+    vec![
+        ("privileged", default("privileged", "bool", "false")),
+        ("readonly_rootfs", default("readonly_rootfs", "bool", "false")),
+        // No default, so that security_opt can say it, too.
+        ("no_new_privileges", optional("no_new_privileges", "bool")),
+        ("cap_add", optional("cap_add", "list(string)")),
+        ("cap_drop", optional("cap_drop", "list(string)")),
+        ("seccomp", optional("seccomp", "bool")),
+        ("seccomp_profile", optional("seccomp_profile", "string")),
+        ("apparmor_profile", optional("apparmor_profile", "string")),
+        ("security_opt", optional("security_opt", "list(string)")),
+    ]
+}
+
+impl Raw {
+    pub(super) fn decode(self) -> Result<Security, ConfigError> {
+        let Self {
+            privileged,
+            readonly_rootfs,
+            no_new_privileges,
+            cap_add,
+            cap_drop,
+            seccomp,
+            seccomp_profile,
+            apparmor_profile,
+            security_opt,
+        } = self;
+        let opt = SecurityOpt::decode(security_opt)?;
+        let cap_add = CapabilityList::decode("cap_add", cap_add)?;
+        let cap_drop = CapabilityList::decode("cap_drop", cap_drop)?;
+        if cap_add.all && cap_drop.all {
+            return Err(value("cap_drop", "all", "cap_add has \"all\", too; list what is to be dropped"));
+        }
+        let seccomp_profile = seccomp_profile
+            .filter(|path| !path.is_empty())
+            .map(|path| profile("seccomp_profile", path))
+            .transpose()?;
+        let apparmor_profile = apparmor_profile.filter(|name| !name.is_empty());
+        let (seccomp, seccomp_profile) = match opt.seccomp {
+            None => (seccomp, seccomp_profile),
+            Some(_) if seccomp.is_some() => return Err(said_twice("seccomp")),
+            Some(_) if seccomp_profile.is_some() => return Err(said_twice("seccomp_profile")),
+            Some(word) if word == "unconfined" => (Some(false), None),
+            Some(word) if word == "builtin" => (Some(true), None),
+            Some(path) => (Some(true), Some(profile("security_opt", path)?)),
+        };
+        Ok(Security {
+            privileged: privileged.unwrap_or_default(),
+            readonly_rootfs: readonly_rootfs.unwrap_or_default(),
+            no_new_privileges: one("no_new_privileges", no_new_privileges, opt.no_new_privileges)?
+                .unwrap_or_default(),
+            cap_add,
+            cap_drop,
+            seccomp,
+            seccomp_profile,
+            apparmor_profile: one("apparmor_profile", apparmor_profile, opt.apparmor)?,
+            system_paths_unconfined: opt.system_paths_unconfined,
+        })
+    }
+}
+
+/// An option that `security_opt` has a word for, too.
+fn one<T>(option: &'static str, own: Option<T>, opt: Option<T>) -> Result<Option<T>, ConfigError> {
+    if own.is_some() && opt.is_some() {
+        return Err(said_twice(option));
+    }
+    Ok(own.or(opt))
+}
+
+fn said_twice(option: &'static str) -> ConfigError {
+    ConfigError::Twice { option, other: "security_opt" }
+}
+
+fn profile(option: &'static str, path: String) -> Result<SeccompProfile, ConfigError> {
+    if path.starts_with('/') {
+        return Ok(SeccompProfile { option, path: path.into() });
+    }
+    let why = "a seccomp profile is named by its absolute path on the host; \"unconfined\" and \"builtin\" are words \
+               of security_opt";
+    Err(value(option, path, why))
+}
+
+impl Security {
+    /// Privileged is all that there is, so it needs all capabilities, too. So does the system's paths without
+    /// protection, since root needs no capability to write them.
+    pub(super) fn permitted_by(&self, gates: &Gates) -> Result<(), ConfigError> {
+        let Self {
+            privileged,
+            readonly_rootfs: _,
+            no_new_privileges: _,
+            cap_add,
+            cap_drop: _,
+            seccomp,
+            seccomp_profile,
+            apparmor_profile: _,
+            system_paths_unconfined,
+        } = self;
+        let Gates { allow_privileged, allow_caps, seccomp: seccomp_by_default } = gates;
+        let all = [
+            ("privileged", "true", *privileged),
+            ("security_opt", "systempaths=unconfined", *system_paths_unconfined),
+        ];
+        for (option, value, _) in all.into_iter().filter(|(_, _, asked)| *asked) {
+            if !allow_privileged {
+                return Err(forbidden(option, value, "allow_privileged", "the value true"));
+            }
+            if !allow_caps.all {
+                return Err(forbidden(option, value, "allow_caps", "\"all\" in it"));
+            }
+        }
+        let beyond = cap_add.beyond(allow_caps);
+        if !beyond.is_empty() {
+            let names = beyond.to_string();
+            return Err(forbidden("cap_add", &names, "allow_caps", &format!("{names} in it")));
+        }
+        if let Some(SeccompProfile { option, path }) = seccomp_profile
+            && !seccomp.unwrap_or(*seccomp_by_default)
+        {
+            let why = "seccomp is off for this task; set seccomp = true";
+            return Err(value(option, path.display().to_string(), why));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::config::capabilities::tests::list;
+    use crate::config::task::tests::{decode, refusal};
+
+    fn gates() -> Gates {
+        Gates { allow_privileged: true, allow_caps: list(&["all"]), seccomp: true }
+    }
+
+    fn security(options: &Value) -> Result<Security, ConfigError> {
+        let mut all = json!({"image": "redis"});
+        all.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+        decode(&all).map(|options| options.security)
+    }
+
+    fn opt(words: &[&str]) -> Security {
+        security(&json!({ "security_opt": words })).unwrap()
+    }
+
+    #[test]
+    fn dockers_words_say_the_same_as_the_options() {
+        assert!(opt(&["no-new-privileges"]).no_new_privileges);
+        assert!(opt(&["no-new-privileges:true"]).no_new_privileges);
+        assert!(!opt(&["no-new-privileges=false"]).no_new_privileges);
+        assert_eq!(opt(&["seccomp=unconfined"]), security(&json!({"seccomp": false})).unwrap());
+        assert_eq!(opt(&["seccomp:builtin"]), security(&json!({"seccomp": true})).unwrap());
+        let named = opt(&["seccomp=/etc/x.json"]);
+        let profile = SeccompProfile { option: "security_opt", path: "/etc/x.json".into() };
+        assert_eq!((named.seccomp, named.seccomp_profile), (Some(true), Some(profile)));
+        let apparmor = json!({"apparmor_profile": "mine"});
+        assert_eq!(opt(&["apparmor=mine"]), security(&apparmor).unwrap());
+        assert!(opt(&["systempaths=unconfined", "label=disable"]).system_paths_unconfined);
+    }
+
+    #[test]
+    fn what_is_said_in_two_places_is_refused_by_both_names() {
+        for (option, own, word) in [
+            ("seccomp", json!(true), "seccomp=builtin"),
+            ("seccomp_profile", json!("/x"), "seccomp=/x"),
+            ("no_new_privileges", json!(true), "no-new-privileges"),
+            ("apparmor_profile", json!("a"), "apparmor=a"),
+        ] {
+            let mut options = json!({ "security_opt": [word] });
+            options[option] = own;
+            let error = security(&options).unwrap_err().to_string();
+            assert!(error.contains(option) && error.contains("security_opt"), "{error}");
+        }
+        let error = security(&json!({"cap_add": ["ALL"], "cap_drop": ["all"]})).unwrap_err().to_string();
+        assert!(error.contains("cap_add") && error.contains("cap_drop"), "{error}");
+    }
+
+    #[test]
+    fn a_profile_is_an_absolute_path_and_needs_seccomp() {
+        assert!(refusal("seccomp_profile", json!("seccomp.json")).contains("absolute"));
+        let off = Gates { seccomp: false, ..gates() };
+        let named = security(&json!({"seccomp_profile": "/x.json"})).unwrap();
+        named.permitted_by(&gates()).unwrap();
+        let error = named.permitted_by(&off).unwrap_err().to_string();
+        assert!(error.contains("seccomp_profile") && error.contains("seccomp = true"), "{error}");
+        let on = security(&json!({"seccomp_profile": "/x.json", "seccomp": true})).unwrap();
+        on.permitted_by(&off).unwrap();
+        let against_itself = security(&json!({"seccomp_profile": "/x.json", "seccomp": false})).unwrap();
+        against_itself.permitted_by(&gates()).unwrap_err();
+    }
+
+    #[test]
+    fn what_the_operator_does_not_allow_is_refused_by_name() {
+        let few = Gates { allow_caps: list(&["chown"]), ..gates() };
+        let unprivileged = Gates { allow_privileged: false, ..gates() };
+        for (options, gates, words) in [
+            (json!({"privileged": true}), &unprivileged, ["privileged", "allow_privileged"]),
+            (json!({"privileged": true}), &few, ["privileged", "allow_caps"]),
+            (
+                json!({"security_opt": ["systempaths=unconfined"]}),
+                &unprivileged,
+                ["systempaths", "allow_privileged"],
+            ),
+            (json!({"cap_add": ["chown", "net_admin"]}), &few, ["CAP_NET_ADMIN", "allow_caps"]),
+            (json!({"cap_add": ["all"]}), &few, ["all", "allow_caps"]),
+        ] {
+            let error = security(&options).unwrap().permitted_by(gates).unwrap_err().to_string();
+            assert!(words.iter().all(|word| error.contains(word)), "{error}");
+            assert!(!error.contains("CAP_CHOWN"), "{error}");
+        }
+        let all = json!({"privileged": true, "cap_add": ["all"]});
+        security(&all).unwrap().permitted_by(&gates()).unwrap();
+        security(&json!({"cap_add": ["chown"], "cap_drop": ["kill"]})).unwrap().permitted_by(&few).unwrap();
+    }
+}

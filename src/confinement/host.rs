@@ -1,0 +1,202 @@
+//! What is looked up on this host to settle what a task may do. Blocking: call it where that is fine.
+//!
+//! Source of the facts: proc(5) for `/proc/self/status`; Linux' `Documentation/admin-guide/LSM/apparmor.rst`;
+//! moby/moby `oci/devices_linux.go` and containerd `pkg/oci/utils_unix.go` for which devices a privileged container has.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::fcntl::OFlag;
+use nix::sys::stat::{major, minor};
+use oci_spec::runtime::{Capability, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType};
+
+use super::{ConfinementError, capabilities};
+use crate::config::{SeccompProfile, Security};
+
+const STATUS: &str = "/proc/self/status";
+const KERNEL: &str = "/proc/sys/kernel/osrelease";
+const APPARMOR_ENABLED: &str = "/sys/module/apparmor/parameters/enabled";
+const APPARMOR_LOADED: &str = "/sys/kernel/security/apparmor/profiles";
+const DEVICES: &str = "/dev";
+/// Docker's own profile has some fifteen thousand.
+const PROFILE_LIMIT_BYTES: u64 = 1024 * 1024;
+const PERMISSIONS: u32 = 0o7777;
+
+/// What the host has.
+#[derive(Debug, Default)]
+pub(super) struct Host {
+    /// What the plugin itself may come to have: it can't give more.
+    pub capabilities: HashSet<Capability>,
+    pub kernel: (u32, u32),
+    /// Of a host on which AppArmor is enabled, the profiles that are loaded, if they can be listed.
+    pub apparmor: Option<Option<Vec<String>>>,
+    /// The text of the profile that the job names.
+    pub seccomp_profile: Option<String>,
+    /// Those that a privileged task gets.
+    pub devices: Vec<LinuxDevice>,
+}
+
+impl Host {
+    /// Looks up what the options need.
+    ///
+    /// # Errors
+    /// Names the option whose file is not there or can't be one, or what can't be read.
+    pub(super) fn look(security: &Security) -> Result<Self, ConfinementError> {
+        let status = read(STATUS)?;
+        let mask = bounding(&status).ok_or_else(|| missing(STATUS, "no line CapBnd"))?;
+        let release = read(KERNEL)?;
+        let kernel = version(&release).ok_or_else(|| missing(KERNEL, &release))?;
+        let mut devices = Vec::new();
+        if security.privileged {
+            find_devices(Path::new(DEVICES), &mut devices)?;
+        }
+        Ok(Self {
+            capabilities: capabilities::in_mask(mask),
+            kernel,
+            apparmor: security.apparmor_profile.as_ref().and_then(|_| apparmor()),
+            seccomp_profile: security.seccomp_profile.as_ref().map(profile).transpose()?,
+            devices,
+        })
+    }
+}
+
+fn read(path: &str) -> Result<String, ConfinementError> {
+    fs::read_to_string(path).map_err(ConfinementError::host(path))
+}
+
+fn missing(path: &str, what: &str) -> ConfinementError {
+    ConfinementError::host(path)(io::Error::new(io::ErrorKind::InvalidData, what.to_owned()))
+}
+
+fn bounding(status: &str) -> Option<u64> {
+    let mask = status.lines().find_map(|line| line.strip_prefix("CapBnd:"))?;
+    u64::from_str_radix(mask.trim(), 16).ok()
+}
+
+/// The first two numbers of a kernel's version, such as `6.1.0-18-amd64`.
+pub(super) fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.trim().split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+fn apparmor() -> Option<Option<Vec<String>>> {
+    let enabled = fs::read_to_string(APPARMOR_ENABLED).is_ok_and(|word| word.starts_with('Y'));
+    enabled.then(|| fs::read_to_string(APPARMOR_LOADED).ok().map(|list| loaded(&list)))
+}
+
+/// A line is a profile's name and, in brackets, its mode.
+fn loaded(list: &str) -> Vec<String> {
+    list.lines().filter_map(|line| Some(line.rsplit_once(" (")?.0.to_owned())).collect()
+}
+
+/// A pipe or a device would be waited for, or read without an end.
+fn profile(named: &SeccompProfile) -> Result<String, ConfinementError> {
+    let refused = |why: String| ConfinementError::profile(named, why);
+    let unreadable = |error: io::Error| refused(format!("the file can't be read on this host: {error}"));
+    let flags = (OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).bits();
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(&named.path).map_err(unreadable)?;
+    if !file.metadata().map_err(unreadable)?.is_file() {
+        return Err(refused("it is no regular file".to_owned()));
+    }
+    let mut bytes = Vec::new();
+    File::take(file, PROFILE_LIMIT_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length > PROFILE_LIMIT_BYTES) {
+        return Err(refused(format!("the file has more than {PROFILE_LIMIT_BYTES} bytes")));
+    }
+    String::from_utf8(bytes).map_err(|_| refused("the file is no text".to_owned()))
+}
+
+/// All but what a container has of its own: terminals, shared memory, message queues, the console. A link is none.
+fn find_devices(directory: &Path, found: &mut Vec<LinuxDevice>) -> Result<(), ConfinementError> {
+    const OWN: [&str; 5] = ["pts", "shm", "fd", "mqueue", "console"];
+    for entry in fs::read_dir(directory).map_err(ConfinementError::host(directory))? {
+        let entry = entry.map_err(ConfinementError::host(directory))?;
+        if OWN.iter().any(|own| entry.file_name() == *own) {
+            continue;
+        }
+        let path = entry.path();
+        // A device can go at any time.
+        let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
+        let kind = metadata.file_type();
+        let kind = if kind.is_dir() {
+            find_devices(&path, found)?;
+            continue;
+        } else if kind.is_char_device() {
+            LinuxDeviceType::C
+        } else if kind.is_block_device() {
+            LinuxDeviceType::B
+        } else {
+            continue;
+        };
+        let number = |part: u64| i64::try_from(part).unwrap_or_default();
+        let device = LinuxDeviceBuilder::default()
+            .path(path)
+            .typ(kind)
+            .major(number(major(metadata.rdev())))
+            .minor(number(minor(metadata.rdev())))
+            .file_mode(metadata.mode() & PERMISSIONS)
+            .uid(metadata.uid())
+            .gid(metadata.gid());
+        found.push(device.build()?);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(path: impl AsRef<Path>) -> SeccompProfile {
+        SeccompProfile { option: "seccomp_profile", path: path.as_ref().to_owned() }
+    }
+
+    #[test]
+    fn what_the_kernel_writes_is_read() {
+        assert_eq!(bounding("Name:\tx\nCapBnd:\t000001fffeffffff\nCapAmb:\t0\n"), Some(0x1ff_feff_ffff));
+        assert_eq!(bounding("Name:\tx\n"), None);
+        assert_eq!(version("6.1.0-18-amd64\n"), Some((6, 1)));
+        assert_eq!(version("4.19"), Some((4, 19)));
+        assert_eq!(version("linux"), None);
+        assert_eq!(
+            loaded("docker-default (enforce)\n/usr/bin/x y (complain)\n"),
+            ["docker-default", "/usr/bin/x y"]
+        );
+        assert!(Host::look(&Security::default()).unwrap().devices.is_empty());
+    }
+
+    #[test]
+    fn a_profile_that_is_no_file_of_its_kind_is_refused_at_once_and_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        fs::write(at("large"), vec![b' '; 1024 * 1024 + 1]).unwrap();
+        fs::write(at("binary"), [0xff, 0xfe]).unwrap();
+        for (name, why) in [
+            ("absent", "can't be read"),
+            ("pipe", "no regular file"),
+            ("large", "bytes"),
+            ("binary", "no text"),
+            (".", "no regular file"),
+        ] {
+            let error = profile(&named(at(name))).unwrap_err().to_string();
+            assert!(
+                error.contains("seccomp_profile") && error.contains(name) && error.contains(why),
+                "{error}"
+            );
+        }
+        fs::write(at("good"), "{}").unwrap();
+        assert_eq!(profile(&named(at("good"))).unwrap(), "{}");
+    }
+
+    #[test]
+    fn the_hosts_devices_are_found_and_a_containers_own_are_not_among_them() {
+        let mut found = Vec::new();
+        find_devices(Path::new(DEVICES), &mut found).unwrap();
+        let null = found.iter().find(|device| device.path() == Path::new("/dev/null")).unwrap();
+        assert_eq!((null.typ(), null.major(), null.minor()), (LinuxDeviceType::C, 1, 3));
+        assert!(!found.iter().any(|device| device.path().starts_with("/dev/pts")));
+    }
+}

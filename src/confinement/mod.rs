@@ -1,0 +1,154 @@
+//! What a task may do: settled from the job's options, the operator's and what this host has, before anything is made.
+//! The deciding is in pure functions; the host is looked at in [`host`] alone.
+
+mod capabilities;
+mod host;
+mod seccomp;
+
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{Capability, LinuxDevice, LinuxSeccomp};
+
+use crate::config::{Gates, SeccompProfile, Security};
+use host::Host;
+
+/// AppArmor's word for no profile.
+const UNCONFINED: &str = "unconfined";
+
+/// What a task may do, as the runtime is told.
+#[derive(Debug, Default)]
+pub(crate) struct Confinement {
+    pub capabilities: HashSet<Capability>,
+    pub seccomp: Option<LinuxSeccomp>,
+    pub apparmor_profile: Option<String>,
+    /// Of the host; they are made in the container.
+    pub devices: Vec<LinuxDevice>,
+}
+
+/// Why a task can't be confined, or let go, as asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfinementError {
+    #[error("the option {option} can't be {value:?}: {why}")]
+    Value { option: &'static str, value: String, why: String },
+    #[error("can't read {path}: {source}")]
+    Host { path: PathBuf, source: std::io::Error },
+    #[error("the built-in seccomp profile can't be used: {0}")]
+    BuiltIn(String),
+    #[error("the look at the host ended early")]
+    Lost,
+    #[error(transparent)]
+    Incomplete(#[from] OciSpecError),
+}
+
+impl ConfinementError {
+    fn value(option: &'static str, value: impl Into<String>, why: impl Into<String>) -> Self {
+        Self::Value { option, value: value.into(), why: why.into() }
+    }
+
+    fn profile(profile: &SeccompProfile, why: impl Into<String>) -> Self {
+        Self::value(profile.option, profile.path.display().to_string(), why)
+    }
+
+    fn host(path: impl AsRef<Path>) -> impl FnOnce(std::io::Error) -> Self {
+        move |source| Self::Host { path: path.as_ref().to_owned(), source }
+    }
+}
+
+/// Looks at the host, and settles what a task may do.
+///
+/// # Errors
+/// Names the option that can't be met, and why.
+pub(crate) async fn settle(security: &Security, gates: &Gates) -> Result<Confinement, ConfinementError> {
+    let (security, gates) = (security.clone(), gates.clone());
+    let settling = tokio::task::spawn_blocking(move || decide(&security, &gates, &Host::look(&security)?));
+    settling.await.map_err(|_| ConfinementError::Lost)?
+}
+
+fn decide(security: &Security, gates: &Gates, host: &Host) -> Result<Confinement, ConfinementError> {
+    let capabilities = capabilities::granted(security, &gates.allow_caps, &host.capabilities)?;
+    let seccomp = seccomp_profile(security, gates, host)?
+        .map(|profile| profile.for_task(&capabilities, host.kernel, std::env::consts::ARCH))
+        .transpose()?;
+    let apparmor_profile = apparmor_profile(security, host)?;
+    Ok(Confinement { capabilities, seccomp, apparmor_profile, devices: host.devices.clone() })
+}
+
+/// A privileged task has none unless its job asks for it.
+fn seccomp_profile(
+    security: &Security,
+    gates: &Gates,
+    host: &Host,
+) -> Result<Option<seccomp::Profile>, ConfinementError> {
+    let otherwise = gates.seccomp && !security.privileged;
+    let profile = match (&security.seccomp_profile, &host.seccomp_profile) {
+        (Some(named), Some(text)) => {
+            seccomp::Profile::read(text).map_err(|why| ConfinementError::profile(named, why))?
+        }
+        _ if security.seccomp.unwrap_or(otherwise) => {
+            seccomp::Profile::built_in().map_err(ConfinementError::BuiltIn)?
+        }
+        _ => return Ok(None),
+    };
+    Ok(Some(profile))
+}
+
+/// A host without AppArmor confines nothing, which is fine for a job that wants just that.
+fn apparmor_profile(security: &Security, host: &Host) -> Result<Option<String>, ConfinementError> {
+    let Some(name) = &security.apparmor_profile else { return Ok(None) };
+    let refused = |why: &str| Err(ConfinementError::value("apparmor_profile", name, why));
+    match &host.apparmor {
+        None if name == UNCONFINED => Ok(None),
+        None => refused("AppArmor is not enabled on this host; leave the option out, or set \"unconfined\""),
+        Some(loaded) if name == UNCONFINED || loaded.as_ref().is_none_or(|loaded| loaded.contains(name)) => {
+            Ok(Some(name.clone()))
+        }
+        Some(_) => refused("no such profile is loaded on this host; load it there with apparmor_parser"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host() -> Host {
+        Host { kernel: (6, 1), capabilities: capabilities::in_mask(u64::MAX), ..Host::default() }
+    }
+
+    fn decided(security: &Security, seccomp_by_default: bool) -> Confinement {
+        let gates = Gates {
+            seccomp: seccomp_by_default,
+            allow_caps: crate::config::capability_tests::list(&["all"]),
+            ..Gates::default()
+        };
+        decide(security, &gates, &host()).unwrap()
+    }
+
+    #[test]
+    fn seccomp_is_the_jobs_word_and_then_the_operators() {
+        let has_one = |seccomp, privileged, by_default| {
+            let security = Security { seccomp, privileged, ..Security::default() };
+            decided(&security, by_default).seccomp.is_some()
+        };
+        assert!(has_one(None, false, true) && !has_one(None, false, false));
+        assert!(has_one(Some(true), false, false) && !has_one(Some(false), false, true));
+        assert!(!has_one(None, true, true) && has_one(Some(true), true, false));
+    }
+
+    #[test]
+    fn an_apparmor_profile_has_to_be_there() {
+        let asked = |name: &str| Security { apparmor_profile: Some(name.to_owned()), ..Security::default() };
+        let said = |name, apparmor| apparmor_profile(&asked(name), &Host { apparmor, ..host() });
+        let loaded = || Some(Some(vec!["mine".to_owned()]));
+        assert_eq!(said(UNCONFINED, None).unwrap(), None);
+        assert_eq!(said(UNCONFINED, loaded()).unwrap().as_deref(), Some(UNCONFINED));
+        assert_eq!(said("mine", loaded()).unwrap().as_deref(), Some("mine"));
+        // Where the list can't be had the runtime finds out.
+        assert_eq!(said("mine", Some(None)).unwrap().as_deref(), Some("mine"));
+        for (host, word) in [(None, "not enabled"), (loaded(), "apparmor_parser")] {
+            let error = said("other", host).unwrap_err().to_string();
+            assert!(error.contains("apparmor_profile") && error.contains(word), "{error}");
+        }
+    }
+}

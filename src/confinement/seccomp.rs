@@ -1,0 +1,334 @@
+//! A seccomp profile in docker's format, and what of it holds for a task: by its capabilities, and by the host's kernel
+//! and processor.
+//!
+//! Source of the facts: moby/profiles `seccomp/seccomp_linux.go` for the format and its meaning. The built-in profile,
+//! `default_profile.json`, allows what containerd's does: containerd/containerd v2.3.4,
+//! `contrib/seccomp/seccomp_default.go`.
+
+use std::collections::HashSet;
+
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{
+    Arch, Capability, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompBuilder,
+    LinuxSeccompFilterFlag, LinuxSyscall, LinuxSyscallBuilder,
+};
+use serde::Deserialize;
+
+use super::host::version;
+use crate::config::capability_name;
+
+const BUILT_IN: &str = include_str!("default_profile.json");
+/// A system call has no more arguments.
+const MOST_ARGUMENTS: usize = 6;
+
+/// A profile as it is written down.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Profile {
+    default_action: LinuxSeccompAction,
+    default_errno_ret: Option<u32>,
+    #[serde(default)]
+    architectures: Option<Vec<Arch>>,
+    #[serde(default)]
+    arch_map: Option<Vec<ArchMap>>,
+    #[serde(default)]
+    flags: Option<Vec<LinuxSeccompFilterFlag>>,
+    #[serde(default)]
+    syscalls: Option<Vec<Rule>>,
+}
+
+/// Whose programs a processor runs besides its own.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ArchMap {
+    architecture: Arch,
+    sub_architectures: Option<Vec<Arch>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Rule {
+    /// The older form of `names`.
+    name: Option<String>,
+    names: Option<Vec<String>>,
+    action: LinuxSeccompAction,
+    errno_ret: Option<u32>,
+    args: Option<Vec<LinuxSeccompArg>>,
+    includes: Option<Filter>,
+    excludes: Option<Filter>,
+}
+
+/// On what a rule depends.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Filter {
+    caps: Option<Vec<String>>,
+    arches: Option<Vec<String>>,
+    min_kernel: Option<String>,
+}
+
+/// What the conditions of rules are held against.
+struct Task {
+    capabilities: HashSet<String>,
+    kernel: (u32, u32),
+    arch: &'static str,
+}
+
+impl Profile {
+    /// # Errors
+    /// Says what is wrong with the text, and where.
+    pub(super) fn read(text: &str) -> Result<Self, String> {
+        // What else it may be is not to be shown to whoever wrote the job.
+        if !text.trim_start().starts_with('{') {
+            return Err("the file is no JSON object; a profile in docker's format is".to_owned());
+        }
+        let profile: Self = serde_json::from_str(text)
+            .map_err(|error| format!("the file is no seccomp profile in docker's format: {error}"))?;
+        profile.check()?;
+        Ok(profile)
+    }
+
+    pub(super) fn built_in() -> Result<Self, String> {
+        Self::read(BUILT_IN)
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let Self { default_action, architectures, arch_map, syscalls, .. } = self;
+        let given = |list: usize| list > 0;
+        if given(architectures.iter().flatten().count()) && given(arch_map.iter().flatten().count()) {
+            return Err("the profile has both architectures and archMap; keep one of them".to_owned());
+        }
+        let mut rules = syscalls.iter().flatten();
+        let actions = rules.clone().map(|rule| rule.action).chain([*default_action]);
+        if actions.into_iter().any(|action| action == LinuxSeccompAction::ScmpActNotify) {
+            return Err("the action SCMP_ACT_NOTIFY needs a listener, and there is none".to_owned());
+        }
+        rules.try_for_each(Rule::check)
+    }
+
+    /// What of it holds for a task on a kernel of this version, and on a processor by Rust's name for it.
+    pub(super) fn for_task(
+        self,
+        capabilities: &HashSet<Capability>,
+        kernel: (u32, u32),
+        processor: &str,
+    ) -> Result<LinuxSeccomp, OciSpecError> {
+        let (arch, native) = arch(processor);
+        let capabilities = capabilities.iter().map(|one| capability_name(*one)).collect();
+        let task = Task { capabilities, kernel, arch };
+        let Self { default_action, default_errno_ret, architectures, arch_map, flags, syscalls } = self;
+        let mapped = arch_map.into_iter().flatten().find(|map| Some(map.architecture) == native);
+        let mapped = mapped
+            .map(|map| [map.architecture].into_iter().chain(map.sub_architectures.into_iter().flatten()));
+        let rules = syscalls.into_iter().flatten().filter(|rule| rule.holds_for(&task));
+        let mut seccomp = LinuxSeccompBuilder::default()
+            .default_action(default_action)
+            .syscalls(rules.map(Rule::into_syscall).collect::<Result<Vec<_>, _>>()?);
+        if let Some(errno) = default_errno_ret {
+            seccomp = seccomp.default_errno_ret(errno);
+        }
+        if let Some(architectures) = mapped.map(Iterator::collect).or(architectures) {
+            seccomp = seccomp.architectures(architectures);
+        }
+        if let Some(flags) = flags {
+            seccomp = seccomp.flags(flags);
+        }
+        seccomp.build()
+    }
+}
+
+impl Rule {
+    fn check(&self) -> Result<(), String> {
+        let Self { name, names, args, includes, excludes, .. } = self;
+        match (name, names.as_deref().unwrap_or_default()) {
+            (Some(name), [_, ..]) => {
+                return Err(format!("the rule of {name} has both name and names; keep names"));
+            }
+            (None, []) => return Err("a rule has no names".to_owned()),
+            _ => {}
+        }
+        if let Some(arg) = args.iter().flatten().find(|arg| arg.index() >= MOST_ARGUMENTS) {
+            return Err(format!("a system call has no argument of the index {}", arg.index()));
+        }
+        let kernels =
+            [includes, excludes].into_iter().flatten().filter_map(|filter| filter.min_kernel.as_deref());
+        match kernels.into_iter().find(|kernel| version(kernel).is_none()) {
+            Some(kernel) => Err(format!("the minKernel {kernel:?} is no version such as \"4.8\"")),
+            None => Ok(()),
+        }
+    }
+
+    /// Of `includes` all has to hold, of `excludes` nothing may.
+    fn holds_for(&self, task: &Task) -> bool {
+        let none = Filter::default();
+        let includes = self.includes.as_ref().unwrap_or(&none);
+        let excludes = self.excludes.as_ref().unwrap_or(&none);
+        let has = |capability: &String| task.capabilities.contains(capability);
+        let runs_on = |arch: &String| *arch == task.arch;
+        let is_new_enough = |kernel: &String| version(kernel).is_some_and(|least| task.kernel >= least);
+        let excluded = excludes.caps.iter().flatten().any(has)
+            || excludes.arches.iter().flatten().any(runs_on)
+            || excludes.min_kernel.as_ref().is_some_and(is_new_enough);
+        let arches = includes.arches.as_deref().unwrap_or_default();
+        !excluded
+            && includes.caps.iter().flatten().all(has)
+            && (arches.is_empty() || arches.iter().any(runs_on))
+            && includes.min_kernel.as_ref().is_none_or(is_new_enough)
+    }
+
+    fn into_syscall(self) -> Result<LinuxSyscall, OciSpecError> {
+        let Self { name, names, action, errno_ret, args, includes: _, excludes: _ } = self;
+        let names: Vec<String> = name.into_iter().chain(names.into_iter().flatten()).collect();
+        let mut syscall = LinuxSyscallBuilder::default().names(names).action(action);
+        if let Some(errno) = errno_ret {
+            syscall = syscall.errno_ret(errno);
+        }
+        if let Some(args) = args {
+            syscall = syscall.args(args);
+        }
+        syscall.build()
+    }
+}
+
+/// A processor as profiles name it, which is as Go does, and as seccomp does.
+fn arch(processor: &str) -> (&'static str, Option<Arch>) {
+    match processor {
+        "x86_64" => ("amd64", Some(Arch::ScmpArchX86_64)),
+        "x86" => ("386", Some(Arch::ScmpArchX86)),
+        "aarch64" => ("arm64", Some(Arch::ScmpArchAarch64)),
+        "arm" => ("arm", Some(Arch::ScmpArchArm)),
+        "riscv64" => ("riscv64", Some(Arch::ScmpArchRiscv64)),
+        "s390x" => ("s390x", Some(Arch::ScmpArchS390x)),
+        "powerpc64" => ("ppc64le", Some(Arch::ScmpArchPpc64le)),
+        "loongarch64" => ("loong64", Some(Arch::ScmpArchLoongarch64)),
+        "mips64" => ("mips64", Some(Arch::ScmpArchMips64)),
+        _ => ("", None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn allowed(seccomp: &LinuxSeccomp) -> HashSet<&str> {
+        let rules = seccomp.syscalls().as_ref().unwrap().iter();
+        let allowing = rules.filter(|rule| rule.action() == LinuxSeccompAction::ScmpActAllow);
+        allowing.flat_map(|rule| rule.names().iter().map(String::as_str)).collect()
+    }
+
+    fn built_in(capabilities: &[Capability], kernel: (u32, u32), processor: &str) -> LinuxSeccomp {
+        let capabilities = capabilities.iter().copied().collect();
+        Profile::built_in().unwrap().for_task(&capabilities, kernel, processor).unwrap()
+    }
+
+    #[test]
+    fn the_built_in_profile_gives_what_a_tasks_capabilities_are_for() {
+        let none = built_in(&[], (6, 1), "x86_64");
+        let none = allowed(&none);
+        assert!(
+            none.len() > 350 && none.contains("openat") && none.contains("ptrace") && none.contains("clone")
+        );
+        for denied in
+            ["mount", "bpf", "keyctl", "add_key", "reboot", "unshare", "setns", "init_module", "clone3"]
+        {
+            assert!(!none.contains(denied), "{denied}");
+        }
+        let admin = built_in(&[Capability::SysAdmin], (6, 1), "x86_64");
+        assert!(["mount", "bpf", "unshare", "clone3"].iter().all(|name| allowed(&admin).contains(name)));
+        assert!(!allowed(&admin).contains("reboot"));
+        let boot = built_in(&[Capability::SysBoot], (6, 1), "x86_64");
+        assert!(allowed(&boot).contains("reboot") && !allowed(&boot).contains("mount"));
+    }
+
+    #[test]
+    fn what_holds_depends_on_the_kernel_and_the_processor() {
+        let old = built_in(&[], (4, 4), "x86_64");
+        assert!(!allowed(&old).contains("ptrace"));
+        let arm = built_in(&[], (6, 1), "aarch64");
+        assert!(allowed(&arm).contains("cacheflush") && !allowed(&arm).contains("arch_prctl"));
+        assert_eq!(arm.architectures().clone().unwrap(), [Arch::ScmpArchAarch64, Arch::ScmpArchArm]);
+        let unmapped = built_in(&[], (6, 1), "riscv64");
+        assert_eq!(*unmapped.architectures(), None, "the runtime takes its own");
+        let clone_argument = |seccomp: &LinuxSeccomp| {
+            let rules = seccomp.syscalls().as_ref().unwrap();
+            let clone = rules.iter().filter(|rule| rule.names() == &["clone"]);
+            clone.map(|rule| rule.args().as_ref().unwrap()[0].index()).collect::<Vec<_>>()
+        };
+        assert_eq!(clone_argument(&arm), [0]);
+        assert_eq!(clone_argument(&built_in(&[], (6, 1), "s390x")), [1]);
+    }
+
+    #[test]
+    fn a_rule_holds_where_all_of_includes_and_none_of_excludes_does() {
+        let rule = |includes: Value, excludes: Value| {
+            let text = json!({"defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38, "syscalls": [
+                {"name": "read", "action": "SCMP_ACT_ALLOW", "includes": includes, "excludes": excludes}]});
+            let profile = Profile::read(&text.to_string()).unwrap();
+            let capabilities = [Capability::SysAdmin, Capability::Chown].into();
+            let seccomp = profile.for_task(&capabilities, (5, 10), "x86_64").unwrap();
+            assert_eq!(seccomp.default_errno_ret(), Some(38));
+            !seccomp.syscalls().clone().unwrap().is_empty()
+        };
+        assert!(rule(json!({"caps": ["CAP_SYS_ADMIN", "CAP_CHOWN"]}), json!(null)));
+        assert!(!rule(json!({"caps": ["CAP_SYS_ADMIN", "CAP_BPF"]}), json!(null)));
+        assert!(!rule(json!({}), json!({"caps": ["CAP_BPF", "CAP_CHOWN"]})));
+        assert!(rule(json!({"arches": ["arm64", "amd64"]}), json!({"arches": ["s390x"]})));
+        assert!(!rule(json!({"arches": ["arm64"]}), json!({})));
+        assert!(!rule(json!({}), json!({"arches": ["amd64"]})));
+        assert!(rule(json!({"minKernel": "5.10"}), json!({"minKernel": "5.11"})));
+        assert!(!rule(json!({"minKernel": "6.0"}), json!({})));
+        assert!(!rule(json!({}), json!({"minKernel": "4.8"})));
+    }
+
+    #[test]
+    fn a_rules_arguments_and_errno_are_taken_over() {
+        let text = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+            "flags": ["SECCOMP_FILTER_FLAG_LOG"], "syscalls": [{"names": ["personality"],
+            "action": "SCMP_ACT_ERRNO", "errnoRet": 13, "args": [
+                {"index": 0, "value": 4_294_967_295_u64, "valueTwo": 8, "op": "SCMP_CMP_MASKED_EQ"}]}]});
+        let seccomp =
+            Profile::read(&text.to_string()).unwrap().for_task(&HashSet::new(), (6, 1), "x86_64").unwrap();
+        assert_eq!(seccomp.architectures().clone().unwrap(), [Arch::ScmpArchX86_64]);
+        assert_eq!(seccomp.flags().clone().unwrap(), [LinuxSeccompFilterFlag::SeccompFilterFlagLog]);
+        let rule = &seccomp.syscalls().as_ref().unwrap()[0];
+        assert_eq!(rule.errno_ret(), Some(13));
+        let arg = rule.args().as_ref().unwrap()[0];
+        assert_eq!((arg.value(), arg.value_two()), (0xffff_ffff, Some(8)));
+    }
+
+    #[test]
+    fn what_is_no_profile_is_refused_with_what_is_wrong() {
+        let with = |rule: Value| json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}).to_string();
+        let refused = |text: String, word: &str| {
+            let error = Profile::read(&text).unwrap_err();
+            assert!(error.contains(word), "{error}");
+            error
+        };
+        let secret = refused("\"a secret\"".to_owned(), "JSON");
+        assert!(!secret.contains("a secret"), "{secret}");
+        refused("{".to_owned(), "EOF");
+        refused("{}".to_owned(), "defaultAction");
+        refused(json!({"defaultAction": "SCMP_ACT_DENY"}).to_string(), "SCMP_ACT_DENY");
+        refused(json!({"defaultAction": "SCMP_ACT_NOTIFY"}).to_string(), "SCMP_ACT_NOTIFY");
+        let both = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86"],
+            "archMap": [{"architecture": "SCMP_ARCH_X86"}]});
+        refused(both.to_string(), "archMap");
+        refused(with(json!({"names": ["read"], "action": "ALLOW"})), "ALLOW");
+        refused(with(json!({"names": [], "action": "SCMP_ACT_ALLOW"})), "no names");
+        refused(
+            with(json!({"name": "a", "names": ["b"], "action": "SCMP_ACT_ALLOW"})),
+            "both name and names",
+        );
+        let arg = |index: u64, op: &str| {
+            with(
+                json!({"names": ["read"], "action": "SCMP_ACT_ALLOW", "args": [{"index": index, "value": 1, "op": op}]}),
+            )
+        };
+        refused(arg(0, "SCMP_CMP_LIKE"), "SCMP_CMP_LIKE");
+        refused(arg(6, "SCMP_CMP_EQ"), "index 6");
+        let kernel = json!({"names": ["a"], "action": "SCMP_ACT_ALLOW", "includes": {"minKernel": "new"}});
+        refused(with(kernel), "minKernel");
+    }
+}
