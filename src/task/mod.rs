@@ -18,6 +18,7 @@ mod stop;
 mod supervisor;
 mod sweep;
 mod teardown;
+mod wanted;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

@@ -4,7 +4,6 @@
 //! The image comes before the rest, since it may take minutes. Then the shim is launched while the snapshot, the lease,
 //! the record and the user are seen to. A failure at any step is undone by the same teardown that destroys a task.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -15,20 +14,18 @@ use tokio::sync::{OnceCell, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::events::{Events, Teller};
-use super::mounts::Sources;
 use super::place::{self, Place};
 use super::supervisor::{self, Watch};
-use super::{Identity, Reservation, Saved, Settings, Started, Task, Tasks, node, stats};
+use super::wanted::Wanted;
+use super::{Identity, Reservation, Saved, Settings, Started, Task, Tasks, stats};
 use crate::cgroup::Cgroup;
-use crate::config::{Dns, Network, Sharing, TaskOptions};
-use crate::confinement::{self, Confinement};
+use crate::config::Sharing;
 use crate::containerd::{Image, Record, Reference};
 use crate::error::{Error, Result};
 use crate::init::{Init, ProcessId};
-use crate::names::{Names, Resolver};
 use crate::shim::{Connection, LogPaths, Shim};
 use crate::spec::{self, BoundFile};
-use crate::{cgroup, names, reaper, rootfs};
+use crate::{cgroup, rootfs};
 
 /// The label by which containers and leases of this plugin are told from others' in the same namespace.
 pub(super) const OWNER_LABEL: &str = "containerd-driver/state-dir";
@@ -112,24 +109,11 @@ struct Prepared {
     tty: bool,
 }
 
-/// What a job asks for, found to be possible here.
-struct Wanted {
-    options: TaskOptions,
-    network: Network,
-    hostname: String,
-    /// The host's init program, if the task is to have one.
-    init: Option<PathBuf>,
-    cgroup: Cgroup,
-    node: spec::Node,
-    sources: Sources,
-    confinement: Confinement,
-}
-
 impl Start<'_> {
     /// A start that is called off ends with the image, or else is carried through and then undone: a call to containerd
     /// that is dropped may still be carried out, after its undoing.
     async fn steps(&self, asker: &mut Asker) -> Result<Task> {
-        let wanted = self.wanted().await?;
+        let wanted = Wanted::of(self.settings, self.config).await?;
         let reference = wanted.options.image.parse::<Reference>()?;
         let logs =
             LogPaths { stdout: (&self.config.stdout_path).into(), stderr: (&self.config.stderr_path).into() };
@@ -156,32 +140,6 @@ impl Start<'_> {
         }
     }
 
-    /// Whatever can be refused is refused here.
-    async fn wanted(&self) -> Result<Wanted> {
-        let options = TaskOptions::decode(&self.config.msgpack_driver_config)?;
-        options.permitted_by(&self.settings.config)?;
-        let network = options.namespaces.network(self.config.network_isolation_spec.as_ref())?;
-        let hostname = match &options.names.hostname {
-            Some(name) => name.clone(),
-            // In the host's network programs look up the address of their host's name.
-            None if options.namespaces.uts_mode == Sharing::Host || network == Network::Host => {
-                names::hosts_own()?
-            }
-            None => hostname(self.config),
-        };
-        let init_path = self.settings.config.init_path.as_deref();
-        let init = options.process.init.then(|| reaper::find(init_path)).transpose()?;
-        let mut cgroup = cgroup_of(self.config);
-        let node = node::look(cgroup.clone()).await?;
-        spec::check(&options.limits, self.config, &node)?;
-        if options.limits.cpu.is_pinned() {
-            cgroup.leave_shared();
-        }
-        let sources = Sources::open(&options.mounts, &self.settings.config, self.config).await?;
-        let confinement = confinement::settle(&options.security, &self.settings.config.gates).await?;
-        Ok(Wanted { options, network, hostname, init, cgroup, node, sources, confinement })
-    }
-
     async fn image(&self, reference: &Reference) -> Result<Image> {
         let teller = self.teller();
         let name = reference.to_string();
@@ -201,7 +159,6 @@ impl Start<'_> {
 
     /// The lease first: whatever is made after it is kept by it.
     async fn prepare(&self, wanted: Wanted, image: &Image) -> Result<Prepared> {
-        let Wanted { options, network, hostname, init, cgroup, node, sources, confinement } = wanted;
         let Place { id, bundle, containerd, .. } = self.place;
         let labels = self.labels();
         let owner = [(OWNER_LABEL.to_owned(), labels[OWNER_LABEL].clone())].into();
@@ -217,12 +174,15 @@ impl Start<'_> {
         let user = user(self.config, image);
         let (recorded, identity, files, sources) = tokio::join!(
             containerd.create_record(record),
-            rootfs::identity(mounts.clone(), bundle.rootfs(), user, options.process.group_add.clone()),
-            self.name_files(&options, &network, &hostname),
-            sources.pin(bundle),
+            rootfs::identity(mounts.clone(), bundle.rootfs(), user, wanted.options.process.group_add.clone()),
+            wanted.name_files(self.config, bundle),
+            wanted.sources.pin(bundle),
         );
         recorded?;
-        let (identity, mut files, sources) = (identity?, files?, sources?);
+        let (identity, mut files, pinned) = (identity?, files?, sources?);
+        let Wanted { options, network, hostname, init, cgroup, node, sources, confinement } = wanted;
+        // Nothing else is to hold them: what is mounted from them is in the bundle.
+        drop(sources);
         files.extend(init.map(|source| BoundFile { source, at: spec::INIT, writable: false }));
         let inputs = spec::Inputs {
             options: &options,
@@ -231,7 +191,7 @@ impl Start<'_> {
             task: self.config,
             image: &image.config,
             identity: &identity,
-            sources: &sources,
+            sources: &pinned,
             rootfs: bundle.rootfs(),
             hostname,
             network: &network,
@@ -243,28 +203,6 @@ impl Start<'_> {
         let spec = spec::build(&inputs)?;
         let shares_pids = options.namespaces.pid_mode == Sharing::Host;
         Ok(Prepared { spec, mounts, cgroup, shares_pids, tty: options.process.tty })
-    }
-
-    /// The files by which the task finds names, in its bundle.
-    async fn name_files(
-        &self,
-        options: &TaskOptions,
-        network: &Network,
-        hostname: &str,
-    ) -> Result<Vec<BoundFile>> {
-        let nomads = self.config.network_isolation_spec.as_ref().and_then(|spec| spec.hosts_config.as_ref());
-        let names = Names {
-            hostname: hostname.to_owned(),
-            address: nomads.and_then(|hosts| hosts.address.parse().ok()),
-            extra_hosts: options.names.extra_hosts.clone(),
-            in_the_hosts_network: *network == Network::Host,
-            resolver: resolver(self.config, options.names.dns),
-        };
-        let directory = self.place.bundle.names_directory();
-        let written = tokio::task::spawn_blocking(move || names.write(&directory)).await;
-        let files = written.map_err(|error| Error::Failed(error.to_string()))??;
-        let bound = |file: names::NameFile| BoundFile { source: file.source, at: file.at, writable: true };
-        Ok(files.into_iter().map(bound).collect())
     }
 
     /// Creates the container, asks for its end, and only then starts it.
@@ -355,11 +293,6 @@ impl Identity {
     }
 }
 
-fn cgroup_of(config: &pb::TaskConfig) -> Cgroup {
-    let linux = config.resources.as_ref().and_then(|resources| resources.linux_resources.as_ref());
-    Cgroup::of(&config.alloc_id, &config.name, linux.map_or("", |linux| linux.cpuset_cgroup.as_str()))
-}
-
 /// The job's word on the user counts before the image's.
 fn user(config: &pb::TaskConfig, image: &Image) -> String {
     if !config.user.is_empty() {
@@ -368,60 +301,11 @@ fn user(config: &pb::TaskConfig, image: &Image) -> String {
     image.config.config().as_ref().and_then(|config| config.user().clone()).unwrap_or_default()
 }
 
-/// The servers that Nomad gives count before all else.
-fn resolver(config: &pb::TaskConfig, dns: Dns) -> Option<Resolver> {
-    let given = config.dns.clone().unwrap_or_default();
-    let pb::DnsConfig { servers, searches, options } = given;
-    let is_given = !(servers.is_empty() && searches.is_empty() && options.is_empty());
-    (is_given || dns == Dns::Host).then_some(Resolver { servers, searches, options })
-}
-
 fn stop_signal(image: &Image) -> Option<String> {
     image.config.config().as_ref().and_then(|config| config.stop_signal().clone())
-}
-
-/// A name that tells tasks apart: the task's own and the start of its allocation's id, in the letters of host names.
-fn hostname(config: &pb::TaskConfig) -> String {
-    let short = config.alloc_id.get(..8).unwrap_or(&config.alloc_id);
-    let full = format!("{}-{short}", config.name);
-    let letters = full.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' });
-    let mut name: String = letters.skip_while(|c| *c == '-').collect();
-    // The kernel's limit is 64, that of DNS 63.
-    name.truncate(63);
-    name
 }
 
 fn shim_mount(mount: Mount) -> api::Mount {
     let Mount { r#type, source, target, options } = mount;
     api::Mount { type_: r#type, source, target, options, ..api::Mount::default() }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_servers_of_a_dns_block_count_before_host_dns() {
-        let mut config = pb::TaskConfig::default();
-        assert!(resolver(&config, Dns::Image).is_none());
-        assert!(resolver(&config, Dns::Host).unwrap().servers.is_empty());
-        config.dns = Some(pb::DnsConfig { servers: vec!["10.0.0.1".to_owned()], ..Default::default() });
-        for dns in [Dns::Image, Dns::Host] {
-            assert_eq!(resolver(&config, dns).unwrap().servers, ["10.0.0.1"]);
-        }
-    }
-
-    #[test]
-    fn a_hostname_has_only_the_letters_of_one() {
-        let named = |name: &str| {
-            hostname(&pb::TaskConfig {
-                name: name.to_owned(),
-                alloc_id: "5f1b2c3d-0000".to_owned(),
-                ..Default::default()
-            })
-        };
-        assert_eq!(named("redis_task"), "redis-task-5f1b2c3d");
-        assert_eq!(named("ü"), "5f1b2c3d");
-        assert!(named(&"x".repeat(100)).len() <= 63);
-    }
 }

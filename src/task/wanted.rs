@@ -1,0 +1,140 @@
+//! What a job asks for, found to be possible here before anything is made; and the files by which its task finds names.
+
+use std::path::PathBuf;
+
+use nomad_proto::driver as pb;
+
+use super::mounts::Sources;
+use super::{Settings, node};
+use crate::cgroup::Cgroup;
+use crate::config::{Dns, Network, Sharing, TaskOptions};
+use crate::confinement::{self, Confinement};
+use crate::error::{Error, Result};
+use crate::names::{self, NameFile, Names, Resolver};
+use crate::reaper;
+use crate::shim::Bundle;
+use crate::spec::{self, BoundFile};
+
+pub(super) struct Wanted {
+    pub(super) options: TaskOptions,
+    pub(super) network: Network,
+    pub(super) hostname: String,
+    /// The host's init program, if the task is to have one.
+    pub(super) init: Option<PathBuf>,
+    pub(super) cgroup: Cgroup,
+    pub(super) node: spec::Node,
+    /// Held open, where the job mounts something of the host's.
+    pub(super) sources: Sources,
+    pub(super) confinement: Confinement,
+}
+
+impl Wanted {
+    /// # Errors
+    /// Names the option that can't be had, here or at all.
+    pub(super) async fn of(settings: &Settings, config: &pb::TaskConfig) -> Result<Self> {
+        let options = TaskOptions::decode(&config.msgpack_driver_config)?;
+        options.permitted_by(&settings.config)?;
+        let network = options.namespaces.network(config.network_isolation_spec.as_ref())?;
+        let hostname = match &options.names.hostname {
+            Some(name) => name.clone(),
+            // In the host's network programs look up the address of their host's name.
+            None if options.namespaces.uts_mode == Sharing::Host || network == Network::Host => {
+                names::hosts_own()?
+            }
+            None => hostname(config),
+        };
+        let init = if options.process.init { Some(init(settings).await?) } else { None };
+        let mut cgroup = cgroup_of(config);
+        let node = node::look(cgroup.clone()).await?;
+        spec::check(&options.limits, config, &node)?;
+        if options.limits.cpu.is_pinned() {
+            cgroup.leave_shared();
+        }
+        let confinement = confinement::settle(&options.security, &settings.config.gates).await?;
+        let sources = Sources::open(&options.mounts, &settings.config, config).await?;
+        Ok(Self { options, network, hostname, init, cgroup, node, sources, confinement })
+    }
+
+    /// Writes the files by which the task finds names into its bundle.
+    ///
+    /// # Errors
+    /// Names the file that could not be read or written.
+    pub(super) async fn name_files(
+        &self,
+        config: &pb::TaskConfig,
+        bundle: &Bundle,
+    ) -> Result<Vec<BoundFile>> {
+        let nomads = config.network_isolation_spec.as_ref().and_then(|spec| spec.hosts_config.as_ref());
+        let names = Names {
+            hostname: self.hostname.clone(),
+            address: nomads.and_then(|hosts| hosts.address.parse().ok()),
+            extra_hosts: self.options.names.extra_hosts.clone(),
+            in_the_hosts_network: self.network == Network::Host,
+            resolver: resolver(config, self.options.names.dns),
+        };
+        let directory = bundle.names_directory();
+        let written = tokio::task::spawn_blocking(move || names.write(&directory)).await;
+        let files = written.map_err(|error| Error::Failed(error.to_string()))??;
+        let bound = |NameFile { source, at }| BoundFile { source, at, writable: true };
+        Ok(files.into_iter().map(bound).collect())
+    }
+}
+
+async fn init(settings: &Settings) -> Result<PathBuf> {
+    let named = settings.config.init_path.clone();
+    let found = tokio::task::spawn_blocking(move || reaper::find(named.as_deref())).await;
+    Ok(found.map_err(|error| Error::Failed(error.to_string()))??)
+}
+
+fn cgroup_of(config: &pb::TaskConfig) -> Cgroup {
+    let linux = config.resources.as_ref().and_then(|resources| resources.linux_resources.as_ref());
+    Cgroup::of(&config.alloc_id, &config.name, linux.map_or("", |linux| linux.cpuset_cgroup.as_str()))
+}
+
+/// The servers that Nomad gives count before all else.
+fn resolver(config: &pb::TaskConfig, dns: Dns) -> Option<Resolver> {
+    let pb::DnsConfig { servers, searches, options } = config.dns.clone().unwrap_or_default();
+    let is_given = !(servers.is_empty() && searches.is_empty() && options.is_empty());
+    (is_given || dns == Dns::Host).then_some(Resolver { servers, searches, options })
+}
+
+/// A name that tells tasks apart: the task's own and the start of its allocation's id, in the letters of host names.
+fn hostname(config: &pb::TaskConfig) -> String {
+    let short = config.alloc_id.get(..8).unwrap_or(&config.alloc_id);
+    let full = format!("{}-{short}", config.name);
+    let letters = full.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' });
+    let mut name: String = letters.skip_while(|c| *c == '-').collect();
+    // The kernel's limit is 64, that of DNS 63.
+    name.truncate(63);
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_servers_of_a_dns_block_count_before_host_dns() {
+        let mut config = pb::TaskConfig::default();
+        assert!(resolver(&config, Dns::Image).is_none());
+        assert!(resolver(&config, Dns::Host).unwrap().servers.is_empty());
+        config.dns = Some(pb::DnsConfig { servers: vec!["10.0.0.1".to_owned()], ..Default::default() });
+        for dns in [Dns::Image, Dns::Host] {
+            assert_eq!(resolver(&config, dns).unwrap().servers, ["10.0.0.1"]);
+        }
+    }
+
+    #[test]
+    fn a_hostname_has_only_the_letters_of_one() {
+        let named = |name: &str| {
+            hostname(&pb::TaskConfig {
+                name: name.to_owned(),
+                alloc_id: "5f1b2c3d-0000".to_owned(),
+                ..Default::default()
+            })
+        };
+        assert_eq!(named("redis_task"), "redis-task-5f1b2c3d");
+        assert_eq!(named("ü"), "5f1b2c3d");
+        assert!(named(&"x".repeat(100)).len() <= 63);
+    }
+}
