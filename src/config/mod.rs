@@ -19,8 +19,8 @@ pub(crate) use capabilities::{CapabilityList, name_of as capability_name};
 pub(crate) use id_list::IdList;
 pub(crate) use plugin::{Gates, Placed, PluginConfig, PluginLimits};
 pub(crate) use task::{
-    CpuLimits, Dns, JobMount, Limits, MemoryLimits, MountSource, Mounts, Namespaces, Network, PidsLimit,
-    Process, Rlimit, SeccompProfile, Security, Sharing, Swap, TaskOptions,
+    CpuLimits, Dns, JobMount, Labels, Limits, MemoryLimits, MountSource, Mounts, Namespaces, Network,
+    PidsLimit, Process, Rlimit, SeccompProfile, Security, Sharing, Swap, TaskOptions,
 };
 
 /// The most that the kernel ever has at once.
@@ -67,6 +67,26 @@ fn no_nulls(option: &'static str, list: Option<Vec<Option<String>>>) -> Result<V
             text.ok_or_else(|| value(option, "null", "an element is null; is a variable in it unset?"))
         })
         .collect()
+}
+
+/// A runtime's name, by which its shim is looked for, or the path of the shim.
+fn runtime(option: &'static str, name: String) -> Result<String, ConfigError> {
+    let is_name =
+        name.split('.').count() > 1 && name.split('.').all(|part| !part.is_empty()) && !name.contains('/');
+    if is_name || name.starts_with('/') {
+        return Ok(name);
+    }
+    let why = "it must be a dotted name such as \"io.containerd.runc.v2\", or the absolute path of a shim; a program \
+               such as \"runc\" or \"crun\" is named by the option oci_runtime";
+    Err(value(option, name, why))
+}
+
+/// The program that a shim of the runc family runs.
+fn program(name: String) -> Result<String, ConfigError> {
+    if name.starts_with('/') || !name.contains('/') {
+        return Ok(name);
+    }
+    Err(value("oci_runtime", name, "it must be a program's name such as \"crun\", or its absolute path"))
 }
 
 fn duration(option: &'static str, value: String) -> Result<Duration, ConfigError> {

@@ -4,8 +4,10 @@
 //! A bundle carries a mark, `doomed`, from its making until its task has started, and again from its destroy on. So a
 //! plugin that dies in the middle of either leaves a bundle that says of itself that it is to be taken down.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::{ErrorKind, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -17,6 +19,7 @@ use super::{Error, Shim};
 
 /// Enough for a container to start from before its real spec is known: a shim's `start` reads the annotations only.
 const EMPTY_SPEC: &str = r#"{"ociVersion":"1.0.2"}"#;
+const SHIM_BINARY: &str = "shim-binary";
 /// The shim's log holds a few lines for each event that it can't deliver; past this it is emptied.
 const LOG_LIMIT_BYTES: u64 = 1024 * 1024;
 
@@ -39,11 +42,12 @@ impl Bundle {
         self.directory.exists()
     }
 
-    /// Makes the directory, marked as doomed, with all that a shim's `start` needs.
+    /// Makes the directory, marked as doomed, with all that a shim's `start` needs, and the binary of that shim written
+    /// down: whoever takes the container down may know nothing but its id.
     ///
     /// # Errors
     /// Names the file that could not be made.
-    pub(crate) fn create(&self) -> Result<(), Error> {
+    pub(crate) fn create(&self, shim_binary: &Path) -> Result<(), Error> {
         let parent = self.directory.parent().unwrap_or(Path::new("/"));
         let private = |recursive| {
             let mut builder = fs::DirBuilder::new();
@@ -53,12 +57,19 @@ impl Bundle {
         private(true).create(parent).map_err(Error::file("create", parent))?;
         private(false).create(&self.directory).map_err(Error::file("create", &self.directory))?;
         self.doom()?;
+        self.write(SHIM_BINARY, shim_binary.as_os_str().as_bytes())?;
         for directory in [self.rootfs(), self.io_directory()] {
             private(false).create(&directory).map_err(Error::file("create", &directory))?;
         }
         self.write("config.json", EMPTY_SPEC.as_bytes())?;
         // The shim opens it for its log; it must exist, and a regular file needs no reader.
         self.write("log", b"")
+    }
+
+    /// The binary that its shim was to be started from.
+    pub(crate) fn shim_binary(&self) -> Option<PathBuf> {
+        let path = fs::read(self.directory.join(SHIM_BINARY)).ok().filter(|path| !path.is_empty())?;
+        Some(OsString::from_vec(path).into())
     }
 
     pub(crate) fn rootfs(&self) -> PathBuf {
@@ -251,8 +262,9 @@ mod tests {
     fn a_bundle_is_doomed_until_kept_and_again_at_its_end() {
         let state = tempfile::tempdir().unwrap();
         let bundle = Bundle::at(state.path(), "nomad", "redis-1");
-        bundle.create().unwrap();
+        bundle.create(Path::new("/bin/shim")).unwrap();
         assert!(bundle.is_doomed());
+        assert_eq!(bundle.shim_binary().as_deref(), Some(Path::new("/bin/shim")));
         bundle.keep().unwrap();
         assert!(!bundle.is_doomed());
         bundle.doom().unwrap();
@@ -268,8 +280,8 @@ mod tests {
     fn a_second_bundle_of_the_same_id_is_refused_by_name() {
         let state = tempfile::tempdir().unwrap();
         let bundle = Bundle::at(state.path(), "nomad", "redis-1");
-        bundle.create().unwrap();
-        let error = bundle.create().unwrap_err().to_string();
+        bundle.create(Path::new("/bin/shim")).unwrap();
+        let error = bundle.create(Path::new("/bin/shim")).unwrap_err().to_string();
         assert!(error.contains("nomad/redis-1"), "{error}");
     }
 
@@ -277,7 +289,7 @@ mod tests {
     fn files_in_a_rootfs_are_never_walked_into() {
         let state = tempfile::tempdir().unwrap();
         let bundle = Bundle::at(state.path(), "nomad", "redis-1");
-        bundle.create().unwrap();
+        bundle.create(Path::new("/bin/shim")).unwrap();
         let precious = bundle.rootfs().join("precious");
         fs::write(&precious, b"data").unwrap();
         assert!(bundle.remove().is_err());

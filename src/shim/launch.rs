@@ -190,7 +190,7 @@ mod tests {
     async fn a_binary_that_fails_is_named_with_its_words() {
         let state = tempfile::tempdir().unwrap();
         let bundle = Bundle::at(state.path(), "nomad", "x");
-        bundle.create().unwrap();
+        bundle.create(Path::new("/bin/shim")).unwrap();
         let launcher = Launcher {
             binary: "/bin/false".into(),
             namespace: "nomad".to_owned(),

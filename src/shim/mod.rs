@@ -85,8 +85,8 @@ pub(crate) enum Error {
     File { doing: &'static str, path: PathBuf, source: std::io::Error },
     /// The runtime that is configured has no shim on this host.
     #[error(
-        "the shim of the runtime {runtime} is missing: no executable {} {looked_in}; install it, or change the plugin \
-         option containerd_runtime",
+        "the shim of the runtime {runtime} is missing: no executable {} {looked_in}; install it, or name another runtime \
+         (plugin option containerd_runtime, task option runtime)",
         file.display()
     )]
     NoShim { runtime: String, file: PathBuf, looked_in: String },

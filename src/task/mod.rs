@@ -32,7 +32,7 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 
 use crate::cgroup::Cgroup;
-use crate::config::PluginConfig;
+use crate::config::{PluginConfig, TaskOptions};
 use crate::containerd::Containerd;
 use crate::error::{Error, Result};
 use crate::init::ProcessId;
@@ -68,6 +68,19 @@ impl Settings {
     /// Says which file was looked for, and where.
     pub(crate) fn shim(&self) -> std::result::Result<PathBuf, shim::Error> {
         shim::find_shim(&self.config.containerd_runtime)
+    }
+
+    /// Where a task of this id will be, made as its job and the operator say.
+    ///
+    /// # Errors
+    /// When the shim of its runtime is missing.
+    fn place_for(
+        &self,
+        container_id: &str,
+        options: &TaskOptions,
+    ) -> std::result::Result<Place, shim::Error> {
+        let shim = shim::find_shim(options.runtime.shim(&self.config))?;
+        Ok(Place::of(self, container_id, shim))
     }
 }
 

@@ -36,11 +36,14 @@ impl Place {
         }
     }
 
-    /// The place of a container of which nothing is known but its id: its shim is taken for one of the configured
-    /// runtime, which only matters if that shim no longer answers.
+    /// The place of a container of which nothing is known but its id. Its shim's binary matters only where that shim no
+    /// longer answers; the bundle has it, or else there is no shim.
     pub(super) fn by_id(settings: &Settings, id: &str) -> Self {
-        let binary = settings.shim().unwrap_or_else(|_| PathBuf::from(&settings.config.containerd_runtime));
-        Self::of(settings, id, binary)
+        let mut place = Self::of(settings, id, PathBuf::new());
+        let otherwise =
+            || settings.shim().unwrap_or_else(|_| PathBuf::from(&settings.config.containerd_runtime));
+        place.launcher.binary = place.bundle.shim_binary().unwrap_or_else(otherwise);
+        place
     }
 }
 

@@ -4,6 +4,7 @@
 //! The image comes before the rest, since it may take minutes. Then the shim is launched while the snapshot, the lease,
 //! the record and the user are seen to. A failure at any step is undone by the same teardown that destroys a task.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -19,7 +20,7 @@ use super::supervisor::{self, Watch};
 use super::wanted::Wanted;
 use super::{Identity, Reservation, Saved, Settings, Started, Task, Tasks, stats};
 use crate::cgroup::Cgroup;
-use crate::config::Sharing;
+use crate::config::{Labels, Sharing};
 use crate::containerd::{Image, Record, Reference};
 use crate::error::{Error, Result};
 use crate::init::{Init, ProcessId};
@@ -29,6 +30,8 @@ use crate::{cgroup, rootfs};
 
 /// The label by which containers and leases of this plugin are told from others' in the same namespace.
 pub(super) const OWNER_LABEL: &str = "containerd-driver/state-dir";
+/// The label that Nomad's docker driver always sets, for tools that look for it.
+const DOCKERS_ALLOC_LABEL: &str = "com.hashicorp.nomad.alloc_id";
 
 impl Tasks {
     /// Starts a task. When the caller goes away before it has started, it is taken down again.
@@ -69,12 +72,18 @@ impl Asker {
 
 async fn run(reservation: Reservation, settings: Arc<Settings>, config: pb::TaskConfig, mut asker: Asker) {
     let tasks = Arc::clone(&reservation.tasks);
-    let place = Place::by_id(&settings, &reservation.container_id);
-    let start = Start { settings: &settings, config: &config, place: &place, events: tasks.events.clone() };
-    let started = Box::pin(start.steps(&mut asker)).await;
+    let id = &reservation.container_id;
+    let started = async {
+        let wanted = Wanted::of(&settings, &config).await?;
+        let place = settings.place_for(id, &wanted.options)?;
+        let (events, wanted) = (tasks.events.clone(), &wanted);
+        let start = Start { settings: &settings, config: &config, wanted, place: &place, events };
+        Box::pin(start.steps(&mut asker)).await
+    };
+    let started = started.await;
     match started.and_then(|task| Ok((task.saved.encode()?, task))) {
         Ok((driver_state, task)) => {
-            tracing::info!(task = config.id, container = place.id, pid = task.saved.init.pid, "started");
+            tracing::info!(task = config.id, container = id, pid = task.saved.init.pid, "started");
             reservation.fill(Arc::new(task));
             if asker.answer.send(Ok(Started { driver_state })).is_err()
                 && let Err(error) = tasks.destroy(settings, &config.id, true).await
@@ -83,7 +92,7 @@ async fn run(reservation: Reservation, settings: Arc<Settings>, config: pb::Task
             }
         }
         Err(error) => {
-            if let Err(error) = place.tear_down().await {
+            if let Err(error) = Place::by_id(&settings, id).tear_down().await {
                 tracing::warn!(task = config.id, %error, "what is left of a failed start will be taken down later");
             }
             drop(reservation);
@@ -96,6 +105,7 @@ async fn run(reservation: Reservation, settings: Arc<Settings>, config: pb::Task
 struct Start<'a> {
     settings: &'a Settings,
     config: &'a pb::TaskConfig,
+    wanted: &'a Wanted,
     place: &'a Place,
     events: Events,
 }
@@ -113,23 +123,20 @@ impl Start<'_> {
     /// A start that is called off ends with the image, or else is carried through and then undone: a call to containerd
     /// that is dropped may still be carried out, after its undoing.
     async fn steps(&self, asker: &mut Asker) -> Result<Task> {
-        let wanted = Wanted::of(self.settings, self.config).await?;
-        let reference = wanted.options.image.parse::<Reference>()?;
+        let reference = self.wanted.options.image.parse::<Reference>()?;
         let logs =
             LogPaths { stdout: (&self.config.stdout_path).into(), stderr: (&self.config.stderr_path).into() };
-        // The place took what it got; a runtime without a shim is said before anything is fetched or made.
-        self.settings.shim()?;
         let held = logs.hold_open()?;
         if self.place.bundle.exists() {
             // Of a start that the plugin did not survive.
-            self.place.tear_down().await?;
+            Place::by_id(self.settings, &self.place.id).tear_down().await?;
         }
         let image = tokio::select! {
             image = self.image(&reference) => image?,
             error = asker.called_off() => return Err(error),
         };
-        self.place.bundle.create()?;
-        let (prepared, launched) = tokio::join!(self.prepare(wanted, &image), self.launch());
+        self.place.bundle.create(&self.place.launcher.binary)?;
+        let (prepared, launched) = tokio::join!(self.prepare(&image), self.launch());
         let (prepared, (connection, shim)) = (prepared?, launched?);
         let task = self.begin(prepared, connection, shim, logs, &image).await?;
         drop(held);
@@ -158,8 +165,9 @@ impl Start<'_> {
     }
 
     /// The lease first: whatever is made after it is kept by it.
-    async fn prepare(&self, wanted: Wanted, image: &Image) -> Result<Prepared> {
+    async fn prepare(&self, image: &Image) -> Result<Prepared> {
         let Place { id, bundle, containerd, .. } = self.place;
+        let Wanted { options, network, hostname, init, cgroup, node, sources, confinement } = self.wanted;
         let labels = self.labels();
         let owner = [(OWNER_LABEL.to_owned(), labels[OWNER_LABEL].clone())].into();
         containerd.create_lease(id, owner).await?;
@@ -167,42 +175,39 @@ impl Start<'_> {
         let record = Record {
             id: id.clone(),
             image: image.name.clone(),
-            runtime: self.settings.config.containerd_runtime.clone(),
+            runtime: options.runtime.shim(&self.settings.config).to_owned(),
             labels,
             lease: id.clone(),
         };
         let user = user(self.config, image);
         let (recorded, identity, files, sources) = tokio::join!(
             containerd.create_record(record),
-            rootfs::identity(mounts.clone(), bundle.rootfs(), user, wanted.options.process.group_add.clone()),
-            wanted.name_files(self.config, bundle),
-            wanted.sources.pin(bundle),
+            rootfs::identity(mounts.clone(), bundle.rootfs(), user, options.process.group_add.clone()),
+            self.wanted.name_files(self.config, bundle),
+            sources.pin(bundle),
         );
         recorded?;
         let (identity, mut files, pinned) = (identity?, files?, sources?);
-        let Wanted { options, network, hostname, init, cgroup, node, sources, confinement } = wanted;
-        // Nothing else is to hold them: what is mounted from them is in the bundle.
-        drop(sources);
-        files.extend(init.map(|source| BoundFile { source, at: spec::INIT, writable: false }));
+        files.extend(init.clone().map(|source| BoundFile { source, at: spec::INIT, writable: false }));
         let inputs = spec::Inputs {
-            options: &options,
+            options,
             operators: &self.settings.config.limits,
-            confinement: &confinement,
+            confinement,
             task: self.config,
             image: &image.config,
             identity: &identity,
             sources: &pinned,
             rootfs: bundle.rootfs(),
-            hostname,
-            network: &network,
+            hostname: hostname.clone(),
+            network,
             files: &files,
             cgroups_are_v2: cgroup::mode() == cgroup::Mode::V2,
             cgroup_path: cgroup.path.clone(),
-            node: &node,
+            node,
         };
         let spec = spec::build(&inputs)?;
         let shares_pids = options.namespaces.pid_mode == Sharing::Host;
-        Ok(Prepared { spec, mounts, cgroup, shares_pids, tty: options.process.tty })
+        Ok(Prepared { spec, mounts, cgroup: cgroup.clone(), shares_pids, tty: options.process.tty })
     }
 
     /// Creates the container, asks for its end, and only then starts it.
@@ -219,7 +224,13 @@ impl Start<'_> {
         bundle.write_spec(&spec)?;
         let options = RuncOptions {
             root: place::runtime_root(self.settings),
-            binary_name: self.settings.config.oci_runtime.clone().unwrap_or_default(),
+            binary_name: self
+                .wanted
+                .options
+                .runtime
+                .program(&self.settings.config)
+                .unwrap_or_default()
+                .to_owned(),
             ..RuncOptions::default()
         };
         let rootfs = mounts.into_iter().map(shim_mount).collect();
@@ -258,8 +269,9 @@ impl Start<'_> {
         Teller { identity: Identity::of(self.config), events: self.events.clone() }
     }
 
-    fn labels(&self) -> std::collections::HashMap<String, String> {
-        [
+    /// Nobody's label can take the place of one that comes after it: the job's come first.
+    fn labels(&self) -> HashMap<String, String> {
+        let own = [
             (OWNER_LABEL, self.settings.config.state_dir.display().to_string()),
             ("nomad/alloc-id", self.config.alloc_id.clone()),
             ("nomad/task-id", self.config.id.clone()),
@@ -267,11 +279,15 @@ impl Start<'_> {
             ("nomad/group", self.config.task_group_name.clone()),
             ("nomad/job", self.config.job_name.clone()),
             ("nomad/namespace", self.config.namespace.clone()),
-        ]
-        .into_iter()
-        .filter(|(_, value)| !value.is_empty())
-        .map(|(key, value)| (key.to_owned(), value))
-        .collect()
+            (DOCKERS_ALLOC_LABEL, self.config.alloc_id.clone()),
+        ];
+        let own = own.into_iter().filter(|(_, value)| !value.is_empty());
+        let Labels(jobs) = &self.wanted.options.labels;
+        jobs.clone()
+            .into_iter()
+            .chain(self.settings.config.extra_labels.of(self.config))
+            .chain(own.map(|(key, value)| (key.to_owned(), value)))
+            .collect()
     }
 }
 

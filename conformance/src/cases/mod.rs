@@ -17,6 +17,7 @@ mod gaps;
 mod hostile_images;
 mod images;
 mod in_flight;
+mod labels;
 mod launch;
 mod limits;
 mod logs;
@@ -30,6 +31,7 @@ mod process;
 mod recover;
 mod resources;
 mod run;
+mod runtimes;
 mod script_check;
 mod seccomp;
 mod security;
@@ -103,7 +105,9 @@ pub fn all() -> Vec<Case> {
         capabilities::cases(),
         seccomp::cases(),
         privileged::cases(),
+        labels::cases(),
         logs::cases(),
+        runtimes::cases(),
         modes::cases(),
         mounts::cases(),
         paths::cases(),

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use nomad_proto::driver::TaskState;
+use serde_json::Value;
 
 use super::{cases, orphans, refused, same, until};
 use crate::fixture::sweep::find_processes;
@@ -119,8 +120,19 @@ async fn a_plugin_killed_in_the_middle_of_a_destroy_leaves_nothing(scene: &Scene
 
 /// A task that ends with 11 when told to by a file.
 pub(super) async fn obedient(scene: &Scene, plugin: &crate::host::Plugin) -> Result<Task> {
+    obedient_as(scene, plugin, |_| {}).await
+}
+
+/// As [`obedient`], with other options in its job.
+pub(super) async fn obedient_as(
+    scene: &Scene,
+    plugin: &crate::host::Plugin,
+    job: impl FnOnce(&mut Value),
+) -> Result<Task> {
     let script = "echo up; while [ ! -e /local/end ]; do sleep 0.05; done; echo down; exit 11";
-    let task = scene.run(plugin, &scene.shell(script)).await?;
+    let mut config = scene.shell(script);
+    job(&mut config);
+    let task = scene.run(plugin, &config).await?;
     task.alloc.stdout.to_contain("up\n", LIMIT).await?;
     Ok(task)
 }

@@ -1,8 +1,10 @@
 //! The options of the agent's `plugin "containerd-driver" { config { .. } }` block.
 
 mod gc;
+mod labels;
 mod limits;
 mod modes;
+mod runtime;
 mod security;
 mod volumes;
 
@@ -13,10 +15,12 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use super::hclspec::{default, object, optional, required};
-use super::{ConfigError, duration};
+use super::{ConfigError, duration, program};
 use gc::{DanglingContainers, RawGc};
+pub(crate) use labels::ExtraLabels;
 pub(crate) use limits::PluginLimits;
 pub(crate) use modes::AllowedModes;
+pub(crate) use runtime::AllowRuntimes;
 pub(crate) use security::Gates;
 pub(crate) use volumes::{Placed, Volumes};
 
@@ -46,6 +50,8 @@ pub(crate) struct PluginConfig {
     /// The init program of tasks that want one. None is one that is found.
     pub init_path: Option<PathBuf>,
     pub gates: Gates,
+    pub allow_runtimes: AllowRuntimes,
+    pub extra_labels: ExtraLabels,
 }
 
 #[derive(Deserialize)]
@@ -64,6 +70,8 @@ struct Raw {
     init_path: Option<String>,
     #[serde(flatten)]
     security: security::Raw,
+    allow_runtimes: Option<Vec<Option<String>>>,
+    extra_labels: Option<Vec<Option<String>>>,
 }
 
 impl PluginConfig {
@@ -80,6 +88,8 @@ impl PluginConfig {
             ("allowed_modes", modes::schema()),
             ("volumes", volumes::schema()),
             ("init_path", optional("init_path", "string")),
+            ("allow_runtimes", runtime::schema()),
+            ("extra_labels", optional("extra_labels", "list(string)")),
         ];
         object(own.into_iter().chain(limits::schema()).chain(security::schema()))
     }
@@ -107,6 +117,8 @@ impl PluginConfig {
             volumes,
             init_path,
             security,
+            allow_runtimes,
+            extra_labels,
         } = raw;
         let containerd_runtime =
             containerd_runtime.filter(|name| !name.is_empty()).ok_or(ConfigError::Missing {
@@ -117,7 +129,7 @@ impl PluginConfig {
         let interval = stats_interval.unwrap_or_else(|| DEFAULT_STATS_INTERVAL.to_owned());
         Ok(Some(Self {
             enabled: enabled.unwrap_or(true),
-            containerd_runtime: runtime(containerd_runtime)?,
+            containerd_runtime: super::runtime("containerd_runtime", containerd_runtime)?,
             oci_runtime: oci_runtime.filter(|name| !name.is_empty()).map(program).transpose()?,
             stats_interval: duration("stats_interval", interval)?,
             containerd_socket: absolute("containerd_socket", containerd_socket, DEFAULT_SOCKET)?,
@@ -131,27 +143,10 @@ impl PluginConfig {
                 .map(|path| absolute("init_path", Some(path), ""))
                 .transpose()?,
             gates: security.decode()?,
+            allow_runtimes: runtime::decode(allow_runtimes)?,
+            extra_labels: labels::decode(extra_labels)?,
         }))
     }
-}
-
-fn runtime(value: String) -> Result<String, ConfigError> {
-    let is_name =
-        value.split('.').count() > 1 && value.split('.').all(|part| !part.is_empty()) && !value.contains('/');
-    if is_name || value.starts_with('/') {
-        return Ok(value);
-    }
-    let why = "it must be a dotted name such as \"io.containerd.runc.v2\", or the absolute path of a shim"
-        .to_owned();
-    Err(ConfigError::Value { option: "containerd_runtime", value, why })
-}
-
-fn program(value: String) -> Result<String, ConfigError> {
-    if value.starts_with('/') || !value.contains('/') {
-        return Ok(value);
-    }
-    let why = "it must be a program's name such as \"crun\", or its absolute path".to_owned();
-    Err(ConfigError::Value { option: "oci_runtime", value, why })
 }
 
 fn absolute(option: &'static str, value: Option<String>, otherwise: &str) -> Result<PathBuf, ConfigError> {
@@ -173,7 +168,7 @@ fn state_directory(path: PathBuf) -> Result<PathBuf, ConfigError> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::config) mod tests {
     use std::collections::BTreeMap;
 
     use serde_json::{Value, json};
@@ -182,6 +177,13 @@ mod tests {
 
     fn decode(options: &Value) -> Result<Option<PluginConfig>, ConfigError> {
         PluginConfig::decode(&rmp_serde::to_vec_named(options).unwrap())
+    }
+
+    /// A plugin's configuration with these options beside the one that it needs, or in its place.
+    pub(in crate::config) fn plugin(mut options: Value) -> PluginConfig {
+        let needed = options.as_object_mut().unwrap().entry("containerd_runtime");
+        needed.or_insert(json!("io.containerd.runc.v2"));
+        decode(&options).unwrap().unwrap()
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! The options of a job's `task { driver = "containerd-driver" config { .. } }` block, a group of them a file: for each
 //! the schema, the form in which Nomad sends it, and what it is decoded into.
 
+mod labels;
 mod limits;
 mod mounts;
 mod names;
 mod namespaces;
 mod process;
+mod runtime;
 mod security;
 mod security_opt;
 mod sysctl;
@@ -15,6 +17,7 @@ use serde::Deserialize;
 
 use super::hclspec::{object, required};
 use super::{ConfigError, PluginConfig};
+pub(crate) use labels::Labels;
 pub(crate) use limits::{CpuLimits, Limits, MemoryLimits, PidsLimit, Rlimit, Swap};
 pub(crate) use mounts::{JobMount, MountSource, Mounts};
 pub(crate) use names::{Dns, Names};
@@ -34,6 +37,8 @@ pub(crate) struct TaskOptions {
     pub limits: Limits,
     pub mounts: Mounts,
     pub security: Security,
+    pub runtime: runtime::Runtime,
+    pub labels: Labels,
 }
 
 #[derive(Deserialize)]
@@ -51,6 +56,10 @@ struct Raw {
     mounts: mounts::Raw,
     #[serde(flatten)]
     security: security::Raw,
+    #[serde(flatten)]
+    runtime: runtime::Raw,
+    #[serde(flatten)]
+    labels: labels::Raw,
 }
 
 impl TaskOptions {
@@ -62,6 +71,8 @@ impl TaskOptions {
             security::schema(),
             limits::schema(),
             mounts::schema(),
+            runtime::schema(),
+            labels::schema(),
         ];
         object([("image", required("image", "string"))].into_iter().chain(groups.into_iter().flatten()))
     }
@@ -73,7 +84,7 @@ impl TaskOptions {
     pub(crate) fn decode(msgpack: &[u8]) -> Result<Self, ConfigError> {
         let raw =
             rmp_serde::from_slice(msgpack).map_err(|source| ConfigError::Malformed { of: OF, source })?;
-        let Raw { image, process, names, namespaces, security, limits, mounts } = raw;
+        let Raw { image, process, names, namespaces, security, limits, mounts, runtime, labels } = raw;
         let image = image.filter(|image| !image.is_empty()).ok_or(ConfigError::Missing {
             of: OF,
             option: "image",
@@ -82,8 +93,17 @@ impl TaskOptions {
         let (process, names, namespaces) = (process.decode()?, names.decode()?, namespaces.decode()?);
         let mounts = mounts.decode()?;
         namespaces.agree_with(&process, &names, &mounts)?;
-        let (security, limits) = (security.decode()?, limits.decode()?);
-        Ok(Self { image, process, names, namespaces, security, limits, mounts })
+        Ok(Self {
+            image,
+            process,
+            names,
+            namespaces,
+            security: security.decode()?,
+            limits: limits.decode()?,
+            mounts,
+            runtime: runtime.decode()?,
+            labels: labels.decode()?,
+        })
     }
 
     /// Holds what a job asks for against what the operator allows.
@@ -92,10 +112,21 @@ impl TaskOptions {
     /// Names the task's option and the plugin's that forbids it.
     pub(crate) fn permitted_by(&self, plugin: &PluginConfig) -> Result<(), ConfigError> {
         // Mounts are held against the operator's word where it is known whose directory they may be in.
-        let Self { image: _, process: _, names: _, namespaces, security, limits, mounts: _ } = self;
+        let Self {
+            image: _,
+            process: _,
+            names: _,
+            namespaces,
+            security,
+            limits,
+            mounts: _,
+            runtime,
+            labels: _,
+        } = self;
         namespaces.permitted_by(&plugin.allowed_modes)?;
         security.permitted_by(&plugin.gates)?;
-        limits.permitted_by(&plugin.limits)
+        limits.permitted_by(&plugin.limits)?;
+        runtime.permitted_by(plugin)
     }
 }
 

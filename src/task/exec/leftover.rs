@@ -85,7 +85,7 @@ mod tests {
     fn leftovers_are_found_by_the_shims_notes_and_by_their_pipes() {
         let state = tempfile::tempdir().unwrap();
         let bundle = Bundle::at(state.path(), "nomad", "web");
-        bundle.create().unwrap();
+        bundle.create(Path::new("/bin/shim")).unwrap();
         assert!(Leftovers::find(&bundle).execs.is_empty());
         for (name, pid) in [("exec-1-1.pid", "4711"), ("init.pid", "7"), ("exec-1-2.pid", "no number")] {
             std::fs::write(bundle.directory().join(name), pid).unwrap();

@@ -1,0 +1,158 @@
+//! What a job may say of the runtime that makes its container, and that a container of a runtime of its own is found and
+//! taken down by whoever knows nothing but its id.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use serde_json::json;
+
+use super::recover::{obedient_as, shim_pid, tell_to_end};
+use super::{cases, refused, same, until};
+use crate::scene::Scene;
+use crate::task::LIMIT;
+
+cases!["runtimes":
+    a_task_is_made_by_the_program_that_its_job_names,
+    a_task_gets_the_shim_that_its_job_names,
+    a_job_names_no_runtime_that_the_operator_does_not_list,
+    a_runtime_that_is_missing_is_said_before_anything_is_made,
+    a_task_of_another_shim_is_taken_down_by_its_id_alone,
+];
+
+/// What stands in for a real program, and writes down what it was run for.
+struct Noting {
+    program: PathBuf,
+    notes: PathBuf,
+}
+
+impl Noting {
+    fn new(scene: &Scene, name: &str, real: &str) -> Result<Self> {
+        let directory = scene.directory().join("bin");
+        fs::create_dir_all(&directory)?;
+        let noting = Self { program: directory.join(name), notes: directory.join(format!("{name}.ran")) };
+        let script = format!("#!/bin/sh\necho \" $* \" >> {}\nexec {real} \"$@\"\n", noting.notes.display());
+        fs::write(&noting.program, script)?;
+        fs::set_permissions(&noting.program, Permissions::from_mode(0o755))?;
+        Ok(noting)
+    }
+
+    fn shim(scene: &Scene) -> Result<Self> {
+        Self::new(scene, "another-shim", "/usr/bin/containerd-shim-runc-v2")
+    }
+
+    /// Whether it was run with this among its words; forgotten then.
+    fn has_run(&self, word: &str) -> bool {
+        let notes = fs::read_to_string(&self.notes).unwrap_or_default();
+        let _ = fs::remove_file(&self.notes);
+        notes.contains(&format!(" {word} "))
+    }
+
+    fn path(&self) -> String {
+        self.program.display().to_string()
+    }
+}
+
+async fn a_task_is_made_by_the_program_that_its_job_names(scene: &Scene) -> Result<()> {
+    let (operators, jobs) =
+        (Noting::new(scene, "operators", "/usr/sbin/runc")?, Noting::new(scene, "jobs", "/usr/sbin/runc")?);
+    let mut options = scene.options();
+    options["oci_runtime"] = json!(operators.path());
+    options["allow_runtimes"] = json!([jobs.path()]);
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    for (named, by_jobs) in [(jobs.path(), true), (operators.path(), false), (String::new(), false)] {
+        let mut config = scene.shell("sleep 600");
+        config["oci_runtime"] = json!(named);
+        let task = scene.run(&plugin, &config).await?;
+        same!(task.exec(&plugin, "echo here").await?, (0, "here\n".to_owned()));
+        task.end(&plugin).await?;
+        scene.nothing_left()?;
+        same!((jobs.has_run("create"), operators.has_run("create")), (by_jobs, !by_jobs));
+    }
+    plugin.shut_down().await
+}
+
+async fn a_task_gets_the_shim_that_its_job_names(scene: &Scene) -> Result<()> {
+    let shim = Noting::shim(scene)?;
+    let mut options = scene.options();
+    options["allow_runtimes"] = json!([shim.path()]);
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    scene.still_works(&plugin).await?;
+    ensure!(!shim.has_run("start"), "the task that names none got it");
+    let mut config = scene.shell("exit 5");
+    config["runtime"] = json!(shim.path());
+    let task = scene.run(&plugin, &config).await?;
+    same!(task.wait(&plugin).await?.exit_code, 5);
+    ensure!(shim.has_run("start"), "another shim was started");
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_job_names_no_runtime_that_the_operator_does_not_list(scene: &Scene) -> Result<()> {
+    let shim = Noting::shim(scene)?;
+    let path = shim.path();
+    for (listed, option, name) in [
+        (json!(null), "runtime", path.as_str()),
+        (json!(null), "oci_runtime", &path),
+        (json!(["io.containerd.runc.v2"]), "oci_runtime", "crun"),
+        (json!(["io.containerd.runc.v2"]), "runtime", "io.containerd.runc.v1"),
+    ] {
+        let mut options = scene.options();
+        options["allow_runtimes"] = listed;
+        let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+        let mut config = scene.shell("true");
+        config[option] = json!(name);
+        let task = scene.prepare(&plugin, &config).await?;
+        refused(plugin.start_task(task.config.clone()).await, &[option, name, "allow_runtimes"])?;
+        scene.nothing_left()?;
+        plugin.shut_down().await?;
+    }
+    ensure!(!shim.has_run("start"), "what was refused has run");
+    Ok(())
+}
+
+async fn a_runtime_that_is_missing_is_said_before_anything_is_made(scene: &Scene) -> Result<()> {
+    let mut options = scene.options();
+    options["allow_runtimes"] = json!(["io.containerd.nowhere.v9"]);
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let mut config = scene.shell("true");
+    config["runtime"] = json!("io.containerd.nowhere.v9");
+    let task = scene.prepare(&plugin, &config).await?;
+    refused(plugin.start_task(task.config.clone()).await, &["containerd-shim-nowhere-v9", "runtime"])?;
+    scene.nothing_left()?;
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_task_of_another_shim_is_taken_down_by_its_id_alone(scene: &Scene) -> Result<()> {
+    let shim = Noting::shim(scene)?;
+    let program = Noting::new(scene, "another-runtime", "/usr/sbin/runc")?;
+    let mut options = scene.options();
+    options["allow_runtimes"] = json!([shim.path(), program.path()]);
+    let job = |config: &mut serde_json::Value| {
+        config["runtime"] = json!(shim.path());
+        config["oci_runtime"] = json!(program.path());
+    };
+    // Recovered, it goes on as any.
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let task = obedient_as(scene, &plugin, job).await?;
+    plugin.kill().await?;
+    let mut next = scene.plugin_as(&scene.launch(), &options).await?;
+    task.recover(&next).await?;
+    tell_to_end(&task)?;
+    same!(task.wait(&next).await?.exit_code, 11);
+    task.destroy(&next).await?;
+    // With plugin and shim gone, what is left is a container in its bundle.
+    let task = obedient_as(scene, &next, job).await?;
+    next.kill().await?;
+    kill(shim_pid(scene)?, Signal::SIGKILL)?;
+    let _ = shim.has_run("start");
+    let mut last = scene.plugin().await?;
+    task.end(&last).await?;
+    ensure!(shim.has_run("delete") && program.has_run("delete"), "another clean-up was run");
+    until(LIMIT, "the container's end", || task.alloc.cgroup.pids().is_empty()).await?;
+    scene.nothing_left()?;
+    last.shut_down().await
+}

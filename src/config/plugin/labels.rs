@@ -1,0 +1,97 @@
+//! The plugin block's `extra_labels`: what of Nomad's words on a task is written on its container's record, beside the
+//! driver's own labels. The names, and the keys under which they are written, are those of Nomad's docker driver.
+
+use nomad_proto::driver as pb;
+
+use crate::config::{ConfigError, no_nulls, value};
+
+const OPTION: &str = "extra_labels";
+
+/// What of a task a label can say.
+type Say = fn(&pb::TaskConfig) -> &str;
+
+const KNOWN: [(&str, Say); 8] = [
+    ("job_name", |task| &task.job_name),
+    ("job_id", |task| &task.job_id),
+    ("parent_job_id", |task| &task.parent_job_id),
+    ("task_group_name", |task| &task.task_group_name),
+    ("task_name", |task| &task.name),
+    ("namespace", |task| &task.namespace),
+    ("node_name", |task| &task.node_name),
+    ("node_id", |task| &task.node_id),
+];
+
+/// Names of [`KNOWN`] or patterns of them, each of which fits one at least.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct ExtraLabels(Vec<String>);
+
+pub(super) fn decode(raw: Option<Vec<Option<String>>>) -> Result<ExtraLabels, ConfigError> {
+    let patterns = no_nulls(OPTION, raw)?;
+    match patterns.iter().find(|pattern| !KNOWN.iter().any(|(name, _)| fits(pattern, name))) {
+        Some(pattern) => {
+            let names = KNOWN.map(|(name, _)| name).join(", ");
+            Err(value(OPTION, pattern, format!("it fits none of {names}; a * stands for any letters")))
+        }
+        None => Ok(ExtraLabels(patterns)),
+    }
+}
+
+impl ExtraLabels {
+    /// The labels of a task that the operator wants.
+    pub(crate) fn of(&self, task: &pb::TaskConfig) -> impl Iterator<Item = (String, String)> {
+        let wanted = |name: &str| self.0.iter().any(|pattern| fits(pattern, name));
+        KNOWN
+            .into_iter()
+            .filter(move |(name, _)| wanted(name))
+            .map(|(name, say)| (format!("com.hashicorp.nomad.{name}"), say(task).to_owned()))
+            .filter(|(_, said)| !said.is_empty())
+    }
+}
+
+/// Whether a pattern, in which each `*` stands for any letters, is the whole of a name.
+fn fits(pattern: &str, name: &str) -> bool {
+    match pattern.split_once('*') {
+        None => pattern == name,
+        Some((before, after)) => name.strip_prefix(before).is_some_and(|rest| {
+            rest.char_indices().map(|(at, _)| at).chain([rest.len()]).any(|at| fits(after, &rest[at..]))
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_is_the_whole_of_a_name() {
+        for (pattern, name, wanted) in [
+            ("job_name", "job_name", true),
+            ("job", "job_name", false),
+            ("job*", "job_name", true),
+            ("*name", "job_name", true),
+            ("*job*", "parent_job_id", true),
+            ("t*_*e", "task_name", true),
+            ("*", "", true),
+            ("a*", "", false),
+        ] {
+            assert_eq!(fits(pattern, name), wanted, "{pattern} {name}");
+        }
+    }
+
+    #[test]
+    fn what_is_asked_for_is_said_and_a_word_for_nothing_is_refused() {
+        let task = pb::TaskConfig {
+            job_name: "web".to_owned(),
+            job_id: "web-1".to_owned(),
+            node_name: "n1".to_owned(),
+            ..Default::default()
+        };
+        let extra = decode(Some(vec![Some("job*".to_owned()), Some("node_id".to_owned())])).unwrap();
+        let labels: Vec<_> = extra.of(&task).collect();
+        let label = |key: &str, value: &str| (format!("com.hashicorp.nomad.{key}"), value.to_owned());
+        assert_eq!(labels, [label("job_name", "web"), label("job_id", "web-1")]);
+        let error = decode(Some(vec![Some("alloc".to_owned())])).unwrap_err().to_string();
+        assert!(error.contains("extra_labels") && error.contains("node_id"), "{error}");
+        assert!(decode(Some(vec![None])).is_err());
+    }
+}

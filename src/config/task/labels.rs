@@ -1,0 +1,75 @@
+//! What a job has written on its container's record.
+
+use std::collections::BTreeMap;
+
+use nomad_proto::hclspec::Spec;
+use serde::Deserialize;
+
+use crate::config::hclspec::block_attrs;
+use crate::config::{ConfigError, value};
+
+/// containerd's limit for a key and its value together.
+const LIMIT_BYTES: usize = 4096;
+/// Where labels mean something to containerd or to the driver: a job could keep another's data alive by one, or pass its
+/// container off as another's.
+const RESERVED: [&str; 4] = ["containerd.io/", "containerd-driver/", "nomad/", "com.hashicorp.nomad."];
+
+/// Labels by their keys, of lengths that containerd takes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Labels(pub BTreeMap<String, String>);
+
+#[derive(Deserialize)]
+pub(super) struct Raw {
+    labels: Option<BTreeMap<String, Option<String>>>,
+}
+
+pub(super) fn schema() -> Vec<(&'static str, Spec)> {
+    vec![("labels", block_attrs("labels", "string"))]
+}
+
+impl Raw {
+    pub(super) fn decode(self) -> Result<Labels, ConfigError> {
+        let labels = self.labels.unwrap_or_default().into_iter();
+        labels.map(checked).collect::<Result<_, _>>().map(Labels)
+    }
+}
+
+fn checked((key, text): (String, Option<String>)) -> Result<(String, String), ConfigError> {
+    let text = text.unwrap_or_default();
+    if key.is_empty() || text.is_empty() {
+        return Err(value("labels", key, "containerd keeps no label without a key or without a value"));
+    }
+    if let Some(prefix) = RESERVED.iter().find(|prefix| key.starts_with(**prefix)) {
+        return Err(value("labels", key, format!("keys that start with {prefix} are not a job's to set")));
+    }
+    if key.len() + text.len() > LIMIT_BYTES {
+        return Err(value(
+            "labels",
+            key,
+            format!("key and value together must not be over {LIMIT_BYTES} bytes"),
+        ));
+    }
+    Ok((key, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::config::task::tests::{decode, refusal};
+
+    #[test]
+    fn labels_are_a_jobs_own_and_of_a_length_that_containerd_takes() {
+        let labels = decode(&json!({"image": "a", "labels": {"team": "web", "b": "1"}})).unwrap().labels;
+        let pairs: Vec<_> = labels.0.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+        assert_eq!(pairs, [("b", "1"), ("team", "web")]);
+        for key in
+            ["", "containerd.io/gc.ref.snapshot.overlayfs", "nomad/alloc-id", "com.hashicorp.nomad.job_id"]
+        {
+            refusal("labels", json!({key: "x"}));
+        }
+        refusal("labels", json!({"empty": null}));
+        assert!(decode(&json!({"image": "a", "labels": {"k": "x".repeat(4095)}})).is_ok());
+        assert!(refusal("labels", json!({"k": "x".repeat(4096)})).contains("4096"));
+    }
+}

@@ -1,0 +1,112 @@
+//! What makes a task's container: its shim's runtime, and the program that the shim runs.
+
+use nomad_proto::hclspec::Spec;
+use serde::Deserialize;
+
+use crate::config::hclspec::optional;
+use crate::config::{ConfigError, PluginConfig, program, runtime};
+
+/// The options about what makes a task's container, where it is not what the operator chose.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Runtime {
+    /// As `containerd_runtime` of the plugin.
+    pub runtime: Option<String>,
+    /// As the plugin's.
+    pub oci_runtime: Option<String>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Raw {
+    runtime: Option<String>,
+    oci_runtime: Option<String>,
+}
+
+pub(super) fn schema() -> Vec<(&'static str, Spec)> {
+    vec![("runtime", optional("runtime", "string")), ("oci_runtime", optional("oci_runtime", "string"))]
+}
+
+impl Raw {
+    pub(super) fn decode(self) -> Result<Runtime, ConfigError> {
+        let Self { runtime: name, oci_runtime } = self;
+        let given = |option: Option<String>| option.filter(|name| !name.is_empty());
+        Ok(Runtime {
+            runtime: given(name).map(|name| runtime("runtime", name)).transpose()?,
+            oci_runtime: given(oci_runtime).map(program).transpose()?,
+        })
+    }
+}
+
+impl Runtime {
+    pub(super) fn permitted_by(&self, plugin: &PluginConfig) -> Result<(), ConfigError> {
+        let Self { runtime, oci_runtime } = self;
+        if let Some(name) = runtime.as_ref().filter(|name| **name != plugin.containerd_runtime) {
+            plugin.allow_runtimes.permit("runtime", name)?;
+        }
+        if let Some(name) = oci_runtime.as_ref().filter(|name| Some(*name) != plugin.oci_runtime.as_ref()) {
+            plugin.allow_runtimes.permit("oci_runtime", name)?;
+        }
+        Ok(())
+    }
+
+    /// The runtime whose shim the task gets.
+    pub(crate) fn shim<'a>(&'a self, plugin: &'a PluginConfig) -> &'a str {
+        self.runtime.as_deref().unwrap_or(&plugin.containerd_runtime)
+    }
+
+    /// The program that the shim runs; none is the shim's own choice. The operator's goes with the operator's shim: what
+    /// another shim would make of it can't be known.
+    pub(crate) fn program<'a>(&'a self, plugin: &'a PluginConfig) -> Option<&'a str> {
+        let operators =
+            plugin.oci_runtime.as_deref().filter(|_| self.shim(plugin) == plugin.containerd_runtime);
+        self.oci_runtime.as_deref().or(operators)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::config::plugin::tests::plugin;
+    use crate::config::task::tests::{decode, refusal};
+
+    #[test]
+    fn a_runtime_is_a_dotted_name_or_a_path_and_a_program_a_name_or_a_path() {
+        assert!(refusal("runtime", json!("runc")).contains("oci_runtime"));
+        refusal("runtime", json!("bin/shim"));
+        refusal("oci_runtime", json!("bin/crun"));
+    }
+
+    #[test]
+    fn a_job_gets_the_well_known_and_what_the_operator_runs_anyway() {
+        let permitted = |plugin_options: serde_json::Value, option: &str, name: &str| {
+            let options = decode(&json!({"image": "redis", option: name})).unwrap();
+            options.permitted_by(&plugin(plugin_options)).map_err(|error| error.to_string())
+        };
+        for (option, name) in
+            [("runtime", "io.containerd.runc.v2"), ("oci_runtime", "runc"), ("oci_runtime", "crun")]
+        {
+            permitted(json!({}), option, name).unwrap();
+        }
+        let error = permitted(json!({}), "oci_runtime", "/tmp/evil").unwrap_err();
+        assert!(error.contains("oci_runtime") && error.contains("allow_runtimes"), "{error}");
+        permitted(json!({}), "runtime", "/tmp/evil").unwrap_err();
+        permitted(json!({"allow_runtimes": []}), "oci_runtime", "crun").unwrap_err();
+        permitted(json!({"allow_runtimes": ["/opt/crun"]}), "oci_runtime", "/opt/crun").unwrap();
+        permitted(json!({"allow_runtimes": [], "oci_runtime": "crun"}), "oci_runtime", "crun").unwrap();
+        permitted(json!({"allow_runtimes": [], "containerd_runtime": "/opt/shim"}), "runtime", "/opt/shim")
+            .unwrap();
+    }
+
+    #[test]
+    fn the_operators_program_goes_with_the_operators_shim_only() {
+        let operators = plugin(json!({"oci_runtime": "crun"}));
+        let of = |options: serde_json::Value| {
+            let runtime = decode(&options).unwrap().runtime;
+            (runtime.shim(&operators).to_owned(), runtime.program(&operators).map(str::to_owned))
+        };
+        let own = "io.containerd.runc.v2".to_owned();
+        assert_eq!(of(json!({"image": "a"})), (own.clone(), Some("crun".to_owned())));
+        assert_eq!(of(json!({"image": "a", "oci_runtime": "runc"})), (own, Some("runc".to_owned())));
+        assert_eq!(of(json!({"image": "a", "runtime": "io.kata.v2"})), ("io.kata.v2".to_owned(), None));
+    }
+}
