@@ -15,6 +15,7 @@ mod process_stat;
 mod readable;
 mod reaper;
 mod rootfs;
+mod secret;
 mod shim;
 mod spec;
 mod task;

@@ -52,8 +52,11 @@ pub(crate) enum Problem {
     /// It is well, but not for this host or this driver.
     #[error("unsupported: {reason}")]
     Unsupported { reason: String },
-    #[error("not done within {} s", after.as_secs())]
+    #[error("not done within {} (image_pull_timeout)", humantime::format_duration(*after))]
     Deadline { after: Duration },
+    /// What the registry would be asked with can't be had.
+    #[error("there are no credentials to be had: {reason}")]
+    Credentials { reason: String, transient: bool },
 }
 
 impl Problem {
@@ -75,7 +78,7 @@ impl Problem {
 
     pub(super) fn is_transient(&self) -> bool {
         match self {
-            Self::Registry { transient, .. } => *transient,
+            Self::Registry { transient, .. } | Self::Credentials { transient, .. } => *transient,
             Self::Deadline { .. } => true,
             Self::NotInRegistry { .. }
             | Self::Denied { .. }
@@ -118,6 +121,11 @@ impl Error {
             | Self::Refused { .. }
             | Self::BadReference { .. } => false,
         }
+    }
+
+    /// Whether it might go better without credentials.
+    pub(super) fn is_about_credentials(&self) -> bool {
+        matches!(self, Self::Image { problem: Problem::Denied { .. } | Problem::Credentials { .. }, .. })
     }
 
     pub(crate) fn is_not_found(&self) -> bool {

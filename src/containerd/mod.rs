@@ -23,7 +23,7 @@ use tonic::{Request, Response, Status};
 
 pub(crate) use error::Error;
 use error::Problem;
-pub(crate) use images::{Image, PullEvent, Reference};
+pub(crate) use images::{Access, Credentials, Image, Keyring, PullEvent, Reference, is_server};
 pub(crate) use records::Record;
 
 /// What is said of an object in the daemon's database.
@@ -40,28 +40,35 @@ const MESSAGE_LIMIT_BYTES: usize = 16 * 1024 * 1024;
 #[derive(Clone)]
 pub(crate) struct Containerd {
     shared: Arc<Shared>,
+    snapshotter: Arc<str>,
 }
 
 struct Shared {
     socket: PathBuf,
     namespace: String,
-    snapshotter: String,
     channel: OnceLock<Channel>,
+    snapshotters: snapshots::Seen,
     images: images::State,
 }
 
 impl Containerd {
     /// Does no I/O: the daemon may be down, or come later.
-    pub(crate) fn new(socket: PathBuf, namespace: &str, snapshotter: &str) -> Self {
+    pub(crate) fn new(socket: PathBuf, namespace: &str, snapshotter: &str, keyring: Keyring) -> Self {
         Self {
             shared: Arc::new(Shared {
                 socket,
                 namespace: namespace.to_owned(),
-                snapshotter: snapshotter.to_owned(),
                 channel: OnceLock::new(),
-                images: images::State::default(),
+                snapshotters: snapshots::Seen::default(),
+                images: images::State::with(keyring),
             }),
+            snapshotter: snapshotter.into(),
         }
+    }
+
+    /// The same daemon and namespace, with another snapshotter.
+    pub(crate) fn with_snapshotter(&self, snapshotter: &str) -> Self {
+        Self { shared: Arc::clone(&self.shared), snapshotter: snapshotter.into() }
     }
 
     /// The daemon's version, as `1.6.20`.
@@ -80,7 +87,7 @@ impl Containerd {
     }
 
     pub(crate) fn snapshotter(&self) -> &str {
-        &self.shared.snapshotter
+        &self.snapshotter
     }
 
     /// Made at the first call, because a channel needs the runtime that it will live on.
@@ -166,13 +173,15 @@ mod tests {
 
     #[test]
     fn making_a_client_needs_no_runtime() {
-        let containerd = Containerd::new(PathBuf::from("/nowhere.sock"), "nomad", "overlayfs");
+        let containerd =
+            Containerd::new(PathBuf::from("/nowhere.sock"), "nomad", "overlayfs", Keyring::default());
         assert_eq!((containerd.namespace(), containerd.snapshotter()), ("nomad", "overlayfs"));
     }
 
     #[tokio::test]
     async fn an_absent_daemon_is_transient_and_named() {
-        let containerd = Containerd::new(PathBuf::from("/nowhere.sock"), "nomad", "overlayfs");
+        let containerd =
+            Containerd::new(PathBuf::from("/nowhere.sock"), "nomad", "overlayfs", Keyring::default());
         let error = containerd.version().await.unwrap_err();
         assert!(error.is_transient(), "{error}");
         assert!(error.to_string().contains("/nowhere.sock"), "{error}");
@@ -182,7 +191,7 @@ mod tests {
     async fn a_daemon_that_comes_later_is_found() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("late.sock");
-        let containerd = Containerd::new(socket.clone(), "nomad", "overlayfs");
+        let containerd = Containerd::new(socket.clone(), "nomad", "overlayfs", Keyring::default());
         assert!(containerd.version().await.is_err());
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
         let accepted = listener.accept();
@@ -195,7 +204,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_namespace_that_no_header_can_carry_is_refused() {
-        let containerd = Containerd::new(PathBuf::from("/nowhere.sock"), "no\nmad", "overlayfs");
+        let containerd =
+            Containerd::new(PathBuf::from("/nowhere.sock"), "no\nmad", "overlayfs", Keyring::default());
         assert!(matches!(containerd.version().await, Err(Error::Refused { .. })));
     }
 }

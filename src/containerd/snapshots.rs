@@ -2,18 +2,89 @@
 //!
 //! Source of the facts: containerd `api/services/snapshots/v1`, `metadata/snapshot.go` @ v1.6.20.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
 
+use containerd_client::services::v1::introspection_client::IntrospectionClient;
+use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::snapshots::{
     CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
 };
+use containerd_client::services::v1::{ListResourcesRequest, PluginsRequest};
 use containerd_client::types::Mount;
 use tonic::transport::Channel;
 
 use super::{Containerd, Error, QUICK};
 
+/// What the daemon's plugins for snapshots are to its introspection.
+const PLUGIN_TYPE: &str = "io.containerd.snapshotter.v1";
+/// A lease's word for a snapshot; behind it stands the snapshotter.
+const RESOURCE: &str = "snapshots/";
+
+/// The snapshotters that the daemon was seen to have. Should it lose one, its own words say so.
+#[derive(Default)]
+pub(super) struct Seen {
+    names: Mutex<HashSet<String>>,
+}
+
 impl Containerd {
+    /// That the daemon has our snapshotter, and that it works. Asked once.
+    ///
+    /// # Errors
+    /// Names it, and those that there are.
+    pub(crate) async fn check_snapshotter(&self) -> Result<(), Error> {
+        let wanted = self.snapshotter();
+        let seen = &self.shared.snapshotters.names;
+        if seen.lock().unwrap_or_else(PoisonError::into_inner).contains(wanted) {
+            return Ok(());
+        }
+        let doing = format!("use snapshotter {wanted}");
+        let request = self.request(PluginsRequest { filters: vec![format!("type=={PLUGIN_TYPE}")] })?;
+        let mut client = IntrospectionClient::new(self.channel());
+        let plugins = self.call(&doing, QUICK, client.plugins(request)).await?.plugins;
+        let works = plugins.into_iter().filter(|plugin| plugin.init_err.is_none());
+        let mut there: Vec<_> = works.map(|plugin| plugin.id).collect();
+        if there.iter().any(|name| name == wanted) {
+            seen.lock().unwrap_or_else(PoisonError::into_inner).insert(wanted.to_owned());
+            return Ok(());
+        }
+        there.sort_unstable();
+        let reason = format!(
+            "containerd has none of that name that works; the option snapshotter can be {}",
+            there.join(", ")
+        );
+        Err(Error::Refused { doing, reason })
+    }
+
+    /// Removes the snapshot of a task from the snapshotter that made it, of which the lease of the same id tells. Gone
+    /// already is success.
+    ///
+    /// # Errors
+    /// Names the key; one that is still mounted may be refused by its snapshotter.
+    pub(crate) async fn remove_snapshot_of(&self, id: &str) -> Result<(), Error> {
+        let request = self.request(ListResourcesRequest { id: id.to_owned() })?;
+        let doing = format!("ask what lease {id} keeps");
+        let mut leases = LeasesClient::new(self.channel());
+        let kept = match self.call(&doing, QUICK, leases.list_resources(request)).await {
+            Ok(answer) => answer.resources,
+            // Somebody took the lease away. What nothing refers to is collected as garbage; ours goes at once.
+            Err(error) if error.is_not_found() => {
+                return if self.check_snapshotter().await.is_ok() {
+                    self.remove_snapshot(id).await
+                } else {
+                    Ok(())
+                };
+            }
+            Err(error) => return Err(error),
+        };
+        let snapshots = kept.iter().filter(|resource| resource.id == id);
+        for snapshotter in snapshots.filter_map(|resource| resource.r#type.strip_prefix(RESOURCE)) {
+            self.with_snapshotter(snapshotter).remove_snapshot(id).await?;
+        }
+        Ok(())
+    }
+
     /// Makes the writable snapshot of a task on top of an image, kept by the lease.
     ///
     /// # Errors
@@ -31,7 +102,7 @@ impl Containerd {
     ///
     /// # Errors
     /// Names the key; one that is still mounted may be refused by its snapshotter.
-    pub(crate) async fn remove_snapshot(&self, key: &str) -> Result<(), Error> {
+    pub(super) async fn remove_snapshot(&self, key: &str) -> Result<(), Error> {
         let request = self.request(RemoveSnapshotRequest {
             snapshotter: self.snapshotter().to_owned(),
             key: key.to_owned(),

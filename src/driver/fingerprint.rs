@@ -68,6 +68,9 @@ async fn look(settings: Option<&Settings>) -> FingerprintResponse {
         Ok(version) => facts.containerd = version,
         Err(error) => return answer(HealthState::Unhealthy, &error.to_string(), facts),
     }
+    if let Err(error) = settings.containerd.check_snapshotter().await {
+        return answer(HealthState::Unhealthy, &error.to_string(), facts);
+    }
     answer(HealthState::Healthy, "Healthy", facts)
 }
 

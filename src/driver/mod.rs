@@ -82,7 +82,9 @@ impl pb::driver_server::Driver for Driver {
     }
 
     async fn capabilities(&self, _: Request<pb::CapabilitiesRequest>) -> Answer<pb::CapabilitiesResponse> {
-        Ok(Response::new(pb::CapabilitiesResponse { capabilities: Some(reply::capabilities()) }))
+        // The agent asks launches that it has not configured, too.
+        let disable = self.base.settings().is_ok_and(|settings| settings.config.disable_log_collection);
+        Ok(Response::new(pb::CapabilitiesResponse { capabilities: Some(reply::capabilities(disable)) }))
     }
 
     async fn fingerprint(&self, _: Request<pb::FingerprintRequest>) -> Answer<Self::FingerprintStream> {

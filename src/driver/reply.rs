@@ -59,7 +59,7 @@ pub(super) fn missing(what: &str) -> Status {
     Status::invalid_argument(format!("the request has no {what}"))
 }
 
-pub(super) fn capabilities() -> pb::DriverCapabilities {
+pub(super) fn capabilities(disable_log_collection: bool) -> pb::DriverCapabilities {
     use pb::network_isolation_spec::NetworkIsolationMode as Network;
     pb::DriverCapabilities {
         send_signals: true,
@@ -73,7 +73,7 @@ pub(super) fn capabilities() -> pb::DriverCapabilities {
         ],
         must_create_network: false,
         mount_configs: pb::driver_capabilities::MountConfigs::UnknownMounts.into(),
-        disable_log_collection: false,
+        disable_log_collection,
         dynamic_workload_users: false,
     }
 }

@@ -32,8 +32,8 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 
 use crate::cgroup::Cgroup;
-use crate::config::{PluginConfig, TaskOptions};
-use crate::containerd::Containerd;
+use crate::config::{Auth, Inline, PluginConfig, TaskOptions};
+use crate::containerd::{Containerd, Credentials, Keyring};
 use crate::error::{Error, Result};
 use crate::init::ProcessId;
 use crate::shim::{self, Connection, LogPaths, Shim};
@@ -45,7 +45,6 @@ pub(crate) use stats::{Load, Reading};
 
 /// The namespace in containerd of all that is ours. `ctr -n nomad` shows it.
 const NAMESPACE: &str = "nomad";
-const SNAPSHOTTER: &str = "overlayfs";
 
 /// The plugin's configuration, and what follows from it.
 pub(crate) struct Settings {
@@ -58,7 +57,8 @@ pub(crate) struct Settings {
 impl Settings {
     /// Reaches for nothing.
     pub(crate) fn new(config: PluginConfig, mhz_per_core: f64) -> Self {
-        let containerd = Containerd::new(config.containerd_socket.clone(), NAMESPACE, SNAPSHOTTER);
+        let socket = config.containerd_socket.clone();
+        let containerd = Containerd::new(socket, NAMESPACE, &config.snapshotter, keyring(&config.auth));
         Self { config, containerd, mhz_per_core }
     }
 
@@ -80,8 +80,18 @@ impl Settings {
         options: &TaskOptions,
     ) -> std::result::Result<Place, shim::Error> {
         let shim = shim::find_shim(options.runtime.shim(&self.config))?;
-        Ok(Place::of(self, container_id, shim))
+        let mut place = Place::of(self, container_id, shim);
+        place.containerd = self.containerd.with_snapshotter(options.runtime.snapshotter(&self.config));
+        Ok(place)
     }
+}
+
+fn keyring(auth: &Auth) -> Keyring {
+    let Auth { inline, config, helper } = auth.clone();
+    let inline = inline.map(|Inline { username, password, server_address }| {
+        (server_address, Credentials { username, password })
+    });
+    Keyring { inline, config, helper }
 }
 
 /// How a task ended.

@@ -20,8 +20,8 @@ use super::supervisor::{self, Watch};
 use super::wanted::Wanted;
 use super::{Identity, Reservation, Saved, Settings, Started, Task, Tasks, stats};
 use crate::cgroup::Cgroup;
-use crate::config::{Labels, Sharing};
-use crate::containerd::{Image, Record, Reference};
+use crate::config::{Labels, Pull, Sharing, TaskAuth as Auth};
+use crate::containerd::{Access, Credentials, Image, Record, Reference, is_server};
 use crate::error::{Error, Result};
 use crate::init::{Init, ProcessId};
 use crate::shim::{Connection, LogPaths, Shim};
@@ -30,6 +30,7 @@ use crate::{cgroup, rootfs};
 
 /// The label by which containers and leases of this plugin are told from others' in the same namespace.
 pub(super) const OWNER_LABEL: &str = "containerd-driver/state-dir";
+const NOWHERE: &str = "/dev/null";
 /// The label that Nomad's docker driver always sets, for tools that look for it.
 const DOCKERS_ALLOC_LABEL: &str = "com.hashicorp.nomad.alloc_id";
 
@@ -124,15 +125,15 @@ impl Start<'_> {
     /// that is dropped may still be carried out, after its undoing.
     async fn steps(&self, asker: &mut Asker) -> Result<Task> {
         let reference = self.wanted.options.image.parse::<Reference>()?;
-        let logs =
-            LogPaths { stdout: (&self.config.stdout_path).into(), stderr: (&self.config.stderr_path).into() };
+        let access = self.access(&reference)?;
+        let logs = self.logs();
         let held = logs.hold_open()?;
         if self.place.bundle.exists() {
             // Of a start that the plugin did not survive.
             Place::by_id(self.settings, &self.place.id).tear_down().await?;
         }
         let image = tokio::select! {
-            image = self.image(&reference) => image?,
+            image = self.image(&reference, access) => image?,
             error = asker.called_off() => return Err(error),
         };
         self.place.bundle.create(&self.place.launcher.binary)?;
@@ -147,10 +148,42 @@ impl Start<'_> {
         }
     }
 
-    async fn image(&self, reference: &Reference) -> Result<Image> {
+    /// Nomad names pipes also where it was told that nobody will read them, and makes none.
+    fn logs(&self) -> LogPaths {
+        let pb::TaskConfig { stdout_path, stderr_path, .. } = self.config;
+        match self.settings.config.disable_log_collection {
+            true => LogPaths { stdout: NOWHERE.into(), stderr: NOWHERE.into() },
+            false => LogPaths { stdout: stdout_path.into(), stderr: stderr_path.into() },
+        }
+    }
+
+    /// On what terms the image is pulled. A password goes to no other registry than the one that it is said to be for.
+    fn access(&self, reference: &Reference) -> Result<Access> {
+        let Pull { timeout, auth, auth_soft_fail: soft_fail } = self.wanted.options.pull.clone();
+        let mut access = Access { timeout, credentials: None, soft_fail };
+        let Some(Auth { username, password, server_address }) = auth else { return Ok(access) };
+        match server_address.filter(|address| !is_server(address, reference.host())) {
+            None => access.credentials = Some(Credentials { username, password }),
+            Some(address) => {
+                let error = format!(
+                    "the option auth.server_address is {address:?}, and the image's registry is {:?}: the credentials \
+                     are for another one",
+                    reference.host()
+                );
+                if !soft_fail {
+                    return Err(Error::Invalid(error));
+                }
+                tracing::warn!(task = self.config.id, "{error}; going without (auth_soft_fail)");
+            }
+        }
+        Ok(access)
+    }
+
+    async fn image(&self, reference: &Reference, access: Access) -> Result<Image> {
         let teller = self.teller();
         let name = reference.to_string();
-        Ok(self.settings.containerd.image(reference, move |event| teller.pull(&name, event)).await?)
+        let tell = move |event| teller.pull(&name, event);
+        Ok(self.place.containerd.image(reference, access, tell).await?)
     }
 
     async fn launch(&self) -> Result<(Connection, Shim)> {

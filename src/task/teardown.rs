@@ -92,7 +92,7 @@ impl Place {
             self.bundle.forget_processes()?;
         }
         self.containerd.delete_record(&self.id).await?;
-        self.containerd.remove_snapshot(&self.id).await?;
+        self.containerd.remove_snapshot_of(&self.id).await?;
         self.containerd.delete_lease(&self.id).await?;
         Ok(self.bundle.remove()?)
     }

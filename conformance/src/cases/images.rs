@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::{cases, same};
+use super::{cases, is_recoverable, refused, same};
 use crate::config;
 use crate::fixture::Form;
 use crate::scene::Scene;
@@ -14,6 +14,7 @@ cases!["images":
     an_image_that_is_there_is_not_asked_for_again,
     several_starts_of_a_new_image_fetch_it_together,
     an_image_that_was_removed_is_fetched_again,
+    a_pull_that_takes_too_long_is_given_up_by_those_who_said_so,
 ];
 
 async fn every_form_of_an_image_is_unpacked_with_its_whiteouts(scene: &Scene) -> Result<()> {
@@ -83,5 +84,28 @@ async fn an_image_that_was_removed_is_fetched_again(scene: &Scene) -> Result<()>
     // Another client of containerd takes the image and all that hangs on it away.
     containerd.ctr(&["images", "delete", "--sync", &scene.image("thinned:v1")])?;
     run().await?;
+    plugin.shut_down().await
+}
+
+async fn a_pull_that_takes_too_long_is_given_up_by_those_who_said_so(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let registry = scene.world().registry();
+    scene.world().catalog().large(1)?.push(registry, "slow", "v1", Form::Oci)?;
+    let job = |timeout: &str| {
+        config! { image = scene.image("slow:v1"), command = "true", image_pull_timeout = timeout }
+    };
+    registry.pause()?;
+    let hasty = scene.prepare(&plugin, &job("1s")).await?;
+    let patient = scene.prepare(&plugin, &job("5m")).await?;
+    let gives_up = async {
+        let words = ["slow:v1", "image_pull_timeout", "1s"];
+        let status = refused(plugin.start_task(hasty.config.clone()).await, &words)?;
+        ensure!(is_recoverable(&status)?, "it is not to be tried again: {status:?}");
+        registry.resume()
+    };
+    let (given_up, started) = tokio::join!(gives_up, plugin.start_task(patient.config.clone()));
+    given_up?;
+    started?;
+    patient.end(&plugin).await?;
     plugin.shut_down().await
 }

@@ -18,6 +18,7 @@ cases!["logs":
     a_log_path_that_is_a_file_is_refused,
     a_log_path_that_is_not_there_is_refused,
     logs_that_are_disabled_go_nowhere,
+    an_operator_who_collects_no_logs_gets_none_and_needs_no_pipes,
 ];
 
 const MEGABYTE: usize = 1024 * 1024;
@@ -168,4 +169,31 @@ async fn logs_that_are_disabled_go_nowhere(scene: &Scene) -> Result<()> {
     same!(task.wait(&plugin).await?.exit_code, 4);
     task.destroy(&plugin).await?;
     plugin.shut_down().await
+}
+
+async fn an_operator_who_collects_no_logs_gets_none_and_needs_no_pipes(scene: &Scene) -> Result<()> {
+    for disabled in [false, true] {
+        let mut options = scene.options();
+        options["disable_log_collection"] = serde_json::json!(disabled);
+        let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+        let capabilities = plugin.capabilities().await?;
+        same!(capabilities.disable_log_collection, disabled);
+        let task = scene.prepare_unread(&plugin, &scene.shell("echo over; echo over >&2; exit 4")).await?;
+        // The agent runs no collector then, and it is that which makes the pipes.
+        let paths = ["stdout", "stderr"].map(|stream| task.alloc.log_path(stream));
+        for path in &paths {
+            std::fs::remove_file(path)?;
+        }
+        let mut task = task;
+        if disabled {
+            task.start(&plugin).await?;
+            same!(task.wait(&plugin).await?.exit_code, 4);
+            task.destroy(&plugin).await?;
+        } else {
+            refused(plugin.start_task(task.config.clone()).await, &[&paths[0].display().to_string()])?;
+        }
+        ensure!(!paths.iter().any(|path| path.exists()), "a file was made in the pipes' place");
+        plugin.shut_down().await?;
+    }
+    Ok(())
 }

@@ -6,6 +6,7 @@ mod bad_input;
 mod capabilities;
 mod coexistence;
 mod containerd_down;
+mod credentials;
 mod ends;
 mod events;
 mod exec;
@@ -36,6 +37,7 @@ mod script_check;
 mod seccomp;
 mod security;
 mod shim_failures;
+mod snapshotters;
 mod soak;
 mod start_failures;
 mod stats;
@@ -108,6 +110,8 @@ pub fn all() -> Vec<Case> {
         labels::cases(),
         logs::cases(),
         runtimes::cases(),
+        snapshotters::cases(),
+        credentials::cases(),
         modes::cases(),
         mounts::cases(),
         paths::cases(),

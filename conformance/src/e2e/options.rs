@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 
 use super::stage::Stage;
+use crate::fixture::locked;
 
 const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../hack/options");
 const SUFFIX: &str = ".nomad.hcl";
@@ -47,6 +48,17 @@ pub fn play(stage: &mut Stage, name: &str, file: &Path) -> Result<()> {
         fs::write(directory.join("greeting"), GREETING)?;
         fs::write(directory.join("seccomp.json"), SECCOMP)?;
         variables.push(("directory", &shown));
+    }
+    let locked = stage.world.directory().join("locked");
+    // Held until the job has ended.
+    let (private, _registry) = if hcl.contains("variable \"private_image\"") {
+        let registry = locked::registry(&locked, stage.world.catalog())?;
+        (format!("{}/busybox:latest", registry.address()), Some(registry))
+    } else {
+        (String::new(), None)
+    };
+    if !private.is_empty() {
+        variables = vec![("private_image", private.as_str()), ("password", locked::PASSWORD)];
     }
     let played = ends_well(stage, name, &hcl, &variables);
     let _ = fs::remove_dir_all(&directory);

@@ -1,5 +1,6 @@
 //! The options of the agent's `plugin "containerd-driver" { config { .. } }` block.
 
+mod auth;
 mod gc;
 mod labels;
 mod limits;
@@ -16,6 +17,7 @@ use serde::Deserialize;
 
 use super::hclspec::{default, object, optional, required};
 use super::{ConfigError, duration, program};
+pub(crate) use auth::{Auth, Inline};
 use gc::{DanglingContainers, RawGc};
 pub(crate) use labels::ExtraLabels;
 pub(crate) use limits::PluginLimits;
@@ -27,6 +29,7 @@ pub(crate) use volumes::{Placed, Volumes};
 const OF: &str = "plugin configuration";
 const DEFAULT_SOCKET: &str = "/run/containerd/containerd.sock";
 const DEFAULT_STATE_DIR: &str = "/run/containerd-driver";
+const DEFAULT_SNAPSHOTTER: &str = "overlayfs";
 const DEFAULT_STATS_INTERVAL: &str = "1s";
 /// A shim's bundle, and the sockets and pipes in it, lie under the state directory; the kernel's limit for the path of
 /// a mount's options and of a socket leaves this much.
@@ -52,6 +55,10 @@ pub(crate) struct PluginConfig {
     pub gates: Gates,
     pub allow_runtimes: AllowRuntimes,
     pub extra_labels: ExtraLabels,
+    pub snapshotter: String,
+    pub auth: Auth,
+    /// A task's output goes nowhere.
+    pub disable_log_collection: bool,
 }
 
 #[derive(Deserialize)]
@@ -72,6 +79,9 @@ struct Raw {
     security: security::Raw,
     allow_runtimes: Option<Vec<Option<String>>>,
     extra_labels: Option<Vec<Option<String>>>,
+    snapshotter: Option<String>,
+    auth: Option<auth::Raw>,
+    disable_log_collection: Option<bool>,
 }
 
 impl PluginConfig {
@@ -90,6 +100,9 @@ impl PluginConfig {
             ("init_path", optional("init_path", "string")),
             ("allow_runtimes", runtime::schema()),
             ("extra_labels", optional("extra_labels", "list(string)")),
+            ("snapshotter", default("snapshotter", "string", &quoted(DEFAULT_SNAPSHOTTER))),
+            ("auth", auth::schema()),
+            ("disable_log_collection", default("disable_log_collection", "bool", "false")),
         ];
         object(own.into_iter().chain(limits::schema()).chain(security::schema()))
     }
@@ -119,6 +132,9 @@ impl PluginConfig {
             security,
             allow_runtimes,
             extra_labels,
+            snapshotter,
+            auth,
+            disable_log_collection,
         } = raw;
         let containerd_runtime =
             containerd_runtime.filter(|name| !name.is_empty()).ok_or(ConfigError::Missing {
@@ -145,6 +161,11 @@ impl PluginConfig {
             gates: security.decode()?,
             allow_runtimes: runtime::decode(allow_runtimes)?,
             extra_labels: labels::decode(extra_labels)?,
+            snapshotter: snapshotter
+                .filter(|name| !name.is_empty())
+                .unwrap_or_else(|| DEFAULT_SNAPSHOTTER.to_owned()),
+            auth: auth.unwrap_or_default().decode()?,
+            disable_log_collection: disable_log_collection.unwrap_or(false),
         }))
     }
 }
@@ -175,7 +196,7 @@ pub(in crate::config) mod tests {
 
     use super::*;
 
-    fn decode(options: &Value) -> Result<Option<PluginConfig>, ConfigError> {
+    pub(in crate::config) fn decode(options: &Value) -> Result<Option<PluginConfig>, ConfigError> {
         PluginConfig::decode(&rmp_serde::to_vec_named(options).unwrap())
     }
 

@@ -7,6 +7,7 @@ mod mounts;
 mod names;
 mod namespaces;
 mod process;
+mod pull;
 mod runtime;
 mod security;
 mod security_opt;
@@ -23,6 +24,7 @@ pub(crate) use mounts::{JobMount, MountSource, Mounts};
 pub(crate) use names::{Dns, Names};
 pub(crate) use namespaces::{Namespaces, Network, Sharing};
 pub(crate) use process::Process;
+pub(crate) use pull::{Auth as TaskAuth, Pull};
 pub(crate) use security::{SeccompProfile, Security};
 
 const OF: &str = "task configuration";
@@ -38,6 +40,7 @@ pub(crate) struct TaskOptions {
     pub mounts: Mounts,
     pub security: Security,
     pub runtime: runtime::Runtime,
+    pub pull: Pull,
     pub labels: Labels,
 }
 
@@ -59,6 +62,8 @@ struct Raw {
     #[serde(flatten)]
     runtime: runtime::Raw,
     #[serde(flatten)]
+    pull: pull::Raw,
+    #[serde(flatten)]
     labels: labels::Raw,
 }
 
@@ -72,6 +77,7 @@ impl TaskOptions {
             limits::schema(),
             mounts::schema(),
             runtime::schema(),
+            pull::schema(),
             labels::schema(),
         ];
         object([("image", required("image", "string"))].into_iter().chain(groups.into_iter().flatten()))
@@ -84,7 +90,7 @@ impl TaskOptions {
     pub(crate) fn decode(msgpack: &[u8]) -> Result<Self, ConfigError> {
         let raw =
             rmp_serde::from_slice(msgpack).map_err(|source| ConfigError::Malformed { of: OF, source })?;
-        let Raw { image, process, names, namespaces, security, limits, mounts, runtime, labels } = raw;
+        let Raw { image, process, names, namespaces, security, limits, mounts, runtime, pull, labels } = raw;
         let image = image.filter(|image| !image.is_empty()).ok_or(ConfigError::Missing {
             of: OF,
             option: "image",
@@ -102,6 +108,7 @@ impl TaskOptions {
             limits: limits.decode()?,
             mounts,
             runtime: runtime.decode()?,
+            pull: pull.decode()?,
             labels: labels.decode()?,
         })
     }
@@ -121,6 +128,7 @@ impl TaskOptions {
             limits,
             mounts: _,
             runtime,
+            pull: _,
             labels: _,
         } = self;
         namespaces.permitted_by(&plugin.allowed_modes)?;

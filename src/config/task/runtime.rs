@@ -1,4 +1,4 @@
-//! What makes a task's container: its shim's runtime, and the program that the shim runs.
+//! What makes a task's container: its shim's runtime, the program that the shim runs, and the snapshotter of its files.
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
@@ -13,32 +13,36 @@ pub(crate) struct Runtime {
     pub runtime: Option<String>,
     /// As the plugin's.
     pub oci_runtime: Option<String>,
+    /// As the plugin's.
+    pub snapshotter: Option<String>,
 }
 
 #[derive(Deserialize)]
 pub(super) struct Raw {
     runtime: Option<String>,
     oci_runtime: Option<String>,
+    snapshotter: Option<String>,
 }
 
 pub(super) fn schema() -> Vec<(&'static str, Spec)> {
-    vec![("runtime", optional("runtime", "string")), ("oci_runtime", optional("oci_runtime", "string"))]
+    ["runtime", "oci_runtime", "snapshotter"].map(|name| (name, optional(name, "string"))).into()
 }
 
 impl Raw {
     pub(super) fn decode(self) -> Result<Runtime, ConfigError> {
-        let Self { runtime: name, oci_runtime } = self;
+        let Self { runtime: name, oci_runtime, snapshotter } = self;
         let given = |option: Option<String>| option.filter(|name| !name.is_empty());
         Ok(Runtime {
             runtime: given(name).map(|name| runtime("runtime", name)).transpose()?,
             oci_runtime: given(oci_runtime).map(program).transpose()?,
+            snapshotter: given(snapshotter),
         })
     }
 }
 
 impl Runtime {
     pub(super) fn permitted_by(&self, plugin: &PluginConfig) -> Result<(), ConfigError> {
-        let Self { runtime, oci_runtime } = self;
+        let Self { runtime, oci_runtime, snapshotter: _ } = self;
         if let Some(name) = runtime.as_ref().filter(|name| **name != plugin.containerd_runtime) {
             plugin.allow_runtimes.permit("runtime", name)?;
         }
@@ -51,6 +55,11 @@ impl Runtime {
     /// The runtime whose shim the task gets.
     pub(crate) fn shim<'a>(&'a self, plugin: &'a PluginConfig) -> &'a str {
         self.runtime.as_deref().unwrap_or(&plugin.containerd_runtime)
+    }
+
+    /// What makes the task's file system out of its image.
+    pub(crate) fn snapshotter<'a>(&'a self, plugin: &'a PluginConfig) -> &'a str {
+        self.snapshotter.as_deref().unwrap_or(&plugin.snapshotter)
     }
 
     /// The program that the shim runs; none is the shim's own choice. The operator's goes with the operator's shim: what

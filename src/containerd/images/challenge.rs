@@ -11,6 +11,22 @@ pub(super) struct Challenge {
     pub scope: Option<String>,
 }
 
+/// Whether a header asks for a user's name and password.
+pub(super) fn is_basic(header: &str) -> bool {
+    let mut rest = header;
+    while !rest.is_empty() {
+        let (scheme, after) = token(rest.trim_start_matches([' ', ',']));
+        if scheme.is_empty() {
+            return false;
+        }
+        if scheme.eq_ignore_ascii_case("basic") {
+            return true;
+        }
+        rest = parameters(after).1;
+    }
+    false
+}
+
 /// The first Bearer challenge of a header, which may hold several of several schemes.
 pub(super) fn bearer(header: &str) -> Option<Challenge> {
     let mut rest = header;
@@ -100,6 +116,16 @@ mod tests {
             challenge("https://a", None, None)
         );
         assert_eq!(bearer(r#"Bearer realm="a\"b",service="#), challenge("a\"b", Some(""), None));
+    }
+
+    #[test]
+    fn a_header_that_asks_for_a_password_is_told() {
+        for header in ["Basic", r#"Basic realm="b""#, r#"Bearer realm="Basic", basic realm="b""#] {
+            assert!(is_basic(header), "{header}");
+        }
+        for header in ["", r#"Bearer realm="https://a/basic""#, "Negotiate", "\"", ",,"] {
+            assert!(!is_basic(header), "{header}");
+        }
     }
 
     #[test]

@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
+use tokio::sync::watch;
+use tokio::time::Instant;
 
-use super::super::Error;
+use super::super::{Error, Problem};
 use super::Image;
+use super::keyring::Credentials;
 
 /// What a caller may want to tell while it waits. Nothing is told of an image that needs no pull.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,9 +24,18 @@ pub(crate) enum PullEvent {
 pub(super) type Observer = Arc<dyn Fn(PullEvent) + Send + Sync>;
 type Outcome = Result<Image, Error>;
 
+/// What callers have to want alike to share a flight. What one is denied with another's password is never its own.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Errand {
+    pub name: String,
+    pub snapshotter: String,
+    pub credentials: Option<Credentials>,
+    pub soft_fail: bool,
+}
+
 #[derive(Default)]
 pub(super) struct Flights {
-    running: Arc<Mutex<HashMap<String, Flight>>>,
+    running: Arc<Mutex<HashMap<Errand, Flight>>>,
 }
 
 #[derive(Clone)]
@@ -33,35 +45,51 @@ struct Flight {
 }
 
 impl Flights {
-    /// Waits for the flight of that name; starts it unless it is under way.
+    /// Waits for the flight on that errand, as long as the caller has patience; starts it unless it is under way.
     pub(super) async fn join<F>(
         &self,
-        name: &str,
+        errand: Errand,
+        patience: Duration,
         observer: Observer,
-        start: impl FnOnce(Arc<Audience>) -> F,
+        start: impl FnOnce(Errand, Arc<Audience>) -> F,
     ) -> Outcome
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
-        let flight =
-            lock(&self.running).entry(name.to_owned()).or_insert_with(|| self.take_off(name, start)).clone();
-        flight.audience.add(&observer);
-        flight.outcome.await
+        let name = errand.name.clone();
+        let until = Instant::now() + patience;
+        let flight = {
+            let mut running = lock(&self.running);
+            let entry = running.entry(errand.clone());
+            entry.or_insert_with(|| self.take_off(errand, until, start)).clone()
+        };
+        flight.audience.add(&observer, until);
+        match tokio::time::timeout_at(until, flight.outcome).await {
+            Ok(Err(Error::Image { problem: Problem::Deadline { .. }, .. })) | Err(_) => {
+                Err(Problem::Deadline { after: patience }.during(format!("pull {name}")))
+            }
+            Ok(outcome) => outcome,
+        }
     }
 
     /// In a task of its own, so that no caller's end is its end.
-    fn take_off<F>(&self, name: &str, start: impl FnOnce(Arc<Audience>) -> F) -> Flight
+    fn take_off<F>(
+        &self,
+        errand: Errand,
+        until: Instant,
+        start: impl FnOnce(Errand, Arc<Audience>) -> F,
+    ) -> Flight
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
-        let audience = Arc::new(Audience::default());
-        let landing = Landing { running: Arc::clone(&self.running), name: name.to_owned() };
-        let work = start(Arc::clone(&audience));
+        let audience = Arc::new(Audience::until(until));
+        let doing = format!("pull {}", errand.name);
+        let landing = Landing { running: Arc::clone(&self.running), errand: errand.clone() };
+        let work = start(errand, Arc::clone(&audience));
         let task = tokio::spawn(async move {
             let _landing = landing;
             work.await
         });
-        let doing = format!("pull {name}");
         let outcome = task.map(|ended| {
             ended.unwrap_or_else(|error| {
                 Err(Error::Refused { doing, reason: format!("it broke off: {error}") })
@@ -73,22 +101,23 @@ impl Flights {
 
 /// Takes the flight off the board however it ends.
 struct Landing {
-    running: Arc<Mutex<HashMap<String, Flight>>>,
-    name: String,
+    running: Arc<Mutex<HashMap<Errand, Flight>>>,
+    errand: Errand,
 }
 
 impl Drop for Landing {
     fn drop(&mut self) {
-        let flight = lock(&self.running).remove(&self.name);
+        let flight = lock(&self.running).remove(&self.errand);
         // Dropped only now: what it holds is other people's, and may be slow to let go.
         drop(flight);
     }
 }
 
 /// The observers of one flight. Each hears `Started` once, also if it comes late.
-#[derive(Default)]
 pub(super) struct Audience {
     seats: Mutex<Seats>,
+    /// When the most patient of them will have gone.
+    until: watch::Sender<Instant>,
 }
 
 #[derive(Default)]
@@ -98,7 +127,16 @@ struct Seats {
 }
 
 impl Audience {
-    fn add(&self, observer: &Observer) {
+    fn until(until: Instant) -> Self {
+        Self { seats: Mutex::default(), until: watch::Sender::new(until) }
+    }
+
+    fn add(&self, observer: &Observer, until: Instant) {
+        self.until.send_if_modified(|latest| {
+            let is_later = until > *latest;
+            *latest = until.max(*latest);
+            is_later
+        });
         let has_started = {
             let mut seats = lock(&self.seats);
             seats.observers.push(Arc::clone(observer));
@@ -106,6 +144,18 @@ impl Audience {
         };
         if has_started {
             observer(PullEvent::Started);
+        }
+    }
+
+    /// Resolves once nobody waits any more.
+    pub(super) async fn patience_ends(&self) {
+        let mut until = self.until.subscribe();
+        loop {
+            let latest = *until.borrow_and_update();
+            tokio::select! {
+                () = tokio::time::sleep_until(latest) => return,
+                Ok(()) = until.changed() => {}
+            }
         }
     }
 
@@ -156,12 +206,18 @@ mod tests {
         (heard, Arc::new(observer))
     }
 
+    const LONG: Duration = Duration::from_secs(600);
+
+    fn errand() -> Errand {
+        Errand { name: "a".to_owned(), snapshotter: String::new(), credentials: None, soft_fail: false }
+    }
+
     #[tokio::test]
     async fn callers_share_one_flight_and_a_dropped_one_harms_nobody() {
         let flights = Flights::default();
         let starts = Arc::new(AtomicUsize::new(0));
         let go = Arc::new(Notify::new());
-        let start = |audience: Arc<Audience>| {
+        let start = |_: Errand, audience: Arc<Audience>| {
             starts.fetch_add(1, Ordering::SeqCst);
             let go = Arc::clone(&go);
             async move {
@@ -172,10 +228,10 @@ mod tests {
             }
         };
         let (heard, observer) = counter();
-        let mut first = Box::pin(flights.join("a", Arc::clone(&observer), start));
+        let mut first = Box::pin(flights.join(errand(), LONG, Arc::clone(&observer), start));
         assert!(futures::poll!(first.as_mut()).is_pending());
         tokio::task::yield_now().await;
-        let second = flights.join("a", observer, start);
+        let second = flights.join(errand(), LONG, observer, start);
         drop(first);
         go.notify_one();
         assert_eq!(second.await.unwrap().name, "a");
@@ -188,9 +244,62 @@ mod tests {
     async fn a_flight_that_panics_is_an_error_and_makes_room() {
         let flights = Flights::default();
         let (_, observer) = counter();
-        let crash = |_| async { panic!("on purpose") };
-        let error = flights.join("a", Arc::clone(&observer), crash).await.unwrap_err();
+        let crash = |_, _| async { panic!("on purpose") };
+        let error = flights.join(errand(), LONG, Arc::clone(&observer), crash).await.unwrap_err();
         assert!(error.to_string().starts_with("pull a: "), "{error}");
-        flights.join("a", observer, |_| async { Ok(image()) }).await.unwrap();
+        flights.join(errand(), LONG, observer, |_, _| async { Ok(image()) }).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_that_waits_no_longer_harms_nobody_who_does() {
+        let flights = Flights::default();
+        let (_, observer) = counter();
+        let go = Arc::new(Notify::new());
+        let start = |_: Errand, audience: Arc<Audience>| {
+            let go = Arc::clone(&go);
+            async move {
+                tokio::select! {
+                    () = go.notified() => Ok(image()),
+                    () = audience.patience_ends() => Err(Problem::Deadline { after: LONG }.during("x")),
+                }
+            }
+        };
+        let join = |patience| flights.join(errand(), patience, Arc::clone(&observer), start);
+        let moment = Duration::from_millis(1);
+        let mut patient = Box::pin(join(LONG));
+        assert!(futures::poll!(patient.as_mut()).is_pending());
+        let error = join(moment).await.unwrap_err();
+        assert_eq!(error.to_string(), "pull a: not done within 1ms (image_pull_timeout)");
+        assert!(error.is_transient());
+        go.notify_one();
+        patient.await.unwrap();
+        // With nobody left it ends, and the next one starts anew.
+        assert!(join(moment).await.is_err());
+        while !lock(&flights.running).is_empty() {
+            tokio::task::yield_now().await;
+        }
+        go.notify_one();
+        join(LONG).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn nobody_gets_what_another_was_given_for_a_password() {
+        let flights = Flights::default();
+        let (_, observer) = counter();
+        let password = |text: &str| crate::secret::Secret::new(text.to_owned());
+        let with = |text: &str| Errand {
+            credentials: Some(Credentials { username: "me".to_owned(), password: password(text) }),
+            ..errand()
+        };
+        let start = |errand: Errand, _| async move {
+            tokio::task::yield_now().await;
+            match errand.credentials {
+                Some(credentials) if credentials.password.reveal() == "right" => Ok(image()),
+                _ => Err(Problem::Denied { reason: String::new() }.during("x")),
+            }
+        };
+        let join = |errand| flights.join(errand, LONG, Arc::clone(&observer), start);
+        let (right, wrong, none) = tokio::join!(join(with("right")), join(with("wrong")), join(errand()));
+        assert!(right.is_ok() && wrong.is_err() && none.is_err());
     }
 }

@@ -9,7 +9,9 @@ mod challenge;
 mod content;
 mod download;
 mod flight;
+mod helper;
 mod http;
+mod keyring;
 mod lease;
 mod manifest;
 mod present;
@@ -19,14 +21,16 @@ mod registry;
 mod unpack;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use oci_spec::image::{Arch, ImageConfiguration};
 use tokio::time::Instant;
 
 pub(crate) use flight::PullEvent;
+pub(crate) use keyring::{Credentials, Keyring, is_server};
 pub(crate) use reference::Reference;
 
-use self::flight::{Audience, Flights};
+use self::flight::{Audience, Errand, Flights};
 use self::http::Http;
 use self::manifest::Layout;
 use self::present::{Known, Present};
@@ -44,12 +48,28 @@ pub(crate) struct Image {
     pub config: ImageConfiguration,
 }
 
+/// On what terms an image is pulled, if it has to be.
+#[derive(Debug, Clone)]
+pub(crate) struct Access {
+    pub timeout: Duration,
+    /// Those that count before any of the keyring.
+    pub credentials: Option<Credentials>,
+    /// Goes without credentials where there are none to be had, or where they are not taken.
+    pub soft_fail: bool,
+}
+
 /// What the images of one [`Containerd`] share.
-#[derive(Default)]
 pub(super) struct State {
     flights: Flights,
     known: Known,
     http: Http,
+    keyring: Keyring,
+}
+
+impl State {
+    pub(super) fn with(keyring: Keyring) -> Self {
+        Self { flights: Flights::default(), known: Known::default(), http: Http::default(), keyring }
+    }
 }
 
 impl Containerd {
@@ -61,43 +81,85 @@ impl Containerd {
     pub(crate) async fn image(
         &self,
         reference: &Reference,
+        access: Access,
         observer: impl Fn(PullEvent) + Send + Sync + 'static,
     ) -> Result<Image, Error> {
         let name = reference.to_string();
+        self.check_snapshotter().await?;
         let present =
             self.present(reference).await.map_err(|error| error.context(&format!("find image {name}")))?;
         if let Present::Ready(layout) = present {
             return Ok(image_of(&name, &layout));
         }
         let (this, reference) = (self.clone(), reference.clone());
-        let obtain = |audience: Arc<Audience>| async move { this.obtain(&reference, &audience).await };
-        self.shared.images.flights.join(&name, Arc::new(observer), obtain).await
+        let Access { timeout, credentials, soft_fail } = access;
+        let errand = Errand { name, snapshotter: self.snapshotter().to_owned(), credentials, soft_fail };
+        let obtain = |errand: Errand, audience: Arc<Audience>| async move {
+            this.obtain(&reference, &errand, &audience).await
+        };
+        self.shared.images.flights.join(errand, timeout, Arc::new(observer), obtain).await
     }
 
     /// Unpacks what is there, or pulls. Looks once more, because another flight may have landed just now.
-    async fn obtain(&self, reference: &Reference, audience: &Audience) -> Result<Image, Error> {
+    async fn obtain(
+        &self,
+        reference: &Reference,
+        errand: &Errand,
+        audience: &Audience,
+    ) -> Result<Image, Error> {
         let name = reference.to_string();
         let layout = match self.present(reference).await {
             Ok(Present::Ready(layout)) => layout,
             Ok(Present::Packed(layout)) => match self.unpack_present(&name, &layout).await {
                 Ok(()) => layout,
                 // A layer's blob is missing.
-                Err(error) if error.is_not_found() => self.pull_observed(reference, audience).await?,
+                Err(error) if error.is_not_found() => self.pull_observed(reference, errand, audience).await?,
                 Err(error) => return Err(error.context(&format!("unpack image {name}"))),
             },
-            Ok(Present::Absent) => self.pull_observed(reference, audience).await?,
+            Ok(Present::Absent) => self.pull_observed(reference, errand, audience).await?,
             Err(error) => return Err(error.context(&format!("find image {name}"))),
         };
         Ok(image_of(&name, &layout))
     }
 
-    async fn pull_observed(&self, reference: &Reference, audience: &Audience) -> Result<Arc<Layout>, Error> {
+    async fn pull_observed(
+        &self,
+        reference: &Reference,
+        errand: &Errand,
+        audience: &Audience,
+    ) -> Result<Arc<Layout>, Error> {
         let start = Instant::now();
         audience.started();
-        let (layout, size_bytes) =
-            self.pull(reference).await.map_err(|error| error.context(&format!("pull {reference}")))?;
+        let pull = async {
+            match self.pull_as(reference, errand).await {
+                Err(error) if errand.soft_fail && error.is_about_credentials() => {
+                    tracing::warn!(image = %reference, %error, "trying without credentials (auth_soft_fail)");
+                    self.pull(reference, None).await
+                }
+                outcome => outcome,
+            }
+        };
+        let outcome = tokio::select! {
+            outcome = pull => outcome,
+            // Each of those who wait says how long that was.
+            () = audience.patience_ends() => {
+                Err(Problem::Deadline { after: start.elapsed() }.during("download and unpack"))
+            }
+        };
+        let (layout, size_bytes) = outcome.map_err(|error| error.context(&format!("pull {reference}")))?;
         audience.finished(size_bytes, start.elapsed());
         Ok(layout)
+    }
+
+    async fn pull_as(&self, reference: &Reference, errand: &Errand) -> Result<(Arc<Layout>, u64), Error> {
+        let credentials = match &errand.credentials {
+            Some(credentials) => Some(credentials.clone()),
+            None => {
+                let found = self.shared.images.keyring.credentials(reference.host()).await;
+                found.map_err(|problem| problem.during("look for credentials"))?
+            }
+        };
+        self.pull(reference, credentials).await
     }
 }
 

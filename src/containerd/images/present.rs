@@ -25,24 +25,28 @@ pub(super) enum Present {
 /// Past this many images the memory starts over; it only saves calls.
 const KNOWN_LIMIT: usize = 128;
 
-/// What the digests in image records stand for on this host.
+/// What the digests in image records stand for on this host, where a snapshotter's label on it has been seen to.
 #[derive(Default)]
 pub(super) struct Known {
     layouts: Mutex<HashMap<String, Arc<Layout>>>,
 }
 
 impl Known {
-    fn get(&self, target: &str) -> Option<Arc<Layout>> {
-        self.layouts.lock().unwrap_or_else(PoisonError::into_inner).get(target).cloned()
+    fn get(&self, snapshotter: &str, target: &str) -> Option<Arc<Layout>> {
+        self.layouts.lock().unwrap_or_else(PoisonError::into_inner).get(&key(snapshotter, target)).cloned()
     }
 
-    pub(super) fn remember(&self, target: &str, layout: &Arc<Layout>) {
+    pub(super) fn remember(&self, snapshotter: &str, target: &str, layout: &Arc<Layout>) {
         let mut layouts = self.layouts.lock().unwrap_or_else(PoisonError::into_inner);
         if layouts.len() >= KNOWN_LIMIT {
             layouts.clear();
         }
-        layouts.insert(target.to_owned(), Arc::clone(layout));
+        layouts.insert(key(snapshotter, target), Arc::clone(layout));
     }
+}
+
+fn key(snapshotter: &str, target: &str) -> String {
+    format!("{snapshotter} {target}")
 }
 
 impl Containerd {
@@ -57,7 +61,7 @@ impl Containerd {
             return Ok(Present::Absent);
         }
         let known = &self.shared.images.known;
-        if let Some(layout) = known.get(&target.digest) {
+        if let Some(layout) = known.get(self.snapshotter(), &target.digest) {
             return self.stage(layout).await;
         }
         let layout = match self.read_layout(&target).await {
@@ -71,7 +75,7 @@ impl Containerd {
         let stage = self.stage(Arc::clone(&layout)).await?;
         if let Present::Ready(_) = stage {
             self.keep_snapshot(&layout).await?;
-            known.remember(&target.digest, &layout);
+            known.remember(self.snapshotter(), &target.digest, &layout);
         }
         Ok(stage)
     }

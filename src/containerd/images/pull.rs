@@ -5,7 +5,6 @@
 //! Source of the facts: containerd `images/handlers.go`, `labels/labels.go`, `gc` @ v1.6.20.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use containerd_client::services::v1::{CreateImageRequest, Image as ImageRecord, UpdateImageRequest};
 use containerd_client::types::Descriptor as Target;
@@ -17,13 +16,12 @@ use tokio::sync::mpsc;
 use super::super::{Containerd, Error, Labels, Problem, QUICK};
 use super::content::Role;
 use super::host;
+use super::keyring::Credentials;
 use super::lease::PullLease;
 use super::manifest::{self, Document, Layer, Layout, MANIFEST_LIMIT_BYTES};
 use super::reference::Reference;
 use super::registry::Registry;
 
-/// As docker's `image_pull_timeout`.
-const PULL: Duration = Duration::from_secs(300);
 const LAYERS_AT_ONCE: usize = 3;
 
 /// What a registry said a name stands for.
@@ -47,18 +45,19 @@ struct Pull<'a> {
 impl Containerd {
     /// # Errors
     /// Those of the registry, the image and the daemon; after any of them nothing is left but what others keep.
-    pub(super) async fn pull(&self, reference: &Reference) -> Result<(Arc<Layout>, u64), Error> {
+    pub(super) async fn pull(
+        &self,
+        reference: &Reference,
+        credentials: Option<Credentials>,
+    ) -> Result<(Arc<Layout>, u64), Error> {
         let lease = PullLease::take(self, &reference.to_string()).await?;
         let pull = Pull {
             containerd: self,
             reference,
-            registry: Registry::new(&self.shared.images.http, reference),
+            registry: Registry::new(&self.shared.images.http, reference, credentials),
             lease: &lease,
         };
-        let outcome = match tokio::time::timeout(PULL, Box::pin(pull.run())).await {
-            Ok(outcome) => outcome,
-            Err(_) => Err(Problem::Deadline { after: PULL }.during("download and unpack")),
-        };
+        let outcome = Box::pin(pull.run()).await;
         lease.end(outcome.is_ok()).await;
         outcome
     }
@@ -79,7 +78,11 @@ impl Pull<'_> {
             layout.layers.iter().map(|layer| layer.blob.size()).fold(config_bytes, u64::saturating_add);
         let target = self.documents(resolved, &layout).await?;
         self.record(&target).await?;
-        self.containerd.shared.images.known.remember(target.digest().as_ref(), &layout);
+        self.containerd.shared.images.known.remember(
+            self.containerd.snapshotter(),
+            target.digest().as_ref(),
+            &layout,
+        );
         Ok((layout, size_bytes))
     }
 

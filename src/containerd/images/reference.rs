@@ -25,7 +25,7 @@ pub(crate) struct Reference {
 
 impl Reference {
     /// As written in the name, with its port.
-    pub(super) fn host(&self) -> &str {
+    pub(crate) fn host(&self) -> &str {
         &self.host
     }
 

@@ -1,4 +1,4 @@
-//! The reading half of the distribution API, anonymous: manifests, blobs, and the token that some registries want first.
+//! The reading half of the distribution API: manifests, blobs, and what some registries want first, a password or a token.
 //! Knows nothing of containerd.
 //!
 //! Source of the facts: OCI distribution-spec v1.1; distribution `docs/spec/auth/token.md`.
@@ -6,6 +6,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use oci_spec::image::Descriptor;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE};
 use reqwest::{Response, StatusCode, Url};
@@ -14,6 +16,7 @@ use serde::Deserialize;
 use super::super::Problem;
 use super::challenge::{self, Challenge};
 use super::http::{self, Http};
+use super::keyring::Credentials;
 use super::manifest::{self, MANIFEST_LIMIT_BYTES};
 use super::reference::Reference;
 
@@ -27,7 +30,9 @@ pub(super) struct Registry<'a> {
     http: &'a Http,
     host: String,
     repository: String,
-    token: Mutex<Option<HeaderValue>>,
+    credentials: Option<Credentials>,
+    /// What it has asked to be told with each request.
+    authorization: Mutex<Option<HeaderValue>>,
 }
 
 /// A manifest or index as it came: its bytes are what its digest stands for.
@@ -37,14 +42,14 @@ pub(super) struct Fetched {
 }
 
 impl<'a> Registry<'a> {
-    pub(super) fn new(http: &'a Http, reference: &Reference) -> Self {
+    pub(super) fn new(http: &'a Http, reference: &Reference, credentials: Option<Credentials>) -> Self {
         // The one name whose registry lives elsewhere.
         let host = match reference.host() {
             "docker.io" => "registry-1.docker.io",
             host => host,
         };
         let repository = reference.repository().to_owned();
-        Self { http, host: host.to_owned(), repository, token: Mutex::default() }
+        Self { http, host: host.to_owned(), repository, credentials, authorization: Mutex::default() }
     }
 
     /// The manifest or index of a tag or digest.
@@ -62,7 +67,7 @@ impl<'a> Registry<'a> {
         if response.status() == StatusCode::NOT_FOUND {
             return Err(Problem::NotInRegistry { reason: explanation(response).await });
         }
-        let response = refused_unless_success(response).await?;
+        let response = self.refused_unless_success(response).await?;
         let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
         let media_type = content_type.and_then(|value| value.split(';').next()).unwrap_or_default().trim();
         let media_type = media_type.to_owned();
@@ -92,7 +97,7 @@ impl<'a> Registry<'a> {
             headers.insert(RANGE, header(&format!("bytes={offset_bytes}-"))?);
         }
         let response = self.get(&format!("blobs/{}", blob.digest()), headers).await?;
-        let response = refused_unless_success(response).await?;
+        let response = self.refused_unless_success(response).await?;
         let is_partial = response.status() == StatusCode::PARTIAL_CONTENT;
         let expected_bytes = if is_partial { blob.size().saturating_sub(offset_bytes) } else { blob.size() };
         if let Some(length_bytes) = response.content_length()
@@ -106,19 +111,24 @@ impl<'a> Registry<'a> {
         Ok(Body { response, skip_bytes: if is_partial { 0 } else { offset_bytes } })
     }
 
-    /// Any answer; a request for a token is met on the way.
+    /// Any answer; a request for a password or a token is met on the way.
     async fn get(&self, path: &str, headers: HeaderMap) -> Result<Response, Problem> {
         let response = self.send(path, headers.clone()).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
         let challenges = response.headers().get_all(WWW_AUTHENTICATE);
-        let challenge = challenges.iter().filter_map(|value| value.to_str().ok()).find_map(challenge::bearer);
-        let Some(challenge) = challenge else {
-            return Ok(response);
+        let challenges: Vec<_> = challenges.iter().filter_map(|value| value.to_str().ok()).collect();
+        let authorization = match challenges.iter().find_map(|value| challenge::bearer(value)) {
+            Some(challenge) => self.fetch_token(&challenge).await?,
+            None => match &self.credentials {
+                Some(credentials) if challenges.iter().any(|value| challenge::is_basic(value)) => {
+                    basic(credentials)?
+                }
+                _ => return Ok(response),
+            },
         };
-        let token = self.fetch_token(&challenge).await?;
-        *self.token.lock().unwrap_or_else(PoisonError::into_inner) = Some(token);
+        *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(authorization);
         self.send(path, headers).await
     }
 
@@ -126,21 +136,23 @@ impl<'a> Registry<'a> {
         let (client, scheme) = self.http.for_host(&self.host)?;
         let url = format!("{scheme}://{}/v2/{}/{path}", self.host, self.repository);
         let mut request = client.get(url).headers(headers);
-        if let Some(token) = self.known_token() {
-            request = request.header(AUTHORIZATION, token);
+        if let Some(authorization) = self.known_authorization() {
+            request = request.header(AUTHORIZATION, authorization);
         }
         request.send().await.map_err(|error| http::failed(&error))
     }
 
-    fn known_token(&self) -> Option<HeaderValue> {
-        self.token.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    fn known_authorization(&self) -> Option<HeaderValue> {
+        self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn fetch_token(&self, challenge: &Challenge) -> Result<HeaderValue, Problem> {
         let useless = || Problem::useless(format!("it sends for a token to {:?}", challenge.realm));
         let mut url = Url::parse(&challenge.realm).map_err(|_| useless())?;
         let (client, scheme) = self.http.for_host(url.host_str().ok_or_else(useless)?)?;
-        if url.scheme() != scheme && url.scheme() != "https" {
+        let is_remote = self.http.for_host(&self.host)?.1 == "https";
+        // A remote registry's word brings no password to a service of this host's.
+        if url.scheme() != scheme && url.scheme() != "https" || is_remote && url.scheme() != "https" {
             return Err(useless());
         }
         let own_scope = format!("repository:{}:pull", self.repository);
@@ -149,16 +161,54 @@ impl<'a> Registry<'a> {
         if let Some(service) = &challenge.service {
             url.query_pairs_mut().append_pair("service", service);
         }
-        let response = client.get(url).send().await.map_err(|error| http::failed(&error))?;
-        let response = refused_unless_success(response).await?;
+        let mut request = client.get(url);
+        if let Some(Credentials { username, password }) = &self.credentials {
+            request = request.basic_auth(username, Some(password.reveal()));
+        }
+        let response = request.send().await.map_err(|error| http::failed(&error))?;
+        let response = self.refused_unless_success(response).await?;
         let bytes = read(response, "the token", TOKEN_LIMIT_BYTES).await?;
         let no_token = || Problem::useless("the answer to a request for a token has none");
         let Answer { token, access_token } = serde_json::from_slice(&bytes).map_err(|_| no_token())?;
         let token = token.or(access_token).filter(|token| !token.is_empty()).ok_or_else(no_token)?;
-        let mut bearer = header(&format!("Bearer {token}"))?;
-        bearer.set_sensitive(true);
-        Ok(bearer)
+        authorization(&format!("Bearer {token}"))
     }
+
+    async fn refused_unless_success(&self, response: Response) -> Result<Response, Problem> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let reason = explanation(response).await;
+        Err(match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                Problem::Denied { reason: self.denial(&reason) }
+            }
+            status => Problem::Registry { reason, transient: may_pass(status) },
+        })
+    }
+
+    /// Says to whom, too; a registry that repeats the password does not get it into a log.
+    fn denial(&self, reason: &str) -> String {
+        match &self.credentials {
+            Some(Credentials { username, password }) => {
+                let reason = password.blot_out(reason);
+                format!("{reason} (from {}, to user {username:?} with the password given)", self.host)
+            }
+            None => format!("{reason} (from {}, without credentials)", self.host),
+        }
+    }
+}
+
+fn basic(Credentials { username, password }: &Credentials) -> Result<HeaderValue, Problem> {
+    let pair = BASE64_STANDARD.encode(format!("{username}:{}", password.reveal()));
+    authorization(&format!("Basic {pair}"))
+}
+
+fn authorization(text: &str) -> Result<HeaderValue, Problem> {
+    let mut value = header(text)?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// A blob on its way.
@@ -214,18 +264,6 @@ where
         }
     }
     attempt().await
-}
-
-async fn refused_unless_success(response: Response) -> Result<Response, Problem> {
-    let status = response.status();
-    if status.is_success() {
-        return Ok(response);
-    }
-    let reason = explanation(response).await;
-    Err(match status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Problem::Denied { reason },
-        status => Problem::Registry { reason, transient: may_pass(status) },
-    })
 }
 
 fn may_pass(status: StatusCode) -> bool {
@@ -309,7 +347,7 @@ mod tests {
         ])
         .await;
         let http = Http::default();
-        let fetched = Registry::new(&http, &reference).manifest("c").await.unwrap();
+        let fetched = Registry::new(&http, &reference, None).manifest("c").await.unwrap();
         assert_eq!((fetched.media_type.as_str(), fetched.bytes.as_slice()), ("text/x", &b"{}"[..]));
         let requests = serving.await.unwrap();
         assert!(
@@ -326,7 +364,7 @@ mod tests {
         let answers = vec![answer("429 Too Many Requests", "", ""), answer("404 Not Found", "", unknown)];
         let (reference, _serving) = answering(answers).await;
         let http = Http::default();
-        let problem = Registry::new(&http, &reference).manifest("c").await.err().unwrap();
+        let problem = Registry::new(&http, &reference, None).manifest("c").await.err().unwrap();
         let reason = "404 Not Found: MANIFEST_UNKNOWN: no such".to_owned();
         assert_eq!(problem, Problem::NotInRegistry { reason });
     }
@@ -337,7 +375,7 @@ mod tests {
         for (status, sent) in [("206 Partial Content", "456789"), ("200 OK", content)] {
             let (reference, serving) = answering(vec![answer(status, "", sent)]).await;
             let http = Http::default();
-            let registry = Registry::new(&http, &reference);
+            let registry = Registry::new(&http, &reference, None);
             let mut body = registry.blob(&blob(content), 4).await.unwrap();
             let mut rest = Vec::new();
             while body.append_to(&mut rest).await.unwrap() {}
@@ -351,7 +389,61 @@ mod tests {
         let announced = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", MANIFEST_LIMIT_BYTES + 1);
         let (reference, _serving) = answering(vec![announced]).await;
         let http = Http::default();
-        let problem = Registry::new(&http, &reference).manifest("c").await.err().unwrap();
+        let problem = Registry::new(&http, &reference, None).manifest("c").await.err().unwrap();
         assert!(matches!(problem, Problem::Unsupported { .. }), "{problem}");
+    }
+
+    fn as_user(password: &str) -> Option<Credentials> {
+        let password = crate::secret::Secret::new(password.to_owned());
+        Some(Credentials { username: "me".to_owned(), password })
+    }
+
+    const ME_HUNTER2: &str = "authorization: basic bwu6ahvudgvymg==";
+
+    #[tokio::test]
+    async fn a_password_is_told_once_it_is_asked_for() {
+        let asks = answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n", "");
+        let (reference, serving) =
+            answering(vec![asks, answer("200 OK", "", "{}"), answer("200 OK", "", "{}")]).await;
+        let http = Http::default();
+        let registry = Registry::new(&http, &reference, as_user("hunter2"));
+        registry.manifest("c").await.unwrap();
+        registry.manifest("d").await.unwrap();
+        let told: Vec<_> =
+            serving.await.unwrap().iter().map(|request| request.contains(ME_HUNTER2)).collect();
+        assert_eq!(told, [false, true, true]);
+    }
+
+    #[tokio::test]
+    async fn a_token_is_asked_for_with_the_password_and_the_registry_gets_the_token_only() {
+        let challenge = "WWW-Authenticate: Bearer realm=\"http://ADDRESS/token\",service=\"s\"\r\n";
+        let (reference, serving) = answering(vec![
+            answer("401 Unauthorized", challenge, ""),
+            answer("200 OK", "", r#"{"token": "t0ken"}"#),
+            answer("200 OK", "", "{}"),
+        ])
+        .await;
+        let http = Http::default();
+        Registry::new(&http, &reference, as_user("hunter2")).manifest("c").await.unwrap();
+        let requests = serving.await.unwrap();
+        let told: Vec<_> = requests.iter().map(|request| request.contains(ME_HUNTER2)).collect();
+        assert_eq!(told, [false, true, false]);
+        assert!(requests[2].contains("authorization: bearer t0ken"), "{}", requests[2]);
+    }
+
+    #[tokio::test]
+    async fn a_password_that_is_not_taken_is_said_with_its_user_and_not_shown() {
+        let asks = |words: &str| answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n", words);
+        let words = r#"{"errors": [{"code": "UNAUTHORIZED", "message": "hunter2 is wrong"}]}"#;
+        for (credentials, said) in [(as_user("hunter2"), "user \"me\""), (None, "without credentials")] {
+            let (reference, _serving) = answering(vec![asks(words), asks(words)]).await;
+            let http = Http::default();
+            let has_some = credentials.is_some();
+            let problem = Registry::new(&http, &reference, credentials).manifest("c").await.err().unwrap();
+            let text = problem.to_string();
+            assert!(text.contains(said) && text.contains("127.0.0.1:"), "{text}");
+            assert!(!has_some || !text.contains("hunter2"), "{text}");
+            assert!(!problem.is_transient());
+        }
     }
 }

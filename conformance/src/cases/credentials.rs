@@ -1,0 +1,213 @@
+//! Credentials for a registry that wants some: where they come from, in which order, what is said when they are wrong;
+//! and that a password stands nowhere but where it is needed.
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::{cases, refused, same};
+use crate::config;
+use crate::fixture::Registry;
+use crate::fixture::locked::{self, PAIR, PASSWORD, USER};
+use crate::host::Plugin;
+use crate::scene::Scene;
+
+cases!["credentials":
+    a_job_brings_its_own,
+    the_operators_are_for_one_registry,
+    a_file_of_dockers_is_read,
+    a_helper_is_asked_and_gets_nothing_of_the_agents,
+    wrong_ones_are_said_with_their_user_and_nothing_is_fallen_back_to,
+    a_job_may_go_on_without,
+    a_password_is_nowhere_to_be_found,
+];
+
+/// A registry for one user, and a job that runs an image of it.
+struct Locked {
+    registry: Registry,
+}
+
+impl Locked {
+    fn new(scene: &Scene) -> Result<Self> {
+        let registry = locked::registry(&scene.directory().join("locked"), scene.world().catalog())?;
+        Ok(Self { registry })
+    }
+
+    fn job(&self, auth: Value) -> Value {
+        let image = format!("{}/busybox:latest", self.registry.address());
+        let mut config = config! { image = image, command = "/bin/cat", args = ["/app/greeting"] };
+        config["auth"] = auth;
+        config
+    }
+
+    /// Starts with an image that isn't there, and takes it away again.
+    async fn works(&self, scene: &Scene, plugin: &Plugin, auth: Value) -> Result<()> {
+        let task = scene.run(plugin, &self.job(auth)).await?;
+        same!(task.stdout(plugin).await?, "hello from the image\n");
+        task.destroy(plugin).await?;
+        let image = format!("{}/busybox:latest", self.registry.address());
+        scene.world().containerd().ctr(&["images", "delete", "--sync", &image]).map(drop)
+    }
+
+    async fn is_refused(&self, scene: &Scene, plugin: &Plugin, job: &Value, words: &[&str]) -> Result<()> {
+        let task = scene.prepare(plugin, job).await?;
+        let status = refused(plugin.start_task(task.config.clone()).await, words)?;
+        ensure!(!status.message().contains(PASSWORD), "the password is in {}", status.message());
+        scene.nothing_left()
+    }
+}
+
+async fn configured(scene: &Scene, auth: Value) -> Result<Plugin> {
+    let mut options = scene.options();
+    options["auth"] = auth;
+    let mut launch = scene.launch();
+    launch.path = Some(scene.directory().join("bin"));
+    scene.plugin_as(&launch, &options).await
+}
+
+async fn a_job_brings_its_own(scene: &Scene) -> Result<()> {
+    let locked = Locked::new(scene)?;
+    let mut plugin = scene.plugin().await?;
+    let address = locked.registry.address();
+    locked.works(scene, &plugin, json!({"username": USER, "password": PASSWORD})).await?;
+    for server in [address.to_owned(), format!("http://{address}/v2/")] {
+        let auth = json!({"username": USER, "password": PASSWORD, "server_address": server});
+        locked.works(scene, &plugin, auth).await?;
+    }
+    let other = json!({"username": USER, "password": PASSWORD, "server_address": "ghcr.io"});
+    locked
+        .is_refused(scene, &plugin, &locked.job(other), &["auth.server_address", "ghcr.io", address])
+        .await?;
+    locked.is_refused(scene, &plugin, &locked.job(json!(null)), &[address, "without credentials"]).await?;
+    plugin.shut_down().await
+}
+
+async fn the_operators_are_for_one_registry(scene: &Scene) -> Result<()> {
+    let locked = Locked::new(scene)?;
+    for (server, works) in [(locked.registry.address(), true), ("ghcr.io", false)] {
+        let auth = json!({"username": USER, "password": PASSWORD, "server_address": server});
+        let mut plugin = configured(scene, auth).await?;
+        if works {
+            locked.works(scene, &plugin, json!(null)).await?;
+        } else {
+            locked.is_refused(scene, &plugin, &locked.job(json!(null)), &["without credentials"]).await?;
+        }
+        plugin.shut_down().await?;
+    }
+    Ok(())
+}
+
+async fn a_file_of_dockers_is_read(scene: &Scene) -> Result<()> {
+    let locked = Locked::new(scene)?;
+    let address = locked.registry.address();
+    let file = scene.directory().join("config.json");
+    let mut plugin = configured(scene, json!({"config": file})).await?;
+    locked.is_refused(scene, &plugin, &locked.job(json!(null)), &[&file.display().to_string()]).await?;
+    let answer = format!(r#"echo '{{"Username":"{USER}","Secret":"{PASSWORD}"}}'"#);
+    locked::helper(&scene.directory().join("bin"), "stored", &answer)?;
+    for content in [
+        json!({"auths": {address: {"auth": PAIR}}}),
+        json!({"auths": {address: {}}, "credsStore": "stored"}),
+        json!({"credHelpers": {address: "stored"}, "credsStore": "nowhere"}),
+    ] {
+        std::fs::write(&file, content.to_string())?;
+        locked.works(scene, &plugin, json!(null)).await?;
+    }
+    std::fs::write(&file, json!({"auths": {"ghcr.io": {"auth": PAIR}}}).to_string())?;
+    locked.is_refused(scene, &plugin, &locked.job(json!(null)), &["without credentials"]).await?;
+    plugin.shut_down().await
+}
+
+async fn a_helper_is_asked_and_gets_nothing_of_the_agents(scene: &Scene) -> Result<()> {
+    let locked = Locked::new(scene)?;
+    let address = locked.registry.address();
+    let bin = scene.directory().join("bin");
+    let asked = scene.directory().join("asked");
+    let noting = format!(
+        "{{ echo \"$@\"; cat; echo; env; }} > {}; echo '{{\"Username\":\"{USER}\",\"Secret\":\"{PASSWORD}\"}}'",
+        asked.display()
+    );
+    locked::helper(&bin, "noting", &noting)?;
+    let mut options = scene.options();
+    options["auth"] = json!({"helper": "noting"});
+    let mut launch = scene.launch();
+    launch.path = Some(bin.clone());
+    launch.environment.push(("VAULT_TOKEN".into(), "s.3cret".into()));
+    let mut plugin = scene.plugin_as(&launch, &options).await?;
+    locked.works(scene, &plugin, json!(null)).await?;
+    let said = std::fs::read_to_string(&asked).context("it was not asked")?;
+    ensure!(said.starts_with(&format!("get\n{address}\n")), "it was asked otherwise: {said}");
+    ensure!(!said.contains("3cret") && !said.contains("TMPDIR"), "it has the agent's environment: {said}");
+    for (script, words) in [
+        ("echo out of keys >&2; exit 1", &["docker-credential-noting", "out of keys"][..]),
+        ("echo nonsense", &["docker-credential-noting", "form"]),
+        ("echo credentials not found in native keychain; exit 1", &["without credentials"]),
+    ] {
+        locked::helper(&bin, "noting", script)?;
+        locked.is_refused(scene, &plugin, &locked.job(json!(null)), words).await?;
+    }
+    plugin.shut_down().await
+}
+
+async fn wrong_ones_are_said_with_their_user_and_nothing_is_fallen_back_to(scene: &Scene) -> Result<()> {
+    let locked = Locked::new(scene)?;
+    let address = locked.registry.address();
+    // The operator's are right, and would do.
+    let auth = json!({"username": USER, "password": PASSWORD, "server_address": address});
+    let mut plugin = configured(scene, auth).await?;
+    for user in [USER, "stranger"] {
+        let job = locked.job(json!({"username": user, "password": "wrong-horse"}));
+        locked.is_refused(scene, &plugin, &job, &[address, user]).await?;
+    }
+    let log = plugin.log().all().join("\n");
+    ensure!(!log.contains("wrong-horse") && !log.contains(PASSWORD), "a password is in the log: {log}");
+    plugin.shut_down().await
+}
+
+async fn a_job_may_go_on_without(scene: &Scene) -> Result<()> {
+    let locked = Locked::new(scene)?;
+    let mut plugin = configured(scene, json!({"helper": "nowhere"})).await?;
+    let mut open = scene.shell("exit 3");
+    open["image"] = json!(scene.image("busybox:oci"));
+    locked.is_refused(scene, &plugin, &open, &["docker-credential-nowhere"]).await?;
+    open["auth_soft_fail"] = json!(true);
+    let task = scene.run(&plugin, &open).await?;
+    same!(task.wait(&plugin).await?.exit_code, 3);
+    task.destroy(&plugin).await?;
+    let mut wrong = locked.job(json!({"username": USER, "password": "wrong-horse"}));
+    wrong["auth_soft_fail"] = json!(true);
+    locked.is_refused(scene, &plugin, &wrong, &["without credentials"]).await?;
+    plugin.shut_down().await
+}
+
+async fn a_password_is_nowhere_to_be_found(scene: &Scene) -> Result<()> {
+    let locked = Locked::new(scene)?;
+    let mut plugin = scene.plugin().await?;
+    let mut job = locked.job(json!({"username": USER, "password": PASSWORD}));
+    job["command"] = json!("/bin/sleep");
+    job["args"] = json!(["600"]);
+    let task = scene.run(&plugin, &job).await?;
+    let handle = task.handle.clone().context("no handle")?;
+    let containerd = scene.world().containerd();
+    let id = containerd.ctr(&["containers", "list", "--quiet"])?;
+    let mut texts = vec![
+        ("the handle's state", String::from_utf8_lossy(&handle.driver_state).into_owned()),
+        ("the log", plugin.log().all().join("\n")),
+        ("the record", containerd.ctr(&["containers", "info", id.trim()])?),
+        ("the leases", containerd.ctr(&["leases", "list"])?),
+        ("the images", containerd.ctr(&["images", "list"])?),
+    ];
+    for process in crate::fixture::sweep::find_processes(&scene.directory()) {
+        texts.push(("a command line", process.command));
+    }
+    for entry in std::fs::read_dir(scene.state_dir().join("nomad").join(id.trim()))? {
+        let path = entry?.path();
+        if path.is_file() {
+            texts.push(("the bundle", String::from_utf8_lossy(&std::fs::read(path)?).into_owned()));
+        }
+    }
+    for (place, text) in texts {
+        ensure!(!text.contains(PASSWORD) && !text.contains(PAIR), "{place} has the password: {text}");
+    }
+    task.end(&plugin).await?;
+    plugin.shut_down().await
+}

@@ -1,0 +1,135 @@
+//! Snapshotters: the operator's, a job's own, one that isn't there; and that what one has made is removed from that one,
+//! whoever removes it.
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use super::recover::{obedient_as, tell_to_end};
+use super::{cases, refused, same};
+use crate::fixture::sweep::{find_processes, unmount_under};
+use crate::scene::Scene;
+use crate::task::LIMIT;
+
+cases!["snapshotters":
+    a_task_gets_the_snapshotter_that_its_job_or_the_operator_names,
+    a_snapshotter_that_is_not_there_is_refused_with_those_that_are,
+    a_snapshot_is_removed_from_where_it_was_made_by_its_id_alone,
+    an_image_stays_unpacked_for_each_snapshotter,
+];
+
+/// The active snapshots that a snapshotter has.
+fn active(scene: &Scene, snapshotter: &str) -> Result<usize> {
+    let listing = scene.world().containerd().ctr(&["snapshots", "--snapshotter", snapshotter, "list"])?;
+    Ok(listing.lines().filter(|line| line.trim_end().ends_with("Active")).count())
+}
+
+fn native(config: &mut Value) {
+    config["snapshotter"] = json!("native");
+}
+
+async fn a_task_gets_the_snapshotter_that_its_job_or_the_operator_names(scene: &Scene) -> Result<()> {
+    // The root of a container of the native one is a plain directory, bound.
+    let script = "echo written > /app/new && cat /app/new /app/greeting && awk '$5 == \"/\" { exit $4 == \"/\" }' /proc/self/mountinfo";
+    for (operators, jobs, is_native) in [
+        (json!(null), json!("native"), true),
+        (json!("native"), json!(null), true),
+        (json!("native"), json!("overlayfs"), false),
+    ] {
+        let mut options = scene.options();
+        options["snapshotter"] = operators;
+        let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+        let mut config = scene.shell(&format!("{script}; echo $?; sleep 600"));
+        config["snapshotter"] = jobs;
+        let task = scene.run(&plugin, &config).await?;
+        let end = if is_native { "\n0\n" } else { "\n1\n" };
+        task.alloc.stdout.to_contain(&format!("written\nhello from the image{end}"), LIMIT).await?;
+        same!(
+            (active(scene, "native")?, active(scene, "overlayfs")?),
+            if is_native { (1, 0) } else { (0, 1) }
+        );
+        scene.world().containerd().collect_garbage()?;
+        same!(task.exec(&plugin, "cat /app/new").await?, (0, "written\n".to_owned()));
+        task.end(&plugin).await?;
+        same!((active(scene, "native")?, active(scene, "overlayfs")?), (0, 0));
+        plugin.shut_down().await?;
+    }
+    Ok(())
+}
+
+async fn a_snapshotter_that_is_not_there_is_refused_with_those_that_are(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    for name in ["zfs", "nowhere"] {
+        let mut config = scene.shell("true");
+        config["snapshotter"] = json!(name);
+        let task = scene.prepare(&plugin, &config).await?;
+        refused(plugin.start_task(task.config.clone()).await, &[name, "native", "overlayfs", "snapshotter"])?;
+        scene.nothing_left()?;
+    }
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await?;
+    let mut options = scene.options();
+    options["snapshotter"] = json!("nowhere");
+    let mut plugin = scene.bare_plugin(&scene.launch()).await?;
+    plugin.configure(&options).await?;
+    let task = scene.prepare(&plugin, &scene.shell("true")).await?;
+    refused(plugin.start_task(task.config.clone()).await, &["nowhere", "overlayfs"])?;
+    scene.nothing_left()?;
+    plugin.shut_down().await
+}
+
+async fn a_snapshot_is_removed_from_where_it_was_made_by_its_id_alone(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = obedient_as(scene, &plugin, native).await?;
+    plugin.kill().await?;
+    let mut next = scene.plugin().await?;
+    task.recover(&next).await?;
+    tell_to_end(&task)?;
+    same!(task.wait(&next).await?.exit_code, 11);
+    task.destroy(&next).await?;
+    same!(active(scene, "native")?, 0);
+    // Not recovered: the plugin knows the id, and no more.
+    let task = obedient_as(scene, &next, native).await?;
+    next.kill().await?;
+    let mut third = scene.plugin().await?;
+    same!(active(scene, "native")?, 1);
+    task.end(&third).await?;
+    same!(active(scene, "native")?, 0);
+    // As after a reboot: not even the bundle is there.
+    let task = obedient_as(scene, &third, native).await?;
+    third.kill().await?;
+    for process in find_processes(&scene.state_dir()) {
+        let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+    }
+    crate::fixture::sweep::cgroups(task.alloc.cgroup.name());
+    unmount_under(&scene.state_dir());
+    std::fs::remove_dir_all(scene.state_dir())?;
+    for socket in crate::fixture::leftovers::dead_shim_sockets() {
+        let _ = std::fs::remove_file(socket);
+    }
+    let mut last = scene.plugin().await?;
+    scene.nothing_left_within(LIMIT)?;
+    same!(active(scene, "native")?, 0);
+    last.shut_down().await
+}
+
+async fn an_image_stays_unpacked_for_each_snapshotter(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let committed = |snapshotter: &str| {
+        let listing = scene.world().containerd().ctr(&["snapshots", "--snapshotter", snapshotter, "list"])?;
+        anyhow::Ok(listing.lines().filter(|line| line.trim_end().ends_with("Committed")).count())
+    };
+    for _ in 0..2 {
+        for snapshotter in ["overlayfs", "native"] {
+            let mut config = scene.shell("true");
+            config["snapshotter"] = json!(snapshotter);
+            let task = scene.run(&plugin, &config).await?;
+            same!(task.wait(&plugin).await?.exit_code, 0);
+            task.destroy(&plugin).await?;
+            scene.world().containerd().collect_garbage()?;
+        }
+        ensure!(committed("overlayfs")? > 0 && committed("native")? > 0, "an image was collected");
+    }
+    plugin.shut_down().await
+}

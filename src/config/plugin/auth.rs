@@ -1,0 +1,107 @@
+//! The plugin block's `auth { .. }`: where credentials for registries come from, for jobs that bring none.
+
+use std::path::PathBuf;
+
+use nomad_proto::hclspec::Spec;
+use serde::Deserialize;
+
+use crate::config::hclspec::{block, object, optional};
+use crate::config::{ConfigError, value};
+use crate::secret::Secret;
+
+/// The sources, in the order in which they are asked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Auth {
+    pub inline: Option<Inline>,
+    /// A file in the form of docker's `config.json`.
+    pub config: Option<PathBuf>,
+    /// `docker-credential-<helper>` is asked.
+    pub helper: Option<String>,
+}
+
+/// Credentials for one registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Inline {
+    pub username: String,
+    pub password: Secret,
+    pub server_address: String,
+}
+
+#[derive(Default, Deserialize)]
+pub(super) struct Raw {
+    username: Option<String>,
+    password: Option<Secret>,
+    server_address: Option<String>,
+    config: Option<String>,
+    helper: Option<String>,
+}
+
+pub(super) fn schema() -> Spec {
+    let names = ["username", "password", "server_address", "config", "helper"];
+    block("auth", object(names.map(|name| (name, optional(name, "string")))))
+}
+
+impl Raw {
+    pub(super) fn decode(self) -> Result<Auth, ConfigError> {
+        let Self { username, password, server_address, config, helper } = self;
+        let config = config.filter(|path| !path.is_empty()).map(PathBuf::from);
+        if let Some(path) = config.as_ref().filter(|path| !path.is_absolute()) {
+            return Err(value("auth.config", path.display().to_string(), "it must be an absolute path"));
+        }
+        let helper = helper.filter(|name| !name.is_empty());
+        if let Some(name) = helper.as_ref().filter(|name| name.contains('/')) {
+            let why = "it must be what stands behind docker-credential- in a program's name";
+            return Err(value("auth.helper", name, why));
+        }
+        Ok(Auth { inline: inline(username, password, server_address)?, config, helper })
+    }
+}
+
+/// A job names the registry that its image comes from, so credentials that are for any registry could be had by any job.
+fn inline(
+    username: Option<String>,
+    password: Option<Secret>,
+    server_address: Option<String>,
+) -> Result<Option<Inline>, ConfigError> {
+    let (username, password) = (username.unwrap_or_default(), password.unwrap_or_default());
+    let server_address = server_address.unwrap_or_default();
+    let parts = [username.is_empty(), password == Secret::default(), server_address.is_empty()];
+    match parts {
+        [true, true, true] => Ok(None),
+        [false, false, false] if username.contains(':') => {
+            Err(value("auth.username", username, "it must have no colon in it"))
+        }
+        [false, false, false] => Ok(Some(Inline { username, password, server_address })),
+        _ => {
+            let why =
+                "username, password and server_address, the registry that they are for, need each other";
+            Err(value("auth", username, why))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::config::plugin::tests::{decode, plugin};
+
+    #[test]
+    fn credentials_are_for_one_registry_and_are_never_shown() {
+        let whole = json!({"username": "me", "password": "hunter2", "server_address": "ghcr.io"});
+        let config = plugin(json!({"auth": whole}));
+        assert!(config.auth.inline.is_some() && !format!("{config:?}").contains("hunter2"), "{config:?}");
+        assert_eq!(plugin(json!({"auth": {}})).auth, super::Auth::default());
+        for auth in [
+            json!({"username": "me", "password": "hunter2"}),
+            json!({"password": "hunter2", "server_address": "ghcr.io"}),
+            json!({"username": "me", "server_address": "ghcr.io"}),
+            json!({"config": "config.json"}),
+            json!({"helper": "../../bin/sh"}),
+        ] {
+            let options = json!({"containerd_runtime": "io.containerd.runc.v2", "auth": auth});
+            let error = decode(&options).unwrap_err().to_string();
+            assert!(error.contains("auth") && !error.contains("hunter2"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! How a task's image is fetched: in what time, and as whom.
+
+use std::time::Duration;
+
+use nomad_proto::hclspec::Spec;
+use serde::Deserialize;
+
+use crate::config::hclspec::{block, default, object, optional};
+use crate::config::{ConfigError, duration, value};
+use crate::secret::Secret;
+
+const DEFAULT_TIMEOUT: &str = "5m";
+const DEFAULT_TIMEOUT_S: u64 = 5 * 60;
+
+/// The options about the pull of an image that isn't there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pull {
+    pub timeout: Duration,
+    pub auth: Option<Auth>,
+    /// What can't be had or isn't taken of credentials is gone without.
+    pub auth_soft_fail: bool,
+}
+
+impl Default for Pull {
+    fn default() -> Self {
+        Self { timeout: Duration::from_secs(DEFAULT_TIMEOUT_S), auth: None, auth_soft_fail: false }
+    }
+}
+
+/// Credentials for the image's registry.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Auth {
+    pub username: String,
+    pub password: Secret,
+    /// The registry that they are for, if the job says so.
+    pub server_address: Option<String>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Raw {
+    image_pull_timeout: Option<String>,
+    auth: Option<RawAuth>,
+    auth_soft_fail: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct RawAuth {
+    username: Option<String>,
+    password: Option<Secret>,
+    server_address: Option<String>,
+}
+
+pub(super) fn schema() -> Vec<(&'static str, Spec)> {
+    let auth = ["username", "password", "server_address"].map(|name| (name, optional(name, "string")));
+    vec![
+        ("image_pull_timeout", default("image_pull_timeout", "string", &format!("\"{DEFAULT_TIMEOUT}\""))),
+        ("auth", block("auth", object(auth))),
+        ("auth_soft_fail", optional("auth_soft_fail", "bool")),
+    ]
+}
+
+impl Raw {
+    pub(super) fn decode(self) -> Result<Pull, ConfigError> {
+        let Self { image_pull_timeout, auth, auth_soft_fail } = self;
+        let timeout = image_pull_timeout.unwrap_or_else(|| DEFAULT_TIMEOUT.to_owned());
+        Ok(Pull {
+            timeout: duration("image_pull_timeout", timeout)?,
+            auth: auth.map(RawAuth::decode).transpose()?.flatten(),
+            auth_soft_fail: auth_soft_fail.unwrap_or(false),
+        })
+    }
+}
+
+impl RawAuth {
+    /// Nothing in it is none: the variables that a job takes it from may be unset on purpose.
+    fn decode(self) -> Result<Option<Auth>, ConfigError> {
+        let Self { username, password, server_address } = self;
+        let (username, password) = (username.unwrap_or_default(), password.unwrap_or_default());
+        let server_address = server_address.filter(|address| !address.is_empty());
+        if username.is_empty() && password == Secret::default() && server_address.is_none() {
+            return Ok(None);
+        }
+        if username.is_empty() || password == Secret::default() {
+            return Err(value("auth", username, "it needs both a username and a password"));
+        }
+        if username.contains(':') {
+            return Err(value("auth.username", username, "it must have no colon in it"));
+        }
+        Ok(Some(Auth { username, password, server_address }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::task::tests::{decode, refusal};
+
+    #[test]
+    fn a_timeout_is_longer_than_nothing() {
+        assert_eq!(decode(&json!({"image": "a"})).unwrap().pull, Pull::default());
+        let pull = decode(&json!({"image": "a", "image_pull_timeout": "90s"})).unwrap().pull;
+        assert_eq!(pull.timeout, Duration::from_secs(90));
+        refusal("image_pull_timeout", json!("0s"));
+        refusal("image_pull_timeout", json!("soon"));
+    }
+
+    #[test]
+    fn credentials_are_whole_or_none_and_are_never_shown() {
+        let auth = |auth| decode(&json!({"image": "a", "auth": auth}));
+        assert_eq!(auth(json!({})).unwrap().pull.auth, None);
+        assert_eq!(auth(json!({"username": "", "password": null})).unwrap().pull.auth, None);
+        let whole = auth(json!({"username": "me", "password": "hunter2"})).unwrap();
+        assert!(whole.pull.auth.is_some());
+        assert!(!format!("{whole:?}").contains("hunter2"), "{whole:?}");
+        for half in [
+            json!({"username": "me"}),
+            json!({"password": "hunter2"}),
+            json!({"server_address": "ghcr.io"}),
+            json!({"username": "m:e", "password": "hunter2"}),
+        ] {
+            let error = refusal("auth", half);
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Asks one of the programs that docker calls credential helpers, `docker-credential-<name>`, for the credentials of a
+//! registry. Beside the shim's launcher the only place that starts processes.
+//!
+//! A helper gets the agent's PATH and HOME and nothing else of its environment, the registry on its stdin, and pipes of
+//! its own; all of it is gone at its deadline.
+//!
+//! Source of the facts: docker-credential-helpers' README and `credentials/error.go`.
+#![allow(clippy::disallowed_methods, reason = "helpers are programs by design; their stdio is set here")]
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use serde::Deserialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, Command};
+
+use super::super::Problem;
+use super::keyring::Credentials;
+use crate::secret::Secret;
+
+const ANSWERS: Duration = Duration::from_secs(30);
+const ANSWER_LIMIT_BYTES: u64 = 64 * 1024;
+/// How much of a helper's complaint is passed on.
+const WORDS_LIMIT: usize = 300;
+/// How a helper says that it has none.
+const HAS_NONE: &str = "credentials not found in native keychain";
+/// What stands in the place of a user where the secret is a token to get others by.
+const TOKEN_USER: &str = "<token>";
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Answer {
+    username: String,
+    secret: Secret,
+}
+
+/// # Errors
+/// Names the helper, with its own words where they can't have a secret in them.
+pub(super) async fn ask(name: &str, server: &str) -> Result<Option<Credentials>, Problem> {
+    let program = format!("docker-credential-{name}");
+    let failed = |reason: String| Problem::Credentials {
+        reason: format!("{program} get, asked for {server}, {reason}"),
+        transient: true,
+    };
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || !name.chars().all(is_plain) {
+        return Err(failed("is no name of a helper".to_owned()));
+    }
+    let mut child = spawn(&program).map_err(|error| failed(format!("can't be run: {error}")))?;
+    let group = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
+    match tokio::time::timeout(ANSWERS, talk(&mut child, server)).await {
+        Ok(Ok((true, out, _))) => read(&out).map_err(failed),
+        Ok(Ok((false, out, _))) if out.trim() == HAS_NONE => Ok(None),
+        Ok(Ok((false, out, err))) => Err(failed(format!("failed: {}", words(&out, &err)))),
+        Ok(Err(error)) => Err(failed(format!("broke off: {error}"))),
+        Err(_) => {
+            if let Some(group) = group {
+                let _ = killpg(group, Signal::SIGKILL);
+            }
+            Err(failed(format!("did not answer within {} s", ANSWERS.as_secs())))
+        }
+    }
+}
+
+fn spawn(program: &str) -> std::io::Result<Child> {
+    let mut command = Command::new(program);
+    command.arg("get").env_clear().current_dir("/").process_group(0).kill_on_drop(true);
+    for name in ["PATH", "HOME"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
+}
+
+/// Whether it ended well, and what it said on stdout and on stderr.
+async fn talk(child: &mut Child, server: &str) -> std::io::Result<(bool, String, String)> {
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let tell = async {
+        if let Some(mut stdin) = stdin {
+            // One that doesn't care to listen has closed it.
+            let _ = stdin.write_all(server.as_bytes()).await;
+        }
+    };
+    let ((), out, err) = tokio::join!(tell, hear(stdout), hear(stderr));
+    Ok((child.wait().await?.success(), out?, err?))
+}
+
+async fn hear(pipe: Option<impl tokio::io::AsyncRead + Unpin>) -> std::io::Result<String> {
+    let mut bytes = Vec::new();
+    if let Some(pipe) = pipe {
+        pipe.take(ANSWER_LIMIT_BYTES).read_to_end(&mut bytes).await?;
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn read(answer: &str) -> Result<Option<Credentials>, String> {
+    // The parser's own words may quote the secret.
+    let Answer { username, secret } = serde_json::from_str(answer)
+        .map_err(|_| "does not answer in the form of docker's helpers".to_owned())?;
+    if username == TOKEN_USER {
+        return Err("answers with an identity token, which is not served: log in with a password".to_owned());
+    }
+    let is_empty = username.is_empty() && secret.reveal().is_empty();
+    Ok((!is_empty).then_some(Credentials { username, password: secret }))
+}
+
+/// A helper complains on stdout, a script on stderr; what looks like an answer may be one.
+fn words(out: &str, err: &str) -> String {
+    let out = if out.contains('{') { "" } else { out };
+    let words = format!("{} {}", out.trim(), err.trim()).replace(char::is_control, " ");
+    let words: String = words.trim().chars().take(WORDS_LIMIT).collect();
+    if words.is_empty() { "it says nothing".to_owned() } else { words }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_read_and_what_is_none_does_not_show_its_secret() {
+        let whole = r#"{"ServerURL": "a", "Username": "me", "Secret": "hunter2"}"#;
+        let credentials =
+            Credentials { username: "me".to_owned(), password: Secret::new("hunter2".to_owned()) };
+        assert_eq!(read(whole), Ok(Some(credentials)));
+        assert_eq!(read(r#"{"Username": "", "Secret": ""}"#), Ok(None));
+        for answer in [
+            "hunter2",
+            r#"{"Username": 2, "Secret": "hunter2"}"#,
+            r#"{"Username": "<token>", "Secret": "hunter2"}"#,
+        ] {
+            let error = read(answer).unwrap_err();
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+        assert_eq!(words("not\nlogged in\n", ""), "not logged in");
+        assert_eq!(words(whole, "oops"), "oops");
+    }
+
+    #[tokio::test]
+    async fn a_helper_that_is_missing_or_is_none_is_named() {
+        for name in ["no-such-helper", "../../bin/sh", ""] {
+            let error = ask(name, "ghcr.io").await.unwrap_err().to_string();
+            assert!(error.contains(&format!("docker-credential-{name}")), "{error}");
+        }
+    }
+}

@@ -1,0 +1,44 @@
+//! Text that must not be shown: not in a log, an error, a label or a record. It can be read where it is used only.
+
+use std::fmt;
+
+use serde::Deserialize;
+
+#[derive(Clone, Default, PartialEq, Eq, Hash, Deserialize)]
+#[serde(transparent)]
+pub(crate) struct Secret(String);
+
+impl Secret {
+    pub(crate) fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    /// The text itself, for whoever it is meant for.
+    pub(crate) fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// A text of others without this one in it.
+    pub(crate) fn blot_out(&self, text: &str) -> String {
+        if self.0.is_empty() { text.to_owned() } else { text.replace(&self.0, "***") }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_not_shown() {
+        let secret = Secret::new("hunter2".to_owned());
+        assert_eq!(format!("{secret:?}"), "***");
+        assert_eq!(secret.blot_out("no hunter2 here"), "no *** here");
+        assert_eq!(Secret::default().blot_out("a"), "a");
+    }
+}
