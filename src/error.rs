@@ -7,6 +7,7 @@ use std::fmt::Display;
 
 use crate::config::ConfigError;
 use crate::confinement::ConfinementError;
+use crate::devices::DevicesError;
 use crate::names::NamesError;
 use crate::reaper::ReaperError;
 use crate::rootfs::RootfsError;
@@ -112,6 +113,16 @@ impl From<ConfinementError> for Error {
             | ConfinementError::BuiltIn(_)
             | ConfinementError::Lost
             | ConfinementError::Incomplete(_) => Self::Failed(text),
+        }
+    }
+}
+
+impl From<DevicesError> for Error {
+    fn from(error: DevicesError) -> Self {
+        let text = error.to_string();
+        match error {
+            DevicesError::Lost => Self::Failed(text),
+            _ => Self::Invalid(text),
         }
     }
 }

@@ -4,6 +4,7 @@ mod cgroup;
 mod config;
 mod confinement;
 mod containerd;
+mod devices;
 mod driver;
 mod error;
 mod go_plugin;

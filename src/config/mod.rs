@@ -17,10 +17,11 @@ use std::time::Duration;
 pub(crate) use capabilities::tests as capability_tests;
 pub(crate) use capabilities::{CapabilityList, name_of as capability_name};
 pub(crate) use id_list::IdList;
-pub(crate) use plugin::{Auth, Gates, Inline, Placed, PluginConfig, PluginLimits};
+pub(crate) use plugin::{Auth, Gates, Inline, Placed, PluginConfig, PluginDevices, PluginLimits};
 pub(crate) use task::{
-    CpuLimits, Dns, JobMount, Labels, Limits, MemoryLimits, MountSource, Mounts, Namespaces, Network,
-    PidsLimit, Process, Pull, Rlimit, SeccompProfile, Security, Sharing, Swap, TaskAuth, TaskOptions,
+    CpuLimits, Device, DevicePath, Dns, JobMount, Labels, Limits, MemoryLimits, MountSource, Mounts,
+    Namespaces, Network, PidsLimit, Process, Pull, Rlimit, SeccompProfile, Security, Sharing, Swap, TaskAuth,
+    TaskOptions,
 };
 
 /// The most that the kernel ever has at once.

@@ -5,6 +5,7 @@
 //! users of Nomad expect.
 
 mod cpu;
+mod devices;
 mod memory;
 mod mounts;
 mod namespaces;
@@ -23,6 +24,7 @@ use oci_spec::runtime::{LinuxBuilder, ProcessBuilder, RootBuilder, Spec, SpecBui
 
 use crate::config::{Network, PluginLimits, Sharing, TaskOptions};
 use crate::confinement::Confinement;
+use crate::devices::Found;
 use crate::rootfs::Identity;
 
 pub(crate) use mounts::BoundFile;
@@ -53,6 +55,7 @@ pub(crate) struct Inputs<'a> {
     /// Below the root of the cgroup hierarchies.
     pub cgroup_path: PathBuf,
     pub node: &'a Node,
+    pub devices: &'a Found,
 }
 
 /// Why a container can't be made as asked.
@@ -64,8 +67,6 @@ pub(crate) enum SpecError {
     NothingToRun(String),
     #[error("the option {option} can't be {value:?} here: {why}")]
     NotHere { option: &'static str, value: String, why: String },
-    #[error("{0}")]
-    Unsupported(&'static str),
     #[error(
         "the mount of {host_path} at {task_path} can't have propagation_mode {mode:?}: use private, host-to-task or bidirectional"
     )]
@@ -81,11 +82,6 @@ pub(crate) enum SpecError {
 /// # Errors
 /// Names the option that can't be met.
 pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
-    if !inputs.task.devices.is_empty() {
-        return Err(SpecError::Unsupported(
-            "devices of Nomad's device plugins are not supported yet: remove the task's device block",
-        ));
-    }
     let asked = &inputs.options.namespaces;
     let sysctl = asked.sysctl.iter().map(|(name, text)| (name.clone(), text.clone()));
     let security = &inputs.options.security;
@@ -110,6 +106,7 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
         .build()?;
     // The host's can't be set from a container; the crate has a name of its own for one that has none.
     spec.set_hostname((asked.uts_mode == Sharing::Private).then(|| inputs.hostname.clone()));
+    devices::add(&mut spec, inputs.devices)?;
     Ok(spec)
 }
 
@@ -179,6 +176,7 @@ mod tests {
             cgroups_are_v2: false,
             cgroup_path: "/nomad/a.web".into(),
             node: &Node::default(),
+            devices: &Found::default(),
         })
     }
 
@@ -281,7 +279,5 @@ mod tests {
     fn what_cannot_be_met_is_refused() {
         let nothing = built(&pb::TaskConfig::default(), &options(None)).unwrap_err().to_string();
         assert!(nothing.contains("img") && nothing.contains("option command"), "{nothing}");
-        let task = pb::TaskConfig { devices: vec![pb::Device::default()], ..Default::default() };
-        assert!(built(&task, &options(Some("x"))).unwrap_err().to_string().contains("device"));
     }
 }

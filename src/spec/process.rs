@@ -71,6 +71,15 @@ pub(super) fn environment(
     environment
 }
 
+/// Sets a `NAME=value`, in the place of one of that name.
+pub(super) fn set_variable(environment: &mut Vec<String>, entry: &str) {
+    let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
+    match environment.iter_mut().find(|other| name(other) == name(entry)) {
+        Some(other) => entry.clone_into(other),
+        None => environment.push(entry.to_owned()),
+    }
+}
+
 /// The job's word counts before the image's. The runtime makes it where it is missing, once it is inside of the root.
 pub(super) fn working_directory(asked: &config::Process, image: Option<&Config>) -> String {
     if let Some(directory) = &asked.cwd {

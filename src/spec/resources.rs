@@ -9,7 +9,8 @@ use oci_spec::runtime::{
 use super::{Inputs, cpu, memory};
 use crate::config::{Limits, PidsLimit, PluginLimits, Rlimit};
 
-/// Devices are refused but for the few that the runtime lets every container have; a privileged one has all.
+/// Devices are refused but for the few that the runtime lets every container have; a privileged one has all. What a
+/// task is to have beyond these is added.
 pub(super) fn limits(inputs: &Inputs<'_>) -> Result<LinuxResources, OciSpecError> {
     let Limits { pids, rlimits: _, oom_score_adj: _, cpu, memory } = &inputs.options.limits;
     let privileged = inputs.options.security.privileged;

@@ -200,7 +200,8 @@ impl Start<'_> {
     /// The lease first: whatever is made after it is kept by it.
     async fn prepare(&self, image: &Image) -> Result<Prepared> {
         let Place { id, bundle, containerd, .. } = self.place;
-        let Wanted { options, network, hostname, init, cgroup, node, sources, confinement } = self.wanted;
+        let Wanted { options, network, hostname, init, cgroup, node, sources, confinement, devices } =
+            self.wanted;
         let labels = self.labels();
         let owner = [(OWNER_LABEL.to_owned(), labels[OWNER_LABEL].clone())].into();
         containerd.create_lease(id, owner).await?;
@@ -237,6 +238,7 @@ impl Start<'_> {
             cgroups_are_v2: cgroup::mode() == cgroup::Mode::V2,
             cgroup_path: cgroup.path.clone(),
             node,
+            devices,
         };
         let spec = spec::build(&inputs)?;
         let shares_pids = options.namespaces.pid_mode == Sharing::Host;

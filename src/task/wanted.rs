@@ -7,8 +7,9 @@ use nomad_proto::driver as pb;
 use super::mounts::Sources;
 use super::{Settings, node};
 use crate::cgroup::Cgroup;
-use crate::config::{Dns, Network, Sharing, TaskOptions};
+use crate::config::{DevicePath, Dns, Network, Sharing, TaskOptions};
 use crate::confinement::{self, Confinement};
+use crate::devices::{self, Found};
 use crate::error::{Error, Result};
 use crate::names::{self, NameFile, Names, Resolver};
 use crate::reaper;
@@ -26,6 +27,7 @@ pub(super) struct Wanted {
     /// Held open, where the job mounts something of the host's.
     pub(super) sources: Sources,
     pub(super) confinement: Confinement,
+    pub(super) devices: Found,
 }
 
 impl Wanted {
@@ -51,8 +53,10 @@ impl Wanted {
             cgroup.leave_shared();
         }
         let confinement = confinement::settle(&options.security, &settings.config.gates).await?;
+        let operators = settings.config.devices.clone();
+        let devices = devices::find(options.devices.clone(), devices_of_nomad(config)?, operators).await?;
         let sources = Sources::open(&options.mounts, &settings.config, config).await?;
-        Ok(Self { options, network, hostname, init, cgroup, node, sources, confinement })
+        Ok(Self { options, network, hostname, init, cgroup, node, sources, confinement, devices })
     }
 
     /// Writes the files by which the task finds names into its bundle.
@@ -89,6 +93,18 @@ async fn init(settings: &Settings) -> Result<PathBuf> {
 fn cgroup_of(config: &pb::TaskConfig) -> Cgroup {
     let linux = config.resources.as_ref().and_then(|resources| resources.linux_resources.as_ref());
     Cgroup::of(&config.alloc_id, &config.name, linux.map_or("", |linux| linux.cpuset_cgroup.as_str()))
+}
+
+/// What Nomad's device plugins have given the task.
+fn devices_of_nomad(config: &pb::TaskConfig) -> Result<Vec<DevicePath>> {
+    let path = |device: &pb::Device| {
+        let pb::Device { task_path, host_path, cgroup_permissions } = device;
+        let permissions = if cgroup_permissions.is_empty() { "rwm" } else { cgroup_permissions };
+        let refused =
+            |why| Error::Invalid(format!("the device {host_path} of the task's device block: {why}"));
+        DevicePath::new(host_path, task_path, permissions).map_err(refused)
+    };
+    config.devices.iter().map(path).collect()
 }
 
 /// The servers that Nomad gives count before all else.

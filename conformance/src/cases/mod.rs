@@ -7,6 +7,7 @@ mod capabilities;
 mod coexistence;
 mod containerd_down;
 mod credentials;
+mod devices;
 mod ends;
 mod events;
 mod exec;
@@ -103,6 +104,7 @@ pub fn all() -> Vec<Case> {
         run::cases(),
         resources::cases(),
         limits::cases(),
+        devices::cases(),
         security::cases(),
         capabilities::cases(),
         seccomp::cases(),

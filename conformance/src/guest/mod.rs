@@ -20,6 +20,7 @@ use root::Root;
 /// rest enough to show that a task lives and ends as elsewhere.
 const CASES: &[&str] = &[
     "account: a running task",
+    "devices:",
     "ends: a child killed",
     "exec: both streams",
     "failed start: a command",

@@ -1,6 +1,7 @@
 //! The options of the agent's `plugin "containerd-driver" { config { .. } }` block.
 
 mod auth;
+mod devices;
 mod gc;
 mod labels;
 mod limits;
@@ -18,6 +19,7 @@ use serde::Deserialize;
 use super::hclspec::{default, object, optional, required};
 use super::{ConfigError, duration, program};
 pub(crate) use auth::{Auth, Inline};
+pub(crate) use devices::PluginDevices;
 use gc::{DanglingContainers, RawGc};
 pub(crate) use labels::ExtraLabels;
 pub(crate) use limits::PluginLimits;
@@ -59,6 +61,7 @@ pub(crate) struct PluginConfig {
     pub auth: Auth,
     /// A task's output goes nowhere.
     pub disable_log_collection: bool,
+    pub devices: PluginDevices,
 }
 
 #[derive(Deserialize)]
@@ -82,6 +85,8 @@ struct Raw {
     snapshotter: Option<String>,
     auth: Option<auth::Raw>,
     disable_log_collection: Option<bool>,
+    #[serde(flatten)]
+    devices: devices::Raw,
 }
 
 impl PluginConfig {
@@ -104,7 +109,7 @@ impl PluginConfig {
             ("auth", auth::schema()),
             ("disable_log_collection", default("disable_log_collection", "bool", "false")),
         ];
-        object(own.into_iter().chain(limits::schema()).chain(security::schema()))
+        object(own.into_iter().chain(limits::schema()).chain(security::schema()).chain(devices::schema()))
     }
 
     /// Decodes what Nomad sends. Nothing at all is what a launch sends that only tries the plugin out.
@@ -135,6 +140,7 @@ impl PluginConfig {
             snapshotter,
             auth,
             disable_log_collection,
+            devices,
         } = raw;
         let containerd_runtime =
             containerd_runtime.filter(|name| !name.is_empty()).ok_or(ConfigError::Missing {
@@ -166,6 +172,7 @@ impl PluginConfig {
                 .unwrap_or_else(|| DEFAULT_SNAPSHOTTER.to_owned()),
             auth: auth.unwrap_or_default().decode()?,
             disable_log_collection: disable_log_collection.unwrap_or(false),
+            devices: devices.decode()?,
         }))
     }
 }
@@ -225,6 +232,8 @@ pub(in crate::config) mod tests {
         assert_eq!(config.containerd_socket, PathBuf::from(DEFAULT_SOCKET));
         assert_eq!(config.state_dir, PathBuf::from(DEFAULT_STATE_DIR));
         assert_eq!(config.limits, PluginLimits::default());
+        let cdi_spec_dirs = vec!["/etc/cdi".into(), "/var/run/cdi".into()];
+        assert_eq!(config.devices, PluginDevices { cdi_spec_dirs, allowed: None });
         let in_minutes = |minutes: u64| Duration::from_secs(60 * minutes);
         let dangling = |period, dry_run| DanglingContainers {
             enabled: true,
@@ -255,6 +264,8 @@ pub(in crate::config) mod tests {
             ("stats_interval", json!("soon")),
             ("stats_interval", json!("0s")),
             ("pids_limit", json!(-1)),
+            ("cdi_spec_dirs", json!(["etc/cdi"])),
+            ("allow_devices", json!([null])),
             ("oom_score_adj", json!(1001)),
             ("gc", json!({"dangling_containers": {"period": "0s"}})),
             ("gc", json!({"dangling_containers": {"creation_grace": "now"}})),

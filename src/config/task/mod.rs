@@ -1,6 +1,7 @@
 //! The options of a job's `task { driver = "containerd-driver" config { .. } }` block, a group of them a file: for each
 //! the schema, the form in which Nomad sends it, and what it is decoded into.
 
+mod devices;
 mod labels;
 mod limits;
 mod mounts;
@@ -18,6 +19,7 @@ use serde::Deserialize;
 
 use super::hclspec::{object, required};
 use super::{ConfigError, PluginConfig};
+pub(crate) use devices::{Device, DevicePath};
 pub(crate) use labels::Labels;
 pub(crate) use limits::{CpuLimits, Limits, MemoryLimits, PidsLimit, Rlimit, Swap};
 pub(crate) use mounts::{JobMount, MountSource, Mounts};
@@ -42,6 +44,7 @@ pub(crate) struct TaskOptions {
     pub runtime: runtime::Runtime,
     pub pull: Pull,
     pub labels: Labels,
+    pub devices: Vec<Device>,
 }
 
 #[derive(Deserialize)]
@@ -65,6 +68,8 @@ struct Raw {
     pull: pull::Raw,
     #[serde(flatten)]
     labels: labels::Raw,
+    #[serde(flatten)]
+    devices: devices::Raw,
 }
 
 impl TaskOptions {
@@ -76,6 +81,7 @@ impl TaskOptions {
             security::schema(),
             limits::schema(),
             mounts::schema(),
+            devices::schema(),
             runtime::schema(),
             pull::schema(),
             labels::schema(),
@@ -90,7 +96,19 @@ impl TaskOptions {
     pub(crate) fn decode(msgpack: &[u8]) -> Result<Self, ConfigError> {
         let raw =
             rmp_serde::from_slice(msgpack).map_err(|source| ConfigError::Malformed { of: OF, source })?;
-        let Raw { image, process, names, namespaces, security, limits, mounts, runtime, pull, labels } = raw;
+        let Raw {
+            image,
+            process,
+            names,
+            namespaces,
+            security,
+            limits,
+            mounts,
+            devices,
+            runtime,
+            pull,
+            labels,
+        } = raw;
         let image = image.filter(|image| !image.is_empty()).ok_or(ConfigError::Missing {
             of: OF,
             option: "image",
@@ -107,6 +125,7 @@ impl TaskOptions {
             security: security.decode()?,
             limits: limits.decode()?,
             mounts,
+            devices: devices.decode()?,
             runtime: runtime.decode()?,
             pull: pull.decode()?,
             labels: labels.decode()?,
@@ -127,6 +146,7 @@ impl TaskOptions {
             security,
             limits,
             mounts: _,
+            devices,
             runtime,
             pull: _,
             labels: _,
@@ -134,6 +154,7 @@ impl TaskOptions {
         namespaces.permitted_by(&plugin.allowed_modes)?;
         security.permitted_by(&plugin.gates)?;
         limits.permitted_by(&plugin.limits)?;
+        devices::permitted_by(devices, &plugin.devices)?;
         runtime.permitted_by(plugin)
     }
 }

@@ -1,0 +1,67 @@
+//! Which of the host's devices jobs may have, and where those of the Container Device Interface are described.
+
+use std::path::{Component, Path, PathBuf};
+
+use nomad_proto::hclspec::Spec;
+use serde::Deserialize;
+
+use crate::config::hclspec::{default, optional};
+use crate::config::{ConfigError, no_nulls, value};
+
+const CDI_SPEC_DIRS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
+
+/// The plugin's options about devices.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct PluginDevices {
+    /// A later one counts before an earlier one.
+    pub cdi_spec_dirs: Vec<PathBuf>,
+    /// Paths, which stand for what is below them as well, and CDI names or kinds. None is all of them.
+    pub allowed: Option<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Raw {
+    cdi_spec_dirs: Option<Vec<Option<String>>>,
+    allow_devices: Option<Vec<Option<String>>>,
+}
+
+pub(super) fn schema() -> Vec<(&'static str, Spec)> {
+    let directories = CDI_SPEC_DIRS.map(|directory| format!("{directory:?}")).join(", ");
+    vec![
+        ("cdi_spec_dirs", default("cdi_spec_dirs", "list(string)", &format!("[{directories}]"))),
+        ("allow_devices", optional("allow_devices", "list(string)")),
+    ]
+}
+
+impl Raw {
+    pub(super) fn decode(self) -> Result<PluginDevices, ConfigError> {
+        let Self { cdi_spec_dirs, allow_devices } = self;
+        let directories = match cdi_spec_dirs {
+            None => CDI_SPEC_DIRS.map(str::to_owned).to_vec(),
+            given => no_nulls("cdi_spec_dirs", given)?,
+        };
+        if let Some(relative) = directories.iter().find(|directory| !Path::new(directory).is_absolute()) {
+            return Err(value("cdi_spec_dirs", relative, "it must be an absolute path"));
+        }
+        Ok(PluginDevices {
+            cdi_spec_dirs: directories.into_iter().map(PathBuf::from).collect(),
+            allowed: allow_devices.map(|given| no_nulls("allow_devices", Some(given))).transpose()?,
+        })
+    }
+}
+
+impl PluginDevices {
+    /// Whether a path is one that jobs may have, or below one.
+    pub(crate) fn allow_path(&self, path: &Path) -> bool {
+        let leads_up = path.components().any(|part| part == Component::ParentDir);
+        let is_below = |allowed: &String| allowed.starts_with('/') && path.starts_with(allowed);
+        self.allowed.as_ref().is_none_or(|allowed| !leads_up && allowed.iter().any(is_below))
+    }
+
+    /// Whether a CDI device is one that jobs may have, or of such a kind.
+    pub(crate) fn allow_cdi(&self, name: &str) -> bool {
+        let kind = name.split_once('=').map(|(kind, _)| kind);
+        let is_named = |allowed: &String| allowed == name || Some(allowed.as_str()) == kind;
+        self.allowed.as_ref().is_none_or(|allowed| allowed.iter().any(is_named))
+    }
+}

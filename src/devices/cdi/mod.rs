@@ -1,0 +1,282 @@
+//! Devices of the Container Device Interface: files in the operator's directories say, for each by its name, which nodes,
+//! mounts, variables and hooks come into a container with it.
+//!
+//! Source of the facts: cncf-tags/container-device-interface `SPEC.md` 0.3 to 1.0, and for the order of edits and which
+//! directory counts, its `pkg/cdi`.
+
+mod file;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::{CdiHook, CdiMount, DevicesError, Found, Kind, Node, host};
+use file::{Edits, File, NodeEdit};
+
+const DEFAULT_MODE: u32 = 0o666;
+
+/// A file, and how much its directory counts: the later ones count more.
+struct Read {
+    rank: usize,
+    path: PathBuf,
+    file: File,
+}
+
+/// Adds what comes with the devices of these names. What a file says for all its devices comes once, before the first.
+pub(super) fn add(found: &mut Found, names: &[&str], directories: &[PathBuf]) -> Result<(), DevicesError> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    let (read, unreadable) = read(directories);
+    let mut used = Vec::new();
+    for name in names {
+        let refused = |why| DevicesError::Cdi { name: (*name).to_owned(), why };
+        let (index, device) = named(name, &read).map_err(|why| {
+            let besides: String = unreadable.iter().map(|why| format!("; {why}")).collect();
+            let searched: Vec<_> = directories.iter().map(|path| path.display().to_string()).collect();
+            refused(format!("{why} (cdi_spec_dirs: {}){besides}", searched.join(", ")))
+        })?;
+        let Read { file, .. } = &read[index];
+        if !used.contains(&index) {
+            used.push(index);
+            apply(found, &file.container_edits).map_err(refused)?;
+        }
+        apply(found, &file.devices[device].container_edits).map_err(refused)?;
+    }
+    Ok(())
+}
+
+/// All files, and for each that can't be used why.
+fn read(directories: &[PathBuf]) -> (Vec<Read>, Vec<String>) {
+    let (mut read, mut unreadable) = (Vec::new(), Vec::new());
+    for (rank, directory) in directories.iter().enumerate() {
+        let Ok(entries) = fs::read_dir(directory) else { continue };
+        let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+        paths.sort();
+        for path in paths.into_iter().filter(|path| file::is_one(path)) {
+            match file::read(&path) {
+                Ok(file) => read.push(Read { rank, path, file }),
+                Err(why) => unreadable.push(format!("{} can't be read: {why}", path.display())),
+            }
+        }
+    }
+    (read, unreadable)
+}
+
+/// Which file, and which device in it, a name stands for.
+fn named(name: &str, read: &[Read]) -> Result<(usize, usize), String> {
+    let mut found: Vec<(usize, usize)> = Vec::new();
+    for (index, Read { rank, file, .. }) in read.iter().enumerate() {
+        let is_it = |device: &file::Device| format!("{}={}", file.kind, device.name) == name;
+        let Some(device) = file.devices.iter().position(is_it) else { continue };
+        found.retain(|(earlier, _)| read[*earlier].rank == *rank);
+        found.push((index, device));
+    }
+    match found[..] {
+        [] => Err("no file describes it".to_owned()),
+        [one] => Ok(one),
+        _ => {
+            let paths: Vec<_> =
+                found.iter().map(|(file, _)| read[*file].path.display().to_string()).collect();
+            Err(format!("several files describe it: {}", paths.join(", ")))
+        }
+    }
+}
+
+fn apply(found: &mut Found, edits: &Edits) -> Result<(), String> {
+    if edits.intel_rdt.is_some() || edits.net_devices.is_some() {
+        return Err("it needs intelRdt or netDevices, which are not supported".to_owned());
+    }
+    for edit in edits.device_nodes.iter().flatten() {
+        let node = node(edit)?;
+        // Devices of a kind may each name one that they share.
+        found.nodes.retain(|other| other.path != node.path);
+        found.nodes.push(node);
+    }
+    if let Some(wrong) = edits.env.iter().flatten().find(|entry| entry.find('=').is_none_or(|at| at == 0)) {
+        return Err(format!("its variable {wrong:?} is not of the form NAME=value"));
+    }
+    found.env.extend(edits.env.iter().flatten().cloned());
+    for file::Mount { host_path, container_path, kind, options } in edits.mounts.iter().flatten() {
+        found.mounts.push(CdiMount {
+            source: host_path.clone(),
+            destination: container_path.clone(),
+            kind: kind.clone().filter(|kind| !kind.is_empty()).unwrap_or_else(|| "bind".to_owned()),
+            options: options.clone().unwrap_or_default(),
+        });
+    }
+    for file::Hook { hook_name, path, args, env, timeout } in edits.hooks.iter().flatten() {
+        found.hooks.push(CdiHook {
+            when: *hook_name,
+            path: path.clone(),
+            args: args.clone().unwrap_or_default(),
+            env: env.clone().unwrap_or_default(),
+            timeout_s: *timeout,
+        });
+    }
+    // A device can't give root's group to a container that does not have it.
+    found.groups.extend(edits.additional_gids.iter().flatten().filter(|group| **group > 0));
+    Ok(())
+}
+
+/// What the file leaves out is that of the host's node.
+fn node(edit: &NodeEdit) -> Result<Node, String> {
+    let NodeEdit { path, host_path, kind, major, minor, file_mode, permissions, uid, gid } = edit;
+    let named = match kind.as_deref() {
+        None | Some("") => None,
+        Some("b") => Some(Kind::Block),
+        Some("c" | "u") => Some(Kind::Character),
+        Some("p") => Some(Kind::Pipe),
+        Some(other) => {
+            return Err(format!("its node {} has the type {other:?}, not b, c, u or p", path.display()));
+        }
+    };
+    let (kind, major, minor, mode) = match (named, *major) {
+        (Some(Kind::Pipe), _) => (Kind::Pipe, 0, 0, DEFAULT_MODE),
+        (Some(kind), Some(major)) => (kind, major, minor.unwrap_or_default(), DEFAULT_MODE),
+        _ => on_host(host_path.as_ref().unwrap_or(path), named)?,
+    };
+    Ok(Node {
+        path: path.clone(),
+        kind,
+        major,
+        minor,
+        mode: file_mode.unwrap_or(mode),
+        uid: *uid,
+        gid: *gid,
+        permissions: match permissions.as_deref() {
+            None | Some("") => "rwm".to_owned(),
+            Some("none") => String::new(),
+            Some(given) => given.to_owned(),
+        },
+    })
+}
+
+fn on_host(path: &Path, named: Option<Kind>) -> Result<(Kind, i64, i64, u32), String> {
+    let shown = path.display();
+    let metadata =
+        fs::metadata(path).map_err(|error| format!("its node {shown} is not on the host: {error}"))?;
+    let (kind, major, minor) =
+        host::numbers(&metadata).ok_or_else(|| format!("its node {shown} is no device"))?;
+    if named.is_some_and(|named| named != kind) {
+        return Err(format!("its node {shown} is of another type on the host"));
+    }
+    Ok((kind, major, minor, host::mode(&metadata)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::devices::When;
+
+    const FULL: &str = r#"
+cdiVersion: "0.6.0"
+kind: vendor.com/gpu
+annotations: {"vendor.com/note": "x"}
+containerEdits:
+  env: [ALL=1]
+devices:
+- name: "0"
+  containerEdits:
+    env: [ONE=0]
+    deviceNodes:
+    - path: /dev/gpu0
+      hostPath: /dev/null
+      permissions: rw
+      fileMode: 384
+      uid: 7
+    - {path: /dev/shared, type: c, major: 1, minor: 5}
+    mounts:
+    - {hostPath: /lib/x, containerPath: /opt/x, options: [ro, rbind]}
+    hooks:
+    - {hookName: createContainer, path: /bin/hook, args: [hook, a], env: [H=1], timeout: 5}
+    additionalGids: [0, 44]
+- name: "1"
+  containerEdits:
+    deviceNodes:
+    - {path: /dev/shared, type: c, major: 1, minor: 5}
+"#;
+
+    fn device(version: &str, path: &str) -> String {
+        format!(
+            r#"{{"cdiVersion": "{version}", "kind": "vendor.com/gpu", "devices":
+               [{{"name": "0", "containerEdits": {{"deviceNodes": [{{"path": "{path}"}}]}}}}]}}"#
+        )
+    }
+
+    fn found(files: &[(&str, &str)], names: &[&str]) -> Result<Found, String> {
+        let root = tempfile::tempdir().unwrap();
+        let directories = ["etc", "run", "absent"].map(|name| root.path().join(name));
+        for (name, text) in files {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let mut found = Found::default();
+        add(&mut found, names, &directories).map_err(|error| error.to_string()).map(|()| found)
+    }
+
+    #[test]
+    fn all_that_a_device_brings_is_found_and_what_is_shared_comes_once() {
+        let found = found(&[("etc/a.yaml", FULL)], &["vendor.com/gpu=0", "vendor.com/gpu=1"]).unwrap();
+        assert_eq!(found.env, ["ALL=1", "ONE=0"]);
+        let [gpu, shared] = &found.nodes[..] else { panic!("{:?}", found.nodes) };
+        assert_eq!((gpu.kind, gpu.major, gpu.minor, gpu.mode), (Kind::Character, 1, 3, 0o600));
+        assert_eq!((gpu.uid, gpu.gid, gpu.permissions.as_str()), (Some(7), None, "rw"));
+        assert_eq!((shared.major, shared.minor, shared.mode), (1, 5, 0o666));
+        let mount = &found.mounts[0];
+        assert_eq!((mount.source.as_str(), mount.destination.as_str()), ("/lib/x", "/opt/x"));
+        assert_eq!(mount.kind, "bind");
+        let hook = &found.hooks[0];
+        assert_eq!((hook.when, hook.timeout_s), (When::CreateContainer, Some(5)));
+        assert_eq!(
+            (&hook.args[..], &hook.env[..]),
+            (&["hook".to_owned(), "a".to_owned()][..], &["H=1".to_owned()][..])
+        );
+        assert_eq!(found.groups, [44]);
+    }
+
+    #[test]
+    fn a_later_directory_counts_before_an_earlier_one_and_equals_are_refused() {
+        let (first, second) = (device("0.3.0", "/dev/null"), device("1.0.0", "/dev/zero"));
+        let path = |files: &[(&str, &str)]| {
+            found(files, &["vendor.com/gpu=0"]).map(|found| found.nodes[0].path.display().to_string())
+        };
+        assert_eq!(path(&[("etc/a.json", &first), ("run/b.json", &second)]).unwrap(), "/dev/zero");
+        assert_eq!(path(&[("etc/a.json", &first), ("etc/b.txt", &second)]).unwrap(), "/dev/null");
+        let both = path(&[("run/a.json", &first), ("run/b.json", &second)]).unwrap_err();
+        assert!(both.contains("vendor.com/gpu=0") && both.contains("b.json"), "{both}");
+    }
+
+    #[test]
+    fn what_is_not_described_or_can_not_be_had_is_refused_by_name() {
+        let refusal = |text: &str, name: &str| found(&[("etc/a.yaml", text)], &[name]).unwrap_err();
+        let absent = refusal(FULL, "vendor.com/gpu=7");
+        assert!(absent.contains("vendor.com/gpu=7") && absent.contains("/etc"), "{absent}");
+        let broken = refusal("kind: [", "vendor.com/gpu=0");
+        assert!(broken.contains("a.yaml"), "{broken}");
+        let edit = |edits: &str| {
+            refusal(
+                &format!(
+                    r#"{{"cdiVersion": "0.5.0", "kind": "v/c", "devices": [{{"name": "x", "containerEdits": {edits}}}]}}"#
+                ),
+                "v/c=x",
+            )
+        };
+        for (edits, word) in [
+            (r#"{"deviceNodes": [{"path": "/dev/not-there"}]}"#, "/dev/not-there"),
+            (r#"{"deviceNodes": [{"path": "/etc/passwd"}]}"#, "no device"),
+            (r#"{"deviceNodes": [{"path": "/dev/null", "type": "b"}]}"#, "another type"),
+            (r#"{"deviceNodes": [{"path": "/dev/null", "type": "x"}]}"#, "\"x\""),
+            (r#"{"env": ["=1"]}"#, "=1"),
+            (r#"{"netDevices": [{}]}"#, "netDevices"),
+            (r#"{"hooks": [{"hookName": "never", "path": "/x"}]}"#, "never"),
+            (r#"{"later": 1}"#, "later"),
+        ] {
+            let error = edit(edits);
+            assert!(error.contains(word) && error.contains("v/c=x"), "{word}: {error}");
+        }
+        let future =
+            found(&[("etc/a.json", &device("2.0.0", "/dev/null"))], &["vendor.com/gpu=0"]).unwrap_err();
+        assert!(future.contains("2.0.0"), "{future}");
+    }
+}

@@ -1,0 +1,138 @@
+//! The nodes that a path on the host leads to: a device, or all below a directory.
+
+use std::fs::{self, Metadata};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use nix::sys::stat::{major, minor};
+
+use super::{DevicesError, Kind, Node};
+use crate::config::{DevicePath, PluginDevices};
+
+/// Directories of what is no device of the machine's: a container has its own of them.
+const NO_DEVICES: [&str; 4] = ["fd", "mqueue", "pts", "shm"];
+const PERMISSION_BITS: u32 = 0o777;
+
+/// Links are followed, and the operator's word holds for what they lead to.
+pub(super) fn nodes(asked: &DevicePath, operators: &PluginDevices) -> Result<Vec<Node>, DevicesError> {
+    let DevicePath { on_host, in_container, permissions } = asked;
+    let refused = |why: String| DevicesError::Path { path: on_host.clone(), why };
+    let path = fs::canonicalize(on_host).map_err(|error| refused(format!("there is none: {error}")))?;
+    if !operators.allow_path(&path) {
+        return Err(DevicesError::Forbidden { asked: on_host.clone(), path });
+    }
+    let metadata = fs::metadata(&path).map_err(|error| refused(error.to_string()))?;
+    if !metadata.is_dir() {
+        let node = node(&metadata, in_container, permissions);
+        return Ok(vec![node.ok_or_else(|| refused("it is a file and no device".to_owned()))?]);
+    }
+    let mut nodes = Vec::new();
+    below(&path, in_container, permissions, &mut nodes).map_err(|error| refused(error.to_string()))?;
+    if nodes.is_empty() {
+        return Err(refused("it is a directory without a device in it".to_owned()));
+    }
+    Ok(nodes)
+}
+
+fn below(
+    directory: &Path,
+    in_container: &Path,
+    permissions: &str,
+    nodes: &mut Vec<Node>,
+) -> std::io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        // Of the entry itself: a link is no device. One that has just gone is none either.
+        let Ok(metadata) = entry.metadata() else { continue };
+        let at = in_container.join(entry.file_name());
+        if metadata.is_dir() {
+            if !NO_DEVICES.iter().any(|name| entry.file_name() == *name) {
+                below(&entry.path(), &at, permissions, nodes)?;
+            }
+        } else {
+            nodes.extend(node(&metadata, &at, permissions));
+        }
+    }
+    Ok(())
+}
+
+fn node(metadata: &Metadata, at: &Path, permissions: &str) -> Option<Node> {
+    let (kind, major, minor) = numbers(metadata)?;
+    Some(Node {
+        path: at.to_owned(),
+        kind,
+        major,
+        minor,
+        mode: mode(metadata),
+        uid: Some(metadata.uid()),
+        gid: Some(metadata.gid()),
+        permissions: permissions.to_owned(),
+    })
+}
+
+pub(super) fn mode(metadata: &Metadata) -> u32 {
+    metadata.mode() & PERMISSION_BITS
+}
+
+/// None is no device.
+pub(super) fn numbers(metadata: &Metadata) -> Option<(Kind, i64, i64)> {
+    let kind = match metadata.file_type() {
+        kind if kind.is_block_device() => Kind::Block,
+        kind if kind.is_char_device() => Kind::Character,
+        _ => return None,
+    };
+    let number = |number: u64| i64::try_from(number).unwrap_or_default();
+    Some((kind, number(major(metadata.rdev())), number(minor(metadata.rdev()))))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn asked(on_host: &Path) -> DevicePath {
+        DevicePath::new(on_host.to_str().unwrap(), "/dev/x", "rw").unwrap()
+    }
+
+    fn refusal(on_host: &Path, operators: &PluginDevices) -> String {
+        nodes(&asked(on_host), operators).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_device_is_found_by_its_path_and_through_a_link() {
+        let directory = tempfile::tempdir().unwrap();
+        let link = directory.path().join("link");
+        symlink("/dev/null", &link).unwrap();
+        for path in [Path::new("/dev/null"), &link] {
+            let [node] = &nodes(&asked(path), &PluginDevices::default()).unwrap()[..] else { panic!("one") };
+            assert_eq!((node.kind, node.major, node.minor), (Kind::Character, 1, 3));
+            assert_eq!((node.path.clone(), node.permissions.as_str()), (PathBuf::from("/dev/x"), "rw"));
+        }
+        let here = directory.path().display().to_string();
+        let operators = PluginDevices { allowed: Some(vec![here]), ..PluginDevices::default() };
+        let forbidden = refusal(&link, &operators);
+        assert!(forbidden.contains("/dev/null") && forbidden.contains("allow_devices"), "{forbidden}");
+    }
+
+    #[test]
+    fn what_is_no_device_or_not_there_is_refused() {
+        let directory = tempfile::tempdir().unwrap();
+        let all = PluginDevices::default();
+        let file = directory.path().join("file");
+        assert!(refusal(&file, &all).contains("there is none"));
+        fs::write(&file, "").unwrap();
+        assert!(refusal(&file, &all).contains("no device"));
+        symlink("/dev/null", directory.path().join("link")).unwrap();
+        let empty = refusal(directory.path(), &all);
+        assert!(empty.contains("directory without") && empty.contains(directory.path().to_str().unwrap()));
+    }
+
+    #[test]
+    fn a_directory_is_all_the_devices_below_it_but_not_the_containers_own() {
+        let found = nodes(&asked(Path::new("/dev")), &PluginDevices::default()).unwrap();
+        assert!(found.iter().any(|node| node.path == Path::new("/dev/x/null")));
+        assert!(!found.iter().any(|node| node.path.starts_with("/dev/x/pts")));
+    }
+}

@@ -1,0 +1,139 @@
+//! What is looked up on the host about the devices that a task is to have: numbers and modes of the nodes that paths lead
+//! to, and what the operator's files say of devices of the Container Device Interface. Nothing is made here, and nothing
+//! known of jobs.
+
+mod cdi;
+mod host;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use crate::config::{Device, DevicePath, PluginDevices};
+
+/// All that comes into a container with its devices.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub nodes: Vec<Node>,
+    pub env: Vec<String>,
+    pub mounts: Vec<CdiMount>,
+    pub hooks: Vec<CdiHook>,
+    pub groups: Vec<u32>,
+}
+
+/// A device's node in a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Node {
+    pub path: PathBuf,
+    pub kind: Kind,
+    pub major: i64,
+    pub minor: i64,
+    pub mode: u32,
+    /// None is the user that the container runs as.
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    /// What the container may do with the device, of `rwm`.
+    pub permissions: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Block,
+    Character,
+    /// A named pipe, which has no number and no rule.
+    Pipe,
+}
+
+/// What a CDI device has mounted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CdiMount {
+    pub source: String,
+    pub destination: String,
+    pub kind: String,
+    pub options: Vec<String>,
+}
+
+/// What a CDI device has run around the container's start or end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CdiHook {
+    pub when: When,
+    pub path: PathBuf,
+    pub args: Vec<String>,
+    pub env: Vec<String>,
+    pub timeout_s: Option<i64>,
+}
+
+/// The moments of the runtime specification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum When {
+    Prestart,
+    CreateRuntime,
+    CreateContainer,
+    StartContainer,
+    Poststart,
+    Poststop,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DevicesError {
+    #[error("the device {}: {why}", path.display())]
+    Path { path: PathBuf, why: String },
+    #[error("the device {} is not one that the operator allows; it leads to {}, and the plugin's option allow_devices would have to have that", asked.display(), path.display())]
+    Forbidden { asked: PathBuf, path: PathBuf },
+    #[error("the CDI device {name}: {why}")]
+    Cdi { name: String, why: String },
+    #[error("two devices are to be at {} in the container: give one of them another container_path", .0.display())]
+    Twice(PathBuf),
+    #[error("the lookup of devices ended early")]
+    Lost,
+}
+
+/// Finds what the job asks for, within the operator's limits, and what Nomad's device plugins have given the task.
+///
+/// # Errors
+/// Names the device that is not there, or is none.
+pub(crate) async fn find(
+    asked: Vec<Device>,
+    of_nomad: Vec<DevicePath>,
+    operators: PluginDevices,
+) -> Result<Found, DevicesError> {
+    if asked.is_empty() && of_nomad.is_empty() {
+        return Ok(Found::default());
+    }
+    let looked = tokio::task::spawn_blocking(move || look(&asked, &of_nomad, &operators));
+    looked.await.map_err(|_| DevicesError::Lost)?
+}
+
+fn look(asked: &[Device], of_nomad: &[DevicePath], operators: &PluginDevices) -> Result<Found, DevicesError> {
+    let mut found = Found::default();
+    for device in of_nomad {
+        found.nodes.extend(host::nodes(device, &PluginDevices::default())?);
+    }
+    let mut names = Vec::new();
+    for device in asked {
+        match device {
+            Device::Path(device) => found.nodes.extend(host::nodes(device, operators)?),
+            Device::Cdi(name) => names.push(name.as_str()),
+        }
+    }
+    let mut paths = BTreeSet::new();
+    if let Some(twice) = found.nodes.iter().find(|node| !paths.insert(&node.path)) {
+        return Err(DevicesError::Twice(twice.path.clone()));
+    }
+    cdi::add(&mut found, &names, &operators.cdi_spec_dirs)?;
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_in_the_container_has_one_device() {
+        let device = |on_host| Device::Path(DevicePath::new(on_host, "/dev/x", "r").unwrap());
+        let look = |devices: &[Device]| look(devices, &[], &PluginDevices::default());
+        assert_eq!(look(&[device("/dev/null")]).unwrap().nodes.len(), 1);
+        let twice = look(&[device("/dev/null"), device("/dev/zero")]).unwrap_err().to_string();
+        assert!(twice.contains("/dev/x"), "{twice}");
+    }
+}

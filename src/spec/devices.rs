@@ -1,0 +1,184 @@
+//! The devices of a container, and what comes with them.
+
+use oci_spec::OciSpecError;
+use oci_spec::runtime::{
+    Hook, HookBuilder, Hooks, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder,
+    LinuxDeviceType, Mount, MountBuilder, Spec,
+};
+
+use super::process::set_variable;
+use crate::devices::{CdiHook, CdiMount, Found, Kind, Node, When};
+
+/// Adds devices to an else finished specification: their variables, mounts and groups count before all others.
+pub(super) fn add(spec: &mut Spec, found: &Found) -> Result<(), OciSpecError> {
+    let Found { nodes, env, mounts, hooks, groups } = found;
+    let mut user = (0, 0);
+    if let Some(process) = spec.process_mut() {
+        user = (process.user().uid(), process.user().gid());
+        let environment = process.env_mut().get_or_insert_default();
+        env.iter().for_each(|entry| set_variable(environment, entry));
+        let own = process.user_mut().additional_gids_mut().get_or_insert_default();
+        own.extend(groups.iter().filter(|group| !own.contains(group)).copied().collect::<Vec<_>>());
+    }
+    if let Some(linux) = spec.linux_mut() {
+        let made = nodes.iter().map(|node| device(node, user)).collect::<Result<Vec<_>, _>>()?;
+        let devices = linux.devices_mut().get_or_insert_default();
+        // A privileged task has all of the host's already.
+        devices.retain(|own| !made.iter().any(|device| device.path() == own.path()));
+        devices.extend(made);
+        let rules = linux.resources_mut().get_or_insert_default().devices_mut().get_or_insert_default();
+        let allowed = nodes.iter().filter(|node| node.kind != Kind::Pipe && !node.permissions.is_empty());
+        rules.extend(allowed.map(rule).collect::<Result<Vec<_>, _>>()?);
+    }
+    let own = spec.mounts_mut().get_or_insert_default();
+    own.extend(mounts.iter().map(mount).collect::<Result<Vec<_>, _>>()?);
+    if !hooks.is_empty() {
+        spec.set_hooks(Some(all(hooks)?));
+    }
+    Ok(())
+}
+
+fn kind(node: &Node) -> LinuxDeviceType {
+    match node.kind {
+        Kind::Block => LinuxDeviceType::B,
+        Kind::Character => LinuxDeviceType::C,
+        Kind::Pipe => LinuxDeviceType::P,
+    }
+}
+
+fn device(node: &Node, (uid, gid): (u32, u32)) -> Result<LinuxDevice, OciSpecError> {
+    let Node { path, kind: _, major, minor, mode, uid: own_uid, gid: own_gid, permissions: _ } = node;
+    LinuxDeviceBuilder::default()
+        .path(path)
+        .typ(kind(node))
+        .major(*major)
+        .minor(*minor)
+        .file_mode(*mode)
+        .uid(own_uid.unwrap_or(uid))
+        .gid(own_gid.unwrap_or(gid))
+        .build()
+}
+
+fn rule(node: &Node) -> Result<LinuxDeviceCgroup, OciSpecError> {
+    LinuxDeviceCgroupBuilder::default()
+        .allow(true)
+        .typ(kind(node))
+        .major(node.major)
+        .minor(node.minor)
+        .access(node.permissions.clone())
+        .build()
+}
+
+fn mount(asked: &CdiMount) -> Result<Mount, OciSpecError> {
+    let CdiMount { source, destination, kind, options } = asked;
+    let mut options = options.clone();
+    if kind == "bind" && !options.iter().any(|option| option == "bind" || option == "rbind") {
+        options.push("rbind".to_owned());
+    }
+    MountBuilder::default().destination(destination).source(source).typ(kind.clone()).options(options).build()
+}
+
+fn all(hooks: &[CdiHook]) -> Result<Hooks, OciSpecError> {
+    let at = |when: When| {
+        let made: Result<Vec<Hook>, _> = hooks.iter().filter(|hook| hook.when == when).map(hook).collect();
+        made.map(|made| (!made.is_empty()).then_some(made))
+    };
+    let mut made = Hooks::default();
+    made.set_prestart(at(When::Prestart)?)
+        .set_create_runtime(at(When::CreateRuntime)?)
+        .set_create_container(at(When::CreateContainer)?)
+        .set_start_container(at(When::StartContainer)?)
+        .set_poststart(at(When::Poststart)?)
+        .set_poststop(at(When::Poststop)?);
+    Ok(made)
+}
+
+fn hook(asked: &CdiHook) -> Result<Hook, OciSpecError> {
+    let CdiHook { when: _, path, args, env, timeout_s } = asked;
+    let mut hook = HookBuilder::default().path(path).args(args.clone()).env(env.clone());
+    if let Some(timeout) = timeout_s.filter(|timeout| *timeout > 0) {
+        hook = hook.timeout(timeout);
+    }
+    hook.build()
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::runtime::{Process, ProcessBuilder, UserBuilder};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn process() -> Process {
+        let user =
+            UserBuilder::default().uid(1000_u32).gid(1001_u32).additional_gids(vec![7]).build().unwrap();
+        ProcessBuilder::default().user(user).env(vec!["A=task".to_owned()]).build().unwrap()
+    }
+
+    fn added(found: &Found) -> Value {
+        let mut spec = Spec::default();
+        spec.set_process(Some(process())).set_mounts(None);
+        add(&mut spec, found).unwrap();
+        serde_json::to_value(&spec).unwrap()
+    }
+
+    fn node(kind: Kind, permissions: &str, uid: Option<u32>) -> Node {
+        Node {
+            path: "/dev/x".into(),
+            kind,
+            major: 7,
+            minor: 1,
+            mode: 0o640,
+            uid,
+            gid: None,
+            permissions: permissions.to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_device_has_a_node_and_a_rule() {
+        let nodes = vec![
+            node(Kind::Block, "rw", Some(0)),
+            node(Kind::Pipe, "rwm", None),
+            node(Kind::Character, "", None),
+        ];
+        let spec = added(&Found { nodes, ..Found::default() });
+        let wanted = |kind: &str, uid| json!({"path": "/dev/x", "type": kind, "major": 7, "minor": 1, "fileMode": 0o640, "uid": uid, "gid": 1001});
+        let devices = &spec["linux"]["devices"];
+        assert_eq!(*devices, json!([wanted("b", 0), wanted("p", 1000), wanted("c", 1000)]));
+        let rules = spec["linux"]["resources"]["devices"].as_array().unwrap();
+        let ours = json!({"allow": true, "type": "b", "major": 7, "minor": 1, "access": "rw"});
+        assert_eq!(rules.last(), Some(&ours));
+        assert_eq!(rules.iter().filter(|rule| rule["allow"] == true).count(), 1, "{rules:?}");
+    }
+
+    #[test]
+    fn what_comes_with_a_device_is_added() {
+        let hook = |when| CdiHook {
+            when,
+            path: "/bin/hook".into(),
+            args: vec!["hook".to_owned()],
+            env: vec!["H=1".to_owned()],
+            timeout_s: Some(5),
+        };
+        let spec = added(&Found {
+            env: vec!["A=device".to_owned(), "B=1".to_owned()],
+            mounts: vec![CdiMount {
+                source: "/lib/x".to_owned(),
+                destination: "/opt/x".to_owned(),
+                kind: "bind".to_owned(),
+                options: vec!["ro".to_owned()],
+            }],
+            hooks: vec![hook(When::CreateRuntime), hook(When::Poststop)],
+            groups: vec![7, 44],
+            ..Found::default()
+        });
+        assert_eq!(spec["process"]["env"], json!(["A=device", "B=1"]));
+        assert_eq!(spec["process"]["user"]["additionalGids"], json!([7, 44]));
+        let mount =
+            json!({"destination": "/opt/x", "source": "/lib/x", "type": "bind", "options": ["ro", "rbind"]});
+        assert_eq!(spec["mounts"], json!([mount]));
+        let hook = json!([{"path": "/bin/hook", "args": ["hook"], "env": ["H=1"], "timeout": 5}]);
+        assert_eq!(spec["hooks"], json!({"createRuntime": hook, "poststop": hook}));
+    }
+}
