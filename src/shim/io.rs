@@ -113,49 +113,44 @@ pub(crate) struct ExecPipes {
     stderr: Option<PathBuf>,
 }
 
+/// Our ends of an exec's pipes.
+pub(crate) struct ExecEnds {
+    pub stdin: Option<StdinPipe>,
+    /// Until the exec has started, this and stderr read as ended: read them only after that.
+    pub stdout: pipe::Receiver,
+    pub stderr: Option<pipe::Receiver>,
+}
+
 impl ExecPipes {
-    /// Makes the pipes. A terminal has no stderr of its own; stdout and stderr are never left out otherwise, since a
-    /// shim gives an exec without them a read-only one.
+    /// Where the pipes will be. A terminal has no stderr of its own; stdout and stderr are never left out otherwise,
+    /// since a shim gives an exec without them a read-only one.
+    pub(crate) fn at(directory: &Path, exec_id: &str, stdin: bool, tty: bool) -> Self {
+        let at = |name: &str| directory.join(format!("{exec_id}.{name}"));
+        Self { stdin: stdin.then(|| at("stdin")), stdout: at("stdout"), stderr: (!tty).then(|| at("stderr")) }
+    }
+
+    /// Makes the pipes and opens our ends, so that the shim's opens find the other one.
     ///
     /// # Errors
-    /// Names the pipe that could not be made.
-    pub(crate) fn create(directory: &Path, exec_id: &str, stdin: bool, tty: bool) -> Result<Self, Error> {
-        let at = |name: &str| directory.join(format!("{exec_id}.{name}"));
-        let pipes = Self {
-            stdin: stdin.then(|| at("stdin")),
-            stdout: at("stdout"),
-            stderr: (!tty).then(|| at("stderr")),
-        };
-        for path in pipes.paths() {
+    /// Names the pipe that could not be made or opened.
+    pub(crate) fn open(&self) -> Result<ExecEnds, Error> {
+        for path in self.paths() {
             mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR)
                 .map_err(std::io::Error::from)
                 .map_err(Error::file("create the pipe", path))?;
         }
-        Ok(pipes)
-    }
-
-    /// Opens our ends of stdout and stderr, so that the shim's opens find a reader. Until the exec has started they
-    /// read as ended: read them only after that.
-    ///
-    /// # Errors
-    /// Names the pipe that could not be opened.
-    pub(crate) fn readers(&self) -> Result<(pipe::Receiver, Option<pipe::Receiver>), Error> {
-        let open =
+        let read =
             |path: &Path| pipe::OpenOptions::new().open_receiver(path).map_err(Error::file("open", path));
-        Ok((open(&self.stdout)?, self.stderr.as_deref().map(open).transpose()?))
-    }
-
-    /// Opens our end of stdin.
-    ///
-    /// # Errors
-    /// Names the pipe that could not be opened.
-    pub(crate) fn writer(&self) -> Result<Option<StdinPipe>, Error> {
-        let open = |path: &PathBuf| {
+        let write = |path: &Path| {
             let other_end = open_pipe(path, OpenOptions::new().read(true))?;
             let pipe = pipe::OpenOptions::new().open_sender(path).map_err(Error::file("open", path))?;
             Ok(StdinPipe { other_end: Some(other_end), pipe })
         };
-        self.stdin.as_ref().map(open).transpose()
+        Ok(ExecEnds {
+            stdin: self.stdin.as_deref().map(write).transpose()?,
+            stdout: read(&self.stdout)?,
+            stderr: self.stderr.as_deref().map(read).transpose()?,
+        })
     }
 
     fn paths(&self) -> impl Iterator<Item = &Path> {
@@ -263,8 +258,8 @@ mod tests {
     #[tokio::test]
     async fn input_that_ends_before_the_shim_comes_is_not_lost() {
         let directory = tempfile::tempdir().unwrap();
-        let pipes = ExecPipes::create(directory.path(), "e1", true, false).unwrap();
-        let mut stdin = pipes.writer().unwrap().unwrap();
+        let pipes = ExecPipes::at(directory.path(), "e1", true, false);
+        let mut stdin = pipes.open().unwrap().stdin.unwrap();
         let write = async {
             stdin.wait_for_shim().await.unwrap();
             stdin.write_all(b"all of it").await.unwrap();
@@ -280,10 +275,11 @@ mod tests {
         assert_eq!(read.unwrap(), "all of it");
     }
 
-    #[test]
-    fn pipes_of_an_exec_go_with_their_owner() {
+    #[tokio::test]
+    async fn pipes_of_an_exec_go_with_their_owner() {
         let directory = tempfile::tempdir().unwrap();
-        let pipes = ExecPipes::create(directory.path(), "e1", true, false).unwrap();
+        let pipes = ExecPipes::at(directory.path(), "e1", true, false);
+        let _ends = pipes.open().unwrap();
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 3);
         drop(pipes);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);

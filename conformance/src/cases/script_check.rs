@@ -21,6 +21,7 @@ cases!["script check":
     at_its_timeout_what_runs_from_other_execs_lives_on,
     one_that_leaves_something_in_the_background_ends,
     one_whose_caller_goes_away_is_killed,
+    one_whose_pipes_cannot_be_made_is_refused_and_the_next_runs,
     one_in_a_task_that_has_ended_is_refused,
 ];
 
@@ -179,6 +180,17 @@ async fn until_there(plugin: &Plugin, task: &Task, file: &str) -> Result<()> {
     let script = format!("until [ -e {file} ]; do sleep 0.02; done");
     same!(task.exec(plugin, &script).await?.0, 0);
     Ok(())
+}
+
+async fn one_whose_pipes_cannot_be_made_is_refused_and_the_next_runs(scene: &Scene) -> Result<()> {
+    let (plugin, task) = sleeper(scene).await?;
+    let bundle = std::fs::read_dir(scene.state_dir().join("nomad"))?.next().context("no bundle")??.path();
+    let (pipes, away) = (bundle.join("io"), bundle.join("away"));
+    std::fs::rename(&pipes, &away)?;
+    refused(plugin.exec_task(task.id(), &["true"], LIMIT).await, &["create the pipe", task.id()])?;
+    std::fs::rename(&away, &pipes)?;
+    same!(task.exec(&plugin, "echo well").await?, (0, "well\n".to_owned()));
+    leave(plugin, &task).await
 }
 
 async fn one_in_a_task_that_has_ended_is_refused(scene: &Scene) -> Result<()> {

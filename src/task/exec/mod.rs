@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use super::{Task, supervisor};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
-use crate::shim::{self, Connection, ExecIo, ExecPipes};
+use crate::shim::{self, Connection, ExecEnds, ExecIo, ExecPipes};
 use crate::spec;
 pub(crate) use input::{Stdin, Terminal, TerminalSize};
 pub(super) use leftover::Leftovers;
@@ -84,8 +84,7 @@ impl Task {
         let tty = terminal.is_some();
         let process = spec::exec_process(process, command, tty, size);
         let exec_id = next_exec_id();
-        let pipes =
-            ExecPipes::create(&self.place.bundle.io_directory(), &exec_id, stdin, tty).map_err(failed)?;
+        let pipes = ExecPipes::at(&self.place.bundle.io_directory(), &exec_id, stdin, tty);
         let start = Start {
             connection: self.connection.clone(),
             exec_id,
@@ -139,20 +138,25 @@ impl Start {
             stderr: pipes.stderr_path(),
             tty,
         };
-        let (stdout, stderr) = pipes.readers()?;
-        let stdin = pipes.writer()?;
-        connection.exec(&exec_id, &process, io).await?;
+        // The shim opens no pipe before the start.
+        let (declared, ends) = tokio::join!(connection.exec(&exec_id, &process, io), async { pipes.open() });
+        declared?;
         let mut guard = Guard::of(connection.clone(), exec_id.clone(), cgroup.clone());
+        let ExecEnds { stdin, stdout, stderr } = ends?;
         let ended = supervisor::ask(&connection, &exec_id).await;
         let asked = processes::now();
         let pid = connection.exec_start(&exec_id).await?;
         guard.started(Root::new(pid, asked));
         // The shim has opened them all: their names have done their part.
         drop(pipes);
-        if let Err(error) = cgroup.place(pid) {
-            // Most often it has ended already.
-            tracing::debug!(exec = exec_id, pid, %error, "can't put a command into the task's cpuset");
-        }
+        let named = exec_id.clone();
+        // The kernel may take its time for a move, and nobody has to wait for it.
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = cgroup.place(pid) {
+                // Most often it has ended already.
+                tracing::debug!(exec = named, pid, %error, "can't put a command into the task's cpuset");
+            }
+        });
         let terminal = Terminal { connection: connection.clone(), exec_id: exec_id.clone() };
         let stdin = Stdin { pipe: stdin, connection, exec_id, tty };
         Ok(Exec { guard, ended, stdout: Some(stdout), stderr, input: Some((stdin, terminal)), code: None })
