@@ -1,12 +1,10 @@
 //! Many commands: at the same time, and one after the other. They leave nothing behind, not even a little each.
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Context, Result, ensure};
 
 use super::exec::{leave, shell, sleeper};
+use super::holdings::{Holdings, OF_A_SHIM, OF_THE_PLUGIN, come_back, pid, shim_of};
 use super::{cases, same};
-use crate::agent::processes::resident_kb;
 use crate::host::{Exec, Plugin};
 use crate::scene::Scene;
 use crate::task::{LIMIT, Task};
@@ -22,44 +20,12 @@ const IN_TURN: usize = 1000;
 const WARM_UP: usize = 50;
 /// So many run in turn beside each other.
 const LANES: usize = 4;
-/// What the plugin may keep after a warm-up: its allocator's share.
-const MORE_OF_PLUGIN: Held = Held { files: 8, threads: 8, kb: 8 * 1024 };
-/// What a shim may: Go's collector closes files and gives memory back when it comes to it. Over four thousand execs one
-/// was seen to gain 12 MiB in the first two thousand and nothing in the others, and between 20 and 50 files all the way.
-const MORE_OF_SHIM: Held = Held { files: 80, threads: 8, kb: 16 * 1024 };
 
-/// What a process holds.
-#[derive(Debug, Clone, Copy)]
-struct Held {
-    files: usize,
-    threads: usize,
-    kb: u64,
-}
-
-impl Held {
-    fn by(pid: i32) -> Result<Self> {
-        let count =
-            |name: &str| Ok::<_, anyhow::Error>(std::fs::read_dir(format!("/proc/{pid}/{name}"))?.count());
-        Ok(Self { files: count("fd")?, threads: count("task")?, kb: resident_kb(pid)? })
-    }
-
-    fn is_within(self, before: Self, more: Self) -> bool {
-        self.files <= before.files + more.files
-            && self.threads <= before.threads + more.threads
-            && self.kb <= before.kb + more.kb
-    }
-}
-
-fn look(holders: &[(&str, i32)]) -> Result<Vec<Held>> {
-    holders.iter().map(|(_, pid)| Held::by(*pid)).collect()
-}
-
-/// The plugin's pid and the shim's.
-async fn holders(plugin: &Plugin, task: &Task) -> Result<[(&'static str, i32); 2]> {
-    let answer = plugin.inspect_task(task.id()).await?;
-    let attributes = answer.driver.context("no driver's word on the task")?.attributes;
-    let shim = attributes.get("shim_pid").context("no pid of a shim")?.parse()?;
-    Ok([("plugin", i32::try_from(plugin.pid())?), ("shim", shim)])
+/// What the plugin and the task's shim hold.
+async fn held(plugin: &Plugin, task: &Task) -> Result<[Holdings; 2]> {
+    let the_plugin = Holdings::of(&[("the plugin".to_owned(), pid(plugin)?)], OF_THE_PLUGIN)?;
+    let the_shim = Holdings::of(&[("the shim".to_owned(), shim_of(plugin, task).await?)], OF_A_SHIM)?;
+    Ok([the_plugin, the_shim])
 }
 
 /// One of each kind in turn: streamed, with a terminal, as a script's check.
@@ -110,48 +76,34 @@ async fn at_a_time(plugin: &Plugin, task: &Task, count: usize) -> Result<()> {
 }
 
 /// Threads go after a while without work, and what the shim forgets it forgets after the exec's last message.
-async fn nothing_left(
-    scene: &Scene,
-    holders: &[(&str, i32)],
-    before: &[Held],
-    processes: usize,
-    task: &Task,
-) -> Result<()> {
+async fn nothing_left(scene: &Scene, before: &[Holdings], processes: usize, task: &Task) -> Result<()> {
     task.processes_become(processes).await?;
-    let deadline = Instant::now() + LIMIT;
-    loop {
-        let now = look(holders)?;
+    let nothing = || {
         let pipes: Vec<_> = scene.census().into_iter().filter(|line| line.starts_with("pipe")).collect();
-        let slack = [MORE_OF_PLUGIN, MORE_OF_SHIM];
-        let within = |((now, before), more): ((&Held, &Held), Held)| now.is_within(*before, more);
-        if pipes.is_empty() && now.iter().zip(before).zip(slack).all(within) {
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "{holders:?} held {before:?}, and now {now:?}; {pipes:?}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+        same!(pipes, Vec::<String>::new());
+        before.iter().try_for_each(Holdings::has_come_back)
+    };
+    come_back(LIMIT, nothing).await
 }
 
 async fn a_thousand_in_turn_leave_nothing(scene: &Scene) -> Result<()> {
     let (plugin, task) = sleeper(scene).await?;
     let processes = task.alloc.cgroup.pids().len();
-    let holders = holders(&plugin, &task).await?;
     at_a_time(&plugin, &task, WARM_UP).await.context("warm up")?;
     in_turn(&plugin, &task, WARM_UP).await.context("warm up")?;
-    let before = look(&holders)?;
+    let before = held(&plugin, &task).await?;
     in_turn(&plugin, &task, IN_TURN).await?;
-    nothing_left(scene, &holders, &before, processes, &task).await?;
+    nothing_left(scene, &before, processes, &task).await?;
     leave(plugin, &task).await
 }
 
 async fn a_hundred_at_a_time_leave_nothing(scene: &Scene) -> Result<()> {
     let (plugin, task) = sleeper(scene).await?;
     let processes = task.alloc.cgroup.pids().len();
-    let holders = holders(&plugin, &task).await?;
     at_a_time(&plugin, &task, AT_A_TIME).await.context("warm up")?;
-    let before = look(&holders)?;
+    let before = held(&plugin, &task).await?;
     at_a_time(&plugin, &task, AT_A_TIME).await?;
-    nothing_left(scene, &holders, &before, processes, &task).await?;
+    nothing_left(scene, &before, processes, &task).await?;
     leave(plugin, &task).await
 }
 

@@ -16,6 +16,7 @@ mod exec_many;
 mod exec_terminal;
 mod fingerprint;
 mod gaps;
+mod holdings;
 mod hostile_images;
 mod images;
 mod in_flight;

@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, Semaphore};
 
+use super::holdings::{self, Held, Holdings, come_back, pid, shim_of};
 use super::{cases as listed, same};
 use crate::fixture::leftovers::special_files;
 use crate::host::stats::Stats;
@@ -21,8 +22,8 @@ use crate::scene::Scene;
 use crate::suite::Case;
 use crate::task::{LIMIT, Task};
 
-mod holdings;
-use holdings::{Holdings, come_back};
+mod mix;
+use mix::{Failure, exec};
 
 listed!["soak":
     a_thousand_execs_and_the_plugins_death_leave_no_trace,
@@ -42,6 +43,10 @@ const LISTENING: Duration = Duration::from_secs(60);
 const EACH_SECOND: Duration = Duration::from_secs(1);
 /// On a machine with other things to do.
 const CASE_LIMIT: Duration = Duration::from_secs(400);
+/// One of something that each of a shim's fifty execs loses would be more.
+const MORE_OF_A_SHIM: Held = Held { descriptors: 30, ..holdings::OF_A_SHIM };
+/// It has twenty tasks to buffer for.
+const MORE_OF_THE_PLUGIN: Held = Held { descriptors: 30, resident_kb: 16 * 1024, ..holdings::OF_THE_PLUGIN };
 const BLOCK_BYTES: usize = 4000;
 const LAST_WORDS_BYTES: usize = 100_000;
 
@@ -122,7 +127,7 @@ async fn a_thousand_execs_and_the_plugins_death_leave_no_trace(scene: &Scene) ->
     warm_up(&plugin, &tasks).await?;
     let shims = shims(&plugin, &tasks).await?;
     let pipes = special_files(&scene.state_dir()).len();
-    let before = Holdings::of(&shims)?;
+    let before = Holdings::of(&shims, MORE_OF_A_SHIM)?;
     let begun = Instant::now();
 
     let (first, mut plugin) = (Round::default(), plugin);
@@ -143,7 +148,7 @@ async fn a_thousand_execs_and_the_plugins_death_leave_no_trace(scene: &Scene) ->
     come_back(LIMIT, nothing_runs).await.context("after the plugin's death")?;
 
     warm_up(&next, &tasks).await?;
-    let plugin_before = Holdings::of(&[("the plugin".to_owned(), pid(&next)?)])?;
+    let plugin_before = Holdings::of(&[("the plugin".to_owned(), pid(&next)?)], MORE_OF_THE_PLUGIN)?;
     let second = Round::default();
     to_the_end(&next, &tasks, &progress, &second, begun).await?;
 
@@ -167,10 +172,6 @@ async fn a_thousand_execs_and_the_plugins_death_leave_no_trace(scene: &Scene) ->
     next.shut_down().await
 }
 
-fn pid(plugin: &Plugin) -> Result<Pid> {
-    Ok(Pid::from_raw(i32::try_from(plugin.pid())?))
-}
-
 async fn start_all(scene: &Scene, plugin: &Plugin) -> Result<Vec<Task>> {
     // The first one brings the image.
     let mut tasks = vec![scene.run(plugin, &scene.shell(&script(0))).await?];
@@ -182,9 +183,7 @@ async fn start_all(scene: &Scene, plugin: &Plugin) -> Result<Vec<Task>> {
 
 async fn shims(plugin: &Plugin, tasks: &[Task]) -> Result<Vec<(String, Pid)>> {
     let found = tasks.iter().enumerate().map(|(number, task)| async move {
-        let shown = plugin.inspect_task(task.id()).await?.driver.context("nothing of the driver's own")?;
-        let pid = shown.attributes.get("shim_pid").context("no shim_pid")?.parse()?;
-        Ok((format!("the shim of task {number}"), Pid::from_raw(pid)))
+        Ok((format!("the shim of task {number}"), shim_of(plugin, task).await?))
     });
     try_join_all(found).await
 }
@@ -330,78 +329,6 @@ async fn step(
         }
     }
     Ok(ControlFlow::Continue(()))
-}
-
-/// How an exec failed.
-#[derive(Debug)]
-enum Failure {
-    /// Without an answer, as when the plugin dies.
-    Cut(anyhow::Error),
-    /// With a wrong one, which nothing excuses.
-    Wrong(anyhow::Error),
-}
-
-impl From<Failure> for anyhow::Error {
-    fn from(failure: Failure) -> Self {
-        let (Failure::Cut(error) | Failure::Wrong(error)) = failure;
-        error
-    }
-}
-
-/// One command of the mix.
-async fn exec(plugin: &Plugin, task: &Task, number: usize) -> Result<(), Failure> {
-    let code = i32::try_from(number % 100 + 1).unwrap_or(1);
-    let wanted = match number % 10 {
-        0..=3 => (0, Vec::new()),
-        4 | 5 => (code, format!("{number}\n").into_bytes()),
-        6..=8 => (0, payload(number)),
-        _ => (code, b"a terminal\r\n".to_vec()),
-    };
-    let said = match number % 10 {
-        0..=3 => short(plugin, task, &["true"]).await,
-        4 | 5 => short(plugin, task, &["/bin/sh", "-c", &format!("echo {number}; exit {code}")]).await,
-        6..=8 => through_cat(plugin, task, &wanted.1).await,
-        _ => on_a_terminal(plugin, task, code).await,
-    };
-    let (code, output) = said.map_err(Failure::Cut)?;
-    if code != wanted.0 {
-        return Err(Failure::Wrong(anyhow::anyhow!("the code is {code}, not {}", wanted.0)));
-    }
-    if Sha256::digest(&output) != Sha256::digest(&wanted.1) {
-        let (got, wanted) = (output.len(), wanted.1.len());
-        return Err(Failure::Wrong(anyhow::anyhow!("{got} bytes came of {wanted}, or others")));
-    }
-    Ok(())
-}
-
-async fn short(plugin: &Plugin, task: &Task, command: &[&str]) -> Result<(i32, Vec<u8>)> {
-    let answer = plugin.exec_task(task.id(), command, LIMIT).await.context("ExecTask")?;
-    let code = answer.result.context("ExecTask without a result crashes the agent")?.exit_code;
-    Ok((code, [answer.stdout, answer.stderr].concat()))
-}
-
-async fn through_cat(plugin: &Plugin, task: &Task, payload: &[u8]) -> Result<(i32, Vec<u8>)> {
-    let exec = Exec::open(plugin, task.id(), &["cat"], false).await?;
-    for part in payload.chunks(16 * 1024) {
-        exec.stdin(part).await?;
-    }
-    exec.close_stdin().await?;
-    let said = exec.finish(LIMIT).await?;
-    Ok((said.code()?, [&*said.stdout, &*said.stderr].concat()))
-}
-
-async fn on_a_terminal(plugin: &Plugin, task: &Task, code: i32) -> Result<(i32, Vec<u8>)> {
-    let script = format!("[ -t 0 ] && [ -t 1 ] && echo a terminal; exit {code}");
-    let exec = Exec::open(plugin, task.id(), &["/bin/sh", "-c", &script], true).await?;
-    let said = exec.finish(LIMIT).await?;
-    Ok((said.code()?, said.stdout))
-}
-
-/// Up to 100 KiB that no other number has.
-fn payload(number: usize) -> Vec<u8> {
-    let length = (number + 1) * 7919 * 13 % (100 * 1024);
-    let blocks = (0..=length / 32).flat_map(|block| Sha256::digest(format!("{number} {block}")));
-    blocks.take(length).collect()
 }
 
 /// Stops a task, and looks whether all that it ever wrote has come.
