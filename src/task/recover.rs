@@ -84,8 +84,8 @@ async fn find(settings: &Settings, teller: Teller, driver_state: &[u8]) -> Resul
         tokio::spawn(async move { execs.end(&connection, &cgroup).await });
     }
     let oom_kills = saved.cgroup.oom_kills();
-    let watch = Watch { saved, place, teller: teller.clone(), init, waiting, oom_kills };
-    let mut task = Task::watched(watch, connection, settings);
+    let watch = Watch { saved, place, teller: teller.clone(), init, connection, waiting, oom_kills };
+    let mut task = Task::watched(watch, settings);
     task.recovered = Mutex::new(Some(teller));
     Ok(task)
 }

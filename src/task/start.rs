@@ -295,9 +295,9 @@ impl Start<'_> {
             stop_signal: stop_signal(image),
         };
         bundle.keep()?;
-        let watch =
-            Watch { saved, place: self.place.clone(), teller: self.teller(), init, waiting, oom_kills: 0 };
-        Ok(Task::watched(watch, connection, self.settings))
+        let (place, teller) = (self.place.clone(), self.teller());
+        let watch = Watch { saved, place, teller, init, connection, waiting, oom_kills: 0 };
+        Ok(Task::watched(watch, self.settings))
     }
 
     fn teller(&self) -> Teller {
@@ -328,8 +328,8 @@ impl Start<'_> {
 
 impl Task {
     /// A task that runs, or has run, with somebody to watch it.
-    pub(super) fn watched(watch: Watch, connection: Connection, settings: &Settings) -> Self {
-        let (saved, place) = (watch.saved.clone(), watch.place.clone());
+    pub(super) fn watched(watch: Watch, settings: &Settings) -> Self {
+        let (saved, place, connection) = (watch.saved.clone(), watch.place.clone(), watch.connection.clone());
         let identity = watch.teller.identity.clone();
         let phase = supervisor::watch(watch);
         let stats = Arc::new(stats::Sampler::new(settings.config.stats_interval));

@@ -57,6 +57,7 @@ pub(super) struct Watch {
     pub(super) teller: Teller,
     /// Not there where the process had ended before, or the kernel has no pidfds.
     pub(super) init: Option<Init>,
+    pub(super) connection: Connection,
     pub(super) waiting: Waiting,
     /// What the kernel has counted before.
     pub(super) oom_kills: u64,
@@ -66,9 +67,9 @@ pub(super) struct Watch {
 pub(super) fn watch(watch: Watch) -> watch::Receiver<Phase> {
     let (writer, reader) = watch::channel(Phase::Running);
     tokio::spawn(async move {
-        let Watch { saved, place, teller, init, waiting, oom_kills } = watch;
+        let Watch { saved, place, teller, init, connection, waiting, oom_kills } = watch;
         let mut oom = OomWatch::begin(&saved.cgroup, oom_kills);
-        let mut ending = pin!(end(&saved, &place, init.as_ref(), waiting));
+        let mut ending = pin!(end(&saved, &place, init.as_ref(), &connection, waiting));
         let exit = loop {
             tokio::select! {
                 exit = &mut ending => break exit,
@@ -92,11 +93,17 @@ pub(super) fn watch(watch: Watch) -> watch::Receiver<Phase> {
     reader
 }
 
-async fn end(saved: &Saved, place: &Place, init: Option<&Init>, waiting: Waiting) -> Exit {
+async fn end(
+    saved: &Saved,
+    place: &Place,
+    init: Option<&Init>,
+    connection: &Connection,
+    waiting: Waiting,
+) -> Exit {
     let kernels_word = || init.and_then(Init::exit_status);
     let told = tokio::select! {
         answer = waiting => Told::Answer(answer),
-        told = overdue(saved, init) => told,
+        told = overdue(connection, init) => told,
     };
     let mut exit = match told {
         Told::Answer(Ok(ended)) => by_shim(ended, kernels_word()),
@@ -126,19 +133,15 @@ enum Told {
     Unheard(SystemTime),
 }
 
-async fn ask_again(saved: &Saved) -> Result<Ended, shim::Error> {
-    Connection::open(&saved.shim.bootstrap, &saved.container_id).await?.wait("").await
-}
-
 /// Returns when the kernel has told the end and the shim has not, for too long. The answer may have been lost on its way:
 /// the shim is asked once more then.
-async fn overdue(saved: &Saved, init: Option<&Init>) -> Told {
+async fn overdue(connection: &Connection, init: Option<&Init>) -> Told {
     let Some(init) = init else { return std::future::pending().await };
     init.ended().await;
     let at = SystemTime::now();
     tokio::time::sleep(OVERDUE).await;
     let limit = if init.exit_status().is_some() { ASKED_AGAIN } else { ONLY_THE_SHIM_KNOWS };
-    match tokio::time::timeout(limit, ask_again(saved)).await {
+    match tokio::time::timeout(limit, connection.wait("")).await {
         Ok(Ok(ended)) => Told::Answer(Ok(ended)),
         Ok(Err(_)) | Err(_) => Told::Unheard(at),
     }
