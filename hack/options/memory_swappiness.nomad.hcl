@@ -1,4 +1,4 @@
-# memory_swappiness: 0 to 100, how readily the kernel swaps the task's memory out. For cgroup v1; v2 has no such setting.
+# memory_swappiness: 0 to 100, how readily the kernel swaps the task's memory out. For cgroup v1 only.
 variable "image" {
   type    = string
   default = "docker.io/library/busybox:latest"

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use super::{cases, same};
 use crate::config;
 use crate::host::alloc::set_memory;
-use crate::host::cgroup::is_v2;
+use crate::host::cgroup::{is_v2, processors_of as allowed};
 use crate::scene::Scene;
 use crate::task::LIMIT;
 
@@ -141,13 +141,6 @@ async fn a_task_with_cores_of_its_own_runs_on_them(scene: &Scene) -> Result<()> 
 /// A process' control groups, as the host sees them.
 fn groups_of(pid: i32) -> Result<String> {
     std::fs::read_to_string(format!("/proc/{pid}/cgroup")).context("read a task's control groups")
-}
-
-/// The processors that a process may run on.
-fn allowed(pid: i32) -> Result<String> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
-    Ok(line.context("no such line")?.trim().to_owned())
 }
 
 async fn the_limit_of_open_files_is_the_agents(scene: &Scene) -> Result<()> {

@@ -8,6 +8,7 @@ mod exec;
 mod logs;
 mod options;
 mod refusals;
+mod resources;
 mod restarts;
 pub mod stage;
 mod stop;
@@ -28,12 +29,13 @@ type NamedCase = (String, Box<dyn Fn(&mut Stage) -> Result<()> + Send>);
 
 /// Every case by its name, which `conformance e2e FILTER...` looks for its filters in.
 fn cases() -> Result<Vec<NamedCase>> {
-    let groups: [(&str, &[(&str, Case)]); 8] = [
+    let groups: [(&str, &[(&str, Case)]); 9] = [
         ("ends", ends::CASES),
         ("logs", logs::CASES),
         ("stop", stop::CASES),
         ("exec", exec::CASES),
         ("environment", environment::CASES),
+        ("resources", resources::CASES),
         ("refusals", refusals::CASES),
         ("restarts", restarts::CASES),
         ("containerd", containerd::CASES),

@@ -22,6 +22,16 @@ pub fn is_v2() -> bool {
     Path::new(ROOT).join("cgroup.controllers").exists()
 }
 
+/// The processors that a process may run on, as the kernel lists them.
+///
+/// # Errors
+/// When there is no such process.
+pub fn processors_of(pid: i32) -> Result<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    Ok(line.context("no such line")?.trim().to_owned())
+}
+
 /// A task's groups. Dropped, they are removed with all that is in them, as the client does after a destroy.
 pub struct TaskCgroup {
     name: String,

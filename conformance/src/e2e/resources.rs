@@ -1,0 +1,35 @@
+//! Which processors a task has, while Nomad gives and takes them.
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::Case;
+use super::stage::{Stage, eventually, jobs};
+use crate::host::cgroup::processors_of;
+
+pub const CASES: &[(&str, Case)] = &[("a_task_makes_room_for_one_with_cores_and_gets_them_back", makes_room)];
+
+const WAITING: &str = "trap 'exit 0' TERM; touch /alloc/data/ready; sleep 1000 & wait";
+
+fn makes_room(stage: &mut Stage) -> Result<()> {
+    let sharing = stage.shell("sharing", WAITING)?;
+    stage.made(&sharing, "ready")?;
+    let pid = stage.pid(&sharing)?;
+    let before = processors_of(pid)?;
+    let with_cores = jobs::SHELL.replace("cpu    = 20", "cores  = 1");
+    let image = stage.busybox();
+    let owning = stage.start("owning", &with_cores, &[("image", &image), ("script", WAITING)])?;
+    stage.made(&owning, "ready")?;
+    let own = processors_of(stage.pid(&owning)?)?;
+    ensure!(own.parse::<u32>().is_ok(), "one core is {own:?}");
+    let after = processors_of(pid)?;
+    ensure!(after != before && after != own, "with {own} taken, {before} became {after}");
+    let mut seen = String::new();
+    eventually("an exec beside it", || {
+        let output = stage.exec(&sharing, b"", &["grep", "Cpus_allowed_list", "/proc/self/status"])?;
+        seen = String::from_utf8_lossy(&output.stdout).into_owned();
+        Ok(seen.trim_end().ends_with(&format!("\t{after}")))
+    })
+    .with_context(|| format!("it has {seen}, and the task {after}"))?;
+    stage.agent.tell(&["job", "stop", "-detach", "owning"])?;
+    eventually("the processors back", || Ok(processors_of(pid)? == before))
+}
