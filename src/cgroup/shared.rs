@@ -1,4 +1,5 @@
-//! The processors and memory nodes that a task without cores of its own shares with the others.
+//! What a task's cgroup has from those above it: processors and memory nodes, which a task without cores of its own shares
+//! with the others, and controllers.
 
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,14 @@ impl Cgroup {
     /// As [`Self::shared_processors`].
     pub(crate) fn shared_memory_nodes(&self) -> String {
         self.shared("mems")
+    }
+
+    /// Whether the kernel can be told how many processes the task may have.
+    pub(crate) fn limits_pids(&self) -> bool {
+        match mode() {
+            Mode::V1 => Path::new(ROOT).join("pids").is_dir(),
+            Mode::V2 => above(Path::new(ROOT), &self.path).is_some_and(|slice| has_pids(&slice)),
+        }
     }
 
     /// For a task with processors or memory nodes of its own: the cpuset that the runtime makes for it is the one it
@@ -33,6 +42,11 @@ impl Cgroup {
     }
 }
 
+fn has_pids(cgroup: &Path) -> bool {
+    let listed = std::fs::read_to_string(cgroup.join("cgroup.controllers")).unwrap_or_default();
+    listed.split_whitespace().any(|controller| controller == "pids")
+}
+
 /// The nearest directory above a cgroup that is there.
 fn above(root: &Path, path: &Path) -> Option<PathBuf> {
     path.ancestors().skip(1).map(|path| below(root, path)).find(|directory| directory.is_dir())
@@ -48,7 +62,10 @@ mod tests {
         let slice = root.path().join("nomad.slice/share.slice");
         let task = Path::new("/nomad.slice/share.slice/a1.web.scope");
         std::fs::create_dir_all(slice.join("a1.web.scope")).unwrap();
-        assert_eq!(above(root.path(), task), Some(slice));
+        assert_eq!(above(root.path(), task), Some(slice.clone()));
+        assert!(!has_pids(&slice));
+        std::fs::write(slice.join("cgroup.controllers"), "cpu pids\n").unwrap();
+        assert!(has_pids(&slice));
         assert_eq!(above(root.path(), Path::new("/x/y")).unwrap(), root.path());
     }
 }

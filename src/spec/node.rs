@@ -4,8 +4,8 @@
 use nomad_proto::driver as pb;
 use oci_spec::runtime::PosixRlimitType;
 
-use super::{SpecError, memory};
-use crate::config::{CpuLimits, IdList, Limits, MemoryLimits, Rlimit, Swap};
+use super::{SpecError, memory, resources};
+use crate::config::{CpuLimits, IdList, Limits, MemoryLimits, PluginLimits, Rlimit, Swap};
 
 /// The host, as far as it bears on limits. What could not be found out is empty, and nothing is refused for it.
 #[derive(Debug, Clone, Default)]
@@ -13,6 +13,8 @@ pub(crate) struct Node {
     pub is_cgroup_v2: bool,
     /// Whether the kernel can limit swap by itself.
     pub swap_is_limited: bool,
+    /// Whether it can limit how many processes there are.
+    pub pids_are_limited: bool,
     /// Those that it has running.
     pub processors: IdList,
     /// Those that Nomad has the tasks share that have no cores of their own.
@@ -23,12 +25,21 @@ pub(crate) struct Node {
 
 /// # Errors
 /// Names the option that can't be met here.
-pub(crate) fn check(asked: &Limits, task: &pb::TaskConfig, node: &Node) -> Result<(), SpecError> {
-    let Limits { pids: _, rlimits, oom_score_adj: _, cpu, memory } = asked;
-    let resources = task.resources.as_ref();
+pub(crate) fn check(
+    asked: &Limits,
+    operators: &PluginLimits,
+    task: &pb::TaskConfig,
+    node: &Node,
+) -> Result<(), SpecError> {
+    let Limits { pids, rlimits, oom_score_adj: _, cpu, memory } = asked;
+    if let (Some(limit), false) = (resources::most_pids(*pids, operators), node.pids_are_limited) {
+        let why = "the control groups here have no pids controller: enable it, or leave the option out";
+        return Err(refused("pids_limit", &limit, why));
+    }
+    let given = task.resources.as_ref();
     check_open_files(rlimits, node)?;
-    check_cpu(cpu, resources.and_then(|resources| resources.linux_resources.as_ref()), node)?;
-    let allotted = resources.and_then(|resources| resources.allocated_resources.as_ref());
+    check_cpu(cpu, given.and_then(|given| given.linux_resources.as_ref()), node)?;
+    let allotted = given.and_then(|given| given.allocated_resources.as_ref());
     check_memory(memory, allotted.and_then(|allotted| allotted.memory).unwrap_or_default(), node)
 }
 
@@ -125,6 +136,7 @@ fn check_memory(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::PidsLimit;
 
     const MIB: i64 = 1024 * 1024;
 
@@ -133,6 +145,7 @@ mod tests {
         Node {
             is_cgroup_v2: false,
             swap_is_limited: true,
+            pids_are_limited: true,
             processors: list("0-3"),
             shared_processors: list("0-2"),
             memory_nodes: list("0"),
@@ -155,8 +168,12 @@ mod tests {
         pb::TaskConfig { resources: Some(resources), ..Default::default() }
     }
 
+    fn met(asked: &Limits, task: &pb::TaskConfig, node: &Node) -> Result<(), SpecError> {
+        check(asked, &PluginLimits::default(), task, node)
+    }
+
     fn refusal(asked: &Limits, task: &pb::TaskConfig, node: &Node, words: &[&str]) {
-        let error = check(asked, task, node).unwrap_err().to_string();
+        let error = met(asked, task, node).unwrap_err().to_string();
         words.iter().for_each(|word| assert!(error.contains(word), "{word} is not in {error}"));
     }
 
@@ -166,8 +183,8 @@ mod tests {
             let cpu = CpuLimits { cpuset_cpus: Some(text.parse().unwrap()), ..CpuLimits::default() };
             Limits { cpu, ..Limits::default() }
         };
-        check(&cpus("0,2"), &task(64, 0, ""), &node()).unwrap();
-        check(&cpus("7"), &task(64, 0, ""), &Node::default()).unwrap();
+        met(&cpus("0,2"), &task(64, 0, ""), &node()).unwrap();
+        met(&cpus("7"), &task(64, 0, ""), &Node::default()).unwrap();
         refusal(&cpus("2-3"), &task(64, 0, ""), &node(), &["cpuset_cpus", "2,3", "0,1,2"]);
         refusal(&cpus("0"), &task(64, 0, "3"), &node(), &["cpuset_cpus", "cores"]);
         let cpu = CpuLimits { cpuset_mems: Some("1".parse().unwrap()), ..CpuLimits::default() };
@@ -175,10 +192,22 @@ mod tests {
     }
 
     #[test]
+    fn processes_are_limited_where_the_kernel_can() {
+        let limited = Limits { pids: PidsLimit::Of(5), ..Limits::default() };
+        let uncounted = Node { pids_are_limited: false, ..node() };
+        met(&limited, &task(64, 0, ""), &node()).unwrap();
+        met(&Limits::default(), &task(64, 0, ""), &uncounted).unwrap();
+        refusal(&limited, &task(64, 0, ""), &uncounted, &["pids_limit", "5"]);
+        let operators = PluginLimits { pids_limit: Some(7), ..PluginLimits::default() };
+        let error = check(&Limits::default(), &operators, &task(64, 0, ""), &uncounted).unwrap_err();
+        assert!(error.to_string().contains('7'), "{error}");
+    }
+
+    #[test]
     fn a_hard_limit_needs_nomads_word_on_the_share() {
         let cpu = CpuLimits { hard_limit_period_us: Some(1000), ..CpuLimits::default() };
         let asked = Limits { cpu, ..Limits::default() };
-        check(&asked, &task(64, 0, ""), &node()).unwrap();
+        met(&asked, &task(64, 0, ""), &node()).unwrap();
         refusal(&asked, &pb::TaskConfig::default(), &node(), &["cpu_hard_limit"]);
     }
 
@@ -188,7 +217,7 @@ mod tests {
             let limit = Rlimit { kind: PosixRlimitType::RlimitNofile, soft: 1, hard };
             Limits { rlimits: vec![limit], ..Limits::default() }
         };
-        check(&files(1000), &task(64, 0, ""), &node()).unwrap();
+        met(&files(1000), &task(64, 0, ""), &node()).unwrap();
         refusal(&files(1001), &task(64, 0, ""), &node(), &["nofile", "1001", "1000"]);
         refusal(&files(u64::MAX), &task(64, 0, ""), &node(), &["nofile", "-1"]);
     }
@@ -201,8 +230,8 @@ mod tests {
         };
         let of = |mib| swap(Swap::TotalBytes(mib * MIB));
         let uncounted = Node { swap_is_limited: false, ..node() };
-        check(&of(64), &task(64, 0, ""), &node()).unwrap();
-        check(&swap(Swap::Unlimited), &task(64, -1, ""), &uncounted).unwrap();
+        met(&of(64), &task(64, 0, ""), &node()).unwrap();
+        met(&swap(Swap::Unlimited), &task(64, -1, ""), &uncounted).unwrap();
         refusal(&of(63), &task(64, 0, ""), &node(), &["memory_swap", "alone"]);
         refusal(&of(63), &task(32, 64, ""), &node(), &["memory_swap", "alone"]);
         refusal(&of(64), &task(64, -1, ""), &node(), &["memory_swap", "no limit"]);
@@ -215,12 +244,12 @@ mod tests {
             let memory = MemoryLimits { reservation_bytes: Some(mib * MIB), ..MemoryLimits::default() };
             Limits { memory, ..Limits::default() }
         };
-        check(&reserved(32), &task(64, 0, ""), &node()).unwrap();
+        met(&reserved(32), &task(64, 0, ""), &node()).unwrap();
         refusal(&reserved(65), &task(64, 0, ""), &node(), &["memory_reservation", "more"]);
         refusal(&reserved(32), &task(64, 128, ""), &node(), &["memory_reservation", "memory_max"]);
         let memory = MemoryLimits { swappiness: Some(10), ..MemoryLimits::default() };
         let swappy = Limits { memory, ..Limits::default() };
-        check(&swappy, &task(64, 0, ""), &node()).unwrap();
+        met(&swappy, &task(64, 0, ""), &node()).unwrap();
         let v2 = Node { is_cgroup_v2: true, ..node() };
         refusal(&swappy, &task(64, 0, ""), &v2, &["memory_swappiness", "10"]);
     }

@@ -28,12 +28,17 @@ pub(super) fn limits(inputs: &Inputs<'_>) -> Result<LinuxResources, OciSpecError
 }
 
 fn pids_limit(asked: PidsLimit, operators: &PluginLimits) -> Result<Option<LinuxPids>, OciSpecError> {
-    let limit = match asked {
+    let limit = most_pids(asked, operators);
+    limit.map(|limit| LinuxPidsBuilder::default().limit(limit).build()).transpose()
+}
+
+/// None is no limit.
+pub(super) fn most_pids(asked: PidsLimit, operators: &PluginLimits) -> Option<i64> {
+    match asked {
         PidsLimit::Operators => operators.pids_limit,
         PidsLimit::Unlimited => None,
         PidsLimit::Of(limit) => Some(limit),
-    };
-    limit.map(|limit| LinuxPidsBuilder::default().limit(limit).build()).transpose()
+    }
 }
 
 /// The others are those of the agent, which the operator sets; the crate's own default is 1024 open files.

@@ -17,6 +17,7 @@ pub(super) async fn look(cgroup: Cgroup) -> Result<Node> {
         Node {
             is_cgroup_v2: cgroup::mode() == cgroup::Mode::V2,
             swap_is_limited: cgroup.limits_swap(),
+            pids_are_limited: cgroup.limits_pids(),
             processors: list(read(PROCESSORS)),
             shared_processors: list(cgroup.shared_processors()),
             memory_nodes: list(cgroup.shared_memory_nodes()),

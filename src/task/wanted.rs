@@ -48,7 +48,7 @@ impl Wanted {
         let init = if options.process.init { Some(init(settings).await?) } else { None };
         let mut cgroup = cgroup_of(config);
         let node = node::look(cgroup.clone()).await?;
-        spec::check(&options.limits, config, &node)?;
+        spec::check(&options.limits, &settings.config.limits, config, &node)?;
         if options.limits.cpu.is_pinned() {
             cgroup.leave_shared();
         }

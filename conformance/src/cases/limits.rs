@@ -82,7 +82,7 @@ async fn a_process_and_an_exec_have_the_limits_that_the_job_sets(scene: &Scene) 
     let config = with(scene.shell(&format!("{show}; sleep 600")), "ulimit", limits);
     let task = scene.run(&plugin, &config).await?;
     task.alloc.stdout.to_contain("100\n200\n0\n", LIMIT).await?;
-    // The soft limit of open files may be raised to the hard one: runc before 1.1.13 sets it beside its Go runtime.
+    // The soft limit of open files may be raised to the hard one: older runc races with its Go runtime (its issue 4195).
     same!(task.exec(&plugin, "ulimit -Hn; ulimit -c").await?, (0, "200\n0\n".to_owned()));
     task.end(&plugin).await?;
     plugin.shut_down().await?;
