@@ -30,7 +30,7 @@ job "option" {
       }
 
       resources {
-        cpu    = 20
+        cpu    = 500
         memory = 32
       }
     }

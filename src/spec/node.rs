@@ -90,6 +90,19 @@ fn among(option: &'static str, asked: &IdList, there: &IdList, what: &str) -> Re
     Err(refused(option, asked, format!("{what} are {there}")))
 }
 
+fn why_no_swap(total: i64, limit: Option<i64>, node: &Node) -> Option<String> {
+    let Some(limit) = limit else {
+        return Some("it counts memory and swap together, and the task's memory has no limit".to_owned());
+    };
+    if total < limit {
+        return Some(format!(
+            "it counts memory and swap together, and the task's memory alone is {limit} bytes"
+        ));
+    }
+    let why = "the kernel does not count swap: boot it with swapaccount=1, or leave the option out";
+    (!node.swap_is_limited).then(|| why.to_owned())
+}
+
 fn check_memory(
     asked: &MemoryLimits,
     allotted: pb::AllocatedMemoryResources,
@@ -97,21 +110,10 @@ fn check_memory(
 ) -> Result<(), SpecError> {
     let MemoryLimits { swap, swappiness, reservation_bytes } = asked;
     let limit = memory::hard_limit(allotted);
-    if let Some(Swap::TotalBytes(total)) = swap {
-        let why = match limit {
-            None => "it counts memory and swap together, and the task's memory has no limit".to_owned(),
-            Some(limit) if *total < limit => {
-                format!("it counts memory and swap together, and the task's memory alone is {limit} bytes")
-            }
-            Some(_) if !node.swap_is_limited => {
-                "the kernel does not count swap: boot it with swapaccount=1, or leave the option out"
-                    .to_owned()
-            }
-            Some(_) => String::new(),
-        };
-        if !why.is_empty() {
-            return Err(refused("memory_swap", total, why));
-        }
+    if let Some(Swap::TotalBytes(total)) = swap
+        && let Some(why) = why_no_swap(*total, limit, node)
+    {
+        return Err(refused("memory_swap", total, why));
     }
     if let Some(swappiness) = swappiness
         && node.is_cgroup_v2

@@ -6,7 +6,7 @@ mod ends;
 mod environment;
 mod exec;
 mod logs;
-mod options;
+pub mod options;
 mod refusals;
 mod resources;
 mod restarts;

@@ -11,6 +11,8 @@ use crate::fixture::locked;
 use crate::host::cgroup::is_v2;
 
 const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../hack/options");
+/// Where they are in the guest, which has nothing else of the tree.
+const IN_GUEST: &str = "/options";
 const SUFFIX: &str = ".nomad.hcl";
 /// What a job says of itself that can't run on the other version.
 const V1_ONLY: &str = "cgroup v1 only";
@@ -23,14 +25,28 @@ const SECCOMP: &str = r#"{
 }
 "#;
 
+/// The jobs' files, by where they go in the guest's root.
+///
+/// # Errors
+/// When the directory can't be read.
+pub fn for_guest() -> Result<Vec<(PathBuf, PathBuf)>> {
+    let at = |path: &Path| Path::new(IN_GUEST).join(path.file_name().unwrap_or_default());
+    Ok(files()?.into_iter().map(|path| (at(&path), path)).collect())
+}
+
+fn files() -> Result<Vec<PathBuf>> {
+    let directory = if Path::new(IN_GUEST).is_dir() { IN_GUEST } else { DIRECTORY };
+    let entries = fs::read_dir(directory).with_context(|| format!("read {directory}"))?;
+    entries.map(|entry| Ok(entry?.path())).collect()
+}
+
 /// The jobs that can run here, by the names of their files.
 ///
 /// # Errors
 /// When the directory can't be read.
 pub fn jobs() -> Result<Vec<(String, PathBuf)>> {
     let mut jobs = Vec::new();
-    for entry in fs::read_dir(DIRECTORY).with_context(|| format!("read {DIRECTORY}"))? {
-        let path = entry?.path();
+    for path in files()? {
         let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_suffix(SUFFIX));
         if is_v2() && fs::read_to_string(&path)?.contains(V1_ONLY) {
             continue;

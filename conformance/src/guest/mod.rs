@@ -12,6 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
+use crate::e2e::options;
 use crate::fixture;
 use crate::interrupt::{UnderWay, interrupted};
 use root::Root;
@@ -94,6 +95,9 @@ fn pack(args: &Args, directory: &Path, archive: &Path) -> Result<()> {
     root.file(&init, Path::new("/init"));
     if let Some(nomad) = &args.nomad {
         root.file(&std::path::absolute(nomad)?, Path::new("/bin/nomad"));
+        for (at, path) in options::for_guest()? {
+            root.file(&fs::canonicalize(path)?, &at);
+        }
     }
     let arguments = directory.join("arguments");
     fs::write(&arguments, arguments_inside(args).join("\n") + "\n")?;
