@@ -42,6 +42,11 @@ impl Setup {
         self.directory.join("alloc")
     }
 
+    /// What the host volume `shared` is.
+    pub fn host_volume(&self) -> PathBuf {
+        self.directory.join("host-volume")
+    }
+
     pub fn temporary(&self) -> PathBuf {
         self.directory.join("tmp")
     }
@@ -85,6 +90,10 @@ client {{
     "fingerprint.denylist" = "env_aws,env_azure,env_gce,env_digitalocean"
     "driver.allowlist"     = "containerd-driver"
   }}
+
+  host_volume "shared" {{
+    path = "{host_volume}"
+  }}
 }}
 
 # Without it Nomad asks no driver for a task's usage.
@@ -116,6 +125,7 @@ plugin "containerd-driver" {{
             allocations = shown(&setup.allocations()),
             mounts = at("mounts"),
             state = at("client-state"),
+            host_volume = shown(&setup.host_volume()),
             socket = shown(&setup.containerd_socket),
             driver_state = shown(&setup.state_dir),
         )

@@ -78,7 +78,7 @@ impl Agent {
     /// # Errors
     /// With the end of the agent's log.
     pub fn start(setup: Setup) -> Result<Self> {
-        for directory in [setup.plugins(), setup.allocations(), setup.temporary()] {
+        for directory in [setup.plugins(), setup.allocations(), setup.temporary(), setup.host_volume()] {
             fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
         }
         let place = setup.plugins().join(DRIVER);
@@ -185,6 +185,11 @@ impl Agent {
     /// The directory of an allocation on the host.
     pub fn allocation_directory(&self, id: &str) -> PathBuf {
         self.setup.allocations().join(id)
+    }
+
+    /// The directory of the host volume `shared`.
+    pub fn host_volume(&self) -> PathBuf {
+        self.setup.host_volume()
     }
 
     /// The plugin's pid.

@@ -10,6 +10,7 @@ use super::stage::{Stage, eventually, jobs};
 pub const CASES: &[(&str, Case)] = &[
     ("templates_variables_and_directories_are_there", template),
     ("two_tasks_of_a_group_share_alloc_only", pair),
+    ("a_volume_mount_is_as_writable_as_it_says", volume_mount),
     ("the_memory_limit_is_the_jobs", memory),
     ("what_a_task_uses_is_told", usage),
 ];
@@ -25,6 +26,17 @@ fn template(stage: &mut Stage) -> Result<()> {
         "the log is {log:?}"
     );
     ensure!(fs::read(stage.data(&id, "kept"))? == b"kept\n");
+    Ok(())
+}
+
+fn volume_mount(stage: &mut Stage) -> Result<()> {
+    let image = stage.busybox();
+    let id = stage.start("volume-mount", jobs::VOLUME_MOUNT, &[("image", &image)])?;
+    let task = stage.dead(&id, "main")?;
+    ensure!(!task.failed, "{}", stage.agent.allocation(&id)?.story());
+    let log = String::from_utf8_lossy(&stage.log(&id, "main", false)?).into_owned();
+    ensure!(log == "made\ndone\n", "the log is {log:?}");
+    ensure!(fs::read(stage.agent.host_volume().join("made"))? == b"made\n");
     Ok(())
 }
 

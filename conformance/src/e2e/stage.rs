@@ -25,6 +25,7 @@ pub mod jobs {
     pub const SHELL: &str = include_str!("../../../hack/jobs/shell.nomad.hcl");
     pub const RESTART: &str = include_str!("../../../hack/jobs/restart.nomad.hcl");
     pub const PAIR: &str = include_str!("../../../hack/jobs/pair.nomad.hcl");
+    pub const VOLUME_MOUNT: &str = include_str!("../../../hack/jobs/volume-mount.nomad.hcl");
     pub const TEMPLATE: &str = include_str!("../../../hack/jobs/template.nomad.hcl");
     pub const SCRIPT: &str = include_str!("../../../hack/jobs/script.nomad.hcl");
     pub const MISSING_IMAGE: &str = include_str!("../../../hack/jobs/missing-image.nomad.hcl");
