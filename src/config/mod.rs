@@ -18,6 +18,8 @@ pub(crate) use capabilities::tests as capability_tests;
 pub(crate) use capabilities::{CapabilityList, name_of as capability_name};
 pub(crate) use id_list::IdList;
 pub(crate) use plugin::{Auth, Gates, Inline, Placed, PluginConfig, PluginDevices, PluginLimits};
+#[cfg(test)]
+pub(crate) use task::HostSource;
 pub(crate) use task::{
     CpuLimits, Device, DevicePath, Dns, JobMount, Labels, Limits, MemoryLimits, MountSource, Mounts,
     Namespaces, Network, PidsLimit, Process, Pull, Rlimit, SeccompProfile, Security, Sharing, Swap, TaskAuth,

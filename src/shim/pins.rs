@@ -30,8 +30,13 @@ impl Bundle {
         propagation: MsFlags,
     ) -> Result<PathBuf, Error> {
         let pins = self.pins();
-        let made = fs::DirBuilder::new().mode(0o700).recursive(true).create(&pins);
-        made.map_err(Error::file("create", &pins))?;
+        // Not the bundle: it may have been taken down meanwhile.
+        match fs::DirBuilder::new().mode(0o700).create(&pins) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                return Err(Error::File { doing: "create", path: pins, source: error });
+            }
+            _ => {}
+        }
         let at = pins.join(number.to_string());
         let from = PathBuf::from(format!("/proc/self/fd/{}", source.as_raw_fd()));
         let is_directory = fs::metadata(&from).map_err(Error::file("look at", &from))?.is_dir();

@@ -31,14 +31,18 @@ pub(super) fn mounts(
     let Mounts { list, shm_size_bytes } = &options.mounts;
     let (ipc_mode, privileged) = (options.namespaces.ipc_mode, options.security.privileged);
     let mut mounts = kernel_mounts(ipc_mode, shm_size_bytes.unwrap_or(SHM_SIZE_BYTES), privileged)?;
-    mounts.extend(nomad_mounts(task)?);
     for BoundFile { source, at, writable } in files {
         let access = if *writable { "rw" } else { "ro" };
         let options = ["bind", "rprivate", "nosuid", "nodev", access];
         mounts.push(mount(at, "bind", &source.display().to_string(), &options)?);
     }
-    // The job's own at such a place is in place of the usual one.
-    mounts.retain(|mount| !list.iter().any(|asked| mount.destination() == Path::new(&asked.target)));
+    // What is asked for at such a place is there instead of the usual one, and of what usually is below it: a runtime
+    // would make places for that on the host.
+    let targets =
+        list.iter().map(|mount| &mount.target).chain(task.mounts.iter().map(|mount| &mount.task_path));
+    let targets: Vec<&Path> = targets.map(Path::new).collect();
+    mounts.retain(|mount| !targets.iter().any(|target| mount.destination().starts_with(target)));
+    mounts.extend(nomad_mounts(task)?);
     for mount in &task.mounts {
         mounts.push(volume(mount)?);
     }
@@ -251,6 +255,19 @@ mod tests {
         let made = made(&asked(vec![jobs("/dev/shm", MountSource::Memory, &["size=1"])]), &task());
         let shm = &made[position(&made, "/dev/shm")];
         assert_eq!(shm.options().clone().unwrap(), ["size=1"]);
+    }
+
+    #[test]
+    fn nothing_is_mounted_into_what_takes_the_place_of_dev() {
+        let host = MountSource::Host(crate::config::HostSource::default());
+        let by_job = made(&asked(vec![jobs("/dev", host, &["rbind"])]), &task());
+        let by_nomad =
+            made(&Mounts::default(), &pb::TaskConfig { mounts: vec![nomads("/dev", "")], ..task() });
+        for made in [by_job, by_nomad] {
+            let below: Vec<_> = made.iter().filter(|mount| mount.destination().starts_with("/dev")).collect();
+            assert_eq!(below.len(), 1);
+            assert_eq!(below[0].typ().as_deref(), Some("bind"));
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use super::{cases, refused, same, until};
 use crate::fixture::process::output;
 use crate::fixture::sweep;
+use crate::host::Exec;
 use crate::scene::Scene;
 use crate::task::{LIMIT, Task};
 
@@ -25,6 +26,7 @@ cases!["mounts":
     shared_memory_has_the_size_it_asks_for,
     what_is_below_another_mount_is_seen_whatever_the_order,
     dockers_block_mounts_as_in_docker,
+    the_hosts_dev_takes_the_place_of_the_containers,
     what_can_not_be_mounted_is_refused_before_anything_is_made,
     a_volume_mount_is_not_mounted_over,
     mounts_spread_as_far_as_they_are_asked_to,
@@ -197,6 +199,28 @@ async fn dockers_block_mounts_as_in_docker(scene: &Scene) -> Result<()> {
                   grep ' /mem ' /proc/mounts | grep -o size=1024k";
     same!(said(scene, script, &more).await?, "hello from the host\nread-only\n700\nsize=1024k\n");
     Ok(())
+}
+
+async fn the_hosts_dev_takes_the_place_of_the_containers(scene: &Scene) -> Result<()> {
+    let names = || -> Result<Vec<_>> {
+        let mut names =
+            fs::read_dir("/dev")?.map(|entry| Ok(entry?.file_name())).collect::<Result<Vec<_>>>()?;
+        names.sort();
+        Ok(names)
+    };
+    let before = names()?;
+    let mut plugin = scene.plugin().await?;
+    let config = shell_with(scene, "echo up; sleep 600", &json!({"volumes": ["/dev:/dev"]}));
+    let task = scene.run(&plugin, &config).await?;
+    let script = "echo x > /dev/null && head -c 1 /dev/zero | wc -c; grep -c ' /dev tmpfs' /proc/mounts";
+    same!(task.exec(&plugin, script).await?.1, "1\n0\n");
+    let mut exec =
+        Exec::open(&plugin, task.id(), &["sh", "-c", "tty && echo on a terminal; sleep 600"], true).await?;
+    exec.stdout_to_contain("on a terminal", LIMIT).await?;
+    task.end(&plugin).await?;
+    scene.nothing_left()?;
+    same!(names()?, before);
+    plugin.shut_down().await
 }
 
 async fn what_can_not_be_mounted_is_refused_before_anything_is_made(scene: &Scene) -> Result<()> {

@@ -20,7 +20,7 @@ cases!["paths":
     what_a_task_has_made_does_not_lead_its_next_start_outside,
     a_source_is_not_looked_for_through_the_kernels_own_links,
     a_target_that_is_a_link_in_the_image_does_not_lead_outside,
-    an_allowed_path_that_is_none_is_refused,
+    a_plugin_block_that_can_not_be_is_refused,
     a_working_directory_is_made_where_it_is_missing,
     a_working_directory_does_not_lead_outside,
     a_working_directory_that_can_not_be_is_refused_before_anything_is_made,
@@ -181,13 +181,17 @@ async fn a_target_that_is_a_link_in_the_image_does_not_lead_outside(scene: &Scen
     plugin.shut_down().await
 }
 
-async fn an_allowed_path_that_is_none_is_refused(scene: &Scene) -> Result<()> {
-    for path in ["srv", "/srv/../etc"] {
+async fn a_plugin_block_that_can_not_be_is_refused(scene: &Scene) -> Result<()> {
+    for (volumes, named) in [
+        (json!({"allowed_paths": ["srv"]}), "volumes.allowed_paths"),
+        (json!({"allowed_paths": ["/srv/../etc"]}), "volumes.allowed_paths"),
+        (json!({"selinuxlabel": "z"}), "volumes.selinuxlabel"),
+    ] {
         let mut plugin = scene.bare_plugin(&scene.launch()).await?;
         let mut options = scene.options();
-        options["volumes"] = json!({"enabled": true, "allowed_paths": [path]});
+        options["volumes"] = volumes;
         let error = plugin.configure(&options).await.err().context("it was taken")?;
-        ensure!(format!("{error:#}").contains("volumes.allowed_paths"), "{error:#}");
+        ensure!(format!("{error:#}").contains(named), "{error:#}");
         plugin.shut_down().await?;
     }
     Ok(())
@@ -232,15 +236,24 @@ async fn a_working_directory_does_not_lead_outside(scene: &Scene) -> Result<()> 
         tree.link("down", &outside.display().to_string())?;
         tree.link("magic", "/proc/self/root/../../../..")?;
         tree.link("one", "/proc/1/root")?;
+        tree.link("descriptor", "/proc/self/fd/7")?;
         tree.link("loop", "loop")
     })?;
     image.push(scene.world().registry(), "cwd-links", "v1", Form::Oci)?;
     let mut plugin = scene.plugin().await?;
     let mut config = scene.shell("touch conformance-marked");
     config["image"] = json!(scene.image("cwd-links:v1"));
-    let tries =
-        ["/up", "/up/new", "/down", "/down/new", "/magic/conformance-new", "/one/conformance-new", "/loop/x"];
-    for cwd in tries.into_iter().chain(["/proc/1/cwd", "/proc/self/fd/3", "/proc/self/fd/7"]) {
+    let tries = [
+        "/up",
+        "/up/new",
+        "/down",
+        "/down/new",
+        "/magic/conformance-new",
+        "/one/conformance-new",
+        "/descriptor",
+        "/loop/x",
+    ];
+    for cwd in tries {
         config["cwd"] = json!(cwd);
         let mut task = scene.prepare(&plugin, &config).await?;
         // A runtime may go along with it inside of the root, or refuse.
@@ -263,6 +276,7 @@ async fn a_working_directory_that_can_not_be_is_refused_before_anything_is_made(
         (json!({"cwd": "relative"}), &["cwd", "relative"][..]),
         (json!({"cwd": "/a/../../etc"}), &["cwd", "/a/../../etc"]),
         (json!({"work_dir": "/.."}), &["work_dir", "/.."]),
+        (json!({"cwd": "/proc/self/fd/7"}), &["cwd", "/proc/self/fd/7"]),
         (json!({"cwd": "/a", "work_dir": "/b"}), &["cwd", "/a", "work_dir", "/b"]),
     ] {
         let task = scene.prepare(&plugin, &shell_with(scene, "true", &more)).await?;

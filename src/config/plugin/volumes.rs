@@ -37,21 +37,29 @@ pub(crate) struct Placed {
 pub(super) struct Raw {
     enabled: Option<bool>,
     allowed_paths: Option<Vec<Option<String>>>,
+    selinuxlabel: Option<String>,
 }
 
 pub(super) fn schema() -> Spec {
     let options = object([
         ("enabled", default("enabled", "bool", "true")),
         ("allowed_paths", optional("allowed_paths", "list(string)")),
+        ("selinuxlabel", optional("selinuxlabel", "string")),
     ]);
     block("volumes", options)
 }
 
 impl Raw {
     /// # Errors
-    /// Names the path that can't be one.
+    /// Names the option that can't have its value.
     pub(super) fn decode(self) -> Result<Volumes, ConfigError> {
-        let Self { enabled, allowed_paths } = self;
+        let Self { enabled, allowed_paths, selinuxlabel } = self;
+        // Known from the docker driver's block: taken without an effect, it would leave the operator in a false belief.
+        if let Some(label) = selinuxlabel.filter(|label| !label.is_empty()) {
+            let why = "this driver sets no labels of SELinux; label the paths on the host (chcon -R -t container_file_t), \
+                       and leave it out";
+            return Err(value("volumes.selinuxlabel", label, why));
+        }
         let option = "volumes.allowed_paths";
         let mut paths = Vec::new();
         for path in no_nulls(option, allowed_paths)? {
@@ -176,8 +184,17 @@ mod tests {
     #[test]
     fn an_allowed_path_is_absolute() {
         for path in ["srv", "", "/srv/../etc"] {
-            let raw = Raw { enabled: None, allowed_paths: Some(vec![Some(path.to_owned())]) };
+            let allowed_paths = Some(vec![Some(path.to_owned())]);
+            let raw = Raw { enabled: None, allowed_paths, selinuxlabel: None };
             assert!(raw.decode().unwrap_err().to_string().contains("volumes.allowed_paths"));
         }
+    }
+
+    #[test]
+    fn a_label_that_would_not_be_set_is_refused() {
+        let raw =
+            |label: &str| Raw { enabled: None, allowed_paths: None, selinuxlabel: Some(label.to_owned()) };
+        assert!(raw("Z").decode().unwrap_err().to_string().contains("volumes.selinuxlabel"));
+        assert_eq!(raw("").decode().unwrap(), Volumes::default());
     }
 }

@@ -22,6 +22,8 @@ use super::{ConfigError, PluginConfig};
 pub(crate) use devices::{Device, DevicePath};
 pub(crate) use labels::Labels;
 pub(crate) use limits::{CpuLimits, Limits, MemoryLimits, PidsLimit, Rlimit, Swap};
+#[cfg(test)]
+pub(crate) use mounts::HostSource;
 pub(crate) use mounts::{JobMount, MountSource, Mounts};
 pub(crate) use names::{Dns, Names};
 pub(crate) use namespaces::{Namespaces, Network, Sharing};

@@ -122,6 +122,14 @@ fn working_directory(cwd: Option<String>, work_dir: Option<String>) -> Result<Op
     if !path.starts_with('/') || path.contains('\0') || path.split('/').any(|part| part == "..") {
         return Err(value(option, path, "it must be an absolute path in the container, without \"..\""));
     }
+    // A process on its way in has descriptors of the runtime's there, and runtimes have let one out by them.
+    if path.split('/').find(|part| !part.is_empty() && *part != ".") == Some("proc") {
+        return Err(value(
+            option,
+            path,
+            "no task runs in /proc; name a directory of the image, or a new one",
+        ));
+    }
     Ok(Some(path))
 }
 
@@ -149,6 +157,9 @@ mod tests {
         for option in ["cwd", "work_dir"] {
             for path in ["a", "./a", "/a/../b", "/..", "/a\0b"] {
                 assert!(refusal(option, json!(path)).contains("absolute"));
+            }
+            for path in ["/proc", "/proc/self/fd/7", "//proc/", "/./proc/1/cwd"] {
+                assert!(refusal(option, json!(path)).contains("/proc"));
             }
         }
     }

@@ -50,7 +50,7 @@ pub(crate) enum MountSource {
 }
 
 /// A file or directory of the host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct HostSource {
     /// As the job has it. A relative one is in the task's directory.
     pub path: PathBuf,
