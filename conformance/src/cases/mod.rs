@@ -31,6 +31,7 @@ mod orphans;
 mod paths;
 mod privileged;
 mod process;
+mod propagation;
 mod recover;
 mod resources;
 mod run;
@@ -120,6 +121,7 @@ pub fn all() -> Vec<Case> {
         paths::cases(),
         names::cases(),
         process::cases(),
+        propagation::cases(),
         wait::cases(),
         stop::cases(),
         exec::cases(),

@@ -1,23 +1,25 @@
 //! Paths that a job or an image names: none leads to where the operator does not let it.
 
-use std::fs;
-use std::os::unix::fs::symlink;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, symlink};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::mounts::{host_directory, shell_with};
-use super::{cases, refused, same};
+use super::{cases, refused, same, until};
 use crate::config;
 use crate::fixture::Form;
 use crate::fixture::layer::Tree;
 use crate::host::Plugin;
 use crate::scene::Scene;
+use crate::task::LIMIT;
 
 cases!["paths":
     without_volumes_a_job_mounts_what_is_its_allocations_only,
     with_allowed_paths_a_job_mounts_what_is_beneath_them_only,
     what_a_task_has_made_does_not_lead_its_next_start_outside,
+    what_was_looked_at_is_what_is_mounted_whatever_is_put_in_its_place,
     a_source_is_not_looked_for_through_the_kernels_own_links,
     a_target_that_is_a_link_in_the_image_does_not_lead_outside,
     a_plugin_block_that_can_not_be_is_refused,
@@ -138,6 +140,43 @@ async fn what_a_task_has_made_does_not_lead_its_next_start_outside(scene: &Scene
         }
     }
     ensure!(!host.join("x").exists() && !host.join("sub/x").exists(), "it was written to");
+    plugin.shut_down().await
+}
+
+/// A runtime that waits before it creates, so that there is time to put something else in the source's place.
+async fn what_was_looked_at_is_what_is_mounted_whatever_is_put_in_its_place(scene: &Scene) -> Result<()> {
+    let host = host_directory(scene)?;
+    let outside = scene.directory().join("outside");
+    fs::create_dir_all(&outside)?;
+    fs::write(outside.join("deeper"), "secret\n")?;
+    let (runtime, reached, go) =
+        (scene.directory().join("waits"), scene.directory().join("reached"), scene.directory().join("go"));
+    let script = format!(
+        "#!/bin/sh\nfor word in \"$@\"; do [ \"$word\" = create ] && {{ touch {}; until [ -e {} ]; do sleep 0.05; done; }}; \
+         done\nexec runc \"$@\"\n",
+        reached.display(),
+        go.display()
+    );
+    fs::write(&runtime, script)?;
+    fs::set_permissions(&runtime, Permissions::from_mode(0o755))?;
+    let mut options = scene.options();
+    options["oci_runtime"] = json!(runtime);
+    options["volumes"] = json!({"enabled": true, "allowed_paths": [host]});
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let source = host.join("sub");
+    let more = json!({"volumes": [format!("{}:/t", source.display())]});
+    let mut task = scene.prepare(&plugin, &shell_with(scene, "cat /t/deeper; touch /t/x", &more)).await?;
+    let swap = async {
+        until(LIMIT, "the create", || reached.exists()).await?;
+        fs::rename(&source, host.join("was"))?;
+        symlink(&outside, &source)?;
+        Ok(fs::write(&go, "")?)
+    };
+    let (started, swapped) = tokio::join!(task.start(&plugin), swap);
+    swapped.and(started)?;
+    same!(task.stdout(&plugin).await?, "deeper\n");
+    ensure!(host.join("was/x").exists() && !outside.join("x").exists());
+    task.destroy(&plugin).await?;
     plugin.shut_down().await
 }
 
