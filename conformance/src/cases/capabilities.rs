@@ -43,7 +43,7 @@ async fn what_a_job_adds_and_drops_is_so_in_the_task_and_in_its_execs(scene: &Sc
         (&[], &["all"], 0),
         (&["all"], &["CAP_CHOWN"], all()? & !CHOWN),
     ] {
-        let script = format!("{LOOK}; read forever < /dev/zero");
+        let script = format!("{LOOK}; exec sleep 600");
         let task = scene.run(&plugin, &with(scene.shell(&script), add, drop)).await?;
         let wanted = format!("{wanted:016x}\n");
         task.alloc.stdout.to_contain(&wanted, crate::task::LIMIT).await?;

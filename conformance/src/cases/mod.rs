@@ -7,6 +7,7 @@ mod capabilities;
 mod coexistence;
 mod containerd_down;
 mod credentials;
+mod denied;
 mod devices;
 mod ends;
 mod events;
@@ -112,6 +113,7 @@ pub fn all() -> Vec<Case> {
         seccomp::cases(),
         privileged::cases(),
         labels::cases(),
+        denied::cases(),
         logs::cases(),
         runtimes::cases(),
         snapshotters::cases(),

@@ -90,12 +90,12 @@ async fn no_program_gains_rights_where_the_job_says_so(scene: &Scene) -> Result<
     let look = "awk '/^NoNewPrivs:/ { print $2 }' /proc/self/status";
     let mut plugin = scene.plugin().await?;
     for (option, value, wanted) in [
-        ("args", json!(["-c", "read forever < /dev/zero"]), "0\n"),
+        ("args", json!(["-c", "exec sleep 600"]), "0\n"),
         ("no_new_privileges", json!(true), "1\n"),
         ("security_opt", json!(["no-new-privileges"]), "1\n"),
         ("security_opt", json!(["no-new-privileges:true"]), "1\n"),
     ] {
-        let config = with(scene.shell("read forever < /dev/zero"), option, value);
+        let config = with(scene.shell("exec sleep 600"), option, value);
         let task = scene.run(&plugin, &config).await?;
         same!(task.exec(&plugin, look).await?.1, wanted);
         same!(task.exec(&plugin, &look.replace("self", "1")).await?.1, wanted);

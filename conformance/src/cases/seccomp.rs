@@ -20,7 +20,7 @@ cases!["seccomp":
 
 /// 2 is a filter, 0 none.
 const MODE: &str = "awk '/^Seccomp:/ { print $2 }' /proc/self/status";
-const HELD_OPEN: &str = "read forever < /dev/zero";
+const SLEEP: &str = "exec sleep 600";
 
 fn with(mut config: Value, option: &str, value: impl Into<Value>) -> Value {
     config[option] = value.into();
@@ -36,7 +36,7 @@ fn file(scene: &Scene, name: &str, text: impl AsRef<[u8]>) -> Result<PathBuf> {
 
 /// That the task and a command in it are in this mode.
 async fn is_in_mode(scene: &Scene, plugin: &Plugin, change: Value, mode: &str) -> Result<()> {
-    let mut config = scene.shell(&format!("{MODE}; {HELD_OPEN}"));
+    let mut config = scene.shell(&format!("{MODE}; {SLEEP}"));
     for (option, value) in change.as_object().into_iter().flatten() {
         config[option] = value.clone();
     }
@@ -105,7 +105,7 @@ async fn a_profile_of_the_jobs_own_is_what_holds(scene: &Scene) -> Result<()> {
     let tries = "cd /tmp; mkdir a 2>&1; kill -USR1 $$ 2>&1; ln -s a b 2>&1; unshare -U true && echo unshared; \
                  kill -URG $$ && echo killed; touch c && rm c && echo removed";
     let config =
-        with(scene.shell(&format!("{tries}; {HELD_OPEN}")), "seccomp_profile", path.display().to_string());
+        with(scene.shell(&format!("{tries}; {SLEEP}")), "seccomp_profile", path.display().to_string());
     let task = scene.run(&plugin, &config).await?;
     let denied = ["Read-only file system", "resource busy", "No space left on device"];
     task.alloc.stdout.to_contain("removed\n", LIMIT).await?;
