@@ -109,16 +109,21 @@ fn profile(named: &SeccompProfile) -> Result<String, ConfinementError> {
     String::from_utf8(bytes).map_err(|_| refused("the file is no text".to_owned()))
 }
 
-/// All but what a container has of its own: terminals, shared memory, message queues, the console. A link is none.
+/// All but what a container has of its own (terminals, shared memory, message queues, the console), and what other
+/// programs hide there. A link is none. A device, and a directory of some, can go at any time.
 fn find_devices(directory: &Path, found: &mut Vec<LinuxDevice>) -> Result<(), ConfinementError> {
     const OWN: [&str; 5] = ["pts", "shm", "fd", "mqueue", "console"];
-    for entry in fs::read_dir(directory).map_err(ConfinementError::host(directory))? {
+    let entries = match fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(ConfinementError::host(directory))?,
+    };
+    for entry in entries {
         let entry = entry.map_err(ConfinementError::host(directory))?;
-        if OWN.iter().any(|own| entry.file_name() == *own) {
+        let name = entry.file_name();
+        if OWN.iter().any(|own| name == *own) || name.as_encoded_bytes().starts_with(b".") {
             continue;
         }
         let path = entry.path();
-        // A device can go at any time.
         let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
         let kind = metadata.file_type();
         let kind = if kind.is_dir() {
@@ -198,5 +203,8 @@ mod tests {
         let null = found.iter().find(|device| device.path() == Path::new("/dev/null")).unwrap();
         assert_eq!((null.typ(), null.major(), null.minor()), (LinuxDeviceType::C, 1, 3));
         assert!(!found.iter().any(|device| device.path().starts_with("/dev/pts")));
+        let count = found.len();
+        find_devices(Path::new("/dev/gone-meanwhile"), &mut found).unwrap();
+        assert_eq!(found.len(), count);
     }
 }
