@@ -7,6 +7,7 @@ use super::holdings::{Holdings, OF_A_SHIM, OF_THE_PLUGIN, come_back, pid, shim_o
 use super::{cases, same};
 use crate::host::{Exec, Plugin};
 use crate::scene::Scene;
+use crate::suite::Case;
 use crate::task::{LIMIT, Task};
 
 cases!["exec many":
@@ -15,11 +16,18 @@ cases!["exec many":
     many_at_a_time_keep_their_streams_apart,
 ];
 
+/// Past it a case has failed. A runtime compiles the task's seccomp profile anew for each exec, which can take more
+/// than half of its time.
+const CASE_LIMIT: Duration = Duration::from_secs(300);
 const AT_A_TIME: usize = 100;
 const IN_TURN: usize = 1000;
 const WARM_UP: usize = 50;
 /// So many run in turn beside each other.
 const LANES: usize = 4;
+
+pub(super) fn long_cases() -> Vec<Case> {
+    cases().into_iter().map(|case| Case { limit: CASE_LIMIT, ..case }).collect()
+}
 
 /// What the plugin and the task's shim hold.
 async fn held(plugin: &Plugin, task: &Task) -> Result<[Holdings; 2]> {

@@ -94,7 +94,7 @@ pub fn all() -> Vec<Case> {
         ends::cases(),
         orphans::cases(),
         start_failures::cases(),
-        exec_many::cases(),
+        exec_many::long_cases(),
         stats::cases(),
         stats_counts::cases(),
         account::cases(),
