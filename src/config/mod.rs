@@ -1,6 +1,8 @@
 //! What can be configured: for each of plugin and task, the schema that Nomad is told and the struct that its answer is
 //! decoded into, side by side. Values are checked here, so that what comes out is usable; nothing is looked up.
 
+#[cfg(test)]
+pub(crate) mod arbitrary;
 mod capabilities;
 mod hclspec;
 mod id_list;
@@ -12,6 +14,8 @@ mod size;
 mod task;
 
 use std::time::Duration;
+
+use serde::Deserialize;
 
 #[cfg(test)]
 pub(crate) use capabilities::tests as capability_tests;
@@ -30,6 +34,9 @@ pub(crate) use task::{
 const MOST_PIDS: i64 = 1 << 22;
 const MOST_OOM_SCORE_ADJ: i64 = 1000;
 
+/// How deep a configuration may be nested: far beyond any option, and far within a thread's stack.
+const DEPTH_LIMIT: usize = 64;
+
 /// What is wrong with a configuration. The text names the option.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
@@ -46,6 +53,13 @@ pub(crate) enum ConfigError {
         "the option {option} can't be {value:?}: the operator does not allow it; the plugin's option {gate} would have to have {needed}"
     )]
     Forbidden { option: &'static str, value: String, gate: String, needed: String },
+}
+
+/// What Nomad sends, in the form that is asked for.
+fn from_msgpack<'a, T: Deserialize<'a>>(of: &'static str, msgpack: &'a [u8]) -> Result<T, ConfigError> {
+    let mut decoder = rmp_serde::Deserializer::from_read_ref(msgpack);
+    decoder.set_max_depth(DEPTH_LIMIT);
+    T::deserialize(&mut decoder).map_err(|source| ConfigError::Malformed { of, source })
 }
 
 fn value(option: &'static str, value: impl Into<String>, why: impl Into<String>) -> ConfigError {

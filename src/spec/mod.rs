@@ -6,11 +6,15 @@
 
 mod cpu;
 mod devices;
+#[cfg(test)]
+mod golden;
 mod memory;
 mod mounts;
 mod namespaces;
 mod node;
 mod process;
+#[cfg(test)]
+mod properties;
 mod resources;
 mod security;
 

@@ -1,5 +1,7 @@
 //! Many commands: at the same time, and one after the other. They leave nothing behind, not even a little each.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 
 use super::exec::{leave, shell, sleeper};

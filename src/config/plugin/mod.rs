@@ -17,7 +17,7 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use super::hclspec::{default, object, optional, required};
-use super::{ConfigError, duration, program};
+use super::{ConfigError, duration, from_msgpack, program};
 pub(crate) use auth::{Auth, Inline};
 pub(crate) use devices::PluginDevices;
 use gc::{DanglingContainers, RawGc};
@@ -120,8 +120,6 @@ impl PluginConfig {
         if msgpack.is_empty() {
             return Ok(None);
         }
-        let raw =
-            rmp_serde::from_slice(msgpack).map_err(|source| ConfigError::Malformed { of: OF, source })?;
         let Raw {
             enabled,
             containerd_runtime,
@@ -141,7 +139,7 @@ impl PluginConfig {
             auth,
             disable_log_collection,
             devices,
-        } = raw;
+        } = from_msgpack(OF, msgpack)?;
         let containerd_runtime =
             containerd_runtime.filter(|name| !name.is_empty()).ok_or(ConfigError::Missing {
                 of: OF,

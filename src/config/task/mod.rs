@@ -18,7 +18,7 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use super::hclspec::{object, required};
-use super::{ConfigError, PluginConfig};
+use super::{ConfigError, PluginConfig, from_msgpack};
 pub(crate) use devices::{Device, DevicePath};
 pub(crate) use labels::Labels;
 pub(crate) use limits::{CpuLimits, Limits, MemoryLimits, PidsLimit, Rlimit, Swap};
@@ -96,8 +96,6 @@ impl TaskOptions {
     /// # Errors
     /// Names the option that is missing or can't have its value.
     pub(crate) fn decode(msgpack: &[u8]) -> Result<Self, ConfigError> {
-        let raw =
-            rmp_serde::from_slice(msgpack).map_err(|source| ConfigError::Malformed { of: OF, source })?;
         let Raw {
             image,
             process,
@@ -110,7 +108,7 @@ impl TaskOptions {
             runtime,
             pull,
             labels,
-        } = raw;
+        } = from_msgpack(OF, msgpack)?;
         let image = image.filter(|image| !image.is_empty()).ok_or(ConfigError::Missing {
             of: OF,
             option: "image",

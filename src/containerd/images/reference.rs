@@ -287,4 +287,54 @@ mod tests {
             assert!(!error.is_transient());
         }
     }
+
+    mod properties {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        /// What docker takes for a name, and what is nearly one.
+        fn name() -> impl Strategy<Value = String> {
+            let host = "((localhost|[a-z][a-z0-9-]{0,5}(\\.[a-z0-9]{1,4}){1,2}|\\[::1\\]|127\\.0\\.0\\.1)(:[0-9]{1,6})?/)?";
+            let path = "[a-z0-9]{1,6}((\\.|_|__|-{1,3})[a-z0-9]{1,3}){0,2}(/[a-z0-9]{1,5}){0,3}";
+            let version = "(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,10})?(@sha256:[0-9a-f]{64})?";
+            proptest::string::string_regex(&format!("{host}{path}{version}")).unwrap()
+        }
+
+        /// A name is of letters that are safe in a URL and in a header, and says the same when it is read again.
+        fn check(input: &str) -> Result<(), TestCaseError> {
+            let Ok(reference) = input.parse::<Reference>() else { return Ok(()) };
+            let text = reference.to_string();
+            prop_assert!(
+                text.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#%\"<>\\".contains(&byte)),
+                "{text}"
+            );
+            prop_assert!(!reference.host().contains('/') && !reference.host().contains('@'), "{text}");
+            prop_assert!(
+                !reference.repository().split('/').any(|part| matches!(part, "" | "." | "..")),
+                "{text}"
+            );
+            prop_assert_eq!(text.parse::<Reference>().unwrap(), reference);
+            Ok(())
+        }
+
+        proptest! {
+            #[test]
+            fn whatever_is_no_name_is_refused(input in ".{0,60}") {
+                check(&input)?;
+            }
+
+            #[test]
+            fn names_are_read_and_what_is_nearly_one_does_no_harm(
+                input in name(),
+                at in any::<prop::sample::Index>(),
+                letter in any::<char>(),
+            ) {
+                check(&input)?;
+                let at = at.index(input.len());
+                check(&format!("{}{letter}{}", &input[..at], &input[at..]))?;
+                check(&format!("{}{letter}{}", &input[..at], &input[at + 1..]))?;
+            }
+        }
+    }
 }

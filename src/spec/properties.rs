@@ -1,0 +1,62 @@
+//! What holds of every specification, whatever a job says: built from options at random, by the schema.
+
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+use serde_json::Value;
+
+use super::golden::{built, task};
+use super::*;
+use crate::config::arbitrary;
+
+fn texts<'a>(spec: &'a Value, list: &str, field: &str) -> Vec<&'a str> {
+    let entries = spec.pointer(list).and_then(Value::as_array).into_iter().flatten();
+    entries.filter_map(|entry| entry[field].as_str()).collect()
+}
+
+/// What a job has no say in, and what no runtime could make sense of otherwise.
+fn check(spec: &Value) -> Result<(), TestCaseError> {
+    prop_assert_eq!(&spec["root"]["path"], "/run/containerd-driver/nomad/web-1/rootfs");
+    prop_assert_eq!(&spec["linux"]["cgroupsPath"], "/nomad/5f1b2c3d.web");
+    prop_assert!(spec["process"]["args"].as_array().is_some_and(|args| !args.is_empty()));
+    prop_assert!(spec["process"]["cwd"].as_str().is_some_and(|cwd| cwd.starts_with('/')));
+    for target in texts(spec, "/mounts", "destination") {
+        prop_assert!(target.starts_with('/'), "a mount at {target:?}");
+    }
+    let mut namespaces = texts(spec, "/linux/namespaces", "type");
+    prop_assert!(namespaces.contains(&"mount"), "no mount namespace among {namespaces:?}");
+    namespaces.sort_unstable();
+    let count = namespaces.len();
+    namespaces.dedup();
+    prop_assert_eq!(count, namespaces.len(), "one is there twice");
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn a_specification_keeps_what_a_job_has_no_say_in(options in arbitrary::task()) {
+        let bytes = rmp_serde::to_vec_named(&options).unwrap();
+        let Ok(options) = TaskOptions::decode(&bytes) else { return Ok(()) };
+        match built(&options, &task()) {
+            Ok(spec) => {
+                check(&spec)?;
+                let read: Spec = serde_json::from_value(spec).unwrap();
+                prop_assert!(with_private_pids(read).is_ok());
+            }
+            Err(error) => prop_assert!(!error.to_string().is_empty()),
+        }
+    }
+}
+
+/// Else what holds of all of them says little.
+#[test]
+fn many_of_the_options_at_random_make_a_specification() {
+    let mut runner = TestRunner::deterministic();
+    let made = |_: &u32| {
+        let options = arbitrary::task().new_tree(&mut runner).unwrap().current();
+        let options = TaskOptions::decode(&rmp_serde::to_vec_named(&options).unwrap());
+        options.is_ok_and(|options| built(&options, &task()).is_ok())
+    };
+    let count = (0..200_u32).filter(made).count();
+    assert!(count > 20, "{count} of 200");
+}
