@@ -1,0 +1,163 @@
+//! A registry that gives the answers it is told to, and what is made of them.
+
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+use super::super::manifest::digest_of;
+use super::*;
+
+/// Gives one answer to each connection, in order, and returns the requests.
+async fn answering(answers: Vec<String>) -> (Reference, tokio::task::JoinHandle<Vec<String>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = tokio::spawn(async move {
+        let mut requests = Vec::new();
+        for answer in answers {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = vec![0; 4096];
+            let length = stream.read(&mut request).await.unwrap();
+            requests.push(String::from_utf8_lossy(&request[..length]).to_lowercase());
+            let answer = answer.replace("ADDRESS", &address.to_string());
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+        requests
+    });
+    (format!("{address}/a/b:c").parse().unwrap(), serving)
+}
+
+fn answer(status: &str, headers: &str, body: &str) -> String {
+    let length = body.len();
+    format!("HTTP/1.1 {status}\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}")
+}
+
+fn blob(content: &str) -> Descriptor {
+    let digest = digest_of(content.as_bytes());
+    serde_json::from_value(json!({"mediaType": "x", "digest": digest, "size": content.len()})).unwrap()
+}
+
+#[tokio::test]
+async fn a_token_is_fetched_when_it_is_asked_for() {
+    let challenge = "WWW-Authenticate: Bearer realm=\"http://ADDRESS/token\",service=\"s\"\r\n";
+    let (reference, serving) = answering(vec![
+        answer("401 Unauthorized", challenge, ""),
+        answer("200 OK", "", r#"{"access_token": "t0ken"}"#),
+        answer("200 OK", "Content-Type: text/x; charset=utf-8\r\n", "{}"),
+    ])
+    .await;
+    let http = Http::default();
+    let fetched = Registry::new(&http, &reference, None).manifest("c").await.unwrap();
+    assert_eq!((fetched.media_type.as_str(), fetched.bytes.as_slice()), ("text/x", &b"{}"[..]));
+    let requests = serving.await.unwrap();
+    assert!(
+        requests[1].starts_with("get /token?scope=repository%3aa%2fb%3apull&service=s "),
+        "{}",
+        requests[1]
+    );
+    assert!(requests[2].contains("authorization: bearer t0ken"), "{}", requests[2]);
+}
+
+#[tokio::test]
+async fn what_passes_is_tried_again_and_what_does_not_is_told() {
+    let unknown = r#"{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "no\nsuch"}]}"#;
+    let answers = vec![answer("429 Too Many Requests", "", ""), answer("404 Not Found", "", unknown)];
+    let (reference, _serving) = answering(answers).await;
+    let http = Http::default();
+    let problem = Registry::new(&http, &reference, None).manifest("c").await.err().unwrap();
+    let reason = "404 Not Found: MANIFEST_UNKNOWN: no such".to_owned();
+    assert_eq!(problem, Problem::NotInRegistry { reason });
+}
+
+#[tokio::test]
+async fn a_blob_goes_on_where_it_stopped_whether_or_not_the_registry_can() {
+    let content = "0123456789";
+    for (status, sent) in [("206 Partial Content", "456789"), ("200 OK", content)] {
+        let (reference, serving) = answering(vec![answer(status, "", sent)]).await;
+        let http = Http::default();
+        let registry = Registry::new(&http, &reference, None);
+        let mut body = registry.blob(&blob(content), 4).await.unwrap();
+        let mut rest = Vec::new();
+        while body.append_to(&mut rest).await.unwrap() {}
+        assert_eq!(rest, b"456789", "{status}");
+        assert!(serving.await.unwrap()[0].contains("range: bytes=4-"));
+    }
+}
+
+#[tokio::test]
+async fn more_than_the_limit_is_not_read() {
+    let announced = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", MANIFEST_LIMIT_BYTES + 1);
+    let (reference, _serving) = answering(vec![announced]).await;
+    let http = Http::default();
+    let problem = Registry::new(&http, &reference, None).manifest("c").await.err().unwrap();
+    assert!(matches!(problem, Problem::Unsupported { .. }), "{problem}");
+}
+
+fn as_user(password: &str) -> Option<Credentials> {
+    let password = crate::secret::Secret::new(password.to_owned());
+    Some(Credentials { username: "me".to_owned(), password })
+}
+
+const ME_HUNTER2: &str = "authorization: basic bwu6ahvudgvymg==";
+
+#[tokio::test]
+async fn a_password_is_told_once_it_is_asked_for() {
+    let asks = answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n", "");
+    let (reference, serving) =
+        answering(vec![asks, answer("200 OK", "", "{}"), answer("200 OK", "", "{}")]).await;
+    let http = Http::default();
+    let registry = Registry::new(&http, &reference, as_user("hunter2"));
+    registry.manifest("c").await.unwrap();
+    registry.manifest("d").await.unwrap();
+    let told: Vec<_> = serving.await.unwrap().iter().map(|request| request.contains(ME_HUNTER2)).collect();
+    assert_eq!(told, [false, true, true]);
+}
+
+#[tokio::test]
+async fn a_token_is_asked_for_with_the_password_and_the_registry_gets_the_token_only() {
+    let challenge = "WWW-Authenticate: Bearer realm=\"http://ADDRESS/token\",service=\"s\"\r\n";
+    let (reference, serving) = answering(vec![
+        answer("401 Unauthorized", challenge, ""),
+        answer("200 OK", "", r#"{"token": "t0ken"}"#),
+        answer("200 OK", "", "{}"),
+    ])
+    .await;
+    let http = Http::default();
+    Registry::new(&http, &reference, as_user("hunter2")).manifest("c").await.unwrap();
+    let requests = serving.await.unwrap();
+    let told: Vec<_> = requests.iter().map(|request| request.contains(ME_HUNTER2)).collect();
+    assert_eq!(told, [false, true, false]);
+    assert!(requests[2].contains("authorization: bearer t0ken"), "{}", requests[2]);
+}
+
+#[tokio::test]
+async fn a_password_that_is_not_taken_is_said_with_its_user_and_not_shown() {
+    let asks = |words: &str| answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n", words);
+    let words = r#"{"errors": [{"code": "UNAUTHORIZED", "message": "hunter2 is wrong"}]}"#;
+    for (credentials, said) in [(as_user("hunter2"), "user \"me\""), (None, "without credentials")] {
+        let (reference, _serving) = answering(vec![asks(words), asks(words)]).await;
+        let http = Http::default();
+        let has_some = credentials.is_some();
+        let problem = Registry::new(&http, &reference, credentials).manifest("c").await.err().unwrap();
+        let text = problem.to_string();
+        assert!(text.contains(said) && text.contains("127.0.0.1:"), "{text}");
+        assert!(!has_some || !text.contains("hunter2"), "{text}");
+        assert!(!problem.is_transient());
+    }
+}
+
+#[tokio::test]
+async fn a_registry_that_sends_elsewhere_for_a_blob_does_not_send_the_password_there() {
+    let (elsewhere, storage) = answering(vec![answer("200 OK", "", "0123456789")]).await;
+    let moved = format!("Location: http://{}/blob?signed=1\r\n", elsewhere.host());
+    let (reference, serving) = answering(vec![
+        answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n", ""),
+        answer("307 Temporary Redirect", &moved, ""),
+    ])
+    .await;
+    let http = Http::default();
+    let registry = Registry::new(&http, &reference, as_user("hunter2"));
+    assert_eq!(registry.small_blob(&blob("0123456789")).await.unwrap(), b"0123456789");
+    assert!(serving.await.unwrap()[1].contains(ME_HUNTER2));
+    let request = &storage.await.unwrap()[0];
+    assert!(request.starts_with("get /blob") && !request.contains("authorization"), "{request}");
+}
