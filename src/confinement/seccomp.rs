@@ -331,4 +331,32 @@ mod tests {
         let kernel = json!({"names": ["a"], "action": "SCMP_ACT_ALLOW", "includes": {"minKernel": "new"}});
         refused(with(kernel), "minKernel");
     }
+
+    /// Whatever a file has is a profile or refused; one that is read means something on every processor.
+    fn is_read_or_refused(text: &str) {
+        for processor in ["x86_64", "aarch64", "riscv64", "another"] {
+            let Ok(profile) = Profile::read(text) else { return };
+            let _ = profile.for_task(&HashSet::from([Capability::SysAdmin]), (6, 1), processor);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_breaks_the_reader(text in ".{0,200}") {
+            is_read_or_refused(&text);
+            is_read_or_refused(&format!("{{{text}"));
+        }
+
+        #[test]
+        fn no_change_of_a_profile_breaks_the_reader(
+            at in 0..BUILT_IN.len(),
+            cut in 0..40_usize,
+            put in r#"([\[\]{}",:0-9a-zA-Z_-]|null|-1|1e400|"SCMP_ACT_ERRNO"){0,6}"#,
+        ) {
+            let mut bytes = BUILT_IN.as_bytes().to_vec();
+            let end = (at + cut).min(bytes.len());
+            bytes.splice(at..end, put.bytes());
+            is_read_or_refused(&String::from_utf8_lossy(&bytes));
+        }
+    }
 }
