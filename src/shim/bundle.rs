@@ -185,8 +185,11 @@ impl Bundle {
         fs::remove_file(&path).map_err(Error::file("remove", &path))
     }
 
+    /// Marked, or not whole: its making, or its removal, was cut off where the mark isn't there yet or any more.
     pub(crate) fn is_doomed(&self) -> bool {
         self.directory.join("doomed").exists()
+            || !self.directory.join("log").exists()
+            || !self.rootfs().exists()
     }
 
     /// Empties the shim's log once it is large. The shim writes on at its own offset; what is before it is a hole.
@@ -274,6 +277,20 @@ mod tests {
         bundle.remove().unwrap();
         assert!(!bundle.exists());
         assert!(bundles(state.path(), "nomad").unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_bundle_that_is_half_made_or_half_removed_is_doomed() {
+        let state = tempfile::tempdir().unwrap();
+        let bundle = Bundle::at(state.path(), "nomad", "redis-1");
+        fs::create_dir_all(&bundle.directory).unwrap();
+        assert!(bundle.is_doomed());
+        bundle.remove().unwrap();
+        bundle.create(Path::new("/bin/shim")).unwrap();
+        bundle.keep().unwrap();
+        assert!(!bundle.is_doomed());
+        fs::remove_dir(bundle.rootfs()).unwrap();
+        assert!(bundle.is_doomed());
     }
 
     #[test]

@@ -6,8 +6,8 @@ use serde_json::{Value, json};
 
 use super::{cases, refused, same};
 use crate::config;
-use crate::fixture::Registry;
 use crate::fixture::locked::{self, PAIR, PASSWORD, USER};
+use crate::fixture::{Form, Registry};
 use crate::host::Plugin;
 use crate::scene::Scene;
 
@@ -167,7 +167,10 @@ async fn a_job_may_go_on_without(scene: &Scene) -> Result<()> {
     let locked = Locked::new(scene)?;
     let mut plugin = configured(scene, json!({"helper": "nowhere"})).await?;
     let mut open = scene.shell("exit 3");
-    open["image"] = json!(scene.image("busybox:oci"));
+    // One that no other case brings: for an image that is there nobody is asked.
+    let image = scene.world().catalog().with(|tree| tree.file("open", 0o644, b""))?;
+    image.push(scene.world().registry(), "open", "v1", Form::Oci)?;
+    open["image"] = json!(scene.image("open:v1"));
     locked.is_refused(scene, &plugin, &open, &["docker-credential-nowhere"]).await?;
     open["auth_soft_fail"] = json!(true);
     let task = scene.run(&plugin, &open).await?;
