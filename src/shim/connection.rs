@@ -250,6 +250,11 @@ impl Connection {
         }
     }
 
+    /// Whether an exec's first process has begun. One that is being started is waited for.
+    pub(crate) async fn exec_has_begun(&self, exec_id: &str) -> bool {
+        self.kill_process(exec_id, 0, false).await.is_ok()
+    }
+
     /// Forgets an ended exec, and lets go of its pipes.
     ///
     /// # Errors

@@ -80,8 +80,8 @@ async fn find(settings: &Settings, teller: Teller, driver_state: &[u8]) -> Resul
     }
     let waiting = supervisor::ask(&connection, "").await;
     if let Ok(execs) = execs {
-        let (connection, cgroup) = (connection.clone(), saved.cgroup.clone());
-        tokio::spawn(async move { execs.end(&connection, &cgroup).await });
+        let (connection, saved) = (connection.clone(), saved.clone());
+        tokio::spawn(async move { execs.end(&connection, &saved).await });
     }
     let oom_kills = saved.cgroup.oom_kills();
     let watch = Watch { saved, place, teller: teller.clone(), init, connection, waiting, oom_kills };

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use super::exec::{leave, shell, sleeper};
+use super::shim_failures::{REAL_RUNC, Scripted, runc};
 use super::{cases, same};
 use crate::agent::processes::resident_kb;
 use crate::host::Exec;
@@ -18,6 +19,7 @@ cases!["exec end":
     one_in_a_task_that_ends_ends_with_it,
     one_that_the_client_leaves_is_killed_with_all_that_it_started,
     one_that_the_client_leaves_in_the_middle_of_its_start_is_killed,
+    one_being_started_when_the_plugin_dies_is_killed_with_all_that_it_starts,
     a_client_that_does_not_read_stops_the_command_and_not_the_plugin,
     a_client_that_reads_late_gets_every_byte,
     an_input_that_nobody_reads_stops_nothing_else,
@@ -183,4 +185,37 @@ async fn a_process_in_the_background_does_not_hold_it_up(scene: &Scene) -> Resul
     // It goes on, as after any command that ended well.
     task.processes_become(before + 1).await?;
     leave(plugin, &task).await
+}
+
+/// The shim gives up a start when the plugin goes, and kills the runtime. What that has started by then is nobody's.
+async fn one_being_started_when_the_plugin_dies_is_killed_with_all_that_it_starts(
+    scene: &Scene,
+) -> Result<()> {
+    let scripted = Scripted::new(scene)?;
+    let (bundles, done) = (scene.state_dir().join("nomad"), scripted.directory.join("done"));
+    // The runtime as it is killed at its worst: the command runs, and its pid is not written down.
+    let cut_off = format!(
+        "($real \"$@\"; rm -f {}/*/exec-*.pid; touch {}) & exec sleep 60",
+        bundles.display(),
+        done.display()
+    );
+    scripted.program("cut", REAL_RUNC, &runc("exec", &cut_off))?;
+    let mut options = scene.options();
+    options["oci_runtime"] = serde_json::json!(scripted.directory.join("cut"));
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+    task.processes_become(1).await?;
+    let exec = shell(&plugin, &task, "sleep 901 & setsid sleep 902 & sleep 903; :", false).await?;
+    let deadline = Instant::now() + LIMIT;
+    while !done.exists() {
+        ensure!(Instant::now() < deadline, "the runtime is not through");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    task.processes_become(5).await?;
+    plugin.kill().await?;
+    drop(exec);
+    let next = scene.plugin_as(&scene.launch(), &scene.options()).await?;
+    task.recover(&next).await?;
+    task.processes_become(1).await?;
+    leave(next, &task).await
 }

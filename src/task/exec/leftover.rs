@@ -8,18 +8,25 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::processes::Root;
-use super::{PREFIX, Running};
-use crate::cgroup::Cgroup;
+use super::processes::{self, Root, strays};
+use super::{DEATH, PREFIX, Running};
 use crate::shim::{Bundle, Connection};
+use crate::task::Saved;
 
 /// How long before its pid was written down an exec's process may have begun: as long as its start may take.
 const START: Duration = Duration::from_secs(60);
+
+/// How often the end of one is tried that was being started: it may begin between two looks.
+const TRIES: usize = 5;
 
 /// What was left, before anything new is run in the task.
 pub(in crate::task) struct Leftovers {
     /// By their ids; without a root where the shim had not got that far.
     execs: BTreeMap<String, Option<Root>>,
+    /// When they were looked for, by the kernel's clock: what begins later is of this plugin.
+    looked: u64,
+    /// Where the shim writes down their pids.
+    directory: PathBuf,
     pipes: Vec<PathBuf>,
     /// Both ends of the pipes. A shim that was opening one when the plugin died answers to nothing until it finds the
     /// other end.
@@ -29,7 +36,9 @@ pub(in crate::task) struct Leftovers {
 impl Leftovers {
     /// Blocking: not for an async thread.
     pub(in crate::task) fn find(bundle: &Bundle) -> Self {
-        let mut leftovers = Self { execs: BTreeMap::new(), pipes: Vec::new(), held: Vec::new() };
+        let (looked, directory) = (processes::now(), bundle.directory().to_owned());
+        let mut leftovers =
+            Self { execs: BTreeMap::new(), looked, directory, pipes: Vec::new(), held: Vec::new() };
         for pipe in files(&bundle.io_directory(), "") {
             let both_ways =
                 OpenOptions::new().read(true).write(true).custom_flags(nix::libc::O_NONBLOCK).open(&pipe);
@@ -43,18 +52,52 @@ impl Leftovers {
         leftovers
     }
 
-    pub(in crate::task) async fn end(self, connection: &Connection, cgroup: &Cgroup) {
-        let Self { execs, pipes, held } = self;
+    pub(in crate::task) async fn end(self, connection: &Connection, saved: &Saved) {
+        let cgroup = &saved.cgroup;
+        let Self { execs, looked, directory, pipes, held } = self;
         let ends = execs.into_iter().map(|(exec_id, root)| {
             tracing::info!(exec = exec_id, "ending a command whose client went with an earlier plugin");
-            let running = Running { connection: connection.clone(), exec_id, cgroup: cgroup.clone(), root };
-            running.end(true)
+            let noted = directory.join(format!("{exec_id}.pid"));
+            end(Running { connection: connection.clone(), exec_id, cgroup: cgroup.clone(), root }, noted)
         });
         futures::future::join_all(ends).await;
+        // In the host's pids an orphan of the task's is the shim's as well, and can't be told from these.
+        if !saved.shares_pids {
+            end_strays(saved, looked).await;
+        }
         for pipe in pipes {
             let _ = std::fs::remove_file(pipe);
         }
         drop(held);
+    }
+}
+
+/// A shim starts one exec after the other. One whose start it has been told and has not come to yet can't be killed, and
+/// may begin before it is forgotten; then it has a pid by which all of it is found.
+async fn end(mut running: Running, noted: PathBuf) {
+    for _ in 0..TRIES {
+        if running.root.is_none() && running.connection.exec_has_begun(&running.exec_id).await {
+            running.root = root(&noted);
+        }
+        running.kill().await;
+        if running.forget().await {
+            return;
+        }
+    }
+}
+
+async fn end_strays(saved: &Saved, before: u64) {
+    let (cgroup, shim, init) = (saved.cgroup.clone(), saved.shim.pid, saved.init.pid);
+    let killed = tokio::task::spawn_blocking(move || {
+        for root in strays(&cgroup, shim, init, before) {
+            tracing::info!(?root, "ending a command that the shim does not know of");
+            if let Err(error) = root.end(&cgroup, DEATH) {
+                tracing::warn!(%error, "something of a command that was killed lives on");
+            }
+        }
+    });
+    if let Err(error) = killed.await {
+        tracing::warn!(%error, "killing commands that the shim does not know of broke off");
     }
 }
 

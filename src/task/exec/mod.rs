@@ -274,10 +274,17 @@ impl Running {
         if kill {
             self.kill().await;
         }
+        self.forget().await;
+    }
+
+    /// False where the shim can't, most often since the command runs.
+    async fn forget(&self) -> bool {
         let Self { connection, exec_id, .. } = self;
-        if let Err(error) = connection.exec_delete(&exec_id).await {
+        let forgotten = connection.exec_delete(exec_id).await;
+        if let Err(error) = &forgotten {
             tracing::debug!(exec = exec_id, %error, "the shim can't forget a command");
         }
+        forgotten.is_ok()
     }
 
     async fn kill(&self) {

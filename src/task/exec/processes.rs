@@ -119,6 +119,16 @@ impl Root {
     }
 }
 
+/// First processes of execs that nobody wrote down: a shim gives up a start when its client goes, and kills the runtime,
+/// whose child it takes in; that runs on if it had been told what to run. A container's own orphans are its init's. Those
+/// that have begun since `before` are somebody's.
+pub(super) fn strays(cgroup: &Cgroup, shim: i32, init: i32, before: u64) -> Vec<Root> {
+    let taken_in =
+        |process: &Process| process.parent == shim && process.pid != init && process.begun < before;
+    let processes = cgroup.processes().into_iter().filter_map(look).filter(taken_in);
+    processes.map(|process| Root { pid: process.pid, begun: (process.begun, process.begun) }).collect()
+}
+
 /// The kernel's clock by which it notes when a process began, in its ticks.
 pub(super) fn now() -> u64 {
     let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Boottime);
