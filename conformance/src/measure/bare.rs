@@ -34,6 +34,14 @@ impl Bare {
         let mut spec: Value = read(&bundle.join("config.json"))?;
         spec["root"]["path"] = rootfs.display().to_string().into();
         spec["linux"]["cgroupsPath"] = format!("/measure/{runtime}").into();
+        // The files for names are the driver's, in its bundle.
+        let is_of_bundle = |mount: &Value| {
+            mount["source"].as_str().is_some_and(|source| Path::new(source).starts_with(bundle))
+        };
+        spec["mounts"]
+            .as_array_mut()
+            .into_iter()
+            .for_each(|mounts| mounts.retain(|mount| !is_of_bundle(mount)));
         fs::write(directory.join("config.json"), serde_json::to_vec(&spec)?)?;
         ctr(world, &["images", "mount", "--rw", &image(world), &rootfs.display().to_string()])?;
         let bare = Self { world: Arc::clone(world), runtime, directory, id };
