@@ -108,6 +108,8 @@ fn ended_while_all_is_down(stage: &mut Stage) -> Result<()> {
                   echo after; exit 9";
     let id = stage.shell("ended-while-all-is-down", script)?;
     stage.made(&id, "ready")?;
+    // What the agent has not heard of it can't recover.
+    stage.running(&id, "main")?;
     let pid = stage.pid(&id)?;
     stage.agent.kill();
     kill_plugin(stage)?;
