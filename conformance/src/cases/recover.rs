@@ -84,6 +84,10 @@ pub(super) async fn starts_cut_off(scene: &Scene, how: PluginEnd, delays_ms: &[u
 }
 
 async fn a_start_that_is_tried_again_after_the_plugins_death_works(scene: &Scene) -> Result<()> {
+    // The image is there: a pull that is cut off keeps its lease until that expires.
+    let mut plugin = scene.plugin().await?;
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await?;
     for delay_ms in [5, 25, 50, 75, 100] {
         let mut plugin = scene.plugin().await?;
         let mut task = scene.prepare(&plugin, &scene.shell("exit 4")).await?;
