@@ -66,7 +66,6 @@ pub(super) fn built(options: &TaskOptions, task: &pb::TaskConfig) -> Result<Valu
         sources: &sources,
         network: &network,
         files: &[hosts],
-        cgroups_are_v2: false,
         node: &Node::default(),
         devices: &Found::default(),
         task,

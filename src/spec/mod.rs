@@ -55,7 +55,6 @@ pub(crate) struct Inputs<'a> {
     pub network: &'a Network,
     /// Those for names, and the init program where the task is to have one.
     pub files: &'a [BoundFile],
-    pub cgroups_are_v2: bool,
     /// Below the root of the cgroup hierarchies.
     pub cgroup_path: PathBuf,
     pub node: &'a Node,
@@ -91,7 +90,7 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
     let security = &inputs.options.security;
     let Confinement { capabilities: _, seccomp, apparmor_profile: _, devices } = inputs.confinement;
     let mut linux = LinuxBuilder::default()
-        .namespaces(namespaces::namespaces(asked, inputs.network, inputs.cgroups_are_v2)?)
+        .namespaces(namespaces::namespaces(asked, inputs.network, inputs.node.is_cgroup_v2)?)
         .sysctl(sysctl.collect::<HashMap<_, _>>())
         .cgroups_path(inputs.cgroup_path.clone())
         .resources(resources::limits(inputs)?)
@@ -177,7 +176,6 @@ mod tests {
             hostname: "web-1".to_owned(),
             network: &Network::Private,
             files: &[],
-            cgroups_are_v2: false,
             cgroup_path: "/nomad/a.web".into(),
             node: &Node::default(),
             devices: &Found::default(),

@@ -12,7 +12,7 @@ use crate::config::{Namespaces, Network, Sharing};
 pub(super) fn namespaces(
     asked: &Namespaces,
     network: &Network,
-    cgroups_are_v2: bool,
+    is_cgroup_v2: bool,
 ) -> Result<Vec<LinuxNamespace>, OciSpecError> {
     use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network as Net, Pid, Uts};
     let Namespaces {
@@ -27,7 +27,7 @@ pub(super) fn namespaces(
         sysctl: _,
     } = asked;
     let own = |kind| LinuxNamespaceBuilder::default().typ(kind).build();
-    let by_default = if cgroups_are_v2 { Sharing::Private } else { Sharing::Host };
+    let by_default = if is_cgroup_v2 { Sharing::Private } else { Sharing::Host };
     let mut namespaces = vec![own(Mount)?];
     for (kind, sharing) in
         [(Ipc, *ipc_mode), (Uts, *uts_mode), (Pid, *pid_mode), (Cgroup, cgroupns.unwrap_or(by_default))]

@@ -19,14 +19,13 @@ use super::place::{self, Place};
 use super::supervisor::{self, Watch};
 use super::wanted::Wanted;
 use super::{Identity, Reservation, Saved, Settings, Started, Task, Tasks, stats};
-use crate::cgroup::Cgroup;
 use crate::config::{Labels, Pull, Sharing, TaskAuth as Auth};
 use crate::containerd::{Access, Credentials, Image, Record, Reference, is_server};
 use crate::error::{Error, Result};
 use crate::init::{Init, ProcessId};
+use crate::rootfs;
 use crate::shim::{Connection, LogPaths, Shim};
 use crate::spec::{self, BoundFile};
-use crate::{cgroup, rootfs};
 
 /// The label by which containers and leases of this plugin are told from others' in the same namespace.
 pub(super) const OWNER_LABEL: &str = "containerd-driver/state-dir";
@@ -115,9 +114,6 @@ struct Start<'a> {
 struct Prepared {
     spec: oci_spec::runtime::Spec,
     mounts: Vec<Mount>,
-    cgroup: Cgroup,
-    shares_pids: bool,
-    tty: bool,
 }
 
 impl Start<'_> {
@@ -235,14 +231,12 @@ impl Start<'_> {
             hostname: hostname.clone(),
             network,
             files: &files,
-            cgroups_are_v2: cgroup::mode() == cgroup::Mode::V2,
             cgroup_path: cgroup.path.clone(),
             node,
             devices,
         };
         let spec = spec::build(&inputs)?;
-        let shares_pids = options.namespaces.pid_mode == Sharing::Host;
-        Ok(Prepared { spec, mounts, cgroup: cgroup.clone(), shares_pids, tty: options.process.tty })
+        Ok(Prepared { spec, mounts })
     }
 
     /// Creates the container, asks for its end, and only then starts it.
@@ -254,22 +248,18 @@ impl Start<'_> {
         logs: LogPaths,
         image: &Image,
     ) -> Result<Task> {
-        let Prepared { spec, mounts, cgroup, shares_pids, tty } = prepared;
+        let Prepared { spec, mounts } = prepared;
+        let Wanted { options: asked, cgroup, .. } = self.wanted;
+        let shares_pids = asked.namespaces.pid_mode == Sharing::Host;
         let bundle = &self.place.bundle;
         bundle.write_spec(&spec)?;
         let options = RuncOptions {
             root: place::runtime_root(self.settings),
-            binary_name: self
-                .wanted
-                .options
-                .runtime
-                .program(&self.settings.config)
-                .unwrap_or_default()
-                .to_owned(),
+            binary_name: asked.runtime.program(&self.settings.config).unwrap_or_default().to_owned(),
             ..RuncOptions::default()
         };
         let rootfs = mounts.into_iter().map(shim_mount).collect();
-        let pid = connection.create(bundle, rootfs, &logs, tty, &options).await?;
+        let pid = connection.create(bundle, rootfs, &logs, asked.process.tty, &options).await?;
         bundle.unpin()?;
         if shares_pids {
             bundle.write_spec(&spec::with_private_pids(spec)?)?;
@@ -289,7 +279,7 @@ impl Start<'_> {
             init: id,
             started_at: SystemTime::now(),
             logs,
-            cgroup,
+            cgroup: cgroup.clone(),
             shares_pids,
             image_digest: image.digest.clone(),
             stop_signal: stop_signal(image),
