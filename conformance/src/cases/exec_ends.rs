@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use super::exec::{leave, shell, sleeper};
+use super::holdings::come_back;
 use super::shim_failures::{REAL_RUNC, Scripted, runc};
 use super::{cases, same};
 use crate::agent::processes::resident_kb;
@@ -206,11 +207,11 @@ async fn one_being_started_when_the_plugin_dies_is_killed_with_all_that_it_start
     let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
     task.processes_become(1).await?;
     let exec = shell(&plugin, &task, "sleep 901 & setsid sleep 902 & sleep 903; :", false).await?;
-    let deadline = Instant::now() + LIMIT;
-    while !done.exists() {
-        ensure!(Instant::now() < deadline, "the runtime is not through");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let is_through = || -> Result<()> {
+        ensure!(done.exists(), "the runtime is not through");
+        Ok(())
+    };
+    come_back(LIMIT, is_through).await?;
     task.processes_become(5).await?;
     plugin.kill().await?;
     drop(exec);
