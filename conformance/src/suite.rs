@@ -4,20 +4,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use futures::future::BoxFuture;
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::runtime::{Handle, Runtime};
 
+use crate::case::Case;
 use crate::cases;
 use crate::fixture::World;
 use crate::interrupt::{UnderWay, interrupted};
 use crate::scene::Scene;
-
-/// Past it a case has failed, where it doesn't say otherwise.
-pub const CASE_LIMIT: Duration = Duration::from_secs(100);
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -35,14 +31,6 @@ pub struct Args {
     skip: Vec<String>,
     /// Only cases whose name contains one of these.
     filter: Vec<String>,
-}
-
-/// A behaviour, by a sentence.
-pub struct Case {
-    pub name: String,
-    pub body: Box<dyn Fn(Arc<Scene>) -> BoxFuture<'static, Result<()>> + Send + Sync>,
-    /// Past it, it has failed.
-    pub limit: Duration,
 }
 
 /// # Errors

@@ -8,7 +8,8 @@ use nix::unistd::Pid;
 use nomad_proto::driver::{DriverTaskEvent, TaskState};
 use tonic::Streaming;
 
-use super::recover::{obedient, shim_pid, tell_to_end};
+use super::obedient::{obedient, tell_to_end};
+use super::recover::shim_pid;
 use super::{cases, same, until};
 use crate::host::Plugin;
 use crate::host::alloc::set_memory;

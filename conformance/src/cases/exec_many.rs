@@ -7,9 +7,9 @@ use anyhow::{Context, Result, ensure};
 use super::exec::{leave, shell, sleeper};
 use super::holdings::{Holdings, OF_A_SHIM, OF_THE_PLUGIN, come_back, pid, shim_of};
 use super::{cases, same};
+use crate::case::Case;
 use crate::host::{Exec, Plugin};
 use crate::scene::Scene;
-use crate::suite::Case;
 use crate::task::{LIMIT, Task};
 
 cases!["exec many":

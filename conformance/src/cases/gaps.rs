@@ -11,7 +11,8 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::ends::ended;
-use super::recover::{PluginEnd, obedient, shim_pid, tell_to_end};
+use super::obedient::{obedient, tell_to_end};
+use super::recover::{PluginEnd, shim_pid};
 use super::{cases, refused, same, until};
 use crate::fixture::sweep;
 use crate::host::{Exec, Plugin};

@@ -28,6 +28,7 @@ mod logs;
 mod modes;
 mod mounts;
 mod names;
+mod obedient;
 mod orphans;
 mod paths;
 mod privileged;
@@ -55,16 +56,16 @@ use anyhow::{Context, Result, bail, ensure};
 use prost::Message;
 use tonic::{Code, Status};
 
-use crate::suite::Case;
+use crate::case::Case;
 
 /// `cases![run: a_task_ends, ..]`: the functions of a file as cases, each named by its own name.
 macro_rules! cases {
     ($behaviour:literal: $($function:ident),* $(,)?) => {
-        pub(super) fn cases() -> Vec<$crate::suite::Case> {
-            vec![$($crate::suite::Case {
+        pub(super) fn cases() -> Vec<$crate::case::Case> {
+            vec![$($crate::case::Case {
                 name: format!("{}: {}", $behaviour, stringify!($function).replace('_', " ")),
                 body: Box::new(|scene| Box::pin(async move { $function(&scene).await })),
-                limit: $crate::suite::CASE_LIMIT,
+                limit: $crate::case::CASE_LIMIT,
             }),*]
         }
     };

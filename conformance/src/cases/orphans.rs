@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::recover::{obedient, tell_to_end};
+use super::obedient::{obedient, tell_to_end};
 use super::{cases, same, until};
 use crate::scene::Scene;
 use crate::task::LIMIT;

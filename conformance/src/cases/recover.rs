@@ -6,12 +6,12 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use nomad_proto::driver::TaskState;
-use serde_json::Value;
 
+use super::obedient::{obedient, tell_to_end};
 use super::{cases, orphans, refused, same, until};
 use crate::fixture::sweep::find_processes;
 use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
+use crate::task::LIMIT;
 
 cases!["recover":
     a_plugin_killed_in_the_middle_of_a_start_leaves_nothing,
@@ -120,29 +120,6 @@ async fn a_plugin_killed_in_the_middle_of_a_destroy_leaves_nothing(scene: &Scene
         next.shut_down().await?;
     }
     Ok(())
-}
-
-/// A task that ends with 11 when told to by a file.
-pub(super) async fn obedient(scene: &Scene, plugin: &crate::host::Plugin) -> Result<Task> {
-    obedient_as(scene, plugin, |_| {}).await
-}
-
-/// As [`obedient`], with other options in its job.
-pub(super) async fn obedient_as(
-    scene: &Scene,
-    plugin: &crate::host::Plugin,
-    job: impl FnOnce(&mut Value),
-) -> Result<Task> {
-    let script = "echo up; while [ ! -e /local/end ]; do sleep 0.05; done; echo down; exit 11";
-    let mut config = scene.shell(script);
-    job(&mut config);
-    let task = scene.run(plugin, &config).await?;
-    task.alloc.stdout.to_contain("up\n", LIMIT).await?;
-    Ok(task)
-}
-
-pub(super) fn tell_to_end(task: &Task) -> Result<()> {
-    Ok(std::fs::write(task.alloc.task_path("local/end"), "")?)
 }
 
 async fn a_task_runs_on_when_the_plugin_is_killed(scene: &Scene) -> Result<()> {

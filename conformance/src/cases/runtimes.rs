@@ -9,7 +9,8 @@ use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 
-use super::recover::{obedient_as, shim_pid, tell_to_end};
+use super::obedient::{obedient_as, tell_to_end};
+use super::recover::shim_pid;
 use super::{cases, refused, same, until};
 use crate::scene::Scene;
 use crate::task::LIMIT;

@@ -6,7 +6,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::recover::{obedient_as, tell_to_end};
+use super::obedient::{obedient_as, tell_to_end};
 use super::{cases, refused, same};
 use crate::fixture::sweep::{find_processes, unmount_under};
 use crate::scene::Scene;

@@ -15,11 +15,11 @@ use tokio::sync::{Notify, Semaphore};
 
 use super::holdings::{self, Held, Holdings, come_back, pid, shim_of};
 use super::{cases as listed, same};
+use crate::case::Case;
 use crate::fixture::leftovers::special_files;
 use crate::host::stats::Stats;
 use crate::host::{Exec, Plugin};
 use crate::scene::Scene;
-use crate::suite::Case;
 use crate::task::{LIMIT, Task};
 
 mod mix;

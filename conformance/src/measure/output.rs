@@ -8,16 +8,12 @@ use anyhow::{Result, ensure};
 use super::bare::Bare;
 use super::daemon::Pulled;
 use super::driven::Driven;
-use super::table::{Call, Path, Probe, Table};
+use super::table::{Call, GO_DRIVERS_MB_PER_S, OUTPUT_BYTES as BYTES, Path, Probe, Table};
 use super::{Findings, Ground};
 use crate::e2e::stage::Stage;
 use crate::host::Exec;
 use crate::task::LIMIT;
 
-pub const BYTES: usize = 50 * 1024 * 1024;
-/// What drivers written in Go reach through the agent. Measured elsewhere, not here.
-const GO_DRIVERS_MB_PER_S: f64 = 3.4;
-pub const GO_DRIVERS_MS: f64 = BYTES as f64 / GO_DRIVERS_MB_PER_S / 1000.0;
 /// Where the task finds what it says.
 const COMMAND: [&str; 2] = ["cat", "/alloc/data/pattern"];
 /// Each takes a second or so.

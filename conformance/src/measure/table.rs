@@ -8,6 +8,12 @@ use serde_json::{Value, json};
 
 use crate::interrupt;
 
+/// How much an exec says whose output is measured.
+pub const OUTPUT_BYTES: usize = 50 * 1024 * 1024;
+/// What drivers written in Go reach through the agent. Measured elsewhere, not here.
+pub const GO_DRIVERS_MB_PER_S: f64 = 3.4;
+const GO_DRIVERS_MS: f64 = OUTPUT_BYTES as f64 / GO_DRIVERS_MB_PER_S / 1000.0;
+
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
@@ -17,7 +23,7 @@ pub enum Call {
     /// One sample of what a task uses.
     Stats,
     State,
-    /// An exec's output, [`super::output::BYTES`] of it.
+    /// An exec's output, [`OUTPUT_BYTES`] of it.
     Output,
     /// From the wish to the process's first write.
     Start,
@@ -84,7 +90,7 @@ impl Call {
             }
             (Self::Exec, _) => Reference::Path(Path::Runc),
             (Self::Signal | Self::Stats | Self::State, _) => Reference::Path(Path::Daemon),
-            (Self::Output, _) => Reference::Milliseconds(super::output::GO_DRIVERS_MS),
+            (Self::Output, _) => Reference::Milliseconds(GO_DRIVERS_MS),
             (Self::Start | Self::Stop | Self::Removal | Self::ExecCommand, _) => Reference::Path(Path::Ctr),
         }
     }

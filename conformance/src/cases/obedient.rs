@@ -1,0 +1,31 @@
+//! A task that ends when it is told to, for whoever wants to see it outlive something.
+
+use anyhow::Result;
+use serde_json::Value;
+
+use crate::host::Plugin;
+use crate::scene::Scene;
+use crate::task::{LIMIT, Task};
+
+/// A task that ends with 11 when told to by a file.
+pub(super) async fn obedient(scene: &Scene, plugin: &Plugin) -> Result<Task> {
+    obedient_as(scene, plugin, |_| {}).await
+}
+
+/// As [`obedient`], with other options in its job.
+pub(super) async fn obedient_as(
+    scene: &Scene,
+    plugin: &Plugin,
+    job: impl FnOnce(&mut Value),
+) -> Result<Task> {
+    let script = "echo up; while [ ! -e /local/end ]; do sleep 0.05; done; echo down; exit 11";
+    let mut config = scene.shell(script);
+    job(&mut config);
+    let task = scene.run(plugin, &config).await?;
+    task.alloc.stdout.to_contain("up\n", LIMIT).await?;
+    Ok(task)
+}
+
+pub(super) fn tell_to_end(task: &Task) -> Result<()> {
+    Ok(std::fs::write(task.alloc.task_path("local/end"), "")?)
+}
