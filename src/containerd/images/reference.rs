@@ -186,7 +186,7 @@ fn checked_tag(tag: &str) -> Result<String, &'static str> {
     }
 }
 
-fn checked_digest(digest: &str) -> Result<String, &'static str> {
+pub(super) fn checked_digest(digest: &str) -> Result<String, &'static str> {
     match digest.strip_prefix("sha256:") {
         Some(hex) if hex.len() == 64 && hex.bytes().all(is_lower_hex) => Ok(digest.to_owned()),
         Some(_) => Err("its digest is not sha256: and 64 lower-case hex digits"),

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use oci_spec::image::Descriptor;
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE};
-use reqwest::{Response, StatusCode, Url};
+use oci_spec::image::{Descriptor, Digest, MediaType};
+use reqwest::header::{
+    ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, RANGE, WWW_AUTHENTICATE,
+};
+use reqwest::{Method, Response, StatusCode, Url};
 use serde::Deserialize;
 
 use super::super::Problem;
@@ -18,8 +20,10 @@ use super::challenge::{self, Challenge};
 use super::http::{self, Http};
 use super::keyring::Credentials;
 use super::manifest::{self, MANIFEST_LIMIT_BYTES};
-use super::reference::Reference;
+use super::reference::{Reference, checked_digest};
 
+/// In which a registry says a manifest's digest.
+const DIGEST: &str = "docker-content-digest";
 const TOKEN_LIMIT_BYTES: u64 = 256 * 1024;
 const ERROR_LIMIT_BYTES: u64 = 16 * 1024;
 /// Between the tries of what may pass: a broken connection, a registry that is too busy.
@@ -52,6 +56,34 @@ impl<'a> Registry<'a> {
         Self { http, host: host.to_owned(), repository, credentials, authorization: Mutex::default() }
     }
 
+    /// What a tag or digest stands for now, without its content, which registries count against a limit.
+    ///
+    /// # Errors
+    /// As [`Self::manifest`].
+    #[allow(dead_code, reason = "for the pull policies, which are on their way")]
+    pub(super) async fn resolve(&self, version: &str) -> Result<Descriptor, Problem> {
+        if let Some(resolved) = persist(|| self.try_resolve(version)).await? {
+            return Ok(resolved);
+        }
+        // It can't say without the content, or not why it refuses.
+        let Fetched { media_type, bytes } = self.manifest(version).await?;
+        descriptor(&media_type, bytes.len() as u64, &manifest::digest_of(&bytes))
+            .ok_or_else(|| Problem::corrupt("an impossible digest"))
+    }
+
+    async fn try_resolve(&self, version: &str) -> Result<Option<Descriptor>, Problem> {
+        let response = self.request(Method::HEAD, &manifests(version), accepting()?).await?;
+        let status = response.status();
+        if may_pass(status) && status != StatusCode::NOT_IMPLEMENTED {
+            self.refused_unless_success(response).await?;
+            return Ok(None);
+        }
+        let word = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let said = word(CONTENT_LENGTH.as_str()).and_then(|length| length.parse().ok()).zip(word(DIGEST));
+        let said = said.filter(|_| status.is_success());
+        Ok(said.and_then(|(size_bytes, digest)| descriptor(&media_type(&response), size_bytes, digest)))
+    }
+
     /// The manifest or index of a tag or digest.
     ///
     /// # Errors
@@ -61,17 +93,15 @@ impl<'a> Registry<'a> {
     }
 
     async fn try_manifest(&self, version: &str) -> Result<Fetched, Problem> {
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, header(&manifest::accepted_types())?);
-        let response = self.get(&format!("manifests/{version}"), headers).await?;
+        let response = self.request(Method::GET, &manifests(version), accepting()?).await?;
         if response.status() == StatusCode::NOT_FOUND {
             return Err(Problem::NotInRegistry { reason: explanation(response).await });
         }
         let response = self.refused_unless_success(response).await?;
-        let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        let media_type = content_type.and_then(|value| value.split(';').next()).unwrap_or_default().trim();
-        let media_type = media_type.to_owned();
-        Ok(Fetched { media_type, bytes: read(response, "the manifest", MANIFEST_LIMIT_BYTES).await? })
+        Ok(Fetched {
+            media_type: media_type(&response),
+            bytes: read(response, "the manifest", MANIFEST_LIMIT_BYTES).await?,
+        })
     }
 
     /// A blob that fits into memory.
@@ -96,7 +126,7 @@ impl<'a> Registry<'a> {
         if offset_bytes > 0 {
             headers.insert(RANGE, header(&format!("bytes={offset_bytes}-"))?);
         }
-        let response = self.get(&format!("blobs/{}", blob.digest()), headers).await?;
+        let response = self.request(Method::GET, &format!("blobs/{}", blob.digest()), headers).await?;
         let response = self.refused_unless_success(response).await?;
         let is_partial = response.status() == StatusCode::PARTIAL_CONTENT;
         let expected_bytes = if is_partial { blob.size().saturating_sub(offset_bytes) } else { blob.size() };
@@ -112,8 +142,8 @@ impl<'a> Registry<'a> {
     }
 
     /// Any answer; a request for a password or a token is met on the way.
-    async fn get(&self, path: &str, headers: HeaderMap) -> Result<Response, Problem> {
-        let response = self.send(path, headers.clone()).await?;
+    async fn request(&self, method: Method, path: &str, headers: HeaderMap) -> Result<Response, Problem> {
+        let response = self.send(method.clone(), path, headers.clone()).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
@@ -129,13 +159,13 @@ impl<'a> Registry<'a> {
             },
         };
         *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) = Some(authorization);
-        self.send(path, headers).await
+        self.send(method, path, headers).await
     }
 
-    async fn send(&self, path: &str, headers: HeaderMap) -> Result<Response, Problem> {
+    async fn send(&self, method: Method, path: &str, headers: HeaderMap) -> Result<Response, Problem> {
         let (client, scheme) = self.http.for_host(&self.host)?;
         let url = format!("{scheme}://{}/v2/{}/{path}", self.host, self.repository);
-        let mut request = client.get(url).headers(headers);
+        let mut request = client.request(method, url).headers(headers);
         if let Some(authorization) = self.known_authorization() {
             request = request.header(AUTHORIZATION, authorization);
         }
@@ -250,6 +280,26 @@ struct Complaint {
     code: String,
     #[serde(default)]
     message: String,
+}
+
+fn manifests(version: &str) -> String {
+    format!("manifests/{version}")
+}
+
+fn accepting() -> Result<HeaderMap, Problem> {
+    Ok(HeaderMap::from_iter([(ACCEPT, header(&manifest::accepted_types())?)]))
+}
+
+/// What an answer says it is, without its parameters.
+fn media_type(response: &Response) -> String {
+    let said = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    said.and_then(|value| value.split(';').next()).unwrap_or_default().trim().to_owned()
+}
+
+/// None for a digest of another kind.
+fn descriptor(media_type: &str, size_bytes: u64, digest: &str) -> Option<Descriptor> {
+    let digest: Digest = checked_digest(digest).ok()?.parse().ok()?;
+    Some(Descriptor::new(MediaType::from(media_type), size_bytes, digest))
 }
 
 /// Tries again what may pass.

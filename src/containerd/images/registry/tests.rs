@@ -161,3 +161,42 @@ async fn a_registry_that_sends_elsewhere_for_a_blob_does_not_send_the_password_t
     let request = &storage.await.unwrap()[0];
     assert!(request.starts_with("get /blob") && !request.contains("authorization"), "{request}");
 }
+
+#[tokio::test]
+async fn a_tag_is_resolved_without_its_content_where_the_registry_can() {
+    let digest = digest_of(b"{}");
+    let said = format!("Docker-Content-Digest: {digest}\r\nContent-Type: text/x; charset=utf-8\r\n");
+    let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n{said}\r\n");
+    let content = || answer("200 OK", "Content-Type: text/x\r\n", "{}");
+    let of_another_kind = head.replace("sha256", "md5");
+    for (answers, methods) in [
+        (vec![head], &["head"][..]),
+        (
+            vec![answer("503 Service Unavailable", "", ""), answer("404 Not Found", "", ""), content()],
+            &["head", "head", "get"],
+        ),
+        (vec![answer("501 Not Implemented", "", ""), content()], &["head", "get"]),
+        (vec![answer("200 OK", "", ""), content()], &["head", "get"]),
+        (vec![of_another_kind, content()], &["head", "get"]),
+    ] {
+        let (reference, serving) = answering(answers).await;
+        let http = Http::default();
+        let resolved = Registry::new(&http, &reference, None).resolve("c").await.unwrap();
+        assert_eq!(resolved.digest().to_string(), digest);
+        assert_eq!((resolved.media_type().to_string().as_str(), resolved.size()), ("text/x", 2));
+        let requests = serving.await.unwrap();
+        let asked: Vec<_> = requests.iter().map(|request| request.split(' ').next().unwrap()).collect();
+        assert_eq!(asked, methods);
+        assert!(requests.iter().all(|request| request.contains(" /v2/a/b/manifests/c ")), "{requests:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_tag_that_is_not_there_is_said_in_the_registrys_words() {
+    let unknown = r#"{"errors": [{"code": "MANIFEST_UNKNOWN"}]}"#;
+    let answers = vec![answer("404 Not Found", "", ""), answer("404 Not Found", "", unknown)];
+    let (reference, _serving) = answering(answers).await;
+    let http = Http::default();
+    let problem = Registry::new(&http, &reference, None).resolve("c").await.err().unwrap();
+    assert_eq!(problem, Problem::NotInRegistry { reason: "404 Not Found: MANIFEST_UNKNOWN: ".to_owned() });
+}
