@@ -49,6 +49,8 @@ struct Shared {
     channel: OnceLock<Channel>,
     snapshotters: snapshots::Seen,
     images: images::State,
+    /// By whose name the images that we bring in go.
+    owner: OnceLock<String>,
 }
 
 impl Containerd {
@@ -61,9 +63,16 @@ impl Containerd {
                 channel: OnceLock::new(),
                 snapshotters: snapshots::Seen::default(),
                 images: images::State::with(keyring),
+                owner: OnceLock::new(),
             }),
             snapshotter: snapshotter.into(),
         }
+    }
+
+    /// Marks the images that are brought in from here on as those of this owner.
+    pub(crate) fn owned_by(self, owner: String) -> Self {
+        let _ = self.shared.owner.set(owner);
+        self
     }
 
     /// The same daemon and namespace, with another snapshotter.

@@ -59,6 +59,7 @@ impl Settings {
     pub(crate) fn new(config: PluginConfig, mhz_per_core: f64) -> Self {
         let socket = config.containerd_socket.clone();
         let containerd = Containerd::new(socket, NAMESPACE, &config.snapshotter, keyring(&config.auth));
+        let containerd = containerd.owned_by(config.state_dir.display().to_string());
         Self { config, containerd, mhz_per_core }
     }
 

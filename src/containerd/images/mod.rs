@@ -7,6 +7,7 @@
 
 mod challenge;
 mod content;
+mod documents;
 mod download;
 mod flight;
 mod helper;
@@ -35,6 +36,9 @@ use self::http::Http;
 use self::manifest::Layout;
 use self::present::{Known, Present};
 use super::{Containerd, Error, Problem};
+
+/// On the record of an image that we brought in; its value tells ours from another plugin's.
+const OWNER_LABEL: &str = "containerd-driver/brought-by";
 
 /// An image that is ready: its snapshot is there to be the parent of a task's.
 #[derive(Debug, Clone)]
