@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::agent::command::Output;
-use crate::agent::{Agent, Allocation, Mode, Setup, processes};
+use crate::agent::{Agent, Allocation, Mode, processes};
 use crate::config;
+use crate::e2e::stage;
 use crate::fixture::World;
 use crate::fixture::leftovers::{Leftovers, dead_shim_sockets};
 use crate::scene::Scene;
@@ -66,14 +67,7 @@ fn with_agent(nomad: &Path, plugin: &Path) -> Result<()> {
     teller.saw(&format!("containerd at {}, the image is {image}", world.containerd().socket().display()));
 
     teller.step("A Nomad agent with the driver in its plugin directory");
-    let setup = Setup {
-        mode: Mode::Dev,
-        nomad: nomad.to_owned(),
-        plugin: plugin.to_owned(),
-        directory: world.directory().join("agent"),
-        containerd_socket: world.containerd().socket(),
-        state_dir: world.state_dir("agent"),
-    };
+    let setup = stage::setup(&world, Mode::Dev, nomad, plugin)?;
     let state_dir = setup.state_dir.clone();
     let mut agent = Agent::start(setup)?;
     let health = agent.driver_becomes(true)?;
@@ -89,12 +83,13 @@ fn with_agent(nomad: &Path, plugin: &Path) -> Result<()> {
     teller.step("What is left");
     Leftovers {
         containerd: world.containerd(),
+        networks: world.networks(),
         state_dir: &state_dir,
         cgroups: &cgroups,
         dead_before: &dead_before,
     }
     .assert_nothing_left()?;
-    teller.saw("no container, snapshot, lease, mount, cgroup, pipe or shim of these jobs");
+    teller.saw("no container, snapshot, lease, mount, cgroup, network, pipe or shim of these jobs");
     agent.stop()?;
     let residue = agent.residue();
     ensure!(residue.is_empty(), "the agent left behind:\n  {}", residue.join("\n  "));

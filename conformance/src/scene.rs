@@ -197,6 +197,7 @@ impl Scene {
             self.noted().cgroups.iter().map(|cgroup| cgroup.name().to_owned()).collect();
         look(&Leftovers {
             containerd: self.world.containerd(),
+            networks: self.world.networks(),
             state_dir: &self.state_dir(),
             cgroups: &cgroups,
             dead_before: &self.dead_before,
@@ -233,6 +234,7 @@ impl Scene {
         sweep::processes_under(&self.directory());
         self.noted().cgroups.clear();
         sweep::unmount_under(&self.directory());
+        self.world.networks().clear();
         sweep::records(self.world.containerd());
         for socket in dead_shim_sockets() {
             if !self.dead_before.contains(&socket) {

@@ -1,10 +1,14 @@
-//! The agents' configuration files.
+//! The agents' configuration files, and the one of a network that jobs ask for as `cni/described`.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+use crate::fixture::network::Bridge;
 use crate::fixture::registry::free_port;
+
+/// Debian's place for them.
+const CNI_PLUGINS: &str = "/usr/lib/cni";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
@@ -26,6 +30,18 @@ pub struct Setup {
     /// The driver's options.
     pub containerd_socket: PathBuf,
     pub state_dir: PathBuf,
+    pub networks: Networks,
+}
+
+/// What the agent has of the world's networks.
+#[derive(Debug, Clone)]
+pub struct Networks {
+    /// For groups in bridge mode.
+    pub groups: Bridge,
+    /// For the network `cni/described`.
+    pub described: Bridge,
+    /// The host network `near`, an interface of the host.
+    pub near: String,
 }
 
 /// Where the pieces of a [`Setup`] lie in its directory.
@@ -45,6 +61,11 @@ impl Setup {
     /// What the host volume `shared` is.
     pub fn host_volume(&self) -> PathBuf {
         self.directory.join("host-volume")
+    }
+
+    /// Where networks are described.
+    pub fn cni(&self) -> PathBuf {
+        self.directory.join("cni")
     }
 
     pub fn temporary(&self) -> PathBuf {
@@ -84,8 +105,18 @@ client {{
   alloc_dir        = "{allocations}"
   alloc_mounts_dir = "{mounts}"
   state_dir        = "{state}"
-  cni_path         = "/usr/lib/cni"
+  cni_path         = "{CNI_PLUGINS}"
+  cni_config_dir   = "{cni}"
   {servers}
+
+  # Ports are the loopback interface's, but for those that jobs want on the host network "near".
+  network_interface = "lo"
+  host_network "near" {{
+    interface = "{near}"
+  }}
+  bridge_network_name   = "{groups}"
+  bridge_network_subnet = "{groups_subnet}"
+
   options = {{
     "fingerprint.denylist" = "env_aws,env_azure,env_gce,env_digitalocean"
     "driver.allowlist"     = "containerd-driver"
@@ -125,10 +156,39 @@ plugin "containerd-driver" {{
             allocations = shown(&setup.allocations()),
             mounts = at("mounts"),
             state = at("client-state"),
+            cni = shown(&setup.cni()),
+            near = setup.networks.near,
+            groups = setup.networks.groups.name,
+            groups_subnet = setup.networks.groups.subnet,
             host_volume = shown(&setup.host_volume()),
             socket = shown(&setup.containerd_socket),
             driver_state = shown(&setup.state_dir),
         )
+}
+
+/// A network as an operator describes one for `network { mode = "cni/described" }`.
+pub fn network(Bridge { name, subnet }: &Bridge) -> String {
+    serde_json::json!({
+        "cniVersion": "0.4.0",
+        "name": "described",
+        "plugins": [
+            { "type": "loopback" },
+            {
+                "type": "bridge",
+                "bridge": name,
+                "isGateway": true,
+                "ipMasq": true,
+                "ipam": {
+                    "type": "host-local",
+                    "ranges": [[{ "subnet": subnet }]],
+                    "routes": [{ "dst": "0.0.0.0/0" }],
+                },
+            },
+            { "type": "firewall", "backend": "iptables" },
+            { "type": "portmap", "capabilities": { "portMappings": true }, "snat": true },
+        ],
+    })
+    .to_string()
 }
 
 /// A server without a client. Tasks may have a maximum of memory above what they are allotted.

@@ -23,7 +23,7 @@ use serde::Deserialize;
 pub use allocation::{Allocation, Ended, Task};
 use api::Api;
 use config::Ports;
-pub use config::{Mode, Setup};
+pub use config::{Mode, Networks, Setup};
 pub use residue::{check_interrupt, take_down_all};
 
 use crate::fixture::process::{Process, tail};
@@ -78,9 +78,12 @@ impl Agent {
     /// # Errors
     /// With the end of the agent's log.
     pub fn start(setup: Setup) -> Result<Self> {
-        for directory in [setup.plugins(), setup.allocations(), setup.temporary(), setup.host_volume()] {
+        for directory in
+            [setup.plugins(), setup.allocations(), setup.temporary(), setup.host_volume(), setup.cni()]
+        {
             fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
         }
+        fs::write(setup.cni().join("described.conflist"), config::network(&setup.networks.described))?;
         let place = setup.plugins().join(DRIVER);
         fs::copy(&setup.plugin, &place).with_context(|| format!("copy {}", setup.plugin.display()))?;
         let residue = Residue::note(&setup.directory, setup.allocations());

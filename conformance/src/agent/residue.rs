@@ -1,5 +1,5 @@
-//! What an agent can leave behind: helper processes, its tasks, mounts below its directory, and cgroups. Noted before the
-//! agent starts, so that what was there already stays.
+//! What an agent can leave behind: helper processes, its tasks, mounts below its directory, network namespaces, and
+//! cgroups. Noted before the agent starts, so that what was there already stays.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,8 @@ use crate::fixture::sweep;
 
 /// Set in the agent's environment, and so in that of every process it starts; the value is its directory.
 pub const MARK: &str = "CONFORMANCE_AGENT";
+/// Where the agent keeps the network namespaces of groups, by the allocations' ids.
+const NAMESPACES: &str = "/run/netns";
 const ENDING: Duration = Duration::from_secs(5);
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -62,12 +64,15 @@ impl Residue {
         processes::with_environment(&format!("{MARK}={}", self.directory.display()))
     }
 
+    /// The network namespaces of allocations that this agent has had, and not taken away.
+    fn namespaces(&self) -> Vec<PathBuf> {
+        let allocations = names(&self.allocations);
+        let kept = names(Path::new(NAMESPACES)).into_iter().filter(|name| allocations.contains(name));
+        kept.map(|name| Path::new(NAMESPACES).join(name)).collect()
+    }
+
     /// The cgroups of the tasks of allocations that this agent has ever had.
     fn tasks(&self) -> Vec<String> {
-        let names = |path: &Path| -> Vec<String> {
-            let entries = fs::read_dir(path).into_iter().flatten().filter_map(Result::ok);
-            entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
-        };
         let allocations = names(&self.allocations);
         let groups = nomads_cgroups().into_iter().flat_map(|path| descendants(&path));
         let tasks =
@@ -83,6 +88,8 @@ impl Residue {
         };
         let mut found: Vec<_> = self.processes().iter().map(shown).collect();
         found.extend(self.tasks().iter().map(|task| format!("cgroup {task}")));
+        let namespaces = self.namespaces();
+        found.extend(namespaces.iter().map(|path| format!("network namespace {}", path.display())));
         let mounts = sweep::mounts_under(&self.directory);
         found.extend(mounts.iter().map(|point| format!("mount {}", point.display())));
         found
@@ -105,12 +112,21 @@ impl Residue {
             sweep::cgroups(&task);
         }
         sweep::unmount_under(&self.directory);
+        for namespace in self.namespaces() {
+            sweep::unmount_under(&namespace);
+            let _ = fs::remove_file(namespace);
+        }
         for cgroup in &self.cgroups {
             for path in descendants(cgroup) {
                 let _ = fs::remove_dir(path);
             }
         }
     }
+}
+
+fn names(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().filter_map(Result::ok);
+    entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
 /// Where Nomad's cgroups are, or will be: with v1 one in each hierarchy, with v2 one slice. Nomad makes some of them, the

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::agent::command::{Output, run};
 use crate::agent::{
-    Agent, Allocation, Mode, Setup, Task, check_interrupt, lines_of_interest, poll, processes,
+    Agent, Allocation, Mode, Networks, Setup, Task, check_interrupt, lines_of_interest, poll, processes,
 };
 use crate::fixture::World;
 use crate::fixture::leftovers::{Leftovers, dead_shim_sockets};
@@ -45,15 +45,24 @@ pub struct Stage {
 }
 
 /// A setup for an agent that works in a world.
-pub fn setup(world: &World, mode: Mode, nomad: &Path, plugin: &Path) -> Setup {
-    Setup {
+///
+/// # Errors
+/// When the host doesn't get its second network.
+pub fn setup(world: &World, mode: Mode, nomad: &Path, plugin: &Path) -> Result<Setup> {
+    let networks = world.networks();
+    Ok(Setup {
         mode,
         nomad: nomad.to_owned(),
         plugin: plugin.to_owned(),
         directory: world.directory().join("agent"),
         containerd_socket: world.containerd().socket(),
         state_dir: world.state_dir("agent"),
-    }
+        networks: Networks {
+            groups: networks.groups(),
+            described: networks.described(),
+            near: networks.make_near()?.name,
+        },
+    })
 }
 
 impl Stage {
@@ -69,7 +78,7 @@ impl Stage {
     /// When the agent does not come up.
     pub fn on(world: &Arc<World>, nomad: &Path, plugin: &Path) -> Result<Self> {
         let dead_before = dead_shim_sockets();
-        let setup = setup(world, Mode::Kept, nomad, plugin);
+        let setup = setup(world, Mode::Kept, nomad, plugin)?;
         let state_dir = setup.state_dir.clone();
         let agent = Agent::start(setup)?;
         agent.driver_becomes(true)?;
@@ -219,6 +228,7 @@ impl Stage {
             sweep::processes_under(&self.state_dir);
             self.cgroups.iter().for_each(|group| sweep::cgroups(group));
             sweep::unmount_under(&self.state_dir);
+            self.world.networks().clear();
             sweep::records(self.world.containerd());
             let _ = fs::remove_dir_all(&self.state_dir);
         }
@@ -251,6 +261,7 @@ impl Stage {
     fn leftovers(&self) -> Leftovers<'_> {
         Leftovers {
             containerd: self.world.containerd(),
+            networks: self.world.networks(),
             state_dir: &self.state_dir,
             cgroups: &self.cgroups,
             dead_before: &self.dead_before,
