@@ -34,6 +34,7 @@ mod paths;
 mod privileged;
 mod process;
 mod propagation;
+mod pulls;
 mod recover;
 mod resources;
 mod run;
@@ -104,6 +105,7 @@ pub fn all() -> Vec<Case> {
         in_flight::cases(),
         fingerprint::cases(),
         images::cases(),
+        pulls::cases(),
         hostile_images::cases(),
         run::cases(),
         resources::cases(),
