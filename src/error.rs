@@ -9,10 +9,11 @@ use crate::config::ConfigError;
 use crate::confinement::ConfinementError;
 use crate::devices::DevicesError;
 use crate::names::NamesError;
+use crate::netns::NetnsError;
 use crate::reaper::ReaperError;
 use crate::rootfs::RootfsError;
 use crate::spec::SpecError;
-use crate::{containerd, shim};
+use crate::{cni, containerd, shim};
 
 /// The text is for the operator: what failed, on what, and what to do.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -73,6 +74,23 @@ impl From<shim::Error> for Error {
             shim::Error::NoShim { .. } | shim::Error::LogPath { .. } => Self::Invalid(text),
             _ => Self::Failed(text),
         }
+    }
+}
+
+impl From<cni::Error> for Error {
+    fn from(error: cni::Error) -> Self {
+        let text = error.to_string();
+        match error {
+            error if error.is_transient() => Self::Transient(text),
+            error if error.is_invalid() => Self::Invalid(text),
+            _ => Self::Failed(text),
+        }
+    }
+}
+
+impl From<NetnsError> for Error {
+    fn from(error: NetnsError) -> Self {
+        Self::Failed(error.to_string())
     }
 }
 

@@ -1,6 +1,8 @@
 //! The order of start and stop of the plugin process, and its exit codes.
 
 mod cgroup;
+#[allow(dead_code, unused_imports, reason = "the network modes of a task are what calls it")]
+mod cni;
 mod config;
 mod confinement;
 mod containerd;
@@ -12,6 +14,9 @@ mod host_path;
 mod init;
 mod log;
 mod names;
+#[allow(dead_code, reason = "the network modes of a task are what calls it")]
+mod netns;
+mod process_group;
 mod process_stat;
 mod readable;
 mod reaper;

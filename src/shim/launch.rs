@@ -1,5 +1,5 @@
 //! Runs the shim's binary: `start`, which leaves a shim behind, and `delete`, its own clean-up for a shim that is gone.
-//! The only place of the plugin that starts processes.
+//! One of the few places of the plugin that start processes.
 //!
 //! A child gets nothing of ours: a clean environment (the shim inherits it for good, and the agent's may hold secrets),
 //! files for its stdout and stderr (a daemon that kept a pipe of ours would hold up the plugin's end), and no address
@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sha2::{Digest, Sha256};
 use shim_protos::Bootstrap;
 use tokio::process::Command;
 
 use super::{Bundle, DEFAULT_PATH, Error};
+use crate::process_group::ProcessGroup;
 
 const START: Duration = Duration::from_secs(20);
 /// Compiled into the shims.
@@ -103,11 +104,11 @@ impl Launcher {
         let failure =
             |reason: String| Error::Binary { binary: self.binary.clone(), action, id: id.to_owned(), reason };
         let mut child = command.spawn().map_err(|error| failure(format!("can't be run: {error}")))?;
-        let mut group = Group { leader: child.id().and_then(|pid| i32::try_from(pid).ok()) };
+        let mut group = ProcessGroup::of(&child);
         match tokio::time::timeout(limit, child.wait()).await {
             Ok(status) => {
-                // Its number may be another's soon; the shim that it leaves behind is in a group of its own.
-                group.leader = None;
+                // The shim that it leaves behind is in a group of its own.
+                group.ended();
                 status.map_err(|error| failure(error.to_string()))
             }
             Err(_) => Err(failure(format!("did not end within {limit:?}"))),
@@ -147,19 +148,6 @@ impl Launcher {
                 .is_ok_and(|command| is_shim_of(&command, &self.namespace, &self.address, id))
         })
         .collect()
-    }
-}
-
-/// A process group that has to go, unless its leader has ended by itself.
-struct Group {
-    leader: Option<i32>,
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(leader) = self.leader {
-            let _ = killpg(Pid::from_raw(leader), Signal::SIGKILL);
-        }
     }
 }
 

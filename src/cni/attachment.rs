@@ -1,0 +1,165 @@
+//! What is asked of a network for one container: where, by which name, and what else of the conventions.
+//!
+//! Source of the facts: the CNI specification 1.1, section 2; its CONVENTIONS.md for the capabilities.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::error::Error;
+use super::network::{Network, check_name};
+
+/// The kernel's limit for the name of an interface.
+const INTERFACE_NAME_LIMIT: usize = 15;
+
+#[derive(Debug, Clone)]
+pub(crate) struct Attachment {
+    pub container_id: String,
+    pub netns: PathBuf,
+    /// The interface's name in the container.
+    pub if_name: String,
+    /// For each plugin, as `CNI_ARGS`.
+    pub args: Vec<(String, String)>,
+    pub capabilities: Capabilities,
+}
+
+/// What is given to those plugins that say that they take it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Capabilities {
+    pub port_mappings: Vec<PortMapping>,
+    pub dns: Option<Dns>,
+    pub bandwidth: Option<Bandwidth>,
+    /// Addresses, with or without the length of their prefix.
+    pub ips: Vec<String>,
+    pub mac: Option<String>,
+    pub aliases: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PortMapping {
+    pub host_port: u16,
+    pub container_port: u16,
+    pub protocol: Protocol,
+    #[serde(rename = "hostIP", skip_serializing_if = "Option::is_none")]
+    pub host_ip: Option<IpAddr>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+/// Rates in bits a second, bursts in bits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Bandwidth {
+    pub ingress_rate: u64,
+    pub ingress_burst: u64,
+    pub egress_rate: u64,
+    pub egress_burst: u64,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Dns {
+    pub nameservers: Vec<String>,
+    pub domain: Option<String>,
+    pub search: Vec<String>,
+    pub options: Vec<String>,
+}
+
+/// An attachment in the form that is kept: what its removal needs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Attached {
+    pub container_id: String,
+    pub netns: PathBuf,
+    pub if_name: String,
+    pub args: String,
+    pub arguments: Map<String, Value>,
+}
+
+impl Attachment {
+    /// What is asked for, in the form that plugins are told.
+    ///
+    /// # Errors
+    /// Names what can't be asked of any plugin, or not of one of this network.
+    pub(super) fn settle(&self, network: &Network) -> Result<Attached, Error> {
+        let Self { container_id, netns, if_name, args, capabilities } = self;
+        check_name("container id", container_id)?;
+        check_interface(if_name)?;
+        let arguments = capabilities.arguments();
+        let taken = network.capabilities();
+        // A resolver's settings reach the task by its own file.
+        if let Some(capability) = CAPABILITIES
+            .into_iter()
+            .find(|name| arguments.contains_key(*name) && !taken.contains(name) && *name != "dns")
+        {
+            let (network, origin) = (network.name.clone(), network.origin.clone());
+            return Err(Error::Capability { capability, network, origin });
+        }
+        Ok(Attached {
+            container_id: container_id.clone(),
+            netns: netns.clone(),
+            if_name: if_name.clone(),
+            args: joined(args)?,
+            arguments,
+        })
+    }
+}
+
+const CAPABILITIES: [&str; 6] = ["portMappings", "dns", "bandwidth", "ips", "mac", "aliases"];
+
+impl Capabilities {
+    /// By their names of the conventions; what is not asked for is left out.
+    fn arguments(&self) -> Map<String, Value> {
+        let Self { port_mappings, dns, bandwidth, ips, mac, aliases } = self;
+        let list = |values: &[String]| (!values.is_empty()).then(|| json!(values));
+        let dns = dns.as_ref().map(|Dns { nameservers, domain, search, options }| {
+            let searches: Vec<&String> = search.iter().chain(domain).collect();
+            json!({"servers": nameservers, "searches": searches, "options": options})
+        });
+        let values = [
+            (!port_mappings.is_empty()).then(|| json!(port_mappings)),
+            dns,
+            bandwidth.map(|bandwidth| json!(bandwidth)),
+            list(ips),
+            mac.as_ref().map(|mac| json!(mac)),
+            list(aliases),
+        ];
+        CAPABILITIES
+            .into_iter()
+            .zip(values)
+            .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+            .collect()
+    }
+}
+
+fn check_interface(name: &str) -> Result<(), Error> {
+    let why = if name.is_empty() || name == "." || name == ".." {
+        "it is no name".to_owned()
+    } else if name.len() > INTERFACE_NAME_LIMIT {
+        format!("it is longer than {INTERFACE_NAME_LIMIT} bytes")
+    } else if name.contains(|c: char| matches!(c, '/' | ':' | '\0') || c.is_whitespace()) {
+        "it has \"/\", \":\" or a space".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(Error::Name { what: "interface name", value: name.to_owned(), why })
+}
+
+fn joined(args: &[(String, String)]) -> Result<String, Error> {
+    for (key, value) in args {
+        let is_bad = |text: &str| text.contains([';', '\0']);
+        if key.is_empty() || key.contains('=') || is_bad(key) || is_bad(value) {
+            let why = "a key has no \"=\", and neither it nor its value has \";\"".to_owned();
+            return Err(Error::Name { what: "CNI argument", value: format!("{key}={value}"), why });
+        }
+    }
+    Ok(args.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(";"))
+}

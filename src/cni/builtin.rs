@@ -1,0 +1,63 @@
+//! The network that is there without a file: a bridge of the host with addresses from its subnets, masqueraded, with
+//! ports of the host forwarded to it. Made of the plugins that distributions have.
+
+use std::path::PathBuf;
+
+use serde_json::{Map, Value, json};
+
+use super::error::Error;
+use super::network::{Network, Plugin, check_name};
+use super::version::Version;
+
+/// What of the built-in network is the operator's to choose.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct DefaultNetwork {
+    pub name: String,
+    /// The interface of the host.
+    pub bridge: String,
+    /// In CIDR notation; a task gets an address of each.
+    pub subnets: Vec<String>,
+    /// Whether a task reaches itself by a port of the host.
+    pub hairpin: bool,
+    /// Where the addresses in use are written down.
+    pub leases: PathBuf,
+}
+
+impl DefaultNetwork {
+    pub(super) fn network(&self) -> Result<Network, Error> {
+        check_name("network", &self.name)?;
+        let Self { name, bridge, subnets, hairpin, leases } = self;
+        let ranges: Vec<Value> = subnets.iter().map(|subnet| json!([{"subnet": subnet}])).collect();
+        let everywhere =
+            |subnet: &String| json!({"dst": if subnet.contains(':') { "::/0" } else { "0.0.0.0/0" }});
+        let mut routes: Vec<Value> = subnets.iter().map(everywhere).collect();
+        routes.dedup();
+        let plugins = [
+            json!({
+                "type": "bridge",
+                "bridge": bridge,
+                "isGateway": true,
+                "ipMasq": true,
+                "hairpinMode": hairpin,
+                "capabilities": {"ips": true, "mac": true},
+                "ipam": {"type": "host-local", "dataDir": leases, "ranges": ranges, "routes": routes},
+            }),
+            json!({"type": "firewall"}),
+            json!({"type": "portmap", "snat": true, "capabilities": {"portMappings": true}}),
+        ];
+        let origin = "the driver's own".to_owned();
+        let plugin = |config: Value| {
+            let config: Map<String, Value> = config.as_object().cloned().unwrap_or_default();
+            Plugin::new(config).map_err(|why| Error::Config { origin: origin.clone(), why })
+        };
+        Ok(Network {
+            name: name.clone(),
+            plugins: plugins.into_iter().map(plugin).collect::<Result<_, _>>()?,
+            origin,
+            // Debian 12's plugins speak the first.
+            versions: vec![Version::WITHOUT_FAMILY, Version::WITH_STATUS],
+            disable_check: false,
+            disable_gc: false,
+        })
+    }
+}

@@ -1,0 +1,111 @@
+//! One command to one plugin of a network: what it is told, and what its answer says.
+//!
+//! Source of the facts: the CNI specification 1.1, sections 2 and 5.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+
+use super::attachment::Attached;
+use super::error::{Error, Failure, Refusal};
+use super::exec::{self, Run};
+use super::kernel;
+use super::network::{Network, Plugin};
+use super::version::{Version, convert};
+
+pub(super) struct Call<'a> {
+    pub network: &'a Network,
+    pub plugin: &'a Plugin,
+    pub command: &'static str,
+    pub attached: Option<&'a Attached>,
+    pub directories: &'a [PathBuf],
+    pub deadline: Duration,
+}
+
+impl Call<'_> {
+    /// What the plugin prints.
+    ///
+    /// # Errors
+    /// With the plugin's words, or that there is none.
+    pub(super) async fn make(&self, request: Map<String, Value>) -> Result<Vec<u8>, Error> {
+        let program = program(self.network, &self.plugin.kind, self.directories)?;
+        let run = Run {
+            program: &program,
+            environment: self.environment(),
+            config: Value::Object(request).to_string().into_bytes(),
+            deadline: self.deadline,
+        };
+        run.answer().await.map_err(|refusal| self.failed(&program, refusal))
+    }
+
+    fn environment(&self) -> Vec<(&'static str, OsString)> {
+        let directories: Vec<&OsStr> =
+            self.directories.iter().map(|directory| directory.as_os_str()).collect();
+        let mut environment =
+            vec![("CNI_COMMAND", self.command.into()), ("CNI_PATH", directories.join(OsStr::new(":")))];
+        if let Some(Attached { container_id, netns, if_name, args, arguments: _ }) = self.attached {
+            environment.extend([
+                ("CNI_CONTAINERID", container_id.into()),
+                ("CNI_NETNS", netns.into()),
+                ("CNI_IFNAME", if_name.into()),
+                ("CNI_ARGS", args.into()),
+            ]);
+        }
+        environment
+    }
+
+    /// What an ADD has printed, in the network's version.
+    ///
+    /// # Errors
+    /// Where that is no result.
+    pub(super) fn result(&self, out: &[u8]) -> Result<Value, Error> {
+        let fail = |why: &str| self.garbage(why, out);
+        let result: Value = serde_json::from_slice(out)
+            .ok()
+            .filter(Value::is_object)
+            .ok_or_else(|| fail("it ended well, but printed no result"))?;
+        match result.get("cniVersion").and_then(Value::as_str) {
+            None | Some("") => {}
+            Some(text) if text.parse().is_ok_and(Version::is_known) => {}
+            Some(text) => {
+                return Err(fail(&format!("its result is of version {text:?}, which is not known")));
+            }
+        }
+        Ok(convert(result, self.network.version()))
+    }
+
+    /// A plugin that ended well, and did not print what it should have.
+    pub(super) fn garbage(&self, why: &str, out: &[u8]) -> Error {
+        let program = exec::find(&self.plugin.kind, self.directories).unwrap_or_default();
+        self.failed(&program, Refusal::new(format!("{why}{}", exec::quoted(out, b""))))
+    }
+
+    fn failed(&self, program: &Path, refusal: Refusal) -> Error {
+        let advice = if refusal.late { None } else { kernel::advice(self.network) };
+        Error::Plugin(Box::new(Failure {
+            program: program.to_owned(),
+            command: self.command,
+            network: self.network.name.clone(),
+            refusal,
+            advice: advice.map(|advice| format!("; {advice}")).unwrap_or_default(),
+        }))
+    }
+}
+
+/// Where a program that a network needs is.
+///
+/// # Errors
+/// Says where it was looked for.
+pub(super) fn program(network: &Network, name: &str, directories: &[PathBuf]) -> Result<PathBuf, Error> {
+    exec::find(name, directories).ok_or_else(|| {
+        let shown: Vec<String> =
+            directories.iter().map(|directory| directory.display().to_string()).collect();
+        Error::Missing {
+            plugin: name.to_owned(),
+            network: network.name.clone(),
+            directories: shown.join(", "),
+        }
+    })
+}

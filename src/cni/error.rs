@@ -1,0 +1,116 @@
+//! What goes wrong with a network, by what can be done about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::version::Version;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("{what} {value:?} can't be used: {why}")]
+    Name { what: &'static str, value: String, why: String },
+    #[error("there is no network {name:?} in {directory}; {there}")]
+    Unknown { name: String, directory: PathBuf, there: String },
+    #[error("can't use the network of {origin}: {why}")]
+    Config { origin: String, why: String },
+    #[error(
+        "network {network} of {origin} has no plugin that takes {capability}; a plugin takes it by \
+         \"capabilities\": {{\"{capability}\": true}}"
+    )]
+    Capability { capability: &'static str, network: String, origin: String },
+    #[error(
+        "there is no plugin {plugin:?} for network {network} in {directories}; install it (the common ones are in \
+         the package containernetworking-plugins), or have its directory in the plugin's option cni_path"
+    )]
+    Missing { plugin: String, network: String, directories: String },
+    /// The plugin's own answer.
+    #[error("{0}")]
+    Plugin(Box<Failure>),
+    #[error(
+        "the plugins of network {network} have no version in common with it, which has {wanted}: {spoken}"
+    )]
+    Version { network: String, wanted: String, spoken: String },
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Several(Vec<Error>),
+    #[error("can't {doing} {path}: {source}")]
+    Io { doing: &'static str, path: PathBuf, source: io::Error },
+    #[error("work on files was cut off")]
+    Lost,
+}
+
+/// A plugin that did not do what it was asked for.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{program} failed to {command} for network {network}: {refusal}{advice}", program = program.display())]
+pub(crate) struct Failure {
+    pub program: PathBuf,
+    pub command: &'static str,
+    pub network: String,
+    pub refusal: Refusal,
+    /// What else to look at, as the sentence's end.
+    pub advice: String,
+}
+
+/// Why a plugin's run counts as failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub(crate) struct Refusal {
+    /// The plugin's own, where it gave one.
+    pub code: Option<u64>,
+    pub reason: String,
+    /// It did not end in time.
+    pub late: bool,
+}
+
+impl Refusal {
+    pub(super) fn new(reason: impl Into<String>) -> Self {
+        Self { code: None, reason: reason.into(), late: false }
+    }
+}
+
+/// "Try again later", and the two by which a plugin says that it is not ready.
+const LATER: [u64; 3] = [11, 50, 51];
+const UNKNOWN_CONTAINER: u64 = 3;
+
+impl Error {
+    pub(super) fn io<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { doing, path, source: source.into() }
+    }
+
+    /// Whether the same may work a little later.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Plugin(failure) => {
+                failure.refusal.late || failure.refusal.code.is_some_and(|code| LATER.contains(&code))
+            }
+            Self::Several(errors) => errors.iter().any(Self::is_transient),
+            _ => false,
+        }
+    }
+
+    /// Whether a plugin says that it does not know the container: there is nothing to undo.
+    pub(super) fn is_unknown_container(&self) -> bool {
+        matches!(self, Self::Plugin(failure) if failure.refusal.code == Some(UNKNOWN_CONTAINER))
+    }
+
+    /// Whether the job, or the network's file, has to change first.
+    pub(crate) fn is_invalid(&self) -> bool {
+        matches!(
+            self,
+            Self::Name { .. } | Self::Unknown { .. } | Self::Config { .. } | Self::Capability { .. }
+        )
+    }
+
+    /// All that went wrong as one.
+    pub(super) fn all(mut errors: Vec<Self>) -> Result<(), Self> {
+        match errors.len() {
+            0 => Ok(()),
+            1 => Err(errors.remove(0)),
+            _ => Err(Self::Several(errors)),
+        }
+    }
+}
+
+pub(super) fn listed(versions: &[Version]) -> String {
+    versions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}

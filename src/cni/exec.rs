@@ -1,0 +1,169 @@
+//! One run of a plugin: a clean environment, its configuration on stdin, what it prints up to a limit, and a deadline
+//! after which nothing of it is left. Knows nothing of networks.
+//!
+//! Source of the facts: the CNI specification 1.1, section 2; its errors, section 5.
+#![allow(clippy::disallowed_methods, reason = "plugins are programs by design; their stdio is set here")]
+
+use std::ffi::OsString;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, ChildStdin, Command};
+
+use super::error::Refusal;
+use crate::process_group::ProcessGroup;
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const OUTPUT_LIMIT_BYTES: usize = 1024 * 1024;
+/// How much of what is no proper answer is shown.
+const WORDS_LIMIT: usize = 2000;
+/// A child of the plugin's may hold its pipes for longer than the plugin runs.
+const LINGERS: Duration = Duration::from_secs(1);
+/// A killed process is gone at once, unless the kernel holds it.
+const GONE: Duration = Duration::from_secs(5);
+/// A program that is just being written can't be run yet.
+const BUSY_TRIES: usize = 10;
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+
+pub(super) struct Run<'a> {
+    pub program: &'a Path,
+    /// Beside PATH, all that it gets.
+    pub environment: Vec<(&'static str, OsString)>,
+    pub config: Vec<u8>,
+    pub deadline: Duration,
+}
+
+#[derive(Deserialize)]
+struct Complaint {
+    code: u64,
+    #[serde(default)]
+    msg: String,
+    #[serde(default)]
+    details: String,
+}
+
+/// Where the program of a plugin is.
+pub(super) fn find(plugin: &str, directories: &[PathBuf]) -> Option<PathBuf> {
+    directories.iter().map(|directory| directory.join(plugin)).find(|path| path.is_file())
+}
+
+impl Run<'_> {
+    /// What the plugin printed.
+    ///
+    /// # Errors
+    /// With the plugin's own words.
+    pub(super) async fn answer(self) -> Result<Vec<u8>, Refusal> {
+        let mut child =
+            self.spawn().await.map_err(|error| Refusal::new(format!("it can't be run: {error}")))?;
+        let mut group = ProcessGroup::of(&child);
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let talked =
+            tokio::time::timeout(self.deadline, talk(&mut child, &self.config, &mut out, &mut err)).await;
+        match talked {
+            Ok(status) => {
+                group.ended();
+                let status = status.map_err(|error| Refusal::new(format!("it was lost: {error}")))?;
+                judge(status, out, &err)
+            }
+            Err(_) => {
+                drop(group);
+                // So that what undoes its work does not meet it.
+                let _ = tokio::time::timeout(GONE, child.wait()).await;
+                let limit = self.deadline.as_secs_f64();
+                let reason = format!("it did not end within {limit} s and was killed{}", quoted(&out, &err));
+                Err(Refusal { late: true, ..Refusal::new(reason) })
+            }
+        }
+    }
+
+    async fn spawn(&self) -> std::io::Result<Child> {
+        let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
+        let mut command = Command::new(self.program);
+        command
+            .env_clear()
+            .env("PATH", path)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true);
+        for _ in 1..BUSY_TRIES {
+            match command.spawn() {
+                Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => {
+                    tokio::time::sleep(BUSY_PAUSE).await;
+                }
+                spawned => return spawned,
+            }
+        }
+        command.spawn()
+    }
+}
+
+async fn talk(
+    child: &mut Child,
+    config: &[u8],
+    out: &mut Vec<u8>,
+    err: &mut Vec<u8>,
+) -> std::io::Result<ExitStatus> {
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let mut talk = pin!(async { tokio::join!(tell(stdin, config), hear(stdout, out), hear(stderr, err)) });
+    let mut is_over = false;
+    let status = loop {
+        tokio::select! {
+            _ = &mut talk, if !is_over => is_over = true,
+            status = child.wait() => break status?,
+        }
+    };
+    if !is_over {
+        let _ = tokio::time::timeout(LINGERS, talk).await;
+    }
+    Ok(status)
+}
+
+async fn tell(stdin: Option<ChildStdin>, config: &[u8]) {
+    if let Some(mut stdin) = stdin {
+        // One that doesn't care to listen has closed it.
+        let _ = stdin.write_all(config).await;
+    }
+}
+
+/// Past the limit nobody listens any more, which ends the plugin.
+async fn hear(pipe: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>) {
+    let Some(mut pipe) = pipe else { return };
+    while into.len() <= OUTPUT_LIMIT_BYTES && pipe.read_buf(into).await.is_ok_and(|read| read > 0) {}
+}
+
+fn judge(status: ExitStatus, out: Vec<u8>, err: &[u8]) -> Result<Vec<u8>, Refusal> {
+    if out.len() > OUTPUT_LIMIT_BYTES || err.len() > OUTPUT_LIMIT_BYTES {
+        let reason = format!("it printed more than {OUTPUT_LIMIT_BYTES} bytes{}", quoted(&out, err));
+        return Err(Refusal::new(reason));
+    }
+    if status.success() {
+        return Ok(out);
+    }
+    let Ok(Complaint { code, msg, details }) = serde_json::from_slice(&out) else {
+        return Err(Refusal::new(format!("{status}{}", quoted(&out, err))));
+    };
+    let details = if details.is_empty() { details } else { format!(": {details}") };
+    let reason = format!("{msg}{details} (code {code}){}", quoted(b"", err));
+    Err(Refusal { code: Some(code), ..Refusal::new(reason) })
+}
+
+/// What a plugin printed, as a part of a sentence.
+pub(super) fn quoted(out: &[u8], err: &[u8]) -> String {
+    let words = |name: &str, bytes: &[u8]| {
+        let text = String::from_utf8_lossy(&bytes[..bytes.len().min(OUTPUT_LIMIT_BYTES)]);
+        let text = text.trim().replace(char::is_control, " ");
+        let shown: String = text.chars().take(WORDS_LIMIT).collect();
+        let more = if shown.len() < text.len() { " ..." } else { "" };
+        if shown.is_empty() { String::new() } else { format!("; {name}: {shown}{more}") }
+    };
+    words("stdout", out) + &words("stderr", err)
+}

@@ -1,0 +1,259 @@
+//! Networks that the operator has written down: `*.conflist`, and `*.conf` and `*.json` with one plugin, in one directory.
+//!
+//! Source of the facts: the CNI specification 1.1, section 1; libcni/conf.go at v1.3 for the names of files and their
+//! order.
+
+use std::fs;
+use std::io::{ErrorKind, Read};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::error::{Error, listed};
+use super::network::{Network, Plugin, check_name};
+use super::version::Version;
+
+const FILE_LIMIT_BYTES: u64 = 1024 * 1024;
+
+/// The network of that name: of the first file that has it, lists before single plugins. A file that can't be read
+/// matters to those only who look for what is not in another.
+///
+/// # Errors
+/// Says which networks there are, and which files are of no use.
+pub(super) fn find(directory: &Path, name: &str) -> Result<Network, Error> {
+    check_name("network", name)?;
+    let mut names = Vec::new();
+    let mut broken = Vec::new();
+    for path in files(directory, &["conflist"])?.into_iter().chain(files(directory, &["conf", "json"])?) {
+        match read(&path) {
+            Ok((found, body)) if found == name => return network(&path, found, body),
+            Ok((found, _)) => names.push(found),
+            Err(why) => broken.push(format!("{} is of no use: {why}", path.display())),
+        }
+    }
+    names.dedup();
+    let there =
+        if names.is_empty() { "none is there".to_owned() } else { format!("there: {}", names.join(", ")) };
+    let there = [vec![there], broken].concat().join("; ");
+    Err(Error::Unknown { name: name.to_owned(), directory: directory.to_owned(), there })
+}
+
+/// The files with one of these endings, in the order of their names; none where there is no such directory.
+fn files(directory: &Path, endings: &[&str]) -> Result<Vec<PathBuf>, Error> {
+    let entries = match fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io("list", directory)(error)),
+    };
+    let mut paths = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(Error::io("list", directory))?;
+    paths.retain(|path| path.extension().is_some_and(|ending| endings.iter().any(|one| ending == *one)));
+    paths.sort();
+    Ok(paths)
+}
+
+fn object(path: &Path) -> Result<Map<String, Value>, String> {
+    // A pipe would never end, and would not even open.
+    if !fs::metadata(path).map_err(|error| error.to_string())?.is_file() {
+        return Err("it is no regular file".to_owned());
+    }
+    let mut text = Vec::new();
+    let mut file = fs::File::open(path).map_err(|error| error.to_string())?.take(FILE_LIMIT_BYTES + 1);
+    file.read_to_end(&mut text).map_err(|error| error.to_string())?;
+    if text.len() as u64 > FILE_LIMIT_BYTES {
+        return Err(format!("it is larger than {FILE_LIMIT_BYTES} bytes"));
+    }
+    serde_json::from_slice(&text).map_err(|error| error.to_string())
+}
+
+fn read(path: &Path) -> Result<(String, Map<String, Value>), String> {
+    let body = object(path)?;
+    match body.get("name") {
+        Some(Value::String(name)) => Ok((name.clone(), body)),
+        Some(_) => Err("its name is no text".to_owned()),
+        None => Err("it has no name".to_owned()),
+    }
+}
+
+fn network(path: &Path, name: String, body: Map<String, Value>) -> Result<Network, Error> {
+    let origin = path.display().to_string();
+    let fail = |why: String| Error::Config { origin: origin.clone(), why };
+    let versions = versions(&body).map_err(fail)?;
+    let flag = |key| flag(&body, key).map_err(fail);
+    let (disable_check, disable_gc) = (flag("disableCheck")?, flag("disableGC")?);
+    let is_list = path.extension().is_some_and(|ending| ending == "conflist");
+    let plugins = if is_list {
+        let inlined = flag("loadOnlyInlinedPlugins")?;
+        let mut plugins = inline(&body).map_err(fail)?;
+        if inlined && plugins.is_empty() {
+            return Err(fail("it has loadOnlyInlinedPlugins, but no plugins".to_owned()));
+        }
+        if !inlined && let Some(directory) = path.parent() {
+            plugins.extend(beside(&directory.join(&name))?);
+        }
+        plugins
+    } else {
+        vec![Plugin::new(body).map_err(fail)?]
+    };
+    if plugins.is_empty() {
+        return Err(fail("it has no plugins".to_owned()));
+    }
+    Ok(Network { name, origin, versions, disable_check, disable_gc, plugins })
+}
+
+/// Plugins of the list itself.
+fn inline(body: &Map<String, Value>) -> Result<Vec<Plugin>, String> {
+    let plugins = match body.get("plugins") {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(plugins)) if !plugins.is_empty() => plugins,
+        Some(_) => return Err("its plugins are no list, or an empty one".to_owned()),
+    };
+    let one = |(number, plugin): (usize, &Value)| match plugin {
+        Value::Object(config) => {
+            Plugin::new(config.clone()).map_err(|why| format!("plugin {number} of it: {why}"))
+        }
+        _ => Err(format!("plugin {number} of it is no object")),
+    };
+    (1..).zip(plugins).map(one).collect()
+}
+
+/// Plugins in files of their own, in a directory named like the network.
+fn beside(directory: &Path) -> Result<Vec<Plugin>, Error> {
+    let one = |path: PathBuf| {
+        object(&path)
+            .and_then(Plugin::new)
+            .map_err(|why| Error::Config { origin: path.display().to_string(), why })
+    };
+    files(directory, &["conf"])?.into_iter().map(one).collect()
+}
+
+/// Those that the network may be spoken in and that are known here, ascending.
+fn versions(body: &Map<String, Value>) -> Result<Vec<Version>, String> {
+    let list = match body.get("cniVersions") {
+        None => &Vec::new(),
+        Some(Value::Array(list)) => list,
+        Some(_) => return Err("its cniVersions are no list".to_owned()),
+    };
+    let texts = list.iter().chain(body.get("cniVersion")).map(|text| {
+        text.as_str().ok_or_else(|| format!("its version {text} is no text")).and_then(str::parse::<Version>)
+    });
+    let mut all = texts.collect::<Result<Vec<_>, _>>()?;
+    all.sort();
+    all.dedup();
+    let known: Vec<_> = all.iter().copied().filter(|version| version.is_known()).collect();
+    if !known.is_empty() {
+        return Ok(known);
+    }
+    let (oldest, newest) = (Version::OLDEST, Version::NEWEST);
+    match &all[..] {
+        [] => Err(format!("it has no cniVersion; {oldest} to {newest} are known")),
+        all => Err(format!("its versions are {}; {oldest} to {newest} are known", listed(all))),
+    }
+}
+
+/// libcni takes the words as well.
+fn flag(body: &Map<String, Value>, key: &str) -> Result<bool, String> {
+    match body.get(key) {
+        None => Ok(false),
+        Some(Value::Bool(value)) => Ok(*value),
+        Some(Value::String(word)) if word.eq_ignore_ascii_case("true") => Ok(true),
+        Some(Value::String(word)) if word.eq_ignore_ascii_case("false") => Ok(false),
+        Some(other) => Err(format!("its {key} is {other}, not true or false")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(files: &[(&str, &str)], name: &str) -> Result<Network, String> {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = directory.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        find(directory.path(), name).map_err(|error| error.to_string())
+    }
+
+    fn kinds(network: &Network) -> Vec<&str> {
+        network.plugins.iter().map(|plugin| plugin.kind.as_str()).collect()
+    }
+
+    const LIST: &str = r#"{"cniVersion": "1.0.0", "name": "web", "disableCheck": "True", "disableGC": true,
+        "plugins": [{"type": "bridge"}, {"type": "portmap"}]}"#;
+
+    #[test]
+    fn a_list_counts_before_a_single_plugin_and_files_in_the_order_of_their_names() {
+        let single = r#"{"cniVersion": "0.4.0", "name": "web", "type": "macvlan"}"#;
+        let other = LIST.replace("bridge", "ptp");
+        let network =
+            found(&[("00.conf", single), ("20.conflist", &other), ("10.conflist", LIST)], "web").unwrap();
+        assert_eq!(kinds(&network), ["bridge", "portmap"]);
+        assert!(network.disable_check && network.disable_gc && network.origin.ends_with("10.conflist"));
+        for name in ["00.conf", "00.json"] {
+            let network = found(&[(name, single)], "web").unwrap();
+            assert_eq!(
+                (kinds(&network), network.version().to_string()),
+                (vec!["macvlan"], "0.4.0".to_owned())
+            );
+        }
+    }
+
+    #[test]
+    fn plugins_in_files_beside_the_list_come_after_its_own() {
+        let tuning = ("web/10.conf", r#"{"type": "tuning"}"#);
+        assert_eq!(
+            kinds(&found(&[("a.conflist", LIST), tuning], "web").unwrap()),
+            ["bridge", "portmap", "tuning"]
+        );
+        let alone = r#"{"cniVersion": "1.1.0", "name": "web"}"#;
+        assert_eq!(kinds(&found(&[("a.conflist", alone), tuning], "web").unwrap()), ["tuning"]);
+        let inlined = LIST.replace("\"disableGC\"", "\"loadOnlyInlinedPlugins\"");
+        assert_eq!(kinds(&found(&[("a.conflist", &inlined), tuning], "web").unwrap()), ["bridge", "portmap"]);
+        let error = found(&[("a.conflist", LIST), ("web/10.conf", "{\n\n")], "web").unwrap_err();
+        assert!(error.contains("web/10.conf") && error.contains("line 3"), "{error}");
+    }
+
+    #[test]
+    fn what_is_not_there_is_told_with_what_is_and_what_is_broken() {
+        let files = [("a.conflist", LIST), ("b.conf", "{\n\"name\": ]"), ("c.txt", "x")];
+        let error = found(&files, "db").unwrap_err();
+        assert!(error.contains("\"db\"") && error.contains("there: web"), "{error}");
+        assert!(error.contains("b.conf") && error.contains("line 2") && !error.contains("c.txt"), "{error}");
+        assert!(found(&files, "web").is_ok());
+        let error = found(&[], "db").unwrap_err();
+        assert!(error.contains("none is there"), "{error}");
+        let missing = find(Path::new("/no/such/directory"), "db").unwrap_err().to_string();
+        assert!(missing.contains("/no/such/directory"), "{missing}");
+        assert!(found(&files, "../web").unwrap_err().contains("../web"));
+    }
+
+    #[test]
+    fn a_network_that_can_not_be_used_says_what_is_wrong_with_it() {
+        for (body, word) in [
+            (r#""plugins": [{"type": "a"}]"#, "no cniVersion"),
+            (r#""cniVersion": "0.2.0", "plugins": [{"type": "a"}]"#, "0.2.0"),
+            (r#""cniVersions": ["2.0.0", "1.2.0"], "plugins": [{"type": "a"}]"#, "1.2.0, 2.0.0"),
+            (r#""cniVersion": 1, "plugins": [{"type": "a"}]"#, "version 1"),
+            (r#""cniVersion": "1.0.0""#, "no plugins"),
+            (r#""cniVersion": "1.0.0", "plugins": []"#, "empty"),
+            (r#""cniVersion": "1.0.0", "plugins": [{"type": "a"}, {}]"#, "plugin 2"),
+            (r#""cniVersion": "1.0.0", "plugins": [{"type": "../a"}]"#, "../a"),
+            (r#""cniVersion": "1.0.0", "plugins": [{"type": "a"}], "disableGC": 1"#, "disableGC"),
+            (r#""cniVersion": "1.0.0", "loadOnlyInlinedPlugins": true"#, "loadOnlyInlinedPlugins"),
+        ] {
+            let error = found(&[("a.conflist", &format!("{{\"name\": \"n\", {body}}}"))], "n").unwrap_err();
+            assert!(error.contains(word) && error.contains("a.conflist"), "{body}: {error}");
+        }
+    }
+
+    #[test]
+    fn of_several_versions_those_that_are_known_are_kept() {
+        let list = LIST.replace("\"name\"", "\"cniVersions\": [\"2.0.0\", \"1.1.0\", \"0.4.0\"], \"name\"");
+        let network = found(&[("a.conflist", &list)], "web").unwrap();
+        assert_eq!(listed(&network.versions), "0.4.0, 1.0.0, 1.1.0");
+    }
+}

@@ -1,0 +1,249 @@
+//! A runtime for plugins of the Container Network Interface: attaches a network namespace to a network, and detaches it,
+//! whatever became of us or of a plugin on the way. Knows neither tasks nor containerd.
+//!
+//! What a detachment needs is written to a file, the record, before the first plugin runs, and after each again. Its
+//! place is the caller's to choose.
+//!
+//! Source of the facts: the CNI specification 1.1, sections 2 and 3.
+
+mod added;
+mod attachment;
+mod builtin;
+mod call;
+mod error;
+mod exec;
+mod file;
+mod kernel;
+mod leftovers;
+mod network;
+mod record;
+mod spoken;
+mod version;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::{Map, json};
+use tokio::sync::RwLock;
+
+pub(crate) use self::added::{Added, Interface};
+pub(crate) use self::attachment::{Attachment, Bandwidth, Capabilities, Dns, PortMapping, Protocol};
+pub(crate) use self::builtin::DefaultNetwork;
+pub(crate) use self::error::Error;
+pub(crate) use self::network::Network;
+
+use self::call::{Call, program};
+use self::network::Plugin;
+use self::record::{Phase, Record, on_files};
+use self::spoken::Spoken;
+use self::version::Version;
+use crate::netns;
+
+/// For each run of a plugin. One may wait for a lock of the host's, or for an address to be found free.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+#[derive(Debug)]
+pub(crate) struct Cni {
+    /// Where plugins are looked for.
+    directories: Vec<PathBuf>,
+    /// Where networks are written down.
+    config_dir: PathBuf,
+    default: DefaultNetwork,
+    deadline: Duration,
+    spoken: Spoken,
+    /// The specification lets a GC run alone only.
+    turns: RwLock<()>,
+}
+
+/// An attachment that is to outlive a GC.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Valid {
+    #[serde(rename = "containerID")]
+    pub container_id: String,
+    #[serde(rename = "ifname")]
+    pub if_name: String,
+}
+
+impl Cni {
+    pub(crate) fn new(directories: Vec<PathBuf>, config_dir: PathBuf, default: DefaultNetwork) -> Self {
+        Self {
+            directories,
+            config_dir,
+            default,
+            deadline: DEADLINE,
+            spoken: Spoken::default(),
+            turns: RwLock::default(),
+        }
+    }
+
+    /// The built-in network, or the operator's of that name, with all that it needs there.
+    ///
+    /// # Errors
+    /// Names what is missing or wrong, and the networks that there are.
+    pub(crate) async fn network(&self, name: Option<&str>) -> Result<Network, Error> {
+        let mut network = match name {
+            None => self.default.network()?,
+            Some(name) => {
+                let (directory, name) = (self.config_dir.clone(), name.to_owned());
+                on_files(move || file::find(&directory, &name)).await?
+            }
+        };
+        self.check_programs(&network)?;
+        if network.versions.len() > 1 {
+            let calls: Vec<_> =
+                network.plugins.iter().map(|plugin| self.call(&network, plugin, "VERSION")).collect();
+            network.versions = vec![self.spoken.common(&network, &calls).await?];
+        }
+        Ok(network)
+    }
+
+    /// Attaches, by each plugin in turn. What `delete` needs is in `record` before the first one runs.
+    ///
+    /// # Errors
+    /// With the plugin's words. What was done by then is there until a `delete`.
+    pub(crate) async fn add(
+        &self,
+        network: &Network,
+        attachment: &Attachment,
+        record: &Path,
+    ) -> Result<Added, Error> {
+        let attached = attachment.settle(network)?;
+        self.check_programs(network)?;
+        let _turn = self.turns.read().await;
+        let mut kept = Record {
+            phase: Phase::Adding,
+            network: network.clone(),
+            attached,
+            directories: self.directories.clone(),
+            result: None,
+        };
+        kept.write(record).await?;
+        let mut added = Added::default();
+        for (number, plugin) in network.plugins.iter().enumerate() {
+            let attached = &kept.attached;
+            let request = plugin.request(network, &attached.arguments, kept.result.as_ref());
+            let call = Call { attached: Some(attached), ..self.call(network, plugin, "ADD") };
+            let out = call.make(request).await?;
+            let result = call.result(&out)?;
+            added = Added::read(&result, &attached.if_name)
+                .map_err(|why| call.garbage(&format!("its result is none: {why}"), &out))?;
+            kept.result = Some(result);
+            if number + 1 == network.plugins.len() {
+                kept.phase = Phase::Added;
+            }
+            kept.write(record).await?;
+        }
+        Ok(added)
+    }
+
+    /// Detaches what `record` says, and removes it. Without one there is nothing to do. Each plugin is tried.
+    ///
+    /// # Errors
+    /// With the words of all plugins that failed. It can be repeated.
+    pub(crate) async fn delete(&self, record: &Path) -> Result<(), Error> {
+        let _turn = self.turns.read().await;
+        let Some(mut kept) = Record::read(record).await? else { return Record::remove(record).await };
+        if kept.phase != Phase::Added {
+            leftovers::end(&kept.attached.container_id).await?;
+        }
+        kept.phase = Phase::Deleting;
+        kept.write(record).await?;
+        let directories = self.with(&kept.directories);
+        let Record { phase: _, network, mut attached, directories: _, result } = kept;
+        if !netns::is_kept(&attached.netns) {
+            attached.netns = PathBuf::new();
+        }
+        let previous = result.as_ref().filter(|_| network.version() >= Version::WITH_CHECK);
+        let mut errors = Vec::new();
+        for plugin in network.plugins.iter().rev() {
+            let request = plugin.request(&network, &attached.arguments, previous);
+            let (attached, directories) = (Some(&attached), &directories[..]);
+            let call = Call { attached, directories, ..self.call(&network, plugin, "DEL") };
+            errors.extend(call.make(request).await.err().filter(|error| !error.is_unknown_container()));
+        }
+        Error::all(errors)?;
+        Record::remove(record).await
+    }
+
+    /// Asks the plugins whether all is still as it was made.
+    ///
+    /// # Errors
+    /// With the words of the first that says no.
+    pub(crate) async fn check(&self, record: &Path) -> Result<(), Error> {
+        let Some(kept) = Record::read(record).await?.filter(|kept| kept.phase == Phase::Added) else {
+            let source = std::io::ErrorKind::NotFound;
+            return Err(Error::io("find what was attached in", record)(source));
+        };
+        let Record { phase: _, network, attached, directories, result } = kept;
+        if network.disable_check || network.version() < Version::WITH_CHECK {
+            return Ok(());
+        }
+        let directories = self.with(&directories);
+        for plugin in &network.plugins {
+            let request = plugin.request(&network, &attached.arguments, result.as_ref());
+            let (attached, directories) = (Some(&attached), &directories[..]);
+            let call = Call { attached, directories, ..self.call(&network, plugin, "CHECK") };
+            call.make(request).await?;
+        }
+        Ok(())
+    }
+
+    /// Has the plugins give up what they hold for attachments that are not among the valid ones. Those of before
+    /// version 1.1 can't.
+    ///
+    /// # Errors
+    /// With the words of all plugins that failed.
+    pub(crate) async fn gc(&self, network: &Network, valid: &[Valid]) -> Result<(), Error> {
+        if network.disable_gc || network.version() < Version::WITH_STATUS {
+            return Ok(());
+        }
+        let _turn = self.turns.write().await;
+        let mut errors = Vec::new();
+        for plugin in &network.plugins {
+            let mut request = plugin.request(network, &Map::new(), None);
+            request.insert("cni.dev/valid-attachments".to_owned(), json!(valid));
+            // The name in the first release of 1.1's library, which plugins of that time read.
+            request.insert("cni.dev/attachments".to_owned(), json!(valid));
+            errors.extend(self.call(network, plugin, "GC").make(request).await.err());
+        }
+        Error::all(errors)
+    }
+
+    /// Asks the plugins whether they could attach. Those of before version 1.1 are only looked for.
+    ///
+    /// # Errors
+    /// With the words of the first that could not.
+    pub(crate) async fn status(&self, network: &Network) -> Result<(), Error> {
+        self.check_programs(network)?;
+        if network.version() < Version::WITH_STATUS {
+            return Ok(());
+        }
+        for plugin in &network.plugins {
+            let request = plugin.request(network, &Map::new(), None);
+            self.call(network, plugin, "STATUS").make(request).await?;
+        }
+        Ok(())
+    }
+
+    /// The directories of now, and those of an earlier time after them.
+    fn with(&self, earlier: &[PathBuf]) -> Vec<PathBuf> {
+        let others = earlier.iter().filter(|directory| !self.directories.contains(directory));
+        self.directories.iter().chain(others).cloned().collect()
+    }
+
+    fn check_programs(&self, network: &Network) -> Result<(), Error> {
+        network
+            .programs()
+            .into_iter()
+            .try_for_each(|name| program(network, name, &self.directories).map(drop))
+    }
+
+    fn call<'a>(&'a self, network: &'a Network, plugin: &'a Plugin, command: &'static str) -> Call<'a> {
+        let (directories, deadline) = (&self.directories[..], self.deadline);
+        Call { network, plugin, command, attached: None, directories, deadline }
+    }
+}

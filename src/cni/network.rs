@@ -1,0 +1,183 @@
+//! A network: a list of plugins with what each is told, and what can be said of it without running one.
+//!
+//! Source of the facts: the CNI specification 1.1, sections 1 and 3.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::error::Error;
+use super::version::Version;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Network {
+    pub(super) name: String,
+    /// For texts: the file that it is from, or that it is built in.
+    pub(super) origin: String,
+    /// Those that it may be spoken in, ascending; one, once it is settled.
+    pub(super) versions: Vec<Version>,
+    pub(super) disable_check: bool,
+    pub(super) disable_gc: bool,
+    pub(super) plugins: Vec<Plugin>,
+}
+
+/// What a plugin is told of itself, and the name of its program.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Plugin {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub config: Map<String, Value>,
+}
+
+impl Network {
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it is from, for texts.
+    pub(crate) fn origin(&self) -> &str {
+        &self.origin
+    }
+
+    /// What its plugins take of a job, by the names of the CNI conventions.
+    pub(crate) fn capabilities(&self) -> BTreeSet<&str> {
+        self.plugins.iter().flat_map(Plugin::capabilities).collect()
+    }
+
+    /// The version that its plugins are spoken to in.
+    pub(super) fn version(&self) -> Version {
+        self.versions.last().copied().unwrap_or(Version::NEWEST)
+    }
+
+    /// The programs that it needs: those of its plugins, and those that they give addresses by.
+    pub(super) fn programs(&self) -> Vec<&str> {
+        self.plugins.iter().flat_map(Plugin::programs).collect()
+    }
+}
+
+impl Plugin {
+    pub(super) fn new(config: Map<String, Value>) -> Result<Self, String> {
+        let kind = match config.get("type") {
+            Some(Value::String(kind)) => kind.clone(),
+            Some(_) => return Err("its type is no text".to_owned()),
+            None => return Err("it has no type".to_owned()),
+        };
+        if kind.is_empty() || kind == "." || kind == ".." || kind.contains(['/', '\\', '\0']) {
+            return Err(format!("its type {kind:?} is no name of a program"));
+        }
+        if !config.get("capabilities").is_none_or(Value::is_object) {
+            return Err(format!("the capabilities of {kind} are no object"));
+        }
+        Ok(Self { kind, config })
+    }
+
+    fn programs(&self) -> impl Iterator<Item = &str> {
+        let delegate = self.config.get("ipam").and_then(|ipam| ipam.get("type")).and_then(Value::as_str);
+        [Some(self.kind.as_str()), delegate.filter(|kind| !kind.is_empty())].into_iter().flatten()
+    }
+
+    /// What it takes of a job.
+    pub(super) fn capabilities(&self) -> impl Iterator<Item = &str> {
+        let declared = self.config.get("capabilities").and_then(Value::as_object);
+        declared.into_iter().flatten().filter(|(_, takes)| **takes == true).map(|(name, _)| name.as_str())
+    }
+
+    /// What it reads on its stdin.
+    pub(super) fn request(
+        &self,
+        network: &Network,
+        arguments: &Map<String, Value>,
+        previous: Option<&Value>,
+    ) -> Map<String, Value> {
+        let mut config = self.config.clone();
+        // These are words between us and whoever wrote the file.
+        config.retain(|key, _| key != "capabilities" && !key.starts_with("cni.dev/"));
+        config.insert("name".to_owned(), network.name.clone().into());
+        config.insert("cniVersion".to_owned(), network.version().to_string().into());
+        let taken: Map<String, Value> = self
+            .capabilities()
+            .filter_map(|name| Some((name.to_owned(), arguments.get(name)?.clone())))
+            .collect();
+        if !taken.is_empty() {
+            config.insert("runtimeConfig".to_owned(), taken.into());
+        }
+        if let Some(previous) = previous {
+            config.insert("prevResult".to_owned(), previous.clone());
+        }
+        config
+    }
+}
+
+/// Whether a text can be the name of a network or the id of a container: it becomes a part of paths.
+pub(super) fn check_name(what: &'static str, value: &str) -> Result<(), Error> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
+    let starts_well = value.starts_with(|c: char| c.is_ascii_alphanumeric());
+    if starts_well && value.chars().all(is_plain) {
+        return Ok(());
+    }
+    let why = "it must start with a letter or digit, and have letters, digits, \"_\", \".\" and \"-\" only"
+        .to_owned();
+    Err(Error::Name { what, value: value.to_owned(), why })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn network(plugin: Value) -> Network {
+        let Value::Object(config) = plugin else { panic!() };
+        Network {
+            name: "web".to_owned(),
+            origin: "x".to_owned(),
+            versions: vec!["1.0.0".parse().unwrap()],
+            disable_check: false,
+            disable_gc: false,
+            plugins: vec![Plugin::new(config).unwrap()],
+        }
+    }
+
+    #[test]
+    fn a_plugin_is_told_its_config_and_of_the_job_what_it_takes() {
+        let network = network(json!({
+            "type": "portmap", "snat": true, "unknown": {"deep": [1]}, "dns": {"nameservers": ["10.0.0.1"]},
+            "cni.dev/attachments": [], "cniVersion": "0.1.0", "name": "other",
+            "capabilities": {"portMappings": true, "mac": false, "ips": true},
+        }));
+        let arguments = json!({"portMappings": [{"hostPort": 80}], "mac": "02:00:00:00:00:01"});
+        let previous = json!({"ips": []});
+        let request = network.plugins[0].request(&network, arguments.as_object().unwrap(), Some(&previous));
+        assert_eq!(
+            Value::Object(request),
+            json!({
+                "type": "portmap", "snat": true, "unknown": {"deep": [1]}, "dns": {"nameservers": ["10.0.0.1"]},
+                "cniVersion": "1.0.0", "name": "web", "prevResult": {"ips": []},
+                "runtimeConfig": {"portMappings": [{"hostPort": 80}]},
+            })
+        );
+        let bare = network.plugins[0].request(&network, &Map::new(), None);
+        assert!(!bare.contains_key("runtimeConfig") && !bare.contains_key("prevResult"), "{bare:?}");
+        assert_eq!(network.capabilities().into_iter().collect::<Vec<_>>(), ["ips", "portMappings"]);
+    }
+
+    #[test]
+    fn the_programs_of_a_network_are_its_plugins_and_their_delegates() {
+        let network = network(json!({"type": "bridge", "ipam": {"type": "host-local"}}));
+        assert_eq!(network.programs(), ["bridge", "host-local"]);
+    }
+
+    #[test]
+    fn names_that_lead_elsewhere_are_refused() {
+        for wrong in ["", ".", "..", "../x", "a/b", "-a", ".a", "a b", "ä", "a\0"] {
+            assert!(check_name("network", wrong).is_err(), "{wrong:?}");
+        }
+        for right in ["a", "0", "a_b.c-d", "cni0"] {
+            check_name("network", right).unwrap();
+        }
+        for wrong in [json!({}), json!({"type": ""}), json!({"type": "../bridge"}), json!({"type": 1})] {
+            assert!(Plugin::new(wrong.as_object().unwrap().clone()).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What is kept on disk of an attachment, so that it can be taken back whatever happens to us: the network as it was,
+//! what was asked of it, and what its plugins have answered so far.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::attachment::Attached;
+use super::error::Error;
+use super::network::Network;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub phase: Phase,
+    pub network: Network,
+    pub attached: Attached,
+    /// Where the plugins were; the operator may have moved them since.
+    pub directories: Vec<PathBuf>,
+    /// That of the last plugin which has answered.
+    pub result: Option<Value>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Phase {
+    /// A plugin may be running.
+    Adding,
+    Added,
+    /// A plugin may be running.
+    Deleting,
+}
+
+impl Record {
+    /// None where there is none.
+    pub(super) async fn read(path: &Path) -> Result<Option<Self>, Error> {
+        let path = path.to_owned();
+        on_files(move || {
+            let text = match fs::read(&path) {
+                Ok(text) => text,
+                Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                    return Ok(None);
+                }
+                Err(error) => return Err(Error::io("read", &path)(error)),
+            };
+            serde_json::from_slice(&text).map(Some).map_err(Error::io("read", &path))
+        })
+        .await
+    }
+
+    /// Replaces what is there as a whole, so that a crash leaves the old or the new one.
+    pub(super) async fn write(&self, path: &Path) -> Result<(), Error> {
+        let (path, new) = (path.to_owned(), path.with_extension("new"));
+        let text = serde_json::to_vec(self).map_err(Error::io("write", &path))?;
+        on_files(move || {
+            let mut options = fs::OpenOptions::new();
+            let file = options.write(true).create(true).truncate(true).mode(0o600).open(&new);
+            file.and_then(|mut file| {
+                file.write_all(&text)?;
+                file.sync_all()
+            })
+            .and_then(|()| fs::rename(&new, &path))
+            .map_err(Error::io("write", &path))
+        })
+        .await
+    }
+
+    pub(super) async fn remove(path: &Path) -> Result<(), Error> {
+        let (path, new) = (path.to_owned(), path.with_extension("new"));
+        on_files(move || {
+            for path in [new, path] {
+                match fs::remove_file(&path) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => {
+                        return Err(Error::io("remove", &path)(error));
+                    }
+                    _ => {}
+                }
+            }
+            Ok(())
+        })
+        .await
+    }
+}
+
+pub(super) async fn on_files<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Lost)?
+}

@@ -1,0 +1,211 @@
+//! Network namespaces that a file stands for: made, joined, looked into and removed. Knows nothing of tasks, nor of what
+//! gives such a namespace its interfaces.
+//!
+//! Only a thread can leave its namespace, and it would have to come back before anything else runs on it. So each of
+//! these runs on a thread of its own, which ends with it. The file is in the mount namespace of all, so that whoever
+//! starts a container finds it.
+//!
+//! Source of the facts: network_namespaces(7), rtnetlink(7), netlink(7).
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::ifaddrs::getifaddrs;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::net::if_::InterfaceFlags;
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, recv, send, socket,
+};
+use nix::sys::statfs::{NSFS_MAGIC, statfs};
+use tokio::sync::oneshot;
+
+/// The kernel's number for `lo` in each namespace.
+const LOOPBACK_INDEX: u32 = 1;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NetnsError {
+    #[error("can't {doing} {path}: {source}")]
+    Io { doing: &'static str, path: PathBuf, source: io::Error },
+    #[error("{0} is no network namespace")]
+    Other(PathBuf),
+    #[error("the thread that was to look after a network namespace was lost")]
+    Lost,
+}
+
+impl NetnsError {
+    fn io<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { doing, path, source: source.into() }
+    }
+}
+
+/// Makes a namespace with its loopback interface up, and keeps it at `path`, where nothing may be yet.
+///
+/// # Errors
+/// Names the step. Nothing is left of it then.
+pub(crate) async fn create(path: &Path) -> Result<(), NetnsError> {
+    let path = path.to_owned();
+    on_thread(move || {
+        unshare(CloneFlags::CLONE_NEWNET).map_err(NetnsError::io("make a network namespace for", &path))?;
+        raise_loopback().map_err(NetnsError::io("raise the loopback interface of", &path))?;
+        keep(Path::new("/proc/thread-self/ns/net"), &path)
+    })
+    .await
+}
+
+/// Keeps a namespace that something else has, such as `/proc/<pid>/ns/net`, at `path` as well.
+///
+/// # Errors
+/// Names the step; also where the descriptor is not that of a network namespace.
+pub(crate) async fn pin(namespace: OwnedFd, path: &Path) -> Result<(), NetnsError> {
+    let path = path.to_owned();
+    on_thread(move || {
+        let from = PathBuf::from(format!("/proc/self/fd/{}", namespace.as_raw_fd()));
+        let kind = fs::read_link(&from).map_err(NetnsError::io("look at", &from))?;
+        if !kind.as_os_str().as_encoded_bytes().starts_with(b"net:[") {
+            return Err(NetnsError::Other(kind));
+        }
+        keep(&from, &path)
+    })
+    .await
+}
+
+/// Gives up what is kept at `path`, whether or not anything is. The namespace goes with its last process.
+///
+/// # Errors
+/// Names the step.
+pub(crate) async fn remove(path: &Path) -> Result<(), NetnsError> {
+    let path = path.to_owned();
+    on_thread(move || {
+        loop {
+            match umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+                Ok(()) => {}
+                // Not a mount point, or not there.
+                Err(Errno::EINVAL | Errno::ENOENT | Errno::ENOTDIR) => break,
+                Err(error) => return Err(NetnsError::io("unmount", &path)(error)),
+            }
+        }
+        match fs::remove_file(&path) {
+            Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                Err(NetnsError::io("remove", &path)(error))
+            }
+            _ => Ok(()),
+        }
+    })
+    .await
+}
+
+/// Whether a namespace is kept at `path`.
+pub(crate) fn is_kept(path: &Path) -> bool {
+    statfs(path).is_ok_and(|found| found.filesystem_type() == NSFS_MAGIC)
+}
+
+/// The addresses by which others reach a namespace, those of version 4 first.
+///
+/// # Errors
+/// Names the namespace that can't be looked into.
+pub(crate) async fn addresses(path: &Path) -> Result<Vec<IpAddr>, NetnsError> {
+    let path = path.to_owned();
+    on_thread(move || {
+        let namespace = File::open(&path).map_err(NetnsError::io("open", &path))?;
+        setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)
+            .map_err(NetnsError::io("enter the network namespace", &path))?;
+        own_addresses().map_err(NetnsError::io("list the addresses of", &path))
+    })
+    .await
+}
+
+async fn on_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NetnsError> + Send + 'static,
+) -> Result<T, NetnsError> {
+    let (tell, told) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("netns".to_owned())
+        .spawn(move || {
+            let _ = tell.send(work());
+        })
+        .map_err(NetnsError::io("start a thread for", Path::new("a network namespace")))?;
+    told.await.map_err(|_| NetnsError::Lost)?
+}
+
+fn keep(namespace: &Path, path: &Path) -> Result<(), NetnsError> {
+    fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(NetnsError::io("create", path))?;
+    let nothing: Option<&str> = None;
+    mount(Some(namespace), path, nothing, MsFlags::MS_BIND, nothing).map_err(|error| {
+        let _ = fs::remove_file(path);
+        NetnsError::io("keep a network namespace at", path)(error)
+    })
+}
+
+fn raise_loopback() -> io::Result<()> {
+    let netlink =
+        socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkRoute)?;
+    send(netlink.as_raw_fd(), &raise(LOOPBACK_INDEX), MsgFlags::empty())?;
+    acknowledged(netlink.as_fd())
+}
+
+/// A request to bring the interface of that number up: `struct nlmsghdr`, then `struct ifinfomsg`, both in the host's
+/// byte order.
+fn raise(index: u32) -> Vec<u8> {
+    const LENGTH: u32 = 32;
+    const RTM_NEWLINK: u16 = 16;
+    const REQUEST_AND_ACKNOWLEDGE: u16 = 1 | 4;
+    const UP: u32 = 1;
+    let mut message = LENGTH.to_ne_bytes().to_vec();
+    message.extend([RTM_NEWLINK, REQUEST_AND_ACKNOWLEDGE].map(u16::to_ne_bytes).concat());
+    // Its number in the conversation; the kernel is who it is for. Then no family, no type.
+    message.extend([1, 0, 0].map(u32::to_ne_bytes).concat());
+    // The flags' value, and which of them are to change.
+    message.extend([index, UP, UP].map(u32::to_ne_bytes).concat());
+    message
+}
+
+fn acknowledged(netlink: BorrowedFd) -> io::Result<()> {
+    const HEADER: usize = 16;
+    let mut answer = [0; 256];
+    let length = recv(netlink.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+    let code = answer.get(HEADER..HEADER + 4).filter(|_| length >= HEADER + 4);
+    let code: [u8; 4] =
+        code.and_then(|code| code.try_into().ok()).ok_or(io::Error::from(ErrorKind::InvalidData))?;
+    match i32::from_ne_bytes(code) {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(-error)),
+    }
+}
+
+fn own_addresses() -> io::Result<Vec<IpAddr>> {
+    let up = |flags: InterfaceFlags| {
+        flags.contains(InterfaceFlags::IFF_UP) && !flags.contains(InterfaceFlags::IFF_LOOPBACK)
+    };
+    let mut found: Vec<IpAddr> = getifaddrs()?
+        .filter(|interface| up(interface.flags))
+        .filter_map(|interface| address(&interface.address?))
+        .filter(|address| is_global(*address))
+        .collect();
+    found.sort_by_key(IpAddr::is_ipv6);
+    Ok(found)
+}
+
+fn address(of: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = of.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+    v4.or_else(|| of.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+}
+
+/// Of use beyond the link that it is on.
+fn is_global(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => !address.is_link_local() && !address.is_loopback(),
+        IpAddr::V6(address) => !address.is_unicast_link_local() && !address.is_loopback(),
+    }
+}
