@@ -14,6 +14,47 @@ pub struct Allocation {
     pub client_status: String,
     #[serde(rename = "TaskStates", default)]
     tasks: Option<BTreeMap<String, Task>>,
+    #[serde(rename = "NetworkStatus", default)]
+    network: Option<NetworkStatus>,
+    #[serde(rename = "AllocatedResources", default)]
+    resources: Resources,
+}
+
+/// What came of a group's network.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct NetworkStatus {
+    address: String,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Resources {
+    tasks: BTreeMap<String, serde_json::Value>,
+    shared: Shared,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Shared {
+    ports: Option<Vec<Port>>,
+}
+
+/// A port of the host's that Nomad has given to a group.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Port {
+    #[serde(rename = "Label")]
+    label: String,
+    #[serde(rename = "Value")]
+    pub number: u16,
+    #[serde(rename = "HostIP")]
+    pub host: String,
+}
+
+impl Port {
+    pub fn address(&self) -> String {
+        format!("{}:{}", self.host, self.number)
+    }
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -41,6 +82,30 @@ impl Allocation {
     /// A task's state; the default one as long as the agent hasn't said anything.
     pub fn task(&self, name: &str) -> Task {
         self.tasks.as_ref().and_then(|tasks| tasks.get(name)).cloned().unwrap_or_default()
+    }
+
+    /// The names of its tasks.
+    pub fn task_names(&self) -> impl Iterator<Item = &str> {
+        self.resources.tasks.keys().map(String::as_str)
+    }
+
+    /// A port by its label.
+    ///
+    /// # Errors
+    /// When the group has none of that name.
+    pub fn port(&self, label: &str) -> Result<&Port> {
+        let mut ports = self.resources.shared.ports.iter().flatten();
+        ports.find(|port| port.label == label).with_context(|| format!("no port {label:?}"))
+    }
+
+    /// The group's own address.
+    ///
+    /// # Errors
+    /// When Nomad has none.
+    pub fn address(&self) -> Result<&str> {
+        let address = self.network.as_ref().map_or("", |network| &network.address);
+        anyhow::ensure!(!address.is_empty(), "no address of the group is known");
+        Ok(address)
     }
 
     pub fn is_terminal(&self) -> bool {

@@ -10,7 +10,9 @@ mod config;
 pub mod processes;
 mod residue;
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -55,7 +57,7 @@ pub struct DriverHealth {
     #[serde(default)]
     pub health_description: String,
     #[serde(default)]
-    pub attributes: Option<std::collections::BTreeMap<String, String>>,
+    pub attributes: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Deserialize)]
@@ -63,7 +65,21 @@ pub struct DriverHealth {
 struct Node {
     status: String,
     #[serde(default)]
-    drivers: std::collections::BTreeMap<String, DriverHealth>,
+    drivers: BTreeMap<String, DriverHealth>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Check {
+    check: String,
+    status: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Service {
+    address: String,
+    port: u16,
 }
 
 #[derive(Deserialize)]
@@ -291,6 +307,24 @@ impl Agent {
     /// When the agent does not answer.
     pub fn allocation(&self, id: &str) -> Result<Allocation> {
         self.api.get(&format!("/v1/allocation/{id}"))
+    }
+
+    /// The states of an allocation's checks that Nomad makes itself, by the checks' names.
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub fn checks(&self, id: &str) -> Result<BTreeMap<String, String>> {
+        let checks: BTreeMap<String, Check> = self.api.get(&format!("/v1/client/allocation/{id}/checks"))?;
+        Ok(checks.into_values().map(|check| (check.check, check.status)).collect())
+    }
+
+    /// Where a service is to be found, from Nomad's own catalogue.
+    ///
+    /// # Errors
+    /// When the agent does not answer.
+    pub fn service(&self, name: &str) -> Result<Vec<SocketAddr>> {
+        let services: Vec<Service> = self.api.get(&format!("/v1/service/{name}"))?;
+        services.iter().map(|service| Ok(SocketAddr::new(service.address.parse()?, service.port))).collect()
     }
 
     /// What an allocation uses of the machine, as the agent has it from the driver.

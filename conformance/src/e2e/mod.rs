@@ -6,6 +6,7 @@ mod ends;
 mod environment;
 mod exec;
 mod logs;
+mod networks;
 pub mod options;
 mod refusals;
 mod resources;
@@ -29,7 +30,7 @@ type NamedCase = (String, Box<dyn Fn(&mut Stage) -> Result<()> + Send>);
 
 /// Every case by its name, which `conformance e2e FILTER...` looks for its filters in.
 fn cases() -> Result<Vec<NamedCase>> {
-    let groups: [(&str, &[(&str, Case)]); 9] = [
+    let groups: [(&str, &[(&str, Case)]); 10] = [
         ("ends", ends::CASES),
         ("logs", logs::CASES),
         ("stop", stop::CASES),
@@ -39,6 +40,7 @@ fn cases() -> Result<Vec<NamedCase>> {
         ("refusals", refusals::CASES),
         ("restarts", restarts::CASES),
         ("containerd", containerd::CASES),
+        ("networks", networks::CASES),
     ];
     let mut all: Vec<NamedCase> = Vec::new();
     for (group, cases) in groups {

@@ -113,8 +113,10 @@ impl Stage {
     /// When they aren't placed in time.
     pub fn allocations(&mut self, name: &str, count: usize) -> Result<Vec<String>> {
         let ids = self.agent.placed(name, count)?;
-        let tasks = ["main", "writer", "reader"];
-        self.cgroups.extend(ids.iter().flat_map(|id| tasks.map(|task| format!("{id}.{task}"))));
+        for id in &ids {
+            let allocation = self.agent.allocation(id)?;
+            self.cgroups.extend(allocation.task_names().map(|task| format!("{id}.{task}")));
+        }
         Ok(ids)
     }
 
@@ -165,6 +167,21 @@ impl Stage {
         let ended =
             |allocation: &Allocation| allocation.task(task).state == "dead" && allocation.is_terminal();
         self.agent.allocation_until(id, "ended task", SOON, ended).map(|allocation| allocation.task(task))
+    }
+
+    /// Waits for a task to end well, whatever the others of its group do.
+    ///
+    /// # Errors
+    /// With its events and its output.
+    pub fn done(&self, id: &str, task: &str) -> Result<()> {
+        let ended = |allocation: &Allocation| allocation.task(task).state == "dead";
+        let allocation = self.agent.allocation_until(id, "ended task", SOON, ended);
+        let well = allocation.as_ref().is_ok_and(|allocation| !allocation.task(task).failed);
+        let said = if well { Vec::new() } else { self.log(id, task, true).unwrap_or_default() };
+        let said = || format!("task {task} said:\n{}", String::from_utf8_lossy(&said));
+        let allocation = allocation.with_context(said)?;
+        ensure!(well, "task {task} has failed\n{}{}", allocation.story(), said());
+        Ok(())
     }
 
     /// Where the host finds `/alloc/data/<name>`.
