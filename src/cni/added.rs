@@ -30,12 +30,11 @@ pub(crate) struct Interface {
     pub sandbox: Option<String>,
 }
 
+/// Go writes an empty list as null, too.
 #[derive(Deserialize)]
-#[serde(default)]
-#[derive(Default)]
 struct Answer {
-    interfaces: Vec<Interface>,
-    ips: Vec<Address>,
+    interfaces: Option<Vec<Interface>>,
+    ips: Option<Vec<Address>>,
     dns: Option<Dns>,
 }
 
@@ -54,8 +53,9 @@ impl Added {
             Answer::deserialize(result).map_err(|error| error.to_string())?;
         let is_inside =
             |interface: &Interface| interface.sandbox.as_ref().is_some_and(|path| !path.is_empty());
+        let interfaces = interfaces.unwrap_or_default();
         let mut added = Self { dns: dns.unwrap_or_default(), ..Self::default() };
-        for Address { address, gateway, interface } in ips {
+        for Address { address, gateway, interface } in ips.into_iter().flatten() {
             let inside = match interface {
                 None => true,
                 Some(number) => interfaces.get(number).map(is_inside).ok_or_else(|| {
@@ -75,5 +75,45 @@ impl Added {
         added.mac = own.and_then(|interface| interface.mac.clone());
         added.interfaces = interfaces;
         Ok(added)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_is_the_containers_is_told_from_what_is_the_hosts() {
+        let result = json!({
+            "interfaces": [
+                {"name": "br0", "mac": "02:00:00:00:00:01"},
+                {"name": "eth0", "mac": "02:00:00:00:00:02"},
+                {"name": "eth0", "mac": "02:00:00:00:00:03", "sandbox": "/netns"},
+            ],
+            "ips": [
+                {"address": "fd00::2/64", "gateway": "fd00::1", "interface": 2},
+                {"address": "10.0.0.1/24", "interface": 0},
+                {"address": "10.0.0.2/24", "gateway": "10.0.0.1", "interface": 2},
+                {"address": "10.0.0.3"},
+            ],
+            "dns": {"nameservers": ["10.0.0.1"], "search": ["x"]},
+        });
+        let added = Added::read(&result, "eth0").unwrap();
+        let texts = |addresses: &[IpAddr]| addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>();
+        assert_eq!(texts(&added.addresses), ["10.0.0.2", "10.0.0.3", "fd00::2"]);
+        assert_eq!(texts(&added.gateways), ["10.0.0.1", "fd00::1"]);
+        assert_eq!(added.mac.as_deref(), Some("02:00:00:00:00:03"));
+        assert_eq!((&added.dns.nameservers[..], added.interfaces.len()), (&["10.0.0.1".to_owned()][..], 3));
+        let kept: Added = serde_json::from_value(json!(added)).unwrap();
+        assert_eq!(kept, added);
+    }
+
+    #[test]
+    fn an_empty_result_is_one() {
+        for result in [json!({}), json!({"ips": null, "interfaces": null, "dns": null}), json!({"dns": {}})] {
+            assert_eq!(Added::read(&result, "eth0").unwrap(), Added::default());
+        }
     }
 }

@@ -140,7 +140,7 @@ impl Capabilities {
     }
 }
 
-fn check_interface(name: &str) -> Result<(), Error> {
+pub(super) fn check_interface(name: &str) -> Result<(), Error> {
     let why = if name.is_empty() || name == "." || name == ".." {
         "it is no name".to_owned()
     } else if name.len() > INTERFACE_NAME_LIMIT {

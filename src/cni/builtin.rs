@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 
+use super::attachment::check_interface;
 use super::error::Error;
 use super::network::{Network, Plugin, check_name};
 use super::version::Version;
@@ -26,6 +27,7 @@ pub(crate) struct DefaultNetwork {
 impl DefaultNetwork {
     pub(super) fn network(&self) -> Result<Network, Error> {
         check_name("network", &self.name)?;
+        check_interface(&self.bridge)?;
         let Self { name, bridge, subnets, hairpin, leases } = self;
         let ranges: Vec<Value> = subnets.iter().map(|subnet| json!([{"subnet": subnet}])).collect();
         let everywhere =
@@ -44,11 +46,19 @@ impl DefaultNetwork {
             }),
             json!({"type": "firewall"}),
             json!({"type": "portmap", "snat": true, "capabilities": {"portMappings": true}}),
+            json!({"type": "bandwidth", "capabilities": {"bandwidth": true}}),
         ];
         let origin = "the driver's own".to_owned();
         let plugin = |config: Value| {
             let config: Map<String, Value> = config.as_object().cloned().unwrap_or_default();
-            Plugin::new(config).map_err(|why| Error::Config { origin: origin.clone(), why })
+            let mut plugin =
+                Plugin::new(config).map_err(|why| Error::Config { origin: origin.clone(), why })?;
+            plugin.idle_without = match plugin.kind.as_str() {
+                "portmap" => Some("portMappings".to_owned()),
+                "bandwidth" => Some("bandwidth".to_owned()),
+                _ => None,
+            };
+            Ok(plugin)
         };
         Ok(Network {
             name: name.clone(),
@@ -56,7 +66,8 @@ impl DefaultNetwork {
             origin,
             // Debian 12's plugins speak the first.
             versions: vec![Version::WITHOUT_FAMILY, Version::WITH_STATUS],
-            disable_check: false,
+            // Debian 12's portmap looks for rules of version 6, though the task has no such address.
+            disable_check: true,
             disable_gc: false,
         })
     }

@@ -43,9 +43,6 @@ use self::spoken::Spoken;
 use self::version::Version;
 use crate::netns;
 
-/// For each run of a plugin. One may wait for a lock of the host's, or for an address to be found free.
-const DEADLINE: Duration = Duration::from_secs(30);
-
 #[derive(Debug)]
 pub(crate) struct Cni {
     /// Where plugins are looked for.
@@ -69,15 +66,15 @@ pub(crate) struct Valid {
 }
 
 impl Cni {
-    pub(crate) fn new(directories: Vec<PathBuf>, config_dir: PathBuf, default: DefaultNetwork) -> Self {
-        Self {
-            directories,
-            config_dir,
-            default,
-            deadline: DEADLINE,
-            spoken: Spoken::default(),
-            turns: RwLock::default(),
-        }
+    /// Each run of a plugin has the deadline of its own.
+    pub(crate) fn new(
+        directories: Vec<PathBuf>,
+        config_dir: PathBuf,
+        default: DefaultNetwork,
+        deadline: Duration,
+    ) -> Self {
+        let (spoken, turns) = (Spoken::default(), RwLock::default());
+        Self { directories, config_dir, default, deadline, spoken, turns }
     }
 
     /// The built-in network, or the operator's of that name, with all that it needs there.
@@ -112,6 +109,7 @@ impl Cni {
         record: &Path,
     ) -> Result<Added, Error> {
         let attached = attachment.settle(network)?;
+        let network = &network.busy_with(&attached.arguments);
         self.check_programs(network)?;
         let _turn = self.turns.read().await;
         let mut kept = Record {

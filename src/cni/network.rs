@@ -28,6 +28,9 @@ pub(super) struct Plugin {
     #[serde(rename = "type")]
     pub kind: String,
     pub config: Map<String, Value>,
+    /// It does nothing where this is not asked for.
+    #[serde(default)]
+    pub idle_without: Option<String>,
 }
 
 impl Network {
@@ -43,6 +46,14 @@ impl Network {
     /// What its plugins take of a job, by the names of the CNI conventions.
     pub(crate) fn capabilities(&self) -> BTreeSet<&str> {
         self.plugins.iter().flat_map(Plugin::capabilities).collect()
+    }
+
+    /// Without the plugins that would do nothing.
+    pub(super) fn busy_with(&self, arguments: &Map<String, Value>) -> Self {
+        let mut network = self.clone();
+        let has = |name: &String| arguments.contains_key(name);
+        network.plugins.retain(|plugin| plugin.idle_without.as_ref().is_none_or(has));
+        network
     }
 
     /// The version that its plugins are spoken to in.
@@ -69,7 +80,7 @@ impl Plugin {
         if !config.get("capabilities").is_none_or(Value::is_object) {
             return Err(format!("the capabilities of {kind} are no object"));
         }
-        Ok(Self { kind, config })
+        Ok(Self { kind, config, idle_without: None })
     }
 
     fn programs(&self) -> impl Iterator<Item = &str> {

@@ -16,6 +16,7 @@ struct Place {
     cni: Cni,
 }
 
+const DEADLINE: Duration = Duration::from_secs(60);
 /// Writes down its command, environment and stdin, then goes on as the test says.
 const PRELUDE: &str = r#"#!/bin/sh
 me=${0##*/}
@@ -41,7 +42,8 @@ impl Place {
             hairpin: true,
             leases: directory.path().join("leases"),
         };
-        let cni = Cni::new(vec![directory.path().join("bin")], directory.path().join("net.d"), default);
+        let cni =
+            Cni::new(vec![directory.path().join("bin")], directory.path().join("net.d"), default, DEADLINE);
         let place = Self { directory, cni };
         for (name, script) in plugins {
             place.plugin(name, script);
@@ -377,4 +379,37 @@ async fn what_the_network_says_not_to_ask_is_not_asked() {
     place.cni.check(&place.record()).await.unwrap();
     place.cni.gc(&place.network().await, &[]).await.unwrap();
     assert_eq!(place.order(), ["one ADD"]);
+}
+
+#[tokio::test]
+async fn the_built_in_network_runs_what_has_something_to_do() {
+    let place = Place::new("1.0.0", &[("one", ANSWER)]);
+    let old = r#"[ $CNI_COMMAND = VERSION ] && { echo '{"supportedVersions": ["1.0.0"]}'; exit 0; }"#;
+    for name in ["bridge", "host-local", "firewall", "portmap", "bandwidth"] {
+        place.plugin(name, &format!("{old}\n{ANSWER}"));
+    }
+    let network = place.cni.network(None).await.unwrap();
+    fs::remove_file(place.path("order")).unwrap();
+    let mut attachment = place.attachment();
+    place.cni.add(&network, &attachment, &place.record()).await.unwrap();
+    place.cni.delete(&place.record()).await.unwrap();
+    attachment.capabilities.bandwidth =
+        Some(Bandwidth { ingress_rate: 8000, ingress_burst: 8000, ..Bandwidth::default() });
+    place.cni.add(&network, &attachment, &place.record()).await.unwrap();
+    assert_eq!(
+        place.order(),
+        [
+            "bridge ADD",
+            "firewall ADD",
+            "firewall DEL",
+            "bridge DEL",
+            "bridge ADD",
+            "firewall ADD",
+            "bandwidth ADD",
+        ]
+    );
+    let told = place.told("bridge", "ADD");
+    assert_eq!((&told["bridge"], &told["cniVersion"]), (&json!("own0"), &json!("1.0.0")));
+    assert_eq!(told["ipam"]["dataDir"], json!(place.path("leases")));
+    assert_eq!(place.told("bandwidth", "ADD")["runtimeConfig"]["bandwidth"]["ingressRate"], 8000);
 }
