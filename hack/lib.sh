@@ -4,6 +4,7 @@
 
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 NOMAD_VERSION=1.11.3
+CONSUL_VERSION=1.14.11
 WORKDIR=
 STEP=
 
@@ -188,32 +189,40 @@ install_packages() {
 }
 
 # Sets NOMAD to an agent's path, or leaves it empty: the one named by $NOMAD, else from PATH, else built once and kept.
-find_nomad() {
-  if [[ -n ${NOMAD:-} ]]; then
-    [[ -x $NOMAD ]] || fail "NOMAD=$NOMAD is not a program"
-  elif ! NOMAD=$(command -v nomad); then
-    NOMAD=$CACHE/nomad-$NOMAD_VERSION
-    if [[ ! -x $NOMAD ]]; then
+find_nomad() { find_agent nomad "$NOMAD_VERSION" "about five minutes"; }
+
+# The same for CONSUL.
+find_consul() { find_agent consul "$CONSUL_VERSION" "about three minutes"; }
+
+# find_agent NAME VERSION TIME
+find_agent() {
+  local -n path=${1^^}
+  if [[ -n ${path:-} ]]; then
+    [[ -x $path ]] || fail "${1^^}=$path is not a program"
+  elif ! path=$(command -v "$1"); then
+    path=$CACHE/$1-$2
+    if [[ ! -x $path ]]; then
       if ! command -v go >/dev/null; then
-        note "no nomad in PATH, and no go to build it with"
-        NOMAD=
+        note "no $1 in PATH, and no go to build it with"
+        path=
         return
       fi
-      note "building Nomad $NOMAD_VERSION with $(go env GOVERSION) into $NOMAD (once; about five minutes on two cores)"
+      note "building ${1^} $2 with $(go env GOVERSION) into $path (once; $3 on two cores)"
       as_builder mkdir -p "$CACHE"
-      if ! quietly build_nomad "$NOMAD"; then
-        note "the build of Nomad failed"
-        NOMAD=
+      if ! quietly build_agent "$1" "$path"; then
+        note "the build of ${1^} failed"
+        path=
         return
       fi
     fi
   fi
-  note "$("$NOMAD" version | head -n 1) at $NOMAD"
+  note "$("$path" version | head -n 1) at $path"
 }
 
-build_nomad() {
-  as_builder env CGO_ENABLED=0 go -C hack/nomad build -ldflags '-s -w' -o "$1.$$" github.com/hashicorp/nomad &&
-    as_builder mv "$1.$$" "$1"
+# build_agent NAME FILE: from the module of its own in hack/NAME.
+build_agent() {
+  as_builder env CGO_ENABLED=0 go -C "hack/$1" build -ldflags '-s -w' -o "$2.$$" "github.com/hashicorp/$1" &&
+    as_builder mv "$2.$$" "$2"
 }
 
 # Sets KERNEL to where Debian's kernel for virtual machines lies, fetched once and kept. It is only unpacked: installed,

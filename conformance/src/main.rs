@@ -53,6 +53,9 @@ enum Command {
         plugin: PathBuf,
         #[arg(long)]
         nomad: PathBuf,
+        /// Consul's binary; without one, the cases that register with it are left out.
+        #[arg(long)]
+        consul: Option<PathBuf>,
         /// Only the cases whose names contain one of these.
         filter: Vec<String>,
     },
@@ -86,7 +89,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Guest(args) => guest::run(&args),
         Command::World => hold_world(),
         Command::Demo { plugin, nomad } => demo::run(nomad.as_deref(), &plugin).map(|()| ExitCode::SUCCESS),
-        Command::E2e { plugin, nomad, filter } => e2e::run(&nomad, &plugin, &filter),
+        Command::E2e { plugin, nomad, consul, filter } => {
+            e2e::run(&nomad, &plugin, consul.as_deref(), &filter)
+        }
         Command::Measure(args) => measure::run(&args).map(|()| ExitCode::SUCCESS),
     }
 }

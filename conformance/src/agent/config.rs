@@ -31,6 +31,16 @@ pub struct Setup {
     pub containerd_socket: PathBuf,
     pub state_dir: PathBuf,
     pub networks: Networks,
+    pub consul: Option<Consul>,
+}
+
+/// The Consul agent that services are registered with.
+#[derive(Debug, Clone)]
+pub struct Consul {
+    pub address: String,
+    pub grpc_address: String,
+    /// A directory with the program `consul`, which Nomad runs to set up a sidecar.
+    pub programs: PathBuf,
 }
 
 /// What the agent has of the world's networks.
@@ -96,7 +106,7 @@ pub fn client(setup: &Setup, ports: &Ports, server: Option<u16>) -> String {
         Some(port) => (at("client"), format!("servers = [\"127.0.0.1:{port}\"]")),
         None => (String::new(), String::new()),
     };
-    common(ports, &data)
+    common(setup, ports, &data)
         + &format!(
             r#"plugin_dir = "{plugins}"
 
@@ -193,7 +203,7 @@ pub fn network(Bridge { name, subnet }: &Bridge) -> String {
 
 /// A server without a client. Tasks may have a maximum of memory above what they are allotted.
 pub fn server(setup: &Setup, ports: &Ports) -> String {
-    common(ports, &setup.directory.join("server").display().to_string())
+    common(setup, ports, &setup.directory.join("server").display().to_string())
         + r#"server {
   enabled          = true
   bootstrap_expect = 1
@@ -205,7 +215,8 @@ pub fn server(setup: &Setup, ports: &Ports) -> String {
 "#
 }
 
-fn common(Ports { http, rpc, serf }: &Ports, data: &str) -> String {
+fn common(setup: &Setup, Ports { http, rpc, serf }: &Ports, data: &str) -> String {
+    let consul = setup.consul.as_ref().map(consul).unwrap_or_default();
     let data = if data.is_empty() { String::new() } else { format!("data_dir = \"{data}\"") };
     format!(
         r#"bind_addr            = "127.0.0.1"
@@ -225,6 +236,21 @@ advertise {{
   serf = "127.0.0.1"
 }}
 
+{consul}
+"#
+    )
+}
+
+/// Only jobs' services go there, not the agent's own.
+fn consul(Consul { address, grpc_address, .. }: &Consul) -> String {
+    format!(
+        r#"consul {{
+  address          = "{address}"
+  grpc_address     = "{grpc_address}"
+  auto_advertise   = false
+  client_auto_join = false
+  server_auto_join = false
+}}
 "#
     )
 }

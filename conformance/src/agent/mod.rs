@@ -25,7 +25,7 @@ use serde::Deserialize;
 pub use allocation::{Allocation, Ended, Task};
 use api::Api;
 use config::Ports;
-pub use config::{Mode, Networks, Setup};
+pub use config::{Consul, Mode, Networks, Setup};
 pub use residue::{check_interrupt, take_down_all};
 
 use crate::fixture::process::{Process, tail};
@@ -157,6 +157,12 @@ impl Agent {
         }
         command.arg("-config").arg(self.setup.directory.join(file)).current_dir(&self.setup.directory);
         command.env("TMPDIR", self.setup.temporary()).env(residue::MARK, &self.setup.directory);
+        if let Some(consul) = &self.setup.consul {
+            let inherited = std::env::var_os("PATH").unwrap_or_default();
+            let directories =
+                std::iter::once(consul.programs.clone()).chain(std::env::split_paths(&inherited));
+            command.env("PATH", std::env::join_paths(directories)?);
+        }
         // Nomad's cloud fingerprinters refuse to start with it.
         command.env_remove("AWS_CA_BUNDLE");
         Process::spawn("nomad", &mut command, log)

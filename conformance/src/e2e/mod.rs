@@ -1,6 +1,7 @@
 //! The end-to-end set: jobs on a real Nomad agent with the plugin, seen through Nomad's command line and API. Each case
 //! ends with nothing left of it. One agent serves them all, one after the other.
 
+mod consul;
 mod containerd;
 mod ends;
 mod environment;
@@ -28,9 +29,12 @@ type Case = fn(&mut Stage) -> Result<()>;
 
 type NamedCase = (String, Box<dyn Fn(&mut Stage) -> Result<()> + Send>);
 
+/// The group of those that need Consul.
+const CONSUL: &str = "consul";
+
 /// Every case by its name, which `conformance e2e FILTER...` looks for its filters in.
 fn cases() -> Result<Vec<NamedCase>> {
-    let groups: [(&str, &[(&str, Case)]); 10] = [
+    let groups: [(&str, &[(&str, Case)]); 11] = [
         ("ends", ends::CASES),
         ("logs", logs::CASES),
         ("stop", stop::CASES),
@@ -41,6 +45,7 @@ fn cases() -> Result<Vec<NamedCase>> {
         ("restarts", restarts::CASES),
         ("containerd", containerd::CASES),
         ("networks", networks::CASES),
+        (CONSUL, consul::CASES),
     ];
     let mut all: Vec<NamedCase> = Vec::new();
     for (group, cases) in groups {
@@ -59,15 +64,25 @@ fn cases() -> Result<Vec<NamedCase>> {
 ///
 /// # Errors
 /// When the world or the agent does not come up.
-pub fn run(nomad: &Path, plugin: &Path, filters: &[String]) -> Result<ExitCode> {
+pub fn run(nomad: &Path, plugin: &Path, consul: Option<&Path>, filters: &[String]) -> Result<ExitCode> {
     let begun = Instant::now();
-    let stage = Arc::new(Mutex::new(Stage::set(nomad, plugin)?));
+    let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter));
+    let (registering, mut cases): (Vec<_>, Vec<_>) = cases()?
+        .into_iter()
+        .filter(|(name, _)| wanted(name))
+        .partition(|(name, _)| name.starts_with(&format!("{CONSUL}::")));
+    let consul = consul.filter(|_| !registering.is_empty());
+    if consul.is_some() {
+        cases.extend(registering);
+    } else {
+        registering.iter().for_each(|(name, _)| println!("left out, as there is no --consul: {name}"));
+    }
+    let stage = Arc::new(Mutex::new(Stage::set(nomad, plugin, consul)?));
     println!(
         "a containerd, a registry and a Nomad agent are up after {:.1} s",
         begun.elapsed().as_secs_f32()
     );
-    let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter));
-    let trials = cases()?.into_iter().filter(|(name, _)| wanted(name)).map(|(name, case)| {
+    let trials = cases.into_iter().map(|(name, case)| {
         let stage = Arc::clone(&stage);
         Trial::test(name, move || {
             let mut stage = stage.lock().unwrap_or_else(PoisonError::into_inner);

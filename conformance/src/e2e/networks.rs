@@ -22,7 +22,7 @@ mod jobs {
 }
 
 /// Waits for a server's page to be the one.
-fn page_is(address: &str, page: &str) -> Result<()> {
+pub fn page_is(address: &str, page: &str) -> Result<()> {
     let mut seen = String::new();
     let asked = eventually(&format!("page {page:?} from {address}"), || {
         seen = match http::request(address, "GET", "/", &[], b"") {

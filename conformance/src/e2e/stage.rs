@@ -10,11 +10,11 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::agent::command::{Output, run};
 use crate::agent::{
-    Agent, Allocation, Mode, Networks, Setup, Task, check_interrupt, lines_of_interest, poll, processes,
+    self, Agent, Allocation, Mode, Networks, Setup, Task, check_interrupt, lines_of_interest, poll, processes,
 };
-use crate::fixture::World;
 use crate::fixture::leftovers::{Leftovers, dead_shim_sockets};
 use crate::fixture::sweep;
+use crate::fixture::{Consul, World};
 
 /// Any one step of a task's life. Far above what it takes, far below what a person would wait.
 pub const SOON: Duration = Duration::from_secs(30);
@@ -35,6 +35,7 @@ pub mod jobs {
 pub struct Stage {
     // Dropped in this order: the agent before what it works on.
     pub agent: Agent,
+    pub consul: Option<Consul>,
     pub world: Arc<World>,
     state_dir: PathBuf,
     dead_before: Vec<PathBuf>,
@@ -62,14 +63,18 @@ pub fn setup(world: &World, mode: Mode, nomad: &Path, plugin: &Path) -> Result<S
             described: networks.described(),
             near: networks.make_near()?.name,
         },
+        consul: None,
     })
 }
 
 impl Stage {
     /// # Errors
-    /// When the world or the agent does not come up.
-    pub fn set(nomad: &Path, plugin: &Path) -> Result<Self> {
-        Self::on(&World::start()?, nomad, plugin)
+    /// When the world, the agent or Consul does not come up.
+    pub fn set(nomad: &Path, plugin: &Path, consul: Option<&Path>) -> Result<Self> {
+        let world = World::start()?;
+        let directory = world.directory().join("consul");
+        let consul = consul.map(|binary| Consul::start_in(&directory, binary)).transpose()?;
+        Self::beside(&world, consul, nomad, plugin)
     }
 
     /// An agent in a world that others may use before and after.
@@ -77,13 +82,23 @@ impl Stage {
     /// # Errors
     /// When the agent does not come up.
     pub fn on(world: &Arc<World>, nomad: &Path, plugin: &Path) -> Result<Self> {
+        Self::beside(world, None, nomad, plugin)
+    }
+
+    fn beside(world: &Arc<World>, consul: Option<Consul>, nomad: &Path, plugin: &Path) -> Result<Self> {
         let dead_before = dead_shim_sockets();
-        let setup = setup(world, Mode::Kept, nomad, plugin)?;
+        let mut setup = setup(world, Mode::Kept, nomad, plugin)?;
+        setup.consul = consul.as_ref().map(|consul| agent::Consul {
+            address: consul.address(),
+            grpc_address: consul.grpc_address(),
+            programs: consul.programs(),
+        });
         let state_dir = setup.state_dir.clone();
         let agent = Agent::start(setup)?;
         agent.driver_becomes(true)?;
         Ok(Self {
             agent,
+            consul,
             world: Arc::clone(world),
             state_dir,
             dead_before,

@@ -1,0 +1,95 @@
+//! Jobs whose services are registered with Consul: where they are found, how their checks do, and a sidecar of its mesh.
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::Case;
+use super::networks::page_is;
+use super::stage::{Stage, eventually};
+
+pub const CASES: &[(&str, Case)] =
+    &[("a_script_check_looks_inside_the_task", registered), ("a_sidecar_shares_its_services_network", mesh)];
+
+const REGISTERED: &str = include_str!("../../../hack/networks/registered.nomad.hcl");
+const MESH: &str = include_str!("../../../hack/networks/mesh.nomad.hcl");
+
+/// The one instance of a service, once it is as wanted.
+fn instance(stage: &Stage, name: &str, what: &str, is: impl Fn(&Value) -> bool) -> Result<Value> {
+    let consul = stage.consul.as_ref().context("there is no Consul")?;
+    let mut seen = Vec::new();
+    eventually(&format!("{what} of {name}"), || {
+        seen = consul.instances(name)?;
+        Ok(seen.len() == 1 && is(&seen[0]))
+    })
+    .with_context(|| format!("Consul has {}", Value::from(seen.clone())))?;
+    Ok(seen.remove(0))
+}
+
+/// Where Consul says that it is.
+fn place(instance: &Value) -> String {
+    let service = &instance["Service"];
+    format!("{}:{}", service["Address"].as_str().unwrap_or_default(), service["Port"])
+}
+
+fn check<'a>(instance: &'a Value, name: &str) -> Option<&'a Value> {
+    instance["Checks"].as_array()?.iter().find(|check| check["Name"] == name)
+}
+
+fn has(instance: &Value, name: &str, status: &str) -> bool {
+    check(instance, name).is_some_and(|check| check["Status"] == status)
+}
+
+fn registered(stage: &mut Stage) -> Result<()> {
+    let image = stage.busybox();
+    let id = stage.start("registered", REGISTERED, &[("image", &image)])?;
+    stage.running(&id, "server")?;
+    let allocation = stage.agent.allocation(&id)?;
+    let well = |instance: &Value| has(instance, "page", "passing") && has(instance, "stock", "passing");
+    let shop = instance(stage, "shop", "healthy instance", well)?;
+    ensure!(place(&shop) == allocation.port("http")?.address(), "it is at {}", place(&shop));
+    page_is(&place(&shop), "hello from the shop")?;
+    let said = check(&shop, "stock").and_then(|check| check["Output"].as_str()).unwrap_or_default();
+    ensure!(said == "hello from the image\n", "the script said {said:?}");
+
+    let inside = instance(stage, "shop-inside", "instance", |_| true)?;
+    ensure!(
+        place(&inside) == format!("{}:8080", allocation.address()?),
+        "inside it is at {}",
+        place(&inside)
+    );
+    page_is(&place(&inside), "hello from the shop")?;
+
+    let exec = |word: &str| {
+        stage.agent.tell(&[
+            "alloc",
+            "exec",
+            "-i=false",
+            "-t=false",
+            "-task",
+            "server",
+            &id,
+            word,
+            "/local/sold-out",
+        ])
+    };
+    exec("touch")?;
+    instance(stage, "shop", "failing check", |instance| has(instance, "stock", "critical"))?;
+    exec("rm")?;
+    instance(stage, "shop", "recovery", well).map(drop)
+}
+
+fn mesh(stage: &mut Stage) -> Result<()> {
+    let image = stage.busybox();
+    let id = stage.start("mesh", MESH, &[("image", &image)])?;
+    stage.running(&id, "connect-proxy-api").with_context(|| {
+        let log = |stderr| stage.log(&id, "connect-proxy-api", stderr).unwrap_or_default();
+        format!("the sidecar said:\n{}", String::from_utf8_lossy(&log(true)))
+    })?;
+    let allocation = stage.agent.allocation(&id)?;
+    let well = |instance: &Value| has(instance, "Connect Sidecar Listening", "passing");
+    let proxy = instance(stage, "api-sidecar-proxy", "healthy instance", well)?;
+    ensure!(proxy["Service"]["Kind"] == "connect-proxy", "it is a {}", proxy["Service"]["Kind"]);
+    let port = allocation.port("connect-proxy-api")?;
+    ensure!(place(&proxy) == port.address(), "the proxy is at {}, not {}", place(&proxy), port.address());
+    page_is(&place(&proxy), "hello from the api")
+}
