@@ -51,6 +51,21 @@ pub(crate) fn open(root: &Path, path: &Path) -> Result<OwnedFd, HostPathError> {
     resolve(&from, path, OFlag::O_PATH, escapes(root)).map_err(|error| named(error, root, path))
 }
 
+/// As [`open`], for a file that is to be read, and is one: opening a pipe or a device could block, or do something.
+///
+/// # Errors
+/// As [`open`]; or it is no regular file.
+pub(crate) fn open_file(root: &Path, path: &Path) -> Result<fs::File, HostPathError> {
+    let place = open(root, path)?;
+    let whole = root.join(path.strip_prefix(".").unwrap_or(path));
+    let io = |source| HostPathError::Io { doing: "read", path: whole.clone(), source };
+    let kind = nix::sys::stat::fstat(&place).map_err(|error| io(error.into()))?.st_mode & nix::libc::S_IFMT;
+    if kind != nix::libc::S_IFREG {
+        return Err(io(std::io::Error::other("it is not a regular file")));
+    }
+    fs::File::open(format!("/proc/self/fd/{}", place.as_raw_fd())).map_err(io)
+}
+
 /// As [`open`], for a directory; what is missing on the way is made, and the last part gets that mode.
 ///
 /// # Errors
@@ -192,6 +207,22 @@ mod tests {
             assert!(matches!(error, HostPathError::LeadsOut { .. }), "{path}: {error}");
         }
         drop(kept);
+    }
+
+    #[test]
+    fn only_a_regular_file_is_read() {
+        let (_kept, root) = tree();
+        let mut text = String::new();
+        std::io::Read::read_to_string(&mut open_file(&root, Path::new("data/file")).unwrap(), &mut text)
+            .unwrap();
+        assert_eq!(text, "inside");
+        nix::unistd::mkfifo(&root.join("pipe"), Mode::from_bits_truncate(0o600)).unwrap();
+        for path in ["pipe", "data"] {
+            let error = open_file(&root, Path::new(path)).unwrap_err().to_string();
+            assert!(error.contains(path) && error.contains("regular file"), "{error}");
+        }
+        symlink("../outside/secret", root.join("up")).unwrap();
+        assert!(matches!(open_file(&root, Path::new("up")), Err(HostPathError::LeadsOut { .. })));
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub(crate) use plugin::{Auth, Gates, Inline, Placed, PluginConfig, PluginDevices
 #[cfg(test)]
 pub(crate) use task::HostSource;
 pub(crate) use task::{
-    CpuLimits, Device, DevicePath, Dns, JobMount, Labels, Limits, MemoryLimits, MountSource, Mounts,
+    Archive, CpuLimits, Device, DevicePath, Dns, JobMount, Labels, Limits, MemoryLimits, MountSource, Mounts,
     Namespaces, Network, PidsLimit, Process, Pull, Rlimit, SeccompProfile, Security, Sharing, Swap, TaskAuth,
     TaskOptions,
 };

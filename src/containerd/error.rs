@@ -54,6 +54,9 @@ pub(crate) enum Problem {
     Unsupported { reason: String },
     #[error("not done within {} (image_pull_timeout)", humantime::format_duration(*after))]
     Deadline { after: Duration },
+    /// One that is to be loaded.
+    #[error("the archive: {reason}")]
+    Archive { reason: String },
     /// What the registry would be asked with can't be had.
     #[error("there are no credentials to be had: {reason}")]
     Credentials { reason: String, transient: bool },
@@ -82,6 +85,7 @@ impl Problem {
             Self::Deadline { .. } => true,
             Self::NotInRegistry { .. }
             | Self::Denied { .. }
+            | Self::Archive { .. }
             | Self::Corrupt { .. }
             | Self::Unsupported { .. } => false,
         }

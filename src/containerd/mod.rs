@@ -23,7 +23,9 @@ use tonic::{Request, Response, Status};
 
 pub(crate) use error::Error;
 use error::Problem;
-pub(crate) use images::{Access, Credentials, Image, Keyring, PullEvent, Reference, is_server};
+pub(crate) use images::{
+    Access, ArchiveSource, Credentials, Image, Keyring, PullEvent, Reference, is_server,
+};
 pub(crate) use records::Record;
 
 /// What is said of an object in the daemon's database.

@@ -79,7 +79,7 @@ impl Sources {
 }
 
 /// Runs what may wait for a file system of the host.
-async fn off_thread<T: Send + 'static>(
+pub(super) async fn off_thread<T: Send + 'static>(
     what: &str,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {

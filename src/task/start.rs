@@ -17,10 +17,10 @@ use tokio_util::sync::CancellationToken;
 use super::events::{Events, Teller};
 use super::place::{self, Place};
 use super::supervisor::{self, Watch};
-use super::wanted::Wanted;
+use super::wanted::{ImageSource, Wanted};
 use super::{Identity, Reservation, Saved, Settings, Started, Task, Tasks, stats};
 use crate::config::{Labels, Pull, Sharing, TaskAuth as Auth};
-use crate::containerd::{Access, Credentials, Image, Record, Reference, is_server};
+use crate::containerd::{Access, Credentials, Image, Record, is_server};
 use crate::error::{Error, Result};
 use crate::init::{Init, ProcessId};
 use crate::rootfs;
@@ -120,8 +120,7 @@ impl Start<'_> {
     /// A start that is called off ends with the image, or else is carried through and then undone: a call to containerd
     /// that is dropped may still be carried out, after its undoing.
     async fn steps(&self, asker: &mut Asker) -> Result<Task> {
-        let reference = self.wanted.options.image.parse::<Reference>()?;
-        let access = self.access(&reference)?;
+        let access = self.access()?;
         let logs = self.logs();
         let held = logs.hold_open()?;
         if self.place.bundle.exists() {
@@ -129,7 +128,7 @@ impl Start<'_> {
             Place::by_id(self.settings, &self.place.id).tear_down().await?;
         }
         let image = tokio::select! {
-            image = self.image(&reference, access) => image?,
+            image = self.image(access) => image?,
             error = asker.called_off() => return Err(error),
         };
         self.place.bundle.create(&self.place.launcher.binary)?;
@@ -154,10 +153,14 @@ impl Start<'_> {
     }
 
     /// On what terms the image is pulled. A password goes to no other registry than the one that it is said to be for.
-    fn access(&self, reference: &Reference) -> Result<Access> {
+    fn access(&self) -> Result<Access> {
         let Pull { timeout, auth, auth_soft_fail: soft_fail } = self.wanted.options.pull.clone();
         let mut access = Access { timeout, credentials: None, soft_fail };
-        let Some(Auth { username, password, server_address }) = auth else { return Ok(access) };
+        let (Some(Auth { username, password, server_address }), ImageSource::Name(reference)) =
+            (auth, &self.wanted.image)
+        else {
+            return Ok(access);
+        };
         match server_address.filter(|address| !is_server(address, reference.host())) {
             None => access.credentials = Some(Credentials { username, password }),
             Some(address) => {
@@ -175,7 +178,13 @@ impl Start<'_> {
         Ok(access)
     }
 
-    async fn image(&self, reference: &Reference, access: Access) -> Result<Image> {
+    async fn image(&self, access: Access) -> Result<Image> {
+        let reference = match &self.wanted.image {
+            ImageSource::Name(reference) => reference,
+            ImageSource::Archive(source) => {
+                return Ok(self.place.containerd.load(source.clone(), access.timeout).await?);
+            }
+        };
         let teller = self.teller();
         let name = reference.to_string();
         let tell = move |event| teller.pull(&name, event);
@@ -196,8 +205,18 @@ impl Start<'_> {
     /// The lease first: whatever is made after it is kept by it.
     async fn prepare(&self, image: &Image) -> Result<Prepared> {
         let Place { id, bundle, containerd, .. } = self.place;
-        let Wanted { options, network, hostname, init, cgroup, node, sources, confinement, devices } =
-            self.wanted;
+        let Wanted {
+            options,
+            image: _,
+            network,
+            hostname,
+            init,
+            cgroup,
+            node,
+            sources,
+            confinement,
+            devices,
+        } = self.wanted;
         let labels = self.labels();
         let owner = [(OWNER_LABEL.to_owned(), labels[OWNER_LABEL].clone())].into();
         containerd.create_lease(id, owner).await?;

@@ -1,23 +1,35 @@
 //! What a job asks for, found to be possible here before anything is made; and the files by which its task finds names.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nomad_proto::driver as pb;
 
-use super::mounts::Sources;
+use super::mounts::{Sources, off_thread};
 use super::{Settings, node};
 use crate::cgroup::Cgroup;
-use crate::config::{DevicePath, Dns, Network, Sharing, TaskOptions};
+use crate::config::{Archive, DevicePath, Dns, Network, Sharing, TaskOptions};
 use crate::confinement::{self, Confinement};
+use crate::containerd::{ArchiveSource, Reference};
 use crate::devices::{self, Found};
 use crate::error::{Error, Result};
+use crate::host_path;
 use crate::names::{self, NameFile, Names, Resolver};
 use crate::reaper;
 use crate::shim::Bundle;
 use crate::spec::{self, BoundFile};
 
+/// Where the image is to come from.
+pub(super) enum ImageSource {
+    /// What the daemon has by that name, or else a registry.
+    Name(Reference),
+    /// Held open until it is loaded.
+    Archive(ArchiveSource),
+}
+
 pub(super) struct Wanted {
     pub(super) options: TaskOptions,
+    pub(super) image: ImageSource,
     pub(super) network: Network,
     pub(super) hostname: String,
     /// The host's init program, if the task is to have one.
@@ -36,6 +48,7 @@ impl Wanted {
     pub(super) async fn of(settings: &Settings, config: &pb::TaskConfig) -> Result<Self> {
         let options = TaskOptions::decode(&config.msgpack_driver_config)?;
         options.permitted_by(&settings.config)?;
+        let image = ImageSource::of(&options, settings, config).await?;
         let network = options.namespaces.network(config.network_isolation_spec.as_ref())?;
         let hostname = match &options.names.hostname {
             Some(name) => name.clone(),
@@ -56,7 +69,7 @@ impl Wanted {
         let operators = settings.config.devices.clone();
         let devices = devices::find(options.devices.clone(), devices_of_nomad(config)?, operators).await?;
         let sources = Sources::open(&options.mounts, &settings.config, config).await?;
-        Ok(Self { options, network, hostname, init, cgroup, node, sources, confinement, devices })
+        Ok(Self { options, image, network, hostname, init, cgroup, node, sources, confinement, devices })
     }
 
     /// Writes the files by which the task finds names into its bundle.
@@ -81,6 +94,28 @@ impl Wanted {
         let files = written.map_err(|error| Error::Failed(error.to_string()))??;
         let bound = |NameFile { source, at }| BoundFile { source, at, writable: true };
         Ok(files.into_iter().map(bound).collect())
+    }
+}
+
+impl ImageSource {
+    async fn of(options: &TaskOptions, settings: &Settings, config: &pb::TaskConfig) -> Result<Self> {
+        let Some(archive) = &options.archive else {
+            return Ok(Self::Name(options.image.parse()?));
+        };
+        let wanted = match archive {
+            Archive::Load(_) => Some(options.image.parse()?),
+            Archive::Image(_) => None,
+        };
+        let placed = archive.placed(&settings.config.volumes, &config.alloc_dir, &config.name)?;
+        let shown = placed.root.join(&placed.path).display().to_string();
+        let option = archive.option();
+        let open = move || {
+            host_path::open_file(&placed.root, &placed.path)
+                .map_err(|error| Error::Invalid(format!("the option {option} names no archive: {error}")))
+        };
+        let file = off_thread("the archive of the task's image", open).await?;
+        let scratch = Path::new(&config.alloc_dir).join(&config.name);
+        Ok(Self::Archive(ArchiveSource { file: Arc::new(file), shown, scratch, wanted }))
     }
 }
 

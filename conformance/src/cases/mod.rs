@@ -24,6 +24,7 @@ mod in_flight;
 mod labels;
 mod launch;
 mod limits;
+mod load;
 mod logs;
 mod modes;
 mod mounts;
@@ -106,6 +107,7 @@ pub fn all() -> Vec<Case> {
         fingerprint::cases(),
         images::cases(),
         pulls::cases(),
+        load::cases(),
         hostile_images::cases(),
         run::cases(),
         resources::cases(),

@@ -5,8 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
 
 use super::stage::Stage;
+use crate::fixture::layer::sha256;
 use crate::fixture::locked;
 use crate::host::cgroup::is_v2;
 
@@ -82,9 +84,22 @@ pub fn play(stage: &mut Stage, name: &str, file: &Path) -> Result<()> {
     if !private.is_empty() {
         variables = vec![("private_image", private.as_str()), ("password", locked::PASSWORD)];
     }
+    let archive = if hcl.contains("variable \"archive\"") { archive(stage)? } else { String::new() };
+    if !archive.is_empty() {
+        variables = vec![("archive", archive.as_str())];
+    }
     let played = ends_well(stage, name, &hcl, &variables);
     let _ = fs::remove_dir_all(&directory);
     played
+}
+
+/// Where the agent can fetch an archive of busybox: the registry serves any file as a blob.
+fn archive(stage: &Stage) -> Result<String> {
+    let registry = stage.world.registry();
+    let image = stage.world.catalog().busybox(json!({"Env": ["PATH=/bin"]}))?;
+    let archive = image.docker_archive(&["busybox:saved"])?;
+    registry.put_blob("archives", &archive)?;
+    Ok(format!("http://{}/v2/archives/blobs/{}", registry.address(), sha256(&archive)))
 }
 
 fn ends_well(stage: &mut Stage, name: &str, hcl: &str, variables: &[(&str, &str)]) -> Result<()> {

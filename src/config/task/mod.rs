@@ -1,6 +1,7 @@
 //! The options of a job's `task { driver = "containerd-driver" config { .. } }` block, a group of them a file: for each
 //! the schema, the form in which Nomad sends it, and what it is decoded into.
 
+mod archive;
 mod devices;
 mod labels;
 mod limits;
@@ -19,6 +20,7 @@ use serde::Deserialize;
 
 use super::hclspec::{object, required};
 use super::{ConfigError, PluginConfig, from_msgpack};
+pub(crate) use archive::Archive;
 pub(crate) use devices::{Device, DevicePath};
 pub(crate) use labels::Labels;
 pub(crate) use limits::{CpuLimits, Limits, MemoryLimits, PidsLimit, Rlimit, Swap};
@@ -36,7 +38,9 @@ const OF: &str = "task configuration";
 /// A task's options, checked.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct TaskOptions {
+    /// A name; or a path, and then it is the archive's.
     pub image: String,
+    pub archive: Option<Archive>,
     pub process: Process,
     pub names: Names,
     pub namespaces: Namespaces,
@@ -52,6 +56,8 @@ pub(crate) struct TaskOptions {
 #[derive(Deserialize)]
 struct Raw {
     image: Option<String>,
+    #[serde(flatten)]
+    archive: archive::Raw,
     #[serde(flatten)]
     process: process::Raw,
     #[serde(flatten)]
@@ -77,6 +83,7 @@ struct Raw {
 impl TaskOptions {
     pub(crate) fn schema() -> Spec {
         let groups = [
+            archive::schema(),
             process::schema(),
             names::schema(),
             namespaces::schema(),
@@ -98,6 +105,7 @@ impl TaskOptions {
     pub(crate) fn decode(msgpack: &[u8]) -> Result<Self, ConfigError> {
         let Raw {
             image,
+            archive,
             process,
             names,
             namespaces,
@@ -118,6 +126,7 @@ impl TaskOptions {
         let mounts = mounts.decode()?;
         namespaces.agree_with(&process, &names, &mounts)?;
         Ok(Self {
+            archive: archive.decode(&image)?,
             image,
             process,
             names,
@@ -137,9 +146,10 @@ impl TaskOptions {
     /// # Errors
     /// Names the task's option and the plugin's that forbids it.
     pub(crate) fn permitted_by(&self, plugin: &PluginConfig) -> Result<(), ConfigError> {
-        // Mounts are held against the operator's word where it is known whose directory they may be in.
+        // Mounts and archives are held against the operator's word where it is known whose directory they may be in.
         let Self {
             image: _,
+            archive: _,
             process: _,
             names: _,
             namespaces,

@@ -219,6 +219,16 @@ pub(super) fn check_size(what: &str, size_bytes: u64, limit_bytes: u64) -> Resul
     Err(Problem::unsupported(format!("{what} has {size_bytes} bytes, more than {limit_bytes}")))
 }
 
+/// # Errors
+/// Corrupt if the blob is not as large as it is said to be.
+pub(super) fn check_same_size(descriptor: &Descriptor, size_bytes: u64) -> Result<(), Problem> {
+    if descriptor.size() == size_bytes {
+        return Ok(());
+    }
+    let digest = descriptor.digest();
+    Err(Problem::corrupt(format!("{digest} has {size_bytes} bytes, {} are promised", descriptor.size())))
+}
+
 fn check_layer(blob: &Descriptor) -> Result<(), Problem> {
     let media_type = blob.media_type().to_string();
     if !LAYER_TYPES.contains(&media_type.as_str()) {

@@ -1,10 +1,12 @@
-//! Images: from a name to a committed snapshot and a configuration, by what the daemon has or else by a pull.
+//! Images: from a name to a committed snapshot and a configuration, by what the daemon has or else by a pull; or from an
+//! archive.
 //!
 //! An image is looked for without the network first: its record says what the name stands for, and the snapshot of all
 //! its layers that it is unpacked. What a digest stands for can't change, so it is remembered; that record and snapshot
 //! still exist is asked each time. With what is remembered this takes two calls, without it five, or six for an index.
 //! Pulls in flight are owned here: one for each name, whoever asks.
 
+mod archive;
 mod challenge;
 mod content;
 mod documents;
@@ -14,11 +16,13 @@ mod helper;
 mod http;
 mod keyring;
 mod lease;
+mod load;
 mod manifest;
 mod present;
 mod pull;
 mod reference;
 mod registry;
+mod saved;
 mod unpack;
 
 use std::sync::Arc;
@@ -29,6 +33,7 @@ use tokio::time::Instant;
 
 pub(crate) use flight::PullEvent;
 pub(crate) use keyring::{Credentials, Keyring, is_server};
+pub(crate) use load::Source as ArchiveSource;
 pub(crate) use reference::Reference;
 
 use self::flight::{Audience, Errand, Flights};

@@ -53,11 +53,15 @@ impl Containerd {
     /// # Errors
     /// Only those of the daemon: an image that can't be used is absent, so that a pull says what is wrong with it.
     pub(super) async fn present(&self, reference: &Reference) -> Result<Present, Error> {
-        let name = reference.to_string();
-        let Some(target) = self.image_target(&name).await? else {
+        self.present_as(&reference.to_string(), reference.digest()).await
+    }
+
+    /// As [`Self::present`], by the name of the record, and of no other digest.
+    pub(super) async fn present_as(&self, name: &str, digest: Option<&str>) -> Result<Present, Error> {
+        let Some(target) = self.image_target(name).await? else {
             return Ok(Present::Absent);
         };
-        if reference.digest().is_some_and(|digest| digest != target.digest) {
+        if digest.is_some_and(|digest| digest != target.digest) {
             return Ok(Present::Absent);
         }
         let known = &self.shared.images.known;
@@ -67,7 +71,7 @@ impl Containerd {
         let layout = match self.read_layout(&target).await {
             Ok(layout) => Arc::new(layout),
             Err(error @ (Error::NotFound { .. } | Error::Image { .. })) => {
-                tracing::debug!(%error, image = %name, "the image is here, but not in whole");
+                tracing::debug!(%error, image = name, "the image is here, but not in whole");
                 return Ok(Present::Absent);
             }
             Err(error) => return Err(error),

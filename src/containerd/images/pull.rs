@@ -167,10 +167,7 @@ pub(super) fn bare(descriptor: &Descriptor) -> Descriptor {
 }
 
 pub(super) fn check_blob(descriptor: &Descriptor, bytes: &[u8]) -> Result<(), Problem> {
-    if descriptor.size() != bytes.len() as u64 {
-        let reason = format!("it has {} bytes, {} are promised", bytes.len(), descriptor.size());
-        return Err(Problem::corrupt(reason));
-    }
+    manifest::check_same_size(descriptor, bytes.len() as u64)?;
     check_digest(descriptor.digest().as_ref(), &manifest::digest_of(bytes))
 }
 

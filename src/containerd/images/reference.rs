@@ -33,6 +33,19 @@ impl Reference {
         &self.repository
     }
 
+    pub(super) fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    /// Whether both are called the same, whatever their digests.
+    pub(super) fn is_named_as(&self, other: &Self) -> bool {
+        (&self.host, &self.repository, &self.tag) == (&other.host, &other.repository, &other.tag)
+    }
+
+    pub(super) fn without_digest(self) -> String {
+        Self { digest: None, ..self }.to_string()
+    }
+
     pub(super) fn digest(&self) -> Option<&str> {
         self.digest.as_deref()
     }

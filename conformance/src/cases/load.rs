@@ -1,0 +1,194 @@
+//! Images that come from an archive, and images that another client has put there.
+
+use std::os::unix::fs::symlink;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use super::{cases, refused, same};
+use crate::config;
+use crate::fixture::archive::{docker_archive_of, gzip};
+use crate::fixture::leftovers::listed;
+use crate::fixture::{Form, image::Image};
+use crate::host::Plugin;
+use crate::scene::Scene;
+use crate::task::Task;
+
+cases!["load":
+    an_image_is_loaded_from_an_archive_of_either_form,
+    a_path_in_place_of_the_images_name_is_an_archive_with_one_image,
+    an_archive_that_is_loaded_again_is_not_stored_again,
+    a_loaded_image_is_nobody_elses_whatever_its_name,
+    an_archive_leads_nowhere_out_of_the_allocation,
+    an_archive_that_is_no_good_is_refused_and_leaves_nothing,
+    an_image_that_another_client_has_put_there_is_run,
+];
+
+/// Busybox that says this.
+fn saying(scene: &Scene, text: &str) -> Result<Image> {
+    let image = scene.world().catalog().with(|tree| tree.file("said", 0o644, text.as_bytes()))?;
+    let twice = image.layers.last().cloned().context("it has a layer")?;
+    // The last layer twice, as builders that copy a file again make it.
+    let layers = image.layers.into_iter().chain([twice]).collect();
+    Ok(Image { settings: json!({"Env": ["PATH=/bin"], "Cmd": ["cat", "/said"]}), layers })
+}
+
+/// A task whose allocation has these files, by their paths in its own directory.
+async fn with_files(scene: &Scene, plugin: &Plugin, config: &Value, files: &[(&str, &[u8])]) -> Result<Task> {
+    let task = scene.prepare(plugin, config).await?;
+    for (path, bytes) in files {
+        std::fs::write(task.alloc.task_path(path), bytes).with_context(|| format!("write {path}"))?;
+    }
+    Ok(task)
+}
+
+async fn says(plugin: &Plugin, mut task: Task, text: &str) -> Result<()> {
+    task.start(plugin).await?;
+    same!(task.stdout(plugin).await?, text);
+    task.destroy(plugin).await
+}
+
+async fn an_image_is_loaded_from_an_archive_of_either_form(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let (one, two, three) = (saying(scene, "one")?, saying(scene, "two")?, saying(scene, "three")?);
+    let several = docker_archive_of(&[(&one, "team/one:1"), (&two, "team/two:2")])?;
+    let job = |image: &str| config! { image = image, load = "image.tar" };
+    for (image, archive, text) in [
+        ("team/two:2", &several, "two"),
+        ("docker.io/team/one:1", &several, "one"),
+        ("team/one:1", &gzip(&several)?, "one"),
+        ("team/three", &three.docker_archive(&["team/three:latest"])?, "three"),
+        ("team/three:oci", &three.oci_archive("oci")?, "three"),
+        ("team/three:oci", &three.oci_archive("docker.io/team/three:oci")?, "three"),
+        ("team/three:any", &gzip(&three.docker_archive(&[])?)?, "three"),
+    ] {
+        let task = with_files(scene, &plugin, &job(image), &[("local/image.tar", archive)]).await?;
+        says(&plugin, task, text).await.with_context(|| image.to_owned())?;
+        // All that it was made of is kept by its record.
+        scene.world().containerd().collect_garbage()?;
+        let task = with_files(scene, &plugin, &job(image), &[("local/image.tar", archive)]).await?;
+        says(&plugin, task, text).await.with_context(|| format!("{image} again"))?;
+    }
+    plugin.shut_down().await
+}
+
+async fn a_path_in_place_of_the_images_name_is_an_archive_with_one_image(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let archive = saying(scene, "path")?.docker_archive(&["team/path:1"])?;
+    let on_host = scene.directory().join("host.tar");
+    std::fs::write(&on_host, &archive)?;
+    for path in ["./local/image.tar", "../alloc/data/image.tar", &on_host.display().to_string()] {
+        let files = [("local/image.tar", &archive[..]), ("../alloc/data/image.tar", &archive)];
+        let task = with_files(scene, &plugin, &config! { image = path }, &files).await?;
+        says(&plugin, task, "path").await?;
+    }
+    let (one, two) = (saying(scene, "one")?, saying(scene, "two")?);
+    let several = docker_archive_of(&[(&one, "team/one:1"), (&two, "team/two:2")])?;
+    let config = config! { image = "./local/image.tar" };
+    let task = with_files(scene, &plugin, &config, &[("local/image.tar", &several)]).await?;
+    refused(plugin.start_task(task.config.clone()).await, &["team/one:1", "team/two:2", "load"])?;
+    plugin.shut_down().await?;
+    // What of the host may be mounted may be loaded, and nothing else.
+    let mut options = scene.options();
+    options["volumes"] = json!({"enabled": false});
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let task = scene.prepare(&plugin, &config! { image = on_host.display().to_string() }).await?;
+    refused(plugin.start_task(task.config.clone()).await, &["image", "volumes.enabled"])?;
+    plugin.shut_down().await
+}
+
+async fn an_archive_that_is_loaded_again_is_not_stored_again(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let archive = saying(scene, "again")?.docker_archive(&["team/again:1"])?;
+    let config = config! { image = "team/again:1", load = "image.tar" };
+    let blobs = || listed(scene.world().containerd(), &["content", "ls", "-q"]);
+    // Several at once: each has a copy of its own.
+    let start = || async {
+        let task = with_files(scene, &plugin, &config, &[("local/image.tar", &archive)]).await?;
+        says(&plugin, task, "again").await
+    };
+    tokio::try_join!(start(), start(), start())?;
+    let before = blobs()?;
+    start().await?;
+    same!(blobs()?, before);
+    plugin.shut_down().await
+}
+
+async fn a_loaded_image_is_nobody_elses_whatever_its_name(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    saying(scene, "the registry's")?.push(scene.world().registry(), "clash", "v1", Form::Oci)?;
+    let name = scene.image("clash:v1");
+    let archive = saying(scene, "the archive's")?.docker_archive(&[&name])?;
+    let load = config! { image = name.as_str(), load = "image.tar" };
+    let pull = config! { image = name.as_str() };
+    for _ in 0..2 {
+        let task = with_files(scene, &plugin, &load, &[("local/image.tar", &archive)]).await?;
+        says(&plugin, task, "the archive's").await?;
+        says(&plugin, scene.prepare(&plugin, &pull).await?, "the registry's").await?;
+    }
+    plugin.shut_down().await
+}
+
+async fn an_archive_leads_nowhere_out_of_the_allocation(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let outside = scene.directory().join("outside.tar");
+    std::fs::write(&outside, saying(scene, "secret")?.docker_archive(&["team/x:1"])?)?;
+    for (image, load) in [("team/x:1", "link.tar"), ("./local/link.tar", "")] {
+        let task = scene.prepare(&plugin, &config! { image = image, load = load }).await?;
+        symlink(&outside, task.alloc.task_path("local/link.tar"))?;
+        refused(plugin.start_task(task.config.clone()).await, &["link.tar", "leads out"])?;
+    }
+    let up = scene.prepare(&plugin, &config! { image = "team/x:1", load = "../../../outside.tar" }).await?;
+    refused(plugin.start_task(up.config.clone()).await, &["outside.tar", "leads out"])?;
+    // A pipe would hold the start up for good.
+    let pipe = scene.prepare(&plugin, &config! { image = "team/x:1", load = "pipe" }).await?;
+    nix::unistd::mkfifo(&pipe.alloc.task_path("local/pipe"), nix::sys::stat::Mode::S_IRUSR)?;
+    refused(plugin.start_task(pipe.config.clone()).await, &["pipe", "regular file"])?;
+    plugin.shut_down().await
+}
+
+async fn an_archive_that_is_no_good_is_refused_and_leaves_nothing(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let containerd = scene.world().containerd();
+    let blobs = || listed(containerd, &["content", "ls", "-q"]);
+    let image = saying(scene, "bad")?;
+    let good = image.docker_archive(&["team/bad:1"])?;
+    let mut lying = Image { layers: image.layers.clone(), ..image.clone() };
+    // The layer of another image, under the digest of this one's.
+    let other = saying(scene, "another")?.layers.remove(1);
+    lying.layers[1] = crate::fixture::layer::Layer::of_bytes(other.blob.clone(), &image.layers[1].diff_id);
+    lying.layers.truncate(2);
+    let before = blobs()?;
+    for (archive, words) in [
+        (b"not an archive at all".to_vec(), &["local/image.tar", "archive"][..]),
+        (good[..good.len() / 2].to_vec(), &["local/image.tar"]),
+        (gzip(&good)?[..200].to_vec(), &["local/image.tar", "decompressed"]),
+        (lying.docker_archive(&["team/bad:1"])?, &["local/image.tar", "corrupt", "read layer"]),
+        (image.docker_archive(&["team/good:1"])?, &["team/bad:1", "team/good:1", "image"]),
+    ] {
+        let config = config! { image = "team/bad:1", load = "image.tar" };
+        let task = with_files(scene, &plugin, &config, &[("local/image.tar", &archive)]).await?;
+        refused(plugin.start_task(task.config.clone()).await, words)?;
+        scene.nothing_left()?;
+    }
+    let missing = scene.prepare(&plugin, &config! { image = "team/bad:1", load = "none.tar" }).await?;
+    refused(plugin.start_task(missing.config.clone()).await, &["load", "none.tar"])?;
+    containerd.collect_garbage()?;
+    let left: Vec<_> = blobs()?.into_iter().filter(|blob| !before.contains(blob)).collect();
+    ensure!(left.is_empty(), "there are still {left:?}");
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn an_image_that_another_client_has_put_there_is_run(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let containerd = scene.world().containerd();
+    let archive = scene.directory().join("import.tar");
+    std::fs::write(&archive, saying(scene, "imported")?.docker_archive(&["team/imported:1"])?)?;
+    // Of no registry: `docker.io` has nothing of the kind, and is not asked.
+    containerd.ctr(&["images", "import", "--no-unpack", &archive.display().to_string()])?;
+    same!(listed(containerd, &["images", "ls", "-q", "name~=imported"])?, ["docker.io/team/imported:1"]);
+    says(&plugin, scene.prepare(&plugin, &config! { image = "team/imported:1" }).await?, "imported").await?;
+    containerd.ctr(&["images", "delete", "--sync", "docker.io/team/imported:1"])?;
+    plugin.shut_down().await
+}

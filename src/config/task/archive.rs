@@ -1,0 +1,122 @@
+//! An archive that a task's image is loaded from: `load`, or `image` where that is a path.
+
+use std::path::{Path, PathBuf};
+
+use nomad_proto::hclspec::Spec;
+use serde::Deserialize;
+
+use crate::config::hclspec::optional;
+use crate::config::plugin::{Placed, Volumes};
+use crate::config::{ConfigError, value};
+
+/// Where the image is, that is not a registry's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Archive {
+    /// In the task's `local` directory; `image` names what is in it.
+    Load(PathBuf),
+    /// It has one image in it.
+    Image(PathBuf),
+}
+
+#[derive(Deserialize)]
+pub(super) struct Raw {
+    load: Option<String>,
+}
+
+pub(super) fn schema() -> Vec<(&'static str, Spec)> {
+    vec![("load", optional("load", "string"))]
+}
+
+/// No image's name begins like that.
+fn is_path(image: &str) -> bool {
+    ["/", "./", "../"].iter().any(|beginning| image.starts_with(beginning))
+}
+
+impl Raw {
+    pub(super) fn decode(self, image: &str) -> Result<Option<Archive>, ConfigError> {
+        let Some(load) = self.load.filter(|path| !path.is_empty()) else {
+            return Ok(is_path(image).then(|| Archive::Image(image.into())));
+        };
+        if is_path(image) {
+            let why = "it is a path, and so is the option load; let image name what is in the archive";
+            return Err(value("image", image, why));
+        }
+        if load.starts_with('/') {
+            let why = "it is relative to the task's directory local (\"redis.tar\", as an artifact brings it); an archive \
+                       elsewhere is named by the option image, as a path";
+            return Err(value("load", load, why));
+        }
+        Ok(Some(Archive::Load(load.into())))
+    }
+}
+
+impl Archive {
+    pub(crate) fn option(&self) -> &'static str {
+        match self {
+            Self::Load(_) => "load",
+            Self::Image(_) => "image",
+        }
+    }
+
+    /// Beneath what it is to be looked for: what `load` names in the task's own directory, what `image` names as the
+    /// source of a mount.
+    ///
+    /// # Errors
+    /// Names the operator's option that forbids it.
+    pub(crate) fn placed(
+        &self,
+        volumes: &Volumes,
+        alloc_dir: &str,
+        task_name: &str,
+    ) -> Result<Placed, ConfigError> {
+        match self {
+            Self::Image(path) => volumes.place(self.option(), path, alloc_dir, task_name),
+            Self::Load(path) => {
+                let root = Path::new(alloc_dir).join(task_name);
+                Ok(Placed { root, path: Path::new("local").join(path), is_allocations: true })
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::task::tests::{decode, refusal};
+
+    fn archive(image: &str, load: &str) -> Option<Archive> {
+        decode(&json!({"image": image, "load": load})).unwrap().archive
+    }
+
+    #[test]
+    fn a_path_is_told_from_a_name_by_its_beginning() {
+        for name in ["redis", "local/redis.tar", "redis.tar", "localhost/a"] {
+            assert_eq!(archive(name, ""), None, "{name}");
+        }
+        for path in ["/srv/redis.tar", "./local/redis.tar", "../alloc/data/redis.tar"] {
+            assert_eq!(archive(path, ""), Some(Archive::Image(path.into())));
+        }
+    }
+
+    #[test]
+    fn load_is_in_the_tasks_local_directory() {
+        let load = archive("redis", "redis.tar").unwrap();
+        let placed = load.placed(&Volumes::default(), "/nomad/a1", "web").unwrap();
+        assert_eq!((placed.root, placed.path), ("/nomad/a1/web".into(), "local/redis.tar".into()));
+        assert!(refusal("load", json!("/local/redis.tar")).contains("image"));
+        let both = decode(&json!({"image": "./a.tar", "load": "a.tar"})).unwrap_err().to_string();
+        assert!(both.contains("image") && both.contains("load"), "{both}");
+    }
+
+    #[test]
+    fn the_operator_says_which_paths_of_the_host_may_be_read() {
+        let image = archive("/srv/redis.tar", "").unwrap();
+        let closed = Volumes { enabled: false, ..Volumes::default() };
+        let error = image.placed(&closed, "/nomad/a1", "web").unwrap_err().to_string();
+        assert!(error.contains("image") && error.contains("volumes.enabled"), "{error}");
+        let own = archive("./local/redis.tar", "").unwrap();
+        assert_eq!(own.placed(&closed, "/nomad/a1", "web").unwrap().root, PathBuf::from("/nomad/a1"));
+    }
+}

@@ -1,0 +1,328 @@
+//! An archive as `docker save` and its like write it: which files are in it, and where. A compressed one is decompressed
+//! once, into a file without a name beside it; nothing is unpacked. Knows nothing of images.
+//!
+//! Nothing in it is trusted: extension headers are read up to a limit, and links lead to its own entries only. Blocks.
+//! Source of the facts: pax(1), GNU tar's manual "Basic Tar Format"; docker `image/tarexport` (links between layers).
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use flate2::read::MultiGzDecoder;
+use tar::EntryType;
+
+use super::super::Problem;
+
+/// A compressed archive may become no larger than this.
+const DECOMPRESSED_LIMIT_BYTES: u64 = 64 << 30;
+const ENTRIES_LIMIT: usize = 50_000;
+/// A long name, or the attributes of an entry.
+const EXTENSION_LIMIT_BYTES: u64 = 64 * 1024;
+const LINKS_LIMIT: usize = 8;
+
+/// What is read of an archive's beginning to tell how it is compressed.
+const MAGICS: [(&[u8], &str); 4] =
+    [(b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd")];
+
+#[derive(Debug)]
+pub(super) struct Archive {
+    file: Arc<File>,
+    entries: HashMap<String, Entry>,
+}
+
+/// Where a file's bytes are in the archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Extent {
+    pub at: u64,
+    pub size_bytes: u64,
+}
+
+#[derive(Debug)]
+enum Entry {
+    File(Extent),
+    /// To another entry, by its path from the archive's root on.
+    Link(String),
+}
+
+impl Archive {
+    /// Reads what is in it. A compressed one takes its decompressed size in `scratch`, until it is dropped.
+    ///
+    /// # Errors
+    /// Corrupt if it is no such archive, unsupported if it is compressed in another way.
+    pub(super) fn open(file: &Arc<File>, scratch: &Path) -> Result<Self, Problem> {
+        let file = match compression(file).map_err(unreadable)? {
+            None => Arc::clone(file),
+            Some("gzip") => Arc::new(decompressed(file, scratch)?),
+            Some(other) => {
+                let reason =
+                    format!("an archive compressed by {other}; decompress it, or compress it by gzip");
+                return Err(Problem::unsupported(reason));
+            }
+        };
+        let entries = entries(&file)?;
+        Ok(Self { file, entries })
+    }
+
+    /// The file of that path, whichever of its links it is.
+    pub(super) fn find(&self, path: &str) -> Option<Extent> {
+        let mut path = normal("", path)?;
+        for _ in 0..LINKS_LIMIT {
+            match self.entries.get(&path)? {
+                Entry::File(extent) => return Some(*extent),
+                Entry::Link(to) => path.clone_from(to),
+            }
+        }
+        None
+    }
+
+    /// Reads a small file whole.
+    ///
+    /// # Errors
+    /// Corrupt if it is not there, unsupported if it is larger than the limit.
+    pub(super) fn read(&self, path: &str, limit_bytes: u64) -> Result<Vec<u8>, Problem> {
+        let extent = self.find(path).ok_or_else(|| missing(path))?;
+        super::manifest::check_size(path, extent.size_bytes, limit_bytes)?;
+        self.part(extent).map_err(unreadable)
+    }
+
+    /// # Errors
+    /// When the file can't be read, or has become shorter.
+    pub(super) fn part(&self, extent: Extent) -> io::Result<Vec<u8>> {
+        let length = usize::try_from(extent.size_bytes).map_err(io::Error::other)?;
+        let mut bytes = vec![0; length];
+        self.file.read_exact_at(&mut bytes, extent.at)?;
+        Ok(bytes)
+    }
+
+    /// How the file there is compressed.
+    pub(super) fn compression(&self, extent: Extent) -> io::Result<Option<&'static str>> {
+        let beginning = Extent { size_bytes: extent.size_bytes.min(6), ..extent };
+        Ok(magic(&self.part(beginning)?))
+    }
+}
+
+pub(super) fn missing(path: &str) -> Problem {
+    Problem::corrupt(format!("the archive names {path:?}, and it is not in it"))
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "it stands in map_err, which passes by value")]
+pub(super) fn unreadable(error: io::Error) -> Problem {
+    blame(&error, "the archive can't be read", || "it can't be read".to_owned())
+}
+
+/// What the kernel says is not the archive's fault.
+fn blame(error: &io::Error, corrupt: &str, failed: impl FnOnce() -> String) -> Problem {
+    match error.raw_os_error() {
+        None => Problem::corrupt(format!("{corrupt}: {error}")),
+        Some(_) => Problem::Archive { reason: format!("{}: {error}", failed()) },
+    }
+}
+
+fn compression(file: &File) -> io::Result<Option<&'static str>> {
+    let mut beginning = [0; 6];
+    let read = file.read_at(&mut beginning, 0)?;
+    Ok(magic(&beginning[..read]))
+}
+
+fn magic(beginning: &[u8]) -> Option<&'static str> {
+    MAGICS.into_iter().find(|(magic, _)| beginning.starts_with(magic)).map(|(_, name)| name)
+}
+
+/// The whole archive in a file that goes with its descriptor.
+fn decompressed(mut file: &File, scratch: &Path) -> Result<File, Problem> {
+    let failed = |error: io::Error| {
+        let doing = || format!("it can't be decompressed in {}", scratch.display());
+        blame(&error, "the archive can't be decompressed", doing)
+    };
+    file.seek(SeekFrom::Start(0)).map_err(failed)?;
+    let mut whole = tempfile::tempfile_in(scratch).map_err(failed)?;
+    let mut decoder = MultiGzDecoder::new(BufReader::new(file)).take(DECOMPRESSED_LIMIT_BYTES + 1);
+    let size_bytes = io::copy(&mut decoder, &mut whole).map_err(failed)?;
+    super::manifest::check_size("the decompressed archive", size_bytes, DECOMPRESSED_LIMIT_BYTES)?;
+    Ok(whole)
+}
+
+/// What an extension header says of the entry behind it.
+#[derive(Default)]
+struct Extension {
+    path: Option<String>,
+    link: Option<String>,
+}
+
+/// Of two entries of one path the later counts, as when it is unpacked.
+fn entries(mut file: &File) -> Result<HashMap<String, Entry>, Problem> {
+    file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
+    let mut archive = tar::Archive::new(file);
+    let mut found = HashMap::new();
+    let mut extension = Extension::default();
+    // Raw, since otherwise extension headers of any size are read into memory.
+    for (number, entry) in archive.entries_with_seek().map_err(unreadable)?.raw(true).enumerate() {
+        let mut entry = entry.map_err(unreadable)?;
+        if number >= ENTRIES_LIMIT {
+            return Err(Problem::unsupported(format!("an archive of more than {ENTRIES_LIMIT} entries")));
+        }
+        let header = entry.header().clone();
+        let kind = header.entry_type();
+        if matches!(kind, EntryType::GNULongName | EntryType::GNULongLink | EntryType::XHeader) {
+            read_extension(kind, &mut entry, &mut extension)?;
+            continue;
+        }
+        let Extension { path, link } = std::mem::take(&mut extension);
+        let path = path.unwrap_or_else(|| lossy(&header.path_bytes()));
+        let linked = link.or_else(|| header.link_name_bytes().map(|name| lossy(&name))).unwrap_or_default();
+        let Some(path) = normal("", &path) else { continue };
+        let made = match kind {
+            EntryType::Regular | EntryType::Continuous => {
+                let extent = Extent { at: entry.raw_file_position(), size_bytes: entry.size() };
+                Entry::File(extent)
+            }
+            EntryType::Symlink => {
+                let from = path.rsplit_once('/').map_or("", |(directory, _)| directory);
+                match normal(from, &linked) {
+                    Some(to) => Entry::Link(to),
+                    None => continue,
+                }
+            }
+            EntryType::Link => match normal("", &linked) {
+                Some(to) => Entry::Link(to),
+                None => continue,
+            },
+            _ => continue,
+        };
+        found.insert(path, made);
+    }
+    if found.is_empty() {
+        return Err(Problem::corrupt("the archive has no files in it"));
+    }
+    Ok(found)
+}
+
+fn read_extension(kind: EntryType, entry: &mut impl Read, extension: &mut Extension) -> Result<(), Problem> {
+    let mut bytes = Vec::new();
+    entry.take(EXTENSION_LIMIT_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    super::manifest::check_size("an extension header", bytes.len() as u64, EXTENSION_LIMIT_BYTES)?;
+    let name = || lossy(bytes.split(|byte| *byte == 0).next().unwrap_or_default());
+    match kind {
+        EntryType::GNULongName => extension.path = Some(name()),
+        EntryType::GNULongLink => extension.link = Some(name()),
+        _ => {
+            for attribute in tar::PaxExtensions::new(&bytes) {
+                let attribute = attribute.map_err(unreadable)?;
+                match attribute.key_bytes() {
+                    b"path" => extension.path = Some(lossy(attribute.value_bytes())),
+                    b"linkpath" => extension.link = Some(lossy(attribute.value_bytes())),
+                    b"size" => {
+                        let reason = "an archive with an entry of more than 8 GiB in pax form; write it in GNU's form \
+                                      (tar --format=gnu)";
+                        return Err(Problem::unsupported(reason));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A path from the archive's root on; none where it leads out of it.
+fn normal(from: &str, path: &str) -> Option<String> {
+    let from = if path.starts_with('/') { "" } else { from };
+    let mut parts: Vec<&str> = from.split('/').filter(|part| !part.is_empty()).collect();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()?),
+            part => parts.push(part),
+        }
+    }
+    Some(parts.join("/"))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// An archive of these files and links.
+    pub(in crate::containerd::images) fn archive(files: &[(&str, &[u8])], links: &[(&str, &str)]) -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (path, bytes) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            header.set_mode(0o644);
+            tar.append_data(&mut header, path, *bytes).unwrap();
+        }
+        for (path, to) in links {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(EntryType::Symlink);
+            header.set_size(0);
+            tar.append_link(&mut header, path, to).unwrap();
+        }
+        tar.into_inner().unwrap()
+    }
+
+    pub(in crate::containerd::images) fn opened(bytes: &[u8]) -> Result<Archive, Problem> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        Archive::open(&Arc::new(file), &std::env::temp_dir())
+    }
+
+    #[test]
+    fn files_are_found_by_path_and_by_link() {
+        let long = "x/".repeat(120) + "layer.tar";
+        let archive = archive(
+            &[("./a/layer.tar", b"layer"), (&long, b"deep"), ("b", b"old"), ("b", b"new")],
+            &[("c/layer.tar", "../a/layer.tar"), ("out", "../../etc/passwd"), ("loop", "loop")],
+        );
+        let found = opened(&archive).unwrap();
+        let read = |path: &str| found.read(path, 100).map(|bytes| lossy(&bytes));
+        assert_eq!(read("a/layer.tar").unwrap(), "layer");
+        assert_eq!(read("c/layer.tar").unwrap(), "layer");
+        assert_eq!(read(&long).unwrap(), "deep");
+        assert_eq!(read("b").unwrap(), "new");
+        for path in ["out", "loop", "none", "../a/layer.tar"] {
+            assert!(read(path).unwrap_err().to_string().contains(path), "{path}");
+        }
+        assert!(found.read("b", 2).unwrap_err().to_string().contains("more than 2"));
+    }
+
+    #[test]
+    fn a_compressed_archive_is_decompressed_or_refused_by_name() {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&archive(&[("a", b"b")], &[])).unwrap();
+        let gzip = gzip.finish().unwrap();
+        assert_eq!(opened(&gzip).unwrap().read("a", 1).unwrap(), b"b");
+        let cut = opened(&gzip[..gzip.len() / 2]).unwrap_err();
+        assert!(matches!(cut, Problem::Corrupt { .. }), "{cut}");
+        for (magic, name) in &MAGICS[1..] {
+            let error = opened(&[magic, &[0; 600][..]].concat()).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("gzip"), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_archive_is_corrupt_and_costs_no_memory() {
+        for bytes in [&b""[..], b"hello", &[b'x'; 2000], &[0; 2048]] {
+            let error = opened(bytes).unwrap_err();
+            assert!(matches!(error, Problem::Corrupt { .. }), "{error}");
+        }
+        // A name of a gigabyte, which takes no room on the disk.
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(EntryType::GNULongName);
+        header.set_size(1 << 30);
+        header.set_cksum();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(header.as_bytes()).unwrap();
+        file.set_len(2 << 30).unwrap();
+        let error = Archive::open(&Arc::new(file), &std::env::temp_dir()).unwrap_err().to_string();
+        assert!(error.contains("extension header"), "{error}");
+    }
+}

@@ -1,0 +1,250 @@
+//! Images from an archive instead of a registry: the one that is meant is stored blob by blob, each checked by its digest,
+//! and unpacked as a pulled one is.
+//!
+//! Its record bears a name of its own, with the digest in it. So what one job has loaded never is what another one gets
+//! that names an image of a registry, whatever its archive says it is; and the same archive is loaded once.
+//! Source of the facts: docker `image/tarexport`, for what an archive of docker's has in it.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use oci_spec::image::{Descriptor, Digest, ImageConfiguration, ImageManifest, MediaType};
+use serde_json::json;
+use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
+
+use super::super::{Containerd, Error, Labels, Problem};
+use super::archive::{self, Archive, Extent};
+use super::content::{Ingest, Role};
+use super::documents::Documents;
+use super::lease::PullLease;
+use super::manifest::{self, CONFIG_LIMIT_BYTES, Document, Layout, MANIFEST_LIMIT_BYTES};
+use super::present::Present;
+use super::pull::{bare, check_blob, check_digest};
+use super::reference::Reference;
+use super::saved::{self, Form};
+use super::{Image, host, image_of};
+
+/// Well below the daemon's limit for a message.
+const PART_BYTES: u64 = 1024 * 1024;
+/// In front of the names of loaded images. No job's name of an image begins with it, since each has a registry's in front.
+const NAME_PREFIX: &str = "loaded/";
+const DOCKERS_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+const DOCKERS_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+const DOCKERS_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
+
+/// An archive of images that is held open, and what is wanted of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    pub file: Arc<File>,
+    /// What errors call it.
+    pub shown: String,
+    /// Where it is decompressed, if it has to be.
+    pub scratch: PathBuf,
+    /// None is the only image in it.
+    pub wanted: Option<Reference>,
+}
+
+/// An image in an archive, and where its blobs are there.
+struct Found {
+    archive: Arc<Archive>,
+    name: String,
+    documents: Documents,
+    /// Of its layers, in order.
+    extents: Vec<Extent>,
+    layout: Arc<Layout>,
+}
+
+impl Containerd {
+    /// The image of an archive, unpacked.
+    ///
+    /// # Errors
+    /// Each names the archive. That it takes too long is transient.
+    pub(crate) async fn load(&self, source: Source, timeout: Duration) -> Result<Image, Error> {
+        self.check_snapshotter().await?;
+        let doing = format!("load {}", source.shown);
+        let this = self.clone();
+        // On its own, so that a caller who goes away leaves nothing half done.
+        let loaded = tokio::spawn(async move { this.load_within(source, timeout).await }).await;
+        let broke = |error| Problem::Archive { reason: format!("reading it broke off: {error}") };
+        loaded.map_err(|error| broke(error).during("wait")).flatten().map_err(|error| error.context(&doing))
+    }
+
+    async fn load_within(&self, source: Source, timeout: Duration) -> Result<Image, Error> {
+        let until = Instant::now() + timeout;
+        let late = || Problem::Deadline { after: timeout }.during("store and unpack");
+        let found = tokio::time::timeout_at(until, find(source)).await.map_err(|_| late())??;
+        if let Present::Ready(layout) = self.present_as(&found.name, None).await? {
+            return Ok(image_of(&found.name, &layout));
+        }
+        let lease = PullLease::take(self, &found.name).await?;
+        let outcome = tokio::time::timeout_at(until, self.store(found, &lease)).await;
+        let outcome = outcome.unwrap_or_else(|_| Err(late()));
+        lease.end(outcome.is_ok()).await;
+        outcome
+    }
+
+    /// Layers first, each unpacked as soon as it is here, and the record last, as in a pull.
+    async fn store(&self, found: Found, lease: &PullLease) -> Result<Image, Error> {
+        let Found { archive, name, documents, extents, layout } = found;
+        for (layer, extent) in layout.layers.iter().zip(extents) {
+            if let Some(ingest) = self.ingest(Role::Layer, &layer.blob, lease).await? {
+                copy(&archive, extent, &layer.blob, ingest).await?;
+            }
+            self.unpack(layer, lease.id()).await?;
+        }
+        let target = self.store_documents(documents, &layout, &Labels::new(), lease).await?;
+        self.record_image(name.clone(), &target, lease).await?;
+        self.shared.images.known.remember(self.snapshotter(), target.digest().as_ref(), &layout);
+        Ok(image_of(&name, &layout))
+    }
+}
+
+async fn copy(
+    archive: &Arc<Archive>,
+    extent: Extent,
+    blob: &Descriptor,
+    mut ingest: Ingest,
+) -> Result<(), Error> {
+    let failed = |problem: Problem| problem.during(format!("read layer {}", blob.digest()));
+    let mut hasher = Sha256::new();
+    let mut done_bytes = 0;
+    while done_bytes < extent.size_bytes {
+        let size_bytes = PART_BYTES.min(extent.size_bytes - done_bytes);
+        let part = Extent { at: extent.at + done_bytes, size_bytes };
+        let archive = Arc::clone(archive);
+        let read =
+            off_thread(move || archive.part(part).map_err(archive::unreadable)).await.map_err(failed)?;
+        hasher.update(&read);
+        done_bytes += size_bytes;
+        if done_bytes == extent.size_bytes {
+            check_digest(blob.digest().as_ref(), &manifest::digest_text(&hasher.clone().finalize()))
+                .map_err(failed)?;
+        }
+        ingest.write(read).await?;
+    }
+    ingest.commit(Labels::new()).await
+}
+
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+) -> Result<T, Problem> {
+    let broke = |error| Problem::Archive { reason: format!("reading it broke off: {error}") };
+    tokio::task::spawn_blocking(work).await.map_err(broke)?
+}
+
+async fn find(source: Source) -> Result<Found, Error> {
+    off_thread(move || {
+        let Source { file, shown: _, scratch, wanted } = source;
+        let archive = Archive::open(&file, &scratch)?;
+        let images = saved::images(&archive, &host())?;
+        let chosen = saved::choose(&images, wanted.as_ref())?;
+        let named =
+            wanted.or_else(|| chosen.name()).map_or_else(|| "image".to_owned(), |name| name.without_digest());
+        let (manifest_digest, documents, extents) = match &chosen.form {
+            Form::Oci(descriptor) => of_oci(&archive, descriptor)?,
+            Form::Docker { config, layers } => of_docker(&archive, config, layers)?,
+        };
+        let layout = Layout::new(&manifest_digest, &documents.manifest, &documents.config, &host())?;
+        let name = format!("{NAME_PREFIX}{named}@{}", documents.target.digest());
+        Ok(Found { archive: Arc::new(archive), name, documents, extents, layout: Arc::new(layout) })
+    })
+    .await
+    .map_err(|problem| problem.during("look into it"))
+}
+
+type Parts = (String, Documents, Vec<Extent>);
+
+fn of_oci(archive: &Archive, target: &Descriptor) -> Result<Parts, Problem> {
+    let read = |descriptor: &Descriptor, limit_bytes| {
+        manifest::check_algorithm(descriptor)?;
+        let bytes = archive.read(&saved::blob_path(descriptor), limit_bytes)?;
+        check_blob(descriptor, &bytes)?;
+        Ok::<_, Problem>(bytes)
+    };
+    let target_bytes = read(target, MANIFEST_LIMIT_BYTES)?;
+    let (media_type, document) = manifest::parse(target.media_type().as_ref(), &target_bytes)?;
+    let (manifest, chosen) = match document {
+        Document::Manifest(manifest) => (manifest, None),
+        Document::Index(index) => {
+            let (place, descriptor) = manifest::choose(&index, &host())?;
+            let bytes = read(descriptor, MANIFEST_LIMIT_BYTES)?;
+            match manifest::parse(descriptor.media_type().as_ref(), &bytes)?.1 {
+                Document::Manifest(manifest) => (manifest, Some((place, bare(descriptor), bytes))),
+                Document::Index(_) => return Err(Problem::unsupported("an index in an index")),
+            }
+        }
+    };
+    manifest::check_config(manifest.config())?;
+    let config = read(manifest.config(), CONFIG_LIMIT_BYTES)?;
+    let extents = manifest.layers().iter().map(|layer| {
+        let path = saved::blob_path(layer);
+        let extent = archive.find(&path).ok_or_else(|| archive::missing(&path))?;
+        manifest::check_same_size(layer, extent.size_bytes)?;
+        Ok(extent)
+    });
+    let extents = extents.collect::<Result<_, Problem>>()?;
+    let target =
+        Descriptor::new(MediaType::from(media_type.as_str()), target.size(), target.digest().clone());
+    let digest =
+        chosen.as_ref().map_or(target.digest(), |(_, descriptor, _)| descriptor.digest()).to_string();
+    Ok((digest, Documents { target, target_bytes, chosen, manifest, config }, extents))
+}
+
+/// An archive of docker's has no manifest: it gets the one that docker would push.
+fn of_docker(archive: &Archive, config: &str, layers: &[String]) -> Result<Parts, Problem> {
+    let config = archive.read(config, CONFIG_LIMIT_BYTES)?;
+    let parsed: ImageConfiguration = serde_json::from_slice(&config)
+        .map_err(|error| Problem::corrupt(format!("the configuration can't be read: {error}")))?;
+    let diff_ids = parsed.rootfs().diff_ids();
+    if diff_ids.len() != layers.len() {
+        let reason =
+            format!("manifest.json has {} layers, the configuration {}", layers.len(), diff_ids.len());
+        return Err(Problem::corrupt(reason));
+    }
+    let mut extents = Vec::with_capacity(layers.len());
+    let mut described = Vec::with_capacity(layers.len());
+    for (path, diff_id) in layers.iter().zip(diff_ids) {
+        let extent = archive.find(path).ok_or_else(|| archive::missing(path))?;
+        let (suffix, digest) = match archive.compression(extent).map_err(archive::unreadable)? {
+            None => ("", diff_id.clone()),
+            Some("gzip") => (".gzip", hash(archive, extent)?),
+            Some("zstd") => (".zstd", hash(archive, extent)?),
+            Some(other) => {
+                return Err(Problem::unsupported(format!(
+                    "layer {path} is compressed by {other}, which can't be unpacked"
+                )));
+            }
+        };
+        let media_type = format!("{DOCKERS_LAYER}{suffix}");
+        described.push(json!({"mediaType": media_type, "size": extent.size_bytes, "digest": digest}));
+        extents.push(extent);
+    }
+    let of_config =
+        json!({"mediaType": DOCKERS_CONFIG, "size": config.len(), "digest": manifest::digest_of(&config)});
+    let target_bytes = json!({
+        "schemaVersion": 2, "mediaType": DOCKERS_MANIFEST, "config": of_config, "layers": described,
+    });
+    let target_bytes = target_bytes.to_string().into_bytes();
+    let digest = manifest::digest_of(&target_bytes);
+    let manifest: Box<ImageManifest> = serde_json::from_slice(&target_bytes)
+        .map_err(|error| Problem::corrupt(format!("its digests can't be read: {error}")))?;
+    let parsed: Digest = digest.parse().map_err(|_| Problem::corrupt("an impossible digest"))?;
+    let target = Descriptor::new(MediaType::from(DOCKERS_MANIFEST), target_bytes.len() as u64, parsed);
+    Ok((digest, Documents { target, target_bytes, chosen: None, manifest, config }, extents))
+}
+
+/// The digest of a file in the archive.
+fn hash(archive: &Archive, extent: Extent) -> Result<String, Problem> {
+    let mut hasher = Sha256::new();
+    let mut done_bytes = 0;
+    while done_bytes < extent.size_bytes {
+        let size_bytes = PART_BYTES.min(extent.size_bytes - done_bytes);
+        let part = archive.part(Extent { at: extent.at + done_bytes, size_bytes });
+        hasher.update(part.map_err(archive::unreadable)?);
+        done_bytes += size_bytes;
+    }
+    Ok(manifest::digest_text(&hasher.finalize()))
+}

@@ -1,0 +1,248 @@
+//! The images that an archive says it holds, in either of the forms in which they are saved, and which of them is meant.
+//!
+//! Source of the facts: docker `image/spec/spec-1.2.md` (`manifest.json`); OCI image-spec v1.1 `image-layout.md`,
+//! `annotations.md`; containerd `images/archive/importer.go` @ v1.6.20 (the annotations that carry names).
+
+use std::collections::HashMap;
+
+use oci_spec::image::{Arch, Descriptor, ImageIndex, Os};
+use serde::Deserialize;
+
+use super::super::Problem;
+use super::archive::Archive;
+use super::manifest::{self, CONFIG_LIMIT_BYTES, MANIFEST_LIMIT_BYTES};
+use super::reference::Reference;
+
+const IMAGES_LIMIT: usize = 1000;
+/// Of the annotations that carry an image's name, the one with the whole of it first.
+const NAME_ANNOTATIONS: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Saved {
+    /// As the archive has them; one may be a mere tag.
+    names: Vec<String>,
+    /// By which it can be meant, too.
+    digest: String,
+    /// Whether it is said to be for another kind of host.
+    is_foreign: bool,
+    pub(super) form: Form,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// An index or a manifest among the archive's blobs.
+    Oci(Box<Descriptor>),
+    /// The paths of a configuration and of layers.
+    Docker { config: String, layers: Vec<String> },
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerEntry {
+    config: String,
+    repo_tags: Option<Vec<String>>,
+    layers: Option<Vec<String>>,
+}
+
+/// Where a blob is in an archive of the OCI's form.
+pub(super) fn blob_path(descriptor: &Descriptor) -> String {
+    format!("blobs/{}", descriptor.digest().to_string().replacen(':', "/", 1))
+}
+
+/// # Errors
+/// Corrupt or unsupported if it is no archive of images.
+pub(super) fn images(archive: &Archive, host: &Arch) -> Result<Vec<Saved>, Problem> {
+    let images = if archive.find("oci-layout").is_some() && archive.find("index.json").is_some() {
+        of_oci(&archive.read("index.json", MANIFEST_LIMIT_BYTES)?, host)?
+    } else if archive.find("manifest.json").is_some() {
+        let entries: Vec<DockerEntry> =
+            serde_json::from_slice(&archive.read("manifest.json", MANIFEST_LIMIT_BYTES)?)
+                .map_err(|error| Problem::corrupt(format!("its manifest.json can't be read: {error}")))?;
+        if entries.len() > IMAGES_LIMIT {
+            return Err(Problem::unsupported(format!("an archive of more than {IMAGES_LIMIT} images")));
+        }
+        entries.into_iter().map(|entry| of_docker(archive, entry)).collect::<Result<_, _>>()?
+    } else if archive.find("repositories").is_some() {
+        let reason = "an archive of docker before 1.10; load it there, and save it again by a newer one";
+        return Err(Problem::unsupported(reason));
+    } else {
+        let reason = "an archive that is no image: it has neither manifest.json (docker save) nor oci-layout and index.json";
+        return Err(Problem::unsupported(reason));
+    };
+    if images.is_empty() {
+        return Err(Problem::Archive { reason: "there is no image in it".to_owned() });
+    }
+    Ok(images)
+}
+
+fn of_oci(index: &[u8], host: &Arch) -> Result<Vec<Saved>, Problem> {
+    let index: ImageIndex = serde_json::from_slice(index)
+        .map_err(|error| Problem::corrupt(format!("its index.json can't be read: {error}")))?;
+    if index.manifests().len() > IMAGES_LIMIT {
+        return Err(Problem::unsupported(format!("an archive of more than {IMAGES_LIMIT} images")));
+    }
+    let saved = |descriptor: &Descriptor| {
+        let none = HashMap::new();
+        let annotations = descriptor.annotations().as_ref().unwrap_or(&none);
+        let name = NAME_ANNOTATIONS.into_iter().find_map(|key| annotations.get(key));
+        let platform = descriptor.platform().as_ref();
+        Saved {
+            names: name.cloned().into_iter().collect(),
+            digest: descriptor.digest().to_string(),
+            is_foreign: platform
+                .is_some_and(|platform| *platform.os() != Os::Linux || platform.architecture() != host),
+            form: Form::Oci(Box::new(descriptor.clone())),
+        }
+    };
+    Ok(index.manifests().iter().map(saved).collect())
+}
+
+/// What docker calls the image's id is the digest of its configuration.
+fn of_docker(archive: &Archive, entry: DockerEntry) -> Result<Saved, Problem> {
+    let DockerEntry { config, repo_tags, layers } = entry;
+    let digest = manifest::digest_of(&archive.read(&config, CONFIG_LIMIT_BYTES)?);
+    let form = Form::Docker { config, layers: layers.unwrap_or_default() };
+    Ok(Saved { names: repo_tags.unwrap_or_default(), digest, is_foreign: false, form })
+}
+
+/// The one that goes by that name, or, where none is wanted, the only one. One that goes by no name at all may be any,
+/// if it is the only one.
+///
+/// # Errors
+/// Says which there are.
+pub(super) fn choose<'a>(images: &'a [Saved], wanted: Option<&Reference>) -> Result<&'a Saved, Problem> {
+    let native: Vec<&Saved> = images.iter().filter(|image| !image.is_foreign).collect();
+    // What is foreign as a whole is refused where its own words are read.
+    let images: Vec<&Saved> = if native.is_empty() { images.iter().collect() } else { native };
+    let fits = |image: &&&Saved| wanted.is_none_or(|wanted| image.is(wanted, images.len() == 1));
+    let mut fitting = images.iter().filter(fits);
+    match (fitting.next(), fitting.next(), wanted) {
+        // Of two by one name, the first: so an index is read.
+        (Some(image), None, _) | (Some(image), Some(_), Some(_)) => Ok(image),
+        (_, _, Some(wanted)) => Err(Problem::Archive {
+            reason: format!("there is no {wanted} in it (the option image), only {}", named(&images)),
+        }),
+        (_, _, None) => Err(Problem::Archive {
+            reason: format!(
+                "there are several images in it, {}; say which by the option image, and name the archive by load",
+                named(&images)
+            ),
+        }),
+    }
+}
+
+fn named(images: &[&Saved]) -> String {
+    let name = |image: &&Saved| match &image.names[..] {
+        [] => image.digest.clone(),
+        names => names.join(", "),
+    };
+    images.iter().map(name).collect::<Vec<_>>().join(", ")
+}
+
+impl Saved {
+    /// A name for the image, if the archive has a whole one.
+    pub(super) fn name(&self) -> Option<Reference> {
+        self.names.iter().filter(|name| name.contains([':', '/'])).find_map(|name| name.parse().ok())
+    }
+
+    fn is(&self, wanted: &Reference, is_only: bool) -> bool {
+        let goes_by = |name: &String| {
+            // Some write the tag alone.
+            wanted.tag() == Some(name)
+                || name.parse::<Reference>().is_ok_and(|name| wanted.is_named_as(&name))
+        };
+        let is_named = self.names.iter().any(goes_by) || (self.names.is_empty() && is_only);
+        match wanted.digest() {
+            None => is_named,
+            // Few archives say what an image was called that was named by its digest.
+            Some(digest) => digest == self.digest && (is_named || wanted.tag().is_none()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::archive::tests::{archive, opened};
+    use super::*;
+
+    const A: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
+    fn saved(names: &[&str]) -> Saved {
+        let form = Form::Docker { config: String::new(), layers: Vec::new() };
+        let names = names.iter().map(ToString::to_string).collect();
+        Saved { names, digest: A.to_owned(), is_foreign: false, form }
+    }
+
+    fn chosen(images: &[Saved], wanted: Option<&str>) -> Result<Vec<String>, String> {
+        let wanted = wanted.map(|wanted| wanted.parse::<Reference>().unwrap());
+        let chosen = choose(images, wanted.as_ref()).map_err(|problem| problem.to_string())?;
+        Ok(chosen.names.clone())
+    }
+
+    #[test]
+    fn the_image_that_is_named_is_taken() {
+        let several = [saved(&["busybox:1"]), saved(&["docker.io/library/redis:7", "redis:alpine"])];
+        for wanted in ["redis:alpine", "docker.io/library/redis:7", "docker.io/redis:7"] {
+            assert_eq!(chosen(&several, Some(wanted)).unwrap()[1], "redis:alpine");
+        }
+        let error = chosen(&several, Some("redis")).unwrap_err();
+        assert!(error.contains("library/redis:latest") && error.contains("busybox:1, docker.io"), "{error}");
+        let error = chosen(&several, None).unwrap_err();
+        assert!(error.contains("busybox:1") && error.contains("load"), "{error}");
+        assert_eq!(chosen(&several[..1], None).unwrap(), ["busybox:1"]);
+    }
+
+    #[test]
+    fn one_without_a_name_is_taken_if_it_is_the_only_one() {
+        assert!(chosen(&[saved(&[])], Some("any:1")).is_ok());
+        assert!(chosen(&[saved(&[]), saved(&["x:2"])], Some("any:1")).is_err());
+        assert!(chosen(&[saved(&["alpine"])], Some("redis:alpine")).is_ok(), "a mere tag");
+        assert!(chosen(&[saved(&["other:1"])], Some("any:1")).is_err());
+    }
+
+    #[test]
+    fn a_digest_has_to_be_the_images_own() {
+        let other = format!("sha256:{}", "b".repeat(64));
+        assert!(chosen(&[saved(&["redis:7"])], Some(&format!("redis@{A}"))).is_ok());
+        assert!(chosen(&[saved(&["redis:7"])], Some(&format!("redis:7@{A}"))).is_ok());
+        assert!(chosen(&[saved(&["redis:7"])], Some(&format!("redis:8@{A}"))).is_err());
+        assert!(chosen(&[saved(&["redis:7"])], Some(&format!("redis:7@{other}"))).is_err());
+    }
+
+    #[test]
+    fn both_forms_are_told_from_what_is_no_image() {
+        let found = |files: &[(&str, &[u8])]| {
+            images(&opened(&archive(files, &[])).unwrap(), &Arch::Amd64)
+                .map_err(|problem| problem.to_string())
+        };
+        let docker =
+            json!([{"Config": "c.json", "RepoTags": ["a:1"], "Layers": ["l/layer.tar"]}]).to_string();
+        let images = found(&[("manifest.json", docker.as_bytes()), ("c.json", b"{}")]).unwrap();
+        assert_eq!(
+            (images[0].names[0].as_str(), images[0].digest.as_str()),
+            ("a:1", &*manifest::digest_of(b"{}"))
+        );
+        let entry = |architecture: &str| {
+            json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": A, "size": 2,
+                   "platform": {"os": "linux", "architecture": architecture},
+                   "annotations": {"org.opencontainers.image.ref.name": "1"}})
+        };
+        let index = json!({"schemaVersion": 2, "manifests": [entry("arm64"), entry("amd64")]}).to_string();
+        let images = found(&[("oci-layout", b"{}"), ("index.json", index.as_bytes())]).unwrap();
+        assert_eq!(images.iter().map(|image| image.is_foreign).collect::<Vec<_>>(), [true, false]);
+        assert!(!choose(&images, None).unwrap().is_foreign);
+        for (files, words) in [
+            (&[("repositories", &b"{}"[..])][..], "before 1.10"),
+            (&[("etc/passwd", b"")], "neither manifest.json"),
+            (&[("manifest.json", b"[]")], "no image"),
+            (&[("manifest.json", b"{")], "manifest.json"),
+            (&[("manifest.json", docker.as_bytes())], "c.json"),
+            (&[("oci-layout", b"{}"), ("index.json", b"[]")], "index.json"),
+        ] {
+            let error = found(files).unwrap_err();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+}
