@@ -69,6 +69,8 @@ impl Refusal {
 
 /// "Try again later", and the two by which a plugin says that it is not ready.
 const LATER: [u64; 3] = [11, 50, 51];
+/// The plugin does not speak the network's version.
+const OTHER_VERSION: u64 = 1;
 const UNKNOWN_CONTAINER: u64 = 3;
 
 impl Error {
@@ -90,7 +92,19 @@ impl Error {
 
     /// Whether a plugin says that it does not know the container: there is nothing to undo.
     pub(super) fn is_unknown_container(&self) -> bool {
-        matches!(self, Self::Plugin(failure) if failure.refusal.code == Some(UNKNOWN_CONTAINER))
+        self.code() == Some(UNKNOWN_CONTAINER)
+    }
+
+    /// Whether a plugin says that it can't be spoken to in the network's version.
+    pub(super) fn is_other_version(&self) -> bool {
+        self.code() == Some(OTHER_VERSION)
+    }
+
+    fn code(&self) -> Option<u64> {
+        match self {
+            Self::Plugin(failure) => failure.refusal.code,
+            _ => None,
+        }
     }
 
     /// Whether the job, or the network's file, has to change first.

@@ -117,11 +117,12 @@ impl Cni {
             network: network.clone(),
             attached,
             directories: self.directories.clone(),
+            answered: 0,
             result: None,
         };
         kept.write(record).await?;
         let mut added = Added::default();
-        for (number, plugin) in network.plugins.iter().enumerate() {
+        for plugin in &network.plugins {
             let attached = &kept.attached;
             let request = plugin.request(network, &attached.arguments, kept.result.as_ref());
             let call = Call { attached: Some(attached), ..self.call(network, plugin, "ADD") };
@@ -130,7 +131,8 @@ impl Cni {
             added = Added::read(&result, &attached.if_name)
                 .map_err(|why| call.garbage(&format!("its result is none: {why}"), &out))?;
             kept.result = Some(result);
-            if number + 1 == network.plugins.len() {
+            kept.answered += 1;
+            if kept.answered == network.plugins.len() {
                 kept.phase = Phase::Added;
             }
             kept.write(record).await?;
@@ -151,17 +153,22 @@ impl Cni {
         kept.phase = Phase::Deleting;
         kept.write(record).await?;
         let directories = self.with(&kept.directories);
-        let Record { phase: _, network, mut attached, directories: _, result } = kept;
+        let Record { phase: _, network, mut attached, directories: _, answered, result } = kept;
         if !netns::is_kept(&attached.netns) {
             attached.netns = PathBuf::new();
         }
         let previous = result.as_ref().filter(|_| network.version() >= Version::WITH_CHECK);
         let mut errors = Vec::new();
-        for plugin in network.plugins.iter().rev() {
+        for (number, plugin) in network.plugins.iter().enumerate().rev() {
             let request = plugin.request(&network, &attached.arguments, previous);
             let (attached, directories) = (Some(&attached), &directories[..]);
             let call = Call { attached, directories, ..self.call(&network, plugin, "DEL") };
-            errors.extend(call.make(request).await.err().filter(|error| !error.is_unknown_container()));
+            let Err(error) = call.make(request).await else { continue };
+            if number > answered || number == answered && error.is_other_version() {
+                tracing::debug!(%error, "a CNI plugin that has done nothing can't undo it");
+            } else if !error.is_unknown_container() {
+                errors.push(error);
+            }
         }
         Error::all(errors)?;
         Record::remove(record).await
@@ -176,7 +183,7 @@ impl Cni {
             let source = std::io::ErrorKind::NotFound;
             return Err(Error::io("find what was attached in", record)(source));
         };
-        let Record { phase: _, network, attached, directories, result } = kept;
+        let Record { phase: _, network, attached, directories, answered: _, result } = kept;
         if network.disable_check || network.version() < Version::WITH_CHECK {
             return Ok(());
         }

@@ -20,7 +20,9 @@ pub(super) struct Record {
     pub attached: Attached,
     /// Where the plugins were; the operator may have moved them since.
     pub directories: Vec<PathBuf>,
-    /// That of the last plugin which has answered.
+    /// How many plugins have connected it, in their order. The next one may have begun.
+    pub answered: usize,
+    /// That of the last one which has.
     pub result: Option<Value>,
 }
 

@@ -183,6 +183,20 @@ async fn what_failed_half_way_is_undone_by_all_plugins_though_some_fail_again() 
 }
 
 #[tokio::test]
+async fn a_plugin_that_has_done_nothing_holds_no_removal_up() {
+    let other_version = "echo '{\"code\": 1, \"msg\": \"incompatible CNI versions\"}'; exit 1";
+    let place = Place::new("0.3.1", &[("one", ANSWER), ("two", other_version), ("three", "exit 1")]);
+    assert!(place.add().await.is_err());
+    place.cni.delete(&place.record()).await.unwrap();
+    assert_eq!(place.order()[2..], ["three DEL", "two DEL", "one DEL"]);
+    // One that was updated since can't undo what it did.
+    let place = Place::new("0.3.1", &[("one", ANSWER)]);
+    place.add().await.unwrap();
+    place.plugin("one", other_version);
+    assert!(place.cni.delete(&place.record()).await.is_err());
+}
+
+#[tokio::test]
 async fn a_plugin_that_is_not_ready_yet_is_worth_another_try() {
     for (code, transient) in [(11, true), (50, true), (51, true), (3, false), (100, false)] {
         let script = format!("echo '{{\"code\": {code}, \"msg\": \"later\"}}'; exit 1");
@@ -224,6 +238,7 @@ async fn a_plugin_whose_starter_is_gone_is_ended_before_its_work_is_undone() {
         attached: attachment.settle(&network).unwrap(),
         directories: vec![place.path("bin")],
         network,
+        answered: 0,
         result: None,
     };
     kept.write(&record).await.unwrap();
