@@ -75,7 +75,7 @@ pub(crate) struct Dns {
 }
 
 /// An attachment in the form that is kept: what its removal needs.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Attached {
     pub container_id: String,
     pub netns: PathBuf,

@@ -68,7 +68,6 @@ impl DefaultNetwork {
             versions: vec![Version::WITHOUT_FAMILY, Version::WITH_STATUS],
             // Debian 12's portmap looks for rules of version 6, though the task has no such address.
             disable_check: true,
-            disable_gc: false,
         })
     }
 }

@@ -82,7 +82,7 @@ fn network(path: &Path, name: String, body: Map<String, Value>) -> Result<Networ
     let fail = |why: String| Error::Config { origin: origin.clone(), why };
     let versions = versions(&body).map_err(fail)?;
     let flag = |key| flag(&body, key).map_err(fail);
-    let (disable_check, disable_gc) = (flag("disableCheck")?, flag("disableGC")?);
+    let disable_check = flag("disableCheck")?;
     let is_list = path.extension().is_some_and(|ending| ending == "conflist");
     let plugins = if is_list {
         let inlined = flag("loadOnlyInlinedPlugins")?;
@@ -100,7 +100,7 @@ fn network(path: &Path, name: String, body: Map<String, Value>) -> Result<Networ
     if plugins.is_empty() {
         return Err(fail("it has no plugins".to_owned()));
     }
-    Ok(Network { name, origin, versions, disable_check, disable_gc, plugins })
+    Ok(Network { name, origin, versions, disable_check, plugins })
 }
 
 /// Plugins of the list itself.
@@ -182,7 +182,7 @@ mod tests {
         network.plugins.iter().map(|plugin| plugin.kind.as_str()).collect()
     }
 
-    const LIST: &str = r#"{"cniVersion": "1.0.0", "name": "web", "disableCheck": "True", "disableGC": true,
+    const LIST: &str = r#"{"cniVersion": "1.0.0", "name": "web", "disableCheck": "True",
         "plugins": [{"type": "bridge"}, {"type": "portmap"}]}"#;
 
     #[test]
@@ -192,7 +192,7 @@ mod tests {
         let network =
             found(&[("00.conf", single), ("20.conflist", &other), ("10.conflist", LIST)], "web").unwrap();
         assert_eq!(kinds(&network), ["bridge", "portmap"]);
-        assert!(network.disable_check && network.disable_gc && network.origin.ends_with("10.conflist"));
+        assert!(network.disable_check && network.origin.ends_with("10.conflist"));
         for name in ["00.conf", "00.json"] {
             let network = found(&[(name, single)], "web").unwrap();
             assert_eq!(
@@ -211,7 +211,7 @@ mod tests {
         );
         let alone = r#"{"cniVersion": "1.1.0", "name": "web"}"#;
         assert_eq!(kinds(&found(&[("a.conflist", alone), tuning], "web").unwrap()), ["tuning"]);
-        let inlined = LIST.replace("\"disableGC\"", "\"loadOnlyInlinedPlugins\"");
+        let inlined = LIST.replace("disableCheck", "loadOnlyInlinedPlugins");
         assert_eq!(kinds(&found(&[("a.conflist", &inlined), tuning], "web").unwrap()), ["bridge", "portmap"]);
         let error = found(&[("a.conflist", LIST), ("web/10.conf", "{\n\n")], "web").unwrap_err();
         assert!(error.contains("web/10.conf") && error.contains("line 3"), "{error}");
@@ -242,7 +242,7 @@ mod tests {
             (r#""cniVersion": "1.0.0", "plugins": []"#, "empty"),
             (r#""cniVersion": "1.0.0", "plugins": [{"type": "a"}, {}]"#, "plugin 2"),
             (r#""cniVersion": "1.0.0", "plugins": [{"type": "../a"}]"#, "../a"),
-            (r#""cniVersion": "1.0.0", "plugins": [{"type": "a"}], "disableGC": 1"#, "disableGC"),
+            (r#""cniVersion": "1.0.0", "plugins": [{"type": "a"}], "disableCheck": 1"#, "disableCheck"),
             (r#""cniVersion": "1.0.0", "loadOnlyInlinedPlugins": true"#, "loadOnlyInlinedPlugins"),
         ] {
             let error = found(&[("a.conflist", &format!("{{\"name\": \"n\", {body}}}"))], "n").unwrap_err();

@@ -14,6 +14,7 @@ mod error;
 mod exec;
 mod file;
 mod kernel;
+mod leases;
 mod leftovers;
 mod network;
 mod record;
@@ -57,7 +58,7 @@ pub(crate) struct Cni {
 }
 
 /// An attachment that is to outlive a GC.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub(crate) struct Valid {
     #[serde(rename = "containerID")]
     pub container_id: String,
@@ -152,26 +153,31 @@ impl Cni {
         }
         kept.phase = Phase::Deleting;
         kept.write(record).await?;
-        let directories = self.with(&kept.directories);
-        let Record { phase: _, network, mut attached, directories: _, answered, result } = kept;
+        self.detach(&kept).await?;
+        Record::remove(record).await
+    }
+
+    async fn detach(&self, kept: &Record) -> Result<(), Error> {
+        let Record { phase: _, network, attached, directories, answered, result } = kept;
+        let directories = &self.with(directories)[..];
+        let mut attached = attached.clone();
         if !netns::is_kept(&attached.netns) {
             attached.netns = PathBuf::new();
         }
         let previous = result.as_ref().filter(|_| network.version() >= Version::WITH_CHECK);
         let mut errors = Vec::new();
         for (number, plugin) in network.plugins.iter().enumerate().rev() {
-            let request = plugin.request(&network, &attached.arguments, previous);
-            let (attached, directories) = (Some(&attached), &directories[..]);
-            let call = Call { attached, directories, ..self.call(&network, plugin, "DEL") };
+            let request = plugin.request(network, &attached.arguments, previous);
+            let attached = Some(&attached);
+            let call = Call { attached, directories, ..self.call(network, plugin, "DEL") };
             let Err(error) = call.make(request).await else { continue };
-            if number > answered || number == answered && error.is_other_version() {
+            if number > *answered || number == *answered && error.is_other_version() {
                 tracing::debug!(%error, "a CNI plugin that has done nothing can't undo it");
             } else if !error.is_unknown_container() {
                 errors.push(error);
             }
         }
-        Error::all(errors)?;
-        Record::remove(record).await
+        Error::all(errors)
     }
 
     /// Asks the plugins whether all is still as it was made.
@@ -197,16 +203,35 @@ impl Cni {
         Ok(())
     }
 
-    /// Has the plugins give up what they hold for attachments that are not among the valid ones. Those of before
-    /// version 1.1 can't.
+    /// Has the built-in network give up what it holds for attachments that are not among the valid ones: their records
+    /// were lost. Those are asked for while nothing is attached or detached; none of them means that it is not known.
+    ///
+    /// No other network is touched, whether or not it says `disableGC`: others attach to those, too, and of theirs nothing is
+    /// known here.
     ///
     /// # Errors
     /// With the words of all plugins that failed.
-    pub(crate) async fn gc(&self, network: &Network, valid: &[Valid]) -> Result<(), Error> {
-        if network.disable_gc || network.version() < Version::WITH_STATUS {
+    pub(crate) async fn gc(&self, valid: impl FnOnce() -> Option<Vec<Valid>>) -> Result<(), Error> {
+        let leases = self.default.leases.join(&self.default.name);
+        if !leases.exists() {
             return Ok(());
         }
+        let network = self.network(None).await?;
         let _turn = self.turns.write().await;
+        let Some(valid) = valid() else { return Ok(()) };
+        let holders = on_files(move || leases::holders(&leases)).await?;
+        let mut errors = Vec::new();
+        for stale in holders.into_iter().filter(|holder| !valid.contains(holder)) {
+            tracing::warn!(container = stale.container_id, "giving up an address that is held for no task");
+            errors.extend(self.detach(&Record::lost(&network, stale)).await.err());
+        }
+        if network.version() >= Version::WITH_STATUS {
+            errors.extend(self.give_up(&network, &valid).await.err());
+        }
+        Error::all(errors)
+    }
+
+    async fn give_up(&self, network: &Network, valid: &[Valid]) -> Result<(), Error> {
         let mut errors = Vec::new();
         for plugin in &network.plugins {
             let mut request = plugin.request(network, &Map::new(), None);

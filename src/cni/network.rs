@@ -18,7 +18,6 @@ pub(crate) struct Network {
     /// Those that it may be spoken in, ascending; one, once it is settled.
     pub(super) versions: Vec<Version>,
     pub(super) disable_check: bool,
-    pub(super) disable_gc: bool,
     pub(super) plugins: Vec<Plugin>,
 }
 
@@ -145,7 +144,6 @@ mod tests {
             origin: "x".to_owned(),
             versions: vec!["1.0.0".parse().unwrap()],
             disable_check: false,
-            disable_gc: false,
             plugins: vec![Plugin::new(config).unwrap()],
         }
     }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::Valid;
 use super::attachment::Attached;
 use super::error::Error;
 use super::network::Network;
@@ -37,6 +38,20 @@ pub(super) enum Phase {
 }
 
 impl Record {
+    /// What can be said of an attachment whose record is gone.
+    pub(super) fn lost(network: &Network, holder: Valid) -> Self {
+        let Valid { container_id, if_name } = holder;
+        let attached = Attached { container_id, if_name, ..Attached::default() };
+        Self {
+            phase: Phase::Deleting,
+            network: network.clone(),
+            attached,
+            directories: Vec::new(),
+            answered: network.plugins.len(),
+            result: None,
+        }
+    }
+
     /// None where there is none.
     pub(super) async fn read(path: &Path) -> Result<Option<Self>, Error> {
         let path = path.to_owned();

@@ -60,6 +60,16 @@ impl Place {
         place
     }
 
+    /// The plugins of the built-in network.
+    fn built_in(&self, speaks: &str) {
+        let version = format!(
+            "[ $CNI_COMMAND = VERSION ] && {{ echo '{{\"supportedVersions\": [{speaks}]}}'; exit 0; }}"
+        );
+        for name in ["bridge", "host-local", "firewall", "portmap", "bandwidth"] {
+            self.plugin(name, &format!("{version}\n{ANSWER}"));
+        }
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -363,46 +373,63 @@ async fn a_missing_plugin_is_named_before_any_other_runs() {
 }
 
 #[tokio::test]
-async fn plugins_of_1_1_are_asked_for_their_state_and_told_what_is_valid() {
-    let place =
-        Place::new("1.1.0", &[("one", ANSWER), ("two", "echo '{\"code\": 50, \"msg\": \"full\"}'; exit 1")]);
-    let network = place.network().await;
-    let error = place.cni.status(&network).await.unwrap_err();
+async fn plugins_of_1_1_are_asked_for_their_state() {
+    let full = "echo '{\"code\": 50, \"msg\": \"full\"}'; exit 1";
+    let place = Place::new("1.1.0", &[("one", ANSWER), ("two", full)]);
+    let error = place.cni.status(&place.network().await).await.unwrap_err();
     assert!(error.is_transient() && error.to_string().contains("full"), "{error}");
-    let valid = [Valid { container_id: "a".to_owned(), if_name: "eth0".to_owned() }];
-    assert!(place.cni.gc(&network, &valid).await.is_err());
-    assert_eq!(place.order(), ["one STATUS", "two STATUS", "one GC", "two GC"]);
-    let told = place.told("one", "GC");
-    assert_eq!(told["cni.dev/valid-attachments"], json!([{"containerID": "a", "ifname": "eth0"}]));
-    let environment = fs::read_to_string(place.path("one.GC.env")).unwrap();
+    assert_eq!(place.order(), ["one STATUS", "two STATUS"]);
+    let environment = fs::read_to_string(place.path("one.STATUS.env")).unwrap();
     assert!(!environment.contains("CNI_CONTAINERID"), "{environment}");
     let old = Place::new("1.0.0", &[("one", ANSWER)]);
-    let network = old.network().await;
-    old.cni.gc(&network, &valid).await.unwrap();
-    old.cni.status(&network).await.unwrap();
+    old.cni.status(&old.network().await).await.unwrap();
     assert!(old.order().is_empty());
 }
 
 #[tokio::test]
-async fn what_the_network_says_not_to_ask_is_not_asked() {
+async fn the_built_in_network_gives_up_what_no_task_has() {
+    for (speaks, with_gc) in [("\"1.0.0\"", false), ("\"1.0.0\", \"1.1.0\"", true)] {
+        let place = Place::new("1.0.0", &[("one", ANSWER)]);
+        place.built_in(speaks);
+        // Without an address that was ever given there is nothing to ask for.
+        place.cni.gc(|| Some(Vec::new())).await.unwrap();
+        assert!(place.order().is_empty());
+        fs::create_dir_all(place.path("leases/own")).unwrap();
+        for (address, id) in [("10.9.0.2", "runs"), ("10.9.0.3", "gone")] {
+            fs::write(place.path("leases/own").join(address), format!("{id}\r\neth0")).unwrap();
+        }
+        place.cni.gc(|| None).await.unwrap();
+        fs::remove_file(place.path("order")).unwrap();
+        let valid = Valid { container_id: "runs".to_owned(), if_name: "eth0".to_owned() };
+        place.cni.gc(|| Some(vec![valid])).await.unwrap();
+        let mut wanted = vec!["bandwidth DEL", "portmap DEL", "firewall DEL", "bridge DEL"];
+        if with_gc {
+            wanted.extend(["bridge GC", "firewall GC", "portmap GC", "bandwidth GC"]);
+            let told = place.told("bridge", "GC");
+            assert_eq!(told["cni.dev/valid-attachments"], json!([{"containerID": "runs", "ifname": "eth0"}]));
+        }
+        assert_eq!(place.order(), wanted);
+        let environment = fs::read_to_string(place.path("bridge.DEL.env")).unwrap();
+        assert!(environment.contains("CNI_CONTAINERID=gone\n"), "{environment}");
+    }
+}
+
+#[tokio::test]
+async fn a_network_that_is_not_to_be_checked_is_not() {
     let place = Place::new("1.1.0", &[("one", ANSWER)]);
     let list = Path::new("net.d/net.conflist");
     let text = fs::read_to_string(place.directory.path().join(list)).unwrap();
-    let text = text.replacen('{', "{\"disableCheck\": true, \"disableGC\": true, ", 1);
+    let text = text.replacen('{', "{\"disableCheck\": true, ", 1);
     fs::write(place.directory.path().join(list), text).unwrap();
     place.add().await.unwrap();
     place.cni.check(&place.record()).await.unwrap();
-    place.cni.gc(&place.network().await, &[]).await.unwrap();
     assert_eq!(place.order(), ["one ADD"]);
 }
 
 #[tokio::test]
 async fn the_built_in_network_runs_what_has_something_to_do() {
     let place = Place::new("1.0.0", &[("one", ANSWER)]);
-    let old = r#"[ $CNI_COMMAND = VERSION ] && { echo '{"supportedVersions": ["1.0.0"]}'; exit 0; }"#;
-    for name in ["bridge", "host-local", "firewall", "portmap", "bandwidth"] {
-        place.plugin(name, &format!("{old}\n{ANSWER}"));
-    }
+    place.built_in("\"1.0.0\"");
     let network = place.cni.network(None).await.unwrap();
     fs::remove_file(place.path("order")).unwrap();
     let mut attachment = place.attachment();
