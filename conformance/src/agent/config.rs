@@ -50,8 +50,8 @@ pub struct Networks {
     pub groups: Bridge,
     /// For the network `cni/described`.
     pub described: Bridge,
-    /// The host network `near`, an interface of the host.
-    pub near: String,
+    /// The interface of the host network `near`, where the kernel has bridges.
+    pub near: Option<String>,
 }
 
 /// Where the pieces of a [`Setup`] lie in its directory.
@@ -106,6 +106,7 @@ pub fn client(setup: &Setup, ports: &Ports, server: Option<u16>) -> String {
         Some(port) => (at("client"), format!("servers = [\"127.0.0.1:{port}\"]")),
         None => (String::new(), String::new()),
     };
+    let near = setup.networks.near.as_deref().map(near).unwrap_or_default();
     common(setup, ports, &data)
         + &format!(
             r#"plugin_dir = "{plugins}"
@@ -121,9 +122,7 @@ client {{
 
   # Ports are the loopback interface's, but for those that jobs want on the host network "near".
   network_interface = "lo"
-  host_network "near" {{
-    interface = "{near}"
-  }}
+  {near}
   bridge_network_name   = "{groups}"
   bridge_network_subnet = "{groups_subnet}"
 
@@ -167,13 +166,16 @@ plugin "containerd-driver" {{
             mounts = at("mounts"),
             state = at("client-state"),
             cni = shown(&setup.cni()),
-            near = setup.networks.near,
             groups = setup.networks.groups.name,
             groups_subnet = setup.networks.groups.subnet,
             host_volume = shown(&setup.host_volume()),
             socket = shown(&setup.containerd_socket),
             driver_state = shown(&setup.state_dir),
         )
+}
+
+fn near(interface: &str) -> String {
+    format!("host_network \"near\" {{\n    interface = \"{interface}\"\n  }}")
 }
 
 /// A network as an operator describes one for `network { mode = "cni/described" }`.

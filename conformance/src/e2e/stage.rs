@@ -46,12 +46,9 @@ pub struct Stage {
 }
 
 /// A setup for an agent that works in a world.
-///
-/// # Errors
-/// When the host doesn't get its second network.
-pub fn setup(world: &World, mode: Mode, nomad: &Path, plugin: &Path) -> Result<Setup> {
+pub fn setup(world: &World, mode: Mode, nomad: &Path, plugin: &Path) -> Setup {
     let networks = world.networks();
-    Ok(Setup {
+    Setup {
         mode,
         nomad: nomad.to_owned(),
         plugin: plugin.to_owned(),
@@ -61,10 +58,10 @@ pub fn setup(world: &World, mode: Mode, nomad: &Path, plugin: &Path) -> Result<S
         networks: Networks {
             groups: networks.groups(),
             described: networks.described(),
-            near: networks.make_near()?.name,
+            near: networks.make_near().ok().map(|bridge| bridge.name),
         },
         consul: None,
-    })
+    }
 }
 
 impl Stage {
@@ -87,7 +84,7 @@ impl Stage {
 
     fn beside(world: &Arc<World>, consul: Option<Consul>, nomad: &Path, plugin: &Path) -> Result<Self> {
         let dead_before = dead_shim_sockets();
-        let mut setup = setup(world, Mode::Kept, nomad, plugin)?;
+        let mut setup = setup(world, Mode::Kept, nomad, plugin);
         setup.consul = consul.as_ref().map(|consul| agent::Consul {
             address: consul.address(),
             grpc_address: consul.grpc_address(),
