@@ -21,7 +21,7 @@ use serde::Deserialize;
 pub(crate) use capabilities::tests as capability_tests;
 pub(crate) use capabilities::{CapabilityList, name_of as capability_name};
 pub(crate) use id_list::IdList;
-pub(crate) use plugin::{Auth, Gates, Inline, Placed, PluginConfig, PluginDevices, PluginLimits};
+pub(crate) use plugin::{Auth, Gates, ImageGc, Inline, Placed, PluginConfig, PluginDevices, PluginLimits};
 #[cfg(test)]
 pub(crate) use task::HostSource;
 pub(crate) use task::{

@@ -24,7 +24,7 @@ use tonic::{Request, Response, Status};
 pub(crate) use error::Error;
 use error::Problem;
 pub(crate) use images::{
-    Access, ArchiveSource, Credentials, Image, Keyring, PullEvent, Reference, is_server,
+    Access, ArchiveSource, Credentials, Image, Keyring, LOADED, PullEvent, Reference, StoredImage, is_server,
 };
 pub(crate) use records::Record;
 

@@ -73,7 +73,15 @@ impl Containerd {
     /// # Errors
     /// Names the label.
     pub(crate) async fn leases(&self, label: &str, value: &str) -> Result<Vec<Lease>, Error> {
-        let filter = format!("labels.{}=={}", quoted(label), quoted(value));
+        self.leases_that(format!("labels.{}=={}", quoted(label), quoted(value))).await
+    }
+
+    /// The leases that bear this label, whatever its value.
+    pub(super) async fn leases_with(&self, label: &str) -> Result<Vec<Lease>, Error> {
+        self.leases_that(format!("labels.{}", quoted(label))).await
+    }
+
+    async fn leases_that(&self, filter: String) -> Result<Vec<Lease>, Error> {
         let doing = format!("list leases with {filter}");
         let request = self.request(ListRequest { filters: vec![filter] })?;
         let listed = self.call(&doing, QUICK, self.lease_client().list(request)).await?;
@@ -130,8 +138,8 @@ impl Containerd {
         LeasesClient::new(self.channel()).max_decoding_message_size(MESSAGE_LIMIT_BYTES)
     }
 
-    fn containers(&self) -> ContainersClient<Channel> {
-        ContainersClient::new(self.channel())
+    pub(super) fn containers(&self) -> ContainersClient<Channel> {
+        ContainersClient::new(self.channel()).max_decoding_message_size(MESSAGE_LIMIT_BYTES)
     }
 }
 

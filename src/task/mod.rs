@@ -6,6 +6,7 @@
 
 mod events;
 mod exec;
+mod images;
 mod mounts;
 mod node;
 mod orphans;
@@ -221,6 +222,7 @@ pub(crate) struct Tasks {
     freed: Notify,
     events: Events,
     sweeping: std::sync::atomic::AtomicBool,
+    image_uses: Arc<images::ImageUses>,
 }
 
 impl Tasks {
@@ -230,6 +232,7 @@ impl Tasks {
             freed: Notify::new(),
             events: Events::new(),
             sweeping: std::sync::atomic::AtomicBool::new(false),
+            image_uses: Arc::default(),
         }
     }
 

@@ -20,12 +20,12 @@ impl Tasks {
         loop {
             let current = settings.borrow_and_update().clone();
             let wanted = |settings: &Arc<Settings>| {
-                settings.config.enabled && settings.config.dangling_containers.enabled
+                settings.config.enabled && settings.config.gc.dangling_containers.enabled
             };
             let changed = match current.filter(wanted) {
                 None => settings.changed().await,
                 Some(current) => {
-                    let policy = &current.config.dangling_containers;
+                    let policy = &current.config.gc.dangling_containers;
                     let grace = policy.creation_grace.saturating_sub(begun.elapsed());
                     let pause = if grace.is_zero() {
                         self.reap(&current).await;
@@ -53,7 +53,7 @@ impl Tasks {
             });
             let label = |name: &str| labels.get(name).map(String::as_str).unwrap_or_default();
             let (alloc, task) = (label("nomad/alloc-id"), label("nomad/task"));
-            if settings.config.dangling_containers.dry_run {
+            if settings.config.gc.dangling_containers.dry_run {
                 tracing::warn!(
                     container = id,
                     alloc,
@@ -73,7 +73,7 @@ impl Tasks {
 /// Containers whose start is complete, and older than the grace. What is marked to go is the sweeper's.
 fn grown_up(settings: &Settings) -> Vec<String> {
     let state_dir = &settings.config.state_dir;
-    let grace = settings.config.dangling_containers.creation_grace;
+    let grace = settings.config.gc.dangling_containers.creation_grace;
     let now = SystemTime::now();
     let is_old = |made: SystemTime| now.duration_since(made).unwrap_or_default() >= grace;
     let found = bundles(state_dir, NAMESPACE).unwrap_or_else(|error| {

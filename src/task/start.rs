@@ -15,6 +15,7 @@ use tokio::sync::{OnceCell, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::events::{Events, Teller};
+use super::images::ImageUses;
 use super::place::{self, Place};
 use super::supervisor::{self, Watch};
 use super::wanted::{ImageSource, Wanted};
@@ -77,7 +78,8 @@ async fn run(reservation: Reservation, settings: Arc<Settings>, config: pb::Task
         let wanted = Wanted::of(&settings, &config).await?;
         let place = settings.place_for(id, &wanted.options)?;
         let (events, wanted) = (tasks.events.clone(), &wanted);
-        let start = Start { settings: &settings, config: &config, wanted, place: &place, events };
+        let image_uses = &tasks.image_uses;
+        let start = Start { settings: &settings, config: &config, wanted, place: &place, events, image_uses };
         Box::pin(start.steps(&mut asker)).await
     };
     let started = started.await;
@@ -108,6 +110,7 @@ struct Start<'a> {
     wanted: &'a Wanted,
     place: &'a Place,
     events: Events,
+    image_uses: &'a Arc<ImageUses>,
 }
 
 /// What the shim needs besides itself.
@@ -127,6 +130,7 @@ impl Start<'_> {
             // Of a start that the plugin did not survive.
             Place::by_id(self.settings, &self.place.id).tear_down().await?;
         }
+        let hold = self.image_uses.hold(&self.wanted.image.name()).await;
         let image = tokio::select! {
             image = self.image(access) => image?,
             error = asker.called_off() => return Err(error),
@@ -134,6 +138,8 @@ impl Start<'_> {
         self.place.bundle.create(&self.place.launcher.binary)?;
         let (prepared, launched) = tokio::join!(self.prepare(&image), self.launch());
         let (prepared, (connection, shim)) = (prepared?, launched?);
+        // From here on the record says that the image is in use.
+        drop(hold);
         let task = self.begin(prepared, connection, shim, logs, &image).await?;
         drop(held);
         // Once more, for whoever has gone away, or stopped it, meanwhile.

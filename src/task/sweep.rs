@@ -22,6 +22,7 @@ impl Tasks {
             return;
         }
         tokio::spawn(Arc::clone(self).reap_orphans(settings.clone()));
+        tokio::spawn(Arc::clone(self).collect_images(settings.clone()));
         let tasks = Arc::clone(self);
         tokio::spawn(async move {
             loop {

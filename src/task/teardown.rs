@@ -42,8 +42,9 @@ impl Tasks {
             }
         };
         // On its own: the caller may go away, the teardown goes on.
+        let keeps = !settings.config.gc.container;
         let torn_down = tokio::spawn(async move {
-            let outcome = place.tear_down().await;
+            let outcome = if keeps { place.tear_down_around().await } else { place.tear_down().await };
             drop(ending);
             outcome
         });
@@ -86,13 +87,31 @@ impl Place {
     /// # Errors
     /// Names the first part that could not be removed. The bundle is kept, marked, until all is.
     pub(super) async fn tear_down(&self) -> Result<()> {
+        self.end().await?;
+        self.containerd.delete_record(&self.id).await?;
+        self.containerd.remove_snapshot_of(&self.id).await?;
+        self.forget().await
+    }
+
+    /// As [`Self::tear_down`], but for the record and, kept by it, the snapshot, which are for somebody to look at.
+    ///
+    /// # Errors
+    /// As [`Self::tear_down`].
+    async fn tear_down_around(&self) -> Result<()> {
+        self.end().await?;
+        self.forget().await
+    }
+
+    async fn end(&self) -> Result<()> {
         if self.bundle.exists() {
             self.bundle.doom()?;
             self.end_processes().await?;
             self.bundle.forget_processes()?;
         }
-        self.containerd.delete_record(&self.id).await?;
-        self.containerd.remove_snapshot_of(&self.id).await?;
+        Ok(())
+    }
+
+    async fn forget(&self) -> Result<()> {
         self.containerd.delete_lease(&self.id).await?;
         Ok(self.bundle.remove()?)
     }

@@ -10,7 +10,7 @@ use super::{Settings, node};
 use crate::cgroup::Cgroup;
 use crate::config::{Archive, DevicePath, Dns, Network, Sharing, TaskOptions};
 use crate::confinement::{self, Confinement};
-use crate::containerd::{ArchiveSource, Reference};
+use crate::containerd::{ArchiveSource, LOADED, Reference};
 use crate::devices::{self, Found};
 use crate::error::{Error, Result};
 use crate::host_path;
@@ -98,6 +98,14 @@ impl Wanted {
 }
 
 impl ImageSource {
+    /// By which the image is held; that of an archive isn't known yet.
+    pub(super) fn name(&self) -> String {
+        match self {
+            Self::Name(reference) => reference.to_string(),
+            Self::Archive(_) => LOADED.to_owned(),
+        }
+    }
+
     async fn of(options: &TaskOptions, settings: &Settings, config: &pb::TaskConfig) -> Result<Self> {
         let Some(archive) = &options.archive else {
             return Ok(Self::Name(options.image.parse()?));

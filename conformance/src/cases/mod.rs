@@ -19,6 +19,7 @@ mod fingerprint;
 mod gaps;
 mod holdings;
 mod hostile_images;
+mod image_gc;
 mod images;
 mod in_flight;
 mod labels;
@@ -105,6 +106,7 @@ pub fn all() -> Vec<Case> {
         coexistence::cases(),
         in_flight::cases(),
         fingerprint::cases(),
+        image_gc::cases(),
         images::cases(),
         pulls::cases(),
         load::cases(),

@@ -1,15 +1,38 @@
-//! The plugin block's `gc { .. }`: what is removed by itself. The names are those of Nomad's docker driver.
+//! The plugin block's `gc { .. }`: what is removed by itself. The names are those of Nomad's docker driver, and two more.
+//!
+//! Source of the facts: hashicorp/nomad `drivers/docker/config.go`.
 
 use std::time::Duration;
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
-use crate::config::hclspec::{block, default, object};
-use crate::config::{ConfigError, duration};
+use crate::config::hclspec::{block, default, object, optional};
+use crate::config::{ConfigError, duration, value};
 
+const DEFAULT_IMAGE_DELAY: &str = "3m";
 const DEFAULT_PERIOD: &str = "5m";
 const DEFAULT_CREATION_GRACE: &str = "5m";
+
+/// What is removed, and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Gc {
+    pub images: ImageGc,
+    /// A task's container goes with it; otherwise its record and its files stay.
+    pub container: bool,
+    pub dangling_containers: DanglingContainers,
+}
+
+/// What happens to images that no container is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ImageGc {
+    /// For how long an image stays unused. None is for good.
+    pub delay: Option<Duration>,
+    /// How full the disk is, in percent, from when on images go before their time.
+    pub disk_high_water: Option<u64>,
+    /// Also those that others have brought in.
+    pub foreign_images: bool,
+}
 
 /// What happens to containers that Nomad doesn't know of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +46,11 @@ pub(crate) struct DanglingContainers {
 
 #[derive(Default, Deserialize)]
 pub(super) struct RawGc {
+    image: Option<bool>,
+    image_delay: Option<String>,
+    container: Option<bool>,
+    disk_high_water: Option<String>,
+    foreign_images: Option<bool>,
     dangling_containers: Option<RawDanglingContainers>,
 }
 
@@ -34,29 +62,97 @@ struct RawDanglingContainers {
     creation_grace: Option<String>,
 }
 
+fn quoted(text: &str) -> String {
+    format!("\"{text}\"")
+}
+
 pub(super) fn schema() -> Spec {
-    let quoted = |text: &str| format!("\"{text}\"");
     let dangling_containers = object([
         ("enabled", default("enabled", "bool", "true")),
         ("dry_run", default("dry_run", "bool", "false")),
         ("period", default("period", "string", &quoted(DEFAULT_PERIOD))),
         ("creation_grace", default("creation_grace", "string", &quoted(DEFAULT_CREATION_GRACE))),
     ]);
-    block("gc", object([("dangling_containers", block("dangling_containers", dangling_containers))]))
+    let options = object([
+        ("image", default("image", "bool", "true")),
+        ("image_delay", default("image_delay", "string", &quoted(DEFAULT_IMAGE_DELAY))),
+        ("container", default("container", "bool", "true")),
+        ("disk_high_water", optional("disk_high_water", "string")),
+        ("foreign_images", default("foreign_images", "bool", "false")),
+        ("dangling_containers", block("dangling_containers", dangling_containers)),
+    ]);
+    block("gc", options)
 }
 
-/// # Errors
-/// Names the option that can't have its value.
-pub(super) fn dangling_containers(raw: Option<RawGc>) -> Result<DanglingContainers, ConfigError> {
-    let RawGc { dangling_containers } = raw.unwrap_or_default();
-    let RawDanglingContainers { enabled, dry_run, period, creation_grace } =
-        dangling_containers.unwrap_or_default();
-    let period = period.unwrap_or_else(|| DEFAULT_PERIOD.to_owned());
-    let creation_grace = creation_grace.unwrap_or_else(|| DEFAULT_CREATION_GRACE.to_owned());
-    Ok(DanglingContainers {
-        enabled: enabled.unwrap_or(true),
-        dry_run: dry_run.unwrap_or(false),
-        period: duration("gc.dangling_containers.period", period)?,
-        creation_grace: duration("gc.dangling_containers.creation_grace", creation_grace)?,
-    })
+impl RawGc {
+    /// # Errors
+    /// Names the option that can't have its value.
+    pub(super) fn decode(self) -> Result<Gc, ConfigError> {
+        let Self { image, image_delay, container, disk_high_water, foreign_images, dangling_containers } =
+            self;
+        let delay = image_delay.unwrap_or_else(|| DEFAULT_IMAGE_DELAY.to_owned());
+        let delay = duration("gc.image_delay", delay)?;
+        let images = ImageGc {
+            delay: image.unwrap_or(true).then_some(delay),
+            disk_high_water: disk_high_water
+                .filter(|text| !text.is_empty())
+                .map(|text| percent("gc.disk_high_water", text))
+                .transpose()?,
+            foreign_images: foreign_images.unwrap_or(false),
+        };
+        let dangling_containers = dangling_containers.unwrap_or_default().decode()?;
+        Ok(Gc { images, container: container.unwrap_or(true), dangling_containers })
+    }
+}
+
+impl RawDanglingContainers {
+    fn decode(self) -> Result<DanglingContainers, ConfigError> {
+        let Self { enabled, dry_run, period, creation_grace } = self;
+        let period = period.unwrap_or_else(|| DEFAULT_PERIOD.to_owned());
+        let creation_grace = creation_grace.unwrap_or_else(|| DEFAULT_CREATION_GRACE.to_owned());
+        Ok(DanglingContainers {
+            enabled: enabled.unwrap_or(true),
+            dry_run: dry_run.unwrap_or(false),
+            period: duration("gc.dangling_containers.period", period)?,
+            creation_grace: duration("gc.dangling_containers.creation_grace", creation_grace)?,
+        })
+    }
+}
+
+fn percent(option: &'static str, text: String) -> Result<u64, ConfigError> {
+    let number = text.strip_suffix('%').and_then(|number| number.trim().parse().ok());
+    match number {
+        Some(number @ 1..=100) => Ok(number),
+        _ => Err(value(option, text, "it is how full containerd's disk is, from \"1%\" to \"100%\"")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::config::plugin::tests::{decode, plugin};
+
+    use super::*;
+
+    #[test]
+    fn images_go_after_a_while_unless_told_otherwise() {
+        let images = |gc| plugin(json!({"gc": gc})).gc.images;
+        let usual =
+            ImageGc { delay: Some(Duration::from_secs(180)), disk_high_water: None, foreign_images: false };
+        assert_eq!(images(json!(null)), usual);
+        assert_eq!(images(json!({"image": null, "disk_high_water": ""})), usual);
+        assert_eq!(images(json!({"image": false, "image_delay": "1h"})).delay, None);
+        assert_eq!(images(json!({"disk_high_water": "85%"})).disk_high_water, Some(85));
+        for (option, value) in [
+            ("image_delay", "0s"),
+            ("disk_high_water", "0%"),
+            ("disk_high_water", "101%"),
+            ("disk_high_water", "20g"),
+        ] {
+            let gc = json!({"containerd_runtime": "io.containerd.runc.v2", "gc": {option: value}});
+            let error = decode(&gc).unwrap_err().to_string();
+            assert!(error.contains(&format!("gc.{option}")) && error.contains(value), "{error}");
+        }
+    }
 }

@@ -20,7 +20,8 @@ use super::hclspec::{default, object, optional, required};
 use super::{ConfigError, duration, from_msgpack, program};
 pub(crate) use auth::{Auth, Inline};
 pub(crate) use devices::PluginDevices;
-use gc::{DanglingContainers, RawGc};
+pub(crate) use gc::ImageGc;
+use gc::{Gc, RawGc};
 pub(crate) use labels::ExtraLabels;
 pub(crate) use limits::PluginLimits;
 pub(crate) use modes::AllowedModes;
@@ -48,7 +49,7 @@ pub(crate) struct PluginConfig {
     pub stats_interval: Duration,
     pub containerd_socket: PathBuf,
     pub state_dir: PathBuf,
-    pub dangling_containers: DanglingContainers,
+    pub gc: Gc,
     pub allowed_modes: AllowedModes,
     pub limits: PluginLimits,
     pub volumes: Volumes,
@@ -154,7 +155,7 @@ impl PluginConfig {
             stats_interval: duration("stats_interval", interval)?,
             containerd_socket: absolute("containerd_socket", containerd_socket, DEFAULT_SOCKET)?,
             state_dir: state_directory(absolute("state_dir", state_dir, DEFAULT_STATE_DIR)?)?,
-            dangling_containers: gc::dangling_containers(gc)?,
+            gc: gc.unwrap_or_default().decode()?,
             allowed_modes: allowed_modes.unwrap_or_default().decode()?,
             limits: limits.decode()?,
             volumes: volumes.map(volumes::Raw::decode).transpose()?.unwrap_or_default(),
@@ -233,18 +234,18 @@ pub(in crate::config) mod tests {
         let cdi_spec_dirs = vec!["/etc/cdi".into(), "/var/run/cdi".into()];
         assert_eq!(config.devices, PluginDevices { cdi_spec_dirs, allowed: None });
         let in_minutes = |minutes: u64| Duration::from_secs(60 * minutes);
-        let dangling = |period, dry_run| DanglingContainers {
+        let dangling = |period, dry_run| gc::DanglingContainers {
             enabled: true,
             dry_run,
             period,
             creation_grace: in_minutes(5),
         };
-        assert_eq!(config.dangling_containers, dangling(in_minutes(5), false));
+        assert_eq!(config.gc.dangling_containers, dangling(in_minutes(5), false));
         let some = json!({
             "containerd_runtime": "io.containerd.runc.v2",
             "gc": {"dangling_containers": {"creation_grace": null, "dry_run": true, "enabled": null, "period": "1m"}},
         });
-        assert_eq!(decode(&some).unwrap().unwrap().dangling_containers, dangling(in_minutes(1), true));
+        assert_eq!(decode(&some).unwrap().unwrap().gc.dangling_containers, dangling(in_minutes(1), true));
     }
 
     #[test]

@@ -12,8 +12,10 @@ use super::super::{Containerd, Error, Labels};
 
 /// Past this the daemon itself ends the lease of a pull whose plugin died.
 const LEASE_LIFE: Duration = Duration::from_secs(3600);
+/// The daemon's label for when a lease ends.
+pub(super) const EXPIRY_LABEL: &str = "containerd.io/gc.expire";
 /// Tells the leases of pulls from others; the value is the image.
-const LEASE_LABEL: &str = "containerd-driver/pull";
+pub(super) const LEASE_LABEL: &str = "containerd-driver/pull";
 
 pub(super) struct PullLease {
     containerd: Containerd,
@@ -25,10 +27,8 @@ impl PullLease {
     pub(super) async fn take(containerd: &Containerd, image: &str) -> Result<Self, Error> {
         let expires: chrono::DateTime<chrono::Utc> = (SystemTime::now() + LEASE_LIFE).into();
         let expires = expires.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
-        let labels = Labels::from([
-            ("containerd.io/gc.expire".to_owned(), expires),
-            (LEASE_LABEL.to_owned(), image.to_owned()),
-        ]);
+        let labels =
+            Labels::from([(EXPIRY_LABEL.to_owned(), expires), (LEASE_LABEL.to_owned(), image.to_owned())]);
         let id = format!("containerd-driver-pull-{}", unique());
         containerd.create_lease(&id, labels).await?;
         Ok(Self { containerd: containerd.clone(), id, leftovers: TaskTracker::new() })

@@ -30,7 +30,7 @@ use super::{Image, host, image_of};
 /// Well below the daemon's limit for a message.
 const PART_BYTES: u64 = 1024 * 1024;
 /// In front of the names of loaded images. No job's name of an image begins with it, since each has a registry's in front.
-const NAME_PREFIX: &str = "loaded/";
+pub(crate) const NAME_PREFIX: &str = "loaded/";
 const DOCKERS_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKERS_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const DOCKERS_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";

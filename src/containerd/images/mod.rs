@@ -12,6 +12,7 @@ mod content;
 mod documents;
 mod download;
 mod flight;
+mod gc;
 mod helper;
 mod http;
 mod keyring;
@@ -32,8 +33,9 @@ use oci_spec::image::{Arch, ImageConfiguration};
 use tokio::time::Instant;
 
 pub(crate) use flight::PullEvent;
+pub(crate) use gc::Stored as StoredImage;
 pub(crate) use keyring::{Credentials, Keyring, is_server};
-pub(crate) use load::Source as ArchiveSource;
+pub(crate) use load::{NAME_PREFIX as LOADED, Source as ArchiveSource};
 pub(crate) use reference::Reference;
 
 use self::flight::{Audience, Errand, Flights};

@@ -1,0 +1,173 @@
+//! What the clean-up of images needs of the daemon: which images there are and what is known of them, which are in use,
+//! how full the disk is, and the removal of a record. What only that record kept, the daemon's garbage collector takes.
+//!
+//! When an image was last used is no policy of this file: it is a label that is written and read.
+//! Source of the facts: containerd `metadata/{images,gc,leases}.go`, `metadata/boltutil/helpers.go` (an empty label is
+//! removed), `services/introspection` @ v1.6.20.
+
+use std::collections::HashSet;
+use std::time::{Duration, SystemTime};
+
+use containerd_client::services::v1::introspection_client::IntrospectionClient;
+use containerd_client::services::v1::{
+    DeleteImageRequest, Image as ImageRecord, ListContainersRequest, ListImagesRequest, PluginsRequest,
+    UpdateImageRequest,
+};
+use nix::sys::statvfs::statvfs;
+use prost_types::FieldMask;
+
+use super::super::{Containerd, Error, Labels, QUICK};
+use super::OWNER_LABEL;
+use super::lease::{EXPIRY_LABEL, LEASE_LABEL};
+
+/// On an image that nothing is made from: since when, as RFC 3339 has it.
+const UNUSED_LABEL: &str = "containerd-driver/unused-since";
+/// On one that its owner wants to stay, whatever happens.
+const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
+/// A run of the garbage collector.
+const COLLECTS_GARBAGE: Duration = Duration::from_secs(60);
+
+/// What is known of an image that the daemon has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stored {
+    pub name: String,
+    pub is_ours: bool,
+    pub is_pinned: bool,
+    pub unused_since: Option<SystemTime>,
+}
+
+impl Containerd {
+    /// # Errors
+    /// Those of the daemon.
+    pub(crate) async fn stored_images(&self) -> Result<Vec<Stored>, Error> {
+        let request = self.request(ListImagesRequest::default())?;
+        let listed = self.call("list images", QUICK, self.image_records().list(request)).await?;
+        let owner = self.shared.owner.get();
+        let stored = |ImageRecord { name, labels, .. }| Stored {
+            name,
+            is_ours: owner.is_some() && labels.get(OWNER_LABEL) == owner,
+            is_pinned: labels.get(PINNED.0).is_some_and(|value| value == PINNED.1),
+            unused_since: labels.get(UNUSED_LABEL).and_then(|text| time(text)),
+        };
+        Ok(listed.images.into_iter().map(stored).collect())
+    }
+
+    /// The names of the images that containers are made from, whoever made them.
+    ///
+    /// # Errors
+    /// Those of the daemon.
+    pub(crate) async fn images_in_use(&self) -> Result<HashSet<String>, Error> {
+        let request = self.request(ListContainersRequest::default())?;
+        let listed = self.call("list containers", QUICK, self.containers().list(request)).await?;
+        Ok(listed.containers.into_iter().map(|container| container.image).collect())
+    }
+
+    /// Writes down since when an image is unused; none is that it is in use. One that is gone already stays gone.
+    ///
+    /// # Errors
+    /// Names the image.
+    pub(crate) async fn note_unused(&self, name: &str, since: Option<SystemTime>) -> Result<(), Error> {
+        let labels = Labels::from([(UNUSED_LABEL.to_owned(), since.map(text).unwrap_or_default())]);
+        let image = ImageRecord { name: name.to_owned(), labels, ..ImageRecord::default() };
+        let update_mask = Some(FieldMask { paths: vec![format!("labels.{UNUSED_LABEL}")] });
+        let message = UpdateImageRequest { image: Some(image), update_mask, ..Default::default() };
+        let request = self.request(message)?;
+        let doing = format!("label image {name}");
+        match self.call(&doing, QUICK, self.image_records().update(request)).await {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Removes an image, and waits until the daemon has taken what only it kept. Gone already is success.
+    ///
+    /// # Errors
+    /// Names the image.
+    pub(crate) async fn remove_image(&self, name: &str) -> Result<(), Error> {
+        let message = DeleteImageRequest { name: name.to_owned(), sync: true, ..Default::default() };
+        let request = self.request(message)?;
+        let doing = format!("remove image {name}");
+        match self.call(&doing, COLLECTS_GARBAGE, self.image_records().delete(request)).await {
+            Err(error) if !error.is_not_found() => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends leases of pulls that are past their time, with what they kept, unfinished writes among it. The daemon itself
+    /// looks for such only when something else is removed.
+    ///
+    /// # Errors
+    /// Names the lease.
+    pub(crate) async fn end_expired_leases(&self, now: SystemTime) -> Result<(), Error> {
+        for lease in self.leases_with(LEASE_LABEL).await? {
+            if lease.labels.get(EXPIRY_LABEL).and_then(|text| time(text)).is_some_and(|end| end < now) {
+                tracing::info!(lease = lease.id, "removing what an unfinished pull has left");
+                self.end_lease(&lease.id, true).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How full the disk of the daemon's content and snapshots is, in percent; of several, the fullest.
+    ///
+    /// # Errors
+    /// When the daemon doesn't say where they are, or the kernel how full that is.
+    pub(crate) async fn disk_use(&self) -> Result<u64, Error> {
+        let doing = "look how full containerd's disk is";
+        let filters = [
+            "io.containerd.content.v1".to_owned(),
+            format!("io.containerd.snapshotter.v1,id=={}", self.snapshotter()),
+        ];
+        let filters = filters.map(|filter| format!("type=={filter}")).into();
+        let request = self.request(PluginsRequest { filters })?;
+        let mut client = IntrospectionClient::new(self.channel());
+        let plugins = self.call(doing, QUICK, client.plugins(request)).await?.plugins;
+        let roots: Vec<String> =
+            plugins.into_iter().filter_map(|mut plugin| plugin.exports.remove("root")).collect();
+        let refused = |reason: String| Error::Refused { doing: doing.to_owned(), reason };
+        if roots.is_empty() {
+            return Err(refused("containerd does not say where it keeps content and snapshots".to_owned()));
+        }
+        let used = tokio::task::spawn_blocking(move || {
+            let used =
+                roots.iter().map(|root| used_percent(root).map_err(|error| format!("{root}: {error}")));
+            used.collect::<Result<Vec<_>, _>>()
+        });
+        let used = used.await.map_err(|error| refused(error.to_string()))?.map_err(refused)?;
+        Ok(used.into_iter().max().unwrap_or_default())
+    }
+}
+
+/// As `df` has it: what root alone may use counts as used.
+fn used_percent(path: &str) -> nix::Result<u64> {
+    let disk = statvfs(path)?;
+    let used = disk.blocks().saturating_sub(disk.blocks_free());
+    Ok((used * 100).div_ceil((used + disk.blocks_available()).max(1)))
+}
+
+fn time(text: &str) -> Option<SystemTime> {
+    chrono::DateTime::parse_from_rfc3339(text).ok().map(SystemTime::from)
+}
+
+fn text(time: SystemTime) -> String {
+    let time: chrono::DateTime<chrono::Utc> = time.into();
+    time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_survives_its_label() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_123);
+        assert_eq!(time(&text(now)), Some(now));
+        assert_eq!((time(""), time("soon")), (None, None));
+    }
+
+    #[test]
+    fn the_kernel_says_how_full_a_disk_is() {
+        assert!((0..=100).contains(&used_percent("/").unwrap()));
+        assert!(used_percent("/nowhere").is_err());
+    }
+}

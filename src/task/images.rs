@@ -1,0 +1,297 @@
+//! Removes images that no container is made from any more, once nothing has been made from them for a while, or when the
+//! disk is full. What is in use is asked of containerd each time, so a plugin that comes back knows as much as one that
+//! stayed; since when an image is unused is written on it.
+//!
+//! A start that has found its image ready, and whose record is not there yet, holds the image by name: what is held is not
+//! removed, and who wants to hold what is being removed waits for the end of that, and finds it gone.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{Notify, watch};
+
+use super::{Settings, Tasks};
+use crate::config::ImageGc;
+use crate::containerd::{self, LOADED, StoredImage};
+
+/// How often it is looked: four times within the delay, between these.
+const PERIODS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+
+#[derive(Default)]
+pub(super) struct ImageUses {
+    state: Mutex<Uses>,
+    /// A removal is over.
+    freed: Notify,
+}
+
+#[derive(Default)]
+struct Uses {
+    held: HashMap<String, usize>,
+    /// Being removed.
+    condemned: HashSet<String>,
+    /// When one was last held, until that is written on it.
+    last: HashMap<String, SystemTime>,
+}
+
+/// Which image a start makes its container from. Dropped, it is its record that keeps the image.
+pub(super) struct Hold {
+    uses: Arc<ImageUses>,
+    key: String,
+}
+
+struct Condemned<'a> {
+    uses: &'a ImageUses,
+    key: String,
+}
+
+/// What an archive's image will be called is not known before it has been read: they are held all at once.
+fn key(name: &str) -> &str {
+    if name.starts_with(LOADED) { LOADED } else { name }
+}
+
+impl ImageUses {
+    /// Waits while the image is being removed.
+    pub(super) async fn hold(self: &Arc<Self>, name: &str) -> Hold {
+        let key = key(name).to_owned();
+        loop {
+            let freed = self.freed.notified();
+            if self.try_hold(&key) {
+                return Hold { uses: Arc::clone(self), key };
+            }
+            freed.await;
+        }
+    }
+
+    fn try_hold(&self, key: &str) -> bool {
+        let mut uses = self.lock();
+        if uses.condemned.contains(key) {
+            return false;
+        }
+        *uses.held.entry(key.to_owned()).or_default() += 1;
+        true
+    }
+
+    /// None while somebody holds it.
+    fn condemn(&self, name: &str) -> Option<Condemned<'_>> {
+        let key = key(name).to_owned();
+        let mut uses = self.lock();
+        if uses.held.contains_key(&key) || !uses.condemned.insert(key.clone()) {
+            return None;
+        }
+        Some(Condemned { uses: self, key })
+    }
+
+    fn last(&self, name: &str) -> Option<SystemTime> {
+        self.lock().last.get(key(name)).copied()
+    }
+
+    fn is_held(&self, name: &str) -> bool {
+        self.lock().held.contains_key(key(name))
+    }
+
+    /// Forgets when those were held that are no more.
+    fn forget_all_but(&self, names: &HashSet<&str>) {
+        self.lock().last.retain(|name, _| names.contains(name.as_str()));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Uses> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        let mut uses = self.uses.lock();
+        if let Some(count) = uses.held.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                uses.held.remove(&self.key);
+            }
+        }
+        uses.last.insert(self.key.clone(), SystemTime::now());
+    }
+}
+
+impl Drop for Condemned<'_> {
+    fn drop(&mut self) {
+        self.uses.lock().condemned.remove(&self.key);
+        self.uses.freed.notify_waiters();
+    }
+}
+
+impl Tasks {
+    /// Looks for unused images now and then, from the agent's first fingerprint on.
+    pub(super) async fn collect_images(
+        self: Arc<Self>,
+        mut settings: watch::Receiver<Option<Arc<Settings>>>,
+    ) {
+        loop {
+            let current = settings.borrow_and_update().clone();
+            let mut period = PERIODS.1;
+            if let Some(current) = current.filter(|settings| settings.config.enabled) {
+                let policy = &current.config.gc.images;
+                period = policy.delay.map_or(period, |delay| (delay / 4).clamp(PERIODS.0, PERIODS.1));
+                if let Err(error) = self.collect(&current.containerd, policy).await {
+                    // It is away, or busy; what is unused stays so.
+                    tracing::debug!(%error, "can't look for unused images now");
+                }
+            }
+            if let Ok(Err(_)) = tokio::time::timeout(period, settings.changed()).await {
+                return;
+            }
+        }
+    }
+
+    async fn collect(
+        &self,
+        containerd: &containerd::Containerd,
+        policy: &ImageGc,
+    ) -> Result<(), containerd::Error> {
+        containerd.end_expired_leases(SystemTime::now()).await?;
+        if policy.delay.is_none() && policy.disk_high_water.is_none() {
+            return Ok(());
+        }
+        let mut unused = self.unused(containerd, policy).await?;
+        unused.sort_unstable_by_key(|(since, _)| *since);
+        let now = SystemTime::now();
+        let is_due = |since: &SystemTime| {
+            let age = now.duration_since(*since).unwrap_or_default();
+            policy.delay.is_some_and(|delay| age >= delay)
+        };
+        let (due, young): (Vec<_>, Vec<_>) = unused.into_iter().partition(|(since, _)| is_due(since));
+        for (_, name) in due {
+            self.remove(containerd, &name, "it has not been used for image_delay").await?;
+        }
+        let Some(mark) = policy.disk_high_water else { return Ok(()) };
+        for (_, name) in young {
+            match containerd.disk_use().await {
+                Ok(used) if used >= mark => {}
+                Ok(_) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "gc.disk_high_water has no effect");
+                    break;
+                }
+            }
+            self.remove(containerd, &name, "the disk is fuller than disk_high_water").await?;
+        }
+        Ok(())
+    }
+
+    /// The images that may go, and since when they are unused; what has changed of that is written on them.
+    async fn unused(
+        &self,
+        containerd: &containerd::Containerd,
+        policy: &ImageGc,
+    ) -> Result<Vec<(SystemTime, String)>, containerd::Error> {
+        let stored = containerd.stored_images().await?;
+        let in_use = containerd.images_in_use().await?;
+        self.image_uses.forget_all_but(&stored.iter().map(|image| key(&image.name)).collect());
+        let mut unused = Vec::new();
+        for image in stored.into_iter().filter(|image| may_go(image, policy)) {
+            let uses = &self.image_uses;
+            let is_used = in_use.contains(&image.name) || uses.is_held(&image.name);
+            let since = unused_since(is_used, image.unused_since, uses.last(&image.name), SystemTime::now());
+            if since != image.unused_since {
+                containerd.note_unused(&image.name, since).await?;
+            }
+            unused.extend(since.map(|since| (since, image.name)));
+        }
+        Ok(unused)
+    }
+
+    /// Once nobody can begin to use it, it is asked once more whether somebody does.
+    async fn remove(
+        &self,
+        containerd: &containerd::Containerd,
+        name: &str,
+        why: &str,
+    ) -> Result<(), containerd::Error> {
+        let Some(_condemned) = self.image_uses.condemn(name) else { return Ok(()) };
+        if containerd.images_in_use().await?.contains(name) {
+            return Ok(());
+        }
+        containerd.remove_image(name).await?;
+        tracing::info!(image = name, "removed: {why}");
+        Ok(())
+    }
+}
+
+fn may_go(image: &StoredImage, policy: &ImageGc) -> bool {
+    !image.is_pinned && (image.is_ours || policy.foreign_images)
+}
+
+/// Since when an image is unused, as it is to be written on it. What is written counts, unless it was used since, or is
+/// from a clock that was ahead; without it, it is unused from now on.
+fn unused_since(
+    is_used: bool,
+    written: Option<SystemTime>,
+    last_held: Option<SystemTime>,
+    now: SystemTime,
+) -> Option<SystemTime> {
+    if is_used {
+        return None;
+    }
+    let since = written.map(|written| last_held.map_or(written, |held| held.max(written)));
+    Some(since.map_or(now, |since| since.min(now)))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn an_image_is_unused_from_its_last_use_on() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        for (is_used, written, held, since) in [
+            (true, Some(1), None, None),
+            (true, None, Some(2), None),
+            // Seen unused for the first time.
+            (false, None, None, Some(9)),
+            (false, None, Some(2), Some(9)),
+            (false, Some(3), None, Some(3)),
+            (false, Some(3), Some(2), Some(3)),
+            // Used, and let go, between two looks.
+            (false, Some(3), Some(5), Some(5)),
+            // Written by a clock that was ahead.
+            (false, Some(50), None, Some(9)),
+        ] {
+            assert_eq!(
+                unused_since(is_used, written.map(at), held.map(at), at(9)),
+                since.map(at),
+                "{is_used} {written:?} {held:?}"
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_held_is_not_removed_and_what_is_being_removed_is_waited_for() {
+        let uses = Arc::new(ImageUses::default());
+        let first = uses.hold("a").await;
+        let second = uses.hold("a").await;
+        drop(first);
+        assert!(uses.condemn("a").is_none());
+        assert!(uses.last("b").is_none());
+        drop(second);
+        let condemned = uses.condemn("a").unwrap();
+        assert!(uses.condemn("a").is_none());
+        let mut waiting = Box::pin(uses.hold("a"));
+        assert!(waiting.as_mut().now_or_never().is_none());
+        assert!(uses.hold("b").now_or_never().is_some());
+        drop(condemned);
+        waiting.await;
+        assert!(uses.last("a").is_some() && !uses.is_held("a"));
+    }
+
+    #[tokio::test]
+    async fn whoever_loads_an_archive_holds_all_that_was_loaded() {
+        let uses = Arc::new(ImageUses::default());
+        let hold = uses.hold(LOADED).await;
+        assert!(uses.condemn("loaded/docker.io/library/redis:7@sha256:0").is_none());
+        assert!(uses.condemn("docker.io/library/redis:7").is_some());
+        drop(hold);
+        assert!(uses.condemn("loaded/docker.io/library/redis:7@sha256:0").is_some());
+    }
+}
