@@ -21,13 +21,15 @@ use serde::Deserialize;
 pub(crate) use capabilities::tests as capability_tests;
 pub(crate) use capabilities::{CapabilityList, name_of as capability_name};
 pub(crate) use id_list::IdList;
-pub(crate) use plugin::{Auth, Gates, ImageGc, Inline, Placed, PluginConfig, PluginDevices, PluginLimits};
+pub(crate) use plugin::{
+    Auth, Gates, ImageGc, Inline, Placed, PluginConfig, PluginDevices, PluginLimits, Pulls,
+};
 #[cfg(test)]
 pub(crate) use task::HostSource;
 pub(crate) use task::{
     Archive, CpuLimits, Device, DevicePath, Dns, JobMount, Labels, Limits, MemoryLimits, MountSource, Mounts,
-    Namespaces, Network, PidsLimit, Process, Pull, Rlimit, SeccompProfile, Security, Sharing, Swap, TaskAuth,
-    TaskOptions,
+    Namespaces, Network, PidsLimit, Process, Pull, PullPolicy, Rlimit, SeccompProfile, Security, Sharing,
+    Swap, TaskAuth, TaskOptions,
 };
 
 /// The most that the kernel ever has at once.

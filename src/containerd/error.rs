@@ -57,6 +57,13 @@ pub(crate) enum Problem {
     /// One that is to be loaded.
     #[error("the archive: {reason}")]
     Archive { reason: String },
+    #[error(
+        "the registry has sent nothing for {} (the plugin's option pull_activity_timeout)",
+        humantime::format_duration(*after)
+    )]
+    StandsStill { after: Duration },
+    #[error("it is not here, and the job's option image_pull_policy says that it is not to be pulled")]
+    NotHere,
     /// What the registry would be asked with can't be had.
     #[error("there are no credentials to be had: {reason}")]
     Credentials { reason: String, transient: bool },
@@ -82,10 +89,11 @@ impl Problem {
     pub(super) fn is_transient(&self) -> bool {
         match self {
             Self::Registry { transient, .. } | Self::Credentials { transient, .. } => *transient,
-            Self::Deadline { .. } => true,
+            Self::Deadline { .. } | Self::StandsStill { .. } => true,
             Self::NotInRegistry { .. }
             | Self::Denied { .. }
             | Self::Archive { .. }
+            | Self::NotHere
             | Self::Corrupt { .. }
             | Self::Unsupported { .. } => false,
         }
@@ -125,6 +133,15 @@ impl Error {
             | Self::Refused { .. }
             | Self::BadReference { .. } => false,
         }
+    }
+
+    /// Whether the registry, or the way to it, may serve a moment later.
+    pub(super) fn is_registrys_for_now(&self) -> bool {
+        matches!(self, Self::Image { problem, .. } if problem.is_transient())
+    }
+
+    pub(super) fn is_corrupt(&self) -> bool {
+        matches!(self, Self::Image { problem: Problem::Corrupt { .. }, .. })
     }
 
     /// Whether it might go better without credentials.

@@ -24,7 +24,8 @@ use tonic::{Request, Response, Status};
 pub(crate) use error::Error;
 use error::Problem;
 pub(crate) use images::{
-    Access, ArchiveSource, Credentials, Image, Keyring, LOADED, PullEvent, Reference, StoredImage, is_server,
+    Access, ArchiveSource, Credentials, Image, Keyring, LOADED, Policy, PullEvent, PullTerms, Reference,
+    StoredImage, is_server,
 };
 pub(crate) use records::Record;
 
@@ -74,6 +75,17 @@ impl Containerd {
     /// Marks the images that are brought in from here on as those of this owner.
     pub(crate) fn owned_by(self, owner: String) -> Self {
         let _ = self.shared.owner.set(owner);
+        self
+    }
+
+    /// By whose name goes what is ours; empty where there is only one.
+    fn owner(&self) -> &str {
+        self.shared.owner.get().map_or("", String::as_str)
+    }
+
+    /// Pulls on these terms, if nothing has been pulled yet.
+    pub(crate) fn pulling_on(self, terms: PullTerms) -> Self {
+        self.shared.images.pull_on(terms);
         self
     }
 

@@ -134,7 +134,7 @@ impl Containerd {
         }
     }
 
-    fn lease_client(&self) -> LeasesClient<Channel> {
+    pub(super) fn lease_client(&self) -> LeasesClient<Channel> {
         LeasesClient::new(self.channel()).max_decoding_message_size(MESSAGE_LIMIT_BYTES)
     }
 

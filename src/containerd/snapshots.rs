@@ -4,12 +4,13 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use containerd_client::services::v1::introspection_client::IntrospectionClient;
 use containerd_client::services::v1::leases_client::LeasesClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::snapshots::{
-    CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
+    CommitSnapshotRequest, PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest, UsageRequest,
 };
 use containerd_client::services::v1::{ListResourcesRequest, PluginsRequest};
 use containerd_client::types::Mount;
@@ -17,6 +18,8 @@ use tonic::transport::Channel;
 
 use super::{Containerd, Error, QUICK};
 
+/// The daemon looks at each file.
+const COUNTS_FILES: Duration = Duration::from_secs(60);
 /// What the daemon's plugins for snapshots are to its introspection.
 const PLUGIN_TYPE: &str = "io.containerd.snapshotter.v1";
 /// A lease's word for a snapshot; behind it stands the snapshotter.
@@ -156,6 +159,16 @@ impl Containerd {
             Err(error) if error.is_not_found() => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// What a snapshot takes on the disk, without those below it. The daemon counts the files of one that is not
+    /// committed.
+    pub(super) async fn snapshot_size(&self, key: &str) -> Result<u64, Error> {
+        let request =
+            self.request(UsageRequest { snapshotter: self.snapshotter().to_owned(), key: key.to_owned() })?;
+        let doing = format!("ask for the size of snapshot {key}");
+        let usage = self.call(&doing, COUNTS_FILES, self.snapshots().usage(request)).await?;
+        Ok(u64::try_from(usage.size).unwrap_or(0))
     }
 
     fn snapshots(&self) -> SnapshotsClient<Channel> {

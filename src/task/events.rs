@@ -66,13 +66,41 @@ pub(super) struct Teller {
 
 impl Teller {
     pub(super) fn pull(&self, image: &str, event: PullEvent) {
-        match event {
-            PullEvent::Started => self.tell(format!("Pulling image {image}"), &[("image", image.to_owned())]),
-            PullEvent::Finished { size_bytes, took } => self.tell(
-                format!("Pulled image {image}: {size_bytes} bytes in {:.1} s", took.as_secs_f64()),
-                &[("image", image.to_owned()), ("size_bytes", size_bytes.to_string())],
+        let (message, counts) = match event {
+            PullEvent::Queued => (format!("Waiting for other pulls before image {image}"), None),
+            PullEvent::Started => (format!("Pulling image {image}"), None),
+            PullEvent::Progress { counts } => (
+                format!(
+                    "Pulling image {image}: {} of {} in {} of {} layers",
+                    size(counts.here_bytes),
+                    size(counts.total_bytes),
+                    counts.layers_here,
+                    counts.layers
+                ),
+                Some(counts),
             ),
-        }
+            PullEvent::Finished { counts, took, from } => (
+                format!(
+                    "Pulled image {image}: {} layers with {} in {:.1} s, {} of it from {from}",
+                    counts.layers,
+                    size(counts.total_bytes),
+                    took.as_secs_f64(),
+                    size(counts.fetched_bytes),
+                ),
+                Some(counts),
+            ),
+        };
+        let mut annotations = vec![("image", image.to_owned())];
+        annotations.extend(counts.into_iter().flat_map(|counts| {
+            [
+                ("layers", counts.layers.to_string()),
+                ("layers_here", counts.layers_here.to_string()),
+                ("size_bytes", counts.total_bytes.to_string()),
+                ("here_bytes", counts.here_bytes.to_string()),
+                ("fetched_bytes", counts.fetched_bytes.to_string()),
+            ]
+        }));
+        self.tell(message, &annotations);
     }
 
     /// Processes of the task that the kernel has killed; the task may run on without them.
@@ -105,9 +133,29 @@ impl Teller {
     }
 }
 
+/// As people read it, in powers of 1024.
+fn size(bytes: u64) -> String {
+    let mib = bytes as f64 / f64::from(1 << 20);
+    match bytes {
+        0..0x2800 => format!("{bytes} bytes"),
+        0x2800..0x10_0000 => format!("{} KiB", bytes >> 10),
+        _ if mib < 10_240.0 => format!("{mib:.1} MiB"),
+        _ => format!("{:.1} GiB", mib / 1024.0),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_are_read_by_people() {
+        for (bytes, text) in
+            [(700, "700 bytes"), (20_480, "20 KiB"), (524_288_000, "500.0 MiB"), (21_474_836_480, "20.0 GiB")]
+        {
+            assert_eq!(size(bytes), text);
+        }
+    }
 
     #[tokio::test]
     async fn events_that_nobody_listened_to_wait_for_a_listener() {

@@ -33,8 +33,8 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 
 use crate::cgroup::Cgroup;
-use crate::config::{Auth, Inline, PluginConfig, TaskOptions};
-use crate::containerd::{Containerd, Credentials, Keyring};
+use crate::config::{Auth, Inline, PluginConfig, Pulls, TaskOptions};
+use crate::containerd::{Containerd, Credentials, Keyring, PullTerms};
 use crate::error::{Error, Result};
 use crate::init::ProcessId;
 use crate::shim::{self, Connection, LogPaths, Shim};
@@ -61,6 +61,7 @@ impl Settings {
         let socket = config.containerd_socket.clone();
         let containerd = Containerd::new(socket, NAMESPACE, &config.snapshotter, keyring(&config.auth));
         let containerd = containerd.owned_by(config.state_dir.display().to_string());
+        let containerd = containerd.pulling_on(terms(&config.pulls));
         Self { config, containerd, mhz_per_core }
     }
 
@@ -85,6 +86,18 @@ impl Settings {
         let mut place = Place::of(self, container_id, shim);
         place.containerd = self.containerd.with_snapshotter(options.runtime.snapshotter(&self.config));
         Ok(place)
+    }
+}
+
+fn terms(pulls: &Pulls) -> PullTerms {
+    let Pulls { max_parallel, max_parallel_layers, activity_timeout, max_image_bytes, max_unpacked_bytes } =
+        *pulls;
+    PullTerms {
+        pulls_at_once: max_parallel,
+        layers_at_once: max_parallel_layers,
+        activity_timeout,
+        image_limit_bytes: max_image_bytes,
+        unpacked_limit_bytes: max_unpacked_bytes,
     }
 }
 

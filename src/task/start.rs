@@ -20,8 +20,8 @@ use super::place::{self, Place};
 use super::supervisor::{self, Watch};
 use super::wanted::{ImageSource, Wanted};
 use super::{Identity, Reservation, Saved, Settings, Started, Task, Tasks, stats};
-use crate::config::{Labels, Pull, Sharing, TaskAuth as Auth};
-use crate::containerd::{Access, Credentials, Image, Record, is_server};
+use crate::config::{Labels, Pull, PullPolicy, Sharing, TaskAuth as Auth};
+use crate::containerd::{Access, Credentials, Image, Policy, Record, is_server};
 use crate::error::{Error, Result};
 use crate::init::{Init, ProcessId};
 use crate::rootfs;
@@ -160,8 +160,13 @@ impl Start<'_> {
 
     /// On what terms the image is pulled. A password goes to no other registry than the one that it is said to be for.
     fn access(&self) -> Result<Access> {
-        let Pull { timeout, auth, auth_soft_fail: soft_fail } = self.wanted.options.pull.clone();
-        let mut access = Access { timeout, credentials: None, soft_fail };
+        let Pull { policy, timeout, auth, auth_soft_fail: soft_fail } = self.wanted.options.pull.clone();
+        let policy = match policy {
+            PullPolicy::Missing => Policy::Missing,
+            PullPolicy::Always => Policy::Always,
+            PullPolicy::Never => Policy::Never,
+        };
+        let mut access = Access { policy, timeout, credentials: None, soft_fail };
         let (Some(Auth { username, password, server_address }), ImageSource::Name(reference)) =
             (auth, &self.wanted.image)
         else {

@@ -41,6 +41,10 @@ impl Tasks {
         for task in self.here() {
             task.place.bundle.trim_log();
         }
+        let grace = settings.config.gc.dangling_containers.creation_grace;
+        if let Err(error) = settings.containerd.end_left_pulls(grace).await {
+            tracing::debug!(%error, "can't remove what pulls have left yet");
+        }
         for id in left_over(settings).await {
             let Some(_ending) = self.reserve_end(&id) else { continue };
             match Place::by_id(settings, &id).tear_down().await {

@@ -19,6 +19,7 @@ mod fingerprint;
 mod gaps;
 mod holdings;
 mod hostile_images;
+mod hostile_layers;
 mod image_gc;
 mod images;
 mod in_flight;
@@ -36,6 +37,7 @@ mod paths;
 mod privileged;
 mod process;
 mod propagation;
+mod pull_policy;
 mod pulls;
 mod recover;
 mod resources;
@@ -110,7 +112,9 @@ pub fn all() -> Vec<Case> {
         images::cases(),
         pulls::cases(),
         load::cases(),
+        pull_policy::cases(),
         hostile_images::cases(),
+        hostile_layers::cases(),
         run::cases(),
         resources::cases(),
         limits::cases(),

@@ -1,76 +1,356 @@
-//! Pulls over a network that is slow, breaks and lies: what is fetched once stays fetched, what can't succeed ends with an
-//! error that says why, and the next pull works.
+//! Pulls over a network that is slow and breaks: what several want is fetched once, what has come stays, and what is stuck
+//! ends with an error that says why.
 
-use anyhow::{Result, ensure};
-use serde_json::json;
+use std::time::Duration;
 
-use super::{cases, is_recoverable, refused, same};
+use anyhow::{Context, Result, ensure};
+use futures::future::try_join_all;
+use serde_json::{Value, json};
+
+use super::{cases, is_recoverable, orphans, refused, same, until};
 use crate::config;
+use crate::fixture::Form;
 use crate::fixture::fault_proxy::{Fault, FaultProxy};
-use crate::fixture::{Form, image::Image};
+use crate::fixture::image::Image;
+use crate::fixture::images::noise;
+use crate::fixture::layer::Layer;
 use crate::host::Plugin;
 use crate::scene::Scene;
+use crate::task::LIMIT;
 
 cases!["pull":
+    fifty_tasks_of_an_image_that_is_not_here_make_one_pull,
+    names_of_one_image_are_pulled_once,
+    a_layer_of_two_images_is_fetched_once_while_both_are_pulled,
     a_layer_goes_on_where_its_connection_broke,
-    a_manifest_that_never_ends_is_refused,
+    a_registry_that_comes_back_is_gone_on_with,
+    a_pull_that_failed_is_gone_on_with_by_the_next,
+    a_pull_whose_plugin_was_killed_is_gone_on_with_by_the_next,
+    what_a_killed_plugins_pull_has_left_is_removed_if_nobody_comes_for_it,
+    what_is_left_of_a_layer_and_bad_is_fetched_anew,
+    a_pull_that_stands_still_is_given_up,
+    no_more_is_pulled_at_once_than_the_operator_says,
+    what_can_not_succeed_is_not_tried_again,
+    a_long_pull_is_told_of,
 ];
 
+const MIB: u64 = 1 << 20;
+/// What was on its way when a connection broke may be fetched again.
+const LOST_BYTES: u64 = MIB;
+
 /// A registry behind a proxy of the case's own.
-struct Network {
-    proxy: FaultProxy,
+pub(super) struct Network {
+    pub(super) proxy: FaultProxy,
 }
 
 impl Network {
-    fn before(scene: &Scene) -> Result<Self> {
+    pub(super) fn before(scene: &Scene) -> Result<Self> {
         Ok(Self { proxy: FaultProxy::before(scene.world().registry().address())? })
     }
 
     /// Pushes an image, past the proxy; returns its name by the proxy.
-    fn push(&self, scene: &Scene, image: &Image, name: &str) -> Result<String> {
+    pub(super) fn push(&self, scene: &Scene, image: &Image, name: &str) -> Result<String> {
         image.push(scene.world().registry(), name, "v1", Form::Oci)?;
         Ok(format!("{}/{name}:v1", self.proxy.address()))
     }
+
+    /// That no more of a layer was sent than there is of it.
+    fn sent_once(&self, layer: &Layer) -> Result<()> {
+        let (sent, size) = (self.proxy.sent_bytes(&layer.digest), layer.blob.len() as u64);
+        ensure!((size..size + LOST_BYTES).contains(&sent), "{sent} bytes were sent of a layer of {size}");
+        Ok(())
+    }
+
+    async fn has_sent(&self, layer: &Layer, bytes: u64) -> Result<()> {
+        until(LIMIT, "the layer is sent", || self.proxy.sent_bytes(&layer.digest) >= bytes).await
+    }
 }
 
-/// That an image of [`crate::fixture::Catalog::large`] is whole.
-async fn runs(scene: &Scene, plugin: &Plugin, image: &str, mib: usize) -> Result<()> {
-    let config = config! { image = image, command = "wc", args = ["-c", "/large"] };
-    let task = scene.run(plugin, &config).await?;
-    same!(task.stdout(plugin).await?, format!("{} /large\n", mib << 20));
+/// Starts a task of an image, and has it end.
+pub(super) async fn runs(scene: &Scene, plugin: &Plugin, image: &str) -> Result<()> {
+    let task = scene.run(plugin, &config! { image = image, command = "true" }).await?;
+    same!(task.wait(plugin).await?.exit_code, 0);
     task.destroy(plugin).await
 }
 
-async fn a_layer_goes_on_where_its_connection_broke(scene: &Scene) -> Result<()> {
-    const MIB: usize = 6;
+pub(super) async fn plugin_with(scene: &Scene, more: &Value) -> Result<Plugin> {
+    let mut options = scene.options();
+    for (option, value) in more.as_object().into_iter().flatten() {
+        options[option] = value.clone();
+    }
+    scene.plugin_as(&scene.launch(), &options).await
+}
+
+async fn fifty_tasks_of_an_image_that_is_not_here_make_one_pull(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let network = Network::before(scene)?;
-    let large = scene.world().catalog().large(MIB)?;
-    let image = network.push(scene, &large, "breaks")?;
-    let layer = &large.layers[1];
-    network.proxy.inflict("/blobs/", Fault::Throttle(8 << 20));
-    network.proxy.inflict_times(&layer.digest, Fault::CutAfter(2 << 20), 2);
-    runs(scene, &plugin, &image, MIB).await?;
-    let sent = network.proxy.sent_bytes(&layer.digest);
-    let size = layer.blob.len() as u64;
-    // What was on its way when the connection broke may be lost.
-    ensure!(sent < size + (1 << 20), "{sent} bytes were sent of a layer of {size}");
+    let large = scene.world().catalog().large(4)?;
+    let image = network.push(scene, &large, "fifty")?;
+    network.proxy.inflict("/blobs/", Fault::Throttle(4 * MIB));
+    try_join_all((0..50).map(|_| runs(scene, &plugin, &image))).await?;
+    same!(network.proxy.count("GET", "/manifests/"), 1);
+    for request in network.proxy.requests() {
+        same!((&*request.path, network.proxy.count("GET", &request.path)), (&*request.path, 1));
+    }
+    network.sent_once(&large.layers[1])?;
     plugin.shut_down().await
 }
 
-async fn a_manifest_that_never_ends_is_refused(scene: &Scene) -> Result<()> {
+async fn names_of_one_image_are_pulled_once(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let network = Network::before(scene)?;
-    let image =
-        network.push(scene, &scene.world().catalog().busybox(json!({"Cmd": ["true"]}))?, "endless")?;
-    network.proxy.inflict("/manifests/", Fault::Endless);
-    let task = scene.prepare(&plugin, &config! { image = image }).await?;
-    let status = refused(plugin.start_task(task.config.clone()).await, &[&image, "the manifest", "bytes"])?;
-    ensure!(!is_recoverable(&status)?, "it is to be tried again: {status:?}");
+    let large = scene.world().catalog().large(4)?;
+    let [one, other, third] = [
+        network.push(scene, &large, "one")?,
+        network.push(scene, &large, "other")?,
+        network.push(scene, &large, "third")?,
+    ];
+    network.proxy.inflict("/blobs/", Fault::Throttle(4 * MIB));
+    tokio::try_join!(runs(scene, &plugin, &one), runs(scene, &plugin, &other))?;
+    network.sent_once(&large.layers[1])?;
+    same!(network.proxy.count("GET", "/manifests/"), 2);
+    // That it is the same is all that is asked.
+    network.proxy.forget();
+    runs(scene, &plugin, &third).await?;
+    same!((network.proxy.count("GET", "/manifests/"), network.proxy.count("GET", "/blobs/")), (1, 0));
+    plugin.shut_down().await
+}
+
+async fn a_layer_of_two_images_is_fetched_once_while_both_are_pulled(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let network = Network::before(scene)?;
+    let common = scene.world().catalog().large(4)?;
+    let push = |name: &str| {
+        let own = scene.world().catalog().with(|tree| tree.file(name, 0o644, b"own\n"))?;
+        let layers = [&common.layers[..], &own.layers[1..]].concat();
+        network.push(scene, &Image { layers, ..own }, name)
+    };
+    let (left, right) = (push("left")?, push("right")?);
+    network.proxy.inflict("/blobs/", Fault::Throttle(4 * MIB));
+    tokio::try_join!(runs(scene, &plugin, &left), runs(scene, &plugin, &right))?;
+    same!(network.proxy.count("GET", &common.layers[1].digest), 1);
+    plugin.shut_down().await
+}
+
+async fn a_layer_goes_on_where_its_connection_broke(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let network = Network::before(scene)?;
+    let large = scene.world().catalog().large(6)?;
+    let image = network.push(scene, &large, "breaks")?;
+    network.proxy.inflict_times(&large.layers[1].digest, Fault::CutAfter(2 * MIB), 2);
+    runs(scene, &plugin, &image).await?;
+    network.sent_once(&large.layers[1])?;
+    same!(network.proxy.count("GET", &large.layers[1].digest), 3);
+    plugin.shut_down().await
+}
+
+async fn a_registry_that_comes_back_is_gone_on_with(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let (network, registry) = (Network::before(scene)?, scene.world().registry());
+    let large = scene.world().catalog().large(6)?;
+    let image = network.push(scene, &large, "comes-back")?;
+    network.proxy.inflict("/blobs/", Fault::Throttle(4 * MIB));
+    let outage = async {
+        network.has_sent(&large.layers[1], 2 * MIB).await?;
+        registry.stop();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        registry.start()
+    };
+    tokio::try_join!(runs(scene, &plugin, &image), outage)?;
+    network.sent_once(&large.layers[1])?;
+    plugin.shut_down().await
+}
+
+/// A pull that has got half of a layer and gets no more.
+struct Stalled {
+    network: Network,
+    image: String,
+    large: Image,
+}
+
+impl Stalled {
+    const SENT: u64 = 3 * MIB;
+
+    fn new(scene: &Scene, name: &str) -> Result<Self> {
+        let network = Network::before(scene)?;
+        let large = scene.world().catalog().large(6)?;
+        let image = network.push(scene, &large, name)?;
+        network.proxy.inflict(&large.layers[1].digest, Fault::StallAfter(Self::SENT));
+        Ok(Self { network, image, large })
+    }
+
+    /// Kills a plugin that pulls it.
+    async fn killed(&self, scene: &Scene) -> Result<()> {
+        let mut plugin = scene.plugin().await?;
+        let mut task = scene.prepare(&plugin, &config! { image = self.image, command = "true" }).await?;
+        let stalled = async {
+            self.network.has_sent(&self.large.layers[1], Self::SENT).await?;
+            // What has come is being written.
+            until(LIMIT, "it is stored", || half_stored(scene) >= 2 * MIB).await
+        };
+        tokio::select! {
+            started = task.start(&plugin) => started.context("it is not to start")?,
+            stalled = stalled => stalled?,
+        }
+        plugin.kill().await
+    }
+
+    /// That the rest is all that is fetched.
+    async fn goes_on(&self, scene: &Scene, plugin: &Plugin) -> Result<()> {
+        self.network.proxy.heal();
+        runs(scene, plugin, &self.image).await?;
+        self.network.sent_once(&self.large.layers[1])?;
+        let from = self.network.proxy.requests().into_iter().filter_map(|request| request.from).max();
+        ensure!(from.is_some_and(|from| from >= MIB), "it went on from {from:?}");
+        scene.nothing_left()
+    }
+}
+
+/// How much of unfinished content containerd has.
+fn half_stored(scene: &Scene) -> u64 {
+    let root = scene.world().containerd().root().join("io.containerd.content.v1.content/ingest");
+    let ingests = std::fs::read_dir(root).into_iter().flatten().flatten();
+    ingests.filter_map(|ingest| Some(ingest.path().join("data").metadata().ok()?.len())).sum()
+}
+
+async fn a_pull_that_failed_is_gone_on_with_by_the_next(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let stalled = Stalled::new(scene, "failed")?;
+    let job = config! { image = stalled.image, command = "true", image_pull_timeout = "5s" };
+    let task = scene.prepare(&plugin, &job).await?;
+    let status = refused(plugin.start_task(task.config.clone()).await, &["image_pull_timeout"])?;
+    ensure!(is_recoverable(&status)?, "it is not to be tried again: {status:?}");
+    stalled.goes_on(scene, &plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_pull_whose_plugin_was_killed_is_gone_on_with_by_the_next(scene: &Scene) -> Result<()> {
+    let stalled = Stalled::new(scene, "killed")?;
+    stalled.killed(scene).await?;
+    let mut next = scene.plugin().await?;
+    stalled.goes_on(scene, &next).await?;
+    next.shut_down().await
+}
+
+async fn what_a_killed_plugins_pull_has_left_is_removed_if_nobody_comes_for_it(scene: &Scene) -> Result<()> {
+    let stalled = Stalled::new(scene, "forgotten")?;
+    stalled.killed(scene).await?;
+    let left = scene.census().join(" ");
+    ensure!(
+        left.contains("lease") && left.contains("unfinished content"),
+        "there is nothing to remove: {left}"
+    );
+    let options = orphans::options(scene, &json!({"creation_grace": "1s"}));
+    let mut next = scene.plugin_as(&scene.launch(), &options).await?;
+    scene.nothing_left_within(LIMIT)?;
+    next.shut_down().await
+}
+
+async fn what_is_left_of_a_layer_and_bad_is_fetched_anew(scene: &Scene) -> Result<()> {
+    let stalled = Stalled::new(scene, "spoilt")?;
+    stalled.killed(scene).await?;
+    let root = scene.world().containerd().root().join("io.containerd.content.v1.content/ingest");
+    for ingest in std::fs::read_dir(root)? {
+        let data = ingest?.path().join("data");
+        let length = data.metadata()?.len();
+        std::fs::write(&data, noise(usize::try_from(length)?)?)?;
+    }
+    stalled.network.proxy.heal();
+    let mut next = scene.plugin().await?;
+    runs(scene, &next, &stalled.image).await?;
     scene.nothing_left()?;
+    next.shut_down().await
+}
+
+async fn a_pull_that_stands_still_is_given_up(scene: &Scene) -> Result<()> {
+    let mut plugin = plugin_with(scene, &json!({"pull_activity_timeout": "2s"})).await?;
+    let stalled = Stalled::new(scene, "still")?;
+    let task = scene.prepare(&plugin, &config! { image = stalled.image, command = "true" }).await?;
+    let words = [&*stalled.image, "pull_activity_timeout", "2s"];
+    let status = refused(plugin.start_task(task.config.clone()).await, &words)?;
+    ensure!(is_recoverable(&status)?, "it is not to be tried again: {status:?}");
+    stalled.goes_on(scene, &plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn no_more_is_pulled_at_once_than_the_operator_says(scene: &Scene) -> Result<()> {
+    let mut plugin = plugin_with(scene, &json!({"max_parallel_pulls": 1, "max_parallel_layers": 2})).await?;
+    let network = Network::before(scene)?;
+    let mut images = Vec::new();
+    for name in ["first", "second", "third"] {
+        let mut image = scene.world().catalog().large(1)?;
+        for number in 0..3 {
+            let content = noise(MIB as usize / 2)?;
+            let more =
+                scene.world().catalog().with(|tree| tree.file(&format!("{number}"), 0o644, &content))?;
+            image.layers.extend(more.layers.into_iter().skip(1));
+        }
+        images.push(network.push(scene, &image, name)?);
+    }
+    let mut events = plugin.events().await?;
+    network.proxy.inflict("/blobs/", Fault::Throttle(2 * MIB));
+    try_join_all(images.iter().map(|image| runs(scene, &plugin, image))).await?;
+    same!(network.proxy.most_blobs_at_once(), 2);
+    // One image after the other.
+    let requests = network.proxy.requests();
+    let mut order: Vec<_> = requests.iter().filter_map(|request| request.path.split('/').nth(2)).collect();
+    order.dedup();
+    same!(order.len(), 3);
+    let mut told = Vec::new();
+    while let Ok(Ok(Some(event))) = tokio::time::timeout(Duration::from_secs(1), events.message()).await {
+        told.push(event.message);
+    }
+    ensure!(
+        told.iter().any(|event| event.starts_with("Waiting for other pulls")),
+        "it is not told: {told:?}"
+    );
+    plugin.shut_down().await
+}
+
+async fn what_can_not_succeed_is_not_tried_again(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let network = Network::before(scene)?;
+    let large = scene.world().catalog().large(1)?;
+    let image = network.push(scene, &large, "gone")?;
+    network.proxy.inflict(&large.layers[1].digest, Fault::Status(404));
+    let task = scene.prepare(&plugin, &config! { image = image, command = "true" }).await?;
+    let status = refused(plugin.start_task(task.config.clone()).await, &[&image, &large.layers[1].digest])?;
+    ensure!(!is_recoverable(&status)?, "it is to be tried again: {status:?}");
+    same!(network.proxy.count("GET", &large.layers[1].digest), 1);
+    scene.nothing_left()?;
+    // What may pass is, and at once.
     network.proxy.heal();
-    let task = scene.run(&plugin, &config! { image = image }).await?;
-    same!(task.wait(&plugin).await?.exit_code, 0);
-    task.destroy(&plugin).await?;
+    network.proxy.inflict_times(&large.layers[1].digest, Fault::Status(503), 2);
+    network.proxy.forget();
+    runs(scene, &plugin, &image).await?;
+    same!(network.proxy.count("GET", &large.layers[1].digest), 3);
+    plugin.shut_down().await
+}
+
+async fn a_long_pull_is_told_of(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let network = Network::before(scene)?;
+    let large = scene.world().catalog().large(8)?;
+    let image = network.push(scene, &large, "long")?;
+    let mut events = plugin.events().await?;
+    network.proxy.inflict(&large.layers[1].digest, Fault::Throttle(MIB));
+    runs(scene, &plugin, &image).await?;
+    let mut told = Vec::new();
+    while told
+        .last()
+        .is_none_or(|event: &nomad_proto::driver::DriverTaskEvent| !event.message.starts_with("Pulled"))
+    {
+        let event = tokio::time::timeout(LIMIT, events.message()).await.context("no event came")??;
+        told.push(event.context("the stream ended")?);
+    }
+    same!(told.len(), 3);
+    ensure!(told[1].message.contains("of 2 layers"), "{:?}", told[1].message);
+    ensure!(told[2].message.contains(network.proxy.address()), "{:?}", told[2].message);
+    let size: usize = large.layers.iter().map(|layer| layer.blob.len()).sum();
+    for event in &told[1..] {
+        same!(event.annotations["size_bytes"], size.to_string());
+    }
+    let log = plugin.log().all().join("\n");
+    ensure!(log.contains("percent") && log.contains(&image), "there is no percentage in the log: {log}");
     plugin.shut_down().await
 }

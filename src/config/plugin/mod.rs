@@ -6,6 +6,7 @@ mod gc;
 mod labels;
 mod limits;
 mod modes;
+mod pulls;
 mod runtime;
 mod security;
 mod volumes;
@@ -25,6 +26,7 @@ use gc::{Gc, RawGc};
 pub(crate) use labels::ExtraLabels;
 pub(crate) use limits::PluginLimits;
 pub(crate) use modes::AllowedModes;
+pub(crate) use pulls::Pulls;
 pub(crate) use runtime::AllowRuntimes;
 pub(crate) use security::Gates;
 pub(crate) use volumes::{Placed, Volumes};
@@ -63,6 +65,7 @@ pub(crate) struct PluginConfig {
     /// A task's output goes nowhere.
     pub disable_log_collection: bool,
     pub devices: PluginDevices,
+    pub pulls: Pulls,
 }
 
 #[derive(Deserialize)]
@@ -88,6 +91,8 @@ struct Raw {
     disable_log_collection: Option<bool>,
     #[serde(flatten)]
     devices: devices::Raw,
+    #[serde(flatten)]
+    pulls: pulls::Raw,
 }
 
 impl PluginConfig {
@@ -110,7 +115,13 @@ impl PluginConfig {
             ("auth", auth::schema()),
             ("disable_log_collection", default("disable_log_collection", "bool", "false")),
         ];
-        object(own.into_iter().chain(limits::schema()).chain(security::schema()).chain(devices::schema()))
+        object(
+            own.into_iter()
+                .chain(limits::schema())
+                .chain(security::schema())
+                .chain(devices::schema())
+                .chain(pulls::schema()),
+        )
     }
 
     /// Decodes what Nomad sends. Nothing at all is what a launch sends that only tries the plugin out.
@@ -140,6 +151,7 @@ impl PluginConfig {
             auth,
             disable_log_collection,
             devices,
+            pulls,
         } = from_msgpack(OF, msgpack)?;
         let containerd_runtime =
             containerd_runtime.filter(|name| !name.is_empty()).ok_or(ConfigError::Missing {
@@ -172,6 +184,7 @@ impl PluginConfig {
             auth: auth.unwrap_or_default().decode()?,
             disable_log_collection: disable_log_collection.unwrap_or(false),
             devices: devices.decode()?,
+            pulls: pulls.decode()?,
         }))
     }
 }

@@ -30,7 +30,7 @@ pub(crate) use mounts::{JobMount, MountSource, Mounts};
 pub(crate) use names::{Dns, Names};
 pub(crate) use namespaces::{Namespaces, Network, Sharing};
 pub(crate) use process::Process;
-pub(crate) use pull::{Auth as TaskAuth, Pull};
+pub(crate) use pull::{Auth as TaskAuth, Pull, PullPolicy};
 pub(crate) use security::{SeccompProfile, Security};
 
 const OF: &str = "task configuration";

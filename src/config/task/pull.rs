@@ -1,4 +1,4 @@
-//! How a task's image is fetched: in what time, and as whom.
+//! How a task's image is fetched: when, in what time, and as whom.
 
 use std::time::Duration;
 
@@ -12,9 +12,19 @@ use crate::secret::Secret;
 const DEFAULT_TIMEOUT: &str = "5m";
 const DEFAULT_TIMEOUT_S: u64 = 5 * 60;
 
-/// The options about the pull of an image that isn't there.
+/// When an image is pulled.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum PullPolicy {
+    #[default]
+    Missing,
+    Always,
+    Never,
+}
+
+/// The options about the pull of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pull {
+    pub policy: PullPolicy,
     pub timeout: Duration,
     pub auth: Option<Auth>,
     /// What can't be had or isn't taken of credentials is gone without.
@@ -23,7 +33,8 @@ pub(crate) struct Pull {
 
 impl Default for Pull {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(DEFAULT_TIMEOUT_S), auth: None, auth_soft_fail: false }
+        let timeout = Duration::from_secs(DEFAULT_TIMEOUT_S);
+        Self { policy: PullPolicy::default(), timeout, auth: None, auth_soft_fail: false }
     }
 }
 
@@ -38,6 +49,8 @@ pub(crate) struct Auth {
 
 #[derive(Deserialize)]
 pub(super) struct Raw {
+    force_pull: Option<bool>,
+    image_pull_policy: Option<String>,
     image_pull_timeout: Option<String>,
     auth: Option<RawAuth>,
     auth_soft_fail: Option<bool>,
@@ -53,6 +66,8 @@ struct RawAuth {
 pub(super) fn schema() -> Vec<(&'static str, Spec)> {
     let auth = ["username", "password", "server_address"].map(|name| (name, optional(name, "string")));
     vec![
+        ("force_pull", optional("force_pull", "bool")),
+        ("image_pull_policy", optional("image_pull_policy", "string")),
         ("image_pull_timeout", default("image_pull_timeout", "string", &format!("\"{DEFAULT_TIMEOUT}\""))),
         ("auth", block("auth", object(auth))),
         ("auth_soft_fail", optional("auth_soft_fail", "bool")),
@@ -61,13 +76,35 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
 
 impl Raw {
     pub(super) fn decode(self) -> Result<Pull, ConfigError> {
-        let Self { image_pull_timeout, auth, auth_soft_fail } = self;
+        let Self { force_pull, image_pull_policy, image_pull_timeout, auth, auth_soft_fail } = self;
         let timeout = image_pull_timeout.unwrap_or_else(|| DEFAULT_TIMEOUT.to_owned());
         Ok(Pull {
+            policy: policy(force_pull, image_pull_policy)?,
             timeout: duration("image_pull_timeout", timeout)?,
             auth: auth.map(RawAuth::decode).transpose()?.flatten(),
             auth_soft_fail: auth_soft_fail.unwrap_or(false),
         })
+    }
+}
+
+/// `force_pull` is the docker driver's word for `always`.
+fn policy(force_pull: Option<bool>, policy: Option<String>) -> Result<PullPolicy, ConfigError> {
+    let named = policy.filter(|policy| !policy.is_empty());
+    let policy = match named.as_deref() {
+        None => None,
+        Some("missing" | "if_not_present") => Some(PullPolicy::Missing),
+        Some("always") => Some(PullPolicy::Always),
+        Some("never") => Some(PullPolicy::Never),
+        Some(other) => {
+            let why =
+                "it must be \"missing\" (or \"if_not_present\", which is the same), \"always\" or \"never\"";
+            return Err(value("image_pull_policy", other, why));
+        }
+    };
+    match (force_pull, policy) {
+        (Some(_), Some(_)) => Err(ConfigError::Twice { option: "force_pull", other: "image_pull_policy" }),
+        (Some(true), None) => Ok(PullPolicy::Always),
+        (_, policy) => Ok(policy.unwrap_or_default()),
     }
 }
 
@@ -104,6 +141,28 @@ mod tests {
         assert_eq!(pull.timeout, Duration::from_secs(90));
         refusal("image_pull_timeout", json!("0s"));
         refusal("image_pull_timeout", json!("soon"));
+    }
+
+    #[test]
+    fn a_policy_is_one_of_those_there_are_and_said_once() {
+        let policy = |options: serde_json::Value| {
+            let mut options = options;
+            options["image"] = json!("a");
+            decode(&options).map(|options| options.pull.policy)
+        };
+        for (options, wanted) in [
+            (json!({}), PullPolicy::Missing),
+            (json!({"force_pull": false}), PullPolicy::Missing),
+            (json!({"force_pull": true}), PullPolicy::Always),
+            (json!({"force_pull": null, "image_pull_policy": "always"}), PullPolicy::Always),
+            (json!({"image_pull_policy": "missing"}), PullPolicy::Missing),
+            (json!({"image_pull_policy": "if_not_present"}), PullPolicy::Missing),
+            (json!({"image_pull_policy": "never"}), PullPolicy::Never),
+        ] {
+            assert_eq!(policy(options.clone()).unwrap(), wanted, "{options}");
+        }
+        refusal("image_pull_policy", json!("sometimes"));
+        assert!(policy(json!({"force_pull": true, "image_pull_policy": "never"})).is_err());
     }
 
     #[test]

@@ -2,9 +2,11 @@
 //!
 //! A write is a stream that holds a lock on its `ref`; the refs are those of containerd's own clients, so that of two
 //! clients that want the same blob one waits for the other. Each message is answered, and the answer awaited: that is the
-//! flow control.
+//! flow control. One that ends before its commit leaves what it has written, for another to go on with.
 //! Source of the facts: containerd `services/content/contentserver`, `metadata/content.go` @ v1.6.20.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use containerd_client::services::v1::content_client::ContentClient;
@@ -24,9 +26,12 @@ use tonic::transport::Channel;
 
 use super::super::{Containerd, Error, Labels, MESSAGE_LIMIT_BYTES, Problem, QUICK};
 use super::lease::PullLease;
+use super::turns::Turn;
 
 /// A commit flushes the whole blob to the disk.
-const COMMIT: Duration = Duration::from_secs(60);
+const COMMIT: Duration = Duration::from_secs(120);
+/// Whoever goes on with a write waits until the daemon has read what is there.
+const OPEN: Duration = Duration::from_secs(120);
 /// How long another client's write of the same blob is waited for; a pull as a whole is bounded too.
 const LOCKED: Duration = Duration::from_secs(240);
 const LOCKED_POLL: Duration = Duration::from_millis(250);
@@ -91,18 +96,37 @@ impl Containerd {
         ingest.commit(labels).await
     }
 
-    /// Begins to write a blob; none if the store has it already, and then the lease keeps it too. Waits for another
-    /// client that writes it.
+    /// Begins to write a blob; none if the store has it already, and then the lease keeps it too. Waits for whoever else
+    /// writes it, here or in another client.
     pub(super) async fn ingest(
         &self,
         role: Role,
         descriptor: &Descriptor,
         lease: &PullLease,
     ) -> Result<Option<Ingest>, Error> {
+        let mut ingest = self.go_on_with_ingest(role, descriptor, lease).await?;
+        if let Some(ingest) = &mut ingest {
+            ingest.written_bytes = 0;
+        }
+        Ok(ingest)
+    }
+
+    /// As [`Self::ingest`], from where an earlier write ended, which [`Ingest::written_bytes`] tells.
+    pub(super) async fn go_on_with_ingest(
+        &self,
+        role: Role,
+        descriptor: &Descriptor,
+        lease: &PullLease,
+    ) -> Result<Option<Ingest>, Error> {
+        let reference = format!("{}-{}", role.name(), descriptor.digest());
+        let turn = self.shared.images.turns.take(&reference).await;
         let give_up = Instant::now() + LOCKED;
         loop {
             match Ingest::open(self, role, descriptor, lease).await {
-                Ok(ingest) => return Ok(Some(ingest)),
+                Ok(mut ingest) => {
+                    ingest.turn = Some(turn);
+                    return Ok(Some(ingest));
+                }
                 Err(error) if error.is_already_exists() => return Ok(None),
                 Err(Error::Locked { .. }) if Instant::now() < give_up => {
                     tokio::time::sleep(LOCKED_POLL).await;
@@ -117,7 +141,8 @@ impl Containerd {
     }
 }
 
-/// A blob being written. Dropped before its commit it is thrown away, which its lease's end waits for.
+/// A blob being written. Dropped before its commit it is closed, which its lease's end waits for, and nobody else writes
+/// it before.
 pub(super) struct Ingest {
     containerd: Containerd,
     doing: String,
@@ -127,7 +152,11 @@ pub(super) struct Ingest {
     written_bytes: i64,
     /// None once it is committed.
     stream: Option<WriteStream>,
+    /// What is written is of no use.
+    is_bad: bool,
+    turn: Option<Turn>,
     leftovers: TaskTracker,
+    is_of_use: Arc<AtomicBool>,
 }
 
 struct WriteStream {
@@ -159,19 +188,31 @@ impl Ingest {
         let _ = requests.try_send(status);
         let request = containerd.leased_request(ReceiverStream::new(queue), lease.id())?;
         let mut client = containerd.content();
-        let mut answers = containerd.call(&doing, QUICK, client.write(request)).await?;
-        // How much is there from an earlier try is of no interest: writing at 0 starts over.
-        containerd.within(&doing, QUICK, answers.message()).await?;
+        let mut answers = containerd.call(&doing, OPEN, client.write(request)).await?;
+        let status = containerd.within(&doing, OPEN, answers.message()).await?.unwrap_or_default();
         Ok(Self {
             containerd: containerd.clone(),
             doing,
             reference,
             digest,
             size_bytes,
-            written_bytes: 0,
+            written_bytes: status.offset,
             stream: Some(WriteStream { requests, answers }),
+            is_bad: false,
+            turn: None,
             leftovers: lease.leftovers().clone(),
+            is_of_use: lease.is_of_use(),
         })
+    }
+
+    /// What is written so far, by an earlier try too.
+    pub(super) fn written_bytes(&self) -> u64 {
+        self.written_bytes.cast_unsigned()
+    }
+
+    /// What is written is of no use: it is thrown away with this.
+    pub(super) fn discard(mut self) {
+        self.is_bad = true;
     }
 
     /// Appends; a message's limit is the caller's to keep.
@@ -180,13 +221,20 @@ impl Ingest {
         let request = self.message(WriteAction::Write, data, Labels::new());
         self.exchange(request, QUICK).await?;
         self.written_bytes += length_bytes;
+        self.is_of_use.store(true, Ordering::Relaxed);
         Ok(())
     }
 
-    /// Makes it a blob. The daemon checks size and digest once more; that somebody else was first is success.
-    pub(super) async fn commit(mut self, labels: Labels) -> Result<(), Error> {
+    /// Makes it a blob. That somebody else was first is success.
+    ///
+    /// # Errors
+    /// Corrupt where the daemon, which has read all that was written, finds that it has another size or digest.
+    pub(super) async fn commit(&mut self, labels: Labels) -> Result<(), Error> {
         let request = self.message(WriteAction::Commit, Vec::new(), labels);
         match self.exchange(request, COMMIT).await {
+            Err(Error::Refused { doing, reason }) if reason.contains("unexpected commit") => {
+                return Err(Problem::corrupt(format!("it is not what was promised: {reason}")).during(doing));
+            }
             Err(error) if !error.is_already_exists() => return Err(error),
             _ => {}
         }
@@ -223,17 +271,29 @@ impl Drop for Ingest {
             return;
         };
         let (containerd, reference) = (self.containerd.clone(), std::mem::take(&mut self.reference));
-        self.leftovers.spawn_on(async move { containerd.abort(reference, stream).await }, &runtime);
+        let (is_bad, turn) = (self.is_bad, self.turn.take());
+        let close = async move {
+            containerd.close(&reference, stream).await;
+            if is_bad {
+                containerd.abort(reference).await;
+            }
+            drop(turn);
+        };
+        self.leftovers.spawn_on(close, &runtime);
     }
 }
 
 impl Containerd {
-    async fn abort(&self, reference: String, stream: WriteStream) {
-        let doing = format!("abort {reference}");
+    /// The end of the requests makes the daemon close the write; the end of the answers is its having done so.
+    async fn close(&self, reference: &str, stream: WriteStream) {
+        let doing = format!("close {reference}");
         let WriteStream { requests, mut answers } = stream;
-        // The end of the requests makes the daemon close the write; the end of the answers is its having done so.
         drop(requests);
-        while let Ok(Some(_)) = self.within(&doing, QUICK, answers.message()).await {}
+        while let Ok(Some(_)) = self.within(&doing, COMMIT, answers.message()).await {}
+    }
+
+    async fn abort(&self, reference: String) {
+        let doing = format!("abort {reference}");
         let aborted = match self.request(AbortRequest { r#ref: reference }) {
             Ok(request) => self.call(&doing, QUICK, self.content().abort(request)).await.map(drop),
             Err(error) => Err(error),

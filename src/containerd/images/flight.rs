@@ -11,14 +11,25 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::super::{Error, Problem};
-use super::Image;
 use super::keyring::Credentials;
+use super::progress::Counts;
+use super::{Image, Policy};
 
 /// What a caller may want to tell while it waits. Nothing is told of an image that needs no pull.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PullEvent {
+    /// Others are before it.
+    Queued,
     Started,
-    Finished { size_bytes: u64, took: Duration },
+    Progress {
+        counts: Counts,
+    },
+    Finished {
+        counts: Counts,
+        took: Duration,
+        /// The host that served it.
+        from: String,
+    },
 }
 
 pub(super) type Observer = Arc<dyn Fn(PullEvent) + Send + Sync>;
@@ -29,6 +40,7 @@ type Outcome = Result<Image, Error>;
 pub(super) struct Errand {
     pub name: String,
     pub snapshotter: String,
+    pub policy: Policy,
     pub credentials: Option<Credentials>,
     pub soft_fail: bool,
 }
@@ -127,7 +139,7 @@ struct Seats {
 }
 
 impl Audience {
-    fn until(until: Instant) -> Self {
+    pub(super) fn until(until: Instant) -> Self {
         Self { seats: Mutex::default(), until: watch::Sender::new(until) }
     }
 
@@ -160,17 +172,14 @@ impl Audience {
     }
 
     pub(super) fn started(&self) {
-        let observers = {
-            let mut seats = lock(&self.seats);
-            seats.has_started = true;
-            seats.observers.clone()
-        };
-        observers.iter().for_each(|observer| observer(PullEvent::Started));
+        lock(&self.seats).has_started = true;
+        self.tell(&PullEvent::Started);
     }
 
-    pub(super) fn finished(&self, size_bytes: u64, took: Duration) {
+    /// Tells all that listen.
+    pub(super) fn tell(&self, event: &PullEvent) {
         let observers = lock(&self.seats).observers.clone();
-        observers.iter().for_each(|observer| observer(PullEvent::Finished { size_bytes, took }));
+        observers.iter().for_each(|observer| observer(event.clone()));
     }
 }
 
@@ -209,7 +218,8 @@ mod tests {
     const LONG: Duration = Duration::from_secs(600);
 
     fn errand() -> Errand {
-        Errand { name: "a".to_owned(), snapshotter: String::new(), credentials: None, soft_fail: false }
+        let (name, snapshotter) = ("a".to_owned(), String::new());
+        Errand { name, snapshotter, policy: Policy::Missing, credentials: None, soft_fail: false }
     }
 
     #[tokio::test]
@@ -223,7 +233,7 @@ mod tests {
             async move {
                 audience.started();
                 go.notified().await;
-                audience.finished(1, Duration::ZERO);
+                audience.tell(&PullEvent::Queued);
                 Ok(image())
             }
         };

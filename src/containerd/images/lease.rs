@@ -1,37 +1,121 @@
-//! The lease of a pull: keeps what the pull makes until an image record does. It is labelled as ours, and expires, so that
-//! a plugin that dies in a pull leaks nothing for long.
+//! The lease of a pull: keeps what the pull makes until an image record does. What a pull that may yet succeed has got
+//! stays under its lease, for the next one of the same image to go on with; so does what a pull got whose plugin died.
+//! What nobody goes on with is removed in time. Each expires as well, should no plugin ever come back.
 //!
 //! Source of the facts: containerd `docs/garbage-collection.md`, `content/local/{store,writer}.go` @ v1.6.20.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
+use containerd_client::services::v1::{AddResourceRequest, Resource};
+use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
-use super::super::{Containerd, Error, Labels};
+use super::super::{Containerd, Error, Labels, QUICK};
 
-/// Past this the daemon itself ends the lease of a pull whose plugin died.
-const LEASE_LIFE: Duration = Duration::from_secs(3600);
+/// Past this the daemon itself ends the lease of a pull whose plugin never came back.
+const LEASE_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// The daemon's label for when a lease ends.
 pub(super) const EXPIRY_LABEL: &str = "containerd.io/gc.expire";
 /// Tells the leases of pulls from others; the value is the image.
 pub(super) const LEASE_LABEL: &str = "containerd-driver/pull";
+/// The value is the plugin's owner, by which ours are told from those of another plugin on the same daemon.
+const OWNER_LABEL: &str = "containerd-driver/pull-for";
+
+/// What pulls have left that others may go on with: leases by their image, and since when.
+#[derive(Default)]
+pub(super) struct Left {
+    /// Those of earlier plugins have been asked for.
+    looked: OnceCell<()>,
+    leases: Mutex<HashMap<String, Vec<(String, Instant)>>>,
+}
+
+impl Left {
+    /// No code that can panic runs under it.
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<(String, Instant)>>> {
+        self.leases.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn add(&self, image: &str, lease: String) {
+        self.lock().entry(image.to_owned()).or_default().push((lease, Instant::now()));
+    }
+
+    fn take(&self, image: &str) -> Vec<String> {
+        self.lock().remove(image).unwrap_or_default().into_iter().map(|(lease, _)| lease).collect()
+    }
+
+    /// Takes those that nobody came back for in so long.
+    fn take_older(&self, than: Duration) -> Vec<(String, String)> {
+        let mut old = Vec::new();
+        self.lock().retain(|image, leases| {
+            leases.retain(|(lease, since)| {
+                let is_old = since.elapsed() >= than;
+                if is_old {
+                    old.push((image.clone(), lease.clone()));
+                }
+                !is_old
+            });
+            !leases.is_empty()
+        });
+        old
+    }
+}
 
 pub(super) struct PullLease {
     containerd: Containerd,
+    image: String,
     id: String,
+    /// Of earlier tries; they keep what those have got until this one has it.
+    earlier: Vec<String>,
+    /// Something has been written under it.
+    is_of_use: Arc<AtomicBool>,
     leftovers: TaskTracker,
+}
+
+/// How a pull came out, by what is to become of what it has got.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// An image refers to it.
+    Made,
+    /// Another try may go on with it.
+    Keep,
+    /// It is of no use.
+    Useless,
+}
+
+impl Outcome {
+    pub(super) fn of<T>(outcome: &Result<T, Error>) -> Self {
+        match outcome {
+            Ok(_) => Self::Made,
+            Err(error) if error.is_transient() => Self::Keep,
+            Err(_) => Self::Useless,
+        }
+    }
 }
 
 impl PullLease {
     pub(super) async fn take(containerd: &Containerd, image: &str) -> Result<Self, Error> {
+        containerd.look_for_left_pulls().await?;
         let expires: chrono::DateTime<chrono::Utc> = (SystemTime::now() + LEASE_LIFE).into();
         let expires = expires.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
-        let labels =
-            Labels::from([(EXPIRY_LABEL.to_owned(), expires), (LEASE_LABEL.to_owned(), image.to_owned())]);
+        let labels = Labels::from([
+            (EXPIRY_LABEL.to_owned(), expires),
+            (LEASE_LABEL.to_owned(), image.to_owned()),
+            (OWNER_LABEL.to_owned(), containerd.owner().to_owned()),
+        ]);
         let id = format!("containerd-driver-pull-{}", unique());
         containerd.create_lease(&id, labels).await?;
-        Ok(Self { containerd: containerd.clone(), id, leftovers: TaskTracker::new() })
+        let earlier = containerd.shared.images.left.take(image);
+        Ok(Self {
+            containerd: containerd.clone(),
+            image: image.to_owned(),
+            id,
+            is_of_use: Arc::new(AtomicBool::new(!earlier.is_empty())),
+            earlier,
+            leftovers: TaskTracker::new(),
+        })
     }
 
     pub(super) fn id(&self) -> &str {
@@ -44,15 +128,77 @@ impl PullLease {
         &self.leftovers
     }
 
-    /// After a failure it waits until what is left is collected. If the daemon is gone, the lease expires.
-    pub(super) async fn end(self, succeeded: bool) {
+    /// To be set once there is something under it that another try can go on with.
+    pub(super) fn is_of_use(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.is_of_use)
+    }
+
+    /// Keeps something that is there already, such as another pull's snapshot. Whether it still is has to be looked at
+    /// afterwards.
+    pub(super) async fn keep(&self, id: &str, kind: String) -> Result<(), Error> {
+        let doing = format!("keep {kind} {id}");
+        let resource = Resource { id: id.to_owned(), r#type: kind };
+        let message = AddResourceRequest { id: self.id.clone(), resource: Some(resource) };
+        let request = self.containerd.request(message)?;
+        let mut client = self.containerd.lease_client();
+        self.containerd.call(&doing, QUICK, client.add_resource(request)).await
+    }
+
+    /// Where what there is is of no use, it waits until that is collected. If the daemon is gone, the lease is left.
+    pub(super) async fn end(self, outcome: Outcome) {
         self.leftovers.close();
         // Each of them has deadlines of its own.
         self.leftovers.wait().await;
-        if let Err(error) = self.containerd.end_lease(&self.id, !succeeded).await {
-            tracing::warn!(%error, "a pull's lease stays until it expires");
+        let left = &self.containerd.shared.images.left;
+        let is_kept = outcome == Outcome::Keep && self.is_of_use.load(Ordering::Relaxed);
+        for id in self.earlier.into_iter().chain([self.id]) {
+            if is_kept {
+                left.add(&self.image, id);
+            } else if let Err(error) = self.containerd.end_lease(&id, outcome != Outcome::Made).await {
+                tracing::warn!(%error, "a pull's lease stays for a while");
+                left.add(&self.image, id);
+            }
         }
     }
+}
+
+impl Containerd {
+    /// Ends the leases of pulls that nobody has gone on with for so long, those of earlier plugins among them.
+    ///
+    /// # Errors
+    /// Names the lease. It is tried again.
+    pub(crate) async fn end_left_pulls(&self, than: Duration) -> Result<(), Error> {
+        self.look_for_left_pulls().await?;
+        let left = &self.shared.images.left;
+        for (image, lease) in left.take_older(than) {
+            if let Err(error) = self.end_lease(&lease, true).await {
+                left.add(&image, lease);
+                return Err(error);
+            }
+            tracing::info!(image, "removed what a pull had left that nobody went on with");
+        }
+        Ok(())
+    }
+
+    /// Finds what the pulls of earlier plugins have left, once, before the first of our own.
+    async fn look_for_left_pulls(&self) -> Result<(), Error> {
+        let left = &self.shared.images.left;
+        let look = async || {
+            for lease in self.leases(OWNER_LABEL, self.owner()).await? {
+                if let Some(image) = lease.labels.get(LEASE_LABEL).filter(|_| !is_of_this_process(&lease.id))
+                {
+                    left.add(image, lease.id.clone());
+                }
+            }
+            Ok(())
+        };
+        left.looked.get_or_try_init(look).await.map(drop)
+    }
+}
+
+/// Where the plugin was configured anew, what its earlier configuration pulls goes on.
+fn is_of_this_process(lease: &str) -> bool {
+    lease.contains(&format!("-{:x}-", std::process::id()))
 }
 
 /// Different in each call, in each process and after each restart.
@@ -61,4 +207,28 @@ pub(super) fn unique() -> String {
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     format!("{:x}-{:x}-{count:x}", since_epoch.as_nanos(), std::process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_goes_to_whoever_comes_for_it_or_away() {
+        let left = Left::default();
+        for lease in ["1", "2"] {
+            left.add("a", lease.to_owned());
+        }
+        left.add("b", "3".to_owned());
+        assert_eq!(left.take("a"), ["1", "2"]);
+        assert!(left.take("a").is_empty() && left.take_older(Duration::from_secs(600)).is_empty());
+        assert_eq!(left.take_older(Duration::ZERO), [("b".to_owned(), "3".to_owned())]);
+        assert!(left.lock().is_empty());
+    }
+
+    #[test]
+    fn a_lease_of_this_process_is_known() {
+        assert!(is_of_this_process(&format!("containerd-driver-pull-{}", unique())));
+        assert!(!is_of_this_process("containerd-driver-pull-17f-0-1"));
+    }
 }

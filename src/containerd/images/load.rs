@@ -19,12 +19,13 @@ use super::super::{Containerd, Error, Labels, Problem};
 use super::archive::{self, Archive, Extent};
 use super::content::{Ingest, Role};
 use super::documents::Documents;
-use super::lease::PullLease;
+use super::lease::{Outcome, PullLease};
 use super::manifest::{self, CONFIG_LIMIT_BYTES, Document, Layout, MANIFEST_LIMIT_BYTES};
 use super::present::Present;
 use super::pull::{bare, check_blob, check_digest};
 use super::reference::Reference;
 use super::saved::{self, Form};
+use super::unpack::Unpacking;
 use super::{Image, host, image_of};
 
 /// Well below the daemon's limit for a message.
@@ -82,18 +83,19 @@ impl Containerd {
         let lease = PullLease::take(self, &found.name).await?;
         let outcome = tokio::time::timeout_at(until, self.store(found, &lease)).await;
         let outcome = outcome.unwrap_or_else(|_| Err(late()));
-        lease.end(outcome.is_ok()).await;
+        lease.end(if outcome.is_ok() { Outcome::Made } else { Outcome::Useless }).await;
         outcome
     }
 
     /// Layers first, each unpacked as soon as it is here, and the record last, as in a pull.
     async fn store(&self, found: Found, lease: &PullLease) -> Result<Image, Error> {
         let Found { archive, name, documents, extents, layout } = found;
+        let unpacking = Unpacking::new(self, lease, None);
         for (layer, extent) in layout.layers.iter().zip(extents) {
             if let Some(ingest) = self.ingest(Role::Layer, &layer.blob, lease).await? {
                 copy(&archive, extent, &layer.blob, ingest).await?;
             }
-            self.unpack(layer, lease.id()).await?;
+            unpacking.layer(layer).await?;
         }
         let target = self.store_documents(documents, &layout, &Labels::new(), lease).await?;
         self.record_image(name.clone(), &target, lease).await?;

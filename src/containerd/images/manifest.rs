@@ -191,6 +191,11 @@ impl Layout {
         Ok(Self { manifest_digest: manifest_digest.to_owned(), config_digest, config, layers })
     }
 
+    /// What its layers have in a registry.
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.blob.size()).fold(0, u64::saturating_add)
+    }
+
     /// The snapshot of the whole image; empty for one without layers.
     pub(super) fn chain_id(&self) -> &str {
         self.layers.last().map_or("", |layer| &layer.chain_id)

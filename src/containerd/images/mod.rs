@@ -12,6 +12,7 @@ mod content;
 mod documents;
 mod download;
 mod flight;
+mod gate;
 mod gc;
 mod helper;
 mod http;
@@ -20,28 +21,35 @@ mod lease;
 mod load;
 mod manifest;
 mod present;
+mod progress;
 mod pull;
 mod reference;
 mod registry;
 mod saved;
+mod turns;
 mod unpack;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use oci_spec::image::{Arch, ImageConfiguration};
-use tokio::time::Instant;
 
 pub(crate) use flight::PullEvent;
+pub(crate) use gate::PullTerms;
 pub(crate) use gc::Stored as StoredImage;
 pub(crate) use keyring::{Credentials, Keyring, is_server};
 pub(crate) use load::{NAME_PREFIX as LOADED, Source as ArchiveSource};
 pub(crate) use reference::Reference;
 
 use self::flight::{Audience, Errand, Flights};
+use self::gate::Gate;
 use self::http::Http;
+use self::lease::{Outcome, PullLease};
 use self::manifest::Layout;
 use self::present::{Known, Present};
+use self::progress::Progress;
+use self::turns::Turns;
+use self::unpack::Unpacking;
 use super::{Containerd, Error, Problem};
 
 /// On the record of an image that we brought in; its value tells ours from another plugin's.
@@ -59,9 +67,21 @@ pub(crate) struct Image {
     pub config: ImageConfiguration,
 }
 
+/// When an image is pulled.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Policy {
+    /// If it isn't here.
+    #[default]
+    Missing,
+    /// If it isn't here, or its tag stands for another one by now.
+    Always,
+    Never,
+}
+
 /// On what terms an image is pulled, if it has to be.
 #[derive(Debug, Clone)]
 pub(crate) struct Access {
+    pub policy: Policy,
     pub timeout: Duration,
     /// Those that count before any of the keyring.
     pub credentials: Option<Credentials>,
@@ -75,11 +95,30 @@ pub(super) struct State {
     known: Known,
     http: Http,
     keyring: Keyring,
+    turns: Turns,
+    gate: OnceLock<Gate>,
+    left: lease::Left,
 }
 
 impl State {
     pub(super) fn with(keyring: Keyring) -> Self {
-        Self { flights: Flights::default(), known: Known::default(), http: Http::default(), keyring }
+        Self {
+            flights: Flights::default(),
+            known: Known::default(),
+            http: Http::default(),
+            keyring,
+            turns: Turns::default(),
+            gate: OnceLock::new(),
+            left: lease::Left::default(),
+        }
+    }
+
+    pub(super) fn pull_on(&self, terms: PullTerms) {
+        let _ = self.gate.set(Gate::new(terms));
+    }
+
+    fn gate(&self) -> &Gate {
+        self.gate.get_or_init(|| Gate::new(PullTerms::default()))
     }
 }
 
@@ -96,15 +135,27 @@ impl Containerd {
         observer: impl Fn(PullEvent) + Send + Sync + 'static,
     ) -> Result<Image, Error> {
         let name = reference.to_string();
+        let Access { policy, timeout, credentials, soft_fail } = access;
+        // What a digest stands for doesn't change.
+        let policy =
+            if reference.digest().is_some() && policy == Policy::Always { Policy::Missing } else { policy };
         self.check_snapshotter().await?;
-        let present =
-            self.present(reference).await.map_err(|error| error.context(&format!("find image {name}")))?;
-        if let Present::Ready(layout) = present {
-            return Ok(image_of(&name, &layout));
+        if policy != Policy::Always {
+            let present = self
+                .present(reference)
+                .await
+                .map_err(|error| error.context(&format!("find image {name}")))?;
+            match present {
+                Present::Ready(layout) => return Ok(image_of(&name, &layout)),
+                Present::Absent if policy == Policy::Never => {
+                    return Err(Problem::NotHere.during(format!("find image {name}")));
+                }
+                Present::Packed(_) | Present::Absent => {}
+            }
         }
         let (this, reference) = (self.clone(), reference.clone());
-        let Access { timeout, credentials, soft_fail } = access;
-        let errand = Errand { name, snapshotter: self.snapshotter().to_owned(), credentials, soft_fail };
+        let errand =
+            Errand { name, snapshotter: self.snapshotter().to_owned(), policy, credentials, soft_fail };
         let obtain = |errand: Errand, audience: Arc<Audience>| async move {
             this.obtain(&reference, &errand, &audience).await
         };
@@ -116,61 +167,94 @@ impl Containerd {
         &self,
         reference: &Reference,
         errand: &Errand,
-        audience: &Audience,
+        audience: &Arc<Audience>,
     ) -> Result<Image, Error> {
         let name = reference.to_string();
-        let layout = match self.present(reference).await {
-            Ok(Present::Ready(layout)) => layout,
-            Ok(Present::Packed(layout)) => match self.unpack_present(&name, &layout).await {
-                Ok(()) => layout,
+        let found = self.present(reference).await;
+        let mut found = found.map_err(|error| error.context(&format!("find image {name}")))?;
+        let mut current = None;
+        if errand.policy == Policy::Always && !matches!(found, Present::Absent) {
+            current = self.image_target(&name).await?.map(|target| target.digest);
+        }
+        if current.is_some()
+            && let Some(pulled) = self.pull_for(reference, errand, current.as_deref(), audience).await?
+        {
+            found = Present::Ready(pulled);
+        }
+        let layout = match found {
+            Present::Ready(layout) => Some(layout),
+            Present::Packed(layout) => match self.unpack_present(&name, &layout, audience).await {
+                Ok(()) => Some(layout),
                 // A layer's blob is missing.
-                Err(error) if error.is_not_found() => self.pull_observed(reference, errand, audience).await?,
+                Err(error) if error.is_not_found() => None,
                 Err(error) => return Err(error.context(&format!("unpack image {name}"))),
             },
-            Ok(Present::Absent) => self.pull_observed(reference, errand, audience).await?,
-            Err(error) => return Err(error.context(&format!("find image {name}"))),
+            Present::Absent => None,
+        };
+        let layout = match layout {
+            Some(layout) => layout,
+            None => self.pull_anew(reference, errand, audience).await?,
         };
         Ok(image_of(&name, &layout))
     }
 
-    async fn pull_observed(
+    async fn pull_anew(
         &self,
         reference: &Reference,
         errand: &Errand,
-        audience: &Audience,
+        audience: &Arc<Audience>,
     ) -> Result<Arc<Layout>, Error> {
-        let start = Instant::now();
-        audience.started();
-        let pull = async {
-            match self.pull_as(reference, errand).await {
-                Err(error) if errand.soft_fail && error.is_about_credentials() => {
-                    tracing::warn!(image = %reference, %error, "trying without credentials (auth_soft_fail)");
-                    self.pull(reference, None).await
-                }
-                outcome => outcome,
-            }
-        };
-        let outcome = tokio::select! {
-            outcome = pull => outcome,
-            // Each of those who wait says how long that was.
-            () = audience.patience_ends() => {
-                Err(Problem::Deadline { after: start.elapsed() }.during("download and unpack"))
-            }
-        };
-        let (layout, size_bytes) = outcome.map_err(|error| error.context(&format!("pull {reference}")))?;
-        audience.finished(size_bytes, start.elapsed());
-        Ok(layout)
+        if errand.policy == Policy::Never {
+            return Err(Problem::NotHere.during(format!("find image {reference}")));
+        }
+        let pulled = self.pull_for(reference, errand, None, audience).await?;
+        // None is what it is if it is current, and nothing is.
+        pulled.ok_or_else(|| {
+            Problem::useless("it says that nothing is new").during(format!("pull {reference}"))
+        })
     }
 
-    async fn pull_as(&self, reference: &Reference, errand: &Errand) -> Result<(Arc<Layout>, u64), Error> {
-        let credentials = match &errand.credentials {
-            Some(credentials) => Some(credentials.clone()),
-            None => {
-                let found = self.shared.images.keyring.credentials(reference.host()).await;
-                found.map_err(|problem| problem.during("look for credentials"))?
-            }
+    async fn unpack_present(
+        &self,
+        name: &str,
+        layout: &Layout,
+        audience: &Arc<Audience>,
+    ) -> Result<(), Error> {
+        let progress = Progress::new(name.to_owned(), Arc::clone(audience));
+        let lease = PullLease::take(self, name).await?;
+        let unpacking = Unpacking::new(self, &lease, Some(&progress));
+        let outcome =
+            pull::bounded(&progress, self.shared.images.gate(), Box::pin(unpacking.all(layout))).await;
+        lease.end(Outcome::of(&outcome)).await;
+        outcome
+    }
+
+    /// Pulls with the errand's credentials, or those that there are.
+    async fn pull_for(
+        &self,
+        reference: &Reference,
+        errand: &Errand,
+        current: Option<&str>,
+        audience: &Arc<Audience>,
+    ) -> Result<Option<Arc<Layout>>, Error> {
+        let pull = async {
+            let credentials = match &errand.credentials {
+                Some(credentials) => Some(credentials.clone()),
+                None => {
+                    let found = self.shared.images.keyring.credentials(reference.host()).await;
+                    found.map_err(|problem| problem.during("look for credentials"))?
+                }
+            };
+            self.pull(reference, credentials, current, audience).await
         };
-        self.pull(reference, credentials).await
+        let outcome = match pull.await {
+            Err(error) if errand.soft_fail && error.is_about_credentials() => {
+                tracing::warn!(image = %reference, %error, "trying without credentials (auth_soft_fail)");
+                self.pull(reference, None, current, audience).await
+            }
+            outcome => outcome,
+        };
+        outcome.map_err(|error| error.context(&format!("pull {reference}")))
     }
 }
 

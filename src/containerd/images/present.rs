@@ -84,12 +84,28 @@ impl Containerd {
         Ok(stage)
     }
 
+    /// The image of that digest by whatever name, if its documents are here and it is unpacked. No memory is asked.
+    pub(super) async fn made(&self, target: &Target) -> Result<Option<Arc<Layout>>, Error> {
+        let layout = match self.read_layout(target).await {
+            Ok(layout) => Arc::new(layout),
+            Err(Error::NotFound { .. } | Error::Image { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        match self.stage(layout).await? {
+            Present::Ready(layout) => {
+                self.keep_snapshot(&layout).await?;
+                Ok(Some(layout))
+            }
+            Present::Packed(_) | Present::Absent => Ok(None),
+        }
+    }
+
     async fn stage(&self, layout: Arc<Layout>) -> Result<Present, Error> {
         let is_unpacked = layout.layers.is_empty() || self.snapshot_exists(layout.chain_id()).await?;
         Ok(if is_unpacked { Present::Ready(layout) } else { Present::Packed(layout) })
     }
 
-    async fn image_target(&self, name: &str) -> Result<Option<Target>, Error> {
+    pub(super) async fn image_target(&self, name: &str) -> Result<Option<Target>, Error> {
         let request = self.request(GetImageRequest { name: name.to_owned() })?;
         match self.call("look it up", QUICK, self.image_records().get(request)).await {
             Ok(answer) => Ok(answer.image.and_then(|image| image.target)),

@@ -1,78 +1,177 @@
 //! A pull: resolve the name, store documents and layers under a lease of its own, unpack each layer as soon as it and
 //! those below it are here, and write the image record last. So an image with a record has been whole once, and a pull
-//! that fails leaves nothing that the end of its lease does not take away.
+//! that fails leaves nothing that the end of its lease does not take away. What several pulls need is fetched and unpacked
+//! by the first of them: an image of one digest by whatever names, and each layer.
 //!
 //! Source of the facts: containerd `images/handlers.go`, `labels/labels.go` @ v1.6.20.
 
 use std::sync::Arc;
 
+use containerd_client::types::Descriptor as Target;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use oci_spec::image::{Descriptor, Digest, ImageManifest, MediaType};
 use tokio::sync::mpsc;
 
 use super::super::{Containerd, Error, Labels, Problem};
 use super::documents::Documents;
+use super::download::Download;
+use super::flight::{Audience, PullEvent};
+use super::gate::Gate;
 use super::host;
 use super::keyring::Credentials;
-use super::lease::PullLease;
+use super::lease::{Outcome, PullLease};
 use super::manifest::{self, Document, Layer, Layout, MANIFEST_LIMIT_BYTES};
+use super::progress::Progress;
 use super::reference::Reference;
 use super::registry::Registry;
-
-const LAYERS_AT_ONCE: usize = 3;
+use super::unpack::Unpacking;
 
 struct Pull<'a> {
     containerd: &'a Containerd,
     reference: &'a Reference,
-    registry: Registry<'a>,
+    registry: &'a Registry<'a>,
     lease: &'a PullLease,
+    progress: &'a Progress,
 }
 
 impl Containerd {
+    /// The image that a name stands for at its registry; none where that is `current`, which is here.
+    ///
     /// # Errors
-    /// Those of the registry, the image and the daemon; after any of them nothing is left but what others keep.
+    /// Those of the registry, the image and the daemon. After one that may pass, what has come is kept for the next try;
+    /// after any other nothing is left but what others keep.
     pub(super) async fn pull(
         &self,
         reference: &Reference,
         credentials: Option<Credentials>,
-    ) -> Result<(Arc<Layout>, u64), Error> {
+        current: Option<&str>,
+        audience: &Arc<Audience>,
+    ) -> Result<Option<Arc<Layout>>, Error> {
+        let gate = self.shared.images.gate();
+        let registry = Registry::new(&self.shared.images.http, reference, credentials);
+        let progress = Progress::new(reference.to_string(), Arc::clone(audience));
+        if let Some(current) = current
+            && bounded(&progress, gate, is_current(&registry, reference, current)).await?
+        {
+            return Ok(None);
+        }
+        audience.started();
         let lease = PullLease::take(self, &reference.to_string()).await?;
-        let pull = Pull {
-            containerd: self,
-            reference,
-            registry: Registry::new(&self.shared.images.http, reference, credentials),
-            lease: &lease,
-        };
-        let outcome = Box::pin(pull.run()).await;
-        lease.end(outcome.is_ok()).await;
-        outcome
+        let pull =
+            Pull { containerd: self, reference, registry: &registry, lease: &lease, progress: &progress };
+        let outcome = bounded(&progress, gate, Box::pin(pull.run())).await;
+        lease.end(Outcome::of(&outcome)).await;
+        if outcome.is_ok() {
+            let (counts, took, from) = (progress.counts(), progress.age(), reference.host().to_owned());
+            audience.tell(&PullEvent::Finished { counts, took, from });
+        }
+        outcome.map(Some)
     }
 }
 
+/// As long as anybody waits, and as something comes.
+pub(super) async fn bounded<T>(
+    progress: &Progress,
+    gate: &Gate,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let after = gate.terms.activity_timeout;
+    tokio::select! {
+        outcome = work => outcome,
+        // Each of those who wait says how long that was.
+        () = progress.audience().patience_ends() => {
+            Err(Problem::Deadline { after: progress.age() }.during("download and unpack"))
+        }
+        () = progress.stands_still(after) => Err(Problem::StandsStill { after }.during("download")),
+    }
+}
+
+async fn is_current(registry: &Registry<'_>, reference: &Reference, current: &str) -> Result<bool, Error> {
+    let version = reference.version();
+    let resolved = registry.resolve(version).await;
+    let resolved = resolved.map_err(|problem| problem.during(format!("ask what {version} stands for")))?;
+    Ok(resolved.digest().as_ref() == current)
+}
+
 impl Pull<'_> {
-    async fn run(&self) -> Result<(Arc<Layout>, u64), Error> {
-        let documents = self.resolve().await?;
-        let (manifest_digest, doing) = match &documents.chosen {
-            Some((_, descriptor, _)) => (descriptor.digest(), "read the manifest for this platform"),
-            None => (documents.target.digest(), "read the manifest"),
+    /// What the same digest is pulled for meanwhile, by another name, is waited for; and so is a place.
+    async fn run(&self) -> Result<Arc<Layout>, Error> {
+        let images = &self.containerd.shared.images;
+        let queued = || self.progress.audience().tell(&PullEvent::Queued);
+        let waiting = self.progress.busy();
+        let mut place = images.gate().pull(queued).await;
+        drop(waiting);
+        let (target, bytes, document) = self.resolve().await?;
+        let name = format!("{} {}", self.containerd.snapshotter(), target.digest());
+        let turn = images.turns.try_take(&name);
+        let _turn = match turn {
+            Some(turn) => turn,
+            None => {
+                let _waiting = self.progress.busy();
+                drop(place);
+                let turn = images.turns.take(&name).await;
+                place = images.gate().pull(|| {}).await;
+                turn
+            }
         };
-        let layout = Layout::new(manifest_digest.as_ref(), &documents.manifest, &documents.config, &host());
-        let layout = Arc::new(layout.map_err(|problem| problem.during(doing))?);
-        self.layers(&layout.layers).await?;
-        let config_bytes = documents.manifest.config().size();
-        let size_bytes =
-            layout.layers.iter().map(|layer| layer.blob.size()).fold(config_bytes, u64::saturating_add);
-        let target = self.containerd.store_documents(documents, &layout, &self.source(), self.lease).await?;
+        let layout = match self.made(&target).await? {
+            Some(layout) => layout,
+            None => self.make(&target, bytes, document).await?,
+        };
         self.containerd.record_image(self.reference.to_string(), &target, self.lease).await?;
-        self.containerd.shared.images.known.remember(
-            self.containerd.snapshotter(),
-            target.digest().as_ref(),
-            &layout,
-        );
-        Ok((layout, size_bytes))
+        images.known.remember(self.containerd.snapshotter(), target.digest().as_ref(), &layout);
+        drop(place);
+        Ok(layout)
     }
 
-    async fn resolve(&self) -> Result<Documents, Error> {
+    /// The image of that digest, if it is here by another name.
+    async fn made(&self, target: &Descriptor) -> Result<Option<Arc<Layout>>, Error> {
+        let digest = target.digest().to_string();
+        self.lease.keep(&digest, "content".to_owned()).await?;
+        let target = Target { digest, media_type: target.media_type().to_string(), ..Target::default() };
+        let made = self.containerd.made(&target).await?;
+        if let Some(layout) = &made {
+            let size_bytes = layout.size_bytes();
+            self.progress.expect(layout.layers.len(), size_bytes);
+            self.progress.found(size_bytes);
+            layout.layers.iter().for_each(|_| self.progress.layer_is_here());
+        }
+        Ok(made)
+    }
+
+    async fn make(
+        &self,
+        target: &Descriptor,
+        target_bytes: Vec<u8>,
+        document: Document,
+    ) -> Result<Arc<Layout>, Error> {
+        let (manifest, chosen) = match document {
+            Document::Manifest(manifest) => (manifest, None),
+            Document::Index(index) => {
+                let chosen = manifest::choose(&index, &host());
+                let (place, descriptor) =
+                    chosen.map_err(|problem| problem.during(format!("read index {}", target.digest())))?;
+                let (manifest, bytes) = self.chosen_manifest(descriptor).await?;
+                (manifest, Some((place, bare(descriptor), bytes)))
+            }
+        };
+        let digest =
+            chosen.as_ref().map_or(target.digest(), |(_, descriptor, _)| descriptor.digest()).clone();
+        let read = |problem: Problem| problem.during(format!("read manifest {digest}"));
+        let config = self.config(manifest.config()).await?;
+        let layout = Layout::new(digest.as_ref(), &manifest, &config, &host()).map_err(read)?;
+        let layout = Arc::new(layout);
+        let size_bytes = layout.size_bytes();
+        self.containerd.shared.images.gate().check_image_size(size_bytes).map_err(read)?;
+        self.progress.expect(layout.layers.len(), size_bytes);
+        self.layers(&layout.layers).await?;
+        let documents = Documents { target: target.clone(), target_bytes, chosen, manifest, config };
+        self.containerd.store_documents(documents, &layout, &self.source(), self.lease).await?;
+        Ok(layout)
+    }
+
+    /// What the name stands for.
+    async fn resolve(&self) -> Result<(Descriptor, Vec<u8>, Document), Error> {
         let version = self.reference.version();
         let doing = format!("fetch manifest {version}");
         let failed = |problem: Problem| problem.during(&doing);
@@ -83,18 +182,9 @@ impl Pull<'_> {
         }
         let (media_type, document) = manifest::parse(&fetched.media_type, &fetched.bytes).map_err(failed)?;
         let digest: Digest = digest.parse().map_err(|_| failed(Problem::corrupt("an impossible digest")))?;
-        let target =
-            Descriptor::new(MediaType::from(media_type.as_str()), fetched.bytes.len() as u64, digest);
-        let (manifest, chosen) = match document {
-            Document::Manifest(manifest) => (manifest, None),
-            Document::Index(index) => {
-                let (place, descriptor) = manifest::choose(&index, &host()).map_err(failed)?;
-                let (manifest, bytes) = self.chosen_manifest(descriptor).await?;
-                (manifest, Some((place, bare(descriptor), bytes)))
-            }
-        };
-        let config = self.config(manifest.config()).await?;
-        Ok(Documents { target, target_bytes: fetched.bytes, chosen, manifest, config })
+        let size_bytes = fetched.bytes.len() as u64;
+        let target = Descriptor::new(MediaType::from(media_type.as_str()), size_bytes, digest);
+        Ok((target, fetched.bytes, document))
     }
 
     async fn chosen_manifest(&self, descriptor: &Descriptor) -> Result<(Box<ImageManifest>, Vec<u8>), Error> {
@@ -102,10 +192,13 @@ impl Pull<'_> {
         let failed = |problem: Problem| problem.during(&doing);
         manifest::check_algorithm(descriptor).map_err(failed)?;
         manifest::check_size("it", descriptor.size(), MANIFEST_LIMIT_BYTES).map_err(failed)?;
-        let fetched = self.registry.manifest(descriptor.digest().as_ref()).await.map_err(failed)?;
-        check_blob(descriptor, &fetched.bytes).map_err(failed)?;
-        match manifest::parse(descriptor.media_type().as_ref(), &fetched.bytes).map_err(failed)?.1 {
-            Document::Manifest(manifest) => Ok((manifest, fetched.bytes)),
+        let bytes = match self.stored(descriptor).await? {
+            Some(bytes) => bytes,
+            None => self.registry.manifest(descriptor.digest().as_ref()).await.map_err(failed)?.bytes,
+        };
+        check_blob(descriptor, &bytes).map_err(failed)?;
+        match manifest::parse(descriptor.media_type().as_ref(), &bytes).map_err(failed)?.1 {
+            Document::Manifest(manifest) => Ok((manifest, bytes)),
             Document::Index(_) => Err(failed(Problem::unsupported("an index in an index"))),
         }
     }
@@ -114,23 +207,40 @@ impl Pull<'_> {
         let doing = format!("fetch configuration {}", descriptor.digest());
         let failed = |problem: Problem| problem.during(&doing);
         manifest::check_config(descriptor).map_err(failed)?;
-        let bytes = self.registry.small_blob(descriptor).await.map_err(failed)?;
+        let bytes = match self.stored(descriptor).await? {
+            Some(bytes) => bytes,
+            None => self.registry.small_blob(descriptor).await.map_err(failed)?,
+        };
         check_blob(descriptor, &bytes).map_err(failed)?;
         Ok(bytes)
     }
 
-    /// Downloads a few layers at once and unpacks them in order meanwhile. A failed download lets the layer that is
-    /// being unpacked get done: the daemon would not stop in its middle.
+    /// A document that another image, or an earlier try, has brought. It is stored once more, as may be needed, with the
+    /// others.
+    async fn stored(&self, descriptor: &Descriptor) -> Result<Option<Vec<u8>>, Error> {
+        match self.containerd.read_content(descriptor.digest().as_ref(), descriptor.size()).await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error @ (Error::NotFound { .. } | Error::Image { .. })) => {
+                tracing::trace!(%error, "it is fetched");
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Downloads some layers at once and unpacks them in order meanwhile. A failed download lets the layers that are here
+    /// get done: the next try finds them.
     async fn layers(&self, layers: &[Layer]) -> Result<(), Error> {
         let (stored, mut ready) = mpsc::unbounded_channel();
+        let labels = self.source();
+        let at_once = self.containerd.shared.images.gate().terms.layers_at_once.max(1);
         let download = async move {
-            let fetches: Vec<_> =
-                layers.iter().enumerate().map(|(place, layer)| self.fetch(place, layer)).collect();
-            let mut fetched = stream::iter(fetches).buffered(LAYERS_AT_ONCE);
+            let fetches: Vec<_> = layers.iter().map(|layer| self.fetch(layer, &labels)).collect();
+            let mut fetched = stream::iter(fetches).buffered(at_once);
             loop {
                 tokio::select! {
                     next = fetched.try_next() => match next? {
-                        Some(place) => drop(stored.send(place)),
+                        Some(layer) => drop(stored.send(layer)),
                         None => return Ok(()),
                     },
                     // The other half failed and says why.
@@ -139,8 +249,9 @@ impl Pull<'_> {
             }
         };
         let unpack = async move {
-            while let Some(place) = ready.recv().await {
-                self.containerd.unpack(&layers[place], self.lease.id()).await?;
+            let unpacking = Unpacking::new(self.containerd, self.lease, Some(self.progress));
+            while let Some(layer) = ready.recv().await {
+                unpacking.layer(layer).await?;
             }
             Ok(())
         };
@@ -149,9 +260,12 @@ impl Pull<'_> {
     }
 
     /// A digest that an earlier layer has too waits for that one's write, and finds it done.
-    async fn fetch(&self, place: usize, layer: &Layer) -> Result<usize, Error> {
-        self.containerd.fetch_layer(&self.registry, &layer.blob, self.source(), self.lease).await?;
-        Ok(place)
+    async fn fetch<'l>(&self, layer: &'l Layer, labels: &Labels) -> Result<&'l Layer, Error> {
+        let gate = self.containerd.shared.images.gate();
+        let download = Download { registry: self.registry, blob: &layer.blob, gate, progress: self.progress };
+        self.containerd.fetch_layer(&download, labels, self.lease).await?;
+        self.progress.layer_is_here();
+        Ok(layer)
     }
 
     /// Where a blob can be had again; other clients push by it.

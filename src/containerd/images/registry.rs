@@ -60,7 +60,6 @@ impl<'a> Registry<'a> {
     ///
     /// # Errors
     /// As [`Self::manifest`].
-    #[allow(dead_code, reason = "for the pull policies, which are on their way")]
     pub(super) async fn resolve(&self, version: &str) -> Result<Descriptor, Problem> {
         if let Some(resolved) = persist(|| self.try_resolve(version)).await? {
             return Ok(resolved);

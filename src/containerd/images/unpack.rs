@@ -1,80 +1,173 @@
 //! Unpacks layers: each is applied by the daemon on top of the snapshot below it, checked, and committed under its chain
-//! id. Several clients may do the same at once: whoever is second finds the snapshot made.
+//! id. Several clients may do the same at once: whoever is second finds the snapshot made. Where the operator limits what
+//! an image may take of the disk, it is watched meanwhile, and stopped.
 //!
 //! Source of the facts: containerd `rootfs/apply.go`, `unpacker.go`, `snapshots/labels.go` @ v1.6.20; image-spec
 //! `config.md` (chain ids).
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use containerd_client::services::v1::ApplyRequest;
 use containerd_client::services::v1::diff_client::DiffClient;
 use containerd_client::types::{Descriptor, Mount};
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
 
 use super::super::{Containerd, Error, Labels, Problem};
 use super::lease::{PullLease, unique};
 use super::manifest::{Layer, Layout};
+use super::progress::Progress;
 
-/// The daemon decompresses and writes a whole layer.
-const APPLY: Duration = Duration::from_secs(600);
+/// The daemon decompresses and writes a whole layer; the pull as a whole is bounded, too.
+const APPLY: Duration = Duration::from_secs(3600);
+/// How often it is looked how large a layer has become, if that takes no time.
+const LOOK: Duration = Duration::from_millis(200);
+/// A look counts all files of the layer: it may take this part of the time.
+const LOOK_SHARE: u32 = 4;
+/// How often a snapshot may be found and gone again.
+const TRIES: usize = 3;
 
-impl Containerd {
+/// The unpacking of one image.
+pub(super) struct Unpacking<'a> {
+    pub containerd: &'a Containerd,
+    pub lease: &'a PullLease,
+    /// Of the pull that it is part of.
+    pub progress: Option<&'a Progress>,
+    /// What the layers so far take on the disk, if there is a limit to that.
+    unpacked_bytes: AtomicU64,
+}
+
+impl<'a> Unpacking<'a> {
+    pub(super) fn new(
+        containerd: &'a Containerd,
+        lease: &'a PullLease,
+        progress: Option<&'a Progress>,
+    ) -> Self {
+        Self { containerd, lease, progress, unpacked_bytes: AtomicU64::new(0) }
+    }
+
     /// Unpacks an image whose blobs are here.
     ///
     /// # Errors
     /// Not found is a blob that isn't.
-    pub(super) async fn unpack_present(&self, name: &str, layout: &Layout) -> Result<(), Error> {
-        let lease = PullLease::take(self, name).await?;
-        let outcome = self.unpack_all(layout, lease.id()).await;
-        lease.end(outcome.is_ok()).await;
-        outcome
-    }
-
-    async fn unpack_all(&self, layout: &Layout, lease: &str) -> Result<(), Error> {
+    pub(super) async fn all(&self, layout: &Layout) -> Result<(), Error> {
         for layer in &layout.layers {
-            self.unpack(layer, lease).await?;
+            self.layer(layer).await?;
         }
-        self.keep_snapshot(layout).await
+        self.containerd.keep_snapshot(layout).await
     }
 
-    /// Unpacks a layer whose blob is here and whose parent is unpacked.
+    /// Unpacks a layer whose blob is here and whose parent is unpacked, unless another image has done so. What is being
+    /// unpacked for another is waited for.
     ///
     /// # Errors
     /// Corrupt if it can't be read or is not what the configuration promises. Nothing half-done is left.
-    pub(super) async fn unpack(&self, layer: &Layer, lease: &str) -> Result<(), Error> {
+    pub(super) async fn layer(&self, layer: &Layer) -> Result<(), Error> {
+        let _busy = self.progress.map(Progress::busy);
         let doing = format!("unpack layer {}", layer.blob.digest());
-        let key = format!("extract-{} {}", unique(), layer.chain_id);
-        let labels = HashMap::from([("containerd.io/snapshot.ref".to_owned(), layer.chain_id.clone())]);
-        let mounts = match self.prepare(&key, &layer.parent_chain_id, labels, lease).await {
-            Ok(mounts) => mounts,
-            Err(error) if error.is_already_exists() => return Ok(()),
-            Err(error) => return Err(error.context(&doing)),
+        let name = format!("{} {}", self.containerd.snapshotter(), layer.chain_id);
+        let _turn = self.containerd.shared.images.turns.take(&name).await;
+        let unpacked = async {
+            self.make(layer).await?;
+            self.count(layer).await
         };
-        let outcome = self.fill(layer, &key, mounts, lease).await;
-        if !matches!(outcome, Ok(Made::ByUs))
-            && let Err(error) = self.remove_snapshot(&key).await
-        {
-            tracing::debug!(%error, "can't remove a half-unpacked layer; the end of its lease will");
-        }
-        outcome.map(drop).map_err(|error| error.context(&doing))
+        unpacked.await.map_err(|error| error.context(&doing))
     }
 
-    async fn fill(&self, layer: &Layer, key: &str, mounts: Vec<Mount>, lease: &str) -> Result<Made, Error> {
-        let applied = self.apply(layer, mounts, lease).await?;
+    async fn make(&self, layer: &Layer) -> Result<(), Error> {
+        let mut tries = 1..TRIES;
+        loop {
+            match self.try_make(layer).await {
+                Err(error) if error.is_already_exists() => {}
+                outcome => return outcome,
+            }
+            // It may have been another's, whose lease ends before ours begins to keep it.
+            let kind = format!("snapshots/{}", self.containerd.snapshotter());
+            self.lease.keep(&layer.chain_id, kind).await?;
+            if self.containerd.snapshot_exists(&layer.chain_id).await? || tries.next().is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// # Errors
+    /// Already exists is a snapshot that somebody else has made.
+    async fn try_make(&self, layer: &Layer) -> Result<(), Error> {
+        let (containerd, lease) = (self.containerd, self.lease);
+        let key = format!("extract-{} {}", unique(), layer.chain_id);
+        let labels = HashMap::from([("containerd.io/snapshot.ref".to_owned(), layer.chain_id.clone())]);
+        let mounts = containerd.prepare(&key, &layer.parent_chain_id, labels, lease.id()).await?;
+        let mut half = Half { containerd, key: &key, leftovers: lease.leftovers(), is_whole: false };
+        let applied = tokio::select! {
+            applied = containerd.apply(layer, mounts, lease.id()) => applied?,
+            error = self.outgrows(&key) => return Err(error),
+        };
         if applied != layer.diff_id {
             let reason = format!("it unpacks to {applied}, the configuration promises {}", layer.diff_id);
             return Err(Problem::corrupt(reason).during("compare"));
         }
-        match self.commit_snapshot(key, &layer.chain_id, lease).await {
-            Ok(()) => {}
-            Err(error) if error.is_already_exists() => return Ok(Made::ByAnother),
-            Err(error) => return Err(error),
-        }
+        containerd.commit_snapshot(&key, &layer.chain_id, lease.id()).await?;
+        half.is_whole = true;
+        lease.is_of_use().store(true, Ordering::Relaxed);
         let labels = Labels::from([("containerd.io/uncompressed".to_owned(), applied)]);
-        self.label_content(layer.blob.digest().as_ref(), labels).await?;
-        Ok(Made::ByUs)
+        containerd.label_content(layer.blob.digest().as_ref(), labels).await
     }
 
+    /// Resolves once what is being unpacked, with all below it, is larger than the operator lets it be.
+    async fn outgrows(&self, key: &str) -> Error {
+        let gate = self.containerd.shared.images.gate();
+        if gate.terms.unpacked_limit_bytes.is_none() {
+            return std::future::pending().await;
+        }
+        let below_bytes = self.unpacked_bytes.load(Ordering::Relaxed);
+        loop {
+            let begun = Instant::now();
+            let size_bytes = self.containerd.snapshot_size(key).await.unwrap_or(0);
+            if let Err(problem) = gate.check_unpacked_size(below_bytes.saturating_add(size_bytes)) {
+                return problem.during("watch its size");
+            }
+            tokio::time::sleep(LOOK.max(begun.elapsed() * LOOK_SHARE)).await;
+        }
+    }
+
+    /// Adds a layer's size, which the daemon knows once it is unpacked.
+    async fn count(&self, layer: &Layer) -> Result<(), Error> {
+        let gate = self.containerd.shared.images.gate();
+        if gate.terms.unpacked_limit_bytes.is_none() {
+            return Ok(());
+        }
+        let size_bytes = self.containerd.snapshot_size(&layer.chain_id).await?;
+        let below_bytes = self.unpacked_bytes.fetch_add(size_bytes, Ordering::Relaxed);
+        gate.check_unpacked_size(below_bytes.saturating_add(size_bytes))
+            .map_err(|problem| problem.during("count its size"))
+    }
+}
+
+/// A snapshot that is not whole yet. Dropped, it is removed, which its lease's end waits for.
+struct Half<'a> {
+    containerd: &'a Containerd,
+    key: &'a str,
+    leftovers: &'a TaskTracker,
+    is_whole: bool,
+}
+
+impl Drop for Half<'_> {
+    fn drop(&mut self) {
+        let Some(runtime) = Handle::try_current().ok().filter(|_| !self.is_whole) else { return };
+        let (containerd, key) = (self.containerd.clone(), self.key.to_owned());
+        let remove = async move {
+            if let Err(error) = containerd.remove_snapshot(&key).await {
+                tracing::debug!(%error, "can't remove a half-unpacked layer; the end of its lease will");
+            }
+        };
+        self.leftovers.spawn_on(remove, &runtime);
+    }
+}
+
+impl Containerd {
     /// The digest of what was unpacked.
     async fn apply(&self, layer: &Layer, mounts: Vec<Mount>, lease: &str) -> Result<String, Error> {
         let blob = Descriptor {
@@ -94,11 +187,6 @@ impl Containerd {
             Err(error) => Err(error),
         }
     }
-}
-
-enum Made {
-    ByUs,
-    ByAnother,
 }
 
 /// The daemon has no code for a layer that is garbage; a full disk must not be taken for one.

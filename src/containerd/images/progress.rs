@@ -1,0 +1,233 @@
+//! How far a pull is: counted, told at few sensible moments, and watched for its standing still. Knows neither the registry
+//! nor the daemon.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::flight::{Audience, PullEvent};
+
+/// When those who wait are told, by the pull's age. An agent keeps ten events of a task.
+const TOLD_AFTER: [Duration; 4] =
+    [Duration::from_secs(5), Duration::from_secs(30), Duration::from_secs(120), Duration::from_secs(600)];
+/// The log has a line at each tenth, but not more often than this.
+const LOGGED_EVERY: Duration = Duration::from_secs(1);
+
+/// What has been done, of what there is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub layers: usize,
+    pub layers_here: usize,
+    pub total_bytes: u64,
+    pub here_bytes: u64,
+    /// What of it came from the registry.
+    pub fetched_bytes: u64,
+}
+
+impl Counts {
+    fn percent(&self) -> u64 {
+        (self.here_bytes.min(self.total_bytes) * 100).checked_div(self.total_bytes).unwrap_or(0)
+    }
+}
+
+pub(super) struct Progress {
+    image: String,
+    audience: Arc<Audience>,
+    begun: Instant,
+    state: Mutex<State>,
+}
+
+struct State {
+    counts: Counts,
+    steps: Steps,
+    moved: Instant,
+    /// What is under way and has no bytes to count.
+    busy: usize,
+}
+
+/// What has been told.
+#[derive(Debug, Default)]
+struct Steps {
+    told: usize,
+    logged_tenth: u64,
+    logged_after: Duration,
+}
+
+impl Steps {
+    fn is_to_tell(&mut self, age: Duration) -> bool {
+        let due = TOLD_AFTER.iter().filter(|after| **after <= age).count();
+        let is_new = due > self.told;
+        self.told = self.told.max(due);
+        is_new
+    }
+
+    fn is_to_log(&mut self, age: Duration, percent: u64) -> bool {
+        let is_due = percent / 10 > self.logged_tenth && age >= self.logged_after + LOGGED_EVERY;
+        if is_due {
+            (self.logged_tenth, self.logged_after) = (percent / 10, age);
+        }
+        is_due
+    }
+}
+
+impl Progress {
+    pub(super) fn new(image: String, audience: Arc<Audience>) -> Self {
+        let now = Instant::now();
+        let state = State { counts: Counts::default(), steps: Steps::default(), moved: now, busy: 0 };
+        Self { image, audience, begun: now, state: Mutex::new(state) }
+    }
+
+    /// No code that can panic runs under it.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn counts(&self) -> Counts {
+        self.lock().counts
+    }
+
+    pub(super) fn age(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    pub(super) fn audience(&self) -> &Audience {
+        &self.audience
+    }
+
+    /// What there is to do is known.
+    pub(super) fn expect(&self, layers: usize, total_bytes: u64) {
+        self.note(|counts| (counts.layers, counts.total_bytes) = (layers, total_bytes));
+    }
+
+    /// Bytes have come from the registry.
+    pub(super) fn fetched(&self, bytes: u64) {
+        self.note(|counts| {
+            counts.fetched_bytes += bytes;
+            counts.here_bytes += bytes;
+        });
+    }
+
+    /// Bytes were here already.
+    pub(super) fn found(&self, bytes: u64) {
+        self.note(|counts| counts.here_bytes += bytes);
+    }
+
+    /// Bytes turned out to be of no use.
+    pub(super) fn lost(&self, bytes: u64) {
+        self.note(|counts| counts.here_bytes = counts.here_bytes.saturating_sub(bytes));
+    }
+
+    pub(super) fn layer_is_here(&self) {
+        self.note(|counts| counts.layers_here += 1);
+    }
+
+    fn note(&self, change: impl FnOnce(&mut Counts)) {
+        let age = self.begun.elapsed();
+        let (counts, is_to_tell, is_to_log) = {
+            let mut state = self.lock();
+            change(&mut state.counts);
+            state.moved = Instant::now();
+            let counts = state.counts;
+            (counts, state.steps.is_to_tell(age), state.steps.is_to_log(age, counts.percent()))
+        };
+        if is_to_tell {
+            self.audience.tell(&PullEvent::Progress { counts });
+        }
+        if is_to_log {
+            let Counts { layers, layers_here, total_bytes, here_bytes, .. } = counts;
+            let percent = counts.percent();
+            tracing::info!(
+                image = self.image,
+                percent,
+                here_bytes,
+                total_bytes,
+                layers_here,
+                layers,
+                "pulling"
+            );
+        }
+    }
+
+    /// Something that takes its time and has no bytes to count, until it is dropped.
+    pub(super) fn busy(&self) -> Busy<'_> {
+        self.lock().busy += 1;
+        Busy(self)
+    }
+
+    /// Resolves once nothing has come, and nothing has been done, for so long.
+    pub(super) async fn stands_still(&self, limit: Duration) {
+        loop {
+            let until = {
+                let state = self.lock();
+                let moved = if state.busy > 0 { Instant::now() } else { state.moved };
+                moved + limit
+            };
+            if until <= Instant::now() {
+                return;
+            }
+            tokio::time::sleep_until(until).await;
+        }
+    }
+}
+
+pub(super) struct Busy<'a>(&'a Progress);
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.busy -= 1;
+        state.moved = Instant::now();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress() -> Progress {
+        Progress::new("a".to_owned(), Arc::new(Audience::until(Instant::now())))
+    }
+
+    #[test]
+    fn a_long_pull_is_told_of_a_few_times_only() {
+        let mut steps = Steps::default();
+        let told = (0..10_000).filter(|second| steps.is_to_tell(Duration::from_secs(*second)));
+        assert_eq!(told.collect::<Vec<_>>(), [5, 30, 120, 600]);
+        // What was due while nothing came is told once.
+        let mut late = Steps::default();
+        assert!(late.is_to_tell(Duration::from_secs(60)) && !late.is_to_tell(Duration::from_secs(61)));
+    }
+
+    #[test]
+    fn the_log_has_tenths_but_not_many_at_once() {
+        let mut steps = Steps::default();
+        let mut at = |seconds: u64, percent| steps.is_to_log(Duration::from_secs(seconds), percent);
+        assert!(!at(0, 15) && at(1, 15) && !at(5, 19) && at(5, 50) && !at(5, 60) && at(6, 60) && !at(60, 69));
+    }
+
+    #[test]
+    fn bytes_are_counted_by_where_they_come_from() {
+        let progress = progress();
+        assert_eq!(progress.counts().percent(), 0);
+        progress.expect(2, 200);
+        progress.found(50);
+        progress.fetched(60);
+        progress.lost(10);
+        progress.layer_is_here();
+        let wanted =
+            Counts { layers: 2, layers_here: 1, total_bytes: 200, here_bytes: 100, fetched_bytes: 60 };
+        assert_eq!((progress.counts(), progress.counts().percent()), (wanted, 50));
+    }
+
+    #[tokio::test]
+    async fn it_stands_still_when_nothing_comes_and_nothing_is_under_way() {
+        let progress = progress();
+        let limit = Duration::from_millis(10);
+        let busy = progress.busy();
+        let mut still = Box::pin(progress.stands_still(limit));
+        assert!(tokio::time::timeout(5 * limit, still.as_mut()).await.is_err());
+        drop(busy);
+        still.await;
+    }
+}
