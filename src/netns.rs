@@ -25,6 +25,8 @@ use nix::sys::socket::{
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use tokio::sync::oneshot;
 
+/// The namespace that a thread is in.
+const OWN: &str = "/proc/thread-self/ns/net";
 /// The kernel's number for `lo` in each namespace.
 const LOOPBACK_INDEX: u32 = 1;
 
@@ -32,7 +34,7 @@ const LOOPBACK_INDEX: u32 = 1;
 pub(crate) enum NetnsError {
     #[error("can't {doing} {path}: {source}")]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
-    #[error("{0} is no network namespace")]
+    #[error("what is to be kept at {0} is no network namespace")]
     Other(PathBuf),
     #[error("the thread that was to look after a network namespace was lost")]
     Lost,
@@ -54,7 +56,7 @@ pub(crate) async fn create(path: &Path) -> Result<(), NetnsError> {
     on_thread(move || {
         unshare(CloneFlags::CLONE_NEWNET).map_err(NetnsError::io("make a network namespace for", &path))?;
         raise_loopback().map_err(NetnsError::io("raise the loopback interface of", &path))?;
-        keep(Path::new("/proc/thread-self/ns/net"), &path)
+        keep_own(&path)
     })
     .await
 }
@@ -65,13 +67,10 @@ pub(crate) async fn create(path: &Path) -> Result<(), NetnsError> {
 /// Names the step; also where the descriptor is not that of a network namespace.
 pub(crate) async fn pin(namespace: OwnedFd, path: &Path) -> Result<(), NetnsError> {
     let path = path.to_owned();
-    on_thread(move || {
-        let from = PathBuf::from(format!("/proc/self/fd/{}", namespace.as_raw_fd()));
-        let kind = fs::read_link(&from).map_err(NetnsError::io("look at", &from))?;
-        if !kind.as_os_str().as_encoded_bytes().starts_with(b"net:[") {
-            return Err(NetnsError::Other(kind));
-        }
-        keep(&from, &path)
+    on_thread(move || match setns(&namespace, CloneFlags::CLONE_NEWNET) {
+        Ok(()) => keep_own(&path),
+        Err(Errno::EINVAL) => Err(NetnsError::Other(path)),
+        Err(error) => Err(NetnsError::io("enter the network namespace for", &path)(error)),
     })
     .await
 }
@@ -134,7 +133,8 @@ async fn on_thread<T: Send + 'static>(
     told.await.map_err(|_| NetnsError::Lost)?
 }
 
-fn keep(namespace: &Path, path: &Path) -> Result<(), NetnsError> {
+/// That of the thread.
+fn keep_own(path: &Path) -> Result<(), NetnsError> {
     fs::OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -142,7 +142,7 @@ fn keep(namespace: &Path, path: &Path) -> Result<(), NetnsError> {
         .open(path)
         .map_err(NetnsError::io("create", path))?;
     let nothing: Option<&str> = None;
-    mount(Some(namespace), path, nothing, MsFlags::MS_BIND, nothing).map_err(|error| {
+    mount(Some(OWN), path, nothing, MsFlags::MS_BIND, nothing).map_err(|error| {
         let _ = fs::remove_file(path);
         NetnsError::io("keep a network namespace at", path)(error)
     })
@@ -207,5 +207,64 @@ fn is_global(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => !address.is_link_local() && !address.is_loopback(),
         IpAddr::V6(address) => !address.is_unicast_link_local() && !address.is_loopback(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A namespace can be made by those only who may do much else.
+    #[tokio::test]
+    async fn a_namespace_is_kept_until_it_is_removed_or_nothing_is_left_of_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, other) = (directory.path().join("one"), directory.path().join("other"));
+        match create(&path).await {
+            Ok(()) => {
+                assert!(is_kept(&path));
+                assert!(addresses(&path).await.unwrap().is_empty());
+                assert!(create(&path).await.is_err(), "one was made over another");
+                pin(File::open(&path).unwrap().into(), &other).await.unwrap();
+                remove(&path).await.unwrap();
+                assert!(is_kept(&other));
+                remove(&other).await.unwrap();
+            }
+            Err(error) => assert!(error.to_string().contains("one"), "{error}"),
+        }
+        assert!(!path.exists() && !other.exists());
+    }
+
+    #[tokio::test]
+    async fn what_is_not_there_is_removed_and_what_is_no_namespace_is_not_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("one");
+        remove(&path).await.unwrap();
+        remove(&path.join("below")).await.unwrap();
+        fs::write(&path, "").unwrap();
+        assert!(!is_kept(&path));
+        // Made, but cut off before it was mounted.
+        remove(&path).await.unwrap();
+        assert!(!path.exists());
+        for wrong in ["/proc/self/ns/mnt", "/dev/null"] {
+            let error = pin(File::open(wrong).unwrap().into(), &path).await.unwrap_err();
+            assert!(error.to_string().contains("no network namespace"), "{error}");
+        }
+        let error = addresses(&path).await.unwrap_err().to_string();
+        assert!(error.contains("one"), "{error}");
+    }
+
+    #[test]
+    fn addresses_of_use_on_one_link_only_are_left_out() {
+        for (address, wanted) in [
+            ("10.0.0.2", true),
+            ("fd00::2", true),
+            ("2001:db8::1", true),
+            ("169.254.1.1", false),
+            ("fe80::1", false),
+            ("127.0.0.1", false),
+            ("::1", false),
+        ] {
+            assert_eq!(is_global(address.parse().unwrap()), wanted, "{address}");
+        }
     }
 }
