@@ -63,8 +63,9 @@ impl Added {
                 })?,
             };
             let bare = address.split('/').next().unwrap_or_default();
-            let bare = bare.parse().map_err(|_| format!("{address:?} is no address"))?;
-            if inside {
+            let bare: IpAddr = bare.parse().map_err(|_| format!("{address:?} is no address"))?;
+            // The loopback plugin tells its own as well.
+            if inside && !bare.is_loopback() {
                 added.addresses.push(bare);
                 added.gateways.extend(gateway);
             }
@@ -97,6 +98,8 @@ mod tests {
                 {"address": "10.0.0.1/24", "interface": 0},
                 {"address": "10.0.0.2/24", "gateway": "10.0.0.1", "interface": 2},
                 {"address": "10.0.0.3"},
+                {"address": "127.0.0.1/8"},
+                {"address": "::1/128"},
             ],
             "dns": {"nameservers": ["10.0.0.1"], "search": ["x"]},
         });

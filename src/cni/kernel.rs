@@ -9,11 +9,33 @@ const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
 /// What to do on a host where a network's plugins can't do their work.
 pub(super) fn advice(network: &Network) -> Option<String> {
-    let has_bridge = network.programs().contains(&"bridge");
-    (has_bridge && !Path::new(BRIDGE_NETFILTER).exists()).then(|| {
+    let needs_it = network.programs().contains(&"bridge");
+    needs_it.then(|| missing(Path::new(BRIDGE_NETFILTER))).flatten()
+}
+
+fn missing(netfilter: &Path) -> Option<String> {
+    (!netfilter.exists()).then(|| {
         format!(
-            "the kernel has no bridge netfilter ({BRIDGE_NETFILTER} is missing), which a bridge's rules need: load \
-             it by \"modprobe br_netfilter\", and name it in /etc/modules-load.d"
+            "the kernel has no bridge netfilter ({} is missing), which a bridge's rules need: load it by \"modprobe \
+             br_netfilter\", and name it in /etc/modules-load.d",
+            netfilter.display()
         )
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_without_bridge_netfilter_is_told_with_the_module_that_has_it() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(missing(directory.path()), None);
+        let absent = directory.path().join("bridge-nf-call-iptables");
+        let advice = missing(&absent).unwrap();
+        assert!(
+            advice.contains("bridge-nf-call-iptables") && advice.contains("modprobe br_netfilter"),
+            "{advice}"
+        );
+    }
 }
