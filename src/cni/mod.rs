@@ -17,6 +17,7 @@ mod kernel;
 mod leases;
 mod leftovers;
 mod network;
+mod ready;
 mod record;
 mod spoken;
 mod version;
@@ -39,6 +40,7 @@ pub(crate) use self::network::Network;
 
 use self::call::{Call, program};
 use self::network::Plugin;
+use self::ready::Ready;
 use self::record::{Phase, Record, on_files};
 use self::spoken::Spoken;
 use self::version::Version;
@@ -53,6 +55,7 @@ pub(crate) struct Cni {
     default: DefaultNetwork,
     deadline: Duration,
     spoken: Spoken,
+    ready: Ready,
     /// The specification lets a GC run alone only.
     turns: RwLock<()>,
 }
@@ -74,8 +77,8 @@ impl Cni {
         default: DefaultNetwork,
         deadline: Duration,
     ) -> Self {
-        let (spoken, turns) = (Spoken::default(), RwLock::default());
-        Self { directories, config_dir, default, deadline, spoken, turns }
+        let (spoken, ready, turns) = (Spoken::default(), Ready::default(), RwLock::default());
+        Self { directories, config_dir, default, deadline, spoken, ready, turns }
     }
 
     /// The built-in network, or the operator's of that name, with all that it needs there.
@@ -241,22 +244,6 @@ impl Cni {
             errors.extend(self.call(network, plugin, "GC").make(request).await.err());
         }
         Error::all(errors)
-    }
-
-    /// Asks the plugins whether they could attach. Those of before version 1.1 are only looked for.
-    ///
-    /// # Errors
-    /// With the words of the first that could not.
-    pub(crate) async fn status(&self, network: &Network) -> Result<(), Error> {
-        self.check_programs(network)?;
-        if network.version() < Version::WITH_STATUS {
-            return Ok(());
-        }
-        for plugin in &network.plugins {
-            let request = plugin.request(network, &Map::new(), None);
-            self.call(network, plugin, "STATUS").make(request).await?;
-        }
-        Ok(())
     }
 
     /// The directories of now, and those of an earlier time after them.

@@ -373,17 +373,25 @@ async fn a_missing_plugin_is_named_before_any_other_runs() {
 }
 
 #[tokio::test]
-async fn plugins_of_1_1_are_asked_for_their_state() {
-    let full = "echo '{\"code\": 50, \"msg\": \"full\"}'; exit 1";
-    let place = Place::new("1.1.0", &[("one", ANSWER), ("two", full)]);
-    let error = place.cni.status(&place.network().await).await.unwrap_err();
-    assert!(error.is_transient() && error.to_string().contains("full"), "{error}");
-    assert_eq!(place.order(), ["one STATUS", "two STATUS"]);
-    let environment = fs::read_to_string(place.path("one.STATUS.env")).unwrap();
+async fn the_built_in_network_is_ready_by_the_word_of_its_plugins() {
+    let place = Place::new("1.0.0", &[("one", ANSWER)]);
+    assert!(!place.cni.is_ready().await, "there are no plugins");
+    let statuses = |place: &Place| place.order().iter().filter(|line| line.ends_with("STATUS")).count();
+    for (speaks, asked) in [("\"1.0.0\"", 0), ("\"1.0.0\", \"1.1.0\"", 4)] {
+        let place = Place::new("1.0.0", &[("one", ANSWER)]);
+        place.built_in(speaks);
+        assert!(place.cni.is_ready().await && place.cni.is_ready().await);
+        assert_eq!(statuses(&place), asked);
+    }
+    let place = Place::new("1.0.0", &[("one", ANSWER)]);
+    place.built_in("\"1.1.0\"");
+    let full = "[ $CNI_COMMAND = VERSION ] && { echo '{\"supportedVersions\": [\"1.1.0\"]}'; exit 0; }
+        echo '{\"code\": 50, \"msg\": \"full\"}'; exit 1";
+    place.plugin("firewall", full);
+    assert!(!place.cni.is_ready().await);
+    assert_eq!(statuses(&place), 2);
+    let environment = fs::read_to_string(place.path("bridge.STATUS.env")).unwrap();
     assert!(!environment.contains("CNI_CONTAINERID"), "{environment}");
-    let old = Place::new("1.0.0", &[("one", ANSWER)]);
-    old.cni.status(&old.network().await).await.unwrap();
-    assert!(old.order().is_empty());
 }
 
 #[tokio::test]
