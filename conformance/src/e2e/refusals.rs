@@ -3,7 +3,8 @@
 use anyhow::{Result, ensure};
 
 use super::Case;
-use super::stage::{Stage, jobs};
+use super::stage::{SOON, Stage, jobs};
+use crate::agent::Allocation;
 
 pub const CASES: &[(&str, Case)] = &[
     ("an_image_that_does_not_exist_is_named", missing_image),
@@ -12,6 +13,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("an_option_that_does_not_exist_is_named", unknown_option),
     ("a_user_that_the_image_does_not_know_is_named", unknown_user),
     ("the_hosts_network_beside_the_groups_is_refused_with_both_named", two_networks),
+    ("a_groups_hostname_is_refused_by_the_agent", group_hostname),
 ];
 
 const USER: &str = include_str!("../../../hack/options/user.nomad.hcl");
@@ -71,7 +73,23 @@ fn unknown_user(stage: &mut Stage) -> Result<()> {
 
 fn two_networks(stage: &mut Stage) -> Result<()> {
     let image = stage.busybox();
-    let (task, network) = ("    task \"main\" {", "    network {\n      mode = \"bridge\"\n    }\n");
-    let hcl = HOST_NETWORK.replace(task, &format!("{network}{task}"));
+    let hcl = with_bridge(HOST_NETWORK, "");
     refused(stage, "two-networks", &hcl, &image, &["host_network", "bridge"])
+}
+
+/// Nomad gives it to docker's driver alone, and doesn't get as far as the tasks.
+fn group_hostname(stage: &mut Stage) -> Result<()> {
+    let image = stage.busybox();
+    let hcl = with_bridge(jobs::MISSING_IMAGE, "hostname = \"shop\"\n");
+    let id = stage.start("group-hostname", &hcl, &[("image", &image)])?;
+    stage.agent.allocation_until(&id, "failed allocation", SOON, Allocation::is_terminal)?;
+    let status = stage.agent.tell(&["alloc", "status", &id])?.stdout();
+    ensure!(status.contains("hostname is not"), "`nomad alloc status` does not tell:\n{status}");
+    Ok(())
+}
+
+/// The job, with a network in bridge mode for its group.
+fn with_bridge(hcl: &str, more: &str) -> String {
+    let task = "    task \"main\" {";
+    hcl.replace(task, &format!("    network {{\n      mode = \"bridge\"\n      {more}    }}\n{task}"))
 }
