@@ -67,6 +67,9 @@ pub(crate) enum Problem {
     /// What the registry would be asked with can't be had.
     #[error("there are no credentials to be had: {reason}")]
     Credentials { reason: String, transient: bool },
+    /// Each of several hosts that are asked for it fails in its own way.
+    #[error("no host gives it: {}", told(failures))]
+    Hosts { failures: Vec<(String, Problem)> },
 }
 
 impl Problem {
@@ -90,6 +93,7 @@ impl Problem {
         match self {
             Self::Registry { transient, .. } | Self::Credentials { transient, .. } => *transient,
             Self::Deadline { .. } | Self::StandsStill { .. } => true,
+            Self::Hosts { failures } => failures.iter().any(|(_, problem)| problem.is_transient()),
             Self::NotInRegistry { .. }
             | Self::Denied { .. }
             | Self::Archive { .. }
@@ -99,9 +103,21 @@ impl Problem {
         }
     }
 
+    fn is_about_credentials(&self) -> bool {
+        match self {
+            Self::Denied { .. } | Self::Credentials { .. } => true,
+            Self::Hosts { failures } => failures.iter().any(|(_, problem)| problem.is_about_credentials()),
+            _ => false,
+        }
+    }
+
     pub(super) fn during(self, doing: impl Into<String>) -> Error {
         Error::Image { doing: doing.into(), problem: self }
     }
+}
+
+fn told(failures: &[(String, Problem)]) -> String {
+    failures.iter().map(|(host, problem)| format!("{host}: {problem}")).collect::<Vec<_>>().join("; ")
 }
 
 impl Error {
@@ -146,7 +162,7 @@ impl Error {
 
     /// Whether it might go better without credentials.
     pub(super) fn is_about_credentials(&self) -> bool {
-        matches!(self, Self::Image { problem: Problem::Denied { .. } | Problem::Credentials { .. }, .. })
+        matches!(self, Self::Image { problem, .. } if problem.is_about_credentials())
     }
 
     pub(crate) fn is_not_found(&self) -> bool {

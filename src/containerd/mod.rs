@@ -25,7 +25,7 @@ pub(crate) use error::Error;
 use error::Problem;
 pub(crate) use images::{
     Access, ArchiveSource, Credentials, Image, Keyring, LOADED, Policy, PullEvent, PullTerms, Reference,
-    StoredImage, is_server,
+    Registries, StoredImage, is_server,
 };
 pub(crate) use records::Record;
 
@@ -58,14 +58,14 @@ struct Shared {
 
 impl Containerd {
     /// Does no I/O: the daemon may be down, or come later.
-    pub(crate) fn new(socket: PathBuf, namespace: &str, snapshotter: &str, keyring: Keyring) -> Self {
+    pub(crate) fn new(socket: PathBuf, namespace: &str, snapshotter: &str, registries: Registries) -> Self {
         Self {
             shared: Arc::new(Shared {
                 socket,
                 namespace: namespace.to_owned(),
                 channel: OnceLock::new(),
                 snapshotters: snapshots::Seen::default(),
-                images: images::State::with(keyring),
+                images: images::State::with(registries),
                 owner: OnceLock::new(),
             }),
             snapshotter: snapshotter.into(),
@@ -197,14 +197,14 @@ mod tests {
     #[test]
     fn making_a_client_needs_no_runtime() {
         let containerd =
-            Containerd::new(PathBuf::from("/nowhere.sock"), "nomad", "overlayfs", Keyring::default());
+            Containerd::new(PathBuf::from("/nowhere.sock"), "nomad", "overlayfs", Registries::default());
         assert_eq!((containerd.namespace(), containerd.snapshotter()), ("nomad", "overlayfs"));
     }
 
     #[tokio::test]
     async fn an_absent_daemon_is_transient_and_named() {
         let containerd =
-            Containerd::new(PathBuf::from("/nowhere.sock"), "nomad", "overlayfs", Keyring::default());
+            Containerd::new(PathBuf::from("/nowhere.sock"), "nomad", "overlayfs", Registries::default());
         let error = containerd.version().await.unwrap_err();
         assert!(error.is_transient(), "{error}");
         assert!(error.to_string().contains("/nowhere.sock"), "{error}");
@@ -214,7 +214,7 @@ mod tests {
     async fn a_daemon_that_comes_later_is_found() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("late.sock");
-        let containerd = Containerd::new(socket.clone(), "nomad", "overlayfs", Keyring::default());
+        let containerd = Containerd::new(socket.clone(), "nomad", "overlayfs", Registries::default());
         assert!(containerd.version().await.is_err());
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
         let accepted = listener.accept();
@@ -228,7 +228,7 @@ mod tests {
     #[tokio::test]
     async fn a_namespace_that_no_header_can_carry_is_refused() {
         let containerd =
-            Containerd::new(PathBuf::from("/nowhere.sock"), "no\nmad", "overlayfs", Keyring::default());
+            Containerd::new(PathBuf::from("/nowhere.sock"), "no\nmad", "overlayfs", Registries::default());
         assert!(matches!(containerd.version().await, Err(Error::Refused { .. })));
     }
 }

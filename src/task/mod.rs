@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cgroup::Cgroup;
 use crate::config::{Auth, Inline, PluginConfig, Pulls, TaskOptions};
-use crate::containerd::{Containerd, Credentials, Keyring, PullTerms};
+use crate::containerd::{Containerd, Credentials, Keyring, PullTerms, Registries};
 use crate::error::{Error, Result};
 use crate::init::ProcessId;
 use crate::shim::{self, Connection, LogPaths, Shim};
@@ -59,7 +59,9 @@ impl Settings {
     /// Reaches for nothing.
     pub(crate) fn new(config: PluginConfig, mhz_per_core: f64) -> Self {
         let socket = config.containerd_socket.clone();
-        let containerd = Containerd::new(socket, NAMESPACE, &config.snapshotter, keyring(&config.auth));
+        let registries =
+            Registries { keyring: keyring(&config.auth), hosts: config.registry_config_dir.clone() };
+        let containerd = Containerd::new(socket, NAMESPACE, &config.snapshotter, registries);
         let containerd = containerd.owned_by(config.state_dir.display().to_string());
         let containerd = containerd.pulling_on(terms(&config.pulls));
         Self { config, containerd, mhz_per_core }

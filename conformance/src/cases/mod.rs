@@ -40,6 +40,9 @@ mod propagation;
 mod pull_policy;
 mod pulls;
 mod recover;
+mod registries;
+mod registries_proxy;
+mod registries_tls;
 mod resources;
 mod run;
 mod runtimes;
@@ -53,6 +56,7 @@ mod start_failures;
 mod stats;
 mod stats_counts;
 mod stop;
+mod tokens;
 mod wait;
 
 use std::time::Duration;
@@ -129,6 +133,10 @@ pub fn all() -> Vec<Case> {
         runtimes::cases(),
         snapshotters::cases(),
         credentials::cases(),
+        registries::cases(),
+        registries_proxy::cases(),
+        registries_tls::cases(),
+        tokens::cases(),
         modes::cases(),
         mounts::cases(),
         paths::cases(),

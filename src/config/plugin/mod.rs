@@ -35,6 +35,7 @@ const OF: &str = "plugin configuration";
 const DEFAULT_SOCKET: &str = "/run/containerd/containerd.sock";
 const DEFAULT_STATE_DIR: &str = "/run/containerd-driver";
 const DEFAULT_SNAPSHOTTER: &str = "overlayfs";
+const DEFAULT_REGISTRY_CONFIG_DIR: &str = "/etc/containerd/certs.d";
 const DEFAULT_STATS_INTERVAL: &str = "1s";
 /// A shim's bundle, and the sockets and pipes in it, lie under the state directory; the kernel's limit for the path of
 /// a mount's options and of a socket leaves this much.
@@ -62,6 +63,8 @@ pub(crate) struct PluginConfig {
     pub extra_labels: ExtraLabels,
     pub snapshotter: String,
     pub auth: Auth,
+    /// Where containerd's files about registries' hosts are. None is nowhere.
+    pub registry_config_dir: Option<PathBuf>,
     /// A task's output goes nowhere.
     pub disable_log_collection: bool,
     pub devices: PluginDevices,
@@ -88,6 +91,7 @@ struct Raw {
     extra_labels: Option<Vec<Option<String>>>,
     snapshotter: Option<String>,
     auth: Option<auth::Raw>,
+    registry_config_dir: Option<String>,
     disable_log_collection: Option<bool>,
     #[serde(flatten)]
     devices: devices::Raw,
@@ -113,6 +117,10 @@ impl PluginConfig {
             ("extra_labels", optional("extra_labels", "list(string)")),
             ("snapshotter", default("snapshotter", "string", &quoted(DEFAULT_SNAPSHOTTER))),
             ("auth", auth::schema()),
+            (
+                "registry_config_dir",
+                default("registry_config_dir", "string", &quoted(DEFAULT_REGISTRY_CONFIG_DIR)),
+            ),
             ("disable_log_collection", default("disable_log_collection", "bool", "false")),
         ];
         object(
@@ -149,6 +157,7 @@ impl PluginConfig {
             extra_labels,
             snapshotter,
             auth,
+            registry_config_dir,
             disable_log_collection,
             devices,
             pulls,
@@ -182,6 +191,7 @@ impl PluginConfig {
                 .filter(|name| !name.is_empty())
                 .unwrap_or_else(|| DEFAULT_SNAPSHOTTER.to_owned()),
             auth: auth.unwrap_or_default().decode()?,
+            registry_config_dir: registry_config_dir_of(registry_config_dir)?,
             disable_log_collection: disable_log_collection.unwrap_or(false),
             devices: devices.decode()?,
             pulls: pulls.decode()?,
@@ -197,6 +207,12 @@ fn absolute(option: &'static str, value: Option<String>, otherwise: &str) -> Res
     } else {
         Err(ConfigError::Value { option, value, why: "it must be an absolute path".to_owned() })
     }
+}
+
+/// An empty one is none.
+fn registry_config_dir_of(value: Option<String>) -> Result<Option<PathBuf>, ConfigError> {
+    let given = value.unwrap_or_else(|| DEFAULT_REGISTRY_CONFIG_DIR.to_owned());
+    if given.is_empty() { Ok(None) } else { absolute("registry_config_dir", Some(given), "").map(Some) }
 }
 
 fn state_directory(path: PathBuf) -> Result<PathBuf, ConfigError> {
@@ -244,6 +260,8 @@ pub(in crate::config) mod tests {
         assert_eq!(config.containerd_socket, PathBuf::from(DEFAULT_SOCKET));
         assert_eq!(config.state_dir, PathBuf::from(DEFAULT_STATE_DIR));
         assert_eq!(config.limits, PluginLimits::default());
+        assert_eq!(config.registry_config_dir, Some(DEFAULT_REGISTRY_CONFIG_DIR.into()));
+        assert_eq!(plugin(json!({"registry_config_dir": ""})).registry_config_dir, None);
         let cdi_spec_dirs = vec!["/etc/cdi".into(), "/var/run/cdi".into()];
         assert_eq!(config.devices, PluginDevices { cdi_spec_dirs, allowed: None });
         let in_minutes = |minutes: u64| Duration::from_secs(60 * minutes);
@@ -284,6 +302,7 @@ pub(in crate::config) mod tests {
             ("allow_caps", json!(["everything"])),
             ("containerd_socket", json!("containerd.sock")),
             ("init_path", json!("tini")),
+            ("registry_config_dir", json!("certs.d")),
             ("state_dir", json!(format!("/{}", "x".repeat(300)))),
         ] {
             let error = refused(key, value);

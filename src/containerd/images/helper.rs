@@ -26,8 +26,6 @@ const ANSWER_LIMIT_BYTES: u64 = 64 * 1024;
 const WORDS_LIMIT: usize = 300;
 /// How a helper says that it has none.
 const HAS_NONE: &str = "credentials not found in native keychain";
-/// What stands in the place of a user where the secret is a token to get others by.
-const TOKEN_USER: &str = "<token>";
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -100,9 +98,6 @@ fn read(answer: &str) -> Result<Option<Credentials>, String> {
     // The parser's own words may quote the secret.
     let Answer { username, secret } = serde_json::from_str(answer)
         .map_err(|_| "does not answer in the form of docker's helpers".to_owned())?;
-    if username == TOKEN_USER {
-        return Err("answers with an identity token, which is not served: log in with a password".to_owned());
-    }
     let is_empty = username.is_empty() && secret.reveal().is_empty();
     Ok((!is_empty).then_some(Credentials { username, password: secret }))
 }
@@ -126,11 +121,9 @@ mod tests {
             Credentials { username: "me".to_owned(), password: Secret::new("hunter2".to_owned()) };
         assert_eq!(read(whole), Ok(Some(credentials)));
         assert_eq!(read(r#"{"Username": "", "Secret": ""}"#), Ok(None));
-        for answer in [
-            "hunter2",
-            r#"{"Username": 2, "Secret": "hunter2"}"#,
-            r#"{"Username": "<token>", "Secret": "hunter2"}"#,
-        ] {
+        let token = read(r#"{"Username": "<token>", "Secret": "hunter2"}"#).unwrap().unwrap();
+        assert_eq!(token.identity_token().map(Secret::reveal), Some("hunter2"));
+        for answer in ["hunter2", r#"{"Username": 2, "Secret": "hunter2"}"#] {
             let error = read(answer).unwrap_err();
             assert!(!error.contains("hunter2"), "{error}");
         }

@@ -1,14 +1,17 @@
-//! The HTTP clients of all pulls, and what their errors mean. Remote registries are spoken to by https alone, with the
-//! host's own roots; those on the loopback by plain http. Proxies are taken from the agent's environment, for the former.
+//! The HTTP clients of all pulls, and what their errors mean. Proxies are taken from the agent's environment, but for hosts
+//! on the loopback. No client follows a redirect by itself: who asks knows what may follow it.
 
 use std::error::Error as _;
 use std::net::IpAddr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use reqwest::redirect::Policy;
 use reqwest::{Client, ClientBuilder};
 
 use super::super::Problem;
+use super::hosts::Settings;
+use super::tls;
 
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long a registry may send nothing, in the middle of a blob too.
@@ -22,28 +25,42 @@ pub(super) struct Http {
 }
 
 impl Http {
-    /// The client for a host, with or without its port, and the scheme to speak to it.
+    /// The client for a host, with or without its port, of which nothing more is said.
     ///
     /// # Errors
     /// The host has no usable root certificates; once it has, the same call succeeds.
-    pub(super) fn for_host(&self, host: &str) -> Result<(&Client, &'static str), Problem> {
+    pub(super) fn for_host(&self, host: &str) -> Result<&Client, Problem> {
         let is_loopback = is_loopback(host);
         let cell = if is_loopback { &self.loopback } else { &self.remote };
-        let client = match cell.get() {
-            Some(client) => client,
-            None => {
-                let made = if is_loopback { loopback_client() } else { remote_client() };
-                let unusable = |error| format!("the HTTP client can't be set up: {}", innermost(&error));
-                let made = made.map_err(|error| Problem::useless(unusable(error)))?;
-                cell.get_or_init(|| made)
-            }
-        };
-        Ok((client, if is_loopback { "http" } else { "https" }))
+        if let Some(client) = cell.get() {
+            return Ok(client);
+        }
+        let made = if is_loopback { loopback_client() } else { basis().build() };
+        let made = made.map_err(|error| unusable(&error))?;
+        Ok(cell.get_or_init(|| made))
     }
 }
 
-fn remote_client() -> reqwest::Result<Client> {
-    basis().https_only(true).build()
+/// A client for a host of which something more is said. Blocks, since it reads certificates.
+///
+/// # Errors
+/// Names the file that is of no use.
+pub(super) fn client_for(host: &str, settings: &Settings) -> Result<Client, Problem> {
+    let mut builder = basis();
+    if is_loopback(host) {
+        builder = builder.no_proxy();
+    }
+    if let Some(timeout) = settings.connect_timeout {
+        builder = builder.connect_timeout(timeout);
+    }
+    if settings.tls.is_set() {
+        builder = builder.tls_backend_preconfigured(tls::config(&settings.tls).map_err(Problem::useless)?);
+    }
+    builder.build().map_err(|error| unusable(&error))
+}
+
+fn unusable(error: &reqwest::Error) -> Problem {
+    Problem::useless(format!("the HTTP client can't be set up: {}", innermost(error)))
 }
 
 /// Roots are of use here too, for a registry that redirects to remote storage, but not needed.
@@ -59,9 +76,11 @@ fn basis() -> ClientBuilder {
         .user_agent(concat!("containerd-driver/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT)
         .read_timeout(IDLE)
+        .redirect(Policy::none())
 }
 
-fn is_loopback(host: &str) -> bool {
+/// Whether a host, with or without its port, is this one.
+pub(super) fn is_loopback(host: &str) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if !port.contains(']') => name,
         _ => host,
@@ -75,7 +94,8 @@ pub(super) fn failed(error: &reqwest::Error) -> Problem {
     if let Some(tls) = tls_error(error) {
         return Problem::useless(match tls {
             rustls::Error::InvalidMessage(_) => {
-                "it does not speak TLS; plain http is for registries on the loopback only".to_owned()
+                "it does not speak TLS; plain http is for the loopback and for what hosts.toml calls http://"
+                    .to_owned()
             }
             tls => tls.to_string(),
         });
@@ -93,6 +113,11 @@ pub(super) fn failed(error: &reqwest::Error) -> Problem {
 /// The address is left out: it may have a signature in it.
 fn innermost(error: &reqwest::Error) -> String {
     error.source().map_or_else(|| "the address is of no use".to_owned(), crate::containerd::error::innermost)
+}
+
+/// Whether the other side speaks, but no TLS.
+pub(super) fn is_plain(error: &reqwest::Error) -> bool {
+    matches!(tls_error(error), Some(rustls::Error::InvalidMessage(_)))
 }
 
 fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
@@ -140,7 +165,7 @@ mod tests {
             let (mut stream, _) = listener.accept().await.unwrap();
             stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
         });
-        let remote = remote_client().unwrap();
+        let remote = basis().build().unwrap();
         let get = || remote.get(format!("https://{address}/v2/")).send();
         let plain = failed(&get().await.unwrap_err());
         assert!(plain.to_string().contains("does not speak TLS") && !plain.is_transient(), "{plain}");

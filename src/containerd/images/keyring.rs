@@ -22,6 +22,42 @@ pub(crate) struct Credentials {
     pub password: Secret,
 }
 
+impl Credentials {
+    /// What stands in the place of a user where the secret is an identity token, by which a token server gives others.
+    const TOKEN_USER: &str = "<token>";
+
+    fn of_token(token: Secret) -> Self {
+        Self { username: Self::TOKEN_USER.to_owned(), password: token }
+    }
+
+    pub(super) fn identity_token(&self) -> Option<&Secret> {
+        (self.username == Self::TOKEN_USER).then_some(&self.password)
+    }
+}
+
+/// Where the credentials of one pull come from.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Purse<'a> {
+    /// The job's, with the registry that they are for. They count before the operator's.
+    pub own: Option<(String, Credentials)>,
+    pub keyring: Option<&'a Keyring>,
+}
+
+impl Purse<'_> {
+    /// Those for a host, and for no other: a mirror's are not the registry's.
+    ///
+    /// # Errors
+    /// As [`Keyring::credentials`].
+    pub(super) async fn credentials(&self, host: &str) -> Result<Option<Credentials>, Problem> {
+        let host = common_name(host);
+        match (&self.own, self.keyring) {
+            (Some((registry, credentials)), _) if registry == host => Ok(Some(credentials.clone())),
+            (_, Some(keyring)) => keyring.credentials(host).await,
+            (_, None) => Ok(None),
+        }
+    }
+}
+
 /// Where credentials are looked for, in this order.
 #[derive(Debug, Default)]
 pub(crate) struct Keyring {
@@ -56,11 +92,15 @@ impl Keyring {
 pub(crate) fn is_server(address: &str, host: &str) -> bool {
     let address = address.split_once("://").map_or(address, |(_, rest)| rest);
     let name = address.split('/').next().unwrap_or_default();
-    let name = match name {
+    common_name(name).eq_ignore_ascii_case(host)
+}
+
+/// The hub goes by several names.
+fn common_name(host: &str) -> &str {
+    match host {
         "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => "docker.io",
-        name => name,
-    };
-    name.eq_ignore_ascii_case(host)
+        host => host,
+    }
 }
 
 /// The part of docker's file that is about credentials.
@@ -130,10 +170,8 @@ impl Entry {
     fn credentials(self) -> Result<Option<Credentials>, &'static str> {
         let Self { auth, username, password, identitytoken } = self;
         let given = |secret: &Secret| !secret.reveal().is_empty();
-        if identitytoken.filter(given).is_some() {
-            return Err(
-                "has an identity token for the registry, which is not served: log in with a password",
-            );
+        if let Some(token) = identitytoken.filter(given) {
+            return Ok(Some(Credentials::of_token(token)));
         }
         if let Some(auth) = auth.filter(given) {
             let decoded =
@@ -190,6 +228,7 @@ mod tests {
             "auths": {
                 "https://index.docker.io/v1/": {"auth": BASE64_STANDARD.encode("me:hunter:2")},
                 "ghcr.io": {"username": "you", "password": "hunter3"},
+                "acr.example": {"auth": BASE64_STANDARD.encode("0:"), "identitytoken": "hunter4"},
                 "store.example": {},
             },
             "credHelpers": {"ecr.example": "ecr-login"},
@@ -198,6 +237,7 @@ mod tests {
         });
         assert_eq!(said(&file, "docker.io"), Ok(Said::Credentials(credentials("me", "hunter:2"))));
         assert_eq!(said(&file, "ghcr.io"), Ok(Said::Credentials(credentials("you", "hunter3"))));
+        assert_eq!(said(&file, "acr.example"), Ok(Said::Credentials(credentials("<token>", "hunter4"))));
         assert_eq!(said(&file, "ecr.example"), Ok(Said::AskHelper("ecr-login".to_owned())));
         assert_eq!(said(&file, "store.example"), Ok(Said::AskHelper("secretservice".to_owned())));
         assert_eq!(said(&json!({"auths": {"ghcr.io": {}}}), "ghcr.io"), Ok(Said::Nothing));
@@ -211,7 +251,6 @@ mod tests {
             "hunter2".to_owned(),
             json!({"auths": "hunter2"}).to_string(),
             json!({"auths": {"ghcr.io": {"auth": "hunter2!"}}}).to_string(),
-            json!({"auths": {"ghcr.io": {"identitytoken": "hunter2"}}}).to_string(),
         ] {
             std::fs::write(&path, content).unwrap();
             let keyring = Keyring { config: Some(path.clone()), ..Keyring::default() };
@@ -228,5 +267,23 @@ mod tests {
         let keyring = Keyring { inline, ..Keyring::default() };
         assert_eq!(keyring.credentials("ghcr.io").await, Ok(Some(credentials("me", "hunter2"))));
         assert_eq!(keyring.credentials("evil.example").await, Ok(None));
+    }
+
+    #[tokio::test]
+    async fn a_jobs_own_count_first_and_are_its_registrys_only() {
+        let inline = Some(("mirror.example".to_owned(), credentials("you", "hunter3")));
+        let keyring = Keyring { inline, ..Keyring::default() };
+        let own = Some(("docker.io".to_owned(), credentials("me", "hunter2")));
+        let purse = Purse { own, keyring: Some(&keyring) };
+        for (host, user) in [
+            ("docker.io", Some("me")),
+            ("registry-1.docker.io", Some("me")),
+            ("mirror.example", Some("you")),
+            ("mirror.example:5000", None),
+        ] {
+            let found = purse.credentials(host).await.unwrap();
+            assert_eq!(found.as_ref().map(|found| found.username.as_str()), user, "{host}");
+        }
+        assert_eq!(Purse::default().credentials("docker.io").await, Ok(None));
     }
 }

@@ -15,6 +15,7 @@ mod flight;
 mod gate;
 mod gc;
 mod helper;
+mod hosts;
 mod http;
 mod keyring;
 mod lease;
@@ -26,9 +27,11 @@ mod pull;
 mod reference;
 mod registry;
 mod saved;
+mod tls;
 mod turns;
 mod unpack;
 
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -43,7 +46,9 @@ pub(crate) use reference::Reference;
 
 use self::flight::{Audience, Errand, Flights};
 use self::gate::Gate;
+use self::hosts::Hosts;
 use self::http::Http;
+use self::keyring::Purse;
 use self::lease::{Outcome, PullLease};
 use self::manifest::Layout;
 use self::present::{Known, Present};
@@ -89,11 +94,20 @@ pub(crate) struct Access {
     pub soft_fail: bool,
 }
 
+/// The operator's word on registries.
+#[derive(Debug, Default)]
+pub(crate) struct Registries {
+    pub keyring: Keyring,
+    /// Where containerd's files are that say which hosts a registry has. None is nowhere.
+    pub hosts: Option<PathBuf>,
+}
+
 /// What the images of one [`Containerd`] share.
 pub(super) struct State {
     flights: Flights,
     known: Known,
     http: Http,
+    hosts: Hosts,
     keyring: Keyring,
     turns: Turns,
     gate: OnceLock<Gate>,
@@ -101,11 +115,13 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn with(keyring: Keyring) -> Self {
+    pub(super) fn with(registries: Registries) -> Self {
+        let Registries { keyring, hosts } = registries;
         Self {
             flights: Flights::default(),
             known: Known::default(),
             http: Http::default(),
+            hosts: Hosts::in_directory(hosts),
             keyring,
             turns: Turns::default(),
             gate: OnceLock::new(),
@@ -238,19 +254,14 @@ impl Containerd {
         audience: &Arc<Audience>,
     ) -> Result<Option<Arc<Layout>>, Error> {
         let pull = async {
-            let credentials = match &errand.credentials {
-                Some(credentials) => Some(credentials.clone()),
-                None => {
-                    let found = self.shared.images.keyring.credentials(reference.host()).await;
-                    found.map_err(|problem| problem.during("look for credentials"))?
-                }
-            };
-            self.pull(reference, credentials, current, audience).await
+            let own = errand.credentials.clone().map(|own| (reference.host().to_owned(), own));
+            let purse = Purse { own, keyring: Some(&self.shared.images.keyring) };
+            self.pull(reference, purse, current, audience).await
         };
         let outcome = match pull.await {
             Err(error) if errand.soft_fail && error.is_about_credentials() => {
                 tracing::warn!(image = %reference, %error, "trying without credentials (auth_soft_fail)");
-                self.pull(reference, None, current, audience).await
+                self.pull(reference, Purse::default(), current, audience).await
             }
             outcome => outcome,
         };

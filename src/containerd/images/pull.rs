@@ -18,7 +18,7 @@ use super::download::Download;
 use super::flight::{Audience, PullEvent};
 use super::gate::Gate;
 use super::host;
-use super::keyring::Credentials;
+use super::keyring::Purse;
 use super::lease::{Outcome, PullLease};
 use super::manifest::{self, Document, Layer, Layout, MANIFEST_LIMIT_BYTES};
 use super::progress::Progress;
@@ -26,10 +26,10 @@ use super::reference::Reference;
 use super::registry::Registry;
 use super::unpack::Unpacking;
 
-struct Pull<'a> {
+struct Pull<'a, 'r> {
     containerd: &'a Containerd,
     reference: &'a Reference,
-    registry: &'a Registry<'a>,
+    registry: &'a Registry<'r>,
     lease: &'a PullLease,
     progress: &'a Progress,
 }
@@ -43,12 +43,12 @@ impl Containerd {
     pub(super) async fn pull(
         &self,
         reference: &Reference,
-        credentials: Option<Credentials>,
+        purse: Purse<'_>,
         current: Option<&str>,
         audience: &Arc<Audience>,
     ) -> Result<Option<Arc<Layout>>, Error> {
         let gate = self.shared.images.gate();
-        let registry = Registry::new(&self.shared.images.http, reference, credentials);
+        let registry = Registry::new(&self.shared.images, reference, purse);
         let progress = Progress::new(reference.to_string(), Arc::clone(audience));
         if let Some(current) = current
             && bounded(&progress, gate, is_current(&registry, reference, current)).await?
@@ -62,7 +62,7 @@ impl Containerd {
         let outcome = bounded(&progress, gate, Box::pin(pull.run())).await;
         lease.end(Outcome::of(&outcome)).await;
         if outcome.is_ok() {
-            let (counts, took, from) = (progress.counts(), progress.age(), reference.host().to_owned());
+            let (counts, took, from) = (progress.counts(), progress.age(), registry.sources());
             audience.tell(&PullEvent::Finished { counts, took, from });
         }
         outcome.map(Some)
@@ -93,7 +93,7 @@ async fn is_current(registry: &Registry<'_>, reference: &Reference, current: &st
     Ok(resolved.digest().as_ref() == current)
 }
 
-impl Pull<'_> {
+impl Pull<'_, '_> {
     /// What the same digest is pulled for meanwhile, by another name, is waited for; and so is a place.
     async fn run(&self) -> Result<Arc<Layout>, Error> {
         let images = &self.containerd.shared.images;

@@ -4,8 +4,11 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use super::super::manifest::digest_of;
+use super::super::Registries;
+use super::super::keyring::Credentials;
+use super::super::manifest::{MANIFEST_LIMIT_BYTES, digest_of};
 use super::*;
+use crate::secret::Secret;
 
 /// Gives one answer to each connection, in order, and returns the requests.
 async fn answering(answers: Vec<String>) -> (Reference, tokio::task::JoinHandle<Vec<String>>) {
@@ -31,6 +34,17 @@ fn answer(status: &str, headers: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}")
 }
 
+/// What pulls share where nothing is configured.
+fn bare() -> State {
+    State::with(Registries::default())
+}
+
+/// A repository of a registry, with a job's credentials for it.
+fn at<'a>(state: &'a State, reference: &Reference, own: Option<Credentials>) -> Registry<'a> {
+    let own = own.map(|own| (reference.host().to_owned(), own));
+    Registry::new(state, reference, Purse { own, keyring: None })
+}
+
 fn blob(content: &str) -> Descriptor {
     let digest = digest_of(content.as_bytes());
     serde_json::from_value(json!({"mediaType": "x", "digest": digest, "size": content.len()})).unwrap()
@@ -45,8 +59,8 @@ async fn a_token_is_fetched_when_it_is_asked_for() {
         answer("200 OK", "Content-Type: text/x; charset=utf-8\r\n", "{}"),
     ])
     .await;
-    let http = Http::default();
-    let fetched = Registry::new(&http, &reference, None).manifest("c").await.unwrap();
+    let state = bare();
+    let fetched = at(&state, &reference, None).manifest("c").await.unwrap();
     assert_eq!((fetched.media_type.as_str(), fetched.bytes.as_slice()), ("text/x", &b"{}"[..]));
     let requests = serving.await.unwrap();
     assert!(
@@ -62,8 +76,8 @@ async fn what_passes_is_tried_again_and_what_does_not_is_told() {
     let unknown = r#"{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "no\nsuch"}]}"#;
     let answers = vec![answer("429 Too Many Requests", "", ""), answer("404 Not Found", "", unknown)];
     let (reference, _serving) = answering(answers).await;
-    let http = Http::default();
-    let problem = Registry::new(&http, &reference, None).manifest("c").await.err().unwrap();
+    let state = bare();
+    let problem = at(&state, &reference, None).manifest("c").await.err().unwrap();
     let reason = "404 Not Found: MANIFEST_UNKNOWN: no such".to_owned();
     assert_eq!(problem, Problem::NotInRegistry { reason });
 }
@@ -73,8 +87,8 @@ async fn a_blob_goes_on_where_it_stopped_whether_or_not_the_registry_can() {
     let content = "0123456789";
     for (status, sent) in [("206 Partial Content", "456789"), ("200 OK", content)] {
         let (reference, serving) = answering(vec![answer(status, "", sent)]).await;
-        let http = Http::default();
-        let registry = Registry::new(&http, &reference, None);
+        let state = bare();
+        let registry = at(&state, &reference, None);
         let mut body = registry.blob(&blob(content), 4).await.unwrap();
         let mut rest = Vec::new();
         while body.append_to(&mut rest).await.unwrap() {}
@@ -87,13 +101,13 @@ async fn a_blob_goes_on_where_it_stopped_whether_or_not_the_registry_can() {
 async fn more_than_the_limit_is_not_read() {
     let announced = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", MANIFEST_LIMIT_BYTES + 1);
     let (reference, _serving) = answering(vec![announced]).await;
-    let http = Http::default();
-    let problem = Registry::new(&http, &reference, None).manifest("c").await.err().unwrap();
+    let state = bare();
+    let problem = at(&state, &reference, None).manifest("c").await.err().unwrap();
     assert!(matches!(problem, Problem::Unsupported { .. }), "{problem}");
 }
 
 fn as_user(password: &str) -> Option<Credentials> {
-    let password = crate::secret::Secret::new(password.to_owned());
+    let password = Secret::new(password.to_owned());
     Some(Credentials { username: "me".to_owned(), password })
 }
 
@@ -104,8 +118,8 @@ async fn a_password_is_told_once_it_is_asked_for() {
     let asks = answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n", "");
     let (reference, serving) =
         answering(vec![asks, answer("200 OK", "", "{}"), answer("200 OK", "", "{}")]).await;
-    let http = Http::default();
-    let registry = Registry::new(&http, &reference, as_user("hunter2"));
+    let state = bare();
+    let registry = at(&state, &reference, as_user("hunter2"));
     registry.manifest("c").await.unwrap();
     registry.manifest("d").await.unwrap();
     let told: Vec<_> = serving.await.unwrap().iter().map(|request| request.contains(ME_HUNTER2)).collect();
@@ -121,8 +135,8 @@ async fn a_token_is_asked_for_with_the_password_and_the_registry_gets_the_token_
         answer("200 OK", "", "{}"),
     ])
     .await;
-    let http = Http::default();
-    Registry::new(&http, &reference, as_user("hunter2")).manifest("c").await.unwrap();
+    let state = bare();
+    at(&state, &reference, as_user("hunter2")).manifest("c").await.unwrap();
     let requests = serving.await.unwrap();
     let told: Vec<_> = requests.iter().map(|request| request.contains(ME_HUNTER2)).collect();
     assert_eq!(told, [false, true, false]);
@@ -135,9 +149,9 @@ async fn a_password_that_is_not_taken_is_said_with_its_user_and_not_shown() {
     let words = r#"{"errors": [{"code": "UNAUTHORIZED", "message": "hunter2 is wrong"}]}"#;
     for (credentials, said) in [(as_user("hunter2"), "user \"me\""), (None, "without credentials")] {
         let (reference, _serving) = answering(vec![asks(words), asks(words)]).await;
-        let http = Http::default();
+        let state = bare();
         let has_some = credentials.is_some();
-        let problem = Registry::new(&http, &reference, credentials).manifest("c").await.err().unwrap();
+        let problem = at(&state, &reference, credentials).manifest("c").await.err().unwrap();
         let text = problem.to_string();
         assert!(text.contains(said) && text.contains("127.0.0.1:"), "{text}");
         assert!(!has_some || !text.contains("hunter2"), "{text}");
@@ -154,8 +168,8 @@ async fn a_registry_that_sends_elsewhere_for_a_blob_does_not_send_the_password_t
         answer("307 Temporary Redirect", &moved, ""),
     ])
     .await;
-    let http = Http::default();
-    let registry = Registry::new(&http, &reference, as_user("hunter2"));
+    let state = bare();
+    let registry = at(&state, &reference, as_user("hunter2"));
     assert_eq!(registry.small_blob(&blob("0123456789")).await.unwrap(), b"0123456789");
     assert!(serving.await.unwrap()[1].contains(ME_HUNTER2));
     let request = &storage.await.unwrap()[0];
@@ -180,8 +194,8 @@ async fn a_tag_is_resolved_without_its_content_where_the_registry_can() {
         (vec![of_another_kind, content()], &["head", "get"]),
     ] {
         let (reference, serving) = answering(answers).await;
-        let http = Http::default();
-        let resolved = Registry::new(&http, &reference, None).resolve("c").await.unwrap();
+        let state = bare();
+        let resolved = at(&state, &reference, None).resolve("c").await.unwrap();
         assert_eq!(resolved.digest().to_string(), digest);
         assert_eq!((resolved.media_type().to_string().as_str(), resolved.size()), ("text/x", 2));
         let requests = serving.await.unwrap();
@@ -196,7 +210,82 @@ async fn a_tag_that_is_not_there_is_said_in_the_registrys_words() {
     let unknown = r#"{"errors": [{"code": "MANIFEST_UNKNOWN"}]}"#;
     let answers = vec![answer("404 Not Found", "", ""), answer("404 Not Found", "", unknown)];
     let (reference, _serving) = answering(answers).await;
-    let http = Http::default();
-    let problem = Registry::new(&http, &reference, None).resolve("c").await.err().unwrap();
+    let state = bare();
+    let problem = at(&state, &reference, None).resolve("c").await.err().unwrap();
     assert_eq!(problem, Problem::NotInRegistry { reason: "404 Not Found: MANIFEST_UNKNOWN: ".to_owned() });
 }
+
+#[tokio::test]
+async fn a_registry_that_never_has_enough_is_not_asked_for_ever() {
+    let asks = || answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n", "");
+    let (reference, serving) = answering(vec![asks(), asks()]).await;
+    let state = bare();
+    assert!(!at(&state, &reference, as_user("hunter2")).manifest("c").await.err().unwrap().is_transient());
+    assert_eq!(serving.await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn a_token_that_has_run_out_is_had_anew() {
+    let challenge = "WWW-Authenticate: Bearer realm=\"http://ADDRESS/token\",error=\"invalid_token\"\r\n";
+    let asks = || answer("401 Unauthorized", challenge, "");
+    let (reference, serving) = answering(vec![
+        asks(),
+        answer("200 OK", "", r#"{"token": "first", "expires_in": 60}"#),
+        answer("200 OK", "", "{}"),
+        asks(),
+        answer("200 OK", "", r#"{"token": "second"}"#),
+        answer("200 OK", "", "{}"),
+    ])
+    .await;
+    let state = bare();
+    let registry = at(&state, &reference, None);
+    registry.manifest("c").await.unwrap();
+    registry.manifest("d").await.unwrap();
+    let requests = serving.await.unwrap();
+    assert!(requests[3].contains("bearer first") && requests[5].contains("bearer second"), "{requests:?}");
+}
+
+#[tokio::test]
+async fn an_identity_token_is_exchanged_and_goes_to_the_token_server_only() {
+    let challenge = "WWW-Authenticate: Bearer realm=\"http://ADDRESS/token\",service=\"s\"\r\n";
+    let identity = Credentials { username: "<token>".to_owned(), password: Secret::new("i d&1".to_owned()) };
+    let asks = || answer("401 Unauthorized", challenge, "");
+    let (reference, serving) = answering(vec![
+        asks(),
+        answer("200 OK", "", r#"{"access_token": "t0ken"}"#),
+        answer("200 OK", "", "{}"),
+    ])
+    .await;
+    let state = bare();
+    at(&state, &reference, Some(identity.clone())).manifest("c").await.unwrap();
+    let requests = serving.await.unwrap();
+    assert!(requests[1].starts_with("post /token "), "{}", requests[1]);
+    let form = "grant_type=refresh_token&service=s&client_id=containerd-driver\
+                &scope=repository%3aa%2fb%3apull&refresh_token=i+d%261";
+    assert!(requests[1].ends_with(form), "{}", requests[1]);
+    assert!(requests[2].contains("authorization: bearer t0ken"), "{}", requests[2]);
+
+    let refusal =
+        answer("400 Bad Request", "", r#"{"error": "invalid_grant", "error_description": "i d&1 is void"}"#);
+    let (reference, _serving) = answering(vec![asks(), refusal]).await;
+    let problem = at(&state, &reference, Some(identity)).manifest("c").await.err().unwrap();
+    assert!(matches!(problem, Problem::Denied { .. }), "{problem}");
+    let text = problem.to_string();
+    assert!(text.contains("invalid_grant; *** is void") && text.contains("identity token"), "{text}");
+}
+
+#[tokio::test]
+async fn a_registry_is_waited_for_as_long_as_it_says_if_that_is_not_long() {
+    let busy = |seconds: &str| answer("429 Too Many Requests", &format!("Retry-After: {seconds}\r\n"), "");
+    let content = "0123456789";
+    let (reference, serving) = answering(vec![busy("0"), answer("200 OK", "", content)]).await;
+    let state = bare();
+    at(&state, &reference, None).blob(&blob(content), 0).await.unwrap();
+    assert_eq!(serving.await.unwrap().len(), 2);
+    let (reference, serving) = answering(vec![busy("3600")]).await;
+    let problem = at(&state, &reference, None).blob(&blob(content), 0).await.err().unwrap();
+    assert!(problem.is_transient() && problem.to_string().contains("in 1h"), "{problem}");
+    assert_eq!(serving.await.unwrap().len(), 1);
+}
+
+mod mirrors;

@@ -1,0 +1,188 @@
+//! Which hosts the images of a registry are asked of, in which order and how: by the files that containerd reads for that,
+//! `<directory>/<registry>/hosts.toml`, or by the certificates that docker has in the same place. They are read for each
+//! pull, so that a change counts at once. Knows no HTTP.
+//!
+//! Source of the facts: containerd `docs/hosts.md`, `core/remotes/docker/config` @ v2.3.
+
+mod file;
+
+use std::collections::HashSet;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use reqwest::Url;
+use reqwest::header::HeaderMap;
+
+use super::super::Problem;
+use super::http::is_loopback;
+use file::File;
+
+const FILE: &str = "hosts.toml";
+/// Counts for the registries that have no directory of their own.
+const DEFAULT: &str = "_default";
+
+/// One host, and how it is spoken to.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Host {
+    /// What the names of repositories follow, without a slash at its end.
+    pub base: Url,
+    pub settings: Settings,
+}
+
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(super) struct Settings {
+    pub trust: Trust,
+    pub tls: TlsFiles,
+    pub connect_timeout: Option<Duration>,
+    /// Sent with each request to it, and to nobody else.
+    pub headers: HeaderMap,
+}
+
+/// What a host is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Trust {
+    /// What a digest stands for, which it has to prove.
+    pub pull: bool,
+    /// Which digest a tag stands for.
+    pub resolve: bool,
+}
+
+impl Default for Trust {
+    fn default() -> Self {
+        Self { pull: true, resolve: true }
+    }
+}
+
+/// Where certificates are, and whether they count.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct TlsFiles {
+    pub ca: Vec<PathBuf>,
+    /// Certificate and key; without the latter both are in one file.
+    pub client: Vec<(PathBuf, Option<PathBuf>)>,
+    pub skip_verify: Option<bool>,
+}
+
+impl TlsFiles {
+    pub(super) fn is_set(&self) -> bool {
+        *self != Self::default()
+    }
+}
+
+/// The operator's word on hosts.
+#[derive(Debug, Default)]
+pub(super) struct Hosts {
+    directory: Option<PathBuf>,
+    /// Said once, not with each pull.
+    warnings: Mutex<HashSet<String>>,
+}
+
+impl Hosts {
+    pub(super) fn in_directory(directory: Option<PathBuf>) -> Self {
+        Self { directory, warnings: Mutex::default() }
+    }
+
+    /// The hosts in the order in which they are asked; the registry itself, if it is among them, is the last.
+    ///
+    /// # Errors
+    /// Names the file, and the line if it is one, that is of no use. It is never passed over.
+    pub(super) async fn of(&self, registry: &str) -> Result<Vec<Host>, Problem> {
+        let Some(directory) = self.directory.clone() else { return Ok(of_file(File::default(), registry)) };
+        let name = registry.to_owned();
+        let reading = tokio::task::spawn_blocking(move || read(&directory, &name));
+        let (file, warnings) =
+            reading.await.map_err(|_| Problem::broken("its hosts.toml can't be read"))??;
+        for warning in warnings {
+            if self.warnings.lock().unwrap_or_else(PoisonError::into_inner).insert(warning.clone()) {
+                tracing::warn!(registry, "{warning}");
+            }
+        }
+        Ok(of_file(file, registry))
+    }
+}
+
+/// What is said of a registry, with what is said there and not understood.
+fn read(directory: &Path, registry: &str) -> Result<(File, Vec<String>), Problem> {
+    let unusable = |path: &Path, why: String| Problem::useless(format!("{}: {why}", path.display()));
+    let is_missing =
+        |error: &std::io::Error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory);
+    for name in directories(registry) {
+        let place = directory.join(name);
+        let path = place.join(FILE);
+        match std::fs::read_to_string(&path) {
+            // As containerd does: an empty one is none.
+            Ok(text) if !text.is_empty() => {
+                let (file, unknown) = file::parse(&text, &place).map_err(|fault| unusable(&path, fault))?;
+                let warnings = unknown.into_iter().map(|what| format!("{}: {what}", path.display()));
+                return Ok((file, warnings.collect()));
+            }
+            Ok(_) => {}
+            Err(error) if is_missing(&error) => {}
+            Err(error) => return Err(unusable(&path, format!("it can't be read: {error}"))),
+        }
+        match certificates(&place) {
+            Ok(tls) => {
+                let own = Settings { tls, ..Settings::default() };
+                return Ok((File { own, ..File::default() }, Vec::new()));
+            }
+            Err(error) if is_missing(&error) => {}
+            Err(error) => return Err(unusable(&place, format!("it can't be read: {error}"))),
+        }
+    }
+    Ok((File::default(), Vec::new()))
+}
+
+/// Where a registry's own file is looked for: the first of these that is there is the one.
+fn directories(registry: &str) -> Vec<String> {
+    let with_port = registry.rsplit_once(':').filter(|(_, port)| !port.contains(']'));
+    let spelled = with_port.map(|(name, port)| format!("{name}_{port}_"));
+    spelled.into_iter().chain([registry.to_owned(), DEFAULT.to_owned()]).collect()
+}
+
+/// Docker's way: `*.crt` are authorities, `*.cert` with `*.key` are what a client shows.
+fn certificates(directory: &Path) -> std::io::Result<TlsFiles> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let path = entry?.path();
+        if !path.is_dir() {
+            found.push(path);
+        }
+    }
+    found.sort();
+    let with_end = |end: &'static str| {
+        found.iter().filter(move |path| path.extension().is_some_and(|is| is == end)).cloned()
+    };
+    let key_of =
+        |certificate: &Path| Some(certificate.with_extension("key")).filter(|key| found.contains(key));
+    let client = with_end("cert").map(|certificate| (certificate.clone(), key_of(&certificate)));
+    Ok(TlsFiles { ca: with_end("crt").collect(), client: client.collect(), skip_verify: None })
+}
+
+/// The hosts that a file names, and behind them its server, or the registry itself where it names none.
+fn of_file(file: File, registry: &str) -> Vec<Host> {
+    let File { mut hosts, server, own } = file;
+    hosts.push(match server {
+        Some(base) => Host { base, settings: own },
+        None => {
+            let base = base_of(registry, own.tls.is_set());
+            Host { base, settings: Settings { trust: Trust::default(), ..own } }
+        }
+    });
+    hosts
+}
+
+/// On the loopback a registry has no certificate, unless something is said of one.
+fn base_of(registry: &str, has_tls: bool) -> Url {
+    let scheme = if is_loopback(registry) && !has_tls { "http" } else { "https" };
+    let url = format!("{scheme}://{}/v2", located(registry));
+    Url::parse(&url).expect("a registry's name was checked to be a host's")
+}
+
+/// The one name whose registry lives elsewhere.
+fn located(host: &str) -> &str {
+    if host == "docker.io" { "registry-1.docker.io" } else { host }
+}
+
+#[cfg(test)]
+mod tests;

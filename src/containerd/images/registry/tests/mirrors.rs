@@ -1,0 +1,152 @@
+//! Several hosts for one registry, by a hosts.toml, each giving the answers that it is told to.
+
+use super::*;
+
+type Asked = tokio::task::JoinHandle<Vec<String>>;
+
+/// A registry's name, and what its hosts.toml makes of it.
+struct Mirrored {
+    state: State,
+    reference: Reference,
+    mirror: String,
+    directory: tempfile::TempDir,
+}
+
+impl Mirrored {
+    /// A mirror with these settings and answers, and a host in the registry's own place.
+    async fn new(settings: &str, first: Vec<String>, second: Vec<String>) -> (Self, Asked, Asked) {
+        let (mirror, asked_first) = answering(first).await;
+        let (server, asked_second) = answering(second).await;
+        let text = format!(
+            "server = \"http://{}\"\n[host.\"http://{}\"]\n{settings}\n",
+            server.host(),
+            mirror.host()
+        );
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("registry.example")).unwrap();
+        std::fs::write(directory.path().join("registry.example/hosts.toml"), text).unwrap();
+        let hosts = Some(directory.path().to_owned());
+        let this = Self {
+            state: State::with(Registries { hosts, ..Registries::default() }),
+            reference: "registry.example/a/b:c".parse().unwrap(),
+            mirror: mirror.host().to_owned(),
+            directory,
+        };
+        (this, asked_first, asked_second)
+    }
+
+    fn registry(&self) -> Registry<'_> {
+        at(&self.state, &self.reference, as_user("hunter2"))
+    }
+}
+
+fn gone() -> String {
+    answer("404 Not Found", "", "")
+}
+
+#[tokio::test]
+async fn the_first_is_asked_first_and_told_which_registry_is_meant() {
+    let settings = "header = {x-of-it = [\"one\", \"two\"]}";
+    let (mirrored, first, _) = Mirrored::new(settings, vec![answer("200 OK", "", "{}")], vec![]).await;
+    let registry = mirrored.registry();
+    registry.manifest("c").await.unwrap();
+    assert_eq!(registry.sources(), mirrored.mirror);
+    let request = &first.await.unwrap()[0];
+    assert!(request.starts_with("get /v2/a/b/manifests/c?ns=registry.example "), "{request}");
+    assert!(request.contains("x-of-it: one") && request.contains("x-of-it: two"), "{request}");
+}
+
+#[tokio::test]
+async fn what_one_has_not_another_gives_and_if_none_does_each_reason_is_told() {
+    let (mirrored, _first, second) =
+        Mirrored::new("", vec![gone(), gone()], vec![answer("200 OK", "", "{}"), gone()]).await;
+    let registry = mirrored.registry();
+    registry.manifest("c").await.unwrap();
+    let problem = registry.manifest("d").await.err().unwrap();
+    assert!(!problem.is_transient());
+    let text = problem.to_string();
+    let reasons = text.matches("not in the registry: 404 Not Found").count();
+    assert!(reasons == 2 && text.contains(&mirrored.mirror), "{text}");
+    assert_eq!(second.await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn one_that_is_not_believed_is_asked_for_what_a_digest_stands_for_only() {
+    let digest = digest_of(b"{}");
+    let said = format!(
+        "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\nDocker-Content-Digest: {digest}\r\n\r\n"
+    );
+    let (mirrored, first, second) =
+        Mirrored::new("capabilities = [\"pull\"]", vec![answer("200 OK", "", "{}")], vec![said]).await;
+    assert_eq!(mirrored.registry().manifest("c").await.unwrap().bytes, b"{}");
+    assert!(second.await.unwrap()[0].starts_with("head /v2/a/b/manifests/c"));
+    assert!(first.await.unwrap()[0].starts_with(&format!("get /v2/a/b/manifests/{digest}")));
+}
+
+#[tokio::test]
+async fn what_is_not_what_its_digest_says_is_had_elsewhere() {
+    let digest = digest_of(b"{}");
+    let (mirrored, _first, _second) =
+        Mirrored::new("", vec![answer("200 OK", "", "[]")], vec![answer("200 OK", "", "{}")]).await;
+    assert_eq!(mirrored.registry().manifest(&digest).await.unwrap().bytes, b"{}");
+    let content = blob("0123456789");
+    let (mirrored, _first, _second) =
+        Mirrored::new("", vec![answer("200 OK", "", "987654321x")], vec![answer("200 OK", "", "0123456789")])
+            .await;
+    assert_eq!(mirrored.registry().small_blob(&content).await.unwrap(), b"0123456789");
+}
+
+#[tokio::test]
+async fn a_blob_that_breaks_off_goes_on_at_another_host() {
+    let broken = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 10\r\n\r\n0123".to_owned();
+    let (mirrored, _first, second) =
+        Mirrored::new("", vec![broken], vec![answer("206 Partial Content", "", "456789")]).await;
+    let registry = mirrored.registry();
+    let content = blob("0123456789");
+    let mut got = Vec::new();
+    let mut body = registry.blob(&content, 0).await.unwrap();
+    assert_eq!(registry.sources(), mirrored.mirror);
+    while body.append_to(&mut got).await.is_ok_and(|goes_on| goes_on) {}
+    let mut body = registry.blob(&content, got.len() as u64).await.unwrap();
+    assert!(registry.sources().contains(", "), "{}", registry.sources());
+    while body.append_to(&mut got).await.unwrap() {}
+    assert_eq!(got, b"0123456789");
+    assert!(second.await.unwrap()[0].contains("range: bytes=4-"));
+}
+
+#[tokio::test]
+async fn a_registrys_password_is_not_its_mirrors() {
+    let asks = || answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n", "");
+    let (mirrored, first, second) = Mirrored::new("", vec![asks()], vec![asks()]).await;
+    let problem = mirrored.registry().manifest("c").await.err().unwrap();
+    let text = problem.to_string();
+    assert_eq!(text.matches("without credentials").count(), 2, "{text}");
+    let requests = [first.await.unwrap(), second.await.unwrap()].concat();
+    assert!(requests.iter().all(|request| !request.contains("authorization")), "{requests:?}");
+}
+
+#[tokio::test]
+async fn the_operators_headers_follow_no_redirect_to_another_host() {
+    let (storage, asked) = answering(vec![answer("200 OK", "", "0123456789")]).await;
+    let moved = answer("307 Temporary Redirect", "Location: ../../elsewhere\r\n", "");
+    let away = format!("Location: http://{}/blob\r\n", storage.host());
+    let (mirrored, first, _) =
+        Mirrored::new("header = {x-of-it = \"one\"}", vec![moved, answer("302 Found", &away, "")], vec![])
+            .await;
+    mirrored.registry().small_blob(&blob("0123456789")).await.unwrap();
+    let requests = first.await.unwrap();
+    assert!(requests[1].starts_with("get /v2/a/elsewhere "), "{requests:?}");
+    assert!(requests.iter().all(|request| request.contains("x-of-it")), "{requests:?}");
+    let request = &asked.await.unwrap()[0];
+    assert!(request.starts_with("get /blob ") && !request.contains("x-of-it"), "{request}");
+}
+
+#[tokio::test]
+async fn without_a_host_that_is_believed_a_tag_is_nothing() {
+    let (mirrored, ..) = Mirrored::new("capabilities = [\"pull\"]", vec![], vec![]).await;
+    let path = mirrored.directory.path().join("registry.example/hosts.toml");
+    let text = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, format!("capabilities = [\"push\"]\n{text}")).unwrap();
+    let text = mirrored.registry().manifest("c").await.err().unwrap().to_string();
+    assert!(text.contains("registry.example") && text.contains("capabilities"), "{text}");
+}

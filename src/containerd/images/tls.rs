@@ -1,0 +1,152 @@
+//! TLS to a host that the operator has said something of: which authorities count beside the system's, what is shown to
+//! it, or that it is not checked at all. Knows no HTTP.
+//!
+//! Source of the facts: containerd `core/remotes/docker/config/hosts.go`, Go's `crypto/tls` (which of several certificates
+//! is shown).
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, verify_server_name};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, DigitallySignedStruct, DistinguishedName, SignatureScheme};
+use rustls_platform_verifier::Verifier;
+
+use super::hosts::TlsFiles;
+
+/// Reads the files; blocks.
+///
+/// # Errors
+/// Names the file that is of no use.
+pub(super) fn config(files: &TlsFiles) -> Result<ClientConfig, String> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let own = files.ca.iter().map(|path| certificates(path)).collect::<Result<Vec<_>, _>>()?.concat();
+    let keys = files.client.iter().map(|(certificate, key)| {
+        let key_path = key.as_deref().unwrap_or(certificate);
+        let key = PrivateKeyDer::from_pem_slice(&read(key_path)?)
+            .map_err(|_| format!("{} has no private key without a password in it", key_path.display()))?;
+        CertifiedKey::from_der(certificates(certificate)?, key, &provider)
+            .map(Arc::new)
+            .map_err(|error| format!("the key of {} is of no use: {error}", certificate.display()))
+    });
+    let keys = keys.collect::<Result<Vec<_>, _>>()?;
+    let known = if files.skip_verify == Some(true) {
+        None
+    } else {
+        let unusable = |error| format!("an authority of ca is of no use: {error}");
+        Some(Verifier::new_with_extra_roots(own.clone(), Arc::clone(&provider)).map_err(unusable)?)
+    };
+    let algorithms = provider.signature_verification_algorithms;
+    let builder = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Check { known, own, algorithms }));
+    Ok(if keys.is_empty() {
+        builder.with_no_client_auth()
+    } else {
+        builder.with_client_cert_resolver(Arc::new(Shown { keys }))
+    })
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, String> {
+    std::fs::read(path).map_err(|error| format!("{} can't be read: {error}", path.display()))
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let unusable = || format!("{} has no certificate in PEM form in it", path.display());
+    let found = CertificateDer::pem_slice_iter(&read(path)?).collect::<Result<Vec<_>, _>>();
+    found.ok().filter(|found| !found.is_empty()).ok_or_else(unusable)
+}
+
+/// Whether a host is the one that it is taken for.
+#[derive(Debug)]
+struct Check {
+    /// None takes any for it.
+    known: Option<Verifier>,
+    own: Vec<CertificateDer<'static>>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ServerCertVerifier for Check {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some(known) = &self.known else { return Ok(ServerCertVerified::assertion()) };
+        let outcome = known.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        match outcome {
+            // One that a host has signed itself is an authority, too, as most tools make it. It was found in force before
+            // that was noticed.
+            Err(error) if is_authority(&error) && self.own.contains(end_entity) => {
+                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+                Ok(ServerCertVerified::assertion())
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signature, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+fn is_authority(error: &rustls::Error) -> bool {
+    let rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other)) = error else {
+        return false;
+    };
+    other.0.downcast_ref() == Some(&webpki::Error::CaUsedAsEndEntity)
+}
+
+/// What is shown to a host that asks for a certificate: the first of which it knows an issuer.
+#[derive(Debug)]
+struct Shown {
+    keys: Vec<Arc<CertifiedKey>>,
+}
+
+impl ResolvesClientCert for Shown {
+    fn resolve(&self, issuers: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let is_issued = |key: &CertifiedKey| {
+            issuers.is_empty()
+                || key.cert.iter().any(|one| issuer(one).is_some_and(|name| issuers.contains(&name.as_ref())))
+        };
+        let fits = |key: &&Arc<CertifiedKey>| key.key.choose_scheme(schemes).is_some() && is_issued(key);
+        self.keys.iter().find(fits).cloned()
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+fn issuer(certificate: &CertificateDer<'_>) -> Option<DistinguishedName> {
+    let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
+    Some(DistinguishedName::in_sequence(certificate.issuer()))
+}
