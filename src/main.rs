@@ -1,7 +1,6 @@
 //! The order of start and stop of the plugin process, and its exit codes.
 
 mod cgroup;
-#[allow(dead_code, unused_imports, reason = "the network modes of a task are what calls it")]
 mod cni;
 mod config;
 mod confinement;
@@ -14,7 +13,6 @@ mod host_path;
 mod init;
 mod log;
 mod names;
-#[allow(dead_code, reason = "the network modes of a task are what calls it")]
 mod netns;
 mod process_group;
 mod process_stat;

@@ -6,7 +6,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -19,14 +19,16 @@ const HOSTNAME: &str = "/proc/sys/kernel/hostname";
 const USUAL_HOSTS: &str = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\nfe00:: ip6-localnet\n\
                            ff00:: ip6-mcastprefix\nff02::1 ip6-allnodes\nff02::2 ip6-allrouters\n";
 /// The address of a host's own name where it has no other.
-const OWN_ADDRESS: &str = "127.0.1.1";
+const OWN_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 1));
 
 /// What a task is to find.
 #[derive(Debug)]
 pub(crate) struct Names {
     pub hostname: String,
-    /// The address that goes with it in `/etc/hosts`, if there is one.
-    pub address: Option<IpAddr>,
+    /// The addresses that go with it in `/etc/hosts`, if there are any.
+    pub addresses: Vec<IpAddr>,
+    /// Other names of the same.
+    pub aliases: Vec<String>,
     pub extra_hosts: Vec<(String, IpAddr)>,
     pub in_the_hosts_network: bool,
     /// None leaves the image's own.
@@ -34,7 +36,7 @@ pub(crate) struct Names {
 }
 
 /// Whom to ask. What is empty is as on the host.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Resolver {
     pub servers: Vec<String>,
     pub searches: Vec<String>,
@@ -108,10 +110,11 @@ impl Names {
         if !hosts.is_empty() && !hosts.ends_with('\n') {
             hosts.push('\n');
         }
-        let Self { hostname, address, extra_hosts, .. } = self;
+        let Self { hostname, addresses, aliases, extra_hosts, .. } = self;
         if !is_known(&hosts, hostname) {
-            let address = address.map_or_else(|| OWN_ADDRESS.to_owned(), |address| address.to_string());
-            hosts += &format!("{address} {hostname}\n");
+            let own = if addresses.is_empty() { &[OWN_ADDRESS][..] } else { &addresses[..] };
+            let names = [std::slice::from_ref(hostname), aliases].concat().join(" ");
+            hosts.extend(own.iter().map(|address| format!("{address} {names}\n")));
         }
         let extra = extra_hosts.iter().map(|(name, address)| format!("{address} {name}\n"));
         extra.fold(hosts, |hosts, line| hosts + &line)
@@ -188,7 +191,8 @@ mod tests {
     fn names(hostname: &str) -> Names {
         Names {
             hostname: hostname.to_owned(),
-            address: None,
+            addresses: Vec::new(),
+            aliases: Vec::new(),
             extra_hosts: vec![("db".to_owned(), [10, 0, 0, 5].into())],
             in_the_hosts_network: false,
             resolver: None,
@@ -204,8 +208,12 @@ mod tests {
         let hosts = names("web").hosts(None);
         assert!(hosts.starts_with("127.0.0.1 localhost\n"), "{hosts}");
         assert!(hosts.ends_with("\n127.0.1.1 web\n10.0.0.5 db\n"), "{hosts}");
-        let given = Names { address: Some([10, 1, 1, 1].into()), ..names("web") };
-        assert!(given.hosts(None).contains("\n10.1.1.1 web\n"));
+        let given = Names {
+            addresses: vec![[10, 1, 1, 1].into(), "fd00::1".parse().unwrap()],
+            aliases: vec!["www".to_owned()],
+            ..names("web")
+        };
+        assert!(given.hosts(None).contains("\n10.1.1.1 web www\nfd00::1 web www\n"));
         let known = "127.0.0.1 localhost # web\n192.0.2.1 node web.example";
         assert_eq!(names("node").hosts(Some(known)), format!("{known}\n10.0.0.5 db\n"));
         assert_eq!(names("web").hosts(Some(known)), format!("{known}\n127.0.1.1 web\n10.0.0.5 db\n"));

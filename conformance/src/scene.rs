@@ -80,7 +80,10 @@ impl Scene {
 
     /// The options of the plugin block; a case changes what it is about.
     pub fn options(&self) -> Value {
+        let bridge = self.world.networks().tasks();
         config! {
+            bridge_network_name = bridge.name,
+            bridge_network_subnet = bridge.subnet,
             containerd_runtime = "io.containerd.runc.v2",
             containerd_socket = self.world.containerd().socket().display().to_string(),
             state_dir = self.state_dir().display().to_string(),
@@ -134,8 +137,16 @@ impl Scene {
     /// # Errors
     /// As [`Self::prepare`].
     pub async fn prepare_unread(&self, plugin: &Plugin, config: &Value) -> Result<Task> {
+        self.prepare_named(plugin, "web", config).await
+    }
+
+    /// As [`Self::prepare_unread`], for a task of another name.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub async fn prepare_named(&self, plugin: &Plugin, name: &str, config: &Value) -> Result<Task> {
         let msgpack = hcl::encode(&plugin.task_schema().await?, config).context("encode the job's config")?;
-        let alloc = Alloc::create(&self.directory().join("alloc"), "web")?;
+        let alloc = Alloc::create(&self.directory().join("alloc"), name)?;
         self.noted().cgroups.push(Arc::clone(&alloc.cgroup));
         Ok(Task::new(alloc, msgpack))
     }

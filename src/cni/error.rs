@@ -72,6 +72,8 @@ const LATER: [u64; 3] = [11, 50, 51];
 /// The plugin does not speak the network's version.
 const OTHER_VERSION: u64 = 1;
 const UNKNOWN_CONTAINER: u64 = 3;
+/// By the versions of `iptables` over nf_tables and without it.
+const NO_SUCH_CHAIN: [&str; 2] = ["does not exist", "No chain/target/match by that name"];
 
 impl Error {
     pub(super) fn io<E: Into<io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
@@ -98,6 +100,15 @@ impl Error {
     /// Whether a plugin says that it can't be spoken to in the network's version.
     pub(super) fn is_other_version(&self) -> bool {
         self.code() == Some(OTHER_VERSION)
+    }
+
+    /// Whether a plugin failed to remove rules of the packet filter since they are not there: it never made them, or somebody
+    /// else has removed them. Those of version 1.1.1, with which Debian 12 comes, don't know the words of its `iptables`.
+    pub(super) fn is_absent_rule(&self) -> bool {
+        let says = |reason: &str| {
+            reason.contains("iptables") && NO_SUCH_CHAIN.into_iter().any(|words| reason.contains(words))
+        };
+        matches!(self, Self::Plugin(failure) if says(&failure.refusal.reason))
     }
 
     fn code(&self) -> Option<u64> {

@@ -32,7 +32,7 @@ use serde::Serialize;
 use serde_json::{Map, json};
 use tokio::sync::RwLock;
 
-pub(crate) use self::added::{Added, Interface};
+pub(crate) use self::added::Added;
 pub(crate) use self::attachment::{Attachment, Bandwidth, Capabilities, Dns, PortMapping, Protocol};
 pub(crate) use self::builtin::DefaultNetwork;
 pub(crate) use self::error::Error;
@@ -176,6 +176,8 @@ impl Cni {
             let Err(error) = call.make(request).await else { continue };
             if number > *answered || number == *answered && error.is_other_version() {
                 tracing::debug!(%error, "a CNI plugin that has done nothing can't undo it");
+            } else if error.is_absent_rule() {
+                tracing::debug!(%error, "a rule that a CNI plugin was to remove is not there");
             } else if !error.is_unknown_container() {
                 errors.push(error);
             }

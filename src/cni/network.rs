@@ -38,6 +38,7 @@ impl Network {
     }
 
     /// Where it is from, for texts.
+    #[allow(dead_code, reason = "for texts")]
     pub(crate) fn origin(&self) -> &str {
         &self.origin
     }

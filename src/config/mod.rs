@@ -22,14 +22,14 @@ pub(crate) use capabilities::tests as capability_tests;
 pub(crate) use capabilities::{CapabilityList, name_of as capability_name};
 pub(crate) use id_list::IdList;
 pub(crate) use plugin::{
-    Auth, Gates, ImageGc, Inline, Placed, PluginConfig, PluginDevices, PluginLimits, Pulls,
+    Auth, Bridge, Gates, ImageGc, Inline, Placed, PluginConfig, PluginDevices, PluginLimits, Pulls,
 };
 #[cfg(test)]
 pub(crate) use task::HostSource;
 pub(crate) use task::{
-    Archive, CpuLimits, Device, DevicePath, Dns, JobMount, Labels, Limits, MemoryLimits, MountSource, Mounts,
-    Namespaces, Network, PidsLimit, Process, Pull, PullPolicy, Rlimit, SeccompProfile, Security, Sharing,
-    Swap, TaskAuth, TaskOptions,
+    Archive, Bandwidth, CpuLimits, Device, DevicePath, Dns, DnsOptions, JobMount, Labels, Limits,
+    MemoryLimits, MountSource, Mounts, Names, Namespaces, Network, NetworkOptions, PidsLimit, Process, Pull,
+    PullPolicy, Rate, Rlimit, SeccompProfile, Security, Sharing, Swap, TaskAuth, TaskOptions, Wishes,
 };
 
 /// The most that the kernel ever has at once.

@@ -9,7 +9,7 @@ use tonic::{Code, Status};
 
 use super::usage::resource_usage;
 use crate::error::Error;
-use crate::task::{ExecOutput, Exit, Phase, Reading, Started, Task, TaskEvent};
+use crate::task::{DriverNetwork, ExecOutput, Exit, Phase, Reading, Started, Task, TaskEvent};
 
 /// The version of [`pb::TaskHandle`]; above 0, or the agent takes the handle for missing.
 const HANDLE_VERSION: i32 = 1;
@@ -80,6 +80,7 @@ pub(super) fn capabilities(disable_log_collection: bool) -> pb::DriverCapabiliti
 
 /// The handle echoes the configuration; without it the agent never recovers the task.
 pub(super) fn started(config: pb::TaskConfig, started: Started) -> pb::StartTaskResponse {
+    let network_override = started.network.as_ref().map(network);
     pb::StartTaskResponse {
         result: pb::start_task_response::Result::Success.into(),
         driver_error_msg: String::new(),
@@ -89,7 +90,16 @@ pub(super) fn started(config: pb::TaskConfig, started: Started) -> pb::StartTask
             state: pb::TaskState::Running.into(),
             driver_state: started.driver_state,
         }),
-        network_override: None,
+        network_override,
+    }
+}
+
+fn network(network: &DriverNetwork) -> pb::NetworkOverride {
+    let DriverNetwork { address, ports, auto_advertise } = network;
+    pb::NetworkOverride {
+        port_map: ports.iter().map(|(label, port)| (label.clone(), i32::from(*port))).collect(),
+        addr: address.to_string(),
+        auto_advertise: *auto_advertise,
     }
 }
 
@@ -118,7 +128,7 @@ pub(super) fn inspected(task: &Task) -> pb::InspectTaskResponse {
             result: Some(exit.as_ref().map(exit_result).unwrap_or_default()),
         }),
         driver: Some(pb::TaskDriverStatus { attributes: task.attributes() }),
-        network_override: None,
+        network_override: task.network().map(network),
     }
 }
 

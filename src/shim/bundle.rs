@@ -81,6 +81,16 @@ impl Bundle {
         self.directory.join("names")
     }
 
+    /// Where the namespace of a network of the task's own is kept.
+    pub(crate) fn network_namespace(&self) -> PathBuf {
+        self.directory.join("netns")
+    }
+
+    /// By what that network's plugins are told to take it down.
+    pub(crate) fn network_record(&self) -> PathBuf {
+        self.directory.join("network.json")
+    }
+
     /// Where the pipes of execs live.
     pub(crate) fn io_directory(&self) -> PathBuf {
         self.directory.join("io")

@@ -9,6 +9,7 @@ use oci_spec::runtime::Capability;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::config::Network;
 
 /// A task with what Nomad says of any.
 pub(super) fn task() -> pb::TaskConfig {
@@ -49,8 +50,12 @@ pub(super) fn image() -> ImageConfiguration {
 /// The specification of a task of these options, as its container's bundle would have it.
 pub(super) fn built(options: &TaskOptions, task: &pb::TaskConfig) -> Result<Value, SpecError> {
     let identity = Identity { uid: 1000, gid: 1001, groups: vec![7, 1001], home: "/home/app".to_owned() };
-    let network =
-        options.namespaces.network(task.network_isolation_spec.as_ref()).unwrap_or(Network::Private);
+    let network = match options.network(task.network_isolation_spec.as_ref()) {
+        Ok(Network::Group(path)) => NetNamespace::At(path.into()),
+        Ok(Network::Own(_) | Network::OfTask(_)) => NetNamespace::At("/netns".into()),
+        Ok(Network::Host) => NetNamespace::Host,
+        Ok(Network::Private) | Err(_) => NetNamespace::Own,
+    };
     let pins = options.mounts.list.iter().enumerate();
     let sources = pins.map(|(n, mount)| (mount.target.clone(), format!("/pins/{n}").into())).collect();
     let confinement = Confinement {

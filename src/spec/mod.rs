@@ -26,13 +26,13 @@ use oci_spec::OciSpecError;
 use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{LinuxBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder};
 
-use crate::config::{Network, PluginLimits, Sharing, TaskOptions};
+use crate::config::{PluginLimits, Sharing, TaskOptions};
 use crate::confinement::Confinement;
 use crate::devices::Found;
 use crate::rootfs::Identity;
 
 pub(crate) use mounts::BoundFile;
-pub(crate) use namespaces::with_private_pids;
+pub(crate) use namespaces::{NetNamespace, with_private_pids};
 pub(crate) use node::{Node, check};
 pub(crate) use process::{INIT, exec_process};
 
@@ -52,7 +52,7 @@ pub(crate) struct Inputs<'a> {
     pub sources: &'a BTreeMap<String, PathBuf>,
     pub rootfs: PathBuf,
     pub hostname: String,
-    pub network: &'a Network,
+    pub network: &'a NetNamespace,
     /// Those for names, and the init program where the task is to have one.
     pub files: &'a [BoundFile],
     /// Below the root of the cgroup hierarchies.
@@ -174,7 +174,7 @@ mod tests {
             sources: &BTreeMap::new(),
             rootfs: "/b/rootfs".into(),
             hostname: "web-1".to_owned(),
-            network: &Network::Private,
+            network: &NetNamespace::Own,
             files: &[],
             cgroup_path: "/nomad/a.web".into(),
             node: &Node::default(),

@@ -1,17 +1,29 @@
 //! A container's namespaces: which are its own, and whose the others are.
 
+use std::path::PathBuf;
+
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Spec};
 
 use super::SpecError;
-use crate::config::{Namespaces, Network, Sharing};
+use crate::config::{Namespaces, Sharing};
+
+/// The namespace of a container's network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum NetNamespace {
+    /// A new one, which is empty.
+    Own,
+    /// One that is there.
+    At(PathBuf),
+    Host,
+}
 
 /// A container has namespaces of its own but for the network, which Nomad may have made for the group. Without one it
 /// gets an empty one, as under the driver that this one succeeds. The view of control groups is docker's: its own where
 /// there is only one hierarchy of them.
 pub(super) fn namespaces(
     asked: &Namespaces,
-    network: &Network,
+    network: &NetNamespace,
     is_cgroup_v2: bool,
 ) -> Result<Vec<LinuxNamespace>, OciSpecError> {
     use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network as Net, Pid, Uts};
@@ -37,11 +49,11 @@ pub(super) fn namespaces(
         }
     }
     match network {
-        Network::Private => namespaces.push(own(Net)?),
-        Network::Group(path) => {
+        NetNamespace::Own => namespaces.push(own(Net)?),
+        NetNamespace::At(path) => {
             namespaces.push(LinuxNamespaceBuilder::default().typ(Net).path(path).build()?);
         }
-        Network::Host => {}
+        NetNamespace::Host => {}
     }
     Ok(namespaces)
 }
@@ -63,7 +75,7 @@ mod tests {
 
     use super::*;
 
-    fn kinds(asked: &Namespaces, network: &Network, v2: bool) -> Vec<LinuxNamespaceType> {
+    fn kinds(asked: &Namespaces, network: &NetNamespace, v2: bool) -> Vec<LinuxNamespaceType> {
         let mut kinds: Vec<_> =
             namespaces(asked, network, v2).unwrap().iter().map(LinuxNamespace::typ).collect();
         kinds.sort_by_key(|kind| kind.to_string());
@@ -74,8 +86,8 @@ mod tests {
     fn everything_is_the_tasks_own_unless_asked() {
         use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network as Net, Pid, Uts};
         let own = Namespaces::default();
-        assert_eq!(kinds(&own, &Network::Private, false), [Ipc, Mount, Net, Pid, Uts]);
-        assert_eq!(kinds(&own, &Network::Private, true), [Cgroup, Ipc, Mount, Net, Pid, Uts]);
+        assert_eq!(kinds(&own, &NetNamespace::Own, false), [Ipc, Mount, Net, Pid, Uts]);
+        assert_eq!(kinds(&own, &NetNamespace::Own, true), [Cgroup, Ipc, Mount, Net, Pid, Uts]);
         let shared = Namespaces {
             pid_mode: Sharing::Host,
             ipc_mode: Sharing::Host,
@@ -83,14 +95,14 @@ mod tests {
             cgroupns: Some(Sharing::Host),
             ..Namespaces::default()
         };
-        assert_eq!(kinds(&shared, &Network::Host, true), [Mount]);
+        assert_eq!(kinds(&shared, &NetNamespace::Host, true), [Mount]);
         let view = Namespaces { cgroupns: Some(Sharing::Private), ..Namespaces::default() };
-        assert!(kinds(&view, &Network::Private, false).contains(&Cgroup));
+        assert!(kinds(&view, &NetNamespace::Own, false).contains(&Cgroup));
     }
 
     #[test]
     fn the_groups_network_is_joined() {
-        let group = Network::Group("/var/run/netns/a".to_owned());
+        let group = NetNamespace::At("/var/run/netns/a".into());
         let all = namespaces(&Namespaces::default(), &group, false).unwrap();
         let network = all.iter().find(|one| one.typ() == LinuxNamespaceType::Network).unwrap();
         assert_eq!(network.path().as_deref(), Some(Path::new("/var/run/netns/a")));

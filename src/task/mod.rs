@@ -8,6 +8,7 @@ mod events;
 mod exec;
 mod images;
 mod mounts;
+mod network;
 mod node;
 mod orphans;
 mod place;
@@ -22,7 +23,7 @@ mod teardown;
 mod wanted;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -33,7 +34,8 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 
 use crate::cgroup::Cgroup;
-use crate::config::{Auth, Inline, PluginConfig, Pulls, TaskOptions};
+use crate::cni::{Cni, DefaultNetwork};
+use crate::config::{Auth, Bridge, Inline, PluginConfig, Pulls, TaskOptions};
 use crate::containerd::{Containerd, Credentials, Keyring, PullTerms, Registries};
 use crate::error::{Error, Result};
 use crate::init::ProcessId;
@@ -41,6 +43,7 @@ use crate::shim::{self, Connection, LogPaths, Shim};
 pub(crate) use events::TaskEvent;
 use events::{Events, Teller};
 pub(crate) use exec::{Exec, ExecOutput, ExecRefused, Output, Stdin, Terminal, TerminalSize};
+pub(crate) use network::DriverNetwork;
 use place::Place;
 pub(crate) use stats::{Load, Reading};
 
@@ -51,6 +54,7 @@ const NAMESPACE: &str = "nomad";
 pub(crate) struct Settings {
     pub config: PluginConfig,
     pub containerd: Containerd,
+    pub cni: Arc<Cni>,
     /// What a core does on average.
     pub mhz_per_core: f64,
 }
@@ -64,7 +68,15 @@ impl Settings {
         let containerd = Containerd::new(socket, NAMESPACE, &config.snapshotter, registries);
         let containerd = containerd.owned_by(config.state_dir.display().to_string());
         let containerd = containerd.pulling_on(terms(&config.pulls));
-        Self { config, containerd, mhz_per_core }
+        let networks = &config.networks;
+        let cni = Cni::new(
+            networks.cni_path.clone(),
+            networks.cni_config_dir.clone(),
+            default_network(&networks.bridge, &config.state_dir),
+            networks.cni_timeout,
+        );
+        let cni = Arc::new(cni);
+        Self { config, containerd, cni, mhz_per_core }
     }
 
     /// The binary of the configured runtime's shim.
@@ -100,6 +112,18 @@ fn terms(pulls: &Pulls) -> PullTerms {
         activity_timeout,
         image_limit_bytes: max_image_bytes,
         unpacked_limit_bytes: max_unpacked_bytes,
+    }
+}
+
+/// Its leases go with the namespaces that have them, at a reboot, where the state directory does.
+fn default_network(bridge: &Bridge, state_dir: &Path) -> DefaultNetwork {
+    let Bridge { name, subnets, hairpin } = bridge;
+    DefaultNetwork {
+        name: name.clone(),
+        bridge: name.clone(),
+        subnets: subnets.clone(),
+        hairpin: *hairpin,
+        leases: state_dir.join("leases"),
     }
 }
 
@@ -152,11 +176,15 @@ struct Saved {
     image_digest: String,
     /// The image's word on how it wants to be stopped.
     stop_signal: Option<String>,
+    /// Of a network of its own.
+    #[serde(default)]
+    network: Option<DriverNetwork>,
 }
 
 /// What Nomad is told of a task that has started.
 pub(crate) struct Started {
     pub driver_state: Vec<u8>,
+    pub network: Option<DriverNetwork>,
 }
 
 /// A task whose process has started, and may have ended. Lives until its destroy.
@@ -184,6 +212,10 @@ impl Task {
 
     pub(crate) fn started_at(&self) -> SystemTime {
         self.saved.started_at
+    }
+
+    pub(crate) fn network(&self) -> Option<&DriverNetwork> {
+        self.saved.network.as_ref()
     }
 
     pub(crate) fn phase(&self) -> Phase {

@@ -1,10 +1,12 @@
-//! Where a container's parts are: its bundle, the launcher of its shim, containerd. All by the container's id.
+//! Where a container's parts are: its bundle, the launcher of its shim, containerd, CNI. All by the container's id.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
 use super::{NAMESPACE, Settings};
+use crate::cni::Cni;
 use crate::containerd::Containerd;
 use crate::shim::{Bundle, Launcher};
 
@@ -18,6 +20,7 @@ pub(super) struct Place {
     pub(super) bundle: Bundle,
     pub(super) launcher: Launcher,
     pub(super) containerd: Containerd,
+    pub(super) cni: Arc<Cni>,
 }
 
 impl Place {
@@ -33,6 +36,7 @@ impl Place {
                 address: shim_address(state_dir),
             },
             containerd: settings.containerd.clone(),
+            cni: Arc::clone(&settings.cni),
         }
     }
 

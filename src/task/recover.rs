@@ -83,6 +83,9 @@ async fn find(settings: &Settings, teller: Teller, driver_state: &[u8]) -> Resul
         let (connection, saved) = (connection.clone(), saved.clone());
         tokio::spawn(async move { execs.end(&connection, &saved).await });
     }
+    let network = place.clone();
+    // It may take as long as its plugins do, and changes nothing for the task.
+    tokio::spawn(async move { network.check_network().await });
     let oom_kills = saved.cgroup.oom_kills();
     let watch = Watch { saved, place, teller: teller.clone(), init, connection, waiting, oom_kills };
     let mut task = Task::watched(watch, settings);
@@ -112,6 +115,7 @@ mod tests {
     use crate::cgroup::Cgroup;
     use crate::init::ProcessId;
     use crate::shim::{LogPaths, Shim};
+    use crate::task::DriverNetwork;
 
     #[test]
     fn what_is_saved_is_read_again() {
@@ -126,6 +130,11 @@ mod tests {
             shares_pids: true,
             image_digest: "sha256:ab".to_owned(),
             stop_signal: Some("SIGINT".to_owned()),
+            network: Some(DriverNetwork {
+                address: [10, 0, 0, 5].into(),
+                ports: [("http".to_owned(), 80)].into(),
+                auto_advertise: true,
+            }),
         };
         assert_eq!(Saved::decode(&saved.encode().unwrap()).unwrap(), saved);
         assert!(Saved::decode(b"\x81garbage").unwrap_err().to_string().contains("not ours"));

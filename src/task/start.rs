@@ -4,22 +4,24 @@
 //! The image comes before the rest, since it may take minutes. Then the shim is launched while the snapshot, the lease,
 //! the record and the user are seen to. A failure at any step is undone by the same teardown that destroys a task.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use containerd_client::types::Mount;
 use nomad_proto::driver as pb;
+use oci_spec::runtime::Spec;
 use shim_protos::{RuncOptions, api};
 use tokio::sync::{OnceCell, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::events::{Events, Teller};
-use super::images::ImageUses;
+use super::events::Teller;
+use super::network::Joined;
 use super::place::{self, Place};
 use super::supervisor::{self, Watch};
 use super::wanted::{ImageSource, Wanted};
-use super::{Identity, Reservation, Saved, Settings, Started, Task, Tasks, stats};
+use super::{DriverNetwork, Identity, Reservation, Saved, Settings, Started, Task, Tasks, stats};
 use crate::config::{Labels, Pull, PullPolicy, Sharing, TaskAuth as Auth};
 use crate::containerd::{Access, Credentials, Image, Policy, Record, is_server};
 use crate::error::{Error, Result};
@@ -77,17 +79,17 @@ async fn run(reservation: Reservation, settings: Arc<Settings>, config: pb::Task
     let started = async {
         let wanted = Wanted::of(&settings, &config).await?;
         let place = settings.place_for(id, &wanted.options)?;
-        let (events, wanted) = (tasks.events.clone(), &wanted);
-        let image_uses = &tasks.image_uses;
-        let start = Start { settings: &settings, config: &config, wanted, place: &place, events, image_uses };
+        let start =
+            Start { settings: &settings, config: &config, wanted: &wanted, place: &place, tasks: &tasks };
         Box::pin(start.steps(&mut asker)).await
     };
     let started = started.await;
     match started.and_then(|task| Ok((task.saved.encode()?, task))) {
         Ok((driver_state, task)) => {
             tracing::info!(task = config.id, container = id, pid = task.saved.init.pid, "started");
+            let network = task.saved.network.clone();
             reservation.fill(Arc::new(task));
-            if asker.answer.send(Ok(Started { driver_state })).is_err()
+            if asker.answer.send(Ok(Started { driver_state, network })).is_err()
                 && let Err(error) = tasks.destroy(settings, &config.id, true).await
             {
                 tracing::warn!(task = config.id, %error, "what is left of a start called off will be taken down later");
@@ -109,14 +111,24 @@ struct Start<'a> {
     config: &'a pb::TaskConfig,
     wanted: &'a Wanted,
     place: &'a Place,
-    events: Events,
-    image_uses: &'a Arc<ImageUses>,
+    tasks: &'a Tasks,
 }
 
-/// What the shim needs besides itself.
+/// What containerd and the image have for the container.
 struct Prepared {
-    spec: oci_spec::runtime::Spec,
     mounts: Vec<Mount>,
+    identity: rootfs::Identity,
+    /// Where the job's mounts are, by target.
+    pinned: BTreeMap<String, PathBuf>,
+}
+
+/// All that a container is created from.
+struct Made {
+    spec: Spec,
+    mounts: Vec<Mount>,
+    network: Option<DriverNetwork>,
+    connection: Connection,
+    shim: Shim,
 }
 
 impl Start<'_> {
@@ -130,17 +142,20 @@ impl Start<'_> {
             // Of a start that the plugin did not survive.
             Place::by_id(self.settings, &self.place.id).tear_down().await?;
         }
-        let hold = self.image_uses.hold(&self.wanted.image.name()).await;
+        let hold = self.tasks.image_uses.hold(&self.wanted.image.name()).await;
         let image = tokio::select! {
             image = self.image(access) => image?,
             error = asker.called_off() => return Err(error),
         };
         self.place.bundle.create(&self.place.launcher.binary)?;
-        let (prepared, launched) = tokio::join!(self.prepare(&image), self.launch());
-        let (prepared, (connection, shim)) = (prepared?, launched?);
+        let (prepared, joined, launched) =
+            tokio::join!(self.prepare(&image), self.join_network(), self.launch());
+        let (prepared, (joined, files), (connection, shim)) = (prepared?, joined?, launched?);
         // From here on the record says that the image is in use.
         drop(hold);
-        let task = self.begin(prepared, connection, shim, logs, &image).await?;
+        let spec = self.specification(&image, &prepared, &joined, files)?;
+        let made = Made { spec, mounts: prepared.mounts, network: joined.told, connection, shim };
+        let task = self.begin(made, logs, &image).await?;
         drop(held);
         // Once more, for whoever has gone away, or stopped it, meanwhile.
         match futures::FutureExt::now_or_never(asker.called_off()) {
@@ -216,18 +231,7 @@ impl Start<'_> {
     /// The lease first: whatever is made after it is kept by it.
     async fn prepare(&self, image: &Image) -> Result<Prepared> {
         let Place { id, bundle, containerd, .. } = self.place;
-        let Wanted {
-            options,
-            image: _,
-            network,
-            hostname,
-            init,
-            cgroup,
-            node,
-            sources,
-            confinement,
-            devices,
-        } = self.wanted;
+        let Wanted { options, sources, .. } = self.wanted;
         let labels = self.labels();
         let owner = [(OWNER_LABEL.to_owned(), labels[OWNER_LABEL].clone())].into();
         containerd.create_lease(id, owner).await?;
@@ -240,14 +244,41 @@ impl Start<'_> {
             lease: id.clone(),
         };
         let user = user(self.config, image);
-        let (recorded, identity, files, sources) = tokio::join!(
+        let (recorded, identity, pinned) = tokio::join!(
             containerd.create_record(record),
             rootfs::identity(mounts.clone(), bundle.rootfs(), user, options.process.group_add.clone()),
-            self.wanted.name_files(self.config, bundle),
             sources.pin(bundle),
         );
         recorded?;
-        let (identity, mut files, pinned) = (identity?, files?, sources?);
+        Ok(Prepared { mounts, identity: identity?, pinned: pinned? })
+    }
+
+    /// Its addresses are in the files by which the task finds names.
+    async fn join_network(&self) -> Result<(Joined, Vec<BoundFile>)> {
+        let joined = self.wanted.network.join(self.tasks, self.place, self.config).await?;
+        let files = self.wanted.name_files(self.config, &self.place.bundle, &joined).await?;
+        Ok((joined, files))
+    }
+
+    fn specification(
+        &self,
+        image: &Image,
+        prepared: &Prepared,
+        joined: &Joined,
+        mut files: Vec<BoundFile>,
+    ) -> Result<Spec> {
+        let Wanted {
+            options,
+            image: _,
+            network: _,
+            hostname,
+            init,
+            cgroup,
+            node,
+            sources: _,
+            confinement,
+            devices,
+        } = self.wanted;
         files.extend(init.clone().map(|source| BoundFile { source, at: spec::INIT, writable: false }));
         let inputs = spec::Inputs {
             options,
@@ -255,30 +286,22 @@ impl Start<'_> {
             confinement,
             task: self.config,
             image: &image.config,
-            identity: &identity,
-            sources: &pinned,
-            rootfs: bundle.rootfs(),
+            identity: &prepared.identity,
+            sources: &prepared.pinned,
+            rootfs: self.place.bundle.rootfs(),
             hostname: hostname.clone(),
-            network,
+            network: &joined.namespace,
             files: &files,
             cgroup_path: cgroup.path.clone(),
             node,
             devices,
         };
-        let spec = spec::build(&inputs)?;
-        Ok(Prepared { spec, mounts })
+        Ok(spec::build(&inputs)?)
     }
 
     /// Creates the container, asks for its end, and only then starts it.
-    async fn begin(
-        &self,
-        prepared: Prepared,
-        connection: Connection,
-        shim: Shim,
-        logs: LogPaths,
-        image: &Image,
-    ) -> Result<Task> {
-        let Prepared { spec, mounts } = prepared;
+    async fn begin(&self, made: Made, logs: LogPaths, image: &Image) -> Result<Task> {
+        let Made { spec, mounts, network, connection, shim } = made;
         let Wanted { options: asked, cgroup, .. } = self.wanted;
         let shares_pids = asked.namespaces.pid_mode == Sharing::Host;
         let bundle = &self.place.bundle;
@@ -313,6 +336,7 @@ impl Start<'_> {
             shares_pids,
             image_digest: image.digest.clone(),
             stop_signal: stop_signal(image),
+            network,
         };
         bundle.keep()?;
         let (place, teller) = (self.place.clone(), self.teller());
@@ -321,7 +345,7 @@ impl Start<'_> {
     }
 
     fn teller(&self) -> Teller {
-        Teller { identity: Identity::of(self.config), events: self.events.clone() }
+        Teller { identity: Identity::of(self.config), events: self.tasks.events.clone() }
     }
 
     /// Nobody's label can take the place of one that comes after it: the job's come first.

@@ -1,18 +1,23 @@
 //! Takes down what no call will ever come back for: a start that the plugin did not survive, a destroy that failed
 //! because containerd was down, what a reboot has left in containerd. And keeps the logs of running shims small.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::network::INTERFACE;
 use super::place::Place;
 use super::start::OWNER_LABEL;
 use super::{NAMESPACE, Settings, Tasks};
+use crate::cni::Valid;
 use crate::shim::{Bundle, bundles};
 
 const PERIOD: Duration = Duration::from_secs(10);
+/// How often addresses are looked through; no network is made or taken down meanwhile.
+const COLLECTION: Duration = Duration::from_secs(600);
 
 impl Tasks {
     /// Sweeps now and then, from when the agent has first asked how the driver is: launches that only try the plugin out
@@ -25,10 +30,11 @@ impl Tasks {
         tokio::spawn(Arc::clone(self).collect_images(settings.clone()));
         let tasks = Arc::clone(self);
         tokio::spawn(async move {
+            let mut rounds = Rounds::default();
             loop {
                 let current = settings.borrow_and_update().clone();
                 if let Some(current) = current.filter(|settings| settings.config.enabled) {
-                    tasks.sweep(&current).await;
+                    tasks.sweep(&current, &mut rounds).await;
                 }
                 if let Ok(Err(_)) = tokio::time::timeout(PERIOD, settings.changed()).await {
                     return;
@@ -37,7 +43,7 @@ impl Tasks {
         });
     }
 
-    async fn sweep(self: &Arc<Self>, settings: &Settings) {
+    async fn sweep(self: &Arc<Self>, settings: &Settings, rounds: &mut Rounds) {
         for task in self.here() {
             task.place.bundle.trim_log();
         }
@@ -45,15 +51,50 @@ impl Tasks {
         if let Err(error) = settings.containerd.end_left_pulls(grace).await {
             tracing::debug!(%error, "can't remove what pulls have left yet");
         }
+        let mut told = HashMap::new();
         for id in left_over(settings).await {
             let Some(_ending) = self.reserve_end(&id) else { continue };
             match Place::by_id(settings, &id).tear_down().await {
                 Ok(()) => tracing::info!(container = id, "took down what was left of a task"),
                 Err(error) => {
-                    tracing::debug!(container = id, %error, "can't take down what is left of a task yet");
+                    let error = error.to_string();
+                    if rounds.told.get(&id) == Some(&error) {
+                        tracing::debug!(
+                            container = id,
+                            error,
+                            "still can't take down what is left of a task"
+                        );
+                    } else {
+                        tracing::warn!(container = id, error, "can't take down what is left of a task yet");
+                    }
+                    told.insert(id, error);
                 }
             }
         }
+        rounds.told = told;
+        if rounds.collected.is_none_or(|at| at.elapsed() > COLLECTION) {
+            rounds.collected = Some(Instant::now());
+            collect_addresses(settings).await;
+        }
+    }
+}
+
+/// What one round has to know of those before it.
+#[derive(Default)]
+struct Rounds {
+    /// What was said of a container that can't be taken down.
+    told: HashMap<String, String>,
+    /// When addresses were last looked through.
+    collected: Option<Instant>,
+}
+
+/// Has the bridge for tasks give up what it holds for none: their bundles are gone, and with them the records.
+async fn collect_addresses(settings: &Settings) {
+    let attached = |container_id| Valid { container_id, if_name: INTERFACE.to_owned() };
+    let valid =
+        || Some(bundles(&settings.config.state_dir, NAMESPACE).ok()?.into_iter().map(attached).collect());
+    if let Err(error) = settings.cni.gc(valid).await {
+        tracing::warn!(%error, "can't give up addresses that no task has");
     }
 }
 

@@ -1,7 +1,7 @@
 //! Takes down all that there is of a container, whatever that is: a whole task, or what a failed start has left. Each
 //! step is done if there is something to do, so it can be done again after it failed half-way.
 //!
-//! The order: the processes first, then what containerd keeps, and the bundle last, since as long as it is there
+//! The order: the processes first, then the network of their own, then what containerd keeps, and the bundle last, since as long as it is there
 //! somebody will come back for the rest.
 
 use std::path::PathBuf;
@@ -107,6 +107,7 @@ impl Place {
             self.bundle.doom()?;
             self.end_processes().await?;
             self.bundle.forget_processes()?;
+            self.end_network().await?;
         }
         Ok(())
     }

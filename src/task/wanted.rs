@@ -6,9 +6,11 @@ use std::sync::Arc;
 use nomad_proto::driver as pb;
 
 use super::mounts::{Sources, off_thread};
+use super::network::{Joined, WantedNetwork};
 use super::{Settings, node};
 use crate::cgroup::Cgroup;
-use crate::config::{Archive, DevicePath, Dns, Network, Sharing, TaskOptions};
+use crate::cni;
+use crate::config::{Archive, DevicePath, Dns, DnsOptions, Names as Asked, Sharing, TaskOptions};
 use crate::confinement::{self, Confinement};
 use crate::containerd::{ArchiveSource, LOADED, Reference};
 use crate::devices::{self, Found};
@@ -30,7 +32,7 @@ pub(super) enum ImageSource {
 pub(super) struct Wanted {
     pub(super) options: TaskOptions,
     pub(super) image: ImageSource,
-    pub(super) network: Network,
+    pub(super) network: WantedNetwork,
     pub(super) hostname: String,
     /// The host's init program, if the task is to have one.
     pub(super) init: Option<PathBuf>,
@@ -49,11 +51,12 @@ impl Wanted {
         let options = TaskOptions::decode(&config.msgpack_driver_config)?;
         options.permitted_by(&settings.config)?;
         let image = ImageSource::of(&options, settings, config).await?;
-        let network = options.namespaces.network(config.network_isolation_spec.as_ref())?;
+        let network = options.network(config.network_isolation_spec.as_ref())?;
+        let network = WantedNetwork::of(settings, network, &options.network, config).await?;
         let hostname = match &options.names.hostname {
             Some(name) => name.clone(),
             // In the host's network programs look up the address of their host's name.
-            None if options.namespaces.uts_mode == Sharing::Host || network == Network::Host => {
+            None if options.namespaces.uts_mode == Sharing::Host || network.is_the_hosts() => {
                 names::hosts_own()?
             }
             None => hostname(config),
@@ -80,14 +83,19 @@ impl Wanted {
         &self,
         config: &pb::TaskConfig,
         bundle: &Bundle,
+        joined: &Joined,
     ) -> Result<Vec<BoundFile>> {
         let nomads = config.network_isolation_spec.as_ref().and_then(|spec| spec.hosts_config.as_ref());
         let names = Names {
             hostname: self.hostname.clone(),
-            address: nomads.and_then(|hosts| hosts.address.parse().ok()),
+            addresses: match nomads.and_then(|hosts| hosts.address.parse().ok()) {
+                Some(address) => vec![address],
+                None => joined.addresses.clone(),
+            },
+            aliases: self.network.aliases().to_vec(),
             extra_hosts: self.options.names.extra_hosts.clone(),
-            in_the_hosts_network: self.network == Network::Host,
-            resolver: resolver(config, self.options.names.dns),
+            in_the_hosts_network: self.network.is_the_hosts(),
+            resolver: resolver(config, &self.options.names, &joined.dns),
         };
         let directory = bundle.names_directory();
         let written = tokio::task::spawn_blocking(move || names.write(&directory)).await;
@@ -150,11 +158,28 @@ fn devices_of_nomad(config: &pb::TaskConfig) -> Result<Vec<DevicePath>> {
     config.devices.iter().map(path).collect()
 }
 
-/// The servers that Nomad gives count before all else.
-fn resolver(config: &pb::TaskConfig, dns: Dns) -> Option<Resolver> {
-    let pb::DnsConfig { servers, searches, options } = config.dns.clone().unwrap_or_default();
-    let is_given = !(servers.is_empty() && searches.is_empty() && options.is_empty());
-    (is_given || dns == Dns::Host).then_some(Resolver { servers, searches, options })
+/// What Nomad gives, which is the group's, counts before what the job says of the task, and that before what the plugins of
+/// the task's network say; as under docker's driver.
+fn resolver(config: &pb::TaskConfig, asked: &Asked, plugins: &cni::Dns) -> Option<Resolver> {
+    if let Some(pb::DnsConfig { servers, searches, options }) = config.dns.clone()
+        && !(servers.is_empty() && searches.is_empty() && options.is_empty())
+    {
+        return Some(Resolver { servers, searches, options });
+    }
+    let DnsOptions { servers, searches, options } = &asked.resolver;
+    let servers: Vec<_> = servers.iter().map(ToString::to_string).collect();
+    let first = |one: &[String], other: &[String]| if one.is_empty() { other.to_vec() } else { one.to_vec() };
+    let search = match &plugins.domain {
+        Some(domain) if plugins.search.is_empty() => std::slice::from_ref(domain),
+        _ => &plugins.search,
+    };
+    let resolver = Resolver {
+        servers: first(&servers, &plugins.nameservers),
+        searches: first(searches, search),
+        options: first(options, &plugins.options),
+    };
+    let is_given = resolver != Resolver::default();
+    (is_given || asked.dns == Dns::Host).then_some(resolver)
 }
 
 /// A name that tells tasks apart: the task's own and the start of its allocation's id, in the letters of host names.
@@ -172,15 +197,32 @@ fn hostname(config: &pb::TaskConfig) -> String {
 mod tests {
     use super::*;
 
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
     #[test]
-    fn the_servers_of_a_dns_block_count_before_host_dns() {
+    fn the_group_counts_before_the_task_and_the_task_before_the_plugins_and_all_before_the_host() {
         let mut config = pb::TaskConfig::default();
-        assert!(resolver(&config, Dns::Image).is_none());
-        assert!(resolver(&config, Dns::Host).unwrap().servers.is_empty());
-        config.dns = Some(pb::DnsConfig { servers: vec!["10.0.0.1".to_owned()], ..Default::default() });
-        for dns in [Dns::Image, Dns::Host] {
-            assert_eq!(resolver(&config, dns).unwrap().servers, ["10.0.0.1"]);
-        }
+        let mut asked = Asked::default();
+        let (none, mut plugins) = (cni::Dns::default(), cni::Dns::default());
+        assert_eq!(resolver(&config, &asked, &none), Some(Resolver::default()), "the host's");
+        asked.dns = Dns::Image;
+        assert_eq!(resolver(&config, &asked, &none), None);
+        plugins.nameservers = words("10.0.0.1");
+        plugins.domain = Some("plugins.example".to_owned());
+        let of_plugins = resolver(&config, &asked, &plugins).unwrap();
+        assert_eq!((of_plugins.servers, of_plugins.searches), (words("10.0.0.1"), words("plugins.example")));
+        plugins.search = words("a.example b.example");
+        assert_eq!(resolver(&config, &asked, &plugins).unwrap().searches, words("a.example b.example"));
+        asked.resolver.servers = vec![[10, 0, 0, 2].into()];
+        asked.resolver.options = words("ndots:2");
+        let of_task = resolver(&config, &asked, &plugins).unwrap();
+        assert_eq!((of_task.servers, of_task.options), (words("10.0.0.2"), words("ndots:2")));
+        assert_eq!(of_task.searches, words("a.example b.example"), "what the task doesn't say");
+        config.dns = Some(pb::DnsConfig { servers: words("10.0.0.3"), ..Default::default() });
+        let of_group = Resolver { servers: words("10.0.0.3"), ..Resolver::default() };
+        assert_eq!(resolver(&config, &asked, &plugins), Some(of_group));
     }
 
     #[test]

@@ -46,6 +46,9 @@ pub struct Consul {
 /// What the agent has of the world's networks.
 #[derive(Debug, Clone)]
 pub struct Networks {
+    /// For tasks with one of their own.
+    pub tasks: Bridge,
+    pub tasks_ipv6: String,
     /// For groups in bridge mode.
     pub groups: Bridge,
     /// For the network `cni/described`.
@@ -146,6 +149,12 @@ plugin "containerd-driver" {{
     containerd_runtime = "io.containerd.runc.v2"
     containerd_socket  = "{socket}"
     state_dir          = "{driver_state}"
+    cni_config_dir     = "{cni}"
+
+    bridge_network_name        = "{tasks}"
+    bridge_network_subnet      = "{tasks_subnet}"
+    bridge_network_subnet_ipv6 = "{tasks_subnet_ipv6}"
+
     allowed_modes {{
       pid      = ["host"]
       ipc      = ["host"]
@@ -166,6 +175,9 @@ plugin "containerd-driver" {{
             mounts = at("mounts"),
             state = at("client-state"),
             cni = shown(&setup.cni()),
+            tasks = setup.networks.tasks.name,
+            tasks_subnet = setup.networks.tasks.subnet,
+            tasks_subnet_ipv6 = setup.networks.tasks_ipv6,
             groups = setup.networks.groups.name,
             groups_subnet = setup.networks.groups.subnet,
             host_volume = shown(&setup.host_volume()),

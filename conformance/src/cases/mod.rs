@@ -3,6 +3,7 @@
 
 mod account;
 mod bad_input;
+mod bridges;
 mod capabilities;
 mod coexistence;
 mod containerd_down;
@@ -31,6 +32,8 @@ mod logs;
 mod modes;
 mod mounts;
 mod names;
+mod network_failures;
+mod networks;
 mod obedient;
 mod orphans;
 mod paths;
@@ -104,6 +107,7 @@ pub fn all() -> Vec<Case> {
         ends::cases(),
         orphans::cases(),
         start_failures::cases(),
+        network_failures::cases(),
         exec_many::long_cases(),
         stats::cases(),
         stats_counts::cases(),
@@ -141,6 +145,8 @@ pub fn all() -> Vec<Case> {
         mounts::cases(),
         paths::cases(),
         names::cases(),
+        networks::cases(),
+        bridges::cases(),
         process::cases(),
         propagation::cases(),
         wait::cases(),

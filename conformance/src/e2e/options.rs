@@ -73,6 +73,13 @@ pub fn play(stage: &mut Stage, name: &str, file: &Path) -> Result<()> {
         fs::write(directory.join("seccomp.json"), SECCOMP)?;
         variables.push(("directory", &shown));
     }
+    let networks = stage.world.networks();
+    // At the end of what the driver gives away in turn.
+    let ipv4 = networks.tasks().subnet.replace("0/25", "120");
+    let ipv6 = networks.tasks_ipv6().replace("/64", "120");
+    if hcl.contains("variable \"ipv4_address\"") {
+        variables.extend([("ipv4_address", ipv4.as_str()), ("ipv6_address", &ipv6)]);
+    }
     let locked = stage.world.directory().join("locked");
     // Held until the job has ended.
     let (private, _registry) = if hcl.contains("variable \"private_image\"") {

@@ -56,6 +56,8 @@ pub fn setup(world: &World, mode: Mode, nomad: &Path, plugin: &Path) -> Setup {
         containerd_socket: world.containerd().socket(),
         state_dir: world.state_dir("agent"),
         networks: Networks {
+            tasks: networks.tasks(),
+            tasks_ipv6: networks.tasks_ipv6(),
             groups: networks.groups(),
             described: networks.described(),
             near: networks.make_near().ok().map(|bridge| bridge.name),

@@ -6,6 +6,7 @@ mod gc;
 mod labels;
 mod limits;
 mod modes;
+mod network;
 mod pulls;
 mod runtime;
 mod security;
@@ -26,6 +27,7 @@ use gc::{Gc, RawGc};
 pub(crate) use labels::ExtraLabels;
 pub(crate) use limits::PluginLimits;
 pub(crate) use modes::AllowedModes;
+pub(crate) use network::{Bridge, PluginNetworks};
 pub(crate) use pulls::Pulls;
 pub(crate) use runtime::AllowRuntimes;
 pub(crate) use security::Gates;
@@ -69,6 +71,7 @@ pub(crate) struct PluginConfig {
     pub disable_log_collection: bool,
     pub devices: PluginDevices,
     pub pulls: Pulls,
+    pub networks: PluginNetworks,
 }
 
 #[derive(Deserialize)]
@@ -97,6 +100,8 @@ struct Raw {
     devices: devices::Raw,
     #[serde(flatten)]
     pulls: pulls::Raw,
+    #[serde(flatten)]
+    networks: network::Raw,
 }
 
 impl PluginConfig {
@@ -123,13 +128,9 @@ impl PluginConfig {
             ),
             ("disable_log_collection", default("disable_log_collection", "bool", "false")),
         ];
-        object(
-            own.into_iter()
-                .chain(limits::schema())
-                .chain(security::schema())
-                .chain(devices::schema())
-                .chain(pulls::schema()),
-        )
+        let groups =
+            [limits::schema(), security::schema(), devices::schema(), pulls::schema(), network::schema()];
+        object(own.into_iter().chain(groups.into_iter().flatten()))
     }
 
     /// Decodes what Nomad sends. Nothing at all is what a launch sends that only tries the plugin out.
@@ -161,6 +162,7 @@ impl PluginConfig {
             disable_log_collection,
             devices,
             pulls,
+            networks,
         } = from_msgpack(OF, msgpack)?;
         let containerd_runtime =
             containerd_runtime.filter(|name| !name.is_empty()).ok_or(ConfigError::Missing {
@@ -195,6 +197,7 @@ impl PluginConfig {
             disable_log_collection: disable_log_collection.unwrap_or(false),
             devices: devices.decode()?,
             pulls: pulls.decode()?,
+            networks: networks.decode()?,
         }))
     }
 }

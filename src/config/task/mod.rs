@@ -8,6 +8,7 @@ mod limits;
 mod mounts;
 mod names;
 mod namespaces;
+mod network;
 mod process;
 mod pull;
 mod runtime;
@@ -15,6 +16,7 @@ mod security;
 mod security_opt;
 mod sysctl;
 
+use nomad_proto::driver as pb;
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
@@ -27,8 +29,9 @@ pub(crate) use limits::{CpuLimits, Limits, MemoryLimits, PidsLimit, Rlimit, Swap
 #[cfg(test)]
 pub(crate) use mounts::HostSource;
 pub(crate) use mounts::{JobMount, MountSource, Mounts};
-pub(crate) use names::{Dns, Names};
-pub(crate) use namespaces::{Namespaces, Network, Sharing};
+pub(crate) use names::{Dns, DnsOptions, Names};
+pub(crate) use namespaces::{Namespaces, Sharing};
+pub(crate) use network::{Bandwidth, Network, NetworkOptions, Rate, Wishes};
 pub(crate) use process::Process;
 pub(crate) use pull::{Auth as TaskAuth, Pull, PullPolicy};
 pub(crate) use security::{SeccompProfile, Security};
@@ -44,6 +47,7 @@ pub(crate) struct TaskOptions {
     pub process: Process,
     pub names: Names,
     pub namespaces: Namespaces,
+    pub network: NetworkOptions,
     pub limits: Limits,
     pub mounts: Mounts,
     pub security: Security,
@@ -64,6 +68,8 @@ struct Raw {
     names: names::Raw,
     #[serde(flatten)]
     namespaces: namespaces::Raw,
+    #[serde(flatten)]
+    network: network::Raw,
     #[serde(flatten)]
     limits: limits::Raw,
     #[serde(flatten)]
@@ -87,6 +93,7 @@ impl TaskOptions {
             process::schema(),
             names::schema(),
             namespaces::schema(),
+            network::schema(),
             security::schema(),
             limits::schema(),
             mounts::schema(),
@@ -109,6 +116,7 @@ impl TaskOptions {
             process,
             names,
             namespaces,
+            network,
             security,
             limits,
             mounts,
@@ -125,12 +133,15 @@ impl TaskOptions {
         let (process, names, namespaces) = (process.decode()?, names.decode()?, namespaces.decode()?);
         let mounts = mounts.decode()?;
         namespaces.agree_with(&process, &names, &mounts)?;
+        let network = network.decode()?;
+        network.agree_with(&namespaces)?;
         Ok(Self {
             archive: archive.decode(&image)?,
             image,
             process,
             names,
             namespaces,
+            network,
             security: security.decode()?,
             limits: limits.decode()?,
             mounts,
@@ -139,6 +150,14 @@ impl TaskOptions {
             pull: pull.decode()?,
             labels: labels.decode()?,
         })
+    }
+
+    /// Whose network the task is in, beside what Nomad made for its group, if anything.
+    ///
+    /// # Errors
+    /// Names the option that doesn't go with that network.
+    pub(crate) fn network(&self, group: Option<&pb::NetworkIsolationSpec>) -> Result<Network, ConfigError> {
+        self.network.network(&self.namespaces, group)
     }
 
     /// Holds what a job asks for against what the operator allows.
@@ -153,6 +172,7 @@ impl TaskOptions {
             process: _,
             names: _,
             namespaces,
+            network,
             security,
             limits,
             mounts: _,
@@ -162,6 +182,7 @@ impl TaskOptions {
             labels: _,
         } = self;
         namespaces.permitted_by(&plugin.allowed_modes)?;
+        network.permitted_by(&plugin.allowed_modes)?;
         security.permitted_by(&plugin.gates)?;
         limits.permitted_by(&plugin.limits)?;
         devices::permitted_by(devices, &plugin.devices)?;

@@ -18,8 +18,18 @@ const LABEL_LIMIT: usize = 63;
 pub(crate) struct Names {
     pub hostname: Option<String>,
     pub dns: Dns,
+    /// What the task asks of its `/etc/resolv.conf`; what is empty is not asked for.
+    pub resolver: DnsOptions,
     /// What is in `/etc/hosts` beside the usual.
     pub extra_hosts: Vec<(String, IpAddr)>,
+}
+
+/// Servers to ask, domains to look in, and options to do so by.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct DnsOptions {
+    pub servers: Vec<IpAddr>,
+    pub searches: Vec<String>,
+    pub options: Vec<String>,
 }
 
 /// Whose `/etc/resolv.conf` a task has, where Nomad gives no servers.
@@ -35,6 +45,9 @@ pub(super) struct Raw {
     hostname: Option<String>,
     host_dns: Option<bool>,
     extra_hosts: Option<Vec<Option<String>>>,
+    dns_servers: Option<Vec<Option<String>>>,
+    dns_search_domains: Option<Vec<Option<String>>>,
+    dns_options: Option<Vec<Option<String>>>,
 }
 
 pub(super) fn schema() -> Vec<(&'static str, Spec)> {
@@ -42,17 +55,26 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
         ("hostname", optional("hostname", "string")),
         ("host_dns", default("host_dns", "bool", "true")),
         ("extra_hosts", optional("extra_hosts", "list(string)")),
+        ("dns_servers", optional("dns_servers", "list(string)")),
+        ("dns_search_domains", optional("dns_search_domains", "list(string)")),
+        ("dns_options", optional("dns_options", "list(string)")),
     ]
 }
 
 impl Raw {
     pub(super) fn decode(self) -> Result<Names, ConfigError> {
-        let Self { hostname, host_dns, extra_hosts } = self;
+        let Self { hostname, host_dns, extra_hosts, dns_servers, dns_search_domains, dns_options } = self;
+        let dns_servers = no_nulls("dns_servers", dns_servers)?.into_iter().map(server);
         let extra_hosts = no_nulls("extra_hosts", extra_hosts)?.into_iter().map(extra_host);
         Ok(Names {
             hostname: hostname.filter(|name| !name.is_empty()).map(checked_hostname).transpose()?,
             dns: if host_dns.unwrap_or(true) { Dns::Host } else { Dns::Image },
             extra_hosts: extra_hosts.collect::<Result<_, _>>()?,
+            resolver: DnsOptions {
+                servers: dns_servers.collect::<Result<_, _>>()?,
+                searches: words("dns_search_domains", dns_search_domains)?,
+                options: words("dns_options", dns_options)?,
+            },
         })
     }
 }
@@ -61,7 +83,7 @@ fn checked_hostname(name: String) -> Result<String, ConfigError> {
     if name.len() > HOSTNAME_LIMIT {
         return Err(value("hostname", name, format!("it must not be longer than {HOSTNAME_LIMIT} letters")));
     }
-    if name.split('.').all(is_label) {
+    if is_hostname(&name) {
         return Ok(name);
     }
     let why = format!(
@@ -69,6 +91,10 @@ fn checked_hostname(name: String) -> Result<String, ConfigError> {
          which has at most {LABEL_LIMIT} of them"
     );
     Err(value("hostname", name, why))
+}
+
+pub(super) fn is_hostname(name: &str) -> bool {
+    name.len() <= HOSTNAME_LIMIT && name.split('.').all(is_label)
 }
 
 fn is_label(label: &str) -> bool {
@@ -97,10 +123,25 @@ fn extra_host(entry: String) -> Result<(String, IpAddr), ConfigError> {
     }
 }
 
+fn server(text: String) -> Result<IpAddr, ConfigError> {
+    text.parse().map_err(|_| value("dns_servers", text, "it must be an IP address"))
+}
+
+/// Each goes on one line of the file, with blanks between them.
+fn words(option: &'static str, list: Option<Vec<Option<String>>>) -> Result<Vec<String>, ConfigError> {
+    let is_word = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
+    let word = |text: String| match is_word(&text) {
+        true => Ok(text),
+        false => Err(value(option, text, "it must be one word without blanks")),
+    };
+    no_nulls(option, list)?.into_iter().map(word).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
+    use super::*;
     use crate::config::task::tests::{decode, refusal};
 
     #[test]
@@ -112,6 +153,23 @@ mod tests {
             ["web_1", "-web", "web-", "a..b", ".", "a b", "ü", "a/b", &"x".repeat(64), &"ab.".repeat(30)]
         {
             refusal("hostname", json!(wrong));
+        }
+    }
+
+    #[test]
+    fn what_is_asked_of_the_resolver_is_one_word_each() {
+        let all = json!({
+            "image": "redis", "dns_servers": ["10.0.0.1", "fd00::1"], "dns_search_domains": ["a.example"],
+            "dns_options": ["ndots:2"],
+        });
+        let DnsOptions { servers, searches, options } = decode(&all).unwrap().names.resolver;
+        assert_eq!(servers, ["10.0.0.1".parse::<IpAddr>().unwrap(), "fd00::1".parse().unwrap()]);
+        assert_eq!((searches, options), (vec!["a.example".to_owned()], vec!["ndots:2".to_owned()]));
+        refusal("dns_servers", json!(["dns.example"]));
+        for option in ["dns_search_domains", "dns_options"] {
+            for wrong in [json!("a b"), json!(""), json!("a\nnameserver 10.0.0.1"), json!(null)] {
+                refusal(option, json!([wrong]));
+            }
         }
     }
 

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use nomad_proto::driver as pb;
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
@@ -35,16 +34,6 @@ pub(crate) enum Sharing {
     #[default]
     Private,
     /// The host's.
-    Host,
-}
-
-/// Whose network a task is in.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Network {
-    /// An empty one of its own.
-    Private,
-    /// That of the group, by the path of its namespace.
-    Group(String),
     Host,
 }
 
@@ -143,33 +132,6 @@ impl Namespaces {
         Ok(())
     }
 
-    /// Whose network the task is in, beside what Nomad made for its group, if anything.
-    ///
-    /// # Errors
-    /// Names the option that doesn't go with that network.
-    pub(crate) fn network(&self, group: Option<&pb::NetworkIsolationSpec>) -> Result<Network, ConfigError> {
-        let network = match (group, self.host_network) {
-            (Some(group), true) if !group.path.is_empty() => {
-                return Err(value(
-                    "host_network",
-                    "true",
-                    "the group has a network of its own, by network { mode = \"bridge\" } or a CNI network: leave out one of \
-                     the two",
-                ));
-            }
-            (_, true) => Network::Host,
-            (Some(group), false) if !group.path.is_empty() => Network::Group(group.path.clone()),
-            (Some(group), false)
-                if group.mode() == pb::network_isolation_spec::NetworkIsolationMode::Host =>
-            {
-                Network::Host
-            }
-            _ => Network::Private,
-        };
-        sysctl::belong_to(self, &network)?;
-        Ok(network)
-    }
-
     pub(super) fn permitted_by(&self, allowed: &AllowedModes) -> Result<(), ConfigError> {
         let Self {
             pid_mode,
@@ -246,23 +208,6 @@ mod tests {
         }
         Namespaces::default().permitted_by(&none).unwrap();
         of(json!({"host_network": true})).permitted_by(&AllowedModes::default()).unwrap();
-    }
-
-    #[test]
-    fn the_network_is_the_groups_the_hosts_or_an_empty_one() {
-        let spec = |mode: pb::network_isolation_spec::NetworkIsolationMode, path: &str| {
-            pb::NetworkIsolationSpec { mode: mode.into(), path: path.to_owned(), ..Default::default() }
-        };
-        use pb::network_isolation_spec::NetworkIsolationMode::{Group, Host, None as Without};
-        let (own, host) = (Namespaces::default(), of(json!({"host_network": true})));
-        let group = spec(Group, "/var/run/netns/a");
-        assert_eq!(own.network(None).unwrap(), Network::Private);
-        assert_eq!(own.network(Some(&spec(Without, ""))).unwrap(), Network::Private);
-        assert_eq!(own.network(Some(&group)).unwrap(), Network::Group("/var/run/netns/a".to_owned()));
-        assert_eq!(own.network(Some(&spec(Host, ""))).unwrap(), Network::Host);
-        assert_eq!(host.network(None).unwrap(), Network::Host);
-        let error = host.network(Some(&group)).unwrap_err().to_string();
-        assert!(error.contains("host_network") && error.contains("mode = \"bridge\""), "{error}");
     }
 
     #[test]

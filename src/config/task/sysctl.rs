@@ -4,7 +4,8 @@
 
 use std::collections::BTreeMap;
 
-use super::namespaces::{Namespaces, Network, Sharing};
+use super::Network;
+use super::namespaces::{Namespaces, Sharing};
 use crate::config::{ConfigError, value};
 
 const OPTION: &str = "sysctl";
@@ -61,14 +62,17 @@ fn owner(name: &str) -> Result<Owner, ConfigError> {
     }
 }
 
+/// `by_mode`: where it is the host's network, the option `network_mode` says so.
+///
 /// # Errors
 /// Names a parameter that would be the host's.
-pub(super) fn belong_to(task: &Namespaces, network: &Network) -> Result<(), ConfigError> {
+pub(super) fn belong_to(task: &Namespaces, network: &Network, by_mode: bool) -> Result<(), ConfigError> {
     for name in task.sysctl.keys() {
         let (is_hosts, why) = match owner(name)? {
             Owner::Ipc => (task.ipc_mode == Sharing::Host, "ipc_mode = \"host\""),
             Owner::Uts => (task.uts_mode == Sharing::Host, "uts_mode = \"host\""),
             Owner::Network if task.host_network => (true, "host_network = true"),
+            Owner::Network if by_mode => (true, "network_mode = \"host\""),
             Owner::Network => (*network == Network::Host, "network { mode = \"host\" }"),
         };
         if is_hosts {
@@ -86,22 +90,22 @@ pub(super) fn belong_to(task: &Namespaces, network: &Network) -> Result<(), Conf
 mod tests {
     use serde_json::{Value, json};
 
-    use super::*;
+    use crate::config::TaskOptions;
     use crate::config::task::tests::{decode as options, refusal};
 
-    fn task(extra: &Value) -> Namespaces {
+    fn task(extra: &Value) -> TaskOptions {
         let mut all = json!({"image": "redis", "sysctl": {
             "net.core.somaxconn": "1024", "kernel.shmmax": "1", "fs.mqueue.msg_max": "10", "kernel.domainname": "x",
         }});
         for (key, value) in extra.as_object().unwrap() {
             all[key] = value.clone();
         }
-        options(&all).unwrap().namespaces
+        options(&all).unwrap()
     }
 
     #[test]
     fn only_what_is_a_namespaces_own_can_be_set() {
-        assert_eq!(task(&json!({})).sysctl["net.core.somaxconn"], "1024");
+        assert_eq!(task(&json!({})).namespaces.sysctl["net.core.somaxconn"], "1024");
         for wrong in
             ["vm.swappiness", "kernel.panic", "kernel.hostname", "net/core/x", "net..x", "", "net", "../x"]
         {
@@ -115,6 +119,7 @@ mod tests {
     fn and_only_where_the_namespace_is_the_tasks() {
         task(&json!({})).network(None).unwrap();
         for (shared, words) in [
+            (json!({"network_mode": "host"}), ["net.core.somaxconn", "network_mode"]),
             (json!({"host_network": true}), ["net.core.somaxconn", "host_network"]),
             (json!({"ipc_mode": "host"}), ["fs.mqueue.msg_max", "ipc_mode"]),
             (json!({"uts_mode": "host"}), ["kernel.domainname", "uts_mode"]),

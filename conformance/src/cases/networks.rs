@@ -1,0 +1,451 @@
+//! Networks of tasks' own: which there are, who reaches whom by them, and what Nomad and the task are told of them.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nomad_proto::driver as pb;
+use nomad_proto::driver::network_isolation_spec::NetworkIsolationMode;
+use serde_json::{Value, json};
+
+use super::{cases, is_recoverable, refused, same};
+use crate::fixture::process;
+use crate::host::Plugin;
+use crate::scene::Scene;
+use crate::task::{LIMIT, Task};
+
+cases!["networks":
+    without_a_network_a_task_has_its_loopback_alone,
+    a_task_on_the_bridge_is_reached_and_nomad_is_told_where,
+    a_published_port_is_reached_on_the_hosts_own_addresses,
+    tasks_on_the_bridge_reach_each_other_and_are_told_apart,
+    a_task_gets_the_address_and_the_names_that_it_asks_for,
+    a_task_is_in_the_network_of_another_one_of_its_allocation,
+    a_network_that_is_not_there_is_not_joined,
+    the_network_of_a_group_is_joined,
+    a_network_is_described_by_a_file,
+    what_does_not_go_together_is_refused,
+];
+
+/// Where a task serves.
+pub(super) const PORT: u16 = 8080;
+/// Says its hostname to whoever asks.
+pub(super) const SERVE: &str =
+    "trap 'exit 3' TERM; httpd -p 8080 -h /etc; echo up; while :; do sleep 0.1; done";
+
+pub(super) fn with(scene: &Scene, script: &str, options: &[(&str, Value)]) -> Value {
+    let mut config = scene.shell(script);
+    for (option, value) in options {
+        config[*option] = value.clone();
+    }
+    config
+}
+
+/// A task that serves, in a network of its own.
+pub(super) async fn server(scene: &Scene, plugin: &Plugin, options: &[(&str, Value)]) -> Result<Task> {
+    let task = scene.prepare(plugin, &with(scene, SERVE, options)).await?;
+    serving(task, plugin).await
+}
+
+pub(super) async fn serving(mut task: Task, plugin: &Plugin) -> Result<Task> {
+    task.start(plugin).await?;
+    task.alloc.stdout.to_contain("up\n", LIMIT).await?;
+    Ok(task)
+}
+
+pub(super) async fn told(plugin: &Plugin, task: &Task) -> Result<pb::NetworkOverride> {
+    plugin.inspect_task(task.id()).await?.network_override.context("Nomad is told of no network")
+}
+
+/// What the server at this address says of itself.
+pub(super) fn ask(address: &str, port: u16) -> Result<String> {
+    let address = SocketAddr::new(address.parse::<IpAddr>()?, port);
+    let deadline = Instant::now() + LIMIT;
+    let mut connection = loop {
+        match TcpStream::connect_timeout(&address, Duration::from_secs(2)) {
+            Ok(connection) => break connection,
+            Err(error) if Instant::now() > deadline => bail!("connect to {address}: {error}"),
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    };
+    connection.set_read_timeout(Some(LIMIT))?;
+    connection.write_all(b"GET /hostname HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).with_context(|| format!("read from {address}"))?;
+    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no answer in {answer:?}"))?;
+    ensure!(head.contains(" 200 "), "{address} answered {head}");
+    Ok(body.trim().to_owned())
+}
+
+fn is_open(address: &str, port: u16) -> bool {
+    let address = SocketAddr::new(address.parse().expect("an address"), port);
+    TcpStream::connect_timeout(&address, Duration::from_secs(2)).is_ok()
+}
+
+/// A port of the host that nobody has.
+pub(super) fn free_port() -> Result<i32> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port().into())
+}
+
+pub(super) fn offer(task: &mut Task, ports: Vec<pb::PortMapping>) {
+    if let Some(resources) = &mut task.config.resources {
+        resources.ports = ports;
+    }
+}
+
+pub(super) fn port(label: &str, value: i32, to: u16, host_ip: &str) -> pb::PortMapping {
+    pb::PortMapping { label: label.to_owned(), value, to: to.into(), host_ip: host_ip.to_owned() }
+}
+
+/// The host's first address that others know.
+fn address_of_host() -> Result<String> {
+    let listed =
+        process::output(Command::new("ip").args(["-4", "-o", "address", "show", "scope", "global"]))?;
+    let word =
+        listed.lines().find(|line| !line.contains(" cfm")).and_then(|line| line.split_whitespace().nth(3));
+    Ok(word.and_then(|word| word.split('/').next()).context("the host has no address")?.to_owned())
+}
+
+async fn without_a_network_a_task_has_its_loopback_alone(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let script = "ls /sys/class/net; httpd -p 127.0.0.1:8080 -h /etc; httpd -p '[::1]:8081' -h /etc; \
+                  wget -q -O - http://127.0.0.1:8080/hostname; wget -q -O - http://[::1]:8081/hostname";
+    for mode in [json!(null), json!("none")] {
+        let task = scene.run(&plugin, &with(scene, script, &[("network_mode", mode)])).await?;
+        let name = format!("web-{}", &task.alloc.id[..8]);
+        same!(task.stdout(&plugin).await?, format!("lo\n{name}\n{name}\n"));
+        same!(plugin.inspect_task(task.id()).await?.network_override, None);
+        task.destroy(&plugin).await?;
+    }
+    plugin.shut_down().await
+}
+
+async fn a_task_on_the_bridge_is_reached_and_nomad_is_told_where(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.prepare(&plugin, &with(scene, SERVE, &[("network_mode", json!("bridge"))])).await?;
+    let answer = plugin.start_task(task.config.clone()).await?;
+    let mut task = task;
+    task.handle = answer.handle;
+    let network = answer.network_override.context("StartTask tells of no network")?;
+    let name = format!("web-{}", &task.alloc.id[..8]);
+    task.alloc.stdout.to_contain("up\n", LIMIT).await?;
+    same!(ask(&network.addr, PORT)?, name);
+    ensure!(!network.auto_advertise, "the bridge's address is advertised to other nodes");
+    // It finds itself by its address, and execs are where it is.
+    let (code, said) = task
+        .exec(&plugin, "wget -q -O - http://$(hostname):8080/hostname; grep -w $(hostname) /etc/hosts")
+        .await?;
+    same!((code, said), (0, format!("{name}\n{} {name}\n", network.addr)));
+    same!(told(&plugin, &task).await?, network);
+    // The agent keeps it, and so does the driver.
+    plugin.kill().await?;
+    let mut next = scene.plugin().await?;
+    task.recover(&next).await?;
+    same!(told(&next, &task).await?, network);
+    same!(ask(&network.addr, PORT)?, name);
+    task.stop(&next, LIMIT).await?;
+    same!(task.wait(&next).await?.exit_code, 3);
+    task.destroy(&next).await?;
+    scene.nothing_left()?;
+    next.shut_down().await
+}
+
+async fn a_published_port_is_reached_on_the_hosts_own_addresses(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let host = address_of_host()?;
+    let options = [("network_mode", json!("bridge")), ("ports", json!(["near", "far", "all"]))];
+    let mut task = scene.prepare(&plugin, &with(scene, SERVE, &options)).await?;
+    let numbers = [free_port()?, free_port()?, free_port()?, free_port()?];
+    offer(
+        &mut task,
+        vec![
+            port("near", numbers[0], PORT, "127.0.0.1"),
+            port("far", numbers[1], PORT, &host),
+            port("all", numbers[2], PORT, ""),
+            port("other", numbers[3], PORT, "127.0.0.1"),
+        ],
+    );
+    let task = serving(task, &plugin).await?;
+    let name = format!("web-{}", &task.alloc.id[..8]);
+    let [near, far, all, other] = numbers.map(|number| u16::try_from(number).unwrap_or_default());
+    for (address, port) in [("127.0.0.1", near), (&*host, far), ("127.0.0.1", all), (&*host, all)] {
+        same!(ask(address, port)?, name);
+    }
+    ensure!(!is_open("127.0.0.1", other), "a port is published that the task doesn't list");
+    ensure!(!is_open("127.0.0.1", far), "a port is published on another address");
+    let network = told(&plugin, &task).await?;
+    let ports: std::collections::BTreeMap<_, _> = network.port_map.into_iter().collect();
+    same!(ports, ["all", "far", "near"].map(|label| (label.to_owned(), i32::from(PORT))).into());
+    task.end(&plugin).await?;
+    scene.nothing_left()?;
+    ensure!(!is_open("127.0.0.1", near), "it is still published");
+    plugin.shut_down().await
+}
+
+async fn tasks_on_the_bridge_reach_each_other_and_are_told_apart(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let bridge = [("network_mode", json!("bridge"))];
+    let (one, other) = (server(scene, &plugin, &bridge).await?, server(scene, &plugin, &bridge).await?);
+    let addresses = [told(&plugin, &one).await?.addr, told(&plugin, &other).await?.addr];
+    ensure!(addresses[0] != addresses[1], "both have {}", addresses[0]);
+    for (from, to, address) in [(&one, &other, &addresses[1]), (&other, &one, &addresses[0])] {
+        let asked = from.exec(&plugin, &format!("wget -q -O - http://{address}:{PORT}/hostname")).await?;
+        same!(asked, (0, format!("web-{}\n", &to.alloc.id[..8])));
+    }
+    // The end of one takes nothing from the other.
+    one.end(&plugin).await?;
+    same!(ask(&addresses[1], PORT)?, format!("web-{}", &other.alloc.id[..8]));
+    other.end(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_task_gets_the_address_and_the_names_that_it_asks_for(scene: &Scene) -> Result<()> {
+    let mut options = scene.options();
+    let ipv6 = scene.world().networks().tasks_ipv6();
+    options["bridge_network_subnet_ipv6"] = json!(ipv6);
+    let ipv6 = ipv6.replace("/64", "77");
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let subnet = scene.world().networks().tasks().subnet;
+    let wanted = format!("{}77", subnet.split("0/").next().context("no subnet")?);
+    let asked = [
+        ("network_mode", json!("bridge")),
+        ("ipv4_address", json!(wanted)),
+        ("ipv6_address", json!(ipv6)),
+        ("advertise_ipv6_address", json!(true)),
+        ("mac_address", json!("02:68:b3:29:da:98")),
+        ("network_aliases", json!(["db", "www"])),
+    ];
+    let task = server(scene, &plugin, &asked).await?;
+    let network = told(&plugin, &task).await?;
+    same!((&*network.addr, network.auto_advertise), (&*ipv6, true));
+    let name = format!("web-{}", &task.alloc.id[..8]);
+    same!(ask(&wanted, PORT)?, name);
+    let script =
+        "cat /sys/class/net/eth0/address; grep -w db /etc/hosts; wget -q -O - http://www:8080/hostname";
+    let hosts = format!("{wanted} {name} db www\n{ipv6} {name} db www\n");
+    same!(task.exec(&plugin, script).await?, (0, format!("02:68:b3:29:da:98\n{hosts}{name}\n")));
+    // Nobody else gets it meanwhile.
+    let second = scene.prepare(&plugin, &with(scene, "true", &asked[..2])).await?;
+    refused(plugin.start_task(second.config.clone()).await, &[&wanted])?;
+    task.end(&plugin).await?;
+    scene.nothing_left()?;
+    let outside = [("network_mode", json!("bridge")), ("ipv4_address", json!("192.0.2.7"))];
+    let task = scene.prepare(&plugin, &with(scene, "true", &outside)).await?;
+    refused(plugin.start_task(task.config.clone()).await, &["192.0.2.7"])?;
+    scene.nothing_left()?;
+    plugin.shut_down().await
+}
+
+/// Another task of the same allocation, ready to be started.
+pub(super) async fn beside(scene: &Scene, plugin: &Plugin, task: &Task, config: &Value) -> Result<Task> {
+    let mut beside = scene.prepare_named(plugin, "beside", config).await?;
+    beside.alloc.read_logs()?;
+    beside.config.alloc_id.clone_from(&task.config.alloc_id);
+    Ok(beside)
+}
+
+async fn a_task_is_in_the_network_of_another_one_of_its_allocation(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    for (mode, has_address) in [(json!("bridge"), true), (json!("none"), false)] {
+        let first = server(scene, &plugin, &[("network_mode", mode)]).await?;
+        let name = format!("web-{}", &first.alloc.id[..8]);
+        let script = "wget -q -O - http://127.0.0.1:8080/hostname; grep -w me /etc/hosts; sleep 600";
+        let options = [("network_mode", json!("task:web")), ("hostname", json!("me"))];
+        let mut second = beside(scene, &plugin, &first, &with(scene, script, &options)).await?;
+        second.start(&plugin).await?;
+        second.alloc.stdout.to_contain("me\n", LIMIT).await?;
+        let network = plugin.inspect_task(second.id()).await?.network_override;
+        let address = match &network {
+            Some(network) => network.addr.clone(),
+            None => "127.0.1.1".to_owned(),
+        };
+        same!(second.alloc.stdout.text(), format!("{name}\n{address} me\n"));
+        same!(network.is_some(), has_address);
+        // It has the namespace, also when the one it is from has ended.
+        first.end(&plugin).await?;
+        let (code, said) = second.exec(&plugin, "ls /sys/class/net").await?;
+        ensure!(code == 0 && said.contains("lo"), "{code}: {said}");
+        second.end(&plugin).await?;
+        scene.nothing_left()?;
+    }
+    plugin.shut_down().await
+}
+
+async fn a_network_that_is_not_there_is_not_joined(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let first = server(scene, &plugin, &[("host_network", json!(true))]).await?;
+    for (mode, recoverable, words) in [
+        ("task:db", true, &["task:db", "does not run"][..]),
+        ("task:beside", false, &["task:beside", "this task itself"]),
+        ("task:web", false, &["task:web", "the host's network", "network_mode = \"host\""]),
+        ("cni/absent", false, &["absent", "cni"]),
+    ] {
+        let config = with(scene, "true", &[("network_mode", json!(mode))]);
+        let task = beside(scene, &plugin, &first, &config).await?;
+        let status = refused(plugin.start_task(task.config.clone()).await, words)?;
+        same!(is_recoverable(&status).unwrap_or(false), recoverable);
+    }
+    first.end(&plugin).await?;
+    // One that has ended is none, either.
+    let ended = scene.run(&plugin, &with(scene, "true", &[("network_mode", json!("none"))])).await?;
+    ended.wait(&plugin).await?;
+    let config = with(scene, "true", &[("network_mode", json!("task:web"))]);
+    let task = beside(scene, &plugin, &ended, &config).await?;
+    refused(plugin.start_task(task.config.clone()).await, &["task:web", "does not run"])?;
+    ended.destroy(&plugin).await?;
+    scene.nothing_left()?;
+    plugin.shut_down().await
+}
+
+/// A namespace as Nomad makes one for a group, with an interface in it. Dropped, it goes.
+struct GroupNetwork {
+    path: PathBuf,
+}
+
+impl GroupNetwork {
+    const ADDRESS: &str = "192.0.2.18";
+
+    fn make(directory: &Path) -> Result<Self> {
+        std::fs::create_dir_all(directory)?;
+        let path = directory.join("group-netns");
+        std::fs::write(&path, "")?;
+        let setup = format!(
+            "ip link set lo up; ip link add inside type veth peer name outside; ip address add {}/24 dev inside; ip link set outside up; ip link set inside up",
+            Self::ADDRESS
+        );
+        process::output(
+            Command::new("unshare").arg(format!("--net={}", path.display())).args(["sh", "-ec", &setup]),
+        )?;
+        Ok(Self { path })
+    }
+}
+
+impl Drop for GroupNetwork {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.path, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+async fn the_network_of_a_group_is_joined(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let group = GroupNetwork::make(&scene.directory())?;
+    let spec = pb::NetworkIsolationSpec {
+        mode: NetworkIsolationMode::Group.into(),
+        path: group.path.display().to_string(),
+        ..Default::default()
+    };
+    let mut first = scene.prepare(&plugin, &with(scene, SERVE, &[])).await?;
+    first.config.network_isolation_spec = Some(spec.clone());
+    let first = serving(first, &plugin).await?;
+    let name = format!("web-{}", &first.alloc.id[..8]);
+    let (code, said) = first
+        .exec(&plugin, "wget -q -O - http://$(hostname):8080/hostname; grep -w $(hostname) /etc/hosts")
+        .await?;
+    same!((code, said), (0, format!("{name}\n{} {name}\n", GroupNetwork::ADDRESS)));
+    // Nomad knows it already.
+    same!(plugin.inspect_task(first.id()).await?.network_override, None);
+    for (option, value) in [
+        ("network_mode", json!("bridge")),
+        ("network_mode", json!("none")),
+        ("network_mode", json!("host")),
+        ("host_network", json!(true)),
+    ] {
+        let mut task = scene.prepare(&plugin, &with(scene, "true", &[(option, value)])).await?;
+        task.config.network_isolation_spec = Some(spec.clone());
+        refused(plugin.start_task(task.config.clone()).await, &[option, "mode = \"bridge\""])?;
+    }
+    let mut second =
+        beside(scene, &plugin, &first, &with(scene, "wget -q -O - http://127.0.0.1:8080/hostname", &[]))
+            .await?;
+    second.config.network_isolation_spec = Some(spec);
+    second.start(&plugin).await?;
+    same!(second.stdout(&plugin).await?, format!("{name}\n"));
+    second.destroy(&plugin).await?;
+    first.end(&plugin).await?;
+    scene.nothing_left()?;
+    drop(group);
+    plugin.shut_down().await
+}
+
+async fn a_network_is_described_by_a_file(scene: &Scene) -> Result<()> {
+    let directory = scene.directory().join("cni");
+    std::fs::create_dir_all(&directory)?;
+    let bridge = scene.world().networks().described();
+    let described = json!({
+        "cniVersion": "1.0.0",
+        "name": "described",
+        "plugins": [{
+            "type": "bridge", "bridge": bridge.name, "isGateway": true,
+            "ipam": {
+                "type": "host-local", "dataDir": scene.state_dir().join("leases").display().to_string(),
+                "ranges": [[{"subnet": bridge.subnet}]],
+            },
+            "dns": {"nameservers": ["192.0.2.53"], "search": ["plugins.example"]},
+        }],
+    });
+    std::fs::write(directory.join("described.conflist"), serde_json::to_vec(&described)?)?;
+    let mut options = scene.options();
+    options["cni_config_dir"] = json!(directory.display().to_string());
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let mode = ("network_mode", json!("cni/described"));
+    let task = server(scene, &plugin, std::slice::from_ref(&mode)).await?;
+    let network = told(&plugin, &task).await?;
+    ensure!(network.auto_advertise, "the address in a network of the operator's is not advertised");
+    same!(ask(&network.addr, PORT)?, format!("web-{}", &task.alloc.id[..8]));
+    let servers = "grep -E '^(nameserver|search)' /etc/resolv.conf";
+    let of_plugins = "nameserver 192.0.2.53\nsearch plugins.example\n";
+    same!(task.exec(&plugin, servers).await?, (0, of_plugins.to_owned()));
+    task.end(&plugin).await?;
+    // What the task says counts before that, and what the group says before all.
+    let options = [mode.clone(), ("dns_servers", json!(["192.0.2.54"]))];
+    let mut task = scene.prepare(&plugin, &with(scene, servers, &options)).await?;
+    task.start(&plugin).await?;
+    same!(task.stdout(&plugin).await?, "nameserver 192.0.2.54\nsearch plugins.example\n");
+    task.destroy(&plugin).await?;
+    let mut task =
+        scene.prepare(&plugin, &with(scene, "grep ^nameserver /etc/resolv.conf", &options)).await?;
+    task.config.dns = Some(pb::DnsConfig { servers: vec!["192.0.2.55".to_owned()], ..Default::default() });
+    task.start(&plugin).await?;
+    same!(task.stdout(&plugin).await?, "nameserver 192.0.2.55\n");
+    task.destroy(&plugin).await?;
+    // A network whose plugins take no ports has none.
+    let mut task = scene.prepare(&plugin, &with(scene, "true", &[mode, ("ports", json!(["http"]))])).await?;
+    offer(&mut task, vec![port("http", free_port()?, PORT, "")]);
+    refused(plugin.start_task(task.config.clone()).await, &["described", "portMappings"])?;
+    scene.nothing_left()?;
+    plugin.shut_down().await
+}
+
+async fn what_does_not_go_together_is_refused(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let bridge = || ("network_mode", json!("bridge"));
+    for (options, words) in [
+        (vec![("network_mode", json!("nat"))], &["network_mode", "nat", "cni/<network>"][..]),
+        (vec![bridge(), ("host_network", json!(true))], &["network_mode", "bridge", "host_network"]),
+        (vec![("ports", json!(["http"]))], &["ports", "network_mode = \"bridge\""]),
+        (vec![("network_mode", json!("task:db")), ("ports", json!(["http"]))], &["ports", "task:db"]),
+        (
+            vec![("network_mode", json!("host")), ("mac_address", json!("02:00:00:00:00:01"))],
+            &["mac_address", "host"],
+        ),
+        (vec![bridge(), ("ports", json!(["http"]))], &["ports", "http", "https"]),
+        (vec![bridge(), ("advertise_ipv6_address", json!(true))], &["advertise_ipv6_address", "version 6"]),
+        (vec![bridge(), ("bandwidth", json!({"egress_rate": "fast"}))], &["bandwidth", "fast"]),
+        (vec![("dns_servers", json!(["dns.example"]))], &["dns_servers", "dns.example"]),
+    ] {
+        let mut task = scene.prepare(&plugin, &with(scene, "true", &options)).await?;
+        offer(&mut task, vec![port("https", 14000, PORT, "")]);
+        refused(plugin.start_task(task.config.clone()).await, words)?;
+        scene.nothing_left()?;
+    }
+    plugin.shut_down().await?;
+    let mut options = scene.options();
+    options["allowed_modes"] = json!({"network": []});
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let task = scene.prepare(&plugin, &with(scene, "true", &[("network_mode", json!("host"))])).await?;
+    refused(plugin.start_task(task.config.clone()).await, &["network_mode", "allowed_modes.network"])?;
+    plugin.shut_down().await
+}

@@ -1,0 +1,206 @@
+//! The plugin block's options about the networks of tasks' own. Those of the bridge have the names of Nomad's client.
+
+use std::iter;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nomad_proto::hclspec::Spec;
+use serde::Deserialize;
+
+use super::absolute;
+use crate::config::hclspec::{default, optional};
+use crate::config::{ConfigError, duration, value};
+
+/// Where Nomad, and the packages of distributions, have the plugins.
+const CNI_PATH: &str = "/opt/cni/bin:/usr/lib/cni:/usr/libexec/cni";
+/// Nomad's own, so that one file makes a network for groups and for tasks.
+const CNI_CONFIG_DIR: &str = "/opt/cni/config";
+const CNI_TIMEOUT: &str = "30s";
+/// Neither is that of Nomad's own bridge.
+const BRIDGE: &str = "nomad-tasks";
+const SUBNET: &str = "172.26.80.0/20";
+/// The kernel's limit for an interface's name.
+const INTERFACE_NAME_BYTES: usize = 15;
+/// What a prefix leaves at least: one address each for the network, the bridge and the broadcast, and one for a task.
+const LEFT_BITS: u32 = 2;
+
+/// Where networks of tasks' own are from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PluginNetworks {
+    /// Where the CNI plugins are, the first that has one counts.
+    pub cni_path: Vec<PathBuf>,
+    /// Where the configurations of networks are.
+    pub cni_config_dir: PathBuf,
+    /// How long a plugin may take.
+    pub cni_timeout: Duration,
+    pub bridge: Bridge,
+}
+
+/// The network that there is without a configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Bridge {
+    pub name: String,
+    /// In CIDR notation, of version 4 and then maybe of version 6.
+    pub subnets: Vec<String>,
+    pub hairpin: bool,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Raw {
+    cni_path: Option<String>,
+    cni_config_dir: Option<String>,
+    cni_timeout: Option<String>,
+    bridge_network_name: Option<String>,
+    bridge_network_subnet: Option<String>,
+    bridge_network_subnet_ipv6: Option<String>,
+    bridge_network_hairpin_mode: Option<bool>,
+}
+
+pub(super) fn schema() -> Vec<(&'static str, Spec)> {
+    let text = |name: &'static str, value: &str| (name, default(name, "string", &format!("\"{value}\"")));
+    vec![
+        text("cni_path", CNI_PATH),
+        text("cni_config_dir", CNI_CONFIG_DIR),
+        text("cni_timeout", CNI_TIMEOUT),
+        text("bridge_network_name", BRIDGE),
+        text("bridge_network_subnet", SUBNET),
+        ("bridge_network_subnet_ipv6", optional("bridge_network_subnet_ipv6", "string")),
+        ("bridge_network_hairpin_mode", default("bridge_network_hairpin_mode", "bool", "false")),
+    ]
+}
+
+impl Raw {
+    pub(super) fn decode(self) -> Result<PluginNetworks, ConfigError> {
+        let Self {
+            cni_path,
+            cni_config_dir,
+            cni_timeout,
+            bridge_network_name,
+            bridge_network_subnet,
+            bridge_network_subnet_ipv6,
+            bridge_network_hairpin_mode,
+        } = self;
+        let given = |text: Option<String>, otherwise: &str| {
+            text.filter(|text| !text.is_empty()).unwrap_or_else(|| otherwise.to_owned())
+        };
+        let paths = given(cni_path, CNI_PATH);
+        let paths = paths
+            .split(':')
+            .filter(|path| !path.is_empty())
+            .map(|path| absolute("cni_path", Some(path.to_owned()), ""));
+        let ipv4 = subnet::<Ipv4Addr>("bridge_network_subnet", given(bridge_network_subnet, SUBNET))?;
+        let ipv6 = bridge_network_subnet_ipv6.filter(|text| !text.is_empty());
+        let ipv6 = ipv6.map(|text| subnet::<Ipv6Addr>("bridge_network_subnet_ipv6", text));
+        Ok(PluginNetworks {
+            cni_path: paths.collect::<Result<_, _>>()?,
+            cni_config_dir: absolute("cni_config_dir", cni_config_dir, CNI_CONFIG_DIR)?,
+            cni_timeout: duration("cni_timeout", given(cni_timeout, CNI_TIMEOUT))?,
+            bridge: Bridge {
+                name: interface(given(bridge_network_name, BRIDGE))?,
+                subnets: iter::once(Ok(ipv4)).chain(ipv6).collect::<Result<_, _>>()?,
+                hairpin: bridge_network_hairpin_mode.unwrap_or(false),
+            },
+        })
+    }
+}
+
+fn interface(name: String) -> Result<String, ConfigError> {
+    let is_name = name.len() <= INTERFACE_NAME_BYTES
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+        && !matches!(name.as_str(), "." | ".." | "lo" | "all" | "default");
+    if is_name {
+        return Ok(name);
+    }
+    let why = format!(
+        "it must be a name for an interface, of at most {INTERFACE_NAME_BYTES} letters, digits and hyphens"
+    );
+    Err(value("bridge_network_name", name, why))
+}
+
+fn subnet<T>(option: &'static str, text: String) -> Result<String, ConfigError>
+where
+    T: std::str::FromStr,
+    IpAddr: From<T>,
+{
+    let parts = text.split_once('/').and_then(|(address, prefix)| {
+        Some((IpAddr::from(address.parse::<T>().ok()?), prefix.parse::<u32>().ok()?))
+    });
+    let bits = |address: &IpAddr| if address.is_ipv4() { 32 } else { 128 };
+    let has_room = |(address, prefix): &(IpAddr, u32)| (1..=bits(address) - LEFT_BITS).contains(prefix);
+    let Some((address, prefix)) = parts.filter(has_room) else {
+        let why = format!(
+            "it must be a network in the form {SUBNET:?}, of the option's version, that has room for a task"
+        );
+        return Err(value(option, text, why));
+    };
+    let host_bits = bits(&address) - prefix;
+    let number = match address {
+        IpAddr::V4(address) => address.to_bits().into(),
+        IpAddr::V6(address) => address.to_bits(),
+    };
+    if number.trailing_zeros() < host_bits {
+        return Err(value(
+            option,
+            text,
+            format!("its last {host_bits} bits are not 0: name the network, not an address in it"),
+        ));
+    }
+    Ok(format!("{address}/{prefix}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::PluginConfig;
+
+    fn decode(options: &serde_json::Value) -> Result<PluginNetworks, ConfigError> {
+        let mut all = json!({"containerd_runtime": "io.containerd.runc.v2"});
+        all.as_object_mut().unwrap().extend(options.as_object().unwrap().clone());
+        PluginConfig::decode(&rmp_serde::to_vec_named(&all).unwrap()).map(|config| config.unwrap().networks)
+    }
+
+    #[test]
+    fn without_a_word_the_plugins_are_where_they_are_installed_and_the_bridge_is_not_nomads() {
+        let networks = decode(&json!({"cni_path": null, "cni_config_dir": ""})).unwrap();
+        assert_eq!(
+            networks.cni_path,
+            ["/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni"].map(PathBuf::from)
+        );
+        assert_eq!(networks.cni_config_dir, PathBuf::from("/opt/cni/config"));
+        let bridge = Bridge { name: BRIDGE.to_owned(), subnets: vec![SUBNET.to_owned()], hairpin: false };
+        assert_eq!((networks.bridge, networks.cni_timeout), (bridge, Duration::from_secs(30)));
+    }
+
+    #[test]
+    fn what_can_be_no_network_is_refused_by_name() {
+        let networks = decode(&json!({
+            "cni_path": "/a::/b", "bridge_network_name": "br0", "bridge_network_subnet": "10.0.0.0/8",
+            "bridge_network_subnet_ipv6": "fd00:1::/64", "bridge_network_hairpin_mode": true, "cni_timeout": "5s",
+        }))
+        .unwrap();
+        assert_eq!(networks.cni_path, ["/a", "/b"].map(PathBuf::from));
+        assert_eq!(networks.bridge.subnets, ["10.0.0.0/8", "fd00:1::/64"]);
+        for (option, wrong) in [
+            ("cni_path", json!("bin:/b")),
+            ("cni_config_dir", json!("config")),
+            ("cni_timeout", json!("0s")),
+            ("bridge_network_name", json!("much-too-long-a-name")),
+            ("bridge_network_name", json!("a/b")),
+            ("bridge_network_name", json!("lo")),
+            ("bridge_network_subnet", json!("10.0.0.0")),
+            ("bridge_network_subnet", json!("10.0.0.0/31")),
+            ("bridge_network_subnet", json!("10.0.0.0/0")),
+            ("bridge_network_subnet", json!("10.0.0.1/24")),
+            ("bridge_network_subnet", json!("fd00::/64")),
+            ("bridge_network_subnet_ipv6", json!("10.0.0.0/8")),
+            ("bridge_network_subnet_ipv6", json!("fd00::1/64")),
+            ("bridge_network_subnet_ipv6", json!("fd00::/127")),
+        ] {
+            let error = decode(&json!({option: wrong})).unwrap_err().to_string();
+            assert!(error.contains(option), "{error}");
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! A task's network: which namespace it is in, how one of its own is made, and how that is taken down again.
+//!
+//! All of a network of a task's own is in its bundle: `netns`, where its namespace is kept, and `network.json`, by which
+//! the plugins are told to take back what they made. So it is found by the task's id alone, whatever was cut off when.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nomad_proto::driver as pb;
+use serde::{Deserialize, Serialize};
+
+use super::place::Place;
+use super::{Phase, Settings, Task, Tasks};
+use crate::cni::{self, Attachment, Capabilities, PortMapping, Protocol};
+use crate::config::{Bandwidth, Network, NetworkOptions, Rate, Wishes};
+use crate::error::{Error, Result};
+use crate::init::Init;
+use crate::netns;
+use crate::spec::NetNamespace;
+
+/// The interface in a namespace that plugins connect.
+pub(super) const INTERFACE: &str = "eth0";
+/// Both, since a job's port has no protocol; as Nomad and docker's driver do.
+const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
+/// How long a task waits for the one whose network it is to share: those of a group are started side by side.
+const NEIGHBOUR: Duration = Duration::from_secs(5);
+const OWN_NETWORK: &str = "/proc/self/ns/net";
+
+/// What Nomad is told of a task's network, so that services can be advertised at the task's own address.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DriverNetwork {
+    pub address: IpAddr,
+    /// By their labels, as they are in the task.
+    pub ports: BTreeMap<String, u16>,
+    /// Services that don't say so are at this address, too.
+    pub auto_advertise: bool,
+}
+
+/// A task's network as it is wanted, and found to be possible.
+pub(super) struct WantedNetwork {
+    network: Network,
+    wishes: Wishes,
+    /// Those of the group's ports that are to be published.
+    ports: Vec<pb::PortMapping>,
+    /// The plugins of one of its own.
+    plugins: Option<cni::Network>,
+}
+
+/// A task's network as it is.
+#[derive(Debug)]
+pub(super) struct Joined {
+    pub(super) namespace: NetNamespace,
+    /// By which others reach the task.
+    pub(super) addresses: Vec<IpAddr>,
+    /// What the plugins say of name servers.
+    pub(super) dns: cni::Dns,
+    pub(super) told: Option<DriverNetwork>,
+}
+
+impl Joined {
+    fn at(namespace: NetNamespace, addresses: Vec<IpAddr>) -> Self {
+        Self { namespace, addresses, dns: cni::Dns::default(), told: None }
+    }
+}
+
+impl WantedNetwork {
+    /// # Errors
+    /// Names the option that can't be had with the networks that there are.
+    pub(super) async fn of(
+        settings: &Settings,
+        network: Network,
+        options: &NetworkOptions,
+        config: &pb::TaskConfig,
+    ) -> Result<Self> {
+        let wishes = options.wishes.clone();
+        let plugins = match &network {
+            Network::Own(name) => Some(settings.cni.network(name.as_deref()).await?),
+            Network::OfTask(name) if *name == config.name => {
+                return Err(Error::Invalid(format!(
+                    "the option network_mode can't be \"task:{name}\": that is this task itself"
+                )));
+            }
+            _ => None,
+        };
+        let offered = config.resources.as_ref().map(|resources| &resources.ports[..]).unwrap_or_default();
+        let ports = published(&wishes.ports, offered)?;
+        Ok(Self { network, wishes, ports, plugins })
+    }
+
+    pub(super) fn is_the_hosts(&self) -> bool {
+        self.network == Network::Host
+    }
+
+    /// Other names by which the task goes.
+    pub(super) fn aliases(&self) -> &[String] {
+        &self.wishes.aliases
+    }
+
+    /// Makes it, or finds it. What was made is found by [`Place::end_network`], however this ends.
+    ///
+    /// # Errors
+    /// Says what of it can't be had.
+    pub(super) async fn join(&self, tasks: &Tasks, place: &Place, config: &pb::TaskConfig) -> Result<Joined> {
+        match (&self.network, &self.plugins) {
+            (Network::Host, _) => Ok(Joined::at(NetNamespace::Host, Vec::new())),
+            (Network::Group(path), _) => {
+                let addresses = netns::addresses(Path::new(path)).await?;
+                Ok(Joined::at(NetNamespace::At(path.into()), addresses))
+            }
+            (Network::OfTask(name), _) => share(tasks, place, config, name)
+                .await
+                .map_err(|error| error.context(format!("network_mode = \"task:{name}\""))),
+            (Network::Own(name), Some(plugins)) => {
+                self.connect(name.as_deref(), plugins, place, config).await
+            }
+            (Network::Own(_) | Network::Private, _) => Ok(Joined::at(NetNamespace::Own, Vec::new())),
+        }
+    }
+
+    async fn connect(
+        &self,
+        name: Option<&str>,
+        plugins: &cni::Network,
+        place: &Place,
+        config: &pb::TaskConfig,
+    ) -> Result<Joined> {
+        let path = place.bundle.network_namespace();
+        netns::create(&path).await?;
+        let attachment = Attachment {
+            container_id: place.id.clone(),
+            netns: path.clone(),
+            if_name: INTERFACE.to_owned(),
+            args: arguments(config),
+            capabilities: self.capabilities(plugins),
+        };
+        let added = place.cni.add(plugins, &attachment, &place.bundle.network_record()).await?;
+        let addresses: Vec<IpAddr> = added.addresses.clone();
+        self.is_met(plugins.name(), &addresses, added.mac.as_deref())?;
+        let told = self.told(name, &addresses)?;
+        Ok(Joined { namespace: NetNamespace::At(path), addresses, dns: added.dns, told })
+    }
+
+    /// A network without a plugin that takes what is asked for refuses it; but aliases are also in the task's own files.
+    fn capabilities(&self, plugins: &cni::Network) -> Capabilities {
+        let Wishes { ports: _, ipv4, ipv6, mac, aliases, advertise_ipv6: _, bandwidth } = &self.wishes;
+        let ips = ipv4.iter().map(ToString::to_string).chain(ipv6.iter().map(ToString::to_string));
+        let takes_aliases = plugins.capabilities().contains("aliases");
+        Capabilities {
+            port_mappings: self.ports.iter().flat_map(mappings).collect(),
+            dns: None,
+            bandwidth: (*bandwidth != Bandwidth::default()).then(|| in_bits(bandwidth)),
+            ips: ips.collect(),
+            mac: mac.clone(),
+            aliases: if takes_aliases { aliases.clone() } else { Vec::new() },
+        }
+    }
+
+    /// What plugins may pass over in silence.
+    fn is_met(&self, network: &str, addresses: &[IpAddr], mac: Option<&str>) -> Result<()> {
+        let unmet = |option: &str, asked: &str| {
+            Error::Invalid(format!(
+                "the option {option} can't be {asked:?}: network {network} has given the task another one"
+            ))
+        };
+        let Wishes { ipv4, ipv6, mac: wanted_mac, .. } = &self.wishes;
+        let wanted = [("ipv4_address", ipv4.map(IpAddr::from)), ("ipv6_address", ipv6.map(IpAddr::from))];
+        for (option, address) in wanted {
+            if let Some(address) = address
+                && !addresses.contains(&address)
+            {
+                return Err(unmet(option, &address.to_string()));
+            }
+        }
+        if let Some(wanted) = wanted_mac
+            && !mac.is_some_and(|mac| mac.eq_ignore_ascii_case(wanted))
+        {
+            return Err(unmet("mac_address", wanted));
+        }
+        for port in &self.ports {
+            if let Ok(host) = port.host_ip.parse::<IpAddr>()
+                && !addresses.iter().any(|address| address.is_ipv4() == host.is_ipv4())
+            {
+                return Err(Error::Invalid(format!(
+                    "the option ports can't have {:?}: the host's address for it is {host}, and the task's network has no \
+                     address of that version",
+                    port.label
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// The address of the default network is not advertised unless a service asks for it: it means nothing to other nodes.
+    fn told(&self, name: Option<&str>, addresses: &[IpAddr]) -> Result<Option<DriverNetwork>> {
+        let advertise_ipv6 = self.wishes.advertise_ipv6;
+        let wanted = addresses.iter().find(|address| address.is_ipv6() == advertise_ipv6);
+        let address = match wanted.or(addresses.first()) {
+            Some(address) if !advertise_ipv6 || address.is_ipv6() => *address,
+            _ if advertise_ipv6 => {
+                let why = "the task's network has given it no address of version 6";
+                return Err(Error::Invalid(format!(
+                    "the option advertise_ipv6_address can't be true: {why}"
+                )));
+            }
+            _ => return Ok(None),
+        };
+        let ports = self.ports.iter().map(|port| (port.label.clone(), inside(port))).collect();
+        Ok(Some(DriverNetwork { address, ports, auto_advertise: advertise_ipv6 || name.is_some() }))
+    }
+}
+
+/// The group's ports of these labels.
+fn published(labels: &[String], offered: &[pb::PortMapping]) -> Result<Vec<pb::PortMapping>> {
+    let find = |label: &String| {
+        let found: Vec<_> = offered.iter().filter(|port| port.label == *label).cloned().collect();
+        if !found.is_empty() {
+            return Ok(found);
+        }
+        let known: Vec<_> = offered.iter().map(|port| port.label.as_str()).collect();
+        Err(Error::Invalid(format!(
+            "the option ports can't have {label:?}: the group's network block has {}",
+            if known.is_empty() { "no ports".to_owned() } else { format!("the ports {}", known.join(", ")) }
+        )))
+    };
+    Ok(labels.iter().map(find).collect::<Result<Vec<_>>>()?.concat())
+}
+
+/// The number of a port in the task.
+fn inside(port: &pb::PortMapping) -> u16 {
+    let number = if port.to > 0 { port.to } else { port.value };
+    u16::try_from(number).unwrap_or_default()
+}
+
+fn mappings(port: &pb::PortMapping) -> impl Iterator<Item = PortMapping> {
+    let (host_port, container_port) = (u16::try_from(port.value).unwrap_or_default(), inside(port));
+    let host_ip = port.host_ip.parse().ok();
+    PROTOCOLS.map(|protocol| PortMapping { host_port, container_port, protocol, host_ip }).into_iter()
+}
+
+/// What is not limited is 0.
+fn in_bits(bandwidth: &Bandwidth) -> cni::Bandwidth {
+    let bits =
+        |rate: Option<Rate>| rate.map_or((0, 0), |rate| (rate.bytes_per_second * 8, rate.burst_bytes * 8));
+    let (ingress_rate, ingress_burst) = bits(bandwidth.ingress);
+    let (egress_rate, egress_burst) = bits(bandwidth.egress);
+    cni::Bandwidth { ingress_rate, ingress_burst, egress_rate, egress_burst }
+}
+
+/// As Nomad's own networks have them, for plugins that look who it is.
+fn arguments(config: &pb::TaskConfig) -> Vec<(String, String)> {
+    let pb::TaskConfig { alloc_id, name, task_group_name, job_name, namespace, .. } = config;
+    [
+        ("IgnoreUnknown", "true"),
+        ("NOMAD_ALLOC_ID", alloc_id),
+        ("NOMAD_GROUP_NAME", task_group_name),
+        ("NOMAD_JOB_ID", job_name),
+        ("NOMAD_NAMESPACE", namespace),
+        ("NOMAD_TASK_NAME", name),
+    ]
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .to_vec()
+}
+
+/// Joins the network of another task of the allocation.
+async fn share(tasks: &Tasks, place: &Place, config: &pb::TaskConfig, name: &str) -> Result<Joined> {
+    let gone = || Error::Transient(format!("the task {name:?} of this allocation does not run"));
+    let neighbour = tasks.neighbour(&config.alloc_id, name).await.ok_or_else(gone)?;
+    let id = neighbour.saved.init;
+    let init = Init::open(id).ok_or_else(gone)?;
+    let path = PathBuf::from(format!("/proc/{}/ns/net", id.pid));
+    let namespace = File::open(&path).map_err(|_| gone())?;
+    // Else the pid may have been another process' when it was looked up by it.
+    if init.has_ended() {
+        return Err(gone());
+    }
+    if is_same(&namespace, OWN_NETWORK) {
+        let why = "that task is in the host's network; for the same write network_mode = \"host\"";
+        return Err(Error::Invalid(why.to_owned()));
+    }
+    let at = place.bundle.network_namespace();
+    netns::pin(OwnedFd::from(namespace), &at).await?;
+    let addresses = netns::addresses(&at).await?;
+    let mut joined = Joined::at(NetNamespace::At(at), addresses);
+    let told =
+        |address: &IpAddr| DriverNetwork { address: *address, ports: BTreeMap::new(), auto_advertise: false };
+    joined.told = joined.addresses.first().map(told);
+    Ok(joined)
+}
+
+fn is_same(namespace: &File, other: &str) -> bool {
+    let number = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
+    let (one, other) = (namespace.metadata(), std::fs::metadata(other));
+    one.is_ok_and(|one| other.is_ok_and(|other| number(one) == number(other)))
+}
+
+impl Tasks {
+    /// The task of this name of an allocation, once it runs.
+    async fn neighbour(&self, alloc_id: &str, name: &str) -> Option<Arc<Task>> {
+        let is_it = |task: &Arc<Task>| task.identity.alloc_id == alloc_id && task.identity.name == name;
+        let runs = |task: &Arc<Task>| is_it(task) && matches!(task.phase(), Phase::Running);
+        let found = async {
+            loop {
+                let changed = self.freed.notified();
+                if let Some(task) = self.here().into_iter().find(runs) {
+                    return task;
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(NEIGHBOUR, found).await.ok()
+    }
+}
+
+impl Place {
+    /// Says so in the log where the task's network is no longer as it was made.
+    pub(super) async fn check_network(&self) {
+        let record = self.bundle.network_record();
+        if record.exists()
+            && let Err(error) = self.cni.check(&record).await
+        {
+            tracing::warn!(container = self.id, %error, "the task's network is not as it was made; restart the task");
+        }
+    }
+
+    /// Has the plugins take back what they made, and gives up the namespace, if the task has one of its own.
+    ///
+    /// # Errors
+    /// Names the plugin, or the file. What could not be undone is still written down then.
+    pub(super) async fn end_network(&self) -> Result<()> {
+        self.cni.delete(&self.bundle.network_record()).await?;
+        Ok(netns::remove(&self.bundle.network_namespace()).await?)
+    }
+}
