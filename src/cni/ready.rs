@@ -24,7 +24,6 @@ pub(super) struct Ready {
 
 impl Cni {
     /// Whether the built-in network can be joined, by the word of its plugins. It may be some seconds old.
-    #[allow(dead_code, reason = "the fingerprint is what asks")]
     pub(crate) async fn is_ready(&self) -> bool {
         let known = *self.ready.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, ready)) = known.filter(|(since, _)| since.elapsed() < ASK_AGAIN) {

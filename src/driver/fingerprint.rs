@@ -59,7 +59,11 @@ async fn look(settings: Option<&Settings>) -> FingerprintResponse {
             Facts::default(),
         );
     }
-    let mut facts = Facts { runtime: settings.config.containerd_runtime.clone(), ..Facts::default() };
+    let mut facts = Facts {
+        runtime: settings.config.containerd_runtime.clone(),
+        bridge_network: settings.cni.is_ready().await,
+        ..Facts::default()
+    };
     match settings.shim() {
         Ok(path) => facts.shim = path.display().to_string(),
         Err(error) => return answer(HealthState::Unhealthy, &error.to_string(), facts),
@@ -80,6 +84,7 @@ struct Facts {
     runtime: String,
     shim: String,
     containerd: String,
+    bridge_network: bool,
 }
 
 fn answer(health: HealthState, description: &str, facts: Facts) -> FingerprintResponse {
@@ -92,6 +97,8 @@ fn answer(health: HealthState, description: &str, facts: Facts) -> FingerprintRe
         ("driver.containerd-driver.shim".to_owned(), text(facts.shim)),
         ("driver.containerd-driver.cgroup_version".to_owned(), text(cgroup_version())),
     ]);
+    let bridge_network = if facts.bridge_network { detected.clone() } else { text(String::new()) };
+    attributes.insert("driver.containerd-driver.bridge_network".to_owned(), bridge_network);
     let present = if health == HealthState::Undetected { text(String::new()) } else { detected };
     attributes.insert("driver.containerd-driver".to_owned(), present);
     FingerprintResponse {

@@ -5,6 +5,7 @@ mod account;
 mod bad_input;
 mod bridges;
 mod capabilities;
+mod cni;
 mod coexistence;
 mod containerd_down;
 mod credentials;
@@ -129,6 +130,7 @@ pub fn all() -> Vec<Case> {
         devices::cases(),
         security::cases(),
         capabilities::cases(),
+        cni::cases(),
         seccomp::cases(),
         privileged::cases(),
         labels::cases(),

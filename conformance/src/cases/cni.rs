@@ -1,0 +1,290 @@
+//! CNI plugins that do what they should not, or are of another version, between real ones that do what they should; and what
+//! all of them are told.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use nomad_proto::structs::attribute::Value as Attribute;
+use serde_json::{Value, json};
+
+use super::networks::{PORT, ask, server, told, with};
+use super::{cases, is_recoverable, refused, same, until};
+use crate::host::Plugin;
+use crate::scene::Scene;
+use crate::task::{LIMIT, Task};
+
+cases!["cni":
+    a_plugin_that_fails_half_way_is_shown_with_its_words_and_all_is_undone,
+    a_plugin_that_hangs_is_killed_and_worth_another_try,
+    plugins_have_an_environment_of_their_own,
+    networks_of_each_version_that_the_plugins_speak_are_joined,
+    a_file_that_is_no_network_is_named_with_its_line,
+    a_node_tells_whether_it_has_the_plugins_of_the_bridge,
+    an_address_of_a_container_whose_bundle_is_lost_is_given_up,
+];
+
+/// Debian's place for them.
+const REAL: &str = "/usr/lib/cni";
+/// Writes down that it was called. What follows it may end it, or lets it answer as a plugin that changes nothing.
+const PRELUDE: &str = r#"#!/bin/sh
+here=${0%/*}/..
+request=$(cat)
+echo "$CNI_COMMAND" >> "$here/commands"
+"#;
+/// A request's keys are in the order of their names.
+const PASS_ON: &str = r#"
+[ "$CNI_COMMAND" = ADD ] && printf %s "$request" | sed 's/.*"prevResult"://; s/,"type":"trouble"}$//'
+exit 0
+"#;
+
+/// The real plugins, one more that a script is, and a network of both.
+struct Stage {
+    directory: PathBuf,
+}
+
+impl Stage {
+    fn set(scene: &Scene, script: &str) -> Result<Self> {
+        let stage = Self { directory: scene.directory().join("cni") };
+        let _ = fs::remove_dir_all(&stage.directory);
+        for directory in [stage.bin(), stage.networks()] {
+            fs::create_dir_all(directory)?;
+        }
+        for plugin in fs::read_dir(REAL).context("containernetworking-plugins")? {
+            let plugin = plugin?;
+            symlink(plugin.path(), stage.bin().join(plugin.file_name()))?;
+        }
+        let trouble = stage.bin().join("trouble");
+        fs::write(&trouble, format!("{PRELUDE}{script}{PASS_ON}"))?;
+        fs::set_permissions(&trouble, fs::Permissions::from_mode(0o755))?;
+        let plugins = [
+            bridge(scene),
+            json!({"type": "firewall"}),
+            json!({"type": "portmap", "snat": true, "capabilities": {"portMappings": true}}),
+            json!({"type": "trouble"}),
+        ];
+        stage.describe(
+            "troubled.conflist",
+            &json!({"cniVersion": "1.0.0", "name": "troubled", "plugins": plugins}),
+        )?;
+        Ok(stage)
+    }
+
+    fn bin(&self) -> PathBuf {
+        self.directory.join("bin")
+    }
+
+    fn networks(&self) -> PathBuf {
+        self.directory.join("net.d")
+    }
+
+    fn describe(&self, file: &str, network: &Value) -> Result<()> {
+        Ok(fs::write(self.networks().join(file), serde_json::to_vec_pretty(network)?)?)
+    }
+
+    fn options(&self, scene: &Scene) -> Value {
+        let mut options = scene.options();
+        options["cni_path"] = json!(self.bin().display().to_string());
+        options["cni_config_dir"] = json!(self.networks().display().to_string());
+        options
+    }
+
+    async fn plugin(&self, scene: &Scene) -> Result<Plugin> {
+        scene.plugin_as(&scene.launch(), &self.options(scene)).await
+    }
+
+    /// What the script has written.
+    fn noted(&self, file: &str) -> String {
+        fs::read_to_string(self.directory.join(file)).unwrap_or_default()
+    }
+}
+
+fn bridge(scene: &Scene) -> Value {
+    let bridge = scene.world().networks().described();
+    json!({
+        "type": "bridge", "bridge": bridge.name, "isGateway": true, "ipMasq": true,
+        "ipam": {
+            "type": "host-local", "ranges": [[{"subnet": bridge.subnet}]], "routes": [{"dst": "0.0.0.0/0"}],
+            "dataDir": scene.state_dir().join("leases").display().to_string(),
+        },
+    })
+}
+
+fn on(network: &str) -> [(&'static str, Value); 1] {
+    [("network_mode", json!(format!("cni/{network}")))]
+}
+
+async fn prepared(scene: &Scene, plugin: &Plugin) -> Result<Task> {
+    scene.prepare(plugin, &with(scene, "sleep 600", &on("troubled"))).await
+}
+
+async fn a_plugin_that_fails_half_way_is_shown_with_its_words_and_all_is_undone(scene: &Scene) -> Result<()> {
+    let complains = r#"[ $CNI_COMMAND = ADD ] && {
+        echo '{"cniVersion": "1.0.0", "code": 107, "msg": "no luck", "details": "the moon is full"}'; exit 1; }"#;
+    for (script, words) in [
+        (complains, &["no luck", "the moon is full", "107"][..]),
+        ("[ $CNI_COMMAND = ADD ] && { echo rubbish; exit 0; }", &["no result", "rubbish"]),
+        ("[ $CNI_COMMAND = ADD ] && exit 0", &["no result"]),
+        ("[ $CNI_COMMAND = ADD ] && { echo quite broken >&2; exit 4; }", &["exit status: 4", "quite broken"]),
+        ("[ $CNI_COMMAND = ADD ] && kill -SEGV $$", &["signal: 11"]),
+        ("[ $CNI_COMMAND = ADD ] && exec yes", &["printed more than"]),
+    ] {
+        let stage = Stage::set(scene, script)?;
+        let mut plugin = stage.plugin(scene).await?;
+        let task = prepared(scene, &plugin).await?;
+        let status = refused(plugin.start_task(task.config.clone()).await, words)?;
+        refused::<()>(Err(status), &["bin/trouble", "ADD", "troubled"])?;
+        same!(stage.noted("commands"), "ADD\nDEL\n");
+        scene.nothing_left()?;
+        plugin.shut_down().await?;
+    }
+    Ok(())
+}
+
+async fn a_plugin_that_hangs_is_killed_and_worth_another_try(scene: &Scene) -> Result<()> {
+    let stage = Stage::set(scene, r#"[ $CNI_COMMAND = ADD ] && { echo $$ > "$here/pid"; sleep 600; }"#)?;
+    let mut options = stage.options(scene);
+    options["cni_timeout"] = json!("2s");
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let task = prepared(scene, &plugin).await?;
+    let status = refused(plugin.start_task(task.config.clone()).await, &["bin/trouble", "within 2 s"])?;
+    ensure!(is_recoverable(&status)?, "the agent would give up");
+    // One that has ended, and nobody has looked at yet, has no command line any more.
+    let command = fs::read(format!("/proc/{}/cmdline", stage.noted("pid").trim())).unwrap_or_default();
+    ensure!(command.is_empty(), "the plugin runs on");
+    scene.nothing_left()?;
+    // Nor does the agent give up where a plugin says that it is too early.
+    let early = r#"[ $CNI_COMMAND = ADD ] && { echo '{"code": 11, "msg": "not yet"}'; exit 1; }"#;
+    let stage = Stage::set(scene, early)?;
+    let task = prepared(scene, &plugin).await?;
+    let status = refused(plugin.start_task(task.config.clone()).await, &["not yet", "code 11"])?;
+    ensure!(is_recoverable(&status)?, "the agent would give up");
+    same!(stage.noted("commands"), "ADD\nDEL\n");
+    scene.nothing_left()?;
+    plugin.shut_down().await
+}
+
+async fn plugins_have_an_environment_of_their_own(scene: &Scene) -> Result<()> {
+    let stage = Stage::set(
+        scene,
+        r#"env > "$here/$CNI_COMMAND.env"; printf %s "$request" > "$here/$CNI_COMMAND.in""#,
+    )?;
+    let mut launch = scene.launch();
+    launch.environment.push(("VAULT_TOKEN".into(), "hunter2".into()));
+    launch.environment.push(("CNI_ARGS".into(), "of=another".into()));
+    let mut plugin = scene.plugin_as(&launch, &stage.options(scene)).await?;
+    let mut task = prepared(scene, &plugin).await?;
+    task.start(&plugin).await?;
+    task.end(&plugin).await?;
+    for command in ["ADD", "DEL"] {
+        let environment = stage.noted(&format!("{command}.env"));
+        let names = environment.lines().filter_map(|line| line.split('=').next());
+        // The last ones are the shell's.
+        let is_ours =
+            |name: &str| name.starts_with("CNI_") || ["PATH", "PWD", "OLDPWD", "SHLVL", "_"].contains(&name);
+        ensure!(names.clone().all(is_ours), "{command}: {environment}");
+        same!(names.filter(|name| name.starts_with("CNI_")).count(), 6);
+        ensure!(!environment.contains("another"), "{command}: {environment}");
+        let request: Value = serde_json::from_str(&stage.noted(&format!("{command}.in")))?;
+        same!(request["name"], json!("troubled"));
+        let address = request["prevResult"]["ips"][0]["address"].as_str().unwrap_or_default();
+        ensure!(address.starts_with("10."), "{command}: {request}");
+    }
+    scene.nothing_left()?;
+    plugin.shut_down().await
+}
+
+async fn networks_of_each_version_that_the_plugins_speak_are_joined(scene: &Scene) -> Result<()> {
+    let stage = Stage::set(scene, "")?;
+    let mut plugin = stage.plugin(scene).await?;
+    let list = json!([bridge(scene), {"type": "firewall"}, {"type": "tuning"}]);
+    let oldest = json!([bridge(scene), {"type": "tuning"}]);
+    for (file, versions) in [
+        ("a.conflist", json!({"cniVersion": "0.3.1", "plugins": oldest})),
+        ("a.conflist", json!({"cniVersion": "0.4.0"})),
+        ("a.conflist", json!({"cniVersion": "1.0.0"})),
+        ("a.conflist", json!({"cniVersions": ["0.4.0", "1.0.0", "1.1.0"]})),
+        ("a.conf", json!({"cniVersion": "0.4.0"})),
+    ] {
+        let mut network = if file == "a.conf" { bridge(scene) } else { json!({"plugins": list}) };
+        network["name"] = json!("versioned");
+        for (key, value) in versions.as_object().into_iter().flatten() {
+            network[key] = value.clone();
+        }
+        stage.describe(file, &network)?;
+        let task = server(scene, &plugin, &on("versioned")).await.with_context(|| network.to_string())?;
+        let name = format!("web-{}", &task.alloc.id[..8]);
+        same!(ask(&told(&plugin, &task).await?.addr, PORT)?, name);
+        task.end(&plugin).await?;
+        scene.nothing_left()?;
+        fs::remove_file(stage.networks().join(file))?;
+    }
+    // Debian 12's plugins don't know the newest yet, and its firewall not the oldest.
+    for (version, culprit) in [("1.1.0", "bridge"), ("0.3.1", "firewall")] {
+        stage
+            .describe("a.conflist", &json!({"cniVersion": version, "name": "versioned", "plugins": list}))?;
+        let task = scene.prepare(&plugin, &with(scene, "true", &on("versioned"))).await?;
+        refused(
+            plugin.start_task(task.config.clone()).await,
+            &[culprit, "incompatible CNI version", version],
+        )?;
+        scene.nothing_left()?;
+    }
+    plugin.shut_down().await
+}
+
+async fn a_file_that_is_no_network_is_named_with_its_line(scene: &Scene) -> Result<()> {
+    let stage = Stage::set(scene, "")?;
+    let mut plugin = stage.plugin(scene).await?;
+    let file = |name: &str| stage.networks().join(name);
+    fs::write(file("b.conflist"), "{\n  \"name\": \"broken\",\n  \"plugins\": [,]\n}")?;
+    stage.describe("c.conflist", &json!({"name": "bare", "cniVersion": "1.0.0", "plugins": [{}]}))?;
+    for (name, words) in [
+        ("broken", &["there: bare, troubled", "b.conflist", "line 3"][..]),
+        ("bare", &["c.conflist", "plugin 1", "type"]),
+        ("absent", &["\"absent\"", "troubled"]),
+    ] {
+        let task = scene.prepare(&plugin, &with(scene, "true", &on(name))).await?;
+        refused(plugin.start_task(task.config.clone()).await, words)?;
+        scene.nothing_left()?;
+    }
+    plugin.shut_down().await
+}
+
+async fn a_node_tells_whether_it_has_the_plugins_of_the_bridge(scene: &Scene) -> Result<()> {
+    let stage = Stage::set(scene, "")?;
+    for there in [true, false] {
+        if !there {
+            fs::remove_file(stage.bin().join("firewall"))?;
+        }
+        let mut plugin = stage.plugin(scene).await?;
+        let first = plugin.fingerprints().await?.message().await?.context("no fingerprint")?;
+        let attribute = first.attributes.get("driver.containerd-driver.bridge_network");
+        let told = attribute.and_then(|attribute| attribute.value.clone());
+        same!(told == Some(Attribute::BoolVal(true)), there);
+        plugin.shut_down().await?;
+    }
+    Ok(())
+}
+
+async fn an_address_of_a_container_whose_bundle_is_lost_is_given_up(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = server(scene, &plugin, &[("network_mode", json!("bridge"))]).await?;
+    let (address, bridge) = (told(&plugin, &task).await?.addr, scene.world().networks().tasks().name);
+    let leases = scene.state_dir().join("leases").join(bridge);
+    ensure!(leases.join(&address).exists(), "the address is noted elsewhere");
+    plugin.shut_down().await?;
+    // Another one's, whose bundle is nowhere.
+    let lost = address.rsplit_once('.').map(|(network, _)| leases.join(format!("{network}.100")));
+    let lost = lost.context("no address of version 4")?;
+    fs::write(&lost, "web-of-nobody\r\neth0")?;
+    let mut next = scene.plugin().await?;
+    let _fingerprints = next.fingerprints().await?;
+    until(LIMIT, "the address is given up", || !lost.exists()).await?;
+    task.recover(&next).await?;
+    same!(ask(&address, PORT)?, format!("web-{}", &task.alloc.id[..8]));
+    task.end(&next).await?;
+    scene.nothing_left()?;
+    next.shut_down().await
+}
