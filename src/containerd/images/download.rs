@@ -22,8 +22,8 @@ const PAUSES_MS: [u64; 7] = [250, 500, 1000, 2000, 4000, 8000, 8000];
 const BRINGS_ON_BYTES: u64 = 64 * 1024;
 
 /// One layer to be fetched.
-pub(super) struct Download<'a, 'r> {
-    pub registry: &'a Registry<'r>,
+pub(super) struct Download<'a> {
+    pub registry: &'a Registry<'a>,
     pub blob: &'a Descriptor,
     pub gate: &'a Gate,
     pub progress: &'a Progress,
@@ -36,7 +36,7 @@ impl Containerd {
     /// Names the layer. What has come of it stays under the lease, unless it is of no use.
     pub(super) async fn fetch_layer(
         &self,
-        download: &Download<'_, '_>,
+        download: &Download<'_>,
         labels: &Labels,
         lease: &PullLease,
     ) -> Result<(), Error> {
@@ -71,7 +71,7 @@ impl Containerd {
     }
 }
 
-impl Download<'_, '_> {
+impl Download<'_> {
     async fn run(&self, ingest: &mut Ingest) -> Result<(), Error> {
         if ingest.written_bytes() > self.blob.size() {
             return Err(self.failed(Problem::corrupt("more of it is here than there is")));

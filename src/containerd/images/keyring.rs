@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -37,20 +38,20 @@ impl Credentials {
 
 /// Where the credentials of one pull come from.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Purse<'a> {
+pub(super) struct Purse {
     /// The job's, with the registry that they are for. They count before the operator's.
     pub own: Option<(String, Credentials)>,
-    pub keyring: Option<&'a Keyring>,
+    pub keyring: Option<Arc<Keyring>>,
 }
 
-impl Purse<'_> {
+impl Purse {
     /// Those for a host, and for no other: a mirror's are not the registry's.
     ///
     /// # Errors
     /// As [`Keyring::credentials`].
     pub(super) async fn credentials(&self, host: &str) -> Result<Option<Credentials>, Problem> {
         let host = common_name(host);
-        match (&self.own, self.keyring) {
+        match (&self.own, &self.keyring) {
             (Some((registry, credentials)), _) if registry == host => Ok(Some(credentials.clone())),
             (_, Some(keyring)) => keyring.credentials(host).await,
             (_, None) => Ok(None),
@@ -274,7 +275,7 @@ mod tests {
         let inline = Some(("mirror.example".to_owned(), credentials("you", "hunter3")));
         let keyring = Keyring { inline, ..Keyring::default() };
         let own = Some(("docker.io".to_owned(), credentials("me", "hunter2")));
-        let purse = Purse { own, keyring: Some(&keyring) };
+        let purse = Purse { own, keyring: Some(Arc::new(keyring)) };
         for (host, user) in [
             ("docker.io", Some("me")),
             ("registry-1.docker.io", Some("me")),

@@ -106,9 +106,9 @@ pub(crate) struct Registries {
 pub(super) struct State {
     flights: Flights,
     known: Known,
-    http: Http,
+    http: Arc<Http>,
     hosts: Hosts,
-    keyring: Keyring,
+    keyring: Arc<Keyring>,
     turns: Turns,
     gate: OnceLock<Gate>,
     left: lease::Left,
@@ -120,9 +120,9 @@ impl State {
         Self {
             flights: Flights::default(),
             known: Known::default(),
-            http: Http::default(),
+            http: Arc::default(),
             hosts: Hosts::in_directory(hosts),
-            keyring,
+            keyring: Arc::new(keyring),
             turns: Turns::default(),
             gate: OnceLock::new(),
             left: lease::Left::default(),
@@ -253,12 +253,9 @@ impl Containerd {
         current: Option<&str>,
         audience: &Arc<Audience>,
     ) -> Result<Option<Arc<Layout>>, Error> {
-        let pull = async {
-            let own = errand.credentials.clone().map(|own| (reference.host().to_owned(), own));
-            let purse = Purse { own, keyring: Some(&self.shared.images.keyring) };
-            self.pull(reference, purse, current, audience).await
-        };
-        let outcome = match pull.await {
+        let own = errand.credentials.clone().map(|own| (reference.host().to_owned(), own));
+        let purse = Purse { own, keyring: Some(Arc::clone(&self.shared.images.keyring)) };
+        let outcome = match self.pull(reference, purse, current, audience).await {
             Err(error) if errand.soft_fail && error.is_about_credentials() => {
                 tracing::warn!(image = %reference, %error, "trying without credentials (auth_soft_fail)");
                 self.pull(reference, Purse::default(), current, audience).await

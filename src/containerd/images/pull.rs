@@ -26,10 +26,10 @@ use super::reference::Reference;
 use super::registry::Registry;
 use super::unpack::Unpacking;
 
-struct Pull<'a, 'r> {
+struct Pull<'a> {
     containerd: &'a Containerd,
     reference: &'a Reference,
-    registry: &'a Registry<'r>,
+    registry: &'a Registry<'a>,
     lease: &'a PullLease,
     progress: &'a Progress,
 }
@@ -43,7 +43,7 @@ impl Containerd {
     pub(super) async fn pull(
         &self,
         reference: &Reference,
-        purse: Purse<'_>,
+        purse: Purse,
         current: Option<&str>,
         audience: &Arc<Audience>,
     ) -> Result<Option<Arc<Layout>>, Error> {
@@ -62,7 +62,7 @@ impl Containerd {
         let outcome = bounded(&progress, gate, Box::pin(pull.run())).await;
         lease.end(Outcome::of(&outcome)).await;
         if outcome.is_ok() {
-            let (counts, took, from) = (progress.counts(), progress.age(), registry.sources());
+            let (counts, took, from) = (progress.counts(), progress.age(), reference.host().to_owned());
             audience.tell(&PullEvent::Finished { counts, took, from });
         }
         outcome.map(Some)
@@ -93,7 +93,7 @@ async fn is_current(registry: &Registry<'_>, reference: &Reference, current: &st
     Ok(resolved.digest().as_ref() == current)
 }
 
-impl Pull<'_, '_> {
+impl Pull<'_> {
     /// What the same digest is pulled for meanwhile, by another name, is waited for; and so is a place.
     async fn run(&self) -> Result<Arc<Layout>, Error> {
         let images = &self.containerd.shared.images;

@@ -10,8 +10,7 @@ mod answer;
 mod authorization;
 mod endpoint;
 
-use std::collections::BTreeSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use oci_spec::image::Descriptor;
@@ -39,22 +38,14 @@ const RESOLVE: Trust = Trust { pull: true, resolve: true };
 pub(super) struct Registry<'a> {
     shared: &'a State,
     reference: Reference,
-    purse: Purse<'a>,
+    purse: Purse,
     /// Found with the first request.
-    endpoints: OnceCell<Vec<Endpoint<'a>>>,
-    /// By whom something was answered.
-    served: Mutex<BTreeSet<String>>,
+    endpoints: OnceCell<Vec<Endpoint>>,
 }
 
 impl<'a> Registry<'a> {
-    pub(super) fn new(shared: &'a State, reference: &Reference, purse: Purse<'a>) -> Self {
-        Self {
-            shared,
-            reference: reference.clone(),
-            purse,
-            endpoints: OnceCell::new(),
-            served: Mutex::default(),
-        }
+    pub(super) fn new(shared: &'a State, reference: &Reference, purse: Purse) -> Self {
+        Self { shared, reference: reference.clone(), purse, endpoints: OnceCell::new() }
     }
 
     /// What a tag or digest stands for now, without its content, which registries count against a limit.
@@ -101,16 +92,12 @@ impl<'a> Registry<'a> {
     }
 
     /// The first host's that is believed as much as is needed and doesn't fail.
-    async fn ask<'s, T, F>(
-        &'s self,
-        needed: Trust,
-        attempt: impl Fn(&'s Endpoint<'a>) -> F,
-    ) -> Result<T, Problem>
+    async fn ask<'s, T, F>(&'s self, needed: Trust, attempt: impl Fn(&'s Endpoint) -> F) -> Result<T, Problem>
     where
         F: Future<Output = Result<T, Failure>>,
     {
         let endpoints = self.endpoints().await?;
-        let fit = |endpoint: &&Endpoint<'a>| {
+        let fit = |endpoint: &&Endpoint| {
             let Trust { pull, resolve } = endpoint.trust();
             pull >= needed.pull && resolve >= needed.resolve
         };
@@ -122,10 +109,7 @@ impl<'a> Registry<'a> {
             let mut wait: Option<Duration> = None;
             for endpoint in well.into_iter().chain(failing) {
                 match attempt(endpoint).await {
-                    Ok(answer) => {
-                        self.served().insert(endpoint.name());
-                        return Ok(answer);
-                    }
+                    Ok(answer) => return Ok(answer),
                     Err(Failure { problem, wants }) => {
                         endpoint.has_failed(&problem, endpoints.len() > 1);
                         wait = wait.into_iter().chain(wants).min();
@@ -141,16 +125,6 @@ impl<'a> Registry<'a> {
         }
     }
 
-    /// The hosts that have answered something, mirrors among them.
-    pub(super) fn sources(&self) -> String {
-        self.served().iter().map(String::as_str).collect::<Vec<_>>().join(", ")
-    }
-
-    /// No code that can panic runs under it.
-    fn served(&self) -> MutexGuard<'_, BTreeSet<String>> {
-        self.served.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn none_of(&self, mut failures: Vec<(String, Problem)>) -> Problem {
         match failures.len() {
             0 => Problem::useless(format!(
@@ -162,11 +136,13 @@ impl<'a> Registry<'a> {
         }
     }
 
-    async fn endpoints(&self) -> Result<&[Endpoint<'a>], Problem> {
+    async fn endpoints(&self) -> Result<&[Endpoint], Problem> {
         let found = self.endpoints.get_or_try_init(|| async {
             let mut endpoints = Vec::new();
             for host in self.shared.hosts.of(self.reference.host()).await? {
-                endpoints.push(Endpoint::new(&self.shared.http, host, &self.reference, &self.purse).await?);
+                endpoints.push(
+                    Endpoint::new(Arc::clone(&self.shared.http), host, &self.reference, &self.purse).await?,
+                );
             }
             Ok(endpoints)
         });

@@ -36,6 +36,9 @@ impl From<Problem> for Failure {
 pub(in super::super) struct Fetched {
     pub media_type: String,
     pub bytes: Vec<u8>,
+    /// The host that it came from, with its port.
+    #[allow(dead_code, reason = "for the events of a pull, which are on their way")]
+    pub origin: String,
 }
 
 /// A blob on its way.
@@ -43,10 +46,17 @@ pub(in super::super) struct Body {
     pub(super) response: Response,
     /// What a registry that can't begin in the middle sends again.
     pub(super) skip_bytes: u64,
+    pub(super) origin: String,
     pub(super) is_failing: Arc<AtomicBool>,
 }
 
 impl Body {
+    /// The host that it comes from, with its port.
+    #[allow(dead_code, reason = "for the events of a pull, which are on their way")]
+    pub(in super::super) fn origin(&self) -> &str {
+        &self.origin
+    }
+
     /// Appends what comes next; false at the end.
     ///
     /// # Errors

@@ -22,7 +22,7 @@ const FORM: &str = "application/x-www-form-urlencoded";
 
 /// One request for it, of one endpoint.
 pub(super) struct Authorizing<'e> {
-    pub endpoint: &'e Endpoint<'e>,
+    pub endpoint: &'e Endpoint,
     pub credentials: Option<&'e Credentials>,
 }
 

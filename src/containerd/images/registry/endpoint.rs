@@ -23,15 +23,15 @@ use super::authorization::Authorizing;
 const DIGEST: &str = "docker-content-digest";
 const REDIRECTS: usize = 10;
 
-pub(super) struct Endpoint<'a> {
-    http: &'a Http,
+pub(super) struct Endpoint {
+    http: Arc<Http>,
     /// Its own, where something is said of its TLS or its timeout.
     client: Option<Client>,
     host: Host,
     repository: String,
     /// The registry that is meant, where this is another host.
     namespace: Option<String>,
-    purse: Purse<'a>,
+    purse: Purse,
     credentials: OnceCell<Option<Credentials>>,
     /// What it has asked to be told with each request.
     authorization: Mutex<Option<HeaderValue>>,
@@ -40,14 +40,14 @@ pub(super) struct Endpoint<'a> {
     is_failing: Arc<AtomicBool>,
 }
 
-impl<'a> Endpoint<'a> {
+impl Endpoint {
     /// # Errors
     /// Names the certificate's file that is of no use.
     pub(super) async fn new(
-        http: &'a Http,
+        http: Arc<Http>,
         host: Host,
         reference: &Reference,
-        purse: &Purse<'a>,
+        purse: &Purse,
     ) -> Result<Self, Problem> {
         let name = answer::authority(&host.base);
         let settings = host.settings.clone();
@@ -136,7 +136,7 @@ impl<'a> Endpoint<'a> {
         if checked_digest(version).is_ok() {
             check_digest(version, &manifest::digest_of(&bytes))?;
         }
-        Ok(Fetched { media_type, bytes })
+        Ok(Fetched { media_type, bytes, origin: self.name() })
     }
 
     /// # Errors
@@ -168,7 +168,7 @@ impl<'a> Endpoint<'a> {
             return Err(Problem::corrupt(reason).into());
         }
         let skip_bytes = if is_partial { 0 } else { offset_bytes };
-        Ok(Body { response, skip_bytes, is_failing: Arc::clone(&self.is_failing) })
+        Ok(Body { response, skip_bytes, origin: self.name(), is_failing: Arc::clone(&self.is_failing) })
     }
 
     /// Any answer; a request for a password or a token is met on the way, once.
