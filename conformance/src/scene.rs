@@ -87,6 +87,8 @@ impl Scene {
             containerd_runtime = "io.containerd.runc.v2",
             containerd_socket = self.world.containerd().socket().display().to_string(),
             state_dir = self.state_dir().display().to_string(),
+            // What this machine has there is none of a case's business.
+            registry_config_dir = "",
             allowed_modes = serde_json::json!({
                 "pid": ["host"], "ipc": ["host"], "uts": ["host"], "cgroupns": ["host"], "userns": ["host"],
             }),

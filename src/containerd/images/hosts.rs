@@ -31,6 +31,14 @@ pub(super) struct Host {
     pub settings: Settings,
 }
 
+impl Host {
+    /// Whether it is the registry's own address, and not another one that stands for it.
+    pub(super) fn is(&self, registry: &str) -> bool {
+        let own = Url::parse(&format!("{}://{}", self.base.scheme(), located(registry)));
+        own.is_ok_and(|own| own.origin() == self.base.origin())
+    }
+}
+
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Settings {
     pub trust: Trust,

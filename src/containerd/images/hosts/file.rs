@@ -53,16 +53,15 @@ impl Reader<'_> {
     fn file(&mut self, table: &DeTable<'_>) -> Result<File, String> {
         let mut file = File { own: self.settings(table, &["server", "host"])?, ..File::default() };
         if let Some(server) = table.get("server") {
-            let overrides = self.flag(table, "override_path")?.unwrap_or(false);
             let address = self.text_of(server, "server")?;
-            file.server =
-                Some(self.address(address, &server.span(), overrides)?).filter(|_| !address.is_empty());
+            if !address.is_empty() {
+                file.server = Some(self.address(address, &server.span(), table)?);
+            }
         }
         let Some(hosts) = table.get("host") else { return Ok(file) };
         for (address, value) in self.table_of(hosts, "host")? {
             let table = self.table_of(value, "a host")?;
-            let overrides = self.flag(table, "override_path")?.unwrap_or(false);
-            let base = self.address(address.get_ref(), &address.span(), overrides)?;
+            let base = self.address(address.get_ref(), &address.span(), table)?;
             file.hosts.push(Host { base, settings: self.settings(table, &[])? });
         }
         Ok(file)
@@ -167,7 +166,7 @@ impl Reader<'_> {
     }
 
     /// Without a scheme it is https; `/v2` is added to the path unless that is said to be whole.
-    fn address(&self, address: &str, at: &Range<usize>, overrides_path: bool) -> Result<Url, String> {
+    fn address(&self, address: &str, at: &Range<usize>, table: &DeTable<'_>) -> Result<Url, String> {
         let whole = if address.contains("://") { address.to_owned() } else { format!("https://{address}") };
         let why = "this is not the address of a host, such as \"https://mirror.example:5000\"";
         let mut url = Url::parse(&whole).map_err(|_| self.fault(at, why))?;
@@ -179,7 +178,7 @@ impl Reader<'_> {
             return Err(self.fault(at, why));
         }
         let path = url.path().trim_end_matches('/').to_owned();
-        let is_whole = overrides_path || path.ends_with("/v2");
+        let is_whole = self.flag(table, "override_path")?.unwrap_or(false) || path.ends_with("/v2");
         url.set_path(&if is_whole { path } else { format!("{path}/v2") });
         url.set_fragment(None);
         let host = url.host_str().map(|host| located(host).to_owned());

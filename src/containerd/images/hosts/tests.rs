@@ -29,10 +29,12 @@ async fn without_a_word_a_registry_is_its_own_host() {
         ("10.0.0.5:5000", "https://10.0.0.5:5000/v2"),
         ("localhost:5000", "http://localhost:5000/v2"),
         ("[::1]:5000", "http://[::1]:5000/v2"),
+        ("Ghcr.io:443", "https://ghcr.io/v2"),
     ] {
         let found = nowhere.of(registry).await.unwrap();
         assert_eq!(found.iter().map(|host| host.base.as_str()).collect::<Vec<_>>(), [base]);
         assert_eq!(found[0].settings, Settings::default());
+        assert!(found[0].is(registry) && !found[0].is("ghcr.io:5000"), "{registry}");
         assert_eq!(Hosts::in_directory(Some("/no/such".into())).of(registry).await.unwrap(), found);
     }
 }
@@ -79,6 +81,8 @@ async fn hosts_are_in_the_files_order_and_the_registry_is_the_last() {
         "https://registry-1.docker.io/v2",
     ];
     assert_eq!(addresses(&place, "docker.io").await, bases);
+    let nothing = directory(&[("ghcr.io/hosts.toml", "server = \"\"")]);
+    assert_eq!(addresses(&nothing, "ghcr.io").await, ["https://ghcr.io/v2"]);
     let server = directory(&[("docker.io/hosts.toml", "server = \"docker.io\"\n[host.\"a.example\"]")]);
     let bases = ["https://a.example/v2", "https://registry-1.docker.io/v2"];
     assert_eq!(addresses(&server, "docker.io").await, bases);

@@ -32,6 +32,8 @@ pub(super) struct Endpoint {
     /// The registry that is meant, where this is another host.
     namespace: Option<String>,
     purse: Purse,
+    /// To those who have credentials for it.
+    known_as: String,
     credentials: OnceCell<Option<Credentials>>,
     /// What it has asked to be told with each request.
     authorization: Mutex<Option<HeaderValue>>,
@@ -60,14 +62,15 @@ impl Endpoint {
         } else {
             None
         };
-        let registry = reference.host();
-        let is_itself = name == registry || registry == "docker.io" && name == "registry-1.docker.io";
+        let registry = reference.host().to_owned();
+        let is_itself = host.is(&registry);
         let tls_first = host.settings.tls.is_set() && host.base.port().is_some();
         Ok(Self {
             http,
             client,
             repository: reference.repository().to_owned(),
-            namespace: (!is_itself).then(|| registry.to_owned()),
+            known_as: if is_itself { registry.clone() } else { name },
+            namespace: (!is_itself).then_some(registry),
             purse: purse.clone(),
             credentials: OnceCell::new(),
             authorization: Mutex::default(),
@@ -259,8 +262,7 @@ impl Endpoint {
     }
 
     async fn credentials(&self) -> Result<Option<&Credentials>, Problem> {
-        let name = self.name();
-        self.credentials.get_or_try_init(|| self.purse.credentials(&name)).await.map(Option::as_ref)
+        self.credentials.get_or_try_init(|| self.purse.credentials(&self.known_as)).await.map(Option::as_ref)
     }
 
     fn known_authorization(&self) -> Option<HeaderValue> {
