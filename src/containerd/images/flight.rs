@@ -63,24 +63,28 @@ impl Flights {
         errand: Errand,
         patience: Duration,
         observer: Observer,
-        start: impl FnOnce(Errand, Arc<Audience>) -> F,
+        start: impl Fn(Errand, Arc<Audience>) -> F,
     ) -> Outcome
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
-        let name = errand.name.clone();
         let until = Instant::now() + patience;
-        let flight = {
-            let mut running = lock(&self.running);
-            let entry = running.entry(errand.clone());
-            entry.or_insert_with(|| self.take_off(errand, until, start)).clone()
-        };
-        flight.audience.add(&observer, until);
-        match tokio::time::timeout_at(until, flight.outcome).await {
-            Ok(Err(Error::Image { problem: Problem::Deadline { .. }, .. })) | Err(_) => {
-                Err(Problem::Deadline { after: patience }.during(format!("pull {name}")))
+        loop {
+            let flight = {
+                let mut running = lock(&self.running);
+                let entry = running.entry(errand.clone());
+                entry.or_insert_with(|| self.take_off(errand.clone(), until, &start)).clone()
+            };
+            flight.audience.add(&observer, until);
+            match tokio::time::timeout_at(until, flight.outcome).await {
+                // It was being given up already, since nobody else waited any more.
+                Ok(Err(Error::Image { problem: Problem::Deadline { .. }, .. })) if Instant::now() < until => {
+                }
+                Ok(Err(Error::Image { problem: Problem::Deadline { .. }, .. })) | Err(_) => {
+                    return Err(Problem::Deadline { after: patience }.during(format!("pull {}", errand.name)));
+                }
+                Ok(outcome) => return outcome,
             }
-            Ok(outcome) => outcome,
         }
     }
 
@@ -89,7 +93,7 @@ impl Flights {
         &self,
         errand: Errand,
         until: Instant,
-        start: impl FnOnce(Errand, Arc<Audience>) -> F,
+        start: &impl Fn(Errand, Arc<Audience>) -> F,
     ) -> Flight
     where
         F: Future<Output = Outcome> + Send + 'static,
@@ -290,6 +294,34 @@ mod tests {
         }
         go.notify_one();
         join(LONG).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn one_who_comes_while_a_flight_is_given_up_gets_another_one() {
+        let flights = Flights::default();
+        let (_, observer) = counter();
+        let (given_up, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+        let starts = AtomicUsize::new(0);
+        let start = |_: Errand, audience: Arc<Audience>| {
+            let (given_up, go) = (Arc::clone(&given_up), Arc::clone(&go));
+            let is_first = starts.fetch_add(1, Ordering::SeqCst) == 0;
+            async move {
+                if !is_first {
+                    return Ok(image());
+                }
+                audience.patience_ends().await;
+                given_up.notify_one();
+                go.notified().await;
+                Err(Problem::Deadline { after: LONG }.during("x"))
+            }
+        };
+        let join = |patience| flights.join(errand(), patience, Arc::clone(&observer), start);
+        assert!(join(Duration::from_millis(1)).await.is_err());
+        given_up.notified().await;
+        let mut late = Box::pin(join(LONG));
+        assert!(futures::poll!(late.as_mut()).is_pending());
+        go.notify_one();
+        late.await.unwrap();
     }
 
     #[tokio::test]

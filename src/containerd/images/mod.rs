@@ -169,11 +169,11 @@ impl Containerd {
                 Present::Packed(_) | Present::Absent => {}
             }
         }
-        let (this, reference) = (self.clone(), reference.clone());
         let errand =
             Errand { name, snapshotter: self.snapshotter().to_owned(), policy, credentials, soft_fail };
-        let obtain = |errand: Errand, audience: Arc<Audience>| async move {
-            this.obtain(&reference, &errand, &audience).await
+        let obtain = |errand: Errand, audience: Arc<Audience>| {
+            let (this, reference) = (self.clone(), reference.clone());
+            async move { this.obtain(&reference, &errand, &audience).await }
         };
         self.shared.images.flights.join(errand, timeout, Arc::new(observer), obtain).await
     }
