@@ -13,6 +13,7 @@ use containerd_client::services::v1::{
     DeleteImageRequest, Image as ImageRecord, ListContainersRequest, ListImagesRequest, PluginsRequest,
     UpdateImageRequest,
 };
+use containerd_client::types::Descriptor as Target;
 use nix::sys::statvfs::statvfs;
 use prost_types::FieldMask;
 
@@ -68,7 +69,9 @@ impl Containerd {
     /// Names the image.
     pub(crate) async fn note_unused(&self, name: &str, since: Option<SystemTime>) -> Result<(), Error> {
         let labels = Labels::from([(UNUSED_LABEL.to_owned(), since.map(text).unwrap_or_default())]);
-        let image = ImageRecord { name: name.to_owned(), labels, ..ImageRecord::default() };
+        // Only the labels are updated; without any target, containerd 1.7 and newer crash all the same.
+        let target = Some(Target::default());
+        let image = ImageRecord { name: name.to_owned(), labels, target, ..ImageRecord::default() };
         let update_mask = Some(FieldMask { paths: vec![format!("labels.{UNUSED_LABEL}")] });
         let message = UpdateImageRequest { image: Some(image), update_mask, ..Default::default() };
         let request = self.request(message)?;
