@@ -2,7 +2,7 @@
 //!
 //! Source of the facts: containerd `api/services/snapshots/v1`, `metadata/snapshot.go` @ v1.6.20.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use containerd_client::services::v1::{ListResourcesRequest, PluginsRequest};
 use containerd_client::types::Mount;
 use tonic::transport::Channel;
 
-use super::{Containerd, Error, QUICK};
+use super::{Containerd, Error, Labels, QUICK};
 
 /// The daemon looks at each file.
 const COUNTS_FILES: Duration = Duration::from_secs(60);
@@ -25,10 +25,11 @@ const PLUGIN_TYPE: &str = "io.containerd.snapshotter.v1";
 /// A lease's word for a snapshot; behind it stands the snapshotter.
 const RESOURCE: &str = "snapshots/";
 
-/// The snapshotters that the daemon was seen to have. Should it lose one, its own words say so.
+/// The snapshotters that the daemon was seen to have, and whether each is a program of its own. Should it lose one, its own
+/// words say so.
 #[derive(Default)]
 pub(super) struct Seen {
-    names: Mutex<HashSet<String>>,
+    are_remote: Mutex<HashMap<String, bool>>,
 }
 
 impl Containerd {
@@ -37,22 +38,32 @@ impl Containerd {
     /// # Errors
     /// Names it, and those that there are.
     pub(crate) async fn check_snapshotter(&self) -> Result<(), Error> {
+        self.has_remote_snapshotter().await.map(drop)
+    }
+
+    /// Whether our snapshotter is a program that the daemon asks at an address. Such a one may have layers without our
+    /// fetching them; those of the daemon itself never do.
+    ///
+    /// # Errors
+    /// As [`Self::check_snapshotter`].
+    pub(super) async fn has_remote_snapshotter(&self) -> Result<bool, Error> {
         let wanted = self.snapshotter();
-        let seen = &self.shared.snapshotters.names;
-        if seen.lock().unwrap_or_else(PoisonError::into_inner).contains(wanted) {
-            return Ok(());
+        let seen = &self.shared.snapshotters.are_remote;
+        if let Some(is_remote) = seen.lock().unwrap_or_else(PoisonError::into_inner).get(wanted) {
+            return Ok(*is_remote);
         }
         let doing = format!("use snapshotter {wanted}");
         let request = self.request(PluginsRequest { filters: vec![format!("type=={PLUGIN_TYPE}")] })?;
         let mut client = IntrospectionClient::new(self.channel());
         let plugins = self.call(&doing, QUICK, client.plugins(request)).await?.plugins;
         let works = plugins.into_iter().filter(|plugin| plugin.init_err.is_none());
-        let mut there: Vec<_> = works.map(|plugin| plugin.id).collect();
-        if there.iter().any(|name| name == wanted) {
-            seen.lock().unwrap_or_else(PoisonError::into_inner).insert(wanted.to_owned());
-            return Ok(());
+        let there: BTreeMap<_, _> =
+            works.map(|plugin| (plugin.id, plugin.exports.contains_key("address"))).collect();
+        if let Some(is_remote) = there.get(wanted) {
+            seen.lock().unwrap_or_else(PoisonError::into_inner).insert(wanted.to_owned(), *is_remote);
+            return Ok(*is_remote);
         }
-        there.sort_unstable();
+        let there: Vec<_> = there.into_keys().collect();
         let reason = format!(
             "containerd has none of that name that works; the option snapshotter can be {}",
             there.join(", ")
@@ -136,12 +147,18 @@ impl Containerd {
     }
 
     /// Gives an active snapshot its final name; its contents never change again.
-    pub(super) async fn commit_snapshot(&self, key: &str, name: &str, lease: &str) -> Result<(), Error> {
+    pub(super) async fn commit_snapshot(
+        &self,
+        key: &str,
+        name: &str,
+        labels: Labels,
+        lease: &str,
+    ) -> Result<(), Error> {
         let message = CommitSnapshotRequest {
             snapshotter: self.snapshotter().to_owned(),
             name: name.to_owned(),
             key: key.to_owned(),
-            labels: HashMap::new(),
+            labels,
         };
         let request = self.leased_request(message, lease)?;
         let doing = format!("commit snapshot {key}");

@@ -47,6 +47,7 @@ mod recover;
 mod registries;
 mod registries_proxy;
 mod registries_tls;
+mod remote_snapshotters;
 mod resources;
 mod run;
 mod runtimes;
@@ -138,6 +139,7 @@ pub fn all() -> Vec<Case> {
         logs::cases(),
         runtimes::cases(),
         snapshotters::cases(),
+        remote_snapshotters::cases(),
         credentials::cases(),
         registries::cases(),
         registries_proxy::cases(),

@@ -26,6 +26,7 @@ mod progress;
 mod pull;
 mod reference;
 mod registry;
+mod remote;
 mod saved;
 mod tls;
 mod turns;

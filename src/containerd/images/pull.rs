@@ -24,6 +24,7 @@ use super::manifest::{self, Document, Layer, Layout, MANIFEST_LIMIT_BYTES};
 use super::progress::Progress;
 use super::reference::Reference;
 use super::registry::Registry;
+use super::remote::Origin;
 use super::unpack::Unpacking;
 
 struct Pull<'a> {
@@ -164,7 +165,7 @@ impl Pull<'_> {
         let size_bytes = layout.size_bytes();
         self.containerd.shared.images.gate().check_image_size(size_bytes).map_err(read)?;
         self.progress.expect(layout.layers.len(), size_bytes);
-        self.layers(&layout.layers).await?;
+        self.layers(&layout).await?;
         let documents = Documents { target: target.clone(), target_bytes, chosen, manifest, config };
         self.containerd.store_documents(documents, &layout, &self.source(), self.lease).await?;
         Ok(layout)
@@ -229,8 +230,17 @@ impl Pull<'_> {
     }
 
     /// Downloads some layers at once and unpacks them in order meanwhile. A failed download lets the layers that are here
-    /// get done: the next try finds them.
-    async fn layers(&self, layers: &[Layer]) -> Result<(), Error> {
+    /// get done: the next try finds them. What a remote snapshotter has by itself is not downloaded.
+    async fn layers(&self, layout: &Layout) -> Result<(), Error> {
+        let mut unpacking = Unpacking::new(self.containerd, self.lease, Some(self.progress));
+        if self.containerd.has_remote_snapshotter().await? {
+            unpacking = unpacking.from(Origin::new(self.reference, layout));
+        }
+        let (had, layers) = layout.layers.split_at(unpacking.had_remotely(&layout.layers).await?);
+        for layer in had {
+            self.progress.found(layer.blob.size());
+            self.progress.layer_is_here();
+        }
         let (stored, mut ready) = mpsc::unbounded_channel();
         let labels = self.source();
         let at_once = self.containerd.shared.images.gate().terms.layers_at_once.max(1);
@@ -249,7 +259,6 @@ impl Pull<'_> {
             }
         };
         let unpack = async move {
-            let unpacking = Unpacking::new(self.containerd, self.lease, Some(self.progress));
             while let Some(layer) = ready.recv().await {
                 unpacking.layer(layer).await?;
             }

@@ -5,7 +5,6 @@
 //! Source of the facts: containerd `rootfs/apply.go`, `unpacker.go`, `snapshots/labels.go` @ v1.6.20; image-spec
 //! `config.md` (chain ids).
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use super::super::{Containerd, Error, Labels, Problem};
 use super::lease::{PullLease, unique};
 use super::manifest::{Layer, Layout};
 use super::progress::Progress;
+use super::remote::{self, Origin};
 
 /// The daemon decompresses and writes a whole layer; the pull as a whole is bounded, too.
 const APPLY: Duration = Duration::from_secs(3600);
@@ -36,6 +36,8 @@ pub(super) struct Unpacking<'a> {
     pub lease: &'a PullLease,
     /// Of the pull that it is part of.
     pub progress: Option<&'a Progress>,
+    /// What a remote snapshotter is told.
+    origin: Option<Origin>,
     /// What the layers so far take on the disk, if there is a limit to that.
     unpacked_bytes: AtomicU64,
 }
@@ -46,7 +48,45 @@ impl<'a> Unpacking<'a> {
         lease: &'a PullLease,
         progress: Option<&'a Progress>,
     ) -> Self {
-        Self { containerd, lease, progress, unpacked_bytes: AtomicU64::new(0) }
+        Self { containerd, lease, progress, origin: None, unpacked_bytes: AtomicU64::new(0) }
+    }
+
+    /// For a remote snapshotter, which may have layers by itself.
+    pub(super) fn from(self, origin: Origin) -> Self {
+        Self { origin: Some(origin), ..self }
+    }
+
+    /// How many of the layers, from the lowest on, a remote snapshotter has without their being fetched.
+    ///
+    /// # Errors
+    /// Those of the daemon.
+    pub(super) async fn had_remotely(&self, layers: &[Layer]) -> Result<usize, Error> {
+        let _busy = self.progress.map(Progress::busy);
+        for (place, layer) in layers.iter().enumerate() {
+            if self.origin.is_none() || !self.is_had(layer).await? {
+                return Ok(place);
+            }
+        }
+        Ok(layers.len())
+    }
+
+    /// Asks by beginning to make its snapshot, which is the only way.
+    async fn is_had(&self, layer: &Layer) -> Result<bool, Error> {
+        let (containerd, lease) = (self.containerd, self.lease);
+        let key = format!("extract-{} {}", unique(), layer.chain_id);
+        let labels = remote::labels(self.origin.as_ref(), layer);
+        match containerd.prepare(&key, &layer.parent_chain_id, labels, lease.id()).await {
+            Ok(_) => {
+                drop(Half { containerd, key: &key, leftovers: lease.leftovers(), is_whole: false });
+                Ok(false)
+            }
+            Err(error) if error.is_already_exists() => {
+                let kind = format!("snapshots/{}", containerd.snapshotter());
+                lease.keep(&layer.chain_id, kind).await?;
+                containerd.snapshot_exists(&layer.chain_id).await
+            }
+            Err(error) => Err(error.context(&format!("offer layer {}", layer.blob.digest()))),
+        }
     }
 
     /// Unpacks an image whose blobs are here.
@@ -98,8 +138,8 @@ impl<'a> Unpacking<'a> {
     async fn try_make(&self, layer: &Layer) -> Result<(), Error> {
         let (containerd, lease) = (self.containerd, self.lease);
         let key = format!("extract-{} {}", unique(), layer.chain_id);
-        let labels = HashMap::from([("containerd.io/snapshot.ref".to_owned(), layer.chain_id.clone())]);
-        let mounts = containerd.prepare(&key, &layer.parent_chain_id, labels, lease.id()).await?;
+        let labels = remote::labels(self.origin.as_ref(), layer);
+        let mounts = containerd.prepare(&key, &layer.parent_chain_id, labels.clone(), lease.id()).await?;
         let mut half = Half { containerd, key: &key, leftovers: lease.leftovers(), is_whole: false };
         let applied = tokio::select! {
             applied = containerd.apply(layer, mounts, lease.id()) => applied?,
@@ -109,7 +149,7 @@ impl<'a> Unpacking<'a> {
             let reason = format!("it unpacks to {applied}, the configuration promises {}", layer.diff_id);
             return Err(Problem::corrupt(reason).during("compare"));
         }
-        containerd.commit_snapshot(&key, &layer.chain_id, lease.id()).await?;
+        containerd.commit_snapshot(&key, &layer.chain_id, labels, lease.id()).await?;
         half.is_whole = true;
         lease.is_of_use().store(true, Ordering::Relaxed);
         let labels = Labels::from([("containerd.io/uncompressed".to_owned(), applied)]);

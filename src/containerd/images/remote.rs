@@ -1,0 +1,132 @@
+//! What a remote snapshotter is told of a layer, by labels on the snapshot that is to be made of it: where it can be had,
+//! and what else its image has. One that can have it by itself, whole or as it is read, says that it is there already; then
+//! it is not fetched. Pure.
+//!
+//! The labels are those of containerd's own clients, which stargz, nydus, overlaybd and soci read.
+//! Source of the facts: containerd `pkg/snapshotters/annotations.go`, `labels/validate.go` (the limit) @ v1.7.0,
+//! `snapshots/snapshotter.go` (what a snapshot inherits of a layer's annotations).
+
+use super::super::Labels;
+use super::manifest::{Layer, Layout};
+use super::reference::Reference;
+
+/// The daemon refuses a label that is longer, its key counted.
+const LABEL_LIMIT_BYTES: usize = 4096;
+/// Of a layer's annotations, those for its snapshotter.
+const INHERITED: &str = "containerd.io/snapshot/";
+/// Which snapshot is to come of it: by this, one that is there already is found.
+const TARGET: &str = "containerd.io/snapshot.ref";
+const LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
+
+/// An image's layers, as a remote snapshotter is told of them.
+pub(super) struct Origin {
+    image: String,
+    manifest_digest: String,
+    layers: Vec<(String, String)>,
+}
+
+impl Origin {
+    pub(super) fn new(reference: &Reference, layout: &Layout) -> Self {
+        let layers =
+            layout.layers.iter().map(|layer| (layer.chain_id.clone(), layer.blob.digest().to_string()));
+        Self {
+            image: reference.to_string(),
+            manifest_digest: layout.manifest_digest.clone(),
+            layers: layers.collect(),
+        }
+    }
+
+    fn labels(&self, layer: &Layer) -> Labels {
+        let annotations = layer.blob.annotations().iter().flatten();
+        let inherited = annotations.filter(|(key, _)| key.starts_with(INHERITED));
+        let own = [
+            ("containerd.io/snapshot/cri.image-ref", self.image.clone()),
+            ("containerd.io/snapshot/cri.manifest-digest", self.manifest_digest.clone()),
+            ("containerd.io/snapshot/cri.layer-digest", layer.blob.digest().to_string()),
+            (LAYERS, self.from(layer)),
+        ];
+        let own = own.map(|(key, value)| (key.to_owned(), value));
+        let all = inherited.map(|(key, value)| (key.clone(), value.clone())).chain(own);
+        all.filter(|(key, value)| key.len() + value.len() <= LABEL_LIMIT_BYTES).collect()
+    }
+
+    /// The digests of a layer and of those above it, as many as a label can hold: they are fetched ahead by them.
+    fn from(&self, layer: &Layer) -> String {
+        let mut text = String::new();
+        let above = self.layers.iter().skip_while(|(chain_id, _)| *chain_id != layer.chain_id);
+        for (_, digest) in above {
+            if LAYERS.len() + text.len() + 1 + digest.len() > LABEL_LIMIT_BYTES {
+                break;
+            }
+            if !text.is_empty() {
+                text.push(',');
+            }
+            text.push_str(digest);
+        }
+        text
+    }
+}
+
+/// What is said of the snapshot that a layer becomes.
+pub(super) fn labels(origin: Option<&Origin>, layer: &Layer) -> Labels {
+    let mut labels = origin.map(|origin| origin.labels(layer)).unwrap_or_default();
+    labels.insert(TARGET.to_owned(), layer.chain_id.clone());
+    labels
+}
+
+#[cfg(test)]
+mod tests {
+    use oci_spec::image::{Descriptor, ImageConfiguration, MediaType};
+
+    use super::*;
+
+    fn layer(number: usize) -> Layer {
+        let digest = format!("sha256:{number:064x}");
+        let annotations = [("containerd.io/snapshot/nydus-blob", "true"), ("org.example/x", "y")]
+            .map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let mut blob =
+            Descriptor::new(MediaType::ImageLayerGzip, 1, digest.parse::<oci_spec::image::Digest>().unwrap());
+        blob.set_annotations(Some(annotations.into()));
+        let chain_id = format!("chain-{number}");
+        Layer { blob, diff_id: digest, parent_chain_id: String::new(), chain_id }
+    }
+
+    fn origin(layers: usize) -> Origin {
+        let layout = Layout {
+            manifest_digest: "sha256:m".to_owned(),
+            config_digest: String::new(),
+            config: ImageConfiguration::default(),
+            layers: (0..layers).map(layer).collect(),
+        };
+        Origin::new(&"redis:7".parse().unwrap(), &layout)
+    }
+
+    #[test]
+    fn a_layer_is_told_with_its_image_and_those_above_it() {
+        let said = labels(Some(&origin(3)), &layer(1));
+        let digest = |number| layer(number).blob.digest().to_string();
+        let expected = [
+            ("containerd.io/snapshot.ref", "chain-1".to_owned()),
+            ("containerd.io/snapshot/cri.image-ref", "docker.io/library/redis:7".to_owned()),
+            ("containerd.io/snapshot/cri.manifest-digest", "sha256:m".to_owned()),
+            ("containerd.io/snapshot/cri.layer-digest", digest(1)),
+            ("containerd.io/snapshot/cri.image-layers", format!("{},{}", digest(1), digest(2))),
+            ("containerd.io/snapshot/nydus-blob", "true".to_owned()),
+        ];
+        assert_eq!(said, expected.map(|(key, value)| (key.to_owned(), value)).into());
+    }
+
+    #[test]
+    fn a_snapshotter_of_the_daemons_own_is_told_the_target_alone() {
+        let said = labels(None, &layer(1));
+        assert_eq!(said, [("containerd.io/snapshot.ref".to_owned(), "chain-1".to_owned())].into());
+    }
+
+    #[test]
+    fn no_label_is_longer_than_the_daemon_takes() {
+        let said = labels(Some(&origin(127)), &layer(0));
+        assert!(said.iter().all(|(key, value)| key.len() + value.len() <= LABEL_LIMIT_BYTES));
+        let layers: Vec<_> = said[LAYERS].split(',').collect();
+        assert!(layers.len() > 50 && layers.iter().all(|digest| digest.len() == 71), "{layers:?}");
+    }
+}
