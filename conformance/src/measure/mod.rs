@@ -12,6 +12,7 @@ mod hugetlb;
 mod machine;
 mod output;
 mod pipes;
+mod pull;
 mod shim;
 mod table;
 mod tasks;
@@ -60,6 +61,8 @@ enum Group {
     Usage,
     /// Start, stop and exec under an agent.
     Tasks,
+    /// Images that are not here.
+    Pull,
 }
 
 impl Args {
@@ -89,6 +92,7 @@ type Measure = fn(&Ground<'_>, &mut Findings) -> Result<()>;
 struct Findings {
     table: Table,
     usage: Option<usage::Usage>,
+    pulled: Option<pull::Pulled>,
     /// What was to be measured and couldn't, with the reason.
     not_measured: Vec<String>,
 }
@@ -111,12 +115,13 @@ pub fn run(args: &Args) -> Result<()> {
         nomad: args.nomad.as_deref(),
         rounds: args.rounds.max(1),
     };
-    let groups: [(Group, Measure); 5] = [
+    let groups: [(Group, Measure); 6] = [
         (Group::Exec, exec::measure),
         (Group::Calls, calls::measure),
         (Group::Output, output::measure),
         (Group::Usage, usage::measure),
         (Group::Tasks, tasks::measure),
+        (Group::Pull, pull::measure),
     ];
     for (group, measure) in groups {
         if args.wants(group) {
@@ -130,6 +135,7 @@ pub fn run(args: &Args) -> Result<()> {
         "rounds": ground.rounds,
         "calls": findings.table.json(),
         "usage": findings.usage.as_ref().map(usage::Usage::json),
+        "pulled": findings.pulled.as_ref().map(pull::Pulled::json),
         "not_measured": findings.not_measured,
     });
     std::fs::write(path, serde_json::to_vec_pretty(&all)?)
@@ -143,6 +149,9 @@ impl Findings {
         output::print(&self.table);
         if let Some(usage) = &self.usage {
             usage.print();
+        }
+        if let Some(pulled) = &self.pulled {
+            pulled.print();
         }
         for what in &self.not_measured {
             println!("not measured: {what}");

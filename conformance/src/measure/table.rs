@@ -33,6 +33,10 @@ pub enum Call {
     Removal,
     /// `true` by a command line.
     ExecCommand,
+    /// An image of few large layers, until it is unpacked.
+    PullLarge,
+    /// One of many small layers.
+    PullSmall,
 }
 
 /// The way a call takes.
@@ -53,6 +57,8 @@ pub enum Path {
     /// The command lines of the runtimes, each on a container of its own.
     Runc,
     Crun,
+    /// `skopeo copy` to a directory, which unpacks nothing.
+    Skopeo,
     /// A real Nomad agent.
     Agent,
     /// `nomad version`: what the command line takes before it asks for anything.
@@ -79,6 +85,8 @@ impl Call {
             Self::Stop => "stop to the process's end",
             Self::Removal => "stop until all is removed",
             Self::ExecCommand => "exec true, command line",
+            Self::PullLarge => "pull, 12 layers of 40 MiB",
+            Self::PullSmall => "pull, 40 small layers",
         }
     }
 
@@ -91,13 +99,21 @@ impl Call {
             (Self::Exec, _) => Reference::Path(Path::Runc),
             (Self::Signal | Self::Stats | Self::State, _) => Reference::Path(Path::Daemon),
             (Self::Output, _) => Reference::Milliseconds(GO_DRIVERS_MS),
-            (Self::Start | Self::Stop | Self::Removal | Self::ExecCommand, _) => Reference::Path(Path::Ctr),
+            (
+                Self::Start
+                | Self::Stop
+                | Self::Removal
+                | Self::ExecCommand
+                | Self::PullLarge
+                | Self::PullSmall,
+                _,
+            ) => Reference::Path(Path::Ctr),
         }
     }
 }
 
 impl Path {
-    fn name(self) -> &'static str {
+    pub fn name(self) -> &'static str {
         match self {
             Self::Plugin => "plugin",
             Self::PluginStreaming => "plugin, streaming",
@@ -108,6 +124,7 @@ impl Path {
             Self::Ctr => "ctr",
             Self::Runc => "runc",
             Self::Crun => "crun",
+            Self::Skopeo => "skopeo, not unpacked",
             Self::Agent => "nomad agent",
             Self::AgentIdle => "(nomad version)",
         }

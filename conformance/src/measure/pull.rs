@@ -1,0 +1,202 @@
+//! What it takes to get an image that isn't here, unpacked: by the driver, by `ctr images pull`, and, without the unpacking,
+//! by `skopeo copy`; what each of them asks the registry for, and the plugin's memory at its most.
+
+use std::fs;
+use std::path::Path as FilePath;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
+
+use super::table::{Call, Path, Probe};
+use super::{Findings, Ground};
+use crate::config;
+use crate::fixture::fault_proxy::FaultProxy;
+use crate::fixture::image::Image;
+use crate::fixture::images::noise;
+use crate::fixture::process::output;
+use crate::fixture::{Form, World};
+use crate::host::Plugin;
+use crate::interrupt::interrupted;
+use crate::scene::Scene;
+
+/// Each takes seconds.
+const ROUNDS: u32 = 5;
+const LIMIT: Duration = Duration::from_secs(120);
+const LARGE: Shape = Shape { name: "measure/large", layers: 12, files: 40, file_bytes: 1 << 20 };
+const SMALL: Shape = Shape { name: "measure/small", layers: 40, files: 4, file_bytes: 16 << 10 };
+
+/// An image of so many layers of files that don't compress, beside busybox.
+struct Shape {
+    name: &'static str,
+    layers: usize,
+    files: usize,
+    file_bytes: usize,
+}
+
+impl Shape {
+    fn push(&self, world: &World) -> Result<()> {
+        let mut image = world.catalog().with(|_| Ok(()))?;
+        for layer in 0..self.layers {
+            let made = world.catalog().with(|tree| {
+                (0..self.files).try_for_each(|file| {
+                    tree.file(&format!("data-{layer}-{file}"), 0o644, &noise(self.file_bytes)?)
+                })
+            })?;
+            image.layers.extend(made.layers.into_iter().skip(1));
+        }
+        Image::push(&image, world.registry(), self.name, "v1", Form::Oci)
+    }
+
+    fn at(&self, registry: &str) -> String {
+        format!("{registry}/{}:v1", self.name)
+    }
+}
+
+/// What was asked of the registry for the large image.
+struct Wire {
+    by: Path,
+    requests: usize,
+    bytes: u64,
+}
+
+pub struct Pulled {
+    wire: Vec<Wire>,
+    /// Requests of a start whose image is here.
+    warm_requests: usize,
+    peak_kb: u64,
+}
+
+/// Gets an image of that name, and removes it again; what counts is the former.
+type Pulling<'a> = &'a dyn Fn(&str) -> Result<Duration>;
+
+pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
+    let world = ground.world;
+    [LARGE, SMALL].iter().try_for_each(|shape| shape.push(world))?;
+    let scene = Scene::new(Arc::clone(world), ground.plugin, "pulls".to_owned());
+    let mut plugin = ground.runtime.block_on(scene.plugin())?;
+    let has_skopeo = Command::new("skopeo").arg("--version").stdout(Stdio::null()).status().is_ok();
+    if !has_skopeo {
+        findings.not_measured.push("skopeo copy: the package skopeo is not installed".to_owned());
+    }
+    let by_plugin = |image: &str| ground.runtime.block_on(pull(&scene, &plugin, image));
+    let (by_ctr, by_skopeo) = (|image: &str| ctr(world, image), |image: &str| skopeo(world, image));
+    let mut paths: Vec<(Path, Pulling<'_>)> = vec![(Path::Plugin, &by_plugin), (Path::Ctr, &by_ctr)];
+    if has_skopeo {
+        paths.push((Path::Skopeo, &by_skopeo));
+    }
+    let mut probes = Vec::new();
+    for (call, shape) in [(Call::PullLarge, &LARGE), (Call::PullSmall, &SMALL)] {
+        for (path, run) in &paths {
+            let image = shape.at(world.registry().address());
+            probes.push(Probe::new(call, *path, move || run(&image)));
+        }
+    }
+    findings.table.interleave(&mut probes, ground.rounds.min(ROUNDS))?;
+    drop(probes);
+    let proxy = FaultProxy::before(world.registry().address())?;
+    let mut wire = Vec::new();
+    for (by, run) in &paths {
+        proxy.forget();
+        run(&LARGE.at(proxy.address()))?;
+        wire.push(Wire { by: *by, requests: proxy.requests().len(), bytes: proxy.sent_bytes("") });
+    }
+    let warm_requests = ground.runtime.block_on(warm(&scene, &plugin, &proxy))?;
+    let peak_kb = peak_kb(plugin.pid())?;
+    findings.pulled = Some(Pulled { wire, warm_requests, peak_kb });
+    ground.runtime.block_on(plugin.shut_down())?;
+    scene.close()
+}
+
+/// Starts a task, and takes the time until its image is said to be pulled. The image is removed again.
+async fn pull(scene: &Scene, plugin: &Plugin, image: &str) -> Result<Duration> {
+    let mut events = plugin.events().await?;
+    let mut task = scene.prepare(plugin, &config! { image = image, command = "true" }).await?;
+    let begun = Instant::now();
+    let pulled = async {
+        while let Some(event) = events.message().await? {
+            if event.message.starts_with("Pulled") {
+                return Ok(begun.elapsed());
+            }
+        }
+        bail!("the stream of events ended")
+    };
+    let both = async { tokio::try_join!(task.start(plugin), pulled) };
+    let ((), took) = tokio::select! {
+        both = tokio::time::timeout(LIMIT, both) => both.context("the pull takes too long")??,
+        () = interrupted() => bail!("interrupted"),
+    };
+    task.wait(plugin).await?;
+    task.destroy(plugin).await?;
+    remove(scene.world(), image)?;
+    Ok(took)
+}
+
+fn remove(world: &World, image: &str) -> Result<()> {
+    world.containerd().ctr(&["images", "delete", "--sync", image]).map(drop)
+}
+
+fn ctr(world: &World, image: &str) -> Result<Duration> {
+    let begun = Instant::now();
+    world.containerd().ctr(&["images", "pull", "--plain-http", image])?;
+    let took = begun.elapsed();
+    remove(world, image)?;
+    Ok(took)
+}
+
+fn skopeo(world: &World, image: &str) -> Result<Duration> {
+    let directory = world.directory().join("skopeo");
+    let begun = Instant::now();
+    let to = format!("dir:{}", directory.display());
+    output(
+        Command::new("skopeo")
+            .args(["copy", "--quiet", "--src-tls-verify=false", "--insecure-policy"])
+            .args([&format!("docker://{image}"), &to]),
+    )?;
+    let took = begun.elapsed();
+    fs::remove_dir_all(directory)?;
+    Ok(took)
+}
+
+/// The requests of a start whose image an earlier one has brought.
+async fn warm(scene: &Scene, plugin: &Plugin, proxy: &FaultProxy) -> Result<usize> {
+    let image = SMALL.at(proxy.address());
+    for _ in 0..2 {
+        proxy.forget();
+        let task = scene.run(plugin, &config! { image = image, command = "true" }).await?;
+        task.wait(plugin).await?;
+        task.destroy(plugin).await?;
+    }
+    remove(scene.world(), &image)?;
+    Ok(proxy.requests().len())
+}
+
+fn peak_kb(pid: u32) -> Result<u64> {
+    let status = fs::read_to_string(FilePath::new("/proc").join(pid.to_string()).join("status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    let kb = line.split_whitespace().next().context("an empty VmHWM")?.parse()?;
+    ensure!(kb > 0, "the plugin has no memory");
+    Ok(kb)
+}
+
+impl Pulled {
+    pub fn print(&self) {
+        println!("\npulls of the image of {} layers", LARGE.layers);
+        for Wire { by, requests, bytes } in &self.wire {
+            println!("  {:<28} {requests} requests, {bytes} bytes of bodies", by.name());
+        }
+        println!("  a start with the image here: {} requests", self.warm_requests);
+        println!("  the plugin's memory at its most: {} kB", self.peak_kb);
+    }
+
+    pub fn json(&self) -> Value {
+        let wire = |Wire { by, requests, bytes }: &Wire| json!({"by": by.name(), "requests": requests, "bytes": bytes});
+        json!({
+            "wire": self.wire.iter().map(wire).collect::<Vec<_>>(),
+            "warm_requests": self.warm_requests,
+            "peak_kb": self.peak_kb,
+        })
+    }
+}
