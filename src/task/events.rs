@@ -79,16 +79,17 @@ impl Teller {
                 ),
                 Some(counts),
             ),
-            PullEvent::Finished { counts, took, from } => (
-                format!(
-                    "Pulled image {image}: {} layers with {} in {:.1} s, {} of it from {from}",
-                    counts.layers,
-                    size(counts.total_bytes),
-                    took.as_secs_f64(),
-                    size(counts.fetched_bytes),
-                ),
-                Some(counts),
-            ),
+            PullEvent::Finished { counts, took, from } => {
+                let whence = match &from[..] {
+                    [] => "all of it here already".to_owned(),
+                    hosts => format!("{} of it from {}", size(counts.fetched_bytes), hosts.join(", ")),
+                };
+                let (layers, bytes) = (counts.layers, size(counts.total_bytes));
+                let took_s = took.as_secs_f64();
+                let message =
+                    format!("Pulled image {image}: {layers} layers with {bytes} in {took_s:.1} s, {whence}");
+                (message, Some(counts))
+            }
         };
         let mut annotations = vec![("image", image.to_owned())];
         annotations.extend(counts.into_iter().flat_map(|counts| {

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tonic::Status;
 
@@ -15,6 +15,7 @@ use crate::fixture::image::Image;
 use crate::fixture::{Form, Gate, Reply, Seen};
 use crate::host::Plugin;
 use crate::scene::Scene;
+use crate::task::LIMIT;
 
 cases!["registries":
     a_mirror_is_asked_first_and_the_registry_after_it,
@@ -153,11 +154,21 @@ async fn a_mirror_that_breaks_a_layer_off_is_left_for_another(scene: &Scene) -> 
     let hosts = format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", server.address(), mirror.address());
     configured.say(REGISTRY, &hosts)?;
     let mut plugin = configured.plugin().await?;
+    let mut events = plugin.events().await?;
     configured.pulls(&plugin, REGISTRY).await?;
     ensure!(mirror.sent_bytes("/blobs/") >= 600_000, "the mirror was not asked for the layer");
     let seen = server.seen();
     let goes_on = seen.iter().any(|seen| seen.header("range").is_some_and(|range| range != "bytes=0-"));
     ensure!(goes_on, "nobody went on where it stopped: {seen:?}");
+    let both = format!("from {}, {}", mirror.address(), server.address());
+    loop {
+        let event = tokio::time::timeout(LIMIT, events.message()).await.context("no event came")??;
+        let message = event.context("the stream ended")?.message;
+        if message.starts_with("Pulled") {
+            ensure!(message.contains(&both), "it does not say who served it: {message}");
+            break;
+        }
+    }
     plugin.shut_down().await
 }
 

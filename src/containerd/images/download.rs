@@ -14,7 +14,7 @@ use super::registry::Registry;
 
 /// What is written at once: well below the daemon's limit for a message, and enough to make its answer to each cheap. What
 /// comes at once is less.
-const PART_BYTES: usize = 512 * 1024;
+const PART_BYTES: usize = 256 * 1024;
 const ROOM_BYTES: usize = 2 * PART_BYTES;
 /// Between tries of which none brought anything on: a registry that is started anew is waited for.
 const PAUSES_MS: [u64; 7] = [250, 500, 1000, 2000, 4000, 8000, 8000];
@@ -102,6 +102,7 @@ impl Download<'_> {
         let begun_bytes = ingest.written_bytes();
         let mut body =
             self.registry.blob(self.blob, begun_bytes).await.map_err(|problem| self.failed(problem))?;
+        self.progress.comes_from(body.origin());
         let mut part = Vec::with_capacity(ROOM_BYTES);
         loop {
             let before = part.len();

@@ -27,8 +27,8 @@ pub(crate) enum PullEvent {
     Finished {
         counts: Counts,
         took: Duration,
-        /// The host that served it.
-        from: String,
+        /// The hosts that served what was not here.
+        from: Vec<String>,
     },
 }
 

@@ -44,6 +44,8 @@ struct State {
     moved: Instant,
     /// What is under way and has no bytes to count.
     busy: usize,
+    /// The hosts that layers came from, in the order of their first.
+    origins: Vec<String>,
 }
 
 /// What has been told.
@@ -74,7 +76,8 @@ impl Steps {
 impl Progress {
     pub(super) fn new(image: String, audience: Arc<Audience>) -> Self {
         let now = Instant::now();
-        let state = State { counts: Counts::default(), steps: Steps::default(), moved: now, busy: 0 };
+        let (counts, steps) = (Counts::default(), Steps::default());
+        let state = State { counts, steps, moved: now, busy: 0, origins: Vec::new() };
         Self { image, audience, begun: now, state: Mutex::new(state) }
     }
 
@@ -85,6 +88,19 @@ impl Progress {
 
     pub(super) fn counts(&self) -> Counts {
         self.lock().counts
+    }
+
+    /// A layer comes from this host.
+    pub(super) fn comes_from(&self, host: &str) {
+        let mut state = self.lock();
+        if !state.origins.iter().any(|known| known == host) {
+            state.origins.push(host.to_owned());
+        }
+    }
+
+    /// Those that layers came from; none where all were here.
+    pub(super) fn origins(&self) -> Vec<String> {
+        self.lock().origins.clone()
     }
 
     pub(super) fn age(&self) -> Duration {
@@ -218,6 +234,8 @@ mod tests {
         let wanted =
             Counts { layers: 2, layers_here: 1, total_bytes: 200, here_bytes: 100, fetched_bytes: 60 };
         assert_eq!((progress.counts(), progress.counts().percent()), (wanted, 50));
+        ["b", "a", "b"].iter().for_each(|host| progress.comes_from(host));
+        assert_eq!(progress.origins(), ["b", "a"]);
     }
 
     #[tokio::test]

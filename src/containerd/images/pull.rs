@@ -63,7 +63,7 @@ impl Containerd {
         let outcome = bounded(&progress, gate, Box::pin(pull.run())).await;
         lease.end(Outcome::of(&outcome)).await;
         if outcome.is_ok() {
-            let (counts, took, from) = (progress.counts(), progress.age(), reference.host().to_owned());
+            let (counts, took, from) = (progress.counts(), progress.age(), progress.origins());
             audience.tell(&PullEvent::Finished { counts, took, from });
         }
         outcome.map(Some)
@@ -178,6 +178,7 @@ impl Pull<'_> {
         let failed = |problem: Problem| problem.during(&doing);
         let fetched = self.registry.manifest(version).await.map_err(failed)?;
         let digest = manifest::digest_of(&fetched.bytes);
+        tracing::debug!(image = %self.reference, digest, from = fetched.origin, "what is pulled is known");
         if let Some(expected) = self.reference.digest() {
             check_digest(expected, &digest).map_err(failed)?;
         }

@@ -37,7 +37,6 @@ pub(in super::super) struct Fetched {
     pub media_type: String,
     pub bytes: Vec<u8>,
     /// The host that it came from, with its port.
-    #[allow(dead_code, reason = "for the events of a pull, which are on their way")]
     pub origin: String,
 }
 
@@ -52,7 +51,6 @@ pub(in super::super) struct Body {
 
 impl Body {
     /// The host that it comes from, with its port.
-    #[allow(dead_code, reason = "for the events of a pull, which are on their way")]
     pub(in super::super) fn origin(&self) -> &str {
         &self.origin
     }
