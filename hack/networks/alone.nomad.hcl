@@ -24,6 +24,8 @@ job "alone" {
         image   = var.image
         command = "sh"
         args    = ["-eux", "/local/look"]
+
+        network_mode = "none"
       }
 
       template {

@@ -1,4 +1,4 @@
-# A web server in the host's network: it listens where Nomad says, and nothing is translated on the way.
+# A web server in the host's network, which can be asked for in two ways: it listens where Nomad says, and nothing is translated on the way.
 variable "image" {
   type    = string
   default = "docker.io/library/busybox:latest"
@@ -48,7 +48,7 @@ job "host" {
         image        = var.image
         command      = "sh"
         args         = ["-eux", "/local/look"]
-        host_network = true
+        network_mode = "host"
       }
 
       template {

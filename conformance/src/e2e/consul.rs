@@ -4,11 +4,14 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::Case;
-use super::networks::page_is;
+use super::networks::{self, page_is};
 use super::stage::{Stage, eventually};
 
-pub const CASES: &[(&str, Case)] =
-    &[("a_script_check_looks_inside_the_task", registered), ("a_sidecar_shares_its_services_network", mesh)];
+pub const CASES: &[(&str, Case)] = &[
+    ("a_script_check_looks_inside_the_task", registered),
+    ("a_service_is_at_the_tasks_own_address", own),
+    ("a_sidecar_shares_its_services_network", mesh),
+];
 
 const REGISTERED: &str = include_str!("../../../hack/networks/registered.nomad.hcl");
 const MESH: &str = include_str!("../../../hack/networks/mesh.nomad.hcl");
@@ -76,6 +79,15 @@ fn registered(stage: &mut Stage) -> Result<()> {
     instance(stage, "shop", "failing check", |instance| has(instance, "stock", "critical"))?;
     exec("rm")?;
     instance(stage, "shop", "recovery", well).map(drop)
+}
+
+fn own(stage: &mut Stage) -> Result<()> {
+    let image = stage.busybox();
+    stage.start("own", networks::jobs::OWN, &[("image", &image), ("provider", "consul")])?;
+    let own = instance(stage, "own", "healthy instance", |instance| has(instance, "port", "passing"))?;
+    let (subnet, address) = (stage.world.networks().tasks(), own["Service"]["Address"].as_str());
+    ensure!(address.is_some_and(|address| subnet.has(address)), "it is at {}", place(&own));
+    page_is(&place(&own), "hello from the task")
 }
 
 fn mesh(stage: &mut Stage) -> Result<()> {

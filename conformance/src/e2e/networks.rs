@@ -1,10 +1,13 @@
 //! The jobs in `hack/networks`: tasks in networks of every kind, with traffic on them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::SocketAddr;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use super::Case;
+use super::restarts::kill_plugin;
 use super::stage::{Stage, eventually};
 use crate::fixture::http;
 use crate::fixture::registry::free_port;
@@ -12,12 +15,16 @@ use crate::fixture::registry::free_port;
 pub const CASES: &[(&str, Case)] = &[
     ("a_group_in_bridge_mode_is_reached_and_checked", web),
     ("the_hosts_network_a_described_one_and_none", others),
+    ("a_service_is_at_the_tasks_own_address_whoever_was_restarted", own),
+    ("twenty_tasks_at_once_have_an_address_each", many),
 ];
 
-mod jobs {
+pub mod jobs {
     pub const WEB: &str = include_str!("../../../hack/networks/web.nomad.hcl");
     pub const HOST: &str = include_str!("../../../hack/networks/host.nomad.hcl");
     pub const DESCRIBED: &str = include_str!("../../../hack/networks/described.nomad.hcl");
+    pub const OWN: &str = include_str!("../../../hack/networks/own.nomad.hcl");
+    pub const MANY: &str = include_str!("../../../hack/networks/many.nomad.hcl");
     pub const ALONE: &str = include_str!("../../../hack/networks/alone.nomad.hcl");
 }
 
@@ -50,11 +57,15 @@ fn web(stage: &mut Stage) -> Result<()> {
     ensure!(allocation.port("near")?.host == near.trim_end_matches("/32"), "not on the network near");
     let service = stage.agent.service("web")?;
     ensure!(service == [http.address().parse()?], "the service is at {service:?}, not {}", http.address());
-    let well = ["page", "port"].map(|name| (name.to_owned(), "success".to_owned()));
-    let well = BTreeMap::from(well);
+    checked(stage, &id, &["page", "port"])
+}
+
+/// Waits for these checks of Nomad's to be all that there are, and well.
+fn checked(stage: &Stage, id: &str, names: &[&str]) -> Result<()> {
+    let well: BTreeMap<_, _> = names.iter().map(|name| ((*name).to_owned(), "success".to_owned())).collect();
     let mut checks = BTreeMap::new();
     eventually("healthy service", || {
-        checks = stage.agent.checks(&id)?;
+        checks = stage.agent.checks(id)?;
         Ok(checks == well)
     })
     .with_context(|| format!("its checks are {checks:?}"))
@@ -77,4 +88,59 @@ fn others(stage: &mut Stage) -> Result<()> {
     let (address, network) = (allocation.address()?, stage.world.networks().described());
     ensure!(network.has(address), "{address} is not in {}", network.subnet);
     page_is(&format!("{address}:8080"), "hello from the network")
+}
+
+fn own(stage: &mut Stage) -> Result<()> {
+    let image = stage.busybox();
+    let id = stage.start("own", jobs::OWN, &[("image", &image)])?;
+    stage.running(&id, "server")?;
+    let published = stage.agent.allocation(&id)?.port("http")?.address();
+    page_is(&published, "hello from the task")?;
+    let place = own_place(stage)?;
+    let told = stage.agent.tell(&["service", "info", "own"])?.stdout();
+    ensure!(told.contains(&place.to_string()), "`nomad service info` says:\n{told}");
+    checked(stage, &id, &["port"])?;
+
+    kill_plugin(stage)?;
+    eventually("new plugin", || Ok(stage.agent.plugin().is_ok()))?;
+    stage.agent.driver_becomes(true)?;
+    ensure!(own_place(stage)? == place, "the service is elsewhere once the plugin has died");
+    stage.agent.stop()?;
+    stage.agent.launch()?;
+    stage.running(&id, "server")?;
+    ensure!(own_place(stage)? == place, "the service is elsewhere once the agent was restarted");
+    page_is(&published, "hello from the task")?;
+    checked(stage, &id, &["port"])
+}
+
+/// Where Nomad says that the service is, which must be the task, and answer.
+fn own_place(stage: &Stage) -> Result<SocketAddr> {
+    let found = stage.agent.service("own")?;
+    let [place] = found[..] else { bail!("the service is at {found:?}") };
+    let subnet = stage.world.networks().tasks();
+    ensure!(place.port() == 8080 && subnet.has(&place.ip().to_string()), "the service is at {place}");
+    page_is(&place.to_string(), "hello from the task")?;
+    Ok(place)
+}
+
+fn many(stage: &mut Stage) -> Result<()> {
+    let image = stage.busybox();
+    stage.submit("many", jobs::MANY, &[("image", &image)])?;
+    let ids = stage.allocations("many", 20)?;
+    let mut addresses = BTreeSet::new();
+    for id in &ids {
+        stage.made(id, "address")?;
+        let shown = fs::read_to_string(stage.data(id, "address"))?;
+        let address = shown.split_whitespace().find_map(|word| word.split_once('/')).context("no address")?.0;
+        ensure!(stage.world.networks().tasks().has(address), "{address} is not of the driver's bridge");
+        addresses.insert(address.to_owned());
+    }
+    ensure!(addresses.len() == ids.len(), "{} tasks have the addresses {addresses:?}", ids.len());
+    // What the census counts is there while they run; that it is gone afterwards, the end of each case looks at.
+    let census = stage.world.networks().census();
+    for kind in ["bridge port", "rule"] {
+        let count = census.iter().filter(|line| line.starts_with(kind)).count();
+        ensure!(count >= ids.len(), "{count} of kind {kind}:\n{}", census.join("\n"));
+    }
+    Ok(())
 }

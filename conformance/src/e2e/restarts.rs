@@ -50,7 +50,7 @@ fn goes_on(stage: &Stage, id: &str, pid: i32) -> Result<()> {
     Ok(())
 }
 
-fn kill_plugin(stage: &Stage) -> Result<()> {
+pub fn kill_plugin(stage: &Stage) -> Result<()> {
     let plugin = stage.agent.plugin()?;
     kill(Pid::from_raw(plugin), Signal::SIGKILL)?;
     eventually("end of the plugin", || Ok(!processes::alive(plugin)))
