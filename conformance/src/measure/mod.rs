@@ -10,6 +10,7 @@ mod driven;
 mod exec;
 mod hugetlb;
 mod machine;
+mod network;
 mod output;
 mod pipes;
 mod pull;
@@ -59,6 +60,8 @@ enum Group {
     Output,
     /// What the reading of statistics costs in CPU time, and what the plugin takes of memory.
     Usage,
+    /// What a network of a task's own adds to its start and its removal.
+    Network,
     /// Start, stop and exec under an agent.
     Tasks,
     /// Images that are not here.
@@ -115,11 +118,12 @@ pub fn run(args: &Args) -> Result<()> {
         nomad: args.nomad.as_deref(),
         rounds: args.rounds.max(1),
     };
-    let groups: [(Group, Measure); 6] = [
+    let groups: [(Group, Measure); 7] = [
         (Group::Exec, exec::measure),
         (Group::Calls, calls::measure),
         (Group::Output, output::measure),
         (Group::Usage, usage::measure),
+        (Group::Network, network::measure),
         (Group::Tasks, tasks::measure),
         (Group::Pull, pull::measure),
     ];

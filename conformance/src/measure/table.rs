@@ -37,6 +37,10 @@ pub enum Call {
     PullLarge,
     /// One of many small layers.
     PullSmall,
+    /// A network of a task's own is made and connected.
+    Attach,
+    /// It is taken away again.
+    Detach,
 }
 
 /// The way a call takes.
@@ -63,6 +67,8 @@ pub enum Path {
     Agent,
     /// `nomad version`: what the command line takes before it asks for anything.
     AgentIdle,
+    /// CNI plugins, run by hand.
+    Plugins,
 }
 
 /// What a series is held against.
@@ -87,6 +93,8 @@ impl Call {
             Self::ExecCommand => "exec true, command line",
             Self::PullLarge => "pull, 12 layers of 40 MiB",
             Self::PullSmall => "pull, 40 small layers",
+            Self::Attach => "start, by a network more",
+            Self::Detach => "removal, by a network more",
         }
     }
 
@@ -98,6 +106,7 @@ impl Call {
             }
             (Self::Exec, _) => Reference::Path(Path::Runc),
             (Self::Signal | Self::Stats | Self::State, _) => Reference::Path(Path::Daemon),
+            (Self::Attach | Self::Detach, _) => Reference::Path(Path::Plugins),
             (Self::Output, _) => Reference::Milliseconds(GO_DRIVERS_MS),
             (
                 Self::Start
@@ -127,6 +136,7 @@ impl Path {
             Self::Skopeo => "skopeo, not unpacked",
             Self::Agent => "nomad agent",
             Self::AgentIdle => "(nomad version)",
+            Self::Plugins => "CNI plugins by hand",
         }
     }
 }
