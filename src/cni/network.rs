@@ -37,12 +37,6 @@ impl Network {
         &self.name
     }
 
-    /// Where it is from, for texts.
-    #[allow(dead_code, reason = "for texts")]
-    pub(crate) fn origin(&self) -> &str {
-        &self.origin
-    }
-
     /// What its plugins take of a job, by the names of the CNI conventions.
     pub(crate) fn capabilities(&self) -> BTreeSet<&str> {
         self.plugins.iter().flat_map(Plugin::capabilities).collect()
