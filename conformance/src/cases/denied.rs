@@ -217,6 +217,7 @@ fn hardened(scene: &Scene) -> Result<Value> {
     let (mut depth, mut inner) = (0, None);
     for line in block.lines().map(str::trim) {
         if let Some((option, value)) = line.split_once(" = ") {
+            let option = option.trim_end();
             let value: Value = serde_json::from_str(value).with_context(|| line.to_owned())?;
             match inner {
                 Some(block) => options[block][option] = value,
@@ -248,6 +249,7 @@ async fn on_a_hardened_node_more_is_denied_and_no_job_gets_around_it(scene: &Sce
         ("security_opt", json!(["systempaths=unconfined"])),
         ("pid_mode", json!("host")),
         ("host_network", json!(true)),
+        ("network_mode", json!("host")),
         ("devices", json!(["/dev/fuse"])),
         ("devices", json!(["/dev/vda"])),
         ("volumes", json!(["/etc:/host:ro"])),
