@@ -22,6 +22,7 @@ cases!["registries":
     a_mirror_that_breaks_a_layer_off_is_left_for_another,
     a_mirror_that_is_not_believed_is_asked_by_digest_only,
     what_a_mirror_has_tampered_with_is_had_elsewhere,
+    a_layer_that_a_mirror_has_changed_is_had_elsewhere,
     a_host_may_have_its_api_below_a_path_of_its_own,
     the_operators_headers_go_to_their_host_and_no_further,
     a_registry_may_be_named_with_its_port_or_not_at_all,
@@ -203,6 +204,28 @@ async fn what_a_mirror_has_tampered_with_is_had_elsewhere(scene: &Scene) -> Resu
     let mut plugin = configured.plugin().await?;
     configured.pulls(&plugin, REGISTRY).await?;
     same!(paths(&server, "GET").len(), 1);
+    plugin.shut_down().await
+}
+
+/// Its length is right: only the whole of it shows that it is another.
+async fn a_layer_that_a_mirror_has_changed_is_had_elsewhere(scene: &Scene) -> Result<()> {
+    let image = scene.world().catalog().with(|tree| tree.file("own", 0o644, b"changed on the way"))?;
+    let configured = Configured::with(scene, &image)?;
+    let layer = image.layers.last().context("the image has no layer")?;
+    let (path, content) = (format!("/blobs/{}", layer.digest), "x".repeat(layer.blob.len()));
+    let changes = move |seen: &Seen| match seen.target.contains(&path) {
+        true => Reply::Say(200, Vec::new(), content.clone()),
+        false => Reply::Pass,
+    };
+    let (mirror, server) = (configured.host(changes).await?, configured.host(|_| Reply::Pass).await?);
+    let only_the_mirror = format!("server = \"http://{}\"\n", mirror.address());
+    configured.say(REGISTRY, &only_the_mirror)?;
+    let mut plugin = configured.plugin().await?;
+    configured.fails(&plugin, &configured.job(REGISTRY), &["layer", &layer.digest, "promised"]).await?;
+    let hosts = format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", server.address(), mirror.address());
+    configured.say(REGISTRY, &hosts)?;
+    configured.pulls(&plugin, REGISTRY).await?;
+    ensure!(paths(&server, "GET").iter().any(|path| path.contains(&layer.digest)), "{:?}", server.seen());
     plugin.shut_down().await
 }
 

@@ -1,6 +1,8 @@
 //! A layer's way from the registry into the content store: streamed, and taken up where it stopped, whether the connection
 //! broke or the try before ended. The daemon hashes what it writes, and says at the commit whether it is what was promised.
 
+use std::collections::BTreeSet;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use oci_spec::image::Descriptor;
@@ -23,10 +25,12 @@ const BRINGS_ON_BYTES: u64 = 64 * 1024;
 
 /// One layer to be fetched.
 pub(super) struct Download<'a> {
-    pub registry: &'a Registry<'a>,
-    pub blob: &'a Descriptor,
-    pub gate: &'a Gate,
-    pub progress: &'a Progress,
+    registry: &'a Registry<'a>,
+    blob: &'a Descriptor,
+    gate: &'a Gate,
+    progress: &'a Progress,
+    /// The hosts that it comes from.
+    origins: Mutex<BTreeSet<String>>,
 }
 
 impl Containerd {
@@ -59,11 +63,12 @@ impl Containerd {
                 Err(error) if error.is_corrupt() => {
                     progress.lost(ingest.written_bytes());
                     ingest.discard();
-                    // What an earlier try left may have been bad, and then this one is not to blame.
-                    if begun_bytes == 0 {
+                    // What an earlier try left may have been bad, and then this one is not to blame. Nor is the registry
+                    // where a mirror is.
+                    if begun_bytes == 0 && !download.has_other_hosts() {
                         return Err(error);
                     }
-                    tracing::warn!(%error, "a layer is fetched anew, since what was left of it is bad");
+                    tracing::warn!(%error, "a layer is fetched anew, since what came of it is bad");
                 }
                 outcome => return outcome,
             }
@@ -71,7 +76,27 @@ impl Containerd {
     }
 }
 
-impl Download<'_> {
+impl<'a> Download<'a> {
+    pub(super) fn new(
+        registry: &'a Registry<'a>,
+        blob: &'a Descriptor,
+        gate: &'a Gate,
+        progress: &'a Progress,
+    ) -> Self {
+        Self { registry, blob, gate, progress, origins: Mutex::default() }
+    }
+
+    /// Beside those that have sent something else.
+    fn has_other_hosts(&self) -> bool {
+        let origins = std::mem::take(&mut *self.origins());
+        self.registry.distrust(&origins)
+    }
+
+    /// No code that can panic runs under it.
+    fn origins(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.origins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     async fn run(&self, ingest: &mut Ingest) -> Result<(), Error> {
         if ingest.written_bytes() > self.blob.size() {
             return Err(self.failed(Problem::corrupt("more of it is here than there is")));
@@ -103,6 +128,7 @@ impl Download<'_> {
         let mut body =
             self.registry.blob(self.blob, begun_bytes).await.map_err(|problem| self.failed(problem))?;
         self.progress.comes_from(body.origin());
+        self.origins().insert(body.origin().to_owned());
         let mut part = Vec::with_capacity(ROOM_BYTES);
         loop {
             let before = part.len();

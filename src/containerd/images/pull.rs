@@ -272,7 +272,7 @@ impl Pull<'_> {
     /// A digest that an earlier layer has too waits for that one's write, and finds it done.
     async fn fetch<'l>(&self, layer: &'l Layer, labels: &Labels) -> Result<&'l Layer, Error> {
         let gate = self.containerd.shared.images.gate();
-        let download = Download { registry: self.registry, blob: &layer.blob, gate, progress: self.progress };
+        let download = Download::new(self.registry, &layer.blob, gate, self.progress);
         self.containerd.fetch_layer(&download, labels, self.lease).await?;
         self.progress.layer_is_here();
         Ok(layer)

@@ -10,6 +10,7 @@ mod answer;
 mod authorization;
 mod endpoint;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -123,6 +124,13 @@ impl<'a> Registry<'a> {
             }
             waits += 1;
         }
+    }
+
+    /// Takes hosts for failing whose content is not what was promised. Whether others are left to ask for content.
+    pub(super) fn distrust(&self, names: &BTreeSet<String>) -> bool {
+        let endpoints = self.endpoints.get().map(Vec::as_slice).unwrap_or_default();
+        endpoints.iter().filter(|endpoint| names.contains(&endpoint.name())).for_each(Endpoint::distrust);
+        endpoints.iter().any(|endpoint| endpoint.trust().pull && !endpoint.is_failing())
     }
 
     fn none_of(&self, mut failures: Vec<(String, Problem)>) -> Problem {

@@ -89,6 +89,10 @@ impl Endpoint {
         self.host.settings.trust
     }
 
+    pub(super) fn distrust(&self) {
+        self.is_failing.store(true, Ordering::Relaxed);
+    }
+
     pub(super) fn is_failing(&self) -> bool {
         self.is_failing.load(Ordering::Relaxed)
     }
