@@ -1,0 +1,177 @@
+//! What a task asks of a network of its own.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use nomad_proto::hclspec::Spec;
+use serde::Deserialize;
+
+use super::bandwidth::{self, Bandwidth};
+use crate::config::hclspec::{default, optional};
+use crate::config::task::names;
+use crate::config::{ConfigError, no_nulls, value};
+
+/// The lengths of a MAC address are those of the kernel's for Ethernet.
+const MAC_BYTES: usize = 6;
+/// What only a network of the task's own can give.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Wishes {
+    /// Which of the group's ports are published, by their labels.
+    pub ports: Vec<String>,
+    pub ipv4: Option<Ipv4Addr>,
+    pub ipv6: Option<Ipv6Addr>,
+    /// As the kernel writes it.
+    pub mac: Option<String>,
+    pub aliases: Vec<String>,
+    /// Nomad is told the address of version 6.
+    pub advertise_ipv6: bool,
+    pub bandwidth: Bandwidth,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Raw {
+    ports: Option<Vec<Option<String>>>,
+    ipv4_address: Option<String>,
+    ipv6_address: Option<String>,
+    mac_address: Option<String>,
+    network_aliases: Option<Vec<Option<String>>>,
+    advertise_ipv6_address: Option<bool>,
+    bandwidth: Option<bandwidth::Raw>,
+}
+
+pub(super) fn schema() -> Vec<(&'static str, Spec)> {
+    vec![
+        ("ports", optional("ports", "list(string)")),
+        ("ipv4_address", optional("ipv4_address", "string")),
+        ("ipv6_address", optional("ipv6_address", "string")),
+        ("mac_address", optional("mac_address", "string")),
+        ("network_aliases", optional("network_aliases", "list(string)")),
+        ("advertise_ipv6_address", default("advertise_ipv6_address", "bool", "false")),
+        ("bandwidth", bandwidth::schema()),
+    ]
+}
+
+impl Raw {
+    pub(super) fn decode(self) -> Result<Wishes, ConfigError> {
+        let Self {
+            ports,
+            ipv4_address,
+            ipv6_address,
+            mac_address,
+            network_aliases,
+            advertise_ipv6_address,
+            bandwidth,
+        } = self;
+        let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+        Ok(Wishes {
+            ports: no_nulls("ports", ports)?,
+            ipv4: given(ipv4_address).map(|text| address("ipv4_address", text)).transpose()?,
+            ipv6: given(ipv6_address).map(|text| address("ipv6_address", text)).transpose()?,
+            mac: given(mac_address).map(mac).transpose()?,
+            aliases: aliases(no_nulls("network_aliases", network_aliases)?)?,
+            advertise_ipv6: advertise_ipv6_address.unwrap_or(false),
+            bandwidth: bandwidth.unwrap_or_default().decode()?,
+        })
+    }
+}
+
+fn address<T>(option: &'static str, text: String) -> Result<T, ConfigError>
+where
+    T: Copy + std::str::FromStr,
+    IpAddr: From<T>,
+{
+    match text.parse::<T>() {
+        Ok(address) if !IpAddr::from(address).is_unspecified() && !IpAddr::from(address).is_loopback() => {
+            Ok(address)
+        }
+        _ => {
+            let kind = option.trim_end_matches("_address").replace("ip", "IP");
+            Err(value(option, text, format!("it must be an {kind} address of the network, without a mask")))
+        }
+    }
+}
+
+fn mac(text: String) -> Result<String, ConfigError> {
+    let is_byte = |part: &str| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit());
+    let byte = |part: &str| u8::from_str_radix(part, 16).ok().filter(|_| is_byte(part));
+    let bytes: Option<Vec<u8>> = text.split([':', '-']).map(byte).collect();
+    match bytes.as_deref() {
+        Some(bytes @ [first, ..]) if bytes.len() == MAC_BYTES && first & 1 == 0 => {
+            Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(":"))
+        }
+        _ => Err(value(
+            "mac_address",
+            text,
+            "it must be six pairs of hexadecimal digits, such as \"02:68:b3:29:da:98\", and no group address",
+        )),
+    }
+}
+
+fn aliases(names: Vec<String>) -> Result<Vec<String>, ConfigError> {
+    let checked = |name: String| match names::is_hostname(&name) {
+        true => Ok(name),
+        false => Err(value("network_aliases", name, "it must be a host's name: letters, digits and hyphens")),
+    };
+    names.into_iter().map(checked).collect()
+}
+
+impl Wishes {
+    /// The first option that asks for something, with what it asks for.
+    pub(super) fn first(&self) -> Option<(&'static str, String)> {
+        let Self { ports, ipv4, ipv6, mac, aliases, advertise_ipv6, bandwidth } = self;
+        let list = |list: &[String]| (!list.is_empty()).then(|| list.join(", "));
+        [
+            ("ports", list(ports)),
+            ("ipv4_address", ipv4.map(|address| address.to_string())),
+            ("ipv6_address", ipv6.map(|address| address.to_string())),
+            ("mac_address", mac.clone()),
+            ("network_aliases", list(aliases)),
+            ("advertise_ipv6_address", advertise_ipv6.then(|| "true".to_owned())),
+            ("bandwidth", (*bandwidth != Bandwidth::default()).then(|| "{..}".to_owned())),
+        ]
+        .into_iter()
+        .find_map(|(option, asked)| Some((option, asked?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::Rate;
+    use super::super::tests::{of, refused};
+    use super::*;
+
+    #[test]
+    fn what_is_asked_of_a_network_is_checked() {
+        let wishes = of(&json!({
+            "network_mode": "bridge", "ports": ["http"], "ipv4_address": "10.0.0.5", "ipv6_address": "fd00::5",
+            "mac_address": "02-68-B3-29-DA-98", "network_aliases": ["db-1"], "advertise_ipv6_address": true,
+            "bandwidth": {"ingress_rate": "1m", "egress_rate": "2k", "egress_burst": "64k"},
+        }))
+        .network
+        .wishes;
+        assert_eq!(wishes.mac.as_deref(), Some("02:68:b3:29:da:98"));
+        let rate = |bytes_per_second, burst_bytes| Some(Rate { bytes_per_second, burst_bytes });
+        let bandwidth = Bandwidth { ingress: rate(1 << 20, 1 << 20), egress: rate(2 << 10, 64 << 10) };
+        assert_eq!(wishes.bandwidth, bandwidth);
+        assert_eq!((wishes.ipv4, wishes.ipv6), ("10.0.0.5".parse().ok(), "fd00::5".parse().ok()));
+        for (option, wrong) in [
+            ("ports", json!([null])),
+            ("ipv4_address", json!("10.0.0.5/24")),
+            ("ipv4_address", json!("fd00::5")),
+            ("ipv4_address", json!("0.0.0.0")),
+            ("ipv6_address", json!("10.0.0.5")),
+            ("ipv6_address", json!("::1")),
+            ("mac_address", json!("01:00:5e:00:00:01")),
+            ("mac_address", json!("02:00")),
+            ("mac_address", json!("02:00:00:00:00:+1")),
+            ("network_aliases", json!(["a b"])),
+            ("bandwidth", json!({"ingress_rate": "fast"})),
+            ("bandwidth", json!({"ingress_rate": "0"})),
+            ("bandwidth", json!({"ingress_burst": "1m"})),
+            ("bandwidth", json!({"egress_rate": "1m", "egress_burst": "1g"})),
+        ] {
+            refused(&json!({"network_mode": "bridge", option: wrong}), &[option]);
+        }
+    }
+}
