@@ -7,9 +7,10 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 
-use super::networks::{PORT, SERVE, ask, free_port, offer, port, server, serving, told, with};
+use super::web_server::{PORT, SERVE, ask, offer, port, server, serving, told, with};
 use super::{cases, same};
 use crate::fixture::process;
+use crate::fixture::registry::free_port;
 use crate::scene::Scene;
 
 cases!["bridges":

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use nomad_proto::structs::attribute::Value as Attribute;
 use serde_json::{Value, json};
 
-use super::networks::{PORT, ask, server, told, with};
+use super::web_server::{PORT, ask, server, told, with};
 use super::{cases, is_recoverable, refused, same, until};
 use crate::host::Plugin;
 use crate::scene::Scene;

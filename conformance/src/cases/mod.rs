@@ -54,6 +54,7 @@ mod runtimes;
 mod script_check;
 mod seccomp;
 mod security;
+mod shared_networks;
 mod shim_failures;
 mod snapshotters;
 mod soak;
@@ -63,6 +64,7 @@ mod stats_counts;
 mod stop;
 mod tokens;
 mod wait;
+mod web_server;
 
 use std::time::Duration;
 
@@ -150,6 +152,7 @@ pub fn all() -> Vec<Case> {
         paths::cases(),
         names::cases(),
         networks::cases(),
+        shared_networks::cases(),
         bridges::cases(),
         process::cases(),
         propagation::cases(),

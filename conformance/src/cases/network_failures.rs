@@ -10,10 +10,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
-use super::networks::{PORT, ask, beside, free_port, offer, port, server, told, with};
 use super::recover::PluginEnd;
+use super::web_server::{PORT, ask, beside, offer, port, server, told, with};
 use super::{cases, orphans, refused, until};
 use crate::fixture::process;
+use crate::fixture::registry::free_port;
 use crate::host::Plugin;
 use crate::scene::Scene;
 use crate::task::{LIMIT, Task};

@@ -1,21 +1,19 @@
 //! Networks of tasks' own: which there are, who reaches whom by them, and what Nomad and the task are told of them.
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nomad_proto::driver as pb;
-use nomad_proto::driver::network_isolation_spec::NetworkIsolationMode;
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::{cases, is_recoverable, refused, same};
+use super::web_server::{PORT, SERVE, ask, offer, port, server, serving, told, with};
+use super::{cases, refused, same};
 use crate::fixture::process;
-use crate::host::Plugin;
+use crate::fixture::registry::free_port;
 use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
+use crate::task::LIMIT;
 
 cases!["networks":
     without_a_network_a_task_has_its_loopback_alone,
@@ -23,81 +21,13 @@ cases!["networks":
     a_published_port_is_reached_on_the_hosts_own_addresses,
     tasks_on_the_bridge_reach_each_other_and_are_told_apart,
     a_task_gets_the_address_and_the_names_that_it_asks_for,
-    a_task_is_in_the_network_of_another_one_of_its_allocation,
-    a_network_that_is_not_there_is_not_joined,
-    the_network_of_a_group_is_joined,
     a_network_is_described_by_a_file,
     what_does_not_go_together_is_refused,
 ];
 
-/// Where a task serves.
-pub(super) const PORT: u16 = 8080;
-/// Says its hostname to whoever asks.
-pub(super) const SERVE: &str =
-    "trap 'exit 3' TERM; httpd -p 8080 -h /etc; echo up; while :; do sleep 0.1; done";
-
-pub(super) fn with(scene: &Scene, script: &str, options: &[(&str, Value)]) -> Value {
-    let mut config = scene.shell(script);
-    for (option, value) in options {
-        config[*option] = value.clone();
-    }
-    config
-}
-
-/// A task that serves, in a network of its own.
-pub(super) async fn server(scene: &Scene, plugin: &Plugin, options: &[(&str, Value)]) -> Result<Task> {
-    let task = scene.prepare(plugin, &with(scene, SERVE, options)).await?;
-    serving(task, plugin).await
-}
-
-pub(super) async fn serving(mut task: Task, plugin: &Plugin) -> Result<Task> {
-    task.start(plugin).await?;
-    task.alloc.stdout.to_contain("up\n", LIMIT).await?;
-    Ok(task)
-}
-
-pub(super) async fn told(plugin: &Plugin, task: &Task) -> Result<pb::NetworkOverride> {
-    plugin.inspect_task(task.id()).await?.network_override.context("Nomad is told of no network")
-}
-
-/// What the server at this address says of itself.
-pub(super) fn ask(address: &str, port: u16) -> Result<String> {
-    let address = SocketAddr::new(address.parse::<IpAddr>()?, port);
-    let deadline = Instant::now() + LIMIT;
-    let mut connection = loop {
-        match TcpStream::connect_timeout(&address, Duration::from_secs(2)) {
-            Ok(connection) => break connection,
-            Err(error) if Instant::now() > deadline => bail!("connect to {address}: {error}"),
-            Err(_) => std::thread::sleep(Duration::from_millis(50)),
-        }
-    };
-    connection.set_read_timeout(Some(LIMIT))?;
-    connection.write_all(b"GET /hostname HTTP/1.0\r\n\r\n")?;
-    let mut answer = String::new();
-    connection.read_to_string(&mut answer).with_context(|| format!("read from {address}"))?;
-    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no answer in {answer:?}"))?;
-    ensure!(head.contains(" 200 "), "{address} answered {head}");
-    Ok(body.trim().to_owned())
-}
-
 fn is_open(address: &str, port: u16) -> bool {
     let address = SocketAddr::new(address.parse().expect("an address"), port);
     TcpStream::connect_timeout(&address, Duration::from_secs(2)).is_ok()
-}
-
-/// A port of the host that nobody has.
-pub(super) fn free_port() -> Result<i32> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port().into())
-}
-
-pub(super) fn offer(task: &mut Task, ports: Vec<pb::PortMapping>) {
-    if let Some(resources) = &mut task.config.resources {
-        resources.ports = ports;
-    }
-}
-
-pub(super) fn port(label: &str, value: i32, to: u16, host_ip: &str) -> pb::PortMapping {
-    pb::PortMapping { label: label.to_owned(), value, to: to.into(), host_ip: host_ip.to_owned() }
 }
 
 /// The host's first address that others know.
@@ -158,19 +88,18 @@ async fn a_published_port_is_reached_on_the_hosts_own_addresses(scene: &Scene) -
     let host = address_of_host()?;
     let options = [("network_mode", json!("bridge")), ("ports", json!(["near", "far", "all"]))];
     let mut task = scene.prepare(&plugin, &with(scene, SERVE, &options)).await?;
-    let numbers = [free_port()?, free_port()?, free_port()?, free_port()?];
+    let [near, far, all, other] = [free_port()?, free_port()?, free_port()?, free_port()?];
     offer(
         &mut task,
         vec![
-            port("near", numbers[0], PORT, "127.0.0.1"),
-            port("far", numbers[1], PORT, &host),
-            port("all", numbers[2], PORT, ""),
-            port("other", numbers[3], PORT, "127.0.0.1"),
+            port("near", near, PORT, "127.0.0.1"),
+            port("far", far, PORT, &host),
+            port("all", all, PORT, ""),
+            port("other", other, PORT, "127.0.0.1"),
         ],
     );
     let task = serving(task, &plugin).await?;
     let name = format!("web-{}", &task.alloc.id[..8]);
-    let [near, far, all, other] = numbers.map(|number| u16::try_from(number).unwrap_or_default());
     for (address, port) in [("127.0.0.1", near), (&*host, far), ("127.0.0.1", all), (&*host, all)] {
         same!(ask(address, port)?, name);
     }
@@ -236,137 +165,6 @@ async fn a_task_gets_the_address_and_the_names_that_it_asks_for(scene: &Scene) -
     let task = scene.prepare(&plugin, &with(scene, "true", &outside)).await?;
     refused(plugin.start_task(task.config.clone()).await, &["192.0.2.7"])?;
     scene.nothing_left()?;
-    plugin.shut_down().await
-}
-
-/// Another task of the same allocation, ready to be started.
-pub(super) async fn beside(scene: &Scene, plugin: &Plugin, task: &Task, config: &Value) -> Result<Task> {
-    let mut beside = scene.prepare_named(plugin, "beside", config).await?;
-    beside.alloc.read_logs()?;
-    beside.config.alloc_id.clone_from(&task.config.alloc_id);
-    Ok(beside)
-}
-
-async fn a_task_is_in_the_network_of_another_one_of_its_allocation(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    for (mode, has_address) in [(json!("bridge"), true), (json!("none"), false)] {
-        let first = server(scene, &plugin, &[("network_mode", mode)]).await?;
-        let name = format!("web-{}", &first.alloc.id[..8]);
-        let script = "wget -q -O - http://127.0.0.1:8080/hostname; grep -w me /etc/hosts; sleep 600";
-        let options = [("network_mode", json!("task:web")), ("hostname", json!("me"))];
-        let mut second = beside(scene, &plugin, &first, &with(scene, script, &options)).await?;
-        second.start(&plugin).await?;
-        second.alloc.stdout.to_contain("me\n", LIMIT).await?;
-        let network = plugin.inspect_task(second.id()).await?.network_override;
-        let address = match &network {
-            Some(network) => network.addr.clone(),
-            None => "127.0.1.1".to_owned(),
-        };
-        same!(second.alloc.stdout.text(), format!("{name}\n{address} me\n"));
-        same!(network.is_some(), has_address);
-        // It has the namespace, also when the one it is from has ended.
-        first.end(&plugin).await?;
-        let (code, said) = second.exec(&plugin, "ls /sys/class/net").await?;
-        ensure!(code == 0 && said.contains("lo"), "{code}: {said}");
-        second.end(&plugin).await?;
-        scene.nothing_left()?;
-    }
-    plugin.shut_down().await
-}
-
-async fn a_network_that_is_not_there_is_not_joined(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let first = server(scene, &plugin, &[("host_network", json!(true))]).await?;
-    for (mode, recoverable, words) in [
-        ("task:db", true, &["task:db", "does not run"][..]),
-        ("task:beside", false, &["task:beside", "this task itself"]),
-        ("task:web", false, &["task:web", "the host's network", "network_mode = \"host\""]),
-        ("cni/absent", false, &["absent", "cni"]),
-    ] {
-        let config = with(scene, "true", &[("network_mode", json!(mode))]);
-        let task = beside(scene, &plugin, &first, &config).await?;
-        let status = refused(plugin.start_task(task.config.clone()).await, words)?;
-        same!(is_recoverable(&status).unwrap_or(false), recoverable);
-    }
-    first.end(&plugin).await?;
-    // One that has ended is none, either.
-    let ended = scene.run(&plugin, &with(scene, "true", &[("network_mode", json!("none"))])).await?;
-    ended.wait(&plugin).await?;
-    let config = with(scene, "true", &[("network_mode", json!("task:web"))]);
-    let task = beside(scene, &plugin, &ended, &config).await?;
-    refused(plugin.start_task(task.config.clone()).await, &["task:web", "does not run"])?;
-    ended.destroy(&plugin).await?;
-    scene.nothing_left()?;
-    plugin.shut_down().await
-}
-
-/// A namespace as Nomad makes one for a group, with an interface in it. Dropped, it goes.
-struct GroupNetwork {
-    path: PathBuf,
-}
-
-impl GroupNetwork {
-    const ADDRESS: &str = "192.0.2.18";
-
-    fn make(directory: &Path) -> Result<Self> {
-        std::fs::create_dir_all(directory)?;
-        let path = directory.join("group-netns");
-        std::fs::write(&path, "")?;
-        let setup = format!(
-            "ip link set lo up; ip link add inside type veth peer name outside; ip address add {}/24 dev inside; ip link set outside up; ip link set inside up",
-            Self::ADDRESS
-        );
-        process::output(
-            Command::new("unshare").arg(format!("--net={}", path.display())).args(["sh", "-ec", &setup]),
-        )?;
-        Ok(Self { path })
-    }
-}
-
-impl Drop for GroupNetwork {
-    fn drop(&mut self) {
-        let _ = nix::mount::umount2(&self.path, nix::mount::MntFlags::MNT_DETACH);
-    }
-}
-
-async fn the_network_of_a_group_is_joined(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let group = GroupNetwork::make(&scene.directory())?;
-    let spec = pb::NetworkIsolationSpec {
-        mode: NetworkIsolationMode::Group.into(),
-        path: group.path.display().to_string(),
-        ..Default::default()
-    };
-    let mut first = scene.prepare(&plugin, &with(scene, SERVE, &[])).await?;
-    first.config.network_isolation_spec = Some(spec.clone());
-    let first = serving(first, &plugin).await?;
-    let name = format!("web-{}", &first.alloc.id[..8]);
-    let (code, said) = first
-        .exec(&plugin, "wget -q -O - http://$(hostname):8080/hostname; grep -w $(hostname) /etc/hosts")
-        .await?;
-    same!((code, said), (0, format!("{name}\n{} {name}\n", GroupNetwork::ADDRESS)));
-    // Nomad knows it already.
-    same!(plugin.inspect_task(first.id()).await?.network_override, None);
-    for (option, value) in [
-        ("network_mode", json!("bridge")),
-        ("network_mode", json!("none")),
-        ("network_mode", json!("host")),
-        ("host_network", json!(true)),
-    ] {
-        let mut task = scene.prepare(&plugin, &with(scene, "true", &[(option, value)])).await?;
-        task.config.network_isolation_spec = Some(spec.clone());
-        refused(plugin.start_task(task.config.clone()).await, &[option, "mode = \"bridge\""])?;
-    }
-    let mut second =
-        beside(scene, &plugin, &first, &with(scene, "wget -q -O - http://127.0.0.1:8080/hostname", &[]))
-            .await?;
-    second.config.network_isolation_spec = Some(spec);
-    second.start(&plugin).await?;
-    same!(second.stdout(&plugin).await?, format!("{name}\n"));
-    second.destroy(&plugin).await?;
-    first.end(&plugin).await?;
-    scene.nothing_left()?;
-    drop(group);
     plugin.shut_down().await
 }
 
