@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::super::{Error, Problem};
-use super::keyring::Credentials;
+use super::credentials::Credentials;
 use super::progress::Counts;
 use super::{Image, Policy};
 

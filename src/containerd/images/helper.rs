@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
 use super::super::Problem;
-use super::keyring::Credentials;
+use super::credentials::Credentials;
 use crate::secret::Secret;
 
 const ANSWERS: Duration = Duration::from_secs(30);

@@ -18,11 +18,12 @@ use tokio::time::Instant;
 use super::super::{Containerd, Error, Labels, Problem};
 use super::archive::{self, Archive, Extent};
 use super::content::{Ingest, Role};
+use super::digest::{self, check_blob, check_digest};
 use super::documents::Documents;
 use super::lease::{Outcome, PullLease};
 use super::manifest::{self, CONFIG_LIMIT_BYTES, Document, Layout, MANIFEST_LIMIT_BYTES};
 use super::present::Present;
-use super::pull::{bare, check_blob, check_digest};
+use super::pull::bare;
 use super::reference::Reference;
 use super::saved::{self, Form};
 use super::unpack::Unpacking;
@@ -122,7 +123,7 @@ async fn copy(
         hasher.update(&read);
         done_bytes += size_bytes;
         if done_bytes == extent.size_bytes {
-            check_digest(blob.digest().as_ref(), &manifest::digest_text(&hasher.clone().finalize()))
+            check_digest(blob.digest().as_ref(), &digest::digest_text(&hasher.clone().finalize()))
                 .map_err(failed)?;
         }
         ingest.write(read).await?;
@@ -161,7 +162,7 @@ type Parts = (String, Documents, Vec<Extent>);
 
 fn of_oci(archive: &Archive, target: &Descriptor) -> Result<Parts, Problem> {
     let read = |descriptor: &Descriptor, limit_bytes| {
-        manifest::check_algorithm(descriptor)?;
+        digest::check_algorithm(descriptor)?;
         let bytes = archive.read(&saved::blob_path(descriptor), limit_bytes)?;
         check_blob(descriptor, &bytes)?;
         Ok::<_, Problem>(bytes)
@@ -184,7 +185,7 @@ fn of_oci(archive: &Archive, target: &Descriptor) -> Result<Parts, Problem> {
     let extents = manifest.layers().iter().map(|layer| {
         let path = saved::blob_path(layer);
         let extent = archive.find(&path).ok_or_else(|| archive::missing(&path))?;
-        manifest::check_same_size(layer, extent.size_bytes)?;
+        digest::check_same_size(layer, extent.size_bytes)?;
         Ok(extent)
     });
     let extents = extents.collect::<Result<_, Problem>>()?;
@@ -225,12 +226,12 @@ fn of_docker(archive: &Archive, config: &str, layers: &[String]) -> Result<Parts
         extents.push(extent);
     }
     let of_config =
-        json!({"mediaType": DOCKERS_CONFIG, "size": config.len(), "digest": manifest::digest_of(&config)});
+        json!({"mediaType": DOCKERS_CONFIG, "size": config.len(), "digest": digest::digest_of(&config)});
     let target_bytes = json!({
         "schemaVersion": 2, "mediaType": DOCKERS_MANIFEST, "config": of_config, "layers": described,
     });
     let target_bytes = target_bytes.to_string().into_bytes();
-    let digest = manifest::digest_of(&target_bytes);
+    let digest = digest::digest_of(&target_bytes);
     let manifest: Box<ImageManifest> = serde_json::from_slice(&target_bytes)
         .map_err(|error| Problem::corrupt(format!("its digests can't be read: {error}")))?;
     let parsed: Digest = digest.parse().map_err(|_| Problem::corrupt("an impossible digest"))?;
@@ -248,5 +249,5 @@ fn hash(archive: &Archive, extent: Extent) -> Result<String, Problem> {
         hasher.update(part.map_err(archive::unreadable)?);
         done_bytes += size_bytes;
     }
-    Ok(manifest::digest_text(&hasher.finalize()))
+    Ok(digest::digest_text(&hasher.finalize()))
 }

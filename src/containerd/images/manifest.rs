@@ -4,11 +4,11 @@
 //! Source of the facts: OCI image-spec v1.1 `manifest.md`, `image-index.md`, `config.md` (chain ids); docker's
 //! `image-manifest-v2-2`; containerd `platforms` @ v1.6.20.
 
-use oci_spec::image::{Arch, Descriptor, DigestAlgorithm, ImageConfiguration, ImageIndex, ImageManifest, Os};
+use oci_spec::image::{Arch, Descriptor, ImageConfiguration, ImageIndex, ImageManifest, Os};
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 
 use super::super::Problem;
+use super::digest::{check_algorithm, digest_of};
 
 pub(super) const MANIFEST_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
 pub(super) const CONFIG_LIMIT_BYTES: u64 = 8 * 1024 * 1024;
@@ -224,16 +224,6 @@ pub(super) fn check_size(what: &str, size_bytes: u64, limit_bytes: u64) -> Resul
     Err(Problem::unsupported(format!("{what} has {size_bytes} bytes, more than {limit_bytes}")))
 }
 
-/// # Errors
-/// Corrupt if the blob is not as large as it is said to be.
-pub(super) fn check_same_size(descriptor: &Descriptor, size_bytes: u64) -> Result<(), Problem> {
-    if descriptor.size() == size_bytes {
-        return Ok(());
-    }
-    let digest = descriptor.digest();
-    Err(Problem::corrupt(format!("{digest} has {size_bytes} bytes, {} are promised", descriptor.size())))
-}
-
 fn check_layer(blob: &Descriptor) -> Result<(), Problem> {
     let media_type = blob.media_type().to_string();
     if !LAYER_TYPES.contains(&media_type.as_str()) {
@@ -248,15 +238,6 @@ fn check_layer(blob: &Descriptor) -> Result<(), Problem> {
     check_algorithm(blob)
 }
 
-/// # Errors
-/// Unsupported unless it is a sha256.
-pub(super) fn check_algorithm(descriptor: &Descriptor) -> Result<(), Problem> {
-    match descriptor.digest().algorithm() {
-        DigestAlgorithm::Sha256 => Ok(()),
-        _ => Err(Problem::unsupported(format!("the digest {} is not a sha256", descriptor.digest()))),
-    }
-}
-
 fn chain_ids(diff_ids: &[String]) -> Vec<String> {
     let mut chain: Vec<String> = Vec::with_capacity(diff_ids.len());
     for diff_id in diff_ids {
@@ -266,18 +247,6 @@ fn chain_ids(diff_ids: &[String]) -> Vec<String> {
         });
     }
     chain
-}
-
-pub(super) fn digest_of(bytes: &[u8]) -> String {
-    digest_text(&Sha256::digest(bytes))
-}
-
-pub(super) fn digest_text(hash: &[u8]) -> String {
-    use std::fmt::Write;
-    hash.iter().fold("sha256:".to_owned(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@
 mod archive;
 mod challenge;
 mod content;
+mod credentials;
+mod digest;
 mod documents;
 mod download;
 mod flight;
@@ -38,10 +40,11 @@ use std::time::Duration;
 
 use oci_spec::image::{Arch, ImageConfiguration};
 
+pub(crate) use credentials::Credentials;
 pub(crate) use flight::PullEvent;
 pub(crate) use gate::PullTerms;
 pub(crate) use gc::Stored as StoredImage;
-pub(crate) use keyring::{Credentials, Keyring, is_server};
+pub(crate) use keyring::{Keyring, is_server};
 pub(crate) use load::{NAME_PREFIX as LOADED, Source as ArchiveSource};
 pub(crate) use reference::Reference;
 

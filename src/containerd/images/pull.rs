@@ -13,6 +13,7 @@ use oci_spec::image::{Descriptor, Digest, ImageManifest, MediaType};
 use tokio::sync::mpsc;
 
 use super::super::{Containerd, Error, Labels, Problem};
+use super::digest::{self, check_blob, check_digest};
 use super::documents::Documents;
 use super::download::Download;
 use super::flight::{Audience, PullEvent};
@@ -177,7 +178,7 @@ impl Pull<'_> {
         let doing = format!("fetch manifest {version}");
         let failed = |problem: Problem| problem.during(&doing);
         let fetched = self.registry.manifest(version).await.map_err(failed)?;
-        let digest = manifest::digest_of(&fetched.bytes);
+        let digest = digest::digest_of(&fetched.bytes);
         tracing::debug!(image = %self.reference, digest, from = fetched.origin, "what is pulled is known");
         if let Some(expected) = self.reference.digest() {
             check_digest(expected, &digest).map_err(failed)?;
@@ -192,7 +193,7 @@ impl Pull<'_> {
     async fn chosen_manifest(&self, descriptor: &Descriptor) -> Result<(Box<ImageManifest>, Vec<u8>), Error> {
         let doing = format!("fetch manifest {}", descriptor.digest());
         let failed = |problem: Problem| problem.during(&doing);
-        manifest::check_algorithm(descriptor).map_err(failed)?;
+        digest::check_algorithm(descriptor).map_err(failed)?;
         manifest::check_size("it", descriptor.size(), MANIFEST_LIMIT_BYTES).map_err(failed)?;
         let bytes = match self.stored(descriptor).await? {
             Some(bytes) => bytes,
@@ -288,16 +289,4 @@ impl Pull<'_> {
 /// An index's descriptor without what only the index needs.
 pub(super) fn bare(descriptor: &Descriptor) -> Descriptor {
     Descriptor::new(descriptor.media_type().clone(), descriptor.size(), descriptor.digest().clone())
-}
-
-pub(super) fn check_blob(descriptor: &Descriptor, bytes: &[u8]) -> Result<(), Problem> {
-    manifest::check_same_size(descriptor, bytes.len() as u64)?;
-    check_digest(descriptor.digest().as_ref(), &manifest::digest_of(bytes))
-}
-
-pub(super) fn check_digest(expected: &str, actual: &str) -> Result<(), Problem> {
-    if expected == actual {
-        return Ok(());
-    }
-    Err(Problem::corrupt(format!("it is {actual}, not {expected}")))
 }

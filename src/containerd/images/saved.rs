@@ -10,7 +10,8 @@ use serde::Deserialize;
 
 use super::super::Problem;
 use super::archive::Archive;
-use super::manifest::{self, CONFIG_LIMIT_BYTES, MANIFEST_LIMIT_BYTES};
+use super::digest::digest_of;
+use super::manifest::{CONFIG_LIMIT_BYTES, MANIFEST_LIMIT_BYTES};
 use super::reference::Reference;
 
 const IMAGES_LIMIT: usize = 1000;
@@ -100,7 +101,7 @@ fn of_oci(index: &[u8], host: &Arch) -> Result<Vec<Saved>, Problem> {
 /// What docker calls the image's id is the digest of its configuration.
 fn of_docker(archive: &Archive, entry: DockerEntry) -> Result<Saved, Problem> {
     let DockerEntry { config, repo_tags, layers } = entry;
-    let digest = manifest::digest_of(&archive.read(&config, CONFIG_LIMIT_BYTES)?);
+    let digest = digest_of(&archive.read(&config, CONFIG_LIMIT_BYTES)?);
     let form = Form::Docker { config, layers: layers.unwrap_or_default() };
     Ok(Saved { names: repo_tags.unwrap_or_default(), digest, is_foreign: false, form })
 }
@@ -220,10 +221,7 @@ mod tests {
         let docker =
             json!([{"Config": "c.json", "RepoTags": ["a:1"], "Layers": ["l/layer.tar"]}]).to_string();
         let images = found(&[("manifest.json", docker.as_bytes()), ("c.json", b"{}")]).unwrap();
-        assert_eq!(
-            (images[0].names[0].as_str(), images[0].digest.as_str()),
-            ("a:1", &*manifest::digest_of(b"{}"))
-        );
+        assert_eq!((images[0].names[0].as_str(), images[0].digest.as_str()), ("a:1", &*digest_of(b"{}")));
         let entry = |architecture: &str| {
             json!({"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": A, "size": 2,
                    "platform": {"os": "linux", "architecture": architecture},

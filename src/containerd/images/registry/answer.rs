@@ -10,8 +10,8 @@ use reqwest::{Response, StatusCode, Url};
 use serde::Deserialize;
 
 use super::super::super::Problem;
+use super::super::credentials::Credentials;
 use super::super::http;
-use super::super::keyring::Credentials;
 use super::super::manifest;
 
 const ERROR_LIMIT_BYTES: u64 = 16 * 1024;

@@ -10,8 +10,8 @@ use serde::Deserialize;
 
 use super::super::super::Problem;
 use super::super::challenge::{self, Challenge};
+use super::super::credentials::Credentials;
 use super::super::http::{self, is_loopback};
-use super::super::keyring::Credentials;
 use super::answer::{self, Failure, read};
 use super::endpoint::Endpoint;
 use crate::secret::Secret;

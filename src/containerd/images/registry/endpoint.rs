@@ -10,11 +10,12 @@ use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 use tokio::sync::OnceCell;
 
 use super::super::super::Problem;
+use super::super::credentials::Credentials;
+use super::super::digest::{check_digest, digest_of};
 use super::super::hosts::{Host, Trust};
 use super::super::http::{self, Http};
-use super::super::keyring::{Credentials, Purse};
+use super::super::keyring::Purse;
 use super::super::manifest::{self, MANIFEST_LIMIT_BYTES};
-use super::super::pull::check_digest;
 use super::super::reference::{Reference, checked_digest};
 use super::answer::{self, Body, Failure, Fetched, explanation, may_pass, read};
 use super::authorization::Authorizing;
@@ -126,7 +127,7 @@ impl Endpoint {
             return Ok(said);
         }
         let Fetched { media_type, bytes, .. } = self.manifest(version).await?;
-        let said = descriptor(&media_type, bytes.len() as u64, &manifest::digest_of(&bytes));
+        let said = descriptor(&media_type, bytes.len() as u64, &digest_of(&bytes));
         Ok(said.ok_or_else(|| Problem::corrupt("an impossible digest"))?)
     }
 
@@ -141,7 +142,7 @@ impl Endpoint {
         let media_type = answer::media_type(&response);
         let bytes = read(response, "the manifest", MANIFEST_LIMIT_BYTES).await?;
         if checked_digest(version).is_ok() {
-            check_digest(version, &manifest::digest_of(&bytes))?;
+            check_digest(version, &digest_of(&bytes))?;
         }
         Ok(Fetched { media_type, bytes, origin: self.name() })
     }
@@ -151,7 +152,7 @@ impl Endpoint {
     pub(super) async fn small_blob(&self, blob: &Descriptor) -> Result<Vec<u8>, Failure> {
         let body = self.blob(blob, 0).await?;
         let bytes = read(body.response, "the blob", blob.size()).await?;
-        check_digest(blob.digest().as_ref(), &manifest::digest_of(&bytes))?;
+        check_digest(blob.digest().as_ref(), &digest_of(&bytes))?;
         Ok(bytes)
     }
 

@@ -5,8 +5,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::super::Registries;
-use super::super::keyring::Credentials;
-use super::super::manifest::{MANIFEST_LIMIT_BYTES, digest_of};
+use super::super::credentials::Credentials;
+use super::super::digest::digest_of;
+use super::super::manifest::MANIFEST_LIMIT_BYTES;
 use super::*;
 use crate::secret::Secret;
 
