@@ -16,7 +16,7 @@ use super::registry::Registry;
 
 /// What is written at once: well below the daemon's limit for a message, and enough to make its answer to each cheap. What
 /// comes at once is less.
-const PART_BYTES: usize = 256 * 1024;
+const PART_BYTES: usize = 128 * 1024;
 const ROOM_BYTES: usize = 2 * PART_BYTES;
 /// Between tries of which none brought anything on: a registry that is started anew is waited for.
 const PAUSES_MS: [u64; 7] = [250, 500, 1000, 2000, 4000, 8000, 8000];
