@@ -113,16 +113,13 @@ async fn copy(
 ) -> Result<(), Error> {
     let failed = |problem: Problem| problem.during(format!("read layer {}", blob.digest()));
     let mut hasher = Sha256::new();
-    let mut done_bytes = 0;
-    while done_bytes < extent.size_bytes {
-        let size_bytes = PART_BYTES.min(extent.size_bytes - done_bytes);
-        let part = Extent { at: extent.at + done_bytes, size_bytes };
+    let end = extent.at + extent.size_bytes;
+    for part in parts(extent) {
         let archive = Arc::clone(archive);
         let read =
             off_thread(move || archive.part(part).map_err(archive::unreadable)).await.map_err(failed)?;
         hasher.update(&read);
-        done_bytes += size_bytes;
-        if done_bytes == extent.size_bytes {
+        if part.at + part.size_bytes == end {
             check_digest(blob.digest().as_ref(), &digest::digest_text(&hasher.clone().finalize()))
                 .map_err(failed)?;
         }
@@ -239,15 +236,17 @@ fn of_docker(archive: &Archive, config: &str, layers: &[String]) -> Result<Parts
     Ok((digest, Documents { target, target_bytes, chosen: None, manifest, config }, extents))
 }
 
+/// What of a file is read at once.
+fn parts(of: Extent) -> impl Iterator<Item = Extent> {
+    let begins = (0..of.size_bytes).step_by(PART_BYTES as usize);
+    begins.map(move |done| Extent { at: of.at + done, size_bytes: PART_BYTES.min(of.size_bytes - done) })
+}
+
 /// The digest of a file in the archive.
 fn hash(archive: &Archive, extent: Extent) -> Result<String, Problem> {
     let mut hasher = Sha256::new();
-    let mut done_bytes = 0;
-    while done_bytes < extent.size_bytes {
-        let size_bytes = PART_BYTES.min(extent.size_bytes - done_bytes);
-        let part = archive.part(Extent { at: extent.at + done_bytes, size_bytes });
-        hasher.update(part.map_err(archive::unreadable)?);
-        done_bytes += size_bytes;
+    for part in parts(extent) {
+        hasher.update(archive.part(part).map_err(archive::unreadable)?);
     }
     Ok(digest::digest_text(&hasher.finalize()))
 }
