@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::place::Place;
 use super::{Phase, Settings, Task, Tasks};
-use crate::cni::{self, Attachment, Capabilities, PortMapping, Protocol};
+use crate::cni::{self, Added, Attachment, Capabilities, PortMapping, Protocol};
 use crate::config::{Bandwidth, Network, NetworkOptions, Rate, Wishes};
 use crate::error::{Error, Result};
 use crate::init::Init;
@@ -140,10 +140,10 @@ impl WantedNetwork {
             capabilities: self.capabilities(plugins),
         };
         let added = place.cni.add(plugins, &attachment, &place.bundle.network_record()).await?;
-        let addresses: Vec<IpAddr> = added.addresses.clone();
-        self.is_met(plugins.name(), &addresses, added.mac.as_deref())?;
+        let Added { addresses, mac, dns, .. } = added;
+        self.is_met(plugins.name(), &addresses, mac.as_deref())?;
         let told = self.told(name, &addresses)?;
-        Ok(Joined { namespace: NetNamespace::At(path), addresses, dns: added.dns, told })
+        Ok(Joined { namespace: NetNamespace::At(path), addresses, dns, told })
     }
 
     /// A network without a plugin that takes what is asked for refuses it; but aliases are also in the task's own files.
@@ -200,16 +200,11 @@ impl WantedNetwork {
     fn told(&self, name: Option<&str>, addresses: &[IpAddr]) -> Result<Option<DriverNetwork>> {
         let advertise_ipv6 = self.wishes.advertise_ipv6;
         let wanted = addresses.iter().find(|address| address.is_ipv6() == advertise_ipv6);
-        let address = match wanted.or(addresses.first()) {
-            Some(address) if !advertise_ipv6 || address.is_ipv6() => *address,
-            _ if advertise_ipv6 => {
-                let why = "the task's network has given it no address of version 6";
-                return Err(Error::Invalid(format!(
-                    "the option advertise_ipv6_address can't be true: {why}"
-                )));
-            }
-            _ => return Ok(None),
-        };
+        if advertise_ipv6 && wanted.is_none() {
+            let why = "the task's network has given it no address of version 6";
+            return Err(Error::Invalid(format!("the option advertise_ipv6_address can't be true: {why}")));
+        }
+        let Some(&address) = wanted.or(addresses.first()) else { return Ok(None) };
         let ports = self.ports.iter().map(|port| (port.label.clone(), inside(port))).collect();
         Ok(Some(DriverNetwork { address, ports, auto_advertise: advertise_ipv6 || name.is_some() }))
     }

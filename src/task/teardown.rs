@@ -1,8 +1,8 @@
 //! Takes down all that there is of a container, whatever that is: a whole task, or what a failed start has left. Each
 //! step is done if there is something to do, so it can be done again after it failed half-way.
 //!
-//! The order: the processes first, then the network of their own, then what containerd keeps, and the bundle last, since as long as it is there
-//! somebody will come back for the rest.
+//! The order: the processes first, then a network of the task's own, then what containerd keeps, and the bundle last,
+//! since as long as it is there somebody will come back for the rest.
 
 use std::path::PathBuf;
 use std::sync::Arc;
