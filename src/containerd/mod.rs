@@ -24,8 +24,8 @@ use tonic::{Request, Response, Status};
 pub(crate) use error::Error;
 use error::Problem;
 pub(crate) use images::{
-    Access, ArchiveSource, Credentials, Image, Keyring, LOADED, Policy, PullEvent, PullTerms, Reference,
-    Registries, StoredImage, is_server,
+    Access, ArchiveSource, Credentials, Image, ImageTerms, Keyring, LOADED, Policy, PullEvent, PullTerms,
+    Reference, StoredImage, is_server,
 };
 pub(crate) use records::Record;
 
@@ -52,41 +52,21 @@ struct Shared {
     channel: OnceLock<Channel>,
     snapshotters: snapshots::Seen,
     images: images::State,
-    /// By whose name the images that we bring in go.
-    owner: OnceLock<String>,
 }
 
 impl Containerd {
     /// Does no I/O: the daemon may be down, or come later.
-    pub(crate) fn new(socket: PathBuf, namespace: &str, snapshotter: &str, registries: Registries) -> Self {
+    pub(crate) fn new(socket: PathBuf, namespace: &str, snapshotter: &str, terms: ImageTerms) -> Self {
         Self {
             shared: Arc::new(Shared {
                 socket,
                 namespace: namespace.to_owned(),
                 channel: OnceLock::new(),
                 snapshotters: snapshots::Seen::default(),
-                images: images::State::with(registries),
-                owner: OnceLock::new(),
+                images: images::State::with(terms),
             }),
             snapshotter: snapshotter.into(),
         }
-    }
-
-    /// Marks the images that are brought in from here on as those of this owner.
-    pub(crate) fn owned_by(self, owner: String) -> Self {
-        let _ = self.shared.owner.set(owner);
-        self
-    }
-
-    /// By whose name goes what is ours; empty where there is only one.
-    fn owner(&self) -> &str {
-        self.shared.owner.get().map_or("", String::as_str)
-    }
-
-    /// Pulls on these terms, if nothing has been pulled yet.
-    pub(crate) fn pulling_on(self, terms: PullTerms) -> Self {
-        self.shared.images.pull_on(terms);
-        self
     }
 
     /// The same daemon and namespace, with another snapshotter.
@@ -197,14 +177,14 @@ mod tests {
     #[test]
     fn making_a_client_needs_no_runtime() {
         let containerd =
-            Containerd::new(PathBuf::from("/nowhere.sock"), "nomad", "overlayfs", Registries::default());
+            Containerd::new(PathBuf::from("/nowhere.sock"), "nomad", "overlayfs", ImageTerms::default());
         assert_eq!((containerd.namespace(), containerd.snapshotter()), ("nomad", "overlayfs"));
     }
 
     #[tokio::test]
     async fn an_absent_daemon_is_transient_and_named() {
         let containerd =
-            Containerd::new(PathBuf::from("/nowhere.sock"), "nomad", "overlayfs", Registries::default());
+            Containerd::new(PathBuf::from("/nowhere.sock"), "nomad", "overlayfs", ImageTerms::default());
         let error = containerd.version().await.unwrap_err();
         assert!(error.is_transient(), "{error}");
         assert!(error.to_string().contains("/nowhere.sock"), "{error}");
@@ -214,7 +194,7 @@ mod tests {
     async fn a_daemon_that_comes_later_is_found() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("late.sock");
-        let containerd = Containerd::new(socket.clone(), "nomad", "overlayfs", Registries::default());
+        let containerd = Containerd::new(socket.clone(), "nomad", "overlayfs", ImageTerms::default());
         assert!(containerd.version().await.is_err());
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
         let accepted = listener.accept();
@@ -228,7 +208,7 @@ mod tests {
     #[tokio::test]
     async fn a_namespace_that_no_header_can_carry_is_refused() {
         let containerd =
-            Containerd::new(PathBuf::from("/nowhere.sock"), "no\nmad", "overlayfs", Registries::default());
+            Containerd::new(PathBuf::from("/nowhere.sock"), "no\nmad", "overlayfs", ImageTerms::default());
         assert!(matches!(containerd.version().await, Err(Error::Refused { .. })));
     }
 }

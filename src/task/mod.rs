@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cgroup::Cgroup;
 use crate::cni::{Cni, DefaultNetwork};
 use crate::config::{Auth, Bridge, Inline, PluginConfig, Pulls, TaskOptions};
-use crate::containerd::{Containerd, Credentials, Keyring, PullTerms, Registries};
+use crate::containerd::{Containerd, Credentials, ImageTerms, Keyring, PullTerms};
 use crate::error::{Error, Result};
 use crate::init::ProcessId;
 use crate::shim::{self, Connection, LogPaths, Shim};
@@ -63,11 +63,13 @@ impl Settings {
     /// Reaches for nothing.
     pub(crate) fn new(config: PluginConfig, mhz_per_core: f64) -> Self {
         let socket = config.containerd_socket.clone();
-        let registries =
-            Registries { keyring: keyring(&config.auth), hosts: config.registry_config_dir.clone() };
-        let containerd = Containerd::new(socket, NAMESPACE, &config.snapshotter, registries);
-        let containerd = containerd.owned_by(config.state_dir.display().to_string());
-        let containerd = containerd.pulling_on(terms(&config.pulls));
+        let images = ImageTerms {
+            keyring: keyring(&config.auth),
+            hosts: config.registry_config_dir.clone(),
+            pulls: terms(&config.pulls),
+            owner: config.state_dir.display().to_string(),
+        };
+        let containerd = Containerd::new(socket, NAMESPACE, &config.snapshotter, images);
         let networks = &config.networks;
         let cni = Cni::new(
             networks.cni_path.clone(),

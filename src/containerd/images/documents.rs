@@ -90,7 +90,6 @@ impl Containerd {
 
     /// The label by which the images that we brought in are told from others'.
     pub(super) fn image_mark(&self) -> Labels {
-        let mark = |owner: &String| (super::OWNER_LABEL.to_owned(), owner.clone());
-        self.shared.owner.get().map(mark).into_iter().collect()
+        Labels::from([(super::OWNER_LABEL.to_owned(), self.shared.images.owner.clone())])
     }
 }

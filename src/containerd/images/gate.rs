@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
 use super::super::Problem;
 
 /// The operator's word on pulls.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct PullTerms {
     pub pulls_at_once: usize,
     /// Of all pulls together.
@@ -20,18 +20,6 @@ pub(crate) struct PullTerms {
     pub image_limit_bytes: Option<u64>,
     /// The most bytes that an image's layers take on the disk.
     pub unpacked_limit_bytes: Option<u64>,
-}
-
-impl Default for PullTerms {
-    fn default() -> Self {
-        Self {
-            pulls_at_once: 10,
-            layers_at_once: 6,
-            activity_timeout: Duration::from_secs(120),
-            image_limit_bytes: None,
-            unpacked_limit_bytes: None,
-        }
-    }
 }
 
 pub(super) struct Gate {

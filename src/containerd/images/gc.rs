@@ -19,7 +19,7 @@ use prost_types::FieldMask;
 
 use super::super::{Containerd, Error, Labels, QUICK};
 use super::OWNER_LABEL;
-use super::lease::{EXPIRY_LABEL, LEASE_LABEL};
+use super::timestamp::{text, time};
 
 /// On an image that nothing is made from: since when, as RFC 3339 has it.
 const UNUSED_LABEL: &str = "containerd-driver/unused-since";
@@ -43,10 +43,10 @@ impl Containerd {
     pub(crate) async fn stored_images(&self) -> Result<Vec<Stored>, Error> {
         let request = self.request(ListImagesRequest::default())?;
         let listed = self.call("list images", QUICK, self.image_records().list(request)).await?;
-        let owner = self.shared.owner.get();
+        let owner = &self.shared.images.owner;
         let stored = |ImageRecord { name, labels, .. }| Stored {
             name,
-            is_ours: owner.is_some() && labels.get(OWNER_LABEL) == owner,
+            is_ours: labels.get(OWNER_LABEL) == Some(owner),
             is_pinned: labels.get(PINNED.0).is_some_and(|value| value == PINNED.1),
             unused_since: labels.get(UNUSED_LABEL).and_then(|text| time(text)),
         };
@@ -96,21 +96,6 @@ impl Containerd {
         }
     }
 
-    /// Ends leases of pulls that are past their time, with what they kept, unfinished writes among it. The daemon itself
-    /// looks for such only when something else is removed.
-    ///
-    /// # Errors
-    /// Names the lease.
-    pub(crate) async fn end_expired_leases(&self, now: SystemTime) -> Result<(), Error> {
-        for lease in self.leases_with(LEASE_LABEL).await? {
-            if lease.labels.get(EXPIRY_LABEL).and_then(|text| time(text)).is_some_and(|end| end < now) {
-                tracing::info!(lease = lease.id, "removing what an unfinished pull has left");
-                self.end_lease(&lease.id, true).await?;
-            }
-        }
-        Ok(())
-    }
-
     /// How full the disk of the daemon's content and snapshots is, in percent; of several, the fullest.
     ///
     /// # Errors
@@ -148,25 +133,9 @@ fn used_percent(path: &str) -> nix::Result<u64> {
     Ok((used * 100).div_ceil((used + disk.blocks_available()).max(1)))
 }
 
-fn time(text: &str) -> Option<SystemTime> {
-    chrono::DateTime::parse_from_rfc3339(text).ok().map(SystemTime::from)
-}
-
-fn text(time: SystemTime) -> String {
-    let time: chrono::DateTime<chrono::Utc> = time.into();
-    time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_time_survives_its_label() {
-        let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_123);
-        assert_eq!(time(&text(now)), Some(now));
-        assert_eq!((time(""), time("soon")), (None, None));
-    }
 
     #[test]
     fn the_kernel_says_how_full_a_disk_is() {

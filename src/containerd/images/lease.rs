@@ -14,13 +14,14 @@ use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
 use super::super::{Containerd, Error, Labels, QUICK};
+use super::timestamp::{text, time};
 
 /// Past this the daemon itself ends the lease of a pull whose plugin never came back.
 const LEASE_LIFE: Duration = Duration::from_secs(24 * 3600);
 /// The daemon's label for when a lease ends.
-pub(super) const EXPIRY_LABEL: &str = "containerd.io/gc.expire";
+const EXPIRY_LABEL: &str = "containerd.io/gc.expire";
 /// Tells the leases of pulls from others; the value is the image.
-pub(super) const LEASE_LABEL: &str = "containerd-driver/pull";
+const LEASE_LABEL: &str = "containerd-driver/pull";
 /// The value is the plugin's owner, by which ours are told from those of another plugin on the same daemon.
 const OWNER_LABEL: &str = "containerd-driver/pull-for";
 
@@ -98,12 +99,10 @@ impl Outcome {
 impl PullLease {
     pub(super) async fn take(containerd: &Containerd, image: &str) -> Result<Self, Error> {
         containerd.look_for_left_pulls().await?;
-        let expires: chrono::DateTime<chrono::Utc> = (SystemTime::now() + LEASE_LIFE).into();
-        let expires = expires.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
         let labels = Labels::from([
-            (EXPIRY_LABEL.to_owned(), expires),
+            (EXPIRY_LABEL.to_owned(), text(SystemTime::now() + LEASE_LIFE)),
             (LEASE_LABEL.to_owned(), image.to_owned()),
-            (OWNER_LABEL.to_owned(), containerd.owner().to_owned()),
+            (OWNER_LABEL.to_owned(), containerd.shared.images.owner.clone()),
         ]);
         let id = format!("containerd-driver-pull-{}", unique());
         containerd.create_lease(&id, labels).await?;
@@ -180,11 +179,26 @@ impl Containerd {
         Ok(())
     }
 
+    /// Ends leases of pulls that are past their time, with what they kept, unfinished writes among it. The daemon itself
+    /// looks for such only when something else is removed.
+    ///
+    /// # Errors
+    /// Names the lease.
+    pub(crate) async fn end_expired_leases(&self, now: SystemTime) -> Result<(), Error> {
+        for lease in self.leases_with(LEASE_LABEL).await? {
+            if lease.labels.get(EXPIRY_LABEL).and_then(|text| time(text)).is_some_and(|end| end < now) {
+                tracing::info!(lease = lease.id, "removing what an unfinished pull has left");
+                self.end_lease(&lease.id, true).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Finds what the pulls of earlier plugins have left, once, before the first of our own.
     async fn look_for_left_pulls(&self) -> Result<(), Error> {
         let left = &self.shared.images.left;
         let look = async || {
-            for lease in self.leases(OWNER_LABEL, self.owner()).await? {
+            for lease in self.leases(OWNER_LABEL, &self.shared.images.owner).await? {
                 if let Some(image) = lease.labels.get(LEASE_LABEL).filter(|_| !is_of_this_process(&lease.id))
                 {
                     left.add(image, lease.id.clone());

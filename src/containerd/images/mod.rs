@@ -30,12 +30,13 @@ mod reference;
 mod registry;
 mod remote;
 mod saved;
+mod timestamp;
 mod tls;
 mod turns;
 mod unpack;
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use oci_spec::image::{Arch, ImageConfiguration};
@@ -98,12 +99,15 @@ pub(crate) struct Access {
     pub soft_fail: bool,
 }
 
-/// The operator's word on registries.
+/// The operator's word on images.
 #[derive(Debug, Default)]
-pub(crate) struct Registries {
+pub(crate) struct ImageTerms {
     pub keyring: Keyring,
     /// Where containerd's files are that say which hosts a registry has. None is nowhere.
     pub hosts: Option<PathBuf>,
+    pub pulls: PullTerms,
+    /// By whose name goes what we bring in.
+    pub owner: String,
 }
 
 /// What the images of one [`Containerd`] share.
@@ -114,13 +118,14 @@ pub(super) struct State {
     hosts: Hosts,
     keyring: Arc<Keyring>,
     turns: Turns,
-    gate: OnceLock<Gate>,
+    gate: Gate,
     left: lease::Left,
+    owner: String,
 }
 
 impl State {
-    pub(super) fn with(registries: Registries) -> Self {
-        let Registries { keyring, hosts } = registries;
+    pub(super) fn with(terms: ImageTerms) -> Self {
+        let ImageTerms { keyring, hosts, pulls, owner } = terms;
         Self {
             flights: Flights::default(),
             known: Known::default(),
@@ -128,17 +133,10 @@ impl State {
             hosts: Hosts::in_directory(hosts),
             keyring: Arc::new(keyring),
             turns: Turns::default(),
-            gate: OnceLock::new(),
+            gate: Gate::new(pulls),
             left: lease::Left::default(),
+            owner,
         }
-    }
-
-    pub(super) fn pull_on(&self, terms: PullTerms) {
-        let _ = self.gate.set(Gate::new(terms));
-    }
-
-    fn gate(&self) -> &Gate {
-        self.gate.get_or_init(|| Gate::new(PullTerms::default()))
     }
 }
 
@@ -244,7 +242,7 @@ impl Containerd {
         let lease = PullLease::take(self, name).await?;
         let unpacking = Unpacking::new(self, &lease, Some(&progress));
         let outcome =
-            pull::bounded(&progress, self.shared.images.gate(), Box::pin(unpacking.all(layout))).await;
+            pull::bounded(&progress, &self.shared.images.gate, Box::pin(unpacking.all(layout))).await;
         lease.end(Outcome::of(&outcome)).await;
         outcome
     }

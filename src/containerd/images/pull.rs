@@ -49,7 +49,7 @@ impl Containerd {
         current: Option<&str>,
         audience: &Arc<Audience>,
     ) -> Result<Option<Arc<Layout>>, Error> {
-        let gate = self.shared.images.gate();
+        let gate = &self.shared.images.gate;
         let registry = Registry::new(&self.shared.images, reference, purse);
         let progress = Progress::new(reference.to_string(), Arc::clone(audience));
         if let Some(current) = current
@@ -101,7 +101,7 @@ impl Pull<'_> {
         let images = &self.containerd.shared.images;
         let queued = || self.progress.audience().tell(&PullEvent::Queued);
         let waiting = self.progress.busy();
-        let mut place = images.gate().pull(queued).await;
+        let mut place = images.gate.pull(queued).await;
         drop(waiting);
         let (target, bytes, document) = self.resolve().await?;
         let name = format!("{} {}", self.containerd.snapshotter(), target.digest());
@@ -112,7 +112,7 @@ impl Pull<'_> {
                 let _waiting = self.progress.busy();
                 drop(place);
                 let turn = images.turns.take(&name).await;
-                place = images.gate().pull(|| {}).await;
+                place = images.gate.pull(|| {}).await;
                 turn
             }
         };
@@ -164,7 +164,7 @@ impl Pull<'_> {
         let layout = Layout::new(digest.as_ref(), &manifest, &config, &host()).map_err(read)?;
         let layout = Arc::new(layout);
         let size_bytes = layout.size_bytes();
-        self.containerd.shared.images.gate().check_image_size(size_bytes).map_err(read)?;
+        self.containerd.shared.images.gate.check_image_size(size_bytes).map_err(read)?;
         self.progress.expect(layout.layers.len(), size_bytes);
         self.layers(&layout).await?;
         let documents = Documents { target: target.clone(), target_bytes, chosen, manifest, config };
@@ -245,7 +245,7 @@ impl Pull<'_> {
         }
         let (stored, mut ready) = mpsc::unbounded_channel();
         let labels = self.source();
-        let at_once = self.containerd.shared.images.gate().terms.layers_at_once.max(1);
+        let at_once = self.containerd.shared.images.gate.terms.layers_at_once.max(1);
         let download = async move {
             let fetches: Vec<_> = layers.iter().map(|layer| self.fetch(layer, &labels)).collect();
             let mut fetched = stream::iter(fetches).buffered(at_once);
@@ -272,7 +272,7 @@ impl Pull<'_> {
 
     /// A digest that an earlier layer has too waits for that one's write, and finds it done.
     async fn fetch<'l>(&self, layer: &'l Layer, labels: &Labels) -> Result<&'l Layer, Error> {
-        let gate = self.containerd.shared.images.gate();
+        let gate = &self.containerd.shared.images.gate;
         let download = Download::new(self.registry, &layer.blob, gate, self.progress);
         self.containerd.fetch_layer(&download, labels, self.lease).await?;
         self.progress.layer_is_here();

@@ -158,7 +158,7 @@ impl<'a> Unpacking<'a> {
 
     /// Resolves once what is being unpacked, with all below it, is larger than the operator lets it be.
     async fn outgrows(&self, key: &str) -> Error {
-        let gate = self.containerd.shared.images.gate();
+        let gate = &self.containerd.shared.images.gate;
         if gate.terms.unpacked_limit_bytes.is_none() {
             return std::future::pending().await;
         }
@@ -175,7 +175,7 @@ impl<'a> Unpacking<'a> {
 
     /// Adds a layer's size, which the daemon knows once it is unpacked.
     async fn count(&self, layer: &Layer) -> Result<(), Error> {
-        let gate = self.containerd.shared.images.gate();
+        let gate = &self.containerd.shared.images.gate;
         if gate.terms.unpacked_limit_bytes.is_none() {
             return Ok(());
         }

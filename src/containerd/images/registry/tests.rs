@@ -4,7 +4,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use super::super::Registries;
+use super::super::ImageTerms;
 use super::super::credentials::Credentials;
 use super::super::digest::digest_of;
 use super::super::manifest::MANIFEST_LIMIT_BYTES;
@@ -37,7 +37,7 @@ fn answer(status: &str, headers: &str, body: &str) -> String {
 
 /// What pulls share where nothing is configured.
 fn bare() -> State {
-    State::with(Registries::default())
+    State::with(ImageTerms::default())
 }
 
 /// A repository of a registry, with a job's credentials for it.

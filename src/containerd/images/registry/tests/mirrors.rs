@@ -27,7 +27,7 @@ impl Mirrored {
         std::fs::write(directory.path().join("registry.example/hosts.toml"), text).unwrap();
         let hosts = Some(directory.path().to_owned());
         let this = Self {
-            state: State::with(Registries { hosts, ..Registries::default() }),
+            state: State::with(ImageTerms { hosts, ..ImageTerms::default() }),
             reference: "registry.example/a/b:c".parse().unwrap(),
             mirror: mirror.host().to_owned(),
             directory,

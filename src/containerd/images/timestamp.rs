@@ -1,0 +1,26 @@
+//! A moment as labels have it: RFC 3339, which the daemon reads as well.
+
+use std::time::SystemTime;
+
+pub(super) fn time(text: &str) -> Option<SystemTime> {
+    chrono::DateTime::parse_from_rfc3339(text).ok().map(SystemTime::from)
+}
+
+pub(super) fn text(time: SystemTime) -> String {
+    let time: chrono::DateTime<chrono::Utc> = time.into();
+    time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_time_survives_its_label() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_123);
+        assert_eq!(time(&text(now)), Some(now));
+        assert_eq!((time(""), time("soon")), (None, None));
+    }
+}
