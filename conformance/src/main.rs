@@ -1,6 +1,7 @@
 //! Plays Nomad to a driver plugin: the suite, its fixtures, the demo.
 
 mod agent;
+mod bench;
 mod case;
 mod cases;
 mod demo;
