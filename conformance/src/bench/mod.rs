@@ -3,3 +3,6 @@
 #![allow(dead_code, reason = "the paths and the reports that use it follow")]
 
 mod record;
+#[cfg(test)]
+mod samples;
+mod statistics;

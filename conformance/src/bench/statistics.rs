@@ -1,0 +1,193 @@
+//! What can be said of samples: percentiles, and how sure they are; how many times as long one thing takes as another, and
+//! how sure that is. Knows samples in nanoseconds and their turns, and not what was measured.
+//!
+//! An interval is meant to hold what is estimated 19 times out of 20, and makes no assumption on the shape of a
+//! distribution, since those of calls have long tails. Everything here says the same each time that it is asked.
+//!
+//! - Of one series: by order statistics. How many of n samples lie below a percentile follows the binomial distribution,
+//!   so the samples at two ranks enclose it.
+//! - Of two series that took turns: the ratio of each turn's two samples, and their median. What slows a machine down for
+//!   a while slows both of a turn.
+//! - Of two series that didn't: the ratio of their medians, and its spread when both are drawn again, in blocks of
+//!   neighbours, as a noisy minute is one event and not hundreds.
+
+use hdrhistogram::Histogram;
+
+use super::record::Series;
+
+/// The part of cases on either side that an interval leaves out.
+const TAIL: f64 = 0.025;
+/// Below this an interval of 19 out of 20 doesn't exist: all six samples lie on one side of the median once in 32 times.
+pub const LEAST_SAMPLES: usize = 6;
+const RESAMPLES: usize = 1000;
+const SEED: u64 = 2026;
+/// Three significant digits, as is usual for latencies.
+const HISTOGRAM_DIGITS: u8 = 3;
+
+/// A figure and the interval in which it is thought to lie.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Estimate {
+    pub value: f64,
+    pub low: f64,
+    pub high: f64,
+}
+
+/// Samples in their order of size.
+#[derive(Debug, Clone)]
+pub struct Distribution {
+    sorted: Vec<u64>,
+}
+
+impl Distribution {
+    pub fn of(samples: &[u64]) -> Self {
+        let mut sorted = samples.to_vec();
+        sorted.sort_unstable();
+        Self { sorted }
+    }
+
+    pub fn count(&self) -> usize {
+        self.sorted.len()
+    }
+
+    /// The smallest sample that `part` of all samples don't exceed.
+    pub fn percentile(&self, part: f64) -> Option<u64> {
+        nearest_rank(&self.sorted, part)
+    }
+
+    /// The percentile with its interval, where there are enough samples for one.
+    pub fn estimate(&self, part: f64) -> Option<Estimate> {
+        let (low, high) = ranks(self.sorted.len(), part)?;
+        let at = |rank: usize| self.sorted[rank - 1] as f64;
+        Some(Estimate { value: self.percentile(part)? as f64, low: at(low), high: at(high) })
+    }
+
+    pub fn median(&self) -> Option<Estimate> {
+        self.estimate(0.5)
+    }
+
+    pub fn mean(&self) -> Option<f64> {
+        let sum: f64 = self.sorted.iter().map(|sample| *sample as f64).sum();
+        (!self.sorted.is_empty()).then(|| sum / self.sorted.len() as f64)
+    }
+
+    pub fn least(&self) -> Option<u64> {
+        self.sorted.first().copied()
+    }
+
+    pub fn most(&self) -> Option<u64> {
+        self.sorted.last().copied()
+    }
+
+    /// The same at a resolution of three digits, from which curves are drawn and which other tools read.
+    ///
+    /// # Errors
+    /// Never for samples that a clock can give.
+    pub fn histogram(&self) -> anyhow::Result<Histogram<u64>> {
+        let mut histogram = Histogram::new(HISTOGRAM_DIGITS)?;
+        for sample in &self.sorted {
+            histogram.record(*sample)?;
+        }
+        Ok(histogram)
+    }
+}
+
+fn nearest_rank<T: Copy>(sorted: &[T], part: f64) -> Option<T> {
+    let rank = (part * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.saturating_sub(1)).copied()
+}
+
+/// Between which ranks, counted from 1, a percentile of `n` samples lies. There is none where too few samples lie beyond.
+fn ranks(n: usize, part: f64) -> Option<(usize, usize)> {
+    // How likely `below` samples and no more lie below the percentile, from none on; in logarithms, as (1/2)^n is no number.
+    let mut ln_likely = n as f64 * (1.0 - part).ln();
+    let odds = part.ln() - (1.0 - part).ln();
+    let (mut so_far, mut low) = (0.0, 0);
+    for below in 0..n {
+        so_far += ln_likely.exp();
+        if so_far <= TAIL {
+            low = below + 1;
+        }
+        if so_far >= 1.0 - TAIL {
+            return (low > 0).then_some((low, below + 1));
+        }
+        ln_likely += ((n - below) as f64).ln() - ((below + 1) as f64).ln() + odds;
+    }
+    None
+}
+
+/// How many times as long `other` takes as `base`, the two having been measured in one run: by turns, where each turn has
+/// one sample of both, else as if it had been two runs.
+pub fn ratio_within_run(base: &Series, other: &Series) -> Option<Estimate> {
+    match turns(base, other) {
+        Some(turns) => ratio_by_turns(&turns),
+        None => ratio(&base.samples_ns, &other.samples_ns),
+    }
+}
+
+/// What both series measured in the turns in which neither failed; none where turns don't pair up.
+fn turns(base: &Series, other: &Series) -> Option<Vec<(u64, u64)>> {
+    let (base, other) = (by_turn(base)?, by_turn(other)?);
+    let pairs = base.iter().zip(&other).filter_map(|(base, other)| Some(((*base)?, (*other)?)));
+    (base.len() == other.len()).then(|| pairs.collect())
+}
+
+/// Each turn's sample, none where the call failed. With several calls at a time, a turn isn't one sample.
+fn by_turn(series: &Series) -> Option<Vec<Option<u64>>> {
+    let count = series.samples_ns.len() + series.failures.len();
+    let mut turns = vec![true; count];
+    for failure in &series.failures {
+        let turn = turns.get_mut(failure.turn as usize)?;
+        *turn = false;
+    }
+    let mut samples = series.samples_ns.iter().copied();
+    let turns: Vec<_> =
+        turns.into_iter().map(|went_well| went_well.then(|| samples.next()).flatten()).collect();
+    (series.key.concurrency <= 1 && samples.next().is_none()).then_some(turns)
+}
+
+fn ratio_by_turns(turns: &[(u64, u64)]) -> Option<Estimate> {
+    let mut ratios: Vec<f64> = turns.iter().map(|(base, other)| quotient(*other, *base)).collect();
+    ratios.sort_unstable_by(f64::total_cmp);
+    let (low, high) = ranks(ratios.len(), 0.5)?;
+    Some(Estimate { value: nearest_rank(&ratios, 0.5)?, low: ratios[low - 1], high: ratios[high - 1] })
+}
+
+/// How many times as long `other` takes as `base`, which were measured apart.
+pub fn ratio(base: &[u64], other: &[u64]) -> Option<Estimate> {
+    if base.len().min(other.len()) < LEAST_SAMPLES {
+        return None;
+    }
+    let mut random = fastrand::Rng::with_seed(SEED);
+    let (mut scratch, mut drawn) = (Vec::new(), Vec::with_capacity(RESAMPLES));
+    for _ in 0..RESAMPLES {
+        let base = redrawn_median(base, &mut random, &mut scratch);
+        let other = redrawn_median(other, &mut random, &mut scratch);
+        drawn.push(quotient(other, base));
+    }
+    drawn.sort_unstable_by(f64::total_cmp);
+    let value = quotient(Distribution::of(other).percentile(0.5)?, Distribution::of(base).percentile(0.5)?);
+    // With few samples, all draws may lie on one side of the value by a hair.
+    let low = nearest_rank(&drawn, TAIL)?.min(value);
+    let high = nearest_rank(&drawn, 1.0 - TAIL)?.max(value);
+    Some(Estimate { value, low, high })
+}
+
+/// The median of as many samples as there are, drawn in blocks, which go round at the end.
+fn redrawn_median(samples: &[u64], random: &mut fastrand::Rng, scratch: &mut Vec<u64>) -> u64 {
+    let n = samples.len();
+    let block = (n as f64).cbrt().ceil() as usize;
+    scratch.clear();
+    while scratch.len() < n {
+        let begin = random.usize(..n);
+        scratch.extend((begin..begin + block.min(n - scratch.len())).map(|at| samples[at % n]));
+    }
+    *scratch.select_nth_unstable((n - 1) / 2).1
+}
+
+/// A clock may say that something took no time.
+fn quotient(other: u64, base: u64) -> f64 {
+    other.max(1) as f64 / base.max(1) as f64
+}
+
+#[cfg(test)]
+mod tests;
