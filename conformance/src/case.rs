@@ -1,10 +1,13 @@
-//! What a case is to the suite that runs it. Knows nothing of what cases there are.
+//! What a case is to the suite that runs it, and how one says that it can't be tried here. Knows nothing of what cases
+//! there are.
 
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 use futures::future::BoxFuture;
+use libtest_mimic::{Completion, Conclusion};
 
 use crate::scene::Scene;
 
@@ -17,4 +20,65 @@ pub struct Case {
     pub body: Box<dyn Fn(Arc<Scene>) -> BoxFuture<'static, Result<()>> + Send + Sync>,
     /// Past it, it has failed.
     pub limit: Duration,
+}
+
+/// Why a case could not be tried.
+#[derive(Debug)]
+struct Skipped(String);
+
+impl fmt::Display for Skipped {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "can't be tried here: {}", self.0)
+    }
+}
+
+impl std::error::Error for Skipped {}
+
+/// What a case ends with that can't be tried with the parts or on the machine that it finds.
+///
+/// # Errors
+/// Always: the reason, which is no failure.
+pub fn skip<T>(why: impl Into<String>) -> Result<T> {
+    Err(Skipped(why.into()).into())
+}
+
+/// The cases that could not be tried, for the summary.
+#[derive(Debug, Default)]
+pub struct Skips(Mutex<Vec<(String, String)>>);
+
+impl Skips {
+    /// Sorts a case's end: well, not tried, or failed.
+    ///
+    /// # Errors
+    /// The failure.
+    pub fn sort(&self, name: &str, ended: Result<()>) -> Result<Completion> {
+        match ended.map_err(Error::downcast::<Skipped>) {
+            Ok(()) => Ok(Completion::Completed),
+            Err(Ok(Skipped(why))) => {
+                self.note(name, &why);
+                Ok(Completion::ignored_with(why))
+            }
+            Err(Err(failure)) => Err(failure),
+        }
+    }
+
+    /// One that wasn't even begun.
+    pub fn note(&self, name: &str, why: &str) {
+        self.list().push((name.to_owned(), why.to_owned()));
+    }
+
+    fn list(&self) -> MutexGuard<'_, Vec<(String, String)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says, as the last of a run, which could not be tried and why, and how many ended how.
+    pub fn summarize(&self, what: &str, conclusion: &Conclusion) {
+        let mut list = self.list();
+        list.sort();
+        for (name, why) in list.iter() {
+            println!("skipped {name}: {why}");
+        }
+        let (passed, failed) = (conclusion.num_passed, conclusion.num_failed);
+        println!("{what}: {passed} passed, {failed} failed, {} skipped", list.len());
+    }
 }

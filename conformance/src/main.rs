@@ -38,7 +38,7 @@ enum Command {
     /// Cases that depend on the kernel, in an emulated machine with cgroup v2 alone.
     Guest(guest::Args),
     /// Hold a containerd and a registry with images up until Ctrl-C, to try things by hand.
-    World,
+    World(fixture::Choice),
     /// A redis job, step by step.
     Demo {
         /// The driver's binary.
@@ -49,17 +49,7 @@ enum Command {
         nomad: Option<PathBuf>,
     },
     /// The end-to-end set under a real Nomad agent.
-    E2e {
-        #[arg(long)]
-        plugin: PathBuf,
-        #[arg(long)]
-        nomad: PathBuf,
-        /// Consul's binary; without one, the cases that register with it are left out.
-        #[arg(long)]
-        consul: Option<PathBuf>,
-        /// Only the cases whose names contain one of these.
-        filter: Vec<String>,
-    },
+    E2e(e2e::Args),
     /// Figures of the driver beside those of containerd, runc and crun.
     Measure(measure::Args),
 }
@@ -78,21 +68,21 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<ExitCode> {
     // Before there is a second thread; given back after all else, even where there is an interrupt.
-    let _moved = match &cli.command {
-        Command::Measure(args) => {
-            Some((args.runs_crun().then(measure::Hugetlb::move_to_v1), UnderWay::begin()))
-        }
-        _ => None,
+    let crun = match &cli.command {
+        Command::Measure(args) => args.runs_crun(),
+        Command::Suite(args) => args.choice.is_crun(),
+        Command::E2e(args) => args.choice.is_crun(),
+        Command::World(choice) => choice.is_crun(),
+        Command::Guest(_) | Command::Demo { .. } => false,
     };
+    let _moved = crun.then(|| (measure::Hugetlb::move_to_v1(), UnderWay::begin()));
     clean_up_when_interrupted()?;
     match cli.command {
         Command::Suite(args) => suite::run(&args),
         Command::Guest(args) => guest::run(&args),
-        Command::World => hold_world(),
+        Command::World(choice) => hold_world(&choice),
         Command::Demo { plugin, nomad } => demo::run(nomad.as_deref(), &plugin).map(|()| ExitCode::SUCCESS),
-        Command::E2e { plugin, nomad, consul, filter } => {
-            e2e::run(&nomad, &plugin, consul.as_deref(), &filter)
-        }
+        Command::E2e(args) => e2e::run(&args),
         Command::Measure(args) => measure::run(&args).map(|()| ExitCode::SUCCESS),
     }
 }
@@ -124,9 +114,9 @@ fn clean_up_when_interrupted() -> Result<()> {
     Ok(())
 }
 
-fn hold_world() -> Result<ExitCode> {
+fn hold_world(choice: &fixture::Choice) -> Result<ExitCode> {
     let started = std::time::Instant::now();
-    let world = fixture::World::start()?;
+    let world = fixture::World::start_of(fixture::Programs::find(choice)?)?;
     println!("up after {:?}", started.elapsed());
     println!("containerd  {}", world.containerd().socket().display());
     for image in ["busybox:latest", "styled:latest", "library/redis:alpine", "broken:unreadable"] {

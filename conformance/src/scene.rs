@@ -9,9 +9,9 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::config;
-use crate::fixture::World;
 use crate::fixture::leftovers::{Leftovers, dead_shim_sockets};
 use crate::fixture::sweep;
+use crate::fixture::{Programs, World};
 use crate::host::cgroup::TaskCgroup;
 use crate::host::stderr::{self, Lines};
 use crate::host::{Alloc, Launch, Plugin, hcl};
@@ -51,6 +51,11 @@ impl Scene {
         &self.world
     }
 
+    /// The containerd, the shim and the runtime that the case is tried with.
+    pub fn programs(&self) -> &Programs {
+        self.world.containerd().programs()
+    }
+
     /// Everything of the case is below it.
     pub fn directory(&self) -> PathBuf {
         self.world.directory().join(&self.name)
@@ -74,6 +79,7 @@ impl Scene {
         let temporary = self.directory().join("tmp");
         let _ = std::fs::create_dir_all(&temporary);
         let mut launch = Launch::new(&self.binary);
+        launch.look_first_in(self.world.containerd().programs_directory());
         launch.environment.push(("TMPDIR".into(), temporary.into()));
         launch
     }
@@ -81,10 +87,12 @@ impl Scene {
     /// The options of the plugin block; a case changes what it is about.
     pub fn options(&self) -> Value {
         let bridge = self.world.networks().tasks();
+        let programs = self.programs();
         config! {
             bridge_network_name = bridge.name,
             bridge_network_subnet = bridge.subnet,
-            containerd_runtime = "io.containerd.runc.v2",
+            containerd_runtime = programs.shim_runtime(),
+            oci_runtime = programs.oci_runtime(),
             containerd_socket = self.world.containerd().socket().display().to_string(),
             state_dir = self.state_dir().display().to_string(),
             // What this machine has there is none of a case's business.

@@ -6,12 +6,12 @@ use std::process::ExitCode;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow, bail};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tokio::runtime::{Handle, Runtime};
 
-use crate::case::Case;
+use crate::case::{Case, Skips};
 use crate::cases;
-use crate::fixture::World;
+use crate::fixture::{Choice, Programs, World};
 use crate::interrupt::{UnderWay, interrupted};
 use crate::scene::Scene;
 
@@ -26,6 +26,8 @@ pub struct Args {
     /// Say which cases there are.
     #[arg(long)]
     list: bool,
+    #[command(flatten)]
+    pub choice: Choice,
     /// Leave out cases whose name contains it; may be repeated.
     #[arg(long)]
     skip: Vec<String>,
@@ -43,15 +45,17 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let cases = chosen(&args.filter)?;
     let starting = UnderWay::begin();
-    let worlds = Arc::new(Worlds::start(if args.list { 0 } else { args.jobs.max(1) })?);
+    let worlds = Arc::new(if args.list { Worlds::default() } else { Worlds::start(args)? });
     drop(starting);
+    let skips = Arc::new(Skips::default());
     let trials = cases.into_iter().enumerate().map(|(number, case)| {
         let (worlds, plugin, handle) = (Arc::clone(&worlds), plugin.clone(), runtime.handle().clone());
-        Trial::test(case.name.clone(), move || {
+        let skips = Arc::clone(&skips);
+        Trial::ignorable_test(case.name.clone(), move || {
             let _under_way = UnderWay::begin();
             let world = worlds.take();
             let scene = Arc::new(Scene::new(Arc::clone(&world), &plugin, format!("s{number}")));
-            let outcome = perform(&case, &scene, &handle);
+            let outcome = perform(&case, &scene, &handle, &skips);
             drop(scene);
             worlds.give_back(world);
             outcome
@@ -64,6 +68,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         ..Arguments::default()
     };
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    if !args.list {
+        skips.summarize("suite", &conclusion);
+    }
     Ok(if conclusion.has_failed() { ExitCode::from(101) } else { ExitCode::SUCCESS })
 }
 
@@ -77,12 +84,19 @@ fn chosen(filters: &[String]) -> Result<Vec<Case>> {
     Ok(all.into_iter().filter(wanted).collect())
 }
 
-fn perform(case: &Case, scene: &Arc<Scene>, handle: &Handle) -> std::result::Result<(), Failed> {
+fn perform(
+    case: &Case,
+    scene: &Arc<Scene>,
+    handle: &Handle,
+    skips: &Skips,
+) -> std::result::Result<Completion, Failed> {
     let played = catch_unwind(AssertUnwindSafe(|| handle.block_on(play(case, scene))));
     let played = played.unwrap_or_else(|_| Err(anyhow!("it panicked")));
     // A case may have ended in the middle of an outage of its making.
     let repaired = scene.world().repair();
-    let outcome = played.and(repaired).and_then(|()| scene.close());
+    // What could not be tried leaves nothing either.
+    let played = skips.sort(&case.name, played);
+    let outcome = repaired.and(played).and_then(|completion| scene.close().map(|()| completion));
     outcome.map_err(|error| {
         let failed = format!("{error:#}\n{}{}", place_of(&error), scene.last_words());
         scene.sweep();
@@ -111,14 +125,21 @@ fn place_of(error: &anyhow::Error) -> String {
 }
 
 /// The worlds that no case is in.
+#[derive(Default)]
 struct Worlds {
     free: Mutex<Vec<Arc<World>>>,
     returned: Condvar,
 }
 
 impl Worlds {
-    fn start(count: usize) -> Result<Self> {
-        let starting: Vec<_> = (0..count).map(|_| std::thread::spawn(World::start)).collect();
+    fn start(args: &Args) -> Result<Self> {
+        let programs = Programs::find(&args.choice)?;
+        println!("{}", programs.versions().join(", "));
+        let start = || {
+            let programs = programs.clone();
+            std::thread::spawn(move || World::start_of(programs))
+        };
+        let starting: Vec<_> = (0..args.jobs.max(1)).map(|_| start()).collect();
         let started =
             starting.into_iter().map(|world| world.join().map_err(|_| anyhow!("a panic")).flatten());
         let free = started.collect::<Result<_>>().context("build the fixture")?;

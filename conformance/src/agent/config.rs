@@ -29,8 +29,12 @@ pub struct Setup {
     pub directory: PathBuf,
     /// The driver's options.
     pub containerd_socket: PathBuf,
+    pub containerd_runtime: String,
+    pub oci_runtime: String,
     pub state_dir: PathBuf,
     pub networks: Networks,
+    /// Where the agent and its drivers look for programs first.
+    pub programs: Vec<PathBuf>,
     pub consul: Option<Consul>,
 }
 
@@ -39,8 +43,6 @@ pub struct Setup {
 pub struct Consul {
     pub address: String,
     pub grpc_address: String,
-    /// A directory with the program `consul`, which Nomad runs to set up a sidecar.
-    pub programs: PathBuf,
 }
 
 /// What the agent has of the world's networks.
@@ -146,7 +148,8 @@ telemetry {{
 
 plugin "containerd-driver" {{
   config {{
-    containerd_runtime = "io.containerd.runc.v2"
+    containerd_runtime = "{containerd_runtime}"
+    oci_runtime        = "{oci_runtime}"
     containerd_socket  = "{socket}"
     state_dir          = "{driver_state}"
     cni_config_dir     = "{cni}"
@@ -170,6 +173,8 @@ plugin "containerd-driver" {{
   }}
 }}
 "#,
+            containerd_runtime = setup.containerd_runtime,
+            oci_runtime = setup.oci_runtime,
             plugins = shown(&setup.plugins()),
             allocations = shown(&setup.allocations()),
             mounts = at("mounts"),

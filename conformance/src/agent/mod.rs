@@ -29,6 +29,7 @@ pub use config::{Consul, Mode, Networks, Setup};
 pub use residue::{check_interrupt, take_down_all};
 
 use crate::fixture::process::{Process, tail};
+use crate::fixture::programs::path_with;
 use command::{Output, run, run_well};
 use residue::Residue;
 
@@ -157,12 +158,7 @@ impl Agent {
         }
         command.arg("-config").arg(self.setup.directory.join(file)).current_dir(&self.setup.directory);
         command.env("TMPDIR", self.setup.temporary()).env(residue::MARK, &self.setup.directory);
-        if let Some(consul) = &self.setup.consul {
-            let inherited = std::env::var_os("PATH").unwrap_or_default();
-            let directories =
-                std::iter::once(consul.programs.clone()).chain(std::env::split_paths(&inherited));
-            command.env("PATH", std::env::join_paths(directories)?);
-        }
+        command.env("PATH", path_with(self.setup.programs.iter().map(PathBuf::as_path))?);
         // Nomad's cloud fingerprinters refuse to start with it.
         command.env_remove("AWS_CA_BUNDLE");
         Process::spawn("nomad", &mut command, log)

@@ -61,7 +61,7 @@ async fn configured(scene: &Scene, auth: Value) -> Result<Plugin> {
     let mut options = scene.options();
     options["auth"] = auth;
     let mut launch = scene.launch();
-    launch.path = Some(scene.directory().join("bin"));
+    launch.look_first_in(scene.directory().join("bin"));
     scene.plugin_as(&launch, &options).await
 }
 
@@ -131,7 +131,7 @@ async fn a_helper_is_asked_and_gets_nothing_of_the_agents(scene: &Scene) -> Resu
     let mut options = scene.options();
     options["auth"] = json!({"helper": "noting"});
     let mut launch = scene.launch();
-    launch.path = Some(bin.clone());
+    launch.look_first_in(bin.clone());
     launch.environment.push(("VAULT_TOKEN".into(), "s.3cret".into()));
     let mut plugin = scene.plugin_as(&launch, &options).await?;
     locked.works(scene, &plugin, json!(null)).await?;

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use super::exec::{leave, shell, sleeper};
 use super::holdings::come_back;
-use super::shim_failures::{REAL_RUNC, Scripted, runc};
+use super::shim_failures::{Scripted, runc};
 use super::{cases, same};
 use crate::agent::processes::resident_kb;
 use crate::host::Exec;
@@ -200,7 +200,7 @@ async fn one_being_started_when_the_plugin_dies_is_killed_with_all_that_it_start
         bundles.display(),
         done.display()
     );
-    scripted.program("cut", REAL_RUNC, &runc("exec", &cut_off))?;
+    scripted.runtime_as("cut", &runc("exec", &cut_off))?;
     let mut options = scene.options();
     options["oci_runtime"] = serde_json::json!(scripted.directory.join("cut"));
     let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;

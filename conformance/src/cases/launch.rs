@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use nomad_proto::base as pb;
 use nomad_proto::driver::fingerprint_response::HealthState;
@@ -10,6 +10,7 @@ use serde_json::json;
 use tonic::Code;
 
 use super::{cases, refused, same};
+use crate::case::skip;
 use crate::host::hcl;
 use crate::host::plugin::agent_config;
 use crate::scene::Scene;
@@ -111,10 +112,22 @@ async fn a_runtime_whose_shim_is_missing_is_said_by_its_file(scene: &Scene) -> R
 }
 
 async fn the_documented_names_of_runtimes_are_known(scene: &Scene) -> Result<()> {
-    for runtime in ["io.containerd.runc.v1", "io.containerd.runc.v2"] {
+    let shims = scene.programs().shim().parent().context("a shim in no directory")?;
+    for (runtime, file) in [
+        ("io.containerd.runc.v1", "containerd-shim-runc-v1"),
+        ("io.containerd.runc.v2", "containerd-shim-runc-v2"),
+    ] {
+        if !shims.join(file).exists() {
+            return skip(format!(
+                "it is about the shims of containerd 1.x, and {file} is not in {}",
+                shims.display()
+            ));
+        }
         let mut options = scene.options();
         options["containerd_runtime"] = json!(runtime);
-        let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+        let mut launch = scene.launch();
+        launch.look_first_in(shims.to_owned());
+        let mut plugin = scene.plugin_as(&launch, &options).await?;
         let first = plugin.fingerprints().await?.message().await?.unwrap_or_default();
         ensure!(first.health() == HealthState::Healthy, "{runtime}: {}", first.health_description);
         scene.still_works(&plugin).await?;

@@ -284,8 +284,9 @@ async fn a_start_that_the_plugin_does_not_survive_leaves_no_mount(scene: &Scene)
     let (runtime, reached) = (scene.directory().join("hangs"), scene.directory().join("reached"));
     let script = format!(
         "#!/bin/sh\nfor word in \"$@\"; do [ \"$word\" = create ] && [ ! -e {0} ] && {{ touch {0}; exec sleep 600; }}; done\n\
-         exec runc \"$@\"\n",
-        reached.display()
+         exec {1} \"$@\"\n",
+        reached.display(),
+        scene.programs().runtime().display()
     );
     fs::write(&runtime, script)?;
     fs::set_permissions(&runtime, Permissions::from_mode(0o755))?;

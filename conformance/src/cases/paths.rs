@@ -153,9 +153,10 @@ async fn what_was_looked_at_is_what_is_mounted_whatever_is_put_in_its_place(scen
         (scene.directory().join("waits"), scene.directory().join("reached"), scene.directory().join("go"));
     let script = format!(
         "#!/bin/sh\nfor word in \"$@\"; do [ \"$word\" = create ] && {{ touch {}; until [ -e {} ]; do sleep 0.05; done; }}; \
-         done\nexec runc \"$@\"\n",
+         done\nexec {} \"$@\"\n",
         reached.display(),
-        go.display()
+        go.display(),
+        scene.programs().runtime().display()
     );
     fs::write(&runtime, script)?;
     fs::set_permissions(&runtime, Permissions::from_mode(0o755))?;

@@ -76,7 +76,7 @@ impl<'s> Configured<'s> {
         options["registry_config_dir"] = json!(self.directory());
         options["auth"] = auth;
         let mut launch = self.scene.launch();
-        launch.path = Some(self.scene.directory().join("bin"));
+        launch.look_first_in(self.scene.directory().join("bin"));
         let named = environment.iter().map(|(name, value)| (name.into(), value.into()));
         launch.environment.extend(named);
         self.scene.plugin_as(&launch, &options).await

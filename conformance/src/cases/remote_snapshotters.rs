@@ -31,7 +31,7 @@ async fn what_a_remote_snapshotter_has_is_not_fetched_and_the_rest_is_told_to_it
     for (image, repository) in [(&known, "lazy/known"), (&new, "lazy/new")] {
         image.push(scene.world().registry(), repository, "v1", Form::Oci)?;
     }
-    let remote = Containerd::start_in(&scene.directory().join("far"))?;
+    let remote = Containerd::start_in(&scene.directory().join("far"), scene.programs().clone())?;
     let near = asking(&scene.directory().join("near"), &remote).await?;
     let runs = async |containerd: &Containerd, snapshotter: &str, repository: &str, text: &str| {
         let mut plugin = scene.plugin_as(&scene.launch(), &options(scene, containerd, snapshotter)).await?;

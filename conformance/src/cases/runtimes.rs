@@ -3,7 +3,7 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -30,18 +30,26 @@ struct Noting {
 }
 
 impl Noting {
-    fn new(scene: &Scene, name: &str, real: &str) -> Result<Self> {
+    fn new(scene: &Scene, name: &str, real: &Path) -> Result<Self> {
         let directory = scene.directory().join("bin");
         fs::create_dir_all(&directory)?;
         let noting = Self { program: directory.join(name), notes: directory.join(format!("{name}.ran")) };
-        let script = format!("#!/bin/sh\necho \" $* \" >> {}\nexec {real} \"$@\"\n", noting.notes.display());
+        let script = format!(
+            "#!/bin/sh\necho \" $* \" >> {}\nexec {} \"$@\"\n",
+            noting.notes.display(),
+            real.display()
+        );
         fs::write(&noting.program, script)?;
         fs::set_permissions(&noting.program, Permissions::from_mode(0o755))?;
         Ok(noting)
     }
 
     fn shim(scene: &Scene) -> Result<Self> {
-        Self::new(scene, "another-shim", "/usr/bin/containerd-shim-runc-v2")
+        Self::new(scene, "another-shim", scene.programs().shim())
+    }
+
+    fn runtime(scene: &Scene, name: &str) -> Result<Self> {
+        Self::new(scene, name, scene.programs().runtime())
     }
 
     /// Whether it was run with this among its words; forgotten then.
@@ -57,8 +65,7 @@ impl Noting {
 }
 
 async fn a_task_is_made_by_the_program_that_its_job_names(scene: &Scene) -> Result<()> {
-    let (operators, jobs) =
-        (Noting::new(scene, "operators", "/usr/sbin/runc")?, Noting::new(scene, "jobs", "/usr/sbin/runc")?);
+    let (operators, jobs) = (Noting::runtime(scene, "operators")?, Noting::runtime(scene, "jobs")?);
     let mut options = scene.options();
     options["oci_runtime"] = json!(operators.path());
     options["allow_runtimes"] = json!([jobs.path()]);
@@ -94,10 +101,11 @@ async fn a_task_gets_the_shim_that_its_job_names(scene: &Scene) -> Result<()> {
 async fn a_job_names_no_runtime_that_the_operator_does_not_list(scene: &Scene) -> Result<()> {
     let shim = Noting::shim(scene)?;
     let path = shim.path();
+    let other = if scene.programs().oci_runtime().is_none() { "crun" } else { "runc" };
     for (listed, option, name) in [
         (json!(null), "runtime", path.as_str()),
         (json!(null), "oci_runtime", &path),
-        (json!(["io.containerd.runc.v2"]), "oci_runtime", "crun"),
+        (json!(["io.containerd.runc.v2"]), "oci_runtime", other),
         (json!(["io.containerd.runc.v2"]), "runtime", "io.containerd.runc.v1"),
     ] {
         let mut options = scene.options();
@@ -129,7 +137,7 @@ async fn a_runtime_that_is_missing_is_said_before_anything_is_made(scene: &Scene
 
 async fn a_task_of_another_shim_is_taken_down_by_its_id_alone(scene: &Scene) -> Result<()> {
     let shim = Noting::shim(scene)?;
-    let program = Noting::new(scene, "another-runtime", "/usr/sbin/runc")?;
+    let program = Noting::runtime(scene, "another-runtime")?;
     let mut options = scene.options();
     options["allow_runtimes"] = json!([shim.path(), program.path()]);
     let job = |config: &mut serde_json::Value| {

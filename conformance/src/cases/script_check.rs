@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use super::exec::{leave, sleeper};
-use super::shim_failures::{REAL_RUNC, Scripted, runc};
+use super::shim_failures::{Scripted, runc};
 use super::{cases, refused, same, until};
 use crate::host::Plugin;
 use crate::scene::Scene;
@@ -88,7 +88,7 @@ async fn one_that_takes_too_long_is_called_off(scene: &Scene) -> Result<()> {
 
 async fn its_time_counts_from_when_it_runs_however_long_its_start_takes(scene: &Scene) -> Result<()> {
     let scripted = Scripted::new(scene)?;
-    scripted.program("slow", REAL_RUNC, &runc("exec", "sleep 4; exec $real \"$@\""))?;
+    scripted.runtime_as("slow", &runc("exec", "sleep 4; exec $real \"$@\""))?;
     let mut options = scene.options();
     options["oci_runtime"] = serde_json::json!(scripted.directory.join("slow"));
     let plugin = scene.plugin_as(&scene.launch(), &options).await?;

@@ -3,13 +3,14 @@
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use serde_json::json;
 
 use super::{cases, refused, same, until};
+use crate::fixture::Programs;
 use crate::scene::Scene;
 
 cases!["shim failure":
@@ -32,6 +33,8 @@ const SHIM: &str = "containerd-shim-scripted-v1";
 /// Scripts on a PATH of their own.
 pub(super) struct Scripted {
     pub(super) directory: PathBuf,
+    /// What they stand in front of.
+    programs: Programs,
 }
 
 impl Scripted {
@@ -39,13 +42,28 @@ impl Scripted {
         let directory = scene.directory().join("bin");
         fs::create_dir_all(&directory)?;
         fs::write(directory.join("broken"), "")?;
-        Ok(Self { directory })
+        Ok(Self { directory, programs: scene.programs().clone() })
     }
 
-    /// A program that runs `script` while it is broken, and the real one otherwise.
-    pub(super) fn program(&self, name: &str, real: &str, script: &str) -> Result<()> {
+    /// A shim that runs `script` while it is broken, and the real one otherwise.
+    fn shim(&self, script: &str) -> Result<()> {
+        self.program(SHIM, self.programs.shim(), script)
+    }
+
+    /// The same of the runtime, found in the place of the real one.
+    fn runtime(&self, script: &str) -> Result<()> {
+        self.runtime_as(&self.programs.runtime_name(), script)
+    }
+
+    /// The same by another name.
+    pub(super) fn runtime_as(&self, name: &str, script: &str) -> Result<()> {
+        self.program(name, self.programs.runtime(), script)
+    }
+
+    fn program(&self, name: &str, real: &Path, script: &str) -> Result<()> {
         let path = self.directory.join(name);
         let broken = self.directory.join("broken");
+        let real = real.display();
         let text = format!(
             "#!/bin/sh\nreal={real}\nif [ -e {} ]; then\n{script}\nfi\nexec $real \"$@\"\n",
             broken.display()
@@ -62,7 +80,7 @@ impl Scripted {
 /// A start with the shim or the runtime scripted: it fails in the words given and leaves nothing; mended, it works.
 async fn fails(scene: &Scene, scripted: &Scripted, words: &[&str], left_within: Duration) -> Result<()> {
     let mut launch = scene.launch();
-    launch.path = Some(scripted.directory.clone());
+    launch.look_first_in(scripted.directory.clone());
     let mut options = scene.options();
     if scripted.directory.join(SHIM).exists() {
         options["containerd_runtime"] = json!("io.containerd.scripted.v1");
@@ -79,26 +97,24 @@ async fn fails(scene: &Scene, scripted: &Scripted, words: &[&str], left_within: 
 }
 
 const SOON: Duration = Duration::from_secs(3);
-pub(super) const REAL_SHIM: &str = "/usr/bin/containerd-shim-runc-v2";
-pub(super) const REAL_RUNC: &str = "/usr/sbin/runc";
 
 async fn a_shim_that_hangs_is_given_up(scene: &Scene) -> Result<()> {
     let scripted = Scripted::new(scene)?;
     let script = "case \"$*\" in *start) sleep 600 & exec sleep 600;; esac";
-    scripted.program(SHIM, REAL_SHIM, script)?;
+    scripted.shim(script)?;
     fails(scene, &scripted, &[SHIM], Duration::from_secs(10)).await
 }
 
 async fn a_shim_that_fails_is_quoted(scene: &Scene) -> Result<()> {
     let scripted = Scripted::new(scene)?;
-    scripted.program(SHIM, REAL_SHIM, "echo 'no shims on tuesdays' >&2; exit 1")?;
+    scripted.shim("echo 'no shims on tuesdays' >&2; exit 1")?;
     fails(scene, &scripted, &[SHIM, "no shims on tuesdays"], SOON).await
 }
 
 async fn a_shim_that_answers_nonsense_is_refused(scene: &Scene) -> Result<()> {
     for answer in ["echo hello", "printf '{\"version\":99}'", "true", "echo unix:///no/such/socket"] {
         let scripted = Scripted::new(scene)?;
-        scripted.program(SHIM, REAL_SHIM, &format!("case \"$*\" in *start) {answer}; exit 0;; esac"))?;
+        scripted.shim(&format!("case \"$*\" in *start) {answer}; exit 0;; esac"))?;
         fails(scene, &scripted, &[], SOON).await?;
     }
     Ok(())
@@ -112,7 +128,7 @@ async fn a_shim_that_dies_at_once_is_an_error(scene: &Scene) -> Result<()> {
                   line=$(tr '\\0' ' ' < $p/cmdline 2>/dev/null)\n    \
                   case \"$line\" in $real*-id*) [ \"$(readlink $p/cwd)\" = \"$PWD\" ] && kill -9 ${p#/proc/};; esac\n  \
                   done\n  printf %s \"$answer\"; exit 0;;\nesac";
-    scripted.program(SHIM, REAL_SHIM, script)?;
+    scripted.shim(script)?;
     fails(scene, &scripted, &["shim"], SOON).await
 }
 
@@ -129,32 +145,32 @@ pub(super) fn runc(sub_command: &str, then: &str) -> String {
 
 async fn a_runtime_that_fails_to_create_is_quoted(scene: &Scene) -> Result<()> {
     let scripted = Scripted::new(scene)?;
-    scripted.program("runc", REAL_RUNC, &runc("create", "complain 'out of containers'"))?;
+    scripted.runtime(&runc("create", "complain 'out of containers'"))?;
     fails(scene, &scripted, &["out of containers"], SOON).await
 }
 
 async fn a_runtime_that_fails_after_it_created_leaves_nothing(scene: &Scene) -> Result<()> {
     let scripted = Scripted::new(scene)?;
-    scripted.program("runc", REAL_RUNC, &runc("create", "$real \"$@\"; complain 'second thoughts'"))?;
+    scripted.runtime(&runc("create", "$real \"$@\"; complain 'second thoughts'"))?;
     fails(scene, &scripted, &["second thoughts"], SOON).await
 }
 
 async fn a_runtime_that_fails_to_start_is_quoted(scene: &Scene) -> Result<()> {
     let scripted = Scripted::new(scene)?;
-    scripted.program("runc", REAL_RUNC, &runc("start", "complain 'not today'"))?;
+    scripted.runtime(&runc("start", "complain 'not today'"))?;
     fails(scene, &scripted, &["not today"], SOON).await
 }
 
 async fn a_runtime_that_is_missing_is_said(scene: &Scene) -> Result<()> {
     let scripted = Scripted::new(scene)?;
-    scripted.program("runc", REAL_RUNC, "exec /no/such/runc")?;
+    scripted.runtime("exec /no/such/runc")?;
     fails(scene, &scripted, &["runc"], SOON).await
 }
 
 async fn the_operators_runtime_runs_and_a_missing_one_is_said(scene: &Scene) -> Result<()> {
     let scripted = Scripted::new(scene)?;
     let ran = scripted.directory.join("ran");
-    scripted.program("mine", REAL_RUNC, &format!("touch {}", ran.display()))?;
+    scripted.runtime_as("mine", &format!("touch {}", ran.display()))?;
     let mut options = scene.options();
     options["oci_runtime"] = json!(scripted.directory.join("mine"));
     let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
@@ -171,9 +187,9 @@ async fn the_operators_runtime_runs_and_a_missing_one_is_said(scene: &Scene) -> 
 
 async fn a_start_that_is_called_off_while_the_runtime_creates_leaves_nothing(scene: &Scene) -> Result<()> {
     let scripted = Scripted::new(scene)?;
-    scripted.program("runc", REAL_RUNC, &runc("create", "sleep 1; exec $real \"$@\""))?;
+    scripted.runtime(&runc("create", "sleep 1; exec $real \"$@\""))?;
     let mut launch = scene.launch();
-    launch.path = Some(scripted.directory.clone());
+    launch.look_first_in(scripted.directory.clone());
     let mut plugin = scene.plugin_as(&launch, &scene.options()).await?;
     let task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
     let cut = tokio::time::timeout(Duration::from_millis(700), plugin.start_task(task.config.clone())).await;
@@ -189,9 +205,9 @@ async fn a_start_that_is_stopped_while_the_runtime_creates_leaves_nothing(scene:
     let scripted = Scripted::new(scene)?;
     let reached = scripted.directory.join("reached");
     let slow = format!("touch {}; sleep 1; exec $real \"$@\"", reached.display());
-    scripted.program("runc", REAL_RUNC, &runc("create", &slow))?;
+    scripted.runtime(&runc("create", &slow))?;
     let mut launch = scene.launch();
-    launch.path = Some(scripted.directory.clone());
+    launch.look_first_in(scripted.directory.clone());
     let mut plugin = scene.plugin_as(&launch, &scene.options()).await?;
     let task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
     let stop = async {
@@ -213,9 +229,9 @@ async fn a_create_cut_off_before_its_runtime_was_written_down_leaves_nothing(sce
     let scripted = Scripted::new(scene)?;
     let reached = scripted.directory.join("reached");
     let hang = format!("rm runtime; : > options.json; touch {}; exec sleep 600", reached.display());
-    scripted.program("runc", REAL_RUNC, &runc("create", &hang))?;
+    scripted.runtime(&runc("create", &hang))?;
     let mut launch = scene.launch();
-    launch.path = Some(scripted.directory.clone());
+    launch.look_first_in(scripted.directory.clone());
     let mut plugin = scene.plugin_as(&launch, &scene.options()).await?;
     let task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
     tokio::select! {

@@ -11,7 +11,6 @@ use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 
 use super::cases;
-use super::shim_failures::REAL_SHIM;
 use crate::fixture::sweep::find_processes;
 use crate::host::Plugin;
 use crate::host::stats::{Sample, Stats};
@@ -45,7 +44,7 @@ pub(super) async fn fast_plugin(scene: &Scene, way: Way) -> Result<Plugin> {
     options["stats_interval"] = serde_json::json!("100ms");
     if way == Way::Shim {
         let shim = scene.directory().join("containerd-shim-other-v1");
-        symlink(REAL_SHIM, &shim).context("give the shim another name")?;
+        symlink(scene.programs().shim(), &shim).context("give the shim another name")?;
         options["containerd_runtime"] = serde_json::json!(shim);
     }
     scene.plugin_as(&launch, &options).await

@@ -15,14 +15,16 @@ mod restarts;
 pub mod stage;
 mod stop;
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::Result;
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
+use crate::case::Skips;
+use crate::fixture::{Choice, Programs};
 use stage::Stage;
 
 type Case = fn(&mut Stage) -> Result<()>;
@@ -60,47 +62,74 @@ fn cases() -> Result<Vec<NamedCase>> {
     Ok(all)
 }
 
-/// Runs the cases whose names contain one of `filters`, all without any, and prints the usual closing line.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The driver's binary.
+    #[arg(long)]
+    plugin: PathBuf,
+    /// The agent's binary.
+    #[arg(long)]
+    nomad: PathBuf,
+    /// Consul's binary; without one, the cases that register with it are skipped.
+    #[arg(long)]
+    consul: Option<PathBuf>,
+    #[command(flatten)]
+    pub choice: Choice,
+    /// Only the cases whose names contain one of these.
+    filter: Vec<String>,
+}
+
+/// Runs the cases whose names contain one of the filters, all without any, and says how many ended how.
 ///
 /// # Errors
 /// When the world or the agent does not come up.
-pub fn run(nomad: &Path, plugin: &Path, consul: Option<&Path>, filters: &[String]) -> Result<ExitCode> {
+pub fn run(args: &Args) -> Result<ExitCode> {
     let begun = Instant::now();
+    let filters = &args.filter;
+    let skips = Arc::new(Skips::default());
     let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter));
     let (registering, mut cases): (Vec<_>, Vec<_>) = cases()?
         .into_iter()
         .filter(|(name, _)| wanted(name))
         .partition(|(name, _)| name.starts_with(&format!("{CONSUL}::")));
-    let consul = consul.filter(|_| !registering.is_empty());
+    let consul = args.consul.as_deref().filter(|_| !registering.is_empty());
     if consul.is_some() {
         cases.extend(registering);
     } else {
-        registering.iter().for_each(|(name, _)| println!("left out, as there is no --consul: {name}"));
+        registering.iter().for_each(|(name, _)| skips.note(name, "there is no --consul"));
     }
-    let stage = Arc::new(Mutex::new(Stage::set(nomad, plugin, consul)?));
+    let programs = Programs::find(&args.choice)?;
+    println!("{}", programs.versions().join(", "));
+    let stage = Arc::new(Mutex::new(Stage::set(programs, &args.nomad, &args.plugin, consul)?));
     println!(
         "a containerd, a registry and a Nomad agent are up after {:.1} s",
         begun.elapsed().as_secs_f32()
     );
     let trials = cases.into_iter().map(|(name, case)| {
-        let stage = Arc::clone(&stage);
-        Trial::test(name, move || {
+        let (stage, skips) = (Arc::clone(&stage), Arc::clone(&skips));
+        Trial::ignorable_test(name.clone(), move || {
             let mut stage = stage.lock().unwrap_or_else(PoisonError::into_inner);
-            play(&mut stage, &case).map_err(|error| Failed::from(format!("{error:#}")))
+            play(&mut stage, &name, &case, &skips).map_err(|error| Failed::from(format!("{error:#}")))
         })
     });
     let arguments = Arguments { test_threads: Some(1), ..Arguments::default() };
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
+    skips.summarize("e2e", &conclusion);
     Ok(conclusion.exit_code())
 }
 
-fn play(stage: &mut Stage, case: impl Fn(&mut Stage) -> Result<()>) -> Result<()> {
-    let played = case(stage);
+fn play(
+    stage: &mut Stage,
+    name: &str,
+    case: impl Fn(&mut Stage) -> Result<()>,
+    skips: &Skips,
+) -> Result<Completion> {
+    let played = skips.sort(name, case(stage));
     let log = if played.is_err() { stage.agent_log() } else { String::new() };
     let cleared = stage.clear();
-    played.map_err(|error| {
+    let completion = played.map_err(|error| {
         let left = cleared.as_ref().err().map(|error| format!("\nand then: {error:#}")).unwrap_or_default();
         anyhow::anyhow!("{error:#}{left}\nthe agent's log has:\n{log}")
     })?;
-    cleared
+    cleared.map(|()| completion)
 }

@@ -14,7 +14,7 @@ use crate::agent::{
 };
 use crate::fixture::leftovers::{Leftovers, dead_shim_sockets};
 use crate::fixture::sweep;
-use crate::fixture::{Consul, World};
+use crate::fixture::{Consul, Programs, World};
 
 /// Any one step of a task's life. Far above what it takes, far below what a person would wait.
 pub const SOON: Duration = Duration::from_secs(30);
@@ -47,13 +47,16 @@ pub struct Stage {
 
 /// A setup for an agent that works in a world.
 pub fn setup(world: &World, mode: Mode, nomad: &Path, plugin: &Path) -> Setup {
-    let networks = world.networks();
+    let (networks, containerd) = (world.networks(), world.containerd());
+    let programs = containerd.programs();
     Setup {
         mode,
         nomad: nomad.to_owned(),
         plugin: plugin.to_owned(),
         directory: world.directory().join("agent"),
-        containerd_socket: world.containerd().socket(),
+        containerd_socket: containerd.socket(),
+        containerd_runtime: programs.shim_runtime().to_owned(),
+        oci_runtime: programs.oci_runtime().unwrap_or_default(),
         state_dir: world.state_dir("agent"),
         networks: Networks {
             tasks: networks.tasks(),
@@ -62,6 +65,7 @@ pub fn setup(world: &World, mode: Mode, nomad: &Path, plugin: &Path) -> Setup {
             described: networks.described(),
             near: networks.make_near().ok().map(|bridge| bridge.name),
         },
+        programs: vec![containerd.programs_directory()],
         consul: None,
     }
 }
@@ -69,8 +73,8 @@ pub fn setup(world: &World, mode: Mode, nomad: &Path, plugin: &Path) -> Setup {
 impl Stage {
     /// # Errors
     /// When the world, the agent or Consul does not come up.
-    pub fn set(nomad: &Path, plugin: &Path, consul: Option<&Path>) -> Result<Self> {
-        let world = World::start()?;
+    pub fn set(programs: Programs, nomad: &Path, plugin: &Path, consul: Option<&Path>) -> Result<Self> {
+        let world = World::start_of(programs)?;
         let directory = world.directory().join("consul");
         let consul = consul.map(|binary| Consul::start_in(&directory, binary)).transpose()?;
         Self::beside(&world, consul, nomad, plugin)
@@ -87,11 +91,11 @@ impl Stage {
     fn beside(world: &Arc<World>, consul: Option<Consul>, nomad: &Path, plugin: &Path) -> Result<Self> {
         let dead_before = dead_shim_sockets();
         let mut setup = setup(world, Mode::Kept, nomad, plugin);
-        setup.consul = consul.as_ref().map(|consul| agent::Consul {
-            address: consul.address(),
-            grpc_address: consul.grpc_address(),
-            programs: consul.programs(),
-        });
+        setup.consul = consul
+            .as_ref()
+            .map(|consul| agent::Consul { address: consul.address(), grpc_address: consul.grpc_address() });
+        // Nomad runs the program `consul` to set up a sidecar.
+        setup.programs.extend(consul.as_ref().map(Consul::programs));
         let state_dir = setup.state_dir.clone();
         let agent = Agent::start(setup)?;
         agent.driver_becomes(true)?;

@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 use crate::e2e::options;
-use crate::fixture;
+use crate::fixture::{self, Choice, Programs};
 use crate::interrupt::{UnderWay, interrupted};
 use root::Root;
 
@@ -63,6 +63,8 @@ pub struct Args {
     /// An agent's binary: the end-to-end set runs under it there, in place of the cases against the plugin alone.
     #[arg(long)]
     nomad: Option<PathBuf>,
+    #[command(flatten)]
+    choice: Choice,
     /// Only cases whose name contains one of these, in place of the usual choice.
     filter: Vec<String>,
 }
@@ -84,7 +86,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn pack(args: &Args, directory: &Path, archive: &Path) -> Result<()> {
-    let mut root = Root::with_programs()?;
+    let programs = Programs::find(&args.choice)?;
+    let mut root = Root::with_programs(&programs)?;
     root.program(&std::path::absolute(&args.plugin)?, "containerd-driver")?;
     root.program(&std::env::current_exe()?, "conformance")?;
     let modules = only_match(&args.kernel.join("lib/modules"), "")?;
@@ -100,7 +103,7 @@ fn pack(args: &Args, directory: &Path, archive: &Path) -> Result<()> {
         }
     }
     let arguments = directory.join("arguments");
-    fs::write(&arguments, arguments_inside(args).join("\n") + "\n")?;
+    fs::write(&arguments, arguments_inside(args, &programs).join("\n") + "\n")?;
     root.file(&arguments, Path::new("/arguments"));
     let scratch = directory.join("root");
     fs::create_dir(&scratch)?;
@@ -113,11 +116,13 @@ fn make_executable(file: &Path) -> Result<()> {
 }
 
 /// What the guest's `conformance` is called with.
-fn arguments_inside(args: &Args) -> Vec<String> {
+fn arguments_inside(args: &Args, programs: &Programs) -> Vec<String> {
     let mut arguments = match &args.nomad {
         Some(_) => vec!["e2e", "--nomad", "/bin/nomad"],
         None => vec!["suite", "--jobs", "1"],
     };
+    let runtime = programs.runtime_name();
+    arguments.extend(["--shim", programs.shim_runtime(), "--runtime", &runtime]);
     arguments.extend(["--plugin", "/bin/containerd-driver", "--"]);
     if args.filter.is_empty() && args.nomad.is_none() {
         arguments.extend(CASES);

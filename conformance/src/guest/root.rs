@@ -10,22 +10,13 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 
+use crate::fixture::Programs;
 use crate::fixture::images::libraries;
+use crate::fixture::programs::{in_path, name_of};
 
 /// What the suite runs, beside itself and the plugin; `ldd`, a script of bash', among it.
-const PROGRAMS: [&str; 11] = [
-    "bash",
-    "busybox",
-    "containerd",
-    "containerd-shim-runc-v2",
-    "ctr",
-    "docker-registry",
-    "ldd",
-    "redis-cli",
-    "redis-server",
-    "runc",
-    "tini-static",
-];
+const PROGRAMS: [&str; 7] =
+    ["bash", "busybox", "docker-registry", "ldd", "redis-cli", "redis-server", "tini-static"];
 /// Those of them that load nothing.
 const LOAD_NOTHING: [&str; 3] = ["busybox", "ldd", "tini-static"];
 /// What programs read, as it is here; an agent wants the user `nobody`.
@@ -44,10 +35,13 @@ impl Root {
     ///
     /// # Errors
     /// Names the program that is missing.
-    pub fn with_programs() -> Result<Self> {
+    pub fn with_programs(programs: &Programs) -> Result<Self> {
         let mut root = Self { files: BTreeMap::new() };
         for name in PROGRAMS {
-            root.program(&find(name)?, name)?;
+            root.program(&in_path(Path::new(name))?, name)?;
+        }
+        for program in programs.all() {
+            root.program(program, &name_of(program))?;
         }
         for file in FILES.map(Path::new) {
             root.file(file, file);
@@ -120,12 +114,4 @@ fn list(root: &Path, directory: &Path, into: &mut String) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// A program in PATH.
-fn find(name: &str) -> Result<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let found =
-        std::env::split_paths(&path).map(|directory| directory.join(name)).find(|file| file.is_file());
-    found.with_context(|| format!("{name} is not in PATH"))
 }

@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 use tokio::process::{Child, Command};
 
 use super::stderr::Lines;
+use crate::fixture::programs::path_with;
 
 const COOKIE_KEY: &str = "NOMAD_PLUGIN_MAGIC_COOKIE";
 pub const COOKIE: &str = "e4327c2e01eabfd75a8a67adb114fb34a757d57eee7728d857a8cec6e91a7255";
@@ -27,15 +28,20 @@ pub struct Launch {
     pub binary: PathBuf,
     /// `None`: not set at all.
     pub cookie: Option<String>,
-    /// Put in front of the agent's PATH.
-    pub path: Option<PathBuf>,
+    /// Put in front of the agent's PATH, see [`Self::look_first_in`].
+    path: Vec<PathBuf>,
     pub environment: Vec<(OsString, OsString)>,
 }
 
 impl Launch {
     pub fn new(binary: &Path) -> Self {
         let cookie = Some(COOKIE.to_owned());
-        Self { binary: binary.to_owned(), cookie, path: None, environment: Vec::new() }
+        Self { binary: binary.to_owned(), cookie, path: Vec::new(), environment: Vec::new() }
+    }
+
+    /// Has programs looked for there before anywhere else.
+    pub fn look_first_in(&mut self, directory: PathBuf) {
+        self.path.insert(0, directory);
     }
 
     /// Starts the process and reads both of its pipes.
@@ -52,12 +58,7 @@ impl Launch {
         ]);
         command.envs(self.cookie.iter().map(|cookie| (COOKIE_KEY, cookie)));
         command.envs(self.environment.iter().map(|(key, value)| (key, value)));
-        if let Some(first) = &self.path {
-            let mut path = first.clone().into_os_string();
-            path.push(":");
-            path.push(std::env::var_os("PATH").unwrap_or_default());
-            command.env("PATH", path);
-        }
+        command.env("PATH", path_with(self.path.iter().map(PathBuf::as_path))?);
         let mut child = command
             .kill_on_drop(true)
             .spawn()

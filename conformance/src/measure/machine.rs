@@ -7,11 +7,12 @@ use std::process::Command;
 use anyhow::Result;
 use serde_json::{Map, Value, json};
 
+use crate::fixture::Programs;
 use crate::fixture::process::output;
 
 /// # Errors
 /// Names the fact that can't be had. A program that isn't there is null.
-pub fn facts(plugin: &Path, nomad: Option<&Path>) -> Result<Value> {
+pub fn facts(plugin: &Path, nomad: Option<&Path>, programs: &Programs) -> Result<Value> {
     let read = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned());
     let cpu = read("/proc/cpuinfo")?;
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
@@ -26,8 +27,8 @@ pub fn facts(plugin: &Path, nomad: Option<&Path>) -> Result<Value> {
         "cgroups": cgroups(),
         "load_before": read("/proc/loadavg")?,
         "plugin": version(plugin, "--version"),
-        "containerd": version(Path::new("containerd"), "--version"),
-        "shim": version(Path::new("containerd-shim-runc-v2"), "-v"),
+        "containerd": version(programs.containerd(), "--version"),
+        "shim": version(programs.shim(), "-v"),
         "runc": version(Path::new("runc"), "--version"),
         "crun": version(Path::new("crun"), "--version"),
         "nomad": nomad.and_then(|nomad| version(nomad, "version")),

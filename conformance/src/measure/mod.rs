@@ -27,7 +27,7 @@ use clap::ValueEnum;
 use serde_json::json;
 use tokio::runtime::Runtime;
 
-use crate::fixture::World;
+use crate::fixture::{Choice, Programs, World};
 pub use hugetlb::Hugetlb;
 use table::Table;
 
@@ -42,6 +42,8 @@ pub struct Args {
     /// How often each call is made by each path.
     #[arg(long, default_value_t = 30)]
     rounds: u32,
+    #[command(flatten)]
+    choice: Choice,
     /// Only this group; may be repeated.
     #[arg(long)]
     only: Vec<Group>,
@@ -107,9 +109,10 @@ struct Findings {
 pub fn run(args: &Args) -> Result<()> {
     let runtime = Runtime::new()?;
     let plugin = std::path::absolute(&args.plugin)?;
-    let machine = machine::facts(&plugin, args.nomad.as_deref())?;
+    let programs = Programs::find(&args.choice)?;
+    let machine = machine::facts(&plugin, args.nomad.as_deref(), &programs)?;
     machine::print(&machine);
-    let world = World::start()?;
+    let world = World::start_of(programs)?;
     let mut findings = Findings::default();
     let ground = Ground {
         world: &world,
