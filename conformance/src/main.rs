@@ -52,6 +52,8 @@ enum Command {
     E2e(e2e::Args),
     /// Figures of the driver beside those of containerd, runc and crun.
     Measure(measure::Args),
+    /// Shim calls by several paths in turn, and what is said of the figures.
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -84,6 +86,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Demo { plugin, nomad } => demo::run(nomad.as_deref(), &plugin).map(|()| ExitCode::SUCCESS),
         Command::E2e(args) => e2e::run(&args),
         Command::Measure(args) => measure::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Bench(args) => bench::run(&args),
     }
 }
 

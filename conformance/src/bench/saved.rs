@@ -1,0 +1,47 @@
+//! Reports as files.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
+
+use super::record::{FORMAT, Report};
+
+/// What every form has, and says whether the rest can be read.
+#[derive(Deserialize)]
+struct Form {
+    format: u32,
+}
+
+/// # Errors
+/// Names the file, and says where it is one of another form.
+pub fn read(path: &Path) -> Result<Report> {
+    let shown = path.display();
+    let text = fs::read(path).with_context(|| format!("read {shown}"))?;
+    let form: Form = serde_json::from_slice(&text)
+        .with_context(|| format!("{shown} is not what `conformance bench run --json` writes"))?;
+    ensure!(
+        form.format <= FORMAT,
+        "{shown} has form {}, and this program reads forms up to {FORMAT}: use the one that wrote it, or a newer one",
+        form.format
+    );
+    serde_json::from_slice(&text).with_context(|| format!("read {shown}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_a_later_form_is_refused_by_name() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("later.json");
+        fs::write(&path, r#"{"format": 99, "and": "something unheard of"}"#).unwrap();
+        let error = format!("{:#}", read(&path).unwrap_err());
+        assert!(error.contains("later.json has form 99"), "{error}");
+        fs::write(&path, "[]").unwrap();
+        let error = format!("{:#}", read(&path).unwrap_err());
+        assert!(error.contains("later.json is not what"), "{error}");
+    }
+}

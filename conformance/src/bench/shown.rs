@@ -1,0 +1,59 @@
+//! Names and figures as people read them, the same in all that is printed or drawn.
+
+use super::record::Key;
+
+/// With three digits, whatever the size.
+pub fn milliseconds(ns: f64) -> String {
+    let ms = ns / 1e6;
+    let digits = if ms >= 99.95 {
+        0
+    } else if ms >= 9.995 {
+        1
+    } else if ms >= 0.9995 {
+        2
+    } else {
+        3
+    };
+    format!("{ms:.digits$} ms")
+}
+
+/// A call with what else it was made under.
+pub fn call(key: &Key) -> String {
+    let mut name = key.call.clone();
+    let mut add = |count: u64, words: &str| {
+        if count > 0 {
+            name += &format!(", {count} {words}");
+        }
+    };
+    add(key.payload_bytes, "bytes");
+    add(u64::from(if key.concurrency > 1 { key.concurrency } else { 0 }), "at a time");
+    add(u64::from(key.held), "others running");
+    name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_has_three_digits() {
+        let shown =
+            [123_456_789.0, 12_345_678.0, 9_996_000.0, 1_234_567.0, 123_456.0, 400.0].map(milliseconds);
+        assert_eq!(shown, ["123 ms", "12.3 ms", "10.0 ms", "1.23 ms", "0.123 ms", "0.000 ms"]);
+    }
+
+    #[test]
+    fn a_call_is_named_with_what_is_unusual_about_it() {
+        let mut key = Key {
+            setup: "a".to_owned(),
+            path: "direct".to_owned(),
+            call: "exec".to_owned(),
+            concurrency: 1,
+            payload_bytes: 0,
+            held: 0,
+        };
+        assert_eq!(call(&key), "exec");
+        (key.concurrency, key.payload_bytes, key.held) = (4, 4096, 50);
+        assert_eq!(call(&key), "exec, 4096 bytes, 4 at a time, 50 others running");
+    }
+}
