@@ -5,6 +5,7 @@ mod capabilities;
 mod host;
 mod seccomp;
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
@@ -68,7 +69,8 @@ pub(crate) async fn settle(security: &Security, gates: &Gates) -> Result<Confine
 
 fn decide(security: &Security, gates: &Gates, host: &Host) -> Result<Confinement, ConfinementError> {
     let capabilities = capabilities::granted(security, &gates.allow_caps, &host.capabilities)?;
-    let seccomp = seccomp_profile(security, gates, host)?
+    let seccomp = seccomp_profile(security, gates, host)?;
+    let seccomp = seccomp
         .map(|profile| profile.for_task(&capabilities, host.kernel, std::env::consts::ARCH))
         .transpose()?;
     let apparmor_profile = apparmor_profile(security, host)?;
@@ -80,14 +82,14 @@ fn seccomp_profile(
     security: &Security,
     gates: &Gates,
     host: &Host,
-) -> Result<Option<seccomp::Profile>, ConfinementError> {
+) -> Result<Option<Cow<'static, seccomp::Profile>>, ConfinementError> {
     let otherwise = gates.seccomp && !security.privileged;
     let profile = match (&security.seccomp_profile, &host.seccomp_profile) {
         (Some(named), Some(text)) => {
-            seccomp::Profile::read(text).map_err(|why| ConfinementError::profile(named, why))?
+            Cow::Owned(seccomp::Profile::read(text).map_err(|why| ConfinementError::profile(named, why))?)
         }
         _ if security.seccomp.unwrap_or(otherwise) => {
-            seccomp::Profile::built_in().map_err(ConfinementError::BuiltIn)?
+            Cow::Borrowed(seccomp::Profile::built_in().map_err(ConfinementError::BuiltIn)?)
         }
         _ => return Ok(None),
     };

@@ -6,6 +6,8 @@
 //! `contrib/seccomp/seccomp_default.go`.
 
 use std::collections::HashSet;
+use std::iter;
+use std::sync::LazyLock;
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
@@ -22,7 +24,7 @@ const BUILT_IN: &str = include_str!("default_profile.json");
 const MOST_ARGUMENTS: usize = 6;
 
 /// A profile as it is written down.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Profile {
     default_action: LinuxSeccompAction,
@@ -38,14 +40,14 @@ pub(super) struct Profile {
 }
 
 /// Whose programs a processor runs besides its own.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ArchMap {
     architecture: Arch,
     sub_architectures: Option<Vec<Arch>>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Rule {
     /// The older form of `names`.
@@ -59,7 +61,7 @@ struct Rule {
 }
 
 /// On what a rule depends.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Filter {
     caps: Option<Vec<String>>,
@@ -88,8 +90,13 @@ impl Profile {
         Ok(profile)
     }
 
-    pub(super) fn built_in() -> Result<Self, String> {
-        Self::read(BUILT_IN)
+    /// Read once.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub(super) fn built_in() -> Result<&'static Self, String> {
+        static PROFILE: LazyLock<Result<Profile, String>> = LazyLock::new(|| Profile::read(BUILT_IN));
+        PROFILE.as_ref().map_err(Clone::clone)
     }
 
     fn check(&self) -> Result<(), String> {
@@ -108,7 +115,7 @@ impl Profile {
 
     /// What of it holds for a task on a kernel of this version, and on a processor by Rust's name for it.
     pub(super) fn for_task(
-        self,
+        &self,
         capabilities: &HashSet<Capability>,
         kernel: (u32, u32),
         processor: &str,
@@ -117,21 +124,22 @@ impl Profile {
         let capabilities = capabilities.iter().map(|one| capability_name(*one)).collect();
         let task = Task { capabilities, kernel, arch };
         let Self { default_action, default_errno_ret, architectures, arch_map, flags, syscalls } = self;
-        let mapped = arch_map.into_iter().flatten().find(|map| Some(map.architecture) == native);
-        let mapped = mapped
-            .map(|map| [map.architecture].into_iter().chain(map.sub_architectures.into_iter().flatten()));
-        let rules = syscalls.into_iter().flatten().filter(|rule| rule.holds_for(&task));
+        let mapped = arch_map.iter().flatten().find(|map| Some(map.architecture) == native);
+        let mapped =
+            mapped.map(|map| iter::once(&map.architecture).chain(map.sub_architectures.iter().flatten()));
+        let rules = syscalls.iter().flatten().filter(|rule| rule.holds_for(&task));
         let mut seccomp = LinuxSeccompBuilder::default()
-            .default_action(default_action)
-            .syscalls(rules.map(Rule::into_syscall).collect::<Result<Vec<_>, _>>()?);
+            .default_action(*default_action)
+            .syscalls(rules.map(Rule::syscall).collect::<Result<Vec<_>, _>>()?);
         if let Some(errno) = default_errno_ret {
-            seccomp = seccomp.default_errno_ret(errno);
+            seccomp = seccomp.default_errno_ret(*errno);
         }
-        if let Some(architectures) = mapped.map(Iterator::collect).or(architectures) {
+        let mapped = mapped.map(|mapped| mapped.copied().collect());
+        if let Some(architectures) = mapped.or_else(|| architectures.clone()) {
             seccomp = seccomp.architectures(architectures);
         }
         if let Some(flags) = flags {
-            seccomp = seccomp.flags(flags);
+            seccomp = seccomp.flags(flags.clone());
         }
         seccomp.build()
     }
@@ -176,15 +184,15 @@ impl Rule {
             && includes.min_kernel.as_ref().is_none_or(is_new_enough)
     }
 
-    fn into_syscall(self) -> Result<LinuxSyscall, OciSpecError> {
+    fn syscall(&self) -> Result<LinuxSyscall, OciSpecError> {
         let Self { name, names, action, errno_ret, args, includes: _, excludes: _ } = self;
-        let names: Vec<String> = name.into_iter().chain(names.into_iter().flatten()).collect();
-        let mut syscall = LinuxSyscallBuilder::default().names(names).action(action);
+        let names: Vec<String> = name.iter().chain(names.iter().flatten()).cloned().collect();
+        let mut syscall = LinuxSyscallBuilder::default().names(names).action(*action);
         if let Some(errno) = errno_ret {
-            syscall = syscall.errno_ret(errno);
+            syscall = syscall.errno_ret(*errno);
         }
         if let Some(args) = args {
-            syscall = syscall.args(args);
+            syscall = syscall.args(args.clone());
         }
         syscall.build()
     }

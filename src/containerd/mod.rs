@@ -11,6 +11,7 @@ mod snapshots;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -44,6 +45,8 @@ const MESSAGE_LIMIT_BYTES: usize = 16 * 1024 * 1024;
 pub(crate) struct Containerd {
     shared: Arc<Shared>,
     snapshotter: Arc<str>,
+    /// How many calls were made by this and by what was made from it.
+    calls: Arc<AtomicU32>,
 }
 
 struct Shared {
@@ -66,12 +69,23 @@ impl Containerd {
                 images: images::State::with(terms),
             }),
             snapshotter: snapshotter.into(),
+            calls: Arc::default(),
         }
+    }
+
+    /// The same, with calls that are counted on their own.
+    pub(crate) fn counted(&self) -> Self {
+        Self { calls: Arc::default(), ..self.clone() }
+    }
+
+    /// How many calls were made since it was [`Self::counted`].
+    pub(crate) fn calls(&self) -> u32 {
+        self.calls.load(Ordering::Relaxed)
     }
 
     /// The same daemon and namespace, with another snapshotter.
     pub(crate) fn with_snapshotter(&self, snapshotter: &str) -> Self {
-        Self { shared: Arc::clone(&self.shared), snapshotter: snapshotter.into() }
+        Self { snapshotter: snapshotter.into(), ..self.clone() }
     }
 
     /// The daemon's version, as `1.6.20`.
@@ -117,6 +131,7 @@ impl Containerd {
         deadline: Duration,
         answer: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, Error> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
         self.within(doing, deadline, answer).await.map(Response::into_inner)
     }
 

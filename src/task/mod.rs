@@ -20,6 +20,7 @@ mod stop;
 mod supervisor;
 mod sweep;
 mod teardown;
+mod timeline;
 mod wanted;
 
 use std::collections::HashMap;
@@ -97,10 +98,11 @@ impl Settings {
         &self,
         container_id: &str,
         options: &TaskOptions,
+        containerd: &Containerd,
     ) -> std::result::Result<Place, shim::Error> {
         let shim = shim::find_shim(options.runtime.shim(&self.config))?;
         let mut place = Place::of(self, container_id, shim);
-        place.containerd = self.containerd.with_snapshotter(options.runtime.snapshotter(&self.config));
+        place.containerd = containerd.with_snapshotter(options.runtime.snapshotter(&self.config));
         Ok(place)
     }
 }

@@ -35,7 +35,7 @@ impl Place {
                 namespace: NAMESPACE.to_owned(),
                 address: shim_address(state_dir),
             },
-            containerd: settings.containerd.clone(),
+            containerd: settings.containerd.counted(),
             cni: Arc::clone(&settings.cni),
         }
     }

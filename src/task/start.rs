@@ -20,8 +20,10 @@ use super::events::Teller;
 use super::network::Joined;
 use super::place::{self, Place};
 use super::supervisor::{self, Watch};
+use super::timeline::{Call, Timeline};
 use super::wanted::{ImageSource, Wanted};
 use super::{DriverNetwork, Identity, Reservation, Saved, Settings, Started, Task, Tasks, stats};
+use crate::cgroup::Cgroup;
 use crate::config::{Labels, Pull, PullPolicy, Sharing, TaskAuth as Auth};
 use crate::containerd::{Access, Credentials, Image, Policy, Record, is_server};
 use crate::error::{Error, Result};
@@ -47,11 +49,12 @@ impl Tasks {
         config: pb::TaskConfig,
     ) -> Result<Started> {
         let doing = format!("start task {}", config.id);
+        let timeline = Timeline::begin();
         let reservation =
             self.reserve(&place::container_id(&config.id)).await.map_err(|error| error.context(&doing))?;
         let (sender, answer) = oneshot::channel();
         let asker = Asker { answer: sender, called_off: reservation.called_off.clone() };
-        tokio::spawn(run(reservation, settings, config, asker));
+        tokio::spawn(run(reservation, settings, config, asker, timeline));
         let answer = answer.await.map_err(|_| Error::Failed("it broke off".to_owned()));
         answer.flatten().map_err(|error| error.context(doing))
     }
@@ -73,17 +76,32 @@ impl Asker {
     }
 }
 
-async fn run(reservation: Reservation, settings: Arc<Settings>, config: pb::TaskConfig, mut asker: Asker) {
+async fn run(
+    reservation: Reservation,
+    settings: Arc<Settings>,
+    config: pb::TaskConfig,
+    mut asker: Asker,
+    timeline: Timeline,
+) {
     let tasks = Arc::clone(&reservation.tasks);
     let id = &reservation.container_id;
+    let containerd = settings.containerd.counted();
     let started = async {
-        let wanted = Wanted::of(&settings, &config).await?;
-        let place = settings.place_for(id, &wanted.options)?;
-        let start =
-            Start { settings: &settings, config: &config, wanted: &wanted, place: &place, tasks: &tasks };
+        let wanted = Box::pin(Wanted::of(&settings, &config, &timeline));
+        let wanted = timeline.step("wanted", wanted).await?;
+        let place = settings.place_for(id, &wanted.options, &containerd)?;
+        let start = Start {
+            settings: &settings,
+            config: &config,
+            wanted: &wanted,
+            place: &place,
+            tasks: &tasks,
+            timeline: &timeline,
+        };
         Box::pin(start.steps(&mut asker)).await
     };
     let started = started.await;
+    timeline.tell(Call::Start, id, started.is_ok(), containerd.calls());
     match started.and_then(|task| Ok((task.saved.encode()?, task))) {
         Ok((driver_state, task)) => {
             tracing::info!(task = config.id, container = id, pid = task.saved.init.pid, "started");
@@ -112,6 +130,7 @@ struct Start<'a> {
     wanted: &'a Wanted,
     place: &'a Place,
     tasks: &'a Tasks,
+    timeline: &'a Timeline,
 }
 
 /// What containerd and the image have for the container.
@@ -142,14 +161,18 @@ impl Start<'_> {
             // Of a start that the plugin did not survive.
             Place::by_id(self.settings, &self.place.id).tear_down().await?;
         }
+        let timeline = self.timeline;
         let hold = self.tasks.image_uses.hold(&self.wanted.image.name()).await;
         let image = tokio::select! {
-            image = self.image(access) => image?,
+            image = timeline.step("image", self.image(access)) => image?,
             error = asker.called_off() => return Err(error),
         };
-        self.place.bundle.create(&self.place.launcher.binary)?;
-        let (prepared, joined, launched) =
-            tokio::join!(self.prepare(&image), self.join_network(), self.launch());
+        timeline.step("bundle", async { self.place.bundle.create(&self.place.launcher.binary) }).await?;
+        let (prepared, joined, launched) = tokio::join!(
+            timeline.step("container", self.prepare(&image)),
+            timeline.step("network", self.join_network()),
+            timeline.step("shim", self.launch()),
+        );
         let (prepared, (joined, files), (connection, shim)) = (prepared?, joined?, launched?);
         // From here on the record says that the image is in use.
         drop(hold);
@@ -218,10 +241,10 @@ impl Start<'_> {
     }
 
     async fn launch(&self) -> Result<(Connection, Shim)> {
-        let Place { id, bundle, launcher, .. } = self.place;
-        let bootstrap = launcher.start(bundle, id).await?;
-        let connection = Connection::open(&bootstrap, id).await?;
-        let pid = connection.pid_of_fresh_shim().await?;
+        let (Place { id, bundle, launcher, .. }, timeline) = (self.place, self.timeline);
+        let bootstrap = timeline.step("shim/exec", launcher.start(bundle, id)).await?;
+        let connection = timeline.step("shim/connect", Connection::open(&bootstrap, id)).await?;
+        let pid = timeline.step("shim/ask", connection.pid_of_fresh_shim()).await?;
         let shim = Shim { bootstrap, pid };
         bundle.write_shim(&shim)?;
         shim.protect();
@@ -230,12 +253,13 @@ impl Start<'_> {
 
     /// The lease first: whatever is made after it is kept by it.
     async fn prepare(&self, image: &Image) -> Result<Prepared> {
-        let Place { id, bundle, containerd, .. } = self.place;
+        let (Place { id, bundle, containerd, .. }, timeline) = (self.place, self.timeline);
         let Wanted { options, sources, .. } = self.wanted;
         let labels = self.labels();
         let owner = [(OWNER_LABEL.to_owned(), labels[OWNER_LABEL].clone())].into();
-        containerd.create_lease(id, owner).await?;
-        let mounts = containerd.prepare_snapshot(id, &image.chain_id, id).await?;
+        timeline.step("container/lease", containerd.create_lease(id, owner)).await?;
+        let snapshot = containerd.prepare_snapshot(id, &image.chain_id, id);
+        let mounts = timeline.step("container/snapshot", snapshot).await?;
         let record = Record {
             id: id.clone(),
             image: image.name.clone(),
@@ -244,10 +268,11 @@ impl Start<'_> {
             lease: id.clone(),
         };
         let user = user(self.config, image);
+        let groups = options.process.group_add.clone();
         let (recorded, identity, pinned) = tokio::join!(
-            containerd.create_record(record),
-            rootfs::identity(mounts.clone(), bundle.rootfs(), user, options.process.group_add.clone()),
-            sources.pin(bundle),
+            timeline.step("container/record", containerd.create_record(record)),
+            timeline.step("container/user", rootfs::identity(mounts.clone(), bundle.rootfs(), user, groups)),
+            timeline.step("container/mounts", sources.pin(bundle)),
         );
         recorded?;
         Ok(Prepared { mounts, identity: identity?, pinned: pinned? })
@@ -255,8 +280,10 @@ impl Start<'_> {
 
     /// Its addresses are in the files by which the task finds names.
     async fn join_network(&self) -> Result<(Joined, Vec<BoundFile>)> {
-        let joined = self.wanted.network.join(self.tasks, self.place, self.config).await?;
-        let files = self.wanted.name_files(self.config, &self.place.bundle, &joined).await?;
+        let joined = self.wanted.network.join(self.tasks, self.place, self.config);
+        let joined = self.timeline.step("network/join", joined).await?;
+        let files = self.wanted.name_files(self.config, &self.place.bundle, &joined);
+        let files = self.timeline.step("network/names", files).await?;
         Ok((joined, files))
     }
 
@@ -304,15 +331,16 @@ impl Start<'_> {
         let Made { spec, mounts, network, connection, shim } = made;
         let Wanted { options: asked, cgroup, .. } = self.wanted;
         let shares_pids = asked.namespaces.pid_mode == Sharing::Host;
-        let bundle = &self.place.bundle;
-        bundle.write_spec(&spec)?;
+        let (bundle, timeline) = (&self.place.bundle, self.timeline);
+        timeline.step("spec", async { bundle.write_spec(&spec) }).await?;
         let options = RuncOptions {
             root: place::runtime_root(self.settings),
             binary_name: asked.runtime.program(&self.settings.config).unwrap_or_default().to_owned(),
             ..RuncOptions::default()
         };
         let rootfs = mounts.into_iter().map(shim_mount).collect();
-        let pid = connection.create(bundle, rootfs, &logs, asked.process.tty, &options).await?;
+        let create = connection.create(bundle, rootfs, &logs, asked.process.tty, &options);
+        let pid = timeline.step("create", create).await?;
         bundle.unpin()?;
         if shares_pids {
             bundle.write_spec(&spec::with_private_pids(spec)?)?;
@@ -320,11 +348,9 @@ impl Start<'_> {
         // Before it can end, so that the kernel's word on its end can be asked for.
         let id = ProcessId::of(pid);
         let init = Init::open(id);
-        cgroup.place(pid).map_err(|error| {
-            Error::Failed(format!("put the task into the cpuset {:?}: {error}", cgroup.cpuset))
-        })?;
+        timeline.step("cpuset", place_in_cpuset(cgroup.clone(), pid)).await?;
         let waiting = supervisor::ask(&connection, "").await;
-        connection.start().await?;
+        timeline.step("start", connection.start()).await?;
         let saved = Saved {
             container_id: self.place.id.clone(),
             shim_binary: self.place.launcher.binary.clone(),
@@ -394,6 +420,16 @@ fn user(config: &pb::TaskConfig, image: &Image) -> String {
         return config.user.clone();
     }
     image.config.config().as_ref().and_then(|config| config.user().clone()).unwrap_or_default()
+}
+
+/// The kernel may take its time: a move between control groups of v1 waits for all processors.
+async fn place_in_cpuset(cgroup: Cgroup, pid: i32) -> Result<()> {
+    let placed = tokio::task::spawn_blocking(move || {
+        let Some(cpuset) = &cgroup.cpuset else { return Ok(()) };
+        cgroup.place(pid).map_err(|error| format!("{}: {error}", cpuset.display()))
+    });
+    let placed = placed.await.map_err(|error| error.to_string()).flatten();
+    placed.map_err(|error| Error::Failed(format!("put the task into the cpuset {error}")))
 }
 
 fn stop_signal(image: &Image) -> Option<String> {

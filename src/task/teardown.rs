@@ -11,6 +11,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::place::{self, Place};
+use super::timeline::{Call, Timeline};
 use super::{Ending, Settings, Slot, Tasks};
 use crate::cgroup;
 use crate::error::{Error, Result};
@@ -20,6 +21,14 @@ use crate::shim::{Connection, Shim, State};
 const KILLED: Duration = Duration::from_secs(10);
 /// How long a shim that was told to end may take.
 const SHIM_ENDS: Duration = Duration::from_secs(2);
+
+/// What a teardown leaves for somebody to look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keeps {
+    Nothing,
+    /// And by it the snapshot.
+    Record,
+}
 
 impl Tasks {
     /// Takes a task down and forgets it. One that isn't here may have left something; if it hasn't, that is success.
@@ -87,10 +96,7 @@ impl Place {
     /// # Errors
     /// Names the first part that could not be removed. The bundle is kept, marked, until all is.
     pub(super) async fn tear_down(&self) -> Result<()> {
-        self.end().await?;
-        self.containerd.delete_record(&self.id).await?;
-        self.containerd.remove_snapshot_of(&self.id).await?;
-        self.forget().await
+        self.take_down(Keeps::Nothing).await
     }
 
     /// As [`Self::tear_down`], but for the record and, kept by it, the snapshot, which are for somebody to look at.
@@ -98,29 +104,36 @@ impl Place {
     /// # Errors
     /// As [`Self::tear_down`].
     async fn tear_down_around(&self) -> Result<()> {
-        self.end().await?;
-        self.forget().await
+        self.take_down(Keeps::Record).await
     }
 
-    async fn end(&self) -> Result<()> {
-        if self.bundle.exists() {
-            self.bundle.doom()?;
-            self.end_processes().await?;
-            self.bundle.forget_processes()?;
-            self.end_network().await?;
+    async fn take_down(&self, keeps: Keeps) -> Result<()> {
+        let (timeline, calls) = (Timeline::begin(), self.containerd.calls());
+        let outcome = self.take_down_parts(keeps, &timeline).await;
+        timeline.tell(Call::Teardown, &self.id, outcome.is_ok(), self.containerd.calls() - calls);
+        outcome
+    }
+
+    async fn take_down_parts(&self, keeps: Keeps, timeline: &Timeline) -> Result<()> {
+        let Self { id, bundle, containerd, .. } = self;
+        if bundle.exists() {
+            bundle.doom()?;
+            timeline.step("processes", self.end_processes(timeline)).await?;
+            bundle.forget_processes()?;
+            timeline.step("network", self.end_network()).await?;
         }
-        Ok(())
+        if keeps == Keeps::Nothing {
+            timeline.step("record", containerd.delete_record(id)).await?;
+            timeline.step("snapshot", containerd.remove_snapshot_of(id)).await?;
+        }
+        timeline.step("lease", containerd.delete_lease(id)).await?;
+        Ok(timeline.step("bundle", async { bundle.remove() }).await?)
     }
 
-    async fn forget(&self) -> Result<()> {
-        self.containerd.delete_lease(&self.id).await?;
-        Ok(self.bundle.remove()?)
-    }
-
-    async fn end_processes(&self) -> Result<()> {
+    async fn end_processes(&self, timeline: &Timeline) -> Result<()> {
         let shim = self.bundle.read_shim();
         let removed = match &shim {
-            Some(shim) => self.end_by_shim(shim).await.unwrap_or_else(|error| {
+            Some(shim) => self.end_by_shim(shim, timeline).await.unwrap_or_else(|error| {
                 tracing::warn!(container = self.id, %error, "the shim can't end its container");
                 false
             }),
@@ -162,11 +175,15 @@ impl Place {
 
     /// The orderly way: the shim kills what runs, removes the container, and ends itself. False where it knew of no
     /// container, which does not mean that there is none.
-    async fn end_by_shim(&self, shim: &Shim) -> std::result::Result<bool, crate::shim::Error> {
+    async fn end_by_shim(
+        &self,
+        shim: &Shim,
+        timeline: &Timeline,
+    ) -> std::result::Result<bool, crate::shim::Error> {
         let connection = Connection::open(&shim.bootstrap, &self.id).await?;
         let removed = match connection.state().await {
             Ok(State::Stopped) => {
-                connection.delete().await?;
+                timeline.step("processes/delete", connection.delete()).await?;
                 true
             }
             Ok(State::Created | State::Running) => {
@@ -178,12 +195,13 @@ impl Place {
                 // What is not in there; most often it has ended by now.
                 let _ = connection.kill(Signal::SIGKILL as i32, true).await;
                 let _ = tokio::time::timeout(KILLED, ended).await;
-                connection.delete().await?;
+                timeline.step("processes/delete", connection.delete()).await?;
                 true
             }
             Err(error) if error.is_not_found() => false,
             Err(error) => return Err(error),
         };
+        let _ending = timeline.under("processes/shim");
         connection.shutdown().await?;
         if !shim.ends_within(SHIM_ENDS).await {
             tracing::warn!(container = self.id, pid = shim.pid, "the shim did not end; it will be killed");

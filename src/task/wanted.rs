@@ -7,6 +7,7 @@ use nomad_proto::driver as pb;
 
 use super::mounts::{Sources, off_thread};
 use super::network::{Joined, WantedNetwork};
+use super::timeline::Timeline;
 use super::{Settings, node};
 use crate::cgroup::Cgroup;
 use crate::cni;
@@ -47,12 +48,27 @@ pub(super) struct Wanted {
 impl Wanted {
     /// # Errors
     /// Names the option that can't be had, here or at all.
-    pub(super) async fn of(settings: &Settings, config: &pb::TaskConfig) -> Result<Self> {
+    pub(super) async fn of(
+        settings: &Settings,
+        config: &pb::TaskConfig,
+        timeline: &Timeline,
+    ) -> Result<Self> {
         let options = TaskOptions::decode(&config.msgpack_driver_config)?;
         options.permitted_by(&settings.config)?;
-        let image = ImageSource::of(&options, settings, config).await?;
         let network = options.network(config.network_isolation_spec.as_ref())?;
-        let network = WantedNetwork::of(settings, network, &options.network, config).await?;
+        let mut cgroup = cgroup_of(config);
+        let devices = (options.devices.clone(), devices_of_nomad(config)?, settings.config.devices.clone());
+        // None of them depends on another. Which error is told does not depend on which was found first.
+        let (image, network, init, node, confinement, devices, sources) = tokio::join!(
+            timeline.step("wanted/image", ImageSource::of(&options, settings, config)),
+            timeline.step("wanted/network", WantedNetwork::of(settings, network, &options.network, config)),
+            timeline.step("wanted/init", init(settings, &options)),
+            timeline.step("wanted/node", node::look(cgroup.clone())),
+            timeline.step("wanted/rights", confinement::settle(&options.security, &settings.config.gates)),
+            timeline.step("wanted/devices", devices::find(devices.0, devices.1, devices.2)),
+            timeline.step("wanted/mounts", Sources::open(&options.mounts, &settings.config, config)),
+        );
+        let (image, network, init, node) = (image?, network?, init?, node?);
         let hostname = match &options.names.hostname {
             Some(name) => name.clone(),
             // In the host's network programs look up the address of their host's name.
@@ -61,17 +77,11 @@ impl Wanted {
             }
             None => hostname(config),
         };
-        let init = if options.process.init { Some(init(settings).await?) } else { None };
-        let mut cgroup = cgroup_of(config);
-        let node = node::look(cgroup.clone()).await?;
         spec::check(&options.limits, &settings.config.limits, config, &node)?;
         if options.limits.cpu.is_pinned() {
             cgroup.leave_shared();
         }
-        let confinement = confinement::settle(&options.security, &settings.config.gates).await?;
-        let operators = settings.config.devices.clone();
-        let devices = devices::find(options.devices.clone(), devices_of_nomad(config)?, operators).await?;
-        let sources = Sources::open(&options.mounts, &settings.config, config).await?;
+        let (confinement, devices, sources) = (confinement?, devices?, sources?);
         Ok(Self { options, image, network, hostname, init, cgroup, node, sources, confinement, devices })
     }
 
@@ -135,10 +145,13 @@ impl ImageSource {
     }
 }
 
-async fn init(settings: &Settings) -> Result<PathBuf> {
+async fn init(settings: &Settings, options: &TaskOptions) -> Result<Option<PathBuf>> {
+    if !options.process.init {
+        return Ok(None);
+    }
     let named = settings.config.init_path.clone();
     let found = tokio::task::spawn_blocking(move || reaper::find(named.as_deref())).await;
-    Ok(found.map_err(|error| Error::Failed(error.to_string()))??)
+    Ok(Some(found.map_err(|error| Error::Failed(error.to_string()))??))
 }
 
 fn cgroup_of(config: &pb::TaskConfig) -> Cgroup {

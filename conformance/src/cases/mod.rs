@@ -62,6 +62,7 @@ mod start_failures;
 mod stats;
 mod stats_counts;
 mod stop;
+mod timelines;
 mod tokens;
 mod wait;
 mod web_server;
@@ -158,6 +159,7 @@ pub fn all() -> Vec<Case> {
         propagation::cases(),
         wait::cases(),
         stop::cases(),
+        timelines::cases(),
         exec::cases(),
         exec_terminal::cases(),
         exec_ends::cases(),

@@ -1,0 +1,144 @@
+//! How long each step of a start, or of a teardown, took: one debug line at its end, whatever that was.
+//!
+//! The form is for programs to read: words `<step> <begin>+<length>`, in the order in which they began, in milliseconds from
+//! the call on. What overlaps was done side by side; `shim/connect` is a part of `shim`. One that was cut off has ended
+//! where it was dropped. Knows nothing of what the steps do.
+
+use std::fmt::{self, Display};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing::Instrument;
+
+/// Whose steps they are.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Call {
+    Start,
+    Teardown,
+}
+
+impl Call {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Teardown => "teardown",
+        }
+    }
+}
+
+/// The steps of one call.
+pub(super) struct Timeline {
+    called: Instant,
+    steps: Mutex<Vec<Step>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Step {
+    name: &'static str,
+    begin: Duration,
+    length: Duration,
+}
+
+/// A step that is not over; dropped, it is.
+pub(super) struct Under<'a> {
+    timeline: &'a Timeline,
+    name: &'static str,
+    begin: Duration,
+}
+
+impl Timeline {
+    /// From now on.
+    pub(super) fn begin() -> Self {
+        Self { called: Instant::now(), steps: Mutex::default() }
+    }
+
+    /// Does a step, in a span of its own.
+    pub(super) async fn step<T>(&self, name: &'static str, work: impl Future<Output = T>) -> T {
+        let _under = self.under(name);
+        work.instrument(tracing::debug_span!("step", name)).await
+    }
+
+    /// A step that ends when what is returned is dropped.
+    pub(super) fn under(&self, name: &'static str) -> Under<'_> {
+        Under { timeline: self, name, begin: self.called.elapsed() }
+    }
+
+    /// Tells it, once the call is over.
+    pub(super) fn tell(&self, call: Call, container: &str, is_done: bool, containerd_calls: u32) {
+        tracing::debug!(
+            container,
+            call = call.name(),
+            outcome = if is_done { "done" } else { "failed" },
+            total_ms = format!("{:.1}", in_ms(self.called.elapsed())),
+            containerd_calls,
+            timeline = %self,
+            "timeline"
+        );
+    }
+
+    fn ended(&self, step: Step) {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner).push(step);
+    }
+}
+
+impl Drop for Under<'_> {
+    fn drop(&mut self) {
+        let Self { timeline, name, begin } = *self;
+        let length = timeline.called.elapsed().saturating_sub(begin);
+        timeline.ended(Step { name, begin, length });
+    }
+}
+
+impl Display for Timeline {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // One that began before another at the same time, as its part did, is longer.
+        steps.sort_by_key(|step| (step.begin, std::cmp::Reverse(step.length)));
+        for (number, Step { name, begin, length }) in steps.into_iter().enumerate() {
+            let between = if number == 0 { "" } else { " " };
+            write!(out, "{between}{name} {:.1}+{:.1}", in_ms(begin), in_ms(length))?;
+        }
+        Ok(())
+    }
+}
+
+fn in_ms(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_are_told_in_the_order_in_which_they_began() {
+        let timeline = Timeline::begin();
+        let step = |name, begin, length| Step {
+            name,
+            begin: Duration::from_micros(begin),
+            length: Duration::from_micros(length),
+        };
+        for ended in [
+            step("image", 300, 1250),
+            step("shim/exec", 2000, 9000),
+            step("lease", 2000, 1000),
+            step("shim", 2000, 20_040),
+        ] {
+            timeline.ended(ended);
+        }
+        assert_eq!(timeline.to_string(), "image 0.3+1.2 shim 2.0+20.0 shim/exec 2.0+9.0 lease 2.0+1.0");
+    }
+
+    #[tokio::test]
+    async fn a_step_that_is_cut_off_is_there_too() {
+        let timeline = Timeline::begin();
+        assert_eq!(timeline.to_string(), "");
+        assert_eq!(timeline.step("done", async { 7 }).await, 7);
+        {
+            let mut cut = std::pin::pin!(timeline.step("cut", std::future::pending::<()>()));
+            assert!(futures::poll!(cut.as_mut()).is_pending());
+        }
+        let told = timeline.to_string();
+        assert!(told.starts_with("done 0.0+") && told.contains(" cut 0."), "{told}");
+    }
+}
