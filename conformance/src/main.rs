@@ -53,7 +53,7 @@ enum Command {
     /// Figures of the driver beside those of containerd, runc and crun.
     Measure(measure::Args),
     /// Shim calls by several paths in turn, and what is said of the figures.
-    Bench(bench::Args),
+    Bench(Box<bench::Args>),
 }
 
 fn main() -> ExitCode {
@@ -72,12 +72,15 @@ fn run(cli: Cli) -> Result<ExitCode> {
     // Before there is a second thread; given back after all else, even where there is an interrupt.
     let crun = match &cli.command {
         Command::Measure(args) => args.runs_crun(),
+        Command::Bench(args) => args.may_run_crun(),
         Command::Suite(args) => args.choice.is_crun(),
         Command::E2e(args) => args.choice.is_crun(),
         Command::World(choice) => choice.is_crun(),
         Command::Guest(_) | Command::Demo { .. } => false,
     };
-    let _moved = crun.then(|| (measure::Hugetlb::move_to_v1(), UnderWay::begin()));
+    // What measures unwinds by itself.
+    let unwinds = crun || matches!(&cli.command, Command::Measure(_) | Command::Bench(_));
+    let _moved = (crun.then(measure::Hugetlb::move_to_v1), unwinds.then(UnderWay::begin));
     clean_up_when_interrupted()?;
     match cli.command {
         Command::Suite(args) => suite::run(&args),

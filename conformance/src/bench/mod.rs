@@ -1,34 +1,74 @@
 //! The benchmark of shims: their calls by several paths in turn, and what is said of the figures.
 
+mod call;
+mod cli;
 mod compare;
+mod cost;
+mod csv;
+mod daemon;
+mod direct;
+mod end;
+mod ground;
+mod lane;
+mod machine;
+mod path;
+mod pipes;
+mod progress;
 mod record;
+mod run;
 #[cfg(test)]
 mod samples;
 mod saved;
+mod schedule;
+mod served;
+mod service;
+mod setup;
 mod shown;
+mod spec;
 mod statistics;
+mod table;
+mod tally;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Args as ClapArgs, Subcommand};
+use clap::Subcommand;
 
-#[derive(ClapArgs)]
+#[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+#[group(skip)]
 pub struct Args {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    #[command(flatten)]
+    run: run::Args,
 }
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measure: what `bench` does without a word.
+    Run(Box<run::Args>),
     /// Hold a report against another, and fail where something got slower or fails more often.
     Compare(compare::Args),
 }
 
+impl Args {
+    /// Whether anything of it may run a container with crun.
+    pub fn may_run_crun(&self) -> bool {
+        match &self.command {
+            None => self.run.may_run_crun(),
+            Some(Command::Run(args)) => args.may_run_crun(),
+            Some(Command::Compare(_)) => false,
+        }
+    }
+}
+
 /// # Errors
-/// Says what can't be read or measured.
+/// Says what can't be read or measured. A call that fails is a figure.
 pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.command {
-        Command::Compare(args) => compare::run(args),
+        None => run::run(&args.run),
+        Some(Command::Run(args)) => run::run(args),
+        Some(Command::Compare(args)) => compare::run(args),
     }
 }

@@ -93,6 +93,9 @@ pub struct Cost {
     pub cpu_ns_per_call: BTreeMap<String, u64>,
     /// Resident after the last call.
     pub resident_bytes: BTreeMap<String, u64>,
+    /// The same, with pages that several processes share divided among them.
+    #[serde(default)]
+    pub proportional_bytes: BTreeMap<String, u64>,
 }
 
 /// What so many tasks at a time took, by one path on one setup.

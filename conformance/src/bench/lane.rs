@@ -1,0 +1,166 @@
+//! One path on one setup as a run drives it: the containers that it has at a time, and a step made on all of them at once.
+//! Knows nothing of other lanes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow};
+use futures::StreamExt as _;
+use futures::future::join_all;
+
+use super::call::{Call, On, Step};
+use super::path::{Container, Path, Times};
+
+/// How many tasks are started or removed at a time where it isn't measured.
+const AT_ONCE: usize = 4;
+
+/// A place for a container, and why there is none in it any more.
+type Place = Result<Box<dyn Container>, String>;
+
+pub struct Lane {
+    pub setup: String,
+    pub path: Arc<dyn Path>,
+    concurrency: usize,
+    running: Vec<Place>,
+    fresh: Vec<Place>,
+    held: Vec<Box<dyn Container>>,
+}
+
+/// What a step came to, once for each that was made at the time.
+pub type Outcomes = Vec<Result<Times>>;
+
+impl Lane {
+    pub fn new(setup: &str, path: Arc<dyn Path>) -> Self {
+        let setup = setup.to_owned();
+        Self { setup, path, concurrency: 1, running: Vec::new(), fresh: Vec::new(), held: Vec::new() }
+    }
+
+    pub fn name(&self) -> String {
+        format!("{} by {}", self.setup, self.path.name())
+    }
+
+    /// Which calls of a step it has.
+    pub fn has(&self, step: Step) -> Vec<Call> {
+        step.gives().into_iter().filter(|call| self.path.lacks(*call).is_none()).collect()
+    }
+
+    /// Which of those steps it makes: those that it has something of, and an end to every life.
+    pub fn steps(&self, steps: &[Step]) -> Vec<Step> {
+        let lives = steps.iter().any(|step| step.on() == On::Fresh && !self.has(*step).is_empty());
+        let makes = |step: &&Step| !self.has(**step).is_empty() || (lives && **step == Step::End);
+        steps.iter().filter(makes).copied().collect()
+    }
+
+    /// Starts what has to run meanwhile.
+    ///
+    /// # Errors
+    /// Carries the path's refusal.
+    pub async fn begin(&mut self, steps: &[Step], concurrency: usize, held: usize) -> Result<()> {
+        self.concurrency = concurrency;
+        let needs_one = self.steps(steps).iter().any(|step| step.on() == On::Running);
+        // A terminal is for whom its size is set.
+        let terminal = self.steps(steps).contains(&Step::Resize);
+        let count = if needs_one { concurrency } else { 0 };
+        let name = self.name();
+        let begun = async {
+            for container in self.started(count, terminal).await {
+                self.running.push(Ok(container?));
+            }
+            for container in self.started(held, false).await {
+                self.held.push(container?);
+            }
+            anyhow::Ok(())
+        };
+        begun.await.with_context(|| format!("start tasks on {name}"))
+    }
+
+    async fn started(&self, count: usize, terminal: bool) -> Vec<Result<Box<dyn Container>>> {
+        let starts = (0..count).map(|_| async { Ok(self.path.start(terminal).await?.0) });
+        futures::stream::iter(starts).buffered(AT_ONCE).collect().await
+    }
+
+    /// Makes ready what a turn's steps need.
+    pub async fn begin_turn(&mut self, steps: &[Step]) {
+        if self.steps(steps).iter().any(|step| step.on() == On::Fresh) {
+            let prepared = join_all((0..self.concurrency).map(|_| self.path.prepare())).await;
+            self.fresh =
+                prepared.into_iter().map(|made| made.map_err(|error| format!("{error:#}"))).collect();
+        }
+    }
+
+    /// Makes a step on each container that it is made on, all at once.
+    pub async fn make(&mut self, step: Step) -> Outcomes {
+        match step.on() {
+            On::Running => join_all(self.running.iter_mut().map(|place| make_at(place, step, false))).await,
+            On::Fresh => join_all(self.fresh.iter_mut().map(|place| make_at(place, step, true))).await,
+            On::Nothing => Vec::new(),
+        }
+    }
+
+    /// Starts tasks, each of which is then to be removed.
+    pub async fn start_tasks(&self) -> Vec<Result<(Box<dyn Container>, Duration)>> {
+        join_all((0..self.concurrency).map(|_| self.path.start(false))).await
+    }
+
+    /// Takes away what the turn's life has left.
+    ///
+    /// # Errors
+    /// Says what stays.
+    pub async fn end_turn(&mut self) -> Result<()> {
+        let fresh = std::mem::take(&mut self.fresh);
+        self.remove(fresh.into_iter().flatten().collect()).await
+    }
+
+    /// Takes away everything.
+    ///
+    /// # Errors
+    /// Says what stays.
+    pub async fn end(&mut self) -> Result<()> {
+        let (fresh, running) = (std::mem::take(&mut self.fresh), std::mem::take(&mut self.running));
+        let all = fresh.into_iter().chain(running).flatten().chain(std::mem::take(&mut self.held));
+        self.remove(all.collect()).await
+    }
+
+    async fn remove(&self, containers: Vec<Box<dyn Container>>) -> Result<()> {
+        let removals = containers.into_iter().map(|mut container| async move { container.remove().await });
+        let removed: Vec<_> = futures::stream::iter(removals).buffered(AT_ONCE).collect().await;
+        let stays: Vec<String> = removed
+            .into_iter()
+            .filter_map(|removed| removed.err().map(|error| format!("{error:#}")))
+            .collect();
+        anyhow::ensure!(stays.is_empty(), "remove tasks on {}: {}", self.name(), stays.join("; "));
+        Ok(())
+    }
+
+    /// The shims of the containers that run all the time.
+    pub fn shims(&self) -> Vec<i32> {
+        self.running.iter().flatten().filter_map(|container| container.shim()).collect()
+    }
+}
+
+/// A life that has failed at one step has failed at all that follow.
+async fn make_at(place: &mut Place, step: Step, is_life: bool) -> Result<Times> {
+    let container = match place {
+        Ok(container) => container,
+        Err(why) => return Err(anyhow!("not made, since an earlier step has failed: {why}")),
+    };
+    let outcome = container.step(step).await;
+    if let (Err(error), true) = (&outcome, is_life) {
+        let why = format!("{error:#}");
+        // Whatever there is of it is nobody's any more.
+        let removed = container.remove().await;
+        let stays = removed.err().map(|error| format!("; and it can't be removed: {error:#}"));
+        *place = Err(why + &stays.unwrap_or_default());
+    }
+    outcome
+}
+
+/// Removes a task, and says how long that took.
+///
+/// # Errors
+/// Carries the path's refusal.
+pub async fn remove_timed(mut container: Box<dyn Container>) -> Result<Duration> {
+    let begun = Instant::now();
+    container.remove().await?;
+    Ok(begun.elapsed())
+}

@@ -1,0 +1,39 @@
+//! What a path has to offer: containers, and steps on them. A path is one way to ask for a task on one setup.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use futures::future::BoxFuture;
+
+use super::call::{Call, Step};
+
+/// How long each part of a step took.
+pub type Times = Vec<(Call, Duration)>;
+
+pub trait Path: Send + Sync {
+    /// By which series name it.
+    fn name(&self) -> &'static str;
+
+    /// Why a call can't be made this way, for one that can't.
+    fn lacks(&self, call: Call) -> Option<String>;
+
+    /// What a container is made of, but nothing of it is made: for the steps of a life, which come in their order.
+    fn prepare(&self) -> BoxFuture<'_, Result<Box<dyn Container>>>;
+
+    /// A running container, from nothing, and what it took to its process' first write.
+    fn start(&self, terminal: bool) -> BoxFuture<'_, Result<(Box<dyn Container>, Duration)>>;
+
+    /// The lasting processes that take part, by who they are: `daemon`, `plugin`.
+    fn servers(&self) -> Vec<(&'static str, i32)>;
+}
+
+pub trait Container: Send {
+    /// Makes a step, and says what each part of it took.
+    fn step(&mut self, step: Step) -> BoxFuture<'_, Result<Times>>;
+
+    /// The shim of it, where it has one by now.
+    fn shim(&self) -> Option<i32>;
+
+    /// Ends and removes all of it, whatever state it is in. Twice is once.
+    fn remove(&mut self) -> BoxFuture<'_, Result<()>>;
+}

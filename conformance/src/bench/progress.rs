@@ -1,0 +1,33 @@
+//! How far a run is, in one line of a terminal that is written over. Where stderr is none, nothing is said.
+
+use std::io::{IsTerminal as _, Write as _, stderr};
+use std::time::{Duration, Instant};
+
+const EVERY: Duration = Duration::from_millis(100);
+
+pub struct Progress {
+    shown: bool,
+    last: Option<Instant>,
+}
+
+impl Progress {
+    pub fn new() -> Self {
+        Self { shown: stderr().is_terminal(), last: None }
+    }
+
+    pub fn say(&mut self, line: impl FnOnce() -> String) {
+        if !self.shown || self.last.is_some_and(|last| last.elapsed() < EVERY) {
+            return;
+        }
+        self.last = Some(Instant::now());
+        let _ = write!(stderr(), "\r\x1b[K{}", line());
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.shown && self.last.is_some() {
+            let _ = write!(stderr(), "\r\x1b[K");
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! In what order things are measured: every lane takes each step of a turn before any takes the next, and another lane is
+//! the first in each. Knows neither what a lane nor what a step is.
+
+/// The order of so many lanes at a step of a turn.
+pub fn order(lanes: usize, turn: u32, step: usize) -> impl Iterator<Item = usize> {
+    let first = turn as usize + step;
+    (0..lanes).map(move |lane| (lane + first) % lanes)
+}
+
+/// When a run is over: after so many turns, or with the turn that is under way when the time is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Until {
+    Turns(u32),
+    Elapsed(std::time::Duration),
+}
+
+impl Until {
+    pub fn is_over(self, turns: u32, elapsed: std::time::Duration) -> bool {
+        match self {
+            Self::Turns(all) => turns >= all,
+            // No figure comes from nothing.
+            Self::Elapsed(limit) => turns > 0 && elapsed >= limit,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn each_lane_comes_once_a_step_and_first_as_often_as_any_other() {
+        let mut first = [0; 3];
+        for turn in 0..6 {
+            let mut lanes: Vec<usize> = order(3, turn, 0).collect();
+            first[lanes[0]] += 1;
+            lanes.sort_unstable();
+            assert_eq!(lanes, [0, 1, 2]);
+        }
+        assert_eq!(first, [2, 2, 2]);
+        assert_ne!(order(3, 0, 0).next(), order(3, 0, 1).next());
+        assert_eq!(order(0, 5, 5).count(), 0);
+    }
+
+    #[test]
+    fn a_run_ends_by_count_or_by_time_and_never_empty() {
+        let second = Duration::from_secs(1);
+        assert!(!Until::Turns(2).is_over(1, second * 100));
+        assert!(Until::Turns(2).is_over(2, Duration::ZERO));
+        assert!(!Until::Elapsed(second).is_over(0, second * 2));
+        assert!(!Until::Elapsed(second).is_over(5, second / 2));
+        assert!(Until::Elapsed(second).is_over(1, second));
+    }
+}

@@ -1,0 +1,54 @@
+//! A task service as both a shim and containerd serve it: the same calls, by other names. Knows nothing of times.
+
+use std::future::Future;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use containerd_client::types::Mount;
+use serde_json::Value;
+
+use super::pipes::Paths;
+
+/// What a container is made of.
+#[derive(Debug, Clone)]
+pub struct Making {
+    pub id: String,
+    pub bundle: PathBuf,
+    pub rootfs: Vec<Mount>,
+    pub spec: Value,
+    pub paths: Paths,
+    pub terminal: bool,
+}
+
+pub trait Service: Clone + Send + Sync + 'static {
+    /// Writes down what has to be there before anything is asked for.
+    fn prepare(&mut self, making: &Making) -> impl Future<Output = Result<()>> + Send;
+    /// Brings up a shim, where that is a step of its own.
+    fn bootstrap(&mut self, making: &Making) -> impl Future<Output = Result<()>> + Send;
+    /// Returns the pid of the container's process.
+    fn create(&self, making: &Making) -> impl Future<Output = Result<i32>> + Send;
+    /// Of a container, or of the exec of that id, which is empty for none: so in the calls below, too.
+    fn start(&self, id: &str, exec_id: &str) -> impl Future<Output = Result<()>> + Send;
+    /// Returns the exit status.
+    fn wait(&self, id: &str, exec_id: &str) -> impl Future<Output = Result<u32>> + Send;
+    fn delete(&self, id: &str, exec_id: &str) -> impl Future<Output = Result<()>> + Send;
+    fn exec(
+        &self,
+        id: &str,
+        exec_id: &str,
+        paths: &Paths,
+        process: &Value,
+    ) -> impl Future<Output = Result<()>> + Send;
+    fn close_stdin(&self, id: &str, exec_id: &str) -> impl Future<Output = Result<()>> + Send;
+    fn kill(&self, id: &str, signal: u32) -> impl Future<Output = Result<()>> + Send;
+    fn state(&self, id: &str) -> impl Future<Output = Result<()>> + Send;
+    fn connect(&self, id: &str) -> impl Future<Output = Result<()>> + Send;
+    fn pids(&self, id: &str) -> impl Future<Output = Result<()>> + Send;
+    fn stats(&self, id: &str) -> impl Future<Output = Result<()>> + Send;
+    fn resize(&self, id: &str, width: u32, height: u32) -> impl Future<Output = Result<()>> + Send;
+    fn update(&self, id: &str, resources: &Value) -> impl Future<Output = Result<()>> + Send;
+    /// Ends the shim, where that is a step of its own.
+    fn shutdown(&self, id: &str) -> impl Future<Output = Result<()>> + Send;
+    /// Removes whatever is left of a container, in whatever state it is.
+    fn clear(&mut self, making: &Making) -> impl Future<Output = Result<()>> + Send;
+}

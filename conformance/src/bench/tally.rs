@@ -1,0 +1,103 @@
+//! The samples of a run, by what they were taken on. Knows nothing of how.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::call::Call;
+use super::cost::{Memory, Sum};
+use super::lane::Lane;
+use super::record::{Failure, Key, Series};
+
+#[derive(Debug, Default)]
+pub struct Tally {
+    series: Vec<Series>,
+    costs: HashMap<Key, Sum>,
+    places: HashMap<Key, usize>,
+}
+
+/// What a run's series have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Conditions {
+    pub setup: String,
+    pub path: &'static str,
+    pub concurrency: u32,
+    pub held: u32,
+}
+
+impl Conditions {
+    pub fn of(lane: &Lane, concurrency: u32, held: u32) -> Self {
+        Self { setup: lane.setup.clone(), path: lane.path.name(), concurrency, held }
+    }
+
+    pub fn key(&self, call: Call, payload: usize) -> Key {
+        Key {
+            setup: self.setup.clone(),
+            path: self.path.to_owned(),
+            call: call.name(),
+            concurrency: self.concurrency,
+            payload_bytes: payload as u64,
+            held: self.held,
+        }
+    }
+}
+
+impl Tally {
+    /// Makes a series, if there is none yet.
+    pub fn expect(&mut self, key: Key) -> &mut Series {
+        let place = *self.places.entry(key.clone()).or_insert_with(|| {
+            self.series.push(Series { key, samples_ns: Vec::new(), failures: Vec::new(), cost: None });
+            self.series.len() - 1
+        });
+        &mut self.series[place]
+    }
+
+    pub fn record(&mut self, key: Key, turn: u32, outcome: Result<Duration>) {
+        let series = self.expect(key);
+        match outcome {
+            Ok(took) => series.samples_ns.push(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX)),
+            Err(error) => series.failures.push(Failure { turn, error: format!("{error:#}") }),
+        }
+    }
+
+    /// Where what calls take is summed up.
+    pub fn cost(&mut self, key: Key) -> &mut Sum {
+        self.costs.entry(key).or_default()
+    }
+
+    /// Puts what the calls of some series took beside their times.
+    pub fn settle(&mut self, is_theirs: impl Fn(&Key) -> bool, memory: &Memory) {
+        for series in self.series.iter_mut().filter(|series| is_theirs(&series.key)) {
+            series.cost = self.costs.get(&series.key).map(|sum| sum.cost(memory));
+        }
+    }
+
+    /// All series, in the order in which they were expected.
+    pub fn into_series(self) -> Vec<Series> {
+        self.series
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn series_are_kept_apart_by_all_that_they_were_taken_on_and_failures_are_kept() {
+        let here = Conditions { setup: "a".to_owned(), path: "direct", concurrency: 1, held: 0 };
+        let there = Conditions { held: 10, ..here.clone() };
+        let mut tally = Tally::default();
+        tally.record(here.key(Call::Exec, 0), 0, Ok(Duration::from_nanos(7)));
+        tally.record(there.key(Call::Exec, 0), 0, Ok(Duration::from_nanos(8)));
+        tally.record(here.key(Call::Exec, 4096), 0, Ok(Duration::from_nanos(9)));
+        tally.record(here.key(Call::Exec, 0), 3, Err(anyhow!("no")));
+        let series = tally.into_series();
+        assert_eq!(series.len(), 3);
+        assert_eq!(series[0].samples_ns, [7]);
+        assert_eq!(series[0].failures, [Failure { turn: 3, error: "no".to_owned() }]);
+        assert_eq!((&*series[2].key.call, series[2].key.payload_bytes), ("exec", 4096));
+    }
+}
