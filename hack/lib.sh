@@ -200,23 +200,26 @@ find_agent() {
   if [[ -n ${path:-} ]]; then
     [[ -x $path ]] || fail "${1^^}=$path is not a program"
   elif ! path=$(command -v "$1"); then
-    path=$CACHE/$1-$2
-    if [[ ! -x $path ]]; then
-      if ! command -v go >/dev/null; then
-        note "no $1 in PATH, and no go to build it with"
-        path=
-        return
-      fi
-      note "building ${1^} $2 with $(go env GOVERSION) into $path (once; $3 on two cores)"
-      as_builder mkdir -p "$CACHE"
-      if ! quietly build_agent "$1" "$path"; then
-        note "the build of ${1^} failed"
-        path=
-        return
-      fi
-    fi
+    find_built "$@" || return 0
+    path=$BUILT
   fi
   note "$("$path" version | head -n 1) at $path"
+}
+
+# find_built NAME VERSION TIME: sets BUILT to an agent's path that is built here, once, and kept.
+find_built() {
+  BUILT=$CACHE/$1-$2
+  if [[ -x $BUILT ]]; then return; fi
+  if ! command -v go >/dev/null; then
+    note "no $1 in PATH, and no go to build it with"
+    return 1
+  fi
+  note "building ${1^} $2 with $(go env GOVERSION) into $BUILT (once; $3 on two cores)"
+  as_builder mkdir -p "$CACHE"
+  if ! quietly build_agent "$1" "$BUILT"; then
+    note "the build of ${1^} failed"
+    return 1
+  fi
 }
 
 # build_agent NAME FILE: from the module of its own in hack/NAME.

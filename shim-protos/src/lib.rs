@@ -3,6 +3,7 @@
 //! - [`bootstrap`]: the three forms of the answer that a shim's `start` prints.
 //! - [`client`]: one connection to a shim, speaking `containerd.task.v2.Task` or `containerd.task.v3.Task` with one set
 //!   of messages.
+//! - [`events`]: the other end of what a shim tells without being asked.
 //! - [`any`]: the type URLs that a shim looks at.
 //!
 //! Knows nothing of bundles, processes or Nomad. Source of the facts: containerd `api/runtime/task/{v2,v3}`,
@@ -11,6 +12,7 @@
 pub mod any;
 pub mod bootstrap;
 pub mod client;
+pub mod events;
 mod multiplex;
 
 pub use bootstrap::{ApiVersion, Bootstrap, BootstrapError};

@@ -3,7 +3,7 @@
 //!
 //! A child gets nothing of ours: a clean environment (the shim inherits it for good, and the agent's may hold secrets),
 //! files for its stdout and stderr (a daemon that kept a pipe of ours would hold up the plugin's end), and no address
-//! for events (one that does not answer stalls the shim after some forty execs).
+//! for events where it can do without (one that does not answer stalls the shim after some forty execs).
 #![allow(clippy::disallowed_methods, reason = "this is the launcher that the ban names")]
 
 use std::fs::File;
@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use shim_protos::Bootstrap;
 use tokio::process::Command;
 
-use super::{Bundle, DEFAULT_PATH, Error};
+use super::{Bundle, DEFAULT_PATH, Error, Events};
 use crate::process_group::ProcessGroup;
 
 const START: Duration = Duration::from_secs(20);
@@ -34,6 +34,8 @@ pub(crate) struct Launcher {
     /// What the shim takes for containerd's address. It is of no use to it but to name its socket, so it is ours alone:
     /// a daemon on the same host can never mistake our shims for its own.
     pub address: String,
+    /// Where a shim that needs such an address sends its events.
+    pub events: Events,
 }
 
 impl Launcher {
@@ -46,6 +48,9 @@ impl Launcher {
         let err = bundle.directory().join("start.err");
         let mut command = self.command(bundle, id, &out, &err)?;
         command.args(["-publish-binary", "/bin/true", "start"]);
+        if let Some(address) = self.events.address_for(&self.binary).await? {
+            command.env("TTRPC_ADDRESS", address);
+        }
         let status = self.run(command, "start", id, START).await?;
         if !status.success() {
             return Err(self.failed("start", id, &status, &err));
@@ -134,7 +139,7 @@ impl Launcher {
     /// Removes the socket of a shim that nobody got to write down where it is: its name is a hash of what the shim was
     /// started with.
     pub(crate) fn remove_socket(&self, id: &str) {
-        let Self { binary: _, namespace, address } = self;
+        let Self { binary: _, namespace, address, events: _ } = self;
         let hash = Sha256::digest(format!("{address}/{namespace}/{id}"));
         let name: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
         let _ = std::fs::remove_file(Path::new(SOCKETS).join(name));
@@ -183,6 +188,7 @@ mod tests {
             binary: "/bin/false".into(),
             namespace: "nomad".to_owned(),
             address: "/run/ours".to_owned(),
+            events: Events::of(state.path()),
         };
         let error = launcher.start(&bundle, "x").await.unwrap_err().to_string();
         assert_eq!(error, "/bin/false start failed for x: exit status: 1");

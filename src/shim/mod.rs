@@ -5,6 +5,7 @@
 
 mod bundle;
 mod connection;
+mod events;
 mod io;
 mod launch;
 mod pins;
@@ -19,6 +20,7 @@ use shim_protos::{Bootstrap, BootstrapError, CallError};
 use crate::process_stat::Stat;
 pub(crate) use bundle::{Bundle, bundles};
 pub(crate) use connection::{Connection, Ended, ExecIo, State};
+pub(crate) use events::Events;
 pub(crate) use io::{ExecEnds, ExecPipes, LogPaths, StdinPipe, drained};
 pub(crate) use launch::Launcher;
 pub(crate) use runtime::{counts_in_cgroup, find as find_shim};

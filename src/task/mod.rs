@@ -56,6 +56,7 @@ pub(crate) struct Settings {
     pub config: PluginConfig,
     pub containerd: Containerd,
     pub cni: Arc<Cni>,
+    events: shim::Events,
     /// What a core does on average.
     pub mhz_per_core: f64,
 }
@@ -79,7 +80,8 @@ impl Settings {
             networks.cni_timeout,
         );
         let cni = Arc::new(cni);
-        Self { config, containerd, cni, mhz_per_core }
+        let events = shim::Events::of(&config.state_dir);
+        Self { config, containerd, cni, events, mhz_per_core }
     }
 
     /// The binary of the configured runtime's shim.

@@ -34,6 +34,7 @@ impl Place {
                 binary: shim_binary,
                 namespace: NAMESPACE.to_owned(),
                 address: shim_address(state_dir),
+                events: settings.events.clone(),
             },
             containerd: settings.containerd.counted(),
             cni: Arc::clone(&settings.cni),

@@ -61,6 +61,10 @@ async fn find(settings: &Settings, teller: Teller, driver_state: &[u8]) -> Resul
     let bundle = place.bundle.clone();
     // Before the shim is asked anything: it may be stuck in the start of one of them.
     let execs = tokio::task::spawn_blocking(move || Leftovers::find(&bundle)).await;
+    // A shim whose events are not taken tries each again, and says so in its log.
+    if let Err(error) = settings.events.address_for(&saved.shim_binary).await {
+        tracing::warn!(container = saved.container_id, %error, "its shim's events are not taken");
+    }
     let connection = Connection::open(&saved.shim.bootstrap, &saved.container_id).await?;
     let init = Init::open(saved.init);
     match tokio::time::timeout(SHIM_ANSWERS, connection.state()).await {

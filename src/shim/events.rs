@@ -1,0 +1,102 @@
+//! Where shims are told to send their events. Nobody reads them: what counts is their answers to calls. A shim of the Go
+//! kind drops its events when it has no address for them; those in Rust don't start without one that accepts.
+//!
+//! The socket is one for all shims of a state directory, served from the first one on that needs it, by whichever plugin
+//! is there. It stays when the plugin goes: an address where nobody listens fails at once, and one that is not there
+//! holds some shims up.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UnixListener;
+use tokio::sync::OnceCell;
+
+use super::Error;
+
+const SOCKET: &str = "events.sock";
+/// The shims that need none: containerd's own of the runc family.
+const DROP_THEM: [&str; 2] = ["containerd-shim-runc-v1", "containerd-shim-runc-v2"];
+/// After an accept that failed, such as for want of a descriptor.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The address of one state directory. Clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Events {
+    socket: PathBuf,
+    served: Arc<OnceCell<()>>,
+}
+
+impl Events {
+    /// Reaches for nothing.
+    pub(crate) fn of(state_dir: &Path) -> Self {
+        Self { socket: state_dir.join(SOCKET), served: Arc::default() }
+    }
+
+    /// Where a shim sends its events, served from now on; none for a shim that does without.
+    ///
+    /// # Errors
+    /// Names the socket that can't be made.
+    pub(crate) async fn address_for(&self, shim: &Path) -> Result<Option<&Path>, Error> {
+        if shim.file_name().is_some_and(|name| DROP_THEM.iter().any(|one| name == *one)) {
+            return Ok(None);
+        }
+        self.served.get_or_try_init(|| async { self.serve() }).await?;
+        Ok(Some(&self.socket))
+    }
+
+    fn serve(&self) -> Result<(), Error> {
+        // In the place of an earlier plugin's, without a moment in which there is none.
+        let new = self.socket.with_extension("new");
+        let _ = std::fs::remove_file(&new);
+        let listener = UnixListener::bind(&new).map_err(Error::file("listen at", &self.socket))?;
+        std::fs::rename(&new, &self.socket).map_err(Error::file("listen at", &self.socket))?;
+        tokio::spawn(accept(listener));
+        Ok(())
+    }
+}
+
+async fn accept(listener: UnixListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => drop(tokio::spawn(shim_protos::events::acknowledge(stream))),
+            Err(error) => {
+                tracing::warn!(%error, "a shim's events are not accepted");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn only_shims_that_need_an_address_have_one_made_and_a_later_plugin_takes_it_over() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join(SOCKET);
+        let events = Events::of(directory.path());
+        for shim in ["/usr/bin/containerd-shim-runc-v2", "/usr/bin/containerd-shim-runc-v1"] {
+            assert_eq!(events.address_for(Path::new(shim)).await.unwrap(), None);
+        }
+        assert!(!socket.exists());
+        let shim = Path::new("/usr/bin/containerd-shim-runc-v2-rs");
+        for _ in 0..2 {
+            assert_eq!(events.address_for(shim).await.unwrap(), Some(&*socket));
+        }
+        UnixStream::connect(&socket).await.unwrap();
+        let next = Events::of(directory.path());
+        assert_eq!(next.address_for(shim).await.unwrap(), Some(&*socket));
+        UnixStream::connect(&socket).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_socket_that_can_not_be_made_is_named() {
+        let events = Events::of(Path::new("/no/such/directory"));
+        let error = events.address_for(Path::new("/opt/shim")).await.unwrap_err().to_string();
+        assert!(error.contains("/no/such/directory/events.sock"), "{error}");
+    }
+}
