@@ -9,12 +9,14 @@ mod daemon;
 mod direct;
 mod end;
 mod ground;
+mod growth;
 mod lane;
 mod machine;
 mod path;
 mod pipes;
 mod progress;
 mod record;
+mod report;
 mod run;
 #[cfg(test)]
 mod samples;
@@ -50,6 +52,8 @@ enum Command {
     Run(Box<run::Args>),
     /// Hold a report against another, and fail where something got slower or fails more often.
     Compare(compare::Args),
+    /// Make a page of one report or more.
+    Report(report::Args),
 }
 
 impl Args {
@@ -58,7 +62,7 @@ impl Args {
         match &self.command {
             None => self.run.may_run_crun(),
             Some(Command::Run(args)) => args.may_run_crun(),
-            Some(Command::Compare(_)) => false,
+            Some(Command::Compare(_) | Command::Report(_)) => false,
         }
     }
 }
@@ -70,5 +74,6 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         None => run::run(&args.run),
         Some(Command::Run(args)) => run::run(args),
         Some(Command::Compare(args)) => compare::run(args),
+        Some(Command::Report(args)) => report::run(args),
     }
 }

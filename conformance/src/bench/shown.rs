@@ -2,8 +2,13 @@
 
 use super::record::Key;
 
+pub const MEBIBYTE: f64 = 1_048_576.0;
+
 /// With three digits, whatever the size.
 pub fn milliseconds(ns: f64) -> String {
+    if ns == 0.0 {
+        return "0 ms".to_owned();
+    }
     let ms = ns / 1e6;
     let digits = if ms >= 99.95 {
         0
@@ -15,6 +20,21 @@ pub fn milliseconds(ns: f64) -> String {
         3
     };
     format!("{ms:.digits$} ms")
+}
+
+/// In the unit of which there is at least one.
+pub fn bytes(bytes: f64) -> String {
+    let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    let fitting = units.into_iter().find(|(_, bits)| bytes >= f64::from(1_u32 << bits));
+    let (unit, bits) = fitting.unwrap_or(("B", 0));
+    let count = bytes / f64::from(1_u32 << bits);
+    let digits = usize::from(bits > 0 && count < 99.95);
+    format!("{count:.digits$} {unit}")
+}
+
+/// For drawings, whose ticks are to be round.
+pub fn mebibytes(mebibytes: f64) -> String {
+    bytes(mebibytes * MEBIBYTE)
 }
 
 /// A call with what else it was made under.
@@ -37,9 +57,14 @@ mod tests {
 
     #[test]
     fn a_time_has_three_digits() {
-        let shown =
-            [123_456_789.0, 12_345_678.0, 9_996_000.0, 1_234_567.0, 123_456.0, 400.0].map(milliseconds);
-        assert_eq!(shown, ["123 ms", "12.3 ms", "10.0 ms", "1.23 ms", "0.123 ms", "0.000 ms"]);
+        let shown = [123_456_789.0, 12_345_678.0, 9_996_000.0, 1_234_567.0, 123_456.0, 0.0].map(milliseconds);
+        assert_eq!(shown, ["123 ms", "12.3 ms", "10.0 ms", "1.23 ms", "0.123 ms", "0 ms"]);
+    }
+
+    #[test]
+    fn memory_is_shown_in_a_unit_that_fits() {
+        let shown = [0.0, 1023.0, 1536.0, 150.0 * 1024.0, 9_437_184.0, 25e9].map(bytes);
+        assert_eq!(shown, ["0 B", "1023 B", "1.5 KiB", "150 KiB", "9.0 MiB", "23.3 GiB"]);
     }
 
     #[test]

@@ -11,8 +11,6 @@
 //! - Of two series that didn't: the ratio of their medians, and its spread when both are drawn again, in blocks of
 //!   neighbours, as a noisy minute is one event and not hundreds.
 
-#![allow(dead_code, reason = "the reports that use the rest follow")]
-
 use hdrhistogram::Histogram;
 
 use super::record::Series;

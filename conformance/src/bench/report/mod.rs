@@ -1,0 +1,104 @@
+//! Reports as a page to look at: one file that needs nothing else, not even a network. Reads what was measured, and
+//! measures nothing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, ensure};
+
+use super::record::{Report, Series};
+use super::saved;
+
+mod bars;
+mod calls;
+mod curves;
+mod ground;
+mod many_tasks;
+mod page;
+mod svg;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// What `bench --json` has written; several are shown side by side.
+    #[arg(required = true)]
+    reports: Vec<PathBuf>,
+    /// Where to write the page.
+    #[arg(long)]
+    html: PathBuf,
+}
+
+/// # Errors
+/// Names the file that can't be read or written.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let mut reports = Vec::new();
+    for path in &args.reports {
+        reports.push((path.as_path(), saved::read(path)?));
+    }
+    let reports = name_apart(reports)?;
+    let page = page::of(&reports)?;
+    fs::write(&args.html, &page).with_context(|| format!("write {}", args.html.display()))?;
+    println!("{}: {} kB, from {} report(s)", args.html.display(), page.len() / 1024, reports.len());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Where two reports name a setup alike, it is each file's own from here on.
+fn name_apart(mut reports: Vec<(&Path, Report)>) -> Result<Vec<Report>> {
+    let setups = reports.iter().flat_map(|(_, report)| &report.setups);
+    let all: Vec<String> = setups.map(|setup| setup.name.clone()).collect();
+    let is_double = |name: &str| all.iter().filter(|other| *other == name).count() > 1;
+    for (path, report) in &mut reports {
+        let file = path.file_stem().unwrap_or_default().to_string_lossy();
+        let rename = |name: &mut String| {
+            if is_double(name) {
+                *name = format!("{file}: {name}");
+            }
+        };
+        report.setups.iter_mut().for_each(|setup| rename(&mut setup.name));
+        report.series.iter_mut().for_each(|series| rename(&mut series.key.setup));
+        report.scale.iter_mut().for_each(|point| rename(&mut point.setup));
+    }
+    let reports: Vec<Report> = reports.into_iter().map(|(_, report)| report).collect();
+    let mut names: Vec<_> =
+        reports.iter().flat_map(|report| &report.setups).map(|setup| &setup.name).collect();
+    names.sort_unstable();
+    let count = names.len();
+    names.dedup();
+    ensure!(
+        names.len() == count,
+        "two files of the same name have setups of the same name: rename one of the files"
+    );
+    Ok(reports)
+}
+
+/// The paths that the page knows a colour for; others share one.
+fn class(path: &str) -> &str {
+    match path {
+        "direct" | "daemon" | "cli" | "plugin" => path,
+        _ => "other",
+    }
+}
+
+/// Those who take CPU time and memory, in the colours of the paths that they are first met on.
+fn party_class(party: &str) -> &str {
+    match party {
+        "shims" => "direct",
+        "runtime" => "cli",
+        "daemon" | "plugin" => party,
+        _ => "other",
+    }
+}
+
+/// What each is a sample of, in the order in which it was measured.
+fn in_order<'a, K: PartialEq>(series: &[&'a Series], of: impl Fn(&'a Series) -> K) -> Vec<K> {
+    let mut met = Vec::new();
+    for key in series.iter().map(|series| of(series)) {
+        if !met.contains(&key) {
+            met.push(key);
+        }
+    }
+    met
+}
+
+#[cfg(test)]
+mod tests;
