@@ -12,6 +12,7 @@ mod go_plugin;
 mod host_path;
 mod init;
 mod log;
+mod logs;
 mod names;
 mod netns;
 mod process_group;

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::unistd::{Whence, lseek, read};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
 pub(crate) struct Readable {
     descriptor: AsyncFd<OwnedFd>,
@@ -43,6 +43,14 @@ impl Readable {
         }
     }
 
+    /// As [`Self::wait`]; what it returns is for [`Ready::clear`], once there is nothing any more.
+    pub(crate) async fn ready(&self) -> Ready<'_> {
+        match self.descriptor.ready(self.interest).await {
+            Ok(ready) => Ready(ready),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
     /// As [`Self::wait`], and takes what there is to read, so that the next is news.
     pub(crate) async fn take(&self) {
         match self.descriptor.ready(self.interest).await {
@@ -55,6 +63,16 @@ impl Readable {
             }
             Err(_) => std::future::pending().await,
         }
+    }
+}
+
+/// That there was something.
+pub(crate) struct Ready<'a>(AsyncFdReadyGuard<'a, OwnedFd>);
+
+impl Ready<'_> {
+    /// It was taken. What has come since, and was told of since, stays news.
+    pub(crate) fn clear(mut self) {
+        self.0.clear_ready();
     }
 }
 

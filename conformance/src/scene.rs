@@ -132,13 +132,15 @@ impl Scene {
         Ok(plugin)
     }
 
-    /// A task with its allocation, ready to be started. Its logs are read.
+    /// A task with its allocation, ready to be started. Its logs are read, unless the driver does so itself.
     ///
     /// # Errors
     /// Refuses a config that the plugin's schema doesn't have, as the agent would.
     pub async fn prepare(&self, plugin: &Plugin, config: &Value) -> Result<Task> {
         let mut task = self.prepare_unread(plugin, config).await?;
-        task.alloc.read_logs()?;
+        if task.alloc.log_path("stdout").exists() {
+            task.alloc.read_logs()?;
+        }
         Ok(task)
     }
 
@@ -156,7 +158,8 @@ impl Scene {
     /// As [`Self::prepare`].
     pub async fn prepare_named(&self, plugin: &Plugin, name: &str, config: &Value) -> Result<Task> {
         let msgpack = hcl::encode(&plugin.task_schema().await?, config).context("encode the job's config")?;
-        let alloc = Alloc::create(&self.directory().join("alloc"), name)?;
+        let collects = !plugin.capabilities().await?.disable_log_collection;
+        let alloc = Alloc::create(&self.directory().join("alloc"), name, collects)?;
         self.noted().cgroups.push(Arc::clone(&alloc.cgroup));
         Ok(Task::new(alloc, msgpack))
     }

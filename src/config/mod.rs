@@ -6,6 +6,7 @@ pub(crate) mod arbitrary;
 mod capabilities;
 mod hclspec;
 mod id_list;
+mod logging;
 mod number;
 mod plugin;
 #[cfg(test)]
@@ -21,8 +22,10 @@ use serde::Deserialize;
 pub(crate) use capabilities::tests as capability_tests;
 pub(crate) use capabilities::{CapabilityList, name_of as capability_name};
 pub(crate) use id_list::IdList;
+pub(crate) use logging::LogLimits;
 pub(crate) use plugin::{
-    Auth, Bridge, Gates, ImageGc, Inline, Placed, PluginConfig, PluginDevices, PluginLimits, Pulls,
+    Auth, Bridge, Gates, ImageGc, Inline, LogCollection, Placed, PluginConfig, PluginDevices, PluginLimits,
+    Pulls,
 };
 #[cfg(test)]
 pub(crate) use task::HostSource;

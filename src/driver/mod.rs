@@ -83,8 +83,9 @@ impl pb::driver_server::Driver for Driver {
 
     async fn capabilities(&self, _: Request<pb::CapabilitiesRequest>) -> Answer<pb::CapabilitiesResponse> {
         // The agent asks launches that it has not configured, too.
-        let disable = self.base.settings().is_ok_and(|settings| settings.config.disable_log_collection);
-        Ok(Response::new(pb::CapabilitiesResponse { capabilities: Some(reply::capabilities(disable)) }))
+        let settings = self.base.settings();
+        let without_nomad = settings.is_ok_and(|settings| settings.config.log_collection.is_without_nomad());
+        Ok(Response::new(pb::CapabilitiesResponse { capabilities: Some(reply::capabilities(without_nomad)) }))
     }
 
     async fn fingerprint(&self, _: Request<pb::FingerprintRequest>) -> Answer<Self::FingerprintStream> {

@@ -91,6 +91,11 @@ impl Bundle {
         self.directory.join("network.json")
     }
 
+    /// The pipe of one of the task's streams, where the driver collects them.
+    pub(crate) fn log_pipe(&self, stream: &str) -> PathBuf {
+        self.directory.join(stream)
+    }
+
     /// Where the pipes of execs live.
     pub(crate) fn io_directory(&self) -> PathBuf {
         self.directory.join("io")

@@ -5,11 +5,12 @@
 //! read before the task's end is told.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc::{ELOOP, O_NOFOLLOW, O_NONBLOCK};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
@@ -21,7 +22,9 @@ use tokio::net::unix::pipe;
 use super::Error;
 
 /// What Nomad sends when a job's logs are disabled.
-const NOWHERE: &str = "/dev/null";
+pub(crate) const NOWHERE: &str = "/dev/null";
+/// As much as the kernel gives to anybody: what a task can write while nobody reads.
+const LOG_PIPE_BYTES: i32 = 1 << 20;
 /// How often a pipe is looked at that has lost its writer and still holds bytes: the kernel has no event for "empty".
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// How long a shim may take to open the stdin of an exec that runs.
@@ -50,9 +53,40 @@ impl LogPaths {
             .collect()
     }
 
+    /// Makes the pipes, large ones, and opens them as [`Self::hold_open`] does.
+    ///
+    /// # Errors
+    /// Names the pipe that could not be made or opened.
+    pub(crate) fn make(&self) -> Result<Vec<File>, Error> {
+        self.pipes().try_for_each(make_pipe)?;
+        let held = self.hold_open()?;
+        for pipe in &held {
+            // The usual size does, too, where the kernel has no more to give.
+            let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(LOG_PIPE_BYTES));
+        }
+        Ok(held)
+    }
+
+    /// Ends for reading of stdout and stderr, where there is a pipe. It does not matter whether anybody writes yet.
+    ///
+    /// # Errors
+    /// Names the pipe that could not be opened.
+    pub(crate) fn readers(&self) -> Result<[Option<OwnedFd>; 2], Error> {
+        let one = |path: &Path| (path != Path::new(NOWHERE)).then(|| reader(path)).transpose();
+        Ok([one(&self.stdout)?, one(&self.stderr)?])
+    }
+
     fn pipes(&self) -> impl Iterator<Item = &Path> {
         [self.stdout.as_path(), self.stderr.as_path()].into_iter().filter(|path| *path != Path::new(NOWHERE))
     }
+}
+
+fn make_pipe(path: &Path) -> Result<(), Error> {
+    mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR).map_err(Error::errno("create the pipe", path))
+}
+
+fn reader(path: &Path) -> Result<OwnedFd, Error> {
+    Ok(open_pipe(path, OpenOptions::new().read(true))?.into())
 }
 
 fn open_pipe(path: &Path, options: &mut OpenOptions) -> Result<File, Error> {
@@ -134,11 +168,7 @@ impl ExecPipes {
     /// # Errors
     /// Names the pipe that could not be made or opened.
     pub(crate) fn open(&self) -> Result<ExecEnds, Error> {
-        for path in self.paths() {
-            mkfifo(path, Mode::S_IRUSR | Mode::S_IWUSR)
-                .map_err(std::io::Error::from)
-                .map_err(Error::file("create the pipe", path))?;
-        }
+        self.paths().try_for_each(make_pipe)?;
         let read =
             |path: &Path| pipe::OpenOptions::new().open_receiver(path).map_err(Error::file("open", path));
         let write = |path: &Path| {

@@ -1,16 +1,19 @@
 //! Runs the shim's binary: `start`, which leaves a shim behind, and `delete`, its own clean-up for a shim that is gone.
 //! One of the few places of the plugin that start processes.
 //!
-//! A child gets nothing of ours: a clean environment (the shim inherits it for good, and the agent's may hold secrets),
-//! files for its stdout and stderr (a daemon that kept a pipe of ours would hold up the plugin's end), and no address
-//! for events where it can do without (one that does not answer stalls the shim after some forty execs).
+//! A child gets nothing of ours but what it is to keep for its task: a clean environment (the shim inherits it for good,
+//! and the agent's may hold secrets), files for its stdout and stderr (a daemon that kept a pipe of ours would hold up the
+//! plugin's end), and no address for events where it can do without (one that does not answer stalls the shim after some
+//! forty execs).
 #![allow(clippy::disallowed_methods, reason = "this is the launcher that the ban names")]
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use command_fds::{CommandFdExt, FdMapping};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sha2::{Digest, Sha256};
@@ -26,6 +29,9 @@ const SOCKETS: &str = "/run/containerd/s";
 /// `delete` kills and removes the container by the runtime.
 const DELETE: Duration = Duration::from_secs(60);
 
+/// The first descriptor of those that a shim keeps: far above those that it gives its own children by number.
+const FIRST_KEPT: i32 = 100;
+
 /// Launches the shims of one configuration.
 #[derive(Debug, Clone)]
 pub(crate) struct Launcher {
@@ -39,17 +45,28 @@ pub(crate) struct Launcher {
 }
 
 impl Launcher {
-    /// Starts a shim for the bundle and returns where it listens.
+    /// Starts a shim for the bundle and returns where it listens. The shim holds what it is to keep open until it ends; it
+    /// knows nothing of that, and its runtime closes it in containers.
     ///
     /// # Errors
     /// With the binary's own words, when it fails or answers nonsense.
-    pub(crate) async fn start(&self, bundle: &Bundle, id: &str) -> Result<Bootstrap, Error> {
+    pub(crate) async fn start(
+        &self,
+        bundle: &Bundle,
+        id: &str,
+        kept: Vec<OwnedFd>,
+    ) -> Result<Bootstrap, Error> {
         let out = bundle.directory().join("start.out");
         let err = bundle.directory().join("start.err");
         let mut command = self.command(bundle, id, &out, &err)?;
         command.args(["-publish-binary", "/bin/true", "start"]);
         if let Some(address) = self.events.address_for(&self.binary).await? {
             command.env("TTRPC_ADDRESS", address);
+        }
+        if !kept.is_empty() {
+            let mappings =
+                (FIRST_KEPT..).zip(kept).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
+            command.fd_mappings(mappings.collect()).map_err(|error| self.failure("start", id, &error))?;
         }
         let status = self.run(command, "start", id, START).await?;
         if !status.success() {
@@ -106,25 +123,31 @@ impl Launcher {
         id: &str,
         limit: Duration,
     ) -> Result<ExitStatus, Error> {
-        let failure =
-            |reason: String| Error::Binary { binary: self.binary.clone(), action, id: id.to_owned(), reason };
-        let mut child = command.spawn().map_err(|error| failure(format!("can't be run: {error}")))?;
+        let failure = |reason: &dyn std::fmt::Display| self.failure(action, id, reason);
+        let mut child = command.spawn().map_err(|error| failure(&format_args!("can't be run: {error}")))?;
         let mut group = ProcessGroup::of(&child);
         match tokio::time::timeout(limit, child.wait()).await {
             Ok(status) => {
                 // The shim that it leaves behind is in a group of its own.
                 group.ended();
-                status.map_err(|error| failure(error.to_string()))
+                status.map_err(|error| failure(&error))
             }
-            Err(_) => Err(failure(format!("did not end within {limit:?}"))),
+            Err(_) => Err(failure(&format_args!("did not end within {limit:?}"))),
         }
     }
 
     fn failed(&self, action: &'static str, id: &str, status: &ExitStatus, stderr: &Path) -> Error {
         let words = std::fs::read_to_string(stderr).unwrap_or_default();
         let words = words.trim();
-        let reason = if words.is_empty() { status.to_string() } else { format!("{status}: {words}") };
-        Error::Binary { binary: self.binary.clone(), action, id: id.to_owned(), reason }
+        if words.is_empty() {
+            self.failure(action, id, status)
+        } else {
+            self.failure(action, id, &format_args!("{status}: {words}"))
+        }
+    }
+
+    fn failure(&self, action: &'static str, id: &str, reason: &dyn std::fmt::Display) -> Error {
+        Error::Binary { binary: self.binary.clone(), action, id: id.to_owned(), reason: reason.to_string() }
     }
 
     /// Ends whatever shim of this id is left, found by its command line: for one that was started, but died or was cut
@@ -190,13 +213,13 @@ mod tests {
             address: "/run/ours".to_owned(),
             events: Events::of(state.path()),
         };
-        let error = launcher.start(&bundle, "x").await.unwrap_err().to_string();
+        let error = launcher.start(&bundle, "x", Vec::new()).await.unwrap_err().to_string();
         assert_eq!(error, "/bin/false start failed for x: exit status: 1");
         let missing = Launcher { binary: "/no/such/shim".into(), ..launcher.clone() };
-        let error = missing.start(&bundle, "x").await.unwrap_err().to_string();
+        let error = missing.start(&bundle, "x", Vec::new()).await.unwrap_err().to_string();
         assert!(error.contains("/no/such/shim start failed for x: can't be run"), "{error}");
         let silent = Launcher { binary: "/bin/true".into(), ..launcher };
-        let error = silent.start(&bundle, "x").await.unwrap_err().to_string();
+        let error = silent.start(&bundle, "x", Vec::new()).await.unwrap_err().to_string();
         assert!(error.contains("/bin/true start can't be used for x: it printed nothing"), "{error}");
     }
 }

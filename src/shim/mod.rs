@@ -21,7 +21,7 @@ use crate::process_stat::Stat;
 pub(crate) use bundle::{Bundle, bundles};
 pub(crate) use connection::{Connection, Ended, ExecIo, State};
 pub(crate) use events::Events;
-pub(crate) use io::{ExecEnds, ExecPipes, LogPaths, StdinPipe, drained};
+pub(crate) use io::{ExecEnds, ExecPipes, LogPaths, NOWHERE, StdinPipe, drained};
 pub(crate) use launch::Launcher;
 pub(crate) use runtime::{counts_in_cgroup, find as find_shim};
 

@@ -11,6 +11,7 @@ use tokio_stream::wrappers::BroadcastStream;
 
 use super::Identity;
 use crate::containerd::PullEvent;
+use crate::logs::{News, PassedOver};
 
 /// Events that a listener may lag behind by, and that wait for one.
 const QUEUED_EVENTS: usize = 256;
@@ -111,6 +112,23 @@ impl Teller {
             format!("OOM killed: the kernel ended {count} {what} of the task for want of memory"),
             &[("oom_kills", count.to_string())],
         );
+    }
+
+    pub(super) fn logs(&self, news: News) {
+        let stream = |name: &str| [("stream", name.to_owned())];
+        match news {
+            News::Waits { stream: of, why } => self.tell(
+                format!("The task's {} waits to be written to its log: {why}", of.name()),
+                &stream(of.name()),
+            ),
+            News::GoesOn { stream: of } => {
+                self.tell(format!("The log of the task's {} goes on", of.name()), &stream(of.name()));
+            }
+            News::PassedOver(PassedOver { path, why }) => {
+                let path = path.display().to_string();
+                self.tell(format!("No log is written to {path}: {why}"), &[("path", path)]);
+            }
+        }
     }
 
     pub(super) fn recovered(&self, pid: i32) {

@@ -11,6 +11,7 @@ mod mounts;
 mod network;
 mod node;
 mod orphans;
+mod output;
 mod place;
 mod recover;
 mod signal;
@@ -40,6 +41,7 @@ use crate::config::{Auth, Bridge, Inline, PluginConfig, Pulls, TaskOptions};
 use crate::containerd::{Containerd, Credentials, ImageTerms, Keyring, PullTerms};
 use crate::error::{Error, Result};
 use crate::init::ProcessId;
+use crate::logs::{Movers, Target};
 use crate::shim::{self, Connection, LogPaths, Shim};
 pub(crate) use events::TaskEvent;
 use events::{Events, Teller};
@@ -176,6 +178,9 @@ struct Saved {
     init: ProcessId,
     started_at: SystemTime,
     logs: LogPaths,
+    /// Where the driver itself puts what comes out of them.
+    #[serde(default)]
+    collected: Option<Target>,
     cgroup: Cgroup,
     /// Its processes don't end with the first one by themselves.
     shares_pids: bool,
@@ -276,6 +281,8 @@ pub(crate) struct Tasks {
     events: Events,
     sweeping: std::sync::atomic::AtomicBool,
     image_uses: Arc<images::ImageUses>,
+    /// Made for the first task whose output the driver collects.
+    movers: OnceCell<Movers>,
 }
 
 impl Tasks {
@@ -286,6 +293,7 @@ impl Tasks {
             events: Events::new(),
             sweeping: std::sync::atomic::AtomicBool::new(false),
             image_uses: Arc::default(),
+            movers: OnceCell::new(),
         }
     }
 

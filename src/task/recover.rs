@@ -1,7 +1,7 @@
 //! Finds a running task again after the plugin, or the agent, was restarted.
 //!
-//! Nothing is started here and no pipe is opened: the agent's log collector comes back only later. The shim still knows
-//! how a task ended that ended meanwhile.
+//! Nothing is started here and no pipe of Nomad's is opened: the agent's log collector comes back only later. The shim still
+//! knows how a task ended that ended meanwhile.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -40,7 +40,8 @@ impl Tasks {
         let reservation =
             self.reserve(&place::container_id(&config.id)).await.map_err(|error| error.context(&doing))?;
         let teller = Teller { identity: Identity::of(config), events: self.events.clone() };
-        let task = find(&settings, teller, driver_state).await.map_err(|error| error.context(&doing))?;
+        let task =
+            find(self, &settings, teller, driver_state).await.map_err(|error| error.context(&doing))?;
         tracing::info!(
             task = config.id,
             container = task.saved.container_id,
@@ -52,7 +53,7 @@ impl Tasks {
     }
 }
 
-async fn find(settings: &Settings, teller: Teller, driver_state: &[u8]) -> Result<Task> {
+async fn find(tasks: &Tasks, settings: &Settings, teller: Teller, driver_state: &[u8]) -> Result<Task> {
     let saved = Saved::decode(driver_state)?;
     let place = Place::of(settings, &saved.container_id, saved.shim_binary.clone());
     if place.bundle.is_doomed() {
@@ -91,7 +92,11 @@ async fn find(settings: &Settings, teller: Teller, driver_state: &[u8]) -> Resul
     // It may take as long as its plugins do, and changes nothing for the task.
     tokio::spawn(async move { network.check_network().await });
     let oom_kills = saved.cgroup.oom_kills();
-    let watch = Watch { saved, place, teller: teller.clone(), init, connection, waiting, oom_kills };
+    let pump = tasks.collect_output(&saved, &teller).await.unwrap_or_else(|error| {
+        tracing::error!(container = saved.container_id, %error, "the task goes on without its log");
+        None
+    });
+    let watch = Watch { saved, place, teller: teller.clone(), init, connection, waiting, pump, oom_kills };
     let mut task = Task::watched(watch, settings);
     task.recovered = Mutex::new(Some(teller));
     Ok(task)
@@ -118,6 +123,7 @@ mod tests {
     use super::*;
     use crate::cgroup::Cgroup;
     use crate::init::ProcessId;
+    use crate::logs::{Limits, Target};
     use crate::shim::{LogPaths, Shim};
     use crate::task::DriverNetwork;
 
@@ -130,6 +136,11 @@ mod tests {
             init: ProcessId { pid: 8, started_ticks: 9 },
             started_at: SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 5),
             logs: LogPaths { stdout: "/o".into(), stderr: "/e".into() },
+            collected: Some(Target {
+                alloc_dir: "/a".into(),
+                task: "redis".to_owned(),
+                limits: Limits { max_files: 3, max_file_bytes: 1 << 20 },
+            }),
             cgroup: Cgroup { path: "/nomad/a.b".into(), cpuset: None },
             shares_pids: true,
             image_digest: "sha256:ab".to_owned(),

@@ -5,6 +5,7 @@
 //! the record and the user are seen to. A failure at any step is undone by the same teardown that destroys a task.
 
 use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::events::Teller;
 use super::network::Joined;
+use super::output::Output;
 use super::place::{self, Place};
 use super::supervisor::{self, Watch};
 use super::timeline::{Call, Timeline};
@@ -29,12 +31,11 @@ use crate::containerd::{Access, Credentials, Image, Policy, Record, is_server};
 use crate::error::{Error, Result};
 use crate::init::{Init, ProcessId};
 use crate::rootfs;
-use crate::shim::{Connection, LogPaths, Shim};
+use crate::shim::{Connection, Shim};
 use crate::spec::{self, BoundFile};
 
 /// The label by which containers and leases of this plugin are told from others' in the same namespace.
 pub(super) const OWNER_LABEL: &str = "containerd-driver/state-dir";
-const NOWHERE: &str = "/dev/null";
 /// The label that Nomad's docker driver always sets, for tools that look for it.
 const DOCKERS_ALLOC_LABEL: &str = "com.hashicorp.nomad.alloc_id";
 
@@ -155,8 +156,8 @@ impl Start<'_> {
     /// that is dropped may still be carried out, after its undoing.
     async fn steps(&self, asker: &mut Asker) -> Result<Task> {
         let access = self.access()?;
-        let logs = self.logs();
-        let held = logs.hold_open()?;
+        let output = Output::of(self.settings, &self.wanted.options, self.config, &self.place.bundle);
+        let mut held = output.hold_nomads()?;
         if self.place.bundle.exists() {
             // Of a start that the plugin did not survive.
             Place::by_id(self.settings, &self.place.id).tear_down().await?;
@@ -168,31 +169,24 @@ impl Start<'_> {
             error = asker.called_off() => return Err(error),
         };
         timeline.step("bundle", async { self.place.bundle.create(&self.place.launcher.binary) }).await?;
+        let (own, kept) = output.make_own()?;
+        held.extend(own);
         let (prepared, joined, launched) = tokio::join!(
             timeline.step("container", self.prepare(&image)),
             timeline.step("network", self.join_network()),
-            timeline.step("shim", self.launch()),
+            timeline.step("shim", self.launch(kept)),
         );
         let (prepared, (joined, files), (connection, shim)) = (prepared?, joined?, launched?);
         // From here on the record says that the image is in use.
         drop(hold);
         let spec = self.specification(&image, &prepared, &joined, files)?;
         let made = Made { spec, mounts: prepared.mounts, network: joined.told, connection, shim };
-        let task = self.begin(made, logs, &image).await?;
+        let task = self.begin(made, output, &image).await?;
         drop(held);
         // Once more, for whoever has gone away, or stopped it, meanwhile.
         match futures::FutureExt::now_or_never(asker.called_off()) {
             Some(error) => Err(error),
             None => Ok(task),
-        }
-    }
-
-    /// Nomad names pipes also where it was told that nobody will read them, and makes none.
-    fn logs(&self) -> LogPaths {
-        let pb::TaskConfig { stdout_path, stderr_path, .. } = self.config;
-        match self.settings.config.disable_log_collection {
-            true => LogPaths { stdout: NOWHERE.into(), stderr: NOWHERE.into() },
-            false => LogPaths { stdout: stdout_path.into(), stderr: stderr_path.into() },
         }
     }
 
@@ -240,9 +234,9 @@ impl Start<'_> {
         Ok(self.place.containerd.image(reference, access, tell).await?)
     }
 
-    async fn launch(&self) -> Result<(Connection, Shim)> {
+    async fn launch(&self, kept: Vec<OwnedFd>) -> Result<(Connection, Shim)> {
         let (Place { id, bundle, launcher, .. }, timeline) = (self.place, self.timeline);
-        let bootstrap = timeline.step("shim/exec", launcher.start(bundle, id)).await?;
+        let bootstrap = timeline.step("shim/exec", launcher.start(bundle, id, kept)).await?;
         let connection = timeline.step("shim/connect", Connection::open(&bootstrap, id)).await?;
         let pid = timeline.step("shim/ask", connection.pid_of_fresh_shim()).await?;
         let shim = Shim { bootstrap, pid };
@@ -327,8 +321,9 @@ impl Start<'_> {
     }
 
     /// Creates the container, asks for its end, and only then starts it.
-    async fn begin(&self, made: Made, logs: LogPaths, image: &Image) -> Result<Task> {
+    async fn begin(&self, made: Made, output: Output, image: &Image) -> Result<Task> {
         let Made { spec, mounts, network, connection, shim } = made;
+        let Output { logs, collected } = output;
         let Wanted { options: asked, cgroup, .. } = self.wanted;
         let shares_pids = asked.namespaces.pid_mode == Sharing::Host;
         let (bundle, timeline) = (&self.place.bundle, self.timeline);
@@ -358,15 +353,17 @@ impl Start<'_> {
             init: id,
             started_at: SystemTime::now(),
             logs,
+            collected,
             cgroup: cgroup.clone(),
             shares_pids,
             image_digest: image.digest.clone(),
             stop_signal: stop_signal(image),
             network,
         };
-        bundle.keep()?;
         let (place, teller) = (self.place.clone(), self.teller());
-        let watch = Watch { saved, place, teller, init, connection, waiting, oom_kills: 0 };
+        let pump = self.tasks.collect_output(&saved, &teller).await?;
+        bundle.keep()?;
+        let watch = Watch { saved, place, teller, init, connection, waiting, pump, oom_kills: 0 };
         Ok(Task::watched(watch, self.settings))
     }
 

@@ -19,6 +19,7 @@ use super::place::Place;
 use super::{Exit, Phase, Saved};
 use crate::cgroup::{self, OomWatch};
 use crate::init::Init;
+use crate::logs::Pump;
 use crate::shim::{self, Connection, Ended, LogPaths, drained};
 
 /// How long the reader of the log may take for the task's last words before its end is told without them.
@@ -59,6 +60,8 @@ pub(super) struct Watch {
     pub(super) init: Option<Init>,
     pub(super) connection: Connection,
     pub(super) waiting: Waiting,
+    /// Collects the task's output, where the driver does.
+    pub(super) pump: Option<Pump>,
     /// What the kernel has counted before.
     pub(super) oom_kills: u64,
 }
@@ -67,9 +70,9 @@ pub(super) struct Watch {
 pub(super) fn watch(watch: Watch) -> watch::Receiver<Phase> {
     let (writer, reader) = watch::channel(Phase::Running);
     tokio::spawn(async move {
-        let Watch { saved, place, teller, init, connection, waiting, oom_kills } = watch;
+        let Watch { saved, place, teller, init, connection, waiting, pump, oom_kills } = watch;
         let mut oom = OomWatch::begin(&saved.cgroup, oom_kills);
-        let mut ending = pin!(end(&saved, &place, init.as_ref(), &connection, waiting));
+        let mut ending = pin!(end(&saved, &place, init.as_ref(), &connection, waiting, pump));
         let exit = loop {
             tokio::select! {
                 exit = &mut ending => break exit,
@@ -99,6 +102,7 @@ async fn end(
     init: Option<&Init>,
     connection: &Connection,
     waiting: Waiting,
+    pump: Option<Pump>,
 ) -> Exit {
     let kernels_word = || init.and_then(Init::exit_status);
     let told = tokio::select! {
@@ -119,7 +123,7 @@ async fn end(
     {
         tracing::warn!(container = place.id, %error, "can't end what is left of the task");
     }
-    if !last_words(saved.logs.clone()).await {
+    if !last_words(saved.logs.clone(), pump).await {
         tracing::warn!(container = place.id, "nobody has read all of the task's output in {LAST_WORDS:?}");
     }
     exit
@@ -208,8 +212,11 @@ async fn without_shim(place: &Place, init: Option<&Init>, error: &shim::Error) -
     }
 }
 
-/// Whether the log's readers have taken all that the task wrote.
-async fn last_words(logs: LogPaths) -> bool {
+/// Whether the log's readers have taken all that the task wrote. What a pump has not taken then, it doesn't take any more.
+async fn last_words(logs: LogPaths, pump: Option<Pump>) -> bool {
+    if let Some(mut pump) = pump {
+        return tokio::time::timeout(LAST_WORDS, pump.ended()).await.is_ok();
+    }
     tokio::task::spawn_blocking(move || drained(&logs, LAST_WORDS)).await.unwrap_or(false)
 }
 

@@ -35,6 +35,7 @@ pub struct Setup {
     pub networks: Networks,
     /// Where the agent and its drivers look for programs first.
     pub programs: Vec<PathBuf>,
+    pub log_collection: &'static str,
     pub consul: Option<Consul>,
 }
 
@@ -153,6 +154,7 @@ plugin "containerd-driver" {{
     containerd_socket  = "{socket}"
     state_dir          = "{driver_state}"
     cni_config_dir     = "{cni}"
+    log_collection     = "{log_collection}"
 
     bridge_network_name        = "{tasks}"
     bridge_network_subnet      = "{tasks_subnet}"
@@ -180,6 +182,7 @@ plugin "containerd-driver" {{
             mounts = at("mounts"),
             state = at("client-state"),
             cni = shown(&setup.cni()),
+            log_collection = setup.log_collection,
             tasks = setup.networks.tasks.name,
             tasks_subnet = setup.networks.tasks.subnet,
             tasks_subnet_ipv6 = setup.networks.tasks_ipv6,

@@ -41,6 +41,8 @@ const SOON: Duration = Duration::from_secs(30);
 
 pub struct Agent {
     setup: Setup,
+    ports: Ports,
+    server_rpc: Option<u16>,
     /// Who is asked: the servers know everything.
     api: Api,
     own: Api,
@@ -107,20 +109,47 @@ impl Agent {
         let (ports, server) = (Ports::choose()?, Ports::choose()?);
         let api = |ports: &Ports| Api::at(format!("127.0.0.1:{}", ports.http));
         let kept = setup.mode == Mode::Kept;
-        fs::write(
-            setup.directory.join("client.hcl"),
-            config::client(&setup, &ports, kept.then_some(server.rpc)),
-        )?;
         let own = api(&ports);
         let servers = if kept { api(&server) } else { own.clone() };
-        let (process, node) = (None, String::new());
-        let mut agent = Self { setup, api: servers, own, server: None, process, node, residue };
+        let (process, node, server_rpc) = (None, String::new(), kept.then_some(server.rpc));
+        let mut agent =
+            Self { setup, ports, server_rpc, api: servers, own, server: None, process, node, residue };
+        agent.configure()?;
         if kept {
             fs::write(agent.setup.directory.join("server.hcl"), config::server(&agent.setup, &server))?;
             agent.launch_server()?;
         }
         agent.launch()?;
         Ok(agent)
+    }
+
+    fn configure(&self) -> Result<()> {
+        let text = config::client(&self.setup, &self.ports, self.server_rpc);
+        Ok(fs::write(self.setup.directory.join("client.hcl"), text)?)
+    }
+
+    /// Has the driver's logs be collected by `whom` from here on, which takes a restart where it was otherwise.
+    ///
+    /// # Errors
+    /// With the end of the agent's log.
+    pub fn collect_logs_by(&mut self, whom: &'static str) -> Result<()> {
+        if self.setup.log_collection == whom {
+            return Ok(());
+        }
+        self.setup.log_collection = whom;
+        self.configure()?;
+        self.stop()?;
+        self.launch()?;
+        self.driver_becomes(true).map(drop)
+    }
+
+    /// The processes that collect tasks' logs for the agent.
+    pub fn collectors(&self) -> Vec<i32> {
+        let is_one = |pid: &i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            line.split(|byte| *byte == 0).any(|word| word == b"logmon")
+        };
+        processes::running(&self.setup.nomad).into_iter().filter(is_one).collect()
     }
 
     fn launch_server(&mut self) -> Result<()> {

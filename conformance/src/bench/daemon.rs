@@ -14,8 +14,8 @@ use pb::containers_client::ContainersClient;
 use pb::tasks_client::TasksClient;
 use prost_types::Any;
 use serde_json::Value;
-use shim_protos::protobuf::Message as _;
 use shim_protos::any;
+use shim_protos::protobuf::Message as _;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 

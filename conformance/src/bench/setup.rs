@@ -237,11 +237,7 @@ mod tests {
     use super::*;
 
     fn choice() -> Choice {
-        Choice {
-            shim: "io.containerd.runc.v2".into(),
-            runtime: "runc".into(),
-            ..Choice::default()
-        }
+        Choice { shim: "io.containerd.runc.v2".into(), runtime: "runc".into(), ..Choice::default() }
     }
 
     #[test]

@@ -7,6 +7,8 @@ mod bridges;
 mod capabilities;
 mod cni;
 mod coexistence;
+mod collected;
+mod collected_trouble;
 mod containerd_down;
 mod credentials;
 mod denied;
@@ -140,6 +142,8 @@ pub fn all() -> Vec<Case> {
         labels::cases(),
         denied::cases(),
         logs::cases(),
+        collected::cases(),
+        collected_trouble::cases(),
         runtimes::cases(),
         snapshotters::cases(),
         remote_snapshotters::cases(),

@@ -64,6 +64,9 @@ pub fn play(stage: &mut Stage, name: &str, file: &Path) -> Result<()> {
     if is_v2() && hcl.contains(V1_ONLY) {
         return skip("it is for cgroup v1 only");
     }
+    if hcl.contains("log_collection") {
+        stage.agent.collect_logs_by("driver")?;
+    }
     let image = stage.busybox();
     let directory = stage.world.directory().join("host");
     let shown = directory.display().to_string();

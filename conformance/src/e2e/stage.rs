@@ -66,6 +66,7 @@ pub fn setup(world: &World, mode: Mode, nomad: &Path, plugin: &Path) -> Setup {
             near: networks.make_near().ok().map(|bridge| bridge.name),
         },
         programs: vec![containerd.programs_directory()],
+        log_collection: "nomad",
         consul: None,
     }
 }
@@ -290,6 +291,7 @@ impl Stage {
             }
             self.agent.tell(&["job", "stop", "-purge", "-detach", job])?;
         }
+        self.agent.collect_logs_by("nomad")?;
         self.agent.driver_becomes(true).map(drop)
     }
 

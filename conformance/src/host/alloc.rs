@@ -37,11 +37,11 @@ pub struct Alloc {
 }
 
 impl Alloc {
-    /// Makes directories, pipes and control groups. The pipes have no reader yet.
+    /// Makes directories and control groups, and pipes, which have no reader yet, unless the driver said that it needs none.
     ///
     /// # Errors
     /// Names what can't be made.
-    pub fn create(client_alloc_dir: &Path, task: &str) -> Result<Self> {
+    pub fn create(client_alloc_dir: &Path, task: &str, pipes: bool) -> Result<Self> {
         let id = random_uuid()?;
         let directory = client_alloc_dir.join(&id);
         for (name, mode) in [
@@ -60,8 +60,10 @@ impl Alloc {
         }
         let pipe = |stream: &str| -> Result<PathBuf> {
             let path = directory.join("alloc/logs").join(format!(".{task}.{stream}.fifo"));
-            mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR)
-                .with_context(|| format!("make {}", path.display()))?;
+            if pipes {
+                mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR)
+                    .with_context(|| format!("make {}", path.display()))?;
+            }
             Ok(path)
         };
         let cgroup = Arc::new(TaskCgroup::create(&format!("{id}.{task}"))?);
@@ -86,6 +88,10 @@ impl Alloc {
 
     pub fn log_path(&self, stream: &str) -> PathBuf {
         self.directory.join("alloc/logs").join(format!(".{}.{stream}.fifo", self.task))
+    }
+
+    pub fn logs(&self) -> PathBuf {
+        self.directory.join("alloc/logs")
     }
 
     /// A path below the task's own directory, e.g. `local/x`.

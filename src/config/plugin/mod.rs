@@ -5,6 +5,7 @@ mod devices;
 mod gc;
 mod labels;
 mod limits;
+mod logs;
 mod modes;
 mod network;
 mod pulls;
@@ -26,6 +27,7 @@ pub(crate) use gc::ImageGc;
 use gc::{Gc, RawGc};
 pub(crate) use labels::ExtraLabels;
 pub(crate) use limits::PluginLimits;
+pub(crate) use logs::LogCollection;
 pub(crate) use modes::AllowedModes;
 pub(crate) use network::{Bridge, PluginNetworks};
 pub(crate) use pulls::Pulls;
@@ -67,8 +69,7 @@ pub(crate) struct PluginConfig {
     pub auth: Auth,
     /// Where containerd's files about registries' hosts are. None is nowhere.
     pub registry_config_dir: Option<PathBuf>,
-    /// A task's output goes nowhere.
-    pub disable_log_collection: bool,
+    pub log_collection: LogCollection,
     pub devices: PluginDevices,
     pub pulls: Pulls,
     pub networks: PluginNetworks,
@@ -95,7 +96,8 @@ struct Raw {
     snapshotter: Option<String>,
     auth: Option<auth::Raw>,
     registry_config_dir: Option<String>,
-    disable_log_collection: Option<bool>,
+    #[serde(flatten)]
+    logs: logs::Raw,
     #[serde(flatten)]
     devices: devices::Raw,
     #[serde(flatten)]
@@ -126,10 +128,15 @@ impl PluginConfig {
                 "registry_config_dir",
                 default("registry_config_dir", "string", &quoted(DEFAULT_REGISTRY_CONFIG_DIR)),
             ),
-            ("disable_log_collection", default("disable_log_collection", "bool", "false")),
         ];
-        let groups =
-            [limits::schema(), security::schema(), devices::schema(), pulls::schema(), network::schema()];
+        let groups = [
+            limits::schema(),
+            security::schema(),
+            devices::schema(),
+            pulls::schema(),
+            network::schema(),
+            logs::schema(),
+        ];
         object(own.into_iter().chain(groups.into_iter().flatten()))
     }
 
@@ -159,7 +166,7 @@ impl PluginConfig {
             snapshotter,
             auth,
             registry_config_dir,
-            disable_log_collection,
+            logs,
             devices,
             pulls,
             networks,
@@ -194,7 +201,7 @@ impl PluginConfig {
                 .unwrap_or_else(|| DEFAULT_SNAPSHOTTER.to_owned()),
             auth: auth.unwrap_or_default().decode()?,
             registry_config_dir: registry_config_dir_of(registry_config_dir)?,
-            disable_log_collection: disable_log_collection.unwrap_or(false),
+            log_collection: logs.decode()?,
             devices: devices.decode()?,
             pulls: pulls.decode()?,
             networks: networks.decode()?,

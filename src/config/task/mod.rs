@@ -5,6 +5,7 @@ mod archive;
 mod devices;
 mod labels;
 mod limits;
+mod logging;
 mod mounts;
 mod names;
 mod namespaces;
@@ -21,6 +22,7 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use super::hclspec::{object, required};
+use super::logging::Logging;
 use super::{ConfigError, PluginConfig, from_msgpack};
 pub(crate) use archive::Archive;
 pub(crate) use devices::{Device, DevicePath};
@@ -55,6 +57,7 @@ pub(crate) struct TaskOptions {
     pub pull: Pull,
     pub labels: Labels,
     pub devices: Vec<Device>,
+    pub logging: Logging,
 }
 
 #[derive(Deserialize)]
@@ -84,6 +87,8 @@ struct Raw {
     labels: labels::Raw,
     #[serde(flatten)]
     devices: devices::Raw,
+    #[serde(flatten)]
+    logging: logging::Raw,
 }
 
 impl TaskOptions {
@@ -101,6 +106,7 @@ impl TaskOptions {
             runtime::schema(),
             pull::schema(),
             labels::schema(),
+            logging::schema(),
         ];
         object([("image", required("image", "string"))].into_iter().chain(groups.into_iter().flatten()))
     }
@@ -124,6 +130,7 @@ impl TaskOptions {
             runtime,
             pull,
             labels,
+            logging,
         } = from_msgpack(OF, msgpack)?;
         let image = image.filter(|image| !image.is_empty()).ok_or(ConfigError::Missing {
             of: OF,
@@ -149,6 +156,7 @@ impl TaskOptions {
             runtime: runtime.decode()?,
             pull: pull.decode()?,
             labels: labels.decode()?,
+            logging: logging.decode()?,
         })
     }
 
@@ -180,12 +188,14 @@ impl TaskOptions {
             runtime,
             pull: _,
             labels: _,
+            logging,
         } = self;
         namespaces.permitted_by(&plugin.allowed_modes)?;
         network.permitted_by(&plugin.allowed_modes)?;
         security.permitted_by(&plugin.gates)?;
         limits.permitted_by(&plugin.limits)?;
         devices::permitted_by(devices, &plugin.devices)?;
+        logging::permitted_by(logging, plugin.log_collection)?;
         runtime.permitted_by(plugin)
     }
 }

@@ -1,0 +1,57 @@
+//! The block `logging { .. }`: the sizes of the task's log files, where it is the driver that writes them.
+
+use nomad_proto::hclspec::Spec;
+use serde::Deserialize;
+
+use crate::config::logging::{self, Logging};
+use crate::config::plugin::LogCollection;
+use crate::config::{ConfigError, value};
+
+#[derive(Deserialize)]
+pub(super) struct Raw {
+    logging: Option<logging::Raw>,
+}
+
+pub(super) fn schema() -> Vec<(&'static str, Spec)> {
+    vec![("logging", logging::schema())]
+}
+
+impl Raw {
+    pub(super) fn decode(self) -> Result<Logging, ConfigError> {
+        let Self { logging } = self;
+        logging.unwrap_or_default().decode()
+    }
+}
+
+/// # Errors
+/// When it would do nothing.
+pub(super) fn permitted_by(logging: &Logging, collection: LogCollection) -> Result<(), ConfigError> {
+    match collection {
+        LogCollection::Nomad | LogCollection::Nobody if !logging.says_nothing() => {
+            let why = "it goes with the plugin's option log_collection = \"driver\" only; where Nomad collects the logs, \
+                       the task's logs block has their sizes";
+            Err(value("logging", "set", why))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::config::plugin::tests::plugin;
+    use crate::config::task::tests::{decode, refusal};
+
+    #[test]
+    fn sizes_of_logs_are_refused_where_they_would_do_nothing() {
+        refusal("logging", json!({"max_files": 0}));
+        let options = decode(&json!({"image": "redis", "logging": {"max_files": 2}})).unwrap();
+        options.permitted_by(&plugin(json!({"log_collection": "driver"}))).unwrap();
+        for collection in ["nomad", "none"] {
+            let error = options.permitted_by(&plugin(json!({"log_collection": collection}))).unwrap_err();
+            let error = error.to_string();
+            assert!(error.contains("option logging") && error.contains("log_collection"), "{error}");
+        }
+    }
+}

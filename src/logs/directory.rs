@@ -1,0 +1,224 @@
+//! An allocation's directory of logs, and the files in it. Tasks may write there, those of other drivers of the group at
+//! least: so nothing but a regular file without a second name is ever written, and no link is followed on the way to it.
+//! What was looked at is what is opened, by its descriptor.
+//!
+//! Source of the facts: openat2(2), hashicorp/nomad `client/allocdir`.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::sys::stat::{Mode, fstat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use super::Trouble;
+use super::rotation::Series;
+
+/// Within an allocation's directory.
+const LOGS: &str = "alloc/logs";
+/// How often something may come or go between two looks at one name.
+const TRIES: usize = 16;
+
+/// An open directory of logs.
+pub(super) struct Directory {
+    descriptor: OwnedFd,
+    path: PathBuf,
+}
+
+/// What is at a name.
+pub(super) enum Entry {
+    Log(File),
+    /// Nothing that a log is written to, and why.
+    Unfit(&'static str),
+}
+
+impl Directory {
+    /// # Errors
+    /// When it is not there, or there is a link in its place.
+    pub(super) fn open(alloc_dir: &Path) -> Result<Self, Trouble> {
+        let path = alloc_dir.join(LOGS);
+        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let opened = openat(AT_FDCWD, alloc_dir, flags | OFlag::O_PATH, Mode::empty()).and_then(|root| {
+            let within = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS;
+            openat2(&root, LOGS, OpenHow::new().flags(flags).resolve(within))
+        });
+        match opened {
+            Ok(descriptor) => Ok(Self { descriptor, path }),
+            Err(Errno::ELOOP) => {
+                Err(Trouble { doing: "open", path, why: "it is a symbolic link".to_owned() })
+            }
+            Err(error) => Err(Trouble::new("open", path, &error.into())),
+        }
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// The indexes of a series' files, links and whatever else goes by such a name.
+    ///
+    /// # Errors
+    /// When the directory can't be read.
+    pub(super) fn indexes(&self, series: &Series) -> Result<Vec<u64>, Trouble> {
+        let failed = |error: Errno| Trouble::new("list", self.path.clone(), &error.into());
+        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        // A descriptor of its own: where one was read to is shared by all that are duplicates.
+        let mut entries = Dir::openat(&self.descriptor, ".", flags, Mode::empty()).map_err(failed)?;
+        let mut indexes = Vec::new();
+        for entry in entries.iter() {
+            let name = entry.map_err(failed)?;
+            indexes.extend(name.file_name().to_str().ok().and_then(|name| series.index(name)));
+        }
+        Ok(indexes)
+    }
+
+    /// Opens a log to write to it, and makes it if there is none.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub(super) fn log(&self, name: &str) -> Result<Entry, Trouble> {
+        let failed = |doing, error: io::Error| Trouble::new(doing, self.path(name), &error);
+        for _ in 0..TRIES {
+            if let Some(found) = self.existing(name)? {
+                return Ok(found);
+            }
+            let new = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+            match openat(&self.descriptor, name, new, Mode::from_bits_truncate(0o644)) {
+                Ok(file) => return Ok(Entry::Log(file.into())),
+                Err(Errno::EEXIST) => {}
+                Err(error) => return Err(failed("create", error.into())),
+            }
+        }
+        Err(failed("open", io::Error::other("it comes and goes")))
+    }
+
+    /// As [`Self::log`], for one that may be there.
+    ///
+    /// # Errors
+    /// As [`Self::log`].
+    pub(super) fn existing(&self, name: &str) -> Result<Option<Entry>, Trouble> {
+        let failed = |error: io::Error| Trouble::new("open", self.path(name), &error);
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let place = match openat(&self.descriptor, name, flags, Mode::empty()) {
+            Ok(place) => place,
+            Err(Errno::ENOENT) => return Ok(None),
+            Err(error) => return Err(failed(error.into())),
+        };
+        let stat = fstat(&place).map_err(|error| failed(error.into()))?;
+        if let Some(why) = unfit(stat.st_mode, stat.st_nlink) {
+            return Ok(Some(Entry::Unfit(why)));
+        }
+        let file = OpenOptions::new()
+            .write(true)
+            .custom_flags(nix::libc::O_NONBLOCK)
+            .open(format!("/proc/self/fd/{}", place.as_raw_fd()))
+            .map_err(failed)?;
+        // Gone in between, it is no file of the directory any more.
+        let is_there = file.metadata().map_err(failed)?.nlink() > 0;
+        Ok(is_there.then_some(Entry::Log(file)))
+    }
+
+    /// Removes a file. Gone already is success.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub(super) fn remove(&self, name: &str) -> Result<(), Trouble> {
+        match unlinkat(&self.descriptor, name, UnlinkatFlags::NoRemoveDir) {
+            // A directory that somebody has made is none of ours.
+            Ok(()) | Err(Errno::ENOENT | Errno::EISDIR) => Ok(()),
+            Err(error) => Err(Trouble::new("remove", self.path(name), &error.into())),
+        }
+    }
+}
+
+/// Why no log is written to what is of that kind, and has so many names.
+fn unfit(mode: nix::libc::mode_t, names: nix::libc::nlink_t) -> Option<&'static str> {
+    match mode & nix::libc::S_IFMT {
+        nix::libc::S_IFREG if names > 1 => Some("it is a hard link: the file has another name"),
+        nix::libc::S_IFREG => None,
+        nix::libc::S_IFLNK => Some("it is a symbolic link"),
+        nix::libc::S_IFDIR => Some("it is a directory"),
+        nix::libc::S_IFIFO => Some("it is a named pipe"),
+        _ => Some("it is not a regular file"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    fn allocation() -> (tempfile::TempDir, PathBuf) {
+        let alloc = tempfile::tempdir().unwrap();
+        let logs = alloc.path().join(LOGS);
+        fs::create_dir_all(&logs).unwrap();
+        (alloc, logs)
+    }
+
+    #[test]
+    fn a_log_is_made_or_gone_on_with() {
+        let (alloc, logs) = allocation();
+        let directory = Directory::open(alloc.path()).unwrap();
+        for text in ["one", "two"] {
+            let Entry::Log(mut file) = directory.log("web.stdout.0").unwrap() else { panic!("it is a log") };
+            file.write_all(text.as_bytes()).unwrap();
+        }
+        assert_eq!(fs::read_to_string(logs.join("web.stdout.0")).unwrap(), "two");
+        let mode = fs::metadata(logs.join("web.stdout.0")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o600, 0o600);
+        fs::create_dir(logs.join("web.stdout.7")).unwrap();
+        fs::write(logs.join("web.stderr.0"), "").unwrap();
+        let mut indexes = directory.indexes(&Series::of("web", "stdout")).unwrap();
+        indexes.sort_unstable();
+        assert_eq!(indexes, [0, 7]);
+        directory.remove("web.stdout.0").unwrap();
+        directory.remove("web.stdout.0").unwrap();
+        directory.remove("web.stdout.7").unwrap();
+        assert!(logs.join("web.stdout.7").exists());
+    }
+
+    #[test]
+    fn nothing_but_a_file_of_its_own_is_written() {
+        let (alloc, logs) = allocation();
+        let precious = alloc.path().join("precious");
+        fs::write(&precious, "data").unwrap();
+        symlink(&precious, logs.join("link")).unwrap();
+        symlink(alloc.path().join("none"), logs.join("dangling")).unwrap();
+        fs::hard_link(&precious, logs.join("hard")).unwrap();
+        nix::unistd::mkfifo(&logs.join("pipe"), Mode::S_IRWXU).unwrap();
+        fs::create_dir(logs.join("directory")).unwrap();
+        let directory = Directory::open(alloc.path()).unwrap();
+        for (name, word) in [
+            ("link", "symbolic"),
+            ("dangling", "symbolic"),
+            ("hard", "hard link"),
+            ("pipe", "pipe"),
+            ("directory", "directory"),
+        ] {
+            match directory.log(name).unwrap() {
+                Entry::Unfit(why) => assert!(why.contains(word), "{name}: {why}"),
+                Entry::Log(_) => panic!("{name} was opened"),
+            }
+        }
+        assert!(!alloc.path().join("none").exists());
+    }
+
+    #[test]
+    fn a_link_in_the_directorys_place_is_refused() {
+        let (alloc, logs) = allocation();
+        fs::rename(&logs, alloc.path().join("elsewhere")).unwrap();
+        let error = Directory::open(alloc.path()).err().unwrap().to_string();
+        assert!(error.contains("alloc/logs") && error.contains("No such file"), "{error}");
+        symlink("../elsewhere", &logs).unwrap();
+        let error = Directory::open(alloc.path()).err().unwrap().to_string();
+        assert!(error.contains("alloc/logs") && error.contains("symbolic link"), "{error}");
+    }
+}

@@ -1,0 +1,244 @@
+//! Where one stream's bytes go: out of its pipe into the file whose turn it is. Blocking: not for an async thread.
+//!
+//! Bytes go from pipe to file within one call of the kernel, so that a plugin that is killed has neither lost nor doubled
+//! any: they are in the pipe or in the file. The same goes for a full disk. What has to be looked at before, near the end of a
+//! file, is looked at in a copy, and taken by a call of that kind as well.
+//!
+//! Source of the facts: splice(2), tee(2), Linux `fs/splice.c`.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::PathBuf;
+
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice, tee};
+
+use super::directory::{Directory, Entry};
+use super::rotation::{self, LINES_BYTES, Room, Series, Step};
+use super::{Stream, Target, Trouble};
+
+/// How much is moved before others have their turn.
+const TURN_BYTES: u64 = 16 << 20;
+
+/// Why a move has ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Moved {
+    /// Nothing waits in the pipe.
+    All,
+    /// There may be more.
+    Some,
+    /// All writers are gone, and all they wrote is in the file.
+    ToTheEnd,
+}
+
+/// What was at the name of a log and is no file to write to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct PassedOver {
+    pub path: PathBuf,
+    pub why: &'static str,
+}
+
+pub(super) struct Sink {
+    target: Target,
+    series: Series,
+    current: Option<Current>,
+    /// Since somebody was told of them last.
+    pub(super) passed_over: Vec<PassedOver>,
+}
+
+struct Current {
+    index: u64,
+    file: File,
+    path: PathBuf,
+}
+
+impl Sink {
+    pub(super) fn new(target: Target, stream: Stream) -> Self {
+        let series = Series::of(&target.task, stream.name());
+        Self { target, series, current: None, passed_over: Vec::new() }
+    }
+
+    /// Moves what waits in the pipe, as far as it goes in one turn.
+    ///
+    /// # Errors
+    /// When it can't be written now. It stays in the pipe.
+    pub(super) fn take(&mut self, pipe: BorrowedFd<'_>) -> Result<Moved, Trouble> {
+        let mut moved_bytes = 0;
+        while moved_bytes < TURN_BYTES {
+            match self.step(pipe)? {
+                Taken::Bytes(bytes) => moved_bytes += bytes,
+                Taken::Nothing => return Ok(Moved::All),
+                Taken::End => return Ok(Moved::ToTheEnd),
+            }
+        }
+        Ok(Moved::Some)
+    }
+
+    fn step(&mut self, pipe: BorrowedFd<'_>) -> Result<Taken, Trouble> {
+        let limits = self.target.limits;
+        let (current, size) = self.current()?;
+        let bytes = match rotation::room(&limits, size) {
+            Room::Plenty(bytes) => bytes,
+            Room::Little(left) => {
+                let head = peek(pipe).map_err(|error| {
+                    Trouble::new("look at the output for", current.path.clone(), &error.into())
+                })?;
+                match head {
+                    Peeked::Nothing => return Ok(Taken::Nothing),
+                    Peeked::End => return Ok(Taken::End),
+                    Peeked::Head(head) => match rotation::step(&limits, left, &head) {
+                        Step::Move(bytes) => bytes,
+                        Step::Rotate => {
+                            self.rotate()?;
+                            return Ok(Taken::Bytes(0));
+                        }
+                    },
+                }
+            }
+        };
+        current.take(pipe, size, bytes)
+    }
+
+    /// The file that is written, and its size. One that was removed is no file that anybody reads.
+    fn current(&mut self) -> Result<(&Current, u64), Trouble> {
+        let size = |current: &Current| {
+            let metadata = current.file.metadata();
+            let metadata = metadata.map_err(|error| Trouble::new("look at", current.path.clone(), &error))?;
+            Ok((metadata.nlink() > 0).then_some(metadata.len()))
+        };
+        let there = self.current.as_ref().map(size).transpose()?.flatten();
+        let (current, size) = match (self.current.take(), there) {
+            (Some(current), Some(size)) => (current, size),
+            _ => {
+                let newest = self.newest()?;
+                let size = size(&newest)?.unwrap_or(0);
+                (newest, size)
+            }
+        };
+        Ok((self.current.insert(current), size))
+    }
+
+    /// The file that was written last, or the first one.
+    fn newest(&mut self) -> Result<Current, Trouble> {
+        let directory = Directory::open(&self.target.alloc_dir)?;
+        let mut indexes = directory.indexes(&self.series)?;
+        indexes.sort_unstable();
+        let mut unfit = Vec::new();
+        for index in indexes.into_iter().rev() {
+            let name = self.series.name(index);
+            match directory.existing(&name)? {
+                Some(Entry::Log(file)) => {
+                    self.passed_over.append(&mut unfit);
+                    return Ok(Current { index, file, path: directory.path(&name) });
+                }
+                Some(Entry::Unfit(why)) => unfit.push(PassedOver { path: directory.path(&name), why }),
+                None => {}
+            }
+        }
+        self.passed_over.append(&mut unfit);
+        self.from(&directory, 0)
+    }
+
+    /// The first that can be written from an index on: one that is not there, or has room.
+    fn from(&mut self, directory: &Directory, first: u64) -> Result<Current, Trouble> {
+        let mut index = first;
+        loop {
+            let name = self.series.name(index);
+            match directory.log(&name)? {
+                Entry::Log(file) => {
+                    let path = directory.path(&name);
+                    let metadata =
+                        file.metadata().map_err(|error| Trouble::new("look at", path.clone(), &error))?;
+                    if metadata.len() < self.target.limits.max_file_bytes {
+                        return Ok(Current { index, file, path });
+                    }
+                }
+                Entry::Unfit(why) => {
+                    let path = directory.path(&name);
+                    if !self.passed_over.iter().any(|told| told.path == path) {
+                        self.passed_over.push(PassedOver { path, why });
+                    }
+                }
+            }
+            index += 1;
+        }
+    }
+
+    fn rotate(&mut self) -> Result<(), Trouble> {
+        let directory = Directory::open(&self.target.alloc_dir)?;
+        let next = self.current.as_ref().map_or(0, |current| current.index + 1);
+        self.current = Some(self.from(&directory, next)?);
+        let indexes = directory.indexes(&self.series)?;
+        for index in rotation::outdated(&self.target.limits, indexes) {
+            directory.remove(&self.series.name(index))?;
+        }
+        Ok(())
+    }
+}
+
+enum Taken {
+    Bytes(u64),
+    Nothing,
+    End,
+}
+
+impl Current {
+    fn take(&self, pipe: BorrowedFd<'_>, size: u64, bytes: u64) -> Result<Taken, Trouble> {
+        let mut at = size;
+        let length = usize::try_from(bytes).unwrap_or(usize::MAX);
+        match splice(pipe, None, self.file.as_fd(), Some(&mut at), length, SpliceFlags::NONBLOCK) {
+            Ok(0) => Ok(Taken::End),
+            Ok(moved) => Ok(Taken::Bytes(moved as u64)),
+            Err(Errno::AGAIN) => Ok(Taken::Nothing),
+            Err(Errno::INTR) => Ok(Taken::Bytes(0)),
+            // The file system has no such call.
+            Err(Errno::INVAL) => self.copy(pipe, size, bytes),
+            Err(error) => Err(Trouble::new("write", self.path.clone(), &error.into())),
+        }
+    }
+
+    /// By a copy, whose bytes are taken out of the pipe once they are in the file.
+    fn copy(&self, pipe: BorrowedFd<'_>, size: u64, bytes: u64) -> Result<Taken, Trouble> {
+        let failed = |error: std::io::Error| Trouble::new("write", self.path.clone(), &error);
+        let head = match peek(pipe).map_err(|error| failed(error.into()))? {
+            Peeked::Nothing => return Ok(Taken::Nothing),
+            Peeked::End => return Ok(Taken::End),
+            Peeked::Head(head) => head,
+        };
+        let length = usize::try_from(bytes).unwrap_or(usize::MAX).min(head.len());
+        let written = self.file.write_at(&head[..length], size).map_err(failed)?;
+        let mut taken = vec![0; written];
+        let mut so_far = 0;
+        while so_far < written {
+            so_far += rustix::io::read(pipe, &mut taken[so_far..]).map_err(|error| failed(error.into()))?;
+        }
+        Ok(Taken::Bytes(written as u64))
+    }
+}
+
+enum Peeked {
+    Nothing,
+    End,
+    Head(Vec<u8>),
+}
+
+/// The first of what waits in a pipe, and leaves it there.
+fn peek(pipe: BorrowedFd<'_>) -> Result<Peeked, Errno> {
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
+    let most = usize::try_from(LINES_BYTES).unwrap_or(usize::MAX);
+    match tee(pipe, &writer, most, SpliceFlags::NONBLOCK) {
+        Ok(0) => Ok(Peeked::End),
+        Ok(length) => {
+            drop(writer);
+            let mut head = Vec::with_capacity(length);
+            match File::from(reader).read_to_end(&mut head) {
+                Ok(_) => Ok(Peeked::Head(head)),
+                Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
+            }
+        }
+        Err(Errno::AGAIN) => Ok(Peeked::Nothing),
+        Err(error) => Err(error),
+    }
+}

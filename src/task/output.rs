@@ -1,0 +1,99 @@
+//! Where a task's output goes: into the pipes that Nomad reads, into pipes of our own and from there into its log files, or
+//! nowhere.
+
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use nomad_proto::driver as pb;
+
+use super::events::Teller;
+use super::{Saved, Settings, Tasks};
+use crate::config::{LogCollection, LogLimits, TaskOptions};
+use crate::error::{Error, Result};
+use crate::logs::{Limits, Movers, News, Pump, Stream, Target};
+use crate::shim::{Bundle, LogPaths, NOWHERE};
+
+pub(super) struct Output {
+    pub(super) logs: LogPaths,
+    /// None where it is not the driver that collects it.
+    pub(super) collected: Option<Target>,
+}
+
+impl Output {
+    /// Nomad names its pipes also where it was told that it is not to read them, and makes none.
+    pub(super) fn of(
+        settings: &Settings,
+        options: &TaskOptions,
+        config: &pb::TaskConfig,
+        bundle: &Bundle,
+    ) -> Self {
+        let nomads = LogPaths { stdout: (&config.stdout_path).into(), stderr: (&config.stderr_path).into() };
+        match settings.config.log_collection {
+            LogCollection::Nomad => Self { logs: nomads, collected: None },
+            LogCollection::Nobody => {
+                Self { logs: LogPaths { stdout: NOWHERE.into(), stderr: NOWHERE.into() }, collected: None }
+            }
+            LogCollection::Driver(operators) => {
+                let LogLimits { max_files, max_file_bytes } = options.logging.over(operators);
+                let limits = Limits { max_files, max_file_bytes };
+                let pipe = |nomads: PathBuf, stream: Stream| match nomads {
+                    nowhere if nowhere.as_path() == Path::new(NOWHERE) => nowhere,
+                    _ => bundle.log_pipe(stream.name()),
+                };
+                let logs = LogPaths {
+                    stdout: pipe(nomads.stdout, Stream::Stdout),
+                    stderr: pipe(nomads.stderr, Stream::Stderr),
+                };
+                let target =
+                    Target { alloc_dir: (&config.alloc_dir).into(), task: config.name.clone(), limits };
+                Self { logs, collected: Some(target) }
+            }
+        }
+    }
+
+    /// Checks Nomad's pipes, and holds them open.
+    ///
+    /// # Errors
+    /// Names the one that is none.
+    pub(super) fn hold_nomads(&self) -> Result<Vec<File>> {
+        Ok(if self.collected.is_none() { self.logs.hold_open()? } else { Vec::new() })
+    }
+
+    /// Makes our own pipes in the bundle, holds them open, and returns as well what the shim is to hold for good: without a
+    /// reader, what a task has written last would go with it while no plugin is there.
+    ///
+    /// # Errors
+    /// Names the one that can't be made.
+    pub(super) fn make_own(&self) -> Result<(Vec<File>, Vec<OwnedFd>)> {
+        if self.collected.is_none() {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let held = self.logs.make()?;
+        Ok((held, self.logs.readers()?.into_iter().flatten().collect()))
+    }
+}
+
+impl Tasks {
+    /// Begins, or goes on, to collect a task's output, where that is the driver's.
+    ///
+    /// # Errors
+    /// When its pipes can't be read.
+    pub(super) async fn collect_output(&self, saved: &Saved, teller: &Teller) -> Result<Option<Pump>> {
+        let Some(target) = &saved.collected else { return Ok(None) };
+        let failed = |error: std::io::Error| Error::Failed(format!("collect the task's output: {error}"));
+        let movers =
+            self.movers.get_or_try_init(|| std::future::ready(Movers::new())).await.map_err(failed)?;
+        let pipes = [Stream::Stdout, Stream::Stderr].into_iter().zip(saved.logs.readers()?);
+        let pipes = pipes.filter_map(|(stream, pipe)| Some((stream, pipe?))).collect();
+        let (teller, container) = (teller.clone(), saved.container_id.clone());
+        let tell = move |news: News| {
+            match &news {
+                News::GoesOn { .. } => tracing::info!(container, ?news, "the log goes on"),
+                _ => tracing::warn!(container, ?news, "the log does not go on as it should"),
+            }
+            teller.logs(news);
+        };
+        Ok(Some(Pump::start(pipes, target, movers, tell).map_err(failed)?))
+    }
+}
