@@ -22,6 +22,7 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 
 use super::setup::Setup;
+use crate::fixture::containerd::NAMESPACE;
 use crate::fixture::process::output;
 use crate::fixture::{Containerd, images, sweep};
 
@@ -96,6 +97,10 @@ impl Ground {
 
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    pub fn socket(&self) -> &Path {
+        &self.socket
     }
 
     pub fn namespace(&self) -> &str {
@@ -207,7 +212,9 @@ impl Ground {
         if self.private.is_some() {
             return Ok(());
         }
-        self.ctr(&self.namespace, &["images", "remove", "--sync", IMAGE])?;
+        for namespace in [&*self.namespace, NAMESPACE] {
+            self.ctr(namespace, &["images", "remove", "--sync", IMAGE])?;
+        }
         let stays = || format!("{} keeps the namespace {}", self.socket.display(), self.namespace);
         runtime.block_on(self.take_back()).with_context(stays)
     }

@@ -14,6 +14,7 @@ mod lane;
 mod machine;
 mod path;
 mod pipes;
+mod plugin;
 mod progress;
 mod record;
 mod report;

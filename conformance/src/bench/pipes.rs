@@ -115,6 +115,15 @@ pub struct Output {
 }
 
 impl Output {
+    /// Of a pipe that somebody else has made.
+    ///
+    /// # Errors
+    /// When it can't be opened.
+    pub fn of(pipe: &Path) -> Result<Self> {
+        let opened = pipe::OpenOptions::new().open_receiver(pipe);
+        Ok(Self { stdout: opened.with_context(|| format!("open {}", pipe.display()))?, read: 0 })
+    }
+
     /// Returns when the first byte has come.
     ///
     /// # Errors

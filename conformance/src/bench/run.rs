@@ -19,11 +19,13 @@ use super::direct::Direct;
 use super::ground::Ground;
 use super::lane::{Lane, Outcomes, remove_timed};
 use super::path::Path;
+use super::plugin::{ByPlugin, Driver};
 use super::progress::Progress;
 use super::record::{FORMAT, NotMeasured, Report, Settings};
 use super::schedule::{Until, order};
 use super::tally::{Conditions, Tally};
 use super::{cli, cost, csv, daemon, machine, setup, table};
+use crate::fixture::leftovers;
 use crate::{fixture, interrupt};
 
 /// What goes on after an answer belongs to the call as well.
@@ -80,6 +82,8 @@ enum PathName {
     Daemon,
     /// The OCI runtime's command line.
     Cli,
+    /// A task driver, as Nomad calls it.
+    Plugin,
 }
 
 impl Args {
@@ -147,11 +151,17 @@ fn measure(args: &Args) -> Result<Report> {
         let ground = Ground::start(&runtime, directory.path().join(format!("s{number}")), setup);
         grounds.push(Arc::new(ground.with_context(|| format!("setup {name:?}"))?));
     }
-    let mut bench = Bench { args, group, lanes: lanes(args, &grounds)?, tally: Tally::default() };
+    let cgroups = leftovers::CgroupRoots::note();
+    let drivers = runtime.block_on(drivers(args, &grounds))?;
+    let mut bench = Bench { args, group, lanes: lanes(args, &grounds, &drivers)?, tally: Tally::default() };
     report.not_measured.extend(bench.lacks());
     let measured = runtime.block_on(bench.all());
     report.series = bench.tally.into_series();
     drop(bench.lanes);
+    for driver in drivers.into_iter().flatten().filter_map(Arc::into_inner) {
+        runtime.block_on(driver.end());
+    }
+    cgroups.restore();
     let ended = grounds.into_iter().try_for_each(|ground| end(&runtime, ground));
     drop((runtime, bench.group));
     cost::remove_groups();
@@ -164,9 +174,26 @@ fn end(runtime: &Runtime, ground: Arc<Ground>) -> Result<()> {
     ground.end(runtime)
 }
 
-fn lanes(args: &Args, grounds: &[Arc<Ground>]) -> Result<Vec<Lane>> {
-    let mut lanes = Vec::new();
+/// The plugins of those setups that have one.
+async fn drivers(args: &Args, grounds: &[Arc<Ground>]) -> Result<Vec<Option<Arc<Driver>>>> {
+    let mut drivers = Vec::new();
     for ground in grounds {
+        let name = &ground.setup.name;
+        let driver = if args.wants(PathName::Plugin) {
+            Driver::start(ground).await.with_context(|| format!("the plugin of setup {name:?}"))?
+        } else {
+            None
+        };
+        let is_missing = driver.is_none() && args.paths.contains(&PathName::Plugin);
+        ensure!(!is_missing, "setup {name:?} has no plugin: name one by --plugin, or by plugin= in --setup");
+        drivers.push(driver);
+    }
+    Ok(drivers)
+}
+
+fn lanes(args: &Args, grounds: &[Arc<Ground>], drivers: &[Option<Arc<Driver>>]) -> Result<Vec<Lane>> {
+    let mut lanes = Vec::new();
+    for (ground, driver) in grounds.iter().zip(drivers) {
         let mut add = |path: Arc<dyn Path>| lanes.push(Lane::new(&ground.setup.name, path));
         if args.wants(PathName::Cli)
             && let Some(path) = cli::Cli::of(ground)
@@ -175,6 +202,9 @@ fn lanes(args: &Args, grounds: &[Arc<Ground>]) -> Result<Vec<Lane>> {
         }
         if args.wants(PathName::Direct) {
             add(Arc::new(Direct(Arc::clone(ground))));
+        }
+        if let Some(driver) = driver {
+            add(Arc::new(ByPlugin(Arc::clone(driver))));
         }
         if args.wants(PathName::Daemon) {
             add(Arc::new(daemon::Daemon(Arc::clone(ground))));

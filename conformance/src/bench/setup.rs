@@ -168,7 +168,7 @@ impl Setup {
                 "{} can't be told which OCI runtime to use",
                 programs.shim().display()
             );
-            let plugin = plugin.map(std::fs::canonicalize).transpose().context("look at the plugin")?;
+            let plugin = plugin.map(fs::canonicalize).transpose().context("look at the plugin")?;
             let name = name.clone();
             Ok(Self { name, socket, programs, plugin, plugin_config, task_config })
         };

@@ -1,0 +1,324 @@
+//! The path `plugin`: a task driver as Nomad's client calls it, any that speaks go-plugin. What a driver's API does as a
+//! whole is measured as a whole.
+//!
+//! Source of the facts: hashicorp/nomad `plugins/drivers/proto/driver.proto`.
+
+use std::fs;
+use std::path::Path as FilePath;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use nomad_proto::driver::DriverCapabilities;
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use super::call::{Call, Step};
+use super::ground::{Ground, IMAGE, LIMIT};
+use super::path::{Container, Path, Times};
+use super::pipes::Output;
+use super::{end, spec};
+use crate::agent::processes;
+use crate::fixture::containerd::NAMESPACE;
+use crate::host::exec::{data_of, end_of_stdin};
+use crate::host::{Alloc, Exec, Launch, Plugin, hcl};
+use crate::task::Task;
+
+pub const NAME: &str = "plugin";
+/// Those of Nomad's own command line.
+const MESSAGE_BYTES: usize = 32 * 1024;
+
+/// A plugin that serves. Its tasks are to be gone before it is ended.
+pub struct Driver {
+    ground: Arc<Ground>,
+    plugin: Plugin,
+    capabilities: DriverCapabilities,
+    /// The task's configuration, as its schema has it.
+    task: Vec<u8>,
+}
+
+impl Driver {
+    /// None where the setup has no plugin.
+    ///
+    /// # Errors
+    /// Says at which step of its start it failed.
+    pub async fn start(ground: &Arc<Ground>) -> Result<Option<Arc<Self>>> {
+        let setup = &ground.setup;
+        let Some(binary) = &setup.plugin else { return Ok(None) };
+        let options = configured(setup.plugin_config.as_deref(), ground, own_options)?;
+        let config = configured(setup.task_config.as_deref(), ground, own_task)?;
+        let temporary = ground.directory().join("t");
+        let programs = ground.directory().join("p");
+        fs::create_dir_all(&temporary)?;
+        setup.programs.link_in(&programs)?;
+        let mut launch = Launch::new(binary);
+        launch.environment.push(("TMPDIR".into(), temporary.into()));
+        launch.look_first_in(programs);
+        let mut plugin = Plugin::launch(&launch).await?;
+        plugin.configure(&options).await?;
+        plugin.listen().await?;
+        let task = hcl::encode(&plugin.task_schema().await?, &config).context("encode the task's config")?;
+        let capabilities = plugin.capabilities().await?;
+        Ok(Some(Arc::new(Self { ground: Arc::clone(ground), plugin, capabilities, task })))
+    }
+
+    /// Ends it as an agent does.
+    pub async fn end(mut self) {
+        // It is killed where it doesn't end by itself, as an agent would.
+        let _ = self.plugin.shut_down().await;
+    }
+
+    fn directory(&self) -> std::path::PathBuf {
+        self.ground.directory().join("a")
+    }
+}
+
+/// What a file says, with the words for what only the run knows filled in; or what is said for our own driver.
+fn configured(file: Option<&FilePath>, ground: &Ground, own: fn(&Ground) -> Result<Value>) -> Result<Value> {
+    let Some(path) = file else { return own(ground) };
+    let shown = path.display();
+    let text = fs::read_to_string(path).with_context(|| format!("read {shown}"))?;
+    let programs = &ground.setup.programs;
+    if text.contains("{{image}}") {
+        ground.import(NAMESPACE)?;
+    }
+    let filled = fill(
+        &text,
+        &[
+            ("image", IMAGE.to_owned()),
+            ("script", spec::SCRIPT.to_owned()),
+            ("containerd_socket", ground.socket().display().to_string()),
+            ("directory", ground.directory().join("d").display().to_string()),
+            ("containerd_runtime", programs.shim_runtime().to_owned()),
+            ("oci_runtime", programs.runtime_name()),
+        ],
+    )?;
+    serde_json::from_str(&filled).with_context(|| format!("{shown} is no JSON"))
+}
+
+/// Puts values in the place of `{{name}}`, within JSON's strings.
+fn fill(text: &str, words: &[(&str, String)]) -> Result<String> {
+    let mut filled = text.to_owned();
+    for (name, value) in words {
+        let quoted = serde_json::to_string(value)?;
+        filled = filled.replace(&format!("{{{{{name}}}}}"), quoted.trim_matches('"'));
+    }
+    if let Some(rest) = filled.split_once("{{").and_then(|(_, rest)| rest.split_once("}}")) {
+        let known: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
+        bail!("{{{{{}}}}} stands for nothing; there are {}", rest.0, known.join(", "));
+    }
+    Ok(filled)
+}
+
+fn own_options(ground: &Ground) -> Result<Value> {
+    ground.import(NAMESPACE)?;
+    let programs = &ground.setup.programs;
+    Ok(json!({
+        "containerd_runtime": programs.shim_runtime(),
+        "oci_runtime": programs.oci_runtime(),
+        "containerd_socket": ground.socket().display().to_string(),
+        "state_dir": ground.directory().join("d").display().to_string(),
+        "registry_config_dir": "",
+    }))
+}
+
+/// As the containers of the other paths: runc compiles a profile anew for each exec.
+#[expect(clippy::unnecessary_wraps, reason = "the other default can fail")]
+fn own_task(_ground: &Ground) -> Result<Value> {
+    Ok(json!({"image": IMAGE, "command": "/bin/sh", "args": ["-c", spec::SCRIPT], "seccomp": false}))
+}
+
+pub struct ByPlugin(pub Arc<Driver>);
+
+impl Path for ByPlugin {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn lacks(&self, call: Call) -> Option<String> {
+        let DriverCapabilities { exec, send_signals, .. } = &self.0.capabilities;
+        let why = match call {
+            Call::Bootstrap | Call::Create | Call::Start => {
+                "a driver starts a task as a whole: see task-start"
+            }
+            Call::Delete | Call::Shutdown => "a driver removes a task as a whole: see task-removal",
+            Call::Connect | Call::Pids | Call::Update => "a driver's API doesn't have it",
+            Call::Resize => "a driver's API has it as a message without an answer",
+            Call::ExecSetUp | Call::ExecStart => "a driver's API has an exec as one call",
+            Call::ExecFirstByte | Call::ExecExit | Call::Exec | Call::ExecUnary if !exec => {
+                "this driver says that it has no exec"
+            }
+            Call::Kill if !send_signals => "this driver says that it sends no signals",
+            _ => return None,
+        };
+        Some(why.to_owned())
+    }
+
+    /// The least that there is of a driver's task is a running one.
+    fn prepare(&self) -> BoxFuture<'_, Result<Box<dyn Container>>> {
+        async { Ok(self.start(false).await?.0) }.boxed()
+    }
+
+    fn start(&self, _terminal: bool) -> BoxFuture<'_, Result<(Box<dyn Container>, Duration)>> {
+        async {
+            let (driven, took) = Driven::start(&self.0).await?;
+            Ok((Box::new(driven) as Box<dyn Container>, took))
+        }
+        .boxed()
+    }
+
+    fn servers(&self) -> Vec<(&'static str, i32)> {
+        let mut servers = self.0.ground.servers();
+        servers.extend(i32::try_from(self.0.plugin.pid()).ok().map(|pid| ("plugin", pid)));
+        servers
+    }
+}
+
+struct Driven {
+    driver: Arc<Driver>,
+    task: Task,
+    pid: Option<i32>,
+    removed: bool,
+}
+
+impl Driven {
+    /// What a client prepares for a task is not in the time.
+    async fn start(driver: &Arc<Driver>) -> Result<(Self, Duration)> {
+        let alloc = Alloc::create(&driver.directory(), "bench")?;
+        let mut stdout = Output::of(&alloc.log_path("stdout"))?;
+        let stderr = Output::of(&alloc.log_path("stderr"))?;
+        let task = Task::new(alloc, driver.task.clone());
+        let mut driven = Self { driver: Arc::clone(driver), task, pid: None, removed: false };
+        let begun = Instant::now();
+        let up = async {
+            driven.task.start(&driver.plugin).await?;
+            timeout(LIMIT, stdout.first()).await.context("no word of the process")?
+        };
+        let up = up.await;
+        tokio::spawn(stderr.drain());
+        match up {
+            Ok(up) => {
+                tokio::spawn(stdout.drain());
+                driven.pid = driven.find();
+                Ok((driven, up - begun))
+            }
+            Err(error) => {
+                let _ = driven.take_away().await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Its first process: of those that were told the allocation's id, the one whose parent wasn't.
+    fn find(&self) -> Option<i32> {
+        let told = processes::with_environment(&format!("NOMAD_ALLOC_ID={}", self.task.alloc.id));
+        let is_first = |pid: &i32| processes::parent(*pid).is_ok_and(|parent| !told.contains(&parent));
+        told.iter().copied().find(is_first)
+    }
+
+    async fn make(&self, step: Step) -> Result<Times> {
+        let (plugin, id) = (&self.driver.plugin, self.task.id());
+        let begun = Instant::now();
+        match step {
+            Step::State => drop(plugin.inspect_task(id).await?),
+            Step::Stats => {
+                let mut stream = plugin.stats(id, Duration::from_secs(1)).await?;
+                stream.message().await?.context("the stream ended")?.stats.context("no stats")?;
+            }
+            Step::Kill => plugin.signal_task(id, Signal::SIGWINCH.as_str()).await?,
+            Step::ExecUnary => {
+                let answer = plugin.exec_task(id, spec::exec_command(0), LIMIT).await?;
+                let code = answer.result.context("no result")?.exit_code;
+                ensure!(code == 0, "the exec ends with {code}");
+            }
+            Step::Exec(payload) => return self.exec(payload).await,
+            Step::End => return self.end().await,
+            _ => bail!("{step:?} is no call of a driver"),
+        }
+        let took = begun.elapsed();
+        Ok(step.gives().into_iter().map(|call| (call, took)).collect())
+    }
+
+    async fn exec(&self, payload: usize) -> Result<Times> {
+        let input = vec![0x5a; payload];
+        let mut messages: Vec<_> = input.chunks(MESSAGE_BYTES).map(data_of).collect();
+        if payload > 0 {
+            messages.push(end_of_stdin());
+        }
+        let (plugin, id) = (&self.driver.plugin, self.task.id());
+        let begun = Instant::now();
+        let mut exec = Exec::open_saying(plugin, id, spec::exec_command(payload), false, messages).await?;
+        exec.stdout_to_have(1, LIMIT).await?;
+        let first = begun.elapsed();
+        let said = exec.finish(LIMIT).await?;
+        let whole = begun.elapsed();
+        let (code, count) = (said.code()?, said.stdout.len());
+        ensure!(code == 0, "the exec ends with {code}: {}", said.stderr_text().trim());
+        let expected = spec::exec_output(payload);
+        ensure!(count == expected, "{count} bytes came out and not {expected}");
+        Ok(vec![(Call::ExecFirstByte, first), (Call::ExecExit, whole), (Call::Exec, whole)])
+    }
+
+    async fn end(&self) -> Result<Times> {
+        let pid = self.pid.context("no process was told the allocation's id: which one is the task's?")?;
+        let ended = end::watch(pid)?;
+        let waiting = async {
+            let answer = self.task.wait_answer(&self.driver.plugin).await;
+            (answer, Instant::now())
+        };
+        let killing = async {
+            // The wait is to be there when the process ends.
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            kill(Pid::from_raw(pid), Signal::SIGKILL).context("kill the task")?;
+            anyhow::Ok(timeout(LIMIT, ended).await.context("the process survives SIGKILL")??)
+        };
+        let ((answer, answered), ended) = tokio::join!(waiting, killing);
+        answer?;
+        Ok(vec![(Call::Wait, answered.saturating_duration_since(ended?))])
+    }
+
+    async fn take_away(&mut self) -> Result<()> {
+        if self.removed {
+            return Ok(());
+        }
+        let plugin = &self.driver.plugin;
+        // One that has ended already can't be stopped; what counts is that it is destroyed.
+        let _ = timeout(LIMIT, plugin.stop_task(self.task.id(), Duration::from_secs(5), "SIGKILL")).await;
+        timeout(LIMIT, self.task.end(plugin)).await.context("DestroyTask gave no answer")??;
+        self.removed = true;
+        Ok(())
+    }
+}
+
+impl Container for Driven {
+    fn step(&mut self, step: Step) -> BoxFuture<'_, Result<Times>> {
+        async move { timeout(LIMIT, self.make(step)).await.context("no answer")? }.boxed()
+    }
+
+    fn shim(&self) -> Option<i32> {
+        processes::parent(self.pid?).ok().filter(|pid| *pid > 1)
+    }
+
+    fn remove(&mut self) -> BoxFuture<'_, Result<()>> {
+        self.take_away().boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_filled_in_within_strings_and_unknown_ones_are_refused() {
+        let words = [("image", "busybox".to_owned()), ("script", "echo \"up\"".to_owned())];
+        let filled = fill(r#"{"image": "{{image}}", "args": ["-c", "{{script}}"]}"#, &words).unwrap();
+        let config: Value = serde_json::from_str(&filled).unwrap();
+        assert_eq!(config, json!({"image": "busybox", "args": ["-c", "echo \"up\""]}));
+        let error = fill(r#"{"image": "{{imgae}}"}"#, &words).unwrap_err().to_string();
+        assert!(error.contains("{{imgae}} stands for nothing; there are image, script"), "{error}");
+    }
+}
