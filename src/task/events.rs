@@ -105,6 +105,14 @@ impl Teller {
         self.tell(message, &annotations);
     }
 
+    /// Other starts come first, and for long.
+    pub(super) fn queued(&self, at_once: usize) {
+        self.tell(
+            format!("Waiting for the starts of other tasks, of which there are {at_once} at once here (max_concurrent_starts)"),
+            &[("max_concurrent_starts", at_once.to_string())],
+        );
+    }
+
     /// Processes of the task that the kernel has killed; the task may run on without them.
     pub(super) fn oom_killed(&self, count: u64) {
         let what = if count == 1 { "process" } else { "processes" };

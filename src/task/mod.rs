@@ -13,6 +13,7 @@ mod node;
 mod orphans;
 mod output;
 mod place;
+mod queue;
 mod recover;
 mod signal;
 mod start;
@@ -26,6 +27,7 @@ mod wanted;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -48,6 +50,7 @@ use events::{Events, Teller};
 pub(crate) use exec::{Exec, ExecOutput, ExecRefused, Output, Stdin, Terminal, TerminalSize};
 pub(crate) use network::DriverNetwork;
 use place::Place;
+use queue::Queue;
 pub(crate) use stats::{Load, Reading};
 
 /// The namespace in containerd of all that is ours. `ctr -n nomad` shows it.
@@ -61,6 +64,7 @@ pub(crate) struct Settings {
     events: shim::Events,
     /// What a core does on average.
     pub mhz_per_core: f64,
+    starts: Queue,
 }
 
 impl Settings {
@@ -82,8 +86,9 @@ impl Settings {
             networks.cni_timeout,
         );
         let cni = Arc::new(cni);
+        let starts = Queue::new(config.starts.at_once());
         let events = shim::Events::of(&config.state_dir);
-        Self { config, containerd, cni, events, mhz_per_core }
+        Self { config, containerd, cni, events, mhz_per_core, starts }
     }
 
     /// The binary of the configured runtime's shim.
@@ -266,11 +271,21 @@ impl Task {
 
 /// What an id stands for.
 enum Slot {
-    /// Being started or recovered. A start that is called off ends as a failed one.
-    Starting(CancellationToken),
+    /// Being started or recovered.
+    Starting(Starting),
     Here(Arc<Task>),
     /// Being taken down.
     Ending,
+}
+
+/// A start, or a recovery, that is on its way.
+#[derive(Clone)]
+struct Starting {
+    identity: Identity,
+    /// A start that is called off ends as a failed one.
+    called_off: CancellationToken,
+    /// Nothing is between it and its start but those that came before.
+    is_in_line: Arc<AtomicBool>,
 }
 
 /// The tasks of this plugin, by their containers' ids.
@@ -279,7 +294,7 @@ pub(crate) struct Tasks {
     /// An id has been given back, or a start has become a task.
     freed: Notify,
     events: Events,
-    sweeping: std::sync::atomic::AtomicBool,
+    sweeping: AtomicBool,
     image_uses: Arc<images::ImageUses>,
     /// Made for the first task whose output the driver collects.
     movers: OnceCell<Movers>,
@@ -291,7 +306,7 @@ impl Tasks {
             slots: Mutex::new(HashMap::new()),
             freed: Notify::new(),
             events: Events::new(),
-            sweeping: std::sync::atomic::AtomicBool::new(false),
+            sweeping: AtomicBool::new(false),
             image_uses: Arc::default(),
             movers: OnceCell::new(),
         }
@@ -311,6 +326,15 @@ impl Tasks {
         tasks.cloned().collect()
     }
 
+    /// Whether a task of this name of an allocation is in line to be started, or past that.
+    fn is_coming(&self, alloc_id: &str, name: &str) -> bool {
+        let is_it = |starting: &Starting| {
+            let Starting { identity, called_off: _, is_in_line } = starting;
+            identity.alloc_id == alloc_id && identity.name == name && is_in_line.load(Ordering::Relaxed)
+        };
+        self.lock().values().any(|slot| matches!(slot, Slot::Starting(starting) if is_it(starting)))
+    }
+
     /// What happens to the tasks from here on, and what nobody has been told of yet.
     pub(crate) fn events(&self) -> impl Stream<Item = TaskEvent> + Send + use<> {
         self.events.listen()
@@ -325,10 +349,11 @@ impl Tasks {
     ///
     /// # Errors
     /// When the id is taken.
-    async fn reserve(self: &Arc<Self>, container_id: &str) -> Result<Reservation> {
+    async fn reserve(self: &Arc<Self>, identity: &Identity) -> Result<Reservation> {
+        let container_id = place::container_id(&identity.task_id);
         loop {
             let freed = self.freed.notified();
-            match self.try_reserve(container_id)? {
+            match self.try_reserve(&container_id, identity)? {
                 Some(reservation) => return Ok(reservation),
                 None => freed.await,
             }
@@ -336,7 +361,7 @@ impl Tasks {
     }
 
     /// None while what was left of an earlier try is taken down.
-    fn try_reserve(self: &Arc<Self>, container_id: &str) -> Result<Option<Reservation>> {
+    fn try_reserve(self: &Arc<Self>, container_id: &str, identity: &Identity) -> Result<Option<Reservation>> {
         let mut slots = self.lock();
         match slots.get(container_id) {
             None => {}
@@ -345,9 +370,13 @@ impl Tasks {
                 return Err(Error::Conflict("it is here already".to_owned()));
             }
         }
-        let called_off = CancellationToken::new();
-        slots.insert(container_id.to_owned(), Slot::Starting(called_off.clone()));
-        Ok(Some(Reservation { tasks: Arc::clone(self), container_id: container_id.to_owned(), called_off }))
+        let starting = Starting {
+            identity: identity.clone(),
+            called_off: CancellationToken::new(),
+            is_in_line: Arc::default(),
+        };
+        slots.insert(container_id.to_owned(), Slot::Starting(starting.clone()));
+        Ok(Some(Reservation { tasks: Arc::clone(self), container_id: container_id.to_owned(), starting }))
     }
 
     /// Takes an id for a teardown, if nobody deals with it.
@@ -364,7 +393,7 @@ impl Tasks {
 struct Reservation {
     tasks: Arc<Tasks>,
     container_id: String,
-    called_off: CancellationToken,
+    starting: Starting,
 }
 
 impl Reservation {

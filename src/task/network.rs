@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -102,6 +103,20 @@ impl WantedNetwork {
         &self.wishes.aliases
     }
 
+    /// Returns once the task is there whose network it is to be, if it is to be another's.
+    ///
+    /// # Errors
+    /// When that one does not come.
+    pub(super) async fn comes(&self, tasks: &Tasks, config: &pb::TaskConfig) -> Result<()> {
+        match &self.network {
+            Network::OfTask(name) => {
+                let comes = tasks.neighbour(&config.alloc_id, name).await;
+                comes.map(drop).map_err(|error| error.context(of_task(name)))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Makes it, or finds it. What was made is found by [`Place::end_network`], however this ends.
     ///
     /// # Errors
@@ -113,9 +128,9 @@ impl WantedNetwork {
                 let addresses = netns::addresses(Path::new(path)).await?;
                 Ok(Joined::at(NetNamespace::At(path.into()), addresses))
             }
-            (Network::OfTask(name), _) => share(tasks, place, config, name)
-                .await
-                .map_err(|error| error.context(format!("network_mode = \"task:{name}\""))),
+            (Network::OfTask(name), _) => {
+                share(tasks, place, config, name).await.map_err(|error| error.context(of_task(name)))
+            }
             (Network::Own(name), Some(plugins)) => {
                 self.connect(name.as_deref(), plugins, place, config).await
             }
@@ -264,8 +279,8 @@ fn arguments(config: &pb::TaskConfig) -> Vec<(String, String)> {
 
 /// Joins the network of another task of the allocation.
 async fn share(tasks: &Tasks, place: &Place, config: &pb::TaskConfig, name: &str) -> Result<Joined> {
-    let gone = || Error::Transient(format!("the task {name:?} of this allocation does not run"));
-    let neighbour = tasks.neighbour(&config.alloc_id, name).await.ok_or_else(gone)?;
+    let gone = || does_not_run(name);
+    let neighbour = tasks.neighbour(&config.alloc_id, name).await?;
     let id = neighbour.saved.init;
     let init = Init::open(id).ok_or_else(gone)?;
     let path = PathBuf::from(format!("/proc/{}/ns/net", id.pid));
@@ -288,6 +303,14 @@ async fn share(tasks: &Tasks, place: &Place, config: &pb::TaskConfig, name: &str
     Ok(joined)
 }
 
+fn of_task(name: &str) -> String {
+    format!("network_mode = \"task:{name}\"")
+}
+
+fn does_not_run(name: &str) -> Error {
+    Error::Transient(format!("the task {name:?} of this allocation does not run"))
+}
+
 fn is_same(namespace: &File, other: &str) -> bool {
     let number = |metadata: std::fs::Metadata| (metadata.dev(), metadata.ino());
     let (one, other) = (namespace.metadata(), std::fs::metadata(other));
@@ -295,8 +318,12 @@ fn is_same(namespace: &File, other: &str) -> bool {
 }
 
 impl Tasks {
-    /// The task of this name of an allocation, once it runs.
-    async fn neighbour(&self, alloc_id: &str, name: &str) -> Option<Arc<Task>> {
+    /// The task of this name of an allocation, once it runs. One that is in line for its start is waited for, however
+    /// many come before it.
+    ///
+    /// # Errors
+    /// When it doesn't run, nor is about to.
+    async fn neighbour(&self, alloc_id: &str, name: &str) -> Result<Arc<Task>> {
         let is_it = |task: &Arc<Task>| task.identity.alloc_id == alloc_id && task.identity.name == name;
         let runs = |task: &Arc<Task>| is_it(task) && matches!(task.phase(), Phase::Running);
         let found = async {
@@ -308,7 +335,14 @@ impl Tasks {
                 changed.await;
             }
         };
-        tokio::time::timeout(NEIGHBOUR, found).await.ok()
+        let mut found = pin!(found);
+        loop {
+            match tokio::time::timeout(NEIGHBOUR, found.as_mut()).await {
+                Ok(task) => return Ok(task),
+                Err(_) if self.is_coming(alloc_id, name) => {}
+                Err(_) => return Err(does_not_run(name)),
+            }
+        }
     }
 }
 

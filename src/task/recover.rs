@@ -10,7 +10,7 @@ use nomad_proto::driver as pb;
 
 use super::events::Teller;
 use super::exec::Leftovers;
-use super::place::{self, Place};
+use super::place::Place;
 use super::supervisor::{self, Watch};
 use super::{Identity, Saved, Settings, Task, Tasks};
 use crate::error::{Error, Result};
@@ -37,9 +37,9 @@ impl Tasks {
             return Ok(());
         }
         let doing = format!("recover task {}", config.id);
-        let reservation =
-            self.reserve(&place::container_id(&config.id)).await.map_err(|error| error.context(&doing))?;
-        let teller = Teller { identity: Identity::of(config), events: self.events.clone() };
+        let identity = Identity::of(config);
+        let reservation = self.reserve(&identity).await.map_err(|error| error.context(&doing))?;
+        let teller = Teller { identity, events: self.events.clone() };
         let task =
             find(self, &settings, teller, driver_state).await.map_err(|error| error.context(&doing))?;
         tracing::info!(

@@ -1,12 +1,14 @@
 //! A task's start. Its order is that of what has to be undone: the bundle first, marked as doomed, so that whatever
 //! comes after is found by its id even when the plugin dies in between; the mark goes once the process runs.
 //!
-//! The image comes before the rest, since it may take minutes. Then the shim is launched while the snapshot, the lease,
-//! the record and the user are seen to. A failure at any step is undone by the same teardown that destroys a task.
+//! The image comes before the rest, since it may take minutes. Then those have their turn that came before, since a machine
+//! that starts all at once has none of them started in time. Then the shim is launched while the snapshot, the lease, the
+//! record and the user are seen to. A failure at any step is undone by the same teardown that destroys a task.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -21,10 +23,11 @@ use super::events::Teller;
 use super::network::Joined;
 use super::output::Output;
 use super::place::{self, Place};
+use super::queue::{Turn, Wait};
 use super::supervisor::{self, Watch};
 use super::timeline::{Call, Timeline};
 use super::wanted::{ImageSource, Wanted};
-use super::{DriverNetwork, Identity, Reservation, Saved, Settings, Started, Task, Tasks, stats};
+use super::{DriverNetwork, Identity, Reservation, Saved, Settings, Started, Starting, Task, Tasks, stats};
 use crate::cgroup::Cgroup;
 use crate::config::{Labels, Pull, PullPolicy, Sharing, TaskAuth as Auth};
 use crate::containerd::{Access, Credentials, Image, Policy, Record, is_server};
@@ -52,9 +55,9 @@ impl Tasks {
         let doing = format!("start task {}", config.id);
         let timeline = Timeline::begin();
         let reservation =
-            self.reserve(&place::container_id(&config.id)).await.map_err(|error| error.context(&doing))?;
+            self.reserve(&Identity::of(&config)).await.map_err(|error| error.context(&doing))?;
         let (sender, answer) = oneshot::channel();
-        let asker = Asker { answer: sender, called_off: reservation.called_off.clone() };
+        let asker = Asker { answer: sender, called_off: reservation.starting.called_off.clone() };
         tokio::spawn(run(reservation, settings, config, asker, timeline));
         let answer = answer.await.map_err(|_| Error::Failed("it broke off".to_owned()));
         answer.flatten().map_err(|error| error.context(doing))
@@ -97,6 +100,7 @@ async fn run(
             wanted: &wanted,
             place: &place,
             tasks: &tasks,
+            starting: &reservation.starting,
             timeline: &timeline,
         };
         Box::pin(start.steps(&mut asker)).await
@@ -115,7 +119,11 @@ async fn run(
             }
         }
         Err(error) => {
-            if let Err(error) = Place::by_id(&settings, id).tear_down().await {
+            let place = Place::by_id(&settings, id);
+            // Nothing is made before the bundle.
+            if place.bundle.exists()
+                && let Err(error) = place.tear_down().await
+            {
                 tracing::warn!(task = config.id, %error, "what is left of a failed start will be taken down later");
             }
             drop(reservation);
@@ -131,6 +139,7 @@ struct Start<'a> {
     wanted: &'a Wanted,
     place: &'a Place,
     tasks: &'a Tasks,
+    starting: &'a Starting,
     timeline: &'a Timeline,
 }
 
@@ -168,6 +177,10 @@ impl Start<'_> {
             image = timeline.step("image", self.image(access)) => image?,
             error = asker.called_off() => return Err(error),
         };
+        let _turn = tokio::select! {
+            turn = timeline.step("queue", self.turn()) => turn?,
+            error = asker.called_off() => return Err(error),
+        };
         timeline.step("bundle", async { self.place.bundle.create(&self.place.launcher.binary) }).await?;
         let (own, kept) = output.make_own()?;
         held.extend(own);
@@ -188,6 +201,20 @@ impl Start<'_> {
             Some(error) => Err(error),
             None => Ok(task),
         }
+    }
+
+    /// Whom it has to wait for is waited for before: meanwhile others have their turns.
+    async fn turn(&self) -> Result<Turn> {
+        self.wanted.network.comes(self.tasks, self.config).await?;
+        self.starting.is_in_line.store(true, Ordering::Relaxed);
+        let starts = &self.settings.starts;
+        let tell = |wait| match wait {
+            Wait::Begun => {
+                tracing::debug!(task = self.config.id, container = self.place.id, "in line for its start");
+            }
+            Wait::Long => self.teller().queued(starts.at_once()),
+        };
+        Ok(starts.turn(tell).await)
     }
 
     /// On what terms the image is pulled. A password goes to no other registry than the one that it is said to be for.

@@ -29,7 +29,7 @@ impl Tasks {
             match self.lock().get(&place::container_id(task_id)) {
                 None | Some(Slot::Ending) => return Ok(()),
                 Some(Slot::Here(task)) => break Arc::clone(task),
-                Some(Slot::Starting(called_off)) => called_off.cancel(),
+                Some(Slot::Starting(starting)) => starting.called_off.cancel(),
             }
             freed.await;
         };

@@ -80,8 +80,8 @@ impl Tasks {
                 task.end_stats();
                 task.place.clone()
             }
-            Some(Slot::Starting(called_off)) if force => {
-                called_off.cancel();
+            Some(Slot::Starting(starting)) if force => {
+                starting.called_off.cancel();
                 return Ok(None);
             }
             Some(Slot::Starting(_) | Slot::Ending) => return Ok(None),

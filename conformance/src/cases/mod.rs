@@ -61,6 +61,7 @@ mod shim_failures;
 mod snapshotters;
 mod soak;
 mod start_failures;
+mod starts;
 mod stats;
 mod stats_counts;
 mod stop;
@@ -114,6 +115,7 @@ pub fn all() -> Vec<Case> {
         ends::cases(),
         orphans::cases(),
         start_failures::cases(),
+        starts::cases(),
         network_failures::cases(),
         exec_many::long_cases(),
         stats::cases(),

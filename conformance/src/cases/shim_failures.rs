@@ -72,7 +72,7 @@ impl Scripted {
         Ok(fs::set_permissions(&path, Permissions::from_mode(0o755))?)
     }
 
-    fn mend(&self) -> Result<()> {
+    pub(super) fn mend(&self) -> Result<()> {
         Ok(fs::remove_file(self.directory.join("broken"))?)
     }
 }

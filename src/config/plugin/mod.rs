@@ -11,6 +11,7 @@ mod network;
 mod pulls;
 mod runtime;
 mod security;
+mod starts;
 mod volumes;
 
 use std::path::PathBuf;
@@ -33,6 +34,7 @@ pub(crate) use network::{Bridge, PluginNetworks};
 pub(crate) use pulls::Pulls;
 pub(crate) use runtime::AllowRuntimes;
 pub(crate) use security::Gates;
+use starts::Starts;
 pub(crate) use volumes::{Placed, Volumes};
 
 const OF: &str = "plugin configuration";
@@ -72,6 +74,7 @@ pub(crate) struct PluginConfig {
     pub log_collection: LogCollection,
     pub devices: PluginDevices,
     pub pulls: Pulls,
+    pub starts: Starts,
     pub networks: PluginNetworks,
 }
 
@@ -102,6 +105,8 @@ struct Raw {
     devices: devices::Raw,
     #[serde(flatten)]
     pulls: pulls::Raw,
+    #[serde(flatten)]
+    starts: starts::Raw,
     #[serde(flatten)]
     networks: network::Raw,
 }
@@ -134,6 +139,7 @@ impl PluginConfig {
             security::schema(),
             devices::schema(),
             pulls::schema(),
+            starts::schema(),
             network::schema(),
             logs::schema(),
         ];
@@ -169,6 +175,7 @@ impl PluginConfig {
             logs,
             devices,
             pulls,
+            starts,
             networks,
         } = from_msgpack(OF, msgpack)?;
         let containerd_runtime =
@@ -204,6 +211,7 @@ impl PluginConfig {
             log_collection: logs.decode()?,
             devices: devices.decode()?,
             pulls: pulls.decode()?,
+            starts: starts.decode()?,
             networks: networks.decode()?,
         }))
     }

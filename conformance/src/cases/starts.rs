@@ -1,0 +1,215 @@
+//! Many starts: how many are under way at once (`max_concurrent_starts`), whose turn it is, and who leaves the queue. The
+//! starts are held up by a script in front of the shim, so that what waits can be looked at.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use futures::future::try_join_all;
+use nomad_proto::driver as pb;
+use serde_json::{Value, json};
+
+use super::shim_failures::{REAL_SHIM, Scripted};
+use super::timelines::told;
+use super::web_server::beside;
+use super::{cases, refused, same, until};
+use crate::host::Plugin;
+use crate::scene::Scene;
+use crate::task::{LIMIT, Task};
+
+cases!["starts":
+    no_more_are_under_way_at_once_than_the_operator_says,
+    whoever_came_first_has_the_first_turn,
+    one_that_waits_is_stopped_or_called_off_and_leaves_nothing,
+    a_long_wait_is_told_of_and_the_network_of_one_that_waits_is_waited_for,
+];
+
+const SHIM: &str = "containerd-shim-scripted-v1";
+/// Longer than a wait that is told of, and than one for another task that is not about to start.
+const LONG: Duration = Duration::from_secs(7);
+
+/// Shims whose start waits until it is let go.
+struct HeldUp {
+    scripted: Scripted,
+    begun: PathBuf,
+    plugin: Plugin,
+}
+
+impl HeldUp {
+    async fn with(scene: &Scene, at_once: usize) -> Result<Self> {
+        let scripted = Scripted::new(scene)?;
+        let begun = scripted.directory.join("begun");
+        fs::write(&begun, "")?;
+        let script = format!(
+            "case \"$*\" in *start)\n  echo ${{PWD##*/}} >> {begun}\n  \
+             while [ -e {held} ]; do sleep 0.05; done;;\nesac",
+            begun = begun.display(),
+            held = scripted.directory.join("broken").display(),
+        );
+        scripted.program(SHIM, REAL_SHIM, &script)?;
+        let mut launch = scene.launch();
+        launch.path = Some(scripted.directory.clone());
+        let mut options = scene.options();
+        options["containerd_runtime"] = json!("io.containerd.scripted.v1");
+        options["max_concurrent_starts"] = json!(at_once);
+        Ok(Self { scripted, begun, plugin: scene.plugin_as(&launch, &options).await? })
+    }
+
+    /// The containers whose shims were launched, in that order.
+    fn begun(&self) -> Vec<String> {
+        fs::read_to_string(&self.begun).unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+
+    /// The containers that had to wait, in the order in which they came.
+    fn in_line(&self) -> Vec<String> {
+        let lines = self.plugin.log().all().into_iter();
+        let lines = lines.filter_map(|line| serde_json::from_str::<Value>(&line).ok());
+        let waiting = lines.filter(|line| line["@message"] == "in line for its start");
+        waiting.filter_map(|line| Some(line["container"].as_str()?.to_owned())).collect()
+    }
+
+    async fn become_under_way(&self, count: usize) -> Result<()> {
+        until(LIMIT, "the shims are launched", || self.begun().len() >= count).await
+    }
+
+    async fn become_in_line(&self, count: usize) -> Result<()> {
+        until(LIMIT, "the starts wait", || self.in_line().len() >= count).await
+    }
+
+    /// Lets all starts go on, those to come as well.
+    fn let_go(&self) -> Result<()> {
+        self.scripted.mend()
+    }
+
+    async fn task(&self, scene: &Scene) -> Result<Task> {
+        scene.prepare(&self.plugin, &scene.shell("sleep 600")).await
+    }
+}
+
+async fn all_ended(tasks: &[Task], plugin: &Plugin) -> Result<()> {
+    try_join_all(tasks.iter().map(|task| task.end(plugin))).await.map(drop)
+}
+
+async fn no_more_are_under_way_at_once_than_the_operator_says(scene: &Scene) -> Result<()> {
+    let mut held = HeldUp::with(scene, 3).await?;
+    let mut tasks = Vec::new();
+    for _ in 0..8 {
+        tasks.push(held.task(scene).await?);
+    }
+    let looked = async {
+        held.become_under_way(3).await?;
+        held.become_in_line(5).await?;
+        let under_way = held.begun();
+        ensure!(under_way.len() == 3, "{under_way:?}");
+        ensure!(held.in_line().iter().all(|one| !under_way.contains(one)), "{under_way:?}");
+        held.let_go()
+    };
+    let started = try_join_all(tasks.iter_mut().map(|task| task.start(&held.plugin)));
+    let (started, looked) = tokio::join!(started, looked);
+    looked?;
+    started?;
+    all_ended(&tasks, &held.plugin).await?;
+    held.plugin.shut_down().await
+}
+
+async fn whoever_came_first_has_the_first_turn(scene: &Scene) -> Result<()> {
+    let mut held = HeldUp::with(scene, 1).await?;
+    let mut tasks = Vec::new();
+    for _ in 0..6 {
+        tasks.push(held.task(scene).await?);
+    }
+    let plugin = &held.plugin;
+    let mut starts = Vec::new();
+    for (number, task) in tasks.iter().enumerate() {
+        let (mut driver, task) = (plugin.driver(), Some(task.config.clone()));
+        starts.push(tokio::spawn(async move { driver.start_task(pb::StartTaskRequest { task }).await }));
+        match number {
+            0 => held.become_under_way(1).await?,
+            waiting => held.become_in_line(waiting).await?,
+        }
+    }
+    same!(held.begun().len(), 1);
+    held.let_go()?;
+    for start in starts {
+        start.await?.context("StartTask")?;
+    }
+    // The script notes nobody any more; each start's own line does.
+    let ended: Vec<_> = told(plugin, "start")?.into_iter().map(|told| told.container).collect();
+    let came: Vec<_> = held.begun().into_iter().chain(held.in_line()).collect();
+    same!(ended, came);
+    all_ended(&tasks, plugin).await?;
+    held.plugin.shut_down().await
+}
+
+async fn one_that_waits_is_stopped_or_called_off_and_leaves_nothing(scene: &Scene) -> Result<()> {
+    let mut held = HeldUp::with(scene, 1).await?;
+    let plugin = &held.plugin;
+    let mut first = held.task(scene).await?;
+    let (stopped, called_off, mut last) =
+        (held.task(scene).await?, held.task(scene).await?, held.task(scene).await?);
+    let others = async {
+        held.become_under_way(1).await?;
+        let stop = async {
+            held.become_in_line(1).await?;
+            stopped.stop(plugin, Duration::from_secs(60)).await
+        };
+        let (refusal, stop) = tokio::join!(plugin.start_task(stopped.config.clone()), stop);
+        stop?;
+        refused(refusal, &[stopped.id(), "called off"])?;
+        tokio::select! {
+            started = plugin.start_task(called_off.config.clone()) => anyhow::bail!("it started: {started:?}"),
+            waits = held.become_in_line(2) => waits?,
+        }
+        let bundles = || fs::read_dir(scene.state_dir().join("nomad")).map_or(0, Iterator::count);
+        same!(bundles(), 1);
+        let goes = async {
+            held.become_in_line(3).await?;
+            held.let_go()
+        };
+        let (started, goes) = tokio::join!(last.start(plugin), goes);
+        goes?;
+        started
+    };
+    let (started, others) = tokio::join!(first.start(plugin), others);
+    others?;
+    started?;
+    // Nobody's turn was lost.
+    let another = scene.run(plugin, &scene.shell("sleep 600")).await?;
+    all_ended(&[first, last, another], plugin).await?;
+    held.plugin.shut_down().await
+}
+
+async fn a_long_wait_is_told_of_and_the_network_of_one_that_waits_is_waited_for(scene: &Scene) -> Result<()> {
+    let mut held = HeldUp::with(scene, 1).await?;
+    let plugin = &held.plugin;
+    let mut events = plugin.events().await?;
+    let (mut first, mut web) = (held.task(scene).await?, held.task(scene).await?);
+    let mut config = scene.shell("sleep 600");
+    config["network_mode"] = json!("task:web");
+    let mut beside = beside(scene, plugin, &web, &config).await?;
+    let id = web.id().to_owned();
+    let looked = async {
+        held.become_in_line(1).await?;
+        loop {
+            let event = tokio::time::timeout(LIMIT, events.message()).await.context("no event came")??;
+            let event = event.context("the stream ended")?;
+            if event.message.contains("max_concurrent_starts") {
+                same!(event.task_id, id);
+                break;
+            }
+        }
+        tokio::time::sleep(LONG).await;
+        held.let_go()
+    };
+    let others = async {
+        held.become_under_way(1).await?;
+        tokio::try_join!(web.start(plugin), beside.start(plugin))
+    };
+    let (started, others, looked) = tokio::join!(first.start(plugin), others, looked);
+    looked?;
+    others?;
+    started?;
+    all_ended(&[beside, web, first], plugin).await?;
+    held.plugin.shut_down().await
+}

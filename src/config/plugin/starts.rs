@@ -1,0 +1,77 @@
+//! The operator's word on how many starts load the machine at once.
+
+use std::num::NonZeroUsize;
+use std::thread;
+
+use nomad_proto::hclspec::Spec;
+use serde::Deserialize;
+
+use crate::config::ConfigError;
+use crate::config::hclspec::default;
+use crate::config::number::Number;
+
+/// Far more than a machine has use for.
+const MOST: i64 = 1000;
+/// A start waits for the disk and for the kernel about as long as it computes.
+const FOR_EACH_CORE: usize = 2;
+
+/// The plugin's options about starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Starts {
+    /// None is as many as suit the machine.
+    pub max_concurrent: Option<NonZeroUsize>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct Raw {
+    max_concurrent_starts: Option<Number>,
+}
+
+pub(super) fn schema() -> Vec<(&'static str, Spec)> {
+    vec![("max_concurrent_starts", default("max_concurrent_starts", "number", "0"))]
+}
+
+impl Raw {
+    pub(super) fn decode(self) -> Result<Starts, ConfigError> {
+        let Self { max_concurrent_starts } = self;
+        let asked = max_concurrent_starts
+            .map(|number| number.within("max_concurrent_starts", 0, MOST))
+            .transpose()?
+            .unwrap_or_default();
+        Ok(Starts { max_concurrent: usize::try_from(asked).ok().and_then(NonZeroUsize::new) })
+    }
+}
+
+impl Starts {
+    /// How many there are at once.
+    pub(crate) fn at_once(self) -> usize {
+        let suits = || FOR_EACH_CORE * thread::available_parallelism().map_or(1, NonZeroUsize::get);
+        self.max_concurrent.map_or_else(suits, NonZeroUsize::get)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::plugin::tests::{decode, plugin};
+
+    #[test]
+    fn starts_at_once_are_a_number_or_as_many_as_suit_the_machine() {
+        let cores = thread::available_parallelism().unwrap().get();
+        for (options, at_once) in [
+            (json!({}), FOR_EACH_CORE * cores),
+            (json!({"max_concurrent_starts": 0}), FOR_EACH_CORE * cores),
+            (json!({"max_concurrent_starts": 7}), 7),
+        ] {
+            assert_eq!(plugin(options).starts.at_once(), at_once);
+        }
+        for wrong in [json!(-1), json!(1001)] {
+            let options =
+                json!({"containerd_runtime": "io.containerd.runc.v2", "max_concurrent_starts": wrong});
+            let error = decode(&options).unwrap_err().to_string();
+            assert!(error.contains("max_concurrent_starts"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The starts that load the machine at once, and the others, which wait in the order in which they came. Knows nothing of
+//! what a start does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Whoever waits for longer says so.
+const LONG: Duration = Duration::from_secs(5);
+
+pub(super) struct Queue {
+    at_once: usize,
+    places: Arc<Semaphore>,
+}
+
+/// A place that is given back when it is dropped. None is one where nobody counts, which does not happen.
+pub(super) type Turn = Option<OwnedSemaphorePermit>;
+
+/// What is told of a wait, each once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wait {
+    Begun,
+    Long,
+}
+
+impl Queue {
+    pub(super) fn new(at_once: usize) -> Self {
+        let at_once = at_once.clamp(1, Semaphore::MAX_PERMITS);
+        Self { at_once, places: Arc::new(Semaphore::new(at_once)) }
+    }
+
+    pub(super) fn at_once(&self) -> usize {
+        self.at_once
+    }
+
+    /// A place, after those who came before. Says when it has to be waited for. Dropped, it is nobody's turn.
+    pub(super) async fn turn(&self, tell: impl Fn(Wait)) -> Turn {
+        self.turn_after(LONG, tell).await
+    }
+
+    async fn turn_after(&self, long: Duration, tell: impl Fn(Wait)) -> Turn {
+        if let Ok(turn) = Arc::clone(&self.places).try_acquire_owned() {
+            return Some(turn);
+        }
+        tell(Wait::Begun);
+        let mut turn = std::pin::pin!(Arc::clone(&self.places).acquire_owned());
+        match tokio::time::timeout(long, turn.as_mut()).await {
+            Ok(turn) => turn.ok(),
+            Err(_) => {
+                tell(Wait::Long);
+                turn.await.ok()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    fn silent(wait: Wait) {
+        assert_eq!(wait, Wait::Begun);
+    }
+
+    #[tokio::test]
+    async fn turns_are_taken_in_the_order_in_which_they_were_asked_for() {
+        let queue = Queue::new(2);
+        let first = queue.turn(silent).now_or_never().unwrap();
+        let second = queue.turn(silent).now_or_never().unwrap();
+        let mut third = Box::pin(queue.turn(silent));
+        assert!(futures::poll!(third.as_mut()).is_pending());
+        let mut fourth = Box::pin(queue.turn(silent));
+        assert!(futures::poll!(fourth.as_mut()).is_pending());
+        drop(second);
+        assert!(futures::poll!(fourth.as_mut()).is_pending());
+        // Nobody gets in between.
+        assert!(queue.turn(silent).now_or_never().is_none());
+        let third = third.now_or_never().unwrap();
+        drop(first);
+        assert!(fourth.now_or_never().is_some() && third.is_some());
+    }
+
+    #[tokio::test]
+    async fn whoever_leaves_the_queue_takes_nobodys_turn() {
+        let queue = Queue::new(0);
+        assert_eq!(queue.at_once(), 1);
+        let first = queue.turn(silent).await;
+        let mut second = Box::pin(queue.turn(silent));
+        assert!(futures::poll!(second.as_mut()).is_pending());
+        let mut third = Box::pin(queue.turn(silent));
+        assert!(futures::poll!(third.as_mut()).is_pending());
+        drop(second);
+        drop(first);
+        assert!(third.now_or_never().is_some());
+        assert!(queue.turn(silent).now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_long_wait_is_told_of_and_goes_on() {
+        let queue = Queue::new(1);
+        let first = queue.turn(silent).await;
+        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let tell = |wait| tell.send(wait).unwrap();
+        let mut second = Box::pin(queue.turn_after(Duration::from_millis(1), tell));
+        for wait in [Wait::Begun, Wait::Long] {
+            tokio::select! {
+                _ = second.as_mut() => panic!("it is not its turn"),
+                told = told.recv() => assert_eq!(told, Some(wait)),
+            }
+        }
+        drop(first);
+        assert!(second.await.is_some());
+    }
+}
