@@ -71,7 +71,10 @@ impl From<shim::Error> for Error {
     fn from(error: shim::Error) -> Self {
         let text = error.to_string();
         match error {
-            shim::Error::NoShim { .. } | shim::Error::LogPath { .. } => Self::Invalid(text),
+            shim::Error::NoShim { .. }
+            | shim::Error::NoProgram { .. }
+            | shim::Error::Unread(_)
+            | shim::Error::LogPath { .. } => Self::Invalid(text),
             _ => Self::Failed(text),
         }
     }

@@ -39,9 +39,39 @@ impl Stat {
     }
 }
 
+/// The pids of all processes.
+pub(crate) fn all_pids() -> Vec<i32> {
+    let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
+    processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// The processes that descend from one, as far as none of those between has ended.
+pub(crate) fn descendants(of: i32) -> Vec<i32> {
+    let parent = |pid: i32| Some((pid, Stat::read(pid)?.parent));
+    below(of, &all_pids().into_iter().filter_map(parent).collect::<Vec<_>>())
+}
+
+/// `parents` has each process with its parent.
+fn below(of: i32, parents: &[(i32, i32)]) -> Vec<i32> {
+    let mut found = vec![of];
+    let mut next = 0;
+    while let Some(parent) = found.get(next).copied() {
+        found.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
+        next += 1;
+    }
+    found.split_off(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_descends_from_a_process_is_found_at_whatever_remove() {
+        let parents = [(2, 1), (3, 2), (4, 3), (5, 1), (6, 4), (7, 5)];
+        assert_eq!(below(2, &parents), [3, 4, 6]);
+        assert_eq!(below(7, &parents), Vec::<i32>::new());
+    }
 
     #[test]
     fn a_name_with_anything_in_it_does_not_shift_the_fields() {

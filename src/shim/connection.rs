@@ -93,13 +93,13 @@ impl Connection {
         let options = any::runc_options(options)
             .map_err(|e| CallError::Refused(e.to_string()))
             .map_err(failed("encode the runtime options of", &self.id))?;
+        let (stdout, stderr) = logs.for_shim(tty);
         let request = CreateTaskRequest {
             id: self.id.clone(),
             bundle: bundle.directory().display().to_string(),
             rootfs,
-            stdout: logs.stdout.display().to_string(),
-            // A terminal has one output.
-            stderr: if tty { String::new() } else { logs.stderr.display().to_string() },
+            stdout,
+            stderr,
             terminal: tty,
             options: Some(options).into(),
             ..CreateTaskRequest::default()
@@ -222,7 +222,8 @@ impl Connection {
             spec: Some(any::process(spec)).into(),
             ..ExecProcessRequest::default()
         };
-        self.client.exec(&request, QUICK).await.map(drop).map_err(doing)
+        // Some shims take it up only once the starts before it are through, one after the other.
+        self.client.exec(&request, FORKS_RUNTIME).await.map(drop).map_err(doing)
     }
 
     /// Starts a declared exec; returns its pid once it runs.

@@ -6,6 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -21,6 +22,8 @@ use tokio::net::unix::pipe;
 
 use super::Error;
 
+/// How the shims of rust-extensions are called.
+const IN_RUST: &[u8] = b"-rs";
 /// What Nomad sends when a job's logs are disabled.
 pub(crate) const NOWHERE: &str = "/dev/null";
 /// As much as the kernel gives to anybody: what a task can write while nobody reads.
@@ -74,6 +77,30 @@ impl LogPaths {
     pub(crate) fn readers(&self) -> Result<[Option<OwnedFd>; 2], Error> {
         let one = |path: &Path| (path != Path::new(NOWHERE)).then(|| reader(path)).transpose();
         Ok([one(&self.stdout)?, one(&self.stderr)?])
+    }
+
+    /// Whether nothing of the output is kept.
+    fn are_nowhere(&self) -> bool {
+        self.pipes().next().is_none()
+    }
+
+    /// # Errors
+    /// Where a terminal's output is to go nowhere, and the shim takes it to pipes only.
+    pub(crate) fn fit(&self, shim: &Path, tty: bool) -> Result<(), Error> {
+        let needs_pipes = shim.as_os_str().as_bytes().ends_with(IN_RUST);
+        if tty && self.are_nowhere() && needs_pipes { Err(Error::Unread(shim.to_owned())) } else { Ok(()) }
+    }
+
+    /// What a shim is told of them: no path where it needs none, since not every shim writes to what is no pipe. A
+    /// terminal has one output, and is to be read whoever wants it.
+    pub(super) fn for_shim(&self, tty: bool) -> (String, String) {
+        let Self { stdout, stderr } = self;
+        let told = |path: &Path| path.display().to_string();
+        match tty {
+            true => (told(stdout), String::new()),
+            false if self.are_nowhere() => (String::new(), String::new()),
+            false => (told(stdout), told(stderr)),
+        }
     }
 
     fn pipes(&self) -> impl Iterator<Item = &Path> {
@@ -252,6 +279,22 @@ mod tests {
         let path = directory.join(".task.stdout.fifo");
         mkfifo(&path, Mode::S_IRWXU).unwrap();
         LogPaths { stdout: path, stderr: NOWHERE.into() }
+    }
+
+    #[test]
+    fn a_shim_is_told_of_no_path_where_nothing_is_kept_but_a_terminals() {
+        let nowhere = LogPaths { stdout: NOWHERE.into(), stderr: NOWHERE.into() };
+        assert_eq!(nowhere.for_shim(false), (String::new(), String::new()));
+        assert_eq!(nowhere.for_shim(true), (NOWHERE.to_owned(), String::new()));
+        let kept = LogPaths { stdout: "/o".into(), stderr: "/e".into() };
+        assert_eq!(kept.for_shim(false), ("/o".to_owned(), "/e".to_owned()));
+        assert_eq!(kept.for_shim(true), ("/o".to_owned(), String::new()));
+        let in_rust = Path::new("/opt/containerd-shim-runc-v2-rs");
+        kept.fit(in_rust, true).unwrap();
+        nowhere.fit(in_rust, false).unwrap();
+        nowhere.fit(Path::new("/usr/bin/containerd-shim-runc-v2"), true).unwrap();
+        let error = nowhere.fit(in_rust, true).unwrap_err().to_string();
+        assert!(error.contains("tty") && error.contains("containerd_runtime"), "{error}");
     }
 
     #[test]

@@ -22,6 +22,7 @@ use tokio::process::Command;
 
 use super::{Bundle, DEFAULT_PATH, Error, Events};
 use crate::process_group::ProcessGroup;
+use crate::process_stat;
 
 const START: Duration = Duration::from_secs(20);
 /// Compiled into the shims.
@@ -151,11 +152,15 @@ impl Launcher {
     }
 
     /// Ends whatever shim of this id is left, found by its command line: for one that was started, but died or was cut
-    /// off before it was written down where it is.
+    /// off before it was written down where it is. What it has started goes with it: not every shim ends a runtime that
+    /// hangs when nobody waits for it any more.
     pub(crate) fn kill_leftovers(&self, id: &str) {
         for pid in self.leftovers(id) {
             tracing::warn!(container = id, pid, "ending a shim that nobody drives");
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            let started = process_stat::descendants(pid);
+            for pid in std::iter::once(pid).chain(started) {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
         }
     }
 
@@ -169,13 +174,11 @@ impl Launcher {
     }
 
     fn leftovers(&self, id: &str) -> Vec<i32> {
-        let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
-        let pids = processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
-        pids.filter(|pid| {
+        let is_it = |pid: &i32| {
             std::fs::read(format!("/proc/{pid}/cmdline"))
                 .is_ok_and(|command| is_shim_of(&command, &self.namespace, &self.address, id))
-        })
-        .collect()
+        };
+        process_stat::all_pids().into_iter().filter(is_it).collect()
     }
 }
 

@@ -14,16 +14,18 @@ mod runtime;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use shim_protos::{Bootstrap, BootstrapError, CallError};
 
-use crate::process_stat::Stat;
+use crate::process_stat::{self, Stat};
 pub(crate) use bundle::{Bundle, bundles};
 pub(crate) use connection::{Connection, Ended, ExecIo, State};
 pub(crate) use events::Events;
 pub(crate) use io::{ExecEnds, ExecPipes, LogPaths, NOWHERE, StdinPipe, drained};
 pub(crate) use launch::Launcher;
-pub(crate) use runtime::{counts_in_cgroup, find as find_shim};
+pub(crate) use runtime::{counts_in_cgroup, find as find_shim, require_program};
 
 /// A running shim, as it can be found again after a restart of the plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +48,13 @@ impl Shim {
         if let Err(error) = std::fs::write(&file, SHIM_OOM_SCORE_ADJ) {
             // Not allowed to an agent in a container, and no reason to say so at each start.
             tracing::debug!(file, %error, "can't protect the shim from the OOM killer");
+        }
+    }
+
+    /// Kills whatever it has started: not every shim ends a runtime that hangs when nobody waits for it any more.
+    pub(crate) fn kill_started(&self) {
+        for pid in process_stat::descendants(self.pid) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
 
@@ -92,6 +101,18 @@ pub(crate) enum Error {
         file.display()
     )]
     NoShim { runtime: String, file: PathBuf, looked_in: String },
+    /// The program that a shim is told to run is not on this host.
+    #[error(
+        "the OCI runtime {program} is missing: no executable {looked_in}; install it, or name another program (option \
+         oci_runtime of the plugin or of the task)"
+    )]
+    NoProgram { program: String, looked_in: String },
+    /// Nobody would read a terminal, and its task would come to a stop.
+    #[error(
+        "the shim {0} can't discard the output of a terminal: leave out the task option tty, collect the task's logs, or \
+         name another runtime (plugin option containerd_runtime, task option runtime)"
+    )]
+    Unread(PathBuf),
     /// A log path is not the pipe that Nomad makes.
     #[error("the log path {path} {what}")]
     LogPath { path: PathBuf, what: &'static str },

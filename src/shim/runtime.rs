@@ -22,6 +22,29 @@ pub(crate) fn find(runtime: &str) -> Result<PathBuf, Error> {
     find_in(runtime, &[path.as_os_str(), OsStr::new(DEFAULT_PATH)])
 }
 
+/// That the program is there which a shim is told to run: not every shim says what it misses. A shim looks for it in the
+/// PATH that it is given.
+///
+/// # Errors
+/// Says which program was looked for, and where.
+pub(crate) fn require_program(program: &str) -> Result<(), Error> {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
+    require_program_in(program, &path)
+}
+
+fn require_program_in(program: &str, path: &OsStr) -> Result<(), Error> {
+    let missing = |looked_in: String| Error::NoProgram { program: program.to_owned(), looked_in };
+    if program.starts_with('/') {
+        return if is_executable(Path::new(program)) {
+            Ok(())
+        } else {
+            Err(missing("at that path".to_owned()))
+        };
+    }
+    let found = std::env::split_paths(path).any(|directory| is_executable(&directory.join(program)));
+    if found { Ok(()) } else { Err(missing(format!("in {}", path.display()))) }
+}
+
 fn find_in(runtime: &str, paths: &[&OsStr]) -> Result<PathBuf, Error> {
     let missing = |file: &Path, looked_in: String| Error::NoShim {
         runtime: runtime.to_owned(),
@@ -106,5 +129,17 @@ mod tests {
         assert_eq!(find_in(file.to_str().unwrap(), &[]).unwrap(), file);
         let error = find_in("/no/such/shim", &paths).unwrap_err().to_string();
         assert!(error.contains("/no/such/shim"), "{error}");
+    }
+
+    #[test]
+    fn a_program_that_is_missing_is_named_with_its_options() {
+        require_program_in("sh", OsStr::new("/nowhere:/bin")).unwrap();
+        require_program_in("/bin/sh", OsStr::new("")).unwrap();
+        for (program, looked_in) in [("crun-x", "in /nowhere:/bin"), ("/opt/crun", "at that path")] {
+            let error = require_program_in(program, OsStr::new("/nowhere:/bin")).unwrap_err().to_string();
+            for word in [program, looked_in, "oci_runtime"] {
+                assert!(error.contains(word), "{word} is not in {error}");
+            }
+        }
     }
 }

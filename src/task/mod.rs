@@ -102,7 +102,7 @@ impl Settings {
     /// Where a task of this id will be, made as its job and the operator say.
     ///
     /// # Errors
-    /// When the shim of its runtime is missing.
+    /// When the shim of its runtime is missing, or the program that it is to run.
     fn place_for(
         &self,
         container_id: &str,
@@ -110,6 +110,9 @@ impl Settings {
         containerd: &Containerd,
     ) -> std::result::Result<Place, shim::Error> {
         let shim = shim::find_shim(options.runtime.shim(&self.config))?;
+        if let Some(program) = options.runtime.program(&self.config) {
+            shim::require_program(program)?;
+        }
         let mut place = Place::of(self, container_id, shim);
         place.containerd = containerd.with_snapshotter(options.runtime.snapshotter(&self.config));
         Ok(place)

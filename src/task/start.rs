@@ -166,6 +166,7 @@ impl Start<'_> {
     async fn steps(&self, asker: &mut Asker) -> Result<Task> {
         let access = self.access()?;
         let output = Output::of(self.settings, &self.wanted.options, self.config, &self.place.bundle);
+        output.logs.fit(&self.place.launcher.binary, self.wanted.options.process.tty)?;
         let mut held = output.hold_nomads()?;
         if self.place.bundle.exists() {
             // Of a start that the plugin did not survive.

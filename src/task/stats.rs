@@ -151,6 +151,10 @@ impl Source {
     async fn ask(&self) -> Result<Sample, String> {
         let metrics = self.connection.metrics().await.map_err(|error| error.to_string())?;
         let usage = Usage::parse(&metrics).map_err(|error| format!("unreadable metrics: {error}"))?;
+        // Whatever runs has used some. The shim in Rust does not look it up on cgroup v1.
+        if usage.cpu_total.is_zero() {
+            return Err("the shim counts no CPU time".to_owned());
+        }
         Ok(Sample::now(usage))
     }
 }

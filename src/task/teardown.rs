@@ -198,7 +198,11 @@ impl Place {
                 timeline.step("processes/delete", connection.delete()).await?;
                 true
             }
-            Err(error) if error.is_not_found() => false,
+            Err(error) if error.is_not_found() => {
+                // It may be in the middle of a create.
+                shim.kill_started();
+                false
+            }
             Err(error) => return Err(error),
         };
         let _ending = timeline.under("processes/shim");

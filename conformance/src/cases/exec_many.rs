@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 
 use super::exec::{leave, shell, sleeper};
 use super::holdings::{Holdings, OF_A_SHIM, OF_THE_PLUGIN, come_back, pid, shim_of};
-use super::{cases, same};
+use super::{cases, same, terminals_are_read_to_their_end};
 use crate::case::Case;
 use crate::host::{Exec, Plugin};
 use crate::scene::Scene;
@@ -97,6 +97,7 @@ async fn nothing_left(scene: &Scene, before: &[Holdings], processes: usize, task
 }
 
 async fn a_thousand_in_turn_leave_nothing(scene: &Scene) -> Result<()> {
+    terminals_are_read_to_their_end(scene)?;
     let (plugin, task) = sleeper(scene).await?;
     let processes = task.alloc.cgroup.pids().len();
     at_a_time(&plugin, &task, WARM_UP).await.context("warm up")?;
@@ -108,6 +109,7 @@ async fn a_thousand_in_turn_leave_nothing(scene: &Scene) -> Result<()> {
 }
 
 async fn a_hundred_at_a_time_leave_nothing(scene: &Scene) -> Result<()> {
+    terminals_are_read_to_their_end(scene)?;
     let (plugin, task) = sleeper(scene).await?;
     let processes = task.alloc.cgroup.pids().len();
     at_a_time(&plugin, &task, AT_A_TIME).await.context("warm up")?;

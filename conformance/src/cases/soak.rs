@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, Semaphore};
 
 use super::holdings::{self, Held, Holdings, come_back, pid, shim_of};
-use super::{cases as listed, same};
+use super::{cases as listed, same, terminals_are_read_to_their_end};
 use crate::case::Case;
 use crate::fixture::leftovers::special_files;
 use crate::host::stats::Stats;
@@ -121,6 +121,7 @@ impl Round {
 }
 
 async fn a_thousand_execs_and_the_plugins_death_leave_no_trace(scene: &Scene) -> Result<()> {
+    terminals_are_read_to_their_end(scene)?;
     let plugin = scene.plugin().await?;
     let tasks = start_all(scene, &plugin).await?;
     let progress: Vec<Progress> = tasks.iter().map(|_| Progress::default()).collect();

@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::processes::{self, Root, strays};
+use super::processes::{self, Root, end_runtimes, strays};
 use super::{DEATH, PREFIX, Running};
 use crate::shim::{Bundle, Connection};
 use crate::task::Saved;
@@ -55,6 +55,9 @@ impl Leftovers {
     pub(in crate::task) async fn end(self, connection: &Connection, saved: &Saved) {
         let cgroup = &saved.cgroup;
         let Self { execs, looked, directory, pipes, held } = self;
+        let (of, shim, init) = (cgroup.clone(), saved.shim.pid, saved.init.pid);
+        // First: as long as they hang, their shim knows no process to kill.
+        let _ = tokio::task::spawn_blocking(move || end_runtimes(&of, shim, init, looked)).await;
         let ends = execs.into_iter().map(|(exec_id, root)| {
             tracing::info!(exec = exec_id, "ending a command whose client went with an earlier plugin");
             let noted = directory.join(format!("{exec_id}.pid"));

@@ -13,11 +13,11 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use crate::cgroup::Cgroup;
-use crate::process_stat::Stat;
+use crate::process_stat::{self, Stat};
 
 /// An exec's first process, by its pid on the host and when it can have begun: a pid comes to be another's.
 #[derive(Debug, Clone, Copy)]
@@ -127,6 +127,19 @@ pub(super) fn strays(cgroup: &Cgroup, shim: i32, init: i32, before: u64) -> Vec<
         |process: &Process| process.parent == shim && process.pid != init && process.begun < before;
     let processes = cgroup.processes().into_iter().filter_map(look).filter(taken_in);
     processes.map(|process| Root { pid: process.pid, begun: (process.begun, process.begun) }).collect()
+}
+
+/// Ends the runtimes that a shim still waits for, though those have gone for whom it does: some shims kill them by
+/// themselves. What runs in the container is the task's.
+pub(super) fn end_runtimes(cgroup: &Cgroup, shim: i32, init: i32, before: u64) {
+    let started = process_stat::descendants(shim);
+    let of_the_task = cgroup.processes();
+    for pid in started.into_iter().filter(|pid| *pid != init && !of_the_task.contains(pid)) {
+        if Stat::read(pid).is_some_and(|stat| stat.started_ticks < before) {
+            tracing::info!(pid, "ending a runtime that nobody waits for any more");
+            let _ = Pid::from_raw(pid).map(|pid| kill_process(pid, Signal::KILL));
+        }
+    }
 }
 
 /// The kernel's clock by which it notes when a process began, in its ticks.
