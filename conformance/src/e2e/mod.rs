@@ -1,6 +1,7 @@
 //! The end-to-end set: jobs on a real Nomad agent with the plugin, seen through Nomad's command line and API. Each case
 //! ends with nothing left of it. One agent serves them all, one after the other.
 
+mod collected;
 mod consul;
 mod containerd;
 mod ends;
@@ -36,9 +37,10 @@ const CONSUL: &str = "consul";
 
 /// Every case by its name, which `conformance e2e FILTER...` looks for its filters in.
 fn cases() -> Result<Vec<NamedCase>> {
-    let groups: [(&str, &[(&str, Case)]); 11] = [
+    let groups: [(&str, &[(&str, Case)]); 12] = [
         ("ends", ends::CASES),
         ("logs", logs::CASES),
+        ("collected", collected::CASES),
         ("stop", stop::CASES),
         ("exec", exec::CASES),
         ("environment", environment::CASES),

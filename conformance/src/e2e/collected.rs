@@ -1,0 +1,125 @@
+//! A task's output arrives whole where the driver collects it, and Nomad's own ways to read it see no difference.
+
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use anyhow::{Result, ensure};
+
+use super::Case;
+use super::restarts::kill_plugin;
+use super::stage::{Stage, eventually, jobs};
+
+pub const CASES: &[(&str, Case)] = &[
+    ("nomad_reads_what_the_driver_wrote_by_all_its_flags", read),
+    ("a_follower_sees_all_of_it_over_many_files", followed),
+    ("nothing_is_lost_when_agent_and_plugin_die_in_the_middle", interrupted),
+    ("what_was_said_last_while_all_was_down_is_there", said_last),
+];
+
+/// Files of 64 KiB, and as many as are written.
+fn rotating() -> String {
+    let logging = "logging {\n          max_files     = 1000\n          max_file_size = \"64k\"\n        }";
+    let last_line = "args    = [\"-c\", var.script]";
+    jobs::SHELL.replace(last_line, &format!("{last_line}\n\n        {logging}"))
+}
+
+fn start(stage: &mut Stage, name: &str, script: &str) -> Result<String> {
+    stage.agent.collect_logs_by("driver")?;
+    let image = stage.busybox();
+    stage.start(name, &rotating(), &[("image", &image), ("script", script)])
+}
+
+fn lines(count: usize) -> String {
+    (1..=count).map(|number| format!("{number}\n")).collect()
+}
+
+fn is_whole(what: &str, got: &[u8], wanted: &str) -> Result<()> {
+    let differs = got.iter().zip(wanted.as_bytes()).position(|(a, b)| a != b);
+    let (came, all) = (got.len(), wanted.len());
+    ensure!(got == wanted.as_bytes(), "{what}: {came} of {all} bytes came, alike up to {differs:?}");
+    Ok(())
+}
+
+fn files(stage: &Stage, id: &str) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(stage.agent.allocation_directory(id).join("alloc/logs"))?;
+    entries.map(|entry| Ok(entry?.path())).collect()
+}
+
+fn read(stage: &mut Stage) -> Result<()> {
+    let id = start(stage, "collected", "seq 100000; seq 1000 >&2; sleep 600")?;
+    stage.running(&id, "main")?;
+    stage.logged(&id, "main", "\n100000\n")?;
+    ensure!(stage.agent.collectors().is_empty(), "Nomad has started a collector");
+    is_whole("stdout", &stage.log(&id, "main", false)?, &lines(100_000))?;
+    is_whole("stderr", &stage.log(&id, "main", true)?, &lines(1000))?;
+    let ask = |flags: &[&str]| -> Result<String> {
+        let words = [&["alloc", "logs"], flags, &[&id, "main"]].concat();
+        Ok(stage.agent.tell(&words)?.stdout())
+    };
+    ensure!(ask(&["-tail", "-n", "2"])? == "99999\n100000\n", "{:?}", ask(&["-tail", "-n", "2"])?);
+    // Further back than the last file goes.
+    is_whole(
+        "the end",
+        ask(&["-tail", "-c", "150000"])?.as_bytes(),
+        &lines(100_000)[lines(100_000).len() - 150_000..],
+    )?;
+    let names = files(stage, &id)?;
+    ensure!(names.len() > lines(100_000).len().div_ceil(64 << 10), "the files are {names:?}");
+    ensure!(
+        !names.iter().any(|name| name.display().to_string().contains("fifo")),
+        "there are pipes: {names:?}"
+    );
+    Ok(())
+}
+
+fn followed(stage: &mut Stage) -> Result<()> {
+    let script =
+        "until [ -e /alloc/data/go ]; do sleep 0.1; done; for i in $(seq 20); do seq 5000; sleep 0.1; done";
+    let id = start(stage, "followed", script)?;
+    stage.running(&id, "main")?;
+    let seen = stage.world.directory().join("followed");
+    let mut follower = stage.agent.nomad(&["alloc", "logs", "-f", &id, "main"]);
+    let mut follower = follower.stdin(Stdio::null()).stdout(File::create(&seen)?).spawn()?;
+    fs::write(stage.data(&id, "go"), b"")?;
+    let wanted = lines(5000).repeat(20);
+    let all = eventually("all of it", || Ok(fs::metadata(&seen)?.len() >= wanted.len() as u64));
+    // It would follow beyond the task's end.
+    follower.kill()?;
+    follower.wait()?;
+    let came = fs::read(&seen)?;
+    fs::remove_file(&seen)?;
+    is_whole("what was followed", &came, &wanted)?;
+    all?;
+    stage.dead(&id, "main").map(drop)
+}
+
+fn interrupted(stage: &mut Stage) -> Result<()> {
+    let script = "for i in $(seq 60); do seq 20000; sleep 0.05; done";
+    let id = start(stage, "interrupted", script)?;
+    stage.running(&id, "main")?;
+    kill_plugin(stage)?;
+    eventually("new plugin", || Ok(stage.agent.plugin().is_ok()))?;
+    stage.agent.stop()?;
+    stage.agent.launch()?;
+    stage.agent.kill();
+    kill_plugin(stage)?;
+    stage.agent.launch()?;
+    let task = stage.dead(&id, "main")?;
+    ensure!(task.ended()?.exit_code == 0 && task.restarts == 0, "{:?}", task.ended()?);
+    is_whole("stdout", &stage.log(&id, "main", false)?, &lines(20000).repeat(60))
+}
+
+fn said_last(stage: &mut Stage) -> Result<()> {
+    let script = "echo before; until [ -e /alloc/data/go ]; do sleep 0.1; done; seq 50000; touch /alloc/data/done; exit 9";
+    let id = start(stage, "said-last", script)?;
+    stage.running(&id, "main")?;
+    stage.logged(&id, "main", "before\n")?;
+    stage.agent.stop()?;
+    fs::write(stage.data(&id, "go"), b"")?;
+    eventually("end of the task", || Ok(stage.data(&id, "done").exists()))?;
+    stage.agent.launch()?;
+    let task = stage.dead(&id, "main")?;
+    ensure!(task.ended()?.exit_code == 9, "it ended as {:?}", task.ended()?);
+    is_whole("stdout", &stage.log(&id, "main", false)?, &format!("before\n{}", lines(50000)))
+}
