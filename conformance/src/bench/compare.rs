@@ -16,6 +16,9 @@ use super::statistics::{Distribution, Estimate, ratio, ratio_within_run};
 
 mod table;
 
+/// What `--threshold` is by default.
+pub const THRESHOLD: f64 = 0.1;
+
 #[derive(clap::Args)]
 pub struct Args {
     /// The report that is held to be good.
@@ -48,7 +51,7 @@ fn mapping(text: &str) -> Result<(String, String)> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
+pub enum Verdict {
     Better,
     Worse,
     Same,
@@ -230,7 +233,7 @@ fn differences(base: &Machine, other: &Machine) -> Vec<String> {
 }
 
 /// A threshold of 10 % is a factor of 1.1 to either side.
-fn judge(ratio: Option<Estimate>, threshold: f64) -> Verdict {
+pub fn judge(ratio: Option<Estimate>, threshold: f64) -> Verdict {
     let Some(Estimate { low, high, .. }) = ratio else { return Verdict::TooFew };
     let (least, most) = (1.0 / (1.0 + threshold), 1.0 + threshold);
     if low > most {

@@ -23,12 +23,14 @@ mod run;
 mod samples;
 mod saved;
 mod schedule;
+mod self_check;
 mod served;
 mod service;
 mod setup;
 mod shown;
 mod spec;
 mod statistics;
+mod stub;
 mod table;
 mod tally;
 
@@ -55,6 +57,13 @@ enum Command {
     Compare(compare::Args),
     /// Make a page of one report or more.
     Report(report::Args),
+    /// See whether this harness measures right on this machine.
+    SelfCheck(self_check::Args),
+    /// Make a shim whose answers take known times.
+    Stub(stub::Args),
+    /// What that shim is.
+    #[command(hide = true)]
+    StubShim(stub::ShimArgs),
 }
 
 impl Args {
@@ -63,7 +72,7 @@ impl Args {
         match &self.command {
             None => self.run.may_run_crun(),
             Some(Command::Run(args)) => args.may_run_crun(),
-            Some(Command::Compare(_) | Command::Report(_)) => false,
+            Some(_) => false,
         }
     }
 }
@@ -76,5 +85,8 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Some(Command::Run(args)) => run::run(args),
         Some(Command::Compare(args)) => compare::run(args),
         Some(Command::Report(args)) => report::run(args),
+        Some(Command::SelfCheck(args)) => self_check::run(args),
+        Some(Command::Stub(args)) => stub::run(args),
+        Some(Command::StubShim(args)) => stub::run_shim(args),
     }
 }

@@ -117,7 +117,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if args.strict && failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn measure(args: &Args) -> Result<Report> {
+/// # Errors
+/// As [`run`].
+pub fn measure(args: &Args) -> Result<Report> {
     let setups = args.choice.setups()?;
     let mut report = Report {
         format: FORMAT,
