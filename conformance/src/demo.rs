@@ -14,7 +14,8 @@ use crate::agent::{Agent, Allocation, Mode, processes};
 use crate::config;
 use crate::e2e::stage;
 use crate::fixture::World;
-use crate::fixture::leftovers::{Leftovers, dead_shim_sockets};
+use crate::fixture::census::Census;
+use crate::fixture::leftovers::Leftovers;
 use crate::scene::Scene;
 
 const REDIS: &str = include_str!("../../hack/jobs/redis.nomad.hcl");
@@ -60,7 +61,6 @@ pub fn run(nomad: Option<&Path>, plugin: &Path) -> Result<()> {
 
 fn with_agent(nomad: &Path, plugin: &Path) -> Result<()> {
     let teller = Teller { begun: Instant::now() };
-    let dead_before = dead_shim_sockets();
     teller.step("A private containerd and a private registry with a redis image");
     let world = World::start()?;
     let image = world.image("library/redis:alpine");
@@ -86,7 +86,7 @@ fn with_agent(nomad: &Path, plugin: &Path) -> Result<()> {
         networks: world.networks(),
         state_dir: &state_dir,
         cgroups: &cgroups,
-        dead_before: &dead_before,
+        before: &Census::default(),
     }
     .assert_nothing_left()?;
     teller.saw("no container, snapshot, lease, mount, cgroup, network, pipe or shim of these jobs");

@@ -4,6 +4,7 @@ mod agent;
 mod bench;
 mod case;
 mod cases;
+mod census;
 mod demo;
 mod e2e;
 mod fixture;
@@ -48,6 +49,8 @@ enum Command {
         #[arg(long)]
         nomad: Option<PathBuf>,
     },
+    /// All that a driver can leave on this machine, to be held against what is there later.
+    Census(census::Args),
     /// The end-to-end set under a real Nomad agent.
     E2e(e2e::Args),
     /// Figures of the driver beside those of containerd, runc and crun.
@@ -76,7 +79,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Suite(args) => args.choice.is_crun(),
         Command::E2e(args) => args.choice.is_crun(),
         Command::World(choice) => choice.is_crun(),
-        Command::Guest(_) | Command::Demo { .. } => false,
+        Command::Census(_) | Command::Guest(_) | Command::Demo { .. } => false,
     };
     // What measures unwinds by itself.
     let unwinds = crun || matches!(&cli.command, Command::Measure(_) | Command::Bench(_));
@@ -87,6 +90,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Guest(args) => guest::run(&args),
         Command::World(choice) => hold_world(&choice),
         Command::Demo { plugin, nomad } => demo::run(nomad.as_deref(), &plugin).map(|()| ExitCode::SUCCESS),
+        Command::Census(args) => census::run(&args),
         Command::E2e(args) => e2e::run(&args),
         Command::Measure(args) => measure::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Bench(args) => bench::run(&args),

@@ -9,7 +9,8 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::config;
-use crate::fixture::leftovers::{Leftovers, dead_shim_sockets};
+use crate::fixture::census::Census;
+use crate::fixture::leftovers::Leftovers;
 use crate::fixture::sweep;
 use crate::fixture::{Programs, World};
 use crate::host::cgroup::TaskCgroup;
@@ -26,7 +27,7 @@ pub struct Scene {
     world: Arc<World>,
     binary: PathBuf,
     name: String,
-    dead_before: Vec<PathBuf>,
+    before: Census,
     noted: Mutex<Noted>,
 }
 
@@ -39,8 +40,10 @@ struct Noted {
 
 impl Scene {
     pub fn new(world: Arc<World>, binary: &Path, name: String) -> Self {
-        let dead_before = dead_shim_sockets();
-        Self { world, binary: binary.to_owned(), name, dead_before, noted: Mutex::default() }
+        let binary = binary.to_owned();
+        let mut scene = Self { world, binary, name, before: Census::default(), noted: Mutex::default() };
+        scene.before = scene.look(|leftovers| leftovers.all());
+        scene
     }
 
     fn noted(&self) -> MutexGuard<'_, Noted> {
@@ -224,7 +227,7 @@ impl Scene {
             networks: self.world.networks(),
             state_dir: &self.state_dir(),
             cgroups: &cgroups,
-            dead_before: &self.dead_before,
+            before: &self.before,
         })
     }
 
@@ -260,11 +263,7 @@ impl Scene {
         sweep::unmount_under(&self.directory());
         self.world.networks().clear();
         sweep::records(self.world.containerd());
-        for socket in dead_shim_sockets() {
-            if !self.dead_before.contains(&socket) {
-                let _ = std::fs::remove_file(socket);
-            }
-        }
+        self.look(|leftovers| leftovers.remove_sockets());
     }
 }
 

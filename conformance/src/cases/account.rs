@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use super::holdings::come_back;
 use super::{cases, same};
+use crate::fixture::census::{Census, daemon, machine};
 use crate::host::cgroup::is_v2;
 use crate::host::{Exec, Plugin};
 use crate::scene::Scene;
@@ -13,6 +15,7 @@ use crate::task::{LIMIT, Task};
 
 cases!["account":
     a_running_task_is_seen_in_all_its_parts,
+    a_census_of_the_machine_finds_a_task_and_a_later_one_finds_it_gone,
     a_plugin_that_has_done_much_holds_no_more_than_before,
 ];
 
@@ -35,6 +38,49 @@ async fn a_running_task_is_seen_in_all_its_parts(scene: &Scene) -> Result<()> {
     ensure!(seen.iter().any(|line| line.starts_with("cgroup ")) != is_v2(), "cgroups among {seen:?}");
     task.end(&plugin).await?;
     same!(scene.census(), Vec::<String>::new());
+    plugin.shut_down().await
+}
+
+/// As `conformance census` takes it, for this driver.
+fn census(scene: &Scene, plugin: &Plugin) -> Result<Census> {
+    let mut census = machine::take(&[scene.state_dir()], &[i32::try_from(plugin.pid())?])?;
+    census.merge(daemon::take(&scene.world().containerd().socket(), None)?, "");
+    Ok(census)
+}
+
+async fn a_census_of_the_machine_finds_a_task_and_a_later_one_finds_it_gone(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    // What the first task makes for all.
+    scene.still_works(&plugin).await?;
+    let before = census(scene, &plugin)?;
+    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+    let seen = census(scene, &plugin)?.since(&before);
+    for kind in [
+        "active snapshot",
+        "cgroup",
+        "container record",
+        "descriptor",
+        "lease",
+        "mount",
+        "network namespace",
+        "process",
+        "shim",
+        "socket",
+        "state file",
+    ] {
+        ensure!(seen.of_kind(kind).next().is_some(), "no {kind} among {:?}", seen.lines());
+    }
+    task.end(&plugin).await?;
+    // Others work on the same machine, and groups are the agent's.
+    let (world, kinds) = (scene.world().directory().display().to_string(), ["container", "lease", "active"]);
+    let is_ours = |line: &String| line.contains(&world) || kinds.iter().any(|kind| line.starts_with(kind));
+    let gone = || -> Result<()> {
+        let left = census(scene, &plugin)?.since(&before).lines();
+        let left: Vec<_> = left.into_iter().filter(is_ours).collect();
+        ensure!(left.is_empty(), "left behind: {left:?}");
+        Ok(())
+    };
+    come_back(LIMIT, gone).await?;
     plugin.shut_down().await
 }
 

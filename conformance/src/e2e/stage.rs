@@ -12,7 +12,8 @@ use crate::agent::command::{Output, run};
 use crate::agent::{
     self, Agent, Allocation, Mode, Networks, Setup, Task, check_interrupt, lines_of_interest, poll, processes,
 };
-use crate::fixture::leftovers::{Leftovers, dead_shim_sockets};
+use crate::fixture::census::Census;
+use crate::fixture::leftovers::Leftovers;
 use crate::fixture::sweep;
 use crate::fixture::{Consul, Programs, World};
 
@@ -38,7 +39,7 @@ pub struct Stage {
     pub consul: Option<Consul>,
     pub world: Arc<World>,
     state_dir: PathBuf,
-    dead_before: Vec<PathBuf>,
+    before: Census,
     jobs: Vec<String>,
     /// `<alloc>.<task>` of what ran.
     cgroups: Vec<String>,
@@ -90,7 +91,6 @@ impl Stage {
     }
 
     fn beside(world: &Arc<World>, consul: Option<Consul>, nomad: &Path, plugin: &Path) -> Result<Self> {
-        let dead_before = dead_shim_sockets();
         let mut setup = setup(world, Mode::Kept, nomad, plugin);
         setup.consul = consul
             .as_ref()
@@ -100,16 +100,18 @@ impl Stage {
         let state_dir = setup.state_dir.clone();
         let agent = Agent::start(setup)?;
         agent.driver_becomes(true)?;
-        Ok(Self {
+        let mut stage = Self {
             agent,
             consul,
             world: Arc::clone(world),
             state_dir,
-            dead_before,
+            before: Census::default(),
             jobs: Vec::new(),
             cgroups: Vec::new(),
             log_offset: 0,
-        })
+        };
+        stage.before = stage.leftovers().all();
+        Ok(stage)
     }
 
     /// The image most jobs run.
@@ -301,7 +303,7 @@ impl Stage {
             networks: self.world.networks(),
             state_dir: &self.state_dir,
             cgroups: &self.cgroups,
-            dead_before: &self.dead_before,
+            before: &self.before,
         }
     }
 
