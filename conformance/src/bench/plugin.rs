@@ -188,7 +188,7 @@ struct Driven {
 impl Driven {
     /// What a client prepares for a task is not in the time.
     async fn start(driver: &Arc<Driver>) -> Result<(Self, Duration)> {
-        let alloc = Alloc::create(&driver.directory(), "bench")?;
+        let alloc = Alloc::create(&driver.directory(), "bench", true)?;
         let mut stdout = Output::of(&alloc.log_path("stdout"))?;
         let stderr = Output::of(&alloc.log_path("stderr"))?;
         let task = Task::new(alloc, driver.task.clone());

@@ -46,7 +46,7 @@ impl Scripted {
     }
 
     /// A shim that runs `script` while it is broken, and the real one otherwise.
-    fn shim(&self, script: &str) -> Result<()> {
+    pub(super) fn shim(&self, script: &str) -> Result<()> {
         self.program(SHIM, self.programs.shim(), script)
     }
 

@@ -10,7 +10,7 @@ use futures::future::try_join_all;
 use nomad_proto::driver as pb;
 use serde_json::{Value, json};
 
-use super::shim_failures::{REAL_SHIM, Scripted};
+use super::shim_failures::Scripted;
 use super::timelines::told;
 use super::web_server::beside;
 use super::{cases, refused, same, until};
@@ -25,7 +25,6 @@ cases!["starts":
     a_long_wait_is_told_of_and_the_network_of_one_that_waits_is_waited_for,
 ];
 
-const SHIM: &str = "containerd-shim-scripted-v1";
 /// Longer than a wait that is told of, and than one for another task that is not about to start.
 const LONG: Duration = Duration::from_secs(7);
 
@@ -47,9 +46,9 @@ impl HeldUp {
             begun = begun.display(),
             held = scripted.directory.join("broken").display(),
         );
-        scripted.program(SHIM, REAL_SHIM, &script)?;
+        scripted.shim(&script)?;
         let mut launch = scene.launch();
-        launch.path = Some(scripted.directory.clone());
+        launch.look_first_in(scripted.directory.clone());
         let mut options = scene.options();
         options["containerd_runtime"] = json!("io.containerd.scripted.v1");
         options["max_concurrent_starts"] = json!(at_once);
