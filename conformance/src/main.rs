@@ -74,7 +74,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode> {
     // Before there is a second thread; given back after all else, even where there is an interrupt.
     let crun = match &cli.command {
-        Command::Measure(args) => args.runs_crun(),
+        Command::Measure(args) => args.choice.is_crun(),
         Command::Bench(args) => args.may_run_crun(),
         Command::Suite(args) => args.choice.is_crun(),
         Command::E2e(args) => args.choice.is_crun(),

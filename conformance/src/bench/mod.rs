@@ -11,7 +11,7 @@ mod end;
 mod ground;
 mod growth;
 mod lane;
-mod machine;
+pub mod machine;
 mod path;
 mod pipes;
 mod plugin;
@@ -33,6 +33,7 @@ mod statistics;
 mod stub;
 mod table;
 mod tally;
+mod turns;
 
 use std::process::ExitCode;
 

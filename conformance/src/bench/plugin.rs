@@ -29,6 +29,8 @@ use crate::host::{Alloc, Exec, Launch, Plugin, hcl};
 use crate::task::Task;
 
 pub const NAME: &str = "plugin";
+/// How much of a plugin's log a failure shows.
+const SHOWN_LINES: usize = 10;
 /// Those of Nomad's own command line.
 const MESSAGE_BYTES: usize = 32 * 1024;
 
@@ -59,10 +61,17 @@ impl Driver {
         launch.environment.push(("TMPDIR".into(), temporary.into()));
         launch.look_first_in(programs);
         let mut plugin = Plugin::launch(&launch).await?;
-        plugin.configure(&options).await?;
-        plugin.listen().await?;
-        let task = hcl::encode(&plugin.task_schema().await?, &config).context("encode the task's config")?;
-        let capabilities = plugin.capabilities().await?;
+        let words = plugin.log();
+        let ready = async {
+            plugin.configure(&options).await?;
+            plugin.listen().await?;
+            let task = plugin.task_schema().await?;
+            let task = hcl::encode(&task, &config).context("encode the task's config")?;
+            anyhow::Ok((plugin.capabilities().await?, task))
+        };
+        let ready = timeout(LIMIT, ready).await.context("it gave no answer").flatten();
+        let (capabilities, task) =
+            ready.with_context(|| format!("its last words:\n{}\n", words.tail(SHOWN_LINES)))?;
         Ok(Some(Arc::new(Self { ground: Arc::clone(ground), plugin, capabilities, task })))
     }
 
@@ -86,32 +95,35 @@ fn configured(file: Option<&FilePath>, ground: &Ground, own: fn(&Ground) -> Resu
     if text.contains("{{image}}") {
         ground.import(NAMESPACE)?;
     }
-    let filled = fill(
-        &text,
-        &[
-            ("image", IMAGE.to_owned()),
-            ("script", spec::SCRIPT.to_owned()),
-            ("containerd_socket", ground.socket().display().to_string()),
-            ("directory", ground.directory().join("d").display().to_string()),
-            ("containerd_runtime", programs.shim_runtime().to_owned()),
-            ("oci_runtime", programs.runtime_name()),
-        ],
-    )?;
-    serde_json::from_str(&filled).with_context(|| format!("{shown} is no JSON"))
+    let mut config = serde_json::from_str(&text).with_context(|| format!("{shown} is no JSON"))?;
+    let words = [
+        ("image", IMAGE.to_owned()),
+        ("script", spec::SCRIPT.to_owned()),
+        ("containerd_socket", ground.socket().display().to_string()),
+        ("directory", ground.directory().join("d").display().to_string()),
+        ("containerd_runtime", programs.shim_runtime().to_owned()),
+        ("oci_runtime", programs.runtime_name()),
+    ];
+    fill(&mut config, &words).with_context(|| shown.to_string())?;
+    Ok(config)
 }
 
-/// Puts values in the place of `{{name}}`, within JSON's strings.
-fn fill(text: &str, words: &[(&str, String)]) -> Result<String> {
-    let mut filled = text.to_owned();
-    for (name, value) in words {
-        let quoted = serde_json::to_string(value)?;
-        filled = filled.replace(&format!("{{{{{name}}}}}"), quoted.trim_matches('"'));
+/// Puts values in the place of `{{name}}` in all texts.
+fn fill(config: &mut Value, words: &[(&str, String)]) -> Result<()> {
+    match config {
+        Value::String(text) => {
+            for (name, value) in words {
+                *text = text.replace(&format!("{{{{{name}}}}}"), value);
+            }
+            let unknown = text.split_once("{{").and_then(|(_, rest)| rest.split_once("}}"));
+            let known = || words.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+            ensure!(unknown.is_none(), "{text:?} has a word that stands for nothing; there are {}", known());
+            Ok(())
+        }
+        Value::Array(items) => items.iter_mut().try_for_each(|item| fill(item, words)),
+        Value::Object(fields) => fields.values_mut().try_for_each(|field| fill(field, words)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => Ok(()),
     }
-    if let Some(rest) = filled.split_once("{{").and_then(|(_, rest)| rest.split_once("}}")) {
-        let known: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
-        bail!("{{{{{}}}}} stands for nothing; there are {}", rest.0, known.join(", "));
-    }
-    Ok(filled)
 }
 
 fn own_options(ground: &Ground) -> Result<Value> {
@@ -195,7 +207,7 @@ impl Driven {
         let mut driven = Self { driver: Arc::clone(driver), task, pid: None, removed: false };
         let begun = Instant::now();
         let up = async {
-            driven.task.start(&driver.plugin).await?;
+            timeout(LIMIT, driven.task.start(&driver.plugin)).await.context("StartTask gave no answer")??;
             timeout(LIMIT, stdout.first()).await.context("no word of the process")?
         };
         let up = up.await;
@@ -208,7 +220,10 @@ impl Driven {
             }
             Err(error) => {
                 let _ = driven.take_away().await;
-                Err(error)
+                Err(error.context(format!(
+                    "the plugin's last words:\n{}\n",
+                    driver.plugin.log().tail(SHOWN_LINES)
+                )))
             }
         }
     }
@@ -246,9 +261,8 @@ impl Driven {
     async fn exec(&self, payload: usize) -> Result<Times> {
         let input = vec![0x5a; payload];
         let mut messages: Vec<_> = input.chunks(MESSAGE_BYTES).map(data_of).collect();
-        if payload > 0 {
-            messages.push(end_of_stdin());
-        }
+        // Some drivers take an exec's end for one only when its input has ended, too.
+        messages.push(end_of_stdin());
         let (plugin, id) = (&self.driver.plugin, self.task.id());
         let begun = Instant::now();
         let mut exec = Exec::open_saying(plugin, id, spec::exec_command(payload), false, messages).await?;
@@ -313,12 +327,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_filled_in_within_strings_and_unknown_ones_are_refused() {
+    fn words_are_filled_in_and_unknown_ones_are_refused() {
         let words = [("image", "busybox".to_owned()), ("script", "echo \"up\"".to_owned())];
-        let filled = fill(r#"{"image": "{{image}}", "args": ["-c", "{{script}}"]}"#, &words).unwrap();
-        let config: Value = serde_json::from_str(&filled).unwrap();
-        assert_eq!(config, json!({"image": "busybox", "args": ["-c", "echo \"up\""]}));
-        let error = fill(r#"{"image": "{{imgae}}"}"#, &words).unwrap_err().to_string();
-        assert!(error.contains("{{imgae}} stands for nothing; there are image, script"), "{error}");
+        let mut config = json!({"image": "{{image}}", "args": ["-c", "{{script}}; true"], "seccomp": false});
+        fill(&mut config, &words).unwrap();
+        let expected = json!({"image": "busybox", "args": ["-c", "echo \"up\"; true"], "seccomp": false});
+        assert_eq!(config, expected);
+        let error = fill(&mut json!({"image": "{{imgae}}"}), &words).unwrap_err().to_string();
+        assert!(error.contains("{{imgae}}") && error.contains("there are image, script"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! One run: setups are brought up, every lane takes each step in turn, and what was found is told. A call that fails is a
+//! One run: setups are brought up, their lanes take turns, and what was found is told. A call that fails is a
 //! figure; what the figures are taken on has to come up and end well.
 
 use std::fs::{self, File};
@@ -6,30 +6,26 @@ use std::io::BufWriter;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::ValueEnum;
 use tokio::runtime::Runtime;
-use tokio::time::sleep;
 
-use super::call::{Call, Step, steps};
-use super::cost::{Group, Memory, Reading};
+use super::call::Call;
+use super::cost::Group;
 use super::direct::Direct;
 use super::ground::Ground;
-use super::lane::{Lane, Outcomes, remove_timed};
+use super::lane::Lane;
 use super::path::Path;
 use super::plugin::{ByPlugin, Driver};
-use super::progress::Progress;
 use super::record::{FORMAT, NotMeasured, Report, Settings};
-use super::schedule::{Until, order};
-use super::tally::{Conditions, Tally};
+use super::schedule::Until;
+use super::tally::Tally;
+use super::turns::{Bench, Wanted};
 use super::{cli, cost, csv, daemon, machine, setup, table};
 use crate::fixture::leftovers;
 use crate::{fixture, interrupt};
-
-/// What goes on after an answer belongs to the call as well.
-const SETTLES: Duration = Duration::from_millis(5);
 
 #[derive(clap::Args, Debug, Clone)]
 pub struct Args {
@@ -95,8 +91,16 @@ impl Args {
         self.paths.is_empty() || self.paths.contains(&path)
     }
 
-    fn until(&self) -> Until {
-        self.duration.map_or(Until::Turns(self.iterations), Until::Elapsed)
+    fn wanted(&self) -> Wanted {
+        let all = Call::value_variants().iter().copied();
+        Wanted {
+            calls: all.filter(|call| self.calls.is_empty() || self.calls.contains(call)).collect(),
+            payloads: self.payload.clone(),
+            concurrency: self.concurrency.clone(),
+            held: self.held.clone(),
+            warm_up: self.warm_up,
+            until: self.duration.map_or(Until::Turns(self.iterations), Until::Elapsed),
+        }
     }
 }
 
@@ -154,8 +158,15 @@ pub fn measure(args: &Args) -> Result<Report> {
         grounds.push(Arc::new(ground.with_context(|| format!("setup {name:?}"))?));
     }
     let cgroups = leftovers::CgroupRoots::note();
-    let drivers = runtime.block_on(drivers(args, &grounds))?;
-    let mut bench = Bench { args, group, lanes: lanes(args, &grounds, &drivers)?, tally: Tally::default() };
+    let drivers = runtime.block_on(async {
+        tokio::select! {
+            drivers = drivers(args, &grounds) => drivers,
+            () = interrupt::interrupted() => Err(anyhow!("interrupted")),
+        }
+    })?;
+    let wanted = args.wanted();
+    let lanes = lanes(args, &grounds, &drivers)?;
+    let mut bench = Bench { wanted: &wanted, group: group.as_ref(), lanes, tally: Tally::default() };
     report.not_measured.extend(bench.lacks());
     let measured = runtime.block_on(bench.all());
     report.series = bench.tally.into_series();
@@ -165,7 +176,7 @@ pub fn measure(args: &Args) -> Result<Report> {
     }
     cgroups.restore();
     let ended = grounds.into_iter().try_for_each(|ground| end(&runtime, ground));
-    drop((runtime, bench.group));
+    drop((runtime, group));
     cost::remove_groups();
     measured.and(ended).map(|()| report)
 }
@@ -214,220 +225,4 @@ fn lanes(args: &Args, grounds: &[Arc<Ground>], drivers: &[Option<Arc<Driver>>]) 
     }
     ensure!(!lanes.is_empty(), "no setup has any of those paths");
     Ok(lanes)
-}
-
-struct Bench<'a> {
-    args: &'a Args,
-    group: Option<Group>,
-    lanes: Vec<Lane>,
-    tally: Tally,
-}
-
-/// What is measured of a lane at a time.
-struct Now<'a> {
-    conditions: Conditions,
-    wanted: &'a [Call],
-    /// None while warming up.
-    turn: Option<u32>,
-}
-
-impl Bench<'_> {
-    fn wanted(&self) -> Vec<Call> {
-        let all = Call::value_variants().iter().copied();
-        all.filter(|call| self.args.calls.is_empty() || self.args.calls.contains(call)).collect()
-    }
-
-    fn lacks(&self) -> Vec<NotMeasured> {
-        let wanted = self.wanted();
-        let of_lane = |lane: &Lane| {
-            let lack = |call: &Call| {
-                let what = format!("{call} on {}", lane.name());
-                Some(NotMeasured { what, why: lane.path.lacks(*call)? })
-            };
-            wanted.iter().filter_map(lack).collect::<Vec<_>>()
-        };
-        self.lanes.iter().flat_map(of_lane).collect()
-    }
-
-    async fn all(&mut self) -> Result<()> {
-        let measured = tokio::select! {
-            measured = self.conditions() => measured,
-            () = interrupt::interrupted() => Err(anyhow!("interrupted")),
-        };
-        let ended = self.end().await;
-        measured.and(ended)
-    }
-
-    async fn conditions(&mut self) -> Result<()> {
-        let mut progress = Progress::new();
-        for held in self.args.held.clone() {
-            for concurrency in self.args.concurrency.clone() {
-                self.under(concurrency, held, &mut progress).await?;
-                self.end().await?;
-            }
-        }
-        Ok(())
-    }
-
-    /// All turns under the same conditions.
-    async fn under(&mut self, concurrency: u32, held: u32, progress: &mut Progress) -> Result<()> {
-        let wanted = self.wanted();
-        let steps = steps(&wanted, &self.args.payload);
-        for lane in &mut self.lanes {
-            lane.begin(&steps, concurrency as usize, held as usize).await?;
-        }
-        self.expect(&steps, &wanted, concurrency, held);
-        let (until, warm_up) = (self.args.until(), self.args.warm_up);
-        let mut begun = Instant::now();
-        for number in 0.. {
-            let turn = u32::checked_sub(number, warm_up);
-            if turn == Some(0) {
-                begun = Instant::now();
-            }
-            if turn.is_some_and(|turn| until.is_over(turn, begun.elapsed())) {
-                break;
-            }
-            for lane in &mut self.lanes {
-                lane.begin_turn(&steps).await;
-            }
-            for (place, step) in steps.iter().enumerate() {
-                for lane in order(self.lanes.len(), number, place) {
-                    progress.say(|| {
-                        let turn =
-                            turn.map_or_else(|| "warming up".to_owned(), |turn| format!("turn {}", turn + 1));
-                        format!("{turn}: {step:?} on {}", self.lanes[lane].name())
-                    });
-                    let now = Now {
-                        conditions: Conditions::of(&self.lanes[lane], concurrency, held),
-                        wanted: &wanted,
-                        turn,
-                    };
-                    self.take(lane, *step, &now).await?;
-                }
-            }
-            for lane in &mut self.lanes {
-                lane.end_turn().await?;
-            }
-        }
-        self.settle(concurrency, held);
-        Ok(())
-    }
-
-    /// Gives every series its place, whatever comes of it.
-    fn expect(&mut self, steps: &[Step], wanted: &[Call], concurrency: u32, held: u32) {
-        for step in steps {
-            for call in step.gives().iter().filter(|call| wanted.contains(call)) {
-                for lane in self.lanes.iter().filter(|lane| lane.has(*step).contains(call)) {
-                    let conditions = Conditions::of(lane, concurrency, held);
-                    self.tally.expect(conditions.key(*call, step.payload()));
-                }
-            }
-        }
-    }
-
-    /// Has a lane take a step, and writes down what came of it.
-    async fn take(&mut self, lane: usize, step: Step, now: &Now<'_>) -> Result<()> {
-        if !self.lanes[lane].steps(&[step, Step::End]).contains(&step) && step != Step::End {
-            return Ok(());
-        }
-        let before = self.reading()?;
-        if step != Step::Task {
-            let outcomes = self.lanes[lane].make(step).await;
-            self.charge(lane, step, step.whole(), before, now).await?;
-            self.record(lane, step, outcomes, now);
-            return Ok(());
-        }
-        let started = self.lanes[lane].start_tasks().await;
-        self.charge(lane, step, Some(Call::TaskStart), before, now).await?;
-        let before = self.reading()?;
-        let mut tasks = Vec::new();
-        let mut starts = Outcomes::new();
-        for start in started {
-            match start {
-                Ok((container, took)) => {
-                    tasks.push(container);
-                    starts.push(Ok(vec![(Call::TaskStart, took)]));
-                }
-                Err(error) => starts.push(Err(error)),
-            }
-        }
-        let removals = futures::future::join_all(tasks.into_iter().map(remove_timed)).await;
-        self.charge(lane, step, Some(Call::TaskRemoval), before, now).await?;
-        let removals = removals.into_iter().map(|took| Ok(vec![(Call::TaskRemoval, took?)])).collect();
-        self.record_calls(&[Call::TaskStart], 0, starts, now);
-        self.record_calls(&[Call::TaskRemoval], 0, removals, now);
-        Ok(())
-    }
-
-    fn reading(&self) -> Result<Option<Reading>> {
-        self.group.as_ref().map(Group::read).transpose()
-    }
-
-    /// Puts what was taken since down to a call.
-    async fn charge(
-        &mut self,
-        lane: usize,
-        step: Step,
-        call: Option<Call>,
-        before: Option<Reading>,
-        now: &Now<'_>,
-    ) -> Result<()> {
-        let (Some(group), Some(before), Some(call), Some(_)) = (&self.group, before, call, now.turn) else {
-            return Ok(());
-        };
-        sleep(SETTLES).await;
-        let own = i32::try_from(std::process::id())?;
-        let taken = group.read()?.since(&before, &self.lanes[lane].path.servers(), own);
-        let key = now.conditions.key(call, step.payload());
-        self.tally.cost(key).add(u64::from(now.conditions.concurrency), &taken);
-        Ok(())
-    }
-
-    fn record(&mut self, lane: usize, step: Step, outcomes: Outcomes, now: &Now<'_>) {
-        let calls = self.lanes[lane].has(step);
-        self.record_calls(&calls, step.payload(), outcomes, now);
-    }
-
-    /// A step that fails has failed in each of the calls that were to come of it.
-    fn record_calls(&mut self, calls: &[Call], payload: usize, outcomes: Outcomes, now: &Now<'_>) {
-        let Some(turn) = now.turn else { return };
-        for outcome in outcomes {
-            for call in calls.iter().filter(|call| now.wanted.contains(call)) {
-                let took = match &outcome {
-                    Ok(times) => times
-                        .iter()
-                        .find(|(made, _)| made == call)
-                        .map(|(_, took)| *took)
-                        .context("it was made, and not measured"),
-                    Err(error) => Err(anyhow!("{error:#}")),
-                };
-                self.tally.record(now.conditions.key(*call, payload), turn, took);
-            }
-        }
-    }
-
-    /// What was taken and is resident, once the last turn is over and before anything is removed.
-    fn settle(&mut self, concurrency: u32, held: u32) {
-        if self.group.is_none() {
-            return;
-        }
-        for lane in &self.lanes {
-            let memory = Memory::of(&lane.path.servers(), &lane.shims());
-            let (setup, path) = (&lane.setup, lane.path.name());
-            let is_theirs = |key: &super::record::Key| {
-                key.setup == *setup && key.path == path && key.concurrency == concurrency && key.held == held
-            };
-            self.tally.settle(is_theirs, &memory);
-        }
-    }
-
-    async fn end(&mut self) -> Result<()> {
-        let mut stays = Vec::new();
-        for lane in &mut self.lanes {
-            if let Err(error) = lane.end().await {
-                stays.push(format!("{error:#}"));
-            }
-        }
-        if stays.is_empty() { Ok(()) } else { bail!("{}", stays.join("; ")) }
-    }
 }

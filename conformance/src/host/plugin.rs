@@ -106,21 +106,30 @@ impl Plugin {
             _ => {}
         }
         let fingerprints = self.fingerprints().await.context("Fingerprint")?;
-        self.hold("Fingerprint", fingerprints);
-        let events = self.events().await.context("TaskEvents")?;
-        self.hold("TaskEvents", events);
+        self.hold("Fingerprint", async { Ok(fingerprints) });
+        // Not waited for: a plugin in Go answers with the first event only.
+        let mut driver = self.driver();
+        self.hold("TaskEvents", async move {
+            driver.task_events(pb::TaskEventsRequest {}).await.map(tonic::Response::into_inner)
+        });
         Ok(())
     }
 
-    fn hold<T: Send + 'static>(&mut self, name: &'static str, mut stream: Streaming<T>) {
+    fn hold<T: Send + 'static>(
+        &mut self,
+        name: &'static str,
+        opening: impl Future<Output = Answer<Streaming<T>>> + Send + 'static,
+    ) {
         let ended_early = Arc::clone(&self.ended_early);
         self.held.push(tokio::spawn(async move {
-            let end = loop {
-                match stream.message().await {
-                    Ok(Some(_)) => {}
-                    Ok(None) => break format!("{name} ended"),
-                    Err(status) => break format!("{name}: {status}"),
-                }
+            let read = async {
+                let mut stream = opening.await?;
+                while stream.message().await?.is_some() {}
+                Ok::<(), Status>(())
+            };
+            let end = match read.await {
+                Ok(()) => format!("{name} ended"),
+                Err(status) => format!("{name}: {status}"),
             };
             ended_early.lock().unwrap_or_else(PoisonError::into_inner).push(end);
         }));

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::daemon::{ctr, image};
-use super::shim::read;
+use super::ctr::{ctr, image};
+use super::driven::read;
 use crate::fixture::World;
 
 /// Dropped, it is removed.
@@ -69,12 +69,6 @@ impl Bare {
     pub fn exec(&self, words: &[&str]) -> Result<Vec<u8>> {
         let command = [&["exec", &self.id], words].concat();
         self.well(&mut self.command(&command)).map(|output| output.stdout)
-    }
-
-    /// # Errors
-    /// Carries what the runtime said.
-    pub fn signal(&self, signal: &str) -> Result<()> {
-        self.well(&mut self.command(&["kill", &self.id, signal])).map(drop)
     }
 
     fn well(&self, command: &mut Command) -> Result<Output> {

@@ -1,7 +1,7 @@
 //! A plugin with one task that does nothing: what the plugin's paths are measured on.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -22,16 +22,14 @@ pub struct Driven {
 }
 
 impl Driven {
-    /// `name` is the directory's; `change` may add to the plugin's options.
+    /// `name` is the directory's.
     ///
     /// # Errors
     /// When plugin or task don't start.
-    pub async fn start(ground: &Ground<'_>, name: &str, change: impl FnOnce(&mut Value)) -> Result<Self> {
+    pub async fn start(ground: &Ground<'_>, name: &str) -> Result<Self> {
         let scene = Scene::new(Arc::clone(ground.world), ground.plugin, name.to_owned());
-        let mut options = scene.options();
-        change(&mut options);
-        let plugin = scene.plugin_as(&scene.launch(), &options).await?;
-        // As the container that the daemon's path has: runc compiles a profile anew for each exec, which is dear.
+        let plugin = scene.plugin().await?;
+        // As runc's own container has none: runc compiles a profile anew for each exec, which is dear.
         let mut config = scene.shell(IDLE);
         config["seccomp"] = false.into();
         let task = scene.run(&plugin, &config).await?;
@@ -56,4 +54,11 @@ impl Driven {
         self.plugin.shut_down().await?;
         Ok(self.scene)
     }
+}
+
+/// # Errors
+/// Names the file.
+pub fn read(path: &Path) -> Result<Value> {
+    let text = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("read {}", path.display()))
 }

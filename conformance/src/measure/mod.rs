@@ -1,20 +1,17 @@
-//! Figures, not judgements: what a call takes through the driver, and what the same call takes without it, made in turn
-//! on the same machine, containerd and image. A figure is worth something beside the others of its run only.
+//! Figures of what is about the driver alone, not judgements: what it takes, and what the same takes without it, made in
+//! turn on the same machine, containerd and image. A figure is worth something beside the others of its run only. The
+//! calls of a shim are `conformance bench`'s.
 //!
 //! A group measures some calls, each by several paths, and can be run alone.
 
 mod bare;
-mod calls;
-mod daemon;
+mod ctr;
 mod driven;
-mod exec;
 mod hugetlb;
 mod machine;
 mod network;
 mod output;
-mod pipes;
 mod pull;
-mod shim;
 mod table;
 mod tasks;
 mod usage;
@@ -43,7 +40,7 @@ pub struct Args {
     #[arg(long, default_value_t = 30)]
     rounds: u32,
     #[command(flatten)]
-    choice: Choice,
+    pub choice: Choice,
     /// Only this group; may be repeated.
     #[arg(long)]
     only: Vec<Group>,
@@ -54,10 +51,6 @@ pub struct Args {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Group {
-    /// `true` in a running container.
-    Exec,
-    /// Signal, stats, state.
-    Calls,
     /// 50 MiB of an exec's output.
     Output,
     /// What the reading of statistics costs in CPU time, and what the plugin takes of memory.
@@ -73,11 +66,6 @@ enum Group {
 impl Args {
     fn wants(&self, group: Group) -> bool {
         self.only.is_empty() || self.only.contains(&group)
-    }
-
-    /// Whether anything of it runs a container with crun.
-    pub fn runs_crun(&self) -> bool {
-        self.wants(Group::Exec)
     }
 }
 
@@ -121,9 +109,7 @@ pub fn run(args: &Args) -> Result<()> {
         nomad: args.nomad.as_deref(),
         rounds: args.rounds.max(1),
     };
-    let groups: [(Group, Measure); 7] = [
-        (Group::Exec, exec::measure),
-        (Group::Calls, calls::measure),
+    let groups: [(Group, Measure); 5] = [
         (Group::Output, output::measure),
         (Group::Usage, usage::measure),
         (Group::Network, network::measure),

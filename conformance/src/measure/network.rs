@@ -10,9 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow};
 use serde_json::{Value, json};
 
-use super::daemon::Pulled;
-use super::driven::IDLE;
-use super::shim::read;
+use super::ctr::Pulled;
+use super::driven::{IDLE, read};
 use super::table::{Call, Path, Table};
 use super::{Findings, Ground};
 use crate::fixture::process::{output, output_of};

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 
 use super::bare::Bare;
-use super::daemon::Pulled;
+use super::ctr::Pulled;
 use super::driven::Driven;
 use super::table::{Call, GO_DRIVERS_MB_PER_S, OUTPUT_BYTES as BYTES, Path, Probe, Table};
 use super::{Findings, Ground};
@@ -23,7 +23,7 @@ pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
     let runtime = ground.runtime;
     let _pulled = Pulled::pull(ground.world)?;
     let pattern = pattern();
-    let driven = runtime.block_on(Driven::start(ground, "output", |_| {}))?;
+    let driven = runtime.block_on(Driven::start(ground, "output"))?;
     fs::write(driven.task.alloc.directory.join("alloc/data/pattern"), &pattern)?;
     let runc = Bare::like(&driven.bundle()?, "runc", ground.world)?;
     let mut under_agent = match ground.nomad {

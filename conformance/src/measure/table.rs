@@ -1,7 +1,7 @@
 //! What was measured: a series of times for each call by each path, made in rounds that take every path once, and what is
 //! said of them. Knows nothing of how a call is made.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::{Value, json};
@@ -17,12 +17,6 @@ const GO_DRIVERS_MS: f64 = OUTPUT_BYTES as f64 / GO_DRIVERS_MB_PER_S / 1000.0;
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
-    /// `true` in a running container, from the request to the exit code.
-    Exec,
-    Signal,
-    /// One sample of what a task uses.
-    Stats,
-    State,
     /// An exec's output, [`OUTPUT_BYTES`] of it.
     Output,
     /// From the wish to the process's first write.
@@ -46,21 +40,13 @@ pub enum Call {
 /// The way a call takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Path {
-    /// The plugin's own service, as the agent calls it. For an exec: ExecTask.
+    /// The plugin's own service, as the agent calls it.
     Plugin,
     /// ExecTaskStreaming.
     PluginStreaming,
-    /// As [`Self::Plugin`], of a plugin whose runtime is crun.
-    PluginCrun,
-    PluginCrunStreaming,
-    /// ttrpc to the shim of the plugin's task, without the plugin.
-    Shim,
-    /// containerd's task service, on a container of the daemon's own.
-    Daemon,
     Ctr,
-    /// The command lines of the runtimes, each on a container of its own.
+    /// The command line of the runtime, on a container of its own.
     Runc,
-    Crun,
     /// `skopeo copy` to a directory, which unpacks nothing.
     Skopeo,
     /// A real Nomad agent.
@@ -82,10 +68,6 @@ pub enum Reference {
 impl Call {
     fn name(self) -> &'static str {
         match self {
-            Self::Exec => "exec true",
-            Self::Signal => "signal",
-            Self::Stats => "stats, one sample",
-            Self::State => "state",
             Self::Output => "exec, 50 MiB of output",
             Self::Start => "start to first write",
             Self::Stop => "stop to the process's end",
@@ -101,11 +83,6 @@ impl Call {
     /// What a path of this call is held against.
     fn reference(self, path: Path) -> Reference {
         match (self, path) {
-            (Self::Exec, Path::Crun | Path::PluginCrun | Path::PluginCrunStreaming) => {
-                Reference::Path(Path::Crun)
-            }
-            (Self::Exec, _) => Reference::Path(Path::Runc),
-            (Self::Signal | Self::Stats | Self::State, _) => Reference::Path(Path::Daemon),
             (Self::Attach | Self::Detach, _) => Reference::Path(Path::Plugins),
             (Self::Output, _) => Reference::Milliseconds(GO_DRIVERS_MS),
             (
@@ -126,13 +103,8 @@ impl Path {
         match self {
             Self::Plugin => "plugin",
             Self::PluginStreaming => "plugin, streaming",
-            Self::PluginCrun => "plugin with crun",
-            Self::PluginCrunStreaming => "plugin with crun, streaming",
-            Self::Shim => "the plugin's shim, ttrpc",
-            Self::Daemon => "containerd, gRPC",
             Self::Ctr => "ctr",
             Self::Runc => "runc",
-            Self::Crun => "crun",
             Self::Skopeo => "skopeo, not unpacked",
             Self::Agent => "nomad agent",
             Self::AgentIdle => "(nomad version)",
@@ -151,14 +123,6 @@ pub struct Probe<'a> {
 impl<'a> Probe<'a> {
     pub fn new(call: Call, path: Path, run: impl FnMut() -> Result<Duration> + 'a) -> Self {
         Self { call, path, run: Box::new(run) }
-    }
-
-    /// One all of which counts.
-    pub fn whole(call: Call, path: Path, mut run: impl FnMut() -> Result<()> + 'a) -> Self {
-        Self::new(call, path, move || {
-            let begun = Instant::now();
-            run().map(|()| begun.elapsed())
-        })
     }
 }
 
@@ -302,30 +266,34 @@ mod tests {
         let mut table = Table::default();
         for (path, milliseconds) in samples {
             for ms in *milliseconds {
-                table.record(Call::State, *path, Ok(Duration::from_millis(*ms)));
+                table.record(Call::Start, *path, Ok(Duration::from_millis(*ms)));
             }
         }
         table
     }
 
+    fn whole<'a>(path: Path, mut run: impl FnMut() -> Result<()> + 'a) -> Probe<'a> {
+        Probe::new(Call::Start, path, move || run().map(|()| Duration::ZERO))
+    }
+
     #[test]
     fn a_percentile_is_a_sample_that_so_many_do_not_exceed() {
         let hundred: Vec<u64> = (1..=100).rev().collect();
-        let table = table(&[(Path::Plugin, &hundred), (Path::Daemon, &[7])]);
-        let at = |path, part| table.of(Call::State, path).unwrap().percentile(part);
+        let table = table(&[(Path::Plugin, &hundred), (Path::Ctr, &[7])]);
+        let at = |path, part| table.of(Call::Start, path).unwrap().percentile(part);
         assert_eq!([0.5, 0.9, 0.99].map(|part| at(Path::Plugin, part)), [50.0, 90.0, 99.0].map(Some));
-        assert_eq!([0.5, 0.99].map(|part| at(Path::Daemon, part)), [7.0, 7.0].map(Some));
+        assert_eq!([0.5, 0.99].map(|part| at(Path::Ctr, part)), [7.0, 7.0].map(Some));
     }
 
     #[test]
     fn a_ratio_is_to_the_reference_of_the_same_call() {
-        let mut table = table(&[(Path::Plugin, &[1, 2, 9]), (Path::Daemon, &[8, 8, 8])]);
-        table.record(Call::Stats, Path::Daemon, Ok(Duration::from_millis(100)));
-        table.record(Call::Stats, Path::Plugin, Ok(Duration::from_millis(10)));
-        assert_eq!(table.ratio(table.of(Call::State, Path::Plugin).unwrap()), Some(0.25));
-        assert_eq!(table.ratio(table.of(Call::Stats, Path::Plugin).unwrap()), Some(0.1));
-        table.record(Call::Signal, Path::Plugin, Ok(Duration::from_millis(1)));
-        assert_eq!(table.ratio(table.of(Call::Signal, Path::Plugin).unwrap()), None);
+        let mut table = table(&[(Path::Plugin, &[1, 2, 9]), (Path::Ctr, &[8, 8, 8])]);
+        table.record(Call::Stop, Path::Ctr, Ok(Duration::from_millis(100)));
+        table.record(Call::Stop, Path::Plugin, Ok(Duration::from_millis(10)));
+        assert_eq!(table.ratio(table.of(Call::Start, Path::Plugin).unwrap()), Some(0.25));
+        assert_eq!(table.ratio(table.of(Call::Stop, Path::Plugin).unwrap()), Some(0.1));
+        table.record(Call::Removal, Path::Plugin, Ok(Duration::from_millis(1)));
+        assert_eq!(table.ratio(table.of(Call::Removal, Path::Plugin).unwrap()), None);
     }
 
     #[test]
@@ -333,18 +301,18 @@ mod tests {
         let order = std::cell::RefCell::new(Vec::new());
         let probe = |path| {
             let order = &order;
-            Probe::whole(Call::State, path, move || {
+            whole(path, move || {
                 order.borrow_mut().push(path);
                 Ok(())
             })
         };
-        let mut probes = [probe(Path::Plugin), probe(Path::Shim), probe(Path::Daemon)];
+        let mut probes = [probe(Path::Plugin), probe(Path::Agent), probe(Path::Ctr)];
         let mut table = Table::default();
         table.interleave(&mut probes, 2).unwrap();
-        let [a, b, c] = [Path::Plugin, Path::Shim, Path::Daemon];
+        let [a, b, c] = [Path::Plugin, Path::Agent, Path::Ctr];
         drop(probes);
         assert_eq!(order.into_inner(), [a, b, c, a, b, c, b, c, a]);
-        assert_eq!(table.of(Call::State, Path::Shim).unwrap().milliseconds.len(), 2);
+        assert_eq!(table.of(Call::Start, Path::Agent).unwrap().milliseconds.len(), 2);
     }
 
     #[test]
@@ -358,8 +326,8 @@ mod tests {
             Ok(())
         };
         let mut table = Table::default();
-        table.interleave(&mut [Probe::whole(Call::State, Path::Shim, every_other)], 4).unwrap();
-        let series = table.of(Call::State, Path::Shim).unwrap();
+        table.interleave(&mut [whole(Path::Agent, every_other)], 4).unwrap();
+        let series = table.of(Call::Start, Path::Agent).unwrap();
         assert_eq!(
             (series.milliseconds.len(), &*series.failures),
             (2, &["call 2", "call 4"].map(String::from)[..])

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 
-use super::daemon::{Pulled, ctr, image};
+use super::ctr::{Pulled, ctr, image};
 use super::table::{Call, Path, Table};
 use super::{Findings, Ground};
 use crate::agent::command::run_well;

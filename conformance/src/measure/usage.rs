@@ -10,8 +10,7 @@ use futures::future::try_join_all;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::driven::IDLE;
-use super::shim::read;
+use super::driven::{IDLE, read};
 use super::{Findings, Ground};
 use crate::agent::processes::resident_kb;
 use crate::host::Plugin;

@@ -1,0 +1,245 @@
+//! The turns of a run: every lane takes each step before any takes the next, and what comes of it is written down. Knows
+//! neither what a run's parts are nor what is told of it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use tokio::time::sleep;
+
+use super::call::{Call, Step, steps};
+use super::cost::{Group, Memory, Reading};
+use super::lane::{Lane, Outcomes, remove_timed};
+use super::progress::Progress;
+use super::record::{Key, NotMeasured};
+use super::schedule::{Until, order};
+use super::tally::{Conditions, Tally};
+use crate::interrupt;
+
+/// What goes on after an answer belongs to the call as well.
+const SETTLES: Duration = Duration::from_millis(5);
+
+/// What is asked for.
+pub struct Wanted {
+    pub calls: Vec<Call>,
+    pub payloads: Vec<usize>,
+    pub concurrency: Vec<u32>,
+    pub held: Vec<u32>,
+    pub warm_up: u32,
+    pub until: Until,
+}
+
+pub struct Bench<'a> {
+    pub wanted: &'a Wanted,
+    /// None where costs are left out.
+    pub group: Option<&'a Group>,
+    pub lanes: Vec<Lane>,
+    pub tally: Tally,
+}
+
+/// What is measured of a lane at a time.
+struct Now<'a> {
+    conditions: Conditions,
+    wanted: &'a [Call],
+    /// None while warming up.
+    turn: Option<u32>,
+}
+
+impl Bench<'_> {
+    /// What is wanted and can't be measured.
+    pub fn lacks(&self) -> Vec<NotMeasured> {
+        let of_lane = |lane: &Lane| {
+            let lack = |call: &Call| {
+                let what = format!("{call} on {}", lane.name());
+                Some(NotMeasured { what, why: lane.path.lacks(*call)? })
+            };
+            self.wanted.calls.iter().filter_map(lack).collect::<Vec<_>>()
+        };
+        self.lanes.iter().flat_map(of_lane).collect()
+    }
+
+    /// Takes all turns under all conditions, and everything away at the end.
+    ///
+    /// # Errors
+    /// When a path can't have the tasks that the calls are made on, or some of them stay.
+    pub async fn all(&mut self) -> Result<()> {
+        let measured = tokio::select! {
+            measured = self.conditions() => measured,
+            () = interrupt::interrupted() => Err(anyhow!("interrupted")),
+        };
+        let ended = self.end().await;
+        measured.and(ended)
+    }
+
+    async fn conditions(&mut self) -> Result<()> {
+        let mut progress = Progress::new();
+        for held in &self.wanted.held {
+            for concurrency in &self.wanted.concurrency {
+                self.under(*concurrency, *held, &mut progress).await?;
+                self.end().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All turns under the same conditions.
+    async fn under(&mut self, concurrency: u32, held: u32, progress: &mut Progress) -> Result<()> {
+        let wanted = &self.wanted.calls;
+        let steps = steps(wanted, &self.wanted.payloads);
+        for lane in &mut self.lanes {
+            lane.begin(&steps, concurrency as usize, held as usize).await?;
+        }
+        self.expect(&steps, wanted, concurrency, held);
+        let (until, warm_up) = (self.wanted.until, self.wanted.warm_up);
+        let mut begun = Instant::now();
+        for number in 0.. {
+            let turn = u32::checked_sub(number, warm_up);
+            if turn == Some(0) {
+                begun = Instant::now();
+            }
+            if turn.is_some_and(|turn| until.is_over(turn, begun.elapsed())) {
+                break;
+            }
+            for lane in &mut self.lanes {
+                lane.begin_turn(&steps).await;
+            }
+            for (place, step) in steps.iter().enumerate() {
+                for lane in order(self.lanes.len(), number, place) {
+                    progress.say(|| {
+                        let turn =
+                            turn.map_or_else(|| "warming up".to_owned(), |turn| format!("turn {}", turn + 1));
+                        format!("{turn}: {step:?} on {}", self.lanes[lane].name())
+                    });
+                    let now = Now {
+                        conditions: Conditions::of(&self.lanes[lane], concurrency, held),
+                        wanted,
+                        turn,
+                    };
+                    self.take(lane, *step, &now).await?;
+                }
+            }
+            for lane in &mut self.lanes {
+                lane.end_turn().await?;
+            }
+        }
+        self.settle(concurrency, held);
+        Ok(())
+    }
+
+    /// Gives every series its place, whatever comes of it.
+    fn expect(&mut self, steps: &[Step], wanted: &[Call], concurrency: u32, held: u32) {
+        for step in steps {
+            for call in step.gives().iter().filter(|call| wanted.contains(call)) {
+                for lane in self.lanes.iter().filter(|lane| lane.has(*step).contains(call)) {
+                    let conditions = Conditions::of(lane, concurrency, held);
+                    self.tally.expect(conditions.key(*call, step.payload()));
+                }
+            }
+        }
+    }
+
+    /// Has a lane take a step, and writes down what came of it.
+    async fn take(&mut self, lane: usize, step: Step, now: &Now<'_>) -> Result<()> {
+        if !self.lanes[lane].steps(&[step, Step::End]).contains(&step) && step != Step::End {
+            return Ok(());
+        }
+        let before = self.reading()?;
+        if step != Step::Task {
+            let outcomes = self.lanes[lane].make(step).await;
+            self.charge(lane, step, step.whole(), before, now).await?;
+            self.record(lane, step, outcomes, now);
+            return Ok(());
+        }
+        let started = self.lanes[lane].start_tasks().await;
+        self.charge(lane, step, Some(Call::TaskStart), before, now).await?;
+        let before = self.reading()?;
+        let mut tasks = Vec::new();
+        let mut starts = Outcomes::new();
+        for start in started {
+            match start {
+                Ok((container, took)) => {
+                    tasks.push(container);
+                    starts.push(Ok(vec![(Call::TaskStart, took)]));
+                }
+                Err(error) => starts.push(Err(error)),
+            }
+        }
+        let removals = futures::future::join_all(tasks.into_iter().map(remove_timed)).await;
+        self.charge(lane, step, Some(Call::TaskRemoval), before, now).await?;
+        let removals = removals.into_iter().map(|took| Ok(vec![(Call::TaskRemoval, took?)])).collect();
+        self.record_calls(&[Call::TaskStart], 0, starts, now);
+        self.record_calls(&[Call::TaskRemoval], 0, removals, now);
+        Ok(())
+    }
+
+    fn reading(&self) -> Result<Option<Reading>> {
+        self.group.map(Group::read).transpose()
+    }
+
+    /// Puts what was taken since down to a call.
+    async fn charge(
+        &mut self,
+        lane: usize,
+        step: Step,
+        call: Option<Call>,
+        before: Option<Reading>,
+        now: &Now<'_>,
+    ) -> Result<()> {
+        let (Some(group), Some(before), Some(call), Some(_)) = (self.group, before, call, now.turn) else {
+            return Ok(());
+        };
+        sleep(SETTLES).await;
+        let own = i32::try_from(std::process::id())?;
+        let taken = group.read()?.since(&before, &self.lanes[lane].path.servers(), own);
+        let key = now.conditions.key(call, step.payload());
+        self.tally.cost(key).add(u64::from(now.conditions.concurrency), &taken);
+        Ok(())
+    }
+
+    fn record(&mut self, lane: usize, step: Step, outcomes: Outcomes, now: &Now<'_>) {
+        let calls = self.lanes[lane].has(step);
+        self.record_calls(&calls, step.payload(), outcomes, now);
+    }
+
+    /// A step that fails has failed in each of the calls that were to come of it.
+    fn record_calls(&mut self, calls: &[Call], payload: usize, outcomes: Outcomes, now: &Now<'_>) {
+        let Some(turn) = now.turn else { return };
+        for outcome in outcomes {
+            for call in calls.iter().filter(|call| now.wanted.contains(call)) {
+                let took = match &outcome {
+                    Ok(times) => times
+                        .iter()
+                        .find(|(made, _)| made == call)
+                        .map(|(_, took)| *took)
+                        .context("it was made, and not measured"),
+                    Err(error) => Err(anyhow!("{error:#}")),
+                };
+                self.tally.record(now.conditions.key(*call, payload), turn, took);
+            }
+        }
+    }
+
+    /// What was taken and is resident, once the last turn is over and before anything is removed.
+    fn settle(&mut self, concurrency: u32, held: u32) {
+        if self.group.is_none() {
+            return;
+        }
+        for lane in &self.lanes {
+            let memory = Memory::of(&lane.path.servers(), &lane.shims());
+            let (setup, path) = (&lane.setup, lane.path.name());
+            let is_theirs = |key: &Key| {
+                key.setup == *setup && key.path == path && key.concurrency == concurrency && key.held == held
+            };
+            self.tally.settle(is_theirs, &memory);
+        }
+    }
+
+    async fn end(&mut self) -> Result<()> {
+        let mut stays = Vec::new();
+        for lane in &mut self.lanes {
+            if let Err(error) = lane.end().await {
+                stays.push(format!("{error:#}"));
+            }
+        }
+        if stays.is_empty() { Ok(()) } else { bail!("{}", stays.join("; ")) }
+    }
+}
