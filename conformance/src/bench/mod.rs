@@ -22,6 +22,7 @@ mod run;
 #[cfg(test)]
 mod samples;
 mod saved;
+mod scale;
 mod schedule;
 mod self_check;
 mod served;
@@ -29,6 +30,7 @@ mod service;
 mod setup;
 mod shown;
 mod spec;
+mod stage;
 mod statistics;
 mod stub;
 mod table;
@@ -54,6 +56,8 @@ pub struct Args {
 enum Command {
     /// Measure: what `bench` does without a word.
     Run(Box<run::Args>),
+    /// See how what a task takes grows with how many there are.
+    Scale(Box<scale::Args>),
     /// Hold a report against another, and fail where something got slower or fails more often.
     Compare(compare::Args),
     /// Make a page of one report or more.
@@ -73,6 +77,7 @@ impl Args {
         match &self.command {
             None => self.run.may_run_crun(),
             Some(Command::Run(args)) => args.may_run_crun(),
+            Some(Command::Scale(args)) => args.may_run_crun(),
             Some(_) => false,
         }
     }
@@ -84,6 +89,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.command {
         None => run::run(&args.run),
         Some(Command::Run(args)) => run::run(args),
+        Some(Command::Scale(args)) => scale::run(args),
         Some(Command::Compare(args)) => compare::run(args),
         Some(Command::Report(args)) => report::run(args),
         Some(Command::SelfCheck(args)) => self_check::run(args),

@@ -1,6 +1,6 @@
 //! What a path has to offer: containers, and steps on them. A path is one way to ask for a task on one setup.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use futures::future::BoxFuture;
@@ -30,6 +30,19 @@ pub trait Path: Send + Sync {
 pub trait Container: Send {
     /// Makes a step, and says what each part of it took.
     fn step(&mut self, step: Step) -> BoxFuture<'_, Result<Times>>;
+
+    /// Has its statistics read each second, for so long: by a stream of them, where the path has one.
+    fn read_each_second(&mut self, time: Duration) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let until = Instant::now() + time;
+            let mut seconds = tokio::time::interval(Duration::from_secs(1));
+            while Instant::now() < until {
+                seconds.tick().await;
+                self.step(Step::Stats).await?;
+            }
+            Ok(())
+        })
+    }
 
     /// The shim of it, where it has one by now.
     fn shim(&self) -> Option<i32>;

@@ -313,6 +313,20 @@ impl Container for Driven {
         async move { timeout(LIMIT, self.make(step)).await.context("no answer")? }.boxed()
     }
 
+    /// As the agent does it.
+    fn read_each_second(&mut self, time: Duration) -> BoxFuture<'_, Result<()>> {
+        async move {
+            let until = tokio::time::Instant::now() + time;
+            let every = Duration::from_secs(1);
+            let mut stream = self.driver.plugin.stats(self.task.id(), every).await?;
+            while let Ok(message) = tokio::time::timeout_at(until, stream.message()).await {
+                message?.context("the stream ended")?;
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
     fn shim(&self) -> Option<i32> {
         processes::parent(self.pid?).ok().filter(|pid| *pid > 1)
     }

@@ -5,35 +5,23 @@ use std::fs::{self, File};
 use std::io::BufWriter;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
-use clap::ValueEnum;
-use tokio::runtime::Runtime;
+use anyhow::{Context as _, Result};
+use clap::ValueEnum as _;
 
 use super::call::Call;
-use super::cost::Group;
-use super::direct::Direct;
-use super::ground::Ground;
-use super::lane::Lane;
-use super::path::Path;
-use super::plugin::{ByPlugin, Driver};
-use super::record::{FORMAT, NotMeasured, Report, Settings};
+use super::record::{Report, Settings};
 use super::schedule::Until;
+use super::stage::{On, Stage};
 use super::tally::Tally;
 use super::turns::{Bench, Wanted};
-use super::{cli, cost, csv, daemon, machine, setup, table};
-use crate::fixture::leftovers;
-use crate::{fixture, interrupt};
+use super::{csv, table};
 
 #[derive(clap::Args, Debug, Clone)]
 pub struct Args {
     #[command(flatten)]
-    choice: setup::Choice,
-    /// Only this path; may be repeated.
-    #[arg(long = "path", value_name = "PATH")]
-    paths: Vec<PathName>,
+    on: On,
     /// Only this call; may be repeated.
     #[arg(long = "call", value_name = "CALL")]
     calls: Vec<Call>,
@@ -55,9 +43,6 @@ pub struct Args {
     /// How many other tasks each path has running on each setup meanwhile: 0,10,50.
     #[arg(long, value_delimiter = ',', default_value = "0")]
     held: Vec<u32>,
-    /// Leave CPU time and memory out.
-    #[arg(long)]
-    no_cost: bool,
     /// Where to write everything, samples included.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -69,26 +54,9 @@ pub struct Args {
     strict: bool,
 }
 
-/// The way that calls take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum PathName {
-    /// ttrpc to a shim that is started here.
-    Direct,
-    /// containerd's services.
-    Daemon,
-    /// The OCI runtime's command line.
-    Cli,
-    /// A task driver, as Nomad calls it.
-    Plugin,
-}
-
 impl Args {
     pub fn may_run_crun(&self) -> bool {
-        self.choice.may_run_crun()
-    }
-
-    fn wants(&self, path: PathName) -> bool {
-        self.paths.is_empty() || self.paths.contains(&path)
+        self.on.may_run_crun()
     }
 
     fn wanted(&self) -> Wanted {
@@ -124,105 +92,19 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 /// # Errors
 /// As [`run`].
 pub fn measure(args: &Args) -> Result<Report> {
-    let setups = args.choice.setups()?;
-    let mut report = Report {
-        format: FORMAT,
-        made_at: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-        machine: machine::look()?,
-        setups: setups.iter().map(setup::Setup::record).collect(),
-        settings: Settings {
-            iterations: args.iterations,
-            warm_up: args.warm_up,
-            duration_ms: args.duration.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
-        },
-        series: Vec::new(),
-        scale: Vec::new(),
-        not_measured: Vec::new(),
+    let settings = Settings {
+        iterations: args.iterations,
+        warm_up: args.warm_up,
+        duration_ms: args.duration.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
     };
-    let group = if args.no_cost {
-        None
-    } else {
-        let entered = Group::enter();
-        let missing = |error: &anyhow::Error| {
-            report.not_measured.push(NotMeasured { what: "CPU time".to_owned(), why: format!("{error:#}") });
-        };
-        entered.inspect_err(missing).ok()
-    };
-    let runtime = Runtime::new()?;
-    let directory = fixture::own_directory()?;
-    let mut grounds = Vec::new();
-    for (number, setup) in setups.into_iter().enumerate() {
-        interrupt::check()?;
-        let name = setup.name.clone();
-        let ground = Ground::start(&runtime, directory.path().join(format!("s{number}")), setup);
-        grounds.push(Arc::new(ground.with_context(|| format!("setup {name:?}"))?));
-    }
-    let cgroups = leftovers::CgroupRoots::note();
-    let drivers = runtime.block_on(async {
-        tokio::select! {
-            drivers = drivers(args, &grounds) => drivers,
-            () = interrupt::interrupted() => Err(anyhow!("interrupted")),
-        }
-    })?;
+    let (mut stage, mut report) = Stage::raise(&args.on, settings)?;
     let wanted = args.wanted();
-    let lanes = lanes(args, &grounds, &drivers)?;
-    let mut bench = Bench { wanted: &wanted, group: group.as_ref(), lanes, tally: Tally::default() };
+    let lanes = std::mem::take(&mut stage.lanes);
+    let mut bench = Bench { wanted: &wanted, group: stage.group.as_ref(), lanes, tally: Tally::default() };
     report.not_measured.extend(bench.lacks());
-    let measured = runtime.block_on(bench.all());
+    let measured = stage.runtime.block_on(bench.all());
     report.series = bench.tally.into_series();
     drop(bench.lanes);
-    for driver in drivers.into_iter().flatten().filter_map(Arc::into_inner) {
-        runtime.block_on(driver.end());
-    }
-    cgroups.restore();
-    let ended = grounds.into_iter().try_for_each(|ground| end(&runtime, ground));
-    drop((runtime, group));
-    cost::remove_groups();
+    let ended = stage.end();
     measured.and(ended).map(|()| report)
-}
-
-fn end(runtime: &Runtime, ground: Arc<Ground>) -> Result<()> {
-    let ground =
-        Arc::try_unwrap(ground).map_err(|ground| anyhow!("setup {:?} is still in use", ground.setup.name))?;
-    ground.end(runtime)
-}
-
-/// The plugins of those setups that have one.
-async fn drivers(args: &Args, grounds: &[Arc<Ground>]) -> Result<Vec<Option<Arc<Driver>>>> {
-    let mut drivers = Vec::new();
-    for ground in grounds {
-        let name = &ground.setup.name;
-        let driver = if args.wants(PathName::Plugin) {
-            Driver::start(ground).await.with_context(|| format!("the plugin of setup {name:?}"))?
-        } else {
-            None
-        };
-        let is_missing = driver.is_none() && args.paths.contains(&PathName::Plugin);
-        ensure!(!is_missing, "setup {name:?} has no plugin: name one by --plugin, or by plugin= in --setup");
-        drivers.push(driver);
-    }
-    Ok(drivers)
-}
-
-fn lanes(args: &Args, grounds: &[Arc<Ground>], drivers: &[Option<Arc<Driver>>]) -> Result<Vec<Lane>> {
-    let mut lanes = Vec::new();
-    for (ground, driver) in grounds.iter().zip(drivers) {
-        let mut add = |path: Arc<dyn Path>| lanes.push(Lane::new(&ground.setup.name, path));
-        if args.wants(PathName::Cli)
-            && let Some(path) = cli::Cli::of(ground)
-        {
-            add(Arc::new(path));
-        }
-        if args.wants(PathName::Direct) {
-            add(Arc::new(Direct(Arc::clone(ground))));
-        }
-        if let Some(driver) = driver {
-            add(Arc::new(ByPlugin(Arc::clone(driver))));
-        }
-        if args.wants(PathName::Daemon) {
-            add(Arc::new(daemon::Daemon(Arc::clone(ground))));
-        }
-    }
-    ensure!(!lanes.is_empty(), "no setup has any of those paths");
-    Ok(lanes)
 }

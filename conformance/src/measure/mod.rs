@@ -14,7 +14,6 @@ mod output;
 mod pull;
 mod table;
 mod tasks;
-mod usage;
 
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
@@ -53,8 +52,6 @@ pub struct Args {
 enum Group {
     /// 50 MiB of an exec's output.
     Output,
-    /// What the reading of statistics costs in CPU time, and what the plugin takes of memory.
-    Usage,
     /// What a network of a task's own adds to its start and its removal.
     Network,
     /// Start, stop and exec under an agent.
@@ -84,7 +81,6 @@ type Measure = fn(&Ground<'_>, &mut Findings) -> Result<()>;
 #[derive(Default)]
 struct Findings {
     table: Table,
-    usage: Option<usage::Usage>,
     pulled: Option<pull::Pulled>,
     /// What was to be measured and couldn't, with the reason.
     not_measured: Vec<String>,
@@ -109,9 +105,8 @@ pub fn run(args: &Args) -> Result<()> {
         nomad: args.nomad.as_deref(),
         rounds: args.rounds.max(1),
     };
-    let groups: [(Group, Measure); 5] = [
+    let groups: [(Group, Measure); 4] = [
         (Group::Output, output::measure),
-        (Group::Usage, usage::measure),
         (Group::Network, network::measure),
         (Group::Tasks, tasks::measure),
         (Group::Pull, pull::measure),
@@ -127,7 +122,6 @@ pub fn run(args: &Args) -> Result<()> {
         "machine": machine,
         "rounds": ground.rounds,
         "calls": findings.table.json(),
-        "usage": findings.usage.as_ref().map(usage::Usage::json),
         "pulled": findings.pulled.as_ref().map(pull::Pulled::json),
         "not_measured": findings.not_measured,
     });
@@ -140,9 +134,6 @@ impl Findings {
         println!();
         self.table.print();
         output::print(&self.table);
-        if let Some(usage) = &self.usage {
-            usage.print();
-        }
         if let Some(pulled) = &self.pulled {
             pulled.print();
         }

@@ -21,7 +21,7 @@ const FIGURES: [Figure; 4] = [
     ("start storm, time a task", |each| each.start_ns, shown::milliseconds),
     ("stop storm, time a task", |each| each.stop_ns, shown::milliseconds),
     (
-        "CPU time a task and second, statistics read each second",
+        "CPU time each second of a task that is read",
         |each| Some(each.steady_cpu_ns_per_second as f64),
         shown::milliseconds,
     ),
