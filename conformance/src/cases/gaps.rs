@@ -193,6 +193,7 @@ async fn execs_whose_plugin_died_are_ended_with_all_that_they_started(scene: &Sc
     let mut plugin = scene.plugin().await?;
     let task = scene.run(&plugin, &scene.shell("trap 'exit 3' TERM; echo up; sleep 600 & wait")).await?;
     task.alloc.stdout.to_contain("up\n", LIMIT).await?;
+    task.processes_become(2).await?;
     let own = task.alloc.cgroup.pids();
     let script = "trap '' TERM HUP; setsid sleep 600 & (sleep 600 &) ; echo running; exec cat";
     let mut running = Vec::new();

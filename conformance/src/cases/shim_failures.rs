@@ -165,7 +165,8 @@ async fn a_runtime_that_is_missing_is_said(scene: &Scene) -> Result<()> {
     let scripted = Scripted::new(scene)?;
     scripted.runtime("exec /no/such/runc")?;
     // What a runtime says elsewhere than in its log, the shim in Rust doesn't pass on.
-    let words = if scene.programs().is_rust_shim() { "OCI runtime create failed" } else { "runc" };
+    let runtime = scene.programs().runtime_name();
+    let words = if scene.programs().is_rust_shim() { "OCI runtime create failed" } else { &runtime };
     fails(scene, &scripted, &[words], SOON).await
 }
 

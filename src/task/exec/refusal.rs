@@ -17,11 +17,13 @@ pub(crate) struct ExecRefused {
 /// What a runtime's text means for the command. None where it failed at something else.
 pub(super) fn of(text: &str, command: &[String]) -> Option<ExecRefused> {
     let program = Path::new(&command[0]).display();
-    let code = if text.contains("executable file not found") || text.contains("no such file or directory") {
+    // crun has the C library's words, runc has Go's.
+    let words = text.to_lowercase();
+    let code = if words.contains("executable file not found") || words.contains("no such file or directory") {
         NOT_FOUND
-    } else if text.contains("permission denied")
-        || text.contains("exec format error")
-        || text.contains("is a directory")
+    } else if words.contains("permission denied")
+        || words.contains("exec format error")
+        || words.contains("is a directory")
     {
         NOT_RUNNABLE
     } else {
@@ -52,6 +54,8 @@ mod tests {
         assert_eq!(code(r#"exec failed: exec: "/x": permission denied"#), Some(126));
         assert_eq!(code(r#"exec failed: exec: "/x": is a directory"#), Some(126));
         assert_eq!(code("cannot exec in a stopped container"), None);
+        assert_eq!(code("executable file `x` not found in $PATH: No such file or directory"), Some(127));
+        assert_eq!(code("open executable: Permission denied"), Some(126));
     }
 
     #[test]
