@@ -5,6 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
 
 /// Every process but this one.
 fn all() -> impl Iterator<Item = i32> {
@@ -79,4 +81,11 @@ fn number_in_status<T: std::str::FromStr>(pid: i32, name: &str) -> Result<T> {
     let line = status.lines().find(|line| line.starts_with(name));
     let number = line.and_then(|line| line.split_whitespace().nth(1)).and_then(|number| number.parse().ok());
     number.with_context(|| format!("{path} has no {name}"))
+}
+
+/// A process' CPU time in nanoseconds, its ended threads' too.
+pub fn cpu_ns(pid: i32) -> Option<u64> {
+    let time = clock_gettime(clock_getcpuclockid(Pid::from_raw(pid)).ok()?).ok()?;
+    let (seconds, nanoseconds) = (u64::try_from(time.tv_sec()).ok()?, u64::try_from(time.tv_nsec()).ok()?);
+    Some(seconds * 1_000_000_000 + nanoseconds)
 }

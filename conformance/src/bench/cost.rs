@@ -10,11 +10,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use nix::time::{clock_getcpuclockid, clock_gettime};
-use nix::unistd::Pid;
 
 use super::ground;
 use super::record::Cost;
+use crate::agent::processes::cpu_ns;
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// Processes that ended within the call.
@@ -59,7 +58,7 @@ impl Group {
         let pids = fs::read_to_string(self.directory.join("cgroup.procs"))?;
         let clocks = pids.lines().filter_map(|line| {
             let pid = line.parse().ok()?;
-            Some((pid, clock(pid)?))
+            Some((pid, cpu_ns(pid)?))
         });
         // The clocks first: what is taken between the two is nobody's of those that are there.
         let clocks = clocks.collect();
@@ -101,13 +100,6 @@ pub fn remove_groups() {
     for hierarchy in hierarchies.chain([root.to_owned()]) {
         let _ = fs::remove_dir(hierarchy.join(ground::name()));
     }
-}
-
-/// A process' CPU time in nanoseconds, its ended threads' too.
-fn clock(pid: i32) -> Option<u64> {
-    let time = clock_gettime(clock_getcpuclockid(Pid::from_raw(pid)).ok()?).ok()?;
-    let (seconds, nanoseconds) = (u64::try_from(time.tv_sec()).ok()?, u64::try_from(time.tv_nsec()).ok()?);
-    Some(seconds * 1_000_000_000 + nanoseconds)
 }
 
 /// At one moment.
@@ -215,7 +207,7 @@ mod tests {
     #[test]
     fn a_process_has_a_clock_and_memory() {
         let own = i32::try_from(std::process::id()).unwrap();
-        assert!(clock(own).unwrap() > 0);
+        assert!(cpu_ns(own).unwrap() > 0);
         let memory = Memory::of(&[("plugin", own)], &[]);
         assert!(memory.resident["plugin"] >= memory.proportional["plugin"]);
         assert!(memory.proportional["plugin"] > 0);

@@ -8,6 +8,7 @@ mod bare;
 mod ctr;
 mod driven;
 mod hugetlb;
+mod logs;
 mod machine;
 mod network;
 mod output;
@@ -54,6 +55,8 @@ enum Group {
     Output,
     /// What a network of a task's own adds to its start and its removal.
     Network,
+    /// Tasks' output into their log files, by the driver and by Nomad's logmon.
+    Logs,
     /// Start, stop and exec under an agent.
     Tasks,
     /// Images that are not here.
@@ -82,6 +85,7 @@ type Measure = fn(&Ground<'_>, &mut Findings) -> Result<()>;
 struct Findings {
     table: Table,
     pulled: Option<pull::Pulled>,
+    logs: Option<logs::Logs>,
     /// What was to be measured and couldn't, with the reason.
     not_measured: Vec<String>,
 }
@@ -105,9 +109,10 @@ pub fn run(args: &Args) -> Result<()> {
         nomad: args.nomad.as_deref(),
         rounds: args.rounds.max(1),
     };
-    let groups: [(Group, Measure); 4] = [
+    let groups: [(Group, Measure); 5] = [
         (Group::Output, output::measure),
         (Group::Network, network::measure),
+        (Group::Logs, logs::measure),
         (Group::Tasks, tasks::measure),
         (Group::Pull, pull::measure),
     ];
@@ -123,6 +128,7 @@ pub fn run(args: &Args) -> Result<()> {
         "rounds": ground.rounds,
         "calls": findings.table.json(),
         "pulled": findings.pulled.as_ref().map(pull::Pulled::json),
+        "logs": findings.logs.as_ref().map(logs::Logs::json),
         "not_measured": findings.not_measured,
     });
     std::fs::write(path, serde_json::to_vec_pretty(&all)?)
@@ -136,6 +142,9 @@ impl Findings {
         output::print(&self.table);
         if let Some(pulled) = &self.pulled {
             pulled.print();
+        }
+        if let Some(logs) = &self.logs {
+            logs.print();
         }
         for what in &self.not_measured {
             println!("not measured: {what}");
