@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
@@ -35,6 +36,8 @@ pub(crate) enum News {
 /// Dropped, it stops; what it has not moved stays in the pipes.
 pub(crate) struct Pump {
     streams: JoinSet<()>,
+    /// For what is on a thread meanwhile.
+    stopped: Arc<AtomicBool>,
 }
 
 impl Pump {
@@ -49,18 +52,29 @@ impl Pump {
         movers: &Movers,
         tell: impl Fn(News) + Clone + Send + Sync + 'static,
     ) -> std::io::Result<Self> {
-        let mut streams = JoinSet::new();
+        let (mut streams, stopped) = (JoinSet::new(), Arc::<AtomicBool>::default());
         for (stream, pipe) in pipes {
             let pipe = Arc::new(Readable::new(pipe)?);
             let herald = Herald { stream, tell: tell.clone(), told: HashMap::new(), waits: false };
-            streams.spawn(run(pipe, Sink::new(target.clone(), stream), movers.clone(), herald));
+            streams.spawn(run(
+                pipe,
+                Sink::new(target.clone(), stream, Arc::clone(&stopped)),
+                movers.clone(),
+                herald,
+            ));
         }
-        Ok(Self { streams })
+        Ok(Self { streams, stopped })
     }
 
     /// Returns once all that the task's processes wrote is in the files, and none of them can write any more.
     pub(crate) async fn ended(&mut self) {
         while self.streams.join_next().await.is_some() {}
+    }
+}
+
+impl Drop for Pump {
+    fn drop(&mut self) {
+        self.stopped.store(true, Ordering::Relaxed);
     }
 }
 

@@ -11,6 +11,9 @@ use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice, tee};
@@ -20,7 +23,11 @@ use super::rotation::{self, LINES_BYTES, Room, Series, Step};
 use super::{Stream, Target, Trouble};
 
 /// How much is moved before others have their turn.
-const TURN_BYTES: u64 = 16 << 20;
+const TURN_BYTES: u64 = 4 << 20;
+/// Whoever has just written so much goes on, most likely: a moment later more of it can be moved at once than the few
+/// kilobytes that each of its writes would wake somebody up for.
+const BUSY_BYTES: u64 = 32 << 10;
+const MOMENT: Duration = Duration::from_micros(500);
 
 /// Why a move has ended.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,6 +51,8 @@ pub(super) struct Sink {
     target: Target,
     series: Series,
     current: Option<Current>,
+    /// Whoever wanted it is gone. Somebody else may write the files by now.
+    stopped: Arc<AtomicBool>,
     /// Since somebody was told of them last.
     pub(super) passed_over: Vec<PassedOver>,
 }
@@ -55,9 +64,9 @@ struct Current {
 }
 
 impl Sink {
-    pub(super) fn new(target: Target, stream: Stream) -> Self {
+    pub(super) fn new(target: Target, stream: Stream, stopped: Arc<AtomicBool>) -> Self {
         let series = Series::of(&target.task, stream.name());
-        Self { target, series, current: None, passed_over: Vec::new() }
+        Self { target, series, current: None, stopped, passed_over: Vec::new() }
     }
 
     /// Moves what waits in the pipe, as far as it goes in one turn.
@@ -65,10 +74,17 @@ impl Sink {
     /// # Errors
     /// When it can't be written now. It stays in the pipe.
     pub(super) fn take(&mut self, pipe: BorrowedFd<'_>) -> Result<Moved, Trouble> {
-        let mut moved_bytes = 0;
-        while moved_bytes < TURN_BYTES {
+        let (mut moved_bytes, mut since_pause) = (0, 0);
+        while moved_bytes < TURN_BYTES && !self.stopped.load(Ordering::Relaxed) {
             match self.step(pipe)? {
-                Taken::Bytes(bytes) => moved_bytes += bytes,
+                Taken::Bytes(bytes) => {
+                    moved_bytes += bytes;
+                    since_pause += bytes;
+                }
+                Taken::Nothing if since_pause >= BUSY_BYTES => {
+                    since_pause = 0;
+                    std::thread::sleep(MOMENT);
+                }
                 Taken::Nothing => return Ok(Moved::All),
                 Taken::End => return Ok(Moved::ToTheEnd),
             }
@@ -240,5 +256,85 @@ fn peek(pipe: BorrowedFd<'_>) -> Result<Peeked, Errno> {
         }
         Err(Errno::AGAIN) => Ok(Peeked::Nothing),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::fd::OwnedFd;
+
+    use super::*;
+    use crate::logs::Limits;
+
+    fn sink(max_file_bytes: u64) -> (tempfile::TempDir, PathBuf, Sink) {
+        let alloc = tempfile::tempdir().unwrap();
+        let logs = alloc.path().join("alloc/logs");
+        fs::create_dir_all(&logs).unwrap();
+        let limits = Limits { max_files: 10, max_file_bytes };
+        let target = Target { alloc_dir: alloc.path().to_owned(), task: "web".to_owned(), limits };
+        (alloc, logs, Sink::new(target, Stream::Stdout, Arc::default()))
+    }
+
+    fn pipe_of(bytes: &[u8]) -> (OwnedFd, OwnedFd) {
+        let (reader, writer) = pipe_with(PipeFlags::NONBLOCK).unwrap();
+        assert_eq!(rustix::io::write(&writer, bytes).unwrap(), bytes.len());
+        (reader, writer)
+    }
+
+    #[test]
+    fn what_waits_is_moved_and_the_end_is_told() {
+        let (_alloc, logs, mut sink) = sink(64 << 10);
+        let (reader, writer) = pipe_of(b"one\n");
+        assert_eq!(sink.take(reader.as_fd()).unwrap(), Moved::All);
+        rustix::io::write(&writer, b"two\n").unwrap();
+        drop(writer);
+        assert_eq!(sink.take(reader.as_fd()).unwrap(), Moved::ToTheEnd);
+        assert_eq!(fs::read_to_string(logs.join("web.stdout.0")).unwrap(), "one\ntwo\n");
+    }
+
+    #[test]
+    fn a_file_that_is_removed_is_made_again() {
+        let (_alloc, logs, mut sink) = sink(64 << 10);
+        let (reader, writer) = pipe_of(b"one\n");
+        sink.take(reader.as_fd()).unwrap();
+        fs::remove_file(logs.join("web.stdout.0")).unwrap();
+        rustix::io::write(&writer, b"two\n").unwrap();
+        sink.take(reader.as_fd()).unwrap();
+        assert_eq!(fs::read_to_string(logs.join("web.stdout.0")).unwrap(), "two\n");
+    }
+
+    #[test]
+    fn what_can_not_be_written_waits_in_the_pipe() {
+        let (_alloc, logs, mut sink) = sink(4);
+        let (reader, _writer) = pipe_of(b"one\ntwo\n");
+        fs::write(logs.join("web.stdout.0"), "full").unwrap();
+        let aside = logs.with_file_name("aside");
+        let (file, path) =
+            (File::options().write(true).open(logs.join("web.stdout.0")).unwrap(), logs.clone());
+        sink.current = Some(Current { index: 0, file, path });
+        fs::rename(&logs, &aside).unwrap();
+        let error = sink.take(reader.as_fd()).unwrap_err().to_string();
+        assert!(error.contains("alloc/logs"), "{error}");
+        fs::rename(&aside, &logs).unwrap();
+        assert_eq!(sink.take(reader.as_fd()).unwrap(), Moved::All);
+        let text = |number: u64| fs::read_to_string(logs.join(format!("web.stdout.{number}"))).unwrap();
+        assert_eq!((text(0), text(1), text(2)), ("full".to_owned(), "one\n".to_owned(), "two\n".to_owned()));
+    }
+
+    #[test]
+    fn where_there_is_no_splice_bytes_are_copied() {
+        let (_alloc, logs, _) = sink(64 << 10);
+        let path = logs.join("web.stdout.0");
+        // Linux splices into no file that is open for appending.
+        let file = File::options().append(true).create(true).open(&path).unwrap();
+        let current = Current { index: 0, file, path: path.clone() };
+        let (reader, writer) = pipe_of(b"one\ntwo\n");
+        assert!(matches!(current.take(reader.as_fd(), 0, 4).unwrap(), Taken::Bytes(4)));
+        assert!(matches!(current.take(reader.as_fd(), 4, 100).unwrap(), Taken::Bytes(4)));
+        assert!(matches!(current.take(reader.as_fd(), 8, 100).unwrap(), Taken::Nothing));
+        drop(writer);
+        assert!(matches!(current.take(reader.as_fd(), 8, 100).unwrap(), Taken::End));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "one\ntwo\n");
     }
 }
