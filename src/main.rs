@@ -15,6 +15,7 @@ mod log;
 mod logs;
 mod names;
 mod netns;
+mod open_files;
 mod process_group;
 mod process_stat;
 mod readable;
@@ -26,11 +27,13 @@ mod spec;
 mod task;
 
 use std::io::Write;
+use std::num::NonZeroUsize;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixListener;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -44,6 +47,9 @@ const MESSAGE_LIMIT_BYTES: usize = 64 * 1024 * 1024;
 /// As large as HTTP/2 has it: all calls share it, so an exec's input that nobody reads would use it up and stop them all.
 /// What one call can hold up is bounded by its own stream's window.
 const CONNECTION_WINDOW_BYTES: u32 = i32::MAX.cast_unsigned();
+const MOST_WORKERS: usize = 4;
+/// Of threads for what may block. A file system of the host that gives no answer holds up one for each start that asks it.
+const MOST_BLOCKING: usize = 128;
 /// Streams that the host holds open never end by themselves; it kills two seconds after it asked.
 const DRAIN: Duration = Duration::from_millis(500);
 
@@ -55,7 +61,8 @@ fn main() -> ExitCode {
         return fail(&error);
     }
     let _log = Log::start();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    open_files::raise();
+    let runtime = match runtime() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
@@ -66,6 +73,17 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&error),
     }
+}
+
+/// The plugin waits far more than it computes: on a large machine a thread for each core would only hold memory. What may
+/// block has threads of its own, for each task under way a few at most.
+fn runtime() -> std::io::Result<Runtime> {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.clamp(2, MOST_WORKERS))
+        .max_blocking_threads(MOST_BLOCKING)
+        .enable_all()
+        .build()
 }
 
 async fn serve() -> Result<(), HandshakeError> {

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use tokio_stream::Stream;
 
 use crate::cgroup;
+use crate::open_files::OpenFiles;
 use crate::task::Settings;
 
 /// How soon a change of containerd's health is seen.
@@ -96,6 +97,7 @@ fn answer(health: HealthState, description: &str, facts: Facts) -> FingerprintRe
         ("driver.containerd-driver.containerd_runtime".to_owned(), text(facts.runtime)),
         ("driver.containerd-driver.shim".to_owned(), text(facts.shim)),
         ("driver.containerd-driver.cgroup_version".to_owned(), text(cgroup_version())),
+        ("driver.containerd-driver.open_files".to_owned(), text(OpenFiles::now().soft.to_string())),
     ]);
     let bridge_network = if facts.bridge_network { detected.clone() } else { text(String::new()) };
     attributes.insert("driver.containerd-driver.bridge_network".to_owned(), bridge_network);

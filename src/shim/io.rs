@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::libc::{ELOOP, O_NOFOLLOW, O_NONBLOCK};
@@ -30,6 +30,8 @@ pub(crate) const NOWHERE: &str = "/dev/null";
 const LOG_PIPE_BYTES: i32 = 1 << 20;
 /// How often a pipe is looked at that has lost its writer and still holds bytes: the kernel has no event for "empty".
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// And at last, where that takes long.
+const LOOK_SELDOM: Duration = Duration::from_millis(50);
 /// How long a shim may take to open the stdin of an exec that runs.
 const SHIM_COMES: Duration = Duration::from_secs(10);
 
@@ -128,34 +130,28 @@ fn open_pipe(path: &Path, options: &mut OpenOptions) -> Result<File, Error> {
 }
 
 /// Waits until the shim has let go of the task's pipes and their readers have taken all that was in them, but no longer
-/// than `limit`. Blocking: not for an async thread.
-pub(crate) fn drained(logs: &LogPaths, limit: Duration) -> bool {
-    let deadline = Instant::now() + limit;
-    let mut all = true;
-    for path in logs.pipes() {
-        // A reader of its own takes nothing, and lets the writer's end be seen. A pipe that is gone holds nothing.
-        let Ok(pipe) = open_pipe(path, OpenOptions::new().read(true)) else { continue };
-        // The kernel tells a reader of the last writer's end only if there was one since the reader came.
-        drop(open_pipe(path, OpenOptions::new().write(true)));
-        all &= wait_drained(&pipe, deadline);
-    }
-    all
+/// than `limit`. It takes no thread: all tasks of a node may end at once.
+pub(crate) async fn drained(logs: &LogPaths, limit: Duration) -> bool {
+    let all = async {
+        for path in logs.pipes() {
+            // A reader of its own takes nothing, and lets the writer's end be seen. A pipe that is gone holds nothing.
+            let Ok(pipe) = open_pipe(path, OpenOptions::new().read(true)) else { continue };
+            // The kernel tells a reader of the last writer's end only if there was one since the reader came.
+            drop(open_pipe(path, OpenOptions::new().write(true)));
+            let mut pause = LOOK_AGAIN;
+            while !is_drained(&pipe) {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LOOK_SELDOM);
+            }
+        }
+    };
+    tokio::time::timeout(limit, all).await.is_ok()
 }
 
-fn wait_drained(pipe: &File, deadline: Instant) -> bool {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return false;
-        }
-        // Asking for nothing reports the last writer's end, and only that.
-        if poll_once(pipe, PollFlags::empty(), left).contains(PollFlags::POLLHUP) {
-            if !poll_once(pipe, PollFlags::POLLIN, Duration::ZERO).contains(PollFlags::POLLIN) {
-                return true;
-            }
-            std::thread::sleep(LOOK_AGAIN);
-        }
-    }
+/// Asking for nothing reports the last writer's end, and only that.
+fn is_drained(pipe: &File) -> bool {
+    poll_once(pipe, PollFlags::empty(), Duration::ZERO).contains(PollFlags::POLLHUP)
+        && !poll_once(pipe, PollFlags::POLLIN, Duration::ZERO).contains(PollFlags::POLLIN)
 }
 
 fn poll_once(pipe: &impl AsFd, events: PollFlags, wait: Duration) -> PollFlags {
@@ -312,20 +308,20 @@ mod tests {
         assert!(error.ends_with("file is not a named pipe"), "{error}");
     }
 
-    #[test]
-    fn a_pipe_is_drained_when_its_writer_is_gone_and_it_is_empty() {
+    #[tokio::test]
+    async fn a_pipe_is_drained_when_its_writer_is_gone_and_it_is_empty() {
         let directory = tempfile::tempdir().unwrap();
         let logs = pipe_at(directory.path());
         let mut reader = open_pipe(&logs.stdout, OpenOptions::new().read(true)).unwrap();
         let mut writer = open_pipe(&logs.stdout, OpenOptions::new().write(true)).unwrap();
         writer.write_all(b"last words").unwrap();
-        assert!(!drained(&logs, Duration::from_millis(20)), "the writer is still there");
+        assert!(!drained(&logs, Duration::from_millis(20)).await, "the writer is still there");
         drop(writer);
-        assert!(!drained(&logs, Duration::from_millis(20)), "nobody has read yet");
+        assert!(!drained(&logs, Duration::from_millis(20)).await, "nobody has read yet");
         let mut words = [0; 10];
         reader.read_exact(&mut words).unwrap();
         assert_eq!(&words, b"last words", "looking took nothing");
-        assert!(drained(&logs, Duration::from_millis(200)));
+        assert!(drained(&logs, Duration::from_millis(200)).await);
     }
 
     #[tokio::test]

@@ -131,7 +131,7 @@ fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecErr
         .cwd(process::working_directory(&inputs.options.process, config.as_ref()))
         .capabilities(security::capabilities(capabilities)?)
         .no_new_privileges(inputs.options.security.no_new_privileges)
-        .rlimits(resources::rlimits(&inputs.options.limits)?)
+        .rlimits(resources::rlimits(&inputs.options.limits, inputs.node)?)
         .oom_score_adj(resources::oom_score_adj(&inputs.options.limits, inputs.operators))
         .build()?;
     process.set_apparmor_profile(apparmor_profile.clone());

@@ -21,6 +21,8 @@ pub(crate) struct Node {
     pub shared_processors: IdList,
     pub memory_nodes: IdList,
     pub most_open_files: Option<u64>,
+    /// The agent's own limits, soft and hard, where a task does not inherit them.
+    pub agents_open_files: Option<(u64, u64)>,
 }
 
 /// # Errors
@@ -152,6 +154,7 @@ mod tests {
             shared_processors: list("0-2"),
             memory_nodes: list("0"),
             most_open_files: Some(1000),
+            agents_open_files: None,
         }
     }
 

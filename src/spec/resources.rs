@@ -3,10 +3,10 @@
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     LinuxDeviceCgroupBuilder, LinuxPids, LinuxPidsBuilder, LinuxResources, LinuxResourcesBuilder,
-    PosixRlimit, PosixRlimitBuilder,
+    PosixRlimit, PosixRlimitBuilder, PosixRlimitType::RlimitNofile,
 };
 
-use super::{Inputs, cpu, memory};
+use super::{Inputs, Node, cpu, memory};
 use crate::config::{Limits, PidsLimit, PluginLimits, Rlimit};
 
 /// Devices are refused but for the few that the runtime lets every container have; a privileged one has all. What a
@@ -41,12 +41,15 @@ pub(super) fn most_pids(asked: PidsLimit, operators: &PluginLimits) -> Option<i6
     }
 }
 
-/// The others are those of the agent, which the operator sets; the crate's own default is 1024 open files.
-pub(super) fn rlimits(asked: &Limits) -> Result<Vec<PosixRlimit>, OciSpecError> {
+/// The others are those of the agent, which the operator sets; the crate's own default is 1024 open files. They are
+/// inherited, but for what the plugin has changed for itself.
+pub(super) fn rlimits(asked: &Limits, node: &Node) -> Result<Vec<PosixRlimit>, OciSpecError> {
     let rlimit = |Rlimit { kind, soft, hard }: &Rlimit| {
         PosixRlimitBuilder::default().typ(*kind).soft(*soft).hard(*hard).build()
     };
-    asked.rlimits.iter().map(rlimit).collect()
+    let agents = node.agents_open_files.map(|(soft, hard)| Rlimit { kind: RlimitNofile, soft, hard });
+    let agents = agents.filter(|agents| asked.rlimits.iter().all(|limit| limit.kind != agents.kind));
+    asked.rlimits.iter().chain(&agents).map(rlimit).collect()
 }
 
 /// Always set: the agent may run with a score of -1000, which its children inherit.
@@ -62,6 +65,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn open_files_are_the_jobs_or_the_agents() {
+        let files = |asked: &[(PosixRlimitType, u64)], agents| {
+            let rlimits = asked.iter().map(|(kind, soft)| Rlimit { kind: *kind, soft: *soft, hard: 9 });
+            let asked = Limits { rlimits: rlimits.collect(), ..Limits::default() };
+            let limits = rlimits_of(&asked, &Node { agents_open_files: agents, ..Node::default() });
+            limits.iter().map(|limit| (limit.typ(), limit.soft())).collect::<Vec<_>>()
+        };
+        let (core, nofile) = (PosixRlimitType::RlimitCore, RlimitNofile);
+        assert_eq!(files(&[], None), []);
+        assert_eq!(files(&[(core, 1)], Some((2, 9))), [(core, 1), (nofile, 2)]);
+        assert_eq!(files(&[(nofile, 1)], Some((2, 9))), [(nofile, 1)]);
+    }
+
+    fn rlimits_of(asked: &Limits, node: &Node) -> Vec<PosixRlimit> {
+        rlimits(asked, node).unwrap()
+    }
+
+    #[test]
     fn the_operators_word_counts_where_the_job_has_none() {
         let operators = PluginLimits { pids_limit: Some(100), oom_score_adj: 500 };
         let pids = |asked| pids_limit(asked, &operators).unwrap().map(|pids| pids.limit());
@@ -75,8 +96,8 @@ mod tests {
 
     #[test]
     fn the_jobs_limits_of_processes_are_set() {
-        let files = Rlimit { kind: PosixRlimitType::RlimitNofile, soft: 5, hard: u64::MAX };
-        let made = rlimits(&Limits { rlimits: vec![files], ..Limits::default() }).unwrap();
+        let files = Rlimit { kind: RlimitNofile, soft: 5, hard: u64::MAX };
+        let made = rlimits_of(&Limits { rlimits: vec![files], ..Limits::default() }, &Node::default());
         let made = serde_json::to_value(&made).unwrap();
         assert_eq!(made, serde_json::json!([{"type": "RLIMIT_NOFILE", "soft": 5, "hard": u64::MAX}]));
     }

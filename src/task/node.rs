@@ -3,6 +3,7 @@
 use crate::cgroup::{self, Cgroup};
 use crate::config::IdList;
 use crate::error::{Error, Result};
+use crate::open_files;
 use crate::spec::Node;
 
 const PROCESSORS: &str = "/sys/devices/system/cpu/online";
@@ -22,6 +23,7 @@ pub(super) async fn look(cgroup: Cgroup) -> Result<Node> {
             shared_processors: list(cgroup.shared_processors()),
             memory_nodes: list(cgroup.shared_memory_nodes()),
             most_open_files: read(MOST_OPEN_FILES).trim().parse().ok(),
+            agents_open_files: open_files::agents().map(|agents| (agents.soft, agents.hard)),
         }
     });
     looked.await.map_err(|error| Error::Failed(format!("look at the host's limits: {error}")))

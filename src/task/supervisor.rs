@@ -123,7 +123,7 @@ async fn end(
     {
         tracing::warn!(container = place.id, %error, "can't end what is left of the task");
     }
-    if !last_words(saved.logs.clone(), pump).await {
+    if !last_words(&saved.logs, pump).await {
         tracing::warn!(container = place.id, "nobody has read all of the task's output in {LAST_WORDS:?}");
     }
     exit
@@ -213,11 +213,11 @@ async fn without_shim(place: &Place, init: Option<&Init>, error: &shim::Error) -
 }
 
 /// Whether the log's readers have taken all that the task wrote. What a pump has not taken then, it doesn't take any more.
-async fn last_words(logs: LogPaths, pump: Option<Pump>) -> bool {
+async fn last_words(logs: &LogPaths, pump: Option<Pump>) -> bool {
     if let Some(mut pump) = pump {
         return tokio::time::timeout(LAST_WORDS, pump.ended()).await.is_ok();
     }
-    tokio::task::spawn_blocking(move || drained(&logs, LAST_WORDS)).await.unwrap_or(false)
+    drained(logs, LAST_WORDS).await
 }
 
 #[cfg(test)]

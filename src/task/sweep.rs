@@ -13,6 +13,7 @@ use super::place::Place;
 use super::start::OWNER_LABEL;
 use super::{NAMESPACE, Settings, Tasks};
 use crate::cni::Valid;
+use crate::open_files;
 use crate::shim::{Bundle, bundles};
 
 const PERIOD: Duration = Duration::from_secs(10);
@@ -26,6 +27,7 @@ impl Tasks {
         if self.sweeping.swap(true, Ordering::Relaxed) {
             return;
         }
+        open_files::complain();
         tokio::spawn(Arc::clone(self).reap_orphans(settings.clone()));
         tokio::spawn(Arc::clone(self).collect_images(settings.clone()));
         let tasks = Arc::clone(self);

@@ -15,7 +15,7 @@ use super::timeline::{Call, Timeline};
 use super::{Ending, Settings, Slot, Tasks};
 use crate::cgroup;
 use crate::error::{Error, Result};
-use crate::shim::{Connection, Shim, State};
+use crate::shim::{Bundle, Connection, Shim, State};
 
 /// How long a killed container may take to be gone.
 const KILLED: Duration = Duration::from_secs(10);
@@ -92,6 +92,12 @@ impl Tasks {
     }
 }
 
+/// Many files and some unmounts, for each of which the kernel may wait for all processors.
+async fn remove(bundle: Bundle) -> Result<()> {
+    let removed = tokio::task::spawn_blocking(move || bundle.remove()).await;
+    Ok(removed.map_err(|error| Error::Failed(format!("remove the bundle: {error}")))??)
+}
+
 impl Place {
     /// # Errors
     /// Names the first part that could not be removed. The bundle is kept, marked, until all is.
@@ -127,7 +133,7 @@ impl Place {
             timeline.step("snapshot", containerd.remove_snapshot_of(id)).await?;
         }
         timeline.step("lease", containerd.delete_lease(id)).await?;
-        Ok(timeline.step("bundle", async { bundle.remove() }).await?)
+        timeline.step("bundle", remove(bundle.clone())).await
     }
 
     async fn end_processes(&self, timeline: &Timeline) -> Result<()> {

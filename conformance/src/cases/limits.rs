@@ -1,9 +1,12 @@
 //! What a job's options limit, and what the operator's do, seen from inside.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{cases, refused, same};
+use super::{cases, refused, same, until};
 use crate::host::Plugin;
 use crate::host::alloc::set_memory;
 use crate::host::cgroup::is_v2;
@@ -17,6 +20,7 @@ cases!["limits":
     the_operators_pids_limit_is_the_default_and_the_most,
     a_process_and_an_exec_have_the_limits_that_the_job_sets,
     a_limit_that_can_not_be_is_refused_by_name,
+    the_plugin_may_have_more_open_files_than_the_agent_and_its_tasks_may_not,
     how_likely_a_task_is_killed_for_memory_is_the_jobs_word_and_else_the_operators,
     a_hard_limit_is_the_tasks_part_of_all_processors,
     a_task_runs_on_the_processors_that_the_job_names,
@@ -116,10 +120,8 @@ async fn sleeping(scene: &Scene, plugin: &Plugin, option: &str, value: Value) ->
 
 async fn a_hard_limit_is_the_tasks_part_of_all_processors(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
-    let count = std::fs::read_to_string("/proc/cpuinfo")?
-        .lines()
-        .filter(|line| line.starts_with("processor"))
-        .count();
+    let count =
+        fs::read_to_string("/proc/cpuinfo")?.lines().filter(|line| line.starts_with("processor")).count();
     for (period, shown) in [(json!(null), 100_000), (json!(50_000), 50_000)] {
         let config = with(scene.shell("sleep 600"), "cpu_cfs_period", period);
         let task = scene.run(&plugin, &with(config, "cpu_hard_limit", json!(true))).await?;
@@ -210,4 +212,37 @@ async fn memory_is_swapped_out_and_kept_as_the_job_says(scene: &Scene) -> Result
         start_is_refused(scene, "memory_swappiness", json!(7), &["v2"]).await?;
     }
     Ok(())
+}
+
+/// Of a process, the soft and the hard limit of open files.
+fn open_files(pid: u32) -> Result<(String, String)> {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits"))?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
+    let mut words = line.context("no limit of open files")?.split_whitespace().map(str::to_owned);
+    Ok((words.next().context("no soft limit")?, words.next().context("no hard limit")?))
+}
+
+async fn the_plugin_may_have_more_open_files_than_the_agent_and_its_tasks_may_not(
+    scene: &Scene,
+) -> Result<()> {
+    let mut launch = scene.launch();
+    let wrapper = scene.directory().join("limited");
+    let script =
+        format!("#!/bin/sh\nulimit -Sn 400; ulimit -Hn 1000\nexec {} \"$@\"\n", launch.binary.display());
+    fs::write(&wrapper, script)?;
+    fs::set_permissions(&wrapper, Permissions::from_mode(0o755))?;
+    launch.binary = wrapper;
+    let mut plugin = scene.plugin_as(&launch, &scene.options()).await?;
+    same!(open_files(plugin.pid())?, ("1000".to_owned(), "1000".to_owned()));
+    let complains = || plugin.log().all().iter().any(|line| line.contains("LimitNOFILE"));
+    until(LIMIT, "the word on few open files", complains).await?;
+    let task = scene.run(&plugin, &scene.shell("ulimit -Sn; ulimit -Hn; sleep 600")).await?;
+    task.alloc.stdout.to_contain("400\n1000\n", LIMIT).await?;
+    same!(task.exec(&plugin, "ulimit -Sn; ulimit -Hn").await?, (0, "400\n1000\n".to_owned()));
+    task.end(&plugin).await?;
+    let config = with(scene.shell("ulimit -Sn; ulimit -Hn"), "ulimit", json!({"nofile": "500:600"}));
+    let task = scene.run(&plugin, &config).await?;
+    same!(task.stdout(&plugin).await?, "500\n600\n");
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
 }

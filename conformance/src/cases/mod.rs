@@ -116,7 +116,7 @@ pub fn all() -> Vec<Case> {
         ends::cases(),
         orphans::cases(),
         start_failures::cases(),
-        starts::cases(),
+        starts::long_cases(),
         network_failures::cases(),
         exec_many::long_cases(),
         stats::cases(),

@@ -10,10 +10,12 @@ use futures::future::try_join_all;
 use nomad_proto::driver as pb;
 use serde_json::{Value, json};
 
+use super::holdings::{self, Held, Holdings, come_back, pid};
 use super::shim_failures::Scripted;
 use super::timelines::told;
 use super::web_server::beside;
 use super::{cases, refused, same, until};
+use crate::case::Case;
 use crate::host::Plugin;
 use crate::scene::Scene;
 use crate::task::{LIMIT, Task};
@@ -23,10 +25,24 @@ cases!["starts":
     whoever_came_first_has_the_first_turn,
     one_that_waits_is_stopped_or_called_off_and_leaves_nothing,
     a_long_wait_is_told_of_and_the_network_of_one_that_waits_is_waited_for,
+    fifty_are_started_recovered_and_stopped_at_once_and_the_plugin_is_as_before,
 ];
 
 /// Longer than a wait that is told of, and than one for another task that is not about to start.
 const LONG: Duration = Duration::from_secs(7);
+/// How many a storm has, unless this variable says otherwise: for a look at what a machine does under more.
+const FIFTY: usize = 50;
+const HOW_MANY: &str = "STORM_TASKS";
+/// Of a storm on a machine with other things to do.
+const CASE_LIMIT: Duration = Duration::from_secs(400);
+/// The plugin's workers and what may block, with some for what has threads of its own.
+const MOST_THREADS: usize = 150;
+/// What its allocator and its runtime may keep.
+const MORE: Held = Held { resident_kb: 32 * 1024, ..holdings::OF_THE_PLUGIN };
+
+pub(super) fn long_cases() -> Vec<Case> {
+    cases().into_iter().map(|case| Case { limit: CASE_LIMIT, ..case }).collect()
+}
 
 /// Shims whose start waits until it is let go.
 struct HeldUp {
@@ -90,6 +106,11 @@ async fn all_ended(tasks: &[Task], plugin: &Plugin) -> Result<()> {
     try_join_all(tasks.iter().map(|task| task.end(plugin))).await.map(drop)
 }
 
+/// Waits for the lines of so many starts: an answer may be here before what the log says of it.
+async fn all_are_told(plugin: &Plugin, count: usize) -> Result<()> {
+    until(LIMIT, "the timelines", || told(plugin, "start").is_ok_and(|told| told.len() == count)).await
+}
+
 async fn no_more_are_under_way_at_once_than_the_operator_says(scene: &Scene) -> Result<()> {
     let mut held = HeldUp::with(scene, 3).await?;
     let mut tasks = Vec::new();
@@ -133,6 +154,7 @@ async fn whoever_came_first_has_the_first_turn(scene: &Scene) -> Result<()> {
     for start in starts {
         start.await?.context("StartTask")?;
     }
+    all_are_told(plugin, tasks.len()).await?;
     // The script notes nobody any more; each start's own line does.
     let ended: Vec<_> = told(plugin, "start")?.into_iter().map(|told| told.container).collect();
     let came: Vec<_> = held.begun().into_iter().chain(held.in_line()).collect();
@@ -211,4 +233,61 @@ async fn a_long_wait_is_told_of_and_the_network_of_one_that_waits_is_waited_for(
     started?;
     all_ended(&[beside, web, first], plugin).await?;
     held.plugin.shut_down().await
+}
+
+/// Fails where the plugin comes to have more threads than that while something goes on.
+async fn most_threads<T>(plugin: &Plugin, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let path = format!("/proc/{}/task", plugin.pid());
+    let looks = async {
+        loop {
+            let threads = fs::read_dir(&path).map_or(0, Iterator::count);
+            if threads > MOST_THREADS {
+                return threads;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::select! {
+        done = work => done,
+        threads = looks => anyhow::bail!("the plugin has {threads} threads"),
+    }
+}
+
+async fn fifty_are_started_recovered_and_stopped_at_once_and_the_plugin_is_as_before(
+    scene: &Scene,
+) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    scene.still_works(&plugin).await?;
+    let count = std::env::var(HOW_MANY).ok().and_then(|count| count.parse().ok()).unwrap_or(FIFTY);
+    let mut tasks = Vec::new();
+    for _ in 0..count {
+        tasks.push(scene.prepare(&plugin, &scene.shell("trap 'exit 0' TERM; sleep 600 & wait")).await?);
+    }
+    let started = try_join_all(tasks.iter_mut().map(|task| task.start(&plugin)));
+    most_threads(&plugin, started).await?;
+    all_are_told(&plugin, count + 1).await?;
+    plugin.kill().await?;
+    let mut plugin = scene.plugin().await?;
+    let before = Holdings::of(&[("the plugin".to_owned(), pid(&plugin)?)], MORE)?;
+    let recovered = async {
+        // As the agent does.
+        for task in &tasks {
+            task.recover(&plugin).await?;
+        }
+        try_join_all(tasks.iter().map(|task| plugin.inspect_task(task.id())))
+            .await
+            .map_err(anyhow::Error::from)
+    };
+    for shown in most_threads(&plugin, recovered).await? {
+        same!(shown.task.context("no task")?.state(), pb::TaskState::Running);
+    }
+    let stopped = try_join_all(tasks.iter().map(|task| async {
+        task.stop(&plugin, LIMIT).await?;
+        same!(task.wait(&plugin).await?.exit_code, 0);
+        task.destroy(&plugin).await
+    }));
+    most_threads(&plugin, stopped).await?;
+    scene.nothing_left()?;
+    come_back(LIMIT, || before.has_come_back()).await?;
+    plugin.shut_down().await
 }
