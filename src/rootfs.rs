@@ -4,10 +4,12 @@
 //! it goes with the thread, whatever happens. Paths are resolved by the kernel as from the inside, so that a link in an
 //! image never leads out of it.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use containerd_client::types::Mount;
 use nix::errno::Errno;
@@ -19,6 +21,10 @@ use tokio::sync::oneshot;
 
 /// No account file is larger; what is beyond it is not looked at.
 const ACCOUNTS_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
+/// Past this many images the memory starts over; it only saves the look.
+const KNOWN_LIMIT: usize = 128;
+/// Of both files. Hardly an image has more.
+const REMEMBERED_BYTES: usize = 16 * 1024;
 /// The kernel takes no longer options for a mount.
 const MOUNT_OPTIONS_LIMIT_BYTES: usize = 4095;
 /// Where Nomad says that its dynamic users are at home.
@@ -46,25 +52,63 @@ pub(crate) enum RootfsError {
     Lost,
 }
 
-/// Finds out who `user` (`name`, `uid`, `name:group`, ..; empty for root) is in the image that `mounts` make up, with
-/// `groups` beside the user's own. `at` is an empty directory to mount it on.
+/// The accounts of images that were looked into. What a key stands for never changes: the layers of an image.
+#[derive(Default)]
+pub(crate) struct Known {
+    accounts: Mutex<HashMap<String, Arc<Accounts>>>,
+}
+
+impl Known {
+    fn get(&self, layers: &str) -> Option<Arc<Accounts>> {
+        self.accounts.lock().unwrap_or_else(PoisonError::into_inner).get(layers).cloned()
+    }
+
+    fn remember(&self, layers: String, accounts: &Arc<Accounts>) {
+        if accounts.passwd.len() + accounts.group.len() > REMEMBERED_BYTES {
+            return;
+        }
+        let mut known = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= KNOWN_LIMIT {
+            known.clear();
+        }
+        known.insert(layers, Arc::clone(accounts));
+    }
+}
+
+/// Where an image's files are.
+pub(crate) struct Root {
+    /// What tells its layers from others.
+    pub layers: String,
+    pub mounts: Vec<Mount>,
+    /// An empty directory to mount it on.
+    pub at: PathBuf,
+}
+
+/// Finds out who `user` (`name`, `uid`, `name:group`, ..; empty for root) is in an image, with `groups` beside the user's
+/// own. An image is mounted and looked into once.
 ///
 /// # Errors
 /// Names the user or group that isn't there, or what could not be read.
 pub(crate) async fn identity(
-    mounts: Vec<Mount>,
-    at: PathBuf,
-    user: String,
-    groups: Vec<String>,
+    known: &Known,
+    root: Root,
+    user: &str,
+    groups: &[String],
 ) -> Result<Identity, RootfsError> {
+    let Root { layers, mounts, at } = root;
+    if let Some(accounts) = known.get(&layers) {
+        return accounts.identity(user, groups);
+    }
     let (found, answer) = oneshot::channel();
     let look = move || {
         // Nobody waits for the answer once the start has been called off.
-        let _ = found.send(accounts(&mounts, &at).and_then(|accounts| accounts.identity(&user, &groups)));
+        let _ = found.send(accounts(&mounts, &at));
     };
     let thread = std::thread::Builder::new().name("rootfs".to_owned());
     thread.spawn(look).map_err(failed("start a thread for", Path::new("rootfs")))?;
-    answer.await.map_err(|_| RootfsError::Lost)?
+    let accounts = Arc::new(answer.await.map_err(|_| RootfsError::Lost)??);
+    known.remember(layers, &accounts);
+    accounts.identity(user, groups)
 }
 
 fn failed<E: Into<std::io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> RootfsError {
@@ -247,6 +291,24 @@ mod tests {
 
     fn is(uid: u32, gid: u32, groups: &[u32], home: &str) -> Identity {
         Identity { uid, gid, groups: groups.to_vec(), home: home.to_owned() }
+    }
+
+    #[tokio::test]
+    async fn an_image_is_looked_into_once_and_a_large_one_is_not_remembered() {
+        let known = Known::default();
+        known.remember("a".to_owned(), &Arc::new(accounts()));
+        let root = || Root { layers: "a".to_owned(), mounts: Vec::new(), at: "/no/such/directory".into() };
+        let app = identity(&known, root(), "app", &[]).await.unwrap();
+        assert_eq!(app, who("app"));
+        assert!(identity(&known, Root { layers: "b".to_owned(), ..root() }, "app", &[]).await.is_err());
+        assert!(known.get("b").is_none());
+        let large = Accounts { passwd: "x".repeat(REMEMBERED_BYTES), ..accounts() };
+        known.remember("b".to_owned(), &Arc::new(large));
+        assert!(known.get("b").is_none());
+        for number in 0..=KNOWN_LIMIT {
+            known.remember(number.to_string(), &Arc::new(accounts()));
+        }
+        assert!(known.accounts.lock().unwrap().len() <= KNOWN_LIMIT);
     }
 
     #[test]

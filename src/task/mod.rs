@@ -44,6 +44,7 @@ use crate::containerd::{Containerd, Credentials, ImageTerms, Keyring, PullTerms}
 use crate::error::{Error, Result};
 use crate::init::ProcessId;
 use crate::logs::{Movers, Target};
+use crate::rootfs;
 use crate::shim::{self, Connection, LogPaths, Shim};
 pub(crate) use events::TaskEvent;
 use events::{Events, Teller};
@@ -301,6 +302,7 @@ pub(crate) struct Tasks {
     image_uses: Arc<images::ImageUses>,
     /// Made for the first task whose output the driver collects.
     movers: OnceCell<Movers>,
+    accounts: rootfs::Known,
 }
 
 impl Tasks {
@@ -312,6 +314,7 @@ impl Tasks {
             sweeping: AtomicBool::new(false),
             image_uses: Arc::default(),
             movers: OnceCell::new(),
+            accounts: rootfs::Known::default(),
         }
     }
 

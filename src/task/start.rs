@@ -290,10 +290,12 @@ impl Start<'_> {
             lease: id.clone(),
         };
         let user = user(self.config, image);
+        let layers = format!("{} {}", containerd.snapshotter(), image.chain_id);
+        let root = rootfs::Root { layers, mounts: mounts.clone(), at: bundle.rootfs() };
         let groups = options.process.group_add.clone();
         let (recorded, identity, pinned) = tokio::join!(
             timeline.step("container/record", containerd.create_record(record)),
-            timeline.step("container/user", rootfs::identity(mounts.clone(), bundle.rootfs(), user, groups)),
+            timeline.step("container/user", rootfs::identity(&self.tasks.accounts, root, &user, &groups)),
             timeline.step("container/mounts", sources.pin(bundle)),
         );
         recorded?;
