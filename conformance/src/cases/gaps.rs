@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::ends::ended;
 use super::obedient::{obedient, tell_to_end};
 use super::recover::{PluginEnd, shim_pid};
-use super::{cases, refused, same, until};
+use super::{cases, orphans_are_known, refused, same, until};
 use crate::fixture::sweep;
 use crate::host::{Exec, Plugin};
 use crate::scene::Scene;
@@ -195,10 +195,11 @@ async fn execs_whose_plugin_died_are_ended_with_all_that_they_started(scene: &Sc
     task.alloc.stdout.to_contain("up\n", LIMIT).await?;
     task.processes_become(2).await?;
     let own = task.alloc.cgroup.pids();
-    let script = "trap '' TERM HUP; setsid sleep 600 & (sleep 600 &) ; echo running; exec cat";
     let mut running = Vec::new();
     for tty in [false, true] {
-        let mut exec = Exec::open(&plugin, task.id(), &["/bin/sh", "-c", script], tty).await?;
+        let orphan = if orphans_are_known(scene, tty) { "(sleep 600 &);" } else { "" };
+        let script = format!("trap '' TERM HUP; setsid sleep 600 & {orphan} echo running; exec cat");
+        let mut exec = Exec::open(&plugin, task.id(), &["/bin/sh", "-c", &script], tty).await?;
         exec.stdout_to_contain("running", LIMIT).await?;
         running.push(exec);
     }

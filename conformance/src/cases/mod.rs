@@ -222,6 +222,12 @@ fn terminals_are_read_to_their_end(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// Whether what a command started and left behind can be told from the task's own: runc makes each command a session of its
+/// own, crun only those with a terminal.
+fn orphans_are_known(scene: &Scene, tty: bool) -> bool {
+    tty || !scene.programs().is_crun()
+}
+
 /// Waits at most so long for a condition.
 async fn until(limit: Duration, what: &str, done: impl Fn() -> bool) -> Result<()> {
     let deadline = std::time::Instant::now() + limit;

@@ -24,6 +24,8 @@ pub(super) fn of(text: &str, command: &[String]) -> Option<ExecRefused> {
     } else if words.contains("permission denied")
         || words.contains("exec format error")
         || words.contains("is a directory")
+        // crun's, of whatever is no file that could be run.
+        || words.contains("open executable")
     {
         NOT_RUNNABLE
     } else {
@@ -56,6 +58,7 @@ mod tests {
         assert_eq!(code("cannot exec in a stopped container"), None);
         assert_eq!(code("executable file `x` not found in $PATH: No such file or directory"), Some(127));
         assert_eq!(code("open executable: Permission denied"), Some(126));
+        assert_eq!(code("open executable: Operation not permitted"), Some(126));
     }
 
     #[test]
