@@ -128,6 +128,11 @@ impl Agent {
         Ok(fs::write(self.setup.directory.join("client.hcl"), text)?)
     }
 
+    /// What the driver's option `log_collection` says.
+    pub fn collects_logs_by(&self) -> &'static str {
+        self.setup.log_collection
+    }
+
     /// Has the driver's logs be collected by `whom` from here on, which takes a restart where it was otherwise.
     ///
     /// # Errors

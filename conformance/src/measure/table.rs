@@ -51,6 +51,8 @@ pub enum Path {
     Skopeo,
     /// A real Nomad agent.
     Agent,
+    /// The same, whose tasks' logs the driver collects.
+    AgentOwnLogs,
     /// `nomad version`: what the command line takes before it asks for anything.
     AgentIdle,
     /// CNI plugins, run by hand.
@@ -107,6 +109,7 @@ impl Path {
             Self::Runc => "runc",
             Self::Skopeo => "skopeo, not unpacked",
             Self::Agent => "nomad agent",
+            Self::AgentOwnLogs => "nomad agent, driver's logs",
             Self::AgentIdle => "(nomad version)",
             Self::Plugins => "CNI plugins by hand",
         }

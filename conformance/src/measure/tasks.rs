@@ -27,20 +27,26 @@ pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
     let _pulled = Pulled::pull(ground.world)?;
     let mut stage = Stage::on(ground.world, nomad, ground.plugin)?;
     // The first round pulls the image; it isn't counted.
-    let mut uncounted = Table::default();
-    for round in 0..=ground.rounds {
-        interrupt::check()?;
-        let table = if round == 0 { &mut uncounted } else { &mut findings.table };
-        if round % 2 == 0 {
-            record(table, Path::Agent, &driver_round(&mut stage, round));
-            record(table, Path::Ctr, &ctr_round(ground.world, round));
-        } else {
-            record(table, Path::Ctr, &ctr_round(ground.world, round));
-            record(table, Path::Agent, &driver_round(&mut stage, round));
+    driver_round(&mut stage, "first")?;
+    let _ = ctr_round(ground.world, "first")?;
+    for round in 0..ground.rounds {
+        let mut collectors = [(Path::Agent, "nomad"), (Path::AgentOwnLogs, "driver")];
+        if round % 2 == 1 {
+            collectors.reverse();
         }
+        for (path, collector) in collectors {
+            interrupt::check()?;
+            if stage.agent.collects_logs_by() != collector {
+                stage.agent.collect_logs_by(collector)?;
+                // A plugin's first start is not as the others.
+                driver_round(&mut stage, &format!("{collector}-{round}"))?;
+            }
+            record(&mut findings.table, path, &driver_round(&mut stage, &format!("{round}")));
+            stage.clear()?;
+        }
+        record(&mut findings.table, Path::Ctr, &ctr_round(ground.world, &format!("{round}")));
         let version = run_well(&mut stage.agent.nomad(&["version"]), b"", SOON).map(|output| output.took);
-        table.record(Call::ExecCommand, Path::AgentIdle, version);
-        stage.clear()?;
+        findings.table.record(Call::ExecCommand, Path::AgentIdle, version);
     }
     Ok(())
 }
@@ -56,7 +62,7 @@ fn record(table: &mut Table, path: Path, round: &Result<[Duration; 4]>) {
 }
 
 /// By the agent's own events.
-fn driver_round(stage: &mut Stage, round: u32) -> Result<[Duration; 4]> {
+fn driver_round(stage: &mut Stage, round: &str) -> Result<[Duration; 4]> {
     let name = format!("measure-{round}");
     let id = stage.shell_with(&name, SCRIPT, &[("kill_timeout", "30s")])?;
     stage.made(&id, "begun")?;
@@ -72,7 +78,7 @@ fn driver_round(stage: &mut Stage, round: u32) -> Result<[Duration; 4]> {
     Ok([start, between("Killing", "Terminated")?, between("Killing", "Killed")?, exec.took])
 }
 
-fn ctr_round(world: &World, round: u32) -> Result<[Duration; 4]> {
+fn ctr_round(world: &World, round: &str) -> Result<[Duration; 4]> {
     let id = format!("measure-{round}");
     let directory = world.directory().join("measure");
     fs::create_dir_all(directory.join("data"))?;
