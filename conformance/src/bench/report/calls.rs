@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-use super::page::{Cell, keys, table};
 use super::svg::escape;
+use super::table::{Cell, keys, table};
 use super::{bars, class, curves, in_order, party_class};
 use crate::bench::record::{Key, Series};
 use crate::bench::shown::{self, MEBIBYTE};

@@ -1,6 +1,6 @@
 //! What the figures were taken on, and what could not be measured there.
 
-use super::page::{Cell, table};
+use super::table::{Cell, table};
 use crate::bench::record::{Machine, Report};
 use crate::bench::shown;
 

@@ -1,8 +1,8 @@
 //! What a task takes against how many there are: drawings by setup, and a table.
 
 use super::class;
-use super::page::{Cell, keys, table};
 use super::svg::{Anchor, Scale, Svg, escape};
+use super::table::{Cell, keys, table};
 use crate::bench::growth::{self, KNEE, PerTask};
 use crate::bench::record::ScalePoint;
 use crate::bench::shown::{self, MEBIBYTE};

@@ -17,6 +17,7 @@ mod ground;
 mod many_tasks;
 mod page;
 mod svg;
+mod table;
 
 #[derive(clap::Args)]
 pub struct Args {
