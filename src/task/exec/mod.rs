@@ -96,6 +96,10 @@ impl Task {
         let starting = tokio::spawn(start.run());
         let started = starting.await.map_err(|error| Error::Failed(format!("{doing}: it broke: {error}")))?;
         started.map(Ok).or_else(|error| {
+            // A pipe of ours that can't be made is no fault of the command's.
+            if !matches!(error, shim::Error::Call { .. }) {
+                return Err(failed(error));
+            }
             let text = error.to_string();
             if refusal::is_of_an_ended_task(&text) {
                 return Err(ended());
