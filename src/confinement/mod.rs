@@ -5,9 +5,9 @@ mod capabilities;
 mod host;
 mod seccomp;
 
-use std::borrow::Cow;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{Capability, LinuxDevice, LinuxSeccomp};
@@ -22,7 +22,8 @@ const UNCONFINED: &str = "unconfined";
 #[derive(Debug, Default)]
 pub(crate) struct Confinement {
     pub capabilities: HashSet<Capability>,
-    pub seccomp: Option<LinuxSeccomp>,
+    /// Shared by tasks that may do the same: it is large, and many may be waiting for their start.
+    pub seccomp: Option<Arc<LinuxSeccomp>>,
     pub apparmor_profile: Option<String>,
     /// Of the host; they are made in the container.
     pub devices: Vec<LinuxDevice>,
@@ -69,31 +70,31 @@ pub(crate) async fn settle(security: &Security, gates: &Gates) -> Result<Confine
 
 fn decide(security: &Security, gates: &Gates, host: &Host) -> Result<Confinement, ConfinementError> {
     let capabilities = capabilities::granted(security, &gates.allow_caps, &host.capabilities)?;
-    let seccomp = seccomp_profile(security, gates, host)?;
-    let seccomp = seccomp
-        .map(|profile| profile.for_task(&capabilities, host.kernel, std::env::consts::ARCH))
-        .transpose()?;
+    let seccomp = seccomp(security, gates, host, &capabilities)?;
     let apparmor_profile = apparmor_profile(security, host)?;
     Ok(Confinement { capabilities, seccomp, apparmor_profile, devices: host.devices.clone() })
 }
 
 /// A privileged task has none unless its job asks for it.
-fn seccomp_profile(
+fn seccomp(
     security: &Security,
     gates: &Gates,
     host: &Host,
-) -> Result<Option<Cow<'static, seccomp::Profile>>, ConfinementError> {
+    capabilities: &HashSet<Capability>,
+) -> Result<Option<Arc<LinuxSeccomp>>, ConfinementError> {
     let otherwise = gates.seccomp && !security.privileged;
-    let profile = match (&security.seccomp_profile, &host.seccomp_profile) {
+    match (&security.seccomp_profile, &host.seccomp_profile) {
         (Some(named), Some(text)) => {
-            Cow::Owned(seccomp::Profile::read(text).map_err(|why| ConfinementError::profile(named, why))?)
+            let profile =
+                seccomp::Profile::read(text).map_err(|why| ConfinementError::profile(named, why))?;
+            Ok(Some(Arc::new(profile.for_task(capabilities, host.kernel, std::env::consts::ARCH)?)))
         }
         _ if security.seccomp.unwrap_or(otherwise) => {
-            Cow::Borrowed(seccomp::Profile::built_in().map_err(ConfinementError::BuiltIn)?)
+            let profile = seccomp::Profile::built_in().map_err(ConfinementError::BuiltIn)?;
+            Ok(Some(seccomp::shared(profile, capabilities, host.kernel)?))
         }
-        _ => return Ok(None),
-    };
-    Ok(Some(profile))
+        _ => Ok(None),
+    }
 }
 
 /// A host without AppArmor confines nothing, which is fine for a job that wants just that.

@@ -7,7 +7,7 @@
 
 use std::collections::HashSet;
 use std::iter;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
@@ -145,6 +145,29 @@ impl Profile {
     }
 }
 
+/// What of the built-in profile holds, of which there is one for tasks that may do the same, one after the other.
+pub(super) fn shared(
+    built_in: &'static Profile,
+    capabilities: &HashSet<Capability>,
+    kernel: (u32, u32),
+) -> Result<Arc<LinuxSeccomp>, OciSpecError> {
+    struct Last {
+        capabilities: HashSet<Capability>,
+        kernel: (u32, u32),
+        seccomp: Arc<LinuxSeccomp>,
+    }
+    static LAST: Mutex<Option<Last>> = Mutex::new(None);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(last) = &*last
+        && (&last.capabilities, last.kernel) == (capabilities, kernel)
+    {
+        return Ok(Arc::clone(&last.seccomp));
+    }
+    let seccomp = Arc::new(built_in.for_task(capabilities, kernel, std::env::consts::ARCH)?);
+    *last = Some(Last { capabilities: capabilities.clone(), kernel, seccomp: Arc::clone(&seccomp) });
+    Ok(seccomp)
+}
+
 impl Rule {
     fn check(&self) -> Result<(), String> {
         let Self { name, names, args, includes, excludes, .. } = self;
@@ -229,6 +252,20 @@ mod tests {
     fn built_in(capabilities: &[Capability], kernel: (u32, u32), processor: &str) -> LinuxSeccomp {
         let capabilities = capabilities.iter().copied().collect();
         Profile::built_in().unwrap().for_task(&capabilities, kernel, processor).unwrap()
+    }
+
+    #[test]
+    fn tasks_that_may_do_the_same_share_what_they_are_held_to() {
+        let profile = Profile::built_in().unwrap();
+        let of = |capabilities: &[Capability], kernel| {
+            shared(profile, &capabilities.iter().copied().collect(), kernel).unwrap()
+        };
+        let first = of(&[Capability::Chown], (6, 1));
+        assert!(Arc::ptr_eq(&first, &of(&[Capability::Chown], (6, 1))));
+        let more = of(&[Capability::Chown, Capability::SysAdmin], (6, 1));
+        assert!(allowed(&more).contains("mount") && !allowed(&first).contains("mount"));
+        let older = of(&[Capability::Chown, Capability::SysAdmin], (4, 4));
+        assert!(!Arc::ptr_eq(&more, &older));
     }
 
     #[test]

@@ -98,7 +98,7 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
         .masked_paths(security::masked_paths(security))
         .readonly_paths(security::readonly_paths(security))
         .build()?;
-    linux.set_seccomp(seccomp.clone());
+    linux.set_seccomp(seccomp.as_deref().cloned());
     linux.set_rootfs_propagation(mounts::propagation(&inputs.options.mounts, inputs.task));
     let mut spec = SpecBuilder::default()
         .version(SPEC_VERSION)
@@ -140,6 +140,8 @@ fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecErr
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use oci_spec::runtime::{Capability, LinuxDevice, LinuxNamespaceType, LinuxSeccomp, Mount};
 
     use super::*;
@@ -255,7 +257,7 @@ mod tests {
     fn what_was_settled_is_what_the_runtime_is_told() {
         let confinement = Confinement {
             capabilities: [Capability::Kill].into(),
-            seccomp: Some(LinuxSeccomp::default()),
+            seccomp: Some(Arc::new(LinuxSeccomp::default())),
             apparmor_profile: Some("mine".to_owned()),
             devices: vec![LinuxDevice::default()],
         };
@@ -273,7 +275,7 @@ mod tests {
         assert_eq!(process.apparmor_profile().as_deref(), Some("mine"));
         assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(true));
         let linux = spec.linux().as_ref().unwrap();
-        assert_eq!(*linux.seccomp(), confinement.seccomp);
+        assert_eq!(linux.seccomp().as_ref(), confinement.seccomp.as_deref());
         assert_eq!(*linux.devices(), Some(confinement.devices));
     }
 
