@@ -34,7 +34,7 @@ use crate::containerd::{Access, Credentials, Image, Policy, Record, is_server};
 use crate::error::{Error, Result};
 use crate::init::{Init, ProcessId};
 use crate::rootfs;
-use crate::shim::{Connection, Shim};
+use crate::shim::{self, Connection, Shim};
 use crate::spec::{self, BoundFile};
 
 /// The label by which containers and leases of this plugin are told from others' in the same namespace.
@@ -365,7 +365,7 @@ impl Start<'_> {
         };
         let rootfs = mounts.into_iter().map(shim_mount).collect();
         let create = connection.create(bundle, rootfs, &logs, asked.process.tty, &options);
-        let pid = timeline.step("create", create).await?;
+        let pid = timeline.step("create", create).await.map_err(|error| naming_program(error, &spec))?;
         bundle.unpin()?;
         if shares_pids {
             bundle.write_spec(&spec::with_private_pids(spec)?)?;
@@ -461,6 +461,18 @@ async fn place_in_cpuset(cgroup: Cgroup, pid: i32) -> Result<()> {
 
 fn stop_signal(image: &Image) -> Option<String> {
     image.config.config().as_ref().and_then(|config| config.stop_signal().clone())
+}
+
+/// crun does not say what it is that it can't open.
+fn naming_program(error: shim::Error, spec: &Spec) -> Error {
+    let words = spec.process().as_ref().and_then(|process| process.args().as_ref());
+    let error = Error::from(error);
+    match words.and_then(|words| words.first()) {
+        Some(program) if error.to_string().contains("open executable") => {
+            error.context(format_args!("run {program:?}"))
+        }
+        _ => error,
+    }
 }
 
 fn shim_mount(mount: Mount) -> api::Mount {
