@@ -238,7 +238,8 @@ async fn the_plugin_may_have_more_open_files_than_the_agent_and_its_tasks_may_no
     until(LIMIT, "the word on few open files", complains).await?;
     let task = scene.run(&plugin, &scene.shell("ulimit -Sn; ulimit -Hn; sleep 600")).await?;
     task.alloc.stdout.to_contain("400\n1000\n", LIMIT).await?;
-    same!(task.exec(&plugin, "ulimit -Sn; ulimit -Hn").await?, (0, "400\n1000\n".to_owned()));
+    // The Go in runc 1.1 may raise the soft limit of an exec once more after runc has set it, where it comes late to it.
+    same!(task.exec(&plugin, "ulimit -Hn").await?, (0, "1000\n".to_owned()));
     task.end(&plugin).await?;
     let config = with(scene.shell("ulimit -Sn; ulimit -Hn"), "ulimit", json!({"nofile": "500:600"}));
     let task = scene.run(&plugin, &config).await?;
