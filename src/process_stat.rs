@@ -1,4 +1,4 @@
-//! What the kernel says of a process in `/proc/<pid>/stat`.
+//! Which processes there are, and what the kernel says of one in `/proc/<pid>/stat`.
 //!
 //! Source of the facts: Linux `proc_pid_stat(5)`.
 

@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::error::Error;
+use crate::process_stat::all_pids;
 
 /// A killed process is gone at once, unless the kernel holds it.
 const GONE: Duration = Duration::from_secs(5);
@@ -35,11 +36,7 @@ pub(super) async fn end(container_id: &str) -> Result<(), Error> {
 }
 
 fn kill_marked(mark: &str) -> Vec<i32> {
-    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
-    let marked: Vec<i32> = processes
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .filter(|pid| is_marked(*pid, mark))
-        .collect();
+    let marked: Vec<i32> = all_pids().into_iter().filter(|pid| is_marked(*pid, mark)).collect();
     for pid in &marked {
         let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
     }
