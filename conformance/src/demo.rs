@@ -10,12 +10,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::agent::command::Output;
-use crate::agent::{Agent, Allocation, Mode, processes};
+use crate::agent::{Agent, Allocation, Mode};
 use crate::config;
 use crate::e2e::stage;
 use crate::fixture::World;
 use crate::fixture::census::Census;
 use crate::fixture::leftovers::Leftovers;
+use crate::processes;
 use crate::scene::Scene;
 
 const REDIS: &str = include_str!("../../hack/jobs/redis.nomad.hcl");

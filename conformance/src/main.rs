@@ -12,6 +12,7 @@ mod guest;
 mod host;
 mod interrupt;
 mod measure;
+mod processes;
 mod scene;
 mod suite;
 mod task;

@@ -9,7 +9,7 @@ use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
 /// Every process but this one.
-fn all() -> impl Iterator<Item = i32> {
+pub fn all() -> impl Iterator<Item = i32> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
     let entries = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
     entries
@@ -69,6 +69,18 @@ pub fn alive(pid: i32) -> bool {
 /// When the process is gone.
 pub fn parent(pid: i32) -> Result<i32> {
     number_in_status(pid, "PPid:")
+}
+
+/// Of several, the one whose parent is none of them. Not the smallest: the kernel begins again with small pids after the
+/// largest.
+pub fn first_of(pids: &[i32]) -> Option<i32> {
+    let is_first = |pid: &i32| parent(*pid).is_ok_and(|parent| !pids.contains(&parent));
+    pids.iter().copied().find(is_first)
+}
+
+/// The shim of a task's first process, unless it is gone and the process was taken in by the host's init.
+pub fn shim_of(pid: i32) -> Option<i32> {
+    parent(pid).ok().filter(|parent| *parent > 1)
 }
 
 pub fn resident_kb(pid: i32) -> Result<u64> {

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nomad_proto::driver as pb;
 
-use crate::agent::processes::parent;
 use crate::host::alloc::random_uuid;
 use crate::host::{Alloc, Plugin};
+use crate::processes::first_of;
 
 /// What a test waits for at most where no time is promised.
 pub const LIMIT: Duration = Duration::from_secs(30);
@@ -154,10 +154,7 @@ impl Task {
     /// # Errors
     /// Says so where it has none.
     pub fn pid(&self) -> Result<i32> {
-        let pids = self.alloc.cgroup.pids();
-        // Not the smallest: the kernel begins again with small ones after the largest.
-        let is_first = |pid: &&i32| !parent(**pid).is_ok_and(|parent| pids.contains(&parent));
-        pids.iter().find(is_first).copied().context("no process in the task's control group")
+        first_of(&self.alloc.cgroup.pids()).context("no process in the task's control group")
     }
 
     /// Waits for its end and returns its stdout, whole.

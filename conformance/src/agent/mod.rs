@@ -7,7 +7,6 @@ mod allocation;
 mod api;
 pub mod command;
 mod config;
-pub mod processes;
 mod residue;
 
 use std::collections::BTreeMap;
@@ -30,6 +29,7 @@ pub use residue::{check_interrupt, take_down_all};
 
 use crate::fixture::process::{Process, tail};
 use crate::fixture::programs::path_with;
+use crate::processes;
 use command::{Output, run, run_well};
 use residue::Residue;
 

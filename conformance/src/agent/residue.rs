@@ -12,8 +12,8 @@ use anyhow::{Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::processes;
 use crate::fixture::sweep;
+use crate::processes;
 
 /// Set in the agent's environment, and so in that of every process it starts; the value is its directory.
 pub const MARK: &str = "CONFORMANCE_AGENT";

@@ -47,9 +47,7 @@ impl Path for Cli {
             Call::ExecUnary => "it is the same command as exec",
             Call::Resize => "a terminal is the caller's own",
             Call::Wait => "the process is the caller's own child",
-            Call::Stats if self.ground.setup.programs.runtime_name() == "crun" => {
-                "crun has no command for it"
-            }
+            Call::Stats if self.ground.setup.programs.is_crun() => "crun has no command for it",
             _ => return None,
         };
         Some(why.to_owned())

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 
 use super::ground;
 use super::record::Cost;
-use crate::agent::processes::cpu_ns;
+use crate::processes::cpu_ns;
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// Processes that ended within the call.

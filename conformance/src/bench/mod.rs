@@ -31,7 +31,7 @@ mod setup;
 mod shown;
 mod spec;
 mod stage;
-mod statistics;
+pub mod statistics;
 mod stub;
 mod table;
 mod tally;

@@ -22,10 +22,10 @@ use super::ground::{Ground, IMAGE, LIMIT};
 use super::path::{Container, Path, Times};
 use super::pipes::Output;
 use super::{end, spec};
-use crate::agent::processes;
 use crate::fixture::containerd::NAMESPACE;
 use crate::host::exec::{data_of, end_of_stdin};
 use crate::host::{Alloc, Exec, Launch, Plugin, hcl};
+use crate::processes;
 use crate::task::Task;
 
 pub const NAME: &str = "plugin";
@@ -231,8 +231,7 @@ impl Driven {
     /// Its first process: of those that were told the allocation's id, the one whose parent wasn't.
     fn find(&self) -> Option<i32> {
         let told = processes::with_environment(&format!("NOMAD_ALLOC_ID={}", self.task.alloc.id));
-        let is_first = |pid: &i32| processes::parent(*pid).is_ok_and(|parent| !told.contains(&parent));
-        told.iter().copied().find(is_first)
+        processes::first_of(&told)
     }
 
     async fn make(&self, step: Step) -> Result<Times> {
@@ -328,7 +327,7 @@ impl Container for Driven {
     }
 
     fn shim(&self) -> Option<i32> {
-        processes::parent(self.pid?).ok().filter(|pid| *pid > 1)
+        processes::shim_of(self.pid?)
     }
 
     fn remove(&mut self) -> BoxFuture<'_, Result<()>> {

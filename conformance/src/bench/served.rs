@@ -18,7 +18,7 @@ use super::path::{Container, Times};
 use super::pipes::{Output, Paths, Pipes};
 use super::service::{Making, Service};
 use super::{end, spec};
-use crate::agent::processes;
+use crate::processes;
 
 /// How long an exec that went wrong may take to say why.
 const SECOND: Duration = Duration::from_secs(1);
@@ -221,7 +221,7 @@ impl<S: Service> Container for Served<S> {
     }
 
     fn shim(&self) -> Option<i32> {
-        processes::parent(self.pid?).ok().filter(|pid| *pid > 1)
+        processes::shim_of(self.pid?)
     }
 
     fn remove(&mut self) -> BoxFuture<'_, Result<()>> {

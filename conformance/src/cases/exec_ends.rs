@@ -8,9 +8,9 @@ use super::exec::{leave, shell, sleeper};
 use super::holdings::come_back;
 use super::shim_failures::{Scripted, runc};
 use super::{cases, orphans_are_known, same};
-use crate::agent::processes::resident_kb;
 use crate::host::Exec;
 use crate::host::exec::{data_of, size_of};
+use crate::processes::resident_kb;
 use crate::scene::Scene;
 use crate::task::LIMIT;
 

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::unistd::Pid;
 
-use crate::agent::processes::resident_kb;
 use crate::host::Plugin;
+use crate::processes::resident_kb;
 use crate::task::Task;
 
 /// What a shim's runtime keeps after a warm-up: Go closes files and gives memory back when its collector comes to it. Over

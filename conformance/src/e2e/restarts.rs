@@ -8,7 +8,8 @@ use nix::unistd::Pid;
 
 use super::Case;
 use super::stage::{SOON, Stage, eventually};
-use crate::agent::{Allocation, processes};
+use crate::agent::Allocation;
+use crate::processes;
 
 pub const CASES: &[(&str, Case)] = &[
     ("plugin_killed", plugin_killed),

@@ -10,12 +10,13 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::agent::command::{Output, run};
 use crate::agent::{
-    self, Agent, Allocation, Mode, Networks, Setup, Task, check_interrupt, lines_of_interest, poll, processes,
+    self, Agent, Allocation, Mode, Networks, Setup, Task, check_interrupt, lines_of_interest, poll,
 };
 use crate::fixture::census::Census;
 use crate::fixture::leftovers::Leftovers;
 use crate::fixture::sweep;
 use crate::fixture::{Consul, Programs, World};
+use crate::processes;
 
 /// Any one step of a task's life. Far above what it takes, far below what a person would wait.
 pub const SOON: Duration = Duration::from_secs(30);

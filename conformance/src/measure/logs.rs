@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::{Findings, Ground};
-use crate::agent::processes::{cpu_ns, resident_kb};
 use crate::e2e::stage::{Stage, jobs};
 use crate::interrupt;
+use crate::processes::{cpu_ns, resident_kb};
 
 /// Each takes seconds.
 const ROUNDS: u32 = 5;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use serde_json::{Value, json};
 
+use crate::bench::statistics::Distribution;
 use crate::interrupt;
 
 /// How much an exec says whose output is measured.
@@ -133,19 +134,20 @@ impl<'a> Probe<'a> {
 struct Series {
     call: Call,
     path: Path,
-    milliseconds: Vec<f64>,
+    samples_ns: Vec<u64>,
     /// Calls that failed, with their words. They have no time.
     failures: Vec<String>,
 }
 
 impl Series {
-    /// The smallest sample that `part` of all samples don't exceed.
+    /// In milliseconds.
     fn percentile(&self, part: f64) -> Option<f64> {
-        let mut sorted = self.milliseconds.clone();
-        sorted.sort_by(f64::total_cmp);
-        let rank = (part * sorted.len() as f64).ceil() as usize;
-        sorted.get(rank.saturating_sub(1)).copied()
+        Distribution::of(&self.samples_ns).percentile(part).map(ms)
     }
+}
+
+fn ms(ns: u64) -> f64 {
+    ns as f64 / 1e6
 }
 
 #[derive(Debug, Default)]
@@ -157,11 +159,11 @@ impl Table {
     pub fn record(&mut self, call: Call, path: Path, outcome: Result<Duration>) {
         let is_it = |series: &&mut Series| series.call == call && series.path == path;
         if self.series.iter_mut().find(is_it).is_none() {
-            self.series.push(Series { call, path, milliseconds: Vec::new(), failures: Vec::new() });
+            self.series.push(Series { call, path, samples_ns: Vec::new(), failures: Vec::new() });
         }
         let Some(series) = self.series.iter_mut().find(is_it) else { return };
         match outcome {
-            Ok(took) => series.milliseconds.push(took.as_secs_f64() * 1000.0),
+            Ok(took) => series.samples_ns.push(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX)),
             Err(error) => series.failures.push(format!("{error:#}")),
         }
     }
@@ -217,7 +219,7 @@ impl Table {
                 "{:<26} {:<28} {:>5} {:>6} {:>9} {:>9} {:>9} {:>7}  {}",
                 series.call.name(),
                 series.path.name(),
-                series.milliseconds.len(),
+                series.samples_ns.len(),
                 series.failures.len(),
                 at(0.5),
                 at(0.9),
@@ -237,14 +239,14 @@ impl Table {
             json!({
                 "call": series.call.name(),
                 "by": series.path.name(),
-                "n": series.milliseconds.len(),
+                "n": series.samples_ns.len(),
                 "failed": series.failures.len(),
                 "p50_ms": series.percentile(0.5),
                 "p90_ms": series.percentile(0.9),
                 "p99_ms": series.percentile(0.99),
                 "ratio": self.ratio(series),
                 "ratio_of": reference_name(series),
-                "samples_ms": series.milliseconds,
+                "samples_ms": series.samples_ns.iter().copied().map(ms).collect::<Vec<_>>(),
                 "failures": series.failures,
             })
         });
@@ -315,7 +317,7 @@ mod tests {
         let [a, b, c] = [Path::Plugin, Path::Agent, Path::Ctr];
         drop(probes);
         assert_eq!(order.into_inner(), [a, b, c, a, b, c, b, c, a]);
-        assert_eq!(table.of(Call::Start, Path::Agent).unwrap().milliseconds.len(), 2);
+        assert_eq!(table.of(Call::Start, Path::Agent).unwrap().samples_ns.len(), 2);
     }
 
     #[test]
@@ -332,7 +334,7 @@ mod tests {
         table.interleave(&mut [whole(Path::Agent, every_other)], 4).unwrap();
         let series = table.of(Call::Start, Path::Agent).unwrap();
         assert_eq!(
-            (series.milliseconds.len(), &*series.failures),
+            (series.samples_ns.len(), &*series.failures),
             (2, &["call 2", "call 4"].map(String::from)[..])
         );
         let json = table.json();

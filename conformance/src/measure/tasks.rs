@@ -9,10 +9,10 @@ use super::ctr::{Pulled, ctr, image};
 use super::table::{Call, Path, Table};
 use super::{Findings, Ground};
 use crate::agent::command::run_well;
-use crate::agent::processes;
 use crate::e2e::stage::{SOON, Stage, eventually};
 use crate::fixture::World;
 use crate::interrupt;
+use crate::processes;
 
 /// What both run: it says that it runs, and ends at once when told to.
 const SCRIPT: &str = "trap 'exit 0' TERM; touch /alloc/data/begun; sleep 1000 & wait";
