@@ -1,5 +1,6 @@
 //! The order of start and stop of the plugin process, and its exit codes.
 
+mod allocator;
 mod cgroup;
 mod cni;
 mod config;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
     if let Err(error) = go_plugin::check_cookie() {
         return fail(&error);
     }
+    allocator::settle();
     let _log = Log::start();
     open_files::raise();
     let runtime = match runtime() {

@@ -1,6 +1,6 @@
 //! How a process ended, asked of the kernel by its pidfd.
 //!
-//! Here is the plugin's only `unsafe`: no crate offers this question (`PIDFD_GET_INFO` with `PIDFD_INFO_EXIT`, Linux 6.15),
+//! Here is `unsafe`: no crate offers this question (`PIDFD_GET_INFO` with `PIDFD_INFO_EXIT`, Linux 6.15),
 //! and an ioctl of one's own can't be had without.
 //!
 //! Source of the facts: Linux `include/uapi/linux/pidfd.h`, `fs/pidfs.c` @ v6.15.

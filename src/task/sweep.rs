@@ -1,5 +1,6 @@
 //! Takes down what no call will ever come back for: a start that the plugin did not survive, a destroy that failed
-//! because containerd was down, what a reboot has left in containerd. And keeps the logs of running shims small.
+//! because containerd was down, what a reboot has left in containerd. And keeps the logs of running shims small, and
+//! the plugin itself.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use super::network::INTERFACE;
 use super::place::Place;
 use super::start::OWNER_LABEL;
 use super::{NAMESPACE, Settings, Tasks};
+use crate::allocator;
 use crate::cni::Valid;
 use crate::open_files;
 use crate::shim::{Bundle, bundles};
@@ -78,6 +80,7 @@ impl Tasks {
             rounds.collected = Some(Instant::now());
             collect_addresses(settings).await;
         }
+        let _ = tokio::task::spawn_blocking(allocator::give_back).await;
     }
 }
 
