@@ -19,9 +19,7 @@ pub const CASES: &[(&str, Case)] = &[
 
 /// Files of 64 KiB, and as many as are written.
 fn rotating() -> String {
-    let logging = "logging {\n          max_files     = 1000\n          max_file_size = \"64k\"\n        }";
-    let last_line = "args    = [\"-c\", var.script]";
-    jobs::SHELL.replace(last_line, &format!("{last_line}\n\n        {logging}"))
+    jobs::shell_configured("logging {\n max_files = 1000\n max_file_size = \"64k\"\n }")
 }
 
 fn start(stage: &mut Stage, name: &str, script: &str) -> Result<String> {

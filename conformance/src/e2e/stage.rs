@@ -32,6 +32,12 @@ pub mod jobs {
     pub const SCRIPT: &str = include_str!("../../../hack/jobs/script.nomad.hcl");
     pub const MISSING_IMAGE: &str = include_str!("../../../hack/jobs/missing-image.nomad.hcl");
     pub const UNKNOWN_OPTION: &str = include_str!("../../../hack/jobs/unknown-option.nomad.hcl");
+
+    /// [`SHELL`], whose task's `config` has more in it.
+    pub fn shell_configured(more: &str) -> String {
+        let last_line = "args    = [\"-c\", var.script]";
+        SHELL.replace(last_line, &format!("{last_line}\n\n{more}"))
+    }
 }
 
 pub struct Stage {

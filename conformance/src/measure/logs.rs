@@ -83,9 +83,7 @@ fn job(collector: &str) -> String {
         "driver" => ("logging {\n max_files = 60\n max_file_size = \"10m\"\n }", ""),
         _ => ("", "logs {\n max_files = 60\n max_file_size = 10\n }"),
     };
-    let last_line = "args    = [\"-c\", var.script]";
-    jobs::SHELL
-        .replace(last_line, &format!("{last_line}\n{config}"))
+    jobs::shell_configured(config)
         .replace("      resources {", &format!("{task}\n      resources {{"))
         .replace("    restart {", "    ephemeral_disk {\n size = 700\n }\n    restart {")
 }

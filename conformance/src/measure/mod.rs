@@ -13,6 +13,7 @@ mod machine;
 mod network;
 mod output;
 mod pull;
+mod recovery;
 mod table;
 mod tasks;
 
@@ -61,6 +62,8 @@ enum Group {
     Tasks,
     /// Images that are not here.
     Pull,
+    /// Many tasks, by a plugin that comes after another.
+    Recovery,
 }
 
 impl Args {
@@ -109,12 +112,13 @@ pub fn run(args: &Args) -> Result<()> {
         nomad: args.nomad.as_deref(),
         rounds: args.rounds.max(1),
     };
-    let groups: [(Group, Measure); 5] = [
+    let groups: [(Group, Measure); 6] = [
         (Group::Output, output::measure),
         (Group::Network, network::measure),
         (Group::Logs, logs::measure),
         (Group::Tasks, tasks::measure),
         (Group::Pull, pull::measure),
+        (Group::Recovery, recovery::measure),
     ];
     for (group, measure) in groups {
         if args.wants(group) {

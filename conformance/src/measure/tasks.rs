@@ -9,13 +9,15 @@ use super::ctr::{Pulled, ctr, image};
 use super::table::{Call, Path, Table};
 use super::{Findings, Ground};
 use crate::agent::command::run_well;
-use crate::e2e::stage::{SOON, Stage, eventually};
+use crate::e2e::stage::{SOON, Stage, eventually, jobs};
 use crate::fixture::World;
 use crate::interrupt;
 use crate::processes;
 
 /// What both run: it says that it runs, and ends at once when told to.
 const SCRIPT: &str = "trap 'exit 0' TERM; touch /alloc/data/begun; sleep 1000 & wait";
+/// The driver's default is a profile, which `ctr` gives no task, nor do most drivers.
+const NO_PROFILE: &str = "seccomp = false";
 /// The times of one round, in their order.
 const CALLS: [Call; 4] = [Call::Start, Call::Stop, Call::Removal, Call::ExecCommand];
 
@@ -27,21 +29,26 @@ pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
     let _pulled = Pulled::pull(ground.world)?;
     let mut stage = Stage::on(ground.world, nomad, ground.plugin)?;
     // The first round pulls the image; it isn't counted.
-    driver_round(&mut stage, "first")?;
+    driver_round(&mut stage, "first", "")?;
     let _ = ctr_round(ground.world, "first")?;
     for round in 0..ground.rounds {
-        let mut collectors = [(Path::Agent, "nomad"), (Path::AgentOwnLogs, "driver")];
+        let mut collectors = [
+            ("nomad", Path::Agent, Path::AgentNoProfile),
+            ("driver", Path::AgentOwnLogs, Path::AgentOwnLogsNoProfile),
+        ];
         if round % 2 == 1 {
             collectors.reverse();
         }
-        for (path, collector) in collectors {
+        for (collector, path, without_profile) in collectors {
             interrupt::check()?;
             if stage.agent.collects_logs_by() != collector {
                 stage.agent.collect_logs_by(collector)?;
                 // A plugin's first start is not as the others.
-                driver_round(&mut stage, &format!("{collector}-{round}"))?;
+                driver_round(&mut stage, &format!("{collector}-{round}"), "")?;
             }
-            record(&mut findings.table, path, &driver_round(&mut stage, &format!("{round}")));
+            record(&mut findings.table, path, &driver_round(&mut stage, &format!("{round}"), ""));
+            let plain = driver_round(&mut stage, &format!("plain-{round}"), NO_PROFILE);
+            record(&mut findings.table, without_profile, &plain);
             stage.clear()?;
         }
         record(&mut findings.table, Path::Ctr, &ctr_round(ground.world, &format!("{round}")));
@@ -61,10 +68,12 @@ fn record(table: &mut Table, path: Path, round: &Result<[Duration; 4]>) {
     }
 }
 
-/// By the agent's own events.
-fn driver_round(stage: &mut Stage, round: &str) -> Result<[Duration; 4]> {
+/// By the agent's own events; with more in the task's `config`.
+fn driver_round(stage: &mut Stage, round: &str, config: &str) -> Result<[Duration; 4]> {
     let name = format!("measure-{round}");
-    let id = stage.shell_with(&name, SCRIPT, &[("kill_timeout", "30s")])?;
+    let image = stage.busybox();
+    let variables = [("image", image.as_str()), ("script", SCRIPT), ("kill_timeout", "30s")];
+    let id = stage.start(&name, &jobs::shell_configured(config), &variables)?;
     stage.made(&id, "begun")?;
     let begun = fs::metadata(stage.data(&id, "begun"))?.modified()?;
     stage.running(&id, "main")?;
