@@ -16,6 +16,7 @@ mod processes;
 mod scene;
 mod suite;
 mod task;
+mod timeline;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

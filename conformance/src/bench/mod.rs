@@ -35,6 +35,7 @@ pub mod statistics;
 mod stub;
 mod table;
 mod tally;
+mod timelines;
 mod turns;
 
 use std::process::ExitCode;

@@ -6,6 +6,7 @@ use anyhow::Result;
 use futures::future::BoxFuture;
 
 use super::call::{Call, Step};
+use crate::timeline::Told;
 
 /// How long each part of a step took.
 pub type Times = Vec<(Call, Duration)>;
@@ -25,6 +26,11 @@ pub trait Path: Send + Sync {
 
     /// The lasting processes that take part, by who they are: `daemon`, `plugin`.
     fn servers(&self) -> Vec<(&'static str, i32)>;
+
+    /// What those have said so far of where a call's time went.
+    fn told(&self) -> Vec<Told> {
+        Vec::new()
+    }
 }
 
 pub trait Container: Send {

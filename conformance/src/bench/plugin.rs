@@ -27,6 +27,7 @@ use crate::host::exec::{data_of, end_of_stdin};
 use crate::host::{Alloc, Exec, Launch, Plugin, hcl};
 use crate::processes;
 use crate::task::Task;
+use crate::timeline::{self, Told};
 
 pub const NAME: &str = "plugin";
 /// How much of a plugin's log a failure shows.
@@ -187,6 +188,10 @@ impl Path for ByPlugin {
         let mut servers = self.0.ground.servers();
         servers.extend(i32::try_from(self.0.plugin.pid()).ok().map(|pid| ("plugin", pid)));
         servers
+    }
+
+    fn told(&self) -> Vec<Told> {
+        timeline::told(&self.0.plugin.log()).filter_map(Result::ok).collect()
     }
 }
 

@@ -19,6 +19,8 @@ pub struct Report {
     pub series: Vec<Series>,
     #[serde(default)]
     pub scale: Vec<ScalePoint>,
+    #[serde(default)]
+    pub timelines: Vec<Timeline>,
     pub not_measured: Vec<NotMeasured>,
 }
 
@@ -117,6 +119,32 @@ pub struct ScalePoint {
     pub steady_cpu_ns_per_task_second: BTreeMap<String, u64>,
     /// Proportional set size while they ran, by who took it.
     pub memory_bytes: BTreeMap<String, u64>,
+}
+
+/// Where the time of a driver's starts, or of its teardowns, goes by its own word: medians of those that went well in turns
+/// that count.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Timeline {
+    /// Its call is `start` or `teardown`.
+    #[serde(flatten)]
+    pub key: Key,
+    pub count: usize,
+    pub total_ns: u64,
+    pub containerd_calls: u64,
+    /// In the order in which they begin.
+    pub steps: Vec<TimelineStep>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TimelineStep {
+    /// `shim/exec` is a part of `shim`.
+    pub name: String,
+    /// How many of the calls had it.
+    pub count: usize,
+    /// From the call on.
+    pub begin_ns: u64,
+    pub length_ns: u64,
+    pub length_p90_ns: u64,
 }
 
 /// What was wanted and could not be measured.

@@ -100,10 +100,12 @@ pub fn measure(args: &Args) -> Result<Report> {
     let (mut stage, mut report) = Stage::raise(&args.on, settings)?;
     let wanted = args.wanted();
     let lanes = std::mem::take(&mut stage.lanes);
-    let mut bench = Bench { wanted: &wanted, group: stage.group.as_ref(), lanes, tally: Tally::default() };
+    let group = stage.group.as_ref();
+    let mut bench = Bench { wanted: &wanted, group, lanes, tally: Tally::default(), timelines: Vec::new() };
     report.not_measured.extend(bench.lacks());
     let measured = stage.runtime.block_on(bench.all());
     report.series = bench.tally.into_series();
+    report.timelines = bench.timelines;
     drop(bench.lanes);
     let ended = stage.end();
     measured.and(ended).map(|()| report)

@@ -44,4 +44,18 @@ mod tests {
         let error = format!("{:#}", read(&path).unwrap_err());
         assert!(error.contains("later.json is not what"), "{error}");
     }
+
+    #[test]
+    fn a_file_from_before_there_were_timelines_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("earlier.json");
+        let text = r#"{
+            "format": 1, "made_at": "2026-11-01T00:00:00Z", "setups": [], "series": [], "not_measured": [],
+            "machine": {"cpu": "some", "cores": 2, "memory_bytes": 1, "kernel": "6.1", "cgroups": "v1",
+                "distribution": "Debian 12", "load_before": "0.1"},
+            "settings": {"iterations": 1, "warm_up": 0, "duration_ms": null}
+        }"#;
+        fs::write(&path, text).unwrap();
+        assert_eq!(read(&path).unwrap().timelines, []);
+    }
 }

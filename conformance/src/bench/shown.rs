@@ -51,6 +51,12 @@ pub fn call(key: &Key) -> String {
     name
 }
 
+/// What is shown of a timeline, with what else its calls were made under.
+pub fn where_time_goes(key: &Key) -> String {
+    let under = call(&Key { call: String::new(), ..key.clone() });
+    format!("where a {}'s time goes on {}{under}", key.call, key.setup)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,5 +86,7 @@ mod tests {
         assert_eq!(call(&key), "exec");
         (key.concurrency, key.payload_bytes, key.held) = (4, 4096, 50);
         assert_eq!(call(&key), "exec, 4096 bytes, 4 at a time, 50 others running");
+        let start = Key { call: "start".to_owned(), payload_bytes: 0, ..key };
+        assert_eq!(where_time_goes(&start), "where a start's time goes on a, 4 at a time, 50 others running");
     }
 }

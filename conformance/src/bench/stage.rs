@@ -83,6 +83,7 @@ impl Stage {
             settings,
             series: Vec::new(),
             scale: Vec::new(),
+            timelines: Vec::new(),
             not_measured: Vec::new(),
         };
         let group = if on.no_cost {

@@ -6,6 +6,8 @@ use super::record::{Cost, Key, Machine, Report, Series, Setup};
 use super::statistics::{Distribution, ratio_within_run};
 use super::{cli, daemon, shown};
 
+mod timelines;
+
 /// All of it.
 pub fn render(report: &Report) -> String {
     let mut text = machine(&report.machine);
@@ -25,6 +27,12 @@ pub fn render(report: &Report) -> String {
         for series in group {
             let _ = writeln!(text, "{}", line(series, report, width));
         }
+    }
+    for timeline in &report.timelines {
+        text += &timelines::render(timeline);
+    }
+    if !report.timelines.is_empty() {
+        text.push('\n');
     }
     for series in report.series.iter().filter(|series| !series.failures.is_empty()) {
         let (failed, first) = (series.failures.len(), series.failures[0].error.trim());

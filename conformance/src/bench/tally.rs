@@ -32,10 +32,14 @@ impl Conditions {
     }
 
     pub fn key(&self, call: Call, payload: usize) -> Key {
+        self.key_of(&call.name(), payload)
+    }
+
+    pub fn key_of(&self, call: &str, payload: usize) -> Key {
         Key {
             setup: self.setup.clone(),
             path: self.path.to_owned(),
-            call: call.name(),
+            call: call.to_owned(),
             concurrency: self.concurrency,
             payload_bytes: payload as u64,
             held: self.held,

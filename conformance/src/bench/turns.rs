@@ -1,7 +1,7 @@
 //! The turns of a run: every lane takes each step before any takes the next, and what comes of it is written down. Knows
 //! neither what a run's parts are nor what is told of it.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use tokio::time::sleep;
@@ -10,9 +10,10 @@ use super::call::{Call, Step, steps};
 use super::cost::{Group, Memory, Reading};
 use super::lane::{Lane, Outcomes, remove_timed};
 use super::progress::Progress;
-use super::record::{Key, NotMeasured};
+use super::record::{Key, NotMeasured, Timeline};
 use super::schedule::{Until, order};
 use super::tally::{Conditions, Tally};
+use super::timelines;
 use crate::interrupt;
 
 /// What goes on after an answer belongs to the call as well.
@@ -34,6 +35,7 @@ pub struct Bench<'a> {
     pub group: Option<&'a Group>,
     pub lanes: Vec<Lane>,
     pub tally: Tally,
+    pub timelines: Vec<Timeline>,
 }
 
 /// What is measured of a lane at a time.
@@ -90,11 +92,11 @@ impl Bench<'_> {
         }
         self.expect(&steps, wanted, concurrency, held);
         let (until, warm_up) = (self.wanted.until, self.wanted.warm_up);
-        let mut begun = Instant::now();
+        let (mut begun, mut since) = (Instant::now(), SystemTime::now());
         for number in 0.. {
             let turn = u32::checked_sub(number, warm_up);
             if turn == Some(0) {
-                begun = Instant::now();
+                (begun, since) = (Instant::now(), SystemTime::now());
             }
             if turn.is_some_and(|turn| until.is_over(turn, begun.elapsed())) {
                 break;
@@ -122,6 +124,7 @@ impl Bench<'_> {
             }
         }
         self.settle(concurrency, held);
+        self.hear(concurrency, held, since).await;
         Ok(())
     }
 
@@ -230,6 +233,16 @@ impl Bench<'_> {
                 key.setup == *setup && key.path == path && key.concurrency == concurrency && key.held == held
             };
             self.tally.settle(is_theirs, &memory);
+        }
+    }
+
+    /// What drivers have said of their calls since the turns count.
+    async fn hear(&mut self, concurrency: u32, held: u32, since: SystemTime) {
+        sleep(SETTLES).await;
+        for lane in &self.lanes {
+            let mut told = lane.path.told();
+            told.retain(|told| told.at >= since);
+            self.timelines.extend(timelines::of(&Conditions::of(lane, concurrency, held), &told));
         }
     }
 

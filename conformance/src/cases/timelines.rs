@@ -1,15 +1,13 @@
 //! What a start, and a teardown, say at their end: how long each of their steps took, in a form that programs read.
 
-use std::collections::BTreeMap;
-
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
 
 use super::{cases, refused, same, until};
 use crate::config;
 use crate::host::Plugin;
 use crate::scene::Scene;
 use crate::task::LIMIT;
+use crate::timeline::{self, Told};
 
 cases!["timeline":
     a_start_and_a_teardown_say_how_long_their_steps_took,
@@ -20,46 +18,11 @@ cases!["timeline":
 /// How far the parts of a sum may be off for being rounded.
 const ROUNDED: f64 = 0.11;
 
-/// One line of a plugin's log.
-#[derive(Debug)]
-pub(super) struct Told {
-    pub(super) container: String,
-    outcome: String,
-    total_ms: f64,
-    calls: u64,
-    /// By name: when it began and how long it took.
-    steps: BTreeMap<String, (f64, f64)>,
-}
-
 /// The timelines of all calls of this kind so far, in the order in which they ended.
 pub(super) fn told(plugin: &Plugin, call: &str) -> Result<Vec<Told>> {
-    let lines = plugin.log().all().into_iter();
-    let lines = lines.filter_map(|line| serde_json::from_str::<Value>(&line).ok());
-    lines
-        .filter(|line| line["@message"] == "timeline" && line["call"] == call)
-        .map(|line| parse(&line))
-        .collect()
-}
-
-fn parse(line: &Value) -> Result<Told> {
-    let text = |key: &str| line[key].as_str().with_context(|| format!("no {key} in {line}"));
-    let mut steps = BTreeMap::new();
-    let mut words = text("timeline")?.split(' ').filter(|word| !word.is_empty());
-    while let Some(name) = words.next() {
-        let times = words.next().and_then(|times| times.split_once('+'));
-        let (begin, length) = times.with_context(|| format!("{name} has no times: {line}"))?;
-        ensure!(
-            steps.insert(name.to_owned(), (begin.parse()?, length.parse()?)).is_none(),
-            "{name} twice: {line}"
-        );
-    }
-    Ok(Told {
-        container: text("container")?.to_owned(),
-        outcome: text("outcome")?.to_owned(),
-        total_ms: text("total_ms")?.parse()?,
-        calls: line["containerd_calls"].as_u64().with_context(|| format!("no calls: {line}"))?,
-        steps,
-    })
+    let mut told: Vec<Told> = timeline::told(&plugin.log()).collect::<Result<_>>()?;
+    told.retain(|told| told.call == call);
+    Ok(told)
 }
 
 /// The one timeline of this kind after those that were there before.
@@ -69,21 +32,18 @@ async fn next(plugin: &Plugin, call: &str, before: usize) -> Result<Told> {
     told(plugin, call)?.into_iter().nth(before).context("no timeline")
 }
 
-impl Told {
-    fn has(&self, steps: &[&str]) -> Result<()> {
-        for name in steps {
-            let (begin, length) =
-                self.steps.get(*name).with_context(|| format!("no step {name}: {self:?}"))?;
-            ensure!(begin + length <= self.total_ms + ROUNDED, "{name} ends after the call: {self:?}");
-            if let Some((whole, _)) = name.split_once('/') {
-                let (whole_begin, whole_length) =
-                    self.steps.get(whole).with_context(|| format!("no step {whole}: {self:?}"))?;
-                let ends_within = begin + length <= whole_begin + whole_length + 2.0 * ROUNDED;
-                ensure!(begin >= whole_begin && ends_within, "{name} is outside of {whole}: {self:?}");
-            }
+fn has(told: &Told, steps: &[&str]) -> Result<()> {
+    for name in steps {
+        let (begin, length) = told.steps.get(*name).with_context(|| format!("no step {name}: {told:?}"))?;
+        ensure!(begin + length <= told.total_ms + ROUNDED, "{name} ends after the call: {told:?}");
+        if let Some((whole, _)) = name.split_once('/') {
+            let (whole_begin, whole_length) =
+                told.steps.get(whole).with_context(|| format!("no step {whole}: {told:?}"))?;
+            let ends_within = begin + length <= whole_begin + whole_length + 2.0 * ROUNDED;
+            ensure!(begin >= whole_begin && ends_within, "{name} is outside of {whole}: {told:?}");
         }
-        Ok(())
     }
+    Ok(())
 }
 
 async fn a_start_and_a_teardown_say_how_long_their_steps_took(scene: &Scene) -> Result<()> {
@@ -91,24 +51,27 @@ async fn a_start_and_a_teardown_say_how_long_their_steps_took(scene: &Scene) -> 
     let task = scene.run(&plugin, &scene.shell("true")).await?;
     let start = next(&plugin, "start", 0).await?;
     same!(start.outcome, "done");
-    start.has(&[
-        "wanted",
-        "wanted/rights",
-        "image",
-        "bundle",
-        "shim",
-        "shim/exec",
-        "shim/ask",
-        "container",
-        "container/lease",
-        "container/snapshot",
-        "container/record",
-        "container/user",
-        "network",
-        "network/names",
-        "create",
-        "start",
-    ])?;
+    has(
+        &start,
+        &[
+            "wanted",
+            "wanted/rights",
+            "image",
+            "bundle",
+            "shim",
+            "shim/exec",
+            "shim/ask",
+            "container",
+            "container/lease",
+            "container/snapshot",
+            "container/record",
+            "container/user",
+            "network",
+            "network/names",
+            "create",
+            "start",
+        ],
+    )?;
     // The first of its steps that can't be done before the shim is there.
     let (created, _) = start.steps["create"];
     ensure!(["shim", "container", "network"].iter().all(|step| start.steps[*step].0 < created), "{start:?}");
@@ -116,15 +79,10 @@ async fn a_start_and_a_teardown_say_how_long_their_steps_took(scene: &Scene) -> 
     task.destroy(&plugin).await?;
     let teardown = next(&plugin, "teardown", 0).await?;
     same!((&*teardown.outcome, &teardown.container), ("done", &start.container));
-    teardown.has(&[
-        "processes",
-        "processes/delete",
-        "processes/shim",
-        "record",
-        "snapshot",
-        "lease",
-        "bundle",
-    ])?;
+    has(
+        &teardown,
+        &["processes", "processes/delete", "processes/shim", "record", "snapshot", "lease", "bundle"],
+    )?;
     plugin.shut_down().await
 }
 
@@ -135,13 +93,13 @@ async fn a_start_that_failed_says_so_as_well(scene: &Scene) -> Result<()> {
     refused(plugin.start_task(task.config.clone()).await, &["/no/such/program"])?;
     let start = next(&plugin, "start", 0).await?;
     same!(start.outcome, "failed");
-    start.has(&["wanted", "shim", "create"])?;
+    has(&start, &["wanted", "shim", "create"])?;
     ensure!(!start.steps.contains_key("start"), "{start:?}");
     let impossible = config! { image = scene.image("busybox:latest"), devices = ["/dev/none"] };
     let task = scene.prepare(&plugin, &impossible).await?;
     refused(plugin.start_task(task.config.clone()).await, &["/dev/none"])?;
     let start = next(&plugin, "start", 1).await?;
-    same!((&*start.outcome, start.calls, start.steps.len()), ("failed", 0, 8));
+    same!((&*start.outcome, start.containerd_calls, start.steps.len()), ("failed", 0, 8));
     plugin.shut_down().await
 }
 
@@ -152,7 +110,7 @@ async fn a_start_from_an_image_that_is_known_makes_few_calls_to_containerd(scene
         let start = next(&plugin, "start", number).await?;
         if number > 0 {
             // The image's record, whether it is unpacked, the lease, the snapshot, the container's record.
-            ensure!(start.calls <= 5, "{start:?}");
+            ensure!(start.containerd_calls <= 5, "{start:?}");
         }
     }
     plugin.shut_down().await

@@ -48,6 +48,7 @@ fn report(made_at: &str, series: Vec<Series>) -> Report {
         settings: Settings { iterations: 50, warm_up: 1, duration_ms: None },
         series,
         scale: Vec::new(),
+        timelines: Vec::new(),
         not_measured: Vec::new(),
     }
 }

@@ -32,11 +32,7 @@ impl<'a> Rows<'a> {
     fn new(title: &str, setups: usize, rows: usize, scale: Scale, shown: fn(f64) -> String) -> Self {
         let bottom = setups as f64 * HEAD + rows as f64 * ROW;
         let mut svg = Svg::new(title, WIDTH, bottom + AXIS);
-        for tick in scale.ticks() {
-            let x = scale.at(tick);
-            svg.line((x, 0.0), (x, bottom + 4.0), "axis");
-            svg.text((x, bottom + 18.0), Anchor::Middle, "quiet", &shown(tick));
-        }
+        svg.axis(scale, bottom, shown);
         Self { svg, scale, y: 0.0, setup: None }
     }
 

@@ -18,6 +18,7 @@ mod many_tasks;
 mod page;
 mod svg;
 mod table;
+mod timelines;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -58,6 +59,7 @@ fn name_apart(mut reports: Vec<(&Path, Report)>) -> Result<Vec<Report>> {
         report.setups.iter_mut().for_each(|setup| rename(&mut setup.name));
         report.series.iter_mut().for_each(|series| rename(&mut series.key.setup));
         report.scale.iter_mut().for_each(|point| rename(&mut point.setup));
+        report.timelines.iter_mut().for_each(|timeline| rename(&mut timeline.key.setup));
     }
     let reports: Vec<Report> = reports.into_iter().map(|(_, report)| report).collect();
     let mut names: Vec<_> =

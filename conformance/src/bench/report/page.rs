@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{calls, ground, many_tasks};
+use super::{calls, ground, many_tasks, timelines};
 use crate::bench::record::{Report, Series};
 
 const STYLE: &str = include_str!("style.css");
@@ -12,9 +12,11 @@ const STYLE: &str = include_str!("style.css");
 pub fn of(reports: &[Report]) -> Result<String> {
     let series: Vec<&Series> = reports.iter().flat_map(|report| &report.series).collect();
     let points: Vec<_> = reports.iter().flat_map(|report| &report.scale).collect();
+    let told: Vec<_> = reports.iter().flat_map(|report| &report.timelines).collect();
     let mut page = head();
     page += &ground::of(reports);
     page += &calls::of(&series)?;
+    page += &timelines::of(&told);
     page += &many_tasks::of(&points);
     page += &ground::not_measured(reports);
     page += "</main>\n</body>\n</html>\n";

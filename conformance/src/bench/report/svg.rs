@@ -88,6 +88,15 @@ impl Svg {
         ));
     }
 
+    /// What a drawing's bars lie on: a line and a word for each tick.
+    pub fn axis(&mut self, scale: Scale, bottom: f64, shown: fn(f64) -> String) {
+        for tick in scale.ticks() {
+            let x = scale.at(tick);
+            self.line((x, 0.0), (x, bottom + 4.0), "axis");
+            self.text((x, bottom + 18.0), Anchor::Middle, "quiet", &shown(tick));
+        }
+    }
+
     pub fn finish(self) -> String {
         let Self { body, width, height } = self;
         format!(

@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::bench::growth::tests::point;
-use crate::bench::record::{Cost, FORMAT, Failure, Key, Machine, NotMeasured, Settings, Setup};
+use crate::bench::record::{
+    Cost, FORMAT, Failure, Key, Machine, NotMeasured, Settings, Setup, Timeline, TimelineStep,
+};
 
 fn report(setup: &str) -> Report {
     let series = |path: &str, failures: Vec<Failure>| Series {
@@ -44,6 +46,19 @@ fn report(setup: &str) -> Report {
             series("daemon", vec![Failure { turn: 3, error: "<script>alert(1)</script>".to_owned() }]),
         ],
         scale: vec![point("direct", 1, 100), point("direct", 10, 2_000)],
+        timelines: vec![Timeline {
+            key: Key { call: "start".to_owned(), ..series("plugin", Vec::new()).key },
+            count: 20,
+            total_ns: 30_000_000,
+            containerd_calls: 5,
+            steps: vec![TimelineStep {
+                name: "shim/exec".to_owned(),
+                count: 20,
+                begin_ns: 2_000_000,
+                length_ns: 9_000_000,
+                length_p90_ns: 11_000_000,
+            }],
+        }],
         not_measured: vec![NotMeasured { what: "exec, cli".to_owned(), why: "no runtime".to_owned() }],
     }
 }
@@ -51,9 +66,17 @@ fn report(setup: &str) -> Report {
 #[test]
 fn a_page_has_all_that_was_measured_and_nothing_from_elsewhere() {
     let page = page::of(&[report("a & b")]).unwrap();
-    for expected in
-        ["a &amp; b", "/s: 1.6", "exec: times", "What failed", "no runtime", "10 (knee)", "Memory of those"]
-    {
+    for expected in [
+        "a &amp; b",
+        "/s: 1.6",
+        "exec: times",
+        "What failed",
+        "no runtime",
+        "10 (knee)",
+        "Memory of those",
+        "where a start's time goes on a &amp; b",
+        "shim/exec: at 2.00 ms for 9.00 ms",
+    ] {
         assert!(page.contains(expected), "{expected}");
     }
     assert!(!page.contains("<script"), "what failed is shown, not run");
@@ -76,6 +99,7 @@ fn setups_of_the_same_name_in_two_files_are_told_apart() {
     assert_eq!(names, ["one: here", "two: here", "there"]);
     assert_eq!(named[1].series[0].key.setup, "two: here");
     assert_eq!(named[1].scale[0].setup, "two: here");
+    assert_eq!(named[1].timelines[0].key.setup, "two: here");
     let twice =
         name_apart(vec![(Path::new("a/x.json"), report("here")), (Path::new("b/x.json"), report("here"))]);
     assert!(twice.is_err());

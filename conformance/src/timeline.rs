@@ -1,0 +1,98 @@
+//! What a plugin says of its starts and teardowns, in a line of its log for each: how long each step took. README has the
+//! line's form. Knows neither who asked for them nor what is made of the figures.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use crate::host::stderr::Lines;
+
+/// One such line.
+#[derive(Debug)]
+pub struct Told {
+    /// `start` or `teardown`.
+    pub call: String,
+    pub container: String,
+    pub outcome: String,
+    /// When it was over.
+    pub at: SystemTime,
+    pub total_ms: f64,
+    pub containerd_calls: u64,
+    /// By name: when it began and how long it took.
+    pub steps: BTreeMap<String, (f64, f64)>,
+}
+
+/// All so far, in the order in which they ended. A plugin of others says nothing of the kind.
+pub fn told(log: &Lines) -> impl Iterator<Item = Result<Told>> + use<> {
+    let lines = log.all().into_iter().filter_map(|line| serde_json::from_str(&line).ok());
+    lines.filter(|line: &Value| line["@message"] == "timeline").map(|line| parse(&line))
+}
+
+fn parse(line: &Value) -> Result<Told> {
+    let text = |key: &str| line[key].as_str().with_context(|| format!("no {key} in {line}"));
+    let mut steps = BTreeMap::new();
+    let mut words = text("timeline")?.split(' ').filter(|word| !word.is_empty());
+    while let Some(name) = words.next() {
+        let times = words.next().and_then(|times| times.split_once('+'));
+        let (begin, length) = times.with_context(|| format!("{name} has no times: {line}"))?;
+        ensure!(
+            steps.insert(name.to_owned(), (begin.parse()?, length.parse()?)).is_none(),
+            "{name} twice: {line}"
+        );
+    }
+    Ok(Told {
+        call: text("call")?.to_owned(),
+        container: text("container")?.to_owned(),
+        outcome: text("outcome")?.to_owned(),
+        at: humantime::parse_rfc3339(text("@timestamp")?)?,
+        total_ms: text("total_ms")?.parse()?,
+        containerd_calls: line["containerd_calls"].as_u64().with_context(|| format!("no calls: {line}"))?,
+        steps,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn line(timeline: &str) -> Value {
+        json!({
+            "@level": "debug", "@message": "timeline", "@timestamp": "1970-01-01T00:00:01.000250Z",
+            "call": "start", "container": "web-5b0c9d3e8f1a", "outcome": "done",
+            "total_ms": "28.4", "containerd_calls": 5, "timeline": timeline,
+        })
+    }
+
+    #[test]
+    fn a_line_is_read_whole() {
+        let told = parse(&line("image 0.6+0.8 shim 1.6+19.8 shim/exec 1.6+9.0")).unwrap();
+        assert_eq!((&*told.call, &*told.outcome, &*told.container), ("start", "done", "web-5b0c9d3e8f1a"));
+        assert_eq!((told.total_ms, told.containerd_calls), (28.4, 5));
+        assert_eq!(told.at, SystemTime::UNIX_EPOCH + Duration::from_micros(1_000_250));
+        assert_eq!(told.steps["shim"], (1.6, 19.8));
+        assert_eq!(told.steps.len(), 3);
+        assert!(parse(&line("")).unwrap().steps.is_empty(), "a call that did nothing has no steps");
+    }
+
+    #[test]
+    fn a_line_of_another_form_is_refused_with_the_reason() {
+        for (timeline, why) in [
+            ("image", "image has no times"),
+            ("image 0.6", "image has no times"),
+            ("image 0.6+x", "invalid float"),
+            ("image 0.6+0.8 image 1.6+0.8", "image twice"),
+        ] {
+            let error = format!("{:#}", parse(&line(timeline)).unwrap_err());
+            assert!(error.contains(why), "{error}");
+        }
+        let mut incomplete = line("");
+        incomplete["outcome"] = Value::Null;
+        assert!(parse(&incomplete).unwrap_err().to_string().contains("no outcome"));
+    }
+}
