@@ -47,16 +47,23 @@ struct Now<'a> {
 }
 
 impl Bench<'_> {
-    /// What is wanted and can't be measured.
+    /// What is wanted and can't be measured, once for all setups that lack it for the same reason.
     pub fn lacks(&self) -> Vec<NotMeasured> {
-        let of_lane = |lane: &Lane| {
-            let lack = |call: &Call| {
-                let what = format!("{call} on {}", lane.name());
-                Some(NotMeasured { what, why: lane.path.lacks(*call)? })
-            };
-            self.wanted.calls.iter().filter_map(lack).collect::<Vec<_>>()
+        let mut lacks: Vec<(Call, &str, String, Vec<&str>)> = Vec::new();
+        for (lane, call) in
+            self.lanes.iter().flat_map(|lane| self.wanted.calls.iter().map(move |call| (lane, *call)))
+        {
+            let (path, Some(why)) = (lane.path.name(), lane.path.lacks(call)) else { continue };
+            match lacks.iter_mut().find(|lack| (lack.0, lack.1, &lack.2) == (call, path, &why)) {
+                Some((.., setups)) => setups.push(&lane.setup),
+                None => lacks.push((call, path, why, vec![&lane.setup])),
+            }
+        }
+        let told = |(call, path, why, setups): (Call, &str, String, Vec<&str>)| NotMeasured {
+            what: format!("{call} by {path} on {}", setups.join(", ")),
+            why,
         };
-        self.lanes.iter().flat_map(of_lane).collect()
+        lacks.into_iter().map(told).collect()
     }
 
     /// Takes all turns under all conditions, and everything away at the end.
