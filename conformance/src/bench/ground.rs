@@ -62,7 +62,9 @@ impl Ground {
             }
             Some(socket) => (None, socket.clone()),
         };
-        let namespace = name();
+        // Several setups may be on one containerd that isn't ours.
+        let of_setup = directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let namespace = format!("{}-{of_setup}", name());
         let channel = runtime
             .block_on(containerd_client::connect(&socket))
             .with_context(|| format!("connect to {}", socket.display()))?;

@@ -127,8 +127,8 @@ fn fill(config: &mut Value, words: &[(&str, String)]) -> Result<()> {
     }
 }
 
+#[expect(clippy::unnecessary_wraps, reason = "the other default can fail")]
 fn own_options(ground: &Ground) -> Result<Value> {
-    ground.import(NAMESPACE)?;
     let programs = &ground.setup.programs;
     Ok(json!({
         "containerd_runtime": programs.shim_runtime(),
@@ -140,8 +140,8 @@ fn own_options(ground: &Ground) -> Result<Value> {
 }
 
 /// As the containers of the other paths: runc compiles a profile anew for each exec.
-#[expect(clippy::unnecessary_wraps, reason = "the other default can fail")]
-fn own_task(_ground: &Ground) -> Result<Value> {
+fn own_task(ground: &Ground) -> Result<Value> {
+    ground.import(NAMESPACE)?;
     Ok(json!({"image": IMAGE, "command": "/bin/sh", "args": ["-c", spec::SCRIPT], "seccomp": false}))
 }
 
