@@ -2,6 +2,9 @@
 //!
 //! Source of the facts: Linux `proc_pid_stat(5)`.
 
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stat {
     pub state: char,
@@ -47,11 +50,48 @@ pub(crate) fn all_pids() -> Vec<i32> {
 
 /// The processes that descend from one, as far as none of those between has ended.
 pub(crate) fn descendants(of: i32) -> Vec<i32> {
-    let parent = |pid: i32| Some((pid, Stat::read(pid)?.parent));
-    below(of, &all_pids().into_iter().filter_map(parent).collect::<Vec<_>>())
+    below(of, &parents())
 }
 
-/// `parents` has each process with its parent.
+/// Processes, each with its parent.
+type Parents = Vec<(i32, i32)>;
+
+/// Those of all.
+fn parents() -> Parents {
+    let parent = |pid: i32| Some((pid, Stat::read(pid)?.parent));
+    all_pids().into_iter().filter_map(parent).collect()
+}
+
+/// How long one look at all processes counts.
+const MOMENT: Duration = Duration::from_secs(1);
+
+/// For those who ask for many processes' descendants one after the other, and know what to make of one that has ended since:
+/// a look at all that there are takes milliseconds on a machine with many.
+#[derive(Default)]
+pub(crate) struct Descent {
+    looked: Mutex<Option<(Instant, Arc<Parents>)>>,
+}
+
+impl Descent {
+    /// [`descendants`], as they were a moment ago at most. Blocking: not for an async thread.
+    pub(crate) fn of(&self, pid: i32) -> Vec<i32> {
+        below(pid, &self.parents())
+    }
+
+    /// Those who ask while somebody looks wait for that.
+    fn parents(&self) -> Arc<Parents> {
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, parents)) = &*looked
+            && at.elapsed() < MOMENT
+        {
+            return Arc::clone(parents);
+        }
+        let parents = Arc::new(parents());
+        *looked = Some((Instant::now(), Arc::clone(&parents)));
+        parents
+    }
+}
+
 fn below(of: i32, parents: &[(i32, i32)]) -> Vec<i32> {
     let mut found = vec![of];
     let mut next = 0;
@@ -71,6 +111,18 @@ mod tests {
         let parents = [(2, 1), (3, 2), (4, 3), (5, 1), (6, 4), (7, 5)];
         assert_eq!(below(2, &parents), [3, 4, 6]);
         assert_eq!(below(7, &parents), Vec::<i32>::new());
+    }
+
+    #[test]
+    fn descendants_are_looked_for_once_in_a_moment() {
+        let (descent, nobody) = (Descent::default(), i32::MAX);
+        assert_eq!(descent.of(nobody), Vec::<i32>::new());
+        *descent.looked.lock().unwrap() = Some((Instant::now(), Arc::new(vec![(8, nobody), (9, 8)])));
+        assert_eq!(descent.of(nobody), [8, 9]);
+        if let Some((at, _)) = &mut *descent.looked.lock().unwrap() {
+            *at -= MOMENT;
+        }
+        assert_eq!(descent.of(nobody), Vec::<i32>::new());
     }
 
     #[test]

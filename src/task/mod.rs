@@ -44,6 +44,7 @@ use crate::containerd::{Containerd, Credentials, ImageTerms, Keyring, PullTerms}
 use crate::error::{Error, Result};
 use crate::init::ProcessId;
 use crate::logs::{Movers, Target};
+use crate::process_stat::Descent;
 use crate::rootfs;
 use crate::shim::{self, Connection, LogPaths, Shim};
 pub(crate) use events::TaskEvent;
@@ -303,6 +304,8 @@ pub(crate) struct Tasks {
     /// Made for the first task whose output the driver collects.
     movers: OnceCell<Movers>,
     accounts: rootfs::Known,
+    /// For tasks that are recovered.
+    descent: Arc<Descent>,
 }
 
 impl Tasks {
@@ -315,6 +318,7 @@ impl Tasks {
             image_uses: Arc::default(),
             movers: OnceCell::new(),
             accounts: rootfs::Known::default(),
+            descent: Arc::default(),
         }
     }
 

@@ -85,8 +85,8 @@ async fn find(tasks: &Tasks, settings: &Settings, teller: Teller, driver_state: 
     }
     let waiting = supervisor::ask(&connection, "").await;
     if let Ok(execs) = execs {
-        let (connection, saved) = (connection.clone(), saved.clone());
-        tokio::spawn(async move { execs.end(&connection, &saved).await });
+        let (connection, saved, descent) = (connection.clone(), saved.clone(), Arc::clone(&tasks.descent));
+        tokio::spawn(async move { execs.end(&connection, &saved, descent).await });
     }
     let network = place.clone();
     // It may take as long as its plugins do, and changes nothing for the task.

@@ -6,10 +6,12 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::processes::{self, Root, end_runtimes, strays};
 use super::{DEATH, PREFIX, Running};
+use crate::process_stat::Descent;
 use crate::shim::{Bundle, Connection};
 use crate::task::Saved;
 
@@ -52,12 +54,13 @@ impl Leftovers {
         leftovers
     }
 
-    pub(in crate::task) async fn end(self, connection: &Connection, saved: &Saved) {
+    pub(in crate::task) async fn end(self, connection: &Connection, saved: &Saved, descent: Arc<Descent>) {
         let cgroup = &saved.cgroup;
         let Self { execs, looked, directory, pipes, held } = self;
         let (of, shim, init) = (cgroup.clone(), saved.shim.pid, saved.init.pid);
         // First: as long as they hang, their shim knows no process to kill.
-        let _ = tokio::task::spawn_blocking(move || end_runtimes(&of, shim, init, looked)).await;
+        let ending = move || end_runtimes(&descent, &of, shim, init, looked);
+        let _ = tokio::task::spawn_blocking(ending).await;
         let ends = execs.into_iter().map(|(exec_id, root)| {
             tracing::info!(exec = exec_id, "ending a command whose client went with an earlier plugin");
             let noted = directory.join(format!("{exec_id}.pid"));

@@ -17,7 +17,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_s
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use crate::cgroup::Cgroup;
-use crate::process_stat::{self, Stat};
+use crate::process_stat::{Descent, Stat};
 
 /// An exec's first process, by its pid on the host and when it can have begun: a pid comes to be another's.
 #[derive(Debug, Clone, Copy)]
@@ -131,8 +131,8 @@ pub(super) fn strays(cgroup: &Cgroup, shim: i32, init: i32, before: u64) -> Vec<
 
 /// Ends the runtimes that a shim still waits for, though those have gone for whom it does: some shims kill them by
 /// themselves. What runs in the container is the task's.
-pub(super) fn end_runtimes(cgroup: &Cgroup, shim: i32, init: i32, before: u64) {
-    let started = process_stat::descendants(shim);
+pub(super) fn end_runtimes(descent: &Descent, cgroup: &Cgroup, shim: i32, init: i32, before: u64) {
+    let started = descent.of(shim);
     let of_the_task = cgroup.processes();
     for pid in started.into_iter().filter(|pid| *pid != init && !of_the_task.contains(pid)) {
         if Stat::read(pid).is_some_and(|stat| stat.started_ticks < before) {
