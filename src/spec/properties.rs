@@ -57,6 +57,7 @@ fn many_of_the_options_at_random_make_a_specification() {
         let options = TaskOptions::decode(&rmp_serde::to_vec_named(&options).unwrap());
         options.is_ok_and(|options| built(&options, &task()).is_ok())
     };
-    let count = (0..200_u32).filter(made).count();
-    assert!(count > 20, "{count} of 200");
+    // About one in eight is; the order in a map of options is chance, also here.
+    let count = (0..600_u32).filter(made).count();
+    assert!(count > 40, "{count} of 600");
 }
