@@ -24,10 +24,9 @@ job "option" {
         image   = var.image
         command = "sh"
         args    = ["-c", <<-EOT
+          sink=$(ip route | sed -n 's/^default via \([0-9.]*\).*/\1/p')
           i=0
-          until nc $(ip route | sed -n 's/^default via \([0-9.]*\).*/\1/p') 18473 </dev/null; do i=$((i + 1)); test $i -lt 60 || exit 2; sleep 1; done
-          start=$(cut -d. -f1 /proc/uptime)
-          head -c 2097152 /dev/zero | nc $(ip route | sed -n 's/^default via \([0-9.]*\).*/\1/p') 18473 || exit 3
+          until start=$(cut -d. -f1 /proc/uptime); head -c 2097152 /dev/zero | nc $sink 18473; do i=$((i + 1)); test $i -lt 60 || exit 3; sleep 1; done
           i=0
           until test -e /alloc/taken; do i=$((i + 1)); test $i -lt 60 || exit 4; sleep 1; done
           test $(($(cut -d. -f1 /proc/uptime) - start)) -ge 3
@@ -56,7 +55,7 @@ job "option" {
       config {
         image   = var.image
         command = "sh"
-        args    = ["-c", "nc -l -p 18473 >/dev/null; nc -l -p 18473 | wc -c | grep -qx 2097152 && touch /alloc/taken"]
+        args    = ["-c", "nc -l -p 18473 | wc -c | grep -qx 2097152 && touch /alloc/taken"]
 
         host_network = true
       }
