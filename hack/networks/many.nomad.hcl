@@ -25,7 +25,7 @@ job "many" {
       config {
         image   = var.image
         command = "sh"
-        args    = ["-c", "trap 'exit 0' TERM; ip -o -4 address show eth0 >/local/all && mv /local/all /alloc/data/address; sleep 1000 & wait"]
+        args    = ["-c", "trap 'exit 0' TERM; ip -o -4 address show eth0 >/alloc/data/all && mv /alloc/data/all /alloc/data/address; sleep 1000 & wait"]
 
         network_mode = "bridge"
       }

@@ -131,7 +131,8 @@ fn play(
     let cleared = stage.clear();
     let completion = played.map_err(|error| {
         let left = cleared.as_ref().err().map(|error| format!("\nand then: {error:#}")).unwrap_or_default();
-        anyhow::anyhow!("{error:#}{left}\nthe agent's log has:\n{log}")
+        // What went wrong comes last: who keeps only the end of an output still has it.
+        anyhow::anyhow!("the agent's log has:\n{log}\n{error:#}{left}")
     })?;
     cleared.map(|()| completion)
 }
