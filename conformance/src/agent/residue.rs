@@ -13,6 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::fixture::sweep;
+use crate::fixture::traces;
 use crate::processes;
 
 /// Set in the agent's environment, and so in that of every process it starts; the value is its directory.
@@ -90,7 +91,7 @@ impl Residue {
         found.extend(self.tasks().iter().map(|task| format!("cgroup {task}")));
         let namespaces = self.namespaces();
         found.extend(namespaces.iter().map(|path| format!("network namespace {}", path.display())));
-        let mounts = sweep::mounts_under(&self.directory);
+        let mounts = traces::mounts_under(&self.directory);
         found.extend(mounts.iter().map(|point| format!("mount {}", point.display())));
         found
     }

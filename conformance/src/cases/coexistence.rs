@@ -8,7 +8,8 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use super::{cases, same};
-use crate::fixture::sweep::{find_processes, unmount_under};
+use crate::fixture::sweep::unmount_under;
+use crate::fixture::traces::find_processes;
 use crate::scene::Scene;
 use crate::task::LIMIT;
 
@@ -33,7 +34,7 @@ async fn what_a_reboot_has_left_in_containerd_is_cleared_away(scene: &Scene) -> 
     crate::fixture::sweep::cgroups(task.alloc.cgroup.name());
     unmount_under(&scene.state_dir());
     std::fs::remove_dir_all(scene.state_dir())?;
-    for socket in crate::fixture::leftovers::dead_shim_sockets() {
+    for socket in crate::fixture::traces::dead_shim_sockets() {
         let _ = std::fs::remove_file(socket);
     }
     ensure!(scene.census().iter().any(|line| line.starts_with("lease")), "there is nothing to clear away");

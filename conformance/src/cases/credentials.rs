@@ -207,7 +207,7 @@ pub(super) fn stands_nowhere(scene: &Scene, plugin: &Plugin, task: &Task, secret
         ("the leases", containerd.ctr(&["leases", "list"])?),
         ("the images", containerd.ctr(&["images", "list"])?),
     ];
-    for process in crate::fixture::sweep::find_processes(&scene.directory()) {
+    for process in crate::fixture::traces::find_processes(&scene.directory()) {
         texts.push(("a command line", process.command));
     }
     for entry in std::fs::read_dir(scene.state_dir().join("nomad").join(id.trim()))? {

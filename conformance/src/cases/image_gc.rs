@@ -9,7 +9,7 @@ use super::obedient::tell_to_end;
 use super::{cases, same, until};
 use crate::config;
 use crate::fixture::Form;
-use crate::fixture::leftovers::{active_snapshots, listed};
+use crate::fixture::traces::{active_snapshots, listed};
 use crate::scene::Scene;
 use crate::task::LIMIT;
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{cases, refused, same};
 use crate::config;
 use crate::fixture::archive::{docker_archive_of, gzip};
-use crate::fixture::leftovers::listed;
+use crate::fixture::traces::listed;
 use crate::fixture::{Form, image::Image};
 use crate::host::Plugin;
 use crate::scene::Scene;

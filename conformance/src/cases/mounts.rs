@@ -10,7 +10,7 @@ use nomad_proto::driver as pb;
 use serde_json::{Value, json};
 
 use super::{cases, refused, same, until};
-use crate::fixture::sweep;
+use crate::fixture::traces;
 use crate::host::Exec;
 use crate::scene::Scene;
 use crate::task::LIMIT;
@@ -300,7 +300,7 @@ async fn a_start_that_the_plugin_does_not_survive_leaves_no_mount(scene: &Scene)
         started = plugin.start_task(task.config.clone()) => bail!("it was not held up: {started:?}"),
         there = until(LIMIT, "the create", || reached.exists()) => there?,
     }
-    let pinned = sweep::mounts_under(&scene.state_dir());
+    let pinned = traces::mounts_under(&scene.state_dir());
     same!(pinned.iter().filter(|point| !point.ends_with("rootfs")).count(), 2);
     plugin.kill().await?;
     let mut next = scene.plugin_as(&scene.launch(), &options).await?;

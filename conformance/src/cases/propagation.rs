@@ -14,6 +14,7 @@ use super::mounts::bind;
 use super::{cases, refused, same};
 use crate::fixture::process::output;
 use crate::fixture::sweep;
+use crate::fixture::traces;
 use crate::scene::Scene;
 use crate::task::Task;
 
@@ -93,11 +94,11 @@ async fn mounts_spread_as_far_as_they_are_asked_to(scene: &Scene) -> Result<()> 
             same!((option, by_nomad, seen.contains("in-late")), (option, by_nomad, comes_in));
             mount_inside(&task, "/s/inner")?;
             let inner = shared.at.join("inner");
-            let mounted = sweep::mounts_under(&shared.at).contains(&inner);
+            let mounted = traces::mounts_under(&shared.at).contains(&inner);
             same!((option, by_nomad, mounted), (option, by_nomad, goes_out));
             task.end(&plugin).await?;
             scene.nothing_left()?;
-            let left = sweep::mounts_under(&shared.at);
+            let left = traces::mounts_under(&shared.at);
             ensure!(
                 left.contains(&shared.at.join("late")) && left.contains(&shared.at.join("early")),
                 "{option}: {left:?}"
@@ -128,7 +129,7 @@ async fn what_the_host_has_mounted_below_a_source_stays_there(scene: &Scene) -> 
                 refused(plugin.start_task(task.config.clone()).await, &["/no/such/program"])?;
             }
             scene.nothing_left()?;
-            same!(sweep::mounts_under(&shared.at), [shared.at.clone(), shared.at.join("early")]);
+            same!(traces::mounts_under(&shared.at), [shared.at.clone(), shared.at.join("early")]);
         }
     }
     plugin.shut_down().await

@@ -9,7 +9,7 @@ use nomad_proto::driver::TaskState;
 
 use super::obedient::{obedient, tell_to_end};
 use super::{cases, orphans, refused, same, until};
-use crate::fixture::sweep::find_processes;
+use crate::fixture::traces::find_processes;
 use crate::scene::Scene;
 use crate::task::LIMIT;
 

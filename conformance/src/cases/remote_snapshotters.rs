@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use super::{cases, same};
 use crate::config;
-use crate::fixture::leftovers::listed;
 use crate::fixture::remote_snapshotter::{BEHIND, NAME, asking};
+use crate::fixture::traces::listed;
 use crate::fixture::{Containerd, Form};
 use crate::scene::Scene;
 

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use super::obedient::{obedient_as, tell_to_end};
 use super::{cases, refused, same};
-use crate::fixture::sweep::{find_processes, unmount_under};
+use crate::fixture::sweep::unmount_under;
+use crate::fixture::traces::find_processes;
 use crate::scene::Scene;
 use crate::task::LIMIT;
 
@@ -105,7 +106,7 @@ async fn a_snapshot_is_removed_from_where_it_was_made_by_its_id_alone(scene: &Sc
     crate::fixture::sweep::cgroups(task.alloc.cgroup.name());
     unmount_under(&scene.state_dir());
     std::fs::remove_dir_all(scene.state_dir())?;
-    for socket in crate::fixture::leftovers::dead_shim_sockets() {
+    for socket in crate::fixture::traces::dead_shim_sockets() {
         let _ = std::fs::remove_file(socket);
     }
     let mut last = scene.plugin().await?;

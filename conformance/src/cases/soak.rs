@@ -16,7 +16,7 @@ use tokio::sync::{Notify, Semaphore};
 use super::holdings::{self, Held, Holdings, come_back, pid, shim_of};
 use super::{cases as listed, same, terminals_are_read_to_their_end};
 use crate::case::Case;
-use crate::fixture::leftovers::special_files;
+use crate::fixture::traces::special_files;
 use crate::host::stats::Stats;
 use crate::host::{Exec, Plugin};
 use crate::scene::Scene;

@@ -12,7 +12,7 @@ use nix::unistd::{Pid, mkfifo};
 
 use super::cases;
 use crate::case::skip;
-use crate::fixture::sweep::find_processes;
+use crate::fixture::traces::find_processes;
 use crate::host::Plugin;
 use crate::host::cgroup::is_v2;
 use crate::host::stats::{Sample, Stats};

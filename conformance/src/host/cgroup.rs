@@ -10,6 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::fixture::sweep;
+use crate::fixture::traces;
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// Where a v2 client has the tasks that share processors, and those with cores of their own.
@@ -119,7 +120,7 @@ impl TaskCgroup {
 
     /// Every process in it, by the host's count.
     pub fn pids(&self) -> Vec<i32> {
-        sweep::pids_in(&self.name)
+        traces::pids_in(&self.name)
     }
 }
 

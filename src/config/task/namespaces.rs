@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
-use super::sysctl;
-use super::{Mounts, Names, Process};
+use super::sysctl::{self, Owner};
+use super::{Mounts, Names, Network, Process};
 use crate::config::hclspec::{block_attrs, optional};
 use crate::config::plugin::AllowedModes;
 use crate::config::{ConfigError, value};
@@ -128,6 +128,28 @@ impl Namespaces {
                 size.to_string(),
                 "with ipc_mode = \"host\" the shared memory is the host's: leave out one of the two",
             ));
+        }
+        Ok(())
+    }
+
+    /// Refuses parameters of the kernel whose namespace is the host's. `by_mode`: where it is the host's network, the option
+    /// `network_mode` says so.
+    ///
+    /// # Errors
+    /// Names a parameter that would be the host's.
+    pub(super) fn own_sysctl(&self, network: &Network, by_mode: bool) -> Result<(), ConfigError> {
+        for name in self.sysctl.keys() {
+            let (is_hosts, why) = match sysctl::owner(name)? {
+                Owner::Ipc => (self.ipc_mode == Sharing::Host, "ipc_mode = \"host\""),
+                Owner::Uts => (self.uts_mode == Sharing::Host, "uts_mode = \"host\""),
+                Owner::Network if self.host_network => (true, "host_network = true"),
+                Owner::Network if by_mode => (true, "network_mode = \"host\""),
+                Owner::Network => (*network == Network::Host, "network { mode = \"host\" }"),
+            };
+            if is_hosts {
+                let why = format!("with {why} it would be the host's: leave out one of the two");
+                return Err(value(sysctl::OPTION, name, why));
+            }
         }
         Ok(())
     }

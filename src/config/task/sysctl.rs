@@ -4,11 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use super::Network;
-use super::namespaces::{Namespaces, Sharing};
 use crate::config::{ConfigError, value};
 
-const OPTION: &str = "sysctl";
+pub(super) const OPTION: &str = "sysctl";
 /// Those of the namespace for memory, semaphores and queues, beside all of `fs.mqueue`.
 const IPC: [&str; 8] = [
     "kernel.msgmax",
@@ -23,7 +21,7 @@ const IPC: [&str; 8] = [
 
 /// Which of a task's namespaces has a parameter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Owner {
+pub(super) enum Owner {
     Ipc,
     Network,
     Uts,
@@ -42,7 +40,7 @@ pub(super) fn decode(
     given.unwrap_or_default().into_iter().map(one).collect()
 }
 
-fn owner(name: &str) -> Result<Owner, ConfigError> {
+pub(super) fn owner(name: &str) -> Result<Owner, ConfigError> {
     if name.contains('/') || name.split('.').any(str::is_empty) {
         return Err(value(OPTION, name, "write it with dots, such as \"net.core.somaxconn\""));
     }
@@ -60,30 +58,6 @@ fn owner(name: &str) -> Result<Owner, ConfigError> {
                    kernel.shm*, fs.mqueue.* and kernel.domainname";
         Err(value(OPTION, name, why))
     }
-}
-
-/// `by_mode`: where it is the host's network, the option `network_mode` says so.
-///
-/// # Errors
-/// Names a parameter that would be the host's.
-pub(super) fn belong_to(task: &Namespaces, network: &Network, by_mode: bool) -> Result<(), ConfigError> {
-    for name in task.sysctl.keys() {
-        let (is_hosts, why) = match owner(name)? {
-            Owner::Ipc => (task.ipc_mode == Sharing::Host, "ipc_mode = \"host\""),
-            Owner::Uts => (task.uts_mode == Sharing::Host, "uts_mode = \"host\""),
-            Owner::Network if task.host_network => (true, "host_network = true"),
-            Owner::Network if by_mode => (true, "network_mode = \"host\""),
-            Owner::Network => (*network == Network::Host, "network { mode = \"host\" }"),
-        };
-        if is_hosts {
-            return Err(value(
-                OPTION,
-                name,
-                format!("with {why} it would be the host's: leave out one of the two"),
-            ));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -7,32 +7,13 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::super::{Error, Problem};
+use super::audience::{Audience, Observer};
 use super::credentials::Credentials;
-use super::progress::Counts;
 use super::{Image, Policy};
 
-/// What a caller may want to tell while it waits. Nothing is told of an image that needs no pull.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum PullEvent {
-    /// Others are before it.
-    Queued,
-    Started,
-    Progress {
-        counts: Counts,
-    },
-    Finished {
-        counts: Counts,
-        took: Duration,
-        /// The hosts that served what was not here.
-        from: Vec<String>,
-    },
-}
-
-pub(super) type Observer = Arc<dyn Fn(PullEvent) + Send + Sync>;
 type Outcome = Result<Image, Error>;
 
 /// What callers have to want alike to share a flight. What one is denied with another's password is never its own.
@@ -129,64 +110,6 @@ impl Drop for Landing {
     }
 }
 
-/// The observers of one flight. Each hears `Started` once, also if it comes late.
-pub(super) struct Audience {
-    seats: Mutex<Seats>,
-    /// When the most patient of them will have gone.
-    until: watch::Sender<Instant>,
-}
-
-#[derive(Default)]
-struct Seats {
-    has_started: bool,
-    observers: Vec<Observer>,
-}
-
-impl Audience {
-    pub(super) fn until(until: Instant) -> Self {
-        Self { seats: Mutex::default(), until: watch::Sender::new(until) }
-    }
-
-    fn add(&self, observer: &Observer, until: Instant) {
-        self.until.send_if_modified(|latest| {
-            let is_later = until > *latest;
-            *latest = until.max(*latest);
-            is_later
-        });
-        let has_started = {
-            let mut seats = lock(&self.seats);
-            seats.observers.push(Arc::clone(observer));
-            seats.has_started
-        };
-        if has_started {
-            observer(PullEvent::Started);
-        }
-    }
-
-    /// Resolves once nobody waits any more.
-    pub(super) async fn patience_ends(&self) {
-        let mut until = self.until.subscribe();
-        loop {
-            let latest = *until.borrow_and_update();
-            tokio::select! {
-                () = tokio::time::sleep_until(latest) => return,
-                Ok(()) = until.changed() => {}
-            }
-        }
-    }
-
-    pub(super) fn started(&self) {
-        lock(&self.seats).has_started = true;
-        self.tell(&PullEvent::Started);
-    }
-
-    /// Tells all that listen.
-    pub(super) fn tell(&self, event: &PullEvent) {
-        let observers = lock(&self.seats).observers.clone();
-        observers.iter().for_each(|observer| observer(event.clone()));
-    }
-}
-
 /// No code that can panic runs under these locks.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -199,6 +122,7 @@ mod tests {
     use oci_spec::image::ImageConfiguration;
     use tokio::sync::Notify;
 
+    use super::super::audience::PullEvent;
     use super::*;
 
     fn image() -> Image {

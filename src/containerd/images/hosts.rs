@@ -8,6 +8,7 @@ mod file;
 
 use std::collections::HashSet;
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -16,7 +17,6 @@ use reqwest::Url;
 use reqwest::header::HeaderMap;
 
 use super::super::Problem;
-use super::http::is_loopback;
 use file::File;
 
 const FILE: &str = "hosts.toml";
@@ -185,6 +185,16 @@ fn base_of(registry: &str, has_tls: bool) -> Url {
     let scheme = if is_loopback(registry) && !has_tls { "http" } else { "https" };
     let url = format!("{scheme}://{}/v2", located(registry));
     Url::parse(&url).expect("a registry's name was checked to be a host's")
+}
+
+/// Whether a host, with or without its port, is this one.
+pub(super) fn is_loopback(host: &str) -> bool {
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if !port.contains(']') => name,
+        _ => host,
+    };
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    name == "localhost" || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
 /// The one name whose registry lives elsewhere.

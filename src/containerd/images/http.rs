@@ -2,7 +2,6 @@
 //! on the loopback. No client follows a redirect by itself: who asks knows what may follow it.
 
 use std::error::Error as _;
-use std::net::IpAddr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use reqwest::redirect::Policy;
 use reqwest::{Client, ClientBuilder};
 
 use super::super::Problem;
-use super::hosts::Settings;
+use super::hosts::{Settings, is_loopback};
 use super::tls;
 
 const CONNECT: Duration = Duration::from_secs(10);
@@ -79,16 +78,6 @@ fn basis() -> ClientBuilder {
         .redirect(Policy::none())
 }
 
-/// Whether a host, with or without its port, is this one.
-pub(super) fn is_loopback(host: &str) -> bool {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if !port.contains(']') => name,
-        _ => host,
-    };
-    let address = name.trim_start_matches('[').trim_end_matches(']');
-    name == "localhost" || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
-}
-
 /// What a request that had no answer, or half of one, came to.
 pub(super) fn failed(error: &reqwest::Error) -> Problem {
     if let Some(tls) = tls_error(error) {
@@ -138,23 +127,6 @@ fn tls_error(error: &reqwest::Error) -> Option<&rustls::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_the_loopback_is_plain() {
-        for host in ["localhost", "localhost:5000", "127.0.0.1", "127.8.0.1:80", "[::1]", "[::1]:5000"] {
-            assert!(is_loopback(host), "{host}");
-        }
-        for host in [
-            "docker.io",
-            "localhost.example",
-            "128.0.0.1:5000",
-            "[::2]:5000",
-            "10.0.0.1",
-            "127.0.0.1.example",
-        ] {
-            assert!(!is_loopback(host), "{host}");
-        }
-    }
 
     #[tokio::test]
     async fn a_registry_without_tls_is_told_from_an_absent_one() {

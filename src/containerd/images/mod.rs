@@ -7,6 +7,7 @@
 //! Pulls in flight are owned here: one for each name, whoever asks.
 
 mod archive;
+mod audience;
 mod challenge;
 mod content;
 mod credentials;
@@ -41,15 +42,16 @@ use std::time::Duration;
 
 use oci_spec::image::{Arch, ImageConfiguration};
 
+pub(crate) use audience::PullEvent;
 pub(crate) use credentials::Credentials;
-pub(crate) use flight::PullEvent;
 pub(crate) use gate::PullTerms;
 pub(crate) use gc::Stored as StoredImage;
 pub(crate) use keyring::{Keyring, is_server};
 pub(crate) use load::{NAME_PREFIX as LOADED, Source as ArchiveSource};
 pub(crate) use reference::Reference;
 
-use self::flight::{Audience, Errand, Flights};
+use self::audience::Audience;
+use self::flight::{Errand, Flights};
 use self::gate::Gate;
 use self::hosts::Hosts;
 use self::http::Http;

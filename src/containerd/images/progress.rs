@@ -6,30 +6,13 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::flight::{Audience, PullEvent};
+use super::audience::{Audience, Counts, PullEvent};
 
 /// When those who wait are told, by the pull's age. An agent keeps ten events of a task.
 const TOLD_AFTER: [Duration; 4] =
     [Duration::from_secs(5), Duration::from_secs(30), Duration::from_secs(120), Duration::from_secs(600)];
 /// The log has a line at each tenth, but not more often than this.
 const LOGGED_EVERY: Duration = Duration::from_secs(1);
-
-/// What has been done, of what there is.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
-    pub layers: usize,
-    pub layers_here: usize,
-    pub total_bytes: u64,
-    pub here_bytes: u64,
-    /// What of it came from the registry.
-    pub fetched_bytes: u64,
-}
-
-impl Counts {
-    fn percent(&self) -> u64 {
-        (self.here_bytes.min(self.total_bytes) * 100).checked_div(self.total_bytes).unwrap_or(0)
-    }
-}
 
 pub(super) struct Progress {
     image: String,

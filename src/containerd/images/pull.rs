@@ -13,10 +13,10 @@ use oci_spec::image::{Descriptor, Digest, ImageManifest, MediaType};
 use tokio::sync::mpsc;
 
 use super::super::{Containerd, Error, Labels, Problem};
+use super::audience::{Audience, PullEvent};
 use super::digest::{self, check_blob, check_digest};
 use super::documents::Documents;
 use super::download::Download;
-use super::flight::{Audience, PullEvent};
 use super::gate::Gate;
 use super::host;
 use super::keyring::Purse;

@@ -9,6 +9,7 @@
 mod answer;
 mod authorization;
 mod endpoint;
+mod line;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -10,7 +10,6 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use super::namespaces::Namespaces;
-use super::sysctl;
 use crate::config::hclspec::optional;
 use crate::config::plugin::AllowedModes;
 use crate::config::{ConfigError, value};
@@ -187,7 +186,7 @@ impl NetworkOptions {
             (None, None) if group.is_some_and(|group| group.mode() == Groups::Host) => Network::Host,
             (None, None) => Network::Private,
         };
-        sysctl::belong_to(namespaces, &network, self.mode == Some(NetworkMode::Host))?;
+        namespaces.own_sysctl(&network, self.mode == Some(NetworkMode::Host))?;
         Ok(network)
     }
 }

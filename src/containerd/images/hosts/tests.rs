@@ -179,3 +179,15 @@ fn keys_that_are_not_known_are_named() {
         assert!(said.contains(line) && said.contains(key), "{said}");
     }
 }
+
+#[test]
+fn only_the_loopback_is_plain() {
+    for host in ["localhost", "localhost:5000", "127.0.0.1", "127.8.0.1:80", "[::1]", "[::1]:5000"] {
+        assert!(is_loopback(host), "{host}");
+    }
+    for host in
+        ["docker.io", "localhost.example", "128.0.0.1:5000", "[::2]:5000", "10.0.0.1", "127.0.0.1.example"]
+    {
+        assert!(!is_loopback(host), "{host}");
+    }
+}

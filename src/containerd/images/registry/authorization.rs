@@ -11,18 +11,20 @@ use serde::Deserialize;
 use super::super::super::Problem;
 use super::super::challenge::{self, Challenge};
 use super::super::credentials::Credentials;
-use super::super::http::{self, is_loopback};
+use super::super::hosts::is_loopback;
+use super::super::http;
 use super::answer::{self, Failure, read};
-use super::endpoint::Endpoint;
+use super::line::Line;
 use crate::secret::Secret;
 
 const TOKEN_LIMIT_BYTES: u64 = 256 * 1024;
 const CLIENT: &str = "containerd-driver";
 const FORM: &str = "application/x-www-form-urlencoded";
 
-/// One request for it, of one endpoint.
+/// One request for it, of one host.
 pub(super) struct Authorizing<'e> {
-    pub endpoint: &'e Endpoint,
+    pub line: &'e Line,
+    pub repository: &'e str,
     pub credentials: Option<&'e Credentials>,
 }
 
@@ -47,7 +49,7 @@ impl Authorizing<'_> {
             Some(known) if challenges.iter().any(|value| challenge::is_basic(value)) => {
                 if known.identity_token().is_some() {
                     let why = "it wants a password, and an identity token is all there is";
-                    return Err(Problem::Denied { reason: format!("{why} (from {})", self.endpoint.name()) });
+                    return Err(Problem::Denied { reason: format!("{why} (from {})", self.line.name()) });
                 }
                 basic(known).map(Some)
             }
@@ -82,7 +84,7 @@ impl Authorizing<'_> {
         if let Some(service) = &challenge.service {
             realm.query_pairs_mut().append_pair("service", service);
         }
-        let request = self.endpoint.request_to(Method::GET, realm)?;
+        let request = self.line.request_to(Method::GET, realm)?;
         Ok(match self.credentials {
             Some(Credentials { username, password }) => request.basic_auth(username, Some(password.reveal())),
             None => request,
@@ -108,11 +110,11 @@ impl Authorizing<'_> {
             .ok()
             .and_then(|form| form.query().map(str::to_owned))
             .ok_or_else(|| Problem::useless("a request for a token can't be put into words"))?;
-        Ok(self.endpoint.request_to(Method::POST, realm)?.header(CONTENT_TYPE, FORM).body(form))
+        Ok(self.line.request_to(Method::POST, realm)?.header(CONTENT_TYPE, FORM).body(form))
     }
 
     fn scope(&self, challenge: &Challenge) -> String {
-        let own = || format!("repository:{}:pull", self.endpoint.repository());
+        let own = || format!("repository:{}:pull", self.repository);
         challenge.scope.clone().unwrap_or_else(own)
     }
 
@@ -121,7 +123,7 @@ impl Authorizing<'_> {
     fn realm(&self, challenge: &Challenge) -> Result<Url, Problem> {
         let useless = || Problem::useless(format!("it sends for a token to {:?}", challenge.realm));
         let realm = Url::parse(&challenge.realm).map_err(|_| useless())?;
-        let base = self.endpoint.base();
+        let base = self.line.base();
         let (there, here) = (realm.host_str().ok_or_else(useless)?, base.host_str().unwrap_or_default());
         let is_as_plain =
             base.scheme() == "http" && (there == here || is_loopback(there) && is_loopback(here));

@@ -1,12 +1,12 @@
-//! One of the hosts of a registry: a request to it, what it wants to be told with it, and where it sends for an answer.
-//! A password or a token, and the operator's own headers, go to that host alone and along no redirect to another.
+//! A repository on one of the hosts of its registry: what is asked for, what the host wants to be told with it, and where it
+//! sends for an answer. A password or a token goes to that host alone and along no redirect to another.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use oci_spec::image::{Descriptor, MediaType};
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, LOCATION, RANGE};
-use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
+use reqwest::{Method, Response, StatusCode, Url};
 use tokio::sync::OnceCell;
 
 use super::super::super::Problem;
@@ -19,16 +19,14 @@ use super::super::manifest::{self, MANIFEST_LIMIT_BYTES};
 use super::super::reference::{Reference, checked_digest};
 use super::answer::{self, Body, Failure, Fetched, explanation, may_pass, read};
 use super::authorization::Authorizing;
+use super::line::Line;
 
 /// In which a registry says a manifest's digest.
 const DIGEST: &str = "docker-content-digest";
 const REDIRECTS: usize = 10;
 
 pub(super) struct Endpoint {
-    http: Arc<Http>,
-    /// Its own, where something is said of its TLS or its timeout.
-    client: Option<Client>,
-    host: Host,
+    line: Line,
     repository: String,
     /// The registry that is meant, where this is another host.
     namespace: Option<String>,
@@ -38,8 +36,6 @@ pub(super) struct Endpoint {
     credentials: OnceCell<Option<Credentials>>,
     /// What it has asked to be told with each request.
     authorization: Mutex<Option<HeaderValue>>,
-    /// It was said to be spoken to by plain http, but something was said of its TLS, too, which is tried first.
-    is_plain: AtomicBool,
     is_failing: Arc<AtomicBool>,
 }
 
@@ -52,42 +48,28 @@ impl Endpoint {
         reference: &Reference,
         purse: &Purse,
     ) -> Result<Self, Problem> {
-        let name = answer::authority(&host.base);
-        let settings = host.settings.clone();
-        let client = if settings.tls.is_set() || settings.connect_timeout.is_some() {
-            let making = tokio::task::spawn_blocking({
-                let name = name.clone();
-                move || http::client_for(&name, &settings)
-            });
-            Some(making.await.map_err(|_| Problem::broken("its certificates can't be read"))??)
-        } else {
-            None
-        };
         let registry = reference.host().to_owned();
         let is_itself = host.is(&registry);
-        let tls_first = host.settings.tls.is_set() && host.base.port().is_some();
+        let line = Line::new(http, host).await?;
         Ok(Self {
-            http,
-            client,
             repository: reference.repository().to_owned(),
-            known_as: if is_itself { registry.clone() } else { name },
+            known_as: if is_itself { registry.clone() } else { line.name() },
             namespace: (!is_itself).then_some(registry),
             purse: purse.clone(),
             credentials: OnceCell::new(),
             authorization: Mutex::default(),
-            is_plain: AtomicBool::new(host.base.scheme() == "http" && !tls_first),
             is_failing: Arc::default(),
-            host,
+            line,
         })
     }
 
     /// As it stands in messages.
     pub(super) fn name(&self) -> String {
-        answer::authority(&self.host.base)
+        self.line.name()
     }
 
     pub(super) fn trust(&self) -> Trust {
-        self.host.settings.trust
+        self.line.trust()
     }
 
     pub(super) fn distrust(&self) {
@@ -184,7 +166,7 @@ impl Endpoint {
         let credentials = self.credentials().await?;
         let told = self.known_authorization();
         let response = self.send(&method, path, &headers, told.as_ref()).await?;
-        if response.status() != StatusCode::UNAUTHORIZED || !self.is_here(response.url()) {
+        if response.status() != StatusCode::UNAUTHORIZED || !self.line.is_here(response.url()) {
             return Ok(response);
         }
         // Another request may have met it meanwhile.
@@ -192,7 +174,7 @@ impl Endpoint {
         let authorization = match newer {
             Some(newer) => newer,
             None => {
-                let authorizing = Authorizing { endpoint: self, credentials };
+                let authorizing = Authorizing { line: &self.line, repository: &self.repository, credentials };
                 let Some(authorization) = authorizing.meet(&response).await? else { return Ok(response) };
                 *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) =
                     Some(authorization.clone());
@@ -211,12 +193,12 @@ impl Endpoint {
     ) -> Result<Response, Problem> {
         let mut url = self.url(path)?;
         for _ in 0..=REDIRECTS {
-            let mut request = self.request_to(method.clone(), url.clone())?.headers(headers.clone());
-            if let Some(authorization) = authorization.filter(|_| self.is_here(&url)) {
+            let mut request = self.line.request_to(method.clone(), url.clone())?.headers(headers.clone());
+            if let Some(authorization) = authorization.filter(|_| self.line.is_here(&url)) {
                 request = request.header(AUTHORIZATION, authorization);
             }
             let response = match request.send().await {
-                Err(error) if http::is_plain(&error) && self.takes_plain(&url) => {
+                Err(error) if http::is_plain(&error) && self.line.takes_plain(&url) => {
                     url = self.url(path)?;
                     continue;
                 }
@@ -228,42 +210,13 @@ impl Endpoint {
         Err(Problem::useless("it redirects without an end"))
     }
 
-    /// A request that carries the operator's headers if it goes to this host.
-    pub(super) fn request_to(&self, method: Method, url: Url) -> Result<RequestBuilder, Problem> {
-        let client = match &self.client {
-            Some(client) => client,
-            None => self.http.for_host(url.host_str().unwrap_or_default())?,
-        };
-        let headers = if self.is_here(&url) { self.host.settings.headers.clone() } else { HeaderMap::new() };
-        Ok(client.request(method, url).headers(headers))
-    }
-
     fn url(&self, path: &str) -> Result<Url, Problem> {
-        let mut url = self.base();
+        let mut url = self.line.base();
         url.set_path(&format!("{}/{}/{path}", url.path().trim_end_matches('/'), self.repository));
         if let Some(registry) = &self.namespace {
             url.query_pairs_mut().append_pair("ns", registry);
         }
         Ok(url)
-    }
-
-    /// Where it is, by the scheme that it is spoken to by.
-    pub(super) fn base(&self) -> Url {
-        let mut url = self.host.base.clone();
-        if url.scheme() == "http" && !self.is_plain.load(Ordering::Relaxed) {
-            let _ = url.set_scheme("https");
-        }
-        url
-    }
-
-    fn is_here(&self, url: &Url) -> bool {
-        url.origin() == self.base().origin()
-    }
-
-    /// Whether it is spoken to by plain http from now on.
-    fn takes_plain(&self, url: &Url) -> bool {
-        let is_it = self.is_here(url) && self.host.base.scheme() == "http";
-        is_it && !self.is_plain.swap(true, Ordering::Relaxed)
     }
 
     async fn credentials(&self) -> Result<Option<&Credentials>, Problem> {
@@ -272,10 +225,6 @@ impl Endpoint {
 
     fn known_authorization(&self) -> Option<HeaderValue> {
         self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    pub(super) fn repository(&self) -> &str {
-        &self.repository
     }
 
     async fn refused_unless_success(&self, response: Response) -> Result<Response, Failure> {
