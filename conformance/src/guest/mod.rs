@@ -45,7 +45,7 @@ const CASES: &[&str] = &[
     "wait: the same allocation",
 ];
 /// Past it the guest is turned off.
-const LIMIT: Duration = Duration::from_secs(600);
+const LIMIT: Duration = Duration::from_secs(900);
 const MEMORY: &str = "3G";
 const PROCESSORS: &str = "2";
 const INIT: &str = include_str!("init");
