@@ -29,6 +29,7 @@ cases!["collected":
     a_directory_that_is_removed_stops_nobody_and_is_gone_on_in_once_it_is_back,
     a_full_disk_makes_its_own_task_wait_and_no_other,
     a_disk_that_does_not_answer_stops_no_other_task_and_holds_no_end,
+    output_that_somebody_else_holds_open_holds_no_end,
 ];
 
 /// Waits for an event of a task that has these words.
@@ -231,5 +232,23 @@ async fn a_disk_that_does_not_answer_stops_no_other_task_and_holds_no_end(scene:
         task.end(&plugin).await?;
         drop(disk);
     }
+    plugin.shut_down().await
+}
+
+/// A process that has got out of the task's cgroup may keep the task's output open for as long as it lives.
+async fn output_that_somebody_else_holds_open_holds_no_end(scene: &Scene) -> Result<()> {
+    let mut plugin = collecting(scene).await?;
+    let script = "cat /local/big; echo last; until [ -e /local/now ]; do sleep 0.01; done";
+    let mut task = prepare(scene, &plugin, script).await?;
+    task.start(&plugin).await?;
+    let held = fs::OpenOptions::new().write(true).open(format!("/proc/{}/fd/1", task.pid()?))?;
+    fs::write(task.alloc.task_path("local/now"), "")?;
+    same!(task.wait(&plugin).await?.exit_code, 0);
+    let wanted = [numbered(), b"last\n".to_vec()].concat();
+    is_whole("stdout", &output(&task, "stdout")?, &wanted)?;
+    another_is_heard(scene, &plugin).await?;
+    task.destroy(&plugin).await?;
+    scene.nothing_left()?;
+    drop(held);
     plugin.shut_down().await
 }
