@@ -7,7 +7,8 @@
 //! Source of the facts: Linux `Documentation/admin-guide/cgroup-v1` (`memory.rst`, `cpuacct.rst`), `cgroup-v2.rst`,
 //! `Documentation/scheduler/sched-bwc.rst`.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -33,6 +34,9 @@ pub(crate) struct Usage {
     /// Not counted on v2.
     pub kernel_max_bytes: Option<u64>,
 }
+
+/// More than any of the files has, `memory.stat` among them.
+const WHOLE_BYTES: usize = 4 << 10;
 
 impl Cgroup {
     /// Blocking, for as long as the kernel takes to add up: not for an async thread.
@@ -102,8 +106,20 @@ fn ticks(count: u64) -> Duration {
 
 fn text(directory: &Path, file: &str) -> io::Result<String> {
     let path = directory.join(file);
-    std::fs::read_to_string(&path)
-        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+    let read = || {
+        let mut file = File::open(&path)?;
+        let mut text = Vec::new();
+        let mut part = [0; WHOLE_BYTES];
+        loop {
+            let length = file.read(&mut part)?;
+            text.extend_from_slice(&part[..length]);
+            // The kernel makes the text of such a file as a whole: what leaves room is its end.
+            if length < part.len() {
+                return String::from_utf8(text).map_err(io::Error::other);
+            }
+        }
+    };
+    read().map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
 }
 
 fn number(directory: &Path, file: &str) -> io::Result<u64> {
@@ -120,6 +136,15 @@ mod tests {
             let path = root.join(file);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_one_read_does_not_hold_is_read_by_the_next() {
+        let root = tempfile::tempdir().unwrap();
+        for length in [0, 1, WHOLE_BYTES - 1, WHOLE_BYTES, WHOLE_BYTES + 1, 3 * WHOLE_BYTES] {
+            write(root.path(), &[("memory.stat", &"x".repeat(length))]);
+            assert_eq!(text(root.path(), "memory.stat").unwrap().len(), length);
         }
     }
 

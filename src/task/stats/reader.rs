@@ -1,0 +1,50 @@
+//! The one thread that reads what tasks use. A read is short; a thread for each would be woken for each, which costs more
+//! than the read.
+
+use std::fmt::Display;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{LazyLock, mpsc};
+use std::thread;
+
+use tokio::sync::oneshot;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+static JOBS: LazyLock<Result<mpsc::Sender<Job>, String>> = LazyLock::new(|| {
+    let (jobs, queue) = mpsc::channel::<Job>();
+    let work = move || {
+        for job in queue {
+            // Whoever waits for it hears of it; the others' turns are still to come.
+            let _ = catch_unwind(AssertUnwindSafe(job));
+        }
+    };
+    let thread = thread::Builder::new().name("stats".to_owned()).spawn(work);
+    thread.map(|_| jobs).map_err(|error| format!("no thread to read with: {error}"))
+});
+
+/// Has the thread do it in its turn.
+pub(super) async fn read<T: Send + 'static>(
+    what: impl FnOnce() -> Result<T, std::io::Error> + Send + 'static,
+) -> Result<T, String> {
+    let (answer, answered) = oneshot::channel();
+    let job = move || drop(answer.send(what()));
+    JOBS.as_ref().map_err(Clone::clone)?.send(Box::new(job)).map_err(text)?;
+    answered.await.map_err(|_| "the read broke off".to_owned())?.map_err(text)
+}
+
+fn text(error: impl Display) -> String {
+    error.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn one_that_breaks_off_is_nobody_elses_trouble() {
+        let broken = read(|| -> std::io::Result<()> { panic!("on purpose") });
+        let (broken, next) = (broken.await, read(|| Ok(thread::current().name().map(str::to_owned))).await);
+        assert_eq!(broken.unwrap_err(), "the read broke off");
+        assert_eq!(next.unwrap().as_deref(), Some("stats"));
+    }
+}
