@@ -27,7 +27,7 @@ const TURN_BYTES: u64 = 4 << 20;
 /// Whoever has just written so much goes on, most likely: a moment later more of it can be moved at once than the few
 /// kilobytes that each of its writes would wake somebody up for.
 const BUSY_BYTES: u64 = 32 << 10;
-const MOMENT: Duration = Duration::from_micros(200);
+const MOMENT: Duration = Duration::from_millis(1);
 
 /// Why a move has ended.
 #[derive(Debug, PartialEq, Eq)]
