@@ -6,8 +6,8 @@ use tokio::sync::mpsc;
 
 use super::{Load, Reading, Sample};
 
-/// Of how many moments in an interval one is taken; one that comes late waits so much longer, once.
-const STEPS: u32 = 4;
+/// How many moments of an interval samples are taken at, at least. To get to one, a task waits longer once.
+const LEAST_STEPS: u64 = 4;
 const LONGEST_STEP: Duration = Duration::from_millis(250);
 
 pub(super) struct Rota {
@@ -77,12 +77,14 @@ impl Rota {
     /// they do one by one, each of which wakes threads.
     fn in_step(&self, moment: Instant, interval: Duration) -> Instant {
         let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        let step = nanos((interval / STEPS).min(LONGEST_STEP));
+        // Whole ones, or each tick would have to wait for one.
+        let steps = nanos(interval).div_ceil(nanos(LONGEST_STEP)).max(LEAST_STEPS);
+        let step = nanos(interval) / steps;
         if step == 0 {
             return moment;
         }
         // An interval that can't be divided has some nanoseconds over.
-        let since = nanos(moment.duration_since(self.epoch)).saturating_sub(STEPS.into());
+        let since = nanos(moment.duration_since(self.epoch)).saturating_sub(steps);
         self.epoch + Duration::from_nanos(since.div_ceil(step).saturating_mul(step))
     }
 
@@ -202,12 +204,13 @@ mod tests {
 
     #[test]
     fn an_interval_that_can_not_be_divided_keeps_its_pace() {
-        let third = ms(1000) / 3;
-        let samples = sampled(ms(0), third, ms(100_000));
-        assert!(
-            samples.windows(2).all(|pair| (pair[1] - pair[0]).abs_diff(third) < Duration::from_nanos(10))
-        );
-        assert_eq!(samples.len(), 301);
+        for (interval, count) in [(ms(1000) / 3, 301), (ms(1100), 91), (ms(10_000) / 7, 71)] {
+            let samples = sampled(ms(0), interval, ms(100_000));
+            let keeps_pace =
+                |pair: &[Duration]| (pair[1] - pair[0]).abs_diff(interval) < Duration::from_nanos(10);
+            assert!(samples.windows(2).all(keeps_pace), "{interval:?}: {samples:?}");
+            assert_eq!(samples.len(), count);
+        }
     }
 
     #[test]
