@@ -12,8 +12,7 @@ use anyhow::{Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::fixture::sweep;
-use crate::fixture::traces;
+use crate::fixture::{sweep, traces};
 use crate::processes;
 
 /// Set in the agent's environment, and so in that of every process it starts; the value is its directory.

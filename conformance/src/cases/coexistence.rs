@@ -3,13 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::json;
 
 use super::{cases, same};
-use crate::fixture::sweep::unmount_under;
-use crate::fixture::traces::find_processes;
+use crate::fixture::sweep;
 use crate::scene::Scene;
 use crate::task::LIMIT;
 
@@ -27,16 +24,7 @@ async fn what_a_reboot_has_left_in_containerd_is_cleared_away(scene: &Scene) -> 
     let mut plugin = scene.plugin().await?;
     let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
     plugin.kill().await?;
-    // A reboot: no process lives, and the state directory, on a tmpfs, is empty; containerd's root has it all.
-    for process in find_processes(&scene.state_dir()) {
-        let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
-    }
-    crate::fixture::sweep::cgroups(task.alloc.cgroup.name());
-    unmount_under(&scene.state_dir());
-    std::fs::remove_dir_all(scene.state_dir())?;
-    for socket in crate::fixture::traces::dead_shim_sockets() {
-        let _ = std::fs::remove_file(socket);
-    }
+    sweep::by_a_reboot(&scene.state_dir(), task.alloc.cgroup.name())?;
     ensure!(scene.census().iter().any(|line| line.starts_with("lease")), "there is nothing to clear away");
     let mut next = scene.plugin().await?;
     // The agent tries, and fails, to recover it; it destroys it then. Even without that it is found.

@@ -13,8 +13,7 @@ use serde_json::json;
 use super::mounts::bind;
 use super::{cases, refused, same};
 use crate::fixture::process::output;
-use crate::fixture::sweep;
-use crate::fixture::traces;
+use crate::fixture::{sweep, traces};
 use crate::scene::Scene;
 use crate::task::Task;
 

@@ -2,14 +2,11 @@
 //! whoever removes it.
 
 use anyhow::{Result, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 use super::obedient::{obedient_as, tell_to_end};
 use super::{cases, refused, same};
-use crate::fixture::sweep::unmount_under;
-use crate::fixture::traces::find_processes;
+use crate::fixture::sweep;
 use crate::scene::Scene;
 use crate::task::LIMIT;
 
@@ -100,15 +97,7 @@ async fn a_snapshot_is_removed_from_where_it_was_made_by_its_id_alone(scene: &Sc
     // As after a reboot: not even the bundle is there.
     let task = obedient_as(scene, &third, native).await?;
     third.kill().await?;
-    for process in find_processes(&scene.state_dir()) {
-        let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
-    }
-    crate::fixture::sweep::cgroups(task.alloc.cgroup.name());
-    unmount_under(&scene.state_dir());
-    std::fs::remove_dir_all(scene.state_dir())?;
-    for socket in crate::fixture::traces::dead_shim_sockets() {
-        let _ = std::fs::remove_file(socket);
-    }
+    sweep::by_a_reboot(&scene.state_dir(), task.alloc.cgroup.name())?;
     let mut last = scene.plugin().await?;
     scene.nothing_left_within(LIMIT)?;
     same!(active(scene, "native")?, 0);

@@ -9,8 +9,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::fixture::sweep;
-use crate::fixture::traces;
+use crate::fixture::{sweep, traces};
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// Where a v2 client has the tasks that share processors, and those with cores of their own.
