@@ -4,15 +4,18 @@
 //! with its context added once. [`crate::driver::reply`] turns each into the status that Nomad understands.
 
 use std::fmt::Display;
+use std::path::Path;
 
 use crate::config::ConfigError;
 use crate::confinement::ConfinementError;
 use crate::devices::DevicesError;
 use crate::names::NamesError;
 use crate::netns::NetnsError;
+use crate::os_error::is_transient;
 use crate::reaper::ReaperError;
 use crate::rootfs::RootfsError;
 use crate::spec::SpecError;
+use crate::state_lock::StateLockError;
 use crate::{cni, containerd, shim};
 
 /// The text is for the operator: what failed, on what, and what to do.
@@ -41,6 +44,28 @@ pub(crate) enum Error {
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
+    /// What the operating system did not do, with what was being done in front.
+    pub(crate) fn system(doing: impl Display, error: &std::io::Error) -> Self {
+        Self::passing(format!("{doing}: {error}"), is_transient(error))
+    }
+
+    /// As it is where the file system of the state directory is full. Shims and runtimes write there as well, and have words
+    /// of their own for what they could not do.
+    pub(crate) fn while_full(self, state_dir: &Path) -> Self {
+        match self {
+            Self::Failed(text) => Self::Transient(format!(
+                "{text} (no space left on device: the file system of the state directory {} is full)",
+                state_dir.display()
+            )),
+            other => other,
+        }
+    }
+
+    /// What may work later, or would fail again.
+    fn passing(text: String, may_pass: bool) -> Self {
+        if may_pass { Self::Transient(text) } else { Self::Failed(text) }
+    }
+
     /// Puts what was being done in front, as `verb object id`.
     pub(crate) fn context(self, doing: impl Display) -> Self {
         let add = |text: String| format!("{doing}: {text}");
@@ -74,8 +99,9 @@ impl From<shim::Error> for Error {
             shim::Error::NoShim { .. }
             | shim::Error::NoProgram { .. }
             | shim::Error::Unread(_)
+            | shim::Error::EventsPath { .. }
             | shim::Error::LogPath { .. } => Self::Invalid(text),
-            _ => Self::Failed(text),
+            error => Self::passing(text, error.is_transient()),
         }
     }
 }
@@ -91,9 +117,19 @@ impl From<cni::Error> for Error {
     }
 }
 
+impl From<StateLockError> for Error {
+    fn from(error: StateLockError) -> Self {
+        Self::passing(error.to_string(), error.is_transient())
+    }
+}
+
 impl From<NetnsError> for Error {
     fn from(error: NetnsError) -> Self {
-        Self::Failed(error.to_string())
+        let may_pass = match &error {
+            NetnsError::Io { source, .. } => is_transient(source),
+            NetnsError::Other(_) | NetnsError::Lost => false,
+        };
+        Self::passing(error.to_string(), may_pass)
     }
 }
 
@@ -102,14 +138,15 @@ impl From<RootfsError> for Error {
         let text = error.to_string();
         match error {
             RootfsError::Unknown { .. } => Self::Invalid(text),
-            RootfsError::Io { .. } | RootfsError::Lost => Self::Failed(text),
+            RootfsError::Io { source, .. } => Self::passing(text, is_transient(&source)),
+            RootfsError::Lost => Self::Failed(text),
         }
     }
 }
 
 impl From<NamesError> for Error {
     fn from(error: NamesError) -> Self {
-        Self::Failed(error.to_string())
+        Self::passing(error.to_string(), is_transient(&error.source))
     }
 }
 
@@ -130,10 +167,10 @@ impl From<ConfinementError> for Error {
         let text = error.to_string();
         match error {
             ConfinementError::Value { .. } => Self::Invalid(text),
-            ConfinementError::Host { .. }
-            | ConfinementError::BuiltIn(_)
-            | ConfinementError::Lost
-            | ConfinementError::Incomplete(_) => Self::Failed(text),
+            ConfinementError::Host { source, .. } => Self::passing(text, is_transient(&source)),
+            ConfinementError::BuiltIn(_) | ConfinementError::Lost | ConfinementError::Incomplete(_) => {
+                Self::Failed(text)
+            }
         }
     }
 }
@@ -151,5 +188,158 @@ impl From<DevicesError> for Error {
 impl From<SpecError> for Error {
     fn from(error: SpecError) -> Self {
         Self::Invalid(error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::time::Duration;
+
+    use nix::errno::Errno;
+    use shim_protos::CallError;
+
+    use super::*;
+    use crate::containerd::Error as Containerd;
+    use crate::os_error::TRANSIENT;
+    use crate::shim::Error as Shim;
+
+    const DOCUMENT: &str = include_str!("../docs/troubleshooting.md");
+    const KERNEL: &str = "the kernel: ";
+
+    /// The document's failures, and whether Nomad tries again.
+    fn table() -> Vec<(String, bool)> {
+        let lines = DOCUMENT.lines().skip_while(|line| !line.starts_with("| failure | Nomad |"));
+        let rows = lines.skip(2).take_while(|line| line.starts_with('|'));
+        rows.map(|row| {
+            let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+            let again = match cells[1] {
+                "tries again" => true,
+                "gives up" => false,
+                other => panic!("{other:?} is neither"),
+            };
+            (cells[0].to_owned(), again)
+        })
+        .collect()
+    }
+
+    /// An error of the operating system wherever it can surface.
+    fn of_kernel(errno: Errno) -> Vec<Error> {
+        let (path, source) = (|| "/x".into(), || io::Error::from(errno));
+        vec![
+            Shim::File { doing: "write", path: path(), source: source() }.into(),
+            StateLockError::Io { doing: "open", path: path(), source: source() }.into(),
+            NetnsError::Io { doing: "create", path: path(), source: source() }.into(),
+            RootfsError::Io { doing: "mount", path: path(), source: source() }.into(),
+            ConfinementError::Host { path: path(), source: source() }.into(),
+            cni::Error::Io { doing: "write", path: path(), source: source() }.into(),
+            Error::system("collect", &source()),
+        ]
+    }
+
+    fn call(source: CallError) -> Error {
+        Shim::Call { doing: "create container x".to_owned(), source }.into()
+    }
+
+    fn refused(words: &str) -> Error {
+        call(CallError::Refused(words.to_owned()))
+    }
+
+    fn binary(passes: bool) -> Error {
+        let (id, reason) = ("x".to_owned(), String::new());
+        Shim::Binary { binary: "/bin/shim".into(), action: "start", id, reason, passes }.into()
+    }
+
+    fn containerd_refuses(reason: &str) -> Error {
+        Containerd::Refused { doing: "prepare x".to_owned(), reason: reason.to_owned() }.into()
+    }
+
+    /// What each row is about.
+    fn failures(row: &str) -> Vec<Error> {
+        if row == "the kernel: any other error" {
+            return [Errno::EACCES, Errno::EROFS, Errno::ENOENT].into_iter().flat_map(of_kernel).collect();
+        }
+        if row.starts_with(KERNEL) {
+            return TRANSIENT.into_iter().flat_map(of_kernel).collect();
+        }
+        let (doing, socket) = ("version".to_owned(), || "/c.sock".into());
+        match row {
+            "the job, or the plugin's configuration, asks for what can't be" => vec![
+                ConfigError::Missing { of: "x", option: "image", hint: "" }.into(),
+                Shim::Unread("/bin/shim".into()).into(),
+            ],
+            "another plugin has the state directory" => {
+                vec![StateLockError::Held { directory: "/x".into(), holder: None }.into()]
+            }
+            "the same errors in the words of a shim, of a runtime or of containerd" => {
+                let words = "mkdir /x: no space left on device: unknown";
+                vec![refused(words), containerd_refuses(words)]
+            }
+            "whatever fails while the state directory's file system is full" => {
+                vec![binary(false).while_full(Path::new("/x"))]
+            }
+            "a file system of the host gives no answer" => {
+                vec![Error::system("look at /x", &io::ErrorKind::TimedOut.into())]
+            }
+            "a shim does not start in time, or its binary ends by a signal" => vec![binary(true)],
+            "a shim is gone, or does not answer" => vec![
+                call(CallError::Disconnected(String::new())),
+                call(CallError::TimedOut(Duration::from_secs(60))),
+            ],
+            "a shim of an earlier run is still there" => {
+                vec![Shim::Taken { id: "x".to_owned(), task_pid: 7 }.into()]
+            }
+            "the runtime is killed" => {
+                vec![refused("create failed: runc did not terminate successfully: exit status 137: unknown")]
+            }
+            "a shim or a runtime refuses for another reason" => vec![
+                refused("exec: \"x\": executable file not found in $PATH"),
+                binary(false),
+                call(CallError::NotFound(String::new())),
+            ],
+            "containerd can't be reached, or does not answer" => vec![
+                Containerd::Unreachable { doing: doing.clone(), socket: socket(), reason: String::new() }
+                    .into(),
+                Containerd::TimedOut { doing, socket: socket(), after: Duration::from_secs(10) }.into(),
+            ],
+            "containerd has lost what the start needs" => {
+                vec![Containerd::NotFound { doing, reason: String::new() }.into()]
+            }
+            "containerd refuses for another reason" => vec![containerd_refuses("not supported")],
+            "a CNI plugin is late, or answers with code 11, 50 or 51" => {
+                [Some(11), Some(50), Some(51), None].map(|code| plugin(code, code.is_none())).into()
+            }
+            "a CNI plugin fails for another reason" => vec![plugin(Some(7), false), plugin(None, false)],
+            "the start is called off" => vec![Error::Failed(String::new())],
+            other => panic!("nothing is known of {other:?}"),
+        }
+    }
+
+    fn plugin(code: Option<u64>, late: bool) -> Error {
+        let refusal = cni::Refusal { code, reason: String::new(), late };
+        let (network, advice) = ("x".to_owned(), String::new());
+        let failure =
+            cni::Failure { program: "/bin/bridge".into(), command: "ADD", network, refusal, advice };
+        cni::Error::Plugin(Box::new(failure)).into()
+    }
+
+    #[test]
+    fn failures_are_tried_again_as_the_document_says() {
+        let table = table();
+        assert_eq!(table.len(), 18);
+        for (row, again) in table {
+            for error in failures(&row) {
+                assert_eq!(matches!(error, Error::Transient(_)), again, "{row}: {error:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_documents_errors_of_the_kernel_are_all_that_pass() {
+        let table = table();
+        let row = table.iter().find(|(row, again)| *again && row.starts_with(KERNEL)).unwrap();
+        let named: Vec<_> =
+            row.0[KERNEL.len()..].split(' ').map(|word| word.trim_matches('`').to_owned()).collect();
+        assert_eq!(named, TRANSIENT.map(|errno| format!("{errno:?}")));
     }
 }

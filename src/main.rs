@@ -17,6 +17,7 @@ mod logs;
 mod names;
 mod netns;
 mod open_files;
+mod os_error;
 mod process_group;
 mod process_stat;
 mod readable;
@@ -25,6 +26,7 @@ mod rootfs;
 mod secret;
 mod shim;
 mod spec;
+mod state_lock;
 mod task;
 
 use std::io::Write;
@@ -108,9 +110,17 @@ async fn serve() -> Result<(), HandshakeError> {
 }
 
 async fn run_server(listener: UnixListener, stop: Arc<Notify>, ended: Arc<Notify>) {
-    let services = Services::new(stop);
-    let driver = Driver::new();
+    let services = Services::new(Arc::clone(&stop));
+    let driver = Driver::new(stop);
+    let agent = driver.agent();
+    let heard = tower::util::MapRequestLayer::new(
+        move |request: tonic::codegen::http::Request<tonic::body::Body>| {
+            agent.has_called();
+            request
+        },
+    );
     let served = tonic::transport::Server::builder()
+        .layer(heard)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
         .add_service(services.health().await)
         .add_service(services.broker())

@@ -55,7 +55,7 @@ pub(crate) struct NameFile {
 pub(crate) struct NamesError {
     doing: &'static str,
     path: PathBuf,
-    source: std::io::Error,
+    pub(crate) source: std::io::Error,
 }
 
 /// The host's own name.

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::version::Version;
+use crate::os_error::is_transient;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -65,6 +66,12 @@ impl Refusal {
     pub(super) fn new(reason: impl Into<String>) -> Self {
         Self { code: None, reason: reason.into(), late: false }
     }
+
+    /// What the machine lacks for now is as a plugin that says "try again later".
+    pub(super) fn of_system(doing: &str, error: &io::Error) -> Self {
+        let code = is_transient(error).then_some(LATER[0]);
+        Self { code, ..Self::new(format!("{doing}: {error}")) }
+    }
 }
 
 /// "Try again later", and the two by which a plugin says that it is not ready.
@@ -88,6 +95,7 @@ impl Error {
                 failure.refusal.late || failure.refusal.code.is_some_and(|code| LATER.contains(&code))
             }
             Self::Several(errors) => errors.iter().any(Self::is_transient),
+            Self::Io { source, .. } => is_transient(source),
             _ => false,
         }
     }

@@ -58,8 +58,7 @@ impl Run<'_> {
     /// # Errors
     /// With the plugin's own words.
     pub(super) async fn answer(self) -> Result<Vec<u8>, Refusal> {
-        let mut child =
-            self.spawn().await.map_err(|error| Refusal::new(format!("it can't be run: {error}")))?;
+        let mut child = self.spawn().await.map_err(|error| Refusal::of_system("it can't be run", &error))?;
         let mut group = ProcessGroup::of(&child);
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let talked =

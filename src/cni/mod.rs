@@ -36,6 +36,8 @@ pub(crate) use self::added::Added;
 pub(crate) use self::attachment::{Attachment, Bandwidth, Capabilities, Dns, PortMapping, Protocol};
 pub(crate) use self::builtin::DefaultNetwork;
 pub(crate) use self::error::Error;
+#[cfg(test)]
+pub(crate) use self::error::{Failure, Refusal};
 pub(crate) use self::network::Network;
 
 use self::call::{Call, program};

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 
+use crate::os_error::tells_transient;
+
 /// Callers that share one pull share its error, hence `Clone`.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum Error {
@@ -144,10 +146,8 @@ impl Error {
         match self {
             Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Locked { .. } => true,
             Self::Image { problem, .. } => problem.is_transient(),
-            Self::NotFound { .. }
-            | Self::AlreadyExists { .. }
-            | Self::Refused { .. }
-            | Self::BadReference { .. } => false,
+            Self::Refused { reason, .. } => tells_transient(reason),
+            Self::NotFound { .. } | Self::AlreadyExists { .. } | Self::BadReference { .. } => false,
         }
     }
 

@@ -13,10 +13,12 @@ use tokio_stream::Stream;
 
 use crate::cgroup;
 use crate::open_files::OpenFiles;
-use crate::task::Settings;
+use crate::task::{Settings, Tasks};
 
 /// How soon a change of containerd's health is seen.
 const PROBE: Duration = Duration::from_secs(2);
+/// How long a state directory may take to be locked that is nobody else's.
+const LOCK: Duration = Duration::from_secs(2);
 /// How often the agent hears from us without a change.
 const REPEAT: Duration = Duration::from_secs(30);
 
@@ -24,18 +26,21 @@ type Configured = watch::Receiver<Option<Arc<Settings>>>;
 
 /// The stream of fingerprints: the first at once, then on change and now and then. It never ends by itself, since the
 /// agent would open it again at once.
-pub(super) fn stream(settings: Configured) -> impl Stream<Item = FingerprintResponse> {
+pub(super) fn stream(settings: Configured, tasks: Arc<Tasks>) -> impl Stream<Item = FingerprintResponse> {
     let nothing_sent: Option<(FingerprintResponse, Instant)> = None;
-    futures::stream::unfold((settings, nothing_sent), |(mut settings, mut sent)| async move {
+    let state = (settings, tasks, nothing_sent);
+    futures::stream::unfold(state, |(mut settings, tasks, mut sent)| async move {
         loop {
+            let current = settings.borrow_and_update().clone();
             if sent.is_some() {
                 tokio::select! {
                     () = tokio::time::sleep(PROBE) => {}
                     Ok(()) = settings.changed() => {}
+                    () = claim_changes(current.as_deref(), &tasks) => {}
                 }
             }
             let current = settings.borrow_and_update().clone();
-            let found = look(current.as_deref()).await;
+            let found = look(current.as_deref(), &tasks).await;
             let old = sent.as_ref().is_some_and(|(last, at)| *last == found && at.elapsed() < REPEAT);
             if old {
                 continue;
@@ -44,12 +49,20 @@ pub(super) fn stream(settings: Configured) -> impl Stream<Item = FingerprintResp
                 tracing::info!(health = ?found.health(), "{}", found.health_description);
             }
             sent = Some((found.clone(), Instant::now()));
-            return Some((found, (settings, sent)));
+            return Some((found, (settings, tasks, sent)));
         }
     })
 }
 
-async fn look(settings: Option<&Settings>) -> FingerprintResponse {
+/// For a driver that has made no claim, never.
+async fn claim_changes(settings: Option<&Settings>, tasks: &Tasks) {
+    match settings.filter(|settings| settings.config.enabled) {
+        Some(settings) => tasks.claim(settings).changes().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn look(settings: Option<&Settings>, tasks: &Tasks) -> FingerprintResponse {
     let Some(settings) = settings else {
         return answer(HealthState::Undetected, "not configured yet", Facts::default());
     };
@@ -65,6 +78,9 @@ async fn look(settings: Option<&Settings>) -> FingerprintResponse {
         bridge_network: settings.cni.is_ready().await,
         ..Facts::default()
     };
+    if let Err(error) = tasks.claim(settings).held_within(LOCK).await {
+        return answer(HealthState::Unhealthy, &error.to_string(), facts);
+    }
     match settings.shim() {
         Ok(path) => facts.shim = path.display().to_string(),
         Err(error) => return answer(HealthState::Unhealthy, &error.to_string(), facts),

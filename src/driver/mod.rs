@@ -17,18 +17,24 @@ use futures::StreamExt;
 use nomad_proto::base::base_plugin_server::BasePluginServer;
 use nomad_proto::driver as pb;
 use nomad_proto::driver::driver_server::DriverServer;
+use tokio::sync::Notify;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::config::TaskOptions;
 use crate::error::{Error, Result};
-use crate::task::{Task, Tasks};
+use crate::task::{Agent, Settings, Task, Tasks};
 use base::Base;
 
 /// The name by which jobs, the agent's plugin block and the file in plugin_dir call the driver.
 pub(crate) const NAME: &str = "containerd-driver";
 /// What a stop without a usable timeout gets; Nomad's own default.
 const DEFAULT_KILL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a call about a task waits for a state directory that another plugin has: one that was told to end needs as long.
+const STATE_DIR_WAIT: Duration = Duration::from_secs(2);
+/// And how long a recovery does: an agent gives up a task that is not recovered, and a plugin that its agent has left makes
+/// way sooner.
+const RECOVERY_STATE_DIR_WAIT: Duration = Duration::from_secs(15);
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = std::result::Result<T, Status>> + Send>>;
 type Answer<T> = std::result::Result<Response<T>, Status>;
@@ -38,11 +44,20 @@ type Answer<T> = std::result::Result<Response<T>, Status>;
 pub(crate) struct Driver {
     base: Arc<Base>,
     tasks: Arc<Tasks>,
+    agent: Arc<Agent>,
 }
 
 impl Driver {
-    pub(crate) fn new() -> Self {
-        Self { base: Arc::new(Base::new()), tasks: Arc::new(Tasks::new()) }
+    /// `stop` ends the plugin in good order.
+    pub(crate) fn new(stop: Arc<Notify>) -> Self {
+        let agent = Arc::new(Agent::new());
+        let tasks = Arc::new(Tasks::new(Arc::clone(&agent), stop));
+        Self { base: Arc::new(Base::new()), tasks, agent }
+    }
+
+    /// What is known of the agent, for whoever sees its calls.
+    pub(crate) fn agent(&self) -> Arc<Agent> {
+        Arc::clone(&self.agent)
     }
 
     pub(crate) fn base_service(&self) -> BasePluginServer<Base> {
@@ -55,6 +70,17 @@ impl Driver {
 
     fn task(&self, id: &str) -> Result<Arc<Task>> {
         self.tasks.get(id).ok_or(Error::TaskNotFound)
+    }
+
+    /// The plugin's configuration, for a call that changes something in its state directory: once that is this plugin's.
+    async fn claimed(&self, limit: Duration, doing: &str, task_id: &str) -> Result<Arc<Settings>> {
+        let settings = self.base.settings()?;
+        let claim = self.tasks.claim(&settings);
+        claim
+            .held_within(limit)
+            .await
+            .map_err(|error| error.context(format_args!("{doing} task {task_id}")))?;
+        Ok(settings)
     }
 }
 
@@ -91,12 +117,18 @@ impl pb::driver_server::Driver for Driver {
     async fn fingerprint(&self, _: Request<pb::FingerprintRequest>) -> Answer<Self::FingerprintStream> {
         let settings = self.base.subscribe();
         self.tasks.sweep_for(settings.clone());
-        Ok(Response::new(Box::pin(fingerprint::stream(settings).map(Ok))))
+        let (tasks, listening) = (Arc::clone(&self.tasks), self.agent.listens());
+        let stream = fingerprint::stream(settings, tasks).map(move |fingerprint| {
+            let _ = &listening;
+            Ok(fingerprint)
+        });
+        Ok(Response::new(Box::pin(stream)))
     }
 
     async fn start_task(&self, request: Request<pb::StartTaskRequest>) -> Answer<pb::StartTaskResponse> {
         let config = request.into_inner().task.ok_or_else(|| reply::missing("task"))?;
-        let settings = self.base.settings().map_err(reply::status)?;
+        let claimed = self.claimed(STATE_DIR_WAIT, "start", &config.id).await;
+        let settings = claimed.map_err(reply::start_status)?;
         let started = self.tasks.start(settings, config.clone()).await.map_err(reply::start_status)?;
         Ok(Response::new(reply::started(config, started)))
     }
@@ -107,8 +139,12 @@ impl pb::driver_server::Driver for Driver {
     ) -> Answer<pb::RecoverTaskResponse> {
         let handle = request.into_inner().handle.ok_or_else(|| reply::missing("handle"))?;
         let config = handle.config.ok_or_else(|| reply::missing("handle.config"))?;
-        let settings = self.base.settings().map_err(reply::status)?;
-        self.tasks.recover(settings, &config, &handle.driver_state).await.map_err(reply::status)?;
+        self.agent.recovers();
+        let claimed = self.claimed(RECOVERY_STATE_DIR_WAIT, "recover", &config.id).await;
+        let settings = claimed.map_err(reply::status)?;
+        let recovered = self.tasks.recover(settings, &config, &handle.driver_state).await;
+        self.agent.recovers();
+        recovered.map_err(reply::status)?;
         Ok(Response::new(pb::RecoverTaskResponse {}))
     }
 
@@ -122,6 +158,8 @@ impl pb::driver_server::Driver for Driver {
         let request = request.into_inner();
         let timeout =
             request.timeout.and_then(|t| Duration::try_from(t).ok()).unwrap_or(DEFAULT_KILL_TIMEOUT);
+        // A task that isn't here has stopped, unless it is another plugin's.
+        self.claimed(STATE_DIR_WAIT, "stop", &request.task_id).await.map_err(reply::status)?;
         self.tasks.stop(&request.task_id, &request.signal, timeout).await.map_err(reply::status)?;
         Ok(Response::new(pb::StopTaskResponse {}))
     }
@@ -131,7 +169,8 @@ impl pb::driver_server::Driver for Driver {
         request: Request<pb::DestroyTaskRequest>,
     ) -> Answer<pb::DestroyTaskResponse> {
         let request = request.into_inner();
-        let settings = self.base.settings().map_err(reply::status)?;
+        let claimed = self.claimed(STATE_DIR_WAIT, "destroy", &request.task_id).await;
+        let settings = claimed.map_err(reply::status)?;
         self.tasks.destroy(settings, &request.task_id, request.force).await.map_err(reply::status)?;
         Ok(Response::new(pb::DestroyTaskResponse {}))
     }

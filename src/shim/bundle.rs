@@ -2,7 +2,11 @@
 //! must bear the container's id.
 //!
 //! A bundle carries a mark, `doomed`, from its making until its task has started, and again from its destroy on. So a
-//! plugin that dies in the middle of either leaves a bundle that says of itself that it is to be taken down.
+//! plugin that dies in the middle of either leaves a bundle that says of itself that it is to be taken down. While the task
+//! runs the mark is there under another name, so that it takes no room to set it: a full disk keeps no task from its end.
+//!
+//! A file is written whole or not at all. None is synced to the disk: after a loss of power no process of the task is
+//! left, and a teardown gets by without what it can't read.
 
 use std::ffi::OsString;
 use std::fs;
@@ -20,6 +24,9 @@ use super::{Error, Shim};
 /// Enough for a container to start from before its real spec is known: a shim's `start` reads the annotations only.
 const EMPTY_SPEC: &str = r#"{"ociVersion":"1.0.2"}"#;
 const SHIM_BINARY: &str = "shim-binary";
+const DOOMED: &str = "doomed";
+/// The mark of a bundle that is not doomed.
+const KEPT: &str = "kept";
 /// The shim's log holds a few lines for each event that it can't deliver; past this it is emptied.
 const LOG_LIMIT_BYTES: u64 = 1024 * 1024;
 
@@ -63,7 +70,7 @@ impl Bundle {
         }
         self.write("config.json", EMPTY_SPEC.as_bytes())?;
         // The shim opens it for its log; it must exist, and a regular file needs no reader.
-        self.write("log", b"")
+        self.touch("log")
     }
 
     /// The binary that its shim was to be started from.
@@ -140,7 +147,7 @@ impl Bundle {
             return Ok(());
         }
         self.remove_file("options.json")?;
-        self.write("runtime", b"")
+        self.touch("runtime")
     }
 
     /// There is no shim and no container any more; what is left to remove are files.
@@ -177,18 +184,35 @@ impl Bundle {
         serde_json::from_slice(&json).ok()
     }
 
+    /// Writes a file whole, or leaves it as it was.
     fn write(&self, name: &str, content: &[u8]) -> Result<(), Error> {
         let path = self.directory.join(name);
-        let open = || fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
-        open().and_then(|mut file| file.write_all(content)).map_err(Error::file("write", &path))
+        let write = || {
+            let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(&self.directory)?;
+            file.write_all(content)?;
+            file.persist(&path)?;
+            Ok(())
+        };
+        write().map_err(Error::file("write", &path))
+    }
+
+    /// Makes an empty file, unless it is there.
+    fn touch(&self, name: &str) -> Result<(), Error> {
+        let path = self.directory.join(name);
+        let open = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+        open.map(drop).map_err(Error::file("create", &path))
     }
 
     /// Marks the bundle as one to take down, whoever finds it.
     ///
     /// # Errors
-    /// Names the file.
+    /// Names the file. It needs room only where the bundle was made by an earlier build of the plugin.
     pub(crate) fn doom(&self) -> Result<(), Error> {
-        self.write("doomed", b"")
+        let path = self.directory.join(DOOMED);
+        match fs::rename(self.directory.join(KEPT), &path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => self.touch(DOOMED),
+            marked => marked.map_err(Error::file("create", &path)),
+        }
     }
 
     /// The task runs: from here on only its destroy ends it.
@@ -196,13 +220,13 @@ impl Bundle {
     /// # Errors
     /// Names the file.
     pub(crate) fn keep(&self) -> Result<(), Error> {
-        let path = self.directory.join("doomed");
-        fs::remove_file(&path).map_err(Error::file("remove", &path))
+        let path = self.directory.join(DOOMED);
+        fs::rename(&path, self.directory.join(KEPT)).map_err(Error::file("remove", &path))
     }
 
     /// Marked, or not whole: its making, or its removal, was cut off where the mark isn't there yet or any more.
     pub(crate) fn is_doomed(&self) -> bool {
-        self.directory.join("doomed").exists()
+        self.directory.join(DOOMED).exists()
             || !self.directory.join("log").exists()
             || !self.rootfs().exists()
     }
@@ -306,6 +330,37 @@ mod tests {
         assert!(!bundle.is_doomed());
         fs::remove_dir(bundle.rootfs()).unwrap();
         assert!(bundle.is_doomed());
+    }
+
+    #[test]
+    fn a_bundle_of_an_earlier_build_is_doomed_as_well() {
+        let state = tempfile::tempdir().unwrap();
+        let bundle = Bundle::at(state.path(), "nomad", "redis-1");
+        bundle.create(Path::new("/bin/shim")).unwrap();
+        bundle.keep().unwrap();
+        fs::remove_file(bundle.directory.join(KEPT)).unwrap();
+        assert!(!bundle.is_doomed());
+        for _ in 0..2 {
+            bundle.doom().unwrap();
+            assert!(bundle.is_doomed());
+        }
+    }
+
+    #[test]
+    fn a_file_that_can_not_be_written_is_left_as_it_was() {
+        let state = tempfile::tempdir().unwrap();
+        let bundle = Bundle::at(state.path(), "nomad", "redis-1");
+        bundle.create(Path::new("/bin/shim")).unwrap();
+        assert!(!bundle.may_have_container());
+        bundle.write_spec(&Spec::default()).unwrap();
+        assert!(bundle.may_have_container());
+        assert_eq!(bundle.read_spec().unwrap(), Spec::default());
+        let directory = bundle.directory.join("directory");
+        fs::create_dir(&directory).unwrap();
+        let error = bundle.write("directory", b"text").unwrap_err().to_string();
+        assert!(error.contains("directory"), "{error}");
+        let names = fs::read_dir(bundle.directory()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert!(!names.into_iter().any(|name| name.as_bytes().starts_with(b".new-")));
     }
 
     #[test]

@@ -17,6 +17,8 @@ use super::Error;
 const SOCKET: &str = "events.sock";
 /// The shims that need none: containerd's own of the runc family.
 const DROP_THEM: [&str; 2] = ["containerd-shim-runc-v1", "containerd-shim-runc-v2"];
+/// The kernel's limit for a socket's path.
+const SOCKET_PATH_LIMIT_BYTES: usize = 107;
 /// After an accept that failed, such as for want of a descriptor.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -45,9 +47,20 @@ impl Events {
         Ok(Some(&self.socket))
     }
 
+    fn state_dir_length(&self) -> usize {
+        self.socket.parent().map_or(0, |state_dir| state_dir.as_os_str().len())
+    }
+
     fn serve(&self) -> Result<(), Error> {
         // In the place of an earlier plugin's, without a moment in which there is none.
         let new = self.socket.with_extension("new");
+        let longest = self.socket.as_os_str().len();
+        if longest > SOCKET_PATH_LIMIT_BYTES {
+            return Err(Error::EventsPath {
+                socket: self.socket.clone(),
+                most: SOCKET_PATH_LIMIT_BYTES + self.state_dir_length() - longest,
+            });
+        }
         let _ = std::fs::remove_file(&new);
         let listener = UnixListener::bind(&new).map_err(Error::file("listen at", &self.socket))?;
         std::fs::rename(&new, &self.socket).map_err(Error::file("listen at", &self.socket))?;
@@ -91,6 +104,19 @@ mod tests {
         let next = Events::of(directory.path());
         assert_eq!(next.address_for(shim).await.unwrap(), Some(&*socket));
         UnixStream::connect(&socket).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_state_directory_whose_path_is_too_long_for_a_socket_is_named() {
+        let at = |length: usize| PathBuf::from(format!("/no/{}", "x".repeat(length - 4)));
+        let error = async |length| {
+            let events = Events::of(&at(length));
+            events.address_for(Path::new("/opt/shim")).await.unwrap_err().to_string()
+        };
+        for word in ["state_dir", "95 bytes", "xxx/events.sock"] {
+            assert!(error(96).await.contains(word), "{word}");
+        }
+        assert!(!error(95).await.contains("bytes"));
     }
 
     #[tokio::test]

@@ -9,6 +9,7 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -21,6 +22,7 @@ use shim_protos::Bootstrap;
 use tokio::process::Command;
 
 use super::{Bundle, DEFAULT_PATH, Error, Events};
+use crate::os_error::{is_transient, tells_transient};
 use crate::process_group::ProcessGroup;
 use crate::process_stat;
 
@@ -125,7 +127,9 @@ impl Launcher {
         limit: Duration,
     ) -> Result<ExitStatus, Error> {
         let failure = |reason: &dyn std::fmt::Display| self.failure(action, id, reason);
-        let mut child = command.spawn().map_err(|error| failure(&format_args!("can't be run: {error}")))?;
+        let mut child = command
+            .spawn()
+            .map_err(|error| failure(&format_args!("can't be run: {error}")).passing(is_transient(&error)))?;
         let mut group = ProcessGroup::of(&child);
         match tokio::time::timeout(limit, child.wait()).await {
             Ok(status) => {
@@ -133,22 +137,30 @@ impl Launcher {
                 group.ended();
                 status.map_err(|error| failure(&error))
             }
-            Err(_) => Err(failure(&format_args!("did not end within {limit:?}"))),
+            Err(_) => Err(failure(&format_args!("did not end within {limit:?}")).passing(true)),
         }
     }
 
     fn failed(&self, action: &'static str, id: &str, status: &ExitStatus, stderr: &Path) -> Error {
         let words = std::fs::read_to_string(stderr).unwrap_or_default();
         let words = words.trim();
-        if words.is_empty() {
+        let failure = if words.is_empty() {
             self.failure(action, id, status)
         } else {
             self.failure(action, id, &format_args!("{status}: {words}"))
-        }
+        };
+        // Nobody kills it but the kernel, where memory is short.
+        failure.passing(status.signal().is_some() || tells_transient(words))
     }
 
     fn failure(&self, action: &'static str, id: &str, reason: &dyn std::fmt::Display) -> Error {
-        Error::Binary { binary: self.binary.clone(), action, id: id.to_owned(), reason: reason.to_string() }
+        Error::Binary {
+            binary: self.binary.clone(),
+            action,
+            id: id.to_owned(),
+            reason: reason.to_string(),
+            passes: false,
+        }
     }
 
     /// Ends whatever shim of this id is left, found by its command line: for one that was started, but died or was cut

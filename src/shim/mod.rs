@@ -19,6 +19,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use shim_protos::{Bootstrap, BootstrapError, CallError};
 
+use crate::os_error::{is_transient, tells_transient};
 use crate::process_stat::{self, Stat};
 pub(crate) use bundle::{Bundle, bundles};
 pub(crate) use connection::{Connection, Ended, ExecIo, State};
@@ -87,7 +88,14 @@ pub(crate) enum Error {
     Call { doing: String, source: CallError },
     /// The shim's binary ran and did not end well; its own words are the reason.
     #[error("{binary} {action} failed for {id}: {reason}")]
-    Binary { binary: PathBuf, action: &'static str, id: String, reason: String },
+    Binary {
+        binary: PathBuf,
+        action: &'static str,
+        id: String,
+        reason: String,
+        /// It may work later.
+        passes: bool,
+    },
     /// It started, but what it answered is of no use.
     #[error("{binary} start can't be used for {id}: {source}")]
     Answer { binary: PathBuf, id: String, source: BootstrapError },
@@ -113,6 +121,14 @@ pub(crate) enum Error {
          name another runtime (plugin option containerd_runtime, task option runtime)"
     )]
     Unread(PathBuf),
+    /// The shim would not start without the socket.
+    #[error(
+        "the path {} is too long for a socket, which this shim needs: give the agent a state directory whose path has at \
+         most {most} bytes (plugin option state_dir), or name another runtime (plugin option containerd_runtime, task \
+         option runtime)",
+        socket.display()
+    )]
+    EventsPath { socket: PathBuf, most: usize },
     /// A log path is not the pipe that Nomad makes.
     #[error("the log path {path} {what}")]
     LogPath { path: PathBuf, what: &'static str },
@@ -132,6 +148,26 @@ impl Error {
     fn errno(doing: &'static str, path: &Path) -> impl FnOnce(nix::errno::Errno) -> Self {
         let failed = Self::file(doing, path);
         move |error| failed(error.into())
+    }
+
+    /// Whether the same may work later: of a shim that is gone or doesn't answer, and of what the machine lacks for now.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Call { source: CallError::Disconnected(_) | CallError::TimedOut(_), .. }
+            | Self::Taken { .. } => true,
+            Self::Call { source: CallError::Refused(words), .. } => tells_transient(words),
+            Self::Binary { passes, .. } => *passes,
+            Self::File { source, .. } => is_transient(source),
+            _ => false,
+        }
+    }
+
+    /// Of a binary that did not do its work: it may later.
+    fn passing(mut self, may_pass: bool) -> Self {
+        if let Self::Binary { passes, .. } = &mut self {
+            *passes = may_pass;
+        }
+        self
     }
 
     /// Whether the task or exec had ended, or never was.

@@ -126,16 +126,12 @@ impl Tasks {
         self: Arc<Self>,
         mut settings: watch::Receiver<Option<Arc<Settings>>>,
     ) {
-        loop {
-            let current = settings.borrow_and_update().clone();
-            let mut period = PERIODS.1;
-            if let Some(current) = current.filter(|settings| settings.config.enabled) {
-                let policy = &current.config.gc.images;
-                period = policy.delay.map_or(period, |delay| (delay / 4).clamp(PERIODS.0, PERIODS.1));
-                if let Err(error) = self.collect(&current.containerd, policy).await {
-                    // It is away, or busy; what is unused stays so.
-                    tracing::debug!(%error, "can't look for unused images now");
-                }
+        while let Some(current) = self.own_settings(&mut settings).await {
+            let policy = &current.config.gc.images;
+            let period = policy.delay.map_or(PERIODS.1, |delay| (delay / 4).clamp(PERIODS.0, PERIODS.1));
+            if let Err(error) = self.collect(&current.containerd, policy).await {
+                // It is away, or busy; what is unused stays so.
+                tracing::debug!(%error, "can't look for unused images now");
             }
             if let Ok(Err(_)) = tokio::time::timeout(period, settings.changed()).await {
                 return;

@@ -4,6 +4,8 @@
 //! A task's container goes by one id everywhere (bundle, shim, snapshot, lease, record), which derives from Nomad's id
 //! of the task. So whatever is left of a task can be found and taken down by that id alone.
 
+mod agent;
+mod claim;
 mod events;
 mod exec;
 mod images;
@@ -47,6 +49,8 @@ use crate::logs::{Movers, Target};
 use crate::process_stat::Descent;
 use crate::rootfs;
 use crate::shim::{self, Connection, LogPaths, Shim};
+pub(crate) use agent::Agent;
+use claim::Claims;
 pub(crate) use events::TaskEvent;
 use events::{Events, Teller};
 pub(crate) use exec::{Exec, ExecOutput, ExecRefused, Output, Stdin, Terminal, TerminalSize};
@@ -299,6 +303,8 @@ pub(crate) struct Tasks {
     /// An id has been given back, or a start has become a task.
     freed: Notify,
     events: Events,
+    claims: Claims,
+    agent: Arc<Agent>,
     sweeping: AtomicBool,
     image_uses: Arc<images::ImageUses>,
     /// Made for the first task whose output the driver collects.
@@ -309,11 +315,14 @@ pub(crate) struct Tasks {
 }
 
 impl Tasks {
-    pub(crate) fn new() -> Self {
+    /// `stop` ends the plugin in good order.
+    pub(crate) fn new(agent: Arc<Agent>, stop: Arc<Notify>) -> Self {
         Self {
             slots: Mutex::new(HashMap::new()),
             freed: Notify::new(),
             events: Events::new(),
+            claims: Claims::new(Arc::clone(&agent), stop),
+            agent,
             sweeping: AtomicBool::new(false),
             image_uses: Arc::default(),
             movers: OnceCell::new(),

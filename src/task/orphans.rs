@@ -1,11 +1,12 @@
 //! Takes down containers that run and that Nomad does not know of: the plugin, or the agent, died between a task's start
 //! and the moment when the agent had written down its handle, or the agent has lost its state.
 //!
-//! Such a container looks like that of any task which the agent has yet to recover. So one is left alone until it, and
-//! this plugin's life in the agent, are older than the agent could need; and one that was recovered is never touched.
+//! Such a container looks like that of any task which the agent has yet to recover. So one is left alone until it is older
+//! than the agent could need, and the agent has been there for as long without a recovery: one that is away, or slow, has not
+//! come to all of its tasks. One that was recovered is never touched.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
@@ -14,36 +15,44 @@ use super::{NAMESPACE, Settings, Tasks};
 use crate::shim::{Bundle, bundles};
 
 impl Tasks {
-    /// Looks for orphans now and then, from the agent's first fingerprint on, which comes before its recoveries.
+    /// Looks for orphans now and then, while an agent listens that has recovered what it has.
     pub(super) async fn reap_orphans(self: Arc<Self>, mut settings: watch::Receiver<Option<Arc<Settings>>>) {
-        let begun = Instant::now();
-        loop {
-            let current = settings.borrow_and_update().clone();
-            let wanted = |settings: &Arc<Settings>| {
-                settings.config.enabled && settings.config.gc.dangling_containers.enabled
+        while let Some(current) = self.own_settings(&mut settings).await {
+            let policy = &current.config.gc.dangling_containers;
+            let changes = self.agent.changes();
+            let pause = if !policy.enabled {
+                None
+            } else if self.is_settled(policy.creation_grace) {
+                self.reap(&current).await;
+                Some(policy.period)
+            } else {
+                self.agent.settled().map(|settled| policy.creation_grace.saturating_sub(settled))
             };
-            let changed = match current.filter(wanted) {
-                None => settings.changed().await,
-                Some(current) => {
-                    let policy = &current.config.gc.dangling_containers;
-                    let grace = policy.creation_grace.saturating_sub(begun.elapsed());
-                    let pause = if grace.is_zero() {
-                        self.reap(&current).await;
-                        policy.period
-                    } else {
-                        grace
-                    };
-                    tokio::time::timeout(pause, settings.changed()).await.unwrap_or(Ok(()))
+            let passes = async {
+                match pause {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => std::future::pending().await,
                 }
             };
-            if changed.is_err() {
-                return;
+            tokio::select! {
+                () = passes => {}
+                () = changes => {}
+                changed = settings.changed() => if changed.is_err() { return },
             }
         }
     }
 
+    /// Whether the agent has been there for so long without a recovery.
+    fn is_settled(&self, grace: Duration) -> bool {
+        self.agent.settled().is_some_and(|settled| settled >= grace)
+    }
+
     async fn reap(self: &Arc<Self>, settings: &Settings) {
         for id in grown_up(settings) {
+            // It may have gone, or another one come, since the last.
+            if !self.is_settled(settings.config.gc.dangling_containers.creation_grace) {
+                return;
+            }
             // Taken, it is a task's that was started or recovered, or somebody takes it down already.
             let Some(_ending) = self.reserve_end(&id) else { continue };
             let place = Place::by_id(settings, &id);

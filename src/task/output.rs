@@ -81,7 +81,7 @@ impl Tasks {
     /// When its pipes can't be read.
     pub(super) async fn collect_output(&self, saved: &Saved, teller: &Teller) -> Result<Option<Pump>> {
         let Some(target) = &saved.collected else { return Ok(None) };
-        let failed = |error: std::io::Error| Error::Failed(format!("collect the task's output: {error}"));
+        let failed = |error: std::io::Error| Error::system("collect the task's output", &error);
         let movers =
             self.movers.get_or_try_init(|| std::future::ready(Movers::new())).await.map_err(failed)?;
         let pipes = [Stream::Stdout, Stream::Stderr].into_iter().zip(saved.logs.readers()?);

@@ -7,12 +7,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use containerd_client::types::Mount;
+use nix::sys::statvfs::statvfs;
 use nomad_proto::driver as pb;
 use oci_spec::runtime::Spec;
 use shim_protos::{RuncOptions, api};
@@ -41,6 +42,8 @@ use crate::spec::{self, BoundFile};
 pub(super) const OWNER_LABEL: &str = "containerd-driver/state-dir";
 /// The label that Nomad's docker driver always sets, for tools that look for it.
 const DOCKERS_ALLOC_LABEL: &str = "com.hashicorp.nomad.alloc_id";
+/// What a shim and a runtime write of one container.
+const LEAST_ROOM_BYTES: u64 = 64 * 1024;
 
 impl Tasks {
     /// Starts a task. When the caller goes away before it has started, it is taken down again.
@@ -119,6 +122,12 @@ async fn run(
             }
         }
         Err(error) => {
+            // Before the teardown makes room.
+            let error = if is_full(&settings.config.state_dir).await {
+                error.while_full(&settings.config.state_dir)
+            } else {
+                error
+            };
             let place = Place::by_id(&settings, id);
             // Nothing is made before the bundle.
             if place.bundle.exists()
@@ -441,6 +450,17 @@ impl Identity {
     }
 }
 
+/// Whether the file system of a directory has no room for a few files of a few pages, or none for another file.
+async fn is_full(directory: &Path) -> bool {
+    let directory = directory.to_owned();
+    let look = move || {
+        let found = statvfs(&directory).ok()?;
+        let free_bytes = found.blocks_available().saturating_mul(found.fragment_size());
+        Some(free_bytes < LEAST_ROOM_BYTES || (found.files() > 0 && found.files_available() == 0))
+    };
+    tokio::task::spawn_blocking(look).await.ok().flatten().unwrap_or(false)
+}
+
 /// The job's word on the user counts before the image's.
 fn user(config: &pb::TaskConfig, image: &Image) -> String {
     if !config.user.is_empty() {
@@ -453,10 +473,10 @@ fn user(config: &pb::TaskConfig, image: &Image) -> String {
 async fn place_in_cpuset(cgroup: Cgroup, pid: i32) -> Result<()> {
     let placed = tokio::task::spawn_blocking(move || {
         let Some(cpuset) = &cgroup.cpuset else { return Ok(()) };
-        cgroup.place(pid).map_err(|error| format!("{}: {error}", cpuset.display()))
+        let doing = format!("put the task into the cpuset {}", cpuset.display());
+        cgroup.place(pid).map_err(|error| Error::system(doing, &error))
     });
-    let placed = placed.await.map_err(|error| error.to_string()).flatten();
-    placed.map_err(|error| Error::Failed(format!("put the task into the cpuset {error}")))
+    placed.await.map_err(|error| Error::Failed(format!("put the task into its cpuset: {error}")))?
 }
 
 fn stop_signal(image: &Image) -> Option<String> {

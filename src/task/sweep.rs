@@ -35,11 +35,8 @@ impl Tasks {
         let tasks = Arc::clone(self);
         tokio::spawn(async move {
             let mut rounds = Rounds::default();
-            loop {
-                let current = settings.borrow_and_update().clone();
-                if let Some(current) = current.filter(|settings| settings.config.enabled) {
-                    tasks.sweep(&current, &mut rounds).await;
-                }
+            while let Some(current) = tasks.own_settings(&mut settings).await {
+                tasks.sweep(&current, &mut rounds).await;
                 if let Ok(Err(_)) = tokio::time::timeout(PERIOD, settings.changed()).await {
                     return;
                 }
@@ -48,9 +45,8 @@ impl Tasks {
     }
 
     async fn sweep(self: &Arc<Self>, settings: &Settings, rounds: &mut Rounds) {
-        for task in self.here() {
-            task.place.bundle.trim_log();
-        }
+        let bundles: Vec<_> = self.here().iter().map(|task| task.place.bundle.clone()).collect();
+        let _ = tokio::task::spawn_blocking(move || bundles.iter().for_each(Bundle::trim_log)).await;
         let grace = settings.config.gc.dangling_containers.creation_grace;
         if let Err(error) = settings.containerd.end_left_pulls(grace).await {
             tracing::debug!(%error, "can't remove what pulls have left yet");

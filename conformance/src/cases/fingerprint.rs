@@ -22,7 +22,7 @@ cases!["fingerprint":
 const CHANGE: Duration = Duration::from_secs(20);
 
 /// Reads on until the health is another.
-async fn next(
+pub(super) async fn next(
     stream: &mut Streaming<FingerprintResponse>,
     wanted: HealthState,
 ) -> Result<FingerprintResponse> {
@@ -35,6 +35,12 @@ async fn next(
         }
     };
     tokio::time::timeout(CHANGE, read).await.with_context(|| format!("no {wanted:?} in {CHANGE:?}"))?
+}
+
+/// Whether the node is told that the driver is there.
+pub(super) fn is_detected(fingerprint: &FingerprintResponse) -> bool {
+    let attribute = fingerprint.attributes.get("driver.containerd-driver");
+    matches!(attribute.and_then(|attribute| attribute.value.clone()), Some(Value::BoolVal(true)))
 }
 
 fn text(fingerprint: &FingerprintResponse, name: &str) -> String {

@@ -67,6 +67,7 @@ mod stats_counts;
 mod stop;
 mod timelines;
 mod tokens;
+mod two_plugins;
 mod wait;
 mod web_server;
 
@@ -117,6 +118,7 @@ pub fn all() -> Vec<Case> {
         orphans::cases(),
         start_failures::cases(),
         starts::long_cases(),
+        two_plugins::cases(),
         network_failures::cases(),
         exec_many::long_cases(),
         stats::cases(),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use super::obedient::{obedient, tell_to_end};
@@ -13,6 +13,7 @@ use crate::task::LIMIT;
 cases!["orphans":
     a_container_that_nobody_recovers_is_taken_down,
     a_recovered_task_is_none,
+    none_is_taken_down_while_the_agent_is_away_or_recovers_one_after_the_other,
     one_whose_recovery_failed_is_taken_down,
     a_dry_run_only_names_them,
     they_are_left_alone_where_the_operator_says_so,
@@ -59,6 +60,44 @@ async fn a_recovered_task_is_none(scene: &Scene) -> Result<()> {
     // And some rounds more.
     tokio::time::sleep(Duration::from_secs(2)).await;
     for task in [task, fresh] {
+        tell_to_end(&task)?;
+        same!(task.wait(&next).await?.exit_code, 11);
+        task.destroy(&next).await?;
+    }
+    next.shut_down().await
+}
+
+async fn none_is_taken_down_while_the_agent_is_away_or_recovers_one_after_the_other(
+    scene: &Scene,
+) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let mut tasks = Vec::new();
+    for _ in 0..4 {
+        tasks.push(obedient(scene, &plugin).await?);
+    }
+    plugin.kill().await?;
+    let grace = Duration::from_secs(3);
+    let options = options(scene, &json!({"creation_grace": "3s"}));
+    let mut next = scene.plugin_as(&scene.launch(), &options).await?;
+    // The agent dies before its recoveries, is away for longer than the grace, and dies again in their middle.
+    next.redial().await?;
+    tokio::time::sleep(grace * 2).await;
+    next.listen().await?;
+    let orphan = tasks.pop().context("no task")?;
+    tasks[0].recover(&next).await?;
+    next.redial().await?;
+    tokio::time::sleep(grace * 2).await;
+    next.listen().await?;
+    for task in &tasks[1..] {
+        tokio::time::sleep(grace * 2 / 3).await;
+        task.recover(&next).await?;
+    }
+    ensure!(
+        !orphan.alloc.cgroup.pids().is_empty(),
+        "it was taken down before the agent had recovered the others"
+    );
+    until(LIMIT, "the orphan's end", || orphan.alloc.cgroup.pids().is_empty()).await?;
+    for task in tasks {
         tell_to_end(&task)?;
         same!(task.wait(&next).await?.exit_code, 11);
         task.destroy(&next).await?;

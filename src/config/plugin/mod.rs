@@ -43,8 +43,8 @@ const DEFAULT_STATE_DIR: &str = "/run/containerd-driver";
 const DEFAULT_SNAPSHOTTER: &str = "overlayfs";
 const DEFAULT_REGISTRY_CONFIG_DIR: &str = "/etc/containerd/certs.d";
 const DEFAULT_STATS_INTERVAL: &str = "1s";
-/// A shim's bundle, and the sockets and pipes in it, lie under the state directory; the kernel's limit for the path of
-/// a mount's options and of a socket leaves this much.
+/// A shim's bundle, and the pipes in it, lie under the state directory; the kernel's limit for the options of a mount leaves
+/// this much. The socket of events, which only some shims need, leaves less.
 const STATE_DIR_LIMIT_BYTES: usize = 200;
 
 /// The plugin's options, checked and with their defaults.

@@ -1,0 +1,126 @@
+//! Two plugins and one state directory: one of them has it, and the other one touches nothing of what is there.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nomad_proto::driver::fingerprint_response::HealthState;
+use serde_json::json;
+
+use super::fingerprint::{is_detected, next};
+use super::obedient::{obedient, tell_to_end};
+use super::orphans::options;
+use super::{cases, is_recoverable, refused, same};
+use crate::scene::Scene;
+use crate::task::LIMIT;
+
+cases!["two plugins":
+    the_second_one_on_a_state_directory_touches_nothing_until_the_first_has_ended,
+    one_whose_agent_is_gone_makes_way_and_its_tasks_are_recovered,
+    one_whose_agent_is_gone_stays_where_nobody_waits,
+    two_with_a_state_directory_each_do_not_meet,
+    a_first_one_that_was_killed_leaves_the_directory_free,
+];
+
+/// Longer than a plugin without an agent stays when another one waits.
+const LONG: Duration = Duration::from_secs(15);
+
+async fn the_second_one_on_a_state_directory_touches_nothing_until_the_first_has_ended(
+    scene: &Scene,
+) -> Result<()> {
+    let mut first = scene.plugin().await?;
+    let task = obedient(scene, &first).await?;
+    // Whose grace for what Nomad doesn't know is over soon.
+    let mut second = scene.plugin_as(&scene.launch(), &options(scene, &json!({}))).await?;
+    let mut fingerprints = second.fingerprints().await?;
+    let found = next(&mut fingerprints, HealthState::Unhealthy).await?;
+    ensure!(is_detected(&found), "{found:?}");
+    let (pid, directory) = (format!("pid {}", first.pid()), scene.state_dir().display().to_string());
+    for word in [&*pid, &directory, "started 2", "state_dir"] {
+        ensure!(found.health_description.contains(word), "{word:?} is not in {:?}", found.health_description);
+    }
+    let fresh = scene.prepare(&second, &scene.shell("true")).await?;
+    let refusal = refused(second.start_task(fresh.config.clone()).await, &[fresh.id(), &pid, &directory])?;
+    ensure!(is_recoverable(&refusal)?, "Nomad would not try it again");
+    // What an agent does that can't recover a task.
+    let asked = Instant::now();
+    refused(second.recover_task(task.kept_handle()?).await, &[task.id(), &pid])?;
+    ensure!(asked.elapsed() < LONG + LIMIT, "it waited for {:?}", asked.elapsed());
+    refused(second.stop_task(task.id(), Duration::from_secs(1), "").await, &[task.id(), &pid])?;
+    refused(second.destroy_task(task.id(), true).await, &[task.id(), &pid])?;
+    same!(task.exec(&first, "echo here").await?, (0, "here\n".to_owned()));
+    scene.still_works(&first).await?;
+    first.shut_down().await?;
+    next(&mut fingerprints, HealthState::Healthy).await?;
+    task.recover(&second).await?;
+    tell_to_end(&task)?;
+    same!(task.wait(&second).await?.exit_code, 11);
+    task.destroy(&second).await?;
+    scene.still_works(&second).await?;
+    ensure!(!scene.state_dir().join("successor").exists(), "it still says that it waits");
+    second.shut_down().await
+}
+
+async fn one_whose_agent_is_gone_makes_way_and_its_tasks_are_recovered(scene: &Scene) -> Result<()> {
+    let mut first = scene.plugin().await?;
+    let (one, other) = (obedient(scene, &first).await?, obedient(scene, &first).await?);
+    first.redial().await?;
+    let mut second = scene.plugin().await?;
+    // At once, as an agent does after its start.
+    one.recover(&second).await?;
+    other.recover(&second).await?;
+    let ended = first.process().end_within(LIMIT).await?;
+    ensure!(ended.success(), "it ended with {ended}");
+    ensure!(!first.socket().exists(), "it left its socket");
+    for task in [one, other] {
+        same!(task.exec(&second, "echo here").await?, (0, "here\n".to_owned()));
+        tell_to_end(&task)?;
+        same!(task.wait(&second).await?.exit_code, 11);
+        task.destroy(&second).await?;
+    }
+    second.shut_down().await
+}
+
+async fn one_whose_agent_is_gone_stays_where_nobody_waits(scene: &Scene) -> Result<()> {
+    let mut first = scene.plugin().await?;
+    let task = obedient(scene, &first).await?;
+    let mut second = scene.plugin().await?;
+    // Somebody waited, and is no more.
+    second.kill().await?;
+    first.redial().await?;
+    tokio::time::sleep(LONG).await;
+    ensure!(first.process().runs()?, "it ended");
+    first.info().await?;
+    first.listen().await?;
+    task.end(&first).await?;
+    scene.still_works(&first).await?;
+    first.shut_down().await
+}
+
+async fn two_with_a_state_directory_each_do_not_meet(scene: &Scene) -> Result<()> {
+    let mut first = scene.plugin().await?;
+    let mut options = scene.options();
+    options["state_dir"] = json!(scene.directory().join("other").display().to_string());
+    let mut second = scene.plugin_as(&scene.launch(), &options).await?;
+    for plugin in [&first, &second] {
+        let found = plugin.fingerprints().await?.message().await?.context("no fingerprint")?;
+        ensure!(found.health() == HealthState::Healthy, "{}", found.health_description);
+        scene.still_works(plugin).await?;
+    }
+    first.shut_down().await?;
+    second.shut_down().await
+}
+
+async fn a_first_one_that_was_killed_leaves_the_directory_free(scene: &Scene) -> Result<()> {
+    for _ in 0..3 {
+        let mut plugin = scene.plugin().await?;
+        let found = plugin.fingerprints().await?.message().await?.context("no fingerprint")?;
+        ensure!(found.health() == HealthState::Healthy, "{}", found.health_description);
+        let task = obedient(scene, &plugin).await?;
+        plugin.kill().await?;
+        let mut next = scene.plugin().await?;
+        task.recover(&next).await?;
+        task.end(&next).await?;
+        next.shut_down().await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,91 @@
+//! Which errors of the operating system pass by themselves: what is asked for may work a moment later with nothing changed in
+//! the job, in the plugin's configuration or in the host's. Everything that decides on whether Nomad tries a start again
+//! asks here.
+//!
+//! Source of the facts: errno(3).
+
+use std::io;
+
+use nix::errno::Errno;
+
+/// Want of memory, of processes, of descriptors, of room; and somebody on the other side who is too busy, or just gone.
+pub(crate) const TRANSIENT: [Errno; 13] = [
+    Errno::EAGAIN,
+    Errno::ENOMEM,
+    Errno::EMFILE,
+    Errno::ENFILE,
+    Errno::ENOSPC,
+    Errno::EDQUOT,
+    Errno::ETXTBSY,
+    Errno::EBUSY,
+    Errno::EIO,
+    Errno::EINTR,
+    Errno::ETIMEDOUT,
+    Errno::ECONNREFUSED,
+    Errno::ECONNRESET,
+];
+
+/// Whether the same may work later.
+pub(crate) fn is_transient(error: &io::Error) -> bool {
+    error.raw_os_error().is_some_and(|code| TRANSIENT.contains(&Errno::from_raw(code)))
+        || error.kind() == io::ErrorKind::TimedOut
+}
+
+/// As [`is_transient`], of another program's words: a shim, a runtime and containerd have nothing else to tell an error of
+/// the operating system by. Go's texts and the C library's are the same but for their first letters; each stands by itself
+/// between colons, so that no name in the text is taken for one.
+pub(crate) fn tells_transient(text: &str) -> bool {
+    // Rust adds the number.
+    let words = |text: &str| text.split(" (os error").next().unwrap_or_default().trim().to_ascii_lowercase();
+    let known = TRANSIENT.map(|errno| words(&io::Error::from(errno).to_string()));
+    text.split(": ").any(|part| known.contains(&words(part))) || was_killed(text)
+}
+
+/// Whether a program ended by SIGKILL, in the words of Go's libraries: nobody but the kernel, which wants memory, and an
+/// operator kills a runtime.
+fn was_killed(text: &str) -> bool {
+    const BY_SIGKILL: [&str; 2] = ["exit status 137", "signal: killed"];
+    BY_SIGKILL.into_iter().any(|words| text.contains(&format!("did not terminate successfully: {words}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_machine_lacks_for_a_moment_is_transient() {
+        for errno in TRANSIENT {
+            assert!(is_transient(&errno.into()), "{errno}");
+        }
+        assert!(is_transient(&io::ErrorKind::TimedOut.into()));
+        for errno in [Errno::ENOENT, Errno::EACCES, Errno::EPERM, Errno::ENOEXEC, Errno::EROFS, Errno::EINVAL]
+        {
+            assert!(!is_transient(&errno.into()), "{errno}");
+        }
+        assert!(!is_transient(&io::Error::other("no space left on device")));
+    }
+
+    #[test]
+    fn other_programs_words_are_told_from_names_in_them() {
+        for text in [
+            "OCI runtime create failed: open /run/x/init.pid: no space left on device: unknown",
+            "fork/exec /usr/sbin/runc: resource temporarily unavailable",
+            "can't write /run/x: No space left on device (os error 28)",
+            "mkdir /run/x: cannot allocate memory",
+            "too many open files",
+            "OCI runtime create failed: unable to retrieve OCI runtime error (open log.json): runc did not terminate \
+             successfully: exit status 137: unknown",
+            "runc did not terminate successfully: signal: killed: unknown",
+        ] {
+            assert!(tells_transient(text), "{text}");
+        }
+        for text in [
+            "exec: \"no space left on device\": executable file not found in $PATH",
+            "runc did not terminate successfully: exit status 1: no such file or directory",
+            "exit status 137",
+            "",
+        ] {
+            assert!(!tells_transient(text), "{text}");
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! The lock on a state directory: one plugin has it at a time. Whoever waits for it says so by a lock of its own, so that a
+//! plugin that nobody needs any more can make way. Knows nothing of tasks, nor of who is needed.
+//!
+//! Both are locks of open files: the kernel lets go of them when their process ends, however it ends, and no number of a
+//! process that is gone can be taken for one that lives.
+//!
+//! Source of the facts: flock(2).
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::fd::IntoRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use nix::errno::Errno;
+use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
+use serde::{Deserialize, Serialize};
+
+use crate::os_error::is_transient;
+
+const LOCK: &str = "lock";
+const SUCCESSOR: &str = "successor";
+/// What a lock's holder writes is far shorter.
+const HOLDER_LIMIT_BYTES: u64 = 1024;
+
+/// The plugin that has a state directory, as it has written itself down in the lock's file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Holder {
+    pid: u32,
+    /// In seconds since 1970.
+    started_at: u64,
+}
+
+/// Why a state directory can't be had.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StateLockError {
+    #[error(
+        "{} has the state directory {directory}: end that plugin, or give this agent a state directory of its own (plugin \
+         option state_dir)",
+        named(holder.as_ref())
+    )]
+    Held { directory: PathBuf, holder: Option<Holder> },
+    #[error(
+        "can't lock the state directory {directory}: its file system has no locks ({source}); put it on a local one, such \
+         as /run (plugin option state_dir)"
+    )]
+    Unsupported { directory: PathBuf, source: io::Error },
+    #[error("can't lock the state directory: can't {doing} {path}: {source}")]
+    Io { doing: &'static str, path: PathBuf, source: io::Error },
+}
+
+fn named(holder: Option<&Holder>) -> String {
+    let Some(Holder { pid, started_at }) = holder else { return "another plugin".to_owned() };
+    let started = DateTime::<Utc>::from(SystemTime::UNIX_EPOCH + Duration::from_secs(*started_at));
+    format!("another plugin (pid {pid}, started {})", started.to_rfc3339_opts(SecondsFormat::Secs, true))
+}
+
+impl StateLockError {
+    /// Whether the directory may be had later, with nothing changed on this host.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Held { .. } => true,
+            Self::Unsupported { .. } => false,
+            Self::Io { source, .. } => is_transient(source),
+        }
+    }
+
+    fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { doing, path, source }
+    }
+}
+
+/// A state directory that is this process's until it is dropped.
+#[derive(Debug)]
+pub(crate) struct StateLock(File);
+
+impl StateLock {
+    /// Takes the directory, and makes it if it isn't there. Blocking: not for an async thread.
+    ///
+    /// # Errors
+    /// Says who has it, or why it can't be locked.
+    pub(crate) fn acquire(directory: &Path, started: SystemTime) -> Result<Self, StateLockError> {
+        let mut builder = DirBuilder::new();
+        builder.recursive(true).mode(0o700);
+        builder.create(directory).map_err(StateLockError::io("create", directory))?;
+        let path = directory.join(LOCK);
+        let mut file = open(&path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(StateLockError::Held {
+                    directory: directory.to_owned(),
+                    holder: holder(&mut file),
+                });
+            }
+            Err(TryLockError::Error(source)) if is_unsupported(&source) => {
+                return Err(StateLockError::Unsupported { directory: directory.to_owned(), source });
+            }
+            Err(TryLockError::Error(source)) => return Err(StateLockError::io("lock", &path)(source)),
+        }
+        // Others have it for their messages only; where the directory is full, they do without.
+        if let Err(error) = write_holder(&mut file, started) {
+            tracing::warn!(path = %path.display(), %error, "can't write down who has the state directory");
+        }
+        Ok(Self(file))
+    }
+
+    /// Keeps the directory until the process has ended: nothing that still runs at its end meets another plugin's work.
+    pub(crate) fn hold_to_the_end(self) {
+        let _ = self.0.into_raw_fd();
+    }
+}
+
+/// The word of a plugin that waits for a state directory that it would take over. Dropped, it is taken back.
+#[derive(Debug)]
+pub(crate) struct Successor {
+    file: File,
+    path: PathBuf,
+}
+
+impl Successor {
+    /// Says that this process waits. None where another one does already, or it can't be said. Blocking.
+    pub(crate) fn announce(directory: &Path) -> Option<Self> {
+        let path = directory.join(SUCCESSOR);
+        let file = open(&path).ok()?;
+        file.try_lock().ok()?;
+        let successor = Self { file, path };
+        successor.is_known().then_some(successor)
+    }
+
+    /// Whether others can see it: another one's file may have been removed right when this one was locked. Blocking.
+    pub(crate) fn is_known(&self) -> bool {
+        let number = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let (own, there) = (self.file.metadata(), fs::symlink_metadata(&self.path));
+        own.is_ok_and(|own| there.is_ok_and(|there| number(own) == number(there)))
+    }
+}
+
+impl Drop for Successor {
+    fn drop(&mut self) {
+        if self.is_known() {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Whether a living process waits for the directory. Blocking.
+pub(crate) fn has_successor(directory: &Path) -> bool {
+    let file = existing(&directory.join(SUCCESSOR));
+    file.is_some_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
+fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).mode(0o600).custom_flags(O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK);
+    options
+}
+
+fn existing(path: &Path) -> Option<File> {
+    options().open(path).ok()
+}
+
+fn open(path: &Path) -> Result<File, StateLockError> {
+    let file = options().create(true).truncate(false).open(path).map_err(StateLockError::io("open", path))?;
+    if file.metadata().is_ok_and(|found| found.is_file()) {
+        Ok(file)
+    } else {
+        Err(StateLockError::io("open", path)(io::Error::other("it is not a regular file; remove it")))
+    }
+}
+
+/// Some file systems have no such locks, those of some networks among them, or have no daemon that keeps them.
+fn is_unsupported(error: &io::Error) -> bool {
+    let unsupported = [Errno::ENOSYS, Errno::EOPNOTSUPP, Errno::EINVAL, Errno::ENOLCK, Errno::ENOTTY];
+    error.kind() == ErrorKind::Unsupported
+        || error.raw_os_error().is_some_and(|code| unsupported.contains(&Errno::from_raw(code)))
+}
+
+fn write_holder(file: &mut File, started: SystemTime) -> io::Result<()> {
+    let started_at = started.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let holder = Holder { pid: std::process::id(), started_at };
+    file.set_len(0)?;
+    file.seek(SeekFrom::Start(0))?;
+    file.write_all(&serde_json::to_vec(&holder)?)
+}
+
+/// The lock's holder, where its file says so.
+fn holder(file: &mut File) -> Option<Holder> {
+    let mut text = Vec::new();
+    file.take(HOLDER_LIMIT_BYTES).read_to_end(&mut text).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn acquire(directory: &Path) -> Result<StateLock, StateLockError> {
+        StateLock::acquire(directory, SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000))
+    }
+
+    #[test]
+    fn a_state_directory_is_one_holders_at_a_time_who_is_named() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("a/state");
+        let first = acquire(&directory).unwrap();
+        let error = acquire(&directory).unwrap_err();
+        assert!(error.is_transient());
+        let text = error.to_string();
+        for word in [&directory.display().to_string(), "2023-11-14T22:13:20Z", "state_dir"] {
+            assert!(text.contains(word), "{text}");
+        }
+        assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
+        acquire(&parent.path().join("another")).unwrap();
+        drop(first);
+        // Whatever is in the file.
+        fs::write(directory.join(LOCK), "half").unwrap();
+        let _second = acquire(&directory).unwrap();
+        fs::write(directory.join(LOCK), "half").unwrap();
+        let text = acquire(&directory).unwrap_err().to_string();
+        assert!(text.starts_with("another plugin has the state directory"), "{text}");
+    }
+
+    #[test]
+    fn a_directory_that_can_not_be_locked_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = acquire(&file).unwrap_err();
+        assert!(!error.is_transient() && error.to_string().contains("file"), "{error}");
+        let state = directory.path().join("state");
+        fs::create_dir(&state).unwrap();
+        std::os::unix::fs::symlink(&file, state.join(LOCK)).unwrap();
+        let error = acquire(&state).unwrap_err().to_string();
+        assert!(error.contains("state/lock"), "{error}");
+    }
+
+    #[test]
+    fn a_successor_is_known_for_as_long_as_it_waits() {
+        let directory = tempfile::tempdir().unwrap();
+        let directory = directory.path();
+        assert!(!has_successor(directory));
+        let first = Successor::announce(directory).unwrap();
+        assert!(has_successor(directory) && first.is_known());
+        assert!(Successor::announce(directory).is_none());
+        fs::remove_file(directory.join(SUCCESSOR)).unwrap();
+        assert!(!first.is_known());
+        let second = Successor::announce(directory).unwrap();
+        drop(first);
+        assert!(has_successor(directory), "it took another one's word back");
+        drop(second);
+        assert!(!has_successor(directory) && !directory.join(SUCCESSOR).exists());
+        // Of one that was killed, nobody holds the lock.
+        fs::write(directory.join(SUCCESSOR), "").unwrap();
+        assert!(!has_successor(directory));
+    }
+}

@@ -1,0 +1,200 @@
+//! The claim to a state directory. It is taken with the agent's first fingerprint, recovery or start, not by the launches that
+//! only ask for a schema, and kept until the process ends. Whoever doesn't have it touches nothing of what is there: the
+//! tasks are another plugin's.
+//!
+//! A plugin whose agent is gone for good, which only a killed agent leaves, makes way for one that waits.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::{Notify, watch};
+use tokio::task::spawn_blocking;
+
+use super::agent::Agent;
+use super::{Settings, Tasks};
+use crate::error::{Error, Result};
+use crate::state_lock::{StateLock, StateLockError, Successor, has_successor};
+
+/// How often a directory that is another plugin's is tried again, and how often it is looked whether another one waits.
+const ROUND: Duration = Duration::from_millis(500);
+/// How long no agent was there when the plugin makes way for another one. One that finds it again calls at once.
+const AWAY: Duration = Duration::from_secs(10);
+
+/// The claims of this process, by state directory: there is more than one only where the option was changed.
+pub(super) struct Claims {
+    made: Mutex<HashMap<PathBuf, Claim>>,
+    agent: Arc<Agent>,
+    /// Ends the plugin in good order.
+    stop: Arc<Notify>,
+}
+
+/// The claim to one state directory.
+#[derive(Debug, Clone)]
+pub(crate) struct Claim {
+    standing: watch::Receiver<Standing>,
+}
+
+/// How a claim stands.
+#[derive(Debug, Clone)]
+enum Standing {
+    /// Not tried yet.
+    Unknown,
+    Held,
+    Refused(Error),
+}
+
+impl Claims {
+    pub(super) fn new(agent: Arc<Agent>, stop: Arc<Notify>) -> Self {
+        Self { made: Mutex::default(), agent, stop }
+    }
+
+    /// The claim to a state directory, made at the first call.
+    fn to(&self, state_dir: &Path) -> Claim {
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(claim) = made.get(state_dir) {
+            return claim.clone();
+        }
+        let (tell, standing) = watch::channel(Standing::Unknown);
+        let (agent, stop) = (Arc::clone(&self.agent), Arc::clone(&self.stop));
+        tokio::spawn(pursue(state_dir.to_owned(), tell, agent, stop));
+        let claim = Claim { standing };
+        made.insert(state_dir.to_owned(), claim.clone());
+        claim
+    }
+}
+
+impl Claim {
+    /// Waits for the directory, but no longer than that.
+    ///
+    /// # Errors
+    /// Says who has it, or why it can't be had.
+    pub(crate) async fn held_within(&self, limit: Duration) -> Result<()> {
+        match tokio::time::timeout(limit, self.held()).await {
+            Ok(()) => Ok(()),
+            Err(_) => match &*self.standing.borrow() {
+                Standing::Held => Ok(()),
+                Standing::Refused(error) => Err(error.clone()),
+                Standing::Unknown => Err(Error::Transient(format!(
+                    "lock the state directory: the file system gave no answer in {limit:?}"
+                ))),
+            },
+        }
+    }
+
+    /// Waits for the directory.
+    async fn held(&self) {
+        let mut standing = self.standing.clone();
+        if standing.wait_for(|standing| matches!(standing, Standing::Held)).await.is_err() {
+            // Whoever pursued it is gone, with the runtime.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Waits for it to stand otherwise than now.
+    pub(crate) async fn changes(mut self) {
+        self.standing.mark_unchanged();
+        if self.standing.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+impl Tasks {
+    /// The claim to the state directory of a configuration, made at the first call.
+    pub(crate) fn claim(&self, settings: &Settings) -> Claim {
+        self.claims.to(&settings.config.state_dir)
+    }
+
+    /// The configuration, once it is that of a driver that is enabled, and whose state directory is this plugin's. None
+    /// at the plugin's end.
+    pub(super) async fn own_settings(
+        &self,
+        settings: &mut watch::Receiver<Option<Arc<Settings>>>,
+    ) -> Option<Arc<Settings>> {
+        loop {
+            let current = settings.borrow_and_update().clone();
+            let Some(current) = current.filter(|settings| settings.config.enabled) else {
+                settings.changed().await.ok()?;
+                continue;
+            };
+            let claim = self.claim(&current);
+            tokio::select! {
+                () = claim.held() => return Some(current),
+                changed = settings.changed() => changed.ok()?,
+            }
+        }
+    }
+}
+
+/// Takes the directory as soon as it can be had, and gives it up with the plugin where nobody needs it any more.
+async fn pursue(state_dir: PathBuf, tell: watch::Sender<Standing>, agent: Arc<Agent>, stop: Arc<Notify>) {
+    acquire(&state_dir, &tell, &agent).await.hold_to_the_end();
+    // Before, it could not recover what is there.
+    agent.recovers();
+    tell.send_replace(Standing::Held);
+    loop {
+        tokio::time::sleep(ROUND).await;
+        if agent.away().is_none_or(|away| away < AWAY) {
+            continue;
+        }
+        let directory = state_dir.clone();
+        if spawn_blocking(move || has_successor(&directory)).await.unwrap_or(false) {
+            tracing::info!(
+                state_dir = %state_dir.display(),
+                "no agent has called for {AWAY:?}, and another plugin waits for the state directory: making way for it"
+            );
+            stop.notify_one();
+            return;
+        }
+    }
+}
+
+async fn acquire(state_dir: &Path, tell: &watch::Sender<Standing>, agent: &Agent) -> StateLock {
+    let started = SystemTime::now();
+    let mut successor = None;
+    let mut told = String::new();
+    loop {
+        // Nobody would need it either: one that is needed is not to wait for this one.
+        if agent.away().is_some_and(|away| away >= AWAY) {
+            successor = None;
+            tokio::time::sleep(ROUND).await;
+            continue;
+        }
+        let directory = state_dir.to_owned();
+        let tried = spawn_blocking(move || try_once(&directory, started, successor)).await;
+        let error;
+        (error, successor) = match tried {
+            Ok(Ok(lock)) => {
+                if !told.is_empty() {
+                    tracing::info!(state_dir = %state_dir.display(), "the state directory is free, and this plugin's now");
+                }
+                return lock;
+            }
+            Ok(Err((error, successor))) => (Error::from(error), successor),
+            Err(error) => (Error::Failed(format!("lock the state directory: {error}")), None),
+        };
+        let text = error.to_string();
+        if text != told {
+            tracing::warn!("{text}");
+            told = text;
+            tell.send_replace(Standing::Refused(error));
+        }
+        tokio::time::sleep(ROUND).await;
+    }
+}
+
+/// Another plugin's directory is waited for where that one can see it.
+fn try_once(
+    state_dir: &Path,
+    started: SystemTime,
+    waiting: Option<Successor>,
+) -> std::result::Result<StateLock, (StateLockError, Option<Successor>)> {
+    StateLock::acquire(state_dir, started).map_err(|error| {
+        let waits = matches!(error, StateLockError::Held { .. });
+        let waiting = waiting.filter(|waiting| waits && waiting.is_known());
+        let waiting = if waits { waiting.or_else(|| Successor::announce(state_dir)) } else { None };
+        (error, waiting)
+    })
+}
