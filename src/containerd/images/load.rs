@@ -20,6 +20,7 @@ use super::archive::{self, Archive, Extent};
 use super::content::{Ingest, Role};
 use super::digest::{self, check_blob, check_digest};
 use super::documents::Documents;
+use super::go_json;
 use super::lease::{Outcome, PullLease};
 use super::manifest::{self, CONFIG_LIMIT_BYTES, Document, Layout, MANIFEST_LIMIT_BYTES};
 use super::present::Present;
@@ -196,7 +197,7 @@ fn of_oci(archive: &Archive, target: &Descriptor) -> Result<Parts, Problem> {
 /// An archive of docker's has no manifest: it gets the one that docker would push.
 fn of_docker(archive: &Archive, config: &str, layers: &[String]) -> Result<Parts, Problem> {
     let config = archive.read(config, CONFIG_LIMIT_BYTES)?;
-    let parsed: ImageConfiguration = serde_json::from_slice(&config)
+    let parsed: ImageConfiguration = go_json::read(&config, go_json::CONFIG)
         .map_err(|error| Problem::corrupt(format!("the configuration can't be read: {error}")))?;
     let diff_ids = parsed.rootfs().diff_ids();
     if diff_ids.len() != layers.len() {

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use super::super::Problem;
 use super::digest::{check_algorithm, digest_of};
+use super::{go_json, platform};
 
 pub(super) const MANIFEST_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
 pub(super) const CONFIG_LIMIT_BYTES: u64 = 8 * 1024 * 1024;
@@ -27,6 +28,13 @@ const LAYER_TYPES: [&str; 6] = [
     "application/vnd.docker.image.rootfs.diff.tar.gzip",
     "application/vnd.docker.image.rootfs.diff.tar.zstd",
 ];
+
+/// Maximum number of an image's layers: the kernel's overlay has no more directories.
+pub(super) const LAYERS_LIMIT: usize = 500;
+
+pub(super) fn too_many_layers(count: usize) -> Problem {
+    Problem::unsupported(format!("an image of {count} layers, more than {LAYERS_LIMIT}"))
+}
 
 /// What to ask a registry for.
 pub(super) fn accepted_types() -> String {
@@ -56,7 +64,8 @@ struct Kind {
 pub(super) fn parse(said_type: &str, bytes: &[u8]) -> Result<(String, Document), Problem> {
     let unreadable =
         |error: serde_json::Error| Problem::corrupt(format!("the manifest can't be read: {error}"));
-    let kind: Kind = serde_json::from_slice(bytes).map_err(unreadable)?;
+    let value: serde_json::Value = go_json::read(bytes, go_json::MANIFEST).map_err(unreadable)?;
+    let kind = Kind::deserialize(&value).map_err(unreadable)?;
     if kind.schema_version != Some(2) {
         return Err(Problem::unsupported(
             "the manifest is not of schema version 2: the image must be pushed anew",
@@ -78,30 +87,28 @@ pub(super) fn parse(said_type: &str, bytes: &[u8]) -> Result<(String, Document),
         (None, None) => MANIFEST_TYPES[0],
     };
     let document = if INDEX_TYPES.contains(&media_type) {
-        Document::Index(Box::new(serde_json::from_slice(bytes).map_err(unreadable)?))
+        Document::Index(Box::new(serde_json::from_value(value).map_err(unreadable)?))
     } else if MANIFEST_TYPES.contains(&media_type) {
-        Document::Manifest(Box::new(serde_json::from_slice(bytes).map_err(unreadable)?))
+        Document::Manifest(Box::new(serde_json::from_value(value).map_err(unreadable)?))
     } else {
         return Err(Problem::unsupported(format!("a manifest of type {media_type}")));
     };
     Ok((media_type.to_owned(), document))
 }
 
-/// The place and the descriptor of the manifest for this kind of host: the first that fits, or else the first that names
-/// no platform, whose configuration then must.
+/// The place and the descriptor of the manifest for this kind of host: of those that fit the best, or else the first that
+/// names no platform, whose configuration then must.
 ///
 /// # Errors
 /// Says which platforms there are.
 pub(super) fn choose<'a>(index: &'a ImageIndex, host: &Arch) -> Result<(usize, &'a Descriptor), Problem> {
     let entries = || index.manifests().iter().enumerate();
-    let fits = |entry: &Descriptor| {
-        entry.platform().as_ref().is_some_and(|platform| {
-            let variant = platform.variant().as_deref().unwrap_or_default();
-            *platform.os() == Os::Linux && platform.architecture() == host && is_baseline(host, variant)
-        })
-    };
-    let chosen = entries()
-        .find(|(_, entry)| fits(entry))
+    let rank =
+        |entry: &Descriptor| platform::rank(entry.platform().as_ref()?, host, platform::variants(host));
+    let fitting = entries().filter_map(|(place, entry)| Some((rank(entry)?, (place, entry))));
+    let chosen = fitting
+        .min_by_key(|(rank, (place, _))| (*rank, *place))
+        .map(|(_, chosen)| chosen)
         .or_else(|| entries().find(|(_, entry)| entry.platform().is_none()))
         .ok_or_else(|| {
             Problem::unsupported(format!("no image for linux/{host}, only for {}", platforms(index)))
@@ -111,15 +118,6 @@ pub(super) fn choose<'a>(index: &'a ImageIndex, host: &Arch) -> Result<(usize, &
         return Err(Problem::unsupported(format!("an index that leads to {media_type}")));
     }
     Ok(chosen)
-}
-
-/// The variants that every host of that architecture can run; a higher one needs a look at the CPU.
-fn is_baseline(host: &Arch, variant: &str) -> bool {
-    match host {
-        Arch::Amd64 => matches!(variant, "" | "v1"),
-        Arch::ARM64 => matches!(variant, "" | "v8" | "v8.0"),
-        _ => variant.is_empty(),
-    }
 }
 
 fn platforms(index: &ImageIndex) -> String {
@@ -165,9 +163,9 @@ impl Layout {
         config: &[u8],
         host: &Arch,
     ) -> Result<Self, Problem> {
-        let config: ImageConfiguration = serde_json::from_slice(config)
+        let config: ImageConfiguration = go_json::read(config, go_json::CONFIG)
             .map_err(|error| Problem::corrupt(format!("the configuration can't be read: {error}")))?;
-        if *config.os() != Os::Linux || config.architecture() != host {
+        if *config.os() != Os::Linux || platform::normal(config.architecture()).0 != *host {
             let theirs = format!("{}/{}", config.os(), config.architecture());
             return Err(Problem::unsupported(format!("no image for linux/{host}, only for {theirs}")));
         }
@@ -178,6 +176,9 @@ impl Layout {
                 manifest.layers().len(),
                 diff_ids.len()
             )));
+        }
+        if diff_ids.len() > LAYERS_LIMIT {
+            return Err(too_many_layers(diff_ids.len()));
         }
         let mut layers = Vec::with_capacity(diff_ids.len());
         let mut parent_chain_id = String::new();
@@ -300,6 +301,7 @@ mod tests {
             (&[("windows", "amd64", ""), ("linux", "amd64", "")], Arch::Amd64, 1),
             (&[("", "", ""), ("linux", "amd64", "")], Arch::Amd64, 1),
             (&[("linux", "arm64", ""), ("", "", "")], Arch::Amd64, 1),
+            (&[("linux", "amd64", "v1"), ("linux", "x86_64", "")], Arch::Amd64, 1),
         ] {
             assert_eq!(choose(&index(platforms), &host).unwrap().0, expected, "{platforms:?}");
         }
@@ -307,9 +309,13 @@ mod tests {
 
     #[test]
     fn without_one_for_this_host_the_others_are_named() {
-        let index = index(&[("linux", "arm", "v7"), ("unknown", "unknown", ""), ("linux", "amd64", "v3")]);
-        let error = choose(&index, &Arch::ARM64).unwrap_err().to_string();
-        assert_eq!(error, "unsupported: no image for linux/arm64, only for linux/arm/v7, linux/amd64/v3");
+        let index = index(&[("linux", "arm", "v7"), ("unknown", "unknown", ""), ("linux", "amd64", "v9")]);
+        for (host, name) in [(Arch::ARM64, "arm64"), (Arch::Amd64, "amd64")] {
+            let error = choose(&index, &host).unwrap_err().to_string();
+            let wanted =
+                format!("unsupported: no image for linux/{name}, only for linux/arm/v7, linux/amd64/v9");
+            assert_eq!(error, wanted);
+        }
     }
 
     #[test]
@@ -347,6 +353,16 @@ mod tests {
     fn a_configuration_with_other_layers_is_corrupt() {
         let made = Layout::new(A, &manifest(LAYER_TYPES[1]), &config("amd64", &[]), &Arch::Amd64);
         assert!(matches!(made, Err(Problem::Corrupt { .. })));
+    }
+
+    #[test]
+    fn names_of_an_architecture_and_the_number_of_layers_are_checked() {
+        let mut several = manifest(LAYER_TYPES[1]);
+        let named = Layout::new(A, &several, &config("x86_64", &[B]), &Arch::Amd64);
+        assert!(named.is_ok());
+        several.set_layers(vec![several.layers()[0].clone(); LAYERS_LIMIT + 1]);
+        let made = Layout::new(A, &several, &config("amd64", &[B; LAYERS_LIMIT + 1]), &Arch::Amd64);
+        assert!(made.unwrap_err().to_string().contains("501 layers"));
     }
 
     #[test]

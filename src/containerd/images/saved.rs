@@ -5,13 +5,15 @@
 
 use std::collections::HashMap;
 
-use oci_spec::image::{Arch, Descriptor, ImageIndex, Os};
+use oci_spec::image::{Arch, Descriptor, ImageIndex};
 use serde::Deserialize;
 
 use super::super::Problem;
 use super::archive::Archive;
 use super::digest::digest_of;
+use super::go_json;
 use super::manifest::{CONFIG_LIMIT_BYTES, MANIFEST_LIMIT_BYTES};
+use super::platform;
 use super::reference::Reference;
 
 const IMAGES_LIMIT: usize = 1000;
@@ -57,7 +59,7 @@ pub(super) fn images(archive: &Archive, host: &Arch) -> Result<Vec<Saved>, Probl
         of_oci(&archive.read("index.json", MANIFEST_LIMIT_BYTES)?, host)?
     } else if archive.find("manifest.json").is_some() {
         let entries: Vec<DockerEntry> =
-            serde_json::from_slice(&archive.read("manifest.json", MANIFEST_LIMIT_BYTES)?)
+            go_json::read(&archive.read("manifest.json", MANIFEST_LIMIT_BYTES)?, go_json::ARCHIVE)
                 .map_err(|error| Problem::corrupt(format!("its manifest.json can't be read: {error}")))?;
         if entries.len() > IMAGES_LIMIT {
             return Err(Problem::unsupported(format!("an archive of more than {IMAGES_LIMIT} images")));
@@ -77,7 +79,7 @@ pub(super) fn images(archive: &Archive, host: &Arch) -> Result<Vec<Saved>, Probl
 }
 
 fn of_oci(index: &[u8], host: &Arch) -> Result<Vec<Saved>, Problem> {
-    let index: ImageIndex = serde_json::from_slice(index)
+    let index: ImageIndex = go_json::read(index, go_json::MANIFEST)
         .map_err(|error| Problem::corrupt(format!("its index.json can't be read: {error}")))?;
     if index.manifests().len() > IMAGES_LIMIT {
         return Err(Problem::unsupported(format!("an archive of more than {IMAGES_LIMIT} images")));
@@ -91,7 +93,7 @@ fn of_oci(index: &[u8], host: &Arch) -> Result<Vec<Saved>, Problem> {
             names: name.cloned().into_iter().collect(),
             digest: descriptor.digest().to_string(),
             is_foreign: platform
-                .is_some_and(|platform| *platform.os() != Os::Linux || platform.architecture() != host),
+                .is_some_and(|platform| platform::rank(platform, host, platform::variants(host)).is_none()),
             form: Form::Oci(Box::new(descriptor.clone())),
         }
     };

@@ -1,0 +1,301 @@
+//! JSON as Go's `encoding/json` reads it, since docker, containerd and podman read an image's documents by it: the name
+//! of a field is found in letters of either case, and of a field that is there several times each is read over the one
+//! before. An image that says `user` in lower case would run as root here, and as its user there.
+//!
+//! What is read is written anew with the names that the specifications have. Knows the names only, not what they mean.
+//! Source of the facts: Go 1.22 `encoding/json` (`Unmarshal`, `decode.go`, `fold.go`); OCI image-spec v1.1
+//! `descriptor.md`, `manifest.md`, `image-index.md`, `config.md`; docker `image/spec`.
+
+use std::fmt;
+
+use serde::de::{
+    Deserialize, DeserializeOwned, DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor,
+};
+use serde_json::{Map, Value};
+
+/// What a value is read as.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Shape {
+    /// Any value, or a map whose keys are data.
+    Any,
+    List(&'static Shape),
+    Fields(&'static [(&'static str, Shape)]),
+}
+
+use Shape::{Any, Fields, List};
+
+const DESCRIPTOR: Shape = Fields(&[
+    ("mediaType", Any),
+    ("digest", Any),
+    ("size", Any),
+    ("urls", Any),
+    ("annotations", Any),
+    ("data", Any),
+    ("artifactType", Any),
+    (
+        "platform",
+        Fields(&[
+            ("architecture", Any),
+            ("os", Any),
+            ("os.version", Any),
+            ("os.features", Any),
+            ("variant", Any),
+            ("features", Any),
+        ]),
+    ),
+]);
+
+/// An index or a manifest: which of them it is, its fields say.
+pub(super) const MANIFEST: Shape = Fields(&[
+    ("schemaVersion", Any),
+    ("mediaType", Any),
+    ("artifactType", Any),
+    ("config", DESCRIPTOR),
+    ("layers", List(&DESCRIPTOR)),
+    ("manifests", List(&DESCRIPTOR)),
+    ("subject", DESCRIPTOR),
+    ("annotations", Any),
+]);
+
+/// The configuration of an image.
+pub(super) const CONFIG: Shape = Fields(&[
+    ("created", Any),
+    ("author", Any),
+    ("architecture", Any),
+    ("os", Any),
+    ("os.version", Any),
+    ("os.features", Any),
+    ("variant", Any),
+    (
+        "config",
+        Fields(&[
+            ("User", Any),
+            ("ExposedPorts", Any),
+            ("Env", Any),
+            ("Entrypoint", Any),
+            ("Cmd", Any),
+            ("Volumes", Any),
+            ("WorkingDir", Any),
+            ("Labels", Any),
+            ("StopSignal", Any),
+            ("ArgsEscaped", Any),
+            ("Memory", Any),
+            ("MemorySwap", Any),
+            ("CpuShares", Any),
+            ("Healthcheck", Any),
+            ("OnBuild", Any),
+            ("Shell", Any),
+        ]),
+    ),
+    ("rootfs", Fields(&[("type", Any), ("diff_ids", Any)])),
+    (
+        "history",
+        List(&Fields(&[
+            ("created", Any),
+            ("author", Any),
+            ("created_by", Any),
+            ("comment", Any),
+            ("empty_layer", Any),
+        ])),
+    ),
+]);
+
+/// The `manifest.json` of an archive of docker's.
+pub(super) const ARCHIVE: Shape = List(&Fields(&[
+    ("Config", Any),
+    ("RepoTags", Any),
+    ("Layers", Any),
+    ("Parent", Any),
+    ("LayerSources", Any),
+]));
+
+/// Reads a document of that shape.
+///
+/// # Errors
+/// What is wrong with it, and where.
+pub(super) fn read<T: DeserializeOwned>(bytes: &[u8], shape: Shape) -> Result<T, serde_json::Error> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let value = Seed(shape).deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    T::deserialize(value)
+}
+
+struct Seed(Shape);
+
+impl<'de> DeserializeSeed<'de> for Seed {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        match self.0 {
+            Any => Value::deserialize(deserializer),
+            List(_) | Fields(_) => deserializer.deserialize_any(self),
+        }
+    }
+}
+
+/// What is of another kind than its shape says is read as it is: whoever reads the document says what is wrong with it.
+impl<'de> Visitor<'de> for Seed {
+    type Value = Value;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+        formatter.write_str("a value of JSON")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut object = Map::new();
+        while let Some(name) = map.next_key::<String>()? {
+            let (name, shape) = match self.0 {
+                Fields(fields) => field(fields, name),
+                Any | List(_) => (name, Any),
+            };
+            let value = map.next_value_seed(Seed(shape))?;
+            match object.get_mut(&name) {
+                Some(before) => read_over(before, value, shape),
+                None => drop(object.insert(name, value)),
+            }
+        }
+        Ok(Value::Object(object))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let of_elements = match self.0 {
+            List(shape) => *shape,
+            Any | Fields(_) => Any,
+        };
+        let mut list = Vec::new();
+        while let Some(value) = seq.next_element_seed(Seed(of_elements))? {
+            list.push(value);
+        }
+        Ok(Value::Array(list))
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+}
+
+/// The field that a name means, by its own letters or else by letters of another case; a name that none has stays.
+fn field(fields: &[(&'static str, Shape)], name: String) -> (String, Shape) {
+    let exact = fields.iter().find(|(field, _)| *field == name);
+    match exact.or_else(|| fields.iter().find(|(field, _)| folded(field).eq(folded(&name)))) {
+        Some((field, shape)) => ((*field).to_owned(), *shape),
+        None => (name, Any),
+    }
+}
+
+/// Two letters beyond ASCII have one of ASCII's in another case.
+fn folded(name: &str) -> impl Iterator<Item = char> {
+    name.chars().map(|letter| match letter {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        letter => letter.to_ascii_lowercase(),
+    })
+}
+
+/// A later value of a field over an earlier one: objects are one object then, and a null leaves a plain value as it was.
+fn read_over(before: &mut Value, value: Value, shape: Shape) {
+    match (before, value) {
+        (Value::Object(before), Value::Object(value)) => {
+            for (name, value) in value {
+                let shape = match shape {
+                    Fields(fields) => {
+                        fields.iter().find(|(field, _)| *field == name).map_or(Any, |(_, shape)| *shape)
+                    }
+                    Any | List(_) => Any,
+                };
+                match before.get_mut(&name) {
+                    Some(before) => read_over(before, value, shape),
+                    None => drop(before.insert(name, value)),
+                }
+            }
+        }
+        (Value::String(_) | Value::Number(_) | Value::Bool(_), Value::Null) => {}
+        (Value::Object(_), Value::Null) if matches!(shape, Fields(_)) => {}
+        (before, value) => *before = value,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn config(text: &str) -> Value {
+        read(text.as_bytes(), CONFIG).unwrap()
+    }
+
+    #[test]
+    fn fields_are_found_in_letters_of_either_case() {
+        let text = r#"{"OS": "linux", "CONFIG": {"user": "app", "cMd": ["x"], "ENV": ["A=1"], "worKingdir": "/w",
+                       "u\u017fer": "longs", "Other": {"User": 1}}, "RootFS": {"DIFF_IDS": ["a"]}}"#;
+        let wanted = json!({
+            "os": "linux",
+            "config": {"User": "longs", "Cmd": ["x"], "Env": ["A=1"], "WorkingDir": "/w", "Other": {"User": 1}},
+            "rootfs": {"diff_ids": ["a"]},
+        });
+        assert_eq!(config(text), wanted);
+    }
+
+    #[test]
+    fn keys_that_are_data_stay_as_they_are() {
+        let text = r#"{"config": {"Labels": {"user": "a", "User": "b"}, "ExposedPorts": {"80/TCP": {}}}}"#;
+        assert_eq!(config(text), serde_json::from_str::<Value>(text).unwrap());
+        let text = r#"{"annotations": {"Size": "1", "size": "2"}, "Layers": [{"Size": 3, "PLATFORM": {"OS": "x"}}]}"#;
+        let wanted = json!({
+            "annotations": {"Size": "1", "size": "2"}, "layers": [{"size": 3, "platform": {"os": "x"}}],
+        });
+        assert_eq!(read::<Value>(text.as_bytes(), MANIFEST).unwrap(), wanted);
+    }
+
+    /// As a program in Go prints them that reads such a text into a struct.
+    #[test]
+    fn of_several_the_last_counts_and_objects_are_read_into_one() {
+        for (text, wanted) in [
+            (r#"{"User": "a", "user": "b"}"#, json!({"User": "b"})),
+            (r#"{"user": "b", "User": "a"}"#, json!({"User": "a"})),
+            (r#"{"User": "a", "user": null}"#, json!({"User": "a"})),
+            (r#"{"Cmd": ["a"], "cmd": null}"#, json!({"Cmd": null})),
+            (r#"{"Cmd": ["a", "b"], "CMD": ["c"]}"#, json!({"Cmd": ["c"]})),
+            (r#"{"Labels": {"a": "1"}, "labels": {"b": "2"}}"#, json!({"Labels": {"a": "1", "b": "2"}})),
+        ] {
+            assert_eq!(config(&format!(r#"{{"config": {text}}}"#))["config"], wanted, "{text}");
+        }
+        let twice = r#"{"config": {"User": "a", "Cmd": ["x"]}, "Config": {"user": "b"}}"#;
+        assert_eq!(config(twice)["config"], json!({"User": "b", "Cmd": ["x"]}));
+        assert_eq!(config(r#"{"config": {"User": "a"}, "Config": null}"#)["config"], json!({"User": "a"}));
+    }
+
+    #[test]
+    fn what_is_no_json_is_refused() {
+        for text in ["", "{", "{} x", "{\"a\": }"] {
+            assert!(read::<Value>(text.as_bytes(), CONFIG).is_err(), "{text}");
+        }
+        assert_eq!(
+            read::<Value>(b"[1, -1, 1.5, true, \"a\"]", CONFIG).unwrap(),
+            json!([1, -1, 1.5, true, "a"])
+        );
+        let archive: Value = read(br#"[{"config": "c", "layers": ["Layers"]}]"#, ARCHIVE).unwrap();
+        assert_eq!(archive, json!([{"Config": "c", "Layers": ["Layers"]}]));
+    }
+}

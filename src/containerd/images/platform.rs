@@ -1,0 +1,144 @@
+//! Which of an image's platforms this host can run, and which of those it runs best.
+//!
+//! Source of the facts: containerd/platforms v1 `database.go` (names that mean the same), `compare.go`; the x86-64 psABI's
+//! levels; uname(2).
+
+use std::sync::OnceLock;
+
+use oci_spec::image::{Arch, Os, Platform};
+
+/// The variants of that architecture that this host can run, the best first. One that every host can run comes before
+/// one that is faster on this: it is what other tools take.
+pub(super) fn variants(arch: &Arch) -> &'static [&'static str] {
+    static AMD64: OnceLock<Vec<&'static str>> = OnceLock::new();
+    static ARM: OnceLock<Vec<&'static str>> = OnceLock::new();
+    match arch {
+        Arch::Amd64 => AMD64.get_or_init(|| amd64_variants(amd64_level())),
+        Arch::ARM64 => &["", "v8", "v8.0"],
+        Arch::ARM => ARM.get_or_init(|| {
+            let machine =
+                nix::sys::utsname::uname().map(|name| name.machine().to_string_lossy().into_owned());
+            arm_variants(&machine.unwrap_or_default())
+        }),
+        _ => &[""],
+    }
+}
+
+/// How well a platform fits, if it fits: the lower, the better.
+pub(super) fn rank(platform: &Platform, host: &Arch, variants: &[&str]) -> Option<usize> {
+    let (arch, implied) = normal(platform.architecture());
+    if *platform.os() != Os::Linux || arch != *host {
+        return None;
+    }
+    let variant = platform.variant().as_deref().filter(|variant| !variant.is_empty()).unwrap_or(implied);
+    variants.iter().position(|fits| *fits == variant)
+}
+
+/// The architecture by the name that specifications have for it, and the variant that is part of another name.
+pub(super) fn normal(arch: &Arch) -> (Arch, &'static str) {
+    match arch.to_string().to_ascii_lowercase().as_str() {
+        "x86_64" | "x86-64" => (Arch::Amd64, ""),
+        "aarch64" => (Arch::ARM64, ""),
+        "armhf" => (Arch::ARM, "v7"),
+        "armel" => (Arch::ARM, "v6"),
+        "i386" => (Arch::i386, ""),
+        _ => (arch.clone(), ""),
+    }
+}
+
+fn amd64_variants(level: usize) -> Vec<&'static str> {
+    let higher = ["v2", "v3", "v4"].into_iter().take(level.saturating_sub(1)).rev();
+    ["", "v1"].into_iter().chain(higher).collect()
+}
+
+/// A machine of 64 bits runs programs of the highest level of 32.
+fn arm_variants(machine: &str) -> Vec<&'static str> {
+    let all = ["v7", "", "v6", "v5"];
+    let first = match machine {
+        _ if machine.starts_with("armv5") => 3,
+        _ if machine.starts_with("armv6") => 2,
+        _ => 0,
+    };
+    let fits = all.into_iter().skip(first);
+    if matches!(machine, "aarch64" | "armv8l") {
+        ["v8"].into_iter().chain(fits).collect()
+    } else {
+        fits.collect()
+    }
+}
+
+/// The level of the x86-64 psABI that this processor has.
+#[cfg(target_arch = "x86_64")]
+fn amd64_level() -> usize {
+    let two = is_x86_feature_detected!("sse3")
+        && is_x86_feature_detected!("ssse3")
+        && is_x86_feature_detected!("sse4.1")
+        && is_x86_feature_detected!("sse4.2")
+        && is_x86_feature_detected!("popcnt")
+        && is_x86_feature_detected!("cmpxchg16b");
+    let three = two
+        && is_x86_feature_detected!("avx")
+        && is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("bmi1")
+        && is_x86_feature_detected!("bmi2")
+        && is_x86_feature_detected!("f16c")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("lzcnt")
+        && is_x86_feature_detected!("movbe");
+    let four = three
+        && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512cd")
+        && is_x86_feature_detected!("avx512dq")
+        && is_x86_feature_detected!("avx512vl");
+    1 + [two, three, four].into_iter().filter(|has| *has).count()
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn amd64_level() -> usize {
+    1
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn ranked(host: &Arch, variants: &[&str], architecture: &str, variant: &str) -> Option<usize> {
+        let platform = json!({"os": "linux", "architecture": architecture, "variant": variant});
+        rank(&serde_json::from_value(platform).unwrap(), host, variants)
+    }
+
+    #[test]
+    fn what_every_host_runs_comes_first_and_then_the_highest_that_this_one_does() {
+        let third = amd64_variants(3);
+        assert_eq!(third, ["", "v1", "v3", "v2"]);
+        assert_eq!(ranked(&Arch::Amd64, &third, "amd64", "v3"), Some(2));
+        assert_eq!(ranked(&Arch::Amd64, &third, "amd64", "v4"), None);
+        assert_eq!(ranked(&Arch::Amd64, &third, "arm64", ""), None);
+        assert_eq!(amd64_variants(1), ["", "v1"]);
+        assert!(variants(&Arch::Amd64).starts_with(&["", "v1"]));
+    }
+
+    #[test]
+    fn a_machine_of_32_bits_runs_what_is_not_above_it() {
+        for (machine, wanted) in [
+            ("armv7l", &["v7", "", "v6", "v5"][..]),
+            ("armv6l", &["v6", "v5"]),
+            ("armv5tel", &["v5"]),
+            ("aarch64", &["v8", "v7", "", "v6", "v5"]),
+        ] {
+            assert_eq!(arm_variants(machine), wanted);
+        }
+        assert_eq!(ranked(&Arch::ARM, &arm_variants("armv7l"), "armhf", ""), Some(0));
+        assert_eq!(ranked(&Arch::ARM, &arm_variants("armv6l"), "arm", "v7"), None);
+    }
+
+    #[test]
+    fn other_names_mean_the_same() {
+        assert_eq!(ranked(&Arch::Amd64, &["", "v1"], "x86_64", ""), Some(0));
+        assert_eq!(ranked(&Arch::ARM64, &["", "v8"], "aarch64", "v8"), Some(1));
+        assert_eq!(normal(&Arch::RISCV64), (Arch::RISCV64, ""));
+    }
+}
