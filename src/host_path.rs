@@ -12,9 +12,16 @@ use std::path::{Component, Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::sys::stat::{Mode, fchmod, mkdirat};
+use nix::sys::statfs::{
+    BPF_FS_MAGIC, CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, DEBUGFS_MAGIC, FsType, NSFS_MAGIC,
+    PROC_SUPER_MAGIC, SECURITYFS_MAGIC, SELINUX_MAGIC, SMACK_MAGIC, SYSFS_MAGIC, TRACEFS_MAGIC,
+};
 
 /// The kernel gives up where something was renamed anywhere while it resolved a `..`; it is asked again so often.
 const TRIES: usize = 128;
+/// From the kernel's `include/uapi/linux/magic.h`; nix has no names for them.
+const EFIVARFS_MAGIC: FsType = FsType(0xde5e_81e4);
+const PSTOREFS_MAGIC: FsType = FsType(0x6165_676c);
 
 /// Why a path can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -63,7 +70,33 @@ pub(crate) fn open_file(root: &Path, path: &Path) -> Result<fs::File, HostPathEr
     if kind != nix::libc::S_IFREG {
         return Err(io(std::io::Error::other("it is not a regular file")));
     }
-    fs::File::open(format!("/proc/self/fd/{}", place.as_raw_fd())).map_err(io)
+    let system = nix::sys::statfs::fstatfs(&place).map_err(|error| io(error.into()))?.filesystem_type();
+    if is_kernels_own(system) {
+        return Err(io(std::io::Error::other("it is a file of the kernel's own, not of a disk")));
+    }
+    // A lease that another holds on the file would be waited for.
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    let of_place = format!("/proc/self/fd/{}", place.as_raw_fd());
+    let file = nix::fcntl::openat(AT_FDCWD, of_place.as_str(), flags, Mode::empty());
+    file.map(fs::File::from).map_err(|error| io(error.into()))
+}
+
+/// Whether files of that system are made by the kernel as they are read: regular files by their kind, but a read takes
+/// lines out of the kernel's log, waits for events, or shows what only root sees.
+fn is_kernels_own(system: FsType) -> bool {
+    system == PROC_SUPER_MAGIC
+        || system == SYSFS_MAGIC
+        || system == DEBUGFS_MAGIC
+        || system == TRACEFS_MAGIC
+        || system == SECURITYFS_MAGIC
+        || system == CGROUP_SUPER_MAGIC
+        || system == CGROUP2_SUPER_MAGIC
+        || system == BPF_FS_MAGIC
+        || system == NSFS_MAGIC
+        || system == SELINUX_MAGIC
+        || system == SMACK_MAGIC
+        || system == EFIVARFS_MAGIC
+        || system == PSTOREFS_MAGIC
 }
 
 /// As [`open`], for a directory; what is missing on the way is made, and the last part gets that mode.

@@ -1,34 +1,49 @@
-//! What is looked up in an image's own files before its container exists: who the user is that it runs as.
+//! What is looked up in an image's own files before its container exists: who the user is that it runs as, and where
+//! the paths lead that a runtime opens by itself. runc and crun read `/etc/passwd` and `/etc/group` in the container
+//! whatever the user is, and wait for good where one of them is a pipe.
 //!
 //! The image is mounted, read-only, in a mount namespace that one thread has to itself: nobody else sees the mount, and
-//! it goes with the thread, whatever happens. Paths are resolved by the kernel as from the inside, so that a link in an
-//! image never leads out of it.
+//! it is gone before the answer. Paths are resolved as from the inside, so that a link in an image never leads out of
+//! it, and nothing is opened before it is known to be a regular file.
+//!
+//! Source of the facts: runc `libcontainer/init_linux.go` (setupUser), crun `src/libcrun/container.c` (set_home_env,
+//! additional groups); both tried.
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+mod accounts;
+mod container;
+mod mount;
+mod tree;
+mod walk;
+
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use containerd_client::types::Mount;
-use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat2};
-use nix::mount::{MsFlags, mount};
+use lru::LruCache;
+use nix::mount::MsFlags;
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::stat::Mode;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
-/// No account file is larger; what is beyond it is not looked at.
+use accounts::Accounts;
+pub(crate) use container::check;
+use mount::MountError;
+use tree::Tree;
+use walk::{End, Kind};
+
+const PASSWD: &str = "/etc/passwd";
+const GROUP: &str = "/etc/group";
+/// Maximum size of an account file.
 const ACCOUNTS_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
-/// Past this many images the memory starts over; it only saves the look.
-const KNOWN_LIMIT: usize = 128;
-/// Of both files. Hardly an image has more.
+/// Maximum number of images whose accounts are kept.
+const KNOWN_LIMIT: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+/// Maximum size of both files together for them to be kept. Hardly an image has more.
 const REMEMBERED_BYTES: usize = 16 * 1024;
-/// The kernel takes no longer options for a mount.
-const MOUNT_OPTIONS_LIMIT_BYTES: usize = 4095;
-/// Where Nomad says that its dynamic users are at home.
-const DYNAMIC_HOME: &str = "/nonexistent";
+/// How long a look into an image may take.
+const LOOK_LIMIT: Duration = Duration::from_secs(30);
+/// How many looks may be under way at once, those included that nobody waits for any more.
+const LOOKS_LIMIT: usize = 32;
 
 /// As whom a process runs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,38 +55,75 @@ pub(crate) struct Identity {
     pub home: String,
 }
 
+/// Where in the image the paths end that a runtime opens, and that of the process's working directory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Ends {
+    passwd: String,
+    group: String,
+    cwd: String,
+}
+
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RootfsError {
     /// The job, or the image, names somebody who isn't there.
     #[error("the {kind} {name:?} is not in the image's {file}; name one that is, or give its number")]
     Unknown { kind: &'static str, name: String, file: &'static str },
+    /// The runtime would wait for it, or worse.
+    #[error(
+        "{file} of the task is {what}, not a regular file; the runtime, which reads it at each start, would hang on it or \
+         fail: mend the image, or the mount that hides the image's own"
+    )]
+    NoFile { file: &'static str, what: String },
+    #[error(
+        "the working directory {cwd} leads into /proc (to {end}), and no task runs there; name another by work_dir"
+    )]
+    InProc { cwd: String, end: String },
     /// The image can't be looked into.
     #[error("can't {doing} the image {path}: {source}")]
     Io { doing: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("can't mount the image to find the user in it: {0}")]
+    Unmountable(String),
+    #[error(
+        "the look into the image's file system gave no answer within {} s; see whether its snapshotter or its disk hangs",
+        LOOK_LIMIT.as_secs()
+    )]
+    Hangs,
     #[error("the thread that looks into the image ended early")]
     Lost,
 }
 
-/// The accounts of images that were looked into. What a key stands for never changes: the layers of an image.
-#[derive(Default)]
+/// What was found in an image.
+#[derive(Debug, Default)]
+struct Look {
+    accounts: Accounts,
+    ends: Arc<Ends>,
+}
+
+/// The looks into images that were made. What a key stands for never changes: the layers of an image.
 pub(crate) struct Known {
-    accounts: Mutex<HashMap<String, Arc<Accounts>>>,
+    looks: Mutex<LruCache<String, Arc<Look>>>,
+    under_way: Arc<Semaphore>,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self {
+            looks: Mutex::new(LruCache::new(KNOWN_LIMIT)),
+            under_way: Arc::new(Semaphore::new(LOOKS_LIMIT)),
+        }
+    }
 }
 
 impl Known {
-    fn get(&self, layers: &str) -> Option<Arc<Accounts>> {
-        self.accounts.lock().unwrap_or_else(PoisonError::into_inner).get(layers).cloned()
+    fn get(&self, key: &str) -> Option<Arc<Look>> {
+        self.looks.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
     }
 
-    fn remember(&self, layers: String, accounts: &Arc<Accounts>) {
-        if accounts.passwd.len() + accounts.group.len() > REMEMBERED_BYTES {
-            return;
+    fn remember(&self, key: String, look: &Arc<Look>) {
+        let Accounts { passwd, group } = &look.accounts;
+        if passwd.len() + group.len() <= REMEMBERED_BYTES {
+            self.looks.lock().unwrap_or_else(PoisonError::into_inner).put(key, Arc::clone(look));
         }
-        let mut known = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= KNOWN_LIMIT {
-            known.clear();
-        }
-        known.insert(layers, Arc::clone(accounts));
     }
 }
 
@@ -82,33 +134,47 @@ pub(crate) struct Root {
     pub mounts: Vec<Mount>,
     /// An empty directory to mount it on.
     pub at: PathBuf,
+    /// The working directory of the process, absolute.
+    pub cwd: String,
 }
 
 /// Finds out who `user` (`name`, `uid`, `name:group`, ..; empty for root) is in an image, with `groups` beside the user's
-/// own. An image is mounted and looked into once.
+/// own, and where the paths end that the runtime opens. An image is mounted and looked into once.
 ///
 /// # Errors
-/// Names the user or group that isn't there, or what could not be read.
-pub(crate) async fn identity(
+/// Names the user or group that isn't there, what is no regular file, or what could not be read.
+pub(crate) async fn look(
     known: &Known,
     root: Root,
     user: &str,
     groups: &[String],
-) -> Result<Identity, RootfsError> {
-    let Root { layers, mounts, at } = root;
-    if let Some(accounts) = known.get(&layers) {
-        return accounts.identity(user, groups);
-    }
+) -> Result<(Identity, Arc<Ends>), RootfsError> {
+    let key = format!("{} {}", root.layers, root.cwd);
+    let look = match known.get(&key) {
+        Some(look) => look,
+        None => {
+            let look = tokio::time::timeout(LOOK_LIMIT, look_anew(known, root)).await;
+            let look = look.map_err(|_| RootfsError::Hangs)??;
+            known.remember(key, &look);
+            look
+        }
+    };
+    Ok((look.accounts.identity(user, groups)?, Arc::clone(&look.ends)))
+}
+
+/// Looks in a thread of its own, which is left behind where a file system hangs.
+async fn look_anew(known: &Known, root: Root) -> Result<Arc<Look>, RootfsError> {
+    let permit = Arc::clone(&known.under_way).acquire_owned().await.map_err(|_| RootfsError::Lost)?;
     let (found, answer) = oneshot::channel();
     let look = move || {
+        let look = look_mounted(&root);
+        drop(permit);
         // Nobody waits for the answer once the start has been called off.
-        let _ = found.send(accounts(&mounts, &at));
+        let _ = found.send(look);
     };
     let thread = std::thread::Builder::new().name("rootfs".to_owned());
     thread.spawn(look).map_err(failed("start a thread for", Path::new("rootfs")))?;
-    let accounts = Arc::new(answer.await.map_err(|_| RootfsError::Lost)??);
-    known.remember(layers, &accounts);
-    accounts.identity(user, groups)
+    Ok(Arc::new(answer.await.map_err(|_| RootfsError::Lost)??))
 }
 
 fn failed<E: Into<std::io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> RootfsError {
@@ -116,268 +182,144 @@ fn failed<E: Into<std::io::Error>>(doing: &'static str, path: &Path) -> impl FnO
     move |source| RootfsError::Io { doing, path, source: source.into() }
 }
 
-struct Accounts {
-    passwd: String,
-    group: String,
-}
-
-/// Mounts for good in this thread's namespace: call it on a thread that ends.
-fn accounts(mounts: &[Mount], at: &Path) -> Result<Accounts, RootfsError> {
+/// Mounts in this thread's namespace: call it on a thread that ends.
+fn look_mounted(root: &Root) -> Result<Look, RootfsError> {
+    let Root { layers: _, mounts, at, cwd } = root;
     unshare(CloneFlags::CLONE_NEWNS).map_err(failed("make a mount namespace for", at))?;
     let nothing: Option<&str> = None;
-    mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)
+    nix::mount::mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)
         .map_err(failed("make private the mounts above", at))?;
-    for layer in mounts {
-        mount_read_only(layer, at).map_err(failed("mount", at))?;
-    }
-    let root = open(at, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
-        .map_err(failed("open", at))?;
-    Ok(Accounts { passwd: read(&root, "etc/passwd")?, group: read(&root, "etc/group")? })
+    mount::mount_all(mounts, at).map_err(|error| match error {
+        MountError::Kernel(errno) => failed("mount", at)(errno),
+        MountError::Loop(_) => RootfsError::Unmountable(error.to_string()),
+    })?;
+    let look = Tree::open(at).map_err(failed("open", at)).and_then(|tree| look_into(&tree, cwd));
+    mount::unmount_all(mounts, at).map_err(failed("unmount", at))?;
+    look
 }
 
-/// Of an overlay only the lower directories are taken: nothing has been written to the upper one yet, and two mounts may
-/// not share it.
-fn mount_read_only(layer: &Mount, at: &Path) -> Result<(), Errno> {
-    let nothing: Option<&str> = None;
-    let lower = layer.options.iter().find_map(|option| option.strip_prefix("lowerdir="));
-    match (layer.r#type.as_str(), lower) {
-        ("overlay", Some(lower)) if lower.contains(':') => {
-            let (directory, options) = shortened(lower);
-            std::env::set_current_dir(directory)
-                .map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
-            mount(Some("overlay"), at, Some("overlay"), MsFlags::MS_RDONLY, Some(options.as_str()))
-        }
-        ("overlay", Some(only)) => mount(Some(only), at, nothing, MsFlags::MS_BIND, nothing),
-        ("bind", _) => mount(Some(layer.source.as_str()), at, nothing, MsFlags::MS_BIND, nothing),
-        (kind, _) => mount(Some(layer.source.as_str()), at, Some(kind), MsFlags::MS_RDONLY, nothing),
+fn look_into(tree: &Tree, cwd: &str) -> Result<Look, RootfsError> {
+    let (passwd, passwd_end) = account_file(tree, PASSWD)?;
+    let (group, group_end) = account_file(tree, GROUP)?;
+    let end = resolve(tree, cwd)?.path;
+    if is_in_proc(&end) {
+        return Err(RootfsError::InProc { cwd: cwd.to_owned(), end });
     }
+    let ends = Arc::new(Ends { passwd: passwd_end, group: group_end, cwd: end });
+    Ok(Look { accounts: Accounts { passwd, group }, ends })
 }
 
-/// The options for many lower directories fit only when they are named from the directory that they have in common. A
-/// thread with a mount namespace of its own has a working directory of its own.
-fn shortened(lower: &str) -> (&str, String) {
-    if lower.len() + "lowerdir=".len() <= MOUNT_OPTIONS_LIMIT_BYTES {
-        return ("/", format!("lowerdir={lower}"));
+/// The text of an account file, empty where there is none, and where it lies.
+fn account_file(tree: &Tree, file: &'static str) -> Result<(String, String), RootfsError> {
+    let End { path, kind } = resolve(tree, file)?;
+    container::check_place(file, &path)?;
+    if kind == Kind::Nothing {
+        return Ok((String::new(), path));
     }
-    let first = lower.split(':').next().unwrap_or_default();
-    let common = lower.split(':').fold(first.len(), |length, path| {
-        first.bytes().zip(path.bytes()).take(length).take_while(|(a, b)| a == b).count()
-    });
-    let end = first[..common].rfind('/').map_or(0, |slash| slash + 1);
-    let relative: Vec<_> = lower.split(':').map(|path| &path[end..]).collect();
-    (&first[..end], format!("lowerdir={}", relative.join(":")))
+    container::check_kind(file, &kind)?;
+    let bytes = tree.read(&path, ACCOUNTS_LIMIT_BYTES).map_err(failed("read", Path::new(file)))?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length > ACCOUNTS_LIMIT_BYTES) {
+        return Err(RootfsError::NoFile { file, what: format!("of more than {ACCOUNTS_LIMIT_BYTES} bytes") });
+    }
+    Ok((String::from_utf8_lossy(&bytes).into_owned(), path))
 }
 
-/// A file of the image; one that isn't there is empty.
-fn read(root: &OwnedFd, path: &'static str) -> Result<String, RootfsError> {
-    let how = OpenHow::new()
-        .flags(OFlag::O_RDONLY | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS);
-    let file = match openat2(root.as_fd(), path, how) {
-        Ok(file) => File::from(file),
-        Err(Errno::ENOENT | Errno::ENOTDIR) => return Ok(String::new()),
-        Err(error) => return Err(failed("open", Path::new(path))(error)),
-    };
-    let mut bytes = Vec::new();
-    file.take(ACCOUNTS_LIMIT_BYTES).read_to_end(&mut bytes).map_err(failed("read", Path::new(path)))?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+fn resolve(tree: &Tree, path: &str) -> Result<End, RootfsError> {
+    walk::resolve(path, |part| tree.kind(part)).map_err(failed("look for", Path::new(path)))
 }
 
-impl Accounts {
-    fn identity(&self, user: &str, more_groups: &[String]) -> Result<Identity, RootfsError> {
-        let mut identity = self.user(user)?;
-        for group in more_groups {
-            identity.groups.push(self.gid(group)?);
-        }
-        identity.groups.sort_unstable();
-        identity.groups.dedup();
-        Ok(identity)
-    }
-
-    /// By docker's rules: a number needs no entry, but has its group and home from one; the groups that list the user
-    /// count unless a group is given.
-    fn user(&self, user: &str) -> Result<Identity, RootfsError> {
-        let (user, group) = user.split_once(':').map_or((user, ""), |(user, group)| (user, group));
-        let user = if user.is_empty() { "0" } else { user };
-        let number = number(user);
-        let entry = self.passwd().find(|entry| entry.name == user || Some(entry.uid) == number);
-        let (uid, gid, home) = match (&entry, number) {
-            (Some(entry), _) => (entry.uid, entry.gid, entry.home),
-            (None, Some(uid)) => (uid, 0, "/"),
-            (None, None) => match dynamic(user) {
-                Some(id) => (id, id, DYNAMIC_HOME),
-                None => {
-                    return Err(RootfsError::Unknown {
-                        kind: "user",
-                        name: user.to_owned(),
-                        file: "/etc/passwd",
-                    });
-                }
-            },
-        };
-        let home = if home.is_empty() { "/" } else { home }.to_owned();
-        if !group.is_empty() {
-            let gid = self.gid(group)?;
-            return Ok(Identity { uid, gid, groups: vec![gid], home });
-        }
-        let name = entry.map_or(user, |entry| entry.name);
-        let listing = self.groups().filter(|(_, _, members)| members.split(',').any(|member| member == name));
-        let groups = listing.map(|(_, gid, _)| gid).chain([gid]).collect();
-        Ok(Identity { uid, gid, groups, home })
-    }
-
-    fn gid(&self, group: &str) -> Result<u32, RootfsError> {
-        let named = self.groups().find(|(name, _, _)| *name == group).map(|(_, gid, _)| gid);
-        named.or_else(|| number(group)).ok_or_else(|| RootfsError::Unknown {
-            kind: "group",
-            name: group.to_owned(),
-            file: "/etc/group",
-        })
-    }
-
-    fn passwd(&self) -> impl Iterator<Item = PasswdEntry<'_>> {
-        self.passwd.lines().filter_map(|line| {
-            let mut fields = line.split(':');
-            let name = fields.next()?;
-            let uid = fields.nth(1)?.parse().ok()?;
-            let gid = fields.next()?.parse().ok()?;
-            Some(PasswdEntry { name, uid, gid, home: fields.nth(1).unwrap_or_default() })
-        })
-    }
-
-    fn groups(&self) -> impl Iterator<Item = (&str, u32, &str)> {
-        self.group.lines().filter_map(|line| {
-            let mut fields = line.split(':');
-            let name = fields.next()?;
-            Some((name, fields.nth(1)?.parse().ok()?, fields.next().unwrap_or_default()))
-        })
-    }
-}
-
-/// Whom Nomad names `nomad-<id>` is in no file: the number is that of the user and of the group.
-fn dynamic(user: &str) -> Option<u32> {
-    number(user.strip_prefix("nomad-")?)
-}
-
-/// An id, within docker's limit for them: the highest one of all is none to the kernel.
-fn number(text: &str) -> Option<u32> {
-    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    is_number.then(|| text.parse::<i32>().ok()?.try_into().ok()).flatten()
-}
-
-struct PasswdEntry<'a> {
-    name: &'a str,
-    uid: u32,
-    gid: u32,
-    home: &'a str,
+/// A process on its way in has descriptors of the runtime's there, and runtimes have let one out by them.
+fn is_in_proc(path: &str) -> bool {
+    walk::is_within(path, "/proc")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::accounts::tests::accounts;
     use super::*;
 
-    fn accounts() -> Accounts {
-        Accounts {
-            passwd:
-                "root:x:0:0:root:/root:/bin/sh\nbroken\napp:x:1000:1000::/home/app:/bin/sh\nbare:x:7:8::\n"
-                    .to_owned(),
-            group: "root:x:0:\nwheel:x:10:root,app\napp:x:1000:app\naudio:x:29:app,bare\n".to_owned(),
-        }
-    }
-
-    fn who(user: &str) -> Identity {
-        accounts().identity(user, &[]).unwrap()
-    }
-
-    fn is(uid: u32, gid: u32, groups: &[u32], home: &str) -> Identity {
-        Identity { uid, gid, groups: groups.to_vec(), home: home.to_owned() }
+    fn image(fill: impl FnOnce(&Path)) -> Result<Look, RootfsError> {
+        let image = tempfile::tempdir().unwrap();
+        std::fs::create_dir(image.path().join("etc")).unwrap();
+        fill(image.path());
+        look_into(&Tree::open(image.path()).unwrap(), "/w")
     }
 
     #[tokio::test]
     async fn an_image_is_looked_into_once_and_a_large_one_is_not_remembered() {
         let known = Known::default();
-        known.remember("a".to_owned(), &Arc::new(accounts()));
-        let root = || Root { layers: "a".to_owned(), mounts: Vec::new(), at: "/no/such/directory".into() };
-        let app = identity(&known, root(), "app", &[]).await.unwrap();
-        assert_eq!(app, who("app"));
-        assert!(identity(&known, Root { layers: "b".to_owned(), ..root() }, "app", &[]).await.is_err());
-        assert!(known.get("b").is_none());
-        let large = Accounts { passwd: "x".repeat(REMEMBERED_BYTES), ..accounts() };
-        known.remember("b".to_owned(), &Arc::new(large));
-        assert!(known.get("b").is_none());
-        for number in 0..=KNOWN_LIMIT {
-            known.remember(number.to_string(), &Arc::new(accounts()));
-        }
-        assert!(known.accounts.lock().unwrap().len() <= KNOWN_LIMIT);
-    }
-
-    #[test]
-    fn users_and_groups_are_the_images_own() {
-        assert_eq!(who(""), is(0, 0, &[0, 10], "/root"));
-        assert_eq!(who("app"), is(1000, 1000, &[10, 29, 1000], "/home/app"));
-        assert_eq!(who("1000"), who("app"));
-        assert_eq!(who("app:audio"), is(1000, 29, &[29], "/home/app"));
-        assert_eq!(who("app:77"), is(1000, 77, &[77], "/home/app"));
-        assert_eq!(who("4242"), is(4242, 0, &[0], "/"));
-        assert_eq!(who("bare"), is(7, 8, &[8, 29], "/"));
-    }
-
-    #[test]
-    fn a_dynamic_user_of_nomads_needs_no_entry() {
-        assert_eq!(who("nomad-80000"), is(80000, 80000, &[80000], "/nonexistent"));
-        for wrong in ["nomad-", "nomad-x", "nomad-+1", "nomad-4294967296", "nomad-4294967295"] {
-            assert!(accounts().identity(wrong, &[]).unwrap_err().to_string().contains(wrong));
-        }
-    }
-
-    #[test]
-    fn a_number_is_an_id_that_there_can_be() {
-        assert_eq!(who("2147483647:0").uid, 2_147_483_647);
-        for wrong in ["2147483648", "4294967295", "+5", "-1", "5:4294967295", "5:+7"] {
-            let named = wrong.rsplit(':').next().unwrap();
-            let error = accounts().identity(wrong, &[]).unwrap_err().to_string();
-            assert!(error.contains(&format!("{named:?}")), "{error}");
-        }
-    }
-
-    #[test]
-    fn more_groups_are_the_images_or_numbers() {
-        let with = |user: &str, groups: &[&str]| {
-            let groups: Vec<_> = groups.iter().map(|group| (*group).to_owned()).collect();
-            accounts().identity(user, &groups).map(|identity| identity.groups)
+        known.remember("a /".to_owned(), &Arc::new(Look { accounts: accounts(), ..Look::default() }));
+        let root = |layers: &str| Root {
+            layers: layers.to_owned(),
+            mounts: Vec::new(),
+            at: "/no/such/directory".into(),
+            cwd: "/".to_owned(),
         };
-        assert_eq!(with("app", &["wheel", "77"]).unwrap(), [10, 29, 77, 1000]);
-        assert_eq!(with("app:audio", &["wheel"]).unwrap(), [10, 29]);
-        assert!(with("app", &["ghosts"]).unwrap_err().to_string().contains("group \"ghosts\""));
-    }
-
-    #[test]
-    fn a_name_that_is_not_there_is_said() {
-        let error = accounts().identity("ghost", &[]).unwrap_err().to_string();
-        assert!(error.contains("user \"ghost\"") && error.contains("/etc/passwd"), "{error}");
-        let error = accounts().identity("app:ghosts", &[]).unwrap_err().to_string();
-        assert!(error.contains("group \"ghosts\"") && error.contains("/etc/group"), "{error}");
-    }
-
-    #[test]
-    fn many_lower_directories_are_named_from_what_they_share() {
-        assert_eq!(shortened("/a/1/fs:/a/2/fs"), ("/", "lowerdir=/a/1/fs:/a/2/fs".to_owned()));
-        let many: Vec<_> = (100..300).map(|n| format!("/var/lib/containerd/snapshots/{n}/fs")).collect();
-        let many = many.join(":");
-        let (directory, options) = shortened(&many);
-        assert_eq!(directory, "/var/lib/containerd/snapshots/");
-        assert!(options.starts_with("lowerdir=100/fs:101/fs:") && options.len() <= MOUNT_OPTIONS_LIMIT_BYTES);
+        let (app, _) = look(&known, root("a"), "app", &[]).await.unwrap();
+        assert_eq!(app, accounts().identity("app", &[]).unwrap());
+        assert!(look(&known, root("b"), "app", &[]).await.is_err());
+        assert!(known.get("b /").is_none());
+        let large = Accounts { passwd: "x".repeat(REMEMBERED_BYTES), ..accounts() };
+        known.remember("b".to_owned(), &Arc::new(Look { accounts: large, ..Look::default() }));
+        assert!(known.get("b").is_none());
+        for number in 0..KNOWN_LIMIT.get() {
+            known.remember(number.to_string(), &Arc::new(Look::default()));
+            assert!(known.get("0").is_some(), "what is in use stays");
+        }
+        assert!(known.get("a /").is_none());
     }
 
     #[test]
     fn a_link_in_an_image_does_not_lead_out_of_it() {
-        let image = tempfile::tempdir().unwrap();
-        std::fs::create_dir(image.path().join("etc")).unwrap();
-        std::fs::write(image.path().join("real"), "inside").unwrap();
-        std::os::unix::fs::symlink("/real", image.path().join("etc/passwd")).unwrap();
-        std::os::unix::fs::symlink("../../../../../../etc/hostname", image.path().join("etc/group")).unwrap();
-        let root = open(image.path(), OFlag::O_PATH | OFlag::O_DIRECTORY, Mode::empty()).unwrap();
-        assert_eq!(read(&root, "etc/passwd").unwrap(), "inside");
-        assert_eq!(read(&root, "etc/group").unwrap(), "");
+        let look = image(|image| {
+            std::fs::write(image.join("real"), "inside").unwrap();
+            symlink("/real", image.join("etc/passwd")).unwrap();
+            symlink("../../../../../../etc/hostname", image.join("etc/group")).unwrap();
+            symlink("real/../x", image.join("w")).unwrap();
+        });
+        let Look { accounts, ends } = look.unwrap();
+        assert_eq!((accounts.passwd.as_str(), accounts.group.as_str()), ("inside", ""));
+        let Ends { passwd, group, cwd } = &*ends;
+        assert_eq!((passwd.as_str(), group.as_str(), cwd.as_str()), ("/real", "/etc/hostname", "/x"));
+    }
+
+    #[test]
+    fn accounts_that_are_no_regular_file_are_refused() {
+        let pipe = |path: &Path| nix::unistd::mkfifo(path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for file in ["passwd", "group"] {
+            let at = |image: &Path| image.join("etc").join(file);
+            let refused = |fill: &dyn Fn(&Path), word: &str| {
+                let error = image(fill).unwrap_err().to_string();
+                assert!(error.contains(&format!("/etc/{file}")) && error.contains(word), "{error}");
+            };
+            refused(&|image| pipe(&at(image)), "a pipe");
+            refused(&|image| std::fs::create_dir(at(image)).unwrap(), "a directory");
+            for place in ["/proc/self/fd/1", "/dev/zero", "../sys/kernel/x", "../proc/kmsg"] {
+                refused(&|image| symlink(place, at(image)).unwrap(), "leads");
+            }
+            let to_pipe = |image: &Path| {
+                pipe(&image.join("pipe"));
+                symlink("../pipe", at(image)).unwrap();
+            };
+            refused(&to_pipe, "a pipe");
+            let large = |image: &Path| {
+                std::fs::File::create(at(image)).unwrap().set_len(ACCOUNTS_LIMIT_BYTES + 1).unwrap();
+            };
+            refused(&large, "bytes");
+        }
+    }
+
+    #[test]
+    fn a_working_directory_that_leads_into_proc_is_refused() {
+        for target in ["/proc/self/fd/7", "proc", "/w2"] {
+            let error = image(|image| {
+                symlink(target, image.join("w")).unwrap();
+                symlink("/proc/1/cwd", image.join("w2")).unwrap();
+            });
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains("/w leads into /proc"), "{error}");
+        }
     }
 }

@@ -4,17 +4,17 @@
 //! moby/moby `oci/devices_linux.go` and containerd `pkg/oci/utils_unix.go` for which devices a privileged container has.
 
 use std::collections::HashSet;
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
-use nix::fcntl::OFlag;
 use nix::sys::stat::{major, minor};
 use oci_spec::runtime::{Capability, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType};
 
 use super::{ConfinementError, capabilities};
-use crate::config::{SeccompProfile, Security};
+use crate::config::{Gates, SeccompProfile, Security};
+use crate::host_path::{self, HostPathError};
 
 const STATUS: &str = "/proc/self/status";
 const KERNEL: &str = "/proc/sys/kernel/osrelease";
@@ -24,6 +24,9 @@ const DEVICES: &str = "/dev";
 /// Docker's own profile has some fifteen thousand.
 const PROFILE_LIMIT_BYTES: u64 = 1024 * 1024;
 const PERMISSIONS: u32 = 0o7777;
+const CPUS: &str = "/sys/devices/system/cpu";
+/// What of a processor tells how hot it is, and so what runs beside the task.
+const HEAT: &str = "thermal_throttle";
 
 /// What the host has.
 #[derive(Debug, Default)]
@@ -37,6 +40,8 @@ pub(super) struct Host {
     pub seccomp_profile: Option<String>,
     /// Those that a privileged task gets.
     pub devices: Vec<LinuxDevice>,
+    /// The directories of the processors that show their heat.
+    pub thermal_throttles: Vec<String>,
 }
 
 impl Host {
@@ -44,7 +49,7 @@ impl Host {
     ///
     /// # Errors
     /// Names the option whose file is not there or can't be one, or what can't be read.
-    pub(super) fn look(security: &Security) -> Result<Self, ConfinementError> {
+    pub(super) fn look(security: &Security, gates: &Gates) -> Result<Self, ConfinementError> {
         let status = read(STATUS)?;
         let mask = bounding(&status).ok_or_else(|| missing(STATUS, "no line CapBnd"))?;
         let release = read(KERNEL)?;
@@ -57,10 +62,32 @@ impl Host {
             capabilities: capabilities::in_mask(mask),
             kernel,
             apparmor: security.apparmor_profile.as_ref().and_then(|_| apparmor()),
-            seccomp_profile: security.seccomp_profile.as_ref().map(profile).transpose()?,
+            seccomp_profile: security
+                .seccomp_profile
+                .as_ref()
+                .map(|named| profile(named, gates))
+                .transpose()?,
             devices,
+            thermal_throttles: thermal_throttles(Path::new(CPUS)),
         })
     }
+}
+
+/// The `thermal_throttle` directories of those processors that have one. A kernel that shows no processors has none.
+fn thermal_throttles(cpus: &Path) -> Vec<String> {
+    let entries = fs::read_dir(cpus).into_iter().flatten().flatten();
+    let is_cpu = |name: &str| {
+        name.strip_prefix("cpu")
+            .is_some_and(|number| !number.is_empty() && number.bytes().all(|digit| digit.is_ascii_digit()))
+    };
+    let cpus = entries.filter(|entry| entry.file_name().to_str().is_some_and(is_cpu));
+    let mut found: Vec<_> = cpus
+        .map(|cpu| cpu.path().join(HEAT))
+        .filter(|path| path.exists())
+        .map(|path| path.display().to_string())
+        .collect();
+    found.sort_unstable();
+    found
 }
 
 fn read(path: &str) -> Result<String, ConfinementError> {
@@ -92,17 +119,21 @@ fn loaded(list: &str) -> Vec<String> {
     list.lines().filter_map(|line| Some(line.rsplit_once(" (")?.0.to_owned())).collect()
 }
 
-/// A pipe or a device would be waited for, or read without an end.
-fn profile(named: &SeccompProfile) -> Result<String, ConfinementError> {
+/// Reads a profile of the host. What is no regular file is not opened: to open a device may be enough to do harm, such as
+/// to start a watchdog.
+fn profile(named: &SeccompProfile, gates: &Gates) -> Result<String, ConfinementError> {
     let refused = |why: String| ConfinementError::profile(named, why);
     let unreadable = |error: io::Error| refused(format!("the file can't be read on this host: {error}"));
-    let flags = (OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).bits();
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(&named.path).map_err(unreadable)?;
-    if !file.metadata().map_err(unreadable)?.is_file() {
-        return Err(refused("it is no regular file".to_owned()));
-    }
+    // Held against the operator's word with the other options before.
+    let (root, path) = gates.seccomp_profile(&named.path).ok_or_else(|| {
+        refused("the plugin's option seccomp_profile_dirs has no directory above it".to_owned())
+    })?;
+    let file = host_path::open_file(&root, &path).map_err(|error| match error {
+        HostPathError::Missing(path) => refused(format!("there is no {} on this host", path.display())),
+        error => refused(error.to_string()),
+    })?;
     let mut bytes = Vec::new();
-    File::take(file, PROFILE_LIMIT_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    file.take(PROFILE_LIMIT_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length > PROFILE_LIMIT_BYTES) {
         return Err(refused(format!("the file has more than {PROFILE_LIMIT_BYTES} bytes")));
     }
@@ -169,7 +200,7 @@ mod tests {
             loaded("docker-default (enforce)\n/usr/bin/x y (complain)\n"),
             ["docker-default", "/usr/bin/x y"]
         );
-        assert!(Host::look(&Security::default()).unwrap().devices.is_empty());
+        assert!(Host::look(&Security::default(), &Gates::default()).unwrap().devices.is_empty());
     }
 
     #[test]
@@ -180,20 +211,50 @@ mod tests {
         fs::write(at("large"), vec![b' '; 1024 * 1024 + 1]).unwrap();
         fs::write(at("binary"), [0xff, 0xfe]).unwrap();
         for (name, why) in [
-            ("absent", "can't be read"),
-            ("pipe", "no regular file"),
+            ("absent", "there is no"),
+            ("pipe", "not a regular file"),
             ("large", "bytes"),
             ("binary", "no text"),
-            (".", "no regular file"),
+            (".", "not a regular file"),
         ] {
-            let error = profile(&named(at(name))).unwrap_err().to_string();
+            let error = profile(&named(at(name)), &Gates::default()).unwrap_err().to_string();
             assert!(
                 error.contains("seccomp_profile") && error.contains(name) && error.contains(why),
                 "{error}"
             );
         }
         fs::write(at("good"), "{}").unwrap();
-        assert_eq!(profile(&named(at("good"))).unwrap(), "{}");
+        assert_eq!(profile(&named(at("good")), &Gates::default()).unwrap(), "{}");
+        let only = Gates { seccomp_profile_dirs: Some(vec![at("profiles")]), ..Gates::default() };
+        fs::create_dir(at("profiles")).unwrap();
+        fs::write(at("profiles/own"), "{}").unwrap();
+        std::os::unix::fs::symlink("../good", at("profiles/out")).unwrap();
+        assert_eq!(profile(&named(at("profiles/own")), &only).unwrap(), "{}");
+        assert!(profile(&named(at("good")), &only).is_err());
+        let error = profile(&named(at("profiles/out")), &only).unwrap_err().to_string();
+        assert!(error.contains("leads out"), "{error}");
+        // A regular file as well, in which the kernel has its log.
+        for kernels in ["/proc/kmsg", "/proc/self/environ", "/sys/kernel/uevent_seqnum"] {
+            let error = profile(&named(kernels), &Gates::default()).unwrap_err().to_string();
+            assert!(error.contains("kernel"), "{error}");
+        }
+    }
+
+    #[test]
+    fn processors_that_show_their_heat_are_found() {
+        let cpus = tempfile::tempdir().unwrap();
+        for name in [
+            "cpu0/thermal_throttle",
+            "cpu1",
+            "cpu12/thermal_throttle",
+            "cpufreq/thermal_throttle",
+            "cpu/thermal_throttle",
+        ] {
+            fs::create_dir_all(cpus.path().join(name)).unwrap();
+        }
+        let wanted = ["cpu0", "cpu12"].map(|cpu| cpus.path().join(cpu).join(HEAT).display().to_string());
+        assert_eq!(thermal_throttles(cpus.path()), wanted);
+        assert!(thermal_throttles(Path::new("/nowhere")).is_empty());
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub(crate) struct Confinement {
     pub apparmor_profile: Option<String>,
     /// Of the host; they are made in the container.
     pub devices: Vec<LinuxDevice>,
+    /// What of the kernel's files is masked beside what always is.
+    pub masked_paths: Vec<String>,
 }
 
 /// Why a task can't be confined, or let go, as asked.
@@ -64,7 +66,8 @@ impl ConfinementError {
 /// Names the option that can't be met, and why.
 pub(crate) async fn settle(security: &Security, gates: &Gates) -> Result<Confinement, ConfinementError> {
     let (security, gates) = (security.clone(), gates.clone());
-    let settling = tokio::task::spawn_blocking(move || decide(&security, &gates, &Host::look(&security)?));
+    let settling =
+        tokio::task::spawn_blocking(move || decide(&security, &gates, &Host::look(&security, &gates)?));
     settling.await.map_err(|_| ConfinementError::Lost)?
 }
 
@@ -72,7 +75,8 @@ fn decide(security: &Security, gates: &Gates, host: &Host) -> Result<Confinement
     let capabilities = capabilities::granted(security, &gates.allow_caps, &host.capabilities)?;
     let seccomp = seccomp(security, gates, host, &capabilities)?;
     let apparmor_profile = apparmor_profile(security, host)?;
-    Ok(Confinement { capabilities, seccomp, apparmor_profile, devices: host.devices.clone() })
+    let (devices, masked_paths) = (host.devices.clone(), host.thermal_throttles.clone());
+    Ok(Confinement { capabilities, seccomp, apparmor_profile, devices, masked_paths })
 }
 
 /// A privileged task has none unless its job asks for it.

@@ -15,7 +15,12 @@ const UNLIMITED: i64 = -1;
 pub(super) fn hard_limit(allotted: pb::AllocatedMemoryResources) -> Option<i64> {
     let pb::AllocatedMemoryResources { memory_mb, memory_max_mb } = allotted;
     let mib = if memory_max_mb == 0 { memory_mb } else { memory_max_mb };
-    (mib > 0).then(|| mib * MIB)
+    (mib > 0).then(|| bytes(mib))
+}
+
+/// More than there can be is as much as there can be.
+fn bytes(mib: i64) -> i64 {
+    mib.saturating_mul(MIB)
 }
 
 /// Swap comes on top only where the job asks for it, or the operator's kernel can't say no.
@@ -38,7 +43,7 @@ pub(super) fn limits(
             });
         }
     }
-    let kept = (memory_max_mb != 0 && memory_mb > 0).then(|| memory_mb * MIB);
+    let kept = (memory_max_mb != 0 && memory_mb > 0).then(|| bytes(memory_mb));
     if let Some(bytes) = reservation_bytes.or(kept) {
         limits = limits.reservation(bytes);
     }
@@ -67,6 +72,8 @@ mod tests {
         assert_eq!(memory(256, 512), (Some(512 * MIB), Some(256 * MIB), Some(512 * MIB)));
         assert_eq!(memory(256, -1), (Some(-1), Some(256 * MIB), Some(-1)));
         assert_eq!(memory(0, 0), (None, None, None));
+        // Beyond what 63 bits hold in bytes; the scheduler bounds neither.
+        assert_eq!(memory(256, 8_800_000_000_000), (Some(i64::MAX), Some(256 * MIB), Some(i64::MAX)));
     }
 
     #[test]

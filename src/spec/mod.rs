@@ -34,7 +34,7 @@ use crate::rootfs::Identity;
 pub(crate) use mounts::BoundFile;
 pub(crate) use namespaces::{NetNamespace, with_private_pids};
 pub(crate) use node::{Node, check};
-pub(crate) use process::{INIT, exec_process};
+pub(crate) use process::{INIT, exec_process, working_directory};
 
 /// The version of the specification that is written; all runtimes in the field read it.
 const SPEC_VERSION: &str = "1.0.2";
@@ -68,6 +68,10 @@ pub(crate) enum SpecError {
         "there is nothing to run: the image {0} has neither an entrypoint nor a command; set the option command"
     )]
     NothingToRun(String),
+    #[error(
+        "the image's WORKDIR {0:?} can't be the working directory: no task runs in /proc; name another by the option work_dir"
+    )]
+    ImageDirectory(String),
     #[error("the option {option} can't be {value:?} here: {why}")]
     NotHere { option: &'static str, value: String, why: String },
     #[error(
@@ -88,14 +92,15 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
     let asked = &inputs.options.namespaces;
     let sysctl = asked.sysctl.iter().map(|(name, text)| (name.clone(), text.clone()));
     let security = &inputs.options.security;
-    let Confinement { capabilities: _, seccomp, apparmor_profile: _, devices } = inputs.confinement;
+    let Confinement { capabilities: _, seccomp, apparmor_profile: _, devices, masked_paths } =
+        inputs.confinement;
     let mut linux = LinuxBuilder::default()
         .namespaces(namespaces::namespaces(asked, inputs.network, inputs.node.is_cgroup_v2)?)
         .sysctl(sysctl.collect::<HashMap<_, _>>())
         .cgroups_path(inputs.cgroup_path.clone())
         .resources(resources::limits(inputs)?)
         .devices(devices.clone())
-        .masked_paths(security::masked_paths(security))
+        .masked_paths(security::masked_paths(security, masked_paths))
         .readonly_paths(security::readonly_paths(security))
         .build()?;
     linux.set_seccomp(seccomp.as_deref().cloned());
@@ -122,13 +127,14 @@ fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecErr
     let tty = inputs.options.process.tty;
     let Identity { uid, gid, groups, home } = inputs.identity;
     let user = UserBuilder::default().uid(*uid).gid(*gid).additional_gids(groups.clone()).build()?;
-    let Confinement { capabilities, seccomp: _, apparmor_profile, devices: _ } = inputs.confinement;
+    let Confinement { capabilities, seccomp: _, apparmor_profile, devices: _, masked_paths: _ } =
+        inputs.confinement;
     let mut process = ProcessBuilder::default()
         .terminal(tty)
         .user(user)
         .args(args)
         .env(process::environment(config.as_ref(), &inputs.task.env, &inputs.hostname, home, tty))
-        .cwd(process::working_directory(&inputs.options.process, config.as_ref()))
+        .cwd(working_directory(&inputs.options.process, config.as_ref())?)
         .capabilities(security::capabilities(capabilities)?)
         .no_new_privileges(inputs.options.security.no_new_privileges)
         .rlimits(resources::rlimits(&inputs.options.limits, inputs.node)?)
@@ -260,6 +266,7 @@ mod tests {
             seccomp: Some(Arc::new(LinuxSeccomp::default())),
             apparmor_profile: Some("mine".to_owned()),
             devices: vec![LinuxDevice::default()],
+            masked_paths: vec!["/sys/devices/system/cpu/cpu0/thermal_throttle".to_owned()],
         };
         let security = Security { no_new_privileges: true, readonly_rootfs: true, ..Security::default() };
         let spec = with_rights(security, &confinement);
@@ -276,7 +283,13 @@ mod tests {
         assert_eq!(spec.root().as_ref().unwrap().readonly(), Some(true));
         let linux = spec.linux().as_ref().unwrap();
         assert_eq!(linux.seccomp().as_ref(), confinement.seccomp.as_deref());
-        assert_eq!(*linux.devices(), Some(confinement.devices));
+        assert_eq!(*linux.devices(), Some(confinement.devices.clone()));
+        let is_masked = |spec: &Spec| {
+            let masked = spec.linux().as_ref().unwrap().masked_paths().as_ref().unwrap();
+            masked.contains(&confinement.masked_paths[0])
+        };
+        assert!(is_masked(&spec));
+        assert!(!is_masked(&with_rights(Security { privileged: true, ..Security::default() }, &confinement)));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use oci_spec::image::Config;
 use oci_spec::runtime::{BoxBuilder, Process};
 
+use super::SpecError;
 use crate::config;
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -80,13 +81,32 @@ pub(super) fn set_variable(environment: &mut Vec<String>, entry: &str) {
     }
 }
 
-/// The job's word counts before the image's. The runtime makes it where it is missing, once it is inside of the root.
-pub(super) fn working_directory(asked: &config::Process, image: Option<&Config>) -> String {
+/// Returns the working directory of a task: the job's, else the image's, which is taken from the root on and cleaned, as
+/// docker does. The runtime makes it where it is missing, once it is inside of the root.
+///
+/// # Errors
+/// The image's is below /proc: a process on its way in has descriptors of the runtime's there, and runtimes have let one
+/// out by them (CVE-2024-21626). A job's is refused with its options.
+pub(crate) fn working_directory(
+    asked: &config::Process,
+    image: Option<&Config>,
+) -> Result<String, SpecError> {
     if let Some(directory) = &asked.cwd {
-        return directory.clone();
+        return Ok(directory.clone());
     }
     let directory = image.and_then(|config| config.working_dir().clone()).unwrap_or_default();
-    if directory.is_empty() { "/".to_owned() } else { directory }
+    let mut parts: Vec<&str> = Vec::new();
+    for part in directory.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => drop(parts.pop()),
+            part => parts.push(part),
+        }
+    }
+    if parts.first() == Some(&"proc") || directory.contains('\0') {
+        return Err(SpecError::ImageDirectory(directory));
+    }
+    Ok(format!("/{}", parts.join("/")))
 }
 
 /// A command to run in a task's container: as the task's own process, but for what runs and the terminal, whose width
@@ -171,9 +191,26 @@ mod tests {
     fn the_jobs_working_directory_counts_before_the_images() {
         let image = ConfigBuilder::default().working_dir("/image").build().unwrap();
         let job = config::Process { cwd: Some("/job".to_owned()), ..config::Process::default() };
-        assert_eq!(working_directory(&job, Some(&image)), "/job");
-        assert_eq!(working_directory(&config::Process::default(), Some(&image)), "/image");
-        assert_eq!(working_directory(&config::Process::default(), None), "/");
+        assert_eq!(working_directory(&job, Some(&image)).unwrap(), "/job");
+        assert_eq!(working_directory(&config::Process::default(), Some(&image)).unwrap(), "/image");
+        assert_eq!(working_directory(&config::Process::default(), None).unwrap(), "/");
+    }
+
+    #[test]
+    fn an_images_working_directory_is_cleaned_and_not_in_proc() {
+        let of = |directory: &str| {
+            let image = ConfigBuilder::default().working_dir(directory).build().unwrap();
+            working_directory(&config::Process::default(), Some(&image))
+        };
+        for (directory, cleaned) in
+            [("a/b", "/a/b"), ("/a//./b/", "/a/b"), ("../../x", "/x"), ("/a/../processes", "/processes")]
+        {
+            assert_eq!(of(directory).unwrap(), cleaned);
+        }
+        for directory in ["/proc", "proc/self/fd/8", "/x/../proc/1/cwd", "//proc//", "../proc", "/a\0b"] {
+            let error = of(directory).unwrap_err().to_string();
+            assert!(error.contains("WORKDIR") && error.contains("work_dir"), "{error}");
+        }
     }
 
     #[test]

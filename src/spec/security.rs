@@ -1,6 +1,6 @@
 //! What a container may do, and what it can't see of the kernel.
 //!
-//! Source of the facts: moby/moby `oci/defaults.go`.
+//! Source of the facts: moby/moby `oci/defaults.go` (v28: `thermal_throttle`, GHSA-6fw5-f8r9-fgfm).
 
 use std::collections::HashSet;
 
@@ -20,23 +20,29 @@ pub(super) fn capabilities(set: &HashSet<Capability>) -> Result<LinuxCapabilitie
         .build()
 }
 
-pub(super) fn masked_paths(security: &Security) -> Vec<String> {
+/// What can't be seen; `hosts` beside what is the same on each host.
+pub(super) fn masked_paths(security: &Security, hosts: &[String]) -> Vec<String> {
+    let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
     unless_open(
         security,
         &[
-            "/proc/acpi",
-            "/proc/asound",
-            "/proc/interrupts",
-            "/proc/kcore",
-            "/proc/keys",
-            "/proc/latency_stats",
-            "/proc/sched_debug",
-            "/proc/scsi",
-            "/proc/timer_list",
-            "/proc/timer_stats",
-            "/sys/devices/virtual/powercap",
-            "/sys/firmware",
-        ],
+            &[
+                "/proc/acpi",
+                "/proc/asound",
+                "/proc/interrupts",
+                "/proc/kcore",
+                "/proc/keys",
+                "/proc/latency_stats",
+                "/proc/sched_debug",
+                "/proc/scsi",
+                "/proc/timer_list",
+                "/proc/timer_stats",
+                "/sys/devices/virtual/powercap",
+                "/sys/firmware",
+            ][..],
+            &hosts,
+        ]
+        .concat(),
     )
 }
 

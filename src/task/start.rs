@@ -156,6 +156,8 @@ struct Start<'a> {
 struct Prepared {
     mounts: Vec<Mount>,
     identity: rootfs::Identity,
+    /// Where the paths lead that the runtime opens in the image.
+    ends: Arc<rootfs::Ends>,
     /// Where the job's mounts are, by target.
     pinned: BTreeMap<String, PathBuf>,
 }
@@ -203,6 +205,7 @@ impl Start<'_> {
         // From here on the record says that the image is in use.
         drop(hold);
         let spec = self.specification(&image, &prepared, &joined, files)?;
+        rootfs::check(&prepared.ends, &spec).await?;
         let made = Made { spec, mounts: prepared.mounts, network: joined.told, connection, shim };
         let task = self.begin(made, output, &image).await?;
         drop(held);
@@ -300,15 +303,17 @@ impl Start<'_> {
         };
         let user = user(self.config, image);
         let layers = format!("{} {}", containerd.snapshotter(), image.chain_id);
-        let root = rootfs::Root { layers, mounts: mounts.clone(), at: bundle.rootfs() };
+        let cwd = spec::working_directory(&options.process, image.config.config().as_ref())?;
+        let root = rootfs::Root { layers, mounts: mounts.clone(), at: bundle.rootfs(), cwd };
         let groups = options.process.group_add.clone();
-        let (recorded, identity, pinned) = tokio::join!(
+        let (recorded, looked, pinned) = tokio::join!(
             timeline.step("container/record", containerd.create_record(record)),
-            timeline.step("container/user", rootfs::identity(&self.tasks.accounts, root, &user, &groups)),
+            timeline.step("container/user", rootfs::look(&self.tasks.accounts, root, &user, &groups)),
             timeline.step("container/mounts", sources.pin(bundle)),
         );
         recorded?;
-        Ok(Prepared { mounts, identity: identity?, pinned: pinned? })
+        let (identity, ends) = looked?;
+        Ok(Prepared { mounts, identity, ends, pinned: pinned? })
     }
 
     /// Its addresses are in the files by which the task finds names.

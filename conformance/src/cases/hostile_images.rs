@@ -14,12 +14,18 @@ cases!["hostile image":
     a_layer_with_other_bytes_than_its_digest_says_is_refused,
     an_image_for_another_platform_is_said_to_be,
     an_image_without_a_command_needs_one_from_the_job,
-    accounts_that_are_a_pipe_do_not_hang_the_start,
+    account_files_that_are_no_files_are_refused_at_once_whoever_the_user_is,
+    images_that_a_runtime_would_hang_on_keep_nobody_elses_task_waiting,
     accounts_that_are_a_link_are_looked_up_inside,
     mount_points_that_are_links_do_not_lead_outside,
     an_image_of_many_layers_runs,
     an_image_with_neither_accounts_nor_directories_runs,
+    a_working_directory_does_not_lead_into_proc,
+    the_fields_of_an_images_documents_are_read_as_go_reads_them,
 ];
+
+/// A start that waits for nothing, on a machine with other things to do.
+const AT_ONCE: Duration = Duration::from_secs(20);
 
 /// Pushes busybox with a layer, as an image of that name.
 fn push(scene: &Scene, name: &str, fill: impl FnOnce(&mut Tree) -> Result<()>) -> Result<String> {
@@ -65,15 +71,83 @@ async fn an_image_without_a_command_needs_one_from_the_job(scene: &Scene) -> Res
     plugin.shut_down().await
 }
 
-async fn accounts_that_are_a_pipe_do_not_hang_the_start(scene: &Scene) -> Result<()> {
+/// An image with that in place of an account file.
+fn with_account_file(scene: &Scene, kind: &str, file: &str) -> Result<String> {
+    let at = format!("etc/{file}");
+    let name = format!("accounts-{}-{file}", kind.replace(['/', ' '], "-").to_lowercase());
+    push(scene, &name, |tree| {
+        // The base's own goes first.
+        tree.file(&format!("etc/.wh.{file}"), 0o644, b"")?;
+        match kind {
+            "pipe" => tree.pipe(&at),
+            "link to a pipe" => {
+                tree.pipe("pipe")?;
+                tree.link(&at, "../pipe")
+            }
+            // Random numbers: nobody minds that it is opened.
+            "device" => tree.device(&at, 1, 9),
+            "directory" => tree.directory(&at, 0o755, 0),
+            target => tree.link(&at, target),
+        }
+    })
+}
+
+async fn account_files_that_are_no_files_are_refused_at_once_whoever_the_user_is(
+    scene: &Scene,
+) -> Result<()> {
     let mut plugin = scene.plugin().await?;
-    let image = push(scene, "pipe", |tree| tree.pipe("etc/passwd"))?;
-    let mut task = scene.prepare(&plugin, &config! { image = image, command = "true" }).await?;
-    task.config.user = "app".to_owned();
-    let answer = tokio::time::timeout(Duration::from_secs(20), plugin.start_task(task.config.clone())).await;
-    refused(answer.context("the start hangs")?, &["app"])?;
+    for (kind, word) in [
+        ("pipe", "a pipe"),
+        ("link to a pipe", "a pipe"),
+        ("device", "a device"),
+        ("directory", "a directory"),
+        ("/proc/self/fd/1", "/proc/self/fd/1"),
+        ("/dev/zero", "/dev/zero"),
+    ] {
+        for file in ["passwd", "group"] {
+            let image = with_account_file(scene, kind, file)?;
+            for (user, groups) in [("", json!([])), ("1234:5678", json!([])), ("app", json!(["extra"]))] {
+                let config = config! { image = image, command = "true", group_add = groups };
+                let mut task = scene.prepare(&plugin, &config).await?;
+                task.config.user = user.to_owned();
+                let answer = tokio::time::timeout(AT_ONCE, plugin.start_task(task.config.clone())).await;
+                let answer = answer.with_context(|| format!("{kind} as {file} for {user:?} hangs"))?;
+                let status = refused(answer, &[&format!("/etc/{file}"), word])?;
+                ensure!(!is_recoverable(&status)?, "Nomad would try again");
+            }
+        }
+    }
     scene.nothing_left()?;
     scene.still_works(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn images_that_a_runtime_would_hang_on_keep_nobody_elses_task_waiting(scene: &Scene) -> Result<()> {
+    const AT_ONCE: usize = 2;
+    let mut options = scene.options();
+    options["max_concurrent_starts"] = json!(AT_ONCE);
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let hanging = config! { image = with_account_file(scene, "pipe", "group")?, command = "true" };
+    // What a task puts in its own directory, where an image's link leads, and what a job mounts in the image's place.
+    let by_link = config! { image = with_account_file(scene, "/local/pipe", "passwd")?, command = "true" };
+    let mut by_mount = scene.shell("true");
+    by_mount["volumes"] = json!(["local/pipe:/etc/passwd"]);
+    let mut tasks = Vec::new();
+    for config in [&hanging, &by_link, &by_mount, &hanging] {
+        let task = scene.prepare(&plugin, config).await?;
+        nix::unistd::mkfifo(&task.alloc.task_path("local/pipe"), nix::sys::stat::Mode::S_IRWXU)?;
+        tasks.push(task);
+    }
+    let starts = futures::future::join_all(tasks.iter().map(|task| plugin.start_task(task.config.clone())));
+    let sound = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        tokio::time::timeout(self::AT_ONCE, scene.still_works(&plugin)).await.context("a sound task waits")?
+    };
+    let (refusals, sound) = tokio::join!(starts, sound);
+    sound?;
+    for (answer, file) in refusals.into_iter().zip(["group", "passwd", "passwd", "group"]) {
+        refused(answer, &[&format!("/etc/{file}"), "a pipe"])?;
+    }
     plugin.shut_down().await
 }
 
@@ -152,6 +226,66 @@ async fn an_image_with_neither_accounts_nor_directories_runs(scene: &Scene) -> R
     let config = config! { image = scene.image("scratch:v1"), args = ["sh", "-c", script] };
     let task = scene.run(&plugin, &config).await?;
     same!(task.stdout(&plugin).await?, "/\n5\nuid=0 gid=0 groups=0\n");
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_working_directory_does_not_lead_into_proc(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let pushed = |name: &str, directory: &str, link: Option<&str>| {
+        let mut image =
+            scene.world().catalog().with(|tree| link.map_or(Ok(()), |link| tree.link("w", link)))?;
+        image.settings["WorkingDir"] = json!(directory);
+        image.push(scene.world().registry(), name, "v1", Form::Oci)?;
+        anyhow::Ok(scene.image(&format!("{name}:v1")))
+    };
+    for (name, directory, link) in [
+        ("wd-proc", "/proc/self/fd/8", None),
+        ("wd-up", "/bin/../proc/self/fd", None),
+        ("wd-relative", "proc", None),
+        ("wd-link", "/w", Some("/proc/self/fd/8")),
+        ("wd-link-below", "/w/x", Some("proc/1/cwd")),
+    ] {
+        let image = pushed(name, directory, link)?;
+        let task = scene.prepare(&plugin, &config! { image = image, command = "true" }).await?;
+        refused(plugin.start_task(task.config.clone()).await, &["/proc", "work_dir"])?;
+        // The job's word counts before the image's.
+        let config = config! { image = image, command = "pwd", work_dir = "/bin" };
+        let task = scene.run(&plugin, &config).await?;
+        same!(task.stdout(&plugin).await?, "/bin\n");
+        task.destroy(&plugin).await?;
+    }
+    // As docker has it: from the root on.
+    let task =
+        scene.run(&plugin, &config! { image = pushed("wd-short", "a/./b", None)?, command = "pwd" }).await?;
+    same!(task.stdout(&plugin).await?, "/a/b\n");
+    task.destroy(&plugin).await?;
+    let linked = pushed("wd-job", "/", Some("/proc/self/fd/8"))?;
+    let task = scene.prepare(&plugin, &config! { image = linked, command = "pwd", work_dir = "/w" }).await?;
+    refused(plugin.start_task(task.config.clone()).await, &["/w", "/proc/self/fd/8"])?;
+    // A task of an earlier attempt may have put it there.
+    let mut own = scene.shell("pwd");
+    own["work_dir"] = json!("/local/w");
+    let task = scene.prepare(&plugin, &own).await?;
+    std::os::unix::fs::symlink("/proc/self/fd/8", task.alloc.task_path("local/w"))?;
+    refused(plugin.start_task(task.config.clone()).await, &["/local/w", "/proc/self/fd/8"])?;
+    plugin.shut_down().await
+}
+
+async fn the_fields_of_an_images_documents_are_read_as_go_reads_them(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let image = scene.world().catalog().busybox(json!({
+        "user": "app", "env": ["PATH=/bin", "GREETING=small"], "cmd": ["sh", "-c", "exit 9"], "WORKINGDIR": "/app",
+        "User": "root", "uSER": "app", "Labels": {"user": "x"},
+    }))?;
+    image.push(scene.world().registry(), "any-case", "v1", Form::Oci)?;
+    let image = scene.image("any-case:v1");
+    let script = "echo $(id -un) $GREETING $(pwd)";
+    let task = scene.run(&plugin, &config! { image = image, command = "sh", args = ["-c", script] }).await?;
+    same!(task.stdout(&plugin).await?, "app small /app\n");
+    task.destroy(&plugin).await?;
+    let task = scene.run(&plugin, &config! { image = image }).await?;
+    same!(task.wait(&plugin).await?.exit_code, 9);
     task.destroy(&plugin).await?;
     plugin.shut_down().await
 }

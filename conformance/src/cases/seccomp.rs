@@ -16,6 +16,8 @@ cases!["seccomp":
     a_profile_of_the_jobs_own_is_what_holds,
     a_profile_that_can_not_be_one_is_refused_by_its_files_name,
     dockers_words_for_it_do_the_same,
+    the_operator_says_where_the_profiles_of_jobs_lie,
+    a_device_in_a_profiles_place_is_not_opened,
 ];
 
 /// 2 is a filter, 0 none.
@@ -29,7 +31,7 @@ fn with(mut config: Value, option: &str, value: impl Into<Value>) -> Value {
 
 fn file(scene: &Scene, name: &str, text: impl AsRef<[u8]>) -> Result<PathBuf> {
     let path = scene.directory().join(name);
-    std::fs::create_dir_all(scene.directory())?;
+    std::fs::create_dir_all(path.parent().unwrap_or(&scene.directory()))?;
     std::fs::write(&path, text)?;
     Ok(path)
 }
@@ -135,9 +137,10 @@ async fn a_profile_that_can_not_be_one_is_refused_by_its_files_name(scene: &Scen
     let pipe = scene.directory().join("pipe");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU)?;
     for (path, why) in [
-        (scene.directory().join("absent.json"), "No such file"),
-        (pipe, "no regular file"),
-        (scene.directory(), "no regular file"),
+        (scene.directory().join("absent.json"), "there is no"),
+        (pipe, "not a regular file"),
+        (scene.directory(), "not a regular file"),
+        ("/proc/kmsg".into(), "kernel"),
         (at("empty.json", "")?, "JSON"),
         (at("broken.json", "{\"defaultAction\": ")?, "EOF"),
         (at("action.json", &rule(json!({"names": ["read"], "action": "SCMP_ACT_SIGH"})))?, "SCMP_ACT_SIGH"),
@@ -167,5 +170,65 @@ async fn dockers_words_for_it_do_the_same(scene: &Scene) -> Result<()> {
     let twice = with(with(scene.shell("true"), "security_opt", named), "seccomp", true);
     let task = scene.prepare(&plugin, &twice).await?;
     refused(plugin.start_task(task.config.clone()).await, &["seccomp", "security_opt"])?;
+    plugin.shut_down().await
+}
+
+async fn the_operator_says_where_the_profiles_of_jobs_lie(scene: &Scene) -> Result<()> {
+    let outside = file(scene, "outside.json", profile())?;
+    let allowed = file(scene, "profiles/own.json", profile())?;
+    let directory = scene.directory().join("profiles");
+    std::os::unix::fs::symlink("../outside.json", directory.join("link.json"))?;
+    let options = with(scene.options(), "seccomp_profile_dirs", json!([directory.display().to_string()]));
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let config =
+        with(scene.shell("mkdir /tmp/a 2>&1; true"), "seccomp_profile", allowed.display().to_string());
+    let task = scene.run(&plugin, &config).await?;
+    let said = task.stdout(&plugin).await?;
+    ensure!(said.contains("Read-only file system"), "the profile does not hold: {said}");
+    task.destroy(&plugin).await?;
+    // What is there and what is not, what is a file and what is none: nothing is told of it.
+    for by_option in [true, false] {
+        let mut words = std::collections::BTreeSet::new();
+        for path in [&outside.display().to_string(), "/nowhere/x", "/etc", "/dev/null"] {
+            let (option, value) = match by_option {
+                true => ("seccomp_profile", json!(path)),
+                false => ("security_opt", json!([format!("seccomp={path}")])),
+            };
+            let task = scene.prepare(&plugin, &with(scene.shell("true"), option, value)).await?;
+            let status =
+                refused(plugin.start_task(task.config.clone()).await, &[option, "seccomp_profile_dirs"])?;
+            words.insert(status.message().replace(path, "").replace(task.id(), ""));
+        }
+        ensure!(words.len() == 1, "they are told apart: {words:?}");
+    }
+    for path in [directory.join("link.json"), directory.join("../outside.json")] {
+        let config = with(scene.shell("true"), "seccomp_profile", path.display().to_string());
+        let task = scene.prepare(&plugin, &config).await?;
+        refused(plugin.start_task(task.config.clone()).await, &["seccomp_profile", "leads out"])?;
+    }
+    plugin.shut_down().await?;
+    let options = with(scene.options(), "seccomp_profile_dirs", json!([]));
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let task = scene.prepare(&plugin, &config).await?;
+    refused(plugin.start_task(task.config.clone()).await, &["seccomp_profile_dirs"])?;
+    plugin.shut_down().await
+}
+
+async fn a_device_in_a_profiles_place_is_not_opened(scene: &Scene) -> Result<()> {
+    use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    let mut plugin = scene.plugin().await?;
+    // Random numbers: nobody minds that it is opened. A watchdog would reset the machine.
+    let device = file(scene, "device", "")?;
+    std::fs::remove_file(&device)?;
+    mknod(&device, SFlag::S_IFCHR, Mode::S_IRUSR, makedev(1, 9))?;
+    let opens = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+    opens.add_watch(&device, AddWatchFlags::IN_OPEN)?;
+    let path = device.display().to_string();
+    let task = scene.prepare(&plugin, &with(scene.shell("true"), "seccomp_profile", path)).await?;
+    refused(plugin.start_task(task.config.clone()).await, &["seccomp_profile", "not a regular file"])?;
+    ensure!(opens.read_events().is_err(), "the device was opened");
+    drop(std::fs::File::open(&device)?);
+    ensure!(opens.read_events().is_ok(), "an open can't be seen: the case proves nothing");
     plugin.shut_down().await
 }

@@ -1,11 +1,15 @@
 //! What the operator lets jobs ask for in rights, and what tasks get that ask for nothing. The names are those of Nomad's
 //! docker driver; all is allowed by default, as it was under the driver that this one succeeds.
 
+use std::path::{Path, PathBuf};
+
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
-use crate::config::hclspec::default;
-use crate::config::{CapabilityList, ConfigError};
+use crate::config::hclspec::{default, optional};
+use crate::config::{CapabilityList, ConfigError, no_nulls, value};
+
+const PROFILE_DIRS: &str = "seccomp_profile_dirs";
 
 /// The limits of a task's rights.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -15,6 +19,8 @@ pub(crate) struct Gates {
     pub allow_caps: CapabilityList,
     /// Whether a task that does not say so has a seccomp profile.
     pub seccomp: bool,
+    /// Where on the host the seccomp profiles lie that a job may name. None is anywhere.
+    pub seccomp_profile_dirs: Option<Vec<PathBuf>>,
 }
 
 #[derive(Deserialize)]
@@ -22,6 +28,7 @@ pub(super) struct Raw {
     allow_privileged: Option<bool>,
     allow_caps: Option<Vec<Option<String>>>,
     seccomp: Option<bool>,
+    seccomp_profile_dirs: Option<Vec<Option<String>>>,
 }
 
 pub(super) fn schema() -> Vec<(&'static str, Spec)> {
@@ -29,17 +36,81 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
         ("allow_privileged", default("allow_privileged", "bool", "true")),
         ("allow_caps", default("allow_caps", "list(string)", "[\"all\"]")),
         ("seccomp", default("seccomp", "bool", "true")),
+        // No default, so that an empty list is one.
+        (PROFILE_DIRS, optional(PROFILE_DIRS, "list(string)")),
     ]
 }
 
 impl Raw {
     pub(super) fn decode(self) -> Result<Gates, ConfigError> {
-        let Self { allow_privileged, allow_caps, seccomp } = self;
+        let Self { allow_privileged, allow_caps, seccomp, seccomp_profile_dirs } = self;
         let all = || vec![Some("all".to_owned())];
         Ok(Gates {
             allow_privileged: allow_privileged.unwrap_or(true),
             allow_caps: CapabilityList::decode("allow_caps", Some(allow_caps.unwrap_or_else(all)))?,
             seccomp: seccomp.unwrap_or(true),
+            seccomp_profile_dirs: seccomp_profile_dirs.map(directories).transpose()?,
         })
+    }
+}
+
+fn directories(raw: Vec<Option<String>>) -> Result<Vec<PathBuf>, ConfigError> {
+    let directory = |path: String| {
+        if path.starts_with('/') && !path.split('/').any(|part| part == "..") {
+            return Ok(PathBuf::from(path));
+        }
+        Err(value(PROFILE_DIRS, path, "it must be an absolute path without \"..\""))
+    };
+    no_nulls(PROFILE_DIRS, Some(raw))?.into_iter().map(directory).collect()
+}
+
+impl Gates {
+    /// Splits the path of a profile into the directory of the operator's that it lies in and what follows there; none
+    /// where it lies in none of them. Nothing is looked up.
+    pub(crate) fn seccomp_profile(&self, path: &Path) -> Option<(PathBuf, PathBuf)> {
+        let beneath = |directory: &Path| {
+            let rest = path.strip_prefix(directory).ok().filter(|rest| !rest.as_os_str().is_empty())?;
+            Some((directory.to_owned(), rest.to_owned()))
+        };
+        match &self.seccomp_profile_dirs {
+            None => beneath(Path::new("/")),
+            Some(directories) => directories
+                .iter()
+                .filter_map(|directory| beneath(directory))
+                .max_by_key(|(directory, _)| directory.components().count()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gates(directories: &[&str]) -> Gates {
+        let directories = directories.iter().map(PathBuf::from).collect();
+        Gates { seccomp_profile_dirs: Some(directories), ..Gates::default() }
+    }
+
+    #[test]
+    fn a_seccomp_profile_lies_in_a_directory_of_the_operators() {
+        let found = |gates: &Gates, path: &str| {
+            let found = gates.seccomp_profile(Path::new(path));
+            found.map(|(root, rest)| (root.display().to_string(), rest.display().to_string()))
+        };
+        let is = |root: &str, rest: &str| Some((root.to_owned(), rest.to_owned()));
+        assert_eq!(found(&Gates::default(), "/etc/x.json"), is("/", "etc/x.json"));
+        let two = gates(&["/etc/seccomp", "/etc/seccomp/more/"]);
+        assert_eq!(found(&two, "/etc/seccomp/a.json"), is("/etc/seccomp", "a.json"));
+        assert_eq!(found(&two, "/etc/seccomp/more/a"), is("/etc/seccomp/more/", "a"));
+        // Which leads out, as the kernel will say.
+        assert_eq!(found(&two, "/etc/seccomp/../x"), is("/etc/seccomp", "../x"));
+        for path in ["/etc/x.json", "/etc/seccomp", "/etc/seccomp2/x", "/"] {
+            assert_eq!(found(&two, path), None);
+        }
+        assert_eq!(found(&gates(&[]), "/etc/x.json"), None);
+        for wrong in ["etc", "/etc/../x", ""] {
+            let error = directories(vec![Some(wrong.to_owned())]).unwrap_err().to_string();
+            assert!(error.contains("seccomp_profile_dirs"), "{error}");
+        }
     }
 }

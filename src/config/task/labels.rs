@@ -10,6 +10,10 @@ use crate::config::{ConfigError, value};
 
 /// containerd's limit for a key and its value together.
 const LIMIT_BYTES: usize = 4096;
+/// Maximum number of labels, and of their keys and values together: they are listed with those of all other containers,
+/// in messages of 16 MiB at most.
+const COUNT_LIMIT: usize = 512;
+const TOTAL_LIMIT_BYTES: usize = 64 * 1024;
 /// Where labels mean something to containerd or to the driver: a job could keep another's data alive by one, or pass its
 /// container off as another's.
 const RESERVED: [&str; 4] = ["containerd.io/", "containerd-driver/", "nomad/", "com.hashicorp.nomad."];
@@ -29,8 +33,18 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
 
 impl Raw {
     pub(super) fn decode(self) -> Result<Labels, ConfigError> {
-        let labels = self.labels.unwrap_or_default().into_iter();
-        labels.map(checked).collect::<Result<_, _>>().map(Labels)
+        let labels = self.labels.unwrap_or_default();
+        let count = labels.len();
+        if count > COUNT_LIMIT {
+            return Err(value("labels", count.to_string(), format!("there may be {COUNT_LIMIT} at most")));
+        }
+        let labels: BTreeMap<_, _> = labels.into_iter().map(checked).collect::<Result<_, _>>()?;
+        let total: usize = labels.iter().map(|(key, text)| key.len() + text.len()).sum();
+        if total > TOTAL_LIMIT_BYTES {
+            let why = format!("all keys and values together must not be over {TOTAL_LIMIT_BYTES} bytes");
+            return Err(value("labels", format!("{total} bytes"), why));
+        }
+        Ok(Labels(labels))
     }
 }
 
@@ -54,6 +68,8 @@ fn checked((key, text): (String, Option<String>)) -> Result<(String, String), Co
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use serde_json::json;
 
     use crate::config::task::tests::{decode, refusal};
@@ -71,5 +87,13 @@ mod tests {
         refusal("labels", json!({"empty": null}));
         assert!(decode(&json!({"image": "a", "labels": {"k": "x".repeat(4095)}})).is_ok());
         assert!(refusal("labels", json!({"k": "x".repeat(4096)})).contains("4096"));
+        let many = |count: usize, length: usize| {
+            let labels: BTreeMap<_, _> =
+                (0..count).map(|n| (format!("{n:04}"), "x".repeat(length))).collect();
+            json!(labels)
+        };
+        assert!(decode(&json!({"image": "a", "labels": many(512, 124)})).is_ok());
+        assert!(refusal("labels", many(513, 1)).contains("512"));
+        assert!(refusal("labels", many(17, 4000)).contains("65536"));
     }
 }

@@ -147,7 +147,7 @@ impl Security {
             apparmor_profile: _,
             system_paths_unconfined,
         } = self;
-        let Gates { allow_privileged, allow_caps, seccomp: seccomp_by_default } = gates;
+        let Gates { allow_privileged, allow_caps, seccomp: seccomp_by_default, seccomp_profile_dirs } = gates;
         let all = [
             ("privileged", "true", *privileged),
             ("security_opt", "systempaths=unconfined", *system_paths_unconfined),
@@ -171,6 +171,15 @@ impl Security {
             let why = "seccomp is off for this task; set seccomp = true";
             return Err(value(option, path.display().to_string(), why));
         }
+        // Before anything is looked at: what is elsewhere on the host is not told.
+        if let Some(SeccompProfile { option, path }) = seccomp_profile
+            && gates.seccomp_profile(path).is_none()
+        {
+            let shown = path.display().to_string();
+            let directories = seccomp_profile_dirs.as_deref().unwrap_or_default();
+            let needed = format!("a directory above it; it has {directories:?}");
+            return Err(forbidden(option, &shown, "seccomp_profile_dirs", &needed));
+        }
         Ok(())
     }
 }
@@ -184,7 +193,12 @@ mod tests {
     use crate::config::task::tests::{decode, refusal};
 
     fn gates() -> Gates {
-        Gates { allow_privileged: true, allow_caps: list(&["all"]), seccomp: true }
+        Gates {
+            allow_privileged: true,
+            allow_caps: list(&["all"]),
+            seccomp: true,
+            seccomp_profile_dirs: None,
+        }
     }
 
     fn security(options: &Value) -> Result<Security, ConfigError> {
@@ -247,6 +261,7 @@ mod tests {
     fn what_the_operator_does_not_allow_is_refused_by_name() {
         let few = Gates { allow_caps: list(&["chown"]), ..gates() };
         let unprivileged = Gates { allow_privileged: false, ..gates() };
+        let no_profiles = Gates { seccomp_profile_dirs: Some(vec!["/srv".into()]), ..gates() };
         for (options, gates, words) in [
             (json!({"privileged": true}), &unprivileged, ["privileged", "allow_privileged"]),
             (json!({"privileged": true}), &few, ["privileged", "allow_caps"]),
@@ -257,6 +272,12 @@ mod tests {
             ),
             (json!({"cap_add": ["chown", "net_admin"]}), &few, ["CAP_NET_ADMIN", "allow_caps"]),
             (json!({"cap_add": ["all"]}), &few, ["all", "allow_caps"]),
+            (
+                json!({"seccomp_profile": "/etc/shadow"}),
+                &no_profiles,
+                ["seccomp_profile", "seccomp_profile_dirs"],
+            ),
+            (json!({"security_opt": ["seccomp=/x"]}), &no_profiles, ["security_opt", "seccomp_profile_dirs"]),
         ] {
             let error = security(&options).unwrap().permitted_by(gates).unwrap_err().to_string();
             assert!(words.iter().all(|word| error.contains(word)), "{error}");

@@ -1,0 +1,175 @@
+//! The accounts of an image, and who a name stands for among them. Pure.
+//!
+//! Source of the facts: passwd(5), group(5); docker's rules for `user`.
+
+use super::{Identity, RootfsError};
+
+/// The home directory of the dynamic users of Nomad.
+const DYNAMIC_HOME: &str = "/nonexistent";
+
+/// The texts of `/etc/passwd` and `/etc/group`; of a file that is not there, an empty one.
+#[derive(Debug, Default)]
+pub(super) struct Accounts {
+    pub passwd: String,
+    pub group: String,
+}
+
+impl Accounts {
+    /// Returns who `user` is, with `more_groups` beside the groups of the user's own.
+    pub(super) fn identity(&self, user: &str, more_groups: &[String]) -> Result<Identity, RootfsError> {
+        let mut identity = self.user(user)?;
+        for group in more_groups {
+            identity.groups.push(self.gid(group)?);
+        }
+        identity.groups.sort_unstable();
+        identity.groups.dedup();
+        Ok(identity)
+    }
+
+    /// By docker's rules: a number needs no entry, but has its group and home from one; the groups that list the user
+    /// count unless a group is given.
+    fn user(&self, user: &str) -> Result<Identity, RootfsError> {
+        let (user, group) = user.split_once(':').map_or((user, ""), |(user, group)| (user, group));
+        let user = if user.is_empty() { "0" } else { user };
+        let number = number(user);
+        let entry = self.passwd().find(|entry| entry.name == user || Some(entry.uid) == number);
+        let (uid, gid, home) = match (&entry, number) {
+            (Some(entry), _) => (entry.uid, entry.gid, entry.home),
+            (None, Some(uid)) => (uid, 0, "/"),
+            (None, None) => match dynamic(user) {
+                Some(id) => (id, id, DYNAMIC_HOME),
+                None => {
+                    return Err(RootfsError::Unknown {
+                        kind: "user",
+                        name: user.to_owned(),
+                        file: "/etc/passwd",
+                    });
+                }
+            },
+        };
+        let home = if home.is_empty() { "/" } else { home }.to_owned();
+        if !group.is_empty() {
+            let gid = self.gid(group)?;
+            return Ok(Identity { uid, gid, groups: vec![gid], home });
+        }
+        let name = entry.map_or(user, |entry| entry.name);
+        let listing = self.groups().filter(|(_, _, members)| members.split(',').any(|member| member == name));
+        let groups = listing.map(|(_, gid, _)| gid).chain([gid]).collect();
+        Ok(Identity { uid, gid, groups, home })
+    }
+
+    fn gid(&self, group: &str) -> Result<u32, RootfsError> {
+        let named = self.groups().find(|(name, _, _)| *name == group).map(|(_, gid, _)| gid);
+        named.or_else(|| number(group)).ok_or_else(|| RootfsError::Unknown {
+            kind: "group",
+            name: group.to_owned(),
+            file: "/etc/group",
+        })
+    }
+
+    fn passwd(&self) -> impl Iterator<Item = PasswdEntry<'_>> {
+        self.passwd.lines().filter_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?;
+            let uid = fields.nth(1)?.parse().ok()?;
+            let gid = fields.next()?.parse().ok()?;
+            Some(PasswdEntry { name, uid, gid, home: fields.nth(1).unwrap_or_default() })
+        })
+    }
+
+    fn groups(&self) -> impl Iterator<Item = (&str, u32, &str)> {
+        self.group.lines().filter_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?;
+            Some((name, fields.nth(1)?.parse().ok()?, fields.next().unwrap_or_default()))
+        })
+    }
+}
+
+/// Whom Nomad names `nomad-<id>` is in no file: the number is that of the user and of the group.
+fn dynamic(user: &str) -> Option<u32> {
+    number(user.strip_prefix("nomad-")?)
+}
+
+/// An id, within docker's limit for them: the highest one of all is none to the kernel.
+fn number(text: &str) -> Option<u32> {
+    let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then(|| text.parse::<i32>().ok()?.try_into().ok()).flatten()
+}
+
+struct PasswdEntry<'a> {
+    name: &'a str,
+    uid: u32,
+    gid: u32,
+    home: &'a str,
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(in crate::rootfs) fn accounts() -> Accounts {
+        Accounts {
+            passwd:
+                "root:x:0:0:root:/root:/bin/sh\nbroken\napp:x:1000:1000::/home/app:/bin/sh\nbare:x:7:8::\n"
+                    .to_owned(),
+            group: "root:x:0:\nwheel:x:10:root,app\napp:x:1000:app\naudio:x:29:app,bare\n".to_owned(),
+        }
+    }
+
+    fn who(user: &str) -> Identity {
+        accounts().identity(user, &[]).unwrap()
+    }
+
+    fn is(uid: u32, gid: u32, groups: &[u32], home: &str) -> Identity {
+        Identity { uid, gid, groups: groups.to_vec(), home: home.to_owned() }
+    }
+
+    #[test]
+    fn users_and_groups_are_the_images_own() {
+        assert_eq!(who(""), is(0, 0, &[0, 10], "/root"));
+        assert_eq!(who("app"), is(1000, 1000, &[10, 29, 1000], "/home/app"));
+        assert_eq!(who("1000"), who("app"));
+        assert_eq!(who("app:audio"), is(1000, 29, &[29], "/home/app"));
+        assert_eq!(who("app:77"), is(1000, 77, &[77], "/home/app"));
+        assert_eq!(who("4242"), is(4242, 0, &[0], "/"));
+        assert_eq!(who("bare"), is(7, 8, &[8, 29], "/"));
+    }
+
+    #[test]
+    fn a_dynamic_user_of_nomads_needs_no_entry() {
+        assert_eq!(who("nomad-80000"), is(80000, 80000, &[80000], "/nonexistent"));
+        for wrong in ["nomad-", "nomad-x", "nomad-+1", "nomad-4294967296", "nomad-4294967295"] {
+            assert!(accounts().identity(wrong, &[]).unwrap_err().to_string().contains(wrong));
+        }
+    }
+
+    #[test]
+    fn a_number_is_an_id_that_there_can_be() {
+        assert_eq!(who("2147483647:0").uid, 2_147_483_647);
+        for wrong in ["2147483648", "4294967295", "+5", "-1", "5:4294967295", "5:+7"] {
+            let named = wrong.rsplit(':').next().unwrap();
+            let error = accounts().identity(wrong, &[]).unwrap_err().to_string();
+            assert!(error.contains(&format!("{named:?}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn more_groups_are_the_images_or_numbers() {
+        let with = |user: &str, groups: &[&str]| {
+            let groups: Vec<_> = groups.iter().map(|group| (*group).to_owned()).collect();
+            accounts().identity(user, &groups).map(|identity| identity.groups)
+        };
+        assert_eq!(with("app", &["wheel", "77"]).unwrap(), [10, 29, 77, 1000]);
+        assert_eq!(with("app:audio", &["wheel"]).unwrap(), [10, 29]);
+        assert!(with("app", &["ghosts"]).unwrap_err().to_string().contains("group \"ghosts\""));
+    }
+
+    #[test]
+    fn a_name_that_is_not_there_is_said() {
+        let error = accounts().identity("ghost", &[]).unwrap_err().to_string();
+        assert!(error.contains("user \"ghost\"") && error.contains("/etc/passwd"), "{error}");
+        let error = accounts().identity("app:ghosts", &[]).unwrap_err().to_string();
+        assert!(error.contains("group \"ghosts\"") && error.contains("/etc/group"), "{error}");
+    }
+}

@@ -1,0 +1,173 @@
+//! Mounts an image to be looked into: read-only, and so that nothing in it is a device or a program. Mounts in the
+//! calling thread's namespace, which has to be its own.
+//!
+//! Source of the facts: containerd `mount/mount_linux.go` @ v1.6.20 (the words that are flags), mount(2).
+
+use std::path::Path;
+
+use containerd_client::types::Mount;
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+/// The kernel takes no longer options for a mount.
+const OPTIONS_LIMIT_BYTES: usize = 4095;
+const LOOK_ONLY: MsFlags =
+    MsFlags::MS_RDONLY.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOSUID).union(MsFlags::MS_NOEXEC);
+/// The words of an option list that mount(2) takes as flags, not as a text. Ours take their place.
+const FLAGS: [&str; 26] = [
+    "async",
+    "atime",
+    "bind",
+    "defaults",
+    "dev",
+    "diratime",
+    "dirsync",
+    "exec",
+    "mand",
+    "noatime",
+    "nodev",
+    "nodiratime",
+    "noexec",
+    "nomand",
+    "norelatime",
+    "nostrictatime",
+    "nosuid",
+    "rbind",
+    "relatime",
+    "remount",
+    "ro",
+    "rw",
+    "strictatime",
+    "suid",
+    "sync",
+    "",
+];
+/// What of an overlay's options is about the writable directory, which is left out.
+const OF_THE_UPPER: [&str; 5] = ["upperdir=", "workdir=", "lowerdir=", "index=", "volatile"];
+
+/// Why an image can't be mounted to be looked into.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MountError {
+    #[error(
+        "its snapshotter mounts it by a loop device ({0}), which this driver can't look into; set the option snapshotter \
+         to another one"
+    )]
+    Loop(String),
+    #[error(transparent)]
+    Kernel(#[from] Errno),
+}
+
+/// Mounts all layers at `at`, one over the other.
+///
+/// # Errors
+/// Leaves it to the namespace to take away what was mounted before.
+pub(super) fn mount_all(layers: &[Mount], at: &Path) -> Result<(), MountError> {
+    layers.iter().try_for_each(|layer| mount_one(layer, at))
+}
+
+/// Unmounts what [`mount_all`] has mounted. A device that stays mounted read-only can't be mounted by the shim to be
+/// written to, and a namespace goes some time after its last thread.
+///
+/// # Errors
+/// When something in it is still held open.
+pub(super) fn unmount_all(layers: &[Mount], at: &Path) -> Result<(), Errno> {
+    layers.iter().try_for_each(|_| umount2(at, MntFlags::UMOUNT_NOFOLLOW))
+}
+
+/// Of an overlay only the lower directories are taken: nothing has been written to the upper one yet, and two mounts may
+/// not share it.
+fn mount_one(layer: &Mount, at: &Path) -> Result<(), MountError> {
+    let lower = layer.options.iter().find_map(|option| option.strip_prefix("lowerdir="));
+    match (layer.r#type.as_str(), lower) {
+        ("overlay", Some(lower)) if lower.contains(':') => {
+            let (directory, options) = overlay_options(lower, &layer.options);
+            std::env::set_current_dir(directory)
+                .map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
+            Ok(mount(Some("overlay"), at, Some("overlay"), LOOK_ONLY, Some(options.as_str()))?)
+        }
+        ("overlay", Some(only)) => Ok(bind(only, at)?),
+        ("bind", _) => Ok(bind(&layer.source, at)?),
+        (kind, _) => {
+            if layer.options.iter().any(|option| option == "loop") {
+                return Err(MountError::Loop(kind.to_owned()));
+            }
+            let data = data(&layer.options);
+            let data = (!data.is_empty()).then_some(data.as_str());
+            Ok(mount(Some(layer.source.as_str()), at, Some(kind), LOOK_ONLY, data)?)
+        }
+    }
+}
+
+/// Flags of a bind count from its second mount on.
+fn bind(source: &str, at: &Path) -> Result<(), Errno> {
+    let nothing: Option<&str> = None;
+    mount(Some(source), at, nothing, MsFlags::MS_BIND, nothing)?;
+    mount(nothing, at, nothing, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | LOOK_ONLY, nothing)
+}
+
+/// What the file system itself is told, such as `nouuid` of xfs.
+fn data(options: &[String]) -> String {
+    let words = options.iter().map(String::as_str);
+    words.filter(|word| !FLAGS.contains(word) && !word.starts_with("X-")).collect::<Vec<_>>().join(",")
+}
+
+/// The directory to be in, and the options of an overlay of its lower directories alone. The options for many of them
+/// fit only when they are named from the directory that they have in common. A thread with a mount namespace of its own
+/// has a working directory of its own.
+fn overlay_options<'a>(lower: &'a str, options: &[String]) -> (&'a str, String) {
+    let is_uppers = |option: &&str| OF_THE_UPPER.iter().any(|beginning| option.starts_with(beginning));
+    let others = data(options);
+    let others: String = others
+        .split(',')
+        .filter(|option| !option.is_empty() && !is_uppers(option))
+        .map(|o| format!(",{o}"))
+        .collect();
+    if "lowerdir=".len() + lower.len() + others.len() <= OPTIONS_LIMIT_BYTES {
+        return ("/", format!("lowerdir={lower}{others}"));
+    }
+    let first = lower.split(':').next().unwrap_or_default();
+    let common = lower.split(':').fold(first.len(), |length, path| {
+        first.bytes().zip(path.bytes()).take(length).take_while(|(a, b)| a == b).count()
+    });
+    let end = first[..common].rfind('/').map_or(0, |slash| slash + 1);
+    let relative: Vec<_> = lower.split(':').map(|path| &path[end..]).collect();
+    (&first[..end], format!("lowerdir={}{others}", relative.join(":")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<String> {
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn many_lower_directories_are_named_from_what_they_share() {
+        assert_eq!(overlay_options("/a/1/fs:/a/2/fs", &[]), ("/", "lowerdir=/a/1/fs:/a/2/fs".to_owned()));
+        let many: Vec<_> = (100..300).map(|n| format!("/var/lib/containerd/snapshots/{n}/fs")).collect();
+        let many = many.join(":");
+        let (directory, options) = overlay_options(&many, &[]);
+        assert_eq!(directory, "/var/lib/containerd/snapshots/");
+        assert!(options.starts_with("lowerdir=100/fs:101/fs:") && options.len() <= OPTIONS_LIMIT_BYTES);
+    }
+
+    #[test]
+    fn what_a_file_system_has_to_be_told_is_kept() {
+        assert_eq!(data(&words("ro nouuid rbind X-containerd.x=1 discard")), "nouuid,discard");
+        let options = words("index=off workdir=/w upperdir=/u lowerdir=/a:/b userxattr");
+        assert_eq!(overlay_options("/a:/b", &options).1, "lowerdir=/a:/b,userxattr");
+    }
+
+    #[test]
+    fn an_image_on_a_loop_device_is_said_to_be() {
+        let layer = Mount {
+            r#type: "ext4".to_owned(),
+            source: "/x".to_owned(),
+            options: words("loop rw"),
+            ..Mount::default()
+        };
+        let error = mount_one(&layer, Path::new("/nowhere")).unwrap_err();
+        assert!(error.to_string().contains("snapshotter"), "{error}");
+    }
+}

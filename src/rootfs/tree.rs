@@ -1,0 +1,120 @@
+//! Looks at the files of one directory tree without following a link and without opening what is no file: a pipe would
+//! be waited for, and a device may do something once it is opened.
+//!
+//! Source of the facts: openat2(2), inode(7).
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
+use nix::libc;
+use nix::sys::stat::{Mode, fstat};
+
+use super::walk::Kind;
+
+/// A directory of the host, held open.
+pub(super) struct Tree(OwnedFd);
+
+impl Tree {
+    /// Opens what lies at `path`, whose own links are followed: it is named by the driver, not by an image or a task.
+    ///
+    /// # Errors
+    /// When nothing is there.
+    pub(super) fn open(path: &Path) -> Result<Self, Errno> {
+        openat(AT_FDCWD, path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map(Self)
+    }
+
+    /// What is at `path` in the tree; of an empty path, the tree's root.
+    ///
+    /// # Errors
+    /// What the kernel says, except that nothing is there.
+    pub(super) fn kind(&self, path: &str) -> Result<Kind, Errno> {
+        match self.place(path) {
+            Ok(place) => kind_of(&place),
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ENAMETOOLONG) => Ok(Kind::Nothing),
+            // A link on the way: the caller goes part by part, and one that was not there before leads nowhere now.
+            Err(Errno::ELOOP) => Ok(Kind::Nothing),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The bytes of a regular file; of more than `limit_bytes`, one more than that.
+    ///
+    /// # Errors
+    /// What the kernel says; or it is no regular file.
+    pub(super) fn read(&self, path: &str, limit_bytes: u64) -> io::Result<Vec<u8>> {
+        let place = self.place(path)?;
+        if kind_of(&place)? != Kind::File {
+            return Err(io::Error::other("it is not a regular file"));
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let of_place = format!("/proc/self/fd/{}", place.as_raw_fd());
+        let file = File::from(openat(AT_FDCWD, of_place.as_str(), flags, Mode::empty())?);
+        let mut bytes = Vec::new();
+        file.take(limit_bytes + 1).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn place(&self, path: &str) -> Result<OwnedFd, Errno> {
+        let path = path.trim_start_matches('/');
+        if path.is_empty() {
+            return self
+                .0
+                .try_clone()
+                .map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw));
+        }
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS);
+        openat2(self.0.as_fd(), path, how)
+    }
+}
+
+fn kind_of(place: &OwnedFd) -> Result<Kind, Errno> {
+    Ok(match fstat(place)?.st_mode & libc::S_IFMT {
+        libc::S_IFREG => Kind::File,
+        libc::S_IFDIR => Kind::Directory,
+        libc::S_IFLNK => Kind::Link(readlinkat(place, "")?.to_string_lossy().into_owned()),
+        libc::S_IFIFO => Kind::Other("a pipe"),
+        libc::S_IFSOCK => Kind::Other("a socket"),
+        libc::S_IFCHR | libc::S_IFBLK => Kind::Other("a device"),
+        _ => Kind::Other("of no known kind"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_file_is_told_and_not_opened() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        nix::unistd::mkfifo(&at("pipe"), Mode::S_IRWXU).unwrap();
+        std::fs::create_dir(at("directory")).unwrap();
+        std::fs::write(at("file"), "12345").unwrap();
+        symlink("/dev/null", at("link")).unwrap();
+        let tree = Tree::open(directory.path()).unwrap();
+        for (path, kind) in [
+            ("pipe", Kind::Other("a pipe")),
+            ("/directory", Kind::Directory),
+            ("", Kind::Directory),
+            ("file", Kind::File),
+            ("link", Kind::Link("/dev/null".to_owned())),
+            ("none", Kind::Nothing),
+            ("file/x", Kind::Nothing),
+        ] {
+            assert_eq!(tree.kind(path).unwrap(), kind, "{path}");
+        }
+        assert_eq!(tree.read("file", 3).unwrap(), b"1234");
+        for path in ["pipe", "directory", "link", "none"] {
+            assert!(tree.read(path, 3).is_err(), "{path}");
+        }
+        assert_eq!(Tree::open(Path::new("/dev/null")).unwrap().kind("").unwrap(), Kind::Other("a device"));
+    }
+}
