@@ -12,8 +12,8 @@ use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
+use std::time::SystemTime;
 
-use chrono::{SecondsFormat, Utc};
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
@@ -102,7 +102,8 @@ fn line(level: Level, pairs: Pairs) -> String {
     object.insert("@level".to_owned(), level.into());
     object.insert("@message".to_owned(), pairs.message.into());
     object.insert("@module".to_owned(), "containerd-driver".into());
-    object.insert("@timestamp".to_owned(), Utc::now().to_rfc3339_opts(SecondsFormat::Micros, true).into());
+    let now = humantime::format_rfc3339_micros(SystemTime::now());
+    object.insert("@timestamp".to_owned(), now.to_string().into());
     let mut text = Value::Object(object).to_string();
     text.push('\n');
     text

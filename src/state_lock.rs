@@ -13,7 +13,6 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use chrono::{DateTime, SecondsFormat, Utc};
 use nix::errno::Errno;
 use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
 use serde::{Deserialize, Serialize};
@@ -51,10 +50,14 @@ pub(crate) enum StateLockError {
     Io { doing: &'static str, path: PathBuf, source: io::Error },
 }
 
+/// The last second of the year 9999.
+const LATEST_S: u64 = 253_402_300_799;
+
 fn named(holder: Option<&Holder>) -> String {
     let Some(Holder { pid, started_at }) = holder else { return "another plugin".to_owned() };
-    let started = DateTime::<Utc>::from(SystemTime::UNIX_EPOCH + Duration::from_secs(*started_at));
-    format!("another plugin (pid {pid}, started {})", started.to_rfc3339_opts(SecondsFormat::Secs, true))
+    // What is no time of this era can't be written.
+    let started = SystemTime::UNIX_EPOCH + Duration::from_secs((*started_at).min(LATEST_S));
+    format!("another plugin (pid {pid}, started {})", humantime::format_rfc3339_seconds(started))
 }
 
 impl StateLockError {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 
+use super::images::Wait;
 use crate::os_error::tells_transient;
 
 /// Callers that share one pull share its error, hence `Clone`.
@@ -30,6 +31,9 @@ pub(crate) enum Error {
     /// The daemon says no, and would again.
     #[error("{doing}: {reason}")]
     Refused { doing: String, reason: String },
+    /// The daemon failed at it: a full disk, too many open files, an I/O error. Another try may do better.
+    #[error("{doing}: {reason}")]
+    Troubled { doing: String, reason: String },
     /// The job has to name its image properly.
     #[error("{input:?} is not an image name: {why}")]
     BadReference { input: String, why: &'static str },
@@ -43,19 +47,23 @@ pub(crate) enum Error {
 pub(crate) enum Problem {
     #[error("not in the registry: {reason}")]
     NotInRegistry { reason: String },
+    /// With the job's own `auth` (`own`) it stays denied; any other credentials may be better ones at the next try.
     #[error("the registry denies it: {reason}")]
-    Denied { reason: String },
+    Denied { reason: String, own: bool },
     /// No answer, or one that is of no use.
     #[error("registry: {reason}")]
-    Registry { reason: String, transient: bool },
-    /// Not what its digest, size or manifest promises, or not readable at all.
+    Registry { reason: String, retry: Retry },
+    /// What came is not what its digest or size promises: damaged on the way, or in a cache on the way.
+    #[error("damaged on the way: {reason}")]
+    Damaged { reason: String },
+    /// The image itself can't be read, or contradicts itself.
     #[error("corrupt: {reason}")]
     Corrupt { reason: String },
     /// It is well, but not for this host or this driver.
     #[error("unsupported: {reason}")]
     Unsupported { reason: String },
-    #[error("not done within {} (image_pull_timeout)", humantime::format_duration(*after))]
-    Deadline { after: Duration },
+    #[error("not done within {} (image_pull_timeout){}", humantime::format_duration(*after), waiting(waits))]
+    Deadline { after: Duration, waits: Vec<Wait> },
     /// One that is to be loaded.
     #[error("the archive: {reason}")]
     Archive { reason: String },
@@ -68,10 +76,21 @@ pub(crate) enum Problem {
     NotHere,
     /// What the registry would be asked with can't be had.
     #[error("there are no credentials to be had: {reason}")]
-    Credentials { reason: String, transient: bool },
+    Credentials { reason: String, retry: Retry },
     /// Each of several hosts that are asked for it fails in its own way.
     #[error("no host gives it: {}", told(failures))]
     Hosts { failures: Vec<(String, Problem)> },
+}
+
+/// When another try may succeed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Retry {
+    /// In a moment: the pull itself tries again.
+    Soon,
+    /// Not in a moment, but without a change to this node or the job: Nomad may start the task again.
+    Later,
+    /// Not before somebody has changed something on this node.
+    Never,
 }
 
 impl Problem {
@@ -83,25 +102,67 @@ impl Problem {
         Self::Unsupported { reason: reason.into() }
     }
 
+    pub(super) fn damaged(reason: impl Into<String>) -> Self {
+        Self::Damaged { reason: reason.into() }
+    }
+
+    /// A connection or an answer that is likely to be better in a moment.
     pub(super) fn broken(reason: impl Into<String>) -> Self {
-        Self::Registry { reason: reason.into(), transient: true }
+        Self::Registry { reason: reason.into(), retry: Retry::Soon }
     }
 
+    /// An answer of the registry's that asking again at once would not change.
+    pub(super) fn unfit(reason: impl Into<String>) -> Self {
+        Self::Registry { reason: reason.into(), retry: Retry::Later }
+    }
+
+    /// A setting of this node that is wrong.
     pub(super) fn useless(reason: impl Into<String>) -> Self {
-        Self::Registry { reason: reason.into(), transient: false }
+        Self::Registry { reason: reason.into(), retry: Retry::Never }
     }
 
-    pub(super) fn is_transient(&self) -> bool {
+    /// What is said of bytes that a registry sent: that they don't fit is not the image's fault.
+    pub(super) fn on_the_way(self) -> Self {
         match self {
-            Self::Registry { transient, .. } | Self::Credentials { transient, .. } => *transient,
-            Self::Deadline { .. } | Self::StandsStill { .. } => true,
-            Self::Hosts { failures } => failures.iter().any(|(_, problem)| problem.is_transient()),
+            Self::Corrupt { reason } => Self::Damaged { reason },
+            other => other,
+        }
+    }
+
+    /// When another try may succeed; the table in docs/troubleshooting.md says the same.
+    fn retry(&self) -> Retry {
+        match self {
+            Self::Registry { retry, .. } | Self::Credentials { retry, .. } => *retry,
+            Self::Deadline { .. } | Self::StandsStill { .. } => Retry::Soon,
+            Self::Damaged { .. } | Self::Denied { own: false, .. } => Retry::Later,
+            Self::Hosts { failures } => {
+                let of = |retry| failures.iter().any(|(_, problem)| problem.retry() == retry);
+                [Retry::Soon, Retry::Later].into_iter().find(|retry| of(*retry)).unwrap_or(Retry::Never)
+            }
             Self::NotInRegistry { .. }
-            | Self::Denied { .. }
+            | Self::Denied { own: true, .. }
             | Self::Archive { .. }
             | Self::NotHere
             | Self::Corrupt { .. }
-            | Self::Unsupported { .. } => false,
+            | Self::Unsupported { .. } => Retry::Never,
+        }
+    }
+
+    /// Whether the pull itself tries again.
+    pub(super) fn is_retryable(&self) -> bool {
+        self.retry() == Retry::Soon
+    }
+
+    /// Whether Nomad may start the task again.
+    pub(super) fn is_transient(&self) -> bool {
+        self.retry() != Retry::Never
+    }
+
+    pub(super) fn is_damaged(&self) -> bool {
+        match self {
+            Self::Damaged { .. } => true,
+            Self::Hosts { failures } => failures.iter().any(|(_, problem)| problem.is_damaged()),
+            _ => false,
         }
     }
 
@@ -115,6 +176,17 @@ impl Problem {
 
     pub(super) fn during(self, doing: impl Into<String>) -> Error {
         Error::Image { doing: doing.into(), problem: self }
+    }
+}
+
+/// What it waited for when its time was over.
+fn waiting(waits: &[Wait]) -> String {
+    match waits {
+        [] => String::new(),
+        waits => {
+            let waits: Vec<_> = waits.iter().map(Wait::to_string).collect();
+            format!("; it was waiting for {}", waits.join(", and for "))
+        }
     }
 }
 
@@ -136,15 +208,24 @@ impl Error {
             Code::Unavailable => Self::Unreachable { doing, socket: socket.to_owned(), reason },
             Code::NotFound => Self::NotFound { doing, reason },
             Code::AlreadyExists => Self::AlreadyExists { doing, reason },
-            code if reason.is_empty() => Self::Refused { doing, reason: code.description().to_owned() },
-            _ => Self::Refused { doing, reason },
+            code => {
+                let reason = if reason.is_empty() { code.description().to_owned() } else { reason };
+                if is_trouble(code) {
+                    Self::Troubled { doing, reason }
+                } else {
+                    Self::Refused { doing, reason }
+                }
+            }
         }
     }
 
     /// Whether the same call may succeed later with nothing changed on this host or in the job.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::TimedOut { .. } | Self::Locked { .. } => true,
+            Self::Unreachable { .. }
+            | Self::TimedOut { .. }
+            | Self::Locked { .. }
+            | Self::Troubled { .. } => true,
             Self::Image { problem, .. } => problem.is_transient(),
             Self::Refused { reason, .. } => tells_transient(reason),
             Self::NotFound { .. } | Self::AlreadyExists { .. } | Self::BadReference { .. } => false,
@@ -153,11 +234,12 @@ impl Error {
 
     /// Whether the registry, or the way to it, may serve a moment later.
     pub(super) fn is_registrys_for_now(&self) -> bool {
-        matches!(self, Self::Image { problem, .. } if problem.is_transient())
+        matches!(self, Self::Image { problem, .. } if problem.is_retryable())
     }
 
-    pub(super) fn is_corrupt(&self) -> bool {
-        matches!(self, Self::Image { problem: Problem::Corrupt { .. }, .. })
+    /// Whether what came from the registry was not what was promised.
+    pub(super) fn is_damaged(&self) -> bool {
+        matches!(self, Self::Image { problem, .. } if problem.is_damaged())
     }
 
     /// Whether it might go better without credentials.
@@ -182,11 +264,27 @@ impl Error {
             | Self::AlreadyExists { doing, .. }
             | Self::Locked { doing, .. }
             | Self::Refused { doing, .. }
+            | Self::Troubled { doing, .. }
             | Self::Image { doing, .. } => *doing = format!("{larger}: {doing}"),
             Self::BadReference { .. } => {}
         }
         self
     }
+}
+
+/// The codes of the daemon's that are about itself and its host rather than about what it was asked for. It has no code of its
+/// own for what the kernel refuses it, such as a full disk.
+fn is_trouble(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unknown
+            | Code::Internal
+            | Code::Aborted
+            | Code::Cancelled
+            | Code::DeadlineExceeded
+            | Code::ResourceExhausted
+            | Code::DataLoss
+    )
 }
 
 /// The end of a chain of errors is what happened; the links say `transport error`.
@@ -213,11 +311,58 @@ mod tests {
         let locked = answered(&Status::new(Code::Unavailable, "ref layer-1 locked for 2s: unavailable"));
         assert!(matches!(&locked, Error::Locked { .. }) && locked.is_transient());
         assert!(!answered(&Status::failed_precondition("parent")).is_transient());
+        let full = answered(&Status::unknown("write /a: no space left on device"));
+        assert!(matches!(&full, Error::Troubled { .. }) && full.is_transient());
     }
 
     #[test]
     fn a_text_names_what_was_done_to_what() {
         let error = answered(&Status::not_found("snapshot a does not exist: not found")).context("pull b");
         assert_eq!(error.to_string(), "pull b: stat snapshot a: snapshot a does not exist: not found");
+    }
+
+    #[test]
+    fn problems_are_classed_as_the_table_says() {
+        let reason = String::new;
+        let denied = |own| Problem::Denied { reason: reason(), own };
+        let registry = |retry| Problem::Registry { reason: reason(), retry };
+        let hosts = |problem| Problem::Hosts {
+            failures: vec![
+                ("a".to_owned(), Problem::NotInRegistry { reason: reason() }),
+                ("b".to_owned(), problem),
+            ],
+        };
+        for (problem, in_the_pull, by_nomad) in [
+            (registry(Retry::Soon), true, true),
+            (registry(Retry::Later), false, true),
+            (registry(Retry::Never), false, false),
+            (denied(false), false, true),
+            (denied(true), false, false),
+            (Problem::damaged(""), false, true),
+            (Problem::corrupt(""), false, false),
+            (Problem::unsupported(""), false, false),
+            (Problem::NotInRegistry { reason: reason() }, false, false),
+            (hosts(registry(Retry::Soon)), true, true),
+            (hosts(denied(false)), false, true),
+            (hosts(denied(true)), false, false),
+        ] {
+            assert_eq!(
+                (problem.is_retryable(), problem.is_transient()),
+                (in_the_pull, by_nomad),
+                "{problem:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_deadline_says_what_was_waited_for() {
+        let after = Duration::from_secs(300);
+        let text = |waits| Problem::Deadline { after, waits }.to_string();
+        assert_eq!(text(Vec::new()), "not done within 5m (image_pull_timeout)");
+        let waits = text(vec![Wait::LayerPermit { at_once: 6 }, Wait::SameLayer]);
+        assert!(
+            waits.contains("max_parallel_layers = 6") && waits.contains(", and for the same layer"),
+            "{waits}"
+        );
     }
 }

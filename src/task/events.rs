@@ -68,7 +68,7 @@ pub(super) struct Teller {
 impl Teller {
     pub(super) fn pull(&self, image: &str, event: PullEvent) {
         let (message, counts) = match event {
-            PullEvent::Queued => (format!("Waiting for other pulls before image {image}"), None),
+            PullEvent::Waiting { on } => (format!("Waiting for {on} before image {image}"), None),
             PullEvent::Started => (format!("Pulling image {image}"), None),
             PullEvent::Progress { counts } => (
                 format!(

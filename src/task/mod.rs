@@ -150,11 +150,11 @@ fn default_network(bridge: &Bridge, state_dir: &Path) -> DefaultNetwork {
 }
 
 fn keyring(auth: &Auth) -> Keyring {
-    let Auth { inline, config, helper } = auth.clone();
+    let Auth { inline, config, helper, helper_env } = auth.clone();
     let inline = inline.map(|Inline { username, password, server_address }| {
         (server_address, Credentials { username, password })
     });
-    Keyring { inline, config, helper }
+    Keyring { inline, config, helper, helper_env }
 }
 
 /// How a task ended.

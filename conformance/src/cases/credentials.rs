@@ -2,21 +2,27 @@
 //! and that a password stands nowhere but where it is needed.
 
 use anyhow::{Context, Result, ensure};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
-use super::{cases, refused, same};
+use super::{cases, is_recoverable, refused, same, until};
 use crate::config;
 use crate::fixture::locked::{self, PAIR, PASSWORD, USER};
-use crate::fixture::{Form, Registry};
+use crate::fixture::{Form, Gate, Registry, Reply, Seen};
 use crate::host::Plugin;
 use crate::scene::Scene;
-use crate::task::Task;
+use crate::task::{LIMIT, Task};
 
 cases!["credentials":
     a_job_brings_its_own,
     the_operators_are_for_one_registry,
     a_file_of_dockers_is_read,
     a_helper_is_asked_and_gets_nothing_of_the_agents,
+    the_login_that_names_most_of_a_repository_is_used,
+    a_helper_gets_the_variables_that_the_operator_lists,
+    a_helper_of_a_pull_that_is_called_off_leaves_no_process,
+    a_denial_is_worth_another_try_unless_it_is_the_jobs_own_login,
     wrong_ones_are_said_with_their_user_and_nothing_is_fallen_back_to,
     a_job_may_go_on_without,
     a_password_is_nowhere_to_be_found,
@@ -147,6 +153,101 @@ async fn a_helper_is_asked_and_gets_nothing_of_the_agents(scene: &Scene) -> Resu
         locked.is_refused(scene, &plugin, &locked.job(json!(null)), words).await?;
     }
     plugin.shut_down().await
+}
+
+/// A registry of teams, each with a login of its own, as podman writes them into one file.
+async fn the_login_that_names_most_of_a_repository_is_used(scene: &Scene) -> Result<()> {
+    const TEAMS: usize = 6;
+    let pair = |team: &str| BASE64_STANDARD.encode(format!("{team}:{PASSWORD}"));
+    let wants = move |seen: &Seen| {
+        let team = seen.target.split('/').nth(2).unwrap_or_default();
+        match seen.header("authorization") {
+            Some(told) if told == format!("Basic {}", pair(team)) => Reply::Pass,
+            _ => {
+                let challenge = ("WWW-Authenticate", "Basic realm=\"teams\"".to_owned());
+                Reply::Say(401, vec![challenge], String::new())
+            }
+        }
+    };
+    let registry = scene.world().registry();
+    let teams = Gate::before(registry.address(), wants).await?;
+    let address = teams.address();
+    std::fs::create_dir_all(scene.directory())?;
+    let file = scene.directory().join("config.json");
+    let names = || (0..TEAMS).map(|number| format!("team-{number}"));
+    let mut auths: serde_json::Map<_, _> =
+        names().map(|team| (format!("{address}/{team}"), json!({"auth": pair(&team)}))).collect();
+    // It would do for the registry as a whole, if nothing else were said.
+    auths.insert(address.clone(), json!({"auth": pair("nobody")}));
+    // It is no part of any repository's name.
+    auths.insert(format!("{address}/team"), json!({"auth": pair("team")}));
+    std::fs::write(&file, json!({"auths": auths}).to_string())?;
+    let mut plugin = configured(scene, json!({"config": file})).await?;
+    for team in names() {
+        let image = scene.world().catalog().with(|tree| tree.file(&team, 0o644, b""))?;
+        image.push(registry, &format!("{team}/app"), "v1", Form::Oci)?;
+        let mut job = scene.shell("exit 3");
+        job["image"] = json!(format!("{address}/{team}/app:v1"));
+        let task = scene.run(&plugin, &job).await.with_context(|| format!("as {team}"))?;
+        same!(task.wait(&plugin).await?.exit_code, 3);
+        task.destroy(&plugin).await?;
+    }
+    let log = plugin.log().all().join("\n");
+    ensure!(!log.contains(PASSWORD), "a password is in the log");
+    plugin.shut_down().await
+}
+
+async fn a_helper_gets_the_variables_that_the_operator_lists(scene: &Scene) -> Result<()> {
+    let locked = Locked::new(scene)?;
+    let bin = scene.directory().join("bin");
+    let asked = scene.directory().join("asked");
+    let noting =
+        format!("env > {}; echo '{{\"Username\":\"{USER}\",\"Secret\":\"{PASSWORD}\"}}'", asked.display());
+    locked::helper(&bin, "noting", &noting)?;
+    let mut options = scene.options();
+    options["auth"] = json!({"helper": "noting", "helper_env": ["AWS_PROFILE", "NOT_SET"]});
+    let mut launch = scene.launch();
+    launch.look_first_in(bin);
+    launch.environment.push(("AWS_PROFILE".into(), "ours".into()));
+    launch.environment.push(("AWS_SECRET".into(), "s.3cret".into()));
+    let mut plugin = scene.plugin_as(&launch, &options).await?;
+    locked.works(scene, &plugin, json!(null)).await?;
+    let said = std::fs::read_to_string(&asked).context("it was not asked")?;
+    ensure!(said.contains("AWS_PROFILE=ours\n"), "it has not what it needs: {said}");
+    ensure!(!said.contains("3cret") && !said.contains("NOT_SET"), "it has more than that: {said}");
+    plugin.shut_down().await
+}
+
+async fn a_helper_of_a_pull_that_is_called_off_leaves_no_process(scene: &Scene) -> Result<()> {
+    let locked = Locked::new(scene)?;
+    let pids = scene.directory().join("pids");
+    let hanging = format!("sleep 300 & echo $! > {0}.new; mv {0}.new {0}; sleep 300", pids.display());
+    locked::helper(&scene.directory().join("bin"), "hanging", &hanging)?;
+    let mut plugin = configured(scene, json!({"helper": "hanging"})).await?;
+    let mut job = locked.job(json!(null));
+    job["image_pull_timeout"] = json!("3s");
+    locked.is_refused(scene, &plugin, &job, &["image_pull_timeout"]).await?;
+    let pid = std::fs::read_to_string(&pids).context("it was not asked")?;
+    let process = std::path::PathBuf::from(format!("/proc/{}", pid.trim()));
+    until(LIMIT, "what the helper has started is gone", || !process.exists()).await?;
+    plugin.shut_down().await
+}
+
+async fn a_denial_is_worth_another_try_unless_it_is_the_jobs_own_login(scene: &Scene) -> Result<()> {
+    let locked = Locked::new(scene)?;
+    let address = locked.registry.address();
+    let wrong = json!({"username": USER, "password": "wrong-horse", "server_address": address});
+    let own = json!({"username": USER, "password": "wrong-horse"});
+    for (operators, jobs, recoverable) in
+        [(json!(null), json!(null), true), (wrong, json!(null), true), (json!(null), own, false)]
+    {
+        let mut plugin = configured(scene, operators).await?;
+        let task = scene.prepare(&plugin, &locked.job(jobs)).await?;
+        let status = refused(plugin.start_task(task.config.clone()).await, &[address, "denies"])?;
+        same!(is_recoverable(&status)?, recoverable);
+        plugin.shut_down().await?;
+    }
+    scene.nothing_left()
 }
 
 async fn wrong_ones_are_said_with_their_user_and_nothing_is_fallen_back_to(scene: &Scene) -> Result<()> {

@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 
 use super::{cases, is_recoverable, orphans, refused, same, until};
 use crate::config;
-use crate::fixture::Form;
 use crate::fixture::fault_proxy::{Fault, FaultProxy};
 use crate::fixture::image::Image;
 use crate::fixture::images::noise;
 use crate::fixture::layer::Layer;
+use crate::fixture::{Form, Gate, Reply, Seen};
 use crate::host::Plugin;
 use crate::scene::Scene;
 use crate::task::LIMIT;
@@ -29,6 +29,11 @@ cases!["pull":
     what_a_killed_plugins_pull_has_left_is_removed_if_nobody_comes_for_it,
     what_is_left_of_a_layer_and_bad_is_fetched_anew,
     a_pull_that_stands_still_is_given_up,
+    one_that_waits_for_another_pulls_layers_does_not_stand_still,
+    a_registry_that_wants_to_be_left_alone_holds_no_other_pull_up,
+    a_registry_that_takes_its_time_is_waited_for,
+    a_layer_whose_rest_is_refused_is_fetched_anew,
+    one_outlasts_a_disk_that_stalls,
     no_more_is_pulled_at_once_than_the_operator_says,
     what_can_not_succeed_is_not_tried_again,
     a_long_pull_is_told_of,
@@ -270,6 +275,103 @@ async fn a_pull_that_stands_still_is_given_up(scene: &Scene) -> Result<()> {
     let status = refused(plugin.start_task(task.config.clone()).await, &words)?;
     ensure!(is_recoverable(&status)?, "it is not to be tried again: {status:?}");
     stalled.goes_on(scene, &plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn one_that_waits_for_another_pulls_layers_does_not_stand_still(scene: &Scene) -> Result<()> {
+    let options = json!({"max_parallel_layers": 1, "pull_activity_timeout": "2s"});
+    let mut plugin = plugin_with(scene, &options).await?;
+    let network = Network::before(scene)?;
+    let catalog = scene.world().catalog();
+    let left = network.push(scene, &catalog.large(8)?, "holds")?;
+    let right = network.push(scene, &catalog.large(8)?, "waits")?;
+    network.proxy.inflict("/blobs/", Fault::Throttle(MIB));
+    let mut events = plugin.events().await?;
+    tokio::try_join!(runs(scene, &plugin, &left), runs(scene, &plugin, &right))?;
+    // Whoever waits says for what.
+    let waits = async {
+        while let Some(event) = events.message().await? {
+            if event.message.contains("max_parallel_layers = 1") {
+                return Ok(());
+            }
+        }
+        anyhow::bail!("the events ended")
+    };
+    tokio::time::timeout(LIMIT, waits).await.context("it is not told what it waited for")??;
+    plugin.shut_down().await
+}
+
+async fn a_registry_that_wants_to_be_left_alone_holds_no_other_pull_up(scene: &Scene) -> Result<()> {
+    let mut plugin = plugin_with(scene, &json!({"max_parallel_layers": 1, "max_parallel_pulls": 2})).await?;
+    let registry = scene.world().registry();
+    let (busy, open) = (scene.world().catalog().large(1)?, scene.world().catalog().large(1)?);
+    busy.push(registry, "busy", "v1", Form::Oci)?;
+    open.push(registry, "unhurried", "v1", Form::Oci)?;
+    let layers: Vec<_> = busy.layers.iter().map(|layer| layer.digest.clone()).collect();
+    let refuses = move |seen: &Seen| match layers.iter().any(|digest| seen.target.contains(digest)) {
+        true => Reply::Say(429, vec![("Retry-After", "50".to_owned())], String::new()),
+        false => Reply::Pass,
+    };
+    let weary = Gate::before(registry.address(), refuses).await?;
+    let image = format!("{}/busy:v1", weary.address());
+    let job = config! { image = image, command = "true", image_pull_timeout = "30s" };
+    let waiting = scene.prepare(&plugin, &job).await?;
+    let other = async {
+        let asked = || weary.seen().iter().any(|seen| seen.target.contains("/blobs/"));
+        until(LIMIT, "the layers are asked for", asked).await?;
+        let image = scene.image("unhurried:v1");
+        let running = runs(scene, &plugin, &image);
+        tokio::time::timeout(Duration::from_secs(20), running).await.context("it is held up")?
+    };
+    let (status, other) = tokio::join!(plugin.start_task(waiting.config.clone()), other);
+    other?;
+    let status = refused(status, &["image_pull_timeout", "waiting for", "Retry-After"])?;
+    ensure!(is_recoverable(&status)?, "it is not to be tried again: {status:?}");
+    scene.nothing_left()?;
+    plugin.shut_down().await
+}
+
+/// A cache that has to get a layer itself first is not asked for it twice.
+async fn a_registry_that_takes_its_time_is_waited_for(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let network = Network::before(scene)?;
+    let large = scene.world().catalog().large(1)?;
+    let image = network.push(scene, &large, "late")?;
+    network.proxy.inflict_times(&large.layers[1].digest, Fault::Late(Duration::from_secs(33)), 1);
+    runs(scene, &plugin, &image).await?;
+    same!(network.proxy.count("GET", &large.layers[1].digest), 1);
+    plugin.shut_down().await
+}
+
+async fn a_layer_whose_rest_is_refused_is_fetched_anew(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let network = Network::before(scene)?;
+    for (name, fault) in [("no-range", Fault::NoRange), ("wrong-range", Fault::WrongRange)] {
+        let large = scene.world().catalog().large(4)?;
+        let image = network.push(scene, &large, name)?;
+        network.proxy.inflict_times(&large.layers[1].digest, Fault::CutAfter(2 * MIB), 1);
+        network.proxy.inflict_times(&large.layers[1].digest, fault, 1);
+        runs(scene, &plugin, &image).await.with_context(|| format!("with {fault:?}"))?;
+        same!(network.proxy.count("GET", &large.layers[1].digest), 3);
+    }
+    plugin.shut_down().await
+}
+
+async fn one_outlasts_a_disk_that_stalls(scene: &Scene) -> Result<()> {
+    let mut plugin = plugin_with(scene, &json!({"pull_activity_timeout": "5s"})).await?;
+    let network = Network::before(scene)?;
+    let large = scene.world().catalog().large(8)?;
+    let image = network.push(scene, &large, "stalls")?;
+    network.proxy.inflict(&large.layers[1].digest, Fault::Throttle(MIB));
+    let stall = async {
+        // The layer below it is long unpacked by then.
+        network.has_sent(&large.layers[1], 4 * MIB).await?;
+        scene.world().containerd().pause()?;
+        tokio::time::sleep(Duration::from_secs(13)).await;
+        scene.world().containerd().resume()
+    };
+    tokio::try_join!(runs(scene, &plugin, &image), stall)?;
+    network.sent_once(&large.layers[1])?;
     plugin.shut_down().await
 }
 

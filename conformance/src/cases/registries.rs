@@ -23,6 +23,7 @@ cases!["registries":
     a_mirror_that_is_not_believed_is_asked_by_digest_only,
     what_a_mirror_has_tampered_with_is_had_elsewhere,
     a_layer_that_a_mirror_has_changed_is_had_elsewhere,
+    a_layer_that_was_changed_on_the_way_once_is_had_again,
     a_host_may_have_its_api_below_a_path_of_its_own,
     the_operators_headers_go_to_their_host_and_no_further,
     a_registry_may_be_named_with_its_port_or_not_at_all,
@@ -221,11 +222,33 @@ async fn a_layer_that_a_mirror_has_changed_is_had_elsewhere(scene: &Scene) -> Re
     let only_the_mirror = format!("server = \"http://{}\"\n", mirror.address());
     configured.say(REGISTRY, &only_the_mirror)?;
     let mut plugin = configured.plugin().await?;
-    configured.fails(&plugin, &configured.job(REGISTRY), &["layer", &layer.digest, "promised"]).await?;
+    let words = ["layer", &layer.digest, "damaged on the way", "promised"];
+    // What else has come is kept for the next try.
+    let task = scene.prepare(&plugin, &configured.job(REGISTRY)).await?;
+    let status = refused(plugin.start_task(task.config.clone()).await, &words)?;
+    ensure!(super::is_recoverable(&status)?, "the next try may do better: {status:?}");
     let hosts = format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", server.address(), mirror.address());
     configured.say(REGISTRY, &hosts)?;
     configured.pulls(&plugin, REGISTRY).await?;
     ensure!(paths(&server, "GET").iter().any(|path| path.contains(&layer.digest)), "{:?}", server.seen());
+    plugin.shut_down().await
+}
+
+async fn a_layer_that_was_changed_on_the_way_once_is_had_again(scene: &Scene) -> Result<()> {
+    let image = scene.world().catalog().with(|tree| tree.file("own", 0o644, b"changed once"))?;
+    let configured = Configured::with(scene, &image)?;
+    let layer = image.layers.last().context("the image has no layer")?;
+    let (path, content) = (format!("/blobs/{}", layer.digest), "x".repeat(layer.blob.len()));
+    let times = AtomicUsize::new(0);
+    let changes = move |seen: &Seen| match seen.target.contains(&path) {
+        true if times.fetch_add(1, Ordering::Relaxed) == 0 => Reply::Say(200, Vec::new(), content.clone()),
+        _ => Reply::Pass,
+    };
+    let server = configured.host(changes).await?;
+    configured.say(REGISTRY, &format!("server = \"http://{}\"\n", server.address()))?;
+    let mut plugin = configured.plugin().await?;
+    configured.pulls(&plugin, REGISTRY).await?;
+    same!(paths(&server, "GET").iter().filter(|path| path.contains(&layer.digest)).count(), 2);
     plugin.shut_down().await
 }
 

@@ -4,13 +4,14 @@ use anyhow::Result;
 
 use super::cases;
 use super::registries::{Configured, REGISTRY};
-use crate::fixture::{Authority, Certified, Registry, Terms};
+use crate::fixture::{Authority, Certified, Registry, Reply, Seen, Terms};
 use crate::scene::Scene;
 
 cases!["registries with certificates":
     an_authority_of_the_operators_counts_beside_the_systems,
     a_certificate_that_vouches_for_itself_may_be_the_authority,
     what_is_not_to_be_verified_is_not,
+    what_is_not_to_be_verified_is_the_host_alone_and_no_other_that_it_sends_to,
     a_registry_that_wants_a_certificate_is_shown_the_right_one,
     dockers_files_count_where_there_is_no_other,
     plain_http_comes_after_what_is_said_of_certificates,
@@ -84,6 +85,31 @@ async fn what_is_not_to_be_verified_is_not(scene: &Scene) -> Result<()> {
     configured.pulls(&plugin, REGISTRY).await?;
     configured.say(REGISTRY, &server(&registry, "skip_verify = false"))?;
     configured.fails(&plugin, &configured.job(REGISTRY), &["certificate"]).await?;
+    plugin.shut_down().await
+}
+
+async fn what_is_not_to_be_verified_is_the_host_alone_and_no_other_that_it_sends_to(
+    scene: &Scene,
+) -> Result<()> {
+    let configured = Configured::new(scene)?;
+    let authority = Authority::new(&scene.directory().join("pki"), "ours")?;
+    let storage = registry(scene, &authority.certify("localhost")?, None)?;
+    // The same machine by another name, which is another host.
+    let elsewhere = storage.address().replace("127.0.0.1", "localhost");
+    let sends = move |seen: &Seen| match seen.target.contains("/blobs/") {
+        true => {
+            let place = format!("https://{elsewhere}{}", seen.target);
+            Reply::Say(307, vec![("Location", place)], String::new())
+        }
+        false => Reply::Pass,
+    };
+    let host = configured.host(sends).await?;
+    let mut plugin = configured.plugin().await?;
+    let hosts = format!("server = \"http://{}\"\nskip_verify = true\n", host.address());
+    configured.say(REGISTRY, &hosts)?;
+    configured.fails(&plugin, &configured.job(REGISTRY), &["certificate", "UnknownIssuer"]).await?;
+    configured.say(REGISTRY, &format!("{hosts}ca = {:?}\n", authority.certificate()))?;
+    configured.pulls(&plugin, REGISTRY).await?;
     plugin.shut_down().await
 }
 

@@ -38,7 +38,8 @@ impl Guarded {
         let authority = Authority::new(&scene.directory().join("pki"), "issuer")?;
         let signer = authority.certify("signer")?;
         let server = Gate::before("127.0.0.1:1", move |seen| serve(&signer, seen)).await?;
-        let realm = format!("http://{}/token", server.address());
+        // It has moved, and says so.
+        let realm = format!("http://{}/old/token", server.address());
         let lock = Some(Lock::Token { realm, authority: authority.certificate() });
         let terms = Terms { lock, ..Terms::default() };
         let registry = scene.world().registry().beside(&scene.directory().join("reg"), terms)?;
@@ -48,13 +49,18 @@ impl Guarded {
     /// How often each method was asked with since.
     fn asked(&self) -> (usize, usize) {
         let seen = self.server.seen();
-        let by = |method: &str| seen.iter().filter(|seen| seen.method == method).count();
+        let is_new = |seen: &&Seen| seen.method == "POST" || !seen.target.starts_with("/old");
+        let by = |method: &str| seen.iter().filter(is_new).filter(|seen| seen.method == method).count();
         (by("GET"), by("POST"))
     }
 }
 
-/// Gives a token to whoever has the password, or the identity token.
+/// Gives a token to whoever has the password, or the identity token. Whoever asks for one by a password is sent to another
+/// path first.
 fn serve(signer: &Certified, seen: &Seen) -> Reply {
+    if let Some(rest) = seen.target.strip_prefix("/old").filter(|_| seen.method == "GET") {
+        return Reply::Say(301, vec![("Location", rest.to_owned())], String::new());
+    }
     let is_known = match seen.method.as_str() {
         "POST" => seen.body.contains("grant_type=refresh_token") && seen.body.contains(IDENTITY),
         _ => seen.header("authorization") == Some(&format!("Basic {PAIR}")),

@@ -17,6 +17,8 @@ pub(crate) struct Auth {
     pub config: Option<PathBuf>,
     /// `docker-credential-<helper>` is asked.
     pub helper: Option<String>,
+    /// The variables of the agent's environment that helpers get, besides PATH and HOME.
+    pub helper_env: Vec<String>,
 }
 
 /// Credentials for one registry.
@@ -34,16 +36,18 @@ pub(super) struct Raw {
     server_address: Option<String>,
     config: Option<String>,
     helper: Option<String>,
+    helper_env: Option<Vec<String>>,
 }
 
 pub(super) fn schema() -> Spec {
     let names = ["username", "password", "server_address", "config", "helper"];
-    block("auth", object(names.map(|name| (name, optional(name, "string")))))
+    let names = names.map(|name| (name, optional(name, "string")));
+    block("auth", object(names.into_iter().chain([("helper_env", optional("helper_env", "list(string)"))])))
 }
 
 impl Raw {
     pub(super) fn decode(self) -> Result<Auth, ConfigError> {
-        let Self { username, password, server_address, config, helper } = self;
+        let Self { username, password, server_address, config, helper, helper_env } = self;
         let config = config.filter(|path| !path.is_empty()).map(PathBuf::from);
         if let Some(path) = config.as_ref().filter(|path| !path.is_absolute()) {
             return Err(value("auth.config", path.display().to_string(), "it must be an absolute path"));
@@ -53,7 +57,13 @@ impl Raw {
             let why = "it must be what stands behind docker-credential- in a program's name";
             return Err(value("auth.helper", name, why));
         }
-        Ok(Auth { inline: inline(username, password, server_address)?, config, helper })
+        let helper_env = helper_env.unwrap_or_default();
+        let is_name = |name: &String| !name.is_empty() && !name.contains(['=', '\0']);
+        if let Some(name) = helper_env.iter().find(|name| !is_name(name)) {
+            let why = "it must list the names of environment variables, without their values";
+            return Err(value("auth.helper_env", name.split('=').next().unwrap_or_default(), why));
+        }
+        Ok(Auth { inline: inline(username, password, server_address)?, config, helper, helper_env })
     }
 }
 
@@ -98,6 +108,7 @@ mod tests {
             json!({"username": "me", "server_address": "ghcr.io"}),
             json!({"config": "config.json"}),
             json!({"helper": "../../bin/sh"}),
+            json!({"helper": "ecr-login", "helper_env": ["AWS_SECRET_ACCESS_KEY=hunter2"]}),
         ] {
             let options = json!({"containerd_runtime": "io.containerd.runc.v2", "auth": auth});
             let error = decode(&options).unwrap_err().to_string();

@@ -6,11 +6,15 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::waits::{Wait, Waits};
+
 /// What a caller may want to tell while it waits. Nothing is told of an image that needs no pull.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PullEvent {
-    /// Others are before it.
-    Queued,
+    /// Something that others hold is waited for.
+    Waiting {
+        on: Wait,
+    },
     Started,
     Progress {
         counts: Counts,
@@ -45,6 +49,9 @@ impl Counts {
 /// The observers of one flight. Each hears `Started` once, also if it comes late.
 pub(super) struct Audience {
     seats: Mutex<Seats>,
+    /// What the pull waits for itself.
+    waits: Mutex<Waits>,
+    begun: Instant,
     /// When the most patient of them will have gone.
     until: watch::Sender<Instant>,
 }
@@ -57,12 +64,26 @@ struct Seats {
 
 impl Audience {
     pub(super) fn until(until: Instant) -> Self {
-        Self { seats: Mutex::default(), until: watch::Sender::new(until) }
+        Self {
+            seats: Mutex::default(),
+            waits: Mutex::default(),
+            begun: Instant::now(),
+            until: watch::Sender::new(until),
+        }
     }
 
     /// No code that can panic runs under it.
     fn seats(&self) -> MutexGuard<'_, Seats> {
         self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Self::seats`].
+    pub(super) fn waits(&self) -> MutexGuard<'_, Waits> {
+        self.waits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn age(&self) -> Duration {
+        self.begun.elapsed()
     }
 
     pub(super) fn add(&self, observer: &Observer, until: Instant) {

@@ -25,11 +25,15 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use super::super::{Containerd, Error, Labels, MESSAGE_LIMIT_BYTES, Problem, QUICK};
+use super::audience::Audience;
 use super::lease::PullLease;
 use super::turns::Turn;
+use super::waits::Wait;
 
 /// A commit flushes the whole blob to the disk.
 const COMMIT: Duration = Duration::from_secs(120);
+/// A part is in the disk's cache at once, unless the disk has had too much of late: then it is as slow as a commit.
+const WRITE: Duration = COMMIT;
 /// Whoever goes on with a write waits until the daemon has read what is there.
 const OPEN: Duration = Duration::from_secs(120);
 /// How long another client's write of the same blob is waited for; a pull as a whole is bounded too.
@@ -119,14 +123,29 @@ impl Containerd {
         lease: &PullLease,
     ) -> Result<Option<Ingest>, Error> {
         let reference = format!("{}-{}", role.name(), descriptor.digest());
-        let turn = self.shared.images.turns.take(&reference).await;
+        let audience = lease.audience();
+        let in_line = |problem: Problem| problem.during(format!("write {reference}"));
+        let turn = self.shared.images.turns.take(&reference, Wait::SameBlob, audience);
+        let turn = turn.await.map_err(in_line)?;
+        let opening = self.open_unlocked(role, descriptor, lease);
+        let opened = audience.wait_for(Wait::SameBlob, opening).await.map_err(in_line)??;
+        Ok(opened.map(|mut ingest| {
+            ingest.turn = Some(turn);
+            ingest
+        }))
+    }
+
+    /// Opens a write once no other client writes the same blob; none if the store has it.
+    async fn open_unlocked(
+        &self,
+        role: Role,
+        descriptor: &Descriptor,
+        lease: &PullLease,
+    ) -> Result<Option<Ingest>, Error> {
         let give_up = Instant::now() + LOCKED;
         loop {
             match Ingest::open(self, role, descriptor, lease).await {
-                Ok(mut ingest) => {
-                    ingest.turn = Some(turn);
-                    return Ok(Some(ingest));
-                }
+                Ok(ingest) => return Ok(Some(ingest)),
                 Err(error) if error.is_already_exists() => return Ok(None),
                 Err(Error::Locked { .. }) if Instant::now() < give_up => {
                     tokio::time::sleep(LOCKED_POLL).await;
@@ -155,6 +174,7 @@ pub(super) struct Ingest {
     /// What is written is of no use.
     is_bad: bool,
     turn: Option<Turn>,
+    audience: Arc<Audience>,
     leftovers: TaskTracker,
     is_of_use: Arc<AtomicBool>,
 }
@@ -200,6 +220,7 @@ impl Ingest {
             stream: Some(WriteStream { requests, answers }),
             is_bad: false,
             turn: None,
+            audience: Arc::clone(lease.audience()),
             leftovers: lease.leftovers().clone(),
             is_of_use: lease.is_of_use(),
         })
@@ -219,7 +240,7 @@ impl Ingest {
     pub(super) async fn write(&mut self, data: Vec<u8>) -> Result<(), Error> {
         let length_bytes = data.len() as i64;
         let request = self.message(WriteAction::Write, data, Labels::new());
-        self.exchange(request, QUICK).await?;
+        self.exchange(request, WRITE).await?;
         self.written_bytes += length_bytes;
         self.is_of_use.store(true, Ordering::Relaxed);
         Ok(())
@@ -228,12 +249,12 @@ impl Ingest {
     /// Makes it a blob. That somebody else was first is success.
     ///
     /// # Errors
-    /// Corrupt where the daemon, which has read all that was written, finds that it has another size or digest.
+    /// Damaged where the daemon, which has read all that was written, finds that it has another size or digest.
     pub(super) async fn commit(&mut self, labels: Labels) -> Result<(), Error> {
         let request = self.message(WriteAction::Commit, Vec::new(), labels);
         match self.exchange(request, COMMIT).await {
             Err(Error::Refused { doing, reason }) if reason.contains("unexpected commit") => {
-                return Err(Problem::corrupt(format!("it is not what was promised: {reason}")).during(doing));
+                return Err(Problem::damaged(format!("it is not what was promised: {reason}")).during(doing));
             }
             Err(error) if !error.is_already_exists() => return Err(error),
             _ => {}
@@ -258,9 +279,13 @@ impl Ingest {
         let ended =
             || Error::Refused { doing: self.doing.clone(), reason: "containerd ended the write".to_owned() };
         let stream = self.stream.as_mut().ok_or_else(ended)?;
-        // If the stream has ended, its last answer says why.
-        let _ = stream.requests.send(request).await;
-        let answer = self.containerd.within(&self.doing, deadline, stream.answers.message()).await?;
+        let exchanged = async {
+            // If the stream has ended, its last answer says why.
+            let _ = stream.requests.send(request).await;
+            self.containerd.within(&self.doing, deadline, stream.answers.message()).await
+        };
+        let answer = self.audience.wait_for(Wait::Store, exchanged).await;
+        let answer = answer.map_err(|problem| problem.during(&self.doing))??;
         answer.map(drop).ok_or_else(ended)
     }
 }

@@ -9,7 +9,7 @@ use oci_spec::image::Descriptor;
 
 use super::super::{Containerd, Error, Labels, Problem};
 use super::content::{Ingest, Role};
-use super::gate::Gate;
+use super::gate::{Answered, Gate};
 use super::lease::PullLease;
 use super::progress::Progress;
 use super::registry::Registry;
@@ -22,6 +22,8 @@ const ROOM_BYTES: usize = 2 * PART_BYTES;
 const PAUSES_MS: [u64; 7] = [250, 500, 1000, 2000, 4000, 8000, 8000];
 /// What a try has to bring to be one that did.
 const BRINGS_ON_BYTES: u64 = 64 * 1024;
+/// How often bytes may come that are not those that were promised, from whatever hosts.
+const MOST_BAD_TRIES: usize = 5;
 
 /// One layer to be fetched.
 pub(super) struct Download<'a> {
@@ -45,29 +47,32 @@ impl Containerd {
         lease: &PullLease,
     ) -> Result<(), Error> {
         let Download { blob, progress, .. } = download;
+        let mut bad_tries = 0;
+        let mut has_been_whole = false;
         loop {
-            let waiting = progress.busy();
             let Some(mut ingest) = self.go_on_with_ingest(Role::Layer, blob, lease).await? else {
                 progress.found(blob.size());
                 return Ok(());
             };
-            drop(waiting);
             let begun_bytes = ingest.written_bytes();
             progress.found(begun_bytes);
             let outcome = async {
                 download.run(&mut ingest).await?;
-                let _busy = progress.busy();
                 ingest.commit(labels.clone()).await
             };
             match outcome.await {
-                Err(error) if error.is_corrupt() => {
+                Err(error) if error.is_damaged() => {
                     progress.lost(ingest.written_bytes());
                     ingest.discard();
+                    let has_others = download.has_other_hosts();
                     // What an earlier try left may have been bad, and then this one is not to blame. Nor is the registry
-                    // where a mirror is.
-                    if begun_bytes == 0 && !download.has_other_hosts() {
+                    // where a mirror is. A cache on the way that was bad once may be better the next time.
+                    let is_whole = begun_bytes == 0;
+                    bad_tries += 1;
+                    if bad_tries >= MOST_BAD_TRIES || is_whole && has_been_whole && !has_others {
                         return Err(error);
                     }
+                    has_been_whole |= is_whole;
                     tracing::warn!(%error, "a layer is fetched anew, since what came of it is bad");
                 }
                 outcome => return outcome,
@@ -99,21 +104,21 @@ impl<'a> Download<'a> {
 
     async fn run(&self, ingest: &mut Ingest) -> Result<(), Error> {
         if ingest.written_bytes() > self.blob.size() {
-            return Err(self.failed(Problem::corrupt("more of it is here than there is")));
+            return Err(self.failed(Problem::damaged("more of it is here than there is")));
         }
         let mut idle_tries = 0;
         while ingest.written_bytes() < self.blob.size() {
             let before = ingest.written_bytes();
-            let place = self.gate.layer().await;
-            let Err(error) = self.go_on(ingest).await else { continue };
-            drop(place);
+            let mut was_kept_waiting = false;
+            let Err(error) = self.go_on(ingest, &mut was_kept_waiting).await else { continue };
             if ingest.written_bytes() - before >= BRINGS_ON_BYTES {
                 idle_tries = 0;
             }
             match PAUSES_MS.get(idle_tries) {
                 Some(pause_ms) if error.is_registrys_for_now() => {
                     tracing::debug!(%error, at_bytes = ingest.written_bytes(), "a layer's download is taken up again");
-                    idle_tries += 1;
+                    // A registry that was kept waiting for a place of ours may well hang up.
+                    idle_tries += usize::from(!was_kept_waiting);
                     tokio::time::sleep(Duration::from_millis(*pause_ms)).await;
                 }
                 _ => return Err(error),
@@ -122,11 +127,16 @@ impl<'a> Download<'a> {
         Ok(())
     }
 
-    /// Reads from where it stopped to the end. What has come when it breaks is written as well.
-    async fn go_on(&self, ingest: &mut Ingest) -> Result<(), Error> {
+    /// Reads from where it stopped to the end. What has come when it breaks is written as well. A place is held while bytes
+    /// come, and a moment for the first of them.
+    async fn go_on(&self, ingest: &mut Ingest, was_kept_waiting: &mut bool) -> Result<(), Error> {
         let begun_bytes = ingest.written_bytes();
-        let mut body =
-            self.registry.blob(self.blob, begun_bytes).await.map_err(|problem| self.failed(problem))?;
+        let asked = async {
+            self.registry.blob(self.blob, begun_bytes).await.map_err(|problem| self.failed(problem))
+        };
+        let answered = self.gate.layers.answered(self.progress.audience(), asked).await?;
+        let Answered { answer: mut body, place: _place, was_kept_waiting: was_kept } = answered;
+        *was_kept_waiting = was_kept;
         self.progress.comes_from(body.origin());
         self.origins().insert(body.origin().to_owned());
         let mut part = Vec::with_capacity(ROOM_BYTES);
@@ -137,7 +147,7 @@ impl<'a> Download<'a> {
             let here_bytes = ingest.written_bytes() + part.len() as u64;
             if here_bytes > self.blob.size() {
                 let reason = format!("more bytes came than the {} that are promised", self.blob.size());
-                return Err(self.failed(Problem::corrupt(reason)));
+                return Err(self.failed(Problem::damaged(reason)));
             }
             if part.len() >= PART_BYTES || !matches!(came, Ok(true)) && !part.is_empty() {
                 ingest.write(std::mem::replace(&mut part, Vec::with_capacity(ROOM_BYTES))).await?;

@@ -57,15 +57,16 @@ impl Flights {
                 entry.or_insert_with(|| self.take_off(errand.clone(), until, &start)).clone()
             };
             flight.audience.add(&observer, until);
-            match tokio::time::timeout_at(until, flight.outcome).await {
+            let waits = match tokio::time::timeout_at(until, flight.outcome).await {
                 // It was being given up already, since nobody else waited any more.
                 Ok(Err(Error::Image { problem: Problem::Deadline { .. }, .. })) if Instant::now() < until => {
+                    continue;
                 }
-                Ok(Err(Error::Image { problem: Problem::Deadline { .. }, .. })) | Err(_) => {
-                    return Err(Problem::Deadline { after: patience }.during(format!("pull {}", errand.name)));
-                }
+                Ok(Err(Error::Image { problem: Problem::Deadline { waits, .. }, .. })) => waits,
+                Err(_) => flight.audience.waits().subjects(),
                 Ok(outcome) => return outcome,
-            }
+            };
+            return Err(Problem::Deadline { after: patience, waits }.during(format!("pull {}", errand.name)));
         }
     }
 
@@ -161,7 +162,7 @@ mod tests {
             async move {
                 audience.started();
                 go.notified().await;
-                audience.tell(&PullEvent::Queued);
+                audience.tell(&PullEvent::Waiting { on: super::super::waits::Wait::SameImage });
                 Ok(image())
             }
         };
@@ -198,7 +199,7 @@ mod tests {
             async move {
                 tokio::select! {
                     () = go.notified() => Ok(image()),
-                    () = audience.patience_ends() => Err(Problem::Deadline { after: LONG }.during("x")),
+                    () = audience.patience_ends() => Err(Problem::Deadline { after: LONG, waits: Vec::new() }.during("x")),
                 }
             }
         };
@@ -236,7 +237,7 @@ mod tests {
                 audience.patience_ends().await;
                 given_up.notify_one();
                 go.notified().await;
-                Err(Problem::Deadline { after: LONG }.during("x"))
+                Err(Problem::Deadline { after: LONG, waits: Vec::new() }.during("x"))
             }
         };
         let join = |patience| flights.join(errand(), patience, Arc::clone(&observer), start);
@@ -261,7 +262,7 @@ mod tests {
             tokio::task::yield_now().await;
             match errand.credentials {
                 Some(credentials) if credentials.password.reveal() == "right" => Ok(image()),
-                _ => Err(Problem::Denied { reason: String::new() }.during("x")),
+                _ => Err(Problem::Denied { reason: String::new(), own: true }.during("x")),
             }
         };
         let join = |errand| flights.join(errand, LONG, Arc::clone(&observer), start);

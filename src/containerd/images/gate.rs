@@ -1,12 +1,22 @@
 //! How much is pulled at once: whole pulls and layers, each in the order in which they came; and the operator's other words
-//! on pulls. Knows nothing of how a pull is done.
+//! on pulls. Knows nothing of how a pull is done. A place is had by a pull's [`Audience`] only, which marks and bounds the
+//! wait.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::super::Problem;
+use super::super::{Error, Problem};
+use super::audience::Audience;
+use super::waits::Wait;
+
+/// How long a place is held for a registry's answer to begin. One that says when it wants to be asked again, or hangs, holds
+/// nobody up for longer.
+const ANSWERS: Duration = Duration::from_secs(2);
+/// However little the operator gives a pull, a busy registry is not asked again sooner.
+const LEAST_IDLE: Duration = Duration::from_secs(5);
 
 /// The operator's word on pulls.
 #[derive(Debug, Clone, Copy, Default)]
@@ -24,30 +34,79 @@ pub(crate) struct PullTerms {
 
 pub(super) struct Gate {
     pub(super) terms: PullTerms,
-    pulls: Arc<Semaphore>,
-    layers: Arc<Semaphore>,
+    /// Whole pulls.
+    pub(super) pulls: Limit,
+    /// Downloads of one layer each.
+    pub(super) layers: Limit,
 }
 
 /// A place that is given back when it is dropped. None is one where nobody counts, which does not happen.
 pub(super) type Place = Option<OwnedSemaphorePermit>;
 
+/// A limit to how much of one kind is done at once, first come first served.
+pub(super) struct Limit {
+    semaphore: Arc<Semaphore>,
+    wait: Wait,
+}
+
+/// What a registry has begun to answer.
+pub(super) struct Answered<T> {
+    pub answer: T,
+    pub place: Place,
+    /// The answer had to wait for the place, and may have been cut off meanwhile.
+    pub was_kept_waiting: bool,
+}
+
+impl Limit {
+    fn new(places: usize, wait: Wait) -> Self {
+        Self { semaphore: Arc::new(Semaphore::new(places)), wait }
+    }
+
+    /// # Errors
+    /// Nobody waits for the pull any more.
+    pub(super) async fn place(&self, audience: &Audience) -> Result<Place, Problem> {
+        let place = Arc::clone(&self.semaphore).acquire_owned();
+        audience.wait_for(self.wait.clone(), place).await.map(Result::ok)
+    }
+
+    /// Asks a registry under a place, which is given back while it keeps us waiting.
+    ///
+    /// # Errors
+    /// Those of the question, and of [`Self::place`].
+    pub(super) async fn answered<T>(
+        &self,
+        audience: &Audience,
+        question: impl Future<Output = Result<T, Error>>,
+    ) -> Result<Answered<T>, Error> {
+        let place = || async {
+            self.place(audience).await.map_err(|problem| problem.during("wait for a place among the pulls"))
+        };
+        let held = place().await?;
+        let mut question = pin!(question);
+        if let Ok(answer) = tokio::time::timeout(ANSWERS, question.as_mut()).await {
+            return Ok(Answered { answer: answer?, place: held, was_kept_waiting: false });
+        }
+        drop(held);
+        let answer = question.await?;
+        Ok(Answered { answer, place: place().await?, was_kept_waiting: true })
+    }
+}
+
 impl Gate {
     pub(super) fn new(terms: PullTerms) -> Self {
-        let semaphore = |places: usize| Arc::new(Semaphore::new(places.clamp(1, Semaphore::MAX_PERMITS)));
-        Self { pulls: semaphore(terms.pulls_at_once), layers: semaphore(terms.layers_at_once), terms }
-    }
-
-    /// A place for a pull, after those who came before. Says when it has to be waited for.
-    pub(super) async fn pull(&self, waits: impl FnOnce()) -> Place {
-        if let Err(TryAcquireError::NoPermits) = self.pulls.try_acquire() {
-            waits();
+        let most = |places: usize| places.clamp(1, Semaphore::MAX_PERMITS);
+        let (pulls, layers) = (most(terms.pulls_at_once), most(terms.layers_at_once));
+        Self {
+            pulls: Limit::new(pulls, Wait::PullPermit { at_once: pulls }),
+            layers: Limit::new(layers, Wait::LayerPermit { at_once: layers }),
+            terms,
         }
-        Arc::clone(&self.pulls).acquire_owned().await.ok()
     }
 
-    /// A place for one layer's download, after those who came before.
-    pub(super) async fn layer(&self) -> Place {
-        Arc::clone(&self.layers).acquire_owned().await.ok()
+    /// How long a host may send nothing in the middle of a body before it is asked anew, or, where there is another host,
+    /// that one is asked. What goes beyond that is the pull's standing still.
+    pub(super) fn idle(&self) -> Duration {
+        (self.terms.activity_timeout / 4).max(LEAST_IDLE)
     }
 
     /// # Errors
@@ -76,19 +135,44 @@ fn within(what: &str, size_bytes: u64, limit_bytes: Option<u64>, option: &str) -
 mod tests {
     use super::*;
 
+    fn patient() -> Audience {
+        Audience::until(tokio::time::Instant::now() + Duration::from_secs(600))
+    }
+
     #[tokio::test]
     async fn places_are_given_in_order() {
         let gate = Gate::new(PullTerms { pulls_at_once: 1, ..PullTerms::default() });
-        let first = gate.pull(|| panic!("there is a place")).await;
-        let mut waited = false;
-        let mut second = Box::pin(gate.pull(|| waited = true));
+        let audience = patient();
+        let first = gate.pulls.place(&audience).await.unwrap();
+        let mut second = Box::pin(gate.pulls.place(&audience));
         assert!(futures::poll!(second.as_mut()).is_pending());
-        let mut third = Box::pin(gate.pull(|| {}));
+        assert_eq!(audience.waits().subjects(), [Wait::PullPermit { at_once: 1 }]);
+        let mut third = Box::pin(gate.pulls.place(&audience));
         assert!(futures::poll!(third.as_mut()).is_pending());
         drop(first);
         assert!(futures::poll!(third.as_mut()).is_pending());
-        drop(second.await);
-        assert!(third.await.is_some() && waited);
+        drop(second.await.unwrap());
+        assert!(third.await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_keeps_one_waiting_holds_nobody_else_up() {
+        let gate = Gate::new(PullTerms { layers_at_once: 1, ..PullTerms::default() });
+        let audience = patient();
+        let begun = tokio::time::Instant::now();
+        let slow = async {
+            tokio::time::sleep(ANSWERS * 2).await;
+            Ok(())
+        };
+        let slow = gate.layers.answered(&audience, slow);
+        let other = async {
+            tokio::task::yield_now().await;
+            let answered = gate.layers.answered(&audience, async { Ok(()) }).await.unwrap();
+            (begun.elapsed(), answered.was_kept_waiting)
+        };
+        let (slow, (took, was_kept_waiting)) = tokio::join!(slow, other);
+        assert!(!was_kept_waiting && took < ANSWERS * 2, "{took:?}");
+        assert!(slow.unwrap().was_kept_waiting);
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Asks one of the programs that docker calls credential helpers, `docker-credential-<name>`, for the credentials of a
 //! registry. Beside the shim's launcher the only place that starts processes.
 //!
-//! A helper gets the agent's PATH and HOME and nothing else of its environment, the registry on its stdin, and pipes of
-//! its own; all of it is gone at its deadline.
+//! A helper gets the agent's PATH and HOME, what else of its environment the operator lists and nothing more, the registry on
+//! its stdin, and pipes of its own; all of its process group is gone at its deadline, and when the pull is called off.
 //!
 //! Source of the facts: docker-credential-helpers' README and `credentials/error.go`.
 #![allow(clippy::disallowed_methods, reason = "helpers are programs by design; their stdio is set here")]
@@ -16,7 +16,7 @@ use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
-use super::super::Problem;
+use super::super::{Problem, Retry};
 use super::credentials::Credentials;
 use crate::secret::Secret;
 
@@ -36,36 +36,57 @@ struct Answer {
 
 /// # Errors
 /// Names the helper, with its own words where they can't have a secret in them.
-pub(super) async fn ask(name: &str, server: &str) -> Result<Option<Credentials>, Problem> {
+pub(super) async fn ask(name: &str, server: &str, env: &[String]) -> Result<Option<Credentials>, Problem> {
     let program = format!("docker-credential-{name}");
     let failed = |reason: String| Problem::Credentials {
         reason: format!("{program} get, asked for {server}, {reason}"),
-        transient: true,
+        retry: Retry::Soon,
     };
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || !name.chars().all(is_plain) {
         return Err(failed("is no name of a helper".to_owned()));
     }
-    let mut child = spawn(&program).map_err(|error| failed(format!("can't be run: {error}")))?;
-    let group = child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw);
-    match tokio::time::timeout(ANSWERS, talk(&mut child, server)).await {
+    let mut child = spawn(&program, env).map_err(|error| failed(format!("can't be run: {error}")))?;
+    let group = Group::of(&child);
+    let said = tokio::time::timeout(ANSWERS, talk(&mut child, server)).await;
+    if let Ok(Ok(_)) = said {
+        group.has_ended();
+    }
+    match said {
         Ok(Ok((true, out, _))) => read(&out).map_err(failed),
         Ok(Ok((false, out, _))) if out.trim() == HAS_NONE => Ok(None),
         Ok(Ok((false, out, err))) => Err(failed(format!("failed: {}", words(&out, &err)))),
         Ok(Err(error)) => Err(failed(format!("broke off: {error}"))),
-        Err(_) => {
-            if let Some(group) = group {
-                let _ = killpg(group, Signal::SIGKILL);
-            }
-            Err(failed(format!("did not answer within {} s", ANSWERS.as_secs())))
+        Err(_) => Err(failed(format!("did not answer within {} s", ANSWERS.as_secs()))),
+    }
+}
+
+/// The processes of a helper, which are killed when this is dropped before the helper has ended by itself. The helper is not
+/// waited for before, so its pid, which is the group's, is nobody else's.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(child: &Child) -> Self {
+        Self(child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw))
+    }
+
+    fn has_ended(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            let _ = killpg(group, Signal::SIGKILL);
         }
     }
 }
 
-fn spawn(program: &str) -> std::io::Result<Child> {
+fn spawn(program: &str, env: &[String]) -> std::io::Result<Child> {
     let mut command = Command::new(program);
     command.arg("get").env_clear().current_dir("/").process_group(0).kill_on_drop(true);
-    for name in ["PATH", "HOME"] {
+    for name in ["PATH", "HOME"].into_iter().chain(env.iter().map(String::as_str)) {
         if let Some(value) = std::env::var_os(name) {
             command.env(name, value);
         }
@@ -134,7 +155,7 @@ mod tests {
     #[tokio::test]
     async fn a_helper_that_is_missing_or_is_none_is_named() {
         for name in ["no-such-helper", "../../bin/sh", ""] {
-            let error = ask(name, "ghcr.io").await.unwrap_err().to_string();
+            let error = ask(name, "ghcr.io", &[]).await.unwrap_err().to_string();
             assert!(error.contains(&format!("docker-credential-{name}")), "{error}");
         }
     }

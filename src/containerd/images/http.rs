@@ -2,19 +2,18 @@
 //! on the loopback. No client follows a redirect by itself: who asks knows what may follow it.
 
 use std::error::Error as _;
+use std::ops::Deref;
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use reqwest::redirect::Policy;
-use reqwest::{Client, ClientBuilder};
+use reqwest::{Client, ClientBuilder, Response};
 
 use super::super::Problem;
 use super::hosts::{Settings, is_loopback};
 use super::tls;
 
 const CONNECT: Duration = Duration::from_secs(10);
-/// How long a registry may send nothing, in the middle of a blob too.
-const IDLE: Duration = Duration::from_secs(30);
 
 /// The clients are made when first needed: a host without root certificates can still pull from its loopback.
 #[derive(Default)]
@@ -68,20 +67,40 @@ fn loopback_client() -> reqwest::Result<Client> {
     with(basis()).or_else(|_| with(basis().tls_certs_only([])))
 }
 
+/// Without a limit for reading: how long a registry may send nothing is the pull's to say. A peer that is gone is found out by
+/// the kernel, by the keepalive and the limit for unacknowledged data that the client sets by itself.
 fn basis() -> ClientBuilder {
     // Fails if there is a provider already, which then is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     Client::builder()
         .user_agent(concat!("containerd-driver/", env!("CARGO_PKG_VERSION")))
         .connect_timeout(CONNECT)
-        .read_timeout(IDLE)
         .redirect(Policy::none())
+}
+
+/// The next part of an answer's body; none at its end.
+///
+/// # Errors
+/// The connection broke, or nothing came for so long.
+pub(super) async fn next_part(
+    response: &mut Response,
+    idle: Duration,
+) -> Result<Option<impl Deref<Target = [u8]>>, Problem> {
+    match tokio::time::timeout(idle, response.chunk()).await {
+        Ok(part) => part.map_err(|error| failed(&error)),
+        Err(_) => Err(silent(idle)),
+    }
+}
+
+/// A host that has sent nothing for too long.
+pub(super) fn silent(after: Duration) -> Problem {
+    Problem::broken(format!("it has sent nothing for {}", humantime::format_duration(after)))
 }
 
 /// What a request that had no answer, or half of one, came to.
 pub(super) fn failed(error: &reqwest::Error) -> Problem {
     if let Some(tls) = tls_error(error) {
-        return Problem::useless(match tls {
+        return Problem::unfit(match tls {
             rustls::Error::InvalidMessage(_) => {
                 "it does not speak TLS; plain http is for the loopback and for what hosts.toml calls http://"
                     .to_owned()
@@ -94,7 +113,7 @@ pub(super) fn failed(error: &reqwest::Error) -> Problem {
         return Problem::broken(format!("{what}: {}", innermost(error)));
     }
     if error.is_redirect() || error.is_builder() {
-        return Problem::useless(innermost(error));
+        return Problem::unfit(innermost(error));
     }
     Problem::broken(format!("the connection broke: {}", innermost(error)))
 }
@@ -140,9 +159,9 @@ mod tests {
         let remote = basis().build().unwrap();
         let get = || remote.get(format!("https://{address}/v2/")).send();
         let plain = failed(&get().await.unwrap_err());
-        assert!(plain.to_string().contains("does not speak TLS") && !plain.is_transient(), "{plain}");
+        assert!(plain.to_string().contains("does not speak TLS") && !plain.is_retryable(), "{plain}");
         server.await.unwrap();
         let absent = failed(&get().await.unwrap_err());
-        assert!(absent.is_transient(), "{absent}");
+        assert!(absent.is_retryable(), "{absent}");
     }
 }

@@ -4,7 +4,7 @@
 //!
 //! Source of the facts: docker `cli/config/configfile`, docker-credential-helpers' README.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 
-use super::super::Problem;
+use super::super::{Problem, Retry};
 use super::credentials::Credentials;
 use super::helper;
 use crate::secret::Secret;
@@ -25,16 +25,29 @@ pub(super) struct Purse {
     pub keyring: Option<Arc<Keyring>>,
 }
 
+/// Credentials, and whose they are.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Login {
+    pub credentials: Credentials,
+    /// The job's own `auth`. What is denied to it stays denied, while the operator's may be others at the next try.
+    pub is_jobs: bool,
+}
+
 impl Purse {
-    /// Those for a host, and for no other: a mirror's are not the registry's.
+    /// Those for a repository of a host, and for no other host: a mirror's are not the registry's.
     ///
     /// # Errors
     /// As [`Keyring::credentials`].
-    pub(super) async fn credentials(&self, host: &str) -> Result<Option<Credentials>, Problem> {
+    pub(super) async fn login(&self, host: &str, repository: &str) -> Result<Option<Login>, Problem> {
         let host = common_name(host);
         match (&self.own, &self.keyring) {
-            (Some((registry, credentials)), _) if registry == host => Ok(Some(credentials.clone())),
-            (_, Some(keyring)) => keyring.credentials(host).await,
+            (Some((registry, credentials)), _) if registry == host => {
+                Ok(Some(Login { credentials: credentials.clone(), is_jobs: true }))
+            }
+            (_, Some(keyring)) => {
+                let found = keyring.credentials(host, repository).await?;
+                Ok(found.map(|credentials| Login { credentials, is_jobs: false }))
+            }
             (_, None) => Ok(None),
         }
     }
@@ -47,23 +60,35 @@ pub(crate) struct Keyring {
     pub inline: Option<(String, Credentials)>,
     pub config: Option<PathBuf>,
     pub helper: Option<String>,
+    /// The variables of the agent's environment that helpers get, besides PATH and HOME.
+    pub helper_env: Vec<String>,
 }
 
 impl Keyring {
     /// # Errors
     /// A source that can't be asked is never passed over. The text names it, and no secret.
-    pub(super) async fn credentials(&self, host: &str) -> Result<Option<Credentials>, Problem> {
-        let Self { inline, config, helper } = self;
+    pub(super) async fn credentials(
+        &self,
+        host: &str,
+        repository: &str,
+    ) -> Result<Option<Credentials>, Problem> {
+        let Self { inline, config, helper, helper_env } = self;
         if let Some((_, credentials)) = inline.as_ref().filter(|(server, _)| is_server(server, host)) {
             return Ok(Some(credentials.clone()));
         }
-        if let Some(path) = config
-            && let Some(credentials) = from_file(path, host).await?
-        {
-            return Ok(Some(credentials));
+        if let Some(path) = config {
+            match from_file(path, host, repository).await? {
+                Said::Nothing => {}
+                Said::Credentials(credentials) => return Ok(Some(credentials)),
+                Said::AskHelper { name, server } => {
+                    if let Some(credentials) = helper::ask(&name, &server, helper_env).await? {
+                        return Ok(Some(credentials));
+                    }
+                }
+            }
         }
         match helper {
-            Some(name) => helper::ask(name, host).await,
+            Some(name) => helper::ask(name, host, helper_env).await,
             None => Ok(None),
         }
     }
@@ -80,7 +105,7 @@ pub(crate) fn is_server(address: &str, host: &str) -> bool {
 /// The hub goes by several names.
 fn common_name(host: &str) -> &str {
     match host {
-        "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => "docker.io",
+        "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => HUB,
         host => host,
     }
 }
@@ -90,9 +115,9 @@ fn common_name(host: &str) -> &str {
 #[serde(rename_all = "camelCase")]
 struct File {
     #[serde(default)]
-    auths: HashMap<String, Entry>,
+    auths: BTreeMap<String, Entry>,
     #[serde(default)]
-    cred_helpers: HashMap<String, String>,
+    cred_helpers: BTreeMap<String, String>,
     creds_store: Option<String>,
 }
 
@@ -105,47 +130,89 @@ struct Entry {
     identitytoken: Option<Secret>,
 }
 
-/// What a file says of a registry.
+/// What a file says of a repository.
 #[derive(Debug, PartialEq)]
 enum Said {
     Nothing,
     Credentials(Credentials),
-    AskHelper(String),
+    /// The program, and what it is asked for.
+    AskHelper {
+        name: String,
+        server: String,
+    },
 }
 
-async fn from_file(path: &Path, host: &str) -> Result<Option<Credentials>, Problem> {
+async fn from_file(path: &Path, host: &str, repository: &str) -> Result<Said, Problem> {
     let unusable = |reason: String| Problem::Credentials {
         reason: format!("the file {} (auth.config) {reason}", path.display()),
-        transient: false,
+        retry: Retry::Later,
     };
     let bytes = tokio::fs::read(path).await.map_err(|error| unusable(format!("can't be read: {error}")))?;
-    match said_of(&bytes, host).map_err(|reason| unusable(reason.to_owned()))? {
-        Said::Nothing => Ok(None),
-        Said::Credentials(credentials) => Ok(Some(credentials)),
-        Said::AskHelper(name) => {
-            // The hub's name to whatever docker itself has stored.
-            let server = if host == "docker.io" { "https://index.docker.io/v1/" } else { host };
-            helper::ask(&name, server).await
-        }
-    }
+    said_of(&bytes, host, repository).map_err(|reason| unusable(reason.to_owned()))
 }
 
-/// A registry's own helper, else what the file has itself, else the store for all.
-fn said_of(file: &[u8], host: &str) -> Result<Said, &'static str> {
+/// The entry that is most about the repository: a helper's before one with credentials of its own, and behind both the store
+/// for all.
+fn said_of(file: &[u8], host: &str, repository: &str) -> Result<Said, &'static str> {
     // The parser's own words may quote what it could not read.
     let File { auths, cred_helpers, creds_store } =
         serde_json::from_slice(file).map_err(|_| "is not in the form of docker's config.json")?;
-    let helper = cred_helpers.into_iter().find(|(server, _)| is_server(server, host));
-    if let Some((_, name)) = helper {
-        return Ok(Said::AskHelper(name));
-    }
-    let entries = auths.into_iter().filter(|(server, _)| is_server(server, host));
-    for (_, entry) in entries {
+    let fit = |key: &str| Fit::of(key, host, repository);
+    let helper = cred_helpers.into_iter().filter_map(|(key, name)| Some((fit(&key)?, key, name))).max();
+    let mut entries: Vec<_> =
+        auths.into_iter().filter_map(|(key, entry)| Some((fit(&key)?, entry))).collect();
+    entries.sort_by_key(|(fit, _)| *fit);
+    // The hub's name to whatever docker itself has stored.
+    let server = || (if host == HUB { HUB_KEY } else { host }).to_owned();
+    for (fit, entry) in entries.into_iter().rev() {
+        if helper.as_ref().is_some_and(|(helpers, ..)| helpers.path >= fit.path) {
+            break;
+        }
         if let Some(credentials) = entry.credentials()? {
             return Ok(Said::Credentials(credentials));
         }
     }
-    Ok(creds_store.filter(|name| !name.is_empty()).map_or(Said::Nothing, Said::AskHelper))
+    if let Some((fit, key, name)) = helper {
+        return Ok(Said::AskHelper { name, server: if fit.path > 0 { key } else { server() } });
+    }
+    let store = creds_store.filter(|name| !name.is_empty());
+    Ok(store.map_or(Said::Nothing, |name| Said::AskHelper { name, server: server() }))
+}
+
+const HUB: &str = "docker.io";
+/// The hub in docker's own files. A login by the browser writes other keys behind it, whose entries are for docker alone.
+const HUB_KEY: &str = "https://index.docker.io/v1/";
+
+/// How much the key of an entry is about a repository; the larger one counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Fit {
+    /// How many components of the repository's path it names.
+    path: usize,
+    /// It is written as docker writes it.
+    is_exact: bool,
+}
+
+impl Fit {
+    /// None where the key is for others. Docker's keys are hosts, or addresses of an API; podman's may have a part of the
+    /// repository's path behind the host.
+    fn of(key: &str, host: &str, repository: &str) -> Option<Self> {
+        let is_exact = key == if host == HUB { HUB_KEY } else { host };
+        let (is_address, rest) = match key.split_once("://") {
+            Some((_, rest)) => (true, rest),
+            None => (false, key),
+        };
+        let (name, path) = rest.split_once('/').unwrap_or((rest, ""));
+        if !common_name(name).eq_ignore_ascii_case(host) {
+            return None;
+        }
+        let path = path.trim_end_matches('/');
+        if path.is_empty() || is_address && matches!(path, "v1" | "v2") {
+            return Some(Self { path: 0, is_exact });
+        }
+        let is_prefix =
+            repository.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        (is_prefix && !is_address).then(|| Self { path: path.split('/').count(), is_exact })
+    }
 }
 
 impl Entry {
@@ -176,7 +243,11 @@ mod tests {
     use super::*;
 
     fn said(file: &serde_json::Value, host: &str) -> Result<Said, &'static str> {
-        said_of(file.to_string().as_bytes(), host)
+        said_of(file.to_string().as_bytes(), host, "team/app")
+    }
+
+    fn ask(name: &str, server: &str) -> Said {
+        Said::AskHelper { name: name.to_owned(), server: server.to_owned() }
     }
 
     fn credentials(username: &str, password: &str) -> Credentials {
@@ -220,9 +291,57 @@ mod tests {
         assert_eq!(said(&file, "docker.io"), Ok(Said::Credentials(credentials("me", "hunter:2"))));
         assert_eq!(said(&file, "ghcr.io"), Ok(Said::Credentials(credentials("you", "hunter3"))));
         assert_eq!(said(&file, "acr.example"), Ok(Said::Credentials(credentials("<token>", "hunter4"))));
-        assert_eq!(said(&file, "ecr.example"), Ok(Said::AskHelper("ecr-login".to_owned())));
-        assert_eq!(said(&file, "store.example"), Ok(Said::AskHelper("secretservice".to_owned())));
+        assert_eq!(said(&file, "ecr.example"), Ok(ask("ecr-login", "ecr.example")));
+        assert_eq!(said(&file, "store.example"), Ok(ask("secretservice", "store.example")));
         assert_eq!(said(&json!({"auths": {"ghcr.io": {}}}), "ghcr.io"), Ok(Said::Nothing));
+    }
+
+    #[test]
+    fn the_entry_that_names_most_of_a_repository_counts() {
+        let auth = |user: &str| json!({"auth": BASE64_STANDARD.encode(format!("{user}:hunter2"))});
+        let by = |user: &str| Ok(Said::Credentials(credentials(user, "hunter2")));
+        let of = |file: &serde_json::Value, host: &str, repository: &str| {
+            said_of(file.to_string().as_bytes(), host, repository)
+        };
+        let podmans = json!({
+            "auths": {
+                "quay.io": auth("all"),
+                "quay.io/team-a": auth("a"),
+                "quay.io/team-b": auth("b"),
+                "quay.io/team-b/deep": auth("deep"),
+                "quay.io/empty": {},
+            },
+            "credHelpers": {"quay.io/helped": "helps", "ghcr.io": "ghs"},
+            "credsStore": "store",
+        });
+        for (repository, user) in [
+            ("team-a/app", "a"),
+            ("team-a", "a"),
+            ("team-b/app", "b"),
+            ("team-b/deep/app", "deep"),
+            ("team-ab/app", "all"),
+            ("empty/app", "all"),
+        ] {
+            assert_eq!(of(&podmans, "quay.io", repository), by(user), "{repository}");
+        }
+        assert_eq!(of(&podmans, "quay.io", "helped/app"), Ok(ask("helps", "quay.io/helped")));
+        assert_eq!(of(&podmans, "ghcr.io", "team-a/app"), Ok(ask("ghs", "ghcr.io")));
+        let only_a = json!({"auths": {"quay.io/team-a": auth("a")}});
+        assert_eq!(of(&only_a, "quay.io", "team-b/app"), Ok(Said::Nothing));
+
+        // What docker's login by the browser leaves.
+        let dockers = json!({"auths": {
+            "https://index.docker.io/v1/": auth("me"),
+            "https://index.docker.io/v1/access-token": auth("no1"),
+            "https://index.docker.io/v1/refresh-token": auth("no2"),
+        }});
+        for repository in ["library/redis", "v1/access-token"] {
+            assert_eq!(of(&dockers, "docker.io", repository), by("me"));
+        }
+        let both = json!({"auths": {"docker.io": auth("podman"), HUB_KEY: auth("docker"), "index.docker.io": auth("x")}});
+        assert_eq!(of(&both, "docker.io", "library/redis"), by("docker"));
+        let others = json!({"auths": {"https://index.docker.io/v1/access-token": auth("no")}});
+        assert_eq!(of(&others, "docker.io", "library/redis"), Ok(Said::Nothing));
     }
 
     #[tokio::test]
@@ -236,19 +355,19 @@ mod tests {
         ] {
             std::fs::write(&path, content).unwrap();
             let keyring = Keyring { config: Some(path.clone()), ..Keyring::default() };
-            let error = keyring.credentials("ghcr.io").await.unwrap_err().to_string();
+            let error = keyring.credentials("ghcr.io", "a").await.unwrap_err().to_string();
             assert!(error.contains(path.to_str().unwrap()) && !error.contains("hunter2"), "{error}");
         }
         let keyring = Keyring { config: Some("/no/such/file".into()), ..Keyring::default() };
-        assert!(keyring.credentials("ghcr.io").await.unwrap_err().to_string().contains("/no/such/file"));
+        assert!(keyring.credentials("ghcr.io", "a").await.unwrap_err().to_string().contains("/no/such/file"));
     }
 
     #[tokio::test]
     async fn the_operators_own_credentials_go_to_their_registry_only() {
         let inline = Some(("https://ghcr.io".to_owned(), credentials("me", "hunter2")));
         let keyring = Keyring { inline, ..Keyring::default() };
-        assert_eq!(keyring.credentials("ghcr.io").await, Ok(Some(credentials("me", "hunter2"))));
-        assert_eq!(keyring.credentials("evil.example").await, Ok(None));
+        assert_eq!(keyring.credentials("ghcr.io", "a").await, Ok(Some(credentials("me", "hunter2"))));
+        assert_eq!(keyring.credentials("evil.example", "a").await, Ok(None));
     }
 
     #[tokio::test]
@@ -263,9 +382,10 @@ mod tests {
             ("mirror.example", Some("you")),
             ("mirror.example:5000", None),
         ] {
-            let found = purse.credentials(host).await.unwrap();
-            assert_eq!(found.as_ref().map(|found| found.username.as_str()), user, "{host}");
+            let found = purse.login(host, "a").await.unwrap();
+            assert_eq!(found.as_ref().map(|found| found.credentials.username.as_str()), user, "{host}");
+            assert_eq!(found.is_some_and(|found| found.is_jobs), user == Some("me"));
         }
-        assert_eq!(Purse::default().credentials("docker.io").await, Ok(None));
+        assert_eq!(Purse::default().login("docker.io", "a").await, Ok(None));
     }
 }

@@ -5,8 +5,9 @@
 //! Source of the facts: containerd `docs/garbage-collection.md`, `content/local/{store,writer}.go` @ v1.6.20.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use containerd_client::services::v1::{AddResourceRequest, Resource};
@@ -14,6 +15,7 @@ use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
 use super::super::{Containerd, Error, Labels, QUICK};
+use super::audience::Audience;
 use super::timestamp::{text, time};
 
 /// Past this the daemon itself ends the lease of a pull whose plugin never came back.
@@ -68,6 +70,7 @@ pub(super) struct PullLease {
     containerd: Containerd,
     image: String,
     id: String,
+    audience: Arc<Audience>,
     /// Of earlier tries; they keep what those have got until this one has it.
     earlier: Vec<String>,
     /// Something has been written under it.
@@ -90,6 +93,8 @@ impl Outcome {
     pub(super) fn of<T>(outcome: &Result<T, Error>) -> Self {
         match outcome {
             Ok(_) => Self::Made,
+            // On a full disk what is kept would be in the way of the next try.
+            Err(Error::Troubled { .. }) => Self::Useless,
             Err(error) if error.is_transient() => Self::Keep,
             Err(_) => Self::Useless,
         }
@@ -97,7 +102,12 @@ impl Outcome {
 }
 
 impl PullLease {
-    pub(super) async fn take(containerd: &Containerd, image: &str) -> Result<Self, Error> {
+    /// For the pull that these wait for.
+    pub(super) async fn take(
+        containerd: &Containerd,
+        image: &str,
+        audience: &Arc<Audience>,
+    ) -> Result<Self, Error> {
         containerd.look_for_left_pulls().await?;
         let labels = Labels::from([
             (EXPIRY_LABEL.to_owned(), text(SystemTime::now() + LEASE_LIFE)),
@@ -111,6 +121,7 @@ impl PullLease {
             containerd: containerd.clone(),
             image: image.to_owned(),
             id,
+            audience: Arc::clone(audience),
             is_of_use: Arc::new(AtomicBool::new(!earlier.is_empty())),
             earlier,
             leftovers: TaskTracker::new(),
@@ -119,6 +130,11 @@ impl PullLease {
 
     pub(super) fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Those who wait for the pull that it belongs to: what it waits for itself is marked there.
+    pub(super) fn audience(&self) -> &Arc<Audience> {
+        &self.audience
     }
 
     /// What is being cleaned up, and must be before the lease ends: the garbage collector, when it meets a write that is
@@ -212,7 +228,14 @@ impl Containerd {
 
 /// Where the plugin was configured anew, what its earlier configuration pulls goes on.
 fn is_of_this_process(lease: &str) -> bool {
-    lease.contains(&format!("-{:x}-", std::process::id()))
+    lease.contains(&format!("-{:x}-", process_word()))
+}
+
+/// A random word by which this process is told from the plugins before it. Its pid is not enough: in a pid namespace of its
+/// own the next plugin often has the same one.
+fn process_word() -> u64 {
+    static WORD: OnceLock<u64> = OnceLock::new();
+    *WORD.get_or_init(|| RandomState::new().hash_one(std::process::id()))
 }
 
 /// Different in each call, in each process and after each restart.
@@ -220,7 +243,7 @@ pub(super) fn unique() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    format!("{:x}-{:x}-{count:x}", since_epoch.as_nanos(), std::process::id())
+    format!("{:x}-{:x}-{count:x}", since_epoch.as_nanos(), process_word())
 }
 
 #[cfg(test)]
@@ -243,6 +266,7 @@ mod tests {
     #[test]
     fn a_lease_of_this_process_is_known() {
         assert!(is_of_this_process(&format!("containerd-driver-pull-{}", unique())));
-        assert!(!is_of_this_process("containerd-driver-pull-17f-0-1"));
+        // The plugin before it may have had the same pid.
+        assert!(!is_of_this_process(&format!("containerd-driver-pull-17f-{:x}-1", std::process::id())));
     }
 }

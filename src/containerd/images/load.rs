@@ -17,6 +17,7 @@ use tokio::time::Instant;
 
 use super::super::{Containerd, Error, Labels, Problem};
 use super::archive::{self, Archive, Extent};
+use super::audience::Audience;
 use super::content::{Ingest, Role};
 use super::digest::{self, check_blob, check_digest};
 use super::documents::Documents;
@@ -77,12 +78,16 @@ impl Containerd {
 
     async fn load_within(&self, source: Source, timeout: Duration) -> Result<Image, Error> {
         let until = Instant::now() + timeout;
-        let late = || Problem::Deadline { after: timeout }.during("store and unpack");
+        let audience = Arc::new(Audience::until(until));
+        let late = || {
+            let waits = audience.waits().subjects();
+            Problem::Deadline { after: timeout, waits }.during("store and unpack")
+        };
         let found = tokio::time::timeout_at(until, find(source)).await.map_err(|_| late())??;
         if let Present::Ready(layout) = self.present_as(&found.name, None).await? {
             return Ok(image_of(&found.name, &layout));
         }
-        let lease = PullLease::take(self, &found.name).await?;
+        let lease = PullLease::take(self, &found.name, &audience).await?;
         let outcome = tokio::time::timeout_at(until, self.store(found, &lease)).await;
         let outcome = outcome.unwrap_or_else(|_| Err(late()));
         lease.end(if outcome.is_ok() { Outcome::Made } else { Outcome::Useless }).await;
@@ -92,7 +97,7 @@ impl Containerd {
     /// Layers first, each unpacked as soon as it is here, and the record last, as in a pull.
     async fn store(&self, found: Found, lease: &PullLease) -> Result<Image, Error> {
         let Found { archive, name, documents, extents, layout } = found;
-        let unpacking = Unpacking::new(self, lease, None);
+        let unpacking = Unpacking::new(self, lease);
         for (layer, extent) in layout.layers.iter().zip(extents) {
             if let Some(ingest) = self.ingest(Role::Layer, &layer.blob, lease).await? {
                 copy(&archive, extent, &layer.blob, ingest).await?;

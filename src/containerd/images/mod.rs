@@ -37,6 +37,7 @@ mod timestamp;
 mod tls;
 mod turns;
 mod unpack;
+mod waits;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -51,6 +52,7 @@ pub(crate) use gc::Stored as StoredImage;
 pub(crate) use keyring::{Keyring, is_server};
 pub(crate) use load::{NAME_PREFIX as LOADED, Source as ArchiveSource};
 pub(crate) use reference::Reference;
+pub(crate) use waits::Wait;
 
 use self::audience::Audience;
 use self::flight::{Errand, Flights};
@@ -231,9 +233,8 @@ impl Containerd {
         }
         let pulled = self.pull_for(reference, errand, None, audience).await?;
         // None is what it is if it is current, and nothing is.
-        pulled.ok_or_else(|| {
-            Problem::useless("it says that nothing is new").during(format!("pull {reference}"))
-        })
+        pulled
+            .ok_or_else(|| Problem::unfit("it says that nothing is new").during(format!("pull {reference}")))
     }
 
     async fn unpack_present(
@@ -243,8 +244,8 @@ impl Containerd {
         audience: &Arc<Audience>,
     ) -> Result<(), Error> {
         let progress = Progress::new(name.to_owned(), Arc::clone(audience));
-        let lease = PullLease::take(self, name).await?;
-        let unpacking = Unpacking::new(self, &lease, Some(&progress));
+        let lease = PullLease::take(self, name, audience).await?;
+        let unpacking = Unpacking::new(self, &lease);
         let outcome =
             pull::bounded(&progress, &self.shared.images.gate, Box::pin(unpacking.all(layout))).await;
         lease.end(Outcome::of(&outcome)).await;

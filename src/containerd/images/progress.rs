@@ -25,8 +25,6 @@ struct State {
     counts: Counts,
     steps: Steps,
     moved: Instant,
-    /// What is under way and has no bytes to count.
-    busy: usize,
     /// The hosts that layers came from, in the order of their first.
     origins: Vec<String>,
 }
@@ -60,7 +58,7 @@ impl Progress {
     pub(super) fn new(image: String, audience: Arc<Audience>) -> Self {
         let now = Instant::now();
         let (counts, steps) = (Counts::default(), Steps::default());
-        let state = State { counts, steps, moved: now, busy: 0, origins: Vec::new() };
+        let state = State { counts, steps, moved: now, origins: Vec::new() };
         Self { image, audience, begun: now, state: Mutex::new(state) }
     }
 
@@ -148,19 +146,14 @@ impl Progress {
         }
     }
 
-    /// Something that takes its time and has no bytes to count, until it is dropped.
-    pub(super) fn busy(&self) -> Busy<'_> {
-        self.lock().busy += 1;
-        Busy(self)
-    }
-
-    /// Resolves once nothing has come, and nothing has been done, for so long.
+    /// Resolves once nothing has come, and nothing that the pull waits for has ended, for so long. It doesn't while
+    /// something is waited for.
     pub(super) async fn stands_still(&self, limit: Duration) {
         loop {
-            let until = {
-                let state = self.lock();
-                let moved = if state.busy > 0 { Instant::now() } else { state.moved };
-                moved + limit
+            let moved = self.lock().moved;
+            let until = match self.audience.waits().ended() {
+                Some(ended) => ended.max(moved) + limit,
+                None => Instant::now() + limit,
             };
             if until <= Instant::now() {
                 return;
@@ -170,18 +163,9 @@ impl Progress {
     }
 }
 
-pub(super) struct Busy<'a>(&'a Progress);
-
-impl Drop for Busy<'_> {
-    fn drop(&mut self) {
-        let mut state = self.0.lock();
-        state.busy -= 1;
-        state.moved = Instant::now();
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::waits::Wait;
     use super::*;
 
     fn progress() -> Progress {
@@ -222,13 +206,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn it_stands_still_when_nothing_comes_and_nothing_is_under_way() {
-        let progress = progress();
-        let limit = Duration::from_millis(10);
-        let busy = progress.busy();
-        let mut still = Box::pin(progress.stands_still(limit));
-        assert!(tokio::time::timeout(5 * limit, still.as_mut()).await.is_err());
-        drop(busy);
-        still.await;
+    async fn a_pull_that_waits_does_not_stand_still() {
+        let limit = Duration::from_millis(100);
+        let audience = Arc::new(Audience::until(Instant::now() + Duration::from_secs(600)));
+        let progress = Progress::new("a".to_owned(), Arc::clone(&audience));
+        let begun = Instant::now();
+        let wait = audience.wait_for(Wait::SameLayer, tokio::time::sleep(5 * limit));
+        let (_, waited) = tokio::join!(progress.stands_still(limit), wait);
+        assert!(waited.is_ok() && begun.elapsed() >= 6 * limit, "{:?}", begun.elapsed());
     }
 }

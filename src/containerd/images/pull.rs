@@ -17,7 +17,7 @@ use super::audience::{Audience, PullEvent};
 use super::digest::{self, check_blob, check_digest};
 use super::documents::Documents;
 use super::download::Download;
-use super::gate::Gate;
+use super::gate::{Answered, Gate};
 use super::host;
 use super::keyring::Purse;
 use super::lease::{Outcome, PullLease};
@@ -27,6 +27,7 @@ use super::reference::Reference;
 use super::registry::Registry;
 use super::remote::Origin;
 use super::unpack::Unpacking;
+use super::waits::Wait;
 
 struct Pull<'a> {
     containerd: &'a Containerd,
@@ -50,7 +51,7 @@ impl Containerd {
         audience: &Arc<Audience>,
     ) -> Result<Option<Arc<Layout>>, Error> {
         let gate = &self.shared.images.gate;
-        let registry = Registry::new(&self.shared.images, reference, purse);
+        let registry = Registry::new(&self.shared.images, reference, purse, Arc::clone(audience));
         let progress = Progress::new(reference.to_string(), Arc::clone(audience));
         if let Some(current) = current
             && bounded(&progress, gate, is_current(&registry, reference, current)).await?
@@ -58,7 +59,7 @@ impl Containerd {
             return Ok(None);
         }
         audience.started();
-        let lease = PullLease::take(self, &reference.to_string()).await?;
+        let lease = PullLease::take(self, &reference.to_string(), audience).await?;
         let pull =
             Pull { containerd: self, reference, registry: &registry, lease: &lease, progress: &progress };
         let outcome = bounded(&progress, gate, Box::pin(pull.run())).await;
@@ -82,7 +83,8 @@ pub(super) async fn bounded<T>(
         outcome = work => outcome,
         // Each of those who wait says how long that was.
         () = progress.audience().patience_ends() => {
-            Err(Problem::Deadline { after: progress.age() }.during("download and unpack"))
+            let waits = progress.audience().waits().subjects();
+            Err(Problem::Deadline { after: progress.age(), waits }.during("download and unpack"))
         }
         () = progress.stands_still(after) => Err(Problem::StandsStill { after }.during("download")),
     }
@@ -99,20 +101,17 @@ impl Pull<'_> {
     /// What the same digest is pulled for meanwhile, by another name, is waited for; and so is a place.
     async fn run(&self) -> Result<Arc<Layout>, Error> {
         let images = &self.containerd.shared.images;
-        let queued = || self.progress.audience().tell(&PullEvent::Queued);
-        let waiting = self.progress.busy();
-        let mut place = images.gate.pull(queued).await;
-        drop(waiting);
-        let (target, bytes, document) = self.resolve().await?;
+        let audience = self.progress.audience();
+        let Answered { answer, mut place, .. } = images.gate.pulls.answered(audience, self.resolve()).await?;
+        let (target, bytes, document) = answer;
         let name = format!("{} {}", self.containerd.snapshotter(), target.digest());
-        let turn = images.turns.try_take(&name);
-        let _turn = match turn {
+        let _turn = match images.turns.try_take(&name) {
             Some(turn) => turn,
             None => {
-                let _waiting = self.progress.busy();
                 drop(place);
-                let turn = images.turns.take(&name).await;
-                place = images.gate.pull(|| {}).await;
+                let in_line = |problem: Problem| problem.during("wait for another pull");
+                let turn = images.turns.take(&name, Wait::SameImage, audience).await.map_err(in_line)?;
+                place = images.gate.pulls.place(audience).await.map_err(in_line)?;
                 turn
             }
         };
@@ -181,7 +180,7 @@ impl Pull<'_> {
         let digest = digest::digest_of(&fetched.bytes);
         tracing::debug!(image = %self.reference, digest, from = fetched.origin, "what is pulled is known");
         if let Some(expected) = self.reference.digest() {
-            check_digest(expected, &digest).map_err(failed)?;
+            check_digest(expected, &digest).map_err(|problem| failed(problem.on_the_way()))?;
         }
         let (media_type, document) = manifest::parse(&fetched.media_type, &fetched.bytes).map_err(failed)?;
         let digest: Digest = digest.parse().map_err(|_| failed(Problem::corrupt("an impossible digest")))?;
@@ -234,7 +233,7 @@ impl Pull<'_> {
     /// Downloads some layers at once and unpacks them in order meanwhile. A failed download lets the layers that are here
     /// get done: the next try finds them. What a remote snapshotter has by itself is not downloaded.
     async fn layers(&self, layout: &Layout) -> Result<(), Error> {
-        let mut unpacking = Unpacking::new(self.containerd, self.lease, Some(self.progress));
+        let mut unpacking = Unpacking::new(self.containerd, self.lease);
         if self.containerd.has_remote_snapshotter().await? {
             unpacking = unpacking.from(Origin::new(self.reference, layout));
         }

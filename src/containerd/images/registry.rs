@@ -20,9 +20,11 @@ use tokio::sync::OnceCell;
 
 use super::super::Problem;
 use super::State;
+use super::audience::Audience;
 use super::hosts::Trust;
 use super::keyring::Purse;
 use super::reference::{Reference, checked_digest};
+use super::waits::Wait;
 use answer::Failure;
 pub(super) use answer::{Body, Fetched};
 use endpoint::Endpoint;
@@ -41,13 +43,20 @@ pub(super) struct Registry<'a> {
     shared: &'a State,
     reference: Reference,
     purse: Purse,
+    /// Of the pull: what is waited for is marked there.
+    audience: Arc<Audience>,
     /// Found with the first request.
     endpoints: OnceCell<Vec<Endpoint>>,
 }
 
 impl<'a> Registry<'a> {
-    pub(super) fn new(shared: &'a State, reference: &Reference, purse: Purse) -> Self {
-        Self { shared, reference: reference.clone(), purse, endpoints: OnceCell::new() }
+    pub(super) fn new(
+        shared: &'a State,
+        reference: &Reference,
+        purse: Purse,
+        audience: Arc<Audience>,
+    ) -> Self {
+        Self { shared, reference: reference.clone(), purse, audience, endpoints: OnceCell::new() }
     }
 
     /// What a tag or digest stands for now, without its content, which registries count against a limit.
@@ -56,7 +65,7 @@ impl<'a> Registry<'a> {
     /// As [`Self::manifest`].
     pub(super) async fn resolve(&self, version: &str) -> Result<Descriptor, Problem> {
         let needed = if is_digest(version) { PULL } else { RESOLVE };
-        persist(|| self.ask(needed, |endpoint| endpoint.resolve(version))).await
+        persist(|| self.ask(needed, |endpoint, limit| endpoint.resolve(version, limit))).await
     }
 
     /// The manifest or index of a tag or digest.
@@ -65,15 +74,16 @@ impl<'a> Registry<'a> {
     /// By what they mean for the image; what a tag stands for is the caller's to check.
     pub(super) async fn manifest(&self, version: &str) -> Result<Fetched, Problem> {
         if is_digest(version) {
-            return persist(|| self.ask(PULL, |endpoint| endpoint.manifest(version))).await;
+            return persist(|| self.ask(PULL, |endpoint, limit| endpoint.manifest(version, limit))).await;
         }
         if self.endpoints().await?.first().is_some_and(|first| !first.trust().resolve) {
             // What the first host has is taken from it, but it is not believed which version that is.
-            let resolved = persist(|| self.ask(RESOLVE, |endpoint| endpoint.resolve(version))).await?;
+            let resolved =
+                persist(|| self.ask(RESOLVE, |endpoint, limit| endpoint.resolve(version, limit))).await?;
             let digest = resolved.digest().as_ref();
-            return persist(|| self.ask(PULL, |endpoint| endpoint.manifest(digest))).await;
+            return persist(|| self.ask(PULL, |endpoint, limit| endpoint.manifest(digest, limit))).await;
         }
-        persist(|| self.ask(RESOLVE, |endpoint| endpoint.manifest(version))).await
+        persist(|| self.ask(RESOLVE, |endpoint, limit| endpoint.manifest(version, limit))).await
     }
 
     /// A blob that fits into memory, and is what its digest says.
@@ -81,7 +91,7 @@ impl<'a> Registry<'a> {
     /// # Errors
     /// As [`Self::manifest`].
     pub(super) async fn small_blob(&self, blob: &Descriptor) -> Result<Vec<u8>, Problem> {
-        persist(|| self.ask(PULL, |endpoint| endpoint.small_blob(blob))).await
+        persist(|| self.ask(PULL, |endpoint, limit| endpoint.small_blob(blob, limit))).await
     }
 
     /// The blob from an offset on; the bytes are the caller's to check. After a body that broke off another call goes on at
@@ -90,11 +100,16 @@ impl<'a> Registry<'a> {
     /// # Errors
     /// One whose length is known to be wrong is corrupt before it is read.
     pub(super) async fn blob(&self, blob: &Descriptor, offset_bytes: u64) -> Result<Body, Problem> {
-        self.ask(PULL, |endpoint| endpoint.blob(blob, offset_bytes)).await
+        self.ask(PULL, |endpoint, limit| endpoint.blob(blob, offset_bytes, limit)).await
     }
 
-    /// The first host's that is believed as much as is needed and doesn't fail.
-    async fn ask<'s, T, F>(&'s self, needed: Trust, attempt: impl Fn(&'s Endpoint) -> F) -> Result<T, Problem>
+    /// The first host's that is believed as much as is needed and doesn't fail. An attempt is told how long the host may take
+    /// to begin its answer, where there is another one to ask; the last one has as long as the pull may stand still.
+    async fn ask<'s, T, F>(
+        &'s self,
+        needed: Trust,
+        attempt: impl Fn(&'s Endpoint, Option<Duration>) -> F,
+    ) -> Result<T, Problem>
     where
         F: Future<Output = Result<T, Failure>>,
     {
@@ -107,20 +122,26 @@ impl<'a> Registry<'a> {
         loop {
             let (failing, well): (Vec<_>, Vec<_>) =
                 endpoints.iter().filter(fit).partition(|endpoint| endpoint.is_failing());
+            let in_order = [well, failing].concat();
             let mut failures = Vec::new();
-            let mut wait: Option<Duration> = None;
-            for endpoint in well.into_iter().chain(failing) {
-                match attempt(endpoint).await {
+            let mut wait: Option<(Duration, String)> = None;
+            for (place, endpoint) in in_order.iter().enumerate() {
+                let has_others = place + 1 < in_order.len();
+                match attempt(endpoint, has_others.then(|| self.shared.gate.idle())).await {
                     Ok(answer) => return Ok(answer),
                     Err(Failure { problem, wants }) => {
                         endpoint.has_failed(&problem, endpoints.len() > 1);
+                        let wants = wants.map(|wants| (wants, endpoint.name()));
                         wait = wait.into_iter().chain(wants).min();
                         failures.push((endpoint.name(), problem));
                     }
                 }
             }
-            match wait.filter(|wait| *wait <= LONGEST_WAIT && waits < WAITS) {
-                Some(wait) => tokio::time::sleep(wait).await,
+            match wait.filter(|(wait, _)| *wait <= LONGEST_WAIT && waits < WAITS) {
+                Some((wanted, host)) => {
+                    let pause = tokio::time::sleep(wanted);
+                    self.audience.wait_for(Wait::RetryAfter { host, wanted }, pause).await?;
+                }
                 None => return Err(self.none_of(failures)),
             }
             waits += 1;
@@ -149,9 +170,8 @@ impl<'a> Registry<'a> {
         let found = self.endpoints.get_or_try_init(|| async {
             let mut endpoints = Vec::new();
             for host in self.shared.hosts.of(self.reference.host()).await? {
-                endpoints.push(
-                    Endpoint::new(Arc::clone(&self.shared.http), host, &self.reference, &self.purse).await?,
-                );
+                let (http, idle) = (Arc::clone(&self.shared.http), self.shared.gate.idle());
+                endpoints.push(Endpoint::new(http, idle, host, &self.reference, &self.purse).await?);
             }
             Ok(endpoints)
         });
@@ -170,7 +190,7 @@ where
 {
     for pause in RETRIES {
         match attempt().await {
-            Err(problem) if problem.is_transient() => tokio::time::sleep(pause).await,
+            Err(problem) if problem.is_retryable() => tokio::time::sleep(pause).await,
             outcome => return outcome,
         }
     }

@@ -3,12 +3,11 @@
 use std::time::SystemTime;
 
 pub(super) fn time(text: &str) -> Option<SystemTime> {
-    chrono::DateTime::parse_from_rfc3339(text).ok().map(SystemTime::from)
+    humantime::parse_rfc3339(text).ok()
 }
 
 pub(super) fn text(time: SystemTime) -> String {
-    let time: chrono::DateTime<chrono::Utc> = time.into();
-    time.to_rfc3339_opts(chrono::SecondsFormat::Millis, true)
+    humantime::format_rfc3339_millis(time).to_string()
 }
 
 #[cfg(test)]

@@ -150,3 +150,34 @@ fn issuer(certificate: &CertificateDer<'_>) -> Option<DistinguishedName> {
     let certificate = webpki::EndEntityCert::try_from(certificate).ok()?;
     Some(DistinguishedName::in_sequence(certificate.issuer()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// In force at that time.
+    const SELF_SIGNED: &[u8] = include_bytes!("tls/self_signed.pem");
+    const NOW: UnixTime = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_800_000_000));
+
+    /// The error is told by its type, which has to be that of the webpki which rustls is built with. Two versions of it in
+    /// Cargo.lock would make it another one.
+    #[test]
+    fn webpki_is_the_one_that_rustls_is_built_with() {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let own: Vec<_> = CertificateDer::pem_slice_iter(SELF_SIGNED).collect::<Result<_, _>>().unwrap();
+        let known = Verifier::new_with_extra_roots(own.clone(), Arc::clone(&provider)).unwrap();
+        let algorithms = provider.signature_verification_algorithms;
+        let check = |name: &'static str, own: Vec<CertificateDer<'static>>| {
+            let known = Some(Verifier::new_with_extra_roots(own.clone(), Arc::clone(&provider)).unwrap());
+            let name = ServerName::try_from(name).unwrap();
+            let check = Check { known, own, algorithms };
+            let shown = CertificateDer::pem_slice_iter(SELF_SIGNED).next().unwrap().unwrap();
+            check.verify_server_cert(&shown, &[], &name, &[], NOW).map(drop)
+        };
+        let name = ServerName::try_from("itself.test").unwrap();
+        let error = known.verify_server_cert(&own[0], &[], &name, &[], NOW).unwrap_err();
+        assert!(is_authority(&error), "{error:?}");
+        assert!(check("itself.test", own.clone()).is_ok());
+        assert!(check("other.test", own).is_err() && check("itself.test", Vec::new()).is_err());
+    }
+}

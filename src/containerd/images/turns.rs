@@ -1,10 +1,14 @@
 //! Who does what several may want: by its name, one at a time and in the order in which they came. Whoever comes later
-//! finds it done. Knows nothing of what is done.
+//! finds it done. Knows nothing of what is done. A turn is had by a pull's [`Audience`] only, which marks and bounds the wait.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::OwnedMutexGuard;
+
+use super::super::Problem;
+use super::audience::Audience;
+use super::waits::Wait;
 
 #[derive(Default)]
 pub(super) struct Turns {
@@ -17,8 +21,11 @@ pub(super) struct Turn {
 }
 
 impl Turns {
-    pub(super) async fn take(&self, name: &str) -> Turn {
-        Turn { _guard: self.of(name).lock_owned().await }
+    /// # Errors
+    /// Nobody waits for the pull any more.
+    pub(super) async fn take(&self, name: &str, wait: Wait, audience: &Audience) -> Result<Turn, Problem> {
+        let turn = self.of(name).lock_owned();
+        audience.wait_for(wait, turn).await.map(|guard| Turn { _guard: guard })
     }
 
     /// None where it is another's turn.
@@ -50,15 +57,17 @@ mod tests {
     #[tokio::test]
     async fn one_has_its_turn_after_the_other_and_nobody_waits_for_another_name() {
         let turns = Turns::default();
-        let first = turns.take("a").await;
+        let audience = Audience::until(tokio::time::Instant::now() + std::time::Duration::from_secs(600));
+        let take = |name| turns.take(name, Wait::SameLayer, &audience);
+        let first = take("a").await.unwrap();
         assert!(turns.try_take("a").is_none());
         assert!(turns.try_take("b").is_some());
-        let mut second = Box::pin(turns.take("a"));
+        let mut second = Box::pin(take("a"));
         assert!(futures::poll!(second.as_mut()).is_pending());
         drop(first);
-        drop(second.await);
+        drop(second.await.unwrap());
         assert!(turns.try_take("a").is_some());
-        drop(turns.take("c").await);
+        drop(take("c").await.unwrap());
         assert_eq!(turns.lock().len(), 1);
     }
 }

@@ -18,8 +18,8 @@ use tokio_util::task::TaskTracker;
 use super::super::{Containerd, Error, Labels, Problem};
 use super::lease::{PullLease, unique};
 use super::manifest::{Layer, Layout};
-use super::progress::Progress;
 use super::remote::{self, Origin};
+use super::waits::Wait;
 
 /// The daemon decompresses and writes a whole layer; the pull as a whole is bounded, too.
 const APPLY: Duration = Duration::from_secs(3600);
@@ -34,8 +34,6 @@ const TRIES: usize = 3;
 pub(super) struct Unpacking<'a> {
     pub containerd: &'a Containerd,
     pub lease: &'a PullLease,
-    /// Of the pull that it is part of.
-    pub progress: Option<&'a Progress>,
     /// What a remote snapshotter is told.
     origin: Option<Origin>,
     /// What the layers so far take on the disk, if there is a limit to that.
@@ -43,12 +41,8 @@ pub(super) struct Unpacking<'a> {
 }
 
 impl<'a> Unpacking<'a> {
-    pub(super) fn new(
-        containerd: &'a Containerd,
-        lease: &'a PullLease,
-        progress: Option<&'a Progress>,
-    ) -> Self {
-        Self { containerd, lease, progress, origin: None, unpacked_bytes: AtomicU64::new(0) }
+    pub(super) fn new(containerd: &'a Containerd, lease: &'a PullLease) -> Self {
+        Self { containerd, lease, origin: None, unpacked_bytes: AtomicU64::new(0) }
     }
 
     /// For a remote snapshotter, which may have layers by itself.
@@ -61,9 +55,9 @@ impl<'a> Unpacking<'a> {
     /// # Errors
     /// Those of the daemon.
     pub(super) async fn had_remotely(&self, layers: &[Layer]) -> Result<usize, Error> {
-        let _busy = self.progress.map(Progress::busy);
         for (place, layer) in layers.iter().enumerate() {
-            if self.origin.is_none() || !self.is_had(layer).await? {
+            let offered = Box::pin(async { Ok(self.origin.is_some() && self.is_had(layer).await?) });
+            if !self.wait_for(&format!("offer layer {}", layer.blob.digest()), offered).await? {
                 return Ok(place);
             }
         }
@@ -85,8 +79,18 @@ impl<'a> Unpacking<'a> {
                 lease.keep(&layer.chain_id, kind).await?;
                 containerd.snapshot_exists(&layer.chain_id).await
             }
-            Err(error) => Err(error.context(&format!("offer layer {}", layer.blob.digest()))),
+            Err(error) => Err(error),
         }
+    }
+
+    /// containerd's work, which has no bytes to count.
+    async fn wait_for<T>(
+        &self,
+        doing: &str,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let done = self.lease.audience().wait_for(Wait::Unpack, work).await;
+        done.map_err(|problem| problem.during(doing))?.map_err(|error| error.context(doing))
     }
 
     /// Unpacks an image whose blobs are here.
@@ -106,15 +110,16 @@ impl<'a> Unpacking<'a> {
     /// # Errors
     /// Corrupt if it can't be read or is not what the configuration promises. Nothing half-done is left.
     pub(super) async fn layer(&self, layer: &Layer) -> Result<(), Error> {
-        let _busy = self.progress.map(Progress::busy);
         let doing = format!("unpack layer {}", layer.blob.digest());
         let name = format!("{} {}", self.containerd.snapshotter(), layer.chain_id);
-        let _turn = self.containerd.shared.images.turns.take(&name).await;
+        let turn =
+            self.containerd.shared.images.turns.take(&name, Wait::SameLayer, self.lease.audience()).await;
+        let _turn = turn.map_err(|problem| problem.during(&doing))?;
         let unpacked = async {
             self.make(layer).await?;
             self.count(layer).await
         };
-        unpacked.await.map_err(|error| error.context(&doing))
+        self.wait_for(&doing, Box::pin(unpacked)).await
     }
 
     async fn make(&self, layer: &Layer) -> Result<(), Error> {
@@ -221,7 +226,9 @@ impl Containerd {
         let mut client = DiffClient::new(self.channel());
         match self.call("apply", APPLY, client.apply(request)).await {
             Ok(answer) => Ok(answer.applied.unwrap_or_default().digest),
-            Err(Error::Refused { doing, reason }) if is_unreadable(&reason) => {
+            Err(Error::Refused { doing, reason } | Error::Troubled { doing, reason })
+                if is_unreadable(&reason) =>
+            {
                 Err(Problem::corrupt(reason).during(doing))
             }
             Err(error) => Err(error),

@@ -2,19 +2,20 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use chrono::{DateTime, Utc};
-use reqwest::header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use reqwest::header::{CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Response, StatusCode, Url};
 use serde::Deserialize;
 
-use super::super::super::Problem;
-use super::super::credentials::Credentials;
+use super::super::super::{Problem, Retry};
 use super::super::http;
+use super::super::keyring::Login;
 use super::super::manifest;
 
 const ERROR_LIMIT_BYTES: u64 = 16 * 1024;
+/// Longer than any pull.
+const NO_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// How many letters of a stranger's words are passed on.
 const WORDS_LIMIT: usize = 500;
 
@@ -47,6 +48,9 @@ pub(in super::super) struct Body {
     pub(super) skip_bytes: u64,
     pub(super) origin: String,
     pub(super) is_failing: Arc<AtomicBool>,
+    /// How long nothing may come in its middle.
+    pub(super) idle: Duration,
+    pub(super) has_begun: bool,
 }
 
 impl Body {
@@ -60,10 +64,11 @@ impl Body {
     /// # Errors
     /// The connection broke, or nothing came for long.
     pub(in super::super) async fn append_to(&mut self, buffer: &mut Vec<u8>) -> Result<bool, Problem> {
-        let part = self.response.chunk().await.map_err(|error| {
-            self.is_failing.store(true, Ordering::Relaxed);
-            http::failed(&error)
-        })?;
+        // A cache that has to get it first may take its time, for as long as the pull may stand still.
+        let idle = if self.has_begun { self.idle } else { NO_LIMIT };
+        let part = http::next_part(&mut self.response, idle).await;
+        let part = part.inspect_err(|_| self.is_failing.store(true, Ordering::Relaxed))?;
+        self.has_begun = true;
         let Some(part) = part else { return Ok(false) };
         let skipped = usize::try_from(self.skip_bytes).map_or(part.len(), |skip| skip.min(part.len()));
         self.skip_bytes -= skipped as u64;
@@ -95,21 +100,33 @@ pub(super) fn may_pass(status: StatusCode) -> bool {
 
 /// What it means that a host answers with an error. Says to whom, too; one that repeats the password does not get it into a
 /// log.
-pub(super) async fn refusal(response: Response, host: &str, credentials: Option<&Credentials>) -> Failure {
+pub(super) async fn refusal(
+    response: Response,
+    host: &str,
+    login: Option<&Login>,
+    idle: Duration,
+) -> Failure {
     let status = response.status();
-    let wants = retry_after(&response, Utc::now()).filter(|_| may_pass(status));
-    let reason = explanation(response).await;
+    let wants = retry_after(&response, SystemTime::now()).filter(|_| may_pass(status));
+    let reason = explanation(response, idle).await;
+    let credentials = login.map(|login| &login.credentials);
     let reason = credentials.map_or(reason.clone(), |known| known.password.blot_out(&reason));
     let is_denial = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
     let problem = match (is_denial, credentials) {
-        (false, _) => Problem::Registry { reason: waiting(reason, wants), transient: may_pass(status) },
-        (true, None) => Problem::Denied { reason: format!("{reason} (from {host}, without credentials)") },
-        (true, Some(known)) => {
-            let whom = match known.identity_token() {
+        (false, _) => {
+            let retry = if may_pass(status) { Retry::Soon } else { Retry::Later };
+            Problem::Registry { reason: waiting(reason, wants), retry }
+        }
+        (true, None) => {
+            Problem::Denied { reason: format!("{reason} (from {host}, without credentials)"), own: false }
+        }
+        (true, Some(credentials)) => {
+            let whom = match credentials.identity_token() {
                 Some(_) => "with the identity token given".to_owned(),
-                None => format!("to user {:?} with the password given", known.username),
+                None => format!("to user {:?} with the password given", credentials.username),
             };
-            Problem::Denied { reason: format!("{reason} (from {host}, {whom})") }
+            let own = login.is_some_and(|login| login.is_jobs);
+            Problem::Denied { reason: format!("{reason} (from {host}, {whom})"), own }
         }
     };
     Failure { problem, wants }
@@ -123,19 +140,19 @@ fn waiting(reason: String, wants: Option<Duration>) -> String {
 }
 
 /// In seconds or as a date.
-fn retry_after(response: &Response, now: DateTime<Utc>) -> Option<Duration> {
-    let said = response.headers().get(RETRY_AFTER)?.to_str().ok()?;
-    if let Ok(seconds) = said.trim().parse() {
+fn retry_after(response: &Response, now: SystemTime) -> Option<Duration> {
+    let said = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = said.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    let date = DateTime::parse_from_rfc2822(said).ok()?;
-    Some(Duration::from_secs((date.to_utc() - now).num_seconds().max(0).unsigned_abs()))
+    let date = httpdate::parse_http_date(said).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
 }
 
 /// The status, with the registry's own words if they are in a form that is known.
-pub(super) async fn explanation(response: Response) -> String {
+pub(super) async fn explanation(response: Response, idle: Duration) -> String {
     let status = response.status();
-    let bytes = read(response, "the refusal", ERROR_LIMIT_BYTES).await.unwrap_or_default();
+    let bytes = read(response, "the refusal", ERROR_LIMIT_BYTES, idle).await.unwrap_or_default();
     let Ok(Refusal { errors, details, error, error_description }) = serde_json::from_slice(&bytes) else {
         return status.to_string();
     };
@@ -148,10 +165,16 @@ pub(super) async fn explanation(response: Response) -> String {
     format!("{status}: {}", words.chars().take(WORDS_LIMIT).collect::<String>())
 }
 
-pub(super) async fn read(mut response: Response, what: &str, limit_bytes: u64) -> Result<Vec<u8>, Problem> {
+/// Reads a whole body, between whose parts no more time passes than `idle`.
+pub(super) async fn read(
+    mut response: Response,
+    what: &str,
+    limit_bytes: u64,
+    idle: Duration,
+) -> Result<Vec<u8>, Problem> {
     manifest::check_size(what, response.content_length().unwrap_or(0), limit_bytes)?;
     let mut bytes = Vec::new();
-    while let Some(part) = response.chunk().await.map_err(|error| http::failed(&error))? {
+    while let Some(part) = http::next_part(&mut response, idle).await? {
         manifest::check_size(what, (bytes.len() + part.len()) as u64, limit_bytes)?;
         bytes.extend_from_slice(&part);
     }
@@ -171,5 +194,71 @@ pub(super) fn authority(url: &Url) -> String {
 }
 
 pub(super) fn header(text: &str) -> Result<HeaderValue, Problem> {
-    HeaderValue::from_str(text).map_err(|_| Problem::useless("it wants a header that can't be sent"))
+    HeaderValue::from_str(text).map_err(|_| Problem::unfit("it wants a header that can't be sent"))
+}
+
+/// Where an answer sends for what was asked for. What is asked for by https is never taken from plain http.
+pub(super) fn redirected(response: &Response) -> Result<Option<Url>, Problem> {
+    let sends = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
+    let Some(place) = response.headers().get(LOCATION).filter(|_| sends) else { return Ok(None) };
+    let next = place.to_str().ok().and_then(|place| response.url().join(place).ok());
+    let next = next.ok_or_else(|| Problem::unfit("it redirects to what is no address"))?;
+    let is_safe = next.scheme() == "https" || next.scheme() == "http" && response.url().scheme() == "http";
+    if !is_safe {
+        let host = authority(&next);
+        return Err(Problem::unfit(format!("it redirects from https to {}://{host}", next.scheme())));
+    }
+    Ok(Some(next))
+}
+
+/// What came in answer to a request for a blob from an offset on.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The bytes from there on.
+    Rest,
+    /// All of it, or an error.
+    Whole,
+    /// Another range, or none: the blob has to be asked for as a whole.
+    Refused,
+}
+
+impl Part {
+    /// By RFC 9110, section 15.3.7, an answer says which range it is. One that doesn't is not believed.
+    pub(super) fn of(
+        status: StatusCode,
+        content_range: Option<&str>,
+        offset_bytes: u64,
+        size_bytes: u64,
+    ) -> Self {
+        let is_rest = || {
+            let (range, total) = content_range?.trim().strip_prefix("bytes ")?.split_once('/')?;
+            let (first, _) = range.trim().split_once('-')?;
+            let total = total.trim();
+            Some(first.parse() == Ok(offset_bytes) && (total == "*" || total.parse() == Ok(size_bytes)))
+        };
+        match status {
+            StatusCode::PARTIAL_CONTENT if is_rest() == Some(true) => Self::Rest,
+            StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => Self::Refused,
+            _ => Self::Whole,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_to_a_range_has_to_say_which_one_it_is() {
+        let part = |status: u16, said| Part::of(StatusCode::from_u16(status).unwrap(), said, 4, 10);
+        assert_eq!(part(206, Some("bytes 4-9/10")), Part::Rest);
+        assert_eq!(part(206, Some("bytes 4-9/*")), Part::Rest);
+        for said in
+            [None, Some("bytes 0-9/10"), Some("bytes 4-9/12"), Some("bytes */10"), Some("4-9/10"), Some("")]
+        {
+            assert_eq!(part(206, said), Part::Refused, "{said:?}");
+        }
+        assert_eq!(part(416, Some("bytes */10")), Part::Refused);
+        assert_eq!((part(200, None), part(503, None)), (Part::Whole, Part::Whole));
+    }
 }

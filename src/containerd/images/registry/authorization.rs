@@ -2,6 +2,8 @@
 //!
 //! Source of the facts: distribution `docs/content/spec/auth/{token,oauth}.md`.
 
+use std::time::Duration;
+
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use reqwest::header::{CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
@@ -13,7 +15,9 @@ use super::super::challenge::{self, Challenge};
 use super::super::credentials::Credentials;
 use super::super::hosts::is_loopback;
 use super::super::http;
+use super::super::keyring::Login;
 use super::answer::{self, Failure, read};
+use super::endpoint::REDIRECTS;
 use super::line::Line;
 use crate::secret::Secret;
 
@@ -25,7 +29,9 @@ const FORM: &str = "application/x-www-form-urlencoded";
 pub(super) struct Authorizing<'e> {
     pub line: &'e Line,
     pub repository: &'e str,
-    pub credentials: Option<&'e Credentials>,
+    pub login: Option<&'e Login>,
+    /// How long nothing may come in the middle of an answer.
+    pub idle: Duration,
 }
 
 #[derive(Deserialize)]
@@ -45,11 +51,12 @@ impl Authorizing<'_> {
         if let Some(challenge) = challenges.iter().find_map(|value| challenge::bearer(value)) {
             return self.token(&challenge).await.map(Some);
         }
-        match self.credentials {
+        match self.credentials() {
             Some(known) if challenges.iter().any(|value| challenge::is_basic(value)) => {
                 if known.identity_token().is_some() {
                     let why = "it wants a password, and an identity token is all there is";
-                    return Err(Problem::Denied { reason: format!("{why} (from {})", self.line.name()) });
+                    let reason = format!("{why} (from {})", self.line.name());
+                    return Err(Problem::Denied { reason, own: self.is_jobs() });
                 }
                 basic(known).map(Some)
             }
@@ -57,46 +64,63 @@ impl Authorizing<'_> {
         }
     }
 
+    fn credentials(&self) -> Option<&Credentials> {
+        self.login.map(|login| &login.credentials)
+    }
+
+    fn is_jobs(&self) -> bool {
+        self.login.is_some_and(|login| login.is_jobs)
+    }
+
     async fn token(&self, challenge: &Challenge) -> Result<HeaderValue, Problem> {
         let realm = self.realm(challenge)?;
         let server = answer::authority(&realm);
-        let request = match self.credentials.and_then(Credentials::identity_token) {
-            Some(identity) => self.exchange(realm, challenge, identity)?,
-            None => self.ask(realm, challenge)?,
+        let response = match self.credentials().and_then(Credentials::identity_token) {
+            Some(identity) => self.exchange(realm, challenge, identity).await?,
+            None => self.ask(realm, challenge).await?,
         };
-        let response = request.send().await.map_err(|error| about(&server, http::failed(&error)))?;
         if !response.status().is_success() {
             return Err(self.refused(response, &server).await);
         }
-        let bytes = read(response, "the token", TOKEN_LIMIT_BYTES).await?;
-        let no_token =
-            || Problem::useless(format!("the answer of {server} to a request for a token has none"));
+        let bytes = read(response, "the token", TOKEN_LIMIT_BYTES, self.idle).await?;
+        let no_token = || Problem::unfit(format!("the answer of {server} to a request for a token has none"));
         let Answer { token, access_token } = serde_json::from_slice(&bytes).map_err(|_| no_token())?;
         let token = token.or(access_token).filter(|token| !token.is_empty()).ok_or_else(no_token)?;
         secret_header(&format!("Bearer {token}"))
     }
 
-    /// By a password, or as nobody.
-    fn ask(&self, mut realm: Url, challenge: &Challenge) -> Result<RequestBuilder, Problem> {
+    /// By a password, or as nobody. A password follows a redirect to no other host.
+    async fn ask(&self, mut realm: Url, challenge: &Challenge) -> Result<Response, Problem> {
         for scope in self.scope(challenge).split_whitespace() {
             realm.query_pairs_mut().append_pair("scope", scope);
         }
         if let Some(service) = &challenge.service {
             realm.query_pairs_mut().append_pair("service", service);
         }
-        let request = self.line.request_to(Method::GET, realm)?;
-        Ok(match self.credentials {
-            Some(Credentials { username, password }) => request.basic_auth(username, Some(password.reveal())),
-            None => request,
-        })
+        let mut url = realm.clone();
+        for _ in 0..=REDIRECTS {
+            let mut request = self.line.request_to(Method::GET, url.clone()).await?;
+            if let Some(Credentials { username, password }) = self.credentials()
+                && url.origin() == realm.origin()
+            {
+                request = request.basic_auth(username, Some(password.reveal()));
+            }
+            let response = sent(request, &url).await?;
+            match answer::redirected(&response).map_err(|problem| about(&answer::authority(&url), problem))? {
+                Some(next) => url = next,
+                None => return Ok(response),
+            }
+        }
+        Err(about(&answer::authority(&realm), Problem::unfit("it redirects without an end")))
     }
 
-    fn exchange(
+    /// By an identity token, which follows no redirect.
+    async fn exchange(
         &self,
         realm: Url,
         challenge: &Challenge,
         identity: &Secret,
-    ) -> Result<RequestBuilder, Problem> {
+    ) -> Result<Response, Problem> {
         let scope = self.scope(challenge);
         let pairs = [
             ("grant_type", "refresh_token"),
@@ -109,8 +133,9 @@ impl Authorizing<'_> {
         let form = Url::parse_with_params("form:", pairs)
             .ok()
             .and_then(|form| form.query().map(str::to_owned))
-            .ok_or_else(|| Problem::useless("a request for a token can't be put into words"))?;
-        Ok(self.line.request_to(Method::POST, realm)?.header(CONTENT_TYPE, FORM).body(form))
+            .ok_or_else(|| Problem::unfit("a request for a token can't be put into words"))?;
+        let request = self.line.request_to(Method::POST, realm.clone()).await?;
+        sent(request.header(CONTENT_TYPE, FORM).body(form), &realm).await
     }
 
     fn scope(&self, challenge: &Challenge) -> String {
@@ -119,40 +144,46 @@ impl Authorizing<'_> {
     }
 
     /// A registry's word brings no password where it could be read on the way, nor from elsewhere to a service of this
-    /// host's.
+    /// host's. Nor does it have a token fetched by plain http from anybody but itself, and shown to it: that could be one of
+    /// a service that only this host can reach.
     fn realm(&self, challenge: &Challenge) -> Result<Url, Problem> {
-        let useless = || Problem::useless(format!("it sends for a token to {:?}", challenge.realm));
-        let realm = Url::parse(&challenge.realm).map_err(|_| useless())?;
+        let unfit = || Problem::unfit(format!("it sends for a token to {:?}", challenge.realm));
+        let realm = Url::parse(&challenge.realm).map_err(|_| unfit())?;
         let base = self.line.base();
-        let (there, here) = (realm.host_str().ok_or_else(useless)?, base.host_str().unwrap_or_default());
+        let (there, here) = (realm.host_str().ok_or_else(unfit)?, base.host_str().unwrap_or_default());
         let is_as_plain =
             base.scheme() == "http" && (there == here || is_loopback(there) && is_loopback(here));
+        let is_nobodys = self.login.is_none() && there == here;
         match realm.scheme() {
             "https" => Ok(realm),
-            "http" if is_as_plain => Ok(realm),
-            _ => Err(useless()),
+            "http" if is_as_plain || is_nobodys => Ok(realm),
+            _ => Err(unfit()),
         }
     }
 
     async fn refused(&self, response: Response, server: &str) -> Problem {
         let is_grant_refused = response.status() == StatusCode::BAD_REQUEST
-            && self.credentials.is_some_and(|known| known.identity_token().is_some());
-        let Failure { problem, .. } = answer::refusal(response, server, self.credentials).await;
+            && self.credentials().is_some_and(|known| known.identity_token().is_some());
+        let Failure { problem, .. } = answer::refusal(response, server, self.login, self.idle).await;
         match problem {
             // As OAuth says that a token is not taken.
             Problem::Registry { reason, .. } if is_grant_refused => {
-                Problem::Denied { reason: format!("{reason} (from {server}, with the identity token given)") }
+                let reason = format!("{reason} (from {server}, with the identity token given)");
+                Problem::Denied { reason, own: self.is_jobs() }
             }
-            Problem::Denied { reason } => Problem::Denied { reason },
             problem => about(server, problem),
         }
     }
 }
 
+async fn sent(request: RequestBuilder, url: &Url) -> Result<Response, Problem> {
+    request.send().await.map_err(|error| about(&answer::authority(url), http::failed(&error)))
+}
+
 fn about(server: &str, problem: Problem) -> Problem {
     match problem {
-        Problem::Registry { reason, transient } => {
-            Problem::Registry { reason: format!("{server}, asked for a token: {reason}"), transient }
+        Problem::Registry { reason, retry } => {
+            Problem::Registry { reason: format!("{server}, asked for a token: {reason}"), retry }
         }
         problem => problem,
     }

@@ -3,27 +3,27 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use oci_spec::image::{Descriptor, MediaType};
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, HeaderMap, HeaderValue, LOCATION, RANGE};
+use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, HeaderMap, HeaderValue, RANGE};
 use reqwest::{Method, Response, StatusCode, Url};
 use tokio::sync::OnceCell;
 
 use super::super::super::Problem;
-use super::super::credentials::Credentials;
 use super::super::digest::{check_digest, digest_of};
 use super::super::hosts::{Host, Trust};
 use super::super::http::{self, Http};
-use super::super::keyring::Purse;
+use super::super::keyring::{Login, Purse};
 use super::super::manifest::{self, MANIFEST_LIMIT_BYTES};
 use super::super::reference::{Reference, checked_digest};
-use super::answer::{self, Body, Failure, Fetched, explanation, may_pass, read};
+use super::answer::{self, Body, Failure, Fetched, Part, explanation, may_pass, read, redirected};
 use super::authorization::Authorizing;
 use super::line::Line;
 
 /// In which a registry says a manifest's digest.
 const DIGEST: &str = "docker-content-digest";
-const REDIRECTS: usize = 10;
+pub(super) const REDIRECTS: usize = 10;
 
 pub(super) struct Endpoint {
     line: Line,
@@ -33,10 +33,12 @@ pub(super) struct Endpoint {
     purse: Purse,
     /// To those who have credentials for it.
     known_as: String,
-    credentials: OnceCell<Option<Credentials>>,
+    login: OnceCell<Option<Login>>,
     /// What it has asked to be told with each request.
     authorization: Mutex<Option<HeaderValue>>,
     is_failing: Arc<AtomicBool>,
+    /// How long nothing may come in the middle of a body.
+    idle: Duration,
 }
 
 impl Endpoint {
@@ -44,6 +46,7 @@ impl Endpoint {
     /// Names the certificate's file that is of no use.
     pub(super) async fn new(
         http: Arc<Http>,
+        idle: Duration,
         host: Host,
         reference: &Reference,
         purse: &Purse,
@@ -56,9 +59,10 @@ impl Endpoint {
             known_as: if is_itself { registry.clone() } else { line.name() },
             namespace: (!is_itself).then_some(registry),
             purse: purse.clone(),
-            credentials: OnceCell::new(),
+            login: OnceCell::new(),
             authorization: Mutex::default(),
             is_failing: Arc::default(),
+            idle,
             line,
         })
     }
@@ -83,7 +87,7 @@ impl Endpoint {
     /// What it hasn't got another host may have; said once where that hides a failure.
     pub(super) fn has_failed(&self, problem: &Problem, there_are_others: bool) {
         let is_its_own =
-            problem.is_transient() || matches!(problem, Problem::Denied { .. } | Problem::Credentials { .. });
+            problem.is_retryable() || matches!(problem, Problem::Denied { .. } | Problem::Credentials { .. });
         let was_failing = is_its_own && self.is_failing.swap(true, Ordering::Relaxed);
         if is_its_own && !was_failing && there_are_others {
             tracing::warn!(host = self.name(), repository = self.repository, %problem, "a registry's host fails");
@@ -94,8 +98,12 @@ impl Endpoint {
 
     /// # Errors
     /// Those of [`Self::manifest`], which is asked where the host can't say without the content, or why it refuses.
-    pub(super) async fn resolve(&self, version: &str) -> Result<Descriptor, Failure> {
-        let response = self.request(Method::HEAD, &manifests(version), accepting()?).await?;
+    pub(super) async fn resolve(
+        &self,
+        version: &str,
+        limit: Option<Duration>,
+    ) -> Result<Descriptor, Failure> {
+        let response = self.request(Method::HEAD, &manifests(version), accepting()?, limit).await?;
         let status = response.status();
         if may_pass(status) && status != StatusCode::NOT_IMPLEMENTED {
             return Err(self.refusal(response).await);
@@ -108,62 +116,122 @@ impl Endpoint {
         {
             return Ok(said);
         }
-        let Fetched { media_type, bytes, .. } = self.manifest(version).await?;
+        let Fetched { media_type, bytes, .. } = self.manifest(version, limit).await?;
         let said = descriptor(&media_type, bytes.len() as u64, &digest_of(&bytes));
         Ok(said.ok_or_else(|| Problem::corrupt("an impossible digest"))?)
     }
 
     /// # Errors
     /// That it is not there, or not what its digest says, if it was asked for by that.
-    pub(super) async fn manifest(&self, version: &str) -> Result<Fetched, Failure> {
-        let response = self.request(Method::GET, &manifests(version), accepting()?).await?;
-        if response.status() == StatusCode::NOT_FOUND {
-            return Err(Problem::NotInRegistry { reason: explanation(response).await }.into());
-        }
+    pub(super) async fn manifest(&self, version: &str, limit: Option<Duration>) -> Result<Fetched, Failure> {
+        let response = self.request(Method::GET, &manifests(version), accepting()?, limit).await?;
         let response = self.refused_unless_success(response).await?;
         let media_type = answer::media_type(&response);
-        let bytes = read(response, "the manifest", MANIFEST_LIMIT_BYTES).await?;
+        let bytes = read(response, "the manifest", MANIFEST_LIMIT_BYTES, self.idle).await?;
         if checked_digest(version).is_ok() {
-            check_digest(version, &digest_of(&bytes))?;
+            check_digest(version, &digest_of(&bytes)).map_err(Problem::on_the_way)?;
         }
         Ok(Fetched { media_type, bytes, origin: self.name() })
     }
 
     /// # Errors
     /// That it is not what its digest says, too.
-    pub(super) async fn small_blob(&self, blob: &Descriptor) -> Result<Vec<u8>, Failure> {
-        let body = self.blob(blob, 0).await?;
-        let bytes = read(body.response, "the blob", blob.size()).await?;
-        check_digest(blob.digest().as_ref(), &digest_of(&bytes))?;
+    pub(super) async fn small_blob(
+        &self,
+        blob: &Descriptor,
+        limit: Option<Duration>,
+    ) -> Result<Vec<u8>, Failure> {
+        let body = self.blob(blob, 0, limit).await?;
+        let bytes = read(body.response, "the blob", blob.size(), self.idle).await?;
+        check_digest(blob.digest().as_ref(), &digest_of(&bytes)).map_err(Problem::on_the_way)?;
         Ok(bytes)
     }
 
+    /// A host that gives another range than the one that it is asked for, or none, is asked for the whole.
+    ///
     /// # Errors
     /// That its length is wrong, too.
-    pub(super) async fn blob(&self, blob: &Descriptor, offset_bytes: u64) -> Result<Body, Failure> {
-        let mut headers = HeaderMap::new();
+    pub(super) async fn blob(
+        &self,
+        blob: &Descriptor,
+        offset_bytes: u64,
+        limit: Option<Duration>,
+    ) -> Result<Body, Failure> {
         if offset_bytes > 0 {
-            headers.insert(RANGE, answer::header(&format!("bytes={offset_bytes}-"))?);
+            let range = answer::header(&format!("bytes={offset_bytes}-"))?;
+            let response = self.request_blob(blob, HeaderMap::from_iter([(RANGE, range)]), limit).await?;
+            let said = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+            let rest_bytes = blob.size().saturating_sub(offset_bytes);
+            match Part::of(response.status(), said, offset_bytes, blob.size()) {
+                Part::Whole => return self.body(blob, response, offset_bytes).await,
+                Part::Rest if response.content_length().is_none_or(|length| length == rest_bytes) => {
+                    return Ok(self.body_of(response, 0));
+                }
+                Part::Rest | Part::Refused => {
+                    let (host, status, digest) = (self.name(), response.status(), blob.digest());
+                    tracing::debug!(host, %status, said, %digest, offset_bytes, "not the range that was asked for");
+                }
+            }
         }
-        let response = self.request(Method::GET, &format!("blobs/{}", blob.digest()), headers).await?;
+        let response = self.request_blob(blob, HeaderMap::new(), limit).await?;
+        self.body(blob, response, offset_bytes).await
+    }
+
+    async fn request_blob(
+        &self,
+        blob: &Descriptor,
+        headers: HeaderMap,
+        limit: Option<Duration>,
+    ) -> Result<Response, Problem> {
+        self.request(Method::GET, &format!("blobs/{}", blob.digest()), headers, limit).await
+    }
+
+    /// That of an answer that has the whole blob.
+    async fn body(&self, blob: &Descriptor, response: Response, skip_bytes: u64) -> Result<Body, Failure> {
         let response = self.refused_unless_success(response).await?;
-        let is_partial = response.status() == StatusCode::PARTIAL_CONTENT;
-        let expected_bytes = if is_partial { blob.size().saturating_sub(offset_bytes) } else { blob.size() };
         if let Some(length_bytes) = response.content_length()
-            && length_bytes != expected_bytes
+            && length_bytes != blob.size()
         {
             let size_bytes = blob.size();
             let reason =
                 format!("the registry has {length_bytes} bytes where the manifest promises {size_bytes}");
-            return Err(Problem::corrupt(reason).into());
+            return Err(Problem::damaged(reason).into());
         }
-        let skip_bytes = if is_partial { 0 } else { offset_bytes };
-        Ok(Body { response, skip_bytes, origin: self.name(), is_failing: Arc::clone(&self.is_failing) })
+        Ok(self.body_of(response, skip_bytes))
+    }
+
+    fn body_of(&self, response: Response, skip_bytes: u64) -> Body {
+        let (origin, is_failing) = (self.name(), Arc::clone(&self.is_failing));
+        Body { response, skip_bytes, origin, is_failing, idle: self.idle, has_begun: false }
     }
 
     /// Any answer; a request for a password or a token is met on the way, once.
-    async fn request(&self, method: Method, path: &str, headers: HeaderMap) -> Result<Response, Problem> {
-        let credentials = self.credentials().await?;
+    ///
+    /// # Errors
+    /// That it takes longer than the limit until an answer begins, too.
+    async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+        limit: Option<Duration>,
+    ) -> Result<Response, Problem> {
+        let answered = self.request_unlimited(method, path, headers);
+        match limit {
+            Some(limit) => {
+                tokio::time::timeout(limit, answered).await.unwrap_or_else(|_| Err(http::silent(limit)))
+            }
+            None => answered.await,
+        }
+    }
+
+    async fn request_unlimited(
+        &self,
+        method: Method,
+        path: &str,
+        headers: HeaderMap,
+    ) -> Result<Response, Problem> {
+        let login = self.login().await?;
         let told = self.known_authorization();
         let response = self.send(&method, path, &headers, told.as_ref()).await?;
         if response.status() != StatusCode::UNAUTHORIZED || !self.line.is_here(response.url()) {
@@ -174,7 +242,8 @@ impl Endpoint {
         let authorization = match newer {
             Some(newer) => newer,
             None => {
-                let authorizing = Authorizing { line: &self.line, repository: &self.repository, credentials };
+                let (line, repository, idle) = (&self.line, self.repository.as_str(), self.idle);
+                let authorizing = Authorizing { line, repository, login, idle };
                 let Some(authorization) = authorizing.meet(&response).await? else { return Ok(response) };
                 *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) =
                     Some(authorization.clone());
@@ -193,7 +262,8 @@ impl Endpoint {
     ) -> Result<Response, Problem> {
         let mut url = self.url(path)?;
         for _ in 0..=REDIRECTS {
-            let mut request = self.line.request_to(method.clone(), url.clone())?.headers(headers.clone());
+            let mut request =
+                self.line.request_to(method.clone(), url.clone()).await?.headers(headers.clone());
             if let Some(authorization) = authorization.filter(|_| self.line.is_here(&url)) {
                 request = request.header(AUTHORIZATION, authorization);
             }
@@ -207,7 +277,7 @@ impl Endpoint {
             let Some(next) = redirected(&response)? else { return Ok(response) };
             url = next;
         }
-        Err(Problem::useless("it redirects without an end"))
+        Err(Problem::unfit("it redirects without an end"))
     }
 
     fn url(&self, path: &str) -> Result<Url, Problem> {
@@ -219,8 +289,9 @@ impl Endpoint {
         Ok(url)
     }
 
-    async fn credentials(&self) -> Result<Option<&Credentials>, Problem> {
-        self.credentials.get_or_try_init(|| self.purse.credentials(&self.known_as)).await.map(Option::as_ref)
+    async fn login(&self) -> Result<Option<&Login>, Problem> {
+        let found = self.login.get_or_try_init(|| self.purse.login(&self.known_as, &self.repository));
+        found.await.map(Option::as_ref)
     }
 
     fn known_authorization(&self) -> Option<HeaderValue> {
@@ -228,12 +299,18 @@ impl Endpoint {
     }
 
     async fn refused_unless_success(&self, response: Response) -> Result<Response, Failure> {
-        if response.status().is_success() { Ok(response) } else { Err(self.refusal(response).await) }
+        match response.status() {
+            status if status.is_success() => Ok(response),
+            StatusCode::NOT_FOUND => {
+                Err(Problem::NotInRegistry { reason: explanation(response, self.idle).await }.into())
+            }
+            _ => Err(self.refusal(response).await),
+        }
     }
 
     async fn refusal(&self, response: Response) -> Failure {
-        let credentials = self.credentials.get().and_then(Option::as_ref);
-        answer::refusal(response, &self.name(), credentials).await
+        let login = self.login.get().and_then(Option::as_ref);
+        answer::refusal(response, &self.name(), login, self.idle).await
     }
 }
 
@@ -249,18 +326,4 @@ fn accepting() -> Result<HeaderMap, Problem> {
 fn descriptor(media_type: &str, size_bytes: u64, digest: &str) -> Option<Descriptor> {
     let digest: oci_spec::image::Digest = checked_digest(digest).ok()?.parse().ok()?;
     Some(Descriptor::new(MediaType::from(media_type), size_bytes, digest))
-}
-
-/// Where an answer sends for what was asked for. What is asked for by https is never taken from plain http.
-fn redirected(response: &Response) -> Result<Option<Url>, Problem> {
-    let sends = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
-    let Some(place) = response.headers().get(LOCATION).filter(|_| sends) else { return Ok(None) };
-    let next = place.to_str().ok().and_then(|place| response.url().join(place).ok());
-    let next = next.ok_or_else(|| Problem::useless("it redirects to what is no address"))?;
-    let is_safe = next.scheme() == "https" || next.scheme() == "http" && response.url().scheme() == "http";
-    if !is_safe {
-        let host = answer::authority(&next);
-        return Err(Problem::useless(format!("it redirects from https to {}://{host}", next.scheme())));
-    }
-    Ok(Some(next))
 }

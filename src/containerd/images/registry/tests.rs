@@ -43,7 +43,8 @@ fn bare() -> State {
 /// A repository of a registry, with a job's credentials for it.
 fn at<'a>(state: &'a State, reference: &Reference, own: Option<Credentials>) -> Registry<'a> {
     let own = own.map(|own| (reference.host().to_owned(), own));
-    Registry::new(state, reference, Purse { own, keyring: None })
+    let audience = Audience::until(tokio::time::Instant::now() + Duration::from_secs(600));
+    Registry::new(state, reference, Purse { own, keyring: None }, Arc::new(audience))
 }
 
 fn blob(content: &str) -> Descriptor {
@@ -86,8 +87,9 @@ async fn what_passes_is_tried_again_and_what_does_not_is_told() {
 #[tokio::test]
 async fn a_blob_goes_on_where_it_stopped_whether_or_not_the_registry_can() {
     let content = "0123456789";
-    for (status, sent) in [("206 Partial Content", "456789"), ("200 OK", content)] {
-        let (reference, serving) = answering(vec![answer(status, "", sent)]).await;
+    let rest = "Content-Range: bytes 4-9/10\r\n";
+    for (status, range, sent) in [("206 Partial Content", rest, "456789"), ("200 OK", "", content)] {
+        let (reference, serving) = answering(vec![answer(status, range, sent)]).await;
         let state = bare();
         let registry = at(&state, &reference, None);
         let mut body = registry.blob(&blob(content), 4).await.unwrap();
@@ -96,6 +98,51 @@ async fn a_blob_goes_on_where_it_stopped_whether_or_not_the_registry_can() {
         assert_eq!(rest, b"456789", "{status}");
         assert!(serving.await.unwrap()[0].contains("range: bytes=4-"));
     }
+}
+
+#[tokio::test]
+async fn a_range_that_is_refused_or_another_one_is_asked_for_as_a_whole() {
+    let content = "0123456789";
+    for (status, range, sent) in [
+        ("416 Range Not Satisfiable", "Content-Range: bytes */10\r\n", ""),
+        ("206 Partial Content", "Content-Range: bytes 0-5/10\r\n", "012345"),
+        ("206 Partial Content", "", "456789"),
+        ("206 Partial Content", "Content-Range: bytes 4-9/10\r\n", "4567"),
+    ] {
+        let answers = vec![answer(status, range, sent), answer("200 OK", "", content)];
+        let (reference, serving) = answering(answers).await;
+        let state = bare();
+        let registry = at(&state, &reference, None);
+        let mut body = registry.blob(&blob(content), 4).await.unwrap();
+        let mut rest = Vec::new();
+        while body.append_to(&mut rest).await.unwrap() {}
+        assert_eq!(rest, b"456789", "{status} {range}");
+        let requests = serving.await.unwrap();
+        let ranges: Vec<_> = requests.iter().map(|request| request.contains("range: ")).collect();
+        assert_eq!(ranges, [true, false], "{status} {range}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_server_may_redirect_and_no_password_goes_along() {
+    let (server, asked) = answering(vec![answer("200 OK", "", r#"{"token": "t0ken"}"#)]).await;
+    let challenge = "WWW-Authenticate: Bearer realm=\"http://ADDRESS/token\"\r\n";
+    let away = format!("Location: http://{}/else\r\n", server.host());
+    let (reference, serving) = answering(vec![
+        answer("401 Unauthorized", challenge, ""),
+        answer("301 Moved Permanently", "Location: /there?scope=x\r\n", ""),
+        answer("302 Found", &away, ""),
+        answer("200 OK", "", "{}"),
+    ])
+    .await;
+    let state = bare();
+    at(&state, &reference, as_user("hunter2")).manifest("c").await.unwrap();
+    let requests = serving.await.unwrap();
+    assert!(requests[1].contains(ME_HUNTER2) && requests[2].contains(ME_HUNTER2), "{requests:?}");
+    assert!(requests[2].starts_with("get /there?scope=x "), "{requests:?}");
+    assert!(requests[3].contains("authorization: bearer t0ken"), "{requests:?}");
+    let request = &asked.await.unwrap()[0];
+    assert!(request.starts_with("get /else ") && !request.contains("authorization"), "{request}");
 }
 
 #[tokio::test]
@@ -156,7 +203,8 @@ async fn a_password_that_is_not_taken_is_said_with_its_user_and_not_shown() {
         let text = problem.to_string();
         assert!(text.contains(said) && text.contains("127.0.0.1:"), "{text}");
         assert!(!has_some || !text.contains("hunter2"), "{text}");
-        assert!(!problem.is_transient());
+        // The operator's may be better ones at the next try; the job's are not.
+        assert_eq!((problem.is_retryable(), problem.is_transient()), (false, !has_some));
     }
 }
 

@@ -98,8 +98,12 @@ async fn what_is_not_what_its_digest_says_is_had_elsewhere() {
 #[tokio::test]
 async fn a_blob_that_breaks_off_goes_on_at_another_host() {
     let broken = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 10\r\n\r\n0123".to_owned();
-    let (mirrored, _first, second) =
-        Mirrored::new("", vec![broken], vec![answer("206 Partial Content", "", "456789")]).await;
+    let (mirrored, _first, second) = Mirrored::new(
+        "",
+        vec![broken],
+        vec![answer("206 Partial Content", "Content-Range: bytes 4-9/10\r\n", "456789")],
+    )
+    .await;
     let registry = mirrored.registry();
     let content = blob("0123456789");
     let mut got = Vec::new();

@@ -1,0 +1,219 @@
+//! What a pull waits for without a byte coming from the registry: permits, other pulls, containerd, a registry's own
+//! `Retry-After`. [`Audience::wait_for`] is the only way to do so: it keeps the pull from being taken for one that stands
+//! still, tells those who wait what for, and ends with their patience. Permits and locks are handed out through it alone.
+
+use std::fmt;
+use std::pin::pin;
+use std::time::Duration;
+
+use futures::FutureExt;
+use tokio::time::Instant;
+
+use super::super::Problem;
+use super::audience::{Audience, PullEvent};
+
+/// How long a wait lasts before it is told of. An agent keeps ten events of a task.
+const TOLD_AFTER: Duration = Duration::from_secs(5);
+
+/// The subject of a wait. Its text stands behind "waiting for".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Wait {
+    PullPermit {
+        at_once: usize,
+    },
+    LayerPermit {
+        at_once: usize,
+    },
+    /// Another pull makes the image of the same digest.
+    SameImage,
+    /// Another pull, or another client of containerd, writes the same blob.
+    SameBlob,
+    /// The same layer is being unpacked for another image.
+    SameLayer,
+    /// A host has asked to be left alone.
+    RetryAfter {
+        host: String,
+        wanted: Duration,
+    },
+    /// containerd flushes a blob to its disk, or is slow to write a part of it.
+    Store,
+    /// containerd unpacks a layer, or is asked for one.
+    Unpack,
+}
+
+impl fmt::Display for Wait {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PullPermit { at_once } => write!(f, "other pulls (max_parallel_pulls = {at_once})"),
+            Self::LayerPermit { at_once } => {
+                write!(f, "the downloads of other layers (max_parallel_layers = {at_once})")
+            }
+            Self::SameImage => write!(f, "the same image, which is being pulled by another name"),
+            Self::SameBlob => {
+                write!(f, "the same content, which another pull or another client of containerd is writing")
+            }
+            Self::SameLayer => write!(f, "the same layer, which is being unpacked for another image"),
+            Self::RetryAfter { host, wanted } => {
+                let wanted = humantime::format_duration(*wanted);
+                write!(f, "{host}, which asks to be left alone for {wanted} (Retry-After)")
+            }
+            Self::Store => write!(f, "containerd to write a layer to its disk"),
+            Self::Unpack => write!(f, "containerd to unpack a layer"),
+        }
+    }
+}
+
+impl Wait {
+    /// When those who wait are told; none is work that every pull has.
+    fn told_after(&self) -> Option<Duration> {
+        match self {
+            Self::PullPermit { .. } => Some(Duration::ZERO),
+            Self::Store | Self::Unpack => None,
+            _ => Some(TOLD_AFTER),
+        }
+    }
+}
+
+/// The waits of a pull that are under way, and those that it was cut off in.
+#[derive(Debug)]
+pub(super) struct Waits {
+    current: Vec<(usize, Wait)>,
+    next: usize,
+    cut_off: Vec<Wait>,
+    /// What was told of: each kind once.
+    told: Vec<std::mem::Discriminant<Wait>>,
+    ended: Instant,
+}
+
+impl Default for Waits {
+    fn default() -> Self {
+        Self { current: Vec::new(), next: 0, cut_off: Vec::new(), told: Vec::new(), ended: Instant::now() }
+    }
+}
+
+impl Waits {
+    /// When the last wait ended; none is one that is under way.
+    pub(super) fn ended(&self) -> Option<Instant> {
+        self.current.is_empty().then_some(self.ended)
+    }
+
+    /// Each once, for a text.
+    pub(super) fn subjects(&self) -> Vec<Wait> {
+        let mut subjects: Vec<Wait> = Vec::new();
+        for wait in self.current.iter().map(|(_, wait)| wait).chain(&self.cut_off) {
+            if !subjects.contains(wait) {
+                subjects.push(wait.clone());
+            }
+        }
+        subjects
+    }
+}
+
+/// A wait that is under way, until it is dropped.
+struct Waiting<'a> {
+    audience: &'a Audience,
+    number: usize,
+    is_over: bool,
+}
+
+impl<'a> Waiting<'a> {
+    fn begin(audience: &'a Audience, what: &Wait) -> Self {
+        let mut waits = audience.waits();
+        let number = waits.next;
+        waits.next += 1;
+        waits.current.push((number, what.clone()));
+        Self { audience, number, is_over: false }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut waits = self.audience.waits();
+        let Some(at) = waits.current.iter().position(|(number, _)| *number == self.number) else { return };
+        let (_, what) = waits.current.swap_remove(at);
+        waits.ended = Instant::now();
+        if !self.is_over {
+            waits.cut_off.push(what);
+        }
+    }
+}
+
+impl Audience {
+    /// Awaits an event as a wait for `what`.
+    ///
+    /// # Errors
+    /// Nobody waits for the pull any more.
+    pub(super) async fn wait_for<T>(&self, what: Wait, event: impl Future<Output = T>) -> Result<T, Problem> {
+        let mut event = pin!(event);
+        if let Some(ready) = event.as_mut().now_or_never() {
+            return Ok(ready);
+        }
+        let mut waiting = Waiting::begin(self, &what);
+        let mut patience = pin!(self.patience_ends());
+        let begun = Instant::now();
+        let mut told_at = what.told_after().map(|after| begun + after);
+        loop {
+            tokio::select! {
+                biased;
+                ready = &mut event => {
+                    waiting.is_over = true;
+                    return Ok(ready);
+                }
+                () = &mut patience => {
+                    return Err(Problem::Deadline { after: self.age(), waits: vec![what] });
+                }
+                () = tokio::time::sleep_until(told_at.unwrap_or(begun)), if told_at.is_some() => {
+                    told_at = None;
+                    self.tell_wait(&what);
+                }
+            }
+        }
+    }
+
+    fn tell_wait(&self, what: &Wait) {
+        let kind = std::mem::discriminant(what);
+        {
+            let mut waits = self.waits();
+            if waits.told.contains(&kind) {
+                return;
+            }
+            waits.told.push(kind);
+        }
+        self.tell(&PullEvent::Waiting { on: what.clone() });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::super::audience::Observer;
+    use super::*;
+
+    const MOMENT: Duration = Duration::from_millis(20);
+
+    #[tokio::test]
+    async fn a_wait_is_told_once_and_marks_the_pull_until_its_end() {
+        let audience = Audience::until(Instant::now() + Duration::from_secs(600));
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let hears = Arc::clone(&heard);
+        let observer = Arc::new(move |event| hears.lock().unwrap().push(event)) as Observer;
+        audience.add(&observer, Instant::now());
+        let on = Wait::PullPermit { at_once: 1 };
+        for _ in 0..2 {
+            let mut wait = pin!(audience.wait_for(on.clone(), tokio::time::sleep(MOMENT)));
+            assert!(futures::poll!(wait.as_mut()).is_pending() && audience.waits().ended().is_none());
+            wait.await.unwrap();
+            assert!(audience.waits().ended().is_some() && audience.waits().subjects().is_empty());
+        }
+        assert_eq!(*heard.lock().unwrap(), [PullEvent::Waiting { on }]);
+    }
+
+    #[tokio::test]
+    async fn a_wait_ends_with_the_patience_of_those_who_wait() {
+        let audience = Audience::until(Instant::now() + MOMENT);
+        let error = audience.wait_for(Wait::SameBlob, std::future::pending::<()>()).await.unwrap_err();
+        assert!(matches!(&error, Problem::Deadline { waits, .. } if *waits == [Wait::SameBlob]), "{error}");
+        assert_eq!(audience.waits().subjects(), [Wait::SameBlob]);
+    }
+}
