@@ -277,10 +277,11 @@ fn arguments(config: &pb::TaskConfig) -> Vec<(String, String)> {
     .to_vec()
 }
 
-/// Joins the network of another task of the allocation.
+/// Joins the network of another task of the allocation, which [`WantedNetwork::comes`] has waited for. If that task has gone
+/// since, this fails and does not wait: the caller holds a start permit, and the other task may be in line for that very one.
 async fn share(tasks: &Tasks, place: &Place, config: &pb::TaskConfig, name: &str) -> Result<Joined> {
     let gone = || does_not_run(name);
-    let neighbour = tasks.neighbour(&config.alloc_id, name).await?;
+    let neighbour = tasks.running_neighbour(&config.alloc_id, name).ok_or_else(gone)?;
     let id = neighbour.saved.init;
     let init = Init::open(id).ok_or_else(gone)?;
     let path = PathBuf::from(format!("/proc/{}/ns/net", id.pid));
@@ -318,18 +319,22 @@ fn is_same(namespace: &File, other: &str) -> bool {
 }
 
 impl Tasks {
-    /// The task of this name of an allocation, once it runs. One that is in line for its start is waited for, however
-    /// many come before it.
+    /// Returns the running task of this name of an allocation, without waiting for one.
+    fn running_neighbour(&self, alloc_id: &str, name: &str) -> Option<Arc<Task>> {
+        let is_it = |task: &Arc<Task>| task.identity.alloc_id == alloc_id && task.identity.name == name;
+        self.here().into_iter().find(|task| is_it(task) && matches!(task.phase(), Phase::Running))
+    }
+
+    /// Waits until the task of this name of an allocation runs. One that is in line for its start is waited for, however
+    /// many come before it: so no caller may hold a start permit.
     ///
     /// # Errors
     /// When it doesn't run, nor is about to.
     async fn neighbour(&self, alloc_id: &str, name: &str) -> Result<Arc<Task>> {
-        let is_it = |task: &Arc<Task>| task.identity.alloc_id == alloc_id && task.identity.name == name;
-        let runs = |task: &Arc<Task>| is_it(task) && matches!(task.phase(), Phase::Running);
         let found = async {
             loop {
                 let changed = self.freed.notified();
-                if let Some(task) = self.here().into_iter().find(runs) {
+                if let Some(task) = self.running_neighbour(alloc_id, name) {
                     return task;
                 }
                 changed.await;

@@ -14,7 +14,7 @@ use super::holdings::{self, Held, Holdings, come_back, pid};
 use super::shim_failures::Scripted;
 use super::timelines::told;
 use super::web_server::beside;
-use super::{cases, refused, same, until};
+use super::{cases, is_recoverable, refused, same, until};
 use crate::case::Case;
 use crate::host::Plugin;
 use crate::scene::Scene;
@@ -25,6 +25,7 @@ cases!["starts":
     whoever_came_first_has_the_first_turn,
     one_that_waits_is_stopped_or_called_off_and_leaves_nothing,
     a_long_wait_is_told_of_and_the_network_of_one_that_waits_is_waited_for,
+    a_start_with_a_permit_does_not_wait_for_one_without,
     fifty_are_started_recovered_and_stopped_at_once_and_the_plugin_is_as_before,
 ];
 
@@ -95,6 +96,11 @@ impl HeldUp {
     /// Lets all starts go on, those to come as well.
     fn let_go(&self) -> Result<()> {
         self.scripted.mend()
+    }
+
+    /// Holds up all starts from here on.
+    fn hold_up(&self) -> Result<()> {
+        Ok(fs::write(self.scripted.directory.join("broken"), "")?)
     }
 
     async fn task(&self, scene: &Scene) -> Result<Task> {
@@ -232,6 +238,43 @@ async fn a_long_wait_is_told_of_and_the_network_of_one_that_waits_is_waited_for(
     others?;
     started?;
     all_ended(&[beside, web, first], plugin).await?;
+    held.plugin.shut_down().await
+}
+
+/// The task whose network is to be shared ends while the one that shares it is in line, and is started again behind it.
+async fn a_start_with_a_permit_does_not_wait_for_one_without(scene: &Scene) -> Result<()> {
+    let mut held = HeldUp::with(scene, 1).await?;
+    held.let_go()?;
+    let plugin = &held.plugin;
+    let mut proxy = scene.run(plugin, &scene.shell("sleep 600")).await?;
+    let mut config = scene.shell("sleep 600");
+    config["network_mode"] = json!("task:web");
+    let app = beside(scene, plugin, &proxy, &config).await?;
+    let mut first = held.task(scene).await?;
+    held.hold_up()?;
+    let moved = async {
+        held.become_under_way(1).await?;
+        let (sharing, again) = tokio::join!(plugin.start_task(app.config.clone()), async {
+            held.become_in_line(1).await?;
+            proxy.end(plugin).await?;
+            proxy.next_attempt()?;
+            let goes = async {
+                held.become_in_line(2).await?;
+                held.let_go()
+            };
+            tokio::try_join!(proxy.start(plugin), goes)
+        });
+        again?;
+        let status = refused(sharing, &["task:web", "does not run"])?;
+        ensure!(is_recoverable(&status)?, "Nomad would give up: {status:?}");
+        Ok(())
+    };
+    let both = async { tokio::join!(first.start(plugin), moved) };
+    let (started, moved) =
+        tokio::time::timeout(LIMIT, both).await.context("no start on the node gets on any more")?;
+    started?;
+    moved?;
+    all_ended(&[proxy, first], plugin).await?;
     held.plugin.shut_down().await
 }
 
