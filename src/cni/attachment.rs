@@ -20,7 +20,7 @@ pub(crate) struct Attachment {
     pub netns: PathBuf,
     /// The interface's name in the container.
     pub if_name: String,
-    /// For each plugin, as `CNI_ARGS`.
+    /// For each plugin, as `CNI_ARGS`. One that can't be written there is left out.
     pub args: Vec<(String, String)>,
     pub capabilities: Capabilities,
 }
@@ -107,7 +107,7 @@ impl Attachment {
             container_id: container_id.clone(),
             netns: netns.clone(),
             if_name: if_name.clone(),
-            args: joined(args)?,
+            args: joined(args),
             arguments,
         })
     }
@@ -153,13 +153,21 @@ pub(super) fn check_interface(name: &str) -> Result<(), Error> {
     Err(Error::Name { what: "interface name", value: name.to_owned(), why })
 }
 
-fn joined(args: &[(String, String)]) -> Result<String, Error> {
-    for (key, value) in args {
-        let is_bad = |text: &str| text.contains([';', '\0']);
-        if key.is_empty() || key.contains('=') || is_bad(key) || is_bad(value) {
-            let why = "a key has no \"=\", and neither it nor its value has \";\"".to_owned();
-            return Err(Error::Name { what: "CNI argument", value: format!("{key}={value}"), why });
+/// `CNI_ARGS`. Its syntax has no way to write a `;` or a `=` in a value, though a name of a job or a group may have either:
+/// plugins would read other arguments than those that are meant, or fail. Such an argument is left out.
+fn joined(args: &[(String, String)]) -> String {
+    let can_be_told = |(key, value): &&(String, String)| {
+        let is_plain = |text: &str| !text.contains([';', '=', '\0']);
+        let can = !key.is_empty() && is_plain(key) && is_plain(value);
+        if !can {
+            tracing::warn!(
+                argument = key,
+                value,
+                "CNI plugins are not told this argument: its value has a \";\" or a \"=\", which CNI_ARGS can't have"
+            );
         }
-    }
-    Ok(args.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(";"))
+        can
+    };
+    let told = args.iter().filter(can_be_told).map(|(key, value)| format!("{key}={value}"));
+    told.collect::<Vec<_>>().join(";")
 }

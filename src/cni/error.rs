@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::version::Version;
 use crate::os_error::is_transient;
@@ -35,6 +36,8 @@ pub(crate) enum Error {
     Several(Vec<Error>),
     #[error("can't {doing} {path}: {source}")]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
+    #[error("the plugins of the built-in network did not {doing} within {limit:?}; it is tried again later")]
+    Late { doing: &'static str, limit: Duration },
     #[error("work on files was cut off")]
     Lost,
 }

@@ -30,7 +30,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::{Map, json};
-use tokio::sync::RwLock;
+use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore};
 
 pub(crate) use self::added::Added;
 pub(crate) use self::attachment::{Attachment, Bandwidth, Capabilities, Dns, PortMapping, Protocol};
@@ -48,6 +48,12 @@ use self::spoken::Spoken;
 use self::version::Version;
 use crate::netns;
 
+/// How many attachments are checked at once: an agent recovers all tasks of a node one right after the other.
+const CHECKS_AT_ONCE: usize = 4;
+/// How long a collection looks out for a moment in which nothing is attached or detached; then it is left for the next time.
+const MOMENT: Duration = Duration::from_secs(60);
+const LOOKS_AGAIN: Duration = Duration::from_millis(100);
+
 #[derive(Debug)]
 pub(crate) struct Cni {
     /// Where plugins are looked for.
@@ -58,8 +64,10 @@ pub(crate) struct Cni {
     deadline: Duration,
     spoken: Spoken,
     ready: Ready,
-    /// The specification lets a GC run alone only.
+    /// The specification lets a GC run only while nothing else is done to the network. Only the built-in one is collected, so
+    /// nobody else's network takes part in this.
     turns: RwLock<()>,
+    checks: Semaphore,
 }
 
 /// An attachment that is to outlive a GC.
@@ -80,7 +88,8 @@ impl Cni {
         deadline: Duration,
     ) -> Self {
         let (spoken, ready, turns) = (Spoken::default(), Ready::default(), RwLock::default());
-        Self { directories, config_dir, default, deadline, spoken, ready, turns }
+        let checks = Semaphore::new(CHECKS_AT_ONCE);
+        Self { directories, config_dir, default, deadline, spoken, ready, turns, checks }
     }
 
     /// The built-in network, or the operator's of that name, with all that it needs there.
@@ -117,7 +126,7 @@ impl Cni {
         let attached = attachment.settle(network)?;
         let network = &network.busy_with(&attached.arguments);
         self.check_programs(network)?;
-        let _turn = self.turns.read().await;
+        let _turn = self.turn(network).await;
         let mut kept = Record {
             phase: Phase::Adding,
             network: network.clone(),
@@ -151,8 +160,8 @@ impl Cni {
     /// # Errors
     /// With the words of all plugins that failed. It can be repeated.
     pub(crate) async fn delete(&self, record: &Path) -> Result<(), Error> {
-        let _turn = self.turns.read().await;
         let Some(mut kept) = Record::read(record).await? else { return Record::remove(record).await };
+        let _turn = self.turn(&kept.network).await;
         if kept.phase != Phase::Added {
             leftovers::end(&kept.attached.container_id).await?;
         }
@@ -187,7 +196,26 @@ impl Cni {
         Error::all(errors)
     }
 
-    /// Asks the plugins whether all is still as it was made.
+    /// Waits until the network is not being collected; while this is held, it isn't.
+    async fn turn(&self, network: &Network) -> Option<RwLockReadGuard<'_, ()>> {
+        if network.name == self.default.name { Some(self.turns.read().await) } else { None }
+    }
+
+    /// Waits for a moment in which nothing is attached to the built-in network or detached. It does not wait in line: those
+    /// who come after it would wait for it, and so for the slowest plugin that runs.
+    async fn moment(&self) -> Option<RwLockWriteGuard<'_, ()>> {
+        let found = async {
+            loop {
+                if let Ok(turn) = self.turns.try_write() {
+                    return turn;
+                }
+                tokio::time::sleep(LOOKS_AGAIN).await;
+            }
+        };
+        tokio::time::timeout(MOMENT, found).await.ok()
+    }
+
+    /// Asks the plugins whether all is still as it was made. Waits while enough others are asked.
     ///
     /// # Errors
     /// With the words of the first that says no.
@@ -200,6 +228,7 @@ impl Cni {
         if network.disable_check || network.version() < Version::WITH_CHECK {
             return Ok(());
         }
+        let _permit = self.checks.acquire().await;
         let directories = self.with(&directories);
         for plugin in &network.plugins {
             let request = plugin.request(&network, &attached.arguments, result.as_ref());
@@ -224,16 +253,25 @@ impl Cni {
             return Ok(());
         }
         let network = self.network(None).await?;
-        let _turn = self.turns.write().await;
+        let Some(_turn) = self.moment().await else {
+            tracing::debug!("the bridge for tasks is busy: its addresses are looked through later");
+            return Ok(());
+        };
         let Some(valid) = valid() else { return Ok(()) };
+        // Tasks wait for this; a plugin that is cut off here is killed.
+        let collected = tokio::time::timeout(self.deadline, self.collect(&network, leases, &valid)).await;
+        collected.unwrap_or(Err(Error::Late { doing: "collect addresses", limit: self.deadline }))
+    }
+
+    async fn collect(&self, network: &Network, leases: PathBuf, valid: &[Valid]) -> Result<(), Error> {
         let holders = on_files(move || leases::holders(&leases)).await?;
         let mut errors = Vec::new();
         for stale in holders.into_iter().filter(|holder| !valid.contains(holder)) {
             tracing::warn!(container = stale.container_id, "giving up an address that is held for no task");
-            errors.extend(self.detach(&Record::lost(&network, stale)).await.err());
+            errors.extend(self.detach(&Record::lost(network, stale)).await.err());
         }
         if network.version() >= Version::WITH_STATUS {
-            errors.extend(self.give_up(&network, &valid).await.err());
+            errors.extend(self.give_up(network, valid).await.err());
         }
         Error::all(errors)
     }

@@ -351,8 +351,98 @@ async fn what_a_job_gives_and_no_plugin_takes_is_refused() {
             Attachment { container_id: id.to_owned(), if_name: interface.to_owned(), ..place.attachment() };
         assert!(place.cni.add(&network, &attachment, &place.record()).await.unwrap_err().is_invalid());
     }
-    let bad = Attachment { args: vec![("A".to_owned(), "b;C=d".to_owned())], ..place.attachment() };
-    assert!(place.cni.add(&network, &bad, &place.record()).await.unwrap_err().is_invalid());
+}
+
+#[tokio::test]
+async fn an_argument_that_the_syntax_can_not_have_is_left_out() {
+    let place = Place::new("1.0.0", &[("one", ANSWER)]);
+    let argument = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
+    let args = [("A", "b;C=d"), ("B", "a=b"), ("C", "\0"), ("", "x"), ("D", "d e"), ("F", "")];
+    let attachment = Attachment { args: args.map(argument).to_vec(), ..place.attachment() };
+    place.cni.add(&place.network().await, &attachment, &place.record()).await.unwrap();
+    let environment = fs::read_to_string(place.path("one.ADD.env")).unwrap();
+    assert!(environment.lines().any(|line| line == "CNI_ARGS=D=d e;F="), "{environment}");
+}
+
+/// Lets a plugin's script wait until a file is there.
+fn waits_for(place: &Place, command: &str, file: &str) -> String {
+    let file = place.path(file);
+    format!(
+        "[ $CNI_COMMAND = VERSION ] && {{ echo '{{\"supportedVersions\": [\"1.0.0\"]}}'; exit 0; }}\n\
+         [ $CNI_COMMAND = {command} ] && while ! [ -e {} ]; do sleep 0.05; done\n{ANSWER}",
+        file.display()
+    )
+}
+
+#[tokio::test]
+async fn a_collection_neither_waits_in_line_nor_holds_up_other_networks() {
+    let place = Place::new("1.0.0", &[("one", ANSWER)]);
+    place.built_in("\"1.0.0\"");
+    fs::create_dir_all(place.path("leases/own")).unwrap();
+    fs::write(place.path("leases/own/10.9.0.3"), "gone\r\neth0").unwrap();
+    let own = place.cni.network(None).await.unwrap();
+    // One task's plugin hangs. A collection that comes meanwhile holds up no other task.
+    place.plugin("firewall", &waits_for(&place, "ADD", "goes"));
+    let (first, second) = (place.path("first.json"), place.path("second.json"));
+    let attachment = place.attachment();
+    let hangs = place.cni.add(&own, &attachment, &first);
+    let others = async {
+        while !place.order().contains(&"firewall ADD".to_owned()) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let collects = place.cni.gc(|| Some(Vec::new()));
+        let meanwhile = async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let other = Attachment { container_id: format!("{}-2", place.id()), ..place.attachment() };
+            let added = place.cni.add(&own, &other, &second);
+            let ended = async {
+                while place.order().iter().filter(|line| *line == "firewall ADD").count() < 2 {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                fs::write(place.path("goes"), "").unwrap();
+            };
+            let (added, ()) = tokio::join!(added, ended);
+            added.unwrap();
+        };
+        tokio::join!(collects, meanwhile).0.unwrap();
+    };
+    let (added, ()) = tokio::join!(hangs, others);
+    added.unwrap();
+    assert!(place.order().contains(&"bridge DEL".to_owned()), "it was not collected: {:?}", place.order());
+    // A collection whose plugin hangs holds up no task of another network, and its own not for ever.
+    let Place { mut cni, directory } = place;
+    cni.deadline = Duration::from_secs(2);
+    let place = Place { cni, directory };
+    place.plugin("firewall", &waits_for(&place, "DEL", "never"));
+    fs::remove_file(place.path("order")).unwrap();
+    let record = place.path("third.json");
+    let collects = place.cni.gc(|| Some(Vec::new()));
+    let meanwhile = async {
+        while !place.order().contains(&"firewall DEL".to_owned()) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let other = Attachment { container_id: format!("{}-3", place.id()), ..place.attachment() };
+        place.cni.add(&place.network().await, &other, &record).await.unwrap();
+        assert!(!place.order().contains(&"bridge DEL".to_owned()), "{:?}", place.order());
+        place.cni.add(&own, &place.attachment(), &place.path("fourth.json")).await.unwrap();
+    };
+    let limited = tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(collects, meanwhile) });
+    assert!(limited.await.unwrap().0.is_err(), "that it could not collect is told");
+}
+
+#[tokio::test]
+async fn no_more_checks_run_at_once_than_a_machine_bears() {
+    let place = Place::new("1.0.0", &[("one", ANSWER)]);
+    place.add().await.unwrap();
+    let script = "[ $CNI_COMMAND = CHECK ] || exit 0\n: > $here/now.$$; ls $here/now.* | wc -l >> $here/at_once\n\
+                  sleep 0.1; rm $here/now.$$";
+    place.plugin("one", script);
+    let record = place.record();
+    let checks = (0..20).map(|_| place.cni.check(&record));
+    futures::future::join_all(checks).await.into_iter().for_each(|checked| checked.unwrap());
+    let at_once = fs::read_to_string(place.path("at_once")).unwrap();
+    let most = at_once.lines().map(|line| line.trim().parse::<usize>().unwrap()).max().unwrap();
+    assert!(most <= CHECKS_AT_ONCE && at_once.lines().count() == 20, "{at_once}");
 }
 
 #[tokio::test]

@@ -264,12 +264,12 @@ fn in_bits(bandwidth: &Bandwidth) -> cni::Bandwidth {
 
 /// As Nomad's own networks have them, for plugins that look who it is.
 fn arguments(config: &pb::TaskConfig) -> Vec<(String, String)> {
-    let pb::TaskConfig { alloc_id, name, task_group_name, job_name, namespace, .. } = config;
+    let pb::TaskConfig { alloc_id, name, task_group_name, job_id, namespace, .. } = config;
     [
         ("IgnoreUnknown", "true"),
         ("NOMAD_ALLOC_ID", alloc_id),
         ("NOMAD_GROUP_NAME", task_group_name),
-        ("NOMAD_JOB_ID", job_name),
+        ("NOMAD_JOB_ID", job_id),
         ("NOMAD_NAMESPACE", namespace),
         ("NOMAD_TASK_NAME", name),
     ]

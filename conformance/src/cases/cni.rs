@@ -19,6 +19,7 @@ cases!["cni":
     a_plugin_that_fails_half_way_is_shown_with_its_words_and_all_is_undone,
     a_plugin_that_hangs_is_killed_and_worth_another_try,
     plugins_have_an_environment_of_their_own,
+    plugins_are_told_the_jobs_id_and_not_what_their_arguments_can_not_have,
     networks_of_each_version_that_the_plugins_speak_are_joined,
     a_file_that_is_no_network_is_named_with_its_line,
     a_node_tells_whether_it_has_the_plugins_of_the_bridge,
@@ -192,6 +193,34 @@ async fn plugins_have_an_environment_of_their_own(scene: &Scene) -> Result<()> {
         ensure!(address.starts_with("10."), "{command}: {request}");
     }
     scene.nothing_left()?;
+    plugin.shut_down().await
+}
+
+/// Nomad lets names of jobs and groups have what the syntax of the arguments is made of, and so did such a job not start.
+async fn plugins_are_told_the_jobs_id_and_not_what_their_arguments_can_not_have(scene: &Scene) -> Result<()> {
+    let stage = Stage::set(scene, r#"env > "$here/$CNI_COMMAND.env""#)?;
+    let mut plugin = stage.plugin(scene).await?;
+    for (mode, network) in [("cni/troubled", Some("troubled")), ("bridge", None)] {
+        let config = with(scene, "sleep 600", &[("network_mode", json!(mode))]);
+        let mut task = scene.prepare(&plugin, &config).await?;
+        task.config.job_id = "shop/api-7".to_owned();
+        task.config.job_name = "payments".to_owned();
+        task.config.task_group_name = "a;NOMAD_NAMESPACE=other".to_owned();
+        task.config.namespace = "x=y".to_owned();
+        task.start(&plugin).await.context(mode)?;
+        if network.is_some() {
+            let environment = stage.noted("ADD.env");
+            let arguments = environment.lines().find_map(|line| line.strip_prefix("CNI_ARGS="));
+            let id = &task.alloc.id;
+            let wanted =
+                format!("IgnoreUnknown=true;NOMAD_ALLOC_ID={id};NOMAD_JOB_ID=shop/api-7;NOMAD_TASK_NAME=web");
+            same!(arguments, Some(wanted.as_str()));
+        }
+        let warned = plugin.log().all().into_iter().filter(|line| line.contains("CNI_ARGS can't have"));
+        ensure!(warned.count() >= 2, "nothing is said of what is left out");
+        task.end(&plugin).await?;
+        scene.nothing_left()?;
+    }
     plugin.shut_down().await
 }
 

@@ -23,6 +23,7 @@ use serde::Deserialize;
 
 use super::hclspec::{object, required};
 use super::logging::Logging;
+use super::plugin::AllowedModes;
 use super::{ConfigError, PluginConfig, from_msgpack};
 pub(crate) use archive::Archive;
 pub(crate) use devices::{Device, DevicePath};
@@ -166,6 +167,20 @@ impl TaskOptions {
     /// Names the option that doesn't go with that network.
     pub(crate) fn network(&self, group: Option<&pb::NetworkIsolationSpec>) -> Result<Network, ConfigError> {
         self.network.network(&self.namespaces, group)
+    }
+
+    /// As [`Self::network`], held against what the operator allows: a group may be in the host's network by its own block.
+    ///
+    /// # Errors
+    /// Names the option that doesn't go with that network, or the operator's that forbids it.
+    pub(crate) fn network_permitted_by(
+        &self,
+        group: Option<&pb::NetworkIsolationSpec>,
+        allowed: &AllowedModes,
+    ) -> Result<Network, ConfigError> {
+        let network = self.network(group)?;
+        NetworkOptions::group_permitted_by(group, &network, allowed)?;
+        Ok(network)
     }
 
     /// Holds what a job asks for against what the operator allows.

@@ -145,6 +145,23 @@ impl NetworkOptions {
         }
     }
 
+    /// Whether the task may be in a network that Nomad has decided on for its group.
+    ///
+    /// # Errors
+    /// Names the operator's option, where that is the host's and not allowed. What the task's own options ask for has been
+    /// held against it before, by their names.
+    pub(in crate::config) fn group_permitted_by(
+        group: Option<&pb::NetworkIsolationSpec>,
+        network: &Network,
+        allowed: &AllowedModes,
+    ) -> Result<(), ConfigError> {
+        use pb::network_isolation_spec::NetworkIsolationMode as Groups;
+        if *network != Network::Host || group.is_none_or(|group| group.mode() != Groups::Host) {
+            return Ok(());
+        }
+        AllowedModes::permit_host("network { mode }", "host", "network", &allowed.network)
+    }
+
     /// Refuses what the options of other groups say otherwise.
     pub(super) fn agree_with(&self, namespaces: &Namespaces) -> Result<(), ConfigError> {
         match &self.mode {
@@ -283,5 +300,21 @@ pub(super) mod tests {
         assert!(error.contains("network_mode") && error.contains("allowed_modes.network"), "{error}");
         host.permitted_by(&AllowedModes::default()).unwrap();
         of(&json!({"network_mode": "bridge"})).network.permitted_by(&none).unwrap();
+    }
+
+    #[test]
+    fn the_hosts_network_of_a_group_is_the_operators_to_allow() {
+        use pb::network_isolation_spec::NetworkIsolationMode::{Group, Host};
+        let none = AllowedModes { network: Vec::new(), ..AllowedModes::default() };
+        let of_host = group(Host, "");
+        let permitted = |options: &Value, group: &pb::NetworkIsolationSpec, allowed: &AllowedModes| {
+            of(options).network_permitted_by(Some(group), allowed).map_err(|error| error.to_string())
+        };
+        let error = permitted(&json!({}), &of_host, &none).unwrap_err();
+        assert!(error.contains("allowed_modes.network"), "{error}");
+        assert_eq!(permitted(&json!({}), &of_host, &AllowedModes::default()), Ok(Network::Host));
+        let own = permitted(&json!({"network_mode": "none"}), &of_host, &none);
+        assert_eq!(own, Ok(Network::Private));
+        assert_eq!(permitted(&json!({}), &group(Group, "/n"), &none), Ok(Network::Group("/n".to_owned())));
     }
 }
