@@ -26,7 +26,7 @@ pub(crate) use connection::{Connection, Ended, ExecIo, State};
 pub(crate) use events::Events;
 pub(crate) use io::{ExecEnds, ExecPipes, LogPaths, NOWHERE, StdinPipe, drained};
 pub(crate) use launch::Launcher;
-pub(crate) use runtime::{counts_in_cgroup, find as find_shim, require_program};
+pub(crate) use runtime::{counts_in_cgroup, find as find_shim, require_program, sets_oom_scores};
 
 /// A running shim, as it can be found again after a restart of the plugin.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,18 +37,29 @@ pub(crate) struct Shim {
 
 /// A shim that the kernel kills for want of memory takes the news of its task's end with it. Its own few megabytes are
 /// a poor choice; what the agent inherited to it may be anything.
-const SHIM_OOM_SCORE_ADJ: &str = "-998";
+const SHIM_OOM_SCORE_ADJ: i32 = -998;
 
 /// How often it is looked whether a shim that was told to end has ended.
 const IS_IT_ALIVE: Duration = Duration::from_millis(2);
 
 impl Shim {
-    /// Keeps the shim from being the first to go when memory is short.
+    /// Gives the shim the OOM score of its task, before the runtime is first run. A runtime inherits the shim's score, and
+    /// not every one sets the score of a container (crun before 1.9 takes 0 for none) or of an exec (no crun does).
+    pub(crate) fn take_oom_score_of_task(&self, score: i32) {
+        self.set_oom_score(score);
+    }
+
+    /// Keeps the shim from being the first to go when memory is short. Only for a runtime that sets the score of all that it
+    /// starts ([`sets_oom_scores`]), and once the container is created: a hook of it would inherit the shim's.
     pub(crate) fn protect(&self) {
+        self.set_oom_score(SHIM_OOM_SCORE_ADJ);
+    }
+
+    fn set_oom_score(&self, score: i32) {
         let file = format!("/proc/{}/oom_score_adj", self.pid);
-        if let Err(error) = std::fs::write(&file, SHIM_OOM_SCORE_ADJ) {
-            // Not allowed to an agent in a container, and no reason to say so at each start.
-            tracing::debug!(file, %error, "can't protect the shim from the OOM killer");
+        if let Err(error) = std::fs::write(&file, score.to_string()) {
+            // A lower one is not allowed to an agent in a container, and no reason to say so at each start.
+            tracing::debug!(file, score, %error, "can't set the shim's score for the OOM killer");
         }
     }
 

@@ -12,6 +12,8 @@ use super::{DEFAULT_PATH, Error};
 
 /// How the binaries of its shims begin.
 const RUNC_FAMILY: &[u8] = b"containerd-shim-runc-";
+/// The program that they run unless they are told another.
+const RUNC: &str = "runc";
 
 /// Finds the shim of a runtime, in the directories of the plugin's PATH and then in the usual ones.
 ///
@@ -84,6 +86,19 @@ pub(crate) fn counts_in_cgroup(binary: &Path) -> bool {
     name.as_bytes().starts_with(RUNC_FAMILY)
 }
 
+/// Whether the runtime that a shim runs sets the OOM score of each container and of each exec: runc does. Another one may
+/// leave a process the score that it inherits from the shim. A link by that name to another program is not runc.
+pub(crate) fn sets_oom_scores(binary: &Path, program: Option<&str>) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
+    counts_in_cgroup(binary) && is_runc(program.unwrap_or(RUNC), &path)
+}
+
+fn is_runc(program: &str, path: &OsStr) -> bool {
+    let found = std::env::split_paths(path).map(|directory| directory.join(program));
+    let real = found.filter(|file| is_executable(file)).find_map(|file| file.canonicalize().ok());
+    real.is_some_and(|real| real.file_name() == Some(OsStr::new(RUNC)))
+}
+
 fn is_executable(file: &Path) -> bool {
     file.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
@@ -98,6 +113,23 @@ mod tests {
         assert_eq!(binary_name("io.containerd.runc.v1"), "containerd-shim-runc-v1");
         assert_eq!(binary_name("io.containerd.runc.v2-rs"), "containerd-shim-runc-v2-rs");
         assert_eq!(binary_name("kata.v2"), "containerd-shim-kata-v2");
+    }
+
+    #[test]
+    fn runc_is_told_by_the_name_of_the_real_program() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, at) = (directory.path().as_os_str(), |name: &str| directory.path().join(name));
+        assert!(!is_runc("runc", path), "it is not there");
+        for name in ["crun", "elsewhere"] {
+            std::fs::write(at(name), "").unwrap();
+            std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        std::os::unix::fs::symlink("crun", at("runc")).unwrap();
+        assert!(!is_runc("runc", path) && !is_runc("crun", path));
+        std::fs::remove_file(at("runc")).unwrap();
+        std::fs::rename(at("elsewhere"), at("runc")).unwrap();
+        assert!(is_runc("runc", path));
+        assert!(is_runc(&at("runc").display().to_string(), OsStr::new("/nowhere")));
     }
 
     #[test]

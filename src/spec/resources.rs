@@ -52,8 +52,9 @@ pub(super) fn rlimits(asked: &Limits, node: &Node) -> Result<Vec<PosixRlimit>, O
     asked.rlimits.iter().chain(&agents).map(rlimit).collect()
 }
 
-/// Always set: the agent may run with a score of -1000, which its children inherit.
-pub(super) fn oom_score_adj(asked: &Limits, operators: &PluginLimits) -> i32 {
+/// The OOM score of a task: the job's, or else the operator's. Always set, since the agent may run with a score of -1000,
+/// which its children inherit.
+pub(crate) fn oom_score_adj(asked: &Limits, operators: &PluginLimits) -> i32 {
     let score = asked.oom_score_adj.unwrap_or(operators.oom_score_adj);
     i32::try_from(score).unwrap_or_default()
 }

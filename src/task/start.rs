@@ -281,7 +281,6 @@ impl Start<'_> {
         let pid = timeline.step("shim/ask", connection.pid_of_fresh_shim()).await?;
         let shim = Shim { bootstrap, pid };
         bundle.write_shim(&shim)?;
-        shim.protect();
         Ok((connection, shim))
     }
 
@@ -377,9 +376,14 @@ impl Start<'_> {
             binary_name: asked.runtime.program(&self.settings.config).unwrap_or_default().to_owned(),
             ..RuncOptions::default()
         };
+        shim.take_oom_score_of_task(spec::oom_score_adj(&asked.limits, &self.settings.config.limits));
         let rootfs = mounts.into_iter().map(shim_mount).collect();
         let create = connection.create(bundle, rootfs, &logs, asked.process.tty, &options);
         let pid = timeline.step("create", create).await.map_err(|error| naming_program(error, &spec))?;
+        let program = asked.runtime.program(&self.settings.config);
+        if shim::sets_oom_scores(&self.place.launcher.binary, program) {
+            shim.protect();
+        }
         bundle.unpin()?;
         if shares_pids {
             bundle.write_spec(&spec::with_private_pids(spec)?)?;

@@ -10,6 +10,7 @@ use super::{cases, refused, same, until};
 use crate::host::Plugin;
 use crate::host::alloc::set_memory;
 use crate::host::cgroup::is_v2;
+use crate::processes;
 use crate::scene::Scene;
 use crate::task::{LIMIT, Task};
 
@@ -22,6 +23,7 @@ cases!["limits":
     a_limit_that_can_not_be_is_refused_by_name,
     the_plugin_may_have_more_open_files_than_the_agent_and_its_tasks_may_not,
     how_likely_a_task_is_killed_for_memory_is_the_jobs_word_and_else_the_operators,
+    the_score_for_the_oom_killer_is_that_of_the_job_and_not_the_shims,
     a_hard_limit_is_the_tasks_part_of_all_processors,
     a_task_runs_on_the_processors_that_the_job_names,
     processors_that_the_task_can_not_have_are_refused,
@@ -111,6 +113,32 @@ async fn how_likely_a_task_is_killed_for_memory_is_the_jobs_word_and_else_the_op
     same!(said(scene, &options, &show).await?, "300\n");
     same!(said(scene, &options, &with(show, "oom_score_adj", json!(700))).await?, "700\n");
     Ok(())
+}
+
+/// Whatever scores the shim and the plugin have: a shim is protected where the plugin may do so, and an agent often is.
+async fn the_score_for_the_oom_killer_is_that_of_the_job_and_not_the_shims(scene: &Scene) -> Result<()> {
+    let score = "cat /proc/self/oom_score_adj";
+    let options = with(scene.options(), "oom_score_adj", json!(300));
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    // An agent's unit may have this. Not everybody may.
+    let may = fs::write(format!("/proc/{}/oom_score_adj", plugin.pid()), "-900").is_ok();
+    for (jobs, wanted) in [(json!(0), 0), (json!(500), 500), (json!(null), 300)] {
+        let config = scene.shell(&format!("{score}; sh -c '{score}'; exec sleep 600"));
+        let task = scene.run(&plugin, &with(config, "oom_score_adj", jobs)).await?;
+        task.alloc.stdout.to_contain(&format!("{wanted}\n{wanted}\n"), LIMIT).await?;
+        let of_exec = task.exec(&plugin, &format!("{score}; sh -c '{score}'")).await?;
+        same!(of_exec, (0, format!("{wanted}\n{wanted}\n")));
+        let shim = processes::parent(task.pid()?)?;
+        let of_shim: i32 = fs::read_to_string(format!("/proc/{shim}/oom_score_adj"))?.trim().parse()?;
+        // One whose runtime lets all inherit its score has that of its task.
+        if scene.programs().is_crun() {
+            same!(of_shim, wanted);
+        } else if may {
+            same!(of_shim, -998);
+        }
+        task.end(&plugin).await?;
+    }
+    plugin.shut_down().await
 }
 
 /// A task that sleeps, with an option.

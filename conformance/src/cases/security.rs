@@ -72,9 +72,6 @@ async fn the_kernels_own_files_are_masked_or_read_only(scene: &Scene) -> Result<
 }
 
 async fn a_task_is_as_likely_to_be_killed_for_memory_as_any_other_process(scene: &Scene) -> Result<()> {
-    if scene.programs().is_crun() {
-        return skip("crun takes an oom_score_adj of 0 for none, and leaves the shim's, which is 1");
-    }
     same!(said(scene, "cat /proc/self/oom_score_adj", "").await?, "0\n");
     Ok(())
 }
