@@ -1,5 +1,7 @@
 //! The devices of a container, and what comes with them.
 
+use std::path::Path;
+
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
     Hook, HookBuilder, Hooks, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder,
@@ -30,8 +32,13 @@ pub(super) fn add(spec: &mut Spec, found: &Found) -> Result<(), OciSpecError> {
         let allowed = nodes.iter().filter(|node| node.kind != Kind::Pipe && !node.permissions.is_empty());
         rules.extend(allowed.map(rule).collect::<Result<Vec<_>, _>>()?);
     }
-    let own = spec.mounts_mut().get_or_insert_default();
-    own.extend(mounts.iter().map(mount).collect::<Result<Vec<_>, _>>()?);
+    if !mounts.is_empty() {
+        let own = spec.mounts_mut().get_or_insert_default();
+        own.retain(|own| !mounts.iter().any(|mount| Path::new(&mount.destination) == own.destination()));
+        own.extend(mounts.iter().map(mount).collect::<Result<Vec<_>, _>>()?);
+        // One above another one's place would hide it.
+        own.sort_by_key(|mount| mount.destination().components().count());
+    }
     if !hooks.is_empty() {
         spec.set_hooks(Some(all(hooks)?));
     }
@@ -150,6 +157,31 @@ mod tests {
         let ours = json!({"allow": true, "type": "b", "major": 7, "minor": 1, "access": "rw"});
         assert_eq!(rules.last(), Some(&ours));
         assert_eq!(rules.iter().filter(|rule| rule["allow"] == true).count(), 1, "{rules:?}");
+    }
+
+    #[test]
+    fn a_mount_of_a_device_replaces_that_of_its_place_and_hides_none_below_it() {
+        let mut spec = Spec::default();
+        let own =
+            |at: &str| MountBuilder::default().destination(at).source("own").typ("bind").build().unwrap();
+        spec.set_process(Some(process())).set_mounts(Some(["/a/b/c", "/dev", "/a/b"].map(own).to_vec()));
+        let of_device = |at: &str| CdiMount {
+            source: "device".to_owned(),
+            destination: at.to_owned(),
+            kind: "bind".to_owned(),
+            options: Vec::new(),
+        };
+        let mounts = ["/a", "/a/b/"].map(of_device).to_vec();
+        add(&mut spec, &Found { mounts, ..Found::default() }).unwrap();
+        let made = spec.mounts().clone().unwrap();
+        let shown = |mount: &Mount| {
+            (mount.destination().display().to_string(), mount.source().clone().unwrap().display().to_string())
+        };
+        let of = |at: &str, source: &str| (at.to_owned(), source.to_owned());
+        assert_eq!(
+            made.iter().map(shown).collect::<Vec<_>>(),
+            [of("/dev", "own"), of("/a", "device"), of("/a/b/", "device"), of("/a/b/c", "own")]
+        );
     }
 
     #[test]

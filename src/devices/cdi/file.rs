@@ -1,16 +1,23 @@
-//! A file that describes devices of the Container Device Interface, JSON or YAML. What it has beyond what is known here
-//! makes it unreadable: a device that came with less than it needs would fail in ways that are hard to see.
+//! A file that describes devices of the Container Device Interface, JSON or YAML.
+//!
+//! A key that is not known here makes a file of a known version unreadable: it is a mistake. In a file of a later version it
+//! is passed over where it only describes. Among the edits it makes those devices unusable that need them, and no other: a
+//! device that came with less than it needs would fail in ways that are hard to see.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::Value;
 
 use crate::devices::When;
 
+/// The latest version whose keys are all known here, by its first two numbers.
+const KNOWN: (u64, u64) = (1, 1);
+
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct File {
     cdi_version: String,
     /// `vendor/class`
@@ -19,16 +26,36 @@ pub(super) struct File {
     _annotations: BTreeMap<String, String>,
     pub devices: Vec<Device>,
     #[serde(default)]
-    pub container_edits: Edits,
+    pub container_edits: RawEdits,
+    #[serde(flatten)]
+    unknown: BTreeMap<String, IgnoredAny>,
 }
 
 #[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub(super) struct Device {
     pub name: String,
     #[serde(default, rename = "annotations")]
     _annotations: BTreeMap<String, String>,
-    pub container_edits: Edits,
+    pub container_edits: RawEdits,
+    #[serde(flatten)]
+    unknown: BTreeMap<String, IgnoredAny>,
+}
+
+/// Edits that are decoded only where they are needed.
+#[derive(Debug, Default, Deserialize)]
+#[serde(transparent)]
+pub(super) struct RawEdits(Value);
+
+impl RawEdits {
+    /// # Errors
+    /// Names what of them isn't known, or can't be.
+    pub(super) fn decode(&self) -> Result<Edits, String> {
+        match &self.0 {
+            Value::Null => Ok(Edits::default()),
+            edits => Edits::deserialize(edits).map_err(|error| error.to_string()),
+        }
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -92,8 +119,16 @@ pub(super) fn read(path: &Path) -> Result<File, String> {
     } else {
         serde_saphyr::from_str(&text).map_err(|error| error.to_string())?
     };
-    match file.cdi_version.split('.').next() {
-        Some("0" | "1") => Ok(file),
-        _ => Err(format!("its cdiVersion is {:?}; 0.x and 1.x are known", file.cdi_version)),
+    let shown = &file.cdi_version;
+    let mut numbers = shown.trim_start_matches('v').split('.').map(str::parse::<u64>);
+    let (Some(Ok(major @ 0..=1)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
+        return Err(format!("its cdiVersion is {shown:?}; 0.x and 1.x are known"));
+    };
+    let mut unknown = file.unknown.keys().chain(file.devices.iter().flat_map(|device| device.unknown.keys()));
+    match unknown.next() {
+        Some(key) if (major, minor) <= KNOWN => {
+            Err(format!("it has {key:?}, which cdiVersion {shown} has not"))
+        }
+        _ => Ok(file),
     }
 }

@@ -38,9 +38,9 @@ pub(super) fn add(found: &mut Found, names: &[&str], directories: &[PathBuf]) ->
         let Read { file, .. } = &read[index];
         if !used.contains(&index) {
             used.push(index);
-            apply(found, &file.container_edits).map_err(refused)?;
+            apply(found, &file.container_edits.decode().map_err(refused)?).map_err(refused)?;
         }
-        apply(found, &file.devices[device].container_edits).map_err(refused)?;
+        apply(found, &file.devices[device].container_edits.decode().map_err(refused)?).map_err(refused)?;
     }
     Ok(())
 }
@@ -97,6 +97,8 @@ fn apply(found: &mut Found, edits: &Edits) -> Result<(), String> {
     }
     found.env.extend(edits.env.iter().flatten().cloned());
     for file::Mount { host_path, container_path, kind, options } in edits.mounts.iter().flatten() {
+        // Devices of a kind may each name one that they share, here too.
+        found.mounts.retain(|other| Path::new(&other.destination) != Path::new(container_path));
         found.mounts.push(CdiMount {
             source: host_path.clone(),
             destination: container_path.clone(),
@@ -233,6 +235,34 @@ devices:
             (&["hook".to_owned(), "a".to_owned()][..], &["H=1".to_owned()][..])
         );
         assert_eq!(found.groups, [44]);
+    }
+
+    #[test]
+    fn a_mount_that_devices_share_comes_once() {
+        let text = r#"{"cdiVersion": "0.6.0", "kind": "v/c", "devices": [
+            {"name": "0", "containerEdits": {"mounts": [{"hostPath": "/a", "containerPath": "/opt/x/"},
+                                                        {"hostPath": "/b", "containerPath": "/opt/y"}]}},
+            {"name": "1", "containerEdits": {"mounts": [{"hostPath": "/c", "containerPath": "/opt/x"}]}}]}"#;
+        let found = found(&[("etc/a.json", text)], &["v/c=0", "v/c=1"]).unwrap();
+        let mounts: Vec<_> = found.mounts.iter().map(|mount| (&*mount.source, &*mount.destination)).collect();
+        assert_eq!(mounts, [("/b", "/opt/y"), ("/c", "/opt/x")]);
+    }
+
+    #[test]
+    fn what_a_later_version_adds_takes_away_only_the_devices_that_need_it() {
+        let text = |version: &str| {
+            format!(
+                r#"{{"cdiVersion": "{version}", "kind": "v/c", "described": true, "devices": [
+                    {{"name": "old", "note": 1, "containerEdits": {{"env": ["A=1"]}}}},
+                    {{"name": "new", "containerEdits": {{"env": ["A=1"], "later": [1]}}}}]}}"#
+            )
+        };
+        let of = |version: &str, name: &str| found(&[("etc/a.json", &text(version))], &[name]);
+        assert_eq!(of("1.2.0", "v/c=old").unwrap().env, ["A=1"]);
+        let error = of("1.2.0", "v/c=new").unwrap_err();
+        assert!(error.contains("v/c=new") && error.contains("later"), "{error}");
+        let error = of("1.0.0", "v/c=old").unwrap_err();
+        assert!(error.contains("\"described\"") && error.contains("1.0.0"), "{error}");
     }
 
     #[test]
