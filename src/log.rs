@@ -7,12 +7,12 @@
 //!
 //! Source of the facts: hashicorp/go-plugin `client.go`, `log_entry.go`.
 
+use std::convert::Infallible;
 use std::fmt::Debug;
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
-use std::thread::JoinHandle;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
@@ -21,57 +21,83 @@ use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 
-const QUEUED_LINES: usize = 1024;
-/// Below the host's 64 KiB a line, with room for JSON's escapes of what is cut here.
-const TEXT_LIMIT_BYTES: usize = 8 * 1024;
+use crate::shorten::shorten;
 
-/// Keeps the writer alive; dropped, it writes what is queued.
+const QUEUED_LINES: usize = 1024;
+/// How long the end waits for a reader that has stalled. The agent kills a plugin that takes 2 s.
+const LAST_LINES: Duration = Duration::from_secs(1);
+/// Below the host's 64 KiB.
+const LINE_LIMIT_BYTES: usize = 60 * 1024;
+
+/// Keeps the writer alive; dropped, it writes what is queued, unless nobody reads.
 pub(crate) struct Log {
-    lines: Option<SyncSender<String>>,
-    writer: Option<JoinHandle<()>>,
+    /// The subscriber has the other sender for good, so the queue's end is told by a word of its own.
+    lines: SyncSender<Entry>,
+    written: Receiver<Infallible>,
+}
+
+/// What is in the queue.
+enum Entry {
+    Line(String),
+    End,
 }
 
 impl Log {
     /// Sends the process's tracing events to stderr. The agent filters by its own level, so everything of ours from
     /// DEBUG up is sent; libraries only speak up from WARN.
     pub(crate) fn start() -> Self {
-        let (lines, queue) = sync_channel(QUEUED_LINES);
-        let writer =
-            std::thread::Builder::new().name("log".to_owned()).spawn(move || write_lines(&queue)).ok();
+        let (log, queue, over) = Self::queue();
+        let write = move || {
+            write_lines(&queue, &mut std::io::stderr());
+            drop(over);
+        };
+        let _ = std::thread::Builder::new().name("log".to_owned()).spawn(write);
         let filter = Targets::new()
             .with_target(env!("CARGO_CRATE_NAME"), LevelFilter::DEBUG)
             .with_default(LevelFilter::WARN);
-        let layer = Hclog { lines: lines.clone(), dropped: AtomicU64::new(0) }.with_filter(filter);
+        let layer = Hclog { lines: log.lines.clone(), dropped: AtomicU64::new(0) }.with_filter(filter);
         // Fails only where a subscriber is set already, which then keeps its place.
         let _ = tracing_subscriber::registry().with(layer).try_init();
-        Self { lines: Some(lines), writer }
+        log
+    }
+
+    /// With what the writer takes its lines from, and what it drops at its end.
+    fn queue() -> (Self, Receiver<Entry>, SyncSender<Infallible>) {
+        let (lines, queue) = sync_channel(QUEUED_LINES);
+        let (over, written) = sync_channel(0);
+        (Self { lines, written }, queue, over)
+    }
+
+    fn end_within(&self, limit: Duration) {
+        let deadline = Instant::now() + limit;
+        let mut end = Entry::End;
+        while let Err(TrySendError::Full(unsent)) = self.lines.try_send(end) {
+            if Instant::now() >= deadline {
+                return;
+            }
+            end = unsent;
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let _ = self.written.recv_timeout(left);
     }
 }
 
 impl Drop for Log {
     fn drop(&mut self) {
-        // The subscriber holds a sender for good, so an empty line is the word to end.
-        if let Some(lines) = self.lines.take() {
-            let _ = lines.try_send(String::new());
-        }
-        if let Some(writer) = self.writer.take() {
-            let _ = writer.join();
-        }
+        self.end_within(LAST_LINES);
     }
 }
 
-fn write_lines(queue: &Receiver<String>) {
-    while let Ok(line) = queue.recv() {
-        if line.is_empty() {
-            break;
-        }
+fn write_lines(queue: &Receiver<Entry>, to: &mut impl Write) {
+    while let Ok(Entry::Line(line)) = queue.recv() {
         // A broken stderr is the normal end of an agent; the tasks go on.
-        let _ = std::io::stderr().lock().write_all(line.as_bytes());
+        let _ = to.write_all(line.as_bytes());
     }
 }
 
 struct Hclog {
-    lines: SyncSender<String>,
+    lines: SyncSender<Entry>,
     dropped: AtomicU64,
 }
 
@@ -83,7 +109,7 @@ impl<S: Subscriber> Layer<S> for Hclog {
         if lost > 0 {
             pairs.put("lines_dropped_before", lost.into());
         }
-        let sent = self.lines.try_send(line(*event.metadata().level(), pairs));
+        let sent = self.lines.try_send(Entry::Line(line(*event.metadata().level(), pairs)));
         if matches!(sent, Err(TrySendError::Full(_))) {
             self.dropped.fetch_add(lost + 1, Ordering::Relaxed);
         }
@@ -98,9 +124,15 @@ fn line(level: Level, pairs: Pairs) -> String {
         Level::DEBUG => "debug",
         Level::TRACE => "trace",
     };
-    let mut object = pairs.fields;
+    let Pairs { message, mut fields } = pairs;
+    // The escapes of control characters are six times as long.
+    if Value::Object(fields.clone()).to_string().len() > LINE_LIMIT_BYTES / 2 {
+        fields.retain(|_, value| !value.is_string());
+        fields.insert("fields_dropped".to_owned(), true.into());
+    }
+    let mut object = fields;
     object.insert("@level".to_owned(), level.into());
-    object.insert("@message".to_owned(), pairs.message.into());
+    object.insert("@message".to_owned(), message.into());
     object.insert("@module".to_owned(), "containerd-driver".into());
     let now = humantime::format_rfc3339_micros(SystemTime::now());
     object.insert("@timestamp".to_owned(), now.to_string().into());
@@ -121,12 +153,8 @@ impl Pairs {
         self.fields.insert(name.trim_start_matches('@').to_owned(), value);
     }
 
-    fn text(&mut self, field: &Field, mut text: String) {
-        if text.len() > TEXT_LIMIT_BYTES {
-            let end = text.floor_char_boundary(TEXT_LIMIT_BYTES);
-            text.truncate(end);
-            text.push_str(" (cut)");
-        }
+    fn text(&mut self, field: &Field, text: String) {
+        let text = shorten(text);
         if field.name() == "message" {
             self.message = text;
         } else {
@@ -165,7 +193,60 @@ mod tests {
         let (lines, queue) = sync_channel(4);
         let subscriber = tracing_subscriber::registry().with(Hclog { lines, dropped: AtomicU64::new(0) });
         tracing::subscriber::with_default(subscriber, emit);
-        serde_json::from_str(&queue.recv().unwrap()).unwrap()
+        next(&queue)
+    }
+
+    fn next(queue: &Receiver<Entry>) -> Value {
+        let Entry::Line(line) = queue.recv().unwrap() else { panic!("it is the end") };
+        serde_json::from_str(&line).unwrap()
+    }
+
+    /// A reader that stalls at the first line.
+    struct Stalled(Receiver<()>);
+
+    impl Write for Stalled {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            let _ = self.0.recv();
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_end_writes_what_is_queued_and_waits_for_no_stalled_reader() {
+        for queued in [3, QUEUED_LINES] {
+            let (log, queue, over) = Log::queue();
+            for _ in 0..queued {
+                log.lines.try_send(Entry::Line("x\n".to_owned())).unwrap();
+            }
+            let writer = std::thread::spawn(move || {
+                let mut written = Vec::new();
+                write_lines(&queue, &mut written);
+                drop(over);
+                written.len()
+            });
+            drop(log);
+            assert_eq!(writer.join().unwrap(), 2 * queued);
+            let (log, queue, over) = Log::queue();
+            let (goes, stalls) = sync_channel(0);
+            for _ in 0..queued {
+                log.lines.try_send(Entry::Line("x\n".to_owned())).unwrap();
+            }
+            let writer = std::thread::spawn(move || {
+                write_lines(&queue, &mut Stalled(stalls));
+                drop(over);
+            });
+            let begun = Instant::now();
+            log.end_within(Duration::from_millis(200));
+            let took = begun.elapsed();
+            assert!((200..2000).contains(&took.as_millis()), "{took:?}");
+            drop(goes);
+            drop(log);
+            writer.join().unwrap();
+        }
     }
 
     #[test]
@@ -193,7 +274,10 @@ mod tests {
         let (long, quotes) = ("x".repeat(100_000), "\"".repeat(100_000));
         let line = logged(|| tracing::info!(long, "{quotes}"));
         assert!(line.to_string().len() < 64 * 1024);
-        assert!(line["long"].as_str().unwrap().ends_with("(cut)"));
+        assert!(line["long"].as_str().unwrap().contains("bytes left out"));
+        let control = "\u{1b}".repeat(100_000);
+        let line = logged(|| tracing::info!(a = control, b = control, c = control, d = 1, "{control}"));
+        assert!(line.to_string().len() < 64 * 1024 && line["fields_dropped"] == true && line["d"] == 1);
     }
 
     #[test]
@@ -207,7 +291,7 @@ mod tests {
             queue.recv().unwrap();
             tracing::info!("last");
         });
-        let line: Value = serde_json::from_str(&queue.recv().unwrap()).unwrap();
+        let line = next(&queue);
         assert_eq!(line["lines_dropped_before"], 3);
     }
 }

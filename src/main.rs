@@ -25,6 +25,7 @@ mod reaper;
 mod rootfs;
 mod secret;
 mod shim;
+mod shorten;
 mod spec;
 mod state_lock;
 mod task;

@@ -13,6 +13,7 @@ use tokio_stream::Stream;
 
 use crate::cgroup;
 use crate::open_files::OpenFiles;
+use crate::shorten::shorten;
 use crate::task::{Settings, Tasks};
 
 /// How soon a change of containerd's health is seen.
@@ -122,7 +123,7 @@ fn answer(health: HealthState, description: &str, facts: Facts) -> FingerprintRe
     FingerprintResponse {
         attributes,
         health: health.into(),
-        health_description: description.to_owned(),
+        health_description: shorten(description.to_owned()),
         err: String::new(),
     }
 }

@@ -9,6 +9,7 @@ use tonic::{Code, Status};
 
 use super::usage::resource_usage;
 use crate::error::Error;
+use crate::shorten::shorten;
 use crate::task::{DriverNetwork, ExecOutput, Exit, Phase, Reading, Started, Task, TaskEvent};
 
 /// The version of [`pb::TaskHandle`]; above 0, or the agent takes the handle for missing.
@@ -18,7 +19,7 @@ const RECOVERABLE_URL: &str = "type.googleapis.com/hashicorp.nomad.plugins.share
 /// The status of an error. Never UNAVAILABLE or CANCELLED: Nomad reads them as the plugin's death.
 #[expect(clippy::needless_pass_by_value, reason = "it stands in map_err, which passes by value")]
 pub(super) fn status(error: Error) -> Status {
-    let text = error.to_string();
+    let text = shorten(error.to_string());
     match error {
         // Nomad compares the text, under the code of an error it doesn't know.
         Error::TaskNotFound => Status::unknown(text),
@@ -38,7 +39,7 @@ pub(super) fn start_status(error: Error) -> Status {
         type_url: RECOVERABLE_URL.to_owned(),
         value: RecoverableError { recoverable: true }.encode_to_vec(),
     };
-    let text = error.to_string();
+    let text = shorten(error.to_string());
     let body =
         RpcStatus { code: Code::FailedPrecondition.into(), message: text.clone(), details: vec![detail] };
     Status::with_details(Code::FailedPrecondition, text, body.encode_to_vec().into())
@@ -108,7 +109,10 @@ fn exit_result(exit: &Exit) -> pb::ExitResult {
 }
 
 pub(super) fn waited(exit: &Exit) -> pb::WaitTaskResponse {
-    pb::WaitTaskResponse { result: Some(exit_result(exit)), err: exit.error.clone().unwrap_or_default() }
+    pb::WaitTaskResponse {
+        result: Some(exit_result(exit)),
+        err: exit.error.clone().map(shorten).unwrap_or_default(),
+    }
 }
 
 pub(super) fn inspected(task: &Task) -> pb::InspectTaskResponse {

@@ -19,7 +19,7 @@ mod resources;
 mod security;
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use nomad_proto::driver as pb;
 use oci_spec::OciSpecError;
@@ -35,6 +35,7 @@ pub(crate) use mounts::BoundFile;
 pub(crate) use namespaces::{NetNamespace, with_private_pids};
 pub(crate) use node::{Node, check};
 pub(crate) use process::{INIT, exec_process, working_directory};
+pub(crate) use resources::oom_score_adj;
 
 /// The version of the specification that is written; all runtimes in the field read it.
 const SPEC_VERSION: &str = "1.0.2";
@@ -78,11 +79,17 @@ pub(crate) enum SpecError {
         "the mount of {host_path} at {task_path} can't have propagation_mode {mode:?}: use private, host-to-task or bidirectional"
     )]
     Propagation { host_path: String, task_path: String, mode: String },
+    #[error("{what} can't have {bytes} bytes: the kernel takes no path of more than {PATH_LIMIT_BYTES}")]
+    LongPath { what: &'static str, bytes: usize },
     #[error("the mount at {0} has no source")]
     NoSource(String),
     #[error(transparent)]
     Incomplete(#[from] OciSpecError),
 }
+
+/// Maximum length of a path (PATH_MAX). A runtime tells on its stderr what it can't run or mount. containerd's shim takes nothing
+/// from there before the runtime has ended: a text that is longer than a pipe would keep both waiting, and a start permit with them.
+const PATH_LIMIT_BYTES: usize = 4095;
 
 /// Builds the specification.
 ///
@@ -115,7 +122,31 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
     // The host's can't be set from a container; the crate has a name of its own for one that has none.
     spec.set_hostname((asked.uts_mode == Sharing::Private).then(|| inputs.hostname.clone()));
     devices::add(&mut spec, inputs.devices)?;
+    check_paths(&spec)?;
     Ok(spec)
+}
+
+fn check_paths(spec: &Spec) -> Result<(), SpecError> {
+    let process = spec.process().as_ref();
+    let program = process.and_then(|process| process.args().as_ref()?.first()).map(Path::new);
+    let cwd = process.map(|process| process.cwd().as_path());
+    let mounts = spec.mounts().iter().flatten();
+    let mounted = mounts.flat_map(|mount| [Some(mount.destination().as_path()), mount.source().as_deref()]);
+    let devices = spec.linux().iter().flat_map(|linux| linux.devices().iter().flatten());
+    let all = [
+        ("the program (options command and entrypoint)", program),
+        ("the working directory (option cwd)", cwd),
+    ]
+    .into_iter()
+    .chain(mounted.map(|path| ("the path of a mount", path)))
+    .chain(devices.map(|device| ("the path of a device", Some(device.path().as_path()))));
+    for (what, path) in all {
+        let bytes = path.map_or(0, |path| path.as_os_str().len());
+        if bytes > PATH_LIMIT_BYTES {
+            return Err(SpecError::LongPath { what, bytes });
+        }
+    }
+    Ok(())
 }
 
 fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecError> {
@@ -138,7 +169,7 @@ fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecErr
         .capabilities(security::capabilities(capabilities)?)
         .no_new_privileges(inputs.options.security.no_new_privileges)
         .rlimits(resources::rlimits(&inputs.options.limits, inputs.node)?)
-        .oom_score_adj(resources::oom_score_adj(&inputs.options.limits, inputs.operators))
+        .oom_score_adj(oom_score_adj(&inputs.options.limits, inputs.operators))
         .build()?;
     process.set_apparmor_profile(apparmor_profile.clone());
     Ok(process)

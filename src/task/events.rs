@@ -12,6 +12,7 @@ use tokio_stream::wrappers::BroadcastStream;
 use super::Identity;
 use crate::containerd::PullEvent;
 use crate::logs::{News, PassedOver};
+use crate::shorten::shorten;
 
 /// Events that a listener may lag behind by, and that wait for one.
 const QUEUED_EVENTS: usize = 256;
@@ -148,13 +149,14 @@ impl Teller {
 
     fn tell(&self, message: String, annotations: &[(&str, String)]) {
         let Identity { task_id, alloc_id, name } = self.identity.clone();
-        let annotations = annotations.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+        let annotations =
+            annotations.iter().map(|(key, value)| ((*key).to_owned(), shorten(value.clone()))).collect();
         self.events.send(TaskEvent {
             task_id,
             alloc_id,
             task_name: name,
             at: SystemTime::now(),
-            message,
+            message: shorten(message),
             annotations,
         });
     }

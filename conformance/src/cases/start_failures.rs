@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::{cases, is_recoverable, refused};
 use crate::config;
 use crate::fixture::Form;
 use crate::host::Plugin;
 use crate::scene::Scene;
+use crate::task::LIMIT;
 
 cases!["failed start":
     an_image_that_does_not_exist_is_not_worth_another_try,
@@ -18,6 +19,7 @@ cases!["failed start":
     a_layer_that_the_registry_has_lost_is_said_by_its_digest,
     a_command_that_the_image_does_not_have_is_said_by_its_name,
     a_command_that_can_not_run_is_said_by_its_name,
+    a_command_that_is_told_at_length_is_told_in_short,
     a_state_directory_that_can_not_be_is_said_by_its_path,
     a_start_that_is_called_off_while_it_fetches_leaves_nothing,
     a_start_that_is_called_off_at_any_moment_leaves_nothing,
@@ -35,6 +37,32 @@ async fn fails(scene: &Scene, plugin: &Plugin, config: &serde_json::Value, words
     task.end(plugin).await?;
     scene.still_works(plugin).await?;
     is_recoverable(&status).or(Ok(false))
+}
+
+/// What the runtime says of it is as long. The message of a gRPC status is a header, and those have their limits.
+async fn a_command_that_is_told_at_length_is_told_in_short(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let mut config = scene.shell("");
+    config["command"] = serde_json::json!(format!("/bin/{}", "x".repeat(4080)));
+    let task = scene.prepare(&plugin, &config).await?;
+    let status =
+        refused(plugin.start_task(task.config.clone()).await, &[task.id(), "/bin/xxx", "bytes left out"])?;
+    ensure!(status.message().len() < 8192, "{} bytes", status.message().len());
+    for line in plugin.log().all() {
+        ensure!(line.len() < 64 * 1024, "a line of {} bytes", line.len());
+    }
+    scene.nothing_left()?;
+    // The runtime's words would not fit into the pipe to its shim, which does not read before the runtime has ended.
+    config["command"] = serde_json::json!(format!("/bin/{}", "x".repeat(100_000)));
+    let task = scene.prepare(&plugin, &config).await?;
+    let start = tokio::time::timeout(LIMIT, plugin.start_task(task.config.clone())).await;
+    refused(
+        start.context("it keeps a place of those that start")?,
+        &[task.id(), "100005", "4095", "command"],
+    )?;
+    scene.nothing_left()?;
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await
 }
 
 async fn an_image_that_does_not_exist_is_not_worth_another_try(scene: &Scene) -> Result<()> {
