@@ -1,5 +1,5 @@
 //! The files by which a task finds names: its own, those of other hosts, and the servers to ask. They are made for each
-//! task, in a directory that goes with it, and are the task's to change.
+//! task, and are the task's to change.
 //!
 //! Source of the facts: hosts(5), resolv.conf(5), systemd-resolved.service(8); what is in them by default is docker's
 //! (moby/libnetwork `etchosts`, `resolvconf`).
@@ -43,6 +43,33 @@ pub(crate) struct Resolver {
     pub options: Vec<String>,
 }
 
+/// The files' names, where the task finds them, and what is in them.
+#[derive(Debug)]
+pub(crate) struct NameTexts(Vec<(&'static str, &'static str, String)>);
+
+impl NameTexts {
+    /// The length of all files.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.iter().map(|(_, _, text)| text.len()).sum()
+    }
+
+    /// Writes the files into a directory. Blocking: not for an async thread.
+    ///
+    /// # Errors
+    /// Names the file that could not be written.
+    pub(crate) fn write(self, directory: &Path) -> Result<Vec<NameFile>, NamesError> {
+        let write = |(name, at, text): (&str, &'static str, String)| {
+            let source = directory.join(name);
+            fs::write(&source, text).map_err(failed("write", &source))?;
+            // Whatever the agent's mask is: any user of the task looks names up.
+            fs::set_permissions(&source, fs::Permissions::from_mode(0o644))
+                .map_err(failed("let be read", &source))?;
+            Ok(NameFile { source, at })
+        };
+        self.0.into_iter().map(write).collect()
+    }
+}
+
 /// A file, and where the task finds it.
 #[derive(Debug)]
 pub(crate) struct NameFile {
@@ -73,35 +100,24 @@ fn failed(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Na
 }
 
 impl Names {
-    /// Writes the files into a directory that it makes. Blocking: not for an async thread.
+    /// The text of each file. Blocking: not for an async thread.
     ///
     /// # Errors
-    /// Names the file that could not be read or written.
-    pub(crate) fn write(&self, directory: &Path) -> Result<Vec<NameFile>, NamesError> {
-        fs::create_dir(directory).map_err(failed("create", directory))?;
+    /// Names the host's file that could not be read.
+    pub(crate) fn texts(&self) -> Result<NameTexts, NamesError> {
         let known = if self.in_the_hosts_network { read(Path::new(HOSTS))? } else { None };
-        let mut files = vec![
+        let mut texts = vec![
             ("hostname", "/etc/hostname", format!("{}\n", self.hostname)),
             ("hosts", HOSTS, self.hosts(known.as_deref())),
         ];
         if let Some(resolver) = &self.resolver {
-            files.push((
+            texts.push((
                 "resolv.conf",
                 RESOLV_CONF,
                 resolver.file(&self.hosts_servers(RESOLV_CONF, UPSTREAM_RESOLV_CONF)?),
             ));
         }
-        files
-            .into_iter()
-            .map(|(name, at, content)| {
-                let source = directory.join(name);
-                fs::write(&source, content).map_err(failed("write", &source))?;
-                // Whatever the agent's mask is: any user of the task looks names up.
-                fs::set_permissions(&source, fs::Permissions::from_mode(0o644))
-                    .map_err(failed("let be read", &source))?;
-                Ok(NameFile { source, at })
-            })
-            .collect()
+        Ok(NameTexts(texts))
     }
 
     /// `known` is what is known already, else the usual.
@@ -120,12 +136,15 @@ impl Names {
         extra.fold(hosts, |hosts, line| hosts + &line)
     }
 
-    /// The host's `resolv.conf`. Servers on the loopback are the host's own, and in another network out of reach; then
-    /// those count that systemd-resolved asks in its turn.
+    /// The host's `resolv.conf`, as a task in another network can use it. Servers on the loopback are the host's own and out
+    /// of reach there: they are left out. If no other is left, those count that systemd-resolved asks in its turn.
     fn hosts_servers(&self, own: impl AsRef<Path>, upstream: impl AsRef<Path>) -> Result<String, NamesError> {
-        let servers = read(own.as_ref())?.unwrap_or_default();
-        if self.in_the_hosts_network || !is_local_only(&servers) {
-            return Ok(servers);
+        let own = read(own.as_ref())?.unwrap_or_default();
+        if self.in_the_hosts_network || !own.lines().any(is_local_server) {
+            return Ok(own);
+        }
+        if own.lines().any(|line| server(line).is_some() && !is_local_server(line)) {
+            return Ok(without_local_servers(&own));
         }
         if let Some(upstream) = read(upstream.as_ref())? {
             return Ok(upstream);
@@ -134,7 +153,7 @@ impl Names {
             "{RESOLV_CONF} has no server but on the loopback, which a task in another network can't reach; \
              give servers in the group's dns block, or have the task in the host's network"
         );
-        Ok(servers)
+        Ok(own)
     }
 }
 
@@ -152,14 +171,20 @@ fn is_known(hosts: &str, name: &str) -> bool {
     entries.flat_map(|entry| entry.split_whitespace().skip(1)).any(|known| known == name)
 }
 
-fn is_local_only(resolv_conf: &str) -> bool {
-    let server = |line: &str| {
-        let mut words = line.split_whitespace();
-        (words.next() == Some("nameserver")).then(|| words.next().unwrap_or_default().to_owned())
-    };
-    let servers: Vec<_> = resolv_conf.lines().filter_map(server).collect();
-    let is_local = |server: &String| server.parse::<IpAddr>().is_ok_and(|server| server.is_loopback());
-    !servers.is_empty() && servers.iter().all(is_local)
+/// The server that a line of `resolv.conf` names.
+fn server(line: &str) -> Option<&str> {
+    let mut words = line.split_whitespace();
+    if words.next() == Some("nameserver") { words.next() } else { None }
+}
+
+fn is_local_server(line: &str) -> bool {
+    // An address of version 6 may have a zone behind it.
+    let address = server(line).and_then(|server| server.split('%').next());
+    address.and_then(|address| address.parse::<IpAddr>().ok()).is_some_and(|address| address.is_loopback())
+}
+
+fn without_local_servers(resolv_conf: &str) -> String {
+    resolv_conf.lines().filter(|line| !is_local_server(line)).map(|line| format!("{line}\n")).collect()
 }
 
 impl Resolver {
@@ -221,10 +246,16 @@ mod tests {
 
     #[test]
     fn servers_on_the_loopback_are_told_from_others() {
-        assert!(is_local_only("search x\nnameserver 127.0.0.53\noptions edns0\n"));
-        assert!(is_local_only("nameserver 127.0.0.1\nnameserver ::1\n"));
-        assert!(!is_local_only("nameserver 127.0.0.1\nnameserver 10.0.0.1\n"));
-        assert!(!is_local_only("# nameserver 127.0.0.1\n"));
+        for local in
+            ["nameserver 127.0.0.53", "nameserver\t127.0.0.1 # x", "nameserver ::1", "nameserver ::1%lo"]
+        {
+            assert!(is_local_server(local), "{local}");
+        }
+        for other in
+            ["search x", "options edns0", "nameserver 10.0.0.1", "# nameserver 127.0.0.1", "nameserver"]
+        {
+            assert!(!is_local_server(other), "{other}");
+        }
     }
 
     #[test]
@@ -241,6 +272,14 @@ mod tests {
         assert_eq!(of(true, "stub", "real"), "nameserver 127.0.0.53\n", "it is in reach there");
         assert_eq!(of(false, "stub", "none"), "nameserver 127.0.0.53\n");
         assert_eq!(of(false, "real", "stub"), "nameserver 10.0.0.1\n");
+        let both = "nameserver 127.0.0.1\nsearch x\nnameserver 10.0.0.2\n";
+        fs::write(at("both"), both).unwrap();
+        assert_eq!(
+            of(false, "both", "real"),
+            "search x\nnameserver 10.0.0.2\n",
+            "what is in reach is enough"
+        );
+        assert_eq!(of(true, "both", "real"), both);
         assert_eq!(of(false, "none", "real"), "");
     }
 
@@ -262,7 +301,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let with_servers = Names { resolver: Some(Resolver::default()), ..names("web") };
         for (names, count) in [(names("web"), 2), (with_servers, 3)] {
-            let files = names.write(&directory.path().join(count.to_string())).unwrap();
+            let texts = names.texts().unwrap();
+            let bytes = texts.bytes() as u64;
+            let files = texts.write(directory.path()).unwrap();
+            assert_eq!(
+                files.iter().map(|file| fs::metadata(&file.source).unwrap().len()).sum::<u64>(),
+                bytes
+            );
             assert_eq!(files.len(), count);
             for file in files {
                 assert_eq!(

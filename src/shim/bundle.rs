@@ -83,11 +83,6 @@ impl Bundle {
         self.directory.join("rootfs")
     }
 
-    /// Where the files for names live.
-    pub(crate) fn names_directory(&self) -> PathBuf {
-        self.directory.join("names")
-    }
-
     /// Where the namespace of a network of the task's own is kept.
     pub(crate) fn network_namespace(&self) -> PathBuf {
         self.directory.join("netns")

@@ -1,6 +1,6 @@
 //! What a bundle holds in place for a container that is about to be made: the sources of its mounts, each mounted in the
-//! bundle, where nobody but root can reach it. The runtime is told those places, and mounts them from there. Once it has,
-//! they go; what the container has stays.
+//! bundle, where nobody but root can reach it, and a file system for the files that the driver writes for the container. The
+//! runtime is told those places, and mounts them from there. Once it has, they go; what the container has stays.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -13,9 +13,44 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::{Bundle, Error};
 
+/// The place of the files that the driver writes, beside the numbered places of sources.
+const FILES: &str = "files";
+/// What the files may have in all, beyond what the driver has written: a task may change them.
+const FILES_ROOM_BYTES: usize = 512 * 1024;
+/// The directory, and each file.
+const FILES_INODES: usize = 16;
+
 impl Bundle {
     fn pins(&self) -> PathBuf {
         self.directory().join("mounts")
+    }
+
+    /// Creates the directory for pins. Not the bundle: it may have been taken down meanwhile.
+    fn create_pins(&self) -> Result<PathBuf, Error> {
+        let pins = self.pins();
+        match fs::DirBuilder::new().mode(0o700).create(&pins) {
+            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+                Err(Error::File { doing: "create", path: pins, source: error })
+            }
+            _ => Ok(pins),
+        }
+    }
+
+    /// Mounts an empty file system in memory for files of `bytes` in all that the container may change, and returns where.
+    /// The container has them to itself, and they go with it. They can't grow by more than half a mebibyte: a file of the
+    /// state directory could grow until the host's /run is full.
+    ///
+    /// # Errors
+    /// Names the place that it can't be mounted at.
+    pub(crate) fn mount_files(&self, bytes: usize) -> Result<PathBuf, Error> {
+        let at = self.create_pins()?.join(FILES);
+        fs::DirBuilder::new().mode(0o700).create(&at).map_err(Error::file("create", &at))?;
+        let room_bytes = bytes + FILES_ROOM_BYTES;
+        let options = format!("size={room_bytes},nr_inodes={FILES_INODES},mode=0755");
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(Some("tmpfs"), &at, Some("tmpfs"), flags, Some(options.as_str()))
+            .map_err(Error::errno("mount a file system in memory at", &at))?;
+        Ok(at)
     }
 
     /// Mounts what a descriptor holds, with all that is mounted below it, and returns where. Mounts that come and go later
@@ -29,15 +64,7 @@ impl Bundle {
         source: &OwnedFd,
         propagation: MsFlags,
     ) -> Result<PathBuf, Error> {
-        let pins = self.pins();
-        // Not the bundle: it may have been taken down meanwhile.
-        match fs::DirBuilder::new().mode(0o700).create(&pins) {
-            Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                return Err(Error::File { doing: "create", path: pins, source: error });
-            }
-            _ => {}
-        }
-        let at = pins.join(number.to_string());
+        let at = self.create_pins()?.join(number.to_string());
         let from = PathBuf::from(format!("/proc/self/fd/{}", source.as_raw_fd()));
         let is_directory = fs::metadata(&from).map_err(Error::file("look at", &from))?.is_dir();
         let place = if is_directory {

@@ -55,7 +55,8 @@ impl Wanted {
     ) -> Result<Self> {
         let options = TaskOptions::decode(&config.msgpack_driver_config)?;
         options.permitted_by(&settings.config)?;
-        let network = options.network(config.network_isolation_spec.as_ref())?;
+        let (group, allowed) = (config.network_isolation_spec.as_ref(), &settings.config.allowed_modes);
+        let network = options.network_permitted_by(group, allowed)?;
         let mut cgroup = cgroup_of(config);
         let devices = (options.devices.clone(), devices_of_nomad(config)?, settings.config.devices.clone());
         // None of them depends on another. Which error is told does not depend on which was found first.
@@ -107,8 +108,13 @@ impl Wanted {
             in_the_hosts_network: self.network.is_the_hosts(),
             resolver: resolver(config, &self.options.names, &joined.dns),
         };
-        let directory = bundle.names_directory();
-        let written = tokio::task::spawn_blocking(move || names.write(&directory)).await;
+        let bundle = bundle.clone();
+        let write = move || {
+            let texts = names.texts()?;
+            let directory = bundle.mount_files(texts.bytes())?;
+            Ok::<_, Error>(texts.write(&directory)?)
+        };
+        let written = tokio::task::spawn_blocking(write).await;
         let files = written.map_err(|error| Error::Failed(error.to_string()))??;
         let bound = |NameFile { source, at }| BoundFile { source, at, writable: true };
         Ok(files.into_iter().map(bound).collect())

@@ -1,6 +1,9 @@
 //! By which names a task goes, and how it finds others: its hostname, `/etc/hosts`, `/etc/resolv.conf`.
 
-use anyhow::{Result, ensure};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
 use nomad_proto::driver as pb;
 use serde_json::json;
 
@@ -12,6 +15,7 @@ use crate::task::LIMIT;
 cases!["names":
     a_task_finds_itself_by_its_name,
     the_files_are_the_tasks_to_change_and_go_with_it,
+    the_files_can_not_grow_on_the_host,
     files_that_are_links_in_the_image_lead_to_the_tasks_own,
     the_hosts_servers_are_asked_unless_the_job_wants_the_images,
     the_servers_of_a_dns_block_win,
@@ -64,6 +68,42 @@ async fn the_files_are_the_tasks_to_change_and_go_with_it(scene: &Scene) -> Resu
         let content = std::fs::read_to_string(file).unwrap_or_default();
         ensure!(!content.contains("mine"), "the host's {file} was written to");
     }
+    plugin.shut_down().await
+}
+
+/// What files take up below a directory, without those of images.
+fn used_bytes(directory: &Path) -> u64 {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let used = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(_) if entry.file_name() == "rootfs" => 0,
+        Ok(metadata) if metadata.is_dir() => used_bytes(&entry.path()),
+        Ok(metadata) => metadata.blocks() * 512,
+        Err(_) => 0,
+    };
+    entries.map(used).sum()
+}
+
+async fn the_files_can_not_grow_on_the_host(scene: &Scene) -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    let mut plugin = scene.plugin().await?;
+    let script = "for f in hosts hostname resolv.conf; do dd if=/dev/zero of=/etc/$f bs=1M count=100 2>/dev/null && echo no limit; \
+                  done; cat /etc/hosts /etc/hostname /etc/resolv.conf | wc -c; echo full; sleep 2; : >/etc/hosts; : >/etc/hostname; \
+                  echo 10.0.0.7 db >/etc/hosts && cat /etc/hosts; sleep 600";
+    let task = scene.run(&plugin, &scene.shell(script)).await?;
+    task.alloc.stdout.to_contain("full\n", LIMIT).await?;
+    let used = used_bytes(&scene.state_dir().join("nomad"));
+    ensure!(used < MIB, "the state directory has {used} bytes");
+    let said = task.alloc.stdout.text();
+    let bytes: u64 = said.lines().next().unwrap_or_default().parse().with_context(|| said.clone())?;
+    ensure!((1..=MIB).contains(&bytes), "{said}");
+    task.alloc.stdout.to_contain("full\n10.0.0.7 db\n", LIMIT).await?;
+    // It has no place on the host while the task runs.
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let held = format!("{}/nomad", scene.state_dir().display());
+    let files: Vec<_> =
+        mounts.lines().filter(|line| line.contains(&held) && !line.contains("/rootfs ")).collect();
+    ensure!(files.is_empty(), "{files:?}");
+    task.end(&plugin).await?;
     plugin.shut_down().await
 }
 
