@@ -29,6 +29,8 @@ const DOOMED: &str = "doomed";
 const KEPT: &str = "kept";
 /// The shim's log holds a few lines for each event that it can't deliver; past this it is emptied.
 const LOG_LIMIT_BYTES: u64 = 1024 * 1024;
+/// The shim's log, and the one that it has its runtime write.
+const LOGS: [&str; 2] = ["log", "log.json"];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Bundle {
@@ -226,15 +228,17 @@ impl Bundle {
             || !self.rootfs().exists()
     }
 
-    /// Empties the shim's log once it is large. The shim writes on at its own offset; what is before it is a hole.
-    pub(crate) fn trim_log(&self) {
+    /// Empties the logs of the shim and of its runtime once they are large: each exec that fails has lines in both. The shim
+    /// writes on at its own offset, and what is before it is a hole; the runtime opens its log each time.
+    pub(crate) fn trim_logs(&self) {
         use std::os::unix::fs::MetadataExt;
-        let path = self.directory.join("log");
-        let on_disk_bytes = fs::metadata(&path).map_or(0, |log| log.blocks() * 512);
-        if on_disk_bytes > LOG_LIMIT_BYTES
-            && let Err(error) = fs::OpenOptions::new().write(true).truncate(true).open(&path)
-        {
-            tracing::warn!(path = %path.display(), %error, "can't trim the shim's log");
+        for path in LOGS.map(|name| self.directory.join(name)) {
+            let on_disk_bytes = fs::metadata(&path).map_or(0, |log| log.blocks() * 512);
+            if on_disk_bytes > LOG_LIMIT_BYTES
+                && let Err(error) = fs::OpenOptions::new().write(true).truncate(true).open(&path)
+            {
+                tracing::warn!(path = %path.display(), %error, "can't empty a log");
+            }
         }
     }
 

@@ -46,7 +46,7 @@ impl Tasks {
 
     async fn sweep(self: &Arc<Self>, settings: &Settings, rounds: &mut Rounds) {
         let bundles: Vec<_> = self.here().iter().map(|task| task.place.bundle.clone()).collect();
-        let _ = tokio::task::spawn_blocking(move || bundles.iter().for_each(Bundle::trim_log)).await;
+        let _ = tokio::task::spawn_blocking(move || bundles.iter().for_each(Bundle::trim_logs)).await;
         let grace = settings.config.gc.dangling_containers.creation_grace;
         if let Err(error) = settings.containerd.end_left_pulls(grace).await {
             tracing::debug!(%error, "can't remove what pulls have left yet");

@@ -21,6 +21,7 @@ mod exec_many;
 mod exec_terminal;
 mod fingerprint;
 mod gaps;
+mod growth;
 mod holdings;
 mod hostile_images;
 mod hostile_layers;
@@ -68,6 +69,7 @@ mod stop;
 mod timelines;
 mod tokens;
 mod two_plugins;
+mod unmounts;
 mod wait;
 mod web_server;
 
@@ -140,6 +142,8 @@ pub fn all() -> Vec<Case> {
         limits::cases(),
         devices::cases(),
         security::cases(),
+        unmounts::cases(),
+        growth::cases(),
         capabilities::cases(),
         cni::cases(),
         seccomp::cases(),
