@@ -231,14 +231,18 @@ build_agent() {
 # Sets KERNEL to where Debian's kernel for virtual machines lies, fetched once and kept. It is only unpacked: installed,
 # it would be one of this machine's own.
 find_guest_kernel() {
-  KERNEL=$(find "$CACHE" -maxdepth 1 -name 'linux-image-*' 2>/dev/null | sort -V | tail -n 1)
+  # Not what an interrupt has left half unpacked.
+  KERNEL=$(find "$CACHE" -maxdepth 1 -name 'linux-image-*-amd64' 2>/dev/null | sort -V | tail -n 1)
   if [[ -z $KERNEL ]]; then
     local package
     quietly apt-get update || return
-    package=$(apt-cache depends --important linux-image-cloud-amd64 | grep -o 'linux-image-[0-9].*')
+    package=$(apt-cache depends --important linux-image-cloud-amd64 | grep -om1 'linux-image-[0-9][^ ]*-amd64')
+    [[ -n $package ]] || { note "apt knows no linux-image-cloud-amd64"; return 1; }
     KERNEL=$CACHE/$package
     note "fetching $package into $KERNEL (once)"
     (cd "$WORKDIR" && quietly apt-get download "$package") || return
+    # What is left of interrupted runs is of no use to anybody.
+    as_builder find "$CACHE" -maxdepth 1 -name 'linux-image-*-amd64.*' -mmin +60 -exec rm -rf {} +
     as_builder mkdir -p "$KERNEL.$$" || return
     dpkg-deb --fsys-tarfile "$WORKDIR/$package"_*.deb |
       as_builder tar -x -C "$KERNEL.$$" --wildcards './boot/vmlinuz-*' '*/kernel/fs/overlayfs/*' || return
