@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use containerd_client::services::v1::version_client::VersionClient;
 use hyper_util::rt::TokioIo;
@@ -35,6 +35,8 @@ type Labels = HashMap<String, String>;
 
 /// Calls that touch only the daemon's database.
 const QUICK: Duration = Duration::from_secs(10);
+/// Calls by which a snapshotter may copy, or remove, all the files of an image; and those that wait for such a one.
+const COPIES: Duration = Duration::from_secs(15 * 60);
 /// The fingerprint asks often and must notice a hung daemon.
 const PING: Duration = Duration::from_secs(3);
 /// The daemon's own limit for one message.
@@ -133,6 +135,31 @@ impl Containerd {
     ) -> Result<T, Error> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         self.within(doing, deadline, answer).await.map(Response::into_inner)
+    }
+
+    /// As [`Self::call`], for one that may take long where there is much to do. A daemon that hangs is told from one that
+    /// works by another call now and then: it has to be answered.
+    async fn call_patiently<T>(
+        &self,
+        doing: &str,
+        answer: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Error> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let begun = Instant::now();
+        let mut answer = std::pin::pin!(answer);
+        loop {
+            match tokio::time::timeout(QUICK, answer.as_mut()).await {
+                Ok(Ok(answer)) => return Ok(answer.into_inner()),
+                Ok(Err(status)) => return Err(Error::answered(doing, &self.shared.socket, &status)),
+                Err(_) => {}
+            }
+            let after = begun.elapsed();
+            if after >= COPIES || self.version().await.is_err() {
+                let socket = self.shared.socket.clone();
+                return Err(Error::TimedOut { doing: doing.to_owned(), socket, after });
+            }
+            tracing::info!(seconds = after.as_secs(), "{doing}: containerd is still at it");
+        }
     }
 
     /// As [`Self::call`], for what is not a whole call: the next message of a stream.

@@ -26,6 +26,9 @@ const COLLECTS_GARBAGE: Duration = Duration::from_secs(60);
 const EMPTY_SPEC: &str = r#"{"ociVersion":"1.0.2"}"#;
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
+/// The daemon's limit for the key of a label and its value together.
+const LABEL_LIMIT_BYTES: usize = 4096;
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Lease {
     pub id: String,
@@ -91,7 +94,8 @@ impl Containerd {
     /// # Errors
     /// Already exists is an error, which [`Error::is_already_exists`] tells.
     pub(crate) async fn create_record(&self, record: Record) -> Result<(), Error> {
-        let Record { id, image, runtime, mut labels, lease } = record;
+        let Record { id, image, runtime, labels, lease } = record;
+        let mut labels: HashMap<_, _> = labels.into_iter().map(fitting).collect();
         labels.insert(format!("containerd.io/gc.ref.snapshot.{}", self.snapshotter()), id.clone());
         let doing = format!("create container record {id}");
         let container = Container {
@@ -143,6 +147,12 @@ impl Containerd {
     }
 }
 
+/// A label that the daemon takes: of a value that is too long, such as a job's name, the beginning.
+fn fitting((key, mut value): (String, String)) -> (String, String) {
+    value.truncate(value.floor_char_boundary(LABEL_LIMIT_BYTES.saturating_sub(key.len())));
+    (key, value)
+}
+
 /// A string as the daemon's filters read it.
 fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
@@ -151,6 +161,15 @@ fn quoted(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_label_is_cut_to_what_the_daemon_takes() {
+        let cut = |value: String| fitting(("nomad/job".to_owned(), value)).1;
+        assert_eq!(cut("web".to_owned()), "web");
+        let value = cut("ü".repeat(4000));
+        assert_eq!(("nomad/job".len() + value.len(), value.chars().next()), (4095, Some('ü')));
+        assert_eq!(fitting(("k".repeat(5000), "v".to_owned())).1, "");
+    }
 
     #[test]
     fn quotes_do_not_end_a_filter() {

@@ -14,6 +14,7 @@ use containerd_client::services::v1::snapshots::{
 };
 use containerd_client::services::v1::{ListResourcesRequest, PluginsRequest};
 use containerd_client::types::Mount;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
 use super::{Containerd, Error, Labels, QUICK};
@@ -99,7 +100,8 @@ impl Containerd {
         Ok(())
     }
 
-    /// Makes the writable snapshot of a task on top of an image, kept by the lease.
+    /// Makes the writable snapshot of a task on top of an image, kept by the lease. A snapshotter that copies all files
+    /// for it is waited for, unless `given_up`: what the daemon makes then, it takes away itself once the lease is gone.
     ///
     /// # Errors
     /// Names the key; not found is the parent, whose image was removed a moment ago.
@@ -108,8 +110,15 @@ impl Containerd {
         key: &str,
         parent_chain_id: &str,
         lease: &str,
+        given_up: &CancellationToken,
     ) -> Result<Vec<Mount>, Error> {
-        self.prepare(key, parent_chain_id, HashMap::new(), lease).await
+        tokio::select! {
+            made = self.prepare(key, parent_chain_id, HashMap::new(), lease) => made,
+            () = given_up.cancelled() => {
+                let doing = format!("prepare snapshot {key}");
+                Err(Error::Refused { doing, reason: "it was called off".to_owned() })
+            }
+        }
     }
 
     /// Gone already is success.
@@ -122,7 +131,7 @@ impl Containerd {
             key: key.to_owned(),
         })?;
         let doing = format!("remove snapshot {key}");
-        match self.call(&doing, QUICK, self.snapshots().remove(request)).await {
+        match self.call_patiently(&doing, self.snapshots().remove(request)).await {
             Err(error) if !error.is_not_found() => Err(error),
             _ => Ok(()),
         }
@@ -143,7 +152,7 @@ impl Containerd {
         };
         let request = self.leased_request(message, lease)?;
         let doing = format!("prepare snapshot {key}");
-        Ok(self.call(&doing, QUICK, self.snapshots().prepare(request)).await?.mounts)
+        Ok(self.call_patiently(&doing, self.snapshots().prepare(request)).await?.mounts)
     }
 
     /// Gives an active snapshot its final name; its contents never change again.
@@ -162,7 +171,7 @@ impl Containerd {
         };
         let request = self.leased_request(message, lease)?;
         let doing = format!("commit snapshot {key}");
-        self.call(&doing, QUICK, self.snapshots().commit(request)).await
+        self.call_patiently(&doing, self.snapshots().commit(request)).await
     }
 
     pub(super) async fn snapshot_exists(&self, key: &str) -> Result<bool, Error> {

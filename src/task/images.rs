@@ -130,8 +130,12 @@ impl Tasks {
             let policy = &current.config.gc.images;
             let period = policy.delay.map_or(PERIODS.1, |delay| (delay / 4).clamp(PERIODS.0, PERIODS.1));
             if let Err(error) = self.collect(&current.containerd, policy).await {
-                // It is away, or busy; what is unused stays so.
-                tracing::debug!(%error, "can't look for unused images now");
+                // What is unused stays so. That containerd is away or busy is told elsewhere.
+                if error.is_transient() {
+                    tracing::debug!(%error, "can't look for unused images now");
+                } else {
+                    tracing::warn!(%error, "no unused image is removed");
+                }
             }
             if let Ok(Err(_)) = tokio::time::timeout(period, settings.changed()).await {
                 return;

@@ -1,21 +1,47 @@
 //! The starts that load the machine at once, and the others, which wait in the order in which they came. Knows nothing of
 //! what a start does.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::task::AbortOnDropHandle;
 
 /// Whoever waits for longer says so.
 const LONG: Duration = Duration::from_secs(5);
+/// How long a start may hold its permit. One that takes longer waits for something, such as a copy of its image's files or
+/// a runtime that hangs, and keeps nobody else waiting.
+const HELD_LIMIT: Duration = Duration::from_secs(30);
 
 pub(super) struct Queue {
     at_once: usize,
     places: Arc<Semaphore>,
 }
 
-/// A place that is given back when it is dropped. None is one where nobody counts, which does not happen.
-pub(super) type Turn = Option<OwnedSemaphorePermit>;
+/// A permit to start, which is given back when it is dropped, or after a time.
+pub(super) struct Turn {
+    /// None is one that was given back, or of a closed semaphore, which does not happen.
+    permit: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
+    _gives_back: AbortOnDropHandle<()>,
+}
+
+impl Turn {
+    fn holding(permit: Option<OwnedSemaphorePermit>, limit: Duration) -> Self {
+        let permit = Arc::new(Mutex::new(permit));
+        let held = Arc::clone(&permit);
+        let gives_back = tokio::spawn(async move {
+            tokio::time::sleep(limit).await;
+            held.lock().unwrap_or_else(PoisonError::into_inner).take();
+        });
+        Self { permit, _gives_back: AbortOnDropHandle::new(gives_back) }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.permit.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
 
 /// What is told of a wait, each once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,10 +62,10 @@ impl Queue {
 
     /// A place, after those who came before. Says when it has to be waited for. Dropped, it is nobody's turn.
     pub(super) async fn turn(&self, tell: impl Fn(Wait)) -> Turn {
-        self.turn_after(LONG, tell).await
+        Turn::holding(self.permit(LONG, tell).await, HELD_LIMIT)
     }
 
-    async fn turn_after(&self, long: Duration, tell: impl Fn(Wait)) -> Turn {
+    async fn permit(&self, long: Duration, tell: impl Fn(Wait)) -> Option<OwnedSemaphorePermit> {
         if let Ok(turn) = Arc::clone(&self.places).try_acquire_owned() {
             return Some(turn);
         }
@@ -80,7 +106,20 @@ mod tests {
         assert!(queue.turn(silent).now_or_never().is_none());
         let third = third.now_or_never().unwrap();
         drop(first);
-        assert!(fourth.now_or_never().is_some() && third.is_some());
+        assert!(fourth.now_or_never().is_some() && third.permit.lock().unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_start_that_takes_long_keeps_nobody_waiting() {
+        let queue = Queue::new(1);
+        let held = Turn::holding(queue.permit(LONG, silent).await, Duration::from_millis(20));
+        let mut second = Box::pin(queue.turn(silent));
+        assert!(futures::poll!(second.as_mut()).is_pending());
+        let second = tokio::time::timeout(LONG, second).await.unwrap();
+        drop(held);
+        assert!(queue.turn(silent).now_or_never().is_none(), "it is given back once");
+        drop(second);
+        assert!(queue.turn(silent).now_or_never().is_some());
     }
 
     #[tokio::test]
@@ -104,7 +143,7 @@ mod tests {
         let first = queue.turn(silent).await;
         let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
         let tell = |wait| tell.send(wait).unwrap();
-        let mut second = Box::pin(queue.turn_after(Duration::from_millis(1), tell));
+        let mut second = Box::pin(queue.permit(Duration::from_millis(1), tell));
         for wait in [Wait::Begun, Wait::Long] {
             tokio::select! {
                 _ = second.as_mut() => panic!("it is not its turn"),

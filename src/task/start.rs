@@ -172,8 +172,9 @@ struct Made {
 }
 
 impl Start<'_> {
-    /// A start that is called off ends with the image, or else is carried through and then undone: a call to containerd
-    /// that is dropped may still be carried out, after its undoing.
+    /// A start that is called off ends with the image, or with the waits for its snapshot, its network and its shim; or
+    /// else is carried through and then undone: a call to containerd that is dropped may still be carried out, after its
+    /// undoing.
     async fn steps(&self, asker: &mut Asker) -> Result<Task> {
         let access = self.access()?;
         let output = Output::of(self.settings, &self.wanted.options, self.config, &self.place.bundle);
@@ -196,11 +197,24 @@ impl Start<'_> {
         timeline.step("bundle", async { self.place.bundle.create(&self.place.launcher.binary) }).await?;
         let (own, kept) = output.make_own()?;
         held.extend(own);
-        let (prepared, joined, launched) = tokio::join!(
-            timeline.step("container", self.prepare(&image)),
-            timeline.step("network", self.join_network()),
-            timeline.step("shim", self.launch(kept)),
-        );
+        let given_up = CancellationToken::new();
+        let made = async {
+            tokio::join!(
+                timeline.step("container", self.prepare(&image, &given_up)),
+                timeline.step("network", self.join_network()),
+                timeline.step("shim", self.launch(kept)),
+            )
+        };
+        let mut made = Box::pin(made);
+        let (prepared, joined, launched) = tokio::select! {
+            made = made.as_mut() => made,
+            error = asker.called_off() => {
+                given_up.cancel();
+                drop(made.await);
+                return Err(error);
+            }
+        };
+        drop(made);
         let (prepared, (joined, files), (connection, shim)) = (prepared?, joined?, launched?);
         // From here on the record says that the image is in use.
         drop(hold);
@@ -285,13 +299,13 @@ impl Start<'_> {
     }
 
     /// The lease first: whatever is made after it is kept by it.
-    async fn prepare(&self, image: &Image) -> Result<Prepared> {
+    async fn prepare(&self, image: &Image, given_up: &CancellationToken) -> Result<Prepared> {
         let (Place { id, bundle, containerd, .. }, timeline) = (self.place, self.timeline);
         let Wanted { options, sources, .. } = self.wanted;
         let labels = self.labels();
         let owner = [(OWNER_LABEL.to_owned(), labels[OWNER_LABEL].clone())].into();
         timeline.step("container/lease", containerd.create_lease(id, owner)).await?;
-        let snapshot = containerd.prepare_snapshot(id, &image.chain_id, id);
+        let snapshot = containerd.prepare_snapshot(id, &image.chain_id, id, given_up);
         let mounts = timeline.step("container/snapshot", snapshot).await?;
         let record = Record {
             id: id.clone(),

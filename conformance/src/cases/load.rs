@@ -1,11 +1,12 @@
 //! Images that come from an archive, and images that another client has put there.
 
 use std::os::unix::fs::symlink;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::{cases, refused, same};
+use super::{cases, is_recoverable, refused, same, until};
 use crate::config;
 use crate::fixture::archive::{docker_archive_of, gzip};
 use crate::fixture::traces::listed;
@@ -22,6 +23,9 @@ cases!["load":
     an_archive_leads_nowhere_out_of_the_allocation,
     an_archive_that_is_no_good_is_refused_and_leaves_nothing,
     an_image_that_another_client_has_put_there_is_run,
+    a_file_that_was_loaded_is_not_read_again_until_it_changes,
+    reading_an_archive_ends_when_nobody_waits_for_it,
+    an_archive_is_held_to_the_operators_sizes,
 ];
 
 /// Busybox that says this.
@@ -191,4 +195,78 @@ async fn an_image_that_another_client_has_put_there_is_run(scene: &Scene) -> Res
     says(&plugin, scene.prepare(&plugin, &config! { image = "team/imported:1" }).await?, "imported").await?;
     containerd.ctr(&["images", "delete", "--sync", "docker.io/team/imported:1"])?;
     plugin.shut_down().await
+}
+
+async fn a_file_that_was_loaded_is_not_read_again_until_it_changes(scene: &Scene) -> Result<()> {
+    use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+    let mut plugin = scene.plugin().await?;
+    let path = scene.directory().join("image.tar");
+    let archive = |text: &str| saying(scene, text)?.docker_archive(&["team/once:1"]);
+    std::fs::write(&path, archive("one")?)?;
+    let config = config! { image = path.display().to_string() };
+    says(&plugin, scene.prepare(&plugin, &config).await?, "one").await?;
+    let reads = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+    reads.add_watch(&path, AddWatchFlags::IN_ACCESS)?;
+    says(&plugin, scene.prepare(&plugin, &config).await?, "one").await?;
+    ensure!(reads.read_events().is_err(), "it was read again");
+    // Of the same length, and with the time of the old one.
+    let modified = std::fs::metadata(&path)?.modified()?;
+    let other = archive("two")?;
+    same!(other.len() as u64, std::fs::metadata(&path)?.len());
+    std::fs::write(&path, &other)?;
+    std::fs::File::options().write(true).open(&path)?.set_modified(modified)?;
+    says(&plugin, scene.prepare(&plugin, &config).await?, "two").await?;
+    ensure!(reads.read_events().is_ok(), "a read can't be seen: the case proves nothing");
+    plugin.shut_down().await
+}
+
+async fn reading_an_archive_ends_when_nobody_waits_for_it(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    // 48 GiB of zeros in 48 MiB.
+    let gibibyte = gzip(&vec![0; 1 << 30])?;
+    let path = scene.directory().join("zeros.tar.gz");
+    std::fs::create_dir_all(scene.directory())?;
+    std::fs::write(&path, gibibyte.repeat(48))?;
+    let pid = plugin.pid();
+    let scratch = move || {
+        let links = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let mut targets = links.filter_map(|link| std::fs::read_link(link.path()).ok());
+        targets.any(|target| target.to_string_lossy().contains("/alloc/"))
+    };
+    let config = config! { image = path.display().to_string(), image_pull_timeout = "2s" };
+    let task = scene.prepare(&plugin, &config).await?;
+    let status =
+        refused(plugin.start_task(task.config.clone()).await, &["zeros.tar.gz", "image_pull_timeout"])?;
+    ensure!(is_recoverable(&status)?, "Nomad would not try again");
+    until(Duration::from_secs(5), "what was decompressed is gone", || !scratch()).await?;
+    // Nor does it go on for a caller that has gone away.
+    let config = config! { image = path.display().to_string() };
+    let task = scene.prepare(&plugin, &config).await?;
+    let start = plugin.start_task(task.config.clone());
+    ensure!(tokio::time::timeout(Duration::from_secs(2), start).await.is_err(), "it has an answer");
+    until(Duration::from_secs(5), "what was decompressed is gone", || !scratch()).await?;
+    scene.nothing_left_of_cut_off(&task, &plugin).await?;
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn an_archive_is_held_to_the_operators_sizes(scene: &Scene) -> Result<()> {
+    let image = scene.world().catalog().large(3)?;
+    let archive = image.docker_archive(&["team/large:1"])?;
+    for (option, limit, words) in [
+        ("max_image_size", "1m", ["max_image_size", "1048576"]),
+        ("max_unpacked_size", "2m", ["max_unpacked_size", "2097152"]),
+    ] {
+        let mut options = scene.options();
+        options[option] = json!(limit);
+        let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+        for archive in [&archive, &gzip(&archive)?] {
+            let config = config! { image = "./local/image.tar" };
+            let task = with_files(scene, &plugin, &config, &[("local/image.tar", archive)]).await?;
+            refused(plugin.start_task(task.config.clone()).await, &words)?;
+            scene.nothing_left()?;
+        }
+        plugin.shut_down().await?;
+    }
+    Ok(())
 }

@@ -1,12 +1,15 @@
 //! Snapshotters: the operator's, a job's own, one that isn't there; and that what one has made is removed from that one,
 //! whoever removes it.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
 use super::obedient::{obedient_as, tell_to_end};
 use super::{cases, refused, same};
-use crate::fixture::sweep;
+use crate::config;
+use crate::fixture::{Form, sweep};
 use crate::scene::Scene;
 use crate::task::LIMIT;
 
@@ -15,7 +18,14 @@ cases!["snapshotters":
     a_snapshotter_that_is_not_there_is_refused_with_those_that_are,
     a_snapshot_is_removed_from_where_it_was_made_by_its_id_alone,
     an_image_stays_unpacked_for_each_snapshotter,
+    a_snapshotter_that_copies_all_files_is_waited_for,
 ];
+
+/// So many files take the native snapshotter some seconds for each task, one after the other.
+const FILES: usize = 60_000;
+const TASKS: usize = 5;
+/// What the driver gave containerd for a snapshot before, whatever it did.
+const OLD_LIMIT: Duration = Duration::from_secs(10);
 
 /// The active snapshots that a snapshotter has.
 fn active(scene: &Scene, snapshotter: &str) -> Result<usize> {
@@ -121,5 +131,53 @@ async fn an_image_stays_unpacked_for_each_snapshotter(scene: &Scene) -> Result<(
         }
         ensure!(committed("overlayfs")? > 0 && committed("native")? > 0, "an image was collected");
     }
+    plugin.shut_down().await
+}
+
+async fn a_snapshotter_that_copies_all_files_is_waited_for(scene: &Scene) -> Result<()> {
+    let image = scene.world().catalog().with(|tree| {
+        (0..FILES).try_for_each(|number| tree.file(&format!("many/{}/{number}", number / 1000), 0o644, b""))
+    })?;
+    image.push(scene.world().registry(), "many-files", "v1", Form::Oci)?;
+    let mut options = scene.options();
+    options["snapshotter"] = json!("native");
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let config = config! { image = scene.image("many-files:v1"), command = "sleep", args = ["600"] };
+    // Unpacked once, so that the tasks differ in nothing.
+    let first = scene.run(&plugin, &config).await?;
+    first.end(&plugin).await?;
+    let mut tasks = Vec::new();
+    for _ in 0..TASKS {
+        tasks.push(scene.prepare(&plugin, &config).await?);
+    }
+    let begun = Instant::now();
+    futures::future::try_join_all(tasks.iter_mut().map(|task| task.start(&plugin))).await?;
+    ensure!(
+        begun.elapsed() > OLD_LIMIT,
+        "the copies took {:?}: too little to prove anything",
+        begun.elapsed()
+    );
+    for task in &tasks {
+        task.end(&plugin).await?;
+    }
+    // One that is called off while its files are being copied is not waited for, and leaves nothing.
+    let copied = scene.prepare(&plugin, &config).await?;
+    let held: Vec<_> = futures::future::try_join_all((0..3).map(|_| scene.prepare(&plugin, &config))).await?;
+    let others = futures::future::join_all(held.iter().map(|task| plugin.start_task(task.config.clone())));
+    let called_off = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let begun = Instant::now();
+        let cut =
+            tokio::time::timeout(Duration::from_millis(500), plugin.start_task(copied.config.clone())).await;
+        ensure!(cut.is_err(), "it has started beside three copies in {:?}", begun.elapsed());
+        anyhow::Ok(())
+    };
+    let (others, called_off) = tokio::join!(others, called_off);
+    called_off?;
+    for (answer, task) in others.into_iter().zip(&held) {
+        answer?;
+        task.end(&plugin).await?;
+    }
+    scene.nothing_left_of_cut_off(&copied, &plugin).await?;
     plugin.shut_down().await
 }

@@ -6,13 +6,14 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
 use flate2::read::MultiGzDecoder;
 use tar::EntryType;
+use tokio_util::sync::CancellationToken;
 
 use super::super::Problem;
 
@@ -27,14 +28,57 @@ const LINKS_LIMIT: usize = 8;
 const MAGICS: [(&[u8], &str); 4] =
     [(b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd")];
 
+/// Room in a decompressed archive for what is not a layer.
+const BESIDE_LAYERS_BYTES: u64 = 64 * 1024 * 1024;
+/// How much is decompressed between two looks whether it is still wanted.
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// How much of an archive is read, and for how long.
+#[derive(Debug, Clone, Default)]
+pub(super) struct ReadTerms {
+    /// The operator's limit for the layers of an image, and the plugin's option that sets it.
+    pub image_limit: Option<(u64, &'static str)>,
+    /// Cancelled once nobody waits for the image any more.
+    pub stop: CancellationToken,
+}
+
+impl ReadTerms {
+    /// # Errors
+    /// Reading was called off.
+    pub(super) fn go_on(&self) -> Result<(), Problem> {
+        if self.stop.is_cancelled() {
+            return Err(Problem::Archive { reason: "reading it was called off".to_owned() });
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// Unsupported if layers of that size are over the operator's limit.
+    pub(super) fn check_image_size(&self, size_bytes: u64) -> Result<(), Problem> {
+        self.check(size_bytes, 0, "its layers have")
+    }
+
+    fn check(&self, size_bytes: u64, beside_bytes: u64, what: &str) -> Result<(), Problem> {
+        match self.image_limit {
+            Some((limit_bytes, option)) if size_bytes > limit_bytes.saturating_add(beside_bytes) => {
+                Err(Problem::unsupported(format!(
+                    "{what} {size_bytes} bytes or more, and the plugin's option {option} allows {limit_bytes}"
+                )))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Archive {
     file: Arc<File>,
+    terms: ReadTerms,
     entries: HashMap<String, Entry>,
 }
 
 /// Where a file's bytes are in the archive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Extent {
     pub at: u64,
     pub size_bytes: u64,
@@ -51,19 +95,23 @@ impl Archive {
     /// Reads what is in it. A compressed one takes its decompressed size in `scratch`, until it is dropped.
     ///
     /// # Errors
-    /// Corrupt if it is no such archive, unsupported if it is compressed in another way.
-    pub(super) fn open(file: &Arc<File>, scratch: &Path) -> Result<Self, Problem> {
+    /// Corrupt if it is no such archive, unsupported if it is compressed in another way or larger than it may be.
+    pub(super) fn open(file: &Arc<File>, scratch: &Path, terms: ReadTerms) -> Result<Self, Problem> {
         let file = match compression(file).map_err(unreadable)? {
             None => Arc::clone(file),
-            Some("gzip") => Arc::new(decompressed(file, scratch)?),
+            Some("gzip") => Arc::new(decompressed(file, scratch, &terms)?),
             Some(other) => {
                 let reason =
                     format!("an archive compressed by {other}; decompress it, or compress it by gzip");
                 return Err(Problem::unsupported(reason));
             }
         };
-        let entries = entries(&file)?;
-        Ok(Self { file, entries })
+        let entries = entries(&file, &terms)?;
+        Ok(Self { file, terms, entries })
+    }
+
+    pub(super) fn terms(&self) -> &ReadTerms {
+        &self.terms
     }
 
     /// The file of that path, whichever of its links it is.
@@ -85,20 +133,21 @@ impl Archive {
     pub(super) fn read(&self, path: &str, limit_bytes: u64) -> Result<Vec<u8>, Problem> {
         let extent = self.find(path).ok_or_else(|| missing(path))?;
         super::manifest::check_size(path, extent.size_bytes, limit_bytes)?;
-        self.part(extent).map_err(unreadable)
+        self.part(extent)
     }
 
     /// # Errors
-    /// When the file can't be read, or has become shorter.
-    pub(super) fn part(&self, extent: Extent) -> io::Result<Vec<u8>> {
-        let length = usize::try_from(extent.size_bytes).map_err(io::Error::other)?;
+    /// When the file can't be read, or has become shorter; or when nobody waits for it any more.
+    pub(super) fn part(&self, extent: Extent) -> Result<Vec<u8>, Problem> {
+        self.terms.go_on()?;
+        let length = usize::try_from(extent.size_bytes).map_err(|_| missing("a part of it"))?;
         let mut bytes = vec![0; length];
-        self.file.read_exact_at(&mut bytes, extent.at)?;
+        self.file.read_exact_at(&mut bytes, extent.at).map_err(unreadable)?;
         Ok(bytes)
     }
 
     /// How the file there is compressed.
-    pub(super) fn compression(&self, extent: Extent) -> io::Result<Option<&'static str>> {
+    pub(super) fn compression(&self, extent: Extent) -> Result<Option<&'static str>, Problem> {
         let beginning = Extent { size_bytes: extent.size_bytes.min(6), ..extent };
         Ok(magic(&self.part(beginning)?))
     }
@@ -132,17 +181,27 @@ fn magic(beginning: &[u8]) -> Option<&'static str> {
 }
 
 /// The whole archive in a file that goes with its descriptor.
-fn decompressed(mut file: &File, scratch: &Path) -> Result<File, Problem> {
+fn decompressed(mut file: &File, scratch: &Path, terms: &ReadTerms) -> Result<File, Problem> {
     let failed = |error: io::Error| {
         let doing = || format!("it can't be decompressed in {}", scratch.display());
         blame(&error, "the archive can't be decompressed", doing)
     };
     file.seek(SeekFrom::Start(0)).map_err(failed)?;
     let mut whole = tempfile::tempfile_in(scratch).map_err(failed)?;
-    let mut decoder = MultiGzDecoder::new(BufReader::new(file)).take(DECOMPRESSED_LIMIT_BYTES + 1);
-    let size_bytes = io::copy(&mut decoder, &mut whole).map_err(failed)?;
-    super::manifest::check_size("the decompressed archive", size_bytes, DECOMPRESSED_LIMIT_BYTES)?;
-    Ok(whole)
+    let mut decoder = MultiGzDecoder::new(BufReader::new(file));
+    let (mut chunk, mut size_bytes) = (vec![0; CHUNK_BYTES], 0);
+    loop {
+        terms.go_on()?;
+        let read = match decoder.read(&mut chunk) {
+            Ok(0) => return Ok(whole),
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            read => read.map_err(failed)?,
+        };
+        size_bytes += read as u64;
+        super::manifest::check_size("the decompressed archive", size_bytes, DECOMPRESSED_LIMIT_BYTES)?;
+        terms.check(size_bytes, BESIDE_LAYERS_BYTES, "the decompressed archive has")?;
+        whole.write_all(&chunk[..read]).map_err(failed)?;
+    }
 }
 
 /// What an extension header says of the entry behind it.
@@ -153,7 +212,7 @@ struct Extension {
 }
 
 /// Of two entries of one path the later counts, as when it is unpacked.
-fn entries(mut file: &File) -> Result<HashMap<String, Entry>, Problem> {
+fn entries(mut file: &File, terms: &ReadTerms) -> Result<HashMap<String, Entry>, Problem> {
     file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
     let mut archive = tar::Archive::new(file);
     let mut found = HashMap::new();
@@ -161,6 +220,7 @@ fn entries(mut file: &File) -> Result<HashMap<String, Entry>, Problem> {
     // Raw, since otherwise extension headers of any size are read into memory.
     for (number, entry) in archive.entries_with_seek().map_err(unreadable)?.raw(true).enumerate() {
         let mut entry = entry.map_err(unreadable)?;
+        terms.go_on()?;
         if number >= ENTRIES_LIMIT {
             return Err(Problem::unsupported(format!("an archive of more than {ENTRIES_LIMIT} entries")));
         }
@@ -272,7 +332,28 @@ pub(super) mod tests {
     pub(in crate::containerd::images) fn opened(bytes: &[u8]) -> Result<Archive, Problem> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        Archive::open(&Arc::new(file), &std::env::temp_dir())
+        Archive::open(&Arc::new(file), &std::env::temp_dir(), ReadTerms::default())
+    }
+
+    /// So many bytes that compress to next to nothing.
+    fn zeros(mib: usize) -> Arc<File> {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&vec![0; mib << 20]).unwrap();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&gzip.finish().unwrap()).unwrap();
+        Arc::new(file)
+    }
+
+    #[test]
+    fn no_more_is_decompressed_than_the_operator_allows_or_anybody_waits_for() {
+        let scratch = std::env::temp_dir();
+        let terms = ReadTerms { image_limit: Some((1 << 20, "max_image_size")), ..ReadTerms::default() };
+        let error = Archive::open(&zeros(66), &scratch, terms.clone()).unwrap_err().to_string();
+        assert!(error.contains("max_image_size") && error.contains("1048576"), "{error}");
+        assert!(terms.check_image_size(1 << 20).is_ok() && terms.check_image_size((1 << 20) + 1).is_err());
+        terms.stop.cancel();
+        let error = Archive::open(&zeros(1), &scratch, terms).unwrap_err().to_string();
+        assert!(error.contains("called off"), "{error}");
     }
 
     #[test]
@@ -322,7 +403,9 @@ pub(super) mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(header.as_bytes()).unwrap();
         file.set_len(2 << 30).unwrap();
-        let error = Archive::open(&Arc::new(file), &std::env::temp_dir()).unwrap_err().to_string();
+        let error = Archive::open(&Arc::new(file), &std::env::temp_dir(), ReadTerms::default())
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("extension header"), "{error}");
     }
 }

@@ -58,9 +58,15 @@ impl Containerd {
     /// # Errors
     /// Those of the daemon.
     pub(crate) async fn images_in_use(&self) -> Result<HashSet<String>, Error> {
+        let doing = "list containers";
         let request = self.request(ListContainersRequest::default())?;
-        let listed = self.call("list containers", QUICK, self.containers().list(request)).await?;
-        Ok(listed.containers.into_iter().map(|container| container.image).collect())
+        // One at a time: together, with what is written on them, they may be more than a message can hold.
+        let mut listed = self.call(doing, QUICK, self.containers().list_stream(request)).await?;
+        let mut images = HashSet::new();
+        while let Some(message) = self.within(doing, QUICK, listed.message()).await? {
+            images.extend(message.container.map(|container| container.image));
+        }
+        Ok(images)
     }
 
     /// Writes down since when an image is unused; none is that it is in use. One that is gone already stays gone.

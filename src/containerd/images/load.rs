@@ -5,30 +5,35 @@
 //! that names an image of a registry, whatever its archive says it is; and the same archive is loaded once.
 //! Source of the facts: docker `image/tarexport`, for what an archive of docker's has in it.
 
+use std::collections::HashMap;
 use std::fs::File;
+use std::num::NonZeroUsize;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use lru::LruCache;
 use oci_spec::image::{Descriptor, Digest, ImageConfiguration, ImageManifest, MediaType};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::super::{Containerd, Error, Labels, Problem};
-use super::archive::{self, Archive, Extent};
+use super::archive::{self, Archive, Extent, ReadTerms};
 use super::audience::Audience;
 use super::content::{Ingest, Role};
 use super::digest::{self, check_blob, check_digest};
 use super::documents::Documents;
 use super::go_json;
 use super::lease::{Outcome, PullLease};
-use super::manifest::{self, CONFIG_LIMIT_BYTES, Document, Layout, MANIFEST_LIMIT_BYTES};
+use super::manifest::{self, CONFIG_LIMIT_BYTES, Document, LAYERS_LIMIT, Layout, MANIFEST_LIMIT_BYTES};
 use super::present::Present;
 use super::pull::bare;
 use super::reference::Reference;
 use super::saved::{self, Form};
 use super::unpack::Unpacking;
+use super::waits::Wait;
 use super::{Image, host, image_of};
 
 /// Well below the daemon's limit for a message.
@@ -51,6 +56,49 @@ pub(crate) struct Source {
     pub wanted: Option<Reference>,
 }
 
+/// What tells a file, and what is in it, from any other. The time of its last change can't be set by a job, as that of its
+/// last write can.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct FileKey {
+    file: [u64; 3],
+    changed: [i64; 4],
+    /// The image that is wanted of it.
+    wanted: Option<String>,
+}
+
+/// The names of the images that were loaded from files, so that a file is read once.
+pub(super) struct Loaded(Mutex<LruCache<FileKey, String>>);
+
+/// Maximum number of files whose image is kept.
+const LOADED_LIMIT: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+
+impl Default for Loaded {
+    fn default() -> Self {
+        Self(Mutex::new(LruCache::new(LOADED_LIMIT)))
+    }
+}
+
+impl Loaded {
+    fn get(&self, key: &FileKey) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
+    }
+
+    fn remember(&self, key: FileKey, name: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).put(key, name.to_owned());
+    }
+}
+
+impl FileKey {
+    fn of(source: &Source) -> Result<Self, Problem> {
+        let look = source.file.metadata().map_err(archive::unreadable)?;
+        Ok(Self {
+            file: [look.dev(), look.ino(), look.size()],
+            changed: [look.mtime(), look.mtime_nsec(), look.ctime(), look.ctime_nsec()],
+            wanted: source.wanted.as_ref().map(ToString::to_string),
+        })
+    }
+}
+
 /// An image in an archive, and where its blobs are there.
 struct Found {
     archive: Arc<Archive>,
@@ -70,28 +118,58 @@ impl Containerd {
         self.check_snapshotter().await?;
         let doing = format!("load {}", source.shown);
         let this = self.clone();
-        // On its own, so that a caller who goes away leaves nothing half done.
-        let loaded = tokio::spawn(async move { this.load_within(source, timeout).await }).await;
+        let terms = self.read_terms();
+        // Reading ends with whoever wants it; on its own, so that what is half done then is taken away.
+        let _stops = terms.stop.clone().drop_guard();
+        let loaded = tokio::spawn(async move { this.load_within(source, timeout, terms).await }).await;
         let broke = |error| Problem::Archive { reason: format!("reading it broke off: {error}") };
         loaded.map_err(|error| broke(error).during("wait")).flatten().map_err(|error| error.context(&doing))
     }
 
-    async fn load_within(&self, source: Source, timeout: Duration) -> Result<Image, Error> {
+    /// The operator's limits for an image hold for an archive as a whole while it is decompressed.
+    fn read_terms(&self) -> ReadTerms {
+        let terms = &self.shared.images.gate.terms;
+        let image_limit = terms.image_limit_bytes.map(|limit| (limit, "max_image_size"));
+        let unpacked_limit = terms.unpacked_limit_bytes.map(|limit| (limit, "max_unpacked_size"));
+        ReadTerms { image_limit: image_limit.or(unpacked_limit), ..ReadTerms::default() }
+    }
+
+    /// A file that was read before is not read again, and one at a time reads it.
+    async fn load_within(&self, source: Source, timeout: Duration, terms: ReadTerms) -> Result<Image, Error> {
         let until = Instant::now() + timeout;
         let audience = Arc::new(Audience::until(until));
         let late = || {
             let waits = audience.waits().subjects();
             Problem::Deadline { after: timeout, waits }.during("store and unpack")
         };
-        let found = tokio::time::timeout_at(until, find(source)).await.map_err(|_| late())??;
-        if let Present::Ready(layout) = self.present_as(&found.name, None).await? {
-            return Ok(image_of(&found.name, &layout));
+        // Whatever ends the wait ends the reading, too.
+        let _stops = terms.stop.clone().drop_guard();
+        let images = &self.shared.images;
+        let looked_at = source.clone();
+        let key = timeout_at(until, off_thread(move || FileKey::of(&looked_at))).await.map_err(|_| late())?;
+        let key = key.map_err(|problem| problem.during("look at it"))?;
+        let name = format!("archive {key:?}");
+        let turn = images.turns.take(&name, Wait::SameArchive, &audience).await;
+        let _turn = turn.map_err(|_| late())?;
+        if let Some(name) = images.loaded.get(&key)
+            && let Present::Ready(layout) = self.present_as(&name, None).await?
+        {
+            return Ok(image_of(&name, &layout));
         }
-        let lease = PullLease::take(self, &found.name, &audience).await?;
-        let outcome = tokio::time::timeout_at(until, self.store(found, &lease)).await;
-        let outcome = outcome.unwrap_or_else(|_| Err(late()));
-        lease.end(if outcome.is_ok() { Outcome::Made } else { Outcome::Useless }).await;
-        outcome
+        let found = timeout_at(until, find(source, terms)).await.map_err(|_| late())??;
+        let name = found.name.clone();
+        let image = match self.present_as(&name, None).await? {
+            Present::Ready(layout) => image_of(&name, &layout),
+            Present::Packed(_) | Present::Absent => {
+                let lease = PullLease::take(self, &name, &audience).await?;
+                let outcome = timeout_at(until, self.store(found, &lease)).await;
+                let outcome = outcome.unwrap_or_else(|_| Err(late()));
+                lease.end(if outcome.is_ok() { Outcome::Made } else { Outcome::Useless }).await;
+                outcome?
+            }
+        };
+        images.loaded.remember(key, &name);
+        Ok(image)
     }
 
     /// Layers first, each unpacked as soon as it is here, and the record last, as in a pull.
@@ -122,8 +200,7 @@ async fn copy(
     let end = extent.at + extent.size_bytes;
     for part in parts(extent) {
         let archive = Arc::clone(archive);
-        let read =
-            off_thread(move || archive.part(part).map_err(archive::unreadable)).await.map_err(failed)?;
+        let read = off_thread(move || archive.part(part)).await.map_err(failed)?;
         hasher.update(&read);
         if part.at + part.size_bytes == end {
             check_digest(blob.digest().as_ref(), &digest::digest_text(&hasher.clone().finalize()))
@@ -141,10 +218,10 @@ async fn off_thread<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(broke)?
 }
 
-async fn find(source: Source) -> Result<Found, Error> {
+async fn find(source: Source, terms: ReadTerms) -> Result<Found, Error> {
     off_thread(move || {
         let Source { file, shown: _, scratch, wanted } = source;
-        let archive = Archive::open(&file, &scratch)?;
+        let archive = Archive::open(&file, &scratch, terms)?;
         let images = saved::images(&archive, &host())?;
         let chosen = saved::choose(&images, wanted.as_ref())?;
         let named =
@@ -154,6 +231,7 @@ async fn find(source: Source) -> Result<Found, Error> {
             Form::Docker { config, layers } => of_docker(&archive, config, layers)?,
         };
         let layout = Layout::new(&manifest_digest, &documents.manifest, &documents.config, &host())?;
+        archive.terms().check_image_size(layout.size_bytes())?;
         let name = format!("{NAME_PREFIX}{named}@{}", documents.target.digest());
         Ok(Found { archive: Arc::new(archive), name, documents, extents, layout: Arc::new(layout) })
     })
@@ -210,14 +288,18 @@ fn of_docker(archive: &Archive, config: &str, layers: &[String]) -> Result<Parts
             format!("manifest.json has {} layers, the configuration {}", layers.len(), diff_ids.len());
         return Err(Problem::corrupt(reason));
     }
+    if layers.len() > LAYERS_LIMIT {
+        return Err(manifest::too_many_layers(layers.len()));
+    }
+    let mut hashed = HashMap::new();
     let mut extents = Vec::with_capacity(layers.len());
     let mut described = Vec::with_capacity(layers.len());
     for (path, diff_id) in layers.iter().zip(diff_ids) {
         let extent = archive.find(path).ok_or_else(|| archive::missing(path))?;
-        let (suffix, digest) = match archive.compression(extent).map_err(archive::unreadable)? {
+        let (suffix, digest) = match archive.compression(extent)? {
             None => ("", diff_id.clone()),
-            Some("gzip") => (".gzip", hash(archive, extent)?),
-            Some("zstd") => (".zstd", hash(archive, extent)?),
+            Some("gzip") => (".gzip", hash(archive, extent, &mut hashed)?),
+            Some("zstd") => (".zstd", hash(archive, extent, &mut hashed)?),
             Some(other) => {
                 return Err(Problem::unsupported(format!(
                     "layer {path} is compressed by {other}, which can't be unpacked"
@@ -248,11 +330,15 @@ fn parts(of: Extent) -> impl Iterator<Item = Extent> {
     begins.map(move |done| Extent { at: of.at + done, size_bytes: PART_BYTES.min(of.size_bytes - done) })
 }
 
-/// The digest of a file in the archive.
-fn hash(archive: &Archive, extent: Extent) -> Result<String, Problem> {
+/// The digest of a file in the archive, which is read once however often it is named.
+fn hash(archive: &Archive, extent: Extent, hashed: &mut HashMap<Extent, String>) -> Result<String, Problem> {
+    if let Some(digest) = hashed.get(&extent) {
+        return Ok(digest.clone());
+    }
     let mut hasher = Sha256::new();
     for part in parts(extent) {
-        hasher.update(archive.part(part).map_err(archive::unreadable)?);
+        hasher.update(archive.part(part)?);
     }
-    Ok(digest::digest_text(&hasher.finalize()))
+    let digest = digest::digest_text(&hasher.finalize());
+    Ok(hashed.entry(extent).or_insert(digest).clone())
 }

@@ -126,6 +126,7 @@ pub(super) struct State {
     turns: Turns,
     gate: Gate,
     left: lease::Left,
+    loaded: load::Loaded,
     owner: String,
 }
 
@@ -141,6 +142,7 @@ impl State {
             turns: Turns::default(),
             gate: Gate::new(pulls),
             left: lease::Left::default(),
+            loaded: load::Loaded::default(),
             owner,
         }
     }

@@ -1,11 +1,12 @@
 //! What the daemon has of an image, found out without the network.
 
-use std::collections::HashMap;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use containerd_client::services::v1::GetImageRequest;
 use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::types::Descriptor as Target;
+use lru::LruCache;
 use tonic::transport::Channel;
 
 use super::super::{Containerd, Error, Labels, MESSAGE_LIMIT_BYTES, QUICK};
@@ -22,13 +23,18 @@ pub(super) enum Present {
     Absent,
 }
 
-/// Past this many images the memory starts over; it only saves calls.
-const KNOWN_LIMIT: usize = 128;
+/// Maximum number of images that are kept; it only saves calls.
+const KNOWN_LIMIT: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
 /// What the digests in image records stand for on this host, where a snapshotter's label on it has been seen to.
-#[derive(Default)]
 pub(super) struct Known {
-    layouts: Mutex<HashMap<String, Arc<Layout>>>,
+    layouts: Mutex<LruCache<String, Arc<Layout>>>,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self { layouts: Mutex::new(LruCache::new(KNOWN_LIMIT)) }
+    }
 }
 
 impl Known {
@@ -38,10 +44,7 @@ impl Known {
 
     pub(super) fn remember(&self, snapshotter: &str, target: &str, layout: &Arc<Layout>) {
         let mut layouts = self.layouts.lock().unwrap_or_else(PoisonError::into_inner);
-        if layouts.len() >= KNOWN_LIMIT {
-            layouts.clear();
-        }
-        layouts.insert(key(snapshotter, target), Arc::clone(layout));
+        layouts.put(key(snapshotter, target), Arc::clone(layout));
     }
 }
 

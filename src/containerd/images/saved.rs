@@ -64,7 +64,8 @@ pub(super) fn images(archive: &Archive, host: &Arch) -> Result<Vec<Saved>, Probl
         if entries.len() > IMAGES_LIMIT {
             return Err(Problem::unsupported(format!("an archive of more than {IMAGES_LIMIT} images")));
         }
-        entries.into_iter().map(|entry| of_docker(archive, entry)).collect::<Result<_, _>>()?
+        let mut digests = HashMap::new();
+        entries.into_iter().map(|entry| of_docker(archive, entry, &mut digests)).collect::<Result<_, _>>()?
     } else if archive.find("repositories").is_some() {
         let reason = "an archive of docker before 1.10; load it there, and save it again by a newer one";
         return Err(Problem::unsupported(reason));
@@ -100,10 +101,20 @@ fn of_oci(index: &[u8], host: &Arch) -> Result<Vec<Saved>, Problem> {
     Ok(index.manifests().iter().map(saved).collect())
 }
 
-/// What docker calls the image's id is the digest of its configuration.
-fn of_docker(archive: &Archive, entry: DockerEntry) -> Result<Saved, Problem> {
+/// What docker calls the image's id is the digest of its configuration. Several may have the same.
+fn of_docker(
+    archive: &Archive,
+    entry: DockerEntry,
+    digests: &mut HashMap<String, String>,
+) -> Result<Saved, Problem> {
     let DockerEntry { config, repo_tags, layers } = entry;
-    let digest = digest_of(&archive.read(&config, CONFIG_LIMIT_BYTES)?);
+    let digest = match digests.get(&config) {
+        Some(digest) => digest.clone(),
+        None => {
+            let digest = digest_of(&archive.read(&config, CONFIG_LIMIT_BYTES)?);
+            digests.entry(config.clone()).or_insert(digest).clone()
+        }
+    };
     let form = Form::Docker { config, layers: layers.unwrap_or_default() };
     Ok(Saved { names: repo_tags.unwrap_or_default(), digest, is_foreign: false, form })
 }

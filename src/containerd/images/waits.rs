@@ -30,6 +30,8 @@ pub(crate) enum Wait {
     SameBlob,
     /// The same layer is being unpacked for another image.
     SameLayer,
+    /// The same file is being loaded for another task.
+    SameArchive,
     /// A host has asked to be left alone.
     RetryAfter {
         host: String,
@@ -53,6 +55,7 @@ impl fmt::Display for Wait {
                 write!(f, "the same content, which another pull or another client of containerd is writing")
             }
             Self::SameLayer => write!(f, "the same layer, which is being unpacked for another image"),
+            Self::SameArchive => write!(f, "the same archive, which is being loaded for another task"),
             Self::RetryAfter { host, wanted } => {
                 let wanted = humantime::format_duration(*wanted);
                 write!(f, "{host}, which asks to be left alone for {wanted} (Retry-After)")
