@@ -19,6 +19,7 @@ mod netns;
 mod open_files;
 mod os_error;
 mod process_group;
+mod process_handle;
 mod process_stat;
 mod readable;
 mod reaper;

@@ -1,15 +1,41 @@
 //! Which processes there are, and what the kernel says of one in `/proc/<pid>/stat`.
 //!
-//! Source of the facts: Linux `proc_pid_stat(5)`.
+//! Source of the facts: Linux `proc_pid_stat(5)`, `proc_pid_task(5)`, `include/linux/sched.h`.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::io;
+
+/// The kernel's mark on a thread that is in the middle of its exit.
+const PF_EXITING: u64 = 0x4;
+
+/// A process by its pid and when it was started, in ticks since the machine's boot: what tells it from a later one of the
+/// same pid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(crate) struct ProcessId {
+    pub pid: i32,
+    pub started_ticks: u64,
+}
+
+impl ProcessId {
+    /// Stands for a process that is not known. Nothing is ever found by it.
+    pub(crate) const UNKNOWN: Self = Self { pid: 0, started_ticks: 0 };
+
+    /// Returns who has this pid now. Without the kernel's word on its start nobody will be taken for it later.
+    pub(crate) fn of(pid: i32) -> Self {
+        Self { pid, started_ticks: Stat::read(pid).map_or(0, |stat| stat.started_ticks) }
+    }
+
+    /// Whether the process runs: neither ended, nor another one by now.
+    pub(crate) fn is_alive(self) -> bool {
+        Stat::read(self.pid).is_some_and(|stat| stat.is_of(self) && !stat.has_ended())
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Stat {
     pub state: char,
     pub parent: i32,
     pub session: i32,
+    flags: u64,
     /// In the kernel's ticks since the machine's boot.
     pub started_ticks: u64,
     /// As of waitpid; of a process that has ended and was not waited for.
@@ -19,18 +45,33 @@ pub(crate) struct Stat {
 impl Stat {
     /// None where there is no such process.
     pub(crate) fn read(pid: i32) -> Option<Self> {
-        Self::parse(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+        Self::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
     }
 
-    /// The name in front of the state is in parentheses and may hold anything.
-    fn parse(text: &str) -> Option<Self> {
-        let fields: Vec<&str> = text.rsplit(')').next()?.split_whitespace().collect();
+    /// As [`Self::read`], where not being able to look is not the same as nobody being there.
+    ///
+    /// # Errors
+    /// When the kernel could not be asked, such as for want of descriptors.
+    pub(crate) fn look(pid: i32) -> io::Result<Option<Self>> {
+        match std::fs::read(format!("/proc/{pid}/stat")) {
+            Ok(text) => Ok(Self::parse(&text)),
+            Err(error) if is_of_no_process(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The name in front of the state is in parentheses and may hold any bytes.
+    fn parse(text: &[u8]) -> Option<Self> {
+        let after_name = text.iter().rposition(|byte| *byte == b')')?;
+        let fields: Vec<&str> =
+            std::str::from_utf8(&text[after_name + 1..]).ok()?.split_whitespace().collect();
         // The first of these is the third field, by the manual's count.
         let field = |number: usize| fields.get(number - 3);
         Some(Self {
             state: field(3)?.chars().next()?,
             parent: field(4)?.parse().ok()?,
             session: field(6)?.parse().ok()?,
+            flags: field(9)?.parse().ok()?,
             started_ticks: field(22)?.parse().ok()?,
             exit_status: field(52)?.parse().ok()?,
         })
@@ -40,6 +81,32 @@ impl Stat {
     pub(crate) fn has_ended(&self) -> bool {
         matches!(self.state, 'Z' | 'X')
     }
+
+    /// Whether it speaks of this process, and not of another one of the same pid.
+    pub(crate) fn is_of(&self, process: ProcessId) -> bool {
+        process.started_ticks != 0 && self.started_ticks == process.started_ticks
+    }
+}
+
+/// Gone, or gone while it was looked at.
+fn is_of_no_process(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ESRCH)
+}
+
+/// Whether a process is in the middle of its exit with all of its threads. The first process of a pid namespace stays so
+/// for as long as another one in there can't be killed, such as in a frozen cgroup of v1.
+pub(crate) fn is_exiting(process: ProcessId) -> bool {
+    let exits = |stat: &Stat| stat.flags & PF_EXITING != 0;
+    let leader = Stat::read(process.pid).filter(|stat| stat.is_of(process));
+    if !leader.is_some_and(|leader| exits(&leader)) {
+        return false;
+    }
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", process.pid)) else { return false };
+    let mut stats = threads.filter_map(|thread| {
+        // A thread that has gone meanwhile has nothing to say.
+        Stat::parse(&std::fs::read(thread.ok()?.path().join("stat")).ok()?)
+    });
+    stats.all(|stat| exits(&stat))
 }
 
 /// The pids of all processes.
@@ -48,91 +115,132 @@ pub(crate) fn all_pids() -> Vec<i32> {
     processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// The processes that descend from one, as far as none of those between has ended.
-pub(crate) fn descendants(of: i32) -> Vec<i32> {
-    below(of, &parents())
+/// The children of a process, as the kernel lists them for each of its threads; by a look at all processes where it
+/// doesn't list them.
+pub(crate) fn children(of: i32) -> Vec<ProcessId> {
+    let listed = listed_children(of).unwrap_or_else(all_pids);
+    let child = |pid: i32| {
+        let stat = Stat::read(pid)?;
+        (stat.parent == of).then_some(ProcessId { pid, started_ticks: stat.started_ticks })
+    };
+    listed.into_iter().filter_map(child).collect()
 }
 
-/// Processes, each with its parent.
-type Parents = Vec<(i32, i32)>;
-
-/// Those of all.
-fn parents() -> Parents {
-    let parent = |pid: i32| Some((pid, Stat::read(pid)?.parent));
-    all_pids().into_iter().filter_map(parent).collect()
-}
-
-/// How long one look at all processes counts.
-const MOMENT: Duration = Duration::from_secs(1);
-
-/// For those who ask for many processes' descendants one after the other, and know what to make of one that has ended since:
-/// a look at all that there are takes milliseconds on a machine with many.
-#[derive(Default)]
-pub(crate) struct Descent {
-    looked: Mutex<Option<(Instant, Arc<Parents>)>>,
-}
-
-impl Descent {
-    /// [`descendants`], as they were a moment ago at most. Blocking: not for an async thread.
-    pub(crate) fn of(&self, pid: i32) -> Vec<i32> {
-        below(pid, &self.parents())
-    }
-
-    /// Those who ask while somebody looks wait for that.
-    fn parents(&self) -> Arc<Parents> {
-        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, parents)) = &*looked
-            && at.elapsed() < MOMENT
-        {
-            return Arc::clone(parents);
+fn listed_children(of: i32) -> Option<Vec<i32>> {
+    let mut pids = Vec::new();
+    for thread in std::fs::read_dir(format!("/proc/{of}/task")).ok()? {
+        let listed = std::fs::read_to_string(thread.ok()?.path().join("children"));
+        match listed {
+            Ok(listed) => pids.extend(listed.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok())),
+            // The thread has ended, and its children are another one's; or this kernel lists none.
+            Err(_) => return None,
         }
-        let parents = Arc::new(parents());
-        *looked = Some((Instant::now(), Arc::clone(&parents)));
-        parents
     }
+    Some(pids)
 }
 
-fn below(of: i32, parents: &[(i32, i32)]) -> Vec<i32> {
-    let mut found = vec![of];
+/// The processes that descend from one, each after its parent, as far as none of those between has ended.
+pub(crate) fn descendants(of: i32) -> Vec<ProcessId> {
+    let stat = |pid: i32| {
+        let stat = Stat::read(pid)?;
+        Some((ProcessId { pid, started_ticks: stat.started_ticks }, stat.parent))
+    };
+    let all: Vec<_> = all_pids().into_iter().filter_map(stat).collect();
+    below(of, &all)
+}
+
+/// Whether one process descends from another, as far as none of those between has ended.
+pub(crate) fn descends(pid: i32, from: i32) -> bool {
+    let mut at = pid;
+    // A parent is never its own descendant, but a look that takes time may see one that is.
+    for _ in 0..MOST_GENERATIONS {
+        match Stat::read(at).map(|stat| stat.parent) {
+            Some(parent) if parent == from => return true,
+            Some(parent) if parent > 1 => at = parent,
+            _ => return false,
+        }
+    }
+    false
+}
+
+/// How far up it is looked for an ancestor.
+const MOST_GENERATIONS: usize = 64;
+
+fn below(of: i32, parents: &[(ProcessId, i32)]) -> Vec<ProcessId> {
+    let mut found = vec![ProcessId { pid: of, started_ticks: 0 }];
     let mut next = 0;
     while let Some(parent) = found.get(next).copied() {
-        found.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(pid, _)| *pid));
+        found.extend(parents.iter().filter(|(_, of)| *of == parent.pid).map(|(process, _)| *process));
         next += 1;
     }
     found.split_off(1)
 }
 
 #[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "children to look at, whose stdio is closed")]
 mod tests {
+    use std::process::{Child, Command, Stdio};
+
     use super::*;
 
-    #[test]
-    fn who_descends_from_a_process_is_found_at_whatever_remove() {
-        let parents = [(2, 1), (3, 2), (4, 3), (5, 1), (6, 4), (7, 5)];
-        assert_eq!(below(2, &parents), [3, 4, 6]);
-        assert_eq!(below(7, &parents), Vec::<i32>::new());
+    fn run(script: &str) -> (Child, i32) {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().unwrap();
+        let pid = i32::try_from(child.id()).unwrap();
+        (child, pid)
     }
 
     #[test]
-    fn descendants_are_looked_for_once_in_a_moment() {
-        let (descent, nobody) = (Descent::default(), i32::MAX);
-        assert_eq!(descent.of(nobody), Vec::<i32>::new());
-        *descent.looked.lock().unwrap() = Some((Instant::now(), Arc::new(vec![(8, nobody), (9, 8)])));
-        assert_eq!(descent.of(nobody), [8, 9]);
-        if let Some((at, _)) = &mut *descent.looked.lock().unwrap() {
-            *at -= MOMENT;
+    fn descendants_are_found_at_any_remove() {
+        let id = |pid| ProcessId { pid, started_ticks: 1 };
+        let parents = [(id(2), 1), (id(3), 2), (id(4), 3), (id(5), 1), (id(6), 4), (id(7), 5)];
+        assert_eq!(below(2, &parents), [id(3), id(4), id(6)]);
+        assert_eq!(below(7, &parents), []);
+    }
+
+    #[test]
+    fn children_are_those_of_a_process_alone() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let (mut child, pid) = run("sleep 600 & wait");
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while children(pid).is_empty() && std::time::Instant::now() < deadline {
+            std::thread::yield_now();
         }
-        assert_eq!(descent.of(nobody), Vec::<i32>::new());
+        let [grandchild] = children(pid)[..] else { panic!("not one child") };
+        let of_own = children(own);
+        assert!(of_own.iter().any(|child| child.pid == pid), "{of_own:?}");
+        assert!(!of_own.contains(&grandchild), "{of_own:?}");
+        assert!(descends(grandchild.pid, own) && descends(pid, own) && !descends(own, pid));
+        assert!(descendants(own).contains(&grandchild));
+        assert!(ProcessId::of(pid).is_alive() && !is_exiting(ProcessId::of(pid)));
+        let handle = crate::process_handle::ProcessHandle::open(grandchild).unwrap().unwrap();
+        handle.kill();
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!ProcessId::of(pid).is_alive());
     }
 
     #[test]
-    fn a_name_with_anything_in_it_does_not_shift_the_fields() {
-        let middle = vec!["0"; 15].join(" ");
+    fn stat_is_parsed_whatever_the_name_is() {
+        let head = ["0"; 2].join(" ");
+        let middle = ["0"; 12].join(" ");
         let rest = vec!["0"; 29].join(" ");
-        let stat = Stat::parse(&format!("7 (a) R 1 b)) Z 3 4 5 {middle} 4711 {rest} 1280\n")).unwrap();
-        let wanted = Stat { state: 'Z', parent: 3, session: 5, started_ticks: 4711, exit_status: 1280 };
-        assert_eq!(stat, wanted);
-        assert!(stat.has_ended());
-        assert_eq!(Stat::parse("7 (a"), None);
+        for name in [&b"a) R 1 b)"[..], b"caf\xc3", b"\xff\xfe"] {
+            let tail = format!(") Z 3 4 5 {head} 4 {middle} 4711 {rest} 1280\n");
+            let text = [b"7 (", name, tail.as_bytes()].concat();
+            let stat = Stat::parse(&text).unwrap();
+            let wanted =
+                Stat { state: 'Z', parent: 3, session: 5, flags: 4, started_ticks: 4711, exit_status: 1280 };
+            assert_eq!(stat, wanted, "{name:?}");
+            assert!(stat.has_ended());
+        }
+        assert_eq!(Stat::parse(b"7 (a"), None);
+    }
+
+    #[test]
+    fn an_unknown_process_is_never_alive() {
+        assert!(!ProcessId::UNKNOWN.is_alive() && !is_exiting(ProcessId::UNKNOWN));
+        assert!(!ProcessId { pid: i32::try_from(std::process::id()).unwrap(), started_ticks: 0 }.is_alive());
     }
 }

@@ -89,6 +89,16 @@ impl TaskClient {
         Ok(Self::over(stream, shim))
     }
 
+    /// A client that connects at its first call, and again at each later one for as long as nobody accepts.
+    #[must_use]
+    pub fn deferred(shim: &Bootstrap) -> Self {
+        Self {
+            connection: Arc::new(Mutex::new(Multiplex::closed())),
+            socket: shim.socket.clone(),
+            service: shim.version.service(),
+        }
+    }
+
     fn over(stream: UnixStream, shim: &Bootstrap) -> Self {
         Self {
             connection: Arc::new(Mutex::new(Multiplex::over(stream))),
@@ -362,6 +372,19 @@ mod tests {
         let client = TaskClient::over(ours, &nowhere(ApiVersion::V2));
         let answer = client.state(&StateRequest::default(), Duration::from_millis(20)).await;
         assert!(matches!(answer, Err(CallError::TimedOut(_))), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn a_deferred_client_connects_when_somebody_listens() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("late.sock");
+        let client = TaskClient::deferred(&Bootstrap { version: ApiVersion::V2, socket: socket.clone() });
+        let request = StateRequest::default();
+        let state = || client.state(&request, PATIENT);
+        assert!(matches!(state().await, Err(CallError::Disconnected(_))));
+        let listener = UnixListener::bind(&socket).unwrap();
+        tokio::spawn(async move { serve(listener.accept().await.unwrap().0).await });
+        assert!(matches!(state().await, Err(CallError::NotFound(_))));
     }
 
     #[tokio::test]

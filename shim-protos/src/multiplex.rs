@@ -46,6 +46,12 @@ impl Multiplex {
         Self { calls }
     }
 
+    /// One that is broken from the start.
+    pub(crate) fn closed() -> Self {
+        let (calls, _) = mpsc::unbounded_channel();
+        Self { calls }
+    }
+
     pub(crate) fn is_open(&self) -> bool {
         !self.calls.is_closed()
     }

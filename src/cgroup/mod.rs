@@ -2,6 +2,7 @@
 //!
 //! Source of the facts: hashicorp/nomad `client/lib/cgroupslib`; Linux `Documentation/admin-guide/cgroup-v1`, `cgroup-v2.rst`.
 
+mod kill;
 mod metrics;
 mod oom;
 mod processes;
@@ -9,18 +10,15 @@ mod shared;
 mod usage;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+pub(crate) use kill::{kill_all, remove};
 pub(crate) use oom::OomWatch;
+pub(crate) use processes::listed;
 pub(crate) use usage::Usage;
 
 const ROOT: &str = "/sys/fs/cgroup";
-const REMOVAL_TRIES: u32 = 50;
-const REMOVAL_PAUSE: Duration = Duration::from_millis(20);
 
 /// A hybrid machine, with controllers on v1, counts as v1, as it does for Nomad.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,49 +102,6 @@ impl Cgroup {
     }
 }
 
-/// Kills whoever is in a task's cgroup, and whomever they start meanwhile. Nobody, or no cgroup, is success.
-///
-/// # Errors
-/// When some are still there after a while.
-pub(crate) async fn kill_all(path: &Path) -> std::io::Result<()> {
-    let Some(directory) = freezable(path) else { return Ok(()) };
-    for _ in 0..REMOVAL_TRIES {
-        if members(&directory).is_empty() {
-            return Ok(());
-        }
-        kill_once(&directory);
-        // Killed processes leave when they are scheduled.
-        tokio::time::sleep(REMOVAL_PAUSE).await;
-    }
-    let left = members(&directory);
-    if left.is_empty() { Ok(()) } else { Err(std::io::Error::other(format!("{left:?} don't end"))) }
-}
-
-/// Where a cgroup's processes can be held: the freezer of v1, or the cgroup itself.
-fn freezable(path: &Path) -> Option<PathBuf> {
-    let hierarchy = if mode() == Mode::V1 { "freezer" } else { "" };
-    let directory = below(&Path::new(ROOT).join(hierarchy), path);
-    directory.exists().then_some(directory)
-}
-
-/// All at once where the kernel can (v2 from Linux 5.14 on), else frozen, so that none forks away.
-fn kill_once(directory: &Path) {
-    if std::fs::write(directory.join("cgroup.kill"), "1").is_ok() {
-        return;
-    }
-    let freezer = directory.join("freezer.state");
-    let _ = std::fs::write(&freezer, "FROZEN");
-    for pid in members(directory) {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-    }
-    let _ = std::fs::write(&freezer, "THAWED");
-}
-
-fn members(directory: &Path) -> Vec<i32> {
-    let listed = std::fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
-    listed.lines().filter_map(|line| line.parse().ok()).collect()
-}
-
 /// On v2 every cgroup but the root has the file, or none has. The task's own may not be there yet.
 fn limits_swap_below(root: &Path, path: &Path) -> bool {
     let mut above =
@@ -155,45 +110,25 @@ fn limits_swap_below(root: &Path, path: &Path) -> bool {
     nearest.is_some_and(|path| root.join(path).join("memory.swap.max").exists())
 }
 
-/// Kills whoever is left in a cgroup and removes it from all hierarchies. One that isn't there is removed already.
-///
-/// # Errors
-/// When the kernel still finds it busy after a while.
-pub(crate) async fn remove(path: &Path) -> std::io::Result<()> {
-    let mut outcome = Ok(());
-    for _ in 0..REMOVAL_TRIES {
-        outcome = directories(path).into_iter().try_for_each(|directory| kill_and_remove(&directory));
-        if outcome.is_ok() {
-            break;
-        }
-        // Killed processes leave when they are scheduled.
-        tokio::time::sleep(REMOVAL_PAUSE).await;
-    }
-    outcome
-}
-
 /// A cgroup's directory in a hierarchy.
 fn below(hierarchy: &Path, path: &Path) -> PathBuf {
     hierarchy.join(path.strip_prefix("/").unwrap_or(path))
 }
 
-fn directories(path: &Path) -> Vec<PathBuf> {
-    if mode() == Mode::V2 {
-        return vec![below(Path::new(ROOT), path)];
-    }
-    let hierarchies =
-        std::fs::read_dir(ROOT).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
-    hierarchies.map(|hierarchy| below(&hierarchy, path)).collect()
-}
-
-fn kill_and_remove(directory: &Path) -> std::io::Result<()> {
-    for pid in members(directory) {
-        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-    }
-    match std::fs::remove_dir(directory) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+/// A cgroup's directory in each hierarchy that has it.
+///
+/// # Errors
+/// When the hierarchies can't be listed.
+fn directories(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let hierarchies = match mode() {
+        Mode::V2 => vec![PathBuf::from(ROOT)],
+        Mode::V1 => {
+            let entries = std::fs::read_dir(ROOT)?.map(|entry| Ok(entry?.path()));
+            entries.collect::<std::io::Result<_>>()?
+        }
+    };
+    let found = hierarchies.iter().map(|hierarchy| below(hierarchy, path));
+    Ok(found.filter(|directory| directory.is_dir()).collect())
 }
 
 /// A value of one of the kernel's `key value` files, 0 where it isn't counted.

@@ -5,11 +5,9 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
-
 use super::error::Error;
-use crate::process_stat::all_pids;
+use crate::process_handle::ProcessHandle;
+use crate::process_stat::{ProcessId, all_pids};
 
 /// A killed process is gone at once, unless the kernel holds it.
 const GONE: Duration = Duration::from_secs(5);
@@ -36,11 +34,17 @@ pub(super) async fn end(container_id: &str) -> Result<(), Error> {
 }
 
 fn kill_marked(mark: &str) -> Vec<i32> {
-    let marked: Vec<i32> = all_pids().into_iter().filter(|pid| is_marked(*pid, mark)).collect();
-    for pid in &marked {
-        let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
-    }
-    marked
+    let kill = |pid: &i32| {
+        // Held first: whose environment is looked at then is who is killed.
+        let Ok(Some(process)) = ProcessHandle::open(ProcessId::of(*pid)) else { return false };
+        let is_one = is_marked(*pid, mark);
+        if is_one {
+            process.kill();
+        }
+        is_one
+    };
+    let marked = all_pids().into_iter().filter(|pid| is_marked(*pid, mark));
+    marked.filter(kill).collect()
 }
 
 /// One that has ended has no environment any more.

@@ -11,25 +11,11 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::process_stat::Stat;
+use crate::process_stat::{ProcessId, Stat};
 use crate::readable::Readable;
-
-/// A process by its pid and when it was started, in ticks since the machine's boot: what tells it from a later one of the
-/// same pid.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub(crate) struct ProcessId {
-    pub pid: i32,
-    pub started_ticks: u64,
-}
-
-impl ProcessId {
-    /// Who has this pid now. Without the kernel's word on its start nobody will be taken for it later.
-    pub(crate) fn of(pid: i32) -> Self {
-        Self { pid, started_ticks: Stat::read(pid).map_or(0, |stat| stat.started_ticks) }
-    }
-}
 
 pub(crate) struct Init {
     id: ProcessId,
@@ -39,19 +25,31 @@ pub(crate) struct Init {
 impl Init {
     /// None where the process has been waited for already, is another one by now, or the kernel has no pidfds.
     pub(crate) fn open(id: ProcessId) -> Option<Self> {
-        let opened = Self::hold(id.pid).inspect_err(|error| {
+        Self::look(id).unwrap_or_else(|error| {
             tracing::debug!(pid = id.pid, %error, "no pidfd for the process");
-        });
-        // The pid was looked up before its start is compared, so that a process that took the pid in between is found out.
-        let pidfd = opened.ok()?;
-        let is_it = Stat::read(id.pid).is_some_and(|stat| stat.started_ticks == id.started_ticks);
-        is_it.then_some(Self { id, pidfd })
+            None
+        })
     }
 
-    fn hold(pid: i32) -> io::Result<Readable> {
-        let pid =
-            Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw).ok_or(io::ErrorKind::InvalidInput)?;
-        Readable::new(pidfd_open(pid, PidfdFlags::empty())?)
+    /// As [`Self::open`], where not being able to look is not the same as the process being gone.
+    ///
+    /// # Errors
+    /// When the kernel could not be asked, such as for want of descriptors.
+    pub(crate) fn look(id: ProcessId) -> io::Result<Option<Self>> {
+        let Some(pid) = Some(id.pid).filter(|pid| *pid > 1).and_then(Pid::from_raw) else { return Ok(None) };
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => Readable::new(pidfd)?,
+            Err(Errno::SRCH | Errno::INVAL | Errno::NOSYS) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        // The pid was looked up before its start is compared, so that a process that took the pid in between is found out.
+        let is_it = Stat::look(id.pid)?.is_some_and(|stat| stat.is_of(id));
+        Ok(is_it.then_some(Self { id, pidfd }))
+    }
+
+    /// Kills the process, and nobody who has its pid later.
+    pub(crate) fn kill(&self) {
+        let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
 
     /// Returns once the process has ended.
@@ -78,8 +76,7 @@ impl Init {
 
     fn status_of_zombie(&self) -> Option<i32> {
         let stat = Stat::read(self.id.pid)?;
-        let is_it = stat.started_ticks == self.id.started_ticks;
-        (is_it && stat.state == 'Z').then_some(stat.exit_status)
+        (stat.is_of(self.id) && stat.state == 'Z').then_some(stat.exit_status)
     }
 }
 

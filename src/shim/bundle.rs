@@ -182,7 +182,10 @@ impl Bundle {
     }
 
     /// Writes a file whole, or leaves it as it was.
-    fn write(&self, name: &str, content: &[u8]) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// Names the file.
+    pub(crate) fn write(&self, name: &str, content: &[u8]) -> Result<(), Error> {
         let path = self.directory.join(name);
         let write = || {
             let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(&self.directory)?;

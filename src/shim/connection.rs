@@ -59,26 +59,32 @@ impl Connection {
         Ok(Self { client, id: id.to_owned() })
     }
 
-    /// The pid of the shim, which must not have a task yet.
+    /// Connects at the first call, and once more at each later one while nobody accepts: for a shim that is known to be
+    /// there.
+    pub(crate) fn deferred(shim: &Bootstrap, id: &str) -> Self {
+        Self { client: TaskClient::deferred(shim), id: id.to_owned() }
+    }
+
+    /// Asks the shim for its own pid; it must not have a task yet. 0 where it does not say: some don't, before the
+    /// container is made. It is the shim's word only: see [`super::Launcher::identify`].
     ///
     /// # Errors
     /// [`Error::Taken`] where it has one: then a shim of an earlier run answered in place of the new one.
     pub(crate) async fn pid_of_fresh_shim(&self) -> Result<i32, Error> {
-        let (shim_pid, task_pid) = self.pids().await?;
-        if task_pid != 0 {
-            return Err(Error::Taken { id: self.id.clone(), task_pid });
-        }
-        Ok(shim_pid)
-    }
-
-    async fn pids(&self) -> Result<(i32, u32), Error> {
         let request = ConnectRequest { id: self.id.clone(), ..ConnectRequest::default() };
-        let answer = self.client.pids_of_shim_and_task(&request, QUICK).await;
-        let answer = answer.map_err(failed("ask for the pids of", &self.id))?;
-        Ok((i32::try_from(answer.shim_pid).unwrap_or(0), answer.task_pid))
+        let answer = match self.client.pids_of_shim_and_task(&request, QUICK).await {
+            Ok(answer) => answer,
+            Err(CallError::NotFound(_)) => return Ok(0),
+            Err(error) => return Err(failed("ask for the pids of", &self.id)(error)),
+        };
+        // Some have their own process in the place of the task's until there is one.
+        if answer.task_pid != 0 && answer.task_pid != answer.shim_pid {
+            return Err(Error::Taken { id: self.id.clone(), task_pid: answer.task_pid });
+        }
+        Ok(i32::try_from(answer.shim_pid).unwrap_or(0))
     }
 
-    /// Makes the container; its process waits to be started. Returns the process's pid.
+    /// Makes the container; its process waits to be started. Returns the process's pid, by the shim's word.
     ///
     /// # Errors
     /// With the runtime's words. What was made by then is still there.
@@ -146,7 +152,7 @@ impl Connection {
         })
     }
 
-    /// Sends a signal to the task's first process, or, with `everything`, to all of its processes.
+    /// Sends a signal to the task's first process, or, with `everything`, to all that the runtime finds in its cgroup.
     ///
     /// # Errors
     /// Not found where the task has ended.
@@ -262,6 +268,12 @@ impl Connection {
     /// When the shim refuses or is gone.
     pub(crate) async fn exec_delete(&self, exec_id: &str) -> Result<(), Error> {
         self.delete_process(exec_id).await.map_err(failed("delete an exec of container", &self.id))
+    }
+
+    /// The error for an exec that has ended, and of which nobody knows how.
+    pub(crate) fn lost_end(&self, exec_id: &str) -> Error {
+        let lost = "it has ended, but the shim does not say how, and the kernel has forgotten it: its exit code is not known";
+        failed(&format!("wait for {exec_id} in container"), &self.id)(CallError::Refused(lost.to_owned()))
     }
 
     /// # Errors

@@ -7,30 +7,40 @@
 //! forty execs).
 #![allow(clippy::disallowed_methods, reason = "this is the launcher that the ban names")]
 
+use std::ffi::OsStr;
 use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use sha2::{Digest, Sha256};
 use shim_protos::Bootstrap;
 use tokio::process::Command;
 
-use super::{Bundle, DEFAULT_PATH, Error, Events};
+use super::runtime::{find, is_executable};
+use super::{Bundle, DEFAULT_PATH, Error, Events, Shim};
 use crate::os_error::{is_transient, tells_transient};
 use crate::process_group::ProcessGroup;
-use crate::process_stat;
+use crate::process_handle::{self, ProcessHandle};
+use crate::process_stat::{self, ProcessId, Stat};
 
 const START: Duration = Duration::from_secs(20);
 /// Compiled into the shims.
 const SOCKETS: &str = "/run/containerd/s";
 /// `delete` kills and removes the container by the runtime.
 const DELETE: Duration = Duration::from_secs(60);
+
+/// How long a look at processes may take: the kernel shows no command line of one that is stuck with its memory's lock.
+const LOOK: Duration = Duration::from_secs(10);
+/// How much of what a binary said last is quoted.
+const QUOTED_BYTES: u64 = 4096;
+/// How long the kernel lets the name of a process be.
+const NAME_BYTES: usize = 15;
 
 /// The first descriptor of those that a shim keeps: far above those that it gives its own children by number.
 const FIRST_KEPT: i32 = 100;
@@ -39,6 +49,9 @@ const FIRST_KEPT: i32 = 100;
 #[derive(Debug, Clone)]
 pub(crate) struct Launcher {
     pub binary: PathBuf,
+    /// The runtime that the operator has configured: its binary does the clean-up where the other one is gone, such as
+    /// after an upgrade.
+    pub runtime: String,
     pub namespace: String,
     /// What the shim takes for containerd's address. It is of no use to it but to name its socket, so it is ours alone:
     /// a daemon on the same host can never mistake our shims for its own.
@@ -61,7 +74,9 @@ impl Launcher {
     ) -> Result<Bootstrap, Error> {
         let out = bundle.directory().join("start.out");
         let err = bundle.directory().join("start.err");
-        let mut command = self.command(bundle, id, &out, &err)?;
+        let stdout = File::create(&out).map_err(Error::file("create", &out))?;
+        let stderr = File::create(&err).map_err(Error::file("create", &err))?;
+        let mut command = self.command(&self.binary, bundle, id, stdout.into(), stderr.into());
         command.args(["-publish-binary", "/bin/true", "start"]);
         if let Some(address) = self.events.address_for(&self.binary).await? {
             command.env("TTRPC_ADDRESS", address);
@@ -89,19 +104,33 @@ impl Launcher {
     /// With the binary's own words.
     pub(crate) async fn delete(&self, bundle: &Bundle, id: &str) -> Result<(), Error> {
         bundle.settle_for_delete()?;
-        let out = bundle.directory().join("delete.out");
         let err = bundle.directory().join("delete.err");
-        let mut command = self.command(bundle, id, &out, &err)?;
+        let stderr = File::create(&err).map_or_else(
+            |error| {
+                // A full disk keeps nobody from being killed.
+                tracing::warn!(container = id, %error, "what the shim's clean-up says is not kept");
+                Stdio::null()
+            },
+            Stdio::from,
+        );
+        let binary = self.present_binary();
+        let mut command = self.command(&binary, bundle, id, Stdio::null(), stderr);
         command.args(["-publish-binary", "/bin/true", "-bundle"]).arg(bundle.directory()).arg("delete");
         let status = self.run(command, "delete", id, DELETE).await?;
         if status.success() { Ok(()) } else { Err(self.failed("delete", id, &status, &err)) }
     }
 
-    fn command(&self, bundle: &Bundle, id: &str, out: &Path, err: &Path) -> Result<Command, Error> {
-        let stdout = File::create(out).map_err(Error::file("create", out))?;
-        let stderr = File::create(err).map_err(Error::file("create", err))?;
+    /// The binary, or the one that is configured where it is gone.
+    fn present_binary(&self) -> PathBuf {
+        if is_executable(&self.binary) {
+            return self.binary.clone();
+        }
+        find(&self.runtime).unwrap_or_else(|_| self.binary.clone())
+    }
+
+    fn command(&self, binary: &Path, bundle: &Bundle, id: &str, stdout: Stdio, stderr: Stdio) -> Command {
         let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
-        let mut command = Command::new(&self.binary);
+        let mut command = Command::new(binary);
         command
             .args(["-namespace", &self.namespace, "-address", &self.address, "-id", id])
             .current_dir(bundle.directory())
@@ -116,7 +145,7 @@ impl Launcher {
             // A binary that hangs may be a script that waits for something; all of it has to go then.
             .process_group(0)
             .kill_on_drop(true);
-        Ok(command)
+        command
     }
 
     async fn run(
@@ -142,7 +171,7 @@ impl Launcher {
     }
 
     fn failed(&self, action: &'static str, id: &str, status: &ExitStatus, stderr: &Path) -> Error {
-        let words = std::fs::read_to_string(stderr).unwrap_or_default();
+        let words = last_words(stderr);
         let words = words.trim();
         let failure = if words.is_empty() {
             self.failure(action, id, status)
@@ -163,35 +192,145 @@ impl Launcher {
         }
     }
 
+    /// Finds the process that serves as a shim which has just been started, and which says that its pid is `said`. Its
+    /// arguments are the proof: they are those that it was started with.
+    ///
+    /// # Errors
+    /// When no process has them, or more than one.
+    pub(crate) async fn identify(
+        &self,
+        bootstrap: Bootstrap,
+        bundle: &Bundle,
+        id: &str,
+        said: i32,
+    ) -> Result<Shim, Error> {
+        let (launcher, of, directory) = (self.clone(), id.to_owned(), bundle.directory().to_owned());
+        let found = off_thread(move || {
+            let of_said = ProcessId::of(said);
+            if launcher.is_shim(said, &of) { vec![of_said] } else { launcher.shims(&directory, &of) }
+        });
+        match found.await.as_deref() {
+            Ok([shim]) if shim.pid > 1 => {
+                Ok(Shim { bootstrap, pid: shim.pid, started_ticks: shim.started_ticks })
+            }
+            _ => Err(Error::Unknown { binary: self.binary.clone(), id: id.to_owned(), said }),
+        }
+    }
+
+    /// Returns the process of a shim that was started earlier. None where it has ended.
+    ///
+    /// # Errors
+    /// When the kernel could not be asked.
+    pub(crate) async fn process_of(&self, shim: &Shim, id: &str) -> io::Result<Option<ProcessId>> {
+        let (launcher, process, id) = (self.clone(), shim.process(), id.to_owned());
+        let look = move || {
+            let stat = Stat::look(process.pid)?.filter(|stat| !stat.has_ended());
+            Ok(stat.and_then(|stat| {
+                let is_it = match process.started_ticks {
+                    0 => launcher.is_shim(process.pid, &id),
+                    _ => stat.is_of(process),
+                };
+                is_it.then_some(ProcessId { pid: process.pid, started_ticks: stat.started_ticks })
+            }))
+        };
+        off_thread(look).await.flatten()
+    }
+
+    /// Kills whatever a shim has started: not every shim ends a runtime that hangs when nobody waits for it any more.
+    pub(crate) async fn kill_started(&self, shim: &Shim, id: &str) {
+        let Ok(Some(process)) = self.process_of(shim, id).await else { return };
+        let killed = off_thread(move || {
+            process_stat::descendants(process.pid).into_iter().for_each(process_handle::kill);
+        });
+        if let Err(error) = killed.await {
+            tracing::warn!(container = id, %error, "can't end what the shim has started");
+        }
+    }
+
     /// Ends whatever shim of this id is left, found by its command line: for one that was started, but died or was cut
     /// off before it was written down where it is. What it has started goes with it: not every shim ends a runtime that
     /// hangs when nobody waits for it any more.
-    pub(crate) fn kill_leftovers(&self, id: &str) {
-        for pid in self.leftovers(id) {
-            tracing::warn!(container = id, pid, "ending a shim that nobody drives");
-            let started = process_stat::descendants(pid);
-            for pid in std::iter::once(pid).chain(started) {
-                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    pub(crate) async fn kill_leftovers(&self, bundle: &Bundle, id: &str) {
+        let (launcher, of, directory) = (self.clone(), id.to_owned(), bundle.directory().to_owned());
+        let killed = off_thread(move || {
+            for shim in launcher.shims(&directory, &of) {
+                // Held first: whose arguments are looked at then is who is killed.
+                let Ok(Some(process)) = ProcessHandle::open(shim) else { continue };
+                if launcher.is_shim(shim.pid, &of) {
+                    tracing::warn!(container = of, pid = shim.pid, "ending a shim that nobody drives");
+                    let started = process_stat::descendants(shim.pid);
+                    process.kill();
+                    started.into_iter().for_each(process_handle::kill);
+                }
             }
+        });
+        if let Err(error) = killed.await {
+            tracing::warn!(container = id, %error, "can't look for a shim that nobody drives");
         }
+    }
+
+    /// Whether a shim of this id runs.
+    ///
+    /// # Errors
+    /// When that can't be told.
+    pub(crate) async fn has_leftovers(&self, bundle: &Bundle, id: &str) -> io::Result<bool> {
+        let (launcher, of, directory) = (self.clone(), id.to_owned(), bundle.directory().to_owned());
+        off_thread(move || !launcher.shims(&directory, &of).is_empty()).await
     }
 
     /// Removes the socket of a shim that nobody got to write down where it is: its name is a hash of what the shim was
     /// started with.
     pub(crate) fn remove_socket(&self, id: &str) {
-        let Self { binary: _, namespace, address, events: _ } = self;
+        let Self { binary: _, runtime: _, namespace, address, events: _ } = self;
         let hash = Sha256::digest(format!("{address}/{namespace}/{id}"));
         let name: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
         let _ = std::fs::remove_file(Path::new(SOCKETS).join(name));
     }
 
-    fn leftovers(&self, id: &str) -> Vec<i32> {
-        let is_it = |pid: &i32| {
-            std::fs::read(format!("/proc/{pid}/cmdline"))
-                .is_ok_and(|command| is_shim_of(&command, &self.namespace, &self.address, id))
-        };
-        process_stat::all_pids().into_iter().filter(is_it).collect()
+    /// The shims of this id that run. Only of processes that look like a shim is the command line asked for: the kernel
+    /// makes wait who asks for that of one that is stuck, such as in a file system that hangs.
+    fn shims(&self, directory: &Path, id: &str) -> Vec<ProcessId> {
+        let real = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
+        let found = process_stat::all_pids().into_iter().filter(|pid| self.looks_like_shim(*pid, &real));
+        let shims = found.map(ProcessId::of).filter(|process| self.is_shim(process.pid, id));
+        shims.filter(|process| process.is_alive()).collect()
     }
+
+    /// By its name, or by where it was started.
+    fn looks_like_shim(&self, pid: i32, directory: &Path) -> bool {
+        let name = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let name = name.trim_ascii_end();
+        let binary = self.binary.file_name().map(OsStr::as_bytes).unwrap_or_default();
+        let is_named = name.starts_with(b"containerd-shim")
+            || (!name.is_empty() && name == &binary[..binary.len().min(NAME_BYTES)]);
+        is_named || std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|at| at == directory)
+    }
+
+    fn is_shim(&self, pid: i32, id: &str) -> bool {
+        pid > 1
+            && std::fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|command| is_shim_of(&command, &self.namespace, &self.address, id))
+    }
+}
+
+/// Looks at processes on a thread that may get stuck.
+async fn off_thread<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    let looked = tokio::time::timeout(LOOK, tokio::task::spawn_blocking(look)).await;
+    looked.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map_err(io::Error::other)
+}
+
+/// The end of a file, as text: of a program that fails, the end says why.
+fn last_words(file: &Path) -> String {
+    let read = || {
+        let mut file = File::open(file)?;
+        let length = file.metadata()?.len();
+        let mut words = Vec::new();
+        file.seek(SeekFrom::Start(length.saturating_sub(QUOTED_BYTES)))?;
+        file.take(QUOTED_BYTES).read_to_end(&mut words)?;
+        let cut = if length > QUOTED_BYTES { ".." } else { "" };
+        io::Result::Ok(format!("{cut}{}", String::from_utf8_lossy(&words)))
+    };
+    read().unwrap_or_default()
 }
 
 /// Whether a command line is that of our shim for `id`. The shim repeats the arguments that it was started with.
@@ -217,6 +356,19 @@ mod tests {
         assert!(!is_shim_of(b"redis-1\0nomad\0/run/ours\0", "nomad", "/run/ours", "redis-1"));
     }
 
+    #[test]
+    fn the_end_of_what_a_binary_said_is_quoted_whatever_its_bytes() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("err");
+        assert_eq!(last_words(&file), "");
+        std::fs::write(&file, b"caf\xc3 closed\n").unwrap();
+        assert_eq!(last_words(&file), "caf\u{fffd} closed\n");
+        let panic = [vec![b'x'; 1 << 20], b"goroutine 7".to_vec()].concat();
+        std::fs::write(&file, panic).unwrap();
+        let words = last_words(&file);
+        assert!(words.len() == 4098 && words.starts_with("..x") && words.ends_with("goroutine 7"));
+    }
+
     #[tokio::test]
     async fn a_binary_that_fails_is_named_with_its_words() {
         let state = tempfile::tempdir().unwrap();
@@ -224,6 +376,7 @@ mod tests {
         bundle.create(Path::new("/bin/shim")).unwrap();
         let launcher = Launcher {
             binary: "/bin/false".into(),
+            runtime: "io.containerd.runc.v2".to_owned(),
             namespace: "nomad".to_owned(),
             address: "/run/ours".to_owned(),
             events: Events::of(state.path()),

@@ -14,13 +14,11 @@ mod runtime;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use shim_protos::{Bootstrap, BootstrapError, CallError};
 
 use crate::os_error::{is_transient, tells_transient};
-use crate::process_stat::{self, Stat};
+use crate::process_stat::{ProcessId, Stat};
 pub(crate) use bundle::{Bundle, bundles};
 pub(crate) use connection::{Connection, Ended, ExecIo, State};
 pub(crate) use events::Events;
@@ -33,6 +31,10 @@ pub(crate) use runtime::{counts_in_cgroup, find as find_shim, require_program, s
 pub(crate) struct Shim {
     pub bootstrap: Bootstrap,
     pub pid: i32,
+    /// When its process was started, which tells it from a later one of the same pid. 0 where an earlier build of the
+    /// plugin wrote this down.
+    #[serde(default)]
+    pub started_ticks: u64,
 }
 
 /// A shim that the kernel kills for want of memory takes the news of its task's end with it. Its own few megabytes are
@@ -63,11 +65,8 @@ impl Shim {
         }
     }
 
-    /// Kills whatever it has started: not every shim ends a runtime that hangs when nobody waits for it any more.
-    pub(crate) fn kill_started(&self) {
-        for pid in process_stat::descendants(self.pid) {
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
+    pub(super) fn process(&self) -> ProcessId {
+        ProcessId { pid: self.pid, started_ticks: self.started_ticks }
     }
 
     /// Shims leave their socket behind when they are killed.
@@ -87,7 +86,8 @@ impl Shim {
     }
 
     fn is_alive(&self) -> bool {
-        Stat::read(self.pid).is_some_and(|stat| !stat.has_ended())
+        let is_it = |stat: &Stat| self.started_ticks == 0 || stat.is_of(self.process());
+        Stat::read(self.pid).is_some_and(|stat| is_it(&stat) && !stat.has_ended())
     }
 }
 
@@ -148,6 +148,12 @@ pub(crate) enum Error {
         "the shim that answers for {id} already has a task (pid {task_pid}): one of an earlier run is still alive"
     )]
     Taken { id: String, task_pid: u32 },
+    /// Who serves as the shim can't be told, so that it could never be ended.
+    #[error(
+        "{binary} can't be used for {id}: it says that its shim has the pid {said}, which is no process with the arguments \
+         that it was started with, and no other process has them"
+    )]
+    Unknown { binary: PathBuf, id: String, said: i32 },
 }
 
 impl Error {

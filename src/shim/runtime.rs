@@ -99,7 +99,7 @@ fn is_runc(program: &str, path: &OsStr) -> bool {
     real.is_some_and(|real| real.file_name() == Some(OsStr::new(RUNC)))
 }
 
-fn is_executable(file: &Path) -> bool {
+pub(super) fn is_executable(file: &Path) -> bool {
     file.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 

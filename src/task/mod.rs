@@ -5,7 +5,9 @@
 //! of the task. So whatever is left of a task can be found and taken down by that id alone.
 
 mod agent;
+mod attempts;
 mod claim;
+mod ending;
 mod events;
 mod exec;
 mod images;
@@ -21,6 +23,7 @@ mod signal;
 mod start;
 mod stats;
 mod stop;
+mod stuck;
 mod supervisor;
 mod sweep;
 mod teardown;
@@ -44,9 +47,8 @@ use crate::cni::{Cni, DefaultNetwork};
 use crate::config::{Auth, Bridge, Inline, PluginConfig, Pulls, TaskOptions};
 use crate::containerd::{Containerd, Credentials, ImageTerms, Keyring, PullTerms};
 use crate::error::{Error, Result};
-use crate::init::ProcessId;
 use crate::logs::{Movers, Target};
-use crate::process_stat::Descent;
+use crate::process_stat::ProcessId;
 use crate::rootfs;
 use crate::shim::{self, Connection, LogPaths, Shim};
 pub(crate) use agent::Agent;
@@ -204,6 +206,10 @@ struct Saved {
     /// Of a network of its own.
     #[serde(default)]
     network: Option<DriverNetwork>,
+    /// How many processes the kernel had killed for want of memory in its cgroup before it was started: an earlier
+    /// attempt's. None where an earlier build of the plugin started it.
+    #[serde(default)]
+    oom_kills: Option<u64>,
 }
 
 /// What Nomad is told of a task that has started.
@@ -310,8 +316,6 @@ pub(crate) struct Tasks {
     /// Made for the first task whose output the driver collects.
     movers: OnceCell<Movers>,
     accounts: rootfs::Known,
-    /// For tasks that are recovered.
-    descent: Arc<Descent>,
 }
 
 impl Tasks {
@@ -327,7 +331,6 @@ impl Tasks {
             image_uses: Arc::default(),
             movers: OnceCell::new(),
             accounts: rootfs::Known::default(),
-            descent: Arc::default(),
         }
     }
 

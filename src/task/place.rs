@@ -32,6 +32,7 @@ impl Place {
             bundle: Bundle::at(state_dir, NAMESPACE, id),
             launcher: Launcher {
                 binary: shim_binary,
+                runtime: settings.config.containerd_runtime.clone(),
                 namespace: NAMESPACE.to_owned(),
                 address: shim_address(state_dir),
                 events: settings.events.clone(),
@@ -39,6 +40,16 @@ impl Place {
             containerd: settings.containerd.counted(),
             cni: Arc::clone(&settings.cni),
         }
+    }
+
+    /// The plugin's state directory, in which all bundles are.
+    pub(super) fn state_dir(&self) -> &Path {
+        self.bundle.directory().ancestors().nth(2).unwrap_or(Path::new("/"))
+    }
+
+    /// Where the runtime keeps what it knows of the container.
+    pub(super) fn runtime_state(&self) -> PathBuf {
+        runtime_root_in(self.state_dir()).join(NAMESPACE).join(&self.id)
     }
 
     /// The place of a container of which nothing is known but its id. Its shim's binary matters only where that shim no
@@ -60,7 +71,11 @@ fn shim_address(state_dir: &Path) -> String {
 /// A private root for the runtime's own state, so that no other client of containerd can start, stop or delete what is
 /// ours by its id.
 pub(super) fn runtime_root(settings: &Settings) -> String {
-    settings.config.state_dir.join("runc").display().to_string()
+    runtime_root_in(&settings.config.state_dir).display().to_string()
+}
+
+fn runtime_root_in(state_dir: &Path) -> PathBuf {
+    state_dir.join("runc")
 }
 
 /// Derives the container's id from Nomad's id of the task, `<alloc>/<task>/<attempt>`.

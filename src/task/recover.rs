@@ -10,16 +10,20 @@ use nomad_proto::driver as pb;
 
 use super::events::Teller;
 use super::exec::Leftovers;
-use super::place::Place;
+use super::place::{self, Place};
 use super::supervisor::{self, Watch};
 use super::{Identity, Saved, Settings, Task, Tasks};
 use crate::error::{Error, Result};
 use crate::init::Init;
+use crate::process_stat::ProcessId;
 use crate::shim::Connection;
 
 /// How long a shim may take to say that it is there: the agent recovers its tasks one after the other, and those behind
 /// this one wait.
 const SHIM_ANSWERS: Duration = Duration::from_secs(3);
+/// How often it is tried to take hold of a task's process, and how long it is waited in between.
+const HOLD_TRIES: u32 = 5;
+const HOLD_PAUSE: Duration = Duration::from_millis(200);
 
 impl Tasks {
     /// Takes a task up again. One that is here already is success.
@@ -66,27 +70,14 @@ async fn find(tasks: &Tasks, settings: &Settings, teller: Teller, driver_state: 
     if let Err(error) = settings.events.address_for(&saved.shim_binary).await {
         tracing::warn!(container = saved.container_id, %error, "its shim's events are not taken");
     }
-    let connection = Connection::open(&saved.shim.bootstrap, &saved.container_id).await?;
-    let init = Init::open(saved.init);
-    match tokio::time::timeout(SHIM_ANSWERS, connection.state()).await {
-        Ok(state) => drop(state?),
-        // What it is busy with, or whether it is, is no reason to give up its task: the kernel knows the process, and tells
-        // its end all the same.
-        Err(_) if init.is_some() => {
-            tracing::warn!(
-                container = saved.container_id,
-                "the shim does not answer; its task's process is there"
-            );
-        }
-        Err(_) => {
-            let error = format!("its shim does not answer in {SHIM_ANSWERS:?}, and its process is gone");
-            return Err(Error::Failed(error));
-        }
-    }
+    let init = hold(saved.init).await;
+    let connection = reach(&place, &saved, &init).await?;
+    let init = init.unwrap_or_default();
     let waiting = supervisor::ask(&connection, "").await;
     if let Ok(execs) = execs {
-        let (connection, saved, descent) = (connection.clone(), saved.clone(), Arc::clone(&tasks.descent));
-        tokio::spawn(async move { execs.end(&connection, &saved, descent).await });
+        let (connection, saved) = (connection.clone(), saved.clone());
+        let runtime_root = place::runtime_root(settings);
+        tokio::spawn(async move { execs.end(&connection, &saved, runtime_root.as_ref()).await });
     }
     let network = place.clone();
     // It may take as long as its plugins do, and changes nothing for the task.
@@ -100,6 +91,47 @@ async fn find(tasks: &Tasks, settings: &Settings, teller: Teller, driver_state: 
     let mut task = Task::watched(watch, settings);
     task.recovered = Mutex::new(Some(teller));
     Ok(task)
+}
+
+/// Takes hold of a task's first process. Want of descriptors may pass: all tasks of a node are recovered at once.
+async fn hold(process: ProcessId) -> std::io::Result<Option<Init>> {
+    let mut held = Init::look(process);
+    for _ in 0..HOLD_TRIES {
+        if held.is_ok() {
+            break;
+        }
+        tokio::time::sleep(HOLD_PAUSE).await;
+        held = Init::look(process);
+    }
+    held
+}
+
+/// Connects to a task's shim and asks for its state. A shim that can't be asked costs no task whose first process runs, as
+/// long as its own process is there: what it is busy with, or what this plugin is short of, is no end of the task, and the
+/// kernel tells that all the same.
+async fn reach(place: &Place, saved: &Saved, init: &std::io::Result<Option<Init>>) -> Result<Connection> {
+    let opened = Connection::open(&saved.shim.bootstrap, &saved.container_id).await;
+    let error = match opened {
+        Ok(connection) => match tokio::time::timeout(SHIM_ANSWERS, connection.state()).await {
+            Ok(Ok(_)) => return Ok(connection),
+            Ok(Err(error)) if error.is_not_found() => return Err(error.into()),
+            Ok(Err(error)) => Error::from(error),
+            Err(_) => Error::Failed(format!(
+                "its shim does not answer in {SHIM_ANSWERS:?}, and its process is gone"
+            )),
+        },
+        Err(error) => error.into(),
+    };
+    let shim = place.launcher.process_of(&saved.shim, &place.id).await;
+    if matches!(init, Ok(None)) || matches!(shim, Ok(None)) {
+        return Err(error);
+    }
+    tracing::warn!(
+        container = saved.container_id,
+        %error,
+        "the shim can't be asked; it and its task's process are there"
+    );
+    Ok(Connection::deferred(&saved.shim.bootstrap, &saved.container_id))
 }
 
 impl Saved {
@@ -122,7 +154,6 @@ mod tests {
 
     use super::*;
     use crate::cgroup::Cgroup;
-    use crate::init::ProcessId;
     use crate::logs::{Limits, Target};
     use crate::shim::{LogPaths, Shim};
     use crate::task::DriverNetwork;
@@ -132,7 +163,11 @@ mod tests {
         let saved = Saved {
             container_id: "redis-1".to_owned(),
             shim_binary: "/usr/bin/containerd-shim-runc-v2".into(),
-            shim: Shim { bootstrap: Bootstrap { version: ApiVersion::V2, socket: "/run/s".into() }, pid: 7 },
+            shim: Shim {
+                bootstrap: Bootstrap { version: ApiVersion::V2, socket: "/run/s".into() },
+                pid: 7,
+                started_ticks: 6,
+            },
             init: ProcessId { pid: 8, started_ticks: 9 },
             started_at: SystemTime::UNIX_EPOCH + Duration::new(1_700_000_000, 5),
             logs: LogPaths { stdout: "/o".into(), stderr: "/e".into() },
@@ -150,6 +185,7 @@ mod tests {
                 ports: [("http".to_owned(), 80)].into(),
                 auto_advertise: true,
             }),
+            oom_kills: Some(2),
         };
         assert_eq!(Saved::decode(&saved.encode().unwrap()).unwrap(), saved);
         assert!(Saved::decode(b"\x81garbage").unwrap_err().to_string().contains("not ours"));

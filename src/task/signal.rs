@@ -24,6 +24,11 @@ pub(super) fn parse(text: &str) -> Result<i32> {
     number.ok_or_else(|| unknown(text))
 }
 
+/// Whether this is Nomad's name for no signal at all, which its list of signals has.
+pub(super) fn is_none(text: &str) -> bool {
+    text.trim().eq_ignore_ascii_case("SIGNULL")
+}
+
 /// Some signals have a second name.
 fn usual(name: &str) -> &str {
     match name {
@@ -77,6 +82,12 @@ mod tests {
         ] {
             assert_eq!(parse(text).unwrap(), number, "{text}");
         }
+    }
+
+    #[test]
+    fn no_signal_has_a_name_of_its_own() {
+        assert!(is_none("SIGNULL") && is_none(" signull"));
+        assert!(!is_none("") && !is_none("SIGTERM") && parse("SIGNULL").is_err());
     }
 
     #[test]

@@ -20,6 +20,7 @@ use shim_protos::{RuncOptions, api};
 use tokio::sync::{OnceCell, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::attempts::Attempt;
 use super::events::Teller;
 use super::network::Joined;
 use super::output::Output;
@@ -33,7 +34,8 @@ use crate::cgroup::Cgroup;
 use crate::config::{Labels, Pull, PullPolicy, Sharing, TaskAuth as Auth};
 use crate::containerd::{Access, Credentials, Image, Policy, Record, is_server};
 use crate::error::{Error, Result};
-use crate::init::{Init, ProcessId};
+use crate::init::Init;
+use crate::process_stat::{self, ProcessId};
 use crate::rootfs;
 use crate::shim::{self, Connection, Shim};
 use crate::spec::{self, BoundFile};
@@ -143,11 +145,11 @@ async fn run(
 
 /// One start, and what it is made from.
 struct Start<'a> {
-    settings: &'a Settings,
+    settings: &'a Arc<Settings>,
     config: &'a pb::TaskConfig,
     wanted: &'a Wanted,
     place: &'a Place,
-    tasks: &'a Tasks,
+    tasks: &'a Arc<Tasks>,
     starting: &'a Starting,
     timeline: &'a Timeline,
 }
@@ -184,6 +186,10 @@ impl Start<'_> {
             // Of a start that the plugin did not survive.
             Place::by_id(self.settings, &self.place.id).tear_down().await?;
         }
+        tokio::select! {
+            ended = self.end_earlier_attempts() => ended?,
+            error = asker.called_off() => return Err(error),
+        }
         let timeline = self.timeline;
         let hold = self.tasks.image_uses.hold(&self.wanted.image.name()).await;
         let image = tokio::select! {
@@ -195,6 +201,7 @@ impl Start<'_> {
             error = asker.called_off() => return Err(error),
         };
         timeline.step("bundle", async { self.place.bundle.create(&self.place.launcher.binary) }).await?;
+        self.attempt().write(&self.place.bundle)?;
         let (own, kept) = output.make_own()?;
         held.extend(own);
         let given_up = CancellationToken::new();
@@ -228,6 +235,16 @@ impl Start<'_> {
             Some(error) => Err(error),
             None => Ok(task),
         }
+    }
+
+    /// Whose container it is.
+    fn attempt(&self) -> Attempt {
+        let Identity { task_id: _, alloc_id, name } = Identity::of(self.config);
+        Attempt { alloc_id, task: name, cgroup: self.wanted.cgroup.path.clone() }
+    }
+
+    async fn end_earlier_attempts(&self) -> Result<()> {
+        self.tasks.end_earlier_attempts(self.settings, self.place, self.attempt()).await
     }
 
     /// Whom it has to wait for is waited for before: meanwhile others have their turns.
@@ -292,8 +309,8 @@ impl Start<'_> {
         let (Place { id, bundle, launcher, .. }, timeline) = (self.place, self.timeline);
         let bootstrap = timeline.step("shim/exec", launcher.start(bundle, id, kept)).await?;
         let connection = timeline.step("shim/connect", Connection::open(&bootstrap, id)).await?;
-        let pid = timeline.step("shim/ask", connection.pid_of_fresh_shim()).await?;
-        let shim = Shim { bootstrap, pid };
+        let said = timeline.step("shim/ask", connection.pid_of_fresh_shim()).await?;
+        let shim = launcher.identify(bootstrap, bundle, id, said).await?;
         bundle.write_shim(&shim)?;
         Ok((connection, shim))
     }
@@ -403,9 +420,10 @@ impl Start<'_> {
             bundle.write_spec(&spec::with_private_pids(spec)?)?;
         }
         // Before it can end, so that the kernel's word on its end can be asked for.
-        let id = ProcessId::of(pid);
+        let id = self.first_process(pid, &shim);
         let init = Init::open(id);
-        timeline.step("cpuset", place_in_cpuset(cgroup.clone(), pid)).await?;
+        timeline.step("cpuset", place_in_cpuset(cgroup.clone(), id.pid)).await?;
+        let oom_kills = cgroup.oom_kills();
         let waiting = supervisor::ask(&connection, "").await;
         timeline.step("start", connection.start()).await?;
         let saved = Saved {
@@ -421,12 +439,28 @@ impl Start<'_> {
             image_digest: image.digest.clone(),
             stop_signal: stop_signal(image),
             network,
+            oom_kills: Some(oom_kills),
         };
         let (place, teller) = (self.place.clone(), self.teller());
         let pump = self.tasks.collect_output(&saved, &teller).await?;
         bundle.keep()?;
-        let watch = Watch { saved, place, teller, init, connection, waiting, pump, oom_kills: 0 };
+        let watch = Watch { saved, place, teller, init, connection, waiting, pump, oom_kills };
         Ok(Task::watched(watch, self.settings))
+    }
+
+    /// The task's first process, which has the pid that the shim says only if it is the shim's doing: what descends from it,
+    /// or is in the task's cgroup. Any other is not known, and left alone.
+    fn first_process(&self, said: i32, shim: &Shim) -> ProcessId {
+        let is_in_cgroup = || self.wanted.cgroup.processes().is_ok_and(|pids| pids.contains(&said));
+        if said > 1 && (process_stat::descends(said, shim.pid) || is_in_cgroup()) {
+            return ProcessId::of(said);
+        }
+        tracing::warn!(
+            container = self.place.id,
+            pid = said,
+            "the shim names a process as the task's which is none of its own; the kernel is not asked for the task's end"
+        );
+        ProcessId::UNKNOWN
     }
 
     fn teller(&self) -> Teller {
@@ -495,7 +529,8 @@ fn user(config: &pb::TaskConfig, image: &Image) -> String {
 /// The kernel may take its time: a move between control groups of v1 waits for all processors.
 async fn place_in_cpuset(cgroup: Cgroup, pid: i32) -> Result<()> {
     let placed = tokio::task::spawn_blocking(move || {
-        let Some(cpuset) = &cgroup.cpuset else { return Ok(()) };
+        // 0 would be this plugin.
+        let Some(cpuset) = cgroup.cpuset.as_ref().filter(|_| pid > 0) else { return Ok(()) };
         let doing = format!("put the task into the cpuset {}", cpuset.display());
         cgroup.place(pid).map_err(|error| Error::system(doing, &error))
     });

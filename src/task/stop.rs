@@ -6,7 +6,6 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::{Phase, Slot, Task, Tasks, place, signal};
-use crate::cgroup;
 use crate::error::{Error, Result};
 
 /// How long a killed task may take to be gone. The kernel needs no time, but a process stuck in a device does.
@@ -22,7 +21,7 @@ impl Tasks {
     /// that is not here is one that has stopped: the agent repeats a stop that fails for minutes.
     ///
     /// # Errors
-    /// When the signal doesn't exist, or not even SIGKILL ends the task.
+    /// When not even SIGKILL ends the task.
     pub(crate) async fn stop(&self, task_id: &str, asked: &str, timeout: Duration) -> Result<()> {
         let task = loop {
             let freed = self.freed.notified();
@@ -42,14 +41,16 @@ impl Task {
     /// timeout. Returns once it has ended.
     ///
     /// # Errors
-    /// When the signal doesn't exist, or not even SIGKILL ends the task.
+    /// When not even SIGKILL ends the task.
     async fn stop(&self, asked: &str, timeout: Duration) -> Result<()> {
-        let signal = self.stop_signal(asked)?;
+        let signal = self.stop_signal(asked);
         if self.has_exited() {
             return Ok(());
         }
         let ends = async {
-            if let Err(error) = self.connection.kill(signal, false).await {
+            if let Some(signal) = signal
+                && let Err(error) = self.connection.kill(signal, false).await
+            {
                 // Most often it has just ended by itself; if not, SIGKILL will tell.
                 tracing::debug!(task = self.id(), signal, %error, "the stop signal was not delivered");
             }
@@ -71,13 +72,14 @@ impl Task {
     /// # Errors
     /// When not even SIGKILL ends it.
     pub(super) async fn kill_all(&self) -> Result<()> {
-        if let Err(error) = cgroup::kill_all(&self.saved.cgroup.path).await {
-            tracing::debug!(task = self.id(), %error, "not all of its processes have ended yet");
-        }
+        let is_alone = self.place.kill_group().await.unwrap_or_else(|error| {
+            tracing::warn!(task = self.id(), %error, "not all of its processes have ended yet");
+            true
+        });
         if self.ends_within(SHIM_TELLS).await {
             return Ok(());
         }
-        let by_shim = self.connection.kill(Signal::SIGKILL as i32, true);
+        let by_shim = self.connection.kill(Signal::SIGKILL as i32, is_alone);
         let by_shim = tokio::time::timeout(SHIM_KILLS, by_shim).await;
         if self.ends_within(AFTER_SIGKILL).await {
             return Ok(());
@@ -101,19 +103,22 @@ impl Task {
         self.connection.kill(signal, false).await.map_err(|error| Error::Failed(error.to_string()))
     }
 
-    fn stop_signal(&self, asked: &str) -> Result<i32> {
-        if !asked.is_empty() {
-            return signal::parse(asked);
+    /// The signal that a task is asked to end by: the job's, else the image's, else SIGTERM, which also stands in for one
+    /// that does not exist: a task that has no such signal can be stopped all the same. None for Nomad's SIGNULL.
+    fn stop_signal(&self, asked: &str) -> Option<i32> {
+        if signal::is_none(asked) {
+            return None;
         }
-        let of_image = self.saved.stop_signal.as_deref().filter(|name| !name.is_empty());
-        match of_image.map(signal::parse) {
-            Some(Ok(signal)) => Ok(signal),
-            Some(Err(error)) => {
-                tracing::warn!(task = self.id(), %error, "the image's stop signal is no signal; SIGTERM it is");
-                Ok(Signal::SIGTERM as i32)
-            }
-            None => Ok(Signal::SIGTERM as i32),
+        let of_image = self.saved.stop_signal.as_deref().unwrap_or_default();
+        let wanted = if asked.is_empty() { of_image } else { asked };
+        if wanted.is_empty() {
+            return Some(Signal::SIGTERM as i32);
         }
+        let parsed = signal::parse(wanted).unwrap_or_else(|error| {
+            tracing::warn!(task = self.id(), %error, "the task is stopped by SIGTERM instead");
+            Signal::SIGTERM as i32
+        });
+        Some(parsed)
     }
 
     pub(super) fn has_exited(&self) -> bool {

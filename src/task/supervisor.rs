@@ -9,7 +9,7 @@ use std::future::Future;
 use std::os::unix::process::ExitStatusExt;
 use std::pin::{Pin, pin};
 use std::process::ExitStatus;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::Signal;
 use tokio::sync::watch;
@@ -17,10 +17,10 @@ use tokio::sync::watch;
 use super::events::Teller;
 use super::place::Place;
 use super::{Exit, Phase, Saved};
-use crate::cgroup::{self, OomWatch};
+use crate::cgroup::OomWatch;
 use crate::init::Init;
 use crate::logs::Pump;
-use crate::shim::{self, Connection, Ended, LogPaths, drained};
+use crate::shim::{self, Connection, Ended, LogPaths, Shim, drained};
 
 /// How long the reader of the log may take for the task's last words before its end is told without them.
 const LAST_WORDS: Duration = Duration::from_secs(10);
@@ -30,6 +30,11 @@ const OVERDUE: Duration = Duration::from_secs(3);
 const ASKED_AGAIN: Duration = Duration::from_secs(3);
 /// And when nobody else does.
 const ONLY_THE_SHIM_KNOWS: Duration = Duration::from_secs(30);
+/// How long before a task's failure a process of it was killed for want of memory that is taken for its cause.
+const OOM_ENDS_TASK: Duration = Duration::from_secs(10);
+/// How long a shim is let be that can't be asked, and runs.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// A shell says 128 + n for a process that signal n ended, and so does the shim.
 const SIGNAL_BASE: i32 = 128;
 const MOST_SIGNAL: i32 = 64;
@@ -62,7 +67,7 @@ pub(super) struct Watch {
     pub(super) waiting: Waiting,
     /// Collects the task's output, where the driver does.
     pub(super) pump: Option<Pump>,
-    /// What the kernel has counted before.
+    /// What the kernel has counted before, and was told of.
     pub(super) oom_kills: u64,
 }
 
@@ -70,63 +75,128 @@ pub(super) struct Watch {
 pub(super) fn watch(watch: Watch) -> watch::Receiver<Phase> {
     let (writer, reader) = watch::channel(Phase::Running);
     tokio::spawn(async move {
-        let Watch { saved, place, teller, init, connection, waiting, pump, oom_kills } = watch;
-        let mut oom = OomWatch::begin(&saved.cgroup, oom_kills);
-        let mut ending = pin!(end(&saved, &place, init.as_ref(), &connection, waiting, pump));
-        let exit = loop {
-            tokio::select! {
-                exit = &mut ending => break exit,
-                killed = oom.next() => teller.oom_killed(killed),
-            }
-        };
-        if let killed @ 1.. = oom.count() {
-            teller.oom_killed(killed);
-        }
-        let Exit { code, signal, oom_killed, at: _, error } = &exit;
-        tracing::debug!(
-            task = teller.identity.task_id,
-            code,
-            signal,
-            oom_killed,
-            ?error,
-            "the task has ended"
-        );
+        let exit = follow(watch).await;
         writer.send_replace(Phase::Exited(exit));
     });
     reader
 }
 
-async fn end(
-    saved: &Saved,
-    place: &Place,
-    init: Option<&Init>,
-    connection: &Connection,
-    waiting: Waiting,
-    pump: Option<Pump>,
-) -> Exit {
-    let kernels_word = || init.and_then(Init::exit_status);
-    let told = tokio::select! {
-        answer = waiting => Told::Answer(answer),
-        told = overdue(connection, init) => told,
-    };
-    let mut exit = match told {
-        Told::Answer(Ok(ended)) => by_shim(ended, kernels_word()),
-        Told::Answer(Err(error)) => without_shim(place, init, &error).await,
-        Told::Unheard(at) => {
-            tracing::warn!(container = place.id, "the task has ended, and its shim does not say so");
-            by_kernel(kernels_word(), at)
+async fn follow(watch: Watch) -> Exit {
+    let Watch { saved, place, teller, init, connection, waiting, pump, oom_kills } = watch;
+    let began = SystemTime::now();
+    let mut oom = OomWatch::begin(&saved.cgroup, oom_kills);
+    let mut last_kill = None;
+    let mut told = pin!(learn(&saved, &place, init.as_ref(), &connection, waiting));
+    let told = loop {
+        tokio::select! {
+            told = &mut told => break told,
+            killed = oom.next() => {
+                last_kill = Some(Instant::now());
+                teller.oom_killed(killed);
+            }
         }
     };
-    exit.oom_killed = exit.code != 0 && saved.cgroup.oom_kills() > 0;
+    let new_kills = oom.count();
+    if new_kills > 0 {
+        teller.oom_killed(new_kills);
+    }
+    let since_start = saved.cgroup.oom_kills().saturating_sub(saved.oom_kills.unwrap_or(0));
+    let mut exit = match told {
+        Told::Answer(Ok(ended)) => by_shim(ended, init.as_ref().and_then(Init::exit_status)),
+        Told::Answer(Err(error)) => without_shim(&place, init.as_ref(), &error).await,
+        Told::Unheard(at) => {
+            tracing::warn!(container = place.id, "the task has ended, and its shim does not say so");
+            by_kernel(init.as_ref().and_then(Init::exit_status), at)
+        }
+    };
+    let kills = Kills {
+        at_the_end: new_kills > 0 || last_kill.is_some_and(|at| at.elapsed() < OOM_ENDS_TASK),
+        since_start,
+        // Nobody has seen when they were.
+        unseen: exit.at < began,
+    };
+    exit.oom_killed = exit.code != 0 && kills.have_ended_it();
     if saved.shares_pids
-        && let Err(error) = cgroup::kill_all(&saved.cgroup.path).await
+        && let Err(error) = place.kill_group().await
     {
         tracing::warn!(container = place.id, %error, "can't end what is left of the task");
     }
     if !last_words(&saved.logs, pump).await {
         tracing::warn!(container = place.id, "nobody has read all of the task's output in {LAST_WORDS:?}");
     }
+    let Exit { code, signal, oom_killed, at: _, error } = &exit;
+    let task = &teller.identity.task_id;
+    tracing::debug!(task, code, signal, oom_killed, ?error, "the task has ended");
     exit
+}
+
+/// What the kernel has killed in a task for want of memory.
+struct Kills {
+    /// Some of it right before the task's end.
+    at_the_end: bool,
+    /// How much of it since the task's start.
+    since_start: u64,
+    /// The task ended while no plugin was there.
+    unseen: bool,
+}
+
+impl Kills {
+    /// Whether they are taken for the cause of a failure. A child that was killed long before is not.
+    fn have_ended_it(&self) -> bool {
+        self.at_the_end || (self.unseen && self.since_start > 0)
+    }
+}
+
+async fn learn(
+    saved: &Saved,
+    place: &Place,
+    init: Option<&Init>,
+    connection: &Connection,
+    waiting: Waiting,
+) -> Told {
+    let again = || -> Waiting {
+        let connection = connection.clone();
+        Box::pin(async move { connection.wait("").await })
+    };
+    let is_gone = || -> Pin<Box<dyn Future<Output = bool> + Send>> {
+        let (place, shim) = (place.clone(), saved.shim.clone());
+        Box::pin(async move { shim_is_gone(&place, &shim).await })
+    };
+    tokio::select! {
+        answer = answer(waiting, again, is_gone) => Told::Answer(answer),
+        told = overdue(connection, "", init) => told,
+    }
+}
+
+async fn shim_is_gone(place: &Place, shim: &Shim) -> bool {
+    match place.launcher.process_of(shim, &place.id).await {
+        Ok(process) => process.is_none(),
+        Err(error) => {
+            tracing::warn!(container = place.id, %error, "can't tell whether the shim runs");
+            false
+        }
+    }
+}
+
+/// The shim's answer. A connection that breaks is no shim that dies: while its process is there, it is asked again.
+async fn answer(
+    waiting: Waiting,
+    again: impl Fn() -> Waiting,
+    is_gone: impl Fn() -> Pin<Box<dyn Future<Output = bool> + Send>>,
+) -> Result<Ended, shim::Error> {
+    let mut answer = waiting.await;
+    let mut pause = FIRST_PAUSE;
+    while let Err(error) = &answer {
+        // It runs, and has no such task.
+        if error.is_not_found() || is_gone().await {
+            break;
+        }
+        tracing::debug!(%error, ?pause, "the shim runs, and can't be asked for its task's end; asking again");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+        answer = again().await;
+    }
+    answer
 }
 
 /// How the end of a task was learnt.
@@ -137,18 +207,35 @@ enum Told {
     Unheard(SystemTime),
 }
 
-/// Returns when the kernel has told the end and the shim has not, for too long. The answer may have been lost on its way:
-/// the shim is asked once more then.
-async fn overdue(connection: &Connection, init: Option<&Init>) -> Told {
+/// Returns when the kernel has told the end of the task, or of an exec, and the shim has not, for too long. The answer may
+/// have been lost on its way: the shim is asked once more then.
+async fn overdue(connection: &Connection, exec_id: &str, init: Option<&Init>) -> Told {
     let Some(init) = init else { return std::future::pending().await };
     init.ended().await;
     let at = SystemTime::now();
     tokio::time::sleep(OVERDUE).await;
     let limit = if init.exit_status().is_some() { ASKED_AGAIN } else { ONLY_THE_SHIM_KNOWS };
-    match tokio::time::timeout(limit, connection.wait("")).await {
+    match tokio::time::timeout(limit, connection.wait(exec_id)).await {
         Ok(Ok(ended)) => Told::Answer(Ok(ended)),
         Ok(Err(_)) | Err(_) => Told::Unheard(at),
     }
+}
+
+/// A wait for an exec that ends also when the shim has lost the exec's end: by the kernel's word on its first process.
+pub(super) fn backed(waiting: Waiting, connection: Connection, exec_id: String, process: Init) -> Waiting {
+    Box::pin(async move {
+        let told = tokio::select! {
+            answer = waiting => return answer,
+            told = overdue(&connection, &exec_id, Some(&process)) => told,
+        };
+        let at = match told {
+            Told::Answer(answer) => return answer,
+            Told::Unheard(at) => at,
+        };
+        tracing::warn!(exec = exec_id, "a command has ended, and the shim does not say so");
+        let status = process.exit_status().map(code_of).and_then(|code| u32::try_from(code).ok());
+        status.map(|status| Ended { status, at }).ok_or_else(|| connection.lost_end(&exec_id))
+    })
 }
 
 /// What the shim said, and the kernel's word on what the shim leaves open.
@@ -196,10 +283,15 @@ async fn without_shim(place: &Place, init: Option<&Init>, error: &shim::Error) -
     let ended_before = init.is_some_and(Init::has_ended);
     let at = SystemTime::now();
     tracing::warn!(container = place.id, %error, ended_before, "lost the shim; ending its container");
-    if let Err(error) = place.launcher.delete(&place.bundle, &place.id).await {
-        tracing::error!(container = place.id, %error, "can't end the container of a lost shim");
+    if let Some(init) = init {
+        init.kill();
     }
-    let own_end = init.filter(|_| ended_before).and_then(Init::exit_status);
+    let left = place.end_without_shim().await.err();
+    if let Some(left) = &left {
+        tracing::error!(container = place.id, %left, "can't end the container of a lost shim; going on trying");
+        tokio::spawn(place.clone().keep_ending());
+    }
+    let own_end = init.filter(|_| ended_before && left.is_none()).and_then(Init::exit_status);
     match own_end.filter(|status| status.signal() != Some(Signal::SIGPIPE as i32)) {
         Some(status) => by_kernel(Some(status), at),
         None => Exit {
@@ -207,7 +299,13 @@ async fn without_shim(place: &Place, init: Option<&Init>, error: &shim::Error) -
             signal: Signal::SIGKILL as i32,
             oom_killed: false,
             at,
-            error: Some(format!("the task's shim died, and the task was killed without it: {error}")),
+            error: Some(match left {
+                None => format!("the task's shim died, and the task was killed without it: {error}"),
+                Some(left) => format!(
+                    "the task's shim died, and what is left of the task can't be ended yet; it is tried on, and until \
+                     then no other attempt is started: {left}"
+                ),
+            }),
         },
     }
 }
@@ -223,6 +321,7 @@ async fn last_words(logs: &LogPaths, pump: Option<Pump>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process_stat::ProcessId;
 
     #[test]
     fn a_status_above_128_is_likely_a_signal() {
@@ -232,6 +331,64 @@ mod tests {
         assert_eq!(likely_signal(137), 9);
         assert_eq!(likely_signal(128 + 64), 64);
         assert_eq!(likely_signal(255), 0);
+    }
+
+    #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "a child to look at, whose stdio is closed")]
+    async fn an_exec_whose_end_the_shim_has_lost_ends_by_the_kernels_word() {
+        use std::process::{Command, Stdio};
+        let mut command = Command::new("sh");
+        command.args(["-c", "exit 7"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let process = ProcessId::of(i32::try_from(child.id()).unwrap());
+        let process = Init::open(process).unwrap();
+        let nowhere =
+            shim_protos::Bootstrap { version: shim_protos::ApiVersion::V2, socket: "/nowhere.sock".into() };
+        let never: Waiting = Box::pin(std::future::pending());
+        let waiting = backed(never, Connection::deferred(&nowhere, "x"), "exec-1".to_owned(), process);
+        let ended = tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap().unwrap();
+        assert_eq!(ended.status, 7);
+        child.wait().unwrap();
+    }
+
+    fn broken() -> shim::Error {
+        let source = shim_protos::CallError::Disconnected("broken".to_owned());
+        shim::Error::Call { doing: "wait for x".to_owned(), source }
+    }
+
+    #[tokio::test]
+    async fn a_shim_that_runs_is_asked_again_however_often_the_connection_breaks() {
+        let asked = std::cell::Cell::new(0);
+        let ended = Ended { status: 7, at: SystemTime::UNIX_EPOCH };
+        let again = || -> Waiting {
+            asked.set(asked.get() + 1);
+            let answer = if asked.get() == 3 { Ok(ended) } else { Err(broken()) };
+            Box::pin(async { answer })
+        };
+        let first: Waiting = Box::pin(async { Err(broken()) });
+        assert_eq!(answer(first, again, || Box::pin(async { false })).await.unwrap(), ended);
+        assert_eq!(asked.get(), 3);
+    }
+
+    #[tokio::test]
+    async fn a_shim_that_is_gone_or_has_no_such_task_is_not_asked_again() {
+        let never = || -> Waiting { panic!("asked again") };
+        let first: Waiting = Box::pin(async { Err(broken()) });
+        assert!(answer(first, never, || Box::pin(async { true })).await.is_err());
+        let unknown = shim_protos::CallError::NotFound("no such task".to_owned());
+        let unknown = shim::Error::Call { doing: "wait for x".to_owned(), source: unknown };
+        let first: Waiting = Box::pin(async { Err(unknown) });
+        assert!(answer(first, never, || Box::pin(async { false })).await.is_err());
+    }
+
+    #[test]
+    fn a_child_that_was_killed_long_ago_is_not_what_ended_the_task() {
+        let ended =
+            |at_the_end, since_start, unseen| Kills { at_the_end, since_start, unseen }.have_ended_it();
+        assert!(ended(true, 1, false));
+        assert!(!ended(false, 1, false));
+        assert!(ended(false, 1, true), "it ended while nobody looked");
+        assert!(!ended(false, 0, true));
     }
 
     #[test]

@@ -30,6 +30,7 @@ impl Tasks {
             return;
         }
         open_files::complain();
+        tokio::spawn(Arc::clone(self).end_stuck());
         tokio::spawn(Arc::clone(self).reap_orphans(settings.clone()));
         tokio::spawn(Arc::clone(self).collect_images(settings.clone()));
         let tasks = Arc::clone(self);

@@ -4,7 +4,6 @@
 //! The order: the processes first, then a network of the task's own, then what containerd keeps, and the bundle last,
 //! since as long as it is there somebody will come back for the rest.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +12,6 @@ use nix::sys::signal::Signal;
 use super::place::{self, Place};
 use super::timeline::{Call, Timeline};
 use super::{Ending, Settings, Slot, Tasks};
-use crate::cgroup;
 use crate::error::{Error, Result};
 use crate::shim::{Bundle, Connection, Shim, State};
 
@@ -42,10 +40,23 @@ impl Tasks {
         task_id: &str,
         force: bool,
     ) -> Result<()> {
-        let doing = format!("destroy task {task_id}");
+        let destroyed = self.destroy_container(settings, &place::container_id(task_id), force).await;
+        destroyed.map_err(|error| error.context(format_args!("destroy task {task_id}")))
+    }
+
+    /// As [`Self::destroy`], by the container's id.
+    ///
+    /// # Errors
+    /// As [`Self::destroy`].
+    pub(super) async fn destroy_container(
+        self: &Arc<Self>,
+        settings: Arc<Settings>,
+        container_id: &str,
+        force: bool,
+    ) -> Result<()> {
         let (place, ending) = loop {
             let freed = self.freed.notified();
-            match self.begin_destroy(&settings, task_id, force).map_err(|error| error.context(&doing))? {
+            match self.begin_destroy(&settings, container_id, force)? {
                 Some(begun) => break begun,
                 None => freed.await,
             }
@@ -58,19 +69,18 @@ impl Tasks {
             outcome
         });
         let outcome = torn_down.await.map_err(|error| Error::Failed(format!("the teardown broke: {error}")));
-        outcome.flatten().map_err(|error| error.context(doing))
+        outcome.flatten()
     }
 
     /// Marks the task as ending; from here on nobody else finds it. None while somebody else starts it, or takes it down.
     fn begin_destroy(
         self: &Arc<Self>,
         settings: &Settings,
-        task_id: &str,
+        container_id: &str,
         force: bool,
     ) -> Result<Option<(Place, Ending)>> {
-        let container_id = place::container_id(task_id);
         let mut slots = self.lock();
-        let place = match slots.get(&container_id) {
+        let place = match slots.get(container_id) {
             Some(Slot::Here(task)) if !force && !task.has_exited() => {
                 return Err(Error::Conflict(
                     "it is running: stop it first, or destroy it by force".to_owned(),
@@ -85,10 +95,10 @@ impl Tasks {
                 return Ok(None);
             }
             Some(Slot::Starting(_) | Slot::Ending) => return Ok(None),
-            None => Place::by_id(settings, &container_id),
+            None => Place::by_id(settings, container_id),
         };
-        slots.insert(container_id.clone(), Slot::Ending);
-        Ok(Some((place, Ending { tasks: Arc::clone(self), container_id })))
+        slots.insert(container_id.to_owned(), Slot::Ending);
+        Ok(Some((place, Ending { tasks: Arc::clone(self), container_id: container_id.to_owned() })))
     }
 }
 
@@ -123,9 +133,18 @@ impl Place {
     async fn take_down_parts(&self, keeps: Keeps, timeline: &Timeline) -> Result<()> {
         let Self { id, bundle, containerd, .. } = self;
         if bundle.exists() {
-            bundle.doom()?;
+            // A disk that takes no mark keeps nobody from being killed; until it has one, somebody comes back for the
+            // container as for any that Nomad doesn't know.
+            let marked = bundle.doom();
+            if let Err(error) = &marked {
+                tracing::warn!(container = id, %error, "can't mark the container as one to take down; going on");
+            }
             timeline.step("processes", self.end_processes(timeline)).await?;
             bundle.forget_processes()?;
+            if marked.is_err() {
+                // What was just removed has made room.
+                bundle.doom()?;
+            }
             timeline.step("network", self.end_network()).await?;
         }
         if keeps == Keeps::Nothing {
@@ -146,37 +165,12 @@ impl Place {
             None => false,
         };
         if !removed {
-            // A shim may run that nobody got to write down, and a container of a shim that no longer answers.
-            self.launcher.kill_leftovers(&self.id);
-            self.launcher.remove_socket(&self.id);
-            if self.bundle.may_have_container() {
-                self.launcher.delete(&self.bundle, &self.id).await?;
-                self.remove_cgroup().await?;
-            }
+            self.end_without_shim().await?;
         }
         if let Some(shim) = shim {
             shim.remove_socket();
         }
         Ok(())
-    }
-
-    /// A runtime that was killed in the middle of a create has written down nothing of what it had made.
-    async fn remove_cgroup(&self) -> Result<()> {
-        match self.cgroup_path()? {
-            Some(path) => cgroup::remove(&path).await.map_err(|error| {
-                Error::Failed(format!(
-                    "remove the cgroup {} of container {}: {error}",
-                    path.display(),
-                    self.id
-                ))
-            }),
-            None => Ok(()),
-        }
-    }
-
-    fn cgroup_path(&self) -> Result<Option<PathBuf>> {
-        let spec = self.bundle.read_spec()?;
-        Ok(spec.linux().as_ref().and_then(|linux| linux.cgroups_path().clone()))
     }
 
     /// The orderly way: the shim kills what runs, removes the container, and ends itself. False where it knew of no
@@ -195,18 +189,20 @@ impl Place {
             Ok(State::Created | State::Running) => {
                 let ended = super::supervisor::ask(&connection, "").await;
                 // Before the shim does: it would lock up over many processes of which it is the reaper.
-                if let Ok(Some(path)) = self.cgroup_path() {
-                    let _ = cgroup::kill_all(&path).await;
-                }
-                // What is not in there; most often it has ended by now.
-                let _ = connection.kill(Signal::SIGKILL as i32, true).await;
+                let is_alone = self.kill_group().await.unwrap_or_else(|error| {
+                    tracing::warn!(container = self.id, %error, "not all of its processes have ended yet");
+                    true
+                });
+                // What is not in there; most often it has ended by now. All that the runtime finds is not meant where that
+                // may be another's.
+                let _ = connection.kill(Signal::SIGKILL as i32, is_alone).await;
                 let _ = tokio::time::timeout(KILLED, ended).await;
                 timeline.step("processes/delete", connection.delete()).await?;
                 true
             }
             Err(error) if error.is_not_found() => {
                 // It may be in the middle of a create.
-                shim.kill_started();
+                self.launcher.kill_started(shim, &self.id).await;
                 false
             }
             Err(error) => return Err(error),
@@ -215,7 +211,7 @@ impl Place {
         connection.shutdown().await?;
         if !shim.ends_within(SHIM_ENDS).await {
             tracing::warn!(container = self.id, pid = shim.pid, "the shim did not end; it will be killed");
-            self.launcher.kill_leftovers(&self.id);
+            self.launcher.kill_leftovers(&self.bundle, &self.id).await;
         }
         Ok(removed)
     }

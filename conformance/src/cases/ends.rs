@@ -25,6 +25,7 @@ cases!["ends":
     an_end_is_the_same_after_a_recovery,
     a_child_killed_for_want_of_memory_is_told_while_the_task_runs_on,
     a_child_killed_for_want_of_memory_may_be_why_a_task_fails,
+    a_child_killed_for_want_of_memory_long_ago_is_not,
     a_recovery_is_told,
 ];
 
@@ -211,6 +212,17 @@ async fn a_child_killed_for_want_of_memory_may_be_why_a_task_fails(scene: &Scene
     tell_to_end(&task)?;
     let exit = task.wait(&plugin).await?;
     same!((exit.exit_code, exit.signal, exit.oom_killed), (4, 0, true));
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_child_killed_for_want_of_memory_long_ago_is_not(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = greedy(scene, &plugin, "exit 4").await?;
+    tokio::time::sleep(std::time::Duration::from_secs(14)).await;
+    tell_to_end(&task)?;
+    let exit = task.wait(&plugin).await?;
+    same!((exit.exit_code, exit.signal, exit.oom_killed), (4, 0, false));
     task.destroy(&plugin).await?;
     plugin.shut_down().await
 }

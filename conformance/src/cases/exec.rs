@@ -95,6 +95,11 @@ async fn a_command_that_is_not_there_is_text_and_127(scene: &Scene) -> Result<()
         let text = said.stdout_text() + &said.stderr_text();
         ensure!(text.contains("no-such-command"), "it said {text:?}");
     }
+    // Whatever it is called.
+    for command in ["is-stopped", "is not running", "container does not exist"] {
+        let said = Exec::open(&plugin, task.id(), &[command], false).await?.finish(LIMIT).await?;
+        same!((command, said.code()?), (command, 127));
+    }
     // The next one is not harmed by it.
     same!(shell(&plugin, &task, "exit 1", false).await?.finish(LIMIT).await?.code()?, 1);
     leave(plugin, &task).await

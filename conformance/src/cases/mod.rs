@@ -40,6 +40,7 @@ mod network_failures;
 mod networks;
 mod obedient;
 mod orphans;
+mod own_cgroups;
 mod paths;
 mod privileged;
 mod process;
@@ -118,6 +119,7 @@ pub fn all() -> Vec<Case> {
         gaps::cases(),
         ends::cases(),
         orphans::cases(),
+        own_cgroups::cases(),
         start_failures::cases(),
         starts::long_cases(),
         two_plugins::cases(),

@@ -3,10 +3,16 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
 use super::obedient::{obedient, tell_to_end};
-use super::{cases, same, until};
+use super::recover::shim_pid;
+use super::{cases, is_recoverable, refused, same, until};
+use crate::case::skip;
+use crate::fixture::traces::children;
+use crate::host::cgroup::{Nested, is_v2};
+use crate::processes::alive;
 use crate::scene::Scene;
 use crate::task::LIMIT;
 
@@ -17,6 +23,9 @@ cases!["orphans":
     one_whose_recovery_failed_is_taken_down,
     a_dry_run_only_names_them,
     they_are_left_alone_where_the_operator_says_so,
+    a_second_attempt_of_an_orphans_allocation_begins_with_the_orphans_end,
+    a_second_attempt_begins_with_the_end_of_one_whose_answer_was_lost,
+    a_second_attempt_is_put_off_while_the_first_one_runs,
 ];
 
 /// What of a plugin's log tells of an orphan.
@@ -144,5 +153,72 @@ async fn left_alone(scene: &Scene, more: &Value) -> Result<()> {
     tell_to_end(&task)?;
     same!(task.wait(&next).await?.exit_code, 11);
     task.destroy(&next).await?;
+    next.shut_down().await
+}
+
+/// The agent dies before it has written down the handle, and starts the same allocation anew.
+async fn a_second_attempt_of_an_orphans_allocation_begins_with_the_orphans_end(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let mut task = obedient(scene, &plugin).await?;
+    let (first, pid) = (shim_pid(scene)?, task.pid()?);
+    plugin.kill().await?;
+    let mut next = scene.plugin_as(&scene.launch(), &options(scene, &json!({}))).await?;
+    task.next_attempt()?;
+    task.start(&next).await?;
+    ensure!(!alive(pid) && !alive(first.as_raw()), "two attempts of one task run");
+    let second = task.pid()?;
+    // Past the grace of orphans, and some rounds of those who look for them and for what is marked.
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    same!(task.pid()?, second);
+    same!(task.exec(&next, "echo here").await?, (0, "here\n".to_owned()));
+    tell_to_end(&task)?;
+    same!(task.wait(&next).await?.exit_code, 11);
+    task.destroy(&next).await?;
+    next.shut_down().await
+}
+
+async fn a_second_attempt_begins_with_the_end_of_one_whose_answer_was_lost(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let mut task = obedient(scene, &plugin).await?;
+    let pid = task.pid()?;
+    // Which the agent never heard of.
+    task.next_attempt()?;
+    task.start(&plugin).await?;
+    ensure!(!alive(pid), "two attempts of one task run");
+    tell_to_end(&task)?;
+    same!(task.wait(&plugin).await?.exit_code, 11);
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+/// The first one has lost its shim, and can't be killed for as long as it is frozen, out of the group that is the task's.
+async fn a_second_attempt_is_put_off_while_the_first_one_runs(scene: &Scene) -> Result<()> {
+    if is_v2() {
+        return skip("a frozen process can be killed on cgroup v2");
+    }
+    let mut plugin = scene.plugin().await?;
+    let mut task = obedient(scene, &plugin).await?;
+    let pid = task.pid()?;
+    let elsewhere = Nested::elsewhere(&format!("of-{}", task.alloc.cgroup.name()), &[pid])?;
+    elsewhere.freeze()?;
+    plugin.kill().await?;
+    kill(shim_pid(scene)?, Signal::SIGKILL)?;
+    let container = children(&scene.state_dir().join("nomad")).pop().context("no bundle")?;
+    let container = container.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut next = scene.plugin_as(&scene.launch(), &options(scene, &json!({}))).await?;
+    task.next_attempt()?;
+    let status = refused(next.start_task(task.config.clone()).await, &[&container, "earlier attempt"])?;
+    ensure!(is_recoverable(&status)?, "Nomad would give up: {status:?}");
+    ensure!(alive(pid), "it was not to be killed while it is frozen");
+    elsewhere.thaw()?;
+    task.start(&next).await?;
+    ensure!(!alive(pid), "two attempts of one task run");
+    let second = task.pid()?;
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    same!(task.pid()?, second);
+    tell_to_end(&task)?;
+    same!(task.wait(&next).await?.exit_code, 11);
+    task.destroy(&next).await?;
+    elsewhere.remove()?;
     next.shut_down().await
 }

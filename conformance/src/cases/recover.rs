@@ -29,6 +29,7 @@ cases!["recover":
     a_task_that_is_gone_is_not_recovered,
     a_shim_that_is_killed_is_an_error_that_names_it,
     a_shim_that_was_killed_meanwhile_is_no_task_to_recover,
+    a_plugin_that_can_open_nothing_loses_no_task,
 ];
 
 /// The shim of a case's only task.
@@ -310,5 +311,34 @@ async fn a_shim_that_was_killed_meanwhile_is_no_task_to_recover(scene: &Scene) -
     refused(next.recover_task(task.kept_handle()?).await, &["shim"])?;
     task.end(&next).await?;
     scene.nothing_left()?;
+    next.shut_down().await
+}
+
+/// Sets how many files a process may have open; what it has stays open.
+fn limit_files(pid: u32, count: usize) -> Result<()> {
+    let arguments = [format!("--pid={pid}"), format!("--nofile={count}:")];
+    let status = std::process::Command::new("prlimit").args(arguments).status()?;
+    ensure!(status.success(), "prlimit ended with {status}");
+    Ok(())
+}
+
+async fn a_plugin_that_can_open_nothing_loses_no_task(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = obedient(scene, &plugin).await?;
+    let pid = task.pid()?;
+    plugin.kill().await?;
+    let mut next = scene.plugin().await?;
+    let hard = std::fs::read_to_string(format!("/proc/{}/limits", next.pid()))?;
+    let hard = hard.lines().find(|line| line.starts_with("Max open files")).context("no limit")?;
+    let hard: usize = hard.split_whitespace().nth(4).context("no hard limit")?.parse()?;
+    limit_files(next.pid(), 3)?;
+    let recovered = task.recover(&next).await;
+    limit_files(next.pid(), hard)?;
+    recovered.context("the plugin's own trouble was taken for the task's end")?;
+    same!(task.pid()?, pid);
+    same!(next.inspect_task(task.id()).await?.task.unwrap_or_default().state(), TaskState::Running);
+    tell_to_end(&task)?;
+    same!(task.wait(&next).await?.exit_code, 11);
+    task.destroy(&next).await?;
     next.shut_down().await
 }

@@ -18,6 +18,7 @@ cases!["script check":
     one_that_takes_too_long_is_called_off,
     its_time_counts_from_when_it_runs_however_long_its_start_takes,
     at_its_timeout_all_that_it_started_is_killed,
+    at_its_timeout_what_is_many_or_has_no_name_is_killed,
     at_its_timeout_what_runs_from_other_execs_lives_on,
     one_that_leaves_something_in_the_background_ends,
     one_whose_caller_goes_away_is_killed,
@@ -141,6 +142,17 @@ fn pids_of(task: &Task, digits: &str) -> Vec<i32> {
         String::from_utf8_lossy(&line).contains(&format!("sleep\0{prefix}"))
     };
     task.alloc.cgroup.pids().into_iter().filter(is_ours).collect()
+}
+
+async fn at_its_timeout_what_is_many_or_has_no_name_is_killed(scene: &Scene) -> Result<()> {
+    let (plugin, task) = sleeper(scene).await?;
+    let before = task.alloc.cgroup.pids();
+    // A name that is no text, and more processes than are held at a time.
+    let script =
+        "printf 'caf\\303' > /proc/$$/comm; i=0; while [ $i -lt 300 ]; do sleep 600 & i=$((i+1)); done; wait";
+    run_out_of_time(&plugin, &task, script).await?;
+    same!(task.alloc.cgroup.pids(), before);
+    leave(plugin, &task).await
 }
 
 async fn at_its_timeout_what_runs_from_other_execs_lives_on(scene: &Scene) -> Result<()> {

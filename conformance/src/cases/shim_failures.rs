@@ -2,16 +2,23 @@
 //! failure off, so that the same plugin shows that it still works.
 
 use std::fs::{self, Permissions};
+use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 
+use super::obedient::{obedient, tell_to_end};
+use super::recover::shim_pid;
 use super::{cases, refused, same, until};
 use crate::fixture::Programs;
 use crate::scene::Scene;
+use crate::task::LIMIT;
 
 cases!["shim failure":
     a_shim_that_hangs_is_given_up,
@@ -26,6 +33,10 @@ cases!["shim failure":
     a_start_that_is_called_off_while_the_runtime_creates_leaves_nothing,
     a_start_that_is_stopped_while_the_runtime_creates_leaves_nothing,
     a_create_cut_off_before_its_runtime_was_written_down_leaves_nothing,
+    a_lost_shim_whose_clean_up_fails_leaves_nothing_that_runs,
+    a_lost_shim_whose_binary_is_gone_is_cleaned_up_by_the_configured_one,
+    a_connection_that_breaks_again_and_again_ends_no_task,
+    a_shim_that_panics_is_quoted_with_its_last_words,
 ];
 
 const SHIM: &str = "containerd-shim-scripted-v1";
@@ -247,4 +258,151 @@ async fn a_create_cut_off_before_its_runtime_was_written_down_leaves_nothing(sce
     scene.nothing_left_within(Duration::from_secs(40))?;
     scene.still_works(&next).await?;
     next.shut_down().await
+}
+
+async fn a_lost_shim_whose_clean_up_fails_leaves_nothing_that_runs(scene: &Scene) -> Result<()> {
+    let scripted = Scripted::new(scene)?;
+    scripted.shim("case \"$*\" in *delete) echo 'no clean-up on tuesdays' >&2; exit 1;; esac")?;
+    let mut launch = scene.launch();
+    launch.look_first_in(scripted.directory.clone());
+    let mut options = scene.options();
+    options["containerd_runtime"] = json!("io.containerd.scripted.v1");
+    for while_it_is_watched in [true, false] {
+        let mut plugin = scene.plugin_as(&launch, &options).await?;
+        let task = scene.run(&plugin, &scene.shell("sleep 600 & sleep 600")).await?;
+        task.processes_become(2).await?;
+        if while_it_is_watched {
+            let waiting = task.wait_answer(&plugin);
+            kill(shim_pid(scene)?, Signal::SIGKILL)?;
+            let answer = waiting.await?;
+            ensure!(answer.err.contains("shim"), "WaitTask's err is {:?}", answer.err);
+            same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+        } else {
+            plugin.kill().await?;
+            kill(shim_pid(scene)?, Signal::SIGKILL)?;
+            plugin = scene.plugin_as(&launch, &options).await?;
+        }
+        // Nothing is left that it could be needed for.
+        task.end(&plugin).await?;
+        scene.nothing_left()?;
+        plugin.shut_down().await?;
+    }
+    Ok(())
+}
+
+async fn a_lost_shim_whose_binary_is_gone_is_cleaned_up_by_the_configured_one(scene: &Scene) -> Result<()> {
+    let scripted = Scripted::new(scene)?;
+    scripted.shim("true")?;
+    let mut launch = scene.launch();
+    launch.look_first_in(scripted.directory.clone());
+    let mut options = scene.options();
+    options["containerd_runtime"] = json!("io.containerd.scripted.v1");
+    let mut plugin = scene.plugin_as(&launch, &options).await?;
+    let task = scene.run(&plugin, &scene.shell("sleep 600 & sleep 600")).await?;
+    plugin.kill().await?;
+    // An upgrade.
+    fs::remove_file(scripted.directory.join(SHIM))?;
+    let mut next = scene.plugin().await?;
+    task.recover(&next).await?;
+    let waiting = task.wait_answer(&next);
+    kill(shim_pid(scene)?, Signal::SIGKILL)?;
+    ensure!(waiting.await?.err.contains("shim"), "not said");
+    same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+    task.destroy(&next).await?;
+    scene.nothing_left()?;
+    next.shut_down().await
+}
+
+/// Between a plugin and a shim, whose address has the same length: so it fits into whatever form an answer has.
+struct Between {
+    address: PathBuf,
+    connections: Arc<Mutex<Vec<UnixStream>>>,
+}
+
+impl Between {
+    /// Passes on what comes at an address to the one that is in `real` by then.
+    fn listen(real: PathBuf) -> Result<Self> {
+        let address = Path::new("/run/containerd/s").join(format!("{:064x}", std::process::id()));
+        let _ = fs::remove_file(&address);
+        fs::create_dir_all("/run/containerd/s")?;
+        let listener = UnixListener::bind(&address)?;
+        let connections: Arc<Mutex<Vec<UnixStream>>> = Arc::default();
+        let all = Arc::clone(&connections);
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let Ok(server) = fs::read_to_string(&real).and_then(|at| UnixStream::connect(at.trim()))
+                else {
+                    return;
+                };
+                let ends = [(&client, &server), (&server, &client)];
+                for (from, to) in ends.map(|(from, to)| (from.try_clone(), to.try_clone())) {
+                    let (Ok(mut from), Ok(mut to)) = (from, to) else { return };
+                    std::thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(Shutdown::Both);
+                    });
+                }
+                all.lock().unwrap_or_else(PoisonError::into_inner).extend([client, server]);
+            }
+        });
+        Ok(Self { address, connections })
+    }
+
+    /// Breaks all connections. Returns how many there were.
+    fn cut(&self) -> usize {
+        let all = std::mem::take(&mut *self.connections.lock().unwrap_or_else(PoisonError::into_inner));
+        all.iter().for_each(|connection| drop(connection.shutdown(Shutdown::Both)));
+        all.len() / 2
+    }
+}
+
+impl Drop for Between {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.address);
+    }
+}
+
+async fn a_connection_that_breaks_again_and_again_ends_no_task(scene: &Scene) -> Result<()> {
+    let scripted = Scripted::new(scene)?;
+    let real = scripted.directory.join("real");
+    let between = Between::listen(real.clone())?;
+    let sockets = "/run/containerd/s/[0-9a-f]*";
+    scripted.shim(&format!(
+        "case \"$*\" in *start)\n  $real \"$@\" > $0.answer || exit 1\n  grep -ao '{sockets}' $0.answer > {}\n  \
+         sed 's,{sockets},{},' $0.answer; exit 0;;\nesac",
+        real.display(),
+        between.address.display(),
+    ))?;
+    let mut launch = scene.launch();
+    launch.look_first_in(scripted.directory.clone());
+    let mut options = scene.options();
+    options["containerd_runtime"] = json!("io.containerd.scripted.v1");
+    let mut plugin = scene.plugin_as(&launch, &options).await?;
+    let task = obedient(scene, &plugin).await?;
+    for _ in 0..5 {
+        until(LIMIT, "a connection", || between.cut() > 0).await?;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    same!(task.exec(&plugin, "echo here").await?, (0, "here\n".to_owned()));
+    tell_to_end(&task)?;
+    let exit = task.wait(&plugin).await?;
+    same!((exit.exit_code, exit.signal), (11, 0));
+    task.destroy(&plugin).await?;
+    scene.nothing_left()?;
+    plugin.shut_down().await
+}
+
+async fn a_shim_that_panics_is_quoted_with_its_last_words(scene: &Scene) -> Result<()> {
+    let scripted = Scripted::new(scene)?;
+    scripted.shim("head -c 3000000 /dev/zero | tr '\\0' x >&2; printf '\\377 goroutine 7' >&2; exit 2")?;
+    let mut launch = scene.launch();
+    launch.look_first_in(scripted.directory.clone());
+    let mut options = scene.options();
+    options["containerd_runtime"] = json!("io.containerd.scripted.v1");
+    let mut plugin = scene.plugin_as(&launch, &options).await?;
+    let task = scene.prepare(&plugin, &scene.shell("exit 3")).await?;
+    let status = refused(plugin.start_task(task.config.clone()).await, &[SHIM, "goroutine 7"])?;
+    ensure!(status.message().len() < 16 * 1024, "{} bytes of a panic", status.message().len());
+    scene.nothing_left()?;
+    plugin.shut_down().await
 }

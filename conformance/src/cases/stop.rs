@@ -19,7 +19,8 @@ cases!["stop":
     the_images_signal_is_sent_where_the_job_has_none,
     signals_go_by_all_their_names_and_numbers,
     several_stops_at_once_all_return_at_the_end,
-    a_stop_by_no_signal_is_refused_with_the_list,
+    a_stop_by_a_signal_that_does_not_exist_is_one_by_sigterm,
+    a_stop_by_nomads_no_signal_kills_at_the_timeout,
     a_task_that_has_ended_can_be_stopped,
     a_stop_that_is_called_off_goes_on_with_the_next,
     all_processes_of_the_task_end_with_it,
@@ -134,13 +135,29 @@ async fn several_stops_at_once_all_return_at_the_end(scene: &Scene) -> Result<()
     plugin.shut_down().await
 }
 
-async fn a_stop_by_no_signal_is_refused_with_the_list(scene: &Scene) -> Result<()> {
+/// A job that names such a one can be stopped all the same: the agent would repeat a stop that is refused, and give up.
+async fn a_stop_by_a_signal_that_does_not_exist_is_one_by_sigterm(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
-    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
-    let refusal = plugin.stop_task(task.id(), PATIENT, "SIGSTOPPLEASE").await;
-    let status = refused(refusal, &["SIGSTOPPLEASE", "SIGTERM", "SIGRTMIN+n"])?;
-    same!(status.code(), Code::InvalidArgument);
-    task.end(&plugin).await?;
+    let task = listener(scene, &plugin).await?;
+    plugin.stop_task(task.id(), PATIENT, "SIGSTOPPLEASE").await?;
+    same!(task.wait(&plugin).await?.exit_code, 3);
+    same!(task.alloc.stdout.to_end(LIMIT).await?, b"ready\ngot TERM\n");
+    let log = plugin.log().all().join("\n");
+    ensure!(log.contains("SIGSTOPPLEASE") && log.contains("SIGTERM"), "not said in {log}");
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+/// It is in the list of signals by which Nomad checks a job.
+async fn a_stop_by_nomads_no_signal_kills_at_the_timeout(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = listener(scene, &plugin).await?;
+    let begun = Instant::now();
+    plugin.stop_task(task.id(), Duration::from_secs(1), "SIGNULL").await?;
+    ensure!(begun.elapsed() >= Duration::from_secs(1), "killed after {:?}", begun.elapsed());
+    same!(task.wait(&plugin).await?.signal, 9);
+    same!(task.alloc.stdout.to_end(LIMIT).await?, b"ready\n");
+    task.destroy(&plugin).await?;
     plugin.shut_down().await
 }
 

@@ -117,9 +117,101 @@ impl TaskCgroup {
         write(&state, "THAWED")
     }
 
+    /// Makes a control group in it, as a task may that can write there, and moves processes into that.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub fn nest(&self, name: &str, pids: &[i32]) -> Result<Nested> {
+        let parents = if is_v2() { vec![self.cpuset.clone()] } else { self.in_hierarchies() };
+        Nested::make(parents.into_iter().map(|parent| parent.join(name)).collect(), pids, false)
+    }
+
+    fn in_hierarchies(&self) -> Vec<PathBuf> {
+        let at = |hierarchy: &str| Path::new(ROOT).join(hierarchy).join("nomad").join(&self.name);
+        ["freezer", "memory", "pids", "cpu"].map(at).into_iter().filter(|group| group.is_dir()).collect()
+    }
+
     /// Every process in it, by the host's count.
     pub fn pids(&self) -> Vec<i32> {
         traces::pids_in(&self.name)
+    }
+}
+
+/// A control group that somebody else than the client has made, in one hierarchy or in several.
+pub struct Nested {
+    groups: Vec<PathBuf>,
+    /// Nobody else removes it.
+    elsewhere: bool,
+}
+
+impl Nested {
+    /// One that is none of a task's: elsewhere, as docker's or a kubelet's are.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub fn elsewhere(name: &str, pids: &[i32]) -> Result<Self> {
+        let at = |hierarchy: &str| Path::new(ROOT).join(hierarchy).join(name);
+        let groups = if is_v2() {
+            vec![at("")]
+        } else {
+            let entries = fs::read_dir(ROOT)?.flatten().filter(|entry| !entry.path().is_symlink());
+            let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+            names.filter(|name| name != "cpuset").map(|name| at(&name)).collect()
+        };
+        Self::make(groups, pids, true)
+    }
+
+    fn make(groups: Vec<PathBuf>, pids: &[i32], elsewhere: bool) -> Result<Self> {
+        for group in &groups {
+            make(group)?;
+            for pid in pids {
+                let file = group.join("cgroup.procs");
+                fs::write(&file, pid.to_string()).with_context(|| format!("{pid} to {}", file.display()))?;
+            }
+        }
+        Ok(Self { groups, elsewhere })
+    }
+
+    /// Freezes it, as whoever made it may.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub fn freeze(&self) -> Result<()> {
+        self.tell(if is_v2() { ("cgroup.freeze", "1") } else { ("freezer.state", "FROZEN") })
+    }
+
+    /// # Errors
+    /// Names the file.
+    pub fn thaw(&self) -> Result<()> {
+        self.tell(if is_v2() { ("cgroup.freeze", "0") } else { ("freezer.state", "THAWED") })
+    }
+
+    fn tell(&self, (file, word): (&str, &str)) -> Result<()> {
+        let file = self.groups.iter().map(|group| group.join(file)).find(|file| file.exists());
+        let file = file.context("it can't be frozen")?;
+        fs::write(&file, word).with_context(|| format!("write {}", file.display()))
+    }
+
+    /// # Errors
+    /// Names the group that is still in use.
+    pub fn remove(self) -> Result<()> {
+        let mut left = self.groups.iter().filter(|group| group.is_dir());
+        left.try_for_each(|group| {
+            fs::remove_dir(group).with_context(|| format!("remove {}", group.display()))
+        })
+    }
+}
+
+impl Drop for Nested {
+    fn drop(&mut self) {
+        if !self.elsewhere {
+            return;
+        }
+        // A case that has failed leaves nothing that can't be killed.
+        let _ = self.thaw();
+        for group in self.groups.iter().filter(|group| group.is_dir()) {
+            let _ = fs::remove_dir(group);
+        }
     }
 }
 

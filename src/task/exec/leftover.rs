@@ -6,13 +6,13 @@ use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use super::processes::{self, Root, end_runtimes, strays};
+use super::processes::{self, Root, strays};
+use super::runtimes;
 use super::{DEATH, PREFIX, Running};
-use crate::process_stat::Descent;
-use crate::shim::{Bundle, Connection};
+use crate::process_stat::ProcessId;
+use crate::shim::{Bundle, Connection, counts_in_cgroup};
 use crate::task::Saved;
 
 /// How long before its pid was written down an exec's process may have begun: as long as its start may take.
@@ -54,13 +54,15 @@ impl Leftovers {
         leftovers
     }
 
-    pub(in crate::task) async fn end(self, connection: &Connection, saved: &Saved, descent: Arc<Descent>) {
+    /// Ends them. `runtime_root` is where the runtimes that this plugin's shims run keep their state.
+    pub(in crate::task) async fn end(self, connection: &Connection, saved: &Saved, runtime_root: &Path) {
         let cgroup = &saved.cgroup;
         let Self { execs, looked, directory, pipes, held } = self;
-        let (of, shim, init) = (cgroup.clone(), saved.shim.pid, saved.init.pid);
-        // First: as long as they hang, their shim knows no process to kill.
-        let ending = move || end_runtimes(&descent, &of, shim, init, looked);
-        let _ = tokio::task::spawn_blocking(ending).await;
+        // First: as long as they hang, their shim knows no process to kill. What other shims run beside their containers
+        // belongs to these.
+        if counts_in_cgroup(&saved.shim_binary) {
+            runtimes::end(saved.shim.pid, runtime_root, looked).await;
+        }
         let ends = execs.into_iter().map(|(exec_id, root)| {
             tracing::info!(exec = exec_id, "ending a command whose client went with an earlier plugin");
             let noted = directory.join(format!("{exec_id}.pid"));
@@ -95,7 +97,11 @@ async fn end(mut running: Running, noted: PathBuf) {
 async fn end_strays(saved: &Saved, before: u64) {
     let (cgroup, shim, init) = (saved.cgroup.clone(), saved.shim.pid, saved.init.pid);
     let killed = tokio::task::spawn_blocking(move || {
-        for root in strays(&cgroup, shim, init, before) {
+        let found = strays(&cgroup, shim, init, before).unwrap_or_else(|error| {
+            tracing::warn!(%error, "can't look for commands that the shim does not know of");
+            Vec::new()
+        });
+        for root in found {
             tracing::info!(?root, "ending a command that the shim does not know of");
             if let Err(error) = root.end(&cgroup, DEATH) {
                 tracing::warn!(%error, "something of a command that was killed lives on");
@@ -118,6 +124,12 @@ fn files(directory: &Path, ending: &str) -> Vec<PathBuf> {
 
 fn stem(path: &Path) -> String {
     path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned()
+}
+
+/// The process whose pid a shim has written into a file, if it is still there: one that has come by the pid later was not
+/// begun right before the file was written.
+pub(in crate::task) fn noted_process(noted: &Path) -> Option<ProcessId> {
+    root(noted)?.process()
 }
 
 fn root(noted: &Path) -> Option<Root> {

@@ -5,6 +5,7 @@ mod input;
 mod leftover;
 mod processes;
 mod refusal;
+mod runtimes;
 mod script;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,10 +19,11 @@ use tokio::task::JoinHandle;
 use super::{Task, supervisor};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
+use crate::init::Init;
 use crate::shim::{self, Connection, ExecEnds, ExecIo, ExecPipes};
 use crate::spec;
 pub(crate) use input::{Stdin, Terminal, TerminalSize};
-pub(super) use leftover::Leftovers;
+pub(super) use leftover::{Leftovers, noted_process};
 use processes::Root;
 pub(crate) use refusal::ExecRefused;
 pub(crate) use script::ExecOutput;
@@ -101,10 +103,11 @@ impl Task {
                 return Err(failed(error));
             }
             let text = error.to_string();
-            if refusal::is_of_an_ended_task(&text) {
-                return Err(ended());
+            match refusal::of(&text, command) {
+                Some(refused) => Ok(Err(refused)),
+                None if refusal::is_of_an_ended_task(&text) => Err(ended()),
+                None => Err(failed(error)),
             }
-            refusal::of(&text, command).map(Err).ok_or_else(|| failed(error))
         })
     }
 
@@ -150,13 +153,21 @@ impl Start {
         let ended = supervisor::ask(&connection, &exec_id).await;
         let asked = processes::now();
         let pid = connection.exec_start(&exec_id).await?;
-        guard.started(Root::new(pid, asked));
+        let root = Root::new(pid, asked);
+        guard.started(root);
+        let ended = match root.and_then(|root| Init::open(root.process()?)) {
+            Some(process) => supervisor::backed(ended, connection.clone(), exec_id.clone(), process),
+            None => ended,
+        };
         // The shim has opened them all: their names have done their part.
         drop(pipes);
         let named = exec_id.clone();
         // The kernel may take its time for a move, and nobody has to wait for it.
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = cgroup.place(pid) {
+            // 0 would be this plugin.
+            if root.is_some()
+                && let Err(error) = cgroup.place(pid)
+            {
                 // Most often it has ended already.
                 tracing::debug!(exec = named, pid, %error, "can't put a command into the task's cpuset");
             }
@@ -249,9 +260,9 @@ impl Guard {
         Self { running: Some(Running { connection, exec_id, cgroup, root: None }), over: false }
     }
 
-    fn started(&mut self, root: Root) {
+    fn started(&mut self, root: Option<Root>) {
         if let Some(running) = &mut self.running {
-            running.root = Some(root);
+            running.root = root;
         }
     }
 

@@ -9,15 +9,17 @@
 //! of which call setsid.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::io;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use crate::cgroup::Cgroup;
-use crate::process_stat::{Descent, Stat};
+use crate::process_handle::ProcessHandle;
+use crate::process_stat::{ProcessId, Stat};
+
+/// How many processes of one exec are held by a descriptor each, at a time: all tasks share the plugin's.
+const HELD_AT_ONCE: usize = 256;
 
 /// An exec's first process, by its pid on the host and when it can have begun: a pid comes to be another's.
 #[derive(Debug, Clone, Copy)]
@@ -37,9 +39,17 @@ struct Process {
 }
 
 impl Root {
-    /// A process that was begun after `asked`, see [`now`], and runs by now.
-    pub(super) fn new(pid: i32, asked: u64) -> Self {
-        Self { pid, begun: (asked, now()) }
+    /// A process that was begun after `asked`, see [`now`], and runs by now. None for a pid that is nobody's, or the host's
+    /// own init's: a shim that says so does not know.
+    pub(super) fn new(pid: i32, asked: u64) -> Option<Self> {
+        (pid > 1).then(|| Self { pid, begun: (asked, now()) })
+    }
+
+    /// The process, while it is there.
+    pub(super) fn process(self) -> Option<ProcessId> {
+        let (earliest, latest) = self.begun;
+        let process = look(self.pid).filter(|process| (earliest..=latest).contains(&process.begun));
+        process.map(|process| process.id())
     }
 
     /// A process that was known to run `age` ago, and was begun no longer than `before` that.
@@ -52,45 +62,54 @@ impl Root {
     /// Kills all that is left of the exec in its task's cgroup. Blocking: not for an async thread.
     ///
     /// # Errors
-    /// When something of it still lives after `limit`.
-    pub(super) fn end(self, cgroup: &Cgroup, limit: Duration) -> std::io::Result<()> {
+    /// When something of it still lives after `limit`, or who is in the task can't be told.
+    pub(super) fn end(self, cgroup: &Cgroup, limit: Duration) -> io::Result<()> {
         let deadline = Instant::now() + limit;
         loop {
-            let held = self.hold(cgroup, deadline)?;
+            let mut held = BTreeMap::new();
+            let outcome = self.hold(cgroup, deadline, &mut held);
+            // Whatever was halted, also where not all could be: nothing of a task's stays halted.
+            held.values().for_each(ProcessHandle::kill);
             if held.is_empty() {
-                return Ok(());
+                return outcome;
             }
-            for process in held.values() {
-                let _ = pidfd_send_signal(process, Signal::KILL);
+            if !held.values().all(|process| process.ends_before(deadline)) {
+                return Err(io::ErrorKind::TimedOut.into());
             }
-            for process in held.values() {
-                wait(process, deadline)?;
-            }
+            outcome?;
         }
     }
 
-    /// Stops all that lives, until there is nobody new: what is stopped has no more children, and one that is killed
-    /// first would leave its own to the task's init, where they can't be told from the task's.
-    fn hold(self, cgroup: &Cgroup, deadline: Instant) -> std::io::Result<BTreeMap<i32, OwnedFd>> {
-        let mut held = BTreeMap::new();
+    /// Halts all that lives, until there is nobody new: what is halted has no more children, and one that is killed
+    /// first would leave its own to the task's init, where they can't be told from the task's. Where there are more than
+    /// can be held, those that are go first.
+    fn hold(
+        self,
+        cgroup: &Cgroup,
+        deadline: Instant,
+        held: &mut BTreeMap<i32, ProcessHandle>,
+    ) -> io::Result<()> {
         loop {
-            let table: Vec<Process> = cgroup.processes().into_iter().filter_map(look).collect();
+            let table: Vec<Process> = cgroup.processes()?.into_iter().filter_map(look).collect();
             let mut grown = false;
             for process in self.members(&table) {
                 if held.contains_key(&process.pid) {
                     continue;
                 }
-                if let Some(handle) = open(&process) {
-                    let _ = pidfd_send_signal(&handle, Signal::STOP);
+                if let Some(handle) = ProcessHandle::open(process.id())? {
+                    handle.halt();
                     held.insert(process.pid, handle);
                     grown = true;
                 }
+                if held.len() == HELD_AT_ONCE {
+                    return Ok(());
+                }
             }
             if !grown {
-                return Ok(held);
+                return Ok(());
             }
             if Instant::now() > deadline {
-                return Err(std::io::ErrorKind::TimedOut.into());
+                return Err(io::ErrorKind::TimedOut.into());
             }
         }
     }
@@ -119,27 +138,23 @@ impl Root {
     }
 }
 
+impl Process {
+    fn id(self) -> ProcessId {
+        ProcessId { pid: self.pid, started_ticks: self.begun }
+    }
+}
+
 /// First processes of execs that nobody wrote down: a shim gives up a start when its client goes, and kills the runtime,
 /// whose child it takes in; that runs on if it had been told what to run. A container's own orphans are its init's. Those
 /// that have begun since `before` are somebody's.
-pub(super) fn strays(cgroup: &Cgroup, shim: i32, init: i32, before: u64) -> Vec<Root> {
+///
+/// # Errors
+/// When who is in the task can't be told.
+pub(super) fn strays(cgroup: &Cgroup, shim: i32, init: i32, before: u64) -> io::Result<Vec<Root>> {
     let taken_in =
         |process: &Process| process.parent == shim && process.pid != init && process.begun < before;
-    let processes = cgroup.processes().into_iter().filter_map(look).filter(taken_in);
-    processes.map(|process| Root { pid: process.pid, begun: (process.begun, process.begun) }).collect()
-}
-
-/// Ends the runtimes that a shim still waits for, though those have gone for whom it does: some shims kill them by
-/// themselves. What runs in the container is the task's.
-pub(super) fn end_runtimes(descent: &Descent, cgroup: &Cgroup, shim: i32, init: i32, before: u64) {
-    let started = descent.of(shim);
-    let of_the_task = cgroup.processes();
-    for pid in started.into_iter().filter(|pid| *pid != init && !of_the_task.contains(pid)) {
-        if Stat::read(pid).is_some_and(|stat| stat.started_ticks < before) {
-            tracing::info!(pid, "ending a runtime that nobody waits for any more");
-            let _ = Pid::from_raw(pid).map(|pid| kill_process(pid, Signal::KILL));
-        }
-    }
+    let processes = cgroup.processes()?.into_iter().filter_map(look).filter(taken_in);
+    Ok(processes.map(|process| Root { pid: process.pid, begun: (process.begun, process.begun) }).collect())
 }
 
 /// The kernel's clock by which it notes when a process began, in its ticks.
@@ -157,27 +172,6 @@ fn ticks_per_second() -> u64 {
 fn look(pid: i32) -> Option<Process> {
     let Stat { parent, session, started_ticks, .. } = Stat::read(pid)?;
     Some(Process { pid, parent, session, begun: started_ticks })
-}
-
-/// A handle on a process, if it is still the one that was looked at and lives.
-fn open(process: &Process) -> Option<OwnedFd> {
-    let handle = pidfd_open(Pid::from_raw(process.pid)?, PidfdFlags::empty()).ok()?;
-    let is_same = look(process.pid).is_some_and(|now| now.begun == process.begun);
-    (is_same && !has_ended(&handle, Duration::ZERO)).then_some(handle)
-}
-
-fn wait(process: &OwnedFd, deadline: Instant) -> std::io::Result<()> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if has_ended(process, left) { Ok(()) } else { Err(std::io::ErrorKind::TimedOut.into()) }
-}
-
-fn has_ended(process: &OwnedFd, within: Duration) -> bool {
-    let mut asked = [PollFd::new(process, PollFlags::IN)];
-    let limit = Timespec {
-        tv_sec: i64::try_from(within.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: within.subsec_nanos().into(),
-    };
-    matches!(poll(&mut asked, Some(&limit)), Ok(ready) if ready > 0)
 }
 
 #[cfg(test)]
@@ -221,11 +215,18 @@ mod tests {
     }
 
     #[test]
+    fn a_pid_that_means_more_than_one_process_is_no_execs() {
+        assert!([0, 1, -1].map(|pid| Root::new(pid, 0)).iter().all(Option::is_none));
+        let pid = i32::try_from(std::process::id()).unwrap();
+        assert_eq!(Root::new(pid, 0).unwrap().process(), Some(ProcessId::of(pid)));
+        assert_eq!(Root::new(pid, now() + 100).unwrap().process(), None, "begun before it was asked for");
+    }
+
+    #[test]
     fn the_kernels_clock_is_ours() {
         let pid = i32::try_from(std::process::id()).unwrap();
         let this = look(pid).unwrap();
         assert!(this.begun <= now() && now() - this.begun < 60_000, "{this:?} at {}", now());
-        let handle = open(&this).unwrap();
-        assert!(!has_ended(&handle, Duration::ZERO));
+        assert_eq!(this.id(), ProcessId::of(pid));
     }
 }

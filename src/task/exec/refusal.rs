@@ -14,19 +14,32 @@ pub(crate) struct ExecRefused {
     pub code: i32,
 }
 
-/// What a runtime's text means for the command. None where it failed at something else.
+/// What a runtime says of a program that isn't there, and of one that can't be run: crun in the C library's words, runc in
+/// Go's.
+const MISSING: [&str; 2] = ["executable file not found in $path", "no such file or directory"];
+const BARRED: [&str; 4] =
+    ["permission denied", "operation not permitted", "exec format error", "is a directory"];
+/// What runtimes and shims say of a container that has ended, or is ending.
+const ENDED: [&str; 8] = [
+    "cannot exec in a stopped container",
+    "cannot exec in a stopped state",
+    "cannot exec in a deleted state",
+    "container not running",
+    "is not running",
+    "container not found",
+    "process already finished",
+    "container does not exist",
+];
+
+/// What a runtime's text means for the command. None where it failed at something else than running that.
 pub(super) fn of(text: &str, command: &[String]) -> Option<ExecRefused> {
     let program = Path::new(&command[0]).display();
-    // crun has the C library's words, runc has Go's.
-    let words = text.to_lowercase();
-    let code = if words.contains("executable file not found") || words.contains("no such file or directory") {
+    let (is_of_command, reason) = reason(text, &command[0])?;
+    let words = reason.to_lowercase();
+    let words = words.trim_end().trim_end_matches(": unknown");
+    let code = if MISSING.iter().any(|missing| words.ends_with(missing)) {
         NOT_FOUND
-    } else if words.contains("permission denied")
-        || words.contains("exec format error")
-        || words.contains("is a directory")
-        // crun's, of whatever is no file that could be run.
-        || words.contains("open executable")
-    {
+    } else if BARRED.iter().any(|barred| words.ends_with(barred)) || is_of_command == Told::CannotOpen {
         NOT_RUNNABLE
     } else {
         return None;
@@ -36,24 +49,70 @@ pub(super) fn of(text: &str, command: &[String]) -> Option<ExecRefused> {
     Some(ExecRefused { text: format!("{program}: {what}: {reason}\n"), code })
 }
 
-/// Whether it was not the command but the task that could not be had: it ended while the command was being started.
+/// How a runtime says that it speaks of the command itself, and not of something else that it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    ByName,
+    /// crun, of whatever is no file that could be run.
+    CannotOpen,
+}
+
+/// The part of a runtime's text that says why the command can't be run. The command's own words are not looked at: they
+/// may be any.
+fn reason<'a>(text: &'a str, program: &str) -> Option<(Told, &'a str)> {
+    let after = |mark: &str| text.split_once(mark).map(|(_, rest)| rest);
+    // runc: `exec: "x": executable file not found in $PATH`, and for a script without its interpreter `exec x: no such ..`.
+    let by_runc = after("exec: \"").map(past_quotes).or_else(|| after(&format!("exec {program}: ")));
+    // crun: "executable file `x` not found in $PATH: No such file or directory".
+    let by_crun = || after("executable file `").and_then(|rest| Some(rest.rsplit_once('`')?.1));
+    if let Some(reason) = by_runc.or_else(by_crun) {
+        return Some((Told::ByName, reason));
+    }
+    after("open executable").map(|reason| (Told::CannotOpen, reason))
+}
+
+/// What comes after the end of a text in Go's quotes, in which quotes and backslashes are escaped.
+fn past_quotes(quoted: &str) -> &str {
+    let mut escaped = false;
+    for (at, c) in quoted.char_indices() {
+        match c {
+            '"' if !escaped => return &quoted[at + 1..],
+            '\\' if !escaped => escaped = true,
+            _ => escaped = false,
+        }
+    }
+    ""
+}
+
+/// Whether it was not the command but the task that could not be had: it ended while the command was being started. To be
+/// asked of a text that does not speak of the command.
 pub(super) fn is_of_an_ended_task(text: &str) -> bool {
-    ["stopped", "is not running", "container not found", "process already finished", "does not exist"]
-        .iter()
-        .any(|word| text.contains(word))
+    ENDED.iter().any(|phrase| text.contains(phrase))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn code_for(text: &str, program: &str) -> Option<i32> {
+        of(text, &[program.to_owned()]).map(|refused| refused.code)
+    }
+
     #[test]
     fn a_command_that_cannot_run_has_a_shells_code() {
-        let code = |text: &str| of(text, &["x".to_owned()]).map(|refused| refused.code);
+        let code = |text: &str| code_for(text, "x");
         let not_found = r#"OCI runtime exec failed: exec failed: unable to start container process: exec: "x": executable file not found in $PATH: unknown"#;
         assert_eq!(code(not_found), Some(127));
         assert_eq!(code(r#"exec failed: exec: "/x": stat /x: no such file or directory"#), Some(127));
+        assert_eq!(
+            code("exec failed: unable to start container process: exec x: no such file or directory"),
+            Some(127)
+        );
         assert_eq!(code(r#"exec failed: exec: "/x": permission denied"#), Some(126));
+        assert_eq!(
+            code("exec failed: unable to start container process: exec x: exec format error: unknown"),
+            Some(126)
+        );
         assert_eq!(code(r#"exec failed: exec: "/x": is a directory"#), Some(126));
         assert_eq!(code("cannot exec in a stopped container"), None);
         assert_eq!(code("executable file `x` not found in $PATH: No such file or directory"), Some(127));
@@ -62,9 +121,32 @@ mod tests {
     }
 
     #[test]
+    fn what_a_command_is_called_does_not_matter() {
+        for program in
+            ["is-stopped", "is not running", "container does not exist", "permission denied", "a\"b"]
+        {
+            let quoted = format!("{program:?}");
+            let text = format!("exec failed: exec: {quoted}: executable file not found in $PATH: unknown");
+            assert_eq!(code_for(&text, program), Some(127), "{program}");
+            let text = format!("exec failed: exec: {quoted}: stat /x: permission denied: unknown");
+            assert_eq!(code_for(&text, program), Some(126), "{program}");
+        }
+    }
+
+    #[test]
+    fn a_failure_at_something_else_is_not_the_commands() {
+        let cwd = r#"exec failed: unable to start container process: chdir to cwd ("/gone") set in config.json failed: no such file or directory"#;
+        assert_eq!(code_for(cwd, "sh"), None);
+        let pipe = "failed to create /run/x/io/exec-1.stdout: no such file or directory";
+        assert_eq!(code_for(pipe, "sh"), None);
+        assert!(!is_of_an_ended_task(cwd) && !is_of_an_ended_task(pipe));
+    }
+
+    #[test]
     fn an_ended_task_is_told_from_a_command_that_cannot_run() {
         assert!(is_of_an_ended_task("cannot exec in a stopped container"));
         assert!(is_of_an_ended_task("cannot exec in a stopped state"));
+        assert!(is_of_an_ended_task("the container `web-1` is not running"));
         assert!(!is_of_an_ended_task(r#"exec: "x": executable file not found in $PATH"#));
     }
 }

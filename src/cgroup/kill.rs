@@ -1,0 +1,153 @@
+//! The end of all processes in a task's cgroup, and the cgroup's removal, with whatever the task has made in it: cgroups
+//! of its own, also frozen ones.
+//!
+//! On v2 the kernel kills all of a cgroup and of those below it at once (from Linux 5.14 on), frozen or not. On v1 a frozen
+//! process does not die before it is thawed; and each hierarchy has a tree of its own, in which a process may be elsewhere
+//! in the others.
+//!
+//! Source of the facts: Linux `Documentation/admin-guide/cgroup-v2.rst` (cgroup.kill, cgroup.freeze), `cgroup-v1/freezer-subsystem.rst`.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::processes::{is_gone, listed, tree};
+use super::{Mode, ROOT, below, directories, mode};
+use crate::process_handle::ProcessHandle;
+use crate::process_stat::ProcessId;
+
+const TRIES: u32 = 100;
+/// Killed processes leave when they are scheduled.
+const PAUSE: Duration = Duration::from_millis(20);
+/// How many processes are held by a descriptor each, at a time.
+const HELD_AT_ONCE: usize = 256;
+
+/// Kills whoever is in a task's cgroup or below it, and whomever they start meanwhile. Nobody, or no cgroup, is success.
+///
+/// # Errors
+/// When some are still there after a while, or who is there can't be told.
+pub(crate) async fn kill_all(path: &Path) -> io::Result<()> {
+    let mut outcome = Ok(());
+    for _ in 0..TRIES {
+        outcome = match off_thread(path, kill_once).await {
+            Ok(left) if left.is_empty() => return Ok(()),
+            Ok(left) => Err(io::Error::other(format!("processes {left:?} don't end"))),
+            Err(error) => Err(error),
+        };
+        tokio::time::sleep(PAUSE).await;
+    }
+    outcome
+}
+
+/// Kills whoever is left in a cgroup and removes it, and those in it, from all hierarchies. One that isn't there is removed
+/// already.
+///
+/// # Errors
+/// When the kernel still finds it busy after a while.
+pub(crate) async fn remove(path: &Path) -> io::Result<()> {
+    kill_all(path).await?;
+    let mut outcome = Ok(());
+    for _ in 0..TRIES {
+        outcome = off_thread(path, remove_once).await;
+        if outcome.is_ok() {
+            break;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    outcome
+}
+
+/// The kernel may take its time for a cgroup, such as for the removal of one.
+async fn off_thread<T: Send + 'static>(path: &Path, work: fn(&Path) -> io::Result<T>) -> io::Result<T> {
+    let path = path.to_owned();
+    tokio::task::spawn_blocking(move || work(&path)).await.map_err(io::Error::other)?
+}
+
+/// Returns who is still there.
+fn kill_once(path: &Path) -> io::Result<Vec<i32>> {
+    match mode() {
+        Mode::V1 => kill_v1(path),
+        Mode::V2 => kill_v2(path),
+    }
+}
+
+fn kill_v2(path: &Path) -> io::Result<Vec<i32>> {
+    let directory = below(Path::new(ROOT), path);
+    if let Err(error) = std::fs::write(directory.join("cgroup.kill"), "1") {
+        if !directory.is_dir() || is_empty(&directory)? {
+            return Ok(Vec::new());
+        }
+        tracing::trace!(cgroup = %directory.display(), %error, "killing its processes one by one");
+        // So that none forks away. A frozen one dies all the same.
+        let freeze = directory.join("cgroup.freeze");
+        let _ = std::fs::write(&freeze, "1");
+        let killed = kill_listed(path);
+        let _ = std::fs::write(&freeze, "0");
+        killed?;
+    }
+    if is_empty(&directory)? { Ok(Vec::new()) } else { listed(path) }
+}
+
+/// Whether nobody is left in a cgroup of v2 and in those below it, by the kernel's word.
+fn is_empty(directory: &Path) -> io::Result<bool> {
+    match std::fs::read_to_string(directory.join("cgroup.events")) {
+        Ok(events) => Ok(super::value(&events, "populated") == Some(0)),
+        Err(error) if is_gone(&error) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
+fn kill_v1(path: &Path) -> io::Result<Vec<i32>> {
+    let freezer = below(&Path::new(ROOT).join("freezer"), path);
+    // So that none forks away.
+    let _ = std::fs::write(freezer.join(FREEZER_STATE), "FROZEN");
+    let killed = kill_listed(path);
+    let thawed = thaw(&freezer);
+    killed?;
+    thawed?;
+    listed(path)
+}
+
+const FREEZER_STATE: &str = "freezer.state";
+
+/// Thaws a cgroup and those in it, of which a task may have frozen any. The inner ones first, as their own state is told
+/// from that which they have from above.
+fn thaw(freezer: &Path) -> io::Result<()> {
+    for cgroup in tree(freezer)?.iter().rev() {
+        match std::fs::write(cgroup.join(FREEZER_STATE), "THAWED") {
+            Err(error) if !is_gone(&error) => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Kills those that are listed. Each is held before it is looked for once more, so that no other one is hit which has come
+/// by its pid since.
+fn kill_listed(path: &Path) -> io::Result<()> {
+    for pids in listed(path)?.chunks(HELD_AT_ONCE) {
+        let mut held = Vec::new();
+        for pid in pids {
+            held.extend(ProcessHandle::open(ProcessId::of(*pid))?);
+        }
+        let still_there = listed(path)?;
+        held.iter().filter(|process| still_there.contains(&process.pid())).for_each(ProcessHandle::kill);
+    }
+    Ok(())
+}
+
+fn remove_once(path: &Path) -> io::Result<()> {
+    // Somebody may have come since: a runtime that was on its way in.
+    kill_once(path)?;
+    directories(path)?.iter().try_for_each(|directory| remove_tree(directory))
+}
+
+fn remove_tree(directory: &Path) -> io::Result<()> {
+    let all: Vec<PathBuf> = tree(directory)?;
+    all.iter().rev().try_for_each(|cgroup| match std::fs::remove_dir(cgroup) {
+        Err(error) if !is_gone(&error) => {
+            Err(io::Error::new(error.kind(), format!("{}: {error}", cgroup.display())))
+        }
+        _ => Ok(()),
+    })
+}

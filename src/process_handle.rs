@@ -1,0 +1,167 @@
+//! A process held so that a signal reaches it or nobody: the one way in which this plugin sends signals to processes that
+//! are not its children. A lint refuses kill(2) elsewhere.
+//!
+//! Source of the facts: `pidfd_open(2)`, `pidfd_send_signal(2)`.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::time::Timespec;
+
+use crate::process_stat::{ProcessId, Stat};
+
+/// How long a process is let be between two looks where the kernel has no pidfds.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// A process that was there, and was the one that was meant, when it was taken hold of.
+#[derive(Debug)]
+pub(crate) struct ProcessHandle {
+    id: ProcessId,
+    /// None before Linux 5.3; then the process is looked at once more before each signal.
+    pidfd: Option<OwnedFd>,
+}
+
+impl ProcessHandle {
+    /// Takes hold of a process. None where it has ended, or its pid is another's by now; and none for a pid that means
+    /// everybody, or the host's own init.
+    ///
+    /// # Errors
+    /// When the kernel could not be asked, such as for want of descriptors.
+    pub(crate) fn open(id: ProcessId) -> io::Result<Option<Self>> {
+        let Some(pid) = Some(id.pid).filter(|pid| *pid > 1).and_then(Pid::from_raw) else { return Ok(None) };
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => Some(pidfd),
+            Err(Errno::NOSYS) => None,
+            // The second: what has this pid is a thread by now.
+            Err(Errno::SRCH | Errno::INVAL) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        // Looked at after it was taken hold of, so that a process that took the pid in between is found out.
+        let is_it = Stat::look(id.pid)?.is_some_and(|stat| stat.is_of(id) && !stat.has_ended());
+        Ok(is_it.then_some(Self { id, pidfd }))
+    }
+
+    pub(crate) fn pid(&self) -> i32 {
+        self.id.pid
+    }
+
+    /// Ends the process. One that has ended is left alone.
+    pub(crate) fn kill(&self) {
+        self.signal(Signal::KILL);
+    }
+
+    /// Halts the process until it is continued or killed.
+    pub(crate) fn halt(&self) {
+        self.signal(Signal::STOP);
+    }
+
+    fn signal(&self, signal: Signal) {
+        match &self.pidfd {
+            Some(pidfd) => drop(pidfd_send_signal(pidfd, signal)),
+            None if self.id.is_alive() => signal_by_pid(self.id.pid, signal),
+            None => {}
+        }
+    }
+
+    /// Waits for the end of the process. Blocking: not for an async thread.
+    pub(crate) fn ends_before(&self, deadline: Instant) -> bool {
+        let Some(pidfd) = &self.pidfd else {
+            while self.id.is_alive() {
+                if Instant::now() > deadline {
+                    return false;
+                }
+                std::thread::sleep(LOOK_AGAIN);
+            }
+            return true;
+        };
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let limit = Timespec {
+                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            };
+            match poll(&mut [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)], Some(&limit)) {
+                // The end of some other process, which is this one's to hear of, is no end of this one.
+                Err(Errno::INTR) => {}
+                answer => return answer.is_ok_and(|ready| ready > 0),
+            }
+        }
+    }
+}
+
+/// Kills a process, if it still is the one that is meant.
+pub(crate) fn kill(id: ProcessId) {
+    match ProcessHandle::open(id) {
+        Ok(Some(process)) => process.kill(),
+        Ok(None) => {}
+        Err(error) => {
+            tracing::warn!(pid = id.pid, %error, "can't take hold of a process that is to be killed");
+        }
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the process was looked at, and this kernel has no pidfds")]
+fn signal_by_pid(pid: i32, signal: Signal) {
+    let _ = Pid::from_raw(pid).map(|pid| rustix::process::kill_process(pid, signal));
+}
+
+#[cfg(test)]
+#[expect(clippy::disallowed_methods, reason = "a child to kill, whose stdio is closed")]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    fn child() -> (Child, ProcessId) {
+        let mut command = Command::new("sleep");
+        command.arg("600").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().unwrap();
+        let id = ProcessId::of(i32::try_from(child.id()).unwrap());
+        (child, id)
+    }
+
+    #[test]
+    fn a_handle_kills_its_process() {
+        let (mut child, id) = child();
+        let handle = ProcessHandle::open(id).unwrap().unwrap();
+        assert!(!handle.ends_before(Instant::now()));
+        handle.halt();
+        handle.kill();
+        assert!(handle.ends_before(Instant::now() + Duration::from_secs(10)));
+        assert!(ProcessHandle::open(id).unwrap().is_none(), "it has ended, and nobody has waited for it yet");
+        child.wait().unwrap();
+        handle.kill();
+    }
+
+    #[test]
+    fn a_kernel_without_pidfds_is_asked_who_has_the_pid() {
+        let (mut child, id) = child();
+        let stranger =
+            ProcessHandle { id: ProcessId { started_ticks: id.started_ticks + 1, ..id }, pidfd: None };
+        stranger.kill();
+        assert!(stranger.ends_before(Instant::now()));
+        let handle = ProcessHandle { id, pidfd: None };
+        assert!(!handle.ends_before(Instant::now()));
+        handle.kill();
+        assert!(handle.ends_before(Instant::now() + Duration::from_secs(10)));
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn nobody_is_held_by_a_pid_that_means_more_than_one_process() {
+        for pid in [-1, 0, 1] {
+            assert!(ProcessHandle::open(ProcessId::of(pid)).unwrap().is_none(), "{pid}");
+        }
+        let (mut child, id) = child();
+        assert!(
+            ProcessHandle::open(ProcessId { started_ticks: id.started_ticks + 1, ..id }).unwrap().is_none()
+        );
+        assert!(ProcessHandle::open(ProcessId { started_ticks: 0, ..id }).unwrap().is_none());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}

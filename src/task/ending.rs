@@ -1,0 +1,173 @@
+//! The end of all processes of an attempt: by its cgroup where nobody else has that, by its shim, and by the shim's own
+//! clean-up where the shim is gone. Nothing else in the tree kills by a cgroup.
+//!
+//! What counts is what still runs. A clean-up that fails where nothing is left to clean up is done; one that succeeds
+//! where something is left is not.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::attempts::Group;
+use super::exec::noted_process;
+use super::place::Place;
+use crate::cgroup;
+use crate::error::{Error, Result};
+use crate::process_handle::ProcessHandle;
+use crate::process_stat::ProcessId;
+
+/// How often what could not be ended is tried again.
+const TRIED_AGAIN: Duration = Duration::from_secs(10);
+/// How long a killed process may take to be gone.
+const KILLED: Duration = Duration::from_secs(2);
+
+impl Place {
+    async fn group_off_thread(&self) -> Group {
+        let place = self.clone();
+        tokio::task::spawn_blocking(move || place.group()).await.unwrap_or(Group::Unknown)
+    }
+
+    /// Kills whoever is in the attempt's cgroup. Leaves it alone where another attempt has it, too. Returns whether it is
+    /// this attempt's alone.
+    ///
+    /// # Errors
+    /// When some don't end.
+    pub(super) async fn kill_group(&self) -> io::Result<bool> {
+        match self.group_off_thread().await {
+            Group::Own(path) => cgroup::kill_all(&path).await.map(|()| true),
+            Group::Shared(_) | Group::Unknown => Ok(false),
+        }
+    }
+
+    /// Ends all that runs of an attempt whose shim does not answer, and removes its container. Does nothing where there is
+    /// none.
+    ///
+    /// # Errors
+    /// Says what is left, and why.
+    pub(super) async fn end_without_shim(&self) -> Result<()> {
+        // A shim may run that nobody got to write down, and one that no longer answers.
+        self.launcher.kill_leftovers(&self.bundle, &self.id).await;
+        self.launcher.remove_socket(&self.id);
+        if !self.bundle.may_have_container() {
+            return Ok(());
+        }
+        let group = self.group_off_thread().await;
+        if let Group::Own(path) = &group
+            && let Err(error) = cgroup::kill_all(path).await
+        {
+            tracing::warn!(container = self.id, %error, "not all of its processes have ended yet");
+        }
+        let deleted = self.launcher.delete(&self.bundle, &self.id).await;
+        // One that the task has moved elsewhere is in no cgroup of its attempt's.
+        self.kill_noted_init().await;
+        match (deleted, self.rest(&group).await) {
+            (Ok(()), Rest::Nothing | Rest::Unknown(_)) => {}
+            // Some say so though they could not.
+            (Ok(()), Rest::Runs(left)) => return Err(Error::Failed(left)),
+            (Err(error), Rest::Runs(left) | Rest::Unknown(left)) => {
+                return Err(Error::Failed(format!("{error}; {left}")));
+            }
+            (Err(error), Rest::Nothing) => {
+                tracing::warn!(container = self.id, %error, "the shim's clean-up fails, and nothing of the container runs");
+                self.forget_runtime_state().await?;
+            }
+        }
+        self.remove_group(group).await
+    }
+
+    /// Goes on trying to end what [`Self::end_without_shim`] could not, until it has or somebody takes the bundle down.
+    pub(super) async fn keep_ending(self) {
+        loop {
+            tokio::time::sleep(TRIED_AGAIN).await;
+            if !self.bundle.exists() || self.bundle.is_doomed() || self.end_without_shim().await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// Looks for what still runs of a container.
+    async fn rest(&self, group: &Group) -> Rest {
+        match self.launcher.has_leftovers(&self.bundle, &self.id).await {
+            Ok(false) => {}
+            Ok(true) => return Rest::Runs("its shim still runs".to_owned()),
+            Err(error) => return Rest::Unknown(format!("whether its shim runs can't be told: {error}")),
+        }
+        if let Some(init) = self.noted_init().await {
+            return Rest::Runs(format!("its first process, {}, still runs", init.pid));
+        }
+        match group {
+            Group::Own(path) => match listed(path).await {
+                Ok(pids) if pids.is_empty() => Rest::Nothing,
+                Ok(pids) => Rest::Runs(format!("processes {pids:?} are in its cgroup {}", path.display())),
+                Err(error) => {
+                    Rest::Unknown(format!("who is in its cgroup {} can't be told: {error}", path.display()))
+                }
+            },
+            Group::Shared(path) => {
+                Rest::Unknown(format!("another attempt of the task has its cgroup {}, too", path.display()))
+            }
+            // The shim writes it down as soon as the container has a process.
+            Group::Unknown if !self.init_note().exists() => Rest::Nothing,
+            Group::Unknown => Rest::Unknown("which cgroup it has is not known".to_owned()),
+        }
+    }
+
+    /// Where shims write down the pid of a container's first process.
+    fn init_note(&self) -> PathBuf {
+        self.bundle.directory().join("init.pid")
+    }
+
+    /// The container's first process by the shim's note, while it is there.
+    async fn noted_init(&self) -> Option<ProcessId> {
+        let note = self.init_note();
+        let look = move || noted_process(&note).filter(|process| process.is_alive());
+        tokio::task::spawn_blocking(look).await.ok().flatten()
+    }
+
+    async fn kill_noted_init(&self) {
+        let Some(init) = self.noted_init().await else { return };
+        let killed = tokio::task::spawn_blocking(move || {
+            let Ok(Some(process)) = ProcessHandle::open(init) else { return };
+            process.kill();
+            process.ends_before(Instant::now() + KILLED);
+        });
+        if let Err(error) = killed.await {
+            tracing::warn!(container = self.id, %error, "killing its first process broke off");
+        }
+    }
+
+    /// A runtime that knows a container which is none any more would refuse another one of its id.
+    async fn forget_runtime_state(&self) -> Result<()> {
+        let state = self.runtime_state();
+        let shown = state.display().to_string();
+        let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(state)).await;
+        match removed.map_err(io::Error::other).flatten() {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::Failed(format!("remove the runtime's state {shown}: {error}")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A runtime that was killed in the middle of a create has written down nothing of what it had made.
+    async fn remove_group(&self, group: Group) -> Result<()> {
+        let Group::Own(path) = group else { return Ok(()) };
+        cgroup::remove(&path).await.map_err(|error| {
+            Error::Failed(format!("remove the cgroup {} of container {}: {error}", path.display(), self.id))
+        })
+    }
+}
+
+/// What is left of a container.
+enum Rest {
+    Nothing,
+    /// Says what.
+    Runs(String),
+    /// Says what is not known.
+    Unknown(String),
+}
+
+async fn listed(path: &Path) -> io::Result<Vec<i32>> {
+    let path = path.to_owned();
+    tokio::task::spawn_blocking(move || cgroup::listed(&path)).await.map_err(io::Error::other)?
+}

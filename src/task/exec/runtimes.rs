@@ -1,0 +1,128 @@
+//! Runtimes that a shim still waits for though the plugin that asked for them is gone: some shims kill them by themselves,
+//! others wait for as long as such a one hangs.
+//!
+//! Only what is provably one is ended: a direct child of the shim, begun before this plugin's look, that was called with
+//! the private root of our runtimes for what an exec or a start needs. What runs in a container is never one, wherever the
+//! task has put it.
+//!
+//! Source of the facts: runc and crun, `--root`; containerd `cmd/containerd-shim-runc-v2`.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::process_handle::ProcessHandle;
+use crate::process_stat::{ProcessId, Stat, children};
+
+/// How long the look may take: the kernel shows no command line of a process that is stuck with its memory's lock.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// What runtimes of runc's kind can be asked for.
+const SUB_COMMANDS: [&str; 18] = [
+    "checkpoint",
+    "create",
+    "delete",
+    "events",
+    "exec",
+    "features",
+    "init",
+    "kill",
+    "list",
+    "pause",
+    "ps",
+    "restore",
+    "resume",
+    "run",
+    "spec",
+    "start",
+    "state",
+    "update",
+];
+/// What of that a client waits for until something runs.
+const AWAITED: [&str; 3] = ["create", "exec", "start"];
+
+/// Ends those that `shim` has started before `before`, with their state below `root`.
+pub(super) async fn end(shim: i32, root: &Path, before: u64) {
+    let root = root.to_owned();
+    let ending = tokio::task::spawn_blocking(move || end_now(shim, &root, before));
+    if tokio::time::timeout(LOOK, ending).await.is_err() {
+        tracing::warn!(shim, "looking for runtimes that nobody waits for takes too long; they are let be");
+    }
+}
+
+fn end_now(shim: i32, root: &Path, before: u64) {
+    // A shim that is not known has none.
+    if shim <= 1 {
+        return;
+    }
+    for child in children(shim).into_iter().filter(|child| child.started_ticks < before) {
+        // Held first: what is looked at then is what is killed.
+        let Ok(Some(process)) = ProcessHandle::open(child) else { continue };
+        if is_child(child, shim) && is_awaited_runtime(&command_line(child.pid), root) {
+            tracing::info!(pid = child.pid, "ending a runtime that nobody waits for any more");
+            process.kill();
+        }
+    }
+}
+
+fn is_child(process: ProcessId, of: i32) -> bool {
+    Stat::read(process.pid).is_some_and(|stat| stat.is_of(process) && stat.parent == of)
+}
+
+fn command_line(pid: i32) -> Vec<u8> {
+    std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()
+}
+
+/// Whether a command line is that of a runtime with its state below `root`, called for something that a client waits for.
+fn is_awaited_runtime(command_line: &[u8], root: &Path) -> bool {
+    let words: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
+    let at = words.iter().position(|word| *word == b"--root" || word.starts_with(b"--root="));
+    let Some(at) = at else { return false };
+    let given = match words[at].strip_prefix(b"--root=") {
+        Some(value) => value,
+        None => words.get(at + 1).copied().unwrap_or_default(),
+    };
+    let is_ours = PathBuf::from(OsStr::from_bytes(given)).starts_with(root);
+    let is_sub_command = |word: &&&[u8]| SUB_COMMANDS.iter().any(|name| name.as_bytes() == **word);
+    let asked = words[at..].iter().find(is_sub_command);
+    is_ours && asked.is_some_and(|asked| AWAITED.iter().any(|name| name.as_bytes() == *asked))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_one(words: &str) -> bool {
+        is_awaited_runtime(words.replace(' ', "\0").as_bytes(), Path::new("/run/ours/runc"))
+    }
+
+    #[test]
+    fn a_runtime_is_told_by_its_root_and_by_what_it_was_asked_for() {
+        let runc = "runc --root /run/ours/runc/nomad --log /b/log.json --log-format json";
+        assert!(is_one(&format!("{runc} exec --process /tmp/x --detach --pid-file /b/exec-1.pid web-1")));
+        assert!(is_one(&format!("{runc} start web-1")));
+        assert!(is_one("/usr/bin/crun --root=/run/ours/runc/nomad create --bundle /b web-1"));
+        assert!(is_one("/bin/sh /opt/wrapped --root /run/ours/runc exec web-1"));
+        for stranger in [
+            "runc --root /run/containerd/runc/k8s.io exec web-1",
+            "runc --root /run/ours/runc-of-another exec web-1",
+            "runc exec web-1",
+            "runc --root",
+            "runc init",
+            "",
+        ] {
+            assert!(!is_one(stranger), "{stranger}");
+        }
+        // It ends by itself, and kills what is to be killed.
+        assert!(!is_one(&format!("{runc} kill web-1 9")));
+        assert!(!is_one(&format!("{runc} delete --force exec")));
+        assert!(!is_one("runsc --root=/run/ours/runc/nomad wait web-1"));
+    }
+
+    #[test]
+    fn nobody_is_ended_for_a_shim_that_is_not_known() {
+        end_now(0, Path::new("/"), u64::MAX);
+        end_now(1, Path::new("/"), u64::MAX);
+    }
+}

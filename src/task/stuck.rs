@@ -1,0 +1,40 @@
+//! Tasks that have ended and can't be over: the first process of a pid namespace does not finish its exit for as long as
+//! another one in there can't die. On cgroup v1 a frozen process can't, and a task may have frozen cgroups of its own.
+//!
+//! Neither the shim nor a pidfd tells of such an end, so all tasks are looked at now and then.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Task, Tasks};
+use crate::process_stat::is_exiting;
+
+/// How often all tasks are looked at.
+const PERIOD: Duration = Duration::from_secs(5);
+
+impl Tasks {
+    /// Ends what keeps a task from being over, for as long as the plugin lives.
+    pub(super) async fn end_stuck(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(PERIOD).await;
+            let mut running = self.here();
+            running.retain(|task| !task.has_exited());
+            let look = move || running.into_iter().filter(is_stuck).collect::<Vec<_>>();
+            for task in tokio::task::spawn_blocking(look).await.unwrap_or_default() {
+                tracing::warn!(
+                    task = task.id(),
+                    "its first process has ended, and others of it can't be ended by that; killing them"
+                );
+                tokio::spawn(async move {
+                    if let Err(error) = task.place.kill_group().await {
+                        tracing::warn!(task = task.id(), %error, "can't end what is left of the task");
+                    }
+                });
+            }
+        }
+    }
+}
+
+fn is_stuck(task: &Arc<Task>) -> bool {
+    is_exiting(task.saved.init)
+}
