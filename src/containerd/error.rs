@@ -133,8 +133,10 @@ impl Problem {
     fn retry(&self) -> Retry {
         match self {
             Self::Registry { retry, .. } | Self::Credentials { retry, .. } => *retry,
-            Self::Deadline { .. } | Self::StandsStill { .. } => Retry::Soon,
-            Self::Damaged { .. } | Self::Denied { own: false, .. } => Retry::Later,
+            Self::Deadline { .. }
+            | Self::StandsStill { .. }
+            | Self::Damaged { .. }
+            | Self::Denied { own: false, .. } => Retry::Later,
             Self::Hosts { failures } => {
                 let of = |retry| failures.iter().any(|(_, problem)| problem.retry() == retry);
                 [Retry::Soon, Retry::Later].into_iter().find(|retry| of(*retry)).unwrap_or(Retry::Never)

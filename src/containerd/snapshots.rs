@@ -174,7 +174,9 @@ impl Containerd {
         self.call_patiently(&doing, self.snapshots().commit(request)).await
     }
 
-    pub(super) async fn snapshot_exists(&self, key: &str) -> Result<bool, Error> {
+    /// # Errors
+    /// Those of the daemon.
+    pub(crate) async fn snapshot_exists(&self, key: &str) -> Result<bool, Error> {
         let request = self.request(StatSnapshotRequest {
             snapshotter: self.snapshotter().to_owned(),
             key: key.to_owned(),

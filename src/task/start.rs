@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use containerd_client::types::Mount;
 use nix::sys::statvfs::statvfs;
@@ -40,6 +40,8 @@ use crate::rootfs;
 use crate::shim::{self, Connection, Shim};
 use crate::spec::{self, BoundFile};
 
+/// How long an image that was found is taken to be there, which is less than containerd takes to collect one.
+const STALE: Duration = Duration::from_secs(1);
 /// The label by which containers and leases of this plugin are told from others' in the same namespace.
 pub(super) const OWNER_LABEL: &str = "containerd-driver/state-dir";
 /// The label that Nomad's docker driver always sets, for tools that look for it.
@@ -192,14 +194,7 @@ impl Start<'_> {
         }
         let timeline = self.timeline;
         let hold = self.tasks.image_uses.hold(&self.wanted.image.name()).await;
-        let image = tokio::select! {
-            image = timeline.step("image", self.image(access)) => image?,
-            error = asker.called_off() => return Err(error),
-        };
-        let _turn = tokio::select! {
-            turn = timeline.step("queue", self.turn()) => turn?,
-            error = asker.called_off() => return Err(error),
-        };
+        let (image, _turn) = self.image_and_turn(&access, asker).await?;
         timeline.step("bundle", async { self.place.bundle.create(&self.place.launcher.binary) }).await?;
         self.attempt().write(&self.place.bundle)?;
         let (own, kept) = output.make_own()?;
@@ -245,6 +240,31 @@ impl Start<'_> {
 
     async fn end_earlier_attempts(&self) -> Result<()> {
         self.tasks.end_earlier_attempts(self.settings, self.place, self.attempt()).await
+    }
+
+    /// The image, and then the turn to make a container from it. While a start is in line the image's name may come to stand
+    /// for another image, and the one that was found be collected: then it is looked for again.
+    async fn image_and_turn(&self, access: &Access, asker: &mut Asker) -> Result<(Image, Turn)> {
+        loop {
+            let image = tokio::select! {
+                image = self.timeline.step("image", self.image(access.clone())) => image?,
+                error = asker.called_off() => return Err(error),
+            };
+            let found = Instant::now();
+            let turn = tokio::select! {
+                turn = self.timeline.step("queue", self.turn()) => turn?,
+                error = asker.called_off() => return Err(error),
+            };
+            let containerd = &self.place.containerd;
+            if found.elapsed() < STALE || containerd.snapshot_exists(&image.chain_id).await? {
+                return Ok((image, turn));
+            }
+            tracing::info!(
+                task = self.config.id,
+                image = image.name,
+                "the image has gone while the start was in line"
+            );
+        }
     }
 
     /// Whom it has to wait for is waited for before: meanwhile others have their turns.

@@ -16,6 +16,7 @@ use super::timelines::told;
 use super::web_server::beside;
 use super::{cases, is_recoverable, refused, same, until};
 use crate::case::Case;
+use crate::fixture::Form;
 use crate::host::Plugin;
 use crate::scene::Scene;
 use crate::task::{LIMIT, Task};
@@ -24,6 +25,7 @@ cases!["starts":
     no_more_are_under_way_at_once_than_the_operator_says,
     whoever_came_first_has_the_first_turn,
     one_that_waits_is_stopped_or_called_off_and_leaves_nothing,
+    one_whose_image_is_collected_while_it_waits_looks_for_it_again,
     a_long_wait_is_told_of_and_the_network_of_one_that_waits_is_waited_for,
     a_start_with_a_permit_does_not_wait_for_one_without,
     fifty_are_started_recovered_and_stopped_at_once_and_the_plugin_is_as_before,
@@ -204,6 +206,47 @@ async fn one_that_waits_is_stopped_or_called_off_and_leaves_nothing(scene: &Scen
     // Nobody's turn was lost.
     let another = scene.run(plugin, &scene.shell("sleep 600")).await?;
     all_ended(&[first, last, another], plugin).await?;
+    held.plugin.shut_down().await
+}
+
+/// Its name stands for another image by then, and nobody keeps the one that it has found.
+async fn one_whose_image_is_collected_while_it_waits_looks_for_it_again(scene: &Scene) -> Result<()> {
+    let mut held = HeldUp::with(scene, 1).await?;
+    let push = |content: &[u8]| {
+        let image = scene.world().catalog().with(|tree| tree.file("moved", 0o644, content))?;
+        image.push(scene.world().registry(), "moving", "v1", Form::Oci)
+    };
+    push(b"before")?;
+    let job = |force: bool| {
+        let mut job = scene.shell("sleep 600");
+        job["image"] = json!(scene.image("moving:v1"));
+        job["force_pull"] = json!(force);
+        job
+    };
+    let plugin = &held.plugin;
+    let mut tasks = vec![
+        held.task(scene).await?,
+        scene.prepare(plugin, &job(false)).await?,
+        scene.prepare(plugin, &job(true)).await?,
+    ];
+    let [first, waits, moves] = &mut tasks[..] else { unreachable!() };
+    let moved = async {
+        held.become_in_line(1).await?;
+        push(b"after")?;
+        let moved = async {
+            held.become_in_line(2).await?;
+            scene.world().containerd().collect_garbage()?;
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            held.let_go()
+        };
+        tokio::try_join!(moves.start(plugin), moved)
+    };
+    let waits = async {
+        held.become_under_way(1).await?;
+        tokio::try_join!(waits.start(plugin), moved)
+    };
+    tokio::try_join!(first.start(plugin), waits)?;
+    all_ended(&tasks, plugin).await?;
     held.plugin.shut_down().await
 }
 
