@@ -1,24 +1,28 @@
-//! Paths of the host that somebody else names. The kernel resolves them, beneath a root that neither a link nor a `..`
-//! leads out of, and what it found is held by a descriptor: what was looked at is what is used, whatever the path leads to
-//! by then. Knows nothing of what the paths are for.
+//! Paths that somebody else names or can change: a job, an image, a task. The kernel resolves them, beneath a root that
+//! neither a link nor a `..` leads out of, and what it found is held by a descriptor: what was looked at is what is used,
+//! whatever the path leads to by then. Knows nothing of what the paths are for.
 //!
-//! Source of the facts: openat2(2), proc_pid_mountinfo(5).
+//! Source of the facts: openat2(2), open(2) on `O_PATH`.
 
 use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
-use nix::sys::stat::{Mode, fchmod, mkdirat};
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::libc::{O_NONBLOCK, S_IFDIR, S_IFIFO, S_IFMT, S_IFREG};
+use nix::sys::stat::{Mode, fchmod, fstat, mkdirat};
 use nix::sys::statfs::{
     BPF_FS_MAGIC, CGROUP_SUPER_MAGIC, CGROUP2_SUPER_MAGIC, DEBUGFS_MAGIC, FsType, NSFS_MAGIC,
-    PROC_SUPER_MAGIC, SECURITYFS_MAGIC, SELINUX_MAGIC, SMACK_MAGIC, SYSFS_MAGIC, TRACEFS_MAGIC,
+    PROC_SUPER_MAGIC, SECURITYFS_MAGIC, SELINUX_MAGIC, SMACK_MAGIC, SYSFS_MAGIC, TRACEFS_MAGIC, fstatfs,
 };
 
 /// The kernel gives up where something was renamed anywhere while it resolved a `..`; it is asked again so often.
 const TRIES: usize = 128;
+/// Resolution of a path that has no links in it.
+const PLAIN: ResolveFlag = ResolveFlag::RESOLVE_BENEATH.union(ResolveFlag::RESOLVE_NO_SYMLINKS);
 /// From the kernel's `include/uapi/linux/magic.h`; nix has no names for them.
 const EFIVARFS_MAGIC: FsType = FsType(0xde5e_81e4);
 const PSTOREFS_MAGIC: FsType = FsType(0x6165_676c);
@@ -36,17 +40,112 @@ pub(crate) enum HostPathError {
         "{0} goes through one of the kernel's own links in /proc, or through links without an end; name what is meant"
     )]
     MagicLink(PathBuf),
+    #[error("{path} is, or goes through, a symbolic link below {root}, where none is followed")]
+    Link { root: PathBuf, path: PathBuf },
+    #[error("{path} is not {wanted}")]
+    WrongKind { path: PathBuf, wanted: &'static str },
     #[error("can't {doing} {path}: {source}")]
     Io { doing: &'static str, path: PathBuf, source: std::io::Error },
 }
 
-/// How mounts spread to and from the one that a descriptor is in.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Spreads {
-    /// It is of a group of mounts that share what is mounted below any of them.
-    pub shared: bool,
-    /// It gets what is mounted below another.
-    pub slave: bool,
+/// The directory or file that paths are resolved beneath: a root whose own links are followed, since it is the operator's
+/// or Nomad's, and a part below it that holds no link.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Area<'a> {
+    pub root: &'a Path,
+    /// Relative to the root. Empty is the root itself.
+    pub plain: &'a Path,
+}
+
+impl<'a> Area<'a> {
+    /// A root itself.
+    fn of(root: &'a Path) -> Self {
+        Self { root, plain: Path::new("") }
+    }
+
+    /// Opens what `path` leads to beneath the area, as a place only.
+    ///
+    /// # Errors
+    /// Says what is wrong with the path.
+    pub(crate) fn open(self, path: &Path) -> Result<OwnedFd, HostPathError> {
+        let from = open_root(self.root)?;
+        let Some(area) = self.area(&from)? else {
+            return resolve(&from, path, OFlag::O_PATH, self.bounds())
+                .map_err(|error| self.named(error, path));
+        };
+        if is_itself(path) {
+            return Ok(area);
+        }
+        resolve(&area, path, OFlag::O_PATH, self.bounds()).map_err(|error| self.named(error, path))
+    }
+
+    /// As [`Self::open`], for a file that is to be read, and is one: opening a pipe or a device could block, or do
+    /// something.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; or it is no regular file.
+    pub(crate) fn open_file(self, path: &Path) -> Result<fs::File, HostPathError> {
+        let (place, whole) = (self.open(path)?, self.whole(path));
+        let io = |source| HostPathError::Io { doing: "read", path: whole.clone(), source };
+        if kind_of(&place, &whole)? != S_IFREG {
+            return Err(io(std::io::Error::other("it is not a regular file")));
+        }
+        let system = fstatfs(&place).map_err(|error| io(error.into()))?.filesystem_type();
+        if is_kernels_own(system) {
+            return Err(io(std::io::Error::other("it is a file of the kernel's own, not of a disk")));
+        }
+        reopen(&place, fs::OpenOptions::new().read(true)).map_err(io)
+    }
+
+    /// As [`Self::open`], for a directory; what is missing on the way is made, and the last part gets that mode.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub(crate) fn make(self, path: &Path, mode: u32) -> Result<OwnedFd, HostPathError> {
+        let from = open_root(self.root)?;
+        if self.plain.as_os_str().is_empty() {
+            return make_along(&from, path, Some(mode), self.bounds())
+                .map_err(|error| self.named(error, path));
+        }
+        let is_last = is_itself(path);
+        let area = make_along(&from, self.plain, is_last.then_some(mode), PLAIN)
+            .map_err(|error| plainly(error, self.root, self.plain))?;
+        if is_last {
+            return Ok(area);
+        }
+        make_along(&area, path, Some(mode), self.bounds()).map_err(|error| self.named(error, path))
+    }
+
+    /// None where the area is the root itself.
+    fn area(self, root: &OwnedFd) -> Result<Option<OwnedFd>, HostPathError> {
+        if self.plain.as_os_str().is_empty() {
+            return Ok(None);
+        }
+        let area = resolve(root, self.plain, OFlag::O_PATH, PLAIN);
+        area.map(Some).map_err(|error| plainly(error, self.root, self.plain))
+    }
+
+    /// Nothing is outside of `/`, so that links may be absolute there.
+    fn bounds(self) -> ResolveFlag {
+        let is_top = self.root == Path::new("/") && self.plain.as_os_str().is_empty();
+        if is_top { ResolveFlag::RESOLVE_IN_ROOT } else { ResolveFlag::RESOLVE_BENEATH }
+    }
+
+    fn whole(self, path: &Path) -> PathBuf {
+        let area =
+            if self.plain.as_os_str().is_empty() { self.root.into() } else { self.root.join(self.plain) };
+        if is_itself(path) { area } else { area.join(path.strip_prefix(".").unwrap_or(path)) }
+    }
+
+    fn named(self, error: Errno, path: &Path) -> HostPathError {
+        let whole = self.whole(path);
+        match error {
+            Errno::ENOENT | Errno::ENOTDIR => HostPathError::Missing(whole),
+            Errno::EXDEV => HostPathError::LeadsOut { root: self.whole(Path::new(".")), path: whole },
+            Errno::ELOOP => HostPathError::MagicLink(whole),
+            error => HostPathError::Io { doing: "look for", path: whole, source: error.into() },
+        }
+    }
 }
 
 /// Opens what `path` leads to from `root` on, as a place only.
@@ -54,31 +153,27 @@ pub(crate) struct Spreads {
 /// # Errors
 /// Says what is wrong with the path.
 pub(crate) fn open(root: &Path, path: &Path) -> Result<OwnedFd, HostPathError> {
-    let from = open_root(root)?;
-    resolve(&from, path, OFlag::O_PATH, escapes(root)).map_err(|error| named(error, root, path))
+    Area::of(root).open(path)
 }
 
-/// As [`open`], for a file that is to be read, and is one: opening a pipe or a device could block, or do something.
+/// As [`open`], for a file that is to be read, as [`Area::open_file`] does.
 ///
 /// # Errors
-/// As [`open`]; or it is no regular file.
+/// As [`Area::open_file`].
 pub(crate) fn open_file(root: &Path, path: &Path) -> Result<fs::File, HostPathError> {
-    let place = open(root, path)?;
-    let whole = root.join(path.strip_prefix(".").unwrap_or(path));
-    let io = |source| HostPathError::Io { doing: "read", path: whole.clone(), source };
-    let kind = nix::sys::stat::fstat(&place).map_err(|error| io(error.into()))?.st_mode & nix::libc::S_IFMT;
-    if kind != nix::libc::S_IFREG {
-        return Err(io(std::io::Error::other("it is not a regular file")));
+    Area::of(root).open_file(path)
+}
+
+/// Opens a directory beneath `root`, as a place only, where no part of its path is a link.
+///
+/// # Errors
+/// Names the path, and what it is instead.
+pub(crate) fn open_directory(root: &Path, path: &Path) -> Result<OwnedFd, HostPathError> {
+    let (place, whole) = (open_plain(root, path)?, root.join(path));
+    match kind_of(&place, &whole)? {
+        S_IFDIR => Ok(place),
+        _ => Err(HostPathError::WrongKind { path: whole, wanted: "a directory" }),
     }
-    let system = nix::sys::statfs::fstatfs(&place).map_err(|error| io(error.into()))?.filesystem_type();
-    if is_kernels_own(system) {
-        return Err(io(std::io::Error::other("it is a file of the kernel's own, not of a disk")));
-    }
-    // A lease that another holds on the file would be waited for.
-    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-    let of_place = format!("/proc/self/fd/{}", place.as_raw_fd());
-    let file = nix::fcntl::openat(AT_FDCWD, of_place.as_str(), flags, Mode::empty());
-    file.map(fs::File::from).map_err(|error| io(error.into()))
 }
 
 /// Whether files of that system are made by the kernel as they are read: regular files by their kind, but a read takes
@@ -99,30 +194,62 @@ fn is_kernels_own(system: FsType) -> bool {
         || system == PSTOREFS_MAGIC
 }
 
-/// As [`open`], for a directory; what is missing on the way is made, and the last part gets that mode.
+/// Finds a named pipe beneath `root`, where no part of its path is a link. The place can be opened by [`reopen`], without
+/// a wait and as often as needed, whatever its path leads to by then.
 ///
 /// # Errors
-/// As [`open`].
-pub(crate) fn make(root: &Path, path: &Path, mode: u32) -> Result<OwnedFd, HostPathError> {
-    let from = open_root(root)?;
-    let fail = |error| named(error, root, path);
+/// Names the path, and what it is instead.
+pub(crate) fn find_pipe(root: &Path, path: &Path) -> Result<OwnedFd, HostPathError> {
+    let (place, whole) = (open_plain(root, path)?, root.join(path));
+    match kind_of(&place, &whole)? {
+        S_IFIFO => Ok(place),
+        _ => Err(HostPathError::WrongKind { path: whole, wanted: "a named pipe" }),
+    }
+}
+
+/// Opens the file that a descriptor holds the place of. Never waits, for the other end of a pipe or for a lease that
+/// another holds on a file.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn reopen(place: &OwnedFd, options: &mut fs::OpenOptions) -> std::io::Result<fs::File> {
+    options.custom_flags(O_NONBLOCK).open(format!("/proc/self/fd/{}", place.as_raw_fd()))
+}
+
+fn open_plain(root: &Path, path: &Path) -> Result<OwnedFd, HostPathError> {
+    resolve(&open_root(root)?, path, OFlag::O_PATH, PLAIN).map_err(|error| plainly(error, root, path))
+}
+
+fn kind_of(place: &OwnedFd, path: &Path) -> Result<u32, HostPathError> {
+    let stat = fstat(place).map_err(|error| HostPathError::Io {
+        doing: "look at",
+        path: path.to_owned(),
+        source: error.into(),
+    })?;
+    Ok(stat.st_mode & S_IFMT)
+}
+
+/// A directory itself is named by a dot, or by nothing.
+fn is_itself(path: &Path) -> bool {
+    path.components().all(|part| part == Component::CurDir)
+}
+
+fn make_along(from: &OwnedFd, path: &Path, mode: Option<u32>, bounds: ResolveFlag) -> Result<OwnedFd, Errno> {
     let mut so_far = PathBuf::from(".");
     let mut parts = path.components().peekable();
     while let Some(part) = parts.next() {
-        let parent =
-            resolve(&from, &so_far, OFlag::O_PATH | OFlag::O_DIRECTORY, escapes(root)).map_err(fail)?;
+        let parent = resolve(from, &so_far, OFlag::O_PATH | OFlag::O_DIRECTORY, bounds)?;
         so_far.push(part);
         let Component::Normal(name) = part else { continue };
-        let is_new = make_one(&parent, name).map_err(fail)?;
-        if is_new && parts.peek().is_none() {
+        let is_new = make_one(&parent, name)?;
+        if let Some(mode) = mode.filter(|_| is_new && parts.peek().is_none()) {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
-            let made =
-                resolve(&parent, Path::new(name), flags, ResolveFlag::RESOLVE_BENEATH).map_err(fail)?;
+            let made = resolve(&parent, Path::new(name), flags, ResolveFlag::RESOLVE_BENEATH)?;
             // The process's umask has had its say before.
-            fchmod(&made, Mode::from_bits_truncate(mode)).map_err(fail)?;
+            fchmod(&made, Mode::from_bits_truncate(mode))?;
         }
     }
-    resolve(&from, &so_far, OFlag::O_PATH | OFlag::O_DIRECTORY, escapes(root)).map_err(fail)
+    resolve(from, &so_far, OFlag::O_PATH | OFlag::O_DIRECTORY, bounds)
 }
 
 /// False where something of that name is there.
@@ -137,18 +264,12 @@ fn make_one(parent: &OwnedFd, name: &OsStr) -> Result<bool, Errno> {
 /// A root is the operator's or Nomad's: its own links are followed.
 fn open_root(root: &Path) -> Result<OwnedFd, HostPathError> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-    nix::fcntl::openat(AT_FDCWD, root, flags, Mode::empty())
-        .map_err(|error| named(error, root, Path::new(".")))
+    openat(AT_FDCWD, root, flags, Mode::empty()).map_err(|error| Area::of(root).named(error, Path::new(".")))
 }
 
-/// Nothing is outside of `/`, so that links may be absolute there.
-fn escapes(root: &Path) -> ResolveFlag {
-    if root == Path::new("/") { ResolveFlag::RESOLVE_IN_ROOT } else { ResolveFlag::RESOLVE_BENEATH }
-}
-
-fn resolve(from: &OwnedFd, path: &Path, flags: OFlag, escapes: ResolveFlag) -> Result<OwnedFd, Errno> {
+fn resolve(from: &OwnedFd, path: &Path, flags: OFlag, bounds: ResolveFlag) -> Result<OwnedFd, Errno> {
     let how =
-        OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(escapes | ResolveFlag::RESOLVE_NO_MAGICLINKS);
+        OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(bounds | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     let mut opened = Err(Errno::EAGAIN);
     for _ in 0..TRIES {
         opened = openat2(from.as_fd(), path, how);
@@ -159,38 +280,12 @@ fn resolve(from: &OwnedFd, path: &Path, flags: OFlag, escapes: ResolveFlag) -> R
     opened
 }
 
-fn named(error: Errno, root: &Path, path: &Path) -> HostPathError {
-    let whole = root.join(path.strip_prefix(".").unwrap_or(path));
+/// What it means that a path without links could not be resolved so.
+fn plainly(error: Errno, root: &Path, path: &Path) -> HostPathError {
     match error {
-        Errno::ENOENT | Errno::ENOTDIR => HostPathError::Missing(whole),
-        Errno::EXDEV => HostPathError::LeadsOut { root: root.to_owned(), path: whole },
-        Errno::ELOOP => HostPathError::MagicLink(whole),
-        error => HostPathError::Io { doing: "look for", path: whole, source: error.into() },
+        Errno::ELOOP => HostPathError::Link { root: root.to_owned(), path: root.join(path) },
+        error => Area::of(root).named(error, path),
     }
-}
-
-/// # Errors
-/// When the kernel doesn't say.
-pub(crate) fn spreads(place: &OwnedFd) -> Result<Spreads, HostPathError> {
-    let read = |path: &str| {
-        fs::read_to_string(path).map_err(|source| HostPathError::Io {
-            doing: "read",
-            path: path.into(),
-            source,
-        })
-    };
-    let info = read(&format!("/proc/self/fdinfo/{}", place.as_raw_fd()))?;
-    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")).unwrap_or_default().trim().to_owned();
-    Ok(spreads_of(&id, &read("/proc/self/mountinfo")?))
-}
-
-fn spreads_of(mount_id: &str, table: &str) -> Spreads {
-    let line = table.lines().find(|line| line.split(' ').next() == Some(mount_id)).unwrap_or_default();
-    let tags = line.split(' ').skip(6).take_while(|tag| *tag != "-");
-    tags.fold(Spreads::default(), |spreads, tag| Spreads {
-        shared: spreads.shared || tag.starts_with("shared:"),
-        slave: spreads.slave || tag.starts_with("master:"),
-    })
 }
 
 #[cfg(test)]
@@ -246,16 +341,19 @@ mod tests {
     fn only_a_regular_file_is_read() {
         let (_kept, root) = tree();
         let mut text = String::new();
-        std::io::Read::read_to_string(&mut open_file(&root, Path::new("data/file")).unwrap(), &mut text)
-            .unwrap();
+        std::io::Read::read_to_string(
+            &mut Area::of(&root).open_file(Path::new("data/file")).unwrap(),
+            &mut text,
+        )
+        .unwrap();
         assert_eq!(text, "inside");
         nix::unistd::mkfifo(&root.join("pipe"), Mode::from_bits_truncate(0o600)).unwrap();
         for path in ["pipe", "data"] {
-            let error = open_file(&root, Path::new(path)).unwrap_err().to_string();
+            let error = Area::of(&root).open_file(Path::new(path)).unwrap_err().to_string();
             assert!(error.contains(path) && error.contains("regular file"), "{error}");
         }
         symlink("../outside/secret", root.join("up")).unwrap();
-        assert!(matches!(open_file(&root, Path::new("up")), Err(HostPathError::LeadsOut { .. })));
+        assert!(matches!(Area::of(&root).open_file(Path::new("up")), Err(HostPathError::LeadsOut { .. })));
     }
 
     #[test]
@@ -284,35 +382,20 @@ mod tests {
     fn directories_are_made_beneath_the_root_only() {
         let (kept, root) = tree();
         let mode = |path: &str| fs::metadata(root.join(path)).unwrap().permissions().mode() & 0o7777;
-        let made = make(&root, Path::new("a/b/c"), 0o777).unwrap();
+        let made = Area::of(&root).make(Path::new("a/b/c"), 0o777).unwrap();
         assert_eq!((mode("a"), mode("a/b"), mode("a/b/c")), (0o755, 0o755, 0o777));
         fs::set_permissions(root.join("a/b/c"), fs::Permissions::from_mode(0o700)).unwrap();
-        let again = make(&root, Path::new("a/b/c"), 0o777).unwrap();
+        let again = Area::of(&root).make(Path::new("a/b/c"), 0o777).unwrap();
         let inode =
             |place: &OwnedFd| fs::metadata(format!("/proc/self/fd/{}", place.as_raw_fd())).unwrap().ino();
         assert_eq!((inode(&made), mode("a/b/c")), (inode(&again), 0o700), "what is there stays as it is");
-        make(&root, Path::new("a/../z"), 0o755).unwrap();
+        Area::of(&root).make(Path::new("a/../z"), 0o755).unwrap();
         assert_eq!(mode("z"), 0o755);
         symlink("../outside", root.join("up")).unwrap();
         symlink("../outside/new", root.join("dangling")).unwrap();
         for path in ["up/new", "dangling", "dangling/x", "../outside/new"] {
-            assert!(make(&root, Path::new(path), 0o755).is_err(), "{path}");
+            assert!(Area::of(&root).make(Path::new(path), 0o755).is_err(), "{path}");
         }
         assert_eq!(fs::read_dir(kept.path().join("outside")).unwrap().count(), 1);
-    }
-
-    #[test]
-    fn how_mounts_spread_is_read_from_the_kernels_table() {
-        let table = "29 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
-                     30 29 0:5 / /dev rw master:2 - devtmpfs dev rw\n\
-                     31 29 0:6 / /sys rw shared:3 master:4 - sysfs sys rw\n\
-                     32 29 0:7 / /x rw - tmpfs shared:9 rw\n";
-        let is = |shared, slave| Spreads { shared, slave };
-        assert_eq!(spreads_of("29", table), is(true, false));
-        assert_eq!(spreads_of("30", table), is(false, true));
-        assert_eq!(spreads_of("31", table), is(true, true));
-        assert_eq!(spreads_of("32", table), is(false, false));
-        assert_eq!(spreads_of("9", table), is(false, false));
-        spreads(&open(Path::new("/"), Path::new(".")).unwrap()).unwrap();
     }
 }

@@ -14,6 +14,7 @@ mod host_path;
 mod init;
 mod log;
 mod logs;
+mod mount_table;
 mod names;
 mod netns;
 mod open_files;

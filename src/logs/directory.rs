@@ -2,22 +2,23 @@
 //! least: so nothing but a regular file without a second name is ever written, and no link is followed on the way to it.
 //! What was looked at is what is opened, by its descriptor.
 //!
-//! Source of the facts: openat2(2), hashicorp/nomad `client/allocdir`.
+//! Source of the facts: hashicorp/nomad `client/allocdir`.
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat, openat2};
+use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::Trouble;
 use super::rotation::Series;
+use crate::host_path::{self, HostPathError};
 
 /// Within an allocation's directory.
 const LOGS: &str = "alloc/logs";
@@ -42,18 +43,13 @@ impl Directory {
     /// When it is not there, or there is a link in its place.
     pub(super) fn open(alloc_dir: &Path) -> Result<Self, Trouble> {
         let path = alloc_dir.join(LOGS);
-        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let opened = openat(AT_FDCWD, alloc_dir, flags | OFlag::O_PATH, Mode::empty()).and_then(|root| {
-            let within = ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS;
-            openat2(&root, LOGS, OpenHow::new().flags(flags).resolve(within))
-        });
-        match opened {
-            Ok(descriptor) => Ok(Self { descriptor, path }),
-            Err(Errno::ELOOP) => {
-                Err(Trouble { doing: "open", path, why: "it is a symbolic link".to_owned() })
-            }
-            Err(error) => Err(Trouble::new("open", path, &error.into())),
-        }
+        let why = match host_path::open_directory(alloc_dir, Path::new(LOGS)) {
+            Ok(descriptor) => return Ok(Self { descriptor, path }),
+            Err(HostPathError::Link { .. }) => "it is a symbolic link".to_owned(),
+            Err(HostPathError::Missing(_)) => Errno::ENOENT.desc().to_owned(),
+            Err(error) => error.to_string(),
+        };
+        Err(Trouble { doing: "open", path, why })
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -113,11 +109,7 @@ impl Directory {
         if let Some(why) = unfit(stat.st_mode, stat.st_nlink) {
             return Ok(Some(Entry::Unfit(why)));
         }
-        let file = OpenOptions::new()
-            .write(true)
-            .custom_flags(nix::libc::O_NONBLOCK)
-            .open(format!("/proc/self/fd/{}", place.as_raw_fd()))
-            .map_err(failed)?;
+        let file = host_path::reopen(&place, OpenOptions::new().write(true)).map_err(failed)?;
         // Gone in between, it is no file of the directory any more.
         let is_there = file.metadata().map_err(failed)?.nlink() > 0;
         Ok(is_there.then_some(Entry::Log(file)))

@@ -13,7 +13,7 @@ use shim_protos::protobuf::well_known_types::any::Any;
 use shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use shim_protos::{Bootstrap, CallError, RuncOptions, TaskClient, any};
 
-use super::{Bundle, Error, FORKS_RUNTIME, LogPaths, QUICK};
+use super::{Bundle, Error, FORKS_RUNTIME, HeldPipes, QUICK};
 
 /// How long a shim that has just said where it listens may take to accept.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -92,7 +92,7 @@ impl Connection {
         &self,
         bundle: &Bundle,
         rootfs: Vec<Mount>,
-        logs: &LogPaths,
+        logs: &HeldPipes,
         tty: bool,
         options: &RuncOptions,
     ) -> Result<i32, Error> {

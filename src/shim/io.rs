@@ -5,14 +5,13 @@
 //! read before the task's end is told.
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, fcntl};
-use nix::libc::{ELOOP, O_NOFOLLOW, O_NONBLOCK};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -21,11 +20,14 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 
 use super::Error;
+use crate::host_path::{self, HostPathError};
 
 /// How the shims of rust-extensions are called.
 const IN_RUST: &[u8] = b"-rs";
 /// What Nomad sends when a job's logs are disabled.
 pub(crate) const NOWHERE: &str = "/dev/null";
+/// Where in an allocation's directory Nomad has its pipes.
+const IN_ALLOCATION: &str = "alloc/logs";
 /// As much as the kernel gives to anybody: what a task can write while nobody reads.
 const LOG_PIPE_BYTES: i32 = 1 << 20;
 /// How often a pipe is looked at that has lost its writer and still holds bytes: the kernel has no event for "empty".
@@ -42,6 +44,35 @@ pub(crate) struct LogPaths {
     pub stderr: PathBuf,
 }
 
+/// A task's log pipes, held open both ways.
+pub(crate) struct HeldPipes {
+    stdout: Option<File>,
+    stderr: Option<File>,
+}
+
+impl HeldPipes {
+    /// What a shim is told of them: this process's own descriptors, since a path could lead to something else by then, and
+    /// not every name can be in a path that shims take for a URL. The shim opens them while it creates its task, and
+    /// never again. No path where it needs none, since not every shim writes to what is no pipe. A terminal has one
+    /// output, and is to be read whoever wants it.
+    pub(super) fn for_shim(&self, tty: bool) -> (String, String) {
+        let own = std::process::id();
+        let told = |pipe: &Option<File>| match pipe {
+            Some(pipe) => format!("/proc/{own}/fd/{}", pipe.as_raw_fd()),
+            None => NOWHERE.to_owned(),
+        };
+        match (tty, &self.stdout, &self.stderr) {
+            (true, stdout, _) => (told(stdout), String::new()),
+            (false, None, None) => (String::new(), String::new()),
+            (false, stdout, stderr) => (told(stdout), told(stderr)),
+        }
+    }
+
+    fn pipes(&self) -> impl Iterator<Item = &File> {
+        [&self.stdout, &self.stderr].into_iter().flatten()
+    }
+}
+
 impl LogPaths {
     /// Opens both pipes, both ways, for as long as the result lives. Meanwhile the shim's own opens find a reader and a
     /// writer and can't block, whether Nomad's log collector is there yet or not; and the collector sees no end between
@@ -49,23 +80,22 @@ impl LogPaths {
     ///
     /// # Errors
     /// Refuses what is not a named pipe: a link in the log directory may be the task's own doing.
-    pub(crate) fn hold_open(&self) -> Result<Vec<File>, Error> {
-        self.pipes()
-            .map(|path| {
-                let file = open_pipe(path, OpenOptions::new().read(true).write(true))?;
-                Ok(file)
-            })
-            .collect()
+    pub(crate) fn hold_open(&self) -> Result<HeldPipes, Error> {
+        let hold = |path: &Path| open_pipe(path, OpenOptions::new().read(true).write(true));
+        Ok(HeldPipes {
+            stdout: kept(&self.stdout).map(hold).transpose()?,
+            stderr: kept(&self.stderr).map(hold).transpose()?,
+        })
     }
 
     /// Makes the pipes, large ones, and opens them as [`Self::hold_open`] does.
     ///
     /// # Errors
     /// Names the pipe that could not be made or opened.
-    pub(crate) fn make(&self) -> Result<Vec<File>, Error> {
+    pub(crate) fn make(&self) -> Result<HeldPipes, Error> {
         self.pipes().try_for_each(make_pipe)?;
         let held = self.hold_open()?;
-        for pipe in &held {
+        for pipe in held.pipes() {
             // The usual size does, too, where the kernel has no more to give.
             let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(LOG_PIPE_BYTES));
         }
@@ -77,37 +107,38 @@ impl LogPaths {
     /// # Errors
     /// Names the pipe that could not be opened.
     pub(crate) fn readers(&self) -> Result<[Option<OwnedFd>; 2], Error> {
-        let one = |path: &Path| (path != Path::new(NOWHERE)).then(|| reader(path)).transpose();
+        let one = |path| kept(path).map(reader).transpose();
         Ok([one(&self.stdout)?, one(&self.stderr)?])
-    }
-
-    /// Whether nothing of the output is kept.
-    fn are_nowhere(&self) -> bool {
-        self.pipes().next().is_none()
     }
 
     /// # Errors
     /// Where a terminal's output is to go nowhere, and the shim takes it to pipes only.
     pub(crate) fn fit(&self, shim: &Path, tty: bool) -> Result<(), Error> {
         let needs_pipes = shim.as_os_str().as_bytes().ends_with(IN_RUST);
-        if tty && self.are_nowhere() && needs_pipes { Err(Error::Unread(shim.to_owned())) } else { Ok(()) }
-    }
-
-    /// What a shim is told of them: no path where it needs none, since not every shim writes to what is no pipe. A
-    /// terminal has one output, and is to be read whoever wants it.
-    pub(super) fn for_shim(&self, tty: bool) -> (String, String) {
-        let Self { stdout, stderr } = self;
-        let told = |path: &Path| path.display().to_string();
-        match tty {
-            true => (told(stdout), String::new()),
-            false if self.are_nowhere() => (String::new(), String::new()),
-            false => (told(stdout), told(stderr)),
-        }
+        let is_kept = self.pipes().next().is_some();
+        if tty && !is_kept && needs_pipes { Err(Error::Unread(shim.to_owned())) } else { Ok(()) }
     }
 
     fn pipes(&self) -> impl Iterator<Item = &Path> {
-        [self.stdout.as_path(), self.stderr.as_path()].into_iter().filter(|path| *path != Path::new(NOWHERE))
+        [&self.stdout, &self.stderr].into_iter().filter_map(|path| kept(path))
     }
+
+    /// Ends for reading that take nothing, by which the writer's end is seen. A pipe that is gone holds nothing.
+    fn observers(&self) -> Vec<File> {
+        let observer = |path: &Path| {
+            let place = find_pipe(path).ok()?;
+            let pipe = host_path::reopen(&place, OpenOptions::new().read(true)).ok()?;
+            // The kernel tells a reader of the last writer's end only if there was one since the reader came.
+            drop(host_path::reopen(&place, OpenOptions::new().write(true)));
+            Some(pipe)
+        };
+        self.pipes().filter_map(observer).collect()
+    }
+}
+
+/// None where nothing is kept.
+fn kept(path: &Path) -> Option<&Path> {
+    (path != Path::new(NOWHERE)).then_some(path)
 }
 
 fn make_pipe(path: &Path) -> Result<(), Error> {
@@ -118,26 +149,39 @@ fn reader(path: &Path) -> Result<OwnedFd, Error> {
     Ok(open_pipe(path, OpenOptions::new().read(true))?.into())
 }
 
+/// What was looked at is what is opened: nothing else is, not even for a moment.
 fn open_pipe(path: &Path, options: &mut OpenOptions) -> Result<File, Error> {
+    host_path::reopen(&find_pipe(path)?, options).map_err(Error::file("open the log pipe", path))
+}
+
+fn find_pipe(path: &Path) -> Result<OwnedFd, Error> {
     let refuse = |what| Error::LogPath { path: path.to_owned(), what };
-    let file = match options.custom_flags(O_NONBLOCK | O_NOFOLLOW).open(path) {
-        Ok(file) => file,
-        Err(error) if error.raw_os_error() == Some(ELOOP) => return Err(refuse("is a symbolic link")),
-        Err(source) => return Err(Error::File { doing: "open the log pipe", path: path.to_owned(), source }),
-    };
-    let kind = file.metadata().map_err(Error::file("look at the log pipe", path))?.file_type();
-    if kind.is_fifo() { Ok(file) } else { Err(refuse("is not a named pipe")) }
+    let (root, rest) = changeable(path);
+    host_path::find_pipe(root, rest).map_err(|error| match error {
+        HostPathError::Link { .. } => refuse("is, or goes through, a symbolic link"),
+        HostPathError::WrongKind { .. } => refuse("is not a named pipe"),
+        HostPathError::Missing(_) => Error::file("open the log pipe", path)(ErrorKind::NotFound.into()),
+        HostPathError::Io { source, .. } => Error::file("open the log pipe", path)(source),
+        error => Error::file("open the log pipe", path)(std::io::Error::other(error.to_string())),
+    })
+}
+
+/// The root of a pipe's path, and what follows, which others may change: of Nomad's pipes all that is below the
+/// allocation's directory, of the driver's own nothing but the name.
+fn changeable(path: &Path) -> (&Path, &Path) {
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    let allocation = parent.ends_with(IN_ALLOCATION).then(|| parent.parent()?.parent()).flatten();
+    let root = allocation.unwrap_or(parent);
+    (root, path.strip_prefix(root).unwrap_or(path))
 }
 
 /// Waits until the shim has let go of the task's pipes and their readers have taken all that was in them, but no longer
-/// than `limit`. It takes no thread: all tasks of a node may end at once.
+/// than `limit`. It takes no thread while it waits: all tasks of a node may end at once.
 pub(crate) async fn drained(logs: &LogPaths, limit: Duration) -> bool {
+    let logs = logs.clone();
     let all = async {
-        for path in logs.pipes() {
-            // A reader of its own takes nothing, and lets the writer's end be seen. A pipe that is gone holds nothing.
-            let Ok(pipe) = open_pipe(path, OpenOptions::new().read(true)) else { continue };
-            // The kernel tells a reader of the last writer's end only if there was one since the reader came.
-            drop(open_pipe(path, OpenOptions::new().write(true)));
+        let pipes = tokio::task::spawn_blocking(move || logs.observers()).await;
+        for pipe in pipes.unwrap_or_default() {
             let mut pause = LOOK_AGAIN;
             while !is_drained(&pipe) {
                 tokio::time::sleep(pause).await;
@@ -253,7 +297,7 @@ impl StdinPipe {
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
         };
-        tokio::time::timeout(SHIM_COMES, comes).await.map_err(|_| std::io::ErrorKind::TimedOut.into())
+        tokio::time::timeout(SHIM_COMES, comes).await.map_err(|_| ErrorKind::TimedOut.into())
     }
 
     /// Writes at the reader's speed.
@@ -278,13 +322,31 @@ mod tests {
     }
 
     #[test]
-    fn a_shim_is_told_of_no_path_where_nothing_is_kept_but_a_terminals() {
+    fn a_shim_is_told_of_descriptors_and_of_none_where_nothing_is_kept_but_a_terminals() {
+        let told = |stdout: bool, stderr: bool, tty| {
+            let pipe = |kept: bool| kept.then(|| File::open("/dev/null").unwrap());
+            let held = HeldPipes { stdout: pipe(stdout), stderr: pipe(stderr) };
+            let path = |pipe: &Option<File>| {
+                let number = pipe.as_ref().map(AsRawFd::as_raw_fd);
+                number.map_or(NOWHERE.to_owned(), |fd| format!("/proc/{}/fd/{fd}", std::process::id()))
+            };
+            (held.for_shim(tty), (path(&held.stdout), path(&held.stderr)))
+        };
+        let nothing = (String::new(), String::new());
+        assert_eq!(told(false, false, false).0, nothing);
+        assert_eq!(told(false, false, true).0, (NOWHERE.to_owned(), String::new()));
+        let (both, paths) = told(true, true, false);
+        assert_eq!(both, paths);
+        let (one, paths) = told(true, false, false);
+        assert_eq!((one.0, one.1.as_str()), (paths.0, NOWHERE));
+        let (terminal, paths) = told(true, true, true);
+        assert_eq!(terminal, (paths.0, String::new()));
+    }
+
+    #[test]
+    fn a_shim_that_writes_to_pipes_only_gets_no_terminal_that_nobody_reads() {
         let nowhere = LogPaths { stdout: NOWHERE.into(), stderr: NOWHERE.into() };
-        assert_eq!(nowhere.for_shim(false), (String::new(), String::new()));
-        assert_eq!(nowhere.for_shim(true), (NOWHERE.to_owned(), String::new()));
         let kept = LogPaths { stdout: "/o".into(), stderr: "/e".into() };
-        assert_eq!(kept.for_shim(false), ("/o".to_owned(), "/e".to_owned()));
-        assert_eq!(kept.for_shim(true), ("/o".to_owned(), String::new()));
         let in_rust = Path::new("/opt/containerd-shim-runc-v2-rs");
         kept.fit(in_rust, true).unwrap();
         nowhere.fit(in_rust, false).unwrap();
@@ -297,15 +359,24 @@ mod tests {
     fn a_log_path_that_is_a_link_or_a_file_is_refused() {
         let directory = tempfile::tempdir().unwrap();
         let logs = pipe_at(directory.path());
-        assert_eq!(logs.hold_open().unwrap().len(), 1);
+        assert_eq!(logs.hold_open().unwrap().pipes().count(), 1);
         let link = directory.path().join("link");
         std::os::unix::fs::symlink(&logs.stdout, &link).unwrap();
-        let error = LogPaths { stdout: link, ..logs.clone() }.hold_open().unwrap_err().to_string();
-        assert!(error.ends_with("link is a symbolic link"), "{error}");
+        let error = LogPaths { stdout: link, ..logs.clone() }.hold_open().err().unwrap().to_string();
+        assert!(error.contains("link is, or goes through, a symbolic link"), "{error}");
         let file = directory.path().join("file");
         std::fs::write(&file, b"").unwrap();
-        let error = LogPaths { stdout: file, ..logs }.hold_open().unwrap_err().to_string();
+        let error = LogPaths { stdout: file, ..logs }.hold_open().err().unwrap().to_string();
         assert!(error.ends_with("file is not a named pipe"), "{error}");
+    }
+
+    #[test]
+    fn nomads_pipes_are_found_from_the_allocations_directory_on() {
+        let parts = |path: &'static str| changeable(Path::new(path));
+        let is = |root, rest| (Path::new(root), Path::new(rest));
+        assert_eq!(parts("/n/alloc/a1/alloc/logs/.web.fifo"), is("/n/alloc/a1", "alloc/logs/.web.fifo"));
+        assert_eq!(parts("/run/bundle/stdout"), is("/run/bundle", "stdout"));
+        assert_eq!(parts("/alloc/logs/x"), is("/", "alloc/logs/x"));
     }
 
     #[tokio::test]

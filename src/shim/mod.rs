@@ -22,8 +22,9 @@ use crate::process_stat::{ProcessId, Stat};
 pub(crate) use bundle::{Bundle, bundles};
 pub(crate) use connection::{Connection, Ended, ExecIo, State};
 pub(crate) use events::Events;
-pub(crate) use io::{ExecEnds, ExecPipes, LogPaths, NOWHERE, StdinPipe, drained};
+pub(crate) use io::{ExecEnds, ExecPipes, HeldPipes, LogPaths, NOWHERE, StdinPipe, drained};
 pub(crate) use launch::Launcher;
+pub(crate) use pins::Pin;
 pub(crate) use runtime::{counts_in_cgroup, find as find_shim, require_program, sets_oom_scores};
 
 /// A running shim, as it can be found again after a restart of the plugin.

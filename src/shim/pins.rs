@@ -1,6 +1,8 @@
 //! What a bundle holds in place for a container that is about to be made: the sources of its mounts, each mounted in the
 //! bundle, where nobody but root can reach it, and a file system for the files that the driver writes for the container. The
 //! runtime is told those places, and mounts them from there. Once it has, they go; what the container has stays.
+//!
+//! The sources are in a file system of their own, so that they go with it at once: an unmount is what takes the time.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -12,28 +14,50 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::{Bundle, Error};
+use crate::mount_table;
 
-/// The place of the files that the driver writes, beside the numbered places of sources.
+const NOTHING: Option<&str> = None;
+const UNMOUNT: MntFlags = MntFlags::MNT_DETACH.union(MntFlags::UMOUNT_NOFOLLOW);
+
+/// The place of the files that the driver writes.
 const FILES: &str = "files";
+/// The place of the sources, each by its number.
+const SOURCES: &str = "sources";
 /// What the files may have in all, beyond what the driver has written: a task may change them.
 const FILES_ROOM_BYTES: usize = 512 * 1024;
 /// The directory, and each file.
 const FILES_INODES: usize = 16;
+
+/// A source that is to be held in place.
+pub(crate) struct Pin<'a> {
+    pub source: &'a OwnedFd,
+    /// How mounts that come and go later spread between it and the host.
+    pub propagation: MsFlags,
+    /// Whether nothing in it can be written, also not in what is mounted below it.
+    pub read_only: bool,
+}
 
 impl Bundle {
     fn pins(&self) -> PathBuf {
         self.directory().join("mounts")
     }
 
-    /// Creates the directory for pins. Not the bundle: it may have been taken down meanwhile.
-    fn create_pins(&self) -> Result<PathBuf, Error> {
+    /// Mounts an empty file system in memory at a new place beside others.
+    fn mount_tmpfs(&self, name: &str, options: &str) -> Result<PathBuf, Error> {
         let pins = self.pins();
+        // Not the bundle: it may have been taken down meanwhile.
         match fs::DirBuilder::new().mode(0o700).create(&pins) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                Err(Error::File { doing: "create", path: pins, source: error })
+                return Err(Error::File { doing: "create", path: pins, source: error });
             }
-            _ => Ok(pins),
+            _ => {}
         }
+        let at = pins.join(name);
+        fs::DirBuilder::new().mode(0o700).create(&at).map_err(Error::file("create", &at))?;
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+        mount(Some("tmpfs"), &at, Some("tmpfs"), flags, Some(options))
+            .map_err(Error::errno("mount a file system in memory at", &at))?;
+        Ok(at)
     }
 
     /// Mounts an empty file system in memory for files of `bytes` in all that the container may change, and returns where.
@@ -43,42 +67,25 @@ impl Bundle {
     /// # Errors
     /// Names the place that it can't be mounted at.
     pub(crate) fn mount_files(&self, bytes: usize) -> Result<PathBuf, Error> {
-        let at = self.create_pins()?.join(FILES);
-        fs::DirBuilder::new().mode(0o700).create(&at).map_err(Error::file("create", &at))?;
         let room_bytes = bytes + FILES_ROOM_BYTES;
-        let options = format!("size={room_bytes},nr_inodes={FILES_INODES},mode=0755");
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-        mount(Some("tmpfs"), &at, Some("tmpfs"), flags, Some(options.as_str()))
-            .map_err(Error::errno("mount a file system in memory at", &at))?;
-        Ok(at)
+        self.mount_tmpfs(FILES, &format!("size={room_bytes},nr_inodes={FILES_INODES},mode=0755"))
     }
 
-    /// Mounts what a descriptor holds, with all that is mounted below it, and returns where. Mounts that come and go later
-    /// spread between it and the host as `propagation` says.
+    /// Mounts what descriptors hold, each with all that is mounted below it, and returns where.
     ///
     /// # Errors
     /// Names the place that it can't be mounted at.
-    pub(crate) fn pin(
-        &self,
-        number: usize,
-        source: &OwnedFd,
-        propagation: MsFlags,
-    ) -> Result<PathBuf, Error> {
-        let at = self.create_pins()?.join(number.to_string());
-        let from = PathBuf::from(format!("/proc/self/fd/{}", source.as_raw_fd()));
-        let is_directory = fs::metadata(&from).map_err(Error::file("look at", &from))?.is_dir();
-        let place = if is_directory {
-            fs::DirBuilder::new().mode(0o700).create(&at)
-        } else {
-            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&at).map(drop)
-        };
-        place.map_err(Error::file("create", &at))?;
-        let nothing: Option<&str> = None;
-        mount(Some(&from), &at, nothing, MsFlags::MS_BIND | MsFlags::MS_REC, nothing)
-            .map_err(Error::errno("mount a source at", &at))?;
-        mount(nothing, &at, nothing, propagation | MsFlags::MS_REC, nothing)
-            .map_err(Error::errno("set the propagation of", &at))?;
-        Ok(at)
+    pub(crate) fn pin(&self, pins: &[Pin<'_>]) -> Result<Vec<PathBuf>, Error> {
+        let all = self.mount_tmpfs(SOURCES, "size=1m,mode=0700")?;
+        let pinned = pins.iter().enumerate().map(|(number, pin)| pin.mount(all.join(number.to_string())));
+        let pinned = pinned.collect::<Result<Vec<_>, _>>()?;
+        if pins.iter().any(|pin| pin.read_only) {
+            let table = mount_table::below(&all).map_err(Error::file("list the mounts below", &all))?;
+            for (_, at) in pins.iter().zip(&pinned).filter(|(pin, _)| pin.read_only) {
+                table.iter().filter(|mount| mount.point.starts_with(at)).try_for_each(make_read_only)?;
+            }
+        }
+        Ok(pinned)
     }
 
     /// Takes away what is held in place, whether or not anything is.
@@ -87,13 +94,15 @@ impl Bundle {
     /// Names what is still mounted. It is never walked into.
     pub(crate) fn unpin(&self) -> Result<(), Error> {
         let pins = self.pins();
-        let entries = match fs::read_dir(&pins) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            Err(source) => return Err(Error::File { doing: "list", path: pins, source }),
-        };
-        for entry in entries {
-            let at = entry.map_err(Error::file("list", &pins))?.path();
+        // An unmount spreads to where a mount is shared with: that of a tree whose parts are shared with the host's would
+        // take the host's own away below it. So each source is cut off first; an earlier version of the driver had them
+        // beside the files. What they are in is not: its unmount is to spread to namespaces that have copies.
+        let sources = pins.join(SOURCES);
+        let places = entries(&pins)?;
+        for at in places.iter().filter(|at| **at != sources).chain(&entries(&sources)?) {
+            cut_off(at).map_err(Error::errno("cut off from the host's mounts", at))?;
+        }
+        for at in places {
             release(&at).map_err(Error::errno("unmount", &at))?;
             let removed = match fs::symlink_metadata(&at) {
                 Ok(place) if place.is_dir() => fs::remove_dir(&at),
@@ -101,17 +110,65 @@ impl Bundle {
             };
             removed.map_err(Error::file("remove", &at))?;
         }
-        fs::remove_dir(&pins).map_err(Error::file("remove", &pins))
+        match fs::remove_dir(&pins) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(Error::File { doing: "remove", path: pins, source: error })
+            }
+            _ => Ok(()),
+        }
     }
 }
 
-/// An unmount spreads to where a mount is shared with: that of a tree whose parts are shared with the host's would take
-/// the host's own away below it. So it is cut off first.
+impl Pin<'_> {
+    fn mount(&self, at: PathBuf) -> Result<PathBuf, Error> {
+        let from = PathBuf::from(format!("/proc/self/fd/{}", self.source.as_raw_fd()));
+        let is_directory = fs::metadata(&from).map_err(Error::file("look at", &from))?.is_dir();
+        let place = if is_directory {
+            fs::DirBuilder::new().mode(0o700).create(&at)
+        } else {
+            fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&at).map(drop)
+        };
+        place.map_err(Error::file("create", &at))?;
+        mount(Some(&from), &at, NOTHING, MsFlags::MS_BIND | MsFlags::MS_REC, NOTHING)
+            .map_err(Error::errno("mount a source at", &at))?;
+        mount(NOTHING, &at, NOTHING, self.propagation | MsFlags::MS_REC, NOTHING)
+            .map_err(Error::errno("set the propagation of", &at))?;
+        Ok(at)
+    }
+}
+
+/// Keeps what else the mount doesn't allow.
+fn make_read_only(mounted: &mount_table::Mount) -> Result<(), Error> {
+    let flags = mounted.flags | MsFlags::MS_RDONLY | MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
+    match mount(NOTHING, &mounted.point, NOTHING, flags, NOTHING) {
+        // Something else is mounted above it, so that it can't be reached; or the host has unmounted it, and so it is here.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT | Errno::ENOTDIR) => Ok(()),
+        Err(error) => Err(Error::errno("make read-only", &mounted.point)(error)),
+    }
+}
+
+fn entries(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+    match fs::read_dir(directory) {
+        Ok(entries) => entries
+            .map(|entry| entry.map(|entry| entry.path()).map_err(Error::file("list", directory)))
+            .collect(),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(source) => Err(Error::File { doing: "list", path: directory.to_owned(), source }),
+    }
+}
+
+/// What is not a mount point has nothing to be cut off from.
+fn cut_off(at: &Path) -> Result<(), Errno> {
+    match mount(NOTHING, at, NOTHING, MsFlags::MS_PRIVATE | MsFlags::MS_REC, NOTHING) {
+        Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        done => done,
+    }
+}
+
 fn release(at: &Path) -> Result<(), Errno> {
-    let nothing: Option<&str> = None;
     loop {
-        match mount(nothing, at, nothing, MsFlags::MS_PRIVATE | MsFlags::MS_REC, nothing) {
-            Ok(()) => umount2(at, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)?,
+        match umount2(at, UNMOUNT) {
+            Ok(()) => {}
             // Not a mount point.
             Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
             Err(error) => return Err(error),

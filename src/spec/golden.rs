@@ -57,7 +57,10 @@ pub(super) fn built(options: &TaskOptions, task: &pb::TaskConfig) -> Result<Valu
         Ok(Network::Private) | Err(_) => NetNamespace::Own,
     };
     let pins = options.mounts.list.iter().enumerate();
-    let sources = pins.map(|(n, mount)| (mount.target.clone(), format!("/pins/{n}").into())).collect();
+    let pinned = |(n, mount): (usize, &crate::config::JobMount)| {
+        (mount.target.clone(), Pinned { at: format!("/pins/{n}").into(), kept: Vec::new() })
+    };
+    let sources = pins.map(pinned).chain(mounts::tests::pinned_by_nomad()).collect();
     let confinement = Confinement {
         capabilities: [Capability::Chown, Capability::Kill].into(),
         apparmor_profile: Some("settled".to_owned()),

@@ -31,7 +31,7 @@ use crate::confinement::Confinement;
 use crate::devices::Found;
 use crate::rootfs::Identity;
 
-pub(crate) use mounts::BoundFile;
+pub(crate) use mounts::{BoundFile, Pinned, nomads_directories};
 pub(crate) use namespaces::{NetNamespace, with_private_pids};
 pub(crate) use node::{Node, check};
 pub(crate) use process::{INIT, exec_process, working_directory};
@@ -49,8 +49,8 @@ pub(crate) struct Inputs<'a> {
     pub task: &'a pb::TaskConfig,
     pub image: &'a ImageConfiguration,
     pub identity: &'a Identity,
-    /// Where on the host the sources of the job's mounts are, by target.
-    pub sources: &'a BTreeMap<String, PathBuf>,
+    /// Where on the host the sources of mounts are, by target: Nomad's directories, the job's own mounts, volumes.
+    pub sources: &'a BTreeMap<String, Pinned>,
     pub rootfs: PathBuf,
     pub hostname: String,
     pub network: &'a NetNamespace,
@@ -210,7 +210,7 @@ mod tests {
             task,
             image: &ImageConfiguration::default(),
             identity: &identity(),
-            sources: &BTreeMap::new(),
+            sources: &mounts::tests::pinned_by_nomad(),
             rootfs: "/b/rootfs".into(),
             hostname: "web-1".to_owned(),
             network: &NetNamespace::Own,

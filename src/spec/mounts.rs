@@ -1,5 +1,6 @@
 //! What is mounted into a container: the kernel's file systems, the directories that Nomad shares with a task, the host
-//! volumes that the job mounts, and what its own options mount.
+//! volumes that the job mounts, and what its own options mount. No source is a path that anybody but root could change,
+//! except for a volume's, which is the operator's.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,10 +22,17 @@ pub(crate) struct BoundFile {
     pub writable: bool,
 }
 
+/// Where the source of a mount is held, and what its mount on the host doesn't allow, by the names of mount options.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Pinned {
+    pub at: PathBuf,
+    pub kept: Vec<&'static str>,
+}
+
 /// Outer mounts come before those below them, whatever order the job has them in.
 pub(super) fn mounts(
     options: &TaskOptions,
-    sources: &BTreeMap<String, PathBuf>,
+    sources: &BTreeMap<String, Pinned>,
     files: &[BoundFile],
     task: &pb::TaskConfig,
 ) -> Result<Vec<Mount>, SpecError> {
@@ -42,9 +50,9 @@ pub(super) fn mounts(
         list.iter().map(|mount| &mount.target).chain(task.mounts.iter().map(|mount| &mount.task_path));
     let targets: Vec<&Path> = targets.map(Path::new).collect();
     mounts.retain(|mount| !targets.iter().any(|target| mount.destination().starts_with(target)));
-    mounts.extend(nomad_mounts(task)?);
+    mounts.extend(nomad_mounts(sources, task)?);
     for mount in &task.mounts {
-        mounts.push(volume(mount)?);
+        mounts.push(volume(mount, sources.get(&mount.task_path))?);
     }
     for mount in list {
         mounts.push(of_job(mount, sources)?);
@@ -105,24 +113,28 @@ fn kernel_mounts(
     .collect()
 }
 
-/// The alloc directory is shared by the tasks of a group; the logs in it are Nomad's to write.
-fn nomad_mounts(task: &pb::TaskConfig) -> Result<Vec<Mount>, OciSpecError> {
-    let alloc = Path::new(&task.alloc_dir);
-    let own = alloc.join(&task.name);
+/// Where the directories that Nomad makes for a task are mounted, and where they are in the allocation's directory.
+pub(crate) fn nomads_directories(task: &str) -> [(&'static str, PathBuf); 4] {
+    let own = Path::new(task);
     [
-        ("/alloc", alloc.join("alloc"), "rw"),
-        ("/alloc/logs", alloc.join("alloc/logs"), "ro"),
-        ("/local", own.join("local"), "rw"),
-        ("/secrets", own.join("secrets"), "rw"),
+        ("/alloc", "alloc".into()),
+        ("/alloc/logs", "alloc/logs".into()),
+        ("/local", own.join("local")),
+        ("/secrets", own.join("secrets")),
     ]
-    .into_iter()
-    .map(|(at, source, access)| {
-        mount(at, "bind", &source.display().to_string(), &["rbind", "rprivate", access])
-    })
-    .collect()
 }
 
-fn volume(asked: &pb::Mount) -> Result<Mount, SpecError> {
+/// The alloc directory is shared by the tasks of a group; the logs in it are Nomad's to write.
+fn nomad_mounts(sources: &BTreeMap<String, Pinned>, task: &pb::TaskConfig) -> Result<Vec<Mount>, SpecError> {
+    let directories = nomads_directories(&task.name).into_iter().map(|(at, _)| {
+        let source = sources.get(at).ok_or_else(|| SpecError::NoSource(at.to_owned()))?;
+        let access = if at == "/alloc/logs" { "ro" } else { "rw" };
+        Ok(mount(at, "bind", &source.at.display().to_string(), &["rbind", "rprivate", access])?)
+    });
+    directories.collect()
+}
+
+fn volume(asked: &pb::Mount, source: Option<&Pinned>) -> Result<Mount, SpecError> {
     let propagation = match asked.propagation_mode.as_str() {
         "" | "private" => "rprivate",
         "host-to-task" => "rslave",
@@ -136,19 +148,45 @@ fn volume(asked: &pb::Mount) -> Result<Mount, SpecError> {
         }
     };
     let access = if asked.readonly { "ro" } else { "rw" };
-    Ok(mount(&asked.task_path, "bind", &asked.host_path, &["rbind", propagation, access])?)
+    let options = ["rbind", propagation, access].map(str::to_owned).to_vec();
+    let (source, options) = match source {
+        Some(Pinned { at, kept }) => (at.clone(), with_kept(&options, kept)),
+        None => (PathBuf::from(&asked.host_path), options),
+    };
+    Ok(MountBuilder::default()
+        .destination(&asked.task_path)
+        .typ("bind")
+        .source(source)
+        .options(options)
+        .build()?)
 }
 
-fn of_job(asked: &JobMount, sources: &BTreeMap<String, PathBuf>) -> Result<Mount, SpecError> {
+fn of_job(asked: &JobMount, sources: &BTreeMap<String, Pinned>) -> Result<Mount, SpecError> {
     let JobMount { option: _, target, source, options } = asked;
-    let (kind, source) = match source {
-        MountSource::Memory => ("tmpfs", Path::new("tmpfs")),
+    let (kind, source, options) = match source {
+        MountSource::Memory => ("tmpfs", Path::new("tmpfs"), options.clone()),
         MountSource::Host(_) | MountSource::Volume => {
-            ("bind", sources.get(target).ok_or_else(|| SpecError::NoSource(target.clone()))?.as_path())
+            let Pinned { at, kept } =
+                sources.get(target).ok_or_else(|| SpecError::NoSource(target.clone()))?;
+            ("bind", at.as_path(), with_kept(options, kept))
         }
     };
     let made = MountBuilder::default().destination(target).typ(kind).source(source);
-    Ok(made.options(options.clone()).build()?)
+    Ok(made.options(options).build()?)
+}
+
+/// A runtime takes away what is not named again.
+fn with_kept(options: &[String], kept: &[&'static str]) -> Vec<String> {
+    // "no" and what it denies.
+    let opposite = |flag: &&'static str| match *flag {
+        "ro" => "rw",
+        flag => flag.strip_prefix("no").unwrap_or(flag),
+    };
+    let is_against = |option: &&String| kept.iter().any(|flag| opposite(flag) == option.as_str());
+    let mut all: Vec<String> = options.iter().filter(|option| !is_against(option)).cloned().collect();
+    let new = kept.iter().filter(|flag| !options.iter().any(|option| option == **flag));
+    all.extend(new.map(|flag| (*flag).to_owned()));
+    all
 }
 
 fn mount(at: &str, kind: &str, source: &str, options: &[&str]) -> Result<Mount, OciSpecError> {
@@ -157,8 +195,14 @@ fn mount(at: &str, kind: &str, source: &str, options: &[&str]) -> Result<Mount, 
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// Where the directories of Nomad's are held.
+    pub(in crate::spec) fn pinned_by_nomad() -> BTreeMap<String, Pinned> {
+        let at = |target: &str| Pinned { at: format!("/pins{target}").into(), kept: Vec::new() };
+        nomads_directories("web").into_iter().map(|(target, _)| (target.to_owned(), at(target))).collect()
+    }
 
     fn task() -> pb::TaskConfig {
         pb::TaskConfig {
@@ -187,7 +231,8 @@ mod tests {
     }
 
     fn made(asked: &Mounts, task: &pb::TaskConfig) -> Vec<Mount> {
-        let sources = asked.list.iter().map(|mount| (mount.target.clone(), "/pin".into())).collect();
+        let pin = |mount: &JobMount| (mount.target.clone(), Pinned { at: "/pin".into(), kept: Vec::new() });
+        let sources = asked.list.iter().map(pin).chain(pinned_by_nomad()).collect();
         let hosts = BoundFile { source: "/b/names/hosts".into(), at: "/etc/hosts", writable: true };
         let options = TaskOptions { mounts: asked.clone(), ..TaskOptions::default() };
         mounts(&options, &sources, &[hosts], task).unwrap()
@@ -209,12 +254,25 @@ mod tests {
             propagation_mode: "host-to-task".to_owned(),
             ..Default::default()
         };
-        let made = volume(&asked).unwrap();
+        let made = volume(&asked, None).unwrap();
         assert_eq!(made.options().clone().unwrap(), ["rbind", "rslave", "ro"]);
         assert_eq!(made.source().as_deref(), Some(Path::new("/srv/data")));
         let wrong = pb::Mount { propagation_mode: "sideways".to_owned(), ..asked };
-        let error = volume(&wrong).unwrap_err().to_string();
+        let error = volume(&wrong, None).unwrap_err().to_string();
         assert!(error.contains("/srv/data") && error.contains("sideways"), "{error}");
+    }
+
+    #[test]
+    fn a_flag_of_the_hosts_mount_is_kept_whatever_is_asked_for() {
+        let options = |list: &str| list.split(',').map(str::to_owned).collect::<Vec<_>>();
+        let kept = |list: &str, kept: &[&'static str]| with_kept(&options(list), kept).join(",");
+        assert_eq!(kept("rbind,rw,rprivate", &[]), "rbind,rw,rprivate");
+        assert_eq!(kept("rbind,rw,nosuid", &["ro", "nosuid"]), "rbind,nosuid,ro");
+        assert_eq!(kept("rbind,ro,exec,suid,dev", &["nodev", "noexec"]), "rbind,ro,suid,nodev,noexec");
+        let asked = pb::Mount { task_path: "/v".to_owned(), readonly: true, ..Default::default() };
+        let made = volume(&asked, Some(&Pinned { at: "/pin".into(), kept: vec!["nosuid"] })).unwrap();
+        assert_eq!(made.options().clone().unwrap(), ["rbind", "rprivate", "ro", "nosuid"]);
+        assert_eq!(made.source().as_deref(), Some(Path::new("/pin")));
     }
 
     #[test]
@@ -236,7 +294,7 @@ mod tests {
         assert!(made[at("/alloc/logs")].options().clone().unwrap().contains(&"ro".to_owned()));
         assert!(at("/etc/hosts") < at("/alloc/x"));
         assert!(made[at("/etc/hosts")].options().clone().unwrap().contains(&"rw".to_owned()));
-        assert_eq!(made[at("/secrets")].source().as_deref(), Some(Path::new("/nomad/alloc/1/web/secrets")));
+        assert_eq!(made[at("/secrets")].source().as_deref(), Some(Path::new("/pins/secrets")));
     }
 
     #[test]

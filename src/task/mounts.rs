@@ -1,5 +1,6 @@
-//! The sources of a job's mounts: found where the operator allows it, held from before anything is made until they are
-//! mounted, so that nothing that changes on the host meanwhile changes what is mounted.
+//! The sources of a task's mounts: the job's, found where the operator allows it and held from before anything is made
+//! until they are mounted, so that nothing that changes on the host meanwhile changes what is mounted; and the
+//! directories that Nomad has made for the task, found by what they are when they are mounted.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -10,10 +11,12 @@ use std::time::Duration;
 use nix::mount::MsFlags;
 use nomad_proto::driver as pb;
 
-use crate::config::{JobMount, MountSource, Mounts, Placed, PluginConfig};
+use crate::config::{JobMount, MountSource, Mounts, Placed, PluginConfig, TaskDirectory};
 use crate::error::{Error, Result};
-use crate::host_path::{self, HostPathError, Spreads};
-use crate::shim::Bundle;
+use crate::host_path::{self, Area, HostPathError};
+use crate::mount_table::{self, Mount, Spreads};
+use crate::shim::{Bundle, Pin};
+use crate::spec::{self, Pinned};
 
 /// A file system that doesn't answer holds a start up for no longer.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -23,16 +26,35 @@ const VOLUME_MODE: u32 = 0o777;
 const SOURCE_MODE: u32 = 0o755;
 /// There where SELinux has a say.
 const SELINUX: &str = "/sys/fs/selinux/enforce";
+/// What a mount of the host's doesn't allow, a mount of it for a task doesn't either. By the names that runtimes have.
+const KEPT: [(MsFlags, &str); 4] = [
+    (MsFlags::MS_RDONLY, "ro"),
+    (MsFlags::MS_NOSUID, "nosuid"),
+    (MsFlags::MS_NODEV, "nodev"),
+    (MsFlags::MS_NOEXEC, "noexec"),
+];
 
-/// Each with where it is mounted in the container.
 pub(super) struct Sources {
-    held: Arc<Vec<Source>>,
+    of_job: Arc<Vec<Source>>,
+    of_nomad: Arc<OfNomad>,
 }
 
+/// A source that is held open, and where it is mounted in the container.
 struct Source {
     target: String,
     place: OwnedFd,
     propagation: MsFlags,
+    is_read_only: bool,
+    kept: Vec<&'static str>,
+}
+
+/// What Nomad has for the task.
+struct OfNomad {
+    alloc_id: String,
+    alloc_dir: PathBuf,
+    task: String,
+    /// Those of the job's volumes that are to be read only, with all that is mounted below them.
+    read_only: Vec<pb::Mount>,
 }
 
 /// What is looked for, and how.
@@ -47,35 +69,96 @@ impl Sources {
     pub(super) async fn open(mounts: &Mounts, plugin: &PluginConfig, task: &pb::TaskConfig) -> Result<Self> {
         let taken = task.mounts.iter().map(|mount| mount.task_path.as_str());
         let taken = taken.chain(task.devices.iter().map(|device| device.task_path.as_str()));
-        let placed = mounts.placed(&plugin.volumes, &task.alloc_dir, &task.name, taken)?;
+        let placed = mounts.placed(&plugin.volumes, directory_of(task), taken)?;
         let wanted: Vec<Wanted> =
             placed.into_iter().map(|(mount, placed)| Wanted { mount: mount.clone(), placed }).collect();
+        let of_nomad = Arc::new(OfNomad {
+            alloc_id: task.alloc_id.clone(),
+            alloc_dir: (&task.alloc_dir).into(),
+            task: task.name.clone(),
+            read_only: task.mounts.iter().filter(|mount| mount.readonly).cloned().collect(),
+        });
         if wanted.is_empty() {
-            return Ok(Self { held: Arc::default() });
+            return Ok(Self { of_job: Arc::default(), of_nomad });
         }
         let look = move || wanted.iter().map(Wanted::open).collect::<Result<Vec<_>>>();
-        let held = off_thread("the sources of the task's mounts", look).await?;
-        Ok(Self { held: Arc::new(held) })
+        let of_job = off_thread("the sources of the task's mounts", look).await?;
+        Ok(Self { of_job: Arc::new(of_job), of_nomad })
     }
 
     /// Mounts them in the bundle, and returns where, by target.
     ///
     /// # Errors
     /// Names what can't be mounted.
-    pub(super) async fn pin(&self, bundle: &Bundle) -> Result<BTreeMap<String, PathBuf>> {
-        if self.held.is_empty() {
-            return Ok(BTreeMap::new());
-        }
-        let (held, bundle) = (Arc::clone(&self.held), bundle.clone());
+    pub(super) async fn pin(&self, bundle: &Bundle) -> Result<BTreeMap<String, Pinned>> {
+        let (of_job, of_nomad, bundle) =
+            (Arc::clone(&self.of_job), Arc::clone(&self.of_nomad), bundle.clone());
         let pin = move || {
-            let pinned = held.iter().enumerate().map(|(number, source)| {
-                let at = bundle.pin(number, &source.place, source.propagation)?;
-                Ok((source.target.clone(), at))
-            });
-            pinned.collect()
+            let nomads = of_nomad.open()?;
+            let all: Vec<&Source> = nomads.iter().chain(of_job.iter()).collect();
+            let pins: Vec<Pin<'_>> = all.iter().map(|source| source.pin()).collect();
+            let pinned = bundle.pin(&pins)?.into_iter().zip(all);
+            let pinned =
+                pinned.map(|(at, source)| (source.target.clone(), Pinned { at, kept: source.kept.clone() }));
+            Ok(pinned.collect())
         };
         off_thread("the sources of the task's mounts", pin).await
     }
+}
+
+impl Source {
+    fn pin(&self) -> Pin<'_> {
+        Pin { source: &self.place, propagation: self.propagation, read_only: self.is_read_only }
+    }
+}
+
+impl OfNomad {
+    /// Nothing of the allocation's directory is held for longer than it takes to mount it: Nomad could not unmount it.
+    fn open(&self) -> Result<Vec<Source>> {
+        let own = spec::nomads_directories(&self.task).into_iter().map(|(target, path)| {
+            let place =
+                host_path::open_directory(&self.alloc_dir, &path).map_err(|error| self.replaced(&error))?;
+            let target = target.to_owned();
+            let (propagation, is_read_only, kept) = (MsFlags::MS_PRIVATE, false, Vec::new());
+            Ok(Source { target, place, propagation, is_read_only, kept })
+        });
+        own.chain(self.read_only.iter().map(read_only_volume)).collect()
+    }
+
+    fn replaced(&self, error: &HostPathError) -> Error {
+        let text = format!(
+            "a directory that Nomad has made for the allocation is not there as it made it: {error}. It has been replaced \
+             or removed, perhaps by a task; stop the allocation, and Nomad places another (nomad alloc stop {})",
+            self.alloc_id
+        );
+        if matches!(error, HostPathError::Io { .. }) { Error::Transient(text) } else { Error::Failed(text) }
+    }
+}
+
+/// The path is the operator's or that of a storage plugin of his: its links are followed.
+fn read_only_volume(mount: &pb::Mount) -> Result<Source> {
+    let pb::Mount { host_path, task_path, .. } = mount;
+    let refuse =
+        |error: String| Error::Failed(format!("the volume at {task_path} can't be mounted: {error}"));
+    let path = Path::new(host_path).strip_prefix("/").unwrap_or(Path::new(host_path));
+    let place = host_path::open(Path::new("/"), path).map_err(|error| refuse(error.to_string()))?;
+    let Mount { flags, spreads, .. } =
+        mount_table::of(&place).map_err(|error| refuse(format!("{host_path}: {error}")))?;
+    // As far as the host lets it: Nomad's word is not refused.
+    let propagation = match mount.propagation_mode.as_str() {
+        "bidirectional" if spreads.shared => MsFlags::MS_SHARED,
+        "host-to-task" | "bidirectional" if spreads.shared || spreads.slave => MsFlags::MS_SLAVE,
+        _ => MsFlags::MS_PRIVATE,
+    };
+    Ok(Source { target: task_path.clone(), place, propagation, is_read_only: true, kept: kept(flags) })
+}
+
+fn kept(flags: MsFlags) -> Vec<&'static str> {
+    KEPT.into_iter().filter(|(flag, _)| flags.contains(*flag)).map(|(_, name)| name).collect()
+}
+
+pub(super) fn directory_of(task: &pb::TaskConfig) -> TaskDirectory<'_> {
+    TaskDirectory { alloc_dir: &task.alloc_dir, task: &task.name }
 }
 
 /// Runs what may wait for a file system of the host.
@@ -103,19 +186,23 @@ impl Wanted {
             return Err(refuse(why.to_owned()));
         }
         let place = self.find().map_err(|error| refuse(error.to_string()))?;
-        let spreads = host_path::spreads(&place).map_err(|error| refuse(error.to_string()))?;
+        let shown = placed.shown();
+        let Mount { flags, spreads, .. } =
+            mount_table::of(&place).map_err(|error| refuse(format!("{}: {error}", shown.display())))?;
         let propagation = propagation(mount.propagation().unwrap_or_default(), spreads)
-            .map_err(|why| refuse(format!("{}: {why}", placed.root.join(&placed.path).display())))?;
-        Ok(Source { target: mount.target.clone(), place, propagation })
+            .map_err(|why| refuse(format!("{}: {why}", shown.display())))?;
+        let (target, is_read_only) = (mount.target.clone(), mount.is_read_only());
+        Ok(Source { target, place, propagation, is_read_only, kept: kept(flags) })
     }
 
     fn find(&self) -> std::result::Result<OwnedFd, HostPathError> {
-        let Placed { root, path, is_allocations } = &self.placed;
+        let Placed { root, plain, path, is_allocations } = &self.placed;
+        let area = Area { root, plain };
         match &self.mount.source {
-            MountSource::Volume => host_path::make(root, path, VOLUME_MODE),
-            MountSource::Host(source) => match host_path::open(root, path) {
+            MountSource::Volume => area.make(path, VOLUME_MODE),
+            MountSource::Host(source) => match area.open(path) {
                 Err(HostPathError::Missing(_)) if source.is_made && *is_allocations => {
-                    host_path::make(root, path, SOURCE_MODE)
+                    area.make(path, SOURCE_MODE)
                 }
                 found => found,
             },
@@ -155,5 +242,11 @@ mod tests {
         for (asked, source) in [("rshared", private), ("shared", slave), ("rslave", private)] {
             assert!(propagation(asked, source).unwrap_err().contains("shared mount"));
         }
+    }
+
+    #[test]
+    fn what_the_hosts_mount_does_not_allow_is_kept() {
+        assert_eq!(kept(MsFlags::empty()), [""; 0]);
+        assert_eq!(kept(MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOATIME), ["ro", "nodev"]);
     }
 }

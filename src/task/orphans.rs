@@ -23,7 +23,7 @@ impl Tasks {
             let pause = if !policy.enabled {
                 None
             } else if self.is_settled(policy.creation_grace) {
-                self.reap(&current).await;
+                Box::pin(self.reap(&current)).await;
                 Some(policy.period)
             } else {
                 self.agent.settled().map(|settled| policy.creation_grace.saturating_sub(settled))

@@ -1,18 +1,18 @@
 //! Where a task's output goes: into the pipes that Nomad reads, into pipes of our own and from there into its log files, or
 //! nowhere.
 
-use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use nomad_proto::driver as pb;
 
 use super::events::Teller;
+use super::mounts::off_thread;
 use super::{Saved, Settings, Tasks};
 use crate::config::{LogCollection, LogLimits, TaskOptions};
 use crate::error::{Error, Result};
 use crate::logs::{Limits, Movers, News, Pump, Stream, Target};
-use crate::shim::{Bundle, LogPaths, NOWHERE};
+use crate::shim::{Bundle, HeldPipes, LogPaths, NOWHERE};
 
 pub(super) struct Output {
     pub(super) logs: LogPaths,
@@ -52,12 +52,16 @@ impl Output {
         }
     }
 
-    /// Checks Nomad's pipes, and holds them open.
+    /// Checks Nomad's pipes, and holds them open; None where the driver has pipes of its own.
     ///
     /// # Errors
     /// Names the one that is none.
-    pub(super) fn hold_nomads(&self) -> Result<Vec<File>> {
-        Ok(if self.collected.is_none() { self.logs.hold_open()? } else { Vec::new() })
+    pub(super) async fn hold_nomads(&self) -> Result<Option<HeldPipes>> {
+        if self.collected.is_some() {
+            return Ok(None);
+        }
+        let logs = self.logs.clone();
+        off_thread("the task's log pipes", move || Ok(Some(logs.hold_open()?))).await
     }
 
     /// Makes our own pipes in the bundle, holds them open, and returns as well what the shim is to hold for good: without a
@@ -65,10 +69,7 @@ impl Output {
     ///
     /// # Errors
     /// Names the one that can't be made.
-    pub(super) fn make_own(&self) -> Result<(Vec<File>, Vec<OwnedFd>)> {
-        if self.collected.is_none() {
-            return Ok((Vec::new(), Vec::new()));
-        }
+    pub(super) fn make_own(&self) -> Result<(HeldPipes, Vec<OwnedFd>)> {
         let held = self.logs.make()?;
         Ok((held, self.logs.readers()?.into_iter().flatten().collect()))
     }

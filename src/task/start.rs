@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -22,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::attempts::Attempt;
 use super::events::Teller;
+use super::mounts::off_thread;
 use super::network::Joined;
 use super::output::Output;
 use super::place::{self, Place};
@@ -37,8 +38,8 @@ use crate::error::{Error, Result};
 use crate::init::Init;
 use crate::process_stat::{self, ProcessId};
 use crate::rootfs;
-use crate::shim::{self, Connection, Shim};
-use crate::spec::{self, BoundFile};
+use crate::shim::{self, Connection, HeldPipes, Shim};
+use crate::spec::{self, BoundFile, Pinned};
 
 /// How long an image that was found is taken to be there, which is less than containerd takes to collect one.
 const STALE: Duration = Duration::from_secs(1);
@@ -162,8 +163,8 @@ struct Prepared {
     identity: rootfs::Identity,
     /// Where the paths lead that the runtime opens in the image.
     ends: Arc<rootfs::Ends>,
-    /// Where the job's mounts are, by target.
-    pinned: BTreeMap<String, PathBuf>,
+    /// Where the sources of mounts are held, by target.
+    pinned: BTreeMap<String, Pinned>,
 }
 
 /// All that a container is created from.
@@ -183,7 +184,7 @@ impl Start<'_> {
         let access = self.access()?;
         let output = Output::of(self.settings, &self.wanted.options, self.config, &self.place.bundle);
         output.logs.fit(&self.place.launcher.binary, self.wanted.options.process.tty)?;
-        let mut held = output.hold_nomads()?;
+        let nomads = output.hold_nomads().await?;
         if self.place.bundle.exists() {
             // Of a start that the plugin did not survive.
             Place::by_id(self.settings, &self.place.id).tear_down().await?;
@@ -194,11 +195,13 @@ impl Start<'_> {
         }
         let timeline = self.timeline;
         let hold = self.tasks.image_uses.hold(&self.wanted.image.name()).await;
-        let (image, _turn) = self.image_and_turn(&access, asker).await?;
+        let (image, _turn) = Box::pin(self.image_and_turn(&access, asker)).await?;
         timeline.step("bundle", async { self.place.bundle.create(&self.place.launcher.binary) }).await?;
         self.attempt().write(&self.place.bundle)?;
-        let (own, kept) = output.make_own()?;
-        held.extend(own);
+        let (held, kept) = match nomads {
+            Some(held) => (held, Vec::new()),
+            None => output.make_own()?,
+        };
         let given_up = CancellationToken::new();
         let made = async {
             tokio::join!(
@@ -223,7 +226,7 @@ impl Start<'_> {
         let spec = self.specification(&image, &prepared, &joined, files)?;
         rootfs::check(&prepared.ends, &spec).await?;
         let made = Made { spec, mounts: prepared.mounts, network: joined.told, connection, shim };
-        let task = self.begin(made, output, &image).await?;
+        let task = self.begin(made, output, &held, &image).await?;
         drop(held);
         // Once more, for whoever has gone away, or stopped it, meanwhile.
         match futures::FutureExt::now_or_never(asker.called_off()) {
@@ -343,7 +346,7 @@ impl Start<'_> {
         let owner = [(OWNER_LABEL.to_owned(), labels[OWNER_LABEL].clone())].into();
         timeline.step("container/lease", containerd.create_lease(id, owner)).await?;
         let snapshot = containerd.prepare_snapshot(id, &image.chain_id, id, given_up);
-        let mounts = timeline.step("container/snapshot", snapshot).await?;
+        let mounts = Box::pin(timeline.step("container/snapshot", snapshot)).await?;
         let record = Record {
             id: id.clone(),
             image: image.name.clone(),
@@ -415,7 +418,7 @@ impl Start<'_> {
     }
 
     /// Creates the container, asks for its end, and only then starts it.
-    async fn begin(&self, made: Made, output: Output, image: &Image) -> Result<Task> {
+    async fn begin(&self, made: Made, output: Output, held: &HeldPipes, image: &Image) -> Result<Task> {
         let Made { spec, mounts, network, connection, shim } = made;
         let Output { logs, collected } = output;
         let Wanted { options: asked, cgroup, .. } = self.wanted;
@@ -429,13 +432,13 @@ impl Start<'_> {
         };
         shim.take_oom_score_of_task(spec::oom_score_adj(&asked.limits, &self.settings.config.limits));
         let rootfs = mounts.into_iter().map(shim_mount).collect();
-        let create = connection.create(bundle, rootfs, &logs, asked.process.tty, &options);
+        let create = connection.create(bundle, rootfs, held, asked.process.tty, &options);
         let pid = timeline.step("create", create).await.map_err(|error| naming_program(error, &spec))?;
         let program = asked.runtime.program(&self.settings.config);
         if shim::sets_oom_scores(&self.place.launcher.binary, program) {
             shim.protect();
         }
-        bundle.unpin()?;
+        self.unpin().await?;
         if shares_pids {
             bundle.write_spec(&spec::with_private_pids(spec)?)?;
         }
@@ -481,6 +484,12 @@ impl Start<'_> {
             "the shim names a process as the task's which is none of its own; the kernel is not asked for the task's end"
         );
         ProcessId::UNKNOWN
+    }
+
+    /// The kernel may take its time for an unmount.
+    async fn unpin(&self) -> Result<()> {
+        let bundle = self.place.bundle.clone();
+        off_thread("the sources of the task's mounts", move || Ok(bundle.unpin()?)).await
     }
 
     fn teller(&self) -> Teller {

@@ -37,7 +37,7 @@ impl Tasks {
         tokio::spawn(async move {
             let mut rounds = Rounds::default();
             while let Some(current) = tasks.own_settings(&mut settings).await {
-                tasks.sweep(&current, &mut rounds).await;
+                Box::pin(tasks.sweep(&current, &mut rounds)).await;
                 if let Ok(Err(_)) = tokio::time::timeout(PERIOD, settings.changed()).await {
                     return;
                 }

@@ -1,22 +1,22 @@
 //! What a job asks for, found to be possible here before anything is made; and the files by which its task finds names.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use nomad_proto::driver as pb;
 
-use super::mounts::{Sources, off_thread};
+use super::mounts::{Sources, directory_of, off_thread};
 use super::network::{Joined, WantedNetwork};
 use super::timeline::Timeline;
 use super::{Settings, node};
 use crate::cgroup::Cgroup;
 use crate::cni;
-use crate::config::{Archive, DevicePath, Dns, DnsOptions, Names as Asked, Sharing, TaskOptions};
+use crate::config::{Archive, DevicePath, Dns, DnsOptions, Names as Asked, Placed, Sharing, TaskOptions};
 use crate::confinement::{self, Confinement};
-use crate::containerd::{ArchiveSource, LOADED, Reference};
+use crate::containerd::{ArchiveSource, LOADED, Reference, Scratch};
 use crate::devices::{self, Found};
 use crate::error::{Error, Result};
-use crate::host_path;
+use crate::host_path::{self, Area};
 use crate::names::{self, NameFile, Names, Resolver};
 use crate::reaper;
 use crate::shim::Bundle;
@@ -138,15 +138,22 @@ impl ImageSource {
             Archive::Load(_) => Some(options.image.parse()?),
             Archive::Image(_) => None,
         };
-        let placed = archive.placed(&settings.config.volumes, &config.alloc_dir, &config.name)?;
-        let shown = placed.root.join(&placed.path).display().to_string();
-        let option = archive.option();
+        let placed = archive.placed(&settings.config.volumes, directory_of(config))?;
+        let shown = placed.shown().display().to_string();
+        let (option, alloc_dir, own) =
+            (archive.option(), PathBuf::from(&config.alloc_dir), PathBuf::from(&config.name));
         let open = move || {
-            host_path::open_file(&placed.root, &placed.path)
-                .map_err(|error| Error::Invalid(format!("the option {option} names no archive: {error}")))
+            let Placed { root, plain, path, .. } = &placed;
+            let file = Area { root, plain }
+                .open_file(path)
+                .map_err(|error| Error::Invalid(format!("the option {option} names no archive: {error}")))?;
+            let directory = host_path::open_directory(&alloc_dir, &own).map_err(|error| {
+                Error::Failed(format!("an archive has nowhere to be decompressed: {error}"))
+            })?;
+            let scratch = Scratch { directory: Arc::new(directory), shown: alloc_dir.join(own) };
+            Ok((file, scratch))
         };
-        let file = off_thread("the archive of the task's image", open).await?;
-        let scratch = Path::new(&config.alloc_dir).join(&config.name);
+        let (file, scratch) = off_thread("the archive of the task's image", open).await?;
         Ok(Self::Archive(ArchiveSource { file: Arc::new(file), shown, scratch, wanted }))
     }
 }

@@ -261,5 +261,26 @@ async fn on_a_hardened_node_more_is_denied_and_no_job_gets_around_it(scene: &Sce
         refused(plugin.start_task(task.config.clone()).await, &[option, "operator does not allow"])?;
         scene.nothing_left()?;
     }
+    // Each of these leads to the host's root at the next start, or to what is Nomad's or another task's.
+    for (source, options) in [
+        ("..", ""),
+        ("..", ":ro"),
+        (".", ""),
+        ("local/..", ":ro"),
+        ("../web", ""),
+        ("../alloc", ""),
+        ("../alloc/logs", ""),
+        ("../alloc/data/../logs", ""),
+        ("../db/local", ":ro"),
+        ("../db/secrets", ":ro"),
+        ("private", ":ro"),
+        ("../..", ":ro"),
+    ] {
+        let mut config = scene.shell("true");
+        config["volumes"] = json!([format!("{source}:/a{options}")]);
+        let task = scene.prepare(&plugin, &config).await?;
+        refused(plugin.start_task(task.config.clone()).await, &["volumes", source, "can't be"])?;
+        scene.nothing_left()?;
+    }
     plugin.shut_down().await
 }

@@ -144,6 +144,21 @@ async fn an_archive_leads_nowhere_out_of_the_allocation(scene: &Scene) -> Result
     }
     let up = scene.prepare(&plugin, &config! { image = "team/x:1", load = "../../../outside.tar" }).await?;
     refused(plugin.start_task(up.config.clone()).await, &["outside.tar", "leads out"])?;
+    // Neither does the task's directory, where it is read and decompressed.
+    let elsewhere = scene.directory().join("elsewhere");
+    std::fs::create_dir_all(elsewhere.join("local"))?;
+    std::fs::copy(&outside, elsewhere.join("local/x.tar"))?;
+    for (image, load) in [("team/x:1", "x.tar"), ("./local/x.tar", "")] {
+        for link in ["", "local"] {
+            let task = scene.prepare(&plugin, &config! { image = image, load = load }).await?;
+            let own = task.alloc.task_path(link);
+            std::fs::remove_dir_all(&own)?;
+            symlink(elsewhere.join(link), own.components().collect::<std::path::PathBuf>())?;
+            refused(plugin.start_task(task.config.clone()).await, &["web", "symbolic link"])?;
+            scene.nothing_left()?;
+            std::fs::remove_file(own.components().collect::<std::path::PathBuf>())?;
+        }
+    }
     // A pipe would hold the start up for good.
     let pipe = scene.prepare(&plugin, &config! { image = "team/x:1", load = "pipe" }).await?;
     nix::unistd::mkfifo(&pipe.alloc.task_path("local/pipe"), nix::sys::stat::Mode::S_IRUSR)?;

@@ -1,8 +1,10 @@
 //! A task's output: whole, whoever reads it and however slowly, and never by another way than the pipe.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::{cases, refused, same};
 use crate::scene::Scene;
@@ -17,6 +19,9 @@ cases!["logs":
     a_log_path_that_is_a_link_is_refused,
     a_log_path_that_is_a_file_is_refused,
     a_log_path_that_is_not_there_is_refused,
+    a_log_directory_that_is_a_link_is_refused,
+    a_pipe_is_the_one_that_was_looked_at_whatever_is_put_in_its_place,
+    a_task_has_any_name_that_nomad_lets_it_have,
     logs_that_are_disabled_go_nowhere,
     an_operator_who_collects_no_logs_gets_none_and_needs_no_pipes,
 ];
@@ -156,6 +161,118 @@ async fn a_log_path_that_is_not_there_is_refused(scene: &Scene) -> Result<()> {
     scene.nothing_left()?;
     ensure!(!path.exists(), "it was made");
     plugin.shut_down().await
+}
+
+async fn a_log_directory_that_is_a_link_is_refused(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.prepare_unread(&plugin, &scene.shell("echo over")).await?;
+    let (logs, elsewhere) = (task.alloc.logs(), scene.directory().join("elsewhere"));
+    std::fs::rename(&logs, &elsewhere)?;
+    std::os::unix::fs::symlink(&elsewhere, &logs)?;
+    let path = task.alloc.log_path("stdout").display().to_string();
+    refused(plugin.start_task(task.config.clone()).await, &[&path, "symbolic link"])?;
+    scene.nothing_left()?;
+    plugin.shut_down().await
+}
+
+/// A shim that puts something else in the pipes' place when it is started, which is after the driver has looked at them.
+fn swapping_shim(scene: &Scene, swap: &str) -> Result<PathBuf> {
+    let path = scene.directory().join("containerd-shim-swaps-v1");
+    let script = format!(
+        "#!/bin/sh\nfor word in \"$@\"; do if [ \"$word\" = start ]; then\n{swap}\nfi; done\nexec {} \"$@\"\n",
+        scene.programs().shim().display()
+    );
+    std::fs::create_dir_all(scene.directory())?;
+    std::fs::write(&path, script)?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
+    Ok(path)
+}
+
+async fn a_pipe_is_the_one_that_was_looked_at_whatever_is_put_in_its_place(scene: &Scene) -> Result<()> {
+    let precious = scene.directory().join("precious");
+    for swap in [
+        format!("ln -s {} \"$pipe\"", precious.display()),
+        format!("ln {} \"$pipe\"", precious.display()),
+        "echo data > \"$pipe\"".to_owned(),
+        "mkfifo \"$pipe\"".to_owned(),
+        "mkdir \"$pipe\"".to_owned(),
+        "true".to_owned(),
+    ] {
+        let directory = scene.directory().join("alloc");
+        let each = format!(
+            "for pipe in {}/*/alloc/logs/.*.fifo; do mv \"$pipe\" \"$pipe.was\"; {swap}; done",
+            directory.display()
+        );
+        let mut options = scene.options();
+        options["containerd_runtime"] = serde_json::json!(swapping_shim(scene, &each)?);
+        let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+        std::fs::write(&precious, "data\n")?;
+        for tty in [false, true] {
+            let mut config = scene.shell("echo said; exec 2>&1; sleep 1; echo more");
+            config["tty"] = serde_json::json!(tty);
+            let mut task = scene.prepare(&plugin, &config).await?;
+            task.start(&plugin).await?;
+            same!((&swap, task.stdout(&plugin).await?.replace('\r', "")), (&swap, "said\nmore\n".to_owned()));
+            task.destroy(&plugin).await?;
+            scene.nothing_left()?;
+        }
+        same!(std::fs::read_to_string(&precious)?, "data\n");
+        plugin.shut_down().await?;
+    }
+    Ok(())
+}
+
+/// Nomad refuses nothing but a slash, a backslash and NUL; a control group's name has no line's end.
+async fn a_task_has_any_name_that_nomad_lets_it_have(scene: &Scene) -> Result<()> {
+    let all = || (1_u8..128).filter(|byte| !b"/\\\n".contains(byte)).map(char::from);
+    let names = [
+        "100%cpu",
+        "50%-job",
+        "%2e%2e",
+        "a\tb",
+        "a b",
+        "a?b#c",
+        "fifo:x",
+        "-rf",
+        "\u{1f980}\u{fc}\u{65e5}",
+        "$(x)`x`'\"",
+        "a:b;c",
+    ];
+    let halves = [all().take(64).collect::<String>(), all().skip(64).collect()];
+    let names: Vec<String> = names.map(str::to_owned).into_iter().chain(halves).collect();
+    for collection in ["nomad", "driver"] {
+        let mut options = scene.options();
+        options["log_collection"] = serde_json::json!(collection);
+        let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+        for name in &names {
+            let config =
+                scene.shell("echo out; echo err >&2; until [ -e /local/go ]; do sleep 0.05; done; echo over");
+            let mut task = scene.prepare_named(&plugin, name, &config).await?;
+            if collection == "nomad" {
+                task.alloc.read_logs()?;
+            }
+            task.start(&plugin).await.with_context(|| format!("{name:?}"))?;
+            same!(task.exec(&plugin, "echo exec").await?, (0, "exec\n".to_owned()));
+            // Whoever comes after a plugin needs the names once more.
+            if name.contains('%') {
+                plugin.kill().await?;
+                plugin = scene.plugin_as(&scene.launch(), &options).await?;
+                task.recover(&plugin).await.with_context(|| format!("{name:?}"))?;
+            }
+            std::fs::write(task.alloc.task_path("local/go"), "")?;
+            same!((name, task.wait(&plugin).await?.exit_code), (name, 0));
+            let said = if collection == "nomad" {
+                task.alloc.stdout.to_end(LIMIT).await?
+            } else {
+                super::collected::output(&task, "stdout")?
+            };
+            same!((name, String::from_utf8_lossy(&said).as_ref()), (name, "out\nover\n"));
+            task.destroy(&plugin).await?;
+        }
+        scene.nothing_left()?;
+        plugin.shut_down().await?;
+    }
+    Ok(())
 }
 
 async fn logs_that_are_disabled_go_nowhere(scene: &Scene) -> Result<()> {

@@ -6,11 +6,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::mount::{MsFlags, mount};
 use nomad_proto::driver as pb;
 use serde_json::{Value, json};
 
 use super::{cases, refused, same, until};
-use crate::fixture::traces;
+use crate::fixture::{sweep, traces};
 use crate::host::Exec;
 use crate::scene::Scene;
 use crate::task::LIMIT;
@@ -26,6 +27,8 @@ cases!["mounts":
     the_hosts_dev_takes_the_place_of_the_containers,
     what_can_not_be_mounted_is_refused_before_anything_is_made,
     a_volume_mount_is_not_mounted_over,
+    what_is_mounted_below_a_read_only_source_is_read_only_too,
+    what_the_operator_has_mounted_read_only_stays_so,
     a_failed_start_leaves_no_mount,
     a_start_that_the_plugin_does_not_survive_leaves_no_mount,
 ];
@@ -254,15 +257,130 @@ async fn what_can_not_be_mounted_is_refused_before_anything_is_made(scene: &Scen
 async fn a_volume_mount_is_not_mounted_over(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let host = host_directory(scene)?;
-    let config = shell_with(scene, "cat /data/greeting", &json!({"tmpfs": ["/data"]}));
-    let mut task = scene.prepare(&plugin, &config).await?;
-    task.config.mounts.push(pb::Mount {
-        task_path: "/data/".to_owned(),
+    for (more, option) in [
+        (json!({"tmpfs": ["/data"]}), "tmpfs"),
+        // The first of them is none.
+        (json!({"tmpfs": ["/scratch", "/data"]}), "tmpfs"),
+        (json!({"volumes": ["local/a:/a", "local/b:/data"]}), "volumes"),
+        (json!({"volumes": ["local/a:/a"], "mount": [{"type": "tmpfs", "target": "/data"}]}), "mount"),
+    ] {
+        let mut task = scene.prepare(&plugin, &shell_with(scene, "cat /data/greeting", &more)).await?;
+        task.config.mounts.push(volume_mount(&host, "/data/", false));
+        refused(plugin.start_task(task.config.clone()).await, &[option, "/data", "volume_mount"])?;
+        scene.nothing_left()?;
+    }
+    plugin.shut_down().await
+}
+
+fn volume_mount(host: &Path, task_path: &str, readonly: bool) -> pb::Mount {
+    pb::Mount {
+        task_path: task_path.to_owned(),
         host_path: host.display().to_string(),
+        readonly,
         ..pb::Mount::default()
-    });
-    refused(plugin.start_task(task.config.clone()).await, &["tmpfs", "/data", "volume_mount"])?;
-    scene.nothing_left()?;
+    }
+}
+
+/// File systems in memory, mounted by the host; taken away when dropped.
+struct HostMounts {
+    at: PathBuf,
+}
+
+impl HostMounts {
+    /// One below another below the host's directory.
+    fn nested(host: &Path) -> Result<Self> {
+        let mounts = Self { at: host.to_owned() };
+        let mut at = host.to_owned();
+        for (name, flags) in [("sub", MsFlags::MS_NOEXEC), ("sub/a b", MsFlags::MS_NOSUID)] {
+            at = host.join(name);
+            fs::create_dir_all(&at)?;
+            mount(Some("tmpfs"), &at, Some("tmpfs"), flags, None::<&str>)?;
+        }
+        fs::write(at.join("deepest"), "deepest\n")?;
+        Ok(mounts)
+    }
+
+    /// The host's directory itself, as the operator lets it be used.
+    fn over(host: &Path, flags: MsFlags) -> Result<Self> {
+        let nothing: Option<&str> = None;
+        mount(Some(host), host, nothing, MsFlags::MS_BIND, nothing)?;
+        let mounts = Self { at: host.to_owned() };
+        mount(nothing, host, nothing, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | flags, nothing)?;
+        Ok(mounts)
+    }
+}
+
+impl Drop for HostMounts {
+    fn drop(&mut self) {
+        sweep::unmount_under(&self.at);
+    }
+}
+
+async fn what_is_mounted_below_a_read_only_source_is_read_only_too(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let host = host_directory(scene)?;
+    let _mounts = HostMounts::nested(&host)?;
+    let script = "cat '/t/sub/a b/deepest'; for d in /t /t/sub '/t/sub/a b'; do \
+                  touch \"$d/x\" 2>/dev/null && echo written in $d; done; \
+                  grep ' /t' /proc/mounts | cut -d' ' -f2,4 | cut -d, -f1,2,3";
+    for (way, more) in [
+        ("volumes", json!({"volumes": [format!("{}:/t:ro", host.display())]})),
+        ("mounts", json!({"mounts": [bind(&host, "/t", &["rbind", "ro"])]})),
+        ("mount", json!({"mount": [{"type": "bind", "source": host, "target": "/t", "readonly": true}]})),
+        ("volume_mount", json!({})),
+    ] {
+        let mut task = scene.prepare(&plugin, &shell_with(scene, script, &more)).await?;
+        if way == "volume_mount" {
+            task.config.mounts.push(volume_mount(&host, "/t", true));
+        }
+        task.start(&plugin).await?;
+        let said = task.stdout(&plugin).await?;
+        let lines: Vec<&str> = said.lines().collect();
+        same!((way, lines.len(), lines.first()), (way, 4, Some(&"deepest")));
+        ensure!(lines[1].starts_with("/t ro") && lines[2].starts_with("/t/sub ro"), "{way}: {said}");
+        ensure!(lines[2].contains("noexec") && lines[3].contains("a\\040b ro,nosuid"), "{way}: {said}");
+        task.destroy(&plugin).await?;
+        scene.nothing_left()?;
+    }
+    // Only for the tasks.
+    fs::write(host.join("sub/a b/written"), "")?;
+    fs::write(host.join("sub/written"), "")?;
+    plugin.shut_down().await
+}
+
+async fn what_the_operator_has_mounted_read_only_stays_so(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let host = host_directory(scene)?;
+    let script = "touch /t/x 2>/dev/null && echo written; grep ' /t ' /proc/mounts | cut -d' ' -f4";
+    for (flags, is) in [
+        (MsFlags::MS_RDONLY, &["ro"][..]),
+        (MsFlags::MS_RDONLY | MsFlags::MS_NODEV, &["ro", "nodev"]),
+        (MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, &["rw", "nosuid", "noexec"]),
+    ] {
+        let _mounts = HostMounts::over(&host, flags)?;
+        for options in ["rw", "rw,nosuid", "noatime", "rw,exec,dev,suid", "ro"] {
+            let more = json!({"volumes": [format!("{}:/t:{options}", host.display())]});
+            let task = scene.run(&plugin, &shell_with(scene, script, &more)).await?;
+            let said = task.stdout(&plugin).await?;
+            ensure!(said.contains("written") == (is[0] == "rw" && options != "ro"), "{options}: {said}");
+            let table: Vec<&str> = said.lines().last().unwrap_or_default().split(',').collect();
+            let is = is.iter().filter(|flag| options != "ro" || **flag != "rw");
+            for flag in is {
+                ensure!(table.contains(flag), "{options}, {flags:?}: no {flag} in {said}");
+            }
+            task.destroy(&plugin).await?;
+        }
+        // As Nomad's own volume.
+        let mut task = scene.prepare(&plugin, &shell_with(scene, script, &json!({}))).await?;
+        task.config.mounts.push(volume_mount(&host, "/t", true));
+        task.start(&plugin).await?;
+        let said = task.stdout(&plugin).await?;
+        for flag in is.iter().filter(|flag| **flag != "rw").chain(&["ro"]) {
+            ensure!(said.trim_end().split(',').any(|there| there == *flag), "{flags:?}: no {flag} in {said}");
+        }
+        task.destroy(&plugin).await?;
+        scene.nothing_left()?;
+    }
     plugin.shut_down().await
 }
 
@@ -301,7 +419,8 @@ async fn a_start_that_the_plugin_does_not_survive_leaves_no_mount(scene: &Scene)
         there = until(LIMIT, "the create", || reached.exists()) => there?,
     }
     let pinned = traces::mounts_under(&scene.state_dir());
-    same!(pinned.iter().filter(|point| !point.ends_with("rootfs")).count(), 2);
+    // The place for files, that for sources, Nomad's four directories and the job's two.
+    same!(pinned.iter().filter(|point| !point.ends_with("rootfs")).count(), 8);
     plugin.kill().await?;
     let mut next = scene.plugin_as(&scene.launch(), &options).await?;
     scene.nothing_left_within(LIMIT * 2)?;

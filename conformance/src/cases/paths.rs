@@ -18,7 +18,10 @@ use crate::task::LIMIT;
 cases!["paths":
     without_volumes_a_job_mounts_what_is_its_allocations_only,
     with_allowed_paths_a_job_mounts_what_is_beneath_them_only,
+    what_is_nomads_or_another_tasks_is_mounted_into_no_task,
     what_a_task_has_made_does_not_lead_its_next_start_outside,
+    a_directory_of_nomads_that_something_has_replaced_is_not_mounted,
+    a_task_can_not_move_the_directories_that_nomad_has_made,
     what_was_looked_at_is_what_is_mounted_whatever_is_put_in_its_place,
     a_source_is_not_looked_for_through_the_kernels_own_links,
     a_target_that_is_a_link_in_the_image_does_not_lead_outside,
@@ -112,6 +115,114 @@ async fn with_allowed_paths_a_job_mounts_what_is_beneath_them_only(scene: &Scene
     is_refused(scene, &plugin, "/no/such/root/x", &["/no/such/root"]).await?;
     // The allocation's own needs no root.
     same!(says(scene, &plugin, "touch /t/x; ls /t", &json!({"volumes": ["local:/t"]})).await?, "x\n");
+    plugin.shut_down().await
+}
+
+/// The logs can be read, and nothing else of them be had.
+async fn what_is_nomads_or_another_tasks_is_mounted_into_no_task(scene: &Scene) -> Result<()> {
+    for volumes in [json!({"enabled": true}), json!({"enabled": false})] {
+        let mut plugin = plugin_with(scene, &volumes).await?;
+        let mut task = scene.prepare(&plugin, &scene.shell("true")).await?;
+        let alloc = task.alloc.directory.clone();
+        for directory in ["db/local", "db/secrets", "web/private", "alloc/logs2"] {
+            fs::create_dir_all(alloc.join(directory))?;
+        }
+        let own = |path: &str| alloc.join(path).display().to_string();
+        let (sources, logs) = (
+            [
+                ("..", "docker's driver"),
+                (".", "docker's driver"),
+                ("local/..", "whole directory of the task"),
+                ("local/../..", "whole directory of the allocation"),
+                ("../alloc", "/alloc"),
+                ("../alloc/data/..", "/alloc"),
+                ("../db", "another task's"),
+                ("../db/local", "another task's"),
+                ("../db/secrets", "another task's"),
+                ("private", "Nomad's own"),
+                ("private/token", "Nomad's own"),
+                ("../web/private", "Nomad's own"),
+            ],
+            ["../alloc/logs", "../alloc/logs/web.stdout.0"],
+        );
+        let absolute = ["", "web", "alloc", "db/local", "web/private"].map(|path| (own(path), "can't be"));
+        let sources = sources.map(|(source, word)| (source.to_owned(), word));
+        for (source, word) in sources.into_iter().chain(absolute) {
+            for more in ways(&source) {
+                let config = shell_with(scene, "ls /t", &more);
+                let next = scene.prepare(&plugin, &config).await?;
+                task.config.msgpack_driver_config = next.config.msgpack_driver_config;
+                refused(plugin.start_task(task.config.clone()).await, &[&source, word])
+                    .with_context(|| format!("{more}"))?;
+            }
+        }
+        for source in logs {
+            // To read they are there.
+            for more in ways(source).into_iter().skip(1) {
+                let next = scene.prepare(&plugin, &shell_with(scene, "ls /t", &more)).await?;
+                task.config.msgpack_driver_config = next.config.msgpack_driver_config;
+                refused(plugin.start_task(task.config.clone()).await, &[source, "ro", "/alloc/logs"])?;
+            }
+        }
+        scene.nothing_left()?;
+        fs::write(alloc.join("alloc/logs/web.stdout.0"), "logged\n")?;
+        let more = json!({"volumes": ["../alloc/logs:/t:ro", "../alloc/logs2:/u", "secrets:/s"]});
+        let script = "cat /t/web.stdout.0; touch /t/x 2>/dev/null && echo written; touch /u/x /s/x";
+        let next = scene.prepare(&plugin, &shell_with(scene, script, &more)).await?;
+        task.config.msgpack_driver_config = next.config.msgpack_driver_config;
+        task.start(&plugin).await?;
+        // The last of them fails.
+        same!(task.stdout(&plugin).await?, "logged\n");
+        ensure!(alloc.join("alloc/logs2/x").exists() && alloc.join("web/secrets/x").exists());
+        task.destroy(&plugin).await?;
+        plugin.shut_down().await?;
+    }
+    Ok(())
+}
+
+/// As a task of another driver could, or one that had the allocation's directory mounted.
+async fn a_directory_of_nomads_that_something_has_replaced_is_not_mounted(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let mut task = scene.prepare(&plugin, &scene.shell("ls /local /secrets /alloc; touch /local/x")).await?;
+    let alloc = task.alloc.directory.clone();
+    let outside = scene.directory().join("outside");
+    for directory in ["", "logs", "local", "secrets"] {
+        fs::create_dir_all(outside.join(directory))?;
+    }
+    for replaced in ["web/local", "web/secrets", "alloc", "alloc/logs", "web"] {
+        let (path, was) = (alloc.join(replaced), alloc.join("was"));
+        let shown = path.display().to_string();
+        fs::rename(&path, &was)?;
+        for target in [outside.as_path(), was.as_path()] {
+            symlink(target, &path)?;
+            refused(plugin.start_task(task.config.clone()).await, &[&shown, "symbolic link"])
+                .with_context(|| replaced.to_owned())?;
+            fs::remove_file(&path)?;
+        }
+        fs::write(&path, "")?;
+        refused(
+            plugin.start_task(task.config.clone()).await,
+            &[replaced.split('/').next().unwrap_or_default()],
+        )?;
+        fs::remove_file(&path)?;
+        fs::rename(&was, &path)?;
+        scene.nothing_left()?;
+    }
+    for directory in ["", "logs", "local", "secrets"] {
+        ensure!(!outside.join(directory).join("x").exists(), "it was written to");
+    }
+    task.start(&plugin).await?;
+    task.stdout(&plugin).await?;
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_task_can_not_move_the_directories_that_nomad_has_made(scene: &Scene) -> Result<()> {
+    let script = "for d in /alloc/logs /alloc /local /secrets; do mv $d /moved 2>/dev/null && echo moved $d; \
+                  rmdir $d 2>/dev/null && echo removed $d; done; touch /alloc/logs/x 2>/dev/null && echo written; true";
+    let more = json!({"volumes": ["../alloc/data:/data", "local:/mine", "secrets:/hidden"]});
+    let mut plugin = scene.plugin().await?;
+    same!(says(scene, &plugin, script, &more).await?, "");
     plugin.shut_down().await
 }
 

@@ -1,5 +1,6 @@
 //! The options of the agent's `plugin "containerd-driver" { config { .. } }` block.
 
+mod allocation;
 mod auth;
 mod devices;
 mod gc;
@@ -35,7 +36,8 @@ pub(crate) use pulls::Pulls;
 pub(crate) use runtime::AllowRuntimes;
 pub(crate) use security::Gates;
 use starts::Starts;
-pub(crate) use volumes::{Placed, Volumes};
+pub(in crate::config) use volumes::Access;
+pub(crate) use volumes::{Placed, TaskDirectory, Volumes};
 
 const OF: &str = "plugin configuration";
 const DEFAULT_SOCKET: &str = "/run/containerd/containerd.sock";

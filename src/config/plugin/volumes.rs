@@ -1,11 +1,12 @@
-//! The plugin block's `volumes { .. }`: what of the host a job may mount. What lies in its allocation's directory it
-//! always may.
+//! The plugin block's `volumes { .. }`: what of the host a job may mount. Of its allocation's directory it may mount what
+//! `allocation.rs` says, whatever the operator's word is.
 
 use std::path::{Component, Path, PathBuf};
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
+use super::allocation;
 use crate::config::hclspec::{block, default, object, optional};
 use crate::config::{ConfigError, forbidden, no_nulls, value};
 
@@ -23,14 +24,31 @@ impl Default for Volumes {
     }
 }
 
-/// A path, and the directory that its links and its `..` must not lead out of.
+/// A path, and the area that its links and its `..` must not lead out of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Placed {
+    /// Its own links are followed: it is the operator's or Nomad's.
     pub root: PathBuf,
-    /// From there on.
+    /// The area, from the root on, on whose way no link is followed. Empty is the root itself.
+    pub plain: PathBuf,
+    /// From the area on.
     pub path: PathBuf,
     /// The root is the allocation's directory.
     pub is_allocations: bool,
+}
+
+/// What a path is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::config) enum Access {
+    Read,
+    Write,
+}
+
+/// The allocation and the task that a path belongs to, by Nomad's words.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TaskDirectory<'a> {
+    pub alloc_dir: &'a str,
+    pub task: &'a str,
 }
 
 #[derive(Deserialize)]
@@ -73,25 +91,19 @@ impl Raw {
 }
 
 impl Volumes {
-    /// Beneath what a path is to be looked for. Nothing is looked up: where the path's links lead is for the kernel to see.
+    /// Where a path is to be looked for. Nothing is looked up: where the path's links lead is for the kernel to see.
     ///
     /// # Errors
-    /// Names the operator's option that forbids it.
+    /// Names the operator's option that forbids it, or says what of the allocation's directory can't be had.
     pub(in crate::config) fn place(
         &self,
         option: &'static str,
         path: &Path,
-        alloc_dir: &str,
-        task_name: &str,
+        access: Access,
+        task: TaskDirectory<'_>,
     ) -> Result<Placed, ConfigError> {
-        let alloc = Path::new(alloc_dir);
-        let in_allocation =
-            |path: PathBuf| Placed { root: alloc.to_owned(), path: below(path), is_allocations: true };
-        if path.is_relative() {
-            return Ok(in_allocation(Path::new(task_name).join(path)));
-        }
-        if let Ok(rest) = path.strip_prefix(alloc) {
-            return Ok(in_allocation(rest.to_owned()));
+        if let Some(placed) = allocation::place(option, path, access, task)? {
+            return Ok(placed);
         }
         let shown = path.display().to_string();
         if !self.enabled {
@@ -99,7 +111,7 @@ impl Volumes {
         }
         if self.allowed_paths.is_empty() {
             let rest = path.strip_prefix("/").unwrap_or(path).to_owned();
-            return Ok(Placed { root: "/".into(), path: below(rest), is_allocations: false });
+            return Ok(Placed::of_host("/".into(), rest));
         }
         let beneath =
             |root: &PathBuf| path.strip_prefix(root).ok().map(|rest| (root.clone(), rest.to_owned()));
@@ -109,22 +121,32 @@ impl Volumes {
             let needed = format!("{shown:?} or a directory above it; it has {:?}", self.allowed_paths);
             forbidden(option, &shown, "volumes.allowed_paths", &needed)
         })?;
-        Ok(Placed { root, path: below(rest), is_allocations: false })
+        Ok(Placed::of_host(root, rest))
     }
 }
 
 impl Placed {
+    fn of_host(root: PathBuf, path: PathBuf) -> Self {
+        Self { root, plain: PathBuf::new(), path: below(path), is_allocations: false }
+    }
+
     /// The directory of a volume that has no other: of the task's, named for where it is mounted.
-    pub(in crate::config) fn own_volume(alloc_dir: &str, task_name: &str, target: &str) -> Self {
+    pub(in crate::config) fn own_volume(task: TaskDirectory<'_>, target: &str) -> Self {
         // No two targets become one name.
         let name = target.trim_start_matches('/').replace('%', "%25").replace('/', "%2F");
-        let path = Path::new(task_name).join("volumes").join(name);
-        Self { root: alloc_dir.into(), path, is_allocations: true }
+        let plain = Path::new(task.task).join("volumes").join(name);
+        Self { root: task.alloc_dir.into(), plain, path: ".".into(), is_allocations: true }
+    }
+
+    /// What errors call it.
+    pub(crate) fn shown(&self) -> PathBuf {
+        let Self { root, plain, path, is_allocations: _ } = self;
+        root.join(plain).join(path).components().collect()
     }
 }
 
 /// A directory itself is named by a dot.
-fn below(path: PathBuf) -> PathBuf {
+pub(super) fn below(path: PathBuf) -> PathBuf {
     if path.components().all(|part| part == Component::CurDir) { ".".into() } else { path }
 }
 
@@ -132,10 +154,13 @@ fn below(path: PathBuf) -> PathBuf {
 mod tests {
     use super::*;
 
+    const TASK: TaskDirectory<'_> = TaskDirectory { alloc_dir: "/nomad/a1", task: "web" };
+
     fn placed(volumes: &Volumes, path: &str) -> Result<(String, String, bool), ConfigError> {
-        let Placed { root, path, is_allocations } =
-            volumes.place("mounts", Path::new(path), "/nomad/a1", "web")?;
-        Ok((root.display().to_string(), path.display().to_string(), is_allocations))
+        let Placed { root, plain, path, is_allocations } =
+            volumes.place("mounts", Path::new(path), Access::Write, TASK)?;
+        let area = if plain.as_os_str().is_empty() { root } else { root.join(plain) };
+        Ok((area.display().to_string(), path.display().to_string(), is_allocations))
     }
 
     fn is(root: &str, path: &str, is_allocations: bool) -> (String, String, bool) {
@@ -147,10 +172,9 @@ mod tests {
         let nothing = Volumes { enabled: false, allowed_paths: Vec::new() };
         let only = Volumes { enabled: true, allowed_paths: vec!["/srv".into()] };
         for volumes in [nothing, only, Volumes::default()] {
-            assert_eq!(placed(&volumes, "local/x").unwrap(), is("/nomad/a1", "web/local/x", true));
-            assert_eq!(placed(&volumes, "../alloc").unwrap(), is("/nomad/a1", "web/../alloc", true));
-            assert_eq!(placed(&volumes, "/nomad/a1/alloc").unwrap(), is("/nomad/a1", "alloc", true));
-            assert_eq!(placed(&volumes, "/nomad/a1").unwrap(), is("/nomad/a1", ".", true));
+            assert_eq!(placed(&volumes, "local/x").unwrap(), is("/nomad/a1/web/local", "x", true));
+            assert_eq!(placed(&volumes, "/nomad/a1/alloc/d").unwrap(), is("/nomad/a1/alloc/d", ".", true));
+            placed(&volumes, "/nomad/a1").unwrap_err();
         }
     }
 
@@ -175,9 +199,9 @@ mod tests {
 
     #[test]
     fn each_volume_has_a_directory_of_its_own() {
-        let path = |target: &str| Placed::own_volume("/a", "web", target).path.display().to_string();
-        assert_eq!(path("/data"), "web/volumes/data");
-        assert_eq!(path("/var/lib"), "web/volumes/var%2Flib");
+        let path = |target: &str| Placed::own_volume(TASK, target).shown().display().to_string();
+        assert_eq!(path("/data"), "/nomad/a1/web/volumes/data");
+        assert_eq!(path("/var/lib"), "/nomad/a1/web/volumes/var%2Flib");
         assert_ne!(path("/var%2Flib"), path("/var/lib"));
     }
 

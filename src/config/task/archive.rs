@@ -6,7 +6,7 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use crate::config::hclspec::optional;
-use crate::config::plugin::{Placed, Volumes};
+use crate::config::plugin::{Access, Placed, TaskDirectory, Volumes};
 use crate::config::{ConfigError, value};
 
 /// Where the image is, that is not a registry's.
@@ -58,24 +58,16 @@ impl Archive {
         }
     }
 
-    /// Beneath what it is to be looked for: what `load` names in the task's own directory, what `image` names as the
-    /// source of a mount.
+    /// Where it is to be looked for, as the source of a mount is; what `load` names begins in the task's `local`.
     ///
     /// # Errors
-    /// Names the operator's option that forbids it.
-    pub(crate) fn placed(
-        &self,
-        volumes: &Volumes,
-        alloc_dir: &str,
-        task_name: &str,
-    ) -> Result<Placed, ConfigError> {
-        match self {
-            Self::Image(path) => volumes.place(self.option(), path, alloc_dir, task_name),
-            Self::Load(path) => {
-                let root = Path::new(alloc_dir).join(task_name);
-                Ok(Placed { root, path: Path::new("local").join(path), is_allocations: true })
-            }
-        }
+    /// Names the operator's option that forbids it, or says what of the allocation's directory can't be had.
+    pub(crate) fn placed(&self, volumes: &Volumes, task: TaskDirectory<'_>) -> Result<Placed, ConfigError> {
+        let path = match self {
+            Self::Image(path) => path.clone(),
+            Self::Load(path) => Path::new("local").join(path),
+        };
+        volumes.place(self.option(), &path, Access::Read, task)
     }
 }
 
@@ -100,11 +92,16 @@ mod tests {
         }
     }
 
+    const TASK: TaskDirectory<'_> = TaskDirectory { alloc_dir: "/nomad/a1", task: "web" };
+
     #[test]
     fn load_is_in_the_tasks_local_directory() {
-        let load = archive("redis", "redis.tar").unwrap();
-        let placed = load.placed(&Volumes::default(), "/nomad/a1", "web").unwrap();
-        assert_eq!((placed.root, placed.path), ("/nomad/a1/web".into(), "local/redis.tar".into()));
+        let placed = |load: &str| archive("redis", load).unwrap().placed(&Volumes::default(), TASK);
+        let load = placed("redis.tar").unwrap();
+        assert_eq!((load.plain.as_path(), load.path.as_path()), ("web/local".as_ref(), "redis.tar".as_ref()));
+        assert_eq!(placed("../../alloc/data/x").unwrap().shown(), Path::new("/nomad/a1/alloc/data/x"));
+        let error = placed("../../../x").unwrap_err().to_string();
+        assert!(error.contains("load") && error.contains("leads out"), "{error}");
         assert!(refusal("load", json!("/local/redis.tar")).contains("image"));
         let both = decode(&json!({"image": "./a.tar", "load": "a.tar"})).unwrap_err().to_string();
         assert!(both.contains("image") && both.contains("load"), "{both}");
@@ -114,9 +111,9 @@ mod tests {
     fn the_operator_says_which_paths_of_the_host_may_be_read() {
         let image = archive("/srv/redis.tar", "").unwrap();
         let closed = Volumes { enabled: false, ..Volumes::default() };
-        let error = image.placed(&closed, "/nomad/a1", "web").unwrap_err().to_string();
+        let error = image.placed(&closed, TASK).unwrap_err().to_string();
         assert!(error.contains("image") && error.contains("volumes.enabled"), "{error}");
         let own = archive("./local/redis.tar", "").unwrap();
-        assert_eq!(own.placed(&closed, "/nomad/a1", "web").unwrap().root, PathBuf::from("/nomad/a1"));
+        assert_eq!(own.placed(&closed, TASK).unwrap().plain, PathBuf::from("web/local"));
     }
 }

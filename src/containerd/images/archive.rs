@@ -8,7 +8,6 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::sync::Arc;
 
 use flate2::read::MultiGzDecoder;
@@ -16,6 +15,7 @@ use tar::EntryType;
 use tokio_util::sync::CancellationToken;
 
 use super::super::Problem;
+use super::load::Scratch;
 
 /// A compressed archive may become no larger than this.
 const DECOMPRESSED_LIMIT_BYTES: u64 = 64 << 30;
@@ -96,7 +96,7 @@ impl Archive {
     ///
     /// # Errors
     /// Corrupt if it is no such archive, unsupported if it is compressed in another way or larger than it may be.
-    pub(super) fn open(file: &Arc<File>, scratch: &Path, terms: ReadTerms) -> Result<Self, Problem> {
+    pub(super) fn open(file: &Arc<File>, scratch: &Scratch, terms: ReadTerms) -> Result<Self, Problem> {
         let file = match compression(file).map_err(unreadable)? {
             None => Arc::clone(file),
             Some("gzip") => Arc::new(decompressed(file, scratch, &terms)?),
@@ -181,13 +181,13 @@ fn magic(beginning: &[u8]) -> Option<&'static str> {
 }
 
 /// The whole archive in a file that goes with its descriptor.
-fn decompressed(mut file: &File, scratch: &Path, terms: &ReadTerms) -> Result<File, Problem> {
+fn decompressed(mut file: &File, scratch: &Scratch, terms: &ReadTerms) -> Result<File, Problem> {
     let failed = |error: io::Error| {
-        let doing = || format!("it can't be decompressed in {}", scratch.display());
+        let doing = || format!("it can't be decompressed in {}", scratch.shown.display());
         blame(&error, "the archive can't be decompressed", doing)
     };
     file.seek(SeekFrom::Start(0)).map_err(failed)?;
-    let mut whole = tempfile::tempfile_in(scratch).map_err(failed)?;
+    let mut whole = scratch.file().map_err(failed)?;
     let mut decoder = MultiGzDecoder::new(BufReader::new(file));
     let (mut chunk, mut size_bytes) = (vec![0; CHUNK_BYTES], 0);
     loop {
@@ -311,6 +311,11 @@ pub(super) mod tests {
 
     use super::*;
 
+    fn scratch() -> Scratch {
+        let shown = std::env::temp_dir();
+        Scratch { directory: Arc::new(File::open(&shown).unwrap().into()), shown }
+    }
+
     /// An archive of these files and links.
     pub(in crate::containerd::images) fn archive(files: &[(&str, &[u8])], links: &[(&str, &str)]) -> Vec<u8> {
         let mut tar = tar::Builder::new(Vec::new());
@@ -332,7 +337,7 @@ pub(super) mod tests {
     pub(in crate::containerd::images) fn opened(bytes: &[u8]) -> Result<Archive, Problem> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
-        Archive::open(&Arc::new(file), &std::env::temp_dir(), ReadTerms::default())
+        Archive::open(&Arc::new(file), &scratch(), ReadTerms::default())
     }
 
     /// So many bytes that compress to next to nothing.
@@ -346,7 +351,7 @@ pub(super) mod tests {
 
     #[test]
     fn no_more_is_decompressed_than_the_operator_allows_or_anybody_waits_for() {
-        let scratch = std::env::temp_dir();
+        let scratch = scratch();
         let terms = ReadTerms { image_limit: Some((1 << 20, "max_image_size")), ..ReadTerms::default() };
         let error = Archive::open(&zeros(66), &scratch, terms.clone()).unwrap_err().to_string();
         assert!(error.contains("max_image_size") && error.contains("1048576"), "{error}");
@@ -403,9 +408,7 @@ pub(super) mod tests {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(header.as_bytes()).unwrap();
         file.set_len(2 << 30).unwrap();
-        let error = Archive::open(&Arc::new(file), &std::env::temp_dir(), ReadTerms::default())
-            .unwrap_err()
-            .to_string();
+        let error = Archive::open(&Arc::new(file), &scratch(), ReadTerms::default()).unwrap_err().to_string();
         assert!(error.contains("extension header"), "{error}");
     }
 }

@@ -8,6 +8,7 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::num::NonZeroUsize;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -51,7 +52,7 @@ pub(crate) struct Source {
     /// What errors call it.
     pub shown: String,
     /// Where it is decompressed, if it has to be.
-    pub scratch: PathBuf,
+    pub scratch: Scratch,
     /// None is the only image in it.
     pub wanted: Option<Reference>,
 }
@@ -96,6 +97,20 @@ impl FileKey {
             changed: [look.mtime(), look.mtime_nsec(), look.ctime(), look.ctime_nsec()],
             wanted: source.wanted.as_ref().map(ToString::to_string),
         })
+    }
+}
+
+/// A directory for files that go with their descriptors; held, so that nothing takes its place.
+#[derive(Debug, Clone)]
+pub(crate) struct Scratch {
+    pub directory: Arc<OwnedFd>,
+    /// What errors call it.
+    pub shown: PathBuf,
+}
+
+impl Scratch {
+    pub(super) fn file(&self) -> std::io::Result<File> {
+        tempfile::tempfile_in(format!("/proc/self/fd/{}", self.directory.as_raw_fd()))
     }
 }
 

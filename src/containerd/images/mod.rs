@@ -50,7 +50,7 @@ pub(crate) use credentials::Credentials;
 pub(crate) use gate::PullTerms;
 pub(crate) use gc::Stored as StoredImage;
 pub(crate) use keyring::{Keyring, is_server};
-pub(crate) use load::{NAME_PREFIX as LOADED, Source as ArchiveSource};
+pub(crate) use load::{NAME_PREFIX as LOADED, Scratch, Source as ArchiveSource};
 pub(crate) use reference::Reference;
 pub(crate) use waits::Wait;
 

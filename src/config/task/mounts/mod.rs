@@ -15,7 +15,7 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use crate::config::hclspec::{block_list, optional};
-use crate::config::plugin::{Placed, Volumes};
+use crate::config::plugin::{Access, Placed, TaskDirectory, Volumes};
 use crate::config::size::RawSize;
 use crate::config::{ConfigError, no_nulls, value};
 
@@ -120,21 +120,22 @@ impl Mounts {
     pub(crate) fn placed<'a>(
         &self,
         volumes: &Volumes,
-        alloc_dir: &str,
-        task_name: &str,
-        mut taken: impl Iterator<Item = &'a str> + Clone,
+        task: TaskDirectory<'_>,
+        taken: impl Iterator<Item = &'a str>,
     ) -> Result<Vec<(&JobMount, Placed)>, ConfigError> {
+        let taken: Vec<String> = taken.map(target::shortest).collect();
         let mut placed = Vec::new();
         for mount in &self.list {
-            if taken.any(|path| target::shortest(path) == mount.target) {
+            if taken.contains(&mount.target) {
                 return Err(mount.refusal("a volume_mount of the job, or a device, is mounted there"));
             }
             match &mount.source {
                 MountSource::Host(source) => {
-                    placed.push((mount, volumes.place(mount.option, &source.path, alloc_dir, task_name)?));
+                    let access = if mount.is_read_only() { Access::Read } else { Access::Write };
+                    placed.push((mount, volumes.place(mount.option, &source.path, access, task)?));
                 }
                 MountSource::Volume => {
-                    placed.push((mount, Placed::own_volume(alloc_dir, task_name, &mount.target)));
+                    placed.push((mount, Placed::own_volume(task, &mount.target)));
                 }
                 MountSource::Memory => {}
             }
@@ -146,6 +147,10 @@ impl Mounts {
 impl JobMount {
     fn refusal(&self, why: &str) -> ConfigError {
         value(self.option, self.target.clone(), why)
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.options.iter().any(|option| option == "ro")
     }
 
     /// How mounts that come and go below it spread.
@@ -180,17 +185,28 @@ mod tests {
 
     #[test]
     fn what_nomad_mounts_is_not_mounted_over() {
-        let options = decode(&json!({"image": "x", "tmpfs": ["/data"]})).unwrap();
-        let place = |taken: &[&str]| {
-            let placed = options.mounts.placed(&Volumes::default(), "/a", "web", taken.iter().copied());
+        let task = TaskDirectory { alloc_dir: "/a", task: "web" };
+        let place = |more: Value, taken: &[&str]| {
+            let mut config = json!({"image": "x"});
+            config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            let mounts = decode(&config).unwrap().mounts;
+            let placed = mounts.placed(&Volumes::default(), task, taken.iter().copied());
             placed.map(|placed| placed.len())
         };
-        assert_eq!(place(&["/other"]).unwrap(), 0);
-        let error = place(&["/other", "/data/"]).unwrap_err().to_string();
-        assert!(
-            error.contains("tmpfs") && error.contains("/data") && error.contains("volume_mount"),
-            "{error}"
-        );
+        assert_eq!(place(json!({"tmpfs": ["/data"]}), &["/other"]).unwrap(), 0);
+        // Whichever of them it is, of the job's and of Nomad's.
+        for (more, option) in [
+            (json!({"tmpfs": ["/data"]}), "tmpfs"),
+            (json!({"tmpfs": ["/scratch", "/data"]}), "tmpfs"),
+            (json!({"volumes": ["local/a:/a", "local/b:/data"]}), "volumes"),
+            (json!({"volumes": ["local/a:/a"], "tmpfs": ["/b", "/c", "/data"]}), "tmpfs"),
+        ] {
+            let error = place(more, &["/other", "/data/"]).unwrap_err().to_string();
+            assert!(
+                error.contains(option) && error.contains("/data") && error.contains("volume_mount"),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -1,0 +1,180 @@
+//! What of its allocation's directory a job may name: as the source of a mount, or as an archive. Nomad and the other tasks
+//! of the group keep what is theirs, whatever the operator allows of the rest of the host. docs/security.md has the table.
+//!
+//! Source of the facts: hashicorp/nomad `client/allocdir`, for what is where; `drivers/docker/driver.go`, for what a
+//! relative source is there.
+
+use std::path::{Component, Path, PathBuf};
+
+use super::volumes::{Access, Placed, TaskDirectory, below};
+use crate::config::{ConfigError, value};
+
+/// The directory that the tasks of a group share.
+const SHARED: &str = "alloc";
+/// Its part that is Nomad's to write.
+const LOGS: &str = "logs";
+/// Nomad's own directory in that of a task.
+const PRIVATE: &str = "private";
+
+/// Where a path of the allocation's directory is to be looked for; None for one that is the host's. Parts `..` are taken
+/// away with what is before them, without a look at the files, as docker's driver does.
+///
+/// # Errors
+/// Says what the path would show, and what to name instead.
+pub(super) fn place(
+    option: &'static str,
+    path: &Path,
+    access: Access,
+    task: TaskDirectory<'_>,
+) -> Result<Option<Placed>, ConfigError> {
+    let refuse = |why: &str| Err(value(option, path.display().to_string(), why));
+    let alloc = Path::new(task.alloc_dir);
+    let whole = clean(&alloc.join(task.task).join(path));
+    let Ok(within) = whole.strip_prefix(clean(alloc)) else {
+        let leads_out = format!("it leads out of {}, the allocation's directory", task.alloc_dir);
+        return if path.is_relative() { refuse(&leads_out) } else { Ok(None) };
+    };
+    let names: Vec<_> = within.iter().collect();
+    if names.starts_with(&[task.task.as_ref(), PRIVATE.as_ref()]) {
+        return refuse(
+            "private is Nomad's own directory of the task, with its tokens, and is mounted into none",
+        );
+    }
+    match names[..] {
+        [] => refuse(
+            "it is the whole directory of the allocation, with what is Nomad's and other tasks' there; docker's driver \
+             mounts it, this one does not: name what is needed (\"local/x\", \"../alloc/data\")",
+        ),
+        [shared] if shared == SHARED => refuse(
+            "it is at /alloc already, and would show the logs there writable; docker's driver mounts it, this one does \
+             not: use /alloc, or name a directory in it (\"../alloc/data\")",
+        ),
+        [shared, logs, ..] if shared == SHARED && logs == LOGS && access == Access::Write => refuse(
+            "Nomad writes the logs there, and would follow what a task puts in their place; docker's driver mounts it, \
+             this one only to read: add ro (readonly = true), or use /alloc/logs",
+        ),
+        [shared, ..] if shared == SHARED => Ok(Some(found(alloc, &names))),
+        [own] if own == task.task => refuse(
+            "it is the whole directory of the task, with what is Nomad's there; docker's driver mounts it, this one does \
+             not: name what is needed (\"local\", \"secrets\")",
+        ),
+        [own, ..] if own == task.task => Ok(Some(found(alloc, &names))),
+        _ => refuse(
+            "it is another task's; docker's driver mounts it, this one does not: share files by /alloc \
+             (\"../alloc/data\")",
+        ),
+    }
+}
+
+/// The area is the first two parts: what Nomad, an artifact or this driver has made.
+fn found(alloc: &Path, names: &[&std::ffi::OsStr]) -> Placed {
+    let (area, rest) = names.split_at(2);
+    Placed {
+        root: alloc.to_owned(),
+        plain: area.iter().collect(),
+        path: below(rest.iter().collect()),
+        is_allocations: true,
+    }
+}
+
+/// The path without `.`, and without `..` and the part before each.
+fn clean(path: &Path) -> PathBuf {
+    let mut cleaned = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                cleaned.pop();
+            }
+            part => cleaned.push(part),
+        }
+    }
+    cleaned
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn placed(path: &str, access: Access) -> Result<Option<(String, String)>, String> {
+        let task = TaskDirectory { alloc_dir: "/nomad/a1", task: "web" };
+        let placed = place("volumes", Path::new(path), access, task).map_err(|error| error.to_string())?;
+        Ok(placed.map(|Placed { root, plain, path, is_allocations }| {
+            assert!(is_allocations && root == Path::new("/nomad/a1"));
+            (plain.display().to_string(), path.display().to_string())
+        }))
+    }
+
+    #[test]
+    fn a_task_may_mount_what_is_its_own_or_shared() {
+        for (path, plain, rest) in [
+            ("local", "web/local", "."),
+            ("./local/", "web/local", "."),
+            ("local/a/b", "web/local", "a/b"),
+            ("secrets/token", "web/secrets", "token"),
+            ("app.conf", "web/app.conf", "."),
+            ("private2/x", "web/private2", "x"),
+            ("local/../secrets", "web/secrets", "."),
+            ("../web/local/x", "web/local", "x"),
+            ("../alloc/data", "alloc/data", "."),
+            ("../alloc/data/../tmp/x", "alloc/tmp", "x"),
+            ("../alloc/logs2", "alloc/logs2", "."),
+            ("/nomad/a1/web/local/x", "web/local", "x"),
+            ("/nomad/./a1//alloc/data/x", "alloc/data", "x"),
+        ] {
+            let found = Some((plain.to_owned(), rest.to_owned()));
+            assert_eq!(placed(path, Access::Write), Ok(found), "{path}");
+        }
+    }
+
+    #[test]
+    fn no_task_mounts_what_is_nomads_or_anothers() {
+        for (path, word) in [
+            (".", "whole directory of the task"),
+            ("local/..", "whole directory of the task"),
+            ("/nomad/a1/web", "whole directory of the task"),
+            ("..", "whole directory of the allocation"),
+            ("/nomad/a1/", "whole directory of the allocation"),
+            ("../alloc", "/alloc"),
+            ("../alloc/data/..", "/alloc"),
+            ("../db", "another task's"),
+            ("../db/local", "another task's"),
+            ("/nomad/a1/db/secrets/x", "another task's"),
+            ("private", "Nomad's own"),
+            ("private/vault_token", "Nomad's own"),
+            ("local/../private", "Nomad's own"),
+            ("../..", "leads out"),
+            ("local/../../../a2/web/local", "leads out"),
+        ] {
+            for access in [Access::Read, Access::Write] {
+                let error = placed(path, access).unwrap_err();
+                assert!(error.contains("volumes") && error.contains(word), "{path}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_logs_are_there_to_be_read_only() {
+        for path in ["../alloc/logs", "../alloc/logs/web.stdout.0", "/nomad/a1/alloc/logs"] {
+            let error = placed(path, Access::Write).unwrap_err();
+            assert!(error.contains("ro") && error.contains("/alloc/logs"), "{error}");
+            assert_eq!(placed(path, Access::Read).unwrap().unwrap().0, "alloc/logs");
+        }
+    }
+
+    #[test]
+    fn what_is_above_or_beside_the_allocation_is_the_hosts() {
+        for path in ["/", "/nomad", "/nomad/a12", "/nomad/a1/../a2/web/local", "/srv"] {
+            assert_eq!(placed(path, Access::Write), Ok(None), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_task_named_as_the_shared_directory_gets_no_more_of_it() {
+        let task = TaskDirectory { alloc_dir: "/nomad/a1", task: "alloc" };
+        for path in ["logs", "private", ".", ".."] {
+            place("volumes", Path::new(path), Access::Write, task).unwrap_err();
+        }
+        place("volumes", Path::new("local"), Access::Write, task).unwrap().unwrap();
+    }
+}

@@ -1,0 +1,133 @@
+//! The mounts of the plugin's own mount namespace, as the kernel lists them: their flags, how they spread, and which are
+//! below a path. Knows nothing of what is mounted where.
+//!
+//! Source of the facts: proc_pid_mountinfo(5), proc_pid_fdinfo(5).
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use nix::mount::MsFlags;
+
+const TABLE: &str = "/proc/self/mountinfo";
+/// What a mount doesn't allow, by its name there. A remount takes away those that are not named again.
+const FLAGS: [(&str, MsFlags); 5] = [
+    ("ro", MsFlags::MS_RDONLY),
+    ("nosuid", MsFlags::MS_NOSUID),
+    ("nodev", MsFlags::MS_NODEV),
+    ("noexec", MsFlags::MS_NOEXEC),
+    // MS_NOSYMFOLLOW of linux/mount.h.
+    ("nosymfollow", MsFlags::from_bits_retain(256)),
+];
+
+/// How mounts spread to and from the one that a descriptor is in.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Spreads {
+    /// It is of a group of mounts that share what is mounted below any of them.
+    pub shared: bool,
+    /// It gets what is mounted below another.
+    pub slave: bool,
+}
+
+/// One mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mount {
+    pub point: PathBuf,
+    /// What may not be done by it, as mount(2) takes it: read-only, no devices and the like.
+    pub flags: MsFlags,
+    pub spreads: Spreads,
+}
+
+/// Returns the mount that `place` is in.
+///
+/// # Errors
+/// When the kernel doesn't say.
+pub(crate) fn of(place: &OwnedFd) -> io::Result<Mount> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", place.as_raw_fd()))?;
+    let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")).unwrap_or_default().trim().to_owned();
+    let table = fs::read(TABLE)?;
+    let mount = with_id(&id, &table);
+    mount.ok_or_else(|| io::Error::other(format!("there is no mount {id} in {TABLE}")))
+}
+
+/// Returns all mounts at or below `path`, outer ones first.
+///
+/// # Errors
+/// When the kernel doesn't say.
+pub(crate) fn below(path: &Path) -> io::Result<Vec<Mount>> {
+    let table = fs::read(TABLE)?;
+    Ok(lines(&table).filter_map(parsed).filter(|mount| mount.point.starts_with(path)).collect())
+}
+
+fn with_id(id: &str, table: &[u8]) -> Option<Mount> {
+    lines(table).find(|line| line.split(|byte| *byte == b' ').next() == Some(id.as_bytes())).and_then(parsed)
+}
+
+fn lines(table: &[u8]) -> impl Iterator<Item = &[u8]> {
+    table.split(|byte| *byte == b'\n')
+}
+
+fn parsed(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|byte| *byte == b' ').skip(4);
+    let point = unescaped(fields.next()?);
+    let options = fields.next()?.split(|byte| *byte == b',');
+    let flag = |option: &[u8]| FLAGS.iter().find(|(name, _)| name.as_bytes() == option);
+    let flags = options.filter_map(flag).fold(MsFlags::empty(), |flags, (_, flag)| flags | *flag);
+    let tags = fields.take_while(|tag| *tag != b"-");
+    let spreads = tags.fold(Spreads::default(), |spreads, tag| Spreads {
+        shared: spreads.shared || tag.starts_with(b"shared:"),
+        slave: spreads.slave || tag.starts_with(b"master:"),
+    });
+    Some(Mount { point, flags, spreads })
+}
+
+/// The kernel writes a blank, a tab, a line's end and a backslash as a backslash and three octal digits.
+fn unescaped(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((byte, after)) = rest.split_first() {
+        let octal = after.get(..3).filter(|_| *byte == b'\\');
+        let octal = octal.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        bytes.push(octal.unwrap_or(*byte));
+        rest = if octal.is_some() { &after[3..] } else { after };
+    }
+    OsString::from_vec(bytes).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mounts_flags_and_how_it_spreads_are_read_from_the_kernels_table() {
+        let table = b"29 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
+                      30 29 0:5 / /dev ro,nosuid,noexec master:2 - devtmpfs dev rw\n\
+                      31 29 0:6 / /sys rw,nodev,nosymfollow shared:3 master:4 - sysfs sys rw\n\
+                      32 29 0:7 / /x rw - tmpfs shared:9 rw\n";
+        let spreads = |id: &str| with_id(id, table).map(|mount| mount.spreads);
+        let is = |shared, slave| Some(Spreads { shared, slave });
+        assert_eq!(spreads("29"), is(true, false));
+        assert_eq!(spreads("30"), is(false, true));
+        assert_eq!(spreads("31"), is(true, true));
+        assert_eq!(spreads("32"), is(false, false));
+        assert_eq!(spreads("9"), None);
+        let flags = |id: &str| with_id(id, table).map(|mount| mount.flags);
+        assert_eq!(flags("29"), Some(MsFlags::empty()));
+        assert_eq!(flags("30"), Some(MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC));
+        assert_eq!(flags("31"), Some(MsFlags::MS_NODEV | MsFlags::from_bits_retain(256)));
+        assert_eq!(of(&fs::File::open("/proc").unwrap().into()).unwrap().point, Path::new("/proc"));
+    }
+
+    #[test]
+    fn mount_points_are_read_whatever_bytes_are_in_them() {
+        let table = b"29 1 254:0 / /a rw shared:1 - ext4 /dev/vda rw\n\
+                      30 29 0:5 / /a/b\\040c\\011\\012\\134d rw - tmpfs x rw\n\
+                      31 29 0:5 / /a/\xc3\xbc\\9 rw - tmpfs x rw\n";
+        let points: Vec<_> = lines(table).filter_map(parsed).map(|mount| mount.point).collect();
+        assert_eq!(points, ["/a", "/a/b c\t\n\\d", "/a/\u{fc}\\9"].map(PathBuf::from));
+        assert!(below(Path::new("/proc")).unwrap().iter().any(|mount| mount.point == Path::new("/proc")));
+    }
+}
