@@ -137,9 +137,10 @@ impl From<RootfsError> for Error {
     fn from(error: RootfsError) -> Self {
         let text = error.to_string();
         match error {
-            RootfsError::Unknown { .. } | RootfsError::NoFile { .. } | RootfsError::InProc { .. } => {
-                Self::Invalid(text)
-            }
+            RootfsError::Unknown { .. }
+            | RootfsError::NoFile { .. }
+            | RootfsError::InProc { .. }
+            | RootfsError::NoDirectory { .. } => Self::Invalid(text),
             RootfsError::Hangs => Self::Transient(text),
             RootfsError::Io { source, .. } => Self::passing(text, is_transient(&source)),
             RootfsError::Unmountable(_) | RootfsError::Lost => Self::Failed(text),

@@ -15,6 +15,7 @@ mod mount;
 mod tree;
 mod walk;
 
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -27,6 +28,7 @@ use nix::sched::{CloneFlags, unshare};
 use tokio::sync::{Semaphore, oneshot};
 
 use accounts::Accounts;
+use container::View;
 pub(crate) use container::check;
 use mount::MountError;
 use tree::Tree;
@@ -38,6 +40,12 @@ const GROUP: &str = "/etc/group";
 const ACCOUNTS_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
 /// Maximum number of images whose accounts are kept.
 const KNOWN_LIMIT: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+/// Where every container has something mounted.
+const MOUNTED: [&str; 7] =
+    ["/proc", "/dev", "/sys/fs/cgroup", "/alloc/logs", "/local", "/secrets", "/etc/hosts"];
+/// Maximum number of places of an image that are kept, and the length of each with the target of a link.
+const KINDS_LIMIT: usize = 256;
+const KNOWN_PATH_BYTES: usize = 256;
 /// Maximum size of both files together for them to be kept. Hardly an image has more.
 const REMEMBERED_BYTES: usize = 16 * 1024;
 /// How long a look into an image may take.
@@ -55,12 +63,11 @@ pub(crate) struct Identity {
     pub home: String,
 }
 
-/// Where in the image the paths end that a runtime opens, and that of the process's working directory.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// An image that a container is made of, to be looked at once more with its mounts, by [`check`].
 pub(crate) struct Ends {
-    passwd: String,
-    group: String,
-    cwd: String,
+    root: Root,
+    look: Arc<Look>,
+    in_mounts: Arc<Semaphore>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +85,8 @@ pub(crate) enum RootfsError {
         "the working directory {cwd} leads into /proc (to {end}), and no task runs there; name another by work_dir"
     )]
     InProc { cwd: String, end: String },
+    #[error("the working directory {cwd} is {what}; name a directory by work_dir")]
+    NoDirectory { cwd: String, what: &'static str },
     /// The image can't be looked into.
     #[error("can't {doing} the image {path}: {source}")]
     Io { doing: &'static str, path: PathBuf, source: std::io::Error },
@@ -96,13 +105,39 @@ pub(crate) enum RootfsError {
 #[derive(Debug, Default)]
 struct Look {
     accounts: Accounts,
-    ends: Arc<Ends>,
+    kinds: Kinds,
+}
+
+/// What is at the places of an image that were looked at.
+#[derive(Debug, Default)]
+struct Kinds(Mutex<BTreeMap<String, Kind>>);
+
+impl Kinds {
+    fn get(&self, path: &str) -> Option<Kind> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
+    }
+
+    /// What `tree` has there, which is remembered unless that is much already.
+    fn look(&self, tree: &Tree, path: &str) -> Result<Kind, RootfsError> {
+        if let Some(kind) = self.get(path) {
+            return Ok(kind);
+        }
+        let kind = tree.kind(path).map_err(failed("look for", Path::new(path)))?;
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let target = if let Kind::Link(target) = &kind { target.len() } else { 0 };
+        if known.len() < KINDS_LIMIT && path.len() + target <= KNOWN_PATH_BYTES {
+            known.insert(path.to_owned(), kind.clone());
+        }
+        Ok(kind)
+    }
 }
 
 /// The looks into images that were made. What a key stands for never changes: the layers of an image.
 pub(crate) struct Known {
     looks: Mutex<LruCache<String, Arc<Look>>>,
     under_way: Arc<Semaphore>,
+    /// The looks at what jobs mount: a volume that hangs keeps no task from starting that does not need such a look.
+    in_mounts: Arc<Semaphore>,
 }
 
 impl Default for Known {
@@ -110,6 +145,7 @@ impl Default for Known {
         Self {
             looks: Mutex::new(LruCache::new(KNOWN_LIMIT)),
             under_way: Arc::new(Semaphore::new(LOOKS_LIMIT)),
+            in_mounts: Arc::new(Semaphore::new(LOOKS_LIMIT)),
         }
     }
 }
@@ -139,7 +175,7 @@ pub(crate) struct Root {
 }
 
 /// Finds out who `user` (`name`, `uid`, `name:group`, ..; empty for root) is in an image, with `groups` beside the user's
-/// own, and where the paths end that the runtime opens. An image is mounted and looked into once.
+/// own; the paths that the runtime opens are checked in it. An image is mounted and looked into once.
 ///
 /// # Errors
 /// Names the user or group that isn't there, what is no regular file, or what could not be read.
@@ -150,31 +186,42 @@ pub(crate) async fn look(
     groups: &[String],
 ) -> Result<(Identity, Arc<Ends>), RootfsError> {
     let key = format!("{} {}", root.layers, root.cwd);
-    let look = match known.get(&key) {
-        Some(look) => look,
+    let (root, look) = match known.get(&key) {
+        Some(look) => (root, look),
         None => {
-            let look = tokio::time::timeout(LOOK_LIMIT, look_anew(known, root)).await;
-            let look = look.map_err(|_| RootfsError::Hangs)??;
+            let looked = apart(&known.under_way, move || {
+                let look = mounted(&root, |tree| look_into(tree, &root.cwd))?;
+                Ok((root, Arc::new(look)))
+            });
+            let (root, look) = looked.await?;
             known.remember(key, &look);
-            look
+            (root, look)
         }
     };
-    Ok((look.accounts.identity(user, groups)?, Arc::clone(&look.ends)))
+    let identity = look.accounts.identity(user, groups)?;
+    let in_mounts = Arc::clone(&known.in_mounts);
+    Ok((identity, Arc::new(Ends { root, look, in_mounts })))
 }
 
 /// Looks in a thread of its own, which is left behind where a file system hangs.
-async fn look_anew(known: &Known, root: Root) -> Result<Arc<Look>, RootfsError> {
-    let permit = Arc::clone(&known.under_way).acquire_owned().await.map_err(|_| RootfsError::Lost)?;
-    let (found, answer) = oneshot::channel();
-    let look = move || {
-        let look = look_mounted(&root);
-        drop(permit);
-        // Nobody waits for the answer once the start has been called off.
-        let _ = found.send(look);
+async fn apart<T: Send + 'static>(
+    under_way: &Arc<Semaphore>,
+    look: impl FnOnce() -> Result<T, RootfsError> + Send + 'static,
+) -> Result<T, RootfsError> {
+    let looked = async {
+        let permit = Arc::clone(under_way).acquire_owned().await.map_err(|_| RootfsError::Lost)?;
+        let (found, answer) = oneshot::channel();
+        let look = move || {
+            let look = look();
+            drop(permit);
+            // Nobody waits for the answer once the start has been called off.
+            let _ = found.send(look);
+        };
+        let thread = std::thread::Builder::new().name("rootfs".to_owned());
+        thread.spawn(look).map_err(failed("start a thread for", Path::new("rootfs")))?;
+        answer.await.map_err(|_| RootfsError::Lost)?
     };
-    let thread = std::thread::Builder::new().name("rootfs".to_owned());
-    thread.spawn(look).map_err(failed("start a thread for", Path::new("rootfs")))?;
-    Ok(Arc::new(answer.await.map_err(|_| RootfsError::Lost)??))
+    tokio::time::timeout(LOOK_LIMIT, looked).await.map_err(|_| RootfsError::Hangs)?
 }
 
 fn failed<E: Into<std::io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> RootfsError {
@@ -183,8 +230,8 @@ fn failed<E: Into<std::io::Error>>(doing: &'static str, path: &Path) -> impl FnO
 }
 
 /// Mounts in this thread's namespace: call it on a thread that ends.
-fn look_mounted(root: &Root) -> Result<Look, RootfsError> {
-    let Root { layers: _, mounts, at, cwd } = root;
+fn mounted<T>(root: &Root, look: impl FnOnce(&Tree) -> Result<T, RootfsError>) -> Result<T, RootfsError> {
+    let Root { layers: _, mounts, at, cwd: _ } = root;
     unshare(CloneFlags::CLONE_NEWNS).map_err(failed("make a mount namespace for", at))?;
     let nothing: Option<&str> = None;
     nix::mount::mount(nothing, "/", nothing, MsFlags::MS_REC | MsFlags::MS_PRIVATE, nothing)
@@ -193,44 +240,35 @@ fn look_mounted(root: &Root) -> Result<Look, RootfsError> {
         MountError::Kernel(errno) => failed("mount", at)(errno),
         MountError::Loop(_) => RootfsError::Unmountable(error.to_string()),
     })?;
-    let look = Tree::open(at).map_err(failed("open", at)).and_then(|tree| look_into(&tree, cwd));
+    let look = Tree::open(at).map_err(failed("open", at)).and_then(|tree| look(&tree));
     mount::unmount_all(mounts, at).map_err(failed("unmount", at))?;
     look
 }
 
 fn look_into(tree: &Tree, cwd: &str) -> Result<Look, RootfsError> {
-    let (passwd, passwd_end) = account_file(tree, PASSWD)?;
-    let (group, group_end) = account_file(tree, GROUP)?;
-    let end = resolve(tree, cwd)?.path;
-    if is_in_proc(&end) {
-        return Err(RootfsError::InProc { cwd: cwd.to_owned(), end });
+    let kinds = Kinds::default();
+    let mut view = View::of(|path: &str| Ok(kinds.look(tree, path)?));
+    let passwd = account_file(tree, PASSWD, &view.check_file(PASSWD)?)?;
+    let group = account_file(tree, GROUP, &view.check_file(GROUP)?)?;
+    view.check_directory(cwd)?;
+    // So that the image need not be mounted once more for the look at the container.
+    for place in MOUNTED.into_iter().chain(["/etc/hostname", "/etc/resolv.conf"]) {
+        view.resolve(place)?;
     }
-    let ends = Arc::new(Ends { passwd: passwd_end, group: group_end, cwd: end });
-    Ok(Look { accounts: Accounts { passwd, group }, ends })
+    drop(view);
+    Ok(Look { accounts: Accounts { passwd, group }, kinds })
 }
 
-/// The text of an account file, empty where there is none, and where it lies.
-fn account_file(tree: &Tree, file: &'static str) -> Result<(String, String), RootfsError> {
-    let End { path, kind } = resolve(tree, file)?;
-    container::check_place(file, &path)?;
-    if kind == Kind::Nothing {
-        return Ok((String::new(), path));
+/// The text of an account file, empty where there is none.
+fn account_file(tree: &Tree, file: &'static str, end: &End) -> Result<String, RootfsError> {
+    if end.kind == Kind::Nothing {
+        return Ok(String::new());
     }
-    container::check_kind(file, &kind)?;
-    let bytes = tree.read(&path, ACCOUNTS_LIMIT_BYTES).map_err(failed("read", Path::new(file)))?;
+    let bytes = tree.read(&end.path, ACCOUNTS_LIMIT_BYTES).map_err(failed("read", Path::new(file)))?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length > ACCOUNTS_LIMIT_BYTES) {
         return Err(RootfsError::NoFile { file, what: format!("of more than {ACCOUNTS_LIMIT_BYTES} bytes") });
     }
-    Ok((String::from_utf8_lossy(&bytes).into_owned(), path))
-}
-
-fn resolve(tree: &Tree, path: &str) -> Result<End, RootfsError> {
-    walk::resolve(path, |part| tree.kind(part)).map_err(failed("look for", Path::new(path)))
-}
-
-/// A process on its way in has descriptors of the runtime's there, and runtimes have let one out by them.
-fn is_in_proc(path: &str) -> bool {
-    walk::is_within(path, "/proc")
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[cfg(test)]
@@ -279,10 +317,10 @@ mod tests {
             symlink("../../../../../../etc/hostname", image.join("etc/group")).unwrap();
             symlink("real/../x", image.join("w")).unwrap();
         });
-        let Look { accounts, ends } = look.unwrap();
+        let Look { accounts, kinds } = look.unwrap();
         assert_eq!((accounts.passwd.as_str(), accounts.group.as_str()), ("inside", ""));
-        let Ends { passwd, group, cwd } = &*ends;
-        assert_eq!((passwd.as_str(), group.as_str(), cwd.as_str()), ("/real", "/etc/hostname", "/x"));
+        assert_eq!(kinds.get("/real"), Some(Kind::File));
+        assert_eq!((kinds.get("/etc/hostname"), kinds.get("/x")), (Some(Kind::Nothing), Some(Kind::Nothing)));
     }
 
     #[test]
@@ -296,7 +334,8 @@ mod tests {
             };
             refused(&|image| pipe(&at(image)), "a pipe");
             refused(&|image| std::fs::create_dir(at(image)).unwrap(), "a directory");
-            for place in ["/proc/self/fd/1", "/dev/zero", "../sys/kernel/x", "../proc/kmsg"] {
+            let through = "/proc/self/cwd/../../../real";
+            for place in ["/proc/self/fd/1", "/dev/zero", "../sys/kernel/x", "../proc/kmsg", through] {
                 refused(&|image| symlink(place, at(image)).unwrap(), "leads");
             }
             let to_pipe = |image: &Path| {
@@ -304,6 +343,12 @@ mod tests {
                 symlink("../pipe", at(image)).unwrap();
             };
             refused(&to_pipe, "a pipe");
+            // A mount of the job's may put a directory where there is none yet.
+            let behind_nothing = |image: &Path| {
+                pipe(&image.join("pipe"));
+                symlink("../missing/../pipe", at(image)).unwrap();
+            };
+            refused(&behind_nothing, "a pipe");
             let large = |image: &Path| {
                 std::fs::File::create(at(image)).unwrap().set_len(ACCOUNTS_LIMIT_BYTES + 1).unwrap();
             };
@@ -313,7 +358,8 @@ mod tests {
 
     #[test]
     fn a_working_directory_that_leads_into_proc_is_refused() {
-        for target in ["/proc/self/fd/7", "proc", "/w2"] {
+        // The runtime makes a link to /proc/self/fd there.
+        for target in ["/proc/self/fd/7", "proc", "/w2", "/dev/fd/7", "missing/../w2"] {
             let error = image(|image| {
                 symlink(target, image.join("w")).unwrap();
                 symlink("/proc/1/cwd", image.join("w2")).unwrap();
@@ -321,5 +367,7 @@ mod tests {
             let error = error.unwrap_err().to_string();
             assert!(error.contains("/w leads into /proc"), "{error}");
         }
+        let endless = image(|image| symlink("/w", image.join("w")).unwrap()).unwrap_err().to_string();
+        assert!(endless.contains("/w is a link without an end"), "{endless}");
     }
 }

@@ -1,105 +1,190 @@
-//! Where the paths that a runtime opens lead in the container that is about to be made, whose mounts hide the image's
-//! files: into the kernel's own file systems, or to what a task or a job has put in a directory that is mounted.
+//! The paths that a runtime opens in the container that is about to be made, as it will find them: in the image, with the
+//! task's mounts over it. What an image's links lead through counts as well as where they end, since a mount may hide it,
+//! and so do the links by which a mount comes to lie elsewhere than at its target.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use nix::errno::Errno;
 use oci_spec::runtime::{Mount, Spec};
 
 use super::tree::Tree;
 use super::walk::{End, Kind, is_within, resolve};
-use super::{Ends, GROUP, PASSWD, RootfsError, failed, is_in_proc};
+use super::{Ends, GROUP, PASSWD, RootfsError, apart, failed, mounted};
 
 /// Where a file is one of the kernel's: a device, a pipe that the task itself writes to, or one that has no end.
 const KERNELS: [&str; 3] = ["/proc", "/dev", "/sys"];
+/// Where a process on its way in has descriptors of the runtime's, and runtimes have let one out by them. The second is a
+/// link to the first that runtimes make.
+const DESCRIPTORS: [&str; 2] = ["/proc", "/dev/fd"];
 
-/// A directory or file of the host, and where it is in the container.
+/// A mount of the container's, and what is mounted where it is a directory or file of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Bind {
+struct Over {
     at: String,
-    source: String,
+    source: Option<PathBuf>,
 }
 
-/// Looks at the account files and the working directory once more, where the specification mounts something over them.
+/// A container's files.
+pub(super) struct View<F> {
+    image: F,
+    /// In the order in which they are mounted, each at the place that its target leads to.
+    mounts: Vec<Over>,
+    /// Whether what is mounted may be opened, which can take for ever.
+    opens: bool,
+}
+
+/// Why a look at a container is not done.
+pub(super) enum Fault {
+    /// What is at that place is not known, and can't be looked at now.
+    NotKnown,
+    Found(RootfsError),
+}
+
+impl From<RootfsError> for Fault {
+    fn from(error: RootfsError) -> Self {
+        Self::Found(error)
+    }
+}
+
+impl From<Fault> for RootfsError {
+    fn from(fault: Fault) -> Self {
+        match fault {
+            Fault::NotKnown => Self::Lost,
+            Fault::Found(error) => error,
+        }
+    }
+}
+
+/// Looks at the account files and the working directory once more, with what the specification mounts.
 ///
 /// # Errors
 /// Names the file that is none, or the directory that leads into /proc.
 pub(crate) async fn check(ends: &Arc<Ends>, spec: &Spec) -> Result<(), RootfsError> {
-    let binds: Vec<Bind> = spec.mounts().iter().flatten().filter_map(Bind::of).collect();
-    let is_hidden = |end: &String| covering(&binds, end).is_some();
-    if ![&ends.passwd, &ends.group, &ends.cwd].into_iter().any(is_hidden) {
-        return Ok(());
+    let mounts: Vec<Over> = spec.mounts().iter().flatten().map(Over::of).collect();
+    // Mostly neither the image nor what is mounted has to be opened for it.
+    match look_known(ends, &mounts, false) {
+        Err(Fault::NotKnown) => {
+            let ends = Arc::clone(ends);
+            apart(&Arc::clone(&ends.in_mounts), move || look(&ends, &mounts)).await
+        }
+        looked => Ok(looked?),
     }
-    let ends = Arc::clone(ends);
-    let looking = tokio::task::spawn_blocking(move || look(&ends, &binds));
-    let looked = tokio::time::timeout(super::LOOK_LIMIT, looking).await.map_err(|_| RootfsError::Hangs)?;
-    looked.map_err(|_| RootfsError::Lost)?
 }
 
-impl Bind {
-    fn of(mount: &Mount) -> Option<Self> {
+fn look(ends: &Ends, mounts: &[Over]) -> Result<(), RootfsError> {
+    let Ends { root, look, .. } = ends;
+    match look_known(ends, mounts, true) {
+        Err(Fault::NotKnown) => mounted(root, |tree| {
+            let image = |path: &str| Ok(look.kinds.look(tree, path)?);
+            Ok(look_through(image, mounts, &root.cwd, true)?)
+        }),
+        looked => Ok(looked?),
+    }
+}
+
+/// Looks with what is known of the image.
+fn look_known(ends: &Ends, mounts: &[Over], opens: bool) -> Result<(), Fault> {
+    let image = |path: &str| ends.look.kinds.get(path).ok_or(Fault::NotKnown);
+    look_through(image, mounts, &ends.root.cwd, opens)
+}
+
+fn look_through(
+    image: impl FnMut(&str) -> Result<Kind, Fault>,
+    mounts: &[Over],
+    cwd: &str,
+    opens: bool,
+) -> Result<(), Fault> {
+    let mut view = View { image, mounts: Vec::new(), opens };
+    for mount in mounts {
+        let at = view.resolve(&mount.at)?.path;
+        view.mounts.push(Over { at, source: mount.source.clone() });
+    }
+    view.check_file(PASSWD)?;
+    view.check_file(GROUP)?;
+    view.check_directory(cwd)
+}
+
+impl Over {
+    fn of(mount: &Mount) -> Self {
         let options = mount.options().iter().flatten();
         let is_bind = mount.typ().as_deref() == Some("bind")
             || options.into_iter().any(|option| option == "bind" || option == "rbind");
-        let source = mount.source().as_ref().filter(|_| is_bind)?;
-        let at = mount.destination().display().to_string();
-        Some(Self { at, source: source.display().to_string() })
+        let source = mount.source().clone().filter(|_| is_bind);
+        Self { at: mount.destination().display().to_string(), source }
     }
-}
 
-/// The mount that a path of the container is in; of several, the innermost and of those the last.
-fn covering<'a>(binds: &'a [Bind], path: &str) -> Option<&'a Bind> {
-    binds.iter().filter(|bind| is_within(path, &bind.at)).max_by_key(|bind| bind.at.len())
-}
-
-fn look(ends: &Ends, binds: &[Bind]) -> Result<(), RootfsError> {
-    for (file, at) in [(PASSWD, &ends.passwd), (GROUP, &ends.group)] {
-        let End { path, kind } = end(at, binds)?;
-        check_place(file, &path)?;
-        // What lies in the image was looked at there.
-        if covering(binds, &path).is_some() && kind != Kind::Nothing {
-            check_kind(file, &kind)?;
-        } else if path != *at && kind != Kind::Nothing {
-            let what = format!("a link that leads out of a mount, to {path}");
-            return Err(RootfsError::NoFile { file, what });
+    fn kind(&self, path: &str) -> Result<Kind, RootfsError> {
+        let below = &path[self.at.trim_end_matches('/').len()..];
+        match &self.source {
+            Some(source) => {
+                let tree = Tree::open(source).map_err(failed("look for", source))?;
+                tree.kind(below).map_err(failed("look for", Path::new(path)))
+            }
+            None if below.is_empty() => Ok(Kind::Directory),
+            None => Ok(Kind::Nothing),
         }
     }
-    let end = end(&ends.cwd, binds)?.path;
-    if is_in_proc(&end) {
-        return Err(RootfsError::InProc { cwd: ends.cwd.clone(), end });
+}
+
+impl<F: FnMut(&str) -> Result<Kind, Fault>> View<F> {
+    /// An image without mounts, of which `image` tells what is at a place.
+    pub(super) fn of(image: F) -> Self {
+        Self { image, mounts: Vec::new(), opens: false }
     }
-    Ok(())
-}
 
-/// Where a path ends whose links in the image are resolved already.
-fn end(path: &str, binds: &[Bind]) -> Result<End, RootfsError> {
-    let kind = |path: &str| match covering(binds, path) {
-        None => Ok::<_, Errno>(Kind::Directory),
-        Some(bind) => Tree::open(Path::new(&bind.source))?.kind(&path[bind.at.trim_end_matches('/').len()..]),
-    };
-    resolve(path, kind).map_err(failed("look for", Path::new(path)))
-}
-
-/// # Errors
-/// Names the file that is one of the kernel's.
-pub(super) fn check_place(file: &'static str, path: &str) -> Result<(), RootfsError> {
-    if KERNELS.iter().any(|kernels| is_within(path, kernels)) {
-        return Err(RootfsError::NoFile { file, what: format!("a link that leads to {path}") });
+    /// Returns where an account file is, if it is there.
+    ///
+    /// # Errors
+    /// It is none.
+    pub(super) fn check_file(&mut self, file: &'static str) -> Result<End, Fault> {
+        let end = self.resolve(file)?;
+        if let Some(place) = first_within(&end, &KERNELS) {
+            return Err(RootfsError::NoFile { file, what: format!("a link that leads to {place}") }.into());
+        }
+        let what = match &end.kind {
+            Kind::File | Kind::Nothing => return Ok(end),
+            Kind::Directory => "a directory",
+            Kind::Link(_) => "a link",
+            Kind::Other(what) => what,
+        };
+        Err(RootfsError::NoFile { file, what: what.to_owned() }.into())
     }
-    Ok(())
+
+    /// # Errors
+    /// The working directory leads into /proc, or is something else than a directory.
+    pub(super) fn check_directory(&mut self, cwd: &str) -> Result<(), Fault> {
+        let end = self.resolve(cwd)?;
+        if let Some(place) = first_within(&end, &DESCRIPTORS) {
+            return Err(RootfsError::InProc { cwd: cwd.to_owned(), end: place.to_owned() }.into());
+        }
+        match end.kind {
+            Kind::Other(what) => Err(RootfsError::NoDirectory { cwd: cwd.to_owned(), what }.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns where a path of the container ends.
+    ///
+    /// # Errors
+    /// Those of the look at the image.
+    pub(super) fn resolve(&mut self, path: &str) -> Result<End, Fault> {
+        let Self { image, mounts, opens } = self;
+        resolve(path, |place| {
+            let kind = match mounts.iter().rev().find(|mount| is_within(place, &mount.at)) {
+                Some(mount) if mount.source.is_some() && !*opens => return Err(Fault::NotKnown),
+                Some(mount) => mount.kind(place)?,
+                None => image(place)?,
+            };
+            // The runtime makes the places of mounts.
+            let is_above = kind == Kind::Nothing && mounts.iter().any(|mount| is_within(&mount.at, place));
+            Ok(if is_above { Kind::Directory } else { kind })
+        })
+    }
 }
 
-/// # Errors
-/// Names the file that is none.
-pub(super) fn check_kind(file: &'static str, kind: &Kind) -> Result<(), RootfsError> {
-    let what = match kind {
-        Kind::File | Kind::Nothing => return Ok(()),
-        Kind::Directory => "a directory",
-        Kind::Link(_) => "a link",
-        Kind::Other(what) => what,
-    };
-    Err(RootfsError::NoFile { file, what: what.to_owned() })
+fn first_within<'a>(end: &'a End, directories: &[&str]) -> Option<&'a str> {
+    let is_in = |place: &&String| directories.iter().any(|directory| is_within(place, directory));
+    end.passed.iter().find(is_in).map(String::as_str)
 }
 
 #[cfg(test)]
@@ -108,13 +193,25 @@ mod tests {
 
     use super::*;
 
-    fn ends() -> Ends {
-        let [passwd, group, cwd] = ["/etc/passwd", "/etc/group", "/local/w"].map(str::to_owned);
-        Ends { passwd, group, cwd }
+    /// Looks at a container of an image with these links and nothing else.
+    fn look(image: &[(&str, &str)], mounts: &[Over], cwd: &str) -> Result<(), RootfsError> {
+        let kind = |path: &str| {
+            let link = image.iter().find(|(at, _)| *at == path);
+            let is_above = image.iter().any(|(at, _)| is_within(at, path));
+            let otherwise = if is_above { Kind::Directory } else { Kind::Nothing };
+            Ok(link.map_or(otherwise, |(_, target)| Kind::Link((*target).to_owned())))
+        };
+        let kernels = ["/proc", "/dev"].map(|at| Over { at: at.to_owned(), source: None });
+        Ok(look_through(kind, &[&kernels, mounts].concat(), cwd, true)?)
     }
 
-    fn bind(at: &str, source: &Path) -> Bind {
-        Bind { at: at.to_owned(), source: source.display().to_string() }
+    fn bind(at: &str, source: &Path) -> Over {
+        Over { at: at.to_owned(), source: Some(source.to_owned()) }
+    }
+
+    fn refused(looked: Result<(), RootfsError>, words: [&str; 2]) {
+        let error = looked.unwrap_err().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
     }
 
     #[test]
@@ -124,31 +221,52 @@ mod tests {
         std::fs::create_dir(&etc).unwrap();
         std::fs::write(&file, "").unwrap();
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        look(&ends(), &[bind("/etc/passwd", &file), bind("/etc", &etc)]).unwrap();
-        let refused = |binds: &[Bind], words: [&str; 2]| {
-            let error = look(&ends(), binds).unwrap_err().to_string();
-            assert!(words.iter().all(|word| error.contains(word)), "{error}");
-        };
-        refused(&[bind("/etc/passwd", &pipe)], ["/etc/passwd", "a pipe"]);
-        refused(&[bind("/etc/group", host.path())], ["/etc/group", "a directory"]);
+        look(&[], &[bind("/etc", &etc), bind("/etc/passwd", &file)], "/local/w").unwrap();
+        refused(look(&[], &[bind("/etc/passwd", &pipe)], "/"), ["/etc/passwd", "a pipe"]);
+        refused(look(&[], &[bind("/etc/group", host.path())], "/"), ["/etc/group", "a directory"]);
         symlink("/dev/zero", etc.join("group")).unwrap();
-        refused(&[bind("/etc", &etc)], ["/etc/group", "/dev/zero"]);
+        refused(look(&[], &[bind("/etc", &etc)], "/"), ["/etc/group", "/dev/zero"]);
         std::fs::remove_file(etc.join("group")).unwrap();
         symlink("/usr/group", etc.join("group")).unwrap();
-        refused(&[bind("/etc", &etc)], ["/etc/group", "/usr/group"]);
+        let binds = [bind("/etc", &etc)];
+        look(&[], &binds, "/").unwrap();
+        refused(look(&[("/usr/group", "/dev/stdin")], &binds, "/"), ["/etc/group", "/dev/stdin"]);
         std::fs::rename(&pipe, etc.join("passwd")).unwrap();
-        refused(&[bind("/", host.path())], ["/etc/passwd", "a pipe"]);
+        refused(look(&[], &[bind("/", host.path())], "/"), ["/etc/passwd", "a pipe"]);
+    }
+
+    #[test]
+    fn what_links_lead_through_is_looked_at_where_a_mount_hides_it() {
+        let host = tempfile::tempdir().unwrap();
+        for name in ["pipe", "passwd"] {
+            nix::unistd::mkfifo(&host.path().join(name), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        }
+        let local = [bind("/local", host.path())];
+        // The image's own link there leads elsewhere.
+        let image = [("/etc/passwd", "/local/pipe"), ("/local/pipe", "/real")];
+        look(&image, &[], "/").unwrap();
+        refused(look(&image, &local, "/"), ["/etc/passwd", "a pipe"]);
+        // A mount at a link of the image's.
+        let aside = [bind("/m", host.path())];
+        look(&[], &aside, "/").unwrap();
+        refused(look(&[("/m", "etc")], &aside, "/"), ["/etc/passwd", "a pipe"]);
+        // The place of a mount is made.
+        let made = [Over { at: "/made/below".to_owned(), source: None }, bind("/local", host.path())];
+        refused(look(&[("/etc/group", "/made/../local/pipe")], &made, "/"), ["/etc/group", "a pipe"]);
     }
 
     #[test]
     fn a_working_directory_in_a_mount_does_not_lead_into_proc() {
         let host = tempfile::tempdir().unwrap();
         let binds = [bind("/local", host.path())];
-        look(&ends(), &binds).unwrap();
+        look(&[], &binds, "/local/w").unwrap();
         symlink("/local/v1", host.path().join("w")).unwrap();
-        look(&ends(), &binds).unwrap();
-        symlink("/proc/self/fd/7", host.path().join("v1")).unwrap();
-        let error = look(&ends(), &binds).unwrap_err().to_string();
-        assert!(error.contains("/local/w") && error.contains("/proc/self/fd/7"), "{error}");
+        look(&[], &binds, "/local/w").unwrap();
+        symlink("/x/fd/7", host.path().join("v1")).unwrap();
+        look(&[], &binds, "/local/w").unwrap();
+        refused(look(&[("/x", "/proc/self")], &binds, "/local/w"), ["/local/w", "/proc/self/fd/7"]);
+        refused(look(&[("/x", "/dev")], &binds, "/local/w"), ["/local/w", "/dev/fd/7"]);
+        nix::unistd::mkfifo(&host.path().join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        refused(look(&[], &binds, "/local/pipe"), ["/local/pipe", "a pipe"]);
     }
 }

@@ -5,6 +5,8 @@ use std::collections::VecDeque;
 
 /// As many links in one path as the kernel follows.
 const LINKS_LIMIT: usize = 40;
+/// Maximum number of names in a path, with those of its links: each is looked for, and links could make millions of them.
+const NAMES_LIMIT: usize = 1024;
 
 /// What is at a place of the tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,52 +26,60 @@ pub(super) struct End {
     pub path: String,
     /// Never a link.
     pub kind: Kind,
+    /// The outermost places that it goes through on the way: each link, each that a `..` leads back from, and the end.
+    pub passed: Vec<String>,
 }
 
 /// Follows `path` from the tree's root on. What lies behind something missing, or behind something that is no directory,
-/// is missing.
+/// is missing; a `..` leads back from there all the same, since a mount may put a directory in that place.
 ///
 /// # Errors
 /// Those of `look`.
 pub(super) fn resolve<E>(path: &str, mut look: impl FnMut(&str) -> Result<Kind, E>) -> Result<End, E> {
     let parts = |path: &str| path.split('/').map(str::to_owned).collect::<Vec<_>>();
     let mut rest: VecDeque<String> = parts(path).into();
-    let mut done: Vec<String> = Vec::new();
-    let (mut kind, mut links) = (Kind::Directory, 0);
+    let mut done: Vec<(String, Kind)> = Vec::new();
+    let (mut links, mut names, mut passed) = (0, 0, Vec::new());
     while let Some(part) = rest.pop_front() {
         match part.as_str() {
             "" | "." => continue,
             ".." => {
+                passed.push(absolute(&done));
                 done.pop();
-                continue;
             }
-            _ => done.push(part),
+            _ => {
+                let is_below_directory = done.last().is_none_or(|(_, kind)| *kind == Kind::Directory);
+                done.push((part, Kind::Nothing));
+                let place = absolute(&done);
+                let kind = if is_below_directory { look(&place)? } else { Kind::Nothing };
+                if let Kind::Link(target) = kind {
+                    links += 1;
+                    passed.push(place);
+                    done.pop();
+                    if target.starts_with('/') {
+                        done.clear();
+                    }
+                    for part in parts(&target).into_iter().rev() {
+                        rest.push_front(part);
+                    }
+                } else if let Some((_, of_it)) = done.last_mut() {
+                    *of_it = kind;
+                }
+            }
         }
-        if kind != Kind::Directory {
-            kind = Kind::Nothing;
-            continue;
-        }
-        kind = look(&absolute(&done))?;
-        if let Kind::Link(target) = &kind {
-            links += 1;
-            if links > LINKS_LIMIT {
-                return Ok(End { path: absolute(&done), kind: Kind::Other("a link without an end") });
-            }
-            done.pop();
-            if target.starts_with('/') {
-                done.clear();
-            }
-            for part in parts(target).into_iter().rev() {
-                rest.push_front(part);
-            }
-            kind = Kind::Directory;
+        names += 1;
+        if links > LINKS_LIMIT || names > NAMES_LIMIT {
+            return Ok(End { path: absolute(&done), kind: Kind::Other("a link without an end"), passed });
         }
     }
-    Ok(End { path: absolute(&done), kind })
+    let kind = done.last().map_or(Kind::Directory, |(_, kind)| kind.clone());
+    let path = absolute(&done);
+    passed.push(path.clone());
+    Ok(End { path, kind, passed })
 }
 
-fn absolute(parts: &[String]) -> String {
-    format!("/{}", parts.join("/"))
+fn absolute(parts: &[(String, Kind)]) -> String {
+    if parts.is_empty() { "/".to_owned() } else { parts.iter().map(|(name, _)| format!("/{name}")).collect() }
 }
 
 /// Whether `path` is `directory` or lies below it; both are absolute and without dots.
@@ -92,7 +102,7 @@ mod tests {
             let otherwise = if is_above { Kind::Directory } else { Kind::Nothing };
             Ok::<_, Infallible>(found.unwrap_or(otherwise))
         };
-        let End { path, kind } = resolve(path, look).unwrap();
+        let End { path, kind, passed: _ } = resolve(path, look).unwrap();
         (path, kind)
     }
 
@@ -121,6 +131,29 @@ mod tests {
         assert_eq!(end("/etc/passwd", &tree), ("/proc/self/fd/1".to_owned(), Kind::Nothing));
         assert_eq!(end("/w/y/../z", &tree), ("/local/x/z".to_owned(), Kind::Nothing));
         assert_eq!(end("/file/x", &tree), ("/file/x".to_owned(), Kind::Nothing));
+    }
+
+    #[test]
+    fn what_is_missing_is_led_back_from_and_what_was_gone_through_is_known() {
+        let tree = [
+            ("/etc/passwd", link("../missing/../pipe")),
+            ("/pipe", Kind::Other("a pipe")),
+            ("/w", link("/proc/self/cwd/../../../w2")),
+        ];
+        assert_eq!(end("/etc/passwd", &tree), ("/pipe".to_owned(), Kind::Other("a pipe")));
+        let look = |path: &str| {
+            let found = tree.iter().find(|(at, _)| *at == path).map(|(_, kind)| kind.clone());
+            Ok::<_, Infallible>(found.unwrap_or(Kind::Nothing))
+        };
+        let End { path, passed, .. } = resolve("/w", look).unwrap();
+        assert_eq!(path, "/w2");
+        assert!(passed.contains(&"/proc/self/cwd".to_owned()), "{passed:?}");
+    }
+
+    #[test]
+    fn a_path_of_very_many_names_ends() {
+        let tree = [("/a", Kind::Directory)];
+        assert!(matches!(end(&"/a/..".repeat(NAMES_LIMIT), &tree).1, Kind::Other(_)));
     }
 
     #[test]

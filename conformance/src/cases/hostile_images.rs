@@ -20,6 +20,7 @@ cases!["hostile image":
     mount_points_that_are_links_do_not_lead_outside,
     an_image_of_many_layers_runs,
     an_image_with_neither_accounts_nor_directories_runs,
+    accounts_that_lead_through_what_a_mount_hides_or_makes_are_refused_at_once,
     a_working_directory_does_not_lead_into_proc,
     the_fields_of_an_images_documents_are_read_as_go_reads_them,
 ];
@@ -151,6 +152,47 @@ async fn images_that_a_runtime_would_hang_on_keep_nobody_elses_task_waiting(scen
     plugin.shut_down().await
 }
 
+async fn accounts_that_lead_through_what_a_mount_hides_or_makes_are_refused_at_once(
+    scene: &Scene,
+) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let with = |name: &str, links: &[(&str, &str)]| {
+        push(scene, name, |tree| {
+            tree.pipe("pipe")?;
+            tree.file("real", 0o644, b"root:x:0:0::/:/bin/sh\n")?;
+            links.iter().try_for_each(|(at, target)| tree.link(at, target))
+        })
+    };
+    let plain = json!([]);
+    let own = json!(["local/etc:/m"]);
+    for (name, links, volumes, word) in [
+        // The image's link in `/local` leads to a file; the task's own directory hides it and has a pipe there.
+        ("through-hidden", &[("etc/passwd", "/local/pipe"), ("local/pipe", "/real")][..], &plain, "a pipe"),
+        // What is missing in the image is made for a mount.
+        ("through-made", &[("etc/passwd", "../scratch/../pipe")], &plain, "a pipe"),
+        ("through-proc", &[("etc/passwd", "/proc/self/cwd/../../../real")], &plain, "/proc"),
+        // The mount's target is a link.
+        ("mount-aside", &[("m", "/etc")], &own, "a pipe"),
+    ] {
+        let image = with(name, links)?;
+        let config = config! {
+            image = image, command = "true", tmpfs = ["/scratch"], volumes = volumes, work_dir = "/bin",
+        };
+        for _ in 0..2 {
+            let task = scene.prepare(&plugin, &config).await?;
+            std::fs::create_dir(task.alloc.task_path("local/etc"))?;
+            for pipe in ["local/pipe", "local/etc/passwd"] {
+                nix::unistd::mkfifo(&task.alloc.task_path(pipe), nix::sys::stat::Mode::S_IRWXU)?;
+            }
+            let answer = tokio::time::timeout(AT_ONCE, plugin.start_task(task.config.clone())).await;
+            refused(answer.with_context(|| format!("{name} hangs"))?, &["/etc/passwd", word])?;
+        }
+    }
+    scene.nothing_left()?;
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await
+}
+
 async fn accounts_that_are_a_link_are_looked_up_inside(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let outside = scene.directory().join("passwd");
@@ -245,6 +287,9 @@ async fn a_working_directory_does_not_lead_into_proc(scene: &Scene) -> Result<()
         ("wd-relative", "proc", None),
         ("wd-link", "/w", Some("/proc/self/fd/8")),
         ("wd-link-below", "/w/x", Some("proc/1/cwd")),
+        // The runtime makes it, a link to /proc/self/fd.
+        ("wd-dev", "/dev/fd/8", None),
+        ("wd-dev-link", "/w", Some("missing/../dev/fd/8")),
     ] {
         let image = pushed(name, directory, link)?;
         let task = scene.prepare(&plugin, &config! { image = image, command = "true" }).await?;
@@ -261,7 +306,8 @@ async fn a_working_directory_does_not_lead_into_proc(scene: &Scene) -> Result<()
     same!(task.stdout(&plugin).await?, "/a/b\n");
     task.destroy(&plugin).await?;
     let linked = pushed("wd-job", "/", Some("/proc/self/fd/8"))?;
-    let task = scene.prepare(&plugin, &config! { image = linked, command = "pwd", work_dir = "/w" }).await?;
+    let task =
+        scene.prepare(&plugin, &config! { image = linked.clone(), command = "pwd", work_dir = "/w" }).await?;
     refused(plugin.start_task(task.config.clone()).await, &["/w", "/proc/self/fd/8"])?;
     // A task of an earlier attempt may have put it there.
     let mut own = scene.shell("pwd");
@@ -269,6 +315,11 @@ async fn a_working_directory_does_not_lead_into_proc(scene: &Scene) -> Result<()
     let task = scene.prepare(&plugin, &own).await?;
     std::os::unix::fs::symlink("/proc/self/fd/8", task.alloc.task_path("local/w"))?;
     refused(plugin.start_task(task.config.clone()).await, &["/local/w", "/proc/self/fd/8"])?;
+    // Out of the task's directory, and by a link of the image's on.
+    let config = config! { image = linked, command = "pwd", work_dir = "/local/out" };
+    let task = scene.prepare(&plugin, &config).await?;
+    std::os::unix::fs::symlink("/w", task.alloc.task_path("local/out"))?;
+    refused(plugin.start_task(task.config.clone()).await, &["/local/out", "/proc/self/fd/8"])?;
     plugin.shut_down().await
 }
 
