@@ -31,6 +31,7 @@ cases!["pull":
     a_pull_that_stands_still_is_given_up,
     one_that_waits_for_another_pulls_layers_does_not_stand_still,
     a_registry_that_wants_to_be_left_alone_holds_no_other_pull_up,
+    a_registry_that_brings_next_to_nothing_holds_no_other_pull_up_and_is_given_up,
     a_registry_that_takes_its_time_is_waited_for,
     a_layer_whose_rest_is_refused_is_fetched_anew,
     one_outlasts_a_disk_that_stalls,
@@ -332,6 +333,33 @@ async fn a_registry_that_wants_to_be_left_alone_holds_no_other_pull_up(scene: &S
 }
 
 /// A cache that has to get a layer itself first is not asked for it twice.
+async fn a_registry_that_brings_next_to_nothing_holds_no_other_pull_up_and_is_given_up(
+    scene: &Scene,
+) -> Result<()> {
+    let options = json!({"max_parallel_layers": 1, "pull_activity_timeout": "20s"});
+    let mut plugin = plugin_with(scene, &options).await?;
+    let network = Network::before(scene)?;
+    let (slow, open) = (scene.world().catalog().large(1)?, scene.world().catalog().large(1)?);
+    let image = network.push(scene, &slow, "trickles")?;
+    open.push(scene.world().registry(), "flows", "v1", Form::Oci)?;
+    network.proxy.inflict(&slow.layers[1].digest, Fault::Throttle(8));
+    let waiting = scene.prepare(&plugin, &config! { image = image, command = "true" }).await?;
+    let other = async {
+        let asked = || network.proxy.count("GET", &slow.layers[1].digest) > 0;
+        until(LIMIT, "the layer is asked for", asked).await?;
+        let image = scene.image("flows:v1");
+        let running = runs(scene, &plugin, &image);
+        tokio::time::timeout(Duration::from_secs(20), running).await.context("it is held up")?
+    };
+    let status = tokio::time::timeout(3 * LIMIT, plugin.start_task(waiting.config.clone()));
+    let (status, other) = tokio::join!(status, other);
+    other?;
+    let status = refused(status.context("it is waited for")?, &["pull_activity_timeout", "20s"])?;
+    ensure!(is_recoverable(&status)?, "it is not to be tried again: {status:?}");
+    scene.nothing_left()?;
+    plugin.shut_down().await
+}
+
 async fn a_registry_that_takes_its_time_is_waited_for(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let network = Network::before(scene)?;

@@ -2,14 +2,16 @@
 //! broke or the try before ended. The daemon hashes what it writes, and says at the commit whether it is what was promised.
 
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use oci_spec::image::Descriptor;
+use tokio::time::Instant;
 
 use super::super::{Containerd, Error, Labels, Problem};
 use super::content::{Ingest, Role};
-use super::gate::{Answered, Gate};
+use super::gate::{Answered, Gate, Place};
 use super::lease::PullLease;
 use super::progress::Progress;
 use super::registry::Registry;
@@ -22,6 +24,8 @@ const ROOM_BYTES: usize = 2 * PART_BYTES;
 const PAUSES_MS: [u64; 7] = [250, 500, 1000, 2000, 4000, 8000, 8000];
 /// What a try has to bring to be one that did.
 const BRINGS_ON_BYTES: u64 = 64 * 1024;
+/// A registry that brings less in such a time than it takes to bring anything on has no place kept for it.
+const SLOW_AFTER: Duration = Duration::from_secs(5);
 /// How often bytes may come that are not those that were promised, from whatever hosts.
 const MOST_BAD_TRIES: usize = 5;
 
@@ -135,15 +139,22 @@ impl<'a> Download<'a> {
             self.registry.blob(self.blob, begun_bytes).await.map_err(|problem| self.failed(problem))
         };
         let answered = self.gate.layers.answered(self.progress.audience(), asked).await?;
-        let Answered { answer: mut body, place: _place, was_kept_waiting: was_kept } = answered;
+        let Answered { answer: mut body, place, was_kept_waiting: was_kept } = answered;
+        let mut pace = Pace { place: Some(place), since: Instant::now(), came_bytes: 0 };
         *was_kept_waiting = was_kept;
         self.progress.comes_from(body.origin());
         self.origins().insert(body.origin().to_owned());
         let mut part = Vec::with_capacity(ROOM_BYTES);
         loop {
-            let before = part.len();
-            let came = body.append_to(&mut part).await;
-            self.progress.fetched((part.len() - before) as u64);
+            let (before, came_before) = (part.len(), body.came_bytes());
+            let came = pace.keep(body.append_to(&mut part)).await;
+            let came_bytes = body.came_bytes() - came_before;
+            self.progress.fetched((part.len() - before) as u64, came_bytes);
+            if pace.is_to_wait(came_bytes) {
+                *was_kept_waiting = true;
+                let place = self.gate.layers.place(self.progress.audience()).await;
+                pace.place = Some(place.map_err(|problem| self.failed(problem))?);
+            }
             let here_bytes = ingest.written_bytes() + part.len() as u64;
             if here_bytes > self.blob.size() {
                 let reason = format!("more bytes came than the {} that are promised", self.blob.size());
@@ -166,5 +177,39 @@ impl<'a> Download<'a> {
 
     fn failed(&self, problem: Problem) -> Error {
         problem.during(format!("fetch layer {}", self.blob.digest()))
+    }
+}
+
+/// The place of a download while bytes come. It is given back while hardly any do, and had anew for more.
+struct Pace {
+    place: Option<Place>,
+    since: Instant,
+    came_bytes: u64,
+}
+
+impl Pace {
+    /// Awaits what comes next.
+    async fn keep<T>(&mut self, next: impl Future<Output = T>) -> T {
+        let mut next = pin!(next);
+        if let Ok(came) = tokio::time::timeout_at(self.since + SLOW_AFTER, next.as_mut()).await {
+            return came;
+        }
+        if self.came_bytes < BRINGS_ON_BYTES {
+            self.place = None;
+        }
+        next.await
+    }
+
+    /// Counts what came. Whether a place has to be waited for before more is read.
+    fn is_to_wait(&mut self, came_bytes: u64) -> bool {
+        self.came_bytes += came_bytes;
+        let is_enough = self.came_bytes >= BRINGS_ON_BYTES;
+        if is_enough || self.since.elapsed() >= SLOW_AFTER {
+            if !is_enough {
+                self.place = None;
+            }
+            (self.since, self.came_bytes) = (Instant::now(), 0);
+        }
+        is_enough && self.place.is_none()
     }
 }

@@ -109,11 +109,32 @@ pub(super) const ARCHIVE: Shape = List(&Fields(&[
     ("LayerSources", Any),
 ]));
 
+/// Maximum number of values in a document. One of two letters takes a hundred times as much memory once it is read.
+const VALUES_LIMIT: usize = 100_000;
+
+/// How many values a text has at most, by what stands before each.
+fn values(bytes: &[u8]) -> usize {
+    let (mut count, mut is_text, mut is_escaped) = (0, false, false);
+    for byte in bytes {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = is_text,
+            b'"' => is_text = !is_text,
+            b',' | b'[' | b'{' if !is_text => count += 1,
+            _ => {}
+        }
+    }
+    count
+}
+
 /// Reads a document of that shape.
 ///
 /// # Errors
 /// What is wrong with it, and where.
 pub(super) fn read<T: DeserializeOwned>(bytes: &[u8], shape: Shape) -> Result<T, serde_json::Error> {
+    if values(bytes) > VALUES_LIMIT {
+        return Err(Error::custom(format!("it has more than {VALUES_LIMIT} values")));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let value = Seed(shape).deserialize(&mut deserializer)?;
     deserializer.end()?;
@@ -284,6 +305,18 @@ mod tests {
         let twice = r#"{"config": {"User": "a", "Cmd": ["x"]}, "Config": {"user": "b"}}"#;
         assert_eq!(config(twice)["config"], json!({"User": "b", "Cmd": ["x"]}));
         assert_eq!(config(r#"{"config": {"User": "a"}, "Config": null}"#)["config"], json!({"User": "a"}));
+    }
+
+    #[test]
+    fn a_document_of_very_many_values_is_refused() {
+        let history = |count: usize| format!(r#"{{"history": [{}]}}"#, vec!["{}"; count].join(","));
+        config(&history(VALUES_LIMIT / 2 - 2));
+        let error = read::<Value>(history(VALUES_LIMIT).as_bytes(), CONFIG).unwrap_err().to_string();
+        assert!(error.contains("values"), "{error}");
+        // What a text has in it doesn't count.
+        let text = format!(r#"{{"author": "\\\"{}"}}"#, ",{[".repeat(VALUES_LIMIT));
+        assert_eq!(values(text.as_bytes()), 1);
+        config(&text);
     }
 
     #[test]

@@ -95,6 +95,8 @@ impl Outcome {
             Ok(_) => Self::Made,
             // On a full disk what is kept would be in the way of the next try.
             Err(Error::Troubled { .. }) => Self::Useless,
+            // An image whose registry has a bad layer for good would hold its good ones at each try.
+            Err(error) if error.is_damaged() => Self::Useless,
             Err(error) if error.is_transient() => Self::Keep,
             Err(_) => Self::Useless,
         }

@@ -14,6 +14,9 @@ const TOLD_AFTER: [Duration; 4] =
 /// The log has a line at each tenth, but not more often than this.
 const LOGGED_EVERY: Duration = Duration::from_secs(1);
 
+/// What has to come within the time that a pull may stand still, or it does: a byte now and then is nothing.
+const MOVES_BYTES: u64 = 4 * 1024;
+
 pub(super) struct Progress {
     image: String,
     audience: Arc<Audience>,
@@ -25,6 +28,8 @@ struct State {
     counts: Counts,
     steps: Steps,
     moved: Instant,
+    /// Since then.
+    came_bytes: u64,
     /// The hosts that layers came from, in the order of their first.
     origins: Vec<String>,
 }
@@ -58,7 +63,7 @@ impl Progress {
     pub(super) fn new(image: String, audience: Arc<Audience>) -> Self {
         let now = Instant::now();
         let (counts, steps) = (Counts::default(), Steps::default());
-        let state = State { counts, steps, moved: now, origins: Vec::new() };
+        let state = State { counts, steps, moved: now, came_bytes: 0, origins: Vec::new() };
         Self { image, audience, begun: now, state: Mutex::new(state) }
     }
 
@@ -94,12 +99,12 @@ impl Progress {
 
     /// What there is to do is known.
     pub(super) fn expect(&self, layers: usize, total_bytes: u64) {
-        self.note(|counts| (counts.layers, counts.total_bytes) = (layers, total_bytes));
+        self.note(None, |counts| (counts.layers, counts.total_bytes) = (layers, total_bytes));
     }
 
-    /// Bytes have come from the registry.
-    pub(super) fn fetched(&self, bytes: u64) {
-        self.note(|counts| {
+    /// Bytes have come from the registry, of which `bytes` were not here.
+    pub(super) fn fetched(&self, bytes: u64, came_bytes: u64) {
+        self.note(Some(came_bytes), |counts| {
             counts.fetched_bytes += bytes;
             counts.here_bytes += bytes;
         });
@@ -107,24 +112,28 @@ impl Progress {
 
     /// Bytes were here already.
     pub(super) fn found(&self, bytes: u64) {
-        self.note(|counts| counts.here_bytes += bytes);
+        self.note(None, |counts| counts.here_bytes += bytes);
     }
 
     /// Bytes turned out to be of no use.
     pub(super) fn lost(&self, bytes: u64) {
-        self.note(|counts| counts.here_bytes = counts.here_bytes.saturating_sub(bytes));
+        self.note(None, |counts| counts.here_bytes = counts.here_bytes.saturating_sub(bytes));
     }
 
     pub(super) fn layer_is_here(&self) {
-        self.note(|counts| counts.layers_here += 1);
+        self.note(None, |counts| counts.layers_here += 1);
     }
 
-    fn note(&self, change: impl FnOnce(&mut Counts)) {
+    /// Something has come, or is done; of what has just come, how much.
+    fn note(&self, came_bytes: Option<u64>, change: impl FnOnce(&mut Counts)) {
         let age = self.begun.elapsed();
         let (counts, is_to_tell, is_to_log) = {
             let mut state = self.lock();
             change(&mut state.counts);
-            state.moved = Instant::now();
+            state.came_bytes += came_bytes.unwrap_or(MOVES_BYTES);
+            if state.came_bytes >= MOVES_BYTES {
+                (state.moved, state.came_bytes) = (Instant::now(), 0);
+            }
             let counts = state.counts;
             (counts, state.steps.is_to_tell(age), state.steps.is_to_log(age, counts.percent()))
         };
@@ -195,7 +204,7 @@ mod tests {
         assert_eq!(progress.counts().percent(), 0);
         progress.expect(2, 200);
         progress.found(50);
-        progress.fetched(60);
+        progress.fetched(60, 70);
         progress.lost(10);
         progress.layer_is_here();
         let wanted =
@@ -203,6 +212,25 @@ mod tests {
         assert_eq!((progress.counts(), progress.counts().percent()), (wanted, 50));
         ["b", "a", "b"].iter().for_each(|host| progress.comes_from(host));
         assert_eq!(progress.origins(), ["b", "a"]);
+    }
+
+    #[tokio::test]
+    async fn a_pull_of_which_a_byte_comes_now_and_then_stands_still() {
+        let limit = Duration::from_millis(200);
+        let progress = progress();
+        let trickle = async {
+            loop {
+                tokio::time::sleep(limit / 8).await;
+                progress.fetched(1, 1);
+            }
+        };
+        let still = async { tokio::time::timeout(10 * limit, progress.stands_still(limit)).await };
+        let still = tokio::select! { still = still => still, () = trickle => Ok(()) };
+        still.unwrap();
+        let begun = Instant::now();
+        progress.fetched(0, MOVES_BYTES);
+        progress.stands_still(limit).await;
+        assert!(begun.elapsed() >= limit);
     }
 
     #[tokio::test]

@@ -51,12 +51,19 @@ pub(in super::super) struct Body {
     /// How long nothing may come in its middle.
     pub(super) idle: Duration,
     pub(super) has_begun: bool,
+    /// Those that are skipped, too.
+    pub(super) came_bytes: u64,
 }
 
 impl Body {
     /// The host that it comes from, with its port.
     pub(in super::super) fn origin(&self) -> &str {
         &self.origin
+    }
+
+    /// How much has come, also of what is here already and is sent again.
+    pub(in super::super) fn came_bytes(&self) -> u64 {
+        self.came_bytes
     }
 
     /// Appends what comes next; false at the end.
@@ -72,6 +79,7 @@ impl Body {
         let Some(part) = part else { return Ok(false) };
         let skipped = usize::try_from(self.skip_bytes).map_or(part.len(), |skip| skip.min(part.len()));
         self.skip_bytes -= skipped as u64;
+        self.came_bytes += part.len() as u64;
         buffer.extend_from_slice(&part[skipped..]);
         Ok(true)
     }

@@ -106,8 +106,13 @@ impl Authorizing<'_> {
                 request = request.basic_auth(username, Some(password.reveal()));
             }
             let response = sent(request, &url).await?;
-            match answer::redirected(&response).map_err(|problem| about(&answer::authority(&url), problem))? {
-                Some(next) => url = next,
+            let here = answer::authority(&url);
+            match answer::redirected(&response).map_err(|problem| about(&here, problem))? {
+                Some(next) if self.is_fit(&next) => url = next,
+                Some(next) => {
+                    let there = format!("{}://{}", next.scheme(), answer::authority(&next));
+                    return Err(about(&here, Problem::unfit(format!("it redirects to {there}"))));
+                }
                 None => return Ok(response),
             }
         }
@@ -143,21 +148,24 @@ impl Authorizing<'_> {
         challenge.scope.clone().unwrap_or_else(own)
     }
 
-    /// A registry's word brings no password where it could be read on the way, nor from elsewhere to a service of this
-    /// host's. Nor does it have a token fetched by plain http from anybody but itself, and shown to it: that could be one of
-    /// a service that only this host can reach.
     fn realm(&self, challenge: &Challenge) -> Result<Url, Problem> {
         let unfit = || Problem::unfit(format!("it sends for a token to {:?}", challenge.realm));
-        let realm = Url::parse(&challenge.realm).map_err(|_| unfit())?;
+        Url::parse(&challenge.realm).ok().filter(|realm| self.is_fit(realm)).ok_or_else(unfit)
+    }
+
+    /// Whether a token may be fetched there, by the registry's word or by a redirect. Its word brings no password where it
+    /// could be read on the way, nor from elsewhere to a service of this host's. Nor does it have a token fetched by plain
+    /// http from anybody but itself, and shown to it: that could be one of a service that only this host can reach.
+    fn is_fit(&self, url: &Url) -> bool {
         let base = self.line.base();
-        let (there, here) = (realm.host_str().ok_or_else(unfit)?, base.host_str().unwrap_or_default());
+        let (Some(there), Some(here)) = (url.host_str(), base.host_str()) else { return false };
         let is_as_plain =
             base.scheme() == "http" && (there == here || is_loopback(there) && is_loopback(here));
         let is_nobodys = self.login.is_none() && there == here;
-        match realm.scheme() {
-            "https" => Ok(realm),
-            "http" if is_as_plain || is_nobodys => Ok(realm),
-            _ => Err(unfit()),
+        match url.scheme() {
+            "https" => true,
+            "http" => is_as_plain || is_nobodys,
+            _ => false,
         }
     }
 

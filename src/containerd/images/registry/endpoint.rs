@@ -202,7 +202,7 @@ impl Endpoint {
 
     fn body_of(&self, response: Response, skip_bytes: u64) -> Body {
         let (origin, is_failing) = (self.name(), Arc::clone(&self.is_failing));
-        Body { response, skip_bytes, origin, is_failing, idle: self.idle, has_begun: false }
+        Body { response, skip_bytes, origin, is_failing, idle: self.idle, has_begun: false, came_bytes: 0 }
     }
 
     /// Any answer; a request for a password or a token is met on the way, once.

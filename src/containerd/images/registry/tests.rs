@@ -146,6 +146,25 @@ async fn a_token_server_may_redirect_and_no_password_goes_along() {
 }
 
 #[tokio::test]
+async fn a_token_server_redirects_to_no_service_that_only_this_host_can_reach() {
+    for (place, named) in
+        [("http://192.0.2.1/latest/meta-data", "http://192.0.2.1"), ("ftp://ADDRESS/", "ftp")]
+    {
+        let challenge = "WWW-Authenticate: Bearer realm=\"http://ADDRESS/token\"\r\n";
+        let away = format!("Location: {place}\r\n");
+        let answers = vec![answer("401 Unauthorized", challenge, ""), answer("302 Found", &away, "")];
+        let (reference, serving) = answering(answers).await;
+        let state = bare();
+        let problem = at(&state, &reference, None).manifest("c").await.err().unwrap();
+        assert!(
+            problem.to_string().contains("redirects") && problem.to_string().contains(named),
+            "{problem}"
+        );
+        assert_eq!(serving.await.unwrap().len(), 2, "{place}");
+    }
+}
+
+#[tokio::test]
 async fn more_than_the_limit_is_not_read() {
     let announced = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", MANIFEST_LIMIT_BYTES + 1);
     let (reference, _serving) = answering(vec![announced]).await;
