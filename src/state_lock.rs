@@ -1,6 +1,9 @@
 //! The lock on a state directory: one plugin has it at a time. Whoever waits for it says so by a lock of its own, so that a
 //! plugin that nobody needs any more can make way. Knows nothing of tasks, nor of who is needed.
 //!
+//! A lock belongs to a file, not to its name. So both the directory and a file in it are locked: whoever removes the file lets
+//! nobody else in. Of a directory that was replaced as a whole nothing is locked; its holder has to look.
+//!
 //! Both are locks of open files: the kernel lets go of them when their process ends, however it ends, and no number of a
 //! process that is gone can be taken for one that lives.
 //!
@@ -8,7 +11,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::fd::IntoRawFd;
+use std::mem::ManuallyDrop;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -70,6 +73,11 @@ impl StateLockError {
         }
     }
 
+    fn held(directory: &Path) -> Self {
+        let holder = existing(&directory.join(LOCK)).and_then(|mut file| holder(&mut file));
+        Self::Held { directory: directory.to_owned(), holder }
+    }
+
     fn io(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { doing, path, source }
@@ -78,43 +86,98 @@ impl StateLockError {
 
 /// A state directory that is this process's until it is dropped.
 #[derive(Debug)]
-pub(crate) struct StateLock(File);
+pub(crate) struct StateLock {
+    path: PathBuf,
+    started: SystemTime,
+    /// Not locked where its file system has locks for regular files only.
+    directory: File,
+    file: File,
+}
 
 impl StateLock {
     /// Takes the directory, and makes it if it isn't there. Blocking: not for an async thread.
     ///
     /// # Errors
     /// Says who has it, or why it can't be locked.
-    pub(crate) fn acquire(directory: &Path, started: SystemTime) -> Result<Self, StateLockError> {
+    pub(crate) fn acquire(path: &Path, started: SystemTime) -> Result<Self, StateLockError> {
         let mut builder = DirBuilder::new();
         builder.recursive(true).mode(0o700);
-        builder.create(directory).map_err(StateLockError::io("create", directory))?;
-        let path = directory.join(LOCK);
-        let mut file = open(&path)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(StateLockError::Held {
-                    directory: directory.to_owned(),
-                    holder: holder(&mut file),
-                });
+        builder.create(path).map_err(StateLockError::io("create", path))?;
+        let directory = File::open(path).map_err(StateLockError::io("open", path))?;
+        match directory.try_lock() {
+            Err(TryLockError::WouldBlock) => return Err(StateLockError::held(path)),
+            Err(TryLockError::Error(source)) if !is_unsupported(&source) => {
+                return Err(StateLockError::io("lock", path)(source));
             }
-            Err(TryLockError::Error(source)) if is_unsupported(&source) => {
-                return Err(StateLockError::Unsupported { directory: directory.to_owned(), source });
-            }
-            Err(TryLockError::Error(source)) => return Err(StateLockError::io("lock", &path)(source)),
+            _ => {}
         }
-        // Others have it for their messages only; where the directory is full, they do without.
-        if let Err(error) = write_holder(&mut file, started) {
-            tracing::warn!(path = %path.display(), %error, "can't write down who has the state directory");
-        }
-        Ok(Self(file))
+        let file = lock_file(path, started)?;
+        let lock = Self { path: path.to_owned(), started, directory, file };
+        // Removed, or replaced, before it was locked.
+        if lock.is_in_place() { Ok(lock) } else { Err(StateLockError::held(path)) }
     }
 
     /// Keeps the directory until the process has ended: nothing that still runs at its end meets another plugin's work.
-    pub(crate) fn hold_to_the_end(self) {
-        let _ = self.0.into_raw_fd();
+    pub(crate) fn hold_to_the_end(self) -> HeldToTheEnd {
+        HeldToTheEnd(ManuallyDrop::new(self))
     }
+
+    fn is_in_place(&self) -> bool {
+        is_at(&self.directory, fs::metadata(&self.path)) && self.has_its_file()
+    }
+
+    fn has_its_file(&self) -> bool {
+        is_at(&self.file, fs::symlink_metadata(self.path.join(LOCK)))
+    }
+}
+
+/// A state directory that is this process's until its end.
+#[derive(Debug)]
+pub(crate) struct HeldToTheEnd(ManuallyDrop<StateLock>);
+
+impl HeldToTheEnd {
+    /// Locks what is there now where somebody has removed the directory, or the lock's file, or put others in their place.
+    /// Returns whether that was so. Blocking.
+    ///
+    /// # Errors
+    /// Says who was faster, or why it can't be locked again now.
+    pub(crate) fn keep_up(&mut self) -> Result<bool, StateLockError> {
+        let lock = &mut *self.0;
+        if lock.is_in_place() {
+            return Ok(false);
+        }
+        if is_at(&lock.directory, fs::metadata(&lock.path)) {
+            lock.file = lock_file(&lock.path, lock.started)?;
+        } else {
+            *lock = StateLock::acquire(&lock.path, lock.started)?;
+        }
+        Ok(true)
+    }
+}
+
+/// Locks the file in a state directory, and writes down in it who has that.
+fn lock_file(directory: &Path, started: SystemTime) -> Result<File, StateLockError> {
+    let path = directory.join(LOCK);
+    let mut file = open(&path)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(StateLockError::held(directory)),
+        Err(TryLockError::Error(source)) if is_unsupported(&source) => {
+            return Err(StateLockError::Unsupported { directory: directory.to_owned(), source });
+        }
+        Err(TryLockError::Error(source)) => return Err(StateLockError::io("lock", &path)(source)),
+    }
+    // Others have it for their messages only; where the directory is full, they do without.
+    if let Err(error) = write_holder(&mut file, started) {
+        tracing::warn!(path = %path.display(), %error, "can't write down who has the state directory");
+    }
+    Ok(file)
+}
+
+/// Whether a file that is open is the one that was found at a path.
+fn is_at(file: &File, found: io::Result<fs::Metadata>) -> bool {
+    let number = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    file.metadata().is_ok_and(|own| found.is_ok_and(|there| number(own) == number(there)))
 }
 
 /// The word of a plugin that waits for a state directory that it would take over. Dropped, it is taken back.
@@ -136,9 +199,7 @@ impl Successor {
 
     /// Whether others can see it: another one's file may have been removed right when this one was locked. Blocking.
     pub(crate) fn is_known(&self) -> bool {
-        let number = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-        let (own, there) = (self.file.metadata(), fs::symlink_metadata(&self.path));
-        own.is_ok_and(|own| there.is_ok_and(|there| number(own) == number(there)))
+        is_at(&self.file, fs::symlink_metadata(&self.path))
     }
 }
 
@@ -177,7 +238,8 @@ fn open(path: &Path) -> Result<File, StateLockError> {
 
 /// Some file systems have no such locks, those of some networks among them, or have no daemon that keeps them.
 fn is_unsupported(error: &io::Error) -> bool {
-    let unsupported = [Errno::ENOSYS, Errno::EOPNOTSUPP, Errno::EINVAL, Errno::ENOLCK, Errno::ENOTTY];
+    let unsupported =
+        [Errno::ENOSYS, Errno::EOPNOTSUPP, Errno::EINVAL, Errno::ENOLCK, Errno::ENOTTY, Errno::EBADF];
     error.kind() == ErrorKind::Unsupported
         || error.raw_os_error().is_some_and(|code| unsupported.contains(&Errno::from_raw(code)))
 }
@@ -239,6 +301,29 @@ mod tests {
         std::os::unix::fs::symlink(&file, state.join(LOCK)).unwrap();
         let error = acquire(&state).unwrap_err().to_string();
         assert!(error.contains("state/lock"), "{error}");
+    }
+
+    #[test]
+    fn a_lock_outlives_its_file_and_its_directory() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("state");
+        let mut held = acquire(&directory).unwrap().hold_to_the_end();
+        assert!(!held.keep_up().unwrap());
+        fs::remove_file(directory.join(LOCK)).unwrap();
+        let error = acquire(&directory).unwrap_err();
+        assert!(matches!(error, StateLockError::Held { .. }), "{error}");
+        assert!(held.keep_up().unwrap() && !held.keep_up().unwrap());
+        let error = acquire(&directory).unwrap_err().to_string();
+        assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
+        fs::remove_dir_all(&directory).unwrap();
+        assert!(held.keep_up().unwrap() && !held.keep_up().unwrap());
+        assert!(acquire(&directory).is_err());
+        // Somebody else was faster.
+        fs::rename(&directory, parent.path().join("elsewhere")).unwrap();
+        let other = acquire(&directory).unwrap();
+        assert!(matches!(held.keep_up().unwrap_err(), StateLockError::Held { .. }));
+        drop(other);
+        assert!(held.keep_up().unwrap());
     }
 
     #[test]

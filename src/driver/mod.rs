@@ -76,6 +76,7 @@ impl Driver {
     async fn claimed(&self, limit: Duration, doing: &str, task_id: &str) -> Result<Arc<Settings>> {
         let settings = self.base.settings()?;
         let claim = self.tasks.claim(&settings);
+        let _waiting = self.agent.waits();
         claim
             .held_within(limit)
             .await

@@ -16,7 +16,9 @@ pub(crate) struct Agent {
 struct Seen {
     /// How many streams of fingerprints are open.
     listening: usize,
-    /// The last call, or the end of a stream.
+    /// How many of its calls wait for something.
+    waiting: usize,
+    /// The last call, or the end of one that waited, or of a stream.
     heard: Instant,
     /// The last begin of a stream of fingerprints, or recovery.
     settled: Instant,
@@ -25,10 +27,13 @@ struct Seen {
 /// A stream of fingerprints that the agent has open, until this is dropped.
 pub(crate) struct Listening(Arc<Agent>);
 
+/// A call of the agent that waits for something, until this is dropped.
+pub(crate) struct Waiting(Arc<Agent>);
+
 impl Agent {
     pub(crate) fn new() -> Self {
         let now = Instant::now();
-        Self { seen: watch::Sender::new(Seen { listening: 0, heard: now, settled: now }) }
+        Self { seen: watch::Sender::new(Seen { listening: 0, waiting: 0, heard: now, settled: now }) }
     }
 
     /// Notes that it has called.
@@ -54,10 +59,19 @@ impl Agent {
         Listening(Arc::clone(self))
     }
 
-    /// For how long it has neither listened nor called. None while it listens.
+    /// Notes that it waits for the answer to a call, for as long as the result lives.
+    pub(crate) fn waits(self: &Arc<Self>) -> Waiting {
+        self.seen.send_if_modified(|seen| {
+            seen.waiting += 1;
+            false
+        });
+        Waiting(Arc::clone(self))
+    }
+
+    /// For how long it has neither listened nor called. None while it listens, or waits for an answer.
     pub(crate) fn away(&self) -> Option<Duration> {
         let seen = self.seen.borrow();
-        (seen.listening == 0).then(|| seen.heard.elapsed())
+        (seen.listening == 0 && seen.waiting == 0).then(|| seen.heard.elapsed())
     }
 
     /// For how long it has been there without a recovery. None while it doesn't listen.
@@ -82,6 +96,16 @@ impl Drop for Listening {
         self.0.seen.send_modify(|seen| {
             seen.listening -= 1;
             seen.heard = Instant::now();
+        });
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.seen.send_if_modified(|seen| {
+            seen.waiting -= 1;
+            seen.heard = Instant::now();
+            false
         });
     }
 }
@@ -112,5 +136,9 @@ mod tests {
         assert!(agent.settled().unwrap() < pause);
         drop(second);
         assert!(agent.settled().is_none() && agent.away().unwrap() < pause);
+        let waiting = agent.waits();
+        assert!(agent.settled().is_none() && agent.away().is_none(), "it waits for an answer");
+        drop(waiting);
+        assert!(agent.away().unwrap() < pause);
     }
 }

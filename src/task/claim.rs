@@ -15,10 +15,12 @@ use tokio::task::spawn_blocking;
 use super::agent::Agent;
 use super::{Settings, Tasks};
 use crate::error::{Error, Result};
-use crate::state_lock::{StateLock, StateLockError, Successor, has_successor};
+use crate::state_lock::{HeldToTheEnd, StateLock, StateLockError, Successor, has_successor};
 
 /// How often a directory that is another plugin's is tried again, and how often it is looked whether another one waits.
 const ROUND: Duration = Duration::from_millis(500);
+/// How often a holder looks whether what it has locked is still where it was.
+const ROUNDS_TO_LOOK: u64 = 4;
 /// How long no agent was there when the plugin makes way for another one. One that finds it again calls at once.
 const AWAY: Duration = Duration::from_secs(10);
 
@@ -128,14 +130,29 @@ impl Tasks {
     }
 }
 
-/// Takes the directory as soon as it can be had, and gives it up with the plugin where nobody needs it any more.
+/// Takes the directory as soon as it can be had, and gives it up with the plugin where nobody needs it any more, or where
+/// somebody has removed it and another plugin has what is there now.
 async fn pursue(state_dir: PathBuf, tell: watch::Sender<Standing>, agent: Arc<Agent>, stop: Arc<Notify>) {
-    acquire(&state_dir, &tell, &agent).await.hold_to_the_end();
+    let mut held = acquire(&state_dir, &tell, &agent).await.hold_to_the_end();
     // Before, it could not recover what is there.
     agent.recovers();
     tell.send_replace(Standing::Held);
-    loop {
+    for round in 1_u64.. {
         tokio::time::sleep(ROUND).await;
+        if round % ROUNDS_TO_LOOK == 0 {
+            match keep_up(&state_dir, held).await {
+                Ok(kept) => held = kept,
+                Err(error) => {
+                    tracing::error!(
+                        state_dir = %state_dir.display(),
+                        %error,
+                        "the state directory was removed, and another plugin was faster: leaving it to that one"
+                    );
+                    tell.send_replace(Standing::Refused(error));
+                    break;
+                }
+            }
+        }
         if agent.away().is_none_or(|away| away < AWAY) {
             continue;
         }
@@ -145,10 +162,36 @@ async fn pursue(state_dir: PathBuf, tell: watch::Sender<Standing>, agent: Arc<Ag
                 state_dir = %state_dir.display(),
                 "no agent has called for {AWAY:?}, and another plugin waits for the state directory: making way for it"
             );
-            stop.notify_one();
-            return;
+            break;
         }
     }
+    stop.notify_one();
+}
+
+/// Sees to it that the directory that is there is still this plugin's.
+///
+/// # Errors
+/// When it is another plugin's.
+async fn keep_up(state_dir: &Path, mut held: HeldToTheEnd) -> Result<HeldToTheEnd> {
+    let look = move || {
+        let kept = held.keep_up();
+        (held, kept)
+    };
+    let looked = spawn_blocking(look).await;
+    let (held, kept) =
+        looked.map_err(|error| Error::Failed(format!("look at the state directory: {error}")))?;
+    match kept {
+        Ok(false) => {}
+        Ok(true) => tracing::warn!(
+            state_dir = %state_dir.display(),
+            "the state directory, or the lock in it, was removed: it is locked anew"
+        ),
+        Err(error @ StateLockError::Held { .. }) => return Err(error.into()),
+        Err(error) => {
+            tracing::warn!(%error, "the state directory was removed, and can't be locked anew yet");
+        }
+    }
+    Ok(held)
 }
 
 async fn acquire(state_dir: &Path, tell: &watch::Sender<Standing>, agent: &Agent) -> StateLock {

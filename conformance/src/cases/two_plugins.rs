@@ -9,7 +9,7 @@ use serde_json::json;
 use super::fingerprint::{is_detected, next};
 use super::obedient::{obedient, tell_to_end};
 use super::orphans::options;
-use super::{cases, is_recoverable, refused, same};
+use super::{cases, is_recoverable, refused, same, until};
 use crate::scene::Scene;
 use crate::task::LIMIT;
 
@@ -19,6 +19,9 @@ cases!["two plugins":
     one_whose_agent_is_gone_stays_where_nobody_waits,
     two_with_a_state_directory_each_do_not_meet,
     a_first_one_that_was_killed_leaves_the_directory_free,
+    a_lock_that_is_removed_lets_nobody_else_in,
+    a_state_directory_that_is_removed_is_the_first_ones_again,
+    a_directory_that_another_one_took_after_its_removal_is_left_to_it,
 ];
 
 /// Longer than a plugin without an agent stays when another one waits.
@@ -123,4 +126,59 @@ async fn a_first_one_that_was_killed_leaves_the_directory_free(scene: &Scene) ->
         next.shut_down().await?;
     }
     Ok(())
+}
+
+async fn a_lock_that_is_removed_lets_nobody_else_in(scene: &Scene) -> Result<()> {
+    let mut first = scene.plugin().await?;
+    let task = obedient(scene, &first).await?;
+    let lock = scene.state_dir().join("lock");
+    std::fs::remove_file(&lock)?;
+    let mut second = scene.plugin_as(&scene.launch(), &options(scene, &json!({}))).await?;
+    let mut fingerprints = second.fingerprints().await?;
+    next(&mut fingerprints, HealthState::Unhealthy).await?;
+    // Whose word it is that the directory is somebody's is known again.
+    let pid = first.pid().to_string();
+    until(LIMIT, "the first one's word", || {
+        std::fs::read_to_string(&lock).is_ok_and(|text| text.contains(&pid))
+    })
+    .await?;
+    second.kill().await?;
+    same!(task.exec(&first, "echo here").await?, (0, "here\n".to_owned()));
+    tell_to_end(&task)?;
+    same!(task.wait(&first).await?.exit_code, 11);
+    task.destroy(&first).await?;
+    first.shut_down().await
+}
+
+async fn a_state_directory_that_is_removed_is_the_first_ones_again(scene: &Scene) -> Result<()> {
+    let mut first = scene.plugin().await?;
+    scene.still_works(&first).await?;
+    std::fs::remove_dir_all(scene.state_dir())?;
+    let lock = scene.state_dir().join("lock");
+    until(LIMIT, "its lock", || lock.exists()).await?;
+    let mut second = scene.plugin().await?;
+    let found = next(&mut second.fingerprints().await?, HealthState::Unhealthy).await?;
+    ensure!(found.health_description.contains(&format!("pid {}", first.pid())), "{found:?}");
+    scene.still_works(&first).await?;
+    second.shut_down().await?;
+    first.shut_down().await
+}
+
+async fn a_directory_that_another_one_took_after_its_removal_is_left_to_it(scene: &Scene) -> Result<()> {
+    let mut first = scene.plugin().await?;
+    scene.still_works(&first).await?;
+    let mut second = scene.plugin().await?;
+    let mut fingerprints = second.fingerprints().await?;
+    next(&mut fingerprints, HealthState::Unhealthy).await?;
+    // It looks less often than the other one tries.
+    first.process().signal(nix::sys::signal::Signal::SIGSTOP)?;
+    std::fs::remove_dir_all(scene.state_dir())?;
+    next(&mut fingerprints, HealthState::Healthy).await?;
+    let task = obedient(scene, &second).await?;
+    first.process().signal(nix::sys::signal::Signal::SIGCONT)?;
+    let ended = first.process().end_within(LIMIT).await?;
+    ensure!(ended.success(), "it ended with {ended}");
+    same!(task.exec(&second, "echo here").await?, (0, "here\n".to_owned()));
+    task.end(&second).await?;
+    second.shut_down().await
 }
