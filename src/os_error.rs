@@ -33,12 +33,30 @@ pub(crate) fn is_transient(error: &io::Error) -> bool {
 
 /// As [`is_transient`], of another program's words: a shim, a runtime and containerd have nothing else to tell an error of
 /// the operating system by. Go's texts and the C library's are the same but for their first letters; each stands by itself
-/// between colons, so that no name in the text is taken for one.
+/// between colons and outside of quotes, so that no name in the text is taken for one: a job's command may have any.
 pub(crate) fn tells_transient(text: &str) -> bool {
+    let text = &without_quoted(text);
     // Rust adds the number.
     let words = |text: &str| text.split(" (os error").next().unwrap_or_default().trim().to_ascii_lowercase();
     let known = TRANSIENT.map(|errno| words(&io::Error::from(errno).to_string()));
     text.split(": ").any(|part| known.contains(&words(part))) || was_killed(text)
+}
+
+/// A text without what is in quotes, as Go's `%q` sets them. What follows a quote without an end stays.
+fn without_quoted(text: &str) -> String {
+    let (mut kept, mut rest) = (String::with_capacity(text.len()), text);
+    while let Some((before, quoted)) = rest.split_once('"') {
+        let mut is_escaped = false;
+        let end = quoted.find(|c| {
+            let ends = c == '"' && !is_escaped;
+            is_escaped = c == '\\' && !is_escaped;
+            ends
+        });
+        let Some(end) = end else { break };
+        kept.push_str(before);
+        rest = &quoted[end + 1..];
+    }
+    kept + rest
 }
 
 /// Whether a program ended by SIGKILL, in the words of Go's libraries: nobody but the kernel, which wants memory, and an
@@ -73,6 +91,8 @@ mod tests {
             "can't write /run/x: No space left on device (os error 28)",
             "mkdir /run/x: cannot allocate memory",
             "too many open files",
+            r#"error mounting "/a" to rootfs at "/b": mount src=/a, dst=/b: no space left on device: unknown"#,
+            r#"a quote without an end: ": device or resource busy"#,
             "OCI runtime create failed: unable to retrieve OCI runtime error (open log.json): runc did not terminate \
              successfully: exit status 137: unknown",
             "runc did not terminate successfully: signal: killed: unknown",
@@ -81,6 +101,8 @@ mod tests {
         }
         for text in [
             "exec: \"no space left on device\": executable file not found in $PATH",
+            r#"create failed: exec: "a: no space left on device: b": executable file not found in $PATH: unknown"#,
+            r#"exec: "a\": did not terminate successfully: signal: killed: text file busy: b": permission denied"#,
             "runc did not terminate successfully: exit status 1: no such file or directory",
             "exit status 137",
             "",

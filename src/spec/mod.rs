@@ -79,16 +79,17 @@ pub(crate) enum SpecError {
         "the mount of {host_path} at {task_path} can't have propagation_mode {mode:?}: use private, host-to-task or bidirectional"
     )]
     Propagation { host_path: String, task_path: String, mode: String },
-    #[error("{what} can't have {bytes} bytes: the kernel takes no path of more than {PATH_LIMIT_BYTES}")]
-    LongPath { what: &'static str, bytes: usize },
+    #[error("{what} can't have {bytes} bytes: the kernel takes no more than {PATH_LIMIT_BYTES}")]
+    TooLong { what: &'static str, bytes: usize },
     #[error("the mount at {0} has no source")]
     NoSource(String),
     #[error(transparent)]
     Incomplete(#[from] OciSpecError),
 }
 
-/// Maximum length of a path (PATH_MAX). A runtime tells on its stderr what it can't run or mount. containerd's shim takes nothing
-/// from there before the runtime has ended: a text that is longer than a pipe would keep both waiting, and a start permit with them.
+/// Maximum length of a path (PATH_MAX), and of the options of a mount. A runtime tells on its stderr what it can't run, mount or
+/// set. containerd's shim takes nothing from there before the runtime has ended: a text that is longer than a pipe would keep
+/// both waiting, and a start permit with them.
 const PATH_LIMIT_BYTES: usize = 4095;
 
 /// Builds the specification.
@@ -122,31 +123,53 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
     // The host's can't be set from a container; the crate has a name of its own for one that has none.
     spec.set_hostname((asked.uts_mode == Sharing::Private).then(|| inputs.hostname.clone()));
     devices::add(&mut spec, inputs.devices)?;
-    check_paths(&spec)?;
+    check_lengths(&spec)?;
     Ok(spec)
 }
 
-fn check_paths(spec: &Spec) -> Result<(), SpecError> {
+/// Every text of the job's that a runtime may repeat in an error.
+fn check_lengths(spec: &Spec) -> Result<(), SpecError> {
     let process = spec.process().as_ref();
-    let program = process.and_then(|process| process.args().as_ref()?.first()).map(Path::new);
-    let cwd = process.map(|process| process.cwd().as_path());
-    let mounts = spec.mounts().iter().flatten();
-    let mounted = mounts.flat_map(|mount| [Some(mount.destination().as_path()), mount.source().as_deref()]);
-    let devices = spec.linux().iter().flat_map(|linux| linux.devices().iter().flatten());
-    let all = [
-        ("the program (options command and entrypoint)", program),
-        ("the working directory (option cwd)", cwd),
-    ]
-    .into_iter()
-    .chain(mounted.map(|path| ("the path of a mount", path)))
-    .chain(devices.map(|device| ("the path of a device", Some(device.path().as_path()))));
-    for (what, path) in all {
-        let bytes = path.map_or(0, |path| path.as_os_str().len());
-        if bytes > PATH_LIMIT_BYTES {
-            return Err(SpecError::LongPath { what, bytes });
-        }
-    }
-    Ok(())
+    let program = process.and_then(|process| process.args().as_ref()?.first()).map_or(0, String::len);
+    let cwd = process.map_or(0, |process| length(process.cwd()));
+    let mounts = spec.mounts().iter().flatten().flat_map(|mount| {
+        let options = mount.options().iter().flatten().map(|option| option.len() + 1).sum();
+        let source = mount.source().as_ref().map_or(0, |source| length(source));
+        [
+            ("the path of a mount", length(mount.destination())),
+            ("the source of a mount", source),
+            ("the list of a mount's options", options),
+        ]
+    });
+    let linux = spec.linux().as_ref();
+    let devices = linux.iter().flat_map(|linux| linux.devices().iter().flatten());
+    let parameters = linux.iter().flat_map(|linux| linux.sysctl().iter().flat_map(HashMap::keys));
+    let all = [(PROGRAM, program), ("the working directory (option cwd)", cwd)]
+        .into_iter()
+        .chain(mounts)
+        .chain(devices.map(|device| ("the path of a device", length(device.path()))))
+        .chain(parameters.map(|name| ("the name of a kernel parameter (option sysctl)", name.len())));
+    all.map(|(what, bytes)| check_length(what, bytes)).collect()
+}
+
+/// As [`build`] does for the task's own.
+///
+/// # Errors
+/// When no kernel takes so long a name.
+pub(crate) fn check_program(program: &str) -> Result<(), SpecError> {
+    check_length("the program", program.len())
+}
+
+const PROGRAM: &str = "the program (options command and entrypoint)";
+
+fn length(path: &Path) -> usize {
+    path.as_os_str().len()
+}
+
+/// # Errors
+/// When it is more than the kernel takes.
+fn check_length(what: &'static str, bytes: usize) -> Result<(), SpecError> {
+    if bytes > PATH_LIMIT_BYTES { Err(SpecError::TooLong { what, bytes }) } else { Ok(()) }
 }
 
 fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecError> {
@@ -321,6 +344,40 @@ mod tests {
         };
         assert!(is_masked(&spec));
         assert!(!is_masked(&with_rights(Security { privileged: true, ..Security::default() }, &confinement)));
+    }
+
+    #[test]
+    fn what_a_runtime_may_repeat_is_no_longer_than_the_kernel_takes() {
+        let long = "x".repeat(PATH_LIMIT_BYTES + 1);
+        let refused = |change: &dyn Fn(&mut TaskOptions)| {
+            let mut options = options(Some("x"));
+            change(&mut options);
+            built(&pb::TaskConfig::default(), &options).unwrap_err().to_string()
+        };
+        let mount = |source, options: Vec<String>| crate::config::JobMount {
+            option: "tmpfs",
+            target: "/x".to_owned(),
+            source,
+            options,
+        };
+        let memory = crate::config::MountSource::Memory;
+        for (error, word) in [
+            (refused(&|options| options.process.command = Some(long.clone())), "command"),
+            (refused(&|options| options.process.cwd = Some(long.clone())), "cwd"),
+            (
+                refused(&|options| drop(options.namespaces.sysctl.insert(long.clone(), "1".to_owned()))),
+                "sysctl",
+            ),
+            (
+                refused(&|options| {
+                    options.mounts.list = vec![mount(memory.clone(), vec!["uid=1".to_owned(); 1000])];
+                }),
+                "options",
+            ),
+        ] {
+            assert!(error.contains(word) && error.contains("4095"), "{error}");
+        }
+        assert!(check_program(&long).is_err() && check_program("/bin/sh").is_ok());
     }
 
     #[test]

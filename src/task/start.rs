@@ -542,7 +542,9 @@ async fn is_full(directory: &Path) -> bool {
     let look = move || {
         let found = statvfs(&directory).ok()?;
         let free_bytes = found.blocks_available().saturating_mul(found.fragment_size());
-        Some(free_bytes < LEAST_ROOM_BYTES || (found.files() > 0 && found.files_available() == 0))
+        // One without a limit, such as a tmpfs with size=0, says 0 of everything.
+        let has_no_room = found.blocks() > 0 && free_bytes < LEAST_ROOM_BYTES;
+        Some(has_no_room || (found.files() > 0 && found.files_available() == 0))
     };
     tokio::task::spawn_blocking(look).await.ok().flatten().unwrap_or(false)
 }

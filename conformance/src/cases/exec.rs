@@ -115,6 +115,11 @@ async fn a_command_that_can_not_run_is_text_and_126(scene: &Scene) -> Result<()>
             ensure!(said.stderr_text().contains(command), "it said {:?}", said.stderr_text());
         }
     }
+    // The runtime's words would not fit into the pipe to its shim, which does not read before the runtime has ended.
+    let long = "x".repeat(100_000);
+    let said = Exec::open(&plugin, task.id(), &[&long], false).await?.finish(LIMIT).await?;
+    same!(said.code()?, 126);
+    ensure!(said.stderr_text().contains("4095"), "it said {:?}", said.stderr_text());
     leave(plugin, &task).await
 }
 

@@ -54,13 +54,17 @@ async fn a_command_that_is_told_at_length_is_told_in_short(scene: &Scene) -> Res
     scene.nothing_left()?;
     // The runtime's words would not fit into the pipe to its shim, which does not read before the runtime has ended.
     config["command"] = serde_json::json!(format!("/bin/{}", "x".repeat(100_000)));
-    let task = scene.prepare(&plugin, &config).await?;
-    let start = tokio::time::timeout(LIMIT, plugin.start_task(task.config.clone())).await;
-    refused(
-        start.context("it keeps a place of those that start")?,
-        &[task.id(), "100005", "4095", "command"],
-    )?;
-    scene.nothing_left()?;
+    let mut parameter = scene.shell("true");
+    parameter["sysctl"] = serde_json::json!({format!("net.{}", "x".repeat(100_000)): "1"});
+    let mut memory = scene.shell("true");
+    memory["tmpfs"] = serde_json::json!([format!("/x:size=1{}", ",uid=1".repeat(10_000))]);
+    for (config, word) in [(config, "command"), (parameter, "sysctl"), (memory, "options")] {
+        let task = scene.prepare(&plugin, &config).await?;
+        let start = tokio::time::timeout(LIMIT, plugin.start_task(task.config.clone())).await;
+        let start = start.with_context(|| format!("{word}: it keeps a place of those that start"))?;
+        refused(start, &[task.id(), "4095", word])?;
+        scene.nothing_left()?;
+    }
     scene.still_works(&plugin).await?;
     plugin.shut_down().await
 }

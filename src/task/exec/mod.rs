@@ -81,6 +81,9 @@ impl Task {
         if self.has_exited() {
             return Err(ended());
         }
+        if let Err(error) = spec::check_program(&command[0]) {
+            return Ok(Err(ExecRefused::not_runnable(&error)));
+        }
         let process = self.exec_template().await.map_err(|error| error.context(&doing))?;
         let size = terminal.flatten().map(|TerminalSize { width, height }| (width.into(), height.into()));
         let tty = terminal.is_some();

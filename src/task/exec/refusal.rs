@@ -14,6 +14,13 @@ pub(crate) struct ExecRefused {
     pub code: i32,
 }
 
+impl ExecRefused {
+    /// Of a command that is not even tried.
+    pub(super) fn not_runnable(why: &impl std::fmt::Display) -> Self {
+        Self { text: format!("{why}\n"), code: NOT_RUNNABLE }
+    }
+}
+
 /// What a runtime says of a program that isn't there, and of one that can't be run: crun in the C library's words, runc in
 /// Go's.
 const MISSING: [&str; 2] = ["executable file not found in $path", "no such file or directory"];
