@@ -53,10 +53,13 @@ impl Error {
     /// of their own for what they could not do.
     pub(crate) fn while_full(self, state_dir: &Path) -> Self {
         match self {
-            Self::Failed(text) => Self::Transient(format!(
-                "{text} (no space left on device: the file system of the state directory {} is full)",
-                state_dir.display()
-            )),
+            Self::Failed(text) | Self::Transient(text) => {
+                let directory = state_dir.display();
+                let why = format!(
+                    "no space left on device: the file system of the state directory {directory} is full"
+                );
+                Self::Transient(format!("{text} ({why})"))
+            }
             other => other,
         }
     }
@@ -282,7 +285,7 @@ mod tests {
             "whatever fails while the state directory's file system is full" => {
                 vec![binary(false).while_full(Path::new("/x"))]
             }
-            "a file system of the host gives no answer" => {
+            "a file system of the host gives no answer in 30 seconds" => {
                 vec![Error::system("look at /x", &io::ErrorKind::TimedOut.into())]
             }
             "a shim does not start in time, or its binary ends by a signal" => vec![binary(true)],

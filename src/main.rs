@@ -10,6 +10,7 @@ mod devices;
 mod driver;
 mod error;
 mod go_plugin;
+mod host_files;
 mod host_path;
 mod init;
 mod log;

@@ -13,6 +13,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
@@ -25,6 +26,8 @@ use nix::sys::socket::{
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use tokio::sync::oneshot;
 
+/// How long the kernel may take: it makes and ends namespaces one at a time, and ends many slowly.
+const LIMIT: Duration = Duration::from_secs(60);
 /// The namespace that a thread is in.
 const OWN: &str = "/proc/thread-self/ns/net";
 /// The kernel's number for `lo` in each namespace.
@@ -53,12 +56,13 @@ impl NetnsError {
 /// Names the step. Nothing is left of it then.
 pub(crate) async fn create(path: &Path) -> Result<(), NetnsError> {
     let path = path.to_owned();
-    on_thread(move || {
+    let unwanted = path.clone();
+    let make = move || {
         unshare(CloneFlags::CLONE_NEWNET).map_err(NetnsError::io("make a network namespace for", &path))?;
         raise_loopback().map_err(NetnsError::io("raise the loopback interface of", &path))?;
         keep_own(&path)
-    })
-    .await
+    };
+    on_thread_or(make, move |()| drop(give_up(&unwanted))).await
 }
 
 /// Keeps a namespace that something else has, such as `/proc/<pid>/ns/net`, at `path` as well.
@@ -67,12 +71,13 @@ pub(crate) async fn create(path: &Path) -> Result<(), NetnsError> {
 /// Names the step; also where the descriptor is not that of a network namespace.
 pub(crate) async fn pin(namespace: OwnedFd, path: &Path) -> Result<(), NetnsError> {
     let path = path.to_owned();
-    on_thread(move || match setns(&namespace, CloneFlags::CLONE_NEWNET) {
+    let unwanted = path.clone();
+    let keep = move || match setns(&namespace, CloneFlags::CLONE_NEWNET) {
         Ok(()) => keep_own(&path),
         Err(Errno::EINVAL) => Err(NetnsError::Other(path)),
         Err(error) => Err(NetnsError::io("enter the network namespace for", &path)(error)),
-    })
-    .await
+    };
+    on_thread_or(keep, move |()| drop(give_up(&unwanted))).await
 }
 
 /// Gives up what is kept at `path`, whether or not anything is. The namespace goes with its last process.
@@ -81,23 +86,24 @@ pub(crate) async fn pin(namespace: OwnedFd, path: &Path) -> Result<(), NetnsErro
 /// Names the step.
 pub(crate) async fn remove(path: &Path) -> Result<(), NetnsError> {
     let path = path.to_owned();
-    on_thread(move || {
-        loop {
-            match umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-                Ok(()) => {}
-                // Not a mount point, or not there.
-                Err(Errno::EINVAL | Errno::ENOENT | Errno::ENOTDIR) => break,
-                Err(error) => return Err(NetnsError::io("unmount", &path)(error)),
-            }
+    on_thread(move || give_up(&path)).await
+}
+
+fn give_up(path: &Path) -> Result<(), NetnsError> {
+    loop {
+        match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => {}
+            // Not a mount point, or not there.
+            Err(Errno::EINVAL | Errno::ENOENT | Errno::ENOTDIR) => break,
+            Err(error) => return Err(NetnsError::io("unmount", path)(error)),
         }
-        match fs::remove_file(&path) {
-            Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-                Err(NetnsError::io("remove", &path)(error))
-            }
-            _ => Ok(()),
+    }
+    match fs::remove_file(path) {
+        Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            Err(NetnsError::io("remove", path)(error))
         }
-    })
-    .await
+        _ => Ok(()),
+    }
 }
 
 /// Whether a namespace is kept at `path`.
@@ -123,14 +129,28 @@ pub(crate) async fn addresses(path: &Path) -> Result<Vec<IpAddr>, NetnsError> {
 async fn on_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, NetnsError> + Send + 'static,
 ) -> Result<T, NetnsError> {
+    on_thread_or(work, |_| {}).await
+}
+
+/// As [`on_thread`]; `undo` is for what comes of it when nobody waits any more.
+async fn on_thread_or<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, NetnsError> + Send + 'static,
+    undo: impl FnOnce(T) + Send + 'static,
+) -> Result<T, NetnsError> {
+    let what = Path::new("a network namespace");
     let (tell, told) = oneshot::channel();
     std::thread::Builder::new()
         .name("netns".to_owned())
         .spawn(move || {
-            let _ = tell.send(work());
+            if let Err(Ok(unwanted)) = tell.send(work()) {
+                undo(unwanted);
+            }
         })
-        .map_err(NetnsError::io("start a thread for", Path::new("a network namespace")))?;
-    told.await.map_err(|_| NetnsError::Lost)?
+        .map_err(NetnsError::io("start a thread for", what))?;
+    match tokio::time::timeout(LIMIT, told).await {
+        Ok(told) => told.map_err(|_| NetnsError::Lost)?,
+        Err(_) => Err(NetnsError::io("wait any longer for the kernel's work on", what)(Errno::ETIMEDOUT)),
+    }
 }
 
 /// That of the thread.

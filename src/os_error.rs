@@ -27,8 +27,24 @@ pub(crate) const TRANSIENT: [Errno; 13] = [
 
 /// Whether the same may work later.
 pub(crate) fn is_transient(error: &io::Error) -> bool {
-    error.raw_os_error().is_some_and(|code| TRANSIENT.contains(&Errno::from_raw(code)))
+    code(error).is_some_and(|code| TRANSIENT.contains(&Errno::from_raw(code)))
         || error.kind() == io::ErrorKind::TimedOut
+}
+
+/// The operating system's own error, without what a library has put around it.
+pub(crate) fn plain(error: io::Error) -> io::Error {
+    code(&error).map_or(error, io::Error::from_raw_os_error)
+}
+
+fn code(error: &io::Error) -> Option<i32> {
+    let mut inner: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = inner {
+        if let Some(code) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
+            return Some(code);
+        }
+        inner = error.source();
+    }
+    None
 }
 
 /// As [`is_transient`], of another program's words: a shim, a runtime and containerd have nothing else to tell an error of
@@ -81,6 +97,11 @@ mod tests {
             assert!(!is_transient(&errno.into()), "{errno}");
         }
         assert!(!is_transient(&io::Error::other("no space left on device")));
+        let wrapped = tempfile::Builder::new().tempfile_in("/no/such/directory").unwrap_err();
+        assert_eq!(
+            (wrapped.raw_os_error(), plain(wrapped).raw_os_error()),
+            (None, Some(Errno::ENOENT as i32))
+        );
     }
 
     #[test]

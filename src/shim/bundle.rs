@@ -20,6 +20,7 @@ use nix::mount::{MntFlags, umount2};
 use oci_spec::runtime::Spec;
 
 use super::{Error, Shim};
+use crate::os_error::plain;
 
 /// Enough for a container to start from before its real spec is known: a shim's `start` reads the annotations only.
 const EMPTY_SPEC: &str = r#"{"ociVersion":"1.0.2"}"#;
@@ -65,7 +66,7 @@ impl Bundle {
         };
         private(true).create(parent).map_err(Error::file("create", parent))?;
         private(false).create(&self.directory).map_err(Error::file("create", &self.directory))?;
-        self.doom()?;
+        self.touch(DOOMED)?;
         self.write(SHIM_BINARY, shim_binary.as_os_str().as_bytes())?;
         for directory in [self.rootfs(), self.io_directory()] {
             private(false).create(&directory).map_err(Error::file("create", &directory))?;
@@ -193,7 +194,7 @@ impl Bundle {
             file.persist(&path)?;
             Ok(())
         };
-        write().map_err(Error::file("write", &path))
+        write().map_err(plain).map_err(Error::file("write", &path))
     }
 
     /// Makes an empty file, unless it is there.
@@ -210,6 +211,8 @@ impl Bundle {
     pub(crate) fn doom(&self) -> Result<(), Error> {
         let path = self.directory.join(DOOMED);
         match fs::rename(self.directory.join(KEPT), &path) {
+            // One that is not whole needs no mark.
+            Err(error) if error.kind() == ErrorKind::NotFound && self.is_doomed() => Ok(()),
             Err(error) if error.kind() == ErrorKind::NotFound => self.touch(DOOMED),
             marked => marked.map_err(Error::file("create", &path)),
         }

@@ -20,6 +20,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 
 use super::Error;
+use crate::host_files;
 use crate::host_path::{self, HostPathError};
 
 /// How the shims of rust-extensions are called.
@@ -180,7 +181,8 @@ fn changeable(path: &Path) -> (&Path, &Path) {
 pub(crate) async fn drained(logs: &LogPaths, limit: Duration) -> bool {
     let logs = logs.clone();
     let all = async {
-        let pipes = tokio::task::spawn_blocking(move || logs.observers()).await;
+        let place = logs.stdout.clone();
+        let pipes = host_files::look(&place, limit, move || logs.observers()).await;
         for pipe in pipes.unwrap_or_default() {
             let mut pause = LOOK_AGAIN;
             while !is_drained(&pipe) {

@@ -13,6 +13,7 @@ use nomad_proto::driver as pb;
 
 use crate::config::{JobMount, MountSource, Mounts, Placed, PluginConfig, TaskDirectory};
 use crate::error::{Error, Result};
+use crate::host_files;
 use crate::host_path::{self, Area, HostPathError};
 use crate::mount_table::{self, Mount, Spreads};
 use crate::shim::{Bundle, Pin};
@@ -81,8 +82,11 @@ impl Sources {
         if wanted.is_empty() {
             return Ok(Self { of_job: Arc::default(), of_nomad });
         }
-        let look = move || wanted.iter().map(Wanted::open).collect::<Result<Vec<_>>>();
-        let of_job = off_thread("the sources of the task's mounts", look).await?;
+        let mut of_job = Vec::new();
+        for wanted in wanted {
+            let place = wanted.placed.shown();
+            of_job.push(off_thread(&place, "the sources of the task's mounts", move || wanted.open()).await?);
+        }
         Ok(Self { of_job: Arc::new(of_job), of_nomad })
     }
 
@@ -93,6 +97,7 @@ impl Sources {
     pub(super) async fn pin(&self, bundle: &Bundle) -> Result<BTreeMap<String, Pinned>> {
         let (of_job, of_nomad, bundle) =
             (Arc::clone(&self.of_job), Arc::clone(&self.of_nomad), bundle.clone());
+        let place = of_nomad.alloc_dir.clone();
         let pin = move || {
             let nomads = of_nomad.open()?;
             let all: Vec<&Source> = nomads.iter().chain(of_job.iter()).collect();
@@ -102,7 +107,7 @@ impl Sources {
                 pinned.map(|(at, source)| (source.target.clone(), Pinned { at, kept: source.kept.clone() }));
             Ok(pinned.collect())
         };
-        off_thread("the sources of the task's mounts", pin).await
+        off_thread(&place, "the sources of the task's mounts", pin).await
     }
 }
 
@@ -161,15 +166,13 @@ pub(super) fn directory_of(task: &pb::TaskConfig) -> TaskDirectory<'_> {
     TaskDirectory { alloc_dir: &task.alloc_dir, task: &task.name }
 }
 
-/// Runs what may wait for a file system of the host.
+/// Runs what may wait for the file system of the host that `place` is on.
 pub(super) async fn off_thread<T: Send + 'static>(
+    place: &Path,
     what: &str,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    let worked = tokio::time::timeout(LIMIT, tokio::task::spawn_blocking(work)).await;
-    let worked =
-        worked.map_err(|_| Error::Failed(format!("{what}: the file system gave no answer in {LIMIT:?}")))?;
-    worked.map_err(|error| Error::Failed(format!("{what}: {error}")))?
+    host_files::look(place, LIMIT, work).await.map_err(|error| Error::system(what, &error))?
 }
 
 impl Wanted {

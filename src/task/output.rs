@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::logs::{Limits, Movers, News, Pump, Stream, Target};
 use crate::shim::{Bundle, HeldPipes, LogPaths, NOWHERE};
 
+#[derive(Clone)]
 pub(super) struct Output {
     pub(super) logs: LogPaths,
     /// None where it is not the driver that collects it.
@@ -60,8 +61,8 @@ impl Output {
         if self.collected.is_some() {
             return Ok(None);
         }
-        let logs = self.logs.clone();
-        off_thread("the task's log pipes", move || Ok(Some(logs.hold_open()?))).await
+        let (logs, place) = (self.logs.clone(), self.logs.stdout.clone());
+        off_thread(&place, "the task's log pipes", move || Ok(Some(logs.hold_open()?))).await
     }
 
     /// Makes our own pipes in the bundle, holds them open, and returns as well what the shim is to hold for good: without a

@@ -489,7 +489,8 @@ impl Start<'_> {
     /// The kernel may take its time for an unmount.
     async fn unpin(&self) -> Result<()> {
         let bundle = self.place.bundle.clone();
-        off_thread("the sources of the task's mounts", move || Ok(bundle.unpin()?)).await
+        let place = bundle.directory().to_owned();
+        off_thread(&place, "the sources of the task's mounts", move || Ok(bundle.unpin()?)).await
     }
 
     fn teller(&self) -> Teller {

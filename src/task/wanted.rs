@@ -153,7 +153,7 @@ impl ImageSource {
             let scratch = Scratch { directory: Arc::new(directory), shown: alloc_dir.join(own) };
             Ok((file, scratch))
         };
-        let (file, scratch) = off_thread("the archive of the task's image", open).await?;
+        let (file, scratch) = off_thread(shown.as_ref(), "the archive of the task's image", open).await?;
         Ok(Self::Archive(ArchiveSource { file: Arc::new(file), shown, scratch, wanted }))
     }
 }

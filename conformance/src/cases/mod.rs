@@ -20,11 +20,13 @@ mod exec_ends;
 mod exec_many;
 mod exec_terminal;
 mod fingerprint;
+mod full_state_dir;
 mod gaps;
 mod growth;
 mod holdings;
 mod hostile_images;
 mod hostile_layers;
+mod hung_filesystems;
 mod image_gc;
 mod images;
 mod in_flight;
@@ -123,6 +125,8 @@ pub fn all() -> Vec<Case> {
         start_failures::cases(),
         starts::long_cases(),
         two_plugins::cases(),
+        full_state_dir::cases(),
+        hung_filesystems::cases(),
         network_failures::cases(),
         exec_many::long_cases(),
         stats::cases(),

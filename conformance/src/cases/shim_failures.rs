@@ -62,7 +62,7 @@ impl Scripted {
     }
 
     /// The same of the runtime, found in the place of the real one.
-    fn runtime(&self, script: &str) -> Result<()> {
+    pub(super) fn runtime(&self, script: &str) -> Result<()> {
         self.runtime_as(&self.programs.runtime_name(), script)
     }
 
@@ -81,6 +81,11 @@ impl Scripted {
         );
         fs::write(&path, text)?;
         Ok(fs::set_permissions(&path, Permissions::from_mode(0o755))?)
+    }
+
+    /// Whether the shim is one of the scripts.
+    pub(super) fn has_shim(&self) -> bool {
+        self.directory.join(SHIM).exists()
     }
 
     pub(super) fn mend(&self) -> Result<()> {

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
+use super::shim_failures::{Scripted, runc};
 use super::{cases, is_recoverable, refused};
+use crate::case::skip;
 use crate::config;
 use crate::fixture::Form;
 use crate::host::Plugin;
@@ -21,6 +23,10 @@ cases!["failed start":
     a_command_that_can_not_run_is_said_by_its_name,
     a_command_that_is_told_at_length_is_told_in_short,
     a_state_directory_that_can_not_be_is_said_by_its_path,
+    a_shim_that_is_killed_before_the_create_is_worth_another_try,
+    a_runtime_that_is_killed_is_worth_another_try,
+    a_shim_that_does_not_start_in_time_is_worth_another_try,
+    a_shim_that_does_not_answer_is_worth_another_try,
     a_start_that_is_called_off_while_it_fetches_leaves_nothing,
     a_start_that_is_called_off_at_any_moment_leaves_nothing,
 ];
@@ -142,6 +148,50 @@ async fn a_state_directory_that_can_not_be_is_said_by_its_path(scene: &Scene) ->
     std::fs::remove_file(scene.state_dir())?;
     scene.still_works(&plugin).await?;
     plugin.shut_down().await
+}
+
+/// A start whose runtime, or shim, does something else in its place: Nomad would try it again.
+async fn is_worth_another_try(scene: &Scene, script: impl FnOnce(&Scripted) -> Result<()>) -> Result<()> {
+    let scripted = Scripted::new(scene)?;
+    script(&scripted)?;
+    let mut launch = scene.launch();
+    launch.look_first_in(scripted.directory.clone());
+    let mut options = scene.options();
+    if scripted.has_shim() {
+        options["containerd_runtime"] = serde_json::json!("io.containerd.scripted.v1");
+    }
+    let mut plugin = scene.plugin_as(&launch, &options).await?;
+    let task = scene.prepare(&plugin, &scene.shell("exit 3")).await?;
+    let status = refused(plugin.start_task(task.config.clone()).await, &[task.id()])?;
+    ensure!(is_recoverable(&status)?, "Nomad would not try it again: {status}");
+    scene.nothing_left_within(Duration::from_secs(15))?;
+    scripted.mend()?;
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_shim_that_is_killed_before_the_create_is_worth_another_try(scene: &Scene) -> Result<()> {
+    // The shim's parent is another process than the plugin's: its runtime knows it.
+    is_worth_another_try(scene, |scripted| scripted.runtime(&runc("create", "kill -9 $PPID; exit 1"))).await
+}
+
+async fn a_runtime_that_is_killed_is_worth_another_try(scene: &Scene) -> Result<()> {
+    if scene.programs().is_rust_shim() {
+        return skip("the shim in Rust doesn't say how its runtime ended");
+    }
+    is_worth_another_try(scene, |scripted| scripted.runtime(&runc("create", "kill -9 $$"))).await
+}
+
+async fn a_shim_that_does_not_start_in_time_is_worth_another_try(scene: &Scene) -> Result<()> {
+    let hangs = "case \"$*\" in *start) exec sleep 600;; esac";
+    is_worth_another_try(scene, |scripted| scripted.shim(hangs)).await
+}
+
+async fn a_shim_that_does_not_answer_is_worth_another_try(scene: &Scene) -> Result<()> {
+    is_worth_another_try(scene, |scripted| {
+        scripted.runtime(&runc("create", "kill -STOP $PPID; exec sleep 600"))
+    })
+    .await
 }
 
 async fn a_start_that_is_called_off_while_it_fetches_leaves_nothing(scene: &Scene) -> Result<()> {

@@ -1,0 +1,147 @@
+//! File systems of the host that give no answer: who needs one of them waits for a bounded time, and nobody else waits.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use futures::future::join_all;
+use nomad_proto::driver as pb;
+
+use super::obedient::{obedient, tell_to_end};
+use super::{cases, is_recoverable, refused, same};
+use crate::fixture::hung::HungFilesystem;
+use crate::host::Plugin;
+use crate::scene::Scene;
+use crate::task::LIMIT;
+
+cases!["hung file system":
+    many_starts_that_need_one_are_refused_in_time_and_hold_nobody_up,
+    an_allocation_that_is_on_one_holds_nobody_up,
+    tasks_whose_log_pipes_are_on_one_end_and_hold_nobody_up,
+];
+
+/// More than the plugin has threads.
+const MANY: usize = 150;
+/// What a start may take that needs nothing of it, beside so many others.
+const OTHERS: Duration = Duration::from_secs(15);
+/// What the plugin waits for a file system, and some more.
+const BOUND: Duration = Duration::from_secs(60);
+/// The plugin's answer to a call that needs no file system.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+async fn answers_at_once(plugin: &Plugin) -> Result<()> {
+    let asked = Instant::now();
+    let capabilities = tokio::time::timeout(LIMIT, plugin.capabilities()).await;
+    capabilities.context("no answer")??;
+    ensure!(asked.elapsed() < AT_ONCE, "it took {:?} to answer", asked.elapsed());
+    Ok(())
+}
+
+async fn many_starts_that_need_one_are_refused_in_time_and_hold_nobody_up(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let dead = scene.directory().join("dead");
+    let mut job = scene.shell("true");
+    job["volumes"] = serde_json::json!([format!("{}/data:/data", dead.display())]);
+    let task = scene.prepare(&plugin, &job).await?;
+    let sound = scene.directory().join("sound");
+    std::fs::create_dir_all(&sound)?;
+    let mut other = scene.shell("exit 3");
+    other["volumes"] = serde_json::json!([format!("{}:/data", sound.display())]);
+    let hung = HungFilesystem::over(&dead)?;
+    let began = Instant::now();
+    let starts = (0..MANY).map(|number| {
+        let (mut driver, mut config) = (plugin.driver(), task.config.clone());
+        config.id = format!("{}{number}", config.id);
+        async move { driver.start_task(pb::StartTaskRequest { task: Some(config) }).await }
+    });
+    let others = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        for job in [&other, &scene.shell("exit 3")] {
+            let begun = Instant::now();
+            let task = scene.run(&plugin, job).await.context("beside those that wait")?;
+            ensure!(begun.elapsed() < OTHERS, "it took {:?} to start", begun.elapsed());
+            same!(task.wait(&plugin).await?.exit_code, 3);
+            task.destroy(&plugin).await?;
+            answers_at_once(&plugin).await?;
+        }
+        Ok(())
+    };
+    let (refusals, others) = tokio::join!(join_all(starts), others);
+    let took = began.elapsed();
+    drop(hung);
+    others?;
+    for refusal in refusals {
+        let status = refused(refusal, &[task.id(), "no answer"])?;
+        ensure!(is_recoverable(&status)?, "Nomad would not try it again: {status}");
+    }
+    ensure!(took < BOUND, "the last was told after {took:?}");
+    scene.nothing_left()?;
+    // It answers again, and nothing of those that waited holds anybody up.
+    std::fs::create_dir_all(dead.join("data"))?;
+    let task = scene.run(&plugin, &job).await?;
+    same!(task.wait(&plugin).await?.exit_code, 0);
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn an_allocation_that_is_on_one_holds_nobody_up(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let running = obedient(scene, &plugin).await?;
+    let mut tasks = Vec::new();
+    for _ in 0..6 {
+        tasks.push(scene.prepare(&plugin, &scene.shell("true")).await?);
+    }
+    let hung =
+        tasks.iter().map(|task| HungFilesystem::over(&task.alloc.logs())).collect::<Result<Vec<_>>>()?;
+    let starts = join_all(tasks.iter().map(|task| plugin.start_task(task.config.clone())));
+    let others = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        answers_at_once(&plugin).await?;
+        same!(running.exec(&plugin, "echo here").await?, (0, "here\n".to_owned()));
+        let begun = Instant::now();
+        scene.still_works(&plugin).await?;
+        ensure!(begun.elapsed() < OTHERS, "it took {:?}", begun.elapsed());
+        answers_at_once(&plugin).await
+    };
+    let (refusals, others) = tokio::join!(tokio::time::timeout(BOUND, starts), others);
+    drop(hung);
+    others?;
+    for (task, refusal) in tasks.iter().zip(refusals.context("a start waits on")?) {
+        let status = refused(refusal, &[task.id(), "no answer"])?;
+        ensure!(is_recoverable(&status)?, "Nomad would not try it again: {status}");
+    }
+    running.end(&plugin).await?;
+    scene.nothing_left()?;
+    plugin.shut_down().await
+}
+
+async fn tasks_whose_log_pipes_are_on_one_end_and_hold_nobody_up(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let running = obedient(scene, &plugin).await?;
+    let mut tasks = Vec::new();
+    for _ in 0..6 {
+        tasks.push(obedient(scene, &plugin).await?);
+    }
+    let hung =
+        tasks.iter().map(|task| HungFilesystem::over(&task.alloc.logs())).collect::<Result<Vec<_>>>()?;
+    tasks.iter().try_for_each(tell_to_end)?;
+    let others = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        answers_at_once(&plugin).await?;
+        same!(running.exec(&plugin, "echo here").await?, (0, "here\n".to_owned()));
+        scene.still_works(&plugin).await?;
+        answers_at_once(&plugin).await
+    };
+    let ends = join_all(tasks.iter().map(|task| task.wait(&plugin)));
+    let (ends, others) = tokio::join!(ends, others);
+    for end in ends {
+        same!(end.context("its end is not told")?.exit_code, 11);
+    }
+    others?;
+    for task in &tasks {
+        task.destroy(&plugin).await?;
+    }
+    drop(hung);
+    running.end(&plugin).await?;
+    scene.nothing_left()?;
+    plugin.shut_down().await
+}

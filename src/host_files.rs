@@ -1,0 +1,202 @@
+//! Looks at files of the host, which may be on a file system that gives no answer: a disk of a network whose server is gone.
+//! Whoever waits for one does so for a bounded time, and what waits on holds a bounded number of threads: none that another
+//! file system needs, and never all. Knows nothing of what is looked for.
+//!
+//! Source of the facts: proc_pid_mountinfo(5).
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io::{self, ErrorKind};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::spawn_blocking;
+
+/// Looks that run without a question. Only a file system that gives no answer keeps them all busy.
+const AT_ONCE: usize = 16;
+/// Looks beside those, at one place, and at all places: fewer than the plugin has threads for what may block.
+const AT_A_PLACE: usize = 8;
+const AT_ALL_PLACES: usize = 64;
+/// Places that nobody looks at are forgotten past so many.
+const PLACES: usize = 64;
+
+static LOOKS: LazyLock<Looks> = LazyLock::new(Looks::new);
+
+/// Runs `look`, which may wait for the file system that `place` is on, on a thread of its own. It has the time from the call
+/// on; past it, the thread goes on, and its result is dropped.
+///
+/// # Errors
+/// [`ErrorKind::TimedOut`] where there is no answer in time.
+pub(crate) async fn look<T: Send + 'static>(
+    place: &Path,
+    limit: Duration,
+    look: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    LOOKS.look(place, limit, look).await
+}
+
+struct Looks {
+    unasked: Arc<Semaphore>,
+    all: Arc<Semaphore>,
+    places: Mutex<HashMap<PathBuf, Arc<Semaphore>>>,
+}
+
+/// The permits of one look.
+struct Permits {
+    _all: OwnedSemaphorePermit,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Looks {
+    fn new() -> Self {
+        Self {
+            unasked: Arc::new(Semaphore::new(AT_ONCE)),
+            all: Arc::new(Semaphore::new(AT_ALL_PLACES)),
+            places: Mutex::default(),
+        }
+    }
+
+    async fn look<T: Send + 'static>(
+        &self,
+        place: &Path,
+        limit: Duration,
+        look: impl FnOnce() -> T + Send + 'static,
+    ) -> io::Result<T> {
+        let looked = async {
+            let permits = self.permits(place).await?;
+            let work = move || {
+                let _permits = permits;
+                look()
+            };
+            spawn_blocking(work).await.map_err(io::Error::other)
+        };
+        tokio::time::timeout(limit, looked).await.unwrap_or_else(|_| {
+            let text = format!("the file system of {} gave no answer in {limit:?}", place.display());
+            Err(io::Error::new(ErrorKind::TimedOut, text))
+        })
+    }
+
+    /// The place first: those that wait for one file system are not in the way of others.
+    async fn permits(&self, place: &Path) -> io::Result<Permits> {
+        if let Ok(permit) = Arc::clone(&self.unasked).try_acquire_owned() {
+            return Ok(Permits { _all: permit, _place: None });
+        }
+        let whole = place.to_owned();
+        let found = spawn_blocking(move || {
+            let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+            subject(&whole, &table)
+        });
+        let semaphore = self.of(found.await.map_err(io::Error::other)?);
+        let place = semaphore.acquire_owned().await.map_err(io::Error::other)?;
+        let all = Arc::clone(&self.all).acquire_owned().await.map_err(io::Error::other)?;
+        Ok(Permits { _all: all, _place: Some(place) })
+    }
+
+    fn of(&self, subject: PathBuf) -> Arc<Semaphore> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        if places.len() >= PLACES {
+            places.retain(|_, semaphore| Arc::strong_count(semaphore) > 1);
+        }
+        Arc::clone(places.entry(subject).or_insert_with(|| Arc::new(Semaphore::new(AT_A_PLACE))))
+    }
+}
+
+/// What gives no answer together: the mount that a path is on, by its name, and below the host's own root the first
+/// directory, which may be a link to another one. Nothing is asked of the file system.
+fn subject(path: &Path, table: &[u8]) -> PathBuf {
+    let points =
+        table.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
+    let points = points.map(unescaped).filter(|point| path.starts_with(point));
+    let longest = points.max_by_key(|point| point.components().count());
+    match longest {
+        Some(point) if point != Path::new("/") => point,
+        _ => path.components().take(2).collect(),
+    }
+}
+
+/// The kernel writes what would break its table as three octal digits.
+fn unescaped(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, others)) = rest.split_first() {
+        let digits = others
+            .get(..3)
+            .filter(|digits| first == b'\\' && digits.iter().all(|d| (b'0'..b'8').contains(d)));
+        let (byte, after) = match digits {
+            Some(digits) => {
+                (digits.iter().fold(0_u8, |n, d| n.wrapping_mul(8).wrapping_add(d - b'0')), &others[3..])
+            }
+            None => (first, others),
+        };
+        bytes.push(byte);
+        rest = after;
+    }
+    OsString::from_vec(bytes).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn paths_of_one_mount_are_one_subject() {
+        let table = b"29 1 254:0 / / rw shared:1 - ext4 /dev/vda rw\n\
+                      30 29 0:5 / /mnt/a\\040b rw - nfs server:/x rw\n\
+                      31 30 0:6 / /mnt/a\\040b/c rw - nfs server:/y rw\n";
+        for (path, wanted) in [
+            ("/srv/data/x", "/srv"),
+            ("/", "/"),
+            ("/mnt/other", "/mnt"),
+            ("/mnt/a b", "/mnt/a b"),
+            ("/mnt/a b/d/e", "/mnt/a b"),
+            ("/mnt/a b/c/d", "/mnt/a b/c"),
+            ("/mnt/a bc", "/mnt"),
+        ] {
+            assert_eq!(subject(Path::new(path), table), Path::new(wanted), "{path}");
+        }
+        assert_eq!(subject(Path::new("/srv/x"), b"no table"), Path::new("/srv"));
+    }
+
+    #[tokio::test]
+    async fn a_place_that_gives_no_answer_holds_no_other_up() {
+        let looks = Arc::new(Looks::new());
+        let (release, released) = mpsc::channel::<()>();
+        let released = Arc::new(Mutex::new(released));
+        let stuck: Vec<_> = (0..AT_ONCE + AT_A_PLACE * 3)
+            .map(|_| {
+                let (looks, released) = (Arc::clone(&looks), Arc::clone(&released));
+                tokio::spawn(async move {
+                    let wait = move || {
+                        let _ = released.lock().map(|released| released.recv());
+                    };
+                    looks.look(Path::new("/dead/disk"), Duration::from_millis(500), wait).await
+                })
+            })
+            .collect();
+        while looks.unasked.available_permits() > 0
+            || looks.all.available_permits() > AT_ALL_PLACES - AT_A_PLACE
+        {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(looks.look(Path::new("/sound/disk"), SOON, || 7).await.unwrap(), 7);
+        for look in stuck {
+            let error = look.await.unwrap().unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::TimedOut);
+            assert!(
+                error.to_string().contains("/dead/disk") && error.to_string().contains("no answer"),
+                "{error}"
+            );
+        }
+        // One place has so many threads, and no more.
+        assert_eq!(looks.all.available_permits(), AT_ALL_PLACES - AT_A_PLACE);
+        drop(release);
+        assert_eq!(looks.look(Path::new("/dead/disk"), SOON, || 7).await.unwrap(), 7);
+    }
+}
