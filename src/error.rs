@@ -292,6 +292,7 @@ mod tests {
             "a shim is gone, or does not answer" => vec![
                 call(CallError::Disconnected(String::new())),
                 call(CallError::TimedOut(Duration::from_secs(60))),
+                Shim::Unknown { binary: "/bin/shim".into(), id: "x".to_owned(), said: 7 }.into(),
             ],
             "a shim of an earlier run is still there" => {
                 vec![Shim::Taken { id: "x".to_owned(), task_pid: 7 }.into()]

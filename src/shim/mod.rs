@@ -172,7 +172,8 @@ impl Error {
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Call { source: CallError::Disconnected(_) | CallError::TimedOut(_), .. }
-            | Self::Taken { .. } => true,
+            | Self::Taken { .. }
+            | Self::Unknown { .. } => true,
             Self::Call { source: CallError::Refused(words), .. } => tells_transient(words),
             Self::Binary { passes, .. } => *passes,
             Self::File { source, .. } => is_transient(source),

@@ -49,6 +49,7 @@ pub(super) const OWNER_LABEL: &str = "containerd-driver/state-dir";
 const DOCKERS_ALLOC_LABEL: &str = "com.hashicorp.nomad.alloc_id";
 /// What a shim and a runtime write of one container.
 const LEAST_ROOM_BYTES: u64 = 64 * 1024;
+const LEAST_FILES: u64 = 16;
 
 impl Tasks {
     /// Starts a task. When the caller goes away before it has started, it is taken down again.
@@ -537,7 +538,7 @@ impl Identity {
     }
 }
 
-/// Whether the file system of a directory has no room for a few files of a few pages, or none for another file.
+/// Whether the file system of a directory has no room for a few files of a few pages, or for a few more files.
 async fn is_full(directory: &Path) -> bool {
     let directory = directory.to_owned();
     let look = move || {
@@ -545,7 +546,7 @@ async fn is_full(directory: &Path) -> bool {
         let free_bytes = found.blocks_available().saturating_mul(found.fragment_size());
         // One without a limit, such as a tmpfs with size=0, says 0 of everything.
         let has_no_room = found.blocks() > 0 && free_bytes < LEAST_ROOM_BYTES;
-        Some(has_no_room || (found.files() > 0 && found.files_available() == 0))
+        Some(has_no_room || (found.files() > 0 && found.files_available() < LEAST_FILES))
     };
     tokio::task::spawn_blocking(look).await.ok().flatten().unwrap_or(false)
 }
