@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::processes::{is_gone, listed, tree};
-use super::{Mode, ROOT, below, directories, mode};
+use super::{Mode, ROOT, below, directories, mode, require_tasks_own};
 use crate::process_handle::ProcessHandle;
 use crate::process_stat::ProcessId;
 
@@ -24,14 +24,22 @@ const HELD_AT_ONCE: usize = 256;
 
 /// Kills whoever is in a task's cgroup or below it, and whomever they start meanwhile. Nobody, or no cgroup, is success.
 ///
+/// It is asked before each try whether the cgroup is the killer's: meanwhile the task may be destroyed and another attempt
+/// of it be started, which has the same. Returns whether it was to the end.
+///
 /// # Errors
-/// When some are still there after a while, or who is there can't be told.
-pub(crate) async fn kill_all(path: &Path) -> io::Result<()> {
-    let mut outcome = Ok(());
+/// When some are still there after a while, or who is there can't be told, or the path can't be one task's alone.
+pub(crate) async fn kill_all(
+    path: &Path,
+    is_ours: impl Fn() -> bool + Clone + Send + 'static,
+) -> io::Result<bool> {
+    require_tasks_own(path)?;
+    let mut outcome = Ok(true);
     for _ in 0..TRIES {
-        outcome = match off_thread(path, kill_once).await {
-            Ok(left) if left.is_empty() => return Ok(()),
-            Ok(left) => Err(io::Error::other(format!("processes {left:?} don't end"))),
+        outcome = match off_thread(path, is_ours.clone(), kill_once).await {
+            Ok(None) => return Ok(false),
+            Ok(Some(left)) if left.is_empty() => return Ok(true),
+            Ok(Some(left)) => Err(io::Error::other(format!("processes {left:?} don't end"))),
             Err(error) => Err(error),
         };
         tokio::time::sleep(PAUSE).await;
@@ -43,12 +51,17 @@ pub(crate) async fn kill_all(path: &Path) -> io::Result<()> {
 /// already.
 ///
 /// # Errors
-/// When the kernel still finds it busy after a while.
-pub(crate) async fn remove(path: &Path) -> io::Result<()> {
-    kill_all(path).await?;
+/// When the kernel still finds it busy after a while, or as for [`kill_all`].
+pub(crate) async fn remove(
+    path: &Path,
+    is_ours: impl Fn() -> bool + Clone + Send + 'static,
+) -> io::Result<()> {
+    if !kill_all(path, is_ours.clone()).await? {
+        return Ok(());
+    }
     let mut outcome = Ok(());
     for _ in 0..TRIES {
-        outcome = off_thread(path, remove_once).await;
+        outcome = off_thread(path, is_ours.clone(), remove_once).await.map(|_| ());
         if outcome.is_ok() {
             break;
         }
@@ -57,10 +70,15 @@ pub(crate) async fn remove(path: &Path) -> io::Result<()> {
     outcome
 }
 
-/// The kernel may take its time for a cgroup, such as for the removal of one.
-async fn off_thread<T: Send + 'static>(path: &Path, work: fn(&Path) -> io::Result<T>) -> io::Result<T> {
+/// The kernel may take its time for a cgroup, such as for the removal of one. None where the cgroup is another's.
+async fn off_thread<T: Send + 'static>(
+    path: &Path,
+    is_ours: impl Fn() -> bool + Clone + Send + 'static,
+    work: fn(&Path) -> io::Result<T>,
+) -> io::Result<Option<T>> {
     let path = path.to_owned();
-    tokio::task::spawn_blocking(move || work(&path)).await.map_err(io::Error::other)?
+    let work = move || if is_ours() { work(&path).map(Some) } else { Ok(None) };
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 /// Returns who is still there.
@@ -123,17 +141,34 @@ fn thaw(freezer: &Path) -> io::Result<()> {
 }
 
 /// Kills those that are listed. Each is held before it is looked for once more, so that no other one is hit which has come
-/// by its pid since.
+/// by its pid since. Where not all can be held, such as for want of descriptors, those that are go first.
 fn kill_listed(path: &Path) -> io::Result<()> {
     for pids in listed(path)?.chunks(HELD_AT_ONCE) {
-        let mut held = Vec::new();
-        for pid in pids {
-            held.extend(ProcessHandle::open(ProcessId::of(*pid))?);
+        let (mut held, outcome) = hold(pids, |pid| ProcessHandle::open(ProcessId::of(pid)));
+        if outcome.is_err() {
+            // The look takes a descriptor as well.
+            held.truncate(held.len().saturating_sub(SPARED));
         }
         let still_there = listed(path)?;
         held.iter().filter(|process| still_there.contains(&process.pid())).for_each(ProcessHandle::kill);
+        outcome?;
     }
     Ok(())
+}
+
+/// How many are let go where there is no descriptor to be had: other threads take some, too.
+const SPARED: usize = 4;
+
+/// Takes hold of as many as can be held, and says why it is not all.
+fn hold<T>(pids: &[i32], open: impl Fn(i32) -> io::Result<Option<T>>) -> (Vec<T>, io::Result<()>) {
+    let mut held = Vec::new();
+    for pid in pids {
+        match open(*pid) {
+            Ok(process) => held.extend(process),
+            Err(error) => return (held, Err(error)),
+        }
+    }
+    (held, Ok(()))
 }
 
 fn remove_once(path: &Path) -> io::Result<()> {
@@ -150,4 +185,35 @@ fn remove_tree(directory: &Path) -> io::Result<()> {
         }
         _ => Ok(()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_that_can_be_held_are_held_though_not_all_can() {
+        let open = |pid: i32| match pid {
+            2 => Ok(None),
+            4 => Err(io::Error::from_raw_os_error(nix::libc::EMFILE)),
+            _ => Ok(Some(pid)),
+        };
+        let (held, outcome) = hold(&[1, 2, 3, 4, 5], open);
+        assert_eq!((held, outcome.unwrap_err().raw_os_error()), (vec![1, 3], Some(nix::libc::EMFILE)));
+        let (held, outcome) = hold(&[5, 6], open);
+        assert_eq!((held, outcome.is_ok()), (vec![5, 6], true));
+    }
+
+    #[tokio::test]
+    async fn nobody_is_killed_in_a_cgroup_that_is_not_ones_own() {
+        let task = Path::new("/nomad/no-such-alloc.web");
+        assert!(!kill_all(task, || false).await.unwrap());
+        assert!(kill_all(task, || true).await.unwrap());
+        for everybodys in ["/", "/nomad", "/nomad.slice/share.slice", "/nomad/a1.web/../.."] {
+            let everybodys = Path::new(everybodys);
+            assert_eq!(kill_all(everybodys, || true).await.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+            assert_eq!(remove(everybodys, || true).await.unwrap_err().kind(), io::ErrorKind::InvalidInput);
+            assert_eq!(listed(everybodys).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        }
+    }
 }

@@ -9,7 +9,8 @@ mod processes;
 mod shared;
 mod usage;
 
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +58,7 @@ impl Cgroup {
                 let named =
                     Path::new(cpuset_cgroup).strip_prefix(ROOT).ok().map(|path| Path::new("/").join(path));
                 let usual = || Path::new("/nomad.slice/share.slice").join(format!("{scope}.scope"));
+                let named = named.filter(|path| require_tasks_own(path).is_ok());
                 Self { path: named.unwrap_or_else(usual), cpuset: None }
             }
         }
@@ -66,9 +68,10 @@ impl Cgroup {
     ///
     /// # Errors
     /// When the kernel refuses. A cpuset that isn't there is none, and one without processors (that of reserved cores,
-    /// which the runtime sets in the container's own) takes nobody.
-    pub(crate) fn place(&self, pid: i32) -> std::io::Result<()> {
-        let Some(cpuset) = &self.cpuset else { return Ok(()) };
+    /// which the runtime sets in the container's own) takes nobody. Nor is a process moved that is not known: the kernel takes
+    /// 0 for this plugin.
+    pub(crate) fn place(&self, pid: i32) -> io::Result<()> {
+        let Some(cpuset) = self.cpuset.as_ref().filter(|_| pid > 1) else { return Ok(()) };
         match std::fs::read_to_string(cpuset.join("cpuset.cpus")) {
             Ok(cpus) if !cpus.trim().is_empty() => {
                 std::fs::write(cpuset.join("cgroup.procs"), pid.to_string())
@@ -110,6 +113,21 @@ fn limits_swap_below(root: &Path, path: &Path) -> bool {
     nearest.is_some_and(|path| root.join(path).join("memory.swap.max").exists())
 }
 
+/// Refuses a path that can't be one task's alone: everybody's cgroup, Nomad's, or a slice, which others are in as well.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidInput`] names the path.
+fn require_tasks_own(path: &Path) -> io::Result<()> {
+    let mut components = path.components().filter(|component| *component != Component::RootDir);
+    let is_plain = components.clone().all(|component| matches!(component, Component::Normal(_)));
+    let is_slice = path.extension().is_some_and(|extension| extension == "slice");
+    if is_plain && components.nth(1).is_some() && !is_slice {
+        return Ok(());
+    }
+    let error = format!("{} is no cgroup of a task's own", path.display());
+    Err(io::Error::new(io::ErrorKind::InvalidInput, error))
+}
+
 /// A cgroup's directory in a hierarchy.
 fn below(hierarchy: &Path, path: &Path) -> PathBuf {
     hierarchy.join(path.strip_prefix("/").unwrap_or(path))
@@ -119,12 +137,12 @@ fn below(hierarchy: &Path, path: &Path) -> PathBuf {
 ///
 /// # Errors
 /// When the hierarchies can't be listed.
-fn directories(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+fn directories(path: &Path) -> io::Result<Vec<PathBuf>> {
     let hierarchies = match mode() {
         Mode::V2 => vec![PathBuf::from(ROOT)],
         Mode::V1 => {
             let entries = std::fs::read_dir(ROOT)?.map(|entry| Ok(entry?.path()));
-            entries.collect::<std::io::Result<_>>()?
+            entries.collect::<io::Result<_>>()?
         }
     };
     let found = hierarchies.iter().map(|hierarchy| below(hierarchy, path));
@@ -155,6 +173,36 @@ mod tests {
         assert_eq!(v2, Cgroup { path: "/nomad.slice/reserve.slice/a1.web.scope".into(), cpuset: None });
         let unnamed = Cgroup::in_mode(Mode::V2, "a1", "web", "");
         assert_eq!(unnamed.path, Path::new("/nomad.slice/share.slice/a1.web.scope"));
+        for everybodys in [ROOT, "/sys/fs/cgroup/nomad.slice/share.slice", "/sys/fs/cgroup/a/../b.scope"] {
+            assert_eq!(Cgroup::in_mode(Mode::V2, "a1", "web", everybodys), unnamed);
+        }
+    }
+
+    #[test]
+    fn a_cgroup_that_others_are_in_is_no_tasks_own() {
+        for own in ["/nomad/a1.web", "nomad/a1.web", "/nomad.slice/share.slice/a1.web.scope"] {
+            require_tasks_own(Path::new(own)).unwrap();
+        }
+        for others in
+            ["", "/", "/nomad", "/nomad.slice/share.slice", "/nomad/../a1.web", "../nomad/a1.web", "./nomad"]
+        {
+            let error = require_tasks_own(Path::new(others)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{others}");
+        }
+    }
+
+    #[test]
+    fn a_process_that_is_not_known_is_put_into_no_cpuset() {
+        let cpuset = tempfile::tempdir().unwrap();
+        std::fs::write(cpuset.path().join("cpuset.cpus"), "0-3\n").unwrap();
+        let cgroup = Cgroup { path: "/nomad/a1.web".into(), cpuset: Some(cpuset.path().to_owned()) };
+        let procs = cpuset.path().join("cgroup.procs");
+        for pid in [-1, 0, 1] {
+            cgroup.place(pid).unwrap();
+            assert!(!procs.exists(), "{pid}");
+        }
+        cgroup.place(4711).unwrap();
+        assert_eq!(std::fs::read_to_string(procs).unwrap(), "4711");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::libc::{ENODEV, EOPNOTSUPP};
 
-use super::{Cgroup, directories};
+use super::{Cgroup, directories, require_tasks_own};
 
 impl Cgroup {
     /// Returns the pids on the host of all processes of the task, also of those in cgroups that it made itself.
@@ -22,8 +22,9 @@ impl Cgroup {
 /// Returns the pids of all processes in a cgroup and below it, in whatever hierarchy. None where there is no such cgroup.
 ///
 /// # Errors
-/// When a part of it can't be read.
+/// When a part of it can't be read, or the path can't be one task's alone.
 pub(crate) fn listed(path: &Path) -> io::Result<Vec<i32>> {
+    require_tasks_own(path)?;
     let mut pids = Vec::new();
     for directory in directories(path)? {
         for cgroup in tree(&directory)? {

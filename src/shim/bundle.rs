@@ -157,7 +157,16 @@ impl Bundle {
         self.remove_file("config.json")
     }
 
-    fn remove_file(&self, name: &str) -> Result<(), Error> {
+    /// Whether nothing of a container can run: there was none yet, or [`Self::forget_processes`] has come after its end.
+    pub(crate) fn has_forgotten_processes(&self) -> bool {
+        self.read_shim().is_none() && !self.may_have_container()
+    }
+
+    /// Removes a file, if it is there.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub(crate) fn remove_file(&self, name: &str) -> Result<(), Error> {
         let path = self.directory.join(name);
         match fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -360,6 +369,9 @@ mod tests {
         bundle.write_spec(&Spec::default()).unwrap();
         assert!(bundle.may_have_container());
         assert_eq!(bundle.read_spec().unwrap(), Spec::default());
+        assert!(!bundle.has_forgotten_processes());
+        bundle.forget_processes().unwrap();
+        assert!(bundle.has_forgotten_processes());
         let directory = bundle.directory.join("directory");
         fs::create_dir(&directory).unwrap();
         let error = bundle.write("directory", b"text").unwrap_err().to_string();

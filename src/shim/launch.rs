@@ -217,13 +217,27 @@ impl Launcher {
         }
     }
 
-    /// Returns the process of a shim that was started earlier. None where it has ended.
+    /// Returns the process of a shim that was started earlier. None where it has ended. One whose pid was not known to the
+    /// build of the plugin that started it is looked for by its arguments.
     ///
     /// # Errors
-    /// When the kernel could not be asked.
-    pub(crate) async fn process_of(&self, shim: &Shim, id: &str) -> io::Result<Option<ProcessId>> {
+    /// When the kernel could not be asked, or which it is can't be told.
+    pub(crate) async fn process_of(
+        &self,
+        shim: &Shim,
+        bundle: &Bundle,
+        id: &str,
+    ) -> io::Result<Option<ProcessId>> {
         let (launcher, process, id) = (self.clone(), shim.process(), id.to_owned());
+        let directory = bundle.directory().to_owned();
         let look = move || {
+            if process.pid <= 1 {
+                return match launcher.shims(&directory, &id)[..] {
+                    [] => Ok(None),
+                    [shim] => Ok(Some(shim)),
+                    [..] => Err(io::Error::other("more than one process has the shim's arguments")),
+                };
+            }
             let stat = Stat::look(process.pid)?.filter(|stat| !stat.has_ended());
             Ok(stat.and_then(|stat| {
                 let is_it = match process.started_ticks {
@@ -237,8 +251,8 @@ impl Launcher {
     }
 
     /// Kills whatever a shim has started: not every shim ends a runtime that hangs when nobody waits for it any more.
-    pub(crate) async fn kill_started(&self, shim: &Shim, id: &str) {
-        let Ok(Some(process)) = self.process_of(shim, id).await else { return };
+    pub(crate) async fn kill_started(&self, shim: &Shim, bundle: &Bundle, id: &str) {
+        let Ok(Some(process)) = self.process_of(shim, bundle, id).await else { return };
         let killed = off_thread(move || {
             process_stat::descendants(process.pid).into_iter().for_each(process_handle::kill);
         });

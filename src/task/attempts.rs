@@ -4,6 +4,7 @@
 //! is made; and nothing is ever killed by a cgroup that another attempt has, too. Each bundle says whose attempt it is in a
 //! file of its own, and those of earlier builds say by their specification at least where their cgroup is.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -48,21 +49,37 @@ impl Attempt {
         })
     }
 
-    /// Whether both are attempts of one task.
+    /// Nothing of it runs any more: from here on its cgroup is another attempt's alone.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub(super) fn forget(bundle: &Bundle) -> Result<()> {
+        Ok(bundle.remove_file(FILE)?)
+    }
+
+    /// Whether both are attempts of one task: by its name, or by its cgroup where one of them doesn't say its name.
     fn is_of_same_task(&self, other: &Self) -> bool {
-        let same_name =
-            !self.alloc_id.is_empty() && self.alloc_id == other.alloc_id && self.task == other.task;
-        same_name || self.cgroup == other.cgroup
+        if self.alloc_id.is_empty() || other.alloc_id.is_empty() {
+            return self.cgroup == other.cgroup;
+        }
+        self.alloc_id == other.alloc_id && self.task == other.task
+    }
+
+    /// Whether the cgroup of one may have processes of the other.
+    fn may_share_cgroup(&self, other: &Self) -> bool {
+        self.is_of_same_task(other) || self.cgroup == other.cgroup
     }
 }
 
 /// What a teardown may do to the cgroup of its attempt.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Group {
     /// Nobody else has it: whoever is in there is this attempt's.
     Own(PathBuf),
-    /// Another attempt has it, too, or that can't be told.
+    /// Another attempt has it, too.
     Shared(PathBuf),
+    /// Whether another attempt has it, too, can't be told.
+    Unread(PathBuf),
     /// The bundle doesn't say which it is.
     Unknown,
 }
@@ -71,7 +88,7 @@ impl Place {
     /// Looks for the cgroup of this attempt, and for others that have it. Blocking: not for an async thread.
     pub(super) fn group(&self) -> Group {
         let Some(attempt) = Attempt::read(&self.bundle) else { return Group::Unknown };
-        match others(self.state_dir(), &self.id, &attempt, |_| false) {
+        match others(self.state_dir(), &self.id, |_, other| other.may_share_cgroup(&attempt)) {
             Ok(others) if others.is_empty() => Group::Own(attempt.cgroup),
             Ok(others) => {
                 tracing::warn!(
@@ -83,26 +100,23 @@ impl Place {
             }
             Err(error) => {
                 tracing::warn!(container = self.id, %error, "can't tell whether other attempts have its cgroup");
-                Group::Shared(attempt.cgroup)
+                Group::Unread(attempt.cgroup)
             }
         }
     }
 }
 
-/// The containers of other attempts of the same task, but for those that are known not to be.
+/// The containers of other attempts that are meant.
 fn others(
     state_dir: &Path,
     own_id: &str,
-    attempt: &Attempt,
-    is_known: impl Fn(&str) -> bool,
+    is_meant: impl Fn(&str, &Attempt) -> bool,
 ) -> std::result::Result<Vec<String>, shim::Error> {
     let is_other = |id: &String| {
         // A task has one name, which the ids of all of its attempts begin with.
         id != own_id
             && has_same_name(id, own_id)
-            && !is_known(id)
-            && Attempt::read(&Bundle::at(state_dir, NAMESPACE, id))
-                .is_some_and(|other| other.is_of_same_task(attempt))
+            && Attempt::read(&Bundle::at(state_dir, NAMESPACE, id)).is_some_and(|other| is_meant(id, &other))
     };
     Ok(bundles(state_dir, NAMESPACE)?.into_iter().filter(is_other).collect())
 }
@@ -114,17 +128,19 @@ fn has_same_name(one: &str, other: &str) -> bool {
 
 impl Tasks {
     /// Takes down whatever earlier attempts of a task have left, in whichever state they are, before another one is made:
-    /// Nomad has given up all of them.
+    /// Nomad has given up all of them. What is left of one after its processes' end, such as an address that a plugin does
+    /// not give up, is removed later: it keeps nobody from running. `order` is that of the start that asks.
     ///
     /// # Errors
-    /// [`Error::Transient`] names the container that could not be taken down.
+    /// [`Error::Transient`] names the container that still may run.
     pub(super) async fn end_earlier_attempts(
         self: &Arc<Self>,
         settings: &Arc<Settings>,
         place: &Place,
         attempt: Attempt,
+        order: u64,
     ) -> Result<()> {
-        let mut earlier = self.live_attempts(&attempt, &place.id);
+        let mut earlier = live_attempts(&self.lock(), &attempt, &place.id, order);
         earlier.extend(self.left_attempts(place, attempt).await?);
         for id in earlier {
             tracing::warn!(
@@ -132,31 +148,20 @@ impl Tasks {
                 by = place.id,
                 "Nomad starts this task anew; taking down an earlier attempt of it first"
             );
-            self.destroy_container(Arc::clone(settings), &id, true).await.map_err(|error| {
-                Error::Transient(format!(
+            let Err(error) = self.destroy_container(Arc::clone(settings), &id, true).await else { continue };
+            if !Bundle::at(place.state_dir(), NAMESPACE, &id).has_forgotten_processes() {
+                return Err(Error::Transient(format!(
                     "container {id}, an earlier attempt of this task, can't be taken down yet, and two must not run at \
                      once: {error}"
-                ))
-            })?;
+                )));
+            }
+            tracing::warn!(
+                container = id,
+                %error,
+                "nothing of an earlier attempt runs any more; what is left of it will be taken down later"
+            );
         }
         Ok(())
-    }
-
-    /// Those of this plugin.
-    fn live_attempts(&self, attempt: &Attempt, own_id: &str) -> Vec<String> {
-        let is_it = |Identity { task_id: _, alloc_id, name }: &Identity| {
-            !alloc_id.is_empty() && *alloc_id == attempt.alloc_id && *name == attempt.task
-        };
-        let slots = self.lock();
-        let found = slots.iter().filter(|(id, slot)| {
-            *id != own_id
-                && match slot {
-                    Slot::Starting(starting) => is_it(&starting.identity),
-                    Slot::Here(task) => is_it(&task.identity),
-                    Slot::Ending => false,
-                }
-        });
-        found.map(|(id, _)| id.clone()).collect()
     }
 
     /// Those of which only the bundle is left.
@@ -167,7 +172,10 @@ impl Tasks {
             slots.iter().filter(|(_, slot)| is_known(slot)).map(|(id, _)| id.clone()).collect()
         };
         let (state_dir, id) = (place.state_dir().to_owned(), place.id.clone());
-        let look = move || others(&state_dir, &id, &attempt, |id| known.iter().any(|known| known == id));
+        let is_meant = move |id: &str, other: &Attempt| {
+            !known.iter().any(|known| known == id) && other.is_of_same_task(&attempt)
+        };
+        let look = move || others(&state_dir, &id, is_meant);
         let found = tokio::task::spawn_blocking(look).await;
         found.map_err(|error| Error::Failed(format!("look for earlier attempts: {error}")))?.map_err(
             |error| {
@@ -177,9 +185,28 @@ impl Tasks {
     }
 }
 
+/// The earlier attempts that this plugin has. Of two that are started at the same time only the later one ends the other.
+fn live_attempts(slots: &HashMap<String, Slot>, attempt: &Attempt, own_id: &str, order: u64) -> Vec<String> {
+    let is_it = |Identity { task_id: _, alloc_id, name }: &Identity| {
+        !alloc_id.is_empty() && *alloc_id == attempt.alloc_id && *name == attempt.task
+    };
+    let found = slots.iter().filter(|(id, slot)| {
+        *id != own_id
+            && match slot {
+                Slot::Starting(starting) => starting.order < order && is_it(&starting.identity),
+                Slot::Here(task) => is_it(&task.identity),
+                Slot::Ending => false,
+            }
+    });
+    found.map(|(id, _)| id.clone()).collect()
+}
+
 #[cfg(test)]
 mod tests {
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
+    use crate::task::Starting;
 
     fn bundle(state: &Path, id: &str) -> Bundle {
         let bundle = Bundle::at(state, NAMESPACE, id);
@@ -200,7 +227,8 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let path = state.path();
         let others = |id: &str, of: &Attempt| {
-            let mut found = others(path, id, of, |id| id == "web-known").unwrap();
+            let is_meant = |id: &str, other: &Attempt| id != "web-known" && other.is_of_same_task(of);
+            let mut found = others(path, id, is_meant).unwrap();
             found.sort();
             found
         };
@@ -221,6 +249,30 @@ mod tests {
     }
 
     #[test]
+    fn names_count_before_cgroups_and_a_shared_cgroup_is_never_ones_own() {
+        let (web, mut db) = (attempt("a", "web"), attempt("a", "db"));
+        db.cgroup.clone_from(&web.cgroup);
+        assert!(!web.is_of_same_task(&db) && web.may_share_cgroup(&db));
+        let elsewhere = Attempt { cgroup: "/nomad.slice/reserve.slice/a.web.scope".into(), ..web.clone() };
+        assert!(web.is_of_same_task(&elsewhere) && web.may_share_cgroup(&elsewhere));
+        assert!(!web.may_share_cgroup(&attempt("a", "db")));
+    }
+
+    #[test]
+    fn of_two_starts_at_the_same_time_the_later_one_ends_the_other() {
+        let start = |order, name: &str| {
+            let identity =
+                Identity { task_id: String::new(), alloc_id: "a".to_owned(), name: name.to_owned() };
+            let (called_off, is_in_line) = (CancellationToken::new(), Arc::default());
+            Slot::Starting(Starting { identity, called_off, is_in_line, order })
+        };
+        let slots = [("web-1", start(4, "web")), ("web-2", start(5, "web")), ("db-1", start(3, "db"))];
+        let slots = slots.map(|(id, slot)| (id.to_owned(), slot)).into();
+        assert_eq!(live_attempts(&slots, &attempt("a", "web"), "web-2", 5), ["web-1"]);
+        assert_eq!(live_attempts(&slots, &attempt("a", "web"), "web-1", 4), [""; 0]);
+    }
+
+    #[test]
     fn an_attempt_of_an_earlier_build_is_known_by_its_cgroup() {
         let state = tempfile::tempdir().unwrap();
         let old = bundle(state.path(), "web-1");
@@ -233,5 +285,8 @@ mod tests {
         assert_eq!(Attempt::read(&old), None);
         attempt("a", "web").write(&old).unwrap();
         assert_eq!(Attempt::read(&old), Some(attempt("a", "web")));
+        Attempt::forget(&old).unwrap();
+        old.forget_processes().unwrap();
+        assert_eq!(Attempt::read(&old), None, "its end was seen");
     }
 }

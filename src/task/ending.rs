@@ -34,8 +34,34 @@ impl Place {
     /// When some don't end.
     pub(super) async fn kill_group(&self) -> io::Result<bool> {
         match self.group_off_thread().await {
-            Group::Own(path) => cgroup::kill_all(&path).await.map(|()| true),
-            Group::Shared(_) | Group::Unknown => Ok(false),
+            Group::Own(path) => cgroup::kill_all(&path, self.owner_of(&path)).await,
+            Group::Shared(_) | Group::Unread(_) | Group::Unknown => Ok(false),
+        }
+    }
+
+    /// Says whether a cgroup still is this attempt's alone: its bundle may have gone, and another attempt come.
+    fn owner_of(&self, path: &Path) -> impl Fn() -> bool + Clone + Send + 'static {
+        let (place, own) = (self.clone(), Group::Own(path.to_owned()));
+        move || place.group() == own
+    }
+
+    /// Ends whomever a shim that has removed its container has left in the attempt's cgroup.
+    ///
+    /// # Errors
+    /// When some don't end, or who is there can't be told.
+    pub(super) async fn end_rest_of_group(&self) -> Result<()> {
+        let group = self.group_off_thread().await;
+        match self.rest_of_group(&group).await {
+            Rest::Runs(left) if matches!(group, Group::Own(_)) => {
+                tracing::warn!(
+                    container = self.id,
+                    left,
+                    "its shim has not ended all of it; killing what is left"
+                );
+                self.remove_group(group).await
+            }
+            Rest::Runs(left) | Rest::Unknown(left) => Err(Error::Failed(left)),
+            Rest::Nothing | Rest::Another(_) => Ok(()),
         }
     }
 
@@ -53,7 +79,7 @@ impl Place {
         }
         let group = self.group_off_thread().await;
         if let Group::Own(path) = &group
-            && let Err(error) = cgroup::kill_all(path).await
+            && let Err(error) = cgroup::kill_all(path, self.owner_of(path)).await
         {
             tracing::warn!(container = self.id, %error, "not all of its processes have ended yet");
         }
@@ -61,10 +87,10 @@ impl Place {
         // One that the task has moved elsewhere is in no cgroup of its attempt's.
         self.kill_noted_init().await;
         match (deleted, self.rest(&group).await) {
-            (Ok(()), Rest::Nothing | Rest::Unknown(_)) => {}
+            (Ok(()), Rest::Nothing | Rest::Another(_)) => {}
             // Some say so though they could not.
-            (Ok(()), Rest::Runs(left)) => return Err(Error::Failed(left)),
-            (Err(error), Rest::Runs(left) | Rest::Unknown(left)) => {
+            (Ok(()), Rest::Runs(left) | Rest::Unknown(left)) => return Err(Error::Failed(left)),
+            (Err(error), Rest::Runs(left) | Rest::Unknown(left) | Rest::Another(left)) => {
                 return Err(Error::Failed(format!("{error}; {left}")));
             }
             (Err(error), Rest::Nothing) => {
@@ -95,20 +121,17 @@ impl Place {
         if let Some(init) = self.noted_init().await {
             return Rest::Runs(format!("its first process, {}, still runs", init.pid));
         }
+        self.rest_of_group(group).await
+    }
+
+    async fn rest_of_group(&self, group: &Group) -> Rest {
         match group {
-            Group::Own(path) => match listed(path).await {
-                Ok(pids) if pids.is_empty() => Rest::Nothing,
-                Ok(pids) => Rest::Runs(format!("processes {pids:?} are in its cgroup {}", path.display())),
-                Err(error) => {
-                    Rest::Unknown(format!("who is in its cgroup {} can't be told: {error}", path.display()))
-                }
-            },
-            Group::Shared(path) => {
-                Rest::Unknown(format!("another attempt of the task has its cgroup {}, too", path.display()))
+            Group::Own(path) | Group::Shared(path) | Group::Unread(path) => {
+                rest_of(group, path, listed(path).await)
             }
             // The shim writes it down as soon as the container has a process.
             Group::Unknown if !self.init_note().exists() => Rest::Nothing,
-            Group::Unknown => Rest::Unknown("which cgroup it has is not known".to_owned()),
+            Group::Unknown => Rest::Another("which cgroup it has is not known".to_owned()),
         }
     }
 
@@ -152,22 +175,62 @@ impl Place {
     /// A runtime that was killed in the middle of a create has written down nothing of what it had made.
     async fn remove_group(&self, group: Group) -> Result<()> {
         let Group::Own(path) = group else { return Ok(()) };
-        cgroup::remove(&path).await.map_err(|error| {
+        cgroup::remove(&path, self.owner_of(&path)).await.map_err(|error| {
             Error::Failed(format!("remove the cgroup {} of container {}: {error}", path.display(), self.id))
         })
     }
 }
 
 /// What is left of a container.
+#[derive(Debug, PartialEq, Eq)]
 enum Rest {
     Nothing,
     /// Says what.
     Runs(String),
-    /// Says what is not known.
+    /// Says what could not be read.
     Unknown(String),
+    /// Says why what runs may be another attempt's. If it is not, that one's end is its end: were each to wait for the other,
+    /// neither would ever be over.
+    Another(String),
+}
+
+/// What is left by who is listed in a cgroup.
+fn rest_of(group: &Group, path: &Path, listed: io::Result<Vec<i32>>) -> Rest {
+    let path = path.display();
+    match (listed, group) {
+        (Ok(pids), _) if pids.is_empty() => Rest::Nothing,
+        (Err(error), _) => Rest::Unknown(format!("who is in its cgroup {path} can't be told: {error}")),
+        (Ok(pids), Group::Own(_)) => Rest::Runs(format!("processes {pids:?} are in its cgroup {path}")),
+        (Ok(pids), Group::Unread(_)) => Rest::Unknown(format!(
+            "processes {pids:?} are in its cgroup {path}, and whether another attempt of the task has it, too, can't be \
+             told"
+        )),
+        (Ok(_), Group::Shared(_) | Group::Unknown) => {
+            Rest::Another(format!("another attempt of the task has its cgroup {path}, too"))
+        }
+    }
 }
 
 async fn listed(path: &Path) -> io::Result<Vec<i32>> {
     let path = path.to_owned();
     tokio::task::spawn_blocking(move || cgroup::listed(&path)).await.map_err(io::Error::other)?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_left_only_where_a_list_says_so() {
+        let path = PathBuf::from("/nomad/a1.web");
+        let rest = |group: &Group, listed: io::Result<Vec<i32>>| rest_of(group, &path, listed);
+        let unread = || Err(io::Error::from_raw_os_error(nix::libc::EMFILE));
+        for group in [Group::Own(path.clone()), Group::Shared(path.clone()), Group::Unread(path.clone())] {
+            assert_eq!(rest(&group, Ok(Vec::new())), Rest::Nothing);
+            assert!(matches!(rest(&group, unread()), Rest::Unknown(_)), "{group:?}");
+        }
+        assert!(matches!(rest(&Group::Own(path.clone()), Ok(vec![7])), Rest::Runs(_)));
+        assert!(matches!(rest(&Group::Shared(path.clone()), Ok(vec![7])), Rest::Another(_)));
+        assert!(matches!(rest(&Group::Unread(path.clone()), Ok(vec![7])), Rest::Unknown(_)));
+    }
 }

@@ -32,7 +32,7 @@ mod wanted;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -301,11 +301,15 @@ struct Starting {
     called_off: CancellationToken,
     /// Nothing is between it and its start but those that came before.
     is_in_line: Arc<AtomicBool>,
+    /// Which of the plugin's starts it is: a later one has a higher number.
+    order: u64,
 }
 
 /// The tasks of this plugin, by their containers' ids.
 pub(crate) struct Tasks {
     slots: Mutex<HashMap<String, Slot>>,
+    /// The number of the next start.
+    orders: AtomicU64,
     /// An id has been given back, or a start has become a task.
     freed: Notify,
     events: Events,
@@ -323,6 +327,7 @@ impl Tasks {
     pub(crate) fn new(agent: Arc<Agent>, stop: Arc<Notify>) -> Self {
         Self {
             slots: Mutex::new(HashMap::new()),
+            orders: AtomicU64::new(0),
             freed: Notify::new(),
             events: Events::new(),
             claims: Claims::new(Arc::clone(&agent), stop),
@@ -351,7 +356,7 @@ impl Tasks {
     /// Whether a task of this name of an allocation is in line to be started, or past that.
     fn is_coming(&self, alloc_id: &str, name: &str) -> bool {
         let is_it = |starting: &Starting| {
-            let Starting { identity, called_off: _, is_in_line } = starting;
+            let Starting { identity, called_off: _, is_in_line, order: _ } = starting;
             identity.alloc_id == alloc_id && identity.name == name && is_in_line.load(Ordering::Relaxed)
         };
         self.lock().values().any(|slot| matches!(slot, Slot::Starting(starting) if is_it(starting)))
@@ -396,6 +401,7 @@ impl Tasks {
             identity: identity.clone(),
             called_off: CancellationToken::new(),
             is_in_line: Arc::default(),
+            order: self.orders.fetch_add(1, Ordering::Relaxed),
         };
         slots.insert(container_id.to_owned(), Slot::Starting(starting.clone()));
         Ok(Some(Reservation { tasks: Arc::clone(self), container_id: container_id.to_owned(), starting }))

@@ -15,7 +15,7 @@ use super::supervisor::{self, Watch};
 use super::{Identity, Saved, Settings, Task, Tasks};
 use crate::error::{Error, Result};
 use crate::init::Init;
-use crate::process_stat::ProcessId;
+use crate::process_stat::{ProcessId, Stat};
 use crate::shim::Connection;
 
 /// How long a shim may take to say that it is there: the agent recovers its tasks one after the other, and those behind
@@ -75,9 +75,9 @@ async fn find(tasks: &Tasks, settings: &Settings, teller: Teller, driver_state: 
     let init = init.unwrap_or_default();
     let waiting = supervisor::ask(&connection, "").await;
     if let Ok(execs) = execs {
-        let (connection, saved) = (connection.clone(), saved.clone());
+        let (connection, saved, place) = (connection.clone(), saved.clone(), place.clone());
         let runtime_root = place::runtime_root(settings);
-        tokio::spawn(async move { execs.end(&connection, &saved, runtime_root.as_ref()).await });
+        tokio::spawn(async move { execs.end(&connection, &saved, &place, runtime_root.as_ref()).await });
     }
     let network = place.clone();
     // It may take as long as its plugins do, and changes nothing for the task.
@@ -116,22 +116,34 @@ async fn reach(place: &Place, saved: &Saved, init: &std::io::Result<Option<Init>
             Ok(Ok(_)) => return Ok(connection),
             Ok(Err(error)) if error.is_not_found() => return Err(error.into()),
             Ok(Err(error)) => Error::from(error),
-            Err(_) => Error::Failed(format!(
-                "its shim does not answer in {SHIM_ANSWERS:?}, and its process is gone"
-            )),
+            Err(_) => Error::Failed(format!("its shim does not answer in {SHIM_ANSWERS:?}")),
         },
         Err(error) => error.into(),
     };
-    let shim = place.launcher.process_of(&saved.shim, &place.id).await;
-    if matches!(init, Ok(None)) || matches!(shim, Ok(None)) {
-        return Err(error);
+    if matches!(init, Ok(None)) && has_gone(saved.init, &Stat::look(saved.init.pid)) {
+        return Err(error.context("its first process is gone"));
+    }
+    let shim = place.launcher.process_of(&saved.shim, &place.bundle, &place.id).await;
+    if matches!(shim, Ok(None)) {
+        return Err(error.context("its shim is gone"));
     }
     tracing::warn!(
         container = saved.container_id,
         %error,
-        "the shim can't be asked; it and its task's process are there"
+        "the shim can't be asked; as far as can be told, it and its task's process are there"
     );
     Ok(Connection::deferred(&saved.shim.bootstrap, &saved.container_id))
+}
+
+/// Whether a process is gone by what was seen at its pid, also where the kernel has no pidfds. One that is not known, and
+/// one whose start isn't, are not.
+fn has_gone(process: ProcessId, seen: &std::io::Result<Option<Stat>>) -> bool {
+    process.pid > 1
+        && match seen {
+            Ok(Some(stat)) => process.started_ticks != 0 && !stat.is_of(process),
+            Ok(None) => true,
+            Err(_) => false,
+        }
 }
 
 impl Saved {
@@ -157,6 +169,18 @@ mod tests {
     use crate::logs::{Limits, Target};
     use crate::shim::{LogPaths, Shim};
     use crate::task::DriverNetwork;
+
+    #[test]
+    fn a_process_is_gone_only_where_that_is_known() {
+        let own = ProcessId::of(i32::try_from(std::process::id()).unwrap());
+        let seen = |of: ProcessId| Stat::look(of.pid);
+        assert!(!has_gone(own, &seen(own)));
+        assert!(has_gone(own, &Ok(None)));
+        assert!(has_gone(ProcessId { started_ticks: own.started_ticks + 1, ..own }, &seen(own)));
+        assert!(!has_gone(ProcessId { started_ticks: 0, ..own }, &seen(own)));
+        assert!(!has_gone(ProcessId::UNKNOWN, &seen(ProcessId::UNKNOWN)));
+        assert!(!has_gone(own, &Err(std::io::Error::from_raw_os_error(nix::libc::EMFILE))));
+    }
 
     #[test]
     fn what_is_saved_is_read_again() {

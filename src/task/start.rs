@@ -243,7 +243,9 @@ impl Start<'_> {
     }
 
     async fn end_earlier_attempts(&self) -> Result<()> {
-        self.tasks.end_earlier_attempts(self.settings, self.place, self.attempt()).await
+        let earlier =
+            self.tasks.end_earlier_attempts(self.settings, self.place, self.attempt(), self.starting.order);
+        earlier.await
     }
 
     /// The image, and then the turn to make a container from it. While a start is in line the image's name may come to stand
@@ -562,8 +564,7 @@ fn user(config: &pb::TaskConfig, image: &Image) -> String {
 /// The kernel may take its time: a move between control groups of v1 waits for all processors.
 async fn place_in_cpuset(cgroup: Cgroup, pid: i32) -> Result<()> {
     let placed = tokio::task::spawn_blocking(move || {
-        // 0 would be this plugin.
-        let Some(cpuset) = cgroup.cpuset.as_ref().filter(|_| pid > 0) else { return Ok(()) };
+        let Some(cpuset) = cgroup.cpuset.as_ref() else { return Ok(()) };
         let doing = format!("put the task into the cpuset {}", cpuset.display());
         cgroup.place(pid).map_err(|error| Error::system(doing, &error))
     });

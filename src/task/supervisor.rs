@@ -169,7 +169,7 @@ async fn learn(
 }
 
 async fn shim_is_gone(place: &Place, shim: &Shim) -> bool {
-    match place.launcher.process_of(shim, &place.id).await {
+    match place.launcher.process_of(shim, &place.bundle, &place.id).await {
         Ok(process) => process.is_none(),
         Err(error) => {
             tracing::warn!(container = place.id, %error, "can't tell whether the shim runs");

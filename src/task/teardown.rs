@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
+use super::attempts::Attempt;
 use super::place::{self, Place};
 use super::timeline::{Call, Timeline};
 use super::{Ending, Settings, Slot, Tasks};
@@ -141,6 +142,7 @@ impl Place {
             }
             timeline.step("processes", self.end_processes(timeline)).await?;
             bundle.forget_processes()?;
+            Attempt::forget(bundle)?;
             if marked.is_err() {
                 // What was just removed has made room.
                 bundle.doom()?;
@@ -164,7 +166,9 @@ impl Place {
             }),
             None => false,
         };
-        if !removed {
+        if removed {
+            self.end_rest_of_group().await?;
+        } else {
             self.end_without_shim().await?;
         }
         if let Some(shim) = shim {
@@ -202,7 +206,7 @@ impl Place {
             }
             Err(error) if error.is_not_found() => {
                 // It may be in the middle of a create.
-                self.launcher.kill_started(shim, &self.id).await;
+                self.launcher.kill_started(shim, &self.bundle, &self.id).await;
                 false
             }
             Err(error) => return Err(error),

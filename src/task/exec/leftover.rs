@@ -14,6 +14,7 @@ use super::{DEATH, PREFIX, Running};
 use crate::process_stat::ProcessId;
 use crate::shim::{Bundle, Connection, counts_in_cgroup};
 use crate::task::Saved;
+use crate::task::place::Place;
 
 /// How long before its pid was written down an exec's process may have begun: as long as its start may take.
 const START: Duration = Duration::from_secs(60);
@@ -55,13 +56,24 @@ impl Leftovers {
     }
 
     /// Ends them. `runtime_root` is where the runtimes that this plugin's shims run keep their state.
-    pub(in crate::task) async fn end(self, connection: &Connection, saved: &Saved, runtime_root: &Path) {
+    pub(in crate::task) async fn end(
+        self,
+        connection: &Connection,
+        saved: &Saved,
+        place: &Place,
+        runtime_root: &Path,
+    ) {
         let cgroup = &saved.cgroup;
+        let shim = place.launcher.process_of(&saved.shim, &place.bundle, &place.id).await;
+        let shim = shim.unwrap_or_else(|error| {
+            tracing::warn!(container = place.id, %error, "can't look for what the shim has left");
+            None
+        });
         let Self { execs, looked, directory, pipes, held } = self;
         // First: as long as they hang, their shim knows no process to kill. What other shims run beside their containers
         // belongs to these.
-        if counts_in_cgroup(&saved.shim_binary) {
-            runtimes::end(saved.shim.pid, runtime_root, looked).await;
+        if let Some(shim) = shim.filter(|_| counts_in_cgroup(&saved.shim_binary)) {
+            runtimes::end(shim.pid, runtime_root, looked).await;
         }
         let ends = execs.into_iter().map(|(exec_id, root)| {
             tracing::info!(exec = exec_id, "ending a command whose client went with an earlier plugin");
@@ -69,9 +81,10 @@ impl Leftovers {
             end(Running { connection: connection.clone(), exec_id, cgroup: cgroup.clone(), root }, noted)
         });
         futures::future::join_all(ends).await;
-        // In the host's pids an orphan of the task's is the shim's as well, and can't be told from these.
-        if !saved.shares_pids {
-            end_strays(saved, looked).await;
+        if let Some(shim) = shim
+            && strays_can_be_told(&saved.shim_binary, shim, saved.init, saved.shares_pids)
+        {
+            end_strays(saved, shim, looked).await;
         }
         for pipe in pipes {
             let _ = std::fs::remove_file(pipe);
@@ -94,10 +107,17 @@ async fn end(mut running: Running, noted: PathBuf) {
     }
 }
 
-async fn end_strays(saved: &Saved, before: u64) {
-    let (cgroup, shim, init) = (saved.cgroup.clone(), saved.shim.pid, saved.init.pid);
+/// Whether a child of the shim's in the task's cgroup that is not the task's first process is a command that the shim took
+/// in. Other shims run what serves their containers in there, such as gVisor's gofer; a first process that is not known
+/// would be one of them; and where the task is among the host's processes, its orphans are the shim's as well.
+fn strays_can_be_told(shim_binary: &Path, shim: ProcessId, init: ProcessId, shares_pids: bool) -> bool {
+    !shares_pids && counts_in_cgroup(shim_binary) && shim.pid > 1 && init.pid > 1
+}
+
+async fn end_strays(saved: &Saved, shim: ProcessId, before: u64) {
+    let (cgroup, init) = (saved.cgroup.clone(), saved.init);
     let killed = tokio::task::spawn_blocking(move || {
-        let found = strays(&cgroup, shim, init, before).unwrap_or_else(|error| {
+        let found = strays(&cgroup, shim.pid, init, before).unwrap_or_else(|error| {
             tracing::warn!(%error, "can't look for commands that the shim does not know of");
             Vec::new()
         });
@@ -134,7 +154,8 @@ pub(in crate::task) fn noted_process(noted: &Path) -> Option<ProcessId> {
 
 fn root(noted: &Path) -> Option<Root> {
     let pid = std::fs::read_to_string(noted).ok()?.trim().parse().ok()?;
-    let age = SystemTime::now().duration_since(noted.metadata().ok()?.modified().ok()?).unwrap_or_default();
+    // Where the clock was set back, when it was written can't be told.
+    let age = SystemTime::now().duration_since(noted.metadata().ok()?.modified().ok()?).ok()?;
     Some(Root::begun_before(pid, age, START))
 }
 
@@ -157,5 +178,28 @@ mod tests {
         let roots: Vec<_> = found.execs.iter().map(|(id, root)| (id.as_str(), root.is_some())).collect();
         assert_eq!(roots, [("exec-1-1", true), ("exec-1-2", false), ("exec-1-3", false)]);
         assert_eq!((found.pipes, found.held.len()), (vec![pipe], 1));
+    }
+
+    #[test]
+    fn a_pid_that_was_noted_in_the_future_is_nobodys() {
+        let directory = tempfile::tempdir().unwrap();
+        let note = directory.path().join("init.pid");
+        std::fs::write(&note, std::process::id().to_string()).unwrap();
+        assert!(root(&note).is_some());
+        let later = SystemTime::now() + Duration::from_secs(3600);
+        File::options().write(true).open(&note).unwrap().set_modified(later).unwrap();
+        assert!(root(&note).is_none() && noted_process(&note).is_none());
+    }
+
+    #[test]
+    fn a_shims_children_are_taken_for_commands_only_where_nothing_else_can_be_one() {
+        let (runc, gvisor) =
+            (Path::new("/bin/containerd-shim-runc-v2"), Path::new("/bin/containerd-shim-runsc-v1"));
+        let (shim, init) = (ProcessId { pid: 70, started_ticks: 1 }, ProcessId { pid: 80, started_ticks: 2 });
+        assert!(strays_can_be_told(runc, shim, init, false));
+        assert!(!strays_can_be_told(gvisor, shim, init, false), "its gofer");
+        assert!(!strays_can_be_told(runc, shim, ProcessId::UNKNOWN, false), "the first process itself");
+        assert!(!strays_can_be_told(runc, ProcessId::UNKNOWN, init, false));
+        assert!(!strays_can_be_told(runc, shim, init, true), "orphans of the task's");
     }
 }

@@ -142,19 +142,23 @@ impl Process {
     fn id(self) -> ProcessId {
         ProcessId { pid: self.pid, started_ticks: self.begun }
     }
+
+    fn is_stray(self, shim: i32, init: ProcessId, before: u64) -> bool {
+        self.parent == shim && self.pid != init.pid && (init.started_ticks + 1..before).contains(&self.begun)
+    }
 }
 
 /// First processes of execs that nobody wrote down: a shim gives up a start when its client goes, and kills the runtime,
 /// whose child it takes in; that runs on if it had been told what to run. A container's own orphans are its init's. Those
-/// that have begun since `before` are somebody's.
+/// that have begun since `before` are somebody's; those that were there before `init`, such as a helper that a runtime has
+/// started for the container, are no exec's.
 ///
 /// # Errors
 /// When who is in the task can't be told.
-pub(super) fn strays(cgroup: &Cgroup, shim: i32, init: i32, before: u64) -> io::Result<Vec<Root>> {
-    let taken_in =
-        |process: &Process| process.parent == shim && process.pid != init && process.begun < before;
-    let processes = cgroup.processes()?.into_iter().filter_map(look).filter(taken_in);
-    Ok(processes.map(|process| Root { pid: process.pid, begun: (process.begun, process.begun) }).collect())
+pub(super) fn strays(cgroup: &Cgroup, shim: i32, init: ProcessId, before: u64) -> io::Result<Vec<Root>> {
+    let processes = cgroup.processes()?.into_iter().filter_map(look);
+    let taken_in = processes.filter(|process| process.is_stray(shim, init, before));
+    Ok(taken_in.map(|process| Root { pid: process.pid, begun: (process.begun, process.begun) }).collect())
 }
 
 /// The kernel's clock by which it notes when a process began, in its ticks.
@@ -206,6 +210,16 @@ mod tests {
         ];
         assert_eq!(members(&table), [10, 11, 12, 13, 14]);
         assert_eq!(members(&table[3..]), [11, 12, 13, 14], "the first one is gone");
+    }
+
+    #[test]
+    fn what_a_shim_took_in_began_after_the_tasks_first_process_and_before_the_look() {
+        let init = ProcessId { pid: 8, started_ticks: 100 };
+        let is_stray = |process: Process| process.is_stray(7, init, 500);
+        assert!(is_stray(process(10, 7, 10, 101)) && is_stray(process(10, 7, 10, 499)));
+        assert!(!is_stray(process(10, 7, 10, 500)), "begun since");
+        assert!(!is_stray(process(10, 7, 10, 99)) && !is_stray(process(10, 7, 10, 100)), "a helper's");
+        assert!(!is_stray(process(8, 7, 8, 101)) && !is_stray(process(10, 8, 10, 101)));
     }
 
     #[test]
