@@ -70,13 +70,12 @@ impl<'a> Area<'a> {
     pub(crate) fn open(self, path: &Path) -> Result<OwnedFd, HostPathError> {
         let from = open_root(self.root)?;
         let Some(area) = self.area(&from)? else {
-            return resolve(&from, path, OFlag::O_PATH, self.bounds())
-                .map_err(|error| self.named(error, path));
+            return resolve_mounted(&from, path, self.bounds()).map_err(|error| self.named(error, path));
         };
         if is_itself(path) {
             return Ok(area);
         }
-        resolve(&area, path, OFlag::O_PATH, self.bounds()).map_err(|error| self.named(error, path))
+        resolve_mounted(&area, path, self.bounds()).map_err(|error| self.named(error, path))
     }
 
     /// As [`Self::open`], for a file that is to be read, and is one: opening a pipe or a device could block, or do
@@ -265,6 +264,16 @@ fn make_one(parent: &OwnedFd, name: &OsStr) -> Result<bool, Errno> {
 fn open_root(root: &Path) -> Result<OwnedFd, HostPathError> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     openat(AT_FDCWD, root, flags, Mode::empty()).map_err(|error| Area::of(root).named(error, Path::new(".")))
+}
+
+/// Resolves a path as a place only. A directory is looked for once more as one, which has the kernel mount what is to be
+/// mounted there on first use (an automount): the place alone would be the empty directory below it.
+fn resolve_mounted(from: &OwnedFd, path: &Path, bounds: ResolveFlag) -> Result<OwnedFd, Errno> {
+    let place = resolve(from, path, OFlag::O_PATH, bounds)?;
+    if fstat(&place)?.st_mode & S_IFMT == S_IFDIR {
+        return resolve(from, path, OFlag::O_PATH | OFlag::O_DIRECTORY, bounds);
+    }
+    Ok(place)
 }
 
 fn resolve(from: &OwnedFd, path: &Path, flags: OFlag, bounds: ResolveFlag) -> Result<OwnedFd, Errno> {

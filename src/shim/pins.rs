@@ -28,6 +28,9 @@ const FILES_ROOM_BYTES: usize = 512 * 1024;
 /// The directory, and each file.
 const FILES_INODES: usize = 16;
 
+/// How often the kernel's list of mounts is read for one that is there.
+const LISTINGS: usize = 5;
+
 /// A source that is to be held in place.
 pub(crate) struct Pin<'a> {
     pub source: &'a OwnedFd,
@@ -79,11 +82,10 @@ impl Bundle {
         let all = self.mount_tmpfs(SOURCES, "size=1m,mode=0700")?;
         let pinned = pins.iter().enumerate().map(|(number, pin)| pin.mount(all.join(number.to_string())));
         let pinned = pinned.collect::<Result<Vec<_>, _>>()?;
-        if pins.iter().any(|pin| pin.read_only) {
-            let table = mount_table::below(&all).map_err(Error::file("list the mounts below", &all))?;
-            for (_, at) in pins.iter().zip(&pinned).filter(|(pin, _)| pin.read_only) {
-                table.iter().filter(|mount| mount.point.starts_with(at)).try_for_each(make_read_only)?;
-            }
+        let read_only: Vec<usize> =
+            pins.iter().enumerate().filter(|(_, pin)| pin.read_only).map(|(number, _)| number).collect();
+        if !read_only.is_empty() {
+            make_trees_read_only(&all, &read_only)?;
         }
         Ok(pinned)
     }
@@ -135,6 +137,30 @@ impl Pin<'_> {
             .map_err(Error::errno("set the propagation of", &at))?;
         Ok(at)
     }
+}
+
+/// Makes the sources with these numbers below `all` read-only, with all that is mounted below each.
+fn make_trees_read_only(all: &Path, numbers: &[usize]) -> Result<(), Error> {
+    let failed = |error| Error::file("list the mounts below", all)(error);
+    // The kernel lists mounts by their real paths, and the state directory may have a link in its own.
+    let real = all.canonicalize().map_err(failed)?;
+    for number in numbers {
+        let at = real.join(number.to_string());
+        listed_below(&at).map_err(failed)?.iter().try_for_each(make_read_only)?;
+    }
+    Ok(())
+}
+
+/// The mounts at and below a place where something is mounted. Before Linux 5.8 the list can miss a mount while others come
+/// and go: it is read again until it has the place itself.
+fn listed_below(at: &Path) -> std::io::Result<Vec<mount_table::Mount>> {
+    for _ in 0..LISTINGS {
+        let table = mount_table::below(at)?;
+        if table.iter().any(|mount| mount.point == at) {
+            return Ok(table);
+        }
+    }
+    Err(std::io::Error::other(format!("the kernel does not list the mount at {}", at.display())))
 }
 
 /// Keeps what else the mount doesn't allow.

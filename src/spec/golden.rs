@@ -60,7 +60,10 @@ pub(super) fn built(options: &TaskOptions, task: &pb::TaskConfig) -> Result<Valu
     let pinned = |(n, mount): (usize, &crate::config::JobMount)| {
         (mount.target.clone(), Pinned { at: format!("/pins/{n}").into(), kept: Vec::new() })
     };
-    let sources = pins.map(pinned).chain(mounts::tests::pinned_by_nomad()).collect();
+    let volumes = task.mounts.iter().enumerate().map(|(n, mount)| {
+        (mount.task_path.clone(), Pinned { at: format!("/volumes/{n}").into(), kept: Vec::new() })
+    });
+    let sources = pins.map(pinned).chain(volumes).chain(mounts::tests::pinned_by_nomad()).collect();
     let confinement = Confinement {
         capabilities: [Capability::Chown, Capability::Kill].into(),
         apparmor_profile: Some("settled".to_owned()),

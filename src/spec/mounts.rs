@@ -1,6 +1,5 @@
 //! What is mounted into a container: the kernel's file systems, the directories that Nomad shares with a task, the host
-//! volumes that the job mounts, and what its own options mount. No source is a path that anybody but root could change,
-//! except for a volume's, which is the operator's.
+//! volumes that the job mounts, and what its own options mount. No source is a path that anybody but root could change.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -52,7 +51,8 @@ pub(super) fn mounts(
     mounts.retain(|mount| !targets.iter().any(|target| mount.destination().starts_with(target)));
     mounts.extend(nomad_mounts(sources, task)?);
     for mount in &task.mounts {
-        mounts.push(volume(mount, sources.get(&mount.task_path))?);
+        let source = sources.get(&mount.task_path);
+        mounts.push(volume(mount, source.ok_or_else(|| SpecError::NoSource(mount.task_path.clone()))?)?);
     }
     for mount in list {
         mounts.push(of_job(mount, sources)?);
@@ -134,7 +134,7 @@ fn nomad_mounts(sources: &BTreeMap<String, Pinned>, task: &pb::TaskConfig) -> Re
     directories.collect()
 }
 
-fn volume(asked: &pb::Mount, source: Option<&Pinned>) -> Result<Mount, SpecError> {
+fn volume(asked: &pb::Mount, source: &Pinned) -> Result<Mount, SpecError> {
     let propagation = match asked.propagation_mode.as_str() {
         "" | "private" => "rprivate",
         "host-to-task" => "rslave",
@@ -149,16 +149,9 @@ fn volume(asked: &pb::Mount, source: Option<&Pinned>) -> Result<Mount, SpecError
     };
     let access = if asked.readonly { "ro" } else { "rw" };
     let options = ["rbind", propagation, access].map(str::to_owned).to_vec();
-    let (source, options) = match source {
-        Some(Pinned { at, kept }) => (at.clone(), with_kept(&options, kept)),
-        None => (PathBuf::from(&asked.host_path), options),
-    };
-    Ok(MountBuilder::default()
-        .destination(&asked.task_path)
-        .typ("bind")
-        .source(source)
-        .options(options)
-        .build()?)
+    let options = with_kept(&options, &source.kept);
+    let made = MountBuilder::default().destination(&asked.task_path).typ("bind").source(&source.at);
+    Ok(made.options(options).build()?)
 }
 
 fn of_job(asked: &JobMount, sources: &BTreeMap<String, Pinned>) -> Result<Mount, SpecError> {
@@ -232,7 +225,10 @@ pub(super) mod tests {
 
     fn made(asked: &Mounts, task: &pb::TaskConfig) -> Vec<Mount> {
         let pin = |mount: &JobMount| (mount.target.clone(), Pinned { at: "/pin".into(), kept: Vec::new() });
-        let sources = asked.list.iter().map(pin).chain(pinned_by_nomad()).collect();
+        let volume =
+            |mount: &pb::Mount| (mount.task_path.clone(), Pinned { at: "/pin".into(), kept: Vec::new() });
+        let volumes = task.mounts.iter().map(volume);
+        let sources = asked.list.iter().map(pin).chain(volumes).chain(pinned_by_nomad()).collect();
         let hosts = BoundFile { source: "/b/names/hosts".into(), at: "/etc/hosts", writable: true };
         let options = TaskOptions { mounts: asked.clone(), ..TaskOptions::default() };
         mounts(&options, &sources, &[hosts], task).unwrap()
@@ -254,11 +250,12 @@ pub(super) mod tests {
             propagation_mode: "host-to-task".to_owned(),
             ..Default::default()
         };
-        let made = volume(&asked, None).unwrap();
+        let pinned = Pinned { at: "/pin".into(), kept: Vec::new() };
+        let made = volume(&asked, &pinned).unwrap();
         assert_eq!(made.options().clone().unwrap(), ["rbind", "rslave", "ro"]);
-        assert_eq!(made.source().as_deref(), Some(Path::new("/srv/data")));
+        assert_eq!(made.source().as_deref(), Some(Path::new("/pin")));
         let wrong = pb::Mount { propagation_mode: "sideways".to_owned(), ..asked };
-        let error = volume(&wrong, None).unwrap_err().to_string();
+        let error = volume(&wrong, &pinned).unwrap_err().to_string();
         assert!(error.contains("/srv/data") && error.contains("sideways"), "{error}");
     }
 
@@ -270,7 +267,7 @@ pub(super) mod tests {
         assert_eq!(kept("rbind,rw,nosuid", &["ro", "nosuid"]), "rbind,nosuid,ro");
         assert_eq!(kept("rbind,ro,exec,suid,dev", &["nodev", "noexec"]), "rbind,ro,suid,nodev,noexec");
         let asked = pb::Mount { task_path: "/v".to_owned(), readonly: true, ..Default::default() };
-        let made = volume(&asked, Some(&Pinned { at: "/pin".into(), kept: vec!["nosuid"] })).unwrap();
+        let made = volume(&asked, &Pinned { at: "/pin".into(), kept: vec!["nosuid"] }).unwrap();
         assert_eq!(made.options().clone().unwrap(), ["rbind", "rprivate", "ro", "nosuid"]);
         assert_eq!(made.source().as_deref(), Some(Path::new("/pin")));
     }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,8 +54,8 @@ struct OfNomad {
     alloc_id: String,
     alloc_dir: PathBuf,
     task: String,
-    /// Those of the job's volumes that are to be read only, with all that is mounted below them.
-    read_only: Vec<pb::Mount>,
+    /// The job's volumes (`volume_mount`).
+    volumes: Vec<pb::Mount>,
 }
 
 /// What is looked for, and how.
@@ -68,6 +68,7 @@ impl Sources {
     /// # Errors
     /// Names the mount, and says what is wrong with its source.
     pub(super) async fn open(mounts: &Mounts, plugin: &PluginConfig, task: &pb::TaskConfig) -> Result<Self> {
+        task.mounts.iter().try_for_each(check_destination)?;
         let taken = task.mounts.iter().map(|mount| mount.task_path.as_str());
         let taken = taken.chain(task.devices.iter().map(|device| device.task_path.as_str()));
         let placed = mounts.placed(&plugin.volumes, directory_of(task), taken)?;
@@ -77,7 +78,7 @@ impl Sources {
             alloc_id: task.alloc_id.clone(),
             alloc_dir: (&task.alloc_dir).into(),
             task: task.name.clone(),
-            read_only: task.mounts.iter().filter(|mount| mount.readonly).cloned().collect(),
+            volumes: task.mounts.clone(),
         });
         if wanted.is_empty() {
             return Ok(Self { of_job: Arc::default(), of_nomad });
@@ -127,7 +128,7 @@ impl OfNomad {
             let (propagation, is_read_only, kept) = (MsFlags::MS_PRIVATE, false, Vec::new());
             Ok(Source { target, place, propagation, is_read_only, kept })
         });
-        own.chain(self.read_only.iter().map(read_only_volume)).collect()
+        own.chain(self.volumes.iter().map(volume)).collect()
     }
 
     fn replaced(&self, error: &HostPathError) -> Error {
@@ -140,9 +141,36 @@ impl OfNomad {
     }
 }
 
-/// The path is the operator's or that of a storage plugin of his: its links are followed.
-fn read_only_volume(mount: &pb::Mount) -> Result<Source> {
-    let pb::Mount { host_path, task_path, .. } = mount;
+/// Refuses a volume at the place of one of the directories that Nomad makes for every task: it would be there in place of
+/// Nomad's, or Nomad's in place of it.
+fn check_destination(mount: &pb::Mount) -> Result<()> {
+    let at = cleaned(&mount.task_path);
+    let is_nomads = spec::nomads_directories("").iter().any(|(directory, _)| at == Path::new(directory));
+    if !is_nomads && at != Path::new("/") {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "the volume_mount with destination {:?} would take the place of {}, which every task has; name another destination",
+        mount.task_path,
+        at.display()
+    )))
+}
+
+/// The path without `.` and `..` in it, from the root on.
+fn cleaned(path: &str) -> PathBuf {
+    Path::new(path).components().fold(PathBuf::from("/"), |mut cleaned, part| {
+        match part {
+            Component::Normal(name) => cleaned.push(name),
+            Component::ParentDir => drop(cleaned.pop()),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+        cleaned
+    })
+}
+
+/// The source is the operator's or that of a storage plugin of his: links in its path are followed.
+fn volume(mount: &pb::Mount) -> Result<Source> {
+    let pb::Mount { host_path, task_path, readonly, .. } = mount;
     let refuse =
         |error: String| Error::Failed(format!("the volume at {task_path} can't be mounted: {error}"));
     let path = Path::new(host_path).strip_prefix("/").unwrap_or(Path::new(host_path));
@@ -155,7 +183,8 @@ fn read_only_volume(mount: &pb::Mount) -> Result<Source> {
         "host-to-task" | "bidirectional" if spreads.shared || spreads.slave => MsFlags::MS_SLAVE,
         _ => MsFlags::MS_PRIVATE,
     };
-    Ok(Source { target: task_path.clone(), place, propagation, is_read_only: true, kept: kept(flags) })
+    let is_read_only = *readonly;
+    Ok(Source { target: task_path.clone(), place, propagation, is_read_only, kept: kept(flags) })
 }
 
 fn kept(flags: MsFlags) -> Vec<&'static str> {
@@ -244,6 +273,22 @@ mod tests {
         assert_eq!(propagation("slave", slave), Ok(MsFlags::MS_SLAVE));
         for (asked, source) in [("rshared", private), ("shared", slave), ("rslave", private)] {
             assert!(propagation(asked, source).unwrap_err().contains("shared mount"));
+        }
+    }
+
+    #[test]
+    fn volume_mounts_do_not_take_the_place_of_nomads_directories() {
+        let checked = |task_path: &str| {
+            check_destination(&pb::Mount { task_path: task_path.to_owned(), ..pb::Mount::default() })
+        };
+        for path in
+            ["/alloc", "/alloc/", "//alloc/logs", "/x/../local", "/alloc/./logs", "/secrets/.", "/", "alloc"]
+        {
+            let error = checked(path).unwrap_err().to_string();
+            assert!(error.contains(path) && error.contains("destination"), "{error}");
+        }
+        for path in ["/data", "/alloc/data", "/local/x", "/secretsx", "/alloc/logs/x"] {
+            checked(path).unwrap();
         }
     }
 

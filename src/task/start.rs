@@ -99,6 +99,8 @@ async fn run(
     let tasks = Arc::clone(&reservation.tasks);
     let id = &reservation.container_id;
     let containerd = settings.containerd.counted();
+    // Held until a failed start is undone: a shim that hangs may open one later, by the descriptor's number.
+    let mut pipes = None;
     let started = async {
         let wanted = Box::pin(Wanted::of(&settings, &config, &timeline));
         let wanted = timeline.step("wanted", wanted).await?;
@@ -112,7 +114,7 @@ async fn run(
             starting: &reservation.starting,
             timeline: &timeline,
         };
-        Box::pin(start.steps(&mut asker)).await
+        Box::pin(start.steps(&mut asker, &mut pipes)).await
     };
     let started = started.await;
     timeline.tell(Call::Start, id, started.is_ok(), containerd.calls());
@@ -181,7 +183,7 @@ impl Start<'_> {
     /// A start that is called off ends with the image, or with the waits for its snapshot, its network and its shim; or
     /// else is carried through and then undone: a call to containerd that is dropped may still be carried out, after its
     /// undoing.
-    async fn steps(&self, asker: &mut Asker) -> Result<Task> {
+    async fn steps(&self, asker: &mut Asker, pipes: &mut Option<HeldPipes>) -> Result<Task> {
         let access = self.access()?;
         let output = Output::of(self.settings, &self.wanted.options, self.config, &self.place.bundle);
         output.logs.fit(&self.place.launcher.binary, self.wanted.options.process.tty)?;
@@ -203,6 +205,7 @@ impl Start<'_> {
             Some(held) => (held, Vec::new()),
             None => output.make_own()?,
         };
+        let held = pipes.insert(held);
         let given_up = CancellationToken::new();
         let made = async {
             tokio::join!(
@@ -227,8 +230,8 @@ impl Start<'_> {
         let spec = self.specification(&image, &prepared, &joined, files)?;
         rootfs::check(&prepared.ends, &spec).await?;
         let made = Made { spec, mounts: prepared.mounts, network: joined.told, connection, shim };
-        let task = self.begin(made, output, &held, &image).await?;
-        drop(held);
+        let task = self.begin(made, output, held, &image).await?;
+        *pipes = None;
         // Once more, for whoever has gone away, or stopped it, meanwhile.
         match futures::FutureExt::now_or_never(asker.called_off()) {
             Some(error) => Err(error),
