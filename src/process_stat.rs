@@ -109,6 +109,14 @@ pub(crate) fn is_exiting(process: ProcessId) -> bool {
     stats.all(|stat| exits(&stat))
 }
 
+/// Whether a process is in this plugin's own pid namespace, as all are that were started by it, by a shim or by hand, and
+/// none of a task's is, unless the operator lets it see the host's. What a process says of itself, its arguments and its
+/// environment, is no proof of a process of a task's: it can say anything.
+pub(crate) fn shares_our_pids(pid: i32) -> bool {
+    let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/pid")).ok();
+    namespace("self").is_some_and(|ours| namespace(&pid.to_string()) == Some(ours))
+}
+
 /// The pids of all processes.
 pub(crate) fn all_pids() -> Vec<i32> {
     let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
@@ -214,6 +222,7 @@ mod tests {
         assert!(descends(grandchild.pid, own) && descends(pid, own) && !descends(own, pid));
         assert!(descendants(own).contains(&grandchild));
         assert!(ProcessId::of(pid).is_alive() && !is_exiting(ProcessId::of(pid)));
+        assert!(shares_our_pids(pid) && !shares_our_pids(0));
         let handle = crate::process_handle::ProcessHandle::open(grandchild).unwrap().unwrap();
         handle.kill();
         child.kill().unwrap();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::error::Error;
 use crate::process_handle::ProcessHandle;
-use crate::process_stat::{ProcessId, all_pids};
+use crate::process_stat::{ProcessId, all_pids, shares_our_pids};
 
 /// A killed process is gone at once, unless the kernel holds it.
 const GONE: Duration = Duration::from_secs(5);
@@ -43,7 +43,7 @@ fn kill_marked(mark: &str) -> Vec<i32> {
         }
         is_one
     };
-    let marked = all_pids().into_iter().filter(|pid| is_marked(*pid, mark));
+    let marked = all_pids().into_iter().filter(|pid| shares_our_pids(*pid) && is_marked(*pid, mark));
     marked.filter(kill).collect()
 }
 

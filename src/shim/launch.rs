@@ -207,7 +207,7 @@ impl Launcher {
         let (launcher, of, directory) = (self.clone(), id.to_owned(), bundle.directory().to_owned());
         let found = off_thread(move || {
             let of_said = ProcessId::of(said);
-            if launcher.is_shim(said, &of) { vec![of_said] } else { launcher.shims(&directory, &of) }
+            if launcher.is_shim(said, &of) { vec![of_said] } else { launcher.servers(&directory, &of) }
         });
         match found.await.as_deref() {
             Ok([shim]) if shim.pid > 1 => {
@@ -289,7 +289,7 @@ impl Launcher {
     /// When that can't be told.
     pub(crate) async fn has_leftovers(&self, bundle: &Bundle, id: &str) -> io::Result<bool> {
         let (launcher, of, directory) = (self.clone(), id.to_owned(), bundle.directory().to_owned());
-        off_thread(move || !launcher.shims(&directory, &of).is_empty()).await
+        off_thread(move || !launcher.servers(&directory, &of).is_empty()).await
     }
 
     /// Removes the socket of a shim that nobody got to write down where it is: its name is a hash of what the shim was
@@ -310,6 +310,13 @@ impl Launcher {
         shims.filter(|process| process.is_alive()).collect()
     }
 
+    /// As [`Self::shims`], but for those of its binary's processes that start one, or clean up after one.
+    fn servers(&self, directory: &Path, id: &str) -> Vec<ProcessId> {
+        let mut shims = self.shims(directory, id);
+        shims.retain(|shim| !is_errand(&command_line(shim.pid)));
+        shims
+    }
+
     /// By its name, or by where it was started.
     fn looks_like_shim(&self, pid: i32, directory: &Path) -> bool {
         let name = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
@@ -322,9 +329,20 @@ impl Launcher {
 
     fn is_shim(&self, pid: i32, id: &str) -> bool {
         pid > 1
-            && std::fs::read(format!("/proc/{pid}/cmdline"))
-                .is_ok_and(|command| is_shim_of(&command, &self.namespace, &self.address, id))
+            && process_stat::shares_our_pids(pid)
+            && is_shim_of(&command_line(pid), &self.namespace, &self.address, id)
     }
+}
+
+/// Empty where there is no such process.
+fn command_line(pid: i32) -> Vec<u8> {
+    std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()
+}
+
+/// Whether a command line is that of a shim's binary which starts a shim, or cleans up after one.
+fn is_errand(command_line: &[u8]) -> bool {
+    let last = command_line.split(|byte| *byte == 0).rfind(|word| !word.is_empty());
+    last.is_some_and(|word| word == b"start" || word == b"delete")
 }
 
 /// Looks at processes on a thread that may get stuck.
@@ -367,6 +385,7 @@ mod tests {
         assert!(is_shim_of(line, "nomad", "/run/ours", "redis-1"));
         assert!(!is_shim_of(line, "nomad", "/run/ours", "redis-2"));
         assert!(!is_shim_of(line, "nomad", "/run/containerd/containerd.sock", "redis-1"));
+        assert!(!is_errand(line) && is_errand(b"/bin/shim\0-id\0redis-1\0delete\0") && !is_errand(b""));
         assert!(!is_shim_of(b"redis-1\0nomad\0/run/ours\0", "nomad", "/run/ours", "redis-1"));
     }
 

@@ -71,6 +71,7 @@ impl Place {
     /// # Errors
     /// Says what is left, and why.
     pub(super) async fn end_without_shim(&self) -> Result<()> {
+        let _turn = self.ending.lock().await;
         // A shim may run that nobody got to write down, and one that no longer answers.
         self.launcher.kill_leftovers(&self.bundle, &self.id).await;
         self.launcher.remove_socket(&self.id);

@@ -21,6 +21,8 @@ pub(super) struct Place {
     pub(super) launcher: Launcher,
     pub(super) containerd: Containerd,
     pub(super) cni: Arc<Cni>,
+    /// Held by whoever ends its processes without its shim: the task's supervisor and its destroy may both be about to.
+    pub(super) ending: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Place {
@@ -39,6 +41,7 @@ impl Place {
             },
             containerd: settings.containerd.counted(),
             cni: Arc::clone(&settings.cni),
+            ending: Arc::default(),
         }
     }
 

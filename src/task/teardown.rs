@@ -126,7 +126,7 @@ impl Place {
 
     async fn take_down(&self, keeps: Keeps) -> Result<()> {
         let (timeline, calls) = (Timeline::begin(), self.containerd.calls());
-        let outcome = self.take_down_parts(keeps, &timeline).await;
+        let outcome = Box::pin(self.take_down_parts(keeps, &timeline)).await;
         timeline.tell(Call::Teardown, &self.id, outcome.is_ok(), self.containerd.calls() - calls);
         outcome
     }

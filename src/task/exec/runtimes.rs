@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::process_handle::ProcessHandle;
-use crate::process_stat::{ProcessId, Stat, children};
+use crate::process_stat::{ProcessId, Stat, children, shares_our_pids};
 
 /// How long the look may take: the kernel shows no command line of a process that is stuck with its memory's lock.
 const LOOK: Duration = Duration::from_secs(10);
@@ -59,7 +59,10 @@ fn end_now(shim: i32, root: &Path, before: u64) {
     for child in children(shim).into_iter().filter(|child| child.started_ticks < before) {
         // Held first: what is looked at then is what is killed.
         let Ok(Some(process)) = ProcessHandle::open(child) else { continue };
-        if is_child(child, shim) && is_awaited_runtime(&command_line(child.pid), root) {
+        if is_child(child, shim)
+            && shares_our_pids(child.pid)
+            && is_awaited_runtime(&command_line(child.pid), root)
+        {
             tracing::info!(pid = child.pid, "ending a runtime that nobody waits for any more");
             process.kill();
         }
