@@ -169,8 +169,8 @@ fn tries(may_make_nodes: bool) -> Vec<Try> {
     tries
 }
 
-/// Runs them in a task, and again in an exec.
-async fn are_denied(scene: &Scene, plugin: &Plugin, tries: &[Try]) -> Result<()> {
+/// Runs them in a task, and again in an exec; from an image of that name, since others are tried at the same time.
+async fn are_denied(scene: &Scene, plugin: &Plugin, name: &str, tries: &[Try]) -> Result<()> {
     let lines = tries.iter().map(|Try { name, perl, .. }| format!("tried(\"{name}\", {perl});\n"));
     let program = PROLOGUE.to_owned() + &lines.collect::<String>();
     let image = scene.world().catalog().with(|tree| {
@@ -179,10 +179,10 @@ async fn are_denied(scene: &Scene, plugin: &Plugin, tries: &[Try]) -> Result<()>
         libraries(perl)?.iter().try_for_each(|library| tree.host_file(library, 0o755))?;
         tree.file("try.pl", 0o644, program.as_bytes())
     })?;
-    image.push(scene.world().registry(), "tries", "v1", Form::Oci)?;
+    image.push(scene.world().registry(), name, "v1", Form::Oci)?;
     let run = "rm -f /memory /log /disk; perl /try.pl; echo over";
     let config = config! {
-        image = scene.image("tries:v1"),
+        image = scene.image(&format!("{name}:v1")),
         command = "/bin/sh",
         args = ["-c", &format!("{run}; exec sleep 600")],
     };
@@ -202,7 +202,7 @@ async fn are_denied(scene: &Scene, plugin: &Plugin, tries: &[Try]) -> Result<()>
 
 async fn what_is_the_hosts_is_denied_to_a_task_without_options_and_to_its_execs(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
-    are_denied(scene, &plugin, &tries(true)).await?;
+    are_denied(scene, &plugin, "tries", &tries(true)).await?;
     plugin.shut_down().await
 }
 
@@ -241,7 +241,7 @@ async fn on_a_hardened_node_more_is_denied_and_no_job_gets_around_it(scene: &Sce
     let mut tries = tries(false);
     tries.push(call("chroot", &format!("{}, '/tmp'", libc::SYS_chroot), EPERM));
     tries.push(call("a raw socket", &format!("{}, 2, 3, 1", libc::SYS_socket), EPERM));
-    are_denied(scene, &plugin, &tries).await?;
+    are_denied(scene, &plugin, "hardened-tries", &tries).await?;
     for (option, value) in [
         ("privileged", json!(true)),
         ("cap_add", json!(["net_raw"])),
