@@ -160,7 +160,7 @@ pub fn all() -> Vec<Case> {
         collected::cases(),
         collected_trouble::cases(),
         runtimes::cases(),
-        snapshotters::cases(),
+        snapshotters::long_cases(),
         remote_snapshotters::cases(),
         credentials::cases(),
         registries::cases(),
