@@ -4,6 +4,11 @@
 //!
 //! Source of the facts: proc_pid_mountinfo(5).
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "opens what the kernel makes, below /proc and /sys, and nothing that a job names"
+)]
+
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::{self, ErrorKind};

@@ -1,5 +1,7 @@
 //! The order of start and stop of the plugin process, and its exit codes.
 
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests open what they have made"))]
+
 mod allocator;
 mod cgroup;
 mod cni;

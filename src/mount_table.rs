@@ -3,6 +3,11 @@
 //!
 //! Source of the facts: proc_pid_mountinfo(5), proc_pid_fdinfo(5).
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "opens what the kernel makes, below /proc and /sys, and nothing that a job names"
+)]
+
 use std::ffi::OsString;
 use std::fs;
 use std::io;

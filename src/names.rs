@@ -4,6 +4,11 @@
 //! Source of the facts: hosts(5), resolv.conf(5), systemd-resolved.service(8); what is in them by default is docker's
 //! (moby/libnetwork `etchosts`, `resolvconf`).
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "opens the host's own /etc/hosts and its kin, and the bundle's"
+)]
+
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{IpAddr, Ipv4Addr};

@@ -7,6 +7,11 @@
 //!
 //! Source of the facts: network_namespaces(7), rtnetlink(7), netlink(7).
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "opens namespaces that the driver has bound in the state directory, which only root can reach"
+)]
+
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::net::IpAddr;

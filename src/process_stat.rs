@@ -2,6 +2,11 @@
 //!
 //! Source of the facts: Linux `proc_pid_stat(5)`, `proc_pid_task(5)`, `include/linux/sched.h`.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "opens what the kernel makes, below /proc and /sys, and nothing that a job names"
+)]
+
 use std::io;
 
 /// The kernel's mark on a thread that is in the middle of its exit.

@@ -2,6 +2,11 @@
 //!
 //! Source of the facts: hashicorp/nomad `client/lib/cgroupslib`; Linux `Documentation/admin-guide/cgroup-v1`, `cgroup-v2.rst`.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "opens what the kernel makes, below /proc and /sys, and nothing that a job names"
+)]
+
 mod kill;
 mod metrics;
 mod oom;

@@ -3,6 +3,11 @@
 //! Source of the facts: the CNI specification 1.1, section 1; libcni/conf.go at v1.3 for the names of files and their
 //! order.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "opens the operator's files, which no job, image or task can shape"
+)]
+
 use std::fs;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};

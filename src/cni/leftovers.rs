@@ -1,6 +1,11 @@
 //! Plugins that still run for an attachment though nobody waits for them: their starter was killed. They are told by their
 //! environment, which their children have as well. The specification wants no two of them at work on one container.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "opens what the kernel makes, below /proc and /sys, and nothing that a job names"
+)]
+
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};

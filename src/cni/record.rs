@@ -1,6 +1,11 @@
 //! What is kept on disk of an attachment, so that it can be taken back whatever happens to us: the network as it was,
 //! what was asked of it, and what its plugins have answered so far.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "opens what lies in the state directory, which only root can reach"
+)]
+
 use std::fs;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;

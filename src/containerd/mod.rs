@@ -146,7 +146,8 @@ impl Containerd {
     ) -> Result<T, Error> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         let begun = Instant::now();
-        let mut answer = std::pin::pin!(answer);
+        // Futures of calls are large, and callers hold several.
+        let mut answer = Box::pin(answer);
         loop {
             match tokio::time::timeout(QUICK, answer.as_mut()).await {
                 Ok(Ok(answer)) => return Ok(answer.into_inner()),
@@ -154,7 +155,7 @@ impl Containerd {
                 Err(_) => {}
             }
             let after = begun.elapsed();
-            if after >= COPIES || self.version().await.is_err() {
+            if after >= COPIES || Box::pin(self.version()).await.is_err() {
                 let socket = self.shared.socket.clone();
                 return Err(Error::TimedOut { doing: doing.to_owned(), socket, after });
             }

@@ -8,6 +8,11 @@
 //! A file is written whole or not at all. None is synced to the disk: after a loss of power no process of the task is
 //! left, and a teardown gets by without what it can't read.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "opens what lies in the state directory, which only root can reach"
+)]
+
 use std::ffi::OsString;
 use std::fs;
 use std::io::{ErrorKind, Write};

@@ -4,6 +4,11 @@
 //! here is to make sure that an open never blocks, that a path is really a pipe, and that what was written has been
 //! read before the task's end is told.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "opens pipes of the bundle, and those of Nomad that were looked at by descriptor"
+)]
+
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

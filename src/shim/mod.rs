@@ -58,6 +58,7 @@ impl Shim {
         self.set_oom_score(SHIM_OOM_SCORE_ADJ);
     }
 
+    #[expect(clippy::disallowed_methods, reason = "writes what the kernel makes, below /proc")]
     fn set_oom_score(&self, score: i32) {
         let file = format!("/proc/{}/oom_score_adj", self.pid);
         if let Err(error) = std::fs::write(&file, score.to_string()) {

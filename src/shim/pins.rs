@@ -4,6 +4,11 @@
 //!
 //! The sources are in a file system of their own, so that they go with it at once: an unmount is what takes the time.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "opens what lies in the state directory, which only root can reach"
+)]
+
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -144,12 +144,12 @@ fn check_lengths(spec: &Spec) -> Result<(), SpecError> {
     let linux = spec.linux().as_ref();
     let devices = linux.iter().flat_map(|linux| linux.devices().iter().flatten());
     let parameters = linux.iter().flat_map(|linux| linux.sysctl().iter().flat_map(HashMap::keys));
-    let all = [(PROGRAM, program), ("the working directory (option cwd)", cwd)]
+    let mut all = [(PROGRAM, program), ("the working directory (option cwd)", cwd)]
         .into_iter()
         .chain(mounts)
         .chain(devices.map(|device| ("the path of a device", length(device.path()))))
         .chain(parameters.map(|name| ("the name of a kernel parameter (option sysctl)", name.len())));
-    all.map(|(what, bytes)| check_length(what, bytes)).collect()
+    all.try_for_each(|(what, bytes)| check_length(what, bytes))
 }
 
 /// As [`build`] does for the task's own.

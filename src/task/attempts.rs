@@ -4,6 +4,11 @@
 //! is made; and nothing is ever killed by a cgroup that another attempt has, too. Each bundle says whose attempt it is in a
 //! file of its own, and those of earlier builds say by their specification at least where their cgroup is.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "opens what lies in the state directory, which only root can reach"
+)]
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

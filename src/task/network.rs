@@ -3,6 +3,8 @@
 //! All of a network of a task's own is in its bundle: `netns`, where its namespace is kept, and `network.json`, by which
 //! the plugins are told to take back what they made. So it is found by the task's id alone, whatever was cut off when.
 
+#![expect(clippy::disallowed_methods, reason = "opens network namespaces of Nomad's and of the kernel's")]
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::net::IpAddr;

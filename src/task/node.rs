@@ -1,5 +1,10 @@
 //! Looks up what of the host bears on a task's limits.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "opens what the kernel makes, below /proc and /sys, and nothing that a job names"
+)]
+
 use crate::cgroup::{self, Cgroup};
 use crate::config::IdList;
 use crate::error::{Error, Result};

@@ -4,6 +4,11 @@
 //!
 //! Source of the facts: docker `cli/config/configfile`, docker-credential-helpers' README.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "opens the operator's files, which no job, image or task can shape"
+)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

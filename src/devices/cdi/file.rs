@@ -4,6 +4,11 @@
 //! is passed over where it only describes. Among the edits it makes those devices unusable that need them, and no other: a
 //! device that came with less than it needs would fail in ways that are hard to see.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "opens the operator's files, which no job, image or task can shape"
+)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -2,6 +2,11 @@
 //! they are ended. The shim's own files say which they are: it writes each one's pid into the bundle, and the pipes of
 //! one that was being started are still there by their names.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "opens what lies in the state directory, which only root can reach"
+)]
+
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
