@@ -64,6 +64,11 @@ impl Error {
         }
     }
 
+    /// What the job asks for can't be had: at all, unless it may be later.
+    pub(crate) fn refused(text: String, may_pass: bool) -> Self {
+        if may_pass { Self::Transient(text) } else { Self::Invalid(text) }
+    }
+
     /// What may work later, or would fail again.
     fn passing(text: String, may_pass: bool) -> Self {
         if may_pass { Self::Transient(text) } else { Self::Failed(text) }
@@ -208,6 +213,7 @@ mod tests {
 
     use super::*;
     use crate::containerd::Error as Containerd;
+    use crate::host_path::HostPathError;
     use crate::os_error::TRANSIENT;
     use crate::shim::Error as Shim;
 
@@ -241,7 +247,14 @@ mod tests {
             ConfinementError::Host { path: path(), source: source() }.into(),
             cni::Error::Io { doing: "write", path: path(), source: source() }.into(),
             Error::system("collect", &source()),
+            of_host(HostPathError::Io { doing: "look for", path: path(), source: source() }),
         ]
+    }
+
+    /// Of a mount's source, say.
+    #[expect(clippy::needless_pass_by_value, reason = "as errors are passed")]
+    fn of_host(error: HostPathError) -> Error {
+        Error::refused(error.to_string(), error.is_transient())
     }
 
     fn call(source: CallError) -> Error {

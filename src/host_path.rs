@@ -24,6 +24,8 @@ use nix::sys::statfs::{
     PROC_SUPER_MAGIC, SECURITYFS_MAGIC, SELINUX_MAGIC, SMACK_MAGIC, SYSFS_MAGIC, TRACEFS_MAGIC, fstatfs,
 };
 
+use crate::os_error::is_transient;
+
 /// The kernel gives up where something was renamed anywhere while it resolved a `..`; it is asked again so often.
 const TRIES: usize = 128;
 /// Resolution of a path that has no links in it.
@@ -51,6 +53,13 @@ pub(crate) enum HostPathError {
     WrongKind { path: PathBuf, wanted: &'static str },
     #[error("can't {doing} {path}: {source}")]
     Io { doing: &'static str, path: PathBuf, source: std::io::Error },
+}
+
+impl HostPathError {
+    /// Whether the same path may be found later, with nothing changed on this host.
+    pub(crate) fn is_transient(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if is_transient(source))
+    }
 }
 
 /// The directory or file that paths are resolved beneath: a root whose own links are followed, since it is the operator's

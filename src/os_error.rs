@@ -4,7 +4,7 @@
 //!
 //! Source of the facts: errno(3).
 
-use std::io;
+use std::io::{self, ErrorKind};
 
 use nix::errno::Errno;
 
@@ -25,26 +25,13 @@ pub(crate) const TRANSIENT: [Errno; 13] = [
     Errno::ECONNRESET,
 ];
 
-/// Whether the same may work later.
+/// Whether the same may work later. Of an error that a library has put something around, only its kind is left.
 pub(crate) fn is_transient(error: &io::Error) -> bool {
-    code(error).is_some_and(|code| TRANSIENT.contains(&Errno::from_raw(code)))
-        || error.kind() == io::ErrorKind::TimedOut
-}
-
-/// The operating system's own error, without what a library has put around it.
-pub(crate) fn plain(error: io::Error) -> io::Error {
-    code(&error).map_or(error, io::Error::from_raw_os_error)
-}
-
-fn code(error: &io::Error) -> Option<i32> {
-    let mut inner: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(error) = inner {
-        if let Some(code) = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error) {
-            return Some(code);
-        }
-        inner = error.source();
-    }
-    None
+    let by_kind = matches!(
+        error.kind(),
+        ErrorKind::TimedOut | ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::OutOfMemory
+    );
+    by_kind || error.raw_os_error().is_some_and(|code| TRANSIENT.contains(&Errno::from_raw(code)))
 }
 
 /// As [`is_transient`], of another program's words: a shim, a runtime and containerd have nothing else to tell an error of
@@ -97,11 +84,9 @@ mod tests {
             assert!(!is_transient(&errno.into()), "{errno}");
         }
         assert!(!is_transient(&io::Error::other("no space left on device")));
-        let wrapped = tempfile::Builder::new().tempfile_in("/no/such/directory").unwrap_err();
-        assert_eq!(
-            (wrapped.raw_os_error(), plain(wrapped).raw_os_error()),
-            (None, Some(Errno::ENOENT as i32))
-        );
+        for (kind, passes) in [(ErrorKind::StorageFull, true), (ErrorKind::NotFound, false)] {
+            assert_eq!(is_transient(&io::Error::new(kind, "put around")), passes, "{kind}");
+        }
     }
 
     #[test]

@@ -25,7 +25,6 @@ use nix::mount::{MntFlags, umount2};
 use oci_spec::runtime::Spec;
 
 use super::{Error, Shim};
-use crate::os_error::plain;
 
 /// Enough for a container to start from before its real spec is known: a shim's `start` reads the annotations only.
 const EMPTY_SPEC: &str = r#"{"ociVersion":"1.0.2"}"#;
@@ -53,8 +52,9 @@ impl Bundle {
         &self.directory
     }
 
+    /// Whether it is there. One that can't be looked at is: nobody is to take it for gone.
     pub(crate) fn exists(&self) -> bool {
-        self.directory.exists()
+        !is_missing(&self.directory)
     }
 
     /// Makes the directory, marked as doomed, with all that a shim's `start` needs, and the binary of that shim written
@@ -203,12 +203,14 @@ impl Bundle {
     pub(crate) fn write(&self, name: &str, content: &[u8]) -> Result<(), Error> {
         let path = self.directory.join(name);
         let write = || {
-            let mut file = tempfile::Builder::new().prefix(".new-").tempfile_in(&self.directory)?;
-            file.write_all(content)?;
-            file.persist(&path)?;
-            Ok(())
+            let create =
+                |path: &Path| fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+            // Its own way to write has the kernel's error within one that hides it.
+            let file = tempfile::Builder::new().prefix(".new-").make_in(&self.directory, create)?;
+            file.as_file().write_all(content)?;
+            file.persist(&path).map(drop).map_err(|error| error.error)
         };
-        write().map_err(plain).map_err(Error::file("write", &path))
+        write().map_err(Error::file("write", &path))
     }
 
     /// Makes an empty file, unless it is there.
@@ -244,8 +246,8 @@ impl Bundle {
     /// Marked, or not whole: its making, or its removal, was cut off where the mark isn't there yet or any more.
     pub(crate) fn is_doomed(&self) -> bool {
         self.directory.join(DOOMED).exists()
-            || !self.directory.join("log").exists()
-            || !self.rootfs().exists()
+            || is_missing(&self.directory.join("log"))
+            || is_missing(&self.rootfs())
     }
 
     /// Empties the logs of the shim and of its runtime once they are large: each exec that fails has lines in both. The shim
@@ -283,6 +285,11 @@ impl Bundle {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether nothing is there. Where that can't be told, something may be.
+fn is_missing(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
 fn unmount(path: &Path) -> std::io::Result<()> {
@@ -352,6 +359,15 @@ mod tests {
     }
 
     #[test]
+    fn a_bundle_that_can_not_be_looked_at_is_neither_gone_nor_doomed() {
+        let state = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("loop", state.path().join("loop")).unwrap();
+        let bundle = Bundle::at(&state.path().join("loop"), "nomad", "redis-1");
+        assert!(bundle.exists() && !bundle.is_doomed());
+        assert!(!Bundle::at(state.path(), "nomad", "redis-1").exists());
+    }
+
+    #[test]
     fn a_bundle_of_an_earlier_build_is_doomed_as_well() {
         let state = tempfile::tempdir().unwrap();
         let bundle = Bundle::at(state.path(), "nomad", "redis-1");
@@ -381,6 +397,10 @@ mod tests {
         fs::create_dir(&directory).unwrap();
         let error = bundle.write("directory", b"text").unwrap_err().to_string();
         assert!(error.contains("directory"), "{error}");
+        let gone = Bundle::at(state.path(), "nomad", "gone").write("file", b"text").unwrap_err();
+        let is_the_kernels =
+            |error: &Error| matches!(error, Error::File { source, .. } if source.raw_os_error().is_some());
+        assert!(is_the_kernels(&gone), "{gone}");
         let names = fs::read_dir(bundle.directory()).unwrap().map(|entry| entry.unwrap().file_name());
         assert!(!names.into_iter().any(|name| name.as_bytes().starts_with(b".new-")));
     }

@@ -207,9 +207,8 @@ pub(super) async fn off_thread<T: Send + 'static>(
 impl Wanted {
     fn open(&self) -> Result<Source> {
         let Self { mount, placed } = self;
-        let refuse = |why: String| {
-            Error::Invalid(format!("the option {} can't mount at {}: {why}", mount.option, mount.target))
-        };
+        let at = |why: String| format!("the option {} can't mount at {}: {why}", mount.option, mount.target);
+        let refuse = |why: String| Error::Invalid(at(why));
         if matches!(&mount.source, MountSource::Host(source) if source.is_labelled)
             && Path::new(SELINUX).exists()
         {
@@ -217,7 +216,8 @@ impl Wanted {
                        (chcon -R -t container_file_t) and leave it out";
             return Err(refuse(why.to_owned()));
         }
-        let place = self.find().map_err(|error| refuse(error.to_string()))?;
+        let place = self.find();
+        let place = place.map_err(|error| Error::refused(at(error.to_string()), error.is_transient()))?;
         let shown = placed.shown();
         let Mount { flags, spreads, .. } =
             mount_table::of(&place).map_err(|error| refuse(format!("{}: {error}", shown.display())))?;

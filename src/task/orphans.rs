@@ -5,6 +5,7 @@
 //! than the agent could need, and the agent has been there for as long without a recovery: one that is away, or slow, has not
 //! come to all of its tasks. One that was recovered is never touched.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -48,9 +49,12 @@ impl Tasks {
     }
 
     async fn reap(self: &Arc<Self>, settings: &Settings) {
-        for id in grown_up(settings) {
+        let (state_dir, grace) =
+            (settings.config.state_dir.clone(), settings.config.gc.dangling_containers.creation_grace);
+        let found = tokio::task::spawn_blocking(move || grown_up(&state_dir, grace)).await;
+        for id in found.unwrap_or_default() {
             // It may have gone, or another one come, since the last.
-            if !self.is_settled(settings.config.gc.dangling_containers.creation_grace) {
+            if !self.is_settled(grace) {
                 return;
             }
             // Taken, it is a task's that was started or recovered, or somebody takes it down already.
@@ -80,9 +84,7 @@ impl Tasks {
 }
 
 /// Containers whose start is complete, and older than the grace. What is marked to go is the sweeper's.
-fn grown_up(settings: &Settings) -> Vec<String> {
-    let state_dir = &settings.config.state_dir;
-    let grace = settings.config.gc.dangling_containers.creation_grace;
+fn grown_up(state_dir: &Path, grace: Duration) -> Vec<String> {
     let now = SystemTime::now();
     let is_old = |made: SystemTime| now.duration_since(made).unwrap_or_default() >= grace;
     let found = bundles(state_dir, NAMESPACE).unwrap_or_else(|error| {

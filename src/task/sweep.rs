@@ -103,14 +103,18 @@ async fn collect_addresses(settings: &Settings) {
 /// Bundles that say of themselves that they are to go, and leases of ours whose bundle is gone.
 async fn left_over(settings: &Settings) -> Vec<String> {
     let state_dir = &settings.config.state_dir;
-    let bundle = |id: &str| Bundle::at(state_dir, NAMESPACE, id);
     let leases = settings.containerd.leases(OWNER_LABEL, &state_dir.display().to_string()).await;
-    let leased =
-        leases.unwrap_or_default().into_iter().map(|lease| lease.id).filter(|id| !bundle(id).exists());
-    let bundles = bundles(state_dir, NAMESPACE).unwrap_or_else(|error| {
-        tracing::warn!(%error, "can't look for what is left of earlier tasks");
-        Vec::new()
-    });
-    let doomed = bundles.into_iter().filter(|id| bundle(id).is_doomed());
-    doomed.chain(leased).collect()
+    let state_dir = state_dir.clone();
+    let look = move || {
+        let bundle = |id: &str| Bundle::at(&state_dir, NAMESPACE, id);
+        let leased = leases.unwrap_or_default().into_iter().map(|lease| lease.id);
+        let leased = leased.filter(|id| !bundle(id).exists());
+        let bundles = bundles(&state_dir, NAMESPACE).unwrap_or_else(|error| {
+            tracing::warn!(%error, "can't look for what is left of earlier tasks");
+            Vec::new()
+        });
+        let doomed = bundles.into_iter().filter(|id| bundle(id).is_doomed());
+        doomed.chain(leased).collect()
+    };
+    tokio::task::spawn_blocking(look).await.unwrap_or_default()
 }

@@ -144,9 +144,10 @@ impl ImageSource {
             (archive.option(), PathBuf::from(&config.alloc_dir), PathBuf::from(&config.name));
         let open = move || {
             let Placed { root, plain, path, .. } = &placed;
-            let file = Area { root, plain }
-                .open_file(path)
-                .map_err(|error| Error::Invalid(format!("the option {option} names no archive: {error}")))?;
+            let file = Area { root, plain }.open_file(path).map_err(|error| {
+                let text = format!("the option {option} names no archive: {error}");
+                Error::refused(text, error.is_transient())
+            })?;
             let directory = host_path::open_directory(&alloc_dir, &own).map_err(|error| {
                 Error::Failed(format!("an archive has nowhere to be decompressed: {error}"))
             })?;
