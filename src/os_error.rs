@@ -78,7 +78,7 @@ mod tests {
         for errno in TRANSIENT {
             assert!(is_transient(&errno.into()), "{errno}");
         }
-        assert!(is_transient(&io::ErrorKind::TimedOut.into()));
+        assert!(is_transient(&ErrorKind::TimedOut.into()));
         for errno in [Errno::ENOENT, Errno::EACCES, Errno::EPERM, Errno::ENOEXEC, Errno::EROFS, Errno::EINVAL]
         {
             assert!(!is_transient(&errno.into()), "{errno}");
