@@ -45,7 +45,7 @@ async fn pair(scene: &Scene, plugin: &Plugin, pid_mode: &str) -> Result<(Task, i
     let sleeper = || {
         let is_sleeper = |pid: &i32| {
             let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            line.contains("sleep\0600") && *pid != first
+            line.contains("sleep\x00600") && *pid != first
         };
         task.alloc.cgroup.pids().into_iter().find(is_sleeper)
     };
