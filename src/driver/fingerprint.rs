@@ -82,7 +82,7 @@ async fn look(settings: Option<&Settings>, tasks: &Tasks) -> FingerprintResponse
     if let Err(error) = tasks.claim(settings).held_within(LOCK).await {
         return answer(HealthState::Unhealthy, &error.to_string(), facts);
     }
-    match settings.shim() {
+    match settings.shim().await {
         Ok(path) => facts.shim = path.display().to_string(),
         Err(error) => return answer(HealthState::Unhealthy, &error.to_string(), facts),
     }

@@ -19,6 +19,7 @@ mod output;
 mod place;
 mod queue;
 mod recover;
+mod room;
 mod signal;
 mod start;
 mod stats;
@@ -103,28 +104,38 @@ impl Settings {
     ///
     /// # Errors
     /// Says which file was looked for, and where.
-    pub(crate) fn shim(&self) -> std::result::Result<PathBuf, shim::Error> {
-        shim::find_shim(&self.config.containerd_runtime)
+    pub(crate) async fn shim(&self) -> Result<PathBuf> {
+        find_programs(self.config.containerd_runtime.clone(), None).await
     }
 
     /// Where a task of this id will be, made as its job and the operator say.
     ///
     /// # Errors
     /// When the shim of its runtime is missing, or the program that it is to run.
-    fn place_for(
+    async fn place_for(
         &self,
         container_id: &str,
         options: &TaskOptions,
         containerd: &Containerd,
-    ) -> std::result::Result<Place, shim::Error> {
-        let shim = shim::find_shim(options.runtime.shim(&self.config))?;
-        if let Some(program) = options.runtime.program(&self.config) {
-            shim::require_program(program)?;
-        }
+    ) -> Result<Place> {
+        let runtime = &options.runtime;
+        let program = runtime.program(&self.config).map(str::to_owned);
+        let shim = find_programs(runtime.shim(&self.config).to_owned(), program).await?;
         let mut place = Place::of(self, container_id, shim);
-        place.containerd = containerd.with_snapshotter(options.runtime.snapshotter(&self.config));
+        place.containerd = containerd.with_snapshotter(runtime.snapshotter(&self.config));
         Ok(place)
     }
+}
+
+/// Finds the shim of a runtime, and that the program is there which it is to run. The directories of PATH may be slow.
+async fn find_programs(runtime: String, program: Option<String>) -> Result<PathBuf> {
+    let find = move || {
+        let shim = shim::find_shim(&runtime)?;
+        program.as_deref().map_or(Ok(()), shim::require_program)?;
+        Ok::<_, shim::Error>(shim)
+    };
+    let found = tokio::task::spawn_blocking(find).await;
+    Ok(found.map_err(|error| Error::Failed(format!("find the programs of the runtime: {error}")))??)
 }
 
 fn terms(pulls: &Pulls) -> PullTerms {

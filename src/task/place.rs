@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use super::{NAMESPACE, Settings};
 use crate::cni::Cni;
 use crate::containerd::Containerd;
-use crate::shim::{Bundle, Launcher};
+use crate::shim::{Bundle, Launcher, find_shim};
 
 /// A readable part in front of the hash; containerd takes ids of up to 76 characters.
 const NAME_LIMIT: usize = 40;
@@ -59,8 +59,8 @@ impl Place {
     /// longer answers; the bundle has it, or else there is no shim.
     pub(super) fn by_id(settings: &Settings, id: &str) -> Self {
         let mut place = Self::of(settings, id, PathBuf::new());
-        let otherwise =
-            || settings.shim().unwrap_or_else(|_| PathBuf::from(&settings.config.containerd_runtime));
+        let runtime = &settings.config.containerd_runtime;
+        let otherwise = || find_shim(runtime).unwrap_or_else(|_| PathBuf::from(runtime));
         place.launcher.binary = place.bundle.shim_binary().unwrap_or_else(otherwise);
         place
     }

@@ -5,15 +5,16 @@
 //! that starts all at once has none of them started in time. Then the shim is launched while the snapshot, the lease, the
 //! record and the user are seen to. A failure at any step is undone by the same teardown that destroys a task.
 
-use std::collections::{BTreeMap, HashMap};
+mod first;
+mod image;
+mod labels;
+
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::path::Path;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
 use containerd_client::types::Mount;
-use nix::sys::statvfs::statvfs;
 use nomad_proto::driver as pb;
 use oci_spec::runtime::Spec;
 use shim_protos::{RuncOptions, api};
@@ -22,34 +23,22 @@ use tokio_util::sync::CancellationToken;
 
 use super::attempts::Attempt;
 use super::events::Teller;
-use super::mounts::off_thread;
 use super::network::Joined;
 use super::output::Output;
 use super::place::{self, Place};
-use super::queue::{Turn, Wait};
+use super::room::is_full;
 use super::supervisor::{self, Watch};
 use super::timeline::{Call, Timeline};
-use super::wanted::{ImageSource, Wanted};
+use super::wanted::Wanted;
 use super::{DriverNetwork, Identity, Reservation, Saved, Settings, Started, Starting, Task, Tasks, stats};
-use crate::cgroup::Cgroup;
-use crate::config::{Labels, Pull, PullPolicy, Sharing, TaskAuth as Auth};
-use crate::containerd::{Access, Credentials, Image, Policy, Record, is_server};
+use crate::config::Sharing;
+use crate::containerd::{Image, Record};
 use crate::error::{Error, Result};
-use crate::init::Init;
-use crate::process_stat::{self, ProcessId};
 use crate::rootfs;
 use crate::shim::{self, Connection, HeldPipes, Shim};
 use crate::spec::{self, BoundFile, Pinned};
-
-/// How long an image that was found is taken to be there, which is less than containerd takes to collect one.
-const STALE: Duration = Duration::from_secs(1);
-/// The label by which containers and leases of this plugin are told from others' in the same namespace.
-pub(super) const OWNER_LABEL: &str = "containerd-driver/state-dir";
-/// The label that Nomad's docker driver always sets, for tools that look for it.
-const DOCKERS_ALLOC_LABEL: &str = "com.hashicorp.nomad.alloc_id";
-/// What a shim and a runtime write of one container.
-const LEAST_ROOM_BYTES: u64 = 64 * 1024;
-const LEAST_FILES: u64 = 16;
+use first::First;
+pub(super) use labels::OWNER_LABEL;
 
 impl Tasks {
     /// Starts a task. When the caller goes away before it has started, it is taken down again.
@@ -104,7 +93,7 @@ async fn run(
     let started = async {
         let wanted = Box::pin(Wanted::of(&settings, &config, &timeline));
         let wanted = timeline.step("wanted", wanted).await?;
-        let place = settings.place_for(id, &wanted.options, &containerd)?;
+        let place = settings.place_for(id, &wanted.options, &containerd).await?;
         let start = Start {
             settings: &settings,
             config: &config,
@@ -251,89 +240,6 @@ impl Start<'_> {
         earlier.await
     }
 
-    /// The image, and then the turn to make a container from it. While a start is in line the image's name may come to stand
-    /// for another image, and the one that was found be collected: then it is looked for again.
-    async fn image_and_turn(&self, access: &Access, asker: &mut Asker) -> Result<(Image, Turn)> {
-        loop {
-            let image = tokio::select! {
-                image = self.timeline.step("image", self.image(access.clone())) => image?,
-                error = asker.called_off() => return Err(error),
-            };
-            let found = Instant::now();
-            let turn = tokio::select! {
-                turn = self.timeline.step("queue", self.turn()) => turn?,
-                error = asker.called_off() => return Err(error),
-            };
-            let containerd = &self.place.containerd;
-            if found.elapsed() < STALE || containerd.snapshot_exists(&image.chain_id).await? {
-                return Ok((image, turn));
-            }
-            tracing::info!(
-                task = self.config.id,
-                image = image.name,
-                "the image has gone while the start was in line"
-            );
-        }
-    }
-
-    /// Whom it has to wait for is waited for before: meanwhile others have their turns.
-    async fn turn(&self) -> Result<Turn> {
-        self.wanted.network.comes(self.tasks, self.config).await?;
-        self.starting.is_in_line.store(true, Ordering::Relaxed);
-        let starts = &self.settings.starts;
-        let tell = |wait| match wait {
-            Wait::Begun => {
-                tracing::debug!(task = self.config.id, container = self.place.id, "in line for its start");
-            }
-            Wait::Long => self.teller().queued(starts.at_once()),
-        };
-        Ok(starts.turn(tell).await)
-    }
-
-    /// On what terms the image is pulled. A password goes to no other registry than the one that it is said to be for.
-    fn access(&self) -> Result<Access> {
-        let Pull { policy, timeout, auth, auth_soft_fail: soft_fail } = self.wanted.options.pull.clone();
-        let policy = match policy {
-            PullPolicy::Missing => Policy::Missing,
-            PullPolicy::Always => Policy::Always,
-            PullPolicy::Never => Policy::Never,
-        };
-        let mut access = Access { policy, timeout, credentials: None, soft_fail };
-        let (Some(Auth { username, password, server_address }), ImageSource::Name(reference)) =
-            (auth, &self.wanted.image)
-        else {
-            return Ok(access);
-        };
-        match server_address.filter(|address| !is_server(address, reference.host())) {
-            None => access.credentials = Some(Credentials { username, password }),
-            Some(address) => {
-                let error = format!(
-                    "the option auth.server_address is {address:?}, and the image's registry is {:?}: the credentials \
-                     are for another one",
-                    reference.host()
-                );
-                if !soft_fail {
-                    return Err(Error::Invalid(error));
-                }
-                tracing::warn!(task = self.config.id, "{error}; going without (auth_soft_fail)");
-            }
-        }
-        Ok(access)
-    }
-
-    async fn image(&self, access: Access) -> Result<Image> {
-        let reference = match &self.wanted.image {
-            ImageSource::Name(reference) => reference,
-            ImageSource::Archive(source) => {
-                return Ok(self.place.containerd.load(source.clone(), access.timeout).await?);
-            }
-        };
-        let teller = self.teller();
-        let name = reference.to_string();
-        let tell = move |event| teller.pull(&name, event);
-        Ok(self.place.containerd.image(reference, access, tell).await?)
-    }
-
     async fn launch(&self, kept: Vec<OwnedFd>) -> Result<(Connection, Shim)> {
         let (Place { id, bundle, launcher, .. }, timeline) = (self.place, self.timeline);
         let bootstrap = timeline.step("shim/exec", launcher.start(bundle, id, kept)).await?;
@@ -428,7 +334,6 @@ impl Start<'_> {
         let Made { spec, mounts, network, connection, shim } = made;
         let Output { logs, collected } = output;
         let Wanted { options: asked, cgroup, .. } = self.wanted;
-        let shares_pids = asked.namespaces.pid_mode == Sharing::Host;
         let (bundle, timeline) = (&self.place.bundle, self.timeline);
         timeline.step("spec", async { bundle.write_spec(&spec) }).await?;
         let options = RuncOptions {
@@ -440,19 +345,10 @@ impl Start<'_> {
         let rootfs = mounts.into_iter().map(shim_mount).collect();
         let create = connection.create(bundle, rootfs, held, asked.process.tty, &options);
         let pid = timeline.step("create", create).await.map_err(|error| naming_program(error, &spec))?;
-        let program = asked.runtime.program(&self.settings.config);
-        if shim::sets_oom_scores(&self.place.launcher.binary, program) {
-            shim.protect();
-        }
-        self.unpin().await?;
-        if shares_pids {
-            bundle.write_spec(&spec::with_private_pids(spec)?)?;
-        }
-        // Before it can end, so that the kernel's word on its end can be asked for.
-        let id = self.first_process(pid, &shim);
-        let init = Init::open(id);
-        timeline.step("cpuset", place_in_cpuset(cgroup.clone(), id.pid)).await?;
-        let oom_kills = cgroup.oom_kills();
+        let shares_pids = asked.namespaces.pid_mode == Sharing::Host;
+        let next_spec = shares_pids.then(|| spec::with_private_pids(spec).map(Box::new)).transpose()?;
+        let settled = timeline.step("settle", self.settle(pid, &shim, next_spec));
+        let First { id, init, oom_kills } = settled.await?;
         let waiting = supervisor::ask(&connection, "").await;
         timeline.step("start", connection.start()).await?;
         let saved = Saved {
@@ -477,51 +373,8 @@ impl Start<'_> {
         Ok(Task::watched(watch, self.settings))
     }
 
-    /// The task's first process, which has the pid that the shim says only if it is the shim's doing: what descends from it,
-    /// or is in the task's cgroup. Any other is not known, and left alone.
-    fn first_process(&self, said: i32, shim: &Shim) -> ProcessId {
-        let is_in_cgroup = || self.wanted.cgroup.processes().is_ok_and(|pids| pids.contains(&said));
-        if said > 1 && (process_stat::descends(said, shim.pid) || is_in_cgroup()) {
-            return ProcessId::of(said);
-        }
-        tracing::warn!(
-            container = self.place.id,
-            pid = said,
-            "the shim names a process as the task's which is none of its own; the kernel is not asked for the task's end"
-        );
-        ProcessId::UNKNOWN
-    }
-
-    /// The kernel may take its time for an unmount.
-    async fn unpin(&self) -> Result<()> {
-        let bundle = self.place.bundle.clone();
-        let place = bundle.directory().to_owned();
-        off_thread(&place, "the sources of the task's mounts", move || Ok(bundle.unpin()?)).await
-    }
-
     fn teller(&self) -> Teller {
         Teller { identity: Identity::of(self.config), events: self.tasks.events.clone() }
-    }
-
-    /// Nobody's label can take the place of one that comes after it: the job's come first.
-    fn labels(&self) -> HashMap<String, String> {
-        let own = [
-            (OWNER_LABEL, self.settings.config.state_dir.display().to_string()),
-            ("nomad/alloc-id", self.config.alloc_id.clone()),
-            ("nomad/task-id", self.config.id.clone()),
-            ("nomad/task", self.config.name.clone()),
-            ("nomad/group", self.config.task_group_name.clone()),
-            ("nomad/job", self.config.job_name.clone()),
-            ("nomad/namespace", self.config.namespace.clone()),
-            (DOCKERS_ALLOC_LABEL, self.config.alloc_id.clone()),
-        ];
-        let own = own.into_iter().filter(|(_, value)| !value.is_empty());
-        let Labels(jobs) = &self.wanted.options.labels;
-        jobs.clone()
-            .into_iter()
-            .chain(self.settings.config.extra_labels.of(self.config))
-            .chain(own.map(|(key, value)| (key.to_owned(), value)))
-            .collect()
     }
 }
 
@@ -543,35 +396,12 @@ impl Identity {
     }
 }
 
-/// Whether the file system of a directory has no room for a few files of a few pages, or for a few more files.
-async fn is_full(directory: &Path) -> bool {
-    let directory = directory.to_owned();
-    let look = move || {
-        let found = statvfs(&directory).ok()?;
-        let free_bytes = found.blocks_available().saturating_mul(found.fragment_size());
-        // One without a limit, such as a tmpfs with size=0, says 0 of everything.
-        let has_no_room = found.blocks() > 0 && free_bytes < LEAST_ROOM_BYTES;
-        Some(has_no_room || (found.files() > 0 && found.files_available() < LEAST_FILES))
-    };
-    tokio::task::spawn_blocking(look).await.ok().flatten().unwrap_or(false)
-}
-
 /// The job's word on the user counts before the image's.
 fn user(config: &pb::TaskConfig, image: &Image) -> String {
     if !config.user.is_empty() {
         return config.user.clone();
     }
     image.config.config().as_ref().and_then(|config| config.user().clone()).unwrap_or_default()
-}
-
-/// The kernel may take its time: a move between control groups of v1 waits for all processors.
-async fn place_in_cpuset(cgroup: Cgroup, pid: i32) -> Result<()> {
-    let placed = tokio::task::spawn_blocking(move || {
-        let Some(cpuset) = cgroup.cpuset.as_ref() else { return Ok(()) };
-        let doing = format!("put the task into the cpuset {}", cpuset.display());
-        cgroup.place(pid).map_err(|error| Error::system(doing, &error))
-    });
-    placed.await.map_err(|error| Error::Failed(format!("put the task into its cpuset: {error}")))?
 }
 
 fn stop_signal(image: &Image) -> Option<String> {

@@ -1,0 +1,106 @@
+//! The image of a task that starts, and the start's turn: what it waits for before it takes anything.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::{Asker, Start};
+use crate::config::{Pull, PullPolicy, TaskAuth as Auth};
+use crate::containerd::{Access, Credentials, Image, Policy, is_server};
+use crate::error::{Error, Result};
+use crate::task::queue::{Turn, Wait};
+use crate::task::wanted::ImageSource;
+
+/// How long an image that was found is taken to be there, which is less than containerd takes to collect one.
+const STALE: Duration = Duration::from_secs(1);
+/// How often an image is looked for again that was collected while its start was in line.
+const MOST_LOOKS: usize = 5;
+
+impl Start<'_> {
+    /// The image, and then the turn to make a container from it. While a start is in line the image's name may come to stand
+    /// for another image, and the one that was found be collected: then it is looked for again.
+    pub(super) async fn image_and_turn(&self, access: &Access, asker: &mut Asker) -> Result<(Image, Turn)> {
+        for _ in 0..MOST_LOOKS {
+            let image = tokio::select! {
+                image = self.timeline.step("image", self.image(access.clone())) => image?,
+                error = asker.called_off() => return Err(error),
+            };
+            let found = Instant::now();
+            let turn = tokio::select! {
+                turn = self.timeline.step("queue", self.turn()) => turn?,
+                error = asker.called_off() => return Err(error),
+            };
+            let containerd = &self.place.containerd;
+            if found.elapsed() < STALE || containerd.snapshot_exists(&image.chain_id).await? {
+                return Ok((image, turn));
+            }
+            tracing::info!(
+                task = self.config.id,
+                image = image.name,
+                "the image has gone while the start was in line"
+            );
+        }
+        Err(Error::Transient(format!(
+            "the image {} was removed from containerd each of {MOST_LOOKS} times that this start waited for its turn; see \
+             what removes images in the namespace nomad, such as a garbage collection of another program",
+            self.wanted.image.name()
+        )))
+    }
+
+    /// Whom it has to wait for is waited for before: meanwhile others have their turns.
+    async fn turn(&self) -> Result<Turn> {
+        self.wanted.network.comes(self.tasks, self.config).await?;
+        self.starting.is_in_line.store(true, Ordering::Relaxed);
+        let starts = &self.settings.starts;
+        let tell = |wait| match wait {
+            Wait::Begun => {
+                tracing::debug!(task = self.config.id, container = self.place.id, "in line for its start");
+            }
+            Wait::Long => self.teller().queued(starts.at_once()),
+        };
+        Ok(starts.turn(tell).await)
+    }
+
+    /// On what terms the image is pulled. A password goes to no other registry than the one that it is said to be for.
+    pub(super) fn access(&self) -> Result<Access> {
+        let Pull { policy, timeout, auth, auth_soft_fail: soft_fail } = self.wanted.options.pull.clone();
+        let policy = match policy {
+            PullPolicy::Missing => Policy::Missing,
+            PullPolicy::Always => Policy::Always,
+            PullPolicy::Never => Policy::Never,
+        };
+        let mut access = Access { policy, timeout, credentials: None, soft_fail };
+        let (Some(Auth { username, password, server_address }), ImageSource::Name(reference)) =
+            (auth, &self.wanted.image)
+        else {
+            return Ok(access);
+        };
+        match server_address.filter(|address| !is_server(address, reference.host())) {
+            None => access.credentials = Some(Credentials { username, password }),
+            Some(address) => {
+                let error = format!(
+                    "the option auth.server_address is {address:?}, and the image's registry is {:?}: the credentials \
+                     are for another one",
+                    reference.host()
+                );
+                if !soft_fail {
+                    return Err(Error::Invalid(error));
+                }
+                tracing::warn!(task = self.config.id, "{error}; going without (auth_soft_fail)");
+            }
+        }
+        Ok(access)
+    }
+
+    async fn image(&self, access: Access) -> Result<Image> {
+        let reference = match &self.wanted.image {
+            ImageSource::Name(reference) => reference,
+            ImageSource::Archive(source) => {
+                return Ok(self.place.containerd.load(source.clone(), access.timeout).await?);
+            }
+        };
+        let teller = self.teller();
+        let name = reference.to_string();
+        let tell = move |event| teller.pull(&name, event);
+        Ok(self.place.containerd.image(reference, access, tell).await?)
+    }
+}
