@@ -70,7 +70,7 @@ impl Error {
     }
 
     /// What may work later, or would fail again.
-    fn passing(text: String, may_pass: bool) -> Self {
+    pub(crate) fn passing(text: String, may_pass: bool) -> Self {
         if may_pass { Self::Transient(text) } else { Self::Failed(text) }
     }
 
@@ -179,10 +179,9 @@ impl From<ConfinementError> for Error {
         let text = error.to_string();
         match error {
             ConfinementError::Value { .. } => Self::Invalid(text),
+            ConfinementError::Profile { source, .. } => Self::refused(text, source.is_transient()),
             ConfinementError::Host { source, .. } => Self::passing(text, is_transient(&source)),
-            ConfinementError::BuiltIn(_) | ConfinementError::Lost | ConfinementError::Incomplete(_) => {
-                Self::Failed(text)
-            }
+            ConfinementError::BuiltIn(_) | ConfinementError::Incomplete(_) => Self::Failed(text),
         }
     }
 }
@@ -191,7 +190,7 @@ impl From<DevicesError> for Error {
     fn from(error: DevicesError) -> Self {
         let text = error.to_string();
         match error {
-            DevicesError::Lost => Self::Failed(text),
+            DevicesError::Io { source, .. } => Self::refused(text, is_transient(&source)),
             _ => Self::Invalid(text),
         }
     }
@@ -245,6 +244,13 @@ mod tests {
             NetnsError::Io { doing: "create", path: path(), source: source() }.into(),
             RootfsError::Io { doing: "mount", path: path(), source: source() }.into(),
             ConfinementError::Host { path: path(), source: source() }.into(),
+            ConfinementError::Profile {
+                option: "seccomp_profile",
+                path: path(),
+                source: HostPathError::Io { doing: "read", path: path(), source: source() },
+            }
+            .into(),
+            DevicesError::Io { path: path(), source: source() }.into(),
             cni::Error::Io { doing: "write", path: path(), source: source() }.into(),
             Error::system("collect", &source()),
             of_host(HostPathError::Io { doing: "look for", path: path(), source: source() }),

@@ -1,18 +1,9 @@
 //! Looks at files of the host, which may be on a file system that gives no answer: a disk of a network whose server is gone.
 //! Whoever waits for one does so for a bounded time, and what waits on holds a bounded number of threads: none that another
 //! file system needs, and never all. Knows nothing of what is looked for.
-//!
-//! Source of the facts: proc_pid_mountinfo(5).
-
-#![expect(
-    clippy::disallowed_methods,
-    reason = "opens what the kernel makes, below /proc and /sys, and nothing that a job names"
-)]
 
 use std::collections::HashMap;
-use std::ffi::OsString;
 use std::io::{self, ErrorKind};
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,6 +11,10 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 
+use crate::mount_table;
+
+/// How long a file system may take to answer a start that needs it.
+pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 /// Looks that run without a question. Only a file system that gives no answer keeps them all busy.
 const AT_ONCE: usize = 16;
 /// Looks beside those, at one place, and at all places: fewer than the plugin has threads for what may block.
@@ -90,10 +85,7 @@ impl Looks {
             return Ok(Permits { _all: permit, _place: None });
         }
         let whole = place.to_owned();
-        let found = spawn_blocking(move || {
-            let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-            subject(&whole, &table)
-        });
+        let found = spawn_blocking(move || subject(&whole));
         let semaphore = self.of(found.await.map_err(io::Error::other)?);
         let place = semaphore.acquire_owned().await.map_err(io::Error::other)?;
         let all = Arc::clone(&self.all).acquire_owned().await.map_err(io::Error::other)?;
@@ -109,37 +101,13 @@ impl Looks {
     }
 }
 
-/// What gives no answer together: the mount that a path is on, by its name, and below the host's own root the first
-/// directory, which may be a link to another one. Nothing is asked of the file system.
-fn subject(path: &Path, table: &[u8]) -> PathBuf {
-    let points =
-        table.split(|byte| *byte == b'\n').filter_map(|line| line.split(|byte| *byte == b' ').nth(4));
-    let points = points.map(unescaped).filter(|point| path.starts_with(point));
-    let longest = points.max_by_key(|point| point.components().count());
-    match longest {
+/// What gives no answer together: the mount that a path is on, and below the host's own root the first directory, which may be
+/// a link to another one.
+fn subject(path: &Path) -> PathBuf {
+    match mount_table::point_of(path) {
         Some(point) if point != Path::new("/") => point,
         _ => path.components().take(2).collect(),
     }
-}
-
-/// The kernel writes what would break its table as three octal digits.
-fn unescaped(field: &[u8]) -> PathBuf {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&first, others)) = rest.split_first() {
-        let digits = others
-            .get(..3)
-            .filter(|digits| first == b'\\' && digits.iter().all(|d| (b'0'..b'8').contains(d)));
-        let (byte, after) = match digits {
-            Some(digits) => {
-                (digits.iter().fold(0_u8, |n, d| n.wrapping_mul(8).wrapping_add(d - b'0')), &others[3..])
-            }
-            None => (first, others),
-        };
-        bytes.push(byte);
-        rest = after;
-    }
-    OsString::from_vec(bytes).into()
 }
 
 #[cfg(test)]
@@ -152,21 +120,9 @@ mod tests {
 
     #[test]
     fn paths_of_one_mount_are_one_subject() {
-        let table = b"29 1 254:0 / / rw shared:1 - ext4 /dev/vda rw\n\
-                      30 29 0:5 / /mnt/a\\040b rw - nfs server:/x rw\n\
-                      31 30 0:6 / /mnt/a\\040b/c rw - nfs server:/y rw\n";
-        for (path, wanted) in [
-            ("/srv/data/x", "/srv"),
-            ("/", "/"),
-            ("/mnt/other", "/mnt"),
-            ("/mnt/a b", "/mnt/a b"),
-            ("/mnt/a b/d/e", "/mnt/a b"),
-            ("/mnt/a b/c/d", "/mnt/a b/c"),
-            ("/mnt/a bc", "/mnt"),
-        ] {
-            assert_eq!(subject(Path::new(path), table), Path::new(wanted), "{path}");
+        for (path, wanted) in [("/no-such/a/b", "/no-such"), ("/", "/"), ("/proc/1/stat", "/proc")] {
+            assert_eq!(subject(Path::new(path)), Path::new(wanted), "{path}");
         }
-        assert_eq!(subject(Path::new("/srv/x"), b"no table"), Path::new("/srv"));
     }
 
     #[tokio::test]

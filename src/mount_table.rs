@@ -67,6 +67,17 @@ pub(crate) fn below(path: &Path) -> io::Result<Vec<Mount>> {
     Ok(lines(&table).filter_map(parsed).filter(|mount| mount.point.starts_with(path)).collect())
 }
 
+/// Returns the point of the mount that `path` is on, by its name alone: nothing is asked of its file system. A table that the
+/// kernel doesn't give has none.
+pub(crate) fn point_of(path: &Path) -> Option<PathBuf> {
+    innermost(path, &fs::read(TABLE).unwrap_or_default())
+}
+
+fn innermost(path: &Path, table: &[u8]) -> Option<PathBuf> {
+    let points = lines(table).filter_map(parsed).map(|mount| mount.point);
+    points.filter(|point| path.starts_with(point)).max_by_key(|point| point.components().count())
+}
+
 fn with_id(id: &str, table: &[u8]) -> Option<Mount> {
     lines(table).find(|line| line.split(|byte| *byte == b' ').next() == Some(id.as_bytes())).and_then(parsed)
 }
@@ -133,6 +144,10 @@ mod tests {
                       31 29 0:5 / /a/\xc3\xbc\\9 rw - tmpfs x rw\n";
         let points: Vec<_> = lines(table).filter_map(parsed).map(|mount| mount.point).collect();
         assert_eq!(points, ["/a", "/a/b c\t\n\\d", "/a/\u{fc}\\9"].map(PathBuf::from));
+        for (path, point) in [("/a/x", "/a"), ("/a/b c\t\n\\d/x", "/a/b c\t\n\\d"), ("/a/b", "/a")] {
+            assert_eq!(innermost(Path::new(path), table).unwrap(), Path::new(point), "{path}");
+        }
+        assert_eq!(innermost(Path::new("/b"), table), None);
         assert!(below(Path::new("/proc")).unwrap().iter().any(|mount| mount.point == Path::new("/proc")));
     }
 }

@@ -21,7 +21,7 @@ use super::{ConfinementError, capabilities};
 use crate::config::{Gates, SeccompProfile, Security};
 use crate::host_path::{self, HostPathError};
 
-const STATUS: &str = "/proc/self/status";
+pub(super) const STATUS: &str = "/proc/self/status";
 const KERNEL: &str = "/proc/sys/kernel/osrelease";
 const APPARMOR_ENABLED: &str = "/sys/module/apparmor/parameters/enabled";
 const APPARMOR_LOADED: &str = "/sys/kernel/security/apparmor/profiles";
@@ -128,17 +128,18 @@ fn loaded(list: &str) -> Vec<String> {
 /// to start a watchdog.
 fn profile(named: &SeccompProfile, gates: &Gates) -> Result<String, ConfinementError> {
     let refused = |why: String| ConfinementError::profile(named, why);
-    let unreadable = |error: io::Error| refused(format!("the file can't be read on this host: {error}"));
+    let unreadable = |source| {
+        let SeccompProfile { option, path } = named;
+        ConfinementError::Profile { option, path: path.clone(), source }
+    };
     // Held against the operator's word with the other options before.
     let (root, path) = gates.seccomp_profile(&named.path).ok_or_else(|| {
         refused("the plugin's option seccomp_profile_dirs has no directory above it".to_owned())
     })?;
-    let file = host_path::open_file(&root, &path).map_err(|error| match error {
-        HostPathError::Missing(path) => refused(format!("there is no {} on this host", path.display())),
-        error => refused(error.to_string()),
-    })?;
+    let file = host_path::open_file(&root, &path).map_err(unreadable)?;
     let mut bytes = Vec::new();
-    file.take(PROFILE_LIMIT_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    let io = |source| unreadable(HostPathError::Io { doing: "read", path: named.path.clone(), source });
+    file.take(PROFILE_LIMIT_BYTES + 1).read_to_end(&mut bytes).map_err(io)?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length > PROFILE_LIMIT_BYTES) {
         return Err(refused(format!("the file has more than {PROFILE_LIMIT_BYTES} bytes")));
     }

@@ -13,6 +13,8 @@ use oci_spec::OciSpecError;
 use oci_spec::runtime::{Capability, LinuxDevice, LinuxSeccomp};
 
 use crate::config::{Gates, SeccompProfile, Security};
+use crate::host_files;
+use crate::host_path::HostPathError;
 use host::Host;
 
 /// AppArmor's word for no profile.
@@ -36,12 +38,12 @@ pub(crate) struct Confinement {
 pub(crate) enum ConfinementError {
     #[error("the option {option} can't be {value:?}: {why}")]
     Value { option: &'static str, value: String, why: String },
+    #[error("the option {option} can't be {path:?}: {source}")]
+    Profile { option: &'static str, path: PathBuf, source: HostPathError },
     #[error("can't read {path}: {source}")]
     Host { path: PathBuf, source: std::io::Error },
     #[error("the built-in seccomp profile can't be used: {0}")]
     BuiltIn(String),
-    #[error("the look at the host ended early")]
-    Lost,
     #[error(transparent)]
     Incomplete(#[from] OciSpecError),
 }
@@ -66,9 +68,11 @@ impl ConfinementError {
 /// Names the option that can't be met, and why.
 pub(crate) async fn settle(security: &Security, gates: &Gates) -> Result<Confinement, ConfinementError> {
     let (security, gates) = (security.clone(), gates.clone());
-    let settling =
-        tokio::task::spawn_blocking(move || decide(&security, &gates, &Host::look(&security, &gates)?));
-    settling.await.map_err(|_| ConfinementError::Lost)?
+    // All else is the kernel's, which answers.
+    let profile = security.seccomp_profile.as_ref().map(|named| named.path.clone());
+    let place = profile.unwrap_or_else(|| host::STATUS.into());
+    let settling = move || decide(&security, &gates, &Host::look(&security, &gates)?);
+    host_files::look(&place, host_files::LIMIT, settling).await.map_err(ConfinementError::host(&place))?
 }
 
 fn decide(security: &Security, gates: &Gates, host: &Host) -> Result<Confinement, ConfinementError> {

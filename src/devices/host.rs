@@ -1,6 +1,7 @@
 //! The nodes that a path on the host leads to: a device, or all below a directory.
 
 use std::fs::{self, Metadata};
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
@@ -17,17 +18,21 @@ const PERMISSION_BITS: u32 = 0o777;
 pub(super) fn nodes(asked: &DevicePath, operators: &PluginDevices) -> Result<Vec<Node>, DevicesError> {
     let DevicePath { on_host, in_container, permissions } = asked;
     let refused = |why: String| DevicesError::Path { path: on_host.clone(), why };
-    let path = fs::canonicalize(on_host).map_err(|error| refused(format!("there is none: {error}")))?;
+    let io = |source| DevicesError::Io { path: on_host.clone(), source };
+    let path = fs::canonicalize(on_host).map_err(|error| match error.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => refused(format!("there is none: {error}")),
+        _ => io(error),
+    })?;
     if !operators.allow_path(&path) {
         return Err(DevicesError::Forbidden { asked: on_host.clone(), path });
     }
-    let metadata = fs::metadata(&path).map_err(|error| refused(error.to_string()))?;
+    let metadata = fs::metadata(&path).map_err(io)?;
     if !metadata.is_dir() {
         let node = node(&metadata, in_container, permissions);
         return Ok(vec![node.ok_or_else(|| refused("it is a file and no device".to_owned()))?]);
     }
     let mut nodes = Vec::new();
-    below(&path, in_container, permissions, &mut nodes).map_err(|error| refused(error.to_string()))?;
+    below(&path, in_container, permissions, &mut nodes).map_err(io)?;
     if nodes.is_empty() {
         return Err(refused("it is a directory without a device in it".to_owned()));
     }

@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use crate::config::{Device, DevicePath, PluginDevices};
+use crate::host_files;
 
 /// All that comes into a container with its devices.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -84,8 +85,8 @@ pub(crate) enum DevicesError {
     Cdi { name: String, why: String },
     #[error("two devices are to be at {} in the container: give one of them another container_path", .0.display())]
     Twice(PathBuf),
-    #[error("the lookup of devices ended early")]
-    Lost,
+    #[error("the device {}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
 }
 
 /// Finds what the job asks for, within the operator's limits, and what Nomad's device plugins have given the task.
@@ -97,43 +98,56 @@ pub(crate) async fn find(
     of_nomad: Vec<DevicePath>,
     operators: PluginDevices,
 ) -> Result<Found, DevicesError> {
-    if asked.is_empty() && of_nomad.is_empty() {
-        return Ok(Found::default());
-    }
-    let looked = tokio::task::spawn_blocking(move || look(&asked, &of_nomad, &operators));
-    looked.await.map_err(|_| DevicesError::Lost)?
-}
-
-fn look(asked: &[Device], of_nomad: &[DevicePath], operators: &PluginDevices) -> Result<Found, DevicesError> {
     let mut found = Found::default();
     for device in of_nomad {
-        found.nodes.extend(host::nodes(device, &PluginDevices::default())?);
+        found.nodes.extend(nodes(device, PluginDevices::default()).await?);
     }
     let mut names = Vec::new();
     for device in asked {
         match device {
-            Device::Path(device) => found.nodes.extend(host::nodes(device, operators)?),
-            Device::Cdi(name) => names.push(name.as_str()),
+            Device::Path(device) => found.nodes.extend(nodes(device, operators.clone()).await?),
+            Device::Cdi(name) => names.push(name),
         }
     }
     let mut paths = BTreeSet::new();
     if let Some(twice) = found.nodes.iter().find(|node| !paths.insert(&node.path)) {
         return Err(DevicesError::Twice(twice.path.clone()));
     }
-    cdi::add(&mut found, &names, &operators.cdi_spec_dirs)?;
-    Ok(found)
+    if names.is_empty() {
+        return Ok(found);
+    }
+    let directories = operators.cdi_spec_dirs;
+    let place = directories.first().cloned().unwrap_or_default();
+    let add = move || {
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        cdi::add(&mut found, &names, &directories).map(|()| found)
+    };
+    looked(place, add).await
+}
+
+async fn nodes(device: DevicePath, operators: PluginDevices) -> Result<Vec<Node>, DevicesError> {
+    looked(device.on_host.clone(), move || host::nodes(&device, &operators)).await
+}
+
+/// Runs a look, which may wait for the file system that `path` is on.
+async fn looked<T: Send + 'static>(
+    path: PathBuf,
+    look: impl FnOnce() -> Result<T, DevicesError> + Send + 'static,
+) -> Result<T, DevicesError> {
+    let looked = host_files::look(&path, host_files::LIMIT, look).await;
+    looked.map_err(|source| DevicesError::Io { path, source })?
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_place_in_the_container_has_one_device() {
+    #[tokio::test]
+    async fn a_place_in_the_container_has_one_device() {
         let device = |on_host| Device::Path(DevicePath::new(on_host, "/dev/x", "r").unwrap());
-        let look = |devices: &[Device]| look(devices, &[], &PluginDevices::default());
-        assert_eq!(look(&[device("/dev/null")]).unwrap().nodes.len(), 1);
-        let twice = look(&[device("/dev/null"), device("/dev/zero")]).unwrap_err().to_string();
+        let look = |devices| find(devices, Vec::new(), PluginDevices::default());
+        assert_eq!(look(vec![device("/dev/null")]).await.unwrap().nodes.len(), 1);
+        let twice = look(vec![device("/dev/null"), device("/dev/zero")]).await.unwrap_err().to_string();
         assert!(twice.contains("/dev/x"), "{twice}");
     }
 }

@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use nix::mount::MsFlags;
 use nomad_proto::driver as pb;
@@ -19,8 +18,6 @@ use crate::mount_table::{self, Mount, Spreads};
 use crate::shim::{Bundle, Pin};
 use crate::spec::{self, Pinned};
 
-/// A file system that doesn't answer holds a start up for no longer.
-const LIMIT: Duration = Duration::from_secs(30);
 /// Of a directory of the allocation that is made for a task: as Nomad's own `/local`, since any user may be in there.
 const VOLUME_MODE: u32 = 0o777;
 /// Of one that is made because a job has it as a source; as docker does.
@@ -171,12 +168,12 @@ fn cleaned(path: &str) -> PathBuf {
 /// The source is the operator's or that of a storage plugin of his: links in its path are followed.
 fn volume(mount: &pb::Mount) -> Result<Source> {
     let pb::Mount { host_path, task_path, readonly, .. } = mount;
-    let refuse =
-        |error: String| Error::Failed(format!("the volume at {task_path} can't be mounted: {error}"));
+    let what = format!("the volume at {task_path} can't be mounted");
     let path = Path::new(host_path).strip_prefix("/").unwrap_or(Path::new(host_path));
-    let place = host_path::open(Path::new("/"), path).map_err(|error| refuse(error.to_string()))?;
-    let Mount { flags, spreads, .. } =
-        mount_table::of(&place).map_err(|error| refuse(format!("{host_path}: {error}")))?;
+    let place = host_path::open(Path::new("/"), path)
+        .map_err(|error| Error::passing(format!("{what}: {error}"), error.is_transient()))?;
+    let Mount { flags, spreads, .. } = mount_table::of(&place)
+        .map_err(|error| Error::system(format_args!("{what}: {host_path}"), &error))?;
     // As far as the host lets it: Nomad's word is not refused.
     let propagation = match mount.propagation_mode.as_str() {
         "bidirectional" if spreads.shared => MsFlags::MS_SHARED,
@@ -201,7 +198,7 @@ pub(super) async fn off_thread<T: Send + 'static>(
     what: &str,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    host_files::look(place, LIMIT, work).await.map_err(|error| Error::system(what, &error))?
+    host_files::look(place, host_files::LIMIT, work).await.map_err(|error| Error::system(what, &error))?
 }
 
 impl Wanted {

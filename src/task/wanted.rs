@@ -149,7 +149,8 @@ impl ImageSource {
                 Error::refused(text, error.is_transient())
             })?;
             let directory = host_path::open_directory(&alloc_dir, &own).map_err(|error| {
-                Error::Failed(format!("an archive has nowhere to be decompressed: {error}"))
+                let text = format!("an archive has nowhere to be decompressed: {error}");
+                Error::passing(text, error.is_transient())
             })?;
             let scratch = Scratch { directory: Arc::new(directory), shown: alloc_dir.join(own) };
             Ok((file, scratch))

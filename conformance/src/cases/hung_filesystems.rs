@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use futures::future::join_all;
 use nomad_proto::driver as pb;
+use serde_json::json;
 
 use super::obedient::{obedient, tell_to_end};
 use super::{cases, is_recoverable, refused, same};
@@ -15,6 +16,7 @@ use crate::task::LIMIT;
 
 cases!["hung file system":
     many_starts_that_need_one_are_refused_in_time_and_hold_nobody_up,
+    starts_whose_seccomp_profile_or_device_is_on_one_are_refused_in_time,
     an_allocation_that_is_on_one_holds_nobody_up,
     tasks_whose_log_pipes_are_on_one_end_and_hold_nobody_up,
 ];
@@ -40,12 +42,12 @@ async fn many_starts_that_need_one_are_refused_in_time_and_hold_nobody_up(scene:
     let mut plugin = scene.plugin().await?;
     let dead = scene.directory().join("dead");
     let mut job = scene.shell("true");
-    job["volumes"] = serde_json::json!([format!("{}/data:/data", dead.display())]);
+    job["volumes"] = json!([format!("{}/data:/data", dead.display())]);
     let task = scene.prepare(&plugin, &job).await?;
     let sound = scene.directory().join("sound");
     std::fs::create_dir_all(&sound)?;
     let mut other = scene.shell("exit 3");
-    other["volumes"] = serde_json::json!([format!("{}:/data", sound.display())]);
+    other["volumes"] = json!([format!("{}:/data", sound.display())]);
     let hung = HungFilesystem::over(&dead)?;
     let began = Instant::now();
     let starts = (0..MANY).map(|number| {
@@ -80,6 +82,28 @@ async fn many_starts_that_need_one_are_refused_in_time_and_hold_nobody_up(scene:
     let task = scene.run(&plugin, &job).await?;
     same!(task.wait(&plugin).await?.exit_code, 0);
     task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn starts_whose_seccomp_profile_or_device_is_on_one_are_refused_in_time(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let dead = scene.directory().join("dead");
+    let file = dead.join("file");
+    let mut tasks = Vec::new();
+    for (option, value) in [("seccomp_profile", json!(file)), ("devices", json!([file]))] {
+        let mut job = scene.shell("true");
+        job[option] = value;
+        tasks.push(scene.prepare(&plugin, &job).await?);
+    }
+    let hung = HungFilesystem::over(&dead)?;
+    let starts = join_all(tasks.iter().map(|task| plugin.start_task(task.config.clone())));
+    let refusals = tokio::time::timeout(BOUND, starts).await;
+    drop(hung);
+    for (task, refusal) in tasks.iter().zip(refusals.context("a start waits on")?) {
+        let status = refused(refusal, &[task.id(), "no answer"])?;
+        ensure!(is_recoverable(&status)?, "Nomad would not try it again: {status}");
+    }
+    scene.nothing_left()?;
     plugin.shut_down().await
 }
 

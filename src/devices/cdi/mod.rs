@@ -23,9 +23,6 @@ struct Read {
 
 /// Adds what comes with the devices of these names. What a file says for all its devices comes once, before the first.
 pub(super) fn add(found: &mut Found, names: &[&str], directories: &[PathBuf]) -> Result<(), DevicesError> {
-    if names.is_empty() {
-        return Ok(());
-    }
     let (read, unreadable) = read(directories);
     let mut used = Vec::new();
     for name in names {
