@@ -3,6 +3,7 @@
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests open what they have made"))]
 
 mod allocator;
+mod cache;
 mod cgroup;
 mod cni;
 mod config;

@@ -16,17 +16,16 @@ mod tree;
 mod walk;
 
 use std::collections::BTreeMap;
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use containerd_client::types::Mount;
-use lru::LruCache;
 use nix::mount::MsFlags;
 use nix::sched::{CloneFlags, unshare};
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::cache::Cache;
 use accounts::Accounts;
 use container::View;
 pub(crate) use container::check;
@@ -38,15 +37,22 @@ const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
 /// Maximum size of an account file.
 const ACCOUNTS_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
-/// Maximum number of images whose accounts are kept.
-const KNOWN_LIMIT: NonZeroUsize = NonZeroUsize::new(256).unwrap();
-/// Where every container has something mounted.
-const MOUNTED: [&str; 7] =
-    ["/proc", "/dev", "/sys/fs/cgroup", "/alloc/logs", "/local", "/secrets", "/etc/hosts"];
+/// Where containers have something mounted.
+const MOUNTED: [&str; 9] = [
+    "/proc",
+    "/dev",
+    "/sys/fs/cgroup",
+    "/alloc/logs",
+    "/local",
+    "/secrets",
+    "/etc/hosts",
+    "/etc/hostname",
+    "/etc/resolv.conf",
+];
 /// Maximum number of places of an image that are kept, and the length of each with the target of a link.
 const KINDS_LIMIT: usize = 256;
 const KNOWN_PATH_BYTES: usize = 256;
-/// Maximum size of both files together for them to be kept. Hardly an image has more.
+/// Maximum size of both files together, and of the name of the look, for it to be kept. Hardly an image has more.
 const REMEMBERED_BYTES: usize = 16 * 1024;
 /// How long a look into an image may take.
 const LOOK_LIMIT: Duration = Duration::from_secs(30);
@@ -134,7 +140,7 @@ impl Kinds {
 
 /// The looks into images that were made. What a key stands for never changes: the layers of an image.
 pub(crate) struct Known {
-    looks: Mutex<LruCache<String, Arc<Look>>>,
+    looks: Cache<String, Arc<Look>>,
     under_way: Arc<Semaphore>,
     /// The looks at what jobs mount: a volume that hangs keeps no task from starting that does not need such a look.
     in_mounts: Arc<Semaphore>,
@@ -143,7 +149,7 @@ pub(crate) struct Known {
 impl Default for Known {
     fn default() -> Self {
         Self {
-            looks: Mutex::new(LruCache::new(KNOWN_LIMIT)),
+            looks: Cache::default(),
             under_way: Arc::new(Semaphore::new(LOOKS_LIMIT)),
             in_mounts: Arc::new(Semaphore::new(LOOKS_LIMIT)),
         }
@@ -151,14 +157,11 @@ impl Default for Known {
 }
 
 impl Known {
-    fn get(&self, key: &str) -> Option<Arc<Look>> {
-        self.looks.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
-    }
-
+    /// The working directory of a hostile image, which is in the key, has megabytes.
     fn remember(&self, key: String, look: &Arc<Look>) {
         let Accounts { passwd, group } = &look.accounts;
-        if passwd.len() + group.len() <= REMEMBERED_BYTES {
-            self.looks.lock().unwrap_or_else(PoisonError::into_inner).put(key, Arc::clone(look));
+        if key.len() + passwd.len() + group.len() <= REMEMBERED_BYTES {
+            self.looks.put(key, Arc::clone(look));
         }
     }
 }
@@ -186,7 +189,7 @@ pub(crate) async fn look(
     groups: &[String],
 ) -> Result<(Identity, Arc<Ends>), RootfsError> {
     let key = format!("{} {}", root.layers, root.cwd);
-    let (root, look) = match known.get(&key) {
+    let (root, look) = match known.looks.get(&key) {
         Some(look) => (root, look),
         None => {
             let looked = apart(&known.under_way, move || {
@@ -252,7 +255,7 @@ fn look_into(tree: &Tree, cwd: &str) -> Result<Look, RootfsError> {
     let group = account_file(tree, GROUP, &view.check_file(GROUP)?)?;
     view.check_directory(cwd)?;
     // So that the image need not be mounted once more for the look at the container.
-    for place in MOUNTED.into_iter().chain(["/etc/hostname", "/etc/resolv.conf"]) {
+    for place in MOUNTED {
         view.resolve(place)?;
     }
     drop(view);
@@ -298,15 +301,13 @@ mod tests {
         let (app, _) = look(&known, root("a"), "app", &[]).await.unwrap();
         assert_eq!(app, accounts().identity("app", &[]).unwrap());
         assert!(look(&known, root("b"), "app", &[]).await.is_err());
-        assert!(known.get("b /").is_none());
+        assert!(known.looks.get("b /").is_none());
         let large = Accounts { passwd: "x".repeat(REMEMBERED_BYTES), ..accounts() };
         known.remember("b".to_owned(), &Arc::new(Look { accounts: large, ..Look::default() }));
-        assert!(known.get("b").is_none());
-        for number in 0..KNOWN_LIMIT.get() {
-            known.remember(number.to_string(), &Arc::new(Look::default()));
-            assert!(known.get("0").is_some(), "what is in use stays");
-        }
-        assert!(known.get("a /").is_none());
+        assert!(known.looks.get("b").is_none());
+        let deep = format!("c /{}", "x".repeat(REMEMBERED_BYTES));
+        known.remember(deep.clone(), &Arc::new(Look::default()));
+        assert!(known.looks.get(&deep).is_none());
     }
 
     #[test]

@@ -7,14 +7,12 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use lru::LruCache;
 use oci_spec::image::{Descriptor, Digest, ImageConfiguration, ImageManifest, MediaType};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -65,28 +63,6 @@ pub(super) struct FileKey {
     changed: [i64; 4],
     /// The image that is wanted of it.
     wanted: Option<String>,
-}
-
-/// The names of the images that were loaded from files, so that a file is read once.
-pub(super) struct Loaded(Mutex<LruCache<FileKey, String>>);
-
-/// Maximum number of files whose image is kept.
-const LOADED_LIMIT: NonZeroUsize = NonZeroUsize::new(256).unwrap();
-
-impl Default for Loaded {
-    fn default() -> Self {
-        Self(Mutex::new(LruCache::new(LOADED_LIMIT)))
-    }
-}
-
-impl Loaded {
-    fn get(&self, key: &FileKey) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(key).cloned()
-    }
-
-    fn remember(&self, key: FileKey, name: &str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).put(key, name.to_owned());
-    }
 }
 
 impl FileKey {
@@ -157,8 +133,6 @@ impl Containerd {
             let waits = audience.waits().subjects();
             Problem::Deadline { after: timeout, waits }.during("store and unpack")
         };
-        // Whatever ends the wait ends the reading, too.
-        let _stops = terms.stop.clone().drop_guard();
         let images = &self.shared.images;
         let looked_at = source.clone();
         let key = timeout_at(until, off_thread(move || FileKey::of(&looked_at))).await.map_err(|_| late())?;
@@ -183,7 +157,7 @@ impl Containerd {
                 outcome?
             }
         };
-        images.loaded.remember(key, &name);
+        images.loaded.put(key, name);
         Ok(image)
     }
 

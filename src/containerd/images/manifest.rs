@@ -163,7 +163,7 @@ impl Layout {
         config: &[u8],
         host: &Arch,
     ) -> Result<Self, Problem> {
-        let config: ImageConfiguration = go_json::read(config, go_json::CONFIG)
+        let mut config: ImageConfiguration = go_json::read(config, go_json::CONFIG)
             .map_err(|error| Problem::corrupt(format!("the configuration can't be read: {error}")))?;
         if *config.os() != Os::Linux || platform::normal(config.architecture()).0 != *host {
             let theirs = format!("{}/{}", config.os(), config.architecture());
@@ -188,6 +188,12 @@ impl Layout {
             parent_chain_id = layer.chain_id.clone();
             layers.push(layer);
         }
+        // Nobody reads them, and they may be most of it.
+        let own = config.config().clone().map(|mut own| {
+            own.set_labels(None);
+            own
+        });
+        config.set_history(None).set_config(own);
         let config_digest = manifest.config().digest().to_string();
         Ok(Self { manifest_digest: manifest_digest.to_owned(), config_digest, config, layers })
     }
@@ -195,6 +201,12 @@ impl Layout {
     /// What its layers have in a registry.
     pub(super) fn size_bytes(&self) -> u64 {
         self.layers.iter().map(|layer| layer.blob.size()).fold(0, u64::saturating_add)
+    }
+
+    /// The size of what is kept here of the documents, as JSON.
+    pub(super) fn document_bytes(&self) -> usize {
+        let blobs: Vec<_> = self.layers.iter().map(|layer| &layer.blob).collect();
+        serde_json::to_vec(&(&self.config, blobs)).map_or(usize::MAX, |text| text.len())
     }
 
     /// The snapshot of the whole image; empty for one without layers.

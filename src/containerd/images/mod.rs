@@ -67,6 +67,7 @@ use self::progress::Progress;
 use self::turns::Turns;
 use self::unpack::Unpacking;
 use super::{Containerd, Error, Problem};
+use crate::cache::Cache;
 
 /// On the record of an image that we brought in; its value tells ours from another plugin's.
 const OWNER_LABEL: &str = "containerd-driver/brought-by";
@@ -126,7 +127,8 @@ pub(super) struct State {
     turns: Turns,
     gate: Gate,
     left: lease::Left,
-    loaded: load::Loaded,
+    /// The names of the images that were loaded from files, so that a file is read once.
+    loaded: Cache<load::FileKey, String>,
     owner: String,
 }
 
@@ -142,7 +144,7 @@ impl State {
             turns: Turns::default(),
             gate: Gate::new(pulls),
             left: lease::Left::default(),
-            loaded: load::Loaded::default(),
+            loaded: Cache::default(),
             owner,
         }
     }

@@ -1,18 +1,17 @@
 //! What the daemon has of an image, found out without the network.
 
-use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use containerd_client::services::v1::GetImageRequest;
 use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::types::Descriptor as Target;
-use lru::LruCache;
 use tonic::transport::Channel;
 
 use super::super::{Containerd, Error, Labels, MESSAGE_LIMIT_BYTES, QUICK};
 use super::host;
 use super::manifest::{self, CONFIG_LIMIT_BYTES, Document, Layout, MANIFEST_LIMIT_BYTES};
 use super::reference::Reference;
+use crate::cache::Cache;
 
 pub(super) enum Present {
     /// Unpacked in our snapshotter.
@@ -23,28 +22,24 @@ pub(super) enum Present {
     Absent,
 }
 
-/// Maximum number of images that are kept; it only saves calls.
-const KNOWN_LIMIT: NonZeroUsize = NonZeroUsize::new(256).unwrap();
+/// Maximum size of an image's documents, without its history and labels, for them to be kept. Those of a hostile image have megabytes.
+const KNOWN_BYTES: usize = 128 * 1024;
 
 /// What the digests in image records stand for on this host, where a snapshotter's label on it has been seen to.
+#[derive(Default)]
 pub(super) struct Known {
-    layouts: Mutex<LruCache<String, Arc<Layout>>>,
-}
-
-impl Default for Known {
-    fn default() -> Self {
-        Self { layouts: Mutex::new(LruCache::new(KNOWN_LIMIT)) }
-    }
+    layouts: Cache<String, Arc<Layout>>,
 }
 
 impl Known {
     fn get(&self, snapshotter: &str, target: &str) -> Option<Arc<Layout>> {
-        self.layouts.lock().unwrap_or_else(PoisonError::into_inner).get(&key(snapshotter, target)).cloned()
+        self.layouts.get(&key(snapshotter, target))
     }
 
     pub(super) fn remember(&self, snapshotter: &str, target: &str, layout: &Arc<Layout>) {
-        let mut layouts = self.layouts.lock().unwrap_or_else(PoisonError::into_inner);
-        layouts.put(key(snapshotter, target), Arc::clone(layout));
+        if layout.document_bytes() <= KNOWN_BYTES {
+            self.layouts.put(key(snapshotter, target), Arc::clone(layout));
+        }
     }
 }
 
@@ -162,5 +157,33 @@ impl Containerd {
 
     pub(super) fn image_records(&self) -> ImagesClient<Channel> {
         ImagesClient::new(self.channel()).max_decoding_message_size(MESSAGE_LIMIT_BYTES)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::digest::digest_of;
+    use super::*;
+
+    #[test]
+    fn an_image_of_large_documents_is_not_kept() {
+        let config = json!({
+            "mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest_of(b"x"), "size": 2,
+        });
+        let manifest =
+            serde_json::from_value(json!({"schemaVersion": 2, "config": config, "layers": []})).unwrap();
+        let large = "x".repeat(KNOWN_BYTES);
+        for (own, is_kept) in [(json!({"Labels": {"a": large}}), true), (json!({"Env": [large]}), false)] {
+            let config = json!({
+                "os": "linux", "architecture": host().to_string(), "rootfs": {"type": "layers", "diff_ids": []},
+                "config": own, "history": [{"comment": large}],
+            });
+            let layout = Layout::new("m", &manifest, config.to_string().as_bytes(), &host()).unwrap();
+            let known = Known::default();
+            known.remember("overlayfs", "t", &Arc::new(layout));
+            assert_eq!(known.get("overlayfs", "t").is_some(), is_kept);
+        }
     }
 }
