@@ -30,9 +30,24 @@ use crate::os_error::is_transient;
 const TRIES: usize = 128;
 /// Resolution of a path that has no links in it.
 const PLAIN: ResolveFlag = ResolveFlag::RESOLVE_BENEATH.union(ResolveFlag::RESOLVE_NO_SYMLINKS);
-/// From the kernel's `include/uapi/linux/magic.h`; nix has no names for them.
-const EFIVARFS_MAGIC: FsType = FsType(0xde5e_81e4);
-const PSTOREFS_MAGIC: FsType = FsType(0x6165_676c);
+/// The file systems whose files the kernel makes as they are read: regular files by their kind, but a read takes lines out of
+/// the kernel's log, waits for events, or shows what only root sees. nix has no names for the last two.
+const KERNELS_OWN: [FsType; 13] = [
+    PROC_SUPER_MAGIC,
+    SYSFS_MAGIC,
+    DEBUGFS_MAGIC,
+    TRACEFS_MAGIC,
+    SECURITYFS_MAGIC,
+    CGROUP_SUPER_MAGIC,
+    CGROUP2_SUPER_MAGIC,
+    BPF_FS_MAGIC,
+    NSFS_MAGIC,
+    SELINUX_MAGIC,
+    SMACK_MAGIC,
+    // EFIVARFS_MAGIC and PSTOREFS_MAGIC of linux/magic.h.
+    FsType(0xde5e_81e4),
+    FsType(0x6165_676c),
+];
 
 /// Why a path can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -82,10 +97,7 @@ impl<'a> Area<'a> {
     /// # Errors
     /// Says what is wrong with the path.
     pub(crate) fn open(self, path: &Path) -> Result<OwnedFd, HostPathError> {
-        let from = open_root(self.root)?;
-        let Some(area) = self.area(&from)? else {
-            return resolve_mounted(&from, path, self.bounds()).map_err(|error| self.named(error, path));
-        };
+        let area = self.area()?;
         if is_itself(path) {
             return Ok(area);
         }
@@ -104,7 +116,7 @@ impl<'a> Area<'a> {
             return Err(io(std::io::Error::other("it is not a regular file")));
         }
         let system = fstatfs(&place).map_err(|error| io(error.into()))?.filesystem_type();
-        if is_kernels_own(system) {
+        if KERNELS_OWN.contains(&system) {
             return Err(io(std::io::Error::other("it is a file of the kernel's own, not of a disk")));
         }
         reopen(&place, fs::OpenOptions::new().read(true)).map_err(io)
@@ -116,10 +128,6 @@ impl<'a> Area<'a> {
     /// As [`Self::open`].
     pub(crate) fn make(self, path: &Path, mode: u32) -> Result<OwnedFd, HostPathError> {
         let from = open_root(self.root)?;
-        if self.plain.as_os_str().is_empty() {
-            return make_along(&from, path, Some(mode), self.bounds())
-                .map_err(|error| self.named(error, path));
-        }
         let is_last = is_itself(path);
         let area = make_along(&from, self.plain, is_last.then_some(mode), PLAIN)
             .map_err(|error| plainly(error, self.root, self.plain))?;
@@ -129,13 +137,12 @@ impl<'a> Area<'a> {
         make_along(&area, path, Some(mode), self.bounds()).map_err(|error| self.named(error, path))
     }
 
-    /// None where the area is the root itself.
-    fn area(self, root: &OwnedFd) -> Result<Option<OwnedFd>, HostPathError> {
+    fn area(self) -> Result<OwnedFd, HostPathError> {
         if self.plain.as_os_str().is_empty() {
-            return Ok(None);
+            open_root(self.root)
+        } else {
+            open_plain(self.root, self.plain)
         }
-        let area = resolve(root, self.plain, OFlag::O_PATH, PLAIN);
-        area.map(Some).map_err(|error| plainly(error, self.root, self.plain))
     }
 
     /// Nothing is outside of `/`, so that links may be absolute there.
@@ -145,9 +152,8 @@ impl<'a> Area<'a> {
     }
 
     fn whole(self, path: &Path) -> PathBuf {
-        let area =
-            if self.plain.as_os_str().is_empty() { self.root.into() } else { self.root.join(self.plain) };
-        if is_itself(path) { area } else { area.join(path.strip_prefix(".").unwrap_or(path)) }
+        let parts = [self.root, self.plain, path].into_iter().flat_map(Path::components);
+        parts.filter(|part| *part != Component::CurDir).collect()
     }
 
     fn named(self, error: Errno, path: &Path) -> HostPathError {
@@ -182,29 +188,7 @@ pub(crate) fn open_file(root: &Path, path: &Path) -> Result<fs::File, HostPathEr
 /// # Errors
 /// Names the path, and what it is instead.
 pub(crate) fn open_directory(root: &Path, path: &Path) -> Result<OwnedFd, HostPathError> {
-    let (place, whole) = (open_plain(root, path)?, root.join(path));
-    match kind_of(&place, &whole)? {
-        S_IFDIR => Ok(place),
-        _ => Err(HostPathError::WrongKind { path: whole, wanted: "a directory" }),
-    }
-}
-
-/// Whether files of that system are made by the kernel as they are read: regular files by their kind, but a read takes
-/// lines out of the kernel's log, waits for events, or shows what only root sees.
-fn is_kernels_own(system: FsType) -> bool {
-    system == PROC_SUPER_MAGIC
-        || system == SYSFS_MAGIC
-        || system == DEBUGFS_MAGIC
-        || system == TRACEFS_MAGIC
-        || system == SECURITYFS_MAGIC
-        || system == CGROUP_SUPER_MAGIC
-        || system == CGROUP2_SUPER_MAGIC
-        || system == BPF_FS_MAGIC
-        || system == NSFS_MAGIC
-        || system == SELINUX_MAGIC
-        || system == SMACK_MAGIC
-        || system == EFIVARFS_MAGIC
-        || system == PSTOREFS_MAGIC
+    open_kind(root, path, S_IFDIR, "a directory")
 }
 
 /// Finds a named pipe beneath `root`, where no part of its path is a link. The place can be opened by [`reopen`], without
@@ -213,11 +197,7 @@ fn is_kernels_own(system: FsType) -> bool {
 /// # Errors
 /// Names the path, and what it is instead.
 pub(crate) fn find_pipe(root: &Path, path: &Path) -> Result<OwnedFd, HostPathError> {
-    let (place, whole) = (open_plain(root, path)?, root.join(path));
-    match kind_of(&place, &whole)? {
-        S_IFIFO => Ok(place),
-        _ => Err(HostPathError::WrongKind { path: whole, wanted: "a named pipe" }),
-    }
+    open_kind(root, path, S_IFIFO, "a named pipe")
 }
 
 /// Opens the file that a descriptor holds the place of. Never waits, for the other end of a pipe or for a lease that
@@ -227,6 +207,11 @@ pub(crate) fn find_pipe(root: &Path, path: &Path) -> Result<OwnedFd, HostPathErr
 /// When the kernel refuses.
 pub(crate) fn reopen(place: &OwnedFd, options: &mut fs::OpenOptions) -> std::io::Result<fs::File> {
     options.custom_flags(O_NONBLOCK).open(format!("/proc/self/fd/{}", place.as_raw_fd()))
+}
+
+fn open_kind(root: &Path, path: &Path, kind: u32, wanted: &'static str) -> Result<OwnedFd, HostPathError> {
+    let (place, path) = (open_plain(root, path)?, root.join(path));
+    if kind_of(&place, &path)? == kind { Ok(place) } else { Err(HostPathError::WrongKind { path, wanted }) }
 }
 
 fn open_plain(root: &Path, path: &Path) -> Result<OwnedFd, HostPathError> {
@@ -364,19 +349,16 @@ mod tests {
     fn only_a_regular_file_is_read() {
         let (_kept, root) = tree();
         let mut text = String::new();
-        std::io::Read::read_to_string(
-            &mut Area::of(&root).open_file(Path::new("data/file")).unwrap(),
-            &mut text,
-        )
-        .unwrap();
+        std::io::Read::read_to_string(&mut open_file(&root, Path::new("data/file")).unwrap(), &mut text)
+            .unwrap();
         assert_eq!(text, "inside");
         nix::unistd::mkfifo(&root.join("pipe"), Mode::from_bits_truncate(0o600)).unwrap();
         for path in ["pipe", "data"] {
-            let error = Area::of(&root).open_file(Path::new(path)).unwrap_err().to_string();
+            let error = open_file(&root, Path::new(path)).unwrap_err().to_string();
             assert!(error.contains(path) && error.contains("regular file"), "{error}");
         }
         symlink("../outside/secret", root.join("up")).unwrap();
-        assert!(matches!(Area::of(&root).open_file(Path::new("up")), Err(HostPathError::LeadsOut { .. })));
+        assert!(matches!(open_file(&root, Path::new("up")), Err(HostPathError::LeadsOut { .. })));
     }
 
     #[test]

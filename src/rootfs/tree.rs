@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -14,6 +14,7 @@ use nix::libc;
 use nix::sys::stat::{Mode, fstat};
 
 use super::walk::Kind;
+use crate::host_path;
 
 /// A directory of the host, held open.
 pub(super) struct Tree(OwnedFd);
@@ -34,9 +35,8 @@ impl Tree {
     pub(super) fn kind(&self, path: &str) -> Result<Kind, Errno> {
         match self.place(path) {
             Ok(place) => kind_of(&place),
-            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ENAMETOOLONG) => Ok(Kind::Nothing),
-            // A link on the way: the caller goes part by part, and one that was not there before leads nowhere now.
-            Err(Errno::ELOOP) => Ok(Kind::Nothing),
+            // Or a link on the way: the caller goes part by part, and one that was not there before leads nowhere now.
+            Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ENAMETOOLONG | Errno::ELOOP) => Ok(Kind::Nothing),
             Err(error) => Err(error),
         }
     }
@@ -50,9 +50,7 @@ impl Tree {
         if kind_of(&place)? != Kind::File {
             return Err(io::Error::other("it is not a regular file"));
         }
-        let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-        let of_place = format!("/proc/self/fd/{}", place.as_raw_fd());
-        let file = File::from(openat(AT_FDCWD, of_place.as_str(), flags, Mode::empty())?);
+        let file = host_path::reopen(&place, File::options().read(true))?;
         let mut bytes = Vec::new();
         file.take(limit_bytes + 1).read_to_end(&mut bytes)?;
         Ok(bytes)
