@@ -15,6 +15,7 @@ use tar::EntryType;
 use tokio_util::sync::CancellationToken;
 
 use super::super::Problem;
+use super::gate::too_large;
 use super::load::Scratch;
 
 /// A compressed archive may become no larger than this.
@@ -61,9 +62,7 @@ impl ReadTerms {
     fn check(&self, size_bytes: u64, beside_bytes: u64, what: &str) -> Result<(), Problem> {
         match self.image_limit {
             Some((limit_bytes, option)) if size_bytes > limit_bytes.saturating_add(beside_bytes) => {
-                Err(Problem::unsupported(format!(
-                    "{what} {size_bytes} bytes or more, and the plugin's option {option} allows {limit_bytes}"
-                )))
+                Err(too_large(what, size_bytes, limit_bytes, option))
             }
             _ => Ok(()),
         }

@@ -277,7 +277,7 @@ impl Ingest {
 
     async fn exchange(&mut self, request: WriteContentRequest, deadline: Duration) -> Result<(), Error> {
         let ended =
-            || Error::Refused { doing: self.doing.clone(), reason: "containerd ended the write".to_owned() };
+            || Error::Troubled { doing: self.doing.clone(), reason: "containerd ended the write".to_owned() };
         let stream = self.stream.as_mut().ok_or_else(ended)?;
         let exchanged = async {
             // If the stream has ended, its last answer says why.

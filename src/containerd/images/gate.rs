@@ -124,11 +124,16 @@ impl Gate {
 
 fn within(what: &str, size_bytes: u64, limit_bytes: Option<u64>, option: &str) -> Result<(), Problem> {
     match limit_bytes {
-        Some(limit_bytes) if size_bytes > limit_bytes => Err(Problem::unsupported(format!(
-            "{what} {size_bytes} bytes or more, and the plugin's option {option} allows {limit_bytes}"
-        ))),
+        Some(limit_bytes) if size_bytes > limit_bytes => {
+            Err(too_large(what, size_bytes, limit_bytes, option))
+        }
         _ => Ok(()),
     }
+}
+
+pub(super) fn too_large(what: &str, size_bytes: u64, limit_bytes: u64, option: &str) -> Problem {
+    let what = format!("{what} {size_bytes} bytes or more");
+    Problem::unsupported(format!("{what}, and the plugin's option {option} allows {limit_bytes}"))
 }
 
 #[cfg(test)]

@@ -10,14 +10,13 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
 use super::super::{Problem, Retry};
 use super::credentials::Credentials;
+use crate::process_group::ProcessGroup;
 use crate::secret::Secret;
 
 const ANSWERS: Duration = Duration::from_secs(30);
@@ -47,10 +46,10 @@ pub(super) async fn ask(name: &str, server: &str, env: &[String]) -> Result<Opti
         return Err(failed("is no name of a helper".to_owned()));
     }
     let mut child = spawn(&program, env).map_err(|error| failed(format!("can't be run: {error}")))?;
-    let group = Group::of(&child);
+    let mut group = ProcessGroup::of(&child);
     let said = tokio::time::timeout(ANSWERS, talk(&mut child, server)).await;
     if let Ok(Ok(_)) = said {
-        group.has_ended();
+        group.ended();
     }
     match said {
         Ok(Ok((true, out, _))) => read(&out).map_err(failed),
@@ -58,28 +57,6 @@ pub(super) async fn ask(name: &str, server: &str, env: &[String]) -> Result<Opti
         Ok(Ok((false, out, err))) => Err(failed(format!("failed: {}", words(&out, &err)))),
         Ok(Err(error)) => Err(failed(format!("broke off: {error}"))),
         Err(_) => Err(failed(format!("did not answer within {} s", ANSWERS.as_secs()))),
-    }
-}
-
-/// The processes of a helper, which are killed when this is dropped before the helper has ended by itself. The helper is not
-/// waited for before, so its pid, which is the group's, is nobody else's.
-struct Group(Option<Pid>);
-
-impl Group {
-    fn of(child: &Child) -> Self {
-        Self(child.id().and_then(|pid| i32::try_from(pid).ok()).map(Pid::from_raw))
-    }
-
-    fn has_ended(mut self) {
-        self.0 = None;
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        if let Some(group) = self.0 {
-            let _ = killpg(group, Signal::SIGKILL);
-        }
     }
 }
 
@@ -94,7 +71,7 @@ fn spawn(program: &str, env: &[String]) -> std::io::Result<Child> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
 }
 
-/// Whether it ended well, and what it said on stdout and on stderr.
+/// Whether it ended well, and what it said on stdout and on stderr. It is waited for last: after an error it is still there.
 async fn talk(child: &mut Child, server: &str) -> std::io::Result<(bool, String, String)> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let tell = async {
@@ -104,7 +81,8 @@ async fn talk(child: &mut Child, server: &str) -> std::io::Result<(bool, String,
         }
     };
     let ((), out, err) = tokio::join!(tell, hear(stdout), hear(stderr));
-    Ok((child.wait().await?.success(), out?, err?))
+    let (out, err) = (out?, err?);
+    Ok((child.wait().await?.success(), out, err))
 }
 
 async fn hear(pipe: Option<impl tokio::io::AsyncRead + Unpin>) -> std::io::Result<String> {

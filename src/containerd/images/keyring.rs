@@ -202,15 +202,12 @@ impl Fit {
     /// repository's path behind the host.
     fn of(key: &str, host: &str, repository: &str) -> Option<Self> {
         let is_exact = key == if host == HUB { HUB_KEY } else { host };
-        let (is_address, rest) = match key.split_once("://") {
-            Some((_, rest)) => (true, rest),
-            None => (false, key),
-        };
-        let (name, path) = rest.split_once('/').unwrap_or((rest, ""));
-        if !common_name(name).eq_ignore_ascii_case(host) {
+        if !is_server(key, host) {
             return None;
         }
-        let path = path.trim_end_matches('/');
+        let is_address = key.contains("://");
+        let rest = key.split_once("://").map_or(key, |(_, rest)| rest);
+        let path = rest.split_once('/').map_or("", |(_, path)| path).trim_end_matches('/');
         if path.is_empty() || is_address && matches!(path, "v1" | "v2") {
             return Some(Self { path: 0, is_exact });
         }

@@ -28,7 +28,7 @@ struct State {
     counts: Counts,
     steps: Steps,
     moved: Instant,
-    /// Since then.
+    /// Bytes that have come since `moved`, while they are too few to count.
     came_bytes: u64,
     /// The hosts that layers came from, in the order of their first.
     origins: Vec<String>,

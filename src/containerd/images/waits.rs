@@ -80,8 +80,7 @@ impl Wait {
 /// The waits of a pull that are under way, and those that it was cut off in.
 #[derive(Debug)]
 pub(super) struct Waits {
-    current: Vec<(usize, Wait)>,
-    next: usize,
+    current: Vec<Wait>,
     cut_off: Vec<Wait>,
     /// What was told of: each kind once.
     told: Vec<std::mem::Discriminant<Wait>>,
@@ -90,7 +89,7 @@ pub(super) struct Waits {
 
 impl Default for Waits {
     fn default() -> Self {
-        Self { current: Vec::new(), next: 0, cut_off: Vec::new(), told: Vec::new(), ended: Instant::now() }
+        Self { current: Vec::new(), cut_off: Vec::new(), told: Vec::new(), ended: Instant::now() }
     }
 }
 
@@ -103,7 +102,7 @@ impl Waits {
     /// Each once, for a text.
     pub(super) fn subjects(&self) -> Vec<Wait> {
         let mut subjects: Vec<Wait> = Vec::new();
-        for wait in self.current.iter().map(|(_, wait)| wait).chain(&self.cut_off) {
+        for wait in self.current.iter().chain(&self.cut_off) {
             if !subjects.contains(wait) {
                 subjects.push(wait.clone());
             }
@@ -115,25 +114,23 @@ impl Waits {
 /// A wait that is under way, until it is dropped.
 struct Waiting<'a> {
     audience: &'a Audience,
-    number: usize,
+    what: &'a Wait,
     is_over: bool,
 }
 
 impl<'a> Waiting<'a> {
-    fn begin(audience: &'a Audience, what: &Wait) -> Self {
-        let mut waits = audience.waits();
-        let number = waits.next;
-        waits.next += 1;
-        waits.current.push((number, what.clone()));
-        Self { audience, number, is_over: false }
+    fn begin(audience: &'a Audience, what: &'a Wait) -> Self {
+        audience.waits().current.push(what.clone());
+        Self { audience, what, is_over: false }
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut waits = self.audience.waits();
-        let Some(at) = waits.current.iter().position(|(number, _)| *number == self.number) else { return };
-        let (_, what) = waits.current.swap_remove(at);
+        // Any of those that are alike.
+        let Some(at) = waits.current.iter().position(|wait| wait == self.what) else { return };
+        let what = waits.current.swap_remove(at);
         waits.ended = Instant::now();
         if !self.is_over {
             waits.cut_off.push(what);
@@ -163,7 +160,7 @@ impl Audience {
                     return Ok(ready);
                 }
                 () = &mut patience => {
-                    return Err(Problem::Deadline { after: self.age(), waits: vec![what] });
+                    return Err(Problem::Deadline { after: self.age(), waits: vec![what.clone()] });
                 }
                 () = tokio::time::sleep_until(told_at.unwrap_or(begun)), if told_at.is_some() => {
                     told_at = None;

@@ -14,7 +14,7 @@ use super::super::keyring::Login;
 use super::super::manifest;
 
 const ERROR_LIMIT_BYTES: u64 = 16 * 1024;
-/// Longer than any pull.
+/// How long is waited where nothing but the pull's own end limits it.
 const NO_LIMIT: Duration = Duration::from_secs(24 * 3600);
 /// How many letters of a stranger's words are passed on.
 const WORDS_LIMIT: usize = 500;
@@ -51,7 +51,7 @@ pub(in super::super) struct Body {
     /// How long nothing may come in its middle.
     pub(super) idle: Duration,
     pub(super) has_begun: bool,
-    /// Those that are skipped, too.
+    /// Bytes that have come, those that are skipped among them.
     pub(super) came_bytes: u64,
 }
 

@@ -186,7 +186,7 @@ impl Endpoint {
         self.request(Method::GET, &format!("blobs/{}", blob.digest()), headers, limit).await
     }
 
-    /// That of an answer that has the whole blob.
+    /// Returns the body of an answer that has the whole blob.
     async fn body(&self, blob: &Descriptor, response: Response, skip_bytes: u64) -> Result<Body, Failure> {
         let response = self.refused_unless_success(response).await?;
         if let Some(length_bytes) = response.content_length()
