@@ -124,19 +124,22 @@ fn line(level: Level, pairs: Pairs) -> String {
         Level::DEBUG => "debug",
         Level::TRACE => "trace",
     };
-    let Pairs { message, mut fields } = pairs;
-    // The escapes of control characters are six times as long.
-    if Value::Object(fields.clone()).to_string().len() > LINE_LIMIT_BYTES / 2 {
-        fields.retain(|_, value| !value.is_string());
-        fields.insert("fields_dropped".to_owned(), true.into());
-    }
-    let mut object = fields;
+    let Pairs { message, fields: mut object } = pairs;
     object.insert("@level".to_owned(), level.into());
     object.insert("@message".to_owned(), message.into());
     object.insert("@module".to_owned(), "containerd-driver".into());
     let now = humantime::format_rfc3339_micros(SystemTime::now());
     object.insert("@timestamp".to_owned(), now.to_string().into());
-    let mut text = Value::Object(object).to_string();
+    let mut line = Value::Object(object);
+    let mut text = line.to_string();
+    // The escapes of control characters are six times as long.
+    if text.len() > LINE_LIMIT_BYTES
+        && let Some(object) = line.as_object_mut()
+    {
+        object.retain(|name, value| name.starts_with('@') || !value.is_string());
+        object.insert("fields_dropped".to_owned(), true.into());
+        text = line.to_string();
+    }
     text.push('\n');
     text
 }

@@ -32,7 +32,7 @@ pub(crate) const NAME: &str = "containerd-driver";
 const DEFAULT_KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a call about a task waits for a state directory that another plugin has: one that was told to end needs as long.
 const STATE_DIR_WAIT: Duration = Duration::from_secs(2);
-/// And how long a recovery does: an agent gives up a task that is not recovered, and a plugin that its agent has left makes
+/// How long a recovery waits for a state directory that another plugin has: an agent gives up a task that is not recovered, and a plugin that its agent has left makes
 /// way sooner.
 const RECOVERY_STATE_DIR_WAIT: Duration = Duration::from_secs(15);
 

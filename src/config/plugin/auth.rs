@@ -6,7 +6,7 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use crate::config::hclspec::{block, object, optional};
-use crate::config::{ConfigError, value};
+use crate::config::{ConfigError, no_nulls, value};
 use crate::secret::Secret;
 
 /// The sources, in the order in which they are asked.
@@ -36,7 +36,7 @@ pub(super) struct Raw {
     server_address: Option<String>,
     config: Option<String>,
     helper: Option<String>,
-    helper_env: Option<Vec<String>>,
+    helper_env: Option<Vec<Option<String>>>,
 }
 
 pub(super) fn schema() -> Spec {
@@ -57,7 +57,7 @@ impl Raw {
             let why = "it must be what stands behind docker-credential- in a program's name";
             return Err(value("auth.helper", name, why));
         }
-        let helper_env = helper_env.unwrap_or_default();
+        let helper_env = no_nulls("auth.helper_env", helper_env)?;
         let is_name = |name: &String| !name.is_empty() && !name.contains(['=', '\0']);
         if let Some(name) = helper_env.iter().find(|name| !is_name(name)) {
             let why = "it must list the names of environment variables, without their values";
@@ -108,6 +108,7 @@ mod tests {
             json!({"username": "me", "server_address": "ghcr.io"}),
             json!({"config": "config.json"}),
             json!({"helper": "../../bin/sh"}),
+            json!({"helper": "ecr-login", "helper_env": [null]}),
             json!({"helper": "ecr-login", "helper_env": ["AWS_SECRET_ACCESS_KEY=hunter2"]}),
         ] {
             let options = json!({"containerd_runtime": "io.containerd.runc.v2", "auth": auth});
