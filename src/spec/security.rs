@@ -20,43 +20,38 @@ pub(super) fn capabilities(set: &HashSet<Capability>) -> Result<LinuxCapabilitie
         .build()
 }
 
-/// What can't be seen; `hosts` beside what is the same on each host.
+/// What can't be seen on any host.
+const MASKED: [&str; 12] = [
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+];
+
+/// What can't be seen; `hosts` is what this host has beside.
 pub(super) fn masked_paths(security: &Security, hosts: &[String]) -> Vec<String> {
-    let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
-    unless_open(
-        security,
-        &[
-            &[
-                "/proc/acpi",
-                "/proc/asound",
-                "/proc/interrupts",
-                "/proc/kcore",
-                "/proc/keys",
-                "/proc/latency_stats",
-                "/proc/sched_debug",
-                "/proc/scsi",
-                "/proc/timer_list",
-                "/proc/timer_stats",
-                "/sys/devices/virtual/powercap",
-                "/sys/firmware",
-            ][..],
-            &hosts,
-        ]
-        .concat(),
-    )
+    unless_open(security, MASKED.into_iter().chain(hosts.iter().map(String::as_str)))
 }
 
 /// On cgroup v1 the runtime mounts the hierarchies read-only, but not the directory that they are mounted in.
 pub(super) fn readonly_paths(security: &Security) -> Vec<String> {
     unless_open(
         security,
-        &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", "/sys/fs/cgroup"],
+        ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", "/sys/fs/cgroup"],
     )
 }
 
-fn unless_open(security: &Security, paths: &[&str]) -> Vec<String> {
+fn unless_open<'a>(security: &Security, paths: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     if security.privileged || security.system_paths_unconfined {
         return Vec::new();
     }
-    paths.iter().map(|path| (*path).to_owned()).collect()
+    paths.into_iter().map(str::to_owned).collect()
 }
