@@ -8,6 +8,7 @@
 )]
 
 use std::io;
+use std::path::Path;
 
 /// The kernel's mark on a thread that is in the middle of its exit.
 const PF_EXITING: u64 = 0x4;
@@ -58,7 +59,11 @@ impl Stat {
     /// # Errors
     /// When the kernel could not be asked, such as for want of descriptors.
     pub(crate) fn look(pid: i32) -> io::Result<Option<Self>> {
-        match std::fs::read(format!("/proc/{pid}/stat")) {
+        Self::look_at(format!("/proc/{pid}/stat").as_ref())
+    }
+
+    fn look_at(file: &Path) -> io::Result<Option<Self>> {
+        match std::fs::read(file) {
             Ok(text) => Ok(Self::parse(&text)),
             Err(error) if is_of_no_process(&error) => Ok(None),
             Err(error) => Err(error),
@@ -106,12 +111,12 @@ pub(crate) fn is_exiting(process: ProcessId) -> bool {
     if !leader.is_some_and(|leader| exits(&leader)) {
         return false;
     }
-    let Ok(threads) = std::fs::read_dir(format!("/proc/{}/task", process.pid)) else { return false };
-    let mut stats = threads.filter_map(|thread| {
-        // A thread that has gone meanwhile has nothing to say.
-        Stat::parse(&std::fs::read(thread.ok()?.path().join("stat")).ok()?)
-    });
-    stats.all(|stat| exits(&stat))
+    let Ok(mut threads) = std::fs::read_dir(format!("/proc/{}/task", process.pid)) else { return false };
+    threads.all(|thread| {
+        let seen = thread.and_then(|thread| Stat::look_at(&thread.path().join("stat")));
+        // A thread that has gone meanwhile has nothing to say. One that can't be looked at may run.
+        seen.is_ok_and(|stat| stat.as_ref().is_none_or(exits))
+    })
 }
 
 /// Whether a process is in this plugin's own pid namespace, as all are that were started by it, by a shim or by hand, and
@@ -250,6 +255,14 @@ mod tests {
             assert!(stat.has_ended());
         }
         assert_eq!(Stat::parse(b"7 (a"), None);
+    }
+
+    #[test]
+    fn a_thread_that_can_not_be_looked_at_is_not_taken_for_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        assert_eq!(Stat::look_at(&directory.path().join("stat")).unwrap(), None);
+        assert!(Stat::look_at(directory.path()).is_err());
+        assert!(Stat::look(i32::try_from(std::process::id()).unwrap()).unwrap().is_some());
     }
 
     #[test]

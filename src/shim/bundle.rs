@@ -23,6 +23,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, umount2};
 use oci_spec::runtime::Spec;
+use serde::de::DeserializeOwned;
 
 use super::{Error, Shim};
 
@@ -194,6 +195,19 @@ impl Bundle {
     pub(crate) fn read_shim(&self) -> Option<Shim> {
         let json = fs::read(self.directory.join("shim.json")).ok()?;
         serde_json::from_slice(&json).ok()
+    }
+
+    /// Reads what a file says. None where the file isn't there, or is not whole.
+    ///
+    /// # Errors
+    /// Names a file that can't be read.
+    pub(crate) fn read_json<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, Error> {
+        let path = self.directory.join(name);
+        match fs::read(&path) {
+            Ok(json) => Ok(serde_json::from_slice(&json).ok()),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
+            Err(source) => Err(Error::File { doing: "read", path, source }),
+        }
     }
 
     /// Writes a file whole, or leaves it as it was.

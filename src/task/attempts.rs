@@ -4,15 +4,11 @@
 //! is made; and nothing is ever killed by a cgroup that another attempt has, too. Each bundle says whose attempt it is in a
 //! file of its own, and those of earlier builds say by their specification at least where their cgroup is.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "opens what lies in the state directory, which only root can reach"
-)]
-
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
 use super::place::Place;
@@ -22,6 +18,8 @@ use crate::shim::{self, Bundle, bundles};
 
 /// The file in a bundle that says whose attempt it is.
 const FILE: &str = "task";
+/// The file in a bundle that has the container's specification.
+const CONFIG: &str = "config.json";
 
 /// Whose attempt a bundle is, and where its processes are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,14 +42,16 @@ impl Attempt {
     }
 
     /// Reads it from a bundle. None where the bundle doesn't say, as before its container is made.
-    pub(super) fn read(bundle: &Bundle) -> Option<Self> {
-        let written = std::fs::read(bundle.directory().join(FILE)).ok();
-        let own = written.and_then(|json| serde_json::from_slice(&json).ok());
-        own.or_else(|| {
-            let spec = bundle.read_spec().ok()?;
-            let cgroup = spec.linux().as_ref()?.cgroups_path().clone()?;
-            Some(Self { alloc_id: String::new(), task: String::new(), cgroup })
-        })
+    ///
+    /// # Errors
+    /// When what the bundle says can't be read, such as for want of descriptors.
+    pub(super) fn read(bundle: &Bundle) -> std::result::Result<Option<Self>, shim::Error> {
+        if let Some(own) = bundle.read_json(FILE)? {
+            return Ok(Some(own));
+        }
+        let spec: Option<Spec> = bundle.read_json(CONFIG)?;
+        let cgroup = spec.and_then(|spec| spec.linux().as_ref()?.cgroups_path().clone());
+        Ok(cgroup.map(|cgroup| Self { alloc_id: String::new(), task: String::new(), cgroup }))
     }
 
     /// Nothing of it runs any more: from here on its cgroup is another attempt's alone.
@@ -92,7 +92,14 @@ pub(super) enum Group {
 impl Place {
     /// Looks for the cgroup of this attempt, and for others that have it. Blocking: not for an async thread.
     pub(super) fn group(&self) -> Group {
-        let Some(attempt) = Attempt::read(&self.bundle) else { return Group::Unknown };
+        let attempt = match Attempt::read(&self.bundle) {
+            Ok(Some(attempt)) => attempt,
+            Ok(None) => return Group::Unknown,
+            Err(error) => {
+                tracing::warn!(container = self.id, %error, "can't tell which cgroup it has");
+                return Group::Unknown;
+            }
+        };
         match others(self.state_dir(), &self.id, |_, other| other.may_share_cgroup(&attempt)) {
             Ok(others) if others.is_empty() => Group::Own(attempt.cgroup),
             Ok(others) => {
@@ -117,13 +124,15 @@ fn others(
     own_id: &str,
     is_meant: impl Fn(&str, &Attempt) -> bool,
 ) -> std::result::Result<Vec<String>, shim::Error> {
+    let mut found = bundles(state_dir, NAMESPACE)?;
+    // A task has one name, which the ids of all of its attempts begin with.
+    found.retain(|id| id != own_id && has_same_name(id, own_id));
     let is_other = |id: &String| {
-        // A task has one name, which the ids of all of its attempts begin with.
-        id != own_id
-            && has_same_name(id, own_id)
-            && Attempt::read(&Bundle::at(state_dir, NAMESPACE, id)).is_some_and(|other| is_meant(id, &other))
+        let other = Attempt::read(&Bundle::at(state_dir, NAMESPACE, id))?;
+        Ok(other.is_some_and(|other| is_meant(id, &other)))
     };
-    Ok(bundles(state_dir, NAMESPACE)?.into_iter().filter(is_other).collect())
+    let meant = found.into_iter().filter_map(|id| is_other(&id).map(|is_it| is_it.then_some(id)).transpose());
+    meant.collect()
 }
 
 fn has_same_name(one: &str, other: &str) -> bool {
@@ -254,6 +263,20 @@ mod tests {
     }
 
     #[test]
+    fn an_attempt_that_cannot_be_read_may_be_anybodys() {
+        let state = tempfile::tempdir().unwrap();
+        let read = bundle(state.path(), "web-1");
+        attempt("a", "web").write(&read).unwrap();
+        let unread = bundle(state.path(), "web-2");
+        std::os::unix::fs::symlink(FILE, unread.directory().join(FILE)).unwrap();
+        assert!(Attempt::read(&unread).is_err());
+        let found =
+            |id: &str| others(state.path(), id, |_, other| other.may_share_cgroup(&attempt("a", "web")));
+        assert!(found("web-1").is_err(), "whether it has the cgroup, too, is not known");
+        assert!(found("db-1").unwrap().is_empty(), "its name says that it is none");
+    }
+
+    #[test]
     fn names_count_before_cgroups_and_a_shared_cgroup_is_never_ones_own() {
         let (web, mut db) = (attempt("a", "web"), attempt("a", "db"));
         db.cgroup.clone_from(&web.cgroup);
@@ -281,17 +304,17 @@ mod tests {
     fn an_attempt_of_an_earlier_build_is_known_by_its_cgroup() {
         let state = tempfile::tempdir().unwrap();
         let old = bundle(state.path(), "web-1");
-        assert_eq!(Attempt::read(&old), None, "nothing was made yet");
+        assert_eq!(Attempt::read(&old).unwrap(), None, "nothing was made yet");
         let spec = r#"{"ociVersion":"1.0.2","linux":{"cgroupsPath":"/nomad/a.web"}}"#;
         std::fs::write(old.directory().join("config.json"), spec).unwrap();
-        let read = Attempt::read(&old).unwrap();
+        let read = Attempt::read(&old).unwrap().unwrap();
         assert!(read.is_of_same_task(&attempt("a", "web")) && !read.is_of_same_task(&attempt("b", "web")));
         std::fs::write(old.directory().join("config.json"), &spec[..30]).unwrap();
-        assert_eq!(Attempt::read(&old), None);
+        assert_eq!(Attempt::read(&old).unwrap(), None);
         attempt("a", "web").write(&old).unwrap();
-        assert_eq!(Attempt::read(&old), Some(attempt("a", "web")));
+        assert_eq!(Attempt::read(&old).unwrap(), Some(attempt("a", "web")));
         Attempt::forget(&old).unwrap();
         old.forget_processes().unwrap();
-        assert_eq!(Attempt::read(&old), None, "its end was seen");
+        assert_eq!(Attempt::read(&old).unwrap(), None, "its end was seen");
     }
 }
