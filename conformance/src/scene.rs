@@ -12,6 +12,7 @@ use crate::config;
 use crate::fixture::census::Census;
 use crate::fixture::leftovers::Leftovers;
 use crate::fixture::sweep;
+use crate::fixture::traces::children;
 use crate::fixture::{Programs, World};
 use crate::host::cgroup::TaskCgroup;
 use crate::host::stderr::{self, Lines};
@@ -125,6 +126,23 @@ impl Scene {
         Ok(plugin)
     }
 
+    /// Kills a plugin, as its agent's death does, and launches the next one.
+    ///
+    /// # Errors
+    /// As [`Self::plugin`].
+    pub async fn next_plugin(&self, killed: &mut Plugin) -> Result<Plugin> {
+        self.next_plugin_with(killed, &self.options()).await
+    }
+
+    /// As [`Self::next_plugin`], configured otherwise.
+    ///
+    /// # Errors
+    /// As [`Self::plugin`].
+    pub async fn next_plugin_with(&self, killed: &mut Plugin, options: &Value) -> Result<Plugin> {
+        killed.kill().await?;
+        self.plugin_as(&self.launch(), options).await
+    }
+
     /// A plugin that is connected to, and not configured.
     ///
     /// # Errors
@@ -186,6 +204,15 @@ impl Scene {
         let exit = task.wait(plugin).await?;
         ensure!(exit.exit_code == 3, "a good task afterwards ends with {exit:?}");
         task.destroy(plugin).await
+    }
+
+    /// The bundle of the case's only task.
+    ///
+    /// # Errors
+    /// Says where there is none.
+    pub fn bundle(&self) -> Result<PathBuf> {
+        let bundles = self.state_dir().join("nomad");
+        children(&bundles).pop().with_context(|| format!("no bundle in {}", bundles.display()))
     }
 
     /// Everything of this case that is there now, in words.

@@ -84,6 +84,17 @@ impl Task {
         answer.result.context("WaitTask without a result crashes the agent")
     }
 
+    /// Waits for its end, at which none of its processes is left. Returns its code and its signal.
+    ///
+    /// # Errors
+    /// As [`Self::wait`], or lists the processes that are left.
+    pub async fn wait_for_all(&self, plugin: &Plugin) -> Result<(i32, i32)> {
+        let exit = self.wait(plugin).await?;
+        let left = self.alloc.cgroup.pids();
+        ensure!(left.is_empty(), "it is said to have ended, and {left:?} run");
+        Ok((exit.exit_code, exit.signal))
+    }
+
     /// # Errors
     /// Carries the plugin's refusal, or says that no answer came.
     pub async fn wait_answer(&self, plugin: &Plugin) -> Result<pb::WaitTaskResponse> {

@@ -99,8 +99,7 @@ async fn a_task_is_recovered_without_containerd(scene: &Scene) -> Result<()> {
         scene.run(&plugin, &scene.shell("trap 'exit 15' TERM; echo up; while :; do sleep 0.1; done")).await?;
     task.alloc.stdout.to_contain("up\n", LIMIT).await?;
     scene.world().containerd().kill()?;
-    plugin.kill().await?;
-    let mut next = scene.plugin().await?;
+    let mut next = scene.next_plugin(&mut plugin).await?;
     task.recover(&next).await?;
     task.stop(&next, LIMIT).await?;
     same!(task.wait(&next).await?.exit_code, 15);

@@ -217,11 +217,6 @@ async fn a_task_that_nobody_recovered_is_destroyed_in_a_full_directory(scene: &S
     Ok(())
 }
 
-fn bundle(scene: &Scene) -> Result<PathBuf> {
-    let bundles = fs::read_dir(scene.state_dir().join("nomad"))?;
-    Ok(bundles.last().context("no bundle")??.path())
-}
-
 /// As after a loss of power, or of an earlier build's write that was cut off.
 fn cut(file: &Path, length: u64) -> Result<()> {
     let opened = OpenOptions::new().write(true).open(file);
@@ -233,7 +228,7 @@ async fn a_task_whose_files_are_half_written_is_stopped_and_destroyed(scene: &Sc
     for length in [0, 100] {
         let task = obedient(scene, &plugin).await?;
         for file in ["config.json", "shim.json", "shim-binary"] {
-            cut(&bundle(scene)?.join(file), length.min(20))?;
+            cut(&scene.bundle()?.join(file), length.min(20))?;
         }
         task.stop(&plugin, Duration::from_millis(200)).await?;
         task.wait(&plugin).await?;
@@ -251,7 +246,7 @@ async fn a_task_whose_shim_and_files_are_gone_is_destroyed(scene: &Scene) -> Res
         let shim = processes::shim_of(task.pid()?).context("no shim")?;
         plugin.kill().await?;
         kill(Pid::from_raw(shim), Signal::SIGKILL)?;
-        cut(&bundle(scene)?.join("config.json"), length)?;
+        cut(&scene.bundle()?.join("config.json"), length)?;
         let mut next = scene.plugin().await?;
         ensure!(task.recover(&next).await.is_err(), "it was recovered without a shim");
         task.end(&next).await?;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::obedient::tell_to_end;
+use super::obedient::ends_as_told;
 use super::{cases, same, until};
 use crate::config;
 use crate::fixture::Form;
@@ -72,9 +72,7 @@ async fn an_image_goes_once_nothing_has_used_it_for_a_while(scene: &Scene) -> Re
     ensure!(is_there(scene, &name), "it went while it was in use");
     containerd.collect_garbage()?;
     same!(task.exec(&plugin, "wc -c < /large").await?, (0, "1048576\n".to_owned()));
-    tell_to_end(&task)?;
-    same!(task.wait(&plugin).await?.exit_code, 11);
-    task.destroy(&plugin).await?;
+    ends_as_told(&task, &plugin).await?;
     goes(scene, &name).await?;
     let left = blobs()?;
     ensure!(while_there.iter().any(|blob| !left.contains(blob)), "its layers are still there");
@@ -126,8 +124,7 @@ async fn a_plugin_that_comes_back_knows_what_is_in_use_and_what_is_not(scene: &S
     let mut plugin =
         scene.plugin_as(&scene.launch(), &options(scene, &json!({"image_delay": "800ms"}))).await?;
     let task = scene.run(&plugin, &obedient(&used)).await?;
-    plugin.kill().await?;
-    let mut plugin = scene.plugin_as(&scene.launch(), &later).await?;
+    let mut plugin = scene.next_plugin_with(&mut plugin, &later).await?;
     let other = scene.run(&plugin, &config! { image = unused.as_str(), command = "true" }).await?;
     same!(other.wait(&plugin).await?.exit_code, 0);
     other.destroy(&plugin).await?;
@@ -140,14 +137,11 @@ async fn a_plugin_that_comes_back_knows_what_is_in_use_and_what_is_not(scene: &S
     let mut plugin = scene.plugin_as(&scene.launch(), &patient).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
     same!(shown(scene, &unused)?, line);
-    plugin.kill().await?;
-    let mut plugin = scene.plugin_as(&scene.launch(), &later).await?;
+    let mut plugin = scene.next_plugin_with(&mut plugin, &later).await?;
     goes(scene, &unused).await?;
     ensure!(is_there(scene, &used), "it went while a task used it that is yet to be recovered");
     task.recover(&plugin).await?;
-    tell_to_end(&task)?;
-    same!(task.wait(&plugin).await?.exit_code, 11);
-    task.destroy(&plugin).await?;
+    ends_as_told(&task, &plugin).await?;
     goes(scene, &used).await?;
     plugin.shut_down().await
 }
@@ -199,9 +193,7 @@ async fn a_full_disk_takes_images_before_their_time(scene: &Scene) -> Result<()>
             tokio::time::sleep(Duration::from_secs(1)).await;
             ensure!(is_there(scene, &name), "it went although it is in use");
             task.recover(&plugin).await?;
-            tell_to_end(&task)?;
-            same!(task.wait(&plugin).await?.exit_code, 11);
-            task.destroy(&plugin).await?;
+            ends_as_told(&task, &plugin).await?;
         }
         plugin.shut_down().await?;
     }

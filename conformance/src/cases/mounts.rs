@@ -421,8 +421,7 @@ async fn a_start_that_the_plugin_does_not_survive_leaves_no_mount(scene: &Scene)
     let pinned = traces::mounts_under(&scene.state_dir());
     // The place for files, that for sources, Nomad's four directories and the job's two.
     same!(pinned.iter().filter(|point| !point.ends_with("rootfs")).count(), 8);
-    plugin.kill().await?;
-    let mut next = scene.plugin_as(&scene.launch(), &options).await?;
+    let mut next = scene.next_plugin_with(&mut plugin, &options).await?;
     scene.nothing_left_within(LIMIT * 2)?;
     same!(fs::read_to_string(host.join("greeting"))?, "hello from the host\n");
     same!(fs::read_to_string(host.join("sub/deeper"))?, "deeper\n");

@@ -266,8 +266,7 @@ async fn a_bridge_that_has_other_addresses_is_refused_and_nothing_is_left(scene:
     let task = server(scene, &plugin, &[("network_mode", json!("bridge"))]).await?;
     let mut options = scene.options();
     options["bridge_network_subnet"] = json!(scene.world().networks().tasks().subnet.replace("0/25", "0/26"));
-    plugin.kill().await?;
-    let mut next = scene.plugin_as(&scene.launch(), &options).await?;
+    let mut next = scene.next_plugin_with(&mut plugin, &options).await?;
     task.recover(&next).await?;
     // Its processes come and go.
     let census =

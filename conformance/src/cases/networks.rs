@@ -71,8 +71,7 @@ async fn a_task_on_the_bridge_is_reached_and_nomad_is_told_where(scene: &Scene) 
     same!((code, said), (0, format!("{name}\n{} {name}\n", network.addr)));
     same!(told(&plugin, &task).await?, network);
     // The agent keeps it, and so does the driver.
-    plugin.kill().await?;
-    let mut next = scene.plugin().await?;
+    let mut next = scene.next_plugin(&mut plugin).await?;
     task.recover(&next).await?;
     same!(told(&next, &task).await?, network);
     same!(ask(&network.addr, PORT)?, name);

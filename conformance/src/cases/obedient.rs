@@ -3,6 +3,7 @@
 use anyhow::Result;
 use serde_json::Value;
 
+use super::same;
 use crate::host::Plugin;
 use crate::scene::Scene;
 use crate::task::{LIMIT, Task};
@@ -28,4 +29,12 @@ pub(super) async fn obedient_as(
 
 pub(super) fn tell_to_end(task: &Task) -> Result<()> {
     Ok(std::fs::write(task.alloc.task_path("local/end"), "")?)
+}
+
+/// Tells the task to end, and destroys it once it has.
+pub(super) async fn ends_as_told(task: &Task, plugin: &Plugin) -> Result<()> {
+    tell_to_end(task)?;
+    let exit = task.wait(plugin).await?;
+    same!((exit.exit_code, exit.signal), (11, 0));
+    task.destroy(plugin).await
 }

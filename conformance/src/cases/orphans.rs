@@ -6,11 +6,10 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
-use super::obedient::{obedient, tell_to_end};
+use super::obedient::{ends_as_told, obedient};
 use super::recover::shim_pid;
 use super::{cases, is_recoverable, refused, same, until};
 use crate::case::skip;
-use crate::fixture::traces::children;
 use crate::host::cgroup::{Nested, is_v2};
 use crate::processes::alive;
 use crate::scene::Scene;
@@ -45,8 +44,7 @@ pub(super) fn options(scene: &Scene, more: &Value) -> Value {
 async fn a_container_that_nobody_recovers_is_taken_down(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let task = obedient(scene, &plugin).await?;
-    plugin.kill().await?;
-    let mut next = scene.plugin_as(&scene.launch(), &options(scene, &json!({}))).await?;
+    let mut next = scene.next_plugin_with(&mut plugin, &options(scene, &json!({}))).await?;
     scene.nothing_left_within(LIMIT)?;
     let log = next.log().all().join("\n");
     ensure!(log.contains(NAMED) && log.contains(&task.alloc.id), "not said in {log}");
@@ -61,17 +59,14 @@ async fn a_recovered_task_is_none(scene: &Scene) -> Result<()> {
     // One that nobody recovers shows when the time has come.
     let mut other = scene.plugin().await?;
     let orphan = obedient(scene, &other).await?;
-    other.kill().await?;
-    let mut next = scene.plugin_as(&scene.launch(), &options(scene, &json!({}))).await?;
+    let mut next = scene.next_plugin_with(&mut other, &options(scene, &json!({}))).await?;
     task.recover(&next).await?;
     let fresh = obedient(scene, &next).await?;
     until(LIMIT, "the orphan's end", || orphan.alloc.cgroup.pids().is_empty()).await?;
     // And some rounds more.
     tokio::time::sleep(Duration::from_secs(2)).await;
     for task in [task, fresh] {
-        tell_to_end(&task)?;
-        same!(task.wait(&next).await?.exit_code, 11);
-        task.destroy(&next).await?;
+        ends_as_told(&task, &next).await?;
     }
     next.shut_down().await
 }
@@ -85,20 +80,21 @@ async fn none_is_taken_down_while_the_agent_is_away_or_recovers_one_after_the_ot
         tasks.push(obedient(scene, &plugin).await?);
     }
     plugin.kill().await?;
-    let grace = Duration::from_secs(3);
-    let options = options(scene, &json!({"creation_grace": "3s"}));
+    let grace = Duration::from_secs(5);
+    let away = grace + Duration::from_secs(1);
+    let options = options(scene, &json!({"creation_grace": "5s"}));
     let mut next = scene.plugin_as(&scene.launch(), &options).await?;
     // The agent dies before its recoveries, is away for longer than the grace, and dies again in their middle.
     next.redial().await?;
-    tokio::time::sleep(grace * 2).await;
+    tokio::time::sleep(away).await;
     next.listen().await?;
     let orphan = tasks.pop().context("no task")?;
     tasks[0].recover(&next).await?;
     next.redial().await?;
-    tokio::time::sleep(grace * 2).await;
+    tokio::time::sleep(away).await;
     next.listen().await?;
     for task in &tasks[1..] {
-        tokio::time::sleep(grace * 2 / 3).await;
+        tokio::time::sleep(grace / 2).await;
         task.recover(&next).await?;
     }
     ensure!(
@@ -107,9 +103,7 @@ async fn none_is_taken_down_while_the_agent_is_away_or_recovers_one_after_the_ot
     );
     until(LIMIT, "the orphan's end", || orphan.alloc.cgroup.pids().is_empty()).await?;
     for task in tasks {
-        tell_to_end(&task)?;
-        same!(task.wait(&next).await?.exit_code, 11);
-        task.destroy(&next).await?;
+        ends_as_told(&task, &next).await?;
     }
     next.shut_down().await
 }
@@ -117,8 +111,7 @@ async fn none_is_taken_down_while_the_agent_is_away_or_recovers_one_after_the_ot
 async fn one_whose_recovery_failed_is_taken_down(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let task = obedient(scene, &plugin).await?;
-    plugin.kill().await?;
-    let mut next = scene.plugin_as(&scene.launch(), &options(scene, &json!({}))).await?;
+    let mut next = scene.next_plugin_with(&mut plugin, &options(scene, &json!({}))).await?;
     let mut handle = task.kept_handle()?;
     handle.driver_state = b"{}".to_vec();
     ensure!(next.recover_task(handle).await.is_err(), "it was recovered from nothing");
@@ -141,8 +134,7 @@ async fn they_are_left_alone_where_the_operator_says_so(scene: &Scene) -> Result
 async fn left_alone(scene: &Scene, more: &Value) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let task = obedient(scene, &plugin).await?;
-    plugin.kill().await?;
-    let mut next = scene.plugin_as(&scene.launch(), &options(scene, more)).await?;
+    let mut next = scene.next_plugin_with(&mut plugin, &options(scene, more)).await?;
     let is_named = || next.log().all().join("\n").contains(NAMED);
     if more.get("dry_run").is_some() {
         until(LIMIT, "a word on the orphan", is_named).await?;
@@ -150,9 +142,7 @@ async fn left_alone(scene: &Scene, more: &Value) -> Result<()> {
     tokio::time::sleep(Duration::from_secs(2)).await;
     same!(is_named(), more.get("dry_run").is_some());
     task.recover(&next).await?;
-    tell_to_end(&task)?;
-    same!(task.wait(&next).await?.exit_code, 11);
-    task.destroy(&next).await?;
+    ends_as_told(&task, &next).await?;
     next.shut_down().await
 }
 
@@ -161,8 +151,7 @@ async fn a_second_attempt_of_an_orphans_allocation_begins_with_the_orphans_end(s
     let mut plugin = scene.plugin().await?;
     let mut task = obedient(scene, &plugin).await?;
     let (first, pid) = (shim_pid(scene)?, task.pid()?);
-    plugin.kill().await?;
-    let mut next = scene.plugin_as(&scene.launch(), &options(scene, &json!({}))).await?;
+    let mut next = scene.next_plugin_with(&mut plugin, &options(scene, &json!({}))).await?;
     task.next_attempt()?;
     task.start(&next).await?;
     ensure!(!alive(pid) && !alive(first.as_raw()), "two attempts of one task run");
@@ -171,9 +160,7 @@ async fn a_second_attempt_of_an_orphans_allocation_begins_with_the_orphans_end(s
     tokio::time::sleep(Duration::from_secs(12)).await;
     same!(task.pid()?, second);
     same!(task.exec(&next, "echo here").await?, (0, "here\n".to_owned()));
-    tell_to_end(&task)?;
-    same!(task.wait(&next).await?.exit_code, 11);
-    task.destroy(&next).await?;
+    ends_as_told(&task, &next).await?;
     next.shut_down().await
 }
 
@@ -185,9 +172,7 @@ async fn a_second_attempt_begins_with_the_end_of_one_whose_answer_was_lost(scene
     task.next_attempt()?;
     task.start(&plugin).await?;
     ensure!(!alive(pid), "two attempts of one task run");
-    tell_to_end(&task)?;
-    same!(task.wait(&plugin).await?.exit_code, 11);
-    task.destroy(&plugin).await?;
+    ends_as_told(&task, &plugin).await?;
     plugin.shut_down().await
 }
 
@@ -203,7 +188,7 @@ async fn a_second_attempt_is_put_off_while_the_first_one_runs(scene: &Scene) -> 
     elsewhere.freeze()?;
     plugin.kill().await?;
     kill(shim_pid(scene)?, Signal::SIGKILL)?;
-    let container = children(&scene.state_dir().join("nomad")).pop().context("no bundle")?;
+    let container = scene.bundle()?;
     let container = container.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut next = scene.plugin_as(&scene.launch(), &options(scene, &json!({}))).await?;
     task.next_attempt()?;
@@ -216,9 +201,7 @@ async fn a_second_attempt_is_put_off_while_the_first_one_runs(scene: &Scene) -> 
     let second = task.pid()?;
     tokio::time::sleep(Duration::from_secs(12)).await;
     same!(task.pid()?, second);
-    tell_to_end(&task)?;
-    same!(task.wait(&next).await?.exit_code, 11);
-    task.destroy(&next).await?;
+    ends_as_told(&task, &next).await?;
     elsewhere.remove()?;
     next.shut_down().await
 }

@@ -58,9 +58,7 @@ async fn stopped_soon(task: &Task, plugin: &Plugin) -> Result<()> {
     let begun = Instant::now();
     task.stop(plugin, Duration::from_secs(1)).await?;
     ensure!(begun.elapsed() < Duration::from_secs(1) + SOON, "the stop took {:?}", begun.elapsed());
-    let exit = task.wait(plugin).await?;
-    same!((exit.exit_code, exit.signal), (137, 9));
-    same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+    same!(task.wait_for_all(plugin).await?, (137, 9));
     Ok(())
 }
 
@@ -87,9 +85,7 @@ async fn the_end_of_a_task_with_a_frozen_group_of_its_own_is_told(scene: &Scene)
     let (task, _, second) = pair(scene, &plugin, "").await?;
     task.alloc.cgroup.nest("inner", &[second])?.freeze()?;
     tell_to_end(&task)?;
-    let exit = task.wait(&plugin).await?;
-    same!((exit.exit_code, exit.signal), (11, 0));
-    same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+    same!(task.wait_for_all(&plugin).await?, (11, 0));
     task.destroy(&plugin).await?;
     plugin.shut_down().await
 }
@@ -114,9 +110,7 @@ async fn a_task_that_is_all_in_groups_of_its_own_is_killed_though_its_shim_hangs
     task.alloc.cgroup.nest("docker", &[second])?;
     kill(shim_pid(scene)?, Signal::SIGSTOP)?;
     task.stop(&plugin, Duration::from_secs(1)).await?;
-    let exit = task.wait(&plugin).await?;
-    same!((exit.exit_code, exit.signal), (137, 9));
-    same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+    same!(task.wait_for_all(&plugin).await?, (137, 9));
     task.destroy(&plugin).await?;
     plugin.shut_down().await
 }
@@ -138,8 +132,7 @@ async fn a_process_that_was_moved_out_of_the_tasks_group_outlives_the_plugin(sce
     let mut plugin = scene.plugin().await?;
     let (task, first, second) = pair(scene, &plugin, "").await?;
     let elsewhere = Nested::elsewhere(&format!("of-{}", task.alloc.cgroup.name()), &[second])?;
-    plugin.kill().await?;
-    let mut next = scene.plugin().await?;
+    let mut next = scene.next_plugin(&mut plugin).await?;
     task.recover(&next).await?;
     // What a recovery ends, it has ended by now.
     same!(task.exec(&next, "echo here").await?, (0, "here\n".to_owned()));

@@ -148,8 +148,7 @@ async fn a_task_with_a_terminal_is_recovered_and_stopped_like_any_other(scene: &
     config["tty"] = json!(true);
     let task = scene.run(&plugin, &config).await?;
     task.alloc.stdout.to_contain("ready\r\n", LIMIT).await?;
-    plugin.kill().await?;
-    let mut plugin = scene.plugin().await?;
+    let mut plugin = scene.next_plugin(&mut plugin).await?;
     task.recover(&plugin).await?;
     task.stop(&plugin, LIMIT).await?;
     same!(task.wait(&plugin).await?.exit_code, 3);

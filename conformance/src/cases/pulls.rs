@@ -302,6 +302,13 @@ async fn one_that_waits_for_another_pulls_layers_does_not_stand_still(scene: &Sc
     plugin.shut_down().await
 }
 
+/// An image is pulled and run, however long another one takes.
+async fn is_not_held_up(scene: &Scene, plugin: &Plugin, name: &str) -> Result<()> {
+    let image = scene.image(name);
+    let running = runs(scene, plugin, &image);
+    tokio::time::timeout(Duration::from_secs(20), running).await.context("it is held up")?
+}
+
 async fn a_registry_that_wants_to_be_left_alone_holds_no_other_pull_up(scene: &Scene) -> Result<()> {
     let mut plugin = plugin_with(scene, &json!({"max_parallel_layers": 1, "max_parallel_pulls": 2})).await?;
     let registry = scene.world().registry();
@@ -320,9 +327,7 @@ async fn a_registry_that_wants_to_be_left_alone_holds_no_other_pull_up(scene: &S
     let other = async {
         let asked = || weary.seen().iter().any(|seen| seen.target.contains("/blobs/"));
         until(LIMIT, "the layers are asked for", asked).await?;
-        let image = scene.image("unhurried:v1");
-        let running = runs(scene, &plugin, &image);
-        tokio::time::timeout(Duration::from_secs(20), running).await.context("it is held up")?
+        is_not_held_up(scene, &plugin, "unhurried:v1").await
     };
     let (status, other) = tokio::join!(plugin.start_task(waiting.config.clone()), other);
     other?;
@@ -347,9 +352,7 @@ async fn a_registry_that_brings_next_to_nothing_holds_no_other_pull_up_and_is_gi
     let other = async {
         let asked = || network.proxy.count("GET", &slow.layers[1].digest) > 0;
         until(LIMIT, "the layer is asked for", asked).await?;
-        let image = scene.image("flows:v1");
-        let running = runs(scene, &plugin, &image);
-        tokio::time::timeout(Duration::from_secs(20), running).await.context("it is held up")?
+        is_not_held_up(scene, &plugin, "flows:v1").await
     };
     let status = tokio::time::timeout(3 * LIMIT, plugin.start_task(waiting.config.clone()));
     let (status, other) = tokio::join!(status, other);

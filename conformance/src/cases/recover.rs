@@ -7,7 +7,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use nomad_proto::driver::TaskState;
 
-use super::obedient::{obedient, tell_to_end};
+use super::obedient::{ends_as_told, obedient, tell_to_end};
 use super::{cases, orphans, refused, same, until};
 use crate::fixture::traces::find_processes;
 use crate::scene::Scene;
@@ -93,8 +93,7 @@ async fn a_start_that_is_tried_again_after_the_plugins_death_works(scene: &Scene
         let mut plugin = scene.plugin().await?;
         let mut task = scene.prepare(&plugin, &scene.shell("exit 4")).await?;
         let _ = tokio::time::timeout(Duration::from_millis(delay_ms), task.start(&plugin)).await;
-        plugin.kill().await?;
-        let mut next = scene.plugin().await?;
+        let mut next = scene.next_plugin(&mut plugin).await?;
         // The agent sends the same request once more.
         let again = task.start(&next).await;
         again.with_context(|| format!("again, after a death {delay_ms} ms into the first"))?;
@@ -111,8 +110,7 @@ async fn a_plugin_killed_in_the_middle_of_a_destroy_leaves_nothing(scene: &Scene
         let mut plugin = scene.plugin().await?;
         let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
         let _ = tokio::time::timeout(Duration::from_millis(delay_ms), task.end(&plugin)).await;
-        plugin.kill().await?;
-        let mut next = scene.plugin().await?;
+        let mut next = scene.next_plugin(&mut plugin).await?;
         // The agent recovers what it knows, and destroys what can't be recovered.
         let _ = task.recover(&next).await;
         task.end(&next).await?;
@@ -127,8 +125,7 @@ async fn a_task_runs_on_when_the_plugin_is_killed(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let task = obedient(scene, &plugin).await?;
     let pid = task.pid()?;
-    plugin.kill().await?;
-    let mut next = scene.plugin().await?;
+    let mut next = scene.next_plugin(&mut plugin).await?;
     task.recover(&next).await?;
     same!(task.pid()?, pid);
     let shown = next.inspect_task(task.id()).await?.task.unwrap_or_default();
@@ -148,9 +145,7 @@ async fn a_task_runs_on_when_the_plugin_is_shut_down(scene: &Scene) -> Result<()
     same!(task.pid()?, pid);
     let mut next = scene.plugin().await?;
     task.recover(&next).await?;
-    tell_to_end(&task)?;
-    same!(task.wait(&next).await?.exit_code, 11);
-    task.destroy(&next).await?;
+    ends_as_told(&task, &next).await?;
     next.shut_down().await
 }
 
@@ -176,8 +171,7 @@ async fn output_while_the_plugin_is_down_is_not_lost(scene: &Scene) -> Result<()
     let script = "i=0; while [ $i -lt 400 ]; do echo line $i; i=$((i+1)); sleep 0.005; done";
     let task = scene.run(&plugin, &scene.shell(script)).await?;
     task.alloc.stdout.to_contain("line 10\n", LIMIT).await?;
-    plugin.kill().await?;
-    let mut next = scene.plugin().await?;
+    let mut next = scene.next_plugin(&mut plugin).await?;
     task.recover(&next).await?;
     same!(task.wait(&next).await?.exit_code, 0);
     let wanted: String = (0..400).map(|number| format!("line {number}\n")).collect();
@@ -195,8 +189,7 @@ async fn a_recovery_needs_no_reader_of_the_logs(scene: &Scene) -> Result<()> {
     task.alloc.stdout.stop();
     task.alloc.stderr.stop();
     std::fs::write(task.alloc.task_path("local/go"), "")?;
-    plugin.kill().await?;
-    let mut next = scene.plugin().await?;
+    let mut next = scene.next_plugin(&mut plugin).await?;
     task.recover(&next).await?;
     same!(next.inspect_task(task.id()).await?.task.unwrap_or_default().id, task.id());
     task.alloc.read_logs()?;
@@ -211,8 +204,7 @@ async fn recovering_twice_is_recovering_once(scene: &Scene) -> Result<()> {
     let task = obedient(scene, &plugin).await?;
     // A task that was never lost.
     task.recover(&plugin).await?;
-    plugin.kill().await?;
-    let mut next = scene.plugin().await?;
+    let mut next = scene.next_plugin(&mut plugin).await?;
     task.recover(&next).await?;
     task.recover(&next).await?;
     tell_to_end(&task)?;
@@ -229,8 +221,7 @@ async fn a_recovered_task_can_do_everything(scene: &Scene) -> Result<()> {
         "trap 'echo got HUP' HUP; trap 'exit 13' TERM; echo up; while :; do sleep 600 & wait $!; done";
     let task = scene.run(&plugin, &scene.shell(script)).await?;
     task.alloc.stdout.to_contain("up\n", LIMIT).await?;
-    plugin.kill().await?;
-    let mut next = scene.plugin().await?;
+    let mut next = scene.next_plugin(&mut plugin).await?;
     task.recover(&next).await?;
     same!(task.exec(&next, "cat /app/unread; exit 2").await?, (2, "nobody has read this yet\n".to_owned()));
     next.signal_task(task.id(), "SIGHUP").await?;
@@ -250,9 +241,7 @@ async fn a_task_is_recovered_under_another_runtime_option(scene: &Scene) -> Resu
     let mut next = scene.plugin_as(&scene.launch(), &options).await?;
     task.recover(&next).await?;
     same!(task.exec(&next, "exit 3").await?.0, 3);
-    tell_to_end(&task)?;
-    same!(task.wait(&next).await?.exit_code, 11);
-    task.destroy(&next).await?;
+    ends_as_told(&task, &next).await?;
     next.shut_down().await
 }
 
@@ -326,8 +315,7 @@ async fn a_plugin_that_can_open_nothing_loses_no_task(scene: &Scene) -> Result<(
     let mut plugin = scene.plugin().await?;
     let task = obedient(scene, &plugin).await?;
     let pid = task.pid()?;
-    plugin.kill().await?;
-    let mut next = scene.plugin().await?;
+    let mut next = scene.next_plugin(&mut plugin).await?;
     let hard = std::fs::read_to_string(format!("/proc/{}/limits", next.pid()))?;
     let hard = hard.lines().find(|line| line.starts_with("Max open files")).context("no limit")?;
     let hard: usize = hard.split_whitespace().nth(4).context("no hard limit")?.parse()?;
@@ -337,8 +325,6 @@ async fn a_plugin_that_can_open_nothing_loses_no_task(scene: &Scene) -> Result<(
     recovered.context("the plugin's own trouble was taken for the task's end")?;
     same!(task.pid()?, pid);
     same!(next.inspect_task(task.id()).await?.task.unwrap_or_default().state(), TaskState::Running);
-    tell_to_end(&task)?;
-    same!(task.wait(&next).await?.exit_code, 11);
-    task.destroy(&next).await?;
+    ends_as_told(&task, &next).await?;
     next.shut_down().await
 }

@@ -9,7 +9,7 @@ use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 
-use super::obedient::{obedient_as, tell_to_end};
+use super::obedient::{ends_as_told, obedient_as};
 use super::recover::shim_pid;
 use super::{cases, refused, same, until};
 use crate::scene::Scene;
@@ -147,12 +147,9 @@ async fn a_task_of_another_shim_is_taken_down_by_its_id_alone(scene: &Scene) -> 
     // Recovered, it goes on as any.
     let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
     let task = obedient_as(scene, &plugin, job).await?;
-    plugin.kill().await?;
-    let mut next = scene.plugin_as(&scene.launch(), &options).await?;
+    let mut next = scene.next_plugin_with(&mut plugin, &options).await?;
     task.recover(&next).await?;
-    tell_to_end(&task)?;
-    same!(task.wait(&next).await?.exit_code, 11);
-    task.destroy(&next).await?;
+    ends_as_told(&task, &next).await?;
     // With plugin and shim gone, what is left is a container in its bundle.
     let task = obedient_as(scene, &next, job).await?;
     next.kill().await?;

@@ -200,7 +200,7 @@ async fn until_there(plugin: &Plugin, task: &Task, file: &str) -> Result<()> {
 
 async fn one_whose_pipes_cannot_be_made_is_refused_and_the_next_runs(scene: &Scene) -> Result<()> {
     let (plugin, task) = sleeper(scene).await?;
-    let bundle = std::fs::read_dir(scene.state_dir().join("nomad"))?.next().context("no bundle")??.path();
+    let bundle = scene.bundle()?;
     let (pipes, away) = (bundle.join("io"), bundle.join("away"));
     std::fs::rename(&pipes, &away)?;
     refused(plugin.exec_task(task.id(), &["true"], LIMIT).await, &["create the pipe", task.id()])?;

@@ -11,14 +11,17 @@ use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
-use serde_json::json;
+use nomad_proto::driver::WaitTaskResponse;
+use serde_json::{Value, json};
+use tonic::Status;
 
-use super::obedient::{obedient, tell_to_end};
+use super::obedient::{ends_as_told, obedient};
 use super::recover::shim_pid;
 use super::{cases, refused, same, until};
 use crate::fixture::Programs;
+use crate::host::Plugin;
 use crate::scene::Scene;
-use crate::task::LIMIT;
+use crate::task::{LIMIT, Task};
 
 cases!["shim failure":
     a_shim_that_hangs_is_given_up,
@@ -52,8 +55,9 @@ impl Scripted {
     pub(super) fn new(scene: &Scene) -> Result<Self> {
         let directory = scene.directory().join("bin");
         fs::create_dir_all(&directory)?;
-        fs::write(directory.join("broken"), "")?;
-        Ok(Self { directory, programs: scene.programs().clone() })
+        let scripted = Self { directory, programs: scene.programs().clone() };
+        scripted.break_again()?;
+        Ok(scripted)
     }
 
     /// A shim that runs `script` while it is broken, and the real one otherwise.
@@ -83,33 +87,50 @@ impl Scripted {
         Ok(fs::set_permissions(&path, Permissions::from_mode(0o755))?)
     }
 
-    /// Whether the shim is one of the scripts.
-    pub(super) fn has_shim(&self) -> bool {
-        self.directory.join(SHIM).exists()
+    /// A plugin that finds the scripts first, and whose shim is the one among them, if there is one.
+    pub(super) async fn plugin(&self, scene: &Scene) -> Result<Plugin> {
+        self.plugin_with(scene, scene.options()).await
+    }
+
+    /// As [`Self::plugin`], with other options.
+    pub(super) async fn plugin_with(&self, scene: &Scene, mut options: Value) -> Result<Plugin> {
+        let mut launch = scene.launch();
+        launch.look_first_in(self.directory.clone());
+        if self.directory.join(SHIM).exists() {
+            options["containerd_runtime"] = json!("io.containerd.scripted.v1");
+        }
+        scene.plugin_as(&launch, &options).await
     }
 
     pub(super) fn mend(&self) -> Result<()> {
         Ok(fs::remove_file(self.directory.join("broken"))?)
     }
+
+    pub(super) fn break_again(&self) -> Result<()> {
+        Ok(fs::write(self.directory.join("broken"), "")?)
+    }
 }
 
 /// A start with the shim or the runtime scripted: it fails in the words given and leaves nothing; mended, it works.
 async fn fails(scene: &Scene, scripted: &Scripted, words: &[&str], left_within: Duration) -> Result<()> {
-    let mut launch = scene.launch();
-    launch.look_first_in(scripted.directory.clone());
-    let mut options = scene.options();
-    if scripted.directory.join(SHIM).exists() {
-        options["containerd_runtime"] = json!("io.containerd.scripted.v1");
-    }
-    let mut plugin = scene.plugin_as(&launch, &options).await?;
+    refusal(scene, scripted, words, left_within).await.map(drop)
+}
+
+/// As [`fails`]. Returns the refusal.
+pub(super) async fn refusal(
+    scene: &Scene,
+    scripted: &Scripted,
+    words: &[&str],
+    left_within: Duration,
+) -> Result<Status> {
+    let mut plugin = scripted.plugin(scene).await?;
     let task = scene.prepare(&plugin, &scene.shell("exit 3")).await?;
-    let mut named = vec![task.id()];
-    named.extend(words);
-    refused(plugin.start_task(task.config.clone()).await, &named)?;
+    let status = refused(plugin.start_task(task.config.clone()).await, &[&[task.id()][..], words].concat())?;
     scene.nothing_left_within(left_within)?;
     scripted.mend()?;
     scene.still_works(&plugin).await?;
-    plugin.shut_down().await
+    plugin.shut_down().await?;
+    Ok(status)
 }
 
 const SOON: Duration = Duration::from_secs(3);
@@ -207,9 +228,7 @@ async fn the_operators_runtime_runs_and_a_missing_one_is_said(scene: &Scene) -> 
 async fn a_start_that_is_called_off_while_the_runtime_creates_leaves_nothing(scene: &Scene) -> Result<()> {
     let scripted = Scripted::new(scene)?;
     scripted.runtime(&runc("create", "sleep 1; exec $real \"$@\""))?;
-    let mut launch = scene.launch();
-    launch.look_first_in(scripted.directory.clone());
-    let mut plugin = scene.plugin_as(&launch, &scene.options()).await?;
+    let mut plugin = scripted.plugin(scene).await?;
     let task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
     let cut = tokio::time::timeout(Duration::from_millis(700), plugin.start_task(task.config.clone())).await;
     ensure!(cut.is_err(), "it was not held up: {cut:?}");
@@ -225,9 +244,7 @@ async fn a_start_that_is_stopped_while_the_runtime_creates_leaves_nothing(scene:
     let reached = scripted.directory.join("reached");
     let slow = format!("touch {}; sleep 1; exec $real \"$@\"", reached.display());
     scripted.runtime(&runc("create", &slow))?;
-    let mut launch = scene.launch();
-    launch.look_first_in(scripted.directory.clone());
-    let mut plugin = scene.plugin_as(&launch, &scene.options()).await?;
+    let mut plugin = scripted.plugin(scene).await?;
     let task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
     let stop = async {
         until(Duration::from_secs(30), "the create", || reached.exists()).await?;
@@ -249,9 +266,7 @@ async fn a_create_cut_off_before_its_runtime_was_written_down_leaves_nothing(sce
     let reached = scripted.directory.join("reached");
     let hang = format!("rm runtime; : > options.json; touch {}; exec sleep 600", reached.display());
     scripted.runtime(&runc("create", &hang))?;
-    let mut launch = scene.launch();
-    launch.look_first_in(scripted.directory.clone());
-    let mut plugin = scene.plugin_as(&launch, &scene.options()).await?;
+    let mut plugin = scripted.plugin(scene).await?;
     let task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
     tokio::select! {
         started = plugin.start_task(task.config.clone()) => bail!("it was not held up: {started:?}"),
@@ -259,37 +274,39 @@ async fn a_create_cut_off_before_its_runtime_was_written_down_leaves_nothing(sce
     }
     plugin.kill().await?;
     scripted.mend()?;
-    let mut next = scene.plugin_as(&launch, &scene.options()).await?;
+    let mut next = scripted.plugin(scene).await?;
     scene.nothing_left_within(Duration::from_secs(40))?;
     scene.still_works(&next).await?;
     next.shut_down().await
 }
 
+/// A task's end is told as that of a lost shim, and nothing of it runs.
+fn is_lost_whole(task: &Task, answer: &WaitTaskResponse) -> Result<()> {
+    ensure!(answer.err.contains("shim"), "WaitTask's err is {:?}", answer.err);
+    same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+    Ok(())
+}
+
 async fn a_lost_shim_whose_clean_up_fails_leaves_nothing_that_runs(scene: &Scene) -> Result<()> {
     let scripted = Scripted::new(scene)?;
     scripted.shim("case \"$*\" in *delete) echo 'no clean-up on tuesdays' >&2; exit 1;; esac")?;
-    let mut launch = scene.launch();
-    launch.look_first_in(scripted.directory.clone());
-    let mut options = scene.options();
-    options["containerd_runtime"] = json!("io.containerd.scripted.v1");
     for while_it_is_watched in [true, false] {
-        let mut plugin = scene.plugin_as(&launch, &options).await?;
+        let mut plugin = scripted.plugin(scene).await?;
         let task = scene.run(&plugin, &scene.shell("sleep 600 & sleep 600")).await?;
         task.processes_become(2).await?;
         if while_it_is_watched {
             let waiting = task.wait_answer(&plugin);
             kill(shim_pid(scene)?, Signal::SIGKILL)?;
-            let answer = waiting.await?;
-            ensure!(answer.err.contains("shim"), "WaitTask's err is {:?}", answer.err);
-            same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+            is_lost_whole(&task, &waiting.await?)?;
         } else {
             plugin.kill().await?;
             kill(shim_pid(scene)?, Signal::SIGKILL)?;
-            plugin = scene.plugin_as(&launch, &options).await?;
+            plugin = scripted.plugin(scene).await?;
         }
         // Nothing is left that it could be needed for.
         task.end(&plugin).await?;
         scene.nothing_left()?;
+        ensure!(plugin.log().all().join("\n").contains("tuesdays"), "the clean-up was not tried");
         plugin.shut_down().await?;
     }
     Ok(())
@@ -298,11 +315,7 @@ async fn a_lost_shim_whose_clean_up_fails_leaves_nothing_that_runs(scene: &Scene
 async fn a_lost_shim_whose_binary_is_gone_is_cleaned_up_by_the_configured_one(scene: &Scene) -> Result<()> {
     let scripted = Scripted::new(scene)?;
     scripted.shim("true")?;
-    let mut launch = scene.launch();
-    launch.look_first_in(scripted.directory.clone());
-    let mut options = scene.options();
-    options["containerd_runtime"] = json!("io.containerd.scripted.v1");
-    let mut plugin = scene.plugin_as(&launch, &options).await?;
+    let mut plugin = scripted.plugin(scene).await?;
     let task = scene.run(&plugin, &scene.shell("sleep 600 & sleep 600")).await?;
     plugin.kill().await?;
     // An upgrade.
@@ -311,8 +324,8 @@ async fn a_lost_shim_whose_binary_is_gone_is_cleaned_up_by_the_configured_one(sc
     task.recover(&next).await?;
     let waiting = task.wait_answer(&next);
     kill(shim_pid(scene)?, Signal::SIGKILL)?;
-    ensure!(waiting.await?.err.contains("shim"), "not said");
-    same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+    is_lost_whole(&task, &waiting.await?)?;
+    ensure!(!next.log().all().join("\n").contains("clean-up fails"), "nobody has cleaned up");
     task.destroy(&next).await?;
     scene.nothing_left()?;
     next.shut_down().await
@@ -378,21 +391,14 @@ async fn a_connection_that_breaks_again_and_again_ends_no_task(scene: &Scene) ->
         real.display(),
         between.address.display(),
     ))?;
-    let mut launch = scene.launch();
-    launch.look_first_in(scripted.directory.clone());
-    let mut options = scene.options();
-    options["containerd_runtime"] = json!("io.containerd.scripted.v1");
-    let mut plugin = scene.plugin_as(&launch, &options).await?;
+    let mut plugin = scripted.plugin(scene).await?;
     let task = obedient(scene, &plugin).await?;
     for _ in 0..5 {
         until(LIMIT, "a connection", || between.cut() > 0).await?;
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
     same!(task.exec(&plugin, "echo here").await?, (0, "here\n".to_owned()));
-    tell_to_end(&task)?;
-    let exit = task.wait(&plugin).await?;
-    same!((exit.exit_code, exit.signal), (11, 0));
-    task.destroy(&plugin).await?;
+    ends_as_told(&task, &plugin).await?;
     scene.nothing_left()?;
     plugin.shut_down().await
 }
@@ -400,11 +406,7 @@ async fn a_connection_that_breaks_again_and_again_ends_no_task(scene: &Scene) ->
 async fn a_shim_that_panics_is_quoted_with_its_last_words(scene: &Scene) -> Result<()> {
     let scripted = Scripted::new(scene)?;
     scripted.shim("head -c 3000000 /dev/zero | tr '\\0' x >&2; printf '\\377 goroutine 7' >&2; exit 2")?;
-    let mut launch = scene.launch();
-    launch.look_first_in(scripted.directory.clone());
-    let mut options = scene.options();
-    options["containerd_runtime"] = json!("io.containerd.scripted.v1");
-    let mut plugin = scene.plugin_as(&launch, &options).await?;
+    let mut plugin = scripted.plugin(scene).await?;
     let task = scene.prepare(&plugin, &scene.shell("exit 3")).await?;
     let status = refused(plugin.start_task(task.config.clone()).await, &[SHIM, "goroutine 7"])?;
     ensure!(status.message().len() < 16 * 1024, "{} bytes of a panic", status.message().len());

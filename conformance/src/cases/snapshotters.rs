@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::obedient::{obedient_as, tell_to_end};
+use super::obedient::{ends_as_told, obedient_as};
 use super::{cases, refused, same};
 use crate::case::{Case, skip};
 use crate::config;
@@ -98,17 +98,13 @@ async fn a_snapshotter_that_is_not_there_is_refused_with_those_that_are(scene: &
 async fn a_snapshot_is_removed_from_where_it_was_made_by_its_id_alone(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let task = obedient_as(scene, &plugin, native).await?;
-    plugin.kill().await?;
-    let mut next = scene.plugin().await?;
+    let mut next = scene.next_plugin(&mut plugin).await?;
     task.recover(&next).await?;
-    tell_to_end(&task)?;
-    same!(task.wait(&next).await?.exit_code, 11);
-    task.destroy(&next).await?;
+    ends_as_told(&task, &next).await?;
     same!(active(scene, "native")?, 0);
     // Not recovered: the plugin knows the id, and no more.
     let task = obedient_as(scene, &next, native).await?;
-    next.kill().await?;
-    let mut third = scene.plugin().await?;
+    let mut third = scene.next_plugin(&mut next).await?;
     same!(active(scene, "native")?, 1);
     task.end(&third).await?;
     same!(active(scene, "native")?, 0);

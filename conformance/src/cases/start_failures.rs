@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 
-use super::shim_failures::{Scripted, runc};
+use super::shim_failures::{Scripted, refusal, runc};
 use super::{cases, is_recoverable, refused};
 use crate::case::skip;
 use crate::config;
@@ -154,20 +154,9 @@ async fn a_state_directory_that_can_not_be_is_said_by_its_path(scene: &Scene) ->
 async fn is_worth_another_try(scene: &Scene, script: impl FnOnce(&Scripted) -> Result<()>) -> Result<()> {
     let scripted = Scripted::new(scene)?;
     script(&scripted)?;
-    let mut launch = scene.launch();
-    launch.look_first_in(scripted.directory.clone());
-    let mut options = scene.options();
-    if scripted.has_shim() {
-        options["containerd_runtime"] = serde_json::json!("io.containerd.scripted.v1");
-    }
-    let mut plugin = scene.plugin_as(&launch, &options).await?;
-    let task = scene.prepare(&plugin, &scene.shell("exit 3")).await?;
-    let status = refused(plugin.start_task(task.config.clone()).await, &[task.id()])?;
+    let status = refusal(scene, &scripted, &[], Duration::from_secs(15)).await?;
     ensure!(is_recoverable(&status)?, "Nomad would not try it again: {status}");
-    scene.nothing_left_within(Duration::from_secs(15))?;
-    scripted.mend()?;
-    scene.still_works(&plugin).await?;
-    plugin.shut_down().await
+    Ok(())
 }
 
 async fn a_shim_that_is_killed_before_the_create_is_worth_another_try(scene: &Scene) -> Result<()> {

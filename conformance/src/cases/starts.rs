@@ -66,12 +66,10 @@ impl HeldUp {
             held = scripted.directory.join("broken").display(),
         );
         scripted.shim(&script)?;
-        let mut launch = scene.launch();
-        launch.look_first_in(scripted.directory.clone());
         let mut options = scene.options();
-        options["containerd_runtime"] = json!("io.containerd.scripted.v1");
         options["max_concurrent_starts"] = json!(at_once);
-        Ok(Self { scripted, begun, plugin: scene.plugin_as(&launch, &options).await? })
+        let plugin = scripted.plugin_with(scene, options).await?;
+        Ok(Self { scripted, begun, plugin })
     }
 
     /// The containers whose shims were launched, in that order.
@@ -102,7 +100,7 @@ impl HeldUp {
 
     /// Holds up all starts from here on.
     fn hold_up(&self) -> Result<()> {
-        Ok(fs::write(self.scripted.directory.join("broken"), "")?)
+        self.scripted.break_again()
     }
 
     async fn task(&self, scene: &Scene) -> Result<Task> {
@@ -352,8 +350,7 @@ async fn fifty_are_started_recovered_and_stopped_at_once_and_the_plugin_is_as_be
     let started = try_join_all(tasks.iter_mut().map(|task| task.start(&plugin)));
     most_threads(&plugin, started).await?;
     all_are_told(&plugin, count + 1).await?;
-    plugin.kill().await?;
-    let mut plugin = scene.plugin().await?;
+    let mut plugin = scene.next_plugin(&mut plugin).await?;
     let before = Holdings::of(&[("the plugin".to_owned(), pid(&plugin)?)], MORE)?;
     let recovered = async {
         // As the agent does.

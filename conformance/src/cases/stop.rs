@@ -192,8 +192,7 @@ async fn all_processes_of_the_task_end_with_it(scene: &Scene) -> Result<()> {
     task.alloc.stdout.to_contain("ready\n", LIMIT).await?;
     ensure!(task.alloc.cgroup.pids().len() > 5, "only {:?} run", task.alloc.cgroup.pids());
     task.stop(&plugin, PATIENT).await?;
-    task.wait(&plugin).await?;
-    same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+    same!(task.wait_for_all(&plugin).await?, (0, 0));
     task.destroy(&plugin).await?;
     plugin.shut_down().await
 }
@@ -247,9 +246,7 @@ async fn a_task_among_the_hosts_processes_ends_with_all_of_its_own(scene: &Scene
     let (code, seen) = task.exec(&plugin, &format!("cat /proc/{}/comm", plugin.pid())).await?;
     ensure!(code == 0 && seen.starts_with("containerd"), "the plugin's process is not seen: {seen}");
     std::fs::write(task.alloc.directory.join("alloc/data/end"), "")?;
-    let exit = task.wait(&plugin).await?;
-    same!((exit.exit_code, exit.signal), (3, 0));
-    same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+    same!(task.wait_for_all(&plugin).await?, (3, 0));
     task.destroy(&plugin).await?;
     plugin.shut_down().await
 }
@@ -281,9 +278,7 @@ async fn a_task_whose_shim_hangs_is_killed_at_the_timeout(scene: &Scene) -> Resu
     kill(shim_pid(scene)?, Signal::SIGSTOP)?;
     // It never gets the signal that it would heed.
     task.stop(&plugin, Duration::from_secs(1)).await?;
-    let exit = task.wait(&plugin).await?;
-    same!((exit.exit_code, exit.signal), (137, 9));
-    same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+    same!(task.wait_for_all(&plugin).await?, (137, 9));
     task.destroy(&plugin).await?;
     plugin.shut_down().await
 }
