@@ -250,8 +250,12 @@ async fn reading_an_archive_ends_when_nobody_waits_for_it(scene: &Scene) -> Resu
     };
     let config = config! { image = path.display().to_string(), image_pull_timeout = "2s" };
     let task = scene.prepare(&plugin, &config).await?;
-    let status =
-        refused(plugin.start_task(task.config.clone()).await, &["zeros.tar.gz", "image_pull_timeout"])?;
+    let (answer, begun) = tokio::join!(
+        plugin.start_task(task.config.clone()),
+        until(Duration::from_secs(5), "something is decompressed", scratch)
+    );
+    begun?;
+    let status = refused(answer, &["zeros.tar.gz", "image_pull_timeout"])?;
     ensure!(is_recoverable(&status)?, "Nomad would not try again");
     until(Duration::from_secs(5), "what was decompressed is gone", || !scratch()).await?;
     // Nor does it go on for a caller that has gone away.

@@ -1,12 +1,12 @@
 //! A task's output: whole, whoever reads it and however slowly, and never by another way than the pipe.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use super::shim_failures::Scripted;
 use super::{cases, refused, same};
+use crate::fixture::traces::children;
 use crate::scene::Scene;
 use crate::task::LIMIT;
 
@@ -175,19 +175,6 @@ async fn a_log_directory_that_is_a_link_is_refused(scene: &Scene) -> Result<()> 
     plugin.shut_down().await
 }
 
-/// A shim that puts something else in the pipes' place when it is started, which is after the driver has looked at them.
-fn swapping_shim(scene: &Scene, swap: &str) -> Result<PathBuf> {
-    let path = scene.directory().join("containerd-shim-swaps-v1");
-    let script = format!(
-        "#!/bin/sh\nfor word in \"$@\"; do if [ \"$word\" = start ]; then\n{swap}\nfi; done\nexec {} \"$@\"\n",
-        scene.programs().shim().display()
-    );
-    std::fs::create_dir_all(scene.directory())?;
-    std::fs::write(&path, script)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755))?;
-    Ok(path)
-}
-
 async fn a_pipe_is_the_one_that_was_looked_at_whatever_is_put_in_its_place(scene: &Scene) -> Result<()> {
     let precious = scene.directory().join("precious");
     for swap in [
@@ -198,14 +185,13 @@ async fn a_pipe_is_the_one_that_was_looked_at_whatever_is_put_in_its_place(scene
         "mkdir \"$pipe\"".to_owned(),
         "true".to_owned(),
     ] {
-        let directory = scene.directory().join("alloc");
-        let each = format!(
-            "for pipe in {}/*/alloc/logs/.*.fifo; do mv \"$pipe\" \"$pipe.was\"; {swap}; done",
-            directory.display()
-        );
-        let mut options = scene.options();
-        options["containerd_runtime"] = serde_json::json!(swapping_shim(scene, &each)?);
-        let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+        // Started after the driver has looked at the pipes.
+        let scripted = Scripted::new(scene)?;
+        scripted.shim(&format!(
+            "case \"$*\" in *start) for pipe in {}/*/alloc/logs/.*.fifo; do mv \"$pipe\" \"$pipe.was\"; {swap}; done;; esac",
+            scene.directory().join("alloc").display()
+        ))?;
+        let mut plugin = scripted.plugin(scene).await?;
         std::fs::write(&precious, "data\n")?;
         for tty in [false, true] {
             let mut config = scene.shell("echo said; exec 2>&1; sleep 1; echo more");
@@ -213,6 +199,10 @@ async fn a_pipe_is_the_one_that_was_looked_at_whatever_is_put_in_its_place(scene
             let mut task = scene.prepare(&plugin, &config).await?;
             task.start(&plugin).await?;
             same!((&swap, task.stdout(&plugin).await?.replace('\r', "")), (&swap, "said\nmore\n".to_owned()));
+            let swapped = children(&task.alloc.logs())
+                .into_iter()
+                .filter(|path| path.extension() == Some("was".as_ref()));
+            same!((&swap, swapped.count()), (&swap, 2));
             task.destroy(&plugin).await?;
             scene.nothing_left()?;
         }

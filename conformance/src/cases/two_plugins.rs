@@ -7,7 +7,7 @@ use nomad_proto::driver::fingerprint_response::HealthState;
 use serde_json::json;
 
 use super::fingerprint::{is_detected, next};
-use super::obedient::{obedient, tell_to_end};
+use super::obedient::{ends_as_told, obedient};
 use super::orphans::options;
 use super::{cases, is_recoverable, refused, same, until};
 use crate::scene::Scene;
@@ -55,9 +55,7 @@ async fn the_second_one_on_a_state_directory_touches_nothing_until_the_first_has
     first.shut_down().await?;
     next(&mut fingerprints, HealthState::Healthy).await?;
     task.recover(&second).await?;
-    tell_to_end(&task)?;
-    same!(task.wait(&second).await?.exit_code, 11);
-    task.destroy(&second).await?;
+    ends_as_told(&task, &second).await?;
     scene.still_works(&second).await?;
     ensure!(!scene.state_dir().join("successor").exists(), "it still says that it waits");
     second.shut_down().await
@@ -76,9 +74,7 @@ async fn one_whose_agent_is_gone_makes_way_and_its_tasks_are_recovered(scene: &S
     ensure!(!first.socket().exists(), "it left its socket");
     for task in [one, other] {
         same!(task.exec(&second, "echo here").await?, (0, "here\n".to_owned()));
-        tell_to_end(&task)?;
-        same!(task.wait(&second).await?.exit_code, 11);
-        task.destroy(&second).await?;
+        ends_as_told(&task, &second).await?;
     }
     second.shut_down().await
 }
@@ -88,6 +84,7 @@ async fn one_whose_agent_is_gone_stays_where_nobody_waits(scene: &Scene) -> Resu
     let task = obedient(scene, &first).await?;
     let mut second = scene.plugin().await?;
     // Somebody waited, and is no more.
+    until(LIMIT, "a word of the second one", || scene.state_dir().join("successor").exists()).await?;
     second.kill().await?;
     first.redial().await?;
     tokio::time::sleep(LONG).await;
@@ -119,8 +116,7 @@ async fn a_first_one_that_was_killed_leaves_the_directory_free(scene: &Scene) ->
         let found = plugin.fingerprints().await?.message().await?.context("no fingerprint")?;
         ensure!(found.health() == HealthState::Healthy, "{}", found.health_description);
         let task = obedient(scene, &plugin).await?;
-        plugin.kill().await?;
-        let mut next = scene.plugin().await?;
+        let mut next = scene.next_plugin(&mut plugin).await?;
         task.recover(&next).await?;
         task.end(&next).await?;
         next.shut_down().await?;
@@ -144,16 +140,19 @@ async fn a_lock_that_is_removed_lets_nobody_else_in(scene: &Scene) -> Result<()>
     .await?;
     second.kill().await?;
     same!(task.exec(&first, "echo here").await?, (0, "here\n".to_owned()));
-    tell_to_end(&task)?;
-    same!(task.wait(&first).await?.exit_code, 11);
-    task.destroy(&first).await?;
+    ends_as_told(&task, &first).await?;
     first.shut_down().await
+}
+
+/// Somebody may write something into it meanwhile.
+async fn remove_state(scene: &Scene) -> Result<()> {
+    until(LIMIT, "its removal", || std::fs::remove_dir_all(scene.state_dir()).is_ok()).await
 }
 
 async fn a_state_directory_that_is_removed_is_the_first_ones_again(scene: &Scene) -> Result<()> {
     let mut first = scene.plugin().await?;
     scene.still_works(&first).await?;
-    std::fs::remove_dir_all(scene.state_dir())?;
+    remove_state(scene).await?;
     let lock = scene.state_dir().join("lock");
     until(LIMIT, "its lock", || lock.exists()).await?;
     let mut second = scene.plugin().await?;
@@ -172,7 +171,7 @@ async fn a_directory_that_another_one_took_after_its_removal_is_left_to_it(scene
     next(&mut fingerprints, HealthState::Unhealthy).await?;
     // It looks less often than the other one tries.
     first.process().signal(nix::sys::signal::Signal::SIGSTOP)?;
-    std::fs::remove_dir_all(scene.state_dir())?;
+    remove_state(scene).await?;
     next(&mut fingerprints, HealthState::Healthy).await?;
     let task = obedient(scene, &second).await?;
     first.process().signal(nix::sys::signal::Signal::SIGCONT)?;
