@@ -126,6 +126,11 @@ client {{
   cni_config_dir   = "{cni}"
   {servers}
 
+  # However full this machine's disk is: else the allocations that have ended go at once, and their logs with them.
+  gc_disk_usage_threshold  = 100
+  gc_inode_usage_threshold = 100
+  gc_max_allocs            = 1000
+
   # Ports are the loopback interface's, but for those that jobs want on the host network "near".
   network_interface = "lo"
   {near}
