@@ -91,7 +91,7 @@ fn mount_one(layer: &Mount, at: &Path) -> Result<(), MountError> {
             if layer.options.iter().any(|option| option == "loop") {
                 return Err(MountError::Loop(kind.to_owned()));
             }
-            let data = data(&layer.options);
+            let data = own_words(&layer.options).collect::<Vec<_>>().join(",");
             let data = (!data.is_empty()).then_some(data.as_str());
             Ok(mount(Some(layer.source.as_str()), at, Some(kind), LOOK_ONLY, data)?)
         }
@@ -106,22 +106,18 @@ fn bind(source: &str, at: &Path) -> Result<(), Errno> {
 }
 
 /// What the file system itself is told, such as `nouuid` of xfs.
-fn data(options: &[String]) -> String {
+fn own_words(options: &[String]) -> impl Iterator<Item = &str> {
     let words = options.iter().map(String::as_str);
-    words.filter(|word| !FLAGS.contains(word) && !word.starts_with("X-")).collect::<Vec<_>>().join(",")
+    words.filter(|word| !FLAGS.contains(word) && !word.starts_with("X-"))
 }
 
 /// The directory to be in, and the options of an overlay of its lower directories alone. The options for many of them
 /// fit only when they are named from the directory that they have in common. A thread with a mount namespace of its own
 /// has a working directory of its own.
 fn overlay_options<'a>(lower: &'a str, options: &[String]) -> (&'a str, String) {
-    let is_uppers = |option: &&str| OF_THE_UPPER.iter().any(|beginning| option.starts_with(beginning));
-    let others = data(options);
-    let others: String = others
-        .split(',')
-        .filter(|option| !option.is_empty() && !is_uppers(option))
-        .map(|o| format!(",{o}"))
-        .collect();
+    let is_uppers = |word: &&str| OF_THE_UPPER.iter().any(|beginning| word.starts_with(beginning));
+    let others: String =
+        own_words(options).filter(|word| !is_uppers(word)).map(|word| format!(",{word}")).collect();
     if "lowerdir=".len() + lower.len() + others.len() <= OPTIONS_LIMIT_BYTES {
         return ("/", format!("lowerdir={lower}{others}"));
     }
@@ -154,7 +150,8 @@ mod tests {
 
     #[test]
     fn what_a_file_system_has_to_be_told_is_kept() {
-        assert_eq!(data(&words("ro nouuid rbind X-containerd.x=1 discard")), "nouuid,discard");
+        let options = words("ro nouuid rbind X-containerd.x=1 discard");
+        assert_eq!(own_words(&options).collect::<Vec<_>>(), ["nouuid", "discard"]);
         let options = words("index=off workdir=/w upperdir=/u lowerdir=/a:/b userxattr");
         assert_eq!(overlay_options("/a:/b", &options).1, "lowerdir=/a:/b,userxattr");
     }

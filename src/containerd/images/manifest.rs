@@ -120,6 +120,9 @@ pub(super) fn choose<'a>(index: &'a ImageIndex, host: &Arch) -> Result<(usize, &
     Ok(chosen)
 }
 
+/// How many platforms an error names. An index may have tens of thousands.
+const PLATFORMS_SHOWN: usize = 20;
+
 fn platforms(index: &ImageIndex) -> String {
     let mut names = Vec::new();
     for platform in index.manifests().iter().filter_map(|entry| entry.platform().as_ref()) {
@@ -128,9 +131,14 @@ fn platforms(index: &ImageIndex) -> String {
             name = format!("{name}/{variant}");
         }
         // These carry the attestations of a build.
-        if name != "unknown/unknown" && !names.contains(&name) {
-            names.push(name);
+        if name == "unknown/unknown" || names.contains(&name) {
+            continue;
         }
+        if names.len() == PLATFORMS_SHOWN {
+            names.push("others".to_owned());
+            break;
+        }
+        names.push(name);
     }
     if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
 }
@@ -328,6 +336,14 @@ mod tests {
                 format!("unsupported: no image for linux/{name}, only for linux/arm/v7, linux/amd64/v9");
             assert_eq!(error, wanted);
         }
+    }
+
+    #[test]
+    fn of_very_many_platforms_some_are_named() {
+        let variants: Vec<_> = (0..10_000).map(|number| format!("v{number}")).collect();
+        let platforms: Vec<_> = variants.iter().map(|variant| ("linux", "arm", variant.as_str())).collect();
+        let error = choose(&index(&platforms), &Arch::Amd64).unwrap_err().to_string();
+        assert!(error.ends_with("linux/arm/v19, others") && !error.contains("v20"), "{error}");
     }
 
     #[test]
