@@ -178,8 +178,12 @@ impl TaskOptions {
         group: Option<&pb::NetworkIsolationSpec>,
         allowed: &AllowedModes,
     ) -> Result<Network, ConfigError> {
+        use pb::network_isolation_spec::NetworkIsolationMode as Groups;
         let network = self.network(group)?;
-        NetworkOptions::group_permitted_by(group, &network, allowed)?;
+        // What the task's own options ask for has been held against it before, by their names.
+        if network == Network::Host && group.is_some_and(|group| group.mode() == Groups::Host) {
+            AllowedModes::permit_host("network { mode }", "host", "network", &allowed.network)?;
+        }
         Ok(network)
     }
 

@@ -145,23 +145,6 @@ impl NetworkOptions {
         }
     }
 
-    /// Whether the task may be in a network that Nomad has decided on for its group.
-    ///
-    /// # Errors
-    /// Names the operator's option, where that is the host's and not allowed. What the task's own options ask for has been
-    /// held against it before, by their names.
-    pub(in crate::config) fn group_permitted_by(
-        group: Option<&pb::NetworkIsolationSpec>,
-        network: &Network,
-        allowed: &AllowedModes,
-    ) -> Result<(), ConfigError> {
-        use pb::network_isolation_spec::NetworkIsolationMode as Groups;
-        if *network != Network::Host || group.is_none_or(|group| group.mode() != Groups::Host) {
-            return Ok(());
-        }
-        AllowedModes::permit_host("network { mode }", "host", "network", &allowed.network)
-    }
-
     /// Refuses what the options of other groups say otherwise.
     pub(super) fn agree_with(&self, namespaces: &Namespaces) -> Result<(), ConfigError> {
         match &self.mode {
