@@ -11,7 +11,7 @@ use crate::confinement::ConfinementError;
 use crate::devices::DevicesError;
 use crate::names::NamesError;
 use crate::netns::NetnsError;
-use crate::os_error::is_transient;
+use crate::os_error::{is_transient, tells_transient};
 use crate::reaper::ReaperError;
 use crate::rootfs::RootfsError;
 use crate::spec::SpecError;
@@ -191,6 +191,8 @@ impl From<DevicesError> for Error {
         let text = error.to_string();
         match error {
             DevicesError::Io { source, .. } => Self::refused(text, is_transient(&source)),
+            // It has the words of those files that could not be read.
+            DevicesError::Cdi { why, .. } => Self::refused(text, tells_transient(&why)),
             _ => Self::Invalid(text),
         }
     }
@@ -251,6 +253,14 @@ mod tests {
             }
             .into(),
             DevicesError::Io { path: path(), source: source() }.into(),
+            DevicesError::Cdi {
+                name: "v/c=0".to_owned(),
+                why: format!(
+                    "no file describes it (cdi_spec_dirs: /x); /x/a.json can't be read: {}",
+                    source()
+                ),
+            }
+            .into(),
             cni::Error::Io { doing: "write", path: path(), source: source() }.into(),
             Error::system("collect", &source()),
             of_host(HostPathError::Io { doing: "look for", path: path(), source: source() }),

@@ -7,6 +7,7 @@
 mod file;
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::{CdiHook, CdiMount, DevicesError, Found, Kind, Node, host};
@@ -46,7 +47,14 @@ pub(super) fn add(found: &mut Found, names: &[&str], directories: &[PathBuf]) ->
 fn read(directories: &[PathBuf]) -> (Vec<Read>, Vec<String>) {
     let (mut read, mut unreadable) = (Vec::new(), Vec::new());
     for (rank, directory) in directories.iter().enumerate() {
-        let Ok(entries) = fs::read_dir(directory) else { continue };
+        let entries = match fs::read_dir(directory) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => {
+                unreadable.push(format!("{} can't be read: {error}", directory.display()));
+                continue;
+            }
+        };
         let mut paths: Vec<PathBuf> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
         paths.sort();
         for path in paths.into_iter().filter(|path| file::is_one(path)) {
@@ -281,6 +289,8 @@ devices:
         assert!(absent.contains("vendor.com/gpu=7") && absent.contains("/etc"), "{absent}");
         let broken = refusal("kind: [", "vendor.com/gpu=0");
         assert!(broken.contains("a.yaml"), "{broken}");
+        let no_directory = found(&[("run", "")], &["vendor.com/gpu=0"]).unwrap_err();
+        assert!(no_directory.contains("/run can't be read"), "{no_directory}");
         let edit = |edits: &str| {
             refusal(
                 &format!(
