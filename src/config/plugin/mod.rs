@@ -3,6 +3,7 @@
 mod allocation;
 mod auth;
 mod devices;
+mod directories;
 mod gc;
 mod labels;
 mod limits;

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
+use super::directories;
 use crate::config::hclspec::{default, optional};
-use crate::config::{CapabilityList, ConfigError, no_nulls, value};
+use crate::config::{CapabilityList, ConfigError};
 
 const PROFILE_DIRS: &str = "seccomp_profile_dirs";
 
@@ -49,36 +50,20 @@ impl Raw {
             allow_privileged: allow_privileged.unwrap_or(true),
             allow_caps: CapabilityList::decode("allow_caps", Some(allow_caps.unwrap_or_else(all)))?,
             seccomp: seccomp.unwrap_or(true),
-            seccomp_profile_dirs: seccomp_profile_dirs.map(directories).transpose()?,
+            seccomp_profile_dirs: seccomp_profile_dirs
+                .map(|given| directories::absolute(PROFILE_DIRS, Some(given)))
+                .transpose()?,
         })
     }
-}
-
-fn directories(raw: Vec<Option<String>>) -> Result<Vec<PathBuf>, ConfigError> {
-    let directory = |path: String| {
-        if path.starts_with('/') && !path.split('/').any(|part| part == "..") {
-            return Ok(PathBuf::from(path));
-        }
-        Err(value(PROFILE_DIRS, path, "it must be an absolute path without \"..\""))
-    };
-    no_nulls(PROFILE_DIRS, Some(raw))?.into_iter().map(directory).collect()
 }
 
 impl Gates {
     /// Splits the path of a profile into the directory of the operator's that it lies in and what follows there; none
     /// where it lies in none of them. Nothing is looked up.
     pub(crate) fn seccomp_profile(&self, path: &Path) -> Option<(PathBuf, PathBuf)> {
-        let beneath = |directory: &Path| {
-            let rest = path.strip_prefix(directory).ok().filter(|rest| !rest.as_os_str().is_empty())?;
-            Some((directory.to_owned(), rest.to_owned()))
-        };
-        match &self.seccomp_profile_dirs {
-            None => beneath(Path::new("/")),
-            Some(directories) => directories
-                .iter()
-                .filter_map(|directory| beneath(directory))
-                .max_by_key(|(directory, _)| directory.components().count()),
-        }
+        let anywhere = || vec![PathBuf::from("/")];
+        let listed = self.seccomp_profile_dirs.clone().unwrap_or_else(anywhere);
+        directories::split(path, &listed).filter(|(_, rest)| !rest.as_os_str().is_empty())
     }
 }
 
@@ -109,7 +94,8 @@ mod tests {
         }
         assert_eq!(found(&gates(&[]), "/etc/x.json"), None);
         for wrong in ["etc", "/etc/../x", ""] {
-            let error = directories(vec![Some(wrong.to_owned())]).unwrap_err().to_string();
+            let error = directories::absolute(PROFILE_DIRS, Some(vec![Some(wrong.to_owned())]));
+            let error = error.unwrap_err().to_string();
             assert!(error.contains("seccomp_profile_dirs"), "{error}");
         }
     }

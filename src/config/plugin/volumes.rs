@@ -6,9 +6,9 @@ use std::path::{Component, Path, PathBuf};
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
-use super::allocation;
+use super::{allocation, directories};
 use crate::config::hclspec::{block, default, object, optional};
-use crate::config::{ConfigError, forbidden, no_nulls, value};
+use crate::config::{ConfigError, forbidden, value};
 
 /// Which paths of the host jobs may mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,15 +78,8 @@ impl Raw {
                        and leave it out";
             return Err(value("volumes.selinuxlabel", label, why));
         }
-        let option = "volumes.allowed_paths";
-        let mut paths = Vec::new();
-        for path in no_nulls(option, allowed_paths)? {
-            if !path.starts_with('/') || path.split('/').any(|part| part == "..") {
-                return Err(value(option, path, "it must be an absolute path without \"..\""));
-            }
-            paths.push(PathBuf::from(path));
-        }
-        Ok(Volumes { enabled: enabled.unwrap_or(true), allowed_paths: paths })
+        let allowed_paths = directories::absolute("volumes.allowed_paths", allowed_paths)?;
+        Ok(Volumes { enabled: enabled.unwrap_or(true), allowed_paths })
     }
 }
 
@@ -113,11 +106,7 @@ impl Volumes {
             let rest = path.strip_prefix("/").unwrap_or(path).to_owned();
             return Ok(Placed::of_host("/".into(), rest));
         }
-        let beneath =
-            |root: &PathBuf| path.strip_prefix(root).ok().map(|rest| (root.clone(), rest.to_owned()));
-        let narrowest =
-            self.allowed_paths.iter().filter_map(beneath).max_by_key(|(root, _)| root.as_os_str().len());
-        let (root, rest) = narrowest.ok_or_else(|| {
+        let (root, rest) = directories::split(path, &self.allowed_paths).ok_or_else(|| {
             let needed = format!("{shown:?} or a directory above it; it has {:?}", self.allowed_paths);
             forbidden(option, &shown, "volumes.allowed_paths", &needed)
         })?;

@@ -1,0 +1,26 @@
+//! Directories of the host that the operator lists, and which of them a path lies in. Nothing is looked up.
+
+use std::path::{Path, PathBuf};
+
+use crate::config::{ConfigError, no_nulls, value};
+
+/// # Errors
+/// Names one that is not absolute, or has a part `..`.
+pub(super) fn absolute(
+    option: &'static str,
+    raw: Option<Vec<Option<String>>>,
+) -> Result<Vec<PathBuf>, ConfigError> {
+    let directory = |path: String| {
+        if path.starts_with('/') && !path.split('/').any(|part| part == "..") {
+            return Ok(PathBuf::from(path));
+        }
+        Err(value(option, path, "it must be an absolute path without \"..\""))
+    };
+    no_nulls(option, raw)?.into_iter().map(directory).collect()
+}
+
+/// Splits a path into the innermost of the directories that it lies in and what follows there; none where it lies in none.
+pub(super) fn split(path: &Path, directories: &[PathBuf]) -> Option<(PathBuf, PathBuf)> {
+    let within = |root: &PathBuf| Some((root.clone(), path.strip_prefix(root).ok()?.to_owned()));
+    directories.iter().filter_map(within).max_by_key(|(root, _)| root.components().count())
+}
