@@ -127,6 +127,12 @@ pub(crate) fn shares_our_pids(pid: i32) -> bool {
     namespace("self").is_some_and(|ours| namespace(&pid.to_string()) == Some(ours))
 }
 
+/// Returns the words that a process was started with, each with a NUL behind it. Empty where there is no such process. The
+/// kernel lets whoever asks wait for as long as the process is stuck with its memory's lock.
+pub(crate) fn command_line(pid: i32) -> Vec<u8> {
+    std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()
+}
+
 /// The pids of all processes.
 pub(crate) fn all_pids() -> Vec<i32> {
     let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };

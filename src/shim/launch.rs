@@ -313,7 +313,7 @@ impl Launcher {
     /// As [`Self::shims`], but for those of its binary's processes that start one, or clean up after one.
     fn servers(&self, directory: &Path, id: &str) -> Vec<ProcessId> {
         let mut shims = self.shims(directory, id);
-        shims.retain(|shim| !is_errand(&command_line(shim.pid)));
+        shims.retain(|shim| !is_errand(&process_stat::command_line(shim.pid)));
         shims
     }
 
@@ -330,13 +330,8 @@ impl Launcher {
     fn is_shim(&self, pid: i32, id: &str) -> bool {
         pid > 1
             && process_stat::shares_our_pids(pid)
-            && is_shim_of(&command_line(pid), &self.namespace, &self.address, id)
+            && is_shim_of(&process_stat::command_line(pid), &self.namespace, &self.address, id)
     }
-}
-
-/// Empty where there is no such process.
-fn command_line(pid: i32) -> Vec<u8> {
-    std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()
 }
 
 /// Whether a command line is that of a shim's binary which starts a shim, or cleans up after one.

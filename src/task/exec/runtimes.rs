@@ -7,18 +7,13 @@
 //!
 //! Source of the facts: runc and crun, `--root`; containerd `cmd/containerd-shim-runc-v2`.
 
-#![expect(
-    clippy::disallowed_methods,
-    reason = "opens what the kernel makes, below /proc and /sys, and nothing that a job names"
-)]
-
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::process_handle::ProcessHandle;
-use crate::process_stat::{ProcessId, Stat, children, shares_our_pids};
+use crate::process_stat::{ProcessId, Stat, children, command_line, shares_our_pids};
 
 /// How long the look may take: the kernel shows no command line of a process that is stuck with its memory's lock.
 const LOOK: Duration = Duration::from_secs(10);
@@ -76,10 +71,6 @@ fn end_now(shim: i32, root: &Path, before: u64) {
 
 fn is_child(process: ProcessId, of: i32) -> bool {
     Stat::read(process.pid).is_some_and(|stat| stat.is_of(process) && stat.parent == of)
-}
-
-fn command_line(pid: i32) -> Vec<u8> {
-    std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()
 }
 
 /// Whether a command line is that of a runtime with its state below `root`, called for something that a client waits for.
