@@ -9,6 +9,7 @@ mod long;
 mod short;
 mod target;
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 
 use nomad_proto::hclspec::Spec;
@@ -18,6 +19,10 @@ use crate::config::hclspec::{block_list, optional};
 use crate::config::plugin::{Access, Placed, TaskDirectory, Volumes};
 use crate::config::size::RawSize;
 use crate::config::{ConfigError, no_nulls, value};
+
+/// Maximum number of a job's own mounts. The source of each is held by a descriptor while the image is pulled, and the plugin has
+/// descriptors for all tasks of the node.
+const COUNT_LIMIT: usize = 256;
 
 /// The options about a task's mounts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -95,9 +100,15 @@ impl Raw {
         for text in no_nulls("tmpfs", tmpfs)? {
             list.push(short::tmpfs(&text)?);
         }
-        for (number, mount) in list.iter().enumerate() {
+        if list.len() > COUNT_LIMIT {
+            let why =
+                format!("a task has {COUNT_LIMIT} at most, those of mount, volumes and tmpfs among them");
+            return Err(value("mounts", list.len().to_string(), why));
+        }
+        let mut targets = HashSet::new();
+        for mount in &list {
             target::check(mount.option, &mount.target)?;
-            if list[..number].iter().any(|other| other.target == mount.target) {
+            if !targets.insert(&mount.target) {
                 return Err(mount.refusal("something else is mounted there already; name another target"));
             }
         }
@@ -123,7 +134,7 @@ impl Mounts {
         task: TaskDirectory<'_>,
         taken: impl Iterator<Item = &'a str>,
     ) -> Result<Vec<(&JobMount, Placed)>, ConfigError> {
-        let taken: Vec<String> = taken.map(target::shortest).collect();
+        let taken: HashSet<String> = taken.map(target::shortest).collect();
         let mut placed = Vec::new();
         for mount in &self.list {
             if taken.contains(&mount.target) {
@@ -207,6 +218,18 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn a_task_has_so_many_mounts_and_no_more() {
+        let decode = |count: usize| {
+            let (tmpfs, volumes): (Vec<_>, Vec<_>) =
+                (0..count).map(|n| (format!("/t{n}"), format!("local/v{n}:/v{n}"))).unzip();
+            decode(&json!({"image": "x", "tmpfs": tmpfs, "volumes": volumes}))
+        };
+        decode(COUNT_LIMIT / 2).unwrap();
+        let error = decode(COUNT_LIMIT / 2 + 1).unwrap_err().to_string();
+        assert!(error.contains("258") && error.contains("256"), "{error}");
     }
 
     #[test]
