@@ -8,8 +8,9 @@ use std::io::{self, ErrorKind};
 
 use nix::errno::Errno;
 
-/// Want of memory, of processes, of descriptors, of room; and somebody on the other side who is too busy, or just gone.
-pub(crate) const TRANSIENT: [Errno; 13] = [
+/// Want of memory, of processes, of descriptors, of room; somebody on the other side who is too busy, or just gone; and a
+/// file system whose server is, such as one of a network or in user space.
+pub(crate) const TRANSIENT: [Errno; 16] = [
     Errno::EAGAIN,
     Errno::ENOMEM,
     Errno::EMFILE,
@@ -23,7 +24,13 @@ pub(crate) const TRANSIENT: [Errno; 13] = [
     Errno::ETIMEDOUT,
     Errno::ECONNREFUSED,
     Errno::ECONNRESET,
+    Errno::ENOTCONN,
+    Errno::ESTALE,
+    Errno::EHOSTDOWN,
 ];
+
+/// [`Errno::ESTALE`] in the words of earlier versions of Go.
+const STALE_IN_GO: &str = "stale nfs file handle";
 
 /// Whether the same may work later. Of an error that a library has put something around, only its kind is left.
 pub(crate) fn is_transient(error: &io::Error) -> bool {
@@ -42,7 +49,8 @@ pub(crate) fn tells_transient(text: &str) -> bool {
     // Rust adds the number.
     let words = |text: &str| text.split(" (os error").next().unwrap_or_default().trim().to_ascii_lowercase();
     let known = TRANSIENT.map(|errno| words(&io::Error::from(errno).to_string()));
-    text.split(": ").any(|part| known.contains(&words(part))) || was_killed(text)
+    let is_known = |part: String| part == STALE_IN_GO || known.contains(&part);
+    text.split(": ").any(|part| is_known(words(part))) || was_killed(text)
 }
 
 /// A text without what is in quotes, as Go's `%q` sets them. What follows a quote without an end stays.
@@ -97,6 +105,10 @@ mod tests {
             "can't write /run/x: No space left on device (os error 28)",
             "mkdir /run/x: cannot allocate memory",
             "too many open files",
+            "error mounting /mnt/a to rootfs at /b: stat /mnt/a: stale NFS file handle: unknown",
+            "open /mnt/a: stale file handle",
+            "stat /mnt/a: transport endpoint is not connected",
+            "stat /mnt/a: host is down",
             r#"error mounting "/a" to rootfs at "/b": mount src=/a, dst=/b: no space left on device: unknown"#,
             r#"a quote without an end: ": device or resource busy"#,
             "OCI runtime create failed: unable to retrieve OCI runtime error (open log.json): runc did not terminate \

@@ -19,6 +19,7 @@ cases!["hung file system":
     starts_whose_seccomp_profile_or_device_is_on_one_are_refused_in_time,
     an_allocation_that_is_on_one_holds_nobody_up,
     tasks_whose_log_pipes_are_on_one_end_and_hold_nobody_up,
+    a_start_that_needs_one_whose_server_is_gone_is_tried_again,
 ];
 
 /// More than the plugin has threads.
@@ -166,5 +167,23 @@ async fn tasks_whose_log_pipes_are_on_one_end_and_hold_nobody_up(scene: &Scene) 
     drop(hung);
     running.end(&plugin).await?;
     scene.nothing_left()?;
+    plugin.shut_down().await
+}
+
+async fn a_start_that_needs_one_whose_server_is_gone_is_tried_again(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let dead = scene.directory().join("dead");
+    let mut job = scene.shell("true");
+    job["volumes"] = serde_json::json!([format!("{}:/data", dead.display())]);
+    let mut filesystem = HungFilesystem::over(&dead)?;
+    filesystem.end_server();
+    let task = scene.prepare(&plugin, &job).await?;
+    let status = refused(plugin.start_task(task.config.clone()).await, &[task.id(), "dead"])?;
+    ensure!(is_recoverable(&status)?, "Nomad would not try it again: {status}");
+    scene.nothing_left()?;
+    drop(filesystem);
+    let task = scene.run(&plugin, &job).await?;
+    same!(task.wait(&plugin).await?.exit_code, 0);
+    task.destroy(&plugin).await?;
     plugin.shut_down().await
 }
