@@ -1,14 +1,24 @@
 //! Plugins that still run for an attachment though nobody waits for them: their starter was killed. They are told by their
 //! environment, which their children have as well. The specification wants no two of them at work on one container.
+//!
+//! The kernel reads the environment of a process out of its memory, and may wait for that: of one that is stuck with its
+//! memory's lock, or whose memory is on a file system that hangs. Nobody waits for such a process longer than a moment, and
+//! it is left alone.
+//!
+//! Source of the facts: Linux `fs/proc/base.c` (`environ_read`), proc_pid_environ(5).
 
 #![expect(
     clippy::disallowed_methods,
     reason = "opens what the kernel makes, below /proc and /sys, and nothing that a job names"
 )]
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
+use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
 
 use super::error::Error;
 use crate::process_handle::ProcessHandle;
@@ -17,20 +27,32 @@ use crate::process_stat::{ProcessId, all_pids, shares_our_pids};
 /// A killed process is gone at once, unless the kernel holds it.
 const GONE: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// How long the kernel may take for one process, which it does in microseconds.
+const ONE_LOOK: Duration = Duration::from_secs(2);
+/// How many processes may be without an answer, each of which holds a thread. Past it nobody is looked at.
+const MOST_UNANSWERED: usize = 16;
+
+static LOOKS: LazyLock<Looks> = LazyLock::new(Looks::default);
 
 /// Ends those of the container, and waits until there are none.
 pub(super) async fn end(container_id: &str) -> Result<(), Error> {
     let mark = format!("CNI_CONTAINERID={container_id}");
     let until = Instant::now() + GONE;
     loop {
-        let mark = mark.clone();
-        let left = super::record::on_files(move || Ok(kill_marked(&mark))).await?;
+        let candidates = super::record::on_files(|| Ok(candidates())).await?;
+        let is_one = {
+            let mark = mark.clone();
+            move |process: ProcessId| held_if_marked(process, &mark)
+        };
+        let left = LOOKS.among(candidates, is_one).await;
         if left.is_empty() {
             return Ok(());
         }
-        tracing::warn!(container = container_id, ?left, "ending CNI plugins that nobody waits for");
+        let pids: Vec<_> = left.iter().map(ProcessHandle::pid).collect();
+        tracing::warn!(container = container_id, ?pids, "ending CNI plugins that nobody waits for");
+        left.iter().for_each(ProcessHandle::kill);
         if Instant::now() > until {
-            let process = format!("/proc/{}", left[0]);
+            let process = format!("/proc/{}", pids[0]);
             let source = std::io::Error::from(std::io::ErrorKind::TimedOut);
             return Err(Error::io("end a CNI plugin that was left behind,", Path::new(&process))(source));
         }
@@ -38,18 +60,80 @@ pub(super) async fn end(container_id: &str) -> Result<(), Error> {
     }
 }
 
-fn kill_marked(mark: &str) -> Vec<i32> {
-    let kill = |pid: &i32| {
-        // Held first: whose environment is looked at then is who is killed.
-        let Ok(Some(process)) = ProcessHandle::open(ProcessId::of(*pid)) else { return false };
-        let is_one = is_marked(*pid, mark) && !is_of_task(*pid);
-        if is_one {
-            process.kill();
+/// The looks at processes that have not come to an end, and whether one has been given up.
+#[derive(Default)]
+struct Looks {
+    given_up: Mutex<HashMap<(i32, u64), bool>>,
+}
+
+impl Looks {
+    /// Looks at processes one after the other, on another thread where one of them gets no answer. What that thread finds
+    /// later is of no account.
+    async fn among<T: Send + 'static>(
+        &'static self,
+        processes: Vec<ProcessId>,
+        look: impl Fn(ProcessId) -> Option<T> + Clone + Send + 'static,
+    ) -> Vec<T> {
+        let (mut rest, mut found) = (processes.as_slice(), Vec::new());
+        while !rest.is_empty() {
+            let (tell, mut told) = mpsc::unbounded_channel();
+            let (queue, look) = (rest.to_vec(), look.clone());
+            tokio::task::spawn_blocking(move || {
+                queue.into_iter().all(|process| tell.send(self.at(process, &look)).is_ok())
+            });
+            let mut looked = 0;
+            while let Ok(Some(one)) = tokio::time::timeout(ONE_LOOK, told.recv()).await {
+                looked += 1;
+                found.extend(one);
+            }
+            let Some((unanswered, others)) = rest[looked..].split_first() else { break };
+            tracing::warn!(
+                pid = unanswered.pid,
+                "the kernel does not show the environment of a process; it is taken for no CNI plugin"
+            );
+            self.lock().entry(key(*unanswered)).and_modify(|given_up| *given_up = true);
+            rest = others;
         }
-        is_one
-    };
-    let marked = all_pids().into_iter().filter(|pid| shares_our_pids(*pid) && is_marked(*pid, mark));
-    marked.filter(kill).collect()
+        found
+    }
+
+    /// None as well of a process that gave no answer before.
+    fn at<T>(&self, process: ProcessId, look: impl Fn(ProcessId) -> Option<T>) -> Option<T> {
+        {
+            let mut looks = self.lock();
+            let is_given_up = looks.get(&key(process)).is_some_and(|given_up| *given_up);
+            if is_given_up || looks.values().filter(|given_up| **given_up).count() >= MOST_UNANSWERED {
+                return None;
+            }
+            looks.entry(key(process)).or_insert(false);
+        }
+        let found = look(process);
+        self.lock().remove(&key(process));
+        found
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(i32, u64), bool>> {
+        self.given_up.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn key(process: ProcessId) -> (i32, u64) {
+    (process.pid, process.started_ticks)
+}
+
+/// The processes of the host that no task has.
+fn candidates() -> Vec<ProcessId> {
+    let pids = all_pids().into_iter().filter(|pid| shares_our_pids(*pid) && !is_of_task(*pid));
+    pids.map(ProcessId::of).collect()
+}
+
+fn held_if_marked(process: ProcessId, mark: &str) -> Option<ProcessHandle> {
+    if !is_marked(process.pid, mark) {
+        return None;
+    }
+    // Held first: whose environment is looked at then is who is killed.
+    let held = ProcessHandle::open(process).ok().flatten()?;
+    (is_marked(process.pid, mark) && !is_of_task(process.pid)).then_some(held)
 }
 
 /// Whether a process is a task's, which can have any environment. One whose cgroups can't be read may be.
@@ -76,6 +160,9 @@ fn is_marked(pid: i32, mark: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
 
     #[test]
@@ -93,5 +180,34 @@ mod tests {
         {
             assert!(!names_task(other), "{other}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_process_without_an_answer_holds_one_thread_and_no_look_at_others() {
+        let looks: &'static Looks = Box::leak(Box::default());
+        let process = |pid| ProcessId { pid, started_ticks: 1 };
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let (released, stuck) = (Arc::new(Mutex::new(released)), Arc::<AtomicUsize>::default());
+        let look = {
+            let stuck = Arc::clone(&stuck);
+            move |process: ProcessId| {
+                if process.pid == 2 {
+                    stuck.fetch_add(1, Ordering::Relaxed);
+                    let _ = released.lock().map(|released| released.recv());
+                }
+                Some(process.pid)
+            }
+        };
+        let began = Instant::now();
+        for _ in 0..3 {
+            assert_eq!(looks.among([1, 2, 3].map(process).to_vec(), look.clone()).await, [1, 3]);
+        }
+        assert!(began.elapsed() < ONE_LOOK * 2, "it was waited for each time");
+        assert_eq!(stuck.load(Ordering::Relaxed), 1);
+        drop(release);
+        while !looks.lock().is_empty() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+        assert_eq!(looks.among([1, 2, 3].map(process).to_vec(), look).await, [1, 2, 3]);
     }
 }
