@@ -3,16 +3,22 @@
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use nomad_proto::driver as pb;
+use tokio::sync::watch;
 
 use super::events::Teller;
 use super::mounts::off_thread;
-use super::{Saved, Settings, Tasks};
+use super::{Phase, Saved, Settings, Tasks};
 use crate::config::{LogCollection, LogLimits, TaskOptions};
 use crate::error::{Error, Result};
 use crate::logs::{Limits, Movers, News, Pump, Stream, Target};
 use crate::shim::{Bundle, HeldPipes, LogPaths, NOWHERE};
+
+/// Pause before another try to collect a recovered task's output.
+const TRIED_AGAIN: Duration = Duration::from_secs(5);
 
 #[derive(Clone)]
 pub(super) struct Output {
@@ -97,5 +103,42 @@ impl Tasks {
             teller.logs(news);
         };
         Ok(Some(Pump::start(pipes, target, movers, tell).map_err(failed)?))
+    }
+
+    /// Tries on to collect the output of a recovered task, which waits in its pipes meanwhile, until the task has ended.
+    /// `trouble` is why the first try failed.
+    pub(super) async fn collect_later(
+        self: Arc<Self>,
+        saved: Saved,
+        teller: Teller,
+        mut phase: watch::Receiver<Phase>,
+        trouble: Error,
+    ) {
+        let container = &saved.container_id;
+        tracing::error!(container, error = %trouble, "the task goes on without its log for now; trying again");
+        let collect = async {
+            let waits = |why: &Error| News::Waits { stream: Stream::Stdout, why: why.to_string() };
+            let mut told = false;
+            let mut pump = loop {
+                tokio::time::sleep(TRIED_AGAIN).await;
+                match self.collect_output(&saved, &teller).await {
+                    Ok(pump) => break pump,
+                    Err(error) if told => tracing::debug!(container, %error, "still no log of the task"),
+                    Err(error) => teller.logs(waits(&error)),
+                }
+                told = true;
+            };
+            tracing::info!(container, "the task's log goes on");
+            if told {
+                teller.logs(News::GoesOn { stream: Stream::Stdout });
+            }
+            if let Some(pump) = &mut pump {
+                pump.ended().await;
+            }
+        };
+        tokio::select! {
+            () = collect => {}
+            _ = phase.wait_for(|phase| matches!(phase, Phase::Exited(_))) => {}
+        }
     }
 }

@@ -57,7 +57,7 @@ impl Tasks {
     }
 }
 
-async fn find(tasks: &Tasks, settings: &Settings, teller: Teller, driver_state: &[u8]) -> Result<Task> {
+async fn find(tasks: &Arc<Tasks>, settings: &Settings, teller: Teller, driver_state: &[u8]) -> Result<Task> {
     let saved = Saved::decode(driver_state)?;
     let place = Place::of(settings, &saved.container_id, saved.shim_binary.clone());
     if place.bundle.is_doomed() {
@@ -83,12 +83,16 @@ async fn find(tasks: &Tasks, settings: &Settings, teller: Teller, driver_state: 
     // It may take as long as its plugins do, and changes nothing for the task.
     tokio::spawn(async move { network.check_network().await });
     let oom_kills = saved.cgroup.oom_kills();
-    let pump = tasks.collect_output(&saved, &teller).await.unwrap_or_else(|error| {
-        tracing::error!(container = saved.container_id, %error, "the task goes on without its log");
-        None
-    });
+    let (pump, trouble) = match tasks.collect_output(&saved, &teller).await {
+        Ok(pump) => (pump, None),
+        Err(error) => (None, Some(error)),
+    };
     let watch = Watch { saved, place, teller: teller.clone(), init, connection, waiting, pump, oom_kills };
     let mut task = Task::watched(watch, settings);
+    if let Some(trouble) = trouble {
+        let (saved, phase) = (task.saved.clone(), task.phase.clone());
+        tokio::spawn(Arc::clone(tasks).collect_later(saved, teller.clone(), phase, trouble));
+    }
     task.recovered = Mutex::new(Some(teller));
     Ok(task)
 }

@@ -17,6 +17,7 @@ use tonic::Streaming;
 
 use super::collected::{collecting, files, output, with};
 use super::logs::{MEGABYTE, is_whole, numbered};
+use super::recover::recover_without_descriptors;
 use super::{cases, same, until};
 use crate::fixture::process::output as output_of;
 use crate::host::Plugin;
@@ -30,6 +31,7 @@ cases!["collected":
     a_full_disk_makes_its_own_task_wait_and_no_other,
     a_disk_that_does_not_answer_stops_no_other_task_and_holds_no_end,
     output_that_somebody_else_holds_open_holds_no_end,
+    a_recovery_that_can_open_nothing_collects_the_output_later,
 ];
 
 /// Waits for an event of a task that has these words.
@@ -251,4 +253,22 @@ async fn output_that_somebody_else_holds_open_holds_no_end(scene: &Scene) -> Res
     scene.nothing_left()?;
     drop(held);
     plugin.shut_down().await
+}
+
+async fn a_recovery_that_can_open_nothing_collects_the_output_later(scene: &Scene) -> Result<()> {
+    let mut plugin = collecting(scene).await?;
+    let script = "while [ ! -e /local/go ]; do sleep 0.05; done; cat /local/big; exit 4";
+    let mut task = scene.prepare_unread(&plugin, &scene.shell(script)).await?;
+    fs::write(task.alloc.task_path("local/big"), numbered())?;
+    task.start(&plugin).await?;
+    plugin.kill().await?;
+    let mut next = collecting(scene).await?;
+    recover_without_descriptors(&task, &next).await?;
+    // More than the pipe holds.
+    fs::write(task.alloc.task_path("local/go"), "")?;
+    same!(task.wait(&next).await?.exit_code, 4);
+    is_whole("stdout", &output(&task, "stdout")?, &numbered())?;
+    task.destroy(&next).await?;
+    scene.nothing_left()?;
+    next.shut_down().await
 }

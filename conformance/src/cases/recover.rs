@@ -10,8 +10,9 @@ use nomad_proto::driver::TaskState;
 use super::obedient::{ends_as_told, obedient, tell_to_end};
 use super::{cases, orphans, refused, same, until};
 use crate::fixture::traces::find_processes;
+use crate::host::Plugin;
 use crate::scene::Scene;
-use crate::task::LIMIT;
+use crate::task::{LIMIT, Task};
 
 cases!["recover":
     a_plugin_killed_in_the_middle_of_a_start_leaves_nothing,
@@ -311,18 +312,23 @@ fn limit_files(pid: u32, count: usize) -> Result<()> {
     Ok(())
 }
 
+/// Has a plugin that can open nothing recover a task.
+pub(super) async fn recover_without_descriptors(task: &Task, plugin: &Plugin) -> Result<()> {
+    let hard = std::fs::read_to_string(format!("/proc/{}/limits", plugin.pid()))?;
+    let hard = hard.lines().find(|line| line.starts_with("Max open files")).context("no limit")?;
+    let hard: usize = hard.split_whitespace().nth(4).context("no hard limit")?.parse()?;
+    limit_files(plugin.pid(), 3)?;
+    let recovered = task.recover(plugin).await;
+    limit_files(plugin.pid(), hard)?;
+    recovered.context("the plugin's own trouble was taken for the task's end")
+}
+
 async fn a_plugin_that_can_open_nothing_loses_no_task(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let task = obedient(scene, &plugin).await?;
     let pid = task.pid()?;
     let mut next = scene.next_plugin(&mut plugin).await?;
-    let hard = std::fs::read_to_string(format!("/proc/{}/limits", next.pid()))?;
-    let hard = hard.lines().find(|line| line.starts_with("Max open files")).context("no limit")?;
-    let hard: usize = hard.split_whitespace().nth(4).context("no hard limit")?.parse()?;
-    limit_files(next.pid(), 3)?;
-    let recovered = task.recover(&next).await;
-    limit_files(next.pid(), hard)?;
-    recovered.context("the plugin's own trouble was taken for the task's end")?;
+    recover_without_descriptors(&task, &next).await?;
     same!(task.pid()?, pid);
     same!(next.inspect_task(task.id()).await?.task.unwrap_or_default().state(), TaskState::Running);
     ends_as_told(&task, &next).await?;
