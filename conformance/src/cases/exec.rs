@@ -1,5 +1,7 @@
 //! Commands in a running task, with their streams: what they get, what they are, what they say.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Result, ensure};
 
 use super::{cases, same};
@@ -21,7 +23,11 @@ cases!["exec":
     lines_come_as_they_are_written,
     a_large_output_comes_in_large_messages,
     an_input_that_ends_before_the_start_is_read,
+    an_exec_of_a_task_whose_account_files_are_pipes_ends_and_holds_nobody_up,
 ];
+
+/// A time in which nothing is done that waits for anything.
+const SHORT: Duration = Duration::from_secs(3);
 
 pub(super) async fn sleeper(scene: &Scene) -> Result<(Plugin, Task)> {
     let plugin = scene.plugin().await?;
@@ -251,4 +257,41 @@ async fn an_input_that_ends_before_the_start_is_read(scene: &Scene) -> Result<()
         same!((said.stdout_text().as_str(), said.code()?), (text, 0));
     }
     leave(plugin, &task).await
+}
+
+/// A runtime may read the task's own account files for the user of an exec, and waits for whoever writes to a pipe there.
+async fn an_exec_of_a_task_whose_account_files_are_pipes_ends_and_holds_nobody_up(
+    scene: &Scene,
+) -> Result<()> {
+    let (mut plugin, other) = sleeper(scene).await?;
+    let script = "rm -f /etc/passwd /etc/group; mkfifo /etc/passwd /etc/group; echo up; exec sleep 600";
+    for user in ["", "root"] {
+        let mut task = scene.prepare(&plugin, &scene.shell(script)).await?;
+        task.config.user = user.to_owned();
+        task.start(&plugin).await?;
+        task.alloc.stdout.to_contain("up\n", LIMIT).await?;
+        let streamed = async {
+            let said = shell(&plugin, &task, "echo out", false).await?.finish(LIMIT).await?;
+            said.code()
+        };
+        let unary = plugin.exec_task(task.id(), &["/bin/true"], SHORT);
+        let others = async {
+            tokio::time::sleep(SHORT).await;
+            let began = Instant::now();
+            same!(other.exec(&plugin, "echo here").await?, (0, "here\n".to_owned()));
+            ensure!(began.elapsed() < SHORT, "another task's exec took {:?}", began.elapsed());
+            task.end(&plugin).await
+        };
+        let (streamed, unary, others) = tokio::join!(streamed, unary, others);
+        others?;
+        // Whether it was cut off depends on the runtime, which may look into no such file.
+        streamed?;
+        if let Err(status) = unary {
+            ensure!(status.message().contains("ended"), "{status}");
+        }
+        same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+    }
+    other.end(&plugin).await?;
+    scene.nothing_left()?;
+    plugin.shut_down().await
 }
