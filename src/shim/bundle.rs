@@ -30,6 +30,9 @@ use super::{Error, Shim};
 /// Enough for a container to start from before its real spec is known: a shim's `start` reads the annotations only.
 const EMPTY_SPEC: &str = r#"{"ociVersion":"1.0.2"}"#;
 const SHIM_BINARY: &str = "shim-binary";
+/// Where its shim is.
+const SHIM: &str = "shim.json";
+const CONFIG: &str = "config.json";
 const DOOMED: &str = "doomed";
 /// The mark of a bundle that is not doomed.
 const KEPT: &str = "kept";
@@ -77,9 +80,44 @@ impl Bundle {
         for directory in [self.rootfs(), self.io_directory()] {
             private(false).create(&directory).map_err(Error::file("create", &directory))?;
         }
-        self.write("config.json", EMPTY_SPEC.as_bytes())?;
+        self.write(CONFIG, EMPTY_SPEC.as_bytes())?;
         // The shim opens it for its log; it must exist, and a regular file needs no reader.
         self.touch("log")
+    }
+
+    /// Whether a task's bundle has lost something that its end needs. One that is being taken down, or was never whole, has
+    /// not: it is marked.
+    pub(crate) fn is_stripped(&self) -> bool {
+        let lacks = |name: &str| is_missing(&self.directory.join(name));
+        lacks(DOOMED) && (self.is_doomed() || [SHIM, CONFIG, SHIM_BINARY].into_iter().any(lacks))
+    }
+
+    /// Makes what is missing of a task's bundle, so that the task can be taken down by it. One that isn't whole is marked.
+    ///
+    /// # Errors
+    /// Names the file that could not be made.
+    pub(crate) fn restore(&self, shim_binary: &Path, shim: &Shim, cgroup: &Path) -> Result<(), Error> {
+        let lacks = |name: &str| is_missing(&self.directory.join(name));
+        if self.is_doomed() {
+            let mut builder = fs::DirBuilder::new();
+            let created = builder.mode(0o700).recursive(true).create(self.rootfs());
+            created.map_err(Error::file("create", &self.directory))?;
+            self.touch(DOOMED)?;
+            self.touch("log")?;
+        }
+        if lacks(SHIM_BINARY) {
+            self.write(SHIM_BINARY, shim_binary.as_os_str().as_bytes())?;
+        }
+        if lacks(SHIM) {
+            self.write_shim(shim)?;
+        }
+        if lacks(CONFIG) {
+            // With processes that end with the first one: a shim has nobody to look for then.
+            let linux = serde_json::json!({"cgroupsPath": cgroup, "namespaces": [{"type": "pid"}]});
+            let spec = serde_json::json!({"ociVersion": "1.0.2", "linux": linux});
+            self.write(CONFIG, spec.to_string().as_bytes())?;
+        }
+        Ok(())
     }
 
     /// The binary that its shim was to be started from.
@@ -115,29 +153,29 @@ impl Bundle {
     /// # Errors
     /// Names the file.
     pub(crate) fn write_spec(&self, spec: &Spec) -> Result<(), Error> {
-        let path = self.directory.join("config.json");
+        let path = self.directory.join(CONFIG);
         let json =
             serde_json::to_vec(spec).map_err(std::io::Error::from).map_err(Error::file("write", &path))?;
-        self.write("config.json", &json)
+        self.write(CONFIG, &json)
     }
 
     /// # Errors
     /// Names the file.
     pub(crate) fn read_spec(&self) -> Result<Spec, Error> {
-        let path = self.directory.join("config.json");
+        let path = self.directory.join(CONFIG);
         let json = fs::read(&path).map_err(Error::file("read", &path))?;
         serde_json::from_slice(&json).map_err(std::io::Error::from).map_err(Error::file("read", &path))
     }
 
     /// When the container was made: its real spec is written right before. None where there is no bundle of ours.
     pub(crate) fn made_at(&self) -> Option<std::time::SystemTime> {
-        fs::metadata(self.directory.join("config.json")).and_then(|spec| spec.modified()).ok()
+        fs::metadata(self.directory.join(CONFIG)).and_then(|spec| spec.modified()).ok()
     }
 
     /// Whether a container may have been made: its real spec is written right before.
     pub(crate) fn may_have_container(&self) -> bool {
         let empty = EMPTY_SPEC.len() as u64;
-        fs::metadata(self.directory.join("config.json")).is_ok_and(|spec| spec.len() != empty)
+        fs::metadata(self.directory.join(CONFIG)).is_ok_and(|spec| spec.len() != empty)
     }
 
     /// Lets the shim's own `delete` work on a bundle whose Create was cut off. It reads the options and the runtime's
@@ -159,8 +197,8 @@ impl Bundle {
     /// # Errors
     /// Names the file.
     pub(crate) fn forget_processes(&self) -> Result<(), Error> {
-        self.remove_file("shim.json")?;
-        self.remove_file("config.json")
+        self.remove_file(SHIM)?;
+        self.remove_file(CONFIG)
     }
 
     /// Whether nothing of a container can run: there was none yet, or [`Self::forget_processes`] has come after its end.
@@ -188,12 +226,12 @@ impl Bundle {
     /// Names the file.
     pub(crate) fn write_shim(&self, shim: &Shim) -> Result<(), Error> {
         let json = serde_json::to_vec(shim).map_err(std::io::Error::from);
-        self.write("shim.json", &json.map_err(Error::file("write", &self.directory.join("shim.json")))?)
+        self.write(SHIM, &json.map_err(Error::file("write", &self.directory.join(SHIM)))?)
     }
 
     /// Where the shim was, if one was started that far.
     pub(crate) fn read_shim(&self) -> Option<Shim> {
-        let json = fs::read(self.directory.join("shim.json")).ok()?;
+        let json = fs::read(self.directory.join(SHIM)).ok()?;
         serde_json::from_slice(&json).ok()
     }
 

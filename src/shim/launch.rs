@@ -37,6 +37,8 @@ const DELETE: Duration = Duration::from_secs(60);
 
 /// How long a look at processes may take: the kernel shows no command line of one that is stuck with its memory's lock.
 const LOOK: Duration = Duration::from_secs(10);
+/// How often it is looked whether a shim that was told to end has ended.
+const IS_IT_ALIVE: Duration = Duration::from_millis(2);
 /// How much of what a binary said last is quoted.
 const QUOTED_BYTES: u64 = 4096;
 /// How long the kernel lets the name of a process be.
@@ -250,6 +252,22 @@ impl Launcher {
         off_thread(look).await.flatten()
     }
 
+    /// Waits for a shim to be gone, and says whether it is. It is nobody's child, or init's, so there is nothing to wait on;
+    /// and init may take its time to bury it. One that can't be looked for is not gone.
+    pub(crate) async fn ends_within(&self, shim: &Shim, bundle: &Bundle, id: &str, limit: Duration) -> bool {
+        let process = match self.process_of(shim, bundle, id).await {
+            Ok(None) => return true,
+            Ok(Some(process)) => process,
+            Err(_) => return false,
+        };
+        let gone = async {
+            while process.is_alive() {
+                tokio::time::sleep(IS_IT_ALIVE).await;
+            }
+        };
+        tokio::time::timeout(limit, gone).await.is_ok()
+    }
+
     /// Kills whatever a shim has started: not every shim ends a runtime that hangs when nobody waits for it any more.
     pub(crate) async fn kill_started(&self, shim: &Shim, bundle: &Bundle, id: &str) {
         let Ok(Some(process)) = self.process_of(shim, bundle, id).await else { return };
@@ -397,18 +415,43 @@ mod tests {
         assert!(words.len() == 4098 && words.starts_with("..x") && words.ends_with("goroutine 7"));
     }
 
+    fn launcher(binary: &str, state: &Path) -> Launcher {
+        Launcher {
+            binary: binary.into(),
+            runtime: "io.containerd.runc.v2".to_owned(),
+            namespace: "nomad".to_owned(),
+            address: "/run/ours".to_owned(),
+            events: Events::of(state),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_shim_whose_pid_is_not_known_has_not_ended_while_a_process_has_its_arguments() {
+        let state = tempfile::tempdir().unwrap();
+        let bundle = Bundle::at(state.path(), "nomad", "x");
+        bundle.create(Path::new("/bin/shim")).unwrap();
+        let launcher = launcher("/bin/shim", state.path());
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "read line", "shim", "-namespace", "nomad", "-address", "/run/ours", "-id", "x"]);
+        command.current_dir(bundle.directory());
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        let mut process = command.spawn().unwrap();
+        let bootstrap = Bootstrap { version: shim_protos::ApiVersion::V2, socket: "/nowhere.sock".into() };
+        let unknown = Shim { bootstrap, pid: 0, started_ticks: 0 };
+        let soon = Duration::from_millis(50);
+        assert!(!launcher.ends_within(&unknown, &bundle, "x", soon).await);
+        assert!(launcher.ends_within(&unknown, &bundle, "another", soon).await);
+        drop(process.stdin.take());
+        assert!(launcher.ends_within(&unknown, &bundle, "x", Duration::from_secs(10)).await);
+        process.wait().await.unwrap();
+    }
+
     #[tokio::test]
     async fn a_binary_that_fails_is_named_with_its_words() {
         let state = tempfile::tempdir().unwrap();
         let bundle = Bundle::at(state.path(), "nomad", "x");
         bundle.create(Path::new("/bin/shim")).unwrap();
-        let launcher = Launcher {
-            binary: "/bin/false".into(),
-            runtime: "io.containerd.runc.v2".to_owned(),
-            namespace: "nomad".to_owned(),
-            address: "/run/ours".to_owned(),
-            events: Events::of(state.path()),
-        };
+        let launcher = launcher("/bin/false", state.path());
         let error = launcher.start(&bundle, "x", Vec::new()).await.unwrap_err().to_string();
         assert_eq!(error, "/bin/false start failed for x: exit status: 1");
         let missing = Launcher { binary: "/no/such/shim".into(), ..launcher.clone() };

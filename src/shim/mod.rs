@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use shim_protos::{Bootstrap, BootstrapError, CallError};
 
 use crate::os_error::{is_transient, tells_transient};
-use crate::process_stat::{ProcessId, Stat};
+use crate::process_stat::ProcessId;
 pub(crate) use bundle::{Bundle, bundles};
 pub(crate) use connection::{Connection, Ended, ExecIo, State};
 pub(crate) use events::Events;
@@ -41,9 +41,6 @@ pub(crate) struct Shim {
 /// A shim that the kernel kills for want of memory takes the news of its task's end with it. Its own few megabytes are
 /// a poor choice; what the agent inherited to it may be anything.
 const SHIM_OOM_SCORE_ADJ: i32 = -998;
-
-/// How often it is looked whether a shim that was told to end has ended.
-const IS_IT_ALIVE: Duration = Duration::from_millis(2);
 
 impl Shim {
     /// Gives the shim the OOM score of its task, before the runtime is first run. A runtime inherits the shim's score, and
@@ -74,22 +71,6 @@ impl Shim {
     /// Shims leave their socket behind when they are killed.
     pub(crate) fn remove_socket(&self) {
         let _ = std::fs::remove_file(&self.bootstrap.socket);
-    }
-
-    /// Waits for the process to be gone. It is nobody's child, or init's, so there is nothing to wait on; and init may
-    /// take its time to bury it.
-    pub(crate) async fn ends_within(&self, limit: Duration) -> bool {
-        let gone = async {
-            while self.is_alive() {
-                tokio::time::sleep(IS_IT_ALIVE).await;
-            }
-        };
-        tokio::time::timeout(limit, gone).await.is_ok()
-    }
-
-    fn is_alive(&self) -> bool {
-        let is_it = |stat: &Stat| self.started_ticks == 0 || stat.is_of(self.process());
-        Stat::read(self.pid).is_some_and(|stat| is_it(&stat) && !stat.has_ended())
     }
 }
 

@@ -92,6 +92,7 @@ pub(super) enum Group {
 impl Place {
     /// Looks for the cgroup of this attempt, and for others that have it. Blocking: not for an async thread.
     pub(super) fn group(&self) -> Group {
+        self.restore();
         let attempt = match Attempt::read(&self.bundle) {
             Ok(Some(attempt)) => attempt,
             Ok(None) => return Group::Unknown,

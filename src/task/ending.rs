@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use super::attempts::Group;
 use super::exec::noted_process;
 use super::place::Place;
+use super::restore::restored_init;
 use crate::cgroup;
 use crate::error::{Error, Result};
 use crate::process_handle::ProcessHandle;
@@ -20,6 +21,7 @@ use crate::process_stat::ProcessId;
 const TRIED_AGAIN: Duration = Duration::from_secs(10);
 /// How long a killed process may take to be gone.
 const KILLED: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 impl Place {
     async fn group_off_thread(&self) -> Group {
@@ -75,10 +77,10 @@ impl Place {
         // A shim may run that nobody got to write down, and one that no longer answers.
         self.launcher.kill_leftovers(&self.bundle, &self.id).await;
         self.launcher.remove_socket(&self.id);
-        if !self.bundle.may_have_container() {
-            return Ok(());
-        }
         let group = self.group_off_thread().await;
+        if !self.bundle.may_have_container() {
+            return self.forget_what_no_bundle_has().await;
+        }
         if let Group::Own(path) = &group
             && let Err(error) = cgroup::kill_all(path, self.owner_of(path)).await
         {
@@ -88,7 +90,9 @@ impl Place {
         // One that the task has moved elsewhere is in no cgroup of its attempt's.
         self.kill_noted_init().await;
         match (deleted, self.rest(&group).await) {
-            (Ok(()), Rest::Nothing | Rest::Another(_)) => {}
+            (Ok(()), Rest::Another(_)) => {}
+            // The clean-up finds it only by what the shim had written into a bundle that has not been restored.
+            (Ok(()), Rest::Nothing) => self.forget_runtime_state().await?,
             // Some say so though they could not.
             (Ok(()), Rest::Runs(left) | Rest::Unknown(left)) => return Err(Error::Failed(left)),
             (Err(error), Rest::Runs(left) | Rest::Unknown(left) | Rest::Another(left)) => {
@@ -100,6 +104,26 @@ impl Place {
             }
         }
         self.remove_group(group).await
+    }
+
+    /// What a shim had started has just been killed with it. Where the bundle does not say that there was a container,
+    /// somebody may have removed the file, and the runtime still knows of it.
+    ///
+    /// # Errors
+    /// When the shim still runs, or whether it does can't be told.
+    async fn forget_what_no_bundle_has(&self) -> Result<()> {
+        let until = Instant::now() + KILLED;
+        loop {
+            let what = match self.launcher.has_leftovers(&self.bundle, &self.id).await {
+                Ok(false) => return self.forget_runtime_state().await,
+                Ok(true) => "its shim still runs".to_owned(),
+                Err(error) => format!("whether its shim runs can't be told: {error}"),
+            };
+            if Instant::now() > until {
+                return Err(Error::Failed(what));
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
     }
 
     /// Goes on trying to end what [`Self::end_without_shim`] could not, until it has or somebody takes the bundle down.
@@ -141,10 +165,13 @@ impl Place {
         self.bundle.directory().join("init.pid")
     }
 
-    /// The container's first process by the shim's note, while it is there.
+    /// The container's first process by the shim's note, or by a restored bundle, while it is there.
     async fn noted_init(&self) -> Option<ProcessId> {
-        let note = self.init_note();
-        let look = move || noted_process(&note).filter(|process| process.is_alive());
+        let (bundle, note) = (self.bundle.clone(), self.init_note());
+        let look = move || {
+            let init = restored_init(&bundle).or_else(|| noted_process(&note));
+            init.filter(|process| process.is_alive())
+        };
         tokio::task::spawn_blocking(look).await.ok().flatten()
     }
 

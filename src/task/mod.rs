@@ -19,6 +19,7 @@ mod output;
 mod place;
 mod queue;
 mod recover;
+mod restore;
 mod room;
 mod signal;
 mod start;

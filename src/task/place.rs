@@ -1,10 +1,11 @@
 //! Where a container's parts are: its bundle, the launcher of its shim, containerd, CNI. All by the container's id.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use sha2::{Digest, Sha256};
 
+use super::restore::Known;
 use super::{NAMESPACE, Settings};
 use crate::cni::Cni;
 use crate::containerd::Containerd;
@@ -23,6 +24,8 @@ pub(super) struct Place {
     pub(super) cni: Arc<Cni>,
     /// Held by whoever ends its processes without its shim: the task's supervisor and its destroy may both be about to.
     pub(super) ending: Arc<tokio::sync::Mutex<()>>,
+    /// What the handle of the task that runs here says of it.
+    pub(super) known: Arc<Mutex<Option<Known>>>,
 }
 
 impl Place {
@@ -42,6 +45,7 @@ impl Place {
             containerd: settings.containerd.counted(),
             cni: Arc::clone(&settings.cni),
             ending: Arc::default(),
+            known: Arc::default(),
         }
     }
 

@@ -60,8 +60,13 @@ impl Tasks {
 async fn find(tasks: &Arc<Tasks>, settings: &Settings, teller: Teller, driver_state: &[u8]) -> Result<Task> {
     let saved = Saved::decode(driver_state)?;
     let place = Place::of(settings, &saved.container_id, saved.shim_binary.clone());
+    place.remember(&saved, &teller.identity);
+    let restored = place.restore_off_thread().await;
     if place.bundle.is_doomed() {
-        return Err(Error::Failed("it was being taken down".to_owned()));
+        return Err(Error::Failed(match restored {
+            true => format!("its bundle directory {} was removed", place.bundle.directory().display()),
+            false => "it was being taken down".to_owned(),
+        }));
     }
     let bundle = place.bundle.clone();
     // Before the shim is asked anything: it may be stuck in the start of one of them.

@@ -47,6 +47,8 @@ impl Task {
         if self.has_exited() {
             return Ok(());
         }
+        // A runtime delivers no signal where it can't write its log into the bundle.
+        self.place.restore_off_thread().await;
         let ends = async {
             if let Some(signal) = signal
                 && let Err(error) = self.connection.kill(signal, false).await
@@ -100,6 +102,7 @@ impl Task {
         if self.has_exited() {
             return Err(Error::Conflict(format!("signal task {}: it has ended", self.id())));
         }
+        self.place.restore_off_thread().await;
         self.connection.kill(signal, false).await.map_err(|error| Error::Failed(error.to_string()))
     }
 

@@ -73,6 +73,7 @@ pub(super) struct Watch {
 
 /// Watches a task to its end.
 pub(super) fn watch(watch: Watch) -> watch::Receiver<Phase> {
+    watch.place.remember(&watch.saved, &watch.teller.identity);
     let (writer, reader) = watch::channel(Phase::Running);
     tokio::spawn(async move {
         let exit = follow(watch).await;

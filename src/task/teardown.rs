@@ -103,10 +103,20 @@ impl Tasks {
     }
 }
 
-/// Many files and some unmounts, for each of which the kernel may wait for all processors.
-async fn remove(bundle: Bundle) -> Result<()> {
-    let removed = tokio::task::spawn_blocking(move || bundle.remove()).await;
-    Ok(removed.map_err(|error| Error::Failed(format!("remove the bundle: {error}")))??)
+/// Changes a bundle on a thread of its own: a disk may take its time, and the kernel waits for all processors for an unmount.
+async fn on_disk<E>(bundle: &Bundle, change: fn(&Bundle) -> std::result::Result<(), E>) -> Result<()>
+where
+    E: Send + 'static,
+    Error: From<E>,
+{
+    let bundle = bundle.clone();
+    let changed = tokio::task::spawn_blocking(move || change(&bundle)).await;
+    Ok(changed.map_err(|error| Error::Failed(format!("change the bundle: {error}")))??)
+}
+
+fn forget_processes(bundle: &Bundle) -> Result<()> {
+    bundle.forget_processes()?;
+    Attempt::forget(bundle)
 }
 
 impl Place {
@@ -133,28 +143,31 @@ impl Place {
 
     async fn take_down_parts(&self, keeps: Keeps, timeline: &Timeline) -> Result<()> {
         let Self { id, bundle, containerd, .. } = self;
+        self.restore_at_last().await;
+        // Somebody may have removed it from under a container that runs.
         if bundle.exists() {
             // A disk that takes no mark keeps nobody from being killed; until it has one, somebody comes back for the
             // container as for any that Nomad doesn't know.
-            let marked = bundle.doom();
+            let marked = on_disk(bundle, Bundle::doom).await;
             if let Err(error) = &marked {
                 tracing::warn!(container = id, %error, "can't mark the container as one to take down; going on");
             }
             timeline.step("processes", self.end_processes(timeline)).await?;
-            bundle.forget_processes()?;
-            Attempt::forget(bundle)?;
+            on_disk(bundle, forget_processes).await?;
             if marked.is_err() {
                 // What was just removed has made room.
-                bundle.doom()?;
+                on_disk(bundle, Bundle::doom).await?;
             }
             timeline.step("network", self.end_network()).await?;
+        } else {
+            timeline.step("processes", self.end_without_shim()).await?;
         }
         if keeps == Keeps::Nothing {
             timeline.step("record", containerd.delete_record(id)).await?;
             timeline.step("snapshot", containerd.remove_snapshot_of(id)).await?;
         }
         timeline.step("lease", containerd.delete_lease(id)).await?;
-        timeline.step("bundle", remove(bundle.clone())).await
+        timeline.step("bundle", on_disk(bundle, Bundle::remove)).await
     }
 
     async fn end_processes(&self, timeline: &Timeline) -> Result<()> {
@@ -213,7 +226,7 @@ impl Place {
         };
         let _ending = timeline.under("processes/shim");
         connection.shutdown().await?;
-        if !shim.ends_within(SHIM_ENDS).await {
+        if !self.launcher.ends_within(shim, &self.bundle, &self.id, SHIM_ENDS).await {
             tracing::warn!(container = self.id, pid = shim.pid, "the shim did not end; it will be killed");
             self.launcher.kill_leftovers(&self.bundle, &self.id).await;
         }

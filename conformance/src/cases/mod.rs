@@ -35,6 +35,7 @@ mod launch;
 mod limits;
 mod load;
 mod logs;
+mod lost_bundles;
 mod modes;
 mod mounts;
 mod names;
@@ -120,6 +121,7 @@ pub fn all() -> Vec<Case> {
         recover::cases(),
         gaps::cases(),
         ends::cases(),
+        lost_bundles::cases(),
         orphans::cases(),
         own_cgroups::cases(),
         start_failures::cases(),

@@ -1,0 +1,166 @@
+//! Tasks whose bundle directory somebody has removed, such as an operator who cleans up by hand: all of them ends all the
+//! same.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use serde_json::{Value, json};
+
+use super::recover::shim_pid;
+use super::{cases, refused, same, until};
+use crate::fixture::sweep;
+use crate::scene::Scene;
+use crate::task::{LIMIT, Task};
+
+cases!["lost bundle":
+    a_task_without_its_bundle_is_stopped_and_destroyed,
+    a_task_without_its_bundle_is_destroyed_by_force,
+    a_task_that_lost_its_bundle_between_two_plugins_is_destroyed,
+    a_task_that_lost_its_bundle_and_then_its_shim_is_ended,
+    what_has_neither_a_bundle_nor_a_handle_is_ended,
+];
+
+/// How much of a bundle is removed.
+#[derive(Clone, Copy, Debug)]
+enum Lost {
+    /// As by an unmount and a removal by hand.
+    All,
+    /// As by a removal alone, which comes to a stop at the rootfs.
+    Files,
+}
+
+/// Jobs whose processes do and don't end with the first one.
+fn jobs(scene: &Scene) -> [Value; 2] {
+    let script = "trap 'exit 3' TERM; setsid sleep 600 & echo up; wait";
+    let (alone, mut with_host) = (scene.shell(script), scene.shell(script));
+    with_host["pid_mode"] = json!("host");
+    [alone, with_host]
+}
+
+async fn run(scene: &Scene, plugin: &crate::host::Plugin, job: &Value) -> Result<Task> {
+    let task = scene.run(plugin, job).await?;
+    task.alloc.stdout.to_contain("up\n", LIMIT).await?;
+    task.processes_become(2).await?;
+    Ok(task)
+}
+
+fn bundle(scene: &Scene) -> Result<PathBuf> {
+    let mut bundles = fs::read_dir(scene.state_dir().join("nomad"))?;
+    Ok(bundles.next().context("there is no bundle")??.path())
+}
+
+fn lose(scene: &Scene, lost: Lost) -> Result<()> {
+    let bundle = bundle(scene)?;
+    match lost {
+        Lost::All => {
+            sweep::unmount_under(&bundle);
+            fs::remove_dir_all(&bundle)?;
+        }
+        Lost::Files => {
+            for entry in fs::read_dir(&bundle)? {
+                let entry = entry?;
+                if entry.file_type()?.is_file() {
+                    fs::remove_file(entry.path())?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn nothing_is_left(scene: &Scene, task: &Task) -> Result<()> {
+    same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+    scene.nothing_left()
+}
+
+async fn a_task_without_its_bundle_is_stopped_and_destroyed(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    for job in jobs(scene) {
+        for lost in [Lost::All, Lost::Files] {
+            let task = run(scene, &plugin, &job).await?;
+            lose(scene, lost)?;
+            task.stop(&plugin, LIMIT).await.with_context(|| format!("stop without {lost:?}"))?;
+            same!(task.wait(&plugin).await?.exit_code, 3);
+            task.destroy(&plugin).await.with_context(|| format!("destroy without {lost:?}"))?;
+            nothing_is_left(scene, &task).with_context(|| format!("without {lost:?}"))?;
+        }
+    }
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_task_without_its_bundle_is_destroyed_by_force(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    for job in jobs(scene) {
+        for lost in [Lost::All, Lost::Files] {
+            let task = run(scene, &plugin, &job).await?;
+            lose(scene, lost)?;
+            task.end(&plugin).await.with_context(|| format!("destroy without {lost:?}"))?;
+            nothing_is_left(scene, &task).with_context(|| format!("without {lost:?}"))?;
+        }
+    }
+    plugin.shut_down().await
+}
+
+async fn a_task_that_lost_its_bundle_between_two_plugins_is_destroyed(scene: &Scene) -> Result<()> {
+    for job in jobs(scene) {
+        for lost in [Lost::All, Lost::Files] {
+            for has_shim in [true, false] {
+                let mut plugin = scene.plugin().await?;
+                let task = run(scene, &plugin, &job).await?;
+                plugin.kill().await?;
+                let shim = shim_pid(scene)?;
+                lose(scene, lost)?;
+                if !has_shim {
+                    kill(shim, Signal::SIGKILL)?;
+                }
+                let mut next = scene.plugin().await?;
+                refused(next.recover_task(task.kept_handle()?).await, &["bundle", "removed"])?;
+                // What the agent does next.
+                task.end(&next).await.with_context(|| format!("destroy without {lost:?}, {has_shim}"))?;
+                let left = nothing_is_left(scene, &task);
+                left.with_context(|| format!("without {lost:?}, {has_shim}"))?;
+                next.shut_down().await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn a_task_that_lost_its_bundle_and_then_its_shim_is_ended(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    for job in jobs(scene) {
+        let task = run(scene, &plugin, &job).await?;
+        let shim = shim_pid(scene)?;
+        lose(scene, Lost::All)?;
+        let waiting = task.wait_answer(&plugin);
+        kill(shim, Signal::SIGKILL)?;
+        let answer = waiting.await?;
+        ensure!(answer.err.contains("shim"), "WaitTask's err is {:?}", answer.err);
+        same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+        task.destroy(&plugin).await?;
+        nothing_is_left(scene, &task)?;
+    }
+    plugin.shut_down().await
+}
+
+/// Such as of an agent that has lost its own state, too.
+async fn what_has_neither_a_bundle_nor_a_handle_is_ended(scene: &Scene) -> Result<()> {
+    for job in jobs(scene) {
+        for lost in [Lost::All, Lost::Files] {
+            let mut plugin = scene.plugin().await?;
+            let task = run(scene, &plugin, &job).await?;
+            plugin.kill().await?;
+            lose(scene, lost)?;
+            let mut next = scene.plugin().await?;
+            until(LIMIT, "the end of its processes", || task.alloc.cgroup.pids().is_empty()).await?;
+            // Nomad's own, of which nothing says whose it was.
+            sweep::cgroups(task.alloc.cgroup.name());
+            scene.nothing_left_within(LIMIT).with_context(|| format!("without {lost:?}"))?;
+            next.shut_down().await?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,131 @@
+//! Restores what a task's bundle has lost: an operator who clears up by hand, or anything else, has removed its directory or
+//! files of it. The task's handle knows where its shim is, whose attempt it is and which its first process is; with those in
+//! the bundle again, its end takes the same ways as any.
+
+use std::sync::PoisonError;
+
+use super::attempts::Attempt;
+use super::place::Place;
+use super::{Identity, Saved};
+use crate::error::{Error, Result};
+use crate::process_stat::ProcessId;
+use crate::shim::{Bundle, Shim};
+
+/// The file in a restored bundle that names the container's first process.
+const INIT: &str = "init.json";
+
+/// The part of a task's handle that its end needs.
+pub(super) struct Known {
+    shim: Shim,
+    init: ProcessId,
+    attempt: Attempt,
+}
+
+impl Place {
+    /// Keeps what is known of the task that runs here, for [`Self::restore`].
+    pub(super) fn remember(&self, saved: &Saved, identity: &Identity) {
+        let Identity { task_id: _, alloc_id, name } = identity.clone();
+        let attempt = Attempt { alloc_id, task: name, cgroup: saved.cgroup.path.clone() };
+        let known = Known { shim: saved.shim.clone(), init: saved.init, attempt };
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
+    }
+
+    /// Writes what the bundle has lost, where that is known, and says whether it had lost anything. A bundle that is not
+    /// whole any more is marked as one to take down. Blocking: not for an async thread.
+    pub(super) fn restore(&self) -> bool {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.as_ref().is_some_and(|known| self.restore_from(known))
+    }
+
+    /// As [`Self::restore`], on a thread of its own.
+    pub(super) async fn restore_off_thread(&self) -> bool {
+        let place = self.clone();
+        tokio::task::spawn_blocking(move || place.restore()).await.unwrap_or(false)
+    }
+
+    /// Restores the bundle for its teardown. From here on nobody else does: what is missing was taken down.
+    pub(super) async fn restore_at_last(&self) {
+        let place = self.clone();
+        let restored = tokio::task::spawn_blocking(move || {
+            let known = place.known.lock().unwrap_or_else(PoisonError::into_inner).take();
+            known.is_some_and(|known| place.restore_from(&known))
+        });
+        if let Err(error) = restored.await {
+            tracing::warn!(container = self.id, %error, "restoring its bundle broke off");
+        }
+    }
+
+    fn restore_from(&self, known: &Known) -> bool {
+        let Self { id, bundle, launcher, .. } = self;
+        let Known { shim, init, attempt } = known;
+        if !bundle.is_stripped() {
+            return false;
+        }
+        tracing::warn!(
+            container = id,
+            bundle = %bundle.directory().display(),
+            "somebody has removed the task's bundle directory, or files of it; going on with what the task's handle says"
+        );
+        let restored = bundle
+            .restore(&launcher.binary, shim, &attempt.cgroup)
+            .map_err(Error::from)
+            .and_then(|()| attempt.write(bundle))
+            .and_then(|()| write_init(bundle, *init));
+        if let Err(error) = restored {
+            tracing::warn!(container = id, %error, "can't restore the task's bundle; ending what can be found without it");
+        }
+        true
+    }
+}
+
+fn write_init(bundle: &Bundle, init: ProcessId) -> Result<()> {
+    let json = serde_json::to_vec(&init)
+        .map_err(|error| Error::Failed(format!("write down the container's first process: {error}")))?;
+    Ok(bundle.write(INIT, &json)?)
+}
+
+/// The container's first process by a restored bundle.
+pub(super) fn restored_init(bundle: &Bundle) -> Option<ProcessId> {
+    bundle.read_json(INIT).ok().flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use shim_protos::{ApiVersion, Bootstrap};
+
+    use super::*;
+
+    #[test]
+    fn a_stripped_bundle_is_restored_and_one_that_is_taken_down_is_not() {
+        let state = tempfile::tempdir().unwrap();
+        let bundle = Bundle::at(state.path(), "nomad", "web-1");
+        let bootstrap = Bootstrap { version: ApiVersion::V2, socket: "/run/s".into() };
+        let shim = Shim { bootstrap, pid: 7, started_ticks: 6 };
+        let (binary, cgroup) = (Path::new("/bin/shim"), Path::new("/nomad/a.web"));
+        assert!(bundle.is_stripped());
+        bundle.restore(binary, &shim, cgroup).unwrap();
+        assert!(bundle.is_doomed() && bundle.may_have_container() && !bundle.is_stripped());
+        assert_eq!((bundle.read_shim(), bundle.shim_binary()), (Some(shim.clone()), Some(binary.to_owned())));
+        assert_eq!(Attempt::read(&bundle).unwrap().unwrap().cgroup, cgroup);
+        let init = ProcessId { pid: 8, started_ticks: 9 };
+        write_init(&bundle, init).unwrap();
+        assert_eq!(restored_init(&bundle), Some(init));
+        bundle.forget_processes().unwrap();
+        assert!(!bundle.is_stripped(), "it is being taken down");
+        bundle.remove().unwrap();
+        // One that lost a file of ours alone goes on.
+        bundle.create(binary).unwrap();
+        bundle.write_shim(&shim).unwrap();
+        bundle.write("config.json", br#"{"ociVersion":"1.0.2","hostname":"web"}"#).unwrap();
+        bundle.keep().unwrap();
+        assert!(!bundle.is_stripped());
+        bundle.remove_file("shim.json").unwrap();
+        assert!(bundle.is_stripped());
+        bundle.restore(binary, &shim, cgroup).unwrap();
+        assert_eq!(bundle.read_shim(), Some(shim));
+        assert_eq!(bundle.read_spec().unwrap().hostname().as_deref(), Some("web"));
+        assert!(!bundle.is_doomed() && !bundle.is_stripped());
+    }
+}
