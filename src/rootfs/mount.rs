@@ -4,6 +4,7 @@
 //! Source of the facts: containerd `mount/mount_linux.go` @ v1.6.20 (the words that are flags), mount(2).
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use containerd_client::types::Mount;
 use nix::errno::Errno;
@@ -11,6 +12,9 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 /// The kernel takes no longer options for a mount.
 const OPTIONS_LIMIT_BYTES: usize = 4095;
+/// How long an unmount may find somebody in the image, and the pause before it is tried again.
+const BUSY: Duration = Duration::from_secs(5);
+const TRIED_AGAIN: Duration = Duration::from_millis(1);
 const LOOK_ONLY: MsFlags =
     MsFlags::MS_RDONLY.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOSUID).union(MsFlags::MS_NOEXEC);
 /// The words of an option list that mount(2) takes as flags, not as a text. Ours take their place.
@@ -69,9 +73,21 @@ pub(super) fn mount_all(layers: &[Mount], at: &Path) -> Result<(), MountError> {
 /// written to, and a namespace goes some time after its last thread.
 ///
 /// # Errors
-/// When something in it is still held open.
+/// When something in it is still held open after [`BUSY`].
 pub(super) fn unmount_all(layers: &[Mount], at: &Path) -> Result<(), Errno> {
-    layers.iter().try_for_each(|_| umount2(at, MntFlags::UMOUNT_NOFOLLOW))
+    layers.iter().try_for_each(|_| while_busy(BUSY, || umount2(at, MntFlags::UMOUNT_NOFOLLOW)))
+}
+
+/// Tries again for a time while something is busy. A child that another thread has just forked has all descriptors of
+/// this process until it runs its program.
+fn while_busy(limit: Duration, mut attempt: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
+    let until = Instant::now() + limit;
+    loop {
+        match attempt() {
+            Err(Errno::EBUSY) if Instant::now() < until => std::thread::sleep(TRIED_AGAIN),
+            done => return done,
+        }
+    }
 }
 
 /// Of an overlay only the lower directories are taken: nothing has been written to the upper one yet, and two mounts may
@@ -166,5 +182,17 @@ mod tests {
         };
         let error = mount_one(&layer, Path::new("/nowhere")).unwrap_err();
         assert!(error.to_string().contains("snapshotter"), "{error}");
+    }
+
+    #[test]
+    fn busy_mount_is_tried_again_until_the_limit() {
+        let mut left = 3;
+        let unmount = || {
+            left -= 1;
+            if left > 0 { Err(Errno::EBUSY) } else { Ok(()) }
+        };
+        assert_eq!(while_busy(BUSY, unmount), Ok(()));
+        assert_eq!(while_busy(TRIED_AGAIN, || Err(Errno::EBUSY)), Err(Errno::EBUSY));
+        assert_eq!(while_busy(BUSY, || Err(Errno::EPERM)), Err(Errno::EPERM));
     }
 }
