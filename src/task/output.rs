@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::events::Teller;
 use super::mounts::off_thread;
+use super::supervisor::LAST_WORDS;
 use super::{Phase, Saved, Settings, Tasks};
 use crate::config::{LogCollection, LogLimits, TaskOptions};
 use crate::error::{Error, Result};
@@ -116,29 +117,36 @@ impl Tasks {
     ) {
         let container = &saved.container_id;
         tracing::error!(container, error = %trouble, "the task goes on without its log for now; trying again");
-        let collect = async {
-            let waits = |why: &Error| News::Waits { stream: Stream::Stdout, why: why.to_string() };
+        let waits = |why: &Error| News::Waits { stream: Stream::Stdout, why: why.to_string() };
+        let begin = async {
             let mut told = false;
-            let mut pump = loop {
+            loop {
                 tokio::time::sleep(TRIED_AGAIN).await;
                 match self.collect_output(&saved, &teller).await {
-                    Ok(pump) => break pump,
+                    Ok(pump) => break (pump, told),
                     Err(error) if told => tracing::debug!(container, %error, "still no log of the task"),
                     Err(error) => teller.logs(waits(&error)),
                 }
                 told = true;
-            };
-            tracing::info!(container, "the task's log goes on");
-            if told {
-                teller.logs(News::GoesOn { stream: Stream::Stdout });
-            }
-            if let Some(pump) = &mut pump {
-                pump.ended().await;
             }
         };
+        let exited = |phase: &Phase| matches!(phase, Phase::Exited(_));
+        let (pump, told) = tokio::select! {
+            begun = begin => begun,
+            _ = phase.wait_for(exited) => return,
+        };
+        tracing::info!(container, "the task's log goes on");
+        if told {
+            teller.logs(News::GoesOn { stream: Stream::Stdout });
+        }
+        let Some(mut pump) = pump else { return };
+        let last_words = async {
+            let _ = phase.wait_for(exited).await;
+            tokio::time::sleep(LAST_WORDS).await;
+        };
         tokio::select! {
-            () = collect => {}
-            _ = phase.wait_for(|phase| matches!(phase, Phase::Exited(_))) => {}
+            () = pump.ended() => {}
+            () = last_words => {}
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::logs::Pump;
 use crate::shim::{self, Connection, Ended, LogPaths, Shim, drained};
 
 /// How long the reader of the log may take for the task's last words before its end is told without them.
-const LAST_WORDS: Duration = Duration::from_secs(10);
+pub(super) const LAST_WORDS: Duration = Duration::from_secs(10);
 /// How long a shim may take to tell an end that the kernel has told.
 const OVERDUE: Duration = Duration::from_secs(3);
 /// How long one that is asked once more may take, when the kernel knows the answer.
