@@ -158,33 +158,25 @@ async fn an_exec_is_what_the_task_is(scene: &Scene) -> Result<()> {
         true => "cat /proc/PID/limits",
         false => "sed 's/^\\(Max open files *\\)[0-9]*/\\1/' /proc/PID/limits",
     };
+    // Where the runtime has put them in its control groups; cpusets are Nomad's own.
+    let look = format!(
+        "egrep '^(Uid|Gid|Groups|Cap...|NoNewPrivs|Seccomp|Cpus_allowed|Mems_allowed):' /proc/PID/status; {limits}; \
+         cat /proc/PID/oom_score_adj; readlink /proc/PID/cwd; grep -v cpuset /proc/PID/cgroup; \
+         for n in mnt pid net ipc uts cgroup user; do readlink /proc/PID/ns/$n; done"
+    );
+    let (of_first, of_own) = (look.replace("PID", "1"), look.replace("PID", "self"));
+    let script = format!(
+        "({of_first}) >/tmp/first 2>&1; ({of_own}) >/tmp/own 2>&1; cat /tmp/first; echo; cat /tmp/own; cmp /tmp/first /tmp/own"
+    );
+    // The shim in Rust can lose what a terminal says last.
+    let with_terminal = !scene.programs().is_rust_shim();
     for (task, groups) in [(&task, Some("1000 2000")), (&root, None)] {
-        let status = "egrep '^(Uid|Gid|Groups|Cap...|NoNewPrivs|Seccomp|Cpus_allowed|Mems_allowed):' ";
-        for look in [
-            format!("{status} /proc/PID/status"),
-            limits.to_owned(),
-            "cat /proc/PID/oom_score_adj".to_owned(),
-            "readlink /proc/PID/cwd".to_owned(),
-            // Where the runtime has put them; cpusets are Nomad's own.
-            "grep -v cpuset /proc/PID/cgroup".to_owned(),
-            "for n in mnt pid net ipc uts cgroup user; do readlink /proc/PID/ns/$n; done".to_owned(),
-        ] {
-            let of = |pid: &str| look.replace("PID", pid);
-            let script = format!(
-                "{} >/tmp/first 2>&1; {} >/tmp/own 2>&1; cat /tmp/own; cmp /tmp/first /tmp/own",
-                of("1"),
-                of("self")
-            );
-            // The shim in Rust can lose what a terminal says last.
-            let with_terminal = !scene.programs().is_rust_shim();
-            for tty in [false, true].into_iter().filter(|tty| with_terminal || !tty) {
-                let said = shell(&plugin, task, &script, tty).await?.finish(LIMIT).await?;
-                let text = said.stdout_text();
-                ensure!(
-                    said.code()? == 0 && !text.trim().is_empty(),
-                    "{look}: {text} {}",
-                    said.stderr_text()
-                );
+        for tty in [false, true].into_iter().filter(|tty| with_terminal || !tty) {
+            let said = shell(&plugin, task, &script, tty).await?.finish(LIMIT).await?;
+            let text = said.stdout_text();
+            ensure!(said.code()? == 0, "with a terminal: {tty}: {text} {}", said.stderr_text());
+            for word in ["Uid:", "CapEff:", "Max open files", ":/", "user:["] {
+                ensure!(text.matches(word).count() > 1, "no {word:?} of both in {text}");
             }
         }
         if let Some(groups) = groups {
