@@ -9,7 +9,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
@@ -19,10 +19,11 @@ use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
 use sha2::{Digest, Sha256};
-use shim_protos::Bootstrap;
+use shim_protos::{Bootstrap, StartInput, StartParams};
 use tokio::process::Command;
 
 use super::runtime::{find, is_executable};
+use super::start_inputs::{FileId, StartInputs};
 use super::{Bundle, DEFAULT_PATH, Error, Events, Shim};
 use crate::os_error::{is_transient, tells_transient};
 use crate::process_group::ProcessGroup;
@@ -32,6 +33,8 @@ use crate::process_stat::{self, ProcessId, Stat};
 const START: Duration = Duration::from_secs(20);
 /// Compiled into the shims.
 const SOCKETS: &str = "/run/containerd/s";
+/// `-v` only prints.
+const VERSION: Duration = Duration::from_secs(5);
 /// `delete` kills and removes the container by the runtime.
 const DELETE: Duration = Duration::from_secs(60);
 
@@ -60,11 +63,15 @@ pub(crate) struct Launcher {
     pub address: String,
     /// Where a shim that needs such an address sends its events.
     pub events: Events,
+    pub start_inputs: StartInputs,
 }
 
 impl Launcher {
     /// Starts a shim for the bundle and returns where it listens. The shim holds what it is to keep open until it ends; it
     /// knows nothing of that, and its runtime closes it in containers.
+    ///
+    /// A binary that refuses the form of input that it is taken to expect gets the other one: its version may
+    /// not say which, and another program may have come to stand behind it.
     ///
     /// # Errors
     /// With the binary's own words, when it fails or answers nonsense.
@@ -72,7 +79,32 @@ impl Launcher {
         &self,
         bundle: &Bundle,
         id: &str,
-        kept: Vec<OwnedFd>,
+        kept: &[OwnedFd],
+    ) -> Result<Bootstrap, Error> {
+        let binary = FileId::of(&self.binary);
+        let form = match self.start_inputs.of(binary) {
+            Some(form) => form,
+            None => self.form_by_version(bundle, id).await,
+        };
+        let (answer, form) = match self.start_by(form, bundle, id, kept).await {
+            Err(refused @ Error::Binary { passes: false, .. }) => {
+                match self.start_by(form.other(), bundle, id, kept).await {
+                    Ok(answer) => (answer, form.other()),
+                    Err(_) => return Err(refused),
+                }
+            }
+            answer => (answer?, form),
+        };
+        self.start_inputs.remember(binary, form);
+        Ok(answer)
+    }
+
+    async fn start_by(
+        &self,
+        form: StartInput,
+        bundle: &Bundle,
+        id: &str,
+        kept: &[OwnedFd],
     ) -> Result<Bootstrap, Error> {
         let out = bundle.directory().join("start.out");
         let err = bundle.directory().join("start.err");
@@ -80,13 +112,25 @@ impl Launcher {
         let stderr = File::create(&err).map_err(Error::file("create", &err))?;
         let mut command = self.command(&self.binary, bundle, id, stdout.into(), stderr.into());
         command.args(["-publish-binary", "/bin/true", "start"]);
-        if let Some(address) = self.events.address_for(&self.binary).await? {
+        let events = self.events.address_for(&self.binary).await?;
+        if let Some(address) = events {
             command.env("TTRPC_ADDRESS", address);
         }
+        let failure = |reason: &dyn std::fmt::Display| self.failure("start", id, reason);
+        let events = events.map(|socket| socket.display().to_string());
+        let params =
+            StartParams { id, namespace: &self.namespace, address: &self.address, events: events.as_deref() };
+        let input = form.encode(params).map_err(|error| failure(&error))?;
+        if !input.is_empty() {
+            command
+                .stdin(filled_pipe(&input).map_err(|error| failure(&error).passing(is_transient(&error)))?);
+        }
         if !kept.is_empty() {
+            let kept = kept.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>();
+            let kept = kept.map_err(|error| failure(&error).passing(is_transient(&error)))?;
             let mappings =
                 (FIRST_KEPT..).zip(kept).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
-            command.fd_mappings(mappings.collect()).map_err(|error| self.failure("start", id, &error))?;
+            command.fd_mappings(mappings.collect()).map_err(|error| failure(&error))?;
         }
         let status = self.run(command, "start", id, START).await?;
         if !status.success() {
@@ -98,6 +142,25 @@ impl Launcher {
             id: id.to_owned(),
             source,
         })
+    }
+
+    /// Asks the binary for its version. One that doesn't tell it is taken for an early one.
+    async fn form_by_version(&self, bundle: &Bundle, id: &str) -> StartInput {
+        let out = bundle.directory().join("version.out");
+        let asked = async {
+            let stdout = File::create(&out).map_err(Error::file("create", &out))?;
+            let mut command = self.command(&self.binary, bundle, id, stdout.into(), Stdio::null());
+            command.arg("-v");
+            self.run(command, "-v", id, VERSION).await?;
+            std::fs::read(&out).map_err(Error::file("read", &out))
+        };
+        let printed = asked.await.unwrap_or_else(|error| {
+            tracing::debug!(container = id, %error, "the shim's version is not known");
+            Vec::new()
+        });
+        let form = StartInput::by_version(&String::from_utf8_lossy(&printed));
+        tracing::debug!(binary = %self.binary.display(), ?form, "the input that this shim expects, by its version");
+        form
     }
 
     /// Kills and removes the container of a shim that can't be reached any more. Does nothing where there is none.
@@ -313,7 +376,7 @@ impl Launcher {
     /// Removes the socket of a shim that nobody got to write down where it is: its name is a hash of what the shim was
     /// started with.
     pub(crate) fn remove_socket(&self, id: &str) {
-        let Self { binary: _, runtime: _, namespace, address, events: _ } = self;
+        let Self { binary: _, runtime: _, namespace, address, events: _, start_inputs: _ } = self;
         let hash = Sha256::digest(format!("{address}/{namespace}/{id}"));
         let name: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
         let _ = std::fs::remove_file(Path::new(SOCKETS).join(name));
@@ -356,6 +419,13 @@ impl Launcher {
 fn is_errand(command_line: &[u8]) -> bool {
     let last = command_line.split(|byte| *byte == 0).rfind(|word| !word.is_empty());
     last.is_some_and(|word| word == b"start" || word == b"delete")
+}
+
+/// A pipe that has all of a short text in it, and no writer.
+fn filled_pipe(text: &[u8]) -> io::Result<io::PipeReader> {
+    let (reader, mut writer) = io::pipe()?;
+    writer.write_all(text)?;
+    Ok(reader)
 }
 
 /// Looks at processes on a thread that may get stuck.
@@ -422,6 +492,7 @@ mod tests {
             namespace: "nomad".to_owned(),
             address: "/run/ours".to_owned(),
             events: Events::of(state),
+            start_inputs: StartInputs::default(),
         }
     }
 
@@ -452,13 +523,13 @@ mod tests {
         let bundle = Bundle::at(state.path(), "nomad", "x");
         bundle.create(Path::new("/bin/shim")).unwrap();
         let launcher = launcher("/bin/false", state.path());
-        let error = launcher.start(&bundle, "x", Vec::new()).await.unwrap_err().to_string();
+        let error = launcher.start(&bundle, "x", &[]).await.unwrap_err().to_string();
         assert_eq!(error, "/bin/false start failed for x: exit status: 1");
         let missing = Launcher { binary: "/no/such/shim".into(), ..launcher.clone() };
-        let error = missing.start(&bundle, "x", Vec::new()).await.unwrap_err().to_string();
+        let error = missing.start(&bundle, "x", &[]).await.unwrap_err().to_string();
         assert!(error.contains("/no/such/shim start failed for x: can't be run"), "{error}");
         let silent = Launcher { binary: "/bin/true".into(), ..launcher };
-        let error = silent.start(&bundle, "x", Vec::new()).await.unwrap_err().to_string();
+        let error = silent.start(&bundle, "x", &[]).await.unwrap_err().to_string();
         assert!(error.contains("/bin/true start can't be used for x: it printed nothing"), "{error}");
     }
 }

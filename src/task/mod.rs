@@ -72,6 +72,7 @@ pub(crate) struct Settings {
     pub containerd: Containerd,
     pub cni: Arc<Cni>,
     events: shim::Events,
+    start_inputs: shim::StartInputs,
     /// What a core does on average.
     pub mhz_per_core: f64,
     starts: Queue,
@@ -98,7 +99,8 @@ impl Settings {
         let cni = Arc::new(cni);
         let starts = Queue::new(config.starts.at_once());
         let events = shim::Events::of(&config.state_dir);
-        Self { config, containerd, cni, events, mhz_per_core, starts }
+        let start_inputs = shim::StartInputs::default();
+        Self { config, containerd, cni, events, start_inputs, mhz_per_core, starts }
     }
 
     /// The binary of the configured runtime's shim.

@@ -41,6 +41,7 @@ impl Place {
                 namespace: NAMESPACE.to_owned(),
                 address: shim_address(state_dir),
                 events: settings.events.clone(),
+                start_inputs: settings.start_inputs.clone(),
             },
             containerd: settings.containerd.counted(),
             cni: Arc::clone(&settings.cni),

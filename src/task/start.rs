@@ -242,7 +242,7 @@ impl Start<'_> {
 
     async fn launch(&self, kept: Vec<OwnedFd>) -> Result<(Connection, Shim)> {
         let (Place { id, bundle, launcher, .. }, timeline) = (self.place, self.timeline);
-        let bootstrap = timeline.step("shim/exec", launcher.start(bundle, id, kept)).await?;
+        let bootstrap = timeline.step("shim/exec", launcher.start(bundle, id, &kept)).await?;
         let connection = timeline.step("shim/connect", Connection::open(&bootstrap, id)).await?;
         let said = timeline.step("shim/ask", connection.pid_of_fresh_shim()).await?;
         let shim = launcher.identify(bootstrap, bundle, id, said).await?;

@@ -1,7 +1,7 @@
 //! The path `direct`: a shim that is started here, in a bundle of ours, and spoken to over ttrpc.
 
 use std::fs::{self, File};
-use std::process::Stdio;
+use std::io::{PipeReader, Write as _};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use shim_protos::api::{
     UpdateTaskRequest, WaitRequest,
 };
 use shim_protos::protobuf::well_known_types::any::Any;
-use shim_protos::{Bootstrap, CallError, TaskClient, any};
+use shim_protos::{Bootstrap, CallError, StartInput, StartParams, TaskClient, any};
 use tokio::process::Command;
 
 use super::call::Call;
@@ -76,10 +76,10 @@ impl Shim {
         self.running.as_ref().map(|(client, _)| client).context("there is no shim")
     }
 
-    /// Runs the shim's binary to its end, in the bundle. What it leaves behind has nothing of ours: no pipe, no environment.
-    async fn run(&self, making: &Making, arguments: &[&str]) -> Result<Vec<u8>> {
+    /// Runs the shim's binary to its end, in the bundle, with `request` on its stdin. What it leaves behind has nothing of ours: no pipe, no environment.
+    async fn run(&self, making: &Making, arguments: &[&str], request: &[u8]) -> Result<Vec<u8>> {
         let (out, err) = (making.bundle.join("shim.out"), making.bundle.join("shim.err"));
-        let address = self.ground.directory().display().to_string();
+        let address = self.address();
         let mut command = Command::new(self.ground.setup.programs.shim());
         command
             .args(["-namespace", self.ground.namespace(), "-address", &address, "-id", &making.id])
@@ -91,7 +91,7 @@ impl Shim {
             .env("GOMAXPROCS", "2")
             .env("GRPC_ADDRESS", &address)
             .envs(self.ground.events().map(|events| ("TTRPC_ADDRESS", events)))
-            .stdin(Stdio::null())
+            .stdin(filled_pipe(request)?)
             .stdout(File::create(&out)?)
             .stderr(File::create(&err)?)
             .process_group(0)
@@ -104,6 +104,32 @@ impl Shim {
             bail!("{shim} ends with {status}: {}", fs::read_to_string(&err).unwrap_or_default().trim());
         }
         Ok(fs::read(&out)?)
+    }
+
+    async fn start(&self, making: &Making) -> Result<Vec<u8>> {
+        let address = self.address();
+        let events = self.ground.events().map(|events| events.display().to_string());
+        let params = StartParams {
+            id: &making.id,
+            namespace: self.ground.namespace(),
+            address: &address,
+            events: events.as_deref(),
+        };
+        let input = self.input(making).await?.encode(params)?;
+        self.run(making, &["start"], &input).await
+    }
+
+    /// What the shim expects, by its version: asked once.
+    async fn input(&self, making: &Making) -> Result<StartInput> {
+        let ask = || async {
+            let printed = self.run(making, &["-v"], &[]).await?;
+            anyhow::Ok(StartInput::by_version(&String::from_utf8_lossy(&printed)))
+        };
+        self.ground.start_input.get_or_try_init(ask).await.copied()
+    }
+
+    fn address(&self) -> String {
+        self.ground.directory().display().to_string()
     }
 
     fn options(&self) -> Result<Option<Any>> {
@@ -126,6 +152,13 @@ impl Shim {
     }
 }
 
+/// A pipe that has all of a short text in it, and no writer.
+fn filled_pipe(text: &[u8]) -> Result<PipeReader> {
+    let (reader, mut writer) = std::io::pipe()?;
+    writer.write_all(text)?;
+    Ok(reader)
+}
+
 /// The same error may mean that it was done before.
 fn is_gone(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref::<CallError>(), Some(CallError::NotFound(_) | CallError::Disconnected(_)))
@@ -136,17 +169,19 @@ impl Service for Shim {
         // A shim without a log dies, and one with a pipe without a reader hangs.
         fs::write(making.bundle.join("log"), b"")?;
         fs::write(making.bundle.join("config.json"), serde_json::to_vec(&making.spec)?)?;
+        // Before the start, which is measured.
+        self.input(making).await?;
         Ok(())
     }
 
     async fn bootstrap(&mut self, making: &Making) -> Result<()> {
-        let answer = match self.run(making, &["start"]).await {
+        let answer = match self.start(making).await {
             // Not every shim starts without somebody to tell its events to.
             Err(error)
                 if format!("{error:#}").contains("TTRPC_ADDRESS") && self.ground.events().is_none() =>
             {
                 self.ground.tell_events();
-                self.run(making, &["start"]).await?
+                self.start(making).await?
             }
             answer => answer?,
         };
@@ -269,7 +304,7 @@ impl Service for Shim {
             // Its binary does the same without it.
             Err(_) => {
                 let bundle = making.bundle.display().to_string();
-                self.run(making, &["-bundle", &bundle, "delete"]).await.map(drop)
+                self.run(making, &["-bundle", &bundle, "delete"], &[]).await.map(drop)
             }
         };
         if let Some((_, bootstrap)) = self.running.take() {

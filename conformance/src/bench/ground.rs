@@ -16,7 +16,9 @@ use pb::namespaces_client::NamespacesClient;
 use pb::snapshots::snapshots_client::SnapshotsClient;
 use pb::snapshots::{PrepareSnapshotRequest, RemoveSnapshotRequest};
 use serde_json::json;
+use shim_protos::StartInput;
 use tokio::runtime::Runtime;
+use tokio::sync::OnceCell;
 use tonic::Request;
 use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
@@ -45,6 +47,8 @@ pub struct Ground {
     /// Stops when it is dropped.
     private: Option<Containerd>,
     tells_events: AtomicBool,
+    /// Of the shim at hand, once it was asked.
+    pub start_input: OnceCell<StartInput>,
 }
 
 impl Ground {
@@ -70,7 +74,9 @@ impl Ground {
             .with_context(|| format!("connect to {}", socket.display()))?;
         let parent = String::new();
         let tells_events = AtomicBool::new(false);
-        let mut ground = Self { setup, namespace, channel, directory, parent, socket, private, tells_events };
+        let start_input = OnceCell::new();
+        let mut ground =
+            Self { setup, namespace, channel, directory, parent, socket, private, tells_events, start_input };
         ground.parent = ground.import(&ground.namespace)?;
         runtime.block_on(ground.lease())?;
         Ok(ground)

@@ -4,14 +4,18 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
+use shim_protos::StartInput;
 
 use super::obedient::{ends_as_told, obedient_as};
 use super::recover::shim_pid;
 use super::{cases, refused, same, until};
+use crate::case::skip;
+use crate::fixture::process::output;
 use crate::scene::Scene;
 use crate::task::LIMIT;
 
@@ -21,6 +25,8 @@ cases!["runtimes":
     a_job_names_no_runtime_that_the_operator_does_not_list,
     a_runtime_that_is_missing_is_said_before_anything_is_made,
     a_task_of_another_shim_is_taken_down_by_its_id_alone,
+    a_shim_that_is_replaced_gets_the_input_that_it_takes,
+    a_shim_that_takes_no_input_at_all_is_quoted,
 ];
 
 /// What stands in for a real program, and writes down what it was run for.
@@ -161,4 +167,98 @@ async fn a_task_of_another_shim_is_taken_down_by_its_id_alone(scene: &Scene) -> 
     until(LIMIT, "the container's end", || task.alloc.cgroup.pids().is_empty()).await?;
     scene.nothing_left()?;
     last.shut_down().await
+}
+
+/// What stands in for a shim of another version than the real one: what its `start` reads is as long as `takes` says, or it
+/// fails. Writes down the length, and each `-v`.
+struct Versioned {
+    program: PathBuf,
+    notes: PathBuf,
+}
+
+impl Versioned {
+    fn new(scene: &Scene) -> Self {
+        Self {
+            program: scene.directory().join("versioned-shim"),
+            notes: scene.directory().join("versioned.ran"),
+        }
+    }
+
+    /// Puts another program in its place, as an upgrade does.
+    fn replace(&self, scene: &Scene, version: &str, takes: &str) -> Result<()> {
+        let script = format!(
+            "#!/bin/sh\n\
+             for word; do :; done\n\
+             case $word in\n\
+             -v) echo asked >> {notes}; printf 'shim:\\n  Version:  {version}\\n'; exit;;\n\
+             start) read=$(wc -c); echo $((read > 0)) >> {notes}\n\
+             [ \"$read\" {takes} ] || {{ echo \"it read $read bytes\" >&2; exit 1; }}\n\
+             exec {real} \"$@\" < /dev/null;;\n\
+             esac\n\
+             exec {real} \"$@\"\n",
+            notes = self.notes.display(),
+            real = scene.programs().shim().display(),
+        );
+        fs::create_dir_all(scene.directory())?;
+        let new = self.program.with_extension("new");
+        fs::write(&new, script)?;
+        fs::set_permissions(&new, Permissions::from_mode(0o755))?;
+        Ok(fs::rename(&new, &self.program)?)
+    }
+
+    /// What it was run for since it was last asked for that.
+    fn has_run(&self) -> String {
+        let notes = fs::read_to_string(&self.notes).unwrap_or_default();
+        let _ = fs::remove_file(&self.notes);
+        notes.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// Shims whose `start` fails on an empty input can't have the real one behind them.
+fn require_shim_without_input(scene: &Scene) -> Result<()> {
+    let printed = output(Command::new(scene.programs().shim()).arg("-v"))?;
+    if StartInput::by_version(&printed) == StartInput::Params {
+        return skip("the shim at hand is one of those that the case has a stand-in for");
+    }
+    Ok(())
+}
+
+async fn a_shim_that_is_replaced_gets_the_input_that_it_takes(scene: &Scene) -> Result<()> {
+    require_shim_without_input(scene)?;
+    let shim = Versioned::new(scene);
+    let mut options = scene.options();
+    options["containerd_runtime"] = json!(shim.program.display().to_string());
+    shim.replace(scene, "1.6.20", "-eq 0")?;
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    for (version, takes, first, later) in [
+        ("1.6.20~ds1", "-eq 0", "asked 0", "0"),
+        ("v2.4.2", "-gt 0", "asked 1", "1"),
+        // Of a vendor's build.
+        ("release-7", "-gt 0", "asked 0 1", "1"),
+        ("v2.4.2", "-eq 0", "asked 1 0", "0"),
+    ] {
+        shim.replace(scene, version, takes)?;
+        for expected in [first, later] {
+            let task = scene.run(&plugin, &scene.shell("exit 5")).await?;
+            same!(task.wait(&plugin).await?.exit_code, 5);
+            same!(shim.has_run(), expected);
+            task.destroy(&plugin).await?;
+            scene.nothing_left()?;
+        }
+    }
+    plugin.shut_down().await
+}
+
+async fn a_shim_that_takes_no_input_at_all_is_quoted(scene: &Scene) -> Result<()> {
+    let shim = Versioned::new(scene);
+    shim.replace(scene, "2.4.2", "-lt 0")?;
+    let mut options = scene.options();
+    options["containerd_runtime"] = json!(shim.program.display().to_string());
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let task = scene.prepare(&plugin, &scene.shell("true")).await?;
+    let refusal = plugin.start_task(task.config.clone()).await;
+    refused(refusal, &["versioned-shim start failed", "it read"])?;
+    same!(shim.has_run(), "asked 1 0");
+    scene.nothing_left()?;
+    plugin.shut_down().await
 }
