@@ -58,6 +58,9 @@ const MESSAGE_LIMIT_BYTES: usize = 64 * 1024 * 1024;
 /// What one call can hold up is bounded by its own stream's window.
 const CONNECTION_WINDOW_BYTES: u32 = i32::MAX.cast_unsigned();
 const MOST_WORKERS: usize = 4;
+/// How long a thread for what may block is kept without work. What is done now and then takes each of them in turn, so that a
+/// longer time than its pauses would keep as many as were ever needed at once.
+const IDLE: Duration = Duration::from_secs(2);
 /// Of threads for what may block. A file system of the host that gives no answer holds up one for each start that asks it.
 const MOST_BLOCKING: usize = 128;
 /// Streams that the host holds open never end by themselves; it kills two seconds after it asked.
@@ -93,6 +96,7 @@ fn runtime() -> std::io::Result<Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cores.clamp(2, MOST_WORKERS))
         .max_blocking_threads(MOST_BLOCKING)
+        .thread_keep_alive(IDLE)
         .enable_all()
         .build()
 }

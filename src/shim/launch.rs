@@ -15,11 +15,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt, FdMapping};
 use sha2::{Digest, Sha256};
 use shim_protos::{Bootstrap, StartInput, StartParams};
+use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 
 use super::runtime::{find, is_executable};
@@ -42,6 +43,8 @@ const DELETE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_secs(10);
 /// How often it is looked whether a shim that was told to end has ended.
 const IS_IT_ALIVE: Duration = Duration::from_millis(2);
+/// How much is read of what a binary prints where it is asked something.
+const ANSWER_BYTES: u64 = 64 * 1024;
 /// How much of what a binary said last is quoted.
 const QUOTED_BYTES: u64 = 4096;
 /// How long the kernel lets the name of a process be.
@@ -81,17 +84,20 @@ impl Launcher {
         id: &str,
         kept: &[OwnedFd],
     ) -> Result<Bootstrap, Error> {
-        let binary = FileId::of(&self.binary);
+        let at = self.binary.clone();
+        let binary = off_thread(move || FileId::of(&at)).await.ok().flatten();
         let form = match self.start_inputs.of(binary) {
             Some(form) => form,
             None => self.form_by_version(bundle, id).await,
         };
-        let (answer, form) = match self.start_by(form, bundle, id, kept).await {
-            Err(refused @ Error::Binary { passes: false, .. }) => {
-                match self.start_by(form.other(), bundle, id, kept).await {
-                    Ok(answer) => (answer, form.other()),
-                    Err(_) => return Err(refused),
-                }
+        let until = Instant::now() + START;
+        let (answer, form) = match self.start_by(form, bundle, id, kept, until).await {
+            Err(refusal @ Error::Binary { passes: false, .. }) => {
+                // Not every one that fails has left nothing.
+                self.kill_leftovers(bundle, id).await;
+                self.remove_socket(id);
+                let other = self.start_by(form.other(), bundle, id, kept, until).await;
+                (other.map_err(|error| refusal.or_otherwise(error))?, form.other())
             }
             answer => (answer?, form),
         };
@@ -105,6 +111,7 @@ impl Launcher {
         bundle: &Bundle,
         id: &str,
         kept: &[OwnedFd],
+        until: Instant,
     ) -> Result<Bootstrap, Error> {
         let out = bundle.directory().join("start.out");
         let err = bundle.directory().join("start.err");
@@ -132,11 +139,11 @@ impl Launcher {
                 (FIRST_KEPT..).zip(kept).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
             command.fd_mappings(mappings.collect()).map_err(|error| failure(&error))?;
         }
-        let status = self.run(command, "start", id, START).await?;
+        let status = self.run(command, "start", id, until.saturating_duration_since(Instant::now())).await?;
         if !status.success() {
             return Err(self.failed("start", id, &status, &err));
         }
-        let answer = std::fs::read(&out).map_err(Error::file("read", &out))?;
+        let answer = read_start(&out).map_err(Error::file("read", &out))?;
         Bootstrap::parse(&answer).map_err(|source| Error::Answer {
             binary: self.binary.clone(),
             id: id.to_owned(),
@@ -146,21 +153,28 @@ impl Launcher {
 
     /// Asks the binary for its version. One that doesn't tell it is taken for an early one.
     async fn form_by_version(&self, bundle: &Bundle, id: &str) -> StartInput {
-        let out = bundle.directory().join("version.out");
-        let asked = async {
-            let stdout = File::create(&out).map_err(Error::file("create", &out))?;
-            let mut command = self.command(&self.binary, bundle, id, stdout.into(), Stdio::null());
-            command.arg("-v");
-            self.run(command, "-v", id, VERSION).await?;
-            std::fs::read(&out).map_err(Error::file("read", &out))
-        };
-        let printed = asked.await.unwrap_or_else(|error| {
+        let printed = tokio::time::timeout(VERSION, self.version(bundle, id)).await;
+        let printed = printed.unwrap_or_else(|late| Err(late.into())).unwrap_or_else(|error| {
             tracing::debug!(container = id, %error, "the shim's version is not known");
-            Vec::new()
+            String::new()
         });
-        let form = StartInput::by_version(&String::from_utf8_lossy(&printed));
+        let form = StartInput::by_version(&printed);
         tracing::debug!(binary = %self.binary.display(), ?form, "the input that this shim expects, by its version");
         form
+    }
+
+    /// Returns what the binary prints for `-v`, or the start of it. Nothing of it is left then, whatever it has started.
+    async fn version(&self, bundle: &Bundle, id: &str) -> io::Result<String> {
+        let mut command = self.command(&self.binary, bundle, id, Stdio::piped(), Stdio::null());
+        let mut child = command.arg("-v").spawn()?;
+        let group = ProcessGroup::of(&child);
+        let mut printed = Vec::new();
+        if let Some(stdout) = child.stdout.take() {
+            stdout.take(ANSWER_BYTES).read_to_end(&mut printed).await?;
+        }
+        drop(group);
+        child.wait().await?;
+        Ok(String::from_utf8_lossy(&printed).into_owned())
     }
 
     /// Kills and removes the container of a shim that can't be reached any more. Does nothing where there is none.
@@ -178,7 +192,7 @@ impl Launcher {
             },
             Stdio::from,
         );
-        let binary = self.present_binary();
+        let binary = self.present_binary().await;
         let mut command = self.command(&binary, bundle, id, Stdio::null(), stderr);
         command.args(["-publish-binary", "/bin/true", "-bundle"]).arg(bundle.directory()).arg("delete");
         let status = self.run(command, "delete", id, DELETE).await?;
@@ -186,11 +200,10 @@ impl Launcher {
     }
 
     /// The binary, or the one that is configured where it is gone.
-    fn present_binary(&self) -> PathBuf {
-        if is_executable(&self.binary) {
-            return self.binary.clone();
-        }
-        find(&self.runtime).unwrap_or_else(|_| self.binary.clone())
+    async fn present_binary(&self) -> PathBuf {
+        let (binary, runtime) = (self.binary.clone(), self.runtime.clone());
+        let look = move || if is_executable(&binary) { None } else { find(&runtime).ok() };
+        off_thread(look).await.ok().flatten().unwrap_or_else(|| self.binary.clone())
     }
 
     fn command(&self, binary: &Path, bundle: &Bundle, id: &str, stdout: Stdio, stderr: Stdio) -> Command {
@@ -432,6 +445,13 @@ fn filled_pipe(text: &[u8]) -> io::Result<io::PipeReader> {
 async fn off_thread<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
     let looked = tokio::time::timeout(LOOK, tokio::task::spawn_blocking(look)).await;
     looked.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map_err(io::Error::other)
+}
+
+/// The start of a file, which a program may have made as long as it likes.
+fn read_start(file: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(file)?.take(ANSWER_BYTES).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The end of a file, as text: of a program that fails, the end says why.

@@ -165,6 +165,20 @@ impl Error {
         }
     }
 
+    /// Of two tries to start a binary, each with what the other one's version would read: the second may have come further.
+    fn or_otherwise(self, second: Self) -> Self {
+        match (self, second) {
+            (
+                Self::Binary { binary, action, id, reason, .. },
+                Self::Binary { reason: second, passes: false, .. },
+            ) if reason != second => {
+                let reason = format!("{reason}; with the input of other versions: {second}");
+                Self::Binary { binary, action, id, reason, passes: false }
+            }
+            (_, second) => second,
+        }
+    }
+
     /// Of a binary that did not do its work: it may later.
     fn passing(mut self, may_pass: bool) -> Self {
         if let Self::Binary { passes, .. } = &mut self {
@@ -185,3 +199,29 @@ const QUICK: Duration = Duration::from_secs(10);
 const FORKS_RUNTIME: Duration = Duration::from_secs(60);
 /// Where binaries are found when the agent's environment has no PATH.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_second_of_two_tries_counts_and_the_first_is_told() {
+        let failed = |reason: &str, passes| Error::Binary {
+            binary: "/bin/shim".into(),
+            action: "start",
+            id: "x".to_owned(),
+            reason: reason.to_owned(),
+            passes,
+        };
+        let refusal = || failed("deprecated API", false);
+        let later = refusal().or_otherwise(failed("no space left on device", true));
+        assert!(later.is_transient() && !later.to_string().contains("deprecated"), "{later}");
+        let both = refusal().or_otherwise(failed("no such runtime", false));
+        assert!(!both.is_transient(), "{both}");
+        for word in ["/bin/shim start", "deprecated API", "no such runtime"] {
+            assert!(both.to_string().contains(word), "{word} is not in {both}");
+        }
+        let same = refusal().or_otherwise(refusal());
+        assert_eq!(same.to_string(), refusal().to_string());
+    }
+}

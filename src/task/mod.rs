@@ -49,6 +49,7 @@ use crate::cni::{Cni, DefaultNetwork};
 use crate::config::{Auth, Bridge, Inline, PluginConfig, Pulls, TaskOptions};
 use crate::containerd::{Containerd, Credentials, ImageTerms, Keyring, PullTerms};
 use crate::error::{Error, Result};
+use crate::host_files;
 use crate::logs::{Movers, Target};
 use crate::process_stat::ProcessId;
 use crate::rootfs;
@@ -132,13 +133,15 @@ impl Settings {
 
 /// Finds the shim of a runtime, and that the program is there which it is to run. The directories of PATH may be slow.
 async fn find_programs(runtime: String, program: Option<String>) -> Result<PathBuf> {
+    let named = [Some(runtime.as_str()), program.as_deref()].into_iter().flatten();
+    let place = named.map(Path::new).find(|path| path.is_absolute()).unwrap_or(Path::new("/usr")).to_owned();
     let find = move || {
         let shim = shim::find_shim(&runtime)?;
         program.as_deref().map_or(Ok(()), shim::require_program)?;
         Ok::<_, shim::Error>(shim)
     };
-    let found = tokio::task::spawn_blocking(find).await;
-    Ok(found.map_err(|error| Error::Failed(format!("find the programs of the runtime: {error}")))??)
+    let found = host_files::look(&place, host_files::LIMIT, find).await;
+    Ok(found.map_err(|error| Error::system("find the programs of the runtime, by PATH", &error))??)
 }
 
 fn terms(pulls: &Pulls) -> PullTerms {

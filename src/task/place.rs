@@ -9,7 +9,7 @@ use super::restore::Known;
 use super::{NAMESPACE, Settings};
 use crate::cni::Cni;
 use crate::containerd::Containerd;
-use crate::shim::{Bundle, Launcher, find_shim};
+use crate::shim::{Bundle, Launcher};
 
 /// A readable part in front of the hash; containerd takes ids of up to 76 characters.
 const NAME_LIMIT: usize = 40;
@@ -64,8 +64,8 @@ impl Place {
     /// longer answers; the bundle has it, or else there is no shim.
     pub(super) fn by_id(settings: &Settings, id: &str) -> Self {
         let mut place = Self::of(settings, id, PathBuf::new());
-        let runtime = &settings.config.containerd_runtime;
-        let otherwise = || find_shim(runtime).unwrap_or_else(|_| PathBuf::from(runtime));
+        // No program, so that the launcher looks for the one that is configured.
+        let otherwise = || PathBuf::from(&settings.config.containerd_runtime);
         place.launcher.binary = place.bundle.shim_binary().unwrap_or_else(otherwise);
         place
     }
