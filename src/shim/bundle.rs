@@ -92,19 +92,21 @@ impl Bundle {
         lacks(DOOMED) && (self.is_doomed() || [SHIM, CONFIG, SHIM_BINARY].into_iter().any(lacks))
     }
 
+    /// Makes the directory of a bundle that somebody has removed.
+    ///
+    /// # Errors
+    /// Names it.
+    pub(crate) fn make_directory(&self) -> Result<(), Error> {
+        make_private(&self.directory)
+    }
+
     /// Makes what is missing of a task's bundle, so that the task can be taken down by it. One that isn't whole is marked.
     ///
     /// # Errors
     /// Names the file that could not be made.
     pub(crate) fn restore(&self, shim_binary: &Path, shim: &Shim, cgroup: &Path) -> Result<(), Error> {
         let lacks = |name: &str| is_missing(&self.directory.join(name));
-        if self.is_doomed() {
-            let mut builder = fs::DirBuilder::new();
-            let created = builder.mode(0o700).recursive(true).create(self.rootfs());
-            created.map_err(Error::file("create", &self.directory))?;
-            self.touch(DOOMED)?;
-            self.touch("log")?;
-        }
+        let is_whole = !self.is_doomed();
         if lacks(SHIM_BINARY) {
             self.write(SHIM_BINARY, shim_binary.as_os_str().as_bytes())?;
         }
@@ -117,7 +119,12 @@ impl Bundle {
             let spec = serde_json::json!({"ociVersion": "1.0.2", "linux": linux});
             self.write(CONFIG, spec.to_string().as_bytes())?;
         }
-        Ok(())
+        if is_whole {
+            return Ok(());
+        }
+        make_private(&self.rootfs())?;
+        self.touch(DOOMED)?;
+        self.touch("log")
     }
 
     /// The binary that its shim was to be started from.
@@ -337,6 +344,12 @@ impl Bundle {
             _ => Ok(()),
         }
     }
+}
+
+/// Makes a directory for root alone, and those above it.
+fn make_private(directory: &Path) -> Result<(), Error> {
+    let created = fs::DirBuilder::new().mode(0o700).recursive(true).create(directory);
+    created.map_err(Error::file("create", directory))
 }
 
 /// Whether nothing is there. Where that can't be told, something may be.

@@ -115,7 +115,12 @@ impl Bundle {
                 Ok(place) if place.is_dir() => fs::remove_dir(&at),
                 _ => fs::remove_file(&at),
             };
-            removed.map_err(Error::file("remove", &at))?;
+            // A start that was given up may be at the same.
+            if let Err(error) = removed
+                && error.kind() != ErrorKind::NotFound
+            {
+                return Err(Error::File { doing: "remove", path: at, source: error });
+            }
         }
         match fs::remove_dir(&pins) {
             Err(error) if error.kind() != ErrorKind::NotFound => {

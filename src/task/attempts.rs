@@ -87,6 +87,8 @@ pub(super) enum Group {
     Unread(PathBuf),
     /// The bundle doesn't say which it is.
     Unknown,
+    /// The bundle may say which it is, but can't be read; says why.
+    Unreadable(String),
 }
 
 impl Place {
@@ -96,10 +98,7 @@ impl Place {
         let attempt = match Attempt::read(&self.bundle) {
             Ok(Some(attempt)) => attempt,
             Ok(None) => return Group::Unknown,
-            Err(error) => {
-                tracing::warn!(container = self.id, %error, "can't tell which cgroup it has");
-                return Group::Unknown;
-            }
+            Err(error) => return Group::Unreadable(error.to_string()),
         };
         match others(self.state_dir(), &self.id, |_, other| other.may_share_cgroup(&attempt)) {
             Ok(others) if others.is_empty() => Group::Own(attempt.cgroup),

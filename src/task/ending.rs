@@ -37,6 +37,9 @@ impl Place {
     pub(super) async fn kill_group(&self) -> io::Result<bool> {
         match self.group_off_thread().await {
             Group::Own(path) => cgroup::kill_all(&path, self.owner_of(&path)).await,
+            Group::Unreadable(why) => {
+                Err(io::Error::other(format!("which cgroup it has can't be read: {why}")))
+            }
             Group::Shared(_) | Group::Unread(_) | Group::Unknown => Ok(false),
         }
     }
@@ -130,7 +133,7 @@ impl Place {
     pub(super) async fn keep_ending(self) {
         loop {
             tokio::time::sleep(TRIED_AGAIN).await;
-            if !self.bundle.exists() || self.bundle.is_doomed() || self.end_without_shim().await.is_ok() {
+            if !self.bundle.exists() || self.is_taken_down() || self.end_without_shim().await.is_ok() {
                 return;
             }
         }
@@ -157,6 +160,7 @@ impl Place {
             // The shim writes it down as soon as the container has a process.
             Group::Unknown if !self.init_note().exists() => Rest::Nothing,
             Group::Unknown => Rest::Another("which cgroup it has is not known".to_owned()),
+            Group::Unreadable(why) => Rest::Unknown(format!("which cgroup it has can't be read: {why}")),
         }
     }
 
@@ -169,8 +173,8 @@ impl Place {
     async fn noted_init(&self) -> Option<ProcessId> {
         let (bundle, note) = (self.bundle.clone(), self.init_note());
         let look = move || {
-            let init = restored_init(&bundle).or_else(|| noted_process(&note));
-            init.filter(|process| process.is_alive())
+            let lives = |process: &ProcessId| process.is_alive();
+            restored_init(&bundle).filter(lives).or_else(|| noted_process(&note).filter(lives))
         };
         tokio::task::spawn_blocking(look).await.ok().flatten()
     }
@@ -233,7 +237,7 @@ fn rest_of(group: &Group, path: &Path, listed: io::Result<Vec<i32>>) -> Rest {
             "processes {pids:?} are in its cgroup {path}, and whether another attempt of the task has it, too, can't be \
              told"
         )),
-        (Ok(_), Group::Shared(_) | Group::Unknown) => {
+        (Ok(_), Group::Shared(_) | Group::Unknown | Group::Unreadable(_)) => {
             Rest::Another(format!("another attempt of the task has its cgroup {path}, too"))
         }
     }

@@ -4,8 +4,9 @@
 //! knows how a task ended that ended meanwhile.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use nix::sys::sysinfo::sysinfo;
 use nomad_proto::driver as pb;
 
 use super::events::Teller;
@@ -57,15 +58,30 @@ impl Tasks {
     }
 }
 
+fn is_of_boot(started_at: SystemTime, booted_at: Option<SystemTime>) -> bool {
+    booted_at.is_none_or(|booted_at| started_at >= booted_at)
+}
+
+/// When the host was booted, by its clock of today. None where the kernel doesn't tell.
+fn booted_at() -> Option<SystemTime> {
+    SystemTime::now().checked_sub(sysinfo().ok()?.uptime())
+}
+
 async fn find(tasks: &Arc<Tasks>, settings: &Settings, teller: Teller, driver_state: &[u8]) -> Result<Task> {
     let saved = Saved::decode(driver_state)?;
     let place = Place::of(settings, &saved.container_id, saved.shim_binary.clone());
-    place.remember(&saved, &teller.identity);
+    // A pid and a time of start say nothing after a restart of the host, which may have emptied the state directory.
+    let is_of_this_boot = is_of_boot(saved.started_at, booted_at());
+    if is_of_this_boot {
+        place.remember(&saved, &teller.identity);
+    }
     let restored = place.restore_off_thread().await;
     if place.bundle.is_doomed() {
-        return Err(Error::Failed(match restored {
-            true => format!("its bundle directory {} was removed", place.bundle.directory().display()),
-            false => "it was being taken down".to_owned(),
+        let directory = place.bundle.directory().display();
+        return Err(Error::Failed(match (restored, is_of_this_boot) {
+            (true, _) => format!("its bundle directory {directory} was removed"),
+            (false, true) => "it was being taken down".to_owned(),
+            (false, false) => "the host was restarted after its start".to_owned(),
         }));
     }
     let bundle = place.bundle.clone();
@@ -169,8 +185,6 @@ impl Saved {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, SystemTime};
-
     use shim_protos::{ApiVersion, Bootstrap};
 
     use super::*;
@@ -189,6 +203,14 @@ mod tests {
         assert!(!has_gone(ProcessId { started_ticks: 0, ..own }, &seen(own)));
         assert!(!has_gone(ProcessId::UNKNOWN, &seen(ProcessId::UNKNOWN)));
         assert!(!has_gone(own, &Err(std::io::Error::from_raw_os_error(nix::libc::EMFILE))));
+    }
+
+    #[test]
+    fn a_start_before_the_hosts_own_is_of_another_boot() {
+        let booted_at = booted_at().unwrap();
+        assert!(booted_at < SystemTime::now());
+        assert!(is_of_boot(SystemTime::now(), Some(booted_at)) && is_of_boot(SystemTime::UNIX_EPOCH, None));
+        assert!(!is_of_boot(booted_at - Duration::from_secs(1), Some(booted_at)));
     }
 
     #[test]

@@ -22,6 +22,11 @@ pub(super) struct Known {
 }
 
 impl Place {
+    /// Whether somebody takes down the task that runs here.
+    pub(super) fn is_taken_down(&self) -> bool {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).is_none()
+    }
+
     /// Keeps what is known of the task that runs here, for [`Self::restore`].
     pub(super) fn remember(&self, saved: &Saved, identity: &Identity) {
         let Identity { task_id: _, alloc_id, name } = identity.clone();
@@ -66,11 +71,14 @@ impl Place {
             bundle = %bundle.directory().display(),
             "somebody has removed the task's bundle directory, or files of it; going on with what the task's handle says"
         );
-        let restored = bundle
-            .restore(&launcher.binary, shim, &attempt.cgroup)
-            .map_err(Error::from)
-            .and_then(|()| attempt.write(bundle))
-            .and_then(|()| write_init(bundle, *init));
+        let restore = || {
+            bundle.make_directory()?;
+            attempt.write(bundle)?;
+            write_init(bundle, *init)?;
+            // Last what tells a restored bundle from one that is stripped: what fails before is tried again.
+            Ok::<_, Error>(bundle.restore(&launcher.binary, shim, &attempt.cgroup)?)
+        };
+        let restored = restore();
         if let Err(error) = restored {
             tracing::warn!(container = id, %error, "can't restore the task's bundle; ending what can be found without it");
         }
@@ -78,7 +86,11 @@ impl Place {
     }
 }
 
+/// One that is not known is left to what the shim has written.
 fn write_init(bundle: &Bundle, init: ProcessId) -> Result<()> {
+    if init.started_ticks == 0 {
+        return Ok(());
+    }
     let json = serde_json::to_vec(&init)
         .map_err(|error| Error::Failed(format!("write down the container's first process: {error}")))?;
     Ok(bundle.write(INIT, &json)?)
@@ -105,6 +117,8 @@ mod tests {
         let shim = Shim { bootstrap, pid: 7, started_ticks: 6 };
         let (binary, cgroup) = (Path::new("/bin/shim"), Path::new("/nomad/a.web"));
         assert!(bundle.is_stripped());
+        bundle.make_directory().unwrap();
+        assert!(bundle.is_stripped(), "it is not whole before the last file");
         bundle.restore(binary, &shim, cgroup).unwrap();
         assert!(bundle.is_doomed() && bundle.may_have_container() && !bundle.is_stripped());
         assert_eq!((bundle.read_shim(), bundle.shim_binary()), (Some(shim.clone()), Some(binary.to_owned())));

@@ -90,15 +90,16 @@ async fn run(
     let containerd = settings.containerd.counted();
     // Held until a failed start is undone: a shim that hangs may open one later, by the descriptor's number.
     let mut pipes = None;
+    let mut own_place = None;
     let started = async {
         let wanted = Box::pin(Wanted::of(&settings, &config, &timeline));
         let wanted = timeline.step("wanted", wanted).await?;
-        let place = settings.place_for(id, &wanted.options, &containerd).await?;
+        let place = &*own_place.insert(settings.place_for(id, &wanted.options, &containerd).await?);
         let start = Start {
             settings: &settings,
             config: &config,
             wanted: &wanted,
-            place: &place,
+            place,
             tasks: &tasks,
             starting: &reservation.starting,
             timeline: &timeline,
@@ -125,7 +126,7 @@ async fn run(
             } else {
                 error
             };
-            let place = Place::by_id(&settings, id);
+            let place = own_place.unwrap_or_else(|| Place::by_id(&settings, id));
             // Nothing is made before the bundle.
             if place.bundle.exists()
                 && let Err(error) = place.tear_down().await

@@ -62,10 +62,10 @@ impl Created {
         if shim::sets_oom_scores(&self.shim_binary, self.program.as_deref()) {
             self.shim.protect();
         }
-        self.bundle.unpin()?;
         if let Some(spec) = &self.next_spec {
             self.bundle.write_spec(spec)?;
         }
+        self.bundle.unpin()?;
         let id = self.first_process();
         let init = Init::open(id);
         if let Some(cpuset) = &self.cgroup.cpuset {
