@@ -14,11 +14,12 @@
 
 use std::collections::HashMap;
 use std::fs;
+use std::io;
 use std::path::Path;
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::error::Error;
 use crate::process_handle::ProcessHandle;
@@ -32,6 +33,9 @@ const ONE_LOOK: Duration = Duration::from_secs(2);
 /// How many processes may be without an answer, each of which holds a thread. Past it nobody is looked at.
 const MOST_UNANSWERED: usize = 16;
 
+/// How many networks are looked through the processes for at a time, each of which may hold a thread by one process.
+const AT_ONCE: usize = 4;
+
 static LOOKS: LazyLock<Looks> = LazyLock::new(Looks::default);
 
 /// Ends those of the container, and waits until there are none.
@@ -44,7 +48,8 @@ pub(super) async fn end(container_id: &str) -> Result<(), Error> {
             let mark = mark.clone();
             move |process: ProcessId| held_if_marked(process, &mark)
         };
-        let left = LOOKS.among(candidates, is_one).await;
+        let unseen = Error::io("look for CNI plugins that were left behind, in", Path::new("/proc"));
+        let left = LOOKS.among(candidates, is_one).await.map_err(unseen)?;
         if left.is_empty() {
             return Ok(());
         }
@@ -53,34 +58,60 @@ pub(super) async fn end(container_id: &str) -> Result<(), Error> {
         left.iter().for_each(ProcessHandle::kill);
         if Instant::now() > until {
             let process = format!("/proc/{}", pids[0]);
-            let source = std::io::Error::from(std::io::ErrorKind::TimedOut);
+            let source = io::Error::from(io::ErrorKind::TimedOut);
             return Err(Error::io("end a CNI plugin that was left behind,", Path::new(&process))(source));
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
 }
 
-/// The looks at processes that have not come to an end, and whether one has been given up.
-#[derive(Default)]
+/// The looks at processes that have not come to an end.
 struct Looks {
-    given_up: Mutex<HashMap<(i32, u64), bool>>,
+    processes: Mutex<HashMap<(i32, u64), Looked>>,
+    at_once: Semaphore,
+}
+
+/// What is known of a process that is looked at.
+#[derive(Default)]
+struct Looked {
+    looks: usize,
+    is_given_up: bool,
+}
+
+impl Default for Looks {
+    fn default() -> Self {
+        Self { processes: Mutex::default(), at_once: Semaphore::new(AT_ONCE) }
+    }
 }
 
 impl Looks {
     /// Looks at processes one after the other, on another thread where one of them gets no answer. What that thread finds
     /// later is of no account.
+    ///
+    /// # Errors
+    /// When no thread can be had.
     async fn among<T: Send + 'static>(
         &'static self,
         processes: Vec<ProcessId>,
         look: impl Fn(ProcessId) -> Option<T> + Clone + Send + 'static,
-    ) -> Vec<T> {
+    ) -> io::Result<Vec<T>> {
+        let _turn = self.at_once.acquire().await.map_err(io::Error::other)?;
         let (mut rest, mut found) = (processes.as_slice(), Vec::new());
         while !rest.is_empty() {
+            if self.unanswered() >= MOST_UNANSWERED {
+                tracing::warn!(
+                    "the kernel does not show the environment of {MOST_UNANSWERED} processes; CNI plugins that were left \
+                     behind are not looked for until it does"
+                );
+                break;
+            }
             let (tell, mut told) = mpsc::unbounded_channel();
             let (queue, look) = (rest.to_vec(), look.clone());
-            tokio::task::spawn_blocking(move || {
-                queue.into_iter().all(|process| tell.send(self.at(process, &look)).is_ok())
-            });
+            // Its own, so that the time of a look is not that of a wait for a thread.
+            let thread = std::thread::Builder::new().name("cni leftovers".to_owned());
+            thread.spawn(move || {
+                queue.into_iter().all(|process| tell.send(self.at(process, &look)).is_ok());
+            })?;
             let mut looked = 0;
             while let Ok(Some(one)) = tokio::time::timeout(ONE_LOOK, told.recv()).await {
                 looked += 1;
@@ -91,29 +122,39 @@ impl Looks {
                 pid = unanswered.pid,
                 "the kernel does not show the environment of a process; it is taken for no CNI plugin"
             );
-            self.lock().entry(key(*unanswered)).and_modify(|given_up| *given_up = true);
+            self.lock().entry(key(*unanswered)).and_modify(|looked| looked.is_given_up = true);
             rest = others;
         }
-        found
+        Ok(found)
     }
 
     /// None as well of a process that gave no answer before.
     fn at<T>(&self, process: ProcessId, look: impl Fn(ProcessId) -> Option<T>) -> Option<T> {
         {
-            let mut looks = self.lock();
-            let is_given_up = looks.get(&key(process)).is_some_and(|given_up| *given_up);
-            if is_given_up || looks.values().filter(|given_up| **given_up).count() >= MOST_UNANSWERED {
+            let mut processes = self.lock();
+            let looked = processes.entry(key(process)).or_default();
+            if looked.is_given_up {
                 return None;
             }
-            looks.entry(key(process)).or_insert(false);
+            looked.looks += 1;
         }
         let found = look(process);
-        self.lock().remove(&key(process));
+        let mut processes = self.lock();
+        if let Some(looked) = processes.get_mut(&key(process)) {
+            looked.looks -= 1;
+            if looked.looks == 0 {
+                processes.remove(&key(process));
+            }
+        }
         found
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(i32, u64), bool>> {
-        self.given_up.lock().unwrap_or_else(PoisonError::into_inner)
+    fn unanswered(&self) -> usize {
+        self.lock().values().filter(|looked| looked.is_given_up).count()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(i32, u64), Looked>> {
+        self.processes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -200,7 +241,7 @@ mod tests {
         };
         let began = Instant::now();
         for _ in 0..3 {
-            assert_eq!(looks.among([1, 2, 3].map(process).to_vec(), look.clone()).await, [1, 3]);
+            assert_eq!(looks.among([1, 2, 3].map(process).to_vec(), look.clone()).await.unwrap(), [1, 3]);
         }
         assert!(began.elapsed() < ONE_LOOK * 2, "it was waited for each time");
         assert_eq!(stuck.load(Ordering::Relaxed), 1);
@@ -208,6 +249,6 @@ mod tests {
         while !looks.lock().is_empty() {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
-        assert_eq!(looks.among([1, 2, 3].map(process).to_vec(), look).await, [1, 2, 3]);
+        assert_eq!(looks.among([1, 2, 3].map(process).to_vec(), look).await.unwrap(), [1, 2, 3]);
     }
 }
