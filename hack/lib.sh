@@ -253,8 +253,10 @@ find_tools() {
   fi
   note "building $name $version with $(go env GOVERSION) into $BUILT (once; about two minutes on two cores)"
   as_builder mkdir -p "$CACHE" &&
+    # What is left of interrupted builds is of no use to anybody.
+    as_builder find "$CACHE" -maxdepth 1 -name "$name-$version.*" -mmin +60 -exec rm -rf {} + &&
     quietly as_builder env "$4" go -C "$module" build "${@:5}" -ldflags '-s -w' -o "$BUILT.$$/" tool &&
-    as_builder mv "$BUILT.$$" "$BUILT" && return
+    as_builder mv -T "$BUILT.$$" "$BUILT" && return
   note "the build of $name $version failed"
   return 1
 }
