@@ -1,5 +1,5 @@
 //! The mounts of the plugin's own mount namespace, as the kernel lists them: their flags, how they spread, and which are
-//! below a path. Knows nothing of what is mounted where.
+//! below a path; and the unmounting of a place. Knows nothing of what is mounted where.
 //!
 //! Source of the facts: proc_pid_mountinfo(5), proc_pid_fdinfo(5).
 
@@ -15,7 +15,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use nix::mount::MsFlags;
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, umount2};
 
 const TABLE: &str = "/proc/self/mountinfo";
 /// What a mount doesn't allow, by its name there. A remount takes away those that are not named again.
@@ -44,6 +45,21 @@ pub(crate) struct Mount {
     /// What may not be done by it, as mount(2) takes it: read-only, no devices and the like.
     pub flags: MsFlags,
     pub spreads: Spreads,
+}
+
+/// Unmounts all that is mounted at a place, whether or not anything is, also where it is in use. No link is followed.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn unmount(place: &Path) -> Result<(), Errno> {
+    loop {
+        match umount2(place, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => {}
+            // Not a mount point, or not there.
+            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Returns the mount that `place` is in.

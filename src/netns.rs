@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 use nix::net::if_::InterfaceFlags;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::socket::{
@@ -30,6 +30,8 @@ use nix::sys::socket::{
 };
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use tokio::sync::oneshot;
+
+use crate::mount_table;
 
 /// How long the kernel may take: it makes and ends namespaces one at a time, and ends many slowly.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -95,13 +97,9 @@ pub(crate) async fn remove(path: &Path) -> Result<(), NetnsError> {
 }
 
 fn give_up(path: &Path) -> Result<(), NetnsError> {
-    loop {
-        match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-            Ok(()) => {}
-            // Not a mount point, or not there.
-            Err(Errno::EINVAL | Errno::ENOENT | Errno::ENOTDIR) => break,
-            Err(error) => return Err(NetnsError::io("unmount", path)(error)),
-        }
+    match mount_table::unmount(path) {
+        Ok(()) | Err(Errno::ENOTDIR) => {}
+        Err(error) => return Err(NetnsError::io("unmount", path)(error)),
     }
     match fs::remove_file(path) {
         Err(error) if !matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {

@@ -20,12 +20,11 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-use nix::mount::{MntFlags, umount2};
 use oci_spec::runtime::Spec;
 use serde::de::DeserializeOwned;
 
 use super::{Error, Shim};
+use crate::mount_table;
 
 /// Enough for a container to start from before its real spec is known: a shim's `start` reads the annotations only.
 const EMPTY_SPEC: &str = r#"{"ociVersion":"1.0.2"}"#;
@@ -330,7 +329,7 @@ impl Bundle {
     pub(crate) fn remove(&self) -> Result<(), Error> {
         self.unpin()?;
         let rootfs = self.rootfs();
-        unmount(&rootfs).map_err(Error::file("unmount", &rootfs))?;
+        mount_table::unmount(&rootfs).map_err(Error::errno("unmount", &rootfs))?;
         match fs::remove_dir(&rootfs) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 return Err(Error::File { doing: "remove", path: rootfs, source: error });
@@ -355,17 +354,6 @@ fn make_private(directory: &Path) -> Result<(), Error> {
 /// Whether nothing is there. Where that can't be told, something may be.
 fn is_missing(path: &Path) -> bool {
     fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
-}
-
-fn unmount(path: &Path) -> std::io::Result<()> {
-    loop {
-        match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-            Ok(()) => {}
-            // Not a mount point, or nothing there.
-            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
-            Err(error) => return Err(error.into()),
-        }
-    }
 }
 
 /// The ids of the bundles that exist.

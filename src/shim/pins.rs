@@ -16,13 +16,12 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 
 use super::{Bundle, Error};
 use crate::mount_table;
 
 const NOTHING: Option<&str> = None;
-const UNMOUNT: MntFlags = MntFlags::MNT_DETACH.union(MntFlags::UMOUNT_NOFOLLOW);
 
 /// The place of the files that the driver writes.
 const FILES: &str = "files";
@@ -110,7 +109,7 @@ impl Bundle {
             cut_off(at).map_err(Error::errno("cut off from the host's mounts", at))?;
         }
         for at in places {
-            release(&at).map_err(Error::errno("unmount", &at))?;
+            mount_table::unmount(&at).map_err(Error::errno("unmount", &at))?;
             let removed = match fs::symlink_metadata(&at) {
                 Ok(place) if place.is_dir() => fs::remove_dir(&at),
                 _ => fs::remove_file(&at),
@@ -198,16 +197,5 @@ fn cut_off(at: &Path) -> Result<(), Errno> {
     match mount(NOTHING, at, NOTHING, MsFlags::MS_PRIVATE | MsFlags::MS_REC, NOTHING) {
         Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
         done => done,
-    }
-}
-
-fn release(at: &Path) -> Result<(), Errno> {
-    loop {
-        match umount2(at, UNMOUNT) {
-            Ok(()) => {}
-            // Not a mount point.
-            Err(Errno::EINVAL | Errno::ENOENT) => return Ok(()),
-            Err(error) => return Err(error),
-        }
     }
 }
