@@ -3,6 +3,8 @@
 //! Two forms are in the field. Shims up to containerd 2.2 read nothing there that the launcher has to say, and 1.6's fails
 //! on what it doesn't know. From 2.3 on they read a `BootstrapParams`, and 2.4's refuses to start without one.
 
+use std::io::{self, PipeReader, Write};
+
 use containerd_shim_protos::bootstrap_api::BootstrapParams;
 use containerd_shim_protos::protobuf::{self, Message};
 
@@ -52,11 +54,22 @@ impl StartInput {
         }
     }
 
-    /// Encodes the input of one start.
+    /// Returns what the stdin of one start is: a pipe that has all of the input and no writer. None where there is nothing to
+    /// read.
     ///
     /// # Errors
-    /// When a text is longer than a message can hold.
-    pub fn encode(self, params: StartParams<'_>) -> protobuf::Result<Vec<u8>> {
+    /// When the kernel has no pipe to give, or a text is longer than a message can hold.
+    pub fn pipe(self, params: StartParams<'_>) -> io::Result<Option<PipeReader>> {
+        let input = self.encode(params)?;
+        if input.is_empty() {
+            return Ok(None);
+        }
+        let (reader, mut writer) = io::pipe()?;
+        writer.write_all(&input)?;
+        Ok(Some(reader))
+    }
+
+    fn encode(self, params: StartParams<'_>) -> protobuf::Result<Vec<u8>> {
         let StartParams { id, namespace, address, events } = params;
         match self {
             Self::Empty => Ok(Vec::new()),

@@ -9,7 +9,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
@@ -73,8 +73,8 @@ impl Launcher {
     /// Starts a shim for the bundle and returns where it listens. The shim holds what it is to keep open until it ends; it
     /// knows nothing of that, and its runtime closes it in containers.
     ///
-    /// A binary that refuses the form of input that it is taken to expect gets the other one: its version may
-    /// not say which, and another program may have come to stand behind it.
+    /// A binary that refuses the form of input that it is taken to expect gets the other one: its version may not say which,
+    /// and another program may have come to stand behind it.
     ///
     /// # Errors
     /// With the binary's own words, when it fails or answers nonsense.
@@ -127,14 +127,13 @@ impl Launcher {
         let events = events.map(|socket| socket.display().to_string());
         let params =
             StartParams { id, namespace: &self.namespace, address: &self.address, events: events.as_deref() };
-        let input = form.encode(params).map_err(|error| failure(&error))?;
-        if !input.is_empty() {
-            command
-                .stdin(filled_pipe(&input).map_err(|error| failure(&error).passing(is_transient(&error)))?);
+        let lacking = |error: io::Error| failure(&error).passing(is_transient(&error));
+        if let Some(input) = form.pipe(params).map_err(lacking)? {
+            command.stdin(input);
         }
         if !kept.is_empty() {
-            let kept = kept.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>();
-            let kept = kept.map_err(|error| failure(&error).passing(is_transient(&error)))?;
+            let kept =
+                kept.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>().map_err(lacking)?;
             let mappings =
                 (FIRST_KEPT..).zip(kept).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
             command.fd_mappings(mappings.collect()).map_err(|error| failure(&error))?;
@@ -432,13 +431,6 @@ impl Launcher {
 fn is_errand(command_line: &[u8]) -> bool {
     let last = command_line.split(|byte| *byte == 0).rfind(|word| !word.is_empty());
     last.is_some_and(|word| word == b"start" || word == b"delete")
-}
-
-/// A pipe that has all of a short text in it, and no writer.
-fn filled_pipe(text: &[u8]) -> io::Result<io::PipeReader> {
-    let (reader, mut writer) = io::pipe()?;
-    writer.write_all(text)?;
-    Ok(reader)
 }
 
 /// Looks at processes on a thread that may get stuck.

@@ -1,7 +1,8 @@
 //! The path `direct`: a shim that is started here, in a bundle of ours, and spoken to over ttrpc.
 
 use std::fs::{self, File};
-use std::io::{PipeReader, Write as _};
+use std::io::PipeReader;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,8 +77,8 @@ impl Shim {
         self.running.as_ref().map(|(client, _)| client).context("there is no shim")
     }
 
-    /// Runs the shim's binary to its end, in the bundle, with `request` on its stdin. What it leaves behind has nothing of ours: no pipe, no environment.
-    async fn run(&self, making: &Making, arguments: &[&str], request: &[u8]) -> Result<Vec<u8>> {
+    /// Runs the shim's binary to its end, in the bundle, with `stdin`, or none. What it leaves behind has nothing of ours: no pipe, no environment.
+    async fn run(&self, making: &Making, arguments: &[&str], stdin: Option<PipeReader>) -> Result<Vec<u8>> {
         let (out, err) = (making.bundle.join("shim.out"), making.bundle.join("shim.err"));
         let address = self.address();
         let mut command = Command::new(self.ground.setup.programs.shim());
@@ -91,7 +92,7 @@ impl Shim {
             .env("GOMAXPROCS", "2")
             .env("GRPC_ADDRESS", &address)
             .envs(self.ground.events().map(|events| ("TTRPC_ADDRESS", events)))
-            .stdin(filled_pipe(request)?)
+            .stdin(stdin.map_or_else(Stdio::null, Stdio::from))
             .stdout(File::create(&out)?)
             .stderr(File::create(&err)?)
             .process_group(0)
@@ -115,14 +116,14 @@ impl Shim {
             address: &address,
             events: events.as_deref(),
         };
-        let input = self.input(making).await?.encode(params)?;
-        self.run(making, &["start"], &input).await
+        let stdin = self.input(making).await?.pipe(params)?;
+        self.run(making, &["start"], stdin).await
     }
 
     /// What the shim expects, by its version: asked once.
     async fn input(&self, making: &Making) -> Result<StartInput> {
         let ask = || async {
-            let printed = self.run(making, &["-v"], &[]).await?;
+            let printed = self.run(making, &["-v"], None).await?;
             anyhow::Ok(StartInput::by_version(&String::from_utf8_lossy(&printed)))
         };
         self.ground.start_input.get_or_try_init(ask).await.copied()
@@ -150,13 +151,6 @@ impl Shim {
         }
         self.shutdown(id).await
     }
-}
-
-/// A pipe that has all of a short text in it, and no writer.
-fn filled_pipe(text: &[u8]) -> Result<PipeReader> {
-    let (reader, mut writer) = std::io::pipe()?;
-    writer.write_all(text)?;
-    Ok(reader)
 }
 
 /// The same error may mean that it was done before.
@@ -304,7 +298,7 @@ impl Service for Shim {
             // Its binary does the same without it.
             Err(_) => {
                 let bundle = making.bundle.display().to_string();
-                self.run(making, &["-bundle", &bundle, "delete"], &[]).await.map(drop)
+                self.run(making, &["-bundle", &bundle, "delete"], None).await.map(drop)
             }
         };
         if let Some((_, bootstrap)) = self.running.take() {

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, ensure};
 use futures::future::join_all;
 use nomad_proto::driver as pb;
 use serde_json::json;
+use tonic::Status;
 
 use super::obedient::{obedient, tell_to_end};
 use super::{cases, is_recoverable, refused, same};
@@ -36,6 +37,18 @@ async fn answers_at_once(plugin: &Plugin) -> Result<()> {
     let capabilities = tokio::time::timeout(LIMIT, plugin.capabilities()).await;
     capabilities.context("no answer")??;
     ensure!(asked.elapsed() < AT_ONCE, "it took {:?} to answer", asked.elapsed());
+    Ok(())
+}
+
+/// That each start was refused for want of an answer, in a way that Nomad tries again.
+fn all_are_refused_for_now(
+    tasks: &[Task],
+    refusals: Vec<Result<pb::StartTaskResponse, Status>>,
+) -> Result<()> {
+    for (task, refusal) in tasks.iter().zip(refusals) {
+        let status = refused(refusal, &[task.id(), "no answer"])?;
+        ensure!(is_recoverable(&status)?, "Nomad would not try it again: {status}");
+    }
     Ok(())
 }
 
@@ -116,10 +129,7 @@ async fn starts_whose_seccomp_profile_or_device_is_on_one_are_refused_in_time(sc
     let starts = join_all(tasks.iter().map(|task| plugin.start_task(task.config.clone())));
     let refusals = tokio::time::timeout(BOUND, starts).await;
     drop(hung);
-    for (task, refusal) in tasks.iter().zip(refusals.context("a start waits on")?) {
-        let status = refused(refusal, &[task.id(), "no answer"])?;
-        ensure!(is_recoverable(&status)?, "Nomad would not try it again: {status}");
-    }
+    all_are_refused_for_now(&tasks, refusals.context("a start waits on")?)?;
     scene.nothing_left()?;
     plugin.shut_down().await
 }
@@ -137,10 +147,7 @@ async fn an_allocation_that_is_on_one_holds_nobody_up(scene: &Scene) -> Result<(
     let (refusals, others) = tokio::join!(starts, others_get_on(scene, &plugin, &running));
     drop(hung);
     others?;
-    for (task, refusal) in tasks.iter().zip(refusals.context("a start waits on")?) {
-        let status = refused(refusal, &[task.id(), "no answer"])?;
-        ensure!(is_recoverable(&status)?, "Nomad would not try it again: {status}");
-    }
+    all_are_refused_for_now(&tasks, refusals.context("a start waits on")?)?;
     running.end(&plugin).await?;
     scene.nothing_left()?;
     plugin.shut_down().await

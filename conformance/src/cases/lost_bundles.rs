@@ -2,7 +2,6 @@
 //! same.
 
 use std::fs;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -46,13 +45,8 @@ async fn run(scene: &Scene, plugin: &crate::host::Plugin, job: &Value) -> Result
     Ok(task)
 }
 
-fn bundle(scene: &Scene) -> Result<PathBuf> {
-    let mut bundles = fs::read_dir(scene.state_dir().join("nomad"))?;
-    Ok(bundles.next().context("there is no bundle")??.path())
-}
-
 fn lose(scene: &Scene, lost: Lost) -> Result<()> {
-    let bundle = bundle(scene)?;
+    let bundle = scene.bundle()?;
     match lost {
         Lost::All => {
             sweep::unmount_under(&bundle);
