@@ -4,9 +4,6 @@
 
 REPOSITORY=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 NOMAD_VERSION=1.11.3
-# The lines of the newest releases; hack/matrix --newest says when there is a newer one.
-# shellcheck disable=SC2034 # used by the scripts that source this
-NEWEST_CONTAINERD=2.4 NEWEST_RUNC=1.5
 CONSUL_VERSION=1.14.11
 WORKDIR=
 STEP=
@@ -229,36 +226,6 @@ find_built() {
 build_agent() {
   as_builder env CGO_ENABLED=0 go -C "hack/$1" build -ldflags '-s -w' -o "$2.$$" "github.com/hashicorp/$1" &&
     as_builder mv "$2.$$" "$2"
-}
-
-# find_containerd LINE, find_runc LINE: set BUILT to the directory of the programs of a line, built once for each version
-# and kept.
-find_containerd() {
-  find_tools containerd "$1" github.com/containerd/containerd/v2 CGO_ENABLED=0 -tags 'no_btrfs no_devmapper'
-}
-find_runc() { find_tools runc "$1" github.com/opencontainers/runc CGO_ENABLED=1 -tags seccomp; }
-
-# built_version MODULE PACKAGE: prints which version of a package a module of this repository builds.
-built_version() { sed -n "s#^.*\s$2 v\([^ ]*\).*#\1#p" "$1/go.mod"; }
-
-# find_tools NAME LINE PACKAGE CGO ARGUMENT..: builds what the module hack/NAME/LINE calls its tools.
-find_tools() {
-  local name=$1 module=hack/$1/$2 version
-  version=$(built_version "$module" "$3")
-  BUILT=$CACHE/$name-$version
-  if [[ -d $BUILT ]]; then return; fi
-  if ! command -v go >/dev/null; then
-    note "no go to build $name $version with"
-    return 1
-  fi
-  note "building $name $version with $(go env GOVERSION) into $BUILT (once; about two minutes on two cores)"
-  as_builder mkdir -p "$CACHE" &&
-    # What is left of interrupted builds is of no use to anybody.
-    as_builder find "$CACHE" -maxdepth 1 -name "$name-$version.*" -mmin +60 -exec rm -rf {} + &&
-    quietly as_builder env "$4" go -C "$module" build "${@:5}" -ldflags '-s -w' -o "$BUILT.$$/" tool &&
-    as_builder mv -T "$BUILT.$$" "$BUILT" && return
-  note "the build of $name $version failed"
-  return 1
 }
 
 # Sets KERNEL to where Debian's kernel for virtual machines lies, fetched once and kept. It is only unpacked: installed,

@@ -97,6 +97,7 @@ impl Scene {
             bridge_network_subnet = bridge.subnet,
             containerd_runtime = programs.shim_runtime(),
             oci_runtime = programs.oci_runtime(),
+            cni_path = programs.cni_path(),
             containerd_socket = self.world.containerd().socket().display().to_string(),
             state_dir = self.state_dir().display().to_string(),
             // What this machine has there is none of a case's business.

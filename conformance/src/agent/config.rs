@@ -7,9 +7,6 @@ use anyhow::Result;
 use crate::fixture::network::Bridge;
 use crate::fixture::registry::free_port;
 
-/// Debian's place for them.
-const CNI_PLUGINS: &str = "/usr/lib/cni";
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
     /// `nomad agent -dev`: keeps nothing, and ends every task when it stops.
@@ -31,6 +28,8 @@ pub struct Setup {
     pub containerd_socket: PathBuf,
     pub containerd_runtime: String,
     pub oci_runtime: String,
+    /// The directory of the CNI plugins, for the agent and the driver.
+    pub cni_plugins: PathBuf,
     pub state_dir: PathBuf,
     pub networks: Networks,
     /// Where the agent and its drivers look for programs first.
@@ -122,7 +121,7 @@ client {{
   alloc_dir        = "{allocations}"
   alloc_mounts_dir = "{mounts}"
   state_dir        = "{state}"
-  cni_path         = "{CNI_PLUGINS}"
+  cni_path         = "{cni_plugins}"
   cni_config_dir   = "{cni}"
   {servers}
 
@@ -158,6 +157,7 @@ plugin "containerd-driver" {{
     oci_runtime        = "{oci_runtime}"
     containerd_socket  = "{socket}"
     state_dir          = "{driver_state}"
+    cni_path           = "{cni_plugins}"
     cni_config_dir     = "{cni}"
     log_collection     = "{log_collection}"
 
@@ -187,6 +187,7 @@ plugin "containerd-driver" {{
             mounts = at("mounts"),
             state = at("client-state"),
             cni = shown(&setup.cni()),
+            cni_plugins = shown(&setup.cni_plugins),
             log_collection = setup.log_collection,
             tasks = setup.networks.tasks.name,
             tasks_subnet = setup.networks.tasks.subnet,

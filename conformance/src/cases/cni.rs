@@ -4,10 +4,13 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
+use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
 use nomad_proto::structs::attribute::Value as Attribute;
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
 
 use super::web_server::{PORT, ask, server, told, with};
 use super::{cases, is_recoverable, refused, same, until};
@@ -26,8 +29,6 @@ cases!["cni":
     an_address_of_a_container_whose_bundle_is_lost_is_given_up,
 ];
 
-/// Debian's place for them.
-const REAL: &str = "/usr/lib/cni";
 /// Writes down that it was called. What follows it may end it, or lets it answer as a plugin that changes nothing.
 const PRELUDE: &str = r#"#!/bin/sh
 here=${0%/*}/..
@@ -52,7 +53,9 @@ impl Stage {
         for directory in [stage.bin(), stage.networks()] {
             fs::create_dir_all(directory)?;
         }
-        for plugin in fs::read_dir(REAL).context("containernetworking-plugins")? {
+        for plugin in fs::read_dir(scene.programs().cni())
+            .context("the CNI plugins, Debian's containernetworking-plugins")?
+        {
             let plugin = plugin?;
             symlink(plugin.path(), stage.bin().join(plugin.file_name()))?;
         }
@@ -224,18 +227,47 @@ async fn plugins_are_told_the_jobs_id_and_not_what_their_arguments_can_not_have(
     plugin.shut_down().await
 }
 
+/// The versions of the specification that each of some plugins says it speaks.
+async fn versions_spoken(
+    scene: &Scene,
+    plugins: &[&'static str],
+) -> Result<Vec<(&'static str, Vec<String>)>> {
+    let mut spoken = Vec::new();
+    for &plugin in plugins {
+        let mut child = Command::new(scene.programs().cni().join(plugin))
+            .env("CNI_COMMAND", "VERSION")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut stdin = child.stdin.take().context("no stdin")?;
+        stdin.write_all(br#"{"cniVersion": "1.0.0"}"#).await?;
+        drop(stdin);
+        let answer: Value = serde_json::from_slice(&child.wait_with_output().await?.stdout)?;
+        let versions = serde_json::from_value(answer["supportedVersions"].clone());
+        spoken.push((plugin, versions.with_context(|| format!("{plugin}: {answer}"))?));
+    }
+    Ok(spoken)
+}
+
 async fn networks_of_each_version_that_the_plugins_speak_are_joined(scene: &Scene) -> Result<()> {
     let stage = Stage::set(scene, "")?;
     let mut plugin = stage.plugin(scene).await?;
     let list = json!([bridge(scene), {"type": "firewall"}, {"type": "tuning"}]);
     let oldest = json!([bridge(scene), {"type": "tuning"}]);
-    for (file, versions) in [
+    let mut described = vec![
         ("a.conflist", json!({"cniVersion": "0.3.1", "plugins": oldest})),
-        ("a.conflist", json!({"cniVersion": "0.4.0"})),
-        ("a.conflist", json!({"cniVersion": "1.0.0"})),
         ("a.conflist", json!({"cniVersions": ["0.4.0", "1.0.0", "1.1.0"]})),
         ("a.conf", json!({"cniVersion": "0.4.0"})),
-    ] {
+    ];
+    let mut refusals = Vec::new();
+    let spoken = versions_spoken(scene, &["bridge", "firewall", "tuning"]).await?;
+    for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
+        match spoken.iter().find(|(_, versions)| !versions.iter().any(|spoken| spoken == version)) {
+            Some((culprit, _)) => refusals.push((version, *culprit)),
+            None => described.push(("a.conflist", json!({"cniVersion": version}))),
+        }
+    }
+    for (file, versions) in described {
         let mut network = if file == "a.conf" { bridge(scene) } else { json!({"plugins": list}) };
         network["name"] = json!("versioned");
         for (key, value) in versions.as_object().into_iter().flatten() {
@@ -249,8 +281,8 @@ async fn networks_of_each_version_that_the_plugins_speak_are_joined(scene: &Scen
         scene.nothing_left()?;
         fs::remove_file(stage.networks().join(file))?;
     }
-    // Debian 12's plugins don't know the newest yet, and its firewall not the oldest.
-    for (version, culprit) in [("1.1.0", "bridge"), ("0.3.1", "firewall")] {
+    // No firewall knows the oldest, and Debian 12's plugins not the newest.
+    for (version, culprit) in refusals {
         stage
             .describe("a.conflist", &json!({"cniVersion": version, "name": "versioned", "plugins": list}))?;
         let task = scene.prepare(&plugin, &with(scene, "true", &on("versioned"))).await?;

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -31,23 +31,22 @@ cases!["network failures":
     rules_that_somebody_else_has_removed_hold_up_no_end,
 ];
 
-/// Where the distribution has them.
-const INSTALLED: &str = "/usr/lib/cni";
-
 /// A directory with the plugins, of which a case replaces some.
 struct Plugins {
     directory: PathBuf,
+    installed: PathBuf,
 }
 
 impl Plugins {
     fn install(scene: &Scene) -> Result<Self> {
         let directory = scene.directory().join("plugins");
         fs::create_dir_all(&directory)?;
-        for plugin in fs::read_dir(INSTALLED)? {
+        let installed = scene.programs().cni().to_owned();
+        for plugin in fs::read_dir(&installed)? {
             let plugin = plugin?;
             symlink(plugin.path(), directory.join(plugin.file_name()))?;
         }
-        Ok(Self { directory })
+        Ok(Self { directory, installed })
     }
 
     fn remove(&self, plugin: &str) -> Result<()> {
@@ -57,17 +56,16 @@ impl Plugins {
     fn restore(&self, plugin: &str) -> Result<()> {
         let at = self.directory.join(plugin);
         let _ = fs::remove_file(&at);
-        Ok(symlink(Path::new(INSTALLED).join(plugin), at)?)
+        Ok(symlink(self.installed.join(plugin), at)?)
     }
 
-    /// The script is run at the command `when`; the real plugin at all others.
+    /// The script is run at the command `when`, and can run the real plugin by `"$real"`; that one is run at all others.
     fn replace(&self, plugin: &str, when: &str, script: &str) -> Result<()> {
         self.remove(plugin)?;
         let at = self.directory.join(plugin);
-        let real = Path::new(INSTALLED).join(plugin);
         let text = format!(
-            "#!/bin/sh\nif [ \"$CNI_COMMAND\" = {when} ]; then\n{script}\nfi\nexec {}\n",
-            real.display()
+            "#!/bin/sh\nreal={}\nif [ \"$CNI_COMMAND\" = {when} ]; then\n{script}\nfi\nexec \"$real\"\n",
+            self.installed.join(plugin).display()
         );
         fs::write(&at, text)?;
         Ok(fs::set_permissions(&at, fs::Permissions::from_mode(0o755))?)
@@ -104,7 +102,7 @@ async fn a_plugin_that_is_missing_fails_or_hangs_leaves_nothing(scene: &Scene) -
         ("portmap", "sleep 600", &["portmap", "did not end"]),
         ("firewall", "echo broken >&2; exit 7", &["firewall", "broken"]),
         // It has done its work, and fails even so.
-        ("bridge", "/usr/lib/cni/bridge >/dev/null; exit 3", &["bridge"]),
+        ("bridge", "\"$real\" >/dev/null; exit 3", &["bridge"]),
     ] {
         plugins.replace(name, "ADD", script)?;
         let task = published(scene, &plugin).await?;
@@ -145,9 +143,9 @@ async fn a_driver_that_dies_while_a_network_is_made_leaves_nothing(scene: &Scene
     for how in [PluginEnd::Killed, PluginEnd::ShutDown] {
         for (name, script) in [
             ("bridge", "touch \"$0.reached\"; sleep 2"),
-            ("bridge", "/usr/lib/cni/bridge >/dev/null; touch \"$0.reached\"; sleep 600"),
+            ("bridge", "\"$real\" >/dev/null; touch \"$0.reached\"; sleep 600"),
             ("portmap", "touch \"$0.reached\"; sleep 600"),
-            ("portmap", "/usr/lib/cni/portmap >/dev/null; touch \"$0.reached\"; sleep 600"),
+            ("portmap", "\"$real\" >/dev/null; touch \"$0.reached\"; sleep 600"),
         ] {
             plugins.replace(name, "ADD", script)?;
             let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
@@ -170,8 +168,7 @@ async fn a_driver_that_dies_while_a_network_is_made_leaves_nothing(scene: &Scene
 async fn a_driver_that_dies_while_a_network_is_taken_down_leaves_nothing(scene: &Scene) -> Result<()> {
     let plugins = Plugins::install(scene)?;
     let options = plugins.options(scene);
-    for script in ["touch \"$0.reached\"; sleep 600", "/usr/lib/cni/portmap; touch \"$0.reached\"; sleep 600"]
-    {
+    for script in ["touch \"$0.reached\"; sleep 600", "\"$real\"; touch \"$0.reached\"; sleep 600"] {
         let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
         let mut task = published(scene, &plugin).await?;
         task.start(&plugin).await?;

@@ -65,6 +65,7 @@ pub fn setup(world: &World, mode: Mode, nomad: &Path, plugin: &Path) -> Setup {
         containerd_socket: containerd.socket(),
         containerd_runtime: programs.shim_runtime().to_owned(),
         oci_runtime: programs.oci_runtime().unwrap_or_default(),
+        cni_plugins: programs.cni().to_owned(),
         state_dir: world.state_dir("agent"),
         networks: Networks {
             tasks: networks.tasks(),
