@@ -10,6 +10,7 @@ mod io;
 mod launch;
 mod pins;
 mod runtime;
+mod runtime_log;
 mod start_inputs;
 
 use std::path::{Path, PathBuf};
@@ -27,6 +28,7 @@ pub(crate) use io::{ExecEnds, ExecPipes, HeldPipes, LogPaths, NOWHERE, StdinPipe
 pub(crate) use launch::Launcher;
 pub(crate) use pins::Pin;
 pub(crate) use runtime::{counts_in_cgroup, find as find_shim, require_program, sets_oom_scores};
+pub(crate) use runtime_log::quoting_runtime;
 pub(crate) use start_inputs::StartInputs;
 
 /// A running shim, as it can be found again after a restart of the plugin.

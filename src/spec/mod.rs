@@ -190,10 +190,12 @@ fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecErr
         .env(process::environment(config.as_ref(), &inputs.task.env, &inputs.hostname, home, tty))
         .cwd(working_directory(&inputs.options.process, config.as_ref())?)
         .capabilities(security::capabilities(capabilities)?)
-        .no_new_privileges(inputs.options.security.no_new_privileges)
         .rlimits(resources::rlimits(&inputs.options.limits, inputs.node)?)
         .oom_score_adj(oom_score_adj(&inputs.options.limits, inputs.operators))
         .build()?;
+    // Said only where it is wanted, though it is off without: youki takes any word on it for a yes, and loads the seccomp filter
+    // too late for a process without privileges.
+    process.set_no_new_privileges(inputs.options.security.no_new_privileges.then_some(true));
     process.set_apparmor_profile(apparmor_profile.clone());
     Ok(process)
 }

@@ -345,13 +345,14 @@ impl Start<'_> {
         shim.take_oom_score_of_task(spec::oom_score_adj(&asked.limits, &self.settings.config.limits));
         let rootfs = mounts.into_iter().map(shim_mount).collect();
         let create = connection.create(bundle, rootfs, held, asked.process.tty, &options);
+        let create = shim::quoting_runtime(bundle, create);
         let pid = timeline.step("create", create).await.map_err(|error| naming_program(error, &spec))?;
         let shares_pids = asked.namespaces.pid_mode == Sharing::Host;
         let next_spec = shares_pids.then(|| spec::with_private_pids(spec).map(Box::new)).transpose()?;
         let settled = timeline.step("settle", self.settle(pid, &shim, next_spec));
         let First { id, init, oom_kills } = settled.await?;
         let waiting = supervisor::ask(&connection, "").await;
-        timeline.step("start", connection.start()).await?;
+        timeline.step("start", shim::quoting_runtime(bundle, connection.start())).await?;
         let saved = Saved {
             container_id: self.place.id.clone(),
             shim_binary: self.place.launcher.binary.clone(),

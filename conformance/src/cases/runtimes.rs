@@ -27,6 +27,7 @@ cases!["runtimes":
     a_task_of_another_shim_is_taken_down_by_its_id_alone,
     a_shim_that_is_replaced_gets_the_input_that_it_takes,
     a_shim_that_takes_no_input_at_all_is_quoted,
+    a_runtime_whose_shim_has_no_reason_is_quoted,
 ];
 
 /// What stands in for a real program, and writes down what it was run for.
@@ -261,4 +262,45 @@ async fn a_shim_that_takes_no_input_at_all_is_quoted(scene: &Scene) -> Result<()
     same!(shim.has_run(), "asked 1 0");
     scene.nothing_left()?;
     plugin.shut_down().await
+}
+
+/// youki's form of a log, of which shims read nothing.
+const MUTE: &str = r#"#!/bin/sh
+case " $* " in *" COMMAND "*) ;; *) exec REAL "$@" ;; esac
+log=$(echo " $*" | sed 's/.* --log \([^ ]*\).*/\1/')
+now=$(date -u +%FT%TZ)
+cat > "$log" <<END
+{"timestamp":"$now","level":"ERROR","message":"failed to chdir","e":"ENOENT","target":"init"}
+{"timestamp":"$now","level":"ERROR","message":"failed to COMMAND container","target":"youki"}
+END
+exit 1
+"#;
+
+async fn a_runtime_whose_shim_has_no_reason_is_quoted(scene: &Scene) -> Result<()> {
+    let directory = scene.directory().join("mute");
+    fs::create_dir_all(&directory)?;
+    for command in ["create", "start", "exec"] {
+        let program = directory.join(command);
+        let real = scene.programs().runtime().display().to_string();
+        let script = MUTE.replace("COMMAND", command).replace("REAL", &real);
+        fs::write(&program, script)?;
+        fs::set_permissions(&program, Permissions::from_mode(0o755))?;
+        let mut options = scene.options();
+        options["oci_runtime"] = json!(program.display().to_string());
+        let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+        let task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
+        let words = ["failed to chdir: ENOENT", &format!("failed to {command} container")];
+        if command == "exec" {
+            plugin.start_task(task.config.clone()).await?;
+            let said = task.exec(&plugin, "true").await;
+            let said = format!("{said:?}");
+            ensure!(words.iter().all(|word| said.contains(word)), "{said}");
+            task.end(&plugin).await?;
+        } else {
+            refused(plugin.start_task(task.config.clone()).await, &words)?;
+        }
+        scene.nothing_left()?;
+        plugin.shut_down().await?;
+    }
+    Ok(())
 }

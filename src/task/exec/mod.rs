@@ -20,7 +20,7 @@ use super::{Task, supervisor};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Result};
 use crate::init::Init;
-use crate::shim::{self, Connection, ExecEnds, ExecIo, ExecPipes};
+use crate::shim::{self, Bundle, Connection, ExecEnds, ExecIo, ExecPipes};
 use crate::spec;
 pub(crate) use input::{Stdin, Terminal, TerminalSize};
 pub(super) use leftover::{Leftovers, noted_process};
@@ -97,6 +97,7 @@ impl Task {
             pipes,
             tty,
             cgroup: self.saved.cgroup.clone(),
+            bundle: self.place.bundle.clone(),
         };
         let starting = tokio::spawn(start.run());
         let started = starting.await.map_err(|error| Error::Failed(format!("{doing}: it broke: {error}")))?;
@@ -134,6 +135,7 @@ struct Start {
     pipes: ExecPipes,
     tty: bool,
     cgroup: Cgroup,
+    bundle: Bundle,
 }
 
 impl Start {
@@ -141,7 +143,7 @@ impl Start {
     /// way: a shim that is opening pipes whose other end has gone answers nobody for half a minute. Dropped once it is
     /// through, the command is killed like any other.
     async fn run(self) -> std::result::Result<Exec, shim::Error> {
-        let Self { connection, exec_id, process, pipes, tty, cgroup } = self;
+        let Self { connection, exec_id, process, pipes, tty, cgroup, bundle } = self;
         let io = ExecIo {
             stdin: pipes.stdin_path(),
             stdout: pipes.stdout_path(),
@@ -155,7 +157,7 @@ impl Start {
         let ExecEnds { stdin, stdout, stderr } = ends?;
         let ended = supervisor::ask(&connection, &exec_id).await;
         let asked = processes::now();
-        let pid = connection.exec_start(&exec_id).await?;
+        let pid = shim::quoting_runtime(&bundle, connection.exec_start(&exec_id)).await?;
         let root = Root::new(pid, asked);
         guard.started(root);
         let ended = match root.and_then(|root| Init::open(root.process()?)) {

@@ -22,10 +22,16 @@ impl ExecRefused {
 }
 
 /// What a runtime says of a program that isn't there, and of one that can't be run: crun in the C library's words, runc in
-/// Go's.
-const MISSING: [&str; 2] = ["executable file not found in $path", "no such file or directory"];
-const BARRED: [&str; 4] =
-    ["permission denied", "operation not permitted", "exec format error", "is a directory"];
+/// Go's, youki in its own.
+const MISSING: [&str; 3] =
+    ["executable file not found in $path", "no such file or directory", "' not found in $path"];
+const BARRED: [&str; 5] = [
+    "permission denied",
+    "operation not permitted",
+    "exec format error",
+    "is a directory",
+    "does not have correct permissions",
+];
 /// What runtimes and shims say of a container that has ended, or is ending.
 const ENDED: [&str; 8] = [
     "cannot exec in a stopped container",
@@ -72,7 +78,9 @@ fn reason<'a>(text: &'a str, program: &str) -> Option<(Told, &'a str)> {
     let by_runc = after("exec: \"").map(past_quotes).or_else(|| after(&format!("exec {program}: ")));
     // crun: "executable file `x` not found in $PATH: No such file or directory".
     let by_crun = || after("executable file `").and_then(|rest| Some(rest.rsplit_once('`')?.1));
-    if let Some(reason) = by_runc.or_else(by_crun) {
+    // youki: "executable 'x' not found in $PATH".
+    let by_youki = || after(&format!("executable '{program}")).filter(|rest| rest.starts_with('\''));
+    if let Some(reason) = by_runc.or_else(by_crun).or_else(by_youki) {
         return Some((Told::ByName, reason));
     }
     after("open executable").map(|reason| (Told::CannotOpen, reason))
@@ -124,6 +132,13 @@ mod tests {
         assert_eq!(code("cannot exec in a stopped container"), None);
         assert_eq!(code("executable file `x` not found in $PATH: No such file or directory"), Some(127));
         assert_eq!(code("open executable: Permission denied"), Some(126));
+        let by_youki = "OCI runtime exec failed: youki did not terminate successfully: exit status 1: error in executing command: \
+                        failed to create container: exec process failed with error error in executing process : executable 'x'";
+        assert_eq!(code(&format!("{by_youki} not found in $PATH")), Some(127));
+        assert_eq!(
+            code(&format!("{by_youki} at path '\"/bin/x\"' does not have correct permissions")),
+            Some(126)
+        );
         assert_eq!(code("open executable: Operation not permitted"), Some(126));
     }
 

@@ -1,0 +1,210 @@
+//! The reason of a runtime's failure, from the log that it writes into the bundle, for a shim that has no words of it: shims look
+//! for it as runc writes it, and not every runtime does. Knows nothing of the calls that fail.
+//!
+//! Source of the facts: containerd `cmd/containerd-shim-runc-v2/process/init.go` and rust-extensions `crates/runc-shim/src/runc.rs` (what
+//! shims look for and say), runc and crun (`"level":"error","msg"`),
+//! gVisor `pkg/log/json.go` (the same), youki `crates/youki/src/observability.rs` (`"level":"ERROR","message"`).
+
+use std::fs;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use serde_json::Value;
+use shim_protos::CallError;
+
+use super::{Bundle, Error};
+
+/// The log that a shim has its runtime write, in the bundle.
+const LOG: &str = "log.json";
+/// How much of the log is looked at. A line is a few hundred bytes.
+const END_BYTES: u64 = 64 * 1024;
+/// The words of shims that know no more of their runtime than the exit status: containerd's, and those in Rust.
+const WITHOUT_REASON: [&str; 3] =
+    ["did not terminate successfully", "unable to parse log msg", "no OCI runtime error in logfile"];
+/// The levels of lines that say why the runtime gives up, in lower case.
+const GIVING_UP: [&str; 3] = ["error", "fatal", "panic"];
+/// The keys of a line's text: of most runtimes, and of those in Rust. And those of what it was that went wrong there.
+const TEXTS: [&str; 2] = ["msg", "message"];
+const CAUSES: [&str; 3] = ["err", "error", "e"];
+/// Those of when it was written.
+const TIMES: [&str; 2] = ["time", "timestamp"];
+/// The unit of the times that runtimes in Go write, which leave out what is less.
+const TIME_UNIT: Duration = Duration::from_secs(1);
+
+/// Makes a call in which the shim runs the runtime. Where that fails and the shim has no reason for it, the runtime's own one is
+/// appended.
+///
+/// # Errors
+/// Those of the call.
+pub(crate) async fn quoting_runtime<T>(
+    bundle: &Bundle,
+    call: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let begun = SystemTime::now();
+    match call.await {
+        Err(Error::Call { doing, source: CallError::Refused(words) }) if lacks_reason(&words) => {
+            let log = bundle.directory().join(LOG);
+            let end = tokio::task::spawn_blocking(move || end_of(&log)).await;
+            let reasons = end.ok().flatten().map(|log| reasons(&log, begun)).unwrap_or_default();
+            Err(Error::Call { doing, source: CallError::Refused(with_reasons(words, &reasons)) })
+        }
+        answer => answer,
+    }
+}
+
+fn lacks_reason(words: &str) -> bool {
+    WITHOUT_REASON.iter().any(|without| words.contains(without))
+}
+
+/// Appends those reasons that the words lack.
+fn with_reasons(words: String, reasons: &[String]) -> String {
+    let new: Vec<_> =
+        reasons.iter().filter(|reason| !words.contains(reason.as_str())).map(String::as_str).collect();
+    if new.is_empty() {
+        words
+    } else {
+        let words = words.trim_end_matches(": unknown").trim_end().trim_end_matches(':');
+        format!("{words}: {}", new.join("; "))
+    }
+}
+
+/// The end of a log.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "opens what lies in the state directory, which only root can reach"
+)]
+fn end_of(log: &Path) -> Option<String> {
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let mut file = fs::OpenOptions::new().read(true).custom_flags(flags).open(log).ok()?;
+    let facts = file.metadata().ok()?;
+    if !facts.is_file() {
+        return None;
+    }
+    file.seek(SeekFrom::Start(facts.len().saturating_sub(END_BYTES))).ok()?;
+    let mut end = Vec::new();
+    file.take(END_BYTES).read_to_end(&mut end).ok()?;
+    Some(String::from_utf8_lossy(&end).into_owned())
+}
+
+/// The first and the last line since `begun` that say why the runtime gave up: what went wrong, and what that meant for the call.
+/// Earlier ones are about other calls, behind which runc writes, and over which youki does. Lines that are cut off or are no JSON
+/// are passed over.
+fn reasons(log: &str, begun: SystemTime) -> Vec<String> {
+    let mut reasons = log.lines().filter_map(|line| {
+        let line: Value = serde_json::from_str(line).ok()?;
+        let told = |keys: &[&str]| keys.iter().find_map(|key| line.get(key)?.as_str()).map(str::trim);
+        let level = told(&["level"])?.to_ascii_lowercase();
+        let written = told(&TIMES).and_then(timestamp)?;
+        let text = told(&TEXTS).filter(|text| !text.is_empty())?;
+        if !GIVING_UP.contains(&level.as_str()) || written + TIME_UNIT < begun {
+            return None;
+        }
+        Some(told(&CAUSES).map_or_else(|| text.to_owned(), |cause| format!("{text}: {cause}")))
+    });
+    let first = reasons.next();
+    let last = reasons.next_back();
+    first.into_iter().chain(last).collect()
+}
+
+/// A time of RFC 3339, which runtimes in Go write in the zone of their host.
+fn timestamp(text: &str) -> Option<SystemTime> {
+    if let Ok(time) = humantime::parse_rfc3339(text) {
+        return Some(time);
+    }
+    let (local, offset) = text.split_at_checked(text.len().checked_sub("+00:00".len())?)?;
+    let (hours, minutes) = offset.get(1..)?.split_once(':')?;
+    let offset_minutes = hours.parse::<u64>().ok()? * 60 + minutes.parse::<u64>().ok()?;
+    let time = humantime::parse_rfc3339(&format!("{local}Z")).ok()?;
+    let offset_time = Duration::from_secs(offset_minutes * 60);
+    if offset.starts_with('-') { time.checked_add(offset_time) } else { time.checked_sub(offset_time) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BEGUN: &str = "2026-11-29T04:25:38.5Z";
+
+    #[test]
+    fn the_first_and_the_last_error_are_found_in_the_form_of_each_runtime() {
+        for (log, expected) in [
+            (
+                r#"{"level":"error","msg":"of an exec before","time":"2026-11-29T04:25:37Z"}
+{"level":"warning","msg":"slow","time":"2026-11-29T04:25:38Z"}
+{"level":"error","msg":"runc create failed: no such file","time":"2026-11-29T05:25:38+01:00"}
+"#,
+                &["runc create failed: no such file"][..],
+            ),
+            (
+                r#"{"msg":"open executable: No such file","level":"error","time":"2026-11-29T04:25:38.600000Z"}"#,
+                &["open executable: No such file"],
+            ),
+            // Over longer lines of an earlier failure.
+            (
+                r#"{"timestamp":"2026-11-29T04:25:38.6Z","level":"ERROR","message":"failed to chdir","e":"ENOENT"}
+{"timestamp":"2026-11-29T04:25:38.7Z","level":"ERROR","message":"failed to wait"}
+{"timestamp":"2026-11-29T04:25:38.7Z","level":"ERROR","message":"failed to create container"}
+{"timestamp":"2026-11-29T04:25:38.7Z","level":"INFO","message":"cleaning up"}
+ner of old"}
+{"timestamp":"2026-11-29T04:20:28Z","level":"ERROR","message":"failed to create the old one"}"#,
+                &["failed to chdir: ENOENT", "failed to create container"],
+            ),
+            (r#"{"level":"error","msg":"  ","time":"2026-11-29T04:25:39Z"}"#, &[]),
+            (r#"{"level":"error","msg":7,"time":"2026-11-29T04:25:39Z"}"#, &[]),
+            (r#"{"level":"error","msg":"of whenever"}"#, &[]),
+            (r#"{"level":"info","msg":"all is well","time":"2026-11-29T04:25:39Z"}"#, &[]),
+            ("[1]\n\"text\"\nplain text\n{\"level\":\"error\",\"ms", &[]),
+            ("", &[]),
+        ] {
+            assert_eq!(reasons(log, timestamp(BEGUN).unwrap()), expected, "{log}");
+        }
+    }
+
+    #[test]
+    fn a_time_is_read_in_any_zone() {
+        let time = timestamp("2026-11-29T04:25:38Z").unwrap();
+        for same in
+            ["2026-11-29T05:25:38+01:00", "2026-11-28T22:55:38-05:30", "2026-11-29T04:25:38.000+00:00"]
+        {
+            assert_eq!(timestamp(same), Some(time), "{same}");
+        }
+        for wrong in ["", "+00:00", "now", "2026-11-29T04:25:38", "2026-11-29T04:25:38+1:xx", "äöüäöü"]
+        {
+            assert_eq!(timestamp(wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn reasons_are_appended_once() {
+        let words = "create failed: youki did not terminate successfully: exit status 1";
+        let said = |words: &str, reasons: &[&str]| {
+            with_reasons(words.to_owned(), &reasons.iter().map(ToString::to_string).collect::<Vec<_>>())
+        };
+        assert_eq!(said(words, &[]), words);
+        assert_eq!(said(words, &["no seccomp"]), format!("{words}: no seccomp"));
+        assert_eq!(said(words, &["no filter", "no start"]), format!("{words}: no filter; no start"));
+        assert_eq!(said(&format!("{words}: unknown"), &["no seccomp"]), format!("{words}: no seccomp"));
+        // What a runtime printed, which may be nothing.
+        assert_eq!(said(&format!("{words}: \n"), &["no seccomp"]), format!("{words}: no seccomp"));
+        let told = format!("{words}: no seccomp");
+        assert_eq!(said(&told, &["no seccomp"]), told);
+    }
+
+    #[test]
+    fn only_the_end_of_a_log_is_read_and_no_link_is_followed() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join(LOG);
+        assert_eq!(end_of(&log), None);
+        let lines = "a line of the log\n".repeat(10_000);
+        fs::write(&log, &lines).unwrap();
+        let end = end_of(&log).unwrap();
+        assert_eq!(end.len() as u64, END_BYTES);
+        assert!(lines.ends_with(&end));
+        let link = directory.path().join("link");
+        std::os::unix::fs::symlink(&log, &link).unwrap();
+        assert_eq!(end_of(&link), None);
+        assert_eq!(end_of(directory.path()), None);
+    }
+}
