@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
-use super::{cases, same};
+use super::{NO_FILTER_FOR_EXECS, NO_SIGPIPE, cases, not_by_youki, same};
 use crate::host::exec::{data_of, end_of_stdin};
 use crate::host::{Exec, Plugin};
 use crate::scene::Scene;
@@ -70,6 +70,7 @@ async fn stdin_goes_in_and_its_end_is_seen(scene: &Scene) -> Result<()> {
 }
 
 async fn a_large_output_arrives_whole(scene: &Scene) -> Result<()> {
+    not_by_youki(scene, NO_SIGPIPE)?;
     let (plugin, task) = sleeper(scene).await?;
     let script = "yes 0123456789abcde | head -c 5000000; yes fedcba9876543210 | head -c 1000000 >&2";
     let said = shell(&plugin, &task, script, false).await?.finish(LIMIT).await?;
@@ -148,6 +149,7 @@ async fn an_exec_sees_the_tasks_files_and_environment(scene: &Scene) -> Result<(
 
 /// User, groups, rights and limits are those of the task's own process, as it reads them itself.
 async fn an_exec_is_what_the_task_is(scene: &Scene) -> Result<()> {
+    not_by_youki(scene, NO_FILTER_FOR_EXECS)?;
     let mut plugin = scene.plugin().await?;
     let mut task = scene.prepare(&plugin, &scene.shell("exec sleep 600")).await?;
     task.config.user = "app".to_owned();

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use super::exec::{leave, shell, sleeper};
 use super::holdings::come_back;
 use super::shim_failures::{Scripted, runc};
-use super::{cases, orphans_are_known, same};
+use super::{NO_SIGPIPE, cases, not_by_youki, orphans_are_known, same};
 use crate::host::Exec;
 use crate::host::exec::{data_of, size_of};
 use crate::processes::resident_kb;
@@ -140,6 +140,7 @@ async fn a_client_that_does_not_read_stops_the_command_and_not_the_plugin(scene:
 /// Past its end, too: a shim that is told to forget a command drops what it can't pass on within seconds. How much is on
 /// the way when a command ends is nobody's promise, so there are commands that end at any point of it.
 async fn a_client_that_reads_late_gets_every_byte(scene: &Scene) -> Result<()> {
+    not_by_youki(scene, NO_SIGPIPE)?;
     let (plugin, task) = sleeper(scene).await?;
     let sizes = (1..=24).map(|step| step * 32_000).chain([3_000_000]);
     let mut execs = Vec::new();

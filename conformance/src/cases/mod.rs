@@ -236,6 +236,20 @@ fn terminals_are_read_to_their_end(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// Skips what youki does otherwise than runc and crun (docs/compatibility.md).
+fn not_by_youki(scene: &Scene, what: &str) -> Result<()> {
+    if scene.programs().is_youki() {
+        return skip(format!("youki {what}"));
+    }
+    Ok(())
+}
+
+/// What youki does otherwise.
+const NO_FILTER_FOR_EXECS: &str = "gives its seccomp filter to the first process alone";
+const NO_SIGPIPE: &str = "has SIGPIPE ignored in what it runs";
+const NO_DIRECTORY: &str = "makes no working directory that the image lacks";
+const NO_REAL_TIME: &str = "sends no real-time signals";
+
 /// Whether what a command started and left behind can be told from the task's own: runc makes each command a session of its
 /// own, crun only those with a terminal.
 fn orphans_are_known(scene: &Scene, tty: bool) -> bool {

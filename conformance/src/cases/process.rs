@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::{cases, refused, same};
+use super::{NO_DIRECTORY, cases, not_by_youki, refused, same};
 use crate::config;
 use crate::host::Exec;
 use crate::scene::Scene;
@@ -27,6 +27,7 @@ cases!["process":
 ];
 
 async fn an_entrypoint_takes_the_place_of_the_images_and_of_its_command(scene: &Scene) -> Result<()> {
+    not_by_youki(scene, NO_DIRECTORY)?;
     let mut plugin = scene.plugin().await?;
     let (styled, busybox) = (scene.image("styled:latest"), scene.image("busybox:latest"));
     for (config, said) in [

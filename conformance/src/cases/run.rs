@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use serde_json::json;
 
-use super::{cases, refused, same};
+use super::{NO_DIRECTORY, cases, not_by_youki, refused, same};
 use crate::config;
 use crate::scene::Scene;
 use crate::task::LIMIT;
@@ -56,6 +56,7 @@ async fn a_task_that_is_killed_shows_the_signal(scene: &Scene) -> Result<()> {
 }
 
 async fn the_image_says_what_runs_and_as_whom_and_where(scene: &Scene) -> Result<()> {
+    not_by_youki(scene, NO_DIRECTORY)?;
     let mut plugin = scene.plugin().await?;
     let task = scene.run(&plugin, &config! { image = scene.image("styled:latest") }).await?;
     same!(task.stdout(&plugin).await?, "image app /home/app/work /home/app\n");
@@ -64,6 +65,7 @@ async fn the_image_says_what_runs_and_as_whom_and_where(scene: &Scene) -> Result
 }
 
 async fn the_jobs_command_and_arguments_take_the_place_of_the_images(scene: &Scene) -> Result<()> {
+    not_by_youki(scene, NO_DIRECTORY)?;
     let mut plugin = scene.plugin().await?;
     let image = scene.image("busybox:latest");
     for (config, said) in [

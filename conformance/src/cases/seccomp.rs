@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 
-use super::{cases, refused, same};
+use super::{NO_FILTER_FOR_EXECS, cases, not_by_youki, refused, same};
 use crate::host::Plugin;
 use crate::scene::Scene;
 use crate::task::LIMIT;
@@ -52,6 +52,7 @@ async fn is_in_mode(scene: &Scene, plugin: &Plugin, change: Value, mode: &str) -
 async fn a_task_and_its_execs_have_the_built_in_profile_unless_the_job_says_otherwise(
     scene: &Scene,
 ) -> Result<()> {
+    not_by_youki(scene, NO_FILTER_FOR_EXECS)?;
     for (by_default, unsaid) in [(json!(null), "2"), (json!(false), "0")] {
         let options = with(scene.options(), "seccomp", by_default);
         let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
@@ -102,6 +103,7 @@ fn profile() -> String {
 }
 
 async fn a_profile_of_the_jobs_own_is_what_holds(scene: &Scene) -> Result<()> {
+    not_by_youki(scene, NO_FILTER_FOR_EXECS)?;
     let mut plugin = scene.plugin().await?;
     let path = file(scene, "seccomp.json", profile())?;
     let tries = "cd /tmp; mkdir a 2>&1; kill -USR1 $$ 2>&1; ln -s a b 2>&1; unshare -U true && echo unshared; \
@@ -156,6 +158,7 @@ async fn a_profile_that_can_not_be_one_is_refused_by_its_files_name(scene: &Scen
 }
 
 async fn dockers_words_for_it_do_the_same(scene: &Scene) -> Result<()> {
+    not_by_youki(scene, NO_FILTER_FOR_EXECS)?;
     let mut plugin = scene.plugin().await?;
     let path = file(scene, "seccomp.json", profile())?.display().to_string();
     is_in_mode(scene, &plugin, json!({"security_opt": ["seccomp=unconfined"]}), "0").await?;

@@ -52,8 +52,12 @@ async fn a_task_sees_its_own_processes_only(scene: &Scene) -> Result<()> {
 }
 
 async fn the_kernels_own_files_are_masked_or_read_only(scene: &Scene) -> Result<()> {
-    if scene.programs().is_crun() && !is_v2() {
-        return skip("crun mounts the task's own control groups of v1 so that it may write to them");
+    let programs = scene.programs();
+    if (programs.is_crun() || programs.is_youki()) && !is_v2() {
+        let name = programs.runtime_name();
+        return skip(format!(
+            "{name} mounts the task's own control groups of v1 so that it may write to them"
+        ));
     }
     let script = "for f in kcore keys timer_list; do [ -e /proc/$f ] && head -c 1 /proc/$f | wc -c; done | sort -u; \
                   ls /sys/firmware /proc/scsi 2>/dev/null | grep -v : | wc -w";

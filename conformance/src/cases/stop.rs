@@ -8,7 +8,7 @@ use serde_json::json;
 use tonic::Code;
 
 use super::recover::shim_pid;
-use super::{cases, refused, same};
+use super::{NO_REAL_TIME, cases, not_by_youki, refused, same};
 use crate::scene::Scene;
 use crate::task::{LIMIT, Task};
 
@@ -80,6 +80,7 @@ async fn the_jobs_own_signal_is_sent(scene: &Scene) -> Result<()> {
 }
 
 async fn the_images_signal_is_sent_where_the_job_has_none(scene: &Scene) -> Result<()> {
+    not_by_youki(scene, NO_REAL_TIME)?;
     let mut plugin = scene.plugin().await?;
     let script = "trap 'echo its own; exit 4' 36; trap 'echo USR1; exit 5' USR1; echo ready; \
                   while :; do sleep 600 & wait $!; done";
@@ -96,6 +97,7 @@ async fn the_images_signal_is_sent_where_the_job_has_none(scene: &Scene) -> Resu
 }
 
 async fn signals_go_by_all_their_names_and_numbers(scene: &Scene) -> Result<()> {
+    not_by_youki(scene, NO_REAL_TIME)?;
     let mut plugin = scene.plugin().await?;
     let script = "for n in 1 2 10 12 15 28 29 34 36 64; do trap \"echo got $n\" $n; done; echo ready; \
                   while :; do sleep 600 & wait $!; done";
