@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 
 use crate::agent::command::Output;
-use crate::agent::{Agent, Allocation, Mode};
+use crate::agent::{Agent, Allocation, Client, Mode};
 use crate::config;
 use crate::e2e::stage;
 use crate::fixture::World;
@@ -23,17 +23,22 @@ const REDIS: &str = include_str!("../../hack/jobs/redis.nomad.hcl");
 const MISSING: &str = include_str!("../../hack/jobs/missing-image.nomad.hcl");
 const SOON: Duration = Duration::from_secs(60);
 
-struct Teller {
+/// Tells a story on stdout.
+pub struct Teller {
     begun: Instant,
 }
 
 impl Teller {
+    pub fn begin() -> Self {
+        Self { begun: Instant::now() }
+    }
+
     fn step(&self, words: &str) {
         println!("\n[{:5.1} s] {words}", self.begun.elapsed().as_secs_f32());
     }
 
     /// Runs a `nomad` command, and shows it with its answer.
-    fn ask(&self, agent: &Agent, arguments: &[&str]) -> Result<Output> {
+    fn ask(&self, agent: &Client, arguments: &[&str]) -> Result<Output> {
         println!("  $ nomad {}", arguments.join(" "));
         let output = agent.ask(arguments)?;
         for line in output.stdout().lines().chain(output.stderr().lines()) {
@@ -61,7 +66,7 @@ pub fn run(nomad: Option<&Path>, plugin: &Path) -> Result<()> {
 }
 
 fn with_agent(nomad: &Path, plugin: &Path) -> Result<()> {
-    let teller = Teller { begun: Instant::now() };
+    let teller = Teller::begin();
     teller.step("A private containerd and a private registry with a redis image");
     let world = World::start()?;
     let image = world.image("library/redis:alpine");
@@ -103,7 +108,11 @@ fn with_agent(nomad: &Path, plugin: &Path) -> Result<()> {
     Ok(())
 }
 
-fn redis(teller: &Teller, agent: &Agent, image: &str, cgroups: &mut Vec<String>) -> Result<()> {
+/// The redis job on an agent: started, asked, its log read, stopped.
+///
+/// # Errors
+/// With the first thing that was not as it should be.
+pub fn redis(teller: &Teller, agent: &Client, image: &str, cgroups: &mut Vec<String>) -> Result<()> {
     teller.step("The redis job");
     for line in REDIS.lines().filter(|line| !line.trim_start().starts_with('#')) {
         println!("  > {line}");
@@ -165,7 +174,7 @@ fn missing_image(teller: &Teller, agent: &mut Agent, image: &str, cgroups: &mut 
 
 /// The same job where there is no agent: the conformance host plays Nomad to the driver.
 fn without_agent(plugin: &Path) -> Result<()> {
-    let teller = Teller { begun: Instant::now() };
+    let teller = Teller::begin();
     teller.step("A private containerd and a private registry with a redis image");
     let world = World::start()?;
     tokio::runtime::Runtime::new()?.block_on(host_plays(&teller, &world, plugin))?;

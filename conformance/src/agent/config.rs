@@ -1,9 +1,11 @@
 //! The agents' configuration files, and the one of a network that jobs ask for as `cni/described`.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
+use super::DRIVER;
 use crate::fixture::network::Bridge;
 use crate::fixture::registry::free_port;
 
@@ -61,6 +63,22 @@ pub struct Networks {
 
 /// Where the pieces of a [`Setup`] lie in its directory.
 impl Setup {
+    /// Makes its directories, with the network that jobs ask for and the plugin in them.
+    ///
+    /// # Errors
+    /// Names the file that can't be made.
+    pub fn lay_out(&self) -> Result<()> {
+        for directory in
+            [self.plugins(), self.allocations(), self.temporary(), self.host_volume(), self.cni()]
+        {
+            fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+        }
+        fs::write(self.cni().join("described.conflist"), network(&self.networks.described))?;
+        let place = self.plugins().join(DRIVER);
+        fs::copy(&self.plugin, &place).with_context(|| format!("copy {}", self.plugin.display()))?;
+        Ok(())
+    }
+
     pub fn plugins(&self) -> PathBuf {
         self.directory.join("plugins")
     }
@@ -92,7 +110,7 @@ impl Setup {
 pub struct Ports {
     pub http: u16,
     pub rpc: u16,
-    serf: u16,
+    pub serf: u16,
 }
 
 impl Ports {
@@ -205,7 +223,7 @@ fn near(interface: &str) -> String {
 }
 
 /// A network as an operator describes one for `network { mode = "cni/described" }`.
-pub fn network(Bridge { name, subnet }: &Bridge) -> String {
+fn network(Bridge { name, subnet }: &Bridge) -> String {
     serde_json::json!({
         "cniVersion": "0.4.0",
         "name": "described",
@@ -235,6 +253,9 @@ pub fn server(setup: &Setup, ports: &Ports) -> String {
         + r#"server {
   enabled          = true
   bootstrap_expect = 1
+
+  # Else the allocations of an agent that comes back late, such as on a slow machine or after a reboot, are given up.
+  heartbeat_grace = "5m"
 
   default_scheduler_config {
     memory_oversubscription_enabled = true

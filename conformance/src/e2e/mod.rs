@@ -12,7 +12,7 @@ mod networks;
 pub mod options;
 mod refusals;
 mod resources;
-mod restarts;
+pub mod restarts;
 pub mod stage;
 mod stop;
 

@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 
 use super::Case;
 use super::stage::{SOON, Stage, eventually};
-use crate::agent::Allocation;
+use crate::agent::{Allocation, Client};
 use crate::processes;
 
 pub const CASES: &[(&str, Case)] = &[
@@ -24,7 +24,7 @@ pub const CASES: &[(&str, Case)] = &[
 ];
 
 /// Says a word and ends with 42 on SIGUSR1.
-const SCRIPT: &str = "trap 'echo after; exit 42' USR1; echo before; touch /alloc/data/ready
+pub const SCRIPT: &str = "trap 'echo after; exit 42' USR1; echo before; touch /alloc/data/ready
 while :; do sleep 1000 & wait; done";
 
 fn started(stage: &mut Stage, name: &str) -> Result<(String, i32)> {
@@ -38,15 +38,19 @@ fn started(stage: &mut Stage, name: &str) -> Result<(String, i32)> {
 }
 
 /// The process is the same; exec, signal, log and the exit code work.
-fn goes_on(stage: &Stage, id: &str, pid: i32) -> Result<()> {
+///
+/// # Errors
+/// Names what doesn't.
+pub fn goes_on(client: &Client, id: &str, pid: i32) -> Result<()> {
     // The agent recovers its tasks after it has told that it is ready.
-    eventually("exec in the recovered task", || Ok(stage.exec(id, b"", &["true"])?.code == Some(0)))?;
-    ensure!(stage.pid(id)? == pid, "the task has another process");
-    stage.agent.tell(&["alloc", "signal", "-s", "SIGUSR1", id, "main"])?;
-    let task = stage.dead(id, "main")?;
+    client
+        .eventually("exec in the recovered task", || Ok(client.exec(id, b"", &["true"])?.code == Some(0)))?;
+    ensure!(client.pid(id)? == pid, "the task has another process");
+    client.tell(&["alloc", "signal", "-s", "SIGUSR1", id, "main"])?;
+    let task = client.dead(id, "main")?;
     ensure!(task.ended()?.exit_code == 42, "it ended as {:?}", task.ended()?);
     ensure!(task.restarts == 0 && task.count("Started") == 1, "it was started again");
-    let log = stage.log(id, "main", false)?;
+    let log = client.log(id, "main", false)?;
     ensure!(log == b"before\nafter\n", "the log is {:?}", String::from_utf8_lossy(&log));
     Ok(())
 }

@@ -2,29 +2,25 @@
 //! can look for what is left of it.
 
 use std::fs;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
-use crate::agent::command::{Output, run};
-use crate::agent::{
-    self, Agent, Allocation, Mode, Networks, Setup, Task, check_interrupt, lines_of_interest, poll,
-};
+use crate::agent::{self, Agent, Client, Mode, Networks, Setup, check_interrupt, lines_of_interest};
+pub use crate::agent::{SOON, eventually};
 use crate::fixture::census::Census;
 use crate::fixture::leftovers::Leftovers;
 use crate::fixture::sweep;
 use crate::fixture::{Consul, Programs, World};
-use crate::processes;
 
-/// Any one step of a task's life. Far above what it takes, far below what a person would wait.
-pub const SOON: Duration = Duration::from_secs(30);
 /// A containerd that was away, or a plugin that was killed: the plugin cleans up when it next looks.
 const CLEAN: Duration = Duration::from_secs(20);
 
 pub mod jobs {
-    pub const SHELL: &str = include_str!("../../../hack/jobs/shell.nomad.hcl");
+    pub use crate::agent::SHELL;
     pub const RESTART: &str = include_str!("../../../hack/jobs/restart.nomad.hcl");
     pub const PAIR: &str = include_str!("../../../hack/jobs/pair.nomad.hcl");
     pub const VOLUME_MOUNT: &str = include_str!("../../../hack/jobs/volume-mount.nomad.hcl");
@@ -154,9 +150,8 @@ impl Stage {
     /// # Errors
     /// When Nomad refuses it.
     pub fn submit(&mut self, name: &str, hcl: &str, variables: &[(&str, &str)]) -> Result<()> {
-        let label = hcl.lines().find(|line| line.starts_with("job ")).context("no job in the text")?;
         self.jobs.push(name.to_owned());
-        self.agent.submit(&hcl.replacen(label, &format!("job \"{name}\" {{"), 1), variables)
+        self.agent.submit_as(name, hcl, variables)
     }
 
     /// A job with one task, `main`, that runs a shell script.
@@ -176,43 +171,6 @@ impl Stage {
         self.start(name, jobs::SHELL, &variables)
     }
 
-    /// Waits for a task to run.
-    ///
-    /// # Errors
-    /// With its events.
-    pub fn running(&self, id: &str, task: &str) -> Result<()> {
-        let ready =
-            |allocation: &Allocation| matches!(allocation.task(task).state.as_str(), "running" | "dead");
-        let allocation = self.agent.allocation_until(id, "running task", SOON, ready)?;
-        ensure!(allocation.task(task).state == "running", "task {task} has ended\n{}", allocation.story());
-        Ok(())
-    }
-
-    /// Waits for a task to end for good.
-    ///
-    /// # Errors
-    /// With its events.
-    pub fn dead(&self, id: &str, task: &str) -> Result<Task> {
-        let ended =
-            |allocation: &Allocation| allocation.task(task).state == "dead" && allocation.is_terminal();
-        self.agent.allocation_until(id, "ended task", SOON, ended).map(|allocation| allocation.task(task))
-    }
-
-    /// Waits for a task to end well, whatever the others of its group do.
-    ///
-    /// # Errors
-    /// With its events and its output.
-    pub fn done(&self, id: &str, task: &str) -> Result<()> {
-        let ended = |allocation: &Allocation| allocation.task(task).state == "dead";
-        let allocation = self.agent.allocation_until(id, "ended task", SOON, ended);
-        let well = allocation.as_ref().is_ok_and(|allocation| !allocation.task(task).failed);
-        let said = if well { Vec::new() } else { self.log(id, task, true).unwrap_or_default() };
-        let said = || format!("task {task} said:\n{}", String::from_utf8_lossy(&said));
-        let allocation = allocation.with_context(said)?;
-        ensure!(well, "task {task} has failed\n{}{}", allocation.story(), said());
-        Ok(())
-    }
-
     /// Where the host finds `/alloc/data/<name>`.
     pub fn data(&self, id: &str, name: &str) -> PathBuf {
         self.agent.allocation_directory(id).join("alloc/data").join(name)
@@ -227,41 +185,6 @@ impl Stage {
         eventually(&format!("file {name}"), || Ok(path.exists())).with_context(|| {
             self.agent.allocation(id).map_or_else(|error| error.to_string(), |allocation| allocation.story())
         })
-    }
-
-    /// The whole of a task's output, through the agent.
-    ///
-    /// # Errors
-    /// When the agent refuses.
-    pub fn log(&self, id: &str, task: &str, stderr: bool) -> Result<Vec<u8>> {
-        let mut arguments = vec!["alloc", "logs"];
-        if stderr {
-            arguments.push("-stderr");
-        }
-        arguments.extend([id, task]);
-        Ok(self.agent.tell(&arguments)?.stdout)
-    }
-
-    /// Waits for a text in a task's stdout.
-    ///
-    /// # Errors
-    /// With what there is instead.
-    pub fn logged(&self, id: &str, task: &str, text: &str) -> Result<()> {
-        let mut seen = String::new();
-        let found = eventually(&format!("{text:?} in the log of {task}"), || {
-            seen = String::from_utf8_lossy(&self.log(id, task, false)?).into_owned();
-            Ok(seen.contains(text))
-        });
-        found.with_context(|| format!("the log is {seen:?}"))
-    }
-
-    /// `nomad alloc exec` without a terminal, in task `main`.
-    ///
-    /// # Errors
-    /// When it can't run or takes too long. Its exit code is in the output.
-    pub fn exec(&self, id: &str, stdin: &[u8], words: &[&str]) -> Result<Output> {
-        let mut command = self.agent.nomad(&["alloc", "exec", "-i", "-t=false", "-task", "main", id]);
-        run(command.args(words), stdin, SOON)
     }
 
     /// Ends a case: its jobs are stopped and forgotten, what it took away is brought back, and the census must be clean.
@@ -290,17 +213,8 @@ impl Stage {
             self.agent.stop()?;
             self.agent.launch()?;
         }
-        // A purged job takes its ended allocations with it, and with them the word that they have ended.
         let jobs = std::mem::take(&mut self.jobs);
-        for job in &jobs {
-            self.agent.tell(&["job", "stop", "-detach", job])?;
-        }
-        for job in &jobs {
-            for id in self.agent.allocations_of(job)? {
-                self.agent.allocation_until(&id, "stopped allocation", SOON, Allocation::is_terminal)?;
-            }
-            self.agent.tell(&["job", "stop", "-purge", "-detach", job])?;
-        }
+        self.agent.end_jobs(&jobs)?;
         self.agent.collect_logs_by("nomad")?;
         self.agent.driver_becomes(true).map(drop)
     }
@@ -319,20 +233,13 @@ impl Stage {
     pub fn agent_log(&self) -> String {
         lines_of_interest(&self.agent.log(), self.log_offset)
     }
-
-    /// The host's pid of task `main`'s first process.
-    ///
-    /// # Errors
-    /// When it has none.
-    pub fn pid(&self, id: &str) -> Result<i32> {
-        processes::first_of_task(id, "main")
-    }
 }
 
-/// Tries until it is so, for as long as any one step may take.
-///
-/// # Errors
-/// As [`poll`].
-pub fn eventually(what: &str, is: impl FnMut() -> Result<bool>) -> Result<()> {
-    poll(what, SOON, is)
+impl Deref for Stage {
+    type Target = Client;
+
+    /// The agent, to be asked about tasks.
+    fn deref(&self) -> &Client {
+        &self.agent
+    }
 }
