@@ -228,6 +228,14 @@ build_agent() {
     as_builder mv "$2.$$" "$2"
 }
 
+# Where this machine has Debian's packages from.
+debian_site() {
+  local site
+  # shellcheck disable=SC2016 # for apt
+  site=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Label: Debian' | head -n 1)
+  printf '%s\n' "${site:-http://deb.debian.org/debian}"
+}
+
 # Sets KERNEL to where Debian's kernel for virtual machines lies, fetched once and kept. It is only unpacked: installed,
 # it would be one of this machine's own.
 find_guest_kernel() {

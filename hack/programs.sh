@@ -110,12 +110,10 @@ find_crate() {
 
 # debian SUITE APT-COMMAND..: apt on a suite that this machine doesn't have, with lists of its own.
 debian() {
-  local suite=$1 own=$CACHE/apt-$1 site
-  # shellcheck disable=SC2016 # for apt
-  site=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Label: Debian' | head -n 1)
+  local suite=$1 own=$CACHE/apt-$1
   mkdir -p "$own/lists/partial" "$own/cache/archives/partial"
   printf 'deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] %s %s main\n' \
-    "${site:-http://deb.debian.org/debian}" "$suite" >"$own/sources.list"
+    "$(debian_site)" "$suite" >"$own/sources.list"
   flock "$own" "$2" -o Dir::Etc::SourceList="$own/sources.list" -o Dir::Etc::SourceParts=/dev/null \
     -o Dir::State::Lists="$own/lists" -o Dir::State::status=/dev/null -o Dir::Cache="$own/cache" \
     -o APT::Sandbox::User=root -o Acquire::Languages=none \

@@ -40,6 +40,11 @@ enum Command {
     Suite(suite::Args),
     /// Cases that depend on the kernel, in an emulated machine with cgroup v2 alone.
     Guest(guest::Args),
+    /// What depends on a machine with systemd, in an emulated one: restarts of units, a reboot, AppArmor.
+    GuestSystemd(guest::systemd::Args),
+    /// The checks of `guest-systemd` themselves, in that machine.
+    #[command(hide = true)]
+    InGuest(guest::systemd::InsideArgs),
     /// Hold a containerd and a registry with images up until Ctrl-C, to try things by hand.
     World(fixture::Choice),
     /// A redis job, step by step.
@@ -81,7 +86,11 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Suite(args) => args.choice.is_crun(),
         Command::E2e(args) => args.choice.is_crun(),
         Command::World(choice) => choice.is_crun(),
-        Command::Census(_) | Command::Guest(_) | Command::Demo { .. } => false,
+        Command::Census(_)
+        | Command::Guest(_)
+        | Command::GuestSystemd(_)
+        | Command::InGuest(_)
+        | Command::Demo { .. } => false,
     };
     // What measures unwinds by itself.
     let unwinds = crun || matches!(&cli.command, Command::Measure(_) | Command::Bench(_));
@@ -90,6 +99,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Suite(args) => suite::run(&args),
         Command::Guest(args) => guest::run(&args),
+        Command::GuestSystemd(args) => guest::systemd::run(&args),
+        Command::InGuest(args) => guest::systemd::run_inside(&args),
         Command::World(choice) => hold_world(&choice),
         Command::Demo { plugin, nomad } => demo::run(nomad.as_deref(), &plugin).map(|()| ExitCode::SUCCESS),
         Command::Census(args) => census::run(&args),

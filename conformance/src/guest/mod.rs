@@ -1,20 +1,21 @@
 //! Runs a part of the suite on a kernel with cgroup v2 alone, whatever this machine has: in a machine that QEMU emulates
 //! in software, some ten times slower than this one, with Debian's kernel and a root in memory.
 
+mod machine;
 mod root;
+pub mod systemd;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::Command;
+use anyhow::{Context, Result, bail};
 
 use crate::e2e::options;
 use crate::fixture::{self, Choice, Programs};
-use crate::interrupt::{UnderWay, interrupted};
+use crate::interrupt::UnderWay;
+use machine::Machine;
 use root::Root;
 
 /// The cases that run there, by words of their names: what depends on the kernel and its control groups, and of the
@@ -50,7 +51,6 @@ const CASES: &[&str] = &[
 /// Past it the guest is turned off.
 const LIMIT: Duration = Duration::from_secs(900);
 const MEMORY: &str = "3G";
-const PROCESSORS: &str = "2";
 const INIT: &str = include_str!("init");
 /// Loaded by the guest: the kernel has the rest built in.
 const MODULE: &str = "kernel/fs/overlayfs/overlay.ko";
@@ -80,12 +80,18 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let archive = directory.path().join("root.cpio");
     pack(args, directory.path(), &archive).context("make the guest's root")?;
     let kernel = only_match(&args.kernel.join("boot"), "vmlinuz-")?;
-    let result = directory.path().join("result");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(boot(&kernel, &archive, &result))?;
-    let result = fs::read_to_string(&result).unwrap_or_default();
-    let code = result.trim().parse::<u8>();
-    Ok(ExitCode::from(code.map_err(|_| anyhow!("the guest ended without a result"))?))
+    let machine = Machine {
+        kernel: &kernel,
+        initial_root: &archive,
+        // A kernel that gives up reboots, which ends the machine.
+        arguments: "panic=-1",
+        memory: MEMORY,
+        disks: &[],
+        reboots: false,
+        directory: directory.path(),
+        limit: LIMIT,
+    };
+    machine.run()
 }
 
 fn pack(args: &Args, directory: &Path, archive: &Path) -> Result<()> {
@@ -132,43 +138,6 @@ fn arguments_inside(args: &Args, programs: &Programs) -> Vec<String> {
     }
     arguments.extend(args.filter.iter().map(String::as_str));
     arguments.into_iter().map(str::to_owned).collect()
-}
-
-/// Runs the machine until it turns itself off, with its console on stdout.
-async fn boot(kernel: &Path, archive: &Path, result: &Path) -> Result<()> {
-    let mut machine = Command::new("qemu-system-x86_64")
-        .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
-        .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", PROCESSORS, "-m", MEMORY])
-        .arg("-kernel")
-        .arg(kernel)
-        .arg("-initrd")
-        .arg(archive)
-        // A kernel that gives up reboots, which ends the machine.
-        .args(["-append", "console=ttyS0 quiet panic=-1 mitigations=off"])
-        .args(["-serial", "stdio", "-serial"])
-        .arg(format!("file:{}", result.display()))
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        // Ctrl-C is for this process alone, which then ends the machine.
-        .process_group(0)
-        .kill_on_drop(true)
-        .spawn()
-        .context("start qemu-system-x86_64")?;
-    let mut console = BufReader::new(machine.stdout.take().context("qemu has no stdout")?);
-    let shown = async {
-        let mut line = Vec::new();
-        while console.read_until(b'\n', &mut line).await? > 0 {
-            println!("{}", String::from_utf8_lossy(&line).trim_end());
-            line.clear();
-        }
-        machine.wait().await
-    };
-    let ended = tokio::select! {
-        ended = tokio::time::timeout(LIMIT, shown) => ended,
-        () = interrupted() => bail!("interrupted"),
-    };
-    let status = ended.map_err(|_| anyhow!("the guest still ran after {LIMIT:?}"))??;
-    if status.success() { Ok(()) } else { bail!("qemu-system-x86_64 ended with {status}") }
 }
 
 /// The one entry of a directory whose name begins so.

@@ -1,0 +1,195 @@
+//! What depends on a machine with systemd. Each check ends with the machine as it was before it.
+
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::REDIS;
+use super::site::Site;
+use super::units::{AGENT, CONTAINERD, change_agent, main_process, property, systemctl};
+use crate::agent::{Allocation, SOON};
+use crate::demo::{self, Teller};
+use crate::e2e::restarts::goes_on;
+use crate::fixture::process::output_of;
+use crate::processes;
+
+pub type Check = (&'static str, Box<dyn Fn(&mut Site) -> Result<()> + Send>);
+
+/// All but the reboot, which is under way before any of them.
+pub fn all() -> Vec<Check> {
+    vec![
+        ("main job: redis is started, asked, its log read, and stopped", Box::new(main_job)),
+        ("main job: statistics, an exec and a signal", Box::new(asked)),
+        ("agent: with KillMode=process a task goes on over its restart", Box::new(restarted_process)),
+        (
+            "agent: with KillMode=control-group a task is started anew, and nothing of the first is left",
+            Box::new(restarted_control_group),
+        ),
+        ("containerd: a task goes on over its restart", Box::new(containerd_restarted)),
+        ("plugin: a task goes on when it is killed", Box::new(plugin_killed)),
+        ("cgroups: a task is in nomad.slice, its shim in the agent's unit", Box::new(usual_cgroups)),
+        ("cgroups: in a delegated unit a task is below it, and goes on over a restart", Box::new(delegated)),
+        ("oom: under runc the shim alone is protected", Box::new(|site| scores(site, "", -998))),
+        ("oom: under crun the shim has its task's score", Box::new(|site| scores(site, "crun", 0))),
+        ("apparmor: a task runs, unconfined", Box::new(unconfined)),
+        ("apparmor: a task and its execs are confined by the profile that the job names", Box::new(confined)),
+    ]
+}
+
+fn main_job(site: &mut Site) -> Result<()> {
+    demo::redis(&Teller::begin(), &site.client, REDIS, &mut Vec::new())
+}
+
+fn asked(site: &mut Site) -> Result<()> {
+    let (id, pid) = site.start("asked", "")?;
+    let mut seen = serde_json::Value::Null;
+    site.client
+        .eventually("use of memory", || {
+            seen = site.client.usage(&id)?;
+            let number = |path: &str| seen.pointer(path).and_then(serde_json::Value::as_u64);
+            Ok(number("/MemoryStats/Usage").is_some_and(|bytes| bytes > 0))
+        })
+        .with_context(|| format!("the agent has {seen}"))?;
+    goes_on(&site.client, &id, pid)
+}
+
+fn restarted_process(site: &mut Site) -> Result<()> {
+    ensure!(property(AGENT, "KillMode")? == "process", "the unit has another KillMode");
+    let (id, pid) = site.start("agent-restarted", "")?;
+    let shim = processes::parent(pid)?;
+    site.restart_agent()?;
+    ensure!(processes::parent(pid)? == shim, "the task has another shim");
+    goes_on(&site.client, &id, pid)
+}
+
+fn restarted_control_group(site: &mut Site) -> Result<()> {
+    change_agent("KillMode=control-group")?;
+    site.restart_agent()?;
+    let (id, pid) = site.start("agent-killed", "")?;
+    let shim = processes::parent(pid)?;
+    site.restart_agent()?;
+    ensure!(!processes::alive(shim), "the shim has outlived the agent's unit");
+    let again = |allocation: &Allocation| allocation.task("main").count("Started") == 2;
+    let allocation = site.client.allocation_until(&id, "second start", SOON, again)?;
+    ensure!(allocation.task("main").count("Failed Restoring Task") == 1, "{}", allocation.story());
+    ensure!(!processes::alive(pid), "the first process runs on");
+    let second = site.client.pid(&id)?;
+    println!("  shim {shim} and process {pid} are gone with the unit; the task is now {second}");
+    Ok(())
+}
+
+fn containerd_restarted(site: &mut Site) -> Result<()> {
+    let (id, pid) = site.start("containerd-restarted", "")?;
+    let before = main_process(CONTAINERD)?;
+    systemctl(&["restart", CONTAINERD])?;
+    ensure!(main_process(CONTAINERD)? != before, "containerd goes on as process {before}");
+    ensure!(site.client.exec(&id, b"", &["true"])?.code == Some(0), "an exec fails");
+    site.client.driver_becomes(true)?;
+    goes_on(&site.client, &id, pid)
+}
+
+fn plugin_killed(site: &mut Site) -> Result<()> {
+    let (id, pid) = site.start("plugin-killed", "")?;
+    let plugin = site.plugin()?;
+    kill(Pid::from_raw(plugin), Signal::SIGKILL)?;
+    site.client.eventually("another plugin", || Ok(site.plugin().is_ok_and(|now| now != plugin)))?;
+    goes_on(&site.client, &id, pid)
+}
+
+/// Where the kernel has a process among the control groups of version 2.
+fn cgroup(pid: i32) -> Result<String> {
+    let all = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
+    all.trim().strip_prefix("0::").map(str::to_owned).with_context(|| format!("process {pid} is in {all:?}"))
+}
+
+fn usual_cgroups(site: &mut Site) -> Result<()> {
+    let (id, pid) = site.start("usual-cgroups", "")?;
+    let task = cgroup(pid)?;
+    ensure!(task == format!("/nomad.slice/share.slice/{id}.main.scope"), "the task is in {task}");
+    let shim = cgroup(processes::parent(pid)?)?;
+    ensure!(shim == format!("/system.slice/{AGENT}"), "the shim is in {shim}");
+    goes_on(&site.client, &id, pid)
+}
+
+/// The agent's processes are in a group of their own, since the kernel lets no group have both processes and groups with
+/// limits.
+fn delegated(site: &mut Site) -> Result<()> {
+    let unit = format!("/system.slice/{AGENT}");
+    let enable = "echo +cpuset +cpu +io +memory +pids";
+    change_agent(&format!(
+        "Delegate=yes\nDelegateSubgroup=agent\n\
+         ExecStartPre=/bin/sh -c '{enable} >/sys/fs/cgroup{unit}/cgroup.subtree_control'"
+    ))?;
+    let parent = format!("{unit}/tasks.slice");
+    site.configure_more(&format!("client {{\n  cgroup_parent = \"{}\"\n}}\n", &parent[1..]))?;
+    site.restart_agent()?;
+    let (id, pid) = site.start("delegated", "")?;
+    let task = cgroup(pid)?;
+    ensure!(task == format!("{parent}/share.slice/{id}.main.scope"), "the task is in {task}");
+    let limit = fs::read_to_string(format!("/sys/fs/cgroup{task}/memory.max"))?;
+    ensure!(limit.trim() == "33554432", "its memory limit is {limit}");
+    let shim = cgroup(processes::parent(pid)?)?;
+    ensure!(shim == format!("{unit}/agent"), "the shim is in {shim}");
+    site.restart_agent()?;
+    goes_on(&site.client, &id, pid)
+}
+
+/// A process' `oom_score_adj`.
+fn score(pid: i32) -> Result<i32> {
+    Ok(fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?.trim().parse()?)
+}
+
+/// The unit's own score is -1000, as in Nomad's packages: nobody but the agent and the plugin is to have it.
+fn scores(site: &mut Site, runtime: &str, of_shim: i32) -> Result<()> {
+    ensure!(score(main_process(AGENT)?)? == -1000, "the agent has another score");
+    if !runtime.is_empty() {
+        site.use_runtime(runtime)?;
+    }
+    let (id, pid) = site.start("scores", "")?;
+    let (shim, task) = (score(processes::parent(pid)?)?, score(pid)?);
+    let exec = site.client.exec(&id, b"", &["cat", "/proc/self/oom_score_adj"])?.stdout();
+    ensure!(
+        (shim, task, exec.trim()) == (of_shim, 0, "0"),
+        "the shim's score is {shim}, the task's {task}, an exec's {}",
+        exec.trim()
+    );
+    goes_on(&site.client, &id, pid)
+}
+
+/// The AppArmor profile of a process.
+fn profile(pid: i32) -> Result<String> {
+    Ok(fs::read_to_string(format!("/proc/{pid}/attr/current"))?.trim().to_owned())
+}
+
+fn unconfined(site: &mut Site) -> Result<()> {
+    let enabled = fs::read_to_string("/sys/module/apparmor/parameters/enabled")?;
+    ensure!(enabled.trim() == "Y", "AppArmor is not on: {enabled}");
+    let (id, pid) = site.start("unconfined", "")?;
+    let seen = profile(pid)?;
+    ensure!(seen == "unconfined", "the task is confined by {seen:?}");
+    goes_on(&site.client, &id, pid)
+}
+
+const PROFILE: &str = "profile guest-check flags=(attach_disconnected,mediate_deleted) {
+  file,
+  signal,
+  capability,
+  deny /etc/group r,
+}
+";
+
+fn confined(site: &mut Site) -> Result<()> {
+    output_of(Command::new("apparmor_parser").arg("--replace"), PROFILE.as_bytes())?;
+    let (id, pid) = site.start("confined", "apparmor_profile = \"guest-check\"")?;
+    let seen = profile(pid)?;
+    ensure!(seen == "guest-check (enforce)", "the task is confined by {seen:?}");
+    let exec = |words: &[&str]| site.client.exec(&id, b"", words);
+    let told = exec(&["cat", "/proc/self/attr/current"])?.stdout();
+    ensure!(told.trim() == seen, "an exec is confined by {told:?}");
+    ensure!(exec(&["cat", "/etc/passwd"])?.code == Some(0), "an exec can't read what the profile allows");
+    ensure!(exec(&["cat", "/etc/group"])?.code == Some(1), "an exec reads what the profile denies");
+    goes_on(&site.client, &id, pid)
+}

@@ -1,0 +1,239 @@
+//! What the checks work on: the units of this machine, the agent that is one of them, and a memory of the jobs that a check
+//! has started, so that its end can look for what is left of them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::units::{self, AGENT, SERVER};
+use super::{BUSYBOX, UNDER_TEST};
+use crate::agent::config::{self, Ports};
+use crate::agent::{Client, Mode, Networks, SHELL, Setup};
+use crate::e2e::restarts::SCRIPT;
+use crate::fixture::census::{Census, daemon, machine};
+use crate::fixture::containerd::NAMESPACE;
+use crate::fixture::network::Bridge;
+use crate::processes;
+
+pub const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
+/// The driver's default.
+pub const STATE_DIR: &str = "/run/containerd-driver";
+const AGENT_DIRECTORY: &str = "/var/lib/nomad";
+/// All files in it are the agent's configuration.
+const CONFIGURATION: &str = "/etc/nomad.d";
+/// As Nomad has them by default.
+const PORTS: Ports = Ports { http: 4646, rpc: 4647, serf: 4648 };
+const SERVER_PORTS: Ports = Ports { http: 5646, rpc: 5647, serf: 5648 };
+/// What a task has in containerd; images and what they are made of stay for the next one.
+pub const RECORDS: [&str; 4] = ["container record", "lease", "active snapshot", "unfinished content"];
+/// What comes and goes with units that nobody here has to do with, and where each plugin listens.
+const FOREIGN: [&str; 4] = ["/system.slice/", "/user.slice/", "/systemd", "/plugin.sock"];
+/// Directories that come with the first task, and stay.
+const LASTING: [&str; 3] = ["nomad", "runc", "runc/nomad"];
+/// All is emulated in software, on a machine that may have other things to do.
+const PATIENCE: u32 = 4;
+
+pub struct Site {
+    pub client: Client,
+    setup: Setup,
+    before: Census,
+    jobs: Vec<String>,
+}
+
+impl Site {
+    /// Makes the units, starts them, and has systemd start them at each boot.
+    ///
+    /// # Errors
+    /// Names what couldn't be made, or what a unit said last.
+    pub fn make() -> Result<Self> {
+        let mut site = Self::on(setup());
+        site.setup.lay_out()?;
+        site.configure()?;
+        let server = Path::new(AGENT_DIRECTORY).join("server.hcl");
+        fs::write(&server, config::server(&site.setup, &SERVER_PORTS))?;
+        units::install(SERVER, &units::server(&server))?;
+        site.client
+            .eventually("server with a leader", || Ok(site.client.server_has_keys()))
+            .with_context(|| units::journal(SERVER, 10))?;
+        units::install(AGENT, &units::agent(Path::new(CONFIGURATION)))?;
+        site.settle()?;
+        Ok(site)
+    }
+
+    /// The units that an earlier boot has made, and systemd has started.
+    ///
+    /// # Errors
+    /// With what a unit said last.
+    pub fn again() -> Result<Self> {
+        let mut site = Self::on(setup());
+        site.wait_ready()?;
+        Ok(site)
+    }
+
+    fn on(setup: Setup) -> Self {
+        let client = Client::new(setup.nomad.clone(), PORTS.http, SERVER_PORTS.http).with_patience(PATIENCE);
+        Self { client, setup, before: Census::default(), jobs: Vec::new() }
+    }
+
+    fn configure(&self) -> Result<()> {
+        fs::create_dir_all(CONFIGURATION)?;
+        let client = config::client(&self.setup, &PORTS, Some(SERVER_PORTS.rpc));
+        Ok(fs::write(Path::new(CONFIGURATION).join("client.hcl"), client)?)
+    }
+
+    /// Puts something beside the agent's configuration, for the time of a check and from the next start on.
+    ///
+    /// # Errors
+    /// Fails where the disk does.
+    pub fn configure_more(&self, more: &str) -> Result<()> {
+        Ok(fs::write(more_configuration(), more)?)
+    }
+
+    /// Waits for an idle agent, and notes what there is while no task runs.
+    ///
+    /// # Errors
+    /// With what the agent said last.
+    pub fn settle(&mut self) -> Result<()> {
+        self.wait_ready()?;
+        self.before = self.census()?;
+        Ok(())
+    }
+
+    /// Waits until jobs can be placed, and the driver is well.
+    ///
+    /// # Errors
+    /// With what the agent said last.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let is_up = || {
+            let state = units::property(AGENT, "ActiveState")?;
+            ensure!(state != "failed", "{AGENT} has failed");
+            Ok(())
+        };
+        let ready = self.client.wait_ready(is_up).and_then(|()| self.client.driver_becomes(true));
+        ready.map(drop).with_context(|| format!("{AGENT} said:\n{}", units::journal(AGENT, 20)))
+    }
+
+    /// Restarts the agent's unit with another OCI runtime for its tasks.
+    ///
+    /// # Errors
+    /// As [`Self::wait_ready`].
+    pub fn use_runtime(&mut self, runtime: &str) -> Result<()> {
+        runtime.clone_into(&mut self.setup.oci_runtime);
+        self.configure()?;
+        self.restart_agent()
+    }
+
+    /// # Errors
+    /// As [`Self::wait_ready`].
+    pub fn restart_agent(&mut self) -> Result<()> {
+        let before = units::main_process(AGENT)?;
+        units::systemctl(&["restart", AGENT])?;
+        ensure!(units::main_process(AGENT)? != before, "the agent goes on as process {before}");
+        self.wait_ready()
+    }
+
+    /// The plugin's pid.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub fn plugin(&self) -> Result<i32> {
+        match processes::running(&self.setup.plugins().join(crate::agent::DRIVER))[..] {
+            [pid] => Ok(pid),
+            ref pids => bail!("{} plugins run, not one: {pids:?}", pids.len()),
+        }
+    }
+
+    /// Starts a job whose task says a word and waits for SIGUSR1; its allocation and its first process.
+    ///
+    /// # Errors
+    /// With what the agent says of it.
+    pub fn start(&mut self, name: &str, more_options: &str) -> Result<(String, i32)> {
+        self.start_script(name, SCRIPT, more_options)
+    }
+
+    /// As [`Self::start`], with another script that says the same word.
+    ///
+    /// # Errors
+    /// See there.
+    pub fn start_script(&mut self, name: &str, script: &str, more_options: &str) -> Result<(String, i32)> {
+        let last_line = "args    = [\"-c\", var.script]";
+        let hcl = SHELL.replace(last_line, &format!("{last_line}\n{more_options}"));
+        self.jobs.push(name.to_owned());
+        self.client.submit_as(name, &hcl, &[("image", BUSYBOX), ("script", script)])?;
+        let id = self.client.placed(name, 1)?.remove(0);
+        self.client.running(&id, "main")?;
+        self.client.logged(&id, "main", "before\n")?;
+        let pid = self.client.pid(&id)?;
+        Ok((id, pid))
+    }
+
+    /// Has the end of the check look after a job that somebody else has started.
+    pub fn adopt(&mut self, job: &str) {
+        self.jobs.push(job.to_owned());
+    }
+
+    /// Ends a check: its jobs are stopped and forgotten, the agent is as before, and nothing is left.
+    ///
+    /// # Errors
+    /// Lists what is left.
+    pub fn clear(&mut self) -> Result<()> {
+        let jobs = std::mem::take(&mut self.jobs);
+        let configured = fs::remove_file(more_configuration()).is_ok();
+        let changed = units::restore_agent()? || configured || !self.setup.oci_runtime.is_empty();
+        self.client.end_jobs(&jobs)?;
+        if changed {
+            self.use_runtime("")?;
+        }
+        let mut left = Vec::new();
+        let clean = self.client.eventually("clean machine", || {
+            left = self.census()?.since(&self.before).lines();
+            left.retain(|line| !LASTING.iter().any(|name| *line == format!("state file {STATE_DIR}/{name}")));
+            Ok(left.is_empty())
+        });
+        clean.with_context(|| format!("left behind:\n  {}", left.join("\n  ")))
+    }
+
+    fn census(&self) -> Result<Census> {
+        let mut census = machine::take(&[PathBuf::from(STATE_DIR)], &[])?;
+        census.merge(records()?, "");
+        Ok(census.without(&FOREIGN.map(str::to_owned)))
+    }
+}
+
+/// What containerd has of tasks.
+///
+/// # Errors
+/// Says what can't be listed.
+pub fn records() -> Result<Census> {
+    Ok(daemon::take(Path::new(CONTAINERD_SOCKET), Some(NAMESPACE))?.only(&RECORDS))
+}
+
+fn more_configuration() -> PathBuf {
+    Path::new(CONFIGURATION).join("more.hcl")
+}
+
+fn setup() -> Setup {
+    let bridge = |name: &str, subnet: &str| Bridge { name: name.to_owned(), subnet: subnet.to_owned() };
+    Setup {
+        mode: Mode::Kept,
+        nomad: Path::new(UNDER_TEST).join("nomad"),
+        plugin: Path::new(UNDER_TEST).join(crate::agent::DRIVER),
+        directory: AGENT_DIRECTORY.into(),
+        containerd_socket: CONTAINERD_SOCKET.into(),
+        containerd_runtime: "io.containerd.runc.v2".to_owned(),
+        oci_runtime: String::new(),
+        cni_plugins: "/usr/lib/cni".into(),
+        state_dir: STATE_DIR.into(),
+        networks: Networks {
+            tasks: bridge("tasks0", "172.26.64.0/20"),
+            tasks_ipv6: "fd00:10:201:1::/64".to_owned(),
+            groups: bridge("groups0", "172.26.96.0/20"),
+            described: bridge("described0", "172.26.128.0/20"),
+            near: None,
+        },
+        programs: Vec::new(),
+        log_collection: "nomad",
+        consul: None,
+    }
+}
