@@ -13,6 +13,7 @@ mod devices;
 mod driver;
 mod error;
 mod go_plugin;
+mod gvisor;
 mod host_files;
 mod host_path;
 mod init;
@@ -67,6 +68,9 @@ const MOST_BLOCKING: usize = 128;
 const DRAIN: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
+    if let Some(ended) = gvisor::run_if_called() {
+        return ended;
+    }
     if std::env::args().nth(1).is_some_and(|argument| argument == "--version") {
         return say(&format!("containerd-driver {}\n", env!("CARGO_PKG_VERSION")));
     }

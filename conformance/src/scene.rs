@@ -108,6 +108,14 @@ impl Scene {
         }
     }
 
+    /// As [`Self::options`], with the operator's word that a runtime by another name takes what the shim at hand does.
+    pub fn options_with(&self, runtime: &str) -> Value {
+        let mut options = self.options();
+        let type_url = self.programs().options_type();
+        options["runtime_options"] = serde_json::json!([{"runtime": runtime, "type_url": type_url}]);
+        options
+    }
+
     /// A plugin as it runs in an agent.
     ///
     /// # Errors

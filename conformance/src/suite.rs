@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tokio::runtime::{Handle, Runtime};
 
-use crate::case::{Case, Skips};
+use crate::case::{Case, Skips, skip};
 use crate::cases;
 use crate::fixture::{Choice, Programs, World};
 use crate::interrupt::{UnderWay, interrupted};
@@ -43,7 +43,10 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if !args.list {
         std::fs::metadata(&plugin).with_context(|| format!("the plugin {}", plugin.display()))?;
     }
-    let cases = chosen(&args.filter)?;
+    let mut cases = chosen(&args.filter)?;
+    if !args.choice.is_gvisor() {
+        cases.retain(|case| !case.name.starts_with(cases::GVISOR));
+    }
     let starting = UnderWay::begin();
     let worlds = Arc::new(if args.list { Worlds::default() } else { Worlds::start(args)? });
     drop(starting);
@@ -105,6 +108,9 @@ fn perform(
 }
 
 async fn play(case: &Case, scene: &Arc<Scene>) -> Result<()> {
+    if let Some(why) = cases::not_in_a_sandbox(&case.name).filter(|_| scene.programs().is_gvisor()) {
+        return skip(format!("gVisor: {why}"));
+    }
     let body = (case.body)(Arc::clone(scene));
     tokio::select! {
         played = tokio::time::timeout(case.limit, body) => {

@@ -70,6 +70,16 @@ pub(crate) async fn remove(
     outcome
 }
 
+/// Removes a cgroup in which nobody is from all hierarchies, and those in it. One that isn't there is removed already.
+///
+/// # Errors
+/// When somebody is in it.
+pub(crate) async fn remove_empty(path: &Path) -> io::Result<()> {
+    require_tasks_own(path)?;
+    let remove = |path: &Path| directories(path)?.iter().try_for_each(|directory| remove_tree(directory));
+    off_thread(path, || true, remove).await.map(drop)
+}
+
 /// The kernel may take its time for a cgroup, such as for the removal of one. None where the cgroup is another's.
 async fn off_thread<T: Send + 'static>(
     path: &Path,

@@ -33,15 +33,16 @@ fn of_v1(metrics: &cgroups::metrics::Metrics) -> Usage {
     let (times, throttling) = (cpu.usage.get_or_default(), cpu.throttling.get_or_default());
     let memory = metrics.memory.get_or_default();
     let (usage, kernel) = (memory.usage.get_or_default(), memory.kernel.get_or_default());
+    let (user, system) = parts(times.user, times.kernel);
     // What v1 calls swap is memory and swap together.
     let both = memory.swap.get_or_default().usage;
     Usage {
         cpu_total: Duration::from_nanos(times.total),
-        cpu_user: Duration::from_nanos(times.user),
-        cpu_system: Duration::from_nanos(times.kernel),
+        cpu_user: user.map(Duration::from_nanos),
+        cpu_system: system.map(Duration::from_nanos),
         throttled_periods: throttling.throttled_periods,
         throttled: Duration::from_nanos(throttling.throttled_time),
-        rss_bytes: memory.total_rss,
+        rss_bytes: told(memory.total_rss),
         cache_bytes: memory.total_cache,
         memory_bytes: usage.usage,
         memory_max_bytes: Some(usage.max),
@@ -54,13 +55,14 @@ fn of_v1(metrics: &cgroups::metrics::Metrics) -> Usage {
 /// Microseconds.
 fn of_v2(metrics: &cgroups_v2::metrics::Metrics) -> Usage {
     let (cpu, memory) = (metrics.cpu.get_or_default(), metrics.memory.get_or_default());
+    let (user, system) = parts(cpu.user_usec, cpu.system_usec);
     Usage {
         cpu_total: Duration::from_micros(cpu.usage_usec),
-        cpu_user: Duration::from_micros(cpu.user_usec),
-        cpu_system: Duration::from_micros(cpu.system_usec),
+        cpu_user: user.map(Duration::from_micros),
+        cpu_system: system.map(Duration::from_micros),
         throttled_periods: cpu.nr_throttled,
         throttled: Duration::from_micros(cpu.throttled_usec),
-        rss_bytes: memory.anon,
+        rss_bytes: told(memory.anon),
         cache_bytes: memory.file,
         memory_bytes: memory.usage,
         memory_max_bytes: Some(memory.max_usage).filter(|bytes| *bytes > 0),
@@ -68,6 +70,16 @@ fn of_v2(metrics: &cgroups_v2::metrics::Metrics) -> Usage {
         kernel_bytes: None,
         kernel_max_bytes: None,
     }
+}
+
+/// The parts of the time of what has run. A shim that knows the sum alone has 0 in both.
+fn parts(user: u64, system: u64) -> (Option<u64>, Option<u64>) {
+    if user == 0 && system == 0 { (None, None) } else { (Some(user), Some(system)) }
+}
+
+/// What runs has some: 0 is a shim's word for what it does not know.
+fn told(bytes: u64) -> Option<u64> {
+    Some(bytes).filter(|bytes| *bytes > 0)
 }
 
 #[cfg(test)]
@@ -87,10 +99,19 @@ mod tests {
         metrics.mut_memory().total_rss = 60;
         let usage = Usage::parse(&packed("io.containerd.cgroups.v1.Metrics", &metrics)).unwrap();
         assert_eq!(usage.cpu_total, Duration::from_micros(3));
-        assert_eq!((usage.memory_bytes, usage.swap_bytes, usage.rss_bytes), (100, Some(30), 60));
+        assert_eq!((usage.memory_bytes, usage.swap_bytes, usage.rss_bytes), (100, Some(30), Some(60)));
         metrics.mut_memory().mut_swap().usage = 0;
         let uncounted = Usage::parse(&packed("io.containerd.cgroups.v1.Metrics", &metrics)).unwrap();
         assert_eq!(uncounted.swap_bytes, None);
+        assert_eq!((usage.cpu_user, usage.cpu_system), (None, None));
+        metrics.mut_cpu().mut_usage().user = 1_000;
+        metrics.mut_memory().total_rss = 0;
+        let usage = Usage::parse(&packed("io.containerd.cgroups.v1.Metrics", &metrics)).unwrap();
+        assert_eq!(
+            (usage.cpu_user, usage.cpu_system),
+            (Some(Duration::from_micros(1)), Some(Duration::ZERO))
+        );
+        assert_eq!(usage.rss_bytes, None);
     }
 
     #[test]
@@ -101,7 +122,7 @@ mod tests {
         let usage =
             Usage::parse(&packed("type.googleapis.com/io.containerd.cgroups.v2.Metrics", &metrics)).unwrap();
         assert_eq!(usage.cpu_total, Duration::from_millis(3));
-        assert_eq!((usage.rss_bytes, usage.memory_max_bytes), (60, None));
+        assert_eq!((usage.rss_bytes, usage.memory_max_bytes), (Some(60), None));
         metrics.mut_memory().max_usage = 90;
         let newer = Usage::parse(&packed("io.containerd.cgroups.v2.Metrics", &metrics)).unwrap();
         assert_eq!(newer.memory_max_bytes, Some(90));

@@ -19,7 +19,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use kill::{kill_all, remove};
+pub(crate) use kill::{kill_all, remove, remove_empty};
 pub(crate) use oom::OomWatch;
 pub(crate) use processes::listed;
 pub(crate) use usage::Usage;
@@ -92,6 +92,20 @@ impl Cgroup {
             Mode::V1 => Path::new(ROOT).join("memory/memory.memsw.limit_in_bytes").exists(),
             Mode::V2 => limits_swap_below(Path::new(ROOT), &self.path),
         }
+    }
+
+    /// The limit of its memory, in bytes. None where there is none.
+    ///
+    /// # Errors
+    /// When the file can't be read.
+    pub(crate) fn memory_limit(&self) -> io::Result<Option<i64>> {
+        let (hierarchy, file) = match mode() {
+            Mode::V1 => ("memory", "memory.limit_in_bytes"),
+            Mode::V2 => ("", "memory.max"),
+        };
+        let text = std::fs::read_to_string(below(&Path::new(ROOT).join(hierarchy), &self.path).join(file))?;
+        // v2 has "max" where there is none.
+        Ok(text.trim().parse().ok())
     }
 
     /// How many processes of the task the kernel has killed for want of memory. To be asked before the container is

@@ -18,11 +18,13 @@ use super::{Cgroup, Mode, ROOT, below, counter, mode, value};
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Usage {
     pub cpu_total: Duration,
-    pub cpu_user: Duration,
-    pub cpu_system: Duration,
+    /// Not every shim tells the two parts of it.
+    pub cpu_user: Option<Duration>,
+    pub cpu_system: Option<Duration>,
     pub throttled_periods: u64,
     pub throttled: Duration,
-    pub rss_bytes: u64,
+    /// Not every shim tells it.
+    pub rss_bytes: Option<u64>,
     pub cache_bytes: u64,
     pub memory_bytes: u64,
     /// Only newer kernels, and shims, have it on v2.
@@ -64,11 +66,11 @@ fn on_v1(directory: &dyn Fn(&str) -> PathBuf) -> io::Result<Usage> {
     let both = counted("memory.memsw.usage_in_bytes");
     Ok(Usage {
         cpu_total: Duration::from_nanos(number(&cpuacct, "cpuacct.usage")?),
-        cpu_user: ticks(counter(&times, "user")),
-        cpu_system: ticks(counter(&times, "system")),
+        cpu_user: Some(ticks(counter(&times, "user"))),
+        cpu_system: Some(ticks(counter(&times, "system"))),
         throttled_periods: counter(&throttling, "nr_throttled"),
         throttled: Duration::from_nanos(counter(&throttling, "throttled_time")),
-        rss_bytes: counter(&parts, "total_rss"),
+        rss_bytes: Some(counter(&parts, "total_rss")),
         cache_bytes: counter(&parts, "total_cache"),
         memory_bytes,
         memory_max_bytes: counted("memory.max_usage_in_bytes"),
@@ -84,11 +86,11 @@ fn on_v2(directory: &Path) -> io::Result<Usage> {
     let micros = |key| Duration::from_micros(counter(&cpu, key));
     Ok(Usage {
         cpu_total: micros("usage_usec"),
-        cpu_user: micros("user_usec"),
-        cpu_system: micros("system_usec"),
+        cpu_user: Some(micros("user_usec")),
+        cpu_system: Some(micros("system_usec")),
         throttled_periods: counter(&cpu, "nr_throttled"),
         throttled: micros("throttled_usec"),
-        rss_bytes: counter(&parts, "anon"),
+        rss_bytes: Some(counter(&parts, "anon")),
         cache_bytes: counter(&parts, "file"),
         memory_bytes: number(directory, "memory.current")?,
         memory_max_bytes: number(directory, "memory.peak").ok(),
@@ -168,9 +170,9 @@ mod tests {
         let hertz = u32::try_from(rustix::param::clock_ticks_per_second()).unwrap();
         let least = Usage {
             cpu_total: Duration::from_nanos(3_000_000_005),
-            cpu_user: Duration::from_secs(250) / hertz,
-            cpu_system: Duration::from_secs(7) / hertz,
-            rss_bytes: 60,
+            cpu_user: Some(Duration::from_secs(250) / hertz),
+            cpu_system: Some(Duration::from_secs(7) / hertz),
+            rss_bytes: Some(60),
             cache_bytes: 40,
             memory_bytes: 100,
             ..Usage::default()
@@ -212,9 +214,9 @@ mod tests {
         write(root.path(), &[("memory.current", "100\n")]);
         let least = Usage {
             cpu_total: Duration::from_millis(3),
-            cpu_user: Duration::from_millis(2),
-            cpu_system: Duration::from_millis(1),
-            rss_bytes: 60,
+            cpu_user: Some(Duration::from_millis(2)),
+            cpu_system: Some(Duration::from_millis(1)),
+            rss_bytes: Some(60),
             cache_bytes: 40,
             memory_bytes: 100,
             ..Usage::default()

@@ -25,7 +25,7 @@ pub(crate) use id_list::IdList;
 pub(crate) use logging::LogLimits;
 pub(crate) use plugin::{
     Auth, Bridge, Gates, ImageGc, Inline, LogCollection, Placed, PluginConfig, PluginDevices, PluginLimits,
-    Pulls, TaskDirectory,
+    Pulls, RuntimeOptions, TaskDirectory,
 };
 #[cfg(test)]
 pub(crate) use task::HostSource;

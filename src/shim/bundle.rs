@@ -24,7 +24,7 @@ use oci_spec::runtime::Spec;
 use serde::de::DeserializeOwned;
 
 use super::{Error, Shim};
-use crate::mount_table;
+use crate::{gvisor, mount_table};
 
 /// Enough for a container to start from before its real spec is known: a shim's `start` reads the annotations only.
 const EMPTY_SPEC: &str = r#"{"ociVersion":"1.0.2"}"#;
@@ -32,6 +32,8 @@ const SHIM_BINARY: &str = "shim-binary";
 /// Where its shim is.
 const SHIM: &str = "shim.json";
 const CONFIG: &str = "config.json";
+/// The options of gVisor's shim.
+const SHIM_OPTIONS: &str = "runsc.toml";
 const DOOMED: &str = "doomed";
 /// The mark of a bundle that is not doomed.
 const KEPT: &str = "kept";
@@ -53,6 +55,12 @@ impl Bundle {
 
     pub(crate) fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// # Errors
+    /// When it is not there, or can't be opened.
+    pub(super) fn open(&self) -> std::io::Result<fs::File> {
+        fs::File::open(&self.directory)
     }
 
     /// Whether it is there. One that can't be looked at is: nobody is to take it for gone.
@@ -163,6 +171,17 @@ impl Bundle {
         let json =
             serde_json::to_vec(spec).map_err(std::io::Error::from).map_err(Error::file("write", &path))?;
         self.write(CONFIG, &json)
+    }
+
+    /// Writes the file from which gVisor's shim reads its options, and which `runsc` is to be run; returns the path of the
+    /// first.
+    ///
+    /// # Errors
+    /// Names the file.
+    pub(super) fn write_gvisor_options(&self, text: &str, program: &str) -> Result<PathBuf, Error> {
+        self.write(gvisor::PROGRAM, program.as_bytes())?;
+        self.write(SHIM_OPTIONS, text.as_bytes())?;
+        Ok(self.directory.join(SHIM_OPTIONS))
     }
 
     /// # Errors

@@ -11,9 +11,9 @@ use shim_protos::api::{
 };
 use shim_protos::protobuf::well_known_types::any::Any;
 use shim_protos::protobuf::well_known_types::timestamp::Timestamp;
-use shim_protos::{Bootstrap, CallError, RuncOptions, TaskClient, any};
+use shim_protos::{Bootstrap, CallError, TaskClient, any};
 
-use super::{Bundle, Error, FORKS_RUNTIME, HeldPipes, QUICK};
+use super::{Bundle, CreateOptions, Error, FORKS_RUNTIME, HeldPipes, QUICK};
 
 /// How long a shim that has just said where it listens may take to accept.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -94,11 +94,9 @@ impl Connection {
         rootfs: Vec<Mount>,
         logs: &HeldPipes,
         tty: bool,
-        options: &RuncOptions,
+        options: &CreateOptions,
     ) -> Result<i32, Error> {
-        let options = any::runc_options(options)
-            .map_err(|e| CallError::Refused(e.to_string()))
-            .map_err(failed("encode the runtime options of", &self.id))?;
+        let options = options.pack(bundle)?;
         let (stdout, stderr) = logs.for_shim(tty);
         let request = CreateTaskRequest {
             id: self.id.clone(),
@@ -107,7 +105,7 @@ impl Connection {
             stdout,
             stderr,
             terminal: tty,
-            options: Some(options).into(),
+            options: options.into(),
             ..CreateTaskRequest::default()
         };
         let answer = self.client.create(&request, FORKS_RUNTIME).await;

@@ -5,14 +5,17 @@
 //! is there. It stays when the plugin goes: an address where nobody listens fails at once, and one that is not there
 //! holds some shims up.
 
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::UnixListener;
 use tokio::sync::OnceCell;
+use tokio::task::JoinHandle;
 
-use super::Error;
+use super::{Bundle, Error};
+use crate::gvisor;
 
 const SOCKET: &str = "events.sock";
 /// The shims that need none: containerd's own of the runc family.
@@ -66,6 +69,31 @@ impl Events {
         std::fs::rename(&new, &self.socket).map_err(Error::file("listen at", &self.socket))?;
         tokio::spawn(accept(listener));
         Ok(())
+    }
+}
+
+/// Takes the events of one shim by a socket in its bundle, until it is dropped; the connections that there are by then are
+/// served on. For a shim whose events somebody else takes later.
+pub(crate) struct Taken(JoinHandle<()>);
+
+impl Taken {
+    /// The path of a bundle may be too long for a socket's, so it is gone by its descriptor.
+    ///
+    /// # Errors
+    /// Names the socket that can't be made.
+    pub(crate) fn in_bundle(bundle: &Bundle) -> Result<Self, Error> {
+        let socket = bundle.directory().join(gvisor::EVENTS);
+        let failed = || Error::file("listen at", &socket);
+        let directory = bundle.open().map_err(failed())?;
+        let short = format!("/proc/self/fd/{}/{}", directory.as_raw_fd(), gvisor::EVENTS);
+        let listener = UnixListener::bind(short).map_err(failed())?;
+        Ok(Self(tokio::spawn(accept(listener))))
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

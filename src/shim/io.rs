@@ -187,16 +187,18 @@ pub(crate) async fn drained(logs: &LogPaths, limit: Duration) -> bool {
     let logs = logs.clone();
     let all = async {
         let place = logs.stdout.clone();
-        let pipes = host_files::look(&place, limit, move || logs.observers()).await;
-        for pipe in pipes.unwrap_or_default() {
+        // Who can't be looked at in time has not let go, as far as can be told.
+        let Ok(pipes) = host_files::look(&place, limit, move || logs.observers()).await else { return false };
+        for pipe in pipes {
             let mut pause = LOOK_AGAIN;
             while !is_drained(&pipe) {
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(LOOK_SELDOM);
             }
         }
+        true
     };
-    tokio::time::timeout(limit, all).await.is_ok()
+    tokio::time::timeout(limit, all).await.unwrap_or(false)
 }
 
 /// Asking for nothing reports the last writer's end, and only that.

@@ -25,7 +25,8 @@ use tokio::process::Command;
 
 use super::runtime::{find, is_executable};
 use super::start_inputs::{FileId, StartInputs};
-use super::{Bundle, DEFAULT_PATH, Error, Events, Shim};
+use super::{Bundle, DEFAULT_PATH, Error, Events, Family, Shim};
+use crate::gvisor;
 use crate::os_error::{is_transient, tells_transient};
 use crate::process_group::ProcessGroup;
 use crate::process_handle::{self, ProcessHandle};
@@ -67,6 +68,7 @@ pub(crate) struct Launcher {
     /// Where a shim that needs such an address sends its events.
     pub events: Events,
     pub start_inputs: StartInputs,
+    pub family: Family,
 }
 
 impl Launcher {
@@ -119,7 +121,10 @@ impl Launcher {
         let stderr = File::create(&err).map_err(Error::file("create", &err))?;
         let mut command = self.command(&self.binary, bundle, id, stdout.into(), stderr.into());
         command.args(["-publish-binary", "/bin/true", "start"]);
-        let events = self.events.address_for(&self.binary).await?;
+        let events = match self.family {
+            Family::Gvisor => Some(Path::new(gvisor::EVENTS)),
+            Family::Runc | Family::Other => self.events.address_for(&self.binary).await?,
+        };
         if let Some(address) = events {
             command.env("TTRPC_ADDRESS", address);
         }
@@ -388,7 +393,7 @@ impl Launcher {
     /// Removes the socket of a shim that nobody got to write down where it is: its name is a hash of what the shim was
     /// started with.
     pub(crate) fn remove_socket(&self, id: &str) {
-        let Self { binary: _, runtime: _, namespace, address, events: _, start_inputs: _ } = self;
+        let Self { binary: _, runtime: _, namespace, address, events: _, start_inputs: _, family: _ } = self;
         let hash = Sha256::digest(format!("{address}/{namespace}/{id}"));
         let name: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
         let _ = std::fs::remove_file(Path::new(SOCKETS).join(name));
@@ -505,6 +510,7 @@ mod tests {
             address: "/run/ours".to_owned(),
             events: Events::of(state),
             start_inputs: StartInputs::default(),
+            family: Family::Runc,
         }
     }
 

@@ -6,8 +6,11 @@
 mod bundle;
 mod connection;
 mod events;
+mod family;
+pub(crate) mod gvisor;
 mod io;
 mod launch;
+mod options;
 mod pins;
 mod runtime;
 mod runtime_log;
@@ -23,11 +26,14 @@ use crate::os_error::{is_transient, tells_transient};
 use crate::process_stat::ProcessId;
 pub(crate) use bundle::{Bundle, bundles};
 pub(crate) use connection::{Connection, Ended, ExecIo, State};
-pub(crate) use events::Events;
+pub(crate) use events::{Events, Taken};
+pub(crate) use family::Family;
+use family::GVISOR_OPTIONS_TYPE;
 pub(crate) use io::{ExecEnds, ExecPipes, HeldPipes, LogPaths, NOWHERE, StdinPipe, drained};
 pub(crate) use launch::Launcher;
+pub(crate) use options::CreateOptions;
 pub(crate) use pins::Pin;
-pub(crate) use runtime::{counts_in_cgroup, find as find_shim, require_program, sets_oom_scores};
+pub(crate) use runtime::{find as find_shim, require_program, sets_oom_scores};
 pub(crate) use runtime_log::quoting_runtime;
 pub(crate) use start_inputs::StartInputs;
 

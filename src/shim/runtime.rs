@@ -4,14 +4,11 @@
 //! Source of the facts: containerd `runtime/v2/shim/util.go` (1.x), `pkg/shim/util.go` (2.x).
 
 use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::{DEFAULT_PATH, Error};
+use super::{DEFAULT_PATH, Error, Family};
 
-/// How the binaries of its shims begin.
-const RUNC_FAMILY: &[u8] = b"containerd-shim-runc-";
 /// The program that they run unless they are told another.
 const RUNC: &str = "runc";
 
@@ -72,6 +69,11 @@ fn find_in(runtime: &str, paths: &[&OsStr]) -> Result<PathBuf, Error> {
     })
 }
 
+/// The binary of a runtime's shim: a path, or the name by which it is looked for.
+pub(super) fn binary_of(runtime: &str) -> PathBuf {
+    if runtime.starts_with('/') { runtime.into() } else { binary_name(runtime).into() }
+}
+
 fn binary_name(runtime: &str) -> String {
     let mut parts = runtime.rsplit('.');
     let version = parts.next().unwrap_or_default();
@@ -79,18 +81,16 @@ fn binary_name(runtime: &str) -> String {
     format!("containerd-shim-{name}-{version}")
 }
 
-/// Whether a shim's metrics are what this host's kernel counts in the container's cgroup: those of the runc family are,
-/// whatever the runtime behind them. Others run a task elsewhere, such as in a machine of its own, and count there.
-pub(crate) fn counts_in_cgroup(binary: &Path) -> bool {
-    let name = binary.file_name().unwrap_or_default();
-    name.as_bytes().starts_with(RUNC_FAMILY)
-}
-
-/// Whether the runtime that a shim runs sets the OOM score of each container and of each exec: runc does. Another one may
-/// leave a process the score that it inherits from the shim. A link by that name to another program is not runc.
-pub(crate) fn sets_oom_scores(binary: &Path, program: Option<&str>) -> bool {
+/// Whether no process of a created container, nor of an exec in it, gets the OOM score of its shim: runc sets each one's, and
+/// what runs in a sandbox of gVisor is no process of the host. Another runtime may leave a process the score that it
+/// inherits. A link by the name of runc to another program is not runc.
+pub(crate) fn sets_oom_scores(family: Family, program: Option<&str>) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
-    counts_in_cgroup(binary) && is_runc(program.unwrap_or(RUNC), &path)
+    match family {
+        Family::Runc => is_runc(program.unwrap_or(RUNC), &path),
+        Family::Gvisor => true,
+        Family::Other => false,
+    }
 }
 
 fn is_runc(program: &str, path: &OsStr) -> bool {
@@ -130,19 +130,6 @@ mod tests {
         std::fs::rename(at("elsewhere"), at("runc")).unwrap();
         assert!(is_runc("runc", path));
         assert!(is_runc(&at("runc").display().to_string(), OsStr::new("/nowhere")));
-    }
-
-    #[test]
-    fn only_shims_of_runc_count_in_the_cgroup() {
-        for (binary, counts) in [
-            ("/usr/bin/containerd-shim-runc-v2", true),
-            ("/opt/containerd-shim-runc-v2-rs", true),
-            ("/usr/bin/containerd-shim-kata-v2", false),
-            ("/usr/bin/containerd-shim-runsc-v1", false),
-            ("/usr/lib/containerd-shim-runc-v2/wrapper", false),
-        ] {
-            assert_eq!(counts_in_cgroup(Path::new(binary)), counts, "{binary}");
-        }
     }
 
     #[test]

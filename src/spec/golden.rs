@@ -79,6 +79,7 @@ pub(super) fn built(options: &TaskOptions, task: &pb::TaskConfig) -> Result<Valu
         files: &[hosts],
         node: &Node::default(),
         devices: &Found::default(),
+        is_sandboxed: false,
         task,
         image: &image(),
         identity: &identity,

@@ -40,6 +40,9 @@ pub(crate) use resources::oom_score_adj;
 /// The version of the specification that is written; all runtimes in the field read it.
 const SPEC_VERSION: &str = "1.0.2";
 
+/// A pod's annotation that has gVisor make a sandbox, and its shim let go of the pipes that the sandbox keeps.
+const SANDBOX: (&str, &str) = ("io.kubernetes.cri.container-type", "sandbox");
+
 /// What a container is made from.
 pub(crate) struct Inputs<'a> {
     pub options: &'a TaskOptions,
@@ -60,6 +63,8 @@ pub(crate) struct Inputs<'a> {
     pub cgroup_path: PathBuf,
     pub node: &'a Node,
     pub devices: &'a Found,
+    /// Whether it runs in gVisor's sandbox.
+    pub is_sandboxed: bool,
 }
 
 /// Why a container can't be made as asked.
@@ -122,6 +127,10 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
         .build()?;
     // The host's can't be set from a container; the crate has a name of its own for one that has none.
     spec.set_hostname((asked.uts_mode == Sharing::Private).then(|| inputs.hostname.clone()));
+    if inputs.is_sandboxed {
+        let (key, word) = SANDBOX;
+        spec.set_annotations(Some([(key.to_owned(), word.to_owned())].into()));
+    }
     devices::add(&mut spec, inputs.devices)?;
     check_lengths(&spec)?;
     Ok(spec)
@@ -243,6 +252,7 @@ mod tests {
             cgroup_path: "/nomad/a.web".into(),
             node: &Node::default(),
             devices: &Found::default(),
+            is_sandboxed: false,
         })
     }
 

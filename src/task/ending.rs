@@ -12,6 +12,7 @@ use super::attempts::Group;
 use super::exec::noted_process;
 use super::place::Place;
 use super::restore::restored_init;
+use super::runtime::gvisor_state;
 use crate::cgroup;
 use crate::error::{Error, Result};
 use crate::process_handle::ProcessHandle;
@@ -195,7 +196,15 @@ impl Place {
     async fn forget_runtime_state(&self) -> Result<()> {
         let state = self.runtime_state();
         let shown = state.display().to_string();
-        let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(state)).await;
+        let files = gvisor_state(self.state_dir(), &self.id);
+        let remove = move || {
+            files.into_iter().try_for_each(|file| match std::fs::remove_file(file) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            })?;
+            std::fs::remove_dir_all(state)
+        };
+        let removed = tokio::task::spawn_blocking(remove).await;
         match removed.map_err(io::Error::other).flatten() {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(Error::Failed(format!("remove the runtime's state {shown}: {error}")))

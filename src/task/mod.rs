@@ -21,6 +21,7 @@ mod queue;
 mod recover;
 mod restore;
 mod room;
+mod runtime;
 mod signal;
 mod start;
 mod stats;
@@ -46,14 +47,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cgroup::Cgroup;
 use crate::cni::{Cni, DefaultNetwork};
-use crate::config::{Auth, Bridge, Inline, PluginConfig, Pulls, TaskOptions};
+use crate::config::{Auth, Bridge, Inline, PluginConfig, Pulls};
 use crate::containerd::{Containerd, Credentials, ImageTerms, Keyring, PullTerms};
 use crate::error::{Error, Result};
 use crate::host_files;
 use crate::logs::{Movers, Target};
 use crate::process_stat::ProcessId;
 use crate::rootfs;
-use crate::shim::{self, Connection, LogPaths, Shim};
+use crate::shim::{self, Connection, Family, LogPaths, Shim};
 pub(crate) use agent::Agent;
 use claim::Claims;
 pub(crate) use events::TaskEvent;
@@ -63,6 +64,7 @@ pub(crate) use network::DriverNetwork;
 use place::Place;
 use queue::Queue;
 pub(crate) use stats::{Load, Reading};
+use wanted::Wanted;
 
 /// The namespace in containerd of all that is ours. `ctr -n nomad` shows it.
 const NAMESPACE: &str = "nomad";
@@ -116,16 +118,12 @@ impl Settings {
     ///
     /// # Errors
     /// When the shim of its runtime is missing, or the program that it is to run.
-    async fn place_for(
-        &self,
-        container_id: &str,
-        options: &TaskOptions,
-        containerd: &Containerd,
-    ) -> Result<Place> {
-        let runtime = &options.runtime;
+    async fn place_for(&self, container_id: &str, wanted: &Wanted, containerd: &Containerd) -> Result<Place> {
+        let runtime = &wanted.options.runtime;
         let program = runtime.program(&self.config).map(str::to_owned);
         let shim = find_programs(runtime.shim(&self.config).to_owned(), program).await?;
         let mut place = Place::of(self, container_id, shim);
+        place.launcher.family = wanted.runtime.family;
         place.containerd = containerd.with_snapshotter(runtime.snapshotter(&self.config));
         Ok(place)
     }
@@ -207,6 +205,9 @@ struct Saved {
     container_id: String,
     /// The binary that the shim was started from, and its private address: what its own clean-up is run with.
     shim_binary: PathBuf,
+    /// None where an earlier build of the plugin started it.
+    #[serde(default)]
+    family: Option<Family>,
     shim: Shim,
     init: ProcessId,
     started_at: SystemTime,
@@ -227,6 +228,12 @@ struct Saved {
     /// attempt's. None where an earlier build of the plugin started it.
     #[serde(default)]
     oom_kills: Option<u64>,
+}
+
+impl Saved {
+    fn family(&self) -> Family {
+        self.family.unwrap_or_else(|| Family::of_binary(&self.shim_binary))
+    }
 }
 
 /// What Nomad is told of a task that has started.

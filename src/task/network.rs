@@ -123,7 +123,13 @@ impl WantedNetwork {
     ///
     /// # Errors
     /// Says what of it can't be had.
-    pub(super) async fn join(&self, tasks: &Tasks, place: &Place, config: &pb::TaskConfig) -> Result<Joined> {
+    pub(super) async fn join(
+        &self,
+        tasks: &Tasks,
+        place: &Place,
+        config: &pb::TaskConfig,
+        is_sandboxed: bool,
+    ) -> Result<Joined> {
         match (&self.network, &self.plugins) {
             (Network::Host, _) => Ok(Joined::at(NetNamespace::Host, Vec::new())),
             (Network::Group(path), _) => {
@@ -135,6 +141,12 @@ impl WantedNetwork {
             }
             (Network::Own(name), Some(plugins)) => {
                 self.connect(name.as_deref(), plugins, place, config).await
+            }
+            // Its runtime would leave the loopback interface down.
+            (Network::Private, _) if is_sandboxed => {
+                let path = place.bundle.network_namespace();
+                netns::create(&path).await?;
+                Ok(Joined::at(NetNamespace::At(path), Vec::new()))
             }
             (Network::Own(_) | Network::Private, _) => Ok(Joined::at(NetNamespace::Own, Vec::new())),
         }

@@ -9,7 +9,7 @@ use super::restore::Known;
 use super::{NAMESPACE, Settings};
 use crate::cni::Cni;
 use crate::containerd::Containerd;
-use crate::shim::{Bundle, Launcher};
+use crate::shim::{Bundle, Family, Launcher};
 
 /// A readable part in front of the hash; containerd takes ids of up to 76 characters.
 const NAME_LIMIT: usize = 40;
@@ -36,6 +36,7 @@ impl Place {
             id: id.to_owned(),
             bundle: Bundle::at(state_dir, NAMESPACE, id),
             launcher: Launcher {
+                family: Family::of_binary(&shim_binary),
                 binary: shim_binary,
                 runtime: settings.config.containerd_runtime.clone(),
                 namespace: NAMESPACE.to_owned(),

@@ -17,7 +17,7 @@ use super::{Identity, Saved, Settings, Task, Tasks};
 use crate::error::{Error, Result};
 use crate::init::Init;
 use crate::process_stat::{ProcessId, Stat};
-use crate::shim::Connection;
+use crate::shim::{Connection, Family};
 
 /// How long a shim may take to say that it is there: the agent recovers its tasks one after the other, and those behind
 /// this one wait.
@@ -88,7 +88,9 @@ async fn find(tasks: &Arc<Tasks>, settings: &Settings, teller: Teller, driver_st
     // Before the shim is asked anything: it may be stuck in the start of one of them.
     let execs = tokio::task::spawn_blocking(move || Leftovers::find(&bundle)).await;
     // A shim whose events are not taken tries each again, and says so in its log.
-    if let Err(error) = settings.events.address_for(&saved.shim_binary).await {
+    if saved.family() != Family::Gvisor
+        && let Err(error) = settings.events.address_for(&saved.shim_binary).await
+    {
         tracing::warn!(container = saved.container_id, %error, "its shim's events are not taken");
     }
     let init = hold(saved.init).await;
@@ -190,7 +192,7 @@ mod tests {
     use super::*;
     use crate::cgroup::Cgroup;
     use crate::logs::{Limits, Target};
-    use crate::shim::{LogPaths, Shim};
+    use crate::shim::{Family, LogPaths, Shim};
     use crate::task::DriverNetwork;
 
     #[test]
@@ -218,6 +220,7 @@ mod tests {
         let saved = Saved {
             container_id: "redis-1".to_owned(),
             shim_binary: "/usr/bin/containerd-shim-runc-v2".into(),
+            family: Some(Family::Runc),
             shim: Shim {
                 bootstrap: Bootstrap { version: ApiVersion::V2, socket: "/run/s".into() },
                 pid: 7,

@@ -17,7 +17,7 @@ use std::time::SystemTime;
 use containerd_client::types::Mount;
 use nomad_proto::driver as pb;
 use oci_spec::runtime::Spec;
-use shim_protos::{RuncOptions, api};
+use shim_protos::api;
 use tokio::sync::{OnceCell, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -25,17 +25,18 @@ use super::attempts::Attempt;
 use super::events::Teller;
 use super::network::Joined;
 use super::output::Output;
-use super::place::{self, Place};
+use super::place::Place;
 use super::room::is_full;
 use super::supervisor::{self, Watch};
 use super::timeline::{Call, Timeline};
 use super::wanted::Wanted;
 use super::{DriverNetwork, Identity, Reservation, Saved, Settings, Started, Starting, Task, Tasks, stats};
+use crate::cgroup;
 use crate::config::Sharing;
 use crate::containerd::{Image, Record};
 use crate::error::{Error, Result};
 use crate::rootfs;
-use crate::shim::{self, Connection, HeldPipes, Shim};
+use crate::shim::{self, Connection, Family, HeldPipes, Shim, Taken};
 use crate::spec::{self, BoundFile, Pinned};
 use first::First;
 pub(super) use labels::OWNER_LABEL;
@@ -94,7 +95,7 @@ async fn run(
     let started = async {
         let wanted = Box::pin(Wanted::of(&settings, &config, &timeline));
         let wanted = timeline.step("wanted", wanted).await?;
-        let place = &*own_place.insert(settings.place_for(id, &wanted.options, &containerd).await?);
+        let place = &*own_place.insert(settings.place_for(id, &wanted, &containerd).await?);
         let start = Start {
             settings: &settings,
             config: &config,
@@ -196,6 +197,11 @@ impl Start<'_> {
             None => output.make_own()?,
         };
         let held = pipes.insert(held);
+        // Until the keeper of the sandbox takes them.
+        let _events = match self.wanted.runtime.family {
+            Family::Gvisor => Some(Taken::in_bundle(&self.place.bundle)?),
+            Family::Runc | Family::Other => None,
+        };
         let given_up = CancellationToken::new();
         let made = async {
             tokio::join!(
@@ -284,7 +290,8 @@ impl Start<'_> {
 
     /// Its addresses are in the files by which the task finds names.
     async fn join_network(&self) -> Result<(Joined, Vec<BoundFile>)> {
-        let joined = self.wanted.network.join(self.tasks, self.place, self.config);
+        let is_sandboxed = self.wanted.runtime.family == Family::Gvisor;
+        let joined = self.wanted.network.join(self.tasks, self.place, self.config, is_sandboxed);
         let joined = self.timeline.step("network/join", joined).await?;
         let files = self.wanted.name_files(self.config, &self.place.bundle, &joined);
         let files = self.timeline.step("network/names", files).await?;
@@ -309,6 +316,7 @@ impl Start<'_> {
             sources: _,
             confinement,
             devices,
+            runtime,
         } = self.wanted;
         files.extend(init.clone().map(|source| BoundFile { source, at: spec::INIT, writable: false }));
         let inputs = spec::Inputs {
@@ -326,6 +334,7 @@ impl Start<'_> {
             cgroup_path: cgroup.path.clone(),
             node,
             devices,
+            is_sandboxed: runtime.family == Family::Gvisor,
         };
         Ok(spec::build(&inputs)?)
     }
@@ -334,28 +343,28 @@ impl Start<'_> {
     async fn begin(&self, made: Made, output: Output, held: &HeldPipes, image: &Image) -> Result<Task> {
         let Made { spec, mounts, network, connection, shim } = made;
         let Output { logs, collected } = output;
-        let Wanted { options: asked, cgroup, .. } = self.wanted;
+        let Wanted { options: asked, cgroup, runtime, .. } = self.wanted;
         let (bundle, timeline) = (&self.place.bundle, self.timeline);
         timeline.step("spec", async { bundle.write_spec(&spec) }).await?;
-        let options = RuncOptions {
-            root: place::runtime_root(self.settings),
-            binary_name: asked.runtime.program(&self.settings.config).unwrap_or_default().to_owned(),
-            ..RuncOptions::default()
-        };
+        let memory_limit = memory_limit(&spec);
         shim.take_oom_score_of_task(spec::oom_score_adj(&asked.limits, &self.settings.config.limits));
         let rootfs = mounts.into_iter().map(shim_mount).collect();
-        let create = connection.create(bundle, rootfs, held, asked.process.tty, &options);
+        if runtime.family == Family::Gvisor {
+            self.leave_cgroup_to_runtime().await?;
+        }
+        let create = connection.create(bundle, rootfs, held, asked.process.tty, &runtime.options);
         let create = shim::quoting_runtime(bundle, create);
         let pid = timeline.step("create", create).await.map_err(|error| naming_program(error, &spec))?;
         let shares_pids = asked.namespaces.pid_mode == Sharing::Host;
         let next_spec = shares_pids.then(|| spec::with_private_pids(spec).map(Box::new)).transpose()?;
-        let settled = timeline.step("settle", self.settle(pid, &shim, next_spec));
+        let settled = timeline.step("settle", self.settle(pid, &shim, memory_limit, next_spec));
         let First { id, init, oom_kills } = settled.await?;
         let waiting = supervisor::ask(&connection, "").await;
         timeline.step("start", shim::quoting_runtime(bundle, connection.start())).await?;
         let saved = Saved {
             container_id: self.place.id.clone(),
             shim_binary: self.place.launcher.binary.clone(),
+            family: Some(runtime.family),
             shim,
             init: id,
             started_at: SystemTime::now(),
@@ -373,6 +382,16 @@ impl Start<'_> {
         bundle.keep()?;
         let watch = Watch { saved, place, teller, init, connection, waiting, pump, oom_kills };
         Ok(Task::watched(watch, self.settings))
+    }
+
+    /// gVisor's runtime sets no limits on a cgroup that it finds there, and the agent has made the task's.
+    async fn leave_cgroup_to_runtime(&self) -> Result<()> {
+        let path = &self.wanted.cgroup.path;
+        cgroup::remove_empty(path).await.map_err(|error| {
+            let text =
+                format!("have the task's cgroup {} made anew, with its limits: {error}", path.display());
+            Error::passing(text, true)
+        })
     }
 
     fn teller(&self) -> Teller {
@@ -408,6 +427,12 @@ fn user(config: &pb::TaskConfig, image: &Image) -> String {
 
 fn stop_signal(image: &Image) -> Option<String> {
     image.config.config().as_ref().and_then(|config| config.stop_signal().clone())
+}
+
+/// None where there is no limit.
+fn memory_limit(spec: &Spec) -> Option<i64> {
+    let memory = spec.linux().as_ref()?.resources().as_ref()?.memory().as_ref()?;
+    memory.limit().filter(|limit| *limit > 0)
 }
 
 /// crun does not say what it is that it can't open.

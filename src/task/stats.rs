@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Phase, Task};
 use crate::cgroup::{Cgroup, Usage};
-use crate::shim::{self, Connection};
+use crate::shim::Connection;
 use rota::Rota;
 
 /// What the ticks of all tasks are counted from, so that many are at the same moment.
@@ -40,8 +40,9 @@ pub(crate) struct Reading {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Load {
     pub total: f64,
-    pub user: f64,
-    pub system: f64,
+    /// Not every shim tells the two parts.
+    pub user: Option<f64>,
+    pub system: Option<f64>,
 }
 
 #[derive(Clone, Copy)]
@@ -72,7 +73,7 @@ impl Task {
         if is_first {
             let ended = ended(self.phase.clone(), sampler.over.clone());
             let source = Source {
-                cgroup: shim::counts_in_cgroup(&self.saved.shim_binary).then(|| self.saved.cgroup.clone()),
+                cgroup: self.saved.family().counts_in_cgroup().then(|| self.saved.cgroup.clone()),
                 connection: self.connection.clone(),
             };
             tokio::spawn(Arc::clone(sampler).run(source, self.id().to_owned(), ended));
@@ -199,12 +200,12 @@ impl Drop for Readings {
 impl Load {
     fn between(before: &Sample, now: &Sample) -> Self {
         let wall = now.taken.duration_since(before.taken).as_secs_f64();
-        let cores = |of: fn(&Usage) -> Duration| {
-            let used = of(&now.usage).saturating_sub(of(&before.usage)).as_secs_f64();
-            if wall > 0.0 { used / wall } else { 0.0 }
+        let cores = |of: fn(&Usage) -> Option<Duration>| {
+            let used = of(&now.usage)?.saturating_sub(of(&before.usage)?).as_secs_f64();
+            Some(if wall > 0.0 { used / wall } else { 0.0 })
         };
         Self {
-            total: cores(|usage| usage.cpu_total),
+            total: cores(|usage| Some(usage.cpu_total)).unwrap_or_default(),
             user: cores(|usage| usage.cpu_user),
             system: cores(|usage| usage.cpu_system),
         }

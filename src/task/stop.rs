@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 
 use super::{Phase, Slot, Task, Tasks, place, signal};
 use crate::error::{Error, Result};
+use crate::shim::Family;
 
 /// How long a killed task may take to be gone. The kernel needs no time, but a process stuck in a device does.
 const AFTER_SIGKILL: Duration = Duration::from_secs(30);
@@ -15,6 +16,8 @@ const AFTER_SIGKILL: Duration = Duration::from_secs(30);
 const SHIM_TELLS: Duration = Duration::from_secs(2);
 /// How long it may take for that.
 const SHIM_KILLS: Duration = Duration::from_secs(5);
+/// The signals behind it are those of real time.
+const LAST_WITH_A_NAME: i32 = 31;
 
 impl Tasks {
     /// Stops a task. One that is still being started is called off, and has stopped once nothing is left of it. A task
@@ -43,7 +46,7 @@ impl Task {
     /// # Errors
     /// When not even SIGKILL ends the task.
     async fn stop(&self, asked: &str, timeout: Duration) -> Result<()> {
-        let signal = self.stop_signal(asked);
+        let signal = self.stop_signal(asked).map(|signal| deliverable(signal, self.saved.family()));
         if self.has_exited() {
             return Ok(());
         }
@@ -130,5 +133,22 @@ impl Task {
 
     async fn ends_within(&self, limit: Duration) -> bool {
         tokio::time::timeout(limit, self.wait()).await.is_ok()
+    }
+}
+
+/// gVisor's runtime knows no signals of real time; a task that is to end by one is asked as any.
+fn deliverable(signal: i32, family: Family) -> i32 {
+    if family == Family::Gvisor && signal > LAST_WITH_A_NAME { Signal::SIGTERM as i32 } else { signal }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sandbox_is_asked_by_sigterm_in_the_place_of_a_signal_of_real_time() {
+        assert_eq!(deliverable(36, Family::Gvisor), 15);
+        assert_eq!(deliverable(36, Family::Runc), 36);
+        assert_eq!(deliverable(10, Family::Gvisor), 10);
     }
 }

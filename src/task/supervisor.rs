@@ -20,7 +20,7 @@ use super::{Exit, Phase, Saved};
 use crate::cgroup::OomWatch;
 use crate::init::Init;
 use crate::logs::Pump;
-use crate::shim::{self, Connection, Ended, LogPaths, Shim, drained};
+use crate::shim::{self, Connection, Ended, Family, LogPaths, Shim, drained};
 
 /// How long the reader of the log may take for the task's last words before its end is told without them.
 pub(super) const LAST_WORDS: Duration = Duration::from_secs(10);
@@ -35,6 +35,11 @@ const OOM_ENDS_TASK: Duration = Duration::from_secs(10);
 /// How long a shim is let be that can't be asked, and runs.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// What gVisor's shim says where it has not learnt how a task ended.
+const LOST_BY_GVISOR: u32 = 128;
+/// How long its shim may take to wait for a sandbox that has ended.
+const SANDBOX_IS_REAPED: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// A shell says 128 + n for a process that signal n ended, and so does the shim.
 const SIGNAL_BASE: i32 = 128;
 const MOST_SIGNAL: i32 = 64;
@@ -103,6 +108,7 @@ async fn follow(watch: Watch) -> Exit {
     }
     let since_start = saved.cgroup.oom_kills().saturating_sub(saved.oom_kills.unwrap_or(0));
     let mut exit = match told {
+        Told::Answer(Ok(ended)) if saved.family() == Family::Gvisor => by_sandbox(ended, init.as_ref()).await,
         Told::Answer(Ok(ended)) => by_shim(ended, init.as_ref().and_then(Init::exit_status)),
         Told::Answer(Err(error)) => without_shim(&place, init.as_ref(), &error).await,
         Told::Unheard(at) => {
@@ -249,6 +255,39 @@ fn by_shim(ended: Ended, word: Option<ExitStatus>) -> Exit {
     Exit { code, signal, oom_killed: false, at: ended.at, error: None }
 }
 
+/// As [`by_shim`], of a task that ran in gVisor's sandbox. The sandbox ends with its task and with the task's code. Its shim
+/// asks it for that code, and comes too late for a task that ends at once.
+async fn by_sandbox(ended: Ended, init: Option<&Init>) -> Exit {
+    let is_lost = ended.status == LOST_BY_GVISOR;
+    let mut word = init.and_then(Init::exit_status);
+    if is_lost && let Some(init) = init {
+        // The kernel has it once the shim has waited for the sandbox.
+        let until = Instant::now() + SANDBOX_IS_REAPED;
+        while word.is_none() && Instant::now() < until {
+            tokio::time::sleep(LOOK_AGAIN).await;
+            word = init.exit_status();
+        }
+    }
+    of_sandbox(ended, word)
+}
+
+fn of_sandbox(ended: Ended, word: Option<ExitStatus>) -> Exit {
+    let said = i32::try_from(ended.status).unwrap_or(i32::MAX);
+    let (code, error) = match word {
+        Some(status) if ended.status == LOST_BY_GVISOR => (code_of(status), None),
+        None if ended.status == LOST_BY_GVISOR => (
+            said,
+            Some(
+                "the task has ended, and its exit code is not known: gVisor's shim came too late to ask for it, and the \
+                 kernel does not tell (Linux 6.15 and newer do)"
+                    .to_owned(),
+            ),
+        ),
+        _ => (said, None),
+    };
+    Exit { code, signal: likely_signal(code), oom_killed: false, at: ended.at, error }
+}
+
 fn by_kernel(word: Option<ExitStatus>, at: SystemTime) -> Exit {
     match word {
         Some(status) => Exit {
@@ -323,6 +362,21 @@ async fn last_words(logs: &LogPaths, pump: Option<Pump>) -> bool {
 mod tests {
     use super::*;
     use crate::process_stat::ProcessId;
+
+    #[test]
+    fn a_code_that_gvisors_shim_has_lost_is_the_sandboxes() {
+        use std::os::unix::process::ExitStatusExt;
+        let of = |status: u32, word: Option<i32>| {
+            let ended = Ended { status, at: SystemTime::UNIX_EPOCH };
+            let exit = of_sandbox(ended, word.map(ExitStatus::from_raw));
+            (exit.code, exit.signal, exit.error.is_some())
+        };
+        assert_eq!(of(7, Some(7 << 8)), (7, 0, false));
+        assert_eq!(of(128, Some(0)), (0, 0, false));
+        assert_eq!(of(128, Some(9)), (137, 9, false), "the sandbox itself was killed");
+        assert_eq!(of(143, Some(143 << 8)), (143, 15, false), "the sandbox tells of a signal as shells do");
+        assert_eq!(of(128, None), (128, 0, true));
+    }
 
     #[test]
     fn a_status_above_128_is_likely_a_signal() {

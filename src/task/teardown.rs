@@ -186,6 +186,8 @@ impl Place {
         }
         if let Some(shim) = shim {
             shim.remove_socket();
+            // Not every shim removes its own, and a handle may have it elsewhere.
+            self.launcher.remove_socket(&self.id);
         }
         Ok(())
     }

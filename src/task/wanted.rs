@@ -7,6 +7,7 @@ use nomad_proto::driver as pb;
 
 use super::mounts::{Sources, directory_of, off_thread};
 use super::network::{Joined, WantedNetwork};
+use super::runtime::Runtime;
 use super::timeline::Timeline;
 use super::{Settings, node};
 use crate::cgroup::Cgroup;
@@ -43,6 +44,7 @@ pub(super) struct Wanted {
     pub(super) sources: Sources,
     pub(super) confinement: Confinement,
     pub(super) devices: Found,
+    pub(super) runtime: Runtime,
 }
 
 impl Wanted {
@@ -70,6 +72,7 @@ impl Wanted {
             timeline.step("wanted/mounts", Sources::open(&options.mounts, &settings.config, config)),
         );
         let (image, network, init, node) = (image?, network?, init?, node?);
+        let runtime = Runtime::of(settings, &options).await?;
         let hostname = match &options.names.hostname {
             Some(name) => name.clone(),
             // In the host's network programs look up the address of their host's name.
@@ -83,7 +86,19 @@ impl Wanted {
             cgroup.leave_shared();
         }
         let (confinement, devices, sources) = (confinement?, devices?, sources?);
-        Ok(Self { options, image, network, hostname, init, cgroup, node, sources, confinement, devices })
+        Ok(Self {
+            options,
+            image,
+            network,
+            hostname,
+            init,
+            cgroup,
+            node,
+            sources,
+            confinement,
+            devices,
+            runtime,
+        })
     }
 
     /// Writes the files by which the task finds names into its bundle.

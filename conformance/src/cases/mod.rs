@@ -23,6 +23,7 @@ mod fingerprint;
 mod full_state_dir;
 mod gaps;
 mod growth;
+mod gvisor;
 mod holdings;
 mod hostile_images;
 mod hostile_layers;
@@ -112,6 +113,14 @@ macro_rules! same {
 }
 pub(crate) use same;
 
+/// Why a case can't be shown in gVisor's sandbox, by its name.
+pub fn not_in_a_sandbox(name: &str) -> Option<&'static str> {
+    gvisor::NOT_IN_A_SANDBOX.iter().find(|(begins, _)| name.starts_with(begins)).map(|(_, why)| *why)
+}
+
+/// How the names begin of those cases that are of gVisor's sandboxes alone.
+pub const GVISOR: &str = "gvisor:";
+
 pub fn all() -> Vec<Case> {
     // Those that wait long come first, so that the rest fills the time beside them.
     [
@@ -152,6 +161,7 @@ pub fn all() -> Vec<Case> {
         security::cases(),
         unmounts::cases(),
         growth::cases(),
+        gvisor::cases(),
         capabilities::cases(),
         cni::cases(),
         seccomp::cases(),

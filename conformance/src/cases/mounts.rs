@@ -282,13 +282,13 @@ fn volume_mount(host: &Path, task_path: &str, readonly: bool) -> pb::Mount {
 }
 
 /// File systems in memory, mounted by the host; taken away when dropped.
-struct HostMounts {
+pub(super) struct HostMounts {
     at: PathBuf,
 }
 
 impl HostMounts {
     /// One below another below the host's directory.
-    fn nested(host: &Path) -> Result<Self> {
+    pub(super) fn nested(host: &Path) -> Result<Self> {
         let mounts = Self { at: host.to_owned() };
         let mut at = host.to_owned();
         for (name, flags) in [("sub", MsFlags::MS_NOEXEC), ("sub/a b", MsFlags::MS_NOSUID)] {

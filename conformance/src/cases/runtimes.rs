@@ -91,7 +91,7 @@ async fn a_task_is_made_by_the_program_that_its_job_names(scene: &Scene) -> Resu
 
 async fn a_task_gets_the_shim_that_its_job_names(scene: &Scene) -> Result<()> {
     let shim = Noting::shim(scene)?;
-    let mut options = scene.options();
+    let mut options = scene.options_with(&shim.path());
     options["allow_runtimes"] = json!([shim.path()]);
     let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
     scene.still_works(&plugin).await?;
@@ -145,7 +145,7 @@ async fn a_runtime_that_is_missing_is_said_before_anything_is_made(scene: &Scene
 async fn a_task_of_another_shim_is_taken_down_by_its_id_alone(scene: &Scene) -> Result<()> {
     let shim = Noting::shim(scene)?;
     let program = Noting::runtime(scene, "another-runtime")?;
-    let mut options = scene.options();
+    let mut options = scene.options_with(&shim.path());
     options["allow_runtimes"] = json!([shim.path(), program.path()]);
     let job = |config: &mut serde_json::Value| {
         config["runtime"] = json!(shim.path());
@@ -227,7 +227,7 @@ fn require_shim_without_input(scene: &Scene) -> Result<()> {
 async fn a_shim_that_is_replaced_gets_the_input_that_it_takes(scene: &Scene) -> Result<()> {
     require_shim_without_input(scene)?;
     let shim = Versioned::new(scene);
-    let mut options = scene.options();
+    let mut options = scene.options_with(&shim.program.display().to_string());
     options["containerd_runtime"] = json!(shim.program.display().to_string());
     shim.replace(scene, "1.6.20", "-eq 0")?;
     let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
@@ -253,7 +253,7 @@ async fn a_shim_that_is_replaced_gets_the_input_that_it_takes(scene: &Scene) -> 
 async fn a_shim_that_takes_no_input_at_all_is_quoted(scene: &Scene) -> Result<()> {
     let shim = Versioned::new(scene);
     shim.replace(scene, "2.4.2", "-lt 0")?;
-    let mut options = scene.options();
+    let mut options = scene.options_with(&shim.program.display().to_string());
     options["containerd_runtime"] = json!(shim.program.display().to_string());
     let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
     let task = scene.prepare(&plugin, &scene.shell("true")).await?;

@@ -74,14 +74,14 @@ async fn a_network_that_is_not_there_is_not_joined(scene: &Scene) -> Result<()> 
 }
 
 /// A namespace as Nomad makes one for a group, with an interface in it. Dropped, it goes.
-struct GroupNetwork {
+pub(super) struct GroupNetwork {
     path: PathBuf,
 }
 
 impl GroupNetwork {
     const ADDRESS: &str = "192.0.2.18";
 
-    fn make(directory: &Path) -> Result<Self> {
+    pub(super) fn make(directory: &Path) -> Result<Self> {
         std::fs::create_dir_all(directory)?;
         let path = directory.join("group-netns");
         std::fs::write(&path, "")?;
@@ -94,6 +94,15 @@ impl GroupNetwork {
         )?;
         Ok(Self { path })
     }
+
+    /// What Nomad says of it to a task of the group.
+    pub(super) fn spec(&self) -> pb::NetworkIsolationSpec {
+        pb::NetworkIsolationSpec {
+            mode: NetworkIsolationMode::Group.into(),
+            path: self.path.display().to_string(),
+            ..Default::default()
+        }
+    }
 }
 
 impl Drop for GroupNetwork {
@@ -105,11 +114,7 @@ impl Drop for GroupNetwork {
 async fn the_network_of_a_group_is_joined(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let group = GroupNetwork::make(&scene.directory())?;
-    let spec = pb::NetworkIsolationSpec {
-        mode: NetworkIsolationMode::Group.into(),
-        path: group.path.display().to_string(),
-        ..Default::default()
-    };
+    let spec = group.spec();
     let mut first = scene.prepare(&plugin, &with(scene, SERVE, &[])).await?;
     first.config.network_isolation_spec = Some(spec.clone());
     let first = serving(first, &plugin).await?;

@@ -98,6 +98,8 @@ impl Scripted {
         launch.look_first_in(self.directory.clone());
         if self.directory.join(SHIM).exists() {
             options["containerd_runtime"] = json!("io.containerd.scripted.v1");
+            options["runtime_options"] =
+                scene.options_with("io.containerd.scripted.v1")["runtime_options"].clone();
         }
         scene.plugin_as(&launch, &options).await
     }

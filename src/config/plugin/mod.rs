@@ -16,6 +16,7 @@ mod security;
 mod starts;
 mod volumes;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ pub(crate) use logs::LogCollection;
 pub(crate) use modes::AllowedModes;
 pub(crate) use network::{Bridge, PluginNetworks};
 pub(crate) use pulls::Pulls;
-pub(crate) use runtime::AllowRuntimes;
+pub(crate) use runtime::{AllowRuntimes, RuntimeOptions};
 pub(crate) use security::Gates;
 use starts::Starts;
 pub(in crate::config) use volumes::Access;
@@ -69,6 +70,8 @@ pub(crate) struct PluginConfig {
     pub init_path: Option<PathBuf>,
     pub gates: Gates,
     pub allow_runtimes: AllowRuntimes,
+    /// What the shims of runtimes are told, by the runtime's name or path.
+    pub runtime_options: BTreeMap<String, RuntimeOptions>,
     pub extra_labels: ExtraLabels,
     pub snapshotter: String,
     pub auth: Auth,
@@ -98,6 +101,7 @@ struct Raw {
     #[serde(flatten)]
     security: security::Raw,
     allow_runtimes: Option<Vec<Option<String>>>,
+    runtime_options: Option<Vec<runtime::RawOptions>>,
     extra_labels: Option<Vec<Option<String>>>,
     snapshotter: Option<String>,
     auth: Option<auth::Raw>,
@@ -129,6 +133,7 @@ impl PluginConfig {
             ("volumes", volumes::schema()),
             ("init_path", optional("init_path", "string")),
             ("allow_runtimes", runtime::schema()),
+            ("runtime_options", runtime::options_schema()),
             ("extra_labels", optional("extra_labels", "list(string)")),
             ("snapshotter", default("snapshotter", "string", &quoted(DEFAULT_SNAPSHOTTER))),
             ("auth", auth::schema()),
@@ -171,6 +176,7 @@ impl PluginConfig {
             init_path,
             security,
             allow_runtimes,
+            runtime_options,
             extra_labels,
             snapshotter,
             auth,
@@ -205,6 +211,7 @@ impl PluginConfig {
                 .transpose()?,
             gates: security.decode()?,
             allow_runtimes: runtime::decode(allow_runtimes)?,
+            runtime_options: runtime::decode_options(runtime_options)?,
             extra_labels: labels::decode(extra_labels)?,
             snapshotter: snapshotter
                 .filter(|name| !name.is_empty())

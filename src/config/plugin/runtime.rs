@@ -1,9 +1,14 @@
-//! The plugin block's `allow_runtimes`: what a job may name to make its container with. It runs as root on the host.
+//! The plugin block's options about runtimes: `allow_runtimes`, what a job may name to make its container with, which runs as
+//! root on the host; and `runtime_options`, what their shims are told.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use nomad_proto::hclspec::Spec;
+use serde::Deserialize;
 
-use crate::config::hclspec::default;
-use crate::config::{ConfigError, forbidden, no_nulls};
+use crate::config::hclspec::{block_list, default, object, optional, required};
+use crate::config::{ConfigError, forbidden, no_nulls, runtime, value};
 
 /// Names that are looked for in the operator's own directories only.
 const DEFAULT: &str = r#"["io.containerd.runc.v2", "runc", "crun"]"#;
@@ -29,5 +34,89 @@ impl AllowRuntimes {
             return Ok(());
         }
         Err(forbidden(option, name, "allow_runtimes", &format!("{name:?}")))
+    }
+}
+
+/// What the shim of a runtime is told at the start of each container. The names are those of containerd's own configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct RuntimeOptions {
+    /// The type of the options: of a message of the shim's own, or of what is in the file.
+    pub type_url: Option<String>,
+    /// A file that the shim reads.
+    pub config_path: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct RawOptions {
+    runtime: Option<String>,
+    type_url: Option<String>,
+    config_path: Option<String>,
+}
+
+pub(super) fn options_schema() -> Spec {
+    let names = ["type_url", "config_path"].map(|name| (name, optional(name, "string")));
+    block_list(
+        "runtime_options",
+        object(names.into_iter().chain([("runtime", required("runtime", "string"))])),
+    )
+}
+
+/// The options by the runtime, as `containerd_runtime` or a job's `runtime` names it.
+pub(super) fn decode_options(
+    blocks: Option<Vec<RawOptions>>,
+) -> Result<BTreeMap<String, RuntimeOptions>, ConfigError> {
+    const RUNTIME: &str = "runtime_options.runtime";
+    let mut all = BTreeMap::new();
+    for RawOptions { runtime: name, type_url, config_path } in blocks.unwrap_or_default() {
+        let given = |text: Option<String>| text.filter(|text| !text.is_empty());
+        let name = runtime(RUNTIME, name.unwrap_or_default())?;
+        let config_path = given(config_path).map(PathBuf::from);
+        if let Some(path) = config_path.as_ref().filter(|path| !path.is_absolute()) {
+            let why = "it must be an absolute path";
+            return Err(value("runtime_options.config_path", path.display().to_string(), why));
+        }
+        let options = RuntimeOptions { type_url: given(type_url), config_path };
+        if options == RuntimeOptions::default() {
+            return Err(value(RUNTIME, name, "its block says nothing: set type_url or config_path in it"));
+        }
+        if all.insert(name.clone(), options).is_some() {
+            return Err(value(RUNTIME, name, "two blocks are about it: make one of them"));
+        }
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::config::plugin::tests::{decode, plugin};
+
+    #[test]
+    fn runtime_options_are_by_runtime_and_say_something_each() {
+        let of = |blocks: serde_json::Value| plugin(json!({"runtime_options": blocks})).runtime_options;
+        assert!(of(json!([])).is_empty());
+        let given = of(json!([
+            {"runtime": "io.containerd.runsc.v1", "config_path": "/etc/runsc.toml"},
+            {"runtime": "/opt/wrapper", "type_url": "containerd.runc.v1.Options", "config_path": ""},
+        ]));
+        assert_eq!(given["io.containerd.runsc.v1"].config_path, Some("/etc/runsc.toml".into()));
+        let wrapper =
+            RuntimeOptions { type_url: Some("containerd.runc.v1.Options".to_owned()), config_path: None };
+        assert_eq!(given["/opt/wrapper"], wrapper);
+        for (blocks, word) in [
+            (json!([{"runtime": "runc", "type_url": "x"}]), "runtime_options.runtime"),
+            (json!([{"runtime": "io.x.v1"}]), "says nothing"),
+            (json!([{"runtime": "io.x.v1", "config_path": "x.toml"}]), "absolute"),
+            (
+                json!([{"runtime": "io.x.v1", "type_url": "x"}, {"runtime": "io.x.v1", "type_url": "y"}]),
+                "two",
+            ),
+        ] {
+            let options = json!({"containerd_runtime": "io.containerd.runc.v2", "runtime_options": blocks});
+            let error = decode(&options).unwrap_err().to_string();
+            assert!(error.contains(word), "{word} is not in {error}");
+        }
     }
 }

@@ -17,7 +17,7 @@ use super::processes::{self, Root, strays};
 use super::runtimes;
 use super::{DEATH, PREFIX, Running};
 use crate::process_stat::ProcessId;
-use crate::shim::{Bundle, Connection, counts_in_cgroup};
+use crate::shim::{Bundle, Connection, Family};
 use crate::task::Saved;
 use crate::task::place::Place;
 
@@ -77,7 +77,7 @@ impl Leftovers {
         let Self { execs, looked, directory, pipes, held } = self;
         // First: as long as they hang, their shim knows no process to kill. What other shims run beside their containers
         // belongs to these.
-        if let Some(shim) = shim.filter(|_| counts_in_cgroup(&saved.shim_binary)) {
+        if let Some(shim) = shim.filter(|_| saved.family().shares_kernel()) {
             runtimes::end(shim.pid, runtime_root, looked).await;
         }
         let ends = execs.into_iter().map(|(exec_id, root)| {
@@ -87,7 +87,7 @@ impl Leftovers {
         });
         futures::future::join_all(ends).await;
         if let Some(shim) = shim
-            && strays_can_be_told(&saved.shim_binary, shim, saved.init, saved.shares_pids)
+            && strays_can_be_told(saved.family(), shim, saved.init, saved.shares_pids)
         {
             end_strays(saved, shim, looked).await;
         }
@@ -115,8 +115,8 @@ async fn end(mut running: Running, noted: PathBuf) {
 /// Whether a child of the shim's in the task's cgroup that is not the task's first process is a command that the shim took
 /// in. Other shims run what serves their containers in there, such as gVisor's gofer; a first process that is not known
 /// would be one of them; and where the task is among the host's processes, its orphans are the shim's as well.
-fn strays_can_be_told(shim_binary: &Path, shim: ProcessId, init: ProcessId, shares_pids: bool) -> bool {
-    !shares_pids && counts_in_cgroup(shim_binary) && shim.pid > 1 && init.pid > 1
+fn strays_can_be_told(family: Family, shim: ProcessId, init: ProcessId, shares_pids: bool) -> bool {
+    !shares_pids && family.shares_kernel() && shim.pid > 1 && init.pid > 1
 }
 
 async fn end_strays(saved: &Saved, shim: ProcessId, before: u64) {
@@ -198,8 +198,7 @@ mod tests {
 
     #[test]
     fn a_shims_children_are_taken_for_commands_only_where_nothing_else_can_be_one() {
-        let (runc, gvisor) =
-            (Path::new("/bin/containerd-shim-runc-v2"), Path::new("/bin/containerd-shim-runsc-v1"));
+        let (runc, gvisor) = (Family::Runc, Family::Gvisor);
         let (shim, init) = (ProcessId { pid: 70, started_ticks: 1 }, ProcessId { pid: 80, started_ticks: 2 });
         assert!(strays_can_be_told(runc, shim, init, false));
         assert!(!strays_can_be_told(gvisor, shim, init, false), "its gofer");

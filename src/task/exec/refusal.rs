@@ -32,6 +32,8 @@ const BARRED: [&str; 5] = [
     "is a directory",
     "does not have correct permissions",
 ];
+/// How gVisor begins to say why a command can't be run.
+const OF_SANDBOX: [&str; 2] = ["error finding executable", "failed to load"];
 /// What runtimes and shims say of a container that has ended, or is ending.
 const ENDED: [&str; 8] = [
     "cannot exec in a stopped container",
@@ -80,7 +82,13 @@ fn reason<'a>(text: &'a str, program: &str) -> Option<(Told, &'a str)> {
     let by_crun = || after("executable file `").and_then(|rest| Some(rest.rsplit_once('`')?.1));
     // youki: "executable 'x' not found in $PATH".
     let by_youki = || after(&format!("executable '{program}")).filter(|rest| rest.starts_with('\''));
-    if let Some(reason) = by_runc.or_else(by_crun).or_else(by_youki) {
+    // gVisor: `executing command "x" in sandbox: error finding executable "x" in PATH [..]: no such file or directory`, or
+    // `.. in sandbox: failed to load x: permission denied`.
+    let by_gvisor = || {
+        let reason = past_quotes(after("executing command \"")?).strip_prefix(" in sandbox: ")?;
+        OF_SANDBOX.iter().any(|words| reason.starts_with(words)).then_some(reason)
+    };
+    if let Some(reason) = by_runc.or_else(by_crun).or_else(by_youki).or_else(by_gvisor) {
         return Some((Told::ByName, reason));
     }
     after("open executable").map(|reason| (Told::CannotOpen, reason))
@@ -140,6 +148,15 @@ mod tests {
             Some(126)
         );
         assert_eq!(code("open executable: Operation not permitted"), Some(126));
+        let in_sandbox = |reason: &str| {
+            code(&format!(
+                "OCI runtime exec failed: executing processes for container: executing command \"x\" in sandbox: {reason}"
+            ))
+        };
+        let not_found = "error finding executable \"x\" in PATH [/sbin /bin]: no such file or directory";
+        assert_eq!(in_sandbox(not_found), Some(127));
+        assert_eq!(in_sandbox("failed to load /x: permission denied"), Some(126));
+        assert_eq!(in_sandbox("working directory /gone: no such file or directory"), None);
     }
 
     #[test]

@@ -140,8 +140,8 @@ mod tests {
         fn sample(&self) -> Sample {
             let usage = Usage {
                 cpu_total: self.now * 2,
-                cpu_user: self.now,
-                cpu_system: self.now,
+                cpu_user: Some(self.now),
+                cpu_system: Some(self.now),
                 ..Usage::default()
             };
             Sample { usage, at: SystemTime::UNIX_EPOCH + self.now, taken: self.start + self.now }
@@ -261,7 +261,7 @@ mod tests {
         play.run(ms(1000), |_| while fast.try_recv().is_ok() {});
         loads.extend(slow.try_recv().unwrap().load);
         play.run(ms(2000), |_| loads.extend(slow.try_recv().ok().and_then(|reading| reading.load)));
-        assert_eq!(loads, [Load { total: 2.0, user: 1.0, system: 1.0 }]);
+        assert_eq!(loads, [Load { total: 2.0, user: Some(1.0), system: Some(1.0) }]);
         // The fast one was not there for ten of its own.
         assert!(fast.try_recv().unwrap().load.is_some() && fast.try_recv().is_err());
         play.run(ms(2100), |_| {});

@@ -1,0 +1,347 @@
+//! Tasks in gVisor's sandboxes: what is theirs, what they can't have, and that nothing of one is left however it ends.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+
+use super::mounts::{HostMounts, host_directory};
+use super::recover::shim_pid;
+use super::shared_networks::GroupNetwork;
+use super::web_server::{beside, with};
+use super::{cases, refused, same, until};
+use crate::fixture::traces::find_processes;
+use crate::host::alloc::set_memory;
+use crate::host::stats::Stats;
+use crate::scene::Scene;
+use crate::task::{LIMIT, Task};
+
+cases!["gvisor":
+    a_task_runs_on_a_kernel_of_its_own,
+    tasks_that_end_at_once_show_their_codes,
+    a_sandbox_that_is_killed_is_told_and_leaves_nothing,
+    a_sandbox_that_runs_out_of_memory_is_told,
+    a_keeper_that_is_killed_leaves_a_task_that_ends_with_its_shim,
+    a_task_that_ends_while_nobody_is_there_keeps_its_code,
+    the_operators_file_counts_and_the_drivers_root,
+    an_operators_file_that_can_not_be_used_is_named,
+    what_a_sandbox_can_not_have_is_refused_by_name,
+    what_is_mounted_read_only_is_not_written_wherever_below,
+    tasks_of_a_group_share_its_network_and_a_restart_has_it_again,
+    a_task_of_another_runtime_runs_beside_it,
+    its_use_of_the_machine_is_what_the_kernel_counts,
+    its_processes_have_the_tasks_own_oom_score,
+];
+
+/// What of the other cases a sandbox can't show, by their names, and why.
+pub const NOT_IN_A_SANDBOX: &[(&str, &str)] = &[
+    ("account: a running task is seen in all its parts", OTHER_PARTS),
+    ("ends: a child killed for want of memory", "the kernel kills a sandbox as a whole"),
+    (
+        "ends: a kill is told from a code of the same number",
+        "a sandbox tells of a signal as a code of 128 + n",
+    ),
+    ("exec: an exec is what the task is", INSIDE),
+    ("exec: an exec sees the tasks files and environment", INSIDE),
+    ("exec: what an exec writes is in the task and not on the host", INSIDE),
+    ("limits: a task has no more processes than its pids limit", PIDS),
+    ("limits: the operators pids limit is the default and the most", PIDS),
+    ("limits: a task runs on the processors that the job names", INSIDE),
+    ("limits: how likely a task is killed for memory", INSIDE),
+    ("limits: the score for the oom killer is that of the job and not the shims", INSIDE),
+    ("lost bundle:", PROCESSES),
+    ("modes: a task shares what it asks for and nothing else", REFUSED),
+    ("modes: a task that sees its own control group alone sees it as the root", REFUSED),
+    ("modes: parameters of the kernel are set where they are the tasks", REFUSED),
+    ("modes: the hosts shared memory is seen where it is shared", REFUSED),
+    (
+        "mounts: a tmpfs has the options it asks for",
+        "a file system in memory has the default size written out",
+    ),
+    ("mounts: the hosts dev takes the place of the containers", "a sandbox has devices of its own"),
+    ("mounts: what can not be mounted is refused before anything is made", REFUSED),
+    (
+        "mounts: what is mounted below a read only source is read only too",
+        "a mount is one, whatever is mounted below it",
+    ),
+    (
+        "mounts: what the operator has mounted read only stays so",
+        "a source that is mounted read-only is not mounted to write",
+    ),
+    ("mounts: a start that the plugin does not survive leaves no mount", OTHER_PARTS),
+    ("networks: a task gets the address and the names that it asks for", SYS),
+    ("networks: without a network a task has its loopback alone", SYS),
+    ("process: a task with a terminal has all its output in one", "a terminal has no name in a sandbox"),
+    ("resources: a task follows nomads shared processors", INSIDE),
+    ("resources: a task with cores of its own runs on them", INSIDE),
+    ("script check: at its timeout", CHILDREN),
+    ("script check: one that leaves something in the background ends", CHILDREN),
+    ("script check: one that takes too long is called off", PROCESSES),
+    ("script check: one whose caller goes away is killed", PROCESSES),
+    ("shared networks: a task is in the network of another one of its allocation", SYS),
+    ("shim failure: a lost shim whose clean up fails leaves nothing that runs", PROCESSES),
+    ("shim failure: a runtime that fails", "its shim quotes the log of the runtime alone"),
+    ("stats: cpu time is what the kernel counts", PIPES),
+    ("stats: memory is what the kernel counts", PIPES),
+    ("stop: a task among the hosts processes", REFUSED),
+];
+const CHILDREN: &str = "what a command has started itself goes on when the command is killed";
+const INSIDE: &str = "the kernel that a task sees is its own, and tells nothing of the host's";
+const OTHER_PARTS: &str = "a task has other parts there";
+const PIDS: &str = "the threads of the sandbox count, too";
+const PIPES: &str = "a pipe of the host's is not opened from a sandbox";
+const PROCESSES: &str = "a task's processes are none of the host's";
+const SYS: &str = "the interfaces are not in the sandbox's /sys, though they can be used";
+const REFUSED: &str = "it is refused, see what a sandbox can not have";
+
+async fn a_task_runs_on_a_kernel_of_its_own(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.run(&plugin, &scene.shell("dmesg; echo kept > /alloc/kept; exit 4")).await?;
+    same!(task.wait(&plugin).await?.exit_code, 4);
+    let said = String::from_utf8_lossy(&task.alloc.stdout.to_end(LIMIT).await?).into_owned();
+    ensure!(said.contains("gVisor"), "the kernel says {said:?}");
+    same!(fs::read_to_string(task.alloc.directory.join("alloc/kept"))?, "kept\n");
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn tasks_that_end_at_once_show_their_codes(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    for code in [0, 1, 0, 77, 0, 128] {
+        let task = scene.run(&plugin, &scene.shell(&format!("exit {code}"))).await?;
+        same!(task.wait(&plugin).await?.exit_code, code);
+        task.destroy(&plugin).await?;
+    }
+    plugin.shut_down().await
+}
+
+async fn a_sandbox_that_is_killed_is_told_and_leaves_nothing(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    for recovered in [false, true] {
+        let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+        if recovered {
+            plugin = scene.next_plugin(&mut plugin).await?;
+            task.recover(&plugin).await?;
+        }
+        kill(sandbox(&task)?, Signal::SIGKILL)?;
+        let exit = task.wait(&plugin).await?;
+        same!((exit.exit_code, exit.signal, exit.oom_killed), (137, 9, false));
+        until(LIMIT, "the end of its processes", || task.alloc.cgroup.pids().is_empty()).await?;
+        task.destroy(&plugin).await?;
+        scene.nothing_left()?;
+    }
+    plugin.shut_down().await
+}
+
+async fn a_sandbox_that_runs_out_of_memory_is_told(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    // A file system in memory has half of what the sandbox has.
+    let script = "for at in a b c d; do dd if=/dev/urandom of=/$at/file bs=1M count=40; done; exit 0";
+    let all = json!(["/a", "/b", "/c", "/d"]);
+    let mut task = scene.prepare(&plugin, &with(scene, script, &[("tmpfs", all)])).await?;
+    set_memory(&mut task.config, 100, 0);
+    task.start(&plugin).await?;
+    let exit = task.wait(&plugin).await?;
+    let said = String::from_utf8_lossy(&task.alloc.stderr.to_end(LIMIT).await?).into_owned();
+    ensure!(exit.exit_code == 137 && exit.oom_killed, "{exit:?}, and it said {said}");
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+/// The sandbox of a task, by what it calls itself.
+fn sandbox(task: &Task) -> Result<Pid> {
+    let pids = task.alloc.cgroup.pids();
+    let is_sandbox = |pid: &&i32| command_line(**pid).starts_with("runsc-sandbox");
+    Ok(Pid::from_raw(*pids.iter().find(is_sandbox).with_context(|| format!("no sandbox among {pids:?}"))?))
+}
+
+fn command_line(pid: i32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().replace('\0', " ")
+}
+
+/// The keeper of a case's only task.
+fn keeper(scene: &Scene) -> Result<Pid> {
+    let found = find_processes(&scene.state_dir());
+    let keeper = found.iter().find(|process| process.command.starts_with("gvisor-keeper"));
+    Ok(Pid::from_raw(keeper.with_context(|| format!("no keeper among {found:?}"))?.pid))
+}
+
+async fn a_keeper_that_is_killed_leaves_a_task_that_ends_with_its_shim(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+    kill(keeper(scene)?, Signal::SIGKILL)?;
+    let waiting = task.wait_answer(&plugin);
+    // The shim has an event to tell, and ends over it.
+    let _ = task.exec(&plugin, "true").await;
+    let answer = waiting.await?;
+    ensure!(answer.err.contains("shim"), "WaitTask's err is {:?}", answer.err);
+    until(LIMIT, "the end of its processes", || task.alloc.cgroup.pids().is_empty()).await?;
+    task.destroy(&plugin).await?;
+    scene.nothing_left()?;
+    plugin.shut_down().await
+}
+
+async fn a_task_that_ends_while_nobody_is_there_keeps_its_code(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.run(&plugin, &scene.shell("sleep 2; exit 9")).await?;
+    plugin.kill().await?;
+    until(LIMIT, "the task's end", || task.alloc.cgroup.pids().is_empty()).await?;
+    // Whatever the shim has to tell.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    ensure!(shim_pid(scene).is_ok(), "its shim is gone");
+    let mut next = scene.plugin().await?;
+    task.recover(&next).await?;
+    same!(task.wait(&next).await?.exit_code, 9);
+    task.destroy(&next).await?;
+    next.shut_down().await
+}
+
+/// The plugin's options with an operator's file of this content.
+fn with_file(scene: &Scene, content: &str) -> Result<Value> {
+    let file = scene.directory().join("runsc.toml");
+    fs::create_dir_all(scene.directory())?;
+    fs::write(&file, content)?;
+    let mut options = scene.options();
+    options["runtime_options"] = json!([{"runtime": scene.programs().shim_runtime(), "config_path": file}]);
+    Ok(options)
+}
+
+async fn the_operators_file_counts_and_the_drivers_root(scene: &Scene) -> Result<()> {
+    let options =
+        with_file(scene, "root = \"/nowhere\"\n[runsc_config]\noverlay2 = \"none\"\nnetwork = \"none\"\n")?;
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+    let command = command_line(sandbox(&task)?.as_raw());
+    let root = format!("--root={}", scene.state_dir().join("runsc/nomad").display());
+    for flag in ["--overlay2=none", "--network=none", &root] {
+        ensure!(command.contains(flag), "{flag} is not in {command}");
+    }
+    // What the operator changes later is for later tasks.
+    fs::write(scene.directory().join("runsc.toml"), "this is no TOML")?;
+    same!(task.exec(&plugin, "echo works").await?, (0, "works\n".to_owned()));
+    task.end(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn an_operators_file_that_can_not_be_used_is_named(scene: &Scene) -> Result<()> {
+    for (content, word) in [
+        ("binary_name =", "TOML"),
+        ("[runsc_config]\nignore-cgroups = \"true\"\n", "ignore-cgroups"),
+        ("[runsc_config]\nnetwork = \"sandbox\"\n", "runsc_config.network"),
+        ("binary_name = \"/no/such/runsc\"\n", "/no/such/runsc"),
+    ] {
+        let mut options = with_file(scene, content)?;
+        options["oci_runtime"] = Value::Null;
+        let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+        let task = scene.prepare(&plugin, &scene.shell("true")).await?;
+        refused(plugin.start_task(task.config.clone()).await, &[word])?;
+        scene.nothing_left()?;
+        plugin.shut_down().await?;
+    }
+    let mut options = with_file(scene, "")?;
+    options["runtime_options"][0]["config_path"] = json!("/no/such/file.toml");
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let task = scene.prepare(&plugin, &scene.shell("true")).await?;
+    let words = ["runtime_options.config_path", "/no/such/file.toml"];
+    refused(plugin.start_task(task.config.clone()).await, &words)?;
+    plugin.shut_down().await
+}
+
+async fn what_a_sandbox_can_not_have_is_refused_by_name(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    for (option, value) in [
+        ("pid_mode", json!("host")),
+        ("ipc_mode", json!("host")),
+        ("uts_mode", json!("host")),
+        ("cgroupns", json!("host")),
+        ("privileged", json!(true)),
+        ("seccomp_profile", json!("/etc/profile.json")),
+        ("apparmor_profile", json!("docker-default")),
+        ("sysctl", json!({"net.core.somaxconn": "16384"})),
+        ("devices", json!(["/dev/fuse"])),
+        ("pids_limit", json!(20)),
+        (
+            "mount",
+            json!([{"type": "bind", "source": "local", "target": "/l", "bind_options": {"propagation": "rshared"}}]),
+        ),
+    ] {
+        let task = scene.prepare(&plugin, &with(scene, "true", &[(option, value)])).await?;
+        refused(plugin.start_task(task.config.clone()).await, &[option, "gVisor", "leave it out"])?;
+        scene.nothing_left()?;
+    }
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn what_is_mounted_read_only_is_not_written_wherever_below(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let host = host_directory(scene)?;
+    let _mounts = HostMounts::nested(&host)?;
+    let script = "cat '/t/sub/a b/deepest'; for d in /t /t/sub '/t/sub/a b'; do touch \"$d/x\" && echo written; done; exit 0";
+    let volumes = json!([format!("{}:/t:ro", host.display())]);
+    let task = scene.run(&plugin, &with(scene, script, &[("volumes", volumes)])).await?;
+    same!(task.stdout(&plugin).await?, "deepest\n");
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn tasks_of_a_group_share_its_network_and_a_restart_has_it_again(scene: &Scene) -> Result<()> {
+    let network = GroupNetwork::make(&scene.directory())?;
+    let mut plugin = scene.plugin().await?;
+    let mut server = scene.prepare(&plugin, &scene.shell("httpd -f -p 127.0.0.1:8080 -h /etc")).await?;
+    server.config.network_isolation_spec = Some(network.spec());
+    server.start(&plugin).await?;
+    let fetch = "until wget -q -O - http://127.0.0.1:8080/hostname; do sleep 0.1; done";
+    for attempt in 0..2 {
+        let mut client = beside(scene, &plugin, &server, &scene.shell(fetch)).await?;
+        client.config.network_isolation_spec = Some(network.spec());
+        client.start(&plugin).await?;
+        let said = client.stdout(&plugin).await?;
+        ensure!(said.contains("web-"), "attempt {attempt}: {said}");
+        client.destroy(&plugin).await?;
+    }
+    server.end(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_task_of_another_runtime_runs_beside_it(scene: &Scene) -> Result<()> {
+    let mut options = scene.options();
+    options["allow_runtimes"] = json!(["io.containerd.runc.v2"]);
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let mut config = scene.shell("dmesg 2>&1 | head -3; echo ends");
+    config["runtime"] = json!("io.containerd.runc.v2");
+    let task = scene.run(&plugin, &config).await?;
+    let said = task.stdout(&plugin).await?;
+    ensure!(said.ends_with("ends\n") && !said.contains("gVisor"), "{said}");
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn its_use_of_the_machine_is_what_the_kernel_counts(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.run(&plugin, &scene.shell("while :; do :; done")).await?;
+    let mut stats = Stats::open(&plugin, task.id(), Duration::from_secs(1)).await?;
+    stats.next(LIMIT).await?;
+    let sample = stats.next(LIMIT).await?;
+    ensure!(sample.cpu.percent > 0.0 && sample.cpu.user_mode > 0.0, "{:?}", sample.cpu);
+    let memory = &sample.memory;
+    ensure!(memory.usage > 5 << 20, "{memory:?}");
+    task.end(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn its_processes_have_the_tasks_own_oom_score(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let mut config = scene.shell("sleep 600");
+    config["oom_score_adj"] = json!(300);
+    let task = scene.run(&plugin, &config).await?;
+    let score = |pid: i32| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap_or_default();
+    for pid in task.alloc.cgroup.pids() {
+        ensure!(score(pid) == "300\n", "{}: {}", score(pid), command_line(pid));
+    }
+    task.end(&plugin).await?;
+    plugin.shut_down().await
+}

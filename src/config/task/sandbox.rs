@@ -1,0 +1,69 @@
+//! What a task can't have that runs on a kernel of its own. Passed over in silence, as gVisor does with most of it, it would
+//! leave a job in a false belief.
+
+use super::namespaces::Sharing;
+use super::{Device, JobMount, TaskOptions};
+use crate::config::{ConfigError, PidsLimit, value};
+
+/// Minimum `pids_limit`. A sandbox that does nothing has some twenty threads, one that works more.
+const LEAST_PIDS: i64 = 64;
+
+impl TaskOptions {
+    /// # Errors
+    /// Names the option that a task in a sandbox can't have, and the way out.
+    pub(crate) fn fit_sandbox(&self) -> Result<(), ConfigError> {
+        let Self { namespaces, security, devices, mounts, limits, .. } = self;
+        let unfit = |option: &'static str, given: &str, why: &str| {
+            let way_out = "leave it out, or give the task a runtime of the runc family (option runtime)";
+            Err(value(option, given, format!("under gVisor {why}; {way_out}")))
+        };
+        let shared = [
+            ("pid_mode", namespaces.pid_mode, "a task sees no processes but its own"),
+            ("ipc_mode", namespaces.ipc_mode, "a task shares no memory with the host"),
+            ("uts_mode", namespaces.uts_mode, "a task has a host's name of its own"),
+            (
+                "cgroupns",
+                namespaces.cgroupns.unwrap_or_default(),
+                "a task sees none of the host's control groups",
+            ),
+        ];
+        if let Some((option, _, why)) = shared.into_iter().find(|(_, sharing, _)| *sharing == Sharing::Host) {
+            return unfit(option, "host", why);
+        }
+        if security.privileged {
+            return unfit(
+                "privileged",
+                "true",
+                "a task reaches neither the host's devices nor its kernel, whatever its rights (cap_add works)",
+            );
+        }
+        if let Some(profile) = &security.seccomp_profile {
+            let given = profile.path.display().to_string();
+            return unfit(profile.option, &given, "a task's system calls reach no kernel of the host's");
+        }
+        if let Some(name) = security.apparmor_profile.as_ref().filter(|name| *name != "unconfined") {
+            return unfit("apparmor_profile", name, "no profile is applied to a task");
+        }
+        if let Some((name, _)) = namespaces.sysctl.first_key_value() {
+            return unfit("sysctl", name, "parameters of the kernel can't be set for a task");
+        }
+        if let PidsLimit::Of(count) = limits.pids
+            && count < LEAST_PIDS
+        {
+            let why = format!("the threads of the sandbox itself count, so that a task needs {LEAST_PIDS}");
+            return unfit("pids_limit", &count.to_string(), &why);
+        }
+        if let Some(device) = devices.first() {
+            let given = match device {
+                Device::Path(device) => device.on_host.display().to_string(),
+                Device::Cdi(name) => name.clone(),
+            };
+            return unfit("devices", &given, "a task has no devices of the host's");
+        }
+        let spreads = |mount: &&JobMount| mount.propagation().is_some_and(|word| word.ends_with("shared"));
+        if let Some(mount) = mounts.list.iter().find(spreads) {
+            return unfit(mount.option, &mount.target, "mounts of a task don't reach the host");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,67 @@
+//! One call of `runsc` by gVisor's shim.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use super::PROGRAM;
+
+/// What is called, and for which container.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) arguments: Vec<OsString>,
+    /// The directory of the container.
+    pub(super) bundle: PathBuf,
+    /// The real `runsc`.
+    pub(super) program: PathBuf,
+}
+
+impl Call {
+    /// # Errors
+    /// When the arguments don't say which container's it is.
+    pub(super) fn of(arguments: Vec<OsString>) -> io::Result<Self> {
+        let Some(bundle) = bundle(&arguments) else {
+            return Err(io::Error::other(
+                "it was called without a log in a bundle (--log=<bundle>/log.json)",
+            ));
+        };
+        let named = std::fs::read(bundle.join(PROGRAM)).ok().filter(|name| !name.is_empty());
+        let program = named.map_or_else(|| PathBuf::from("runsc"), |name| OsString::from_vec(name).into());
+        Ok(Self { arguments, bundle, program })
+    }
+
+    /// What `runsc` is asked to do.
+    pub(super) fn action(&self) -> Option<&str> {
+        self.arguments.iter().find(|word| !word.as_bytes().starts_with(b"-"))?.to_str()
+    }
+}
+
+/// The shim has each call log into the bundle.
+fn bundle(arguments: &[OsString]) -> Option<PathBuf> {
+    let log = arguments.iter().find_map(|word| word.as_bytes().strip_prefix(b"--log="))?;
+    let bundle = Path::new(OsStr::from_bytes(log)).parent()?;
+    bundle.is_absolute().then(|| bundle.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_says_what_and_for_which_container() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = format!("--log={}/log.json", directory.path().display());
+        let call = |words: &[&str]| {
+            let words = [&["--root=/r", &log, "--log-format=json", "--network=host"], words].concat();
+            Call::of(words.into_iter().map(OsString::from).collect()).unwrap()
+        };
+        let create = call(&["create", "--bundle", "/elsewhere", "wait"]);
+        assert_eq!((create.action(), create.bundle.as_path()), (Some("create"), directory.path()));
+        assert_eq!(create.program, Path::new("runsc"));
+        std::fs::write(directory.path().join(PROGRAM), "/opt/runsc").unwrap();
+        assert_eq!(call(&["wait", "web-1"]).program, Path::new("/opt/runsc"));
+        assert_eq!(call(&[]).action(), None);
+        assert!(Call::of(vec!["create".into()]).is_err());
+    }
+}

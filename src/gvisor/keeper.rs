@@ -1,0 +1,148 @@
+//! The keeper of a sandbox: makes it, becomes its parent, writes down how it ends, and takes the events of the shim.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode, ExitStatus};
+use std::time::{Duration, Instant};
+
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, getppid};
+use tokio::net::UnixListener;
+
+use super::call::Call;
+use super::{AT_A_TIME, EVENTS, EXIT_CODE, KEEPER};
+use crate::process_handle::ProcessHandle;
+use crate::process_stat::ProcessId;
+
+/// The variable by which a keeper is told whose it is: the pid of the shim.
+const SHIM: &str = "CONTAINERD_DRIVER_SHIM";
+/// The file in a bundle that says that its sandbox is made, and that its keeper is ready.
+const MADE: &str = "sandbox-made";
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+const SIGNAL_BASE: i32 = 128;
+const OOM_SCORE_ADJ: &str = "-998";
+
+/// `runsc create`, by a keeper that stays. Returns once the sandbox is made, with the code of `runsc`.
+///
+/// # Errors
+/// When the keeper can't be started.
+pub(super) fn create(call: &Call) -> io::Result<ExitCode> {
+    let mut keeper = Command::new("/proc/self/exe")
+        .arg0(KEEPER)
+        .args(&call.arguments)
+        .env(SHIM, getppid().to_string())
+        .spawn()?;
+    loop {
+        if let Some(ended) = keeper.try_wait()? {
+            return Ok(exit_code(ended));
+        }
+        if call.bundle.join(MADE).exists() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+fn exit_code(status: ExitStatus) -> ExitCode {
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    code.map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+/// The keeper itself. Returns at the end of the shim; or, with the code of `runsc`, where that fails.
+///
+/// # Errors
+/// When it can't do its work. No sandbox is left then that it has made.
+pub(super) fn run(call: &Call) -> io::Result<ExitCode> {
+    let shim = std::env::var(SHIM).ok().and_then(|pid| pid.parse().ok()).map(ProcessId::of);
+    let shim = shim.map(ProcessHandle::open).transpose()?.flatten();
+    let shim = shim.ok_or_else(|| io::Error::other("the shim has ended"))?;
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    std::env::set_current_dir(&call.bundle)?;
+    let events = listen()?;
+    let made = make(call)?;
+    if !made.success() {
+        return Ok(exit_code(made));
+    }
+    let sandbox =
+        sandbox(&call.bundle).ok_or_else(|| io::Error::other("runsc has not said which process it is"))?;
+    let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
+    dup2_stdin(&null)?;
+    dup2_stdout(&null)?;
+    dup2_stderr(&null)?;
+    std::thread::Builder::new().name("reaper".to_owned()).spawn(move || reap(sandbox))?;
+    // As its shim is: without it the shim ends, and the sandbox with that. Not allowed to an agent in a container.
+    let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);
+    std::fs::write(MADE, "")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    runtime.block_on(take_events(events, shim))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// In the place of the plugin, which has taken them until now.
+fn listen() -> io::Result<std::os::unix::net::UnixListener> {
+    let new = format!("{EVENTS}.new");
+    let listener = std::os::unix::net::UnixListener::bind(&new)?;
+    std::fs::rename(&new, EVENTS)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Runs `runsc create`, and ends it where its caller has gone away.
+fn make(call: &Call) -> io::Result<ExitStatus> {
+    let caller = getppid();
+    let mut runsc = Command::new(&call.program).args(&call.arguments).env_remove(SHIM).spawn()?;
+    loop {
+        if let Some(ended) = runsc.try_wait()? {
+            return Ok(ended);
+        }
+        if getppid() != caller {
+            runsc.kill()?;
+            return runsc.wait();
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// The process of a sandbox, by what `runsc create` has written.
+pub(super) fn sandbox(bundle: &Path) -> Option<i32> {
+    std::fs::read_to_string(bundle.join("init.pid")).ok()?.trim().parse().ok()
+}
+
+/// Waits for all children, and writes down how the sandbox ends.
+fn reap(sandbox: i32) {
+    loop {
+        let (pid, code) = match waitpid(None, None) {
+            Ok(WaitStatus::Exited(pid, code)) => (pid, code),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, SIGNAL_BASE + signal as i32),
+            Ok(_) | Err(nix::errno::Errno::EINTR) => continue,
+            Err(_) => return,
+        };
+        if pid.as_raw() == sandbox {
+            let new = format!("{EXIT_CODE}.new");
+            let written =
+                std::fs::write(&new, format!("{code}\n")).and_then(|()| std::fs::rename(&new, EXIT_CODE));
+            // Nobody is left to be told; the kernel's word on the sandbox counts then.
+            drop(written);
+        }
+    }
+}
+
+async fn take_events(events: std::os::unix::net::UnixListener, shim: ProcessHandle) -> io::Result<()> {
+    let events = UnixListener::from_std(events)?;
+    let ended = tokio::task::spawn_blocking(move || while !shim.ends_before(Instant::now() + AT_A_TIME) {});
+    let taken = async {
+        loop {
+            if let Ok((stream, _)) = events.accept().await {
+                tokio::spawn(shim_protos::events::acknowledge(stream));
+            } else {
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    tokio::select! {
+        ended = ended => ended.map_err(io::Error::other),
+        () = taken => Ok(()),
+    }
+}

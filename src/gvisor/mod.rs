@@ -1,0 +1,81 @@
+//! This binary in the place of gVisor's `runsc`: between gVisor's shim and the real one, for each task in a sandbox.
+//!
+//! The shim is made for pods, whose sandbox outlives every container and whose daemon is always there. A task is alone in
+//! its sandbox, and its plugin may be away. Two things come of that:
+//!
+//! - The sandbox ends with its task. The shim asks it for the exit code by `runsc wait`, which comes too late for a task
+//!   that ends at once, and is a process of 30 MB until then. So the sandbox is made by a *keeper*, whose child it becomes:
+//!   the keeper has its exit code from the kernel, and `wait` is answered from that.
+//! - The shim panics over an event that nobody takes. The keeper takes them all, for as long as the shim lives.
+//!
+//! All other calls go to the real `runsc` as they are. Files in the bundle tell it all: these processes know neither Nomad
+//! nor containerd, and talk to no plugin.
+//!
+//! Source of the facts: gVisor `pkg/shim/v1/{service.go,proc/init.go,runsccmd/runsc.go}`, `runsc/cli/main.go`,
+//! `runsc/sandbox/sandbox.go`.
+
+#![expect(
+    clippy::disallowed_methods,
+    reason = "runs as a process of its own, which starts runsc and opens what lies in a bundle"
+)]
+
+mod call;
+mod keeper;
+mod wait;
+
+use std::ffi::OsStr;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+use call::Call;
+
+/// How this binary is called in the place of `runsc`.
+pub(crate) const WRAPPER: &str = "gvisor-runsc";
+const KEEPER: &str = "gvisor-keeper";
+
+/// The socket in a bundle that takes the events of the shim.
+pub(crate) const EVENTS: &str = "events.sock";
+/// The file in a bundle that names the real `runsc`.
+pub(crate) const PROGRAM: &str = "runsc";
+/// The file in a bundle that has the exit code of the sandbox, once it has ended.
+const EXIT_CODE: &str = "sandbox-exit-code";
+/// How long the end of a process is waited for at a time.
+const AT_A_TIME: Duration = Duration::from_secs(3600);
+
+/// Does what this binary is called for where its name says that it stands in for `runsc`. None where it is the plugin.
+pub(crate) fn run_if_called() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os();
+    let name = arguments.next()?;
+    let name = Path::new(&name).file_name().and_then(OsStr::to_str)?;
+    let run = match name {
+        WRAPPER => stand_in,
+        KEEPER => keeper::run,
+        _ => return None,
+    };
+    let done =
+        Call::of(arguments.collect()).and_then(|call| run(&call).inspect_err(|error| log(&call, error)));
+    Some(done.unwrap_or_else(|error| {
+        let _ = writeln!(io::stderr(), "containerd-driver, in the place of runsc: {error}");
+        ExitCode::FAILURE
+    }))
+}
+
+/// Says why the real `runsc` did not run, in the log from which the shim quotes.
+fn log(call: &Call, error: &io::Error) {
+    let msg = format!("run {}: {error}", call.program.display());
+    let line = serde_json::json!({"level": "error", "msg": msg});
+    let log = OpenOptions::new().create(true).append(true).open(call.bundle.join("log.json"));
+    let _ = log.and_then(|mut log| writeln!(log, "{line}"));
+}
+
+fn stand_in(call: &Call) -> io::Result<ExitCode> {
+    match call.action() {
+        Some("create") => keeper::create(call),
+        Some("wait") => wait::run(call),
+        _ => Err(Command::new(&call.program).args(&call.arguments).exec()),
+    }
+}

@@ -1,0 +1,86 @@
+//! `runsc wait`, answered from what the keeper has written.
+
+use std::io::{self, ErrorKind, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::call::Call;
+use super::{AT_A_TIME, EXIT_CODE};
+use crate::process_handle::ProcessHandle;
+use crate::process_stat::ProcessId;
+
+/// How long the keeper may take to write down the exit code of a sandbox that has ended.
+const IS_WRITTEN: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// What the shim reads from the stdout of `runsc wait`.
+#[derive(Serialize)]
+struct Answer<'a> {
+    id: &'a str,
+    #[serde(rename = "exitStatus")]
+    exit_status: i32,
+}
+
+/// Waits for the end of the sandbox, and says its exit code.
+///
+/// # Errors
+/// When nobody has written it down; the shim then says 128.
+pub(super) fn run(call: &Call) -> io::Result<ExitCode> {
+    let id = call.arguments.last().and_then(|id| id.to_str()).unwrap_or_default();
+    let exit_status = exit_code(&call.bundle)?;
+    let mut answer = serde_json::to_vec(&Answer { id, exit_status })?;
+    answer.push(b'\n');
+    io::stdout().write_all(&answer)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn exit_code(bundle: &Path) -> io::Result<i32> {
+    if let Some(sandbox) = process(bundle)? {
+        while !sandbox.ends_before(Instant::now() + AT_A_TIME) {}
+    }
+    let until = Instant::now() + IS_WRITTEN;
+    loop {
+        match std::fs::read_to_string(bundle.join(EXIT_CODE)) {
+            Ok(text) => return text.trim().parse().map_err(io::Error::other),
+            Err(error) if error.kind() == ErrorKind::NotFound && Instant::now() < until => {}
+            Err(error) => return Err(error),
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// The sandbox, while it runs.
+fn process(bundle: &Path) -> io::Result<Option<ProcessHandle>> {
+    let Some(pid) = super::keeper::sandbox(bundle) else { return Ok(None) };
+    ProcessHandle::open(ProcessId::of(pid))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_answer_is_what_the_shim_reads() {
+        let answer = serde_json::to_string(&Answer { id: "web-1", exit_status: 7 }).unwrap();
+        assert_eq!(answer, r#"{"id":"web-1","exitStatus":7}"#);
+    }
+
+    #[test]
+    fn the_code_comes_after_the_end_of_the_sandbox() {
+        let bundle = tempfile::tempdir().unwrap();
+        let mut sandbox = std::process::Command::new("/bin/sleep").arg("600").spawn().unwrap();
+        std::fs::write(bundle.path().join("init.pid"), sandbox.id().to_string()).unwrap();
+        let at = bundle.path().to_owned();
+        let waiting = std::thread::spawn(move || exit_code(&at));
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!waiting.is_finished());
+        sandbox.kill().unwrap();
+        sandbox.wait().unwrap();
+        std::fs::write(bundle.path().join(EXIT_CODE), "137\n").unwrap();
+        assert_eq!(waiting.join().unwrap().unwrap(), 137);
+        assert_eq!(exit_code(bundle.path()).unwrap(), 137, "asked after the end");
+    }
+}

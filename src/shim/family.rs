@@ -1,0 +1,90 @@
+//! The families of shims: what a shim takes as options, and where its tasks run, is its family's.
+//!
+//! Source of the facts: containerd `core/runtime/v2`, `api/types/runtimeoptions/v1`, `api/types/runc/options`; gVisor
+//! `pkg/shim/v1`.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use shim_protos::any::RUNC_OPTIONS_URL;
+
+use super::runtime::binary_of;
+
+/// How the binaries of the runc family begin.
+const RUNC: &[u8] = b"containerd-shim-runc-";
+/// How the binaries of gVisor begin.
+const GVISOR: &[u8] = b"containerd-shim-runsc-";
+
+/// The family of a shim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Family {
+    /// Takes `containerd.runc.v1.Options`, and runs runc or a program with runc's command line.
+    Runc,
+    /// Takes a file of its own, and runs each task on a kernel that is a process of the host, in the task's cgroup.
+    Gvisor,
+    /// Any other: nothing is known of it but the protocol.
+    Other,
+}
+
+impl Family {
+    /// Returns the family of a runtime, a dotted name or the path of a shim, by the name of its binary. `type_url` is the
+    /// operator's word on the type of its options, and counts before the name.
+    pub(crate) fn of_runtime(runtime: &str, type_url: Option<&str>) -> Self {
+        match type_url {
+            Some(RUNC_OPTIONS_URL) => Self::Runc,
+            Some(GVISOR_OPTIONS_TYPE) => Self::Gvisor,
+            _ => Self::of_binary(&binary_of(runtime)),
+        }
+    }
+
+    /// Returns the family of a shim by the name of its binary.
+    pub(crate) fn of_binary(binary: &Path) -> Self {
+        let name = binary.file_name().map(OsStr::as_bytes).unwrap_or_default();
+        if name.starts_with(RUNC) {
+            Self::Runc
+        } else if name.starts_with(GVISOR) {
+            Self::Gvisor
+        } else {
+            Self::Other
+        }
+    }
+
+    /// Whether the kernel counts in the task's cgroup what the task uses. Other shims may run a task elsewhere, such as in a
+    /// virtual machine.
+    pub(crate) fn counts_in_cgroup(self) -> bool {
+        self != Self::Other
+    }
+
+    /// Whether each process of a task is a process of the host.
+    pub(crate) fn shares_kernel(self) -> bool {
+        self == Self::Runc
+    }
+}
+
+/// The type of the options in a file of gVisor's shim.
+pub(crate) const GVISOR_OPTIONS_TYPE: &str = "io.containerd.runsc.v1.options";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_family_is_told_by_the_binary_unless_the_operator_names_a_type() {
+        for (runtime, type_url, family) in [
+            ("io.containerd.runc.v2", None, Family::Runc),
+            ("io.containerd.runc.v2-rs", None, Family::Runc),
+            ("/opt/containerd-shim-runc-v2-rs", None, Family::Runc),
+            ("/opt/containerd-shim-runc-v2/wrapper", None, Family::Other),
+            ("/opt/wrapper", Some(RUNC_OPTIONS_URL), Family::Runc),
+            ("io.containerd.runsc.v1", None, Family::Gvisor),
+            ("/opt/gvisor", Some(GVISOR_OPTIONS_TYPE), Family::Gvisor),
+            ("io.containerd.kata.v2", None, Family::Other),
+            ("io.containerd.kata.v2", Some("io.containerd.kata.v2.options"), Family::Other),
+        ] {
+            assert_eq!(Family::of_runtime(runtime, type_url), family, "{runtime} {type_url:?}");
+        }
+    }
+}

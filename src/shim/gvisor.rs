@@ -1,0 +1,126 @@
+//! The options of gVisor's shim, which it reads from a file: the operator's own, and what a container needs beside them.
+//!
+//! Source of the facts: gVisor `pkg/shim/v1/runsc/options.go`, `runsc/config/flags.go`, `runsc/sandbox/network.go`.
+
+use std::path::Path;
+
+use toml::{Table, Value};
+
+use super::CreateOptions;
+
+/// The program, where nobody names another.
+const RUNSC: &str = "runsc";
+
+/// What the driver says to the shim beside the operator.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Additions<'a> {
+    /// Where runsc keeps its state: a directory in which no other client of containerd finds the container.
+    pub root: &'a Path,
+    /// What is run in the place of runsc.
+    pub wrapper: &'a Path,
+    /// The runsc to run, where it is not what the operator's file says, or else the one in PATH.
+    pub program: Option<&'a str>,
+}
+
+/// Why the operator's file is of no use.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FileError {
+    #[error("it is no TOML: {0}")]
+    NotToml(#[from] toml::de::Error),
+    #[error("{key} in it must be {must}")]
+    Key { key: &'static str, must: &'static str },
+    #[error(transparent)]
+    NotWritten(#[from] toml::ser::Error),
+}
+
+/// Builds the options of a container from the text of the operator's file.
+///
+/// # Errors
+/// Says what is wrong with the operator's file.
+pub(crate) fn options(operators: &str, additions: Additions<'_>) -> Result<CreateOptions, FileError> {
+    let Additions { root, wrapper, program } = additions;
+    let mut options: Table = operators.parse()?;
+    let text = |text: &str| Value::String(text.to_owned());
+    options.insert("root".to_owned(), text(&root.display().to_string()));
+    let operators = options.insert("binary_name".to_owned(), text(&wrapper.display().to_string()));
+    let program = match (program, operators) {
+        (Some(program), _) => program.to_owned(),
+        (None, Some(Value::String(program))) => program,
+        (None, None) => RUNSC.to_owned(),
+        (None, Some(_)) => return Err(FileError::Key { key: "binary_name", must: "a text" }),
+    };
+    let flags = options.entry("runsc_config").or_insert_with(|| Value::Table(Table::new()));
+    let Value::Table(flags) = flags else {
+        return Err(FileError::Key { key: "runsc_config", must: "a table of runsc's flags" });
+    };
+    let said = |flag: &str| flags.get(flag).map(|value| value.as_str().unwrap_or_default());
+    if said("ignore-cgroups").is_some_and(|word| word != "false") {
+        return Err(FileError::Key {
+            key: "runsc_config.ignore-cgroups",
+            must: "left out: the limits, the statistics and the end of a task rest on its cgroup",
+        });
+    }
+    match said("network") {
+        // The host's stack, within the task's network namespace.
+        None => drop(flags.insert("network".to_owned(), text("host"))),
+        Some("host" | "none") => {}
+        Some(_) => {
+            return Err(FileError::Key {
+                key: "runsc_config.network",
+                must: "left out, or \"host\" or \"none\": gVisor's own stack takes the addresses away from the namespace, where \
+                       other tasks of the group, the next attempt and the CNI plugins at the end need them",
+            });
+        }
+    }
+    Ok(CreateOptions::Gvisor { text: toml::to_string(&options)?, program })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn built(operators: &str, program: Option<&str>) -> Result<(Table, String), String> {
+        let (root, wrapper) = (Path::new("/run/ours/runsc"), Path::new("/run/ours/wrapper"));
+        let additions = Additions { root, wrapper, program };
+        match options(operators, additions).map_err(|error| error.to_string())? {
+            CreateOptions::Gvisor { text, program } => Ok((text.parse().unwrap(), program)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_containers_file_is_the_operators_with_a_root_of_the_drivers_own() {
+        let operators = "binary_name = \"/opt/runsc\"\nroot = \"/run/theirs\"\nlog_level = \"debug\"\n[runsc_config]\n\
+                         platform = \"kvm\"\nnetwork = \"host\"\n";
+        let expected = |rest: &str| rest.parse::<Table>().unwrap();
+        let (options, program) = built(operators, None).unwrap();
+        let ours = "binary_name = \"/run/ours/wrapper\"\nroot = \"/run/ours/runsc\"\nlog_level = \"debug\"\n\
+                    [runsc_config]\nplatform = \"kvm\"\nnetwork = \"host\"\n";
+        assert_eq!((options, program.as_str()), (expected(ours), "/opt/runsc"));
+        assert_eq!(built(operators, Some("/other/runsc")).unwrap().1, "/other/runsc");
+        assert_eq!(built("", None).unwrap().1, "runsc");
+    }
+
+    #[test]
+    fn the_network_is_passed_through_unless_there_is_to_be_none() {
+        let network = |operators: &str| {
+            let flags = built(operators, None).unwrap().0["runsc_config"].clone();
+            flags.get("network").and_then(Value::as_str).map(str::to_owned)
+        };
+        assert_eq!(network("").as_deref(), Some("host"));
+        assert_eq!(network("[runsc_config]\nnetwork = \"none\"\n").as_deref(), Some("none"));
+    }
+
+    #[test]
+    fn a_file_that_can_not_be_used_says_why() {
+        for (operators, word) in [
+            ("binary_name = ", "TOML"),
+            ("runsc_config = 1", "runsc_config"),
+            ("[runsc_config]\nignore-cgroups = \"true\"", "ignore-cgroups"),
+            ("[runsc_config]\nnetwork = \"sandbox\"", "runsc_config.network"),
+        ] {
+            let error = built(operators, None).unwrap_err();
+            assert!(error.contains(word), "{word} is not in {error}");
+        }
+    }
+}

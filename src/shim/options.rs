@@ -1,0 +1,49 @@
+//! The options of a shim's Create, in the form that the shim's family documents.
+
+use std::path::{Path, PathBuf};
+
+use shim_protos::protobuf::well_known_types::any::Any;
+use shim_protos::{CallError, RuncOptions, any};
+
+use super::{Bundle, Error, GVISOR_OPTIONS_TYPE};
+
+/// The options of one container.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum CreateOptions {
+    /// No options: the shim's own defaults.
+    None,
+    Runc(Box<RuncOptions>),
+    /// A file of the operator's, and the type of what is in it.
+    File {
+        type_url: String,
+        path: PathBuf,
+    },
+    /// What stands in the bundle's own files: the options of gVisor's shim, and the name of the `runsc` to run.
+    Gvisor {
+        text: String,
+        program: String,
+    },
+}
+
+impl CreateOptions {
+    /// Packs the options, and writes those that are to be in the bundle.
+    ///
+    /// # Errors
+    /// Names the file that can't be written.
+    pub(super) fn pack(&self, bundle: &Bundle) -> Result<Option<Any>, Error> {
+        let in_file =
+            |type_url: &str, path: &Path| any::runtime_options(type_url, &path.display().to_string());
+        let packed = match self {
+            Self::None => return Ok(None),
+            Self::Runc(options) => any::runc_options(options),
+            Self::File { type_url, path } => in_file(type_url, path),
+            Self::Gvisor { text, program } => {
+                in_file(GVISOR_OPTIONS_TYPE, &bundle.write_gvisor_options(text, program)?)
+            }
+        };
+        packed.map(Some).map_err(|error| Error::Call {
+            doing: "encode the options of the shim".to_owned(),
+            source: CallError::Refused(error.to_string()),
+        })
+    }
+}

@@ -1,0 +1,203 @@
+//! The runtime of a task: the family of its shim, and what the shim is told when the container is made.
+
+use std::io::Read;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use shim_protos::RuncOptions;
+
+use super::mounts::off_thread;
+use super::place;
+use super::{NAMESPACE, Settings};
+use crate::config::{RuntimeOptions, TaskOptions};
+use crate::error::{Error, Result};
+use crate::gvisor::WRAPPER;
+use crate::host_path::Area;
+use crate::shim::gvisor::{self, Additions};
+use crate::shim::{self, CreateOptions, Family};
+
+/// Maximum size of a file of options. Those in the field have a few lines.
+const FILE_LIMIT_BYTES: u64 = 1024 * 1024;
+
+/// The runtime that a task gets.
+pub(super) struct Runtime {
+    pub(super) family: Family,
+    pub(super) options: CreateOptions,
+}
+
+impl Runtime {
+    /// # Errors
+    /// Names the option that the runtime can't give the task, or the operator's file that can't be read.
+    pub(super) async fn of(settings: &Settings, options: &TaskOptions) -> Result<Self> {
+        let config = &settings.config;
+        let runtime = options.runtime.shim(config);
+        let program = options.runtime.program(config).map(str::to_owned);
+        let told = config.runtime_options.get(runtime).cloned().unwrap_or_default();
+        let family = Family::of_runtime(runtime, told.type_url.as_deref());
+        let options = match family {
+            Family::Runc => runc_options(runtime, told, program, settings)?,
+            Family::Gvisor => {
+                options.fit_sandbox()?;
+                gvisor_options(told.config_path, program, settings).await?
+            }
+            Family::Other => other_options(runtime, told, program.as_deref())?,
+        };
+        Ok(Self { family, options })
+    }
+}
+
+fn runc_options(
+    runtime: &str,
+    told: RuntimeOptions,
+    program: Option<String>,
+    settings: &Settings,
+) -> Result<CreateOptions> {
+    if let Some(path) = told.config_path {
+        return Err(Error::Invalid(format!(
+            "the plugin's option runtime_options.config_path can't be {:?}: the shim of the runtime {runtime} is of the runc \
+             family, which reads no file; leave it out, and name the program that it runs by oci_runtime",
+            path.display().to_string()
+        )));
+    }
+    Ok(CreateOptions::Runc(Box::new(RuncOptions {
+        root: place::runtime_root(settings),
+        binary_name: program.unwrap_or_default(),
+        ..RuncOptions::default()
+    })))
+}
+
+fn other_options(runtime: &str, told: RuntimeOptions, program: Option<&str>) -> Result<CreateOptions> {
+    if let Some(program) = program {
+        return Err(Error::Invalid(format!(
+            "the option oci_runtime can't be {program:?} with the runtime {runtime}: what its shim would make of it is not \
+             known; leave it out, or, where that shim takes the options of the runc family, have the operator say so by the \
+             plugin's option runtime_options with type_url = \"{}\"",
+            shim_protos::any::RUNC_OPTIONS_URL
+        )));
+    }
+    Ok(match told {
+        RuntimeOptions { type_url: None, config_path: None } => CreateOptions::None,
+        RuntimeOptions { type_url, config_path } => CreateOptions::File {
+            type_url: type_url.unwrap_or_default(),
+            path: config_path.unwrap_or_default(),
+        },
+    })
+}
+
+async fn gvisor_options(
+    file: Option<PathBuf>,
+    program: Option<String>,
+    settings: &Settings,
+) -> Result<CreateOptions> {
+    let state_dir = settings.config.state_dir.clone();
+    let root = gvisor_root(&state_dir);
+    let place = file.clone().unwrap_or_else(|| "/".into());
+    let build = move || {
+        let refused = |path: &Path, why: String, passes| {
+            let text =
+                format!("the plugin's option runtime_options.config_path names {}: {why}", path.display());
+            Error::refused(text, passes)
+        };
+        let operators = match &file {
+            Some(path) => read(path).map_err(|(why, passes)| refused(path, why, passes))?,
+            None => String::new(),
+        };
+        let wrapper = wrapper(&state_dir)?;
+        let additions = Additions { root: &root, wrapper: &wrapper, program: program.as_deref() };
+        let built = gvisor::options(&operators, additions);
+        let built = built
+            .map_err(|error| refused(file.as_deref().unwrap_or(Path::new("")), error.to_string(), false))?;
+        if let CreateOptions::Gvisor { program, .. } = &built {
+            shim::require_program(program)?;
+        }
+        Ok(built)
+    };
+    off_thread(&place, "the file with the options of gVisor's shim", build).await
+}
+
+/// Where this binary is called in the place of runsc. A link, since the state directory may be one from which nothing is
+/// executed; it leads to the binary of the plugin that was started last.
+fn wrapper(state_dir: &Path) -> Result<PathBuf> {
+    let link = state_dir.join(WRAPPER);
+    let failed = |error: std::io::Error| Error::system(format!("make the link {}", link.display()), &error);
+    let own = std::env::current_exe().map_err(failed)?;
+    if std::fs::read_link(&link).is_ok_and(|leads_to| leads_to == own) {
+        return Ok(link);
+    }
+    let new = tempfile::Builder::new()
+        .prefix(".new-")
+        .make_in(state_dir, |new| symlink(&own, new))
+        .map_err(failed)?;
+    new.persist(&link).map_err(|error| failed(error.error))?;
+    Ok(link)
+}
+
+/// Reads a file of the operator's. Where it can't be read, says why, and whether that may pass.
+fn read(path: &Path) -> std::result::Result<String, (String, bool)> {
+    let beneath = path.strip_prefix("/").unwrap_or(path);
+    let area = Area { root: Path::new("/"), plain: Path::new("") };
+    let file = area.open_file(beneath).map_err(|error| (error.to_string(), error.is_transient()))?;
+    let mut text = String::new();
+    match file.take(FILE_LIMIT_BYTES + 1).read_to_string(&mut text) {
+        Err(error) => Err((error.to_string(), crate::os_error::is_transient(&error))),
+        Ok(length) if length as u64 > FILE_LIMIT_BYTES => {
+            Err((format!("it has more than {FILE_LIMIT_BYTES} bytes"), false))
+        }
+        Ok(_) => Ok(text),
+    }
+}
+
+/// Where runsc keeps what it knows of the containers of this plugin; it appends the namespace. Private, as
+/// [`place::runtime_root`] is.
+fn gvisor_root(state_dir: &Path) -> PathBuf {
+    state_dir.join("runsc")
+}
+
+/// The files by which runsc knows a container.
+pub(super) fn gvisor_state(state_dir: &Path, id: &str) -> [PathBuf; 2] {
+    let directory = gvisor_root(state_dir).join(NAMESPACE);
+    ["state", "lock"].map(|kind| directory.join(format!("{id}_sandbox:{id}.{kind}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_shim_gets_what_the_operator_says_and_no_program() {
+        let told = |type_url: Option<&str>, path: Option<&str>| RuntimeOptions {
+            type_url: type_url.map(str::to_owned),
+            config_path: path.map(PathBuf::from),
+        };
+        let of = |told| other_options("io.containerd.kata.v2", told, None).unwrap();
+        assert_eq!(of(told(None, None)), CreateOptions::None);
+        let kata = CreateOptions::File {
+            type_url: "io.containerd.kata.v2.options".to_owned(),
+            path: "/etc/kata.toml".into(),
+        };
+        assert_eq!(of(told(Some("io.containerd.kata.v2.options"), Some("/etc/kata.toml"))), kata);
+        let error =
+            other_options("io.containerd.kata.v2", told(None, None), Some("crun")).unwrap_err().to_string();
+        for word in
+            ["oci_runtime", "crun", "io.containerd.kata.v2", "runtime_options", "containerd.runc.v1.Options"]
+        {
+            assert!(error.contains(word), "{word} is not in {error}");
+        }
+    }
+
+    #[test]
+    fn an_operators_file_is_read_whole_or_refused_with_the_reason() {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        std::fs::write(at("good"), "root = \"/x\"\n").unwrap();
+        assert_eq!(read(&at("good")).unwrap(), "root = \"/x\"\n");
+        symlink("good", at("link")).unwrap();
+        assert_eq!(read(&at("link")).unwrap(), "root = \"/x\"\n");
+        std::fs::write(at("large"), vec![b' '; 2 << 20]).unwrap();
+        nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        for name in ["large", "pipe", "missing"] {
+            let (why, passes) = read(&at(name)).unwrap_err();
+            assert!(!why.is_empty() && !passes, "{name}: {why}");
+        }
+    }
+}
