@@ -78,10 +78,13 @@ details() {
   done
 }
 
-# absent ROW..: the rows that can't be had.
+# absent ROW..: the rows that can't be had, and those that nobody has run.
 absent() {
   local row
-  for row; do told "$row" absent | sed "s/^/- $row: /;s/\$/ ($(told "$row" date))/"; done
+  for row; do
+    told "$row" absent | sed "s/^/- $row: /;s/\$/ ($(told "$row" date))/"
+    [[ -n $(told "$row" date) ]] || printf -- '- %s: not run yet\n' "$row"
+  done
 }
 
 # Says so where nothing comes in.
@@ -99,7 +102,7 @@ write_page() {
     table "${ROWS[@]}"
     printf '\n## Failed or skipped, and why\n\n'
     details "${ROWS[@]}" | or_nothing
-    printf '\n## Rows that could not be had\n\n'
+    printf '\n## Rows that could not be had, or were not run yet\n\n'
     absent "${ROWS[@]}" | or_nothing
   } >"$WORKDIR/page"
   write_as_builder "$PAGE" <"$WORKDIR/page"
