@@ -52,7 +52,7 @@ impl Machine<'_> {
     /// Says that it could not be run.
     pub fn run_on_terminal(&self) -> Result<()> {
         // Ctrl-C is for whoever works in the machine; Ctrl-A X turns it off.
-        let status = std::process::Command::from(self.command("mon:stdio").into_std()).status();
+        let status = self.command("mon:stdio").into_std().status();
         let status = status.with_context(|| format!("start {PROGRAM}"))?;
         ensure!(status.success(), "{PROGRAM} ended with {status}");
         Ok(())

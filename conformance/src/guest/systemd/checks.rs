@@ -31,7 +31,10 @@ pub fn all() -> Vec<Check> {
         ("containerd: a task goes on over its restart", Box::new(containerd_restarted)),
         ("plugin: a task goes on when it is killed", Box::new(plugin_killed)),
         ("cgroups: a task is in nomad.slice, its shim in the agent's unit", Box::new(usual_cgroups)),
-        ("cgroups: in a delegated unit a task is below it, and goes on over a restart", Box::new(delegated)),
+        (
+            "cgroups: a unit with Delegate=yes has the shim; the task and its limits stay in nomad.slice",
+            Box::new(delegated),
+        ),
         ("oom: under runc the shim alone is protected", Box::new(|site| scores(site, "", -998))),
         ("oom: under crun the shim has its task's score", Box::new(|site| scores(site, "crun", 0))),
         ("apparmor: a task runs, unconfined", Box::new(unconfined)),
@@ -114,26 +117,20 @@ fn usual_cgroups(site: &mut Site) -> Result<()> {
     goes_on(&site.client, &id, pid)
 }
 
-/// The agent's processes are in a group of their own, since the kernel lets no group have both processes and groups with
-/// limits.
+/// Nomad makes its slice at the root all the same (`client/lib/cgroupslib`, 1.11.3, whatever `cgroup_parent` says), and
+/// systemd, which has not made it, leaves it alone.
 fn delegated(site: &mut Site) -> Result<()> {
-    let unit = format!("/system.slice/{AGENT}");
-    let enable = "echo +cpuset +cpu +io +memory +pids";
-    change_agent(&format!(
-        "Delegate=yes\nDelegateSubgroup=agent\n\
-         ExecStartPre=/bin/sh -c '{enable} >/sys/fs/cgroup{unit}/cgroup.subtree_control'"
-    ))?;
-    let parent = format!("{unit}/tasks.slice");
-    site.configure_more(&format!("client {{\n  cgroup_parent = \"{}\"\n}}\n", &parent[1..]))?;
+    change_agent("Delegate=yes\nDelegateSubgroup=agent")?;
     site.restart_agent()?;
     let (id, pid) = site.start("delegated", "")?;
     let task = cgroup(pid)?;
-    ensure!(task == format!("{parent}/share.slice/{id}.main.scope"), "the task is in {task}");
-    let limit = fs::read_to_string(format!("/sys/fs/cgroup{task}/memory.max"))?;
-    ensure!(limit.trim() == "33554432", "its memory limit is {limit}");
+    ensure!(task == format!("/nomad.slice/share.slice/{id}.main.scope"), "the task is in {task}");
     let shim = cgroup(processes::parent(pid)?)?;
-    ensure!(shim == format!("{unit}/agent"), "the shim is in {shim}");
+    ensure!(shim == format!("/system.slice/{AGENT}/agent"), "the shim is in {shim}");
+    systemctl(&["daemon-reload"])?;
     site.restart_agent()?;
+    let limit = fs::read_to_string(format!("/sys/fs/cgroup{task}/memory.max"))?;
+    ensure!(limit.trim() == "33554432", "its memory limit is now {limit}");
     goes_on(&site.client, &id, pid)
 }
 
@@ -168,8 +165,10 @@ fn unconfined(site: &mut Site) -> Result<()> {
     let enabled = fs::read_to_string("/sys/module/apparmor/parameters/enabled")?;
     ensure!(enabled.trim() == "Y", "AppArmor is not on: {enabled}");
     let (id, pid) = site.start("unconfined", "")?;
+    // Debian's profile `runc` limits nothing, and what it starts goes by its name.
     let seen = profile(pid)?;
-    ensure!(seen == "unconfined", "the task is confined by {seen:?}");
+    ensure!(["unconfined", "runc (unconfined)"].contains(&&*seen), "the task is confined by {seen:?}");
+    println!("  the task is {seen}");
     goes_on(&site.client, &id, pid)
 }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
-use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use libtest_mimic::{Arguments, ColorSetting, Completion, Failed, Trial};
 
 use super::checks::{self, Check};
 use super::reboot::{self, Earlier};
@@ -92,7 +92,9 @@ fn run_checks(site: Site, checks: Vec<Check>) -> ExitCode {
             play(&mut site, name, &check, &skips).map_err(|error| Failed::from(format!("{error:#}")))
         })
     });
-    let arguments = Arguments { test_threads: Some(1), ..Arguments::default() };
+    // It is a console, and its lines are read by programs.
+    let color = Some(ColorSetting::Never);
+    let arguments = Arguments { test_threads: Some(1), color, ..Arguments::default() };
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     skips.summarize("guest", &conclusion);
     conclusion.exit_code()

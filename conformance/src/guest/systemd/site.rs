@@ -29,8 +29,9 @@ const SERVER_PORTS: Ports = Ports { http: 5646, rpc: 5647, serf: 5648 };
 pub const RECORDS: [&str; 4] = ["container record", "lease", "active snapshot", "unfinished content"];
 /// What comes and goes with units that nobody here has to do with, and where each plugin listens.
 const FOREIGN: [&str; 4] = ["/system.slice/", "/user.slice/", "/systemd", "/plugin.sock"];
-/// Directories that come with the first task, and stay.
-const LASTING: [&str; 3] = ["nomad", "runc", "runc/nomad"];
+/// Directories that come with the first task, and stay; in the last one crun keeps compiled filters of system calls.
+const LASTING: [&str; 4] = ["nomad", "runc", "runc/nomad", "runc/nomad/.cache"];
+const CRUNS_CACHE: &str = "runc/nomad/.cache/";
 /// All is emulated in software, on a machine that may have other things to do.
 const PATIENCE: u32 = 4;
 
@@ -80,14 +81,6 @@ impl Site {
         fs::create_dir_all(CONFIGURATION)?;
         let client = config::client(&self.setup, &PORTS, Some(SERVER_PORTS.rpc));
         Ok(fs::write(Path::new(CONFIGURATION).join("client.hcl"), client)?)
-    }
-
-    /// Puts something beside the agent's configuration, for the time of a check and from the next start on.
-    ///
-    /// # Errors
-    /// Fails where the disk does.
-    pub fn configure_more(&self, more: &str) -> Result<()> {
-        Ok(fs::write(more_configuration(), more)?)
     }
 
     /// Waits for an idle agent, and notes what there is while no task runs.
@@ -179,8 +172,7 @@ impl Site {
     /// Lists what is left.
     pub fn clear(&mut self) -> Result<()> {
         let jobs = std::mem::take(&mut self.jobs);
-        let configured = fs::remove_file(more_configuration()).is_ok();
-        let changed = units::restore_agent()? || configured || !self.setup.oci_runtime.is_empty();
+        let changed = units::restore_agent()? || !self.setup.oci_runtime.is_empty();
         self.client.end_jobs(&jobs)?;
         if changed {
             self.use_runtime("")?;
@@ -188,7 +180,10 @@ impl Site {
         let mut left = Vec::new();
         let clean = self.client.eventually("clean machine", || {
             left = self.census()?.since(&self.before).lines();
-            left.retain(|line| !LASTING.iter().any(|name| *line == format!("state file {STATE_DIR}/{name}")));
+            left.retain(|line| {
+                let file = line.strip_prefix(&format!("state file {STATE_DIR}/"));
+                !file.is_some_and(|file| LASTING.contains(&file) || file.starts_with(CRUNS_CACHE))
+            });
             Ok(left.is_empty())
         });
         clean.with_context(|| format!("left behind:\n  {}", left.join("\n  ")))
@@ -207,10 +202,6 @@ impl Site {
 /// Says what can't be listed.
 pub fn records() -> Result<Census> {
     Ok(daemon::take(Path::new(CONTAINERD_SOCKET), Some(NAMESPACE))?.only(&RECORDS))
-}
-
-fn more_configuration() -> PathBuf {
-    Path::new(CONFIGURATION).join("more.hcl")
 }
 
 fn setup() -> Setup {
