@@ -1,13 +1,14 @@
 //! The keeper of a sandbox: makes it, becomes its parent, writes down how it ends, and takes the events of the shim.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, getppid};
 use tokio::net::UnixListener;
 
@@ -21,6 +22,10 @@ const SHIM: &str = "CONTAINERD_DRIVER_SHIM";
 /// The file in a bundle that says that its sandbox is made, and that its keeper is ready.
 const MADE: &str = "sandbox-made";
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
+/// The file that becomes the one with the exit code.
+const EXIT_CODE_TO_COME: &str = "sandbox-exit-code.new";
+/// How many characters it has, which are written before there is a code: a full disk keeps no code from being told.
+const EXIT_CODE_WIDTH: usize = 4;
 const SIGNAL_BASE: i32 = 128;
 const OOM_SCORE_ADJ: &str = "-998";
 
@@ -61,7 +66,8 @@ pub(super) fn run(call: &Call) -> io::Result<ExitCode> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     std::env::set_current_dir(&call.bundle)?;
     let events = listen()?;
-    let made = make(call)?;
+    let exit_code_to_come = reserve()?;
+    let made = make(call, &shim)?;
     if !made.success() {
         return Ok(exit_code(made));
     }
@@ -71,7 +77,7 @@ pub(super) fn run(call: &Call) -> io::Result<ExitCode> {
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;
     dup2_stderr(&null)?;
-    std::thread::Builder::new().name("reaper".to_owned()).spawn(move || reap(sandbox))?;
+    std::thread::Builder::new().name("reaper".to_owned()).spawn(move || reap(sandbox, &exit_code_to_come))?;
     // As its shim is: without it the shim ends, and the sandbox with that. Not allowed to an agent in a container.
     let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);
     std::fs::write(MADE, "")?;
@@ -89,15 +95,22 @@ fn listen() -> io::Result<std::os::unix::net::UnixListener> {
     Ok(listener)
 }
 
-/// Runs `runsc create`, and ends it where its caller has gone away.
-fn make(call: &Call) -> io::Result<ExitStatus> {
+/// Takes the room that an exit code needs.
+fn reserve() -> io::Result<File> {
+    let file = File::create(EXIT_CODE_TO_COME)?;
+    file.write_all_at(&[b' '; EXIT_CODE_WIDTH], 0)?;
+    Ok(file)
+}
+
+/// Runs `runsc create`, and ends it where its caller has gone away, or the shim.
+fn make(call: &Call, shim: &ProcessHandle) -> io::Result<ExitStatus> {
     let caller = getppid();
     let mut runsc = Command::new(&call.program).args(&call.arguments).env_remove(SHIM).spawn()?;
     loop {
         if let Some(ended) = runsc.try_wait()? {
             return Ok(ended);
         }
-        if getppid() != caller {
+        if getppid() != caller || shim.ends_before(Instant::now()) {
             runsc.kill()?;
             return runsc.wait();
         }
@@ -110,22 +123,22 @@ pub(super) fn sandbox(bundle: &Path) -> Option<i32> {
     std::fs::read_to_string(bundle.join("init.pid")).ok()?.trim().parse().ok()
 }
 
-/// Waits for all children, and writes down how the sandbox ends.
-fn reap(sandbox: i32) {
+/// Waits for all children, and writes down how the sandbox ends: before its pid can be another's.
+fn reap(sandbox: i32, exit_code_to_come: &File) {
     loop {
-        let (pid, code) = match waitpid(None, None) {
+        let (pid, code) = match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) {
             Ok(WaitStatus::Exited(pid, code)) => (pid, code),
             Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, SIGNAL_BASE + signal as i32),
             Ok(_) | Err(nix::errno::Errno::EINTR) => continue,
             Err(_) => return,
         };
         if pid.as_raw() == sandbox {
-            let new = format!("{EXIT_CODE}.new");
-            let written =
-                std::fs::write(&new, format!("{code}\n")).and_then(|()| std::fs::rename(&new, EXIT_CODE));
+            let text = format!("{code:>EXIT_CODE_WIDTH$}");
+            let written = exit_code_to_come.write_all_at(text.as_bytes(), 0);
             // Nobody is left to be told; the kernel's word on the sandbox counts then.
-            drop(written);
+            drop(written.and_then(|()| std::fs::rename(EXIT_CODE_TO_COME, EXIT_CODE)));
         }
+        let _ = waitpid(pid, None);
     }
 }
 

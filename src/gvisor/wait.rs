@@ -38,17 +38,29 @@ pub(super) fn run(call: &Call) -> io::Result<ExitCode> {
 }
 
 fn exit_code(bundle: &Path) -> io::Result<i32> {
-    if let Some(sandbox) = process(bundle)? {
+    let sandbox = process(bundle)?;
+    // Its pid is its own for as long as there is no code: who was taken hold of before that look is the sandbox.
+    if let Some(code) = written(bundle)? {
+        return Ok(code);
+    }
+    if let Some(sandbox) = sandbox {
         while !sandbox.ends_before(Instant::now() + AT_A_TIME) {}
     }
     let until = Instant::now() + IS_WRITTEN;
     loop {
-        match std::fs::read_to_string(bundle.join(EXIT_CODE)) {
-            Ok(text) => return text.trim().parse().map_err(io::Error::other),
-            Err(error) if error.kind() == ErrorKind::NotFound && Instant::now() < until => {}
-            Err(error) => return Err(error),
+        match written(bundle)? {
+            Some(code) => return Ok(code),
+            None if Instant::now() < until => std::thread::sleep(LOOK_AGAIN),
+            None => return Err(io::Error::other("nobody has written down the sandbox's exit code")),
         }
-        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+fn written(bundle: &Path) -> io::Result<Option<i32>> {
+    match std::fs::read_to_string(bundle.join(EXIT_CODE)) {
+        Ok(text) => text.trim().parse().map(Some).map_err(io::Error::other),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -82,5 +94,16 @@ mod tests {
         std::fs::write(bundle.path().join(EXIT_CODE), "137\n").unwrap();
         assert_eq!(waiting.join().unwrap().unwrap(), 137);
         assert_eq!(exit_code(bundle.path()).unwrap(), 137, "asked after the end");
+    }
+
+    #[test]
+    fn a_process_that_has_the_sandboxs_pid_by_now_is_not_waited_for() {
+        let bundle = tempfile::tempdir().unwrap();
+        std::fs::write(bundle.path().join("init.pid"), std::process::id().to_string()).unwrap();
+        std::fs::write(bundle.path().join(EXIT_CODE), "   7").unwrap();
+        let at = bundle.path().to_owned();
+        let (sender, answer) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(exit_code(&at).unwrap()));
+        assert_eq!(answer.recv_timeout(Duration::from_secs(10)), Ok(7));
     }
 }

@@ -12,6 +12,7 @@ use nomad_proto::driver as pb;
 use super::events::Teller;
 use super::exec::Leftovers;
 use super::place::{self, Place};
+use super::runtime::renew_wrapper;
 use super::supervisor::{self, Watch};
 use super::{Identity, Saved, Settings, Task, Tasks};
 use crate::error::{Error, Result};
@@ -87,10 +88,12 @@ async fn find(tasks: &Arc<Tasks>, settings: &Settings, teller: Teller, driver_st
     let bundle = place.bundle.clone();
     // Before the shim is asked anything: it may be stuck in the start of one of them.
     let execs = tokio::task::spawn_blocking(move || Leftovers::find(&bundle)).await;
-    // A shim whose events are not taken tries each again, and says so in its log.
-    if saved.family() != Family::Gvisor
-        && let Err(error) = settings.events.address_for(&saved.shim_binary).await
-    {
+    if saved.family() == Family::Gvisor {
+        if let Err(error) = renew_wrapper(settings).await {
+            tracing::warn!(container = saved.container_id, %error, "its shim may not reach runsc");
+        }
+    } else if let Err(error) = settings.events.address_for(&saved.shim_binary).await {
+        // A shim whose events are not taken tries each again, and says so in its log.
         tracing::warn!(container = saved.container_id, %error, "its shim's events are not taken");
     }
     let init = hold(saved.init).await;

@@ -1,9 +1,12 @@
 //! The runtime of a task: the family of its shim, and what the shim is told when the container is made.
 
+use std::ffi::OsStr;
 use std::io::Read;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use nomad_proto::driver as pb;
 use shim_protos::RuncOptions;
 
 use super::mounts::off_thread;
@@ -28,7 +31,11 @@ pub(super) struct Runtime {
 impl Runtime {
     /// # Errors
     /// Names the option that the runtime can't give the task, or the operator's file that can't be read.
-    pub(super) async fn of(settings: &Settings, options: &TaskOptions) -> Result<Self> {
+    pub(super) async fn of(
+        settings: &Settings,
+        options: &TaskOptions,
+        task: &pb::TaskConfig,
+    ) -> Result<Self> {
         let config = &settings.config;
         let runtime = options.runtime.shim(config);
         let program = options.runtime.program(config).map(str::to_owned);
@@ -38,6 +45,7 @@ impl Runtime {
             Family::Runc => runc_options(runtime, told, program, settings)?,
             Family::Gvisor => {
                 options.fit_sandbox()?;
+                nomads_fit_sandbox(task)?;
                 gvisor_options(told.config_path, program, settings).await?
             }
             Family::Other => other_options(runtime, told, program.as_deref())?,
@@ -84,6 +92,24 @@ fn other_options(runtime: &str, told: RuntimeOptions, program: Option<&str>) -> 
     })
 }
 
+/// As [`TaskOptions::fit_sandbox`], of what Nomad gives the task beside its options.
+fn nomads_fit_sandbox(task: &pb::TaskConfig) -> Result<()> {
+    let unfit = |what: String, why: &str| {
+        Err(Error::Invalid(format!(
+            "{what}: under gVisor {why}; leave it out, or give the task a runtime of the runc family (option runtime)"
+        )))
+    };
+    if let Some(device) = task.devices.first() {
+        let what = format!("the device {} of the task's device block", device.host_path);
+        return unfit(what, "a task has no devices of the host's");
+    }
+    if let Some(mount) = task.mounts.iter().find(|mount| mount.propagation_mode == "bidirectional") {
+        let what = format!("the volume_mount at {} with propagation_mode \"bidirectional\"", mount.task_path);
+        return unfit(what, "mounts of a task don't reach the host");
+    }
+    Ok(())
+}
+
 async fn gvisor_options(
     file: Option<PathBuf>,
     program: Option<String>,
@@ -120,7 +146,11 @@ async fn gvisor_options(
 fn wrapper(state_dir: &Path) -> Result<PathBuf> {
     let link = state_dir.join(WRAPPER);
     let failed = |error: std::io::Error| Error::system(format!("make the link {}", link.display()), &error);
-    let own = std::env::current_exe().map_err(failed)?;
+    let own = present(std::env::current_exe().map_err(failed)?);
+    if !own.exists() {
+        let text = format!("the plugin's binary {} is gone: install it again", own.display());
+        return Err(Error::passing(text, true));
+    }
     if std::fs::read_link(&link).is_ok_and(|leads_to| leads_to == own) {
         return Ok(link);
     }
@@ -130,6 +160,25 @@ fn wrapper(state_dir: &Path) -> Result<PathBuf> {
         .map_err(failed)?;
     new.persist(&link).map_err(|error| failed(error.error))?;
     Ok(link)
+}
+
+/// Has the tasks of an earlier plugin call this one's binary: the other may be gone, such as after an upgrade.
+///
+/// # Errors
+/// Names the link, or the binary that is gone.
+pub(super) async fn renew_wrapper(settings: &Settings) -> Result<()> {
+    let state_dir = settings.config.state_dir.clone();
+    off_thread(&settings.config.state_dir, "the plugin's own binary", move || wrapper(&state_dir).map(drop))
+        .await
+}
+
+/// What is where a running binary was: the kernel says so of one that was replaced, as in an upgrade.
+fn present(own: PathBuf) -> PathBuf {
+    const REPLACED: &[u8] = b" (deleted)";
+    match own.as_os_str().as_bytes().strip_suffix(REPLACED) {
+        Some(path) if !own.exists() => OsStr::from_bytes(path).into(),
+        _ => own,
+    }
 }
 
 /// Reads a file of the operator's. Where it can't be read, says why, and whether that may pass.
@@ -153,10 +202,13 @@ fn gvisor_root(state_dir: &Path) -> PathBuf {
     state_dir.join("runsc")
 }
 
-/// The files by which runsc knows a container.
-pub(super) fn gvisor_state(state_dir: &Path, id: &str) -> [PathBuf; 2] {
+/// The files by which runsc knows a container, and those by which it reaches its sandbox: where the path of its state is too
+/// long for a socket's, that is elsewhere.
+pub(super) fn gvisor_state(state_dir: &Path, id: &str) -> [PathBuf; 4] {
     let directory = gvisor_root(state_dir).join(NAMESPACE);
-    ["state", "lock"].map(|kind| directory.join(format!("{id}_sandbox:{id}.{kind}")))
+    let file = |kind: &str| directory.join(format!("{id}_sandbox:{id}.{kind}"));
+    let socket = |directory: &Path| directory.join(format!("runsc-{id}.sock"));
+    [file("state"), file("lock"), socket(&directory), socket(Path::new("/var/run"))]
 }
 
 #[cfg(test)]
@@ -183,6 +235,16 @@ mod tests {
         {
             assert!(error.contains(word), "{word} is not in {error}");
         }
+    }
+
+    #[test]
+    fn a_binary_that_was_replaced_is_what_has_its_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let (plugin, odd) = (directory.path().join("plugin"), directory.path().join("odd (deleted)"));
+        assert_eq!(present(directory.path().join("plugin (deleted)")), plugin);
+        std::fs::write(&odd, "").unwrap();
+        assert_eq!(present(odd.clone()), odd, "it is called so");
+        assert_eq!(present(plugin.clone()), plugin);
     }
 
     #[test]

@@ -72,7 +72,7 @@ impl Wanted {
             timeline.step("wanted/mounts", Sources::open(&options.mounts, &settings.config, config)),
         );
         let (image, network, init, node) = (image?, network?, init?, node?);
-        let runtime = Runtime::of(settings, &options).await?;
+        let runtime = Runtime::of(settings, &options, config).await?;
         let hostname = match &options.names.hostname {
             Some(name) => name.clone(),
             // In the host's network programs look up the address of their host's name.

@@ -4,7 +4,7 @@
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -23,6 +23,7 @@ cases!["full state":
     a_start_is_refused_and_leaves_nothing_whatever_page_is_the_first_that_is_missing,
     a_start_is_refused_and_leaves_nothing_whatever_file_is_the_first_that_is_missing,
     a_task_is_stopped_and_destroyed_in_a_full_directory,
+    a_task_that_ends_in_a_full_directory_keeps_its_code,
     a_task_whose_shim_is_gone_is_destroyed_in_a_full_directory,
     a_task_that_nobody_recovered_is_destroyed_in_a_full_directory,
     a_task_whose_files_are_half_written_is_stopped_and_destroyed,
@@ -176,6 +177,25 @@ async fn a_task_is_stopped_and_destroyed_in_a_full_directory(scene: &Scene) -> R
         disk.leave(room, 0)?;
         task.stop(&plugin, Duration::from_millis(200)).await.with_context(|| format!("{room:?}"))?;
         task.wait(&plugin).await?;
+        task.destroy(&plugin).await.with_context(|| format!("{room:?}"))?;
+        plugin.shut_down().await?;
+        scene.nothing_left()?;
+    }
+    Ok(())
+}
+
+async fn a_task_that_ends_in_a_full_directory_keeps_its_code(scene: &Scene) -> Result<()> {
+    for room in Room::BOTH {
+        let disk = SmallDisk::under(scene)?;
+        let mut plugin = scene.plugin().await?;
+        let script = "until [ -e /alloc/go ]; do sleep 0.1; done; exit 9";
+        let task = scene.run(&plugin, &scene.shell(script)).await?;
+        disk.leave(room, 0)?;
+        fs::write(task.alloc.directory.join("alloc/go"), "")?;
+        let begun = Instant::now();
+        same!(task.wait(&plugin).await.with_context(|| format!("{room:?}"))?.exit_code, 9);
+        // By the shim's word, for which it is waited: not every kernel tells.
+        ensure!(begun.elapsed() < Duration::from_secs(4), "{room:?}: told after {:?}", begun.elapsed());
         task.destroy(&plugin).await.with_context(|| format!("{room:?}"))?;
         plugin.shut_down().await?;
         scene.nothing_left()?;

@@ -1,11 +1,13 @@
 //! Tasks in gVisor's sandboxes: what is theirs, what they can't have, and that nothing of one is left however it ends.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use nomad_proto::driver as pb;
 use serde_json::{Value, json};
 
 use super::mounts::{HostMounts, host_directory};
@@ -13,7 +15,7 @@ use super::recover::shim_pid;
 use super::shared_networks::GroupNetwork;
 use super::web_server::{beside, with};
 use super::{cases, refused, same, until};
-use crate::fixture::traces::find_processes;
+use crate::fixture::traces::{children, find_processes};
 use crate::host::alloc::set_memory;
 use crate::host::stats::Stats;
 use crate::scene::Scene;
@@ -34,11 +36,14 @@ cases!["gvisor":
     a_task_of_another_runtime_runs_beside_it,
     its_use_of_the_machine_is_what_the_kernel_counts,
     its_processes_have_the_tasks_own_oom_score,
+    a_plugin_that_is_replaced_under_it_starts_others_and_the_next_goes_on,
+    a_runsc_that_hangs_when_the_plugin_dies_leaves_nothing,
 ];
 
 /// What of the other cases a sandbox can't show, by their names, and why.
 pub const NOT_IN_A_SANDBOX: &[(&str, &str)] = &[
     ("account: a running task is seen in all its parts", OTHER_PARTS),
+    ("devices: devices of nomads device plugins are there", REFUSED),
     ("ends: a child killed for want of memory", "the kernel kills a sandbox as a whole"),
     (
         "ends: a kill is told from a code of the same number",
@@ -272,6 +277,16 @@ async fn what_a_sandbox_can_not_have_is_refused_by_name(scene: &Scene) -> Result
         refused(plugin.start_task(task.config.clone()).await, &[option, "gVisor", "leave it out"])?;
         scene.nothing_left()?;
     }
+    let mut task = scene.prepare(&plugin, &scene.shell("true")).await?;
+    task.config.devices = vec![pb::Device {
+        host_path: "/dev/fuse".to_owned(),
+        task_path: "/dev/fuse".to_owned(),
+        ..pb::Device::default()
+    }];
+    refused(
+        plugin.start_task(task.config.clone()).await,
+        &["/dev/fuse", "device block", "gVisor", "leave it out"],
+    )?;
     scene.still_works(&plugin).await?;
     plugin.shut_down().await
 }
@@ -344,4 +359,56 @@ async fn its_processes_have_the_tasks_own_oom_score(scene: &Scene) -> Result<()>
     }
     task.end(&plugin).await?;
     plugin.shut_down().await
+}
+
+async fn a_plugin_that_is_replaced_under_it_starts_others_and_the_next_goes_on(scene: &Scene) -> Result<()> {
+    let mut launch = scene.launch();
+    let (here, new) = (scene.directory().join("plugin"), scene.directory().join("new"));
+    fs::copy(&launch.binary, &here)?;
+    fs::copy(&launch.binary, &new)?;
+    launch.binary = here.clone();
+    let mut plugin = scene.plugin_as(&launch, &scene.options()).await?;
+    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+    fs::rename(&new, &here)?;
+    let second = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+    for task in [&task, &second] {
+        same!(task.exec(&plugin, "echo works").await?, (0, "works\n".to_owned()));
+    }
+    second.end(&plugin).await?;
+    plugin.kill().await?;
+    // The agent's plugins are elsewhere from now on.
+    fs::remove_file(&here)?;
+    let mut next = scene.plugin().await?;
+    task.recover(&next).await?;
+    same!(task.exec(&next, "echo works").await?, (0, "works\n".to_owned()));
+    task.end(&next).await?;
+    scene.nothing_left()?;
+    next.shut_down().await
+}
+
+async fn a_runsc_that_hangs_when_the_plugin_dies_leaves_nothing(scene: &Scene) -> Result<()> {
+    let (runsc, reached) = (scene.directory().join("hangs"), scene.directory().join("reached"));
+    fs::create_dir_all(scene.directory())?;
+    let real = scene.programs().runtime().display().to_string();
+    let state = format!("{}/*.state", scene.state_dir().join("runsc/nomad").display());
+    // It has made the sandbox by then, and has not written down that it has.
+    let hang = format!("{real} \"$@\"; rm {state}; touch {0}; exec sleep 600", reached.display());
+    let is_first = format!("[ \"$word\" = create ] && [ ! -e {} ]", reached.display());
+    let script =
+        format!("#!/bin/sh\nfor word in \"$@\"; do {is_first} && {{ {hang}; }}; done\nexec {real} \"$@\"\n");
+    fs::write(&runsc, script)?;
+    fs::set_permissions(&runsc, fs::Permissions::from_mode(0o755))?;
+    let mut options = scene.options();
+    options["oci_runtime"] = json!(runsc);
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
+    tokio::select! {
+        started = plugin.start_task(task.config.clone()) => bail!("it was not held up: {started:?}"),
+        there = until(LIMIT, "the create", || reached.exists()) => there?,
+    }
+    let mut next = scene.next_plugin_with(&mut plugin, &options).await?;
+    scene.nothing_left_within(LIMIT * 2)?;
+    same!(children(&scene.state_dir().join("runsc/nomad")), Vec::<std::path::PathBuf>::new());
+    scene.still_works(&next).await?;
+    next.shut_down().await
 }
