@@ -78,9 +78,12 @@ pub fn first_of(pids: &[i32]) -> Option<i32> {
     pids.iter().copied().find(is_first)
 }
 
-/// The shim of a task's first process, unless it is gone and the process was taken in by the host's init.
+/// The shim of a task's first process, unless it is gone and the process was taken in by the host's init. The parent of a
+/// sandbox is its keeper.
 pub fn shim_of(pid: i32) -> Option<i32> {
-    parent(pid).ok().filter(|parent| *parent > 1)
+    let parent = parent(pid).ok().filter(|parent| *parent > 1)?;
+    let line = fs::read(format!("/proc/{parent}/cmdline")).unwrap_or_default();
+    if line.starts_with(b"gvisor-keeper") { shim_of(parent) } else { Some(parent) }
 }
 
 pub fn resident_kb(pid: i32) -> Result<u64> {
