@@ -26,9 +26,17 @@ pub fn with_environment(variable: &str) -> Vec<i32> {
     all().filter(has).collect()
 }
 
-/// Those that run `program`.
+/// Those that run `program` by its own name: the driver's is also what keeps gVisor's sandboxes.
 pub fn running(program: &Path) -> Vec<i32> {
-    all().filter(|pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program)).collect()
+    let runs = |pid: &i32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program);
+    all().filter(runs).filter(|pid| !called(*pid).starts_with("gvisor-")).collect()
+}
+
+/// The name by which a process was called, without its directory.
+fn called(pid: i32) -> String {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let first = line.split(|byte| *byte == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(first).rsplit('/').next().unwrap_or_default().to_owned()
 }
 
 /// The host's pid of a task's first process: the one in the task's cgroup that is 1 in its own pid namespace. The
@@ -42,7 +50,9 @@ pub fn first_of_task(allocation: &str, task: &str) -> Result<i32> {
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         groups.lines().any(|line| line.trim_end_matches(".scope").ends_with(&name))
     };
-    match all().filter(is_in_cgroup).filter(|pid| is_first(*pid)).collect::<Vec<_>>()[..] {
+    // Of a sandbox of gVisor, what serves its files is the first of a namespace, too.
+    let is_first = |pid: &i32| is_first(*pid) && called(*pid) != "runsc-gofer";
+    match all().filter(is_in_cgroup).filter(is_first).collect::<Vec<_>>()[..] {
         [pid] => Ok(pid),
         [] => bail!("task {task} of {allocation} has no process in its cgroup"),
         ref several => bail!("task {task} of {allocation} has several first processes: {several:?}"),
@@ -81,9 +91,9 @@ pub fn first_of(pids: &[i32]) -> Option<i32> {
 /// The shim of a task's first process, unless it is gone and the process was taken in by the host's init. The parent of a
 /// sandbox is its keeper.
 pub fn shim_of(pid: i32) -> Option<i32> {
-    let parent = parent(pid).ok().filter(|parent| *parent > 1)?;
-    let line = fs::read(format!("/proc/{parent}/cmdline")).unwrap_or_default();
-    if line.starts_with(b"gvisor-keeper") { shim_of(parent) } else { Some(parent) }
+    let above = parent(pid).ok()?;
+    let shim = if called(above) == "gvisor-keeper" { parent(above).ok()? } else { above };
+    Some(shim).filter(|shim| *shim > 1)
 }
 
 pub fn resident_kb(pid: i32) -> Result<u64> {
