@@ -26,6 +26,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(2);
 const EXIT_CODE_TO_COME: &str = "sandbox-exit-code.new";
 /// How many characters it has, which are written before there is a code: a full disk keeps no code from being told.
 const EXIT_CODE_WIDTH: usize = 4;
+/// After an accept that failed.
+const PAUSE: Duration = Duration::from_millis(100);
 const SIGNAL_BASE: i32 = 128;
 const OOM_SCORE_ADJ: &str = "-998";
 
@@ -81,7 +83,7 @@ pub(super) fn run(call: &Call) -> io::Result<ExitCode> {
     // As its shim is: without it the shim ends, and the sandbox with that. Not allowed to an agent in a container.
     let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);
     std::fs::write(MADE, "")?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(take_events(events, shim))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -150,7 +152,8 @@ async fn take_events(events: std::os::unix::net::UnixListener, shim: ProcessHand
             if let Ok((stream, _)) = events.accept().await {
                 tokio::spawn(shim_protos::events::acknowledge(stream));
             } else {
-                tokio::task::yield_now().await;
+                // Such as for want of a descriptor.
+                tokio::time::sleep(PAUSE).await;
             }
         }
     };

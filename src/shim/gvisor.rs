@@ -8,6 +8,9 @@ use toml::{Table, Value};
 
 use super::CreateOptions;
 
+const ROOT: &str = "root";
+const PROGRAM: &str = "binary_name";
+const FLAGS: &str = "runsc_config";
 /// The program, where nobody names another.
 const RUNSC: &str = "runsc";
 
@@ -40,19 +43,37 @@ pub(crate) enum FileError {
 pub(crate) fn options(operators: &str, additions: Additions<'_>) -> Result<CreateOptions, FileError> {
     let Additions { root, wrapper, program } = additions;
     let mut options: Table = operators.parse()?;
+    // The shim takes its keys in letters of either case, and of two the last.
+    for key in [ROOT, PROGRAM, FLAGS] {
+        if options.keys().any(|given| given != key && given.eq_ignore_ascii_case(key)) {
+            return Err(FileError::Key { key, must: "in small letters" });
+        }
+    }
     let text = |text: &str| Value::String(text.to_owned());
-    options.insert("root".to_owned(), text(&root.display().to_string()));
-    let operators = options.insert("binary_name".to_owned(), text(&wrapper.display().to_string()));
+    options.insert(ROOT.to_owned(), text(&root.display().to_string()));
+    let operators = options.insert(PROGRAM.to_owned(), text(&wrapper.display().to_string()));
     let program = match (program, operators) {
         (Some(program), _) => program.to_owned(),
         (None, Some(Value::String(program))) => program,
         (None, None) => RUNSC.to_owned(),
-        (None, Some(_)) => return Err(FileError::Key { key: "binary_name", must: "a text" }),
+        (None, Some(_)) => return Err(FileError::Key { key: PROGRAM, must: "a text" }),
     };
-    let flags = options.entry("runsc_config").or_insert_with(|| Value::Table(Table::new()));
+    let flags = options.entry(FLAGS).or_insert_with(|| Value::Table(Table::new()));
     let Value::Table(flags) = flags else {
-        return Err(FileError::Key { key: "runsc_config", must: "a table of runsc's flags" });
+        return Err(FileError::Key { key: FLAGS, must: "a table of runsc's flags" });
     };
+    for (flag, key) in [
+        ("root", "runsc_config.root"),
+        ("log", "runsc_config.log"),
+        ("log-format", "runsc_config.log-format"),
+    ] {
+        if flags.contains_key(flag) {
+            return Err(FileError::Key {
+                key,
+                must: "left out: the driver has a place of its own for each container",
+            });
+        }
+    }
     let said = |flag: &str| flags.get(flag).map(|value| value.as_str().unwrap_or_default());
     if said("ignore-cgroups").is_some_and(|word| word != "false") {
         return Err(FileError::Key {
@@ -116,6 +137,10 @@ mod tests {
         for (operators, word) in [
             ("binary_name = ", "TOML"),
             ("runsc_config = 1", "runsc_config"),
+            ("[Runsc_Config]\nignore-cgroups = \"true\"", "small letters"),
+            ("ROOT = \"/x\"", "small letters"),
+            ("[runsc_config]\nroot = \"/x\"", "runsc_config.root"),
+            ("[runsc_config]\nlog = \"/x\"", "runsc_config.log"),
             ("[runsc_config]\nignore-cgroups = \"true\"", "ignore-cgroups"),
             ("[runsc_config]\nnetwork = \"sandbox\"", "runsc_config.network"),
         ] {

@@ -84,6 +84,7 @@ pub(crate) struct Settings {
 impl Settings {
     /// Reaches for nothing.
     pub(crate) fn new(config: PluginConfig, mhz_per_core: f64) -> Self {
+        runtime::tell_of_unknown(&config);
         let socket = config.containerd_socket.clone();
         let images = ImageTerms {
             keyring: keyring(&config.auth),

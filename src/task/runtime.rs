@@ -12,7 +12,7 @@ use shim_protos::RuncOptions;
 use super::mounts::off_thread;
 use super::place;
 use super::{NAMESPACE, Settings};
-use crate::config::{RuntimeOptions, TaskOptions};
+use crate::config::{PluginConfig, RuntimeOptions, TaskOptions};
 use crate::error::{Error, Result};
 use crate::gvisor::WRAPPER;
 use crate::host_path::Area;
@@ -51,6 +51,19 @@ impl Runtime {
             Family::Other => other_options(runtime, told, program.as_deref())?,
         };
         Ok(Self { family, options })
+    }
+}
+
+/// A shim by another name that takes the options of the runc family would run tasks in its runtime's default root, which all
+/// clients of containerd share.
+pub(super) fn tell_of_unknown(config: &PluginConfig) {
+    let runtime = &config.containerd_runtime;
+    if Family::of_runtime(runtime, None) == Family::Other && !config.runtime_options.contains_key(runtime) {
+        tracing::warn!(
+            runtime,
+            "nothing is known of what the runtime's shim takes as options, so it gets none; where it takes those of the runc \
+             family, say so by the plugin's option runtime_options (type_url = \"containerd.runc.v1.Options\")"
+        );
     }
 }
 
