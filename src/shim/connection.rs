@@ -96,8 +96,9 @@ impl Connection {
         tty: bool,
         options: &CreateOptions,
     ) -> Result<i32, Error> {
+        let needs_paths = matches!(options, CreateOptions::Gvisor { .. });
         let options = options.pack(bundle)?;
-        let (stdout, stderr) = logs.for_shim(tty);
+        let (stdout, stderr) = logs.for_shim(tty, needs_paths);
         let request = CreateTaskRequest {
             id: self.id.clone(),
             bundle: bundle.directory().display().to_string(),

@@ -59,9 +59,10 @@ pub(crate) struct HeldPipes {
 impl HeldPipes {
     /// What a shim is told of them: this process's own descriptors, since a path could lead to something else by then, and
     /// not every name can be in a path that shims take for a URL. The shim opens them while it creates its task, and
-    /// never again. No path where it needs none, since not every shim writes to what is no pipe. A terminal has one
+    /// never again. No path where it needs none, since not every shim writes to what is no pipe; but for one that
+    /// `needs_paths`, as gVisor's, which without any gives its tasks an output that can't be written. A terminal has one
     /// output, and is to be read whoever wants it.
-    pub(super) fn for_shim(&self, tty: bool) -> (String, String) {
+    pub(super) fn for_shim(&self, tty: bool, needs_paths: bool) -> (String, String) {
         let own = std::process::id();
         let told = |pipe: &Option<File>| match pipe {
             Some(pipe) => format!("/proc/{own}/fd/{}", pipe.as_raw_fd()),
@@ -69,7 +70,7 @@ impl HeldPipes {
         };
         match (tty, &self.stdout, &self.stderr) {
             (true, stdout, _) => (told(stdout), String::new()),
-            (false, None, None) => (String::new(), String::new()),
+            (false, None, None) if !needs_paths => (String::new(), String::new()),
             (false, stdout, stderr) => (told(stdout), told(stderr)),
         }
     }
@@ -339,7 +340,7 @@ mod tests {
                 let number = pipe.as_ref().map(AsRawFd::as_raw_fd);
                 number.map_or(NOWHERE.to_owned(), |fd| format!("/proc/{}/fd/{fd}", std::process::id()))
             };
-            (held.for_shim(tty), (path(&held.stdout), path(&held.stderr)))
+            (held.for_shim(tty, false), (path(&held.stdout), path(&held.stderr)))
         };
         let nothing = (String::new(), String::new());
         assert_eq!(told(false, false, false).0, nothing);

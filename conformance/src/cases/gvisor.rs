@@ -24,6 +24,7 @@ use crate::task::{LIMIT, Task};
 cases!["gvisor":
     a_task_runs_on_a_kernel_of_its_own,
     tasks_that_end_at_once_show_their_codes,
+    output_that_goes_nowhere_can_be_written,
     a_sandbox_that_is_killed_is_told_and_leaves_nothing,
     a_sandbox_that_runs_out_of_memory_is_told,
     a_keeper_that_is_killed_leaves_a_task_that_ends_with_its_shim,
@@ -120,6 +121,18 @@ async fn tasks_that_end_at_once_show_their_codes(scene: &Scene) -> Result<()> {
         same!(task.wait(&plugin).await?.exit_code, code);
         task.destroy(&plugin).await?;
     }
+    plugin.shut_down().await
+}
+
+async fn output_that_goes_nowhere_can_be_written(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let script = "head -c 1000000 /dev/zero && head -c 1000000 /dev/zero >&2 && exit 4";
+    let mut task = scene.prepare_unread(&plugin, &scene.shell(script)).await?;
+    task.config.stdout_path = "/dev/null".to_owned();
+    task.config.stderr_path = "/dev/null".to_owned();
+    task.start(&plugin).await?;
+    same!(task.wait(&plugin).await?.exit_code, 4);
+    task.destroy(&plugin).await?;
     plugin.shut_down().await
 }
 

@@ -24,7 +24,8 @@ use std::time::Instant;
 use anyhow::Result;
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-use crate::case::Skips;
+use crate::case::{Skips, skip};
+use crate::cases;
 use crate::fixture::{Choice, Programs};
 use stage::Stage;
 
@@ -107,11 +108,17 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         "a containerd, a registry and a Nomad agent are up after {:.1} s",
         begun.elapsed().as_secs_f32()
     );
+    let is_gvisor = args.choice.is_gvisor();
     let trials = cases.into_iter().map(|(name, case)| {
         let (stage, skips) = (Arc::clone(&stage), Arc::clone(&skips));
         Trial::ignorable_test(name.clone(), move || {
             let mut stage = stage.lock().unwrap_or_else(PoisonError::into_inner);
-            play(&mut stage, &name, &case, &skips).map_err(|error| Failed::from(format!("{error:#}")))
+            let barred = cases::not_in_a_sandbox(&name).filter(|_| is_gvisor);
+            let case = |stage: &mut Stage| match barred {
+                Some(why) => skip(format!("gVisor: {why}")),
+                None => case(stage),
+            };
+            play(&mut stage, &name, case, &skips).map_err(|error| Failed::from(format!("{error:#}")))
         })
     });
     let arguments = Arguments { test_threads: Some(1), ..Arguments::default() };
