@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::config;
 use crate::fixture::census::Census;
-use crate::fixture::leftovers::Leftovers;
+use crate::fixture::leftovers::{Leftovers, NULL_NETNS};
 use crate::fixture::sweep;
 use crate::fixture::traces::children;
 use crate::fixture::{Programs, World};
@@ -273,7 +273,9 @@ impl Scene {
     /// Says what isn't so.
     pub fn close(&self) -> Result<()> {
         self.logs_are_in_form()?;
-        self.nothing_left()
+        self.nothing_left()?;
+        sweep::unmount_under(&self.state_dir().join(NULL_NETNS));
+        Ok(())
     }
 
     fn logs_are_in_form(&self) -> Result<()> {
