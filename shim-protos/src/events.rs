@@ -5,11 +5,31 @@
 //!
 //! Source of the facts: containerd `api/services/ttrpc/events/v1`, rust-extensions `crates/shim/src/asynchronous/publisher.rs`.
 
+use std::io;
+use std::time::Duration;
+
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::ttrpc;
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
 use ttrpc::proto::{GenMessage, GenMessageError};
 use ttrpc::{Code, MessageHeader, Response};
+
+/// How long nobody is accepted after an accept that failed, such as for want of a descriptor.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Accepts shims and acknowledges what they tell, until it is dropped; the connections that there are by then are served on.
+/// `failed` is told of accepts that fail.
+pub async fn acknowledge_all(listener: UnixListener, failed: impl Fn(io::Error)) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => drop(tokio::spawn(acknowledge(stream))),
+            Err(error) => {
+                failed(error);
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
 
 /// Acknowledges what comes over a connection, until its end.
 pub async fn acknowledge(mut stream: UnixStream) {
@@ -36,8 +56,6 @@ fn answer() -> Response {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use ttrpc::Request;
 
     use super::*;

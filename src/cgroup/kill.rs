@@ -76,8 +76,7 @@ pub(crate) async fn remove(
 /// When somebody is in it.
 pub(crate) async fn remove_empty(path: &Path) -> io::Result<()> {
     require_tasks_own(path)?;
-    let remove = |path: &Path| directories(path)?.iter().try_for_each(|directory| remove_tree(directory));
-    off_thread(path, || true, remove).await.map(drop)
+    off_thread(path, || true, remove_directories).await.map(drop)
 }
 
 /// The kernel may take its time for a cgroup, such as for the removal of one. None where the cgroup is another's.
@@ -184,6 +183,10 @@ fn hold<T>(pids: &[i32], open: impl Fn(i32) -> io::Result<Option<T>>) -> (Vec<T>
 fn remove_once(path: &Path) -> io::Result<()> {
     // Somebody may have come since: a runtime that was on its way in.
     kill_once(path)?;
+    remove_directories(path)
+}
+
+fn remove_directories(path: &Path) -> io::Result<()> {
     directories(path)?.iter().try_for_each(|directory| remove_tree(directory))
 }
 

@@ -65,7 +65,7 @@ fn of_v2(metrics: &cgroups_v2::metrics::Metrics) -> Usage {
         rss_bytes: told(memory.anon),
         cache_bytes: memory.file,
         memory_bytes: memory.usage,
-        memory_max_bytes: Some(memory.max_usage).filter(|bytes| *bytes > 0),
+        memory_max_bytes: told(memory.max_usage),
         swap_bytes: Some(memory.swap_usage),
         kernel_bytes: None,
         kernel_max_bytes: None,

@@ -99,11 +99,7 @@ impl Cgroup {
     /// # Errors
     /// When the file can't be read.
     pub(crate) fn memory_limit(&self) -> io::Result<Option<i64>> {
-        let (hierarchy, file) = match mode() {
-            Mode::V1 => ("memory", "memory.limit_in_bytes"),
-            Mode::V2 => ("", "memory.max"),
-        };
-        let text = std::fs::read_to_string(below(&Path::new(ROOT).join(hierarchy), &self.path).join(file))?;
+        let text = std::fs::read_to_string(self.memory_file("memory.limit_in_bytes", "memory.max"))?;
         // v2 has "max" where there is none.
         Ok(text.trim().parse().ok())
     }
@@ -116,9 +112,14 @@ impl Cgroup {
 
     /// Where the kernel counts them.
     fn oom_file(&self) -> PathBuf {
+        self.memory_file("memory.oom_control", "memory.events")
+    }
+
+    /// A file of the memory controller, by its name on either version.
+    fn memory_file(&self, on_v1: &str, on_v2: &str) -> PathBuf {
         let (hierarchy, file) = match mode() {
-            Mode::V1 => ("memory", "memory.oom_control"),
-            Mode::V2 => ("", "memory.events"),
+            Mode::V1 => ("memory", on_v1),
+            Mode::V2 => ("", on_v2),
         };
         below(&Path::new(ROOT).join(hierarchy), &self.path).join(file)
     }

@@ -26,8 +26,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(2);
 const EXIT_CODE_TO_COME: &str = "sandbox-exit-code.new";
 /// How many characters it has, which are written before there is a code: a full disk keeps no code from being told.
 const EXIT_CODE_WIDTH: usize = 4;
-/// After an accept that failed.
-const PAUSE: Duration = Duration::from_millis(100);
 const SIGNAL_BASE: i32 = 128;
 const OOM_SCORE_ADJ: &str = "-998";
 
@@ -147,16 +145,8 @@ fn reap(sandbox: i32, exit_code_to_come: &File) {
 async fn take_events(events: std::os::unix::net::UnixListener, shim: ProcessHandle) -> io::Result<()> {
     let events = UnixListener::from_std(events)?;
     let ended = tokio::task::spawn_blocking(move || while !shim.ends_before(Instant::now() + AT_A_TIME) {});
-    let taken = async {
-        loop {
-            if let Ok((stream, _)) = events.accept().await {
-                tokio::spawn(shim_protos::events::acknowledge(stream));
-            } else {
-                // Such as for want of a descriptor.
-                tokio::time::sleep(PAUSE).await;
-            }
-        }
-    };
+    // A keeper has no log.
+    let taken = shim_protos::events::acknowledge_all(events, drop);
     tokio::select! {
         ended = ended => ended.map_err(io::Error::other),
         () = taken => Ok(()),

@@ -8,7 +8,6 @@
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::net::UnixListener;
 use tokio::sync::OnceCell;
@@ -22,8 +21,6 @@ const SOCKET: &str = "events.sock";
 const DROP_THEM: [&str; 2] = ["containerd-shim-runc-v1", "containerd-shim-runc-v2"];
 /// The kernel's limit for a socket's path.
 const SOCKET_PATH_LIMIT_BYTES: usize = 107;
-/// After an accept that failed, such as for want of a descriptor.
-const PAUSE: Duration = Duration::from_millis(100);
 
 /// The address of one state directory. Clones share it.
 #[derive(Debug, Clone)]
@@ -98,15 +95,8 @@ impl Drop for Taken {
 }
 
 async fn accept(listener: UnixListener) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => drop(tokio::spawn(shim_protos::events::acknowledge(stream))),
-            Err(error) => {
-                tracing::warn!(%error, "a shim's events are not accepted");
-                tokio::time::sleep(PAUSE).await;
-            }
-        }
-    }
+    let failed = |error| tracing::warn!(%error, "a shim's events are not accepted");
+    shim_protos::events::acknowledge_all(listener, failed).await;
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use nix::unistd::Pid;
 use nomad_proto::driver as pb;
 use serde_json::{Value, json};
 
+use super::logs::prepare_unlogged;
 use super::mounts::{HostMounts, host_directory};
 use super::recover::shim_pid;
 use super::shared_networks::GroupNetwork;
@@ -129,9 +130,7 @@ async fn tasks_that_end_at_once_show_their_codes(scene: &Scene) -> Result<()> {
 async fn output_that_goes_nowhere_can_be_written(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let script = "head -c 1000000 /dev/zero && head -c 1000000 /dev/zero >&2 && exit 4";
-    let mut task = scene.prepare_unread(&plugin, &scene.shell(script)).await?;
-    task.config.stdout_path = "/dev/null".to_owned();
-    task.config.stderr_path = "/dev/null".to_owned();
+    let mut task = prepare_unlogged(scene, &plugin, script).await?;
     task.start(&plugin).await?;
     same!(task.wait(&plugin).await?.exit_code, 4);
     task.destroy(&plugin).await?;

@@ -7,8 +7,9 @@ use anyhow::{Context, Result, ensure};
 use super::shim_failures::Scripted;
 use super::{cases, refused, same};
 use crate::fixture::traces::children;
+use crate::host::Plugin;
 use crate::scene::Scene;
-use crate::task::LIMIT;
+use crate::task::{LIMIT, Task};
 
 cases!["logs":
     a_megabyte_on_both_streams_arrives_whole,
@@ -265,13 +266,19 @@ async fn a_task_has_any_name_that_nomad_lets_it_have(scene: &Scene) -> Result<()
     Ok(())
 }
 
-async fn logs_that_are_disabled_go_nowhere(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let mut task =
-        scene.prepare_unread(&plugin, &scene.shell("cat /local/big; cat /local/big >&2; exit 4")).await?;
-    std::fs::write(task.alloc.task_path("local/big"), numbered())?;
+/// A task whose job has its logs disabled.
+pub(super) async fn prepare_unlogged(scene: &Scene, plugin: &Plugin, script: &str) -> Result<Task> {
+    let mut task = scene.prepare_unread(plugin, &scene.shell(script)).await?;
     task.config.stdout_path = "/dev/null".to_owned();
     task.config.stderr_path = "/dev/null".to_owned();
+    Ok(task)
+}
+
+async fn logs_that_are_disabled_go_nowhere(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let script = "cat /local/big; cat /local/big >&2; exit 4";
+    let mut task = prepare_unlogged(scene, &plugin, script).await?;
+    std::fs::write(task.alloc.task_path("local/big"), numbered())?;
     task.start(&plugin).await?;
     same!(task.wait(&plugin).await?.exit_code, 4);
     task.destroy(&plugin).await?;
