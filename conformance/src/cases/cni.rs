@@ -4,16 +4,15 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use nomad_proto::structs::attribute::Value as Attribute;
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
 
 use super::web_server::{PORT, ask, server, told, with};
 use super::{cases, is_recoverable, refused, same, until};
+use crate::fixture::process;
 use crate::host::Plugin;
 use crate::scene::Scene;
 use crate::task::{LIMIT, Task};
@@ -228,21 +227,14 @@ async fn plugins_are_told_the_jobs_id_and_not_what_their_arguments_can_not_have(
 }
 
 /// The versions of the specification that each of some plugins says it speaks.
-async fn versions_spoken(
-    scene: &Scene,
-    plugins: &[&'static str],
-) -> Result<Vec<(&'static str, Vec<String>)>> {
+fn versions_spoken(scene: &Scene, plugins: &[&'static str]) -> Result<Vec<(&'static str, Vec<String>)>> {
     let mut spoken = Vec::new();
     for &plugin in plugins {
-        let mut child = Command::new(scene.programs().cni().join(plugin))
-            .env("CNI_COMMAND", "VERSION")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut stdin = child.stdin.take().context("no stdin")?;
-        stdin.write_all(br#"{"cniVersion": "1.0.0"}"#).await?;
-        drop(stdin);
-        let answer: Value = serde_json::from_slice(&child.wait_with_output().await?.stdout)?;
+        let mut command = Command::new(scene.programs().cni().join(plugin));
+        command.env("CNI_COMMAND", "VERSION");
+        // Older ones tell without a look at their stdin, and are gone while it is written.
+        let answer = process::output_of(&mut command, br#"{"cniVersion": "1.0.0"}"#)?;
+        let answer: Value = serde_json::from_str(&answer).with_context(|| format!("{plugin}: {answer}"))?;
         let versions = serde_json::from_value(answer["supportedVersions"].clone());
         spoken.push((plugin, versions.with_context(|| format!("{plugin}: {answer}"))?));
     }
@@ -260,7 +252,7 @@ async fn networks_of_each_version_that_the_plugins_speak_are_joined(scene: &Scen
         ("a.conf", json!({"cniVersion": "0.4.0"})),
     ];
     let mut refusals = Vec::new();
-    let spoken = versions_spoken(scene, &["bridge", "firewall", "tuning"]).await?;
+    let spoken = versions_spoken(scene, &["bridge", "firewall", "tuning"])?;
     for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
         match spoken.iter().find(|(_, versions)| !versions.iter().any(|spoken| spoken == version)) {
             Some((culprit, _)) => refusals.push((version, *culprit)),
