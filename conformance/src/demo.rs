@@ -19,7 +19,7 @@ use crate::fixture::leftovers::Leftovers;
 use crate::processes;
 use crate::scene::Scene;
 
-const REDIS: &str = include_str!("../../hack/jobs/redis.nomad.hcl");
+const REDIS: &str = include_str!("../../examples/job.nomad.hcl");
 const MISSING: &str = include_str!("../../hack/jobs/missing-image.nomad.hcl");
 const SOON: Duration = Duration::from_secs(60);
 

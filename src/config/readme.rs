@@ -74,7 +74,7 @@ fn every_task_option_is_in_the_readme_and_has_a_job_that_shows_it() {
         let sets = |line: &str| {
             line.trim_start().strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '=']))
         };
-        path.starts_with("hack/options/") && read(path).lines().any(sets)
+        path.starts_with("examples/task-options/") && read(path).lines().any(sets)
     });
 }
 

@@ -13,8 +13,8 @@ pub const CASES: &[(&str, Case)] = &[
     ("a_sidecar_shares_its_services_network", mesh),
 ];
 
-const REGISTERED: &str = include_str!("../../../hack/networks/registered.nomad.hcl");
-const MESH: &str = include_str!("../../../hack/networks/mesh.nomad.hcl");
+const REGISTERED: &str = include_str!("../../../examples/networks/registered.nomad.hcl");
+const MESH: &str = include_str!("../../../examples/networks/mesh.nomad.hcl");
 
 /// The one instance of a service, once it is as wanted.
 fn instance(stage: &Stage, name: &str, what: &str, is: impl Fn(&Value) -> bool) -> Result<Value> {

@@ -1,4 +1,4 @@
-//! The jobs in `hack/networks`: tasks in networks of every kind, with traffic on them.
+//! The jobs in `examples/networks`: tasks in networks of every kind, with traffic on them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -20,12 +20,12 @@ pub const CASES: &[(&str, Case)] = &[
 ];
 
 pub mod jobs {
-    pub const WEB: &str = include_str!("../../../hack/networks/web.nomad.hcl");
-    pub const HOST: &str = include_str!("../../../hack/networks/host.nomad.hcl");
-    pub const DESCRIBED: &str = include_str!("../../../hack/networks/described.nomad.hcl");
-    pub const OWN: &str = include_str!("../../../hack/networks/own.nomad.hcl");
-    pub const MANY: &str = include_str!("../../../hack/networks/many.nomad.hcl");
-    pub const ALONE: &str = include_str!("../../../hack/networks/alone.nomad.hcl");
+    pub const WEB: &str = include_str!("../../../examples/networks/web.nomad.hcl");
+    pub const HOST: &str = include_str!("../../../examples/networks/host.nomad.hcl");
+    pub const DESCRIBED: &str = include_str!("../../../examples/networks/described.nomad.hcl");
+    pub const OWN: &str = include_str!("../../../examples/networks/own.nomad.hcl");
+    pub const MANY: &str = include_str!("../../../examples/networks/many.nomad.hcl");
+    pub const ALONE: &str = include_str!("../../../examples/networks/alone.nomad.hcl");
 }
 
 /// Waits for a server's page to be the one.

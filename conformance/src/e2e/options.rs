@@ -1,5 +1,5 @@
-//! The jobs in `hack/options`, each of which shows an option and looks itself, from inside, whether it does what it says:
-//! one that doesn't, fails.
+//! The jobs in `examples/task-options`, each of which shows an option and looks itself, from inside, whether it does what
+//! it says: one that doesn't, fails.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::fixture::layer::sha256;
 use crate::fixture::locked;
 use crate::host::cgroup::is_v2;
 
-const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../hack/options");
+const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/task-options");
 /// Where they are in the guest, which has nothing else of the tree.
 const IN_GUEST: &str = "/options";
 const SUFFIX: &str = ".nomad.hcl";

@@ -16,8 +16,8 @@ pub const CASES: &[(&str, Case)] = &[
     ("a_groups_hostname_is_refused_by_the_agent", group_hostname),
 ];
 
-const USER: &str = include_str!("../../../hack/options/user.nomad.hcl");
-const HOST_NETWORK: &str = include_str!("../../../hack/options/host_network.nomad.hcl");
+const USER: &str = include_str!("../../../examples/task-options/user.nomad.hcl");
+const HOST_NETWORK: &str = include_str!("../../../examples/task-options/host_network.nomad.hcl");
 
 /// What a refusal is told as: by the driver, or by the agent on the driver's schema.
 const FAILURES: [&str; 3] = ["Driver Failure", "Failed Validation", "Setup Failure"];
