@@ -22,6 +22,21 @@ pub struct Case {
     pub limit: Duration,
 }
 
+/// Whether a case is to run: its name contains one of `filters`, or there are none. An underscore matches a space, so that the
+/// name of a case's function runs it as it is written in the source.
+pub fn is_selected(name: &str, filters: &[String]) -> bool {
+    filters.is_empty() || filters.iter().any(|filter| contains(name, filter))
+}
+
+/// The first of `filters` that selects none of the cases: a slip, or the case has another name by now.
+pub fn unmatched_filter<'a>(names: &[&str], filters: &'a [String]) -> Option<&'a String> {
+    filters.iter().find(|filter| !names.iter().any(|name| contains(name, filter)))
+}
+
+fn contains(name: &str, filter: &str) -> bool {
+    name.replace('_', " ").contains(&filter.replace('_', " "))
+}
+
 /// Why a case could not be tried.
 #[derive(Debug)]
 struct Skipped(String);
@@ -80,5 +95,37 @@ impl Skips {
         }
         let (passed, failed) = (conclusion.num_passed, conclusion.num_failed);
         println!("{what}: {passed} passed, {failed} failed, {} skipped", list.len());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{is_selected, unmatched_filter};
+
+    const IN_SUITE: &str = "stop: a task that heeds its signal is gone at once";
+    const IN_E2E: &str = "stop::a_task_that_ends_at_once_stops_at_once";
+
+    fn filters(words: &[&str]) -> Vec<String> {
+        words.iter().map(|&word| word.to_owned()).collect()
+    }
+
+    #[test]
+    fn filters_take_function_names_and_words_alike() {
+        for filter in ["a_task_that_heeds", "a task that heeds", "a task_that heeds", "stop:"] {
+            assert!(is_selected(IN_SUITE, &filters(&[filter])), "{filter}");
+        }
+        for filter in ["a_task_that_ends_at_once", "a task that ends at once", "stop::"] {
+            assert!(is_selected(IN_E2E, &filters(&[filter])), "{filter}");
+        }
+        assert!(!is_selected(IN_SUITE, &filters(&["a_task_that_ignores", "exec:"])));
+        assert!(is_selected(IN_SUITE, &filters(&["exec:", "heeds"])));
+        assert!(is_selected(IN_SUITE, &[]));
+    }
+
+    #[test]
+    fn filters_that_select_nothing_are_found() {
+        let given = filters(&["a_task_that", "heads its signal"]);
+        assert_eq!(unmatched_filter(&[IN_SUITE, IN_E2E], &given), given.get(1));
+        assert_eq!(unmatched_filter(&[IN_SUITE, IN_E2E], &given[..1]), None);
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tokio::runtime::{Handle, Runtime};
 
-use crate::case::{Case, Skips, skip};
+use crate::case::{Case, Skips, is_selected, skip, unmatched_filter};
 use crate::cases;
 use crate::fixture::{Choice, Programs, World};
 use crate::interrupt::{UnderWay, interrupted};
@@ -28,10 +28,10 @@ pub struct Args {
     list: bool,
     #[command(flatten)]
     pub choice: Choice,
-    /// Leave out cases whose name contains it; may be repeated.
+    /// Leave out cases whose name contains it, underscores as spaces; may be repeated.
     #[arg(long)]
     skip: Vec<String>,
-    /// Only cases whose name contains one of these.
+    /// Only cases whose name contains one of these. Underscores match spaces: a function's name runs its case.
     filter: Vec<String>,
 }
 
@@ -67,7 +67,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let arguments = Arguments {
         test_threads: Some(args.jobs.max(1)),
         list: args.list,
-        skip: args.skip.clone(),
+        skip: args.skip.iter().map(|word| word.replace('_', " ")).collect(),
         ..Arguments::default()
     };
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
@@ -77,14 +77,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if conclusion.has_failed() { ExitCode::from(101) } else { ExitCode::SUCCESS })
 }
 
-/// The cases that a filter names; all of them without one. One that names none is a slip, or a case has another name now.
+/// The cases that the filters select.
 fn chosen(filters: &[String]) -> Result<Vec<Case>> {
     let all = cases::all();
-    if let Some(idle) = filters.iter().find(|filter| !all.iter().any(|case| case.name.contains(*filter))) {
+    let names: Vec<_> = all.iter().map(|case| case.name.as_str()).collect();
+    if let Some(idle) = unmatched_filter(&names, filters) {
         bail!("no case has {idle:?} in its name; --list shows them");
     }
-    let wanted = |case: &Case| filters.is_empty() || filters.iter().any(|filter| case.name.contains(filter));
-    Ok(all.into_iter().filter(wanted).collect())
+    Ok(all.into_iter().filter(|case| is_selected(&case.name, filters)).collect())
 }
 
 fn perform(

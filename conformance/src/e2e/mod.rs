@@ -21,10 +21,10 @@ use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
-use crate::case::{Skips, skip};
+use crate::case::{Skips, is_selected, skip, unmatched_filter};
 use crate::cases;
 use crate::fixture::{Choice, Programs};
 use stage::Stage;
@@ -78,7 +78,7 @@ pub struct Args {
     consul: Option<PathBuf>,
     #[command(flatten)]
     pub choice: Choice,
-    /// Only the cases whose names contain one of these.
+    /// Only the cases whose names contain one of these. Underscores and spaces match each other.
     filter: Vec<String>,
 }
 
@@ -88,12 +88,15 @@ pub struct Args {
 /// When the world or the agent does not come up.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let begun = Instant::now();
-    let filters = &args.filter;
     let skips = Arc::new(Skips::default());
-    let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter));
-    let (registering, mut cases): (Vec<_>, Vec<_>) = cases()?
+    let all = cases()?;
+    let names: Vec<_> = all.iter().map(|(name, _)| name.as_str()).collect();
+    if let Some(idle) = unmatched_filter(&names, &args.filter) {
+        bail!("no case has {idle:?} in its name");
+    }
+    let (registering, mut cases): (Vec<_>, Vec<_>) = all
         .into_iter()
-        .filter(|(name, _)| wanted(name))
+        .filter(|(name, _)| is_selected(name, &args.filter))
         .partition(|(name, _)| name.starts_with(&format!("{CONSUL}::")));
     let consul = args.consul.as_deref().filter(|_| !registering.is_empty());
     if consul.is_some() {

@@ -14,7 +14,7 @@ use super::reboot::{self, Earlier};
 use super::site::{CONTAINERD_SOCKET, Site};
 use super::units::{AGENT, journal};
 use super::{BUSYBOX, REDIS, UNDER_TEST};
-use crate::case::Skips;
+use crate::case::{Skips, is_selected};
 use crate::fixture::Programs;
 use crate::fixture::containerd::NAMESPACE;
 use crate::fixture::process::output;
@@ -35,7 +35,7 @@ pub struct Args {
 /// Says what kept the units from running. A check that fails is in the exit code.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let begun = Instant::now();
-    let wanted = |name: &str| args.filter.is_empty() || args.filter.iter().any(|word| name.contains(word));
+    let wanted = |name: &str| is_selected(name, &args.filter);
     let mut checks: Vec<Check> = checks::all().into_iter().filter(|(name, _)| wanted(name)).collect();
     if checks.is_empty() && !wanted(reboot::NAME) {
         bail!("no check has one of {:?} in its name", args.filter);
