@@ -72,7 +72,8 @@ impl BasePlugin for Base {
         if let Some(config) = config {
             let topology = request.nomad_config.and_then(|c| c.driver).and_then(|d| d.topology);
             let mhz = topology.as_ref().map_or(0.0, mhz_per_core);
-            self.settings.send_replace(Some(Arc::new(Settings::new(config, mhz))));
+            let settings = Settings::new(config, mhz).map_err(reply::status)?;
+            self.settings.send_replace(Some(Arc::new(settings)));
         }
         Ok(Response::new(pb::SetConfigResponse {}))
     }

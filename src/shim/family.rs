@@ -52,6 +52,15 @@ impl Family {
         }
     }
 
+    /// Returns the only type of options that the family's shims take. None where the shim decides.
+    pub(crate) fn options_type(self) -> Option<&'static str> {
+        match self {
+            Self::Runc => Some(RUNC_OPTIONS_URL),
+            Self::Gvisor => Some(GVISOR_OPTIONS_TYPE),
+            Self::Other => None,
+        }
+    }
+
     /// Whether the kernel counts in the task's cgroup what the task uses. Other shims may run a task elsewhere, such as in a
     /// virtual machine.
     pub(crate) fn counts_in_cgroup(self) -> bool {

@@ -83,7 +83,11 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// Reaches for nothing.
-    pub(crate) fn new(config: PluginConfig, mhz_per_core: f64) -> Self {
+    ///
+    /// # Errors
+    /// Names an option that a shim can't have.
+    pub(crate) fn new(config: PluginConfig, mhz_per_core: f64) -> Result<Self> {
+        runtime::check_options(&config)?;
         runtime::tell_of_unknown(&config);
         let socket = config.containerd_socket.clone();
         let images = ImageTerms {
@@ -104,7 +108,7 @@ impl Settings {
         let starts = Queue::new(config.starts.at_once());
         let events = shim::Events::of(&config.state_dir);
         let start_inputs = shim::StartInputs::default();
-        Self { config, containerd, cni, events, start_inputs, mhz_per_core, starts }
+        Ok(Self { config, containerd, cni, events, start_inputs, mhz_per_core, starts })
     }
 
     /// The binary of the configured runtime's shim.

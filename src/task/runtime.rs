@@ -11,7 +11,7 @@ use shim_protos::RuncOptions;
 
 use super::mounts::off_thread;
 use super::place;
-use super::{NAMESPACE, Settings};
+use super::{NAMESPACE, Settings, find_programs};
 use crate::config::{PluginConfig, RuntimeOptions, TaskOptions};
 use crate::error::{Error, Result};
 use crate::gvisor::WRAPPER;
@@ -42,7 +42,7 @@ impl Runtime {
         let told = config.runtime_options.get(runtime).cloned().unwrap_or_default();
         let family = Family::of_runtime(runtime, told.type_url.as_deref());
         let options = match family {
-            Family::Runc => runc_options(runtime, told, program, settings)?,
+            Family::Runc => runc_options(program, settings),
             Family::Gvisor => {
                 options.fit_sandbox()?;
                 nomads_fit_sandbox(task)?;
@@ -67,24 +67,50 @@ pub(super) fn tell_of_unknown(config: &PluginConfig) {
     }
 }
 
-fn runc_options(
-    runtime: &str,
-    told: RuntimeOptions,
-    program: Option<String>,
-    settings: &Settings,
-) -> Result<CreateOptions> {
-    if let Some(path) = told.config_path {
-        return Err(Error::Invalid(format!(
-            "the plugin's option runtime_options.config_path can't be {:?}: the shim of the runtime {runtime} is of the runc \
-             family, which reads no file; leave it out, and name the program that it runs by oci_runtime",
-            path.display().to_string()
-        )));
+/// Checks the operator's options for shims that the driver knows.
+///
+/// # Errors
+/// Names the option that the shim of its runtime can't have.
+pub(super) fn check_options(config: &PluginConfig) -> Result<()> {
+    for (runtime, RuntimeOptions { type_url, config_path }) in &config.runtime_options {
+        if let Some(takes) = Family::of_runtime(runtime, None).options_type()
+            && let Some(given) = type_url.as_ref().filter(|given| *given != takes)
+        {
+            return Err(Error::Invalid(format!(
+                "the plugin's option runtime_options.type_url can't be {given:?} for the runtime {runtime}: by its name, its \
+                 shim takes options of the type {takes:?} alone; leave type_url out, or, where it is another shim, give its \
+                 binary another name"
+            )));
+        }
+        if Family::of_runtime(runtime, type_url.as_deref()) == Family::Runc
+            && let Some(path) = config_path
+        {
+            return Err(Error::Invalid(format!(
+                "the plugin's option runtime_options.config_path can't be {:?}: the shim of the runtime {runtime} is of the \
+                 runc family, which reads no file; leave it out, and name the program that it runs by oci_runtime",
+                path.display().to_string()
+            )));
+        }
     }
-    Ok(CreateOptions::Runc(Box::new(RuncOptions {
+    Ok(())
+}
+
+/// Warns of options for a runtime whose shim is not on this host; it may be installed later. The health of the driver says
+/// so of `containerd_runtime`.
+pub(super) async fn tell_of_missing(config: &PluginConfig) {
+    for runtime in config.runtime_options.keys().filter(|runtime| **runtime != config.containerd_runtime) {
+        if let Err(error) = find_programs(runtime.clone(), None).await {
+            tracing::warn!(runtime, %error, "a block of the plugin's option runtime_options has no effect for now");
+        }
+    }
+}
+
+fn runc_options(program: Option<String>, settings: &Settings) -> CreateOptions {
+    CreateOptions::Runc(Box::new(RuncOptions {
         root: place::runtime_root(settings),
         binary_name: program.unwrap_or_default(),
         ..RuncOptions::default()
-    })))
+    }))
 }
 
 fn other_options(runtime: &str, told: RuntimeOptions, program: Option<&str>) -> Result<CreateOptions> {
@@ -226,6 +252,8 @@ pub(super) fn gvisor_state(state_dir: &Path, id: &str) -> [PathBuf; 4] {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -247,6 +275,39 @@ mod tests {
             ["oci_runtime", "crun", "io.containerd.kata.v2", "runtime_options", "containerd.runc.v1.Options"]
         {
             assert!(error.contains(word), "{word} is not in {error}");
+        }
+    }
+
+    #[test]
+    fn options_that_a_known_shim_does_not_take_are_refused() {
+        let check = |runtime: &str, type_url: Option<&str>, path: Option<&str>| {
+            let block = json!([{"runtime": runtime, "type_url": type_url, "config_path": path}]);
+            let options = json!({"containerd_runtime": runtime, "runtime_options": block});
+            let config = PluginConfig::decode(&rmp_serde::to_vec_named(&options).unwrap()).unwrap().unwrap();
+            check_options(&config).map_err(|error| error.to_string())
+        };
+        let (runc, gvisor) = ("containerd.runc.v1.Options", "io.containerd.runsc.v1.options");
+        for (runtime, type_url, path) in [
+            ("io.containerd.runc.v2", Some(runc), None),
+            ("/opt/wrapper", Some(runc), None),
+            ("io.containerd.runsc.v1", Some(gvisor), Some("/etc/runsc.toml")),
+            ("io.containerd.runsc.v1", None, Some("/etc/runsc.toml")),
+            ("/opt/sandbox", Some(gvisor), Some("/etc/runsc.toml")),
+            ("io.containerd.kata.v2", Some("io.containerd.kata.v2.options"), Some("/etc/kata.toml")),
+        ] {
+            check(runtime, type_url, path).unwrap();
+        }
+        for (runtime, type_url, path, option) in [
+            ("io.containerd.runc.v2", Some("io.containerd.kata.v2.options"), None, "type_url"),
+            ("io.containerd.runc.v2-rs", Some(gvisor), Some("/etc/runsc.toml"), "type_url"),
+            ("/opt/containerd-shim-runsc-v1", Some(runc), None, "type_url"),
+            ("io.containerd.runc.v2", None, Some("/etc/x.toml"), "config_path"),
+            ("/opt/wrapper", Some(runc), Some("/etc/x.toml"), "config_path"),
+        ] {
+            let error = check(runtime, type_url, path).unwrap_err();
+            for word in [&format!("runtime_options.{option}"), runtime, "out, "] {
+                assert!(error.contains(word), "{word} is not in {error}");
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::network::INTERFACE;
 use super::place::Place;
 use super::start::OWNER_LABEL;
-use super::{NAMESPACE, Settings, Tasks};
+use super::{NAMESPACE, Settings, Tasks, runtime};
 use crate::allocator;
 use crate::cni::Valid;
 use crate::open_files;
@@ -33,6 +33,7 @@ impl Tasks {
         tokio::spawn(Arc::clone(self).end_stuck());
         tokio::spawn(Arc::clone(self).reap_orphans(settings.clone()));
         tokio::spawn(Arc::clone(self).collect_images(settings.clone()));
+        tokio::spawn(Arc::clone(self).tell_of_missing_shims(settings.clone()));
         let tasks = Arc::clone(self);
         tokio::spawn(async move {
             let mut rounds = Rounds::default();
@@ -43,6 +44,16 @@ impl Tasks {
                 }
             }
         });
+    }
+
+    /// Warns, once for each configuration, of options for shims that are not on this host.
+    async fn tell_of_missing_shims(self: Arc<Self>, mut settings: watch::Receiver<Option<Arc<Settings>>>) {
+        while let Some(current) = self.own_settings(&mut settings).await {
+            runtime::tell_of_missing(&current.config).await;
+            if settings.changed().await.is_err() {
+                return;
+            }
+        }
     }
 
     async fn sweep(self: &Arc<Self>, settings: &Settings, rounds: &mut Rounds) {

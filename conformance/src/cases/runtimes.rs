@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 use shim_protos::StartInput;
@@ -28,6 +28,8 @@ cases!["runtimes":
     a_shim_that_is_replaced_gets_the_input_that_it_takes,
     a_shim_that_takes_no_input_at_all_is_quoted,
     a_runtime_whose_shim_has_no_reason_is_quoted,
+    options_of_a_runtime_that_can_not_have_them_are_refused_by_the_plugin_block,
+    options_of_a_runtime_whose_shim_is_missing_are_warned_of,
 ];
 
 /// What stands in for a real program, and writes down what it was run for.
@@ -303,4 +305,49 @@ async fn a_runtime_whose_shim_has_no_reason_is_quoted(scene: &Scene) -> Result<(
         plugin.shut_down().await?;
     }
     Ok(())
+}
+
+async fn options_of_a_runtime_that_can_not_have_them_are_refused_by_the_plugin_block(
+    scene: &Scene,
+) -> Result<()> {
+    let kata = "io.containerd.kata.v2.options";
+    for (block, words) in [
+        (
+            json!({"runtime": "io.containerd.kata.v2", "type_url": kata}),
+            &["runtime_options.runtime", "io.containerd.kata.v2", "allow_runtimes"][..],
+        ),
+        (
+            json!({"runtime": scene.programs().shim_runtime(), "type_url": kata}),
+            &["runtime_options.type_url", kata, scene.programs().options_type()],
+        ),
+        (
+            json!({"runtime": "io.containerd.runc.v2", "config_path": "/etc/x.toml"}),
+            &["runtime_options.config_path", "/etc/x.toml", "oci_runtime"],
+        ),
+    ] {
+        let mut plugin = scene.bare_plugin(&scene.launch()).await?;
+        let mut options = scene.options();
+        options["runtime_options"] = json!([block]);
+        let error = format!("{:#}", plugin.configure(&options).await.err().context("it was taken")?);
+        for word in words {
+            ensure!(error.contains(word), "{word} is not in {error}");
+        }
+        plugin.shut_down().await?;
+    }
+    Ok(())
+}
+
+async fn options_of_a_runtime_whose_shim_is_missing_are_warned_of(scene: &Scene) -> Result<()> {
+    let nowhere = "io.containerd.nowhere.v9";
+    let mut options = scene.options_with(nowhere);
+    options["allow_runtimes"] = json!([nowhere]);
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let log = || plugin.log().all().into_iter().find(|line| line.contains("runtime_options"));
+    until(LIMIT, "the warning", || log().is_some()).await?;
+    let warning = log().context("no warning")?;
+    for word in ["warn", nowhere, "containerd-shim-nowhere-v9"] {
+        ensure!(warning.contains(word), "{word} is not in {warning}");
+    }
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await
 }

@@ -193,10 +193,13 @@ impl PluginConfig {
                 option: "containerd_runtime",
                 hint: "name a runtime, such as \"io.containerd.runc.v2\"",
             })?;
+        let containerd_runtime = super::runtime("containerd_runtime", containerd_runtime)?;
+        let allow_runtimes = runtime::decode(allow_runtimes)?;
+        let runtime_options = runtime::decode_options(runtime_options, &containerd_runtime, &allow_runtimes)?;
         let interval = stats_interval.unwrap_or_else(|| DEFAULT_STATS_INTERVAL.to_owned());
         Ok(Some(Self {
             enabled: enabled.unwrap_or(true),
-            containerd_runtime: super::runtime("containerd_runtime", containerd_runtime)?,
+            containerd_runtime,
             oci_runtime: oci_runtime.filter(|name| !name.is_empty()).map(program).transpose()?,
             stats_interval: duration("stats_interval", interval)?,
             containerd_socket: absolute("containerd_socket", containerd_socket, DEFAULT_SOCKET)?,
@@ -210,8 +213,8 @@ impl PluginConfig {
                 .map(|path| absolute("init_path", Some(path), ""))
                 .transpose()?,
             gates: security.decode()?,
-            allow_runtimes: runtime::decode(allow_runtimes)?,
-            runtime_options: runtime::decode_options(runtime_options)?,
+            allow_runtimes,
+            runtime_options,
             extra_labels: labels::decode(extra_labels)?,
             snapshotter: snapshotter
                 .filter(|name| !name.is_empty())

@@ -30,10 +30,14 @@ impl AllowRuntimes {
     /// # Errors
     /// Names the operator's option, where `name` is not among what it lists.
     pub(in crate::config) fn permit(&self, option: &'static str, name: &str) -> Result<(), ConfigError> {
-        if self.0.iter().any(|one| one == name) {
+        if self.lists(name) {
             return Ok(());
         }
         Err(forbidden(option, name, "allow_runtimes", &format!("{name:?}")))
+    }
+
+    fn lists(&self, name: &str) -> bool {
+        self.0.iter().any(|one| one == name)
     }
 }
 
@@ -61,15 +65,25 @@ pub(super) fn options_schema() -> Spec {
     )
 }
 
-/// The options by the runtime, as `containerd_runtime` or a job's `runtime` names it.
+/// Decodes the options by the runtime, as `containerd_runtime` or a job's `runtime` names it.
+///
+/// # Errors
+/// Names the option of a block that can't be, or that no task would get.
 pub(super) fn decode_options(
     blocks: Option<Vec<RawOptions>>,
+    containerd_runtime: &str,
+    allowed: &AllowRuntimes,
 ) -> Result<BTreeMap<String, RuntimeOptions>, ConfigError> {
     const RUNTIME: &str = "runtime_options.runtime";
     let mut all = BTreeMap::new();
     for RawOptions { runtime: name, type_url, config_path } in blocks.unwrap_or_default() {
         let given = |text: Option<String>| text.filter(|text| !text.is_empty());
         let name = runtime(RUNTIME, name.unwrap_or_default())?;
+        if name != containerd_runtime && !allowed.lists(&name) {
+            let why = "no task can have this runtime: it is neither containerd_runtime nor in allow_runtimes, which compare \
+                       names as they are written; add it to allow_runtimes, or leave the block out";
+            return Err(value(RUNTIME, name, why));
+        }
         let config_path = given(config_path).map(PathBuf::from);
         if let Some(path) = config_path.as_ref().filter(|path| !path.is_absolute()) {
             let why = "it must be an absolute path";
@@ -95,7 +109,10 @@ mod tests {
 
     #[test]
     fn runtime_options_are_by_runtime_and_say_something_each() {
-        let of = |blocks: serde_json::Value| plugin(json!({"runtime_options": blocks})).runtime_options;
+        let allowed = json!(["io.containerd.runsc.v1", "/opt/wrapper", "io.x.v1"]);
+        let of = |blocks: serde_json::Value| {
+            plugin(json!({"allow_runtimes": allowed, "runtime_options": blocks})).runtime_options
+        };
         assert!(of(json!([])).is_empty());
         let given = of(json!([
             {"runtime": "io.containerd.runsc.v1", "config_path": "/etc/runsc.toml"},
@@ -114,9 +131,34 @@ mod tests {
                 "two",
             ),
         ] {
-            let options = json!({"containerd_runtime": "io.containerd.runc.v2", "runtime_options": blocks});
+            let options = json!({
+                "allow_runtimes": allowed, "containerd_runtime": "io.containerd.runc.v2", "runtime_options": blocks,
+            });
             let error = decode(&options).unwrap_err().to_string();
             assert!(error.contains(word), "{word} is not in {error}");
+        }
+    }
+
+    #[test]
+    fn runtime_options_of_a_runtime_that_no_task_can_have_are_refused() {
+        let decoded = |runtime: &str, allowed: serde_json::Value| {
+            let block = json!([{"runtime": runtime, "config_path": "/etc/x.toml"}]);
+            let options = json!({
+                "containerd_runtime": "io.containerd.runsc.v1", "allow_runtimes": allowed, "runtime_options": block,
+            });
+            decode(&options).map(drop).map_err(|error| error.to_string())
+        };
+        decoded("io.containerd.runsc.v1", json!([])).unwrap();
+        decoded("io.containerd.kata.v2", json!(["io.containerd.kata.v2"])).unwrap();
+        for (runtime, allowed) in [
+            ("io.containerd.kata.v2", json!(null)),
+            ("io.containerd.kata.v2", json!(["/usr/bin/containerd-shim-kata-v2"])),
+            ("/usr/bin/containerd-shim-runsc-v1", json!([])),
+        ] {
+            let error = decoded(runtime, allowed).unwrap_err();
+            for word in ["runtime_options.runtime", runtime, "allow_runtimes", "leave the block out"] {
+                assert!(error.contains(word), "{word} is not in {error}");
+            }
         }
     }
 }
