@@ -113,7 +113,8 @@ impl Profile {
         rules.try_for_each(Rule::check)
     }
 
-    /// What of it holds for a task on a kernel of this version, and on a processor by Rust's name for it.
+    /// Translates this profile into an OCI seccomp filter for a task with these capabilities, on a kernel of this version and an
+    /// architecture by Rust's name for it.
     pub(super) fn for_task(
         &self,
         capabilities: &HashSet<Capability>,
@@ -145,7 +146,8 @@ impl Profile {
     }
 }
 
-/// What of the built-in profile holds, of which there is one for tasks that may do the same, one after the other.
+/// Translates the built-in seccomp profile. Caches the last translation, since consecutive tasks usually have the same
+/// capabilities.
 pub(super) fn shared(
     built_in: &'static Profile,
     capabilities: &HashSet<Capability>,

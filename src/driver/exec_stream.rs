@@ -27,6 +27,7 @@ const TASK_HAS_ENDED: i32 = 1;
 /// What docker's tools end with where they, and not the command, have failed.
 const DRIVER_FAILED: i32 = 125;
 
+/// Runs a command and streams its output. Reports the exec's exit as the last message.
 pub(super) fn run(
     task: Arc<Task>,
     setup: pb::exec_task_streaming_request::Setup,

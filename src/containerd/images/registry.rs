@@ -29,10 +29,11 @@ use answer::Failure;
 pub(super) use answer::{Body, Fetched};
 use endpoint::Endpoint;
 
-/// Between the tries of what may pass: a broken connection, a registry that is too busy.
+/// Backoff between retries of transient errors: a broken connection, or a status 5xx, 408 or 429.
 pub(super) const RETRIES: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(1500)];
-/// How often, and how long at most, hosts are waited for that say when they want to be asked again.
+/// Maximum number of waits for hosts that send `Retry-After`, such as with a 429.
 const WAITS: usize = 3;
+/// Maximum `Retry-After` that is waited for.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 const PULL: Trust = Trust { pull: true, resolve: false };
@@ -183,7 +184,7 @@ fn is_digest(version: &str) -> bool {
     checked_digest(version).is_ok()
 }
 
-/// Tries again what may pass.
+/// Retries `attempt` while its error is transient, with a backoff.
 async fn persist<T, F>(attempt: impl Fn() -> F) -> Result<T, Problem>
 where
     F: Future<Output = Result<T, Problem>>,

@@ -102,6 +102,7 @@ struct Complaint {
     message: String,
 }
 
+/// Whether a request that failed with this status may succeed later, and is retried: 5xx, 429 and 408.
 pub(super) fn may_pass(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
 }
