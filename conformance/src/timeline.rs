@@ -1,5 +1,5 @@
-//! What a plugin says of its starts and teardowns, in a line of its log for each: how long each step took. README has the
-//! line's form. Knows neither who asked for them nor what is made of the figures.
+//! What a plugin says of its starts and teardowns, in a line of its log for each: how long each step took. The line's form
+//! is in docs/benchmark.md. Knows neither who asked for them nor what is made of the figures.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;

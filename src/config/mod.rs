@@ -8,9 +8,9 @@ mod hclspec;
 mod id_list;
 mod logging;
 mod number;
-mod plugin;
 #[cfg(test)]
-mod readme;
+mod option_pages;
+mod plugin;
 mod size;
 mod task;
 

@@ -1,6 +1,6 @@
 //! What benchmarks of container security look for: all of it is tried from inside a task with no options, and again by a
 //! command run in it, and has to be denied, each try for its own reason. By bare system calls, since a tool that fails
-//! may only be missing. The same under the plugin options that README has for a hardened node.
+//! may only be missing. The same under the plugin options that docs/security.md has for a hardened node.
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno::{self, EACCES, ENOENT, ENOSYS, EPERM, EROFS};
@@ -206,10 +206,10 @@ async fn what_is_the_hosts_is_denied_to_a_task_without_options_and_to_its_execs(
     plugin.shut_down().await
 }
 
-/// The options of README's block; those of the rest, and whatever has options of its own, stay as they are.
+/// The options of the page's block; those of the rest, and whatever has options of its own, stay as they are.
 fn hardened(scene: &Scene) -> Result<Value> {
-    const README: &str = include_str!("../../../README.md");
-    let section = README.split_once("### A hardened node").context("README has no hardened node")?.1;
+    const PAGE: &str = include_str!("../../../docs/security.md");
+    let section = PAGE.split_once("## A hardened node").context("docs/security.md has no hardened node")?.1;
     let block = section.split("```").nth(1).context("there is no block")?;
     let mut options = scene.options();
     options["allowed_modes"] = json!(null);
