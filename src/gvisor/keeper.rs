@@ -1,8 +1,7 @@
 //! The keeper of a sandbox: makes it, becomes its parent, writes down how it ends, and takes the events of the shim.
 
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, ExitCode, ExitStatus};
@@ -13,7 +12,8 @@ use nix::unistd::{dup2_stderr, dup2_stdin, dup2_stdout, getppid};
 use tokio::net::UnixListener;
 
 use super::call::Call;
-use super::{AT_A_TIME, EVENTS, EXIT_CODE, KEEPER};
+use super::exit_code::ExitCodeFile;
+use super::{AT_A_TIME, EVENTS, KEEPER};
 use crate::process_handle::ProcessHandle;
 use crate::process_stat::ProcessId;
 
@@ -22,10 +22,6 @@ const SHIM: &str = "CONTAINERD_DRIVER_SHIM";
 /// The file in a bundle that says that its sandbox is made, and that its keeper is ready.
 const MADE: &str = "sandbox-made";
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
-/// The file that becomes the one with the exit code.
-const EXIT_CODE_TO_COME: &str = "sandbox-exit-code.new";
-/// How many characters it has, which are written before there is a code: a full disk keeps no code from being told.
-const EXIT_CODE_WIDTH: usize = 4;
 const SIGNAL_BASE: i32 = 128;
 const OOM_SCORE_ADJ: &str = "-998";
 
@@ -41,7 +37,7 @@ pub(super) fn create(call: &Call) -> io::Result<ExitCode> {
         .spawn()?;
     loop {
         if let Some(ended) = keeper.try_wait()? {
-            return Ok(exit_code(ended));
+            return Ok(code_of(ended));
         }
         if call.bundle.join(MADE).exists() {
             return Ok(ExitCode::SUCCESS);
@@ -50,7 +46,7 @@ pub(super) fn create(call: &Call) -> io::Result<ExitCode> {
     }
 }
 
-fn exit_code(status: ExitStatus) -> ExitCode {
+fn code_of(status: ExitStatus) -> ExitCode {
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     code.map_or(ExitCode::FAILURE, ExitCode::from)
 }
@@ -66,10 +62,10 @@ pub(super) fn run(call: &Call) -> io::Result<ExitCode> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     std::env::set_current_dir(&call.bundle)?;
     let events = listen()?;
-    let exit_code_to_come = reserve()?;
+    let exit_code = ExitCodeFile::create(&call.bundle)?;
     let made = make(call, &shim)?;
     if !made.success() {
-        return Ok(exit_code(made));
+        return Ok(code_of(made));
     }
     let sandbox =
         sandbox(&call.bundle).ok_or_else(|| io::Error::other("runsc has not said which process it is"))?;
@@ -77,7 +73,7 @@ pub(super) fn run(call: &Call) -> io::Result<ExitCode> {
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;
     dup2_stderr(&null)?;
-    std::thread::Builder::new().name("reaper".to_owned()).spawn(move || reap(sandbox, &exit_code_to_come))?;
+    std::thread::Builder::new().name("reaper".to_owned()).spawn(move || reap(sandbox, &exit_code))?;
     // As its shim is: without it the shim ends, and the sandbox with that. Not allowed to an agent in a container.
     let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);
     std::fs::write(MADE, "")?;
@@ -93,13 +89,6 @@ fn listen() -> io::Result<std::os::unix::net::UnixListener> {
     std::fs::rename(&new, EVENTS)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
-}
-
-/// Takes the room that an exit code needs.
-fn reserve() -> io::Result<File> {
-    let file = File::create(EXIT_CODE_TO_COME)?;
-    file.write_all_at(&[b' '; EXIT_CODE_WIDTH], 0)?;
-    Ok(file)
 }
 
 /// Runs `runsc create`, and ends it where its caller has gone away, or the shim.
@@ -124,7 +113,7 @@ pub(super) fn sandbox(bundle: &Path) -> Option<i32> {
 }
 
 /// Waits for all children, and writes down how the sandbox ends: before its pid can be another's.
-fn reap(sandbox: i32, exit_code_to_come: &File) {
+fn reap(sandbox: i32, exit_code: &ExitCodeFile) {
     loop {
         let (pid, code) = match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) {
             Ok(WaitStatus::Exited(pid, code)) => (pid, code),
@@ -133,10 +122,8 @@ fn reap(sandbox: i32, exit_code_to_come: &File) {
             Err(_) => return,
         };
         if pid.as_raw() == sandbox {
-            let text = format!("{code:>EXIT_CODE_WIDTH$}");
-            let written = exit_code_to_come.write_all_at(text.as_bytes(), 0);
-            // Nobody is left to be told; the kernel's word on the sandbox counts then.
-            drop(written.and_then(|()| std::fs::rename(EXIT_CODE_TO_COME, EXIT_CODE)));
+            // Where it fails, nobody is left to be told; the kernel's word on the sandbox counts then.
+            let _ = exit_code.write(code);
         }
         let _ = waitpid(pid, None);
     }

@@ -20,6 +20,7 @@
 )]
 
 mod call;
+mod exit_code;
 mod keeper;
 mod wait;
 
@@ -41,8 +42,6 @@ const KEEPER: &str = "gvisor-keeper";
 pub(crate) const EVENTS: &str = "events.sock";
 /// The file in a bundle that names the real `runsc`.
 pub(crate) const PROGRAM: &str = "runsc";
-/// The file in a bundle that has the exit code of the sandbox, once it has ended.
-const EXIT_CODE: &str = "sandbox-exit-code";
 /// How long the end of a process is waited for at a time.
 const AT_A_TIME: Duration = Duration::from_secs(3600);
 

@@ -1,14 +1,15 @@
 //! `runsc wait`, answered from what the keeper has written.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+use super::AT_A_TIME;
 use super::call::Call;
-use super::{AT_A_TIME, EXIT_CODE};
+use super::exit_code::ExitCodeFile;
 use crate::process_handle::ProcessHandle;
 use crate::process_stat::ProcessId;
 
@@ -38,9 +39,11 @@ pub(super) fn run(call: &Call) -> io::Result<ExitCode> {
 }
 
 fn exit_code(bundle: &Path) -> io::Result<i32> {
+    let nobody = || io::Error::other("nobody has written down the sandbox's exit code");
+    let file = ExitCodeFile::open(bundle)?.ok_or_else(nobody)?;
     let sandbox = process(bundle)?;
     // Its pid is its own for as long as there is no code: who was taken hold of before that look is the sandbox.
-    if let Some(code) = written(bundle)? {
+    if let Some(code) = file.read()? {
         return Ok(code);
     }
     if let Some(sandbox) = sandbox {
@@ -48,19 +51,11 @@ fn exit_code(bundle: &Path) -> io::Result<i32> {
     }
     let until = Instant::now() + IS_WRITTEN;
     loop {
-        match written(bundle)? {
+        match file.read()? {
             Some(code) => return Ok(code),
             None if Instant::now() < until => std::thread::sleep(LOOK_AGAIN),
-            None => return Err(io::Error::other("nobody has written down the sandbox's exit code")),
+            None => return Err(nobody()),
         }
-    }
-}
-
-fn written(bundle: &Path) -> io::Result<Option<i32>> {
-    match std::fs::read_to_string(bundle.join(EXIT_CODE)) {
-        Ok(text) => text.trim().parse().map(Some).map_err(io::Error::other),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
     }
 }
 
@@ -81,26 +76,34 @@ mod tests {
     }
 
     #[test]
-    fn the_code_comes_after_the_end_of_the_sandbox() {
-        let bundle = tempfile::tempdir().unwrap();
-        let mut sandbox = std::process::Command::new("/bin/sleep").arg("600").spawn().unwrap();
-        std::fs::write(bundle.path().join("init.pid"), sandbox.id().to_string()).unwrap();
-        let at = bundle.path().to_owned();
-        let waiting = std::thread::spawn(move || exit_code(&at));
-        std::thread::sleep(Duration::from_millis(50));
-        assert!(!waiting.is_finished());
-        sandbox.kill().unwrap();
-        sandbox.wait().unwrap();
-        std::fs::write(bundle.path().join(EXIT_CODE), "137\n").unwrap();
-        assert_eq!(waiting.join().unwrap().unwrap(), 137);
-        assert_eq!(exit_code(bundle.path()).unwrap(), 137, "asked after the end");
+    fn the_code_comes_after_the_end_of_the_sandbox_whoever_removes_the_bundle() {
+        for removed in [false, true] {
+            let bundle = tempfile::tempdir().unwrap();
+            let file = ExitCodeFile::create(bundle.path()).unwrap();
+            let mut sandbox = std::process::Command::new("/bin/sleep").arg("600").spawn().unwrap();
+            std::fs::write(bundle.path().join("init.pid"), sandbox.id().to_string()).unwrap();
+            let at = bundle.path().to_owned();
+            let waiting = std::thread::spawn(move || exit_code(&at));
+            std::thread::sleep(Duration::from_millis(200));
+            assert!(!waiting.is_finished());
+            if removed {
+                std::fs::remove_dir_all(bundle.path()).unwrap();
+            }
+            sandbox.kill().unwrap();
+            sandbox.wait().unwrap();
+            file.write(137).unwrap();
+            assert_eq!(waiting.join().unwrap().unwrap(), 137);
+            if !removed {
+                assert_eq!(exit_code(bundle.path()).unwrap(), 137, "asked after the end");
+            }
+        }
     }
 
     #[test]
     fn a_process_that_has_the_sandboxs_pid_by_now_is_not_waited_for() {
         let bundle = tempfile::tempdir().unwrap();
         std::fs::write(bundle.path().join("init.pid"), std::process::id().to_string()).unwrap();
-        std::fs::write(bundle.path().join(EXIT_CODE), "   7").unwrap();
+        ExitCodeFile::create(bundle.path()).unwrap().write(7).unwrap();
         let at = bundle.path().to_owned();
         let (sender, answer) = std::sync::mpsc::channel();
         std::thread::spawn(move || sender.send(exit_code(&at).unwrap()));

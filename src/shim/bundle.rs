@@ -92,11 +92,12 @@ impl Bundle {
         self.touch("log")
     }
 
-    /// Whether a task's bundle has lost something that its end needs. One that is being taken down, or was never whole, has
-    /// not: it is marked.
-    pub(crate) fn is_stripped(&self) -> bool {
+    /// Whether a task's bundle has lost something that its end needs, such as the name of the `runsc` that the task has. One
+    /// that is being taken down, or was never whole, has not: it is marked.
+    pub(crate) fn is_stripped(&self, runsc: Option<&str>) -> bool {
         let lacks = |name: &str| is_missing(&self.directory.join(name));
-        lacks(DOOMED) && (self.is_doomed() || [SHIM, CONFIG, SHIM_BINARY].into_iter().any(lacks))
+        let mut needed = [SHIM, CONFIG, SHIM_BINARY].into_iter().chain(runsc.map(|_| gvisor::PROGRAM));
+        lacks(DOOMED) && (self.is_doomed() || needed.any(lacks))
     }
 
     /// Makes the directory of a bundle that somebody has removed.
@@ -111,11 +112,20 @@ impl Bundle {
     ///
     /// # Errors
     /// Names the file that could not be made.
-    pub(crate) fn restore(&self, shim_binary: &Path, shim: &Shim, cgroup: &Path) -> Result<(), Error> {
+    pub(crate) fn restore(
+        &self,
+        shim_binary: &Path,
+        shim: &Shim,
+        cgroup: &Path,
+        runsc: Option<&str>,
+    ) -> Result<(), Error> {
         let lacks = |name: &str| is_missing(&self.directory.join(name));
         let is_whole = !self.is_doomed();
         if lacks(SHIM_BINARY) {
             self.write(SHIM_BINARY, shim_binary.as_os_str().as_bytes())?;
+        }
+        if let Some(runsc) = runsc.filter(|_| lacks(gvisor::PROGRAM)) {
+            self.write(gvisor::PROGRAM, runsc.as_bytes())?;
         }
         if lacks(SHIM) {
             self.write_shim(shim)?;

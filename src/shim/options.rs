@@ -26,6 +26,14 @@ pub(crate) enum CreateOptions {
 }
 
 impl CreateOptions {
+    /// Returns the `runsc` that a shim of gVisor's is to run. None for any other shim.
+    pub(crate) fn runsc(&self) -> Option<&str> {
+        match self {
+            Self::Gvisor { program, .. } => Some(program),
+            Self::None | Self::Runc(_) | Self::File { .. } => None,
+        }
+    }
+
     /// Packs the options, and writes those that are to be in the bundle.
     ///
     /// # Errors

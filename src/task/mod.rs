@@ -233,6 +233,9 @@ struct Saved {
     /// attempt's. None where an earlier build of the plugin started it.
     #[serde(default)]
     oom_kills: Option<u64>,
+    /// The `runsc` of a task in gVisor's sandbox.
+    #[serde(default)]
+    runsc: Option<String>,
 }
 
 impl Saved {

@@ -247,6 +247,7 @@ mod tests {
                 auto_advertise: true,
             }),
             oom_kills: Some(2),
+            runsc: Some("/opt/runsc".to_owned()),
         };
         assert_eq!(Saved::decode(&saved.encode().unwrap()).unwrap(), saved);
         assert!(Saved::decode(b"\x81garbage").unwrap_err().to_string().contains("not ours"));

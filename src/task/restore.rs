@@ -19,6 +19,7 @@ pub(super) struct Known {
     shim: Shim,
     init: ProcessId,
     attempt: Attempt,
+    runsc: Option<String>,
 }
 
 impl Place {
@@ -31,7 +32,8 @@ impl Place {
     pub(super) fn remember(&self, saved: &Saved, identity: &Identity) {
         let Identity { task_id: _, alloc_id, name } = identity.clone();
         let attempt = Attempt { alloc_id, task: name, cgroup: saved.cgroup.path.clone() };
-        let known = Known { shim: saved.shim.clone(), init: saved.init, attempt };
+        let runsc = saved.runsc.clone();
+        let known = Known { shim: saved.shim.clone(), init: saved.init, attempt, runsc };
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
     }
 
@@ -62,8 +64,9 @@ impl Place {
 
     fn restore_from(&self, known: &Known) -> bool {
         let Self { id, bundle, launcher, .. } = self;
-        let Known { shim, init, attempt } = known;
-        if !bundle.is_stripped() {
+        let Known { shim, init, attempt, runsc } = known;
+        let runsc = runsc.as_deref();
+        if !bundle.is_stripped(runsc) {
             return false;
         }
         tracing::warn!(
@@ -76,7 +79,7 @@ impl Place {
             attempt.write(bundle)?;
             write_init(bundle, *init)?;
             // Last what tells a restored bundle from one that is stripped: what fails before is tried again.
-            Ok::<_, Error>(bundle.restore(&launcher.binary, shim, &attempt.cgroup)?)
+            Ok::<_, Error>(bundle.restore(&launcher.binary, shim, &attempt.cgroup, runsc)?)
         };
         let restored = restore();
         if let Err(error) = restored {
@@ -116,30 +119,36 @@ mod tests {
         let bootstrap = Bootstrap { version: ApiVersion::V2, socket: "/run/s".into() };
         let shim = Shim { bootstrap, pid: 7, started_ticks: 6 };
         let (binary, cgroup) = (Path::new("/bin/shim"), Path::new("/nomad/a.web"));
-        assert!(bundle.is_stripped());
+        assert!(bundle.is_stripped(None));
         bundle.make_directory().unwrap();
-        assert!(bundle.is_stripped(), "it is not whole before the last file");
-        bundle.restore(binary, &shim, cgroup).unwrap();
-        assert!(bundle.is_doomed() && bundle.may_have_container() && !bundle.is_stripped());
+        assert!(bundle.is_stripped(None), "it is not whole before the last file");
+        bundle.restore(binary, &shim, cgroup, None).unwrap();
+        assert!(bundle.is_doomed() && bundle.may_have_container() && !bundle.is_stripped(None));
         assert_eq!((bundle.read_shim(), bundle.shim_binary()), (Some(shim.clone()), Some(binary.to_owned())));
         assert_eq!(Attempt::read(&bundle).unwrap().unwrap().cgroup, cgroup);
         let init = ProcessId { pid: 8, started_ticks: 9 };
         write_init(&bundle, init).unwrap();
         assert_eq!(restored_init(&bundle), Some(init));
         bundle.forget_processes().unwrap();
-        assert!(!bundle.is_stripped(), "it is being taken down");
+        assert!(!bundle.is_stripped(None), "it is being taken down");
         bundle.remove().unwrap();
         // One that lost a file of ours alone goes on.
         bundle.create(binary).unwrap();
         bundle.write_shim(&shim).unwrap();
         bundle.write("config.json", br#"{"ociVersion":"1.0.2","hostname":"web"}"#).unwrap();
         bundle.keep().unwrap();
-        assert!(!bundle.is_stripped());
+        assert!(!bundle.is_stripped(None));
         bundle.remove_file("shim.json").unwrap();
-        assert!(bundle.is_stripped());
-        bundle.restore(binary, &shim, cgroup).unwrap();
-        assert_eq!(bundle.read_shim(), Some(shim));
+        assert!(bundle.is_stripped(None));
+        bundle.restore(binary, &shim, cgroup, None).unwrap();
+        assert_eq!(bundle.read_shim().as_ref(), Some(&shim));
         assert_eq!(bundle.read_spec().unwrap().hostname().as_deref(), Some("web"));
-        assert!(!bundle.is_doomed() && !bundle.is_stripped());
+        assert!(!bundle.is_doomed() && !bundle.is_stripped(None));
+        // Which `runsc` it is to run nobody knows but the handle.
+        let runsc = Some("/opt/runsc");
+        assert!(bundle.is_stripped(runsc));
+        bundle.restore(binary, &shim, cgroup, runsc).unwrap();
+        assert!(!bundle.is_doomed() && !bundle.is_stripped(runsc));
+        assert_eq!(std::fs::read_to_string(bundle.directory().join("runsc")).unwrap(), "/opt/runsc");
     }
 }

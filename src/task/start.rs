@@ -376,6 +376,7 @@ impl Start<'_> {
             stop_signal: stop_signal(image),
             network,
             oom_kills: Some(oom_kills),
+            runsc: runtime.options.runsc().map(str::to_owned),
         };
         let (place, teller) = (self.place.clone(), self.teller());
         let pump = self.tasks.collect_output(&saved, &teller).await?;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -14,10 +14,12 @@ use serde_json::{Value, json};
 use super::logs::prepare_unlogged;
 use super::mounts::{HostMounts, host_directory};
 use super::recover::shim_pid;
+use super::runtimes::Noting;
 use super::shared_networks::GroupNetwork;
 use super::web_server::{beside, with};
 use super::{cases, refused, same, until};
 use crate::fixture::leftovers::NULL_NETNS;
+use crate::fixture::sweep;
 use crate::fixture::traces::{children, find_processes};
 use crate::host::alloc::set_memory;
 use crate::host::stats::Stats;
@@ -42,6 +44,7 @@ cases!["gvisor":
     its_processes_have_the_tasks_own_oom_score,
     a_plugin_that_is_replaced_under_it_starts_others_and_the_next_goes_on,
     a_runsc_that_hangs_when_the_plugin_dies_leaves_nothing,
+    a_task_that_has_lost_its_bundle_keeps_its_runsc_and_its_code,
 ];
 
 /// What of the other cases a sandbox can't show, by their names, and why.
@@ -61,7 +64,6 @@ pub const NOT_IN_A_SANDBOX: &[(&str, &str)] = &[
     ("limits: a task runs on the processors that the job names", INSIDE),
     ("limits: how likely a task is killed for memory", INSIDE),
     ("limits: the score for the oom killer is that of the job and not the shims", INSIDE),
-    ("lost bundle:", PROCESSES),
     ("modes: a task shares what it asks for and nothing else", REFUSED),
     ("modes: a task that sees its own control group alone sees it as the root", REFUSED),
     ("modes: parameters of the kernel are set where they are the tasks", REFUSED),
@@ -431,4 +433,32 @@ async fn a_runsc_that_hangs_when_the_plugin_dies_leaves_nothing(scene: &Scene) -
     same!(known_to_runsc(scene), Vec::<PathBuf>::new());
     scene.still_works(&next).await?;
     next.shut_down().await
+}
+
+async fn a_task_that_has_lost_its_bundle_keeps_its_runsc_and_its_code(scene: &Scene) -> Result<()> {
+    let runsc = Noting::runtime(scene, "another-runsc")?;
+    let mut options = scene.options();
+    options["oci_runtime"] = json!(runsc.path());
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    for (script, code) in
+        [("trap 'exit 3' TERM; echo up; sleep 600 & wait", 3), ("echo up; sleep 2; exit 9", 9)]
+    {
+        let task = scene.run(&plugin, &scene.shell(script)).await?;
+        task.alloc.stdout.to_contain("up\n", LIMIT).await?;
+        let bundle = scene.bundle()?;
+        sweep::unmount_under(&bundle);
+        fs::remove_dir_all(&bundle)?;
+        ensure!(runsc.has_run("start"), "another one was run");
+        let begun = Instant::now();
+        if code == 3 {
+            task.stop(&plugin, LIMIT).await?;
+            ensure!(runsc.has_run("kill"), "another one was run");
+        }
+        same!(task.wait(&plugin).await?.exit_code, code);
+        ensure!(begun.elapsed() < Duration::from_secs(5), "its end took {:?}", begun.elapsed());
+        task.destroy(&plugin).await?;
+        scene.nothing_left()?;
+        same!(known_to_runsc(scene), Vec::<PathBuf>::new());
+    }
+    plugin.shut_down().await
 }

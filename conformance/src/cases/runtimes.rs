@@ -33,7 +33,7 @@ cases!["runtimes":
 ];
 
 /// What stands in for a real program, and writes down what it was run for.
-struct Noting {
+pub(super) struct Noting {
     program: PathBuf,
     notes: PathBuf,
 }
@@ -57,18 +57,18 @@ impl Noting {
         Self::new(scene, "another-shim", scene.programs().shim())
     }
 
-    fn runtime(scene: &Scene, name: &str) -> Result<Self> {
+    pub(super) fn runtime(scene: &Scene, name: &str) -> Result<Self> {
         Self::new(scene, name, scene.programs().runtime())
     }
 
     /// Whether it was run with this among its words; forgotten then.
-    fn has_run(&self, word: &str) -> bool {
+    pub(super) fn has_run(&self, word: &str) -> bool {
         let notes = fs::read_to_string(&self.notes).unwrap_or_default();
         let _ = fs::remove_file(&self.notes);
         notes.contains(&format!(" {word} "))
     }
 
-    fn path(&self) -> String {
+    pub(super) fn path(&self) -> String {
         self.program.display().to_string()
     }
 }

@@ -1,0 +1,60 @@
+//! The file in a bundle with the exit code of a sandbox: blank until the sandbox has ended. Both sides hold it open from the
+//! sandbox's start on, so that the code is told also where somebody has removed the bundle meanwhile.
+
+use std::fs::File;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+const FILE: &str = "sandbox-exit-code";
+/// The characters of the file, which are written before there is a code: a full disk keeps no code from being told.
+const WIDTH: usize = 4;
+
+/// The file, open.
+pub(super) struct ExitCodeFile(File);
+
+impl ExitCodeFile {
+    /// Makes the file, with the room that a code needs.
+    ///
+    /// # Errors
+    /// When it can't be made.
+    pub(super) fn create(bundle: &Path) -> io::Result<Self> {
+        let file = File::create_new(bundle.join(FILE))?;
+        file.write_all_at(&[b' '; WIDTH], 0)?;
+        Ok(Self(file))
+    }
+
+    /// Opens the file. None where there is none.
+    ///
+    /// # Errors
+    /// When it can't be opened.
+    pub(super) fn open(bundle: &Path) -> io::Result<Option<Self>> {
+        match File::open(bundle.join(FILE)) {
+            Ok(file) => Ok(Some(Self(file))),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes the code.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub(super) fn write(&self, code: i32) -> io::Result<()> {
+        self.0.write_all_at(format!("{code:>WIDTH$}").as_bytes(), 0)
+    }
+
+    /// Reads the code. None where the sandbox has not ended.
+    ///
+    /// # Errors
+    /// When the file can't be read, or has no code in it.
+    pub(super) fn read(&self) -> io::Result<Option<i32>> {
+        let mut text = [0; WIDTH];
+        self.0.read_exact_at(&mut text, 0)?;
+        let text = String::from_utf8_lossy(&text);
+        match text.trim() {
+            "" => Ok(None),
+            code => code.parse().map(Some).map_err(io::Error::other),
+        }
+    }
+}
