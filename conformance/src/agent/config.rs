@@ -168,7 +168,25 @@ client {{
 telemetry {{
   publish_allocation_metrics = true
 }}
+"#,
+            plugins = shown(&setup.plugins()),
+            allocations = shown(&setup.allocations()),
+            mounts = at("mounts"),
+            state = at("client-state"),
+            cni = shown(&setup.cni()),
+            cni_plugins = shown(&setup.cni_plugins),
+            groups = setup.networks.groups.name,
+            groups_subnet = setup.networks.groups.subnet,
+            host_volume = shown(&setup.host_volume()),
+        )
+        + &plugin(setup)
+}
 
+/// The block of the driver in the agent's configuration.
+fn plugin(setup: &Setup) -> String {
+    let shown = |path: &Path| path.display().to_string();
+    format!(
+        r#"
 plugin "containerd-driver" {{
   config {{
     containerd_runtime = "{containerd_runtime}"
@@ -198,24 +216,17 @@ plugin "containerd-driver" {{
   }}
 }}
 "#,
-            containerd_runtime = setup.containerd_runtime,
-            oci_runtime = setup.oci_runtime,
-            plugins = shown(&setup.plugins()),
-            allocations = shown(&setup.allocations()),
-            mounts = at("mounts"),
-            state = at("client-state"),
-            cni = shown(&setup.cni()),
-            cni_plugins = shown(&setup.cni_plugins),
-            log_collection = setup.log_collection,
-            tasks = setup.networks.tasks.name,
-            tasks_subnet = setup.networks.tasks.subnet,
-            tasks_subnet_ipv6 = setup.networks.tasks_ipv6,
-            groups = setup.networks.groups.name,
-            groups_subnet = setup.networks.groups.subnet,
-            host_volume = shown(&setup.host_volume()),
-            socket = shown(&setup.containerd_socket),
-            driver_state = shown(&setup.state_dir),
-        )
+        containerd_runtime = setup.containerd_runtime,
+        oci_runtime = setup.oci_runtime,
+        cni = shown(&setup.cni()),
+        cni_plugins = shown(&setup.cni_plugins),
+        log_collection = setup.log_collection,
+        tasks = setup.networks.tasks.name,
+        tasks_subnet = setup.networks.tasks.subnet,
+        tasks_subnet_ipv6 = setup.networks.tasks_ipv6,
+        socket = shown(&setup.containerd_socket),
+        driver_state = shown(&setup.state_dir),
+    )
 }
 
 fn near(interface: &str) -> String {
