@@ -131,7 +131,7 @@ impl Section<'_> {
             Default::Required => rest.strip_prefix("required. "),
             Default::Value(value) => rest.strip_prefix(&format!("default: `{value}`. ")),
             Default::Words => {
-                let words = rest.strip_prefix("default: ").filter(|words| !words.starts_with('`'));
+                let words = rest.strip_prefix("default: ");
                 words.and_then(|words| words.split_once(". ")).map(|(_, said)| said)
             }
         };
