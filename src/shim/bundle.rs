@@ -360,6 +360,7 @@ impl Bundle {
         let rootfs = self.rootfs();
         mount_table::unmount(&rootfs).map_err(Error::errno("unmount", &rootfs))?;
         match fs::remove_dir(&rootfs) {
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => remove_mount_points(&rootfs)?,
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 return Err(Error::File { doing: "remove", path: rootfs, source: error });
             }
@@ -378,6 +379,36 @@ impl Bundle {
 fn make_private(directory: &Path) -> Result<(), Error> {
     let created = fs::DirBuilder::new().mode(0o700).recursive(true).create(directory);
     created.map_err(Error::file("create", directory))
+}
+
+/// Removes a rootfs on which nothing is mounted, with the mount points that a runtime has made in it: one that goes on when
+/// its caller has died makes them in the bundle, as its shim has unmounted the container's snapshot by then.
+///
+/// # Errors
+/// Names what is no mount point, such as a file with content, and refuses where anything is mounted.
+fn remove_mount_points(rootfs: &Path) -> Result<(), Error> {
+    let real = rootfs.canonicalize().map_err(Error::file("look at", rootfs))?;
+    if let Some(mount) =
+        mount_table::below(&real).map_err(Error::file("look for mounts below", rootfs))?.first()
+    {
+        let source = std::io::Error::other("something is mounted there");
+        return Err(Error::File { doing: "remove", path: mount.point.clone(), source });
+    }
+    remove_empty(&real)
+}
+
+/// Removes a directory and all below that has no content: directories, empty files, links, devices.
+fn remove_empty(directory: &Path) -> Result<(), Error> {
+    for entry in fs::read_dir(directory).map_err(Error::file("list", directory))? {
+        let path = entry.map_err(Error::file("list", directory))?.path();
+        let metadata = fs::symlink_metadata(&path).map_err(Error::file("look at", &path))?;
+        if metadata.is_dir() {
+            remove_empty(&path)?;
+        } else if !metadata.is_file() || metadata.len() == 0 {
+            fs::remove_file(&path).map_err(Error::file("remove", &path))?;
+        }
+    }
+    fs::remove_dir(directory).map_err(Error::file("remove", directory))
 }
 
 /// Whether nothing is there. Where that can't be told, something may be.
@@ -497,13 +528,29 @@ mod tests {
     }
 
     #[test]
-    fn files_in_a_rootfs_are_never_walked_into() {
+    fn files_with_content_in_a_rootfs_are_kept() {
         let state = tempfile::tempdir().unwrap();
         let bundle = Bundle::at(state.path(), "nomad", "redis-1");
         bundle.create(Path::new("/bin/shim")).unwrap();
-        let precious = bundle.rootfs().join("precious");
+        let precious = bundle.rootfs().join("etc/precious");
+        fs::create_dir(bundle.rootfs().join("etc")).unwrap();
         fs::write(&precious, b"data").unwrap();
         assert!(bundle.remove().is_err());
         assert!(precious.exists());
+    }
+
+    #[test]
+    fn what_a_runtime_makes_in_an_unmounted_rootfs_is_removed() {
+        let state = tempfile::tempdir().unwrap();
+        let bundle = Bundle::at(state.path(), "nomad", "redis-1");
+        bundle.create(Path::new("/bin/shim")).unwrap();
+        let (outside, rootfs) = (state.path().join("outside"), bundle.rootfs());
+        fs::create_dir_all(outside.join("kept")).unwrap();
+        fs::create_dir_all(rootfs.join("dev/pts")).unwrap();
+        fs::create_dir(rootfs.join("etc")).unwrap();
+        fs::write(rootfs.join("etc/hosts"), b"").unwrap();
+        std::os::unix::fs::symlink(&outside, rootfs.join("dev/fd")).unwrap();
+        bundle.remove().unwrap();
+        assert!(!bundle.directory().exists() && outside.join("kept").exists());
     }
 }
