@@ -56,6 +56,14 @@ pub const NOT_IN_A_SANDBOX: &[(&str, &str)] = &[
         "ends: a kill is told from a code of the same number",
         "a sandbox tells of a signal as a code of 128 + n",
     ),
+    ("ends::a_child_killed_for_want_of_memory_is_an_event", "the kernel kills a sandbox as a whole"),
+    ("environment::the_memory_limit_is_the_jobs", INSIDE),
+    ("exec::a_terminal_has_the_size_of_the_callers", TERMINAL),
+    ("exec::a_caller_that_is_killed_takes_its_command_along", PROCESSES),
+    ("exec::what_it_writes_is_in_the_task_and_not_on_the_host", INSIDE),
+    ("exec end: one in a task that ends ends with it", PROCESSES),
+    ("exec terminal: a terminal has the size that it was given", TERMINAL),
+    ("exec terminal: the first process ends it", PROCESSES),
     ("exec: an exec is what the task is", INSIDE),
     ("exec: an exec sees the tasks files and environment", INSIDE),
     ("exec: what an exec writes is in the task and not on the host", INSIDE),
@@ -85,7 +93,28 @@ pub const NOT_IN_A_SANDBOX: &[(&str, &str)] = &[
     ("mounts: a start that the plugin does not survive leaves no mount", OTHER_PARTS),
     ("networks: a task gets the address and the names that it asks for", SYS),
     ("networks: without a network a task has its loopback alone", SYS),
-    ("process: a task with a terminal has all its output in one", "a terminal has no name in a sandbox"),
+    ("networks::the_hosts_network_a_described_one_and_none", SYS),
+    ("networks::twenty_tasks_at_once", "a sandbox needs more memory than twenty of them have there"),
+    ("options::cpuset_cpus", INSIDE),
+    ("options::defaults", INSIDE),
+    ("options::devices", REFUSED),
+    ("options::host_network", SYS),
+    ("options::ipc_mode", REFUSED),
+    ("options::mac_address", SYS),
+    ("options::memory_", INSIDE),
+    ("options::no_new_privileges", INSIDE),
+    ("options::oom_score_adj", INSIDE),
+    ("options::pid_mode", REFUSED),
+    ("options::pids_limit", PIDS),
+    ("options::privileged", REFUSED),
+    ("options::readonly_rootfs", "a sandbox has a /tmp of its own, in memory"),
+    ("options::resources", INSIDE),
+    ("options::seccomp_profile", REFUSED),
+    ("options::security_opt", INSIDE),
+    ("options::snapshotter", INSIDE),
+    ("options::sysctl", REFUSED),
+    ("options::uts_mode", REFUSED),
+    ("process: a task with a terminal has all its output in one", TERMINAL),
     ("resources: a task follows nomads shared processors", INSIDE),
     ("resources: a task with cores of its own runs on them", INSIDE),
     ("script check: at its timeout", CHILDREN),
@@ -106,6 +135,7 @@ const PIDS: &str = "the threads of the sandbox count, too";
 const PIPES: &str = "a pipe of the host's is not opened from a sandbox";
 const PROCESSES: &str = "a task's processes are none of the host's";
 const SYS: &str = "the interfaces are not in the sandbox's /sys, though they can be used";
+const TERMINAL: &str = "a terminal has no name in a sandbox";
 const REFUSED: &str = "it is refused, see what a sandbox can not have";
 
 async fn a_task_runs_on_a_kernel_of_its_own(scene: &Scene) -> Result<()> {

@@ -85,9 +85,10 @@ impl Task {
             return Ok(Err(ExecRefused::not_runnable(&error)));
         }
         let process = self.exec_template().await.map_err(|error| error.context(&doing))?;
-        let size = terminal.flatten().map(|TerminalSize { width, height }| (width.into(), height.into()));
+        let size = terminal.flatten();
         let tty = terminal.is_some();
-        let process = spec::exec_process(process, command, tty, size);
+        let console = size.map(|TerminalSize { width, height }| (width.into(), height.into()));
+        let process = spec::exec_process(process, command, tty, console);
         let exec_id = next_exec_id();
         let pipes = ExecPipes::at(&self.place.bundle.io_directory(), &exec_id, stdin, tty);
         let start = Start {
@@ -96,6 +97,7 @@ impl Task {
             process,
             pipes,
             tty,
+            size_after_start: size.filter(|_| !self.saved.family().sets_console_size()),
             cgroup: self.saved.cgroup.clone(),
             bundle: self.place.bundle.clone(),
         };
@@ -134,6 +136,8 @@ struct Start {
     process: Process,
     pipes: ExecPipes,
     tty: bool,
+    /// The terminal's size where the runtime doesn't set the one of `process`.
+    size_after_start: Option<TerminalSize>,
     cgroup: Cgroup,
     bundle: Bundle,
 }
@@ -143,7 +147,7 @@ impl Start {
     /// way: a shim that is opening pipes whose other end has gone answers nobody for half a minute. Dropped once it is
     /// through, the command is killed like any other.
     async fn run(self) -> std::result::Result<Exec, shim::Error> {
-        let Self { connection, exec_id, process, pipes, tty, cgroup, bundle } = self;
+        let Self { connection, exec_id, process, pipes, tty, size_after_start, cgroup, bundle } = self;
         let io = ExecIo {
             stdin: pipes.stdin_path(),
             stdout: pipes.stdout_path(),
@@ -178,6 +182,9 @@ impl Start {
             }
         });
         let terminal = Terminal { connection: connection.clone(), exec_id: exec_id.clone() };
+        if let Some(size) = size_after_start {
+            terminal.resize(size).await;
+        }
         let stdin = Stdin { pipe: stdin, connection, exec_id, tty };
         Ok(Exec { guard, ended, stdout: Some(stdout), stderr, input: Some((stdin, terminal)), code: None })
     }
