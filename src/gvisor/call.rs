@@ -4,6 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use super::PROGRAM;
 
@@ -33,7 +34,24 @@ impl Call {
 
     /// What `runsc` is asked to do.
     pub(super) fn action(&self) -> Option<&str> {
-        self.arguments.iter().find(|word| !word.as_bytes().starts_with(b"-"))?.to_str()
+        self.words().first()?.to_str()
+    }
+
+    /// The arguments from what `runsc` is asked to do on.
+    pub(super) fn words(&self) -> &[OsString] {
+        &self.arguments[self.action_at()..]
+    }
+
+    /// Another call of `runsc`, with the flags of this one.
+    pub(super) fn runsc(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(&self.arguments[..self.action_at()]).args(words);
+        command
+    }
+
+    fn action_at(&self) -> usize {
+        let is_flag = |word: &&OsString| word.as_bytes().starts_with(b"-");
+        self.arguments.iter().take_while(is_flag).count()
     }
 }
 

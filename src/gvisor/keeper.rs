@@ -13,7 +13,7 @@ use tokio::net::UnixListener;
 
 use super::call::Call;
 use super::exit_code::ExitCodeFile;
-use super::{AT_A_TIME, EVENTS, KEEPER};
+use super::{AT_A_TIME, EVENTS, KEEPER, code_of};
 use crate::process_handle::ProcessHandle;
 use crate::process_stat::ProcessId;
 
@@ -44,11 +44,6 @@ pub(super) fn create(call: &Call) -> io::Result<ExitCode> {
         }
         std::thread::sleep(LOOK_AGAIN);
     }
-}
-
-fn code_of(status: ExitStatus) -> ExitCode {
-    let code = status.code().and_then(|code| u8::try_from(code).ok());
-    code.map_or(ExitCode::FAILURE, ExitCode::from)
 }
 
 /// The keeper itself. Returns at the end of the shim; or, with the code of `runsc`, where that fails.

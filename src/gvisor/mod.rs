@@ -8,7 +8,7 @@
 //!   the keeper has its exit code from the kernel, and `wait` is answered from that.
 //! - The shim panics over an event that nobody takes. The keeper takes them all, for as long as the shim lives.
 //!
-//! All other calls go to the real `runsc` as they are. Files in the bundle tell it all: these processes know neither Nomad
+//! A `kill` of a command takes along what the command has started. All other calls go to the real `runsc` as they are. Files in the bundle tell it all: these processes know neither Nomad
 //! nor containerd, and talk to no plugin.
 //!
 //! Source of the facts: gVisor `pkg/shim/v1/{service.go,proc/init.go,runsccmd/runsc.go}`, `runsc/cli/main.go`,
@@ -22,6 +22,7 @@
 mod call;
 mod exit_code;
 mod keeper;
+mod kill;
 mod wait;
 
 use std::ffi::OsStr;
@@ -29,10 +30,11 @@ use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, ExitStatus};
 use std::time::Duration;
 
 use call::Call;
+use kill::Target;
 
 /// How this binary is called in the place of `runsc`.
 pub(crate) const WRAPPER: &str = "gvisor-runsc";
@@ -75,6 +77,15 @@ fn stand_in(call: &Call) -> io::Result<ExitCode> {
     match call.action() {
         Some("create") => keeper::create(call),
         Some("wait") => wait::run(call),
-        _ => Err(Command::new(&call.program).args(&call.arguments).exec()),
+        _ => match Target::of(call) {
+            Some(command) => kill::run(call, &command),
+            None => Err(Command::new(&call.program).args(&call.arguments).exec()),
+        },
     }
+}
+
+/// What a program's end is as ours.
+fn code_of(status: ExitStatus) -> ExitCode {
+    let code = status.code().and_then(|code| u8::try_from(code).ok());
+    code.map_or(ExitCode::FAILURE, ExitCode::from)
 }

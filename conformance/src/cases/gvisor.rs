@@ -21,6 +21,7 @@ use super::{cases, refused, same, until};
 use crate::fixture::leftovers::NULL_NETNS;
 use crate::fixture::sweep;
 use crate::fixture::traces::{children, find_processes};
+use crate::host::Plugin;
 use crate::host::alloc::set_memory;
 use crate::host::stats::Stats;
 use crate::scene::Scene;
@@ -45,6 +46,8 @@ cases!["gvisor":
     a_plugin_that_is_replaced_under_it_starts_others_and_the_next_goes_on,
     a_runsc_that_hangs_when_the_plugin_dies_leaves_nothing,
     a_task_that_has_lost_its_bundle_keeps_its_runsc_and_its_code,
+    what_a_script_has_started_is_killed_with_it_at_its_timeout,
+    a_command_that_leaves_something_in_the_background_ends,
 ];
 
 /// What of the other cases a sandbox can't show, by their names, and why.
@@ -117,8 +120,8 @@ pub const NOT_IN_A_SANDBOX: &[(&str, &str)] = &[
     ("process: a task with a terminal has all its output in one", TERMINAL),
     ("resources: a task follows nomads shared processors", INSIDE),
     ("resources: a task with cores of its own runs on them", INSIDE),
-    ("script check: at its timeout", CHILDREN),
-    ("script check: one that leaves something in the background ends", CHILDREN),
+    ("script check: at its timeout", PROCESSES),
+    ("script check: one that leaves something in the background ends", PROCESSES),
     ("script check: one that takes too long is called off", PROCESSES),
     ("script check: one whose caller goes away is killed", PROCESSES),
     ("shared networks: a task is in the network of another one of its allocation", SYS),
@@ -128,7 +131,6 @@ pub const NOT_IN_A_SANDBOX: &[(&str, &str)] = &[
     ("stats: memory is what the kernel counts", PIPES),
     ("stop: a task among the hosts processes", REFUSED),
 ];
-const CHILDREN: &str = "what a command has started itself goes on when the command is killed";
 const INSIDE: &str = "the kernel that a task sees is its own, and tells nothing of the host's";
 const OTHER_PARTS: &str = "a task has other parts there";
 const PIDS: &str = "the threads of the sandbox count, too";
@@ -490,5 +492,61 @@ async fn a_task_that_has_lost_its_bundle_keeps_its_runsc_and_its_code(scene: &Sc
         scene.nothing_left()?;
         same!(known_to_runsc(scene), Vec::<PathBuf>::new());
     }
+    plugin.shut_down().await
+}
+
+/// How many processes of a task run `sleep` with a number that begins with these digits.
+async fn sleeping(plugin: &Plugin, task: &Task, digits: &str) -> Result<usize> {
+    let count = format!("ps -o args | grep -c '^sleep {digits}'; true");
+    Ok(task.exec(plugin, &count).await?.1.trim().parse()?)
+}
+
+async fn what_a_script_has_started_is_killed_with_it_at_its_timeout(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.run(&plugin, &scene.shell("sleep 600 & while :; do sleep 0.1 & wait $!; done")).await?;
+    // Of another command, which has ended well.
+    same!(task.exec(&plugin, "setsid sleep 551 >/dev/null 2>&1 </dev/null &").await?.0, 0);
+    for script in [
+        "trap '' TERM HUP INT; sleep 777; sleep 778",
+        "sleep 777 & sleep 778 & sleep 779",
+        "set -m; sleep 777 & sleep 778 & wait",
+        // Without a parent.
+        "(sleep 777 & sleep 778 &); sleep 779",
+        // In sessions of their own.
+        "setsid sleep 777 & wait",
+        "setsid sh -c 'setsid sleep 777 & sleep 778' & sleep 779",
+        // One that keeps on starting others.
+        "while :; do (sleep 0.02; sleep 777) & sleep 0.01; done",
+    ] {
+        let begun = Instant::now();
+        let late = plugin.exec_task(task.id(), &["sh", "-c", script], Duration::from_secs(1)).await;
+        refused(late, &["within 1s"])?;
+        ensure!(begun.elapsed() < SOON, "{script}: it took {:?}", begun.elapsed());
+        same!((script, sleeping(&plugin, &task, "77").await?), (script, 0));
+    }
+    // The task's own, and the daemon.
+    same!((sleeping(&plugin, &task, "600").await?, sleeping(&plugin, &task, "551").await?), (1, 1));
+    task.end(&plugin).await?;
+    plugin.shut_down().await
+}
+
+/// How long a command may take that ends by itself, or at its timeout, on a busy machine.
+const SOON: Duration = Duration::from_secs(10);
+
+async fn a_command_that_leaves_something_in_the_background_ends(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+    for (script, code) in [
+        ("sleep 777 & echo done; exit 3", 3),
+        ("echo done; sleep 778 & while sleep 1; do echo on >&2; done & exit 4", 4),
+    ] {
+        let begun = Instant::now();
+        let answer = plugin.exec_task(task.id(), &["sh", "-c", script], LIMIT).await?;
+        same!((answer.result.context("no result")?.exit_code, &*answer.stdout), (code, &b"done\n"[..]));
+        ensure!(begun.elapsed() < SOON, "{script}: it took {:?}", begun.elapsed());
+    }
+    same!(sleeping(&plugin, &task, "77").await?, 2);
+    task.end(&plugin).await?;
+    scene.nothing_left()?;
     plugin.shut_down().await
 }

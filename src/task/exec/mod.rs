@@ -14,7 +14,9 @@ use std::time::{Duration, SystemTime};
 use oci_spec::runtime::Process;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::{Task, supervisor};
 use crate::cgroup::Cgroup;
@@ -35,6 +37,9 @@ const CHUNK_BYTES: usize = 64 * 1024;
 const SILENCE: Duration = Duration::from_millis(100);
 /// What the names of all execs begin with.
 const PREFIX: &str = "exec-";
+/// How long a shim may take to let go of the pipes of a command that it was told to forget: those of the runc family need
+/// two seconds, and gVisor's doesn't before the last process that holds them.
+const LETS_GO: Duration = Duration::from_secs(3);
 /// How long processes may take to die.
 const DEATH: Duration = Duration::from_secs(10);
 
@@ -46,6 +51,9 @@ pub(crate) struct Exec {
     stderr: Option<pipe::Receiver>,
     input: Option<(Stdin, Terminal)>,
     code: Option<i32>,
+    /// When the pipes are given up that something in the background holds, and what was in them then.
+    given_up_at: Option<Instant>,
+    rest: Vec<Output>,
 }
 
 /// What a running command says next.
@@ -186,7 +194,16 @@ impl Start {
             terminal.resize(size).await;
         }
         let stdin = Stdin { pipe: stdin, connection, exec_id, tty };
-        Ok(Exec { guard, ended, stdout: Some(stdout), stderr, input: Some((stdin, terminal)), code: None })
+        Ok(Exec {
+            guard,
+            ended,
+            stdout: Some(stdout),
+            stderr,
+            input: Some((stdin, terminal)),
+            code: None,
+            given_up_at: None,
+            rest: Vec::new(),
+        })
     }
 }
 
@@ -202,6 +219,9 @@ impl Exec {
     /// When the shim is gone, and the command with it.
     pub(crate) async fn next(&mut self) -> Result<Output> {
         loop {
+            if let Some(output) = self.rest.pop() {
+                return Ok(output);
+            }
             let (stdout_open, stderr_open, running) =
                 (self.stdout.is_some(), self.stderr.is_some(), self.code.is_none());
             tokio::select! {
@@ -221,6 +241,11 @@ impl Exec {
                 // Ends the pipes that a process in the background holds.
                 () = tokio::time::sleep(SILENCE), if self.guard.is_to_be_forgotten(stdout_open || stderr_open) => {
                     self.guard.finish();
+                    self.given_up_at = Some(Instant::now() + LETS_GO);
+                }
+                () = until(self.given_up_at), if stdout_open || stderr_open => {
+                    self.rest.extend(last(&mut self.stderr).map(Output::Stderr));
+                    self.rest.extend(last(&mut self.stdout).map(Output::Stdout));
                 }
                 else => {
                     self.guard.finish();
@@ -233,11 +258,28 @@ impl Exec {
     /// Kills the command and all that it started, and waits until they are gone.
     pub(crate) async fn end_by_force(mut self) {
         self.guard.over = false;
-        if let Some(ending) = self.guard.finish()
-            && let Err(error) = ending.await
-        {
-            tracing::warn!(%error, "killing a command broke off");
+        let Some(Ending { killed, forgotten }) = self.guard.finish() else { return };
+        if killed.await.is_err() {
+            tracing::warn!("killing a command broke off");
         }
+        // Something that the kill has not found may hold its pipes, and keeps nobody waiting.
+        let _ = tokio::time::timeout(LETS_GO, forgotten).await;
+    }
+}
+
+/// The end of a command, on its way.
+struct Ending {
+    /// Told when nothing runs any more that was to be killed.
+    killed: oneshot::Receiver<()>,
+    /// Ends when the shim has forgotten the command.
+    forgotten: JoinHandle<()>,
+}
+
+/// Where it is never, never.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 
@@ -248,6 +290,13 @@ async fn read(pipe: &mut Option<pipe::Receiver>) -> Option<Vec<u8>> {
         Ok(0) | Err(_) => None,
         Ok(_) => Some(bytes),
     }
+}
+
+/// Gives a pipe up, and returns what is in it: no more than it holds.
+fn last(pipe: &mut Option<pipe::Receiver>) -> Option<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(CHUNK_BYTES);
+    pipe.take()?.try_read_buf(&mut bytes).ok().filter(|count| *count > 0)?;
+    Some(bytes)
 }
 
 /// Sees to it that a command's end is its end everywhere: dropped before it is over, the command is killed.
@@ -283,9 +332,17 @@ impl Guard {
     }
 
     /// Has the shim forget the command, and kills it before where it is not over.
-    fn finish(&mut self) -> Option<JoinHandle<()>> {
+    fn finish(&mut self) -> Option<Ending> {
         let (running, kill) = (self.running.take()?, !self.over);
-        Some(tokio::spawn(running.end(kill)))
+        let (tell, killed) = oneshot::channel();
+        let forgotten = tokio::spawn(async move {
+            if kill {
+                running.kill().await;
+            }
+            let _ = tell.send(());
+            running.forget().await;
+        });
+        Some(Ending { killed, forgotten })
     }
 }
 
@@ -296,14 +353,6 @@ impl Drop for Guard {
 }
 
 impl Running {
-    /// Has the shim forget the command, and kills it before if it is to.
-    async fn end(self, kill: bool) {
-        if kill {
-            self.kill().await;
-        }
-        self.forget().await;
-    }
-
     /// False where the shim can't, most often since the command runs.
     async fn forget(&self) -> bool {
         let Self { connection, exec_id, .. } = self;
