@@ -34,7 +34,7 @@ impl Bare {
         let mut spec: Value = read(&bundle.join("config.json"))?;
         spec["root"]["path"] = rootfs.display().to_string().into();
         spec["linux"]["cgroupsPath"] = format!("/measure/{runtime}").into();
-        // The files for names are the driver's, in its bundle.
+        // The driver's own mounts are held in its bundle while the container is made: name files, /alloc and the like.
         let is_of_bundle = |mount: &Value| {
             mount["source"].as_str().is_some_and(|source| Path::new(source).starts_with(bundle))
         };
@@ -60,6 +60,16 @@ impl Bare {
         let mut command = Command::new(self.runtime);
         command.arg("--root").arg(self.directory.join("state")).args(arguments);
         command
+    }
+
+    /// Writes a file into the container's file system, at its path in there.
+    ///
+    /// # Errors
+    /// Carries what the kernel said.
+    pub fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
+        let file = self.directory.join("rootfs").join(path.strip_prefix("/").unwrap_or(path));
+        fs::create_dir_all(file.parent().unwrap_or(&file))?;
+        fs::write(&file, bytes).with_context(|| format!("write {}", file.display()))
     }
 
     /// Runs a command in it and returns what it said.

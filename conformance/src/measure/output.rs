@@ -1,6 +1,7 @@
 //! An exec with much output: through an agent, through the plugin alone, and without either.
 
 use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -8,7 +9,7 @@ use anyhow::{Result, ensure};
 use super::bare::Bare;
 use super::ctr::Pulled;
 use super::driven::Driven;
-use super::table::{Call, GO_DRIVERS_MB_PER_S, OUTPUT_BYTES as BYTES, Path, Probe, Table};
+use super::table::{self, Call, GO_DRIVERS_MB_PER_S, OUTPUT_BYTES as BYTES, Probe, Table};
 use super::{Findings, Ground};
 use crate::e2e::stage::Stage;
 use crate::host::Exec;
@@ -26,6 +27,7 @@ pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
     let driven = runtime.block_on(Driven::start(ground, "output"))?;
     fs::write(driven.task.alloc.directory.join("alloc/data/pattern"), &pattern)?;
     let runc = Bare::like(&driven.bundle()?, "runc", ground.world)?;
+    runc.write(Path::new(COMMAND[1]), &pattern)?;
     let mut under_agent = match ground.nomad {
         Some(nomad) => Some(Stage::on(ground.world, nomad, ground.plugin)?),
         None => {
@@ -34,8 +36,8 @@ pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
         }
     };
     let mut probes = vec![
-        counted(Path::Runc, &pattern, || runc.exec(&COMMAND)),
-        counted(Path::PluginStreaming, &pattern, || {
+        counted(table::Path::Runc, &pattern, || runc.exec(&COMMAND)),
+        counted(table::Path::PluginStreaming, &pattern, || {
             runtime.block_on(async {
                 let exec = Exec::open(&driven.plugin, driven.task.id(), &COMMAND, false).await?;
                 Ok(exec.finish(LIMIT).await?.stdout)
@@ -47,7 +49,7 @@ pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
         stage.running(&id, "main")?;
         fs::write(stage.data(&id, "pattern"), &pattern)?;
         let stage = &*stage;
-        probes.push(counted(Path::Agent, &pattern, move || {
+        probes.push(counted(table::Path::Agent, &pattern, move || {
             let output = stage.exec(&id, b"", &COMMAND)?;
             ensure!(output.code == Some(0), "exec ends with {:?}: {}", output.code, output.stderr());
             Ok(output.stdout)
@@ -64,7 +66,7 @@ pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
 }
 
 /// A call that has to bring the pattern. The look at it is not in the time.
-fn counted<'a>(path: Path, pattern: &'a [u8], run: impl Fn() -> Result<Vec<u8>> + 'a) -> Probe<'a> {
+fn counted<'a>(path: table::Path, pattern: &'a [u8], run: impl Fn() -> Result<Vec<u8>> + 'a) -> Probe<'a> {
     Probe::new(Call::Output, path, move || -> Result<Duration> {
         let begun = Instant::now();
         let output = run()?;
@@ -81,7 +83,11 @@ fn pattern() -> Vec<u8> {
 
 /// The same figures as a speed.
 pub fn print(table: &Table) {
-    let paths = [(Path::Runc, "runc"), (Path::PluginStreaming, "plugin"), (Path::Agent, "nomad agent")];
+    let paths = [
+        (table::Path::Runc, "runc"),
+        (table::Path::PluginStreaming, "plugin"),
+        (table::Path::Agent, "nomad agent"),
+    ];
     for (path, name) in paths {
         if let Some(ms) = table.median_ms(Call::Output, path) {
             let speed = BYTES as f64 / ms / 1000.0;
