@@ -12,6 +12,7 @@ mod io;
 mod launch;
 mod options;
 mod pins;
+mod processes;
 mod runtime;
 mod runtime_log;
 mod start_inputs;

@@ -1,0 +1,237 @@
+//! The processes of shims, found by their arguments and their names: who serves as the shim of a container, whether one runs,
+//! and the end of what nobody drives.
+#![expect(clippy::disallowed_methods, reason = "opens what the kernel makes, below /proc")]
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::Duration;
+
+use shim_protos::Bootstrap;
+
+use super::{Bundle, Error, Launcher, Shim};
+use crate::process_handle::{self, ProcessHandle};
+use crate::process_stat::{self, ProcessId, Stat};
+
+/// How long a look at processes may take: the kernel shows no command line of one that is stuck with its memory's lock.
+const LOOK: Duration = Duration::from_secs(10);
+/// How often it is looked whether a shim that was told to end has ended.
+const IS_IT_ALIVE: Duration = Duration::from_millis(2);
+/// How long the kernel lets the name of a process be.
+const NAME_BYTES: usize = 15;
+
+impl Launcher {
+    /// Finds the process that serves as a shim which has just been started, and which says that its pid is `said`. Its
+    /// arguments are the proof: they are those that it was started with.
+    ///
+    /// # Errors
+    /// When no process has them, or more than one.
+    pub(crate) async fn identify(
+        &self,
+        bootstrap: Bootstrap,
+        bundle: &Bundle,
+        id: &str,
+        said: i32,
+    ) -> Result<Shim, Error> {
+        let (launcher, of, directory) = (self.clone(), id.to_owned(), bundle.directory().to_owned());
+        let found = off_thread(move || {
+            let of_said = ProcessId::of(said);
+            if launcher.is_shim(said, &of) { vec![of_said] } else { launcher.servers(&directory, &of) }
+        });
+        match found.await.as_deref() {
+            Ok([shim]) if shim.pid > 1 => {
+                Ok(Shim { bootstrap, pid: shim.pid, started_ticks: shim.started_ticks })
+            }
+            _ => Err(Error::Unknown { binary: self.binary.clone(), id: id.to_owned(), said }),
+        }
+    }
+
+    /// Returns the process of a shim that was started earlier. None where it has ended. One whose pid was not known to the
+    /// build of the plugin that started it is looked for by its arguments.
+    ///
+    /// # Errors
+    /// When the kernel could not be asked, or which it is can't be told.
+    pub(crate) async fn process_of(
+        &self,
+        shim: &Shim,
+        bundle: &Bundle,
+        id: &str,
+    ) -> io::Result<Option<ProcessId>> {
+        let (launcher, process, id) = (self.clone(), shim.process(), id.to_owned());
+        let directory = bundle.directory().to_owned();
+        let look = move || {
+            if process.pid <= 1 {
+                return match launcher.shims(&directory, &id)[..] {
+                    [] => Ok(None),
+                    [shim] => Ok(Some(shim)),
+                    [..] => Err(io::Error::other("more than one process has the shim's arguments")),
+                };
+            }
+            let stat = Stat::look(process.pid)?.filter(|stat| !stat.has_ended());
+            Ok(stat.and_then(|stat| {
+                let is_it = match process.started_ticks {
+                    0 => launcher.is_shim(process.pid, &id),
+                    _ => stat.is_of(process),
+                };
+                is_it.then_some(ProcessId { pid: process.pid, started_ticks: stat.started_ticks })
+            }))
+        };
+        off_thread(look).await.flatten()
+    }
+
+    /// Waits for a shim to be gone, and says whether it is. It is nobody's child, or init's, so there is nothing to wait on;
+    /// and init may take its time to bury it. One that can't be looked for is not gone.
+    pub(crate) async fn ends_within(&self, shim: &Shim, bundle: &Bundle, id: &str, limit: Duration) -> bool {
+        let process = match self.process_of(shim, bundle, id).await {
+            Ok(None) => return true,
+            Ok(Some(process)) => process,
+            Err(_) => return false,
+        };
+        let gone = async {
+            while process.is_alive() {
+                tokio::time::sleep(IS_IT_ALIVE).await;
+            }
+        };
+        tokio::time::timeout(limit, gone).await.is_ok()
+    }
+
+    /// Kills whatever a shim has started: not every shim ends a runtime that hangs when nobody waits for it any more.
+    pub(crate) async fn kill_started(&self, shim: &Shim, bundle: &Bundle, id: &str) {
+        let Ok(Some(process)) = self.process_of(shim, bundle, id).await else { return };
+        let killed = off_thread(move || {
+            process_stat::descendants(process.pid).into_iter().for_each(process_handle::kill);
+        });
+        if let Err(error) = killed.await {
+            tracing::warn!(container = id, %error, "can't end what the shim has started");
+        }
+    }
+
+    /// Ends whatever shim of this id is left, found by its command line: for one that was started, but died or was cut
+    /// off before it was written down where it is. What it has started goes with it: not every shim ends a runtime that
+    /// hangs when nobody waits for it any more.
+    pub(crate) async fn kill_leftovers(&self, bundle: &Bundle, id: &str) {
+        let (launcher, of, directory) = (self.clone(), id.to_owned(), bundle.directory().to_owned());
+        let killed = off_thread(move || {
+            for shim in launcher.shims(&directory, &of) {
+                // Held first: whose arguments are looked at then is who is killed.
+                let Ok(Some(process)) = ProcessHandle::open(shim) else { continue };
+                if launcher.is_shim(shim.pid, &of) {
+                    tracing::warn!(container = of, pid = shim.pid, "ending a shim that nobody drives");
+                    let started = process_stat::descendants(shim.pid);
+                    process.kill();
+                    started.into_iter().for_each(process_handle::kill);
+                }
+            }
+        });
+        if let Err(error) = killed.await {
+            tracing::warn!(container = id, %error, "can't look for a shim that nobody drives");
+        }
+    }
+
+    /// Whether a shim of this id runs.
+    ///
+    /// # Errors
+    /// When that can't be told.
+    pub(crate) async fn has_leftovers(&self, bundle: &Bundle, id: &str) -> io::Result<bool> {
+        let (launcher, of, directory) = (self.clone(), id.to_owned(), bundle.directory().to_owned());
+        off_thread(move || !launcher.servers(&directory, &of).is_empty()).await
+    }
+
+    /// The shims of this id that run. Only of processes that look like a shim is the command line asked for: the kernel
+    /// makes wait who asks for that of one that is stuck, such as in a file system that hangs.
+    fn shims(&self, directory: &Path, id: &str) -> Vec<ProcessId> {
+        let real = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
+        let found = process_stat::all_pids().into_iter().filter(|pid| self.looks_like_shim(*pid, &real));
+        let shims = found.map(ProcessId::of).filter(|process| self.is_shim(process.pid, id));
+        shims.filter(|process| process.is_alive()).collect()
+    }
+
+    /// As [`Self::shims`], but for those of its binary's processes that start one, or clean up after one.
+    fn servers(&self, directory: &Path, id: &str) -> Vec<ProcessId> {
+        let mut shims = self.shims(directory, id);
+        shims.retain(|shim| !is_errand(&process_stat::command_line(shim.pid)));
+        shims
+    }
+
+    /// By its name, or by where it was started.
+    fn looks_like_shim(&self, pid: i32, directory: &Path) -> bool {
+        let name = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let name = name.trim_ascii_end();
+        let binary = self.binary.file_name().map(OsStr::as_bytes).unwrap_or_default();
+        let is_named = name.starts_with(b"containerd-shim")
+            || (!name.is_empty() && name == &binary[..binary.len().min(NAME_BYTES)]);
+        is_named || std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|at| at == directory)
+    }
+
+    fn is_shim(&self, pid: i32, id: &str) -> bool {
+        pid > 1
+            && process_stat::shares_our_pids(pid)
+            && is_shim_of(&process_stat::command_line(pid), &self.namespace, &self.address, id)
+    }
+}
+
+/// Whether a command line is that of a shim's binary which starts a shim, or cleans up after one.
+fn is_errand(command_line: &[u8]) -> bool {
+    let last = command_line.split(|byte| *byte == 0).rfind(|word| !word.is_empty());
+    last.is_some_and(|word| word == b"start" || word == b"delete")
+}
+
+/// Looks at processes on a thread that may get stuck.
+pub(super) async fn off_thread<T: Send + 'static>(
+    look: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<T> {
+    let looked = tokio::time::timeout(LOOK, tokio::task::spawn_blocking(look)).await;
+    looked.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map_err(io::Error::other)
+}
+
+/// Whether a command line is that of our shim for `id`. The shim repeats the arguments that it was started with.
+fn is_shim_of(command_line: &[u8], namespace: &str, address: &str, id: &str) -> bool {
+    let words: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
+    let has = |flag: &str, value: &str| {
+        words.windows(2).any(|pair| pair[0] == flag.as_bytes() && pair[1] == value.as_bytes())
+    };
+    has("-namespace", namespace) && has("-address", address) && has("-id", id)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Stdio;
+
+    use tokio::process::Command;
+
+    use super::*;
+    use crate::shim::launch::tests::launcher;
+
+    #[test]
+    fn a_shim_is_told_by_its_namespace_address_and_id() {
+        let line =
+            b"/usr/bin/containerd-shim-runc-v2\0-namespace\0nomad\0-id\0redis-1\0-address\0/run/ours\0";
+        assert!(is_shim_of(line, "nomad", "/run/ours", "redis-1"));
+        assert!(!is_shim_of(line, "nomad", "/run/ours", "redis-2"));
+        assert!(!is_shim_of(line, "nomad", "/run/containerd/containerd.sock", "redis-1"));
+        assert!(!is_errand(line) && is_errand(b"/bin/shim\0-id\0redis-1\0delete\0") && !is_errand(b""));
+        assert!(!is_shim_of(b"redis-1\0nomad\0/run/ours\0", "nomad", "/run/ours", "redis-1"));
+    }
+
+    #[tokio::test]
+    async fn a_shim_whose_pid_is_not_known_has_not_ended_while_a_process_has_its_arguments() {
+        let state = tempfile::tempdir().unwrap();
+        let bundle = Bundle::at(state.path(), "nomad", "x");
+        bundle.create(Path::new("/bin/shim")).unwrap();
+        let launcher = launcher("/bin/shim", state.path());
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "read line", "shim", "-namespace", "nomad", "-address", "/run/ours", "-id", "x"]);
+        command.current_dir(bundle.directory());
+        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        let mut process = command.spawn().unwrap();
+        let bootstrap = Bootstrap { version: shim_protos::ApiVersion::V2, socket: "/nowhere.sock".into() };
+        let unknown = Shim { bootstrap, pid: 0, started_ticks: 0 };
+        let soon = Duration::from_millis(50);
+        assert!(!launcher.ends_within(&unknown, &bundle, "x", soon).await);
+        assert!(launcher.ends_within(&unknown, &bundle, "another", soon).await);
+        drop(process.stdin.take());
+        assert!(launcher.ends_within(&unknown, &bundle, "x", Duration::from_secs(10)).await);
+        process.wait().await.unwrap();
+    }
+}
