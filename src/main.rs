@@ -24,6 +24,7 @@ mod names;
 mod netns;
 mod open_files;
 mod os_error;
+mod process_end;
 mod process_group;
 mod process_handle;
 mod process_stat;

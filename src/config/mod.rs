@@ -33,6 +33,7 @@ pub(crate) use task::{
     Archive, Bandwidth, CpuLimits, Device, DevicePath, Dns, DnsOptions, JobMount, Labels, Limits,
     MemoryLimits, MountSource, Mounts, Names, Namespaces, Network, NetworkOptions, PidsLimit, Process, Pull,
     PullPolicy, Rate, Rlimit, SeccompProfile, Security, Sharing, Swap, TaskAuth, TaskOptions, Wishes,
+    sandbox,
 };
 
 /// The most that the kernel ever has at once.

@@ -14,6 +14,7 @@ use tokio::net::UnixListener;
 use super::call::Call;
 use super::exit_code::ExitCodeFile;
 use super::{AT_A_TIME, EVENTS, KEEPER, code_of};
+use crate::process_end::{SERVANT_OOM_SCORE_ADJ, SIGNAL_BASE};
 use crate::process_handle::ProcessHandle;
 use crate::process_stat::ProcessId;
 
@@ -22,8 +23,6 @@ const SHIM: &str = "CONTAINERD_DRIVER_SHIM";
 /// The file in a bundle that says that its sandbox is made, and that its keeper is ready.
 const MADE: &str = "sandbox-made";
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
-const SIGNAL_BASE: i32 = 128;
-const OOM_SCORE_ADJ: &str = "-998";
 
 /// `runsc create`, by a keeper that stays. Returns once the sandbox is made, with the code of `runsc`.
 ///
@@ -70,7 +69,7 @@ pub(super) fn run(call: &Call) -> io::Result<ExitCode> {
     dup2_stderr(&null)?;
     std::thread::Builder::new().name("reaper".to_owned()).spawn(move || reap(sandbox, &exit_code))?;
     // As its shim is: without it the shim ends, and the sandbox with that. Not allowed to an agent in a container.
-    let _ = std::fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ);
+    let _ = std::fs::write("/proc/self/oom_score_adj", SERVANT_OOM_SCORE_ADJ.to_string());
     std::fs::write(MADE, "")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(take_events(events, shim))?;

@@ -8,7 +8,7 @@
 #![allow(clippy::disallowed_methods, reason = "this is the launcher that the ban names")]
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use tokio::process::Command;
 use super::processes::off_thread;
 use super::runtime::{find, is_executable};
 use super::start_inputs::{FileId, StartInputs};
-use super::{Bundle, DEFAULT_PATH, Error, Events, Family};
+use super::{Bundle, DEFAULT_PATH, Error, Events, Family, excerpt};
 use crate::gvisor;
 use crate::os_error::{is_transient, tells_transient};
 use crate::process_group::ProcessGroup;
@@ -138,7 +138,7 @@ impl Launcher {
         if !status.success() {
             return Err(self.failed("start", id, &status, &err));
         }
-        let answer = read_start(&out).map_err(Error::file("read", &out))?;
+        let answer = excerpt::start_of(&out, ANSWER_BYTES).map_err(Error::file("read", &out))?;
         Bootstrap::parse(&answer).map_err(|source| Error::Answer {
             binary: self.binary.clone(),
             id: id.to_owned(),
@@ -275,25 +275,11 @@ impl Launcher {
     }
 }
 
-/// The start of a file, which a program may have made as long as it likes.
-fn read_start(file: &Path) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(file)?.take(ANSWER_BYTES).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-/// The end of a file, as text: of a program that fails, the end says why.
+/// The end of a file with what a program said: of one that fails, the end says why.
 fn last_words(file: &Path) -> String {
-    let read = || {
-        let mut file = File::open(file)?;
-        let length = file.metadata()?.len();
-        let mut words = Vec::new();
-        file.seek(SeekFrom::Start(length.saturating_sub(QUOTED_BYTES)))?;
-        file.take(QUOTED_BYTES).read_to_end(&mut words)?;
-        let cut = if length > QUOTED_BYTES { ".." } else { "" };
-        io::Result::Ok(format!("{cut}{}", String::from_utf8_lossy(&words)))
-    };
-    read().unwrap_or_default()
+    excerpt::end_of(file, QUOTED_BYTES)
+        .map(|end| format!("{}{}", if end.is_cut { ".." } else { "" }, end.text))
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 mod bundle;
 mod connection;
 mod events;
+mod excerpt;
 mod family;
 pub(crate) mod gvisor;
 mod io;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use shim_protos::{Bootstrap, BootstrapError, CallError};
 
 use crate::os_error::{is_transient, tells_transient};
+use crate::process_end::SERVANT_OOM_SCORE_ADJ;
 use crate::process_stat::ProcessId;
 pub(crate) use bundle::{Bundle, bundles};
 pub(crate) use connection::{Connection, Ended, ExecIo, State};
@@ -49,10 +51,6 @@ pub(crate) struct Shim {
     pub started_ticks: u64,
 }
 
-/// A shim that the kernel kills for want of memory takes the news of its task's end with it. Its own few megabytes are
-/// a poor choice; what the agent inherited to it may be anything.
-const SHIM_OOM_SCORE_ADJ: i32 = -998;
-
 impl Shim {
     /// Gives the shim the OOM score of its task, before the runtime is first run. A runtime inherits the shim's score, and
     /// not every one sets the score of a container (crun before 1.9 takes 0 for none) or of an exec (no crun does).
@@ -63,7 +61,7 @@ impl Shim {
     /// Keeps the shim from being the first to go when memory is short. Only for a runtime that sets the score of all that it
     /// starts ([`sets_oom_scores`]), and once the container is created: a hook of it would inherit the shim's.
     pub(crate) fn protect(&self) {
-        self.set_oom_score(SHIM_OOM_SCORE_ADJ);
+        self.set_oom_score(SERVANT_OOM_SCORE_ADJ);
     }
 
     #[expect(clippy::disallowed_methods, reason = "writes what the kernel makes, below /proc")]

@@ -5,15 +5,12 @@
 //! shims look for and say), runc and crun (`"level":"error","msg"`),
 //! gVisor `pkg/log/json.go` (the same), youki `crates/youki/src/observability.rs` (`"level":"ERROR","message"`).
 
-use std::fs;
-use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 use shim_protos::CallError;
 
+use super::excerpt::end_of;
 use super::{Bundle, Error};
 
 /// The log that a shim has its runtime write, in the bundle.
@@ -46,8 +43,9 @@ pub(crate) async fn quoting_runtime<T>(
     match call.await {
         Err(Error::Call { doing, source: CallError::Refused(words) }) if lacks_reason(&words) => {
             let log = bundle.directory().join(LOG);
-            let end = tokio::task::spawn_blocking(move || end_of(&log)).await;
-            let reasons = end.ok().flatten().map(|log| reasons(&log, begun)).unwrap_or_default();
+            let end = tokio::task::spawn_blocking(move || end_of(&log, END_BYTES)).await;
+            let reasons =
+                end.ok().and_then(Result::ok).map(|end| reasons(&end.text, begun)).unwrap_or_default();
             Err(Error::Call { doing, source: CallError::Refused(with_reasons(words, &reasons)) })
         }
         answer => answer,
@@ -68,24 +66,6 @@ fn with_reasons(words: String, reasons: &[String]) -> String {
         let words = words.trim_end_matches(": unknown").trim_end().trim_end_matches(':');
         format!("{words}: {}", new.join("; "))
     }
-}
-
-/// The end of a log.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "opens what lies in the state directory, which only root can reach"
-)]
-fn end_of(log: &Path) -> Option<String> {
-    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
-    let mut file = fs::OpenOptions::new().read(true).custom_flags(flags).open(log).ok()?;
-    let facts = file.metadata().ok()?;
-    if !facts.is_file() {
-        return None;
-    }
-    file.seek(SeekFrom::Start(facts.len().saturating_sub(END_BYTES))).ok()?;
-    let mut end = Vec::new();
-    file.take(END_BYTES).read_to_end(&mut end).ok()?;
-    Some(String::from_utf8_lossy(&end).into_owned())
 }
 
 /// The first and the last line since `begun` that say why the runtime gave up: what went wrong, and what that meant for the call.
@@ -190,21 +170,5 @@ ner of old"}
         assert_eq!(said(&format!("{words}: \n"), &["no seccomp"]), format!("{words}: no seccomp"));
         let told = format!("{words}: no seccomp");
         assert_eq!(said(&told, &["no seccomp"]), told);
-    }
-
-    #[test]
-    fn only_the_end_of_a_log_is_read_and_no_link_is_followed() {
-        let directory = tempfile::tempdir().unwrap();
-        let log = directory.path().join(LOG);
-        assert_eq!(end_of(&log), None);
-        let lines = "a line of the log\n".repeat(10_000);
-        fs::write(&log, &lines).unwrap();
-        let end = end_of(&log).unwrap();
-        assert_eq!(end.len() as u64, END_BYTES);
-        assert!(lines.ends_with(&end));
-        let link = directory.path().join("link");
-        std::os::unix::fs::symlink(&log, &link).unwrap();
-        assert_eq!(end_of(&link), None);
-        assert_eq!(end_of(directory.path()), None);
     }
 }

@@ -12,7 +12,7 @@ use shim_protos::RuncOptions;
 use super::mounts::off_thread;
 use super::place;
 use super::{NAMESPACE, Settings, find_programs};
-use crate::config::{PluginConfig, RuntimeOptions, TaskOptions};
+use crate::config::{PluginConfig, RuntimeOptions, TaskOptions, sandbox};
 use crate::error::{Error, Result};
 use crate::gvisor::WRAPPER;
 use crate::host_path::Area;
@@ -133,18 +133,15 @@ fn other_options(runtime: &str, told: RuntimeOptions, program: Option<&str>) -> 
 
 /// As [`TaskOptions::fit_sandbox`], of what Nomad gives the task beside its options.
 fn nomads_fit_sandbox(task: &pb::TaskConfig) -> Result<()> {
-    let unfit = |what: String, why: &str| {
-        Err(Error::Invalid(format!(
-            "{what}: under gVisor {why}; leave it out, or give the task a runtime of the runc family (option runtime)"
-        )))
-    };
+    let unfit =
+        |what: String, why: &str| Err(Error::Invalid(format!("{what}: {}", sandbox::unfit_for_sandbox(why))));
     if let Some(device) = task.devices.first() {
         let what = format!("the device {} of the task's device block", device.host_path);
-        return unfit(what, "a task has no devices of the host's");
+        return unfit(what, sandbox::NO_DEVICES);
     }
     if let Some(mount) = task.mounts.iter().find(|mount| mount.propagation_mode == "bidirectional") {
         let what = format!("the volume_mount at {} with propagation_mode \"bidirectional\"", mount.task_path);
-        return unfit(what, "mounts of a task don't reach the host");
+        return unfit(what, sandbox::NO_SPREADING);
     }
     Ok(())
 }

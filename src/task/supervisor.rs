@@ -20,6 +20,7 @@ use super::{Exit, Phase, Saved};
 use crate::cgroup::OomWatch;
 use crate::init::Init;
 use crate::logs::Pump;
+use crate::process_end::SIGNAL_BASE;
 use crate::shim::{self, Connection, Ended, Family, LogPaths, Shim, drained};
 
 /// How long the reader of the log may take for the task's last words before its end is told without them.
@@ -40,8 +41,6 @@ const LOST_BY_GVISOR: u32 = 128;
 /// How long its shim may take to wait for a sandbox that has ended.
 const SANDBOX_IS_REAPED: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-/// A shell says 128 + n for a process that signal n ended, and so does the shim.
-const SIGNAL_BASE: i32 = 128;
 const MOST_SIGNAL: i32 = 64;
 /// No program can end with it.
 const UNKNOWN_CODE: i32 = -1;

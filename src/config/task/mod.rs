@@ -13,7 +13,7 @@ mod network;
 mod process;
 mod pull;
 mod runtime;
-mod sandbox;
+pub(crate) mod sandbox;
 mod security;
 mod security_opt;
 mod sysctl;

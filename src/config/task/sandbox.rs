@@ -8,15 +8,24 @@ use crate::config::{ConfigError, PidsLimit, value};
 /// Minimum `pids_limit`. A sandbox that does nothing has some twenty threads, one that works more.
 const LEAST_PIDS: i64 = 64;
 
+/// What stands in the way of the host's devices, and of mounts that spread, whoever asks for them.
+pub(crate) const NO_DEVICES: &str = "a task has no devices of the host's";
+pub(crate) const NO_SPREADING: &str = "mounts of a task don't reach the host";
+
+/// Says why a task in a sandbox can't have something, and the way out.
+pub(crate) fn unfit_for_sandbox(why: &str) -> String {
+    format!(
+        "under gVisor {why}; leave it out, or give the task a runtime of the runc family (option runtime)"
+    )
+}
+
 impl TaskOptions {
     /// # Errors
     /// Names the option that a task in a sandbox can't have, and the way out.
     pub(crate) fn fit_sandbox(&self) -> Result<(), ConfigError> {
         let Self { namespaces, security, devices, mounts, limits, .. } = self;
-        let unfit = |option: &'static str, given: &str, why: &str| {
-            let way_out = "leave it out, or give the task a runtime of the runc family (option runtime)";
-            Err(value(option, given, format!("under gVisor {why}; {way_out}")))
-        };
+        let unfit =
+            |option: &'static str, given: &str, why: &str| Err(value(option, given, unfit_for_sandbox(why)));
         let shared = [
             ("pid_mode", namespaces.pid_mode, "a task sees no processes but its own"),
             ("ipc_mode", namespaces.ipc_mode, "a task shares no memory with the host"),
@@ -58,11 +67,11 @@ impl TaskOptions {
                 Device::Path(device) => device.on_host.display().to_string(),
                 Device::Cdi(name) => name.clone(),
             };
-            return unfit("devices", &given, "a task has no devices of the host's");
+            return unfit("devices", &given, NO_DEVICES);
         }
         let spreads = |mount: &&JobMount| mount.propagation().is_some_and(|word| word.ends_with("shared"));
         if let Some(mount) = mounts.list.iter().find(spreads) {
-            return unfit(mount.option, &mount.target, "mounts of a task don't reach the host");
+            return unfit(mount.option, &mount.target, NO_SPREADING);
         }
         Ok(())
     }
