@@ -10,7 +10,7 @@
 record() {
   local row=$1 log=$2 versions=$3 seconds=$4 passed failed skipped words=$WHICH
   read -r passed failed skipped < <(
-    sed -n 's/^\(suite\|e2e\): \([0-9]*\) passed, \([0-9]*\) failed, \([0-9]*\) skipped\r\{0,1\}$/\2 \3 \4/p' "$log" | tail -n 1
+    sed -n 's/^\(suite\|e2e\|guest\): \([0-9]*\) passed, \([0-9]*\) failed, \([0-9]*\) skipped\r\{0,1\}$/\2 \3 \4/p' "$log" | tail -n 1
   ) || true
   # shellcheck disable=SC2016 # the page is Markdown
   if ((${#CASES[@]} > 0)); then printf -v words '`%s` ' "${CASES[@]}"; fi
@@ -63,10 +63,18 @@ table() {
   printf '| row | versions | cases | passed | failed | skipped | seconds | date |\n|---|---|---|---|---|---|---|---|\n'
   for row; do
     [[ -n $(told "$row" versions) ]] || continue
-    printf '| %s |' "$row"
-    for what in versions cases passed failed skipped seconds date; do printf ' %s |' "$(told "$row" "$what")"; done
+    printf '| %s | %s |' "$row" "$(told "$row" versions)"
+    # Those that are listed below the table make a cell that is too wide.
+    told "$row" cases | sed 's/^`.*/a part/' | tr '\n' ' ' | sed 's/^/ /;s/$/|/'
+    for what in passed failed skipped seconds date; do printf ' %s |' "$(told "$row" "$what")"; done
     printf '\n'
   done
+}
+
+# parts ROW..: the cases of the rows that have a part of the suite.
+parts() {
+  local row
+  for row; do told "$row" cases | sed -n "s/^\`/- $row: \`/p"; done
 }
 
 # details ROW..: what failed, and what was skipped and why.
@@ -100,6 +108,8 @@ write_page() {
   {
     printf '%s\n\n%s\n\n## Rows\n\n' "$by_hand" "$GENERATED"
     table "${ROWS[@]}"
+    printf '\nThe part of the suite that a row has, by the words in the names of its cases:\n\n'
+    parts "${ROWS[@]}" | or_nothing
     printf '\n## Failed or skipped, and why\n\n'
     details "${ROWS[@]}" | or_nothing
     printf '\n## Rows that could not be had, or were not run yet\n\n'

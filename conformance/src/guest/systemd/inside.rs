@@ -77,7 +77,7 @@ fn machine() -> Result<String> {
         first("crun")?.replace(" version", ""),
         format!("Debian {}", read("/etc/debian_version")?),
         format!("Linux {}", read("/proc/sys/kernel/osrelease")?),
-        first("systemctl")?,
+        first("systemctl")?.split(" (").next().unwrap_or_default().to_owned(),
     ];
     Ok(parts.join(", "))
 }
