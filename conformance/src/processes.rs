@@ -73,7 +73,7 @@ pub fn alive(pid: i32) -> bool {
     state.is_some_and(|state| state != "Z" && state != "X")
 }
 
-/// Of a task's first process, its shim.
+/// The parent of a process; of a first process in a container, its shim.
 ///
 /// # Errors
 /// When the process is gone.

@@ -118,6 +118,7 @@ pub const NOT_IN_A_SANDBOX: &[(&str, &str)] = &[
     ("options::sysctl", REFUSED),
     ("options::uts_mode", REFUSED),
     ("process: a task with a terminal has all its output in one", TERMINAL),
+    ("resources::a_task_makes_room_for_one_with_cores_and_gets_them_back", INSIDE),
     ("resources: a task follows nomads shared processors", INSIDE),
     ("resources: a task with cores of its own runs on them", INSIDE),
     ("script check: at its timeout", PROCESSES),

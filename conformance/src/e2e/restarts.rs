@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -132,7 +132,7 @@ fn ended_while_all_is_down(stage: &mut Stage) -> Result<()> {
 fn shim_died_meanwhile(stage: &mut Stage) -> Result<()> {
     let (id, pid) = started(stage, "shim-died")?;
     stage.agent.stop()?;
-    let shim = processes::parent(pid)?;
+    let shim = processes::shim_of(pid).context("no shim")?;
     kill(Pid::from_raw(shim), Signal::SIGKILL)?;
     stage.agent.launch()?;
     // Nomad starts what can't be recovered anew, whatever the job's policy.
