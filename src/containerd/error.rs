@@ -1,4 +1,4 @@
-//! How dealing with containerd or a registry failed, by what the caller does next. Each text starts with what was being
+//! Errors of calls to containerd and to registries, by what the caller does next. Each text starts with what was being
 //! done and to what; the daemon's own words follow.
 
 use std::error::Error as _;
@@ -10,61 +10,62 @@ use tonic::{Code, Status};
 use super::images::Wait;
 use crate::os_error::tells_transient;
 
-/// Callers that share one pull share its error, hence `Clone`.
+/// The error of a call to containerd or of a pull. `Clone`, because callers that share one pull share its error.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum Error {
-    /// Nobody answers at the socket, or the daemon went away in the middle of the call.
+    /// The daemon is away: nobody answers at the socket, or the daemon went away in the middle of the call.
     #[error("{doing}: containerd can't be reached at {}: {reason}", socket.display())]
     Unreachable { doing: String, socket: PathBuf, reason: String },
-    /// It may yet be done, or not.
+    /// The daemon did not answer in time: the call may yet take effect, or not.
     #[error("{doing}: containerd at {} did not answer within {} s", socket.display(), after.as_secs())]
     TimedOut { doing: String, socket: PathBuf, after: Duration },
     /// The object, or one that it needs, does not exist.
     #[error("{doing}: {reason}")]
     NotFound { doing: String, reason: String },
-    /// Somebody else made it first.
+    /// The object exists already: another client made it first.
     #[error("{doing}: {reason}")]
     AlreadyExists { doing: String, reason: String },
     /// Another client is writing the same content.
     #[error("{doing}: {reason}")]
     Locked { doing: String, reason: String },
-    /// The daemon says no, and would again.
+    /// The daemon refuses the call, and would again.
     #[error("{doing}: {reason}")]
     Refused { doing: String, reason: String },
-    /// The daemon failed at it: a full disk, too many open files, an I/O error. Another try may do better.
+    /// The daemon failed at the call: a full disk, too many open files, an I/O error. A later try may succeed.
     #[error("{doing}: {reason}")]
     Troubled { doing: String, reason: String },
-    /// The job has to name its image properly.
+    /// The job's image name is invalid.
     #[error("{input:?} is not an image name: {why}")]
     BadReference { input: String, why: &'static str },
-    /// The registry or the image itself.
+    /// The registry's or the image's own failure.
     #[error("{doing}: {problem}")]
     Image { doing: String, problem: Problem },
 }
 
-/// What can be wrong with an image or its registry.
+/// The cause of an image's or a registry's failure, before its context is added.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Problem {
     #[error("not in the registry: {reason}")]
     NotInRegistry { reason: String },
-    /// With the job's own `auth` (`own`) it stays denied; any other credentials may be better ones at the next try.
+    /// Access denied. Permanent with the job's own `auth` (`own`); other credentials may be better ones at the next
+    /// start.
     #[error("the registry denies it: {reason}")]
     Denied { reason: String, own: bool },
-    /// No answer, or one that is of no use.
+    /// No answer from the registry, or an unusable one.
     #[error("registry: {reason}")]
     Registry { reason: String, retry: Retry },
-    /// What came is not what its digest or size promises: damaged on the way, or in a cache on the way.
+    /// Content that doesn't match its digest or size: damaged on the way, or in a cache on the way.
     #[error("damaged on the way: {reason}")]
     Damaged { reason: String },
     /// The image itself can't be read, or contradicts itself.
     #[error("corrupt: {reason}")]
     Corrupt { reason: String },
-    /// It is well, but not for this host or this driver.
+    /// An intact image that doesn't fit this host or this driver.
     #[error("unsupported: {reason}")]
     Unsupported { reason: String },
     #[error("not done within {} (image_pull_timeout){}", humantime::format_duration(*after), waiting(waits))]
     Deadline { after: Duration, waits: Vec<Wait> },
-    /// One that is to be loaded.
+    /// An archive that can't be loaded.
     #[error("the archive: {reason}")]
     Archive { reason: String },
     #[error(
@@ -74,22 +75,22 @@ pub(crate) enum Problem {
     StandsStill { after: Duration },
     #[error("it is not here, and the job's option image_pull_policy says that it is not to be pulled")]
     NotHere,
-    /// What the registry would be asked with can't be had.
+    /// Credentials for the registry could not be obtained.
     #[error("there are no credentials to be had: {reason}")]
     Credentials { reason: String, retry: Retry },
-    /// Each of several hosts that are asked for it fails in its own way.
+    /// The failures of several hosts that were asked for the same content, each in its own way.
     #[error("no host gives it: {}", told(failures))]
     Hosts { failures: Vec<(String, Problem)> },
 }
 
-/// When another try may succeed.
+/// Earliest time at which another try may succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Retry {
-    /// In a moment: the pull itself tries again.
+    /// In a moment: the pull itself retries.
     Soon,
-    /// Not in a moment, but without a change to this node or the job: Nomad may start the task again.
+    /// Later, without a change to this node or the job: Nomad may start the task again.
     Later,
-    /// Not before somebody has changed something on this node.
+    /// Not before somebody has changed something on this node, in the job, or in the registry.
     Never,
 }
 
@@ -106,22 +107,23 @@ impl Problem {
         Self::Damaged { reason: reason.into() }
     }
 
-    /// A connection or an answer that is likely to be better in a moment.
+    /// Returns the error of a broken connection or answer, which is likely to be better in a moment.
     pub(super) fn broken(reason: impl Into<String>) -> Self {
         Self::Registry { reason: reason.into(), retry: Retry::Soon }
     }
 
-    /// An answer of the registry's that asking again at once would not change.
+    /// Returns the error of an unusable answer of a registry, which is no better if asked again at once.
     pub(super) fn unfit(reason: impl Into<String>) -> Self {
         Self::Registry { reason: reason.into(), retry: Retry::Later }
     }
 
-    /// A setting of this node that is wrong.
+    /// Returns the error of a wrong setting on this node.
     pub(super) fn useless(reason: impl Into<String>) -> Self {
         Self::Registry { reason: reason.into(), retry: Retry::Never }
     }
 
-    /// What is said of bytes that a registry sent: that they don't fit is not the image's fault.
+    /// Turns a corruption into damage on the way, for bytes that a registry sent: that they don't fit is not the
+    /// image's fault.
     pub(super) fn on_the_way(self) -> Self {
         match self {
             Self::Corrupt { reason } => Self::Damaged { reason },
@@ -129,7 +131,7 @@ impl Problem {
         }
     }
 
-    /// When another try may succeed; the table in docs/troubleshooting.md says the same.
+    /// Returns when another try may succeed; the table in docs/troubleshooting.md says the same.
     fn retry(&self) -> Retry {
         match self {
             Self::Registry { retry, .. } | Self::Credentials { retry, .. } => *retry,
@@ -150,12 +152,12 @@ impl Problem {
         }
     }
 
-    /// Whether the pull itself tries again.
+    /// Returns whether the pull itself retries.
     pub(super) fn is_retryable(&self) -> bool {
         self.retry() == Retry::Soon
     }
 
-    /// Whether Nomad may start the task again.
+    /// Returns whether Nomad may start the task again.
     pub(super) fn is_transient(&self) -> bool {
         self.retry() != Retry::Never
     }
@@ -181,7 +183,7 @@ impl Problem {
     }
 }
 
-/// What it waited for when its time was over.
+/// Formats what the pull was waiting for at its deadline, for the error's text.
 fn waiting(waits: &[Wait]) -> String {
     match waits {
         [] => String::new(),
@@ -197,7 +199,7 @@ fn told(failures: &[(String, Problem)]) -> String {
 }
 
 impl Error {
-    /// What a status from the daemon, or from the connection to it, means.
+    /// Maps a status of the daemon, or of the connection to it, to an error.
     pub(super) fn answered(doing: &str, socket: &Path, status: &Status) -> Self {
         let doing = doing.to_owned();
         let reason = status.message().to_owned();
@@ -221,7 +223,7 @@ impl Error {
         }
     }
 
-    /// Whether the same call may succeed later with nothing changed on this host or in the job.
+    /// Returns whether the same call may succeed later with nothing changed on this host or in the job.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Unreachable { .. }
@@ -234,17 +236,17 @@ impl Error {
         }
     }
 
-    /// Whether the registry, or the way to it, may serve a moment later.
+    /// Returns whether the registry, or the way to it, may serve a moment later.
     pub(super) fn is_registrys_for_now(&self) -> bool {
         matches!(self, Self::Image { problem, .. } if problem.is_retryable())
     }
 
-    /// Whether what came from the registry was not what was promised.
+    /// Returns whether content from the registry did not match its digest or size.
     pub(super) fn is_damaged(&self) -> bool {
         matches!(self, Self::Image { problem, .. } if problem.is_damaged())
     }
 
-    /// Whether it might go better without credentials.
+    /// Returns whether the same pull may succeed without credentials.
     pub(super) fn is_about_credentials(&self) -> bool {
         matches!(self, Self::Image { problem, .. } if problem.is_about_credentials())
     }
@@ -257,7 +259,7 @@ impl Error {
         matches!(self, Self::AlreadyExists { .. })
     }
 
-    /// Puts the larger thing that was being done in front.
+    /// Puts the larger operation that failed in front of the text.
     pub(super) fn context(mut self, larger: &str) -> Self {
         match &mut self {
             Self::Unreachable { doing, .. }
@@ -274,8 +276,8 @@ impl Error {
     }
 }
 
-/// The codes of the daemon's that are about itself and its host rather than about what it was asked for. It has no code of its
-/// own for what the kernel refuses it, such as a full disk.
+/// Returns whether a status code of the daemon is about itself and its host rather than about what it was asked for. It
+/// has no code of its own for what the kernel refuses it, such as a full disk.
 fn is_trouble(code: Code) -> bool {
     matches!(
         code,
@@ -289,7 +291,7 @@ fn is_trouble(code: Code) -> bool {
     )
 }
 
-/// The end of a chain of errors is what happened; the links say `transport error`.
+/// Returns the last error of a chain, which says what happened; the links before it say only `transport error`.
 pub(super) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
     let mut last = error;
     while let Some(source) = last.source() {

@@ -1,7 +1,9 @@
-//! An archive as `docker save` and its like write it: which files are in it, and where. A compressed one is decompressed
-//! once, into a file without a name beside it; nothing is unpacked. Knows nothing of images.
+//! Reads the table of contents of an archive written by `docker save` and the like: the files, and their positions. A
+//! compressed archive is decompressed once, into an unnamed file in the scratch directory; nothing is unpacked. Knows
+//! nothing of images.
 //!
-//! Nothing in it is trusted: extension headers are read up to a limit, and links lead to its own entries only. Blocks.
+//! Nothing in an archive is trusted: extension headers are read up to a limit, and links lead to its own entries only.
+//! Functions here block.
 //! Source of the facts: pax(1), GNU tar's manual "Basic Tar Format"; docker `image/tarexport` (links between layers).
 
 use std::collections::HashMap;
@@ -18,34 +20,38 @@ use super::super::Problem;
 use super::gate::too_large;
 use super::load::Scratch;
 
-/// A compressed archive may become no larger than this.
+/// Maximum size of an archive after decompression.
 const DECOMPRESSED_LIMIT_BYTES: u64 = 64 << 30;
+/// Maximum number of entries.
 const ENTRIES_LIMIT: usize = 50_000;
-/// A long name, or the attributes of an entry.
+/// Maximum size of an extension header: a long name, or the attributes of an entry.
 const EXTENSION_LIMIT_BYTES: u64 = 64 * 1024;
+/// Maximum number of links followed to find a file.
 const LINKS_LIMIT: usize = 8;
 
-/// What is read of an archive's beginning to tell how it is compressed.
+/// First bytes of the compressed formats, with their names.
 const MAGICS: [(&[u8], &str); 4] =
     [(b"\x1f\x8b", "gzip"), (b"BZh", "bzip2"), (b"\xfd7zXZ\0", "xz"), (b"\x28\xb5\x2f\xfd", "zstd")];
 
-/// Room in a decompressed archive for what is not a layer.
+/// Allowance in a decompressed archive for everything besides layers.
 const BESIDE_LAYERS_BYTES: u64 = 64 * 1024 * 1024;
-/// How much is decompressed between two looks whether it is still wanted.
+/// Bytes decompressed between two checks for cancellation.
 const CHUNK_BYTES: usize = 256 * 1024;
 
-/// How much of an archive is read, and for how long.
+/// Limits on reading an archive: its size, and cancellation.
 #[derive(Debug, Clone, Default)]
 pub(super) struct ReadTerms {
-    /// The operator's limit for the layers of an image, and the plugin's option that sets it.
+    /// The operator's limit, in bytes, for the layers of an image, and the plugin option that sets it.
     pub image_limit: Option<(u64, &'static str)>,
     /// Cancelled once nobody waits for the image any more.
     pub stop: CancellationToken,
 }
 
 impl ReadTerms {
+    /// Checks for cancellation.
+    ///
     /// # Errors
-    /// Reading was called off.
+    /// Reading was cancelled.
     pub(super) fn go_on(&self) -> Result<(), Problem> {
         if self.stop.is_cancelled() {
             return Err(Problem::Archive { reason: "reading it was called off".to_owned() });
@@ -53,6 +59,8 @@ impl ReadTerms {
         Ok(())
     }
 
+    /// Checks the size of an image's layers.
+    ///
     /// # Errors
     /// Unsupported if layers of that size are over the operator's limit.
     pub(super) fn check_image_size(&self, size_bytes: u64) -> Result<(), Problem> {
@@ -76,7 +84,7 @@ pub(super) struct Archive {
     entries: HashMap<String, Entry>,
 }
 
-/// Where a file's bytes are in the archive.
+/// Position and size of a file's bytes in the archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Extent {
     pub at: u64,
@@ -86,15 +94,15 @@ pub(super) struct Extent {
 #[derive(Debug)]
 enum Entry {
     File(Extent),
-    /// To another entry, by its path from the archive's root on.
+    /// A link to another entry, by its path from the archive's root.
     Link(String),
 }
 
 impl Archive {
-    /// Reads what is in it. A compressed one takes its decompressed size in `scratch`, until it is dropped.
+    /// Reads the table of contents. A compressed archive takes its decompressed size in `scratch`, until it is dropped.
     ///
     /// # Errors
-    /// Corrupt if it is no such archive, unsupported if it is compressed in another way or larger than it may be.
+    /// Corrupt if the file is no such archive, unsupported if it is compressed in another way or larger than it may be.
     pub(super) fn open(file: &Arc<File>, scratch: &Scratch, terms: ReadTerms) -> Result<Self, Problem> {
         let file = match compression(file).map_err(unreadable)? {
             None => Arc::clone(file),
@@ -113,7 +121,7 @@ impl Archive {
         &self.terms
     }
 
-    /// The file of that path, whichever of its links it is.
+    /// Finds the file of a path, through links.
     pub(super) fn find(&self, path: &str) -> Option<Extent> {
         let mut path = normal("", path)?;
         for _ in 0..LINKS_LIMIT {
@@ -128,15 +136,17 @@ impl Archive {
     /// Reads a small file whole.
     ///
     /// # Errors
-    /// Corrupt if it is not there, unsupported if it is larger than the limit.
+    /// Corrupt if the file is missing, unsupported if it is larger than the limit.
     pub(super) fn read(&self, path: &str, limit_bytes: u64) -> Result<Vec<u8>, Problem> {
         let extent = self.find(path).ok_or_else(|| missing(path))?;
         super::manifest::check_size(path, extent.size_bytes, limit_bytes)?;
         self.part(extent)
     }
 
+    /// Reads the bytes of an extent.
+    ///
     /// # Errors
-    /// When the file can't be read, or has become shorter; or when nobody waits for it any more.
+    /// The archive can't be read or has become shorter, or nobody waits for the image any more.
     pub(super) fn part(&self, extent: Extent) -> Result<Vec<u8>, Problem> {
         self.terms.go_on()?;
         let length = usize::try_from(extent.size_bytes).map_err(|_| missing("a part of it"))?;
@@ -145,7 +155,7 @@ impl Archive {
         Ok(bytes)
     }
 
-    /// How the file there is compressed.
+    /// Detects how a file in the archive is compressed.
     pub(super) fn compression(&self, extent: Extent) -> Result<Option<&'static str>, Problem> {
         let beginning = Extent { size_bytes: extent.size_bytes.min(6), ..extent };
         Ok(magic(&self.part(beginning)?))
@@ -161,7 +171,7 @@ pub(super) fn unreadable(error: io::Error) -> Problem {
     blame(&error, "the archive can't be read", || "it can't be read".to_owned())
 }
 
-/// What the kernel says is not the archive's fault.
+/// Maps an I/O error: one from the operating system is not the archive's fault; any other means that it is corrupt.
 fn blame(error: &io::Error, corrupt: &str, failed: impl FnOnce() -> String) -> Problem {
     match error.raw_os_error() {
         None => Problem::corrupt(format!("{corrupt}: {error}")),
@@ -179,7 +189,7 @@ fn magic(beginning: &[u8]) -> Option<&'static str> {
     MAGICS.into_iter().find(|(magic, _)| beginning.starts_with(magic)).map(|(_, name)| name)
 }
 
-/// The whole archive in a file that goes with its descriptor.
+/// Decompresses the whole archive into an unnamed file.
 fn decompressed(mut file: &File, scratch: &Scratch, terms: &ReadTerms) -> Result<File, Problem> {
     let failed = |error: io::Error| {
         let doing = || format!("it can't be decompressed in {}", scratch.shown.display());
@@ -203,14 +213,14 @@ fn decompressed(mut file: &File, scratch: &Scratch, terms: &ReadTerms) -> Result
     }
 }
 
-/// What an extension header says of the entry behind it.
+/// Path and link target that extension headers give for the entry that follows.
 #[derive(Default)]
 struct Extension {
     path: Option<String>,
     link: Option<String>,
 }
 
-/// Of two entries of one path the later counts, as when it is unpacked.
+/// Reads the entries by path. Of two entries with one path the later counts, as in unpacking.
 fn entries(mut file: &File, terms: &ReadTerms) -> Result<HashMap<String, Entry>, Problem> {
     file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
     let mut archive = tar::Archive::new(file);
@@ -290,7 +300,7 @@ fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A path from the archive's root on; none where it leads out of it.
+/// Resolves a path from the archive's root; `None` where it leads out of the archive.
 fn normal(from: &str, path: &str) -> Option<String> {
     let from = if path.starts_with('/') { "" } else { from };
     let mut parts: Vec<&str> = from.split('/').filter(|part| !part.is_empty()).collect();
@@ -315,7 +325,7 @@ pub(super) mod tests {
         Scratch { directory: Arc::new(File::open(&shown).unwrap().into()), shown }
     }
 
-    /// An archive of these files and links.
+    /// Builds an archive of these files and links.
     pub(in crate::containerd::images) fn archive(files: &[(&str, &[u8])], links: &[(&str, &str)]) -> Vec<u8> {
         let mut tar = tar::Builder::new(Vec::new());
         for (path, bytes) in files {
@@ -339,7 +349,7 @@ pub(super) mod tests {
         Archive::open(&Arc::new(file), &scratch(), ReadTerms::default())
     }
 
-    /// So many bytes that compress to next to nothing.
+    /// Returns a gzip file of so many MiB of zeros, which is itself tiny.
     fn zeros(mib: usize) -> Arc<File> {
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(&vec![0; mib << 20]).unwrap();
@@ -399,7 +409,7 @@ pub(super) mod tests {
             let error = opened(bytes).unwrap_err();
             assert!(matches!(error, Problem::Corrupt { .. }), "{error}");
         }
-        // A name of a gigabyte, which takes no room on the disk.
+        // A name of a gigabyte, in a sparse file that takes no room on the disk.
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(EntryType::GNULongName);
         header.set_size(1 << 30);

@@ -1,4 +1,4 @@
-//! Those who wait for a pull, and what they are told of it. Knows nothing of how a pull is done.
+//! The observers of a pull, and the events they receive. Knows nothing of how a pull is done.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,10 +8,10 @@ use tokio::time::Instant;
 
 use super::waits::{Wait, Waits};
 
-/// What a caller may want to tell while it waits. Nothing is told of an image that needs no pull.
+/// An event of a pull. There are none for an image that needs no pull.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum PullEvent {
-    /// Something that others hold is waited for.
+    /// The pull waits for something that others hold.
     Waiting {
         on: Wait,
     },
@@ -22,21 +22,21 @@ pub(crate) enum PullEvent {
     Finished {
         counts: Counts,
         took: Duration,
-        /// The hosts that served what was not here.
+        /// The hosts that served the content that was missing here.
         from: Vec<String>,
     },
 }
 
 pub(super) type Observer = Arc<dyn Fn(PullEvent) + Send + Sync>;
 
-/// What has been done, of what there is.
+/// Layers and bytes of an image: how many there are, and how many are here.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub layers: usize,
     pub layers_here: usize,
     pub total_bytes: u64,
     pub here_bytes: u64,
-    /// What of it came from the registry.
+    /// Bytes that came from the registry.
     pub fetched_bytes: u64,
 }
 
@@ -46,13 +46,13 @@ impl Counts {
     }
 }
 
-/// The observers of one flight. Each hears `Started` once, also if it comes late.
+/// The observers of one shared pull. Each receives `Started` once, even if it joins late.
 pub(super) struct Audience {
     seats: Mutex<Seats>,
-    /// What the pull waits for itself.
+    /// The waits of the pull itself.
     waits: Mutex<Waits>,
     begun: Instant,
-    /// When the most patient of them will have gone.
+    /// The latest deadline of the callers.
     until: watch::Sender<Instant>,
 }
 
@@ -72,12 +72,12 @@ impl Audience {
         }
     }
 
-    /// No code that can panic runs under it.
+    /// Locks the observers. No code that can panic runs under the lock.
     fn seats(&self) -> MutexGuard<'_, Seats> {
         self.seats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// As [`Self::seats`].
+    /// Locks the waits, as [`Self::seats`] does the observers.
     pub(super) fn waits(&self) -> MutexGuard<'_, Waits> {
         self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -102,7 +102,7 @@ impl Audience {
         }
     }
 
-    /// Resolves once nobody waits any more.
+    /// Resolves at the latest deadline of the callers, when nobody waits any more.
     pub(super) async fn patience_ends(&self) {
         let mut until = self.until.subscribe();
         loop {
@@ -119,7 +119,7 @@ impl Audience {
         self.tell(&PullEvent::Started);
     }
 
-    /// Tells all that listen.
+    /// Sends an event to all observers.
     pub(super) fn tell(&self, event: &PullEvent) {
         let observers = self.seats().observers.clone();
         observers.iter().for_each(|observer| observer(event.clone()));

@@ -1,8 +1,8 @@
-//! The daemon's content store: blobs by digest, their labels, and the writing of new ones.
+//! Containerd's content store: blobs by digest, their labels, and writes of new ones.
 //!
 //! A write is a stream that holds a lock on its `ref`; the refs are those of containerd's own clients, so that of two
-//! clients that want the same blob one waits for the other. Each message is answered, and the answer awaited: that is the
-//! flow control. One that ends before its commit leaves what it has written, for another to go on with.
+//! clients that want the same blob one waits for the other. Each message is answered, and the answer awaited: that is
+//! the flow control. A write that ends before its commit leaves what it has written, for another to resume.
 //! Source of the facts: containerd `services/content/contentserver`, `metadata/content.go` @ v1.6.20.
 
 use std::sync::Arc;
@@ -30,17 +30,19 @@ use super::lease::PullLease;
 use super::turns::Turn;
 use super::waits::Wait;
 
-/// A commit flushes the whole blob to the disk.
+/// Timeout of a commit, which flushes the whole blob to the disk.
 const COMMIT: Duration = Duration::from_secs(120);
-/// A part is in the disk's cache at once, unless the disk has had too much of late: then it is as slow as a commit.
+/// Timeout of writing a part. It is in the page cache at once, unless the disk is overloaded: then it is as slow as a
+/// commit.
 const WRITE: Duration = COMMIT;
-/// Whoever goes on with a write waits until the daemon has read what is there.
+/// Timeout of opening a write: to resume one, the daemon first reads what is there.
 const OPEN: Duration = Duration::from_secs(120);
-/// How long another client's write of the same blob is waited for; a pull as a whole is bounded too.
+/// Maximum wait for another client's write of the same blob; the pull as a whole is bounded too.
 const LOCKED: Duration = Duration::from_secs(240);
+/// Interval between two tries to open a write that another client holds.
 const LOCKED_POLL: Duration = Duration::from_millis(250);
 
-/// What a blob is to an image; it is part of the `ref` that its writers lock.
+/// The role of a blob in an image; it is part of the `ref` that writers lock.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Role {
     Index,
@@ -53,7 +55,7 @@ impl Containerd {
     /// Reads a small blob whole.
     ///
     /// # Errors
-    /// Not found if the store lacks it; unsupported if it is larger than the limit.
+    /// Not found if the store lacks the blob; unsupported if it is larger than the limit.
     pub(super) async fn read_content(&self, digest: &str, limit_bytes: u64) -> Result<Vec<u8>, Error> {
         let doing = format!("read content {digest}");
         let request = self.request(ReadContentRequest { digest: digest.to_owned(), ..Default::default() })?;
@@ -74,7 +76,7 @@ impl Containerd {
         Ok(answer.info.unwrap_or_default().labels)
     }
 
-    /// Adds labels to a blob and leaves its others.
+    /// Adds labels to a blob; its other labels stay.
     pub(super) async fn label_content(&self, digest: &str, labels: Labels) -> Result<(), Error> {
         let doing = format!("label content {digest}");
         let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
@@ -84,7 +86,7 @@ impl Containerd {
         self.call(&doing, QUICK, self.content().update(request)).await.map(drop)
     }
 
-    /// Stores a small blob with its labels, or adds the labels if it is there.
+    /// Stores a small blob with its labels, or adds the labels if the blob exists.
     pub(super) async fn store_content(
         &self,
         role: Role,
@@ -100,8 +102,8 @@ impl Containerd {
         ingest.commit(labels).await
     }
 
-    /// Begins to write a blob; none if the store has it already, and then the lease keeps it too. Waits for whoever else
-    /// writes it, here or in another client.
+    /// Begins to write a blob from its beginning; `None` if the store has it already, and then the lease keeps it too.
+    /// Waits for another writer of the same blob, here or in another client.
     pub(super) async fn ingest(
         &self,
         role: Role,
@@ -115,7 +117,7 @@ impl Containerd {
         Ok(ingest)
     }
 
-    /// As [`Self::ingest`], from where an earlier write ended, which [`Ingest::written_bytes`] tells.
+    /// Like [`Self::ingest`], but resumes an earlier write where it ended: at [`Ingest::written_bytes`].
     pub(super) async fn go_on_with_ingest(
         &self,
         role: Role,
@@ -135,7 +137,7 @@ impl Containerd {
         }))
     }
 
-    /// Opens a write once no other client writes the same blob; none if the store has it.
+    /// Opens a write once no other client writes the same blob; `None` if the store has it.
     async fn open_unlocked(
         &self,
         role: Role,
@@ -160,8 +162,8 @@ impl Containerd {
     }
 }
 
-/// A blob being written. Dropped before its commit it is closed, which its lease's end waits for, and nobody else writes
-/// it before.
+/// A blob being written. If dropped before its commit, the write is closed in the background; the lease's end waits for
+/// that, and nobody else writes the blob before.
 pub(super) struct Ingest {
     containerd: Containerd,
     doing: String,
@@ -169,9 +171,9 @@ pub(super) struct Ingest {
     digest: String,
     size_bytes: i64,
     written_bytes: i64,
-    /// None once it is committed.
+    /// The open stream; `None` once the blob is committed.
     stream: Option<WriteStream>,
-    /// What is written is of no use.
+    /// Set if the written bytes are of no use.
     is_bad: bool,
     turn: Option<Turn>,
     audience: Arc<Audience>,
@@ -226,17 +228,17 @@ impl Ingest {
         })
     }
 
-    /// What is written so far, by an earlier try too.
+    /// Returns the number of bytes written so far, by earlier tries too.
     pub(super) fn written_bytes(&self) -> u64 {
         self.written_bytes.cast_unsigned()
     }
 
-    /// What is written is of no use: it is thrown away with this.
+    /// Ends the write and throws away what was written.
     pub(super) fn discard(mut self) {
         self.is_bad = true;
     }
 
-    /// Appends; a message's limit is the caller's to keep.
+    /// Appends a part, whose size the caller keeps below the limit of a message.
     pub(super) async fn write(&mut self, data: Vec<u8>) -> Result<(), Error> {
         let length_bytes = data.len() as i64;
         let request = self.message(WriteAction::Write, data, Labels::new());
@@ -246,10 +248,10 @@ impl Ingest {
         Ok(())
     }
 
-    /// Makes it a blob. That somebody else was first is success.
+    /// Commits the blob. It is a success, too, if another client was first.
     ///
     /// # Errors
-    /// Damaged where the daemon, which has read all that was written, finds that it has another size or digest.
+    /// Damaged where the daemon, which has read all that was written, finds another size or digest.
     pub(super) async fn commit(&mut self, labels: Labels) -> Result<(), Error> {
         let request = self.message(WriteAction::Commit, Vec::new(), labels);
         match self.exchange(request, COMMIT).await {
@@ -309,7 +311,7 @@ impl Drop for Ingest {
 }
 
 impl Containerd {
-    /// The end of the requests makes the daemon close the write; the end of the answers is its having done so.
+    /// Closes a write: the end of the requests makes the daemon close it, and the end of the answers says that it has.
     async fn close(&self, reference: &str, stream: WriteStream) {
         let doing = format!("close {reference}");
         let WriteStream { requests, mut answers } = stream;

@@ -1,6 +1,6 @@
-//! Which hosts the images of a registry are asked of, in which order and how: by the files that containerd reads for that,
-//! `<directory>/<registry>/hosts.toml`, or by the certificates that docker has in the same place. They are read for each
-//! pull, so that a change counts at once. Knows no HTTP.
+//! The hosts that serve a registry's images, in which order and with which settings: from the files that containerd
+//! reads for that, `<directory>/<registry>/hosts.toml`, or from certificates in docker's layout in the same place. The
+//! files are read for each pull, so that a change takes effect at once. Knows no HTTP.
 //!
 //! Source of the facts: containerd `docs/hosts.md`, `core/remotes/docker/config` @ v2.3.
 
@@ -25,19 +25,19 @@ use super::super::Problem;
 use file::File;
 
 const FILE: &str = "hosts.toml";
-/// Counts for the registries that have no directory of their own.
+/// Directory for the registries that have none of their own.
 const DEFAULT: &str = "_default";
 
-/// One host, and how it is spoken to.
+/// A host, and the settings for requests to it.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Host {
-    /// What the names of repositories follow, without a slash at its end.
+    /// URL that repository names are appended to, without a trailing slash.
     pub base: Url,
     pub settings: Settings,
 }
 
 impl Host {
-    /// Whether it is the registry's own address, and not another one that stands for it.
+    /// Returns whether this host is the registry itself, not a mirror of it.
     pub(super) fn is(&self, registry: &str) -> bool {
         let own = Url::parse(&format!("{}://{}", self.base.scheme(), located(registry)));
         own.is_ok_and(|own| own.origin() == self.base.origin())
@@ -49,16 +49,16 @@ pub(super) struct Settings {
     pub trust: Trust,
     pub tls: TlsFiles,
     pub connect_timeout: Option<Duration>,
-    /// Sent with each request to it, and to nobody else.
+    /// Headers for requests to this host, never sent to another.
     pub headers: HeaderMap,
 }
 
-/// What a host is believed.
+/// The `capabilities` of a host in `hosts.toml`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Trust {
-    /// What a digest stands for, which it has to prove.
+    /// May serve content by digest, which proves itself.
     pub pull: bool,
-    /// Which digest a tag stands for.
+    /// May say which digest a tag stands for.
     pub resolve: bool,
 }
 
@@ -68,11 +68,11 @@ impl Default for Trust {
     }
 }
 
-/// Where certificates are, and whether they count.
+/// Paths of certificates, and whether they are verified.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct TlsFiles {
     pub ca: Vec<PathBuf>,
-    /// Certificate and key; without the latter both are in one file.
+    /// Paths of client certificates and keys; without a key, one file has both.
     pub client: Vec<(PathBuf, Option<PathBuf>)>,
     pub skip_verify: Option<bool>,
 }
@@ -83,11 +83,11 @@ impl TlsFiles {
     }
 }
 
-/// The operator's word on hosts.
+/// The operator's configuration of registry hosts.
 #[derive(Debug, Default)]
 pub(super) struct Hosts {
     directory: Option<PathBuf>,
-    /// Said once, not with each pull.
+    /// Warnings already logged, so that each is logged once and not with each pull.
     warnings: Mutex<HashSet<String>>,
 }
 
@@ -96,10 +96,11 @@ impl Hosts {
         Self { directory, warnings: Mutex::default() }
     }
 
-    /// The hosts in the order in which they are asked; the registry itself, if it is among them, is the last.
+    /// Returns the hosts for a registry in the order in which they are asked; the registry itself, if it is among them,
+    /// is the last.
     ///
     /// # Errors
-    /// Names the file, and the line if it is one, that is of no use. It is never passed over.
+    /// An unusable file, by its path and line, if it has one. It is never skipped.
     pub(super) async fn of(&self, registry: &str) -> Result<Vec<Host>, Problem> {
         let Some(directory) = self.directory.clone() else { return Ok(of_file(File::default(), registry)) };
         let name = registry.to_owned();
@@ -115,7 +116,7 @@ impl Hosts {
     }
 }
 
-/// What is said of a registry, with what is said there and not understood.
+/// Reads the configuration of a registry, with a warning for each key in it that is not understood.
 fn read(directory: &Path, registry: &str) -> Result<(File, Vec<String>), Problem> {
     let unusable = |path: &Path, why: String| Problem::useless(format!("{}: {why}", path.display()));
     let is_missing =
@@ -124,7 +125,7 @@ fn read(directory: &Path, registry: &str) -> Result<(File, Vec<String>), Problem
         let place = directory.join(name);
         let path = place.join(FILE);
         match std::fs::read_to_string(&path) {
-            // As containerd does: an empty one is none.
+            // As containerd does: an empty file counts as missing.
             Ok(text) if !text.is_empty() => {
                 let (file, unknown) = file::parse(&text, &place).map_err(|fault| unusable(&path, fault))?;
                 let warnings = unknown.into_iter().map(|what| format!("{}: {what}", path.display()));
@@ -146,14 +147,15 @@ fn read(directory: &Path, registry: &str) -> Result<(File, Vec<String>), Problem
     Ok((File::default(), Vec::new()))
 }
 
-/// Where a registry's own file is looked for: the first of these that is there is the one.
+/// Returns the names of directories for a registry; the first one that exists is used.
 fn directories(registry: &str) -> Vec<String> {
     let with_port = registry.rsplit_once(':').filter(|(_, port)| !port.contains(']'));
     let spelled = with_port.map(|(name, port)| format!("{name}_{port}_"));
     spelled.into_iter().chain([registry.to_owned(), DEFAULT.to_owned()]).collect()
 }
 
-/// Docker's way: `*.crt` are authorities, `*.cert` with `*.key` are what a client shows.
+/// Finds certificates in docker's layout: `*.crt` are authorities, `*.cert` and `*.key` are client certificates and
+/// keys.
 fn certificates(directory: &Path) -> std::io::Result<TlsFiles> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(directory)? {
@@ -172,7 +174,7 @@ fn certificates(directory: &Path) -> std::io::Result<TlsFiles> {
     Ok(TlsFiles { ca: with_end("crt").collect(), client: client.collect(), skip_verify: None })
 }
 
-/// The hosts that a file names, and behind them its server, or the registry itself where it names none.
+/// Returns the hosts that a file names, followed by its `server`, or by the registry itself where it names none.
 fn of_file(file: File, registry: &str) -> Vec<Host> {
     let File { mut hosts, server, own } = file;
     hosts.push(match server {
@@ -185,14 +187,14 @@ fn of_file(file: File, registry: &str) -> Vec<Host> {
     hosts
 }
 
-/// On the loopback a registry has no certificate, unless something is said of one.
+/// Returns the base URL of a registry: plain http on the loopback, unless TLS is configured for it, else https.
 fn base_of(registry: &str, has_tls: bool) -> Url {
     let scheme = if is_loopback(registry) && !has_tls { "http" } else { "https" };
     let url = format!("{scheme}://{}/v2", located(registry));
     Url::parse(&url).expect("a registry's name was checked to be a host's")
 }
 
-/// Whether a host, with or without its port, is this one.
+/// Returns whether a host, with or without its port, is the loopback.
 pub(super) fn is_loopback(host: &str) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if !port.contains(']') => name,
@@ -202,7 +204,7 @@ pub(super) fn is_loopback(host: &str) -> bool {
     name == "localhost" || address.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
-/// The one name whose registry lives elsewhere.
+/// Returns the host that serves a registry: docker.io's is the only one with another name.
 fn located(host: &str) -> &str {
     if host == "docker.io" { "registry-1.docker.io" } else { host }
 }

@@ -1,6 +1,6 @@
-//! Credentials for registries, and where the operator's come from: the plugin's own words, a file in the form of docker's
-//! `config.json`, programs that docker calls credential helpers. They are looked for when an image is pulled, so that a
-//! file or a token may change meanwhile.
+//! Credentials for registries, and the sources of the operator's: the plugin's configuration, a file in the form of
+//! docker's `config.json`, docker's credential helpers. They are looked up for each pull, so that a file or a token may
+//! change meanwhile.
 //!
 //! Source of the facts: docker `cli/config/configfile`, docker-credential-helpers' README.
 
@@ -22,24 +22,25 @@ use super::credentials::Credentials;
 use super::helper;
 use crate::secret::Secret;
 
-/// Where the credentials of one pull come from.
+/// The credentials of one pull: the job's `auth`, else the operator's credential store.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Purse {
-    /// The job's, with the registry that they are for. They count before the operator's.
+    /// The job's credentials, with the registry that they are for. They take precedence over the operator's.
     pub own: Option<(String, Credentials)>,
     pub keyring: Option<Arc<Keyring>>,
 }
 
-/// Credentials, and whose they are.
+/// Credentials, and whether they are the job's or the operator's.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Login {
     pub credentials: Credentials,
-    /// The job's own `auth`. What is denied to it stays denied, while the operator's may be others at the next try.
+    /// The job's own `auth`. A denial is permanent for it, while the operator's credentials may be others at the next
+    /// try.
     pub is_jobs: bool,
 }
 
 impl Purse {
-    /// Those for a repository of a host, and for no other host: a mirror's are not the registry's.
+    /// Returns the credentials for a repository of a host, and for no other host: a mirror's are not the registry's.
     ///
     /// # Errors
     /// As [`Keyring::credentials`].
@@ -58,20 +59,22 @@ impl Purse {
     }
 }
 
-/// Where credentials are looked for, in this order.
+/// The operator's credential store: its sources, in the order in which they are asked.
 #[derive(Debug, Default)]
 pub(crate) struct Keyring {
-    /// With the registry that they are for.
+    /// Credentials in the plugin's configuration, with the registry that they are for.
     pub inline: Option<(String, Credentials)>,
     pub config: Option<PathBuf>,
     pub helper: Option<String>,
-    /// The variables of the agent's environment that helpers get, besides PATH and HOME.
+    /// Variables of the agent's environment that helpers get, besides PATH and HOME.
     pub helper_env: Vec<String>,
 }
 
 impl Keyring {
+    /// Looks up the credentials for a repository.
+    ///
     /// # Errors
-    /// A source that can't be asked is never passed over. The text names it, and no secret.
+    /// A source that can't be asked, which is never skipped. The text names it, and no secret.
     pub(super) async fn credentials(
         &self,
         host: &str,
@@ -99,15 +102,15 @@ impl Keyring {
     }
 }
 
-/// Whether an address, as people and docker write it, is that of a registry: with or without a scheme and a path, and the
-/// hub by any of its names.
+/// Returns whether an address, as people and docker write it, is that of a registry: with or without a scheme and a
+/// path, and Docker Hub by any of its names.
 pub(crate) fn is_server(address: &str, host: &str) -> bool {
     let address = address.split_once("://").map_or(address, |(_, rest)| rest);
     let name = address.split('/').next().unwrap_or_default();
     common_name(name).eq_ignore_ascii_case(host)
 }
 
-/// The hub goes by several names.
+/// Maps the several names of Docker Hub to one.
 fn common_name(host: &str) -> &str {
     match host {
         "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com" => HUB,
@@ -115,7 +118,7 @@ fn common_name(host: &str) -> &str {
     }
 }
 
-/// The part of docker's file that is about credentials.
+/// The part of docker's `config.json` that is about credentials.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct File {
@@ -135,12 +138,12 @@ struct Entry {
     identitytoken: Option<Secret>,
 }
 
-/// What a file says of a repository.
+/// The entry of a credentials file for a repository.
 #[derive(Debug, PartialEq)]
 enum Said {
     Nothing,
     Credentials(Credentials),
-    /// The program, and what it is asked for.
+    /// The helper program to ask, and the server name to ask it for.
     AskHelper {
         name: String,
         server: String,
@@ -156,10 +159,10 @@ async fn from_file(path: &Path, host: &str, repository: &str) -> Result<Said, Pr
     said_of(&bytes, host, repository).map_err(|reason| unusable(reason.to_owned()))
 }
 
-/// The entry that is most about the repository: a helper's before one with credentials of its own, and behind both the store
-/// for all.
+/// Selects the most specific entry for a repository: a helper's before one with credentials of its own, and last the
+/// store for all registries.
 fn said_of(file: &[u8], host: &str, repository: &str) -> Result<Said, &'static str> {
-    // The parser's own words may quote what it could not read.
+    // The parser's own message may quote a secret that it could not read.
     let File { auths, cred_helpers, creds_store } =
         serde_json::from_slice(file).map_err(|_| "is not in the form of docker's config.json")?;
     let fit = |key: &str| Fit::of(key, host, repository);
@@ -167,7 +170,7 @@ fn said_of(file: &[u8], host: &str, repository: &str) -> Result<Said, &'static s
     let mut entries: Vec<_> =
         auths.into_iter().filter_map(|(key, entry)| Some((fit(&key)?, entry))).collect();
     entries.sort_by_key(|(fit, _)| *fit);
-    // The hub's name to whatever docker itself has stored.
+    // Docker Hub's name in everything that docker itself has stored.
     let server = || (if host == HUB { HUB_KEY } else { host }).to_owned();
     for (fit, entry) in entries.into_iter().rev() {
         if helper.as_ref().is_some_and(|(helpers, ..)| helpers.path >= fit.path) {
@@ -185,21 +188,22 @@ fn said_of(file: &[u8], host: &str, repository: &str) -> Result<Said, &'static s
 }
 
 const HUB: &str = "docker.io";
-/// The hub in docker's own files. A login by the browser writes other keys behind it, whose entries are for docker alone.
+/// Docker Hub's key in docker's own files. A browser login writes other keys with this one as a prefix, whose entries
+/// are for docker alone.
 const HUB_KEY: &str = "https://index.docker.io/v1/";
 
-/// How much the key of an entry is about a repository; the larger one counts.
+/// The specificity of an entry's key for a repository; the entry with the largest is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Fit {
-    /// How many components of the repository's path it names.
+    /// Number of components of the repository's path that the key names.
     path: usize,
-    /// It is written as docker writes it.
+    /// Set if the key is spelled as docker writes it.
     is_exact: bool,
 }
 
 impl Fit {
-    /// None where the key is for others. Docker's keys are hosts, or addresses of an API; podman's may have a part of the
-    /// repository's path behind the host.
+    /// Returns `None` where the key is for other repositories. Docker's keys are hosts, or addresses of an API;
+    /// podman's may have a part of the repository's path behind the host.
     fn of(key: &str, host: &str, repository: &str) -> Option<Self> {
         let is_exact = key == if host == HUB { HUB_KEY } else { host };
         if !is_server(key, host) {
@@ -331,7 +335,7 @@ mod tests {
         let only_a = json!({"auths": {"quay.io/team-a": auth("a")}});
         assert_eq!(of(&only_a, "quay.io", "team-b/app"), Ok(Said::Nothing));
 
-        // What docker's login by the browser leaves.
+        // The entries that docker's browser login leaves.
         let dockers = json!({"auths": {
             "https://index.docker.io/v1/": auth("me"),
             "https://index.docker.io/v1/access-token": auth("no1"),

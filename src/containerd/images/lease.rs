@@ -1,6 +1,6 @@
-//! The lease of a pull: keeps what the pull makes until an image record does. What a pull that may yet succeed has got
-//! stays under its lease, for the next one of the same image to go on with; so does what a pull got whose plugin died.
-//! What nobody goes on with is removed in time. Each expires as well, should no plugin ever come back.
+//! The lease of a pull, which keeps content and snapshots until an image record does. A failed pull that may yet
+//! succeed leaves what it fetched under its lease, for the next pull of the same image to resume; so does a pull whose
+//! plugin died. Leases that nobody resumes are removed in time. Each also expires, should no plugin ever come back.
 //!
 //! Source of the facts: containerd `docs/garbage-collection.md`, `content/local/{store,writer}.go` @ v1.6.20.
 
@@ -18,25 +18,25 @@ use super::super::{Containerd, Error, Labels, QUICK};
 use super::audience::Audience;
 use super::timestamp::{text, time};
 
-/// Past this the daemon itself ends the lease of a pull whose plugin never came back.
+/// Lifetime of a lease; the daemon itself ends the lease of a pull whose plugin never came back.
 const LEASE_LIFE: Duration = Duration::from_secs(24 * 3600);
-/// The daemon's label for when a lease ends.
+/// The daemon's label for the time at which a lease ends.
 const EXPIRY_LABEL: &str = "containerd.io/gc.expire";
-/// Tells the leases of pulls from others; the value is the image.
+/// Label that tells the leases of pulls from others; its value is the image.
 const LEASE_LABEL: &str = "containerd-driver/pull";
-/// The value is the plugin's owner, by which ours are told from those of another plugin on the same daemon.
+/// Label with the plugin's owner as its value, which tells our leases from those of another plugin on the same daemon.
 const OWNER_LABEL: &str = "containerd-driver/pull-for";
 
-/// What pulls have left that others may go on with: leases by their image, and since when.
+/// Leases of ended pulls that others may resume, by image, each with the time since when.
 #[derive(Default)]
 pub(super) struct Left {
-    /// Those of earlier plugins have been asked for.
+    /// Set once the leases of earlier plugins have been listed.
     looked: OnceCell<()>,
     leases: Mutex<HashMap<String, Vec<(String, Instant)>>>,
 }
 
 impl Left {
-    /// No code that can panic runs under it.
+    /// Locks the leases. No code that can panic runs under the lock.
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<(String, Instant)>>> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -49,7 +49,7 @@ impl Left {
         self.lock().remove(image).unwrap_or_default().into_iter().map(|(lease, _)| lease).collect()
     }
 
-    /// Takes those that nobody came back for in so long.
+    /// Takes the leases that nobody has resumed for `than`.
     fn take_older(&self, than: Duration) -> Vec<(String, String)> {
         let mut old = Vec::new();
         self.lock().retain(|image, leases| {
@@ -66,26 +66,27 @@ impl Left {
     }
 }
 
+/// The lease of one pull, and what is to be cleaned up before it ends.
 pub(super) struct PullLease {
     containerd: Containerd,
     image: String,
     id: String,
     audience: Arc<Audience>,
-    /// Of earlier tries; they keep what those have got until this one has it.
+    /// Leases of earlier tries; they keep what those fetched until this one has it.
     earlier: Vec<String>,
-    /// Something has been written under it.
+    /// Set once the lease keeps something that another try can resume.
     is_of_use: Arc<AtomicBool>,
     leftovers: TaskTracker,
 }
 
-/// How a pull came out, by what is to become of what it has got.
+/// The outcome of a pull, by what becomes of the content that it fetched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// An image refers to it.
+    /// Success: an image record refers to the content.
     Made,
-    /// Another try may go on with it.
+    /// Another try may resume it.
     Keep,
-    /// It is of no use.
+    /// The content is of no use.
     Useless,
 }
 
@@ -93,9 +94,9 @@ impl Outcome {
     pub(super) fn of<T>(outcome: &Result<T, Error>) -> Self {
         match outcome {
             Ok(_) => Self::Made,
-            // On a full disk what is kept would be in the way of the next try.
+            // On a full disk, kept content would be in the way of the next try.
             Err(Error::Troubled { .. }) => Self::Useless,
-            // An image whose registry has a bad layer for good would hold its good ones at each try.
+            // An image whose registry has a permanently bad layer would keep its good ones at each try.
             Err(error) if error.is_damaged() => Self::Useless,
             Err(error) if error.is_transient() => Self::Keep,
             Err(_) => Self::Useless,
@@ -104,7 +105,8 @@ impl Outcome {
 }
 
 impl PullLease {
-    /// For the pull that these wait for.
+    /// Creates the lease of a pull, and takes over the leases that earlier tries left. `audience` are the pull's
+    /// observers.
     pub(super) async fn take(
         containerd: &Containerd,
         image: &str,
@@ -134,24 +136,24 @@ impl PullLease {
         &self.id
     }
 
-    /// Those who wait for the pull that it belongs to: what it waits for itself is marked there.
+    /// Returns the observers of the pull; what the pull itself waits for is noted there.
     pub(super) fn audience(&self) -> &Arc<Audience> {
         &self.audience
     }
 
-    /// What is being cleaned up, and must be before the lease ends: the garbage collector, when it meets a write that is
-    /// just being closed, leaves half of it on the disk for good.
+    /// Returns the cleanups under way, which have to end before the lease does: the garbage collector, when it meets a
+    /// write that is just being closed, leaves half of it on the disk for good.
     pub(super) fn leftovers(&self) -> &TaskTracker {
         &self.leftovers
     }
 
-    /// To be set once there is something under it that another try can go on with.
+    /// Returns the flag to set once the lease keeps something that another try can resume.
     pub(super) fn is_of_use(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.is_of_use)
     }
 
-    /// Keeps something that is there already, such as another pull's snapshot. Whether it still is has to be looked at
-    /// afterwards.
+    /// Adds an existing object to the lease, such as another pull's snapshot. The caller has to check afterwards that
+    /// it still exists.
     pub(super) async fn keep(&self, id: &str, kind: String) -> Result<(), Error> {
         let doing = format!("keep {kind} {id}");
         let resource = Resource { id: id.to_owned(), r#type: kind };
@@ -161,10 +163,11 @@ impl PullLease {
         self.containerd.call(&doing, QUICK, client.add_resource(request)).await
     }
 
-    /// Where what there is is of no use, it waits until that is collected. If the daemon is gone, the lease is left.
+    /// Ends the lease, or leaves it for the next try to resume. Unless an image record keeps the content, waits until
+    /// it is collected. If the daemon is gone, the lease is left.
     pub(super) async fn end(self, outcome: Outcome) {
         self.leftovers.close();
-        // Each of them has deadlines of its own.
+        // Each cleanup has deadlines of its own.
         self.leftovers.wait().await;
         let left = &self.containerd.shared.images.left;
         let is_kept = outcome == Outcome::Keep && self.is_of_use.load(Ordering::Relaxed);
@@ -180,10 +183,10 @@ impl PullLease {
 }
 
 impl Containerd {
-    /// Ends the leases of pulls that nobody has gone on with for so long, those of earlier plugins among them.
+    /// Ends the leases of pulls, also of earlier plugins, that nobody has resumed for `than`.
     ///
     /// # Errors
-    /// Names the lease. It is tried again.
+    /// The first lease that can't be ended; a later call tries it again.
     pub(crate) async fn end_left_pulls(&self, than: Duration) -> Result<(), Error> {
         self.look_for_left_pulls().await?;
         let left = &self.shared.images.left;
@@ -197,11 +200,11 @@ impl Containerd {
         Ok(())
     }
 
-    /// Ends leases of pulls that are past their time, with what they kept, unfinished writes among it. The daemon itself
-    /// looks for such only when something else is removed.
+    /// Ends the expired leases of pulls, with what they kept, unfinished writes included. The daemon itself looks for
+    /// expired leases only when something else is removed.
     ///
     /// # Errors
-    /// Names the lease.
+    /// The first lease that can't be ended.
     pub(crate) async fn end_expired_leases(&self, now: SystemTime) -> Result<(), Error> {
         for lease in self.leases_with(LEASE_LABEL).await? {
             if lease.labels.get(EXPIRY_LABEL).and_then(|text| time(text)).is_some_and(|end| end < now) {
@@ -212,7 +215,7 @@ impl Containerd {
         Ok(())
     }
 
-    /// Finds what the pulls of earlier plugins have left, once, before the first of our own.
+    /// Lists the leases that pulls of earlier plugins left, once, before the first pull of our own.
     async fn look_for_left_pulls(&self) -> Result<(), Error> {
         let left = &self.shared.images.left;
         let look = async || {
@@ -228,19 +231,20 @@ impl Containerd {
     }
 }
 
-/// Where the plugin was configured anew, what its earlier configuration pulls goes on.
+/// Returns whether this process made the lease. Its pull may still run: one that an earlier configuration of the plugin
+/// began goes on.
 fn is_of_this_process(lease: &str) -> bool {
     lease.contains(&format!("-{:x}-", process_word()))
 }
 
-/// A random word by which this process is told from the plugins before it. Its pid is not enough: in a pid namespace of its
-/// own the next plugin often has the same one.
+/// Returns a random word that tells this process from the plugins before it. The pid is not enough: in a pid namespace
+/// of its own the next plugin often has the same one.
 fn process_word() -> u64 {
     static WORD: OnceLock<u64> = OnceLock::new();
     *WORD.get_or_init(|| RandomState::new().hash_one(std::process::id()))
 }
 
-/// Different in each call, in each process and after each restart.
+/// Returns a text that differs in each call, in each process and after each restart.
 pub(super) fn unique() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let since_epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -268,7 +272,7 @@ mod tests {
     #[test]
     fn a_lease_of_this_process_is_known() {
         assert!(is_of_this_process(&format!("containerd-driver-pull-{}", unique())));
-        // The plugin before it may have had the same pid.
+        // The plugin before may have had the same pid.
         assert!(!is_of_this_process(&format!("containerd-driver-pull-17f-{:x}-1", std::process::id())));
     }
 }

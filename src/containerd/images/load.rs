@@ -1,9 +1,10 @@
-//! Images from an archive instead of a registry: the one that is meant is stored blob by blob, each checked by its digest,
-//! and unpacked as a pulled one is.
+//! Images from an archive instead of a registry. The chosen image is stored blob by blob, each checked by its digest,
+//! and unpacked like a pulled one.
 //!
-//! Its record bears a name of its own, with the digest in it. So what one job has loaded never is what another one gets
-//! that names an image of a registry, whatever its archive says it is; and the same archive is loaded once.
-//! Source of the facts: docker `image/tarexport`, for what an archive of docker's has in it.
+//! The image's record has a name of its own, with the digest in it. So an image that one job has loaded is never what
+//! another job gets that names an image of a registry, whatever the archive says it is; and the same archive is loaded
+//! once.
+//! Source of the facts: docker `image/tarexport`, for the contents of docker's archives.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -35,33 +36,33 @@ use super::unpack::Unpacking;
 use super::waits::Wait;
 use super::{Image, host, image_of};
 
-/// Well below the daemon's limit for a message.
+/// Bytes of a layer read and written at once, well below the daemon's limit for a message.
 const PART_BYTES: u64 = 1024 * 1024;
-/// In front of the names of loaded images. No job's name of an image begins with it, since each has a registry's in front.
+/// Prefix of the names of loaded images. No image name of a job begins with it, since each begins with a registry's.
 pub(crate) const NAME_PREFIX: &str = "loaded/";
 const DOCKERS_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKERS_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
 const DOCKERS_LAYER: &str = "application/vnd.docker.image.rootfs.diff.tar";
 
-/// An archive of images that is held open, and what is wanted of it.
+/// An open archive of images, and which of them is wanted.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
     pub file: Arc<File>,
-    /// What errors call it.
+    /// The archive's name in error messages.
     pub shown: String,
-    /// Where it is decompressed, if it has to be.
+    /// The directory where it is decompressed, if it has to be.
     pub scratch: Scratch,
-    /// None is the only image in it.
+    /// The wanted image; `None` for the only image in the archive.
     pub wanted: Option<Reference>,
 }
 
-/// What tells a file, and what is in it, from any other. The time of its last change can't be set by a job, as that of its
-/// last write can.
+/// Identifies an archive file and its content, for the cache of loaded archives. The time of its last change (ctime)
+/// can't be set by a job, as that of its last write (mtime) can.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct FileKey {
     file: [u64; 3],
     changed: [i64; 4],
-    /// The image that is wanted of it.
+    /// The image that is wanted of the archive.
     wanted: Option<String>,
 }
 
@@ -76,11 +77,11 @@ impl FileKey {
     }
 }
 
-/// A directory for files that go with their descriptors; held, so that nothing takes its place.
+/// A directory for unnamed files. It is held open, so that nothing takes its place.
 #[derive(Debug, Clone)]
 pub(crate) struct Scratch {
     pub directory: Arc<OwnedFd>,
-    /// What errors call it.
+    /// The directory's name in error messages.
     pub shown: PathBuf,
 }
 
@@ -90,34 +91,36 @@ impl Scratch {
     }
 }
 
-/// An image in an archive, and where its blobs are there.
+/// An image in an archive, and the positions of its layers there.
 struct Found {
     archive: Arc<Archive>,
     name: String,
     documents: Documents,
-    /// Of its layers, in order.
+    /// Positions of the layers, in order.
     extents: Vec<Extent>,
     layout: Arc<Layout>,
 }
 
 impl Containerd {
-    /// The image of an archive, unpacked.
+    /// Returns the image of an archive, unpacked. Loads it if necessary.
     ///
     /// # Errors
-    /// Each names the archive. That it takes too long is transient.
+    /// Each names the archive. A timeout is transient.
     pub(crate) async fn load(&self, source: Source, timeout: Duration) -> Result<Image, Error> {
         self.check_snapshotter().await?;
         let doing = format!("load {}", source.shown);
         let this = self.clone();
         let terms = self.read_terms();
-        // Reading ends with whoever wants it; on its own, so that what is half done then is taken away.
+        // Reading stops when the caller goes away; it is a task of its own, so that what is half done then is cleaned
+        // up.
         let _stops = terms.stop.clone().drop_guard();
         let loaded = tokio::spawn(async move { this.load_within(source, timeout, terms).await }).await;
         let broke = |error| Problem::Archive { reason: format!("reading it broke off: {error}") };
         loaded.map_err(|error| broke(error).during("wait")).flatten().map_err(|error| error.context(&doing))
     }
 
-    /// The operator's limits for an image hold for an archive as a whole while it is decompressed.
+    /// Returns the limits for reading an archive: the operator's limits for an image apply to the whole archive while
+    /// it is decompressed.
     fn read_terms(&self) -> ReadTerms {
         let terms = &self.shared.images.gate.terms;
         let image_limit = terms.image_limit_bytes.map(|limit| (limit, "max_image_size"));
@@ -125,7 +128,7 @@ impl Containerd {
         ReadTerms { image_limit: image_limit.or(unpacked_limit), ..ReadTerms::default() }
     }
 
-    /// A file that was read before is not read again, and one at a time reads it.
+    /// Loads the image of an archive, one caller at a time per archive. A file that was read before is not read again.
     async fn load_within(&self, source: Source, timeout: Duration, terms: ReadTerms) -> Result<Image, Error> {
         let until = Instant::now() + timeout;
         let audience = Arc::new(Audience::until(until));
@@ -161,7 +164,7 @@ impl Containerd {
         Ok(image)
     }
 
-    /// Layers first, each unpacked as soon as it is here, and the record last, as in a pull.
+    /// Stores the layers first, each unpacked as soon as it is here, and the record last, as in a pull.
     async fn store(&self, found: Found, lease: &PullLease) -> Result<Image, Error> {
         let Found { archive, name, documents, extents, layout } = found;
         let unpacking = Unpacking::new(self, lease);
@@ -266,7 +269,7 @@ fn of_oci(archive: &Archive, target: &Descriptor) -> Result<Parts, Problem> {
     Ok((digest, Documents { target, target_bytes, chosen, manifest, config }, extents))
 }
 
-/// An archive of docker's has no manifest: it gets the one that docker would push.
+/// Reads an image in docker's form, which has no manifest: it gets the one that docker would push.
 fn of_docker(archive: &Archive, config: &str, layers: &[String]) -> Result<Parts, Problem> {
     let config = archive.read(config, CONFIG_LIMIT_BYTES)?;
     let parsed: ImageConfiguration = go_json::read(&config, go_json::CONFIG)
@@ -313,13 +316,13 @@ fn of_docker(archive: &Archive, config: &str, layers: &[String]) -> Result<Parts
     Ok((digest, Documents { target, target_bytes, chosen: None, manifest, config }, extents))
 }
 
-/// What of a file is read at once.
+/// Splits an extent into the parts that are read at once.
 fn parts(of: Extent) -> impl Iterator<Item = Extent> {
     let begins = (0..of.size_bytes).step_by(PART_BYTES as usize);
     begins.map(move |done| Extent { at: of.at + done, size_bytes: PART_BYTES.min(of.size_bytes - done) })
 }
 
-/// The digest of a file in the archive, which is read once however often it is named.
+/// Returns the digest of a file in the archive. A file that several layers name is read once.
 fn hash(archive: &Archive, extent: Extent, hashed: &mut HashMap<Extent, String>) -> Result<String, Problem> {
     if let Some(digest) = hashed.get(&extent) {
         return Ok(digest.clone());

@@ -1,10 +1,10 @@
-//! Images: from a name to a committed snapshot and a configuration, by what the daemon has or else by a pull; or from an
-//! archive.
+//! Images: resolves a name to a committed snapshot and a configuration, from what the daemon has, else by a pull; or
+//! loads an archive.
 //!
-//! An image is looked for without the network first: its record says what the name stands for, and the snapshot of all
-//! its layers that it is unpacked. What a digest stands for can't change, so it is remembered; that record and snapshot
-//! still exist is asked each time. With what is remembered this takes two calls, without it five, or six for an index.
-//! Pulls in flight are owned here: one for each name, whoever asks.
+//! An image is looked up without the network first: its record says what the name stands for, and the snapshot of all
+//! its layers says that it is unpacked. What a digest stands for can't change, so it is cached; that record and
+//! snapshot still exist is asked each time. With the cache this takes two calls, without it five, or six for an index.
+//! Shared pulls are owned here: one for each name, whoever asks.
 
 mod archive;
 mod audience;
@@ -69,55 +69,55 @@ use self::unpack::Unpacking;
 use super::{Containerd, Error, Problem};
 use crate::cache::Cache;
 
-/// On the record of an image that we brought in; its value tells ours from another plugin's.
+/// Label on the record of an image that this driver pulled; its value tells ours from another plugin's.
 const OWNER_LABEL: &str = "containerd-driver/brought-by";
 
-/// An image that is ready: its snapshot is there to be the parent of a task's.
+/// An image that is ready: its snapshot exists, to be the parent of a task's.
 #[derive(Debug, Clone)]
 pub(crate) struct Image {
     /// The canonical name.
     pub name: String,
-    /// Of the manifest for this platform.
+    /// Digest of the manifest for this platform.
     pub digest: String,
-    /// The snapshot of all its layers.
+    /// Chain id of all its layers, which is the name of its snapshot.
     pub chain_id: String,
     pub config: ImageConfiguration,
 }
 
-/// When an image is pulled.
+/// The policy that says when an image is pulled.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub(crate) enum Policy {
-    /// If it isn't here.
+    /// Pulled if missing locally.
     #[default]
     Missing,
-    /// If it isn't here, or its tag stands for another one by now.
+    /// Pulled if missing locally, or if its tag stands for another image by now.
     Always,
     Never,
 }
 
-/// On what terms an image is pulled, if it has to be.
+/// A caller's options for a pull, if one is needed.
 #[derive(Debug, Clone)]
 pub(crate) struct Access {
     pub policy: Policy,
     pub timeout: Duration,
-    /// Those that count before any of the keyring.
+    /// Credentials of the job, which take precedence over the operator's.
     pub credentials: Option<Credentials>,
-    /// Goes without credentials where there are none to be had, or where they are not taken.
+    /// Set to pull without credentials where there are none, or where they are denied.
     pub soft_fail: bool,
 }
 
-/// The operator's word on images.
+/// The operator's settings for images.
 #[derive(Debug, Default)]
 pub(crate) struct ImageTerms {
     pub keyring: Keyring,
-    /// Where containerd's files are that say which hosts a registry has. None is nowhere.
+    /// Directory of containerd's `hosts.toml` files, if there is one.
     pub hosts: Option<PathBuf>,
     pub pulls: PullTerms,
-    /// By whose name goes what we bring in.
+    /// Owner of the images that this plugin pulls.
     pub owner: String,
 }
 
-/// What the images of one [`Containerd`] share.
+/// State that the clones of one [`Containerd`] share for images.
 pub(super) struct State {
     flights: Flights,
     known: Known,
@@ -127,7 +127,7 @@ pub(super) struct State {
     turns: Turns,
     gate: Gate,
     left: lease::Left,
-    /// The names of the images that were loaded from files, so that a file is read once.
+    /// Names of the images that were loaded from archives, so that a file is read once.
     loaded: Cache<load::FileKey, String>,
     owner: String,
 }
@@ -151,8 +151,8 @@ impl State {
 }
 
 impl Containerd {
-    /// The image of that name, unpacked: the one that the daemon has, whatever the registry may have by now, or else a
-    /// pulled one. The observer hears of a pull only.
+    /// Returns the image of a name, unpacked: the one that the daemon has, whatever the registry may have by now, or
+    /// else a pulled one. The observer receives events of a pull only.
     ///
     /// # Errors
     /// Each names the image; [`Error::is_transient`] tells whether another try makes sense.
@@ -190,7 +190,7 @@ impl Containerd {
         self.shared.images.flights.join(errand, timeout, Arc::new(observer), obtain).await
     }
 
-    /// Unpacks what is there, or pulls. Looks once more, because another flight may have landed just now.
+    /// Unpacks the local image, or pulls it. Looks once more, because another pull may have finished just now.
     async fn obtain(
         &self,
         reference: &Reference,
@@ -236,7 +236,7 @@ impl Containerd {
             return Err(Problem::NotHere.during(format!("find image {reference}")));
         }
         let pulled = self.pull_for(reference, errand, None, audience).await?;
-        // None is what it is if it is current, and nothing is.
+        // `None` means that the current image is up to date, and there is none.
         pulled
             .ok_or_else(|| Problem::unfit("it says that nothing is new").during(format!("pull {reference}")))
     }
@@ -256,7 +256,7 @@ impl Containerd {
         outcome
     }
 
-    /// Pulls with the errand's credentials, or those that there are.
+    /// Pulls with the credentials of the caller, else the operator's.
     async fn pull_for(
         &self,
         reference: &Reference,
@@ -286,7 +286,7 @@ fn image_of(name: &str, layout: &Layout) -> Image {
     }
 }
 
-/// The architecture of this host, as images name it.
+/// Returns the architecture of this host, as images name it.
 fn host() -> Arch {
     Arch::default()
 }

@@ -1,4 +1,4 @@
-//! What a host of a registry answers: a manifest, a blob on its way, or why not, and when it wants to be asked again.
+//! Answers of a registry host: a manifest, a blob in transfer, or an error and when to retry.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,17 +13,18 @@ use super::super::http;
 use super::super::keyring::Login;
 use super::super::manifest;
 
+/// Maximum size of an error response that is read.
 const ERROR_LIMIT_BYTES: u64 = 16 * 1024;
-/// How long is waited where nothing but the pull's own end limits it.
+/// Timeout where only the pull's own deadline and stall detection limit the wait.
 const NO_LIMIT: Duration = Duration::from_secs(24 * 3600);
-/// How many letters of a stranger's words are passed on.
+/// Maximum length, in characters, of a registry's error message that is passed on.
 const WORDS_LIMIT: usize = 500;
 
-/// Why one host does not do.
+/// A failed request to one host.
 #[derive(Debug)]
 pub(super) struct Failure {
     pub problem: Problem,
-    /// How long it wants to be left alone.
+    /// Minimum wait before the next request, from the host's `Retry-After`.
     pub wants: Option<Duration>,
 }
 
@@ -33,45 +34,47 @@ impl From<Problem> for Failure {
     }
 }
 
-/// A manifest or index as it came: its bytes are what its digest stands for.
+/// A manifest or index, byte for byte as its digest was computed.
 pub(in super::super) struct Fetched {
     pub media_type: String,
     pub bytes: Vec<u8>,
-    /// The host that it came from, with its port.
+    /// The host that served it, with its port.
     pub origin: String,
 }
 
-/// A blob on its way.
+/// A blob in transfer.
 pub(in super::super) struct Body {
     pub(super) response: Response,
-    /// What a registry that can't begin in the middle sends again.
+    /// Bytes still to be dropped at the beginning: they are here already, and a registry that can't resume a download
+    /// sends them again.
     pub(super) skip_bytes: u64,
     pub(super) origin: String,
     pub(super) is_failing: Arc<AtomicBool>,
-    /// How long nothing may come in its middle.
+    /// Maximum time without a byte, once the first has come.
     pub(super) idle: Duration,
     pub(super) has_begun: bool,
-    /// Bytes that have come, those that are skipped among them.
+    /// Bytes received, including those that are skipped.
     pub(super) came_bytes: u64,
 }
 
 impl Body {
-    /// The host that it comes from, with its port.
+    /// Returns the host that serves the blob, with its port.
     pub(in super::super) fn origin(&self) -> &str {
         &self.origin
     }
 
-    /// How much has come, also of what is here already and is sent again.
+    /// Returns the number of bytes received, including those that are here already and are sent again.
     pub(in super::super) fn came_bytes(&self) -> u64 {
         self.came_bytes
     }
 
-    /// Appends what comes next; false at the end.
+    /// Appends the next bytes to the buffer; false at the end of the blob.
     ///
     /// # Errors
-    /// The connection broke, or nothing came for long.
+    /// The connection broke, or nothing came for too long.
     pub(in super::super) async fn append_to(&mut self, buffer: &mut Vec<u8>) -> Result<bool, Problem> {
-        // A cache that has to get it first may take its time, for as long as the pull may stand still.
+        // A caching mirror that has to fetch the blob first may take its time before the first byte, for as long as the
+        // pull may stall.
         let idle = if self.has_begun { self.idle } else { NO_LIMIT };
         let part = http::next_part(&mut self.response, idle).await;
         let part = part.inspect_err(|_| self.is_failing.store(true, Ordering::Relaxed))?;
@@ -85,7 +88,7 @@ impl Body {
     }
 }
 
-/// In the forms of the distribution specification, of token servers and of OAuth.
+/// The body of an error response, in the forms of the distribution specification, of token servers and of OAuth.
 #[derive(Deserialize)]
 struct Refusal {
     #[serde(default)]
@@ -102,13 +105,13 @@ struct Complaint {
     message: String,
 }
 
-/// Whether a request that failed with this status may succeed later, and is retried: 5xx, 429 and 408.
+/// Returns whether a request that failed with this status may succeed later, and is retried: 5xx, 429 and 408.
 pub(super) fn may_pass(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
 }
 
-/// What it means that a host answers with an error. Says to whom, too; one that repeats the password does not get it into a
-/// log.
+/// Maps an error response to a `Failure`: the status, the registry's message, the host and the user. A password that
+/// the registry echoes is redacted.
 pub(super) async fn refusal(
     response: Response,
     host: &str,
@@ -148,7 +151,7 @@ fn waiting(reason: String, wants: Option<Duration>) -> String {
     }
 }
 
-/// In seconds or as a date.
+/// Parses `Retry-After`, which is a number of seconds or a date.
 fn retry_after(response: &Response, now: SystemTime) -> Option<Duration> {
     let said = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = said.parse() {
@@ -158,7 +161,7 @@ fn retry_after(response: &Response, now: SystemTime) -> Option<Duration> {
     Some(date.duration_since(now).unwrap_or_default())
 }
 
-/// The status, with the registry's own words if they are in a form that is known.
+/// Returns the status, with the registry's own message if its form is known.
 pub(super) async fn explanation(response: Response, idle: Duration) -> String {
     let status = response.status();
     let bytes = read(response, "the refusal", ERROR_LIMIT_BYTES, idle).await.unwrap_or_default();
@@ -174,7 +177,7 @@ pub(super) async fn explanation(response: Response, idle: Duration) -> String {
     format!("{status}: {}", words.chars().take(WORDS_LIMIT).collect::<String>())
 }
 
-/// Reads a whole body, between whose parts no more time passes than `idle`.
+/// Reads a whole body of at most `limit_bytes`, with at most `idle` between its parts.
 pub(super) async fn read(
     mut response: Response,
     what: &str,
@@ -190,13 +193,13 @@ pub(super) async fn read(
     Ok(bytes)
 }
 
-/// What an answer says it is, without its parameters.
+/// Returns the media type that a response declares, without parameters.
 pub(super) fn media_type(response: &Response) -> String {
     let said = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     said.and_then(|value| value.split(';').next()).unwrap_or_default().trim().to_owned()
 }
 
-/// A host with its port, if it has one of its own.
+/// Returns the host of a URL, with its port unless that is the scheme's default.
 pub(super) fn authority(url: &Url) -> String {
     let host = url.host_str().unwrap_or_default();
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
@@ -206,7 +209,7 @@ pub(super) fn header(text: &str) -> Result<HeaderValue, Problem> {
     HeaderValue::from_str(text).map_err(|_| Problem::unfit("it wants a header that can't be sent"))
 }
 
-/// Where an answer sends for what was asked for. What is asked for by https is never taken from plain http.
+/// Returns the target of a redirect, if the response is one. A redirect from https to plain http is an error.
 pub(super) fn redirected(response: &Response) -> Result<Option<Url>, Problem> {
     let sends = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
     let Some(place) = response.headers().get(LOCATION).filter(|_| sends) else { return Ok(None) };
@@ -220,19 +223,20 @@ pub(super) fn redirected(response: &Response) -> Result<Option<Url>, Problem> {
     Ok(Some(next))
 }
 
-/// What came in answer to a request for a blob from an offset on.
+/// The kind of answer to a request for a blob from an offset on.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Part {
-    /// The bytes from there on.
+    /// The bytes from the offset on.
     Rest,
-    /// All of it, or an error.
+    /// The whole blob, or an error.
     Whole,
-    /// Another range, or none: the blob has to be asked for as a whole.
+    /// Another range, or none: the blob has to be requested as a whole.
     Refused,
 }
 
 impl Part {
-    /// By RFC 9110, section 15.3.7, an answer says which range it is. One that doesn't is not believed.
+    /// Classifies an answer. A partial one has to name its range (RFC 9110, section 15.3.7); one that doesn't is not
+    /// believed.
     pub(super) fn of(
         status: StatusCode,
         content_range: Option<&str>,

@@ -1,4 +1,4 @@
-//! What a registry that asks who is there is told: a password, or a token that has to be had elsewhere first.
+//! Answers a registry's authentication challenge: with a password, or with a token fetched from a token server.
 //!
 //! Source of the facts: distribution `docs/content/spec/auth/{token,oauth}.md`.
 
@@ -25,12 +25,12 @@ const TOKEN_LIMIT_BYTES: u64 = 256 * 1024;
 const CLIENT: &str = "containerd-driver";
 const FORM: &str = "application/x-www-form-urlencoded";
 
-/// One request for it, of one host.
+/// The authentication of one request to one host.
 pub(super) struct Authorizing<'e> {
     pub line: &'e Line,
     pub repository: &'e str,
     pub login: Option<&'e Login>,
-    /// How long nothing may come in the middle of an answer.
+    /// Maximum time without a byte in the middle of an answer.
     pub idle: Duration,
 }
 
@@ -41,10 +41,11 @@ struct Answer {
 }
 
 impl Authorizing<'_> {
-    /// What the header that asks for it is met with. None is to be had where it asks for what is not known or not given.
+    /// Returns the authorization header that answers the challenge; `None` where the scheme is unknown or there are no
+    /// credentials for it.
     ///
     /// # Errors
-    /// The token server's.
+    /// The token server's, or a denial where only an identity token is given and a password is wanted.
     pub(super) async fn meet(&self, response: &Response) -> Result<Option<HeaderValue>, Problem> {
         let challenges = response.headers().get_all(WWW_AUTHENTICATE);
         let challenges: Vec<_> = challenges.iter().filter_map(|value| value.to_str().ok()).collect();
@@ -89,7 +90,7 @@ impl Authorizing<'_> {
         secret_header(&format!("Bearer {token}"))
     }
 
-    /// By a password, or as nobody. A password follows a redirect to no other host.
+    /// Requests a token with the password, or anonymously. A password follows a redirect to no other host.
     async fn ask(&self, mut realm: Url, challenge: &Challenge) -> Result<Response, Problem> {
         for scope in self.scope(challenge).split_whitespace() {
             realm.query_pairs_mut().append_pair("scope", scope);
@@ -119,7 +120,7 @@ impl Authorizing<'_> {
         Err(about(&answer::authority(&realm), Problem::unfit("it redirects without an end")))
     }
 
-    /// By an identity token, which follows no redirect.
+    /// Exchanges an identity token for an access token. It follows no redirect.
     async fn exchange(
         &self,
         realm: Url,
@@ -134,7 +135,7 @@ impl Authorizing<'_> {
             ("scope", &scope),
             ("refresh_token", identity.reveal()),
         ];
-        // The query of an address has the form of a form.
+        // The query of a URL is encoded like a form.
         let form = Url::parse_with_params("form:", pairs)
             .ok()
             .and_then(|form| form.query().map(str::to_owned))
@@ -153,9 +154,10 @@ impl Authorizing<'_> {
         Url::parse(&challenge.realm).ok().filter(|realm| self.is_fit(realm)).ok_or_else(unfit)
     }
 
-    /// Whether a token may be fetched there, by the registry's word or by a redirect. Its word brings no password where it
-    /// could be read on the way, nor from elsewhere to a service of this host's. Nor does it have a token fetched by plain
-    /// http from anybody but itself, and shown to it: that could be one of a service that only this host can reach.
+    /// Returns whether a token may be fetched from this URL, named by the registry's challenge or by a redirect. A
+    /// challenge must not bring a password where it could be read on the way, nor from another host to a service of
+    /// this one's loopback. Nor may it have a token fetched by plain http from any host but the registry itself, and
+    /// shown to it: that could be the token of a service that only this host can reach.
     fn is_fit(&self, url: &Url) -> bool {
         let base = self.line.base();
         let (Some(there), Some(here)) = (url.host_str(), base.host_str()) else { return false };
@@ -174,7 +176,7 @@ impl Authorizing<'_> {
             && self.credentials().is_some_and(|known| known.identity_token().is_some());
         let Failure { problem, .. } = answer::refusal(response, server, self.login, self.idle).await;
         match problem {
-            // As OAuth says that a token is not taken.
+            // OAuth's form of saying that a token is not accepted.
             Problem::Registry { reason, .. } if is_grant_refused => {
                 let reason = format!("{reason} (from {server}, with the identity token given)");
                 Problem::Denied { reason, own: self.is_jobs() }
