@@ -1,5 +1,6 @@
-//! Configurations at random, by the schemas: what a job could say and what it hardly would, for the tests that whatever
-//! comes is taken or refused, and never breaks anything. An option that is declared is in them by that.
+//! Random configurations, generated from the schemas, for property tests: plausible ones and some that no job would
+//! have. Every input must be accepted or refused with an error, without a panic. A newly declared option is generated
+//! without a change here.
 
 use nomad_proto::hclspec::Spec;
 use nomad_proto::hclspec::spec::Block;
@@ -9,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::{PluginConfig, TaskOptions};
 
-/// Words at which decoders take turns.
+/// Strings that decoders treat in special ways.
 const WORDS: [&str; 26] = [
     "",
     "a",
@@ -47,7 +48,7 @@ fn word() -> impl Strategy<Value = String> {
     ]
 }
 
-/// Anything that msgpack can say in the place of anything.
+/// Generates any value that msgpack can carry, whatever type is expected.
 fn anything() -> BoxedStrategy<Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -67,7 +68,7 @@ fn anything() -> BoxedStrategy<Value> {
     leaf.prop_recursive(3, 16, 4, nested).boxed()
 }
 
-/// A value of the kind that an option is declared with.
+/// Generates values of the type that an option is declared with.
 fn fitting(spec: &Spec) -> BoxedStrategy<Value> {
     let each = |nested: &Option<Box<Spec>>| nested.as_deref().map_or(anything(), fitting);
     match spec.block.as_ref().expect("a node says something") {
@@ -98,14 +99,14 @@ fn fitting(spec: &Spec) -> BoxedStrategy<Value> {
     }
 }
 
-/// A value for one of so many options, of which a few have one at a time: most often none, seldom one that Nomad would not
-/// send.
+/// Generates a value for one of `among` options, so that an object has a few at a time: most often null, seldom a value
+/// that Nomad would not send.
 fn given(spec: &Spec, among: usize) -> BoxedStrategy<Value> {
     let none = u32::try_from(3 * among).unwrap();
     prop_oneof![none => Just(Value::Null), 9 => fitting(spec), 1 => anything()].boxed()
 }
 
-/// What Nomad could send for a task; most of it can be decoded.
+/// Generates a task configuration that Nomad could send; most of them decode.
 pub(crate) fn task() -> impl Strategy<Value = Value> {
     fitting(&TaskOptions::schema()).prop_map(|options| with(&options, "image", json!("redis")))
 }
@@ -121,7 +122,7 @@ fn with(options: &Value, name: &str, value: Value) -> Value {
     Value::Object(options)
 }
 
-/// The bytes as they would come, with some of them changed, taken away, or put between.
+/// Encodes a valid value and changes, inserts or truncates some of its bytes.
 fn mutated(valid: impl Strategy<Value = Value>) -> impl Strategy<Value = Vec<u8>> {
     let changes = vec((any::<prop::sample::Index>(), 0..3u8, any::<u8>()), 1..6);
     (valid, changes).prop_map(|(value, changes)| {
@@ -139,7 +140,7 @@ fn mutated(valid: impl Strategy<Value = Value>) -> impl Strategy<Value = Vec<u8>
     })
 }
 
-/// Decodes as both, and holds what was decoded against what was decoded of the other.
+/// Decodes the bytes as a task's and as the plugin's configuration; a refusal must have a text.
 fn decode_all(bytes: &[u8]) {
     let (task, plugin) = (TaskOptions::decode(bytes), PluginConfig::decode(bytes));
     for error in [task.err().map(|error| error.to_string()), plugin.err().map(|error| error.to_string())] {

@@ -1,4 +1,4 @@
-//! Capabilities as a job and an operator name them.
+//! Lists of capabilities, as jobs and operators write them.
 //!
 //! Source of the facts: capabilities(7); moby/moby `oci/caps/utils.go` for how names may be written.
 
@@ -13,7 +13,7 @@ use super::{ConfigError, no_nulls, value};
 const ALL: &str = "all";
 const PREFIX: &str = "CAP_";
 
-/// A list of them, or all that there are; in the order of their names.
+/// Capabilities named one by one, sorted by name, or `all`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct CapabilityList {
     pub all: bool,
@@ -41,7 +41,7 @@ impl CapabilityList {
         Ok(decoded)
     }
 
-    /// Those that are named one by one.
+    /// Returns the capabilities that are named one by one, without what `all` stands for.
     pub(crate) fn named(&self) -> impl Iterator<Item = Capability> {
         self.named.values().copied()
     }
@@ -50,7 +50,7 @@ impl CapabilityList {
         self.all || self.named.contains_key(&name_of(capability))
     }
 
-    /// What of this is not in the other.
+    /// Returns the part of this list that `other` does not contain.
     pub(super) fn beyond(&self, other: &Self) -> Self {
         let named = self.named.iter().filter(|(_, capability)| !other.contains(**capability));
         Self {
@@ -64,7 +64,7 @@ impl CapabilityList {
     }
 }
 
-/// As the kernel's header and the runtime specification have it.
+/// Returns the capability's name as in the kernel's header and the runtime specification, such as `CAP_CHOWN`.
 pub(crate) fn name_of(capability: Capability) -> String {
     format!("{PREFIX}{capability}")
 }

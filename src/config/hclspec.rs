@@ -1,5 +1,5 @@
-//! Nodes of the tree in which a schema is declared. Within an object a child's name is its key; within a default it is
-//! not, so each node here carries its own name.
+//! Constructors for the nodes of a schema. Within an object a child's name is its key; within a default it is not, so
+//! each node here carries its own name.
 //!
 //! Source of the facts: hashicorp/nomad `plugins/shared/hclspec`, `helper/pluginutils/hclspecutils`.
 
@@ -12,23 +12,23 @@ fn spec(block: Block) -> Spec {
     Spec { block: Some(block) }
 }
 
-/// The options of a plugin or a task, each under its name.
+/// Declares the options of a plugin or a task, each under its name.
 pub(super) fn object<'a>(options: impl IntoIterator<Item = (&'a str, Spec)>) -> Spec {
     let attributes = options.into_iter().map(|(name, option)| (name.to_owned(), option)).collect();
     spec(Block::Object(Object { attributes }))
 }
 
-/// An option of an HCL type (`string`, `bool`, `list(string)`, ..); absent, it arrives as nil.
+/// Declares an option of an HCL type (`string`, `bool`, `list(string)`, ..); absent, it arrives as nil.
 pub(super) fn optional(name: &str, r#type: &str) -> Spec {
     attr(name, r#type, false)
 }
 
-/// An option that Nomad itself refuses to leave out.
+/// Declares an option that Nomad itself requires.
 pub(super) fn required(name: &str, r#type: &str) -> Spec {
     attr(name, r#type, true)
 }
 
-/// An option with a value for its absence, given as HCL text: a string needs quotes inside.
+/// Declares an option with a default, given as HCL text: a string needs quotes inside.
 pub(super) fn default(name: &str, r#type: &str, hcl: &str) -> Spec {
     spec(Block::Default(Box::new(Default {
         primary: Some(Box::new(optional(name, r#type))),
@@ -36,7 +36,7 @@ pub(super) fn default(name: &str, r#type: &str, hcl: &str) -> Spec {
     })))
 }
 
-/// A block of options within one; absent, it arrives as nil.
+/// Declares a nested block of options; absent, it arrives as nil.
 pub(super) fn block(name: &str, nested: Spec) -> Spec {
     spec(Block::BlockValue(Box::new(NestedBlock {
         name: name.to_owned(),
@@ -45,12 +45,12 @@ pub(super) fn block(name: &str, nested: Spec) -> Spec {
     })))
 }
 
-/// A map with keys of the job's own choice, which may be written as a block or be assigned; absent, it arrives as nil.
+/// Declares a map with keys of the job's choice, written as a block or assigned; absent, it arrives as nil.
 pub(super) fn block_attrs(name: &str, r#type: &str) -> Spec {
     spec(Block::BlockAttrs(BlockAttrs { name: name.to_owned(), r#type: r#type.to_owned(), required: false }))
 }
 
-/// A block that may be there several times, or a list of objects; absent, it arrives as an empty list.
+/// Declares a block that may be repeated, or a list of objects; absent, it arrives as an empty list.
 pub(super) fn block_list(name: &str, nested: Spec) -> Spec {
     spec(Block::BlockList(Box::new(BlockList {
         name: name.to_owned(),

@@ -1,9 +1,9 @@
-//! Lists of processors and of memory nodes as the kernel writes them: `0-3,8`.
+//! Lists of CPUs and of memory nodes in the kernel's format: `0-3,8`.
 
 use std::collections::BTreeSet;
 use std::str::FromStr;
 
-/// More than any machine has of either.
+/// Exclusive upper bound of an id: more CPUs or memory nodes than any machine has.
 const LIMIT: u32 = 8192;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -1,5 +1,5 @@
-//! How large a task's log files get, and how many are kept, where the driver writes them: the block `logging { .. }` of the
-//! plugin and, where a job says something of its own, of a task.
+//! Size and number of a task's log files where the driver writes them: the block `logging { .. }` of the plugin, and of
+//! a task that overrides it.
 //!
 //! Source of the facts: hashicorp/nomad `nomad/structs` (`LogConfig`, its defaults).
 
@@ -11,20 +11,20 @@ use super::number::Number;
 use super::size::RawSize;
 use super::{ConfigError, value};
 
-/// Nomad's own.
+/// Defaults of Nomad's own `logs` block.
 const DEFAULT: LogLimits = LogLimits { max_files: 10, max_file_bytes: 10 << 20 };
-/// Two of the longest lines that are kept whole at the end of a file.
+/// Minimum size of a log file: two of the longest lines that are kept whole at the end of a file.
 const LEAST_FILE_BYTES: u64 = 64 << 10;
 const MOST_FILES: i64 = 10_000;
 
-/// How much of a stream is kept.
+/// Limits of the log files of one stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LogLimits {
     pub max_files: usize,
     pub max_file_bytes: u64,
 }
 
-/// What is said of that; what is not said is somebody else's word.
+/// The options of a `logging` block. An unset one falls back to the operator's value, or to the default.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Logging {
     max_files: Option<usize>,
@@ -47,7 +47,7 @@ pub(super) fn schema() -> Spec {
 
 impl Raw {
     /// # Errors
-    /// Names the option that can't have its value.
+    /// Names the option with an invalid value.
     pub(super) fn decode(self) -> Result<Logging, ConfigError> {
         let Self { max_files, max_file_size } = self;
         let max_files =
@@ -73,12 +73,12 @@ impl Logging {
         *self == Self::default()
     }
 
-    /// The operator's word, and Nomad's defaults for what that leaves open.
+    /// Returns the operator's limits, with Nomad's defaults for unset options.
     pub(super) fn or_default(&self) -> LogLimits {
         self.over(DEFAULT)
     }
 
-    /// A job's word, and the operator's for what that leaves open.
+    /// Returns a job's limits, with the operator's for unset options.
     pub(crate) fn over(&self, operators: LogLimits) -> LogLimits {
         let Self { max_files, max_file_bytes } = *self;
         LogLimits {

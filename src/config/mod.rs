@@ -1,5 +1,5 @@
-//! What can be configured: for each of plugin and task, the schema that Nomad is told and the struct that its answer is
-//! decoded into, side by side. Values are checked here, so that what comes out is usable; nothing is looked up.
+//! The options of plugin and task: for each, the schema that Nomad is told and the struct that the configuration is
+//! decoded into, side by side. Values are checked here, so that a decoded one is usable; nothing is looked up.
 
 #[cfg(test)]
 pub(crate) mod arbitrary;
@@ -36,17 +36,17 @@ pub(crate) use task::{
     sandbox,
 };
 
-/// The most that the kernel ever has at once.
+/// Maximum `pids_limit`: the kernel's own maximum of process ids.
 const MOST_PIDS: i64 = 1 << 22;
 const MOST_OOM_SCORE_ADJ: i64 = 1000;
 
-/// How deep a configuration may be nested: far beyond any option, and far within a thread's stack.
+/// Maximum nesting of a configuration: far beyond any option, and far within a thread's stack.
 const DEPTH_LIMIT: usize = 64;
 
-/// What is wrong with a configuration. The text names the option.
+/// An invalid configuration. The text names the option.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
-    /// The bytes are not what the schema lets Nomad send.
+    /// The bytes don't match what the schema lets Nomad send.
     #[error("the {of} can't be decoded: {source}")]
     Malformed { of: &'static str, source: rmp_serde::decode::Error },
     #[error("the {of} needs the option {option}: {hint}")]
@@ -61,7 +61,7 @@ pub(crate) enum ConfigError {
     Forbidden { option: &'static str, value: String, gate: String, needed: String },
 }
 
-/// What Nomad sends, in the form that is asked for.
+/// Decodes the msgpack that Nomad sends, with nesting bounded by [`DEPTH_LIMIT`].
 fn from_msgpack<'a, T: Deserialize<'a>>(of: &'static str, msgpack: &'a [u8]) -> Result<T, ConfigError> {
     let mut decoder = rmp_serde::Deserializer::from_read_ref(msgpack);
     decoder.set_max_depth(DEPTH_LIMIT);
@@ -72,7 +72,8 @@ fn value(option: &'static str, value: impl Into<String>, why: impl Into<String>)
     ConfigError::Value { option, value: value.into(), why: why.into() }
 }
 
-/// What a job asks for is legal, but not here. `needed` is what the plugin's option would have to have.
+/// Builds the error for a value that is valid, but that the operator does not allow. `needed` is what the plugin's
+/// option `gate` would have to have.
 fn forbidden(option: &'static str, value: &str, gate: &str, needed: &str) -> ConfigError {
     ConfigError::Forbidden {
         option,
@@ -82,7 +83,7 @@ fn forbidden(option: &'static str, value: &str, gate: &str, needed: &str) -> Con
     }
 }
 
-/// A list of texts as Nomad sends it: whatever in it came from an unset variable is nil.
+/// Returns the list's strings, or an error if one is null, as Nomad sends an element from an unset variable.
 fn no_nulls(option: &'static str, list: Option<Vec<Option<String>>>) -> Result<Vec<String>, ConfigError> {
     let texts = list.unwrap_or_default().into_iter();
     texts
@@ -92,7 +93,7 @@ fn no_nulls(option: &'static str, list: Option<Vec<Option<String>>>) -> Result<V
         .collect()
 }
 
-/// A runtime's name, by which its shim is looked for, or the path of the shim.
+/// Checks a runtime's name, by which its shim is found, or the path of the shim.
 fn runtime(option: &'static str, name: String) -> Result<String, ConfigError> {
     let is_name =
         name.split('.').count() > 1 && name.split('.').all(|part| !part.is_empty()) && !name.contains('/');
@@ -104,7 +105,7 @@ fn runtime(option: &'static str, name: String) -> Result<String, ConfigError> {
     Err(value(option, name, why))
 }
 
-/// The program that a shim of the runc family runs.
+/// Checks the name or path of the OCI runtime that a shim of the runc family runs.
 fn program(name: String) -> Result<String, ConfigError> {
     if name.starts_with('/') || !name.contains('/') {
         return Ok(name);

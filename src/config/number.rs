@@ -1,5 +1,5 @@
-//! A number as Nomad sends it: an integer where it is one, else a float or, where that would not be exact, its digits as
-//! text.
+//! Numbers as Nomad sends them: an integer where the value is one, else a float or, where a float would not be exact,
+//! the digits as a string.
 //!
 //! Source of the facts: hashicorp/nomad `helper/pluginutils/hclutils`.
 
@@ -17,7 +17,7 @@ pub(super) enum Number {
 
 impl Number {
     /// # Errors
-    /// Names the option, where it is no integer between the two, which are in the range themselves.
+    /// Names the option unless its value is an integer from `least` to `most`, both included.
     pub(super) fn within(self, option: &'static str, least: i64, most: i64) -> Result<i64, ConfigError> {
         let refused =
             |given: String| value(option, given, format!("it must be a whole number from {least} to {most}"));

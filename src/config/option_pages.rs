@@ -1,7 +1,7 @@
-//! Holds the pages of options (docs/plugin-options.md, docs/task-options.md) against the schemas and the code: each option
-//! of a schema, and each option within a block, has a heading with its type, its default and an example; no heading is
-//! about anything else. Examples are decoded; a default that is told as a value is the one that the code takes.
-//! Holds README's job against the one in examples/, too.
+//! Tests docs/plugin-options.md and docs/task-options.md against the schemas and the code: each option of a schema, and
+//! each option within a block, has a heading with its type, its default and an example; no heading is about anything
+//! else. Examples must decode; a default that is given as a value must be the one that the code takes. Also tests
+//! README's job against the one in examples/.
 
 mod hcl;
 mod page;
@@ -24,20 +24,21 @@ const TASK: &str = include_str!("../../docs/task-options.md");
 const README: &str = include_str!("../../README.md");
 const JOB: &str = include_str!("../../examples/job.nomad.hcl");
 
-/// Options that are declared for a better error alone, and that no example can set.
+/// Options that are declared only for a better error, and that no example can set.
 const REFUSED: [&str; 1] = ["volumes.selinuxlabel"];
 
-/// What a page is held against.
+/// A page of options with the schema and the decoder that it is tested against.
 struct Held<'a, T> {
     page: &'a str,
     schema: Spec,
-    /// The options that are required.
+    /// The options that each example needs in order to decode.
     required: Value,
     decode: fn(&[u8]) -> Result<T, ConfigError>,
 }
 
 impl<T: PartialEq + Debug> Held<'_, T> {
-    /// `evidence` looks at the section of an option for what else it has to have.
+    /// Asserts that page, schema and decoder agree. `evidence` checks the section of an option for anything else that
+    /// it must have.
     fn assert_in_step(&self, evidence: impl Fn(&Section)) {
         let (declared, sections) = (declared(&self.schema), sections(self.page));
         let named: BTreeSet<&str> = sections.iter().map(|section| section.name).collect();
@@ -66,7 +67,8 @@ impl<T: PartialEq + Debug> Held<'_, T> {
         }
     }
 
-    /// The example of the whole block means the same without the option and with its default.
+    /// Asserts that the example of the whole block decodes to the same without the option and with its documented
+    /// default.
     fn assert_default(&self, section: &Section, whole: &Section) {
         let name = section.name;
         let Some(default) = section.default() else { return };
@@ -85,7 +87,7 @@ impl<T: PartialEq + Debug> Held<'_, T> {
     }
 }
 
-/// The options with another value, or none, of one that is there. None where it is in a list, or not there.
+/// Returns the options with an existing one replaced, or removed. `None` if the option is in a list, or absent.
 fn replaced(options: &Map<String, Value>, name: &str, value: Option<Value>) -> Option<Map<String, Value>> {
     let mut all = options.clone();
     let (mut at, mut way) = (&mut all, name);

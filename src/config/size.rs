@@ -1,4 +1,4 @@
-//! Sizes as docker writes them: `"64m"`, `"1.5g"`, `"512 KiB"`, or bytes without a unit. All units are powers of 1024.
+//! Sizes in docker's format: `"64m"`, `"1.5g"`, `"512 KiB"`, or bytes without a unit. All units are powers of 1024.
 
 use serde::Deserialize;
 
@@ -6,7 +6,7 @@ use super::{ConfigError, value};
 
 const UNITS: [(char, u32); 6] = [('b', 0), ('k', 10), ('m', 20), ('g', 30), ('t', 40), ('p', 50)];
 
-/// In the form in which Nomad sends it: a number where the schema or the job has one, else a text.
+/// A size as Nomad sends it: a number if the schema or the job has one, else a string.
 #[derive(Deserialize)]
 #[serde(untagged)]
 pub(super) enum RawSize {
@@ -15,8 +15,10 @@ pub(super) enum RawSize {
 }
 
 impl RawSize {
+    /// Returns the size in bytes.
+    ///
     /// # Errors
-    /// Names the option, where it is no size or none at all.
+    /// Names the option if the value is no size, or 0.
     pub(super) fn bytes(self, option: &'static str) -> Result<u64, ConfigError> {
         let text = match self {
             Self::Number(bytes) => bytes.to_string(),
@@ -33,14 +35,16 @@ impl RawSize {
     }
 }
 
+/// Returns the size in bytes, which may be 0.
+///
 /// # Errors
-/// Names the option, where the text is no size.
+/// Names the option if the text is no size.
 pub(super) fn size(option: &'static str, text: String) -> Result<u64, ConfigError> {
     bytes(&text)
         .ok_or_else(|| value(option, text, "it must be a size such as \"64m\": a number and b, k, m or g"))
 }
 
-/// None where the text is no size, or one that no machine has.
+/// Parses a size in bytes. `None` if the text is no size, or one that no machine has.
 pub(super) fn bytes(text: &str) -> Option<u64> {
     exactly(text.trim()).filter(|bytes| i64::try_from(*bytes).is_ok())
 }
@@ -61,7 +65,7 @@ fn exactly(text: &str) -> Option<u64> {
     u64::try_from(bytes).ok()
 }
 
-/// The unit's power of two; a letter may be followed by `b` or `ib`.
+/// Returns the unit's power of two; a letter may be followed by `b` or `ib`.
 fn shift(unit: &str) -> Option<u32> {
     let mut rest = unit.chars();
     let Some(letter) = rest.next() else { return Some(0) };

@@ -1,11 +1,11 @@
-//! Reads the HCL of the pages: attributes, blocks, literals, lists, maps and comments, which is all that they have.
+//! Parser for the HCL that the pages use: attributes, blocks, literals, lists, maps and comments.
 
 use serde_json::{Map, Value};
 
-/// The attributes and blocks of a body. A block that is there several times is a list.
+/// Parses the attributes and blocks of a body. A repeated block becomes a list.
 ///
 /// # Panics
-/// Where the text is something else.
+/// If the text is anything else.
 pub(super) fn body(text: &str) -> Map<String, Value> {
     let mut rest = Rest(text);
     let body = rest.body();
@@ -13,11 +13,11 @@ pub(super) fn body(text: &str) -> Map<String, Value> {
     body
 }
 
-/// What is not read yet.
+/// The text that is not parsed yet.
 struct Rest<'a>(&'a str);
 
 impl Rest<'_> {
-    /// Reads until the end, or to a closing brace.
+    /// Parses attributes and blocks until the end of the text, or a closing brace.
     fn body(&mut self) -> Map<String, Value> {
         let mut body = Map::new();
         while !self.next().is_empty() && !self.0.starts_with('}') {
@@ -55,7 +55,7 @@ impl Rest<'_> {
         Value::Array(list)
     }
 
-    /// A text, a number or a bool, which are written as in JSON.
+    /// Parses a string, a number or a bool, which are written as in JSON.
     fn literal(&mut self) -> Value {
         let mut values = serde_json::Deserializer::from_str(self.next()).into_iter();
         let value = values.next().and_then(Result::ok).unwrap_or_else(|| panic!("no value: {}", self.0));
@@ -74,7 +74,7 @@ impl Rest<'_> {
         name.to_owned()
     }
 
-    /// Reads this token, if it comes next.
+    /// Consumes the token if it is next.
     fn take(&mut self, token: &str) -> bool {
         let rest = self.next().strip_prefix(token);
         self.0 = rest.unwrap_or(self.0);
@@ -83,7 +83,7 @@ impl Rest<'_> {
 }
 
 impl<'a> Rest<'a> {
-    /// What comes next, beyond blanks and comments.
+    /// Returns the remaining text, after blanks and comments.
     fn next(&mut self) -> &'a str {
         self.0 = self.0.trim_start();
         while self.0.starts_with('#') {

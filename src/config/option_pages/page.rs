@@ -8,12 +8,12 @@ use super::schema::{Declared, Default};
 /// The part of a page that is about one option.
 pub(super) struct Section<'a> {
     pub name: &'a str,
-    /// How many `#` its heading has.
+    /// Number of `#` of the heading.
     pub depth: usize,
     text: &'a str,
 }
 
-/// The sections of a page with an option's name as their heading, in their order.
+/// Returns the sections of a page whose heading is an option's name, in order.
 pub(super) fn sections(page: &str) -> Vec<Section<'_>> {
     let mut sections = Vec::new();
     for part in page.split("\n#").skip(1) {
@@ -27,13 +27,13 @@ pub(super) fn sections(page: &str) -> Vec<Section<'_>> {
 }
 
 impl Section<'_> {
-    /// Its first paragraph in one line: ``type, default: `value`. What it is ..``
+    /// Returns the section's first paragraph in one line: ``type, default: `value`. What it is ..``
     fn first_paragraph(&self) -> String {
         let lines = self.text.lines().skip_while(|line| line.is_empty()).take_while(|line| !line.is_empty());
         lines.collect::<Vec<_>>().join(" ")
     }
 
-    /// Its first paragraph has the type, the default and what the option is.
+    /// Asserts that the section's first paragraph has the type, the default and a description.
     pub(super) fn assert_shows(&self, declared: &Declared) {
         let (name, text) = (self.name, self.first_paragraph());
         let (kind, rest) = text.split_once("`, ").unwrap_or_else(|| panic!("{name} has no type: {text}"));
@@ -53,31 +53,31 @@ impl Section<'_> {
         assert!(!said.is_empty(), "{name}: the page doesn't say what it is");
     }
 
-    /// The default, where the page has it as a value.
+    /// Returns the option's default, where the page gives it as a value.
     pub(super) fn default(&self) -> Option<Value> {
         let text = self.first_paragraph();
         let (value, _) = text.split_once("`, default: `")?.1.split_once('`')?;
         hcl::body(&format!("it = {value}")).remove("it")
     }
 
-    /// Its blocks of HCL.
+    /// Returns the section's HCL examples.
     pub(super) fn examples(&self) -> impl Iterator<Item = &str> {
         self.text.split("```hcl\n").skip(1).filter_map(|block| block.split("```").next())
     }
 
-    /// Whether a block of HCL sets an option, by the last part of its name.
+    /// Returns true if an example of the section sets the option, by the last part of its name.
     pub(super) fn sets(&self, option: &str) -> bool {
         let option = option.rsplit('.').next().unwrap_or(option);
         self.examples().flat_map(str::lines).any(|line| sets(line, option))
     }
 
-    /// What follows a word at the beginning of a line.
+    /// Returns the rest of the first line that begins with `word`.
     pub(super) fn line(&self, word: &str) -> Option<&str> {
         self.text.lines().find_map(|line| line.strip_prefix(word))
     }
 }
 
-/// Whether a line of HCL sets an option.
+/// Returns true if the line of HCL sets the option.
 pub(super) fn sets(line: &str, option: &str) -> bool {
     line.trim_start().strip_prefix(option).is_some_and(|rest| rest.starts_with([' ', '=']))
 }

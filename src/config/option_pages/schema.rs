@@ -1,4 +1,4 @@
-//! The options of a schema, as a page has to have them.
+//! The options of a schema, in the form that the pages document.
 
 use std::collections::BTreeMap;
 
@@ -6,12 +6,12 @@ use nomad_proto::hclspec::Spec;
 use nomad_proto::hclspec::spec::Block;
 use serde_json::{Map, Value};
 
-/// Blocks whose options are those of another block, where the page has them.
+/// Blocks that take the options of another block, where the page documents them.
 const SAME_OPTIONS: [(&str, &str); 1] = [("mounts", "mount")];
 /// An option as its schema declares it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Declared {
-    /// As a page writes it; None for one that takes values of several types.
+    /// The type in the page's notation; `None` for an option that takes values of several types.
     pub kind: Option<String>,
     pub default: Default,
 }
@@ -19,12 +19,12 @@ pub(super) struct Declared {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Default {
     Required,
-    /// None in the schema, so that it is told in words.
+    /// No default in the schema, so that the page describes it in words.
     Words,
     Value(String),
 }
 
-/// The options of a schema, those within blocks by a dotted name.
+/// Returns the options of a schema; those within blocks have a dotted name.
 pub(super) fn declared(schema: &Spec) -> BTreeMap<String, Declared> {
     let mut all = BTreeMap::new();
     add(&mut all, "", schema);
@@ -79,7 +79,7 @@ fn one<'a>(name: &str, option: &'a Spec) -> (Option<String>, Default, Option<&'a
     }
 }
 
-/// A block that may be there several times is a list where it is there once, too.
+/// Wraps a block that may be repeated in a list, as Nomad does even if it occurs once.
 pub(super) fn listed(schema: &Spec, options: &mut Map<String, Value>) {
     let Some(Block::Object(object)) = &schema.block else { return };
     for (name, value) in options {

@@ -1,8 +1,9 @@
-//! What of its allocation's directory a job may name: as the source of a mount, or as an archive. Nomad and the other tasks
-//! of the group keep what is theirs, whatever the operator allows of the rest of the host. docs/security.md has the table.
+//! Rules for paths in a task's allocation directory, as the source of a mount or as an archive. Directories of Nomad
+//! and of the other tasks of the group are refused, whatever the operator allows of the rest of the host.
+//! docs/security.md has the table.
 //!
-//! Source of the facts: hashicorp/nomad `client/allocdir`, for what is where; `drivers/docker/driver.go`, for what a
-//! relative source is there.
+//! Source of the facts: hashicorp/nomad `client/allocdir`, for the layout; `drivers/docker/driver.go`, for how a
+//! relative source is resolved.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -11,16 +12,16 @@ use crate::config::{ConfigError, value};
 
 /// The directory that the tasks of a group share.
 const SHARED: &str = "alloc";
-/// Its part that is Nomad's to write.
+/// The logs directory within [`SHARED`], which only Nomad may write.
 const LOGS: &str = "logs";
-/// Nomad's own directory in that of a task.
+/// Nomad's own directory within a task's directory.
 const PRIVATE: &str = "private";
 
-/// Where a path of the allocation's directory is to be looked for; None for one that is the host's. Parts `..` are taken
-/// away with what is before them, without a look at the files, as docker's driver does.
+/// Resolves a path within the allocation directory; `None` for a path of the host outside it. `..` removes the part
+/// before it without a look at the files, as docker's driver does.
 ///
 /// # Errors
-/// Says what the path would show, and what to name instead.
+/// Says what the path would expose, and what to name instead.
 pub(super) fn place(
     option: &'static str,
     path: &Path,
@@ -66,7 +67,8 @@ pub(super) fn place(
     }
 }
 
-/// The area is the first two parts: what Nomad, an artifact or this driver has made.
+/// Builds the location of a permitted path. Its area is the first two parts: what Nomad, an artifact or this driver has
+/// made.
 fn found(alloc: &Path, names: &[&std::ffi::OsStr]) -> Placed {
     let (area, rest) = names.split_at(2);
     Placed {
@@ -77,7 +79,7 @@ fn found(alloc: &Path, names: &[&std::ffi::OsStr]) -> Placed {
     }
 }
 
-/// The path without `.`, and without `..` and the part before each.
+/// Returns the path without `.`, and without `..` and the part before each.
 fn clean(path: &Path) -> PathBuf {
     let mut cleaned = PathBuf::new();
     for part in path.components() {

@@ -1,4 +1,4 @@
-//! The plugin block's `auth { .. }`: where credentials for registries come from, for jobs that bring none.
+//! The plugin block's `auth { .. }`: the sources of registry credentials for jobs that have none of their own.
 
 use std::path::PathBuf;
 
@@ -9,19 +9,19 @@ use crate::config::hclspec::{block, object, optional};
 use crate::config::{ConfigError, no_nulls, value};
 use crate::secret::Secret;
 
-/// The sources, in the order in which they are asked.
+/// The sources of credentials, in the order in which they are tried.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Auth {
     pub inline: Option<Inline>,
-    /// A file in the form of docker's `config.json`.
+    /// Path of a file in the format of docker's `config.json`.
     pub config: Option<PathBuf>,
-    /// `docker-credential-<helper>` is asked.
+    /// Suffix of the credential helper `docker-credential-<helper>`.
     pub helper: Option<String>,
-    /// The variables of the agent's environment that helpers get, besides PATH and HOME.
+    /// Names of the agent's environment variables that helpers get, besides PATH and HOME.
     pub helper_env: Vec<String>,
 }
 
-/// Credentials for one registry.
+/// Credentials for one registry, given in the plugin block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Inline {
     pub username: String,
@@ -67,7 +67,8 @@ impl Raw {
     }
 }
 
-/// A job names the registry that its image comes from, so credentials that are for any registry could be had by any job.
+/// Decodes the inline credentials, which must name their registry: a job chooses the registry of its image, so any job
+/// could obtain credentials that are for any registry.
 fn inline(
     username: Option<String>,
     password: Option<Secret>,

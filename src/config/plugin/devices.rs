@@ -1,4 +1,4 @@
-//! Which of the host's devices jobs may have, and where those of the Container Device Interface are described.
+//! The plugin's options about devices: those of the host that jobs may have, and the directories of CDI files.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -13,9 +13,9 @@ const CDI_SPEC_DIRS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
 /// The plugin's options about devices.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct PluginDevices {
-    /// A later one counts before an earlier one.
+    /// Directories of CDI files; a later one takes precedence over an earlier one.
     pub cdi_spec_dirs: Vec<PathBuf>,
-    /// Paths, which stand for what is below them as well, and CDI names or kinds. None is all of them.
+    /// Paths, which include all below them, and CDI names or kinds. `None` allows all devices.
     pub allowed: Option<Vec<String>>,
 }
 
@@ -51,14 +51,14 @@ impl Raw {
 }
 
 impl PluginDevices {
-    /// Whether a path is one that jobs may have, or below one.
+    /// Returns true if the path, or a directory above it, is allowed.
     pub(crate) fn allow_path(&self, path: &Path) -> bool {
         let leads_up = path.components().any(|part| part == Component::ParentDir);
         let is_below = |allowed: &String| allowed.starts_with('/') && path.starts_with(allowed);
         self.allowed.as_ref().is_none_or(|allowed| !leads_up && allowed.iter().any(is_below))
     }
 
-    /// Whether a CDI device is one that jobs may have, or of such a kind.
+    /// Returns true if the CDI device, or its kind, is allowed.
     pub(crate) fn allow_cdi(&self, name: &str) -> bool {
         let kind = name.split_once('=').map(|(kind, _)| kind);
         let is_named = |allowed: &String| allowed == name || Some(allowed.as_str()) == kind;

@@ -1,11 +1,13 @@
-//! Directories of the host that the operator lists, and which of them a path lies in. Nothing is looked up.
+//! Lists of host directories that the operator allows, and which of them a path is in. Nothing is looked up.
 
 use std::path::{Path, PathBuf};
 
 use crate::config::{ConfigError, no_nulls, value};
 
+/// Decodes a list of directories.
+///
 /// # Errors
-/// Names one that is not absolute, or has a part `..`.
+/// Names a directory that is not absolute, or that has a part `..`.
 pub(super) fn absolute(
     option: &'static str,
     raw: Option<Vec<Option<String>>>,
@@ -19,7 +21,7 @@ pub(super) fn absolute(
     no_nulls(option, raw)?.into_iter().map(directory).collect()
 }
 
-/// Splits a path into the innermost of the directories that it lies in and what follows there; none where it lies in none.
+/// Splits a path into the innermost listed directory that it is in and the rest; `None` if it is in none of them.
 pub(super) fn split(path: &Path, directories: &[PathBuf]) -> Option<(PathBuf, PathBuf)> {
     let within = |root: &PathBuf| Some((root.clone(), path.strip_prefix(root).ok()?.to_owned()));
     directories.iter().filter_map(within).max_by_key(|(root, _)| root.components().count())

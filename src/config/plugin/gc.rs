@@ -1,4 +1,5 @@
-//! The plugin block's `gc { .. }`: what is removed by itself. The names are those of Nomad's docker driver, and two more.
+//! The plugin block's `gc { .. }`: garbage collection of images, containers and orphans. The names are those of Nomad's
+//! docker driver, and two more.
 //!
 //! Source of the facts: hashicorp/nomad `drivers/docker/config.go`.
 
@@ -14,31 +15,31 @@ const DEFAULT_IMAGE_DELAY: &str = "3m";
 const DEFAULT_PERIOD: &str = "5m";
 const DEFAULT_CREATION_GRACE: &str = "5m";
 
-/// What is removed, and when.
+/// Settings of the garbage collection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Gc {
     pub images: ImageGc,
-    /// A task's container goes with it; otherwise its record and its files stay.
+    /// `true` to remove a task's container with the task; otherwise its record and its files stay.
     pub container: bool,
     pub dangling_containers: DanglingContainers,
 }
 
-/// What happens to images that no container is made from.
+/// Garbage collection of images that no container is made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ImageGc {
-    /// For how long an image stays unused. None is for good.
+    /// Time that an unused image is kept. `None` keeps it for good.
     pub delay: Option<Duration>,
-    /// How full the disk is, in percent, from when on images go before their time.
+    /// Usage of containerd's disk in percent above which unused images are removed before their delay is over.
     pub disk_high_water: Option<u64>,
-    /// Also those that others have brought in.
+    /// Whether images that the driver has not pulled are removed, too.
     pub foreign_images: bool,
 }
 
-/// What happens to containers that Nomad doesn't know of.
+/// Removal of orphans: containers that Nomad doesn't know of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DanglingContainers {
     pub enabled: bool,
-    /// Only say which they are.
+    /// Dry run: orphans are logged, not removed.
     pub dry_run: bool,
     pub period: Duration,
     pub creation_grace: Duration,
@@ -86,7 +87,7 @@ pub(super) fn schema() -> Spec {
 
 impl RawGc {
     /// # Errors
-    /// Names the option that can't have its value.
+    /// Names the option with an invalid value.
     pub(super) fn decode(self) -> Result<Gc, ConfigError> {
         let Self { image, image_delay, container, disk_high_water, foreign_images, dangling_containers } =
             self;

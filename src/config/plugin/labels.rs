@@ -1,5 +1,5 @@
-//! The plugin block's `extra_labels`: what of Nomad's words on a task is written on its container's record, beside the
-//! driver's own labels. The names, and the keys under which they are written, are those of Nomad's docker driver.
+//! The plugin block's `extra_labels`: facts about a task's job and node that are written as labels on its container's
+//! record, beside the driver's own. The option's values and the label keys are those of Nomad's docker driver.
 
 use nomad_proto::driver as pb;
 
@@ -7,7 +7,7 @@ use crate::config::{ConfigError, no_nulls, value};
 
 const OPTION: &str = "extra_labels";
 
-/// What of a task a label can say.
+/// Returns the value of a label for a task.
 type Say = fn(&pb::TaskConfig) -> &str;
 
 const KNOWN: [(&str, Say); 8] = [
@@ -21,7 +21,7 @@ const KNOWN: [(&str, Say); 8] = [
     ("node_id", |task| &task.node_id),
 ];
 
-/// Names of [`KNOWN`] or patterns of them, each of which fits one at least.
+/// Names of [`KNOWN`], or patterns that match at least one of them each.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ExtraLabels(Vec<String>);
 
@@ -37,7 +37,7 @@ pub(super) fn decode(raw: Option<Vec<Option<String>>>) -> Result<ExtraLabels, Co
 }
 
 impl ExtraLabels {
-    /// The labels of a task that the operator wants.
+    /// Returns the labels of a task that the operator asks for.
     pub(crate) fn of(&self, task: &pb::TaskConfig) -> impl Iterator<Item = (String, String)> {
         let wanted = |name: &str| self.0.iter().any(|pattern| fits(pattern, name));
         KNOWN
@@ -48,7 +48,7 @@ impl ExtraLabels {
     }
 }
 
-/// Whether a pattern, in which each `*` stands for any letters, is the whole of a name.
+/// Returns true if the pattern, in which each `*` stands for any characters, matches the whole name.
 fn fits(pattern: &str, name: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == name,

@@ -1,5 +1,5 @@
-//! The operator's word on what a task may use up: defaults for tasks that say nothing, and what none may go beyond. The
-//! names are those of Nomad's docker driver.
+//! The operator's limits on a task's resources: defaults, and maximums that no job may exceed. The names are those of
+//! Nomad's docker driver.
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
@@ -11,9 +11,9 @@ use crate::config::{ConfigError, MOST_OOM_SCORE_ADJ, MOST_PIDS};
 /// The plugin's options about limits.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct PluginLimits {
-    /// How many processes a task may have that asks for no number; none may ask for more.
+    /// Maximum number of processes of a task, and the default for one that sets none. `None` is no limit.
     pub pids_limit: Option<i64>,
-    /// How likely the kernel picks a task that says nothing, where the machine runs out of memory.
+    /// Default OOM score adjustment: how likely the kernel kills the task when the machine runs out of memory.
     pub oom_score_adj: i64,
 }
 

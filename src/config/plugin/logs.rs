@@ -1,4 +1,5 @@
-//! Who collects what tasks write: Nomad, by a process for each task; the driver, which writes the same files; or nobody.
+//! The collector of tasks' output: Nomad, with a process for each task; the driver, which writes the same files; or
+//! none.
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
@@ -7,11 +8,11 @@ use crate::config::hclspec::optional;
 use crate::config::logging::{self, LogLimits};
 use crate::config::{ConfigError, value};
 
-/// Who reads a task's log pipes.
+/// The reader of a task's log pipes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LogCollection {
     Nomad,
-    /// Within limits that a job may set for itself.
+    /// The driver, within limits that a job may override.
     Driver(LogLimits),
     Nobody,
 }
@@ -60,7 +61,7 @@ impl Raw {
 }
 
 impl LogCollection {
-    /// Nomad runs no collector, and makes no pipes.
+    /// Returns true if Nomad runs no log collector and makes no pipes.
     pub(crate) fn is_without_nomad(self) -> bool {
         self != Self::Nomad
     }

@@ -47,17 +47,17 @@ const DEFAULT_STATE_DIR: &str = "/run/containerd-driver";
 const DEFAULT_SNAPSHOTTER: &str = "overlayfs";
 const DEFAULT_REGISTRY_CONFIG_DIR: &str = "/etc/containerd/certs.d";
 const DEFAULT_STATS_INTERVAL: &str = "1s";
-/// A shim's bundle, and the pipes in it, lie under the state directory; the kernel's limit for the options of a mount leaves
-/// this much. The socket of events, which only some shims need, leaves less.
+/// Maximum length of `state_dir`. The path of a shim's bundle, and of the pipes in it, begins with it, and the kernel's
+/// limit for the options of a mount leaves this much. The socket of events, which only some shims need, leaves less.
 const STATE_DIR_LIMIT_BYTES: usize = 200;
 
 /// The plugin's options, checked and with their defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PluginConfig {
     pub enabled: bool,
-    /// As the operator named it: a dotted name, or the path of a shim's binary.
+    /// Name of the default runtime as the operator wrote it: dotted, or the path of a shim's binary.
     pub containerd_runtime: String,
-    /// The program that a shim of the runc family runs, by name or path. None is the shim's own choice, runc.
+    /// The program that a shim of the runc family runs, by name or path. `None` leaves it to the shim, which runs runc.
     pub oci_runtime: Option<String>,
     pub stats_interval: Duration,
     pub containerd_socket: PathBuf,
@@ -66,16 +66,16 @@ pub(crate) struct PluginConfig {
     pub allowed_modes: AllowedModes,
     pub limits: PluginLimits,
     pub volumes: Volumes,
-    /// The init program of tasks that want one. None is one that is found.
+    /// Path of the init program for tasks with `init = true`. `None` searches the host for one.
     pub init_path: Option<PathBuf>,
     pub gates: Gates,
     pub allow_runtimes: AllowRuntimes,
-    /// What the shims of runtimes are told, by the runtime's name or path.
+    /// Options passed to shims, by the runtime's name or path.
     pub runtime_options: BTreeMap<String, RuntimeOptions>,
     pub extra_labels: ExtraLabels,
     pub snapshotter: String,
     pub auth: Auth,
-    /// Where containerd's files about registries' hosts are. None is nowhere.
+    /// Directory of containerd's `hosts.toml` files. `None` reads none.
     pub registry_config_dir: Option<PathBuf>,
     pub log_collection: LogCollection,
     pub devices: PluginDevices,
@@ -154,10 +154,11 @@ impl PluginConfig {
         object(own.into_iter().chain(groups.into_iter().flatten()))
     }
 
-    /// Decodes what Nomad sends. Nothing at all is what a launch sends that only tries the plugin out.
+    /// Decodes the plugin's configuration. Returns `None` for an empty one, which Nomad sends when it launches the
+    /// plugin only to inspect it.
     ///
     /// # Errors
-    /// Names the option that is missing or can't have its value.
+    /// Names the option that is missing or has an invalid value.
     pub(crate) fn decode(msgpack: &[u8]) -> Result<Option<Self>, ConfigError> {
         if msgpack.is_empty() {
             return Ok(None);
@@ -240,7 +241,7 @@ fn absolute(option: &'static str, value: Option<String>, otherwise: &str) -> Res
     }
 }
 
-/// An empty one is none.
+/// Decodes `registry_config_dir`, of which an empty value means none.
 fn registry_config_dir_of(value: Option<String>) -> Result<Option<PathBuf>, ConfigError> {
     let given = value.unwrap_or_else(|| DEFAULT_REGISTRY_CONFIG_DIR.to_owned());
     if given.is_empty() { Ok(None) } else { absolute("registry_config_dir", Some(given), "").map(Some) }
@@ -266,7 +267,7 @@ pub(in crate::config) mod tests {
         PluginConfig::decode(&rmp_serde::to_vec_named(options).unwrap())
     }
 
-    /// A plugin's configuration with these options beside the one that it needs, or in its place.
+    /// Returns the configuration with these options, and a `containerd_runtime` unless they have one.
     pub(in crate::config) fn plugin(mut options: Value) -> PluginConfig {
         let needed = options.as_object_mut().unwrap().entry("containerd_runtime");
         needed.or_insert(json!("io.containerd.runc.v2"));

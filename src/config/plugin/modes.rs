@@ -1,4 +1,4 @@
-//! The plugin block's `allowed_modes { .. }`: which of the host's namespaces a job may ask for.
+//! The plugin block's `allowed_modes { .. }`: the host namespaces that a job may use.
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
@@ -6,10 +6,11 @@ use serde::Deserialize;
 use crate::config::hclspec::{block, object, optional};
 use crate::config::{ConfigError, forbidden, no_nulls};
 
-/// How an option asks for the host's namespace.
+/// The value by which an option selects the host's namespace.
 const HOST: &str = "host";
 
-/// For each kind of namespace what a task's option for it may be. What shares nothing with the host always may.
+/// Allowed values of the task's option for each kind of namespace. Values that share nothing with the host are always
+/// allowed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AllowedModes {
     pub pid: Vec<String>,
@@ -20,7 +21,7 @@ pub(crate) struct AllowedModes {
     pub network: Vec<String>,
 }
 
-/// The host's network is open, as under the driver that this one succeeds; nothing else is.
+/// Allows the host's network, as the driver that this one succeeds did, and no other namespace of the host.
 impl Default for AllowedModes {
     fn default() -> Self {
         let none = Vec::new;
@@ -71,8 +72,10 @@ impl Raw {
 }
 
 impl AllowedModes {
+    /// Checks that the host's namespace is in `allowed`, the list of `allowed_modes.<gate>`.
+    ///
     /// # Errors
-    /// Names the operator's option, where the host's namespace is not among what it lists.
+    /// Names the operator's option that does not list it.
     pub(in crate::config) fn permit_host(
         option: &'static str,
         value: &str,

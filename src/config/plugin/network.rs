@@ -1,4 +1,4 @@
-//! The plugin block's options about the networks of tasks' own. Those of the bridge have the names of Nomad's client.
+//! The plugin block's options about tasks' own networks. Those of the bridge have the names of Nomad's client options.
 
 use std::iter;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,36 +12,36 @@ use super::absolute;
 use crate::config::hclspec::{default, optional};
 use crate::config::{ConfigError, duration, value};
 
-/// Where Nomad, and the packages of distributions, have the plugins.
+/// Directories where Nomad, and the packages of distributions, install CNI plugins.
 const CNI_PATH: &str = "/opt/cni/bin:/usr/lib/cni:/usr/libexec/cni";
-/// Nomad's own, so that one file makes a network for groups and for tasks.
+/// Nomad's own directory, so that one file configures a network for groups and for tasks.
 const CNI_CONFIG_DIR: &str = "/opt/cni/config";
 const CNI_TIMEOUT: &str = "30s";
-/// Neither is that of Nomad's own bridge.
+/// Default name of the bridge. It and [`SUBNET`] differ from those of Nomad's own bridge.
 const BRIDGE: &str = "nomad-tasks";
 const SUBNET: &str = "172.26.80.0/20";
-/// The kernel's limit for an interface's name.
+/// The kernel's maximum length of an interface's name, in bytes.
 const INTERFACE_NAME_BYTES: usize = 15;
-/// What a prefix leaves at least: one address each for the network, the bridge and the broadcast, and one for a task.
+/// Minimum number of host bits of a subnet: one address each for the network, the bridge, the broadcast and a task.
 const LEFT_BITS: u32 = 2;
 
-/// Where networks of tasks' own are from.
+/// Settings of tasks' own networks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PluginNetworks {
-    /// Where the CNI plugins are, the first that has one counts.
+    /// Directories of CNI plugins; the first one that has a plugin wins.
     pub cni_path: Vec<PathBuf>,
-    /// Where the configurations of networks are.
+    /// Directory of CNI network configurations.
     pub cni_config_dir: PathBuf,
-    /// How long a plugin may take.
+    /// Maximum run time of a CNI plugin.
     pub cni_timeout: Duration,
     pub bridge: Bridge,
 }
 
-/// The network that there is without a configuration.
+/// The built-in bridge network, which needs no configuration file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Bridge {
     pub name: String,
-    /// In CIDR notation, of version 4 and then maybe of version 6.
+    /// The IPv4 subnet and, if configured, the IPv6 subnet, in CIDR notation.
     pub subnets: Vec<String>,
     pub hairpin: bool,
 }

@@ -1,4 +1,4 @@
-//! The operator's word on pulls: how many at once, how long one may stand still, how large an image may be.
+//! The operator's limits on pulls: concurrency, time without progress, and size of an image.
 
 use std::time::Duration;
 
@@ -13,14 +13,14 @@ use crate::config::{ConfigError, duration};
 const DEFAULT_ACTIVITY_TIMEOUT: &str = "2m";
 const DEFAULT_PULLS: i64 = 10;
 const DEFAULT_LAYERS: i64 = 6;
-/// Far more than a machine has use for.
+/// Maximum of either concurrency option: far more than a machine has use for.
 const MOST: i64 = 1000;
 
 /// The plugin's options about pulls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pulls {
     pub max_parallel: usize,
-    /// Of all pulls together.
+    /// Maximum number of concurrent layer downloads, over all pulls.
     pub max_parallel_layers: usize,
     pub activity_timeout: Duration,
     pub max_image_bytes: Option<u64>,

@@ -1,5 +1,5 @@
-//! The plugin block's options about runtimes: `allow_runtimes`, what a job may name to make its container with, which runs as
-//! root on the host; and `runtime_options`, what their shims are told.
+//! The plugin block's options about runtimes: `allow_runtimes`, the runtimes that a job may choose, which run as root
+//! on the host; and `runtime_options`, options that are passed to their shims.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,10 +10,10 @@ use serde::Deserialize;
 use crate::config::hclspec::{block_list, default, object, optional, required};
 use crate::config::{ConfigError, forbidden, no_nulls, runtime, value};
 
-/// Names that are looked for in the operator's own directories only.
+/// Default of `allow_runtimes`: names that are looked for in the operator's own directories only.
 const DEFAULT: &str = r#"["io.containerd.runc.v2", "runc", "crun"]"#;
 
-/// Runtimes, by name or path, beside those that the plugin is configured with.
+/// The runtimes, by name or path, that jobs may choose beside those that the plugin is configured with.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct AllowRuntimes(Vec<String>);
 
@@ -27,8 +27,10 @@ pub(super) fn decode(raw: Option<Vec<Option<String>>>) -> Result<AllowRuntimes, 
 }
 
 impl AllowRuntimes {
+    /// Checks that the runtime `name` is in the list.
+    ///
     /// # Errors
-    /// Names the operator's option, where `name` is not among what it lists.
+    /// Names the operator's option that does not list it.
     pub(in crate::config) fn permit(&self, option: &'static str, name: &str) -> Result<(), ConfigError> {
         if self.lists(name) {
             return Ok(());
@@ -41,12 +43,12 @@ impl AllowRuntimes {
     }
 }
 
-/// What the shim of a runtime is told at the start of each container. The names are those of containerd's own configuration.
+/// Options that a runtime's shim is passed for each container. The names are those of containerd's own configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct RuntimeOptions {
-    /// The type of the options: of a message of the shim's own, or of what is in the file.
+    /// Type URL of the options: of a message of the shim's own, or of the content of the file.
     pub type_url: Option<String>,
-    /// A file that the shim reads.
+    /// Path of a file that the shim reads.
     pub config_path: Option<PathBuf>,
 }
 
@@ -65,10 +67,10 @@ pub(super) fn options_schema() -> Spec {
     )
 }
 
-/// Decodes the options by the runtime, as `containerd_runtime` or a job's `runtime` names it.
+/// Decodes the options by runtime, which is written as in `containerd_runtime` or a job's `runtime`.
 ///
 /// # Errors
-/// Names the option of a block that can't be, or that no task would get.
+/// Names the option of a block that is invalid, or that no task could use.
 pub(super) fn decode_options(
     blocks: Option<Vec<RawOptions>>,
     containerd_runtime: &str,

@@ -1,5 +1,6 @@
-//! What the operator lets jobs ask for in rights, and what tasks get that ask for nothing. The names are those of Nomad's
-//! docker driver; all is allowed by default, as it was under the driver that this one succeeds.
+//! The operator's security policy: the rights that jobs may ask for, and the defaults for those that ask for none. The
+//! names are those of Nomad's docker driver; all is allowed by default, as it was under the driver that this one
+//! succeeds.
 
 use std::path::{Path, PathBuf};
 
@@ -12,15 +13,15 @@ use crate::config::{CapabilityList, ConfigError};
 
 const PROFILE_DIRS: &str = "seccomp_profile_dirs";
 
-/// The limits of a task's rights.
+/// The operator's security policy for jobs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Gates {
     pub allow_privileged: bool,
-    /// What is not in it no task has, by default or by its own wish.
+    /// Capabilities that tasks may have, be it by default or by `cap_add`; any other is never given.
     pub allow_caps: CapabilityList,
-    /// Whether a task that does not say so has a seccomp profile.
+    /// Whether a task that does not set `seccomp` has a seccomp profile.
     pub seccomp: bool,
-    /// Where on the host the seccomp profiles lie that a job may name. None is anywhere.
+    /// Host directories of the seccomp profiles that a job may name. `None` allows any path.
     pub seccomp_profile_dirs: Option<Vec<PathBuf>>,
 }
 
@@ -37,7 +38,7 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
         ("allow_privileged", default("allow_privileged", "bool", "true")),
         ("allow_caps", default("allow_caps", "list(string)", "[\"all\"]")),
         ("seccomp", default("seccomp", "bool", "true")),
-        // No default, so that an empty list is one.
+        // No default in the schema, so that an explicit empty list differs from an unset option.
         (PROFILE_DIRS, optional(PROFILE_DIRS, "list(string)")),
     ]
 }
@@ -58,8 +59,8 @@ impl Raw {
 }
 
 impl Gates {
-    /// Splits the path of a profile into the directory of the operator's that it lies in and what follows there; none
-    /// where it lies in none of them. Nothing is looked up.
+    /// Splits the path of a profile into the allowed directory that it is in and the rest; `None` if it is in none of
+    /// them. Nothing is looked up.
     pub(crate) fn seccomp_profile(&self, path: &Path) -> Option<(PathBuf, PathBuf)> {
         let anywhere = || vec![PathBuf::from("/")];
         let listed = self.seccomp_profile_dirs.clone().unwrap_or_else(anywhere);
@@ -87,7 +88,7 @@ mod tests {
         let two = gates(&["/etc/seccomp", "/etc/seccomp/more/"]);
         assert_eq!(found(&two, "/etc/seccomp/a.json"), is("/etc/seccomp", "a.json"));
         assert_eq!(found(&two, "/etc/seccomp/more/a"), is("/etc/seccomp/more/", "a"));
-        // Which leads out, as the kernel will say.
+        // This path leads out of the directory, which the kernel refuses when it is opened.
         assert_eq!(found(&two, "/etc/seccomp/../x"), is("/etc/seccomp", "../x"));
         for path in ["/etc/x.json", "/etc/seccomp", "/etc/seccomp2/x", "/"] {
             assert_eq!(found(&two, path), None);

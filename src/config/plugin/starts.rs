@@ -1,4 +1,4 @@
-//! The operator's word on how many starts load the machine at once.
+//! The operator's limit on concurrent task starts.
 
 use std::num::NonZeroUsize;
 use std::thread;
@@ -10,15 +10,16 @@ use crate::config::ConfigError;
 use crate::config::hclspec::default;
 use crate::config::number::Number;
 
-/// Far more than a machine has use for.
+/// Maximum of `max_concurrent_starts`: far more than a machine has use for.
 const MOST: i64 = 1000;
-/// A start waits for the disk and for the kernel about as long as it computes.
+/// Default number of concurrent starts per CPU: a start waits for the disk and for the kernel about as long as it
+/// computes.
 const FOR_EACH_CORE: usize = 2;
 
 /// The plugin's options about starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Starts {
-    /// None is as many as suit the machine.
+    /// Maximum number of concurrent starts. `None` derives it from the number of CPUs.
     pub max_concurrent: Option<NonZeroUsize>,
 }
 
@@ -43,7 +44,7 @@ impl Raw {
 }
 
 impl Starts {
-    /// How many there are at once.
+    /// Returns the maximum number of concurrent starts.
     pub(crate) fn at_once(self) -> usize {
         let suits = || FOR_EACH_CORE * thread::available_parallelism().map_or(1, NonZeroUsize::get);
         self.max_concurrent.map_or_else(suits, NonZeroUsize::get)

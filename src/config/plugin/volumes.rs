@@ -1,5 +1,5 @@
-//! The plugin block's `volumes { .. }`: what of the host a job may mount. Of its allocation's directory it may mount what
-//! `allocation.rs` says, whatever the operator's word is.
+//! The plugin block's `volumes { .. }`: the host paths that a job may mount. Paths in its allocation directory follow
+//! the rules of `allocation.rs` instead, whatever the operator sets.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -10,11 +10,11 @@ use super::{allocation, directories};
 use crate::config::hclspec::{block, default, object, optional};
 use crate::config::{ConfigError, forbidden, value};
 
-/// Which paths of the host jobs may mount.
+/// The host paths that jobs may mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Volumes {
     pub enabled: bool,
-    /// None given is all of the host.
+    /// Directories that jobs may mount from. Empty allows all of the host.
     pub allowed_paths: Vec<PathBuf>,
 }
 
@@ -24,27 +24,27 @@ impl Default for Volumes {
     }
 }
 
-/// A path, and the area that its links and its `..` must not lead out of.
+/// A resolved path, and the area that its symbolic links and `..` must not lead out of.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Placed {
-    /// Its own links are followed: it is the operator's or Nomad's.
+    /// Directory of the operator or of Nomad, whose own symbolic links are followed.
     pub root: PathBuf,
-    /// The area, from the root on, on whose way no link is followed. Empty is the root itself.
+    /// Path of the area relative to `root`, in which no symbolic link is followed. Empty is `root` itself.
     pub plain: PathBuf,
-    /// From the area on.
+    /// Path relative to the area.
     pub path: PathBuf,
-    /// The root is the allocation's directory.
+    /// `true` if `root` is the allocation directory.
     pub is_allocations: bool,
 }
 
-/// What a path is looked for.
+/// The access that a path is needed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::config) enum Access {
     Read,
     Write,
 }
 
-/// The allocation and the task that a path belongs to, by Nomad's words.
+/// The allocation directory and the task that a path belongs to, as Nomad names them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct TaskDirectory<'a> {
     pub alloc_dir: &'a str,
@@ -69,10 +69,10 @@ pub(super) fn schema() -> Spec {
 
 impl Raw {
     /// # Errors
-    /// Names the option that can't have its value.
+    /// Names the option with an invalid value.
     pub(super) fn decode(self) -> Result<Volumes, ConfigError> {
         let Self { enabled, allowed_paths, selinuxlabel } = self;
-        // Known from the docker driver's block: taken without an effect, it would leave the operator in a false belief.
+        // The docker driver has this option. Accepting it without an effect would mislead the operator.
         if let Some(label) = selinuxlabel.filter(|label| !label.is_empty()) {
             let why = "this driver sets no labels of SELinux; label the paths on the host (chcon -R -t container_file_t), \
                        and leave it out";
@@ -84,10 +84,10 @@ impl Raw {
 }
 
 impl Volumes {
-    /// Where a path is to be looked for. Nothing is looked up: where the path's links lead is for the kernel to see.
+    /// Resolves a path to its root and area. Nothing is looked up: the kernel enforces where symbolic links lead.
     ///
     /// # Errors
-    /// Names the operator's option that forbids it, or says what of the allocation's directory can't be had.
+    /// Names the operator's option that forbids the path, or says what of the allocation directory is refused.
     pub(in crate::config) fn place(
         &self,
         option: &'static str,
@@ -119,22 +119,22 @@ impl Placed {
         Self { root, plain: PathBuf::new(), path: below(path), is_allocations: false }
     }
 
-    /// The directory of a volume that has no other: of the task's, named for where it is mounted.
+    /// Returns the directory of a volume without a source: within the task's directory, named for its target.
     pub(in crate::config) fn own_volume(task: TaskDirectory<'_>, target: &str) -> Self {
-        // No two targets become one name.
+        // The escaping keeps the names of any two targets distinct.
         let name = target.trim_start_matches('/').replace('%', "%25").replace('/', "%2F");
         let plain = Path::new(task.task).join("volumes").join(name);
         Self { root: task.alloc_dir.into(), plain, path: ".".into(), is_allocations: true }
     }
 
-    /// What errors call it.
+    /// Returns the whole path, for errors.
     pub(crate) fn shown(&self) -> PathBuf {
         let Self { root, plain, path, is_allocations: _ } = self;
         root.join(plain).join(path).components().collect()
     }
 }
 
-/// A directory itself is named by a dot.
+/// Returns `.` for a path that names the directory itself, else the path.
 pub(super) fn below(path: PathBuf) -> PathBuf {
     if path.components().all(|part| part == Component::CurDir) { ".".into() } else { path }
 }
@@ -178,7 +178,7 @@ mod tests {
         let roots = Volumes { enabled: true, allowed_paths: vec!["/srv".into(), "/srv/data/".into()] };
         assert_eq!(placed(&roots, "/srv").unwrap(), is("/srv", ".", false));
         assert_eq!(placed(&roots, "/srv/./data/x").unwrap(), is("/srv/data/", "x", false));
-        // Which leads out, as the kernel will say.
+        // This path leads out of the directory, which the kernel refuses when it is opened.
         assert_eq!(placed(&roots, "/srv/../etc").unwrap(), is("/srv", "../etc", false));
         for path in ["/", "/srv2", "/etc/passwd", "/nomad"] {
             let error = placed(&roots, path).unwrap_err().to_string();

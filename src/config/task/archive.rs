@@ -1,4 +1,4 @@
-//! An archive that a task's image is loaded from: `load`, or `image` where that is a path.
+//! The archive that a task's image is loaded from: `load`, or `image` where that is a path.
 
 use std::path::{Path, PathBuf};
 
@@ -9,12 +9,12 @@ use crate::config::hclspec::optional;
 use crate::config::plugin::{Access, Placed, TaskDirectory, Volumes};
 use crate::config::{ConfigError, value};
 
-/// Where the image is, that is not a registry's.
+/// Path of an archive to load the image from, instead of a registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Archive {
-    /// In the task's `local` directory; `image` names what is in it.
+    /// Path relative to the task's `local` directory; `image` names the image in the archive.
     Load(PathBuf),
-    /// It has one image in it.
+    /// Path of an archive with a single image.
     Image(PathBuf),
 }
 
@@ -27,7 +27,7 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
     vec![("load", optional("load", "string"))]
 }
 
-/// No image's name begins like that.
+/// Returns true if `image` is a path; no image name begins like one.
 fn is_path(image: &str) -> bool {
     ["/", "./", "../"].iter().any(|beginning| image.starts_with(beginning))
 }
@@ -58,10 +58,11 @@ impl Archive {
         }
     }
 
-    /// Where it is to be looked for, as the source of a mount is; what `load` names begins in the task's `local`.
+    /// Resolves the archive's path, under the same rules as the source of a mount; a path from `load` is relative to
+    /// the task's `local`.
     ///
     /// # Errors
-    /// Names the operator's option that forbids it, or says what of the allocation's directory can't be had.
+    /// Names the operator's option that forbids the path, or says what of the allocation directory is refused.
     pub(crate) fn placed(&self, volumes: &Volumes, task: TaskDirectory<'_>) -> Result<Placed, ConfigError> {
         let path = match self {
             Self::Image(path) => path.clone(),

@@ -1,5 +1,4 @@
-//! `devices`: which of the host's devices a task has, as paths, as blocks, or by the names of the Container Device
-//! Interface.
+//! The option `devices`: host devices of a task, as paths, as blocks, or by CDI names.
 //!
 //! Source of the facts: docker's command line for the short form; cncf-tags/container-device-interface `SPEC.md`.
 
@@ -18,20 +17,20 @@ const ALL_PERMISSIONS: &str = "rwm";
 const EXAMPLE: &str = "it must be \"/dev/fuse\", \"/dev/fuse:/dev/other:rw\", the name of a CDI device such as \
                        \"vendor.com/gpu=0\", or a block with host_path";
 
-/// A device that a task is to have.
+/// A device that the job asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Device {
     Path(DevicePath),
-    /// `vendor/class=name`, which says what else comes with it.
+    /// CDI name, `vendor/class=name`; its CDI file says what else comes with the device.
     Cdi(String),
 }
 
-/// A device, or a directory of them, by its path on the host.
+/// Path on the host of a device, or of a directory of devices.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DevicePath {
     pub on_host: PathBuf,
     pub in_container: PathBuf,
-    /// What the task may do: read, write, mknod.
+    /// Permitted access: letters of `rwm` (read, write, mknod).
     pub permissions: String,
 }
 
@@ -40,7 +39,7 @@ pub(super) struct Raw {
     devices: Option<Value>,
 }
 
-/// Texts and blocks alike, so Nomad can't check it.
+/// Declares `devices`, whose elements are strings or blocks, so that Nomad can't check them.
 pub(super) fn schema() -> Vec<(&'static str, Spec)> {
     vec![(OPTION, optional(OPTION, "any"))]
 }
@@ -64,7 +63,7 @@ fn device(asked: Value) -> Result<Device, ConfigError> {
     }
 }
 
-/// `host[:container][:permissions]`, or a CDI name.
+/// Decodes `host[:container][:permissions]`, or a CDI name.
 fn short(text: &str) -> Result<Device, ConfigError> {
     if is_cdi_name(text) {
         return Ok(Device::Cdi(text.to_owned()));
@@ -107,8 +106,10 @@ fn or<'a>(given: &'a str, otherwise: &'a str) -> &'a str {
 }
 
 impl DevicePath {
+    /// Checks the paths and the permissions.
+    ///
     /// # Errors
-    /// Says what is wrong.
+    /// Says what is wrong with them.
     pub(crate) fn new(on_host: &str, in_container: &str, permissions: &str) -> Result<Self, String> {
         let (host, container) = (Path::new(on_host), Path::new(in_container));
         if !host.is_absolute() {
@@ -138,7 +139,7 @@ fn are_permissions(text: &str) -> bool {
     !text.is_empty() && text.chars().all(each_once)
 }
 
-/// Whether it reads `vendor/class=name`, in the letters that each may have.
+/// Returns true if the text has the form `vendor/class=name` with the characters that each part allows.
 fn is_cdi_name(text: &str) -> bool {
     let Some((kind, name)) = text.split_once('=') else { return false };
     let Some((vendor, class)) = kind.split_once('/') else { return false };
@@ -151,7 +152,7 @@ fn is_cdi_name(text: &str) -> bool {
     made_of(vendor, "_-.") && made_of(class, "_-.") && made_of(name, "_-.:")
 }
 
-/// Holds a job's devices against what the operator allows, by the names that the job gives them.
+/// Checks a job's devices, by the names in the job, against what the operator allows.
 pub(super) fn permitted_by(devices: &[Device], operators: &PluginDevices) -> Result<(), ConfigError> {
     let refused = devices.iter().find(|device| match device {
         Device::Path(device) => !operators.allow_path(&device.on_host),

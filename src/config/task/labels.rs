@@ -1,4 +1,4 @@
-//! What a job has written on its container's record.
+//! Labels that a job sets on its container's record.
 
 use std::collections::BTreeMap;
 
@@ -8,17 +8,17 @@ use serde::Deserialize;
 use crate::config::hclspec::block_attrs;
 use crate::config::{ConfigError, value};
 
-/// containerd's limit for a key and its value together.
+/// containerd's maximum of a label's key and value together, in bytes.
 const LIMIT_BYTES: usize = 4096;
-/// Maximum number of labels, and of their keys and values together: they are listed with those of all other containers,
-/// in messages of 16 MiB at most.
+/// Maximum number of labels, and of all keys and values together in bytes: they are listed with those of all other
+/// containers, in messages of 16 MiB at most.
 const COUNT_LIMIT: usize = 512;
 const TOTAL_LIMIT_BYTES: usize = 64 * 1024;
-/// Where labels mean something to containerd or to the driver: a job could keep another's data alive by one, or pass its
-/// container off as another's.
+/// Key prefixes that mean something to containerd or to the driver: with such a label a job could keep another's data
+/// from garbage collection, or pass its container off as another's.
 const RESERVED: [&str; 4] = ["containerd.io/", "containerd-driver/", "nomad/", "com.hashicorp.nomad."];
 
-/// Labels by their keys, of lengths that containerd takes.
+/// Labels by their keys, within the length limits of containerd.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Labels(pub BTreeMap<String, String>);
 

@@ -1,4 +1,4 @@
-//! What a task may use up, beyond what Nomad allots it by the job's `resources`. The names are those of Nomad's docker and
+//! Resource limits of a task beyond those that the job's `resources` set. The names are those of Nomad's docker and
 //! podman drivers, and of the driver that this one succeeds.
 
 mod cpu;
@@ -20,15 +20,15 @@ pub(crate) use ulimit::Rlimit;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Limits {
     pub pids: PidsLimit,
-    /// By the order of their names, each once.
+    /// Resource limits of the task's processes, sorted by name, without duplicates.
     pub rlimits: Vec<Rlimit>,
-    /// None is the operator's.
+    /// OOM score adjustment; `None` is the operator's default.
     pub oom_score_adj: Option<i64>,
     pub cpu: CpuLimits,
     pub memory: MemoryLimits,
 }
 
-/// How many processes a task may have at once, threads counted as such.
+/// Maximum number of a task's processes; each thread counts as one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum PidsLimit {
     #[default]
@@ -63,7 +63,7 @@ impl Raw {
     pub(super) fn decode(self) -> Result<Limits, ConfigError> {
         let Self { pids_limit, ulimit, file_limit, oom_score_adj, cpu, memory } = self;
         let pids_limit = pids_limit.map(|number| number.within("pids_limit", -1, MOST_PIDS)).transpose()?;
-        // Not below 0: a job would be killed after the host's own processes.
+        // A negative value is refused: the task would be killed after the host's own processes.
         let oom_score_adj =
             oom_score_adj.map(|number| number.within("oom_score_adj", 0, MOST_OOM_SCORE_ADJ)).transpose()?;
         Ok(Limits {

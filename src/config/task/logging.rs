@@ -1,4 +1,4 @@
-//! The block `logging { .. }`: the sizes of the task's log files, where it is the driver that writes them.
+//! A task's block `logging { .. }`: limits of its log files, where the driver writes them.
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
@@ -23,8 +23,10 @@ impl Raw {
     }
 }
 
+/// Checks that the driver writes the log files, so that the block has an effect.
+///
 /// # Errors
-/// When it would do nothing.
+/// Names the option if it would have none.
 pub(super) fn permitted_by(logging: &Logging, collection: LogCollection) -> Result<(), ConfigError> {
     match collection {
         LogCollection::Nomad | LogCollection::Nobody if !logging.says_nothing() => {

@@ -1,5 +1,5 @@
-//! The options of a job's `task { driver = "containerd-driver" config { .. } }` block, a group of them a file: for each
-//! the schema, the form in which Nomad sends it, and what it is decoded into.
+//! The options of a job's `task { driver = "containerd-driver" config { .. } }` block, one file for each group: its
+//! schema, the form in which Nomad sends it, and the struct that it is decoded into.
 
 mod archive;
 mod devices;
@@ -42,10 +42,10 @@ pub(crate) use security::{SeccompProfile, Security};
 
 const OF: &str = "task configuration";
 
-/// A task's options, checked.
+/// A task's options, checked for themselves, not yet against the operator's limits.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct TaskOptions {
-    /// A name; or a path, and then it is the archive's.
+    /// Name of the image, or path of the archive that it is loaded from.
     pub image: String,
     pub archive: Option<Archive>,
     pub process: Process,
@@ -113,10 +113,10 @@ impl TaskOptions {
         object([("image", required("image", "string"))].into_iter().chain(groups.into_iter().flatten()))
     }
 
-    /// Decodes what Nomad sends.
+    /// Decodes the configuration that Nomad sends.
     ///
     /// # Errors
-    /// Names the option that is missing or can't have its value.
+    /// Names the option that is missing or has an invalid value.
     pub(crate) fn decode(msgpack: &[u8]) -> Result<Self, ConfigError> {
         let Raw {
             image,
@@ -162,18 +162,19 @@ impl TaskOptions {
         })
     }
 
-    /// Whose network the task is in, beside what Nomad made for its group, if anything.
+    /// Returns the network of the task, given the one that Nomad made for its group, if any.
     ///
     /// # Errors
-    /// Names the option that doesn't go with that network.
+    /// Names the option that conflicts with that network.
     pub(crate) fn network(&self, group: Option<&pb::NetworkIsolationSpec>) -> Result<Network, ConfigError> {
         self.network.network(&self.namespaces, group)
     }
 
-    /// As [`Self::network`], held against what the operator allows: a group may be in the host's network by its own block.
+    /// Like [`Self::network`], and checks a host network that comes from the group's own block against what the
+    /// operator allows.
     ///
     /// # Errors
-    /// Names the option that doesn't go with that network, or the operator's that forbids it.
+    /// Names the option that conflicts with that network, or the operator's that forbids it.
     pub(crate) fn network_permitted_by(
         &self,
         group: Option<&pb::NetworkIsolationSpec>,
@@ -181,19 +182,19 @@ impl TaskOptions {
     ) -> Result<Network, ConfigError> {
         use pb::network_isolation_spec::NetworkIsolationMode as Groups;
         let network = self.network(group)?;
-        // What the task's own options ask for has been held against it before, by their names.
+        // A host network from the task's own options has been checked by `permitted_by`, under their names.
         if network == Network::Host && group.is_some_and(|group| group.mode() == Groups::Host) {
             AllowedModes::permit_host("network { mode }", "host", "network", &allowed.network)?;
         }
         Ok(network)
     }
 
-    /// Holds what a job asks for against what the operator allows.
+    /// Checks the job's options against what the operator allows.
     ///
     /// # Errors
     /// Names the task's option and the plugin's that forbids it.
     pub(crate) fn permitted_by(&self, plugin: &PluginConfig) -> Result<(), ConfigError> {
-        // Mounts and archives are held against the operator's word where it is known whose directory they may be in.
+        // Mounts and archives are checked where the allocation directory is known (`task/mounts.rs`).
         let Self {
             image: _,
             archive: _,
@@ -230,7 +231,7 @@ pub(crate) mod tests {
         TaskOptions::decode(&rmp_serde::to_vec_named(options).unwrap())
     }
 
-    /// What refuses an image with this option.
+    /// Returns the error of a job with this option and value.
     pub(crate) fn refusal(option: &str, value: Value) -> String {
         let mut options = serde_json::Map::new();
         options.insert("image".to_owned(), json!("redis"));

@@ -1,4 +1,4 @@
-//! By which names a task goes and finds others.
+//! The options about a task's host name, DNS and `/etc/hosts`.
 
 use std::net::IpAddr;
 
@@ -8,9 +8,9 @@ use serde::Deserialize;
 use crate::config::hclspec::{default, optional};
 use crate::config::{ConfigError, no_nulls, value};
 
-/// The kernel's limit for a host's name.
+/// The kernel's maximum length of a host name, in bytes.
 const HOSTNAME_LIMIT: usize = 64;
-/// DNS' limit for what is between two dots.
+/// The maximum length of a DNS label, in bytes.
 const LABEL_LIMIT: usize = 63;
 
 /// The options about names.
@@ -18,13 +18,13 @@ const LABEL_LIMIT: usize = 63;
 pub(crate) struct Names {
     pub hostname: Option<String>,
     pub dns: Dns,
-    /// What the task asks of its `/etc/resolv.conf`; what is empty is not asked for.
+    /// Settings of the job for `/etc/resolv.conf`; an empty list is unset.
     pub resolver: DnsOptions,
-    /// What is in `/etc/hosts` beside the usual.
+    /// Entries of `/etc/hosts` in addition to the usual ones.
     pub extra_hosts: Vec<(String, IpAddr)>,
 }
 
-/// Servers to ask, domains to look in, and options to do so by.
+/// Settings of a resolver: servers, search domains and options.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct DnsOptions {
     pub servers: Vec<IpAddr>,
@@ -32,7 +32,7 @@ pub(crate) struct DnsOptions {
     pub options: Vec<String>,
 }
 
-/// Whose `/etc/resolv.conf` a task has, where Nomad gives no servers.
+/// The source of a task's `/etc/resolv.conf` if Nomad gives no servers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum Dns {
     #[default]
@@ -105,7 +105,8 @@ fn is_label(label: &str) -> bool {
         && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
 }
 
-/// By docker's rule the first colon, or an equals sign, ends the name; an address of version 6 may be in brackets.
+/// Decodes an entry of `extra_hosts`. As in docker, the first colon or equals sign ends the name, and an IPv6 address
+/// may be in brackets.
 fn extra_host(entry: String) -> Result<(String, IpAddr), ConfigError> {
     let Some((name, address)) = entry.split_once(['=', ':']) else {
         return Err(value("extra_hosts", entry, "it must be a name and an address, such as \"db:10.0.0.5\""));
@@ -127,7 +128,7 @@ fn server(text: String) -> Result<IpAddr, ConfigError> {
     text.parse().map_err(|_| value("dns_servers", text, "it must be an IP address"))
 }
 
-/// Each goes on one line of the file, with blanks between them.
+/// Checks that each element is a single word: all of them are written on one line, separated by blanks.
 fn words(option: &'static str, list: Option<Vec<Option<String>>>) -> Result<Vec<String>, ConfigError> {
     let is_word = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
     let word = |text: String| match is_word(&text) {

@@ -1,4 +1,4 @@
-//! What a task shares with the host and with others, and what it has for itself.
+//! The options about a task's namespaces, shared with the host or its own, and about kernel parameters in them.
 
 use std::collections::BTreeMap;
 
@@ -14,15 +14,15 @@ use crate::config::{ConfigError, value};
 /// The options about a task's namespaces.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Namespaces {
-    /// Which processes a task sees, and can be seen by.
+    /// PID namespace: the processes that the task sees.
     pub pid_mode: Sharing,
-    /// With whom it shares memory, semaphores and queues.
+    /// IPC namespace: shared memory, semaphores and message queues.
     pub ipc_mode: Sharing,
-    /// By whose name it goes.
+    /// UTS namespace: the host name.
     pub uts_mode: Sharing,
-    /// Whether it sees the control groups from its own on, or all. None is what docker does: its own on v2.
+    /// Cgroup namespace. `None` is docker's default: the task's own under cgroup v2.
     pub cgroupns: Option<Sharing>,
-    /// Said by the job. It is so anyway: there are no other user namespaces yet.
+    /// Whether the job asks for the host's user namespace, which every task has, since no other is supported yet.
     pub userns_is_the_hosts: bool,
     pub host_network: bool,
     pub sysctl: BTreeMap<String, String>,
@@ -101,7 +101,7 @@ fn userns_is_the_hosts(mode: Option<String>) -> Result<bool, ConfigError> {
 }
 
 impl Namespaces {
-    /// Refuses what the options of other groups say otherwise.
+    /// Checks for conflicts with the options of other groups.
     pub(super) fn agree_with(
         &self,
         process: &Process,
@@ -132,11 +132,11 @@ impl Namespaces {
         Ok(())
     }
 
-    /// Refuses parameters of the kernel whose namespace is the host's. `by_mode`: where it is the host's network, the option
-    /// `network_mode` says so.
+    /// Refuses kernel parameters whose namespace is the host's. `by_mode` says that a host network comes from the
+    /// option `network_mode`, for the error.
     ///
     /// # Errors
-    /// Names a parameter that would be the host's.
+    /// Names a parameter that would change the host's.
     pub(super) fn own_sysctl(&self, network: &Network, by_mode: bool) -> Result<(), ConfigError> {
         for name in self.sysctl.keys() {
             let (is_hosts, why) = match sysctl::owner(name)? {
@@ -162,7 +162,7 @@ impl Namespaces {
             cgroupns,
             userns_is_the_hosts,
             host_network,
-            // Only what is the task's own can be set.
+            // Needs no permission, since only parameters of the task's own namespaces can be set.
             sysctl: _,
         } = self;
         let AllowedModes { pid, ipc, uts, cgroupns: cgroup, userns, network } = allowed;

@@ -1,4 +1,4 @@
-//! What a task runs, and as what.
+//! The options about a task's process: command, groups, terminal and working directory.
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
@@ -10,18 +10,18 @@ use crate::config::{ConfigError, no_nulls, value};
 /// The options about a task's process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Process {
-    /// Takes the place of the image's entrypoint. One that is not empty takes away the image's command, too.
+    /// Replaces the image's entrypoint. One that is not empty discards the image's command, too.
     pub entrypoint: Option<Vec<String>>,
-    /// With `args` behind it, replaces the image's command; the entrypoint stays.
+    /// Replaces the image's command, followed by `args`; the entrypoint stays.
     pub command: Option<String>,
     pub args: Vec<String>,
-    /// Groups beside the user's own, by name or number in the image.
+    /// Supplementary groups, by name or number in the image, in addition to the user's own.
     pub group_add: Vec<String>,
-    /// Whether it has a terminal.
+    /// `true` to give the process a terminal.
     pub tty: bool,
-    /// Whether an init program is the first process, and what is to run its child.
+    /// Whether process 1 is an init program, with the task's process as its child.
     pub init: bool,
-    /// An absolute path in the container, in place of the image's.
+    /// Working directory: an absolute path in the container that replaces the image's.
     pub cwd: Option<String>,
 }
 
@@ -39,7 +39,7 @@ pub(super) struct Raw {
 
 pub(super) fn schema() -> Vec<(&'static str, Spec)> {
     vec![
-        // A text or a list of them.
+        // The type is a string, or a list of strings.
         ("entrypoint", optional("entrypoint", "any")),
         ("command", optional("command", "string")),
         ("args", optional("args", "list(string)")),
@@ -78,8 +78,9 @@ impl Raw {
     }
 }
 
-/// A text is one program, as the image's entrypoint is often meant to be; with a command beside it there would be two
-/// programs, and either could be meant. A list may be a program with its first arguments, and a command goes on with it.
+/// Decodes the entrypoint. A string is one program, as the image's entrypoint often is; with a command beside it there
+/// would be two programs, and either could be meant. A list may be a program with its first arguments, and a command
+/// follows them.
 fn entrypoint_of(given: Value, command: Option<&str>) -> Result<Option<Vec<String>>, ConfigError> {
     let refused = |given: &Value, why: &str| value("entrypoint", given.to_string(), why);
     match (given, command) {
@@ -106,8 +107,8 @@ fn entrypoint_of(given: Value, command: Option<&str>) -> Result<Option<Vec<Strin
     }
 }
 
-/// The same by the Go driver's name and by docker's. Whether it is there, and where its links lead, is seen inside of the
-/// container's root, once nothing outside can be reached any more.
+/// Decodes the working directory from `cwd`, the Go driver's name, or `work_dir`, docker's. Its existence and symbolic
+/// links are checked inside of the container's root, once nothing outside can be reached any more.
 fn working_directory(cwd: Option<String>, work_dir: Option<String>) -> Result<Option<String>, ConfigError> {
     let (cwd, work_dir) = (cwd.filter(|path| !path.is_empty()), work_dir.filter(|path| !path.is_empty()));
     let (option, path) = match (cwd, work_dir) {
@@ -122,7 +123,8 @@ fn working_directory(cwd: Option<String>, work_dir: Option<String>) -> Result<Op
     if !path.starts_with('/') || path.contains('\0') || path.split('/').any(|part| part == "..") {
         return Err(value(option, path, "it must be an absolute path in the container, without \"..\""));
     }
-    // A process on its way in has descriptors of the runtime's there, and runtimes have let one out by them.
+    // On its way into the container a process has descriptors of the runtime's in /proc, which have allowed escapes
+    // from runtimes.
     if path.split('/').find(|part| !part.is_empty() && *part != ".") == Some("proc") {
         return Err(value(
             option,

@@ -1,4 +1,4 @@
-//! How a task's image is fetched: when, in what time, and as whom.
+//! The options about the pull of a task's image: policy, timeout and credentials.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::secret::Secret;
 const DEFAULT_TIMEOUT: &str = "5m";
 const DEFAULT_TIMEOUT_S: u64 = 5 * 60;
 
-/// When an image is pulled.
+/// The condition for a pull.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) enum PullPolicy {
     #[default]
@@ -27,7 +27,7 @@ pub(crate) struct Pull {
     pub policy: PullPolicy,
     pub timeout: Duration,
     pub auth: Option<Auth>,
-    /// What can't be had or isn't taken of credentials is gone without.
+    /// Whether the pull goes on without credentials that can't be obtained, or that the registry refuses.
     pub auth_soft_fail: bool,
 }
 
@@ -43,7 +43,7 @@ impl Default for Pull {
 pub(crate) struct Auth {
     pub username: String,
     pub password: Secret,
-    /// The registry that they are for, if the job says so.
+    /// The registry that the credentials are for; `None` is the image's.
     pub server_address: Option<String>,
 }
 
@@ -87,7 +87,7 @@ impl Raw {
     }
 }
 
-/// `force_pull` is the docker driver's word for `always`.
+/// Decodes the pull policy. `force_pull` is the docker driver's name for `always`.
 fn policy(force_pull: Option<bool>, policy: Option<String>) -> Result<PullPolicy, ConfigError> {
     let named = policy.filter(|policy| !policy.is_empty());
     let policy = match named.as_deref() {
@@ -109,7 +109,7 @@ fn policy(force_pull: Option<bool>, policy: Option<String>) -> Result<PullPolicy
 }
 
 impl RawAuth {
-    /// Nothing in it is none: the variables that a job takes it from may be unset on purpose.
+    /// Decodes the credentials. A block with only empty values is `None`: the job's variables may be unset on purpose.
     fn decode(self) -> Result<Option<Auth>, ConfigError> {
         let Self { username, password, server_address } = self;
         let (username, password) = (username.unwrap_or_default(), password.unwrap_or_default());

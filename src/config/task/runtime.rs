@@ -1,4 +1,5 @@
-//! What makes a task's container: its shim's runtime, the program that the shim runs, and the snapshotter of its files.
+//! The options about what makes a task's container: the shim's runtime, the program that the shim runs, and the
+//! snapshotter.
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
@@ -6,14 +7,14 @@ use serde::Deserialize;
 use crate::config::hclspec::optional;
 use crate::config::{ConfigError, PluginConfig, program, runtime};
 
-/// The options about what makes a task's container, where it is not what the operator chose.
+/// Overrides of the operator's runtime and snapshotter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Runtime {
-    /// As `containerd_runtime` of the plugin.
+    /// Overrides the plugin's `containerd_runtime`.
     pub runtime: Option<String>,
-    /// As the plugin's.
+    /// Overrides the plugin's `oci_runtime`.
     pub oci_runtime: Option<String>,
-    /// As the plugin's.
+    /// Overrides the plugin's `snapshotter`.
     pub snapshotter: Option<String>,
 }
 
@@ -52,18 +53,18 @@ impl Runtime {
         Ok(())
     }
 
-    /// The runtime whose shim the task gets.
+    /// Returns the runtime whose shim the task gets.
     pub(crate) fn shim<'a>(&'a self, plugin: &'a PluginConfig) -> &'a str {
         self.runtime.as_deref().unwrap_or(&plugin.containerd_runtime)
     }
 
-    /// What makes the task's file system out of its image.
+    /// Returns the snapshotter of the task's root file system.
     pub(crate) fn snapshotter<'a>(&'a self, plugin: &'a PluginConfig) -> &'a str {
         self.snapshotter.as_deref().unwrap_or(&plugin.snapshotter)
     }
 
-    /// The program that the shim runs; none is the shim's own choice. The operator's goes with the operator's shim: what
-    /// another shim would make of it can't be known.
+    /// Returns the program that the shim runs; `None` leaves it to the shim. The operator's `oci_runtime` applies only
+    /// to the operator's shim, since another shim could take it for something else.
     pub(crate) fn program<'a>(&'a self, plugin: &'a PluginConfig) -> Option<&'a str> {
         let operators =
             plugin.oci_runtime.as_deref().filter(|_| self.shim(plugin) == plugin.containerd_runtime);

@@ -1,5 +1,5 @@
-//! What a task can't have that runs on a kernel of its own. Passed over in silence, as gVisor does with most of it, it would
-//! leave a job in a false belief.
+//! Options that a task on a kernel of its own (gVisor) can't have. gVisor ignores most of them silently, which would
+//! mislead the job's author.
 
 use super::namespaces::Sharing;
 use super::{Device, JobMount, TaskOptions};
@@ -20,8 +20,10 @@ pub(crate) fn unfit_for_sandbox(why: &str) -> String {
 }
 
 impl TaskOptions {
+    /// Checks that the task asks for nothing that a sandbox can't provide.
+    ///
     /// # Errors
-    /// Names the option that a task in a sandbox can't have, and the way out.
+    /// Names the option that a sandboxed task can't have, and the way out.
     pub(crate) fn fit_sandbox(&self) -> Result<(), ConfigError> {
         let Self { namespaces, security, devices, mounts, limits, .. } = self;
         let unfit =

@@ -1,4 +1,4 @@
-//! What a task may do beyond, or short of, what tasks may by default.
+//! The options about a task's rights, beyond or short of the defaults.
 
 use std::path::PathBuf;
 
@@ -13,25 +13,25 @@ use crate::config::{CapabilityList, ConfigError, forbidden, value};
 /// The options about a task's rights.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Security {
-    /// All capabilities, all devices, nothing of the kernel's file systems masked or read-only.
+    /// Privileged mode: all capabilities and devices, no kernel file system masked or read-only.
     pub privileged: bool,
     pub readonly_rootfs: bool,
-    /// No program gains rights by its owner's bit or its file's capabilities.
+    /// The flag no_new_privs: programs gain no rights by a setuid bit or by file capabilities.
     pub no_new_privileges: bool,
     pub cap_add: CapabilityList,
     pub cap_drop: CapabilityList,
-    /// None is the operator's word.
+    /// Seccomp on or off; `None` is the operator's default.
     pub seccomp: Option<bool>,
     pub seccomp_profile: Option<SeccompProfile>,
     pub apparmor_profile: Option<String>,
-    /// Nothing of the kernel's file systems is masked or read-only.
+    /// `true` to leave all kernel file systems unmasked and writable.
     pub system_paths_unconfined: bool,
 }
 
-/// A file of the host that says which system calls a task may make.
+/// A seccomp profile of the host, which lists the system calls that a task may make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SeccompProfile {
-    /// Which option names it.
+    /// Name of the option that the path comes from.
     pub option: &'static str,
     pub path: PathBuf,
 }
@@ -53,7 +53,7 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
     vec![
         ("privileged", default("privileged", "bool", "false")),
         ("readonly_rootfs", default("readonly_rootfs", "bool", "false")),
-        // No default, so that security_opt can say it, too.
+        // No default in the schema, so that security_opt can set it, too.
         ("no_new_privileges", optional("no_new_privileges", "bool")),
         ("cap_add", optional("cap_add", "list(string)")),
         ("cap_drop", optional("cap_drop", "list(string)")),
@@ -111,7 +111,7 @@ impl Raw {
     }
 }
 
-/// An option that `security_opt` has a word for, too.
+/// Merges an option with the same one in `security_opt`.
 fn one<T>(option: &'static str, own: Option<T>, opt: Option<T>) -> Result<Option<T>, ConfigError> {
     if own.is_some() && opt.is_some() {
         return Err(said_twice(option));
@@ -133,8 +133,8 @@ fn profile(option: &'static str, path: String) -> Result<SeccompProfile, ConfigE
 }
 
 impl Security {
-    /// Privileged is all that there is, so it needs all capabilities, too. So does the system's paths without
-    /// protection, since root needs no capability to write them.
+    /// Checks the options against the operator's policy. `privileged` gives everything, so all capabilities must be
+    /// allowed, too. So must they for unprotected system paths, since root needs no capability to write them.
     pub(super) fn permitted_by(&self, gates: &Gates) -> Result<(), ConfigError> {
         let Self {
             privileged,
@@ -171,7 +171,7 @@ impl Security {
             let why = "seccomp is off for this task; set seccomp = true";
             return Err(value(option, path.display().to_string(), why));
         }
-        // Before anything is looked at: what is elsewhere on the host is not told.
+        // This check comes before any look at the file, so that the error tells nothing about other files of the host.
         if let Some(SeccompProfile { option, path }) = seccomp_profile
             && gates.seccomp_profile(path).is_none()
         {

@@ -1,4 +1,4 @@
-//! The option `security_opt`: a list of docker's words, of which those are taken that have an effect here.
+//! The option `security_opt`: a list in docker's format, of which the words that have an effect here are accepted.
 //!
 //! Source of the facts: moby/moby `daemon/daemon_unix.go` (`parseSecurityOpt`), docker/cli `cli/command/container/opts.go`.
 
@@ -8,7 +8,7 @@ const OPTION: &str = "security_opt";
 const KNOWN: &str = "it is none of no-new-privileges, seccomp=unconfined|builtin|<path>, \
                      apparmor=unconfined|<profile>, systempaths=unconfined, label=disable";
 
-/// What the list says.
+/// The decoded settings of the list.
 #[derive(Debug, Default)]
 pub(super) struct SecurityOpt {
     pub no_new_privileges: Option<bool>,
@@ -33,7 +33,7 @@ impl SecurityOpt {
                 ("seccomp", setting) if !setting.is_empty() => said.seccomp = Some(setting.to_owned()),
                 ("apparmor", setting) if !setting.is_empty() => said.apparmor = Some(setting.to_owned()),
                 ("systempaths", "unconfined") => said.system_paths_unconfined = true,
-                // No task has a label, so there is nothing to take away.
+                // No task has a label, so there is nothing to disable.
                 ("label", "disable") => {}
                 ("label", _) => {
                     return Err(value(

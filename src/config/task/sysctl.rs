@@ -1,4 +1,4 @@
-//! The kernel's parameters that a job may set: those that are a namespace's own, and only where it is the task's.
+//! Kernel parameters that a job may set: only those of a namespace, and only if that is the task's own.
 //!
 //! Source of the facts: Linux `ipc/ipc_sysctl.c`, `ipc/mq_sysctl.c`, `net/sysctl_net.c`, `kernel/utsname_sysctl.c`.
 
@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use crate::config::{ConfigError, value};
 
 pub(super) const OPTION: &str = "sysctl";
-/// Those of the namespace for memory, semaphores and queues, beside all of `fs.mqueue`.
+/// Parameters of the IPC namespace, in addition to all of `fs.mqueue`.
 const IPC: [&str; 8] = [
     "kernel.msgmax",
     "kernel.msgmnb",
@@ -19,7 +19,7 @@ const IPC: [&str; 8] = [
     "kernel.shmmni",
 ];
 
-/// Which of a task's namespaces has a parameter.
+/// The kind of namespace that a parameter belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Owner {
     Ipc,

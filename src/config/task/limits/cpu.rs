@@ -1,4 +1,5 @@
-//! `cpu_hard_limit` with `cpu_cfs_period`, `cpuset_cpus` and `cpuset_mems`: how much of which processors, and whose memory.
+//! The options `cpu_hard_limit`, `cpu_cfs_period`, `cpuset_cpus` and `cpuset_mems`: a limit on CPU time, and the CPUs
+//! and memory nodes that a task may use.
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
@@ -7,15 +8,16 @@ use crate::config::hclspec::optional;
 use crate::config::number::Number;
 use crate::config::{ConfigError, IdList, value};
 
-/// What the kernel takes.
+/// The kernel's bounds of a CFS period, in microseconds.
 const LEAST_PERIOD_US: i64 = 1000;
 const MOST_PERIOD_US: i64 = 1_000_000;
 const DEFAULT_PERIOD_US: i64 = 100_000;
 
-/// The options about a task's processors.
+/// The options about a task's CPUs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct CpuLimits {
-    /// The task gets no more than its share, even where nobody else wants the rest. It is measured by this period.
+    /// Period of the hard limit in microseconds: the task gets no more than its share of CPU time, even if nobody else
+    /// wants the rest. `None` is no hard limit.
     pub hard_limit_period_us: Option<u64>,
     pub cpuset_cpus: Option<IdList>,
     pub cpuset_mems: Option<IdList>,
@@ -59,7 +61,7 @@ impl Raw {
 }
 
 impl CpuLimits {
-    /// Whether the job chooses processors or memory nodes itself.
+    /// Returns true if the job chooses CPUs or memory nodes itself.
     pub(crate) fn is_pinned(&self) -> bool {
         self.cpuset_cpus.is_some() || self.cpuset_mems.is_some()
     }

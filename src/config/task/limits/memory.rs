@@ -1,4 +1,4 @@
-//! `memory_swap`, `memory_swappiness` and `memory_reservation`, as Nomad's podman driver has them.
+//! The options `memory_swap`, `memory_swappiness` and `memory_reservation`, as Nomad's podman driver has them.
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
@@ -11,17 +11,17 @@ use crate::config::{ConfigError, value};
 /// The options about a task's memory.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct MemoryLimits {
-    /// None is no swap at all.
+    /// Limit of swap; `None` gives the task no swap.
     pub swap: Option<Swap>,
     pub swappiness: Option<u64>,
-    /// What is left to the task while others want memory.
+    /// Memory that the kernel leaves to the task while others want it, in bytes.
     pub reservation_bytes: Option<i64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Swap {
     Unlimited,
-    /// Memory and swap together.
+    /// Maximum of memory and swap together, in bytes.
     TotalBytes(i64),
 }
 

@@ -1,4 +1,4 @@
-//! `ulimit { nofile = "2048:4096" }`, and `file_limit`, its short form for the number of open files.
+//! The options `ulimit { nofile = "2048:4096" }` and `file_limit`, its short form for the number of open files.
 //!
 //! Source of the facts: getrlimit(2); docker's command line for the names and for -1.
 
@@ -31,7 +31,7 @@ const KINDS: [(&str, PosixRlimitType); 16] = [
     ("stack", PosixRlimitType::RlimitStack),
 ];
 
-/// One of the kernel's limits of a process, in the kernel's units. The greatest number is no limit.
+/// A resource limit of a process (getrlimit(2)), in the kernel's units. `u64::MAX` is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rlimit {
     pub kind: PosixRlimitType,
@@ -39,8 +39,10 @@ pub(crate) struct Rlimit {
     pub hard: u64,
 }
 
+/// Decodes the limits of both options.
+///
 /// # Errors
-/// Names the option, and the limit that is none or can't be so.
+/// Names the option, and the limit that is unknown or has an invalid value.
 pub(super) fn decode(ulimit: Option<Raw>, file_limit: Option<Number>) -> Result<Vec<Rlimit>, ConfigError> {
     let mut ulimit = ulimit.unwrap_or_default();
     if let Some(number) = file_limit {

@@ -1,10 +1,10 @@
-//! The options of a mount, by the names that `/etc/fstab` and runtimes have for them.
+//! Mount options, with the names that `/etc/fstab` and runtimes use.
 
 use crate::config::{ConfigError, size, value};
 
-/// How mounts that come and go below a mount spread, by docker's names.
+/// Mount propagation modes, by docker's names.
 pub(super) const PROPAGATION: [&str; 6] = ["private", "rprivate", "slave", "rslave", "shared", "rshared"];
-/// Any mount takes them; each with its opposite.
+/// Flags of any mount, each with its opposite.
 const FLAGS: [(&str, &str); 9] = [
     ("ro", "rw"),
     ("nosuid", "suid"),
@@ -17,7 +17,7 @@ const FLAGS: [(&str, &str); 9] = [
     ("strictatime", "nostrictatime"),
 ];
 const WITHOUT_OPPOSITE: [&str; 2] = ["defaults", "dirsync"];
-/// What to bind: a file system, or with all that is mounted below it.
+/// Kinds of a bind: of one file system, or with all that is mounted below it.
 const BINDS: [&str; 2] = ["bind", "rbind"];
 
 /// The options of one mount, none of which contradicts another.
@@ -28,8 +28,10 @@ pub(super) struct Fstab {
 }
 
 impl Fstab {
+    /// Checks that no option contradicts another.
+    ///
     /// # Errors
-    /// Where two of them can't be together.
+    /// Names two that do.
     pub(super) fn new(option: &'static str, target: &str, list: Vec<String>) -> Result<Self, ConfigError> {
         let options = Self { option, target: target.to_owned(), list };
         for (one, other) in FLAGS.into_iter().chain([(BINDS[0], BINDS[1])]) {
@@ -51,7 +53,7 @@ impl Fstab {
         BINDS.iter().any(|name| self.has(name))
     }
 
-    /// Adds an option, unless it or its opposite is there.
+    /// Adds an option, unless it or its opposite is set.
     fn default(&mut self, name: &str) {
         let opposite = FLAGS.iter().find_map(|(one, other)| match name {
             _ if name == *one => Some(*other),
@@ -63,10 +65,10 @@ impl Fstab {
         }
     }
 
-    /// Those of a file or directory that is mounted.
+    /// Returns the options of a bind mount, checked and with their defaults.
     ///
     /// # Errors
-    /// Names one that such a mount doesn't have.
+    /// Names an option that a bind mount doesn't have.
     pub(super) fn of_bind(mut self) -> Result<Vec<String>, ConfigError> {
         let known = |name: &str| is_flag(name) || is_propagation(name) || BINDS.contains(&name);
         if let Some(unknown) = self.list.iter().find(|name| !known(name)) {
@@ -82,10 +84,10 @@ impl Fstab {
         Ok(self.list)
     }
 
-    /// Those of a file system in memory.
+    /// Returns the options of a tmpfs, checked and with `defaults`.
     ///
     /// # Errors
-    /// Names one that such a mount doesn't have, or can't have with its value.
+    /// Names an option that a tmpfs doesn't have, or that has an invalid value.
     pub(super) fn of_tmpfs(mut self, defaults: &[&str]) -> Result<Vec<String>, ConfigError> {
         let checked: Result<Vec<String>, _> = self.list.iter().map(|option| self.tmpfs(option)).collect();
         self.list = checked?;

@@ -1,5 +1,5 @@
-//! `mount` and `mounts`: a mount as a block. The keys are those of the Go driver, and of Nomad's docker driver beside
-//! them.
+//! The options `mount` and `mounts`: a mount as a block. The keys are those of the Go driver, and of Nomad's docker
+//! driver beside them.
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
@@ -10,7 +10,7 @@ use crate::config::hclspec::{block, object, optional};
 use crate::config::size::RawSize;
 use crate::config::{ConfigError, no_nulls, value};
 
-/// A tmpfs of a job's own: what the Go driver gives it, less what no data in memory needs.
+/// Default options of a job's tmpfs: those of the Go driver, except what data in memory doesn't need.
 const TMPFS_DEFAULTS: [&str; 2] = ["nosuid", "nodev"];
 
 #[derive(Deserialize)]
@@ -54,8 +54,10 @@ pub(super) fn schema() -> Spec {
 }
 
 impl RawMount {
+    /// Decodes a mount of the block `option`.
+    ///
     /// # Errors
-    /// Says what in the mount can't be.
+    /// Says what is invalid in the mount.
     pub(super) fn decode(self, option: &'static str) -> Result<JobMount, ConfigError> {
         let Self { r#type, target, source, options, readonly, bind_options, tmpfs_options } = self;
         let target = target::decode(option, target)?;
@@ -106,7 +108,7 @@ impl RawMount {
                 return refuse(&name, why);
             }
             ("bind" | "volume", Some(path)) => {
-                // Docker's `mount` says nothing where it means to read and write.
+                // Docker's `mount` may leave out the access mode, which then is read and write.
                 if says_how || option == "mounts" {
                     require_access(&options, readonly.is_some(), is_listed)?;
                 }
@@ -119,7 +121,7 @@ impl RawMount {
     }
 }
 
-/// A bind by the Go driver's keys says both that it is one, and whether it can be written.
+/// Requires that a bind in the Go driver's form says both that it is one, and whether it is writable.
 fn require_access(options: &Fstab, has_readonly: bool, is_listed: bool) -> Result<(), ConfigError> {
     let says_access = options.has("ro") || options.has("rw");
     if says_access && (is_listed || has_readonly) {

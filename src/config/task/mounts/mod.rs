@@ -1,5 +1,5 @@
-//! What a task has mounted, beside what every container has and what Nomad mounts: `mounts`, `mount`, `volumes`, `tmpfs`
-//! and `shm_size`.
+//! Mounts that a job asks for, beside those of every container and of Nomad: `mounts`, `mount`, `volumes`, `tmpfs` and
+//! `shm_size`.
 //!
 //! Source of the facts: hashicorp/nomad `drivers/docker/config.go`, for the names; opencontainers/runc
 //! `libcontainer/specconv/spec_linux.go`, for the options that a runtime reads.
@@ -20,36 +20,36 @@ use crate::config::plugin::{Access, Placed, TaskDirectory, Volumes};
 use crate::config::size::RawSize;
 use crate::config::{ConfigError, no_nulls, value};
 
-/// Maximum number of a job's own mounts. The source of each is held by a descriptor while the image is pulled, and the plugin has
-/// descriptors for all tasks of the node.
+/// Maximum number of a job's own mounts. The source of each is held open by a descriptor while the image is pulled, and
+/// the plugin's descriptors are shared by all tasks of the node.
 const COUNT_LIMIT: usize = 256;
 
 /// The options about a task's mounts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Mounts {
-    /// No two have the same target.
+    /// The mounts, with distinct targets.
     pub list: Vec<JobMount>,
-    /// Of `/dev/shm`, where it isn't the usual one.
+    /// Size of `/dev/shm` in bytes; `None` is the default.
     pub shm_size_bytes: Option<u64>,
 }
 
-/// One mount that a job asks for.
+/// A mount that a job asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct JobMount {
-    /// The option that asks for it.
+    /// Name of the option that asks for the mount.
     pub option: &'static str,
-    /// Absolute, in its shortest form.
+    /// Absolute path in the container, in its shortest form.
     pub target: String,
     pub source: MountSource,
-    /// As a runtime reads them.
+    /// Mount options in the form that runtimes read.
     pub options: Vec<String>,
 }
 
-/// Where what is mounted comes from.
+/// The source of a mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum MountSource {
     Host(HostSource),
-    /// A directory of the allocation that is made for the mount.
+    /// A directory of the allocation, made for the mount.
     Volume,
     Memory,
 }
@@ -57,11 +57,11 @@ pub(crate) enum MountSource {
 /// A file or directory of the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct HostSource {
-    /// As the job has it. A relative one is in the task's directory.
+    /// Path as in the job. A relative one is in the task's directory.
     pub path: PathBuf,
-    /// Whether a directory is made where nothing is there; in the allocation's directory only.
+    /// `true` to create a missing directory; in the allocation directory only.
     pub is_made: bool,
-    /// Whether it is to get a label of SELinux.
+    /// Whether the job asks for an SELinux label.
     pub is_labelled: bool,
 }
 
@@ -80,7 +80,7 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
         ("mounts", block_list("mounts", long::schema())),
         ("volumes", optional("volumes", "list(string)")),
         ("tmpfs", optional("tmpfs", "list(string)")),
-        // A number becomes a text by itself.
+        // A number in the job arrives as a string.
         ("shm_size", optional("shm_size", "string")),
     ]
 }
@@ -123,8 +123,8 @@ impl Raw {
 }
 
 impl Mounts {
-    /// Where on the host to look for what is mounted, by where it is mounted. `taken` is where Nomad mounts the job's own
-    /// volumes.
+    /// Resolves the host path of each mount that has one. `taken` lists the targets of the job's `volume_mount` blocks
+    /// and of devices, where nothing else may be mounted.
     ///
     /// # Errors
     /// Names the mount that the operator does not allow, or whose target is taken.
@@ -164,7 +164,7 @@ impl JobMount {
         self.options.iter().any(|option| option == "ro")
     }
 
-    /// How mounts that come and go below it spread.
+    /// Returns the mount's propagation mode, if it sets one.
     pub(crate) fn propagation(&self) -> Option<&str> {
         let named = |option: &&String| fstab::PROPAGATION.contains(&option.as_str());
         self.options.iter().find(named).map(String::as_str)
@@ -205,7 +205,7 @@ mod tests {
             placed.map(|placed| placed.len())
         };
         assert_eq!(place(json!({"tmpfs": ["/data"]}), &["/other"]).unwrap(), 0);
-        // Whichever of them it is, of the job's and of Nomad's.
+        // A second mount at the same target is refused, be it one of the job's or of Nomad's.
         for (more, option) in [
             (json!({"tmpfs": ["/data"]}), "tmpfs"),
             (json!({"tmpfs": ["/scratch", "/data"]}), "tmpfs"),

@@ -1,16 +1,16 @@
-//! `volumes` and `tmpfs`: a mount as one text, as docker's command line has them.
+//! The options `volumes` and `tmpfs`: a mount as one string, in the format of docker's command line.
 
 use super::fstab::Fstab;
 use super::{HostSource, JobMount, MountSource, target};
 use crate::config::{ConfigError, value};
 
-/// What docker gives a file system in memory.
+/// Docker's default options of a tmpfs.
 const TMPFS_DEFAULTS: [&str; 3] = ["nosuid", "nodev", "noexec"];
 
-/// `source:target[:options]`, or a target alone.
+/// Decodes `source:target[:options]`, or a target alone.
 ///
 /// # Errors
-/// Says what in it can't be.
+/// Says what in it is invalid.
 pub(super) fn volume(text: &str) -> Result<JobMount, ConfigError> {
     let option = "volumes";
     let (source, target, options) = match text.split(':').collect::<Vec<_>>()[..] {
@@ -29,7 +29,7 @@ pub(super) fn volume(text: &str) -> Result<JobMount, ConfigError> {
     let mut list: Vec<String> =
         options.split(',').filter(|option| !option.is_empty()).map(str::to_owned).collect();
     let is_labelled = list.iter().any(|option| matches!(option.as_str(), "z" | "Z"));
-    // A volume never gets the image's files: there is nothing to say against it.
+    // `nocopy` needs no action, since the image's files are never copied into a volume.
     list.retain(|option| !matches!(option.as_str(), "z" | "Z" | "nocopy"));
     let options = Fstab::new(option, &target, list)?.of_bind()?;
     let source = source.map_or(MountSource::Volume, |path| {
@@ -38,10 +38,10 @@ pub(super) fn volume(text: &str) -> Result<JobMount, ConfigError> {
     Ok(JobMount { option, target, source, options })
 }
 
-/// `target[:options]`
+/// Decodes `target[:options]`.
 ///
 /// # Errors
-/// Says what in it can't be.
+/// Says what in it is invalid.
 pub(super) fn tmpfs(text: &str) -> Result<JobMount, ConfigError> {
     let option = "tmpfs";
     let (target, options) = text.split_once(':').unwrap_or((text, ""));

@@ -1,10 +1,10 @@
-//! Where in a container something may be mounted.
+//! Rules for the paths in a container at which a job may mount something.
 
 use crate::config::{ConfigError, value};
 
-/// What every container needs as it is, and what Nomad and this driver mount there.
+/// Targets that are refused: every container needs them as they are, or Nomad and this driver mount something there.
 const TAKEN: [&str; 7] = ["/", "/proc", "/dev/pts", "/alloc", "/alloc/logs", "/local", "/secrets"];
-/// What runtimes let be mounted below `/proc`: nothing that tells a process who it is.
+/// Paths below `/proc` that runtimes allow as targets: none tells a process who it is.
 const BELOW_PROC: [&str; 9] = [
     "/proc/cpuinfo",
     "/proc/diskstats",
@@ -17,10 +17,10 @@ const BELOW_PROC: [&str; 9] = [
     "/proc/uptime",
 ];
 
-/// The shortest form of a target.
+/// Returns the shortest form of a target.
 ///
 /// # Errors
-/// Where it is missing, not absolute, or has a part `..`, which would be lost on the way through links.
+/// If the target is missing, not absolute, or has a part `..`, which could lead elsewhere through symbolic links.
 pub(super) fn decode(option: &'static str, target: Option<String>) -> Result<String, ConfigError> {
     let target = target.unwrap_or_default();
     if !target.starts_with('/') {
@@ -40,8 +40,10 @@ pub(super) fn shortest(path: &str) -> String {
     parts.fold(String::new(), |path, part| path + "/" + part)
 }
 
+/// Checks that a job may mount something at the target.
+///
 /// # Errors
-/// Where it is one that is taken in every container.
+/// If the target is reserved in every container.
 pub(super) fn check(option: &'static str, target: &str) -> Result<(), ConfigError> {
     let shown = if target.is_empty() { "/" } else { target };
     if TAKEN.contains(&shown) {

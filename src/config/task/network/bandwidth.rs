@@ -1,6 +1,6 @@
-//! How fast a task's network is.
+//! The option `bandwidth`: limits of a task's network traffic.
 //!
-//! Source of the facts: the CNI specification's `CONVENTIONS.md` (what the terms of the capability are).
+//! Source of the facts: the CNI specification's `CONVENTIONS.md` (the terms of the capability).
 
 use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
@@ -9,15 +9,15 @@ use crate::config::hclspec::{block, object, optional};
 use crate::config::size::size;
 use crate::config::{ConfigError, value};
 
-/// What the plugin for bandwidth takes for a burst at most, in bytes: it counts bits in 32 bits.
+/// Maximum burst that the CNI plugin `bandwidth` accepts, in bytes: it counts bits in 32 bits.
 const MOST_BURST_BYTES: u64 = u32::MAX as u64 / 8;
 
-/// In bytes, and bytes a second.
+/// Limits of traffic per direction, as the task sees it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Bandwidth {
-    /// What comes to the task.
+    /// Traffic to the task.
     pub ingress: Option<Rate>,
-    /// What it sends.
+    /// Traffic from the task.
     pub egress: Option<Rate>,
 }
 
@@ -50,7 +50,7 @@ impl Raw {
     }
 }
 
-/// Without a burst of its own, a second's worth may come at once.
+/// Decodes a rate and its burst. The burst defaults to one second at that rate.
 fn rate(
     option: &'static str,
     rate: Option<String>,

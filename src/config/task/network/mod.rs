@@ -1,4 +1,4 @@
-//! Whose network a task is in. The names are those of Nomad's docker driver.
+//! The network of a task. The names are those of Nomad's docker driver.
 
 mod bandwidth;
 mod wishes;
@@ -21,32 +21,32 @@ const MODES: &str =
 /// The options about a task's network.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct NetworkOptions {
-    /// None is what follows from the group and from `host_network`.
+    /// `None` derives the network from the group and from `host_network`.
     pub mode: Option<NetworkMode>,
     pub wishes: Wishes,
 }
 
-/// What `network_mode` can be.
+/// A value of `network_mode`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum NetworkMode {
     None,
     Host,
     Bridge,
     Cni(String),
-    /// By the other task's name.
+    /// The network of another task, by that task's name.
     Task(String),
 }
 
-/// Whose network a task is in.
+/// The network namespace that a task runs in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Network {
-    /// An empty one of its own.
+    /// A namespace of its own, without a connection.
     Private,
-    /// That of the group, by the path of its namespace.
+    /// The group's, by the path of its namespace.
     Group(String),
-    /// One of its own that CNI plugins connect: the built-in bridge, or that of a name.
+    /// A namespace of its own that CNI plugins connect: to the built-in bridge, or to the network of this name.
     Own(Option<String>),
-    /// That of another task of the same allocation.
+    /// The network of another task of the same allocation, by its name.
     OfTask(String),
     Host,
 }
@@ -145,7 +145,7 @@ impl NetworkOptions {
         }
     }
 
-    /// Refuses what the options of other groups say otherwise.
+    /// Checks for conflicts with the options of other groups.
     pub(super) fn agree_with(&self, namespaces: &Namespaces) -> Result<(), ConfigError> {
         match &self.mode {
             Some(mode) if namespaces.host_network && *mode != NetworkMode::Host => Err(value(
@@ -157,10 +157,10 @@ impl NetworkOptions {
         }
     }
 
-    /// Whose network the task is in, beside what Nomad made for its group, if anything.
+    /// Returns the network of the task, given the one that Nomad made for its group, if any.
     ///
     /// # Errors
-    /// Names the option that doesn't go with that network.
+    /// Names the option that conflicts with that network.
     pub(super) fn network(
         &self,
         namespaces: &Namespaces,

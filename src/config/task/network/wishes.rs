@@ -1,4 +1,4 @@
-//! What a task asks of a network of its own.
+//! The job's options for a network of the task's own.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -10,19 +10,19 @@ use crate::config::hclspec::{default, optional};
 use crate::config::task::names;
 use crate::config::{ConfigError, no_nulls, value};
 
-/// The lengths of a MAC address are those of the kernel's for Ethernet.
+/// Length of an Ethernet MAC address, in bytes.
 const MAC_BYTES: usize = 6;
-/// What only a network of the task's own can give.
+/// Options that only a network of the task's own can fulfil.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Wishes {
-    /// Which of the group's ports are published, by their labels.
+    /// Labels of the group's ports that are published.
     pub ports: Vec<String>,
     pub ipv4: Option<Ipv4Addr>,
     pub ipv6: Option<Ipv6Addr>,
-    /// As the kernel writes it.
+    /// MAC address in the kernel's notation.
     pub mac: Option<String>,
     pub aliases: Vec<String>,
-    /// Nomad is told the address of version 6.
+    /// `true` to tell Nomad the IPv6 address, not the IPv4 one.
     pub advertise_ipv6: bool,
     pub bandwidth: Bandwidth,
 }
@@ -115,7 +115,7 @@ fn aliases(names: Vec<String>) -> Result<Vec<String>, ConfigError> {
 }
 
 impl Wishes {
-    /// The first option that asks for something, with what it asks for.
+    /// Returns the first option that is set, with its value.
     pub(super) fn first(&self) -> Option<(&'static str, String)> {
         let Self { ports, ipv4, ipv6, mac, aliases, advertise_ipv6, bandwidth } = self;
         let list = |list: &[String]| (!list.is_empty()).then(|| list.join(", "));
