@@ -1,58 +1,58 @@
-//! The calls that can be measured, and the steps that give their times: one step may give several. Knows nothing of how a
-//! path makes them.
+//! The calls that can be measured, and the steps whose times they are: one step may yield several calls. Knows nothing
+//! of how a path makes them.
 
 use std::fmt;
 
 use clap::ValueEnum;
 
-/// What is asked of a shim, by whatever path.
+/// A call that is measured, by whatever path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
 pub enum Call {
-    /// The shim's `start`, until it is connected to.
+    /// The shim's `start`, until a connection to the shim is open.
     Bootstrap,
-    /// The container, up to but not including its process.
+    /// Creation of the container, without the start of its process.
     Create,
-    /// Its process.
+    /// Start of the container's process.
     Start,
-    /// What is known of a running container.
+    /// Query for the state of a running container.
     State,
-    /// The pids of shim and process.
+    /// Query for the pids of the shim and of the container's process.
     Connect,
-    /// The processes of the container.
+    /// List of the container's processes.
     Pids,
-    /// One sample of what it uses.
+    /// One sample of the container's resource usage.
     Stats,
-    /// An exec is declared.
+    /// Declaration of an exec, without its start.
     ExecSetUp,
-    /// The declared exec is started.
+    /// Start of the declared exec.
     ExecStart,
-    /// From the exec's request to the first byte of its output.
+    /// Time from the request of an exec to the first byte of its output.
     ExecFirstByte,
-    /// From the exec's request to the answer that its process has ended.
+    /// Time from the request of an exec to the answer that its process has exited.
     ExecExit,
-    /// From the exec's request until all of its output is read and nothing is left of it.
+    /// Time from the request of an exec until all of its output is read and nothing of the exec is left.
     Exec,
-    /// The same in one call, output and all.
+    /// A whole exec in a single call, which returns the output as well.
     ExecUnary,
-    /// A signal that the process takes no notice of.
+    /// A signal that the process ignores (SIGWINCH).
     Kill,
-    /// A terminal's size.
+    /// Change of a terminal's size.
     Resize,
-    /// Another weight of its CPU time.
+    /// Change of the container's CPU weight.
     Update,
-    /// From the process' end, by a pidfd, to the answer of who waits for it.
+    /// Time from the exit of the process, as seen by a pidfd, to the answer of the pending wait.
     Wait,
-    /// The ended container is removed.
+    /// Removal of the exited container.
     Delete,
-    /// The shim ends.
+    /// Shutdown of the shim.
     Shutdown,
-    /// From the wish, with the image there, to the process' first write.
+    /// Time from the request to start a task, with its image present, to the first write of the task's process.
     TaskStart,
-    /// From the wish to end a running task until nothing is left of it.
+    /// Time from the request to remove a running task until nothing of the task is left.
     TaskRemoval,
 }
 
-/// What is done at a time, and measured in one or more parts.
+/// An operation that is made and timed at once. Its time, or the times of its parts, are those of one or more calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     Bootstrap,
@@ -68,25 +68,25 @@ pub enum Step {
     Kill,
     Resize,
     Update,
-    /// Carries so many bytes in, and the same out again.
+    /// An exec that reads this many bytes from its stdin and writes them back to its stdout.
     Exec(usize),
     ExecUnary,
-    /// A task of its own, from nothing to nothing.
+    /// The start of a new task, and its removal.
     Task,
 }
 
-/// What a step is made on.
+/// The container that a step is made on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum On {
-    /// A container that goes through its life once, a step after the other.
+    /// A container that goes through its life cycle once, one step after the other.
     Fresh,
-    /// One that runs all the time.
+    /// A container that keeps running between the steps.
     Running,
     Nothing,
 }
 
 impl Call {
-    /// As series name it.
+    /// Returns the call's name in series and options, such as `exec-set-up`.
     pub fn name(self) -> String {
         self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
@@ -132,15 +132,16 @@ impl Step {
         }
     }
 
-    /// The calls whose times it gives, the one that all of it belongs to last.
+    /// Returns the calls whose times this step yields. The one that comprises the whole step is last.
     pub fn gives(self) -> Vec<Call> {
         Call::value_variants().iter().copied().filter(|call| call.step(self.payload()) == self).collect()
     }
 
-    /// The call that what the step costs is put down to.
+    /// Returns the call that the CPU time of this step is attributed to.
     pub fn whole(self) -> Option<Call> {
         match self {
-            // Its two halves can't be told apart.
+            // Not used: the CPU time of a task's start and that of its removal are charged separately where the step
+            // is made.
             Self::Task => Some(Call::TaskStart),
             _ => self.gives().last().copied(),
         }
@@ -154,8 +155,8 @@ impl Step {
     }
 }
 
-/// The steps that the wanted calls need, in the order in which a turn makes them. A container's life is whole if any part
-/// of it is wanted.
+/// Returns the steps that the wanted calls need, in the order in which an iteration makes them. All steps of a
+/// container's life cycle are included if any of them is needed.
 pub fn steps(wanted: &[Call], payloads: &[usize]) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
     for call in Call::value_variants() {

@@ -1,4 +1,5 @@
-//! The path `cli`: the OCI runtime's command line, run here. Nothing that is built on that runtime can be faster: the floor.
+//! The path `cli`: the OCI runtime's command line, run by the benchmark itself. It is the lower bound: nothing that is
+//! built on that runtime can be faster.
 
 use std::fs;
 use std::path::{Path as FilePath, PathBuf};
@@ -29,7 +30,7 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// None where the shim is its own runtime.
+    /// Returns the path, or `None` if the shim is its own runtime.
     pub fn of(ground: &Arc<Ground>) -> Option<Self> {
         Some(Self { ground: Arc::clone(ground), runtime: ground.setup.runtime()?.to_owned() })
     }
@@ -128,7 +129,8 @@ impl Bare {
         Ok(output)
     }
 
-    /// One that leaves a process behind, which would hold pipes of ours open.
+    /// Runs a command that leaves a process behind. Its output isn't captured by pipes of ours, since that process
+    /// would hold them open.
     async fn leave(&self, arguments: &[&str]) -> Result<()> {
         let mut command = self.command(arguments);
         match &self.pipes {
@@ -195,7 +197,7 @@ impl Bare {
         Ok(step.gives().into_iter().map(|call| (call, took)).collect())
     }
 
-    /// Nothing of it is measured: there is nobody to be asked.
+    /// Kills the process and waits for its exit. Returns no times, since there is nobody whose answer could be timed.
     async fn end(&self) -> Result<Times> {
         let ended = end::watch(self.pid()?)?;
         self.well(&["kill", &self.id, "KILL"]).await?;
@@ -203,7 +205,8 @@ impl Bare {
         Ok(Vec::new())
     }
 
-    /// `delete --force` alone would look for the end of the process ten times a second.
+    /// Removes the container, whose process is killed first: `delete --force` alone polls for its exit ten times a
+    /// second.
     async fn delete(&self) -> Result<()> {
         if self.end().await.is_ok() && self.well(&["delete", &self.id]).await.is_ok() {
             return Ok(());
@@ -213,7 +216,7 @@ impl Bare {
 
     fn pid(&self) -> Result<i32> {
         let state = self.ground.directory().join("q").join(&self.id);
-        // runc and crun keep it in files of other names.
+        // runc and crun keep the pid in files of different names, under different keys.
         ["state.json", "status"]
             .iter()
             .find_map(|name| {
@@ -276,7 +279,7 @@ impl Bare {
         if self.removed {
             return Ok(());
         }
-        // Well where there is none.
+        // `delete --force` succeeds if there is no such container.
         let deleted = self.delete().await;
         let rootfs = self.bundle.join("rootfs");
         let unmounted = tokio::task::spawn_blocking(move || umount2(&rootfs, MntFlags::MNT_DETACH)).await?;
@@ -304,7 +307,7 @@ impl Container for Bare {
     }
 }
 
-/// Mounts what the snapshotter says, as a shim would.
+/// Mounts a snapshot as the snapshotter describes it, as a shim would.
 fn mount_at(layer: &Mount, target: &FilePath) -> Result<()> {
     let mut flags = MsFlags::empty();
     let mut data = Vec::new();

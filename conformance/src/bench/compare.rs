@@ -1,9 +1,9 @@
-//! Two reports held against each other: for each series of the first, how many times as long it takes in the second, and
-//! whether that is worse. What is pure is here; see `compare/table.rs` for what is printed.
+//! Compares two reports: for each series of the first, the ratio of its times in the second report to those in the
+//! first, and a verdict. This file has the pure part; `compare/table.rs` prints.
 //!
-//! A verdict needs the whole interval on one side of the threshold: what noise might have done is "unclear", and fails
-//! nothing. What can't be compared fails the comparison unless it is allowed: a gate that lets through what it couldn't see
-//! is none.
+//! A verdict needs the whole confidence interval on one side of the threshold: a difference that may be noise is
+//! "unclear", and fails nothing. A series that can't be compared fails the comparison unless an option allows that: a
+//! gate must not pass what it couldn't check.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,25 +16,27 @@ use super::statistics::{Distribution, Estimate, ratio, ratio_within_run};
 
 mod table;
 
-/// What `--threshold` is by default.
+/// Default of `--threshold`.
 pub const THRESHOLD: f64 = 0.1;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The report that is held to be good.
+    /// The report to compare with.
     base: PathBuf,
-    /// The report that is judged. May be the same file, with --map: setups that took turns in one run are the surest to compare.
+    /// The report to judge. May be the same file, with --map: setups that took turns in one run are the most reliable
+    /// to compare.
     other: PathBuf,
-    /// By how much something may be slower.
+    /// The slowdown that is tolerated, in per cent.
     #[arg(long, default_value = "10%", value_parser = threshold)]
     threshold: f64,
-    /// Hold this setup of the first report against that one of the second, and only those named so. May be repeated.
+    /// Compare this setup of the first report with that one of the second, and no setups but those named so. May be
+    /// repeated.
     #[arg(long, value_name = "SETUP=SETUP", value_parser = mapping)]
     map: Vec<(String, String)>,
-    /// Judge although the machines differ.
+    /// Compare even if the machines differ.
     #[arg(long)]
     across_machines: bool,
-    /// Don't fail for what the second report doesn't have.
+    /// Don't fail for series that the second report lacks.
     #[arg(long)]
     allow_missing: bool,
 }
@@ -55,30 +57,30 @@ pub enum Verdict {
     Better,
     Worse,
     Same,
-    /// The interval crosses the threshold: more samples would tell.
+    /// The confidence interval crosses the threshold. More samples would decide.
     Unclear,
-    /// There is no interval.
+    /// Too few samples for a confidence interval.
     TooFew,
-    /// The machines are not the same.
+    /// The reports are of different machines.
     NotComparable,
 }
 
-/// A series that both have.
+/// The comparison of a series that both reports have.
 #[derive(Debug)]
 struct Line {
     key: Key,
-    /// The name of the setup in the second report, where it is another.
+    /// Name of the setup in the second report, if it differs.
     other_setup: Option<String>,
     base: Option<u64>,
     other: Option<u64>,
     ratio: Option<Estimate>,
     verdict: Verdict,
-    /// Out of how many failed.
+    /// (failed calls, all calls) in the first and in the second report.
     failed: [(usize, usize); 2],
 }
 
 impl Line {
-    /// A greater part of the calls fails than did.
+    /// Returns whether the share of failed calls is greater in the second report.
     fn fails_more(&self) -> bool {
         let [(base, of_base), (other, of_other)] = self.failed;
         other * of_base.max(1) > base * of_other.max(1)
@@ -87,19 +89,19 @@ impl Line {
 
 #[derive(Debug, Default)]
 struct Comparison {
-    /// In what the machines differ.
+    /// The facts in which the machines differ.
     machines: Vec<String>,
     lines: Vec<Line>,
-    /// What the first report has and the second doesn't.
+    /// Series of the first report that the second lacks.
     missing: Vec<Key>,
-    /// What only the second has.
+    /// Series that only the second report has.
     new: Vec<Key>,
 }
 
-/// Prints, and tells by the exit code whether the second report is as good.
+/// Prints the comparison. The exit code says whether the second report is as good as the first.
 ///
 /// # Errors
-/// When a file can't be read, or there is nothing in them to compare.
+/// Fails if a file can't be read, or if the reports have nothing to compare.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let (base, other) = (saved::read(&args.base)?, saved::read(&args.other)?);
     for (report, setup) in args.map.iter().flat_map(|(a, b)| [(&base, a), (&other, b)]) {
@@ -175,7 +177,8 @@ fn line(base: &Series, other: &Series, ratio: Option<Estimate>, verdict: Verdict
     }
 }
 
-/// Under which keys the second report has what the first has under this one.
+/// Returns the keys under which the second report has the counterparts of a series of the first: those of the setups
+/// that it is mapped to, or its own.
 fn counterparts(key: &Key, map: &[(String, String)]) -> Vec<Key> {
     let renamed = |setup: &String| Key { setup: setup.clone(), ..key.clone() };
     match map {
@@ -188,7 +191,8 @@ fn is_looked_at(other_setup: &str, map: &[(String, String)]) -> bool {
     map.is_empty() || map.iter().any(|(_, other)| other == other_setup)
 }
 
-/// Those of single calls, and those that were taken with many tasks.
+/// Returns all series of a report: those of single calls, and those of runs with many tasks (`storm-start`,
+/// `storm-exec`, `storm-stop`).
 pub fn all_series(report: &Report) -> Vec<Series> {
     let of_scale = report.scale.iter().flat_map(scale_series);
     report.series.iter().cloned().chain(of_scale).collect()
@@ -213,12 +217,13 @@ fn scale_series(point: &ScalePoint) -> Vec<Series> {
         series("storm-exec", &point.exec_ns),
         series("storm-stop", &point.stop_ns),
     ];
-    // Which of them failed is in the words of each failure alone.
+    // All failures are put down to the starts: only a failure's text says whether it was a start, an exec or a stop.
     all[0].failures.clone_from(&point.failures);
     all
 }
 
-/// Of what a time depends on. The load before and the exact size of memory don't make another machine.
+/// Returns the differences between two machines that times depend on. The load before the run and the exact size of
+/// memory don't make it a different machine.
 fn differences(base: &Machine, other: &Machine) -> Vec<String> {
     let Machine { cpu, cores, memory_bytes: _, kernel, cgroups, distribution, load_before: _ } = base;
     let facts = [
@@ -232,7 +237,7 @@ fn differences(base: &Machine, other: &Machine) -> Vec<String> {
     differ.map(|(what, base, other)| format!("{what}: {base} and {other}")).collect()
 }
 
-/// A threshold of 10 % is a factor of 1.1 to either side.
+/// Judges a ratio. A threshold of 10 % is a factor of 1.1 in either direction.
 pub fn judge(ratio: Option<Estimate>, threshold: f64) -> Verdict {
     let Some(Estimate { low, high, .. }) = ratio else { return Verdict::TooFew };
     let (least, most) = (1.0 / (1.0 + threshold), 1.0 + threshold);
@@ -252,7 +257,7 @@ impl Comparison {
         self.lines.iter().filter(|line| line.verdict == verdict).count()
     }
 
-    /// Why the second report is not as good as the first; none if it is.
+    /// Returns the reasons why the second report is not as good as the first. Empty if it is.
     fn reasons(&self, args: &Args) -> Vec<String> {
         let failing = self.lines.iter().filter(|line| line.fails_more()).count();
         let missing = if args.allow_missing { 0 } else { self.missing.len() };

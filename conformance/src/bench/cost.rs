@@ -1,7 +1,7 @@
-//! What calls take of CPU time and memory, and who takes it. All that a run starts is in one control group with it, whose
-//! clock the kernel keeps in nanoseconds; each process that is still there has a clock of its own; and what the group took
-//! beyond those was taken by processes that came and went: the OCI runtime's, and a shim's own `start`. Calls are made one
-//! lane at a time, so what is taken meanwhile is the lane's.
+//! The CPU time and memory that calls cost, by consumer. All that a run starts is in one control group with it, whose
+//! CPU time the kernel counts in nanoseconds. Each process that still runs has a clock of its own; what the group used
+//! beyond those clocks was used by processes that came and went: the OCI runtime's, and a shim's own `start`. Calls
+//! are made on one lane at a time, so that all CPU time used meanwhile is that lane's.
 //!
 //! Source of the facts: Linux `cgroup-v1/cpuacct`, `cgroup-v2`, clock_getcpuclockid(3), `proc_pid_smaps(5)`.
 
@@ -16,12 +16,13 @@ use super::record::Cost;
 use crate::processes::cpu_ns;
 
 const ROOT: &str = "/sys/fs/cgroup";
-/// Processes that ended within the call.
+/// The consumer to which processes are counted that exited during the call.
 const GONE: &str = "runtime";
-/// Those that are there, and no server: shims.
+/// The consumer to which running processes are counted that aren't servers: shims.
 const SHIMS: &str = "shims";
 
-/// The group that this process and all that it starts are in. Dropped, it goes back to where it was.
+/// The control group that this process and all its descendants are in. On drop, this process moves back to its
+/// previous group.
 pub struct Group {
     directory: PathBuf,
     before: PathBuf,
@@ -31,7 +32,7 @@ impl Group {
     /// Moves this process into a group of its own.
     ///
     /// # Errors
-    /// When the machine has none that counts CPU time, or doesn't let us.
+    /// Fails if no control group of this machine counts CPU time, or if it can't be written.
     pub fn enter() -> Result<Self> {
         let own = fs::read_to_string("/proc/self/cgroup")?;
         let (mount, path) = controller(&own).context("no control group counts CPU time here")?;
@@ -42,7 +43,7 @@ impl Group {
         Ok(group)
     }
 
-    /// Nanoseconds of all that is or was in it.
+    /// Returns the CPU time of all processes that are or were in the group, in nanoseconds.
     fn total(&self) -> Result<u64> {
         if let Ok(text) = fs::read_to_string(self.directory.join("cpuacct.usage")) {
             return Ok(text.trim().parse()?);
@@ -53,14 +54,15 @@ impl Group {
     }
 
     /// # Errors
-    /// When the group's files can't be read.
+    /// Fails if the group's files can't be read.
     pub fn read(&self) -> Result<Reading> {
         let pids = fs::read_to_string(self.directory.join("cgroup.procs"))?;
         let clocks = pids.lines().filter_map(|line| {
             let pid = line.parse().ok()?;
             Some((pid, cpu_ns(pid)?))
         });
-        // The clocks first: what is taken between the two is nobody's of those that are there.
+        // The clocks are read before the total: CPU time used in between is attributed to none of the running
+        // processes.
         let clocks = clocks.collect();
         Ok(Reading { total: self.total()?, clocks })
     }
@@ -78,7 +80,8 @@ fn move_to(group: &Path) -> Result<()> {
     fs::write(&file, std::process::id().to_string()).with_context(|| format!("write {}", file.display()))
 }
 
-/// Where the hierarchy that counts CPU time is mounted, and which of its groups we are in.
+/// Returns the mount point of the control group hierarchy that counts CPU time, and this process' group in it. `own`
+/// is the text of `/proc/self/cgroup`.
 fn controller(own: &str) -> Option<(PathBuf, String)> {
     let fields = own.lines().filter_map(|line| {
         let mut fields = line.splitn(3, ':').skip(1);
@@ -93,7 +96,7 @@ fn controller(own: &str) -> Option<(PathBuf, String)> {
     v2.map(|(_, path)| (PathBuf::from(ROOT), (*path).to_owned()))
 }
 
-/// Removes the groups in which containers of ours were, in each hierarchy.
+/// Removes the control groups of the benchmark's containers in each hierarchy.
 pub fn remove_groups() {
     let root = Path::new(ROOT);
     let hierarchies = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -102,7 +105,7 @@ pub fn remove_groups() {
     }
 }
 
-/// At one moment.
+/// The CPU time used up to one moment: by the whole group, and by each running process of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reading {
     total: u64,
@@ -110,7 +113,7 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// What was taken since an earlier one, by who took it.
+    /// Returns the CPU time in nanoseconds used since an earlier reading, by consumer.
     pub fn since(&self, before: &Self, servers: &[(&'static str, i32)], own: i32) -> BTreeMap<String, u64> {
         let mut taken: BTreeMap<String, u64> = BTreeMap::new();
         let mut known = 0;
@@ -128,7 +131,7 @@ impl Reading {
     }
 }
 
-/// The sums of a series.
+/// The sums of CPU time over all calls of a series.
 #[derive(Debug, Clone, Default)]
 pub struct Sum {
     calls: u64,
@@ -143,7 +146,7 @@ impl Sum {
         }
     }
 
-    /// For each call, beside what is resident now.
+    /// Returns the average CPU time of a call, together with the current memory usage.
     pub fn cost(&self, memory: &Memory) -> Cost {
         let per_call = self.taken.iter().map(|(who, took)| (who.clone(), took / self.calls.max(1)));
         Cost {
@@ -154,11 +157,11 @@ impl Sum {
     }
 }
 
-/// Of processes, by who they are.
+/// Memory usage in bytes, by consumer.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Memory {
     pub resident: BTreeMap<String, u64>,
-    /// Pages that several share are divided among them.
+    /// Proportional set size: pages that several processes share are divided among them.
     pub proportional: BTreeMap<String, u64>,
 }
 

@@ -1,4 +1,4 @@
-//! A report's samples as a table that other tools read: a row for each call, also for those that failed.
+//! A report's samples as CSV for other tools: one row for each call, failed ones included.
 //!
 //! Source of the facts: RFC 4180.
 
@@ -9,7 +9,7 @@ use super::record::{Key, Report};
 const HEAD: &str = "setup,path,call,concurrency,payload_bytes,held,nanoseconds,failed_in_turn,error";
 
 /// # Errors
-/// When it can't be written.
+/// Fails if `out` can't be written.
 pub fn write(report: &Report, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "{HEAD}")?;
     for series in &report.series {

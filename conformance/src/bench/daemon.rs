@@ -1,4 +1,5 @@
-//! The path `daemon`: containerd's own services, as drivers use them that leave tasks to it. It starts the shims itself.
+//! The path `daemon`: containerd's own services, as drivers use them that leave tasks to containerd. It starts the
+//! shims itself.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -84,7 +85,8 @@ impl Tasks {
         ContainersClient::new(self.ground.channel.clone())
     }
 
-    /// The shim by its path, so that it is the setup's and not the one that the daemon would find.
+    /// Returns the runtime for the container's record: the path of the setup's shim, so that containerd doesn't look
+    /// for another one.
     fn runtime(&self) -> String {
         self.ground.setup.programs.shim().display().to_string()
     }
@@ -95,7 +97,7 @@ impl Tasks {
     }
 }
 
-/// What is not there any more needn't be removed.
+/// Treats `NotFound` as success: the object is removed already.
 fn unless_gone<T>(answer: std::result::Result<T, Status>) -> Result<()> {
     match answer {
         Err(status) if status.code() != Code::NotFound => Err(status.into()),

@@ -1,4 +1,4 @@
-//! The path `direct`: a shim that is started here, in a bundle of ours, and spoken to over ttrpc.
+//! The path `direct`: a shim that the benchmark starts itself, in a bundle of its own, and calls over ttrpc.
 
 use std::fs::{self, File};
 use std::io::PipeReader;
@@ -61,7 +61,7 @@ impl Path for Direct {
     }
 }
 
-/// One shim, once it is there.
+/// A shim, and the connection to it once it is started.
 #[derive(Clone)]
 struct Shim {
     ground: Arc<Ground>,
@@ -77,7 +77,8 @@ impl Shim {
         self.running.as_ref().map(|(client, _)| client).context("there is no shim")
     }
 
-    /// Runs the shim's binary to its end, in the bundle, with `stdin`, or none. What it leaves behind has nothing of ours: no pipe, no environment.
+    /// Runs the shim's binary in the bundle until it exits, with `stdin` if there is one. A process that it leaves
+    /// behind inherits no pipe of ours and no environment but what is set here.
     async fn run(&self, making: &Making, arguments: &[&str], stdin: Option<PipeReader>) -> Result<Vec<u8>> {
         let (out, err) = (making.bundle.join("shim.out"), making.bundle.join("shim.err"));
         let address = self.address();
@@ -120,7 +121,7 @@ impl Shim {
         self.run(making, &["start"], stdin).await
     }
 
-    /// What the shim expects, by its version: asked once.
+    /// Returns the start input that the shim expects, by its version. The shim is asked for that once a setup.
     async fn input(&self, making: &Making) -> Result<StartInput> {
         let ask = || async {
             let printed = self.run(making, &["-v"], None).await?;
@@ -138,7 +139,7 @@ impl Shim {
         Ok(options.as_ref().map(any::runc_options).transpose()?)
     }
 
-    /// Ends it by its own calls.
+    /// Removes the container and ends the shim by calls to the shim itself.
     async fn end(&self, id: &str) -> Result<()> {
         let client = self.client()?;
         let kill = KillRequest { id: id.to_owned(), signal: 9, all: true, ..KillRequest::default() };
@@ -153,24 +154,24 @@ impl Shim {
     }
 }
 
-/// The same error may mean that it was done before.
+/// Returns whether an error of a removal means that the container is removed already.
 fn is_gone(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref::<CallError>(), Some(CallError::NotFound(_) | CallError::Disconnected(_)))
 }
 
 impl Service for Shim {
     async fn prepare(&mut self, making: &Making) -> Result<()> {
-        // A shim without a log dies, and one with a pipe without a reader hangs.
+        // Without a log file the shim dies, and with a pipe that nobody reads it hangs.
         fs::write(making.bundle.join("log"), b"")?;
         fs::write(making.bundle.join("config.json"), serde_json::to_vec(&making.spec)?)?;
-        // Before the start, which is measured.
+        // The version is queried here, since the start is measured.
         self.input(making).await?;
         Ok(())
     }
 
     async fn bootstrap(&mut self, making: &Making) -> Result<()> {
         let answer = match self.start(making).await {
-            // Not every shim starts without somebody to tell its events to.
+            // Some shims refuse to start without an address to publish events to.
             Err(error)
                 if format!("{error:#}").contains("TTRPC_ADDRESS") && self.ground.events().is_none() =>
             {
@@ -283,7 +284,7 @@ impl Service for Shim {
         Ok(self.client()?.update(&request, LIMIT).await.map(drop)?)
     }
 
-    /// A shim may be gone before its answer is.
+    /// Shuts the shim down. A closed connection counts as success: the shim may exit before its answer is sent.
     async fn shutdown(&self, id: &str) -> Result<()> {
         let request = ShutdownRequest { id: id.to_owned(), ..ShutdownRequest::default() };
         match self.client()?.shutdown(&request, LIMIT).await {
@@ -295,7 +296,7 @@ impl Service for Shim {
     async fn clear(&mut self, making: &Making) -> Result<()> {
         let cleared = match self.end(&making.id).await {
             Ok(()) => Ok(()),
-            // Its binary does the same without it.
+            // The shim's binary removes the container without a running shim.
             Err(_) => {
                 let bundle = making.bundle.display().to_string();
                 self.run(making, &["-bundle", &bundle, "delete"], None).await.map(drop)

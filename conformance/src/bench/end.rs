@@ -1,4 +1,4 @@
-//! When a process really ends, by a pidfd: what the answer of who waits for it is held against.
+//! Watches for the exit of a process by a pidfd. The answer of a wait is timed against that.
 
 use std::os::fd::OwnedFd;
 use std::time::Instant;
@@ -9,10 +9,10 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 
-/// Begins to watch a process. What is returned ends with it.
+/// Starts to watch a process. The returned task ends when the process exits, and yields the time of that.
 ///
 /// # Errors
-/// When there is no such process here, as where a container has a kernel of its own.
+/// Fails if there is no such process on this kernel, as where a container has a kernel of its own.
 pub fn watch(pid: i32) -> Result<JoinHandle<Instant>> {
     let raw = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw);
     let opened = pidfd_open(raw.with_context(|| format!("{pid} is no pid"))?, PidfdFlags::NONBLOCK);

@@ -1,5 +1,5 @@
-//! What a setup's containers are made from: a containerd, private or given, with an image in a namespace of ours, and
-//! snapshots of it under a lease. Knows nothing of tasks.
+//! The environment of a setup's containers: a containerd, private or given, with an image in a namespace of ours, and
+//! snapshots of that image under a lease. Knows nothing of tasks.
 
 use std::collections::HashMap;
 use std::fs;
@@ -28,34 +28,34 @@ use crate::fixture::containerd::NAMESPACE;
 use crate::fixture::process::output;
 use crate::fixture::{Containerd, images, sweep};
 
-/// Nobody's, so it is never asked for over the network.
+/// Name of the image. The registry's domain doesn't exist, so that the image is never pulled from the network.
 pub const IMAGE: &str = "bench.invalid/busybox:latest";
 const SNAPSHOTTER: &str = "overlayfs";
-/// What any one call may take.
+/// Timeout of a single call.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
 pub struct Ground {
     pub setup: Setup,
-    /// In whose namespace of containerd all is.
+    /// The containerd namespace of the setup's containers, images and leases.
     namespace: String,
     pub channel: Channel,
-    /// All files of it are below.
+    /// Root directory of all files of the setup.
     directory: PathBuf,
-    /// The image's snapshot.
+    /// Key of the snapshot of the image's layer, the parent of all container snapshots.
     parent: String,
     socket: PathBuf,
-    /// Stops when it is dropped.
+    /// The private containerd, which stops when it is dropped. `None` if the setup uses a running one.
     private: Option<Containerd>,
     tells_events: AtomicBool,
-    /// Of the shim at hand, once it was asked.
+    /// The start input that the setup's shim expects. Set once the shim has been asked for its version.
     pub start_input: OnceCell<StartInput>,
 }
 
 impl Ground {
-    /// Starts containerd if it is to be a private one, and brings the image.
+    /// Starts containerd, unless the setup names a running one, and imports the image.
     ///
     /// # Errors
-    /// Says what didn't come up.
+    /// Names the part that didn't start.
     pub fn start(runtime: &Runtime, directory: PathBuf, setup: Setup) -> Result<Self> {
         fs::create_dir_all(&directory)?;
         let (private, socket) = match &setup.socket {
@@ -66,7 +66,7 @@ impl Ground {
             }
             Some(socket) => (None, socket.clone()),
         };
-        // Several setups may be on one containerd that isn't ours.
+        // Several setups may share a containerd that isn't ours.
         let of_setup = directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         let namespace = format!("{}-{of_setup}", name());
         let channel = runtime
@@ -82,10 +82,10 @@ impl Ground {
         Ok(ground)
     }
 
-    /// Brings the image into a namespace, and tells its snapshot.
+    /// Imports the image into a namespace, and returns the key of its snapshot.
     ///
     /// # Errors
-    /// Carries what `ctr` said.
+    /// Carries the output of `ctr`.
     pub fn import(&self, namespace: &str) -> Result<String> {
         let image = images::busybox(json!({"Cmd": ["sh"]}))?;
         let archive = self.directory.join("image.tar");
@@ -115,12 +115,13 @@ impl Ground {
         &self.namespace
     }
 
-    /// containerd's process, where it is ours.
+    /// Returns the pid of containerd, if it is a private one.
     pub fn daemon_pid(&self) -> Option<i32> {
         self.private.as_ref()?.pid().ok()
     }
 
-    /// Where shims that are started here tell their events, if they have to: to containerd, which has a service for it.
+    /// Returns the address for the events of shims that the benchmark starts itself, if they need one: containerd's
+    /// ttrpc socket, which serves events.
     pub fn events(&self) -> Option<PathBuf> {
         self.tells_events.load(Ordering::Relaxed).then(|| match &self.private {
             Some(private) => private.events_socket(),
@@ -132,38 +133,40 @@ impl Ground {
         self.tells_events.store(true, Ordering::Relaxed);
     }
 
-    /// The processes that all of its paths have in common. Of a containerd that isn't ours nothing is known.
+    /// Returns the names and pids of the servers that all paths of the setup share. Empty for a containerd that isn't
+    /// ours, whose process isn't known.
     pub fn servers(&self) -> Vec<(&'static str, i32)> {
         self.daemon_pid().map(|pid| ("daemon", pid)).into_iter().collect()
     }
 
-    /// Where runtimes keep their state, those that the harness runs itself apart from those that shims run.
+    /// Returns the state directory of OCI runtimes that shims run. Runtimes that the benchmark runs itself have
+    /// another one.
     pub fn runtime_root(&self) -> PathBuf {
         self.directory.join("r")
     }
 
-    /// A control group of a container.
+    /// Returns the path of the control group of a container.
     pub fn cgroup(id: &str) -> String {
         format!("/{}/{id}", name())
     }
 
-    /// An id that no other container of this process has.
+    /// Returns a container id that is unique in this process.
     pub fn new_id() -> String {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         format!("b{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
     }
 
-    /// In our namespace, under our lease, and not for ever.
+    /// Builds a request in the setup's namespace and under its lease, with a timeout of [`LIMIT`].
     pub fn request<T>(&self, message: T) -> Request<T> {
         let mut request = self.lasting(message);
         request.set_timeout(LIMIT);
         request
     }
 
-    /// As [`Self::request`], for what may take as long as it likes.
+    /// Builds a request as [`Self::request`] does, but without a timeout.
     pub fn lasting<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        // Our name is of letters that headers can have.
+        // The namespace consists of characters that are valid in headers.
         if let Ok(name) = MetadataValue::try_from(&self.namespace) {
             request.metadata_mut().insert("containerd-namespace", name.clone());
             request.metadata_mut().insert("containerd-lease", name);
@@ -178,7 +181,7 @@ impl Ground {
         Ok(())
     }
 
-    /// A snapshot to run a container on.
+    /// Prepares a snapshot for a container, and returns its mounts.
     ///
     /// # Errors
     /// Carries the daemon's refusal.
@@ -201,7 +204,7 @@ impl Ground {
         answer.context("remove a snapshot").map(drop)
     }
 
-    /// Leaves a containerd that isn't ours as it was.
+    /// Removes the lease and the namespace from a containerd that isn't ours.
     async fn take_back(&self) -> Result<()> {
         let id = self.namespace.clone();
         let lease = pb::DeleteRequest { id, sync: true };
@@ -212,10 +215,10 @@ impl Ground {
         Ok(())
     }
 
-    /// Ends it, once nothing runs on it any more.
+    /// Cleans up, once nothing runs in the environment any more. A private containerd is ended by the drop.
     ///
     /// # Errors
-    /// Says what of it stays behind in a containerd that isn't ours.
+    /// Names what stays behind in a containerd that isn't ours.
     pub fn end(self, runtime: &Runtime) -> Result<()> {
         if self.private.is_some() {
             return Ok(());
@@ -235,7 +238,7 @@ impl Drop for Ground {
     }
 }
 
-/// By which all that is ours is known.
+/// Returns the name of this run, which namespaces and control groups are named by.
 pub fn name() -> String {
     format!("bench-{}", std::process::id())
 }

@@ -1,18 +1,19 @@
-//! How what one task takes grows with the number of tasks, and where it begins to. Knows what was measured, not how.
+//! How the cost of one task grows with the number of tasks, and from which number on. Knows what was measured, not
+//! how.
 
 use std::collections::BTreeMap;
 
 use super::record::ScalePoint;
 
-/// From where on a task takes so many times as long to start as with the best smaller count: there the knee is.
+/// Threshold of the knee: the factor by which the start of a task is slower than with the best smaller count.
 pub const KNEE: f64 = 1.25;
 
-/// What each of so many tasks took.
+/// The cost of one task when this many tasks run at a time.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PerTask {
     pub tasks: u32,
-    /// The storm's time divided by the tasks that it brought up: less than the time of one, where several are under way
-    /// at a time.
+    /// Time of the start storm divided by the number of tasks that it started, in nanoseconds. Less than the start
+    /// time of one task, since several starts run concurrently.
     pub start_ns: Option<f64>,
     pub stop_ns: Option<f64>,
     pub steady_cpu_ns_per_second: u64,
@@ -38,7 +39,7 @@ fn sum(parts: &BTreeMap<String, u64>) -> u64 {
     parts.values().sum()
 }
 
-/// The points of each setup and path, the least count first.
+/// Groups points by setup and path, and sorts each group by the number of tasks.
 pub fn lines<'a>(points: &[&'a ScalePoint]) -> Vec<Vec<&'a ScalePoint>> {
     let mut lines: Vec<Vec<&ScalePoint>> = Vec::new();
     for point in points {
@@ -53,7 +54,8 @@ pub fn lines<'a>(points: &[&'a ScalePoint]) -> Vec<Vec<&'a ScalePoint>> {
     lines
 }
 
-/// The first count of tasks, in their order, from which on [`KNEE`] says that it gets slow; none where it doesn't.
+/// Returns the first count of tasks, in ascending order, at which the start of a task exceeds [`KNEE`] times the best
+/// before. `None` if there is none.
 pub fn knee(line: &[PerTask]) -> Option<u32> {
     let mut best = f64::INFINITY;
     for (each, start_ns) in line.iter().filter_map(|each| Some((each, each.start_ns?))) {

@@ -1,5 +1,5 @@
-//! One path on one setup as a run drives it: the containers that it has at a time, and a step made on all of them at once.
-//! Knows nothing of other lanes.
+//! A lane is a target of the benchmark: one path on one setup. It has the containers that a run uses there at a time,
+//! and makes a step on all of them at once. Knows nothing of other lanes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,10 +11,10 @@ use futures::future::join_all;
 use super::call::{Call, On, Step};
 use super::path::{Container, Path, Times};
 
-/// How many tasks are started or removed at a time where it isn't measured.
+/// Maximum number of tasks that are started or removed concurrently outside of measurements.
 const AT_ONCE: usize = 4;
 
-/// A place for a container, and why there is none in it any more.
+/// A container, or the error for which it was removed.
 type Place = Result<Box<dyn Container>, String>;
 
 pub struct Lane {
@@ -26,7 +26,7 @@ pub struct Lane {
     held: Vec<Box<dyn Container>>,
 }
 
-/// What a step came to, once for each that was made at the time.
+/// The outcomes of a step, one for each container that it was made on.
 pub type Outcomes = Vec<Result<Times>>;
 
 impl Lane {
@@ -39,26 +39,26 @@ impl Lane {
         format!("{} by {}", self.setup, self.path.name())
     }
 
-    /// Which calls of a step it has.
+    /// Returns the calls of a step that this lane's path supports.
     pub fn has(&self, step: Step) -> Vec<Call> {
         step.gives().into_iter().filter(|call| self.path.lacks(*call).is_none()).collect()
     }
 
-    /// Which of those steps it makes: those that it has something of, and an end to every life.
+    /// Returns the steps that this lane supports, plus `End` if it starts fresh containers.
     pub fn steps(&self, steps: &[Step]) -> Vec<Step> {
         let lives = steps.iter().any(|step| step.on() == On::Fresh && !self.has(*step).is_empty());
         let makes = |step: &&Step| !self.has(**step).is_empty() || (lives && **step == Step::End);
         steps.iter().filter(makes).copied().collect()
     }
 
-    /// Starts what has to run meanwhile.
+    /// Starts the running containers that the steps need, and the `held` ones that run besides.
     ///
     /// # Errors
     /// Carries the path's refusal.
     pub async fn begin(&mut self, steps: &[Step], concurrency: usize, held: usize) -> Result<()> {
         self.concurrency = concurrency;
         let needs_one = self.steps(steps).iter().any(|step| step.on() == On::Running);
-        // A terminal is for whom its size is set.
+        // Only a resize needs a terminal.
         let terminal = self.steps(steps).contains(&Step::Resize);
         let count = if needs_one { concurrency } else { 0 };
         let name = self.name();
@@ -79,7 +79,7 @@ impl Lane {
         futures::stream::iter(starts).buffered(AT_ONCE).collect().await
     }
 
-    /// Makes ready what a turn's steps need.
+    /// Prepares the fresh containers that the steps of an iteration need.
     pub async fn begin_turn(&mut self, steps: &[Step]) {
         if self.steps(steps).iter().any(|step| step.on() == On::Fresh) {
             let prepared = join_all((0..self.concurrency).map(|_| self.path.prepare())).await;
@@ -88,7 +88,7 @@ impl Lane {
         }
     }
 
-    /// Makes a step on each container that it is made on, all at once.
+    /// Makes a step on each container of its kind, on all at once.
     pub async fn make(&mut self, step: Step) -> Outcomes {
         match step.on() {
             On::Running => join_all(self.running.iter_mut().map(|place| make_at(place, step, false))).await,
@@ -97,24 +97,24 @@ impl Lane {
         }
     }
 
-    /// Starts tasks, each of which is then to be removed.
+    /// Starts as many tasks as the concurrency says. The caller removes them.
     pub async fn start_tasks(&self) -> Vec<Result<(Box<dyn Container>, Duration)>> {
         join_all((0..self.concurrency).map(|_| self.path.start(false))).await
     }
 
-    /// Takes away what the turn's life has left.
+    /// Removes the fresh containers of an iteration.
     ///
     /// # Errors
-    /// Says what stays.
+    /// Names the containers that stay.
     pub async fn end_turn(&mut self) -> Result<()> {
         let fresh = std::mem::take(&mut self.fresh);
         self.remove(fresh.into_iter().flatten().collect()).await
     }
 
-    /// Takes away everything.
+    /// Removes all containers of the lane.
     ///
     /// # Errors
-    /// Says what stays.
+    /// Names the containers that stay.
     pub async fn end(&mut self) -> Result<()> {
         let (fresh, running) = (std::mem::take(&mut self.fresh), std::mem::take(&mut self.running));
         let all = fresh.into_iter().chain(running).flatten().chain(std::mem::take(&mut self.held));
@@ -132,13 +132,14 @@ impl Lane {
         Ok(())
     }
 
-    /// The shims of the containers that run all the time.
+    /// Returns the pids of the shims of the running containers.
     pub fn shims(&self) -> Vec<i32> {
         self.running.iter().flatten().filter_map(|container| container.shim()).collect()
     }
 }
 
-/// A life that has failed at one step has failed at all that follow.
+/// Makes a step on a container. A container whose life cycle failed at a step (`is_life`) is removed, and fails at all
+/// further steps.
 async fn make_at(place: &mut Place, step: Step, is_life: bool) -> Result<Times> {
     let container = match place {
         Ok(container) => container,
@@ -147,7 +148,7 @@ async fn make_at(place: &mut Place, step: Step, is_life: bool) -> Result<Times> 
     let outcome = container.step(step).await;
     if let (Err(error), true) = (&outcome, is_life) {
         let why = format!("{error:#}");
-        // Whatever there is of it is nobody's any more.
+        // No later step would remove the container.
         let removed = container.remove().await;
         let stays = removed.err().map(|error| format!("; and it can't be removed: {error:#}"));
         *place = Err(why + &stays.unwrap_or_default());
@@ -155,7 +156,7 @@ async fn make_at(place: &mut Place, step: Step, is_life: bool) -> Result<Times> 
     outcome
 }
 
-/// Removes a task, and says how long that took.
+/// Removes a task, and returns how long that took.
 ///
 /// # Errors
 /// Carries the path's refusal.

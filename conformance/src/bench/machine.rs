@@ -1,4 +1,4 @@
-//! The machine that figures were taken on, without which they say little.
+//! Facts of the machine that figures were taken on. Figures say little without them.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use super::record::Machine;
 
 /// # Errors
-/// Names the fact that can't be had.
+/// Names the fact that can't be read.
 pub fn look() -> Result<Machine> {
     let read = |path: &str| fs::read_to_string(path).with_context(|| format!("read {path}"));
     let (cpu, memory) = (read("/proc/cpuinfo")?, read("/proc/meminfo")?);

@@ -1,4 +1,5 @@
-//! The benchmark of shims: their calls by several paths in turn, and what is said of the figures.
+//! The benchmark of shims: measures their calls by several paths in alternation, and prints, compares and renders the
+//! results.
 
 mod call;
 mod cli;
@@ -55,25 +56,25 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Measure: what `bench` does without a word.
+    /// Run the benchmark. The default without a subcommand.
     Run(Box<run::Args>),
-    /// See how what a task takes grows with how many there are.
+    /// Measure how the cost of a task grows with the number of tasks.
     Scale(Box<scale::Args>),
-    /// Hold a report against another, and fail where something got slower or fails more often.
+    /// Compare two reports, and fail if a series got slower, fails more often or can't be compared.
     Compare(compare::Args),
-    /// Make a page of one report or more.
+    /// Render one or more reports as an HTML page.
     Report(report::Args),
-    /// See whether this harness measures right on this machine.
+    /// Check that this harness measures correctly on this machine.
     SelfCheck(self_check::Args),
-    /// Make a shim whose answers take known times.
+    /// Write a stub shim that answers each call after a known time.
     Stub(stub::Args),
-    /// What that shim is.
+    /// Run as the stub shim. Called by the script that `stub` writes.
     #[command(hide = true)]
     StubShim(stub::ShimArgs),
 }
 
 impl Args {
-    /// Whether anything of it may run a container with crun.
+    /// Returns whether the command may run a container with crun.
     pub fn may_run_crun(&self) -> bool {
         match &self.command {
             None => self.run.may_run_crun(),
@@ -85,7 +86,7 @@ impl Args {
 }
 
 /// # Errors
-/// Says what can't be read or measured. A call that fails is a figure.
+/// Fails on what can't be read or measured. A failed call is no error but part of the figures.
 pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.command {
         None => run::run(&args.run),

@@ -1,4 +1,4 @@
-//! What a path has to offer: containers, and steps on them. A path is one way to ask for a task on one setup.
+//! The interface of a path: containers, and steps on them. A path is one way to run a task on one setup.
 
 use std::time::{Duration, Instant};
 
@@ -8,36 +8,36 @@ use futures::future::BoxFuture;
 use super::call::{Call, Step};
 use crate::timeline::Told;
 
-/// How long each part of a step took.
+/// The duration of each call that a step yields.
 pub type Times = Vec<(Call, Duration)>;
 
 pub trait Path: Send + Sync {
-    /// By which series name it.
+    /// Returns the path's name in series.
     fn name(&self) -> &'static str;
 
-    /// Why a call can't be made this way, for one that can't.
+    /// Returns why this path can't make a call, or `None` if it can.
     fn lacks(&self, call: Call) -> Option<String>;
 
-    /// What a container is made of, but nothing of it is made: for the steps of a life, which come in their order.
+    /// Prepares what a container needs without creating it, for steps of the life cycle, which follow in order.
     fn prepare(&self) -> BoxFuture<'_, Result<Box<dyn Container>>>;
 
-    /// A running container, from nothing, and what it took to its process' first write.
+    /// Starts a container from scratch. Also returns the time until the first write of its process.
     fn start(&self, terminal: bool) -> BoxFuture<'_, Result<(Box<dyn Container>, Duration)>>;
 
-    /// The lasting processes that take part, by who they are: `daemon`, `plugin`.
+    /// Returns the names (`daemon`, `plugin`) and pids of the servers that take part.
     fn servers(&self) -> Vec<(&'static str, i32)>;
 
-    /// What those have said so far of where a call's time went.
+    /// Returns the timelines that the servers have logged so far.
     fn told(&self) -> Vec<Told> {
         Vec::new()
     }
 }
 
 pub trait Container: Send {
-    /// Makes a step, and says what each part of it took.
+    /// Makes a step, and returns the times of its calls.
     fn step(&mut self, step: Step) -> BoxFuture<'_, Result<Times>>;
 
-    /// Has its statistics read each second, for so long: by a stream of them, where the path has one.
+    /// Reads the container's statistics each second for `time`: from a stream, if the path has one.
     fn read_each_second(&mut self, time: Duration) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             let until = Instant::now() + time;
@@ -50,9 +50,9 @@ pub trait Container: Send {
         })
     }
 
-    /// The shim of it, where it has one by now.
+    /// Returns the pid of the container's shim, if there is one by now.
     fn shim(&self) -> Option<i32>;
 
-    /// Ends and removes all of it, whatever state it is in. Twice is once.
+    /// Stops and removes the container, in whatever state it is. A second call does nothing.
     fn remove(&mut self) -> BoxFuture<'_, Result<()>>;
 }

@@ -1,5 +1,5 @@
-//! The pipes of one process: made before it is asked for, written and read meanwhile, removed afterwards. Whoever asks for
-//! the process is told their paths.
+//! The named pipes for stdin, stdout and stderr of one process: created before the process, written and read while it
+//! runs, removed afterwards. Whoever starts the process is given their paths.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::unix::pipe;
 use tokio::task::JoinHandle;
 
-/// What an exec's input is made of.
+/// The byte that the input of an exec consists of.
 const PATTERN: u8 = 0x5a;
 
-/// Where a process' pipes are. An empty path is none.
+/// Paths of a process' pipes. An empty path is no pipe.
 #[derive(Debug, Clone, Default)]
 pub struct Paths {
     pub stdin: String,
@@ -23,7 +23,7 @@ pub struct Paths {
     pub stderr: String,
 }
 
-/// Dropped, they are removed.
+/// The pipes of a process, removed on drop.
 pub struct Pipes {
     pub paths: Paths,
     stdin: Option<JoinHandle<Result<()>>>,
@@ -32,10 +32,11 @@ pub struct Pipes {
 }
 
 impl Pipes {
-    /// `input` is what the process will be given; a terminal has no stderr of its own.
+    /// Creates the pipes. `input` is the number of bytes that the process is given on stdin. A terminal has no stderr
+    /// of its own.
     ///
     /// # Errors
-    /// When they can't be made or opened.
+    /// Fails if a pipe can't be created or opened.
     pub fn make(directory: &Path, name: &str, input: usize, terminal: bool) -> Result<Self> {
         let make = |end: &str| -> Result<PathBuf> {
             let path = directory.join(format!("{name}.{end}"));
@@ -56,17 +57,17 @@ impl Pipes {
         if input > 0 {
             let stdin = make("in")?;
             pipes.paths.stdin = shown(&stdin);
-            // Held for reading as well, so that the opening doesn't wait for the other end.
+            // Opened for reading as well, so that the open doesn't block until the other end is opened.
             let sender = pipe::OpenOptions::new().read_write(true).open_sender(&stdin)?;
             pipes.stdin = Some(tokio::spawn(write(sender, input)));
         }
         Ok(pipes)
     }
 
-    /// Returns once all of the input is in the pipe, and our end of it closed.
+    /// Waits until all of the input is in the pipe and our end of it is closed. Returns whether there was any input.
     ///
     /// # Errors
-    /// When it breaks.
+    /// Fails if the pipe breaks.
     pub async fn written(&mut self) -> Result<bool> {
         match self.stdin.take() {
             Some(writing) => writing.await?.map(|()| true),
@@ -74,13 +75,13 @@ impl Pipes {
         }
     }
 
-    /// Takes what the process writes to its stdout, so that it can be read while other things are waited for.
+    /// Takes the reader of the process' stdout, so that it can be read while other events are awaited.
     pub fn output(&mut self) -> Option<Output> {
         let stdout = self.stdout.take()?;
         Some(Output { stdout, read: 0 })
     }
 
-    /// What the process said on its stderr. To be asked once it is gone.
+    /// Returns what the process wrote to its stderr. Called once the process is gone.
     pub async fn complaint(&mut self) -> String {
         let mut all = Vec::new();
         if let Some(stderr) = &mut self.stderr {
@@ -108,26 +109,26 @@ async fn write(mut sender: pipe::Sender, bytes: usize) -> Result<()> {
     sender.write_all(&vec![PATTERN; bytes]).await.context("write to stdin")
 }
 
-/// What comes out of a process.
+/// The reader of a process' stdout.
 pub struct Output {
     stdout: pipe::Receiver,
     read: usize,
 }
 
 impl Output {
-    /// Of a pipe that somebody else has made.
+    /// Opens a pipe that somebody else has created.
     ///
     /// # Errors
-    /// When it can't be opened.
+    /// Fails if the pipe can't be opened.
     pub fn of(pipe: &Path) -> Result<Self> {
         let opened = pipe::OpenOptions::new().open_receiver(pipe);
         Ok(Self { stdout: opened.with_context(|| format!("open {}", pipe.display()))?, read: 0 })
     }
 
-    /// Returns when the first byte has come.
+    /// Waits for the first byte, and returns when it came.
     ///
     /// # Errors
-    /// When the end comes first.
+    /// Fails if the output ends before that.
     pub async fn first(&mut self) -> Result<Instant> {
         let mut buffer = [0; 64 * 1024];
         let count = self.stdout.read(&mut buffer).await.context("read stdout")?;
@@ -139,10 +140,10 @@ impl Output {
         Ok(now)
     }
 
-    /// Reads until the end.
+    /// Reads until the end of the output.
     ///
     /// # Errors
-    /// When not so many bytes came.
+    /// Fails if the output doesn't have `expected` bytes.
     pub async fn all(mut self, expected: usize) -> Result<()> {
         let mut buffer = vec![0; 64 * 1024];
         loop {
@@ -156,7 +157,7 @@ impl Output {
         Ok(())
     }
 
-    /// Reads to the end, for nobody.
+    /// Reads and discards the rest of the output.
     pub async fn drain(mut self) {
         let mut buffer = vec![0; 4096];
         while self.stdout.read(&mut buffer).await.is_ok_and(|count| count > 0) {}

@@ -1,5 +1,5 @@
-//! The path `plugin`: a task driver as Nomad's client calls it, any that speaks go-plugin. What a driver's API does as a
-//! whole is measured as a whole.
+//! The path `plugin`: a task driver's RPCs, as Nomad's client calls them. Works with any driver that speaks go-plugin.
+//! An operation that a driver's API has as a whole is measured as a whole.
 //!
 //! Source of the facts: hashicorp/nomad `plugins/drivers/proto/driver.proto`.
 
@@ -30,25 +30,25 @@ use crate::task::Task;
 use crate::timeline::{self, Told};
 
 pub const NAME: &str = "plugin";
-/// How much of a plugin's log a failure shows.
+/// Number of lines of a plugin's log that an error shows.
 const SHOWN_LINES: usize = 10;
-/// Those of Nomad's own command line.
+/// Size of a message with stdin, as Nomad's own command line sends it.
 const MESSAGE_BYTES: usize = 32 * 1024;
 
-/// A plugin that serves. Its tasks are to be gone before it is ended.
+/// A running plugin. Its tasks have to be removed before it is ended.
 pub struct Driver {
     ground: Arc<Ground>,
     plugin: Plugin,
     capabilities: DriverCapabilities,
-    /// The task's configuration, as its schema has it.
+    /// The task's configuration, encoded by the driver's schema.
     task: Vec<u8>,
 }
 
 impl Driver {
-    /// None where the setup has no plugin.
+    /// Starts and configures the setup's plugin. Returns `None` if the setup has none.
     ///
     /// # Errors
-    /// Says at which step of its start it failed.
+    /// Names the step at which the start failed, and shows the last lines of the plugin's log.
     pub async fn start(ground: &Arc<Ground>) -> Result<Option<Arc<Self>>> {
         let setup = &ground.setup;
         let Some(binary) = &setup.plugin else { return Ok(None) };
@@ -76,9 +76,9 @@ impl Driver {
         Ok(Some(Arc::new(Self { ground: Arc::clone(ground), plugin, capabilities, task })))
     }
 
-    /// Ends it as an agent does.
+    /// Ends the plugin as an agent does.
     pub async fn end(mut self) {
-        // It is killed where it doesn't end by itself, as an agent would.
+        // A plugin that doesn't exit by itself is killed, as an agent does.
         let _ = self.plugin.shut_down().await;
     }
 
@@ -87,7 +87,8 @@ impl Driver {
     }
 }
 
-/// What a file says, with the words for what only the run knows filled in; or what is said for our own driver.
+/// Reads a configuration from a file and fills in the values that only the run knows. Without a file, returns the
+/// configuration for our own driver.
 fn configured(file: Option<&FilePath>, ground: &Ground, own: fn(&Ground) -> Result<Value>) -> Result<Value> {
     let Some(path) = file else { return own(ground) };
     let shown = path.display();
@@ -109,7 +110,7 @@ fn configured(file: Option<&FilePath>, ground: &Ground, own: fn(&Ground) -> Resu
     Ok(config)
 }
 
-/// Puts values in the place of `{{name}}` in all texts.
+/// Replaces `{{name}}` by its value in all strings.
 fn fill(config: &mut Value, words: &[(&str, String)]) -> Result<()> {
     match config {
         Value::String(text) => {
@@ -139,7 +140,8 @@ fn own_options(ground: &Ground) -> Result<Value> {
     }))
 }
 
-/// As the containers of the other paths: runc compiles a profile anew for each exec.
+/// Returns the task configuration for our own driver. Seccomp is off, as for the containers of the other paths: runc
+/// compiles the profile anew for each exec.
 fn own_task(ground: &Ground) -> Result<Value> {
     ground.import(NAMESPACE)?;
     Ok(json!({"image": IMAGE, "command": "/bin/sh", "args": ["-c", spec::SCRIPT], "seccomp": false}))
@@ -171,7 +173,7 @@ impl Path for ByPlugin {
         Some(why.to_owned())
     }
 
-    /// The least that there is of a driver's task is a running one.
+    /// Starts a task: a driver's API has nothing less than a running one.
     fn prepare(&self) -> BoxFuture<'_, Result<Box<dyn Container>>> {
         async { Ok(self.start(false).await?.0) }.boxed()
     }
@@ -203,7 +205,8 @@ struct Driven {
 }
 
 impl Driven {
-    /// What a client prepares for a task is not in the time.
+    /// Starts a task, and returns the time until its first write. What a client prepares beforehand, such as the
+    /// allocation's directory, isn't included.
     async fn start(driver: &Arc<Driver>) -> Result<(Self, Duration)> {
         let alloc = Alloc::create(&driver.directory(), "bench", true)?;
         let mut stdout = Output::of(&alloc.log_path("stdout"))?;
@@ -233,7 +236,8 @@ impl Driven {
         }
     }
 
-    /// Its first process: of those that were told the allocation's id, the one whose parent wasn't.
+    /// Returns the pid of the task's first process: of those that have the allocation's id in their environment, the
+    /// one whose parent doesn't have it.
     fn find(&self) -> Option<i32> {
         let told = processes::with_environment(&format!("NOMAD_ALLOC_ID={}", self.task.alloc.id));
         processes::first_of(&told)
@@ -265,7 +269,7 @@ impl Driven {
     async fn exec(&self, payload: usize) -> Result<Times> {
         let input = vec![0x5a; payload];
         let mut messages: Vec<_> = input.chunks(MESSAGE_BYTES).map(data_of).collect();
-        // Some drivers take an exec's end for one only when its input has ended, too.
+        // Some drivers recognize the exit of an exec only after the end of its stdin.
         messages.push(end_of_stdin());
         let (plugin, id) = (&self.driver.plugin, self.task.id());
         let begun = Instant::now();
@@ -289,7 +293,7 @@ impl Driven {
             (answer, Instant::now())
         };
         let killing = async {
-            // The wait is to be there when the process ends.
+            // The wait has to be pending when the process exits.
             tokio::time::sleep(Duration::from_millis(2)).await;
             kill(Pid::from_raw(pid), Signal::SIGKILL).context("kill the task")?;
             anyhow::Ok(timeout(LIMIT, ended).await.context("the process survives SIGKILL")??)
@@ -304,7 +308,7 @@ impl Driven {
             return Ok(());
         }
         let plugin = &self.driver.plugin;
-        // One that has ended already can't be stopped; what counts is that it is destroyed.
+        // The stop of a task that has exited already may fail. What counts is that the task is destroyed.
         let _ = timeout(LIMIT, plugin.stop_task(self.task.id(), Duration::from_secs(5), "SIGKILL")).await;
         timeout(LIMIT, self.task.end(plugin)).await.context("DestroyTask gave no answer")??;
         self.removed = true;
@@ -317,7 +321,7 @@ impl Container for Driven {
         async move { timeout(LIMIT, self.make(step)).await.context("no answer")? }.boxed()
     }
 
-    /// As the agent does it.
+    /// Reads the statistics from one stream, as the agent does.
     fn read_each_second(&mut self, time: Duration) -> BoxFuture<'_, Result<()>> {
         async move {
             let until = tokio::time::Instant::now() + time;

@@ -1,4 +1,4 @@
-//! How far a run is, in one line of a terminal that is written over. Where stderr is none, nothing is said.
+//! The progress of a run, in one line of a terminal that is overwritten. Prints nothing if stderr isn't a terminal.
 
 use std::io::{IsTerminal as _, Write as _, stderr};
 use std::time::{Duration, Instant};

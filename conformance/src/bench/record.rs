@@ -1,17 +1,17 @@
-//! What a run of the benchmark found out, as it is written to and read from a file: series of samples, each with what it
-//! was taken on. Knows neither how a call is made nor how a figure is shown.
+//! The data of a report, as it is written to and read from a file: series of samples, each with the conditions that it
+//! was taken under. Knows neither how a call is made nor how a figure is shown.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Grows when a reader of an older form would misread a newer one.
+/// Version of the report format. Incremented when a reader of the older format would misread the newer one.
 pub const FORMAT: u32 = 1;
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     pub format: u32,
-    /// RFC 3339, UTC.
+    /// Time of the run, RFC 3339, UTC.
     pub made_at: String,
     pub machine: Machine,
     pub setups: Vec<Setup>,
@@ -33,16 +33,16 @@ pub struct Machine {
     /// "v1", "v1, hybrid", or "v2".
     pub cgroups: String,
     pub distribution: String,
-    /// What `/proc/loadavg` said before the first call.
+    /// Content of `/proc/loadavg` before the first call.
     pub load_before: String,
 }
 
 /// The parts that calls were made on: one shim with one runtime under one containerd.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Setup {
-    /// By which series name it, such as `1.6+runc`.
+    /// Name of the setup in series, such as `1.6+runc`.
     pub name: String,
-    /// `containerd`, `shim`, `runtime`, `plugin`: path and version as the program says it.
+    /// Path and version of each part, as the program prints it. Keys are `containerd`, `shim`, `runtime`, `plugin`.
     pub parts: BTreeMap<String, String>,
 }
 
@@ -50,104 +50,105 @@ pub struct Setup {
 pub struct Settings {
     pub iterations: u32,
     pub warm_up: u32,
-    /// Where time rather than a count ended the run.
+    /// Duration of the measured iterations, if that rather than their number ended the run.
     pub duration_ms: Option<u64>,
 }
 
-/// What tells one series from another.
+/// The key of a series: the conditions that its samples were taken under.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Key {
     pub setup: String,
-    /// `direct`, `daemon`, `cli`, `plugin`.
+    /// Name of the path: `direct`, `daemon`, `cli`, `plugin`.
     pub path: String,
-    /// Such as `create`, `exec-first-byte`.
+    /// Name of the call, such as `create`, `exec-first-byte`.
     pub call: String,
-    /// How many of it are under way at a time.
+    /// Number of concurrent calls.
     pub concurrency: u32,
-    /// What the call carries, where that can be chosen.
+    /// Size of the call's payload, for calls that have one.
     pub payload_bytes: u64,
-    /// How many other tasks run meanwhile.
+    /// Number of other tasks that run meanwhile.
     pub held: u32,
 }
 
-/// All calls of one kind. What failed has no time, and is never left out of the count.
+/// The results of all calls of one kind. A failed call has no time, and is never left out of the count.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Series {
     #[serde(flatten)]
     pub key: Key,
-    /// In the order in which they were taken.
+    /// Times of the successful calls, in the order in which they were made.
     pub samples_ns: Vec<u64>,
     pub failures: Vec<Failure>,
-    /// Of the processes that take part, where they could be looked at.
+    /// Cost of the calls, if it could be measured.
     pub cost: Option<Cost>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Failure {
-    /// The turn in which it happened, from 0 on.
+    /// The iteration in which the call failed, counted from 0.
     pub turn: u32,
     pub error: String,
 }
 
-/// What the calls of a series took of CPU time and memory, by who took it: `plugin`, `shims`, `daemon`, `runtime`.
+/// CPU time and memory that the calls of a series cost, by consumer: `plugin`, `shims`, `daemon`, `runtime`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Cost {
     pub cpu_ns_per_call: BTreeMap<String, u64>,
-    /// Resident after the last call.
+    /// Resident set size after the last call.
     pub resident_bytes: BTreeMap<String, u64>,
-    /// The same, with pages that several processes share divided among them.
+    /// Proportional set size after the last call: pages that several processes share are divided among them.
     #[serde(default)]
     pub proportional_bytes: BTreeMap<String, u64>,
 }
 
-/// What so many tasks at a time took, by one path on one setup.
+/// The cost of this many concurrent tasks, by one path on one setup.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ScalePoint {
     pub setup: String,
     pub path: String,
     pub tasks: u32,
-    /// From the first request to the answer, for each task.
+    /// Time from the first request of the storm to the answer, for each task.
     pub start_ns: Vec<u64>,
     pub stop_ns: Vec<u64>,
     /// Execs made while other tasks were starting.
     pub exec_ns: Vec<u64>,
-    /// From the first request to the last answer.
+    /// Time from the first request to the last answer.
     pub start_storm_ns: u64,
     pub stop_storm_ns: u64,
     pub failures: Vec<Failure>,
-    /// CPU time of all tasks' company for a second of a task whose statistics are read each second, by who took it.
+    /// CPU time per task and second of all processes that take part, while each task's statistics are read every
+    /// second, by consumer.
     pub steady_cpu_ns_per_task_second: BTreeMap<String, u64>,
-    /// Proportional set size while they ran, by who took it.
+    /// Proportional set size while the tasks ran, by consumer.
     pub memory_bytes: BTreeMap<String, u64>,
 }
 
-/// Where the time of a driver's starts, or of its teardowns, goes by its own word: medians of those that went well in turns
-/// that count.
+/// The steps of a driver's starts, or of its teardowns, as the driver itself logs them: medians over the successful
+/// calls in measured iterations.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Timeline {
-    /// Its call is `start` or `teardown`.
+    /// Key of the series. The call is `start` or `teardown`.
     #[serde(flatten)]
     pub key: Key,
     pub count: usize,
     pub total_ns: u64,
     pub containerd_calls: u64,
-    /// In the order in which they begin.
+    /// Steps, in the order in which they begin.
     pub steps: Vec<TimelineStep>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TimelineStep {
-    /// `shim/exec` is a part of `shim`.
+    /// Name of the step. `shim/exec` is a part of `shim`.
     pub name: String,
-    /// How many of the calls had it.
+    /// Number of calls that had this step.
     pub count: usize,
-    /// From the call on.
+    /// Time from the beginning of the call.
     pub begin_ns: u64,
     pub length_ns: u64,
     pub length_p90_ns: u64,
 }
 
-/// What was wanted and could not be measured.
+/// A call that was requested and could not be measured, and why.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct NotMeasured {
     pub what: String,

@@ -1,5 +1,5 @@
-//! One run: setups are brought up, their lanes take turns, and what was found is told. A call that fails is a
-//! figure; what the figures are taken on has to come up and end well.
+//! A run of the benchmark: sets up the environments, has their lanes take turns, and prints and writes the report. A
+//! failed call is part of the figures; the environment has to come up and to be cleaned up.
 
 use std::fs::{self, File};
 use std::io::BufWriter;
@@ -22,34 +22,35 @@ use super::{csv, table};
 pub struct Args {
     #[command(flatten)]
     on: On,
-    /// Only this call; may be repeated.
+    /// Measure only this call. May be repeated.
     #[arg(long = "call", value_name = "CALL")]
     calls: Vec<Call>,
-    /// How many turns are counted. Each makes every call once by each path on each setup.
+    /// Number of measured iterations. Each makes every call once by each path on each setup.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
     iterations: u32,
-    /// Turns before those, which aren't counted.
+    /// Number of iterations before those, which aren't counted.
     #[arg(long, default_value_t = 2)]
     warm_up: u32,
-    /// Ends the counted turns by time rather than by number: 30s, 5m. Each of several conditions gets as much.
+    /// End the measured iterations by time rather than by number: 30s, 5m. Applies to each combination of
+    /// --concurrency and --held.
     #[arg(long, value_parser = humantime::parse_duration)]
     duration: Option<Duration>,
-    /// How many of each call are under way at a time: 1, or 1,4,16.
+    /// Number of concurrent calls: 1, or 1,4,16 to measure one after the other.
     #[arg(long, value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u32).range(1..=1000))]
     concurrency: Vec<u32>,
-    /// How many bytes an exec is given and gives back; with 0 it says one word: 0,4096,1048576.
+    /// Number of bytes that an exec reads and writes back: 0,4096,1048576. With 0, the exec prints one word.
     #[arg(long, value_delimiter = ',', default_value = "0")]
     payload: Vec<usize>,
-    /// How many other tasks each path has running on each setup meanwhile: 0,10,50.
+    /// Number of other tasks that each path runs on each setup meanwhile: 0,10,50 to measure one after the other.
     #[arg(long, value_delimiter = ',', default_value = "0")]
     held: Vec<u32>,
-    /// Where to write everything, samples included.
+    /// Write the report with all samples to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Where to write a row for each call.
+    /// Write a row for each call to this file, as CSV.
     #[arg(long, value_name = "FILE")]
     csv: Option<PathBuf>,
-    /// End badly if any call failed.
+    /// Exit with code 1 if any call failed.
     #[arg(long)]
     strict: bool,
 }
@@ -73,7 +74,7 @@ impl Args {
 }
 
 /// # Errors
-/// When what the figures are taken on doesn't come up, or ends badly.
+/// Fails if the environment doesn't come up, or can't be cleaned up.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let report = measure(args)?;
     print!("{}", table::render(&report));
@@ -90,7 +91,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 /// # Errors
-/// As [`run`].
+/// Fails as [`run`] does.
 pub fn measure(args: &Args) -> Result<Report> {
     let settings = Settings {
         iterations: args.iterations,

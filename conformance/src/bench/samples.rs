@@ -1,4 +1,4 @@
-//! Samples at random of which the truth is known, for tests: around a median, with the long tail that calls have.
+//! Random samples with a known distribution, for tests: around a median, with the long tail that calls have.
 
 pub struct Noise {
     random: fastrand::Rng,
@@ -9,7 +9,8 @@ impl Noise {
         Self { random: fastrand::Rng::with_seed(seed) }
     }
 
-    /// Log-normal with a standard deviation of some 10 %; one in fifty meets something else and takes up to ten times.
+    /// Returns log-normal samples with a standard deviation of some 10 %. One in fifty is an outlier of up to ten
+    /// times as long.
     pub fn samples(&mut self, median_ns: f64, count: usize) -> Vec<u64> {
         (0..count)
             .map(|_| {

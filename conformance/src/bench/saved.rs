@@ -1,4 +1,4 @@
-//! Reports as files.
+//! Reads reports from files.
 
 use std::fs;
 use std::path::Path;
@@ -8,14 +8,14 @@ use serde::Deserialize;
 
 use super::record::{FORMAT, Report};
 
-/// What every form has, and says whether the rest can be read.
+/// The part that every version of the report format has. It says whether the rest can be read.
 #[derive(Deserialize)]
 struct Form {
     format: u32,
 }
 
 /// # Errors
-/// Names the file, and says where it is one of another form.
+/// Names the file. A report of a newer format is refused as such.
 pub fn read(path: &Path) -> Result<Report> {
     let shown = path.display();
     let text = fs::read(path).with_context(|| format!("read {shown}"))?;

@@ -1,6 +1,6 @@
-//! How what a task takes grows with how many there are: all are asked for at once, run for a while and have their
-//! statistics read each second, and are ended at once. While they start, one of those that run already has one exec after
-//! the other. Paths take turns at each count.
+//! Measures how the cost of a task grows with the number of tasks: all are started at once, run for a while and have
+//! their statistics read each second, and are stopped at once. While they start, one that runs already gets one exec
+//! after the other. At each count, the paths take turns.
 
 use std::fs;
 use std::path::PathBuf;
@@ -28,22 +28,22 @@ mod table;
 pub struct Args {
     #[command(flatten)]
     on: On,
-    /// How many tasks at a time.
+    /// Number of concurrent tasks. Several are measured one after the other.
     #[arg(long, value_delimiter = ',', default_value = "1,10,50,100,200", value_parser = clap::value_parser!(u32).range(1..=5000))]
     tasks: Vec<u32>,
-    /// For how long all of them run and are read.
+    /// Time for which all tasks run and have their statistics read.
     #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
     steady: Duration,
-    /// Where to write everything, samples included.
+    /// Write the report with all samples to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// End badly if any call failed.
+    /// Exit with code 1 if any call failed.
     #[arg(long)]
     strict: bool,
 }
 
 type Tasks = Vec<Box<dyn Container>>;
-/// What each took.
+/// The time of each exec.
 type Execs = Vec<Result<Duration>>;
 
 impl Args {
@@ -53,7 +53,8 @@ impl Args {
 }
 
 /// # Errors
-/// When what the figures are taken on doesn't come up, or ends badly. A call that fails is a figure.
+/// Fails if the environment doesn't come up, or can't be cleaned up. A failed call is no error but part of the
+/// figures.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let settings = Settings { iterations: 1, warm_up: 0, duration_ms: None };
     let (stage, mut report) = Stage::raise(&args.on, settings)?;
@@ -91,7 +92,7 @@ async fn measure(args: &Args, stage: &Stage) -> Result<Vec<ScalePoint>> {
     Ok(points)
 }
 
-/// So many tasks by one path.
+/// Measures one count of tasks on one lane.
 async fn at(count: u32, lane: &Lane, steady: Duration, group: Option<&Group>) -> Result<ScalePoint> {
     let mut point = ScalePoint {
         setup: lane.setup.clone(),
@@ -153,7 +154,7 @@ async fn start_all(lane: &Lane, point: &mut ScalePoint) -> Tasks {
     tasks
 }
 
-/// A task that has one exec after the other.
+/// A task that gets one exec after the other until it is told to stop.
 struct Busy {
     over: Arc<AtomicBool>,
     made: JoinHandle<(Box<dyn Container>, Execs)>,
@@ -170,7 +171,7 @@ impl Busy {
                     let whole = times.iter().find(|(call, _)| *call == Call::Exec);
                     whole.map(|(_, took)| *took).context("it was made, and not measured")
                 });
-                // What fails at once would fail again and again.
+                // An exec that fails would fail again and again.
                 let failed = exec.is_err();
                 execs.push(exec);
                 if failed {
@@ -201,7 +202,7 @@ async fn read_all(
         let begun = Instant::now();
         let count = u32::try_from(tasks.len())?;
         let reads = (0..).zip(&mut *tasks).map(|(turn, task)| async move {
-            // Not all at the same moment, as in life.
+            // The reads are spread over a second, as they are on a node.
             tokio::time::sleep(Duration::from_secs(1) * turn / count).await;
             (turn, task.read_each_second(steady).await)
         });

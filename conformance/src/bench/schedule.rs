@@ -1,13 +1,13 @@
-//! In what order things are measured: every lane takes each step of a turn before any takes the next, and another lane is
-//! the first in each. Knows neither what a lane nor what a step is.
+//! The order of measurements: every lane takes each step of an iteration before any lane takes the next, and each time
+//! another lane is the first. Knows neither what a lane nor what a step is.
 
-/// The order of so many lanes at a step of a turn.
+/// Returns the order in which `lanes` lanes take a step of an iteration.
 pub fn order(lanes: usize, turn: u32, step: usize) -> impl Iterator<Item = usize> {
     let first = turn as usize + step;
     (0..lanes).map(move |lane| (lane + first) % lanes)
 }
 
-/// When a run is over: after so many turns, or with the turn that is under way when the time is over.
+/// The end of a run: after this many iterations, or with the iteration during which the time runs out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until {
     Turns(u32),
@@ -18,7 +18,7 @@ impl Until {
     pub fn is_over(self, turns: u32, elapsed: std::time::Duration) -> bool {
         match self {
             Self::Turns(all) => turns >= all,
-            // No figure comes from nothing.
+            // At least one iteration is needed for a figure.
             Self::Elapsed(limit) => turns > 0 && elapsed >= limit,
         }
     }

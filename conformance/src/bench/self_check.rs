@@ -1,7 +1,7 @@
-//! Whether the harness measures right: a shim of its own that answers after known times is measured as any other, by the
-//! same run, path and client. What the figures are off by is the price of the wire, and has to be small and never less than
-//! nothing; a call that is slowed down by a fifth has to be found by the comparison, one by a hundredth not; and each call
-//! that fails has to be counted.
+//! Checks that the harness measures correctly: a stub shim that answers after known times is measured like any other,
+//! by the same run, path and client. The difference to the known times is the cost of the transport; it has to be
+//! small and never negative. A call that is slowed down by a fifth has to be found by the comparison, one slowed down
+//! by a hundredth not; and each failed call has to be counted.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -23,25 +23,25 @@ const FIFTH: &str = "a-fifth-slower";
 const HUNDREDTH: &str = "a-hundredth-slower";
 /// The call that is slowed down.
 const SLOWED: Call = Call::Stats;
-/// The call of which some fail, and how many of them.
+/// The call of which one in `FAILS_EACH` fails.
 const FAILING: Call = Call::Pids;
 const FAILS_EACH: u32 = 5;
 const WARM_UP: u32 = 2;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// How many turns are counted.
+    /// Number of measured iterations.
     #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u32).range(10..))]
     iterations: u32,
-    /// By how much a median may be more than what is known.
+    /// Maximum by which a median may exceed the known time.
     #[arg(long, default_value = "1ms", value_parser = humantime::parse_duration)]
     bound: Duration,
-    /// containerd's binary, for the snapshots that a run needs.
+    /// Path or name of containerd's binary, which provides the snapshots for the run.
     #[arg(long, default_value = "containerd")]
     containerd: String,
 }
 
-/// The words of `bench run`.
+/// The arguments of `bench run`.
 #[derive(Parser)]
 struct Words {
     #[command(flatten)]
@@ -49,7 +49,7 @@ struct Words {
 }
 
 /// # Errors
-/// When the run can't be made.
+/// Fails if the run can't be made.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let directory = fixture::own_directory()?;
     let shim = |name: &str, slowdown: &str, fail: &str| -> Result<String> {
@@ -86,14 +86,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 
 const WRONG: &str = "WRONG";
 
-/// A line for each thing that was to be seen, which says whether it was.
+/// Returns a line for each check, which says whether it passed.
 fn look(report: &Report, args: &Args) -> Result<Vec<String>> {
     let series = |setup: &str, call: Call| {
         let is_it = |series: &&Series| series.key.setup == setup && series.key.call == call.name();
         report.series.iter().find(is_it).with_context(|| format!("{call} on {setup} was not measured"))
     };
     let mut lines = Vec::new();
-    // A shim may be gone before its last answer has come.
+    // Shutdown is left out: a shim may exit before its last answer has arrived.
     for (call, _) in DELAYS.iter().filter(|(call, _)| *call != Call::Shutdown) {
         lines.push(offset(series(KNOWN, *call)?, Answers::default().delay(*call), args.bound));
     }
@@ -121,7 +121,7 @@ fn look(report: &Report, args: &Args) -> Result<Vec<String>> {
     Ok(lines)
 }
 
-/// How far off the measured time is.
+/// Checks by how much the measured median exceeds the known time.
 fn offset(series: &Series, known: Duration, bound: Duration) -> String {
     let all = Distribution::of(&series.samples_ns);
     let known_ns = known.as_nanos() as f64;

@@ -1,5 +1,5 @@
-//! A container behind a task service: its steps, each made by the service's calls, and timed. The same for a shim's own
-//! service and for containerd's, so that what differs is the path alone.
+//! A container that is run by a task service: its steps, made by the service's calls and timed. The same code serves a
+//! shim's own service and containerd's, so that they differ in the path alone.
 
 use std::fs;
 use std::sync::Arc;
@@ -20,24 +20,24 @@ use super::service::{Making, Service};
 use super::{end, spec};
 use crate::processes;
 
-/// How long an exec that went wrong may take to say why.
+/// Timeout for reading the stderr of a failed exec.
 const SECOND: Duration = Duration::from_secs(1);
 
 pub struct Served<S> {
     ground: Arc<Ground>,
     service: S,
     making: Making,
-    /// Those of its own process.
+    /// Pipes of the container's own process.
     pipes: Option<Pipes>,
     pid: Option<i32>,
     removed: bool,
 }
 
 impl<S: Service> Served<S> {
-    /// What it is made of: a snapshot, a bundle, and what the service needs.
+    /// Prepares a container: its snapshot, its bundle, and what the service needs.
     ///
     /// # Errors
-    /// Names what can't be made.
+    /// Names what can't be prepared.
     pub async fn prepare(ground: &Arc<Ground>, service: S, terminal: bool, talks: bool) -> Result<Self> {
         let id = Ground::new_id();
         let bundle = ground.directory().join("b").join(&id);
@@ -57,10 +57,10 @@ impl<S: Service> Served<S> {
         served.or_remove(prepared).await
     }
 
-    /// From nothing to the first write.
+    /// Starts a container from scratch. Also returns the time until the first write of its process.
     ///
     /// # Errors
-    /// Carries the refusal. Nothing is left then.
+    /// Carries the service's error. Nothing is left behind then.
     pub async fn start(ground: &Arc<Ground>, service: S, terminal: bool) -> Result<(Self, Duration)> {
         let begun = Instant::now();
         let mut served = Self::prepare(ground, service, terminal, true).await?;
@@ -114,7 +114,8 @@ impl<S: Service> Served<S> {
         Ok(step.gives().into_iter().map(|call| (call, took)).collect())
     }
 
-    /// The kill is not in the time: it begins when the process is gone.
+    /// Kills the process and measures the time from its exit to the answer of the pending wait. The kill itself isn't
+    /// included.
     async fn end(&self) -> Result<Times> {
         let ended = end::watch(self.pid.context("the container has no process")?)?;
         let (service, id) = (self.service.clone(), self.making.id.clone());
@@ -122,7 +123,7 @@ impl<S: Service> Served<S> {
             let answer = service.wait(&id, "").await;
             (answer, Instant::now())
         });
-        // The wait is to be there when the process ends.
+        // The wait has to be pending when the process exits.
         tokio::time::sleep(Duration::from_millis(2)).await;
         self.service.kill(&self.making.id, number(Signal::SIGKILL)).await.context("kill")?;
         let both = async { anyhow::Ok((ended.await?, answered.await?)) };
@@ -148,7 +149,7 @@ impl<S: Service> Served<S> {
         let (started, first, exited) = match made {
             Ok(times) => times,
             Err(error) => {
-                // What an exec that went wrong has left would be in the way of the next.
+                // Leftovers of a failed exec would get in the way of the next one.
                 let _ = service.delete(id, &exec_id).await;
                 let words = timeout(SECOND, pipes.complaint()).await.unwrap_or_default();
                 return Err(if words.is_empty() { error } else { error.context(words) });
@@ -189,7 +190,8 @@ impl<S: Service> Served<S> {
         let reading = async {
             let mut output = output;
             let first = output.first().await? - begun;
-            // On with it in the background: the last writer may be the shim, which lets go at the deletion.
+            // The rest is read in the background: the last writer may be the shim, which closes its end only at the
+            // deletion.
             anyhow::Ok((first, tokio::spawn(output.all(spec::exec_output(payload)))))
         };
         let (exited, started, (first, rest)) = tokio::try_join!(waiting, starting, reading)?;

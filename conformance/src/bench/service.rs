@@ -1,4 +1,5 @@
-//! A task service as both a shim and containerd serve it: the same calls, by other names. Knows nothing of times.
+//! The task service that both a shim and containerd offer: the same calls under different names. Knows nothing of
+//! times.
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -9,7 +10,7 @@ use serde_json::Value;
 
 use super::pipes::Paths;
 
-/// What a container is made of.
+/// The parts that a container is created from.
 #[derive(Debug, Clone)]
 pub struct Making {
     pub id: String,
@@ -21,15 +22,16 @@ pub struct Making {
 }
 
 pub trait Service: Clone + Send + Sync + 'static {
-    /// Writes down what has to be there before anything is asked for.
+    /// Writes what has to exist before the first call: files or records.
     fn prepare(&mut self, making: &Making) -> impl Future<Output = Result<()>> + Send;
-    /// Brings up a shim, where that is a step of its own.
+    /// Starts the shim, if that is a step of its own.
     fn bootstrap(&mut self, making: &Making) -> impl Future<Output = Result<()>> + Send;
     /// Returns the pid of the container's process.
     fn create(&self, making: &Making) -> impl Future<Output = Result<i32>> + Send;
-    /// Of a container, or of the exec of that id, which is empty for none: so in the calls below, too.
+    /// Starts the container's process, or that of the exec with this id. Here and in the calls below, an empty
+    /// `exec_id` is the container itself.
     fn start(&self, id: &str, exec_id: &str) -> impl Future<Output = Result<()>> + Send;
-    /// Returns the exit status.
+    /// Waits for the exit of the process, and returns its exit status.
     fn wait(&self, id: &str, exec_id: &str) -> impl Future<Output = Result<u32>> + Send;
     fn delete(&self, id: &str, exec_id: &str) -> impl Future<Output = Result<()>> + Send;
     fn exec(
@@ -47,8 +49,8 @@ pub trait Service: Clone + Send + Sync + 'static {
     fn stats(&self, id: &str) -> impl Future<Output = Result<()>> + Send;
     fn resize(&self, id: &str, width: u32, height: u32) -> impl Future<Output = Result<()>> + Send;
     fn update(&self, id: &str, resources: &Value) -> impl Future<Output = Result<()>> + Send;
-    /// Ends the shim, where that is a step of its own.
+    /// Shuts the shim down, if that is a step of its own.
     fn shutdown(&self, id: &str) -> impl Future<Output = Result<()>> + Send;
-    /// Removes whatever is left of a container, in whatever state it is.
+    /// Removes all that is left of a container, in whatever state it is.
     fn clear(&mut self, making: &Making) -> impl Future<Output = Result<()>> + Send;
 }

@@ -1,5 +1,6 @@
-//! Which containerd, shim, runtime and plugin calls are measured on, as the caller says it: one setup by options of its
-//! own, and more by `--setup` or as the first one with another part. Starts nothing.
+//! The setups to measure: the containerd, shim, runtime and plugin of each, as the command line names them. Either one
+//! setup by options of its own, or several by `--setup`, or two by `--against-..`, which is the first with another
+//! part. Starts nothing.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,30 +17,32 @@ use crate::fixture::{self, Programs};
 
 const SHIM: &str = "containerd-shim-";
 
-/// The caller's words.
+/// The options that choose setups.
 #[derive(clap::Args, Debug, Clone, Default)]
 pub struct Choice {
-    /// containerd's binary, with `ctr` beside it, of which a private one is started; without, the one in PATH. Or the socket of
-    /// one that runs.
+    /// containerd's binary with `ctr` beside it, of which a private instance is started (the default is the one in
+    /// PATH), or the socket of a running containerd.
     #[arg(long, value_name = "PATH|SOCKET")]
     containerd: Option<PathBuf>,
-    /// The shim's binary, or a runtime's name that stands for one in PATH, such as io.containerd.kata.v2.
+    /// The shim's binary, or the name of a runtime whose shim is in PATH, such as io.containerd.kata.v2.
     #[arg(long, default_value = "io.containerd.runc.v2")]
     shim: String,
-    /// The OCI runtime: runc, crun, or a binary. For shims of the runc family.
+    /// The OCI runtime, for shims of the runc family: runc, crun, or the path of a binary.
     #[arg(long, default_value = "runc")]
     runtime: String,
     /// A task driver's binary, for the path `plugin`.
     #[arg(long)]
     plugin: Option<PathBuf>,
-    /// Its options in the agent's configuration, as JSON. The default is for containerd-driver.
+    /// File with the driver's options in the agent's configuration, as JSON. The default is for containerd-driver.
     #[arg(long, value_name = "FILE")]
     plugin_config: Option<PathBuf>,
-    /// The `config` block of the job's task, as JSON. The default is for containerd-driver. See BENCH.md for what is filled in.
+    /// File with the `config` block of the job's task, as JSON. The default is for containerd-driver. See BENCH.md for
+    /// the placeholders that are filled in.
     #[arg(long, value_name = "FILE")]
     task_config: Option<PathBuf>,
-    /// A setup of its own, which may be repeated: name=N,containerd=...,shim=...,runtime=...,plugin=...,plugin-config=...,task-config=...
-    /// What is left out is as the options above say. Without any, these are the only setup.
+    /// Define a setup; may be repeated:
+    /// name=N,containerd=...,shim=...,runtime=...,plugin=...,plugin-config=...,task-config=... Parts that are left out
+    /// are as the options above say. Without --setup, those options are the only setup.
     #[arg(long, value_name = "KEY=VALUE,...")]
     setup: Vec<String>,
     /// A second setup with another shim, measured in turn with the first.
@@ -56,7 +59,7 @@ pub struct Choice {
     against_plugin: Option<PathBuf>,
 }
 
-/// The words of one setup.
+/// The parts of one setup, as the caller names them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Words {
     name: String,
@@ -69,15 +72,15 @@ struct Words {
 }
 
 impl Choice {
-    /// All setups, their parts found on this machine.
+    /// Returns all setups, with their parts looked up on this machine.
     ///
     /// # Errors
-    /// Names the part that isn't there, or the word that says nothing.
+    /// Names the part that isn't there, or the argument that can't be parsed.
     pub fn setups(&self) -> Result<Vec<Setup>> {
         self.words()?.into_iter().map(Setup::find).collect()
     }
 
-    /// Whether crun may be among the runtimes, which not every machine is ready for.
+    /// Returns whether crun may be among the runtimes. Not every machine is prepared for it.
     pub fn may_run_crun(&self) -> bool {
         [Some(&self.runtime), self.against_runtime.as_ref()]
             .into_iter()
@@ -142,11 +145,11 @@ fn parse(text: &str, default: &Words) -> Result<Words> {
     Ok(words)
 }
 
-/// The parts of a setup, each a file that is there.
+/// The parts of a setup, each an existing file.
 #[derive(Debug, Clone)]
 pub struct Setup {
     pub name: String,
-    /// Of a containerd that runs, and isn't ours.
+    /// Socket of the running containerd that the setup uses. `None` if a private one is to be started.
     pub socket: Option<PathBuf>,
     pub programs: Programs,
     pub plugin: Option<PathBuf>,
@@ -175,12 +178,12 @@ impl Setup {
         found().with_context(|| format!("setup {name:?}"))
     }
 
-    /// None where the shim is its own.
+    /// Returns the OCI runtime, or `None` if the shim is its own.
     pub fn runtime(&self) -> Option<&Path> {
         is_runc_family(self.programs.shim()).then(|| self.programs.runtime())
     }
 
-    /// What the shim is told of it, where it can be told anything: the runtime, and where that keeps its state.
+    /// Returns the shim's options, if it takes any: the runtime, and the directory where that keeps its state.
     pub fn options(&self, root: &Path) -> Option<RuncOptions> {
         Some(RuncOptions {
             binary_name: self.runtime()?.display().to_string(),
@@ -189,7 +192,7 @@ impl Setup {
         })
     }
 
-    /// What is said of it beside the figures.
+    /// Returns the description of the setup for the report: path and version of each part.
     pub fn record(&self) -> record::Setup {
         let mut parts = BTreeMap::new();
         let mut say = |what: &str, program: &Path, arguments: &[&str]| {
@@ -211,7 +214,7 @@ impl Setup {
     }
 }
 
-/// What a program says of its version: the last line that has one.
+/// Returns the version that a program prints: the first line that has one, or the last for `ctr version`.
 pub fn version(program: &Path, arguments: &[&str]) -> Option<String> {
     let said = output(Command::new(program).args(arguments)).ok()?;
     let has_one = |line: &&str| {
@@ -221,12 +224,12 @@ pub fn version(program: &Path, arguments: &[&str]) -> Option<String> {
         })
     };
     let lines: Vec<&str> = said.lines().filter(has_one).collect();
-    // `ctr version` says its own before the server's.
+    // `ctr version` prints its own version before that of the server.
     let line = if arguments.contains(&"version") { lines.last() } else { lines.first() };
     line.map(|line| line.trim().to_owned())
 }
 
-/// Whether a shim takes the options of the runc shims, and so an OCI runtime.
+/// Returns whether a shim takes the options of the runc shims, and so an OCI runtime.
 pub fn is_runc_family(shim: &Path) -> bool {
     let name = shim.file_name().unwrap_or_default().to_string_lossy();
     name.strip_prefix(SHIM).is_some_and(|rest| rest.starts_with("runc"))

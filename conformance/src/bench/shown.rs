@@ -1,10 +1,10 @@
-//! Names and figures as people read them, the same in all that is printed or drawn.
+//! Formats names and figures for people, the same in all that is printed or drawn.
 
 use super::record::Key;
 
 pub const MEBIBYTE: f64 = 1_048_576.0;
 
-/// With three digits, whatever the size.
+/// Formats a time in milliseconds with three significant digits.
 pub fn milliseconds(ns: f64) -> String {
     if ns == 0.0 {
         return "0 ms".to_owned();
@@ -22,7 +22,7 @@ pub fn milliseconds(ns: f64) -> String {
     format!("{ms:.digits$} ms")
 }
 
-/// In the unit of which there is at least one.
+/// Formats a size in the greatest unit of which there is at least one.
 pub fn bytes(bytes: f64) -> String {
     let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
     let fitting = units.into_iter().find(|(_, bits)| bytes >= f64::from(1_u32 << bits));
@@ -32,12 +32,12 @@ pub fn bytes(bytes: f64) -> String {
     format!("{count:.digits$} {unit}")
 }
 
-/// For drawings, whose ticks are to be round.
+/// Formats a size that is given in MiB, the unit of drawings, so that their ticks are round.
 pub fn mebibytes(mebibytes: f64) -> String {
     bytes(mebibytes * MEBIBYTE)
 }
 
-/// A call with what else it was made under.
+/// Formats a call with the conditions that it was made under, as far as they are unusual.
 pub fn call(key: &Key) -> String {
     let mut name = key.call.clone();
     let mut add = |count: u64, words: &str| {
@@ -51,7 +51,7 @@ pub fn call(key: &Key) -> String {
     name
 }
 
-/// What is shown of a timeline, with what else its calls were made under.
+/// Formats the title of a timeline, with the conditions that its calls were made under.
 pub fn where_time_goes(key: &Key) -> String {
     let under = call(&Key { call: String::new(), ..key.clone() });
     format!("where a {}'s time goes on {}{under}", key.call, key.setup)

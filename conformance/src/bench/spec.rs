@@ -1,9 +1,9 @@
-//! The specification of the containers that paths without a driver make: one for all of them, like that of a small task
-//! on the host's network, without seccomp, whose profile runc would compile anew for each exec.
+//! The OCI specification of the containers that paths without a driver create: one for all of them, like that of a
+//! small task on the host's network. It has no seccomp, whose profile runc would compile anew for each exec.
 
 use serde_json::{Value, json};
 
-/// It writes once, and ends at once when told to.
+/// The script of the container's process. It writes one line, and exits at once on SIGTERM.
 pub const SCRIPT: &str = "trap 'exit 0' TERM; echo up; sleep 1000000 & wait";
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const MEMORY_BYTES: i64 = 128 << 20;
@@ -19,7 +19,7 @@ const CAPABILITIES: [&str; 8] = [
     "CAP_SYS_CHROOT",
 ];
 
-/// A container of that control group.
+/// Returns the specification of a container in this control group.
 pub fn container(cgroup: &str, terminal: bool) -> Value {
     let namespaces = ["pid", "ipc", "uts", "mount"].map(|kind| json!({"type": kind}));
     json!({
@@ -71,22 +71,22 @@ fn mounts() -> Value {
     ])
 }
 
-/// What an exec runs: it says a word, or gives back what it is given.
+/// Returns the command of an exec: it prints one word, or copies its stdin to its stdout if there is a payload.
 pub fn exec_command(payload: usize) -> &'static [&'static str] {
     if payload == 0 { &["/bin/echo", "up"] } else { &["/bin/cat"] }
 }
 
-/// How many bytes that command says.
+/// Returns the number of bytes that the command of an exec prints.
 pub fn exec_output(payload: usize) -> usize {
     if payload == 0 { "up\n".len() } else { payload }
 }
 
-/// The process of an exec.
+/// Returns the process specification of an exec.
 pub fn exec(payload: usize) -> Value {
     process(exec_command(payload), false)
 }
 
-/// What an update changes.
+/// Returns the resources that an update sets.
 pub fn update() -> Value {
     json!({"cpu": {"shares": SHARES + 1}})
 }

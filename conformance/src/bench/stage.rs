@@ -1,4 +1,4 @@
-//! What figures are taken on: setups brought up, with a lane for each path on each of them, and all of it taken away again.
+//! The setups of a run: brings them up, with a lane for each path on each of them, and takes all of it down again.
 //! Knows nothing of what is measured.
 
 use std::sync::Arc;
@@ -20,29 +20,29 @@ use super::{cli, daemon, machine, setup};
 use crate::fixture::leftovers;
 use crate::{fixture, interrupt};
 
-/// Which setups and paths.
+/// The options that choose setups and paths.
 #[derive(clap::Args, Debug, Clone)]
 pub struct On {
     #[command(flatten)]
     choice: setup::Choice,
-    /// Only this path; may be repeated.
+    /// Measure only this path. May be repeated.
     #[arg(long = "path", value_name = "PATH")]
     paths: Vec<PathName>,
-    /// Leave CPU time and memory out.
+    /// Don't measure CPU time and memory.
     #[arg(long)]
     no_cost: bool,
 }
 
-/// The way that calls take.
+/// Name of a path on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum PathName {
-    /// ttrpc to a shim that is started here.
+    /// ttrpc calls to a shim that the benchmark starts itself.
     Direct,
-    /// containerd's services.
+    /// Calls of containerd's services.
     Daemon,
     /// The OCI runtime's command line.
     Cli,
-    /// A task driver, as Nomad calls it.
+    /// RPCs of a task driver, as Nomad calls them.
     Plugin,
 }
 
@@ -58,21 +58,21 @@ impl On {
 
 pub struct Stage {
     pub runtime: Runtime,
-    /// None where costs are left out, or can't be had.
+    /// The control group that counts CPU time. `None` if costs are left out or can't be measured.
     pub group: Option<Group>,
     pub lanes: Vec<Lane>,
     grounds: Vec<Arc<Ground>>,
     drivers: Vec<Option<Arc<Driver>>>,
     cgroups: leftovers::CgroupRoots,
-    /// Goes last.
+    /// Root of all files of the setups. Removed after everything else is dropped.
     _directory: TempDir,
 }
 
 impl Stage {
-    /// Brings everything up, and returns a report in which it is described and nothing else.
+    /// Brings up all setups. Also returns a report that describes them and has no results yet.
     ///
     /// # Errors
-    /// Says what didn't come up.
+    /// Names the part that didn't start.
     pub fn raise(on: &On, settings: Settings) -> Result<(Self, Report)> {
         let setups = on.choice.setups()?;
         let mut report = Report {
@@ -116,10 +116,10 @@ impl Stage {
         Ok((Self { runtime, group, lanes, grounds, drivers, cgroups, _directory: directory }, report))
     }
 
-    /// Takes everything away, once the lanes have nothing left.
+    /// Takes down all setups, once the lanes have no containers left.
     ///
     /// # Errors
-    /// Says what of it stays behind in a containerd that isn't ours.
+    /// Names what stays behind in a containerd that isn't ours.
     pub fn end(self) -> Result<()> {
         drop(self.lanes);
         for driver in self.drivers.into_iter().flatten().filter_map(Arc::into_inner) {
@@ -136,7 +136,7 @@ impl Stage {
     }
 }
 
-/// The plugins of those setups that have one.
+/// Starts the plugins of the setups that have one.
 async fn drivers(on: &On, grounds: &[Arc<Ground>]) -> Result<Vec<Option<Arc<Driver>>>> {
     let mut drivers = Vec::new();
     for ground in grounds {

@@ -1,30 +1,31 @@
-//! What can be said of samples: percentiles, and how sure they are; how many times as long one thing takes as another, and
-//! how sure that is. Knows samples in nanoseconds and their turns, and not what was measured.
+//! Statistics of samples: percentiles and ratios, each with its confidence interval. Knows samples in nanoseconds and
+//! their iterations, and not what was measured.
 //!
-//! An interval is meant to hold what is estimated 19 times out of 20, and makes no assumption on the shape of a
-//! distribution, since those of calls have long tails. Everything here says the same each time that it is asked.
+//! An interval contains the true value 19 times out of 20 (95 %), and is computed without an assumption on the shape
+//! of the distribution, since calls have long tails. All functions are deterministic.
 //!
-//! - Of one series: by order statistics. How many of n samples lie below a percentile follows the binomial distribution,
-//!   so the samples at two ranks enclose it.
-//! - Of two series that took turns: the ratio of each turn's two samples, and their median. What slows a machine down for
-//!   a while slows both of a turn.
-//! - Of two series that didn't: the ratio of their medians, and its spread when both are drawn again, in blocks of
-//!   neighbours, as a noisy minute is one event and not hundreds.
+//! - One series: order statistics. The number of samples out of n that lie below a percentile follows the binomial
+//!   distribution, so the samples at two ranks enclose it.
+//! - Two series measured in alternation: the median of the ratios of each iteration's two samples. What slows the
+//!   machine down for a while slows both samples of an iteration.
+//! - Two series from different runs: the ratio of their medians. Its interval is by bootstrap, which draws blocks of
+//!   neighbouring samples, since a noisy minute is one event and not hundreds.
 
 use hdrhistogram::Histogram;
 
 use super::record::Series;
 
-/// The part of cases on either side that an interval leaves out.
+/// The share of cases that an interval leaves out on either side.
 const TAIL: f64 = 0.025;
-/// Below this an interval of 19 out of 20 doesn't exist: all six samples lie on one side of the median once in 32 times.
+/// Minimum number of samples for an interval of 95 %. Six samples all lie on one side of the median once in 32 times,
+/// fewer more often than once in 20 times.
 pub const LEAST_SAMPLES: usize = 6;
 const RESAMPLES: usize = 1000;
 const SEED: u64 = 2026;
-/// Three significant digits, as is usual for latencies.
+/// Resolution of histograms in significant digits; three are usual for latencies.
 const HISTOGRAM_DIGITS: u8 = 3;
 
-/// A figure and the interval in which it is thought to lie.
+/// A value and its confidence interval.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Estimate {
     pub value: f64,
@@ -32,7 +33,7 @@ pub struct Estimate {
     pub high: f64,
 }
 
-/// Samples in their order of size.
+/// Sorted samples.
 #[derive(Debug, Clone)]
 pub struct Distribution {
     sorted: Vec<u64>,
@@ -49,12 +50,12 @@ impl Distribution {
         self.sorted.len()
     }
 
-    /// The smallest sample that `part` of all samples don't exceed.
+    /// Returns the smallest sample that at least `part` of all samples don't exceed.
     pub fn percentile(&self, part: f64) -> Option<u64> {
         nearest_rank(&self.sorted, part)
     }
 
-    /// The percentile with its interval, where there are enough samples for one.
+    /// Returns a percentile with its interval, if there are enough samples for one.
     pub fn estimate(&self, part: f64) -> Option<Estimate> {
         let (low, high) = ranks(self.sorted.len(), part)?;
         let at = |rank: usize| self.sorted[rank - 1] as f64;
@@ -78,10 +79,11 @@ impl Distribution {
         self.sorted.last().copied()
     }
 
-    /// The same at a resolution of three digits, from which curves are drawn and which other tools read.
+    /// Returns the samples as a histogram with three significant digits, from which curves are drawn and which other
+    /// tools read.
     ///
     /// # Errors
-    /// Never for samples that a clock can give.
+    /// Never fails for times that a clock can give.
     pub fn histogram(&self) -> anyhow::Result<Histogram<u64>> {
         let mut histogram = Histogram::new(HISTOGRAM_DIGITS)?;
         for sample in &self.sorted {
@@ -96,9 +98,11 @@ fn nearest_rank<T: Copy>(sorted: &[T], part: f64) -> Option<T> {
     sorted.get(rank.saturating_sub(1)).copied()
 }
 
-/// Between which ranks, counted from 1, a percentile of `n` samples lies. There is none where too few samples lie beyond.
+/// Returns the ranks, counted from 1, between which a percentile of `n` samples lies. `None` if too few samples lie
+/// beyond.
 fn ranks(n: usize, part: f64) -> Option<(usize, usize)> {
-    // How likely `below` samples and no more lie below the percentile, from none on; in logarithms, as (1/2)^n is no number.
+    // The logarithm of the probability that exactly `below` samples lie below the percentile, starting with none.
+    // Logarithms, since (1/2)^n underflows.
     let mut ln_likely = n as f64 * (1.0 - part).ln();
     let odds = part.ln() - (1.0 - part).ln();
     let (mut so_far, mut low) = (0.0, 0);
@@ -115,8 +119,8 @@ fn ranks(n: usize, part: f64) -> Option<(usize, usize)> {
     None
 }
 
-/// How many times as long `other` takes as `base`, the two having been measured in one run: by turns, where each turn has
-/// one sample of both, else as if it had been two runs.
+/// Returns the ratio of the times of `other` to those of `base`, both measured in one run: paired by iteration if each
+/// iteration has one sample of both, else as if they were from two runs.
 pub fn ratio_within_run(base: &Series, other: &Series) -> Option<Estimate> {
     match turns(base, other) {
         Some(turns) => ratio_by_turns(&turns),
@@ -124,14 +128,15 @@ pub fn ratio_within_run(base: &Series, other: &Series) -> Option<Estimate> {
     }
 }
 
-/// What both series measured in the turns in which neither failed; none where turns don't pair up.
+/// Returns the samples of both series in iterations in which neither failed. `None` if the iterations don't pair up.
 fn turns(base: &Series, other: &Series) -> Option<Vec<(u64, u64)>> {
     let (base, other) = (by_turn(base)?, by_turn(other)?);
     let pairs = base.iter().zip(&other).filter_map(|(base, other)| Some(((*base)?, (*other)?)));
     (base.len() == other.len()).then(|| pairs.collect())
 }
 
-/// Each turn's sample, none where the call failed. With several calls at a time, a turn isn't one sample.
+/// Returns the sample of each iteration, `None` for a failed call. The result is `None` if calls are concurrent, since
+/// an iteration then has several samples.
 fn by_turn(series: &Series) -> Option<Vec<Option<u64>>> {
     let count = series.samples_ns.len() + series.failures.len();
     let mut turns = vec![true; count];
@@ -152,7 +157,7 @@ fn ratio_by_turns(turns: &[(u64, u64)]) -> Option<Estimate> {
     Some(Estimate { value: nearest_rank(&ratios, 0.5)?, low: ratios[low - 1], high: ratios[high - 1] })
 }
 
-/// How many times as long `other` takes as `base`, which were measured apart.
+/// Returns the ratio of the times of `other` to those of `base`, measured in different runs.
 pub fn ratio(base: &[u64], other: &[u64]) -> Option<Estimate> {
     if base.len().min(other.len()) < LEAST_SAMPLES {
         return None;
@@ -166,13 +171,14 @@ pub fn ratio(base: &[u64], other: &[u64]) -> Option<Estimate> {
     }
     drawn.sort_unstable_by(f64::total_cmp);
     let value = quotient(Distribution::of(other).percentile(0.5)?, Distribution::of(base).percentile(0.5)?);
-    // With few samples, all draws may lie on one side of the value by a hair.
+    // With few samples, all draws may lie slightly to one side of the value.
     let low = nearest_rank(&drawn, TAIL)?.min(value);
     let high = nearest_rank(&drawn, 1.0 - TAIL)?.max(value);
     Some(Estimate { value, low, high })
 }
 
-/// The median of as many samples as there are, drawn in blocks, which go round at the end.
+/// Returns the median of a bootstrap sample of the same size, drawn in blocks of neighbours that wrap around at the
+/// end.
 fn redrawn_median(samples: &[u64], random: &mut fastrand::Rng, scratch: &mut Vec<u64>) -> u64 {
     let n = samples.len();
     let block = (n as f64).cbrt().ceil() as usize;
@@ -184,7 +190,7 @@ fn redrawn_median(samples: &[u64], random: &mut fastrand::Rng, scratch: &mut Vec
     *scratch.select_nth_unstable((n - 1) / 2).1
 }
 
-/// A clock may say that something took no time.
+/// Divides two times. A time of zero, which a coarse clock may give, counts as one nanosecond.
 fn quotient(other: u64, base: u64) -> f64 {
     other.max(1) as f64 / base.max(1) as f64
 }

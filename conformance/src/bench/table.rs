@@ -1,4 +1,5 @@
-//! A report as a terminal shows it: a line for each series, beside the floor and the daemon. Knows nothing of files.
+//! Renders a report for a terminal: a line for each series, with its ratio to the paths `cli` (the lower bound) and
+//! `daemon`. Knows nothing of files.
 
 use std::fmt::Write as _;
 
@@ -8,7 +9,7 @@ use super::{cli, daemon, shown};
 
 mod timelines;
 
-/// All of it.
+/// Renders the whole report.
 pub fn render(report: &Report) -> String {
     let mut text = machine(&report.machine);
     for Setup { name, parts } in &report.setups {
@@ -52,7 +53,7 @@ fn machine(machine: &Machine) -> String {
     )
 }
 
-/// Series of the same call next to each other, in the order in which the calls came first.
+/// Groups series by call and conditions, in the order in which the calls first appear.
 fn groups(all: &[Series]) -> Vec<Vec<&Series>> {
     let mut groups: Vec<Vec<&Series>> = Vec::new();
     for series in all {
@@ -94,7 +95,8 @@ fn line(series: &Series, report: &Report, width: usize) -> String {
     )
 }
 
-/// In parts of the same call by another path on the same setup.
+/// Returns the ratio to the same call by another path on the same setup, formatted. `None` if there is none, or if it
+/// is the series itself.
 fn ratio(series: &Series, report: &Report, path: &str) -> Option<String> {
     let key = Key { path: path.to_owned(), ..series.key.clone() };
     let base = report.series.iter().find(|other| other.key == key)?;

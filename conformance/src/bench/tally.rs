@@ -1,4 +1,4 @@
-//! The samples of a run, by what they were taken on. Knows nothing of how.
+//! Collects the samples of a run by series. Knows nothing of how they are measured.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -17,7 +17,7 @@ pub struct Tally {
     places: HashMap<Key, usize>,
 }
 
-/// What a run's series have in common.
+/// The conditions that series of one lane have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conditions {
     pub setup: String,
@@ -48,7 +48,7 @@ impl Conditions {
 }
 
 impl Tally {
-    /// Makes a series, if there is none yet.
+    /// Returns the series of this key, which is created if there is none yet.
     pub fn expect(&mut self, key: Key) -> &mut Series {
         let place = *self.places.entry(key.clone()).or_insert_with(|| {
             self.series.push(Series { key, samples_ns: Vec::new(), failures: Vec::new(), cost: None });
@@ -65,19 +65,19 @@ impl Tally {
         }
     }
 
-    /// Where what calls take is summed up.
+    /// Returns the sums of the costs of a series.
     pub fn cost(&mut self, key: Key) -> &mut Sum {
         self.costs.entry(key).or_default()
     }
 
-    /// Puts what the calls of some series took beside their times.
+    /// Sets the cost of the series that `is_theirs` selects, from the sums and the current memory usage.
     pub fn settle(&mut self, is_theirs: impl Fn(&Key) -> bool, memory: &Memory) {
         for series in self.series.iter_mut().filter(|series| is_theirs(&series.key)) {
             series.cost = self.costs.get(&series.key).map(|sum| sum.cost(memory));
         }
     }
 
-    /// All series, in the order in which they were expected.
+    /// Returns all series, in the order in which they were created.
     pub fn into_series(self) -> Vec<Series> {
         self.series
     }

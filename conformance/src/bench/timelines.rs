@@ -1,5 +1,5 @@
-//! Where the time of starts and teardowns goes, made of what a driver has said of each: medians of those that went well. What
-//! failed is counted where it was asked for. Knows neither how the calls were made nor how figures are shown.
+//! Aggregates the timelines that a driver has logged of its starts and teardowns: medians over the successful ones.
+//! Failed calls are counted by whoever made them. Knows neither how the calls were made nor how figures are shown.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -11,7 +11,7 @@ use crate::timeline::Told;
 
 const CALLS: [&str; 2] = ["start", "teardown"];
 
-/// One for each kind of call of which there is anything to say.
+/// Returns a timeline for each kind of call that the driver has logged.
 pub fn of(conditions: &Conditions, told: &[Told]) -> Vec<Timeline> {
     let of_call = |call: &str| {
         let went_well = told.iter().filter(|told| told.call == call && told.outcome == "done");
@@ -38,7 +38,7 @@ fn timeline(key: Key, calls: &[&Told]) -> Option<Timeline> {
         })
     });
     let mut steps = steps.collect::<Option<Vec<_>>>()?;
-    // What begins with its first part is longer.
+    // A step begins with its first part, but is longer: it comes before that part.
     steps.sort_by_key(|step| (step.begin_ns, Reverse(step.length_ns)));
     let median = |of: fn(&Told) -> u64| {
         let all: Vec<_> = calls.iter().map(|told| of(told)).collect();

@@ -1,5 +1,5 @@
-//! The turns of a run: every lane takes each step before any takes the next, and what comes of it is written down. Knows
-//! neither what a run's parts are nor what is told of it.
+//! The iterations (turns) of a run: every lane takes each step before any lane takes the next, and the results are
+//! recorded. Knows neither how setups are brought up nor how results are reported.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -16,10 +16,10 @@ use super::tally::{Conditions, Tally};
 use super::timelines;
 use crate::interrupt;
 
-/// What goes on after an answer belongs to the call as well.
+/// Pause after a call before its CPU time is read: work that goes on after the answer belongs to the call as well.
 const SETTLES: Duration = Duration::from_millis(5);
 
-/// What is asked for.
+/// The calls to measure, and the conditions to measure them under.
 pub struct Wanted {
     pub calls: Vec<Call>,
     pub payloads: Vec<usize>,
@@ -31,23 +31,23 @@ pub struct Wanted {
 
 pub struct Bench<'a> {
     pub wanted: &'a Wanted,
-    /// None where costs are left out.
+    /// The control group that counts CPU time. `None` if costs aren't measured.
     pub group: Option<&'a Group>,
     pub lanes: Vec<Lane>,
     pub tally: Tally,
     pub timelines: Vec<Timeline>,
 }
 
-/// What is measured of a lane at a time.
+/// The context of a single step on a lane.
 struct Now<'a> {
     conditions: Conditions,
     wanted: &'a [Call],
-    /// None while warming up.
+    /// Number of the iteration. `None` while warming up.
     turn: Option<u32>,
 }
 
 impl Bench<'_> {
-    /// What is wanted and can't be measured, once for all setups that lack it for the same reason.
+    /// Returns the requested calls that can't be measured, merged over all setups that lack them for the same reason.
     pub fn lacks(&self) -> Vec<NotMeasured> {
         let mut lacks: Vec<(Call, &str, String, Vec<&str>)> = Vec::new();
         for (lane, call) in
@@ -66,10 +66,10 @@ impl Bench<'_> {
         lacks.into_iter().map(told).collect()
     }
 
-    /// Takes all turns under all conditions, and everything away at the end.
+    /// Makes all iterations under all conditions, and removes all containers at the end.
     ///
     /// # Errors
-    /// When a path can't have the tasks that the calls are made on, or some of them stay.
+    /// Fails if a path can't start the tasks that the calls are made on, or if some of them can't be removed.
     pub async fn all(&mut self) -> Result<()> {
         let measured = tokio::select! {
             measured = self.conditions() => measured,
@@ -90,7 +90,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// All turns under the same conditions.
+    /// Makes all iterations under the same conditions.
     async fn under(&mut self, concurrency: u32, held: u32, progress: &mut Progress) -> Result<()> {
         let wanted = &self.wanted.calls;
         let steps = steps(wanted, &self.wanted.payloads);
@@ -135,7 +135,7 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Gives every series its place, whatever comes of it.
+    /// Creates every series, whether its calls will succeed or not.
     fn expect(&mut self, steps: &[Step], wanted: &[Call], concurrency: u32, held: u32) {
         for step in steps {
             for call in step.gives().iter().filter(|call| wanted.contains(call)) {
@@ -147,7 +147,7 @@ impl Bench<'_> {
         }
     }
 
-    /// Has a lane take a step, and writes down what came of it.
+    /// Makes a step on a lane, and records the outcomes.
     async fn take(&mut self, lane: usize, step: Step, now: &Now<'_>) -> Result<()> {
         if !self.lanes[lane].steps(&[step, Step::End]).contains(&step) && step != Step::End {
             return Ok(());
@@ -185,7 +185,7 @@ impl Bench<'_> {
         self.group.map(Group::read).transpose()
     }
 
-    /// Puts what was taken since down to a call.
+    /// Adds the CPU time used since `before` to the cost of a call.
     async fn charge(
         &mut self,
         lane: usize,
@@ -210,7 +210,7 @@ impl Bench<'_> {
         self.record_calls(&calls, step.payload(), outcomes, now);
     }
 
-    /// A step that fails has failed in each of the calls that were to come of it.
+    /// Records the outcomes of a step. A step that failed counts as a failure of each of its calls.
     fn record_calls(&mut self, calls: &[Call], payload: usize, outcomes: Outcomes, now: &Now<'_>) {
         let Some(turn) = now.turn else { return };
         for outcome in outcomes {
@@ -228,7 +228,7 @@ impl Bench<'_> {
         }
     }
 
-    /// What was taken and is resident, once the last turn is over and before anything is removed.
+    /// Sets the cost and memory usage of all series, after the last iteration and before anything is removed.
     fn settle(&mut self, concurrency: u32, held: u32) {
         if self.group.is_none() {
             return;
@@ -243,7 +243,7 @@ impl Bench<'_> {
         }
     }
 
-    /// What drivers have said of their calls since the turns count.
+    /// Collects the timelines that drivers have logged since `since`, when the measured iterations began.
     async fn hear(&mut self, concurrency: u32, held: u32, since: SystemTime) {
         sleep(SETTLES).await;
         for lane in &self.lanes {

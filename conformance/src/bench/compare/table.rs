@@ -28,7 +28,7 @@ pub fn print(base: &Report, other: &Report, comparison: &Comparison, args: &Args
     println!("\nat a threshold of {} %: {}", args.threshold * 100.0, told.join(", "));
 }
 
-/// What only one report has; where the other doesn't have its setup, that alone.
+/// Prints the series that only one report has. A setup that the other report lacks as a whole is printed as one line.
 fn print_alone(keys: &[Key], counterpart: &Report, which: &str) {
     let mut said = Vec::new();
     for key in keys {
@@ -41,7 +41,7 @@ fn print_alone(keys: &[Key], counterpart: &Report, which: &str) {
     }
 }
 
-/// On what the figures were taken, and what of that differs.
+/// Prints the machine and the setups that the figures were taken on, and what differs between the two reports.
 fn print_ground(base: &Report, other: &Report, comparison: &Comparison) {
     if base == other {
         println!("one run of {}, setups {}; compared turn by turn", base.made_at, setups(base));

@@ -1,4 +1,4 @@
-//! On samples at random of which the truth is known.
+//! Tests of comparisons, on random samples of which the truth is known.
 
 use std::collections::BTreeMap;
 
@@ -53,7 +53,7 @@ fn report(made_at: &str, series: Vec<Series>) -> Report {
     }
 }
 
-/// Calls with noise, of which the one named so takes so many times as long as it should.
+/// Returns a report of noisy calls, in which the call named `slow` takes `times` as long as it should.
 fn run(seed: u64, slow: &str, times: f64) -> Report {
     let mut noise = Noise::seeded(seed);
     let calls = [("state", 0.3e6), ("stats", 5e6), ("create", 60e6)].map(|(call, median_ns)| {
@@ -151,7 +151,7 @@ fn what_is_missing_is_said_and_fails_unless_allowed() {
 
 #[test]
 fn setups_of_one_run_are_compared_turn_by_turn() {
-    // A drift by which each half alone would tell nothing.
+    // The drift is so large that each series by itself would say nothing.
     let base: Vec<u64> = (0..40).map(|turn| 1_000_000 + turn * 100_000).collect();
     let slower = base.iter().map(|sample| sample + sample / 5).collect();
     let one = report("now", vec![series("a", "stats", base), series("b", "stats", slower)]);

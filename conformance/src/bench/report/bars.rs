@@ -1,4 +1,4 @@
-//! Bars that lie, a row each, grouped by setup: medians with their intervals, and costs by who has them.
+//! Horizontal bars, one row each, grouped by setup: medians with their intervals, and costs by consumer.
 
 use super::svg::{Anchor, Scale, Svg};
 use super::{class, in_order, party_class};
@@ -13,14 +13,14 @@ const ROW: f64 = 20.0;
 const HEAD: f64 = 22.0;
 const AXIS: f64 = 26.0;
 
-/// What one setup and path has, in parts.
+/// The stacked parts of the bar of one setup and path.
 pub struct Stack {
     pub setup: String,
     pub path: String,
     pub parts: Vec<(String, f64)>,
 }
 
-/// Draws rows under the names of their setups.
+/// Draws rows below the names of their setups.
 struct Rows<'a> {
     svg: Svg,
     scale: Scale,
@@ -36,7 +36,7 @@ impl<'a> Rows<'a> {
         Self { svg, scale, y: 0.0, setup: None }
     }
 
-    /// Returns the row's upper edge.
+    /// Starts a row, and returns its upper edge.
     fn next(&mut self, setup: &'a str, path: &str) -> f64 {
         if self.setup != Some(setup) {
             self.setup = Some(setup);
@@ -50,7 +50,7 @@ impl<'a> Rows<'a> {
     }
 }
 
-/// Medians of one call.
+/// Draws the medians of one call.
 pub fn medians(call: &str, of_call: &[&Series]) -> String {
     let setups = in_order(of_call, |series| &*series.key.setup);
     let estimates: Vec<_> = of_call

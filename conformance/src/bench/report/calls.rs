@@ -1,4 +1,5 @@
-//! A section for each call: its medians by setup and path, its percentiles, what it costs, and all of that as a table.
+//! Renders a section for each call: its medians by setup and path, its percentiles, its cost, and all of that as a
+//! table.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +12,7 @@ use crate::bench::record::{Key, Series};
 use crate::bench::shown::{self, MEBIBYTE};
 use crate::bench::statistics::{Distribution, ratio_within_run};
 
-/// What the others are held against.
+/// The path that others are compared with.
 const REFERENCE: &str = "direct";
 
 /// # Errors
@@ -32,7 +33,7 @@ pub fn of(all: &[&Series]) -> Result<String> {
     Ok(text + &memory(all))
 }
 
-/// All medians at a glance, a column a path.
+/// Renders a table of all medians, with a column for each path.
 fn overview(calls: &[String], all: &[&Series]) -> String {
     let paths = in_order(all, |series| &*series.key.path);
     let setups = in_order(all, |series| &*series.key.setup);
@@ -131,7 +132,8 @@ fn cost(call: &str, of_call: &[&Series]) -> String {
     stacked(&title, &rows, shown::milliseconds)
 }
 
-/// How much those who take part have of memory, which hardly differs from call to call: the most of all calls.
+/// Renders the memory usage of the processes that take part. It hardly differs from call to call, so the maximum over
+/// all calls is shown.
 fn memory(all: &[&Series]) -> String {
     let mut most: Vec<(&Key, BTreeMap<String, u64>)> = Vec::new();
     for series in all {
@@ -160,7 +162,7 @@ fn stack(key: &Key, parts: &BTreeMap<String, u64>, unit: f64) -> bars::Stack {
     bars::Stack { setup: key.setup.clone(), path: key.path.clone(), parts: parts.collect() }
 }
 
-/// Bars with a table of the same.
+/// Draws stacked bars, with a table of the same values.
 fn stacked(title: &str, rows: &[bars::Stack], shown: fn(f64) -> String) -> String {
     let mut parties: Vec<&str> = rows.iter().flat_map(|row| &row.parts).map(|(party, _)| &**party).collect();
     parties.sort_unstable();
@@ -205,7 +207,7 @@ fn failures(of_call: &[&Series]) -> String {
     }
 }
 
-/// A name that an address can have.
+/// Returns the call's name as an anchor that a URL can have.
 fn anchor(call: &str) -> String {
     let plain = |letter: char| if letter.is_ascii_alphanumeric() { letter } else { '-' };
     format!("call-{}", call.chars().map(plain).collect::<String>())

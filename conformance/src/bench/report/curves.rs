@@ -1,5 +1,5 @@
-//! Percentile curves: how long a call takes against how many of all calls take no longer, the rare ones as wide as the
-//! usual ones. From HDR histograms, as such curves are drawn elsewhere, too.
+//! Percentile curves: the time of a call against the share of calls that take no longer, with rare ones as wide as the
+//! usual ones. Made from HDR histograms, as such curves usually are.
 
 use anyhow::Result;
 
@@ -15,11 +15,11 @@ const LEFT: f64 = 62.0;
 const RIGHT: f64 = 16.0;
 const TOP: f64 = 24.0;
 const BOTTOM: f64 = 30.0;
-/// Points between one and the next halving of the rest.
+/// Number of points between one halving of the remaining calls and the next.
 const TICKS_PER_HALVING: u32 = 5;
 const MARKS: [(f64, &str); 5] = [(0.0, "0"), (0.5, "50 %"), (0.9, "90 %"), (0.99, "99 %"), (0.999, "99.9 %")];
 
-/// `of_call` is all that shares the scale of times.
+/// Draws the curves of one call on one setup. `of_call` has all series that share the scale of times.
 ///
 /// # Errors
 /// When samples can't be counted.
@@ -49,12 +49,13 @@ pub fn percentiles(call: &str, setup: &str, of_setup: &[&Series], of_call: &[&Se
     Ok(svg.finish())
 }
 
-/// How rare what lies beyond is, in powers of ten.
+/// Returns the rarity of samples beyond a percentile, in powers of ten.
 fn rarity(part: f64) -> f64 {
     -(1.0 - part.min(0.999_999)).log10()
 }
 
-/// A percentile has a meaning as far as there are samples beyond: the last is at one of all of them.
+/// Returns the points of a curve. The last is at 1 - 1/n: a percentile has a meaning only as far as there are samples
+/// beyond.
 fn points(samples: &[u64]) -> Result<Vec<(f64, f64)>> {
     let histogram = Distribution::of(samples).histogram()?;
     let last = 1.0 - 1.0 / samples.len() as f64;

@@ -1,4 +1,4 @@
-//! What the figures were taken on, and what could not be measured there.
+//! Renders the machine and the setups that the figures were taken on, and what could not be measured there.
 
 use super::table::{Cell, table};
 use crate::bench::record::{Machine, Report};

@@ -1,4 +1,4 @@
-//! What a task takes against how many there are: drawings by setup, and a table.
+//! Renders the cost of a task against the number of tasks: drawings by setup, and a table.
 
 use super::class;
 use super::svg::{Anchor, Scale, Svg, escape};
@@ -16,7 +16,7 @@ const TOP: f64 = 24.0;
 const BOTTOM: f64 = 30.0;
 
 type Figure = (&'static str, fn(&PerTask) -> Option<f64>, fn(f64) -> String);
-/// What is drawn, how it is had, and how it is shown.
+/// The drawings: title, value, and format of each.
 const FIGURES: [Figure; 4] = [
     ("start storm, time a task", |each| each.start_ns, shown::milliseconds),
     ("stop storm, time a task", |each| each.stop_ns, shown::milliseconds),
@@ -28,7 +28,7 @@ const FIGURES: [Figure; 4] = [
     ("memory a task, everybody's share in it", |each| Some(each.memory_bytes / MEBIBYTE), shown::mebibytes),
 ];
 
-/// A path on a setup.
+/// The results of one path on one setup.
 struct Line<'a> {
     path: &'a str,
     setup: &'a str,

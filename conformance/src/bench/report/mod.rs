@@ -1,4 +1,4 @@
-//! Reports as a page to look at: one file that needs nothing else, not even a network. Reads what was measured, and
+//! Renders reports as an HTML page: one file that needs nothing else, not even a network. Reads what was measured, and
 //! measures nothing.
 
 use std::fs;
@@ -22,10 +22,10 @@ mod timelines;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// What `bench --json` has written; several are shown side by side.
+    /// Reports written by `bench --json`. Several are shown side by side.
     #[arg(required = true)]
     reports: Vec<PathBuf>,
-    /// Where to write the page.
+    /// Write the page to this file.
     #[arg(long)]
     html: PathBuf,
 }
@@ -44,7 +44,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where two reports name a setup alike, it is each file's own from here on.
+/// Makes the names of setups unique: a name that several reports have gets the name of the file added.
 fn name_apart(mut reports: Vec<(&Path, Report)>) -> Result<Vec<Report>> {
     let setups = reports.iter().flat_map(|(_, report)| &report.setups);
     let all: Vec<String> = setups.map(|setup| setup.name.clone()).collect();
@@ -74,7 +74,7 @@ fn name_apart(mut reports: Vec<(&Path, Report)>) -> Result<Vec<Report>> {
     Ok(reports)
 }
 
-/// The paths that the page knows a colour for; others share one.
+/// Returns the CSS class of a path. Unknown paths share one.
 fn class(path: &str) -> &str {
     match path {
         "direct" | "daemon" | "cli" | "plugin" => path,
@@ -82,7 +82,7 @@ fn class(path: &str) -> &str {
     }
 }
 
-/// Those who take CPU time and memory, in the colours of the paths that they are first met on.
+/// Returns the CSS class of a consumer of CPU time and memory: the colour of the path that it first takes part in.
 fn party_class(party: &str) -> &str {
     match party {
         "shims" => "direct",
@@ -92,7 +92,7 @@ fn party_class(party: &str) -> &str {
     }
 }
 
-/// What each is a sample of, in the order in which it was measured.
+/// Returns the distinct values of `of` over all series, in the order in which they first appear.
 fn in_order<'a, K: PartialEq>(series: &[&'a Series], of: impl Fn(&'a Series) -> K) -> Vec<K> {
     let mut met = Vec::new();
     for key in series.iter().map(|series| of(series)) {

@@ -1,4 +1,4 @@
-//! The page around all drawings and tables.
+//! Renders the page around all drawings and tables.
 
 use anyhow::Result;
 

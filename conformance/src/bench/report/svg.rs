@@ -1,9 +1,10 @@
-//! Drawings as SVG text inside of a page: shapes by the classes that the page's style sheet colours, for dark and light.
-//! Knows nothing of benchmarks. Own code, as what draws to SVG elsewhere has fixed colours or brings a script of megabytes.
+//! Draws SVG as text within a page: shapes have classes, which the page's style sheet colours for dark and light.
+//! Knows nothing of benchmarks. Written by hand, as libraries that draw SVG have fixed colours or bring a script of
+//! megabytes.
 
 use std::fmt::Write as _;
 
-/// What can't stand in a text or an attribute as it is.
+/// Escapes characters that can't stand in a text or an attribute.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for letter in text.chars() {
@@ -12,7 +13,7 @@ pub fn escape(text: &str) -> String {
             '<' => escaped.push_str("&lt;"),
             '>' => escaped.push_str("&gt;"),
             '"' => escaped.push_str("&quot;"),
-            // What XML has no way to say.
+            // XML has no way to express control characters.
             control if control.is_control() && control != '\n' => escaped.push('\u{fffd}'),
             other => escaped.push(other),
         }
@@ -34,7 +35,7 @@ pub struct Svg {
 }
 
 impl Svg {
-    /// The title is what is read aloud in place of the drawing.
+    /// Starts a drawing. Screen readers read its title aloud.
     pub fn new(title: &str, width: f64, height: f64) -> Self {
         let mut svg = Self { body: String::new(), width, height };
         svg.add(format_args!("<title>{}</title>", escape(title)));
@@ -65,7 +66,7 @@ impl Svg {
         ));
     }
 
-    /// `tip` is shown where one points at it.
+    /// Draws a rectangle. `tip` is shown when the pointer is over it.
     pub fn rect(&mut self, at: (f64, f64), size: (f64, f64), class: &str, tip: &str) {
         let ((x, y), (width, height), tip) = (at, size, escape(tip));
         self.add(format_args!(
@@ -88,7 +89,7 @@ impl Svg {
         ));
     }
 
-    /// What a drawing's bars lie on: a line and a word for each tick.
+    /// Draws the axis below horizontal bars: a line and a label for each tick.
     pub fn axis(&mut self, scale: Scale, bottom: f64, shown: fn(f64) -> String) {
         for tick in scale.ticks() {
             let x = scale.at(tick);
@@ -105,7 +106,7 @@ impl Svg {
     }
 }
 
-/// Where a value stands between two edges of a drawing.
+/// Maps values to positions between two edges of a drawing.
 #[derive(Debug, Clone, Copy)]
 pub struct Scale {
     least: f64,
@@ -116,7 +117,7 @@ pub struct Scale {
 }
 
 impl Scale {
-    /// From 0 to a round number that holds all of `values`.
+    /// Returns a linear scale from 0 to a round number that is at least the maximum of `values`.
     pub fn linear(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
         let most = values.fold(0.0, f64::max);
         let step = round_step(most / 4.0);
@@ -124,7 +125,7 @@ impl Scale {
         Self { least: 0.0, most, from, to, logarithmic: false }
     }
 
-    /// In whole steps of 1, 2, 5 around `values`, which are more than 0.
+    /// Returns a logarithmic scale around `values`, which have to be positive. It ends at steps of 1, 2 or 5.
     pub fn logarithmic(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
         let (least, most) = values
             .filter(|value| *value > 0.0)
@@ -153,13 +154,13 @@ impl Scale {
         while let Some(last) = ticks.last().copied().filter(|last| *last < self.most * 0.999) {
             ticks.push(step_above(last * 1.001));
         }
-        // Of many, those of the powers of ten are enough.
+        // If there are many ticks, those at powers of ten are enough.
         let is_power = |tick: &f64| (tick.log10() - tick.log10().round()).abs() < 1e-6;
         if ticks.len() > 7 { ticks.into_iter().filter(is_power).collect() } else { ticks }
     }
 }
 
-/// The least of 1, 2, 5 times a power of ten that is as much.
+/// Returns the smallest of 1, 2, 5 times a power of ten that is at least `value`.
 fn step_above(value: f64) -> f64 {
     let power = 10_f64.powf(value.log10().floor());
     let steps = [1.0, 2.0, 5.0, 10.0].map(|step| step * power);

@@ -1,8 +1,8 @@
-//! A table of the page, and what its colours are.
+//! Renders the page's tables, and the keys of its colours.
 
 use super::svg::escape;
 
-/// What each colour is, under a drawing.
+/// Renders the key of a drawing's colours.
 pub fn keys<'a>(keys: impl Iterator<Item = (&'a str, &'a str)>) -> String {
     let keys = keys.map(|(class, name)| format!("<span class=\"key {class}\"></span>{}", escape(name)));
     format!("<p class=\"keys\" aria-hidden=\"true\">{}</p>\n", keys.collect::<String>())
@@ -11,10 +11,10 @@ pub fn keys<'a>(keys: impl Iterator<Item = (&'a str, &'a str)>) -> String {
 /// A cell of a table.
 pub enum Cell {
     Word(String),
-    /// May be broken into lines.
+    /// A text that may be broken into lines.
     Long(String),
     Figure(String),
-    /// A figure that ought to be none.
+    /// A figure that should be zero.
     Bad(String),
 }
 

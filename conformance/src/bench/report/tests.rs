@@ -1,4 +1,4 @@
-//! The page as text: what has to be in it, and what must not.
+//! Tests of the page as text: what it has to contain, and what not.
 
 use super::*;
 use crate::bench::growth::tests::point;

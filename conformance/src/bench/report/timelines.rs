@@ -1,4 +1,4 @@
-//! Where the time of starts and teardowns goes: a bar for each step, from where it begins, and a table of the same.
+//! Renders the timelines of starts and teardowns: a bar for each step, from where it begins, and a table of the same.
 
 use super::svg::{Anchor, Scale, Svg, escape};
 use super::table::{Cell, table};

@@ -1,4 +1,4 @@
-//! What was found of many tasks, as a table for a terminal.
+//! Prints the results of runs with many tasks as a table for a terminal.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

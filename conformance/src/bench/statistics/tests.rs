@@ -1,4 +1,4 @@
-//! Against what the textbook says, and against samples at random of which the truth is known.
+//! Tests of statistics, against textbook values and random samples with a known distribution.
 
 use super::*;
 use crate::bench::record::{Failure, Key};
@@ -32,7 +32,7 @@ fn a_percentile_is_a_sample_that_so_many_do_not_exceed() {
 
 #[test]
 fn the_ranks_around_a_median_are_those_of_the_tables() {
-    // Of the binomial distribution with p = 1/2.
+    // Ranks by the binomial distribution with p = 1/2.
     let known = [(6, (1, 6)), (10, (2, 9)), (20, (6, 15)), (30, (10, 21)), (100, (40, 61))];
     for (n, expected) in known {
         assert_eq!(ranks(n, 0.5), Some(expected), "of {n} samples");
@@ -67,7 +67,7 @@ fn turns_pair_up_around_those_that_failed() {
 
 #[test]
 fn a_slowdown_is_seen_by_turns_through_a_drift_that_is_larger() {
-    // The machine gets ten times slower meanwhile; one of the two is 5 % slower all along.
+    // The machine gets ten times slower during the run; one of the two series is 5 % slower all along.
     let base: Vec<u64> = (0..50).map(|turn| 1_000_000 + turn * 200_000).collect();
     let slower: Vec<u64> = base.iter().map(|sample| sample + sample / 20).collect();
     let by_turns = ratio_within_run(&series(&base, &[]), &series(&slower, &[])).unwrap();

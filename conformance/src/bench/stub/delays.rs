@@ -1,4 +1,4 @@
-//! When the stub answers which call, and which it refuses: known beforehand, and kept to by the clock.
+//! The known answer times of the stub's calls, which of its calls fail, and a precise timer to keep to them.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -10,7 +10,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::bench::call::Call;
 
 const MS: Duration = Duration::from_millis(1);
-/// From the request, or for a wait from the end, to the answer. Calls that start a process take longer than that does.
+/// Time from the request (for a wait: from the exit of the process) to the answer, in milliseconds. Calls that start a
+/// process have more time than that takes.
 pub const DELAYS: [(Call, u32); 14] = [
     (Call::Create, 30),
     (Call::Start, 10),
@@ -30,10 +31,11 @@ pub const DELAYS: [(Call, u32); 14] = [
 const DELAY: &str = "CONFORMANCE_STUB_DELAY";
 const SLOWDOWN: &str = "CONFORMANCE_STUB_SLOWDOWN";
 const FAIL: &str = "CONFORMANCE_STUB_FAIL";
-/// A thread wakes up this much after its time at the most, where the machine isn't busy; the rest is watched.
+/// Maximum delay of a thread's wake-up on a machine that isn't busy. The last part of a wait, this long, is a busy
+/// loop.
 const WATCHED: Duration = Duration::from_micros(300);
 
-/// How a stub answers.
+/// The configuration of a stub: delays, slowdown factors and failures by call.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Answers {
     delay: BTreeMap<String, humantime::Duration>,
@@ -43,14 +45,14 @@ pub struct Answers {
 
 impl Answers {
     /// # Errors
-    /// Names the variable, and the word in it that says nothing.
+    /// Names the environment variable, and the part of it that can't be parsed.
     pub fn of_environment() -> Result<Self> {
         let of = |name| std::env::var(name).unwrap_or_default();
         Self::of(&of(DELAY), &of(SLOWDOWN), &of(FAIL))
     }
 
     /// # Errors
-    /// As [`Self::of_environment`].
+    /// Fails as [`Self::of_environment`] does.
     pub fn of(delay: &str, slowdown: &str, fail: &str) -> Result<Self> {
         let delay = parse(delay).context(DELAY)?;
         let slowdown: BTreeMap<_, f64> = parse(slowdown).context(SLOWDOWN)?;
@@ -61,7 +63,7 @@ impl Answers {
         Ok(Self { delay, slowdown, fail })
     }
 
-    /// As they stand in an environment.
+    /// Returns the configuration as environment variables.
     pub fn variables(&self) -> impl Iterator<Item = (&'static str, String)> {
         let delay = self.delay.iter().map(|(call, delay)| (call, delay.to_string().replace(' ', "")));
         let all =
@@ -69,7 +71,7 @@ impl Answers {
         all.into_iter().filter(|(_, words)| !words.is_empty())
     }
 
-    /// How long a call takes.
+    /// Returns the time after which a call is answered.
     pub fn delay(&self, call: Call) -> Duration {
         let name = call.name();
         let usual =
@@ -78,7 +80,7 @@ impl Answers {
         delay.mul_f64(self.slowdown.get(&name).copied().unwrap_or(1.0))
     }
 
-    /// Whether a call fails that is the `number`th of its kind, from 1 on.
+    /// Returns whether the `number`th call of its kind fails, counted from 1.
     pub fn fails(&self, call: Call, number: u32) -> bool {
         self.fail.get(&call.name()).is_some_and(|each| number.is_multiple_of(*each))
     }
@@ -102,8 +104,8 @@ fn parse<T: FromStr>(text: &str) -> Result<BTreeMap<String, T>> {
     Ok(all)
 }
 
-/// Waits for a moment to some microseconds: timers of the async runtime have a grain of a millisecond, and a sleeping thread
-/// comes late by as much as its slack.
+/// Waits until `moment`, with a precision of microseconds: timers of the async runtime have a resolution of a
+/// millisecond, and a sleeping thread wakes up late by its timer slack.
 pub async fn until(moment: Instant) {
     let waited = tokio::task::spawn_blocking(move || {
         let rest = moment.saturating_duration_since(Instant::now());
@@ -112,7 +114,7 @@ pub async fn until(moment: Instant) {
             std::hint::spin_loop();
         }
     });
-    // It only ends early where the process ends.
+    // The wait ends early only if the process ends.
     let _ = waited.await;
 }
 

@@ -1,9 +1,8 @@
-//! A shim that is none: the harness' own, which runs processes without a container and answers each call after a known
-//! time, so that it can be seen whether the harness measures right. It is started and asked as any other, over the same
-//! ttrpc service.
+//! The stub shim: it runs processes without a container and answers each call after a known time, so that the harness
+//! can be checked. It is started and called like any shim, over the same ttrpc service.
 //!
-//! How it answers is said by the environment of `bench stub`, which writes it into the file that it makes, since a shim is
-//! started without an environment.
+//! Its answer times are set by the environment of `bench stub`, which writes them into the file that it creates, since
+//! a shim is started without an environment.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -19,37 +18,39 @@ mod shim;
 
 pub use delays::{Answers, DELAYS};
 
-/// As shims are named; not one of the runc family, whose options it wouldn't understand.
+/// File name of the stub, by the naming scheme of shims. Not one of the runc family, whose options it wouldn't
+/// understand.
 const FILE: &str = "containerd-shim-stub-v1";
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Where to write it, as containerd-shim-stub-v1. CONFORMANCE_STUB_DELAY ("stats=10ms"), CONFORMANCE_STUB_SLOWDOWN
-    /// ("stats=1.2") and CONFORMANCE_STUB_FAIL ("pids=5", each fifth call) say how it answers; several by commas.
+    /// Directory to write the stub to, as containerd-shim-stub-v1. Its answers are set by the environment:
+    /// CONFORMANCE_STUB_DELAY ("stats=10ms"), CONFORMANCE_STUB_SLOWDOWN ("stats=1.2") and CONFORMANCE_STUB_FAIL
+    /// ("pids=5", each fifth call). Several calls are separated by commas.
     directory: PathBuf,
 }
 
 #[derive(clap::Args)]
 pub struct ShimArgs {
-    /// As containerd calls a shim.
+    /// The arguments with which containerd calls a shim.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     words: Vec<String>,
 }
 
 /// # Errors
-/// Names the word of the environment that says nothing, or the file that can't be written.
+/// Names the part of the environment that can't be parsed, or the file that can't be written.
 pub fn run(args: &Args) -> Result<ExitCode> {
     println!("{}", write(&args.directory, &Answers::of_environment()?)?.display());
     Ok(ExitCode::SUCCESS)
 }
 
 /// # Errors
-/// Says what is wrong with the words, or what can't be served.
+/// Names the argument that is missing, or what can't be served.
 pub fn run_shim(args: &ShimArgs) -> Result<ExitCode> {
     shim::run(&args.words, Answers::of_environment()?).map(|()| ExitCode::SUCCESS)
 }
 
-/// Makes a shim that answers so, and returns its file.
+/// Writes a stub with these answers, and returns the path of its file.
 ///
 /// # Errors
 /// Names the file.
@@ -57,7 +58,7 @@ pub fn write(directory: &Path, answers: &Answers) -> Result<PathBuf> {
     fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
     let program = std::env::current_exe().context("find this program")?;
     let quoted = program.display().to_string().replace('\'', r"'\''");
-    // What the words of answers are made of needs no quotes.
+    // The values consist of characters that need no quotes.
     let variables: String = answers.variables().map(|(name, words)| format!("{name}={words} ")).collect();
     let text = format!("#!/bin/sh\n{variables}exec '{quoted}' bench stub-shim \"$@\"\n");
     let file = std::path::absolute(directory.join(FILE))?;

@@ -1,4 +1,5 @@
-//! A process of the stub's: the words of a container's or an exec's specification, run on the host in a group of their own.
+//! A process of the stub: the arguments of a container's or an exec's specification, run on the host in a process
+//! group of its own.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
@@ -15,7 +16,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::watch;
 
-/// What a process is told to use; an empty path is none.
+/// Paths of a process' pipes. An empty path is no pipe.
 #[derive(Debug, Clone, Default)]
 pub struct Paths {
     pub stdin: String,
@@ -23,20 +24,21 @@ pub struct Paths {
     pub stderr: String,
 }
 
-/// How a process ended, and when that was seen.
+/// The exit code of a process, and when its exit was seen.
 pub type End = (u32, Instant);
 
-/// Where its end is told.
+/// The sender of a process' exit.
 pub type Ending = watch::Sender<Option<End>>;
 
-/// A process that runs, or waits to be let go.
+/// A process that runs, or waits for its start.
 pub struct Process {
     pid: i32,
     gate: Option<ChildStdin>,
 }
 
 impl Process {
-    /// The process of a container: it is there from its creation on, and does nothing before it is let go.
+    /// Creates the process of a container. It exists from the container's creation on, and does nothing before it is
+    /// started by [`let_go`].
     pub fn gated(spec: &Value, paths: &Paths, ended: Ending) -> Result<Self> {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", "read -r go && exec \"$@\" < /dev/null", "sh"]).args(arguments(spec)?);
@@ -44,7 +46,7 @@ impl Process {
         Self::spawn(command, paths, ended)
     }
 
-    /// The process of an exec.
+    /// Starts the process of an exec.
     pub fn at_once(spec: &Value, paths: &Paths, ended: Ending) -> Result<Self> {
         let words = arguments(spec)?;
         let mut command = Command::new(&words[0]);
@@ -66,7 +68,7 @@ impl Process {
         self.pid
     }
 
-    /// What lets the process go, once.
+    /// Takes the pipe by which the process is started, which works once.
     pub fn take_gate(&mut self) -> Option<ChildStdin> {
         self.gate.take()
     }
@@ -77,7 +79,7 @@ impl Process {
     }
 }
 
-/// Lets a gated process go.
+/// Starts a process that waits at its gate.
 pub async fn let_go(mut gate: ChildStdin) -> Result<()> {
     gate.write_all(b"go\n").await.context("let the process go")
 }
@@ -85,19 +87,19 @@ pub async fn let_go(mut gate: ChildStdin) -> Result<()> {
 async fn see_end(mut child: Child, pid: i32, ended: Ending) {
     let status = child.wait().await;
     let seen = Instant::now();
-    // What it has started goes with it, as in a container.
+    // The process' descendants in its group are killed with it, as in a container.
     let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
     let code = status.map_or(255, exit_code);
     ended.send_replace(Some((code, seen)));
 }
 
-/// As shims say it.
+/// Returns the exit code as shims report it: 128 plus the signal for a killed process.
 fn exit_code(status: ExitStatus) -> u32 {
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(255);
     u32::try_from(code).unwrap_or(255)
 }
 
-/// Nothing of it waits for the other end, which may have given up.
+/// Opens the input pipe without waiting for the other end, which may have given up.
 fn input(path: &str) -> Result<Stdio> {
     if path.is_empty() {
         return Ok(Stdio::null());

@@ -1,4 +1,4 @@
-//! The stub's task service: each call is carried out, and answered when its time has come.
+//! The stub's task service: carries out each call, and answers it after the known time.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -23,16 +23,16 @@ use super::delays::{Answers, until};
 use super::process::{End, Ending, Paths, Process, let_go};
 use crate::bench::call::Call;
 
-/// One container with its execs, which go by their ids; its own process' is empty.
+/// One container with its processes, keyed by exec id. The key of the container's own process is empty.
 pub struct Stub {
     answers: Answers,
     processes: Mutex<HashMap<String, Process>>,
-    /// Execs that are not started.
+    /// Execs that are declared but not started.
     declared: Mutex<HashMap<String, (Value, Paths, Ending)>>,
-    /// An exec's end can be waited for before its start.
+    /// The exits of processes. Kept apart, since an exec can be waited for before its start.
     ends: Mutex<HashMap<String, watch::Receiver<Option<End>>>>,
     calls: Mutex<HashMap<Call, u32>>,
-    /// Told when the shim is to end.
+    /// Notified when the shim has to exit.
     pub over: Arc<Notify>,
 }
 
@@ -42,7 +42,7 @@ impl Stub {
         Self { answers, processes, declared, ends, calls, over: Arc::new(Notify::new()) }
     }
 
-    /// Answers in the call's time after `begun`, whatever it has come to.
+    /// Answers at the call's known time after `begun`, whatever the outcome.
     async fn answer<T>(&self, call: Call, begun: Instant, outcome: Result<T>) -> ttrpc::Result<T> {
         let number = {
             let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
@@ -62,7 +62,7 @@ impl Stub {
         processes.get_mut(exec_id).map(look).with_context(|| format!("there is no process {exec_id:?}"))
     }
 
-    /// Makes a place for an end.
+    /// Creates the channel for the exit of a process, and returns its sender.
     fn ending(&self, exec_id: &str) -> Ending {
         let (ended, end) = watch::channel(None);
         self.ends.lock().unwrap_or_else(PoisonError::into_inner).insert(exec_id.to_owned(), end);
@@ -218,7 +218,7 @@ impl Task for Stub {
         self.answer(Call::Update, Instant::now(), Ok(Empty::default())).await
     }
 
-    /// The pipe's other end is the caller's, and is closed already.
+    /// Answers at once: the writing end of the pipe is the caller's, and is closed already.
     async fn close_io(&self, _: &TtrpcContext, _: CloseIORequest) -> ttrpc::Result<Empty> {
         Ok(Empty::default())
     }

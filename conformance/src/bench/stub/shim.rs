@@ -1,4 +1,5 @@
-//! The stub's face as a shim: `start` leaves a server behind and prints where it listens, `delete` takes away what is left.
+//! The stub's command line as a shim: `start` leaves a server behind and prints its address, `delete` removes what is
+//! left.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,16 +19,16 @@ use std::os::unix::process::CommandExt;
 use super::delays::Answers;
 use super::service::Stub;
 
-/// Beside it, in the bundle.
+/// File names of the server's socket and pid, in the bundle.
 const SOCKET: &str = "stub.sock";
 const PID: &str = "stub.pid";
-/// How long a server may take to listen.
+/// Timeout for the server to listen.
 const SOON: Duration = Duration::from_secs(10);
-/// The last answer is on its way.
+/// Pause before the server exits, so that its last answer is sent.
 const FAREWELL: Duration = Duration::from_millis(20);
 
 /// # Errors
-/// Says which word is missing, or what can't be served.
+/// Names the argument that is missing, or what can't be served.
 pub fn run(words: &[String], answers: Answers) -> Result<()> {
     let bundle = std::env::current_dir()?;
     match words.last().map(String::as_str) {
@@ -71,7 +72,7 @@ fn serve(bundle: &Path, answers: Answers) -> Result<()> {
     })
 }
 
-/// Ends the server, and with it what it runs: those are told to follow it by the group that they are in.
+/// Kills the server and the processes that it has started, each with its process group.
 fn delete(bundle: &Path) -> Result<()> {
     let file: PathBuf = bundle.join(PID);
     if let Some(pid) = fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok()) {

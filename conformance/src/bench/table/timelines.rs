@@ -1,4 +1,4 @@
-//! Where the time of starts or teardowns goes, as a terminal shows it: a line for each step, in the order of their begin.
+//! Renders a timeline of starts or teardowns for a terminal: a line for each step, in the order in which they begin.
 
 use std::fmt::Write as _;
 
