@@ -1,5 +1,5 @@
-//! The account that is taken at the end of each case sees what it is there to see, and a plugin that has done much holds
-//! no more than one that has done little.
+//! The leak check at the end of each case finds what it is there to find, and a plugin that has done much holds no more
+//! than one that has done little.
 
 use std::time::Duration;
 
@@ -34,14 +34,14 @@ async fn a_running_task_is_seen_in_all_its_parts(scene: &Scene) -> Result<()> {
     ] {
         ensure!(seen.iter().any(|line| line.starts_with(kind)), "no {kind}among {seen:?}");
     }
-    // On v2 all of them are the one that the agent made.
+    // On v2 the only cgroup is the one that the agent made.
     ensure!(seen.iter().any(|line| line.starts_with("cgroup ")) != is_v2(), "cgroups among {seen:?}");
     task.end(&plugin).await?;
     same!(scene.census(), Vec::<String>::new());
     plugin.shut_down().await
 }
 
-/// As `conformance census` takes it, for this driver.
+/// Takes a census as `conformance census` does, for this driver.
 fn census(scene: &Scene, plugin: &Plugin) -> Result<Census> {
     let mut census = machine::take(&[scene.state_dir()], &[i32::try_from(plugin.pid())?])?;
     census.merge(daemon::take(&scene.world().containerd().socket(), None)?, "");
@@ -50,7 +50,7 @@ fn census(scene: &Scene, plugin: &Plugin) -> Result<Census> {
 
 async fn a_census_of_the_machine_finds_a_task_and_a_later_one_finds_it_gone(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
-    // What the first task makes for all.
+    // The first task makes what later tasks share.
     scene.still_works(&plugin).await?;
     let before = census(scene, &plugin)?;
     let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
@@ -71,7 +71,7 @@ async fn a_census_of_the_machine_finds_a_task_and_a_later_one_finds_it_gone(scen
         ensure!(seen.of_kind(kind).next().is_some(), "no {kind} among {:?}", seen.lines());
     }
     task.end(&plugin).await?;
-    // Others work on the same machine, and groups are the agent's.
+    // Other programs work on the same machine, and groups are the agent's.
     let (world, kinds) = (scene.world().directory().display().to_string(), ["container", "lease", "active"]);
     let is_ours = |line: &String| line.contains(&world) || kinds.iter().any(|kind| line.starts_with(kind));
     let gone = || -> Result<()> {
@@ -84,7 +84,7 @@ async fn a_census_of_the_machine_finds_a_task_and_a_later_one_finds_it_gone(scen
     plugin.shut_down().await
 }
 
-/// Open files and threads of the plugin.
+/// Counts the open files and the threads of the plugin.
 fn held(plugin: &Plugin) -> Result<(usize, usize)> {
     let count = |name: &str| {
         Ok::<_, anyhow::Error>(std::fs::read_dir(format!("/proc/{}/{name}", plugin.pid()))?.count())
@@ -121,7 +121,7 @@ async fn a_plugin_that_has_done_much_holds_no_more_than_before(scene: &Scene) ->
     for _ in 0..4 {
         tokio::try_join!(once(), once(), once())?;
     }
-    // Threads that have nothing to do end by themselves, after a while.
+    // Idle threads end by themselves, after a while.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let (files_after, threads_after) = held(&plugin)?;
     ensure!(files_after <= files + 3, "{files} open files became {files_after}");

@@ -92,7 +92,7 @@ async fn requests_that_lack_their_parts_are_refused(scene: &Scene) -> Result<()>
     let none = plugin.driver().start_task(pb::StartTaskRequest::default()).await;
     refused(none, &["task"])?;
     refused(plugin.driver().recover_task(pb::RecoverTaskRequest::default()).await, &["handle"])?;
-    // A task of nothing but an id and an image.
+    // A task with nothing but an id and an image.
     let mut task = scene.prepare(&plugin, &scene.shell("true")).await?;
     task.config = pb::TaskConfig {
         id: task.id().to_owned(),
@@ -152,7 +152,7 @@ async fn a_megabyte_of_environment_and_arguments_is_no_trouble_to_the_plugin(sce
     task.start(&plugin).await?;
     ensure!(task.stdout(&plugin).await?.trim().parse::<usize>()? > 1 << 20, "the environment is cut");
     task.destroy(&plugin).await?;
-    // More than a process can have: the kernel refuses it, which the runtime tells as an exit or not at all.
+    // A variable larger than the kernel lets a process have: the runtime reports it as an exit, or not at all.
     let mut task = scene.prepare(&plugin, &scene.shell("true")).await?;
     task.config.env.insert("TOO_LARGE".to_owned(), "x".repeat(6 << 20));
     match task.start(&plugin).await {

@@ -1,4 +1,4 @@
-//! The bridge that the driver has for tasks: what the operator says of it, and what is done on it.
+//! The driver's own bridge for tasks: the operator's options for it, and what tasks do on it.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -21,7 +21,7 @@ cases!["bridges":
 ];
 
 async fn the_bridge_and_its_addresses_are_the_operators_choice(scene: &Scene) -> Result<()> {
-    // Other than that of the other cases.
+    // A bridge other than that of the other cases.
     let bridge = scene.world().networks().described();
     let mut options = scene.options();
     options["bridge_network_name"] = json!(bridge.name);
@@ -61,7 +61,7 @@ async fn a_task_is_as_fast_as_its_bandwidth(scene: &Scene) -> Result<()> {
     let task = server(scene, &plugin, &[("network_mode", json!("bridge")), ("bandwidth", limits)]).await?;
     same!(ask(&told(&plugin, &task).await?.addr, PORT)?, format!("web-{}", &task.alloc.id[..8]));
     let shaped = process::output(Command::new("tc").args(["qdisc", "show"]))?;
-    // In bits a second: what comes to the task, and what it sends, by a second interface.
+    // Rates in bits a second: of what comes to the task, and, by a second interface, of what it sends.
     let of_tasks: Vec<_> = shaped.lines().filter(|line| line.contains("tbf")).collect();
     for rate in ["rate 16777Kbit", "rate 8388Kbit"] {
         ensure!(of_tasks.iter().any(|line| line.contains(rate)), "no {rate} in {of_tasks:?}");

@@ -1,4 +1,4 @@
-//! Capabilities: what a job adds and drops, and what the operator's `allow_caps` lets it.
+//! Capabilities: those that a job adds and drops, and those that the operator's `allow_caps` permits.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -20,7 +20,7 @@ const CHOWN: u64 = 1;
 const NET_ADMIN: u64 = 1 << 12;
 const SYS_ADMIN: u64 = 1 << 21;
 
-/// The plugin has all that this process has.
+/// Returns this process' bounding set of capabilities, which is the plugin's too.
 fn all() -> Result<u64> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let mask = status.lines().find_map(|line| line.strip_prefix("CapBnd:")).context("no line CapBnd")?;
@@ -75,7 +75,7 @@ async fn what_the_operator_does_not_allow_no_task_has_and_none_can_add(scene: &S
 
 async fn one_that_there_is_not_is_refused_by_name(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
-    // An image that isn't there: the capability is looked at first.
+    // The image doesn't exist: the capability is checked before the image is looked for.
     let image = scene.image("library/nothing:latest");
     let config = |option: &str, name: &str| {
         let mut config = config! { image = image };
@@ -86,7 +86,7 @@ async fn one_that_there_is_not_is_refused_by_name(scene: &Scene) -> Result<()> {
         let task = scene.prepare(&plugin, &config(option, "NET_ADMIM")).await?;
         refused(plugin.start_task(task.config.clone()).await, &[option, "NET_ADMIM", "capabilities(7)"])?;
     }
-    // Sandboxes that these cases run in are often without it.
+    // Sandboxes in which these cases run often lack CAP_SYS_RESOURCE.
     const SYS_RESOURCE: u64 = 1 << 24;
     if all()? & SYS_RESOURCE == 0 {
         let task = scene.prepare(&plugin, &config("cap_add", "sys_resource")).await?;

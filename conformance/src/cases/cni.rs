@@ -1,5 +1,5 @@
-//! CNI plugins that do what they should not, or are of another version, between real ones that do what they should; and what
-//! all of them are told.
+//! CNI plugins that misbehave or are of another version, between real ones that behave; and the environment, arguments
+//! and requests that plugins get.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -28,19 +28,20 @@ cases!["cni":
     an_address_of_a_container_whose_bundle_is_lost_is_given_up,
 ];
 
-/// Writes down that it was called. What follows it may end it, or lets it answer as a plugin that changes nothing.
+/// Beginning of the script `trouble`: notes its command. A script after it may exit; else [`PASS_ON`] answers.
 const PRELUDE: &str = r#"#!/bin/sh
 here=${0%/*}/..
 request=$(cat)
 echo "$CNI_COMMAND" >> "$here/commands"
 "#;
-/// A request's keys are in the order of their names.
+/// End of the script `trouble`: answers an ADD with the request's `prevResult`, as a plugin that changes nothing. The
+/// `sed` relies on the request's keys being in alphabetical order.
 const PASS_ON: &str = r#"
 [ "$CNI_COMMAND" = ADD ] && printf %s "$request" | sed 's/.*"prevResult"://; s/,"type":"trouble"}$//'
 exit 0
 "#;
 
-/// The real plugins, one more that a script is, and a network of both.
+/// The real CNI plugins and a script `trouble` in one directory, and a network that uses both.
 struct Stage {
     directory: PathBuf,
 }
@@ -97,7 +98,7 @@ impl Stage {
         scene.plugin_as(&scene.launch(), &self.options(scene)).await
     }
 
-    /// What the script has written.
+    /// Returns what the script has written to a file.
     fn noted(&self, file: &str) -> String {
         fs::read_to_string(self.directory.join(file)).unwrap_or_default()
     }
@@ -153,11 +154,11 @@ async fn a_plugin_that_hangs_is_killed_and_worth_another_try(scene: &Scene) -> R
     let task = prepared(scene, &plugin).await?;
     let status = refused(plugin.start_task(task.config.clone()).await, &["bin/trouble", "within 2 s"])?;
     ensure!(is_recoverable(&status)?, "the agent would give up");
-    // One that has ended, and nobody has looked at yet, has no command line any more.
+    // A zombie has no command line any more.
     let command = fs::read(format!("/proc/{}/cmdline", stage.noted("pid").trim())).unwrap_or_default();
     ensure!(command.is_empty(), "the plugin runs on");
     scene.nothing_left()?;
-    // Nor does the agent give up where a plugin says that it is too early.
+    // A plugin that says it is too early (code 11) doesn't make the agent give up either.
     let early = r#"[ $CNI_COMMAND = ADD ] && { echo '{"code": 11, "msg": "not yet"}'; exit 1; }"#;
     let stage = Stage::set(scene, early)?;
     let task = prepared(scene, &plugin).await?;
@@ -183,7 +184,7 @@ async fn plugins_have_an_environment_of_their_own(scene: &Scene) -> Result<()> {
     for command in ["ADD", "DEL"] {
         let environment = stage.noted(&format!("{command}.env"));
         let names = environment.lines().filter_map(|line| line.split('=').next());
-        // The last ones are the shell's.
+        // The shell sets the last ones.
         let is_ours =
             |name: &str| name.starts_with("CNI_") || ["PATH", "PWD", "OLDPWD", "SHLVL", "_"].contains(&name);
         ensure!(names.clone().all(is_ours), "{command}: {environment}");
@@ -198,7 +199,8 @@ async fn plugins_have_an_environment_of_their_own(scene: &Scene) -> Result<()> {
     plugin.shut_down().await
 }
 
-/// Nomad lets names of jobs and groups have what the syntax of the arguments is made of, and so did such a job not start.
+/// Nomad lets names of jobs and groups contain characters of the arguments' syntax, with which such a job did not start
+/// once.
 async fn plugins_are_told_the_jobs_id_and_not_what_their_arguments_can_not_have(scene: &Scene) -> Result<()> {
     let stage = Stage::set(scene, r#"env > "$here/$CNI_COMMAND.env""#)?;
     let mut plugin = stage.plugin(scene).await?;
@@ -226,13 +228,13 @@ async fn plugins_are_told_the_jobs_id_and_not_what_their_arguments_can_not_have(
     plugin.shut_down().await
 }
 
-/// The versions of the specification that each of some plugins says it speaks.
+/// Returns the versions of the specification that each of these plugins reports.
 fn versions_spoken(scene: &Scene, plugins: &[&'static str]) -> Result<Vec<(&'static str, Vec<String>)>> {
     let mut spoken = Vec::new();
     for &plugin in plugins {
         let mut command = Command::new(scene.programs().cni().join(plugin));
         command.env("CNI_COMMAND", "VERSION");
-        // Older ones tell without a look at their stdin, and are gone while it is written.
+        // Older plugins answer without reading their stdin, and may have exited while it is written.
         let answer = process::output_of(&mut command, br#"{"cniVersion": "1.0.0"}"#)?;
         let answer: Value = serde_json::from_str(&answer).with_context(|| format!("{plugin}: {answer}"))?;
         let versions = serde_json::from_value(answer["supportedVersions"].clone());
@@ -273,7 +275,7 @@ async fn networks_of_each_version_that_the_plugins_speak_are_joined(scene: &Scen
         scene.nothing_left()?;
         fs::remove_file(stage.networks().join(file))?;
     }
-    // No firewall knows the oldest, and Debian 12's plugins not the newest.
+    // No firewall plugin speaks the oldest version, and Debian 12's plugins don't speak the newest.
     for (version, culprit) in refusals {
         stage
             .describe("a.conflist", &json!({"cniVersion": version, "name": "versioned", "plugins": list}))?;
@@ -328,7 +330,7 @@ async fn an_address_of_a_container_whose_bundle_is_lost_is_given_up(scene: &Scen
     let leases = scene.state_dir().join("leases").join(bridge);
     ensure!(leases.join(&address).exists(), "the address is noted elsewhere");
     plugin.shut_down().await?;
-    // Another one's, whose bundle is nowhere.
+    // The address of another container, whose bundle is nowhere.
     let lost = address.rsplit_once('.').map(|(network, _)| leases.join(format!("{network}.100")));
     let lost = lost.context("no address of version 4")?;
     fs::write(&lost, "web-of-nobody\r\neth0")?;

@@ -1,4 +1,5 @@
-//! Others on the same machine and in the same containerd: another plugin, other clients, and what a reboot has left.
+//! Other users of the same machine and the same containerd: another plugin, other clients, and the remains after a
+//! reboot.
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ cases!["coexistence":
     a_client_that_starts_our_record_harms_nothing,
 ];
 
-/// Longer than a plugin may take between two looks.
+/// Longer than the pause between two rounds of a plugin's garbage collection.
 const LOOKED: Duration = Duration::from_secs(30);
 
 async fn what_a_reboot_has_left_in_containerd_is_cleared_away(scene: &Scene) -> Result<()> {
@@ -27,7 +28,7 @@ async fn what_a_reboot_has_left_in_containerd_is_cleared_away(scene: &Scene) -> 
     sweep::by_a_reboot(&scene.state_dir(), task.alloc.cgroup.name())?;
     ensure!(scene.census().iter().any(|line| line.starts_with("lease")), "there is nothing to clear away");
     let mut next = scene.plugin().await?;
-    // The agent tries, and fails, to recover it; it destroys it then. Even without that it is found.
+    // The agent would try to recover the task, fail, and destroy it. The plugin finds it even without that.
     ensure!(task.recover(&next).await.is_err(), "a task of before the reboot is recovered");
     scene.nothing_left_within(LOOKED)?;
     next.shut_down().await
@@ -40,7 +41,7 @@ async fn a_plugin_with_another_state_directory_leaves_our_tasks_alone(scene: &Sc
     options["state_dir"] = json!(scene.directory().join("other").display().to_string());
     let mut other = scene.plugin_as(&scene.launch(), &options).await?;
     scene.still_works(&other).await?;
-    // Long enough for it to have looked around more than once.
+    // Long enough for the other plugin's garbage collection to have run more than once.
     tokio::time::sleep(Duration::from_secs(12)).await;
     scene.world().containerd().collect_garbage()?;
     same!(task.exec(&plugin, "cat /app/unread && echo x > /x; exit 6").await?.0, 6);
@@ -75,7 +76,7 @@ async fn a_client_that_starts_our_record_harms_nothing(scene: &Scene) -> Result<
     task.alloc.stdout.to_contain("up\n", LIMIT).await?;
     let records = containerd.ctr(&["containers", "list", "--quiet"])?;
     let record = records.split_whitespace().next().context("the task has no record to see")?;
-    // Whatever comes of it: it is not ours to make this work.
+    // Either result will do: the driver doesn't have to make this work.
     let _ = containerd.ctr(&["tasks", "start", "--detach", record]);
     let _ = containerd.ctr(&["tasks", "kill", "--signal", "SIGKILL", record]);
     let _ = containerd.ctr(&["tasks", "delete", "--force", record]);

@@ -1,5 +1,5 @@
-//! A task's output, collected by the driver itself (`log_collection = "driver"`): in the files that Nomad reads, under the
-//! names and by the rules of Nomad's own collector, whatever dies meanwhile.
+//! A task's output, collected by the driver itself (`log_collection = "driver"`): in the files that Nomad reads, under
+//! the names and by the rules of Nomad's own collector, whatever dies meanwhile.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -31,12 +31,12 @@ cases!["collected":
     a_plugin_keeps_nothing_of_tasks_that_are_gone,
 ];
 
-/// A plugin that collects the logs.
+/// Starts a plugin that collects the logs itself.
 pub(super) async fn collecting(scene: &Scene) -> Result<Plugin> {
     with(scene, json!(null)).await
 }
 
-/// As [`collecting`], by the operator's sizes.
+/// Starts a plugin like [`collecting`], with the operator's `logging` block for the files' sizes.
 pub(super) async fn with(scene: &Scene, logging: Value) -> Result<Plugin> {
     let mut options = scene.options();
     options["log_collection"] = json!("driver");
@@ -46,7 +46,7 @@ pub(super) async fn with(scene: &Scene, logging: Value) -> Result<Plugin> {
     scene.plugin_as(&scene.launch(), &options).await
 }
 
-/// The files of a stream by their numbers, as `nomad alloc logs` finds them.
+/// Returns the log files of a stream by number, as `nomad alloc logs` finds them.
 pub(super) fn files(task: &Task, stream: &str) -> Result<BTreeMap<u64, Vec<u8>>> {
     let prefix = format!("{}.{stream}.", task.alloc.task);
     let mut found = BTreeMap::new();
@@ -88,7 +88,8 @@ async fn output_is_in_the_files_that_nomad_reads_when_the_end_is_told(scene: &Sc
     plugin.shut_down().await
 }
 
-/// That files are in a row, none larger than allowed, and each but the last ends with a line.
+/// Asserts that the files are numbered without a gap, that none is larger than allowed, that each but the last is about
+/// full, and that each ends with a line.
 fn are_in_order(files: &BTreeMap<u64, Vec<u8>>, most_bytes: usize) -> Result<()> {
     let (first, last) = (files.keys().next().context("no files")?, files.keys().last().context("no files")?);
     same!(files.len() as u64, last - first + 1);
@@ -105,7 +106,7 @@ fn are_in_order(files: &BTreeMap<u64, Vec<u8>>, most_bytes: usize) -> Result<()>
 }
 
 async fn files_are_rotated_between_lines_and_none_is_lost(scene: &Scene) -> Result<()> {
-    // No multiple of a line's length.
+    // The size is no multiple of a line's length.
     let mut plugin = with(scene, json!({"max_files": 100, "max_file_size": "100001"})).await?;
     let mut task = prepare(scene, &plugin, &scene.shell("cat /local/big; cat /local/big >&2")).await?;
     task.start(&plugin).await?;
@@ -124,7 +125,7 @@ async fn no_more_files_are_kept_than_were_asked_for(scene: &Scene) -> Result<()>
     for most in [1_usize, 3] {
         let mut plugin = with(scene, json!({"max_files": most, "max_file_size": "64k"})).await?;
         let mut task = prepare(scene, &plugin, &scene.shell("cat /local/big")).await?;
-        // Of another task, whose name begins alike.
+        // A file of another task, whose name begins alike.
         let other = task.alloc.logs().join("web.stdout2.0");
         fs::write(&other, "other")?;
         task.start(&plugin).await?;

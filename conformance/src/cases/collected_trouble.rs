@@ -1,5 +1,5 @@
-//! What the driver makes of a log directory that it can't write to as it should: the bytes wait, it is said, and no other
-//! task is concerned.
+//! Log directories that the driver can't write to as it should: the output waits, an event says so, and no other task
+//! is affected.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -34,7 +34,7 @@ cases!["collected":
     a_recovery_that_can_open_nothing_collects_the_output_later,
 ];
 
-/// Waits for an event of a task that has these words.
+/// Waits for a task event whose message contains all these words.
 async fn told(events: &mut Streaming<pb::DriverTaskEvent>, words: &[&str]) -> Result<()> {
     let mut heard = Vec::new();
     let listen = async {
@@ -50,7 +50,7 @@ async fn told(events: &mut Streaming<pb::DriverTaskEvent>, words: &[&str]) -> Re
     told.with_context(|| format!("no event with {words:?} came, but {heard:?}"))?
 }
 
-/// A task beside the one in trouble runs, is heard whole, and ends.
+/// Asserts that a second task, beside the one whose log is in trouble, runs, is logged whole, and ends.
 async fn another_is_heard(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let mut other = scene.prepare_named(plugin, "other", &scene.shell("cat /local/big")).await?;
     fs::write(other.alloc.task_path("local/big"), numbered())?;
@@ -104,7 +104,7 @@ async fn a_directory_that_is_a_link_is_never_followed(scene: &Scene) -> Result<(
     let away = logs.with_file_name("away");
     fs::rename(&logs, &away)?;
     symlink(&elsewhere, &logs)?;
-    // A container's own read-only mount of the logs would follow it; that is not what this is about.
+    // A container's own read-only mount of the logs would follow the link, which is not what this is about.
     let mounted = task.start(&plugin).await;
     if mounted.is_ok() {
         told(&mut events, &[&logs.display().to_string(), "symbolic link"]).await?;
@@ -141,7 +141,7 @@ async fn a_directory_that_is_removed_stops_nobody_and_is_gone_on_in_once_it_is_b
     plugin.shut_down().await
 }
 
-/// Something mounted, for as long as this lives.
+/// A mount that is undone on drop.
 struct Mounted(PathBuf);
 
 impl Drop for Mounted {
@@ -174,7 +174,7 @@ async fn a_full_disk_makes_its_own_task_wait_and_no_other(scene: &Scene) -> Resu
     plugin.shut_down().await
 }
 
-/// A file system of its own in a file, which can be frozen.
+/// A file system on a loop device, which can be frozen.
 struct Frozen(PathBuf);
 
 impl Frozen {
@@ -218,7 +218,7 @@ async fn a_disk_that_does_not_answer_stops_no_other_task_and_holds_no_end(scene:
     told(&mut events, &["stdout waits", "the disk"]).await?;
     another_is_heard(scene, &plugin).await?;
     scene.still_works(&plugin).await?;
-    // One ends as it is, the others' disks come back first.
+    // One task ends while its disk is still frozen; the others' disks are thawed first.
     let (stuck, disk) = tasks.pop().context("the last one")?;
     stuck.stop(&plugin, Duration::from_secs(1)).await?;
     same!(stuck.wait(&plugin).await?.signal, 9);
@@ -237,7 +237,7 @@ async fn a_disk_that_does_not_answer_stops_no_other_task_and_holds_no_end(scene:
     plugin.shut_down().await
 }
 
-/// A process that has got out of the task's cgroup may keep the task's output open for as long as it lives.
+/// A process that has left the task's cgroup may keep the task's output open for as long as it lives.
 async fn output_that_somebody_else_holds_open_holds_no_end(scene: &Scene) -> Result<()> {
     let mut plugin = collecting(scene).await?;
     let script = "cat /local/big; echo last; until [ -e /local/now ]; do sleep 0.01; done";
@@ -264,7 +264,7 @@ async fn a_recovery_that_can_open_nothing_collects_the_output_later(scene: &Scen
     plugin.kill().await?;
     let mut next = collecting(scene).await?;
     recover_without_descriptors(&task, &next).await?;
-    // More than the pipe holds.
+    // The output is more than the pipe holds.
     fs::write(task.alloc.task_path("local/go"), "")?;
     same!(task.wait(&next).await?.exit_code, 4);
     is_whole("stdout", &output(&task, "stdout")?, &numbered())?;

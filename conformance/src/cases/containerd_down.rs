@@ -31,7 +31,7 @@ async fn a_task_goes_on_without_containerd_and_is_cleared_away_when_it_is_back(s
     task.stop(&plugin, LIMIT).await?;
     same!(task.wait(&plugin).await?.exit_code, 14);
     ensure!(task.alloc.stdout.to_end(LIMIT).await?.ends_with(b"ending\n"), "the last line is lost");
-    // The agent doesn't look at its error, so it must not matter.
+    // The agent ignores DestroyTask's error, so its result must not matter.
     let _ = tokio::time::timeout(LIMIT, plugin.destroy_task(task.id(), false)).await?;
     scene.world().containerd().start()?;
     scene.nothing_left_within(Duration::from_secs(60))?;
@@ -70,19 +70,19 @@ async fn a_start_with_a_containerd_that_hangs_ends_with_an_error(scene: &Scene) 
 async fn a_running_task_keeps_its_files_when_containerd_collects_garbage(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let (registry, containerd) = (scene.world().registry(), scene.world().containerd());
-    // Layers of its own, so that no other image holds them.
+    // The image has layers of its own, so that no other image holds them.
     scene.world().catalog().large(1)?.push(registry, "collected", "v1", Form::OciIndex)?;
     let image = scene.image("collected:v1");
     let task = scene.run(&plugin, &config! { image = image, command = "sleep", args = ["600"] }).await?;
     containerd.stop()?;
     containerd.start()?;
-    // Its first collection is due a moment after its start.
+    // containerd's first garbage collection is due a moment after its start.
     tokio::time::sleep(Duration::from_millis(500)).await;
     containerd.ctr(&["images", "delete", "--sync", &image])?;
     containerd.collect_garbage()?;
     let (code, said) = task.exec(&plugin, "wc -c /large && echo new > /etc/new && cat /etc/new").await?;
     same!((code, said.as_str()), (0, "1048576 /large\nnew\n"));
-    // By hand, somebody removes the record.
+    // Somebody removes the record by hand.
     for record in containerd.ctr(&["containers", "list", "--quiet"])?.split_whitespace() {
         containerd.ctr(&["containers", "delete", record])?;
     }

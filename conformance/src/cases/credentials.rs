@@ -1,5 +1,5 @@
-//! Credentials for a registry that wants some: where they come from, in which order, what is said when they are wrong;
-//! and that a password stands nowhere but where it is needed.
+//! Credentials for a registry: their sources and the order of these, the errors when they are wrong, and that a
+//! password is nowhere but where it is needed.
 
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
@@ -28,7 +28,7 @@ cases!["credentials":
     a_password_is_nowhere_to_be_found,
 ];
 
-/// A registry for one user, and a job that runs an image of it.
+/// A registry with one user, and jobs that run an image from it.
 struct Locked {
     registry: Registry,
 }
@@ -46,7 +46,7 @@ impl Locked {
         config
     }
 
-    /// Starts with an image that isn't there, and takes it away again.
+    /// Runs a task whose image isn't there yet, and removes the image again.
     async fn works(&self, scene: &Scene, plugin: &Plugin, auth: Value) -> Result<()> {
         let task = scene.run(plugin, &self.job(auth)).await?;
         same!(task.stdout(plugin).await?, "hello from the image\n");
@@ -155,7 +155,7 @@ async fn a_helper_is_asked_and_gets_nothing_of_the_agents(scene: &Scene) -> Resu
     plugin.shut_down().await
 }
 
-/// A registry of teams, each with a login of its own, as podman writes them into one file.
+/// Uses a registry of teams, each with a login of its own, as podman writes them into one file.
 async fn the_login_that_names_most_of_a_repository_is_used(scene: &Scene) -> Result<()> {
     const TEAMS: usize = 6;
     let pair = |team: &str| BASE64_STANDARD.encode(format!("{team}:{PASSWORD}"));
@@ -177,9 +177,9 @@ async fn the_login_that_names_most_of_a_repository_is_used(scene: &Scene) -> Res
     let names = || (0..TEAMS).map(|number| format!("team-{number}"));
     let mut auths: serde_json::Map<_, _> =
         names().map(|team| (format!("{address}/{team}"), json!({"auth": pair(&team)}))).collect();
-    // It would do for the registry as a whole, if nothing else were said.
+    // This login would do for the registry as a whole, if no other matched.
     auths.insert(address.clone(), json!({"auth": pair("nobody")}));
-    // It is no part of any repository's name.
+    // `team` is how the repositories' names begin, but no path element of them.
     auths.insert(format!("{address}/team"), json!({"auth": pair("team")}));
     std::fs::write(&file, json!({"auths": auths}).to_string())?;
     let mut plugin = configured(scene, json!({"config": file})).await?;
@@ -253,7 +253,7 @@ async fn a_denial_is_worth_another_try_unless_it_is_the_jobs_own_login(scene: &S
 async fn wrong_ones_are_said_with_their_user_and_nothing_is_fallen_back_to(scene: &Scene) -> Result<()> {
     let locked = Locked::new(scene)?;
     let address = locked.registry.address();
-    // The operator's are right, and would do.
+    // The operator's credentials are right, and would do.
     let auth = json!({"username": USER, "password": PASSWORD, "server_address": address});
     let mut plugin = configured(scene, auth).await?;
     for user in [USER, "stranger"] {
@@ -269,7 +269,7 @@ async fn a_job_may_go_on_without(scene: &Scene) -> Result<()> {
     let locked = Locked::new(scene)?;
     let mut plugin = configured(scene, json!({"helper": "nowhere"})).await?;
     let mut open = scene.shell("exit 3");
-    // One that no other case brings: for an image that is there nobody is asked.
+    // An image that no other case has: for one that is there no registry is asked.
     let image = scene.world().catalog().with(|tree| tree.file("open", 0o644, b""))?;
     image.push(scene.world().registry(), "open", "v1", Form::Oci)?;
     open["image"] = json!(scene.image("open:v1"));
@@ -296,7 +296,8 @@ async fn a_password_is_nowhere_to_be_found(scene: &Scene) -> Result<()> {
     plugin.shut_down().await
 }
 
-/// That what a running task's image was pulled with is in nothing that stays.
+/// Asserts that the secrets with which a running task's image was pulled are in nothing that is kept or shown: handle,
+/// log, containerd's records, command lines, bundle.
 pub(super) fn stands_nowhere(scene: &Scene, plugin: &Plugin, task: &Task, secrets: &[&str]) -> Result<()> {
     let handle = task.handle.clone().context("no handle")?;
     let containerd = scene.world().containerd();

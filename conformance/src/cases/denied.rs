@@ -1,6 +1,6 @@
-//! What benchmarks of container security look for: all of it is tried from inside a task with no options, and again by a
-//! command run in it, and has to be denied, each try for its own reason. By bare system calls, since a tool that fails
-//! may only be missing. The same under the plugin options that docs/security.md has for a hardened node.
+//! The escapes that benchmarks of container security look for: each is tried from inside a task with no options, and
+//! again by an exec in it, and has to be denied for its own reason. The tries are bare system calls, since a tool that
+//! fails may only be missing. They are repeated under the plugin options that docs/security.md has for a hardened node.
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno::{self, EACCES, ENOENT, ENOSYS, EPERM, EROFS};
@@ -19,18 +19,18 @@ cases!["denied":
     on_a_hardened_node_more_is_denied_and_no_job_gets_around_it,
 ];
 
-/// The bits of namespaces for `clone` and `unshare`, and the signal at the end of a child.
+/// Flags of namespaces for `clone` and `unshare`, and the signal at a child's end.
 const NEW_USER: c_long = 0x1000_0000;
 const NEW_MOUNTS: c_long = 0x2_0000;
 const CHILD_ENDS: c_long = 17;
-/// `reboot` with it only says what the keys Ctrl, Alt and Del do.
+/// Arguments of `reboot` that only define the effect of Ctrl-Alt-Del.
 const REBOOT: [c_long; 3] = [0xfee1_dead, 672_274_793, 0];
 const ATTACH: c_long = 16;
 const AF_ALG: c_long = 38;
 const AF_VSOCK: c_long = 40;
 const NO_RANDOM_ADDRESSES: c_long = 0x004_0000;
 
-/// System calls with numbers only, and what they fail with.
+/// Returns system calls with numeric arguments, and the error that each fails with.
 fn calls() -> Vec<(&'static str, c_long, Vec<c_long>, Errno)> {
     let mut calls = vec![
         ("delete_module", libc::SYS_delete_module, vec![], EPERM),
@@ -46,7 +46,7 @@ fn calls() -> Vec<(&'static str, c_long, Vec<c_long>, Errno)> {
         ("unshare users", libc::SYS_unshare, vec![NEW_USER], EPERM),
         ("unshare mounts", libc::SYS_unshare, vec![NEW_MOUNTS], EPERM),
         ("clone with new users", libc::SYS_clone, vec![NEW_USER | CHILD_ENDS], EPERM),
-        // C libraries fall back to clone, whose flags can be seen.
+        // C libraries fall back to clone, whose flags a filter can see.
         ("clone3", libc::SYS_clone3, vec![], ENOSYS),
         ("setns", libc::SYS_setns, vec![0, 0], EPERM),
         ("clock_settime", libc::SYS_clock_settime, vec![0, 0], EPERM),
@@ -72,7 +72,7 @@ fn calls() -> Vec<(&'static str, c_long, Vec<c_long>, Errno)> {
     calls
 }
 
-/// System calls with a text or a process in them.
+/// Returns system calls with a text or a process among their arguments.
 fn calls_with_words() -> Vec<(&'static str, String, Errno)> {
     vec![
         ("mount", format!("{}, 'none', '/tmp', 'tmpfs', 0, 0", libc::SYS_mount), EPERM),
@@ -82,12 +82,12 @@ fn calls_with_words() -> Vec<(&'static str, String, Errno)> {
         ("swapon", format!("{}, '/tmp/x', 0", libc::SYS_swapon), EPERM),
         ("sethostname", format!("{}, 'elsewhere', 9", libc::SYS_sethostname), EPERM),
         ("setdomainname", format!("{}, 'elsewhere', 9", libc::SYS_setdomainname), EPERM),
-        // Of another user: root without the capability may not.
+        // The process is another user's, which root may not trace without the capability.
         ("ptrace another's", format!("{}, {ATTACH}, other(), 0, 0", libc::SYS_ptrace), EPERM),
     ]
 }
 
-/// A file, how it is opened, and why that fails.
+/// Files with the mode in which each is opened, and the error that this fails with.
 const FILES: [(&str, &str, Errno); 11] = [
     ("+<", "/proc/sys/kernel/core_pattern", EROFS),
     ("+<", "/proc/sys/kernel/modprobe", EROFS),
@@ -102,11 +102,11 @@ const FILES: [(&str, &str, Errno); 11] = [
     ("<", "/dev/net/tun", ENOENT),
 ];
 
-/// Devices of the host: memory, the kernel's log, a disk. By kind, major and minor number.
+/// Devices of the host (memory, the kernel's log, a disk) with type, major and minor number.
 const DEVICES: [(&str, &str, u64, u64); 3] =
     [("memory", "0020000", 1, 1), ("log", "0020000", 1, 11), ("disk", "0060000", 7, 0)];
 
-/// `other` is a process of another user, which ends with this one.
+/// Beginning of the Perl program. `other` returns the pid of another user's process, which ends with the program.
 const PROLOGUE: &str = r#"
 $| = 1;
 sub other {
@@ -127,7 +127,8 @@ sub called { my ($number, @arguments) = @_; syscall($number, @arguments) != -1 }
 sub tried { my ($name, $done) = @_; print $name, "\t", $done ? 'done' : $! + 0, "\n" }
 "#;
 
-/// Something that is tried: in Perl, true where it was done.
+/// A forbidden action as a Perl expression, which is true if the action succeeded, and the error that it has to fail
+/// with.
 struct Try {
     name: String,
     perl: String,
@@ -148,13 +149,13 @@ fn tries(may_make_nodes: bool) -> Vec<Try> {
         tries.push(call(name, &words, errno));
     }
     for (how, file, errno) in FILES {
-        // A kernel may have been built without.
+        // A kernel may have been built without this file.
         let is_there = file.starts_with("/dev") || std::path::Path::new(file).exists();
         let errno = if is_there { errno } else { ENOENT };
         tries.push(Try { name: file.to_owned(), perl: format!("open(F, '{how}', '{file}')"), errno });
     }
     for (name, kind, major, minor) in DEVICES {
-        // The node may be made, and not opened.
+        // A task may make the node, but not open it.
         let mknod = format!("{}, -100, '/{name}', {kind} | 0600, {}", libc::SYS_mknodat, major << 8 | minor);
         let made = if may_make_nodes { format!("(called({mknod}) && 0) || ") } else { String::new() };
         let perl = format!("{made}open(F, '<', '/{name}')");
@@ -169,7 +170,8 @@ fn tries(may_make_nodes: bool) -> Vec<Try> {
     tries
 }
 
-/// Runs them in a task, and again in an exec; from an image of that name, since others are tried at the same time.
+/// Tries these actions in a task and in an exec. The image has a name of its own, since other tries run at the same
+/// time.
 async fn are_denied(scene: &Scene, plugin: &Plugin, name: &str, tries: &[Try]) -> Result<()> {
     let lines = tries.iter().map(|Try { name, perl, .. }| format!("tried(\"{name}\", {perl});\n"));
     let program = PROLOGUE.to_owned() + &lines.collect::<String>();
@@ -206,14 +208,15 @@ async fn what_is_the_hosts_is_denied_to_a_task_without_options_and_to_its_execs(
     plugin.shut_down().await
 }
 
-/// The options of the page's block; those of the rest, and whatever has options of its own, stay as they are.
+/// Returns the plugin options of the block in docs/security.md, on top of the case's own. Options that aren't in it
+/// keep the case's values.
 fn hardened(scene: &Scene) -> Result<Value> {
     const PAGE: &str = include_str!("../../../docs/security.md");
     let section = PAGE.split_once("## A hardened node").context("docs/security.md has no hardened node")?.1;
     let block = section.split("```").nth(1).context("there is no block")?;
     let mut options = scene.options();
     options["allowed_modes"] = json!(null);
-    // Two braces are around all of it; one more is a block within.
+    // Two braces enclose the whole block; a third one opens a block within.
     let (mut depth, mut inner) = (0, None);
     for line in block.lines().map(str::trim) {
         if let Some((option, value)) = line.split_once(" = ") {
@@ -261,7 +264,7 @@ async fn on_a_hardened_node_more_is_denied_and_no_job_gets_around_it(scene: &Sce
         refused(plugin.start_task(task.config.clone()).await, &[option, "operator does not allow"])?;
         scene.nothing_left()?;
     }
-    // Each of these leads to the host's root at the next start, or to what is Nomad's or another task's.
+    // Each source leads to the host's root at the next start, or to something of Nomad's or of another task.
     for (source, options) in [
         ("..", ""),
         ("..", ":ro"),

@@ -1,5 +1,5 @@
-//! The host's devices in a task, by path, by CDI name, and from Nomad's device plugins. A node of the kernel's log in the
-//! case's directory stands for hardware: it can be opened for writing without any right but that of the device.
+//! The host's devices in a task, by path, by CDI name, and from Nomad's device plugins. A node of the kernel's log in
+//! the case's directory stands for hardware: opening it for writing needs no right but that of the device.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -22,10 +22,10 @@ cases!["devices":
     a_cdi_device_that_no_file_describes_is_refused_by_name,
 ];
 
-/// Whether a task may write to the device at a path.
+/// Shell function that prints whether the task may write to the device at a path.
 const TRY: &str = "may() { (: > $1) 2> /dev/null && echo writes || echo no; }; ";
 
-/// Makes a device of the kernel's log in the case's directory.
+/// Makes a device node of the kernel's log in the case's directory.
 fn device(scene: &Scene, name: &str) -> Result<PathBuf> {
     let path = scene.directory().join("dev").join(name);
     fs::create_dir_all(path.parent().context("below the directory")?)?;
@@ -54,7 +54,7 @@ async fn said(scene: &Scene, options: &Value, config: &Value) -> Result<String> 
     Ok(said)
 }
 
-/// That a start with these devices is refused with these words, and leaves nothing.
+/// Asserts that a start with these devices is refused with these words and leaves nothing.
 async fn start_is_refused(scene: &Scene, options: &Value, devices: Value, words: &[&str]) -> Result<()> {
     let mut plugin = scene.plugin_as(&scene.launch(), options).await?;
     let task = scene.prepare(&plugin, &with_devices(scene, "true", devices)).await?;
@@ -71,7 +71,7 @@ async fn a_device_has_the_hosts_mode_and_the_permissions_asked_for(scene: &Scene
         let said = said(scene, &scene.options(), &with_devices(scene, script, devices)).await?;
         same!(said, format!("character special file 640 1000 44 1:b\n{wanted}"));
     }
-    // Without a path in the container it is where it is on the host.
+    // A device without a path in the container has the host's path.
     let config = with_devices(scene, &format!("may {path}"), json!([format!("{path}:w")]));
     same!(said(scene, &scene.options(), &config).await?, "writes\n");
     Ok(())
@@ -88,7 +88,7 @@ async fn a_device_may_be_a_block_and_a_directory_all_below_it(scene: &Scene) -> 
     let one = with_devices(scene, "may /dev/log", json!([block[0]]));
     same!(said(scene, &scene.options(), &one).await?, "no\n");
     let config = with_devices(scene, &format!("may /dev/log; may {}", shown(&path)), block);
-    // The rules are the device's, whatever its path: those of both nodes count.
+    // Device rules are by number, whatever the path: those for both nodes apply.
     same!(said(scene, &scene.options(), &config).await?, "writes\nwrites\n");
     let directory = path.parent().context("below the directory")?;
     let config = with_devices(
@@ -155,7 +155,8 @@ async fn the_operator_says_which_devices_jobs_may_have(scene: &Scene) -> Result<
     Ok(())
 }
 
-/// The plugin's options with the case's directories of CDI files, the second of which counts more.
+/// Returns plugin options with the case's two directories of CDI files, the second of which takes precedence, and these
+/// directories.
 fn cdi(scene: &Scene) -> Result<(Value, PathBuf, PathBuf)> {
     let [etc, run] = ["etc", "run"].map(|name| scene.directory().join("cdi").join(name));
     fs::create_dir_all(&etc)?;

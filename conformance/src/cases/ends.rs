@@ -1,4 +1,5 @@
-//! What ended a task: its own code, a signal, the want of memory; told by the shim, or by the kernel where the shim can't.
+//! The exit status of a task: its own code, a signal, the OOM killer; reported by the shim, or by the kernel if the
+//! shim can't.
 
 use std::path::Path;
 
@@ -29,14 +30,14 @@ cases!["ends":
     a_recovery_is_told,
 ];
 
-/// Whether the kernel remembers how a process ended that was waited for: from Linux 6.15 on.
+/// Returns whether the kernel keeps the exit status of a process that has been reaped, as Linux does from 6.15 on.
 fn kernel_remembers() -> Result<bool> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));
     Ok((numbers.next(), numbers.next()) >= (Some(6), Some(15)))
 }
 
-/// A task that waits for a file, so that there is time to do something before its end.
+/// Starts a task that runs `then` once `/local/end` exists, so that there is time to do something before its end.
 async fn waiting(scene: &Scene, plugin: &Plugin, then: &str) -> Result<Task> {
     let script = format!("echo up; while [ ! -e /local/end ]; do sleep 0.05; done; {then}");
     let task = scene.run(plugin, &scene.shell(&script)).await?;
@@ -44,7 +45,7 @@ async fn waiting(scene: &Scene, plugin: &Plugin, then: &str) -> Result<Task> {
     Ok(task)
 }
 
-/// Waits for the end of a process, which somebody may yet have to wait for.
+/// Waits until a process has exited. It may still be a zombie.
 pub(super) async fn ended(pid: i32) -> Result<()> {
     let stat = format!("/proc/{pid}/stat");
     until(LIMIT, "its end", || std::fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z ")))
@@ -105,14 +106,15 @@ async fn recovered(scene: &Scene, ends_before: bool) -> Result<()> {
         ended(pid).await?;
     }
     let mut next = scene.plugin().await?;
-    // The shim answers nothing; the process is there.
+    // The shim answers nothing; the task's process runs.
     task.recover(&next).await?;
     tell_to_end(&task)?;
     is_told_by_the_kernel(scene, &next, &task).await?;
     next.shut_down().await
 }
 
-/// That a task has ended as it was told to, and can be cleared away with its shim.
+/// Asserts that the task's own exit status is reported although its shim can't report it, and that the task is removed
+/// together with its shim.
 async fn is_told_by_the_kernel(scene: &Scene, plugin: &Plugin, task: &Task) -> Result<()> {
     let exit = task.wait(plugin).await?;
     same!((exit.exit_code, exit.signal), (11, 0));
@@ -127,7 +129,7 @@ async fn an_end_before_that_of_the_shim_is_the_tasks_own(scene: &Scene) -> Resul
     let mut plugin = scene.plugin().await?;
     let task = obedient(scene, &plugin).await?;
     let (shim, pid) = (shim_pid(scene)?, task.pid()?);
-    // Held, it can't tell; then it dies.
+    // The shim is stopped, so that it can't report the exit, and then killed.
     kill(shim, Signal::SIGSTOP)?;
     tell_to_end(&task)?;
     ended(pid).await?;
@@ -166,7 +168,7 @@ async fn an_end_is_the_same_after_a_recovery(scene: &Scene) -> Result<()> {
     last.shut_down().await
 }
 
-/// Runs in a child that the kernel kills, and says so once it is dead.
+/// Shell command with a child that the OOM killer kills, and a message once it is dead.
 const GREEDY_CHILD: &str = "dd if=/dev/zero of=/dev/null bs=256M count=1; echo survived";
 
 async fn greedy(scene: &Scene, plugin: &Plugin, then: &str) -> Result<Task> {
@@ -178,7 +180,7 @@ async fn greedy(scene: &Scene, plugin: &Plugin, then: &str) -> Result<Task> {
     Ok(task)
 }
 
-/// The next event whose text begins so.
+/// Returns the next event whose text begins like this.
 async fn event(events: &mut Streaming<DriverTaskEvent>, beginning: &str) -> Result<DriverTaskEvent> {
     let find = async {
         loop {
@@ -199,7 +201,7 @@ async fn a_child_killed_for_want_of_memory_is_told_while_the_task_runs_on(scene:
     same!((told.task_id.as_str(), told.alloc_id.as_str()), (task.id(), task.alloc.id.as_str()));
     same!(plugin.inspect_task(task.id()).await?.task.unwrap_or_default().state(), TaskState::Running);
     tell_to_end(&task)?;
-    // It has got over it.
+    // The task has survived the child's death.
     let exit = task.wait(&plugin).await?;
     same!((exit.exit_code, exit.signal, exit.oom_killed), (0, 0, false));
     task.destroy(&plugin).await?;
@@ -231,7 +233,7 @@ async fn a_recovery_is_told(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let task = obedient(scene, &plugin).await?;
     plugin.kill().await?;
-    // As after a plugin's death: the agent waits for the task before it listens again.
+    // As after a plugin's death: the agent waits for the task before it subscribes to events again.
     let mut next = scene.bare_plugin(&scene.launch()).await?;
     next.configure(&scene.options()).await?;
     task.recover(&next).await?;

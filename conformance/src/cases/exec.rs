@@ -1,4 +1,4 @@
-//! Commands in a running task, with their streams: what they get, what they are, what they say.
+//! Commands in a running task, with their streams: their environment, their privileges, their results.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ cases!["exec":
     an_exec_of_a_task_whose_account_files_are_pipes_ends_and_holds_nobody_up,
 ];
 
-/// A time in which nothing is done that waits for anything.
+/// Timeout of an exec that may hang, and maximum time of one that waits for nothing.
 const SHORT: Duration = Duration::from_secs(3);
 
 pub(super) async fn sleeper(scene: &Scene) -> Result<(Plugin, Task)> {
@@ -105,19 +105,19 @@ async fn a_command_that_is_not_there_is_text_and_127(scene: &Scene) -> Result<()
             said.code()?
         );
     }
-    // Whatever it is called.
+    // Names of commands that look like errors of the runtime make no difference.
     for command in ["is-stopped", "is not running", "container does not exist"] {
         let said = Exec::open(&plugin, task.id(), &[command], false).await?.finish(LIMIT).await?;
         same!((command, said.code()?), (command, 127));
     }
-    // The next one is not harmed by it.
+    // The next exec is not harmed by it.
     same!(shell(&plugin, &task, "exit 1", false).await?.finish(LIMIT).await?.code()?, 1);
     leave(plugin, &task).await
 }
 
 async fn a_command_that_can_not_run_is_text_and_126(scene: &Scene) -> Result<()> {
     let (plugin, task) = sleeper(scene).await?;
-    // Without the right to be run, and a directory.
+    // A file that isn't executable, and a directory.
     for command in ["/app/greeting", "/app"] {
         for tty in [false, true] {
             let said = Exec::open(&plugin, task.id(), &[command], tty).await?.finish(LIMIT).await?;
@@ -125,7 +125,7 @@ async fn a_command_that_can_not_run_is_text_and_126(scene: &Scene) -> Result<()>
             ensure!(said.code()? == 126 && text.contains(command), "{}: it said {text:?}", said.code()?);
         }
     }
-    // The runtime's words would not fit into the pipe to its shim, which does not read before the runtime has ended.
+    // The runtime's error would not fit into the pipe to its shim, which does not read before the runtime has ended.
     let long = "x".repeat(100_000);
     let said = Exec::open(&plugin, task.id(), &[&long], false).await?.finish(LIMIT).await?;
     same!(said.code()?, 126);
@@ -150,7 +150,7 @@ async fn an_exec_sees_the_tasks_files_and_environment(scene: &Scene) -> Result<(
     plugin.shut_down().await
 }
 
-/// User, groups, rights and limits are those of the task's own process, as it reads them itself.
+/// Compares user, groups, capabilities and limits with those of the task's own process, as each reads them itself.
 async fn an_exec_is_what_the_task_is(scene: &Scene) -> Result<()> {
     not_by_youki(scene, NO_FILTER_FOR_EXECS)?;
     let mut plugin = scene.plugin().await?;
@@ -158,12 +158,13 @@ async fn an_exec_is_what_the_task_is(scene: &Scene) -> Result<()> {
     task.config.user = "app".to_owned();
     task.start(&plugin).await?;
     let root = scene.run(&plugin, &scene.shell("exec sleep 600")).await?;
-    // The soft limit of open files may be raised to the hard one: older runc races with its Go runtime (its issue 4195).
+    // Older runc races with its Go runtime, which may raise the soft limit of open files to the hard one (runc's issue
+    // 4195).
     let limits = match scene.programs().is_crun() {
         true => "cat /proc/PID/limits",
         false => "sed 's/^\\(Max open files *\\)[0-9]*/\\1/' /proc/PID/limits",
     };
-    // Where the runtime has put them in its control groups; cpusets are Nomad's own.
+    // The cgroups are those in which the runtime has put the process; cpusets are Nomad's own.
     let look = format!(
         "egrep '^(Uid|Gid|Groups|Cap...|NoNewPrivs|Seccomp|Cpus_allowed|Mems_allowed):' /proc/PID/status; {limits}; \
          cat /proc/PID/oom_score_adj; readlink /proc/PID/cwd; grep -v cpuset /proc/PID/cgroup; \
@@ -173,7 +174,7 @@ async fn an_exec_is_what_the_task_is(scene: &Scene) -> Result<()> {
     let script = format!(
         "({of_first}) >/tmp/first 2>&1; ({of_own}) >/tmp/own 2>&1; cat /tmp/first; echo; cat /tmp/own; cmp /tmp/first /tmp/own"
     );
-    // The shim in Rust can lose what a terminal says last.
+    // The shim in Rust can lose a terminal's last output.
     let with_terminal = !scene.programs().is_rust_shim();
     for (task, groups) in [(&task, Some("1000 2000")), (&root, None)] {
         for tty in [false, true].into_iter().filter(|tty| with_terminal || !tty) {
@@ -194,7 +195,8 @@ async fn an_exec_is_what_the_task_is(scene: &Scene) -> Result<()> {
     plugin.shut_down().await
 }
 
-/// What a process sees of its control groups. On v2 a task sees its own as the root, and another one as beside it.
+/// Returns whether this content of `/proc/self/cgroup` shows Nomad's group. On v2 a task sees its own group as the
+/// root, and another one as beside it.
 fn is_in_nomads_group(seen: &str) -> bool {
     if crate::host::cgroup::is_v2() {
         seen == "0::/\n"
@@ -248,7 +250,7 @@ async fn an_input_that_ends_before_the_start_is_read(scene: &Scene) -> Result<()
     for early in [vec![end_of_stdin()], vec![data_of(b"early "), data_of(b"bird"), end_of_stdin()]] {
         let text = if early.len() == 1 { "" } else { "early bird" };
         let exec = Exec::open_saying(&plugin, task.id(), &["cat"], false, early).await?;
-        // What comes after the end is nothing.
+        // Input after the end is ignored.
         let _ = exec.stdin(b"late").await;
         let said = exec.finish(LIMIT).await?;
         same!((said.stdout_text().as_str(), said.code()?), (text, 0));
@@ -256,7 +258,8 @@ async fn an_input_that_ends_before_the_start_is_read(scene: &Scene) -> Result<()
     leave(plugin, &task).await
 }
 
-/// A runtime may read the task's own account files for the user of an exec, and waits for whoever writes to a pipe there.
+/// A runtime may read the task's own account files to find the user of an exec, and then blocks until somebody writes
+/// to a pipe there.
 async fn an_exec_of_a_task_whose_account_files_are_pipes_ends_and_holds_nobody_up(
     scene: &Scene,
 ) -> Result<()> {
@@ -281,7 +284,7 @@ async fn an_exec_of_a_task_whose_account_files_are_pipes_ends_and_holds_nobody_u
         };
         let (streamed, unary, others) = tokio::join!(streamed, unary, others);
         others?;
-        // Whether it was cut off depends on the runtime, which may look into no such file.
+        // The runtime decides whether the exec was cut off: some don't read these files.
         streamed?;
         if let Err(status) = unary {
             ensure!(status.message().contains("ended"), "{status}");

@@ -1,4 +1,4 @@
-//! How commands end: by themselves, with their task, when their client is slow or goes away.
+//! The ends of commands: by themselves, with their task, and when their client is slow or goes away.
 
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,7 @@ async fn a_command_killed_by_a_signal_shows_it(scene: &Scene) -> Result<()> {
     leave(plugin, &task).await
 }
 
-/// The command line tool shows text and a code only.
+/// Nomad's command line tool shows only text and an exit code, so the refusal has to come as these.
 async fn one_in_a_task_that_has_ended_is_text_and_docker_s_code(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let task = scene.run(&plugin, &scene.shell("exit 0")).await?;
@@ -93,12 +93,12 @@ async fn one_that_the_client_leaves_in_the_middle_of_its_start_is_killed(scene: 
             let early = if tty { vec![size_of(9, 9)] } else { vec![data_of(b"x")] };
             let command = ["sh", "-c", "trap '' HUP TERM; sleep 1234 & sleep 1235; :"];
             let exec = Exec::open_saying(&plugin, task.id(), &command, tty, early).await?;
-            // Nothing to wait for: it is about whatever it is doing then.
+            // The pause is all there is to wait for: the start may be at any of its steps.
             tokio::time::sleep(Duration::from_millis(wait_ms)).await;
             drop(exec);
         }
     }
-    // Starts that were under way come first.
+    // Starts that are under way finish before this one.
     same!(task.exec(&plugin, "true").await?.0, 0);
     task.processes_become(before).await?;
     leave(plugin, &task).await
@@ -116,7 +116,7 @@ async fn a_client_that_does_not_read_stops_the_command_and_not_the_plugin(scene:
         false,
     )
     .await?;
-    // It comes to a halt once all on the way is full.
+    // The command blocks once every buffer on the way is full.
     let written = "cat /tmp/n 2>/dev/null || echo 0";
     let deadline = Instant::now() + LIMIT;
     let mut last = task.exec(&plugin, written).await?.1;
@@ -137,8 +137,9 @@ async fn a_client_that_does_not_read_stops_the_command_and_not_the_plugin(scene:
     leave(plugin, &task).await
 }
 
-/// Past its end, too: a shim that is told to forget a command drops what it can't pass on within seconds. How much is on
-/// the way when a command ends is nobody's promise, so there are commands that end at any point of it.
+/// The output stays available past the command's end, too: a shim that deletes an exec drops output that it can't pass
+/// on within seconds. How much output is in transit when a command ends is not defined, so the sizes make commands end
+/// at any point of it.
 async fn a_client_that_reads_late_gets_every_byte(scene: &Scene) -> Result<()> {
     not_by_youki(scene, NO_SIGPIPE)?;
     let (plugin, task) = sleeper(scene).await?;
@@ -151,7 +152,7 @@ async fn a_client_that_reads_late_gets_every_byte(scene: &Scene) -> Result<()> {
     }
     tokio::time::sleep(Duration::from_secs(4)).await;
     same!(task.exec(&plugin, "test -e /tmp/32000 && ! test -e /tmp/3000000").await?.0, 0);
-    // A little, so that it goes on and its end is seen, and then nothing again.
+    // Reads a little, so that the command goes on and its end is seen, and then nothing again.
     for (_, exec) in &mut execs {
         exec.stdout_to_have(20_000, LIMIT).await?;
     }
@@ -171,7 +172,7 @@ async fn an_input_that_nobody_reads_stops_nothing_else(scene: &Scene) -> Result<
     let mut exec =
         shell(&plugin, &task, "until [ -e /tmp/go ]; do sleep 0.05; done; echo out; exit 8", false).await?;
     let plenty = [b'x'; 60_000];
-    // Until nobody takes any more.
+    // Writes until nobody takes any more.
     while let Ok(sent) = tokio::time::timeout(Duration::from_millis(500), exec.stdin(&plenty)).await {
         sent?;
     }
@@ -186,18 +187,19 @@ async fn a_process_in_the_background_does_not_hold_it_up(scene: &Scene) -> Resul
     let before = task.alloc.cgroup.pids().len();
     let said = shell(&plugin, &task, "sleep 900 & echo out; exit 5", false).await?.finish(LIMIT).await?;
     same!((said.stdout_text().as_str(), said.code()?), ("out\n", 5));
-    // It goes on, as after any command that ended well.
+    // The process in the background goes on, as after any command that ended well.
     task.processes_become(before + 1).await?;
     leave(plugin, &task).await
 }
 
-/// The shim gives up a start when the plugin goes, and kills the runtime. What that has started by then is nobody's.
+/// The shim gives up the start when the plugin dies, and kills the runtime. A process that the runtime has started by
+/// then belongs to nobody.
 async fn one_being_started_when_the_plugin_dies_is_killed_with_all_that_it_starts(
     scene: &Scene,
 ) -> Result<()> {
     let scripted = Scripted::new(scene)?;
     let (bundles, done) = (scene.state_dir().join("nomad"), scripted.directory.join("done"));
-    // The runtime as it is killed at its worst: the command runs, and its pid is not written down.
+    // The runtime is killed at the worst moment: the command runs, and its pid is not written down.
     let cut_off = format!(
         "($real \"$@\"; rm -f {}/*/exec-*.pid; touch {}) & exec sleep 60",
         bundles.display(),

@@ -1,4 +1,4 @@
-//! Many commands: at the same time, and one after the other. They leave nothing behind, not even a little each.
+//! Many commands, at the same time and one after the other: they leave nothing behind, not even a little each.
 
 use std::time::Duration;
 
@@ -19,27 +19,27 @@ cases!["exec many":
     many_at_a_time_keep_their_streams_apart,
 ];
 
-/// Past it a case has failed. A runtime compiles the task's seccomp profile anew for each exec, which can take more
-/// than half of its time.
+/// Time limit of a case. A runtime compiles the task's seccomp profile anew for each exec, which can take more than
+/// half of the time.
 const CASE_LIMIT: Duration = Duration::from_secs(300);
 const AT_A_TIME: usize = 100;
 const IN_TURN: usize = 1000;
 const WARM_UP: usize = 50;
-/// So many run in turn beside each other.
+/// Number of sequences of execs that run beside each other.
 const LANES: usize = 4;
 
 pub(super) fn long_cases() -> Vec<Case> {
     cases().into_iter().map(|case| Case { limit: CASE_LIMIT, ..case }).collect()
 }
 
-/// What the plugin and the task's shim hold.
+/// Takes a baseline of the resource usage of the plugin and of the task's shim.
 async fn held(plugin: &Plugin, task: &Task) -> Result<[Holdings; 2]> {
     let the_plugin = Holdings::of(&[("the plugin".to_owned(), pid(plugin)?)], OF_THE_PLUGIN)?;
     let the_shim = Holdings::of(&[("the shim".to_owned(), shim_of(plugin, task).await?)], OF_A_SHIM)?;
     Ok([the_plugin, the_shim])
 }
 
-/// One of each kind in turn: streamed, with a terminal, as a script's check.
+/// Runs one exec, of a kind that depends on its number: streamed, with a terminal, as a script's check.
 async fn one(plugin: &Plugin, task: &Task, number: usize) -> Result<()> {
     let script = format!("echo {number}; exit {}", number % 100);
     let code = i32::try_from(number % 100)?;
@@ -67,7 +67,7 @@ async fn in_turn(plugin: &Plugin, task: &Task, count: usize) -> Result<()> {
     futures::future::try_join_all((0..LANES).map(lane)).await.map(drop)
 }
 
-/// All of them run before the first one ends.
+/// Runs this many execs, all of which run before the first one ends.
 async fn at_a_time(plugin: &Plugin, task: &Task, count: usize) -> Result<()> {
     let open = |number: usize| async move {
         let script = format!("echo {number}; read word; echo $word; exit {}", number % 100);
@@ -86,7 +86,8 @@ async fn at_a_time(plugin: &Plugin, task: &Task, count: usize) -> Result<()> {
     futures::future::try_join_all(execs.into_iter().enumerate().map(end)).await.map(drop)
 }
 
-/// Threads go after a while without work, and what the shim forgets it forgets after the exec's last message.
+/// Waits until nothing is left. Idle threads end after a while, and the shim forgets an exec only after the exec's last
+/// message.
 async fn nothing_left(scene: &Scene, before: &[Holdings], processes: usize, task: &Task) -> Result<()> {
     task.processes_become(processes).await?;
     let nothing = || {
@@ -113,7 +114,7 @@ async fn a_hundred_at_a_time_leave_nothing(scene: &Scene) -> Result<()> {
     terminals_are_read_to_their_end(scene)?;
     let plugin = scene.plugin().await?;
     let mut task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
-    // So many of runc's own first processes are in the task's group at once; each of 1.3 takes some 3.5 MiB.
+    // This many of runc's own first processes are in the task's cgroup at once; each of runc 1.3's takes some 3.5 MiB.
     set_memory(&mut task.config, 1024, 0);
     task.start(&plugin).await?;
     let processes = task.alloc.cgroup.pids().len();

@@ -53,7 +53,7 @@ async fn a_size_that_comes_first_is_there_at_the_first_look(scene: &Scene) -> Re
 async fn of_many_sizes_the_last_counts_and_none_does_harm(scene: &Scene) -> Result<()> {
     let (plugin, task) = sleeper(scene).await?;
     let mut sizes: Vec<_> = (1..200).map(|size| size_of(size, 2 * size)).collect();
-    // None of a terminal's sizes.
+    // Impossible sizes of a terminal.
     sizes.push(size_of(-1, 5));
     sizes.push(size_of(61, 62));
     sizes.push(data_of(b"\n"));
@@ -79,7 +79,7 @@ async fn a_resize_is_told_to_the_command(scene: &Scene) -> Result<()> {
 async fn without_a_terminal_there_is_none(scene: &Scene) -> Result<()> {
     let (plugin, task) = sleeper(scene).await?;
     let exec = shell(&plugin, &task, "stty size", false).await?;
-    // A size means nothing then.
+    // A resize has no effect then.
     exec.resize(5, 5).await?;
     let said = exec.finish(LIMIT).await?;
     let text = said.stderr_text();
@@ -95,7 +95,7 @@ async fn both_streams_come_in_one_and_the_code_after_them(scene: &Scene) -> Resu
     let said = shell(&plugin, &task, script, true).await?.finish(LIMIT).await?;
     same!(said.stdout_text().as_str(), "to stdout\r\nto stderr\r\n");
     same!((said.stderr.len(), said.code()?), (0, 43));
-    // One line at a time, as they are written.
+    // The command waits for one line after each that it writes.
     let mut exec = shell(&plugin, &task, "for n in 1 2 3; do echo $n; read go; done; exit 0", true).await?;
     for line in ["1\r\n", "2\r\n", "3\r\n"] {
         exec.stdout_to_contain(line, LIMIT).await?;
@@ -111,7 +111,7 @@ async fn what_is_typed_is_seen_and_read(scene: &Scene) -> Result<()> {
     exec.stdout_to_contain("up\r\n", LIMIT).await?;
     exec.stdin(b"a line\n").await?;
     let said = exec.finish(LIMIT).await?;
-    // Once as its echo, once as what the command writes.
+    // The line appears twice: as the terminal's echo, and as the command's output.
     same!((said.stdout_text().as_str(), said.code()?), ("up\r\na line\r\na line\r\n", 0));
     leave(plugin, &task).await
 }
@@ -135,7 +135,8 @@ async fn the_end_of_the_input_is_a_character(scene: &Scene) -> Result<()> {
     leave(plugin, &task).await
 }
 
-/// As with docker: what it left in the background loses the terminal, and is not waited for.
+/// The session ends with the command's first process, as with docker: processes that it left in the background lose the
+/// terminal, and are not waited for.
 async fn the_first_process_ends_it(scene: &Scene) -> Result<()> {
     let (plugin, task) = sleeper(scene).await?;
     let before = task.alloc.cgroup.pids().len();
@@ -152,7 +153,7 @@ async fn a_terminal_takes_resizes_while_its_command_does_not_read(scene: &Scene)
     let mut exec =
         Exec::open_saying(&plugin, task.id(), &["sh", "-c", script], true, vec![size_of(5, 6)]).await?;
     exec.stdout_to_contain("up", LIMIT).await?;
-    // More than the pipe and the terminal hold.
+    // The input is more than the pipe and the terminal hold.
     for _ in 0..10 {
         exec.stdin(&[b'x'; 40_000]).await?;
     }

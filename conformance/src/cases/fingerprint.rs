@@ -1,4 +1,4 @@
-//! What the node is told of the driver, and how it follows containerd.
+//! The driver's fingerprint on the node, and how its health follows containerd.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ cases!["fingerprint":
 
 const CHANGE: Duration = Duration::from_secs(20);
 
-/// Reads on until the health is another.
+/// Reads fingerprints until the health is `wanted`.
 pub(super) async fn next(
     stream: &mut Streaming<FingerprintResponse>,
     wanted: HealthState,
@@ -37,7 +37,7 @@ pub(super) async fn next(
     tokio::time::timeout(CHANGE, read).await.with_context(|| format!("no {wanted:?} in {CHANGE:?}"))?
 }
 
-/// Whether the node is told that the driver is there.
+/// Returns whether the node is told that the driver is there.
 pub(super) fn is_detected(fingerprint: &FingerprintResponse) -> bool {
     let attribute = fingerprint.attributes.get("driver.containerd-driver");
     matches!(attribute.and_then(|attribute| attribute.value.clone()), Some(Value::BoolVal(true)))
@@ -80,7 +80,7 @@ async fn a_containerd_that_hangs_makes_it_unhealthy_until_it_answers(scene: &Sce
     next(&mut stream, HealthState::Healthy).await?;
     scene.world().containerd().pause()?;
     next(&mut stream, HealthState::Unhealthy).await?;
-    // A stream that is opened meanwhile must not hang: the agent waits for the first one.
+    // A stream that is opened meanwhile must not hang: the agent waits for its first fingerprint.
     let mut second = plugin.fingerprints().await?;
     next(&mut second, HealthState::Unhealthy).await?;
     scene.world().containerd().resume()?;

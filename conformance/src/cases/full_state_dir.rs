@@ -1,5 +1,5 @@
-//! State that could be written in part only, or not at all: a full state directory, a file that is half of one. A start is
-//! refused and leaves nothing, and what runs is ended all the same.
+//! State that could be written only in part, or not at all: a full state directory, a half-written file. A start is
+//! refused and leaves nothing, and running tasks are ended all the same.
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
@@ -30,13 +30,13 @@ cases!["full state":
     a_task_whose_shim_and_files_are_gone_is_destroyed,
 ];
 
-/// More than a start needs of either.
+/// More pages, and more files, than a start needs.
 const ENOUGH: u64 = 120;
 const PAGE_BYTES: u64 = 4096;
-/// What a file system holds that is to be filled with files.
+/// Number of inodes of a file system that is to be filled with files.
 const MOST_FILES: u64 = 1024;
 
-/// What a disk may have none of.
+/// The resource that a disk has none of: pages or files.
 #[derive(Debug, Clone, Copy)]
 enum Room {
     Pages,
@@ -47,7 +47,7 @@ impl Room {
     const BOTH: [Self; 2] = [Self::Pages, Self::Files];
 }
 
-/// A state directory that is a file system of its own. Dropped, it is unmounted, with whatever is mounted below.
+/// A state directory on a small tmpfs. On drop it is unmounted, with everything mounted below it.
 struct SmallDisk {
     at: PathBuf,
 }
@@ -59,12 +59,12 @@ impl SmallDisk {
         let options = format!("size=4m,nr_inodes={MOST_FILES},mode=0700");
         mount(Some("small"), &at, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
             .context("mount a small state directory")?;
-        // As a machine's /run is: runtimes ask for that.
+        // The mount is shared, as a machine's /run is: runtimes need that.
         mount(None::<&str>, &at, None::<&str>, MsFlags::MS_SHARED, None::<&str>)?;
         Ok(Self { at })
     }
 
-    /// Leaves room for so many.
+    /// Fills the disk until only `count` pages or files are free.
     fn leave(&self, room: Room, count: u64) -> Result<()> {
         match room {
             Room::Pages => self.leave_pages(count),
@@ -109,7 +109,7 @@ impl Drop for SmallDisk {
     }
 }
 
-/// The text of an error that was refused for want of room.
+/// Asserts that the text is an error for want of disk space and names the state directory.
 fn is_about_room(scene: &Scene, text: &str) -> Result<()> {
     let directory = scene.state_dir().display().to_string();
     let said = text.to_lowercase();
@@ -163,7 +163,7 @@ async fn a_start_is_refused_and_leaves_nothing_whatever_file_is_the_first_that_i
     starts_with_less_and_less_missing(scene, Room::Files).await
 }
 
-/// A task that runs on a disk of its own.
+/// Starts a task whose state directory is a small disk.
 async fn on_small_disk(scene: &Scene) -> Result<(SmallDisk, Plugin, Task)> {
     let disk = SmallDisk::under(scene)?;
     let plugin = scene.plugin().await?;
@@ -194,7 +194,7 @@ async fn a_task_that_ends_in_a_full_directory_keeps_its_code(scene: &Scene) -> R
         fs::write(task.alloc.directory.join("alloc/go"), "")?;
         let begun = Instant::now();
         same!(task.wait(&plugin).await.with_context(|| format!("{room:?}"))?.exit_code, 9);
-        // By the shim's word, for which it is waited: not every kernel tells.
+        // The shim reports the code, for which the plugin waits: not every kernel has it.
         ensure!(begun.elapsed() < Duration::from_secs(4), "{room:?}: told after {:?}", begun.elapsed());
         task.destroy(&plugin).await.with_context(|| format!("{room:?}"))?;
         plugin.shut_down().await?;
@@ -211,7 +211,7 @@ async fn a_task_whose_shim_is_gone_is_destroyed_in_a_full_directory(scene: &Scen
         kill(Pid::from_raw(shim), Signal::SIGKILL)?;
         task.wait_answer(&plugin).await?;
         until(LIMIT, "the end of its processes", || task.alloc.cgroup.pids().is_empty()).await?;
-        // What is left of it may need room; the destroy, or the sweeper, comes back for it.
+        // Removing the rest may need room; the destroy, or the garbage collection, tries it again.
         let destroyed = task.destroy(&plugin).await;
         disk.empty()?;
         if destroyed.is_err() {
@@ -237,7 +237,7 @@ async fn a_task_that_nobody_recovered_is_destroyed_in_a_full_directory(scene: &S
     Ok(())
 }
 
-/// As after a loss of power, or of an earlier build's write that was cut off.
+/// Truncates a file, as a loss of power does, or a write by an earlier build that was cut off.
 fn cut(file: &Path, length: u64) -> Result<()> {
     let opened = OpenOptions::new().write(true).open(file);
     opened.and_then(|file| file.set_len(length)).with_context(|| format!("cut {}", file.display()))

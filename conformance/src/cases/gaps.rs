@@ -1,4 +1,4 @@
-//! What happens to tasks while no plugin watches them: it is told later as it was, or honestly as unknown.
+//! Tasks while no plugin supervises them: their ends are reported later as they were, or as unknown.
 
 use std::fs;
 use std::path::Path;
@@ -82,7 +82,7 @@ async fn a_task_whose_shim_died_in_the_gap_is_honestly_lost(scene: &Scene) -> Re
             kill(shim_pid(scene)?, Signal::SIGKILL)?;
             let mut next = scene.plugin().await?;
             refused(next.recover_task(task.kept_handle()?).await, &["shim"])?;
-            // What the agent does next.
+            // The agent destroys the task next.
             task.end(&next).await?;
             scene.nothing_left()?;
             next.shut_down().await?;
@@ -91,7 +91,7 @@ async fn a_task_whose_shim_died_in_the_gap_is_honestly_lost(scene: &Scene) -> Re
     Ok(())
 }
 
-/// Puts another number in the place of one, wherever it stands.
+/// Replaces one number by another everywhere in a value.
 fn renumber(value: &mut Value, from: i32, to: u32) {
     match value {
         Value::Number(number) if number.as_i64() == Some(from.into()) => *value = to.into(),
@@ -112,7 +112,7 @@ async fn a_reboot_leaves_no_task_to_recover_and_harms_no_stranger(scene: &Scene)
     }
     sweep::unmount_under(&scene.state_dir());
     until(LIMIT, "the end of all processes", || task.alloc.cgroup.pids().is_empty()).await?;
-    // Bundle and handle are on a disk, the runtime's state was not, and somebody else got the pids.
+    // As if bundle and handle were on a disk, the runtime's state was not, and another process had got the pids.
     for state in fs::read_dir(scene.state_dir().join("runc/nomad"))? {
         fs::remove_dir_all(state?.path())?;
     }
@@ -159,19 +159,19 @@ async fn many_tasks_are_recovered_beside_one_whose_shim_hangs(scene: &Scene) -> 
     let hung = Pid::from_raw(driver.attributes["shim_pid"].parse()?);
     kill(hung, Signal::SIGSTOP)?;
     plugin.kill().await?;
-    // One after the other, as the agent does it, and the one that hangs first.
+    // One after the other, as the agent recovers tasks, with the one that hangs first.
     let mut next = scene.plugin().await?;
     for task in &tasks {
         tokio::time::timeout(LIMIT, task.recover(&next)).await.context("RecoverTask gave no answer")??;
     }
     next.kill().await?;
-    // All at once.
+    // All tasks at once.
     let mut last = scene.plugin().await?;
     let recoveries = tasks.iter().map(|task| tokio::time::timeout(LIMIT, task.recover(&last)));
     for recovered in join_all(recoveries).await {
         recovered.context("RecoverTask gave no answer")??;
     }
-    // What hangs can be ended by force, and what doesn't is as it was.
+    // The task that hangs can be ended by force, and the others are as they were.
     let ended = tokio::time::timeout(2 * LIMIT, tasks[0].end(&last)).await;
     ended.context("DestroyTask gave no answer")??;
     for some in tasks[1..].chunks(AT_A_TIME) {
@@ -188,7 +188,7 @@ async fn ends_as_it_should(task: &Task, plugin: &Plugin) -> Result<()> {
     task.destroy(plugin).await
 }
 
-/// At whatever point of their lives they were: some run, with children, and some are being started.
+/// Execs at any point of their lives: some run, with children, and some are being started.
 async fn execs_whose_plugin_died_are_ended_with_all_that_they_started(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let task = scene.run(&plugin, &scene.shell("trap 'exit 3' TERM; echo up; sleep 600 & wait")).await?;

@@ -1,4 +1,4 @@
-//! What grows on the host by what a task does, beside its own limits.
+//! Resources of the host that a task's actions use up, beside its own limits.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -16,14 +16,15 @@ cases!["growth":
     commands_that_fail_do_not_fill_the_bundle,
 ];
 
-/// Rounds of the driver's are ten seconds apart.
+/// Time for several rounds of the driver's garbage collection, which are ten seconds apart.
 const ROUNDS: Duration = Duration::from_secs(40);
 const MOST_COMMANDS: usize = 2000;
-/// The runtime's words on each have it at least once. A longer one is not even tried.
+/// Length of the command's name. The runtime's error for each exec contains the name at least once. A longer name is
+/// not even tried.
 const NAME_BYTES: usize = 4000;
 const MIB: u64 = 1 << 20;
 
-/// A script of a check that is missing in the image runs every few seconds for years.
+/// The script of a check that is missing in the image is run every few seconds for years.
 async fn commands_that_fail_do_not_fill_the_bundle(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
@@ -38,7 +39,7 @@ async fn commands_that_fail_do_not_fill_the_bundle(scene: &Scene) -> Result<()> 
     let mut commands = 0;
     while largest() <= MIB {
         ensure!(commands < MOST_COMMANDS, "{commands} commands have logged next to nothing: {:?}", files());
-        // Not there, which is said in one way or the other.
+        // The command isn't there, which is reported as an error or as an exit code.
         let _ = plugin.exec_task(task.id(), &[&command], LIMIT).await;
         commands += 1;
     }

@@ -1,4 +1,4 @@
-//! What a process holds of the machine, before and after: descriptors, threads, memory.
+//! Resource usage of processes before and after something: descriptors, threads, memory.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -10,12 +10,13 @@ use crate::host::Plugin;
 use crate::processes::resident_kb;
 use crate::task::Task;
 
-/// What a shim's runtime keeps after a warm-up: Go closes files and gives memory back when its collector comes to it. Over
-/// four thousand execs one was seen to gain 12 MiB in the first two thousand and nothing in the others, and between 20 and
-/// 50 files all the way. A thread it makes for each call that blocks while others wait, and never ends it; how many do so
-/// at a time is chance, and 42 more were seen with a hundred execs at once. One that each exec left would be more than these.
+/// Growth allowed to a shim after a warm-up. Its Go runtime closes files and returns memory only when its garbage
+/// collector runs: over four thousand execs one shim was seen to gain 12 MiB in the first two thousand and nothing in
+/// the others, and to have between 20 and 50 files all the way. It makes a thread for each call that blocks while
+/// others wait, and never ends it; how many do so at a time is chance, and 42 more were seen with a hundred execs at
+/// once. A leak of one per exec would exceed these limits.
 pub const OF_A_SHIM: Held = Held { descriptors: 80, threads: 80, resident_kb: 16 * 1024 };
-/// What the plugin does: its allocator's share.
+/// Growth allowed to the plugin: its allocator's share.
 pub const OF_THE_PLUGIN: Held = Held { descriptors: 8, threads: 8, resident_kb: 8 * 1024 };
 
 #[derive(Debug, Clone, Copy)]
@@ -25,7 +26,7 @@ pub struct Held {
     pub resident_kb: u64,
 }
 
-/// Of some processes, each with its name, and how much more each may have later.
+/// A baseline of the resource usage of named processes, with the growth allowed to each.
 pub struct Holdings {
     all: Vec<(String, Pid, Held)>,
     more: Held,
@@ -44,7 +45,7 @@ impl Held {
 
 impl Holdings {
     /// # Errors
-    /// Names the process that is gone.
+    /// Fails if a process is gone, and names it.
     pub fn of(processes: &[(String, Pid)], more: Held) -> Result<Self> {
         let hold = |(name, pid): &(String, Pid)| {
             let held = Held::of(*pid).with_context(|| format!("look at {name}"))?;
@@ -53,10 +54,10 @@ impl Holdings {
         Ok(Self { all: processes.iter().map(hold).collect::<Result<_>>()?, more })
     }
 
-    /// That each holds no more than then.
+    /// Asserts that no process has grown beyond the allowed growth.
     ///
     /// # Errors
-    /// Says which holds what too much.
+    /// Names the process, the resource, and its usage then and now.
     pub fn has_come_back(&self) -> Result<()> {
         for (name, pid, before) in &self.all {
             let now = Held::of(*pid).with_context(|| format!("look at {name}"))?;
@@ -71,10 +72,10 @@ impl Holdings {
     }
 }
 
-/// Waits until a condition holds.
+/// Waits until a condition holds, for at most `limit`.
 ///
 /// # Errors
-/// Says what still isn't so at the end.
+/// Returns the condition's last error.
 pub async fn come_back(limit: Duration, condition: impl Fn() -> Result<()>) -> Result<()> {
     let deadline = Instant::now() + limit;
     loop {
@@ -85,19 +86,19 @@ pub async fn come_back(limit: Duration, condition: impl Fn() -> Result<()>) -> R
     }
 }
 
-/// The process that serves a task, by the plugin's word.
+/// Returns the pid of a task's shim, as the plugin reports it.
 ///
 /// # Errors
-/// When the plugin doesn't say.
+/// Fails if the plugin doesn't report it.
 pub async fn shim_of(plugin: &Plugin, task: &Task) -> Result<Pid> {
     let shown = plugin.inspect_task(task.id()).await?.driver.context("nothing of the driver's own")?;
     Ok(Pid::from_raw(shown.attributes.get("shim_pid").context("no shim_pid")?.parse()?))
 }
 
-/// The plugin's own process.
+/// Returns the pid of the plugin's own process.
 ///
 /// # Errors
-/// When its pid is none.
+/// Fails if the pid is out of range.
 pub fn pid(plugin: &Plugin) -> Result<Pid> {
     Ok(Pid::from_raw(i32::try_from(plugin.pid())?))
 }

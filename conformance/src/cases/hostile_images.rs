@@ -1,4 +1,5 @@
-//! Images that no honest builder would make: each is an error or a task, and never a plugin that hangs or looks outside.
+//! Images that no honest builder would make: each results in an error or a task, and never in a plugin that hangs or
+//! looks outside the image.
 
 use std::time::Duration;
 
@@ -26,10 +27,10 @@ cases!["hostile image":
     the_fields_of_an_images_documents_are_read_as_go_reads_them,
 ];
 
-/// A start that waits for nothing, on a machine with other things to do.
+/// Maximum time for a start that waits for nothing, on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(20);
 
-/// Pushes busybox with a layer, as an image of that name.
+/// Pushes busybox with another layer under this name. Returns the image's name.
 fn push(scene: &Scene, name: &str, fill: impl FnOnce(&mut Tree) -> Result<()>) -> Result<String> {
     let image = scene.world().catalog().with(fill)?;
     image.push(scene.world().registry(), name, "v1", Form::Oci)?;
@@ -45,7 +46,7 @@ async fn a_layer_with_other_bytes_than_its_digest_says_is_refused(scene: &Scene)
         let words = [&image, "sha256:", "damaged on the way"];
         let status = refused(plugin.start_task(task.config.clone()).await, &words)?;
         ensure!(is_recoverable(&status)?, "a cache may have changed it, and not do so again: {status:?}");
-        // Its other layers are kept for the next try, if there is one.
+        // The image's other layers are kept for the next try, if there is one.
         scene.nothing_left_within(LIMIT)?;
     }
     scene.still_works(&plugin).await?;
@@ -77,12 +78,12 @@ async fn an_image_without_a_command_needs_one_from_the_job(scene: &Scene) -> Res
     plugin.shut_down().await
 }
 
-/// An image with that in place of an account file.
+/// Pushes an image with a file of this kind in place of an account file. Returns the image's name.
 fn with_account_file(scene: &Scene, kind: &str, file: &str) -> Result<String> {
     let at = format!("etc/{file}");
     let name = format!("accounts-{}-{file}", kind.replace(['/', ' '], "-").to_lowercase());
     push(scene, &name, |tree| {
-        // The base's own goes first.
+        // A whiteout removes the base image's own file first.
         tree.file(&format!("etc/.wh.{file}"), 0o644, b"")?;
         match kind {
             "pipe" => tree.pipe(&at),
@@ -90,7 +91,7 @@ fn with_account_file(scene: &Scene, kind: &str, file: &str) -> Result<String> {
                 tree.pipe("pipe")?;
                 tree.link(&at, "../pipe")
             }
-            // Random numbers: nobody minds that it is opened.
+            // /dev/urandom's number, which may be opened without harm.
             "device" => tree.device(&at, 1, 9),
             "directory" => tree.directory(&at, 0o755, 0),
             target => tree.link(&at, target),
@@ -134,7 +135,8 @@ async fn images_that_a_runtime_would_hang_on_keep_nobody_elses_task_waiting(scen
     options["max_concurrent_starts"] = json!(AT_ONCE);
     let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
     let hanging = config! { image = with_account_file(scene, "pipe", "group")?, command = "true" };
-    // What a task puts in its own directory, where an image's link leads, and what a job mounts in the image's place.
+    // A pipe that a task puts into its own directory: a link in the image leads there, or the job mounts it over the
+    // image's file.
     let by_link = config! { image = with_account_file(scene, "/local/pipe", "passwd")?, command = "true" };
     let mut by_mount = scene.shell("true");
     by_mount["volumes"] = json!(["local/pipe:/etc/passwd"]);
@@ -173,7 +175,7 @@ async fn accounts_that_lead_through_what_a_mount_hides_or_makes_are_refused_at_o
     for (name, links, volumes, word) in [
         // The image's link in `/local` leads to a file; the task's own directory hides it and has a pipe there.
         ("through-hidden", &[("etc/passwd", "/local/pipe"), ("local/pipe", "/real")][..], &plain, "a pipe"),
-        // What is missing in the image is made for a mount.
+        // A mount's target that is missing in the image is made.
         ("through-made", &[("etc/passwd", "../scratch/../pipe")], &plain, "a pipe"),
         ("through-proc", &[("etc/passwd", "/proc/self/cwd/../../../real")], &plain, "/proc"),
         // The mount's target is a link.
@@ -292,20 +294,20 @@ async fn a_working_directory_does_not_lead_into_proc(scene: &Scene) -> Result<()
         ("wd-relative", "proc", None),
         ("wd-link", "/w", Some("/proc/self/fd/8")),
         ("wd-link-below", "/w/x", Some("proc/1/cwd")),
-        // The runtime makes it, a link to /proc/self/fd.
+        // The runtime makes /dev/fd, a link to /proc/self/fd.
         ("wd-dev", "/dev/fd/8", None),
         ("wd-dev-link", "/w", Some("missing/../dev/fd/8")),
     ] {
         let image = pushed(name, directory, link)?;
         let task = scene.prepare(&plugin, &config! { image = image, command = "true" }).await?;
         refused(plugin.start_task(task.config.clone()).await, &["/proc", "work_dir"])?;
-        // The job's word counts before the image's.
+        // The job's `work_dir` takes precedence over the image's.
         let config = config! { image = image, command = "pwd", work_dir = "/bin" };
         let task = scene.run(&plugin, &config).await?;
         same!(task.stdout(&plugin).await?, "/bin\n");
         task.destroy(&plugin).await?;
     }
-    // As docker has it: from the root on.
+    // As with docker, a relative directory is resolved from the root.
     let task =
         scene.run(&plugin, &config! { image = pushed("wd-short", "a/./b", None)?, command = "pwd" }).await?;
     same!(task.stdout(&plugin).await?, "/a/b\n");
@@ -314,13 +316,13 @@ async fn a_working_directory_does_not_lead_into_proc(scene: &Scene) -> Result<()
     let task =
         scene.prepare(&plugin, &config! { image = linked.clone(), command = "pwd", work_dir = "/w" }).await?;
     refused(plugin.start_task(task.config.clone()).await, &["/w", "/proc/self/fd/8"])?;
-    // A task of an earlier attempt may have put it there.
+    // A task of an earlier attempt may have put the link there.
     let mut own = scene.shell("pwd");
     own["work_dir"] = json!("/local/w");
     let task = scene.prepare(&plugin, &own).await?;
     std::os::unix::fs::symlink("/proc/self/fd/8", task.alloc.task_path("local/w"))?;
     refused(plugin.start_task(task.config.clone()).await, &["/local/w", "/proc/self/fd/8"])?;
-    // Out of the task's directory, and by a link of the image's on.
+    // The link leads out of the task's directory, and from there on by a link of the image's.
     let config = config! { image = linked, command = "pwd", work_dir = "/local/out" };
     let task = scene.prepare(&plugin, &config).await?;
     std::os::unix::fs::symlink("/w", task.alloc.task_path("local/out"))?;

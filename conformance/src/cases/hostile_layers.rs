@@ -1,5 +1,5 @@
-//! Layers that no honest builder would make, and those that one makes seldom: each unpacks within its own root or is an
-//! error that says what is wrong with it, and the next pull works.
+//! Layers that no honest builder would make, and those that one makes seldom: each unpacks within its own root or
+//! results in an error that says what is wrong with it, and the next pull works.
 
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -24,14 +24,14 @@ cases!["hostile layer":
 
 const MIB: usize = 1 << 20;
 
-/// Busybox with another layer on it.
+/// Returns busybox with this layer on top.
 fn with(scene: &Scene, layer: std::sync::Arc<Layer>) -> Result<Image> {
     let mut image = scene.world().catalog().with(|_| Ok(()))?;
     image.layers[1] = layer;
     Ok(image)
 }
 
-/// That the image is refused, for good, and that another one then works.
+/// Asserts that the image is refused permanently, and that another one then works.
 async fn is_refused(scene: &Scene, plugin: &Plugin, image: &str, words: &[&str]) -> Result<()> {
     let task = scene.prepare(plugin, &config! { image = image, command = "true" }).await?;
     let status = refused(plugin.start_task(task.config.clone()).await, &[&[image][..], words].concat())?;
@@ -69,7 +69,7 @@ async fn a_layer_that_is_cut_short_is_refused(scene: &Scene) -> Result<()> {
 async fn a_layer_that_unpacks_to_more_than_the_operator_allows_is_stopped(scene: &Scene) -> Result<()> {
     let mut plugin = plugin_with(scene, &json!({"max_unpacked_size": "32m"})).await?;
     let network = Network::before(scene)?;
-    // Some are found out on the way, and those that are faster at their end.
+    // Some bombs are found out while they are unpacked, faster ones at their end.
     for mib in [40, 600] {
         let bomb = scene.world().catalog().with(|tree| tree.file("bomb", 0o644, &vec![0; mib * MIB]))?;
         ensure!(bomb.layers[1].blob.len() < 8 * MIB, "it is no bomb");

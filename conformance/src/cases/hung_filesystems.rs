@@ -1,4 +1,4 @@
-//! File systems of the host that give no answer: who needs one of them waits for a bounded time, and nobody else waits.
+//! File systems of the host that don't answer: a call that needs one waits for a bounded time, and no other call waits.
 
 use std::time::{Duration, Instant};
 
@@ -23,13 +23,13 @@ cases!["hung file system":
     a_start_that_needs_one_whose_server_is_gone_is_tried_again,
 ];
 
-/// More than the plugin has threads.
+/// More starts than the plugin has threads.
 const MANY: usize = 150;
-/// What a start may take that needs nothing of it, beside so many others.
+/// Maximum time for a start that needs nothing of the hung file system, beside so many others.
 const OTHERS: Duration = Duration::from_secs(15);
-/// What the plugin waits for a file system, and some more.
+/// The plugin's timeout for a file system, with a margin.
 const BOUND: Duration = Duration::from_secs(60);
-/// The plugin's answer to a call that needs no file system, on a machine with other things to do.
+/// Maximum time for the plugin's answer to a call that needs no file system, on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 async fn answers_at_once(plugin: &Plugin) -> Result<()> {
@@ -40,7 +40,7 @@ async fn answers_at_once(plugin: &Plugin) -> Result<()> {
     Ok(())
 }
 
-/// That each start was refused for want of an answer, in a way that Nomad tries again.
+/// Asserts that each start was refused because a file system doesn't answer, in a way that Nomad tries again.
 fn all_are_refused_for_now(
     tasks: &[Task],
     refusals: Vec<Result<pb::StartTaskResponse, Status>>,
@@ -52,12 +52,13 @@ fn all_are_refused_for_now(
     Ok(())
 }
 
-/// Hangs the log directories of some tasks.
+/// Mounts a file system that hangs over the log directories of these tasks.
 fn hang_logs(tasks: &[Task]) -> Result<Vec<HungFilesystem>> {
     tasks.iter().map(|task| HungFilesystem::over(&task.alloc.logs())).collect()
 }
 
-/// Beside those that wait the plugin answers, a task that runs can be used, and another one comes and goes.
+/// Asserts that, beside calls that hang, the plugin answers, a running task can be used, and another one comes and
+/// goes.
 async fn others_get_on(scene: &Scene, plugin: &Plugin, running: &Task) -> Result<()> {
     tokio::time::sleep(Duration::from_secs(2)).await;
     answers_at_once(plugin).await?;
@@ -107,7 +108,7 @@ async fn many_starts_that_need_one_are_refused_in_time_and_hold_nobody_up(scene:
     }
     ensure!(took < BOUND, "the last was told after {took:?}");
     scene.nothing_left()?;
-    // It answers again, and nothing of those that waited holds anybody up.
+    // The file system answers again, and nothing is held up by what had waited.
     std::fs::create_dir_all(dead.join("data"))?;
     let task = scene.run(&plugin, &job).await?;
     same!(task.wait(&plugin).await?.exit_code, 0);

@@ -1,4 +1,4 @@
-//! What becomes of images and containers that are done with: the plugin's option `gc`.
+//! Garbage collection of images and containers that aren't used any more: the plugin's option `gc`.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ cases!["image_gc":
     what_an_unfinished_pull_has_left_goes_with_its_lease,
 ];
 
-/// With a `gc` block of this, and orphans as they are.
+/// Returns options with this `gc` block, and the defaults for orphans.
 fn options(scene: &Scene, gc: &Value) -> Value {
     let mut options = scene.options();
     options["gc"] = gc.clone();
@@ -49,14 +49,14 @@ async fn goes(scene: &Scene, name: &str) -> Result<()> {
     until(LIMIT, &format!("{name} is gone"), || !is_there(scene, name)).await
 }
 
-/// The line in which `ctr` shows an image, labels and all.
+/// Returns the line in which `ctr` shows an image, with its labels.
 fn shown(scene: &Scene, name: &str) -> Result<String> {
     let listing = scene.world().containerd().ctr(&["images", "list"])?;
     let line = listing.lines().find(|line| line.starts_with(name)).map(str::to_owned);
     line.with_context(|| format!("{name} is not in {listing}"))
 }
 
-/// Ends once it is told to, see `tell_to_end`.
+/// A job whose task ends once `tell_to_end` is called.
 fn obedient(image: &str) -> Value {
     config! { image = image, command = "/bin/sh", args = ["-c", "until test -e /local/end; do sleep 0.05; done; exit 11"] }
 }
@@ -76,12 +76,12 @@ async fn an_image_goes_once_nothing_has_used_it_for_a_while(scene: &Scene) -> Re
     goes(scene, &name).await?;
     let left = blobs()?;
     ensure!(while_there.iter().any(|blob| !left.contains(blob)), "its layers are still there");
-    // And comes back when it is asked for.
+    // The image is pulled again when it is asked for.
     let task = scene.run(&plugin, &config! { image = name.as_str(), command = "true" }).await?;
     same!(task.wait(&plugin).await?.exit_code, 0);
     task.destroy(&plugin).await?;
     plugin.shut_down().await?;
-    // Told not to, it leaves them.
+    // With `image = false` the plugin leaves images alone.
     let never = options(scene, &json!({"image": false, "image_delay": "1ms"}));
     let mut plugin = scene.plugin_as(&scene.launch(), &never).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -132,7 +132,7 @@ async fn a_plugin_that_comes_back_knows_what_is_in_use_and_what_is_not(scene: &S
     until(LIMIT, "it is noted as unused", noted).await?;
     let line = shown(scene, &unused)?;
     plugin.kill().await?;
-    // Nothing is counted anew.
+    // The time since when it is unused isn't counted anew.
     let patient = options(scene, &json!({"image_delay": "1h"}));
     let mut plugin = scene.plugin_as(&scene.launch(), &patient).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
@@ -146,7 +146,7 @@ async fn a_plugin_that_comes_back_knows_what_is_in_use_and_what_is_not(scene: &S
     plugin.shut_down().await
 }
 
-/// Two images that share a layer come and go while tasks are started from them, several at once.
+/// Starts tasks, several at once, from two images that share a layer while these images come and go.
 async fn no_image_is_taken_away_from_a_start(scene: &Scene) -> Result<()> {
     let mut plugin =
         scene.plugin_as(&scene.launch(), &options(scene, &json!({"image_delay": "1ms"}))).await?;
@@ -183,7 +183,7 @@ async fn a_full_disk_takes_images_before_their_time(scene: &Scene) -> Result<()>
     let mut plugin = scene.plugin().await?;
     let task = scene.run(&plugin, &obedient(&name)).await?;
     plugin.kill().await?;
-    // More than that is always in use.
+    // More than 1 % of the disk is always in use.
     for (mark, goes_then) in [("100%", false), ("1%", true)] {
         let gc = json!({"image_delay": "1h", "disk_high_water": mark});
         let mut plugin = scene.plugin_as(&scene.launch(), &options(scene, &gc)).await?;
@@ -214,7 +214,7 @@ async fn a_container_is_kept_where_the_operator_says_so(scene: &Scene) -> Result
     tokio::time::sleep(Duration::from_secs(1)).await;
     containerd.collect_garbage()?;
     ensure!(is_there(scene, &name), "its image went");
-    // Its files are there to be looked at, and nothing else of it.
+    // The image's files are there to be looked at, and nothing else of it.
     let place = scene.directory().join("look");
     std::fs::create_dir_all(&place)?;
     let mount = containerd.ctr(&["snapshots", "mounts", &place.display().to_string(), &kept[0]])?;
@@ -225,7 +225,7 @@ async fn a_container_is_kept_where_the_operator_says_so(scene: &Scene) -> Result
     same!(read?, "evidence\n");
     let census = scene.census();
     ensure!(census.iter().all(|line| line.ends_with(&kept[0])), "there is more: {census:?}");
-    // A start that fails leaves no container even so.
+    // A start that fails leaves no container in this case either.
     let config = config! { image = name.as_str(), command = "/nowhere" };
     let failed = scene.prepare(&plugin, &config).await?;
     ensure!(plugin.start_task(failed.config.clone()).await.is_err(), "it started");

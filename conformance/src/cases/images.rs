@@ -1,4 +1,4 @@
-//! Images in the forms that registries hold, and what is done once for all tasks of an image.
+//! Images in the forms that registries hold, and the work that is done once for all tasks of an image.
 
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -81,7 +81,7 @@ async fn an_image_that_was_removed_is_fetched_again(scene: &Scene) -> Result<()>
         task.destroy(&plugin).await
     };
     run().await?;
-    // Another client of containerd takes the image and all that hangs on it away.
+    // Another client of containerd deletes the image and all that depends on it.
     containerd.ctr(&["images", "delete", "--sync", &scene.image("thinned:v1")])?;
     run().await?;
     plugin.shut_down().await

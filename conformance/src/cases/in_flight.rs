@@ -1,4 +1,4 @@
-//! Calls that are under way when something else happens: the plugin's end, the task's end, an exec's end.
+//! Calls that are interrupted: by the plugin's end, the task's end, an exec's end.
 
 use std::time::Duration;
 
@@ -78,7 +78,7 @@ async fn an_exec_ends_with_its_task_by_force(scene: &Scene) -> Result<()> {
     exec.stdout_to_contain("up", LIMIT).await?;
     let (ended, said) = tokio::join!(task.end(&plugin), exec.finish(LIMIT));
     ended?;
-    // An exit frame, or an error of the stream: but an end.
+    // The stream ends with an exit frame or with an error.
     if let Ok(said) = said {
         ensure!(said.code()? != 0, "it looks like success");
     }
@@ -95,14 +95,14 @@ async fn an_interactive_shell_takes_what_is_typed(scene: &Scene) -> Result<()> {
     exec.resize(50, 132).await?;
     exec.stdin(b"stty size\n").await?;
     exec.stdout_to_contain("50 132\r\n", LIMIT).await?;
-    // Ctrl-C ends what runs in it, and not the shell.
+    // Ctrl-C ends the command that runs in the shell, and not the shell.
     exec.stdin(b"sleep 600\n").await?;
     tokio::time::sleep(Duration::from_millis(200)).await;
     exec.stdin(b"\x03").await?;
     exec.stdin(b"echo after $?; exit 9\n").await?;
     exec.stdout_to_contain("after 130", LIMIT).await?;
     same!(exec.finish(LIMIT).await?.code()?, 9);
-    // The client's end of input ends a shell, and what it had said is not lost.
+    // The client's end of input ends a shell, whose output so far isn't lost.
     let mut exec = Exec::open(&plugin, task.id(), &["sh"], true).await?;
     exec.stdin(b"echo typed\n").await?;
     exec.stdout_to_contain("typed\r\n", LIMIT).await?;

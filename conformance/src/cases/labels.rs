@@ -1,4 +1,4 @@
-//! Labels on a container's record: the job's, and what of Nomad's words the operator wants there.
+//! Labels on a container's record: the job's, and those of Nomad's facts that the operator wants there.
 
 use std::collections::BTreeMap;
 
@@ -14,7 +14,7 @@ cases!["labels":
     a_label_that_is_not_a_jobs_to_set_is_refused,
 ];
 
-/// Those of the one record that there is.
+/// Returns the labels of the only container record.
 fn labels(scene: &Scene) -> Result<BTreeMap<String, String>> {
     let containerd = scene.world().containerd();
     let id = containerd.ctr(&["containers", "list", "--quiet"])?;

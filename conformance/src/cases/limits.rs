@@ -1,4 +1,4 @@
-//! What a job's options limit, and what the operator's do, seen from inside.
+//! Limits that a job's options and the operator's options set, seen from inside of the task.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -31,7 +31,8 @@ cases!["limits":
     memory_is_swapped_out_and_kept_as_the_job_says,
 ];
 
-/// More processes than any limit here. The shell that can't start another ends before its last word.
+/// Command that starts more processes than any limit here and prints `free`. A shell that can't start another process
+/// ends before it prints its last word.
 const MANY: &str = "[ -n \"$(for i in $(seq 1 40); do sleep 5 > /dev/null & done 2> /dev/null; echo free)\" ] \
                     && echo free || echo limited";
 
@@ -40,7 +41,7 @@ fn with(mut config: Value, option: &str, value: Value) -> Value {
     config
 }
 
-/// That a start with an option is refused with these words, and leaves nothing.
+/// Asserts that a start with this option is refused with these words and leaves nothing.
 async fn start_is_refused(scene: &Scene, option: &str, value: Value, words: &[&str]) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let task = scene.prepare(&plugin, &with(scene.shell("true"), option, value)).await?;
@@ -49,7 +50,7 @@ async fn start_is_refused(scene: &Scene, option: &str, value: Value, words: &[&s
     plugin.shut_down().await
 }
 
-/// What a script says in a task with an option, under a plugin with options.
+/// Returns the output of a task with this configuration, under a plugin with these options.
 async fn said(scene: &Scene, options: &Value, config: &Value) -> Result<String> {
     let mut plugin = scene.plugin_as(&scene.launch(), options).await?;
     let task = scene.run(&plugin, config).await?;
@@ -88,7 +89,8 @@ async fn a_process_and_an_exec_have_the_limits_that_the_job_sets(scene: &Scene) 
     let config = with(scene.shell(&format!("{show}; sleep 600")), "ulimit", limits);
     let task = scene.run(&plugin, &config).await?;
     task.alloc.stdout.to_contain("100\n200\n0\n", LIMIT).await?;
-    // The soft limit of open files may be raised to the hard one: older runc races with its Go runtime (its issue 4195).
+    // Older runc races with its Go runtime, which may raise the soft limit of open files to the hard one (runc's issue
+    // 4195).
     same!(task.exec(&plugin, "ulimit -Hn; ulimit -c").await?, (0, "200\n0\n".to_owned()));
     task.end(&plugin).await?;
     plugin.shut_down().await?;
@@ -115,12 +117,13 @@ async fn how_likely_a_task_is_killed_for_memory_is_the_jobs_word_and_else_the_op
     Ok(())
 }
 
-/// Whatever scores the shim and the plugin have: a shim is protected where the plugin may do so, and an agent often is.
+/// The scores of the shim and the plugin make no difference: a shim is protected where the plugin may do so, and an
+/// agent often is.
 async fn the_score_for_the_oom_killer_is_that_of_the_job_and_not_the_shims(scene: &Scene) -> Result<()> {
     let score = "cat /proc/self/oom_score_adj";
     let options = with(scene.options(), "oom_score_adj", json!(300));
     let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
-    // An agent's unit may have this. Not everybody may.
+    // An agent's unit may set this score. Not every user may.
     let may = fs::write(format!("/proc/{}/oom_score_adj", plugin.pid()), "-900").is_ok();
     for (jobs, wanted) in [(json!(0), 0), (json!(500), 500), (json!(null), 300)] {
         let config = scene.shell(&format!("{score}; sh -c '{score}'; exec sleep 600"));
@@ -130,7 +133,7 @@ async fn the_score_for_the_oom_killer_is_that_of_the_job_and_not_the_shims(scene
         same!(of_exec, (0, format!("{wanted}\n{wanted}\n")));
         let shim = processes::parent(task.pid()?)?;
         let of_shim: i32 = fs::read_to_string(format!("/proc/{shim}/oom_score_adj"))?.trim().parse()?;
-        // One whose runtime lets all inherit its score has that of its task.
+        // A shim whose runtime lets all inherit its score has that of its task.
         if scene.programs().is_crun() {
             same!(of_shim, wanted);
         } else if may {
@@ -141,7 +144,7 @@ async fn the_score_for_the_oom_killer_is_that_of_the_job_and_not_the_shims(scene
     plugin.shut_down().await
 }
 
-/// A task that sleeps, with an option.
+/// Starts a task that sleeps, with one more option.
 async fn sleeping(scene: &Scene, plugin: &Plugin, option: &str, value: Value) -> Result<Task> {
     scene.run(plugin, &with(scene.shell("sleep 600"), option, value)).await
 }
@@ -177,7 +180,7 @@ async fn a_task_runs_on_the_processors_that_the_job_names(scene: &Scene) -> Resu
         let config = with(scene.shell(&format!("{show}; sleep 600")), option, json!("0"));
         let task = scene.run(&plugin, &config).await?;
         task.alloc.stdout.to_contain(wanted, LIMIT).await?;
-        // An exec is moved after its start, where it is.
+        // An exec is moved into the cpuset only after its start, on hosts where it is moved.
         let (_, in_exec) = task.exec(&plugin, &format!("sleep 0.5; {show}")).await?;
         ensure!(in_exec.contains(wanted), "{option} in an exec: {in_exec}");
         task.end(&plugin).await?;
@@ -203,7 +206,7 @@ async fn processors_that_the_task_can_not_have_are_refused(scene: &Scene) -> Res
 
 async fn swap_is_what_the_job_asks_for_and_else_none(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
-    // On v1 it is counted with the memory, of which the host allots 128 MiB, on v2 without.
+    // On v1 swap is counted together with the memory, of which the host allots 128 MiB; on v2 on its own.
     let memory = if is_v2() { 0 } else { 128 * MIB };
     for (asked, swap) in [(json!("160m"), Some(32 * MIB)), (json!(null), Some(0)), (json!("-1"), None)] {
         let task = sleeping(scene, &plugin, "memory_swap", asked).await?;
@@ -242,7 +245,7 @@ async fn memory_is_swapped_out_and_kept_as_the_job_says(scene: &Scene) -> Result
     Ok(())
 }
 
-/// Of a process, the soft and the hard limit of open files.
+/// Returns the soft and the hard limit of open files of a process.
 fn open_files(pid: u32) -> Result<(String, String)> {
     let limits = fs::read_to_string(format!("/proc/{pid}/limits"))?;
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
@@ -266,7 +269,8 @@ async fn the_plugin_may_have_more_open_files_than_the_agent_and_its_tasks_may_no
     until(LIMIT, "the word on few open files", complains).await?;
     let task = scene.run(&plugin, &scene.shell("ulimit -Sn; ulimit -Hn; sleep 600")).await?;
     task.alloc.stdout.to_contain("400\n1000\n", LIMIT).await?;
-    // The Go in runc 1.1 may raise the soft limit of an exec once more after runc has set it, where it comes late to it.
+    // The Go runtime in runc 1.1 may raise an exec's soft limit once more after runc has set it, if it comes to it
+    // late.
     same!(task.exec(&plugin, "ulimit -Hn").await?, (0, "1000\n".to_owned()));
     task.end(&plugin).await?;
     let config = with(scene.shell("ulimit -Sn; ulimit -Hn"), "ulimit", json!({"nofile": "500:600"}));

@@ -1,4 +1,4 @@
-//! Images that come from an archive, and images that another client has put there.
+//! Images that come from an archive, and images that another client has put into containerd.
 
 use std::os::unix::fs::symlink;
 use std::time::Duration;
@@ -28,16 +28,16 @@ cases!["load":
     an_archive_is_held_to_the_operators_sizes,
 ];
 
-/// Busybox that says this.
+/// Returns busybox with a command that prints this text.
 fn saying(scene: &Scene, text: &str) -> Result<Image> {
     let image = scene.world().catalog().with(|tree| tree.file("said", 0o644, text.as_bytes()))?;
     let twice = image.layers.last().cloned().context("it has a layer")?;
-    // The last layer twice, as builders that copy a file again make it.
+    // The last layer is there twice, as from builders that copy a file again.
     let layers = image.layers.into_iter().chain([twice]).collect();
     Ok(Image { settings: json!({"Env": ["PATH=/bin"], "Cmd": ["cat", "/said"]}), layers })
 }
 
-/// A task whose allocation has these files, by their paths in its own directory.
+/// Prepares a task whose allocation has these files, by their paths in the task's own directory.
 async fn with_files(scene: &Scene, plugin: &Plugin, config: &Value, files: &[(&str, &[u8])]) -> Result<Task> {
     let task = scene.prepare(plugin, config).await?;
     for (path, bytes) in files {
@@ -68,7 +68,7 @@ async fn an_image_is_loaded_from_an_archive_of_either_form(scene: &Scene) -> Res
     ] {
         let task = with_files(scene, &plugin, &job(image), &[("local/image.tar", archive)]).await?;
         says(&plugin, task, text).await.with_context(|| image.to_owned())?;
-        // All that it was made of is kept by its record.
+        // The image's record keeps all its content from garbage collection.
         scene.world().containerd().collect_garbage()?;
         let task = with_files(scene, &plugin, &job(image), &[("local/image.tar", archive)]).await?;
         says(&plugin, task, text).await.with_context(|| format!("{image} again"))?;
@@ -92,7 +92,7 @@ async fn a_path_in_place_of_the_images_name_is_an_archive_with_one_image(scene: 
     let task = with_files(scene, &plugin, &config, &[("local/image.tar", &several)]).await?;
     refused(plugin.start_task(task.config.clone()).await, &["team/one:1", "team/two:2", "load"])?;
     plugin.shut_down().await?;
-    // What of the host may be mounted may be loaded, and nothing else.
+    // An archive may be loaded from where the job may mount from, and from nowhere else.
     let mut options = scene.options();
     options["volumes"] = json!({"enabled": false});
     let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
@@ -106,7 +106,7 @@ async fn an_archive_that_is_loaded_again_is_not_stored_again(scene: &Scene) -> R
     let archive = saying(scene, "again")?.docker_archive(&["team/again:1"])?;
     let config = config! { image = "team/again:1", load = "image.tar" };
     let blobs = || listed(scene.world().containerd(), &["content", "ls", "-q"]);
-    // Several at once: each has a copy of its own.
+    // Several tasks load it at once: each has a copy of its own.
     let start = || async {
         let task = with_files(scene, &plugin, &config, &[("local/image.tar", &archive)]).await?;
         says(&plugin, task, "again").await
@@ -144,7 +144,7 @@ async fn an_archive_leads_nowhere_out_of_the_allocation(scene: &Scene) -> Result
     }
     let up = scene.prepare(&plugin, &config! { image = "team/x:1", load = "../../../outside.tar" }).await?;
     refused(plugin.start_task(up.config.clone()).await, &["outside.tar", "leads out"])?;
-    // Neither does the task's directory, where it is read and decompressed.
+    // A task's directory that is a link is refused, too: the archive is read and decompressed in there.
     let elsewhere = scene.directory().join("elsewhere");
     std::fs::create_dir_all(elsewhere.join("local"))?;
     std::fs::copy(&outside, elsewhere.join("local/x.tar"))?;
@@ -159,7 +159,7 @@ async fn an_archive_leads_nowhere_out_of_the_allocation(scene: &Scene) -> Result
             std::fs::remove_file(own.components().collect::<std::path::PathBuf>())?;
         }
     }
-    // A pipe would hold the start up for good.
+    // A pipe would block the start for good.
     let pipe = scene.prepare(&plugin, &config! { image = "team/x:1", load = "pipe" }).await?;
     nix::unistd::mkfifo(&pipe.alloc.task_path("local/pipe"), nix::sys::stat::Mode::S_IRUSR)?;
     refused(plugin.start_task(pipe.config.clone()).await, &["pipe", "regular file"])?;
@@ -173,7 +173,7 @@ async fn an_archive_that_is_no_good_is_refused_and_leaves_nothing(scene: &Scene)
     let image = saying(scene, "bad")?;
     let good = image.docker_archive(&["team/bad:1"])?;
     let mut lying = Image { layers: image.layers.clone(), ..image.clone() };
-    // The layer of another image, under the digest of this one's.
+    // The layer of another image is under the digest of this one's.
     let other = saying(scene, "another")?.layers.remove(1);
     lying.layers[1] = crate::fixture::layer::Layer::of_bytes(other.blob.clone(), &image.layers[1].diff_id);
     lying.layers.truncate(2);
@@ -204,7 +204,7 @@ async fn an_image_that_another_client_has_put_there_is_run(scene: &Scene) -> Res
     let containerd = scene.world().containerd();
     let archive = scene.directory().join("import.tar");
     std::fs::write(&archive, saying(scene, "imported")?.docker_archive(&["team/imported:1"])?)?;
-    // Of no registry: `docker.io` has nothing of the kind, and is not asked.
+    // The image is of no registry: `docker.io` has nothing of the kind, and is not asked.
     containerd.ctr(&["images", "import", "--no-unpack", &archive.display().to_string()])?;
     same!(listed(containerd, &["images", "ls", "-q", "name~=imported"])?, ["docker.io/team/imported:1"]);
     says(&plugin, scene.prepare(&plugin, &config! { image = "team/imported:1" }).await?, "imported").await?;
@@ -224,7 +224,7 @@ async fn a_file_that_was_loaded_is_not_read_again_until_it_changes(scene: &Scene
     reads.add_watch(&path, AddWatchFlags::IN_ACCESS)?;
     says(&plugin, scene.prepare(&plugin, &config).await?, "one").await?;
     ensure!(reads.read_events().is_err(), "it was read again");
-    // Of the same length, and with the time of the old one.
+    // The new archive has the same length and time as the old one.
     let modified = std::fs::metadata(&path)?.modified()?;
     let other = archive("two")?;
     same!(other.len() as u64, std::fs::metadata(&path)?.len());
@@ -258,7 +258,7 @@ async fn reading_an_archive_ends_when_nobody_waits_for_it(scene: &Scene) -> Resu
     let status = refused(answer, &["zeros.tar.gz", "image_pull_timeout"])?;
     ensure!(is_recoverable(&status)?, "Nomad would not try again");
     until(Duration::from_secs(5), "what was decompressed is gone", || !scratch()).await?;
-    // Nor does it go on for a caller that has gone away.
+    // A load doesn't go on for a caller that has gone away.
     let config = config! { image = path.display().to_string() };
     let task = scene.prepare(&plugin, &config).await?;
     let start = plugin.start_task(task.config.clone());

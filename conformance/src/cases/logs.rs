@@ -29,7 +29,7 @@ cases!["logs":
 
 pub(super) const MEGABYTE: usize = 1024 * 1024;
 
-/// Numbered lines of 16 bytes, a megabyte of them.
+/// Returns one megabyte of numbered lines, 16 bytes each.
 pub(super) fn numbered() -> Vec<u8> {
     (0..MEGABYTE / 16).flat_map(|number| format!("{number:015}\n").into_bytes()).collect()
 }
@@ -63,7 +63,7 @@ async fn a_task_that_lives_for_a_moment_loses_nothing(scene: &Scene) -> Result<(
         std::fs::write(task.alloc.task_path("local/big"), numbered())?;
         task.start(&plugin).await?;
         same!(task.wait(&plugin).await?.exit_code, 0);
-        // The agent destroys at once.
+        // The agent destroys the task at once.
         task.destroy(&plugin).await?;
         is_whole("stdout", &task.alloc.stdout.to_end(LIMIT).await?, &numbered())?;
     }
@@ -75,7 +75,8 @@ async fn a_slow_reader_gets_everything(scene: &Scene) -> Result<()> {
     let mut task = scene.prepare_unread(&plugin, &scene.shell("cat /local/some")).await?;
     let some = &numbered()[..MEGABYTE / 4];
     std::fs::write(task.alloc.task_path("local/some"), some)?;
-    // What the pipes hold at the task's end takes this reader six seconds, and a shim that deletes its task waits two.
+    // This reader takes six seconds for what the pipes hold at the task's end, and a shim that deletes its task waits
+    // two.
     task.alloc.stdout.start(Duration::from_millis(150))?;
     task.alloc.stderr.start(Duration::ZERO)?;
     task.start(&plugin).await?;
@@ -92,7 +93,7 @@ async fn a_reader_that_dies_and_comes_back_misses_nothing(scene: &Scene) -> Resu
     task.start(&plugin).await?;
     task.alloc.stdout.to_hold(1, LIMIT).await?;
     task.alloc.stdout.stop();
-    // The task fills the pipe and waits.
+    // The task fills the pipe and blocks.
     tokio::time::sleep(Duration::from_millis(300)).await;
     let running = plugin.inspect_task(task.id()).await?.task.unwrap_or_default();
     same!(running.state(), nomad_proto::driver::TaskState::Running);
@@ -186,7 +187,7 @@ async fn a_pipe_is_the_one_that_was_looked_at_whatever_is_put_in_its_place(scene
         "mkdir \"$pipe\"".to_owned(),
         "true".to_owned(),
     ] {
-        // Started after the driver has looked at the pipes.
+        // The shim is started after the driver has looked at the pipes, and replaces them.
         let scripted = Scripted::new(scene)?;
         scripted.shim(&format!(
             "case \"$*\" in *start) for pipe in {}/*/alloc/logs/.*.fifo; do mv \"$pipe\" \"$pipe.was\"; {swap}; done;; esac",
@@ -213,7 +214,7 @@ async fn a_pipe_is_the_one_that_was_looked_at_whatever_is_put_in_its_place(scene
     Ok(())
 }
 
-/// Nomad refuses nothing but a slash, a backslash and NUL; a control group's name has no line's end.
+/// Nomad refuses only a slash, a backslash and NUL in a name; a cgroup's name can't have a newline.
 async fn a_task_has_any_name_that_nomad_lets_it_have(scene: &Scene) -> Result<()> {
     let all = || (1_u8..128).filter(|byte| !b"/\\\n".contains(byte)).map(char::from);
     let names = [
@@ -244,7 +245,7 @@ async fn a_task_has_any_name_that_nomad_lets_it_have(scene: &Scene) -> Result<()
             }
             task.start(&plugin).await.with_context(|| format!("{name:?}"))?;
             same!(task.exec(&plugin, "echo exec").await?, (0, "exec\n".to_owned()));
-            // Whoever comes after a plugin needs the names once more.
+            // The next plugin has to find the files by these names, too.
             if name.contains('%') {
                 plugin.kill().await?;
                 plugin = scene.plugin_as(&scene.launch(), &options).await?;
@@ -266,7 +267,7 @@ async fn a_task_has_any_name_that_nomad_lets_it_have(scene: &Scene) -> Result<()
     Ok(())
 }
 
-/// A task whose job has its logs disabled.
+/// Prepares a task whose job has its logs disabled.
 pub(super) async fn prepare_unlogged(scene: &Scene, plugin: &Plugin, script: &str) -> Result<Task> {
     let mut task = scene.prepare_unread(plugin, &scene.shell(script)).await?;
     task.config.stdout_path = "/dev/null".to_owned();
@@ -293,7 +294,7 @@ async fn an_operator_who_collects_no_logs_gets_none_and_needs_no_pipes(scene: &S
         let capabilities = plugin.capabilities().await?;
         same!(capabilities.disable_log_collection, disabled);
         let task = scene.prepare_unread(&plugin, &scene.shell("echo over; echo over >&2; exit 4")).await?;
-        // The agent runs no collector then, and it is that which makes the pipes.
+        // The agent runs no collector then, which is what makes the pipes.
         let paths = ["stdout", "stderr"].map(|stream| task.alloc.log_path(stream));
         same!(paths.each_ref().map(|path| path.exists()), [!disabled; 2]);
         for path in paths.iter().filter(|path| path.exists()) {

@@ -1,5 +1,5 @@
-//! Tasks whose bundle directory somebody has removed, such as an operator who cleans up by hand: all of them ends all the
-//! same.
+//! Tasks whose bundle directory somebody has removed, such as an operator who cleans up by hand: every part of them is
+//! ended nevertheless.
 
 use std::fs;
 
@@ -22,16 +22,17 @@ cases!["lost bundle":
     what_has_neither_a_bundle_nor_a_handle_is_ended,
 ];
 
-/// How much of a bundle is removed.
+/// The removed part of a bundle.
 #[derive(Clone, Copy, Debug)]
 enum Lost {
-    /// As by an unmount and a removal by hand.
+    /// The whole bundle, as by an unmount and a removal by hand.
     All,
-    /// As by a removal alone, which comes to a stop at the rootfs.
+    /// The files only, as by a removal without an unmount, which fails at the rootfs.
     Files,
 }
 
-/// Jobs whose processes do and don't end with the first one. A sandbox has none of the second kind.
+/// Returns jobs whose processes end with the first one, and jobs whose processes don't. A sandbox has none of the
+/// second kind.
 fn jobs(scene: &Scene) -> Vec<Value> {
     let script = "trap 'exit 3' TERM; setsid sleep 600 & echo up; wait";
     let (alone, mut with_host) = (scene.shell(script), scene.shell(script));
@@ -60,7 +61,7 @@ fn lose(scene: &Scene, lost: Lost) -> Result<()> {
                 let entry = entry?;
                 if entry.file_type()?.is_file() {
                     let removed = fs::remove_file(entry.path());
-                    // The namespace of a network is held by a mount.
+                    // A network's namespace is a mount, which can't be removed.
                     let is_held = |error: &std::io::Error| error.raw_os_error() == Some(EBUSY);
                     ensure!(removed.as_ref().err().is_none_or(is_held), "remove {entry:?}: {removed:?}");
                 }
@@ -118,7 +119,7 @@ async fn a_task_that_lost_its_bundle_between_two_plugins_is_destroyed(scene: &Sc
                 }
                 let mut next = scene.plugin().await?;
                 refused(next.recover_task(task.kept_handle()?).await, &["bundle", "removed"])?;
-                // What the agent does next.
+                // The agent destroys the task next.
                 task.end(&next).await.with_context(|| format!("destroy without {lost:?}, {has_shim}"))?;
                 let left = nothing_is_left(scene, &task);
                 left.with_context(|| format!("without {lost:?}, {has_shim}"))?;
@@ -146,7 +147,7 @@ async fn a_task_that_lost_its_bundle_and_then_its_shim_is_ended(scene: &Scene) -
     plugin.shut_down().await
 }
 
-/// Such as of an agent that has lost its own state, too.
+/// The agent has lost its state as well, so that nothing knows the task.
 async fn what_has_neither_a_bundle_nor_a_handle_is_ended(scene: &Scene) -> Result<()> {
     for job in jobs(scene) {
         for lost in [Lost::All, Lost::Files] {
@@ -156,7 +157,7 @@ async fn what_has_neither_a_bundle_nor_a_handle_is_ended(scene: &Scene) -> Resul
             lose(scene, lost)?;
             let mut next = scene.plugin().await?;
             until(LIMIT, "the end of its processes", || task.alloc.cgroup.pids().is_empty()).await?;
-            // Nomad's own, of which nothing says whose it was.
+            // The cgroup is Nomad's own, and nothing says whose it was.
             sweep::cgroups(task.alloc.cgroup.name());
             scene.nothing_left_within(LIMIT).with_context(|| format!("without {lost:?}"))?;
             next.shut_down().await?;

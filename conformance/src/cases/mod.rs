@@ -1,5 +1,5 @@
-//! What a driver has to do, a file per behaviour, a function per case whose name is the sentence. Each ends with nothing
-//! left of it: the suite takes the account.
+//! The cases of the suite: a file per behaviour of the driver, a function per case, whose name is the sentence. After
+//! each one the suite checks that nothing is left of it.
 
 mod account;
 mod bad_input;
@@ -87,7 +87,7 @@ use tonic::{Code, Status};
 use crate::case::{Case, skip};
 use crate::scene::Scene;
 
-/// `cases![run: a_task_ends, ..]`: the functions of a file as cases, each named by its own name.
+/// Makes cases of a file's functions, each named by its function: `cases!["run": a_task_ends, ..]`.
 macro_rules! cases {
     ($behaviour:literal: $($function:ident),* $(,)?) => {
         pub(super) fn cases() -> Vec<$crate::case::Case> {
@@ -101,7 +101,7 @@ macro_rules! cases {
 }
 pub(crate) use cases;
 
-/// Both sides in the message where they differ.
+/// Fails unless both sides are equal, with both in the message. An `ensure!` in the form of `assert_eq!`.
 macro_rules! same {
     ($got:expr, $wanted:expr) => {
         match (&$got, &$wanted) {
@@ -113,16 +113,16 @@ macro_rules! same {
 }
 pub(crate) use same;
 
-/// Why a case can't be shown in gVisor's sandbox, by its name.
+/// Returns why the case of this name can't run in gVisor's sandbox, if it can't.
 pub fn not_in_a_sandbox(name: &str) -> Option<&'static str> {
     gvisor::NOT_IN_A_SANDBOX.iter().find(|(begins, _)| name.starts_with(begins)).map(|(_, why)| *why)
 }
 
-/// How the names begin of those cases that are of gVisor's sandboxes alone.
+/// Prefix of the names of cases that are only for gVisor's sandboxes.
 pub const GVISOR: &str = "gvisor:";
 
 pub fn all() -> Vec<Case> {
-    // Those that wait long come first, so that the rest fills the time beside them.
+    // Cases that wait long come first, so that the others fill the time beside them.
     [
         soak::long_cases(),
         containerd_down::cases(),
@@ -203,8 +203,8 @@ pub fn all() -> Vec<Case> {
     .collect()
 }
 
-/// That a call was refused, in a form that doesn't make the agent take the plugin for dead, and in words that name the
-/// thing. Returns the refusal.
+/// Asserts that a call was refused in words that name the thing, and in a form that doesn't make the agent take the
+/// plugin for dead. Returns the refusal.
 fn refused<T>(answer: Result<T, Status>, words: &[&str]) -> Result<Status> {
     let Err(status) = answer else { bail!("it was not refused") };
     let deadly = matches!(status.code(), Code::Unavailable | Code::Cancelled);
@@ -215,7 +215,7 @@ fn refused<T>(answer: Result<T, Status>, words: &[&str]) -> Result<Status> {
     Ok(status)
 }
 
-/// Whether Nomad would try the start again: the first detail of a FAILED_PRECONDITION says so.
+/// Returns whether Nomad would try the start again: the first detail of a FAILED_PRECONDITION says so.
 fn is_recoverable(status: &Status) -> Result<bool> {
     #[derive(Clone, PartialEq, Message)]
     struct Details {
@@ -238,7 +238,7 @@ fn is_recoverable(status: &Status) -> Result<bool> {
     Ok(recoverable && status.code() == Code::FailedPrecondition)
 }
 
-/// Skips what counts on every last word of many short commands with terminals.
+/// Skips a case that relies on all output of many short commands with terminals.
 fn terminals_are_read_to_their_end(scene: &Scene) -> Result<()> {
     if scene.programs().is_rust_shim() {
         return skip("the shim in Rust can lose the output of a command on a terminal that ends at once");
@@ -246,7 +246,7 @@ fn terminals_are_read_to_their_end(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-/// Skips what youki does otherwise than runc and crun (docs/compatibility.md).
+/// Skips a case for what youki does otherwise than runc and crun (docs/compatibility.md).
 fn not_by_youki(scene: &Scene, what: &str) -> Result<()> {
     if scene.programs().is_youki() {
         return skip(format!("youki {what}"));
@@ -254,19 +254,19 @@ fn not_by_youki(scene: &Scene, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// What youki does otherwise.
+/// Reasons for [`not_by_youki`].
 const NO_FILTER_FOR_EXECS: &str = "gives its seccomp filter to the first process alone";
 const NO_SIGPIPE: &str = "has SIGPIPE ignored in what it runs";
 const NO_DIRECTORY: &str = "makes no working directory that the image lacks";
 const NO_REAL_TIME: &str = "sends no real-time signals";
 
-/// Whether what a command started and left behind can be told from the task's own: runc makes each command a session of its
-/// own, crun only those with a terminal.
+/// Returns whether processes that a command left behind can be told from the task's own: runc gives each command a
+/// session of its own, crun only those with a terminal.
 fn orphans_are_known(scene: &Scene, tty: bool) -> bool {
     tty || !scene.programs().is_crun()
 }
 
-/// Waits at most so long for a condition.
+/// Waits until a condition holds, for at most `limit`.
 async fn until(limit: Duration, what: &str, done: impl Fn() -> bool) -> Result<()> {
     let deadline = std::time::Instant::now() + limit;
     while !done() {

@@ -1,5 +1,5 @@
-//! What a task shares with the host: by default nothing, else what the job asks for and the operator allows, by the
-//! plugin's `allowed_modes`. And what the kernel's parameters of its own namespaces are.
+//! Namespaces that a task shares with the host: by default none, else those that the job asks for and the operator
+//! allows by `allowed_modes`. And the kernel's parameters of a task's own namespaces.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -74,7 +74,7 @@ async fn a_job_does_not_get_the_hosts_namespaces_unless_the_operator_allows_it(s
     Ok(())
 }
 
-/// The kinds of namespaces that a task of this config has in common with the host.
+/// Returns the kinds of namespaces that a task with these options shares with the host.
 async fn shared(scene: &Scene, plugin: &Plugin, options: &[(&str, Value)]) -> Result<BTreeSet<&'static str>> {
     let script = format!("cd /proc/self/ns; for kind in {}; do readlink $kind; done", KINDS.join(" "));
     let task = scene.run(plugin, &with(scene, &script, options)).await?;
@@ -90,7 +90,7 @@ async fn shared(scene: &Scene, plugin: &Plugin, options: &[(&str, Value)]) -> Re
 
 async fn a_task_shares_what_it_asks_for_and_nothing_else(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
-    // As docker has it.
+    // The same as docker shares.
     let usual = if is_v2() { BTreeSet::from(["user"]) } else { BTreeSet::from(["cgroup", "user"]) };
     same!(shared(scene, &plugin, &[]).await?, usual);
     for (option, value, kind) in [

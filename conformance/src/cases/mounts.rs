@@ -1,5 +1,5 @@
-//! What a job has mounted: that it is there, as writable and as large as asked for, and gone at the end, with all that
-//! the host has still in its place.
+//! Mounts of a job: they are there, as writable and as large as asked for, and gone at the end, with the host's own
+//! files unharmed.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -33,7 +33,7 @@ cases!["mounts":
     a_start_that_the_plugin_does_not_survive_leaves_no_mount,
 ];
 
-/// A directory of the host with a file in it, and one below.
+/// Makes a directory of the host with a file in it, and another file in a directory below it.
 pub(super) fn host_directory(scene: &Scene) -> Result<PathBuf> {
     let host = scene.directory().join("host");
     fs::create_dir_all(host.join("sub"))?;
@@ -42,7 +42,7 @@ pub(super) fn host_directory(scene: &Scene) -> Result<PathBuf> {
     Ok(host)
 }
 
-/// A shell's config with more options.
+/// Returns a shell's configuration with more options.
 pub(super) fn shell_with(scene: &Scene, script: &str, more: &Value) -> Value {
     let mut config = scene.shell(script);
     for (name, value) in more.as_object().into_iter().flatten() {
@@ -51,7 +51,7 @@ pub(super) fn shell_with(scene: &Scene, script: &str, more: &Value) -> Value {
     config
 }
 
-/// What a script says in a task with more options.
+/// Returns the output of a script in a task with more options.
 pub(super) async fn said(scene: &Scene, script: &str, more: &Value) -> Result<String> {
     let mut plugin = scene.plugin().await?;
     let task = scene.run(&plugin, &shell_with(scene, script, more)).await?;
@@ -259,7 +259,7 @@ async fn a_volume_mount_is_not_mounted_over(scene: &Scene) -> Result<()> {
     let host = host_directory(scene)?;
     for (more, option) in [
         (json!({"tmpfs": ["/data"]}), "tmpfs"),
-        // The first of them is none.
+        // The second tmpfs hides the volume mount, the first one doesn't.
         (json!({"tmpfs": ["/scratch", "/data"]}), "tmpfs"),
         (json!({"volumes": ["local/a:/a", "local/b:/data"]}), "volumes"),
         (json!({"volumes": ["local/a:/a"], "mount": [{"type": "tmpfs", "target": "/data"}]}), "mount"),
@@ -281,13 +281,13 @@ fn volume_mount(host: &Path, task_path: &str, readonly: bool) -> pb::Mount {
     }
 }
 
-/// File systems in memory, mounted by the host; taken away when dropped.
+/// Mounts on the host, undone on drop.
 pub(super) struct HostMounts {
     at: PathBuf,
 }
 
 impl HostMounts {
-    /// One below another below the host's directory.
+    /// Mounts a tmpfs below the host's directory, and another one within it.
     pub(super) fn nested(host: &Path) -> Result<Self> {
         let mounts = Self { at: host.to_owned() };
         let mut at = host.to_owned();
@@ -300,7 +300,7 @@ impl HostMounts {
         Ok(mounts)
     }
 
-    /// The host's directory itself, as the operator lets it be used.
+    /// Mounts the host's directory over itself with flags, as an operator may have restricted it.
     fn over(host: &Path, flags: MsFlags) -> Result<Self> {
         let nothing: Option<&str> = None;
         mount(Some(host), host, nothing, MsFlags::MS_BIND, nothing)?;
@@ -342,7 +342,7 @@ async fn what_is_mounted_below_a_read_only_source_is_read_only_too(scene: &Scene
         task.destroy(&plugin).await?;
         scene.nothing_left()?;
     }
-    // Only for the tasks.
+    // The mounts are read-only only for the tasks: the host can still write.
     fs::write(host.join("sub/a b/written"), "")?;
     fs::write(host.join("sub/written"), "")?;
     plugin.shut_down().await
@@ -370,7 +370,7 @@ async fn what_the_operator_has_mounted_read_only_stays_so(scene: &Scene) -> Resu
             }
             task.destroy(&plugin).await?;
         }
-        // As Nomad's own volume.
+        // The same directory as a volume of Nomad's own.
         let mut task = scene.prepare(&plugin, &shell_with(scene, script, &json!({}))).await?;
         task.config.mounts.push(volume_mount(&host, "/t", true));
         task.start(&plugin).await?;
@@ -419,7 +419,7 @@ async fn a_start_that_the_plugin_does_not_survive_leaves_no_mount(scene: &Scene)
         there = until(LIMIT, "the create", || reached.exists()) => there?,
     }
     let pinned = traces::mounts_under(&scene.state_dir());
-    // The place for files, that for sources, Nomad's four directories and the job's two.
+    // A staged mount for files, one for sources, Nomad's four directories and the job's two.
     same!(pinned.iter().filter(|point| !point.ends_with("rootfs")).count(), 8);
     let mut next = scene.next_plugin_with(&mut plugin, &options).await?;
     scene.nothing_left_within(LIMIT * 2)?;

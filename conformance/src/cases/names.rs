@@ -1,4 +1,4 @@
-//! By which names a task goes, and how it finds others: its hostname, `/etc/hosts`, `/etc/resolv.conf`.
+//! Names of a task, and how it finds others: its hostname, `/etc/hosts`, `/etc/resolv.conf`.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -30,7 +30,7 @@ async fn a_task_finds_itself_by_its_name(scene: &Scene) -> Result<()> {
     let mut config = scene.shell(script);
     config["extra_hosts"] = json!(["db:10.0.0.5", "db6:[fd00::5]"]);
     let mut task = scene.prepare(&plugin, &config).await?;
-    // Any user may look names up.
+    // Any user may resolve names.
     task.config.user = "app".to_owned();
     task.start(&plugin).await?;
     let name = format!("web-{}", &task.alloc.id[..8]);
@@ -39,7 +39,7 @@ async fn a_task_finds_itself_by_its_name(scene: &Scene) -> Result<()> {
     task.destroy(&plugin).await?;
     config["hostname"] = json!("web-1.example");
     let mut task = scene.prepare(&plugin, &config).await?;
-    // What Nomad says of the network's own address counts.
+    // The network's own address as Nomad reports it takes precedence.
     task.config.network_isolation_spec = Some(pb::NetworkIsolationSpec {
         mode: pb::network_isolation_spec::NetworkIsolationMode::None.into(),
         hosts_config: Some(pb::HostsConfig { address: "10.9.9.9".to_owned(), ..Default::default() }),
@@ -71,7 +71,7 @@ async fn the_files_are_the_tasks_to_change_and_go_with_it(scene: &Scene) -> Resu
     plugin.shut_down().await
 }
 
-/// What files take up below a directory, without those of images.
+/// Returns the disk usage below a directory in bytes, without that of images.
 fn used_bytes(directory: &Path) -> u64 {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     let used = |entry: std::fs::DirEntry| match entry.metadata() {
@@ -99,7 +99,7 @@ async fn the_files_can_not_grow_on_the_host(scene: &Scene) -> Result<()> {
     ensure!((1..=MIB).contains(&bytes), "{said}");
     std::fs::write(task.alloc.task_path("local/go"), "")?;
     task.alloc.stdout.to_contain("full\n10.0.0.7 db\n", LIMIT).await?;
-    // It has no place on the host while the task runs.
+    // The file system is mounted nowhere on the host while the task runs.
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
     let held = format!("{}/nomad", scene.state_dir().display());
     let files: Vec<_> =
@@ -109,7 +109,7 @@ async fn the_files_can_not_grow_on_the_host(scene: &Scene) -> Result<()> {
     plugin.shut_down().await
 }
 
-/// As in images of distributions with systemd, and in those that mean ill.
+/// The links are those of images of distributions with systemd, and of malicious images.
 async fn files_that_are_links_in_the_image_lead_to_the_tasks_own(scene: &Scene) -> Result<()> {
     let outside = scene.directory().join("outside");
     std::fs::create_dir_all(&outside)?;
@@ -151,7 +151,7 @@ async fn the_hosts_servers_are_asked_unless_the_job_wants_the_images(scene: &Sce
         config["host_dns"] = host_dns;
         let task = scene.run(&plugin, &config).await?;
         let said = task.stdout(&plugin).await?;
-        // Servers on the host's loopback are replaced where others are known.
+        // Name servers on the host's loopback are replaced where others are known.
         if content == own || !content.contains("nameserver 127.") {
             same!(said, content);
         } else {

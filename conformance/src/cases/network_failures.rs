@@ -1,5 +1,5 @@
-//! Networks that can't be made, or not be taken down at once: whatever a plugin does, and whenever the driver dies,
-//! nothing is left in the end.
+//! Networks that can't be made, or can't be taken down at once: whatever a CNI plugin does, and whenever the driver
+//! dies, nothing is left in the end.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -31,7 +31,7 @@ cases!["network failures":
     rules_that_somebody_else_has_removed_hold_up_no_end,
 ];
 
-/// A directory with the plugins, of which a case replaces some.
+/// A directory of CNI plugins, some of which a case replaces.
 struct Plugins {
     directory: PathBuf,
     installed: PathBuf,
@@ -59,7 +59,8 @@ impl Plugins {
         Ok(symlink(self.installed.join(plugin), at)?)
     }
 
-    /// The script is run at the command `when`, and can run the real plugin by `"$real"`; that one is run at all others.
+    /// Replaces a CNI plugin by a script for the command `when`. The script can run the real plugin as `"$real"`, which
+    /// also serves all other commands.
     fn replace(&self, plugin: &str, when: &str, script: &str) -> Result<()> {
         self.remove(plugin)?;
         let at = self.directory.join(plugin);
@@ -79,7 +80,7 @@ impl Plugins {
     }
 }
 
-/// A task with a network and a port.
+/// Prepares a task with a network and a published port.
 async fn published(scene: &Scene, plugin: &Plugin) -> Result<Task> {
     let options = [("network_mode", json!("bridge")), ("ports", json!(["http"]))];
     let mut task = scene.prepare(plugin, &with(scene, "sleep 600", &options)).await?;
@@ -101,7 +102,7 @@ async fn a_plugin_that_is_missing_fails_or_hangs_leaves_nothing(scene: &Scene) -
         ("portmap", "kill -9 $$", &["portmap", "signal"]),
         ("portmap", "sleep 600", &["portmap", "did not end"]),
         ("firewall", "echo broken >&2; exit 7", &["firewall", "broken"]),
-        // It has done its work, and fails even so.
+        // The plugin does its work, and fails nevertheless.
         ("bridge", "\"$real\" >/dev/null; exit 3", &["bridge"]),
     ] {
         plugins.replace(name, "ADD", script)?;
@@ -124,7 +125,7 @@ async fn a_plugin_that_is_missing_fails_or_hangs_leaves_nothing(scene: &Scene) -
     plugin.shut_down().await
 }
 
-/// Waits until a call of the driver has led to the script of a plugin, which notes it and goes on.
+/// Waits until a call of the driver has led to the script of a CNI plugin, which notes that and goes on.
 async fn reached(plugins: &Plugins, plugin: &str, call: impl Future<Output = Result<()>>) -> Result<()> {
     let note = plugins.directory.join(format!("{plugin}.reached"));
     tokio::select! {
@@ -189,7 +190,7 @@ async fn a_network_is_taken_down_while_containerd_is_down(scene: &Scene) -> Resu
     task.start(&plugin).await?;
     scene.world().containerd().kill()?;
     let _ = tokio::time::timeout(LIMIT, task.end(&plugin)).await?;
-    // The rest waits for containerd.
+    // The rest of the teardown waits for containerd.
     let left = scene.world().networks().census();
     ensure!(left.is_empty(), "of the network there is left: {left:?}");
     scene.world().containerd().start()?;
@@ -227,7 +228,7 @@ async fn a_task_of_another_ones_network_is_cut_off_without_a_trace(scene: &Scene
         let mut next = scene.plugin_as(&scene.launch(), &options).await?;
         first.recover(&next).await?;
         ask(&told(&next, &first).await?.addr, PORT)?;
-        // Whether it had started or not.
+        // The first task can be ended whether the other one had started or not.
         first.end(&next).await?;
         scene.nothing_left_within(LIMIT)?;
         next.shut_down().await?;
@@ -257,7 +258,7 @@ async fn an_address_that_is_held_for_no_task_is_given_up(scene: &Scene) -> Resul
     next.shut_down().await
 }
 
-/// Debian 12's plugin then says of rules that it never made that it can't remove them.
+/// Debian 12's bridge plugin reports after the failure that it can't remove rules, which it never made.
 async fn a_bridge_that_has_other_addresses_is_refused_and_nothing_is_left(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let task = server(scene, &plugin, &[("network_mode", json!("bridge"))]).await?;
@@ -265,7 +266,7 @@ async fn a_bridge_that_has_other_addresses_is_refused_and_nothing_is_left(scene:
     options["bridge_network_subnet"] = json!(scene.world().networks().tasks().subnet.replace("0/25", "0/26"));
     let mut next = scene.next_plugin_with(&mut plugin, &options).await?;
     task.recover(&next).await?;
-    // Its processes come and go.
+    // The driver's processes come and go.
     let census =
         || scene.census().into_iter().filter(|line| !line.starts_with("process")).collect::<Vec<_>>();
     let before = census();
@@ -278,7 +279,7 @@ async fn a_bridge_that_has_other_addresses_is_refused_and_nothing_is_left(scene:
     next.shut_down().await
 }
 
-/// As after a restart of the host's firewall.
+/// Removes the rules as a restart of the host's firewall does.
 async fn rules_that_somebody_else_has_removed_hold_up_no_end(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let mut task = published(scene, &plugin).await?;

@@ -1,4 +1,5 @@
-//! Networks of tasks' own: which there are, who reaches whom by them, and what Nomad and the task are told of them.
+//! Networks of tasks' own: the kinds of networks, who reaches whom in them, and what Nomad and the task are told of
+//! them.
 
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
@@ -30,7 +31,7 @@ fn is_open(address: &str, port: u16) -> bool {
     TcpStream::connect_timeout(&address, Duration::from_secs(2)).is_ok()
 }
 
-/// The host's first address that others know.
+/// Returns the host's first address of global scope.
 fn address_of_host() -> Result<String> {
     let listed =
         process::output(Command::new("ip").args(["-4", "-o", "address", "show", "scope", "global"]))?;
@@ -64,13 +65,13 @@ async fn a_task_on_the_bridge_is_reached_and_nomad_is_told_where(scene: &Scene) 
     task.alloc.stdout.to_contain("up\n", LIMIT).await?;
     same!(ask(&network.addr, PORT)?, name);
     ensure!(!network.auto_advertise, "the bridge's address is advertised to other nodes");
-    // It finds itself by its address, and execs are where it is.
+    // The task finds itself by its address, and execs are in the same network.
     let (code, said) = task
         .exec(&plugin, "wget -q -O - http://$(hostname):8080/hostname; grep -w $(hostname) /etc/hosts")
         .await?;
     same!((code, said), (0, format!("{name}\n{} {name}\n", network.addr)));
     same!(told(&plugin, &task).await?, network);
-    // The agent keeps it, and so does the driver.
+    // The agent keeps the network's override, and so does the driver.
     let mut next = scene.next_plugin(&mut plugin).await?;
     task.recover(&next).await?;
     same!(told(&next, &task).await?, network);
@@ -123,7 +124,7 @@ async fn tasks_on_the_bridge_reach_each_other_and_are_told_apart(scene: &Scene) 
         let asked = from.exec(&plugin, &format!("wget -q -O - http://{address}:{PORT}/hostname")).await?;
         same!(asked, (0, format!("web-{}\n", &to.alloc.id[..8])));
     }
-    // The end of one takes nothing from the other.
+    // The end of one task takes nothing from the other.
     one.end(&plugin).await?;
     same!(ask(&addresses[1], PORT)?, format!("web-{}", &other.alloc.id[..8]));
     other.end(&plugin).await?;
@@ -155,7 +156,7 @@ async fn a_task_gets_the_address_and_the_names_that_it_asks_for(scene: &Scene) -
         "cat /sys/class/net/eth0/address; grep -w db /etc/hosts; wget -q -O - http://www:8080/hostname";
     let hosts = format!("{wanted} {name} db www\n{ipv6} {name} db www\n");
     same!(task.exec(&plugin, script).await?, (0, format!("02:68:b3:29:da:98\n{hosts}{name}\n")));
-    // Nobody else gets it meanwhile.
+    // No other task gets the address meanwhile.
     let second = scene.prepare(&plugin, &with(scene, "true", &asked[..2])).await?;
     refused(plugin.start_task(second.config.clone()).await, &[&wanted])?;
     task.end(&plugin).await?;
@@ -196,7 +197,7 @@ async fn a_network_is_described_by_a_file(scene: &Scene) -> Result<()> {
     let of_plugins = "nameserver 192.0.2.53\nsearch plugins.example\n";
     same!(task.exec(&plugin, servers).await?, (0, of_plugins.to_owned()));
     task.end(&plugin).await?;
-    // What the task says counts before that, and what the group says before all.
+    // The task's DNS servers take precedence over the network's, and the group's over all.
     let options = [mode.clone(), ("dns_servers", json!(["192.0.2.54"]))];
     let mut task = scene.prepare(&plugin, &with(scene, servers, &options)).await?;
     task.start(&plugin).await?;
@@ -208,7 +209,7 @@ async fn a_network_is_described_by_a_file(scene: &Scene) -> Result<()> {
     task.start(&plugin).await?;
     same!(task.stdout(&plugin).await?, "nameserver 192.0.2.55\n");
     task.destroy(&plugin).await?;
-    // A network whose plugins take no ports has none.
+    // A network whose CNI plugins take no ports has none.
     let mut task = scene.prepare(&plugin, &with(scene, "true", &[mode, ("ports", json!(["http"]))])).await?;
     offer(&mut task, vec![port("http", free_port()?, PORT, "")]);
     refused(plugin.start_task(task.config.clone()).await, &["described", "portMappings"])?;

@@ -1,4 +1,4 @@
-//! A task that ends when it is told to, for whoever wants to see it outlive something.
+//! A task that ends when it is told to, for cases that need it to outlive something.
 
 use anyhow::Result;
 use serde_json::Value;
@@ -8,12 +8,12 @@ use crate::host::Plugin;
 use crate::scene::Scene;
 use crate::task::{LIMIT, Task};
 
-/// A task that ends with 11 when told to by a file.
+/// Starts a task that ends with code 11 when the file `/local/end` appears.
 pub(super) async fn obedient(scene: &Scene, plugin: &Plugin) -> Result<Task> {
     obedient_as(scene, plugin, |_| {}).await
 }
 
-/// As [`obedient`], with other options in its job.
+/// Starts a task like [`obedient`], with its job changed by `job`.
 pub(super) async fn obedient_as(
     scene: &Scene,
     plugin: &Plugin,
@@ -31,7 +31,7 @@ pub(super) fn tell_to_end(task: &Task) -> Result<()> {
     Ok(std::fs::write(task.alloc.task_path("local/end"), "")?)
 }
 
-/// Tells the task to end, and destroys it once it has.
+/// Tells the task to end, asserts that it does with code 11, and destroys it.
 pub(super) async fn ends_as_told(task: &Task, plugin: &Plugin) -> Result<()> {
     tell_to_end(task)?;
     let exit = task.wait(plugin).await?;

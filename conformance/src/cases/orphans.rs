@@ -1,4 +1,4 @@
-//! Containers that run and that Nomad does not know of.
+//! Orphans: containers that run and that Nomad does not know of.
 
 use std::time::Duration;
 
@@ -27,10 +27,10 @@ cases!["orphans":
     a_second_attempt_is_put_off_while_the_first_one_runs,
 ];
 
-/// What of a plugin's log tells of an orphan.
+/// Part of the plugin's log line about an orphan.
 const NAMED: &str = "Nomad does not know this container";
 
-/// With a grace of a second, unless told otherwise.
+/// Returns options for the collection of orphans with a grace of a second, unless `more` says otherwise.
 pub(super) fn options(scene: &Scene, more: &Value) -> Value {
     let mut block = json!({"period": "200ms", "creation_grace": "1s"});
     for (name, value) in more.as_object().into_iter().flatten() {
@@ -56,14 +56,14 @@ async fn a_recovered_task_is_none(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let task = obedient(scene, &plugin).await?;
     plugin.kill().await?;
-    // One that nobody recovers shows when the time has come.
+    // An orphan that nobody recovers shows when the grace is over.
     let mut other = scene.plugin().await?;
     let orphan = obedient(scene, &other).await?;
     let mut next = scene.next_plugin_with(&mut other, &options(scene, &json!({}))).await?;
     task.recover(&next).await?;
     let fresh = obedient(scene, &next).await?;
     until(LIMIT, "the orphan's end", || orphan.alloc.cgroup.pids().is_empty()).await?;
-    // And some rounds more.
+    // Some more rounds of the collection pass.
     tokio::time::sleep(Duration::from_secs(2)).await;
     for task in [task, fresh] {
         ends_as_told(&task, &next).await?;
@@ -116,7 +116,7 @@ async fn one_whose_recovery_failed_is_taken_down(scene: &Scene) -> Result<()> {
     handle.driver_state = b"{}".to_vec();
     ensure!(next.recover_task(handle).await.is_err(), "it was recovered from nothing");
     scene.nothing_left_within(LIMIT)?;
-    // What the agent would have done first.
+    // The agent would have destroyed the task first.
     task.end(&next).await?;
     next.shut_down().await
 }
@@ -127,7 +127,7 @@ async fn a_dry_run_only_names_them(scene: &Scene) -> Result<()> {
 
 async fn they_are_left_alone_where_the_operator_says_so(scene: &Scene) -> Result<()> {
     left_alone(scene, &json!({"enabled": false})).await?;
-    // Nor are those that are young.
+    // Young orphans are left alone, too.
     left_alone(scene, &json!({"creation_grace": "1h"})).await
 }
 
@@ -146,7 +146,7 @@ async fn left_alone(scene: &Scene, more: &Value) -> Result<()> {
     next.shut_down().await
 }
 
-/// The agent dies before it has written down the handle, and starts the same allocation anew.
+/// The agent dies before it has written down the handle, and starts the same allocation again.
 async fn a_second_attempt_of_an_orphans_allocation_begins_with_the_orphans_end(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let mut task = obedient(scene, &plugin).await?;
@@ -156,7 +156,7 @@ async fn a_second_attempt_of_an_orphans_allocation_begins_with_the_orphans_end(s
     task.start(&next).await?;
     ensure!(!alive(pid) && !alive(first.as_raw()), "two attempts of one task run");
     let second = task.pid()?;
-    // Past the grace of orphans, and some rounds of those who look for them and for what is marked.
+    // Longer than the grace of orphans and some rounds of their collection and of the removal of marked bundles.
     tokio::time::sleep(Duration::from_secs(12)).await;
     same!(task.pid()?, second);
     same!(task.exec(&next, "echo here").await?, (0, "here\n".to_owned()));
@@ -168,7 +168,7 @@ async fn a_second_attempt_begins_with_the_end_of_one_whose_answer_was_lost(scene
     let mut plugin = scene.plugin().await?;
     let mut task = obedient(scene, &plugin).await?;
     let pid = task.pid()?;
-    // Which the agent never heard of.
+    // The agent never heard of the first attempt.
     task.next_attempt()?;
     task.start(&plugin).await?;
     ensure!(!alive(pid), "two attempts of one task run");
@@ -176,7 +176,7 @@ async fn a_second_attempt_begins_with_the_end_of_one_whose_answer_was_lost(scene
     plugin.shut_down().await
 }
 
-/// The first one has lost its shim, and can't be killed for as long as it is frozen, out of the group that is the task's.
+/// The first attempt has lost its shim. It can't be killed while it is frozen, and is outside of the task's cgroup.
 async fn a_second_attempt_is_put_off_while_the_first_one_runs(scene: &Scene) -> Result<()> {
     if is_v2() {
         return skip("a frozen process can be killed on cgroup v2");

@@ -1,5 +1,5 @@
-//! Tasks that have put processes into control groups of their own, as docker in docker, k3s and systemd do, and tasks that are
-//! frozen or halted. All that is a task's ends with it, and nothing else.
+//! Tasks that have put processes into cgroups of their own, as docker in docker, k3s and systemd do, and tasks that are
+//! frozen or stopped. All of a task's processes end with it, and no others.
 
 use std::time::{Duration, Instant};
 
@@ -27,11 +27,11 @@ cases!["own cgroups":
     a_task_with_groups_of_its_own_is_destroyed_after_its_shim_was_killed,
 ];
 
-/// How long a stop may take beyond the task's own time.
+/// Maximum time of a stop beyond the task's own timeout.
 const SOON: Duration = Duration::from_secs(10);
 
-/// A task of two processes, which heeds no signal and ends with 11 when told to by a file. Returns its first process, and
-/// the other one.
+/// Starts a task of two processes, which ignores signals and ends with code 11 when `/local/end` appears. Returns the
+/// pids of its first process and of the other one.
 async fn pair(scene: &Scene, plugin: &Plugin, pid_mode: &str) -> Result<(Task, i32, i32)> {
     let script =
         "trap '' TERM HUP; sleep 600 & echo up; while [ ! -e /local/end ]; do sleep 0.05; done; exit 11";
@@ -72,7 +72,7 @@ async fn a_task_with_a_frozen_group_of_its_own_is_killed_at_the_timeout(scene: &
         task.destroy(&plugin).await?;
         scene.nothing_left()?;
     }
-    // Nor does a destroy by force hang.
+    // A destroy by force doesn't hang either.
     let (task, _, second) = pair(scene, &plugin, "").await?;
     task.alloc.cgroup.nest("inner", &[second])?.freeze()?;
     tokio::time::timeout(LIMIT, task.end(&plugin)).await.context("DestroyTask gave no answer")??;
@@ -134,7 +134,7 @@ async fn a_process_that_was_moved_out_of_the_tasks_group_outlives_the_plugin(sce
     let elsewhere = Nested::elsewhere(&format!("of-{}", task.alloc.cgroup.name()), &[second])?;
     let mut next = scene.next_plugin(&mut plugin).await?;
     task.recover(&next).await?;
-    // What a recovery ends, it has ended by now.
+    // By now a recovery has ended the processes that it ends.
     same!(task.exec(&next, "echo here").await?, (0, "here\n".to_owned()));
     tokio::time::sleep(Duration::from_secs(2)).await;
     ensure!(alive(first) && alive(second), "a recovery has killed a process of the task");

@@ -37,7 +37,7 @@ async fn plugin_with(scene: &Scene, volumes: &Value) -> Result<Plugin> {
     scene.plugin_as(&scene.launch(), &options).await
 }
 
-/// Each of the ways to mount a source at `/t`.
+/// Returns a configuration for each way to mount a source at `/t`.
 fn ways(source: &str) -> [Value; 3] {
     [
         json!({"volumes": [format!("{source}:/t:ro")]}),
@@ -68,7 +68,7 @@ async fn without_volumes_a_job_mounts_what_is_its_allocations_only(scene: &Scene
     let gate = "volumes.enabled";
     is_refused(scene, &plugin, &host.display().to_string(), &[&host.display().to_string(), gate]).await?;
     is_refused(scene, &plugin, "/", &[gate]).await?;
-    // The directory of all allocations, and that of another one.
+    // The directory of all allocations, and another allocation's.
     is_refused(scene, &plugin, &scene.directory().join("alloc").display().to_string(), &[gate]).await?;
     is_refused(scene, &plugin, "../..", &["leads out"]).await?;
     is_refused(scene, &plugin, "local/../../../../host", &["leads out"]).await?;
@@ -113,12 +113,12 @@ async fn with_allowed_paths_a_job_mounts_what_is_beneath_them_only(scene: &Scene
         is_refused(scene, &plugin, source, &[source, "volumes.allowed_paths"]).await?;
     }
     is_refused(scene, &plugin, "/no/such/root/x", &["/no/such/root"]).await?;
-    // The allocation's own needs no root.
+    // A mount from the task's own allocation needs no root.
     same!(says(scene, &plugin, "touch /t/x; ls /t", &json!({"volumes": ["local:/t"]})).await?, "x\n");
     plugin.shut_down().await
 }
 
-/// The logs can be read, and nothing else of them be had.
+/// The logs can be mounted read-only, and nothing else of Nomad's or of other tasks at all.
 async fn what_is_nomads_or_another_tasks_is_mounted_into_no_task(scene: &Scene) -> Result<()> {
     for volumes in [json!({"enabled": true}), json!({"enabled": false})] {
         let mut plugin = plugin_with(scene, &volumes).await?;
@@ -157,7 +157,7 @@ async fn what_is_nomads_or_another_tasks_is_mounted_into_no_task(scene: &Scene) 
             }
         }
         for source in logs {
-            // To read they are there.
+            // The logs are there only read-only.
             for more in ways(source).into_iter().skip(1) {
                 let next = scene.prepare(&plugin, &shell_with(scene, "ls /t", &more)).await?;
                 task.config.msgpack_driver_config = next.config.msgpack_driver_config;
@@ -171,7 +171,7 @@ async fn what_is_nomads_or_another_tasks_is_mounted_into_no_task(scene: &Scene) 
         let next = scene.prepare(&plugin, &shell_with(scene, script, &more)).await?;
         task.config.msgpack_driver_config = next.config.msgpack_driver_config;
         task.start(&plugin).await?;
-        // The last of them fails.
+        // Writing the logs fails, writing the other two works.
         same!(task.stdout(&plugin).await?, "logged\n");
         ensure!(alloc.join("alloc/logs2/x").exists() && alloc.join("web/secrets/x").exists());
         task.destroy(&plugin).await?;
@@ -180,7 +180,7 @@ async fn what_is_nomads_or_another_tasks_is_mounted_into_no_task(scene: &Scene) 
     Ok(())
 }
 
-/// As a task of another driver could, or one that had the allocation's directory mounted.
+/// Something like a task of another driver, or one with the allocation's directory mounted, has replaced the directory.
 async fn a_directory_of_nomads_that_something_has_replaced_is_not_mounted(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let mut task = scene.prepare(&plugin, &scene.shell("ls /local /secrets /alloc; touch /local/x")).await?;
@@ -254,7 +254,7 @@ async fn what_a_task_has_made_does_not_lead_its_next_start_outside(scene: &Scene
     plugin.shut_down().await
 }
 
-/// A runtime that waits before it creates, so that there is time to put something else in the source's place.
+/// Uses a runtime that waits before it creates, so that there is time to put something else in the source's place.
 async fn what_was_looked_at_is_what_is_mounted_whatever_is_put_in_its_place(scene: &Scene) -> Result<()> {
     let host = host_directory(scene)?;
     let outside = scene.directory().join("outside");
@@ -320,7 +320,7 @@ async fn a_target_that_is_a_link_in_the_image_does_not_lead_outside(scene: &Scen
             let mut config = shell_with(scene, &format!("touch {target}/x"), &json!({"mounts": [mount]}));
             config["image"] = json!(scene.image("target-links:v1"));
             let mut task = scene.prepare(&plugin, &config).await?;
-            // Whether a runtime goes along with it, inside of the root, or refuses, is its own choice.
+            // A runtime may follow the link inside of the root, or refuse.
             if task.start(&plugin).await.is_ok() {
                 task.wait(&plugin).await?;
                 task.end(&plugin).await?;
@@ -354,7 +354,7 @@ async fn a_working_directory_is_made_where_it_is_missing(scene: &Scene) -> Resul
         ("cwd", "/new/deep/down", "/new/deep/down 755 0\n"),
         ("work_dir", "/new/deep/down", "/new/deep/down 755 0\n"),
         ("cwd", "/home/app", "/home/app 755 1000\n"),
-        // What is mounted there is what counts.
+        // Where something is mounted, the directory in the mount counts.
         ("cwd", "/local/made", "/local/made 755 0\n"),
         ("cwd", "/mem/made", "/mem/made 755 0\n"),
         ("cwd", "/", "/ 755 0\n"),
@@ -369,7 +369,7 @@ async fn a_working_directory_is_made_where_it_is_missing(scene: &Scene) -> Resul
             same!((path, task.stdout(&plugin).await?), (path, said.to_owned()));
             task.destroy(&plugin).await?;
         }
-        // An exec is where the task is.
+        // An exec has the task's working directory.
         config["args"] = json!(["-c", "sleep 600"]);
         let task = scene.run(&plugin, &config).await?;
         same!(task.exec(&plugin, "pwd").await?, (0, format!("{path}\n")));
@@ -407,7 +407,7 @@ async fn a_working_directory_does_not_lead_outside(scene: &Scene) -> Result<()> 
     for cwd in tries {
         config["cwd"] = json!(cwd);
         let mut task = scene.prepare(&plugin, &config).await?;
-        // A runtime may go along with it inside of the root, or refuse.
+        // A runtime may follow the link inside of the root, or refuse.
         if task.start(&plugin).await.is_ok() {
             task.wait(&plugin).await?;
             task.end(&plugin).await?;

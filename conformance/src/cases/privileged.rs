@@ -1,5 +1,5 @@
-//! Tasks that may do more, or less, than tasks may by default: privileged ones, a root that can't be written, no new
-//! privileges, and docker's words for it.
+//! Tasks with more or fewer privileges than the default: privileged ones, a read-only root, no new privileges, and
+//! docker's words for these.
 
 use std::os::unix::fs::FileTypeExt;
 

@@ -1,4 +1,4 @@
-//! What a task runs and as what, where its options say otherwise than the image: entrypoint, groups, terminal, init.
+//! A task's process, where its options differ from the image: entrypoint, groups, terminal, init.
 
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ async fn an_entrypoint_takes_the_place_of_the_images_and_of_its_command(scene: &
         (config! { image = styled, entrypoint = ["/bin/echo", "mine"], args = ["a"] }, "mine a\n"),
         (config! { image = styled, entrypoint = ["/bin/echo"], command = "b", args = ["c"] }, "b c\n"),
         (config! { image = styled, entrypoint = "pwd" }, "/home/app/work\n"),
-        // Without any, the command is all.
+        // Without an entrypoint, the command is all.
         (config! { image = styled, entrypoint = json!([]), command = "echo", args = ["d e"] }, "d e\n"),
         (config! { image = busybox, entrypoint = "", command = "echo", args = ["f"] }, "f\n"),
     ] {
@@ -120,7 +120,7 @@ async fn a_terminals_last_words_are_all_there(scene: &Scene) -> Result<()> {
     let all: String = (1..=30_000).map(|number| format!("{number}\r\n")).collect();
     ensure!(said == all, "{} of {} bytes came, the last {:?}", said.len(), all.len(), said.lines().last());
     task.destroy(&plugin).await?;
-    // Nobody reads it.
+    // Nobody reads the output.
     let mut task = scene.prepare(&plugin, &config).await?;
     task.config.stdout_path = "/dev/null".to_owned();
     task.config.stderr_path = "/dev/null".to_owned();
@@ -163,7 +163,7 @@ async fn an_init_is_the_first_process_and_reaps_what_is_left(scene: &Scene) -> R
     let mut config = config! { image = scene.image("busybox:latest"), command = "sleep", args = ["600"] };
     config["init"] = json!(true);
     let mut task = scene.prepare(&plugin, &config).await?;
-    // A program of the host's runs in there for anybody.
+    // Any user may run the host's init program in the container.
     task.config.user = "app".to_owned();
     task.start(&plugin).await?;
     let (code, first) =
@@ -210,7 +210,7 @@ async fn an_init_passes_on_signals_and_codes(scene: &Scene) -> Result<()> {
 async fn an_init_that_can_not_run_in_an_image_is_refused(scene: &Scene) -> Result<()> {
     let mut config = scene.shell("true");
     config["init"] = json!(true);
-    // It loads what an image may not have.
+    // `/bin/bash` is refused since it loads libraries that an image may lack.
     for (path, word) in [("/bin/bash", "statically"), ("/no/such/init", "No such file"), ("/etc", "program")]
     {
         let mut options = scene.options();

@@ -1,5 +1,5 @@
-//! What is mounted on the host after a task has started, or by the task: who of the two sees it, and that it stays where
-//! it was when the task is gone.
+//! Mounts made on the host after a task has started, or by the task: which of the two sees them, and that the host's
+//! stay when the task is gone.
 
 use std::fs;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ cases!["propagation":
     what_the_host_has_mounted_below_a_source_stays_there,
 ];
 
-/// A file system in memory, whose mounts spread; taken away when dropped.
+/// A tmpfs with shared propagation, unmounted on drop.
 struct SharedMount {
     at: PathBuf,
 }
@@ -41,7 +41,7 @@ impl SharedMount {
         Ok(shared)
     }
 
-    /// Mounts another below it, with a file in it.
+    /// Mounts another tmpfs below this one, with a file in it.
     fn add(&self, name: &str) -> Result<()> {
         let at = self.at.join(name);
         mount(Some("tmpfs"), &at, Some("tmpfs"), MsFlags::empty(), None::<&str>)?;
@@ -55,7 +55,7 @@ impl Drop for SharedMount {
     }
 }
 
-/// Mounts something from inside of a task's mount namespace, with rights that no task has.
+/// Mounts a tmpfs inside of a task's mount namespace, with privileges that no task has.
 fn mount_inside(task: &Task, at: &str) -> Result<()> {
     let pid = task.pid()?.to_string();
     let words = ["-t", &pid, "-m", "mount", "-t", "tmpfs", "inside", at];
@@ -64,7 +64,8 @@ fn mount_inside(task: &Task, at: &str) -> Result<()> {
 
 async fn mounts_spread_as_far_as_they_are_asked_to(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
-    // As the job's option, as Nomad's volume_mount; whether the task sees the host's, and the host the task's.
+    // The propagation by the job's option and by Nomad's volume_mount, whether the task sees the host's new mounts, and
+    // the host the task's.
     for (option, nomads, comes_in, goes_out) in [
         ("rprivate", "private", false, false),
         ("rslave", "host-to-task", true, false),
@@ -112,7 +113,7 @@ async fn what_the_host_has_mounted_below_a_source_stays_there(scene: &Scene) -> 
     let shared = SharedMount::new(scene)?;
     shared.add("early")?;
     for option in ["rprivate", "rslave", "rshared"] {
-        // One ends well; the other fails when all is mounted.
+        // One start ends well; the other one fails when everything is mounted.
         for (script, ends) in [("ls /s/early", true), ("", false)] {
             let mut config = scene.shell(script);
             config["volumes"] = json!([format!("{}:/s:{option}", shared.at.display())]);

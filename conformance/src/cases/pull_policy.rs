@@ -1,4 +1,4 @@
-//! When a registry is asked: not for what is here, unless the job says so, and then for as little as can be.
+//! Requests to registries: none for an image that is here, unless the job asks for it, and then as few as possible.
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ async fn says(scene: &Scene, plugin: &Plugin, job: &Value, text: &str) -> Result
     task.destroy(plugin).await
 }
 
-/// Two images that tell which they are.
+/// Returns an image with a file that tells it from others.
 fn image(scene: &Scene, text: &str) -> Result<crate::fixture::image::Image> {
     scene.world().catalog().with(|tree| tree.file("which", 0o644, text.as_bytes()))
 }

@@ -1,5 +1,5 @@
-//! Pulls over a network that is slow and breaks: what several want is fetched once, what has come stays, and what is stuck
-//! ends with an error that says why.
+//! Pulls over a network that is slow and breaks: content that several pulls need is fetched once, content that has come
+//! is kept, and a pull that is stuck ends with an error that says why.
 
 use std::time::Duration;
 
@@ -41,10 +41,10 @@ cases!["pull":
 ];
 
 const MIB: u64 = 1 << 20;
-/// What was on its way when a connection broke may be fetched again.
+/// Maximum content that may be fetched again because it was in transit when a connection broke.
 const LOST_BYTES: u64 = MIB;
 
-/// A registry behind a proxy of the case's own.
+/// The registry behind a proxy of the case's own.
 pub(super) struct Network {
     pub(super) proxy: FaultProxy,
 }
@@ -54,13 +54,13 @@ impl Network {
         Ok(Self { proxy: FaultProxy::before(scene.world().registry().address())? })
     }
 
-    /// Pushes an image, past the proxy; returns its name by the proxy.
+    /// Pushes an image directly to the registry. Returns its name by the proxy.
     pub(super) fn push(&self, scene: &Scene, image: &Image, name: &str) -> Result<String> {
         image.push(scene.world().registry(), name, "v1", Form::Oci)?;
         Ok(format!("{}/{name}:v1", self.proxy.address()))
     }
 
-    /// That no more of a layer was sent than there is of it.
+    /// Asserts that no more of a layer was sent than its size, except for content lost in transit.
     fn sent_once(&self, layer: &Layer) -> Result<()> {
         let (sent, size) = (self.proxy.sent_bytes(&layer.digest), layer.blob.len() as u64);
         ensure!((size..size + LOST_BYTES).contains(&sent), "{sent} bytes were sent of a layer of {size}");
@@ -72,7 +72,7 @@ impl Network {
     }
 }
 
-/// Starts a task of an image, and has it end.
+/// Runs a task of an image to its end.
 pub(super) async fn runs(scene: &Scene, plugin: &Plugin, image: &str) -> Result<()> {
     let task = scene.run(plugin, &config! { image = image, command = "true" }).await?;
     same!(task.wait(plugin).await?.exit_code, 0);
@@ -115,7 +115,7 @@ async fn names_of_one_image_are_pulled_once(scene: &Scene) -> Result<()> {
     tokio::try_join!(runs(scene, &plugin, &one), runs(scene, &plugin, &other))?;
     network.sent_once(&large.layers[1])?;
     same!(network.proxy.count("GET", "/manifests/"), 2);
-    // That it is the same is all that is asked.
+    // Only the manifest of the third image is requested, since its blobs are here.
     network.proxy.forget();
     runs(scene, &plugin, &third).await?;
     same!((network.proxy.count("GET", "/manifests/"), network.proxy.count("GET", "/blobs/")), (1, 0));
@@ -167,7 +167,7 @@ async fn a_registry_that_comes_back_is_gone_on_with(scene: &Scene) -> Result<()>
     plugin.shut_down().await
 }
 
-/// A pull that has got half of a layer and gets no more.
+/// An image whose pull stalls in the middle of a layer.
 struct Stalled {
     network: Network,
     image: String,
@@ -185,13 +185,13 @@ impl Stalled {
         Ok(Self { network, image, large })
     }
 
-    /// Kills a plugin that pulls it.
+    /// Kills a plugin in the middle of this pull.
     async fn killed(&self, scene: &Scene) -> Result<()> {
         let mut plugin = scene.plugin().await?;
         let mut task = scene.prepare(&plugin, &config! { image = self.image, command = "true" }).await?;
         let stalled = async {
             self.network.has_sent(&self.large.layers[1], Self::SENT).await?;
-            // What has come is being written.
+            // Content that has come is being written.
             until(LIMIT, "it is stored", || half_stored(scene) >= 2 * MIB).await
         };
         tokio::select! {
@@ -201,7 +201,7 @@ impl Stalled {
         plugin.kill().await
     }
 
-    /// That the rest is all that is fetched.
+    /// Asserts that the next pull resumes, and fetches only the rest.
     async fn goes_on(&self, scene: &Scene, plugin: &Plugin) -> Result<()> {
         self.network.proxy.heal();
         runs(scene, plugin, &self.image).await?;
@@ -212,7 +212,7 @@ impl Stalled {
     }
 }
 
-/// How much of unfinished content containerd has.
+/// Returns the size of containerd's unfinished content in bytes.
 fn half_stored(scene: &Scene) -> u64 {
     let root = scene.world().containerd().root().join("io.containerd.content.v1.content/ingest");
     let ingests = std::fs::read_dir(root).into_iter().flatten().flatten();
@@ -289,7 +289,7 @@ async fn one_that_waits_for_another_pulls_layers_does_not_stand_still(scene: &Sc
     network.proxy.inflict("/blobs/", Fault::Throttle(MIB));
     let mut events = plugin.events().await?;
     tokio::try_join!(runs(scene, &plugin, &left), runs(scene, &plugin, &right))?;
-    // Whoever waits says for what.
+    // A waiting pull's event says what it waits for.
     let waits = async {
         while let Some(event) = events.message().await? {
             if event.message.contains("max_parallel_layers = 1") {
@@ -302,7 +302,7 @@ async fn one_that_waits_for_another_pulls_layers_does_not_stand_still(scene: &Sc
     plugin.shut_down().await
 }
 
-/// An image is pulled and run, however long another one takes.
+/// Asserts that an image is pulled and run while another pull is slow.
 async fn is_not_held_up(scene: &Scene, plugin: &Plugin, name: &str) -> Result<()> {
     let image = scene.image(name);
     let running = runs(scene, plugin, &image);
@@ -337,7 +337,7 @@ async fn a_registry_that_wants_to_be_left_alone_holds_no_other_pull_up(scene: &S
     plugin.shut_down().await
 }
 
-/// A cache that has to get a layer itself first is not asked for it twice.
+/// The registry is not asked twice for a layer, since it may be a cache that has to fetch the layer itself first.
 async fn a_registry_that_brings_next_to_nothing_holds_no_other_pull_up_and_is_given_up(
     scene: &Scene,
 ) -> Result<()> {
@@ -395,7 +395,7 @@ async fn one_outlasts_a_disk_that_stalls(scene: &Scene) -> Result<()> {
     let image = network.push(scene, &large, "stalls")?;
     network.proxy.inflict(&large.layers[1].digest, Fault::Throttle(MIB));
     let stall = async {
-        // The layer below it is long unpacked by then.
+        // The layer below is long unpacked by then.
         network.has_sent(&large.layers[1], 4 * MIB).await?;
         scene.world().containerd().pause()?;
         tokio::time::sleep(Duration::from_secs(13)).await;
@@ -424,7 +424,7 @@ async fn no_more_is_pulled_at_once_than_the_operator_says(scene: &Scene) -> Resu
     network.proxy.inflict("/blobs/", Fault::Throttle(2 * MIB));
     try_join_all(images.iter().map(|image| runs(scene, &plugin, image))).await?;
     same!(network.proxy.most_blobs_at_once(), 2);
-    // One image after the other.
+    // Images are pulled one after the other.
     let requests = network.proxy.requests();
     let mut order: Vec<_> = requests.iter().filter_map(|request| request.path.split('/').nth(2)).collect();
     order.dedup();
@@ -451,7 +451,7 @@ async fn what_can_not_succeed_is_not_tried_again(scene: &Scene) -> Result<()> {
     ensure!(!is_recoverable(&status)?, "it is to be tried again: {status:?}");
     same!(network.proxy.count("GET", &large.layers[1].digest), 1);
     scene.nothing_left()?;
-    // What may pass is, and at once.
+    // Transient errors are retried, at once.
     network.proxy.heal();
     network.proxy.inflict_times(&large.layers[1].digest, Fault::Status(503), 2);
     network.proxy.forget();

@@ -1,4 +1,4 @@
-//! Tasks outlive the plugin, and are found again.
+//! Recovery: tasks outlive the plugin, and the next plugin takes them over.
 
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ cases!["recover":
     a_plugin_that_can_open_nothing_loses_no_task,
 ];
 
-/// The shim of a case's only task.
+/// Returns the pid of the shim of the case's only task.
 pub(super) fn shim_pid(scene: &Scene) -> Result<Pid> {
     let found = find_processes(&scene.state_dir());
     let shim = found.iter().find(|process| process.command.contains("containerd-shim"));
@@ -41,22 +41,22 @@ pub(super) fn shim_pid(scene: &Scene) -> Result<Pid> {
 }
 
 async fn a_plugin_killed_in_the_middle_of_a_start_leaves_nothing(scene: &Scene) -> Result<()> {
-    // The first brings the image, so that the others are killed within the steps after it.
+    // The first task pulls the image, so that the others are killed within the steps after the pull.
     let mut plugin = scene.plugin().await?;
     scene.still_works(&plugin).await?;
     plugin.shut_down().await?;
     starts_cut_off(scene, PluginEnd::Killed, &[2, 10, 20, 30, 45, 60, 80, 100]).await
 }
 
-/// How a plugin ends.
+/// The end of a plugin.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum PluginEnd {
     Killed,
     ShutDown,
 }
 
-/// Ends a plugin at each of these times after it was asked to start a task, and has the next one clear up: what was cut
-/// off, and what had just started, so that nobody but the driver can know of it.
+/// Ends a plugin at each of these times after the request to start a task, and has the next plugin clean up: starts
+/// that were cut off, and starts that had just succeeded, of which nobody but the driver can know.
 pub(super) async fn starts_cut_off(scene: &Scene, how: PluginEnd, delays_ms: &[u64]) -> Result<()> {
     for &delay_ms in delays_ms {
         let mut plugin = scene.plugin().await?;
@@ -86,7 +86,7 @@ pub(super) async fn starts_cut_off(scene: &Scene, how: PluginEnd, delays_ms: &[u
 }
 
 async fn a_start_that_is_tried_again_after_the_plugins_death_works(scene: &Scene) -> Result<()> {
-    // The image is there: a pull that is cut off keeps its lease until that expires.
+    // The image is pulled first: a pull that is cut off keeps its lease until that expires.
     let mut plugin = scene.plugin().await?;
     scene.still_works(&plugin).await?;
     plugin.shut_down().await?;
@@ -95,7 +95,7 @@ async fn a_start_that_is_tried_again_after_the_plugins_death_works(scene: &Scene
         let mut task = scene.prepare(&plugin, &scene.shell("exit 4")).await?;
         let _ = tokio::time::timeout(Duration::from_millis(delay_ms), task.start(&plugin)).await;
         let mut next = scene.next_plugin(&mut plugin).await?;
-        // The agent sends the same request once more.
+        // The agent sends the same request again.
         let again = task.start(&next).await;
         again.with_context(|| format!("again, after a death {delay_ms} ms into the first"))?;
         same!(task.wait(&next).await?.exit_code, 4);
@@ -112,7 +112,7 @@ async fn a_plugin_killed_in_the_middle_of_a_destroy_leaves_nothing(scene: &Scene
         let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
         let _ = tokio::time::timeout(Duration::from_millis(delay_ms), task.end(&plugin)).await;
         let mut next = scene.next_plugin(&mut plugin).await?;
-        // The agent recovers what it knows, and destroys what can't be recovered.
+        // The agent recovers the tasks that it knows, and destroys those that can't be recovered.
         let _ = task.recover(&next).await;
         task.end(&next).await?;
         let left = scene.nothing_left_within(Duration::from_secs(15));
@@ -203,7 +203,7 @@ async fn a_recovery_needs_no_reader_of_the_logs(scene: &Scene) -> Result<()> {
 async fn recovering_twice_is_recovering_once(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let task = obedient(scene, &plugin).await?;
-    // A task that was never lost.
+    // The task is recovered by a plugin that has never lost it.
     task.recover(&plugin).await?;
     let mut next = scene.next_plugin(&mut plugin).await?;
     task.recover(&next).await?;
@@ -270,7 +270,7 @@ async fn a_task_that_is_gone_is_not_recovered(scene: &Scene) -> Result<()> {
     task.wait(&plugin).await?;
     task.destroy(&plugin).await?;
     refused(plugin.recover_task(handle.clone()).await, &[])?;
-    // What the agent does next.
+    // The agent destroys the task next.
     task.end(&plugin).await?;
     plugin.shut_down().await
 }
@@ -284,7 +284,7 @@ async fn a_shim_that_is_killed_is_an_error_that_names_it(scene: &Scene) -> Resul
     let answer = waiting.await?;
     ensure!(answer.err.contains("shim"), "WaitTask's err is {:?}", answer.err);
     ensure!(answer.result.is_some(), "no result, which crashes the agent");
-    // Nothing of a task that is said to have ended may run on.
+    // A task that is reported as ended has no running processes.
     until(LIMIT, "the end of its processes", || task.alloc.cgroup.pids().is_empty()).await?;
     task.destroy(&plugin).await?;
     scene.nothing_left()?;
@@ -304,7 +304,7 @@ async fn a_shim_that_was_killed_meanwhile_is_no_task_to_recover(scene: &Scene) -
     next.shut_down().await
 }
 
-/// Sets how many files a process may have open; what it has stays open.
+/// Sets a process' soft limit of open files; files that are open stay open.
 fn limit_files(pid: u32, count: usize) -> Result<()> {
     let arguments = [format!("--pid={pid}"), format!("--nofile={count}:")];
     let status = std::process::Command::new("prlimit").args(arguments).status()?;
@@ -312,7 +312,7 @@ fn limit_files(pid: u32, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// Has a plugin that can open nothing recover a task.
+/// Has a plugin that has no free file descriptor recover a task.
 pub(super) async fn recover_without_descriptors(task: &Task, plugin: &Plugin) -> Result<()> {
     let hard = std::fs::read_to_string(format!("/proc/{}/limits", plugin.pid()))?;
     let hard = hard.lines().find(|line| line.starts_with("Max open files")).context("no limit")?;

@@ -1,5 +1,5 @@
-//! Which hosts an image is asked of, by containerd's hosts.toml: mirrors and their capabilities, paths, headers, plain
-//! http; and what is said where none gives it, or where such a file is wrong.
+//! Hosts that an image is pulled from, by containerd's hosts.toml: mirrors and their capabilities, paths, headers,
+//! plain http; and the errors when no host has the image or when such a file is wrong.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -31,7 +31,7 @@ cases!["registries":
     a_registry_that_has_had_enough_is_waited_for,
 ];
 
-/// Has no address: it is what hosts.toml says it is.
+/// A registry's name without an address: only hosts.toml leads anywhere.
 pub(super) const REGISTRY: &str = "registry.test";
 
 /// A directory of hosts.toml files, and an image that no other case has.
@@ -59,7 +59,7 @@ impl<'s> Configured<'s> {
         self.scene.directory().join("certs.d")
     }
 
-    /// Writes a registry's hosts.toml.
+    /// Writes a registry's hosts.toml. Returns its path.
     pub fn say(&self, registry: &str, hosts: &str) -> Result<PathBuf> {
         let directory = self.directory().join(registry);
         std::fs::create_dir_all(&directory)?;
@@ -88,7 +88,7 @@ impl<'s> Configured<'s> {
         config! { image = image, command = "/bin/sh", args = ["-c", "exit 3"] }
     }
 
-    /// Runs the image as that registry's, and takes it away again.
+    /// Runs the image under this registry's name, and removes it again.
     pub async fn pulls(&self, plugin: &Plugin, registry: &str) -> Result<()> {
         self.runs(plugin, &self.job(registry)).await
     }
@@ -108,13 +108,14 @@ impl<'s> Configured<'s> {
         Ok(status)
     }
 
-    /// A host that passes all on to the world's registry, and notes it.
+    /// Starts a host that records each request, and passes it on to the test environment's registry unless `decide`
+    /// says otherwise.
     pub async fn host(&self, decide: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Result<Gate> {
         Gate::before(self.scene.world().registry().address(), decide).await
     }
 }
 
-/// The paths that were asked for, without what follows the question mark.
+/// Returns the paths of requests by this method, without their queries.
 fn paths(gate: &Gate, method: &str) -> Vec<String> {
     let seen = gate.seen().into_iter().filter(|seen| seen.method == method);
     seen.map(|seen| seen.target.split('?').next().unwrap_or_default().to_owned()).collect()
@@ -208,7 +209,7 @@ async fn what_a_mirror_has_tampered_with_is_had_elsewhere(scene: &Scene) -> Resu
     plugin.shut_down().await
 }
 
-/// Its length is right: only the whole of it shows that it is another.
+/// The layer's length is right, so that only the digest of the whole shows that it is another.
 async fn a_layer_that_a_mirror_has_changed_is_had_elsewhere(scene: &Scene) -> Result<()> {
     let image = scene.world().catalog().with(|tree| tree.file("own", 0o644, b"changed on the way"))?;
     let configured = Configured::with(scene, &image)?;
@@ -223,7 +224,7 @@ async fn a_layer_that_a_mirror_has_changed_is_had_elsewhere(scene: &Scene) -> Re
     configured.say(REGISTRY, &only_the_mirror)?;
     let mut plugin = configured.plugin().await?;
     let words = ["layer", &layer.digest, "damaged on the way", "promised"];
-    // What else has come is kept for the next try.
+    // The image's other content is kept for the next try.
     let task = scene.prepare(&plugin, &configured.job(REGISTRY)).await?;
     let status = refused(plugin.start_task(task.config.clone()).await, &words)?;
     ensure!(super::is_recoverable(&status)?, "the next try may do better: {status:?}");

@@ -1,4 +1,4 @@
-//! Proxies of the agent's environment between the plugin and a registry.
+//! Proxies, by the agent's environment, between the plugin and a registry.
 
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -14,7 +14,7 @@ cases!["registries behind proxies":
     what_needs_no_proxy_gets_none,
 ];
 
-/// Nobody knows this name but the proxy.
+/// A server whose name only the proxy knows.
 const SERVER: &str = "server = \"http://registry.test:5000\"\n";
 
 async fn plain_http_goes_through_its_proxy(scene: &Scene) -> Result<()> {
@@ -66,7 +66,7 @@ async fn what_needs_no_proxy_gets_none(scene: &Scene) -> Result<()> {
             [("HTTP_PROXY", address.as_str()), (name, "other.test,.registry.test,registry.test")];
         let mut plugin = configured.plugin_with(json!(null), &environment).await?;
         configured.fails(&plugin, &configured.job(REGISTRY), &["registry.test", "can't be reached"]).await?;
-        // The loopback never does.
+        // Requests to the loopback never go through a proxy.
         configured.pulls(&plugin, scene.world().registry().address()).await?;
         ensure!(proxy.seen().is_empty(), "{:?}", proxy.seen());
         plugin.shut_down().await?;

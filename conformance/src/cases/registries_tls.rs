@@ -1,4 +1,5 @@
-//! Registries with certificates: whom they are believed to be, and what is shown to them, by hosts.toml or docker's files.
+//! Registries with certificates: whose certificates are trusted, and which client certificates are shown, by hosts.toml
+//! or docker's files.
 
 use anyhow::Result;
 
@@ -17,7 +18,7 @@ cases!["registries with certificates":
     plain_http_comes_after_what_is_said_of_certificates,
 ];
 
-/// The world's registry once more, behind a certificate.
+/// Starts another registry with the same content, which serves by TLS.
 fn registry(scene: &Scene, shown: &Certified, clients: Option<&Authority>) -> Result<Registry> {
     let terms = Terms {
         tls: Some((shown.certificate.clone(), shown.key.clone())),
@@ -27,7 +28,7 @@ fn registry(scene: &Scene, shown: &Certified, clients: Option<&Authority>) -> Re
     scene.world().registry().beside(&scene.directory().join("reg"), terms)
 }
 
-/// `server`, and what more is said of it.
+/// Returns a hosts.toml with this registry as `server`, and more lines.
 fn server(registry: &Registry, more: &str) -> String {
     format!("server = \"https://{}\"\n{more}\n", registry.address())
 }
@@ -43,7 +44,7 @@ async fn an_authority_of_the_operators_counts_beside_the_systems(scene: &Scene) 
         ("ca = \"ours.crt\"", true),
         (&format!("ca = [\"theirs.crt\", {:?}]", authority.certificate()), true),
         ("ca = \"theirs.crt\"", false),
-        // No file of docker's form counts beside a hosts.toml.
+        // Docker's files don't count beside a hosts.toml.
         ("", false),
     ] {
         configured.say(REGISTRY, &server(&registry, more))?;
@@ -67,7 +68,7 @@ async fn a_certificate_that_vouches_for_itself_may_be_the_authority(scene: &Scen
     configured.pulls(&plugin, REGISTRY).await?;
     configured.say(REGISTRY, &server(&registry, "ca = \"another.cert\""))?;
     configured.fails(&plugin, &configured.job(REGISTRY), &["certificate"]).await?;
-    // It is believed under its own names only.
+    // The certificate is trusted under its own names only.
     drop(registry);
     let elsewhere = Certified::by_itself(&directory, "elsewhere", &["elsewhere.test"])?;
     let registry = self::registry(scene, &elsewhere, None)?;
@@ -94,7 +95,7 @@ async fn what_is_not_to_be_verified_is_the_host_alone_and_no_other_that_it_sends
     let configured = Configured::new(scene)?;
     let authority = Authority::new(&scene.directory().join("pki"), "ours")?;
     let storage = registry(scene, &authority.certify("localhost")?, None)?;
-    // The same machine by another name, which is another host.
+    // The same machine by another name counts as another host.
     let elsewhere = storage.address().replace("127.0.0.1", "localhost");
     let sends = move |seen: &Seen| match seen.target.contains("/blobs/") {
         true => {

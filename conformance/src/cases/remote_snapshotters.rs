@@ -1,4 +1,4 @@
-//! Snapshotters that have layers without their being fetched.
+//! Remote snapshotters: they have layers that are never fetched.
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ cases!["remote_snapshotters":
     what_a_remote_snapshotter_has_is_not_fetched_and_the_rest_is_told_to_it,
 ];
 
-/// A plugin's options for another containerd and a snapshotter of it.
+/// Returns options for another containerd and a snapshotter of it.
 fn options(scene: &Scene, containerd: &Containerd, snapshotter: &str) -> Value {
     let mut options = scene.options();
     options["containerd_socket"] = json!(containerd.socket().display().to_string());
@@ -43,7 +43,7 @@ async fn what_a_remote_snapshotter_has_is_not_fetched_and_the_rest_is_told_to_it
         plugin.shut_down().await
     };
     let blobs = || listed(&near, &["content", "ls", "-q"]);
-    // It is there once it has been unpacked there.
+    // The remote snapshotter has the image once that was unpacked there.
     runs(&remote, BEHIND, "lazy/known", "known").await?;
     for round in 0..2 {
         runs(&near, NAME, "lazy/known", "known").await.with_context(|| format!("round {round}"))?;
@@ -52,7 +52,7 @@ async fn what_a_remote_snapshotter_has_is_not_fetched_and_the_rest_is_told_to_it
         same!(fetched, 0);
         near.collect_garbage()?;
     }
-    // Of another image it has the lower layer only.
+    // The remote snapshotter has only the lower layer of the other image.
     runs(&near, NAME, "lazy/new", "new").await?;
     let stored = blobs()?;
     let is_stored = |place: usize| stored.contains(&new.layers[place].digest);

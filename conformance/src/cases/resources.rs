@@ -1,4 +1,4 @@
-//! Memory, CPU and the control group that Nomad made for the task.
+//! Memory, CPU and the cgroup that Nomad made for the task.
 
 use anyhow::{Context, Result, ensure};
 
@@ -100,13 +100,13 @@ async fn a_task_follows_nomads_shared_processors(scene: &Scene) -> Result<()> {
     let share = task.alloc.cgroup.shared_processors();
     let mut all = std::fs::read_to_string(&share)?;
     if all.trim().is_empty() {
-        // On v2 that is the parent's, and can't be written while somebody is in there.
+        // On v2 the processors are the parent cgroup's, and can't be written while there are processes in it.
         all = std::fs::read_to_string(share.with_file_name("cpuset.cpus.effective"))?;
     }
     let before = allowed(task.pid()?)?;
     std::fs::write(&share, "0")?;
     let on = allowed(task.pid()?);
-    // It is moved there once it has started.
+    // The exec is moved to its cgroup once it has started.
     let in_exec = task.exec(&plugin, "sleep 0.5; grep Cpus_allowed_list /proc/self/status").await;
     std::fs::write(&share, &all)?;
     same!(on?, "0");
@@ -138,7 +138,7 @@ async fn a_task_with_cores_of_its_own_runs_on_them(scene: &Scene) -> Result<()> 
     plugin.shut_down().await
 }
 
-/// A process' control groups, as the host sees them.
+/// Returns a process' cgroups, as the host sees them.
 fn groups_of(pid: i32) -> Result<String> {
     std::fs::read_to_string(format!("/proc/{pid}/cgroup")).context("read a task's control groups")
 }

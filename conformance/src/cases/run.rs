@@ -1,4 +1,4 @@
-//! A task from start to end: what runs, as whom, where, with which files of the allocation.
+//! A task from start to end: its process, user, working directory, and the files of its allocation.
 
 use anyhow::{Result, ensure};
 use serde_json::json;
@@ -73,9 +73,9 @@ async fn the_jobs_command_and_arguments_take_the_place_of_the_images(scene: &Sce
             config! { image = image, command = "/bin/echo", args = ["a", "b  c", "", "$PATH"] },
             "a b  c  $PATH\n",
         ),
-        // Found by the image's PATH.
+        // The command is found by the image's PATH.
         (config! { image = image, command = "pwd" }, "/\n"),
-        // The image's entrypoint stays: `sh -c` here.
+        // The image's entrypoint stays, here `sh -c`.
         (config! { image = scene.image("styled:latest"), args = ["echo other"] }, "other\n"),
     ] {
         let task = scene.run(&plugin, &config).await?;
@@ -191,7 +191,7 @@ async fn many_tasks_run_side_by_side(scene: &Scene) -> Result<()> {
 async fn redis_answers(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let mut config = config! { image = scene.image("library/redis:alpine") };
-    // The documentation's job takes redis' own port; two of these run side by side.
+    // The documentation's job has redis' own port; two of these tasks run side by side.
     config["args"] = json!(["--port", "0", "--unixsocket", "/tmp/redis.sock"]);
     let task = scene.run(&plugin, &config).await?;
     task.alloc.stdout.to_contain("eady to accept connections", LIMIT).await?;

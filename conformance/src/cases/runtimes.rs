@@ -1,5 +1,5 @@
-//! What a job may say of the runtime that makes its container, and that a container of a runtime of its own is found and
-//! taken down by whoever knows nothing but its id.
+//! A job's choice of the runtime that makes its container; and a container of a runtime of its own is found and taken
+//! down by a plugin that knows only its id.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -32,7 +32,7 @@ cases!["runtimes":
     options_of_a_runtime_whose_shim_is_missing_are_warned_of,
 ];
 
-/// What stands in for a real program, and writes down what it was run for.
+/// A script in front of a real program, which notes the arguments of each call.
 pub(super) struct Noting {
     program: PathBuf,
     notes: PathBuf,
@@ -61,7 +61,7 @@ impl Noting {
         Self::new(scene, name, scene.programs().runtime())
     }
 
-    /// Whether it was run with this among its words; forgotten then.
+    /// Returns whether the program was called with this argument since the last look.
     pub(super) fn has_run(&self, word: &str) -> bool {
         let notes = fs::read_to_string(&self.notes).unwrap_or_default();
         let _ = fs::remove_file(&self.notes);
@@ -153,13 +153,13 @@ async fn a_task_of_another_shim_is_taken_down_by_its_id_alone(scene: &Scene) -> 
         config["runtime"] = json!(shim.path());
         config["oci_runtime"] = json!(program.path());
     };
-    // Recovered, it goes on as any.
+    // A recovered task goes on as any other.
     let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
     let task = obedient_as(scene, &plugin, job).await?;
     let mut next = scene.next_plugin_with(&mut plugin, &options).await?;
     task.recover(&next).await?;
     ends_as_told(&task, &next).await?;
-    // With plugin and shim gone, what is left is a container in its bundle.
+    // Without plugin and shim, only a container in its bundle is left.
     let task = obedient_as(scene, &next, job).await?;
     next.kill().await?;
     kill(shim_pid(scene)?, Signal::SIGKILL)?;
@@ -172,8 +172,8 @@ async fn a_task_of_another_shim_is_taken_down_by_its_id_alone(scene: &Scene) -> 
     last.shut_down().await
 }
 
-/// What stands in for a shim of another version than the real one: what its `start` reads is as long as `takes` says, or it
-/// fails. Writes down the length, and each `-v`.
+/// A script in place of a shim of another version: its `start` fails unless the length of its input is as `takes` says.
+/// Notes whether there was input, and each `-v`.
 struct Versioned {
     program: PathBuf,
     notes: PathBuf,
@@ -187,7 +187,7 @@ impl Versioned {
         }
     }
 
-    /// Puts another program in its place, as an upgrade does.
+    /// Replaces the script, as an upgrade replaces a program.
     fn replace(&self, scene: &Scene, version: &str, takes: &str) -> Result<()> {
         let script = format!(
             "#!/bin/sh\n\
@@ -209,7 +209,7 @@ impl Versioned {
         Ok(fs::rename(&new, &self.program)?)
     }
 
-    /// What it was run for since it was last asked for that.
+    /// Returns the notes since the last look.
     fn has_run(&self) -> String {
         let notes = fs::read_to_string(&self.notes).unwrap_or_default();
         let _ = fs::remove_file(&self.notes);
@@ -217,7 +217,7 @@ impl Versioned {
     }
 }
 
-/// Shims whose `start` fails on an empty input can't have the real one behind them.
+/// Skips the case if the real shim's `start` fails on an empty input, so that it can't be behind the script.
 fn require_shim_without_input(scene: &Scene) -> Result<()> {
     let printed = output(Command::new(scene.programs().shim()).arg("-v"))?;
     if StartInput::by_version(&printed) == StartInput::Params {
@@ -236,7 +236,7 @@ async fn a_shim_that_is_replaced_gets_the_input_that_it_takes(scene: &Scene) -> 
     for (version, takes, first, later) in [
         ("1.6.20~ds1", "-eq 0", "asked 0", "0"),
         ("v2.4.2", "-gt 0", "asked 1", "1"),
-        // Of a vendor's build.
+        // The version of a vendor's build.
         ("release-7", "-gt 0", "asked 0 1", "1"),
         ("v2.4.2", "-eq 0", "asked 1 0", "0"),
     ] {
@@ -266,7 +266,7 @@ async fn a_shim_that_takes_no_input_at_all_is_quoted(scene: &Scene) -> Result<()
     plugin.shut_down().await
 }
 
-/// youki's form of a log, of which shims read nothing.
+/// Script of a runtime that logs in youki's form, of which shims read nothing.
 const MUTE: &str = r#"#!/bin/sh
 case " $* " in *" COMMAND "*) ;; *) exec REAL "$@" ;; esac
 log=$(echo " $*" | sed 's/.* --log \([^ ]*\).*/\1/')

@@ -26,7 +26,7 @@ cases!["script check":
     one_in_a_task_that_has_ended_is_refused,
 ];
 
-/// What Consul would make of it: passing, warning, critical.
+/// The codes are those that Consul knows: passing, warning, critical.
 async fn it_gets_output_and_code(scene: &Scene) -> Result<()> {
     let (plugin, task) = sleeper(scene).await?;
     for code in [0, 1, 2] {
@@ -35,7 +35,7 @@ async fn it_gets_output_and_code(scene: &Scene) -> Result<()> {
         same!(answer.result.context("no result, which crashes the agent")?.exit_code, code);
         same!((&*answer.stdout, &*answer.stderr), (&b"out\n"[..], &b"err\n"[..]));
     }
-    // No timeout at all; and no input, which is at its end.
+    // A timeout of zero is none, and the input is at its end.
     let answer = plugin.exec_task(task.id(), &["cat"], Duration::ZERO).await?;
     same!(answer.result.context("no result")?.exit_code, 0);
     leave(plugin, &task).await
@@ -64,8 +64,8 @@ async fn a_script_that_is_not_there_is_critical_and_says_why(scene: &Scene) -> R
     leave(plugin, &task).await
 }
 
-/// Runs a script into its timeout, and returns the refusal's text. It must not look like success, or like the plugin's
-/// death.
+/// Runs a script into its timeout, and returns the refusal's text. The refusal must not look like success, or like the
+/// plugin's death.
 async fn run_out_of_time(plugin: &Plugin, task: &Task, script: &str) -> Result<String> {
     let begun = Instant::now();
     let late = plugin.exec_task(task.id(), &["sh", "-c", script], Duration::from_secs(1)).await;
@@ -103,20 +103,20 @@ async fn its_time_counts_from_when_it_runs_however_long_its_start_takes(scene: &
 
 async fn at_its_timeout_all_that_it_started_is_killed(scene: &Scene) -> Result<()> {
     let plugin = scene.plugin().await?;
-    // Its init takes in orphans, and buries them.
+    // The task's init adopts orphans and reaps them.
     let task = scene.run(&plugin, &scene.shell("while :; do sleep 0.1 & wait; done")).await?;
     let ours = || pids_of(&task, "77[0-9]");
     for script in [
         "trap '' TERM HUP INT; sleep 777; sleep 778",
         "sleep 777 & sleep 778 & sleep 779",
-        // In process groups of their own.
+        // Children in process groups of their own.
         "set -m; sleep 777 & sleep 778 & wait",
-        // Without a parent.
+        // Children without a parent.
         "(sleep 777 & sleep 778 &); sleep 779",
-        // In a session of its own.
+        // Children in a session of their own.
         "setsid sleep 777 & wait",
         "setsid sh -c 'setsid sleep 777 & sleep 778' & sleep 779",
-        // One that keeps on starting others.
+        // A command that keeps on starting others.
         "while :; do (sleep 0.02; sleep 777) & sleep 0.01; done",
         // The first process is gone, and its children hold its streams.
         "(trap '' TERM; sleep 777; sleep 778) & exit 0",
@@ -134,7 +134,7 @@ async fn at_its_timeout_all_that_it_started_is_killed(scene: &Scene) -> Result<(
     leave(plugin, &task).await
 }
 
-/// The task's processes whose command line has `sleep` and a number of such a form.
+/// Returns the task's processes whose command line has `sleep` and a number of this form.
 fn pids_of(task: &Task, digits: &str) -> Vec<i32> {
     let prefix = digits.trim_end_matches("[0-9]");
     let is_ours = |pid: &i32| {
@@ -147,7 +147,7 @@ fn pids_of(task: &Task, digits: &str) -> Vec<i32> {
 async fn at_its_timeout_what_is_many_or_has_no_name_is_killed(scene: &Scene) -> Result<()> {
     let (plugin, task) = sleeper(scene).await?;
     let before = task.alloc.cgroup.pids();
-    // A name that is no text, and more processes than are held at a time.
+    // A process name that isn't text, and more processes than are held at a time.
     let script =
         "printf 'caf\\303' > /proc/$$/comm; i=0; while [ $i -lt 300 ]; do sleep 600 & i=$((i+1)); done; wait";
     run_out_of_time(&plugin, &task, script).await?;
@@ -157,7 +157,7 @@ async fn at_its_timeout_what_is_many_or_has_no_name_is_killed(scene: &Scene) -> 
 
 async fn at_its_timeout_what_runs_from_other_execs_lives_on(scene: &Scene) -> Result<()> {
     let (plugin, task) = sleeper(scene).await?;
-    // One that has ended well and left a daemon, and one that still runs.
+    // An exec that has ended well and left a daemon, and one that still runs.
     let (code, _) = task.exec(&plugin, "setsid sleep 551 >/dev/null 2>&1 </dev/null &").await?;
     same!(code, 0);
     let mut other = super::exec::shell(&plugin, &task, "echo up; sleep 552; echo after", false).await?;

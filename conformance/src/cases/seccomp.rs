@@ -1,4 +1,4 @@
-//! The system calls that a task may make: the built-in profile, a job's own, none.
+//! The system calls that a task may make: by the built-in profile, by a job's own, or all.
 
 use std::path::PathBuf;
 
@@ -20,7 +20,7 @@ cases!["seccomp":
     a_device_in_a_profiles_place_is_not_opened,
 ];
 
-/// 2 is a filter, 0 none.
+/// Command that prints a process' seccomp mode: 2 with a filter, 0 without.
 const MODE: &str = "awk '/^Seccomp:/ { print $2 }' /proc/self/status";
 const SLEEP: &str = "exec sleep 600";
 
@@ -36,7 +36,7 @@ fn file(scene: &Scene, name: &str, text: impl AsRef<[u8]>) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// That the task and a command in it are in this mode.
+/// Asserts that the task and an exec in it have this seccomp mode.
 async fn is_in_mode(scene: &Scene, plugin: &Plugin, change: Value, mode: &str) -> Result<()> {
     let mut config = scene.shell(&format!("{MODE}; {SLEEP}"));
     for (option, value) in change.as_object().into_iter().flatten() {
@@ -71,7 +71,7 @@ async fn a_task_and_its_execs_have_the_built_in_profile_unless_the_job_says_othe
 
 async fn what_the_profile_allows_depends_on_the_tasks_capabilities(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
-    // A namespace of one's own users takes no capability, so it is the profile that denies it.
+    // A user namespace of one's own needs no capability, so it is the profile that denies it.
     let script = "unshare -U true 2>/dev/null && echo it can || echo it can not";
     for (add, wanted) in [(json!([]), "it can not\n"), (json!(["sys_admin"]), "it can\n")] {
         let task = scene.run(&plugin, &with(scene.shell(script), "cap_add", add)).await?;
@@ -84,7 +84,8 @@ async fn what_the_profile_allows_depends_on_the_tasks_capabilities(scene: &Scene
     plugin.shut_down().await
 }
 
-/// Everything but three: by name, by an argument, and by a capability that the task does not have.
+/// Returns a profile that allows everything but three things: denied by name, by an argument, and by a capability that
+/// the task does not have.
 fn profile() -> String {
     let errno =
         |names: &[&str], errno: u32| json!({"names": names, "action": "SCMP_ACT_ERRNO", "errnoRet": errno});
@@ -189,7 +190,7 @@ async fn the_operator_says_where_the_profiles_of_jobs_lie(scene: &Scene) -> Resu
     let said = task.stdout(&plugin).await?;
     ensure!(said.contains("Read-only file system"), "the profile does not hold: {said}");
     task.destroy(&plugin).await?;
-    // What is there and what is not, what is a file and what is none: nothing is told of it.
+    // The error is the same whether the path exists or not, and whether it is a file or not.
     for by_option in [true, false] {
         let mut words = std::collections::BTreeSet::new();
         for path in [&outside.display().to_string(), "/nowhere/x", "/etc", "/dev/null"] {
@@ -221,7 +222,7 @@ async fn a_device_in_a_profiles_place_is_not_opened(scene: &Scene) -> Result<()>
     use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
     use nix::sys::stat::{Mode, SFlag, makedev, mknod};
     let mut plugin = scene.plugin().await?;
-    // Random numbers: nobody minds that it is opened. A watchdog would reset the machine.
+    // The device is /dev/urandom's, which may be opened without harm. A watchdog would reset the machine.
     let device = file(scene, "device", "")?;
     std::fs::remove_file(&device)?;
     mknod(&device, SFlag::S_IFCHR, Mode::S_IRUSR, makedev(1, 9))?;

@@ -1,4 +1,4 @@
-//! What a task can't see and can't do.
+//! Actions and views that a task is denied.
 
 use anyhow::{Result, ensure};
 
@@ -16,7 +16,7 @@ cases!["security":
     nothing_of_the_plugins_environment_or_files_gets_in,
 ];
 
-/// What docker gives a container by default.
+/// Docker's default set of capabilities.
 const DEFAULT_SET: &str = "00000000a80425fb";
 
 async fn said(scene: &Scene, script: &str, user: &str) -> Result<String> {
@@ -85,7 +85,7 @@ async fn nothing_of_the_plugins_environment_or_files_gets_in(scene: &Scene) -> R
     for name in ["NOMAD_PLUGIN_MAGIC_COOKIE", "PLUGIN_PROTOCOL_VERSIONS", "CARGO", "SSH_"] {
         ensure!(!said.contains(name), "{name} is in {said}");
     }
-    // stdin, stdout, stderr; busybox' shell may hold the script's descriptor too.
+    // The script has stdin, stdout, stderr; busybox' shell may hold the script's descriptor too.
     let open: usize = said.lines().last().unwrap_or_default().parse()?;
     ensure!(open <= 4, "the task has {open} files open: {said}");
     Ok(())

@@ -1,4 +1,4 @@
-//! Networks that several tasks are in: that of a group, and that of another task.
+//! Networks that several tasks are in: a group's, and another task's.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -37,7 +37,7 @@ async fn a_task_is_in_the_network_of_another_one_of_its_allocation(scene: &Scene
         };
         same!(second.alloc.stdout.text(), format!("{name}\n{address} me\n"));
         same!(network.is_some(), has_address);
-        // It has the namespace, also when the one it is from has ended.
+        // The second task keeps the namespace, even when the task that it is from has ended.
         first.end(&plugin).await?;
         let (code, said) = second.exec(&plugin, "ls /sys/class/net").await?;
         ensure!(code == 0 && said.contains("lo"), "{code}: {said}");
@@ -62,7 +62,7 @@ async fn a_network_that_is_not_there_is_not_joined(scene: &Scene) -> Result<()> 
         same!(is_recoverable(&status).unwrap_or(false), recoverable);
     }
     first.end(&plugin).await?;
-    // One that has ended is none, either.
+    // A task that has ended can't be joined either.
     let ended = scene.run(&plugin, &with(scene, "true", &[("network_mode", json!("none"))])).await?;
     ended.wait(&plugin).await?;
     let config = with(scene, "true", &[("network_mode", json!("task:web"))]);
@@ -73,7 +73,7 @@ async fn a_network_that_is_not_there_is_not_joined(scene: &Scene) -> Result<()> 
     plugin.shut_down().await
 }
 
-/// A namespace as Nomad makes one for a group, with an interface in it. Dropped, it goes.
+/// A network namespace as Nomad makes one for a group, with an interface in it. Removed on drop.
 pub(super) struct GroupNetwork {
     path: PathBuf,
 }
@@ -95,7 +95,7 @@ impl GroupNetwork {
         Ok(Self { path })
     }
 
-    /// What Nomad says of it to a task of the group.
+    /// Returns the specification with which Nomad hands this network to a task of the group.
     pub(super) fn spec(&self) -> pb::NetworkIsolationSpec {
         pb::NetworkIsolationSpec {
             mode: NetworkIsolationMode::Group.into(),
@@ -123,7 +123,7 @@ async fn the_network_of_a_group_is_joined(scene: &Scene) -> Result<()> {
         .exec(&plugin, "wget -q -O - http://$(hostname):8080/hostname; grep -w $(hostname) /etc/hosts")
         .await?;
     same!((code, said), (0, format!("{name}\n{} {name}\n", GroupNetwork::ADDRESS)));
-    // Nomad knows it already.
+    // Nomad knows the group's network already.
     same!(plugin.inspect_task(first.id()).await?.network_override, None);
     for (option, value) in [
         ("network_mode", json!("bridge")),

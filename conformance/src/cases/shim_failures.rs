@@ -1,5 +1,5 @@
-//! Shims and runtimes that fail, played by scripts in front of the real ones on the plugin's PATH. A file switches the
-//! failure off, so that the same plugin shows that it still works.
+//! Shims and runtimes that fail, played by scripts in front of the real ones on the plugin's PATH. Removing a file ends
+//! the failure, so that the same plugin shows that it still works.
 
 use std::fs::{self, Permissions};
 use std::net::Shutdown;
@@ -44,10 +44,10 @@ cases!["shim failure":
 
 const SHIM: &str = "containerd-shim-scripted-v1";
 
-/// Scripts on a PATH of their own.
+/// A directory of scripts that is first in the plugin's PATH.
 pub(super) struct Scripted {
     pub(super) directory: PathBuf,
-    /// What they stand in front of.
+    /// The real programs behind the scripts.
     programs: Programs,
 }
 
@@ -60,17 +60,17 @@ impl Scripted {
         Ok(scripted)
     }
 
-    /// A shim that runs `script` while it is broken, and the real one otherwise.
+    /// Adds a shim that runs `script` while the file `broken` is there, and then the real shim.
     pub(super) fn shim(&self, script: &str) -> Result<()> {
         self.program(SHIM, self.programs.shim(), script)
     }
 
-    /// The same of the runtime, found in the place of the real one.
+    /// Adds a runtime that runs `script` while the file `broken` is there, found in place of the real one.
     pub(super) fn runtime(&self, script: &str) -> Result<()> {
         self.runtime_as(&self.programs.runtime_name(), script)
     }
 
-    /// The same by another name.
+    /// Adds such a runtime under another name.
     pub(super) fn runtime_as(&self, name: &str, script: &str) -> Result<()> {
         self.program(name, self.programs.runtime(), script)
     }
@@ -87,12 +87,12 @@ impl Scripted {
         Ok(fs::set_permissions(&path, Permissions::from_mode(0o755))?)
     }
 
-    /// A plugin that finds the scripts first, and whose shim is the one among them, if there is one.
+    /// Starts a plugin that finds the scripts first, and whose shim is the script's, if there is one.
     pub(super) async fn plugin(&self, scene: &Scene) -> Result<Plugin> {
         self.plugin_with(scene, scene.options()).await
     }
 
-    /// As [`Self::plugin`], with other options.
+    /// Starts a plugin like [`Self::plugin`], with other options.
     pub(super) async fn plugin_with(&self, scene: &Scene, mut options: Value) -> Result<Plugin> {
         let mut launch = scene.launch();
         launch.look_first_in(self.directory.clone());
@@ -113,12 +113,13 @@ impl Scripted {
     }
 }
 
-/// A start with the shim or the runtime scripted: it fails in the words given and leaves nothing; mended, it works.
+/// Asserts that a start with a scripted shim or runtime fails with these words and leaves nothing, and that starts work
+/// once the script is mended.
 async fn fails(scene: &Scene, scripted: &Scripted, words: &[&str], left_within: Duration) -> Result<()> {
     refusal(scene, scripted, words, left_within).await.map(drop)
 }
 
-/// As [`fails`]. Returns the refusal.
+/// Does the same as [`fails`], and returns the refusal.
 pub(super) async fn refusal(
     scene: &Scene,
     scripted: &Scripted,
@@ -161,7 +162,7 @@ async fn a_shim_that_answers_nonsense_is_refused(scene: &Scene) -> Result<()> {
 
 async fn a_shim_that_dies_at_once_is_an_error(scene: &Scene) -> Result<()> {
     let scripted = Scripted::new(scene)?;
-    // The real one is started, and its server killed before its address is told.
+    // The script starts the real shim, and kills its server before its address is reported.
     let script = "case \"$*\" in *start)\n  answer=$($real \"$@\") || exit 1\n  \
                   for p in /proc/[0-9]*; do\n    \
                   line=$(tr '\\0' ' ' < $p/cmdline 2>/dev/null)\n    \
@@ -171,8 +172,8 @@ async fn a_shim_that_dies_at_once_is_an_error(scene: &Scene) -> Result<()> {
     fails(scene, &scripted, &["shim"], SOON).await
 }
 
-/// Does something in place of one of `runc`'s sub-commands, which stands among its options. `complain` says a text where
-/// the shim looks for it: in the file of `--log`.
+/// Returns a script that does something in place of a sub-command of `runc`, which is found among the arguments.
+/// `complain` reports a text where the shim looks for it: in the file of `--log`.
 pub(super) fn runc(sub_command: &str, then: &str) -> String {
     format!(
         "complain() {{ printf '{{\"level\":\"error\",\"msg\":\"%s\",\"time\":\"2026-01-01T00:00:00Z\"}}\\n' \"$1\" \
@@ -203,7 +204,7 @@ async fn a_runtime_that_fails_to_start_is_quoted(scene: &Scene) -> Result<()> {
 async fn a_runtime_that_is_missing_is_said(scene: &Scene) -> Result<()> {
     let scripted = Scripted::new(scene)?;
     scripted.runtime("exec /no/such/runc")?;
-    // What a runtime says elsewhere than in its log, the shim in Rust doesn't pass on.
+    // The shim in Rust passes on the runtime's error only from the runtime's log.
     let runtime = scene.programs().runtime_name();
     let words = if scene.programs().is_rust_shim() { "OCI runtime create failed" } else { &runtime };
     fails(scene, &scripted, &[words], SOON).await
@@ -261,8 +262,8 @@ async fn a_start_that_is_stopped_while_the_runtime_creates_leaves_nothing(scene:
     plugin.shut_down().await
 }
 
-/// The shim writes its options and its runtime's name into the bundle, and its clean-up can't do without them. A death
-/// right between is out of reach, so the runtime takes them back.
+/// The shim writes its options and its runtime's name into the bundle, and its clean-up needs both. A death right
+/// between the two can't be timed, so the runtime removes them again.
 async fn a_create_cut_off_before_its_runtime_was_written_down_leaves_nothing(scene: &Scene) -> Result<()> {
     let scripted = Scripted::new(scene)?;
     let reached = scripted.directory.join("reached");
@@ -282,7 +283,7 @@ async fn a_create_cut_off_before_its_runtime_was_written_down_leaves_nothing(sce
     next.shut_down().await
 }
 
-/// A task's end is told as that of a lost shim, and nothing of it runs.
+/// Asserts that a task's end is reported as that of a lost shim, and that none of its processes runs.
 fn is_lost_whole(task: &Task, answer: &WaitTaskResponse) -> Result<()> {
     ensure!(answer.err.contains("shim"), "WaitTask's err is {:?}", answer.err);
     same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
@@ -305,7 +306,7 @@ async fn a_lost_shim_whose_clean_up_fails_leaves_nothing_that_runs(scene: &Scene
             kill(shim_pid(scene)?, Signal::SIGKILL)?;
             plugin = scripted.plugin(scene).await?;
         }
-        // Nothing is left that it could be needed for.
+        // The task needs no clean-up by the shim any more.
         task.end(&plugin).await?;
         scene.nothing_left()?;
         ensure!(plugin.log().all().join("\n").contains("tuesdays"), "the clean-up was not tried");
@@ -320,7 +321,7 @@ async fn a_lost_shim_whose_binary_is_gone_is_cleaned_up_by_the_configured_one(sc
     let mut plugin = scripted.plugin(scene).await?;
     let task = scene.run(&plugin, &scene.shell("sleep 600 & sleep 600")).await?;
     plugin.kill().await?;
-    // An upgrade.
+    // The shim's binary is removed, as by an upgrade.
     fs::remove_file(scripted.directory.join(SHIM))?;
     let mut next = scene.plugin().await?;
     task.recover(&next).await?;
@@ -333,14 +334,14 @@ async fn a_lost_shim_whose_binary_is_gone_is_cleaned_up_by_the_configured_one(sc
     next.shut_down().await
 }
 
-/// Between a plugin and a shim, whose address has the same length: so it fits into whatever form an answer has.
+/// A proxy between a plugin and a shim. Its address is as long as the shim's, so it fits into any form of answer.
 struct Between {
     address: PathBuf,
     connections: Arc<Mutex<Vec<UnixStream>>>,
 }
 
 impl Between {
-    /// Passes on what comes at an address to the one that is in `real` by then.
+    /// Passes connections on to the address that is in the file `real` by then.
     fn listen(real: PathBuf) -> Result<Self> {
         let address = Path::new("/run/containerd/s").join(format!("{:064x}", std::process::id()));
         let _ = fs::remove_file(&address);
@@ -368,7 +369,7 @@ impl Between {
         Ok(Self { address, connections })
     }
 
-    /// Breaks all connections. Returns how many there were.
+    /// Breaks all connections. Returns their number.
     fn cut(&self) -> usize {
         let all = std::mem::take(&mut *self.connections.lock().unwrap_or_else(PoisonError::into_inner));
         all.iter().for_each(|connection| drop(connection.shutdown(Shutdown::Both)));

@@ -1,5 +1,5 @@
-//! Snapshotters: the operator's, a job's own, one that isn't there; and that what one has made is removed from that one,
-//! whoever removes it.
+//! Snapshotters: the operator's, a job's own, one that doesn't exist; and a snapshot is removed from the snapshotter
+//! that made it, whoever removes it.
 
 use std::time::{Duration, Instant};
 
@@ -22,12 +22,12 @@ cases!["snapshotters":
     a_snapshotter_that_copies_all_files_is_waited_for,
 ];
 
-/// So many files take the native snapshotter some seconds for each task, one after the other.
+/// Number of files that take the native snapshotter some seconds for each task, one task after the other.
 const FILES: usize = 50_000;
 const TASKS: usize = 5;
-/// Of a machine with other things to do.
+/// Time limit of the case that copies files, for a busy machine.
 const COPIES_LIMIT: Duration = Duration::from_secs(300);
-/// What the driver gave containerd for a snapshot before, whatever it did.
+/// The driver's former timeout for any snapshot.
 const OLD_LIMIT: Duration = Duration::from_secs(10);
 
 pub(super) fn long_cases() -> Vec<Case> {
@@ -35,7 +35,7 @@ pub(super) fn long_cases() -> Vec<Case> {
     cases().into_iter().map(|case| Case { limit: limit(&case), ..case }).collect()
 }
 
-/// The active snapshots that a snapshotter has.
+/// Returns the number of active snapshots that a snapshotter has.
 fn active(scene: &Scene, snapshotter: &str) -> Result<usize> {
     let listing = scene.world().containerd().ctr(&["snapshots", "--snapshotter", snapshotter, "list"])?;
     Ok(listing.lines().filter(|line| line.trim_end().ends_with("Active")).count())
@@ -46,7 +46,7 @@ fn native(config: &mut Value) {
 }
 
 async fn a_task_gets_the_snapshotter_that_its_job_or_the_operator_names(scene: &Scene) -> Result<()> {
-    // The root of a container of the native one is a plain directory, bound.
+    // The root of a container by the native snapshotter is a plain directory, bind-mounted.
     let script = "echo written > /app/new && cat /app/new /app/greeting && awk '$5 == \"/\" { exit $4 == \"/\" }' /proc/self/mountinfo";
     for (operators, jobs, is_native) in [
         (json!(null), json!("native"), true),
@@ -102,13 +102,13 @@ async fn a_snapshot_is_removed_from_where_it_was_made_by_its_id_alone(scene: &Sc
     task.recover(&next).await?;
     ends_as_told(&task, &next).await?;
     same!(active(scene, "native")?, 0);
-    // Not recovered: the plugin knows the id, and no more.
+    // The task isn't recovered: the plugin knows its id, and no more.
     let task = obedient_as(scene, &next, native).await?;
     let mut third = scene.next_plugin(&mut next).await?;
     same!(active(scene, "native")?, 1);
     task.end(&third).await?;
     same!(active(scene, "native")?, 0);
-    // As after a reboot: not even the bundle is there.
+    // As after a reboot, not even the bundle is there.
     let task = obedient_as(scene, &third, native).await?;
     third.kill().await?;
     sweep::by_a_reboot(&scene.state_dir(), task.alloc.cgroup.name())?;
@@ -147,7 +147,7 @@ async fn a_snapshotter_that_copies_all_files_is_waited_for(scene: &Scene) -> Res
     options["snapshotter"] = json!("native");
     let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
     let config = config! { image = scene.image("many-files:v1"), command = "sleep", args = ["600"] };
-    // Unpacked once, so that the tasks differ in nothing.
+    // The image is unpacked first, so that all tasks have the same work.
     let first = scene.run(&plugin, &config).await?;
     first.end(&plugin).await?;
     let mut tasks = Vec::new();
@@ -160,7 +160,7 @@ async fn a_snapshotter_that_copies_all_files_is_waited_for(scene: &Scene) -> Res
     for task in &tasks {
         task.end(&plugin).await?;
     }
-    // One that is called off while its files are being copied is not waited for, and leaves nothing.
+    // A start that is cancelled while its files are copied is not waited for, and leaves nothing.
     let copied = scene.prepare(&plugin, &config).await?;
     let held: Vec<_> = futures::future::try_join_all((0..2).map(|_| scene.prepare(&plugin, &config))).await?;
     let others = futures::future::join_all(held.iter().map(|task| plugin.start_task(task.config.clone())));

@@ -1,6 +1,6 @@
-//! Everything at once and for long: twenty tasks with their statistics, a thousand commands, two hundred signals, the
-//! plugin killed in the middle. No code may be wrong and no byte lost, and what plugin and shims hold must be what they
-//! held before.
+//! A soak test: twenty tasks with their statistics, a thousand execs, two hundred signals, and the plugin killed in the
+//! middle. No exit code may be wrong and no byte lost, and the resource usage of plugin and shims must come back to
+//! what it was.
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -32,20 +32,20 @@ listed!["soak":
 const TASKS: usize = 20;
 const EXECS_A_TASK: usize = 50;
 const SIGNALS_A_TASK: usize = 10;
-/// So many are done when the plugin is killed.
+/// Number of execs, over all tasks, after which the plugin is killed.
 const EXECS_BEFORE_THE_KILL: usize = TASKS * EXECS_A_TASK / 2;
-/// At most so many of one task's, so that there is enough left for after it.
+/// Maximum number of execs of one task before the kill, so that enough are left for after it.
 const MOST_BEFORE_THE_KILL: usize = 30;
-/// How many run at a time over all tasks.
+/// Number of execs that run at a time, over all tasks.
 const EXECS_AT_A_TIME: usize = 8;
-/// Statistics are listened to for so long, each second.
+/// Duration for which statistics are read, a sample each second.
 const LISTENING: Duration = Duration::from_secs(60);
 const EACH_SECOND: Duration = Duration::from_secs(1);
-/// On a machine with other things to do.
+/// Time limit of the case, for a busy machine.
 const CASE_LIMIT: Duration = Duration::from_secs(400);
-/// One of something that each of a shim's fifty execs loses would be more.
+/// Growth allowed to a shim. A leak of one descriptor by each of its fifty execs would exceed it.
 const MORE_OF_A_SHIM: Held = Held { descriptors: 30, ..holdings::OF_A_SHIM };
-/// It has twenty tasks to buffer for.
+/// Growth allowed to the plugin, which buffers for twenty tasks.
 const MORE_OF_THE_PLUGIN: Held = Held { descriptors: 30, resident_kb: 16 * 1024, ..holdings::OF_THE_PLUGIN };
 const BLOCK_BYTES: usize = 4000;
 const LAST_WORDS_BYTES: usize = 100_000;
@@ -54,7 +54,7 @@ pub(super) fn long_cases() -> Vec<Case> {
     cases().into_iter().map(|case| Case { limit: CASE_LIMIT, ..case }).collect()
 }
 
-/// A task that says so at each USR1, and takes its leave with many words at a TERM.
+/// Returns the script of a task that prints a line at each USR1, and much at a TERM before it exits.
 fn script(number: usize) -> String {
     format!(
         "block=$(head -c {BLOCK_BYTES} /dev/zero | tr '\\0' b); n=0; \
@@ -65,14 +65,14 @@ fn script(number: usize) -> String {
     )
 }
 
-/// The shell and what it waits for.
+/// Number of processes of such a task: the shell and the `sleep` that it waits for.
 const PROCESSES_A_TASK: usize = 2;
 
 fn exit_code(number: usize) -> i32 {
     40 + i32::try_from(number).unwrap_or(0)
 }
 
-/// What such a task has written after so many signals.
+/// Returns the output of such a task after this many USR1 signals.
 fn log_after(signals: usize) -> String {
     let block = "b".repeat(BLOCK_BYTES);
     let lines = (1..=signals).map(|n| format!("usr1 {n} {block}\n"));
@@ -83,21 +83,21 @@ fn whole_log() -> String {
     log_after(SIGNALS_A_TASK) + &"e".repeat(LAST_WORDS_BYTES)
 }
 
-/// How far one task has come.
+/// Number of completed execs and signals of one task.
 #[derive(Default)]
 struct Progress {
     execs: AtomicUsize,
     signals: AtomicUsize,
 }
 
-/// How far all have come with one plugin.
+/// State that all tasks share while they work with one plugin process.
 #[derive(Default)]
 struct Round {
-    /// The plugin is dead, or is about to die.
+    /// Set when the plugin is about to be killed, or when the time is over.
     is_over: AtomicBool,
     over: Notify,
     step: Notify,
-    /// Execs that the plugin's death has cut off.
+    /// Number of execs that the plugin's death has cut off.
     cut: AtomicUsize,
     samples: AtomicUsize,
 }
@@ -174,7 +174,7 @@ async fn a_thousand_execs_and_the_plugins_death_leave_no_trace(scene: &Scene) ->
 }
 
 async fn start_all(scene: &Scene, plugin: &Plugin) -> Result<Vec<Task>> {
-    // The first one brings the image.
+    // The first task pulls the image.
     let mut tasks = vec![scene.run(plugin, &scene.shell(&script(0))).await?];
     let rest = (1..TASKS).map(|number| async move { scene.run(plugin, &scene.shell(&script(number))).await });
     tasks.extend(try_join_all(rest).await?);
@@ -189,18 +189,19 @@ async fn shims(plugin: &Plugin, tasks: &[Task]) -> Result<Vec<(String, Pid)>> {
     try_join_all(found).await
 }
 
-/// What comes only once, such as buffers and threads, comes now.
+/// Causes allocations that are made only once, such as buffers and threads.
 async fn warm_up(plugin: &Plugin, tasks: &[Task]) -> Result<()> {
     let each = tasks.iter().map(|task| async move {
         Stats::open(plugin, task.id(), EACH_SECOND).await?.next(LIMIT).await?;
-        // The largest of the payloads, a terminal, and some at a time.
+        // The largest of the payloads, a terminal, and a short command, at the same time.
         try_join_all([6, 9, 0].map(|number| exec(plugin, task, number))).await?;
         Ok(())
     });
     try_join_all(each).await.map(drop)
 }
 
-/// Works until enough is done, and kills the plugin in the middle of it. Returns commands that ran when it died.
+/// Runs execs and signals until enough are done, and kills the plugin in the middle of them. Returns execs that ran
+/// when it died.
 async fn until_killed(
     plugin: &Plugin,
     tasks: &[Task],
@@ -217,7 +218,7 @@ async fn until_killed(
         while !enough() {
             round.step.notified().await;
         }
-        // These surely run when it dies; nobody is there who would end them.
+        // These execs surely run when the plugin dies, and no client is there to end them.
         let mut left = Vec::new();
         for (task, tty) in tasks.iter().zip([false, true, false, true]) {
             for command in [&["cat"][..], &["sleep", "5000"]] {
@@ -242,7 +243,7 @@ async fn until_killed(
     Ok(tokio::try_join!(killer, listening, working)?.0)
 }
 
-/// Does all that is left to do, and listens until the time is over.
+/// Runs all execs and signals that are left, and reads statistics until the time is over.
 async fn to_the_end(
     plugin: &Plugin,
     tasks: &[Task],
@@ -260,7 +261,7 @@ async fn to_the_end(
     tokio::try_join!(working, listening).map(drop)
 }
 
-/// Reads a task's statistics for as long as the round goes on.
+/// Reads a task's statistics until the round is over.
 async fn listen(plugin: &Plugin, task: &Task, round: &Round) -> Result<()> {
     let mut stats = Stats::open(plugin, task.id(), EACH_SECOND).await?;
     loop {
@@ -300,8 +301,8 @@ async fn work(
     try_join_all(each).await.map(drop)
 }
 
-/// One command, and a signal where it is its turn: the first half of them early, well before the plugin is killed, so that
-/// it is sure which of them have arrived.
+/// Runs one exec, after a signal if one is due: half of the signals come early, well before the plugin is killed, so
+/// that it is certain which of them have arrived.
 async fn step(
     plugin: &Plugin,
     number: usize,
@@ -320,7 +321,7 @@ async fn step(
     }
     match exec(plugin, task, number * EXECS_A_TASK + done).await {
         Ok(()) => drop(progress.execs.fetch_add(1, Ordering::SeqCst)),
-        // It is done again with the next plugin.
+        // The exec is repeated with the next plugin.
         Err(Failure::Cut(_)) if round.is_over() => {
             round.cut.fetch_add(1, Ordering::SeqCst);
             return Ok(ControlFlow::Break(()));
@@ -332,7 +333,7 @@ async fn step(
     Ok(ControlFlow::Continue(()))
 }
 
-/// Stops a task, and looks whether all that it ever wrote has come.
+/// Stops a task, and asserts that its exit code is right and that all its output has come.
 async fn take_leave(plugin: &Plugin, number: usize, task: &Task) -> Result<()> {
     task.stop(plugin, LIMIT).await?;
     let exit = task.wait(plugin).await?;

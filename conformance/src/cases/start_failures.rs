@@ -1,4 +1,5 @@
-//! Starts that fail at the image, at the files, or because the agent calls them off: each says on what, and leaves nothing.
+//! Starts that fail at the image, at the files, or because the agent cancels them: each error names the cause, and
+//! nothing is left.
 
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ cases!["failed start":
     a_start_that_is_called_off_at_any_moment_leaves_nothing,
 ];
 
-/// That a start fails in words that name the thing, leaves nothing, and harms nothing that comes after it. Returns whether
+/// Asserts that a start fails with words that name the thing, leaves nothing, and harms no later start. Returns whether
 /// Nomad would try it again.
 async fn fails(scene: &Scene, plugin: &Plugin, config: &serde_json::Value, words: &[&str]) -> Result<bool> {
     let task = scene.prepare(plugin, config).await?;
@@ -39,13 +40,14 @@ async fn fails(scene: &Scene, plugin: &Plugin, config: &serde_json::Value, words
     named.extend(words);
     let status = refused(plugin.start_task(task.config.clone()).await, &named)?;
     scene.nothing_left()?;
-    // No destroy comes after a start that failed; where one does, it finds nothing.
+    // Nomad sends no destroy after a start that failed; if one comes, it finds nothing.
     task.end(plugin).await?;
     scene.still_works(plugin).await?;
     is_recoverable(&status).or(Ok(false))
 }
 
-/// What the runtime says of it is as long. The message of a gRPC status is a header, and those have their limits.
+/// The runtime's error is as long as the command's name. The message of a gRPC status is a header, which is limited in
+/// size.
 async fn a_command_that_is_told_at_length_is_told_in_short(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let mut config = scene.shell("");
@@ -58,7 +60,7 @@ async fn a_command_that_is_told_at_length_is_told_in_short(scene: &Scene) -> Res
         ensure!(line.len() < 64 * 1024, "a line of {} bytes", line.len());
     }
     scene.nothing_left()?;
-    // The runtime's words would not fit into the pipe to its shim, which does not read before the runtime has ended.
+    // The runtime's error would not fit into the pipe to its shim, which does not read before the runtime has ended.
     config["command"] = serde_json::json!(format!("/bin/{}", "x".repeat(100_000)));
     let mut parameter = scene.shell("true");
     parameter["sysctl"] = serde_json::json!({format!("net.{}", "x".repeat(100_000)): "1"});
@@ -150,7 +152,7 @@ async fn a_state_directory_that_can_not_be_is_said_by_its_path(scene: &Scene) ->
     plugin.shut_down().await
 }
 
-/// A start whose runtime, or shim, does something else in its place: Nomad would try it again.
+/// Asserts that a start with this scripted runtime or shim fails in a way that Nomad tries again.
 async fn is_worth_another_try(scene: &Scene, script: impl FnOnce(&Scripted) -> Result<()>) -> Result<()> {
     let scripted = Scripted::new(scene)?;
     script(&scripted)?;
@@ -160,7 +162,7 @@ async fn is_worth_another_try(scene: &Scene, script: impl FnOnce(&Scripted) -> R
 }
 
 async fn a_shim_that_is_killed_before_the_create_is_worth_another_try(scene: &Scene) -> Result<()> {
-    // The shim's parent is another process than the plugin's: its runtime knows it.
+    // The runtime kills the shim, which is its parent. The shim is no child of the plugin.
     is_worth_another_try(scene, |scripted| scripted.runtime(&runc("create", "kill -9 $PPID; exit 1"))).await
 }
 
@@ -194,7 +196,7 @@ async fn a_start_that_is_called_off_while_it_fetches_leaves_nothing(scene: &Scen
     ensure!(cut.is_err(), "it did not wait for the registry: {cut:?}");
     registry.resume()?;
     scene.nothing_left_within(Duration::from_secs(10))?;
-    // The same image, asked for again, is whole.
+    // The same image, pulled again, is whole.
     let task = scene.run(&plugin, &config).await?;
     task.wait(&plugin).await?;
     task.destroy(&plugin).await?;

@@ -1,5 +1,5 @@
-//! Many starts: how many are under way at once (`max_concurrent_starts`), whose turn it is, and who leaves the queue. The
-//! starts are held up by a script in front of the shim, so that what waits can be looked at.
+//! Many starts: the limit on concurrent ones (`max_concurrent_starts`), the order of the others, and those that leave
+//! the queue. A script in front of the shim blocks the starts, so that the queue can be looked at.
 
 use std::fs;
 use std::path::PathBuf;
@@ -31,23 +31,25 @@ cases!["starts":
     fifty_are_started_recovered_and_stopped_at_once_and_the_plugin_is_as_before,
 ];
 
-/// Longer than a wait that is told of, and than one for another task that is not about to start.
+/// Longer than a wait that goes unreported, and than the wait for another task that is not about to start.
 const LONG: Duration = Duration::from_secs(7);
-/// How many a storm has, unless this variable says otherwise: for a look at what a machine does under more.
+/// Number of tasks that are started at once, unless the variable [`HOW_MANY`] says otherwise, to see a machine under
+/// more load.
 const FIFTY: usize = 50;
 const HOW_MANY: &str = "STORM_TASKS";
-/// Of a storm on a machine with other things to do.
+/// Time limit of a case with that many tasks, for a busy machine.
 const CASE_LIMIT: Duration = Duration::from_secs(400);
-/// The plugin's workers and what may block, with some for what has threads of its own.
+/// Maximum number of the plugin's threads: its workers, those for blocking work, and some more for parts that have
+/// threads of their own.
 const MOST_THREADS: usize = 150;
-/// What its allocator and its runtime may keep.
+/// Growth allowed to the plugin: memory that its allocator and its async runtime may keep.
 const MORE: Held = Held { resident_kb: 32 * 1024, ..holdings::OF_THE_PLUGIN };
 
 pub(super) fn long_cases() -> Vec<Case> {
     cases().into_iter().map(|case| Case { limit: CASE_LIMIT, ..case }).collect()
 }
 
-/// Shims whose start waits until it is let go.
+/// A plugin whose shims block in `start` until they are let go.
 struct HeldUp {
     scripted: Scripted,
     begun: PathBuf,
@@ -72,12 +74,12 @@ impl HeldUp {
         Ok(Self { scripted, begun, plugin })
     }
 
-    /// The containers whose shims were launched, in that order.
+    /// Returns the containers whose shims were launched, in that order.
     fn begun(&self) -> Vec<String> {
         fs::read_to_string(&self.begun).unwrap_or_default().lines().map(str::to_owned).collect()
     }
 
-    /// The containers that had to wait, in the order in which they came.
+    /// Returns the containers that had to wait, in the order in which they came.
     fn in_line(&self) -> Vec<String> {
         let lines = self.plugin.log().all().into_iter();
         let lines = lines.filter_map(|line| serde_json::from_str::<Value>(&line).ok());
@@ -93,12 +95,12 @@ impl HeldUp {
         until(LIMIT, "the starts wait", || self.in_line().len() >= count).await
     }
 
-    /// Lets all starts go on, those to come as well.
+    /// Lets all starts go on, including later ones.
     fn let_go(&self) -> Result<()> {
         self.scripted.mend()
     }
 
-    /// Holds up all starts from here on.
+    /// Blocks all starts from here on.
     fn hold_up(&self) -> Result<()> {
         self.scripted.break_again()
     }
@@ -112,7 +114,7 @@ async fn all_ended(tasks: &[Task], plugin: &Plugin) -> Result<()> {
     try_join_all(tasks.iter().map(|task| task.end(plugin))).await.map(drop)
 }
 
-/// Waits for the lines of so many starts: an answer may be here before what the log says of it.
+/// Waits for this many starts' lines in the log, which may come after the answers.
 async fn all_are_told(plugin: &Plugin, count: usize) -> Result<()> {
     until(LIMIT, "the timelines", || told(plugin, "start").is_ok_and(|told| told.len() == count)).await
 }
@@ -161,7 +163,7 @@ async fn whoever_came_first_has_the_first_turn(scene: &Scene) -> Result<()> {
         start.await?.context("StartTask")?;
     }
     all_are_told(plugin, tasks.len()).await?;
-    // The script notes nobody any more; each start's own line does.
+    // The script notes no shims any more; each start's own line does.
     let ended: Vec<_> = told(plugin, "start")?.into_iter().map(|told| told.container).collect();
     let came: Vec<_> = held.begun().into_iter().chain(held.in_line()).collect();
     same!(ended, came);
@@ -201,13 +203,13 @@ async fn one_that_waits_is_stopped_or_called_off_and_leaves_nothing(scene: &Scen
     let (started, others) = tokio::join!(first.start(plugin), others);
     others?;
     started?;
-    // Nobody's turn was lost.
+    // No start permit was lost.
     let another = scene.run(plugin, &scene.shell("sleep 600")).await?;
     all_ended(&[first, last, another], plugin).await?;
     held.plugin.shut_down().await
 }
 
-/// Its name stands for another image by then, and nobody keeps the one that it has found.
+/// The image's name stands for another image by then, and nothing keeps the image that was found first.
 async fn one_whose_image_is_collected_while_it_waits_looks_for_it_again(scene: &Scene) -> Result<()> {
     let mut held = HeldUp::with(scene, 1).await?;
     let push = |content: &[u8]| {
@@ -282,7 +284,8 @@ async fn a_long_wait_is_told_of_and_the_network_of_one_that_waits_is_waited_for(
     held.plugin.shut_down().await
 }
 
-/// The task whose network is to be shared ends while the one that shares it is in line, and is started again behind it.
+/// The task whose network is to be shared ends while the task that shares it is queued, and is started again behind
+/// that one.
 async fn a_start_with_a_permit_does_not_wait_for_one_without(scene: &Scene) -> Result<()> {
     let mut held = HeldUp::with(scene, 1).await?;
     held.let_go()?;
@@ -319,7 +322,7 @@ async fn a_start_with_a_permit_does_not_wait_for_one_without(scene: &Scene) -> R
     held.plugin.shut_down().await
 }
 
-/// Fails where the plugin comes to have more threads than that while something goes on.
+/// Does the work, and fails if the plugin exceeds [`MOST_THREADS`] meanwhile.
 async fn most_threads<T>(plugin: &Plugin, work: impl Future<Output = Result<T>>) -> Result<T> {
     let path = format!("/proc/{}/task", plugin.pid());
     let looks = async {
@@ -353,7 +356,7 @@ async fn fifty_are_started_recovered_and_stopped_at_once_and_the_plugin_is_as_be
     let mut plugin = scene.next_plugin(&mut plugin).await?;
     let before = Holdings::of(&[("the plugin".to_owned(), pid(&plugin)?)], MORE)?;
     let recovered = async {
-        // As the agent does.
+        // One after the other, as the agent does.
         for task in &tasks {
             task.recover(&plugin).await?;
         }

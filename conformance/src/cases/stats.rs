@@ -1,4 +1,4 @@
-//! What a task uses of the machine, as streams that the agent keeps open: who gets which samples, when, and from where.
+//! Statistics of a task, as streams that the agent keeps open: their samples, pace, and sources.
 
 use std::fs::File;
 use std::io::Write;
@@ -29,15 +29,15 @@ cases!["stats":
     a_usage_stream_ends_in_order_and_at_once_with_its_task,
 ];
 
-/// Fast enough for a case.
+/// Interval of samples that is fast enough for a case.
 pub(super) const FAST: Duration = Duration::from_millis(200);
 
-/// How a plugin gets a task's figures.
+/// The source of a task's figures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Way {
-    /// From the files of the task's cgroup: what a shim of runc's family is known to tell.
+    /// The files of the task's cgroup, which a shim of runc's family is known to report, too.
     Files,
-    /// From the shim, since it goes by another name.
+    /// The shim, whose name is one that the driver doesn't know.
     Shim,
 }
 
@@ -58,7 +58,7 @@ pub(super) async fn fast_plugin(scene: &Scene, way: Way) -> Result<Plugin> {
     scene.plugin_as(&launch, &options).await
 }
 
-/// Skips what is about the shim's own figures where it has none.
+/// Skips a case about the shim's own figures if it has none.
 fn shim_counts(scene: &Scene) -> Result<()> {
     if scene.programs().is_rust_shim() && !is_v2() {
         return skip("the shim in Rust counts neither CPU time nor all of the memory on cgroup v1");
@@ -66,14 +66,14 @@ fn shim_counts(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-/// The shim of a case's only task.
+/// Returns the pid of the shim of the case's only task.
 fn shim_pid(scene: &Scene) -> Result<Pid> {
     let found = find_processes(&scene.state_dir());
     let shim = found.iter().find(|process| process.command.contains("containerd-shim"));
     Ok(Pid::from_raw(shim.with_context(|| format!("no shim among {found:?}"))?.pid))
 }
 
-/// Longer than a call to a shim that only asks it may take.
+/// Longer than the timeout of a shim call that only asks for something.
 const STOPPED: Duration = Duration::from_secs(11);
 
 async fn a_shim_that_stands_still_keeps_no_sample_back(scene: &Scene) -> Result<()> {
@@ -92,7 +92,7 @@ async fn a_shim_that_stands_still_keeps_no_sample_back(scene: &Scene) -> Result<
     plugin.shut_down().await
 }
 
-/// A cgroup that the plugin does not find, played by a handle that has it at another place.
+/// The plugin does not find the cgroup, since the handle has another path for it.
 async fn the_shim_is_asked_where_the_cgroup_is_not_to_be_read(scene: &Scene) -> Result<()> {
     shim_counts(scene)?;
     let mut plugin = fast_plugin(scene, Way::Files).await?;
@@ -144,7 +144,7 @@ async fn usage_comes_with_all_its_parts_and_never_faster_than_the_operator_wants
         last = stats.next(LIMIT).await?;
         ensure!(last.has_load(), "no load: {:?}", last.cpu);
     }
-    // The option's default is a second; each of the two may be late.
+    // The option's default is a second; each of the two samples may be late.
     let took = last.at.saturating_sub(first.at);
     ensure!(took > Duration::from_secs(2), "five samples came in {took:?}");
     task.end(&plugin).await?;
@@ -159,7 +159,7 @@ async fn all_who_listen_get_the_same_samples_each_at_its_own_pace(scene: &Scene)
     let (mut all, mut others) = (vec![fast.next(LIMIT).await?], Vec::new());
     let mut as_fast = Stats::open(&plugin, task.id(), pace).await?;
     let mut slow = Stats::open(&plugin, task.id(), pace * 3).await?;
-    // Each gets its first without waiting for the next.
+    // Each listener gets its first sample without waiting for the next interval.
     others.push(as_fast.next(LIMIT).await?);
     let mut slowly = vec![slow.next(LIMIT).await?];
     for _ in 0..12 {
@@ -188,12 +188,12 @@ async fn all_who_listen_get_the_same_samples_each_at_its_own_pace(scene: &Scene)
     plugin.shut_down().await
 }
 
-/// The CPU time that the second of two samples in turn tells of.
+/// Returns the CPU time in seconds between two consecutive samples, by the second one.
 pub(super) fn core_seconds(pair: &[Sample]) -> f64 {
     pair[1].cpu.percent / 100.0 * pair[1].at.saturating_sub(pair[0].at).as_secs_f64()
 }
 
-/// How often a process has read anything.
+/// Returns how many times a process has called read.
 fn reads(pid: Pid) -> Result<u64> {
     let path = format!("/proc/{pid}/io");
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
@@ -218,7 +218,7 @@ async fn a_listener_that_goes_away_costs_nothing_any_more(scene: &Scene) -> Resu
     let during = reads(shim)?.saturating_sub(before);
     ensure!(during > 0, "the shim reads nothing while it is asked for statistics");
     drop(listeners);
-    // The plugin learns of it a moment later; from then on the shim has peace.
+    // The plugin notices the closed streams a moment later; from then on it doesn't ask the shim.
     let deadline = std::time::Instant::now() + LIMIT;
     loop {
         let before = reads(shim)?;
@@ -229,7 +229,7 @@ async fn a_listener_that_goes_away_costs_nothing_any_more(scene: &Scene) -> Resu
         }
         ensure!(std::time::Instant::now() < deadline, "{} reads by the shim for nobody", after - before);
     }
-    // And whoever comes then is served again, at once.
+    // A later listener is served again, at once.
     Stats::open(&plugin, task.id(), LIMIT * 10).await?.next(LIMIT).await?;
     task.end(&plugin).await?;
     plugin.shut_down().await
@@ -237,7 +237,7 @@ async fn a_listener_that_goes_away_costs_nothing_any_more(scene: &Scene) -> Resu
 
 async fn a_usage_stream_ends_in_order_and_at_once_with_its_task(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
-    // Longer than anybody waits here.
+    // Longer than any wait in this case.
     let interval = LIMIT * 10;
     for by_force in [false, true] {
         let (task, mut cue) = on_cue(scene, &plugin, "read line < /local/cue").await?;
@@ -251,7 +251,7 @@ async fn a_usage_stream_ends_in_order_and_at_once_with_its_task(scene: &Scene) -
         }
         stats.end(LIMIT).await.with_context(|| format!("by force: {by_force}"))?;
         if !by_force {
-            // One that has ended has nothing to tell, in good order too.
+            // The stream of a task that has ended has no sample, and ends in order, too.
             Stats::open(&plugin, task.id(), interval).await?.end(LIMIT).await?;
             task.destroy(&plugin).await?;
         }
@@ -259,12 +259,12 @@ async fn a_usage_stream_ends_in_order_and_at_once_with_its_task(scene: &Scene) -
     plugin.shut_down().await
 }
 
-/// A task whose script waits for a line from the pipe `/local/cue`: it stands still until the case writes one.
+/// Starts a task whose script waits for a line from the pipe `/local/cue`, which the returned file writes.
 pub(super) async fn on_cue(scene: &Scene, plugin: &Plugin, script: &str) -> Result<(Task, File)> {
     let mut task = scene.prepare(plugin, &scene.shell(script)).await?;
     let path = task.alloc.task_path("local/cue");
     mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).context("make the pipe for the cue")?;
-    // With both ends, so that the open waits for nobody.
+    // Opened with both ends, so that the open doesn't block.
     let cue = File::options().read(true).write(true).open(&path).context("open the pipe for the cue")?;
     task.start(plugin).await?;
     Ok((task, cue))

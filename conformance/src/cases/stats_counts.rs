@@ -1,4 +1,4 @@
-//! The figures of a task's statistics held against the kernel's own count, for both ways in which a plugin gets them.
+//! The figures of a task's statistics compared with the kernel's own, for both sources of a plugin's figures.
 
 use std::io::Write;
 use std::time::Duration;
@@ -22,7 +22,7 @@ cases!["stats":
     cpu_time_that_the_shim_tells_is_what_the_kernel_counts,
 ];
 
-/// A value of a file of `key value` lines, or, without a key, all that there is.
+/// Returns a key's value in a file of `key value` lines, or, without a key, the file's only value.
 fn value(text: &str, key: &str) -> Result<u64> {
     let found = match key {
         "" => Some(text),
@@ -31,10 +31,10 @@ fn value(text: &str, key: &str) -> Result<u64> {
     Ok(found.with_context(|| format!("no {key:?} in {text:?}"))?.trim().parse()?)
 }
 
-/// Bytes by what they are, None where they are not counted.
+/// Amounts in bytes by kind, None for those that are not measured.
 type Amounts = [(&'static str, Option<u64>); 7];
 
-/// What the kernel has counted of a task's memory, in the order of [`told`].
+/// Returns the kernel's figures of a task's memory, in the order of [`told`].
 fn counted(task: &Task) -> Result<Amounts> {
     let read = |v1_file: &str, v1_key: &str, v2_file: &str, v2_key: &str| -> Result<u64> {
         let text = task.alloc.cgroup.read("memory", v1_file, v2_file)?;
@@ -60,7 +60,7 @@ fn counted(task: &Task) -> Result<Amounts> {
     ])
 }
 
-/// What the plugin has told of them, where it says that it was measured.
+/// Returns the plugin's figures of a task's memory, if it reports them as measured.
 fn told(memory: &MemoryUsage) -> Amounts {
     let measured = |field: Fields, value: u64| {
         (field.as_str_name(), memory.measured_fields().any(|one| one == field).then_some(value))
@@ -76,13 +76,13 @@ fn told(memory: &MemoryUsage) -> Amounts {
     ]
 }
 
-/// The kernel counts in batches, a processor at a time.
+/// Tolerance in bytes: the kernel counts in batches per processor.
 const BATCHES_BYTES: u64 = 1 << 20;
 
 fn differ(told: Option<u64>, counted: Option<u64>, way: Way) -> bool {
     match (told, counted) {
         (Some(told), Some(counted)) => told.abs_diff(counted) > BATCHES_BYTES,
-        // What the shims of v2 don't pass on isn't told.
+        // Figures that the shims of v2 don't pass on aren't reported.
         (None, Some(_)) => !(is_v2() && way == Way::Shim),
         (None, None) => false,
         (Some(_), None) => true,
@@ -99,13 +99,13 @@ async fn memory_that_the_shim_tells_is_what_the_kernel_counts(scene: &Scene) -> 
 
 async fn memory_is_counted(scene: &Scene, way: Way) -> Result<()> {
     let mut plugin = fast_plugin(scene, way).await?;
-    // So much in the shell's own memory, and so much in files. A peak that is past, then quiet.
+    // This much in the shell's own memory, and this much in files. A peak that is past, then quiet.
     let script = "held=$(head -c 16000000 /dev/zero | tr '\\0' x); head -c 8000000 /dev/zero > /tmp/file; \
                   echo held ${#held}; read line < /local/cue";
     let (task, _cue) = on_cue(scene, &plugin, script).await?;
     task.alloc.stdout.to_contain("held 16000000\n", LIMIT).await?;
     let mut stats = Stats::open(&plugin, task.id(), FAST).await?;
-    // The files' own count settles when they have been written back.
+    // The figure for files settles when they have been written back.
     let deadline = std::time::Instant::now() + LIMIT;
     loop {
         let before = counted(&task)?;
@@ -123,7 +123,7 @@ async fn memory_is_counted(scene: &Scene, way: Way) -> Result<()> {
     plugin.shut_down().await
 }
 
-/// All the CPU time that the kernel has counted of a task.
+/// Returns all the CPU time that the kernel has counted for a task.
 fn cpu_time(task: &Task) -> Result<Duration> {
     if is_v2() {
         let text = task.alloc.cgroup.read("", "", "cpu.stat")?;
@@ -142,7 +142,8 @@ async fn cpu_time_that_the_shim_tells_is_what_the_kernel_counts(scene: &Scene) -
 
 async fn cpu_time_is_counted(scene: &Scene, way: Way) -> Result<()> {
     let mut plugin = fast_plugin(scene, way).await?;
-    // It stands still before and after, so it doesn't matter how late a sample is or what else the machine does.
+    // The task stands still before and after the work, so it doesn't matter how late a sample is or how busy the
+    // machine is.
     let script = "read line < /local/cue; i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; \
                   dd if=/dev/zero of=/dev/null bs=4k count=300000 2>/dev/null; \
                   echo done; read line < /local/cue";
@@ -160,7 +161,7 @@ async fn cpu_time_is_counted(scene: &Scene, way: Way) -> Result<()> {
     let (mut has_ended, mut more) = (false, 2);
     while more > 0 {
         samples.push(stats.next(LIMIT).await?);
-        // One may be on its way already.
+        // One sample may be on its way already.
         more -= u32::from(has_ended);
         has_ended = task.alloc.stdout.text().contains("done");
     }
@@ -176,7 +177,7 @@ async fn cpu_time_is_counted(scene: &Scene, way: Way) -> Result<()> {
         times.sum()
     };
     let (user, system) = (split(|sample| sample.cpu.user_mode), split(|sample| sample.cpu.system_mode));
-    // These two are counted in ticks of ten milliseconds.
+    // User and system time are counted in ticks of ten milliseconds.
     ensure!((user + system - counted).abs() < counted * 0.1 + 0.05, "{user} s and {system} s of {counted} s");
     ensure!(
         user > 0.02 && system > 0.02,

@@ -32,10 +32,10 @@ cases!["stop":
     a_task_whose_shim_hangs_is_killed_at_the_timeout,
 ];
 
-/// Longer than any case may take: whoever waits for it has not seen the task end.
+/// Longer than any case may take: a stop that waits for it has not seen the task end.
 const PATIENT: Duration = Duration::from_secs(90);
 
-/// A shell that says which signal came, and ends with a code of its own.
+/// Starts a shell that prints each signal's name, and exits with code 3 at all but USR2.
 async fn listener(scene: &Scene, plugin: &crate::host::Plugin) -> Result<Task> {
     let script = "for s in TERM HUP USR1 USR2 INT; do trap \"echo got $s; [ $s = USR2 ] || exit 3\" $s; done; \
                   echo ready; while :; do sleep 600 & wait $!; done";
@@ -133,7 +133,7 @@ async fn several_stops_at_once_all_return_at_the_end(scene: &Scene) -> Result<()
     let mut plugin = scene.plugin().await?;
     let task = scene.run(&plugin, &scene.shell("trap '' TERM; echo ready; sleep 600; sleep 600")).await?;
     task.alloc.stdout.to_contain("ready\n", LIMIT).await?;
-    // The most impatient one ends it for all.
+    // The shortest timeout counts for all of them.
     let stops = [PATIENT, Duration::from_millis(300), PATIENT, Duration::from_secs(60)];
     let stops = stops.map(|timeout| plugin.stop_task(task.id(), timeout, ""));
     let all = tokio::time::timeout(LIMIT, futures::future::try_join_all(stops)).await;
@@ -143,7 +143,7 @@ async fn several_stops_at_once_all_return_at_the_end(scene: &Scene) -> Result<()
     plugin.shut_down().await
 }
 
-/// A job that names such a one can be stopped all the same: the agent would repeat a stop that is refused, and give up.
+/// A job with such a signal can be stopped nevertheless: the agent would repeat a refused stop, and give up.
 async fn a_stop_by_a_signal_that_does_not_exist_is_one_by_sigterm(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let task = listener(scene, &plugin).await?;
@@ -156,7 +156,7 @@ async fn a_stop_by_a_signal_that_does_not_exist_is_one_by_sigterm(scene: &Scene)
     plugin.shut_down().await
 }
 
-/// It is in the list of signals by which Nomad checks a job.
+/// SIGNULL is in the list of signals by which Nomad checks a job.
 async fn a_stop_by_nomads_no_signal_kills_at_the_timeout(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let task = listener(scene, &plugin).await?;
@@ -230,7 +230,7 @@ async fn a_task_that_has_ended_takes_no_signal_and_nothing_breaks(scene: &Scene)
     let mut plugin = scene.plugin().await?;
     let task = scene.run(&plugin, &scene.shell("exit 2")).await?;
     task.wait(&plugin).await?;
-    // Either answer will do, as long as it isn't the plugin's death.
+    // Either answer will do, as long as it doesn't look like the plugin's death.
     if let Err(status) = plugin.signal_task(task.id(), "SIGHUP").await {
         refused(Err::<(), _>(status), &[])?;
     }
@@ -239,7 +239,8 @@ async fn a_task_that_has_ended_takes_no_signal_and_nothing_breaks(scene: &Scene)
     plugin.shut_down().await
 }
 
-/// More processes than the shim of containerd 1.6 can kill without locking up, and none that ends by itself.
+/// Script that starts more processes than the shim of containerd 1.6 can kill without locking up, none of which ends by
+/// itself.
 const HORDE: &str = "[ $$ -gt 1 ] || exit 9; i=0; while [ $i -lt 60 ]; do (trap '' TERM HUP; exec sleep 600) & i=$((i+1)); \
                      done; setsid sleep 600 &";
 
@@ -284,7 +285,7 @@ async fn a_task_whose_shim_hangs_is_killed_at_the_timeout(scene: &Scene) -> Resu
     let mut plugin = scene.plugin().await?;
     let task = listener(scene, &plugin).await?;
     kill(shim_pid(scene)?, Signal::SIGSTOP)?;
-    // It never gets the signal that it would heed.
+    // The task never gets the signal that it would heed.
     task.stop(&plugin, Duration::from_secs(1)).await?;
     same!(task.wait_for_all(&plugin).await?, (137, 9));
     task.destroy(&plugin).await?;

@@ -1,4 +1,4 @@
-//! What a start, and a teardown, say at their end: how long each of their steps took, in a form that programs read.
+//! The timelines of starts and teardowns: how long each step took, in a form that programs read.
 
 use anyhow::{Context, Result, ensure};
 
@@ -15,17 +15,17 @@ cases!["timeline":
     a_start_from_an_image_that_is_known_makes_few_calls_to_containerd,
 ];
 
-/// How far the parts of a sum may be off for being rounded.
+/// Maximum difference of a sum of rounded parts, in milliseconds.
 const ROUNDED: f64 = 0.11;
 
-/// The timelines of all calls of this kind so far, in the order in which they ended.
+/// Returns the timelines of all calls of this kind so far, in the order in which they ended.
 pub(super) fn told(plugin: &Plugin, call: &str) -> Result<Vec<Told>> {
     let mut told: Vec<Told> = timeline::told(&plugin.log()).collect::<Result<_>>()?;
     told.retain(|told| told.call == call);
     Ok(told)
 }
 
-/// The one timeline of this kind after those that were there before.
+/// Waits for the next timeline of this kind, when there are `before` of them, and returns it.
 async fn next(plugin: &Plugin, call: &str, before: usize) -> Result<Told> {
     let there = || told(plugin, call).is_ok_and(|told| told.len() > before);
     until(LIMIT, "the timeline", there).await?;
@@ -72,7 +72,7 @@ async fn a_start_and_a_teardown_say_how_long_their_steps_took(scene: &Scene) -> 
             "start",
         ],
     )?;
-    // The first of its steps that can't be done before the shim is there.
+    // Create is the first step of a start that needs the shim.
     let (created, _) = start.steps["create"];
     ensure!(["shim", "container", "network"].iter().all(|step| start.steps[*step].0 < created), "{start:?}");
     task.wait(&plugin).await?;
@@ -109,7 +109,8 @@ async fn a_start_from_an_image_that_is_known_makes_few_calls_to_containerd(scene
         scene.still_works(&plugin).await?;
         let start = next(&plugin, "start", number).await?;
         if number > 0 {
-            // The image's record, whether it is unpacked, the lease, the snapshot, the container's record.
+            // One call each for the image's record, its unpacked state, the lease, the snapshot and the container's
+            // record.
             ensure!(start.containerd_calls <= 5, "{start:?}");
         }
     }

@@ -1,5 +1,5 @@
-//! Registries that want a token, which is had elsewhere: with a password, with an identity token, anew when it has run
-//! out; and credentials of which each host gets its own.
+//! Registries that want a token from a token server: by password, by identity token, again when it has expired; and
+//! credentials that go only to the host that they are for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,7 +27,7 @@ cases!["tokens":
 
 const IDENTITY: &str = "1dentity-of-the-node";
 
-/// A token server, and a registry that believes it.
+/// A token server, and a registry that accepts its tokens.
 struct Guarded {
     server: Gate,
     registry: Registry,
@@ -38,7 +38,7 @@ impl Guarded {
         let authority = Authority::new(&scene.directory().join("pki"), "issuer")?;
         let signer = authority.certify("signer")?;
         let server = Gate::before("127.0.0.1:1", move |seen| serve(&signer, seen)).await?;
-        // It has moved, and says so.
+        // The token server has moved, and redirects.
         let realm = format!("http://{}/old/token", server.address());
         let lock = Some(Lock::Token { realm, authority: authority.certificate() });
         let terms = Terms { lock, ..Terms::default() };
@@ -46,7 +46,7 @@ impl Guarded {
         Ok(Self { server, registry })
     }
 
-    /// How often each method was asked with since.
+    /// Returns the number of token requests by GET and by POST, without redirected ones.
     fn asked(&self) -> (usize, usize) {
         let seen = self.server.seen();
         let is_new = |seen: &&Seen| seen.method == "POST" || !seen.target.starts_with("/old");
@@ -55,8 +55,7 @@ impl Guarded {
     }
 }
 
-/// Gives a token to whoever has the password, or the identity token. Whoever asks for one by a password is sent to another
-/// path first.
+/// Answers a token request that has the password or the identity token. A request by password is redirected once first.
 fn serve(signer: &Certified, seen: &Seen) -> Reply {
     if let Some(rest) = seen.target.strip_prefix("/old").filter(|_| seen.method == "GET") {
         return Reply::Say(301, vec![("Location", rest.to_owned())], String::new());
@@ -78,7 +77,7 @@ fn serve(signer: &Certified, seen: &Seen) -> Reply {
     }
 }
 
-/// As distribution's specification of tokens has it.
+/// Returns a signed token for pulls from a repository, by distribution's specification of tokens.
 fn token(signer: &Certified, repository: &str) -> Result<String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let head = json!({"typ": "JWT", "alg": "ES256", "x5c": [BASE64_STANDARD.encode(signer.der())]});
@@ -116,7 +115,7 @@ async fn one_is_had_with_the_password_and_only_the_token_goes_to_the_registry(sc
     plugin.shut_down().await
 }
 
-/// No password came to the registry, and one token with all but the first request.
+/// Asserts that the registry got no password, and the same token with all requests but the first.
 fn same_token_for_all(registry: &Gate) -> Result<()> {
     let seen = registry.seen();
     let told: Vec<_> = seen.iter().map(|seen| seen.header("authorization")).collect();
@@ -173,7 +172,7 @@ async fn one_that_has_run_out_in_the_middle_is_had_anew(scene: &Scene) -> Result
                 let token = format!("token-{}", count.fetch_add(1, Ordering::Relaxed));
                 return Reply::Say(200, Vec::new(), json!({"token": token}).to_string());
             }
-            // The first one is good for documents only: it runs out before the layers.
+            // The first token is good for documents only: it expires before the layers are fetched.
             let is_layer = seen.target.contains("/blobs/");
             match seen.header("authorization") {
                 Some("Bearer token-0") if !is_layer => Reply::Pass,
@@ -211,7 +210,7 @@ async fn a_registry_that_never_has_enough_is_given_up(scene: &Scene) -> Result<(
     plugin.shut_down().await
 }
 
-/// Wants this pair.
+/// Returns a host's behaviour: it passes on requests with these basic credentials, and answers 401 to others.
 fn wants(pair: &'static str) -> impl Fn(&Seen) -> Reply + Send + Sync + 'static {
     move |seen| match seen.header("authorization") {
         Some(told) if told == format!("Basic {pair}") => Reply::Pass,

@@ -1,4 +1,4 @@
-//! Two plugins and one state directory: one of them has it, and the other one touches nothing of what is there.
+//! Two plugins and one state directory: one of them holds the lock, and the other one touches nothing in there.
 
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ async fn the_second_one_on_a_state_directory_touches_nothing_until_the_first_has
 ) -> Result<()> {
     let mut first = scene.plugin().await?;
     let task = obedient(scene, &first).await?;
-    // Whose grace for what Nomad doesn't know is over soon.
+    // The second plugin's grace for orphans is short.
     let mut second = scene.plugin_as(&scene.launch(), &options(scene, &json!({}))).await?;
     let mut fingerprints = second.fingerprints().await?;
     let found = next(&mut fingerprints, HealthState::Unhealthy).await?;
@@ -44,7 +44,7 @@ async fn the_second_one_on_a_state_directory_touches_nothing_until_the_first_has
     let fresh = scene.prepare(&second, &scene.shell("true")).await?;
     let refusal = refused(second.start_task(fresh.config.clone()).await, &[fresh.id(), &pid, &directory])?;
     ensure!(is_recoverable(&refusal)?, "Nomad would not try it again");
-    // What an agent does that can't recover a task.
+    // An agent that can't recover a task stops and destroys it.
     let asked = Instant::now();
     refused(second.recover_task(task.kept_handle()?).await, &[task.id(), &pid])?;
     ensure!(asked.elapsed() < LONG + LIMIT, "it waited for {:?}", asked.elapsed());
@@ -66,7 +66,7 @@ async fn one_whose_agent_is_gone_makes_way_and_its_tasks_are_recovered(scene: &S
     let (one, other) = (obedient(scene, &first).await?, obedient(scene, &first).await?);
     first.redial().await?;
     let mut second = scene.plugin().await?;
-    // At once, as an agent does after its start.
+    // At once, as an agent recovers its tasks after its start.
     one.recover(&second).await?;
     other.recover(&second).await?;
     let ended = first.process().end_within(LIMIT).await?;
@@ -83,7 +83,7 @@ async fn one_whose_agent_is_gone_stays_where_nobody_waits(scene: &Scene) -> Resu
     let mut first = scene.plugin().await?;
     let task = obedient(scene, &first).await?;
     let mut second = scene.plugin().await?;
-    // Somebody waited, and is no more.
+    // Another plugin waited, and is gone.
     until(LIMIT, "a word of the second one", || scene.state_dir().join("successor").exists()).await?;
     second.kill().await?;
     first.redial().await?;
@@ -132,7 +132,7 @@ async fn a_lock_that_is_removed_lets_nobody_else_in(scene: &Scene) -> Result<()>
     let mut second = scene.plugin_as(&scene.launch(), &options(scene, &json!({}))).await?;
     let mut fingerprints = second.fingerprints().await?;
     next(&mut fingerprints, HealthState::Unhealthy).await?;
-    // Whose word it is that the directory is somebody's is known again.
+    // The lock file says again who holds the directory.
     let pid = first.pid().to_string();
     until(LIMIT, "the first one's word", || {
         std::fs::read_to_string(&lock).is_ok_and(|text| text.contains(&pid))
@@ -144,7 +144,7 @@ async fn a_lock_that_is_removed_lets_nobody_else_in(scene: &Scene) -> Result<()>
     first.shut_down().await
 }
 
-/// Somebody may write something into it meanwhile.
+/// Removes the state directory, into which a plugin may write meanwhile.
 async fn remove_state(scene: &Scene) -> Result<()> {
     until(LIMIT, "its removal", || std::fs::remove_dir_all(scene.state_dir()).is_ok()).await
 }
@@ -169,7 +169,7 @@ async fn a_directory_that_another_one_took_after_its_removal_is_left_to_it(scene
     let mut second = scene.plugin().await?;
     let mut fingerprints = second.fingerprints().await?;
     next(&mut fingerprints, HealthState::Unhealthy).await?;
-    // It looks less often than the other one tries.
+    // The first plugin is stopped, as it looks less often than the second one tries.
     first.process().signal(nix::sys::signal::Signal::SIGSTOP)?;
     remove_state(scene).await?;
     next(&mut fingerprints, HealthState::Healthy).await?;

@@ -1,4 +1,4 @@
-//! That nothing of the driver's is in the way of the agent, which takes away a task's secrets as soon as a destroy is answered.
+//! The driver never holds a task's secrets busy when the agent unmounts them right after a destroy.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,12 +18,13 @@ cases!["unmounts":
     a_tasks_secrets_are_unmounted_at_once_after_its_destroy_while_others_start,
 ];
 
-/// How many tasks come and go at once, and for how long. The variables are for a longer look.
+/// Number of tasks that come and go at once. A variable sets another one, for a longer look, and another duration than
+/// [`ROUNDS`].
 const AT_ONCE: usize = 6;
 const ROUNDS: Duration = Duration::from_secs(12);
 const NOTHING: Option<&str> = None;
 
-/// The directory of allocations, mounted on itself, so that it has a propagation of its own.
+/// The directory of allocations, bind-mounted on itself, so that it has a propagation of its own.
 struct Mounted(PathBuf);
 
 impl Mounted {
@@ -42,7 +43,7 @@ impl Drop for Mounted {
     }
 }
 
-/// As Nomad makes a task's secrets.
+/// A directory of secrets on a tmpfs, as Nomad makes it.
 struct Secrets(PathBuf);
 
 impl Secrets {
@@ -53,7 +54,7 @@ impl Secrets {
         Ok(Self(at))
     }
 
-    /// As Nomad does, once. Says who is in the way.
+    /// Unmounts the directory with one try, as Nomad does. Returns who held it, if it was busy.
     fn unmount(self) -> Result<Option<String>> {
         let begun = Instant::now();
         let first = umount2(&self.0, MntFlags::empty());
@@ -76,7 +77,7 @@ impl Drop for Secrets {
     }
 }
 
-/// Processes that have a path mounted or open.
+/// Returns the processes that have a path mounted or open.
 fn holders(path: &Path) -> Vec<String> {
     let shown = path.display().to_string();
     let read = |path: PathBuf| fs::read_to_string(path).unwrap_or_default();
@@ -127,7 +128,7 @@ async fn a_tasks_secrets_are_unmounted_at_once_after_its_destroy_while_others_st
     Ok(())
 }
 
-/// Tasks one after the other. How many there were, and what was in the way of the agent.
+/// Runs tasks one after the other until `end`. Returns their number, and descriptions of failed unmounts.
 async fn come_and_go(scene: &Scene, plugin: &Plugin, end: Instant) -> Result<(usize, Vec<String>)> {
     let (mut count, mut busy) = (0, Vec::new());
     while Instant::now() < end {

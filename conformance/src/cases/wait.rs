@@ -1,4 +1,4 @@
-//! Waiting for a task, looking at it, and its destroy.
+//! Waiting for a task, inspecting it, and destroying it.
 
 use std::time::{Duration, SystemTime};
 
@@ -132,7 +132,7 @@ async fn a_task_that_is_not_here_is_said_in_nomads_words(scene: &Scene) -> Resul
     refused(plugin.signal_task(id, "SIGTERM").await, NOT_HERE)?;
     refused(plugin.stats(id, LIMIT).await, NOT_HERE)?;
     refused(plugin.exec_task(id, &["true"], LIMIT).await, NOT_HERE)?;
-    // What is gone has stopped.
+    // A task that is gone counts as stopped.
     plugin.stop_task(id, LIMIT, "").await?;
     plugin.destroy_task(id, true).await?;
     plugin.shut_down().await

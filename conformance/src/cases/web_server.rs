@@ -1,4 +1,4 @@
-//! A task that serves, and what cases of networks ask of it and of those beside it.
+//! A task with a web server, and requests to it, for cases about networks.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -12,9 +12,9 @@ use crate::host::Plugin;
 use crate::scene::Scene;
 use crate::task::{LIMIT, Task};
 
-/// Where a task serves.
+/// Port of the web server.
 pub(super) const PORT: u16 = 8080;
-/// Says its hostname to whoever asks.
+/// Script of a web server that serves its hostname.
 pub(super) const SERVE: &str =
     "trap 'exit 3' TERM; httpd -p 8080 -h /etc; echo up; while :; do sleep 0.1; done";
 
@@ -26,7 +26,7 @@ pub(super) fn with(scene: &Scene, script: &str, options: &[(&str, Value)]) -> Va
     config
 }
 
-/// A task that serves, in a network of its own.
+/// Starts a web server in a network by these options.
 pub(super) async fn server(scene: &Scene, plugin: &Plugin, options: &[(&str, Value)]) -> Result<Task> {
     let task = scene.prepare(plugin, &with(scene, SERVE, options)).await?;
     serving(task, plugin).await
@@ -42,7 +42,7 @@ pub(super) async fn told(plugin: &Plugin, task: &Task) -> Result<pb::NetworkOver
     plugin.inspect_task(task.id()).await?.network_override.context("Nomad is told of no network")
 }
 
-/// What the server at this address says of itself.
+/// Returns the hostname that the server at this address serves.
 pub(super) fn ask(address: &str, port: u16) -> Result<String> {
     let address = SocketAddr::new(address.parse::<IpAddr>()?, port);
     let deadline = Instant::now() + LIMIT;
@@ -77,7 +77,7 @@ pub(super) fn port(label: &str, value: u16, to: u16, host_ip: &str) -> pb::PortM
     }
 }
 
-/// Another task of the same allocation, ready to be started.
+/// Prepares another task of the same allocation.
 pub(super) async fn beside(scene: &Scene, plugin: &Plugin, task: &Task, config: &Value) -> Result<Task> {
     let mut beside = scene.prepare_named(plugin, "beside", config).await?;
     beside.alloc.read_logs()?;

@@ -1,4 +1,4 @@
-//! The commands of the soak: short ones, some that pass on up to 100 KiB, some on a terminal.
+//! The execs of the soak test: short ones, some that pass on up to 100 KiB, some on a terminal.
 
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
@@ -6,12 +6,12 @@ use sha2::{Digest, Sha256};
 use crate::host::{Exec, Plugin};
 use crate::task::{LIMIT, Task};
 
-/// How an exec failed.
+/// The failure of an exec.
 #[derive(Debug)]
 pub enum Failure {
-    /// Without an answer, as when the plugin dies.
+    /// No answer, as when the plugin dies.
     Cut(anyhow::Error),
-    /// With a wrong one, which nothing excuses.
+    /// A wrong answer, which nothing excuses.
     Wrong(anyhow::Error),
 }
 
@@ -22,7 +22,7 @@ impl From<Failure> for anyhow::Error {
     }
 }
 
-/// Runs one of them by its number, and holds its code and all its output against what they have to be.
+/// Runs the exec of this number, and compares its exit code and all its output with the expected ones.
 ///
 /// # Errors
 /// See [`Failure`].
@@ -74,7 +74,7 @@ async fn on_a_terminal(plugin: &Plugin, task: &Task, code: i32) -> Result<(i32, 
     Ok((said.code()?, said.stdout))
 }
 
-/// Up to 100 KiB that no other number has.
+/// Returns up to 100 KiB that differ from those of any other number.
 fn payload(number: usize) -> Vec<u8> {
     let length = (number + 1) * 7919 * 13 % (100 * 1024);
     let blocks = (0..=length / 32).flat_map(|block| Sha256::digest(format!("{number} {block}")));
