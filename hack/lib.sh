@@ -31,6 +31,9 @@ step() {
   STEP=
 }
 
+# expect_steps FIRST LATER: says what the steps take on two cores, the first time and later.
+expect_steps() { note "steps on two cores: the first time $1; later $2"; }
+
 # spawn COMMAND...: starts it in a process group of its own, so that an interrupt reaches this script alone, which then
 # ends it in order. CHILD is what to send the end to: the process, or `group` as the first word its whole group.
 spawn() {
@@ -193,6 +196,17 @@ find_nomad() { find_agent nomad "$NOMAD_VERSION" "about five minutes"; }
 
 # The same for CONSUL.
 find_consul() { find_agent consul "$CONSUL_VERSION" "about three minutes"; }
+
+# The steps with which hack/test begins: the packages, also those for the guest, and the agents.
+set_up_for_test() {
+  if ! is_cgroup_v2; then PACKAGES[qemu-system-x86_64]=qemu-system-x86; fi
+  step "packages" install_packages
+  step "nomad" find_nomad
+  step "consul" find_consul
+}
+
+# A machine has one version of cgroups in use. Where that is v1, a guest stands in for the other.
+is_cgroup_v2() { [[ $(stat -fc %T /sys/fs/cgroup) == cgroup2fs ]]; }
 
 # find_agent NAME VERSION TIME
 find_agent() {
