@@ -1,12 +1,11 @@
-//! Whether a Nomad agent drives this plugin: the plugin outlives an agent that dies, and may be found by the next one, or
-//! never.
+//! The presence of a Nomad agent: the plugin outlives an agent that dies, and may be found by the next one, or never.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-/// What is known of the agent. Shared by all who see something of it.
+/// The agent's presence, as seen from its calls. Shared by all that see some of them.
 #[derive(Debug)]
 pub(crate) struct Agent {
     seen: watch::Sender<Seen>,
@@ -14,20 +13,20 @@ pub(crate) struct Agent {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Seen {
-    /// How many streams of fingerprints are open.
+    /// Number of fingerprint streams that are open.
     listening: usize,
-    /// How many of its calls wait for something.
+    /// Number of calls that wait for something.
     waiting: usize,
-    /// The last call, or the end of one that waited, or of a stream.
+    /// Time of the last call, or of the end of a waiting call or of a fingerprint stream.
     heard: Instant,
-    /// The last begin of a stream of fingerprints, or recovery.
+    /// Time when the last fingerprint stream began, or the agent last recovered a task.
     settled: Instant,
 }
 
-/// A stream of fingerprints that the agent has open, until this is dropped.
+/// The guard of an open fingerprint stream, which counts as closed once this is dropped.
 pub(crate) struct Listening(Arc<Agent>);
 
-/// A call of the agent that waits for something, until this is dropped.
+/// The guard of a call that waits for something, which counts as answered once this is dropped.
 pub(crate) struct Waiting(Arc<Agent>);
 
 impl Agent {
@@ -36,21 +35,21 @@ impl Agent {
         Self { seen: watch::Sender::new(Seen { listening: 0, waiting: 0, heard: now, settled: now }) }
     }
 
-    /// Notes that it has called.
+    /// Records that the agent has called.
     pub(crate) fn has_called(&self) {
-        // Nobody waits for calls.
+        // Without a notification: nobody waits for calls.
         self.seen.send_if_modified(|seen| {
             seen.heard = Instant::now();
             false
         });
     }
 
-    /// Notes that it recovers a task, or may do so from now on: more may come.
+    /// Records that the agent recovers a task, or may do so from now on: more recoveries may come.
     pub(crate) fn recovers(&self) {
         self.seen.send_modify(|seen| seen.settled = Instant::now());
     }
 
-    /// Notes that it listens to fingerprints, for as long as the result lives.
+    /// Records that the agent listens to fingerprints, for as long as the returned guard lives.
     pub(crate) fn listens(self: &Arc<Self>) -> Listening {
         self.seen.send_modify(|seen| {
             seen.listening += 1;
@@ -59,7 +58,7 @@ impl Agent {
         Listening(Arc::clone(self))
     }
 
-    /// Notes that it waits for the answer to a call, for as long as the result lives.
+    /// Records that the agent waits for the answer to a call, for as long as the returned guard lives.
     pub(crate) fn waits(self: &Arc<Self>) -> Waiting {
         self.seen.send_if_modified(|seen| {
             seen.waiting += 1;
@@ -68,19 +67,19 @@ impl Agent {
         Waiting(Arc::clone(self))
     }
 
-    /// For how long it has neither listened nor called. None while it listens, or waits for an answer.
+    /// Returns how long the agent has neither listened nor called; `None` while it listens or waits for an answer.
     pub(crate) fn away(&self) -> Option<Duration> {
         let seen = self.seen.borrow();
         (seen.listening == 0 && seen.waiting == 0).then(|| seen.heard.elapsed())
     }
 
-    /// For how long it has been there without a recovery. None while it doesn't listen.
+    /// Returns how long the agent has been listening without a recovery; `None` while it doesn't listen.
     pub(super) fn settled(&self) -> Option<Duration> {
         let seen = self.seen.borrow();
         (seen.listening > 0).then(|| seen.settled.elapsed())
     }
 
-    /// Waits for it to come, to go, or to recover a task after this call.
+    /// Completes when the agent starts or stops listening, or recovers a task, after this call.
     pub(super) fn changes(&self) -> impl Future<Output = ()> + use<> {
         let mut seen = self.seen.subscribe();
         async move {

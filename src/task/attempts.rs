@@ -1,8 +1,8 @@
 //! The attempts of one task: Nomad gives each an id of its own, and all of them the same cgroup.
 //!
-//! So an attempt that is left over, such as one whose handle the agent never wrote down, is taken down before the next one
-//! is made; and nothing is ever killed by a cgroup that another attempt has, too. Each bundle says whose attempt it is in a
-//! file of its own, and those of earlier builds say by their specification at least where their cgroup is.
+//! An attempt that is left over, such as one whose handle the agent never wrote down, is taken down before the next one
+//! is made, and no process is ever killed by a cgroup that another attempt has, too. Each bundle identifies its attempt
+//! in a file of its own; a bundle of an earlier build has at least the cgroup, in its specification.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -16,35 +16,36 @@ use super::{Identity, NAMESPACE, Settings, Slot, Tasks};
 use crate::error::{Error, Result};
 use crate::shim::{self, Bundle, bundles};
 
-/// The file in a bundle that says whose attempt it is.
+/// Name of the file in a bundle that identifies its attempt.
 const FILE: &str = "task";
-/// The file in a bundle that has the container's specification.
+/// Name of the file in a bundle that has the container's specification.
 const CONFIG: &str = "config.json";
 
-/// Whose attempt a bundle is, and where its processes are.
+/// An attempt: the allocation and task that a bundle belongs to, and the cgroup of its processes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Attempt {
     pub(super) alloc_id: String,
     pub(super) task: String,
-    /// Below the root of each hierarchy.
+    /// Path of the cgroup below the root of each hierarchy.
     pub(super) cgroup: PathBuf,
 }
 
 impl Attempt {
-    /// Writes it into its bundle, whole or not at all.
+    /// Writes the attempt into its bundle, whole or not at all.
     ///
     /// # Errors
-    /// Names the file.
+    /// Names the file that can't be written.
     pub(super) fn write(&self, bundle: &Bundle) -> Result<()> {
         let json = serde_json::to_vec(self)
             .map_err(|error| Error::Failed(format!("write down whose container it is: {error}")))?;
         Ok(bundle.write(FILE, &json)?)
     }
 
-    /// Reads it from a bundle. None where the bundle doesn't say, as before its container is made.
+    /// Reads the attempt from its bundle. Returns `None` where the bundle doesn't name one, as before its container is
+    /// made.
     ///
     /// # Errors
-    /// When what the bundle says can't be read, such as for want of descriptors.
+    /// When the bundle's files can't be read, such as for want of descriptors.
     pub(super) fn read(bundle: &Bundle) -> std::result::Result<Option<Self>, shim::Error> {
         if let Some(own) = bundle.read_json(FILE)? {
             return Ok(Some(own));
@@ -54,15 +55,16 @@ impl Attempt {
         Ok(cgroup.map(|cgroup| Self { alloc_id: String::new(), task: String::new(), cgroup }))
     }
 
-    /// Nothing of it runs any more: from here on its cgroup is another attempt's alone.
+    /// Removes the attempt from its bundle once none of its processes runs: its cgroup is another attempt's alone from
+    /// then on.
     ///
     /// # Errors
-    /// Names the file.
+    /// Names the file that can't be removed.
     pub(super) fn forget(bundle: &Bundle) -> Result<()> {
         Ok(bundle.remove_file(FILE)?)
     }
 
-    /// Whether both are attempts of one task: by its name, or by its cgroup where one of them doesn't say its name.
+    /// Returns whether both are attempts of one task: by its name, or by its cgroup where one of them has no name.
     fn is_of_same_task(&self, other: &Self) -> bool {
         if self.alloc_id.is_empty() || other.alloc_id.is_empty() {
             return self.cgroup == other.cgroup;
@@ -70,29 +72,29 @@ impl Attempt {
         self.alloc_id == other.alloc_id && self.task == other.task
     }
 
-    /// Whether the cgroup of one may have processes of the other.
+    /// Returns whether the cgroup of one attempt may have processes of the other.
     fn may_share_cgroup(&self, other: &Self) -> bool {
         self.is_of_same_task(other) || self.cgroup == other.cgroup
     }
 }
 
-/// What a teardown may do to the cgroup of its attempt.
+/// An attempt's cgroup, by what a teardown may do to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Group {
-    /// Nobody else has it: whoever is in there is this attempt's.
+    /// A cgroup that no other attempt has: every process in it is this attempt's.
     Own(PathBuf),
-    /// Another attempt has it, too.
+    /// A cgroup that another attempt has, too.
     Shared(PathBuf),
-    /// Whether another attempt has it, too, can't be told.
+    /// A cgroup of which it can't be told whether another attempt has it, too.
     Unread(PathBuf),
-    /// The bundle doesn't say which it is.
+    /// No cgroup is known: the bundle doesn't name one.
     Unknown,
-    /// The bundle may say which it is, but can't be read; says why.
+    /// No cgroup is known: the bundle can't be read, for this reason.
     Unreadable(String),
 }
 
 impl Place {
-    /// Looks for the cgroup of this attempt, and for others that have it. Blocking: not for an async thread.
+    /// Determines the cgroup of this attempt, and whether other attempts have it. Blocking: not for an async thread.
     pub(super) fn group(&self) -> Group {
         self.restore();
         let attempt = match Attempt::read(&self.bundle) {
@@ -118,14 +120,14 @@ impl Place {
     }
 }
 
-/// The containers of other attempts that are meant.
+/// Returns the ids of the other containers whose attempts `is_meant` selects.
 fn others(
     state_dir: &Path,
     own_id: &str,
     is_meant: impl Fn(&str, &Attempt) -> bool,
 ) -> std::result::Result<Vec<String>, shim::Error> {
     let mut found = bundles(state_dir, NAMESPACE)?;
-    // A task has one name, which the ids of all of its attempts begin with.
+    // A task has one name, with which the ids of all its attempts begin.
     found.retain(|id| id != own_id && has_same_name(id, own_id));
     let is_other = |id: &String| {
         let other = Attempt::read(&Bundle::at(state_dir, NAMESPACE, id))?;
@@ -141,12 +143,13 @@ fn has_same_name(one: &str, other: &str) -> bool {
 }
 
 impl Tasks {
-    /// Takes down whatever earlier attempts of a task have left, in whichever state they are, before another one is made:
-    /// Nomad has given up all of them. What is left of one after its processes' end, such as an address that a plugin does
-    /// not give up, is removed later: it keeps nobody from running. `order` is that of the start that asks.
+    /// Takes down whatever earlier attempts of a task have left, in whichever state they are, before another attempt is
+    /// made: Nomad has given up all of them. Parts that are left after the end of an attempt's processes, such as an
+    /// address that a CNI plugin doesn't release, are removed later: they keep no other attempt from running. `order`
+    /// is the number of the start that asks.
     ///
     /// # Errors
-    /// [`Error::Transient`] names the container that still may run.
+    /// [`Error::Transient`] names a container that may still run.
     pub(super) async fn end_earlier_attempts(
         self: &Arc<Self>,
         settings: &Arc<Settings>,
@@ -178,7 +181,7 @@ impl Tasks {
         Ok(())
     }
 
-    /// Those of which only the bundle is left.
+    /// Returns the earlier attempts of which only the bundle is left.
     async fn left_attempts(&self, place: &Place, attempt: Attempt) -> Result<Vec<String>> {
         let known: Vec<String> = {
             let slots = self.lock();
@@ -199,7 +202,8 @@ impl Tasks {
     }
 }
 
-/// The earlier attempts that this plugin has. Of two that are started at the same time only the later one ends the other.
+/// Returns the earlier attempts in this plugin's registry. Of two that are started at the same time only the later one
+/// ends the other.
 fn live_attempts(slots: &HashMap<String, Slot>, attempt: &Attempt, own_id: &str, order: u64) -> Vec<String> {
     let is_it = |Identity { task_id: _, alloc_id, name }: &Identity| {
         !alloc_id.is_empty() && *alloc_id == attempt.alloc_id && *name == attempt.task

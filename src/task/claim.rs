@@ -1,8 +1,8 @@
-//! The claim to a state directory. It is taken with the agent's first fingerprint, recovery or start, not by the launches that
-//! only ask for a schema, and kept until the process ends. Whoever doesn't have it touches nothing of what is there: the
-//! tasks are another plugin's.
+//! The claim to a state directory: an exclusive lock. It is taken with the agent's first fingerprint, recovery or
+//! start, not by launches that only ask for a schema, and kept until the process ends. A plugin without the claim
+//! touches nothing in the directory: the tasks there are another plugin's.
 //!
-//! A plugin whose agent is gone for good, which only a killed agent leaves, makes way for one that waits.
+//! A plugin whose agent is gone for good, as only a killed agent leaves one, makes way for a plugin that waits.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -17,18 +17,18 @@ use super::{Settings, Tasks};
 use crate::error::{Error, Result};
 use crate::state_lock::{HeldToTheEnd, StateLock, StateLockError, Successor, has_successor};
 
-/// How often a directory that is another plugin's is tried again, and how often it is looked whether another one waits.
+/// Interval between two tries to lock another plugin's directory, and between two looks for another plugin that waits.
 const ROUND: Duration = Duration::from_millis(500);
-/// How often a holder looks whether what it has locked is still where it was.
+/// Number of rounds between two checks that the directory which this plugin has locked is still in place.
 const ROUNDS_TO_LOOK: u64 = 4;
-/// How long no agent was there when the plugin makes way for another one. One that finds it again calls at once.
+/// Time without an agent after which the plugin makes way for another one. An agent that finds it again calls at once.
 const AWAY: Duration = Duration::from_secs(10);
 
-/// The claims of this process, by state directory: there is more than one only where the option was changed.
+/// The claims of this process, by state directory; more than one only where the option was changed.
 pub(super) struct Claims {
     made: Mutex<HashMap<PathBuf, Claim>>,
     agent: Arc<Agent>,
-    /// Ends the plugin in good order.
+    /// Notified to shut the plugin down in good order.
     stop: Arc<Notify>,
 }
 
@@ -38,7 +38,7 @@ pub(crate) struct Claim {
     standing: watch::Receiver<Standing>,
 }
 
-/// How a claim stands.
+/// The state of a claim.
 #[derive(Debug, Clone)]
 enum Standing {
     /// Not tried yet.
@@ -52,7 +52,7 @@ impl Claims {
         Self { made: Mutex::default(), agent, stop }
     }
 
-    /// The claim to a state directory, made at the first call.
+    /// Returns the claim to a state directory, which is made at the first call.
     fn to(&self, state_dir: &Path) -> Claim {
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(claim) = made.get(state_dir) {
@@ -68,10 +68,10 @@ impl Claims {
 }
 
 impl Claim {
-    /// Waits for the directory, but no longer than that.
+    /// Waits for the claim, but no longer than `limit`.
     ///
     /// # Errors
-    /// Says who has it, or why it can't be had.
+    /// Says who has the directory, or why it can't be locked.
     pub(crate) async fn held_within(&self, limit: Duration) -> Result<()> {
         match tokio::time::timeout(limit, self.held()).await {
             Ok(()) => Ok(()),
@@ -85,16 +85,16 @@ impl Claim {
         }
     }
 
-    /// Waits for the directory.
+    /// Waits for the claim.
     async fn held(&self) {
         let mut standing = self.standing.clone();
         if standing.wait_for(|standing| matches!(standing, Standing::Held)).await.is_err() {
-            // Whoever pursued it is gone, with the runtime.
+            // The task that pursues the claim is gone, with the async runtime.
             std::future::pending::<()>().await;
         }
     }
 
-    /// Waits for it to stand otherwise than now.
+    /// Waits until the state of the claim changes.
     pub(crate) async fn changes(mut self) {
         self.standing.mark_unchanged();
         if self.standing.changed().await.is_err() {
@@ -104,13 +104,13 @@ impl Claim {
 }
 
 impl Tasks {
-    /// The claim to the state directory of a configuration, made at the first call.
+    /// Returns the claim to the state directory of a configuration, which is made at the first call.
     pub(crate) fn claim(&self, settings: &Settings) -> Claim {
         self.claims.to(&settings.config.state_dir)
     }
 
-    /// The configuration, once it is that of a driver that is enabled, and whose state directory is this plugin's. None
-    /// at the plugin's end.
+    /// Waits until the driver is enabled and its state directory is this plugin's, and returns that configuration.
+    /// Returns `None` at the plugin's end.
     pub(super) async fn own_settings(
         &self,
         settings: &mut watch::Receiver<Option<Arc<Settings>>>,
@@ -130,11 +130,11 @@ impl Tasks {
     }
 }
 
-/// Takes the directory as soon as it can be had, and gives it up with the plugin where nobody needs it any more, or where
-/// somebody has removed it and another plugin has what is there now.
+/// Locks the directory as soon as possible. Later shuts the plugin down to release it, where no agent is there and
+/// another plugin waits, or where somebody has removed the directory and another plugin has the one that is there now.
 async fn pursue(state_dir: PathBuf, tell: watch::Sender<Standing>, agent: Arc<Agent>, stop: Arc<Notify>) {
     let mut held = acquire(&state_dir, &tell, &agent).await.hold_to_the_end();
-    // Before, it could not recover what is there.
+    // Until now the agent could not have its tasks recovered.
     agent.recovers();
     tell.send_replace(Standing::Held);
     for round in 1_u64.. {
@@ -168,10 +168,10 @@ async fn pursue(state_dir: PathBuf, tell: watch::Sender<Standing>, agent: Arc<Ag
     stop.notify_one();
 }
 
-/// Sees to it that the directory that is there is still this plugin's.
+/// Checks that the directory at this path is still this plugin's, and locks it anew if it was removed.
 ///
 /// # Errors
-/// When it is another plugin's.
+/// When another plugin has locked it.
 async fn keep_up(state_dir: &Path, mut held: HeldToTheEnd) -> Result<HeldToTheEnd> {
     let look = move || {
         let kept = held.keep_up();
@@ -199,7 +199,7 @@ async fn acquire(state_dir: &Path, tell: &watch::Sender<Standing>, agent: &Agent
     let mut successor = None;
     let mut told = String::new();
     loop {
-        // Nobody would need it either: one that is needed is not to wait for this one.
+        // No agent needs this plugin either: a plugin that has an agent must not wait for this one.
         if agent.away().is_some_and(|away| away >= AWAY) {
             successor = None;
             tokio::time::sleep(ROUND).await;
@@ -228,7 +228,8 @@ async fn acquire(state_dir: &Path, tell: &watch::Sender<Standing>, agent: &Agent
     }
 }
 
-/// Another plugin's directory is waited for where that one can see it.
+/// Tries once to lock the directory. While another plugin has it, this one announces itself where that plugin can see
+/// it.
 fn try_once(
     state_dir: &Path,
     started: SystemTime,

@@ -1,8 +1,8 @@
-//! The end of all processes of an attempt: by its cgroup where nobody else has that, by its shim, and by the shim's own
-//! clean-up where the shim is gone. Nothing else in the tree kills by a cgroup.
+//! The end of all processes of an attempt: by its cgroup where no other attempt has that, by its shim, and by the
+//! shim's own clean-up where the shim is gone. No other module kills by a cgroup.
 //!
-//! What counts is what still runs. A clean-up that fails where nothing is left to clean up is done; one that succeeds
-//! where something is left is not.
+//! The outcome is judged by what still runs. A clean-up that fails where nothing is left to clean up has succeeded; one
+//! that succeeds where something is left has not.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,9 +18,9 @@ use crate::error::{Error, Result};
 use crate::process_handle::ProcessHandle;
 use crate::process_stat::ProcessId;
 
-/// How often what could not be ended is tried again.
+/// Interval between tries to end what could not be ended.
 const TRIED_AGAIN: Duration = Duration::from_secs(10);
-/// How long a killed process may take to be gone.
+/// Maximum time that a killed process may take to be gone.
 const KILLED: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
@@ -30,11 +30,11 @@ impl Place {
         tokio::task::spawn_blocking(move || place.group()).await.unwrap_or(Group::Unknown)
     }
 
-    /// Kills whoever is in the attempt's cgroup. Leaves it alone where another attempt has it, too. Returns whether it is
-    /// this attempt's alone.
+    /// Kills all processes in the attempt's cgroup, and returns whether the cgroup is this attempt's alone. Leaves it
+    /// alone where another attempt has it, too.
     ///
     /// # Errors
-    /// When some don't end.
+    /// When some processes don't end, or the bundle can't be read.
     pub(super) async fn kill_group(&self) -> io::Result<bool> {
         match self.group_off_thread().await {
             Group::Own(path) => cgroup::kill_all(&path, self.owner_of(&path)).await,
@@ -45,16 +45,17 @@ impl Place {
         }
     }
 
-    /// Says whether a cgroup still is this attempt's alone: its bundle may have gone, and another attempt come.
+    /// Returns a check of whether a cgroup still is this attempt's alone: its bundle may have gone, and another attempt
+    /// come.
     fn owner_of(&self, path: &Path) -> impl Fn() -> bool + Clone + Send + 'static {
         let (place, own) = (self.clone(), Group::Own(path.to_owned()));
         move || place.group() == own
     }
 
-    /// Ends whomever a shim that has removed its container has left in the attempt's cgroup.
+    /// Ends the processes that a shim has left in the attempt's cgroup although it has removed the container.
     ///
     /// # Errors
-    /// When some don't end, or who is there can't be told.
+    /// When some processes don't end, or it can't be told which are there.
     pub(super) async fn end_rest_of_group(&self) -> Result<()> {
         let group = self.group_off_thread().await;
         match self.rest_of_group(&group).await {
@@ -71,14 +72,14 @@ impl Place {
         }
     }
 
-    /// Ends all that runs of an attempt whose shim does not answer, and removes its container. Does nothing where there is
-    /// none.
+    /// Ends all processes of an attempt whose shim does not answer, and removes its container. Does nothing where there
+    /// is no container.
     ///
     /// # Errors
     /// Says what is left, and why.
     pub(super) async fn end_without_shim(&self) -> Result<()> {
         let _turn = self.ending.lock().await;
-        // A shim may run that nobody got to write down, and one that no longer answers.
+        // There may be a shim that nobody got to write down, or one that no longer answers.
         self.launcher.kill_leftovers(&self.bundle, &self.id).await;
         self.launcher.remove_socket(&self.id);
         let group = self.group_off_thread().await;
@@ -91,13 +92,13 @@ impl Place {
             tracing::warn!(container = self.id, %error, "not all of its processes have ended yet");
         }
         let deleted = self.launcher.delete(&self.bundle, &self.id).await;
-        // One that the task has moved elsewhere is in no cgroup of its attempt's.
+        // A first process that the task has moved elsewhere is in no cgroup of its attempt's.
         self.kill_noted_init().await;
         match (deleted, self.rest(&group).await) {
             (Ok(()), Rest::Another(_)) => {}
-            // The clean-up finds it only by what the shim had written into a bundle that has not been restored.
+            // The clean-up finds the runtime's state only by files of the shim's, which a restored bundle lacks.
             (Ok(()), Rest::Nothing) => self.forget_runtime_state().await?,
-            // Some say so though they could not.
+            // Some shims report success though they could not clean up.
             (Ok(()), Rest::Runs(left) | Rest::Unknown(left)) => return Err(Error::Failed(left)),
             (Err(error), Rest::Runs(left) | Rest::Unknown(left) | Rest::Another(left)) => {
                 return Err(Error::Failed(format!("{error}; {left}")));
@@ -110,8 +111,9 @@ impl Place {
         self.remove_group(group).await
     }
 
-    /// What a shim had started has just been killed with it. Where the bundle does not say that there was a container,
-    /// somebody may have removed the file, and the runtime still knows of it.
+    /// Removes the runtime's state of a container that the bundle says nothing of: somebody may have removed that file,
+    /// while the runtime still knows the container. Waits for the end of the shim, which has just been killed together
+    /// with what it had started.
     ///
     /// # Errors
     /// When the shim still runs, or whether it does can't be told.
@@ -130,7 +132,7 @@ impl Place {
         }
     }
 
-    /// Goes on trying to end what [`Self::end_without_shim`] could not, until it has or somebody takes the bundle down.
+    /// Retries [`Self::end_without_shim`] until it succeeds, or somebody takes the bundle down.
     pub(super) async fn keep_ending(self) {
         loop {
             tokio::time::sleep(TRIED_AGAIN).await;
@@ -140,7 +142,7 @@ impl Place {
         }
     }
 
-    /// Looks for what still runs of a container.
+    /// Returns what still runs of a container.
     async fn rest(&self, group: &Group) -> Rest {
         match self.launcher.has_leftovers(&self.bundle, &self.id).await {
             Ok(false) => {}
@@ -158,19 +160,19 @@ impl Place {
             Group::Own(path) | Group::Shared(path) | Group::Unread(path) => {
                 rest_of(group, path, listed(path).await)
             }
-            // The shim writes it down as soon as the container has a process.
+            // The shim writes its note as soon as the container has a process.
             Group::Unknown if !self.init_note().exists() => Rest::Nothing,
             Group::Unknown => Rest::Another("which cgroup it has is not known".to_owned()),
             Group::Unreadable(why) => Rest::Unknown(format!("which cgroup it has can't be read: {why}")),
         }
     }
 
-    /// Where shims write down the pid of a container's first process.
+    /// Returns the path of the file in which shims note the pid of a container's first process.
     fn init_note(&self) -> PathBuf {
         self.bundle.directory().join("init.pid")
     }
 
-    /// The container's first process by the shim's note, or by a restored bundle, while it is there.
+    /// Returns the container's first process while it is alive, by a restored bundle or by the shim's note.
     async fn noted_init(&self) -> Option<ProcessId> {
         let (bundle, note) = (self.bundle.clone(), self.init_note());
         let look = move || {
@@ -192,7 +194,8 @@ impl Place {
         }
     }
 
-    /// A runtime that knows a container which is none any more would refuse another one of its id.
+    /// Removes the runtime's state of a container that is gone: the runtime would refuse another container with this
+    /// id.
     async fn forget_runtime_state(&self) -> Result<()> {
         let state = self.runtime_state();
         let shown = state.display().to_string();
@@ -213,7 +216,8 @@ impl Place {
         }
     }
 
-    /// A runtime that was killed in the middle of a create has written down nothing of what it had made.
+    /// Removes the attempt's cgroup: a runtime that was killed in the middle of a create has no record of what it had
+    /// made.
     async fn remove_group(&self, group: Group) -> Result<()> {
         let Group::Own(path) = group else { return Ok(()) };
         cgroup::remove(&path, self.owner_of(&path)).await.map_err(|error| {
@@ -222,20 +226,20 @@ impl Place {
     }
 }
 
-/// What is left of a container.
+/// The processes that are left of a container.
 #[derive(Debug, PartialEq, Eq)]
 enum Rest {
     Nothing,
-    /// Says what.
+    /// Some run; says which.
     Runs(String),
-    /// Says what could not be read.
+    /// It can't be told; says what could not be read.
     Unknown(String),
-    /// Says why what runs may be another attempt's. If it is not, that one's end is its end: were each to wait for the other,
-    /// neither would ever be over.
+    /// Some run that may be another attempt's; says why. If they are this attempt's, they end together with the other
+    /// one's: were each attempt to wait for the other, neither would ever be over.
     Another(String),
 }
 
-/// What is left by who is listed in a cgroup.
+/// Judges what is left of a container by the processes that are listed in a cgroup.
 fn rest_of(group: &Group, path: &Path, listed: io::Result<Vec<i32>>) -> Rest {
     let path = path.display();
     match (listed, group) {

@@ -1,4 +1,4 @@
-//! What happens to a task besides its start and end, for `nomad alloc status`.
+//! Task events beside start and exit, for `nomad alloc status`.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +14,7 @@ use crate::containerd::PullEvent;
 use crate::logs::{News, PassedOver};
 use crate::shorten::shorten;
 
-/// Events that a listener may lag behind by, and that wait for one.
+/// Maximum number of events that a listener may lag behind, and that are kept for the first listener.
 const QUEUED_EVENTS: usize = 256;
 
 #[derive(Debug, Clone)]
@@ -27,8 +27,8 @@ pub(crate) struct TaskEvent {
     pub annotations: HashMap<String, String>,
 }
 
-/// The way of events to whoever listens. Those that nobody listens to wait for the first who does: after the plugin's
-/// death the agent recovers its tasks before it listens again.
+/// The event bus. Events that nobody listens to are kept for the first listener: after the plugin's death the agent
+/// recovers its tasks before it listens again.
 #[derive(Clone)]
 pub(super) struct Events {
     sender: broadcast::Sender<TaskEvent>,
@@ -50,7 +50,7 @@ impl Events {
         }
     }
 
-    /// A listener that lags misses old events; the stream itself never ends.
+    /// Returns the stream of events. A listener that lags misses old events; the stream itself never ends.
     pub(super) fn listen(&self) -> impl Stream<Item = TaskEvent> + Send + use<> {
         let mut unheard = self.unheard.lock().unwrap_or_else(PoisonError::into_inner);
         let news = BroadcastStream::new(self.sender.subscribe());
@@ -59,7 +59,7 @@ impl Events {
     }
 }
 
-/// Tells of one task's events.
+/// The sender of one task's events.
 #[derive(Clone)]
 pub(super) struct Teller {
     pub(super) identity: Identity,
@@ -106,7 +106,7 @@ impl Teller {
         self.tell(message, &annotations);
     }
 
-    /// Other starts come first, and for long.
+    /// Reports that the start has waited long for a start permit.
     pub(super) fn queued(&self, at_once: usize) {
         self.tell(
             format!("Waiting for the starts of other tasks, of which there are {at_once} at once here (max_concurrent_starts)"),
@@ -114,7 +114,7 @@ impl Teller {
         );
     }
 
-    /// Processes of the task that the kernel has killed; the task may run on without them.
+    /// Reports OOM kills of processes of the task, which may run on without them.
     pub(super) fn oom_killed(&self, count: u64) {
         let what = if count == 1 { "process" } else { "processes" };
         self.tell(
@@ -162,7 +162,7 @@ impl Teller {
     }
 }
 
-/// As people read it, in powers of 1024.
+/// Formats a size for people, in powers of 1024.
 fn size(bytes: u64) -> String {
     let mib = bytes as f64 / f64::from(1 << 20);
     match bytes {

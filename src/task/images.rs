@@ -1,9 +1,10 @@
-//! Removes images that no container is made from any more, once nothing has been made from them for a while, or when the
-//! disk is full. What is in use is asked of containerd each time, so a plugin that comes back knows as much as one that
-//! stayed; since when an image is unused is written on it.
+//! Garbage collection of images: removes those that no container is made from any more, once nothing has been made from
+//! them for a while, or when the disk is full. containerd is asked each time which images are in use, so a plugin that
+//! comes back knows as much as one that stayed. A label on each image says since when it is unused.
 //!
-//! A start that has found its image ready, and whose record is not there yet, holds the image by name: what is held is not
-//! removed, and who wants to hold what is being removed waits for the end of that, and finds it gone.
+//! A start that has found its image, and whose record is not there yet, holds the image by name. A held image is not
+//! removed. A start that wants to hold an image that is being removed waits for the end of the removal, and finds the
+//! image gone.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,26 +16,26 @@ use super::{Settings, Tasks};
 use crate::config::ImageGc;
 use crate::containerd::{self, LOADED, StoredImage};
 
-/// How often it is looked: four times within the delay, between these.
+/// Shortest and longest interval between collections; between these, it is a quarter of the delay.
 const PERIODS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
 #[derive(Default)]
 pub(super) struct ImageUses {
     state: Mutex<Uses>,
-    /// A removal is over.
+    /// Notified when a removal is over.
     freed: Notify,
 }
 
 #[derive(Default)]
 struct Uses {
     held: HashMap<String, usize>,
-    /// Being removed.
+    /// Keys of images that are being removed.
     condemned: HashSet<String>,
-    /// When one was last held, until that is written on it.
+    /// Time when each image was last held; forgotten once containerd doesn't have the image any more.
     last: HashMap<String, SystemTime>,
 }
 
-/// Which image a start makes its container from. Dropped, it is its record that keeps the image.
+/// The reference by which a start keeps its image from garbage collection. Dropped once a record keeps the image.
 pub(super) struct Hold {
     uses: Arc<ImageUses>,
     key: String,
@@ -45,13 +46,14 @@ struct Condemned<'a> {
     key: String,
 }
 
-/// What an archive's image will be called is not known before it has been read: they are held all at once.
+/// Returns the key by which an image is held. All images from archives have one key, since the name of an archive's
+/// image is not known before the archive has been read.
 fn key(name: &str) -> &str {
     if name.starts_with(LOADED) { LOADED } else { name }
 }
 
 impl ImageUses {
-    /// Waits while the image is being removed.
+    /// Holds an image, after a removal of it that is under way.
     pub(super) async fn hold(self: &Arc<Self>, name: &str) -> Hold {
         let key = key(name).to_owned();
         loop {
@@ -72,7 +74,7 @@ impl ImageUses {
         true
     }
 
-    /// None while somebody holds it.
+    /// Marks an image as being removed. Returns `None` while a start holds it, or another removal is under way.
     fn condemn(&self, name: &str) -> Option<Condemned<'_>> {
         let key = key(name).to_owned();
         let mut uses = self.lock();
@@ -90,7 +92,7 @@ impl ImageUses {
         self.lock().held.contains_key(key(name))
     }
 
-    /// Forgets when those were held that are no more.
+    /// Forgets the last uses of images that containerd doesn't have any more.
     fn forget_all_but(&self, names: &HashSet<&str>) {
         self.lock().last.retain(|name, _| names.contains(name.as_str()));
     }
@@ -121,7 +123,7 @@ impl Drop for Condemned<'_> {
 }
 
 impl Tasks {
-    /// Looks for unused images now and then, from the agent's first fingerprint on.
+    /// Collects unused images periodically, from the agent's first fingerprint on.
     pub(super) async fn collect_images(
         self: Arc<Self>,
         mut settings: watch::Receiver<Option<Arc<Settings>>>,
@@ -130,7 +132,7 @@ impl Tasks {
             let policy = &current.config.gc.images;
             let period = policy.delay.map_or(PERIODS.1, |delay| (delay / 4).clamp(PERIODS.0, PERIODS.1));
             if let Err(error) = self.collect(&current.containerd, policy).await {
-                // What is unused stays so. That containerd is away or busy is told elsewhere.
+                // Unused images stay unused. A containerd that is away or busy is reported elsewhere.
                 if error.is_transient() {
                     tracing::debug!(%error, "can't look for unused images now");
                 } else {
@@ -178,7 +180,8 @@ impl Tasks {
         Ok(())
     }
 
-    /// The images that may go, and since when they are unused; what has changed of that is written on them.
+    /// Returns the images that may be removed, with the time since when each is unused. Updates that time on the image
+    /// if it has changed.
     async fn unused(
         &self,
         containerd: &containerd::Containerd,
@@ -200,7 +203,7 @@ impl Tasks {
         Ok(unused)
     }
 
-    /// Once nobody can begin to use it, it is asked once more whether somebody does.
+    /// Removes an image, unless it is in use: containerd is asked once more when no start can begin to use it.
     async fn remove(
         &self,
         containerd: &containerd::Containerd,
@@ -221,8 +224,9 @@ fn may_go(image: &StoredImage, policy: &ImageGc) -> bool {
     !image.is_pinned && (image.is_ours || policy.foreign_images)
 }
 
-/// Since when an image is unused, as it is to be written on it. What is written counts, unless it was used since, or is
-/// from a clock that was ahead; without it, it is unused from now on.
+/// Returns since when an image is unused, as it is to be written on the image; `None` if it is in use. The time that is
+/// written there counts, unless the image was used since, or the time is from a clock that was ahead. Without one, the
+/// image is unused from now on.
 fn unused_since(
     is_used: bool,
     written: Option<SystemTime>,

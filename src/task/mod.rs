@@ -1,8 +1,8 @@
-//! The tasks of this plugin, and what can be asked of one. A task's life is in the modules below, one for each part:
-//! [`start`], [`supervisor`] (the only writer of its phase), [`stop`], [`exec`], [`stats`], [`recover`], [`teardown`].
+//! The tasks of this plugin, and the calls on one. A task's life is in the modules below, one for each part: [`start`],
+//! [`supervisor`] (the only writer of its phase), [`stop`], [`exec`], [`stats`], [`recover`], [`teardown`].
 //!
-//! A task's container goes by one id everywhere (bundle, shim, snapshot, lease, record), which derives from Nomad's id
-//! of the task. So whatever is left of a task can be found and taken down by that id alone.
+//! A task's container has one id everywhere (bundle, shim, snapshot, lease, record), which derives from Nomad's id of
+//! the task. So whatever is left of a task can be found and taken down by that id alone.
 
 mod agent;
 mod attempts;
@@ -66,23 +66,23 @@ use queue::Queue;
 pub(crate) use stats::{Load, Reading};
 use wanted::Wanted;
 
-/// The namespace in containerd of all that is ours. `ctr -n nomad` shows it.
+/// Namespace in containerd of everything that this driver makes. `ctr -n nomad` shows it.
 const NAMESPACE: &str = "nomad";
 
-/// The plugin's configuration, and what follows from it.
+/// The plugin's configuration, and the clients that are built from it.
 pub(crate) struct Settings {
     pub config: PluginConfig,
     pub containerd: Containerd,
     pub cni: Arc<Cni>,
     events: shim::Events,
     start_inputs: shim::StartInputs,
-    /// What a core does on average.
+    /// Average speed of a CPU core in MHz, as the agent counts it.
     pub mhz_per_core: f64,
     starts: Queue,
 }
 
 impl Settings {
-    /// Reaches for nothing.
+    /// Builds the settings without any connection or I/O.
     ///
     /// # Errors
     /// Names an option that a shim can't have.
@@ -111,18 +111,19 @@ impl Settings {
         Ok(Self { config, containerd, cni, events, start_inputs, mhz_per_core, starts })
     }
 
-    /// The binary of the configured runtime's shim.
+    /// Returns the path of the configured runtime's shim binary.
     ///
     /// # Errors
-    /// Says which file was looked for, and where.
+    /// Names the file that was looked for, and where.
     pub(crate) async fn shim(&self) -> Result<PathBuf> {
         find_programs(self.config.containerd_runtime.clone(), None).await
     }
 
-    /// Where a task of this id will be, made as its job and the operator say.
+    /// Resolves the handles to the container of a task that starts, with the shim, OCI runtime and snapshotter that its
+    /// job and the operator choose.
     ///
     /// # Errors
-    /// When the shim of its runtime is missing, or the program that it is to run.
+    /// When the shim of the task's runtime is missing, or the OCI runtime that the shim is to run.
     async fn place_for(&self, container_id: &str, wanted: &Wanted, containerd: &Containerd) -> Result<Place> {
         let runtime = &wanted.options.runtime;
         let program = runtime.program(&self.config).map(str::to_owned);
@@ -134,7 +135,8 @@ impl Settings {
     }
 }
 
-/// Finds the shim of a runtime, and that the program is there which it is to run. The directories of PATH may be slow.
+/// Finds a runtime's shim, and checks that the OCI runtime which it is to run exists. The lookup has a time limit,
+/// since a directory of PATH may be on a slow file system.
 async fn find_programs(runtime: String, program: Option<String>) -> Result<PathBuf> {
     let named = [Some(runtime.as_str()), program.as_deref()].into_iter().flatten();
     let place = named.map(Path::new).find(|path| path.is_absolute()).unwrap_or(Path::new("/usr")).to_owned();
@@ -159,7 +161,8 @@ fn terms(pulls: &Pulls) -> PullTerms {
     }
 }
 
-/// Its leases go with the namespaces that have them, at a reboot, where the state directory does.
+/// Returns the settings of the built-in network. Its address leases are in the state directory: where that is emptied
+/// at a reboot, they go together with the network namespaces that have the addresses.
 fn default_network(bridge: &Bridge, state_dir: &Path) -> DefaultNetwork {
     let Bridge { name, subnets, hairpin } = bridge;
     DefaultNetwork {
@@ -179,14 +182,14 @@ fn keyring(auth: &Auth) -> Keyring {
     Keyring { inline, config, helper, helper_env }
 }
 
-/// How a task ended.
+/// A task's exit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Exit {
     pub code: i32,
     pub signal: i32,
     pub oom_killed: bool,
     pub at: SystemTime,
-    /// Why nothing of the above is known.
+    /// Reason why the task's own exit status is not known. `code` and `signal` are substitutes then.
     pub error: Option<String>,
 }
 
@@ -196,7 +199,7 @@ pub(crate) enum Phase {
     Exited(Exit),
 }
 
-/// Who a task is to Nomad.
+/// A task's identity in Nomad.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Identity {
     pub task_id: String,
@@ -204,36 +207,37 @@ pub(crate) struct Identity {
     pub name: String,
 }
 
-/// All that is needed to find a running task again. Nomad keeps it, and hands it back after a restart.
+/// The driver state: everything needed to find a running task again. Nomad keeps it in the task's handle, and hands it
+/// back at a recovery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Saved {
     container_id: String,
-    /// The binary that the shim was started from, and its private address: what its own clean-up is run with.
+    /// Path of the binary that the shim was started from. The shim's own clean-up is run with it.
     shim_binary: PathBuf,
-    /// None where an earlier build of the plugin started it.
+    /// Kind of the shim; `None` if an earlier build of the plugin started the task.
     #[serde(default)]
     family: Option<Family>,
     shim: Shim,
     init: ProcessId,
     started_at: SystemTime,
     logs: LogPaths,
-    /// Where the driver itself puts what comes out of them.
+    /// Log files that the driver itself writes the output to; `None` if somebody else reads the pipes.
     #[serde(default)]
     collected: Option<Target>,
     cgroup: Cgroup,
-    /// Its processes don't end with the first one by themselves.
+    /// Whether the task is in the host's pid namespace, where its processes don't end with the first one by themselves.
     shares_pids: bool,
     image_digest: String,
-    /// The image's word on how it wants to be stopped.
+    /// Stop signal that the image names.
     stop_signal: Option<String>,
-    /// Of a network of its own.
+    /// Network that is reported to Nomad, such as one of the task's own.
     #[serde(default)]
     network: Option<DriverNetwork>,
-    /// How many processes the kernel had killed for want of memory in its cgroup before it was started: an earlier
-    /// attempt's. None where an earlier build of the plugin started it.
+    /// Number of OOM kills in the task's cgroup before it was started: those of an earlier attempt. `None` if an
+    /// earlier build of the plugin started the task.
     #[serde(default)]
     oom_kills: Option<u64>,
-    /// The `runsc` of a task in gVisor's sandbox.
+    /// Path of the `runsc` that runs a task in gVisor's sandbox.
     #[serde(default)]
     runsc: Option<String>,
 }
@@ -244,13 +248,13 @@ impl Saved {
     }
 }
 
-/// What Nomad is told of a task that has started.
+/// The result of a start, for Nomad.
 pub(crate) struct Started {
     pub driver_state: Vec<u8>,
     pub network: Option<DriverNetwork>,
 }
 
-/// A task whose process has started, and may have ended. Lives until its destroy.
+/// A task whose process has started, and may have exited. Lives until its DestroyTask.
 pub(crate) struct Task {
     identity: Identity,
     saved: Saved,
@@ -258,9 +262,10 @@ pub(crate) struct Task {
     connection: Connection,
     phase: watch::Receiver<Phase>,
     stats: Arc<stats::Sampler>,
-    /// Tells of its recovery, once somebody waits for it: before, the agent knows no task to put the event to.
+    /// Sender of the recovery event, taken by the first caller that waits for the task: before that, the agent has no
+    /// task to which it could put the event.
     recovered: Mutex<Option<Teller>>,
-    /// What an exec's process is made from; filled at the first one.
+    /// Specification that the processes of execs are made from; filled at the first exec.
     exec_template: OnceCell<Process>,
 }
 
@@ -294,10 +299,10 @@ impl Task {
         ])
     }
 
-    /// Waits for the task's end, however long ago it was.
+    /// Waits for the task's exit, however long ago it was.
     ///
     /// # Errors
-    /// When the supervisor is gone without a word, which is a defect of ours.
+    /// When the supervisor has gone without reporting an exit, which is a defect of the driver.
     pub(crate) async fn wait(&self) -> Result<Exit> {
         self.tell_recovery();
         let mut phase = self.phase.clone();
@@ -316,46 +321,46 @@ impl Task {
     }
 }
 
-/// What an id stands for.
+/// The state of a container id in the registry of tasks.
 enum Slot {
-    /// Being started or recovered.
+    /// A start or a recovery is under way.
     Starting(Starting),
     Here(Arc<Task>),
-    /// Being taken down.
+    /// A teardown is under way.
     Ending,
 }
 
-/// A start, or a recovery, that is on its way.
+/// A start or a recovery that is under way.
 #[derive(Clone)]
 struct Starting {
     identity: Identity,
-    /// A start that is called off ends as a failed one.
+    /// Cancels the start, which then ends as a failed one.
     called_off: CancellationToken,
-    /// Nothing is between it and its start but those that came before.
+    /// Whether the start has joined the queue for a start permit: only earlier starts can delay it from then on.
     is_in_line: Arc<AtomicBool>,
-    /// Which of the plugin's starts it is: a later one has a higher number.
+    /// Number of the start within this plugin: a later start has a higher number.
     order: u64,
 }
 
-/// The tasks of this plugin, by their containers' ids.
+/// The registry of this plugin's tasks, by container id.
 pub(crate) struct Tasks {
     slots: Mutex<HashMap<String, Slot>>,
-    /// The number of the next start.
+    /// Number of the next start.
     orders: AtomicU64,
-    /// An id has been given back, or a start has become a task.
+    /// Notified when an id has been released, or a start has become a task.
     freed: Notify,
     events: Events,
     claims: Claims,
     agent: Arc<Agent>,
     sweeping: AtomicBool,
     image_uses: Arc<images::ImageUses>,
-    /// Made for the first task whose output the driver collects.
+    /// Pool of threads that write log files, made for the first task whose output the driver collects.
     movers: OnceCell<Movers>,
     accounts: rootfs::Known,
 }
 
 impl Tasks {
-    /// `stop` ends the plugin in good order.
+    /// Returns an empty registry. Notifying `stop` shuts the plugin down in good order.
     pub(crate) fn new(agent: Arc<Agent>, stop: Arc<Notify>) -> Self {
         Self {
             slots: Mutex::new(HashMap::new()),
@@ -385,7 +390,8 @@ impl Tasks {
         tasks.cloned().collect()
     }
 
-    /// Whether a task of this name of an allocation is in line to be started, or past that.
+    /// Returns whether the task `name` of an allocation is being started and waits for its start permit, or is past
+    /// that.
     fn is_coming(&self, alloc_id: &str, name: &str) -> bool {
         let is_it = |starting: &Starting| {
             let Starting { identity, called_off: _, is_in_line, order: _ } = starting;
@@ -394,7 +400,7 @@ impl Tasks {
         self.lock().values().any(|slot| matches!(slot, Slot::Starting(starting) if is_it(starting)))
     }
 
-    /// What happens to the tasks from here on, and what nobody has been told of yet.
+    /// Returns the stream of task events, beginning with those that no listener has received yet.
     pub(crate) fn events(&self) -> impl Stream<Item = TaskEvent> + Send + use<> {
         self.events.listen()
     }
@@ -403,11 +409,11 @@ impl Tasks {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the id of a container for a start or a recovery. It is given back when the reservation is dropped without
-    /// a task.
+    /// Reserves a container id for a start or a recovery, after a teardown of that id that is under way. Dropping the
+    /// reservation without a task releases the id.
     ///
     /// # Errors
-    /// When the id is taken.
+    /// When a task has the id, or another start or recovery.
     async fn reserve(self: &Arc<Self>, identity: &Identity) -> Result<Reservation> {
         let container_id = place::container_id(&identity.task_id);
         loop {
@@ -419,7 +425,7 @@ impl Tasks {
         }
     }
 
-    /// None while what was left of an earlier try is taken down.
+    /// Returns `None` while a teardown of the id is under way.
     fn try_reserve(self: &Arc<Self>, container_id: &str, identity: &Identity) -> Result<Option<Reservation>> {
         let mut slots = self.lock();
         match slots.get(container_id) {
@@ -439,7 +445,7 @@ impl Tasks {
         Ok(Some(Reservation { tasks: Arc::clone(self), container_id: container_id.to_owned(), starting }))
     }
 
-    /// Takes an id for a teardown, if nobody deals with it.
+    /// Reserves an id for a teardown. Returns `None` if a task, a start, a recovery or another teardown has it.
     fn reserve_end(self: &Arc<Self>, container_id: &str) -> Option<Ending> {
         let mut slots = self.lock();
         if slots.contains_key(container_id) {
@@ -466,7 +472,7 @@ impl Drop for Reservation {
     fn drop(&mut self) {
         {
             let mut slots = self.tasks.lock();
-            // Filled, it is the task's, which may be on its way out already.
+            // Once filled, the slot is the task's, which may be in its teardown already.
             if matches!(slots.get(&self.container_id), Some(Slot::Starting(_))) {
                 slots.remove(&self.container_id);
             }
@@ -475,7 +481,7 @@ impl Drop for Reservation {
     }
 }
 
-/// Gives an id free when its teardown is over, however that went.
+/// The guard of a teardown: releases the id on drop, whatever the outcome.
 struct Ending {
     tasks: Arc<Tasks>,
     container_id: String,

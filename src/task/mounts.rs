@@ -1,6 +1,6 @@
-//! The sources of a task's mounts: the job's, found where the operator allows it and held from before anything is made
-//! until they are mounted, so that nothing that changes on the host meanwhile changes what is mounted; and the
-//! directories that Nomad has made for the task, found by what they are when they are mounted.
+//! The sources of a task's mounts. Those of the job are looked up where the operator allows it, and held open from
+//! before anything is made until they are mounted, so that nothing that changes on the host meanwhile changes what is
+//! mounted. The directories that Nomad has made for the task are opened when they are mounted.
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -18,13 +18,14 @@ use crate::mount_table::{self, Mount, Spreads};
 use crate::shim::{Bundle, Pin};
 use crate::spec::{self, Pinned};
 
-/// Of a directory of the allocation that is made for a task: as Nomad's own `/local`, since any user may be in there.
+/// Mode of a directory that is made in the allocation for a volume: that of Nomad's own `/local`, since any user may
+/// work in it.
 const VOLUME_MODE: u32 = 0o777;
-/// Of one that is made because a job has it as a source; as docker does.
+/// Mode of a missing source that is made because a job mounts it; as docker does.
 const SOURCE_MODE: u32 = 0o755;
-/// There where SELinux has a say.
+/// Path that exists where SELinux is in force.
 const SELINUX: &str = "/sys/fs/selinux/enforce";
-/// What a mount of the host's doesn't allow, a mount of it for a task doesn't either. By the names that runtimes have.
+/// Restrictions of a host's mount that are kept for a task's mount of it, with the names that runtimes have for them.
 const KEPT: [(MsFlags, &str); 4] = [
     (MsFlags::MS_RDONLY, "ro"),
     (MsFlags::MS_NOSUID, "nosuid"),
@@ -46,7 +47,7 @@ struct Source {
     kept: Vec<&'static str>,
 }
 
-/// What Nomad has for the task.
+/// The directories and volumes that Nomad has for the task.
 struct OfNomad {
     alloc_id: String,
     alloc_dir: PathBuf,
@@ -55,13 +56,15 @@ struct OfNomad {
     volumes: Vec<pb::Mount>,
 }
 
-/// What is looked for, and how.
+/// A mount of the job's, and the place on the host where its source is looked up.
 struct Wanted {
     mount: JobMount,
     placed: Placed,
 }
 
 impl Sources {
+    /// Opens the sources of the job's mounts.
+    ///
     /// # Errors
     /// Names the mount, and says what is wrong with its source.
     pub(super) async fn open(mounts: &Mounts, plugin: &PluginConfig, task: &pb::TaskConfig) -> Result<Self> {
@@ -88,10 +91,10 @@ impl Sources {
         Ok(Self { of_job: Arc::new(of_job), of_nomad })
     }
 
-    /// Mounts them in the bundle, and returns where, by target.
+    /// Mounts all sources in the bundle, and returns where each is, by target.
     ///
     /// # Errors
-    /// Names what can't be mounted.
+    /// Names a source that can't be mounted.
     pub(super) async fn pin(&self, bundle: &Bundle) -> Result<BTreeMap<String, Pinned>> {
         let (of_job, of_nomad, bundle) =
             (Arc::clone(&self.of_job), Arc::clone(&self.of_nomad), bundle.clone());
@@ -116,7 +119,8 @@ impl Source {
 }
 
 impl OfNomad {
-    /// Nothing of the allocation's directory is held for longer than it takes to mount it: Nomad could not unmount it.
+    /// Opens Nomad's directories and volumes. To be called right before they are mounted: Nomad could not unmount a
+    /// directory of the allocation for as long as it is held open.
     fn open(&self) -> Result<Vec<Source>> {
         let own = spec::nomads_directories(&self.task).into_iter().map(|(target, path)| {
             let place =
@@ -138,8 +142,7 @@ impl OfNomad {
     }
 }
 
-/// Refuses a volume at the place of one of the directories that Nomad makes for every task: it would be there in place of
-/// Nomad's, or Nomad's in place of it.
+/// Refuses a volume at the place of a directory that Nomad makes for every task: one would take the place of the other.
 fn check_destination(mount: &pb::Mount) -> Result<()> {
     let at = cleaned(&mount.task_path);
     let is_nomads = spec::nomads_directories("").iter().any(|(directory, _)| at == Path::new(directory));
@@ -153,7 +156,7 @@ fn check_destination(mount: &pb::Mount) -> Result<()> {
     )))
 }
 
-/// The path without `.` and `..` in it, from the root on.
+/// Returns the path as an absolute one, without `.` and `..`.
 fn cleaned(path: &str) -> PathBuf {
     Path::new(path).components().fold(PathBuf::from("/"), |mut cleaned, part| {
         match part {
@@ -165,7 +168,8 @@ fn cleaned(path: &str) -> PathBuf {
     })
 }
 
-/// The source is the operator's or that of a storage plugin of his: links in its path are followed.
+/// Opens a volume of the job's. Links in its path are followed: it is the operator's, or that of a storage plugin of
+/// his.
 fn volume(mount: &pb::Mount) -> Result<Source> {
     let pb::Mount { host_path, task_path, readonly, .. } = mount;
     let what = format!("the volume at {task_path} can't be mounted");
@@ -174,7 +178,7 @@ fn volume(mount: &pb::Mount) -> Result<Source> {
         .map_err(|error| Error::passing(format!("{what}: {error}"), error.is_transient()))?;
     let Mount { flags, spreads, .. } = mount_table::of(&place)
         .map_err(|error| Error::system(format_args!("{what}: {host_path}"), &error))?;
-    // As far as the host lets it: Nomad's word is not refused.
+    // A propagation that the host doesn't allow is weakened, not refused: Nomad asks for it.
     let propagation = match mount.propagation_mode.as_str() {
         "bidirectional" if spreads.shared => MsFlags::MS_SHARED,
         "host-to-task" | "bidirectional" if spreads.shared || spreads.slave => MsFlags::MS_SLAVE,
@@ -192,7 +196,7 @@ pub(super) fn directory_of(task: &pb::TaskConfig) -> TaskDirectory<'_> {
     TaskDirectory { alloc_dir: &task.alloc_dir, task: &task.name }
 }
 
-/// Runs what may wait for the file system of the host that `place` is on.
+/// Runs `work` on another thread, since it may wait for the file system of the host that `place` is on.
 pub(super) async fn off_thread<T: Send + 'static>(
     place: &Path,
     what: &str,
@@ -240,7 +244,7 @@ impl Wanted {
     }
 }
 
-/// How the place in the bundle spreads mounts, for the container's own mount of it to do so as asked.
+/// Returns the propagation of a mount in the bundle with which the container's own mount of it propagates as asked.
 fn propagation(asked: &str, source: Spreads) -> std::result::Result<MsFlags, &'static str> {
     match asked {
         "shared" | "rshared" if source.shared => Ok(MsFlags::MS_SHARED),

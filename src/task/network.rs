@@ -1,7 +1,8 @@
-//! A task's network: which namespace it is in, how one of its own is made, and how that is taken down again.
+//! A task's network: which namespace it is in, how a network of the task's own is made, and how it is taken down again.
 //!
-//! All of a network of a task's own is in its bundle: `netns`, where its namespace is kept, and `network.json`, by which
-//! the plugins are told to take back what they made. So it is found by the task's id alone, whatever was cut off when.
+//! Everything about a network of the task's own is in its bundle: the namespace is kept at `netns`, and by
+//! `network.json` the CNI plugins are told to undo what they did. So it is found by the task's id alone, whatever was
+//! cut off when.
 
 #![expect(clippy::disallowed_methods, reason = "opens network namespaces of Nomad's and of the kernel's")]
 
@@ -27,41 +28,42 @@ use crate::init::Init;
 use crate::netns;
 use crate::spec::NetNamespace;
 
-/// The interface in a namespace that plugins connect.
+/// Name of the interface that CNI plugins make in the namespace.
 pub(super) const INTERFACE: &str = "eth0";
-/// Both, since a job's port has no protocol; as Nomad and docker's driver do.
+/// Protocols of each published port: both, since a job's port has no protocol; as Nomad and docker's driver do.
 const PROTOCOLS: [Protocol; 2] = [Protocol::Tcp, Protocol::Udp];
-/// How long a task waits for the one whose network it is to share: those of a group are started side by side.
+/// Time that a task waits for the one whose network it is to share, unless that one waits for its start permit: the
+/// tasks of a group are started side by side.
 const NEIGHBOUR: Duration = Duration::from_secs(5);
 const OWN_NETWORK: &str = "/proc/self/ns/net";
 
-/// What Nomad is told of a task's network, so that services can be advertised at the task's own address.
+/// A task's network as reported to Nomad, so that services can be advertised at the task's own address.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DriverNetwork {
     pub address: IpAddr,
-    /// By their labels, as they are in the task.
+    /// Ports in the task, by label.
     pub ports: BTreeMap<String, u16>,
-    /// Services that don't say so are at this address, too.
+    /// Whether services that don't choose an address are advertised at this one.
     pub auto_advertise: bool,
 }
 
-/// A task's network as it is wanted, and found to be possible.
+/// The plan of a task's network, found to be possible.
 pub(super) struct WantedNetwork {
     network: Network,
     wishes: Wishes,
-    /// Those of the group's ports that are to be published.
+    /// Ports of the group that are to be published.
     ports: Vec<pb::PortMapping>,
-    /// The plugins of one of its own.
+    /// Plugins of a network of the task's own.
     plugins: Option<cni::Network>,
 }
 
-/// A task's network as it is.
+/// A task's network once it is set up.
 #[derive(Debug)]
 pub(super) struct Joined {
     pub(super) namespace: NetNamespace,
-    /// By which others reach the task.
+    /// Addresses by which others reach the task.
     pub(super) addresses: Vec<IpAddr>,
-    /// What the plugins say of name servers.
+    /// Settings of the resolver from the CNI plugins.
     pub(super) dns: cni::Dns,
     pub(super) told: Option<DriverNetwork>,
 }
@@ -100,15 +102,15 @@ impl WantedNetwork {
         self.network == Network::Host
     }
 
-    /// Other names by which the task goes.
+    /// Returns the other names by which the task goes.
     pub(super) fn aliases(&self) -> &[String] {
         &self.wishes.aliases
     }
 
-    /// Returns once the task is there whose network it is to be, if it is to be another's.
+    /// Waits until the task runs whose network this one is to share, if it shares one.
     ///
     /// # Errors
-    /// When that one does not come.
+    /// When that task does not come.
     pub(super) async fn comes(&self, tasks: &Tasks, config: &pb::TaskConfig) -> Result<()> {
         match &self.network {
             Network::OfTask(name) => {
@@ -119,10 +121,10 @@ impl WantedNetwork {
         }
     }
 
-    /// Makes it, or finds it. What was made is found by [`Place::end_network`], however this ends.
+    /// Makes or finds the network. Whatever was made is removed by [`Place::end_network`], however this ends.
     ///
     /// # Errors
-    /// Says what of it can't be had.
+    /// Says what of the network can't be had.
     pub(super) async fn join(
         &self,
         tasks: &Tasks,
@@ -142,7 +144,7 @@ impl WantedNetwork {
             (Network::Own(name), Some(plugins)) => {
                 self.connect(name.as_deref(), plugins, place, config).await
             }
-            // Its runtime would leave the loopback interface down.
+            // The sandbox's runtime would leave the loopback interface down.
             (Network::Private, _) if is_sandboxed => {
                 let path = place.bundle.network_namespace();
                 netns::create(&path).await?;
@@ -175,7 +177,8 @@ impl WantedNetwork {
         Ok(Joined { namespace: NetNamespace::At(path), addresses, dns, told })
     }
 
-    /// A network without a plugin that takes what is asked for refuses it; but aliases are also in the task's own files.
+    /// Returns the CNI capabilities that the network is asked for. A network refuses what none of its plugins takes;
+    /// aliases are left out then, since they are also in the task's own files.
     fn capabilities(&self, plugins: &cni::Network) -> Capabilities {
         let Wishes { ports: _, ipv4, ipv6, mac, aliases, advertise_ipv6: _, bandwidth } = &self.wishes;
         let ips = ipv4.iter().map(ToString::to_string).chain(ipv6.iter().map(ToString::to_string));
@@ -190,7 +193,7 @@ impl WantedNetwork {
         }
     }
 
-    /// What plugins may pass over in silence.
+    /// Checks that the network has given the task what was asked for, which plugins may pass over in silence.
     fn is_met(&self, network: &str, addresses: &[IpAddr], mac: Option<&str>) -> Result<()> {
         let unmet = |option: &str, asked: &str| {
             Error::Invalid(format!(
@@ -225,7 +228,8 @@ impl WantedNetwork {
         Ok(())
     }
 
-    /// The address of the default network is not advertised unless a service asks for it: it means nothing to other nodes.
+    /// Returns the network as reported to Nomad. The address of the default network is not advertised unless a service
+    /// asks for it: it means nothing to other nodes.
     fn told(&self, name: Option<&str>, addresses: &[IpAddr]) -> Result<Option<DriverNetwork>> {
         let advertise_ipv6 = self.wishes.advertise_ipv6;
         let wanted = addresses.iter().find(|address| address.is_ipv6() == advertise_ipv6);
@@ -239,7 +243,7 @@ impl WantedNetwork {
     }
 }
 
-/// The group's ports of these labels.
+/// Returns the group's ports with these labels.
 fn published(labels: &[String], offered: &[pb::PortMapping]) -> Result<Vec<pb::PortMapping>> {
     let find = |label: &String| {
         let found: Vec<_> = offered.iter().filter(|port| port.label == *label).cloned().collect();
@@ -255,7 +259,7 @@ fn published(labels: &[String], offered: &[pb::PortMapping]) -> Result<Vec<pb::P
     Ok(labels.iter().map(find).collect::<Result<Vec<_>>>()?.concat())
 }
 
-/// The number of a port in the task.
+/// Returns a port's number in the task.
 fn inside(port: &pb::PortMapping) -> u16 {
     let number = if port.to > 0 { port.to } else { port.value };
     u16::try_from(number).unwrap_or_default()
@@ -267,7 +271,7 @@ fn mappings(port: &pb::PortMapping) -> impl Iterator<Item = PortMapping> {
     PROTOCOLS.map(|protocol| PortMapping { host_port, container_port, protocol, host_ip }).into_iter()
 }
 
-/// What is not limited is 0.
+/// Converts the limits to bits, with 0 for no limit.
 fn in_bits(bandwidth: &Bandwidth) -> cni::Bandwidth {
     let bits =
         |rate: Option<Rate>| rate.map_or((0, 0), |rate| (rate.bytes_per_second * 8, rate.burst_bytes * 8));
@@ -276,7 +280,7 @@ fn in_bits(bandwidth: &Bandwidth) -> cni::Bandwidth {
     cni::Bandwidth { ingress_rate, ingress_burst, egress_rate, egress_burst }
 }
 
-/// As Nomad's own networks have them, for plugins that look who it is.
+/// Returns the `CNI_ARGS` that Nomad gives for its own networks, for plugins that look up whose container it is.
 fn arguments(config: &pb::TaskConfig) -> Vec<(String, String)> {
     let pb::TaskConfig { alloc_id, name, task_group_name, job_id, namespace, .. } = config;
     [
@@ -300,7 +304,7 @@ async fn share(tasks: &Tasks, place: &Place, config: &pb::TaskConfig, name: &str
     let init = Init::open(id).ok_or_else(gone)?;
     let path = PathBuf::from(format!("/proc/{}/ns/net", id.pid));
     let namespace = File::open(&path).map_err(|_| gone())?;
-    // Else the pid may have been another process' when it was looked up by it.
+    // Otherwise the pid may have been another process' when the namespace was opened by it.
     if init.has_ended() {
         return Err(gone());
     }
@@ -339,11 +343,11 @@ impl Tasks {
         self.here().into_iter().find(|task| is_it(task) && matches!(task.phase(), Phase::Running))
     }
 
-    /// Waits until the task of this name of an allocation runs. One that is in line for its start is waited for, however
-    /// many come before it: so no caller may hold a start permit.
+    /// Waits until the task of this name of an allocation runs. A task that waits for its start permit is waited for,
+    /// however many starts come before it: so no caller may hold a start permit.
     ///
     /// # Errors
-    /// When it doesn't run, nor is about to.
+    /// When that task neither runs nor is about to.
     async fn neighbour(&self, alloc_id: &str, name: &str) -> Result<Arc<Task>> {
         let found = async {
             loop {
@@ -366,7 +370,7 @@ impl Tasks {
 }
 
 impl Place {
-    /// Says so in the log where the task's network is no longer as it was made.
+    /// Logs a warning if the task's network is no longer as it was made.
     pub(super) async fn check_network(&self) {
         let record = self.bundle.network_record();
         if record.exists()
@@ -376,10 +380,10 @@ impl Place {
         }
     }
 
-    /// Has the plugins take back what they made, and gives up the namespace, if the task has one of its own.
+    /// Has the CNI plugins undo what they did, and removes the namespace, if the task has a network of its own.
     ///
     /// # Errors
-    /// Names the plugin, or the file. What could not be undone is still written down then.
+    /// Names the plugin, or the file. What could not be undone is still recorded then.
     pub(super) async fn end_network(&self) -> Result<()> {
         self.cni.delete(&self.bundle.network_record()).await?;
         Ok(netns::remove(&self.bundle.network_namespace()).await?)

@@ -1,4 +1,4 @@
-//! Looks up what of the host bears on a task's limits.
+//! Looks up the facts of the host that bear on a task's limits.
 
 #![expect(
     clippy::disallowed_methods,
@@ -15,7 +15,7 @@ const PROCESSORS: &str = "/sys/devices/system/cpu/online";
 const MOST_OPEN_FILES: &str = "/proc/sys/fs/nr_open";
 
 /// # Errors
-/// When the lookup breaks off. What the kernel does not say is left out.
+/// When the lookup breaks off. Facts that the kernel does not tell are left out.
 pub(super) async fn look(cgroup: Cgroup) -> Result<Node> {
     let looked = tokio::task::spawn_blocking(move || {
         let read = |path| std::fs::read_to_string(path).unwrap_or_default();

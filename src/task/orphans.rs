@@ -1,9 +1,9 @@
-//! Takes down containers that run and that Nomad does not know of: the plugin, or the agent, died between a task's start
-//! and the moment when the agent had written down its handle, or the agent has lost its state.
+//! Takes down orphans: containers that run and that Nomad does not know of. The plugin, or the agent, died between a
+//! task's start and the moment when the agent had written down its handle, or the agent has lost its state.
 //!
-//! Such a container looks like that of any task which the agent has yet to recover. So one is left alone until it is older
-//! than the agent could need, and the agent has been there for as long without a recovery: one that is away, or slow, has not
-//! come to all of its tasks. One that was recovered is never touched.
+//! An orphan looks like any task which the agent has yet to recover. So a container is left alone until it is older
+//! than the agent could need, and the agent has been there for as long without a recovery: an agent that is away, or
+//! slow, has not come to all of its tasks. A container that was recovered is never touched.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use super::{NAMESPACE, Settings, Tasks};
 use crate::shim::{Bundle, bundles};
 
 impl Tasks {
-    /// Looks for orphans now and then, while an agent listens that has recovered what it has.
+    /// Takes down orphans periodically, while an agent listens that has recovered its tasks.
     pub(super) async fn reap_orphans(self: Arc<Self>, mut settings: watch::Receiver<Option<Arc<Settings>>>) {
         while let Some(current) = self.own_settings(&mut settings).await {
             let policy = &current.config.gc.dangling_containers;
@@ -43,7 +43,7 @@ impl Tasks {
         }
     }
 
-    /// Whether the agent has been there for so long without a recovery.
+    /// Returns whether the agent has been there for the time `grace` without a recovery.
     fn is_settled(&self, grace: Duration) -> bool {
         self.agent.settled().is_some_and(|settled| settled >= grace)
     }
@@ -53,11 +53,11 @@ impl Tasks {
             (settings.config.state_dir.clone(), settings.config.gc.dangling_containers.creation_grace);
         let found = tokio::task::spawn_blocking(move || grown_up(&state_dir, grace)).await;
         for id in found.unwrap_or_default() {
-            // It may have gone, or another one come, since the last.
+            // The agent may have gone, or another one come, since the last container.
             if !self.is_settled(grace) {
                 return;
             }
-            // Taken, it is a task's that was started or recovered, or somebody takes it down already.
+            // An id that is taken is a task's that was started or recovered, or somebody takes it down already.
             let Some(_ending) = self.reserve_end(&id) else { continue };
             let place = Place::by_id(settings, &id);
             let labels = place.containerd.labels(&id).await.unwrap_or_else(|error| {
@@ -83,7 +83,8 @@ impl Tasks {
     }
 }
 
-/// Containers whose start is complete, and older than the grace. What is marked to go is the sweeper's.
+/// Returns the containers whose start is complete and that are older than `grace`. Those marked for removal are the
+/// sweeper's.
 fn grown_up(state_dir: &Path, grace: Duration) -> Vec<String> {
     let now = SystemTime::now();
     let is_old = |made: SystemTime| now.duration_since(made).unwrap_or_default() >= grace;

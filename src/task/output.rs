@@ -1,5 +1,5 @@
-//! Where a task's output goes: into the pipes that Nomad reads, into pipes of our own and from there into its log files, or
-//! nowhere.
+//! A task's output: it goes into the pipes that Nomad reads, into pipes of the driver's own and from there into the
+//! task's log files, or nowhere.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -18,18 +18,19 @@ use crate::error::{Error, Result};
 use crate::logs::{Limits, Movers, News, Pump, Stream, Target};
 use crate::shim::{Bundle, HeldPipes, LogPaths, NOWHERE};
 
-/// Pause before another try to collect a recovered task's output.
+/// Pause between retries of collecting a recovered task's output.
 const TRIED_AGAIN: Duration = Duration::from_secs(5);
 
 #[derive(Clone)]
 pub(super) struct Output {
     pub(super) logs: LogPaths,
-    /// None where it is not the driver that collects it.
+    /// Log files that the driver writes the output to; `None` where it doesn't collect the output.
     pub(super) collected: Option<Target>,
 }
 
 impl Output {
-    /// Nomad names its pipes also where it was told that it is not to read them, and makes none.
+    /// Returns the output's paths for the plugin's `log_collection`. Nomad names its pipes also where it was told not
+    /// to read them, and makes none then.
     pub(super) fn of(
         settings: &Settings,
         options: &TaskOptions,
@@ -60,10 +61,10 @@ impl Output {
         }
     }
 
-    /// Checks Nomad's pipes, and holds them open; None where the driver has pipes of its own.
+    /// Checks Nomad's pipes, and holds them open. Returns `None` where the driver has pipes of its own.
     ///
     /// # Errors
-    /// Names the one that is none.
+    /// Names the path that is no pipe.
     pub(super) async fn hold_nomads(&self) -> Result<Option<HeldPipes>> {
         if self.collected.is_some() {
             return Ok(None);
@@ -72,11 +73,11 @@ impl Output {
         off_thread(&place, "the task's log pipes", move || Ok(Some(logs.hold_open()?))).await
     }
 
-    /// Makes our own pipes in the bundle, holds them open, and returns as well what the shim is to hold for good: without a
-    /// reader, what a task has written last would go with it while no plugin is there.
+    /// Makes the driver's own pipes in the bundle, and holds them open. Also returns their read ends, which the shim is
+    /// to hold for good: without a reader, a task's last output would be lost while no plugin is there.
     ///
     /// # Errors
-    /// Names the one that can't be made.
+    /// Names the pipe that can't be made.
     pub(super) fn make_own(&self) -> Result<(HeldPipes, Vec<OwnedFd>)> {
         let held = self.logs.make()?;
         Ok((held, self.logs.readers()?.into_iter().flatten().collect()))
@@ -84,10 +85,10 @@ impl Output {
 }
 
 impl Tasks {
-    /// Begins, or goes on, to collect a task's output, where that is the driver's.
+    /// Begins or resumes the collection of a task's output, where the driver collects it.
     ///
     /// # Errors
-    /// When its pipes can't be read.
+    /// When the task's pipes can't be read.
     pub(super) async fn collect_output(&self, saved: &Saved, teller: &Teller) -> Result<Option<Pump>> {
         let Some(target) = &saved.collected else { return Ok(None) };
         let failed = |error: std::io::Error| Error::system("collect the task's output", &error);
@@ -106,8 +107,8 @@ impl Tasks {
         Ok(Some(Pump::start(pipes, target, movers, tell).map_err(failed)?))
     }
 
-    /// Tries on to collect the output of a recovered task, which waits in its pipes meanwhile, until the task has ended.
-    /// `trouble` is why the first try failed.
+    /// Retries the collection of a recovered task's output, which waits in its pipes meanwhile, until the task has
+    /// exited. `trouble` is the error of the first try.
     pub(super) async fn collect_later(
         self: Arc<Self>,
         saved: Saved,

@@ -1,4 +1,4 @@
-//! Where a container's parts are: its bundle, the launcher of its shim, containerd, CNI. All by the container's id.
+//! Handles to a container's parts, by the container's id: its bundle, the launcher of its shim, containerd, CNI.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -11,7 +11,7 @@ use crate::cni::Cni;
 use crate::containerd::Containerd;
 use crate::shim::{Bundle, Family, Launcher};
 
-/// A readable part in front of the hash; containerd takes ids of up to 76 characters.
+/// Maximum length of the readable part of an id, in front of the hash; containerd takes ids of up to 76 characters.
 const NAME_LIMIT: usize = 40;
 const HASH_LENGTH: usize = 20;
 
@@ -22,14 +22,15 @@ pub(super) struct Place {
     pub(super) launcher: Launcher,
     pub(super) containerd: Containerd,
     pub(super) cni: Arc<Cni>,
-    /// Held by whoever ends its processes without its shim: the task's supervisor and its destroy may both be about to.
+    /// Mutex for ending the container's processes without its shim: the task's supervisor and its destroy may both be
+    /// about to.
     pub(super) ending: Arc<tokio::sync::Mutex<()>>,
-    /// What the handle of the task that runs here says of it.
+    /// Facts from the handle of the task that runs here, for restoring its bundle; `None` where no task runs.
     pub(super) known: Arc<Mutex<Option<Known>>>,
 }
 
 impl Place {
-    /// The place of a container, whether or not anything is there.
+    /// Returns the handles to a container, whether or not anything of it exists.
     pub(super) fn of(settings: &Settings, id: &str, shim_binary: PathBuf) -> Self {
         let state_dir = &settings.config.state_dir;
         Self {
@@ -51,34 +52,34 @@ impl Place {
         }
     }
 
-    /// The plugin's state directory, in which all bundles are.
+    /// Returns the plugin's state directory, in which all bundles are.
     pub(super) fn state_dir(&self) -> &Path {
         self.bundle.directory().ancestors().nth(2).unwrap_or(Path::new("/"))
     }
 
-    /// Where the runtime keeps what it knows of the container.
+    /// Returns the directory in which the runtime keeps its state of the container.
     pub(super) fn runtime_state(&self) -> PathBuf {
         runtime_root_in(self.state_dir()).join(NAMESPACE).join(&self.id)
     }
 
-    /// The place of a container of which nothing is known but its id. Its shim's binary matters only where that shim no
-    /// longer answers; the bundle has it, or else there is no shim.
+    /// Returns the handles to a container of which only the id is known. The path of its shim's binary matters only
+    /// where that shim no longer answers; the bundle has it, or else there is no shim.
     pub(super) fn by_id(settings: &Settings, id: &str) -> Self {
         let mut place = Self::of(settings, id, PathBuf::new());
-        // No program, so that the launcher looks for the one that is configured.
+        // The name of the runtime is no path of a program, so the launcher looks for the configured one.
         let otherwise = || PathBuf::from(&settings.config.containerd_runtime);
         place.launcher.binary = place.bundle.shim_binary().unwrap_or_else(otherwise);
         place
     }
 }
 
-/// What our shims are told is containerd's address, and what tells them from those of a daemon or another plugin.
+/// Returns the address that shims get as containerd's. It tells them from the shims of a daemon or of another plugin.
 fn shim_address(state_dir: &Path) -> String {
     state_dir.join("shims").display().to_string()
 }
 
-/// A private root for the runtime's own state, so that no other client of containerd can start, stop or delete what is
-/// ours by its id.
+/// Returns the root directory of the runtime's own state. It is private, so that no other client of containerd can
+/// start, stop or delete this plugin's containers by their ids.
 pub(super) fn runtime_root(settings: &Settings) -> String {
     runtime_root_in(&settings.config.state_dir).display().to_string()
 }

@@ -1,5 +1,4 @@
-//! The starts that load the machine at once, and the others, which wait in the order in which they came. Knows nothing of
-//! what a start does.
+//! Limits how many task starts run concurrently. Further starts wait in FIFO order. Knows nothing of what a start does.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -7,10 +6,10 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
 
-/// Whoever waits for longer says so.
+/// Wait after which a start is reported as one that waits long.
 const LONG: Duration = Duration::from_secs(5);
-/// How long a start may hold its permit. One that takes longer waits for something, such as a copy of its image's files or
-/// a runtime that hangs, and keeps nobody else waiting.
+/// Maximum time that a start may hold its permit. A start that takes longer waits for something, such as a copy of its
+/// image's files or a runtime that hangs, and must not keep others waiting.
 const HELD_LIMIT: Duration = Duration::from_secs(30);
 
 pub(super) struct Queue {
@@ -18,9 +17,9 @@ pub(super) struct Queue {
     places: Arc<Semaphore>,
 }
 
-/// A permit to start, which is given back when it is dropped, or after a time.
+/// A start permit, released on drop, or after a time limit.
 pub(super) struct Turn {
-    /// None is one that was given back, or of a closed semaphore, which does not happen.
+    /// `None` once it is released, or if the semaphore were closed, which it never is.
     permit: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
     _gives_back: AbortOnDropHandle<()>,
 }
@@ -43,7 +42,7 @@ impl Drop for Turn {
     }
 }
 
-/// What is told of a wait, each once.
+/// The reports on a wait for a permit, each made once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wait {
     Begun,
@@ -60,7 +59,8 @@ impl Queue {
         self.at_once
     }
 
-    /// A place, after those who came before. Says when it has to be waited for. Dropped, it is nobody's turn.
+    /// Waits for a start permit, in FIFO order. `tell` is called if there is a wait; dropping the future leaves the
+    /// queue.
     pub(super) async fn turn(&self, tell: impl Fn(Wait)) -> Turn {
         Turn::holding(self.permit(LONG, tell).await, HELD_LIMIT)
     }

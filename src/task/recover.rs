@@ -1,7 +1,7 @@
-//! Finds a running task again after the plugin, or the agent, was restarted.
+//! Recovers a running task after the plugin, or the agent, was restarted.
 //!
-//! Nothing is started here and no pipe of Nomad's is opened: the agent's log collector comes back only later. The shim still
-//! knows how a task ended that ended meanwhile.
+//! Nothing is started here, and no pipe of Nomad's is opened: the agent's log collector comes back only later. For a
+//! task that exited meanwhile, the shim still has the exit status.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -20,19 +20,19 @@ use crate::init::Init;
 use crate::process_stat::{ProcessId, Stat};
 use crate::shim::{Connection, Family};
 
-/// How long a shim may take to say that it is there: the agent recovers its tasks one after the other, and those behind
-/// this one wait.
+/// Maximum time that a shim may take to answer: the agent recovers its tasks one after the other, and those behind this
+/// one wait.
 const SHIM_ANSWERS: Duration = Duration::from_secs(3);
-/// How often it is tried to take hold of a task's process, and how long it is waited in between.
+/// Number of tries to open a pidfd of a task's first process, and the pause between them.
 const HOLD_TRIES: u32 = 5;
 const HOLD_PAUSE: Duration = Duration::from_millis(200);
 
 impl Tasks {
-    /// Takes a task up again. One that is here already is success.
+    /// Recovers a task. A task that is in the registry already is a success.
     ///
     /// # Errors
-    /// When its shim is gone, or the handle is none of ours; the agent then destroys what is left, and starts the task
-    /// anew by its policy.
+    /// When the task's shim is gone, or the driver state is not of this driver; the agent then destroys what is left,
+    /// and starts the task anew by its policy.
     pub(crate) async fn recover(
         self: &Arc<Self>,
         settings: Arc<Settings>,
@@ -63,7 +63,7 @@ fn is_of_boot(started_at: SystemTime, booted_at: Option<SystemTime>) -> bool {
     booted_at.is_none_or(|booted_at| started_at >= booted_at)
 }
 
-/// When the host was booted, by its clock of today. None where the kernel doesn't tell.
+/// Returns when the host was booted, by its clock of today; `None` where the kernel doesn't tell.
 fn booted_at() -> Option<SystemTime> {
     SystemTime::now().checked_sub(sysinfo().ok()?.uptime())
 }
@@ -71,7 +71,7 @@ fn booted_at() -> Option<SystemTime> {
 async fn find(tasks: &Arc<Tasks>, settings: &Settings, teller: Teller, driver_state: &[u8]) -> Result<Task> {
     let saved = Saved::decode(driver_state)?;
     let place = Place::of(settings, &saved.container_id, saved.shim_binary.clone());
-    // A pid and a time of start say nothing after a restart of the host, which may have emptied the state directory.
+    // A pid and its start time say nothing after a restart of the host, which may have emptied the state directory.
     let is_of_this_boot = is_of_boot(saved.started_at, booted_at());
     if is_of_this_boot {
         place.remember(&saved, &teller.identity);
@@ -86,14 +86,14 @@ async fn find(tasks: &Arc<Tasks>, settings: &Settings, teller: Teller, driver_st
         }));
     }
     let bundle = place.bundle.clone();
-    // Before the shim is asked anything: it may be stuck in the start of one of them.
+    // Looked up before the shim is asked anything: the shim may be stuck in the start of an exec.
     let execs = tokio::task::spawn_blocking(move || Leftovers::find(&bundle)).await;
     if saved.family() == Family::Gvisor {
         if let Err(error) = renew_wrapper(settings).await {
             tracing::warn!(container = saved.container_id, %error, "its shim may not reach runsc");
         }
     } else if let Err(error) = settings.events.address_for(&saved.shim_binary).await {
-        // A shim whose events are not taken tries each again, and says so in its log.
+        // A shim whose events are not taken retries each event, and says so in its log.
         tracing::warn!(container = saved.container_id, %error, "its shim's events are not taken");
     }
     let init = hold(saved.init).await;
@@ -106,7 +106,7 @@ async fn find(tasks: &Arc<Tasks>, settings: &Settings, teller: Teller, driver_st
         tokio::spawn(async move { execs.end(&connection, &saved, &place, runtime_root.as_ref()).await });
     }
     let network = place.clone();
-    // It may take as long as its plugins do, and changes nothing for the task.
+    // The check may take as long as the CNI plugins do, and changes nothing for the task.
     tokio::spawn(async move { network.check_network().await });
     let oom_kills = saved.cgroup.oom_kills();
     let (pump, trouble) = match tasks.collect_output(&saved, &teller).await {
@@ -123,7 +123,8 @@ async fn find(tasks: &Arc<Tasks>, settings: &Settings, teller: Teller, driver_st
     Ok(task)
 }
 
-/// Takes hold of a task's first process. Want of descriptors may pass: all tasks of a node are recovered at once.
+/// Opens a pidfd of a task's first process. Retries errors, since a want of descriptors may pass: all tasks of a node
+/// are recovered at once.
 async fn hold(process: ProcessId) -> std::io::Result<Option<Init>> {
     let mut held = Init::look(process);
     for _ in 0..HOLD_TRIES {
@@ -136,9 +137,9 @@ async fn hold(process: ProcessId) -> std::io::Result<Option<Init>> {
     held
 }
 
-/// Connects to a task's shim and asks for its state. A shim that can't be asked costs no task whose first process runs, as
-/// long as its own process is there: what it is busy with, or what this plugin is short of, is no end of the task, and the
-/// kernel tells that all the same.
+/// Connects to a task's shim and asks for its state. A shim that can't be asked costs no task whose first process runs,
+/// as long as the shim's own process is there: whatever the shim is busy with, or this plugin is short of, is no exit
+/// of the task, and the kernel reports an exit all the same.
 async fn reach(place: &Place, saved: &Saved, init: &std::io::Result<Option<Init>>) -> Result<Connection> {
     let opened = Connection::open(&saved.shim.bootstrap, &saved.container_id).await;
     let error = match opened {
@@ -165,8 +166,8 @@ async fn reach(place: &Place, saved: &Saved, init: &std::io::Result<Option<Init>
     Ok(Connection::deferred(&saved.shim.bootstrap, &saved.container_id))
 }
 
-/// Whether a process is gone by what was seen at its pid, also where the kernel has no pidfds. One that is not known, and
-/// one whose start isn't, are not.
+/// Returns whether a process is gone by what was seen at its pid; works also where the kernel has no pidfds. A process
+/// whose pid is not known never counts as gone, one whose start time is not known only if nothing has its pid.
 fn has_gone(process: ProcessId, seen: &std::io::Result<Option<Stat>>) -> bool {
     process.pid > 1
         && match seen {

@@ -1,6 +1,6 @@
-//! Restores what a task's bundle has lost: an operator who clears up by hand, or anything else, has removed its directory or
-//! files of it. The task's handle knows where its shim is, whose attempt it is and which its first process is; with those in
-//! the bundle again, its end takes the same ways as any.
+//! Restores what a task's bundle has lost, such as by an operator who clears up by hand and removes its directory or
+//! files of it. The task's handle has the address of its shim, its attempt and its first process; with those in the
+//! bundle again, the task's end takes the same ways as any other.
 
 use std::sync::PoisonError;
 
@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::process_stat::ProcessId;
 use crate::shim::{Bundle, Shim};
 
-/// The file in a restored bundle that names the container's first process.
+/// Name of the file in a restored bundle that identifies the container's first process.
 const INIT: &str = "init.json";
 
 /// The part of a task's handle that its end needs.
@@ -23,12 +23,12 @@ pub(super) struct Known {
 }
 
 impl Place {
-    /// Whether somebody takes down the task that runs here.
+    /// Returns whether somebody takes down the task that runs here.
     pub(super) fn is_taken_down(&self) -> bool {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }
 
-    /// Keeps what is known of the task that runs here, for [`Self::restore`].
+    /// Keeps the facts from the handle of the task that runs here, for [`Self::restore`].
     pub(super) fn remember(&self, saved: &Saved, identity: &Identity) {
         let Identity { task_id: _, alloc_id, name } = identity.clone();
         let attempt = Attempt { alloc_id, task: name, cgroup: saved.cgroup.path.clone() };
@@ -37,20 +37,21 @@ impl Place {
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
     }
 
-    /// Writes what the bundle has lost, where that is known, and says whether it had lost anything. A bundle that is not
-    /// whole any more is marked as one to take down. Blocking: not for an async thread.
+    /// Restores the files that the bundle has lost, where their content is known, and returns whether it had lost any.
+    /// A bundle that is not whole any more is marked for removal. Blocking: not for an async thread.
     pub(super) fn restore(&self) -> bool {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.as_ref().is_some_and(|known| self.restore_from(known))
     }
 
-    /// As [`Self::restore`], on a thread of its own.
+    /// Runs [`Self::restore`] on a thread of its own.
     pub(super) async fn restore_off_thread(&self) -> bool {
         let place = self.clone();
         tokio::task::spawn_blocking(move || place.restore()).await.unwrap_or(false)
     }
 
-    /// Restores the bundle for its teardown. From here on nobody else does: what is missing was taken down.
+    /// Restores the bundle for its teardown. Nothing restores it after this: what is missing from then on was taken
+    /// down.
     pub(super) async fn restore_at_last(&self) {
         let place = self.clone();
         let restored = tokio::task::spawn_blocking(move || {
@@ -78,7 +79,8 @@ impl Place {
             bundle.make_directory()?;
             attempt.write(bundle)?;
             write_init(bundle, *init)?;
-            // Last what tells a restored bundle from one that is stripped: what fails before is tried again.
+            // The file that tells a restored bundle from a stripped one comes last, so that a failure before it is
+            // retried.
             Ok::<_, Error>(bundle.restore(&launcher.binary, shim, &attempt.cgroup, runsc)?)
         };
         let restored = restore();
@@ -89,7 +91,8 @@ impl Place {
     }
 }
 
-/// One that is not known is left to what the shim has written.
+/// Writes the container's first process into a bundle that is being restored. If that is not known, the shim's own note
+/// has to do.
 fn write_init(bundle: &Bundle, init: ProcessId) -> Result<()> {
     if init.started_ticks == 0 {
         return Ok(());
@@ -99,7 +102,7 @@ fn write_init(bundle: &Bundle, init: ProcessId) -> Result<()> {
     Ok(bundle.write(INIT, &json)?)
 }
 
-/// The container's first process by a restored bundle.
+/// Reads the container's first process from a restored bundle.
 pub(super) fn restored_init(bundle: &Bundle) -> Option<ProcessId> {
     bundle.read_json(INIT).ok().flatten()
 }

@@ -1,4 +1,4 @@
-//! The runtime of a task: the family of its shim, and what the shim is told when the container is made.
+//! A task's runtime: the family of its shim, and the options that the shim gets when the container is created.
 
 use std::ffi::OsStr;
 use std::io::Read;
@@ -19,7 +19,7 @@ use crate::host_path::Area;
 use crate::shim::gvisor::{self, Additions};
 use crate::shim::{self, CreateOptions, Family};
 
-/// Maximum size of a file of options. Those in the field have a few lines.
+/// Maximum size of a file of options. Those in use have a few lines.
 const FILE_LIMIT_BYTES: u64 = 1024 * 1024;
 
 /// The runtime that a task gets.
@@ -54,8 +54,8 @@ impl Runtime {
     }
 }
 
-/// A shim by another name that takes the options of the runc family would run tasks in its runtime's default root, which all
-/// clients of containerd share.
+/// Warns if the driver doesn't know the options of the configured runtime's shim. A shim by another name that takes the
+/// options of the runc family would run tasks in its runtime's default root, which all clients of containerd share.
 pub(super) fn tell_of_unknown(config: &PluginConfig) {
     let runtime = &config.containerd_runtime;
     if Family::of_runtime(runtime, None) == Family::Other && !config.runtime_options.contains_key(runtime) {
@@ -95,8 +95,8 @@ pub(super) fn check_options(config: &PluginConfig) -> Result<()> {
     Ok(())
 }
 
-/// Warns of options for a runtime whose shim is not on this host; it may be installed later. The health of the driver says
-/// so of `containerd_runtime`.
+/// Warns of options for a runtime whose shim is not on this host; it may be installed later. A missing shim of
+/// `containerd_runtime` is not named here: the driver's health tells of it.
 pub(super) async fn tell_of_missing(config: &PluginConfig) {
     for runtime in config.runtime_options.keys().filter(|runtime| **runtime != config.containerd_runtime) {
         if let Err(error) = find_programs(runtime.clone(), None).await {
@@ -131,7 +131,7 @@ fn other_options(runtime: &str, told: RuntimeOptions, program: Option<&str>) -> 
     })
 }
 
-/// As [`TaskOptions::fit_sandbox`], of what Nomad gives the task beside its options.
+/// Checks what Nomad gives a sandboxed task beside its options, as [`TaskOptions::fit_sandbox`] checks the options.
 fn nomads_fit_sandbox(task: &pb::TaskConfig) -> Result<()> {
     let unfit =
         |what: String, why: &str| Err(Error::Invalid(format!("{what}: {}", sandbox::unfit_for_sandbox(why))));
@@ -177,8 +177,9 @@ async fn gvisor_options(
     off_thread(&place, "the file with the options of gVisor's shim", build).await
 }
 
-/// Where this binary is called in the place of runsc. A link, since the state directory may be one from which nothing is
-/// executed; it leads to the binary of the plugin that was started last.
+/// Makes the link by which this binary is called in the place of runsc, and returns its path. It is a link, since the
+/// state directory may be one from which nothing is executed; it leads to the binary of the plugin that was started
+/// last.
 fn wrapper(state_dir: &Path) -> Result<PathBuf> {
     let link = state_dir.join(WRAPPER);
     let failed = |error: std::io::Error| Error::system(format!("make the link {}", link.display()), &error);
@@ -198,7 +199,7 @@ fn wrapper(state_dir: &Path) -> Result<PathBuf> {
     Ok(link)
 }
 
-/// Has the tasks of an earlier plugin call this one's binary: the other may be gone, such as after an upgrade.
+/// Has the tasks of an earlier plugin call this one's binary: the earlier one's may be gone, such as after an upgrade.
 ///
 /// # Errors
 /// Names the link, or the binary that is gone.
@@ -208,7 +209,8 @@ pub(super) async fn renew_wrapper(settings: &Settings) -> Result<()> {
         .await
 }
 
-/// What is where a running binary was: the kernel says so of one that was replaced, as in an upgrade.
+/// Returns the path of a running binary without the mark that the kernel puts on it once the file was replaced, as in
+/// an upgrade: it leads to the new file.
 fn present(own: PathBuf) -> PathBuf {
     const REPLACED: &[u8] = b" (deleted)";
     match own.as_os_str().as_bytes().strip_suffix(REPLACED) {
@@ -217,7 +219,7 @@ fn present(own: PathBuf) -> PathBuf {
     }
 }
 
-/// Reads a file of the operator's. Where it can't be read, says why, and whether that may pass.
+/// Reads a file of the operator's. The error has the reason, and whether it is transient.
 fn read(path: &Path) -> std::result::Result<String, (String, bool)> {
     let beneath = path.strip_prefix("/").unwrap_or(path);
     let area = Area { root: Path::new("/"), plain: Path::new("") };
@@ -232,14 +234,14 @@ fn read(path: &Path) -> std::result::Result<String, (String, bool)> {
     }
 }
 
-/// Where runsc keeps what it knows of the containers of this plugin; it appends the namespace. Private, as
-/// [`place::runtime_root`] is.
+/// Returns the directory in which runsc keeps its state of this plugin's containers, to which it appends the namespace.
+/// Private, as [`place::runtime_root`] is.
 fn gvisor_root(state_dir: &Path) -> PathBuf {
     state_dir.join("runsc")
 }
 
-/// The files by which runsc knows a container, and those by which it reaches its sandbox: where the path of its state is too
-/// long for a socket's, that is elsewhere.
+/// Returns the files by which runsc knows a container, and the sockets by which it reaches the sandbox: these are
+/// elsewhere where the path of its state is too long for a socket's.
 pub(super) fn gvisor_state(state_dir: &Path, id: &str) -> [PathBuf; 4] {
     let directory = gvisor_root(state_dir).join(NAMESPACE);
     let file = |kind: &str| directory.join(format!("{id}_sandbox:{id}.{kind}"));

@@ -9,10 +9,10 @@ use crate::error::{Error, Result};
 const SIGRTMIN: i32 = 34;
 const SIGRTMAX: i32 = 64;
 
-/// The number of a signal given as `SIGTERM`, `term`, `15`, `SIGRTMIN+3`.
+/// Returns the number of a signal given as `SIGTERM`, `term`, `15`, `SIGRTMIN+3`.
 ///
 /// # Errors
-/// Lists what there is.
+/// Lists the signals that there are.
 pub(super) fn parse(text: &str) -> Result<i32> {
     let upper = text.trim().to_ascii_uppercase();
     if let Ok(number) = upper.parse::<i32>() {
@@ -24,12 +24,12 @@ pub(super) fn parse(text: &str) -> Result<i32> {
     number.ok_or_else(|| unknown(text))
 }
 
-/// Whether this is Nomad's name for no signal at all, which its list of signals has.
+/// Returns whether this is `SIGNULL`, the name for no signal at all in Nomad's list of signals.
 pub(super) fn is_none(text: &str) -> bool {
     text.trim().eq_ignore_ascii_case("SIGNULL")
 }
 
-/// Some signals have a second name.
+/// Returns the usual name of a signal that has a second one.
 fn usual(name: &str) -> &str {
     match name {
         "CLD" => "CHLD",

@@ -1,9 +1,10 @@
-//! A task's start. Its order is that of what has to be undone: the bundle first, marked as doomed, so that whatever
-//! comes after is found by its id even when the plugin dies in between; the mark goes once the process runs.
+//! A task's start. Its order follows from what has to be undone: the bundle comes first, marked as doomed, so that
+//! whatever is made later is found by its id even when the plugin dies in between; the mark is removed once the process
+//! runs.
 //!
-//! The image comes before the rest, since it may take minutes. Then those have their turn that came before, since a machine
-//! that starts all at once has none of them started in time. Then the shim is launched while the snapshot, the lease, the
-//! record and the user are seen to. A failure at any step is undone by the same teardown that destroys a task.
+//! The image comes before the rest, since it may take minutes. Then the start waits for its permit: a machine that
+//! starts all tasks at once has none of them started in time. Then the shim is launched while the snapshot, the lease,
+//! the record and the user are seen to. A failure at any step is undone by the same teardown that destroys a task.
 
 mod first;
 mod image;
@@ -42,7 +43,7 @@ use first::First;
 pub(super) use labels::OWNER_LABEL;
 
 impl Tasks {
-    /// Starts a task. When the caller goes away before it has started, it is taken down again.
+    /// Starts a task. If the caller goes away before it has started, it is taken down again.
     ///
     /// # Errors
     /// Says which step failed, on what; nothing is left of the task then.
@@ -63,7 +64,7 @@ impl Tasks {
     }
 }
 
-/// Whoever waits for the start, unless they have gone away, or it was told to stop.
+/// The caller of a start, who may go away or cancel it.
 struct Asker {
     answer: oneshot::Sender<Result<Started>>,
     called_off: CancellationToken,
@@ -89,7 +90,7 @@ async fn run(
     let tasks = Arc::clone(&reservation.tasks);
     let id = &reservation.container_id;
     let containerd = settings.containerd.counted();
-    // Held until a failed start is undone: a shim that hangs may open one later, by the descriptor's number.
+    // Held until a failed start is undone: a shim that hangs may open a pipe later, by the descriptor's number.
     let mut pipes = None;
     let mut own_place = None;
     let started = async {
@@ -121,7 +122,7 @@ async fn run(
             }
         }
         Err(error) => {
-            // Before the teardown makes room.
+            // Checked before the teardown makes room.
             let error = if is_full(&settings.config.state_dir).await {
                 error.while_full(&settings.config.state_dir)
             } else {
@@ -140,7 +141,7 @@ async fn run(
     }
 }
 
-/// One start, and what it is made from.
+/// A start that is under way, with what it is made from.
 struct Start<'a> {
     settings: &'a Arc<Settings>,
     config: &'a pb::TaskConfig,
@@ -151,17 +152,17 @@ struct Start<'a> {
     timeline: &'a Timeline,
 }
 
-/// What containerd and the image have for the container.
+/// The parts of the container that are from containerd and the image.
 struct Prepared {
     mounts: Vec<Mount>,
     identity: rootfs::Identity,
-    /// Where the paths lead that the runtime opens in the image.
+    /// Image in which the paths that the runtime opens are checked ([`rootfs::check`]).
     ends: Arc<rootfs::Ends>,
-    /// Where the sources of mounts are held, by target.
+    /// Places where the sources of mounts are staged, by target.
     pinned: BTreeMap<String, Pinned>,
 }
 
-/// All that a container is created from.
+/// The parts that a container is created from.
 struct Made {
     spec: Spec,
     mounts: Vec<Mount>,
@@ -171,16 +172,17 @@ struct Made {
 }
 
 impl Start<'_> {
-    /// A start that is called off ends with the image, or with the waits for its snapshot, its network and its shim; or
-    /// else is carried through and then undone: a call to containerd that is dropped may still be carried out, after its
-    /// undoing.
+    /// Runs the steps of the start. A start that is cancelled before the bundle is made ends at once. Later it ends
+    /// when the snapshot, the network and the shim are no longer being made (a wait for the snapshot is cut short), or
+    /// else is carried through, and is then undone: a call to containerd that is dropped may still be carried out,
+    /// after its undoing.
     async fn steps(&self, asker: &mut Asker, pipes: &mut Option<HeldPipes>) -> Result<Task> {
         let access = self.access()?;
         let output = Output::of(self.settings, &self.wanted.options, self.config, &self.place.bundle);
         output.logs.fit(&self.place.launcher.binary, self.wanted.options.process.tty)?;
         let nomads = output.hold_nomads().await?;
         if self.place.bundle.exists() {
-            // Of a start that the plugin did not survive.
+            // Left by a start that the plugin did not survive.
             Place::by_id(self.settings, &self.place.id).tear_down().await?;
         }
         tokio::select! {
@@ -197,7 +199,7 @@ impl Start<'_> {
             None => output.make_own()?,
         };
         let held = pipes.insert(held);
-        // Until the keeper of the sandbox takes them.
+        // Takes the shim's events until the keeper of the sandbox does.
         let _events = match self.wanted.runtime.family {
             Family::Gvisor => Some(Taken::in_bundle(&self.place.bundle)?),
             Family::Runc | Family::Other => None,
@@ -221,21 +223,21 @@ impl Start<'_> {
         };
         drop(made);
         let (prepared, (joined, files), (connection, shim)) = (prepared?, joined?, launched?);
-        // From here on the record says that the image is in use.
+        // From here on the container's record keeps the image.
         drop(hold);
         let spec = self.specification(&image, &prepared, &joined, files)?;
         rootfs::check(&prepared.ends, &spec).await?;
         let made = Made { spec, mounts: prepared.mounts, network: joined.told, connection, shim };
         let task = self.begin(made, output, held, &image).await?;
         *pipes = None;
-        // Once more, for whoever has gone away, or stopped it, meanwhile.
+        // Checked once more, for a caller that has gone away or cancelled meanwhile.
         match futures::FutureExt::now_or_never(asker.called_off()) {
             Some(error) => Err(error),
             None => Ok(task),
         }
     }
 
-    /// Whose container it is.
+    /// Returns the attempt that the container belongs to.
     fn attempt(&self) -> Attempt {
         let Identity { task_id: _, alloc_id, name } = Identity::of(self.config);
         Attempt { alloc_id, task: name, cgroup: self.wanted.cgroup.path.clone() }
@@ -257,7 +259,7 @@ impl Start<'_> {
         Ok((connection, shim))
     }
 
-    /// The lease first: whatever is made after it is kept by it.
+    /// Makes the container's parts in containerd. The lease comes first, since it keeps whatever is made after it.
     async fn prepare(&self, image: &Image, given_up: &CancellationToken) -> Result<Prepared> {
         let (Place { id, bundle, containerd, .. }, timeline) = (self.place, self.timeline);
         let Wanted { options, sources, .. } = self.wanted;
@@ -288,7 +290,7 @@ impl Start<'_> {
         Ok(Prepared { mounts, identity, ends, pinned: pinned? })
     }
 
-    /// Its addresses are in the files by which the task finds names.
+    /// Joins the network, then writes the name files, which have the addresses in them.
     async fn join_network(&self) -> Result<(Joined, Vec<BoundFile>)> {
         let is_sandboxed = self.wanted.runtime.family == Family::Gvisor;
         let joined = self.wanted.network.join(self.tasks, self.place, self.config, is_sandboxed);
@@ -339,7 +341,7 @@ impl Start<'_> {
         Ok(spec::build(&inputs)?)
     }
 
-    /// Creates the container, asks for its end, and only then starts it.
+    /// Creates the container, sends the shim a Wait for its exit, and only then starts it.
     async fn begin(&self, made: Made, output: Output, held: &HeldPipes, image: &Image) -> Result<Task> {
         let Made { spec, mounts, network, connection, shim } = made;
         let Output { logs, collected } = output;
@@ -385,7 +387,8 @@ impl Start<'_> {
         Ok(Task::watched(watch, self.settings))
     }
 
-    /// gVisor's runtime sets no limits on a cgroup that it finds there, and the agent has made the task's.
+    /// Removes the empty cgroup that the agent has made for the task: gVisor's runtime sets no limits on a cgroup that
+    /// it finds there.
     async fn leave_cgroup_to_runtime(&self) -> Result<()> {
         let path = &self.wanted.cgroup.path;
         cgroup::remove_empty(path).await.map_err(|error| {
@@ -401,7 +404,7 @@ impl Start<'_> {
 }
 
 impl Task {
-    /// A task that runs, or has run, with somebody to watch it.
+    /// Returns a task that runs, or has run, and starts its supervisor.
     pub(super) fn watched(watch: Watch, settings: &Settings) -> Self {
         let (saved, place, connection) = (watch.saved.clone(), watch.place.clone(), watch.connection.clone());
         let identity = watch.teller.identity.clone();
@@ -418,7 +421,7 @@ impl Identity {
     }
 }
 
-/// The job's word on the user counts before the image's.
+/// Returns the task's user: the job's, else the image's.
 fn user(config: &pb::TaskConfig, image: &Image) -> String {
     if !config.user.is_empty() {
         return config.user.clone();
@@ -430,13 +433,13 @@ fn stop_signal(image: &Image) -> Option<String> {
     image.config.config().as_ref().and_then(|config| config.stop_signal().clone())
 }
 
-/// None where there is no limit.
+/// Returns the memory limit in bytes; `None` if there is no limit.
 fn memory_limit(spec: &Spec) -> Option<i64> {
     let memory = spec.linux().as_ref()?.resources().as_ref()?.memory().as_ref()?;
     memory.limit().filter(|limit| *limit > 0)
 }
 
-/// crun does not say what it is that it can't open.
+/// Adds the program's name to an error of crun's, which does not say what it can't open.
 fn naming_program(error: shim::Error, spec: &Spec) -> Error {
     let words = spec.process().as_ref().and_then(|process| process.args().as_ref());
     let error = Error::from(error);

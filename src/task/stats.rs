@@ -1,10 +1,11 @@
-//! What a task uses of the machine: sampled once for all who listen, at the pace of the most eager of them, and only
+//! A task's statistics: sampled once for all listeners, at the pace of the one with the shortest interval, and only
 //! while somebody listens.
 //!
-//! Samples are taken at regular ticks. Whoever wants fewer gets those that come when it is due, and its load is counted
-//! since the one that it got last. How a reading looks to Nomad is not known here.
+//! Samples are taken at regular ticks. A listener with a longer interval gets the samples that come when it is due, and
+//! its load is counted from the last one that it got. How a reading looks to Nomad is not known here.
 //!
-//! Where the shim would only read the task's cgroup, that is done here: asking it would take ten times as long.
+//! Where the shim would only read the task's cgroup, the cgroup is read here: asking the shim would take ten times as
+//! long.
 
 mod reader;
 mod rota;
@@ -24,23 +25,23 @@ use crate::cgroup::{Cgroup, Usage};
 use crate::shim::Connection;
 use rota::Rota;
 
-/// What the ticks of all tasks are counted from, so that many are at the same moment.
+/// Origin of all tasks' ticks, so that many are at the same moment.
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// One sample as a listener gets it.
+/// A sample, as a listener gets it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Reading {
     pub at: SystemTime,
     pub usage: Usage,
-    /// None in the first, which has nothing to be measured against.
+    /// Load since the listener's reading before; `None` in the first one.
     pub load: Option<Load>,
 }
 
-/// How many cores were in use, on average since the reading before.
+/// The number of cores in use, on average since the reading before.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Load {
     pub total: f64,
-    /// Not every shim tells the two parts.
+    /// `None` where the shim doesn't tell user and system time apart.
     pub user: Option<f64>,
     pub system: Option<f64>,
 }
@@ -49,23 +50,23 @@ pub(crate) struct Load {
 struct Sample {
     usage: Usage,
     at: SystemTime,
-    /// The same moment by the clock that nobody sets.
+    /// Moment of the sample by the monotonic clock.
     taken: Instant,
 }
 
-/// A task's only reader of its statistics.
+/// The sampler of one task: the only reader of its statistics.
 pub(super) struct Sampler {
     least_interval: Duration,
     rota: Mutex<Rota>,
-    /// Somebody has come or gone.
+    /// Notified when a listener has come or gone.
     changed: Notify,
-    /// The task is being destroyed.
+    /// Cancelled when the task is being destroyed.
     over: CancellationToken,
 }
 
 impl Task {
-    /// Readings at the interval that is asked for, but not more often than the operator wants. The first comes at once;
-    /// one that fails is left out; the stream ends with the task.
+    /// Returns the task's readings at the interval that is asked for, but not more often than the operator wants. The
+    /// first comes at once; one that fails is left out; the stream ends with the task.
     pub(crate) fn stats(&self, asked: Option<Duration>) -> Readings {
         let sampler = &self.stats;
         let interval = asked.unwrap_or_default().max(sampler.least_interval);
@@ -83,7 +84,7 @@ impl Task {
         Readings { readings, sampler: Arc::clone(sampler) }
     }
 
-    /// Ends the streams of all who listen: the task is about to go.
+    /// Ends the streams of all listeners: the task is about to go.
     pub(super) fn end_stats(&self) {
         self.stats.over.cancel();
     }
@@ -136,9 +137,9 @@ impl Sampler {
     }
 }
 
-/// Where a task's samples are from.
+/// The source of a task's samples: its cgroup, or its shim.
 struct Source {
-    /// None where what the task uses is counted elsewhere.
+    /// `None` where the kernel does not count in the task's cgroup what the task uses.
     cgroup: Option<Cgroup>,
     connection: Connection,
 }
@@ -162,7 +163,7 @@ impl Source {
     async fn ask(&self) -> Result<Sample, String> {
         let metrics = self.connection.metrics().await.map_err(|error| error.to_string())?;
         let usage = Usage::parse(&metrics).map_err(|error| format!("unreadable metrics: {error}"))?;
-        // Whatever runs has used some. The shim in Rust does not look it up on cgroup v1.
+        // Every task that runs has used some CPU time. The shim in Rust does not look it up on cgroup v1.
         if usage.cpu_total.is_zero() {
             return Err("the shim counts no CPU time".to_owned());
         }
@@ -176,7 +177,7 @@ impl Sample {
     }
 }
 
-/// A listener's stream. Dropped, it costs nothing any more.
+/// A listener's stream of readings. Dropping it ends the sampling for this listener.
 pub(crate) struct Readings {
     readings: mpsc::Receiver<Reading>,
     sampler: Arc<Sampler>,

@@ -1,4 +1,4 @@
-//! Signals to a task, and its stop: the signal it wants, its time, and then SIGKILL.
+//! Signals to a task, and its stop: the stop signal, the kill timeout, then SIGKILL.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,19 +9,19 @@ use super::{Phase, Slot, Task, Tasks, place, signal};
 use crate::error::{Error, Result};
 use crate::shim::Family;
 
-/// How long a killed task may take to be gone. The kernel needs no time, but a process stuck in a device does.
+/// Maximum time that a killed task may take to exit. The kernel needs no time, but a process stuck in a device does.
 const AFTER_SIGKILL: Duration = Duration::from_secs(30);
-/// How long a shim may take to tell the end of a task that the kernel has killed, before it is asked to kill it, too: its
-/// runtime may keep the processes elsewhere.
+/// Maximum time that the shim may take to report the exit of a task that the kernel has killed. After it the shim is
+/// asked to kill the task, too: its runtime may keep the processes elsewhere.
 const SHIM_TELLS: Duration = Duration::from_secs(2);
-/// How long it may take for that.
+/// Maximum time that the shim may take to deliver SIGKILL.
 const SHIM_KILLS: Duration = Duration::from_secs(5);
-/// The signals behind it are those of real time.
+/// Number of the last signal before those of real time.
 const LAST_WITH_A_NAME: i32 = 31;
 
 impl Tasks {
-    /// Stops a task. One that is still being started is called off, and has stopped once nothing is left of it. A task
-    /// that is not here is one that has stopped: the agent repeats a stop that fails for minutes.
+    /// Stops a task. A start that is under way is cancelled, and has stopped once nothing is left of it. A task that is
+    /// not in the registry counts as stopped: the agent repeats a stop that fails for minutes.
     ///
     /// # Errors
     /// When not even SIGKILL ends the task.
@@ -40,8 +40,8 @@ impl Tasks {
 }
 
 impl Task {
-    /// Asks the task to end, by `asked`, else by the image's signal, else by SIGTERM, and kills what is left at the
-    /// timeout. Returns once it has ended.
+    /// Asks the task to exit, by the signal `asked`, else by the image's, else by SIGTERM, and kills it at the timeout.
+    /// Returns once it has exited.
     ///
     /// # Errors
     /// When not even SIGKILL ends the task.
@@ -69,9 +69,9 @@ impl Task {
         self.kill_all().await
     }
 
-    /// Kills every process of the task, and returns once it has ended.
+    /// Kills every process of the task, and returns once it has exited.
     ///
-    /// By the kernel first: a shim may hang, and one that kills some forty processes at once does, where it is their
+    /// The kernel kills first: a shim may hang, and one that kills some forty processes at once does, where it is their
     /// reaper.
     ///
     /// # Errors
@@ -109,8 +109,9 @@ impl Task {
         self.connection.kill(signal, false).await.map_err(|error| Error::Failed(error.to_string()))
     }
 
-    /// The signal that a task is asked to end by: the job's, else the image's, else SIGTERM, which also stands in for one
-    /// that does not exist: a task that has no such signal can be stopped all the same. None for Nomad's SIGNULL.
+    /// Returns the signal that a task is asked to exit by: the job's, else the image's, else SIGTERM. SIGTERM also
+    /// stands in for a signal that does not exist, so that the task can be stopped all the same. `None` for Nomad's
+    /// SIGNULL.
     fn stop_signal(&self, asked: &str) -> Option<i32> {
         if signal::is_none(asked) {
             return None;
@@ -136,7 +137,7 @@ impl Task {
     }
 }
 
-/// gVisor's runtime knows no signals of real time; a task that is to end by one is asked as any.
+/// Returns the signal to deliver: SIGTERM in the place of a real-time signal under gVisor, whose runtime knows none.
 fn deliverable(signal: i32, family: Family) -> i32 {
     if family == Family::Gvisor && signal > LAST_WITH_A_NAME { Signal::SIGTERM as i32 } else { signal }
 }

@@ -1,7 +1,8 @@
-//! Tasks that have ended and can't be over: the first process of a pid namespace does not finish its exit for as long as
-//! another one in there can't die. On cgroup v1 a frozen process can't, and a task may have frozen cgroups of its own.
+//! Ends tasks that have exited and can't be over: the first process of a pid namespace does not finish its exit for as
+//! long as another process in there can't die. On cgroup v1 a frozen process can't, and a task may have frozen cgroups
+//! of its own.
 //!
-//! Neither the shim nor a pidfd tells of such an end, so all tasks are looked at now and then.
+//! Neither the shim nor a pidfd reports such an exit, so all tasks are looked at periodically.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,11 +10,11 @@ use std::time::Duration;
 use super::{Task, Tasks};
 use crate::process_stat::is_exiting;
 
-/// How often all tasks are looked at.
+/// Interval between looks at all tasks.
 const PERIOD: Duration = Duration::from_secs(5);
 
 impl Tasks {
-    /// Ends what keeps a task from being over, for as long as the plugin lives.
+    /// Kills the processes that keep a task from being over, for as long as the plugin lives.
     pub(super) async fn end_stuck(self: Arc<Self>) {
         loop {
             tokio::time::sleep(PERIOD).await;

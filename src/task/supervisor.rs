@@ -1,9 +1,10 @@
-//! Watches one task from its start to its end: the only writer of its phase.
+//! Supervises one task from its start to its exit: the only writer of its phase.
 //!
-//! What it trusts is the shim's answer to a wait that was sent before the start, never an event; and the kernel's word on
-//! the task's first process, by its pidfd. The shim says when and with what code a task ended; the kernel says whether a
-//! signal did it, and stands in for a shim that has lost the end. When the shim itself goes, its container is left without
-//! anybody to tell how it ends and with its output cut off; then it is killed, and the end is told as unknown.
+//! Two sources are trusted: the shim's answer to a Wait that was sent before the start, never an event; and the
+//! kernel's exit status of the task's first process, by its pidfd. The shim says when and with what code a task exited;
+//! the kernel says whether a signal did it, and stands in for a shim that has lost the exit. When the shim itself dies,
+//! nobody is left to report its container's exit, and the container's output is cut off; then the container is killed,
+//! and its exit is reported as unknown.
 
 use std::future::Future;
 use std::os::unix::process::ExitStatusExt;
@@ -23,33 +24,33 @@ use crate::logs::Pump;
 use crate::process_end::SIGNAL_BASE;
 use crate::shim::{self, Connection, Ended, Family, LogPaths, Shim, drained};
 
-/// How long the reader of the log may take for the task's last words before its end is told without them.
+/// Maximum time to drain a task's output into its log before the exit is reported without the rest.
 pub(super) const LAST_WORDS: Duration = Duration::from_secs(10);
-/// How long a shim may take to tell an end that the kernel has told.
+/// Grace period in which the shim may report an exit that the kernel has reported.
 const OVERDUE: Duration = Duration::from_secs(3);
-/// How long one that is asked once more may take, when the kernel knows the answer.
+/// Timeout of the retried Wait where the kernel has the exit status, too.
 const ASKED_AGAIN: Duration = Duration::from_secs(3);
-/// And when nobody else does.
+/// Timeout of the retried Wait where the kernel has no exit status.
 const ONLY_THE_SHIM_KNOWS: Duration = Duration::from_secs(30);
-/// How long before a task's failure a process of it was killed for want of memory that is taken for its cause.
+/// Maximum time between an OOM kill and the failure of its task that it is taken as the cause of.
 const OOM_ENDS_TASK: Duration = Duration::from_secs(10);
-/// How long a shim is let be that can't be asked, and runs.
+/// Shortest and longest backoff between retries of a Wait, while the shim runs and can't be asked.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// What gVisor's shim says where it has not learnt how a task ended.
+/// Exit status that gVisor's shim reports where it has not learnt the task's.
 const LOST_BY_GVISOR: u32 = 128;
-/// How long its shim may take to wait for a sandbox that has ended.
+/// Maximum time that gVisor's shim may take to reap a sandbox that has ended.
 const SANDBOX_IS_REAPED: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 const MOST_SIGNAL: i32 = 64;
-/// No program can end with it.
+/// Exit code of a task whose exit status is not known; no program can exit with it.
 const UNKNOWN_CODE: i32 = -1;
 
-/// A wait that the shim has been sent already.
+/// The answer to a Wait that the shim has been sent already.
 pub(super) type Waiting = Pin<Box<dyn Future<Output = Result<Ended, shim::Error>> + Send>>;
 
-/// Asks the shim to tell the end of its task, or of an exec, and returns once the question is on its way. Ask before the
-/// start: a process may end at once.
+/// Sends the shim a Wait for the exit of its task, or of an exec, and returns the pending answer once the request is on
+/// its way. To be called before the start: a process may exit at once.
 pub(super) async fn ask(connection: &Connection, exec_id: &str) -> Waiting {
     let connection = connection.clone();
     let exec_id = exec_id.to_owned();
@@ -60,22 +61,22 @@ pub(super) async fn ask(connection: &Connection, exec_id: &str) -> Waiting {
     }
 }
 
-/// A task to be watched, and by what.
+/// A task to supervise, with what its supervisor needs.
 pub(super) struct Watch {
     pub(super) saved: Saved,
     pub(super) place: Place,
     pub(super) teller: Teller,
-    /// Not there where the process had ended before, or the kernel has no pidfds.
+    /// Pidfd of the task's first process; `None` if it had exited before, or the kernel has no pidfds.
     pub(super) init: Option<Init>,
     pub(super) connection: Connection,
     pub(super) waiting: Waiting,
-    /// Collects the task's output, where the driver does.
+    /// Collector of the task's output, where the driver collects it.
     pub(super) pump: Option<Pump>,
-    /// What the kernel has counted before, and was told of.
+    /// Number of OOM kills in the task's cgroup so far, which are not reported again.
     pub(super) oom_kills: u64,
 }
 
-/// Watches a task to its end.
+/// Starts the supervisor of a task, and returns the task's phase.
 pub(super) fn watch(watch: Watch) -> watch::Receiver<Phase> {
     watch.place.remember(&watch.saved, &watch.teller.identity);
     let (writer, reader) = watch::channel(Phase::Running);
@@ -118,7 +119,7 @@ async fn follow(watch: Watch) -> Exit {
     let kills = Kills {
         at_the_end: new_kills > 0 || last_kill.is_some_and(|at| at.elapsed() < OOM_ENDS_TASK),
         since_start,
-        // Nobody has seen when they were.
+        // Nobody has seen when the kills were.
         unseen: exit.at < began,
     };
     exit.oom_killed = exit.code != 0 && kills.have_ended_it();
@@ -136,18 +137,19 @@ async fn follow(watch: Watch) -> Exit {
     exit
 }
 
-/// What the kernel has killed in a task for want of memory.
+/// The OOM kills in a task's cgroup.
 struct Kills {
-    /// Some of it right before the task's end.
+    /// Whether some were right before the task's exit.
     at_the_end: bool,
-    /// How much of it since the task's start.
+    /// Number of kills since the task's start.
     since_start: u64,
-    /// The task ended while no plugin was there.
+    /// Whether the task exited while no plugin was there.
     unseen: bool,
 }
 
 impl Kills {
-    /// Whether they are taken for the cause of a failure. A child that was killed long before is not.
+    /// Returns whether the kills are taken as the cause of the task's failure. The kill of a child long before it is
+    /// not.
     fn have_ended_it(&self) -> bool {
         self.at_the_end || (self.unseen && self.since_start > 0)
     }
@@ -184,7 +186,8 @@ async fn shim_is_gone(place: &Place, shim: &Shim) -> bool {
     }
 }
 
-/// The shim's answer. A connection that breaks is no shim that dies: while its process is there, it is asked again.
+/// Returns the shim's answer to a Wait. A broken connection does not mean that the shim has died: while its process is
+/// there, the Wait is retried.
 async fn answer(
     waiting: Waiting,
     again: impl Fn() -> Waiting,
@@ -193,7 +196,7 @@ async fn answer(
     let mut answer = waiting.await;
     let mut pause = FIRST_PAUSE;
     while let Err(error) = &answer {
-        // It runs, and has no such task.
+        // Either the shim has no such task, or it is gone.
         if error.is_not_found() || is_gone().await {
             break;
         }
@@ -205,16 +208,16 @@ async fn answer(
     answer
 }
 
-/// How the end of a task was learnt.
+/// The source of what is known of an exit.
 enum Told {
-    /// The shim's answer; or none, and never one to come.
+    /// The shim's answer; or an error where there will never be an answer.
     Answer(Result<Ended, shim::Error>),
-    /// The kernel says when it was; the shim says nothing.
+    /// The time of the exit by the kernel; the shim reports nothing.
     Unheard(SystemTime),
 }
 
-/// Returns when the kernel has told the end of the task, or of an exec, and the shim has not, for too long. The answer may
-/// have been lost on its way: the shim is asked once more then.
+/// Completes when the kernel has reported the exit of the task, or of an exec, and the shim has not done so for too
+/// long. The Wait is retried once by then, since its answer may have been lost on the way.
 async fn overdue(connection: &Connection, exec_id: &str, init: Option<&Init>) -> Told {
     let Some(init) = init else { return std::future::pending().await };
     init.ended().await;
@@ -227,7 +230,8 @@ async fn overdue(connection: &Connection, exec_id: &str, init: Option<&Init>) ->
     }
 }
 
-/// A wait for an exec that ends also when the shim has lost the exec's end: by the kernel's word on its first process.
+/// Extends a Wait for an exec by the kernel's exit status of its first process, for a shim that has lost the exec's
+/// exit.
 pub(super) fn backed(waiting: Waiting, connection: Connection, exec_id: String, process: Init) -> Waiting {
     Box::pin(async move {
         let told = tokio::select! {
@@ -244,7 +248,7 @@ pub(super) fn backed(waiting: Waiting, connection: Connection, exec_id: String, 
     })
 }
 
-/// What the shim said, and the kernel's word on what the shim leaves open.
+/// Returns the exit that the shim reports, with the signal by the kernel's exit status.
 fn by_shim(ended: Ended, word: Option<ExitStatus>) -> Exit {
     let code = i32::try_from(ended.status).unwrap_or(i32::MAX);
     let signal = match word {
@@ -254,13 +258,13 @@ fn by_shim(ended: Ended, word: Option<ExitStatus>) -> Exit {
     Exit { code, signal, oom_killed: false, at: ended.at, error: None }
 }
 
-/// As [`by_shim`], of a task that ran in gVisor's sandbox. The sandbox ends with its task and with the task's code. Its shim
-/// asks it for that code, and comes too late for a task that ends at once.
+/// Returns the exit of a task in gVisor's sandbox. The sandbox ends with its task and with the task's code. Its shim
+/// asks it for that code, and comes too late for a task that exits at once: then the sandbox's own exit status counts.
 async fn by_sandbox(ended: Ended, init: Option<&Init>) -> Exit {
     let is_lost = ended.status == LOST_BY_GVISOR;
     let mut word = init.and_then(Init::exit_status);
     if is_lost && let Some(init) = init {
-        // The kernel has it once the shim has waited for the sandbox.
+        // The kernel has the status once the shim has reaped the sandbox.
         let until = Instant::now() + SANDBOX_IS_REAPED;
         while word.is_none() && Instant::now() < until {
             tokio::time::sleep(LOOK_AGAIN).await;
@@ -304,21 +308,21 @@ fn by_kernel(word: Option<ExitStatus>, at: SystemTime) -> Exit {
     }
 }
 
-/// What the kernel's word is in a shell's code.
+/// Converts the kernel's exit status to a shell's exit code.
 fn code_of(status: ExitStatus) -> i32 {
     status.code().or_else(|| status.signal().map(|signal| SIGNAL_BASE + signal)).unwrap_or(UNKNOWN_CODE)
 }
 
-/// The shim's word leaves open whether a program was killed by signal n or chose to exit with 128 + n; where the kernel
-/// has no word on it, the first is what it nearly always is.
+/// Returns the signal that an exit code most likely means, else 0. The shim's code does not tell whether a program was
+/// killed by signal n or chose to exit with 128 + n; it nearly always is the first.
 fn likely_signal(code: i32) -> i32 {
     let signal = code - SIGNAL_BASE;
     if (1..=MOST_SIGNAL).contains(&signal) { signal } else { 0 }
 }
 
-/// Ends what the shim has left behind.
+/// Ends the processes of a task whose shim is lost, and returns the task's exit.
 async fn without_shim(place: &Place, init: Option<&Init>, error: &shim::Error) -> Exit {
-    // With the shim the other ends of the task's pipes went, which may end the task as well.
+    // The death of the shim closed the other ends of the task's pipes, which may end the task as well.
     let ended_before = init.is_some_and(Init::has_ended);
     let at = SystemTime::now();
     tracing::warn!(container = place.id, %error, ended_before, "lost the shim; ending its container");
@@ -349,7 +353,8 @@ async fn without_shim(place: &Place, init: Option<&Init>, error: &shim::Error) -
     }
 }
 
-/// Whether the log's readers have taken all that the task wrote. What a pump has not taken then, it doesn't take any more.
+/// Drains the task's output into its log, and returns whether that was complete. The driver's collector takes nothing
+/// more after this.
 async fn last_words(logs: &LogPaths, pump: Option<Pump>) -> bool {
     if let Some(mut pump) = pump {
         return tokio::time::timeout(LAST_WORDS, pump.ended()).await.is_ok();
@@ -456,7 +461,7 @@ mod tests {
         assert_eq!(exit(137, Some(137 << 8)), (137, 0));
         assert_eq!(exit(139, Some(11 | 0x80)), (139, 11));
         assert_eq!(exit(137, None), (137, 9));
-        // Of something else than the shim speaks of.
+        // Status of a process other than the one that the shim reports on.
         assert_eq!(exit(137, Some(0)), (137, 9));
         assert_eq!(exit(3, Some(9)), (3, 0));
     }

@@ -1,6 +1,6 @@
-//! Takes down what no call will ever come back for: a start that the plugin did not survive, a destroy that failed
-//! because containerd was down, what a reboot has left in containerd. And keeps the logs of running shims small, and
-//! the plugin itself.
+//! The garbage collector: takes down what no call will ever come back for, such as a start that the plugin did not
+//! survive, a destroy that failed because containerd was down, or what a reboot has left in containerd. Also keeps the
+//! logs of running shims small, and the plugin itself.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,12 +19,12 @@ use crate::open_files;
 use crate::shim::{Bundle, bundles};
 
 const PERIOD: Duration = Duration::from_secs(10);
-/// How often addresses are looked through; no network is made or taken down meanwhile.
+/// Interval between collections of addresses. During a collection no network is made or taken down.
 const COLLECTION: Duration = Duration::from_secs(600);
 
 impl Tasks {
-    /// Sweeps now and then, from when the agent has first asked how the driver is: launches that only try the plugin out
-    /// never get there.
+    /// Starts the sweeps and the other background work, once in the plugin's life: at the agent's first fingerprint,
+    /// which launches that only try the plugin out never get to.
     pub(crate) fn sweep_for(self: &Arc<Self>, mut settings: watch::Receiver<Option<Arc<Settings>>>) {
         if self.sweeping.swap(true, Ordering::Relaxed) {
             return;
@@ -92,16 +92,17 @@ impl Tasks {
     }
 }
 
-/// What one round has to know of those before it.
+/// The facts that a sweep keeps for the next one.
 #[derive(Default)]
 struct Rounds {
-    /// What was said of a container that can't be taken down.
+    /// Last error of each container that can't be taken down.
     told: HashMap<String, String>,
-    /// When addresses were last looked through.
+    /// Time of the last collection of addresses.
     collected: Option<Instant>,
 }
 
-/// Has the bridge for tasks give up what it holds for none: their bundles are gone, and with them the records.
+/// Has the built-in network give up addresses that it holds for no task: their bundles are gone, and with them the
+/// records.
 async fn collect_addresses(settings: &Settings) {
     let attached = |container_id| Valid { container_id, if_name: INTERFACE.to_owned() };
     let valid =
@@ -111,7 +112,7 @@ async fn collect_addresses(settings: &Settings) {
     }
 }
 
-/// Bundles that say of themselves that they are to go, and leases of ours whose bundle is gone.
+/// Returns the ids of bundles that are marked for removal, and of this plugin's leases whose bundle is gone.
 async fn left_over(settings: &Settings) -> Vec<String> {
     let state_dir = &settings.config.state_dir;
     let leases = settings.containerd.leases(OWNER_LABEL, &state_dir.display().to_string()).await;

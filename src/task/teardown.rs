@@ -1,8 +1,8 @@
-//! Takes down all that there is of a container, whatever that is: a whole task, or what a failed start has left. Each
-//! step is done if there is something to do, so it can be done again after it failed half-way.
+//! Takes down all parts of a container, be it a whole task, or what a failed start has left. Each step is done if there
+//! is something to do, so a teardown that failed half-way can be repeated.
 //!
 //! The order: the processes first, then a network of the task's own, then what containerd keeps, and the bundle last,
-//! since as long as it is there somebody will come back for the rest.
+//! since the sweeper comes back for the rest as long as the bundle is there.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,25 +16,26 @@ use super::{Ending, Settings, Slot, Tasks};
 use crate::error::{Error, Result};
 use crate::shim::{Bundle, Connection, Shim, State};
 
-/// How long a killed container may take to be gone.
+/// Maximum time that a killed container may take to exit.
 const KILLED: Duration = Duration::from_secs(10);
-/// How long a shim that was told to end may take.
+/// Maximum time that a shim may take to exit when it was told to.
 const SHIM_ENDS: Duration = Duration::from_secs(2);
 
-/// What a teardown leaves for somebody to look at.
+/// The parts that a teardown leaves for somebody to look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Keeps {
     Nothing,
-    /// And by it the snapshot.
+    /// The record, and by it the snapshot.
     Record,
 }
 
 impl Tasks {
-    /// Takes a task down and forgets it. One that isn't here may have left something; if it hasn't, that is success.
+    /// Takes a task down and forgets it. A task that isn't in the registry may have left something; if it hasn't, that
+    /// is success.
     ///
     /// # Errors
-    /// When it still runs and is not to be killed, or when a part of it can't be removed now; that part is removed
-    /// later by itself.
+    /// When the task still runs and is not to be killed, or when a part of it can't be removed now; that part is
+    /// removed later by itself.
     pub(crate) async fn destroy(
         self: &Arc<Self>,
         settings: Arc<Settings>,
@@ -45,7 +46,7 @@ impl Tasks {
         destroyed.map_err(|error| error.context(format_args!("destroy task {task_id}")))
     }
 
-    /// As [`Self::destroy`], by the container's id.
+    /// Destroys a task by its container's id, as [`Self::destroy`] does by the task's.
     ///
     /// # Errors
     /// As [`Self::destroy`].
@@ -62,7 +63,7 @@ impl Tasks {
                 None => freed.await,
             }
         };
-        // On its own: the caller may go away, the teardown goes on.
+        // In a task of its own: the caller may go away, the teardown goes on.
         let keeps = !settings.config.gc.container;
         let torn_down = tokio::spawn(async move {
             let outcome = if keeps { place.tear_down_around().await } else { place.tear_down().await };
@@ -73,7 +74,8 @@ impl Tasks {
         outcome.flatten()
     }
 
-    /// Marks the task as ending; from here on nobody else finds it. None while somebody else starts it, or takes it down.
+    /// Marks the id as ending: from here on nobody else finds the task. Returns `None` while somebody else starts it,
+    /// or takes it down.
     fn begin_destroy(
         self: &Arc<Self>,
         settings: &Settings,
@@ -103,7 +105,8 @@ impl Tasks {
     }
 }
 
-/// Changes a bundle on a thread of its own: a disk may take its time, and the kernel waits for all processors for an unmount.
+/// Changes a bundle on another thread: a disk may take its time, and the kernel waits for all processors for an
+/// unmount.
 async fn on_disk<E>(bundle: &Bundle, change: fn(&Bundle) -> std::result::Result<(), E>) -> Result<()>
 where
     E: Send + 'static,
@@ -126,7 +129,7 @@ impl Place {
         self.take_down(Keeps::Nothing).await
     }
 
-    /// As [`Self::tear_down`], but for the record and, kept by it, the snapshot, which are for somebody to look at.
+    /// Takes down all but the record and, kept by it, the snapshot, which are for somebody to look at.
     ///
     /// # Errors
     /// As [`Self::tear_down`].
@@ -144,7 +147,7 @@ impl Place {
     async fn take_down_parts(&self, keeps: Keeps, timeline: &Timeline) -> Result<()> {
         let Self { id, bundle, containerd, .. } = self;
         self.restore_at_last().await;
-        // Somebody may have removed it from under a container that runs.
+        // Somebody may have removed the bundle from under a container that runs.
         if bundle.exists() {
             // A disk that takes no mark keeps nobody from being killed; until it has one, somebody comes back for the
             // container as for any that Nomad doesn't know.
@@ -155,7 +158,7 @@ impl Place {
             timeline.step("processes", self.end_processes(timeline)).await?;
             on_disk(bundle, forget_processes).await?;
             if marked.is_err() {
-                // What was just removed has made room.
+                // The removal of files has just made room.
                 on_disk(bundle, Bundle::doom).await?;
             }
             timeline.step("network", self.end_network()).await?;
@@ -186,14 +189,14 @@ impl Place {
         }
         if let Some(shim) = shim {
             shim.remove_socket();
-            // Not every shim removes its own, and a handle may have it elsewhere.
+            // Some shims leave their own socket behind, and a handle may have another path for it.
             self.launcher.remove_socket(&self.id);
         }
         Ok(())
     }
 
-    /// The orderly way: the shim kills what runs, removes the container, and ends itself. False where it knew of no
-    /// container, which does not mean that there is none.
+    /// Ends a container the orderly way: the shim kills what runs, removes the container, and ends itself. Returns
+    /// false where the shim knew no container, which does not mean that there is none.
     async fn end_by_shim(
         &self,
         shim: &Shim,
@@ -207,20 +210,20 @@ impl Place {
             }
             Ok(State::Created | State::Running) => {
                 let ended = super::supervisor::ask(&connection, "").await;
-                // Before the shim does: it would lock up over many processes of which it is the reaper.
+                // Before the shim kills: it would lock up over many processes of which it is the reaper.
                 let is_alone = self.kill_group().await.unwrap_or_else(|error| {
                     tracing::warn!(container = self.id, %error, "not all of its processes have ended yet");
                     true
                 });
-                // What is not in there; most often it has ended by now. All that the runtime finds is not meant where that
-                // may be another's.
+                // For processes outside the cgroup; most often they have exited by now. Where some of those that the
+                // runtime finds may be another attempt's, only the first process is killed.
                 let _ = connection.kill(Signal::SIGKILL as i32, is_alone).await;
                 let _ = tokio::time::timeout(KILLED, ended).await;
                 timeline.step("processes/delete", connection.delete()).await?;
                 true
             }
             Err(error) if error.is_not_found() => {
-                // It may be in the middle of a create.
+                // The shim may be in the middle of a create.
                 self.launcher.kill_started(shim, &self.bundle, &self.id).await;
                 false
             }

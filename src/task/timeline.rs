@@ -1,8 +1,8 @@
-//! How long each step of a start, or of a teardown, took: one debug line at its end, whatever that was.
+//! The times of the steps of a start, or of a teardown, in one debug line at its end, whatever the outcome.
 //!
-//! The form is for programs to read: words `<step> <begin>+<length>`, in the order in which they began, in milliseconds from
-//! the call on. What overlaps was done side by side; `shim/connect` is a part of `shim`. One that was cut off has ended
-//! where it was dropped. Knows nothing of what the steps do.
+//! The form is for programs to read: words `<step> <begin>+<length>`, in the order in which they began, in milliseconds
+//! from the call on. Steps that overlap were done side by side; `shim/connect` is a part of `shim`. A step that was cut
+//! off has ended where it was dropped. Knows nothing of what the steps do.
 
 use std::fmt::{self, Display};
 use std::sync::{Mutex, PoisonError};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tracing::Instrument;
 
-/// Whose steps they are.
+/// The call that the steps belong to.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Call {
     Start,
@@ -39,7 +39,7 @@ struct Step {
     length: Duration,
 }
 
-/// A step that is not over; dropped, it is.
+/// The guard of a step that is under way; the step ends when it is dropped.
 pub(super) struct Under<'a> {
     timeline: &'a Timeline,
     name: &'static str,
@@ -47,23 +47,23 @@ pub(super) struct Under<'a> {
 }
 
 impl Timeline {
-    /// From now on.
+    /// Begins the timeline of a call now.
     pub(super) fn begin() -> Self {
         Self { called: Instant::now(), steps: Mutex::default() }
     }
 
-    /// Does a step, in a span of its own.
+    /// Runs a step in a span of its own, and records its time.
     pub(super) async fn step<T>(&self, name: &'static str, work: impl Future<Output = T>) -> T {
         let _under = self.under(name);
         work.instrument(tracing::debug_span!("step", name)).await
     }
 
-    /// A step that ends when what is returned is dropped.
+    /// Begins a step that ends when the returned guard is dropped.
     pub(super) fn under(&self, name: &'static str) -> Under<'_> {
         Under { timeline: self, name, begin: self.called.elapsed() }
     }
 
-    /// Tells it, once the call is over.
+    /// Logs the timeline, once the call is over.
     pub(super) fn tell(&self, call: Call, container: &str, is_done: bool, containerd_calls: u32) {
         tracing::debug!(
             container,
@@ -92,7 +92,7 @@ impl Drop for Under<'_> {
 impl Display for Timeline {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        // One that began before another at the same time, as its part did, is longer.
+        // Of two steps that began at the same time, the longer one comes first: the other is a part of it.
         steps.sort_by_key(|step| (step.begin, std::cmp::Reverse(step.length)));
         for (number, Step { name, begin, length }) in steps.into_iter().enumerate() {
             let between = if number == 0 { "" } else { " " };

@@ -1,4 +1,5 @@
-//! What a job asks for, found to be possible here before anything is made; and the files by which its task finds names.
+//! The plan of a start: what a job asks for, found to be possible here before anything is made. Also writes the files
+//! by which the task finds names.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,11 +24,11 @@ use crate::reaper;
 use crate::shim::Bundle;
 use crate::spec::{self, BoundFile};
 
-/// Where the image is to come from.
+/// The source of a task's image.
 pub(super) enum ImageSource {
-    /// What the daemon has by that name, or else a registry.
+    /// An image that containerd has by this name, or else a registry.
     Name(Reference),
-    /// Held open until it is loaded.
+    /// An archive, which is held open until it is loaded.
     Archive(ArchiveSource),
 }
 
@@ -36,11 +37,11 @@ pub(super) struct Wanted {
     pub(super) image: ImageSource,
     pub(super) network: WantedNetwork,
     pub(super) hostname: String,
-    /// The host's init program, if the task is to have one.
+    /// Path of the host's init program, if the task is to have one.
     pub(super) init: Option<PathBuf>,
     pub(super) cgroup: Cgroup,
     pub(super) node: spec::Node,
-    /// Held open, where the job mounts something of the host's.
+    /// Sources of the job's mounts, held open.
     pub(super) sources: Sources,
     pub(super) confinement: Confinement,
     pub(super) devices: Found,
@@ -61,7 +62,7 @@ impl Wanted {
         let network = options.network_permitted_by(group, allowed)?;
         let mut cgroup = cgroup_of(config);
         let devices = (options.devices.clone(), devices_of_nomad(config)?, settings.config.devices.clone());
-        // None of them depends on another. Which error is told does not depend on which was found first.
+        // None of these depends on another. Which error is reported does not depend on which was found first.
         let (image, network, init, node, confinement, devices, sources) = tokio::join!(
             timeline.step("wanted/image", ImageSource::of(&options, settings, config)),
             timeline.step("wanted/network", WantedNetwork::of(settings, network, &options.network, config)),
@@ -101,7 +102,7 @@ impl Wanted {
         })
     }
 
-    /// Writes the files by which the task finds names into its bundle.
+    /// Writes the task's `/etc/hostname`, `/etc/hosts` and `/etc/resolv.conf` into its bundle.
     ///
     /// # Errors
     /// Names the file that could not be read or written.
@@ -137,7 +138,7 @@ impl Wanted {
 }
 
 impl ImageSource {
-    /// By which the image is held; that of an archive isn't known yet.
+    /// Returns the name by which the image is held; that of an archive isn't known yet.
     pub(super) fn name(&self) -> String {
         match self {
             Self::Name(reference) => reference.to_string(),
@@ -189,7 +190,7 @@ fn cgroup_of(config: &pb::TaskConfig) -> Cgroup {
     Cgroup::of(&config.alloc_id, &config.name, linux.map_or("", |linux| linux.cpuset_cgroup.as_str()))
 }
 
-/// What Nomad's device plugins have given the task.
+/// Returns the devices that Nomad's device plugins have given the task.
 fn devices_of_nomad(config: &pb::TaskConfig) -> Result<Vec<DevicePath>> {
     let path = |device: &pb::Device| {
         let pb::Device { task_path, host_path, cgroup_permissions } = device;
@@ -201,8 +202,8 @@ fn devices_of_nomad(config: &pb::TaskConfig) -> Result<Vec<DevicePath>> {
     config.devices.iter().map(path).collect()
 }
 
-/// What Nomad gives, which is the group's, counts before what the job says of the task, and that before what the plugins of
-/// the task's network say; as under docker's driver.
+/// Returns the settings of the task's resolver. Nomad's, which are the group's, take precedence over what the job says
+/// of the task, and that over what the CNI plugins say of its network; as under docker's driver.
 fn resolver(config: &pb::TaskConfig, asked: &Asked, plugins: &cni::Dns) -> Option<Resolver> {
     if let Some(pb::DnsConfig { servers, searches, options }) = config.dns.clone()
         && !(servers.is_empty() && searches.is_empty() && options.is_empty())
@@ -225,7 +226,8 @@ fn resolver(config: &pb::TaskConfig, asked: &Asked, plugins: &cni::Dns) -> Optio
     (is_given || asked.dns == Dns::Host).then_some(resolver)
 }
 
-/// A name that tells tasks apart: the task's own and the start of its allocation's id, in the letters of host names.
+/// Returns a host name that tells tasks apart: the task's name and the start of its allocation's id, in the letters of
+/// host names.
 fn hostname(config: &pb::TaskConfig) -> String {
     let short = config.alloc_id.get(..8).unwrap_or(&config.alloc_id);
     let full = format!("{}-{short}", config.name);

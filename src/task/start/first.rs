@@ -1,4 +1,4 @@
-//! The first process of a container that was created and has not started: found, held and placed before it can end.
+//! The first process of a container that was created and is not started yet: found, held and placed before it can end.
 
 use oci_spec::runtime::Spec;
 
@@ -10,16 +10,16 @@ use crate::process_stat::{self, ProcessId};
 use crate::shim::{self, Bundle, Family, Shim};
 use crate::task::mounts::off_thread;
 
-/// The process that the runtime has made, and what is asked of it later.
+/// The first process of a container, with what its supervisor needs.
 pub(super) struct First {
     pub(super) id: ProcessId,
-    /// By which the kernel tells of its end.
+    /// Pidfd of the process, by which the kernel reports its exit.
     pub(super) init: Option<Init>,
-    /// What the kernel had killed in its cgroup before it started.
+    /// Number of OOM kills in the cgroup before the process was started.
     pub(super) oom_kills: u64,
 }
 
-/// What is left to do on the host once a container is created.
+/// A created container, with what is left to do for it on the host.
 struct Created {
     container: String,
     bundle: Bundle,
@@ -27,18 +27,18 @@ struct Created {
     family: Family,
     program: Option<String>,
     cgroup: Cgroup,
-    /// In bytes; None where there is none.
+    /// Memory limit in bytes; `None` if there is no limit.
     memory_limit: Option<i64>,
-    /// To be written once the real one has been used.
+    /// Specification to write into the bundle once the real one has been used.
     next_spec: Option<Box<Spec>>,
-    /// The first process, as the shim says.
+    /// Pid of the first process, as the shim says.
     pid: i32,
 }
 
 impl Start<'_> {
-    /// Settles a container that the shim has created with the first process `pid`: nothing that the runtime was given is
-    /// held in the bundle any more, the process is in its cpuset, and is held by a descriptor. `next_spec` takes the place
-    /// of the spec that was used.
+    /// Prepares a created container, whose first process is `pid`, for its start: unmounts what the bundle holds for
+    /// the runtime, puts the process into its cpuset, and opens a pidfd of it. `next_spec` replaces the specification
+    /// that was used.
     pub(super) async fn settle(
         &self,
         pid: i32,
@@ -82,7 +82,7 @@ impl Created {
             let doing = || format!("put the task into the cpuset {}", cpuset.display());
             self.cgroup.place(id.pid).map_err(|error| Error::system(doing(), &error))?;
             if self.family == Family::Gvisor {
-                // What serves the sandbox its files works for the task as well.
+                // The processes that serve the sandbox its files work for the task as well.
                 for pid in self.cgroup.processes().map_err(|error| Error::system(doing(), &error))? {
                     let _ = self.cgroup.place(pid);
                 }
@@ -91,7 +91,7 @@ impl Created {
         Ok(First { id, init, oom_kills: self.cgroup.oom_kills() })
     }
 
-    /// Whether gVisor's runtime has set limits depends on its version and on the operator's file.
+    /// Checks that gVisor's runtime has set the memory limit, which depends on its version and on the operator's file.
     fn require_limits(&self) -> Result<()> {
         let Some(wanted) = self.memory_limit else { return Ok(()) };
         let cgroup = self.cgroup.path.display();
@@ -105,8 +105,8 @@ impl Created {
         }
     }
 
-    /// The task's first process, which has the pid that the shim says only if it is the shim's doing: what descends from
-    /// it, or is in the task's cgroup. Any other is not known, and left alone.
+    /// Returns the task's first process. The pid that the shim says is believed only if that process descends from the
+    /// shim, or is in the task's cgroup. Any other counts as unknown, and is left alone.
     fn first_process(&self) -> ProcessId {
         let is_in_cgroup = || self.cgroup.processes().is_ok_and(|pids| pids.contains(&self.pid));
         if self.pid > 1 && (process_stat::descends(self.pid, self.shim.pid) || is_in_cgroup()) {

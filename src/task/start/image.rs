@@ -1,4 +1,4 @@
-//! The image of a task that starts, and the start's turn: what it waits for before it takes anything.
+//! The image of a task that starts, and the start permit: what a start waits for before it makes anything.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,14 +10,14 @@ use crate::error::{Error, Result};
 use crate::task::queue::{Turn, Wait};
 use crate::task::wanted::ImageSource;
 
-/// How long an image that was found is taken to be there, which is less than containerd takes to collect one.
+/// Time for which an image that was found is taken to be there; less than containerd takes to collect one.
 const STALE: Duration = Duration::from_secs(1);
-/// How often an image is looked for again that was collected while its start was in line.
+/// Maximum number of lookups of an image that is collected while its start waits for a permit.
 const MOST_LOOKS: usize = 5;
 
 impl Start<'_> {
-    /// The image, and then the turn to make a container from it. While a start is in line the image's name may come to stand
-    /// for another image, and the one that was found be collected: then it is looked for again.
+    /// Finds the image, then waits for a permit to make a container from it. Meanwhile the image's name may come to
+    /// stand for another image, and the found one be collected: then the image is looked up again.
     pub(super) async fn image_and_turn(&self, access: &Access, asker: &mut Asker) -> Result<(Image, Turn)> {
         for _ in 0..MOST_LOOKS {
             let image = tokio::select! {
@@ -46,7 +46,8 @@ impl Start<'_> {
         )))
     }
 
-    /// Whom it has to wait for is waited for before: meanwhile others have their turns.
+    /// Waits for a start permit. A task whose network is to be shared is waited for before, so that others get the
+    /// permits meanwhile.
     async fn turn(&self) -> Result<Turn> {
         self.wanted.network.comes(self.tasks, self.config).await?;
         self.starting.is_in_line.store(true, Ordering::Relaxed);
@@ -60,7 +61,8 @@ impl Start<'_> {
         Ok(starts.turn(tell).await)
     }
 
-    /// On what terms the image is pulled. A password goes to no other registry than the one that it is said to be for.
+    /// Returns the options of the image's pull. A password is sent to no other registry than the one that it is said to
+    /// be for.
     pub(super) fn access(&self) -> Result<Access> {
         let Pull { policy, timeout, auth, auth_soft_fail: soft_fail } = self.wanted.options.pull.clone();
         let policy = match policy {

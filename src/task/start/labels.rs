@@ -5,13 +5,14 @@ use std::collections::HashMap;
 use super::Start;
 use crate::config::Labels;
 
-/// The label by which containers and leases of this plugin are told from others' in the same namespace.
+/// Label that tells containers and leases of this plugin from those of others in the same namespace.
 pub(in crate::task) const OWNER_LABEL: &str = "containerd-driver/state-dir";
-/// The label that Nomad's docker driver always sets, for tools that look for it.
+/// Label that Nomad's docker driver always sets, for tools that look for it.
 const DOCKERS_ALLOC_LABEL: &str = "com.hashicorp.nomad.alloc_id";
 
 impl Start<'_> {
-    /// Nobody's label can take the place of one that comes after it: the job's come first.
+    /// Returns the labels of the task's record. The driver's own take precedence over the operator's, and these over
+    /// the job's.
     pub(super) fn labels(&self) -> HashMap<String, String> {
         let own = [
             (OWNER_LABEL, self.settings.config.state_dir.display().to_string()),

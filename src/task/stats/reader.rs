@@ -1,5 +1,5 @@
-//! The one thread that reads what tasks use. A read is short; a thread for each would be woken for each, which costs more
-//! than the read.
+//! The thread that reads the statistics of all tasks. A read is short; a thread for each task would be woken for each
+//! read, which costs more than the read.
 
 use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -14,7 +14,7 @@ static JOBS: LazyLock<Result<mpsc::Sender<Job>, String>> = LazyLock::new(|| {
     let (jobs, queue) = mpsc::channel::<Job>();
     let work = move || {
         for job in queue {
-            // Whoever waits for it hears of it; the others' turns are still to come.
+            // A panic ends this job alone, and its caller sees a closed channel; the jobs of others are still to come.
             let _ = catch_unwind(AssertUnwindSafe(job));
         }
     };
@@ -22,7 +22,7 @@ static JOBS: LazyLock<Result<mpsc::Sender<Job>, String>> = LazyLock::new(|| {
     thread.map(|_| jobs).map_err(|error| format!("no thread to read with: {error}"))
 });
 
-/// Has the thread do it in its turn.
+/// Runs `what` on the reader's thread, after the jobs before it.
 pub(super) async fn read<T: Send + 'static>(
     what: impl FnOnce() -> Result<T, std::io::Error> + Send + 'static,
 ) -> Result<T, String> {

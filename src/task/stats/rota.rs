@@ -1,4 +1,5 @@
-//! Who listens to a task's statistics, who gets which sample, and when the next is to be taken. Has no clock of its own.
+//! The schedule of a task's samples: its listeners, which of them gets which sample, and when the next one is due. Has
+//! no clock of its own.
 
 use std::time::{Duration, Instant};
 
@@ -6,14 +7,15 @@ use tokio::sync::mpsc;
 
 use super::{Load, Reading, Sample};
 
-/// How many moments of an interval samples are taken at, at least. To get to one, a task waits longer once.
+/// Minimum number of moments in an interval at which samples can be taken. A task waits longer once to get to such a
+/// moment.
 const LEAST_STEPS: u64 = 4;
 const LONGEST_STEP: Duration = Duration::from_millis(250);
 
 pub(super) struct Rota {
     epoch: Instant,
     listeners: Vec<Listener>,
-    /// When the last sample was due, whether or not it could be taken.
+    /// Time when the last sample was due, whether or not it could be taken.
     tick: Option<Instant>,
     latest: Option<Sample>,
     is_running: bool,
@@ -23,7 +25,7 @@ struct Listener {
     interval: Duration,
     due: Instant,
     last: Option<Sample>,
-    /// Holds one: who does not read it misses the next.
+    /// Channel for one reading: a listener that does not read it misses the next.
     readings: mpsc::Sender<Reading>,
 }
 
@@ -32,8 +34,8 @@ impl Rota {
         Self { epoch, listeners: Vec::new(), tick: None, latest: None, is_running: false }
     }
 
-    /// Adds a listener, and says whether it is on it to set the sampler going. What was sampled within everybody's
-    /// interval is current, and its first reading.
+    /// Adds a listener, and returns whether the caller has to start the sampler. A sample that is younger than the
+    /// shortest interval is current, and the listener's first reading.
     pub(super) fn join(&mut self, interval: Duration, now: Instant) -> (mpsc::Receiver<Reading>, bool) {
         let (sender, readings) = mpsc::channel(1);
         self.listeners.push(Listener { interval, due: now, last: None, readings: sender });
@@ -45,7 +47,7 @@ impl Rota {
         (readings, !std::mem::replace(&mut self.is_running, true))
     }
 
-    /// When to take the next sample. None where nobody listens: then the sampler has to end.
+    /// Returns when to take the next sample; `None` if nobody listens, at which the sampler has to end.
     pub(super) fn next(&mut self, now: Instant) -> Option<Instant> {
         self.listeners.retain(|listener| !listener.readings.is_closed());
         let Some(shortest) = self.shortest() else {
@@ -53,11 +55,11 @@ impl Rota {
             return None;
         };
         let next = self.tick.map_or(now, |tick| self.in_step(tick + shortest, shortest));
-        // What was missed is not made up for.
+        // Samples that were missed are not made up for.
         Some(if next + slack(shortest) < now { now } else { next })
     }
 
-    /// Hands out the sample of a tick; None is one that could not be taken.
+    /// Hands out the sample of a tick; `None` if it could not be taken.
     pub(super) fn deliver(&mut self, tick: Instant, sample: Option<Sample>) {
         self.tick = Some(tick);
         let Some(sample) = sample else { return };
@@ -73,11 +75,11 @@ impl Rota {
         self.is_running = false;
     }
 
-    /// The moment on or after this one at which others of the same interval are read, too: together they cost half of what
-    /// they do one by one, each of which wakes threads.
+    /// Returns the first moment, from `moment` on, at which other tasks with the same interval are sampled, too:
+    /// together the samples cost half of what they cost one by one, each of which wakes threads.
     fn in_step(&self, moment: Instant, interval: Duration) -> Instant {
         let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        // Whole ones, or each tick would have to wait for one.
+        // A whole number of steps, or each tick would have to wait for one.
         let steps = nanos(interval).div_ceil(nanos(LONGEST_STEP)).max(LEAST_STEPS);
         let step = nanos(interval) / steps;
         if step == 0 {
@@ -93,7 +95,7 @@ impl Rota {
     }
 }
 
-/// By how much a tick may miss what it was meant for.
+/// Returns the tolerance between a tick and the moment that it was meant for.
 fn slack(interval: Duration) -> Duration {
     interval / 4
 }
@@ -162,7 +164,7 @@ mod tests {
         }
     }
 
-    /// The ticks at which each listener gets something.
+    /// Returns the ticks at which each listener gets a reading.
     fn heard(play: &mut Play, until: Duration, listeners: &mut [mpsc::Receiver<Reading>]) -> Vec<Vec<u128>> {
         let mut all = vec![Vec::new(); listeners.len()];
         play.run(until, |tick| {
@@ -184,7 +186,7 @@ mod tests {
         assert_eq!(play.samples.len(), 4);
     }
 
-    /// When a task is sampled that is first listened to at `from`.
+    /// Returns the moments at which a task is sampled that is first listened to at `from`.
     fn sampled(from: Duration, interval: Duration, until: Duration) -> Vec<Duration> {
         let mut play = Play::new();
         play.now = from;
@@ -198,7 +200,7 @@ mod tests {
         assert_eq!(sampled(ms(130), ms(1000), ms(3300)), [130, 1250, 2250, 3250].map(ms));
         assert_eq!(sampled(ms(240), ms(1000), ms(3300)), [240, 1250, 2250, 3250].map(ms));
         assert_eq!(sampled(ms(260), ms(1000), ms(3300)), [260, 1500, 2500].map(ms));
-        // Of a long interval the step is no longer.
+        // The step of a long interval is no longer than that of a short one.
         assert_eq!(sampled(ms(10), ms(60_000), ms(130_000)), [10, 60_250, 120_250].map(ms));
     }
 
