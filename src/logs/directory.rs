@@ -1,6 +1,6 @@
-//! An allocation's directory of logs, and the files in it. Tasks may write there, those of other drivers of the group at
-//! least: so nothing but a regular file without a second name is ever written, and no link is followed on the way to it.
-//! What was looked at is what is opened, by its descriptor.
+//! Access to an allocation's log directory and its files. Tasks may write there, at least those of other drivers in the
+//! group, so only a regular file with a single link is ever written, and no symbolic link is followed on the way to it.
+//! The checked file is the one that is opened, by its descriptor.
 //!
 //! Source of the facts: hashicorp/nomad `client/allocdir`.
 
@@ -20,9 +20,9 @@ use super::Trouble;
 use super::rotation::Series;
 use crate::host_path::{self, HostPathError};
 
-/// Within an allocation's directory.
+/// Path of the log directory relative to an allocation's directory.
 const LOGS: &str = "alloc/logs";
-/// How often something may come or go between two looks at one name.
+/// Maximum number of attempts to open or create a file whose name others keep adding and removing.
 const TRIES: usize = 16;
 
 /// An open directory of logs.
@@ -31,16 +31,18 @@ pub(super) struct Directory {
     path: PathBuf,
 }
 
-/// What is at a name.
+/// The entry found under the name of a log file.
 pub(super) enum Entry {
     Log(File),
-    /// Nothing that a log is written to, and why.
+    /// Something that must not be written to, with the reason.
     Unfit(&'static str),
 }
 
 impl Directory {
+    /// Opens the log directory of an allocation.
+    ///
     /// # Errors
-    /// When it is not there, or there is a link in its place.
+    /// If it is missing, or a symbolic link is in its place.
     pub(super) fn open(alloc_dir: &Path) -> Result<Self, Trouble> {
         let path = alloc_dir.join(LOGS);
         let why = match host_path::open_directory(alloc_dir, Path::new(LOGS)) {
@@ -56,14 +58,14 @@ impl Directory {
         self.path.join(name)
     }
 
-    /// The indexes of a series' files, links and whatever else goes by such a name.
+    /// Returns the indexes of all entries with a name of the series, whatever their type.
     ///
     /// # Errors
-    /// When the directory can't be read.
+    /// If the directory can't be read.
     pub(super) fn indexes(&self, series: &Series) -> Result<Vec<u64>, Trouble> {
         let failed = |error: Errno| Trouble::new("list", self.path.clone(), &error.into());
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        // A descriptor of its own: where one was read to is shared by all that are duplicates.
+        // Opened anew, because duplicates of a descriptor share the read position.
         let mut entries = Dir::openat(&self.descriptor, ".", flags, Mode::empty()).map_err(failed)?;
         let mut indexes = Vec::new();
         for entry in entries.iter() {
@@ -73,10 +75,10 @@ impl Directory {
         Ok(indexes)
     }
 
-    /// Opens a log to write to it, and makes it if there is none.
+    /// Opens a log file for writing; creates it if there is none.
     ///
     /// # Errors
-    /// When the file system refuses.
+    /// If the file system refuses.
     pub(super) fn log(&self, name: &str) -> Result<Entry, Trouble> {
         let failed = |doing, error: io::Error| Trouble::new(doing, self.path(name), &error);
         for _ in 0..TRIES {
@@ -93,10 +95,10 @@ impl Directory {
         Err(failed("open", io::Error::other("it comes and goes")))
     }
 
-    /// As [`Self::log`], for one that may be there.
+    /// Like [`Self::log`], but returns `None` instead of creating a missing file.
     ///
     /// # Errors
-    /// As [`Self::log`].
+    /// If the file system refuses.
     pub(super) fn existing(&self, name: &str) -> Result<Option<Entry>, Trouble> {
         let failed = |error: io::Error| Trouble::new("open", self.path(name), &error);
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -110,25 +112,25 @@ impl Directory {
             return Ok(Some(Entry::Unfit(why)));
         }
         let file = host_path::reopen(&place, OpenOptions::new().write(true)).map_err(failed)?;
-        // Gone in between, it is no file of the directory any more.
+        // A file unlinked in between is not in the directory any more.
         let is_there = file.metadata().map_err(failed)?.nlink() > 0;
         Ok(is_there.then_some(Entry::Log(file)))
     }
 
-    /// Removes a file. Gone already is success.
+    /// Removes a file. A missing one is no error.
     ///
     /// # Errors
-    /// When the file system refuses.
+    /// If the file system refuses.
     pub(super) fn remove(&self, name: &str) -> Result<(), Trouble> {
         match unlinkat(&self.descriptor, name, UnlinkatFlags::NoRemoveDir) {
-            // A directory that somebody has made is none of ours.
+            // A directory under such a name is not the driver's to remove.
             Ok(()) | Err(Errno::ENOENT | Errno::EISDIR) => Ok(()),
             Err(error) => Err(Trouble::new("remove", self.path(name), &error.into())),
         }
     }
 }
 
-/// Why no log is written to what is of that kind, and has so many names.
+/// Returns the reason not to write to an entry of this type and link count, if there is one.
 fn unfit(mode: nix::libc::mode_t, names: nix::libc::nlink_t) -> Option<&'static str> {
     match mode & nix::libc::S_IFMT {
         nix::libc::S_IFREG if names > 1 => Some("it is a hard link: the file has another name"),

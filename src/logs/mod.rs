@@ -1,9 +1,9 @@
-//! The log files of a task whose output the driver collects itself: out of the task's pipes, into the files that Nomad
-//! reads, under the names and by the rules of Nomad's own collector. Knows neither the shim nor how tasks start or end.
+//! Log files of a task whose output the driver collects itself: from the task's pipes into the files that Nomad reads,
+//! with the names and rules of Nomad's own collector. Knows neither the shim nor how tasks start or end.
 //!
-//! The pipes hold what nobody has taken yet. So whatever hinders the files (a full disk, a directory that is gone, a disk
-//! that doesn't answer) makes bytes wait there, as the plugin's own absence does, and at most makes that task wait once its pipe
-//! is full.
+//! The pipes hold all output that is not written yet. So if the files can't be written (a full disk, a missing
+//! directory, a disk that doesn't answer), output waits in the pipe, as it does while the plugin is not running; the
+//! task blocks only once its pipe is full.
 
 mod directory;
 mod movers;
@@ -19,18 +19,18 @@ pub(crate) use movers::Movers;
 pub(crate) use pump::{News, Pump};
 pub(crate) use sink::PassedOver;
 
-/// How much of a stream is kept.
+/// Limits of the log files of one stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Limits {
     pub max_files: usize,
     pub max_file_bytes: u64,
 }
 
-/// Whose files are written, and where. What is needed to go on after a restart.
+/// Destination of a task's output. Serialized, so that collection resumes after a restart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Target {
     pub alloc_dir: PathBuf,
-    /// By its name in the job.
+    /// Name of the task in the job.
     pub task: String,
     pub limits: Limits,
 }
@@ -50,7 +50,7 @@ impl Stream {
     }
 }
 
-/// Why bytes have to wait.
+/// The reason that output waits in the pipe.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("can't {doing} {path}: {why}")]
 pub(crate) struct Trouble {

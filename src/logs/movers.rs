@@ -1,5 +1,6 @@
-//! The threads that write log files. They are apart from those that do the plugin's other blocking work, so that a disk that
-//! does not answer can take none of those; and they are few, unless such a disk holds some: then others take their place.
+//! The thread pool that writes log files. It is separate from the pool of the plugin's other blocking work, so that a
+//! disk that does not answer blocks none of that. Few threads write at once; those that such a disk blocks are replaced
+//! by others.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,17 +8,17 @@ use std::time::Duration;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::Semaphore;
 
-/// How many write at once, as long as each gets on.
+/// Maximum number of concurrent writes, not counting those that are held up.
 const AT_ONCE: usize = 4;
-/// How long one waits for its turn. If nobody gives way in that time, it goes all the same.
+/// Maximum wait for a permit. A write that gets none in that time starts without one.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// How long one may take before it counts as held up, and another takes its place.
+/// Time after which a write counts as held up and gives its permit back.
 const HELD_UP: Duration = Duration::from_secs(1);
-/// How long one may take before it is said.
+/// Time after which a write is reported as late.
 const TOO_LONG: Duration = Duration::from_secs(10);
-/// Two for each of more tasks than a node runs.
+/// Maximum number of threads: two for each of more tasks than a node runs.
 const MOST_THREADS: usize = 4096;
-/// A move needs little, and no thread lives on without work.
+/// Stack size of a thread, whose work needs little.
 const STACK_BYTES: usize = 256 << 10;
 const KEPT: Duration = Duration::from_secs(2);
 
@@ -29,12 +30,15 @@ pub(crate) struct Movers {
 
 struct Threads {
     handle: Handle,
-    /// Nothing runs on it but its blocking threads.
+    /// A runtime whose blocking threads are the pool; nothing else runs on it.
     runtime: Option<Runtime>,
 }
 
 impl Movers {
-    /// Starts no thread yet.
+    /// Creates the pool without starting a thread.
+    ///
+    /// # Errors
+    /// If the kernel gives no descriptors.
     ///
     /// # Errors
     /// When the kernel gives no descriptors.
@@ -49,7 +53,8 @@ impl Movers {
         Ok(Self { places: Arc::new(Semaphore::new(AT_ONCE)), threads: Arc::new(threads) })
     }
 
-    /// Does a move on a thread; `late` is called if it takes long, whether or not it ends at last. None where it broke.
+    /// Runs `work` on a thread of the pool. Calls `late` if it takes longer than [`TOO_LONG`], whether or not it ends
+    /// at last. `None` if `work` panicked.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -71,7 +76,7 @@ impl Movers {
 
 impl Drop for Threads {
     fn drop(&mut self) {
-        // One that is held up must not hold whoever drops this.
+        // A thread that is held up must not block the caller.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }

@@ -1,5 +1,6 @@
-//! Moves a task's output into its files, as long as there is any, and tells when it can't. A stream waits by a descriptor of
-//! its pipe, so that an idle one costs nothing; what waits is moved by one thread at a time.
+//! Collects a task's output: writes it from its pipes to its log files until all writers are gone, and reports when it
+//! can't. An idle stream costs nothing, since it is awaited by its pipe's descriptor; one thread at a time moves a
+//! stream's output.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,16 +14,16 @@ use super::sink::{Moved, PassedOver, Sink};
 use super::{Movers, Stream, Target};
 use crate::readable::{Readable, Ready};
 
-/// How long after something has failed it is tried again.
+/// First delay of the backoff after a failed write; it doubles up to [`LAST_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(5);
-/// The same is not told again for so long.
+/// Minimum time between two reports of the same problem.
 const SILENCE: Duration = Duration::from_secs(60);
 
-/// What somebody should know of a task's logs.
+/// An event of a task's log collection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum News {
-    /// Output waits in the pipe of a stream.
+    /// Output waits in a stream's pipe, because it can't be written.
     Waits {
         stream: Stream,
         why: String,
@@ -33,19 +34,19 @@ pub(crate) enum News {
     PassedOver(PassedOver),
 }
 
-/// Dropped, it stops; what it has not moved stays in the pipes.
+/// The collector of one task's output. Dropping it stops the collection; unwritten output stays in the pipes.
 pub(crate) struct Pump {
     streams: JoinSet<()>,
-    /// For what is on a thread meanwhile.
+    /// Set on drop, for a write that is running on a thread meanwhile.
     stopped: Arc<AtomicBool>,
 }
 
 impl Pump {
-    /// Begins to move what comes out of the reading ends of a task's pipes. They must not have been without a writer before
-    /// the task's own came: that would be their end.
+    /// Starts to collect output from the reading ends of a task's pipes. A pipe must have had a writer ever since,
+    /// until the task's own opened it: a pipe without one counts as ended.
     ///
     /// # Errors
-    /// When the kernel can't wait for one of them.
+    /// If the kernel can't notify about one of the pipes.
     pub(crate) fn start(
         pipes: Vec<(Stream, OwnedFd)>,
         target: &Target,
@@ -66,7 +67,7 @@ impl Pump {
         Ok(Self { streams, stopped })
     }
 
-    /// Returns once all that the task's processes wrote is in the files, and none of them can write any more.
+    /// Waits until all output is in the files and no process can write any more.
     pub(crate) async fn ended(&mut self) {
         while self.streams.join_next().await.is_some() {}
     }
@@ -85,7 +86,8 @@ async fn run(
     mut herald: Herald<impl Fn(News) + Clone + Send + Sync + 'static>,
 ) {
     let mut retry = FIRST_RETRY;
-    // The first look is not waited for: what is in a pipe that has lost its writers already is told by no event.
+    // The first read doesn't wait for an event: none is delivered for output in a pipe that has already lost its
+    // writers.
     let mut ready: Option<Ready<'_>> = None;
     loop {
         let source = Arc::clone(&pipe);
@@ -126,11 +128,11 @@ async fn run(
     }
 }
 
-/// Tells of one stream what was not told just before.
+/// Reports the events of one stream, without repeating one within [`SILENCE`].
 struct Herald<F> {
     stream: Stream,
     tell: F,
-    /// When each reason was told last.
+    /// Time of the last report of each reason.
     told: HashMap<String, Instant>,
     waits: bool,
 }

@@ -1,16 +1,17 @@
-//! Which file of a series is written, how much of what waits goes into it, and which files go: decisions only, by Nomad's
-//! own rules, so that whoever reads the files sees no difference.
+//! Rotation rules of log files: which file of a series is written, how much goes into it, and which files are removed.
+//! Pure decisions, by Nomad's own rules, so that readers of the files see no difference.
 //!
 //! Source of the facts: hashicorp/nomad `client/logmon/logging/rotator.go` (1.11.3).
 
 use super::Limits;
 
-/// Near the end of a file lines are kept whole, unless they are longer than this.
+/// Maximum length of a line that is kept whole at the end of a file, in bytes.
 pub(super) const LINES_BYTES: u64 = 32 << 10;
-/// Nobody gets there by writing. A higher one is somebody else's doing, and would leave no number to go on with.
+/// Maximum index of a file, which no series reaches by writing. A higher one is not the driver's, and would leave no
+/// number to continue with.
 const MOST_INDEX: u64 = 1 << 40;
 
-/// The files of one stream of a task, `<task>.<stream>.<n>`.
+/// The log files of one stream of a task, `<task>.<stream>.<n>`.
 #[derive(Debug, Clone)]
 pub(super) struct Series {
     prefix: String,
@@ -25,7 +26,8 @@ impl Series {
         format!("{}{index}", self.prefix)
     }
 
-    /// The index of a file of this series. A number that is written otherwise is another name.
+    /// Parses the index from the name of a file of this series. A number in any other notation, such as `01`, is no
+    /// name of the series.
     pub(super) fn index(&self, name: &str) -> Option<u64> {
         let number = name.strip_prefix(&self.prefix)?;
         let index = number.parse().ok().filter(|index| *index <= MOST_INDEX)?;
@@ -33,12 +35,12 @@ impl Series {
     }
 }
 
-/// What a file has room for.
+/// Room that is left in a file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Room {
-    /// So many bytes, whatever they are.
+    /// Plenty: up to this many bytes may be written, wherever lines end.
     Plenty(u64),
-    /// It depends on where the lines end.
+    /// Little: this many bytes; how many are written depends on where lines end.
     Little(u64),
 }
 
@@ -50,16 +52,17 @@ pub(super) fn room(limits: &Limits, size_bytes: u64) -> Room {
     }
 }
 
-/// What happens to what waits when there is little room for it.
+/// Next action when a file has little room left.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// So many bytes go into this file.
+    /// Write this many bytes to the file.
     Move(u64),
-    /// The next file is begun.
+    /// Begin the next file.
     Rotate,
 }
 
-/// Lines go into the file as long as whole ones fit. The rest begins the next file, but for one that no file could hold.
+/// Decides for `head`, the output that waits. Lines go into the file as long as whole ones fit. The rest begins the
+/// next file, unless files are at most [`LINES_BYTES`] large: then a part of a line is written.
 pub(super) fn step(limits: &Limits, left_bytes: u64, head: &[u8]) -> Step {
     let left = usize::try_from(left_bytes).unwrap_or(usize::MAX).min(head.len());
     let fits = &head[..left];
@@ -70,7 +73,7 @@ pub(super) fn step(limits: &Limits, left_bytes: u64, head: &[u8]) -> Step {
     }
 }
 
-/// Of the files that are there, those that are too many: the oldest.
+/// Returns the indexes of the oldest files beyond the maximum number.
 pub(super) fn outdated(limits: &Limits, mut indexes: Vec<u64>) -> Vec<u64> {
     indexes.sort_unstable();
     indexes.truncate(indexes.len().saturating_sub(limits.max_files));

@@ -1,8 +1,8 @@
-//! Where one stream's bytes go: out of its pipe into the file whose turn it is. Blocking: not for an async thread.
+//! Writes one stream from its pipe to its current log file. Blocking: not for an async thread.
 //!
-//! Bytes go from pipe to file within one call of the kernel, so that a plugin that is killed has neither lost nor doubled
-//! any: they are in the pipe or in the file. The same goes for a full disk. What has to be looked at before, near the end of a
-//! file, is looked at in a copy, and taken by a call of that kind as well.
+//! Bytes go from pipe to file within one system call, so that a plugin that is killed neither loses nor duplicates any:
+//! they are in the pipe or in the file. The same holds for a full disk. Near the end of a file the output is first
+//! examined in a copy, and then moved by such a call as well.
 //!
 //! Source of the facts: splice(2), tee(2), Linux `fs/splice.c`.
 
@@ -22,25 +22,25 @@ use super::directory::{Directory, Entry};
 use super::rotation::{self, LINES_BYTES, Room, Series, Step};
 use super::{Stream, Target, Trouble};
 
-/// How much is moved before others have their turn.
+/// Maximum number of bytes that are moved before other streams have their turn.
 const TURN_BYTES: u64 = 4 << 20;
-/// Whoever has just written so much goes on, most likely: a moment later more of it can be moved at once than the few
-/// kilobytes that each of its writes would wake somebody up for.
+/// Number of bytes after which a writer counts as busy, and is waited for during [`MOMENT`]: then more can be moved at
+/// once than the few kilobytes of each write, which would each wake a thread.
 const BUSY_BYTES: u64 = 32 << 10;
 const MOMENT: Duration = Duration::from_millis(1);
 
-/// Why a move has ended.
+/// The reason that a move ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Moved {
-    /// Nothing waits in the pipe.
+    /// The pipe is empty.
     All,
-    /// There may be more.
+    /// There may be more in the pipe.
     Some,
-    /// All writers are gone, and all they wrote is in the file.
+    /// Every writer is gone, and all output is in the file.
     ToTheEnd,
 }
 
-/// What was at the name of a log and is no file to write to.
+/// An entry that has the name of a log file but can't be written to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct PassedOver {
     pub path: PathBuf,
@@ -51,9 +51,9 @@ pub(super) struct Sink {
     target: Target,
     series: Series,
     current: Option<Current>,
-    /// Whoever wanted it is gone. Somebody else may write the files by now.
+    /// Set once the collector is dropped. Another one may write the files by then.
     stopped: Arc<AtomicBool>,
-    /// Since somebody was told of them last.
+    /// Entries passed over since the last report.
     pub(super) passed_over: Vec<PassedOver>,
 }
 
@@ -69,7 +69,10 @@ impl Sink {
         Self { target, series, current: None, stopped, passed_over: Vec::new() }
     }
 
-    /// Moves what waits in the pipe, as far as it goes in one turn.
+    /// Moves output from the pipe to the log files, up to [`TURN_BYTES`].
+    ///
+    /// # Errors
+    /// If output can't be written now. It stays in the pipe.
     ///
     /// # Errors
     /// When it can't be written now. It stays in the pipe.
@@ -117,7 +120,8 @@ impl Sink {
         current.take(pipe, size, bytes)
     }
 
-    /// The file that is written, and its size. One that was removed is no file that anybody reads.
+    /// Returns the current file and its size. If it was removed, nobody can read it any more, and the newest one is
+    /// opened instead.
     fn current(&mut self) -> Result<(&Current, u64), Trouble> {
         let size = |current: &Current| {
             let metadata = current.file.metadata();
@@ -136,7 +140,7 @@ impl Sink {
         Ok((self.current.insert(current), size))
     }
 
-    /// The file that was written last, or the first one.
+    /// Opens the newest file of the series, or creates the first one.
     fn newest(&mut self) -> Result<Current, Trouble> {
         let directory = Directory::open(&self.target.alloc_dir)?;
         let mut indexes = directory.indexes(&self.series)?;
@@ -157,7 +161,7 @@ impl Sink {
         self.from(&directory, 0)
     }
 
-    /// The first that can be written from an index on: one that is not there, or has room.
+    /// Opens the first file from an index on that is new or has room.
     fn from(&mut self, directory: &Directory, first: u64) -> Result<Current, Trouble> {
         let mut index = first;
         loop {
@@ -209,13 +213,13 @@ impl Current {
             Ok(moved) => Ok(Taken::Bytes(moved as u64)),
             Err(Errno::AGAIN) => Ok(Taken::Nothing),
             Err(Errno::INTR) => Ok(Taken::Bytes(0)),
-            // The file system has no such call.
+            // The file system doesn't support splice(2).
             Err(Errno::INVAL) => self.copy(pipe, size, bytes),
             Err(error) => Err(Trouble::new("write", self.path.clone(), &error.into())),
         }
     }
 
-    /// By a copy, whose bytes are taken out of the pipe once they are in the file.
+    /// Writes a copy of the output, and reads the bytes out of the pipe once they are in the file.
     fn copy(&self, pipe: BorrowedFd<'_>, size: u64, bytes: u64) -> Result<Taken, Trouble> {
         let failed = |error: std::io::Error| Trouble::new("write", self.path.clone(), &error);
         let head = match peek(pipe).map_err(|error| failed(error.into()))? {
@@ -240,7 +244,7 @@ enum Peeked {
     Head(Vec<u8>),
 }
 
-/// The first of what waits in a pipe, and leaves it there.
+/// Returns the first bytes in a pipe, and leaves them there.
 fn peek(pipe: BorrowedFd<'_>) -> Result<Peeked, Errno> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
     let most = usize::try_from(LINES_BYTES).unwrap_or(usize::MAX);
@@ -326,7 +330,7 @@ mod tests {
     fn where_there_is_no_splice_bytes_are_copied() {
         let (_alloc, logs, _) = sink(64 << 10);
         let path = logs.join("web.stdout.0");
-        // Linux splices into no file that is open for appending.
+        // Linux doesn't splice into a file that is open for appending.
         let file = File::options().append(true).create(true).open(&path).unwrap();
         let current = Current { index: 0, file, path: path.clone() };
         let (reader, writer) = pipe_of(b"one\ntwo\n");
