@@ -1,4 +1,4 @@
-//! A task's processors: its weight among others, its hard limit, and which they are.
+//! A task's CPU limits: its weight among other tasks, its hard limit, and its cpuset.
 
 use nomad_proto::driver as pb;
 use oci_spec::OciSpecError;
@@ -7,11 +7,11 @@ use oci_spec::runtime::{LinuxCpu, LinuxCpuBuilder};
 use super::node::Node;
 use crate::config::CpuLimits;
 
-/// The kernel takes no fewer.
+/// The kernel's minimum of CPU shares.
 const LEAST_SHARES: f64 = 2.0;
-/// The most of cgroup v1; the runtime maps shares to weights on v2.
+/// The maximum of CPU shares under cgroup v1; the runtime maps shares to weights on v2.
 const MOST_SHARES: f64 = 262_144.0;
-/// The kernel takes no less.
+/// The kernel's minimum of a CFS quota, in microseconds.
 const LEAST_QUOTA_US: f64 = 1000.0;
 
 pub(super) fn limits(
@@ -30,13 +30,13 @@ pub(super) fn limits(
     if let Some(period) = *hard_limit_period_us {
         limits = limits.period(period).quota(quota_us(period, linux.percent_ticks, node.processors.len()));
     }
-    // Nomad's cores; the job's own choice is refused beside them.
+    // Nomad's reserved cores. A job that has them can't set cpuset_cpus.
     if !linux.cpuset_cpus.is_empty() {
         limits = limits.cpus(linux.cpuset_cpus.clone());
     } else if let Some(cpus) = cpuset_cpus {
         limits = limits.cpus(cpus.to_string());
     } else if cpuset_mems.is_some() && !node.shared_processors.is_empty() {
-        // With memory nodes of its own the task is not in the cpuset of those that share.
+        // With memory nodes of its own the task is not in the cpuset of the tasks that share CPUs.
         limits = limits.cpus(node.shared_processors.to_string());
     }
     if let Some(mems) = cpuset_mems {
@@ -45,8 +45,8 @@ pub(super) fn limits(
     limits.build()
 }
 
-/// Nomad's shares are MHz, which is the relative weight that is wanted, unless all of the node's are more than the kernel
-/// has numbers for: then it is the task's part of the most.
+/// Returns a task's CPU shares. Nomad's shares are MHz, which serve as the relative weight, unless the whole node's MHz
+/// exceed the kernel's maximum: then it is the task's part of that maximum.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -60,7 +60,7 @@ fn shares(mhz: i64, part_of_node: f64) -> u64 {
     shares.clamp(LEAST_SHARES, MOST_SHARES) as u64
 }
 
-/// What the task gets of each period, on all processors together.
+/// Returns the task's CPU time in each period, on all CPUs together, in microseconds.
 #[expect(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(shares(1, 0.0), Some(2));
         assert_eq!(shares(10_000_000, 0.0), Some(262_144));
         assert_eq!(shares(0, 0.0), None);
-        // A node of 400000 MHz: an eighth of it is an eighth of the most.
+        // On a node of 400000 MHz, an eighth of it is an eighth of the maximum.
         assert_eq!(shares(50_000, 0.125), Some(32_768));
         assert_eq!(made(&CpuLimits::default(), 500, 0.1, "1,3").cpus().as_deref(), Some("1,3"));
     }

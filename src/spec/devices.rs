@@ -1,4 +1,4 @@
-//! The devices of a container, and what comes with them.
+//! Devices of a container, with the mounts, variables, groups and hooks that come with them.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use oci_spec::runtime::{
 use super::process::set_variable;
 use crate::devices::{CdiHook, CdiMount, Found, Kind, Node, When};
 
-/// Adds devices to an else finished specification: their variables, mounts and groups count before all others.
+/// Adds devices to an otherwise finished specification; their variables, mounts and groups override all others.
 pub(super) fn add(spec: &mut Spec, found: &Found) -> Result<(), OciSpecError> {
     let Found { nodes, env, mounts, hooks, groups } = found;
     let mut user = (0, 0);
@@ -25,7 +25,7 @@ pub(super) fn add(spec: &mut Spec, found: &Found) -> Result<(), OciSpecError> {
     if let Some(linux) = spec.linux_mut() {
         let made = nodes.iter().map(|node| device(node, user)).collect::<Result<Vec<_>, _>>()?;
         let devices = linux.devices_mut().get_or_insert_default();
-        // A privileged task has all of the host's already.
+        // A privileged task has all devices of the host already.
         devices.retain(|own| !made.iter().any(|device| device.path() == own.path()));
         devices.extend(made);
         let rules = linux.resources_mut().get_or_insert_default().devices_mut().get_or_insert_default();
@@ -36,7 +36,7 @@ pub(super) fn add(spec: &mut Spec, found: &Found) -> Result<(), OciSpecError> {
         let own = spec.mounts_mut().get_or_insert_default();
         own.retain(|own| !mounts.iter().any(|mount| Path::new(&mount.destination) == own.destination()));
         own.extend(mounts.iter().map(mount).collect::<Result<Vec<_>, _>>()?);
-        // One above another one's place would hide it.
+        // A mount must come before those below its target, or it would hide them.
         own.sort_by_key(|mount| mount.destination().components().count());
     }
     if !hooks.is_empty() {

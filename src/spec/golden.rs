@@ -1,5 +1,6 @@
-//! Whole specifications beside recorded ones, in `src/spec/golden/`: what a change of one option's code does to a task that
-//! doesn't set it shows here. `UPDATE_GOLDEN=1 cargo test golden` records them anew; the difference is for a person to read.
+//! Compares whole specifications with recorded ones in `src/spec/golden/`, which shows what a change to one option's
+//! code does to tasks that don't set it. `UPDATE_GOLDEN=1 cargo test golden` records them anew; the difference is for a
+//! person to review.
 
 use std::path::Path;
 
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::config::Network;
 
-/// A task with what Nomad says of any.
+/// Returns a task with the values that Nomad sends for every task.
 pub(super) fn task() -> pb::TaskConfig {
     pb::TaskConfig {
         id: "a/web/1".to_owned(),
@@ -47,7 +48,7 @@ pub(super) fn image() -> ImageConfiguration {
     serde_json::from_value(config).unwrap()
 }
 
-/// The specification of a task of these options, as its container's bundle would have it.
+/// Builds the specification of a task with these options, as it would be in the container's bundle.
 pub(super) fn built(options: &TaskOptions, task: &pb::TaskConfig) -> Result<Value, SpecError> {
     let identity = Identity { uid: 1000, gid: 1001, groups: vec![7, 1001], home: "/home/app".to_owned() };
     let network = match options.network(task.network_isolation_spec.as_ref()) {
@@ -88,7 +89,7 @@ pub(super) fn built(options: &TaskOptions, task: &pb::TaskConfig) -> Result<Valu
         cgroup_path: "/nomad/5f1b2c3d.web".into(),
     })?;
     let mut spec = serde_json::to_value(spec).unwrap();
-    // Sets, written in any order.
+    // Capabilities are sets, and are written in any order.
     let sets = spec.pointer_mut("/process/capabilities").and_then(Value::as_object_mut);
     for set in sets.into_iter().flat_map(|sets| sets.values_mut()).filter_map(Value::as_array_mut) {
         set.sort_by_key(Value::to_string);

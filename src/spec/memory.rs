@@ -10,20 +10,21 @@ use crate::config::{MemoryLimits, Swap};
 const MIB: i64 = 1024 * 1024;
 const UNLIMITED: i64 = -1;
 
-/// Without a maximum, `memory` is the limit. With one, the maximum is, and `memory` is what is kept under pressure. None
-/// is no limit.
+/// Returns the hard limit of a task's memory in bytes: `memory_max` if it is set, and then `memory` is the reservation,
+/// else `memory`. `None` is no limit.
 pub(super) fn hard_limit(allotted: pb::AllocatedMemoryResources) -> Option<i64> {
     let pb::AllocatedMemoryResources { memory_mb, memory_max_mb } = allotted;
     let mib = if memory_max_mb == 0 { memory_mb } else { memory_max_mb };
     (mib > 0).then(|| bytes(mib))
 }
 
-/// More than there can be is as much as there can be.
+/// Converts MiB to bytes. Saturates instead of overflowing.
 fn bytes(mib: i64) -> i64 {
     mib.saturating_mul(MIB)
 }
 
-/// Swap comes on top only where the job asks for it, or the operator's kernel can't say no.
+/// Returns the limits of memory and swap. A task gets swap only if its job asks for it, or if the operator's kernel
+/// can't limit swap.
 pub(super) fn limits(
     asked: &MemoryLimits,
     allotted: pb::AllocatedMemoryResources,
@@ -72,7 +73,7 @@ mod tests {
         assert_eq!(memory(256, 512), (Some(512 * MIB), Some(256 * MIB), Some(512 * MIB)));
         assert_eq!(memory(256, -1), (Some(-1), Some(256 * MIB), Some(-1)));
         assert_eq!(memory(0, 0), (None, None, None));
-        // Beyond what 63 bits hold in bytes; the scheduler bounds neither.
+        // These values exceed 63 bits in bytes; Nomad's scheduler bounds neither.
         assert_eq!(memory(256, 8_800_000_000_000), (Some(i64::MAX), Some(256 * MIB), Some(i64::MAX)));
     }
 

@@ -1,5 +1,5 @@
-//! From what the job, the image and Nomad say to the OCI runtime specification of a container. Pure: whatever has to be
-//! looked up on the host or in the image has been looked up before.
+//! Builds a container's OCI runtime specification from the job, the image and what Nomad sends. Pure: all facts of the
+//! host and of the image have been looked up before.
 //!
 //! Source of the facts: opencontainers/runtime-spec `config.md`, `config-linux.md`; the defaults are docker's, which
 //! users of Nomad expect.
@@ -37,37 +37,37 @@ pub(crate) use node::{Node, check};
 pub(crate) use process::{INIT, exec_process, working_directory};
 pub(crate) use resources::oom_score_adj;
 
-/// The version of the specification that is written; all runtimes in the field read it.
+/// Version of the runtime specification that is written; all runtimes in the field read it.
 const SPEC_VERSION: &str = "1.0.2";
 
-/// A pod's annotation that has gVisor make a sandbox, and its shim let go of the pipes that the sandbox keeps.
+/// A pod's annotation that makes gVisor create a sandbox, and its shim close the pipes that the sandbox keeps.
 const SANDBOX: (&str, &str) = ("io.kubernetes.cri.container-type", "sandbox");
 
-/// What a container is made from.
+/// The inputs of a specification.
 pub(crate) struct Inputs<'a> {
     pub options: &'a TaskOptions,
-    /// The operator's defaults.
+    /// The operator's defaults and maximums of resource limits.
     pub operators: &'a PluginLimits,
     pub confinement: &'a Confinement,
     pub task: &'a pb::TaskConfig,
     pub image: &'a ImageConfiguration,
     pub identity: &'a Identity,
-    /// Where on the host the sources of mounts are, by target: Nomad's directories, the job's own mounts, volumes.
+    /// Sources of mounts on the host, by target: Nomad's directories, the job's own mounts, volumes.
     pub sources: &'a BTreeMap<String, Pinned>,
     pub rootfs: PathBuf,
     pub hostname: String,
     pub network: &'a NetNamespace,
-    /// Those for names, and the init program where the task is to have one.
+    /// Bind mounts of the files in /etc for names and, if the task has one, of the init program.
     pub files: &'a [BoundFile],
-    /// Below the root of the cgroup hierarchies.
+    /// Cgroup of the task, relative to the root of the cgroup hierarchies.
     pub cgroup_path: PathBuf,
     pub node: &'a Node,
     pub devices: &'a Found,
-    /// Whether it runs in gVisor's sandbox.
+    /// `true` if the container runs in a gVisor sandbox.
     pub is_sandboxed: bool,
 }
 
-/// Why a container can't be made as asked.
+/// The reason that a container can't be made as the job asks.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SpecError {
     #[error(
@@ -92,15 +92,15 @@ pub(crate) enum SpecError {
     Incomplete(#[from] OciSpecError),
 }
 
-/// Maximum length of a path (PATH_MAX), and of the options of a mount. A runtime tells on its stderr what it can't run, mount or
-/// set. containerd's shim takes nothing from there before the runtime has ended: a text that is longer than a pipe would keep
-/// both waiting, and a start permit with them.
+/// Maximum length of a path (PATH_MAX), and of the options of a mount, in bytes. A runtime repeats on its stderr what
+/// it can't run, mount or set. containerd's shim reads nothing from there before the runtime has exited: a text longer
+/// than a pipe would block both, and a start permit with them.
 const PATH_LIMIT_BYTES: usize = 4095;
 
 /// Builds the specification.
 ///
 /// # Errors
-/// Names the option that can't be met.
+/// Names the option that can't be applied.
 pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
     let asked = &inputs.options.namespaces;
     let sysctl = asked.sysctl.iter().map(|(name, text)| (name.clone(), text.clone()));
@@ -125,7 +125,7 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
         .process(process_of(inputs)?)
         .linux(linux)
         .build()?;
-    // The host's can't be set from a container; the crate has a name of its own for one that has none.
+    // The host's name can't be set from a container; without this the crate sets a default name.
     spec.set_hostname((asked.uts_mode == Sharing::Private).then(|| inputs.hostname.clone()));
     if inputs.is_sandboxed {
         let (key, word) = SANDBOX;
@@ -136,7 +136,7 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
     Ok(spec)
 }
 
-/// Every text of the job's that a runtime may repeat in an error.
+/// Checks the length of every text of the job's that a runtime may repeat in an error.
 fn check_lengths(spec: &Spec) -> Result<(), SpecError> {
     let process = spec.process().as_ref();
     let program = process.and_then(|process| process.args().as_ref()?.first()).map_or(0, String::len);
@@ -161,10 +161,10 @@ fn check_lengths(spec: &Spec) -> Result<(), SpecError> {
     all.try_for_each(|(what, bytes)| check_length(what, bytes))
 }
 
-/// As [`build`] does for the task's own.
+/// Checks the length of an exec's program, as [`build`] does for the task's own.
 ///
 /// # Errors
-/// When no kernel takes so long a name.
+/// If the name is longer than the kernel accepts.
 pub(crate) fn check_program(program: &str) -> Result<(), SpecError> {
     check_length("the program", program.len())
 }
@@ -175,8 +175,10 @@ fn length(path: &Path) -> usize {
     path.as_os_str().len()
 }
 
+/// Checks a text's length.
+///
 /// # Errors
-/// When it is more than the kernel takes.
+/// If it exceeds [`PATH_LIMIT_BYTES`].
 fn check_length(what: &'static str, bytes: usize) -> Result<(), SpecError> {
     if bytes > PATH_LIMIT_BYTES { Err(SpecError::TooLong { what, bytes }) } else { Ok(()) }
 }
@@ -202,8 +204,8 @@ fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecErr
         .rlimits(resources::rlimits(&inputs.options.limits, inputs.node)?)
         .oom_score_adj(oom_score_adj(&inputs.options.limits, inputs.operators))
         .build()?;
-    // Said only where it is wanted, though it is off without: youki takes any word on it for a yes, and loads the seccomp filter
-    // too late for a process without privileges.
+    // Set only if requested, although `false` is the default: youki takes any value for true, and loads the seccomp
+    // filter too late for a process without privileges.
     process.set_no_new_privileges(inputs.options.security.no_new_privileges.then_some(true));
     process.set_apparmor_profile(apparmor_profile.clone());
     Ok(process)
@@ -296,7 +298,7 @@ mod tests {
         assert_eq!(spec.linux().as_ref().unwrap().sysctl().as_ref().unwrap()["net.core.somaxconn"], "7");
     }
 
-    /// A task of these rights.
+    /// Builds the specification of a task with these rights.
     fn with_rights(security: Security, confinement: &Confinement) -> Spec {
         let mut options = TaskOptions { image: "img".to_owned(), security, ..TaskOptions::default() };
         options.process.command = Some("x".to_owned());

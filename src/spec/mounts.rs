@@ -1,5 +1,5 @@
-//! What is mounted into a container: the kernel's file systems, the directories that Nomad shares with a task, the host
-//! volumes that the job mounts, and what its own options mount. No source is a path that anybody but root could change.
+//! Mounts of a container: the kernel's file systems, the directories that Nomad shares with a task, host volumes of the
+//! job, and mounts of the job's own options. No source is a path that anybody but root could change.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -11,24 +11,25 @@ use oci_spec::runtime::{Mount, MountBuilder};
 use super::SpecError;
 use crate::config::{JobMount, MountSource, Mounts, Sharing, TaskOptions};
 
-/// Docker's.
+/// Docker's default size of `/dev/shm`.
 const SHM_SIZE_BYTES: u64 = 64 * 1024 * 1024;
 
-/// A file of the host's that takes the place of one of the image's.
+/// A file of the host that is mounted over one of the image.
 pub(crate) struct BoundFile {
     pub source: PathBuf,
     pub at: &'static str,
     pub writable: bool,
 }
 
-/// Where the source of a mount is held, and what its mount on the host doesn't allow, by the names of mount options.
+/// The staged source of a mount, and the restrictions of its mount on the host, as names of mount options.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Pinned {
     pub at: PathBuf,
     pub kept: Vec<&'static str>,
 }
 
-/// Outer mounts come before those below them, whatever order the job has them in.
+/// Returns all mounts of a container, sorted so that each comes before those below its target, whatever their order in
+/// the job.
 pub(super) fn mounts(
     options: &TaskOptions,
     sources: &BTreeMap<String, Pinned>,
@@ -43,8 +44,8 @@ pub(super) fn mounts(
         let options = ["bind", "rprivate", "nosuid", "nodev", access];
         mounts.push(mount(at, "bind", &source.display().to_string(), &options)?);
     }
-    // What is asked for at such a place is there instead of the usual one, and of what usually is below it: a runtime
-    // would make places for that on the host.
+    // A job's mount replaces the usual one at its target, and all usual mounts below it: for those a runtime would
+    // create mount points in the job's source on the host.
     let targets =
         list.iter().map(|mount| &mount.target).chain(task.mounts.iter().map(|mount| &mount.task_path));
     let targets: Vec<&Path> = targets.map(Path::new).collect();
@@ -61,8 +62,8 @@ pub(super) fn mounts(
     Ok(mounts)
 }
 
-/// How the container's root has to spread mounts, so that those in it can: runtimes cut it off from the host's but for
-/// what comes from there.
+/// Returns the propagation of the container's root that its mounts need: runtimes separate the root from the host's,
+/// except for mounts that come from there.
 pub(super) fn propagation(asked: &Mounts, task: &pb::TaskConfig) -> Option<String> {
     let spreads = |names: [&str; 2], mode: &str| {
         let asked = asked.list.iter().filter_map(JobMount::propagation);
@@ -78,7 +79,8 @@ pub(super) fn propagation(asked: &Mounts, task: &pb::TaskConfig) -> Option<Strin
     }
 }
 
-/// The shared memory of the host's own is in a file system of the host's. A privileged task may write the kernel's, too.
+/// Returns the mounts of the kernel's file systems. A host IPC namespace needs the host's `/dev/shm`. For a privileged
+/// task none is read-only.
 fn kernel_mounts(
     ipc_mode: Sharing,
     shm_size_bytes: u64,
@@ -113,7 +115,7 @@ fn kernel_mounts(
     .collect()
 }
 
-/// Where the directories that Nomad makes for a task are mounted, and where they are in the allocation's directory.
+/// Returns the directories that Nomad makes for a task: target of the mount, and path in the allocation directory.
 pub(crate) fn nomads_directories(task: &str) -> [(&'static str, PathBuf); 4] {
     let own = Path::new(task);
     [
@@ -124,7 +126,8 @@ pub(crate) fn nomads_directories(task: &str) -> [(&'static str, PathBuf); 4] {
     ]
 }
 
-/// The alloc directory is shared by the tasks of a group; the logs in it are Nomad's to write.
+/// Returns the mounts of Nomad's directories. The alloc directory is shared by the tasks of a group; the logs in it are
+/// read-only, since they are Nomad's to write.
 fn nomad_mounts(sources: &BTreeMap<String, Pinned>, task: &pb::TaskConfig) -> Result<Vec<Mount>, SpecError> {
     let directories = nomads_directories(&task.name).into_iter().map(|(at, _)| {
         let source = sources.get(at).ok_or_else(|| SpecError::NoSource(at.to_owned()))?;
@@ -168,9 +171,9 @@ fn of_job(asked: &JobMount, sources: &BTreeMap<String, Pinned>) -> Result<Mount,
     Ok(made.options(options).build()?)
 }
 
-/// A runtime takes away what is not named again.
+/// Adds the restrictions of a source's mount on the host, since a runtime lifts those that are not in the options.
 fn with_kept(options: &[String], kept: &[&'static str]) -> Vec<String> {
-    // "no" and what it denies.
+    // A flag's opposite lacks its prefix "no", except for "ro".
     let opposite = |flag: &&'static str| match *flag {
         "ro" => "rw",
         flag => flag.strip_prefix("no").unwrap_or(flag),
@@ -191,7 +194,7 @@ fn mount(at: &str, kind: &str, source: &str, options: &[&str]) -> Result<Mount, 
 pub(super) mod tests {
     use super::*;
 
-    /// Where the directories of Nomad's are held.
+    /// Returns the staged sources of Nomad's directories.
     pub(in crate::spec) fn pinned_by_nomad() -> BTreeMap<String, Pinned> {
         let at = |target: &str| Pinned { at: format!("/pins{target}").into(), kept: Vec::new() };
         nomads_directories("web").into_iter().map(|(target, _)| (target.to_owned(), at(target))).collect()

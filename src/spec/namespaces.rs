@@ -1,4 +1,4 @@
-//! A container's namespaces: which are its own, and whose the others are.
+//! Namespaces of a container: those of its own, and those that it joins.
 
 use std::path::PathBuf;
 
@@ -8,19 +8,19 @@ use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceTyp
 use super::SpecError;
 use crate::config::{Namespaces, Sharing};
 
-/// The namespace of a container's network.
+/// The network namespace of a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum NetNamespace {
-    /// A new one, which is empty.
+    /// A new one, without a connection.
     Own,
-    /// One that is there.
+    /// An existing one, by its path.
     At(PathBuf),
     Host,
 }
 
-/// A container has namespaces of its own but for the network, which Nomad may have made for the group. Without one it
-/// gets an empty one, as under the driver that this one succeeds. The view of control groups is docker's: its own where
-/// there is only one hierarchy of them.
+/// Returns the namespaces of a container. It has its own of each kind unless the job asks for the host's; a network
+/// namespace may have been made by Nomad for the group. Without one it gets an empty one, as under the driver that this
+/// one succeeds. The default for the cgroup namespace is docker's: its own under cgroup v2 only.
 pub(super) fn namespaces(
     asked: &Namespaces,
     network: &NetNamespace,
@@ -33,9 +33,9 @@ pub(super) fn namespaces(
         uts_mode,
         cgroupns,
         userns_is_the_hosts: _,
-        // Settled by now.
+        // Decided by now, in `network`.
         host_network: _,
-        // Set in them.
+        // Set within the namespaces, not here.
         sysctl: _,
     } = asked;
     let own = |kind| LinuxNamespaceBuilder::default().typ(kind).build();
@@ -58,9 +58,9 @@ pub(super) fn namespaces(
     Ok(namespaces)
 }
 
-/// What the shim is to read of a container that shares the host's pids, once that has been made from its real
-/// specification: with no pid namespace in it, the shim of containerd 1.6 kills "all processes" at the end of the first
-/// one, by a way that can lock it up for good.
+/// Returns the specification with a private pid namespace, which the shim reads instead of the real one once a
+/// container that shares the host's pids is created: with no pid namespace in it, the shim of containerd 1.6 kills "all
+/// processes" at the exit of the first one, in a way that can deadlock it for good.
 pub(crate) fn with_private_pids(mut spec: Spec) -> Result<Spec, SpecError> {
     let own = LinuxNamespaceBuilder::default().typ(LinuxNamespaceType::Pid).build()?;
     if let Some(namespaces) = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut()) {

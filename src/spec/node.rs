@@ -1,5 +1,5 @@
-//! What of the host bears on a task's limits, and whether they can be met there: asked before anything is made. Pure: the
-//! host has been looked at before.
+//! Facts of the host that bear on a task's limits, and checks whether those can be met, before anything is made. Pure:
+//! the facts have been looked up before.
 
 use nomad_proto::driver as pb;
 use oci_spec::runtime::PosixRlimitType;
@@ -7,26 +7,28 @@ use oci_spec::runtime::PosixRlimitType;
 use super::{SpecError, memory, resources};
 use crate::config::{CpuLimits, IdList, Limits, MemoryLimits, PluginLimits, Rlimit, Swap};
 
-/// The host, as far as it bears on limits. What could not be found out is empty, and nothing is refused for it.
+/// Facts of the host that bear on limits. An unknown one is empty, and nothing is refused for it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Node {
     pub is_cgroup_v2: bool,
-    /// Whether the kernel can limit swap by itself.
+    /// `true` if the kernel can limit the swap of a task.
     pub swap_is_limited: bool,
-    /// Whether it can limit how many processes there are.
+    /// `true` if the kernel can limit the number of processes.
     pub pids_are_limited: bool,
-    /// Those that it has running.
+    /// The CPUs that are online.
     pub processors: IdList,
-    /// Those that Nomad has the tasks share that have no cores of their own.
+    /// The CPUs that Nomad gives to tasks without reserved cores.
     pub shared_processors: IdList,
     pub memory_nodes: IdList,
     pub most_open_files: Option<u64>,
-    /// The agent's own limits, soft and hard, where a task does not inherit them.
+    /// Soft and hard limit of open files that the agent has, if a task does not inherit them.
     pub agents_open_files: Option<(u64, u64)>,
 }
 
+/// Checks a task's limits against the host.
+///
 /// # Errors
-/// Names the option that can't be met here.
+/// Names the option that can't be applied on this host.
 pub(crate) fn check(
     asked: &Limits,
     operators: &PluginLimits,

@@ -1,5 +1,4 @@
-//! The process of a container: what runs, with which environment, where; and the same for a command in a container that
-//! runs already.
+//! The process of a container: arguments, environment and working directory; and the same for an exec.
 
 use std::collections::HashMap;
 
@@ -12,22 +11,22 @@ use crate::config;
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 const DEFAULT_TERM: &str = "xterm";
-/// Where a container finds the host's init program, as under docker.
+/// Path in a container of the host's init program, as under docker.
 pub(crate) const INIT: &str = "/sbin/docker-init";
 
-/// The entrypoint, the job's or the image's, and then the job's command and arguments in place of the image's command.
-/// That belongs to the image's own entrypoint: it goes with it.
+/// Returns the arguments: the entrypoint of the job or the image, then the job's command and arguments. Without those,
+/// the image's command follows, unless the job replaces the entrypoint, to which that command belongs.
 pub(super) fn arguments(asked: &config::Process, image: Option<&Config>) -> Vec<String> {
     let config::Process {
         entrypoint,
         command,
         args,
         init,
-        // Part of who it is.
+        // Part of the user.
         group_add: _,
-        // Part of what it has.
+        // Set on the process itself.
         tty: _,
-        // Where it runs.
+        // Returned by `working_directory`.
         cwd: _,
     } = asked;
     let of_image = || image.and_then(|config| config.entrypoint().clone()).unwrap_or_default();
@@ -46,7 +45,8 @@ pub(super) fn arguments(asked: &config::Process, image: Option<&Config>) -> Vec<
     words
 }
 
-/// The image's environment under the task's, and what every process expects to find.
+/// Returns the environment: the image's, overridden by the task's, and defaults for variables that every process
+/// expects.
 pub(super) fn environment(
     image: Option<&Config>,
     task: &HashMap<String, String>,
@@ -72,7 +72,7 @@ pub(super) fn environment(
     environment
 }
 
-/// Sets a `NAME=value`, in the place of one of that name.
+/// Sets a variable from a `NAME=value`, replacing one of the same name.
 pub(super) fn set_variable(environment: &mut Vec<String>, entry: &str) {
     let name = |entry: &str| entry.split('=').next().unwrap_or_default().to_owned();
     match environment.iter_mut().find(|other| name(other) == name(entry)) {
@@ -81,12 +81,12 @@ pub(super) fn set_variable(environment: &mut Vec<String>, entry: &str) {
     }
 }
 
-/// Returns the working directory of a task: the job's, else the image's, which is taken from the root on and cleaned, as
-/// docker does. The runtime makes it where it is missing, once it is inside of the root.
+/// Returns the working directory of a task: the job's, else the image's, which is made absolute and cleaned, as docker
+/// does. The runtime creates it if it is missing, once it is inside of the root.
 ///
 /// # Errors
-/// The image's is below /proc: a process on its way in has descriptors of the runtime's there, and runtimes have let one
-/// out by them (CVE-2024-21626). A job's is refused with its options.
+/// If the image's is below /proc: on its way into the container a process has descriptors of the runtime's there, which
+/// have allowed escapes from runtimes (CVE-2024-21626). A job's is refused with its options.
 pub(crate) fn working_directory(
     asked: &config::Process,
     image: Option<&Config>,
@@ -109,8 +109,8 @@ pub(crate) fn working_directory(
     Ok(format!("/{}", parts.join("/")))
 }
 
-/// A command to run in a task's container: as the task's own process, but for what runs and the terminal, whose width
-/// and height are there from the command's first look if they are known.
+/// Returns the process of an exec in a task's container: a copy of the task's own, except for the arguments and the
+/// terminal, whose size is set before the command starts if it is known.
 pub(crate) fn exec_process(
     task: &Process,
     command: &[String],

@@ -1,4 +1,4 @@
-//! What holds of every specification, whatever a job says: built from options at random, by the schema.
+//! Properties of every specification, tested with random options generated from the schema.
 
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
@@ -14,7 +14,7 @@ fn texts<'a>(spec: &'a Value, list: &str, field: &str) -> Vec<&'a str> {
     entries.filter_map(|entry| entry[field].as_str()).collect()
 }
 
-/// What a job has no say in, and what no runtime could make sense of otherwise.
+/// Checks what no job can change, and what every runtime needs.
 fn check(spec: &Value) -> Result<(), TestCaseError> {
     prop_assert_eq!(&spec["root"]["path"], "/run/containerd-driver/nomad/web-1/rootfs");
     prop_assert_eq!(&spec["linux"]["cgroupsPath"], "/nomad/5f1b2c3d.web");
@@ -48,7 +48,7 @@ proptest! {
     }
 }
 
-/// Else what holds of all of them says little.
+/// Makes sure that enough random options are valid for the property test to mean something.
 #[test]
 fn many_of_the_options_at_random_make_a_specification() {
     let mut runner = TestRunner::deterministic();
@@ -57,7 +57,7 @@ fn many_of_the_options_at_random_make_a_specification() {
         let options = TaskOptions::decode(&rmp_serde::to_vec_named(&options).unwrap());
         options.is_ok_and(|options| built(&options, &task()).is_ok())
     };
-    // About one in eight is; the order in a map of options is chance, also here.
+    // About one in eight is; the order in a map of options is random, here too.
     let count = (0..600_u32).filter(made).count();
     assert!(count > 40, "{count} of 600");
 }

@@ -1,4 +1,5 @@
-//! Limits: what Nomad allots a task and what the job sets beyond that, in the units of the runtime specification.
+//! Resource limits in the units of the runtime specification: Nomad's allotment to a task, and the job's further
+//! options.
 
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{
@@ -9,8 +10,8 @@ use oci_spec::runtime::{
 use super::{Inputs, Node, cpu, memory};
 use crate::config::{Limits, PidsLimit, PluginLimits, Rlimit};
 
-/// Devices are refused but for the few that the runtime lets every container have; a privileged one has all. What a
-/// task is to have beyond these is added.
+/// Returns the limits of a container. Devices are denied, except for the few that the runtime allows every container; a
+/// privileged one has all. The task's own devices are added later.
 pub(super) fn limits(inputs: &Inputs<'_>) -> Result<LinuxResources, OciSpecError> {
     let Limits { pids, rlimits: _, oom_score_adj: _, cpu, memory } = &inputs.options.limits;
     let privileged = inputs.options.security.privileged;
@@ -32,7 +33,7 @@ fn pids_limit(asked: PidsLimit, operators: &PluginLimits) -> Result<Option<Linux
     limit.map(|limit| LinuxPidsBuilder::default().limit(limit).build()).transpose()
 }
 
-/// None is no limit.
+/// Returns the maximum number of processes; `None` is no limit.
 pub(super) fn most_pids(asked: PidsLimit, operators: &PluginLimits) -> Option<i64> {
     match asked {
         PidsLimit::Operators => operators.pids_limit,
@@ -41,8 +42,9 @@ pub(super) fn most_pids(asked: PidsLimit, operators: &PluginLimits) -> Option<i6
     }
 }
 
-/// The others are those of the agent, which the operator sets; the crate's own default is 1024 open files. They are
-/// inherited, but for what the plugin has changed for itself.
+/// Returns the resource limits to set: the job's, and the agent's limit of open files if the plugin has changed its
+/// own. All others are inherited from the agent, which the operator sets. An explicit list also replaces the crate's
+/// default, 1024 open files.
 pub(super) fn rlimits(asked: &Limits, node: &Node) -> Result<Vec<PosixRlimit>, OciSpecError> {
     let rlimit = |Rlimit { kind, soft, hard }: &Rlimit| {
         PosixRlimitBuilder::default().typ(*kind).soft(*soft).hard(*hard).build()
@@ -52,8 +54,8 @@ pub(super) fn rlimits(asked: &Limits, node: &Node) -> Result<Vec<PosixRlimit>, O
     asked.rlimits.iter().chain(&agents).map(rlimit).collect()
 }
 
-/// The OOM score of a task: the job's, or else the operator's. Always set, since the agent may run with a score of -1000,
-/// which its children inherit.
+/// Returns the OOM score adjustment of a task: the job's, or else the operator's. It is always set, since the agent may
+/// run with -1000, which its children inherit.
 pub(crate) fn oom_score_adj(asked: &Limits, operators: &PluginLimits) -> i32 {
     let score = asked.oom_score_adj.unwrap_or(operators.oom_score_adj);
     i32::try_from(score).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! What a container may do, and what it can't see of the kernel.
+//! Capabilities of a container, and the kernel files that are masked or read-only in it.
 //!
 //! Source of the facts: moby/moby `oci/defaults.go` (v28: `thermal_throttle`, GHSA-6fw5-f8r9-fgfm).
 
@@ -9,7 +9,8 @@ use oci_spec::runtime::{Capability, LinuxCapabilities, LinuxCapabilitiesBuilder}
 
 use crate::config::Security;
 
-/// Nothing is inheritable: a program with file capabilities would otherwise gain them from any caller.
+/// Returns the capability sets of the process. Nothing is inheritable: a program with file capabilities would otherwise
+/// gain them from any caller.
 pub(super) fn capabilities(set: &HashSet<Capability>) -> Result<LinuxCapabilities, OciSpecError> {
     LinuxCapabilitiesBuilder::default()
         .bounding(set.clone())
@@ -20,7 +21,7 @@ pub(super) fn capabilities(set: &HashSet<Capability>) -> Result<LinuxCapabilitie
         .build()
 }
 
-/// What can't be seen on any host.
+/// Kernel files that are masked on every host.
 const MASKED: [&str; 12] = [
     "/proc/acpi",
     "/proc/asound",
@@ -36,12 +37,13 @@ const MASKED: [&str; 12] = [
     "/sys/firmware",
 ];
 
-/// What can't be seen; `hosts` is what this host has beside.
+/// Returns the paths to mask; `hosts` are those that only this host has.
 pub(super) fn masked_paths(security: &Security, hosts: &[String]) -> Vec<String> {
     unless_open(security, MASKED.into_iter().chain(hosts.iter().map(String::as_str)))
 }
 
-/// On cgroup v1 the runtime mounts the hierarchies read-only, but not the directory that they are mounted in.
+/// Returns the paths to make read-only. `/sys/fs/cgroup` is one of them, because on cgroup v1 the runtime mounts the
+/// hierarchies read-only, but not the directory that they are mounted in.
 pub(super) fn readonly_paths(security: &Security) -> Vec<String> {
     unless_open(
         security,
