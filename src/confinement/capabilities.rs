@@ -1,4 +1,4 @@
-//! Which capabilities a task gets.
+//! The capabilities of a task.
 //!
 //! Source of the facts: moby/moby `oci/caps/defaults.go` and `utils.go` (`TweakCapabilities`); the numbers are those of
 //! Linux' `include/uapi/linux/capability.h`.
@@ -10,7 +10,7 @@ use oci_spec::runtime::Capability;
 use super::ConfinementError;
 use crate::config::{CapabilityList, Security, capability_name};
 
-/// What docker gives a container.
+/// Docker's default capabilities of a container.
 const DEFAULT: [Capability; 14] = [
     Capability::AuditWrite,
     Capability::Chown,
@@ -28,7 +28,7 @@ const DEFAULT: [Capability; 14] = [
     Capability::SysChroot,
 ];
 
-/// All of them, each at its number.
+/// Every capability, each at the index that is its number.
 const NUMBERED: [Capability; 41] = [
     Capability::Chown,
     Capability::DacOverride,
@@ -73,13 +73,17 @@ const NUMBERED: [Capability; 41] = [
     Capability::CheckpointRestore,
 ];
 
-/// Those whose bits are set.
+/// Returns the capabilities whose bits are set in the mask.
 pub(super) fn in_mask(mask: u64) -> HashSet<Capability> {
     NUMBERED.into_iter().enumerate().filter(|(bit, _)| mask >> bit & 1 == 1).map(|(_, one)| one).collect()
 }
 
-/// By docker's rules: what is dropped goes from the default set, and what is added comes to it, even if it is dropped as
-/// well; but where all are added, what is dropped goes from all. A privileged task starts from all.
+/// Returns the capabilities of a task, by docker's rules: `cap_drop` is removed from the default set, then `cap_add` is
+/// added, even if it is dropped as well; but if `cap_add` has `all`, `cap_drop` is removed from all. A privileged task
+/// starts from all.
+///
+/// # Errors
+/// Names a capability of `cap_add` that this host can't give.
 pub(super) fn granted(
     asked: &Security,
     allowed: &CapabilityList,

@@ -1,7 +1,7 @@
-//! What is looked up on this host to settle what a task may do. Blocking: call it where that is fine.
+//! Facts of this host that decide on a task's security settings. Blocking: not for an async thread.
 //!
-//! Source of the facts: proc(5) for `/proc/self/status`; Linux' `Documentation/admin-guide/LSM/apparmor.rst`;
-//! moby/moby `oci/devices_linux.go` and containerd `pkg/oci/utils_unix.go` for which devices a privileged container has.
+//! Source of the facts: proc(5) for `/proc/self/status`; Linux' `Documentation/admin-guide/LSM/apparmor.rst`; moby/moby
+//! `oci/devices_linux.go` and containerd `pkg/oci/utils_unix.go` for the devices of a privileged container.
 
 #![expect(
     clippy::disallowed_methods,
@@ -26,34 +26,35 @@ const KERNEL: &str = "/proc/sys/kernel/osrelease";
 const APPARMOR_ENABLED: &str = "/sys/module/apparmor/parameters/enabled";
 const APPARMOR_LOADED: &str = "/sys/kernel/security/apparmor/profiles";
 const DEVICES: &str = "/dev";
-/// Docker's own profile has some fifteen thousand.
+/// Maximum size of a seccomp profile. Docker's own has some fifteen thousand bytes.
 const PROFILE_LIMIT_BYTES: u64 = 1024 * 1024;
 const PERMISSIONS: u32 = 0o7777;
 const CPUS: &str = "/sys/devices/system/cpu";
-/// What of a processor tells how hot it is, and so what runs beside the task.
+/// Directory of a CPU's throttling counters, which tell how hot it is, and so what runs beside the task.
 const HEAT: &str = "thermal_throttle";
 
-/// What the host has.
+/// Facts of this host.
 #[derive(Debug, Default)]
 pub(super) struct Host {
-    /// What the plugin itself may come to have: it can't give more.
+    /// Capabilities in the plugin's own bounding set; it can't give more.
     pub capabilities: HashSet<Capability>,
     pub kernel: (u32, u32),
-    /// Of a host on which AppArmor is enabled, the profiles that are loaded, if they can be listed.
+    /// Loaded AppArmor profiles, for a job that names one. `None` if AppArmor is disabled, `Some(None)` if the profiles
+    /// can't be listed.
     pub apparmor: Option<Option<Vec<String>>>,
-    /// The text of the profile that the job names.
+    /// Content of the seccomp profile that the job names.
     pub seccomp_profile: Option<String>,
-    /// Those that a privileged task gets.
+    /// Host devices of a privileged task; empty for any other.
     pub devices: Vec<LinuxDevice>,
-    /// The directories of the processors that show their heat.
+    /// Directories of CPUs with throttling counters, to be masked.
     pub thermal_throttles: Vec<String>,
 }
 
 impl Host {
-    /// Looks up what the options need.
+    /// Reads the facts that the options need.
     ///
     /// # Errors
-    /// Names the option whose file is not there or can't be one, or what can't be read.
+    /// Names the option whose file is missing or invalid, or the file that can't be read.
     pub(super) fn look(security: &Security, gates: &Gates) -> Result<Self, ConfinementError> {
         let status = read(STATUS)?;
         let mask = bounding(&status).ok_or_else(|| missing(STATUS, "no line CapBnd"))?;
@@ -78,7 +79,7 @@ impl Host {
     }
 }
 
-/// The `thermal_throttle` directories of those processors that have one. A kernel that shows no processors has none.
+/// Returns the `thermal_throttle` directories of the CPUs that have one. Empty if the kernel lists no CPUs.
 fn thermal_throttles(cpus: &Path) -> Vec<String> {
     let entries = fs::read_dir(cpus).into_iter().flatten().flatten();
     let is_cpu = |name: &str| {
@@ -108,7 +109,7 @@ fn bounding(status: &str) -> Option<u64> {
     u64::from_str_radix(mask.trim(), 16).ok()
 }
 
-/// The first two numbers of a kernel's version, such as `6.1.0-18-amd64`.
+/// Parses the first two numbers of a kernel's version, such as `6.1.0-18-amd64`.
 pub(super) fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.trim().split(|c: char| !c.is_ascii_digit()).map(str::parse);
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
@@ -119,20 +120,20 @@ fn apparmor() -> Option<Option<Vec<String>>> {
     enabled.then(|| fs::read_to_string(APPARMOR_LOADED).ok().map(|list| loaded(&list)))
 }
 
-/// A line is a profile's name and, in brackets, its mode.
+/// Parses the kernel's list of profiles. A line has a profile's name and, in brackets, its mode.
 fn loaded(list: &str) -> Vec<String> {
     list.lines().filter_map(|line| Some(line.rsplit_once(" (")?.0.to_owned())).collect()
 }
 
-/// Reads a profile of the host. What is no regular file is not opened: to open a device may be enough to do harm, such as
-/// to start a watchdog.
+/// Reads a seccomp profile of the host. Only a regular file is opened: opening a device can do harm by itself, such as
+/// start a watchdog.
 fn profile(named: &SeccompProfile, gates: &Gates) -> Result<String, ConfinementError> {
     let refused = |why: String| ConfinementError::profile(named, why);
     let unreadable = |source| {
         let SeccompProfile { option, path } = named;
         ConfinementError::Profile { option, path: path.clone(), source }
     };
-    // Held against the operator's word with the other options before.
+    // The operator's `seccomp_profile_dirs` has been checked before, with the other options.
     let (root, path) = gates.seccomp_profile(&named.path).ok_or_else(|| {
         refused("the plugin's option seccomp_profile_dirs has no directory above it".to_owned())
     })?;
@@ -146,8 +147,9 @@ fn profile(named: &SeccompProfile, gates: &Gates) -> Result<String, ConfinementE
     String::from_utf8(bytes).map_err(|_| refused("the file is no text".to_owned()))
 }
 
-/// All but what a container has of its own (terminals, shared memory, message queues, the console), and what other
-/// programs hide there. A link is none. A device, and a directory of some, can go at any time.
+/// Collects all devices below a directory, except what a container has of its own (terminals, shared memory, message
+/// queues, the console) and hidden files of other programs. Symbolic links are skipped. Devices and directories may
+/// disappear at any time.
 fn find_devices(directory: &Path, found: &mut Vec<LinuxDevice>) -> Result<(), ConfinementError> {
     const OWN: [&str; 5] = ["pts", "shm", "fd", "mqueue", "console"];
     let entries = match fs::read_dir(directory) {
@@ -239,7 +241,7 @@ mod tests {
         assert!(profile(&named(at("good")), &only).is_err());
         let error = profile(&named(at("profiles/out")), &only).unwrap_err().to_string();
         assert!(error.contains("leads out"), "{error}");
-        // A regular file as well, in which the kernel has its log.
+        // The kernel's log file in /proc is a regular file as well.
         for kernels in ["/proc/kmsg", "/proc/self/environ", "/sys/kernel/uevent_seqnum"] {
             let error = profile(&named(kernels), &Gates::default()).unwrap_err().to_string();
             assert!(error.contains("kernel"), "{error}");

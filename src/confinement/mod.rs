@@ -1,5 +1,5 @@
-//! What a task may do: settled from the job's options, the operator's and what this host has, before anything is made.
-//! The deciding is in pure functions; the host is looked at in [`host`] alone.
+//! A task's security settings: decided from the job's options, the operator's and facts of this host, before anything
+//! is made. The decisions are pure functions; only [`host`] reads from the host.
 
 mod capabilities;
 mod host;
@@ -17,23 +17,24 @@ use crate::host_files;
 use crate::host_path::HostPathError;
 use host::Host;
 
-/// AppArmor's word for no profile.
+/// AppArmor's name for running without a profile.
 const UNCONFINED: &str = "unconfined";
 
-/// What a task may do, as the runtime is told.
+/// A task's security settings, as they are passed to the runtime.
 #[derive(Debug, Default)]
 pub(crate) struct Confinement {
     pub capabilities: HashSet<Capability>,
-    /// Shared by tasks that may do the same: it is large, and many may be waiting for their start.
+    /// Seccomp filter. Shared by tasks with the same capabilities: it is large, and many may be waiting for their
+    /// start.
     pub seccomp: Option<Arc<LinuxSeccomp>>,
     pub apparmor_profile: Option<String>,
-    /// Of the host; they are made in the container.
+    /// Devices of the host that are created in the container.
     pub devices: Vec<LinuxDevice>,
-    /// What of the kernel's files is masked beside what always is.
+    /// Kernel files to mask in addition to those of every task.
     pub masked_paths: Vec<String>,
 }
 
-/// Why a task can't be confined, or let go, as asked.
+/// The reason that the requested security settings can't be applied.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfinementError {
     #[error("the option {option} can't be {value:?}: {why}")]
@@ -62,13 +63,13 @@ impl ConfinementError {
     }
 }
 
-/// Looks at the host, and settles what a task may do.
+/// Reads the facts of the host, and decides a task's security settings.
 ///
 /// # Errors
-/// Names the option that can't be met, and why.
+/// Names the option that can't be applied, and why.
 pub(crate) async fn settle(security: &Security, gates: &Gates) -> Result<Confinement, ConfinementError> {
     let (security, gates) = (security.clone(), gates.clone());
-    // All else is the kernel's, which answers.
+    // Files other than the job's profile are the kernel's, so that reading them doesn't hang.
     let profile = security.seccomp_profile.as_ref().map(|named| named.path.clone());
     let place = profile.unwrap_or_else(|| host::STATUS.into());
     let settling = move || decide(&security, &gates, &Host::look(&security, &gates)?);
@@ -83,7 +84,7 @@ fn decide(security: &Security, gates: &Gates, host: &Host) -> Result<Confinement
     Ok(Confinement { capabilities, seccomp, apparmor_profile, devices, masked_paths })
 }
 
-/// A privileged task has none unless its job asks for it.
+/// Returns the task's seccomp filter. A privileged task has none unless its job asks for one.
 fn seccomp(
     security: &Security,
     gates: &Gates,
@@ -105,7 +106,7 @@ fn seccomp(
     }
 }
 
-/// A host without AppArmor confines nothing, which is fine for a job that wants just that.
+/// Returns the task's AppArmor profile. `unconfined` is accepted on a host without AppArmor, which confines nothing.
 fn apparmor_profile(security: &Security, host: &Host) -> Result<Option<String>, ConfinementError> {
     let Some(name) = &security.apparmor_profile else { return Ok(None) };
     let refused = |why: &str| Err(ConfinementError::value("apparmor_profile", name, why));
@@ -155,7 +156,7 @@ mod tests {
         assert_eq!(said(UNCONFINED, None).unwrap(), None);
         assert_eq!(said(UNCONFINED, loaded()).unwrap().as_deref(), Some(UNCONFINED));
         assert_eq!(said("mine", loaded()).unwrap().as_deref(), Some("mine"));
-        // Where the list can't be had the runtime finds out.
+        // If the list can't be read, the profile is passed on, and the runtime reports a missing one.
         assert_eq!(said("mine", Some(None)).unwrap().as_deref(), Some("mine"));
         for (host, word) in [(None, "not enabled"), (loaded(), "apparmor_parser")] {
             let error = said("other", host).unwrap_err().to_string();

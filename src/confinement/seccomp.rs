@@ -1,5 +1,5 @@
-//! A seccomp profile in docker's format, and what of it holds for a task: by its capabilities, and by the host's kernel
-//! and processor.
+//! Seccomp profiles in docker's format, and their translation into the filter of a task, by its capabilities and by the
+//! host's kernel and architecture.
 //!
 //! Source of the facts: moby/profiles `seccomp/seccomp_linux.go` for the format and its meaning. The built-in profile,
 //! `default_profile.json`, allows what containerd's does: containerd/containerd v2.3.4,
@@ -20,10 +20,10 @@ use super::host::version;
 use crate::config::capability_name;
 
 const BUILT_IN: &str = include_str!("default_profile.json");
-/// A system call has no more arguments.
+/// Maximum number of arguments of a system call.
 const MOST_ARGUMENTS: usize = 6;
 
-/// A profile as it is written down.
+/// A profile as it is written in the file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Profile {
@@ -39,7 +39,7 @@ pub(super) struct Profile {
     syscalls: Option<Vec<Rule>>,
 }
 
-/// Whose programs a processor runs besides its own.
+/// An architecture, with the others whose programs it can run as well.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct ArchMap {
@@ -50,7 +50,7 @@ struct ArchMap {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Rule {
-    /// The older form of `names`.
+    /// A single name: the older form of `names`.
     name: Option<String>,
     names: Option<Vec<String>>,
     action: LinuxSeccompAction,
@@ -60,7 +60,7 @@ struct Rule {
     excludes: Option<Filter>,
 }
 
-/// On what a rule depends.
+/// A condition of a rule.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Filter {
@@ -69,7 +69,7 @@ struct Filter {
     min_kernel: Option<String>,
 }
 
-/// What the conditions of rules are held against.
+/// The facts that the conditions of rules are compared with.
 struct Task {
     capabilities: HashSet<String>,
     kernel: (u32, u32),
@@ -77,10 +77,12 @@ struct Task {
 }
 
 impl Profile {
+    /// Parses and checks a profile.
+    ///
     /// # Errors
     /// Says what is wrong with the text, and where.
     pub(super) fn read(text: &str) -> Result<Self, String> {
-        // What else it may be is not to be shown to whoever wrote the job.
+        // A file of another kind could be secret, so the error must not quote it to the job's author.
         if !text.trim_start().starts_with('{') {
             return Err("the file is no JSON object; a profile in docker's format is".to_owned());
         }
@@ -90,10 +92,10 @@ impl Profile {
         Ok(profile)
     }
 
-    /// Read once.
+    /// Returns the built-in profile, which is parsed once.
     ///
     /// # Errors
-    /// As [`Self::read`].
+    /// If the built-in profile is invalid.
     pub(super) fn built_in() -> Result<&'static Self, String> {
         static PROFILE: LazyLock<Result<Profile, String>> = LazyLock::new(|| Profile::read(BUILT_IN));
         PROFILE.as_ref().map_err(Clone::clone)
@@ -113,8 +115,8 @@ impl Profile {
         rules.try_for_each(Rule::check)
     }
 
-    /// Translates this profile into an OCI seccomp filter for a task with these capabilities, on a kernel of this version and an
-    /// architecture by Rust's name for it.
+    /// Translates this profile into an OCI seccomp filter for a task with these capabilities, on a kernel of this
+    /// version and on an architecture by Rust's name for it.
     pub(super) fn for_task(
         &self,
         capabilities: &HashSet<Capability>,
@@ -191,7 +193,7 @@ impl Rule {
         }
     }
 
-    /// Of `includes` all has to hold, of `excludes` nothing may.
+    /// Returns true if the rule applies: all conditions of `includes` hold, and none of `excludes`.
     fn holds_for(&self, task: &Task) -> bool {
         let none = Filter::default();
         let includes = self.includes.as_ref().unwrap_or(&none);
@@ -223,7 +225,7 @@ impl Rule {
     }
 }
 
-/// A processor as profiles name it, which is as Go does, and as seccomp does.
+/// Returns an architecture's names in profiles (which are Go's) and in seccomp.
 fn arch(processor: &str) -> (&'static str, Option<Arch>) {
     match processor {
         "x86_64" => ("amd64", Some(Arch::ScmpArchX86_64)),
@@ -379,7 +381,7 @@ mod tests {
         refused(with(kernel), "minKernel");
     }
 
-    /// Whatever a file has is a profile or refused; one that is read means something on every processor.
+    /// Asserts that a text is either refused, or a profile that can be translated for every architecture.
     fn is_read_or_refused(text: &str) {
         for processor in ["x86_64", "aarch64", "riscv64", "another"] {
             let Ok(profile) = Profile::read(text) else { return };
