@@ -1,9 +1,9 @@
-//! The end of all processes in a task's cgroup, and the cgroup's removal, with whatever the task has made in it: cgroups
-//! of its own, also frozen ones.
+//! Kills all processes in a task's cgroup and removes the cgroup, including cgroups that the task has made in it,
+//! frozen ones too.
 //!
-//! On v2 the kernel kills all of a cgroup and of those below it at once (from Linux 5.14 on), frozen or not. On v1 a frozen
-//! process does not die before it is thawed; and each hierarchy has a tree of its own, in which a process may be elsewhere
-//! in the others.
+//! On v2 the kernel kills all processes of a cgroup and of those below it at once (from Linux 5.14 on), frozen or not.
+//! On v1 a frozen process does not die before it is thawed; and each hierarchy has a tree of its own, so a process may
+//! be in different cgroups of different hierarchies.
 //!
 //! Source of the facts: Linux `Documentation/admin-guide/cgroup-v2.rst` (cgroup.kill, cgroup.freeze), `cgroup-v1/freezer-subsystem.rst`.
 
@@ -17,18 +17,20 @@ use crate::process_handle::ProcessHandle;
 use crate::process_stat::ProcessId;
 
 const TRIES: u32 = 100;
-/// Killed processes leave when they are scheduled.
+/// Pause between two attempts: killed processes leave a cgroup only when they are scheduled.
 const PAUSE: Duration = Duration::from_millis(20);
-/// How many processes are held by a descriptor each, at a time.
+/// Maximum number of processes that are held by a pidfd at the same time.
 const HELD_AT_ONCE: usize = 256;
 
-/// Kills whoever is in a task's cgroup or below it, and whomever they start meanwhile. Nobody, or no cgroup, is success.
+/// Kills all processes in a task's cgroup or below it, and those that they start meanwhile. An empty or missing cgroup
+/// is success.
 ///
-/// It is asked before each try whether the cgroup is the killer's: meanwhile the task may be destroyed and another attempt
-/// of it be started, which has the same. Returns whether it was to the end.
+/// Before each attempt `is_ours` tells whether the cgroup still belongs to the caller: meanwhile the task may be
+/// destroyed and another attempt of it be started, which has the same cgroup. Returns false if it stopped belonging to
+/// the caller.
 ///
 /// # Errors
-/// When some are still there after a while, or who is there can't be told, or the path can't be one task's alone.
+/// If processes are still there after a while, or can't be listed, or if the path can't be one task's alone.
 pub(crate) async fn kill_all(
     path: &Path,
     is_ours: impl Fn() -> bool + Clone + Send + 'static,
@@ -47,11 +49,11 @@ pub(crate) async fn kill_all(
     outcome
 }
 
-/// Kills whoever is left in a cgroup and removes it, and those in it, from all hierarchies. One that isn't there is removed
-/// already.
+/// Kills all processes left in a cgroup and removes it, and those below it, from all hierarchies. A missing one counts
+/// as removed.
 ///
 /// # Errors
-/// When the kernel still finds it busy after a while, or as for [`kill_all`].
+/// If the kernel still finds it busy after a while, or as for [`kill_all`].
 pub(crate) async fn remove(
     path: &Path,
     is_ours: impl Fn() -> bool + Clone + Send + 'static,
@@ -70,16 +72,17 @@ pub(crate) async fn remove(
     outcome
 }
 
-/// Removes a cgroup in which nobody is from all hierarchies, and those in it. One that isn't there is removed already.
+/// Removes an empty cgroup, and those below it, from all hierarchies. A missing one counts as removed.
 ///
 /// # Errors
-/// When somebody is in it.
+/// If a process is in it.
 pub(crate) async fn remove_empty(path: &Path) -> io::Result<()> {
     require_tasks_own(path)?;
     off_thread(path, || true, remove_directories).await.map(drop)
 }
 
-/// The kernel may take its time for a cgroup, such as for the removal of one. None where the cgroup is another's.
+/// Runs blocking work on a cgroup, for which the kernel may need time, such as its removal. `None` if the cgroup
+/// belongs to another.
 async fn off_thread<T: Send + 'static>(
     path: &Path,
     is_ours: impl Fn() -> bool + Clone + Send + 'static,
@@ -90,7 +93,7 @@ async fn off_thread<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
-/// Returns who is still there.
+/// Kills all processes once, and returns the pids of those that are still there.
 fn kill_once(path: &Path) -> io::Result<Vec<i32>> {
     match mode() {
         Mode::V1 => kill_v1(path),
@@ -105,7 +108,7 @@ fn kill_v2(path: &Path) -> io::Result<Vec<i32>> {
             return Ok(Vec::new());
         }
         tracing::trace!(cgroup = %directory.display(), %error, "killing its processes one by one");
-        // So that none forks away. A frozen one dies all the same.
+        // Frozen, so that no process escapes by forking. A frozen one can still be killed.
         let freeze = directory.join("cgroup.freeze");
         let _ = std::fs::write(&freeze, "1");
         let killed = kill_listed(path);
@@ -115,7 +118,7 @@ fn kill_v2(path: &Path) -> io::Result<Vec<i32>> {
     if is_empty(&directory)? { Ok(Vec::new()) } else { listed(path) }
 }
 
-/// Whether nobody is left in a cgroup of v2 and in those below it, by the kernel's word.
+/// Returns true if no process is left in a cgroup of v2 and in those below it, as the kernel reports.
 fn is_empty(directory: &Path) -> io::Result<bool> {
     match std::fs::read_to_string(directory.join("cgroup.events")) {
         Ok(events) => Ok(super::value(&events, "populated") == Some(0)),
@@ -126,7 +129,7 @@ fn is_empty(directory: &Path) -> io::Result<bool> {
 
 fn kill_v1(path: &Path) -> io::Result<Vec<i32>> {
     let freezer = below(&Path::new(ROOT).join("freezer"), path);
-    // So that none forks away.
+    // Frozen, so that no process escapes by forking.
     let _ = std::fs::write(freezer.join(FREEZER_STATE), "FROZEN");
     let killed = kill_listed(path);
     let thawed = thaw(&freezer);
@@ -137,8 +140,8 @@ fn kill_v1(path: &Path) -> io::Result<Vec<i32>> {
 
 const FREEZER_STATE: &str = "freezer.state";
 
-/// Thaws a cgroup and those in it, of which a task may have frozen any. The inner ones first, as their own state is told
-/// from that which they have from above.
+/// Thaws a cgroup and those below it, any of which a task may have frozen. Inner ones come first, since a cgroup has a
+/// freezer state of its own, apart from that of its ancestors.
 fn thaw(freezer: &Path) -> io::Result<()> {
     for cgroup in tree(freezer)?.iter().rev() {
         match std::fs::write(cgroup.join(FREEZER_STATE), "THAWED") {
@@ -149,13 +152,13 @@ fn thaw(freezer: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Kills those that are listed. Each is held before it is looked for once more, so that no other one is hit which has come
-/// by its pid since. Where not all can be held, such as for want of descriptors, those that are go first.
+/// Kills the listed processes. Each is held by a pidfd and then listed again before it is killed, so that a process
+/// that got the pid since is not hit. If not all can be held, such as for want of descriptors, those that are go first.
 fn kill_listed(path: &Path) -> io::Result<()> {
     for pids in listed(path)?.chunks(HELD_AT_ONCE) {
         let (mut held, outcome) = hold(pids, |pid| ProcessHandle::open(ProcessId::of(pid)));
         if outcome.is_err() {
-            // The look takes a descriptor as well.
+            // The second listing needs a descriptor as well.
             held.truncate(held.len().saturating_sub(SPARED));
         }
         let still_there = listed(path)?;
@@ -165,10 +168,10 @@ fn kill_listed(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// How many are let go where there is no descriptor to be had: other threads take some, too.
+/// Number of held processes that are let go when descriptors run out: other threads take some, too.
 const SPARED: usize = 4;
 
-/// Takes hold of as many as can be held, and says why it is not all.
+/// Opens as many processes as possible, and returns the error that kept it from opening all.
 fn hold<T>(pids: &[i32], open: impl Fn(i32) -> io::Result<Option<T>>) -> (Vec<T>, io::Result<()>) {
     let mut held = Vec::new();
     for pid in pids {
@@ -181,7 +184,7 @@ fn hold<T>(pids: &[i32], open: impl Fn(i32) -> io::Result<Option<T>>) -> (Vec<T>
 }
 
 fn remove_once(path: &Path) -> io::Result<()> {
-    // Somebody may have come since: a runtime that was on its way in.
+    // A process may have entered since, such as a runtime that was on its way in.
     kill_once(path)?;
     remove_directories(path)
 }

@@ -1,4 +1,4 @@
-//! A shim's metrics as numbers with units. Shims send what they read from the cgroup, in the form of its version.
+//! Parses the metrics of a shim, which it reads from the cgroup and sends in the format of the cgroup version.
 //!
 //! Source of the facts: containerd/cgroups `cgroup1/stats/metrics.proto`, `cgroup2/stats/metrics.proto`.
 
@@ -13,12 +13,12 @@ use super::Usage;
 const V1_URL: &str = "io.containerd.cgroups.v1.Metrics";
 
 impl Usage {
-    /// Reads what a shim answers.
+    /// Parses a shim's metrics.
     ///
     /// # Errors
-    /// When it is not what its type says.
+    /// If the message does not match its type.
     pub(crate) fn parse(metrics: &Any) -> Result<Self, DecodeError> {
-        // Newer shims put a prefix in front.
+        // Newer shims add a prefix to the type URL.
         if metrics.type_url.ends_with(V1_URL) {
             cgroups::metrics::Metrics::parse_from_bytes(&metrics.value).map(|metrics| of_v1(&metrics))
         } else {
@@ -27,14 +27,14 @@ impl Usage {
     }
 }
 
-/// Nanoseconds.
+/// Converts metrics of cgroup v1, whose times are in nanoseconds.
 fn of_v1(metrics: &cgroups::metrics::Metrics) -> Usage {
     let cpu = metrics.cpu.get_or_default();
     let (times, throttling) = (cpu.usage.get_or_default(), cpu.throttling.get_or_default());
     let memory = metrics.memory.get_or_default();
     let (usage, kernel) = (memory.usage.get_or_default(), memory.kernel.get_or_default());
     let (user, system) = parts(times.user, times.kernel);
-    // What v1 calls swap is memory and swap together.
+    // Swap on v1 means memory and swap together.
     let both = memory.swap.get_or_default().usage;
     Usage {
         cpu_total: Duration::from_nanos(times.total),
@@ -52,7 +52,7 @@ fn of_v1(metrics: &cgroups::metrics::Metrics) -> Usage {
     }
 }
 
-/// Microseconds.
+/// Converts metrics of cgroup v2, whose times are in microseconds.
 fn of_v2(metrics: &cgroups_v2::metrics::Metrics) -> Usage {
     let (cpu, memory) = (metrics.cpu.get_or_default(), metrics.memory.get_or_default());
     let (user, system) = parts(cpu.user_usec, cpu.system_usec);
@@ -72,12 +72,12 @@ fn of_v2(metrics: &cgroups_v2::metrics::Metrics) -> Usage {
     }
 }
 
-/// The parts of the time of what has run. A shim that knows the sum alone has 0 in both.
+/// Returns user and system time. A shim that knows only the total sends 0 for both.
 fn parts(user: u64, system: u64) -> (Option<u64>, Option<u64>) {
     if user == 0 && system == 0 { (None, None) } else { (Some(user), Some(system)) }
 }
 
-/// What runs has some: 0 is a shim's word for what it does not know.
+/// Returns the value of a field that is never 0 for a running task: 0 means that the shim doesn't know it.
 fn told(bytes: u64) -> Option<u64> {
     Some(bytes).filter(|bytes| *bytes > 0)
 }

@@ -1,4 +1,4 @@
-//! The cgroup of a task, as Nomad made it: where it is in each hierarchy, and what the kernel counted there.
+//! The cgroup of a task, as Nomad made it: its path in each hierarchy, and the kernel's counters there.
 //!
 //! Source of the facts: hashicorp/nomad `client/lib/cgroupslib`; Linux `Documentation/admin-guide/cgroup-v1`, `cgroup-v2.rst`.
 
@@ -26,7 +26,7 @@ pub(crate) use usage::Usage;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// A hybrid machine, with controllers on v1, counts as v1, as it does for Nomad.
+/// The cgroup version. A hybrid machine, with controllers on v1, counts as v1, as it does for Nomad.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     V1,
@@ -37,17 +37,17 @@ pub(crate) fn mode() -> Mode {
     if Path::new(ROOT).join("cgroup.controllers").exists() { Mode::V2 } else { Mode::V1 }
 }
 
-/// Where a task's cgroups are.
+/// Paths of a task's cgroup.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Cgroup {
-    /// Below the root of each hierarchy.
+    /// Path relative to the root of each hierarchy.
     pub path: PathBuf,
-    /// On v1, the cpuset that Nomad gives the task, in which it may have company.
+    /// On v1, the cpuset that Nomad gives the task, which it may share with other tasks.
     pub cpuset: Option<PathBuf>,
 }
 
 impl Cgroup {
-    /// The cgroup of a task whose cpuset Nomad says is at `cpuset_cgroup`.
+    /// Returns the cgroup of a task. `cpuset_cgroup` is the path of its cpuset, as Nomad sends it.
     pub(crate) fn of(alloc_id: &str, task_name: &str, cpuset_cgroup: &str) -> Self {
         Self::in_mode(mode(), alloc_id, task_name, cpuset_cgroup)
     }
@@ -69,12 +69,11 @@ impl Cgroup {
         }
     }
 
-    /// Puts a process into the task's cpuset; what it has forked before stays where it was.
+    /// Moves a process into the task's cpuset; processes that it forked before stay where they were.
     ///
     /// # Errors
-    /// When the kernel refuses. A cpuset that isn't there is none, and one without processors (that of reserved cores,
-    /// which the runtime sets in the container's own) takes nobody. Nor is a process moved that is not known: the kernel takes
-    /// 0 for this plugin.
+    /// If the kernel refuses. Nothing is moved if the cpuset is missing or has no CPUs (that of reserved cores, which
+    /// the runtime sets in the container's own), or if the pid is unknown: the kernel takes 0 for this plugin.
     pub(crate) fn place(&self, pid: i32) -> io::Result<()> {
         let Some(cpuset) = self.cpuset.as_ref().filter(|_| pid > 1) else { return Ok(()) };
         match std::fs::read_to_string(cpuset.join("cpuset.cpus")) {
@@ -85,8 +84,8 @@ impl Cgroup {
         }
     }
 
-    /// Whether the kernel can be told to give the task no swap. Some were built or booted without, and a runtime that is
-    /// asked all the same fails.
+    /// Returns true if the kernel can limit the task's swap. Some are built or booted without it, and then a runtime
+    /// that is asked to fails.
     pub(crate) fn limits_swap(&self) -> bool {
         match mode() {
             Mode::V1 => Path::new(ROOT).join("memory/memory.memsw.limit_in_bytes").exists(),
@@ -94,28 +93,28 @@ impl Cgroup {
         }
     }
 
-    /// The limit of its memory, in bytes. None where there is none.
+    /// Returns the task's memory limit in bytes; `None` if there is none.
     ///
     /// # Errors
-    /// When the file can't be read.
+    /// If the file can't be read.
     pub(crate) fn memory_limit(&self) -> io::Result<Option<i64>> {
         let text = std::fs::read_to_string(self.memory_file("memory.limit_in_bytes", "memory.max"))?;
-        // v2 has "max" where there is none.
+        // A v2 file without a limit contains "max".
         Ok(text.trim().parse().ok())
     }
 
-    /// How many processes of the task the kernel has killed for want of memory. To be asked before the container is
-    /// deleted; 0 where nobody counted.
+    /// Returns the number of the task's processes that the kernel has killed for want of memory. Valid only before the
+    /// container is deleted; 0 if the kernel doesn't count them.
     pub(crate) fn oom_kills(&self) -> u64 {
         std::fs::read_to_string(self.oom_file()).map_or(0, |text| counter(&text, "oom_kill"))
     }
 
-    /// Where the kernel counts them.
+    /// Returns the path of the kernel's count of OOM kills.
     fn oom_file(&self) -> PathBuf {
         self.memory_file("memory.oom_control", "memory.events")
     }
 
-    /// A file of the memory controller, by its name on either version.
+    /// Returns the path of a file of the memory controller, by its name on either version.
     fn memory_file(&self, on_v1: &str, on_v2: &str) -> PathBuf {
         let (hierarchy, file) = match mode() {
             Mode::V1 => ("memory", on_v1),
@@ -125,7 +124,8 @@ impl Cgroup {
     }
 }
 
-/// On v2 every cgroup but the root has the file, or none has. The task's own may not be there yet.
+/// Returns true if memory.swap.max exists. On v2 either every cgroup but the root has the file, or none has. The task's
+/// own may not exist yet, so the nearest existing ancestor is checked.
 fn limits_swap_below(root: &Path, path: &Path) -> bool {
     let mut above =
         path.ancestors().filter_map(|path| path.strip_prefix("/").ok()).filter(|path| *path != Path::new(""));
@@ -133,7 +133,7 @@ fn limits_swap_below(root: &Path, path: &Path) -> bool {
     nearest.is_some_and(|path| root.join(path).join("memory.swap.max").exists())
 }
 
-/// Refuses a path that can't be one task's alone: everybody's cgroup, Nomad's, or a slice, which others are in as well.
+/// Refuses a path that can't be one task's alone: the root, Nomad's cgroup, or a slice, which others are in as well.
 ///
 /// # Errors
 /// [`io::ErrorKind::InvalidInput`] names the path.
@@ -148,15 +148,15 @@ fn require_tasks_own(path: &Path) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, error))
 }
 
-/// A cgroup's directory in a hierarchy.
+/// Returns a cgroup's directory in a hierarchy.
 fn below(hierarchy: &Path, path: &Path) -> PathBuf {
     hierarchy.join(path.strip_prefix("/").unwrap_or(path))
 }
 
-/// A cgroup's directory in each hierarchy that has it.
+/// Returns a cgroup's directory in each hierarchy that has it.
 ///
 /// # Errors
-/// When the hierarchies can't be listed.
+/// If the hierarchies can't be listed.
 fn directories(path: &Path) -> io::Result<Vec<PathBuf>> {
     let hierarchies = match mode() {
         Mode::V2 => vec![PathBuf::from(ROOT)],
@@ -169,7 +169,7 @@ fn directories(path: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(found.filter(|directory| directory.is_dir()).collect())
 }
 
-/// A value of one of the kernel's `key value` files, 0 where it isn't counted.
+/// Returns a value of one of the kernel's `key value` files; 0 if it isn't counted.
 fn counter(text: &str, key: &str) -> u64 {
     value(text, key).unwrap_or(0)
 }

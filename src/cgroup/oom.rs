@@ -1,4 +1,5 @@
-//! The kernel's news that a cgroup has run out of memory, on either version. News only: what was killed is in the count.
+//! Notifications of the kernel that a cgroup ran out of memory, on either version. The number of kills comes from the
+//! kernel's count, not from here.
 //!
 //! Source of the facts: Linux `Documentation/admin-guide/cgroup-v1/memory.rst` (10, OOM control), `cgroup-v2.rst`
 //! (memory.events).
@@ -14,21 +15,21 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use super::{Cgroup, Mode, mode};
 use crate::readable::Readable;
 
-/// v1 tells that the memory is short before it kills: the count follows within this.
+/// Time after a notification in which the count is polled: v1 notifies before it kills.
 const KILL_FOLLOWS: Duration = Duration::from_secs(1);
-/// v2 tells of each time that a limit was met, which may be often.
+/// Interval of that polling. v2 notifies each time that a limit is hit, which may be often.
 const IS_IT_COUNTED: Duration = Duration::from_millis(50);
 
-/// Follows the kernel's count of OOM kills in one cgroup.
+/// Watches the kernel's count of OOM kills in one cgroup.
 pub(crate) struct OomWatch {
     cgroup: Cgroup,
     seen: u64,
-    /// None where the kernel does not tell; the count can still be read.
+    /// `None` if the kernel sends no notifications; the count can still be read.
     news: Option<Readable>,
 }
 
 impl OomWatch {
-    /// Begins with what was told before by `seen`.
+    /// Starts a watch. `seen` is the number of kills that were reported before.
     pub(crate) fn begin(cgroup: &Cgroup, seen: u64) -> Self {
         let news = ask_for_news(&cgroup.oom_file()).inspect_err(|error| {
             tracing::debug!(cgroup = %cgroup.path.display(), %error, "the kernel tells no OOM kills as they happen");
@@ -36,7 +37,7 @@ impl OomWatch {
         Self { cgroup: cgroup.clone(), seen, news: news.ok() }
     }
 
-    /// Returns how many processes were killed since it was last asked, once there are any. Dropped, it misses none.
+    /// Waits for OOM kills, and returns their number since the last call. Dropping the future loses none.
     pub(crate) async fn next(&mut self) -> u64 {
         loop {
             let counted = async {
@@ -54,10 +55,10 @@ impl OomWatch {
         }
     }
 
-    /// How many processes were killed since it was last asked.
+    /// Returns the number of OOM kills since the last call.
     pub(crate) fn count(&mut self) -> u64 {
         let now = self.cgroup.oom_kills();
-        // A cgroup that is gone counts nothing.
+        // A removed cgroup counts nothing.
         let new = now.saturating_sub(self.seen);
         self.seen = self.seen.max(now);
         new
@@ -81,7 +82,7 @@ fn ask_for_news(file: &Path) -> io::Result<Readable> {
             std::fs::write(control, format!("{} {}", event.as_raw_fd(), subject.as_raw_fd()))?;
             Readable::new(event)
         }
-        // Not by inotify, of which a user has few.
+        // Not inotify, since a user may have only a few instances.
         Mode::V2 => Readable::changing(subject.into()),
     }
 }

@@ -1,6 +1,6 @@
-//! Who is in a task's cgroup, and in those that the task has made in it.
+//! Lists the processes in a task's cgroup, and in those that the task has made in it.
 //!
-//! What can't be read is an error: who is in there is not known then, which is not the same as nobody.
+//! An unreadable part is an error: its processes are unknown then, which is not the same as none.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,16 +13,16 @@ impl Cgroup {
     /// Returns the pids on the host of all processes of the task, also of those in cgroups that it made itself.
     ///
     /// # Errors
-    /// When a part of the cgroup can't be read.
+    /// If a part of the cgroup can't be read.
     pub(crate) fn processes(&self) -> io::Result<Vec<i32>> {
         listed(&self.path)
     }
 }
 
-/// Returns the pids of all processes in a cgroup and below it, in whatever hierarchy. None where there is no such cgroup.
+/// Returns the pids of all processes in a cgroup and below it, in any hierarchy. Empty if there is no such cgroup.
 ///
 /// # Errors
-/// When a part of it can't be read, or the path can't be one task's alone.
+/// If a part of it can't be read, or the path can't be one task's alone.
 pub(crate) fn listed(path: &Path) -> io::Result<Vec<i32>> {
     require_tasks_own(path)?;
     let mut pids = Vec::new();
@@ -64,13 +64,13 @@ fn members(directory: &Path) -> io::Result<Vec<i32>> {
     match std::fs::read_to_string(directory.join("cgroup.procs")) {
         Ok(listed) => Ok(listed.lines().filter_map(|line| line.parse().ok()).collect()),
         Err(error) if is_gone(&error) => Ok(Vec::new()),
-        // A cgroup of threads: the one above it that has processes lists them.
+        // A threaded cgroup can't be read; the domain above it lists its processes.
         Err(error) if error.raw_os_error() == Some(EOPNOTSUPP) => Ok(Vec::new()),
         Err(error) => Err(error),
     }
 }
 
-/// A cgroup that is removed while it is looked at has no devices any more, in the kernel's words.
+/// Returns true if the error means that the cgroup was removed. During its removal the kernel reports ENODEV.
 pub(super) fn is_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(ENODEV)
 }

@@ -1,22 +1,22 @@
-//! What a task's cgroup has from those above it: processors and memory nodes, which a task without cores of its own shares
-//! with the others, and controllers.
+//! Resources of the cgroups above a task's own: CPUs and memory nodes, which a task without reserved cores shares with
+//! others, and controllers.
 
 use std::path::{Path, PathBuf};
 
 use super::{Cgroup, Mode, ROOT, below, mode};
 
 impl Cgroup {
-    /// By the kernel's lists, empty where it says nothing.
+    /// Returns the CPUs that the task may share, in the kernel's list format; empty if unknown.
     pub(crate) fn shared_processors(&self) -> String {
         self.shared("cpus")
     }
 
-    /// As [`Self::shared_processors`].
+    /// Returns the memory nodes that the task may share, in the kernel's list format; empty if unknown.
     pub(crate) fn shared_memory_nodes(&self) -> String {
         self.shared("mems")
     }
 
-    /// Whether the kernel can be told how many processes the task may have.
+    /// Returns true if the kernel can limit the number of the task's processes.
     pub(crate) fn limits_pids(&self) -> bool {
         match mode() {
             Mode::V1 => Path::new(ROOT).join("pids").is_dir(),
@@ -24,8 +24,8 @@ impl Cgroup {
         }
     }
 
-    /// For a task with processors or memory nodes of its own: the cpuset that the runtime makes for it is the one it
-    /// stays in. On v2 it has never been in another.
+    /// Leaves Nomad's shared cpuset, for a task with CPUs or memory nodes of its own: it stays in the cpuset that the
+    /// runtime makes for it. On v2 it has never been in another.
     pub(crate) fn leave_shared(&mut self) {
         self.cpuset = None;
     }
@@ -47,7 +47,7 @@ fn has_pids(cgroup: &Path) -> bool {
     listed.split_whitespace().any(|controller| controller == "pids")
 }
 
-/// The nearest directory above a cgroup that is there.
+/// Returns the nearest existing directory above a cgroup.
 fn above(root: &Path, path: &Path) -> Option<PathBuf> {
     path.ancestors().skip(1).map(|path| below(root, path)).find(|directory| directory.is_dir())
 }

@@ -1,5 +1,5 @@
-//! What a task uses, read from the files of its cgroup: what a shim of the runc family would read there and pack, at the
-//! price of the reads. Some of it only the kernel's own files have.
+//! Resource usage of a task, read from the files of its cgroup: the same as from a shim of the runc family, for the
+//! cost of the reads only, and with values that no shim sends.
 //!
 //! The files are opened each time, which is most of a read (5 of 7 µs a file). Held open they would cost the plugin nine
 //! descriptors a task, of an agent's limit that may be as low as 1,024.
@@ -14,37 +14,37 @@ use std::time::Duration;
 
 use super::{Cgroup, Mode, ROOT, below, counter, mode, value};
 
-/// What a container has used of the machine. Times count from its start.
+/// Resource usage of a container. Times count from its start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Usage {
     pub cpu_total: Duration,
-    /// Not every shim tells the two parts of it.
+    /// CPU time in user mode. Not every shim sends user and system time.
     pub cpu_user: Option<Duration>,
     pub cpu_system: Option<Duration>,
     pub throttled_periods: u64,
     pub throttled: Duration,
-    /// Not every shim tells it.
+    /// Not every shim sends it.
     pub rss_bytes: Option<u64>,
     pub cache_bytes: u64,
     pub memory_bytes: u64,
-    /// Only newer kernels, and shims, have it on v2.
+    /// Maximum memory usage. On v2 only newer kernels, and shims, have it.
     pub memory_max_bytes: Option<u64>,
-    /// The kernel may have been started without a count of it.
+    /// Swap in use; `None` if the kernel doesn't count it.
     pub swap_bytes: Option<u64>,
-    /// On v2 only newer kernels have it, and shims tell only parts of it.
+    /// Memory of the kernel. On v2 only newer kernels have it, and shims send only parts of it.
     pub kernel_bytes: Option<u64>,
     /// Not counted on v2.
     pub kernel_max_bytes: Option<u64>,
 }
 
-/// More than any of the files has, `memory.stat` among them.
+/// Size of the read buffer: more than any of the files has, `memory.stat` included.
 const WHOLE_BYTES: usize = 4 << 10;
 
 impl Cgroup {
-    /// Blocking, for as long as the kernel takes to add up: not for an async thread.
+    /// Reads the task's usage. Blocking, for as long as the kernel takes to sum up: not for an async thread.
     ///
     /// # Errors
-    /// When a file can't be read that a cgroup with limits has: it is gone, or its controllers are elsewhere.
+    /// If a file can't be read that every cgroup with limits has: the cgroup is gone, or its controllers are elsewhere.
     pub(crate) fn usage(&self) -> io::Result<Usage> {
         let root = Path::new(ROOT);
         match mode() {
@@ -54,7 +54,7 @@ impl Cgroup {
     }
 }
 
-/// Nanoseconds, but for the two parts of the CPU time, which are in ticks.
+/// Reads the files of cgroup v1. Times are in nanoseconds, except for user and system time, which are in ticks.
 fn on_v1(directory: &dyn Fn(&str) -> PathBuf) -> io::Result<Usage> {
     let (memory, cpuacct) = (directory("memory"), directory("cpuacct"));
     let times = text(&cpuacct, "cpuacct.stat")?;
@@ -62,7 +62,7 @@ fn on_v1(directory: &dyn Fn(&str) -> PathBuf) -> io::Result<Usage> {
     let parts = text(&memory, "memory.stat")?;
     let memory_bytes = number(&memory, "memory.usage_in_bytes")?;
     let counted = |file| number(&memory, file).ok();
-    // What v1 calls swap is memory and swap together.
+    // Swap on v1 means memory and swap together.
     let both = counted("memory.memsw.usage_in_bytes");
     Ok(Usage {
         cpu_total: Duration::from_nanos(number(&cpuacct, "cpuacct.usage")?),
@@ -80,7 +80,7 @@ fn on_v1(directory: &dyn Fn(&str) -> PathBuf) -> io::Result<Usage> {
     })
 }
 
-/// Microseconds.
+/// Reads the files of cgroup v2. Times are in microseconds.
 fn on_v2(directory: &Path) -> io::Result<Usage> {
     let (cpu, parts) = (text(directory, "cpu.stat")?, text(directory, "memory.stat")?);
     let micros = |key| Duration::from_micros(counter(&cpu, key));
@@ -115,7 +115,7 @@ fn text(directory: &Path, file: &str) -> io::Result<String> {
         loop {
             let length = file.read(&mut part)?;
             text.extend_from_slice(&part[..length]);
-            // The kernel makes the text of such a file as a whole: what leaves room is its end.
+            // The kernel writes such a file as a whole, so a short read is its end.
             if length < part.len() {
                 return String::from_utf8(text).map_err(io::Error::other);
             }

@@ -1,4 +1,4 @@
-//! The nodes that a path on the host leads to: a device, or all below a directory.
+//! Device nodes at a path of the host: a single device, or all below a directory.
 
 use std::fs::{self, Metadata};
 use std::io::ErrorKind;
@@ -10,11 +10,11 @@ use nix::sys::stat::{major, minor};
 use super::{DevicesError, Kind, Node};
 use crate::config::{DevicePath, PluginDevices};
 
-/// Directories of what is no device of the machine's: a container has its own of them.
+/// Names of directories that hold no devices of the host: a container has its own of them.
 const NO_DEVICES: [&str; 4] = ["fd", "mqueue", "pts", "shm"];
 const PERMISSION_BITS: u32 = 0o777;
 
-/// Links are followed, and the operator's word holds for what they lead to.
+/// Returns the device nodes at a path. Symbolic links are followed, and the operator's limits apply to their target.
 pub(super) fn nodes(asked: &DevicePath, operators: &PluginDevices) -> Result<Vec<Node>, DevicesError> {
     let DevicePath { on_host, in_container, permissions } = asked;
     let refused = |why: String| DevicesError::Path { path: on_host.clone(), why };
@@ -47,7 +47,7 @@ fn below(
 ) -> std::io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
-        // Of the entry itself: a link is no device. One that has just gone is none either.
+        // Metadata of the entry itself: a symbolic link is no device, nor is an entry that was just removed.
         let Ok(metadata) = entry.metadata() else { continue };
         let at = in_container.join(entry.file_name());
         if metadata.is_dir() {
@@ -79,7 +79,7 @@ pub(super) fn mode(metadata: &Metadata) -> u32 {
     metadata.mode() & PERMISSION_BITS
 }
 
-/// None is no device.
+/// Returns the type and numbers of a device node; `None` if the file is no device.
 pub(super) fn numbers(metadata: &Metadata) -> Option<(Kind, i64, i64)> {
     let kind = match metadata.file_type() {
         kind if kind.is_block_device() => Kind::Block,

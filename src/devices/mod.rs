@@ -1,6 +1,5 @@
-//! What is looked up on the host about the devices that a task is to have: numbers and modes of the nodes that paths lead
-//! to, and what the operator's files say of devices of the Container Device Interface. Nothing is made here, and nothing
-//! known of jobs.
+//! Looks up a task's devices on the host: numbers and modes of the nodes at host paths, and the edits of CDI devices in
+//! the operator's files. Nothing is made here, and jobs are unknown here.
 
 mod cdi;
 mod host;
@@ -11,7 +10,7 @@ use std::path::PathBuf;
 use crate::config::{Device, DevicePath, PluginDevices};
 use crate::host_files;
 
-/// All that comes into a container with its devices.
+/// Everything that comes into a container with its devices.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Found {
     pub nodes: Vec<Node>,
@@ -21,7 +20,7 @@ pub(crate) struct Found {
     pub groups: Vec<u32>,
 }
 
-/// A device's node in a container.
+/// A device node in a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Node {
     pub path: PathBuf,
@@ -29,10 +28,10 @@ pub(crate) struct Node {
     pub major: i64,
     pub minor: i64,
     pub mode: u32,
-    /// None is the user that the container runs as.
+    /// Owner of the node; `None` is the user that the container runs as.
     pub uid: Option<u32>,
     pub gid: Option<u32>,
-    /// What the container may do with the device, of `rwm`.
+    /// Permitted access to the device: letters of `rwm`.
     pub permissions: String,
 }
 
@@ -40,11 +39,11 @@ pub(crate) struct Node {
 pub(crate) enum Kind {
     Block,
     Character,
-    /// A named pipe, which has no number and no rule.
+    /// A named pipe, which has neither a device number nor a cgroup rule.
     Pipe,
 }
 
-/// What a CDI device has mounted.
+/// A mount that comes with a CDI device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CdiMount {
     pub source: String,
@@ -53,7 +52,7 @@ pub(crate) struct CdiMount {
     pub options: Vec<String>,
 }
 
-/// What a CDI device has run around the container's start or end.
+/// A program that a CDI device has run at the container's start or end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CdiHook {
     pub when: When,
@@ -63,7 +62,7 @@ pub(crate) struct CdiHook {
     pub timeout_s: Option<i64>,
 }
 
-/// The moments of the runtime specification.
+/// Points in a container's life at which hooks run, as in the runtime specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) enum When {
@@ -89,10 +88,11 @@ pub(crate) enum DevicesError {
     Io { path: PathBuf, source: std::io::Error },
 }
 
-/// Finds what the job asks for, within the operator's limits, and what Nomad's device plugins have given the task.
+/// Looks up the devices that the job asks for, within the operator's limits, and those that Nomad's device plugins gave
+/// the task.
 ///
 /// # Errors
-/// Names the device that is not there, or is none.
+/// Names the device that is missing, or is not a device.
 pub(crate) async fn find(
     asked: Vec<Device>,
     of_nomad: Vec<DevicePath>,
@@ -129,7 +129,7 @@ async fn nodes(device: DevicePath, operators: PluginDevices) -> Result<Vec<Node>
     looked(device.on_host.clone(), move || host::nodes(&device, &operators)).await
 }
 
-/// Runs a look, which may wait for the file system that `path` is on.
+/// Runs blocking work that may wait for the file system that `path` is on.
 async fn looked<T: Send + 'static>(
     path: PathBuf,
     look: impl FnOnce() -> Result<T, DevicesError> + Send + 'static,

@@ -1,7 +1,8 @@
-//! Who the plugin is and how it is configured; the sole owner of its configuration. Others get a snapshot.
+//! The base service of a Nomad plugin: its name, its schema and its configuration. Sole owner of the configuration;
+//! others get a snapshot.
 //!
-//! The agent launches a plugin twice only to ask for its schema and to try its configuration, so taking a configuration
-//! reaches for nothing: containerd is contacted when a fingerprint or a task needs it.
+//! The agent launches a plugin twice only to ask for its schema and to check its configuration, so a configuration is
+//! accepted without any other access: containerd is contacted when a fingerprint or a task needs it.
 
 use std::sync::Arc;
 
@@ -31,8 +32,10 @@ impl Base {
         self.settings.subscribe()
     }
 
+    /// Returns the plugin's current settings.
+    ///
     /// # Errors
-    /// Refuses before the agent has configured the plugin.
+    /// [`Error::Conflict`] before the agent has configured the plugin.
     pub(crate) fn settings(&self) -> Result<Arc<Settings>> {
         self.settings
             .borrow()
@@ -79,7 +82,7 @@ impl BasePlugin for Base {
     }
 }
 
-/// What one core does on average, as the agent counts it, those included that it keeps from tasks.
+/// Returns the average MHz of a core as the agent counts it, including cores that it reserves from tasks.
 ///
 /// Source of the facts: hashicorp/nomad `client/lib/numalib/topology.go`.
 fn mhz_per_core(topology: &pb::ClientTopology) -> f64 {

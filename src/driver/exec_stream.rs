@@ -1,4 +1,4 @@
-//! A command's streams over one gRPC stream: `nomad alloc exec`.
+//! `nomad alloc exec`: stdin, stdout and stderr of an exec over one gRPC stream.
 //!
 //! The agent never ends its half, and sends empty messages as a heartbeat. It shows no error of the call to the user: a
 //! command that can't be run must come back as text and an exit code. The exit is the last message, and always comes.
@@ -20,11 +20,11 @@ use inbox::Inbox;
 
 type Message = Result<pb::ExecTaskStreamingResponse, Status>;
 
-/// Messages under way to the agent; a command that writes faster than the agent reads waits.
+/// Maximum number of messages queued for the agent; a command that writes faster than the agent reads is blocked.
 const QUEUED_MESSAGES: usize = 4;
-/// What `docker exec` ends with where the container is not running.
+/// Exit code if the task is not running, as of `docker exec`.
 const TASK_HAS_ENDED: i32 = 1;
-/// What docker's tools end with where they, and not the command, have failed.
+/// Exit code if the exec itself fails, not its command, as of docker's tools.
 const DRIVER_FAILED: i32 = 125;
 
 /// Runs a command and streams its output. Reports the exec's exit as the last message.
@@ -37,7 +37,7 @@ pub(super) fn run(
     tokio::spawn(async move {
         let code = tokio::select! {
             code = drive(&task, &setup, Inbox::new(input), &output) => code,
-            // The client is gone, and with the exec's end here goes its command.
+            // The client is gone. Dropping the exec ends its command.
             () = output.closed() => return,
         };
         let _ = output.send(Ok(reply::exec_exited(code))).await;
@@ -72,7 +72,7 @@ async fn send(exec: &mut Exec, output: &Sender<Message>) -> i32 {
             Ok(Output::Exited(code)) => return code,
             Err(error) => return fail(output, &error).await,
         };
-        // An error is the client's going away, which ends all this from outside.
+        // Sending fails only if the client is gone, and then the whole exec is dropped.
         let _ = output.send(Ok(message)).await;
     }
 }

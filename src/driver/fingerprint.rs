@@ -1,5 +1,5 @@
-//! What the node is told of the driver: whether tasks can be started here, and why not. Follows containerd's health,
-//! down and back, for as long as the agent listens.
+//! The driver's fingerprint: health and attributes that tell the node whether tasks can be started, and why not.
+//! Follows containerd's health, down and back, for as long as the agent listens.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,17 +16,17 @@ use crate::open_files::OpenFiles;
 use crate::shorten::shorten;
 use crate::task::{Settings, Tasks};
 
-/// How soon a change of containerd's health is seen.
+/// Interval of health checks.
 const PROBE: Duration = Duration::from_secs(2);
-/// How long a state directory may take to be locked that is nobody else's.
+/// Maximum wait for the lock on a state directory that no other plugin has.
 const LOCK: Duration = Duration::from_secs(2);
-/// How often the agent hears from us without a change.
+/// Interval at which an unchanged fingerprint is repeated.
 const REPEAT: Duration = Duration::from_secs(30);
 
 type Configured = watch::Receiver<Option<Arc<Settings>>>;
 
-/// The stream of fingerprints: the first at once, then on change and now and then. It never ends by itself, since the
-/// agent would open it again at once.
+/// Returns the stream of fingerprints: the first at once, then on each change and at intervals. It never ends by
+/// itself, since the agent would open it again at once.
 pub(super) fn stream(settings: Configured, tasks: Arc<Tasks>) -> impl Stream<Item = FingerprintResponse> {
     let nothing_sent: Option<(FingerprintResponse, Instant)> = None;
     let state = (settings, tasks, nothing_sent);
@@ -55,7 +55,7 @@ pub(super) fn stream(settings: Configured, tasks: Arc<Tasks>) -> impl Stream<Ite
     })
 }
 
-/// For a driver that has made no claim, never.
+/// Waits for a change of the claim to the state directory; forever if the driver makes none.
 async fn claim_changes(settings: Option<&Settings>, tasks: &Tasks) {
     match settings.filter(|settings| settings.config.enabled) {
         Some(settings) => tasks.claim(settings).changes().await,
@@ -96,7 +96,7 @@ async fn look(settings: Option<&Settings>, tasks: &Tasks) -> FingerprintResponse
     answer(HealthState::Healthy, "Healthy", facts)
 }
 
-/// What the attributes say; empty text clears an attribute that was set before.
+/// Values of the attributes; an empty string clears an attribute that was set before.
 #[derive(Default)]
 struct Facts {
     runtime: String,

@@ -1,7 +1,7 @@
-//! The Nomad seam: decode the request, make one call to a task, encode the answer. No decision about a task is made
-//! here, and nothing here knows the shim.
+//! Nomad's gRPC services: each call decodes the request, makes one call to a task, and encodes the answer. No decision
+//! about a task is made here, and nothing here knows the shim.
 //!
-//! Source of the facts: hashicorp/nomad `plugins/drivers/` (server, client, and what the client does with each answer).
+//! Source of the facts: hashicorp/nomad `plugins/drivers/` (server, client, and how the client handles each answer).
 
 mod base;
 mod exec_stream;
@@ -26,20 +26,21 @@ use crate::error::{Error, Result};
 use crate::task::{Agent, Settings, Task, Tasks};
 use base::Base;
 
-/// The name by which jobs, the agent's plugin block and the file in plugin_dir call the driver.
+/// Name of the driver in jobs, in the agent's plugin block and in plugin_dir.
 pub(crate) const NAME: &str = "containerd-driver";
-/// What a stop without a usable timeout gets; Nomad's own default.
+/// Timeout of a stop whose request has no valid one; Nomad's own default.
 const DEFAULT_KILL_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a call about a task waits for a state directory that another plugin has: one that was told to end needs as long.
+/// Maximum wait of a call about a task for a state directory that another plugin has: a plugin that is shutting down
+/// needs as long.
 const STATE_DIR_WAIT: Duration = Duration::from_secs(2);
-/// How long a recovery waits for a state directory that another plugin has: an agent gives up a task that is not recovered, and a plugin that its agent has left makes
-/// way sooner.
+/// Maximum wait of a recovery for a state directory that another plugin has: an agent gives up a task that is not
+/// recovered, and a plugin that its agent has left gives up the directory sooner.
 const RECOVERY_STATE_DIR_WAIT: Duration = Duration::from_secs(15);
 
 type Streamed<T> = Pin<Box<dyn Stream<Item = std::result::Result<T, Status>> + Send>>;
 type Answer<T> = std::result::Result<Response<T>, Status>;
 
-/// Both services of the plugin over one state.
+/// Both gRPC services of the plugin, with their shared state.
 #[derive(Clone)]
 pub(crate) struct Driver {
     base: Arc<Base>,
@@ -48,14 +49,14 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    /// `stop` ends the plugin in good order.
+    /// Creates the services. Notifying `stop` shuts the plugin down in good order.
     pub(crate) fn new(stop: Arc<Notify>) -> Self {
         let agent = Arc::new(Agent::new());
         let tasks = Arc::new(Tasks::new(Arc::clone(&agent), stop));
         Self { base: Arc::new(Base::new()), tasks, agent }
     }
 
-    /// What is known of the agent, for whoever sees its calls.
+    /// Returns what is known of the agent, to be updated on each of its calls.
     pub(crate) fn agent(&self) -> Arc<Agent> {
         Arc::clone(&self.agent)
     }
@@ -72,7 +73,7 @@ impl Driver {
         self.tasks.get(id).ok_or(Error::TaskNotFound)
     }
 
-    /// The plugin's configuration, for a call that changes something in its state directory: once that is this plugin's.
+    /// Returns the plugin's settings once this plugin has the state directory, for a call that changes something there.
     async fn claimed(&self, limit: Duration, doing: &str, task_id: &str) -> Result<Arc<Settings>> {
         let settings = self.base.settings()?;
         let claim = self.tasks.claim(&settings);
@@ -97,7 +98,7 @@ impl pb::driver_server::Driver for Driver {
     }
 
     async fn shutdown(&self, _: Request<pb::ShutdownRequest>) -> Answer<pb::ShutdownResponse> {
-        // Tasks outlive the plugin, so there is nothing to wind up.
+        // Tasks outlive the plugin, so there is nothing to shut down.
         Ok(Response::new(pb::ShutdownResponse {}))
     }
 
@@ -109,7 +110,7 @@ impl pb::driver_server::Driver for Driver {
     }
 
     async fn capabilities(&self, _: Request<pb::CapabilitiesRequest>) -> Answer<pb::CapabilitiesResponse> {
-        // The agent asks launches that it has not configured, too.
+        // The agent calls this on launches that it has not configured, too.
         let settings = self.base.settings();
         let without_nomad = settings.is_ok_and(|settings| settings.config.log_collection.is_without_nomad());
         Ok(Response::new(pb::CapabilitiesResponse { capabilities: Some(reply::capabilities(without_nomad)) }))
@@ -159,7 +160,7 @@ impl pb::driver_server::Driver for Driver {
         let request = request.into_inner();
         let timeout =
             request.timeout.and_then(|t| Duration::try_from(t).ok()).unwrap_or(DEFAULT_KILL_TIMEOUT);
-        // A task that isn't here has stopped, unless it is another plugin's.
+        // A task that isn't here has stopped, unless another plugin has it.
         self.claimed(STATE_DIR_WAIT, "stop", &request.task_id).await.map_err(reply::status)?;
         self.tasks.stop(&request.task_id, &request.signal, timeout).await.map_err(reply::status)?;
         Ok(Response::new(pb::StopTaskResponse {}))
@@ -195,7 +196,7 @@ impl pb::driver_server::Driver for Driver {
     }
 
     async fn task_events(&self, _: Request<pb::TaskEventsRequest>) -> Answer<Self::TaskEventsStream> {
-        // It never ends by itself, since it would be reopened at once.
+        // The stream never ends by itself, since it would be reopened at once.
         let events = self.tasks.events().map(|event| Ok(reply::event(event)));
         Ok(Response::new(Box::pin(events)))
     }

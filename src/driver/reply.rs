@@ -1,5 +1,5 @@
-//! Our words in Nomad's messages. The sub-messages that the agent reads without a look are always there: a missing one
-//! crashes it.
+//! Conversion of the driver's types to Nomad's messages. Sub-messages that the agent reads without a check are always
+//! set: a missing one crashes it.
 
 use nomad_proto::driver as pb;
 use nomad_proto::structs::RecoverableError;
@@ -12,16 +12,16 @@ use crate::error::Error;
 use crate::shorten::shorten;
 use crate::task::{DriverNetwork, ExecOutput, Exit, Phase, Reading, Started, Task, TaskEvent};
 
-/// The version of [`pb::TaskHandle`]; above 0, or the agent takes the handle for missing.
+/// Version of [`pb::TaskHandle`]; above 0, or the agent takes the handle for missing.
 const HANDLE_VERSION: i32 = 1;
 const RECOVERABLE_URL: &str = "type.googleapis.com/hashicorp.nomad.plugins.shared.structs.RecoverableError";
 
-/// The status of an error. Never UNAVAILABLE or CANCELLED: Nomad reads them as the plugin's death.
+/// Returns the gRPC status of an error. Never UNAVAILABLE or CANCELLED: Nomad takes them for the plugin's death.
 #[expect(clippy::needless_pass_by_value, reason = "it stands in map_err, which passes by value")]
 pub(super) fn status(error: Error) -> Status {
     let text = shorten(error.to_string());
     match error {
-        // Nomad compares the text, under the code of an error it doesn't know.
+        // Nomad compares this text, under the code of an error that it doesn't know.
         Error::TaskNotFound => Status::unknown(text),
         Error::Invalid(_) => Status::invalid_argument(text),
         Error::Transient(_) | Error::Conflict(_) => Status::failed_precondition(text),
@@ -30,7 +30,8 @@ pub(super) fn status(error: Error) -> Status {
     }
 }
 
-/// The status of a failed start: what may work later says so, and Nomad then restarts the task by its restart policy.
+/// Returns the gRPC status of a failed start. A transient error is marked as recoverable, and Nomad then restarts the
+/// task by its restart policy.
 pub(super) fn start_status(error: Error) -> Status {
     if !matches!(error, Error::Transient(_)) {
         return status(error);
@@ -45,7 +46,7 @@ pub(super) fn start_status(error: Error) -> Status {
     Status::with_details(Code::FailedPrecondition, text, body.encode_to_vec().into())
 }
 
-/// `google.rpc.Status`, the form of a gRPC error's details.
+/// The message `google.rpc.Status`, which carries a gRPC error's details.
 #[derive(Clone, PartialEq, Message)]
 struct RpcStatus {
     #[prost(int32, tag = "1")]
@@ -79,7 +80,8 @@ pub(super) fn capabilities(disable_log_collection: bool) -> pb::DriverCapabiliti
     }
 }
 
-/// The handle echoes the configuration; without it the agent never recovers the task.
+/// Returns the response to a successful start. Its handle echoes the task's configuration; without it the agent never
+/// recovers the task.
 pub(super) fn started(config: pb::TaskConfig, started: Started) -> pb::StartTaskResponse {
     let network_override = started.network.as_ref().map(network);
     pb::StartTaskResponse {
@@ -176,7 +178,7 @@ pub(super) fn exec_stderr(data: Vec<u8>) -> pb::ExecTaskStreamingResponse {
     pb::ExecTaskStreamingResponse { stderr, ..Default::default() }
 }
 
-/// The message that reports an exec's exit, the last of its stream.
+/// Returns the message that reports an exec's exit, the last of its stream.
 pub(super) fn exec_exited(code: i32) -> pb::ExecTaskStreamingResponse {
     let result = Some(pb::ExitResult { exit_code: code, ..Default::default() });
     pb::ExecTaskStreamingResponse { exited: true, result, ..Default::default() }

@@ -1,15 +1,15 @@
-//! A task's use of the machine in Nomad's words. What is said to be measured is what `nomad alloc status -stats` shows and
-//! the agent publishes; the rest it takes for nothing.
+//! Conversion of a task's resource usage to Nomad's message. `nomad alloc status -stats` shows and the agent publishes
+//! only the fields that are listed as measured; others count as 0.
 //!
-//! Source of the facts: hashicorp/nomad `client/lib/cpustats`, `drivers/shared/executor` (what its own drivers measure),
-//! `command/alloc_status.go`.
+//! Source of the facts: hashicorp/nomad `client/lib/cpustats`, `drivers/shared/executor` (the fields that its own
+//! drivers measure), `command/alloc_status.go`.
 
 use nomad_proto::driver as pb;
 
 use crate::cgroup::Usage;
 use crate::task::{Load, Reading};
 
-/// `mhz_per_core` is what one core does in the agent's own count.
+/// Returns Nomad's message. `mhz_per_core` is the speed of a core as the agent counts it.
 pub(super) fn resource_usage(reading: &Reading, mhz_per_core: f64) -> pb::TaskResourceUsage {
     pb::TaskResourceUsage {
         cpu: Some(cpu(&reading.usage, reading.load, mhz_per_core)),
@@ -25,7 +25,7 @@ fn cpu(usage: &Usage, load: Option<Load>, mhz_per_core: f64) -> pb::CpuUsage {
         measured_fields.extend([SystemMode, UserMode]);
     }
     if load.is_some() {
-        // Never the ticks: the agent shows them elsewhere, and its table has no column for them.
+        // Ticks are never listed: the agent shows them elsewhere, and its table has no column for them.
         measured_fields.push(Percent);
     }
     let load = load.unwrap_or(Load { total: 0.0, user: None, system: None });

@@ -1,7 +1,7 @@
-//! How a process ended, asked of the kernel by its pidfd.
+//! The exit status of a process, read from the kernel by its pidfd.
 //!
-//! Here is `unsafe`: no crate offers this question (`PIDFD_GET_INFO` with `PIDFD_INFO_EXIT`, Linux 6.15),
-//! and an ioctl of one's own can't be had without.
+//! Contains `unsafe`, since no crate offers this request (`PIDFD_GET_INFO` with `PIDFD_INFO_EXIT`, Linux 6.15), and an
+//! ioctl of our own needs it.
 //!
 //! Source of the facts: Linux `include/uapi/linux/pidfd.h`, `fs/pidfs.c` @ v6.15.
 #![expect(unsafe_code, reason = "an ioctl that no crate offers")]
@@ -10,22 +10,23 @@ use std::os::fd::BorrowedFd;
 
 use rustix::ioctl::{Opcode, Updater, ioctl, opcode};
 
-/// Only given where it is asked for and known, which it is once the process was waited for.
+/// Flag of the exit status. The kernel sets it only if it is requested and known, which it is once the process was
+/// waited for.
 const EXIT: u64 = 1 << 3;
 const GET_INFO: Opcode = opcode::read_write::<Info>(0xFF, 11);
 
-/// `struct pidfd_info` in its first form, which every kernel that has the call takes.
+/// The kernel's `struct pidfd_info` in its first form, which every kernel that has the request accepts.
 #[derive(Default)]
 #[repr(C)]
 struct Info {
     mask: u64,
     cgroup_id: u64,
-    /// Who the process is and on whose behalf it runs.
+    /// Ids of the process, its parent, users and groups; unused.
     identity: [u32; 11],
     exit_code: i32,
 }
 
-/// The wait status of a process that has ended and was waited for; none where the kernel doesn't have it.
+/// Returns the wait status of a process that has exited and was waited for; `None` if the kernel doesn't have it.
 pub(super) fn exit_status(pidfd: BorrowedFd<'_>) -> Option<i32> {
     let mut info = Info { mask: EXIT, ..Info::default() };
     // SAFETY: the number carries the size of `Info`, which is laid out as the kernel's `struct pidfd_info` of that size;

@@ -1,5 +1,5 @@
-//! The first process of a task, held by a pidfd, which never comes to mean another process: whether it runs, and the
-//! kernel's word on how it ended. Knows neither shims nor Nomad.
+//! The first process of a task, held by a pidfd, which never comes to mean another process: whether it runs, and its
+//! exit status from the kernel. Knows neither shims nor Nomad.
 //!
 //! Source of the facts: pidfd_open(2).
 
@@ -23,7 +23,8 @@ pub(crate) struct Init {
 }
 
 impl Init {
-    /// None where the process has been waited for already, is another one by now, or the kernel has no pidfds.
+    /// Opens the process. `None` if it has been waited for already, if its pid is another process by now, or if the
+    /// kernel has no pidfds.
     pub(crate) fn open(id: ProcessId) -> Option<Self> {
         Self::look(id).unwrap_or_else(|error| {
             tracing::debug!(pid = id.pid, %error, "no pidfd for the process");
@@ -31,10 +32,10 @@ impl Init {
         })
     }
 
-    /// As [`Self::open`], where not being able to look is not the same as the process being gone.
+    /// Like [`Self::open`], but distinguishes a failed lookup from a missing process.
     ///
     /// # Errors
-    /// When the kernel could not be asked, such as for want of descriptors.
+    /// If the kernel could not be asked, such as for want of descriptors.
     pub(crate) fn look(id: ProcessId) -> io::Result<Option<Self>> {
         let Some(pid) = Some(id.pid).filter(|pid| *pid > 1).and_then(Pid::from_raw) else { return Ok(None) };
         let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
@@ -42,17 +43,18 @@ impl Init {
             Err(Errno::SRCH | Errno::INVAL | Errno::NOSYS) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        // The pid was looked up before its start is compared, so that a process that took the pid in between is found out.
+        // The start time is compared after the pidfd was opened, so that a process that took the pid in between is
+        // noticed.
         let is_it = Stat::look(id.pid)?.is_some_and(|stat| stat.is_of(id));
         Ok(is_it.then_some(Self { id, pidfd }))
     }
 
-    /// Kills the process, and nobody who has its pid later.
+    /// Kills the process, never another one that has its pid later.
     pub(crate) fn kill(&self) {
         let _ = pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
 
-    /// Returns once the process has ended.
+    /// Waits until the process has exited.
     pub(crate) async fn ended(&self) {
         self.pidfd.wait().await;
     }
@@ -62,14 +64,14 @@ impl Init {
         poll(&mut asked, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
-    /// The kernel's word on how the process ended. None while it runs; and none after its end where the kernel, before
-    /// Linux 6.15, forgot it when the process was waited for.
+    /// Returns the exit status from the kernel. `None` while the process runs; and also after its exit if the kernel,
+    /// before Linux 6.15, forgot it when the process was waited for.
     pub(crate) fn exit_status(&self) -> Option<ExitStatus> {
         if !self.has_ended() {
             return None;
         }
         let status = exit_info::exit_status(self.pidfd.as_fd()).or_else(|| self.status_of_zombie());
-        // Waited for between the two questions.
+        // The process may have been waited for between the two requests.
         let status = status.or_else(|| exit_info::exit_status(self.pidfd.as_fd()));
         status.map(ExitStatus::from_raw)
     }
@@ -95,7 +97,7 @@ mod tests {
         (child, init)
     }
 
-    /// From Linux 6.15 on.
+    /// Returns true if the kernel keeps the status after the wait: from Linux 6.15 on.
     fn kernel_tells() -> bool {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
         let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));

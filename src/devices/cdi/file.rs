@@ -1,8 +1,8 @@
-//! A file that describes devices of the Container Device Interface, JSON or YAML.
+//! A CDI file, which describes devices of the Container Device Interface in JSON or YAML.
 //!
-//! A key that is not known here makes a file of a known version unreadable: it is a mistake. In a file of a later version it
-//! is passed over where it only describes. Among the edits it makes those devices unusable that need them, and no other: a
-//! device that came with less than it needs would fail in ways that are hard to see.
+//! An unknown key makes a file of a known version unreadable, since it is a mistake. In a file of a later version it is
+//! ignored if it only describes. If it is one of the edits, exactly the devices that need those edits become unusable:
+//! a device that came with less than it needs would fail in ways that are hard to see.
 
 #![expect(
     clippy::disallowed_methods,
@@ -18,14 +18,14 @@ use serde_json::Value;
 
 use crate::devices::When;
 
-/// The latest version whose keys are all known here, by its first two numbers.
+/// The latest CDI version whose keys are all known, by its first two numbers.
 const KNOWN: (u64, u64) = (1, 1);
 
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct File {
     cdi_version: String,
-    /// `vendor/class`
+    /// The kind of the devices, `vendor/class`.
     pub kind: String,
     #[serde(default, rename = "annotations")]
     _annotations: BTreeMap<String, String>,
@@ -47,14 +47,16 @@ pub(super) struct Device {
     unknown: BTreeMap<String, IgnoredAny>,
 }
 
-/// Edits that are decoded only where they are needed.
+/// Edits that are decoded only if a task needs them.
 #[derive(Debug, Default, Deserialize)]
 #[serde(transparent)]
 pub(super) struct RawEdits(Value);
 
 impl RawEdits {
+    /// Decodes the edits.
+    ///
     /// # Errors
-    /// Names what of them isn't known, or can't be.
+    /// Names the edit that is unknown or invalid.
     pub(super) fn decode(&self) -> Result<Edits, String> {
         match &self.0 {
             Value::Null => Ok(Edits::default()),
@@ -110,13 +112,15 @@ pub(super) struct Hook {
     pub timeout: Option<i64>,
 }
 
-/// Whether a path is that of such a file, by its name.
+/// Returns true if the path has the extension of a CDI file.
 pub(super) fn is_one(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "json" || extension == "yaml")
 }
 
+/// Reads and checks a CDI file.
+///
 /// # Errors
-/// Says why it is of no use.
+/// Says why the file is unusable.
 pub(super) fn read(path: &Path) -> Result<File, String> {
     let text = std::fs::read_to_string(path).map_err(|error| error.to_string())?;
     let file: File = if path.extension().is_some_and(|extension| extension == "json") {

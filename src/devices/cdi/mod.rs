@@ -1,8 +1,8 @@
-//! Devices of the Container Device Interface: files in the operator's directories say, for each by its name, which nodes,
-//! mounts, variables and hooks come into a container with it.
+//! Devices of the Container Device Interface: files in the operator's directories list, for each device by its name,
+//! the nodes, mounts, variables and hooks that come into a container with it.
 //!
-//! Source of the facts: cncf-tags/container-device-interface `SPEC.md` 0.3 to 1.0, and for the order of edits and which
-//! directory counts, its `pkg/cdi`.
+//! Source of the facts: cncf-tags/container-device-interface `SPEC.md` 0.3 to 1.0; its `pkg/cdi` for the order of edits
+//! and the precedence of directories.
 
 mod file;
 
@@ -15,14 +15,15 @@ use file::{Edits, File, NodeEdit};
 
 const DEFAULT_MODE: u32 = 0o666;
 
-/// A file, and how much its directory counts: the later ones count more.
+/// A CDI file with the rank of its directory: later directories take precedence.
 struct Read {
     rank: usize,
     path: PathBuf,
     file: File,
 }
 
-/// Adds what comes with the devices of these names. What a file says for all its devices comes once, before the first.
+/// Adds the edits of the named devices. The edits that a file has for all its devices are added once, before the first
+/// device.
 pub(super) fn add(found: &mut Found, names: &[&str], directories: &[PathBuf]) -> Result<(), DevicesError> {
     let (read, unreadable) = read(directories);
     let mut used = Vec::new();
@@ -43,7 +44,7 @@ pub(super) fn add(found: &mut Found, names: &[&str], directories: &[PathBuf]) ->
     Ok(())
 }
 
-/// All files, and for each that can't be used why.
+/// Reads all files; also returns an error text for each that can't be used.
 fn read(directories: &[PathBuf]) -> (Vec<Read>, Vec<String>) {
     let (mut read, mut unreadable) = (Vec::new(), Vec::new());
     for (rank, directory) in directories.iter().enumerate() {
@@ -67,7 +68,7 @@ fn read(directories: &[PathBuf]) -> (Vec<Read>, Vec<String>) {
     (read, unreadable)
 }
 
-/// Which file, and which device in it, a name stands for.
+/// Finds a device by its name: the index of its file, and of the device in it.
 fn named(name: &str, read: &[Read]) -> Result<(usize, usize), String> {
     let mut found: Vec<(usize, usize)> = Vec::new();
     for (index, Read { rank, file, .. }) in read.iter().enumerate() {
@@ -93,7 +94,7 @@ fn apply(found: &mut Found, edits: &Edits) -> Result<(), String> {
     }
     for edit in edits.device_nodes.iter().flatten() {
         let node = node(edit)?;
-        // Devices of a kind may each name one that they share.
+        // Several devices of a kind may each name a node that they share.
         found.nodes.retain(|other| other.path != node.path);
         found.nodes.push(node);
     }
@@ -102,7 +103,7 @@ fn apply(found: &mut Found, edits: &Edits) -> Result<(), String> {
     }
     found.env.extend(edits.env.iter().flatten().cloned());
     for file::Mount { host_path, container_path, kind, options } in edits.mounts.iter().flatten() {
-        // Devices of a kind may each name one that they share, here too.
+        // Several devices of a kind may each name a mount that they share, too.
         found.mounts.retain(|other| Path::new(&other.destination) != Path::new(container_path));
         found.mounts.push(CdiMount {
             source: host_path.clone(),
@@ -120,12 +121,12 @@ fn apply(found: &mut Found, edits: &Edits) -> Result<(), String> {
             timeout_s: *timeout,
         });
     }
-    // A device can't give root's group to a container that does not have it.
+    // A device can't give group 0 to a container that does not have it.
     found.groups.extend(edits.additional_gids.iter().flatten().filter(|group| **group > 0));
     Ok(())
 }
 
-/// What the file leaves out is that of the host's node.
+/// Converts a node. Attributes that the file leaves out are those of the host's node.
 fn node(edit: &NodeEdit) -> Result<Node, String> {
     let NodeEdit { path, host_path, kind, major, minor, file_mode, permissions, uid, gid } = edit;
     let named = match kind.as_deref() {

@@ -1,7 +1,7 @@
-//! What the client of an exec sends: input and sizes, from before the command's start on.
+//! Input of an exec from its client: stdin and terminal sizes, from before the command's start on.
 //!
-//! They come in one stream, and a command may never read its input. So a size must not wait behind input for long: some
-//! of it is kept here, and only beyond that does the client wait.
+//! Both come in one stream, and a command may never read its stdin. So that a size does not wait behind stdin for long,
+//! a limited amount of stdin is buffered here; only beyond that the client has to wait.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -16,21 +16,21 @@ use crate::task::{Stdin, Terminal, TerminalSize};
 
 type Message = pb::ExecTaskStreamingRequest;
 
-/// Input that is kept for a command that does not read, beside what its pipes hold.
+/// Maximum amount of stdin that is buffered for a command that does not read, in addition to its pipe.
 const KEPT_BYTES: u32 = 1024 * 1024;
-/// Agents send a terminal's size right after the setup. Its start waits a moment for it, so that the command never sees
-/// another; one that comes later is as good, if the command has not looked yet.
+/// Maximum wait of an exec's start for the terminal's size, which agents send right after the setup, so that the
+/// command never sees another one. A later size has the same effect if the command has not asked for it yet.
 const SIZE_COMES_WITHIN: Duration = Duration::from_millis(10);
-/// What may come before the size is little.
+/// Maximum number of messages that are read before the size arrives.
 const EARLY_MESSAGES: usize = 16;
 
 pub(super) struct Inbox {
     stream: Streaming<Message>,
-    /// What came before the command's start and is still to be passed on.
+    /// Messages that arrived before the command's start and are not passed on yet.
     early: VecDeque<Message>,
 }
 
-/// A part of the input with its share of what is kept, or its end.
+/// A chunk of stdin with its permit of the buffer, or the end of stdin.
 enum Input<'a> {
     Data(Vec<u8>, SemaphorePermit<'a>),
     End,
@@ -41,14 +41,14 @@ impl Inbox {
         Self { stream, early: VecDeque::new() }
     }
 
-    /// The terminal's size, if it comes at once; the last one of those that do.
+    /// Returns the terminal's size, if it arrives at once; the last one if several do.
     pub(super) async fn first_size(&mut self) -> Option<TerminalSize> {
         let mut last = None;
         let look = async {
             while self.early.len() < EARLY_MESSAGES {
                 let message = match last {
                     None => self.stream.message().await,
-                    // There is one; only what is here already could be newer.
+                    // After the first size, only messages that are here already are read for a newer one.
                     Some(_) => match self.stream.message().now_or_never() {
                         Some(message) => message,
                         None => return,
@@ -65,7 +65,7 @@ impl Inbox {
         last
     }
 
-    /// Passes on what comes. Never ends by itself: the command may go on without input.
+    /// Passes on stdin and sizes. Never returns: the command may go on without input.
     pub(super) async fn feed(&mut self, stdin: Stdin, terminal: Terminal) -> Infallible {
         let kept = Semaphore::new(KEPT_BYTES as usize);
         let (input, queue) = mpsc::unbounded_channel();
@@ -118,11 +118,11 @@ async fn write(mut stdin: Stdin, mut queue: mpsc::UnboundedReceiver<Input<'_>>) 
             stdin.close().await;
         }
     }
-    // A client that says no more has not ended the input.
+    // A client that sends nothing more has not closed stdin.
     std::future::pending::<()>().await;
 }
 
-/// Only the newest size counts, so one that comes while another is being set is all that is kept.
+/// Resizes the terminal. Only the newest size counts, so only the last of those that arrive during a resize is kept.
 async fn resize(terminal: Terminal, mut newest: watch::Receiver<Option<TerminalSize>>) {
     while newest.changed().await.is_ok() {
         let size = *newest.borrow_and_update();
