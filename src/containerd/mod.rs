@@ -1,5 +1,5 @@
-//! containerd over gRPC: images, content, snapshots, leases and container records. Tasks are not here: their shims are
-//! driven directly. Knows neither Nomad nor the shim.
+//! containerd over gRPC: images, content, snapshots, leases and container records. Its task service is not used: the
+//! shims are driven directly. Knows neither Nomad nor the shim.
 //!
 //! The channel connects at the first call and again after the daemon was restarted; every call has a deadline.
 //! Source of the facts: containerd `api/services`, `services/content/contentserver`, `metadata` @ v1.6.20.
@@ -30,24 +30,25 @@ pub(crate) use images::{
 };
 pub(crate) use records::Record;
 
-/// What is said of an object in the daemon's database.
+/// Labels of an object in the daemon's database.
 type Labels = HashMap<String, String>;
 
-/// Calls that touch only the daemon's database.
+/// Timeout of calls that touch only the daemon's database.
 const QUICK: Duration = Duration::from_secs(10);
-/// Calls by which a snapshotter may copy, or remove, all the files of an image; and those that wait for such a one.
+/// Timeout of calls in which a snapshotter may copy, or remove, all the files of an image, or that wait for such a
+/// call.
 const COPIES: Duration = Duration::from_secs(15 * 60);
-/// The fingerprint asks often and must notice a hung daemon.
+/// Timeout of the call for the version: the fingerprint asks often and must notice a hung daemon.
 const PING: Duration = Duration::from_secs(3);
-/// The daemon's own limit for one message.
+/// The daemon's own limit for the size of a message.
 const MESSAGE_LIMIT_BYTES: usize = 16 * 1024 * 1024;
 
-/// A namespace and a snapshotter of one daemon. A clone is the same connection and shares the pulls in flight.
+/// A namespace and a snapshotter of one daemon. Clones use the same connection and share pulls.
 #[derive(Clone)]
 pub(crate) struct Containerd {
     shared: Arc<Shared>,
     snapshotter: Arc<str>,
-    /// How many calls were made by this and by what was made from it.
+    /// Number of calls made by this client and its clones.
     calls: Arc<AtomicU32>,
 }
 
@@ -60,7 +61,7 @@ struct Shared {
 }
 
 impl Containerd {
-    /// Does no I/O: the daemon may be down, or come later.
+    /// Creates a client. Does no I/O: the daemon may be down, or come later.
     pub(crate) fn new(socket: PathBuf, namespace: &str, snapshotter: &str, terms: ImageTerms) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -75,22 +76,22 @@ impl Containerd {
         }
     }
 
-    /// The same, with calls that are counted on their own.
+    /// Returns a clone whose calls are counted on their own.
     pub(crate) fn counted(&self) -> Self {
         Self { calls: Arc::default(), ..self.clone() }
     }
 
-    /// How many calls were made since it was [`Self::counted`].
+    /// Returns the number of calls since [`Self::counted`].
     pub(crate) fn calls(&self) -> u32 {
         self.calls.load(Ordering::Relaxed)
     }
 
-    /// The same daemon and namespace, with another snapshotter.
+    /// Returns a client of the same daemon and namespace, with another snapshotter.
     pub(crate) fn with_snapshotter(&self, snapshotter: &str) -> Self {
         Self { snapshotter: snapshotter.into(), ..self.clone() }
     }
 
-    /// The daemon's version, as `1.6.20`.
+    /// Asks for the daemon's version, such as `1.6.20`.
     ///
     /// # Errors
     /// Names the socket if nobody answers there.
@@ -109,7 +110,7 @@ impl Containerd {
         &self.snapshotter
     }
 
-    /// Made at the first call, because a channel needs the runtime that it will live on.
+    /// Returns the channel, made at the first call, because it needs the runtime that it will live on.
     fn channel(&self) -> Channel {
         self.shared.channel.get_or_init(|| lazy_channel(&self.shared.socket)).clone()
     }
@@ -120,7 +121,7 @@ impl Containerd {
         Ok(request)
     }
 
-    /// A request whose new content, snapshots and records the lease keeps.
+    /// Builds a request whose new content, snapshots and records the lease keeps.
     fn leased_request<T>(&self, message: T, lease: &str) -> Result<Request<T>, Error> {
         let mut request = self.request(message)?;
         request.metadata_mut().insert("containerd-lease", header("lease", lease)?);
@@ -137,8 +138,8 @@ impl Containerd {
         self.within(doing, deadline, answer).await.map(Response::into_inner)
     }
 
-    /// As [`Self::call`], for one that may take long where there is much to do. A daemon that hangs is told from one that
-    /// works by another call now and then: it has to be answered.
+    /// Makes a call like [`Self::call`] that may take long where there is much to do. A hung daemon is told from a busy
+    /// one by a call for the version now and then, which has to be answered.
     async fn call_patiently<T>(
         &self,
         doing: &str,
@@ -163,7 +164,7 @@ impl Containerd {
         }
     }
 
-    /// As [`Self::call`], for what is not a whole call: the next message of a stream.
+    /// Awaits a part of a call, such as the next message of a stream, with a deadline.
     async fn within<T>(
         &self,
         doing: &str,
@@ -181,7 +182,7 @@ impl Containerd {
     }
 }
 
-/// Distributions append a mark of their own, which is not part of a version that can be compared.
+/// Strips the suffix that distributions append to a version, which can't be compared.
 fn plain_version(version: &str) -> &str {
     let version = version.trim_start_matches('v');
     version.find(['~', '+']).map_or(version, |mark| &version[..mark])

@@ -1,5 +1,5 @@
-//! What tells the daemon, and a person with `ctr`, that a container is there: its record, and the lease that keeps its
-//! snapshot from the garbage collector.
+//! The objects by which the daemon, and a person with `ctr`, knows a container: its record, and the lease that keeps
+//! its snapshot from the garbage collector.
 //!
 //! A record has no SnapshotKey on purpose: `ctr c rm` would remove the snapshot of a running container with it. A label
 //! refers to the snapshot instead.
@@ -18,11 +18,11 @@ use tonic::transport::Channel;
 
 use super::{Containerd, Error, MESSAGE_LIMIT_BYTES, QUICK};
 
-/// A lease deleted in sync waits for a whole run of the garbage collector.
+/// Timeout of deleting a lease: a synchronous deletion waits for a whole run of the garbage collector.
 const COLLECTS_GARBAGE: Duration = Duration::from_secs(60);
 
-/// The daemon takes no record without a spec, and never reads it. The real one would let another client start a second
-/// container in the task's own cgroup, and kill the task with it; this one can't be started.
+/// The spec of each record: the daemon takes no record without one, and never reads it. The real one would let another
+/// client start a second container in the task's own cgroup, and kill the task with it; this one can't be started.
 const EMPTY_SPEC: &str = r#"{"ociVersion":"1.0.2"}"#;
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
@@ -35,7 +35,7 @@ pub(crate) struct Lease {
     pub labels: HashMap<String, String>,
 }
 
-/// A container as the daemon shall know it. Its snapshot bears the same id.
+/// A container's record for the daemon. The container's snapshot has the same id.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Record {
     pub id: String,
@@ -46,15 +46,17 @@ pub(crate) struct Record {
 }
 
 impl Containerd {
+    /// Creates a lease.
+    ///
     /// # Errors
-    /// Already exists is an error: a lease belongs to one task.
+    /// That it already exists is an error: a lease belongs to one task.
     pub(crate) async fn create_lease(&self, id: &str, labels: HashMap<String, String>) -> Result<(), Error> {
         let request = self.request(CreateRequest { id: id.to_owned(), labels })?;
         let doing = format!("create lease {id}");
         self.call(&doing, QUICK, self.lease_client().create(request)).await.map(drop)
     }
 
-    /// What only the lease kept is collected later. Gone already is success.
+    /// Deletes a lease; the daemon collects later what only the lease kept. A lease that is gone already is a success.
     ///
     /// # Errors
     /// Names the lease.
@@ -71,7 +73,7 @@ impl Containerd {
         }
     }
 
-    /// The leases that bear this label.
+    /// Lists the leases with a label of this value.
     ///
     /// # Errors
     /// Names the label.
@@ -79,7 +81,7 @@ impl Containerd {
         self.leases_that(format!("labels.{}=={}", quoted(label), quoted(value))).await
     }
 
-    /// The leases that bear this label, whatever its value.
+    /// Lists the leases with a label, whatever its value.
     pub(super) async fn leases_with(&self, label: &str) -> Result<Vec<Lease>, Error> {
         self.leases_that(format!("labels.{}", quoted(label))).await
     }
@@ -91,8 +93,10 @@ impl Containerd {
         Ok(listed.leases.into_iter().map(|lease| Lease { id: lease.id, labels: lease.labels }).collect())
     }
 
+    /// Creates the record of a container.
+    ///
     /// # Errors
-    /// Already exists is an error, which [`Error::is_already_exists`] tells.
+    /// That it already exists is an error, which [`Error::is_already_exists`] tells.
     pub(crate) async fn create_record(&self, record: Record) -> Result<(), Error> {
         let Record { id, image, runtime, labels, lease } = record;
         let mut labels: HashMap<_, _> = labels.into_iter().map(fitting).collect();
@@ -111,7 +115,7 @@ impl Containerd {
         self.call(&doing, QUICK, self.containers().create(request)).await.map(drop)
     }
 
-    /// The labels of a record; none where there is no such record.
+    /// Returns the labels of a record; empty where there is no such record.
     ///
     /// # Errors
     /// Names the record.
@@ -125,7 +129,7 @@ impl Containerd {
         }
     }
 
-    /// Gone already is success.
+    /// Deletes the record of a container. One that is gone already is a success.
     ///
     /// # Errors
     /// Names the record.
@@ -147,13 +151,13 @@ impl Containerd {
     }
 }
 
-/// A label that the daemon takes: of a value that is too long, such as a job's name, the beginning.
+/// Cuts the value of a label to the daemon's limit, which a job's name, for instance, may exceed.
 fn fitting((key, mut value): (String, String)) -> (String, String) {
     value.truncate(value.floor_char_boundary(LABEL_LIMIT_BYTES.saturating_sub(key.len())));
     (key, value)
 }
 
-/// A string as the daemon's filters read it.
+/// Quotes a string for the daemon's filters.
 fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }

@@ -19,31 +19,31 @@ use tonic::transport::Channel;
 
 use super::{Containerd, Error, Labels, QUICK};
 
-/// The daemon looks at each file.
+/// Timeout of calls in which the daemon looks at each file of a snapshot.
 const COUNTS_FILES: Duration = Duration::from_secs(60);
-/// What the daemon's plugins for snapshots are to its introspection.
+/// Type of the daemon's snapshotter plugins, in its introspection.
 const PLUGIN_TYPE: &str = "io.containerd.snapshotter.v1";
-/// A lease's word for a snapshot; behind it stands the snapshotter.
+/// Prefix of the type of a snapshot in a lease; the snapshotter's name follows.
 const RESOURCE: &str = "snapshots/";
 
-/// The snapshotters that the daemon was seen to have, and whether each is a program of its own. Should it lose one, its own
-/// words say so.
+/// Cache of the snapshotters that the daemon has, and whether each is remote, that is, a program of its own. Should the
+/// daemon lose one, its own errors say so.
 #[derive(Default)]
 pub(super) struct Seen {
     are_remote: Mutex<HashMap<String, bool>>,
 }
 
 impl Containerd {
-    /// That the daemon has our snapshotter, and that it works. Asked once.
+    /// Checks that the daemon has our snapshotter, and that it works. A success is cached.
     ///
     /// # Errors
-    /// Names it, and those that there are.
+    /// Names our snapshotter, and those that there are.
     pub(crate) async fn check_snapshotter(&self) -> Result<(), Error> {
         self.has_remote_snapshotter().await.map(drop)
     }
 
-    /// Whether our snapshotter is a program that the daemon asks at an address. Such a one may have layers without our
-    /// fetching them; those of the daemon itself never do.
+    /// Returns whether our snapshotter is a program that the daemon connects to. Such a remote snapshotter may have
+    /// layers without a download; the daemon's built-in ones never do.
     ///
     /// # Errors
     /// As [`Self::check_snapshotter`].
@@ -72,18 +72,18 @@ impl Containerd {
         Err(Error::Refused { doing, reason })
     }
 
-    /// Removes the snapshot of a task from the snapshotter that made it, of which the lease of the same id tells. Gone
-    /// already is success.
+    /// Removes the snapshot of a task from the snapshotter that made it, which the lease with the same id tells. A
+    /// snapshot that is gone already is a success.
     ///
     /// # Errors
-    /// Names the key; one that is still mounted may be refused by its snapshotter.
+    /// Names the key; a snapshotter may refuse to remove a snapshot that is still mounted.
     pub(crate) async fn remove_snapshot_of(&self, id: &str) -> Result<(), Error> {
         let request = self.request(ListResourcesRequest { id: id.to_owned() })?;
         let doing = format!("ask what lease {id} keeps");
         let mut leases = LeasesClient::new(self.channel());
         let kept = match self.call(&doing, QUICK, leases.list_resources(request)).await {
             Ok(answer) => answer.resources,
-            // Somebody took the lease away. What nothing refers to is collected as garbage; ours goes at once.
+            // Another client removed the lease. What nothing refers to is garbage-collected; ours is removed at once.
             Err(error) if error.is_not_found() => {
                 return if self.check_snapshotter().await.is_ok() {
                     self.remove_snapshot(id).await
@@ -100,11 +100,11 @@ impl Containerd {
         Ok(())
     }
 
-    /// Makes the writable snapshot of a task on top of an image, kept by the lease. A snapshotter that copies all files
-    /// for it is waited for, unless `given_up`: what the daemon makes then, it takes away itself once the lease is gone.
+    /// Makes the writable snapshot of a task on top of an image, kept by the lease. Waits for a snapshotter that copies
+    /// all files for it, unless `given_up`: a snapshot that the daemon makes then, it collects once the lease is gone.
     ///
     /// # Errors
-    /// Names the key; not found is the parent, whose image was removed a moment ago.
+    /// Names the key; not found if the parent is missing, whose image was removed a moment ago.
     pub(crate) async fn prepare_snapshot(
         &self,
         key: &str,
@@ -121,10 +121,10 @@ impl Containerd {
         }
     }
 
-    /// Gone already is success.
+    /// Removes a snapshot. One that is gone already is a success.
     ///
     /// # Errors
-    /// Names the key; one that is still mounted may be refused by its snapshotter.
+    /// Names the key; a snapshotter may refuse to remove a snapshot that is still mounted.
     pub(super) async fn remove_snapshot(&self, key: &str) -> Result<(), Error> {
         let request = self.request(RemoveSnapshotRequest {
             snapshotter: self.snapshotter().to_owned(),
@@ -155,7 +155,7 @@ impl Containerd {
         Ok(self.call_patiently(&doing, self.snapshots().prepare(request)).await?.mounts)
     }
 
-    /// Gives an active snapshot its final name; its contents never change again.
+    /// Commits an active snapshot under its final name; its contents never change again.
     pub(super) async fn commit_snapshot(
         &self,
         key: &str,
@@ -174,8 +174,10 @@ impl Containerd {
         self.call_patiently(&doing, self.snapshots().commit(request)).await
     }
 
+    /// Returns whether our snapshotter has a snapshot.
+    ///
     /// # Errors
-    /// Those of the daemon.
+    /// The daemon's.
     pub(crate) async fn snapshot_exists(&self, key: &str) -> Result<bool, Error> {
         let request = self.request(StatSnapshotRequest {
             snapshotter: self.snapshotter().to_owned(),
@@ -189,8 +191,8 @@ impl Containerd {
         }
     }
 
-    /// What a snapshot takes on the disk, without those below it. The daemon counts the files of one that is not
-    /// committed.
+    /// Returns the size of a snapshot on the disk in bytes, without those below it. For an uncommitted snapshot the
+    /// daemon counts its files.
     pub(super) async fn snapshot_size(&self, key: &str) -> Result<u64, Error> {
         let request =
             self.request(UsageRequest { snapshotter: self.snapshotter().to_owned(), key: key.to_owned() })?;

@@ -1,9 +1,10 @@
-//! The `WWW-Authenticate` header of a registry: where to ask for a token. Pure.
+//! Parses the `WWW-Authenticate` header of a registry, which says where to ask for a token. Pure.
 //!
 //! Source of the facts: RFC 9110 section 11.6.1 (the grammar), distribution `docs/spec/auth/token.md` (its parameters).
 
 use std::collections::HashMap;
 
+/// A Bearer challenge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Challenge {
     pub realm: String,
@@ -11,7 +12,7 @@ pub(super) struct Challenge {
     pub scope: Option<String>,
 }
 
-/// Whether a header asks for a user's name and password.
+/// Returns whether a header asks for a user's name and password.
 pub(super) fn is_basic(header: &str) -> bool {
     let mut rest = header;
     while !rest.is_empty() {
@@ -27,7 +28,7 @@ pub(super) fn is_basic(header: &str) -> bool {
     false
 }
 
-/// The first Bearer challenge of a header, which may hold several of several schemes.
+/// Returns the first Bearer challenge of a header, which may hold several challenges.
 pub(super) fn bearer(header: &str) -> Option<Challenge> {
     let mut rest = header;
     while !rest.is_empty() {
@@ -49,7 +50,7 @@ pub(super) fn bearer(header: &str) -> Option<Challenge> {
     None
 }
 
-/// `name=value` pairs up to the end or to the next scheme, which is a name that no `=` follows.
+/// Parses `name=value` pairs up to the end or to the next scheme, which is a name that no `=` follows.
 fn parameters(mut text: &str) -> (HashMap<String, String>, &str) {
     let mut found = HashMap::new();
     loop {

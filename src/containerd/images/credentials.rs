@@ -1,8 +1,8 @@
-//! Who somebody is to a registry. Does not know where that is from.
+//! Credentials for a registry. Does not know where they are from.
 
 use crate::secret::Secret;
 
-/// What a user of a registry proves to be one by.
+/// A user name and password, or an identity token, for a registry.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Credentials {
     pub username: String,
@@ -10,7 +10,7 @@ pub(crate) struct Credentials {
 }
 
 impl Credentials {
-    /// What stands in the place of a user where the secret is an identity token, by which a token server gives others.
+    /// User name that marks the secret as an identity token, which a token server exchanges for access tokens.
     const TOKEN_USER: &str = "<token>";
 
     pub(super) fn of_token(token: Secret) -> Self {

@@ -1,12 +1,14 @@
-//! Digests: what content goes by, and whether it is what was promised.
+//! Digests of content: computed and checked.
 
 use oci_spec::image::{Descriptor, DigestAlgorithm};
 use sha2::{Digest, Sha256};
 
 use super::super::Problem;
 
+/// Checks the algorithm of a digest.
+///
 /// # Errors
-/// Unsupported unless it is a sha256.
+/// Unsupported unless it is sha256.
 pub(super) fn check_algorithm(descriptor: &Descriptor) -> Result<(), Problem> {
     match descriptor.digest().algorithm() {
         DigestAlgorithm::Sha256 => Ok(()),
@@ -14,8 +16,10 @@ pub(super) fn check_algorithm(descriptor: &Descriptor) -> Result<(), Problem> {
     }
 }
 
+/// Checks the size of a blob.
+///
 /// # Errors
-/// Corrupt if the blob is not as large as it is said to be.
+/// Corrupt if the blob doesn't have the size of its descriptor.
 pub(super) fn check_same_size(descriptor: &Descriptor, size_bytes: u64) -> Result<(), Problem> {
     if descriptor.size() == size_bytes {
         return Ok(());

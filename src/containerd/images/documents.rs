@@ -1,6 +1,6 @@
-//! The documents of an image, index, manifest and configuration, wherever they came from: stored with the labels by which
-//! the garbage collector finds what they refer to, and the image's record, which comes last. Does not know how they were
-//! got.
+//! Stores the documents of an image, index, manifest and configuration, wherever they came from, with the labels by
+//! which the garbage collector finds what they refer to, and the image's record, which comes last. Does not know how
+//! the documents were obtained.
 //!
 //! Source of the facts: containerd `images/handlers.go`, `labels/labels.go`, `gc` @ v1.6.20.
 
@@ -14,18 +14,20 @@ use super::content::Role;
 use super::lease::PullLease;
 use super::manifest::Layout;
 
+/// The documents of an image for this platform.
 pub(super) struct Documents {
-    /// What the name stands for, an index or a manifest, and its bytes.
+    /// The index or manifest that the name stands for, and its bytes.
     pub target: Descriptor,
     pub target_bytes: Vec<u8>,
-    /// The manifest in an index, with its place there and its bytes.
+    /// The manifest chosen from an index, with its position there and its bytes.
     pub chosen: Option<(usize, Descriptor, Vec<u8>)>,
     pub manifest: Box<ImageManifest>,
     pub config: Vec<u8>,
 }
 
 impl Containerd {
-    /// Stores what refers to the layers, which are here. `source` goes on each: where it can be had again.
+    /// Stores the documents; the layers are stored already. `source` are labels for each: where it can be fetched
+    /// again.
     pub(super) async fn store_documents(
         &self,
         documents: Documents,
@@ -56,8 +58,8 @@ impl Containerd {
         Ok(target)
     }
 
-    /// Writes down what a name stands for. A record that is new is marked as ours; one that somebody else made stays
-    /// theirs.
+    /// Creates or updates the image record of a name. A new record is labelled as ours; one that another client made
+    /// stays theirs.
     pub(super) async fn record_image(
         &self,
         name: String,
@@ -88,7 +90,7 @@ impl Containerd {
         self.call("update the image record", QUICK, client.update(request)).await.map(drop)
     }
 
-    /// The label by which the images that we brought in are told from others'.
+    /// Returns the label that tells the images that we pulled from others'.
     pub(super) fn image_mark(&self) -> Labels {
         Labels::from([(super::OWNER_LABEL.to_owned(), self.shared.images.owner.clone())])
     }

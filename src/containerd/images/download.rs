@@ -1,5 +1,5 @@
-//! A layer's way from the registry into the content store: streamed, and taken up where it stopped, whether the connection
-//! broke or the try before ended. The daemon hashes what it writes, and says at the commit whether it is what was promised.
+//! Downloads of layers into the content store: streamed, and resumed where they stopped, whether the connection broke
+//! or an earlier try ended. The daemon hashes what it writes, and checks the digest at the commit.
 
 use std::collections::BTreeSet;
 use std::pin::pin;
@@ -16,26 +16,27 @@ use super::lease::PullLease;
 use super::progress::Progress;
 use super::registry::Registry;
 
-/// What is written at once: well below the daemon's limit for a message, and enough to make its answer to each cheap. What
-/// comes at once is less.
+/// Bytes written at once: well below the daemon's limit for a message, and enough to make its answer to each cheap. A
+/// chunk from the network is smaller.
 const PART_BYTES: usize = 128 * 1024;
+/// Capacity of the buffer: a part, and the chunk that completes it.
 const ROOM_BYTES: usize = 2 * PART_BYTES;
-/// Between tries of which none brought anything on: a registry that is started anew is waited for.
+/// Pauses, in milliseconds, between tries without progress: enough for a registry to restart.
 const PAUSES_MS: [u64; 7] = [250, 500, 1000, 2000, 4000, 8000, 8000];
-/// What a try has to bring to be one that did.
+/// Bytes that a try has to bring to count as progress.
 const BRINGS_ON_BYTES: u64 = 64 * 1024;
-/// A registry that brings less in such a time than it takes to bring anything on has no place kept for it.
+/// Time within which a download has to make progress to keep its permit.
 const SLOW_AFTER: Duration = Duration::from_secs(5);
-/// How often bytes may come that are not those that were promised, from whatever hosts.
+/// Maximum number of times that bytes come which don't match the digest, from whatever hosts.
 const MOST_BAD_TRIES: usize = 5;
 
-/// One layer to be fetched.
+/// The download of one layer.
 pub(super) struct Download<'a> {
     registry: &'a Registry<'a>,
     blob: &'a Descriptor,
     gate: &'a Gate,
     progress: &'a Progress,
-    /// The hosts that it comes from.
+    /// Hosts that the layer comes from.
     origins: Mutex<BTreeSet<String>>,
 }
 
@@ -43,7 +44,7 @@ impl Containerd {
     /// Stores a layer, unless it is there.
     ///
     /// # Errors
-    /// Names the layer. What has come of it stays under the lease, unless it is of no use.
+    /// Names the layer. Bytes already received stay under the lease, unless they are of no use.
     pub(super) async fn fetch_layer(
         &self,
         download: &Download<'_>,
@@ -69,8 +70,8 @@ impl Containerd {
                     progress.lost(ingest.written_bytes());
                     ingest.discard();
                     let has_others = download.has_other_hosts();
-                    // What an earlier try left may have been bad, and then this one is not to blame. Nor is the registry
-                    // where a mirror is. A cache on the way that was bad once may be better the next time.
+                    // Bytes that an earlier try left may have been bad, and then this one is not to blame. Nor is the
+                    // registry where a mirror is. A cache on the way that was bad once may be better the next time.
                     let is_whole = begun_bytes == 0;
                     bad_tries += 1;
                     if bad_tries >= MOST_BAD_TRIES || is_whole && has_been_whole && !has_others {
@@ -95,13 +96,13 @@ impl<'a> Download<'a> {
         Self { registry, blob, gate, progress, origins: Mutex::default() }
     }
 
-    /// Beside those that have sent something else.
+    /// Marks the hosts that sent bad content as failing; returns whether others are left.
     fn has_other_hosts(&self) -> bool {
         let origins = std::mem::take(&mut *self.origins());
         self.registry.distrust(&origins)
     }
 
-    /// No code that can panic runs under it.
+    /// Locks the hosts. No code that can panic runs under the lock.
     fn origins(&self) -> MutexGuard<'_, BTreeSet<String>> {
         self.origins.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -121,7 +122,7 @@ impl<'a> Download<'a> {
             match PAUSES_MS.get(idle_tries) {
                 Some(pause_ms) if error.is_registrys_for_now() => {
                     tracing::debug!(%error, at_bytes = ingest.written_bytes(), "a layer's download is taken up again");
-                    // A registry that was kept waiting for a place of ours may well hang up.
+                    // A registry that was kept waiting for our permit may well hang up.
                     idle_tries += usize::from(!was_kept_waiting);
                     tokio::time::sleep(Duration::from_millis(*pause_ms)).await;
                 }
@@ -131,8 +132,8 @@ impl<'a> Download<'a> {
         Ok(())
     }
 
-    /// Reads from where it stopped to the end. What has come when it breaks is written as well. A place is held while bytes
-    /// come, and a moment for the first of them.
+    /// Downloads from where the write stopped to the end. Bytes that came before the connection breaks are written as
+    /// well. A permit is held while bytes come, and for a moment until the first of them.
     async fn go_on(&self, ingest: &mut Ingest, was_kept_waiting: &mut bool) -> Result<(), Error> {
         let begun_bytes = ingest.written_bytes();
         let asked = async {
@@ -180,7 +181,7 @@ impl<'a> Download<'a> {
     }
 }
 
-/// The place of a download while bytes come. It is given back while hardly any do, and had anew for more.
+/// The permit of a download while bytes come. It is released while hardly any do, and acquired again for more.
 struct Pace {
     place: Option<Place>,
     since: Instant,
@@ -188,7 +189,7 @@ struct Pace {
 }
 
 impl Pace {
-    /// Awaits what comes next.
+    /// Awaits the next bytes, and releases the permit if they are late.
     async fn keep<T>(&mut self, next: impl Future<Output = T>) -> T {
         let mut next = pin!(next);
         if let Ok(came) = tokio::time::timeout_at(self.since + SLOW_AFTER, next.as_mut()).await {
@@ -200,7 +201,7 @@ impl Pace {
         next.await
     }
 
-    /// Counts what came. Whether a place has to be waited for before more is read.
+    /// Counts bytes received. Returns whether the permit has to be acquired again before more is read.
     fn is_to_wait(&mut self, came_bytes: u64) -> bool {
         self.came_bytes += came_bytes;
         let is_enough = self.came_bytes >= BRINGS_ON_BYTES;

@@ -1,5 +1,5 @@
-//! Pulls in flight: callers that want the same image share one. A caller that goes away leaves the others, and the pull,
-//! alone. Knows nothing of how a pull is done.
+//! Single-flight for pulls: callers that want the same image share one pull. A caller that goes away leaves the others,
+//! and the pull, alone. Knows nothing of how a pull is done.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,7 +16,7 @@ use super::{Image, Policy};
 
 type Outcome = Result<Image, Error>;
 
-/// What callers have to want alike to share a flight. What one is denied with another's password is never its own.
+/// The key of a shared pull. Credentials are part of it, so that one caller's failed login never fails another's pull.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Errand {
     pub name: String,
@@ -27,18 +27,20 @@ pub(super) struct Errand {
 }
 
 #[derive(Default)]
+/// The shared pulls under way, by key.
 pub(super) struct Flights {
     running: Arc<Mutex<HashMap<Errand, Flight>>>,
 }
 
 #[derive(Clone)]
+/// A pull shared by several callers.
 struct Flight {
     audience: Arc<Audience>,
     outcome: Shared<BoxFuture<'static, Outcome>>,
 }
 
 impl Flights {
-    /// Waits for the flight on that errand, as long as the caller has patience; starts it unless it is under way.
+    /// Waits for the pull with this key, at most for `patience`; starts it unless it is under way.
     pub(super) async fn join<F>(
         &self,
         errand: Errand,
@@ -58,7 +60,7 @@ impl Flights {
             };
             flight.audience.add(&observer, until);
             let waits = match tokio::time::timeout_at(until, flight.outcome).await {
-                // It was being given up already, since nobody else waited any more.
+                // The pull was being given up already, since nobody else waited for it any more.
                 Ok(Err(Error::Image { problem: Problem::Deadline { .. }, .. })) if Instant::now() < until => {
                     continue;
                 }
@@ -70,7 +72,7 @@ impl Flights {
         }
     }
 
-    /// In a task of its own, so that no caller's end is its end.
+    /// Starts a shared pull as a task of its own, so that it outlives each caller.
     fn take_off<F>(
         &self,
         errand: Errand,
@@ -97,7 +99,7 @@ impl Flights {
     }
 }
 
-/// Takes the flight off the board however it ends.
+/// Removes a shared pull from the map, however it ends.
 struct Landing {
     running: Arc<Mutex<HashMap<Errand, Flight>>>,
     errand: Errand,
@@ -106,12 +108,12 @@ struct Landing {
 impl Drop for Landing {
     fn drop(&mut self) {
         let flight = lock(&self.running).remove(&self.errand);
-        // Dropped only now: what it holds is other people's, and may be slow to let go.
+        // Dropped outside of the lock: its callbacks and results are other people's, and may be slow to drop.
         drop(flight);
     }
 }
 
-/// No code that can panic runs under these locks.
+/// Locks the map of pulls. No code that can panic runs under the lock.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -212,7 +214,7 @@ mod tests {
         assert!(error.is_transient());
         go.notify_one();
         patient.await.unwrap();
-        // With nobody left it ends, and the next one starts anew.
+        // With no caller left the pull ends, and the next caller starts anew.
         assert!(join(moment).await.is_err());
         while !lock(&flights.running).is_empty() {
             tokio::task::yield_now().await;

@@ -1,6 +1,6 @@
-//! How much is pulled at once: whole pulls and layers, each in the order in which they came; and the operator's other words
-//! on pulls. Knows nothing of how a pull is done. A place is had by a pull's [`Audience`] only, which marks and bounds the
-//! wait.
+//! Limits on concurrent pulls and layer downloads, each in FIFO order, and the operator's other settings for pulls.
+//! Knows nothing of how a pull is done. A permit is acquired through a pull's [`Audience`] only, which marks and bounds
+//! the wait.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,48 +12,50 @@ use super::super::{Error, Problem};
 use super::audience::Audience;
 use super::waits::Wait;
 
-/// How long a place is held for a registry's answer to begin. One that says when it wants to be asked again, or hangs, holds
-/// nobody up for longer.
+/// Maximum time that a permit is held until a registry's answer begins. A registry that asks to be left alone for a
+/// while, or hangs, holds up nobody for longer.
 const ANSWERS: Duration = Duration::from_secs(2);
-/// However little the operator gives a pull, a busy registry is not asked again sooner.
+/// Minimum of [`Gate::idle`], however short the operator's timeout: a busy registry is not asked again sooner.
 const LEAST_IDLE: Duration = Duration::from_secs(5);
 
-/// The operator's word on pulls.
+/// The operator's settings for pulls.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct PullTerms {
+    /// Maximum number of concurrent pulls.
     pub pulls_at_once: usize,
-    /// Of all pulls together.
+    /// Maximum number of concurrent layer downloads, of all pulls together.
     pub layers_at_once: usize,
-    /// A pull of which nothing comes for so long is given up.
+    /// Time without progress after which a pull fails.
     pub activity_timeout: Duration,
-    /// The most bytes that an image's layers have in the registry.
+    /// Maximum size of an image's layers in the registry.
     pub image_limit_bytes: Option<u64>,
-    /// The most bytes that an image's layers take on the disk.
+    /// Maximum size of an image's layers on the disk.
     pub unpacked_limit_bytes: Option<u64>,
 }
 
+/// The limits on concurrent pulls, and the settings for all pulls.
 pub(super) struct Gate {
     pub(super) terms: PullTerms,
-    /// Whole pulls.
+    /// The limit on whole pulls.
     pub(super) pulls: Limit,
-    /// Downloads of one layer each.
+    /// The limit on downloads of one layer each.
     pub(super) layers: Limit,
 }
 
-/// A place that is given back when it is dropped. None is one where nobody counts, which does not happen.
+/// A permit, released on drop. `None` only if the semaphore were closed, which it never is.
 pub(super) type Place = Option<OwnedSemaphorePermit>;
 
-/// A limit to how much of one kind is done at once, first come first served.
+/// A limit on concurrency, in FIFO order.
 pub(super) struct Limit {
     semaphore: Arc<Semaphore>,
     wait: Wait,
 }
 
-/// What a registry has begun to answer.
+/// A registry's answer that has begun, with the permit for reading it.
 pub(super) struct Answered<T> {
     pub answer: T,
     pub place: Place,
-    /// The answer had to wait for the place, and may have been cut off meanwhile.
+    /// Set if the answer had to wait for the permit: the registry may have closed the connection meanwhile.
     pub was_kept_waiting: bool,
 }
 
@@ -62,6 +64,8 @@ impl Limit {
         Self { semaphore: Arc::new(Semaphore::new(places)), wait }
     }
 
+    /// Waits for a permit.
+    ///
     /// # Errors
     /// Nobody waits for the pull any more.
     pub(super) async fn place(&self, audience: &Audience) -> Result<Place, Problem> {
@@ -69,10 +73,10 @@ impl Limit {
         audience.wait_for(self.wait.clone(), place).await.map(Result::ok)
     }
 
-    /// Asks a registry under a place, which is given back while it keeps us waiting.
+    /// Asks a registry under a permit, which is released while its answer takes long to begin, and acquired again then.
     ///
     /// # Errors
-    /// Those of the question, and of [`Self::place`].
+    /// The question's errors, and those of [`Self::place`].
     pub(super) async fn answered<T>(
         &self,
         audience: &Audience,
@@ -103,20 +107,24 @@ impl Gate {
         }
     }
 
-    /// How long a host may send nothing in the middle of a body before it is asked anew, or, where there is another host,
-    /// that one is asked. What goes beyond that is the pull's standing still.
+    /// Returns how long a host may send nothing in the middle of a body before it is asked anew, or, where there is
+    /// another host, that one is asked. A longer silence is a stall of the pull.
     pub(super) fn idle(&self) -> Duration {
         (self.terms.activity_timeout / 4).max(LEAST_IDLE)
     }
 
+    /// Checks the size of an image's layers in the registry.
+    ///
     /// # Errors
-    /// The layers are larger than the operator lets them be.
+    /// The layers are larger than the operator allows.
     pub(super) fn check_image_size(&self, size_bytes: u64) -> Result<(), Problem> {
         within("its layers have", size_bytes, self.terms.image_limit_bytes, "max_image_size")
     }
 
+    /// Checks the size of an image's layers on the disk.
+    ///
     /// # Errors
-    /// As [`Self::check_image_size`], unpacked.
+    /// The unpacked layers are larger than the operator allows.
     pub(super) fn check_unpacked_size(&self, size_bytes: u64) -> Result<(), Problem> {
         within("it unpacks to", size_bytes, self.terms.unpacked_limit_bytes, "max_unpacked_size")
     }

@@ -1,7 +1,7 @@
-//! What the clean-up of images needs of the daemon: which images there are and what is known of them, which are in use,
-//! how full the disk is, and the removal of a record. What only that record kept, the daemon's garbage collector takes.
+//! containerd's part in the garbage collection of images: lists images and those in use, reads the use of the disk, and
+//! removes an image's record. The daemon's garbage collector then removes what only that record kept.
 //!
-//! When an image was last used is no policy of this file: it is a label that is written and read.
+//! The policy is elsewhere: here the time since when an image is unused is a label that is written and read.
 //! Source of the facts: containerd `metadata/{images,gc,leases}.go`, `metadata/boltutil/helpers.go` (an empty label is
 //! removed), `services/introspection` @ v1.6.20.
 
@@ -21,14 +21,14 @@ use super::super::{Containerd, Error, Labels, QUICK};
 use super::OWNER_LABEL;
 use super::timestamp::{text, time};
 
-/// On an image that nothing is made from: since when, as RFC 3339 has it.
+/// Label with the time since when an image is unused, as RFC 3339 has it.
 const UNUSED_LABEL: &str = "containerd-driver/unused-since";
-/// On one that its owner wants to stay, whatever happens.
+/// Label and value of an image that its owner has pinned: it stays, whatever happens.
 const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
-/// A run of the garbage collector.
+/// Timeout of calls that wait for a run of the garbage collector.
 const COLLECTS_GARBAGE: Duration = Duration::from_secs(60);
 
-/// What is known of an image that the daemon has.
+/// An image that the daemon has, as its labels describe it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Stored {
     pub name: String,
@@ -38,8 +38,10 @@ pub(crate) struct Stored {
 }
 
 impl Containerd {
+    /// Lists the images that the daemon has.
+    ///
     /// # Errors
-    /// Those of the daemon.
+    /// The daemon's.
     pub(crate) async fn stored_images(&self) -> Result<Vec<Stored>, Error> {
         let request = self.request(ListImagesRequest::default())?;
         let listed = self.call("list images", QUICK, self.image_records().list(request)).await?;
@@ -53,14 +55,14 @@ impl Containerd {
         Ok(listed.images.into_iter().map(stored).collect())
     }
 
-    /// The names of the images that containers are made from, whoever made them.
+    /// Returns the names of the images that containers are made from, whoever made them.
     ///
     /// # Errors
-    /// Those of the daemon.
+    /// The daemon's.
     pub(crate) async fn images_in_use(&self) -> Result<HashSet<String>, Error> {
         let doing = "list containers";
         let request = self.request(ListContainersRequest::default())?;
-        // One at a time: together, with what is written on them, they may be more than a message can hold.
+        // One at a time: in a single message all records, with their labels, may exceed its limit.
         let mut listed = self.call(doing, QUICK, self.containers().list_stream(request)).await?;
         let mut images = HashSet::new();
         while let Some(message) = self.within(doing, QUICK, listed.message()).await? {
@@ -69,7 +71,7 @@ impl Containerd {
         Ok(images)
     }
 
-    /// Writes down since when an image is unused; none is that it is in use. One that is gone already stays gone.
+    /// Records since when an image is unused, or that it is in use (`None`). An image that is gone already stays gone.
     ///
     /// # Errors
     /// Names the image.
@@ -88,7 +90,8 @@ impl Containerd {
         }
     }
 
-    /// Removes an image, and waits until the daemon has taken what only it kept. Gone already is success.
+    /// Removes an image, and waits until the daemon has collected what only it kept. An image that is gone already is a
+    /// success.
     ///
     /// # Errors
     /// Names the image.
@@ -102,10 +105,10 @@ impl Containerd {
         }
     }
 
-    /// How full the disk of the daemon's content and snapshots is, in percent; of several, the fullest.
+    /// Returns how full the disk of the daemon's content and snapshots is, in percent; of several disks, the fullest.
     ///
     /// # Errors
-    /// When the daemon doesn't say where they are, or the kernel how full that is.
+    /// The daemon doesn't say where content and snapshots are, or the kernel how full a disk is.
     pub(crate) async fn disk_use(&self) -> Result<u64, Error> {
         let doing = "look how full containerd's disk is";
         let filters = [
@@ -132,7 +135,7 @@ impl Containerd {
     }
 }
 
-/// As `df` has it: what root alone may use counts as used.
+/// Returns the use of a disk in percent, as `df` does: space reserved for root counts as used.
 fn used_percent(path: &str) -> nix::Result<u64> {
     let disk = statvfs(path)?;
     let used = disk.blocks().saturating_sub(disk.blocks_free());

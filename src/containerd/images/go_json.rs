@@ -1,9 +1,9 @@
-//! JSON as Go's `encoding/json` reads it, since docker, containerd and podman read an image's documents by it: the name
-//! of a field is found in letters of either case, and of a field that is there several times each is read over the one
-//! before. An image that says `user` in lower case would run as root here, and as its user there.
+//! JSON as Go's `encoding/json` reads it, since docker, containerd and podman read an image's documents by it: the
+//! names of fields match regardless of case, and duplicates of a field are read over each other in order. An image that
+//! says `user` in lower case would run as root here, and as its user there.
 //!
-//! What is read is written anew with the names that the specifications have, as far as this driver reads those fields; a field
-//! that it comes to read has to be named here. Knows the names only, not what they mean.
+//! Documents are rewritten with the names that the specifications have, as far as this driver reads those fields; a
+//! field that it comes to read has to be named here. Knows the names only, not what they mean.
 //! Source of the facts: Go 1.22 `encoding/json` (`Unmarshal`, `decode.go`, `fold.go`); OCI image-spec v1.1
 //! `descriptor.md`, `manifest.md`, `image-index.md`, `config.md`; docker `image/spec`.
 
@@ -14,7 +14,7 @@ use serde::de::{
 };
 use serde_json::{Map, Value};
 
-/// What a value is read as.
+/// The structure that a value is read by.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Shape {
     /// Any value, or a map whose keys are data.
@@ -33,7 +33,7 @@ const DESCRIPTOR: Shape = Fields(&[
     ("platform", Fields(&[("architecture", Any), ("os", Any), ("variant", Any)])),
 ]);
 
-/// An index or a manifest: which of them it is, its fields say.
+/// An index or a manifest; their fields tell which.
 pub(super) const MANIFEST: Shape = Fields(&[
     ("schemaVersion", Any),
     ("mediaType", Any),
@@ -60,13 +60,13 @@ pub(super) const CONFIG: Shape = Fields(&[
     ("rootfs", Fields(&[("type", Any), ("diff_ids", Any)])),
 ]);
 
-/// The `manifest.json` of an archive of docker's.
+/// The `manifest.json` of docker's archives.
 pub(super) const ARCHIVE: Shape = List(&Fields(&[("Config", Any), ("RepoTags", Any), ("Layers", Any)]));
 
-/// Maximum number of values in a document. One of two letters takes a hundred times as much memory once it is read.
+/// Maximum number of values in a document. A value of two letters takes a hundred times as much memory once it is read.
 const VALUES_LIMIT: usize = 100_000;
 
-/// How many values a text has at most, by what stands before each.
+/// Returns an upper bound of the number of values in a text, from the characters that stand before each.
 fn values(bytes: &[u8]) -> usize {
     let (mut count, mut is_text, mut is_escaped) = (0, false, false);
     for byte in bytes {
@@ -81,10 +81,10 @@ fn values(bytes: &[u8]) -> usize {
     count
 }
 
-/// Reads a document of that shape.
+/// Reads a document by its structure.
 ///
 /// # Errors
-/// What is wrong with it, and where.
+/// The fault in the document, and its position.
 pub(super) fn read<T: DeserializeOwned>(bytes: &[u8], shape: Shape) -> Result<T, serde_json::Error> {
     if values(bytes) > VALUES_LIMIT {
         return Err(Error::custom(format!("it has more than {VALUES_LIMIT} values")));
@@ -95,6 +95,7 @@ pub(super) fn read<T: DeserializeOwned>(bytes: &[u8], shape: Shape) -> Result<T,
     T::deserialize(value)
 }
 
+/// Reads a value by its structure, as a visitor of `serde`.
 struct Seed(Shape);
 
 impl<'de> DeserializeSeed<'de> for Seed {
@@ -108,7 +109,8 @@ impl<'de> DeserializeSeed<'de> for Seed {
     }
 }
 
-/// What is of another kind than its shape says is read as it is: whoever reads the document says what is wrong with it.
+/// A value of another kind than its structure says is kept as it is: whoever reads the document says what is wrong with
+/// it.
 impl<'de> Visitor<'de> for Seed {
     type Value = Value;
 
@@ -169,7 +171,7 @@ impl<'de> Visitor<'de> for Seed {
     }
 }
 
-/// The field that a name means, by its own letters or else by letters of another case; a name that none has stays.
+/// Finds the field that a name means, by an exact match or else by one that ignores case; other names are kept.
 fn field(fields: &[(&'static str, Shape)], name: String) -> (String, Shape) {
     let exact = fields.iter().find(|(field, _)| *field == name);
     match exact.or_else(|| fields.iter().find(|(field, _)| folded(field).eq(folded(&name)))) {
@@ -178,7 +180,7 @@ fn field(fields: &[(&'static str, Shape)], name: String) -> (String, Shape) {
     }
 }
 
-/// Two letters beyond ASCII have one of ASCII's in another case.
+/// Folds the case of a name as Go does: two letters beyond ASCII fold to ASCII's.
 fn folded(name: &str) -> impl Iterator<Item = char> {
     name.chars().map(|letter| match letter {
         '\u{17f}' => 's',
@@ -187,7 +189,7 @@ fn folded(name: &str) -> impl Iterator<Item = char> {
     })
 }
 
-/// A later value of a field over an earlier one: objects are one object then, and a null leaves a plain value as it was.
+/// Reads a later value of a field over an earlier one: objects are merged, and a null leaves a plain value as it was.
 fn read_over(before: &mut Value, value: Value, shape: Shape) {
     match (before, value) {
         (Value::Object(before), Value::Object(value)) => {
@@ -243,7 +245,7 @@ mod tests {
         assert_eq!(read::<Value>(text.as_bytes(), MANIFEST).unwrap(), wanted);
     }
 
-    /// As a program in Go prints them that reads such a text into a struct.
+    /// The expected values are those that a Go program prints that reads such a text into a struct.
     #[test]
     fn of_several_the_last_counts_and_objects_are_read_into_one() {
         for (text, wanted) in [
@@ -267,7 +269,7 @@ mod tests {
         config(&history(VALUES_LIMIT / 2 - 2));
         let error = read::<Value>(history(VALUES_LIMIT).as_bytes(), CONFIG).unwrap_err().to_string();
         assert!(error.contains("values"), "{error}");
-        // What a text has in it doesn't count.
+        // Commas and brackets within a text don't count.
         let text = format!(r#"{{"author": "\\\"{}"}}"#, ",{[".repeat(VALUES_LIMIT));
         assert_eq!(values(text.as_bytes()), 1);
         config(&text);

@@ -1,8 +1,9 @@
-//! Asks one of the programs that docker calls credential helpers, `docker-credential-<name>`, for the credentials of a
-//! registry. Beside the shim's launcher the only place that starts processes.
+//! Runs docker's credential helpers, `docker-credential-<name>`, to get the credentials of a registry. Besides the
+//! shim's launcher and the runner of CNI plugins the only place where the plugin starts processes.
 //!
-//! A helper gets the agent's PATH and HOME, what else of its environment the operator lists and nothing more, the registry on
-//! its stdin, and pipes of its own; all of its process group is gone at its deadline, and when the pull is called off.
+//! A helper gets the agent's PATH and HOME, the variables of its environment that the operator lists and nothing more,
+//! the registry on its stdin, and pipes of its own; its process group is killed at the deadline, and when the pull is
+//! cancelled.
 //!
 //! Source of the facts: docker-credential-helpers' README and `credentials/error.go`.
 #![allow(clippy::disallowed_methods, reason = "helpers are programs by design; their stdio is set here")]
@@ -19,11 +20,13 @@ use super::credentials::Credentials;
 use crate::process_group::ProcessGroup;
 use crate::secret::Secret;
 
+/// Timeout of a helper's answer.
 const ANSWERS: Duration = Duration::from_secs(30);
+/// Maximum size of a helper's answer, on each of stdout and stderr.
 const ANSWER_LIMIT_BYTES: u64 = 64 * 1024;
-/// How much of a helper's complaint is passed on.
+/// Maximum length, in characters, of a helper's error message that is passed on.
 const WORDS_LIMIT: usize = 300;
-/// How a helper says that it has none.
+/// Output of a helper that has no credentials for the registry.
 const HAS_NONE: &str = "credentials not found in native keychain";
 
 #[derive(Deserialize)]
@@ -33,8 +36,10 @@ struct Answer {
     secret: Secret,
 }
 
+/// Asks a helper for the credentials of a registry.
+///
 /// # Errors
-/// Names the helper, with its own words where they can't have a secret in them.
+/// Names the helper, with its own message where that can't have a secret in it.
 pub(super) async fn ask(name: &str, server: &str, env: &[String]) -> Result<Option<Credentials>, Problem> {
     let program = format!("docker-credential-{name}");
     let failed = |reason: String| Problem::Credentials {
@@ -71,12 +76,13 @@ fn spawn(program: &str, env: &[String]) -> std::io::Result<Child> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()
 }
 
-/// Whether it ended well, and what it said on stdout and on stderr. It is waited for last: after an error it is still there.
+/// Returns whether the helper succeeded, and its stdout and stderr. It is waited for last: after an error it still
+/// exists, to be killed.
 async fn talk(child: &mut Child, server: &str) -> std::io::Result<(bool, String, String)> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let tell = async {
         if let Some(mut stdin) = stdin {
-            // One that doesn't care to listen has closed it.
+            // Fails if the helper has closed its stdin unread, which it may.
             let _ = stdin.write_all(server.as_bytes()).await;
         }
     };
@@ -94,14 +100,15 @@ async fn hear(pipe: Option<impl tokio::io::AsyncRead + Unpin>) -> std::io::Resul
 }
 
 fn read(answer: &str) -> Result<Option<Credentials>, String> {
-    // The parser's own words may quote the secret.
+    // The parser's own message may quote the secret.
     let Answer { username, secret } = serde_json::from_str(answer)
         .map_err(|_| "does not answer in the form of docker's helpers".to_owned())?;
     let is_empty = username.is_empty() && secret.reveal().is_empty();
     Ok((!is_empty).then_some(Credentials { username, password: secret }))
 }
 
-/// A helper complains on stdout, a script on stderr; what looks like an answer may be one.
+/// Returns a helper's error message: helpers write it to stdout, scripts to stderr. Output that looks like an answer is
+/// left out, since it may have a secret in it.
 fn words(out: &str, err: &str) -> String {
     let out = if out.contains('{') { "" } else { out };
     let words = format!("{} {}", out.trim(), err.trim()).replace(char::is_control, " ");

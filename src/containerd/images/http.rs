@@ -1,5 +1,6 @@
-//! The HTTP clients of all pulls, and what their errors mean. Proxies are taken from the agent's environment, but for hosts
-//! on the loopback. No client follows a redirect by itself: who asks knows what may follow it.
+//! The HTTP clients of all pulls, and the classification of their errors. Proxies are taken from the agent's
+//! environment, except for hosts on the loopback. No client follows a redirect by itself: the caller knows what may
+//! follow it.
 
 use std::error::Error as _;
 use std::ops::Deref;
@@ -15,7 +16,8 @@ use super::tls;
 
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// The clients are made when first needed: a host without root certificates can still pull from its loopback.
+/// The clients for hosts without settings, made when first needed: a machine without root certificates can still pull
+/// from its loopback.
 #[derive(Default)]
 pub(super) struct Http {
     remote: OnceLock<Client>,
@@ -23,10 +25,10 @@ pub(super) struct Http {
 }
 
 impl Http {
-    /// The client for a host, with or without its port, of which nothing more is said.
+    /// Returns the client for a host, with or without its port, that has no settings of its own.
     ///
     /// # Errors
-    /// The host has no usable root certificates; once it has, the same call succeeds.
+    /// This machine has no usable root certificates; once it has, the same call succeeds.
     pub(super) fn for_host(&self, host: &str) -> Result<&Client, Problem> {
         let is_loopback = is_loopback(host);
         let cell = if is_loopback { &self.loopback } else { &self.remote };
@@ -39,10 +41,10 @@ impl Http {
     }
 }
 
-/// A client for a host of which something more is said. Blocks, since it reads certificates.
+/// Builds a client for a host with settings of its own. Blocks, since it reads certificates.
 ///
 /// # Errors
-/// Names the file that is of no use.
+/// Names the unusable file.
 pub(super) fn client_for(host: &str, settings: &Settings) -> Result<Client, Problem> {
     let mut builder = basis();
     if is_loopback(host) {
@@ -61,14 +63,16 @@ fn unusable(error: &reqwest::Error) -> Problem {
     Problem::useless(format!("the HTTP client can't be set up: {}", innermost(error)))
 }
 
-/// Roots are of use here too, for a registry that redirects to remote storage, but not needed.
+/// Builds the client for the loopback. Root certificates are of use here too, for a registry that redirects to remote
+/// storage, but not needed.
 fn loopback_client() -> reqwest::Result<Client> {
     let with = |builder: ClientBuilder| builder.no_proxy().build();
     with(basis()).or_else(|_| with(basis().tls_certs_only([])))
 }
 
-/// Without a limit for reading: how long a registry may send nothing is the pull's to say. A peer that is gone is found out by
-/// the kernel, by the keepalive and the limit for unacknowledged data that the client sets by itself.
+/// Returns the base of all clients. It has no read timeout: the pull limits how long a registry may send nothing. The
+/// kernel notices a peer that is gone, by the keepalive and the limit for unacknowledged data that the client sets by
+/// itself.
 fn basis() -> ClientBuilder {
     // Fails if there is a provider already, which then is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -78,10 +82,10 @@ fn basis() -> ClientBuilder {
         .redirect(Policy::none())
 }
 
-/// The next part of an answer's body; none at its end.
+/// Awaits the next part of a response's body; `None` at its end.
 ///
 /// # Errors
-/// The connection broke, or nothing came for so long.
+/// The connection broke, or nothing came for `idle`.
 pub(super) async fn next_part(
     response: &mut Response,
     idle: Duration,
@@ -92,12 +96,12 @@ pub(super) async fn next_part(
     }
 }
 
-/// A host that has sent nothing for too long.
+/// Returns the error of a host that has sent nothing for too long.
 pub(super) fn silent(after: Duration) -> Problem {
     Problem::broken(format!("it has sent nothing for {}", humantime::format_duration(after)))
 }
 
-/// What a request that had no answer, or half of one, came to.
+/// Maps the error of a request that got no answer, or half of one.
 pub(super) fn failed(error: &reqwest::Error) -> Problem {
     if let Some(tls) = tls_error(error) {
         return Problem::unfit(match tls {
@@ -118,12 +122,12 @@ pub(super) fn failed(error: &reqwest::Error) -> Problem {
     Problem::broken(format!("the connection broke: {}", innermost(error)))
 }
 
-/// The address is left out: it may have a signature in it.
+/// Returns the innermost cause, without the URL, which may have a signature in it.
 fn innermost(error: &reqwest::Error) -> String {
     error.source().map_or_else(|| "the address is of no use".to_owned(), crate::containerd::error::innermost)
 }
 
-/// Whether the other side speaks, but no TLS.
+/// Returns whether the error means that the peer speaks, but no TLS.
 pub(super) fn is_plain(error: &reqwest::Error) -> bool {
     matches!(tls_error(error), Some(rustls::Error::InvalidMessage(_)))
 }

@@ -1,5 +1,5 @@
-//! The documents of an image: index, manifest, configuration, and what they say about a host: which manifest is its own,
-//! which snapshots its layers make. Pure.
+//! The documents of an image: index, manifest, configuration; the choice of a host's manifest in an index, and the
+//! chain ids of layers. Pure.
 //!
 //! Source of the facts: OCI image-spec v1.1 `manifest.md`, `image-index.md`, `config.md` (chain ids); docker's
 //! `image-manifest-v2-2`; containerd `platforms` @ v1.6.20.
@@ -36,7 +36,7 @@ pub(super) fn too_many_layers(count: usize) -> Problem {
     Problem::unsupported(format!("an image of {count} layers, more than {LAYERS_LIMIT}"))
 }
 
-/// What to ask a registry for.
+/// Returns the media types for the `Accept` header of a manifest request.
 pub(super) fn accepted_types() -> String {
     INDEX_TYPES.iter().chain(&MANIFEST_TYPES).copied().collect::<Vec<_>>().join(", ")
 }
@@ -47,7 +47,7 @@ pub(super) enum Document {
     Manifest(Box<ImageManifest>),
 }
 
-/// What tells the kinds of document apart.
+/// Fields that tell an index from a manifest.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Kind {
@@ -57,10 +57,11 @@ struct Kind {
     layers: Option<serde::de::IgnoredAny>,
 }
 
-/// Reads a document as what it is said to be, or, if nothing known was said, as what it says itself.
+/// Parses a document by its declared media type, or, if that is unknown, by the one in the document itself.
 ///
 /// # Errors
-/// Old and foreign kinds are unsupported. One that could be read in two ways is corrupt: its digest would vouch for both.
+/// Old and foreign kinds are unsupported. A document that could be read in two ways is corrupt: its digest would vouch
+/// for both.
 pub(super) fn parse(said_type: &str, bytes: &[u8]) -> Result<(String, Document), Problem> {
     let unreadable =
         |error: serde_json::Error| Problem::corrupt(format!("the manifest can't be read: {error}"));
@@ -96,11 +97,11 @@ pub(super) fn parse(said_type: &str, bytes: &[u8]) -> Result<(String, Document),
     Ok((media_type.to_owned(), document))
 }
 
-/// The place and the descriptor of the manifest for this kind of host: of those that fit the best, or else the first that
-/// names no platform, whose configuration then must.
+/// Chooses the manifest for a host, and returns its position and descriptor: the best of those that fit, or else the
+/// first that names no platform, whose configuration then has to.
 ///
 /// # Errors
-/// Says which platforms there are.
+/// No manifest fits; lists the platforms that there are.
 pub(super) fn choose<'a>(index: &'a ImageIndex, host: &Arch) -> Result<(usize, &'a Descriptor), Problem> {
     let entries = || index.manifests().iter().enumerate();
     let rank =
@@ -120,7 +121,7 @@ pub(super) fn choose<'a>(index: &'a ImageIndex, host: &Arch) -> Result<(usize, &
     Ok(chosen)
 }
 
-/// How many platforms an error names. An index may have tens of thousands.
+/// Maximum number of platforms that an error names. An index may have tens of thousands.
 const PLATFORMS_SHOWN: usize = 20;
 
 fn platforms(index: &ImageIndex) -> String {
@@ -130,7 +131,7 @@ fn platforms(index: &ImageIndex) -> String {
         if let Some(variant) = platform.variant().as_deref().filter(|variant| !variant.is_empty()) {
             name = format!("{name}/{variant}");
         }
-        // These carry the attestations of a build.
+        // Entries of this platform carry the attestations of a build.
         if name == "unknown/unknown" || names.contains(&name) {
             continue;
         }
@@ -143,7 +144,7 @@ fn platforms(index: &ImageIndex) -> String {
     if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
 }
 
-/// All that is needed to unpack an image and to start from it.
+/// The facts needed to unpack an image and to start from it.
 #[derive(Debug)]
 pub(super) struct Layout {
     pub manifest_digest: String,
@@ -152,7 +153,8 @@ pub(super) struct Layout {
     pub layers: Vec<Layer>,
 }
 
-/// A layer: the blob as it is stored, what it holds when unpacked, and the snapshot of it and all below.
+/// A layer: its blob, the digest of its unpacked content (`diff_id`), and the snapshot of it and all below
+/// (`chain_id`).
 #[derive(Debug, Clone)]
 pub(super) struct Layer {
     pub blob: Descriptor,
@@ -162,9 +164,11 @@ pub(super) struct Layer {
 }
 
 impl Layout {
+    /// Builds the layout of an image from its manifest and configuration.
+    ///
     /// # Errors
-    /// Unsupported if it is for another platform or its layers are of a kind that the daemon can't unpack; corrupt if
-    /// configuration and manifest contradict each other.
+    /// Unsupported if the image is for another platform or its layers are of a kind that the daemon can't unpack;
+    /// corrupt if configuration and manifest contradict each other.
     pub(super) fn new(
         manifest_digest: &str,
         manifest: &ImageManifest,
@@ -196,7 +200,7 @@ impl Layout {
             parent_chain_id = layer.chain_id.clone();
             layers.push(layer);
         }
-        // Nobody reads them, and they may be most of it.
+        // Labels and history have no readers, and may be most of the configuration.
         let own = config.config().clone().map(|mut own| {
             own.set_labels(None);
             own
@@ -206,25 +210,27 @@ impl Layout {
         Ok(Self { manifest_digest: manifest_digest.to_owned(), config_digest, config, layers })
     }
 
-    /// What its layers have in a registry.
+    /// Returns the total size of the layers in the registry.
     pub(super) fn size_bytes(&self) -> u64 {
         self.layers.iter().map(|layer| layer.blob.size()).fold(0, u64::saturating_add)
     }
 
-    /// The size of what is kept here of the documents, as JSON.
+    /// Returns the size of the cached part of the documents, as JSON.
     pub(super) fn document_bytes(&self) -> usize {
         let blobs: Vec<_> = self.layers.iter().map(|layer| &layer.blob).collect();
         serde_json::to_vec(&(&self.config, blobs)).map_or(usize::MAX, |text| text.len())
     }
 
-    /// The snapshot of the whole image; empty for one without layers.
+    /// Returns the chain id of the whole image; empty for an image without layers.
     pub(super) fn chain_id(&self) -> &str {
         self.layers.last().map_or("", |layer| &layer.chain_id)
     }
 }
 
+/// Checks the descriptor of a configuration.
+///
 /// # Errors
-/// Unsupported if it is not the configuration of a container, too large, or has a digest of another kind.
+/// Unsupported if it isn't a container's configuration, is too large, or has a digest of another algorithm.
 pub(super) fn check_config(descriptor: &Descriptor) -> Result<(), Problem> {
     let media_type = descriptor.media_type().to_string();
     if !CONFIG_TYPES.contains(&media_type.as_str()) {
@@ -236,6 +242,8 @@ pub(super) fn check_config(descriptor: &Descriptor) -> Result<(), Problem> {
     check_algorithm(descriptor)
 }
 
+/// Checks a size against a limit.
+///
 /// # Errors
 /// Unsupported above the limit.
 pub(super) fn check_size(what: &str, size_bytes: u64, limit_bytes: u64) -> Result<(), Problem> {

@@ -1,4 +1,4 @@
-//! Which of an image's platforms this host can run, and which of those it runs best.
+//! The platforms of images that this host can run, and which of them it runs best.
 //!
 //! Source of the facts: containerd/platforms v1 `database.go` (names that mean the same), `compare.go`; the x86-64 psABI's
 //! levels; uname(2).
@@ -7,8 +7,8 @@ use std::sync::OnceLock;
 
 use oci_spec::image::{Arch, Os, Platform};
 
-/// The variants of that architecture that this host can run, the best first. One that every host can run comes before
-/// one that is faster on this: it is what other tools take.
+/// Returns the variants of an architecture that this host can run, the best first. A variant that every host can run
+/// comes before one that is faster on this host: other tools choose it, too.
 pub(super) fn variants(arch: &Arch) -> &'static [&'static str] {
     static AMD64: OnceLock<Vec<&'static str>> = OnceLock::new();
     static ARM: OnceLock<Vec<&'static str>> = OnceLock::new();
@@ -24,7 +24,7 @@ pub(super) fn variants(arch: &Arch) -> &'static [&'static str] {
     }
 }
 
-/// How well a platform fits, if it fits: the lower, the better.
+/// Returns the rank of a platform, the lower the better; `None` if it doesn't fit.
 pub(super) fn rank(platform: &Platform, host: &Arch, variants: &[&str]) -> Option<usize> {
     let (arch, implied) = normal(platform.architecture());
     if *platform.os() != Os::Linux || arch != *host {
@@ -34,7 +34,7 @@ pub(super) fn rank(platform: &Platform, host: &Arch, variants: &[&str]) -> Optio
     variants.iter().position(|fits| *fits == variant)
 }
 
-/// The architecture by the name that specifications have for it, and the variant that is part of another name.
+/// Returns an architecture by its name in the specifications, and the variant that another name for it implies.
 pub(super) fn normal(arch: &Arch) -> (Arch, &'static str) {
     match arch.to_string().to_ascii_lowercase().as_str() {
         "x86_64" | "x86-64" => (Arch::Amd64, ""),
@@ -51,7 +51,8 @@ fn amd64_variants(level: usize) -> Vec<&'static str> {
     ["", "v1"].into_iter().chain(higher).collect()
 }
 
-/// A machine of 64 bits runs programs of the highest level of 32.
+/// Returns the variants that a 32-bit ARM program may have on this machine. A machine of 64 bits runs those of the
+/// highest 32-bit level.
 fn arm_variants(machine: &str) -> Vec<&'static str> {
     let all = ["v7", "", "v6", "v5"];
     let first = match machine {
@@ -67,7 +68,7 @@ fn arm_variants(machine: &str) -> Vec<&'static str> {
     }
 }
 
-/// The level of the x86-64 psABI that this processor has.
+/// Returns the processor's level of the x86-64 psABI.
 #[cfg(target_arch = "x86_64")]
 fn amd64_level() -> usize {
     let two = is_x86_feature_detected!("sse3")

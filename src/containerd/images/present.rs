@@ -1,4 +1,4 @@
-//! What the daemon has of an image, found out without the network.
+//! Looks up what the daemon has of an image, without the network.
 
 use std::sync::Arc;
 
@@ -13,19 +13,22 @@ use super::manifest::{self, CONFIG_LIMIT_BYTES, Document, Layout, MANIFEST_LIMIT
 use super::reference::Reference;
 use crate::cache::Cache;
 
+/// An image as the daemon has it.
 pub(super) enum Present {
     /// Unpacked in our snapshotter.
     Ready(Arc<Layout>),
-    /// Its documents are there, and perhaps its layers, but not its snapshot.
+    /// The documents are there, and perhaps the layers, but not the snapshot.
     Packed(Arc<Layout>),
-    /// Unknown, or of no use.
+    /// Unknown to the daemon, or unusable.
     Absent,
 }
 
-/// Maximum size of an image's documents, without its history and labels, for them to be kept. Those of a hostile image have megabytes.
+/// Maximum size of an image's documents in the cache, without history and labels. Those of a hostile image have
+/// megabytes.
 const KNOWN_BYTES: usize = 128 * 1024;
 
-/// What the digests in image records stand for on this host, where a snapshotter's label on it has been seen to.
+/// A cache of the layouts of unpacked images, by snapshotter and digest. An image is added once the label that keeps
+/// its snapshot is set.
 #[derive(Default)]
 pub(super) struct Known {
     layouts: Cache<String, Arc<Layout>>,
@@ -48,13 +51,15 @@ fn key(snapshotter: &str, target: &str) -> String {
 }
 
 impl Containerd {
+    /// Looks up an image by its name.
+    ///
     /// # Errors
-    /// Only those of the daemon: an image that can't be used is absent, so that a pull says what is wrong with it.
+    /// The daemon's only: an unusable image is absent, so that a pull says what is wrong with it.
     pub(super) async fn present(&self, reference: &Reference) -> Result<Present, Error> {
         self.present_as(&reference.to_string(), reference.digest()).await
     }
 
-    /// As [`Self::present`], by the name of the record, and of no other digest.
+    /// Looks up an image by the name of its record, like [`Self::present`]; one with another digest is absent.
     pub(super) async fn present_as(&self, name: &str, digest: Option<&str>) -> Result<Present, Error> {
         let Some(target) = self.image_target(name).await? else {
             return Ok(Present::Absent);
@@ -82,7 +87,8 @@ impl Containerd {
         Ok(stage)
     }
 
-    /// The image of that digest by whatever name, if its documents are here and it is unpacked. No memory is asked.
+    /// Returns the image of a digest, whatever its name, if its documents are here and it is unpacked. Doesn't use the
+    /// cache.
     pub(super) async fn made(&self, target: &Target) -> Result<Option<Arc<Layout>>, Error> {
         let layout = match self.read_layout(target).await {
             Ok(layout) => Arc::new(layout),
@@ -135,8 +141,8 @@ impl Containerd {
         Layout::new(&digest, &manifest, &config, &host()).map_err(invalid)
     }
 
-    /// Sees to it that the image keeps its snapshot in our snapshotter: another client may have unpacked elsewhere, and
-    /// the snapshot may be here for another image with the same layers.
+    /// Makes the image keep its snapshot in our snapshotter, by a label: another client may have unpacked it elsewhere,
+    /// and the snapshot may be here for another image with the same layers.
     pub(super) async fn keep_snapshot(&self, layout: &Layout) -> Result<(), Error> {
         let labels = self.snapshot_label(layout);
         let existing = self.content_labels(&layout.config_digest).await?;
@@ -146,7 +152,7 @@ impl Containerd {
         self.label_content(&layout.config_digest, labels).await
     }
 
-    /// What on the configuration keeps the snapshot.
+    /// Returns the label on a configuration that keeps the snapshot.
     pub(super) fn snapshot_label(&self, layout: &Layout) -> Labels {
         let key = format!("containerd.io/gc.ref.snapshot.{}", self.snapshotter());
         match layout.chain_id() {

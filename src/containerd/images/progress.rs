@@ -1,5 +1,5 @@
-//! How far a pull is: counted, told at few sensible moments, and watched for its standing still. Knows neither the registry
-//! nor the daemon.
+//! The progress of a pull: counted, reported at few sensible moments, and watched for a stall. Knows neither the
+//! registry nor the daemon.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -8,15 +8,16 @@ use tokio::time::Instant;
 
 use super::audience::{Audience, Counts, PullEvent};
 
-/// When those who wait are told, by the pull's age. An agent keeps ten events of a task.
+/// Ages of a pull at which its progress is reported. An agent keeps ten events of a task.
 const TOLD_AFTER: [Duration; 4] =
     [Duration::from_secs(5), Duration::from_secs(30), Duration::from_secs(120), Duration::from_secs(600)];
-/// The log has a line at each tenth, but not more often than this.
+/// Minimum time between two log lines of a pull, which has one for each tenth.
 const LOGGED_EVERY: Duration = Duration::from_secs(1);
 
-/// What has to come within the time that a pull may stand still, or it does: a byte now and then is nothing.
+/// Bytes that have to come within the time that a pull may stall: a byte now and then is no progress.
 const MOVES_BYTES: u64 = 4 * 1024;
 
+/// The progress of one pull.
 pub(super) struct Progress {
     image: String,
     audience: Arc<Audience>,
@@ -28,13 +29,13 @@ struct State {
     counts: Counts,
     steps: Steps,
     moved: Instant,
-    /// Bytes that have come since `moved`, while they are too few to count.
+    /// Bytes received since `moved`, while they are too few to count as progress.
     came_bytes: u64,
-    /// The hosts that layers came from, in the order of their first.
+    /// The hosts that layers came from, in the order of their first layer.
     origins: Vec<String>,
 }
 
-/// What has been told.
+/// The reports and log lines already made.
 #[derive(Debug, Default)]
 struct Steps {
     told: usize,
@@ -67,7 +68,7 @@ impl Progress {
         Self { image, audience, begun: now, state: Mutex::new(state) }
     }
 
-    /// No code that can panic runs under it.
+    /// Locks the state. No code that can panic runs under the lock.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -76,7 +77,7 @@ impl Progress {
         self.lock().counts
     }
 
-    /// A layer comes from this host.
+    /// Records that a layer comes from this host.
     pub(super) fn comes_from(&self, host: &str) {
         let mut state = self.lock();
         if !state.origins.iter().any(|known| known == host) {
@@ -84,7 +85,7 @@ impl Progress {
         }
     }
 
-    /// Those that layers came from; none where all were here.
+    /// Returns the hosts that layers came from; empty where all layers were here.
     pub(super) fn origins(&self) -> Vec<String> {
         self.lock().origins.clone()
     }
@@ -97,12 +98,12 @@ impl Progress {
         &self.audience
     }
 
-    /// What there is to do is known.
+    /// Sets the totals, once they are known.
     pub(super) fn expect(&self, layers: usize, total_bytes: u64) {
         self.note(None, |counts| (counts.layers, counts.total_bytes) = (layers, total_bytes));
     }
 
-    /// Bytes have come from the registry, of which `bytes` were not here.
+    /// Counts bytes received from the registry, `came_bytes`, of which `bytes` were not here yet.
     pub(super) fn fetched(&self, bytes: u64, came_bytes: u64) {
         self.note(Some(came_bytes), |counts| {
             counts.fetched_bytes += bytes;
@@ -110,12 +111,12 @@ impl Progress {
         });
     }
 
-    /// Bytes were here already.
+    /// Counts bytes that were here already.
     pub(super) fn found(&self, bytes: u64) {
         self.note(None, |counts| counts.here_bytes += bytes);
     }
 
-    /// Bytes turned out to be of no use.
+    /// Takes back bytes that turned out to be of no use.
     pub(super) fn lost(&self, bytes: u64) {
         self.note(None, |counts| counts.here_bytes = counts.here_bytes.saturating_sub(bytes));
     }
@@ -124,7 +125,8 @@ impl Progress {
         self.note(None, |counts| counts.layers_here += 1);
     }
 
-    /// Something has come, or is done; of what has just come, how much.
+    /// Updates the counts, reports and logs them if that is due, and notes progress: `came_bytes` of it, or, where that
+    /// is `None`, as much as counts.
     fn note(&self, came_bytes: Option<u64>, change: impl FnOnce(&mut Counts)) {
         let age = self.begun.elapsed();
         let (counts, is_to_tell, is_to_log) = {
@@ -155,8 +157,8 @@ impl Progress {
         }
     }
 
-    /// Resolves once nothing has come, and nothing that the pull waits for has ended, for so long. It doesn't while
-    /// something is waited for.
+    /// Resolves once the pull has stalled: nothing has come, and no wait has ended, for `limit`. Does not resolve while
+    /// the pull waits for something.
     pub(super) async fn stands_still(&self, limit: Duration) {
         loop {
             let moved = self.lock().moved;
@@ -186,7 +188,7 @@ mod tests {
         let mut steps = Steps::default();
         let told = (0..10_000).filter(|second| steps.is_to_tell(Duration::from_secs(*second)));
         assert_eq!(told.collect::<Vec<_>>(), [5, 30, 120, 600]);
-        // What was due while nothing came is told once.
+        // Reports that were due while nothing came are made once.
         let mut late = Steps::default();
         assert!(late.is_to_tell(Duration::from_secs(60)) && !late.is_to_tell(Duration::from_secs(61)));
     }

@@ -1,7 +1,7 @@
 //! A pull: resolve the name, store documents and layers under a lease of its own, unpack each layer as soon as it and
-//! those below it are here, and write the image record last. So an image with a record has been whole once, and a pull
-//! that fails leaves nothing that the end of its lease does not take away. What several pulls need is fetched and unpacked
-//! by the first of them: an image of one digest by whatever names, and each layer.
+//! those below it are here, and write the image record last. So an image with a record has been whole once, and a
+//! failed pull leaves nothing that the end of its lease does not remove. What several pulls need is fetched and
+//! unpacked by the first of them: an image of one digest, whatever its names, and each layer.
 //!
 //! Source of the facts: containerd `images/handlers.go`, `labels/labels.go` @ v1.6.20.
 
@@ -38,11 +38,11 @@ struct Pull<'a> {
 }
 
 impl Containerd {
-    /// The image that a name stands for at its registry; none where that is `current`, which is here.
+    /// Pulls an image; `None` if its name still stands for `current`, a digest that is here.
     ///
     /// # Errors
-    /// Those of the registry, the image and the daemon. After one that may pass, what has come is kept for the next try;
-    /// after any other nothing is left but what others keep.
+    /// Those of the registry, the image and the daemon. After most transient errors (see [`Outcome::of`]) fetched
+    /// content is kept for the next try; after any other, nothing is left but what others keep.
     pub(super) async fn pull(
         &self,
         reference: &Reference,
@@ -72,7 +72,7 @@ impl Containerd {
     }
 }
 
-/// As long as anybody waits, and as something comes.
+/// Awaits the work of a pull until nobody waits for it any more, or until it stalls.
 pub(super) async fn bounded<T>(
     progress: &Progress,
     gate: &Gate,
@@ -81,7 +81,7 @@ pub(super) async fn bounded<T>(
     let after = gate.terms.activity_timeout;
     tokio::select! {
         outcome = work => outcome,
-        // Each of those who wait says how long that was.
+        // Each caller replaces this duration by its own.
         () = progress.audience().patience_ends() => {
             let waits = progress.audience().waits().subjects();
             Err(Problem::Deadline { after: progress.age(), waits }.during("download and unpack"))
@@ -98,7 +98,8 @@ async fn is_current(registry: &Registry<'_>, reference: &Reference, current: &st
 }
 
 impl Pull<'_> {
-    /// What the same digest is pulled for meanwhile, by another name, is waited for; and so is a place.
+    /// Pulls under a permit. If the same digest is being pulled under another name, waits for that pull first, without
+    /// the permit.
     async fn run(&self) -> Result<Arc<Layout>, Error> {
         let images = &self.containerd.shared.images;
         let audience = self.progress.audience();
@@ -125,7 +126,7 @@ impl Pull<'_> {
         Ok(layout)
     }
 
-    /// The image of that digest, if it is here by another name.
+    /// Looks up the image of a digest, which may be here by another name.
     async fn made(&self, target: &Descriptor) -> Result<Option<Arc<Layout>>, Error> {
         let digest = target.digest().to_string();
         self.lease.keep(&digest, "content".to_owned()).await?;
@@ -171,7 +172,7 @@ impl Pull<'_> {
         Ok(layout)
     }
 
-    /// What the name stands for.
+    /// Fetches the manifest or index that the name stands for.
     async fn resolve(&self) -> Result<(Descriptor, Vec<u8>, Document), Error> {
         let version = self.reference.version();
         let doing = format!("fetch manifest {version}");
@@ -217,8 +218,8 @@ impl Pull<'_> {
         Ok(bytes)
     }
 
-    /// A document that another image, or an earlier try, has brought. It is stored once more, as may be needed, with the
-    /// others.
+    /// Returns a document that another image, or an earlier try, has brought. It is stored once more, as may be needed,
+    /// with the others.
     async fn stored(&self, descriptor: &Descriptor) -> Result<Option<Vec<u8>>, Error> {
         match self.containerd.read_content(descriptor.digest().as_ref(), descriptor.size()).await {
             Ok(bytes) => Ok(Some(bytes)),
@@ -230,8 +231,9 @@ impl Pull<'_> {
         }
     }
 
-    /// Downloads some layers at once and unpacks them in order meanwhile. A failed download lets the layers that are here
-    /// get done: the next try finds them. What a remote snapshotter has by itself is not downloaded.
+    /// Downloads several layers concurrently, and unpacks them in order meanwhile. After a failed download, the layers
+    /// that are here are still unpacked: the next try finds them. Layers that a remote snapshotter has are not
+    /// downloaded.
     async fn layers(&self, layout: &Layout) -> Result<(), Error> {
         let mut unpacking = Unpacking::new(self.containerd, self.lease);
         if self.containerd.has_remote_snapshotter().await? {
@@ -254,7 +256,7 @@ impl Pull<'_> {
                         Some(layer) => drop(stored.send(layer)),
                         None => return Ok(()),
                     },
-                    // The other half failed and says why.
+                    // Unpacking failed, and its error says why.
                     () = stored.closed() => return Ok(()),
                 }
             }
@@ -269,7 +271,7 @@ impl Pull<'_> {
         downloaded.and(unpacked)
     }
 
-    /// A digest that an earlier layer has too waits for that one's write, and finds it done.
+    /// Downloads a layer. If an earlier layer has the same digest, waits for its write and finds the blob stored.
     async fn fetch<'l>(&self, layer: &'l Layer, labels: &Labels) -> Result<&'l Layer, Error> {
         let gate = &self.containerd.shared.images.gate;
         let download = Download::new(self.registry, &layer.blob, gate, self.progress);
@@ -278,14 +280,14 @@ impl Pull<'_> {
         Ok(layer)
     }
 
-    /// Where a blob can be had again; other clients push by it.
+    /// Returns the label that says where a blob can be fetched again; other clients use it for pushes.
     fn source(&self) -> Labels {
         let key = format!("containerd.io/distribution.source.{}", self.reference.host());
         Labels::from([(key, self.reference.repository().to_owned())])
     }
 }
 
-/// An index's descriptor without what only the index needs.
+/// Copies an index's descriptor without the fields that only the index needs.
 pub(super) fn bare(descriptor: &Descriptor) -> Descriptor {
     Descriptor::new(descriptor.media_type().clone(), descriptor.size(), descriptor.digest().clone())
 }

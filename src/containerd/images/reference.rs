@@ -1,5 +1,5 @@
-//! Names of images, as docker reads them: `redis` is `docker.io/library/redis:latest`. Pure; what a name stands for is
-//! the registry's to say.
+//! Image names, as docker reads them: `redis` is `docker.io/library/redis:latest`. Pure: the registry says which image
+//! a name stands for.
 //!
 //! Source of the facts: distribution/reference `reference.go` (the grammar) and `normalize.go` (the short forms).
 
@@ -14,7 +14,7 @@ const DEFAULT_TAG: &str = "latest";
 const NAME_LIMIT_BYTES: usize = 255;
 const TAG_LIMIT_BYTES: usize = 128;
 
-/// A complete name: it always has a host, a repository, and a tag or a digest.
+/// A complete image name: it always has a host, a repository, and a tag or a digest.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Reference {
     host: String,
@@ -24,7 +24,7 @@ pub(crate) struct Reference {
 }
 
 impl Reference {
-    /// As written in the name, with its port.
+    /// Returns the registry's host as written in the name, with its port.
     pub(crate) fn host(&self) -> &str {
         &self.host
     }
@@ -37,7 +37,7 @@ impl Reference {
         self.tag.as_deref()
     }
 
-    /// Whether both are called the same, whatever their digests.
+    /// Returns whether both have the same name and tag, whatever their digests.
     pub(super) fn is_named_as(&self, other: &Self) -> bool {
         (&self.host, &self.repository, &self.tag) == (&other.host, &other.repository, &other.tag)
     }
@@ -50,7 +50,7 @@ impl Reference {
         self.digest.as_deref()
     }
 
-    /// What to ask the registry for: a digest says more than a tag.
+    /// Returns the version to ask the registry for: the digest, else the tag.
     pub(super) fn version(&self) -> &str {
         self.digest.as_deref().or(self.tag.as_deref()).unwrap_or(DEFAULT_TAG)
     }
@@ -115,7 +115,7 @@ fn parse(input: &str) -> Result<Reference, &'static str> {
     Ok(Reference { host: host.to_owned(), repository, tag, digest })
 }
 
-/// The first component is a host if it could not be part of a repository on docker.io.
+/// Splits off the host: the first component, if it could not be part of a repository on docker.io.
 fn split_host(name: &str) -> (Option<&str>, &str) {
     match name.split_once('/') {
         Some((first, rest))
@@ -169,7 +169,8 @@ fn check_repository(path: &str) -> Result<(), &'static str> {
     }
 }
 
-/// Letters and digits at both ends; in between also single dots, one or two underscores, and any run of dashes.
+/// Checks a component of a repository: letters and digits at both ends; in between also single dots, one or two
+/// underscores, and any run of dashes.
 fn component_is_good(component: &str) -> bool {
     let is_alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = component.as_bytes();
@@ -306,7 +307,7 @@ mod tests {
 
         use super::*;
 
-        /// What docker takes for a name, and what is nearly one.
+        /// Generates valid names, and nearly valid ones.
         fn name() -> impl Strategy<Value = String> {
             let host = "((localhost|[a-z][a-z0-9-]{0,5}(\\.[a-z0-9]{1,4}){1,2}|\\[::1\\]|127\\.0\\.0\\.1)(:[0-9]{1,6})?/)?";
             let path = "[a-z0-9]{1,6}((\\.|_|__|-{1,3})[a-z0-9]{1,3}){0,2}(/[a-z0-9]{1,5}){0,3}";
@@ -314,7 +315,8 @@ mod tests {
             proptest::string::string_regex(&format!("{host}{path}{version}")).unwrap()
         }
 
-        /// A name is of letters that are safe in a URL and in a header, and says the same when it is read again.
+        /// Checks that a name consists of letters that are safe in a URL and in a header, and is the same when read
+        /// again.
         fn check(input: &str) -> Result<(), TestCaseError> {
             let Ok(reference) = input.parse::<Reference>() else { return Ok(()) };
             let text = reference.to_string();

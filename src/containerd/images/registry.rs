@@ -1,8 +1,8 @@
-//! The reading half of the distribution API: manifests and blobs of a repository, from the first of its registry's hosts
-//! that gives them. Knows nothing of containerd.
+//! The reading half of the distribution API: manifests and blobs of a repository, from the first of its registry's
+//! hosts that has them. Knows nothing of containerd.
 //!
-//! Each host is asked once before any is asked again. One that failed by itself, and not for want of what was looked for,
-//! is asked after the others for the rest of the pull, so that a mirror that is down costs its timeout once.
+//! Each host is asked once before any is asked again. A host that failed by itself, rather than for lack of the
+//! content, is asked after the others for the rest of the pull, so that a mirror that is down costs its timeout once.
 //!
 //! Source of the facts: OCI distribution-spec v1.1; containerd `docs/hosts.md`, `core/remotes/docker` @ v2.3.
 
@@ -36,17 +36,19 @@ const WAITS: usize = 3;
 /// Maximum `Retry-After` that is waited for.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
+/// Capabilities needed to fetch content by digest.
 const PULL: Trust = Trust { pull: true, resolve: false };
+/// Capabilities needed to resolve a tag.
 const RESOLVE: Trust = Trust { pull: true, resolve: true };
 
-/// One repository of one registry, for as long as one pull.
+/// A repository of a registry, for the duration of one pull.
 pub(super) struct Registry<'a> {
     shared: &'a State,
     reference: Reference,
     purse: Purse,
-    /// Of the pull: what is waited for is marked there.
+    /// Observers of the pull, where its waits are marked.
     audience: Arc<Audience>,
-    /// Found with the first request.
+    /// The registry's hosts, looked up with the first request.
     endpoints: OnceCell<Vec<Endpoint>>,
 }
 
@@ -60,7 +62,8 @@ impl<'a> Registry<'a> {
         Self { shared, reference: reference.clone(), purse, audience, endpoints: OnceCell::new() }
     }
 
-    /// What a tag or digest stands for now, without its content, which registries count against a limit.
+    /// Resolves a tag or digest to a descriptor. Avoids fetching the content, where the registry can, since registries
+    /// count that against a limit.
     ///
     /// # Errors
     /// As [`Self::manifest`].
@@ -69,16 +72,16 @@ impl<'a> Registry<'a> {
         persist(|| self.ask(needed, |endpoint, limit| endpoint.resolve(version, limit))).await
     }
 
-    /// The manifest or index of a tag or digest.
+    /// Fetches the manifest or index of a tag or digest.
     ///
     /// # Errors
-    /// By what they mean for the image; what a tag stands for is the caller's to check.
+    /// Classified by what they mean for the image. The caller checks what a tag stands for.
     pub(super) async fn manifest(&self, version: &str) -> Result<Fetched, Problem> {
         if is_digest(version) {
             return persist(|| self.ask(PULL, |endpoint, limit| endpoint.manifest(version, limit))).await;
         }
         if self.endpoints().await?.first().is_some_and(|first| !first.trust().resolve) {
-            // What the first host has is taken from it, but it is not believed which version that is.
+            // The first host may serve content, but not say which digest a tag stands for.
             let resolved =
                 persist(|| self.ask(RESOLVE, |endpoint, limit| endpoint.resolve(version, limit))).await?;
             let digest = resolved.digest().as_ref();
@@ -87,7 +90,7 @@ impl<'a> Registry<'a> {
         persist(|| self.ask(RESOLVE, |endpoint, limit| endpoint.manifest(version, limit))).await
     }
 
-    /// A blob that fits into memory, and is what its digest says.
+    /// Fetches a blob that fits into memory, and checks its digest.
     ///
     /// # Errors
     /// As [`Self::manifest`].
@@ -95,17 +98,18 @@ impl<'a> Registry<'a> {
         persist(|| self.ask(PULL, |endpoint, limit| endpoint.small_blob(blob, limit))).await
     }
 
-    /// The blob from an offset on; the bytes are the caller's to check. After a body that broke off another call goes on at
-    /// another host, if there is one.
+    /// Fetches a blob from an offset on; the caller checks the bytes. After a body that broke off, another call resumes
+    /// at another host, if there is one.
     ///
     /// # Errors
-    /// One whose length is known to be wrong is corrupt before it is read.
+    /// A body whose length is known to be wrong counts as damaged before it is read.
     pub(super) async fn blob(&self, blob: &Descriptor, offset_bytes: u64) -> Result<Body, Problem> {
         self.ask(PULL, |endpoint, limit| endpoint.blob(blob, offset_bytes, limit)).await
     }
 
-    /// The first host's that is believed as much as is needed and doesn't fail. An attempt is told how long the host may take
-    /// to begin its answer, where there is another one to ask; the last one has as long as the pull may stand still.
+    /// Asks the hosts that have the needed capabilities, those that fail last, and returns the first answer. An attempt
+    /// gets a limit for how long the host may take to begin its answer, where there is another one to ask; for the last
+    /// one only the pull's stall detection counts.
     async fn ask<'s, T, F>(
         &'s self,
         needed: Trust,
@@ -149,7 +153,7 @@ impl<'a> Registry<'a> {
         }
     }
 
-    /// Takes hosts for failing whose content is not what was promised. Whether others are left to ask for content.
+    /// Marks hosts that sent bad content as failing. Returns whether others are left to ask for content.
     pub(super) fn distrust(&self, names: &BTreeSet<String>) -> bool {
         let endpoints = self.endpoints.get().map(Vec::as_slice).unwrap_or_default();
         endpoints.iter().filter(|endpoint| names.contains(&endpoint.name())).for_each(Endpoint::distrust);

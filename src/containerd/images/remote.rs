@@ -1,6 +1,6 @@
-//! What a remote snapshotter is told of a layer, by labels on the snapshot that is to be made of it: where it can be had,
-//! and what else its image has. One that can have it by itself, whole or as it is read, says that it is there already; then
-//! it is not fetched. Pure.
+//! Labels for a remote snapshotter, on the snapshot that is to be made of a layer: where the layer can be fetched, and
+//! which other layers its image has. A snapshotter that can provide it by itself, whole or as it is read, answers that
+//! it exists already; then it is not downloaded. Pure.
 //!
 //! The labels are those of containerd's own clients, which stargz, nydus, overlaybd and soci read.
 //! Source of the facts: containerd `pkg/snapshotters/annotations.go`, `labels/validate.go` (the limit) @ v1.7.0,
@@ -10,15 +10,16 @@ use super::super::Labels;
 use super::manifest::{Layer, Layout};
 use super::reference::Reference;
 
-/// The daemon refuses a label that is longer, its key counted.
+/// The daemon's limit for a label's key and value together.
 const LABEL_LIMIT_BYTES: usize = 4096;
-/// Of a layer's annotations, those for its snapshotter.
+/// Prefix of the annotations of a layer that are passed on to its snapshotter.
 const INHERITED: &str = "containerd.io/snapshot/";
-/// Which snapshot is to come of it: by this, one that is there already is found.
+/// Label with the name of the snapshot to be made, by which a remote snapshotter finds an existing one.
 const TARGET: &str = "containerd.io/snapshot.ref";
+/// Label with the digests of a layer and of those above it.
 const LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
 
-/// An image's layers, as a remote snapshotter is told of them.
+/// An image and its layers, as labels describe them to a remote snapshotter.
 pub(super) struct Origin {
     image: String,
     manifest_digest: String,
@@ -50,7 +51,8 @@ impl Origin {
         all.filter(|(key, value)| key.len() + value.len() <= LABEL_LIMIT_BYTES).collect()
     }
 
-    /// The digests of a layer and of those above it, as many as a label can hold: they are fetched ahead by them.
+    /// Returns the digests of a layer and of those above it, as many as a label can hold: a snapshotter prefetches by
+    /// them.
     fn from(&self, layer: &Layer) -> String {
         let mut text = String::new();
         let above = self.layers.iter().skip_while(|(chain_id, _)| *chain_id != layer.chain_id);
@@ -67,7 +69,7 @@ impl Origin {
     }
 }
 
-/// What is said of the snapshot that a layer becomes.
+/// Returns the labels for the snapshot of a layer.
 pub(super) fn labels(origin: Option<&Origin>, layer: &Layer) -> Labels {
     let mut labels = origin.map(|origin| origin.labels(layer)).unwrap_or_default();
     labels.insert(TARGET.to_owned(), layer.chain_id.clone());

@@ -1,4 +1,4 @@
-//! The images that an archive says it holds, in either of the forms in which they are saved, and which of them is meant.
+//! The images that an archive says it holds, in either of the two forms of archives, and the choice among them.
 //!
 //! Source of the facts: docker `image/spec/spec-1.2.md` (`manifest.json`); OCI image-spec v1.1 `image-layout.md`,
 //! `annotations.md`; containerd `images/archive/importer.go` @ v1.6.20 (the annotations that carry names).
@@ -16,17 +16,19 @@ use super::manifest::{CONFIG_LIMIT_BYTES, MANIFEST_LIMIT_BYTES};
 use super::platform;
 use super::reference::Reference;
 
+/// Maximum number of images in an archive.
 const IMAGES_LIMIT: usize = 1000;
-/// Of the annotations that carry an image's name, the one with the whole of it first.
+/// Annotations with an image's name, the one with the complete name first.
 const NAME_ANNOTATIONS: [&str; 2] = ["io.containerd.image.name", "org.opencontainers.image.ref.name"];
 
 #[derive(Debug, PartialEq, Eq)]
+/// An image in an archive.
 pub(super) struct Saved {
-    /// As the archive has them; one may be a mere tag.
+    /// Names as they are in the archive; one may be a mere tag.
     names: Vec<String>,
-    /// By which it can be meant, too.
+    /// Digest by which a job may choose the image, too.
     digest: String,
-    /// Whether it is said to be for another kind of host.
+    /// Set if its platform is another than this host's.
     is_foreign: bool,
     pub(super) form: Form,
 }
@@ -35,7 +37,7 @@ pub(super) struct Saved {
 pub(super) enum Form {
     /// An index or a manifest among the archive's blobs.
     Oci(Box<Descriptor>),
-    /// The paths of a configuration and of layers.
+    /// Paths of a configuration and of layers in the archive.
     Docker { config: String, layers: Vec<String> },
 }
 
@@ -47,13 +49,15 @@ struct DockerEntry {
     layers: Option<Vec<String>>,
 }
 
-/// Where a blob is in an archive of the OCI's form.
+/// Returns the path of a blob in an archive in the OCI's form.
 pub(super) fn blob_path(descriptor: &Descriptor) -> String {
     format!("blobs/{}", descriptor.digest().to_string().replacen(':', "/", 1))
 }
 
+/// Lists the images of an archive.
+///
 /// # Errors
-/// Corrupt or unsupported if it is no archive of images.
+/// Corrupt or unsupported if the file is no archive of images.
 pub(super) fn images(archive: &Archive, host: &Arch) -> Result<Vec<Saved>, Problem> {
     let images = if archive.find("oci-layout").is_some() && archive.find("index.json").is_some() {
         of_oci(&archive.read("index.json", MANIFEST_LIMIT_BYTES)?, host)?
@@ -101,7 +105,8 @@ fn of_oci(index: &[u8], host: &Arch) -> Result<Vec<Saved>, Problem> {
     Ok(index.manifests().iter().map(saved).collect())
 }
 
-/// What docker calls the image's id is the digest of its configuration. Several may have the same.
+/// Reads an entry of docker's `manifest.json`. Its digest is that of the configuration, docker's image id, which
+/// several entries may share.
 fn of_docker(
     archive: &Archive,
     entry: DockerEntry,
@@ -119,19 +124,19 @@ fn of_docker(
     Ok(Saved { names: repo_tags.unwrap_or_default(), digest, is_foreign: false, form })
 }
 
-/// The one that goes by that name, or, where none is wanted, the only one. One that goes by no name at all may be any,
-/// if it is the only one.
+/// Chooses the image with the wanted name, or, where none is wanted, the only one. An image without any name fits each
+/// wanted name if it is the only one.
 ///
 /// # Errors
-/// Says which there are.
+/// No image or several fit; lists the images that there are.
 pub(super) fn choose<'a>(images: &'a [Saved], wanted: Option<&Reference>) -> Result<&'a Saved, Problem> {
     let native: Vec<&Saved> = images.iter().filter(|image| !image.is_foreign).collect();
-    // What is foreign as a whole is refused where its own words are read.
+    // An archive of foreign images alone is refused later, where their documents are read.
     let images: Vec<&Saved> = if native.is_empty() { images.iter().collect() } else { native };
     let fits = |image: &&&Saved| wanted.is_none_or(|wanted| image.is(wanted, images.len() == 1));
     let mut fitting = images.iter().filter(fits);
     match (fitting.next(), fitting.next(), wanted) {
-        // Of two by one name, the first: so an index is read.
+        // Of two images with one name, the first: indexes are read in this way.
         (Some(image), None, _) | (Some(image), Some(_), Some(_)) => Ok(image),
         (_, _, Some(wanted)) => Err(Problem::Archive {
             reason: format!("there is no {wanted} in it (the option image), only {}", named(&images)),
@@ -154,21 +159,21 @@ fn named(images: &[&Saved]) -> String {
 }
 
 impl Saved {
-    /// A name for the image, if the archive has a whole one.
+    /// Returns a name for the image, if the archive has a complete one.
     pub(super) fn name(&self) -> Option<Reference> {
         self.names.iter().filter(|name| name.contains([':', '/'])).find_map(|name| name.parse().ok())
     }
 
     fn is(&self, wanted: &Reference, is_only: bool) -> bool {
         let goes_by = |name: &String| {
-            // Some write the tag alone.
+            // Some tools write the tag alone.
             wanted.tag() == Some(name)
                 || name.parse::<Reference>().is_ok_and(|name| wanted.is_named_as(&name))
         };
         let is_named = self.names.iter().any(goes_by) || (self.names.is_empty() && is_only);
         match wanted.digest() {
             None => is_named,
-            // Few archives say what an image was called that was named by its digest.
+            // Few archives have the name of an image that was saved by its digest.
             Some(digest) => digest == self.digest && (is_named || wanted.tag().is_none()),
         }
     }

@@ -1,4 +1,4 @@
-//! A moment as labels have it: RFC 3339, which the daemon reads as well.
+//! Timestamps in labels: RFC 3339, which the daemon reads as well.
 
 use std::time::SystemTime;
 

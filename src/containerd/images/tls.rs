@@ -1,5 +1,5 @@
-//! TLS to a host that the operator has said something of: which authorities count beside the system's, what is shown to
-//! it, or that it is not checked at all. Knows no HTTP.
+//! TLS to a host with settings of the operator's: authorities besides the system's, client certificates, or no
+//! verification at all. Knows no HTTP.
 //!
 //! Source of the facts: containerd `core/remotes/docker/config/hosts.go`, Go's `crypto/tls` (which of several certificates
 //! is shown).
@@ -24,10 +24,10 @@ use rustls_platform_verifier::Verifier;
 
 use super::hosts::TlsFiles;
 
-/// Reads the files; blocks.
+/// Builds the TLS configuration; reads the files, and blocks.
 ///
 /// # Errors
-/// Names the file that is of no use.
+/// Names the unusable file.
 pub(super) fn config(files: &TlsFiles) -> Result<ClientConfig, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let own = files.ca.iter().map(|path| certificates(path)).collect::<Result<Vec<_>, _>>()?.concat();
@@ -69,10 +69,10 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
     found.ok().filter(|found| !found.is_empty()).ok_or_else(unusable)
 }
 
-/// Whether a host is the one that it is taken for.
+/// The verification of a host's certificate.
 #[derive(Debug)]
 struct Check {
-    /// None takes any for it.
+    /// The verifier; `None` accepts any certificate.
     known: Option<Verifier>,
     own: Vec<CertificateDer<'static>>,
     algorithms: WebPkiSupportedAlgorithms,
@@ -90,8 +90,8 @@ impl ServerCertVerifier for Check {
         let Some(known) = &self.known else { return Ok(ServerCertVerified::assertion()) };
         let outcome = known.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
         match outcome {
-            // One that a host has signed itself is an authority, too, as most tools make it. It was found in force before
-            // that was noticed.
+            // A certificate that a host has signed itself is an authority, too, as most tools make it. Its validity
+            // period is checked before this error arises.
             Err(error) if is_authority(&error) && self.own.contains(end_entity) => {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 Ok(ServerCertVerified::assertion())
@@ -130,7 +130,7 @@ fn is_authority(error: &rustls::Error) -> bool {
     other.0.downcast_ref() == Some(&webpki::Error::CaUsedAsEndEntity)
 }
 
-/// What is shown to a host that asks for a certificate: the first of which it knows an issuer.
+/// The client certificates: a host that asks for one gets the first of which it knows an issuer.
 #[derive(Debug)]
 struct Shown {
     keys: Vec<Arc<CertifiedKey>>,
@@ -160,12 +160,12 @@ fn issuer(certificate: &CertificateDer<'_>) -> Option<DistinguishedName> {
 mod tests {
     use super::*;
 
-    /// In force at that time.
+    /// A self-signed certificate that is an authority, valid at `NOW`.
     const SELF_SIGNED: &[u8] = include_bytes!("tls/self_signed.pem");
     const NOW: UnixTime = UnixTime::since_unix_epoch(std::time::Duration::from_secs(1_800_000_000));
 
-    /// The error is told by its type, which has to be that of the webpki which rustls is built with. Two versions of it in
-    /// Cargo.lock would make it another one.
+    /// The error is recognized by its type, which has to be that of the webpki which rustls is built with. Two versions
+    /// of it in Cargo.lock would make it another one.
     #[test]
     fn webpki_is_the_one_that_rustls_is_built_with() {
         let provider = Arc::new(rustls::crypto::ring::default_provider());

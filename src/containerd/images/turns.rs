@@ -1,5 +1,5 @@
-//! Who does what several may want: by its name, one at a time and in the order in which they came. Whoever comes later
-//! finds it done. Knows nothing of what is done. A turn is had by a pull's [`Audience`] only, which marks and bounds the wait.
+//! Fair mutexes by name, so that concurrent pulls do shared work once: whoever waited finds it done. Knows nothing of
+//! the work. A mutex is locked through a pull's [`Audience`] only, which marks and bounds the wait.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -11,16 +11,19 @@ use super::audience::Audience;
 use super::waits::Wait;
 
 #[derive(Default)]
+/// The mutexes in use, by name.
 pub(super) struct Turns {
     taken: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
 }
 
-/// Held by whose turn it is.
+/// The guard of a locked mutex.
 pub(super) struct Turn {
     _guard: OwnedMutexGuard<()>,
 }
 
 impl Turns {
+    /// Locks the mutex of a name; callers get it in FIFO order.
+    ///
     /// # Errors
     /// Nobody waits for the pull any more.
     pub(super) async fn take(&self, name: &str, wait: Wait, audience: &Audience) -> Result<Turn, Problem> {
@@ -28,7 +31,7 @@ impl Turns {
         audience.wait_for(wait, turn).await.map(|guard| Turn { _guard: guard })
     }
 
-    /// None where it is another's turn.
+    /// Locks the mutex of a name if it is free.
     pub(super) fn try_take(&self, name: &str) -> Option<Turn> {
         self.of(name).try_lock_owned().ok().map(|guard| Turn { _guard: guard })
     }
@@ -44,7 +47,7 @@ impl Turns {
         turn
     }
 
-    /// No code that can panic runs under it.
+    /// Locks the map of mutexes. No code that can panic runs under the lock.
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Weak<tokio::sync::Mutex<()>>>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }

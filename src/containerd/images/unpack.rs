@@ -1,6 +1,6 @@
-//! Unpacks layers: each is applied by the daemon on top of the snapshot below it, checked, and committed under its chain
-//! id. Several clients may do the same at once: whoever is second finds the snapshot made. Where the operator limits what
-//! an image may take of the disk, it is watched meanwhile, and stopped.
+//! Unpacks layers: each is applied by the daemon on top of the snapshot below it, checked, and committed under its
+//! chain id. Several clients may do the same at once: the second finds the snapshot made. Where the operator limits an
+//! image's size on the disk, a layer's size is watched while it is unpacked, and the unpacking stopped at the limit.
 //!
 //! Source of the facts: containerd `rootfs/apply.go`, `unpacker.go`, `snapshots/labels.go` @ v1.6.20; image-spec
 //! `config.md` (chain ids).
@@ -21,22 +21,22 @@ use super::manifest::{Layer, Layout};
 use super::remote::{self, Origin};
 use super::waits::Wait;
 
-/// The daemon decompresses and writes a whole layer; the pull as a whole is bounded, too.
+/// Timeout of unpacking a layer, which the daemon decompresses and writes; the pull as a whole is bounded, too.
 const APPLY: Duration = Duration::from_secs(3600);
-/// How often it is looked how large a layer has become, if that takes no time.
+/// Minimum pause between two checks of the size of a layer that is being unpacked.
 const LOOK: Duration = Duration::from_millis(200);
-/// A look counts all files of the layer: it may take this part of the time.
+/// Length of the pause after a check, which counts all files of the layer, as a multiple of the check's own duration.
 const LOOK_SHARE: u32 = 4;
-/// How often a snapshot may be found and gone again.
+/// Maximum number of tries to unpack a layer whose snapshot is found, and then is gone again.
 const TRIES: usize = 3;
 
 /// The unpacking of one image.
 pub(super) struct Unpacking<'a> {
     pub containerd: &'a Containerd,
     pub lease: &'a PullLease,
-    /// What a remote snapshotter is told.
+    /// The labels for a remote snapshotter, if there is one.
     origin: Option<Origin>,
-    /// What the layers so far take on the disk, if there is a limit to that.
+    /// Size on the disk of the layers so far, counted if it is limited.
     unpacked_bytes: AtomicU64,
 }
 
@@ -45,15 +45,15 @@ impl<'a> Unpacking<'a> {
         Self { containerd, lease, origin: None, unpacked_bytes: AtomicU64::new(0) }
     }
 
-    /// For a remote snapshotter, which may have layers by itself.
+    /// Offers the layers to a remote snapshotter, which may have them without a download.
     pub(super) fn from(self, origin: Origin) -> Self {
         Self { origin: Some(origin), ..self }
     }
 
-    /// How many of the layers, from the lowest on, a remote snapshotter has without their being fetched.
+    /// Returns how many of the layers, from the lowest on, a remote snapshotter has without a download.
     ///
     /// # Errors
-    /// Those of the daemon.
+    /// The daemon's.
     pub(super) async fn had_remotely(&self, layers: &[Layer]) -> Result<usize, Error> {
         if self.origin.is_none() {
             return Ok(0);
@@ -67,7 +67,7 @@ impl<'a> Unpacking<'a> {
         Ok(layers.len())
     }
 
-    /// Asks by beginning to make its snapshot, which is the only way.
+    /// Returns whether a remote snapshotter has a layer. The only way to ask is to begin to make its snapshot.
     async fn is_had(&self, layer: &Layer) -> Result<bool, Error> {
         let (containerd, lease) = (self.containerd, self.lease);
         let key = format!("extract-{} {}", unique(), layer.chain_id);
@@ -86,7 +86,7 @@ impl<'a> Unpacking<'a> {
         }
     }
 
-    /// containerd's work, which has no bytes to count.
+    /// Awaits work of containerd, which has no bytes to count, as a wait of the pull.
     async fn wait_for<T>(
         &self,
         doing: &str,
@@ -99,7 +99,7 @@ impl<'a> Unpacking<'a> {
     /// Unpacks an image whose blobs are here.
     ///
     /// # Errors
-    /// Not found is a blob that isn't.
+    /// Not found if a blob is missing.
     pub(super) async fn all(&self, layout: &Layout) -> Result<(), Error> {
         for layer in &layout.layers {
             self.layer(layer).await?;
@@ -107,11 +107,11 @@ impl<'a> Unpacking<'a> {
         self.containerd.keep_snapshot(layout).await
     }
 
-    /// Unpacks a layer whose blob is here and whose parent is unpacked, unless another image has done so. What is being
-    /// unpacked for another is waited for.
+    /// Unpacks a layer whose blob is here and whose parent is unpacked, unless that is done already. Waits for another
+    /// pull that is unpacking the same layer.
     ///
     /// # Errors
-    /// Corrupt if it can't be read or is not what the configuration promises. Nothing half-done is left.
+    /// Corrupt if the layer can't be read or is not what the configuration promises. Nothing half-done is left.
     pub(super) async fn layer(&self, layer: &Layer) -> Result<(), Error> {
         let doing = format!("unpack layer {}", layer.blob.digest());
         let name = format!("{} {}", self.containerd.snapshotter(), layer.chain_id);
@@ -132,7 +132,7 @@ impl<'a> Unpacking<'a> {
                 Err(error) if error.is_already_exists() => {}
                 outcome => return outcome,
             }
-            // It may have been another's, whose lease ends before ours begins to keep it.
+            // The snapshot may have been another pull's, whose lease ends before ours begins to keep it.
             let kind = format!("snapshots/{}", self.containerd.snapshotter());
             self.lease.keep(&layer.chain_id, kind).await?;
             if self.containerd.snapshot_exists(&layer.chain_id).await? || tries.next().is_none() {
@@ -141,8 +141,10 @@ impl<'a> Unpacking<'a> {
         }
     }
 
+    /// Makes the snapshot of a layer.
+    ///
     /// # Errors
-    /// Already exists is a snapshot that somebody else has made.
+    /// Already exists if another client has made the snapshot.
     async fn try_make(&self, layer: &Layer) -> Result<(), Error> {
         let (containerd, lease) = (self.containerd, self.lease);
         let key = format!("extract-{} {}", unique(), layer.chain_id);
@@ -164,7 +166,7 @@ impl<'a> Unpacking<'a> {
         containerd.label_content(layer.blob.digest().as_ref(), labels).await
     }
 
-    /// Resolves once what is being unpacked, with all below it, is larger than the operator lets it be.
+    /// Resolves once the layer that is being unpacked, with all below it, exceeds the operator's limit.
     async fn outgrows(&self, key: &str) -> Error {
         let gate = &self.containerd.shared.images.gate;
         if gate.terms.unpacked_limit_bytes.is_none() {
@@ -181,7 +183,7 @@ impl<'a> Unpacking<'a> {
         }
     }
 
-    /// Adds a layer's size, which the daemon knows once it is unpacked.
+    /// Adds the size of an unpacked layer to the image's, and checks the limit.
     async fn count(&self, layer: &Layer) -> Result<(), Error> {
         let gate = &self.containerd.shared.images.gate;
         if gate.terms.unpacked_limit_bytes.is_none() {
@@ -194,7 +196,8 @@ impl<'a> Unpacking<'a> {
     }
 }
 
-/// A snapshot that is not whole yet. Dropped, it is removed, which its lease's end waits for.
+/// A snapshot that is being made. If dropped before it is whole, it is removed in the background; the lease's end waits
+/// for that.
 struct Half<'a> {
     containerd: &'a Containerd,
     key: &'a str,
@@ -216,7 +219,7 @@ impl Drop for Half<'_> {
 }
 
 impl Containerd {
-    /// The digest of what was unpacked.
+    /// Unpacks a layer onto mounts, and returns the digest of the unpacked content.
     async fn apply(&self, layer: &Layer, mounts: Vec<Mount>, lease: &str) -> Result<String, Error> {
         let blob = Descriptor {
             media_type: layer.blob.media_type().to_string(),
@@ -239,7 +242,8 @@ impl Containerd {
     }
 }
 
-/// The daemon has no code for a layer that is garbage; a full disk must not be taken for one.
+/// Returns whether an error of the daemon, which has no code for that, means an unreadable layer. A full disk must not
+/// be taken for one.
 fn is_unreadable(reason: &str) -> bool {
     [
         "gzip: ",

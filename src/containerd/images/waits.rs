@@ -1,6 +1,7 @@
-//! What a pull waits for without a byte coming from the registry: permits, other pulls, containerd, a registry's own
-//! `Retry-After`. [`Audience::wait_for`] is the only way to do so: it keeps the pull from being taken for one that stands
-//! still, tells those who wait what for, and ends with their patience. Permits and locks are handed out through it alone.
+//! The waits of a pull during which no byte comes from the registry: for permits, other pulls, containerd, a registry's
+//! own `Retry-After`. [`Audience::wait_for`] is the only way to wait: it keeps the pull from being taken for stalled,
+//! reports the wait to the observers, and ends at the callers' deadline. Permits and locks are handed out through it
+//! alone.
 
 use std::fmt;
 use std::pin::pin;
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 use super::super::Problem;
 use super::audience::{Audience, PullEvent};
 
-/// How long a wait lasts before it is told of. An agent keeps ten events of a task.
+/// Duration of a wait after which it is reported. An agent keeps ten events of a task.
 const TOLD_AFTER: Duration = Duration::from_secs(5);
 
 /// The subject of a wait. Its text stands behind "waiting for".
@@ -32,7 +33,7 @@ pub(crate) enum Wait {
     SameLayer,
     /// The same file is being loaded for another task.
     SameArchive,
-    /// A host has asked to be left alone.
+    /// A host has asked for a pause, by `Retry-After`.
     RetryAfter {
         host: String,
         wanted: Duration,
@@ -67,7 +68,7 @@ impl fmt::Display for Wait {
 }
 
 impl Wait {
-    /// When those who wait are told; none is work that every pull has.
+    /// Returns when a wait is reported; `None` for work that every pull has.
     fn told_after(&self) -> Option<Duration> {
         match self {
             Self::PullPermit { .. } => Some(Duration::ZERO),
@@ -82,7 +83,7 @@ impl Wait {
 pub(super) struct Waits {
     current: Vec<Wait>,
     cut_off: Vec<Wait>,
-    /// What was told of: each kind once.
+    /// The kinds of waits already reported: each is once.
     told: Vec<std::mem::Discriminant<Wait>>,
     ended: Instant,
 }
@@ -94,12 +95,12 @@ impl Default for Waits {
 }
 
 impl Waits {
-    /// When the last wait ended; none is one that is under way.
+    /// Returns when the last wait ended; `None` while one is under way.
     pub(super) fn ended(&self) -> Option<Instant> {
         self.current.is_empty().then_some(self.ended)
     }
 
-    /// Each once, for a text.
+    /// Returns the subjects of all waits, each once, for an error's text.
     pub(super) fn subjects(&self) -> Vec<Wait> {
         let mut subjects: Vec<Wait> = Vec::new();
         for wait in self.current.iter().chain(&self.cut_off) {
@@ -128,7 +129,7 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut waits = self.audience.waits();
-        // Any of those that are alike.
+        // Equal waits are interchangeable: any of them is removed.
         let Some(at) = waits.current.iter().position(|wait| wait == self.what) else { return };
         let what = waits.current.swap_remove(at);
         waits.ended = Instant::now();

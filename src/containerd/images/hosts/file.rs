@@ -1,5 +1,5 @@
-//! `hosts.toml` as containerd reads it, but for what is wrong in it, which is an error here. Pure. What is said of a fault
-//! has its line and not its text, since a header may be a secret.
+//! Parses `hosts.toml` as containerd does, except that a fault in it is an error. Pure. An error has the fault's line
+//! and not its text, since a header may be a secret.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -11,23 +11,23 @@ use toml::de::{DeTable, DeValue};
 
 use super::{Host, Settings, Trust, located};
 
-/// A file's word.
+/// The parsed content of a `hosts.toml`.
 #[derive(Debug, Default, PartialEq)]
 pub(super) struct File {
-    /// In the order of the file.
+    /// Hosts in the order of the file.
     pub hosts: Vec<Host>,
-    /// What is asked after these, in the registry's own place.
+    /// URL of the server that is asked after the hosts, in the registry's own place.
     pub server: Option<Url>,
-    /// How that is spoken to.
+    /// Settings for requests to the server.
     pub own: Settings,
 }
 
 type Value<'t> = Spanned<DeValue<'t>>;
 
-/// The file, and what of it is not known.
+/// Parses a file, and returns it with a text for each unknown key in it. Relative paths are the directory's.
 ///
 /// # Errors
-/// With the line. Relative paths are the directory's.
+/// The first fault, with its line.
 pub(super) fn parse(text: &str, directory: &Path) -> Result<(File, Vec<String>), String> {
     let mut reader = Reader { text, directory, unknown: Vec::new() };
     let table = DeTable::parse(text).map_err(|error| match error.span() {
@@ -106,7 +106,7 @@ impl Reader<'_> {
         Ok(if listed.is_empty() { Trust::default() } else { trust })
     }
 
-    /// A path or a list of them.
+    /// Reads a path or a list of paths.
     fn paths(&self, value: &Value<'_>) -> Result<Vec<PathBuf>, String> {
         match value.get_ref() {
             DeValue::Array(paths) => paths.iter().map(|path| self.path(path)).collect(),
@@ -114,7 +114,7 @@ impl Reader<'_> {
         }
     }
 
-    /// A path, or a list of paths or of pairs of a certificate's and its key's.
+    /// Reads a path, or a list of paths or of pairs of a certificate's path and its key's.
     fn pairs(&self, value: &Value<'_>) -> Result<Vec<(PathBuf, Option<PathBuf>)>, String> {
         let DeValue::Array(list) = value.get_ref() else { return Ok(vec![(self.path(value)?, None)]) };
         let pair = |value: &Value<'_>| match value.get_ref() {
@@ -165,7 +165,8 @@ impl Reader<'_> {
         humantime::parse_duration(text).map(Some).map_err(|_| self.fault(&value.span(), why))
     }
 
-    /// Without a scheme it is https; `/v2` is added to the path unless that is said to be whole.
+    /// Reads the address of a host. Its default scheme is https; `/v2` is appended to a path that doesn't end so,
+    /// unless `override_path` is set.
     fn address(&self, address: &str, at: &Range<usize>, table: &DeTable<'_>) -> Result<Url, String> {
         let whole = if address.contains("://") { address.to_owned() } else { format!("https://{address}") };
         let why = "this is not the address of a host, such as \"https://mirror.example:5000\"";

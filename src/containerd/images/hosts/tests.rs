@@ -1,4 +1,4 @@
-//! What is made of a directory of hosts.toml files, and of what is wrong in one.
+//! The hosts that a directory of `hosts.toml` files gives, and the errors of faults in one.
 
 use super::*;
 

@@ -1,5 +1,5 @@
-//! A repository on one of the hosts of its registry: what is asked for, what the host wants to be told with it, and where it
-//! sends for an answer. A password or a token goes to that host alone and along no redirect to another.
+//! A repository on one of its registry's hosts: requests, their authorization, and redirects. A password or a token
+//! goes to that host alone and along no redirect to another.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -21,29 +21,33 @@ use super::answer::{self, Body, Failure, Fetched, Part, explanation, may_pass, r
 use super::authorization::Authorizing;
 use super::line::Line;
 
-/// In which a registry says a manifest's digest.
+/// Header with a manifest's digest.
 const DIGEST: &str = "docker-content-digest";
+/// Maximum number of redirects that a request follows.
 pub(super) const REDIRECTS: usize = 10;
 
+/// A repository on one host, for one pull.
 pub(super) struct Endpoint {
     line: Line,
     repository: String,
-    /// The registry that is meant, where this is another host.
+    /// The registry's name, where the host is another one.
     namespace: Option<String>,
     purse: Purse,
-    /// To those who have credentials for it.
+    /// Host name by which credentials are looked up.
     known_as: String,
     login: OnceCell<Option<Login>>,
-    /// What it has asked to be told with each request.
+    /// The authorization header that the host has asked for, sent with each further request.
     authorization: Mutex<Option<HeaderValue>>,
     is_failing: Arc<AtomicBool>,
-    /// How long nothing may come in the middle of a body.
+    /// Maximum time without a byte in the middle of a body.
     idle: Duration,
 }
 
 impl Endpoint {
+    /// Prepares the connection to a host.
+    ///
     /// # Errors
-    /// Names the certificate's file that is of no use.
+    /// An unusable file of a certificate, by its name.
     pub(super) async fn new(
         http: Arc<Http>,
         idle: Duration,
@@ -67,7 +71,7 @@ impl Endpoint {
         })
     }
 
-    /// As it stands in messages.
+    /// Returns the host's name for messages.
     pub(super) fn name(&self) -> String {
         self.line.name()
     }
@@ -84,7 +88,8 @@ impl Endpoint {
         self.is_failing.load(Ordering::Relaxed)
     }
 
-    /// What it hasn't got another host may have; said once where that hides a failure.
+    /// Logs a failed request. A host's own failure (a transient one, or a denial) marks it as failing, and is a warning
+    /// once where there are other hosts, which hide it. Missing content is neither: another host may have it.
     pub(super) fn has_failed(&self, problem: &Problem, there_are_others: bool) {
         let is_its_own =
             problem.is_retryable() || matches!(problem, Problem::Denied { .. } | Problem::Credentials { .. });
@@ -96,8 +101,10 @@ impl Endpoint {
         }
     }
 
+    /// Resolves a tag or digest to a descriptor, by a HEAD request if the host answers that.
+    ///
     /// # Errors
-    /// Those of [`Self::manifest`], which is asked where the host can't say without the content, or why it refuses.
+    /// Those of [`Self::manifest`], which is requested where HEAD tells no digest, or not why it is refused.
     pub(super) async fn resolve(
         &self,
         version: &str,
@@ -121,8 +128,10 @@ impl Endpoint {
         Ok(said.ok_or_else(|| Problem::corrupt("an impossible digest"))?)
     }
 
+    /// Fetches the manifest or index of a tag or digest.
+    ///
     /// # Errors
-    /// That it is not there, or not what its digest says, if it was asked for by that.
+    /// It is not there, or doesn't match the digest that it was requested by.
     pub(super) async fn manifest(&self, version: &str, limit: Option<Duration>) -> Result<Fetched, Failure> {
         let response = self.request(Method::GET, &manifests(version), accepting()?, limit).await?;
         let response = self.refused_unless_success(response).await?;
@@ -134,8 +143,10 @@ impl Endpoint {
         Ok(Fetched { media_type, bytes, origin: self.name() })
     }
 
+    /// Fetches a blob that fits into memory.
+    ///
     /// # Errors
-    /// That it is not what its digest says, too.
+    /// Those of [`Self::blob`]; or the content doesn't match the blob's digest.
     pub(super) async fn small_blob(
         &self,
         blob: &Descriptor,
@@ -147,10 +158,11 @@ impl Endpoint {
         Ok(bytes)
     }
 
-    /// A host that gives another range than the one that it is asked for, or none, is asked for the whole.
+    /// Requests a blob from an offset on. A host that answers with another range, or with none, is asked for the whole
+    /// blob.
     ///
     /// # Errors
-    /// That its length is wrong, too.
+    /// The request's; or the length of the answer is not the blob's.
     pub(super) async fn blob(
         &self,
         blob: &Descriptor,
@@ -205,10 +217,10 @@ impl Endpoint {
         Body { response, skip_bytes, origin, is_failing, idle: self.idle, has_begun: false, came_bytes: 0 }
     }
 
-    /// Any answer; a request for a password or a token is met on the way, once.
+    /// Sends a request and returns any answer. An authentication challenge is answered on the way, once.
     ///
     /// # Errors
-    /// That it takes longer than the limit until an answer begins, too.
+    /// The connection's; or no answer begins within the limit.
     async fn request(
         &self,
         method: Method,
@@ -237,7 +249,7 @@ impl Endpoint {
         if response.status() != StatusCode::UNAUTHORIZED || !self.line.is_here(response.url()) {
             return Ok(response);
         }
-        // Another request may have met it meanwhile.
+        // Another request may have answered the challenge meanwhile.
         let newer = self.known_authorization().filter(|known| Some(known) != told.as_ref());
         let authorization = match newer {
             Some(newer) => newer,
@@ -322,7 +334,7 @@ fn accepting() -> Result<HeaderMap, Problem> {
     Ok(HeaderMap::from_iter([(ACCEPT, answer::header(&manifest::accepted_types())?)]))
 }
 
-/// None for a digest of another kind.
+/// Builds a descriptor; `None` for a digest of another algorithm.
 fn descriptor(media_type: &str, size_bytes: u64, digest: &str) -> Option<Descriptor> {
     let digest: oci_spec::image::Digest = checked_digest(digest).ok()?.parse().ok()?;
     Some(Descriptor::new(MediaType::from(media_type), size_bytes, digest))

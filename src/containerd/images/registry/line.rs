@@ -1,5 +1,4 @@
-//! The line to one host: by which client and which scheme it is spoken to, and with the operator's own headers, which go to
-//! it alone.
+//! The HTTP transport to one host: its client, its scheme, and the operator's own headers, which go to this host alone.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,18 +14,22 @@ use super::answer;
 
 pub(super) struct Line {
     http: Arc<Http>,
-    /// Its own, where something is said of its TLS or its timeout.
+    /// A client of the host's own, where its TLS or its timeout is configured.
     client: Option<Client>,
-    /// For the hosts that it sends elsewhere to, where an authority of its own is said: on the loopback, and others.
+    /// Clients for the hosts that this one redirects to, where it has authorities of its own: for others, and for the
+    /// loopback.
     elsewhere: [OnceCell<Client>; 2],
     host: Host,
-    /// It was said to be spoken to by plain http, but something was said of its TLS, too, which is tried first.
+    /// Set while requests use plain http. A host with an address of http and a port, and TLS settings, is tried by TLS
+    /// first.
     is_plain: AtomicBool,
 }
 
 impl Line {
+    /// Prepares the transport to a host.
+    ///
     /// # Errors
-    /// Names the certificate's file that is of no use.
+    /// An unusable file of a certificate, by its name.
     pub(super) async fn new(http: Arc<Http>, host: Host) -> Result<Self, Problem> {
         let settings = host.settings.clone();
         let client = if settings.tls.is_set() || settings.connect_timeout.is_some() {
@@ -39,7 +42,7 @@ impl Line {
         Ok(Self { http, client, elsewhere: Default::default(), host, is_plain })
     }
 
-    /// As it stands in messages.
+    /// Returns the host's name for messages.
     pub(super) fn name(&self) -> String {
         answer::authority(&self.host.base)
     }
@@ -48,19 +51,19 @@ impl Line {
         self.host.settings.trust
     }
 
-    /// A request that carries the operator's headers if it goes to this host.
+    /// Builds a request, with the operator's headers if it goes to this host.
     ///
     /// # Errors
-    /// Names the certificate's file that is of no use.
+    /// An unusable file of a certificate, by its name.
     pub(super) async fn request_to(&self, method: Method, url: Url) -> Result<RequestBuilder, Problem> {
         let client = self.client_to(&url).await?;
         let headers = if self.is_here(&url) { self.host.settings.headers.clone() } else { HeaderMap::new() };
         Ok(client.request(method, url).headers(headers))
     }
 
-    /// What the operator says of a host's TLS is for that host, whatever port it is sent to. Another one, to which it redirects
-    /// or sends for a token, is always checked, and no certificate of ours is shown to it; the authorities that vouch for the
-    /// host may vouch for that one too, since both often belong to one house.
+    /// Returns the client for a URL. The operator's TLS settings of a host hold for that host, on any port. Another
+    /// one, to which it redirects or sends for a token, is always verified, and gets no client certificate; the
+    /// authorities configured for the host may vouch for that one too, since both often belong to one house.
     async fn client_to(&self, url: &Url) -> Result<&Client, Problem> {
         let name = url.host_str().unwrap_or_default();
         let is_its = self.host.base.host_str().is_some_and(|own| own.eq_ignore_ascii_case(name));
@@ -77,7 +80,7 @@ impl Line {
         }
     }
 
-    /// Where it is, by the scheme that it is spoken to by.
+    /// Returns the host's base URL, with the scheme in use.
     pub(super) fn base(&self) -> Url {
         let mut url = self.host.base.clone();
         if url.scheme() == "http" && !self.is_plain.load(Ordering::Relaxed) {
@@ -90,7 +93,7 @@ impl Line {
         url.origin() == self.base().origin()
     }
 
-    /// Whether it is spoken to by plain http from now on.
+    /// Switches to plain http if this host has an address of http, and TLS was tried; returns whether this call did it.
     pub(super) fn takes_plain(&self, url: &Url) -> bool {
         let is_it = self.is_here(url) && self.host.base.scheme() == "http";
         is_it && !self.is_plain.swap(true, Ordering::Relaxed)

@@ -1,4 +1,4 @@
-//! A registry that gives the answers it is told to, and what is made of them.
+//! The registry client against a registry that gives the answers it is told to.
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -35,12 +35,12 @@ fn answer(status: &str, headers: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}")
 }
 
-/// What pulls share where nothing is configured.
+/// Returns the state that pulls share where nothing is configured.
 fn bare() -> State {
     State::with(ImageTerms::default())
 }
 
-/// A repository of a registry, with a job's credentials for it.
+/// Returns a repository of a registry, with a job's credentials for it.
 fn at<'a>(state: &'a State, reference: &Reference, own: Option<Credentials>) -> Registry<'a> {
     let own = own.map(|own| (reference.host().to_owned(), own));
     let audience = Audience::until(tokio::time::Instant::now() + Duration::from_secs(600));
@@ -222,7 +222,7 @@ async fn a_password_that_is_not_taken_is_said_with_its_user_and_not_shown() {
         let text = problem.to_string();
         assert!(text.contains(said) && text.contains("127.0.0.1:"), "{text}");
         assert!(!has_some || !text.contains("hunter2"), "{text}");
-        // The operator's may be better ones at the next try; the job's are not.
+        // The operator's credentials may be better ones at the next try; the job's are not.
         assert_eq!((problem.is_retryable(), problem.is_transient()), (false, !has_some));
     }
 }

@@ -1,10 +1,10 @@
-//! Several hosts for one registry, by a hosts.toml, each giving the answers that it is told to.
+//! The registry client with several hosts for one registry, by a `hosts.toml`, each giving the answers it is told to.
 
 use super::*;
 
 type Asked = tokio::task::JoinHandle<Vec<String>>;
 
-/// A registry's name, and what its hosts.toml makes of it.
+/// A registry's name, and the hosts that its `hosts.toml` gives.
 struct Mirrored {
     state: State,
     reference: Reference,
@@ -13,7 +13,7 @@ struct Mirrored {
 }
 
 impl Mirrored {
-    /// A mirror with these settings and answers, and a host in the registry's own place.
+    /// Starts a mirror with these settings and answers, and a host in the registry's own place.
     async fn new(settings: &str, first: Vec<String>, second: Vec<String>) -> (Self, Asked, Asked) {
         let (mirror, asked_first) = answering(first).await;
         let (server, asked_second) = answering(second).await;
