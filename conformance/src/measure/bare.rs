@@ -1,4 +1,5 @@
-//! A container made and entered by a runtime's command line alone: what nothing built on that runtime can be faster than.
+//! A container that is created and entered by an OCI runtime's command line alone: the lower bound for anything that
+//! is built on that runtime.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use super::ctr::{ctr, image};
 use super::driven::read;
 use crate::fixture::World;
 
-/// Dropped, it is removed.
+/// A container of a runtime's command line, removed on drop.
 pub struct Bare {
     world: Arc<World>,
     runtime: &'static str,
@@ -21,11 +22,11 @@ pub struct Bare {
 }
 
 impl Bare {
-    /// Starts a container as the driver's of that bundle: the same specification in a control group of its own, on a
-    /// snapshot of its own of the same image.
+    /// Starts a container like the driver's one of that bundle: the same specification in a control group of its own,
+    /// on its own snapshot of the same image.
     ///
     /// # Errors
-    /// Carries what the runtime said.
+    /// Carries the runtime's output.
     pub fn like(bundle: &Path, runtime: &'static str, world: &Arc<World>) -> Result<Self> {
         let directory = world.directory().join(format!("bare-{runtime}"));
         let rootfs = directory.join("rootfs");
@@ -34,7 +35,8 @@ impl Bare {
         let mut spec: Value = read(&bundle.join("config.json"))?;
         spec["root"]["path"] = rootfs.display().to_string().into();
         spec["linux"]["cgroupsPath"] = format!("/measure/{runtime}").into();
-        // The driver's own mounts are held in its bundle while the container is made: name files, /alloc and the like.
+        // The sources of the driver's own mounts (name files, /alloc and the like) lie in its bundle, and exist only
+        // while the container is created.
         let is_of_bundle = |mount: &Value| {
             mount["source"].as_str().is_some_and(|source| Path::new(source).starts_with(bundle))
         };
@@ -45,7 +47,7 @@ impl Bare {
         fs::write(directory.join("config.json"), serde_json::to_vec(&spec)?)?;
         ctr(world, &["images", "mount", "--rw", &image(world), &rootfs.display().to_string()])?;
         let bare = Self { world: Arc::clone(world), runtime, directory, id };
-        // Not by pipes: the container inherits them, and holds them open.
+        // The output goes to a file: the container would inherit pipes, and hold them open.
         let log = fs::File::create(bare.directory.join("log"))?;
         let bundle = bare.directory.display().to_string();
         let mut run = bare.command(&["run", "--detach", "--bundle", &bundle, &bare.id]);
@@ -62,20 +64,20 @@ impl Bare {
         command
     }
 
-    /// Writes a file into the container's file system, at its path in there.
+    /// Writes a file into the container's file system. `path` is the path within the container.
     ///
     /// # Errors
-    /// Carries what the kernel said.
+    /// Carries the kernel's error.
     pub fn write(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         let file = self.directory.join("rootfs").join(path.strip_prefix("/").unwrap_or(path));
         fs::create_dir_all(file.parent().unwrap_or(&file))?;
         fs::write(&file, bytes).with_context(|| format!("write {}", file.display()))
     }
 
-    /// Runs a command in it and returns what it said.
+    /// Runs a command in the container and returns its stdout.
     ///
     /// # Errors
-    /// Carries what the runtime said.
+    /// Carries the runtime's output.
     pub fn exec(&self, words: &[&str]) -> Result<Vec<u8>> {
         let command = [&["exec", &self.id], words].concat();
         self.well(&mut self.command(&command)).map(|output| output.stdout)

@@ -1,4 +1,5 @@
-//! The same by `ctr`, in a namespace of the figures' own, with the image that all containers are made of.
+//! Runs the same operations by `ctr`, in a namespace of the measurements, on the image that all containers are made
+//! from.
 
 use std::sync::Arc;
 
@@ -7,28 +8,29 @@ use anyhow::Result;
 use crate::fixture::World;
 use crate::fixture::process::output;
 
-/// Apart from the driver's, so that the account of what the driver left is not disturbed.
+/// The containerd namespace of the measurements. Not the driver's, so that the leak check of the driver isn't
+/// disturbed.
 const NAMESPACE: &str = "measure";
 
-/// Runs `ctr` in a namespace of the figures' own.
+/// Runs `ctr` in the namespace of the measurements.
 ///
 /// # Errors
-/// Carries what `ctr` said.
+/// Carries the output of `ctr`.
 pub fn ctr(world: &World, arguments: &[&str]) -> Result<String> {
     output(world.containerd().ctr_command(NAMESPACE).args(arguments))
 }
 
-/// The image that all containers are made of.
+/// Returns the name of the image that all containers are made from.
 pub fn image(world: &World) -> String {
     world.image("busybox:latest")
 }
 
-/// The image in the figures' namespace. Dropped, it is removed.
+/// The image in the namespace of the measurements, removed on drop.
 pub struct Pulled(Arc<World>);
 
 impl Pulled {
     /// # Errors
-    /// Carries what `ctr` said.
+    /// Carries the output of `ctr`.
     pub fn pull(world: &Arc<World>) -> Result<Self> {
         ctr(world, &["images", "pull", "--plain-http", &image(world)])?;
         Ok(Self(Arc::clone(world)))

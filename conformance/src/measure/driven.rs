@@ -1,4 +1,4 @@
-//! A plugin with one task that does nothing: what the plugin's paths are measured on.
+//! A plugin with one idle task, on which the plugin's paths are measured.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::host::Plugin;
 use crate::scene::Scene;
 use crate::task::Task;
 
-/// It ends at once when told to.
+/// The script of an idle task. It exits at once on SIGTERM.
 pub const IDLE: &str = "trap 'exit 0' TERM; sleep 1000000 & wait";
 
 pub struct Driven {
@@ -22,33 +22,35 @@ pub struct Driven {
 }
 
 impl Driven {
-    /// `name` is the directory's.
+    /// Starts a plugin and an idle task. `name` is the name of the test directory.
     ///
     /// # Errors
-    /// When plugin or task don't start.
+    /// Fails if the plugin or the task doesn't start.
     pub async fn start(ground: &Ground<'_>, name: &str) -> Result<Self> {
         let scene = Scene::new(Arc::clone(ground.world), ground.plugin, name.to_owned());
         let plugin = scene.plugin().await?;
-        // As runc's own container has none: runc compiles a profile anew for each exec, which is dear.
+        // The container by runc alone has no seccomp either: runc compiles a profile anew for each exec, which takes
+        // long.
         let mut config = scene.shell(IDLE);
         config["seccomp"] = false.into();
         let task = scene.run(&plugin, &config).await?;
         Ok(Self { scene, plugin, task })
     }
 
-    /// Where the plugin keeps the task's container, whose id is the directory's name.
+    /// Returns the bundle of the task's container. The directory's name is the container's id.
     ///
     /// # Errors
-    /// When there is none.
+    /// Fails if the plugin has no bundle.
     pub fn bundle(&self) -> Result<PathBuf> {
         let mut bundles = fs::read_dir(self.scene.state_dir().join("nomad"))?;
         Ok(bundles.next().context("the plugin has no bundle")??.path())
     }
 
-    /// Ends task and plugin, and lets the account be taken once others that share the containerd have ended, too.
+    /// Ends the task and the plugin. The leak check is left to the caller, for when all others that share the
+    /// containerd have ended, too.
     ///
     /// # Errors
-    /// When they don't end.
+    /// Fails if the task or the plugin can't be ended.
     pub async fn end(mut self) -> Result<Scene> {
         self.task.end(&self.plugin).await?;
         self.plugin.shut_down().await?;

@@ -1,5 +1,6 @@
-//! On a machine with both versions of control groups, crun wants no controller left on v2. Where hugetlb is one, it is
-//! mounted as v1 for the time of the figures, in a mount namespace of our own, and given back afterwards.
+//! Moves the hugetlb controller to cgroup v1 while figures are taken. On a machine with both versions of cgroups, crun
+//! needs all controllers on v1. Where hugetlb is on v2, it is mounted as v1 in a mount namespace of our own, and given
+//! back afterwards.
 
 use std::fs;
 use std::process::Command;
@@ -12,18 +13,19 @@ use nix::sched::{CloneFlags, unshare};
 use crate::fixture;
 
 const POINT: &str = "/sys/fs/cgroup/hugetlb";
-/// The kernel lets go of a hierarchy only after the groups in it are, and only at an unmount.
+/// Number of unmounts that are tried: the kernel releases a hierarchy only after the groups in it are gone, and only
+/// at an unmount.
 const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// The mount, where one is needed. Dropped, v2 gets its controller back.
+/// The mount of hugetlb as v1, if one is needed. On drop, v2 gets the controller back.
 pub struct Hugetlb {
     mounted: bool,
 }
 
 impl Hugetlb {
-    /// To be called while the process has one thread: those that are there already would not see the mount. Where it can't
-    /// be had, crun says so itself.
+    /// Mounts hugetlb as v1 if crun needs it. Must be called while the process has one thread: existing ones would not
+    /// see the mount. If the mount fails, crun reports the controller itself.
     pub fn move_to_v1() -> Self {
         let needed = is_on_v2() && fixture::process::output(Command::new("crun").arg("--version")).is_ok();
         let mounted = needed

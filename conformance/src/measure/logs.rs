@@ -1,5 +1,5 @@
-//! How fast tasks' output gets into their log files, and what that costs: collected by the driver, and by Nomad's logmon, in
-//! turn under the same agent. Every byte is held against what the task wrote.
+//! Throughput and cost of log collection: by the driver, and by Nomad's logmon, in turn under the same agent. Every
+//! byte is compared with what the task wrote.
 
 use std::fs;
 use std::path::PathBuf;
@@ -15,24 +15,24 @@ use crate::e2e::stage::{Stage, jobs};
 use crate::interrupt;
 use crate::processes::{cpu_ns, resident_kb};
 
-/// Each takes seconds.
+/// Maximum number of rounds. Each takes seconds.
 const ROUNDS: u32 = 5;
 const LIMIT: Duration = Duration::from_secs(180);
 const LOOK: Duration = Duration::from_millis(2);
-/// What a task writes again and again.
+/// Size of the piece of text that a task writes repeatedly.
 const PIECE_BYTES: usize = 5_000_000;
-/// How many tasks at once, and how many pieces each of them writes: 500 MB in all.
+/// (number of concurrent tasks, number of pieces that each writes): 500 MB in total.
 const SIZES: [(usize, usize); 2] = [(1, 100), (20, 5)];
 const COLLECTORS: [&str; 2] = ["nomad", "driver"];
 
-/// The same tasks' output, once.
+/// The result of one measurement.
 struct Run {
     collector: &'static str,
     tasks: usize,
     seconds: f64,
-    /// Of the plugin and of Nomad's collectors, while it was written.
+    /// CPU time of the plugin and of Nomad's log collectors while the output was written.
     cpu_ms: f64,
-    /// Resident, of the same, before anything was written.
+    /// Resident set size of the plugin and of Nomad's log collectors before anything was written.
     idle_kb: u64,
 }
 
@@ -66,7 +66,7 @@ pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// Lines as programs write them.
+/// Returns a piece of text, in lines as programs write them.
 fn piece() -> Vec<u8> {
     let line = |number: usize| {
         format!("{number:012} 192.0.2.7 GET /index.html 200 4711 0.012 some agent of some browser\n")
@@ -77,7 +77,7 @@ fn piece() -> Vec<u8> {
     piece
 }
 
-/// Each collector has its own way to be told of sizes.
+/// Returns the job. Each collector has its own option for the sizes of log files.
 fn job(collector: &str) -> String {
     let (config, task) = match collector {
         "driver" => ("logging {\n max_files = 60\n max_file_size = \"10m\"\n }", ""),
@@ -132,7 +132,7 @@ fn write(stage: &mut Stage, name: &str, collector: &'static str, tasks: usize, p
     Ok(Run { collector, tasks, seconds, cpu_ms, idle_kb })
 }
 
-/// In the order in which they were written.
+/// Returns the log files with their numbers, in the order in which they were written.
 fn files(stage: &Stage, id: &str) -> Result<Vec<(u64, PathBuf)>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(stage.agent.allocation_directory(id).join("alloc/logs"))? {

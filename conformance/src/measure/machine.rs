@@ -1,4 +1,4 @@
-//! What the figures were taken on, without which they say little.
+//! Facts of the machine and the programs that figures were taken on. Figures say little without them.
 
 use std::path::Path;
 use std::process::Command;
@@ -11,7 +11,7 @@ use crate::fixture::Programs;
 use crate::fixture::process::output;
 
 /// # Errors
-/// Names the fact that can't be had. A program that isn't there is null.
+/// Names the fact that can't be read. The version of a program that isn't installed is null.
 pub fn facts(plugin: &Path, nomad: Option<&Path>, programs: &Programs) -> Result<Value> {
     let version = |program: &Path, argument: &str| {
         let said = output(Command::new(program).arg(argument)).ok()?;

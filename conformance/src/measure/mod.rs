@@ -1,8 +1,8 @@
-//! Figures of what is about the driver alone, not judgements: what it takes, and what the same takes without it, made in
-//! turn on the same machine, containerd and image. A figure is worth something beside the others of its run only. The
-//! calls of a shim are `conformance bench`'s.
+//! Measures operations of the driver and, for comparison, the same without the driver, in turn on the same machine,
+//! containerd and image. Gives figures, not judgements: a figure only means something beside the others of its run.
+//! The calls of a shim are measured by `conformance bench`.
 //!
-//! A group measures some calls, each by several paths, and can be run alone.
+//! A group measures some calls, each by several paths, and can be run on its own.
 
 mod bare;
 mod ctr;
@@ -31,38 +31,38 @@ use table::Table;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The driver's binary.
+    /// Path of the driver's binary.
     #[arg(long)]
     plugin: PathBuf,
-    /// The agent's binary; without one, what needs an agent is left out.
+    /// Path of Nomad's binary. Without it, groups that need an agent are left out.
     #[arg(long)]
     nomad: Option<PathBuf>,
-    /// How often each call is made by each path.
+    /// Number of times that each call is made by each path.
     #[arg(long, default_value_t = 30)]
     rounds: u32,
     #[command(flatten)]
     pub choice: Choice,
-    /// Only this group; may be repeated.
+    /// Run only this group. May be repeated.
     #[arg(long)]
     only: Vec<Group>,
-    /// Where to write everything, samples included.
+    /// Write the report with all samples to this file, as JSON.
     #[arg(long)]
     json: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Group {
-    /// 50 MiB of an exec's output.
+    /// Output of 50 MiB from an exec.
     Output,
-    /// What a network of a task's own adds to its start and its removal.
+    /// Time that a network of its own adds to a task's start and removal.
     Network,
-    /// Tasks' output into their log files, by the driver and by Nomad's logmon.
+    /// Collection of tasks' output into log files, by the driver and by Nomad's logmon.
     Logs,
-    /// Start, stop and exec under an agent.
+    /// Start, stop and exec of a task under an agent.
     Tasks,
-    /// Images that are not here.
+    /// Pulls of images that aren't present.
     Pull,
-    /// Many tasks, by a plugin that comes after another.
+    /// Recovery of many tasks by a plugin that replaces another.
     Recovery,
 }
 
@@ -72,7 +72,7 @@ impl Args {
     }
 }
 
-/// What the groups work with.
+/// The environment of all groups.
 struct Ground<'a> {
     world: &'a Arc<World>,
     runtime: &'a Runtime,
@@ -83,20 +83,20 @@ struct Ground<'a> {
 
 type Measure = fn(&Ground<'_>, &mut Findings) -> Result<()>;
 
-/// What they find out.
+/// The results of all groups.
 #[derive(Default)]
 struct Findings {
     table: Table,
     pulled: Option<pull::Pulled>,
     logs: Option<logs::Logs>,
-    /// What was to be measured and couldn't, with the reason.
+    /// Descriptions of what could not be measured, with the reason.
     not_measured: Vec<String>,
 }
 
-/// Measures and prints.
+/// Runs the chosen groups and prints the results.
 ///
 /// # Errors
-/// When what the figures are taken on doesn't come up, or ends badly. A call that fails is a figure.
+/// Fails if the environment doesn't come up or can't be cleaned up. A failed call is no error but part of the figures.
 pub fn run(args: &Args) -> Result<()> {
     let runtime = Runtime::new()?;
     let plugin = std::path::absolute(&args.plugin)?;

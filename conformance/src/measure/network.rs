@@ -1,5 +1,6 @@
-//! What a network of a task's own takes: how much longer a task's start and its removal are with one than without, beside
-//! the same plugins run by hand with the same configuration, which is what nothing that uses them can be faster than.
+//! The cost of a task's own network: how much longer the start and the removal of a task take with a network than
+//! without. For comparison, the same plugins are run by hand with the same configuration, which is the lower bound for
+//! anything that uses them.
 //!
 //! Source of the facts: the CNI specification 1.0, sections 2 and 3.
 
@@ -20,9 +21,9 @@ use crate::interrupt;
 use crate::scene::Scene;
 use crate::task::{LIMIT, Task};
 
-/// The times of one round, in their order.
+/// The calls whose times a round yields, in that order.
 const CALLS: [Call; 2] = [Call::Attach, Call::Detach];
-/// A namespace of the machine's, by `ip`'s way of keeping them.
+/// Directory of the network namespaces that `ip netns` creates.
 const NAMESPACES: &str = "/run/netns";
 
 pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
@@ -31,7 +32,7 @@ pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
     let scene = Scene::new(std::sync::Arc::clone(ground.world), ground.plugin, "network".to_owned());
     let mut plugin = runtime.block_on(scene.plugin())?;
     let by_hand = runtime.block_on(ByHand::like_the_plugins(&scene, &plugin))?;
-    // The first round isn't counted.
+    // The first round is a warm-up.
     let mut uncounted = Table::default();
     for round in 0..=ground.rounds {
         interrupt::check()?;
@@ -51,7 +52,7 @@ pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
     scene.close()
 }
 
-/// A round that fails has failed in each of its calls.
+/// Records a round. A round that failed counts as a failure of each of its calls.
 fn record(table: &mut Table, path: Path, round: &Result<[Duration; 2]>) {
     for (index, call) in CALLS.into_iter().enumerate() {
         let outcome = round.as_ref().map(|times| times[index]);
@@ -59,7 +60,7 @@ fn record(table: &mut Table, path: Path, round: &Result<[Duration; 2]>) {
     }
 }
 
-/// How much longer start and removal are with a network than without; the one with it comes first in every other round.
+/// Returns how much longer start and removal take with a network than without. The order of the two alternates.
 async fn difference(scene: &Scene, plugin: &Plugin, round: u32) -> Result<[Duration; 2]> {
     let (with, without) = if round % 4 < 2 {
         let with = life(scene, plugin, "bridge").await?;
@@ -71,7 +72,7 @@ async fn difference(scene: &Scene, plugin: &Plugin, round: u32) -> Result<[Durat
     Ok([with[0].saturating_sub(without[0]), with[1].saturating_sub(without[1])])
 }
 
-/// Of a task that does nothing: its start, and after its end its removal.
+/// Runs an idle task, and returns the times of its start and, after its stop, of its removal.
 async fn life(scene: &Scene, plugin: &Plugin, mode: &str) -> Result<[Duration; 2]> {
     let mut task = idle(scene, plugin, mode).await?;
     let begun = Instant::now();
@@ -90,7 +91,7 @@ async fn idle(scene: &Scene, plugin: &Plugin, mode: &str) -> Result<Task> {
     scene.prepare(plugin, &config).await
 }
 
-/// The plugins of the driver's network, each with what it was told.
+/// The CNI plugins of the driver's network, each with the configuration that the driver passed to it.
 struct ByHand {
     directories: Vec<PathBuf>,
     requests: Vec<Value>,
@@ -98,7 +99,7 @@ struct ByHand {
 }
 
 impl ByHand {
-    /// By what the driver has written down of a task's network.
+    /// Loads the plugins and their configurations from the network record of a task that the driver started.
     async fn like_the_plugins(scene: &Scene, plugin: &Plugin) -> Result<Self> {
         let mut task = idle(scene, plugin, "bridge").await?;
         task.start(plugin).await?;
@@ -118,7 +119,7 @@ impl ByHand {
         Ok(Self { directories, requests: requests.collect(), namespace: Namespace::make()? })
     }
 
-    /// Attaches the namespace and detaches it again.
+    /// Attaches the namespace to the network and detaches it, and returns the times of both.
     fn round(&self) -> Result<[Duration; 2]> {
         let begun = Instant::now();
         let mut result = Value::Null;
@@ -150,7 +151,7 @@ impl ByHand {
     }
 }
 
-/// By its name. Dropped, it is removed.
+/// A network namespace, by its name. Removed on drop.
 struct Namespace(String);
 
 impl Namespace {

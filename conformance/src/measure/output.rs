@@ -1,4 +1,4 @@
-//! An exec with much output: through an agent, through the plugin alone, and without either.
+//! Measures an exec with much output: through an agent, through the plugin alone, and without either.
 
 use std::fs;
 use std::path::Path;
@@ -15,9 +15,9 @@ use crate::e2e::stage::Stage;
 use crate::host::Exec;
 use crate::task::LIMIT;
 
-/// Where the task finds what it says.
+/// The command of the exec, which prints a file.
 const COMMAND: [&str; 2] = ["cat", "/alloc/data/pattern"];
-/// Each takes a second or so.
+/// Maximum number of rounds. Each takes a second or so.
 const MOST_ROUNDS: u32 = 30;
 
 pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
@@ -65,7 +65,7 @@ pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
     scene.close()
 }
 
-/// A call that has to bring the pattern. The look at it is not in the time.
+/// Returns a probe of a call whose output must be the pattern. The comparison isn't part of the measured time.
 fn counted<'a>(path: table::Path, pattern: &'a [u8], run: impl Fn() -> Result<Vec<u8>> + 'a) -> Probe<'a> {
     Probe::new(Call::Output, path, move || -> Result<Duration> {
         let begun = Instant::now();
@@ -76,12 +76,13 @@ fn counted<'a>(path: table::Path, pattern: &'a [u8], run: impl Fn() -> Result<Ve
     })
 }
 
-/// Bytes in which a lost, doubled or displaced part shows: a counter in every eight of them.
+/// Returns bytes in which a lost, doubled or displaced part is noticed: each group of eight has its own value, from a
+/// counter.
 fn pattern() -> Vec<u8> {
     (0..BYTES as u64 / 8).flat_map(|count| count.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect()
 }
 
-/// The same figures as a speed.
+/// Prints the times of outputs as throughputs.
 pub fn print(table: &Table) {
     let paths = [
         (table::Path::Runc, "runc"),

@@ -1,5 +1,6 @@
-//! What it takes to get an image that isn't here, unpacked: by the driver, by `ctr images pull`, and, without the unpacking,
-//! by `skopeo copy`; what each of them asks the registry for, and the plugin's memory at its most.
+//! Measures pulls of an image that isn't present, including its unpacking: by the driver, by `ctr images pull`, and,
+//! without the unpacking, by `skopeo copy`. Also counts the requests of each to the registry, and the plugin's peak
+//! memory.
 
 use std::fs;
 use std::path::Path as FilePath;
@@ -22,13 +23,13 @@ use crate::host::Plugin;
 use crate::interrupt::interrupted;
 use crate::scene::Scene;
 
-/// Each takes seconds.
+/// Maximum number of rounds. Each takes seconds.
 const ROUNDS: u32 = 5;
 const LIMIT: Duration = Duration::from_secs(120);
 const LARGE: Shape = Shape { name: "measure/large", layers: 12, files: 40, file_bytes: 1 << 20 };
 const SMALL: Shape = Shape { name: "measure/small", layers: 40, files: 4, file_bytes: 16 << 10 };
 
-/// An image of so many layers of files that don't compress, beside busybox.
+/// An image: busybox, and layers of files that don't compress.
 struct Shape {
     name: &'static str,
     layers: usize,
@@ -55,7 +56,7 @@ impl Shape {
     }
 }
 
-/// What was asked of the registry for the large image.
+/// The traffic with the registry during a pull of the large image.
 struct Wire {
     by: Path,
     requests: usize,
@@ -64,12 +65,12 @@ struct Wire {
 
 pub struct Pulled {
     wire: Vec<Wire>,
-    /// Requests of a start whose image is here.
+    /// Number of requests of a start whose image is present.
     warm_requests: usize,
     peak_kb: u64,
 }
 
-/// Gets an image of that name, and removes it again; what counts is the former.
+/// Pulls an image and removes it again. Returns the time of the pull.
 type Pulling<'a> = &'a dyn Fn(&str) -> Result<Duration>;
 
 pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
@@ -110,7 +111,7 @@ pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
     scene.close()
 }
 
-/// Starts a task, and takes the time until its image is said to be pulled. The image is removed again.
+/// Starts a task, and returns the time until its event of the finished pull. The image is removed again.
 async fn pull(scene: &Scene, plugin: &Plugin, image: &str) -> Result<Duration> {
     let mut events = plugin.events().await?;
     let mut task = scene.prepare(plugin, &config! { image = image, command = "true" }).await?;
@@ -160,7 +161,7 @@ fn skopeo(world: &World, image: &str) -> Result<Duration> {
     Ok(took)
 }
 
-/// The requests of a start whose image an earlier one has brought.
+/// Returns the number of requests of a start whose image an earlier start has pulled.
 async fn warm(scene: &Scene, plugin: &Plugin, proxy: &FaultProxy) -> Result<usize> {
     let image = SMALL.at(proxy.address());
     for _ in 0..2 {

@@ -1,5 +1,5 @@
-//! How long a plugin that comes after one that was killed takes to have many tasks again: asked for them one after the
-//! other, as the agent does when it starts, and for all at once.
+//! Measures how long a new plugin takes to recover many tasks after the one before it was killed: by requests one
+//! after the other, as the agent makes them when it starts, and by all at once.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,7 +16,7 @@ use crate::scene::Scene;
 use crate::task::Task;
 
 const ROUNDS: u32 = 10;
-/// For their starts and ends, which aren't measured.
+/// Number of concurrent starts and removals of tasks, which aren't measured.
 const AT_A_TIME: usize = 10;
 
 pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {

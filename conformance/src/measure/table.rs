@@ -1,5 +1,5 @@
-//! What was measured: a series of times for each call by each path, made in rounds that take every path once, and what is
-//! said of them. Knows nothing of how a call is made.
+//! The results as a table: a series of times for each call by each path, made in rounds that take every path once,
+//! with their statistics. Knows nothing of how a call is made.
 
 use std::time::Duration;
 
@@ -9,74 +9,74 @@ use serde_json::{Value, json};
 use crate::bench::statistics::Distribution;
 use crate::interrupt;
 
-/// How much an exec says whose output is measured.
+/// Size of the output of the measured exec.
 pub const OUTPUT_BYTES: usize = 50 * 1024 * 1024;
-/// What drivers written in Go reach through the agent. Measured elsewhere, not here.
+/// Throughput that drivers written in Go reach through the agent. Measured elsewhere, not here.
 pub const GO_DRIVERS_MB_PER_S: f64 = 3.4;
 const GO_DRIVERS_MS: f64 = OUTPUT_BYTES as f64 / GO_DRIVERS_MB_PER_S / 1000.0;
 
-/// How many tasks are recovered.
+/// Number of tasks that are recovered.
 pub const RECOVERED: usize = 200;
-/// How long that may take: what was asked for, not measured.
+/// Time within which [`RECOVERED`] tasks should be recovered: a requirement, not a measurement.
 const RECOVERED_WITHIN_MS: f64 = 2000.0;
 
-/// What is asked for.
+/// A call that is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Call {
-    /// An exec's output, [`OUTPUT_BYTES`] of it.
+    /// The output of an exec, [`OUTPUT_BYTES`] long.
     Output,
-    /// From the wish to the process's first write.
+    /// Time from the request to the process's first write.
     Start,
-    /// From the wish to the process's end.
+    /// Time from the request to the process's exit.
     Stop,
-    /// From the wish until all of the task is removed.
+    /// Time from the request until all of the task is removed.
     Removal,
-    /// `true` by a command line.
+    /// An exec of `true` by a command line.
     ExecCommand,
-    /// An image of few large layers, until it is unpacked.
+    /// Pull of an image of few large layers, until it is unpacked.
     PullLarge,
-    /// One of many small layers.
+    /// Pull of an image of many small layers, until it is unpacked.
     PullSmall,
-    /// A network of a task's own is made and connected.
+    /// Creation of a task's own network.
     Attach,
-    /// It is taken away again.
+    /// Removal of a task's own network.
     Detach,
-    /// All of [`RECOVERED`], one after the other.
+    /// Recovery of [`RECOVERED`] tasks, one after the other.
     RecoveryInTurn,
-    /// The same, at once.
+    /// Recovery of [`RECOVERED`] tasks, all at once.
     RecoveryAtOnce,
 }
 
-/// The way a call takes.
+/// The path by which a call is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Path {
-    /// The plugin's own service, as the agent calls it.
+    /// The plugin's gRPC service, as the agent calls it.
     Plugin,
-    /// ExecTaskStreaming.
+    /// The plugin's streaming exec (ExecTaskStreaming).
     PluginStreaming,
     Ctr,
-    /// The command line of the runtime, on a container of its own.
+    /// The command line of runc, on a container of its own.
     Runc,
     /// `skopeo copy` to a directory, which unpacks nothing.
     Skopeo,
-    /// A real Nomad agent.
+    /// A real Nomad agent, whose tasks' logs Nomad collects.
     Agent,
-    /// The same, whose tasks' logs the driver collects.
+    /// A real Nomad agent, whose tasks' logs the driver collects.
     AgentOwnLogs,
-    /// Either, whose tasks have no seccomp profile.
+    /// The path `Agent` (below: `AgentOwnLogs`) with tasks without a seccomp profile.
     AgentNoProfile,
     AgentOwnLogsNoProfile,
-    /// `nomad version`: what the command line takes before it asks for anything.
+    /// The command `nomad version`: the time that the command line takes without a request.
     AgentIdle,
-    /// CNI plugins, run by hand.
+    /// The CNI plugins, run by hand.
     Plugins,
 }
 
-/// What a series is held against.
+/// The value that a series is compared with.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Reference {
     Path(Path),
-    /// A figure from elsewhere.
+    /// A known time that isn't measured here.
     Milliseconds(f64),
 }
 
@@ -97,7 +97,7 @@ impl Call {
         }
     }
 
-    /// What a path of this call is held against.
+    /// Returns what this call by a path is compared with.
     fn reference(self, path: Path) -> Reference {
         match (self, path) {
             (Self::Attach | Self::Detach, _) => Reference::Path(Path::Plugins),
@@ -134,7 +134,7 @@ impl Path {
     }
 }
 
-/// A call by a path. It says itself what of it counts.
+/// A call by a path. The closure itself says which part of its time counts.
 pub struct Probe<'a> {
     call: Call,
     path: Path,
@@ -152,12 +152,12 @@ struct Series {
     call: Call,
     path: Path,
     samples_ns: Vec<u64>,
-    /// Calls that failed, with their words. They have no time.
+    /// Errors of failed calls, which have no time.
     failures: Vec<String>,
 }
 
 impl Series {
-    /// In milliseconds.
+    /// Returns a percentile in milliseconds.
     fn percentile(&self, part: f64) -> Option<f64> {
         Distribution::of(&self.samples_ns).percentile(part).map(ms)
     }
@@ -185,10 +185,11 @@ impl Table {
         }
     }
 
-    /// Makes each call once a round, a different one first in each. The round before the first isn't counted.
+    /// Makes each call once in each round, which starts with another call each time. A warm-up before the first round
+    /// isn't counted.
     ///
     /// # Errors
-    /// After an interrupt. A call that fails is in the table.
+    /// Fails after an interrupt. A failed call is recorded in the table.
     pub fn interleave(&mut self, probes: &mut [Probe<'_>], rounds: u32) -> Result<()> {
         for probe in &mut *probes {
             let _ = (probe.run)();
@@ -208,12 +209,12 @@ impl Table {
         self.series.iter().find(|series| series.call == call && series.path == path)
     }
 
-    /// The median of a call by a path.
+    /// Returns the median of a call by a path, in milliseconds.
     pub fn median_ms(&self, call: Call, path: Path) -> Option<f64> {
         self.of(call, path)?.percentile(0.5)
     }
 
-    /// A series' median in parts of its reference's.
+    /// Returns the ratio of a series' median to its reference.
     fn ratio(&self, series: &Series) -> Option<f64> {
         let reference = match series.call.reference(series.path) {
             Reference::Milliseconds(known) => known,

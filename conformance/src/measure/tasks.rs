@@ -1,4 +1,5 @@
-//! A task's start, exec and stop under a real Nomad agent, side by side with `ctr` doing the same on the same containerd.
+//! Measures start, exec and stop of a task under a real Nomad agent, side by side with `ctr` doing the same on the
+//! same containerd.
 
 use std::fs;
 use std::time::{Duration, Instant, SystemTime};
@@ -14,11 +15,11 @@ use crate::fixture::World;
 use crate::interrupt;
 use crate::processes;
 
-/// What both run: it says that it runs, and ends at once when told to.
+/// The script that both run. It reports that it runs by a file, and exits at once on SIGTERM.
 const SCRIPT: &str = "trap 'exit 0' TERM; touch /alloc/data/begun; sleep 1000 & wait";
-/// The driver's default is a profile, which `ctr` gives no task, nor do most drivers.
+/// The option without seccomp. The driver's default is a profile, which `ctr` and most drivers don't give a task.
 const NO_PROFILE: &str = "seccomp = false";
-/// The times of one round, in their order.
+/// The calls whose times a round yields, in that order.
 const CALLS: [Call; 4] = [Call::Start, Call::Stop, Call::Removal, Call::ExecCommand];
 
 pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
@@ -28,7 +29,7 @@ pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
     };
     let _pulled = Pulled::pull(ground.world)?;
     let mut stage = Stage::on(ground.world, nomad, ground.plugin)?;
-    // The first round pulls the image; it isn't counted.
+    // The first round pulls the image, and isn't counted.
     driver_round(&mut stage, "first", "")?;
     let _ = ctr_round(ground.world, "first")?;
     for round in 0..ground.rounds {
@@ -43,7 +44,7 @@ pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
             interrupt::check()?;
             if stage.agent.collects_logs_by() != collector {
                 stage.agent.collect_logs_by(collector)?;
-                // A plugin's first start is not as the others.
+                // The first start of a new plugin differs from the others, and isn't counted.
                 driver_round(&mut stage, &format!("{collector}-{round}"), "")?;
             }
             record(&mut findings.table, path, &driver_round(&mut stage, &format!("{round}"), ""));
@@ -58,7 +59,7 @@ pub fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
     Ok(())
 }
 
-/// A round that fails has failed in each of its calls.
+/// Records a round. A round that failed counts as a failure of each of its calls.
 fn record(table: &mut Table, path: Path, round: &Result<[Duration; 4]>) {
     let failed = round.as_ref().err().map(|error| format!("{error:#}"));
     for (index, call) in CALLS.into_iter().enumerate() {
@@ -68,7 +69,7 @@ fn record(table: &mut Table, path: Path, round: &Result<[Duration; 4]>) {
     }
 }
 
-/// By the agent's own events; with more in the task's `config`.
+/// Runs a round under the agent, timed by the agent's own events. `config` is added to the task's `config` block.
 fn driver_round(stage: &mut Stage, round: &str, config: &str) -> Result<[Duration; 4]> {
     let name = format!("measure-{round}");
     let image = stage.busybox();
@@ -106,7 +107,7 @@ fn ctr_round(world: &World, round: &str) -> Result<[Duration; 4]> {
     ctr(world, &["tasks", "kill", "--signal", "SIGTERM", &id])?;
     eventually("end of ctr's task", || Ok(!processes::alive(pid)))?;
     let exit = stop.elapsed();
-    // The shim may take a moment to notice.
+    // The shim may take a moment to notice the exit.
     eventually("deletion of ctr's task", || Ok(ctr(world, &["tasks", "delete", &id]).is_ok()))?;
     ctr(world, &["containers", "delete", &id])?;
     Ok([start, exit, stop.elapsed(), exec])
