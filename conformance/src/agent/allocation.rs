@@ -1,4 +1,5 @@
-//! What the agent says of an allocation: its tasks' states and their events, whose times are the honest clock of a task.
+//! An allocation as the agent's API describes it: the states of its tasks and their events. The times of events are
+//! the reliable clock of a task.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -20,7 +21,7 @@ pub struct Allocation {
     resources: Resources,
 }
 
-/// What came of a group's network.
+/// The status of a group's network.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 struct NetworkStatus {
@@ -40,7 +41,7 @@ struct Shared {
     ports: Option<Vec<Port>>,
 }
 
-/// A port of the host's that Nomad has given to a group.
+/// A port of the host that Nomad has allocated to a group.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Port {
     #[serde(rename = "Label")]
@@ -79,29 +80,29 @@ pub struct Event {
 }
 
 impl Allocation {
-    /// A task's state; the default one as long as the agent hasn't said anything.
+    /// Returns the state of a task. It is the default value as long as the agent has not reported any.
     pub fn task(&self, name: &str) -> Task {
         self.tasks.as_ref().and_then(|tasks| tasks.get(name)).cloned().unwrap_or_default()
     }
 
-    /// The names of its tasks.
+    /// Returns the names of the allocation's tasks.
     pub fn task_names(&self) -> impl Iterator<Item = &str> {
         self.resources.tasks.keys().map(String::as_str)
     }
 
-    /// A port by its label.
+    /// Returns the group's port with a label.
     ///
     /// # Errors
-    /// When the group has none of that name.
+    /// Fails if the group has no port of that label.
     pub fn port(&self, label: &str) -> Result<&Port> {
         let mut ports = self.resources.shared.ports.iter().flatten();
         ports.find(|port| port.label == label).with_context(|| format!("no port {label:?}"))
     }
 
-    /// The group's own address.
+    /// Returns the address of the group's own network.
     ///
     /// # Errors
-    /// When Nomad has none.
+    /// Fails if Nomad knows none.
     pub fn address(&self) -> Result<&str> {
         let address = self.network.as_ref().map_or("", |network| &network.address);
         anyhow::ensure!(!address.is_empty(), "no address of the group is known");
@@ -112,7 +113,7 @@ impl Allocation {
         matches!(self.client_status.as_str(), "complete" | "failed" | "lost")
     }
 
-    /// All tasks with all of their events, for a failure's report.
+    /// Returns all tasks with all of their events as text, for the report of a failure.
     pub fn story(&self) -> String {
         let mut story = format!("allocation {}: {}\n", self.id, self.client_status);
         for (name, task) in self.tasks.iter().flatten() {
@@ -133,10 +134,10 @@ impl Task {
         self.events.as_deref().unwrap_or_default()
     }
 
-    /// The last event of a kind.
+    /// Returns the last event of a kind.
     ///
     /// # Errors
-    /// Names the kind, and those there are.
+    /// Names the kind, and those that there are.
     pub fn event(&self, kind: &str) -> Result<&Event> {
         let found = self.events().iter().rev().find(|event| event.kind == kind);
         found.with_context(|| {
@@ -149,10 +150,10 @@ impl Task {
         self.events().iter().filter(|event| event.kind == kind).count()
     }
 
-    /// How the process ended the last time.
+    /// Returns the last exit of the task's process.
     ///
     /// # Errors
-    /// When it hasn't.
+    /// Fails if it has not exited.
     pub fn ended(&self) -> Result<Ended> {
         let event = self.event("Terminated")?;
         let number = |name| event.detail(name).and_then(|text| text.parse().ok()).unwrap_or(0);
@@ -160,7 +161,7 @@ impl Task {
     }
 }
 
-/// The exit code and the signal of a process's end, as the agent tells them.
+/// The exit code and the signal of an exited process, as the agent reports them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ended {
     pub exit_code: i64,

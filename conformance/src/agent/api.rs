@@ -1,4 +1,4 @@
-//! The agent's HTTP API.
+//! A client for the agent's HTTP API.
 
 use anyhow::{Context as _, Result, bail};
 use serde::de::DeserializeOwned;
@@ -11,7 +11,7 @@ pub struct Api {
     address: String,
 }
 
-/// An answer, and the index to ask the next blocking query with.
+/// The value of an answer, and the index for the next blocking query.
 pub struct Indexed<T> {
     pub index: u64,
     pub value: T,
@@ -22,7 +22,7 @@ impl Api {
         Self { address }
     }
 
-    /// As `NOMAD_ADDR` wants it.
+    /// Returns the URL of the API, in the form of `NOMAD_ADDR`.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
@@ -33,10 +33,10 @@ impl Api {
         Ok(self.read(path)?.value)
     }
 
-    /// Answers once what is at `path` is newer than `index`, or after two seconds.
+    /// Makes a blocking query: returns once `path` has changed after `index`, or after two seconds.
     ///
     /// # Errors
-    /// As [`Self::get`], and after an interrupt.
+    /// Fails as [`Self::get`] does, and after an interrupt.
     pub fn get_after<T: DeserializeOwned>(&self, path: &str, index: u64) -> Result<Indexed<T>> {
         check_interrupt()?;
         self.read(&format!("{path}?index={index}&wait=2s"))

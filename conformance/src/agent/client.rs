@@ -1,4 +1,4 @@
-//! What an agent is asked and told: by its HTTP API, and by the `nomad` command. Doesn't know who started it.
+//! The requests to an agent, by its HTTP API and by the `nomad` command. Doesn't know who started the agent.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,21 +14,21 @@ use super::api::Api;
 use super::command::{Output, run, run_well};
 use super::{DRIVER, SOON, poll};
 
-/// From an agent's start until its node can place jobs.
+/// Timeout from an agent's start until jobs can be placed on its node.
 pub const READY: Duration = Duration::from_secs(60);
 
-/// The agent of one node, and the servers that know everything of it.
+/// Client of the agent of one node, and of the servers, which know all of the cluster's state.
 pub struct Client {
-    /// The command.
+    /// Path of the `nomad` command.
     nomad: PathBuf,
     servers: Api,
     own: Api,
     node: String,
-    /// By how much the agent may be slower than on a usual machine.
+    /// Factor by which all timeouts are longer, for an agent on a slow machine.
     patience: u32,
 }
 
-/// What the agent's node says of the driver.
+/// The driver's health, as the agent's node reports it.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct DriverHealth {
@@ -68,31 +68,32 @@ struct Stub {
 }
 
 impl Client {
-    /// Asks nobody yet. The ports are those of the HTTP APIs of the node's agent and of a server, on the loopback interface.
+    /// Builds a client without a request. The ports are those of the HTTP APIs of the node's agent and of a server, on
+    /// the loopback interface.
     pub fn new(nomad: PathBuf, own: u16, server: u16) -> Self {
         let api = |port: u16| Api::at(format!("127.0.0.1:{port}"));
         Self { nomad, servers: api(server), own: api(own), node: String::new(), patience: 1 }
     }
 
-    /// Waits so many times as long for everything.
+    /// Multiplies all timeouts by `patience`.
     pub fn with_patience(self, patience: u32) -> Self {
         Self { patience, ..self }
     }
 
-    /// How long any one step may take.
+    /// Returns the timeout of a single step.
     pub fn soon(&self) -> Duration {
         SOON * self.patience
     }
 
-    /// Tries until it is so, for as long as any one step may take.
+    /// Polls until `is` returns true, within the timeout of a single step.
     ///
     /// # Errors
-    /// As [`poll`].
+    /// Fails as [`poll`] does.
     pub fn eventually(&self, what: &str, is: impl FnMut() -> Result<bool>) -> Result<()> {
         poll(what, self.soon(), is)
     }
 
-    /// Whether the server has its first key. Without one it refuses every client.
+    /// Returns whether the server has its first key. It refuses every client before that.
     pub fn server_has_keys(&self) -> bool {
         let keys = self.servers.get::<Vec<serde_json::Value>>("/v1/operator/keyring/keys");
         keys.is_ok_and(|keys| !keys.is_empty())
@@ -101,7 +102,7 @@ impl Client {
     /// Waits until jobs can be placed on the node. `check` fails as soon as that can't come any more.
     ///
     /// # Errors
-    /// As `check`, and after a minute.
+    /// Fails if `check` does, or after a minute.
     pub fn wait_ready(&mut self, mut check: impl FnMut() -> Result<()>) -> Result<()> {
         let mut node = String::new();
         poll("node", READY * self.patience, || {
@@ -110,7 +111,7 @@ impl Client {
             if let [found] = &nodes[..] {
                 node.clone_from(&found.id);
             }
-            // The server knows the node from before; the agent itself must be up, too.
+            // The server may know the node from an earlier agent; the agent itself must be up, too.
             Ok(!node.is_empty() && self.own.get::<serde_json::Value>("/v1/agent/health?type=client").is_ok())
         })?;
         self.node = node;
@@ -118,10 +119,10 @@ impl Client {
         self.until("ready node", READY, &format!("/v1/node/{}", self.node), ready).map(drop)
     }
 
-    /// The driver's health on the node, as the servers know it.
+    /// Returns the driver's health on the node, as the servers know it.
     ///
     /// # Errors
-    /// When the agent does not answer, or the node has no such driver.
+    /// Fails if the agent doesn't answer, or if the node has no such driver.
     pub fn driver(&self) -> Result<DriverHealth> {
         let node: Node = self.servers.get(&format!("/v1/node/{}", self.node))?;
         node.drivers.get(DRIVER).cloned().with_context(|| format!("the node has no driver {DRIVER}"))
@@ -130,7 +131,7 @@ impl Client {
     /// Waits for the driver's health to be `healthy`.
     ///
     /// # Errors
-    /// With what it was at last.
+    /// Carries the health at the time of the failure.
     pub fn driver_becomes(&self, healthy: bool) -> Result<DriverHealth> {
         let path = format!("/v1/node/{}", self.node);
         let what = if healthy { "a healthy driver" } else { "an unhealthy driver" };
@@ -141,17 +142,17 @@ impl Client {
         })
     }
 
-    /// A `nomad` command that talks to this agent.
+    /// Returns a `nomad` command that talks to this agent.
     pub fn nomad(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.nomad);
         command.args(arguments).env("NOMAD_ADDR", self.servers.url()).env("NOMAD_CLI_NO_COLOR", "1");
         command
     }
 
-    /// Runs a `nomad` command to its end, whatever that is.
+    /// Runs a `nomad` command until it exits. A failed command is no error.
     ///
     /// # Errors
-    /// When it can't run, or takes too long.
+    /// Fails if the command can't be run, or takes too long.
     pub fn ask(&self, arguments: &[&str]) -> Result<Output> {
         run(&mut self.nomad(arguments), b"", self.soon())
     }
@@ -159,7 +160,7 @@ impl Client {
     /// Runs a `nomad` command that must succeed.
     ///
     /// # Errors
-    /// With what it said.
+    /// Carries the command's output.
     pub fn tell(&self, arguments: &[&str]) -> Result<Output> {
         run_well(&mut self.nomad(arguments), b"", self.soon())
     }
@@ -167,7 +168,7 @@ impl Client {
     /// Submits a job file's text, with its variables set.
     ///
     /// # Errors
-    /// With what Nomad says of the job.
+    /// Carries Nomad's message about the job.
     pub fn submit(&self, hcl: &str, variables: &[(&str, &str)]) -> Result<()> {
         let mut command = self.nomad(&["job", "run", "-detach"]);
         for (name, value) in variables {
@@ -176,10 +177,10 @@ impl Client {
         run_well(command.arg("-"), hcl.as_bytes(), self.soon()).map(drop)
     }
 
-    /// Waits until a job has so many allocations, and returns their ids.
+    /// Waits until a job has `count` allocations, and returns their ids.
     ///
     /// # Errors
-    /// When they aren't placed in time.
+    /// Fails if they aren't placed in time.
     pub fn placed(&self, job: &str, count: usize) -> Result<Vec<String>> {
         let path = format!("/v1/job/{job}/allocations");
         let placed =
@@ -187,55 +188,55 @@ impl Client {
         Ok(placed.into_iter().map(|stub| stub.id).collect())
     }
 
-    /// A job's allocations, however they are.
+    /// Returns the ids of a job's allocations, in whatever state they are.
     ///
     /// # Errors
-    /// When the agent does not answer.
+    /// Fails if the agent doesn't answer.
     pub fn allocations_of(&self, job: &str) -> Result<Vec<String>> {
         let stubs: Vec<Stub> = self.servers.get(&format!("/v1/job/{job}/allocations"))?;
         Ok(stubs.into_iter().map(|stub| stub.id).collect())
     }
 
-    /// The allocation as it is now.
+    /// Returns the current state of an allocation.
     ///
     /// # Errors
-    /// When the agent does not answer.
+    /// Fails if the agent doesn't answer.
     pub fn allocation(&self, id: &str) -> Result<Allocation> {
         self.servers.get(&format!("/v1/allocation/{id}"))
     }
 
-    /// The states of an allocation's checks that Nomad makes itself, by the checks' names.
+    /// Returns the states of the checks of an allocation that Nomad runs itself, by the names of the checks.
     ///
     /// # Errors
-    /// When the agent does not answer.
+    /// Fails if the agent doesn't answer.
     pub fn checks(&self, id: &str) -> Result<BTreeMap<String, String>> {
         let checks: BTreeMap<String, Check> =
             self.servers.get(&format!("/v1/client/allocation/{id}/checks"))?;
         Ok(checks.into_values().map(|check| (check.check, check.status)).collect())
     }
 
-    /// Where a service is to be found, from Nomad's own catalogue.
+    /// Returns the addresses of a service, from Nomad's own catalogue.
     ///
     /// # Errors
-    /// When the agent does not answer.
+    /// Fails if the agent doesn't answer.
     pub fn service(&self, name: &str) -> Result<Vec<SocketAddr>> {
         let services: Vec<Service> = self.servers.get(&format!("/v1/service/{name}"))?;
         services.iter().map(|service| Ok(SocketAddr::new(service.address.parse()?, service.port))).collect()
     }
 
-    /// What an allocation uses of the machine, as the agent has it from the driver.
+    /// Returns the resource usage of an allocation, as the driver reports it to the agent.
     ///
     /// # Errors
-    /// When the agent does not answer.
+    /// Fails if the agent doesn't answer.
     pub fn usage(&self, id: &str) -> Result<serde_json::Value> {
         let stats: serde_json::Value = self.servers.get(&format!("/v1/client/allocation/{id}/stats"))?;
         Ok(stats["ResourceUsage"].clone())
     }
 
-    /// Waits until an allocation is as wanted.
+    /// Waits until `wanted` returns true for an allocation.
     ///
     /// # Errors
-    /// With all of its events, after `limit`.
+    /// Fails after `limit`, with all events of the allocation.
     pub fn allocation_until(
         &self,
         id: &str,
@@ -250,7 +251,7 @@ impl Client {
         })
     }
 
-    /// Watches what is at a path by blocking queries.
+    /// Watches a path of the API by blocking queries until `wanted` returns true.
     fn until<T: serde::de::DeserializeOwned>(
         &self,
         what: &str,

@@ -1,4 +1,4 @@
-//! Runs a command to its end, with its output collected, a limit on its time, and an ear for an interrupt.
+//! Runs a command until it exits, with its output collected and a timeout. An interrupt of this program ends the wait.
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -14,7 +14,7 @@ use super::check_interrupt;
 
 #[derive(Debug, Clone)]
 pub struct Output {
-    /// The exit code; absent when a signal ended it.
+    /// The exit code. `None` if a signal ended the command.
     pub code: Option<i32>,
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
@@ -32,7 +32,8 @@ impl Output {
 }
 
 /// # Errors
-/// When it can't be started, outlives the limit, or an interrupt comes. Its own failure is in the output.
+/// Fails if the command can't be started, exceeds the timeout, or an interrupt comes. A failure of the command itself
+/// is in the output.
 pub fn run(command: &mut Command, stdin: &[u8], limit: Duration) -> Result<Output> {
     let shown = shown(command);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -66,10 +67,10 @@ pub fn run(command: &mut Command, stdin: &[u8], limit: Duration) -> Result<Outpu
     }
 }
 
-/// As [`run`], where anything but exit code 0 is an error with its words.
+/// Runs a command that must exit with code 0. Any other end is an error with the command's output.
 ///
 /// # Errors
-/// See there.
+/// Fails as [`run`] does, or if the exit code isn't 0.
 pub fn run_well(command: &mut Command, stdin: &[u8], limit: Duration) -> Result<Output> {
     let output = run(command, stdin, limit)?;
     ensure!(
@@ -83,7 +84,7 @@ pub fn run_well(command: &mut Command, stdin: &[u8], limit: Duration) -> Result<
     Ok(output)
 }
 
-/// A command as one would type it.
+/// Returns a command as it would be typed.
 fn shown(command: &Command) -> String {
     let name = std::path::Path::new(command.get_program()).file_name().unwrap_or_default();
     let words = std::iter::once(name).chain(command.get_args()).map(|word| {

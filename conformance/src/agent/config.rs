@@ -1,4 +1,4 @@
-//! The agents' configuration files, and the one of a network that jobs ask for as `cni/described`.
+//! Writes the agents' configuration files, and that of the network `cni/described` that jobs use.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,30 +11,30 @@ use crate::fixture::registry::free_port;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
-    /// `nomad agent -dev`: keeps nothing, and ends every task when it stops.
+    /// An agent by `nomad agent -dev`: it keeps no state, and ends every task when it stops.
     Dev,
-    /// A server, and beside it a client agent with its state on disk: tasks outlive it. Two agents, since a client that
-    /// comes up before its server has a leader tries again only after a quarter of a minute.
+    /// A server and a separate client agent with state on disk, which tasks outlive. They are two agents, since a
+    /// client that comes up before its server has a leader retries only after 15 seconds.
     Kept,
 }
 
-/// What an agent is made of.
+/// The settings of an agent.
 #[derive(Debug, Clone)]
 pub struct Setup {
     pub mode: Mode,
     pub nomad: PathBuf,
     pub plugin: PathBuf,
-    /// Everything the agent writes goes below it.
+    /// Root directory of all that the agent writes.
     pub directory: PathBuf,
     /// The driver's options.
     pub containerd_socket: PathBuf,
     pub containerd_runtime: String,
     pub oci_runtime: String,
-    /// The directory of the CNI plugins, for the agent and the driver.
+    /// Directory of the CNI plugins, for the agent and the driver.
     pub cni_plugins: PathBuf,
     pub state_dir: PathBuf,
     pub networks: Networks,
-    /// Where the agent and its drivers look for programs first.
+    /// Directories that come first in the PATH of the agent and its drivers.
     pub programs: Vec<PathBuf>,
     pub log_collection: &'static str,
     pub consul: Option<Consul>,
@@ -47,26 +47,26 @@ pub struct Consul {
     pub grpc_address: String,
 }
 
-/// What the agent has of the world's networks.
+/// The networks of the test environment that the agent uses.
 #[derive(Debug, Clone)]
 pub struct Networks {
-    /// For tasks with one of their own.
+    /// Bridge of tasks with a network of their own.
     pub tasks: Bridge,
     pub tasks_ipv6: String,
-    /// For groups in bridge mode.
+    /// Bridge of groups in bridge mode.
     pub groups: Bridge,
-    /// For the network `cni/described`.
+    /// Bridge of the network `cni/described`.
     pub described: Bridge,
-    /// The interface of the host network `near`, where the kernel has bridges.
+    /// Interface of the host network `near`. `None` if the kernel has no bridges.
     pub near: Option<String>,
 }
 
-/// Where the pieces of a [`Setup`] lie in its directory.
+/// The layout of the directory of a [`Setup`].
 impl Setup {
-    /// Makes its directories, with the network that jobs ask for and the plugin in them.
+    /// Creates the directories, and puts the configuration of the network `cni/described` and the plugin into them.
     ///
     /// # Errors
-    /// Names the file that can't be made.
+    /// Names the file that can't be written.
     pub fn lay_out(&self) -> Result<()> {
         for directory in
             [self.plugins(), self.allocations(), self.temporary(), self.host_volume(), self.cni()]
@@ -91,12 +91,12 @@ impl Setup {
         self.directory.join("alloc")
     }
 
-    /// What the host volume `shared` is.
+    /// Returns the directory of the host volume `shared`.
     pub fn host_volume(&self) -> PathBuf {
         self.directory.join("host-volume")
     }
 
-    /// Where networks are described.
+    /// Returns the directory of CNI network configurations.
     pub fn cni(&self) -> PathBuf {
         self.directory.join("cni")
     }
@@ -106,7 +106,7 @@ impl Setup {
     }
 }
 
-/// Where an agent listens. Free ports: other agents may run on the machine.
+/// The ports of an agent. Free ones are chosen, since other agents may run on the machine.
 pub struct Ports {
     pub http: u16,
     pub rpc: u16,
@@ -115,13 +115,14 @@ pub struct Ports {
 
 impl Ports {
     /// # Errors
-    /// When the machine has no free port.
+    /// Fails if the machine has no free port.
     pub fn choose() -> Result<Self> {
         Ok(Self { http: free_port()?, rpc: free_port()?, serf: free_port()? })
     }
 }
 
-/// An agent with the driver; with `server`, the port of the server that it is a client of.
+/// Returns the configuration of an agent with the driver. `server` is the RPC port of its server, if that is another
+/// agent.
 pub fn client(setup: &Setup, ports: &Ports, server: Option<u16>) -> String {
     let shown = |path: &Path| path.display().to_string();
     let at = |name: &str| shown(&setup.directory.join(name));
@@ -182,7 +183,7 @@ telemetry {{
         + &plugin(setup)
 }
 
-/// The block of the driver in the agent's configuration.
+/// Returns the driver's block in the agent's configuration.
 fn plugin(setup: &Setup) -> String {
     let shown = |path: &Path| path.display().to_string();
     format!(
@@ -233,7 +234,7 @@ fn near(interface: &str) -> String {
     format!("host_network \"near\" {{\n    interface = \"{interface}\"\n  }}")
 }
 
-/// A network as an operator describes one for `network { mode = "cni/described" }`.
+/// Returns a network configuration as an operator writes it for `network { mode = "cni/described" }`.
 fn network(Bridge { name, subnet }: &Bridge) -> String {
     serde_json::json!({
         "cniVersion": "0.4.0",
@@ -258,7 +259,8 @@ fn network(Bridge { name, subnet }: &Bridge) -> String {
     .to_string()
 }
 
-/// A server without a client. Tasks may have a maximum of memory above what they are allotted.
+/// Returns the configuration of a server without a client. Memory oversubscription is enabled: tasks may have a memory
+/// maximum above their reservation.
 pub fn server(setup: &Setup, ports: &Ports) -> String {
     common(setup, ports, &setup.directory.join("server").display().to_string())
         + r#"server {
@@ -301,7 +303,7 @@ advertise {{
     )
 }
 
-/// Only jobs' services go there, not the agent's own.
+/// Returns the configuration for Consul, which gets jobs' services but not the agent's own.
 fn consul(Consul { address, grpc_address, .. }: &Consul) -> String {
     format!(
         r#"consul {{

@@ -1,7 +1,8 @@
-//! A real Nomad agent with the plugin in its plugin directory: started, asked, killed, restarted, and taken down with all
-//! that it leaves. Knows nothing of cases.
+//! Runs a real Nomad agent with the plugin in its plugin directory: starts, queries, kills and restarts it, and takes
+//! it down with all that it leaves. Knows nothing of cases.
 //!
-//! Every process that the agent starts inherits a mark in its environment, by which those that outlive it are found.
+//! Every process that the agent starts inherits a variable in its environment, by which those that outlive it are
+//! found.
 
 mod allocation;
 mod api;
@@ -35,15 +36,15 @@ use crate::processes;
 use residue::Residue;
 
 pub const DRIVER: &str = "containerd-driver";
-/// Any one step of a task's life, and any one thing asked of the agent. Far above what it takes, far below what a person
-/// would wait.
+/// Timeout of any single step of a task's life, and of any single request to the agent. Far above what it takes, far
+/// below what a person would wait.
 pub const SOON: Duration = Duration::from_secs(30);
 
 pub struct Agent {
     setup: Setup,
     ports: Ports,
     server_rpc: Option<u16>,
-    /// The servers are asked: they know everything.
+    /// The client for requests. It asks the servers, which know all of the cluster's state.
     client: Client,
     server: Option<Process>,
     process: Option<Process>,
@@ -54,7 +55,7 @@ impl Agent {
     /// Starts an agent and waits until jobs can be placed on it.
     ///
     /// # Errors
-    /// With the end of the agent's log.
+    /// Carries the end of the agent's log.
     pub fn start(setup: Setup) -> Result<Self> {
         setup.lay_out()?;
         let residue = Residue::note(&setup.directory, setup.allocations());
@@ -78,15 +79,15 @@ impl Agent {
         Ok(fs::write(self.setup.directory.join("client.hcl"), text)?)
     }
 
-    /// What the driver's option `log_collection` says.
+    /// Returns the value of the driver's option `log_collection`.
     pub fn collects_logs_by(&self) -> &'static str {
         self.setup.log_collection
     }
 
-    /// Has the driver's logs be collected by `whom` from here on, which takes a restart where it was otherwise.
+    /// Sets the driver's option `log_collection`. Restarts the agent if the value changes.
     ///
     /// # Errors
-    /// With the end of the agent's log.
+    /// Carries the end of the agent's log.
     pub fn collect_logs_by(&mut self, whom: &'static str) -> Result<()> {
         if self.setup.log_collection == whom {
             return Ok(());
@@ -98,7 +99,7 @@ impl Agent {
         self.driver_becomes(true).map(drop)
     }
 
-    /// The processes that collect tasks' logs for the agent.
+    /// Returns the pids of the agent's log collectors (logmon).
     pub fn collectors(&self) -> Vec<i32> {
         let is_one = |pid: &i32| {
             let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -117,7 +118,7 @@ impl Agent {
     /// Starts the agent again after [`Self::stop`] or [`Self::kill`], and waits as [`Self::start`] does.
     ///
     /// # Errors
-    /// With the end of the agent's log.
+    /// Carries the end of the agent's log.
     pub fn launch(&mut self) -> Result<()> {
         if self.process.is_some() {
             return Ok(());
@@ -142,26 +143,26 @@ impl Agent {
         command.arg("-config").arg(self.setup.directory.join(file)).current_dir(&self.setup.directory);
         command.env("TMPDIR", self.setup.temporary()).env(residue::MARK, &self.setup.directory);
         command.env("PATH", path_with(self.setup.programs.iter().map(PathBuf::as_path))?);
-        // Nomad's cloud fingerprinters refuse to start with it.
+        // Nomad's cloud fingerprinters refuse to start if the variable is set.
         command.env_remove("AWS_CA_BUNDLE");
         Process::spawn("nomad", &mut command, log)
     }
 
-    /// Whether the process runs, and answers.
+    /// Returns whether the agent's process runs.
     pub fn is_alive(&mut self) -> bool {
         self.process.as_mut().is_some_and(Process::runs)
     }
 
-    /// Ends the agent in order; the plugin goes with it.
+    /// Stops the agent gracefully. The plugin is ended with it.
     ///
     /// # Errors
-    /// When it has to be killed.
+    /// Fails if the agent has to be killed.
     pub fn stop(&mut self) -> Result<()> {
         let Some(mut process) = self.process.take() else { return Ok(()) };
         if process.runs() { process.stop() } else { Ok(()) }
     }
 
-    /// SIGKILL to the agent alone: the plugin and the log collectors live on.
+    /// Kills the agent's process only: the plugin and the log collectors live on.
     pub fn kill(&mut self) {
         drop(self.process.take());
     }
@@ -170,20 +171,20 @@ impl Agent {
         self.setup.log()
     }
 
-    /// The directory of an allocation on the host.
+    /// Returns the directory of an allocation on the host.
     pub fn allocation_directory(&self, id: &str) -> PathBuf {
         self.setup.allocations().join(id)
     }
 
-    /// The directory of the host volume `shared`.
+    /// Returns the directory of the host volume `shared`.
     pub fn host_volume(&self) -> PathBuf {
         self.setup.host_volume()
     }
 
-    /// The plugin's pid.
+    /// Returns the plugin's pid.
     ///
     /// # Errors
-    /// When there is none, or more than one.
+    /// Fails if no plugin runs, or more than one.
     pub fn plugin(&self) -> Result<i32> {
         match processes::running(&self.setup.plugins().join(DRIVER))[..] {
             [pid] => Ok(pid),
@@ -192,7 +193,7 @@ impl Agent {
         }
     }
 
-    /// What of the agent's own making is still there once it is down. Empty is good.
+    /// Returns what the agent itself has left behind once it is down. Should be empty.
     pub fn residue(&self) -> Vec<String> {
         self.residue.found()
     }
@@ -216,10 +217,10 @@ impl Drop for Agent {
     }
 }
 
-/// Tries until it is so. For what nobody announces: a file, a process, an agent that comes up.
+/// Polls until `is` returns true. For conditions that nobody announces: a file, a process, an agent that comes up.
 ///
 /// # Errors
-/// After the limit, after an interrupt, and when `is` fails.
+/// Fails after `limit`, after an interrupt, and if `is` fails.
 pub fn poll(what: &str, limit: Duration, mut is: impl FnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + limit;
     loop {
@@ -232,7 +233,8 @@ pub fn poll(what: &str, limit: Duration, mut is: impl FnMut() -> Result<bool>) -
     }
 }
 
-/// The plugin's and the agent's lines of a log from an offset on that matter to a failure's reader.
+/// Returns the last lines of a log, from an offset on, that help with a failure: the plugin's lines, and the agent's
+/// warnings and errors.
 pub fn lines_of_interest(log: &Path, offset: u64) -> String {
     let bytes = fs::read(log).unwrap_or_default();
     let from = usize::try_from(offset).unwrap_or(0).min(bytes.len());

@@ -1,5 +1,5 @@
-//! What an agent can leave behind: helper processes, its tasks, mounts below its directory, network namespaces, and
-//! cgroups. Noted before the agent starts, so that what was there already stays.
+//! Finds and removes what an agent can leave behind: helper processes, its tasks, mounts below its directory, network
+//! namespaces, and cgroups. The cgroups that exist before the agent starts are noted, and stay.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,18 +15,19 @@ use nix::unistd::Pid;
 use crate::fixture::{sweep, traces};
 use crate::processes;
 
-/// Set in the agent's environment, and so in that of every process it starts; the value is its directory.
+/// Variable in the agent's environment, and so in that of every process that it starts. The value is the agent's
+/// directory.
 pub const MARK: &str = "CONFORMANCE_AGENT";
-/// Where the agent keeps the network namespaces of groups, by the allocations' ids.
+/// Directory of the network namespaces of groups, named by allocation ids.
 const NAMESPACES: &str = "/run/netns";
 const ENDING: Duration = Duration::from_secs(5);
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-/// Every agent there has been, for a program that is interrupted.
+/// All agents that this process has started, for the cleanup after an interrupt.
 static AGENTS: Mutex<Vec<Arc<Residue>>> = Mutex::new(Vec::new());
 
-/// Takes down every agent with all of its tasks; for an interrupted program, which ends without unwinding. From here on
-/// nothing is started, and no wait goes on.
+/// Takes down every agent with all of its tasks. Called by an interrupted program, which ends without unwinding. From
+/// here on nothing is started, and no wait goes on.
 pub fn take_down_all() {
     INTERRUPTED.store(true, Ordering::Relaxed);
     let agents = std::mem::take(&mut *AGENTS.lock().unwrap_or_else(PoisonError::into_inner));
@@ -36,7 +37,7 @@ pub fn take_down_all() {
 }
 
 /// # Errors
-/// After an interrupt.
+/// Fails after an interrupt.
 pub fn check_interrupt() -> Result<()> {
     if INTERRUPTED.load(Ordering::Relaxed) {
         bail!("interrupted");
@@ -47,7 +48,7 @@ pub fn check_interrupt() -> Result<()> {
 pub struct Residue {
     directory: PathBuf,
     allocations: PathBuf,
-    /// The cgroups that weren't there before.
+    /// Nomad's cgroups that didn't exist before the agent started.
     cgroups: Vec<PathBuf>,
 }
 
@@ -59,19 +60,19 @@ impl Residue {
         residue
     }
 
-    /// The processes that the agent started, at whatever remove; not the tasks.
+    /// Returns the pids of all processes that the agent started, directly or indirectly, except the tasks.
     pub fn processes(&self) -> Vec<i32> {
         processes::with_environment(&format!("{MARK}={}", self.directory.display()))
     }
 
-    /// The network namespaces of allocations that this agent has had, and not taken away.
+    /// Returns the network namespaces of this agent's allocations that still exist.
     fn namespaces(&self) -> Vec<PathBuf> {
         let allocations = names(&self.allocations);
         let kept = names(Path::new(NAMESPACES)).into_iter().filter(|name| allocations.contains(name));
         kept.map(|name| Path::new(NAMESPACES).join(name)).collect()
     }
 
-    /// The cgroups of the tasks of allocations that this agent has ever had.
+    /// Returns the names of the cgroups of all tasks that this agent has ever had and that still exist.
     fn tasks(&self) -> Vec<String> {
         let allocations = names(&self.allocations);
         let groups = nomads_cgroups().into_iter().flat_map(|path| descendants(&path));
@@ -80,7 +81,7 @@ impl Residue {
         tasks.filter(|task| allocations.iter().any(|id| task.starts_with(id))).collect()
     }
 
-    /// What a stopped agent has left, a line each.
+    /// Returns a line for each thing that a stopped agent has left behind.
     pub fn found(&self) -> Vec<String> {
         let shown = |pid: &i32| {
             let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
@@ -95,7 +96,7 @@ impl Residue {
         found
     }
 
-    /// Ends, unmounts and removes all of it.
+    /// Kills, unmounts and removes all that the agent has left behind.
     pub fn clear(&self) {
         let deadline = Instant::now() + ENDING;
         loop {
@@ -129,8 +130,8 @@ fn names(directory: &Path) -> Vec<String> {
     entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
 }
 
-/// Where Nomad's cgroups are, or will be: with v1 one in each hierarchy, with v2 one slice. Nomad makes some of them, the
-/// runtime the others when it puts a container there.
+/// Returns the paths of Nomad's cgroups, existing or not: on v1 one in each hierarchy, on v2 one slice. Nomad makes
+/// some of them, the runtime the others when it puts a container there.
 fn nomads_cgroups() -> Vec<PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
     let hierarchies = fs::read_dir(root).into_iter().flatten().filter_map(Result::ok);
@@ -138,7 +139,7 @@ fn nomads_cgroups() -> Vec<PathBuf> {
     hierarchies.map(|entry| entry.path().join("nomad")).chain([root.join("nomad.slice")]).collect()
 }
 
-/// A cgroup and all below it, the deepest first.
+/// Returns a cgroup and all below it, the deepest first.
 fn descendants(cgroup: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(cgroup) else { return Vec::new() };
     let children =

@@ -1,4 +1,4 @@
-//! What an agent is asked and told about the jobs and tasks of cases.
+//! Requests to an agent about the jobs and tasks of cases.
 
 use anyhow::{Context as _, Result, ensure};
 
@@ -8,20 +8,20 @@ use super::command::{Output, run};
 use super::{SOON, poll};
 use crate::processes;
 
-/// A batch job with one task, `main`, that runs a shell script.
+/// Job file of a batch job with one task, `main`, which runs a shell script.
 pub const SHELL: &str = include_str!("../../../hack/jobs/shell.nomad.hcl");
 
 impl Client {
-    /// Submits a job under a name of its own. `hcl` begins a job of any name.
+    /// Submits a job under another name. `hcl` begins with a job of any name.
     ///
     /// # Errors
-    /// When Nomad refuses it.
+    /// Fails if Nomad refuses the job.
     pub fn submit_as(&self, name: &str, hcl: &str, variables: &[(&str, &str)]) -> Result<()> {
         let label = hcl.lines().find(|line| line.starts_with("job ")).context("no job in the text")?;
         self.submit(&hcl.replacen(label, &format!("job \"{name}\" {{"), 1), variables)
     }
 
-    /// Stops jobs, and has the agent forget them once all of their allocations have ended.
+    /// Stops jobs, and purges them once all of their allocations have ended.
     ///
     /// # Errors
     /// Names the allocation that doesn't end.
@@ -29,7 +29,7 @@ impl Client {
         for job in jobs {
             self.tell(&["job", "stop", "-detach", job])?;
         }
-        // A purged job takes its ended allocations with it, and with them the word that they have ended.
+        // A purge also removes the ended allocations, and with them the record that they have ended.
         for job in jobs {
             for id in self.allocations_of(job)? {
                 self.allocation_until(&id, "stopped allocation", SOON, Allocation::is_terminal)?;
@@ -39,10 +39,10 @@ impl Client {
         Ok(())
     }
 
-    /// Waits for a task to run.
+    /// Waits until a task runs.
     ///
     /// # Errors
-    /// With its events.
+    /// Carries the allocation's events.
     pub fn running(&self, id: &str, task: &str) -> Result<()> {
         let ready =
             |allocation: &Allocation| matches!(allocation.task(task).state.as_str(), "running" | "dead");
@@ -51,20 +51,20 @@ impl Client {
         Ok(())
     }
 
-    /// Waits for a task to end for good.
+    /// Waits until a task is dead and its allocation has ended.
     ///
     /// # Errors
-    /// With its events.
+    /// Carries the allocation's events.
     pub fn dead(&self, id: &str, task: &str) -> Result<Task> {
         let ended =
             |allocation: &Allocation| allocation.task(task).state == "dead" && allocation.is_terminal();
         self.allocation_until(id, "ended task", SOON, ended).map(|allocation| allocation.task(task))
     }
 
-    /// Waits for a task to end well, whatever the others of its group do.
+    /// Waits until a task has ended successfully, whatever the other tasks of its group do.
     ///
     /// # Errors
-    /// With its events and its output.
+    /// Carries the task's events and output.
     pub fn done(&self, id: &str, task: &str) -> Result<()> {
         let ended = |allocation: &Allocation| allocation.task(task).state == "dead";
         let allocation = self.allocation_until(id, "ended task", SOON, ended);
@@ -76,10 +76,10 @@ impl Client {
         Ok(())
     }
 
-    /// The whole of a task's output, through the agent.
+    /// Returns all output of a task, read through the agent.
     ///
     /// # Errors
-    /// When the agent refuses.
+    /// Fails if the agent refuses.
     pub fn log(&self, id: &str, task: &str, stderr: bool) -> Result<Vec<u8>> {
         let mut arguments = vec!["alloc", "logs"];
         if stderr {
@@ -89,10 +89,10 @@ impl Client {
         Ok(self.tell(&arguments)?.stdout)
     }
 
-    /// Waits for a text in a task's stdout.
+    /// Waits until a task's stdout contains a text.
     ///
     /// # Errors
-    /// With what there is instead.
+    /// Carries the output instead.
     pub fn logged(&self, id: &str, task: &str, text: &str) -> Result<()> {
         let mut seen = String::new();
         let found = self.eventually(&format!("{text:?} in the log of {task}"), || {
@@ -102,28 +102,28 @@ impl Client {
         found.with_context(|| format!("the log is {seen:?}"))
     }
 
-    /// `nomad alloc exec` without a terminal, in task `main`.
+    /// Runs `nomad alloc exec` without a terminal in the task `main`.
     ///
     /// # Errors
-    /// When it can't run or takes too long. Its exit code is in the output.
+    /// Fails if the command can't be run or takes too long. Its exit code is in the output.
     pub fn exec(&self, id: &str, stdin: &[u8], words: &[&str]) -> Result<Output> {
         let mut command = self.nomad(&["alloc", "exec", "-i", "-t=false", "-task", "main", id]);
         run(command.args(words), stdin, self.soon())
     }
 
-    /// The host's pid of task `main`'s first process.
+    /// Returns the pid on the host of the first process of the task `main`.
     ///
     /// # Errors
-    /// When it has none.
+    /// Fails if the task has no process.
     pub fn pid(&self, id: &str) -> Result<i32> {
         processes::first_of_task(id, "main")
     }
 }
 
-/// Tries until it is so, for as long as any one step may take.
+/// Polls until `is` returns true, within the timeout of a single step.
 ///
 /// # Errors
-/// As [`poll`].
+/// Fails as [`poll`] does.
 pub fn eventually(what: &str, is: impl FnMut() -> Result<bool>) -> Result<()> {
     poll(what, SOON, is)
 }
