@@ -1,5 +1,5 @@
-//! What a Nomad client prepares for one attempt at a task: the allocation's directories, the log pipes and their readers,
-//! the control groups, and the TaskConfig that names them all.
+//! Prepares what a Nomad client prepares for one attempt at a task: the allocation's directories, the log pipes and
+//! their readers, the control groups, and the TaskConfig that names them all.
 //!
 //! Source of the facts: hashicorp/nomad `client/allocdir`, `client/logmon`, `client/allocrunner/taskrunner`.
 
@@ -22,25 +22,26 @@ const MIB: i64 = 1024 * 1024;
 const CPU_MHZ: i64 = 500;
 const MEMORY_MB: i64 = 128;
 
-/// Dropped, its readers, control groups and directories go.
+/// An allocation with one task. On drop, its readers, control groups and directories are removed.
 pub struct Alloc {
     pub id: String,
     pub task: String,
-    /// Changes with each attempt.
+    /// Id of the attempt; each has its own.
     pub attempt: String,
-    /// `<client alloc dir>/<alloc>`
+    /// Directory of the allocation: `<client alloc dir>/<alloc>`.
     pub directory: PathBuf,
     pub stdout: Reader,
     pub stderr: Reader,
-    /// Shared with whoever takes the account at the end.
+    /// The task's control groups. Shared with the leak check at the end of a case.
     pub cgroup: Arc<TaskCgroup>,
 }
 
 impl Alloc {
-    /// Makes directories and control groups, and pipes, which have no reader yet, unless the driver said that it needs none.
+    /// Creates the directories, the control groups and, unless the driver declared that it needs none, the log pipes,
+    /// which have no reader yet.
     ///
     /// # Errors
-    /// Names what can't be made.
+    /// Names what can't be created.
     pub fn create(client_alloc_dir: &Path, task: &str, pipes: bool) -> Result<Self> {
         let id = random_uuid()?;
         let directory = client_alloc_dir.join(&id);
@@ -72,7 +73,7 @@ impl Alloc {
         Ok(Self { id, task: task.to_owned(), attempt, directory, stdout, stderr, cgroup })
     }
 
-    /// Lets logmon begin.
+    /// Starts the readers of the log pipes, as logmon does.
     ///
     /// # Errors
     /// Names the pipe that can't be opened.
@@ -81,7 +82,7 @@ impl Alloc {
         self.stderr.start(Duration::ZERO)
     }
 
-    /// The id by which all calls name the task.
+    /// Returns the id by which all calls name the task.
     pub fn task_id(&self) -> String {
         format!("{}/{}/{}", self.id, self.task, self.attempt)
     }
@@ -94,12 +95,12 @@ impl Alloc {
         self.directory.join("alloc/logs")
     }
 
-    /// A path below the task's own directory, e.g. `local/x`.
+    /// Returns a path below the task's own directory, e.g. `local/x`.
     pub fn task_path(&self, path: &str) -> PathBuf {
         self.directory.join(&self.task).join(path)
     }
 
-    /// The TaskConfig of a job with small resources; a case changes what it is about.
+    /// Returns the TaskConfig of a job with small resources. A case changes what it tests.
     pub fn config(&self, msgpack_driver_config: Vec<u8>) -> pb::TaskConfig {
         let text = |path: PathBuf| path.display().to_string();
         pb::TaskConfig {
@@ -161,7 +162,7 @@ impl Drop for Alloc {
     }
 }
 
-/// Gives a TaskConfig other memory limits, in each of the fields that carry them.
+/// Changes the memory limits of a TaskConfig, in each of the fields that carry them.
 pub fn set_memory(config: &mut pb::TaskConfig, memory_mb: i64, memory_max_mb: i64) {
     let Some(resources) = &mut config.resources else { return };
     if let Some(allocated) = &mut resources.allocated_resources {
@@ -173,7 +174,7 @@ pub fn set_memory(config: &mut pb::TaskConfig, memory_mb: i64, memory_max_mb: i6
 }
 
 /// # Errors
-/// Fails where the kernel gives none.
+/// Fails if the kernel gives none.
 pub fn random_uuid() -> Result<String> {
     let text = fs::read_to_string("/proc/sys/kernel/random/uuid").context("ask the kernel for a uuid")?;
     Ok(text.trim().to_owned())

@@ -12,45 +12,46 @@ use nix::unistd::Pid;
 use crate::fixture::{sweep, traces};
 
 const ROOT: &str = "/sys/fs/cgroup";
-/// Where a v2 client has the tasks that share processors, and those with cores of their own.
+/// Slices of a v2 client: for tasks that share processors, and for those with cores of their own.
 const SHARE: &str = "share.slice";
 const RESERVE: &str = "reserve.slice";
 const V1_HIERARCHIES: [&str; 3] = ["freezer", "memory", "cpu"];
 
-/// Whether the machine has v2 alone.
+/// Returns whether the machine has v2 only.
 pub fn is_v2() -> bool {
     Path::new(ROOT).join("cgroup.controllers").exists()
 }
 
-/// The processors that a process may run on, as the kernel lists them.
+/// Returns the processors that a process may run on, as the kernel lists them.
 ///
 /// # Errors
-/// When there is no such process.
+/// Fails if there is no such process.
 pub fn processors_of(pid: i32) -> Result<String> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
     Ok(line.context("no such line")?.trim().to_owned())
 }
 
-/// A task's groups. Dropped, they are removed with all that is in them, as the client does after a destroy.
+/// The control groups of a task. On drop, they are removed with all processes in them, as the client does after a
+/// destroy.
 pub struct TaskCgroup {
     name: String,
-    /// What the client hands to the driver.
+    /// The cpuset group that the client passes to the driver. On v2, it is the task's group itself.
     pub cpuset: PathBuf,
 }
 
 impl TaskCgroup {
     /// # Errors
-    /// Names the group that can't be made.
+    /// Names the group that can't be created.
     pub fn create(name: &str) -> Result<Self> {
         let cpuset = Self::make(name)?;
         Ok(Self { name: name.to_owned(), cpuset })
     }
 
-    /// Makes what a driver has taken away at its destroy, as the client does before the next attempt.
+    /// Creates the groups again that a driver removed at its destroy, as the client does before the next attempt.
     ///
     /// # Errors
-    /// Names the group that can't be made.
+    /// Names the group that can't be created.
     pub fn restore(&self) -> Result<()> {
         Self::make(&self.name).map(drop)
     }
@@ -59,12 +60,12 @@ impl TaskCgroup {
         if is_v2() { scope(SHARE, name) } else { create_v1(name) }
     }
 
-    /// `<alloc>.<task>`
+    /// Returns the name of the groups, `<alloc>.<task>`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// A file of the task's group as the client made it, by its name on either version.
+    /// Reads a file of the task's group as the client created it, by its name on either version.
     ///
     /// # Errors
     /// Names the file.
@@ -78,8 +79,8 @@ impl TaskCgroup {
         Ok(text.trim().to_owned())
     }
 
-    /// The cpuset of a task with cores of its own: made by the client, its processors set by whoever has them. On v2 it
-    /// is the task's group, in place of the one among the others.
+    /// Creates the cpuset of a task with cores of its own. Its processors are set by whoever owns them. On v2 it is
+    /// the task's group, and replaces the one in the slice for shared processors.
     ///
     /// # Errors
     /// Names the group.
@@ -93,13 +94,13 @@ impl TaskCgroup {
         Ok(group)
     }
 
-    /// The file with the processors of all tasks without cores of their own.
+    /// Returns the file with the processors of all tasks without cores of their own.
     pub fn shared_processors(&self) -> PathBuf {
         let share = if is_v2() { self.cpuset.parent().unwrap_or(&self.cpuset) } else { &self.cpuset };
         share.join("cpuset.cpus")
     }
 
-    /// Kills everything in it, as the client does at the end of a task.
+    /// Kills all processes in the group, as the client does at the end of a task.
     ///
     /// # Errors
     /// Names the file that can't be written.
@@ -117,7 +118,7 @@ impl TaskCgroup {
         write(&state, "THAWED")
     }
 
-    /// Makes a control group in it, as a task may that can write there, and moves processes into that.
+    /// Creates a control group within the task's, as a task can that may write there, and moves processes into it.
     ///
     /// # Errors
     /// Names the file.
@@ -131,21 +132,21 @@ impl TaskCgroup {
         ["freezer", "memory", "pids", "cpu"].map(at).into_iter().filter(|group| group.is_dir()).collect()
     }
 
-    /// Every process in it, by the host's count.
+    /// Returns the pids on the host of all processes in the group.
     pub fn pids(&self) -> Vec<i32> {
         traces::pids_in(&self.name)
     }
 }
 
-/// A control group that somebody else than the client has made, in one hierarchy or in several.
+/// A control group that somebody other than the client has created, in one hierarchy or several.
 pub struct Nested {
     groups: Vec<PathBuf>,
-    /// Nobody else removes it.
+    /// Whether the group is outside of a task's group, so that nobody else removes it.
     elsewhere: bool,
 }
 
 impl Nested {
-    /// One that is none of a task's: elsewhere, as docker's or a kubelet's are.
+    /// Creates a group that is outside of a task's group, as docker's or a kubelet's are.
     ///
     /// # Errors
     /// Names the file.
@@ -172,7 +173,7 @@ impl Nested {
         Ok(Self { groups, elsewhere })
     }
 
-    /// Freezes it, as whoever made it may.
+    /// Freezes the group, as its creator can.
     ///
     /// # Errors
     /// Names the file.
@@ -207,7 +208,7 @@ impl Drop for Nested {
         if !self.elsewhere {
             return;
         }
-        // A case that has failed leaves nothing that can't be killed.
+        // The thaw is for a case that has failed: a frozen process can't be killed.
         let _ = self.thaw();
         for group in self.groups.iter().filter(|group| group.is_dir()) {
             let _ = fs::remove_dir(group);
@@ -230,7 +231,7 @@ fn create_v1(name: &str) -> Result<PathBuf> {
         make(&Path::new(ROOT).join(hierarchy).join("nomad").join(name))?;
     }
     let cpuset = Path::new(ROOT).join("cpuset");
-    // A group without CPUs and memory nodes takes no process.
+    // A cpuset without CPUs and memory nodes accepts no process.
     for group in ["nomad", "nomad/share"] {
         let group = cpuset.join(group);
         make(&group)?;
@@ -243,7 +244,7 @@ fn create_v1(name: &str) -> Result<PathBuf> {
     Ok(cpuset.join("nomad/share"))
 }
 
-/// A task's group in one of the two slices, both of which the client makes at its start.
+/// Creates a task's group in one of the two slices, both of which the client creates when it starts.
 fn scope(slice: &str, name: &str) -> Result<PathBuf> {
     let nomad = Path::new(ROOT).join("nomad.slice");
     let hand_down = |group: &Path| {

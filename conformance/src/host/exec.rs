@@ -1,5 +1,5 @@
-//! One streaming exec, as the client passes it on from `nomad alloc exec`: it never half-closes its stream, and sends
-//! heartbeats that say nothing.
+//! A streaming exec, as the client forwards it from `nomad alloc exec`: it never half-closes its stream, and sends
+//! heartbeats, which are empty messages.
 //!
 //! Source of the facts: hashicorp/nomad `plugins/drivers/execstreaming.go`, `command/agent/http_exec.go`.
 
@@ -14,31 +14,31 @@ use tonic::Streaming;
 
 use super::plugin::Plugin;
 
-/// A message with input.
+/// Returns a message with input.
 pub fn data_of(data: &[u8]) -> Request {
     let stdin = Some(Operation { data: data.to_vec(), close: false });
     Request { stdin, ..Request::default() }
 }
 
-/// The message that ends the input.
+/// Returns the message that ends the input.
 pub fn end_of_stdin() -> Request {
     let stdin = Some(Operation { data: Vec::new(), close: true });
     Request { stdin, ..Request::default() }
 }
 
-/// A message with the terminal's size.
+/// Returns a message with the terminal's size.
 pub fn size_of(height: i32, width: i32) -> Request {
     let tty_size = Some(pb::exec_task_streaming_request::TerminalSize { height, width });
     Request { tty_size, ..Request::default() }
 }
 
-/// What an exec said until its end.
+/// The output of an exec, and its result.
 #[derive(Debug, Default)]
 pub struct Said {
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
     pub result: Option<pb::ExitResult>,
-    /// How many messages brought output, and how large the largest was.
+    /// Number of messages with output, and the size of the largest output in bytes.
     pub messages: usize,
     pub largest: usize,
 }
@@ -53,7 +53,7 @@ impl Said {
     }
 
     /// # Errors
-    /// Says that the exit frame is missing, which the command line tool shows as an error.
+    /// Fails if the exit frame is missing, which the command line tool shows as an error.
     pub fn code(&self) -> Result<i32> {
         let result = self.result.as_ref();
         Ok(result
@@ -78,7 +78,7 @@ impl Exec {
         Self::open_saying(plugin, task_id, command, tty, Vec::new()).await
     }
 
-    /// As [`Self::open`], with messages that are there as soon as the first.
+    /// Opens the stream as [`Self::open`] does, with further messages that are sent at once.
     ///
     /// # Errors
     /// Carries the plugin's refusal.
@@ -105,30 +105,30 @@ impl Exec {
     }
 
     /// # Errors
-    /// Fails where the exec has ended.
+    /// Fails if the exec has ended.
     pub async fn stdin(&self, data: &[u8]) -> Result<()> {
         self.send(data_of(data)).await
     }
 
     /// # Errors
-    /// Fails where the exec has ended.
+    /// Fails if the exec has ended.
     pub async fn close_stdin(&self) -> Result<()> {
         self.send(end_of_stdin()).await
     }
 
     /// # Errors
-    /// Fails where the exec has ended.
+    /// Fails if the exec has ended.
     pub async fn resize(&self, height: i32, width: i32) -> Result<()> {
         self.send(size_of(height, width)).await
     }
 
     /// # Errors
-    /// Fails where the exec has ended.
+    /// Fails if the exec has ended.
     pub async fn heartbeat(&self) -> Result<()> {
         self.send(Request::default()).await
     }
 
-    /// Reads until stdout has a text.
+    /// Reads until stdout contains a text.
     ///
     /// # Errors
     /// Shows what came instead.
@@ -139,7 +139,7 @@ impl Exec {
         })
     }
 
-    /// Reads until so many bytes of stdout have come, and no further.
+    /// Reads until stdout has at least `bytes` bytes, and no further.
     ///
     /// # Errors
     /// Says how many came.
@@ -160,7 +160,7 @@ impl Exec {
         tokio::time::timeout(limit, read).await.map_err(anyhow::Error::from).flatten()
     }
 
-    /// Reads to the end of the stream, without closing our half first.
+    /// Reads to the end of the stream, without half-closing it first.
     ///
     /// # Errors
     /// Shows what came instead of an end.

@@ -1,5 +1,5 @@
-//! A configuration as Nomad sends it: the plugin's declared tree decides the keys, and what a job leaves out arrives as
-//! nil, an empty list or the declared default. Values are given as JSON, in the place of HCL.
+//! Encodes a configuration as Nomad sends it: the plugin's declared schema decides the keys, and what a job leaves out
+//! arrives as nil, an empty list or the declared default. Values are given as JSON instead of HCL.
 //!
 //! Source of the facts: hashicorp/nomad `plugins/shared/hclspec`, `helper/pluginutils/hclutils`.
 
@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nomad_proto::hclspec::{Spec, spec::Block};
 use serde_json::{Map, Value};
 
-/// `config! { image = x, args = ["-c", "true"] }`: a job's config block.
+/// Builds a job's config block: `config! { image = x, args = ["-c", "true"] }`.
 #[macro_export]
 macro_rules! config {
     ($($key:ident = $value:expr),* $(,)?) => {{
@@ -16,15 +16,15 @@ macro_rules! config {
     }};
 }
 
-/// The msgpack of a configuration.
+/// Encodes a configuration as msgpack.
 ///
 /// # Errors
-/// Refuses what the tree doesn't declare, as Nomad refuses the job.
+/// Fails if the schema doesn't declare a key, as Nomad refuses the job.
 pub fn encode(spec: &Spec, given: &Value) -> Result<Vec<u8>> {
     Ok(rmp_serde::to_vec(&fill(spec, Some(given))?)?)
 }
 
-/// The value in the form that the tree asks for.
+/// Returns the value in the form that the schema requires.
 fn fill(spec: &Spec, given: Option<&Value>) -> Result<Value> {
     let given = given.filter(|value| !value.is_null());
     Ok(match spec.block.as_ref().context("a node of the schema says nothing")? {
@@ -38,7 +38,7 @@ fn fill(spec: &Spec, given: Option<&Value>) -> Result<Value> {
                 let value = fill(spec, fields.get(key)).with_context(|| format!("argument {key:?}"))?;
                 Ok((key.clone(), value))
             });
-            // serde_json's map is sorted by bytes, as Nomad sends it.
+            // serde_json's map is sorted by bytes, as the keys are that Nomad sends.
             Value::Object(filled.collect::<Result<_>>()?)
         }
         Block::Attr(attr) => {

@@ -1,4 +1,5 @@
-//! A plugin's process as go-plugin starts and ends it: environment, pipes, handshake, the three steps of its end.
+//! Starts and ends a plugin's process as go-plugin does: environment, pipes, handshake, and the three steps of the
+//! end.
 //!
 //! Source of the facts: hashicorp/go-plugin `client.go`.
 
@@ -17,18 +18,18 @@ use crate::fixture::programs::path_with;
 
 const COOKIE_KEY: &str = "NOMAD_PLUGIN_MAGIC_COOKIE";
 pub const COOKIE: &str = "e4327c2e01eabfd75a8a67adb114fb34a757d57eee7728d857a8cec6e91a7255";
-/// The agent gives a plugin a minute.
+/// Timeout of the handshake. The agent's is a minute.
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(20);
-/// What a plugin gets after it was asked to end, before it is killed.
+/// Time that a plugin has to exit after the request to, before it is killed.
 pub const END_LIMIT: Duration = Duration::from_secs(2);
 
-/// How to start a plugin.
+/// The settings for the start of a plugin.
 #[derive(Clone)]
 pub struct Launch {
     pub binary: PathBuf,
-    /// `None`: not set at all.
+    /// The magic cookie. `None` if its variable is not set at all.
     pub cookie: Option<String>,
-    /// Put in front of the agent's PATH, see [`Self::look_first_in`].
+    /// Directories that are put in front of the agent's PATH, see [`Self::look_first_in`].
     path: Vec<PathBuf>,
     pub environment: Vec<(OsString, OsString)>,
 }
@@ -39,7 +40,7 @@ impl Launch {
         Self { binary: binary.to_owned(), cookie, path: Vec::new(), environment: Vec::new() }
     }
 
-    /// Has programs looked for there before anywhere else.
+    /// Puts a directory in front of the plugin's PATH.
     pub fn look_first_in(&mut self, directory: PathBuf) {
         self.path.insert(0, directory);
     }
@@ -70,7 +71,7 @@ impl Launch {
     }
 }
 
-/// A plugin's process. Dropped, it is killed.
+/// A plugin's process, killed on drop.
 pub struct Process {
     child: Child,
     pid: u32,
@@ -104,21 +105,21 @@ impl Process {
     }
 
     /// # Errors
-    /// Fails where it has ended.
+    /// Fails if the process has ended.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         let pid = Pid::from_raw(i32::try_from(self.pid)?);
         kill(pid, signal).with_context(|| format!("send {signal} to the plugin"))
     }
 
-    /// Whether it still runs.
+    /// Returns whether the process runs.
     ///
     /// # Errors
-    /// Fails where the system can't say.
+    /// Fails if the system can't say.
     pub fn runs(&mut self) -> Result<bool> {
         Ok(self.child.try_wait()?.is_none())
     }
 
-    /// Waits for its exit and for the end of both pipes, which a child that inherited one would hold open.
+    /// Waits for the exit of the process and the end of both pipes, which a child that inherited one would hold open.
     ///
     /// # Errors
     /// Says which of them didn't come.
@@ -133,17 +134,17 @@ impl Process {
         Ok(status)
     }
 
-    /// SIGKILL, and what [`Self::end_within`] asks.
+    /// Kills the process, and waits as [`Self::end_within`] does.
     ///
     /// # Errors
-    /// As [`Self::end_within`].
+    /// Fails as [`Self::end_within`] does.
     pub async fn kill(&mut self) -> Result<()> {
         self.child.start_kill().context("kill the plugin")?;
         self.end_within(Duration::from_secs(5)).await.map(drop)
     }
 }
 
-/// `core|app|network|address|protocol|certificate`
+/// Parses a handshake line, `core|app|network|address|protocol|certificate`, and returns the socket.
 fn parse_handshake(line: &str) -> Result<PathBuf> {
     let fields: Vec<&str> = line.split('|').collect();
     ensure!(fields.len() == 6, "a handshake of {} fields: {line:?}", fields.len());

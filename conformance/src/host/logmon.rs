@@ -1,5 +1,5 @@
-//! The reader of a task's output, as Nomad's logmon: it reads a named pipe until the last writer has gone. It can be slow,
-//! absent, or die and come back.
+//! A reader of a task's output like Nomad's logmon: it reads a named pipe until the last writer has closed it. It can
+//! be slow or absent, or die and come back.
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read};
@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 use nix::libc::O_NONBLOCK;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// How often a reader looks whether it is to end.
+/// Interval at which a reader checks whether it has to stop.
 const LOOK: Duration = Duration::from_millis(10);
 
 #[derive(Default)]
@@ -24,7 +24,7 @@ struct Kept {
     ended: bool,
 }
 
-/// Collects what comes out of one pipe. Dropped, it stops reading.
+/// The reader of one pipe. Stops reading on drop.
 pub struct Reader {
     path: PathBuf,
     kept: Arc<Mutex<Kept>>,
@@ -33,17 +33,17 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// A reader that is not there yet.
+    /// Returns a reader that has not been started.
     pub fn absent(path: &Path) -> Self {
         Self { path: path.to_owned(), kept: Arc::default(), stop: Arc::default(), thread: None }
     }
 
-    /// Begins to read, with a pause after each 4 KiB.
+    /// Starts to read, with a pause after each 4 KiB.
     ///
     /// # Errors
     /// Names the pipe that can't be opened.
     pub fn start(&mut self, pause: Duration) -> Result<()> {
-        // As a blocking open would: without a writer yet there is nothing to read and no end either.
+        // Opened without blocking: as long as there has been no writer, there is nothing to read and no end either.
         let pipe = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(&self.path);
         let pipe = pipe.with_context(|| format!("open {} as its reader", self.path.display()))?;
         let (kept, stop) = (Arc::clone(&self.kept), Arc::clone(&self.stop));
@@ -54,7 +54,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Dies: what it had taken it keeps, what is in the pipe stays there.
+    /// Stops reading, as a reader that dies does: what it has read is kept, the rest stays in the pipe.
     pub fn stop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
@@ -70,16 +70,16 @@ impl Reader {
         lock(&self.kept).bytes.len()
     }
 
-    /// Waits until the last writer has gone, and returns all that came.
+    /// Waits until the last writer has closed the pipe, and returns all output.
     ///
     /// # Errors
-    /// Says how much had come where the end doesn't come in time.
+    /// Fails if the end doesn't come in time, and says how much was read.
     pub async fn to_end(&self, limit: Duration) -> Result<Vec<u8>> {
         self.until(limit, "its end", |kept| kept.ended).await?;
         Ok(lock(&self.kept).bytes.clone())
     }
 
-    /// Waits until a text has come.
+    /// Waits until the output contains a text.
     ///
     /// # Errors
     /// Shows what came instead.
@@ -87,7 +87,7 @@ impl Reader {
         self.until(limit, text, |kept| String::from_utf8_lossy(&kept.bytes).contains(text)).await
     }
 
-    /// Waits until so many bytes have come.
+    /// Waits until the output has at least `bytes` bytes.
     ///
     /// # Errors
     /// Shows what came instead.

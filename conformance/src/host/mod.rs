@@ -1,5 +1,5 @@
-//! Plays a Nomad client to a plugin binary: starts it as go-plugin does, speaks its services, makes what the client makes
-//! around a task (directories, pipes, control groups). Knows nothing of containers.
+//! Plays a Nomad client to a plugin binary: starts it as go-plugin does, calls its services, and creates what the
+//! client creates around a task (directories, pipes, control groups). Knows nothing of containers.
 //!
 //! Source of the facts: hashicorp/nomad `plugins/`, `client/`, hashicorp/go-plugin `client.go`.
 

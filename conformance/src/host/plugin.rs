@@ -1,4 +1,4 @@
-//! A running plugin with the client's connection to it, and its calls by name.
+//! A running plugin with the client's connection to it, and a method for each of its calls.
 //!
 //! Source of the facts: hashicorp/nomad `plugins/base`, `plugins/drivers/client.go`, hashicorp/go-plugin `grpc_client.go`.
 
@@ -31,11 +31,11 @@ use super::stderr::Lines;
 
 pub type Answer<T> = std::result::Result<T, Status>;
 
-/// What the host accepts in one message.
+/// Maximum size of a message that the host accepts.
 const MESSAGE_LIMIT_BYTES: usize = i32::MAX as usize;
-/// What the host takes of a stream before it is read.
+/// HTTP/2 window of a stream: the amount of data that the host accepts before it is read.
 const STREAM_WINDOW_BYTES: u32 = 64 * 1024 - 1;
-/// The cores that the client tells of, and their speed.
+/// Number and speed of the cores that the client reports.
 pub const CORES: u32 = 2;
 pub const CORE_MHZ: u64 = 2000;
 
@@ -44,7 +44,7 @@ pub struct Plugin {
     socket: PathBuf,
     channel: Channel,
     held: Vec<JoinHandle<()>>,
-    /// Streams that the agent would find ended too early.
+    /// Descriptions of streams that ended although the agent keeps them open.
     ended_early: Arc<Mutex<Vec<String>>>,
 }
 
@@ -52,7 +52,7 @@ impl Plugin {
     /// Starts the plugin and connects to it as go-plugin does: handshake, health, broker and stdio.
     ///
     /// # Errors
-    /// Says at which of the steps it failed.
+    /// Names the step that failed.
     pub async fn launch(launch: &Launch) -> Result<Self> {
         let mut process = launch.spawn()?;
         let socket = process.handshake().await?;
@@ -86,17 +86,17 @@ impl Plugin {
         self.process.stderr.clone()
     }
 
-    /// Connects anew, as an agent does that finds the plugin of the one before it.
+    /// Connects again, as an agent does that finds the plugin of its predecessor.
     ///
     /// # Errors
-    /// Fails where nobody listens.
+    /// Fails if nobody listens.
     pub async fn redial(&mut self) -> Result<()> {
         self.held.drain(..).for_each(|held| held.abort());
         self.channel = dial(&self.socket).await?;
         Ok(())
     }
 
-    /// Does what an agent does after SetConfig: Init, and the two streams that stay open for good.
+    /// Makes the calls that an agent makes after SetConfig: Init, and the two streams that stay open for good.
     ///
     /// # Errors
     /// Carries the plugin's refusal.
@@ -107,7 +107,7 @@ impl Plugin {
         }
         let fingerprints = self.fingerprints().await.context("Fingerprint")?;
         self.hold("Fingerprint", async { Ok(fingerprints) });
-        // Not waited for: a plugin in Go answers with the first event only.
+        // The answer isn't awaited: a plugin in Go sends it only with the first event.
         let mut driver = self.driver();
         self.hold("TaskEvents", async move {
             driver.task_events(pb::TaskEventsRequest {}).await.map(tonic::Response::into_inner)
@@ -135,24 +135,25 @@ impl Plugin {
         }));
     }
 
-    /// The base service, for a call that has no name here.
+    /// Returns a client of the base service, for calls that have no method here.
     pub fn base(&self) -> BasePluginClient<Channel> {
         BasePluginClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_LIMIT_BYTES)
     }
 
-    /// The driver service, for a call that has no name here.
+    /// Returns a client of the driver service, for calls that have no method here.
     pub fn driver(&self) -> DriverClient<Channel> {
         DriverClient::new(self.channel.clone()).max_decoding_message_size(MESSAGE_LIMIT_BYTES)
     }
 
-    /// Ends it as the agent does: asks, waits two seconds, kills. It must end by itself, and no child may hold its pipes.
+    /// Shuts the plugin down as the agent does: the request, two seconds, SIGKILL. Fails unless the plugin exits by
+    /// itself and no child holds its pipes.
     ///
     /// # Errors
     /// Says what didn't end.
     pub async fn shut_down(&mut self) -> Result<()> {
         let ended = self.ended_early.lock().unwrap_or_else(PoisonError::into_inner).clone();
         ensure!(ended.is_empty(), "streams that are to stay open: {}", ended.join(", "));
-        // The answer may be lost with the connection: the host doesn't look at it.
+        // The answer may be lost with the connection: the host ignores it.
         let _ = GrpcControllerClient::new(self.channel.clone()).shutdown(Empty {}).await;
         let status = self.process.end_within(END_LIMIT).await?;
         ensure!(status.success(), "the plugin ended with {status}");
@@ -160,13 +161,13 @@ impl Plugin {
         Ok(())
     }
 
-    /// SIGKILL.
+    /// Kills the plugin, and removes its socket.
     ///
     /// # Errors
     /// Says what didn't end.
     pub async fn kill(&mut self) -> Result<()> {
         self.process.kill().await?;
-        // Only the host can remove it now.
+        // The killed plugin can't remove its socket any more.
         let _ = std::fs::remove_file(&self.socket);
         if let Some(directory) = self.socket.parent() {
             let _ = std::fs::remove_dir(directory);
@@ -179,20 +180,20 @@ impl Plugin {
     }
 
     /// # Errors
-    /// Fails where the plugin has none, which is fatal to an agent.
+    /// Fails if the plugin has none, which is fatal to an agent.
     pub async fn config_schema(&self) -> Result<Spec> {
         let answer = self.base().config_schema(base_pb::ConfigSchemaRequest {}).await?;
         answer.into_inner().spec.context("ConfigSchema without a spec")
     }
 
     /// # Errors
-    /// Fails where the plugin has none, which fails every allocation.
+    /// Fails if the plugin has none, which fails every allocation.
     pub async fn task_schema(&self) -> Result<Spec> {
         let answer = self.driver().task_config_schema(pb::TaskConfigSchemaRequest {}).await?;
         answer.into_inner().spec.context("TaskConfigSchema without a spec")
     }
 
-    /// SetConfig as the agent sends it at a real start, the options encoded by the plugin's own schema.
+    /// Calls SetConfig as the agent does when it starts, with the options encoded by the plugin's own schema.
     ///
     /// # Errors
     /// Carries the plugin's refusal.
@@ -203,7 +204,7 @@ impl Plugin {
     }
 
     /// # Errors
-    /// Is the plugin's answer.
+    /// Returns the plugin's error.
     pub async fn set_config(
         &self,
         msgpack_config: Vec<u8>,
@@ -291,7 +292,7 @@ impl Drop for Plugin {
     }
 }
 
-/// What the agent knows and tells beside the plugin's own block.
+/// Returns the part of the agent's configuration that is passed to plugins beside their own block.
 pub fn agent_config() -> base_pb::NomadConfig {
     let core = |core_id| base_pb::ClientTopologyCore {
         core_id,
@@ -317,14 +318,14 @@ async fn dial(socket: &Path) -> Result<Channel> {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    // As the agent's: a stream that is not read stops after that much, and never the others.
+    // Flow control like the agent's: a stream that isn't read stops after that much, and never stops the others.
     let endpoint = Endpoint::from_static("http://plugin")
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(i32::MAX.cast_unsigned());
     endpoint.connect_with_connector(connect).await.with_context(|| format!("dial {}", socket.display()))
 }
 
-/// go-plugin opens both streams when it connects, and looks at neither's error.
+/// Opens the broker's stream. go-plugin opens it and that of stdio when it connects, and ignores the errors of both.
 fn hold_broker(channel: Channel) -> JoinHandle<()> {
     tokio::spawn(async move {
         let opened = GrpcBrokerClient::new(channel).start_stream(tokio_stream::pending()).await;

@@ -1,5 +1,5 @@
-//! A task's statistics as the client reads them: a stream that it keeps open for as long as the task runs, each message
-//! held against what the client and its command line tool rely on.
+//! A task's statistics as the client reads them: a stream that is open for as long as the task runs, with each message
+//! checked for what the client and its command line tool rely on.
 //!
 //! Source of the facts: hashicorp/nomad `plugins/drivers/utils.go`, `command/alloc_status.go`.
 
@@ -20,17 +20,17 @@ const SHOWN: [pb::cpu_usage::Fields; 5] = [
     pb::cpu_usage::Fields::Percent,
 ];
 
-/// One message.
+/// The content of one message.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
-    /// Since the epoch.
+    /// Time of the sample, since the epoch.
     pub at: Duration,
     pub cpu: pb::CpuUsage,
     pub memory: pb::MemoryUsage,
 }
 
 impl Sample {
-    /// Whether its load was measured, which it can't be in a stream's first.
+    /// Returns whether the sample has a CPU load, which the first of a stream can't have.
     pub fn has_load(&self) -> bool {
         self.cpu.measured_fields().any(|field| field == pb::cpu_usage::Fields::Percent)
     }
@@ -49,7 +49,7 @@ impl Stats {
         Ok(Self { task_id: task_id.to_owned(), stream })
     }
 
-    /// The next sample, None at the end of the stream.
+    /// Returns the next sample, or `None` at the end of the stream.
     ///
     /// # Errors
     /// Says what is wrong with the message, or that none came.
@@ -71,7 +71,7 @@ impl Stats {
     }
 
     /// # Errors
-    /// As [`Self::next_or_end`], and where the stream has ended.
+    /// Fails as [`Self::next_or_end`] does, and if the stream has ended.
     pub async fn next(&mut self, limit: Duration) -> Result<Sample> {
         self.next_or_end(limit).await?.context("the statistics' stream ended")
     }
@@ -79,7 +79,7 @@ impl Stats {
     /// Reads to the end of the stream.
     ///
     /// # Errors
-    /// Says that there is none in time, or that it was no good one.
+    /// Fails if the end doesn't come in time, or if a message is wrong.
     pub async fn end(mut self, limit: Duration) -> Result<()> {
         let read = async {
             while self.next_or_end(limit).await?.is_some() {}

@@ -1,5 +1,5 @@
-//! A plugin's stderr as the agent reads it: one JSON object a line. The agent crashes over some of what it doesn't expect,
-//! so every line of every case is held against the contract.
+//! A plugin's stderr as the agent reads it: one JSON object per line. The agent crashes on some unexpected ones, so
+//! every line of every case is checked.
 //!
 //! Source of the facts: hashicorp/go-plugin `client.go` (logStderr), `log_entry.go`.
 
@@ -11,10 +11,10 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
-/// Beyond it the agent's reader breaks a line in two.
+/// Size of a line from which on the agent's reader breaks it in two.
 const LINE_LIMIT_BYTES: usize = 64 * 1024;
 
-/// The lines so far, and whether more may come.
+/// The lines that a pipe has brought so far, and whether more may come.
 #[derive(Clone)]
 pub struct Lines {
     lines: Arc<Mutex<Vec<String>>>,
@@ -23,7 +23,7 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// Reads to the end of the pipe, in a task of its own.
+    /// Starts a task that reads the pipe to its end.
     pub fn collect(pipe: impl AsyncRead + Unpin + Send + 'static) -> Self {
         let (end, ended) = watch::channel(false);
         let lines = Arc::new(Mutex::new(Vec::new()));
@@ -41,7 +41,7 @@ impl Lines {
         Self { lines, ended, reader: reading.abort_handle() }
     }
 
-    /// Closes our end: what is written from now on meets a broken pipe.
+    /// Closes our end of the pipe: further writes fail with a broken pipe.
     pub fn close(&self) {
         self.reader.abort();
     }
@@ -50,12 +50,12 @@ impl Lines {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Returns once the last writer has closed the pipe.
+    /// Waits until the last writer has closed the pipe.
     pub async fn end(&mut self) {
         let _ = self.ended.wait_for(|ended| *ended).await;
     }
 
-    /// The last lines, shortened to what a person wants to know.
+    /// Returns the last lines, shortened to what a person wants to know.
     pub fn tail(&self, count: usize) -> String {
         let all = self.all();
         let shown = all[all.len().saturating_sub(count)..].iter().map(|line| shorten(line));
@@ -88,7 +88,8 @@ pub fn check(line: &str) -> Result<()> {
     Ok(())
 }
 
-/// `2006-01-02T15:04:05.000000Z07:00`: six digits of a second, no more and no less.
+/// Returns whether a text is a time like `2006-01-02T15:04:05.000000Z07:00`, with exactly six digits for the fraction
+/// of a second.
 fn is_hclog_time(text: &str) -> bool {
     const SHAPE: &[u8] = b"0000-00-00T00:00:00.000000";
     let bytes = text.as_bytes();
