@@ -5,18 +5,18 @@ use containerd_shim_protos::protobuf::well_known_types::any::Any;
 use containerd_shim_protos::protobuf::{self, CodedOutputStream, Message};
 use containerd_shim_protos::shim::oci::Options;
 
-/// An exec's process: JSON of the runtime specification.
+/// Type URL of an exec's process: JSON of the runtime specification.
 pub const PROCESS_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Process";
-/// The options of the runc shims.
+/// Type URL of the options of the runc shims.
 pub const RUNC_OPTIONS_URL: &str = "containerd.runc.v1.Options";
-/// The options of shims that read them from a file, such as gVisor's and Kata's: the type of the file's content, and its
-/// path.
+/// Type URL of the options of shims that read them from a file, such as gVisor's and Kata's: the type of the file's
+/// content, and its path.
 pub const RUNTIME_OPTIONS_URL: &str = "runtimeoptions.v1.Options";
 
 /// Packs the runc shims' options.
 ///
 /// # Errors
-/// Fails only where protobuf itself can't encode the message.
+/// Fails only if protobuf itself can't encode the message.
 pub fn runc_options(options: &Options) -> protobuf::Result<Any> {
     Ok(Any { type_url: RUNC_OPTIONS_URL.to_owned(), value: options.write_to_bytes()?, ..Any::default() })
 }
@@ -25,7 +25,7 @@ pub fn runc_options(options: &Options) -> protobuf::Result<Any> {
 /// `config_path` the file. Either may be empty.
 ///
 /// # Errors
-/// Fails only where protobuf itself can't encode the message.
+/// Fails only if protobuf itself can't encode the message.
 pub fn runtime_options(type_url: &str, config_path: &str) -> protobuf::Result<Any> {
     let mut value = Vec::new();
     let mut stream = CodedOutputStream::vec(&mut value);

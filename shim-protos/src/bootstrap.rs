@@ -1,7 +1,8 @@
-//! What a shim's `start` prints on stdout: where it listens, and which task API it speaks.
+//! Parses the answer that a shim's `start` prints on stdout: the address that it listens on, and the version of its
+//! task API.
 //!
-//! Three forms are in the field. containerd 1.x prints the bare address and means API 2; 2.0 to 2.2 print JSON; 2.3
-//! prints a protobuf `BootstrapResult`. The first byte tells the first two apart, and what is neither is the third.
+//! Three forms are in use. containerd 1.x prints the bare address and means API 2; 2.0 to 2.2 print JSON; 2.3 prints a
+//! protobuf `BootstrapResult`. The first byte tells the first two apart, and what is neither is the third.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +10,7 @@ use containerd_shim_protos::bootstrap_api::BootstrapResult;
 use containerd_shim_protos::protobuf::Message;
 use serde::{Deserialize, Serialize};
 
-/// The name under which a shim serves its task API. The messages are the same, field for field.
+/// Version of a shim's task API, which decides the name of its service. The messages are the same, field for field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ApiVersion {
@@ -18,7 +19,7 @@ pub enum ApiVersion {
 }
 
 impl ApiVersion {
-    /// The ttrpc service that this version names.
+    /// Returns the name of the ttrpc service of this version.
     #[must_use]
     pub fn service(self) -> &'static str {
         match self {
@@ -36,14 +37,14 @@ impl ApiVersion {
     }
 }
 
-/// Where a shim listens and what it speaks there. All that is needed to reach it again after a restart.
+/// Address and API version of a running shim: all that is needed to reach it again after a restart.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bootstrap {
     pub version: ApiVersion,
     pub socket: PathBuf,
 }
 
-/// Why a shim's answer is of no use.
+/// The reason why a shim's answer can't be used.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum BootstrapError {
     #[error("it printed nothing on stdout, where the address is expected")]
@@ -67,7 +68,7 @@ struct Json {
 }
 
 impl Bootstrap {
-    /// Reads the answer of `start`.
+    /// Parses the answer of `start`.
     ///
     /// # Errors
     /// Says what is wrong with the answer, or which part of it can't be served.

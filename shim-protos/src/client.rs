@@ -1,4 +1,4 @@
-//! The calls to a shim's task service, shared by all who drive its task.
+//! The client of a shim's task service, shared by all who control its task.
 //!
 //! The generated client speaks version 3 only; here the service's name is the shim's own. One connection carries all
 //! calls. When it breaks and the shim is still there, the next call makes a new one, and a call that was cut off is
@@ -26,7 +26,7 @@ use ttrpc::{Code, Request, Response};
 use crate::bootstrap::Bootstrap;
 use crate::multiplex::{Broken, Multiplex};
 
-/// How a call to a shim failed, by what the caller can do about it.
+/// The failure of a call to a shim, by what the caller can do about it.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CallError {
     /// The shim is gone, or nobody listens at its address.
@@ -54,17 +54,17 @@ pub struct TaskClient {
     service: &'static str,
 }
 
-/// Whether a call that may have been carried out may be made again.
+/// Whether a call that the shim may have carried out may be retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Repeat {
     Never,
-    /// It only asks, or says the same thing twice.
+    /// The call is idempotent: it only queries, or has the same effect when it is made twice.
     Harmless,
 }
 
-/// How much later than ours the shim's own deadline is, so that it is always ours that passes first.
+/// Time by which the shim's own deadline is later than ours, so that ours always passes first.
 const SERVER_GRACE: Duration = Duration::from_millis(500);
-/// How long a shim may take to accept a connection in place of a broken one.
+/// Timeout of the connection that replaces a broken one.
 const RECONNECT: Duration = Duration::from_secs(5);
 
 macro_rules! calls {
@@ -83,13 +83,13 @@ impl TaskClient {
     /// Connects to a shim.
     ///
     /// # Errors
-    /// [`CallError::Disconnected`] where nobody listens, [`CallError::TimedOut`] where nobody accepts.
+    /// [`CallError::Disconnected`] if nobody listens, [`CallError::TimedOut`] if nobody accepts.
     pub async fn connect(shim: &Bootstrap, limit: Duration) -> Result<Self, CallError> {
         let stream = open(&shim.socket, limit).await?;
         Ok(Self::over(stream, shim))
     }
 
-    /// A client that connects at its first call, and again at each later one for as long as nobody accepts.
+    /// Returns a client that connects at its first call, and tries again at each later one as long as nobody accepts.
     #[must_use]
     pub fn deferred(shim: &Bootstrap) -> Self {
         Self {
@@ -108,7 +108,7 @@ impl TaskClient {
     }
 
     calls! {
-        /// Makes the container, up to but not including its process. Forks the runtime.
+        /// Creates the container, but doesn't start its process. Forks the runtime.
         create, "Create", CreateTaskRequest => CreateTaskResponse, Never;
         /// Starts the task, or an exec. Forks the runtime. After an exec's start has failed, delete it and never start
         /// it again: a second start crashes the shim.
@@ -119,21 +119,22 @@ impl TaskClient {
         exec, "Exec", ExecProcessRequest => Empty, Never;
         /// Sends a signal. For the task, forks the runtime.
         kill, "Kill", KillRequest => Empty, Never;
-        /// What the shim knows of the task, or of an exec; its exit status where it has ended.
+        /// Returns the state of the task or of an exec, with the exit status if it has exited.
         state, "State", StateRequest => StateResponse, Harmless;
-        /// The processes of the container. Forks the runtime.
+        /// Returns the processes of the container. Forks the runtime.
         pids, "Pids", PidsRequest => PidsResponse, Harmless;
-        /// The metrics of the container's cgroup.
+        /// Returns the metrics of the container's cgroup.
         stats, "Stats", StatsRequest => StatsResponse, Harmless;
         /// Changes resource limits. A missing payload crashes the shim. Forks the runtime.
         update, "Update", UpdateTaskRequest => Empty, Harmless;
         /// Sets the size of a terminal; also before its process starts.
         resize_pty, "ResizePty", ResizePtyRequest => Empty, Harmless;
-        /// Ends stdin. On a terminal it shuts the whole console and loses output: send the end-of-file character.
+        /// Closes stdin. On a terminal it shuts the whole console and loses output: send the end-of-file character
+        /// instead.
         close_io, "CloseIO", CloseIORequest => Empty, Harmless;
-        /// The pids of the shim and of the task.
+        /// Returns the pids of the shim and of the task.
         pids_of_shim_and_task, "Connect", ConnectRequest => ConnectResponse, Harmless;
-        /// Ends the shim, if no container is left in it. It may exit before its answer arrives.
+        /// Shuts the shim down, if no container is left in it. It may exit before its answer arrives.
         shutdown, "Shutdown", ShutdownRequest => Empty, Harmless;
     }
 
@@ -173,7 +174,7 @@ impl TaskClient {
             .map_err(|e| CallError::Refused(format!("unreadable answer to {method}: {e}")))
     }
 
-    /// Makes the call, and makes it once more over a new connection where that can do no harm.
+    /// Makes the call, and retries it once over a new connection if that can do no harm.
     async fn exchange(&self, request: Request, repeat: Repeat) -> Result<Response, CallError> {
         let mut first = true;
         loop {
@@ -194,8 +195,8 @@ impl TaskClient {
         }
     }
 
-    /// The connection, or a new one where it is broken. Callers who find it broken together may each make one; the
-    /// last is kept.
+    /// Returns the connection, or a new one if it is broken. Concurrent callers that find it broken may each make one;
+    /// the last is kept.
     async fn connection(&self) -> Result<Multiplex, CallError> {
         let current = self.lock().clone();
         if current.is_open() {
@@ -266,7 +267,7 @@ mod tests {
         Some((message.header.stream_id, message.payload))
     }
 
-    /// A server that answers each request with its method's name as an error. Returns the ids in the order in which
+    /// Serves requests: answers each with its method's name as an error. Returns the stream ids in the order in which
     /// they came.
     async fn serve(mut stream: UnixStream) -> Vec<u32> {
         let mut ids = Vec::new();
@@ -279,7 +280,7 @@ mod tests {
                 GenMessage { payload: response.write_to_bytes().unwrap(), ..GenMessage::default() };
             let length = u32::try_from(answer.payload.len()).unwrap();
             answer.header = ttrpc::MessageHeader::new_response(id, length);
-            // A client that has gone away is the end of the test.
+            // The test ends when the client has closed the connection.
             let _ = answer.write_to(&mut stream).await;
         }
         ids
@@ -322,8 +323,8 @@ mod tests {
         assert!(ids.is_sorted_by(|earlier, later| earlier < later), "{ids:?}");
     }
 
-    /// A shim that breaks its first connection after a request, and serves the second. Tells the methods that came over
-    /// the first.
+    /// Plays a shim that closes its first connection after a request, and serves the second. Sends the method that
+    /// came over the first to `came`.
     async fn breaks_once(listener: UnixListener, came: mpsc::UnboundedSender<String>) {
         let (mut first, _) = listener.accept().await.unwrap();
         let (_, request) = next_request(&mut first).await.unwrap();

@@ -1,7 +1,7 @@
-//! The other end of a shim's events, for who needs none: each is acknowledged and forgotten.
+//! A receiver of a shim's events that discards them: each is acknowledged and dropped.
 //!
-//! There are shims that refuse to start without an address for their events, and that serve an address which breaks off
-//! with tries and waits for each. What is acknowledged costs them nothing more.
+//! Some shims refuse to start without an address for their events. If the connection at that address breaks, they
+//! retry and wait for each event; an acknowledged event costs them nothing more.
 //!
 //! Source of the facts: containerd `api/services/ttrpc/events/v1`, rust-extensions `crates/shim/src/asynchronous/publisher.rs`.
 
@@ -14,11 +14,11 @@ use tokio::net::{UnixListener, UnixStream};
 use ttrpc::proto::{GenMessage, GenMessageError};
 use ttrpc::{Code, MessageHeader, Response};
 
-/// How long nobody is accepted after an accept that failed, such as for want of a descriptor.
+/// Pause after a failed accept, such as for lack of a file descriptor.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Accepts shims and acknowledges what they tell, until it is dropped; the connections that there are by then are served on.
-/// `failed` is told of accepts that fail.
+/// Accepts connections of shims and acknowledges their events, until it is dropped. Connections that exist by then are
+/// served on. `failed` is called for each accept that fails.
 pub async fn acknowledge_all(listener: UnixListener, failed: impl Fn(io::Error)) {
     loop {
         match listener.accept().await {
@@ -31,9 +31,9 @@ pub async fn acknowledge_all(listener: UnixListener, failed: impl Fn(io::Error))
     }
 }
 
-/// Acknowledges what comes over a connection, until its end.
+/// Acknowledges all events of a connection, until it is closed.
 pub async fn acknowledge(mut stream: UnixStream) {
-    // An empty message is what all calls are answered with that a shim makes.
+    // The answer to each call that a shim makes is an empty message.
     let Ok(payload) = answer().write_to_bytes() else { return };
     let length = u32::try_from(payload.len()).unwrap_or_default();
     loop {

@@ -1,4 +1,4 @@
-//! The wire of a containerd shim, for whoever drives one: the plugin and the benchmark harness.
+//! The protocol of a containerd shim, for programs that control one: the plugin and the benchmark.
 //!
 //! - [`bootstrap`]: the three forms of the answer that a shim's `start` prints.
 //! - [`start_input`]: the two forms of what a shim's `start` reads from stdin.

@@ -1,4 +1,4 @@
-//! Many calls at a time over one connection, in the frames of the ttrpc crate.
+//! Multiplexes concurrent calls over one connection, in the frames of the ttrpc crate.
 //!
 //! That crate's own client takes a request's stream id in one step and queues the request in another, so that requests
 //! of several callers can reach the shim out of order, and shims from containerd 1.7 on refuse those. Here the id is
@@ -14,14 +14,14 @@ use tokio::sync::{mpsc, oneshot};
 use ttrpc::proto::{GenMessage, GenMessageError, Message};
 use ttrpc::{Request, Response};
 
-/// How far a call got that has no answer.
+/// The stage at which a call without an answer failed.
 #[derive(Debug, Clone)]
 pub(crate) enum Broken {
-    /// It never left, so that nobody has carried it out.
+    /// The call was never sent, so that nobody has carried it out.
     Unsent,
-    /// It may have been carried out.
+    /// The call was sent, and may have been carried out.
     Sent(String),
-    /// It can't be put into a frame.
+    /// The call can't be encoded as a frame.
     Unfit(String),
 }
 
@@ -32,7 +32,7 @@ struct Call {
     answer: Answer,
 }
 
-/// A connection. Clones share it; it is closed with the last of them.
+/// A connection with concurrent calls. Clones share it; it is closed with the last of them.
 #[derive(Clone)]
 pub(crate) struct Multiplex {
     calls: mpsc::UnboundedSender<Call>,
@@ -40,13 +40,13 @@ pub(crate) struct Multiplex {
 
 impl Multiplex {
     pub(crate) fn over(stream: UnixStream) -> Self {
-        // As long as there are callers: each waits for its answer.
+        // The queue needs no bound: each caller waits for its answer.
         let (calls, queue) = mpsc::unbounded_channel();
         tokio::spawn(run(stream, queue));
         Self { calls }
     }
 
-    /// One that is broken from the start.
+    /// Returns a connection that is broken from the start.
     pub(crate) fn closed() -> Self {
         let (calls, _) = mpsc::unbounded_channel();
         Self { calls }
@@ -62,12 +62,13 @@ impl Multiplex {
         let frame = GenMessage::try_from(message).map_err(|error| Broken::Unfit(error.to_string()))?;
         let (answer, answered) = oneshot::channel();
         self.calls.send(Call { frame, answer }).map_err(|_| Broken::Unsent)?;
-        // What was sent is answered even by the end of the connection; what is dropped was still in the queue.
+        // A call that was sent is answered at the latest when the connection ends. A dropped one was still in the
+        // queue.
         answered.await.unwrap_or(Err(Broken::Unsent))
     }
 }
 
-/// The calls that were sent, by their ids.
+/// The calls that were sent and have no answer yet, by stream id.
 #[derive(Default)]
 struct Pending {
     calls: Mutex<HashMap<u32, Answer>>,
@@ -80,14 +81,14 @@ impl Pending {
 
     fn add(&self, id: u32, answer: Answer) {
         let mut calls = self.lock();
-        // A call that was given up may never be answered.
+        // A call whose caller has given up may never be answered.
         calls.retain(|_, answer| !answer.is_closed());
         calls.insert(id, answer);
     }
 
     fn answer(&self, id: u32, response: Result<Response, Broken>) {
         if let Some(answer) = self.lock().remove(&id) {
-            // Whoever has asked may be gone.
+            // The caller may be gone.
             let _ = answer.send(response);
         }
     }
@@ -100,7 +101,7 @@ async fn run(stream: UnixStream, mut queue: mpsc::UnboundedReceiver<Call>) {
         end = write(&mut queue, writer, &pending) => end,
         end = read(reader, &pending) => end,
     };
-    // No new call gets in from here on.
+    // No new call is accepted from here on.
     drop(queue);
     for (_, answer) in pending.lock().drain() {
         let _ = answer.send(Err(Broken::Sent(end.clone())));
@@ -112,7 +113,7 @@ async fn write(
     mut writer: OwnedWriteHalf,
     pending: &Pending,
 ) -> String {
-    // Clients have the odd ids.
+    // Clients use the odd stream ids.
     let mut id = 1;
     while let Some(Call { mut frame, answer }) = queue.recv().await {
         if answer.is_closed() {

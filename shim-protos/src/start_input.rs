@@ -1,41 +1,41 @@
-//! What a shim's `start` reads from stdin.
+//! Builds the input that a shim's `start` reads from stdin.
 //!
-//! Two forms are in the field. Shims up to containerd 2.2 read nothing there that the launcher has to say, and 1.6's fails
-//! on what it doesn't know. From 2.3 on they read a `BootstrapParams`, and 2.4's refuses to start without one.
+//! Two forms are in use. Shims up to containerd 2.2 need nothing there that the launcher could say, and 1.6's fails on
+//! unknown input. From 2.3 on they read a `BootstrapParams`, and 2.4's refuses to start without one.
 
 use std::io::{self, PipeReader, Write};
 
 use containerd_shim_protos::bootstrap_api::BootstrapParams;
 use containerd_shim_protos::protobuf::{self, Message};
 
-/// The first containerd whose shim reads its parameters from stdin.
+/// The first version of containerd whose shim reads its parameters from stdin.
 const FIRST_WITH_PARAMS: (u32, u32) = (2, 3);
 
-/// A form of what a shim's `start` reads.
+/// The form of the input that a shim's `start` reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StartInput {
-    /// No bytes: the arguments and the environment say it all.
+    /// No input: the arguments and the environment have everything.
     Empty,
-    /// A `BootstrapParams`, beside the arguments.
+    /// A `BootstrapParams`, in addition to the arguments.
     Params,
 }
 
-/// For which container a shim is started.
+/// The parameters of the container that a shim is started for.
 #[derive(Debug, Clone, Copy)]
 pub struct StartParams<'a> {
     /// The container's id, as in `-id`.
     pub id: &'a str,
-    /// As in `-namespace`.
+    /// The containerd namespace, as in `-namespace`.
     pub namespace: &'a str,
-    /// What the shim takes for containerd's address, as in `-address`.
+    /// The address that the shim takes for containerd's, as in `-address`.
     pub address: &'a str,
-    /// Where events go, as in `TTRPC_ADDRESS`.
+    /// The address for events, as in `TTRPC_ADDRESS`.
     pub events: Option<&'a str>,
 }
 
 impl StartInput {
-    /// Returns the form that a shim takes by what its binary prints for `-v`, as far as that can be told: a shim that is
-    /// built without containerd's version may take the other one.
+    /// Returns the form that a shim reads, by the output of its binary for `-v`. That is a guess: a shim that is built
+    /// without containerd's version may read the other form.
     #[must_use]
     pub fn by_version(printed: &str) -> Self {
         let version = printed.lines().find_map(|line| line.trim().strip_prefix("Version:"));
@@ -45,7 +45,7 @@ impl StartInput {
         }
     }
 
-    /// Returns the form to try where this one was refused.
+    /// Returns the form to try if this one was refused.
     #[must_use]
     pub fn other(self) -> Self {
         match self {
@@ -54,11 +54,11 @@ impl StartInput {
         }
     }
 
-    /// Returns what the stdin of one start is: a pipe that has all of the input and no writer. None where there is nothing to
-    /// read.
+    /// Returns the stdin for one start: a pipe that contains all of the input and has no writer. `None` if there is no
+    /// input.
     ///
     /// # Errors
-    /// When the kernel has no pipe to give, or a text is longer than a message can hold.
+    /// Fails if the kernel has no pipe to give, or if a text is longer than a message can hold.
     pub fn pipe(self, params: StartParams<'_>) -> io::Result<Option<PipeReader>> {
         let input = self.encode(params)?;
         if input.is_empty() {
@@ -85,7 +85,7 @@ impl StartInput {
     }
 }
 
-/// Of `v2.4.2` or `1.6.20~ds1`.
+/// Parses the major and minor version of texts such as `v2.4.2` or `1.6.20~ds1`.
 fn major_and_minor(version: &str) -> Option<(u32, u32)> {
     let mut numbers = version.trim().trim_start_matches('v').split('.');
     let major = numbers.next()?.parse().ok()?;
