@@ -1,6 +1,6 @@
-//! The wire between a Nomad agent and a driver plugin: Nomad's base and driver services, the tree in which a plugin
-//! declares its configuration, and go-plugin's own services. Both ends are generated: the plugin serves them, the
-//! conformance host calls them.
+//! The protocol between a Nomad agent and a driver plugin: Nomad's base and driver services, the schema (hclspec) in
+//! which a plugin declares its configuration, and go-plugin's own services. Both ends are generated: the plugin serves
+//! them, the conformance host calls them.
 //!
 //! Source of the facts: hashicorp/nomad `plugins/`, hashicorp/go-plugin `internal/plugin/`.
 
