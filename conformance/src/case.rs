@@ -1,4 +1,4 @@
-//! What a case is to the suite that runs it, and how one says that it can't be tried here. Knows nothing of what cases
+//! The type of a case, and the way in which a case reports that it can't be tried here. Knows nothing of the cases
 //! there are.
 
 use std::fmt;
@@ -11,24 +11,24 @@ use libtest_mimic::{Completion, Conclusion};
 
 use crate::scene::Scene;
 
-/// Past it a case has failed, where it doesn't say otherwise.
+/// Default timeout of a case.
 pub const CASE_LIMIT: Duration = Duration::from_secs(100);
 
-/// A behaviour, by a sentence.
+/// A behaviour of the driver, named by a sentence.
 pub struct Case {
     pub name: String,
     pub body: Box<dyn Fn(Arc<Scene>) -> BoxFuture<'static, Result<()>> + Send + Sync>,
-    /// Past it, it has failed.
+    /// Timeout, after which the case has failed.
     pub limit: Duration,
 }
 
-/// Whether a case is to run: its name contains one of `filters`, or there are none. An underscore matches a space, so that the
-/// name of a case's function runs it as it is written in the source.
+/// Returns whether a case is to run: its name contains one of `filters`, or there are none. An underscore matches a
+/// space, so that a case can be selected by the name of its function.
 pub fn is_selected(name: &str, filters: &[String]) -> bool {
     filters.is_empty() || filters.iter().any(|filter| contains(name, filter))
 }
 
-/// The first of `filters` that selects none of the cases: a slip, or the case has another name by now.
+/// Returns the first of `filters` that selects no case: it has a typing error, or the case has been renamed.
 pub fn unmatched_filter<'a>(names: &[&str], filters: &'a [String]) -> Option<&'a String> {
     filters.iter().find(|filter| !names.iter().any(|name| contains(name, filter)))
 }
@@ -37,7 +37,7 @@ fn contains(name: &str, filter: &str) -> bool {
     name.replace('_', " ").contains(&filter.replace('_', " "))
 }
 
-/// Why a case could not be tried.
+/// The reason why a case could not be tried.
 #[derive(Debug)]
 struct Skipped(String);
 
@@ -49,10 +49,10 @@ impl fmt::Display for Skipped {
 
 impl std::error::Error for Skipped {}
 
-/// What a case ends with that can't be tried with the parts or on the machine that it finds.
+/// Ends a case that can't be tried with the programs at hand or on this machine.
 ///
 /// # Errors
-/// Always: the reason, which is no failure.
+/// Always fails, with the reason. The case counts as skipped, not as failed.
 pub fn skip<T>(why: impl Into<String>) -> Result<T> {
     Err(Skipped(why.into()).into())
 }
@@ -62,10 +62,10 @@ pub fn skip<T>(why: impl Into<String>) -> Result<T> {
 pub struct Skips(Mutex<Vec<(String, String)>>);
 
 impl Skips {
-    /// Sorts a case's end: well, not tried, or failed.
+    /// Classifies the end of a case: passed, skipped, or failed.
     ///
     /// # Errors
-    /// The failure.
+    /// Carries the failure.
     pub fn sort(&self, name: &str, ended: Result<()>) -> Result<Completion> {
         match ended.map_err(Error::downcast::<Skipped>) {
             Ok(()) => Ok(Completion::Completed),
@@ -77,7 +77,7 @@ impl Skips {
         }
     }
 
-    /// One that wasn't even begun.
+    /// Notes a case that is skipped before its start.
     pub fn note(&self, name: &str, why: &str) {
         self.list().push((name.to_owned(), why.to_owned()));
     }
@@ -86,7 +86,8 @@ impl Skips {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Says, as the last of a run, which could not be tried and why, and how many ended how.
+    /// Prints, at the end of a run, the skipped cases with their reasons, and the numbers of passed, failed and
+    /// skipped ones.
     pub fn summarize(&self, what: &str, conclusion: &Conclusion) {
         let mut list = self.list();
         list.sort();

@@ -1,5 +1,5 @@
-//! `conformance census`: all that a driver can leave on a machine, written down, and later held against what is there then.
-//! For any driver: it is told where to look.
+//! The command `conformance census`: lists all that a driver can leave on a machine, or compares that with an earlier
+//! list. Works for any driver: it is told where to look.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -23,13 +23,14 @@ pub struct Args {
     /// Leave out what has this in its name; may be repeated.
     #[arg(long)]
     ignore: Vec<String>,
-    /// An earlier census of the same arguments: say what has come and gone since, and end badly if anything has.
+    /// File with an earlier census of the same arguments: print what has come and gone since, and exit with code 1 if
+    /// anything has.
     #[arg(long)]
     against: Option<PathBuf>,
 }
 
 /// # Errors
-/// Names what can't be looked at, or read.
+/// Names what can't be inspected or read.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let now = take(args)?;
     let Some(file) = &args.against else {

@@ -1,5 +1,5 @@
-//! The demo: a redis job on a real agent, told step by step with the commands a person would type and what they answer.
-//! It shows, and it checks what it shows.
+//! The demo: a redis job on a real agent, shown step by step with the commands that a person would type and their
+//! output. It also checks what it shows.
 
 use std::io::Write;
 use std::path::Path;
@@ -23,7 +23,7 @@ const REDIS: &str = include_str!("../../examples/job.nomad.hcl");
 const MISSING: &str = include_str!("../../hack/jobs/missing-image.nomad.hcl");
 const SOON: Duration = Duration::from_secs(60);
 
-/// Tells a story on stdout.
+/// Prints the steps of the demo to stdout.
 pub struct Teller {
     begun: Instant,
 }
@@ -54,10 +54,10 @@ impl Teller {
     }
 }
 
-/// Tells the whole story, under a real agent if there is one.
+/// Runs the whole demo, under a real agent if there is one.
 ///
 /// # Errors
-/// With the first thing that was not as it should be.
+/// Carries the first thing that was not as it should be.
 pub fn run(nomad: Option<&Path>, plugin: &Path) -> Result<()> {
     match nomad {
         Some(nomad) => with_agent(nomad, plugin),
@@ -108,10 +108,10 @@ fn with_agent(nomad: &Path, plugin: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The redis job on an agent: started, asked, its log read, stopped.
+/// Runs the redis job on an agent: starts it, queries it, reads its log, stops it.
 ///
 /// # Errors
-/// With the first thing that was not as it should be.
+/// Carries the first thing that was not as it should be.
 pub fn redis(teller: &Teller, agent: &Client, image: &str, cgroups: &mut Vec<String>) -> Result<()> {
     teller.step("The redis job");
     for line in REDIS.lines().filter(|line| !line.trim_start().starts_with('#')) {
@@ -172,7 +172,7 @@ fn missing_image(teller: &Teller, agent: &mut Agent, image: &str, cgroups: &mut 
     teller.ask(agent, &["job", "stop", "-purge", "-detach", "missing-image"]).map(drop)
 }
 
-/// The same job where there is no agent: the conformance host plays Nomad to the driver.
+/// Runs the same job without an agent: the conformance host plays Nomad to the driver.
 fn without_agent(plugin: &Path) -> Result<()> {
     let teller = Teller::begin();
     teller.step("A private containerd and a private registry with a redis image");

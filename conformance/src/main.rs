@@ -1,4 +1,4 @@
-//! Plays Nomad to a driver plugin: the suite, its fixtures, the demo.
+//! Plays Nomad to a driver plugin: the conformance suite, its fixtures, the demo, measurements.
 
 mod agent;
 mod bench;
@@ -36,33 +36,33 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// All cases against a plugin's binary, on a private containerd.
+    /// Run all cases against a plugin's binary, on a private containerd.
     Suite(suite::Args),
-    /// Cases that depend on the kernel, in an emulated machine with cgroup v2 alone.
+    /// Run the cases that depend on the kernel, in an emulated machine with cgroup v2 only.
     Guest(guest::Args),
-    /// What depends on a machine with systemd, in an emulated one: restarts of units, a reboot, AppArmor.
+    /// Check what depends on a machine with systemd, in an emulated one: restarts of units, a reboot, AppArmor.
     GuestSystemd(guest::systemd::Args),
-    /// The checks of `guest-systemd` themselves, in that machine.
+    /// Run the checks of `guest-systemd` themselves, within that machine.
     #[command(hide = true)]
     InGuest(guest::systemd::InsideArgs),
-    /// Hold a containerd and a registry with images up until Ctrl-C, to try things by hand.
+    /// Run a containerd and a registry with images until Ctrl-C, to try things by hand.
     World(fixture::Choice),
-    /// A redis job, step by step.
+    /// Run a redis job, step by step.
     Demo {
-        /// The driver's binary.
+        /// Path of the driver's binary.
         #[arg(long)]
         plugin: PathBuf,
-        /// The agent's binary; without one, the host of the suite plays Nomad.
+        /// Path of Nomad's binary. Without it, the host of the suite plays Nomad.
         #[arg(long)]
         nomad: Option<PathBuf>,
     },
-    /// All that a driver can leave on this machine, to be held against what is there later.
+    /// List all that a driver can leave on this machine, or compare it with an earlier list.
     Census(census::Args),
-    /// The end-to-end set under a real Nomad agent.
+    /// Run the end-to-end set under a real Nomad agent.
     E2e(e2e::Args),
-    /// Figures of the driver beside those of containerd, runc and crun.
+    /// Measure the driver beside containerd, runc and crun.
     Measure(measure::Args),
-    /// Shim calls by several paths in turn, and what is said of the figures.
+    /// Measure a shim's calls by several paths in alternation.
     Bench(Box<bench::Args>),
 }
 
@@ -79,7 +79,8 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<ExitCode> {
-    // Before there is a second thread; given back after all else, even where there is an interrupt.
+    // crun's cgroups are moved before there is a second thread, and given back after all else, also after an
+    // interrupt.
     let crun = match &cli.command {
         Command::Measure(args) => args.choice.is_crun(),
         Command::Bench(args) => args.may_run_crun(),
@@ -92,7 +93,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         | Command::InGuest(_)
         | Command::Demo { .. } => false,
     };
-    // What measures unwinds by itself.
+    // Measurements unwind by themselves.
     let unwinds = crun || matches!(&cli.command, Command::Measure(_) | Command::Bench(_));
     let _moved = (crun.then(measure::Hugetlb::move_to_v1), unwinds.then(UnderWay::begin));
     clean_up_when_interrupted()?;
@@ -110,7 +111,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     }
 }
 
-/// Ctrl-C and SIGTERM take the fixtures down before the process ends: nothing unwinds then.
+/// Starts a thread that takes the fixtures down on Ctrl-C and SIGTERM before the process ends: nothing unwinds then.
 fn clean_up_when_interrupted() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new()

@@ -1,5 +1,5 @@
-//! Processes found by what they are, not by whom they descend from: an agent's helpers outlive it, a task's process
-//! outlives the plugin.
+//! Finds processes by what they are, not by their ancestors: an agent's helpers outlive it, a task's process outlives
+//! the plugin.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 
-/// Every process but this one.
+/// Returns the pids of all processes but this one.
 pub fn all() -> impl Iterator<Item = i32> {
     let own = i32::try_from(std::process::id()).unwrap_or(0);
     let entries = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
@@ -17,7 +17,7 @@ pub fn all() -> impl Iterator<Item = i32> {
         .filter(move |pid| *pid != own)
 }
 
-/// Those whose environment has exactly `variable` (`NAME=value`).
+/// Returns the processes whose environment has exactly `variable` (`NAME=value`).
 pub fn with_environment(variable: &str) -> Vec<i32> {
     let has = |pid: &i32| {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
@@ -26,31 +26,32 @@ pub fn with_environment(variable: &str) -> Vec<i32> {
     all().filter(has).collect()
 }
 
-/// Those that run `program` by its own name: the driver's is also what keeps gVisor's sandboxes.
+/// Returns the processes that run `program` by its own name: gVisor sandboxes are kept by the driver's program, too,
+/// under another name.
 pub fn running(program: &Path) -> Vec<i32> {
     let runs = |pid: &i32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program);
     all().filter(runs).filter(|pid| !called(*pid).starts_with("gvisor-")).collect()
 }
 
-/// The name by which a process was called, without its directory.
+/// Returns the name by which a process was called (its argument 0), without the directory.
 fn called(pid: i32) -> String {
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let first = line.split(|byte| *byte == 0).next().unwrap_or_default();
     String::from_utf8_lossy(first).rsplit('/').next().unwrap_or_default().to_owned()
 }
 
-/// The host's pid of a task's first process: the one in the task's cgroup that is 1 in its own pid namespace. The
-/// environment won't do: some programs write their title over it.
+/// Returns the pid on the host of a task's first process: the one in the task's cgroup that is 1 in its own pid
+/// namespace. The environment can't tell it: some programs write their title over it.
 ///
 /// # Errors
-/// When there is none, or more than one.
+/// Fails if there is none, or more than one.
 pub fn first_of_task(allocation: &str, task: &str) -> Result<i32> {
     let name = format!("/{allocation}.{task}");
     let is_in_cgroup = |pid: &i32| {
         let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
         groups.lines().any(|line| line.trim_end_matches(".scope").ends_with(&name))
     };
-    // Of a sandbox of gVisor, what serves its files is the first of a namespace, too.
+    // In a gVisor sandbox, the file server (runsc-gofer) is the first of a namespace, too.
     let is_first = |pid: &i32| is_first(*pid) && called(*pid) != "runsc-gofer";
     match all().filter(is_in_cgroup).filter(is_first).collect::<Vec<_>>()[..] {
         [pid] => Ok(pid),
@@ -68,28 +69,28 @@ fn is_first(pid: i32) -> bool {
 
 pub fn alive(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // Past the name, which may hold anything, comes the state.
+    // The state comes after the name, which may contain anything.
     let state = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().next());
     state.is_some_and(|state| state != "Z" && state != "X")
 }
 
-/// The parent of a process; of a first process in a container, its shim.
+/// Returns the parent of a process. That of a container's first process is its shim, but under gVisor the keeper.
 ///
 /// # Errors
-/// When the process is gone.
+/// Fails if the process is gone.
 pub fn parent(pid: i32) -> Result<i32> {
     number_in_status(pid, "PPid:")
 }
 
-/// Of several, the one whose parent is none of them. Not the smallest: the kernel begins again with small pids after the
-/// largest.
+/// Returns the process whose parent is none of the others. That isn't the smallest pid: the kernel starts over with
+/// small pids after the largest.
 pub fn first_of(pids: &[i32]) -> Option<i32> {
     let is_first = |pid: &i32| parent(*pid).is_ok_and(|parent| !pids.contains(&parent));
     pids.iter().copied().find(is_first)
 }
 
-/// The shim of a task's first process, unless it is gone and the process was taken in by the host's init. The parent of a
-/// sandbox is its keeper.
+/// Returns the shim of a task's first process, unless it is gone and the process was adopted by the host's init. The
+/// parent of a gVisor sandbox is its keeper, whose parent is the shim.
 pub fn shim_of(pid: i32) -> Option<i32> {
     let above = parent(pid).ok()?;
     let shim = if called(above) == "gvisor-keeper" { parent(above).ok()? } else { above };
@@ -108,7 +109,7 @@ fn number_in_status<T: std::str::FromStr>(pid: i32, name: &str) -> Result<T> {
     number.with_context(|| format!("{path} has no {name}"))
 }
 
-/// A process' CPU time in nanoseconds, its ended threads' too.
+/// Returns a process' CPU time in nanoseconds, including that of its ended threads.
 pub fn cpu_ns(pid: i32) -> Option<u64> {
     let time = clock_gettime(clock_getcpuclockid(Pid::from_raw(pid)).ok()?).ok()?;
     let (seconds, nanoseconds) = (u64::try_from(time.tv_sec()).ok()?, u64::try_from(time.tv_nsec()).ok()?);

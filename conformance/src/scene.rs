@@ -1,5 +1,5 @@
-//! One case's stage: a state directory of its own in a world, plugins and tasks on it, and the account at the end of what
-//! they left. Knows nothing of what the case is about.
+//! The context of one case: a state directory of its own in a test environment (world), plugins and tasks on it, and
+//! the leak check at the end. Knows nothing of what the case is about.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,9 +19,9 @@ use crate::host::stderr::{self, Lines};
 use crate::host::{Alloc, Launch, Plugin, hcl};
 use crate::task::Task;
 
-/// How long a plugin may take to find what a start that was cut off has left.
+/// Timeout for a plugin to clean up after a start that was cut off.
 const CUT_OFF: Duration = Duration::from_secs(15);
-/// How many of a plugin's last log lines a failure shows.
+/// Number of a plugin's last log lines that an error shows.
 const SHOWN_LINES: usize = 30;
 
 pub struct Scene {
@@ -32,7 +32,7 @@ pub struct Scene {
     noted: Mutex<Noted>,
 }
 
-/// What the end has to look at.
+/// The logs and control groups that are checked at the end.
 #[derive(Default)]
 struct Noted {
     logs: Vec<(u32, Lines)>,
@@ -55,12 +55,12 @@ impl Scene {
         &self.world
     }
 
-    /// The containerd, the shim and the runtime that the case is tried with.
+    /// Returns the containerd, the shim and the runtime that the case is run with.
     pub fn programs(&self) -> &Programs {
         self.world.containerd().programs()
     }
 
-    /// Everything of the case is below it.
+    /// Returns the root directory of all files of the case.
     pub fn directory(&self) -> PathBuf {
         self.world.directory().join(&self.name)
     }
@@ -73,12 +73,13 @@ impl Scene {
         self.world.image(name)
     }
 
-    /// A job's config that has busybox' shell run a script.
+    /// Returns a job's config in which busybox' shell runs a script.
     pub fn shell(&self, script: &str) -> Value {
         config! { image = self.image("busybox:latest"), command = "/bin/sh", args = ["-c", script] }
     }
 
-    /// A launch whose socket lies in the case's directory, by which its process can be told as well.
+    /// Returns the settings for a plugin whose socket lies in the case's directory, by which its process can be found
+    /// as well.
     pub fn launch(&self) -> Launch {
         let temporary = self.directory().join("tmp");
         let _ = std::fs::create_dir_all(&temporary);
@@ -88,7 +89,7 @@ impl Scene {
         launch
     }
 
-    /// The options of the plugin block; a case changes what it is about.
+    /// Returns the options of the plugin block. A case changes what it tests.
     pub fn options(&self) -> Value {
         let bridge = self.world.networks().tasks();
         let programs = self.programs();
@@ -100,7 +101,7 @@ impl Scene {
             cni_path = programs.cni_path(),
             containerd_socket = self.world.containerd().socket().display().to_string(),
             state_dir = self.state_dir().display().to_string(),
-            // What this machine has there is none of a case's business.
+            // The machine's own registry configuration must not affect a case.
             registry_config_dir = "",
             allowed_modes = serde_json::json!({
                 "pid": ["host"], "ipc": ["host"], "uts": ["host"], "cgroupns": ["host"], "userns": ["host"],
@@ -108,7 +109,8 @@ impl Scene {
         }
     }
 
-    /// As [`Self::options`], with the operator's word that a runtime by another name takes what the shim at hand does.
+    /// Returns [`Self::options`] with a `runtime_options` entry, by which an operator declares that a runtime of
+    /// another name takes the options of the shim at hand.
     pub fn options_with(&self, runtime: &str) -> Value {
         let mut options = self.options();
         let type_url = self.programs().options_type();
@@ -116,18 +118,18 @@ impl Scene {
         options
     }
 
-    /// A plugin as it runs in an agent.
+    /// Starts a plugin as it runs in an agent.
     ///
     /// # Errors
-    /// Says at which step of the agent's start it failed.
+    /// Names the step of the agent's start that failed.
     pub async fn plugin(&self) -> Result<Plugin> {
         self.plugin_as(&self.launch(), &self.options()).await
     }
 
-    /// As [`Self::plugin`], started and configured otherwise.
+    /// Starts a plugin with other launch settings and options.
     ///
     /// # Errors
-    /// As [`Self::plugin`].
+    /// Fails as [`Self::plugin`] does.
     pub async fn plugin_as(&self, launch: &Launch, options: &Value) -> Result<Plugin> {
         let mut plugin = self.bare_plugin(launch).await?;
         plugin.configure(options).await?;
@@ -138,34 +140,35 @@ impl Scene {
     /// Kills a plugin, as its agent's death does, and launches the next one.
     ///
     /// # Errors
-    /// As [`Self::plugin`].
+    /// Fails as [`Self::plugin`] does.
     pub async fn next_plugin(&self, killed: &mut Plugin) -> Result<Plugin> {
         self.next_plugin_with(killed, &self.options()).await
     }
 
-    /// As [`Self::next_plugin`], configured otherwise.
+    /// Kills a plugin, and launches the next one with other options.
     ///
     /// # Errors
-    /// As [`Self::plugin`].
+    /// Fails as [`Self::plugin`] does.
     pub async fn next_plugin_with(&self, killed: &mut Plugin, options: &Value) -> Result<Plugin> {
         killed.kill().await?;
         self.plugin_as(&self.launch(), options).await
     }
 
-    /// A plugin that is connected to, and not configured.
+    /// Starts a plugin and connects to it, without configuring it.
     ///
     /// # Errors
-    /// Says at which step of go-plugin's start it failed.
+    /// Names the step of go-plugin's start that failed.
     pub async fn bare_plugin(&self, launch: &Launch) -> Result<Plugin> {
         let plugin = Plugin::launch(launch).await?;
         self.noted().logs.push((plugin.pid(), plugin.log()));
         Ok(plugin)
     }
 
-    /// A task with its allocation, ready to be started. Its logs are read, unless the driver does so itself.
+    /// Prepares a task with its allocation, to be started by the case. Its logs are read, unless the driver does that
+    /// itself.
     ///
     /// # Errors
-    /// Refuses a config that the plugin's schema doesn't have, as the agent would.
+    /// Fails if the plugin's schema doesn't allow the config, as the agent does.
     pub async fn prepare(&self, plugin: &Plugin, config: &Value) -> Result<Task> {
         let mut task = self.prepare_unread(plugin, config).await?;
         if task.alloc.log_path("stdout").exists() {
@@ -174,18 +177,18 @@ impl Scene {
         Ok(task)
     }
 
-    /// As [`Self::prepare`], with nobody there who reads the logs.
+    /// Prepares a task whose logs nobody reads.
     ///
     /// # Errors
-    /// As [`Self::prepare`].
+    /// Fails as [`Self::prepare`] does.
     pub async fn prepare_unread(&self, plugin: &Plugin, config: &Value) -> Result<Task> {
         self.prepare_named(plugin, "web", config).await
     }
 
-    /// As [`Self::prepare_unread`], for a task of another name.
+    /// Prepares a task of another name, whose logs nobody reads.
     ///
     /// # Errors
-    /// As [`Self::prepare`].
+    /// Fails as [`Self::prepare`] does.
     pub async fn prepare_named(&self, plugin: &Plugin, name: &str, config: &Value) -> Result<Task> {
         let msgpack = hcl::encode(&plugin.task_schema().await?, config).context("encode the job's config")?;
         let collects = !plugin.capabilities().await?.disable_log_collection;
@@ -194,7 +197,7 @@ impl Scene {
         Ok(Task::new(alloc, msgpack))
     }
 
-    /// A task that runs.
+    /// Starts a task.
     ///
     /// # Errors
     /// Carries the plugin's refusal.
@@ -204,7 +207,7 @@ impl Scene {
         Ok(task)
     }
 
-    /// That the plugin, whatever it has been through, still runs a task from start to end.
+    /// Checks that the plugin, after whatever happened to it, still runs a task from start to end.
     ///
     /// # Errors
     /// Says what doesn't work.
@@ -215,22 +218,22 @@ impl Scene {
         task.destroy(plugin).await
     }
 
-    /// The bundle of the case's only task.
+    /// Returns the bundle of the case's only task.
     ///
     /// # Errors
-    /// Says where there is none.
+    /// Fails if there is none.
     pub fn bundle(&self) -> Result<PathBuf> {
         let bundles = self.state_dir().join("nomad");
         children(&bundles).pop().with_context(|| format!("no bundle in {}", bundles.display()))
     }
 
-    /// Everything of this case that is there now, in words.
+    /// Returns all that exists of this case now, as text.
     pub fn census(&self) -> Vec<String> {
         self.look(|leftovers| [leftovers.census(), leftovers.records()].concat())
     }
 
-    /// That nothing is left of a start whose answer nobody waited for. Where the start had just succeeded when its caller
-    /// went away, no side can know; then the task is ended as an agent does, and true returned.
+    /// Checks that nothing is left of a start whose answer nobody waited for. If the start had just succeeded when its
+    /// caller went away, neither side can know; then the task is ended as an agent does, and true is returned.
     ///
     /// # Errors
     /// Lists everything that is left even so.
@@ -247,7 +250,7 @@ impl Scene {
         self.look(|leftovers| leftovers.assert_nothing_left())
     }
 
-    /// As [`Self::nothing_left`], where the plugin may take its time.
+    /// Checks within `limit` that nothing is left, since the plugin may need time to clean up.
     ///
     /// # Errors
     /// Lists everything that is left.
@@ -267,10 +270,10 @@ impl Scene {
         })
     }
 
-    /// The account: every line that the plugins logged is in form, and nothing of theirs is left.
+    /// Does the leak check: each line that the plugins logged is well-formed, and nothing of theirs is left.
     ///
     /// # Errors
-    /// Says what isn't so.
+    /// Names what is wrong or left.
     pub fn close(&self) -> Result<()> {
         self.logs_are_in_form()?;
         self.nothing_left()?;
@@ -287,14 +290,14 @@ impl Scene {
         Ok(())
     }
 
-    /// What the plugins said last, for a failure's message.
+    /// Returns the last log lines of the plugins, for the message of a failure.
     pub fn last_words(&self) -> String {
         let noted = self.noted();
         let words = noted.logs.iter().map(|(pid, log)| format!("plugin {pid}:\n{}", log.tail(SHOWN_LINES)));
         words.collect::<Vec<_>>().join("\n")
     }
 
-    /// Takes away by force what a case that failed has left, so that the next one finds the world clean.
+    /// Removes by force what a failed case has left, so that the next one finds a clean environment.
     pub fn sweep(&self) {
         sweep::processes_under(&self.directory());
         self.noted().cgroups.clear();

@@ -1,4 +1,4 @@
-//! Runs the cases: a few worlds, each given to one case at a time, and libtest's way of saying how it went.
+//! Runs the cases in a few test environments (worlds), each used by one case at a time, and reports like libtest.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -17,26 +17,27 @@ use crate::scene::Scene;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The driver's binary.
+    /// Path of the driver's binary.
     #[arg(long)]
     plugin: PathBuf,
-    /// How many cases run at a time, each in a world of its own.
+    /// Number of cases that run concurrently, each in a test environment of its own.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
-    /// Say which cases there are.
+    /// List the cases instead of running them.
     #[arg(long)]
     list: bool,
     #[command(flatten)]
     pub choice: Choice,
-    /// Leave out cases whose name contains it, underscores as spaces; may be repeated.
+    /// Leave out cases whose name contains this. Underscores match spaces. May be repeated.
     #[arg(long)]
     skip: Vec<String>,
-    /// Only cases whose name contains one of these. Underscores match spaces: a function's name runs its case.
+    /// Run only cases whose name contains one of these. Underscores match spaces, so that a case can be named by its
+    /// function.
     filter: Vec<String>,
 }
 
 /// # Errors
-/// Fails where the fixture can't be built; a case that fails is in the exit code.
+/// Fails if the fixture can't be built. A failed case is in the exit code.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let runtime = Runtime::new()?;
     let plugin = std::path::absolute(&args.plugin)?;
@@ -77,7 +78,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(if conclusion.has_failed() { ExitCode::from(101) } else { ExitCode::SUCCESS })
 }
 
-/// The cases that the filters select.
+/// Returns the cases that the filters select.
 fn chosen(filters: &[String]) -> Result<Vec<Case>> {
     let all = cases::all();
     let names: Vec<_> = all.iter().map(|case| case.name.as_str()).collect();
@@ -95,9 +96,9 @@ fn perform(
 ) -> std::result::Result<Completion, Failed> {
     let played = catch_unwind(AssertUnwindSafe(|| handle.block_on(play(case, scene))));
     let played = played.unwrap_or_else(|_| Err(anyhow!("it panicked")));
-    // A case may have ended in the middle of an outage of its making.
+    // A case may have ended during an outage that it caused.
     let repaired = scene.world().repair();
-    // What could not be tried leaves nothing either.
+    // A skipped case must not leave anything either.
     let played = skips.sort(&case.name, played);
     let outcome = repaired.and(played).and_then(|completion| scene.close().map(|()| completion));
     outcome.map_err(|error| {
@@ -120,7 +121,7 @@ async fn play(case: &Case, scene: &Arc<Scene>) -> Result<()> {
     }
 }
 
-/// Where in a case an error arose, when RUST_BACKTRACE is set.
+/// Returns the places within cases where an error arose. Empty unless RUST_BACKTRACE is set.
 fn place_of(error: &anyhow::Error) -> String {
     let backtrace = error.backtrace().to_string();
     backtrace
@@ -130,7 +131,7 @@ fn place_of(error: &anyhow::Error) -> String {
         .collect()
 }
 
-/// The worlds that no case is in.
+/// The pool of test environments, with those that no case uses.
 #[derive(Default)]
 struct Worlds {
     free: Mutex<Vec<Arc<World>>>,

@@ -1,4 +1,4 @@
-//! One attempt at a task, as a case speaks of it: started, waited for, asked things, destroyed.
+//! An attempt at a task, with the operations of cases: start, wait, exec, destroy.
 
 use std::time::{Duration, Instant};
 
@@ -9,14 +9,14 @@ use crate::host::alloc::random_uuid;
 use crate::host::{Alloc, Plugin};
 use crate::processes::first_of;
 
-/// What a test waits for at most where no time is promised.
+/// Timeout of operations for which no time is promised.
 pub const LIMIT: Duration = Duration::from_secs(30);
 
 pub struct Task {
     pub alloc: Alloc,
-    /// What StartTask sends; a case changes it before.
+    /// The TaskConfig that StartTask sends. A case changes it before.
     pub config: pb::TaskConfig,
-    /// What StartTask returned.
+    /// The handle that StartTask returned.
     pub handle: Option<pb::TaskHandle>,
 }
 
@@ -30,7 +30,7 @@ impl Task {
         &self.config.id
     }
 
-    /// Starts it, and holds the answer against what the agent relies on.
+    /// Starts the task, and checks the answer for what the agent relies on.
     ///
     /// # Errors
     /// Carries the plugin's refusal.
@@ -44,10 +44,10 @@ impl Task {
         Ok(())
     }
 
-    /// Becomes the next attempt of the same allocation: another id, the same directories, pipes and groups.
+    /// Turns this into the next attempt of the same allocation: another id, the same directories, pipes and groups.
     ///
     /// # Errors
-    /// Names the group that can't be made again.
+    /// Names the group that can't be created again.
     pub fn next_attempt(&mut self) -> Result<()> {
         self.alloc.attempt = random_uuid()?[..8].to_owned();
         self.alloc.cgroup.restore()?;
@@ -56,7 +56,7 @@ impl Task {
         Ok(())
     }
 
-    /// What a restarted agent hands back: all of the handle but the driver config, which it doesn't keep.
+    /// Returns what a restarted agent hands back: all of the handle but the driver config, which it doesn't keep.
     ///
     /// # Errors
     /// Fails before the start.
@@ -74,7 +74,7 @@ impl Task {
         plugin.recover_task(self.kept_handle()?).await.context("RecoverTask")
     }
 
-    /// Waits for its end, which has to be one that the driver could see.
+    /// Waits for the exit of the task, whose status the driver has to know.
     ///
     /// # Errors
     /// Carries the plugin's refusal, or the error beside the result.
@@ -84,10 +84,10 @@ impl Task {
         answer.result.context("WaitTask without a result crashes the agent")
     }
 
-    /// Waits for its end, at which none of its processes is left. Returns its code and its signal.
+    /// Waits for the exit of the task, at which none of its processes may be left. Returns its exit code and signal.
     ///
     /// # Errors
-    /// As [`Self::wait`], or lists the processes that are left.
+    /// Fails as [`Self::wait`] does, or lists the processes that are left.
     pub async fn wait_for_all(&self, plugin: &Plugin) -> Result<(i32, i32)> {
         let exit = self.wait(plugin).await?;
         let left = self.alloc.cgroup.pids();
@@ -110,7 +110,7 @@ impl Task {
         answer.context("StopTask gave no answer")?.context("StopTask")
     }
 
-    /// Destroys it after its end.
+    /// Destroys the task after its exit.
     ///
     /// # Errors
     /// Carries the plugin's refusal.
@@ -118,7 +118,7 @@ impl Task {
         plugin.destroy_task(self.id(), false).await.context("DestroyTask")
     }
 
-    /// Ends it whatever it does, and destroys it.
+    /// Destroys the task by force, whether it runs or not.
     ///
     /// # Errors
     /// Carries the plugin's refusal.
@@ -126,7 +126,7 @@ impl Task {
         plugin.destroy_task(self.id(), true).await.context("DestroyTask by force")
     }
 
-    /// Runs a script in it.
+    /// Runs a script in the task, and returns its exit code and output.
     ///
     /// # Errors
     /// Carries the plugin's refusal.
@@ -138,10 +138,10 @@ impl Task {
         Ok((code, String::from_utf8_lossy(&text).into_owned()))
     }
 
-    /// Waits until so many processes are in it.
+    /// Waits until the task has exactly `count` processes.
     ///
     /// # Errors
-    /// Says which there are instead.
+    /// Lists the processes that there are instead.
     pub async fn processes_become(&self, count: usize) -> Result<()> {
         let deadline = Instant::now() + LIMIT;
         loop {
@@ -160,18 +160,18 @@ impl Task {
         }
     }
 
-    /// The host's pid of its first process.
+    /// Returns the pid on the host of the task's first process.
     ///
     /// # Errors
-    /// Says so where it has none.
+    /// Fails if the task has none.
     pub fn pid(&self) -> Result<i32> {
         first_of(&self.alloc.cgroup.pids()).context("no process in the task's control group")
     }
 
-    /// Waits for its end and returns its stdout, whole.
+    /// Waits for the exit of the task, and returns all of its stdout.
     ///
     /// # Errors
-    /// Says what it ended with and what it said, where that is not 0.
+    /// Fails unless the exit code is 0, with the exit status and the output.
     pub async fn stdout(&self, plugin: &Plugin) -> Result<String> {
         let exit = self.wait(plugin).await?;
         let stdout = self.alloc.stdout.to_end(LIMIT).await?;

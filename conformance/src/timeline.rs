@@ -1,5 +1,5 @@
-//! What a plugin says of its starts and teardowns, in a line of its log for each: how long each step took. The line's form
-//! is in docs/benchmark.md. Knows neither who asked for them nor what is made of the figures.
+//! Parses the timelines that a plugin logs of its starts and teardowns: a line for each, with the time of each step.
+//! The line's format is in docs/benchmark.md. Knows neither who made the calls nor what is made of the figures.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
@@ -9,22 +9,22 @@ use serde_json::Value;
 
 use crate::host::stderr::Lines;
 
-/// One such line.
+/// One timeline: a line of the plugin's log.
 #[derive(Debug)]
 pub struct Told {
-    /// `start` or `teardown`.
+    /// The call: `start` or `teardown`.
     pub call: String,
     pub container: String,
     pub outcome: String,
-    /// When it was over.
+    /// Time at which the call ended.
     pub at: SystemTime,
     pub total_ms: f64,
     pub containerd_calls: u64,
-    /// By name: when it began and how long it took.
+    /// The steps by name: begin (since the beginning of the call) and length, in milliseconds.
     pub steps: BTreeMap<String, (f64, f64)>,
 }
 
-/// All so far, in the order in which they ended. A plugin of others says nothing of the kind.
+/// Returns all timelines in a log, in the order in which the calls ended. Empty for other drivers, which log none.
 pub fn told(log: &Lines) -> impl Iterator<Item = Result<Told>> + use<> {
     let lines = log.all().into_iter().filter_map(|line| serde_json::from_str(&line).ok());
     lines.filter(|line: &Value| line["@message"] == "timeline").map(|line| parse(&line))

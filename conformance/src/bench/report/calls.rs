@@ -16,7 +16,7 @@ use crate::bench::statistics::{Distribution, ratio_within_run};
 const REFERENCE: &str = "direct";
 
 /// # Errors
-/// When samples can't be counted.
+/// Fails if samples can't be counted.
 pub fn of(all: &[&Series]) -> Result<String> {
     if all.is_empty() {
         return Ok(String::new());

@@ -22,7 +22,7 @@ const MARKS: [(f64, &str); 5] = [(0.0, "0"), (0.5, "50 %"), (0.9, "90 %"), (0.99
 /// Draws the curves of one call on one setup. `of_call` has all series that share the scale of times.
 ///
 /// # Errors
-/// When samples can't be counted.
+/// Fails if samples can't be counted.
 pub fn percentiles(call: &str, setup: &str, of_setup: &[&Series], of_call: &[&Series]) -> Result<String> {
     let title = format!("{call}, {setup}: time by percentile");
     let mut svg = Svg::new(&title, WIDTH, HEIGHT);

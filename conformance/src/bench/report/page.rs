@@ -8,7 +8,7 @@ use crate::bench::record::{Report, Series};
 const STYLE: &str = include_str!("style.css");
 
 /// # Errors
-/// When samples can't be counted.
+/// Fails if samples can't be counted.
 pub fn of(reports: &[Report]) -> Result<String> {
     let series: Vec<&Series> = reports.iter().flat_map(|report| &report.series).collect();
     let points: Vec<_> = reports.iter().flat_map(|report| &report.scale).collect();
