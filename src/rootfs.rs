@@ -1,10 +1,10 @@
-//! What is looked up in an image's own files before its container exists: who the user is that it runs as, and where
-//! the paths lead that a runtime opens by itself. runc and crun read `/etc/passwd` and `/etc/group` in the container
-//! whatever the user is, and wait for good where one of them is a pipe.
+//! Reads an image's own files before its container exists: which user it runs as, and where the paths lead that a
+//! runtime opens by itself. runc and crun read `/etc/passwd` and `/etc/group` in the container whatever the user is,
+//! and hang if one of them is a pipe.
 //!
-//! The image is mounted, read-only, in a mount namespace that one thread has to itself: nobody else sees the mount, and
-//! it is gone before the answer. Paths are resolved as from the inside, so that a link in an image never leads out of
-//! it, and nothing is opened before it is known to be a regular file.
+//! The image is mounted, read-only, in a mount namespace of a single thread: nobody else sees the mount, and it is gone
+//! before the result is returned. Paths are resolved as from inside the container, so that a link in an image never
+//! leads out of it, and nothing is opened before it is known to be a regular file.
 //!
 //! Source of the facts: runc `libcontainer/init_linux.go` (setupUser), crun `src/libcrun/container.c` (set_home_env,
 //! additional groups); both tried.
@@ -37,7 +37,7 @@ const PASSWD: &str = "/etc/passwd";
 const GROUP: &str = "/etc/group";
 /// Maximum size of an account file.
 const ACCOUNTS_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
-/// Where containers have something mounted.
+/// Usual targets of mounts in a container.
 const MOUNTED: [&str; 9] = [
     "/proc",
     "/dev",
@@ -49,27 +49,27 @@ const MOUNTED: [&str; 9] = [
     "/etc/hostname",
     "/etc/resolv.conf",
 ];
-/// Maximum number of places of an image that are kept, and the length of each with the target of a link.
+/// Maximum number of file kinds that are kept for an image, and maximum length of a path with the target of its link.
 const KINDS_LIMIT: usize = 256;
 const KNOWN_PATH_BYTES: usize = 256;
-/// Maximum size of both files together, and of the name of the look, for it to be kept. Hardly an image has more.
+/// Maximum size of both account files and of the key for a result to be cached. Hardly any image has more.
 const REMEMBERED_BYTES: usize = 16 * 1024;
-/// How long a look into an image may take.
+/// Maximum time of a lookup in an image.
 const LOOK_LIMIT: Duration = Duration::from_secs(30);
-/// How many looks may be under way at once, those included that nobody waits for any more.
+/// Maximum number of concurrent lookups, including those that nobody waits for any more.
 const LOOKS_LIMIT: usize = 32;
 
-/// As whom a process runs.
+/// User and groups that a process runs as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Identity {
     pub uid: u32,
     pub gid: u32,
-    /// The primary one among them: a process that drops it must not get around files that deny it by group.
+    /// All groups, including the primary one: a process that drops it must not get around files that deny it by group.
     pub groups: Vec<u32>,
     pub home: String,
 }
 
-/// An image that a container is made of, to be looked at once more with its mounts, by [`check`].
+/// An image with the findings about it, for [`check`] to look at again once the container's mounts are known.
 pub(crate) struct Ends {
     root: Root,
     look: Arc<Look>,
@@ -78,10 +78,10 @@ pub(crate) struct Ends {
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RootfsError {
-    /// The job, or the image, names somebody who isn't there.
+    /// The job, or the image, names a user or group that doesn't exist.
     #[error("the {kind} {name:?} is not in the image's {file}; name one that is, or give its number")]
     Unknown { kind: &'static str, name: String, file: &'static str },
-    /// The runtime would wait for it, or worse.
+    /// The file is not a regular one: the runtime would hang on it, or worse.
     #[error(
         "{file} of the task is {what}, not a regular file; the runtime, which reads it at each start, would hang on it or \
          fail: mend the image, or the mount that hides the image's own"
@@ -93,7 +93,7 @@ pub(crate) enum RootfsError {
     InProc { cwd: String, end: String },
     #[error("the working directory {cwd} is {what}; name a directory by work_dir")]
     NoDirectory { cwd: String, what: &'static str },
-    /// The image can't be looked into.
+    /// The image can't be read.
     #[error("can't {doing} the image {path}: {source}")]
     Io { doing: &'static str, path: PathBuf, source: std::io::Error },
     #[error("can't mount the image to find the user in it: {0}")]
@@ -107,14 +107,14 @@ pub(crate) enum RootfsError {
     Lost,
 }
 
-/// What was found in an image.
+/// The findings about an image.
 #[derive(Debug, Default)]
 struct Look {
     accounts: Accounts,
     kinds: Kinds,
 }
 
-/// What is at the places of an image that were looked at.
+/// Kinds of the files in an image that were looked up, by path.
 #[derive(Debug, Default)]
 struct Kinds(Mutex<BTreeMap<String, Kind>>);
 
@@ -123,7 +123,7 @@ impl Kinds {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(path).cloned()
     }
 
-    /// What `tree` has there, which is remembered unless that is much already.
+    /// Returns the kind of a file in `tree`. It is kept, unless that would exceed the limits.
     fn look(&self, tree: &Tree, path: &str) -> Result<Kind, RootfsError> {
         if let Some(kind) = self.get(path) {
             return Ok(kind);
@@ -138,11 +138,11 @@ impl Kinds {
     }
 }
 
-/// The looks into images that were made. What a key stands for never changes: the layers of an image.
+/// A cache of findings about images. Its keys stand for layers, which never change.
 pub(crate) struct Known {
     looks: Cache<String, Arc<Look>>,
     under_way: Arc<Semaphore>,
-    /// The looks at what jobs mount: a volume that hangs keeps no task from starting that does not need such a look.
+    /// Permits of the lookups in mounted sources: a volume that hangs delays no task that doesn't need such a lookup.
     in_mounts: Arc<Semaphore>,
 }
 
@@ -157,7 +157,8 @@ impl Default for Known {
 }
 
 impl Known {
-    /// The working directory of a hostile image, which is in the key, has megabytes.
+    /// Caches the findings, unless they are too large: the working directory of a hostile image, which is in the key,
+    /// can have megabytes.
     fn remember(&self, key: String, look: &Arc<Look>) {
         let Accounts { passwd, group } = &look.accounts;
         if key.len() + passwd.len() + group.len() <= REMEMBERED_BYTES {
@@ -166,22 +167,22 @@ impl Known {
     }
 }
 
-/// Where an image's files are.
+/// The root file system of an image.
 pub(crate) struct Root {
-    /// What tells its layers from others.
+    /// Key that identifies the image's layers.
     pub layers: String,
     pub mounts: Vec<Mount>,
-    /// An empty directory to mount it on.
+    /// An empty directory to mount the image on.
     pub at: PathBuf,
     /// The working directory of the process, absolute.
     pub cwd: String,
 }
 
-/// Finds out who `user` (`name`, `uid`, `name:group`, ..; empty for root) is in an image, with `groups` beside the user's
-/// own; the paths that the runtime opens are checked in it. An image is mounted and looked into once.
+/// Looks up `user` (`name`, `uid`, `name:group`, ..; empty for root) in an image, with `groups` in addition to the
+/// user's own, and checks the paths that the runtime opens. Each image is mounted once; the findings are cached.
 ///
 /// # Errors
-/// Names the user or group that isn't there, what is no regular file, or what could not be read.
+/// Names the user or group that doesn't exist, the file that is not a regular one, or the one that could not be read.
 pub(crate) async fn look(
     known: &Known,
     root: Root,
@@ -206,7 +207,7 @@ pub(crate) async fn look(
     Ok((identity, Arc::new(Ends { root, look, in_mounts })))
 }
 
-/// Looks in a thread of its own, which is left behind where a file system hangs.
+/// Runs a lookup on a thread of its own, which is abandoned if a file system hangs.
 async fn apart<T: Send + 'static>(
     under_way: &Arc<Semaphore>,
     look: impl FnOnce() -> Result<T, RootfsError> + Send + 'static,
@@ -217,7 +218,7 @@ async fn apart<T: Send + 'static>(
         let look = move || {
             let look = look();
             drop(permit);
-            // Nobody waits for the answer once the start has been called off.
+            // Nobody waits for the result once the start has been cancelled.
             let _ = found.send(look);
         };
         let thread = std::thread::Builder::new().name("rootfs".to_owned());
@@ -232,7 +233,7 @@ fn failed<E: Into<std::io::Error>>(doing: &'static str, path: &Path) -> impl FnO
     move |source| RootfsError::Io { doing, path, source: source.into() }
 }
 
-/// Mounts in this thread's namespace: call it on a thread that ends.
+/// Runs `look` on the mounted image. Mounts in the calling thread's namespace, so the thread must end afterwards.
 fn mounted<T>(root: &Root, look: impl FnOnce(&Tree) -> Result<T, RootfsError>) -> Result<T, RootfsError> {
     let Root { layers: _, mounts, at, cwd: _ } = root;
     unshare(CloneFlags::CLONE_NEWNS).map_err(failed("make a mount namespace for", at))?;
@@ -254,7 +255,7 @@ fn look_into(tree: &Tree, cwd: &str) -> Result<Look, RootfsError> {
     let passwd = account_file(tree, PASSWD, &view.check_file(PASSWD)?)?;
     let group = account_file(tree, GROUP, &view.check_file(GROUP)?)?;
     view.check_directory(cwd)?;
-    // So that the image need not be mounted once more for the look at the container.
+    // These are looked up now so that the check of the container need not mount the image again.
     for place in MOUNTED {
         view.resolve(place)?;
     }
@@ -262,7 +263,7 @@ fn look_into(tree: &Tree, cwd: &str) -> Result<Look, RootfsError> {
     Ok(Look { accounts: Accounts { passwd, group }, kinds })
 }
 
-/// The text of an account file, empty where there is none.
+/// Returns the content of an account file; empty if there is none.
 fn account_file(tree: &Tree, file: &'static str, end: &End) -> Result<String, RootfsError> {
     if end.kind == Kind::Nothing {
         return Ok(String::new());
@@ -344,7 +345,7 @@ mod tests {
                 symlink("../pipe", at(image)).unwrap();
             };
             refused(&to_pipe, "a pipe");
-            // A mount of the job's may put a directory where there is none yet.
+            // A mount of the job may put a directory where there is none yet.
             let behind_nothing = |image: &Path| {
                 pipe(&image.join("pipe"));
                 symlink("../missing/../pipe", at(image)).unwrap();

@@ -1,4 +1,4 @@
-//! The accounts of an image, and who a name stands for among them. Pure.
+//! The accounts of an image, and the lookup of users and groups in them. Pure.
 //!
 //! Source of the facts: passwd(5), group(5); docker's rules for `user`.
 
@@ -6,10 +6,10 @@ use std::collections::HashMap;
 
 use super::{Identity, RootfsError};
 
-/// The home directory of the dynamic users of Nomad.
+/// Home directory of Nomad's dynamic users.
 const DYNAMIC_HOME: &str = "/nonexistent";
 
-/// The texts of `/etc/passwd` and `/etc/group`; of a file that is not there, an empty one.
+/// Contents of `/etc/passwd` and `/etc/group`; empty for a missing file.
 #[derive(Debug, Default)]
 pub(super) struct Accounts {
     pub passwd: String,
@@ -17,10 +17,10 @@ pub(super) struct Accounts {
 }
 
 impl Accounts {
-    /// Returns who `user` is, with `more_groups` beside the groups of the user's own.
+    /// Returns the identity of `user`, with `more_groups` in addition to the user's own groups.
     pub(super) fn identity(&self, user: &str, more_groups: &[String]) -> Result<Identity, RootfsError> {
         let mut identity = self.user(user)?;
-        // Looked for at once: both lists may be long, the image's and the job's.
+        // Looked up in one pass: both lists may be long, the image's and the job's.
         let mut named = HashMap::new();
         if !more_groups.is_empty() {
             for (name, gid, _) in self.groups() {
@@ -36,8 +36,8 @@ impl Accounts {
         Ok(identity)
     }
 
-    /// By docker's rules: a number needs no entry, but has its group and home from one; the groups that list the user
-    /// count unless a group is given.
+    /// Returns the identity of a user, by docker's rules: a numeric id needs no entry, but takes its group and home
+    /// from one; the groups that list the user count unless a group is given.
     fn user(&self, user: &str) -> Result<Identity, RootfsError> {
         let (user, group) = user.split_once(':').map_or((user, ""), |(user, group)| (user, group));
         let user = if user.is_empty() { "0" } else { user };
@@ -96,12 +96,13 @@ fn unknown_group(name: &str) -> RootfsError {
     RootfsError::Unknown { kind: "group", name: name.to_owned(), file: "/etc/group" }
 }
 
-/// Whom Nomad names `nomad-<id>` is in no file: the number is that of the user and of the group.
+/// Returns the id of a dynamic user. Nomad names it `nomad-<id>`; it is in no file, and the id is that of the user and
+/// of the group.
 fn dynamic(user: &str) -> Option<u32> {
     number(user.strip_prefix("nomad-")?)
 }
 
-/// An id, within docker's limit for them: the highest one of all is none to the kernel.
+/// Parses a numeric id within docker's limit (`i32::MAX`); the highest 32-bit number means no id to the kernel.
 fn number(text: &str) -> Option<u32> {
     let is_number = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     is_number.then(|| text.parse::<i32>().ok()?.try_into().ok()).flatten()
@@ -175,7 +176,7 @@ pub(super) mod tests {
         assert!(with("app", &["ghosts"]).unwrap_err().to_string().contains("group \"ghosts\""));
     }
 
-    /// Each of them looked for by itself would take minutes.
+    /// Looking up each group separately would take minutes.
     #[test]
     fn many_groups_of_a_long_file_are_found_at_once() {
         let names: Vec<_> = (0..60_000).map(|number| format!("g{number}")).collect();

@@ -1,6 +1,6 @@
-//! The paths that a runtime opens in the container that is about to be made, as it will find them: in the image, with the
-//! task's mounts over it. What an image's links lead through counts as well as where they end, since a mount may hide it,
-//! and so do the links by which a mount comes to lie elsewhere than at its target.
+//! Resolves the paths that a runtime opens in a container that is about to be made, as it will find them: in the image,
+//! with the task's mounts over it. Not only the target of a symbolic link counts, but also every place that it leads
+//! through, since a mount may hide that; and so do links by which a mount ends up elsewhere than at its target.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,31 +11,31 @@ use super::tree::Tree;
 use super::walk::{End, Kind, is_within, resolve};
 use super::{Ends, GROUP, PASSWD, RootfsError, apart, failed, mounted};
 
-/// Where a file is one of the kernel's: a device, a pipe that the task itself writes to, or one that has no end.
+/// Directories with files of the kernel: devices, files without an end, and pipes that the task itself writes to.
 const KERNELS: [&str; 3] = ["/proc", "/dev", "/sys"];
-/// Where a process on its way in has descriptors of the runtime's, and runtimes have let one out by them. The second is a
-/// link to the first that runtimes make.
+/// Directories of descriptors. A process on its way into the container has descriptors of the runtime's there, which
+/// have allowed escapes from runtimes. The second is a link to the first that runtimes make.
 const DESCRIPTORS: [&str; 2] = ["/proc", "/dev/fd"];
 
-/// A mount of the container's, and what is mounted where it is a directory or file of the host.
+/// A mount of the container, with its source if that is a directory or file of the host.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Over {
     at: String,
     source: Option<PathBuf>,
 }
 
-/// A container's files.
+/// The files of a container: the image with mounts over it.
 pub(super) struct View<F> {
     image: F,
-    /// In the order in which they are mounted, each at the place that its target leads to.
+    /// Mounts in the order in which they are made, each at the path that its target resolves to.
     mounts: Vec<Over>,
-    /// Whether what is mounted may be opened, which can take for ever.
+    /// Permission to open the sources of mounts, which can block for ever.
     opens: bool,
 }
 
-/// Why a look at a container is not done.
+/// The reason that a check of a container is incomplete.
 pub(super) enum Fault {
-    /// What is at that place is not known, and can't be looked at now.
+    /// The kind of a file is not known, and must not be looked up now.
     NotKnown,
     Found(RootfsError),
 }
@@ -55,13 +55,13 @@ impl From<Fault> for RootfsError {
     }
 }
 
-/// Looks at the account files and the working directory once more, with what the specification mounts.
+/// Checks the account files and the working directory again, with the mounts of the specification.
 ///
 /// # Errors
-/// Names the file that is none, or the directory that leads into /proc.
+/// Names the account file that is not a regular file, or the working directory that leads into /proc.
 pub(crate) async fn check(ends: &Arc<Ends>, spec: &Spec) -> Result<(), RootfsError> {
     let mounts: Vec<Over> = spec.mounts().iter().flatten().map(Over::of).collect();
-    // Mostly neither the image nor what is mounted has to be opened for it.
+    // Usually neither the image nor a mount's source has to be opened for this check.
     match look_known(ends, &mounts, false) {
         Err(Fault::NotKnown) => {
             let ends = Arc::clone(ends);
@@ -82,7 +82,7 @@ fn look(ends: &Ends, mounts: &[Over]) -> Result<(), RootfsError> {
     }
 }
 
-/// Looks with what is known of the image.
+/// Checks with the known files of the image only.
 fn look_known(ends: &Ends, mounts: &[Over], opens: bool) -> Result<(), Fault> {
     let image = |path: &str| ends.look.kinds.get(path).ok_or(Fault::NotKnown);
     look_through(image, mounts, &ends.root.cwd, opens)
@@ -127,15 +127,15 @@ impl Over {
 }
 
 impl<F: FnMut(&str) -> Result<Kind, Fault>> View<F> {
-    /// An image without mounts, of which `image` tells what is at a place.
+    /// Creates the view of an image without mounts. `image` returns the kind of the file at a path.
     pub(super) fn of(image: F) -> Self {
         Self { image, mounts: Vec::new(), opens: false }
     }
 
-    /// Returns where an account file is, if it is there.
+    /// Resolves an account file.
     ///
     /// # Errors
-    /// It is none.
+    /// If it exists, but is not a regular file.
     pub(super) fn check_file(&mut self, file: &'static str) -> Result<End, Fault> {
         let end = self.resolve(file)?;
         if let Some(place) = first_within(&end, &KERNELS) {
@@ -150,8 +150,10 @@ impl<F: FnMut(&str) -> Result<Kind, Fault>> View<F> {
         Err(RootfsError::NoFile { file, what: what.to_owned() }.into())
     }
 
+    /// Checks the working directory.
+    ///
     /// # Errors
-    /// The working directory leads into /proc, or is something else than a directory.
+    /// If it leads into /proc, or is something other than a directory.
     pub(super) fn check_directory(&mut self, cwd: &str) -> Result<(), Fault> {
         let end = self.resolve(cwd)?;
         if let Some(place) = first_within(&end, &DESCRIPTORS) {
@@ -163,10 +165,10 @@ impl<F: FnMut(&str) -> Result<Kind, Fault>> View<F> {
         }
     }
 
-    /// Returns where a path of the container ends.
+    /// Resolves a path of the container.
     ///
     /// # Errors
-    /// Those of the look at the image.
+    /// If the kind of a file on the way can't be found out.
     pub(super) fn resolve(&mut self, path: &str) -> Result<End, Fault> {
         let Self { image, mounts, opens } = self;
         resolve(path, |place| {
@@ -175,7 +177,7 @@ impl<F: FnMut(&str) -> Result<Kind, Fault>> View<F> {
                 Some(mount) => mount.kind(place)?,
                 None => image(place)?,
             };
-            // The runtime makes the places of mounts.
+            // The runtime creates the mount points.
             let is_above = kind == Kind::Nothing && mounts.iter().any(|mount| is_within(&mount.at, place));
             Ok(if is_above { Kind::Directory } else { kind })
         })
@@ -193,7 +195,7 @@ mod tests {
 
     use super::*;
 
-    /// Looks at a container of an image with these links and nothing else.
+    /// Checks a container of an image that has only these links.
     fn look(image: &[(&str, &str)], mounts: &[Over], cwd: &str) -> Result<(), RootfsError> {
         let kind = |path: &str| {
             let link = image.iter().find(|(at, _)| *at == path);
@@ -242,15 +244,15 @@ mod tests {
             nix::unistd::mkfifo(&host.path().join(name), nix::sys::stat::Mode::S_IRWXU).unwrap();
         }
         let local = [bind("/local", host.path())];
-        // The image's own link there leads elsewhere.
+        // The image's own link at that path leads elsewhere.
         let image = [("/etc/passwd", "/local/pipe"), ("/local/pipe", "/real")];
         look(&image, &[], "/").unwrap();
         refused(look(&image, &local, "/"), ["/etc/passwd", "a pipe"]);
-        // A mount at a link of the image's.
+        // A mount whose target is a link of the image.
         let aside = [bind("/m", host.path())];
         look(&[], &aside, "/").unwrap();
         refused(look(&[("/m", "etc")], &aside, "/"), ["/etc/passwd", "a pipe"]);
-        // The place of a mount is made.
+        // The runtime creates the mount point.
         let made = [Over { at: "/made/below".to_owned(), source: None }, bind("/local", host.path())];
         refused(look(&[("/etc/group", "/made/../local/pipe")], &made, "/"), ["/etc/group", "a pipe"]);
     }

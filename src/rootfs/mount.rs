@@ -1,7 +1,7 @@
-//! Mounts an image to be looked into: read-only, and so that nothing in it is a device or a program. Mounts in the
-//! calling thread's namespace, which has to be its own.
+//! Mounts an image for reading its files: read-only, and without devices or programs. Mounts in the calling thread's
+//! namespace, which has to be its own.
 //!
-//! Source of the facts: containerd `mount/mount_linux.go` @ v1.6.20 (the words that are flags), mount(2).
+//! Source of the facts: containerd `mount/mount_linux.go` @ v1.6.20 (the options that are flags), mount(2).
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -10,14 +10,14 @@ use containerd_client::types::Mount;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-/// The kernel takes no longer options for a mount.
+/// The kernel's maximum length of the options of a mount, in bytes.
 const OPTIONS_LIMIT_BYTES: usize = 4095;
-/// How long an unmount may find somebody in the image, and the pause before it is tried again.
+/// Time limit for retries of an unmount while something in the image is in use, and the pause between them.
 const BUSY: Duration = Duration::from_secs(5);
 const TRIED_AGAIN: Duration = Duration::from_millis(1);
 const LOOK_ONLY: MsFlags =
     MsFlags::MS_RDONLY.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOSUID).union(MsFlags::MS_NOEXEC);
-/// The words of an option list that mount(2) takes as flags, not as a text. Ours take their place.
+/// Options that mount(2) takes as flags, not as text. They are replaced by [`LOOK_ONLY`].
 const FLAGS: [&str; 26] = [
     "async",
     "atime",
@@ -46,10 +46,10 @@ const FLAGS: [&str; 26] = [
     "sync",
     "",
 ];
-/// What of an overlay's options is about the writable directory, which is left out.
+/// Overlay options about the writable directory, which is left out.
 const OF_THE_UPPER: [&str; 5] = ["upperdir=", "workdir=", "lowerdir=", "index=", "volatile"];
 
-/// Why an image can't be mounted to be looked into.
+/// The reason that an image can't be mounted for reading.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum MountError {
     #[error(
@@ -64,22 +64,22 @@ pub(super) enum MountError {
 /// Mounts all layers at `at`, one over the other.
 ///
 /// # Errors
-/// Leaves it to the namespace to take away what was mounted before.
+/// If the kernel refuses a layer. Those mounted before it go with the namespace.
 pub(super) fn mount_all(layers: &[Mount], at: &Path) -> Result<(), MountError> {
     layers.iter().try_for_each(|layer| mount_one(layer, at))
 }
 
-/// Unmounts what [`mount_all`] has mounted. A device that stays mounted read-only can't be mounted by the shim to be
-/// written to, and a namespace goes some time after its last thread.
+/// Unmounts the layers that [`mount_all`] has mounted. A device that stays mounted read-only can't be mounted writable
+/// by the shim, and a namespace ends only some time after its last thread.
 ///
 /// # Errors
-/// When something in it is still held open after [`BUSY`].
+/// If something in it is still open after [`BUSY`].
 pub(super) fn unmount_all(layers: &[Mount], at: &Path) -> Result<(), Errno> {
     layers.iter().try_for_each(|_| while_busy(BUSY, || umount2(at, MntFlags::UMOUNT_NOFOLLOW)))
 }
 
-/// Tries again for a time while something is busy. A child that another thread has just forked has all descriptors of
-/// this process until it runs its program.
+/// Retries `attempt` for a time while it fails with EBUSY. A child that another thread has just forked has all
+/// descriptors of this process until it runs its program.
 fn while_busy(limit: Duration, mut attempt: impl FnMut() -> Result<(), Errno>) -> Result<(), Errno> {
     let until = Instant::now() + limit;
     loop {
@@ -90,8 +90,8 @@ fn while_busy(limit: Duration, mut attempt: impl FnMut() -> Result<(), Errno>) -
     }
 }
 
-/// Of an overlay only the lower directories are taken: nothing has been written to the upper one yet, and two mounts may
-/// not share it.
+/// Mounts one layer. Of an overlay only the lower directories are used: nothing has been written to the upper one yet,
+/// and two mounts may not share it.
 fn mount_one(layer: &Mount, at: &Path) -> Result<(), MountError> {
     let lower = layer.options.iter().find_map(|option| option.strip_prefix("lowerdir="));
     match (layer.r#type.as_str(), lower) {
@@ -114,22 +114,22 @@ fn mount_one(layer: &Mount, at: &Path) -> Result<(), MountError> {
     }
 }
 
-/// Flags of a bind count from its second mount on.
+/// Makes a bind mount. The kernel applies the flags of a bind only on a remount.
 fn bind(source: &str, at: &Path) -> Result<(), Errno> {
     let nothing: Option<&str> = None;
     mount(Some(source), at, nothing, MsFlags::MS_BIND, nothing)?;
     mount(nothing, at, nothing, MsFlags::MS_BIND | MsFlags::MS_REMOUNT | LOOK_ONLY, nothing)
 }
 
-/// What the file system itself is told, such as `nouuid` of xfs.
+/// Returns the options for the file system itself, such as `nouuid` of xfs.
 fn own_words(options: &[String]) -> impl Iterator<Item = &str> {
     let words = options.iter().map(String::as_str);
     words.filter(|word| !FLAGS.contains(word) && !word.starts_with("X-"))
 }
 
-/// The directory to be in, and the options of an overlay of its lower directories alone. The options for many of them
-/// fit only when they are named from the directory that they have in common. A thread with a mount namespace of its own
-/// has a working directory of its own.
+/// Returns the working directory, and the options of an overlay of only the lower directories. Many of them fit into
+/// the options only if they are named relative to the directory that they have in common. A thread with a mount
+/// namespace of its own has a working directory of its own.
 fn overlay_options<'a>(lower: &'a str, options: &[String]) -> (&'a str, String) {
     let is_uppers = |word: &&str| OF_THE_UPPER.iter().any(|beginning| word.starts_with(beginning));
     let others: String =

@@ -1,5 +1,5 @@
-//! Looks at the files of one directory tree without following a link and without opening what is no file: a pipe would
-//! be waited for, and a device may do something once it is opened.
+//! Access to the files of one directory tree, without following symbolic links and without opening anything but regular
+//! files: a pipe would block, and a device may do something once it is opened.
 //!
 //! Source of the facts: openat2(2), inode(7).
 
@@ -20,31 +20,33 @@ use crate::host_path;
 pub(super) struct Tree(OwnedFd);
 
 impl Tree {
-    /// Opens what lies at `path`, whose own links are followed: it is named by the driver, not by an image or a task.
+    /// Opens the directory or file at `path`. Its own symbolic links are followed: it is named by the driver, not by an
+    /// image or a task.
     ///
     /// # Errors
-    /// When nothing is there.
+    /// If it does not exist.
     pub(super) fn open(path: &Path) -> Result<Self, Errno> {
         openat(AT_FDCWD, path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).map(Self)
     }
 
-    /// What is at `path` in the tree; of an empty path, the tree's root.
+    /// Returns the kind of the file at `path` in the tree; an empty path is the root.
     ///
     /// # Errors
-    /// What the kernel says, except that nothing is there.
+    /// Any error of the kernel, except that the file does not exist.
     pub(super) fn kind(&self, path: &str) -> Result<Kind, Errno> {
         match self.place(path) {
             Ok(place) => kind_of(&place),
-            // Or a link on the way: the caller goes part by part, and one that was not there before leads nowhere now.
+            // A link on the way is an error too: the caller resolves one part at a time, and a link that was not there
+            // before counts as missing.
             Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ENAMETOOLONG | Errno::ELOOP) => Ok(Kind::Nothing),
             Err(error) => Err(error),
         }
     }
 
-    /// The bytes of a regular file; of more than `limit_bytes`, one more than that.
+    /// Reads a regular file, at most `limit_bytes` and one byte more, by which a longer file is recognized.
     ///
     /// # Errors
-    /// What the kernel says; or it is no regular file.
+    /// Any error of the kernel; or the file is not a regular one.
     pub(super) fn read(&self, path: &str, limit_bytes: u64) -> io::Result<Vec<u8>> {
         let place = self.place(path)?;
         if kind_of(&place)? != Kind::File {

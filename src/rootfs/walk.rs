@@ -1,40 +1,42 @@
-//! Resolves a path inside of a tree whose links are absolute within it, as a container sees them, to the place where it
-//! ends, also where nothing is there. Pure: what is at a place is asked of the caller.
+//! Resolves a path inside of a tree as a container would: absolute symbolic links are relative to the tree's root.
+//! Returns the final place even if nothing exists there. Pure: the caller looks up the kind of each file.
 
 use std::collections::VecDeque;
 
-/// As many links in one path as the kernel follows.
+/// Maximum number of symbolic links in one path, the same as the kernel's.
 const LINKS_LIMIT: usize = 40;
-/// Maximum number of names in a path, with those of its links: each is looked for, and links could make millions of them.
+/// Maximum number of names in a path, including those of its links: each is looked up, and links could expand to
+/// millions.
 const NAMES_LIMIT: usize = 1024;
 
-/// What is at a place of the tree.
+/// The kind of a file in the tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Kind {
     Nothing,
     File,
     Directory,
     Link(String),
-    /// Something that is opened with an effect, or that makes its opener wait; in words.
+    /// Something that is opened with an effect, or that blocks its opener; its name in words.
     Other(&'static str),
 }
 
-/// The place that a path leads to.
+/// The place that a path resolves to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct End {
-    /// Absolute, without links and dots.
+    /// Absolute path, without symbolic links and dots.
     pub path: String,
-    /// Never a link.
+    /// Kind of the file at the path; never a link.
     pub kind: Kind,
-    /// The outermost places that it goes through on the way: each link, each that a `..` leads back from, and the end.
+    /// The outermost places that the path goes through: each link, each directory that a `..` leads back from, and the
+    /// end.
     pub passed: Vec<String>,
 }
 
-/// Follows `path` from the tree's root on. What lies behind something missing, or behind something that is no directory,
-/// is missing; a `..` leads back from there all the same, since a mount may put a directory in that place.
+/// Resolves `path` from the tree's root on. A path below something missing, or below something other than a directory,
+/// is missing; a `..` leads back from there all the same, since a mount may put a directory there.
 ///
 /// # Errors
-/// Those of `look`.
+/// The errors of `look`.
 pub(super) fn resolve<E>(path: &str, mut look: impl FnMut(&str) -> Result<Kind, E>) -> Result<End, E> {
     let parts = |path: &str| path.split('/').map(str::to_owned).collect::<Vec<_>>();
     let mut rest: VecDeque<String> = parts(path).into();
@@ -82,7 +84,7 @@ fn absolute(parts: &[(String, Kind)]) -> String {
     if parts.is_empty() { "/".to_owned() } else { parts.iter().map(|(name, _)| format!("/{name}")).collect() }
 }
 
-/// Whether `path` is `directory` or lies below it; both are absolute and without dots.
+/// Returns true if `path` is `directory` or lies below it; both are absolute and without dots.
 pub(super) fn is_within(path: &str, directory: &str) -> bool {
     let directory = directory.trim_end_matches('/');
     path.strip_prefix(directory).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -94,7 +96,7 @@ mod tests {
 
     use super::*;
 
-    /// A tree of these entries; what else there is above them are directories.
+    /// Resolves a path in a tree with these entries; everything above them is a directory.
     fn end(path: &str, tree: &[(&str, Kind)]) -> (String, Kind) {
         let look = |path: &str| {
             let found = tree.iter().find(|(at, _)| *at == path).map(|(_, kind)| kind.clone());
