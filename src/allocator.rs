@@ -1,5 +1,5 @@
-//! How the C library shares out memory. Left alone it is generous to threads that allocate all the time, of which the plugin
-//! has none, and keeps what a storm of starts has needed for ever.
+//! Settings of the C library's memory allocator. By default it makes an arena for each thread that allocates, which the
+//! plugin doesn't need, and never returns the memory that a storm of starts has needed.
 //!
 //! Source of the facts: mallopt(3), malloc_trim(3).
 
@@ -7,10 +7,12 @@
 
 use nix::libc::{self, M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, c_int};
 
-/// What the C library begins with, too. Unless it is told, it lets both grow with what is given back.
+/// Allocation size from which memory is mapped separately, and free memory at the heap's end from which it is returned,
+/// in bytes. Both are the C library's initial values; unless they are set, it raises them as memory is freed.
 const THRESHOLD_BYTES: c_int = 128 << 10;
 
-/// Has all threads share one pool, and what is free at its end given back to the kernel. Before the first thread.
+/// Makes all threads share one arena, and has free memory at its end returned to the kernel. Must be called before the
+/// first thread starts.
 pub(crate) fn settle() {
     for (option, value) in
         [(M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, THRESHOLD_BYTES), (M_TRIM_THRESHOLD, THRESHOLD_BYTES)]
@@ -20,7 +22,7 @@ pub(crate) fn settle() {
     }
 }
 
-/// Gives the kernel the pages between what is in use. Takes about a millisecond for ten megabytes.
+/// Returns unused pages anywhere in the heap to the kernel. Takes about a millisecond for ten megabytes.
 pub(crate) fn give_back() {
     // SAFETY: takes a number, and may be called at any time.
     unsafe { libc::malloc_trim(0) };
@@ -47,7 +49,7 @@ mod tests {
         let before = resident_pages();
         give_back();
         let after = resident_pages();
-        // Of 32 MiB in pages of 4 KiB; others allocate meanwhile.
+        // 32 MiB are 8192 pages of 4 KiB. Half of them suffices, since other threads allocate meanwhile.
         assert!(before - after > 4 << 10, "{before} {after}");
         drop(blocks);
     }

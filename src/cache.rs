@@ -1,5 +1,5 @@
-//! Keeps what was found out about things that never change, up to a number of them; those that are used least recently are
-//! forgotten. It only saves the work: whoever asks can find out again. How large one of them may be is the caller's to say.
+//! An LRU cache for facts that never change, with a maximum number of entries. It only saves work: a forgotten fact can
+//! be found out again. The caller bounds the size of each value.
 
 use std::borrow::Borrow;
 use std::hash::Hash;
@@ -11,7 +11,7 @@ use lru::LruCache;
 /// Maximum number of values in one cache.
 const LIMIT: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
-/// Values by their keys.
+/// Cached values by their keys.
 pub(crate) struct Cache<K: Hash + Eq, V>(Mutex<LruCache<K, V>>);
 
 impl<K: Hash + Eq, V> Default for Cache<K, V> {

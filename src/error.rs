@@ -1,7 +1,7 @@
-//! What goes wrong in a call from Nomad, by what Nomad should do next.
+//! Errors of a call from Nomad, classified by what Nomad should do next.
 //!
-//! The modules below have errors of their own; where one of them crosses into a task's life it becomes one of these,
-//! with its context added once. [`crate::driver::reply`] turns each into the status that Nomad understands.
+//! The modules below have error types of their own; where one of them reaches the code of a task, it becomes one of
+//! these, with its context added once. [`crate::driver::reply`] converts each into a status that Nomad understands.
 
 use std::fmt::Display;
 use std::path::Path;
@@ -18,7 +18,7 @@ use crate::spec::SpecError;
 use crate::state_lock::StateLockError;
 use crate::{cni, containerd, shim};
 
-/// The text is for the operator: what failed, on what, and what to do.
+/// An error of a call. Its text is for the operator: what failed, on what, and what to do.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum Error {
     /// Nomad names a task that this plugin doesn't have: it recovers, or forgets it. The text is Nomad's own.
@@ -30,13 +30,13 @@ pub(crate) enum Error {
     /// The same call may succeed later: Nomad may restart the task.
     #[error("{0}")]
     Transient(String),
-    /// The call is out of turn: a destroy of a running task, a call before the configuration.
+    /// The call comes at the wrong time: a destroy of a running task, a call before the configuration.
     #[error("{0}")]
     Conflict(String),
-    /// What is asked for is not offered.
+    /// The request is for something that the driver does not support.
     #[error("{0}")]
     Unsupported(String),
-    /// It failed here and would fail again.
+    /// The call failed here and would fail again.
     #[error("{0}")]
     Failed(String),
 }
@@ -44,13 +44,13 @@ pub(crate) enum Error {
 pub(crate) type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// What the operating system did not do, with what was being done in front.
+    /// Returns the error for a failed system call, with the action in front of the text.
     pub(crate) fn system(doing: impl Display, error: &std::io::Error) -> Self {
         Self::passing(format!("{doing}: {error}"), is_transient(error))
     }
 
-    /// As it is where the file system of the state directory is full. Shims and runtimes write there as well, and have words
-    /// of their own for what they could not do.
+    /// Makes the error transient, because the file system of the state directory is full. Shims and runtimes write
+    /// there as well, and report such a failure in texts of their own.
     pub(crate) fn while_full(self, state_dir: &Path) -> Self {
         match self {
             Self::Failed(text) | Self::Transient(text) => {
@@ -64,17 +64,17 @@ impl Error {
         }
     }
 
-    /// What the job asks for can't be had: at all, unless it may be later.
+    /// Returns the error for a request that can't be fulfilled: invalid, unless it may succeed later.
     pub(crate) fn refused(text: String, may_pass: bool) -> Self {
         if may_pass { Self::Transient(text) } else { Self::Invalid(text) }
     }
 
-    /// What may work later, or would fail again.
+    /// Returns the error for a failure that may pass by itself, or would happen again.
     pub(crate) fn passing(text: String, may_pass: bool) -> Self {
         if may_pass { Self::Transient(text) } else { Self::Failed(text) }
     }
 
-    /// Puts what was being done in front, as `verb object id`.
+    /// Puts the action that failed in front of the text, as `verb object id`.
     pub(crate) fn context(self, doing: impl Display) -> Self {
         let add = |text: String| format!("{doing}: {text}");
         match self {
@@ -93,7 +93,7 @@ impl From<containerd::Error> for Error {
         let text = error.to_string();
         match error {
             containerd::Error::BadReference { .. } => Self::Invalid(text),
-            // Not found is what another client has just removed: the image under the snapshot, or the lease.
+            // Not found: another client has just removed the image under the snapshot, or the lease.
             error if error.is_transient() || error.is_not_found() => Self::Transient(text),
             _ => Self::Failed(text),
         }
@@ -191,7 +191,7 @@ impl From<DevicesError> for Error {
         let text = error.to_string();
         match error {
             DevicesError::Io { source, .. } => Self::refused(text, is_transient(&source)),
-            // It has the words of those files that could not be read.
+            // Its text quotes the errors of files that could not be read.
             DevicesError::Cdi { why, .. } => Self::refused(text, tells_transient(&why)),
             _ => Self::Invalid(text),
         }
@@ -221,7 +221,7 @@ mod tests {
     const DOCUMENT: &str = include_str!("../docs/troubleshooting.md");
     const KERNEL: &str = "the kernel: ";
 
-    /// The document's failures, and whether Nomad tries again.
+    /// Returns the document's failures, and whether Nomad retries.
     fn table() -> Vec<(String, bool)> {
         let lines = DOCUMENT.lines().skip_while(|line| !line.starts_with("| failure | Nomad |"));
         let rows = lines.skip(2).take_while(|line| line.starts_with('|'));
@@ -237,7 +237,7 @@ mod tests {
         .collect()
     }
 
-    /// An error of the operating system wherever it can surface.
+    /// Returns an error of the operating system in each form in which it can surface.
     fn of_kernel(errno: Errno) -> Vec<Error> {
         let (path, source) = (|| "/x".into(), || io::Error::from(errno));
         vec![
@@ -267,7 +267,7 @@ mod tests {
         ]
     }
 
-    /// Of a mount's source, say.
+    /// Returns the error of a host path, such as the source of a mount.
     #[expect(clippy::needless_pass_by_value, reason = "as errors are passed")]
     fn of_host(error: HostPathError) -> Error {
         Error::refused(error.to_string(), error.is_transient())
@@ -290,7 +290,7 @@ mod tests {
         Containerd::Refused { doing: "prepare x".to_owned(), reason: reason.to_owned() }.into()
     }
 
-    /// What each row is about.
+    /// Returns the errors that a row of the document describes.
     fn failures(row: &str) -> Vec<Error> {
         if row == "the kernel: any other error" {
             return [Errno::EACCES, Errno::EROFS, Errno::ENOENT].into_iter().flat_map(of_kernel).collect();

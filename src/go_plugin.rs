@@ -1,5 +1,5 @@
-//! The process as hashicorp/go-plugin sees it: the cookie, the socket, the handshake line, and the services by which
-//! the host watches and stops a plugin. Knows nothing of drivers or tasks.
+//! The plugin as a process of hashicorp/go-plugin: the cookie, the socket, the handshake line, and the services by
+//! which the host watches and stops a plugin. Knows nothing of drivers or tasks.
 //!
 //! Source of the facts: hashicorp/go-plugin `client.go`, `server.go`, `docs/guide-plugin-write-non-go.md`.
 
@@ -22,14 +22,14 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 
 const COOKIE_KEY: &str = "NOMAD_PLUGIN_MAGIC_COOKIE";
 const COOKIE: &str = "e4327c2e01eabfd75a8a67adb114fb34a757d57eee7728d857a8cec6e91a7255";
-/// core protocol, application protocol
+/// Versions of the core protocol and of the application protocol.
 const PROTOCOLS: &str = "1|2";
-/// A unix socket's address holds no longer path.
+/// Maximum length of the path in a unix socket's address, in bytes.
 const SOCKET_PATH_LIMIT_BYTES: usize = 107;
-/// The name under which the host asks for the plugin's health.
+/// Service name in the host's health requests.
 const HEALTH_NAME: &str = "plugin";
 
-/// Why the plugin can't serve.
+/// The reason that the plugin can't serve.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HandshakeError {
     #[error(
@@ -43,7 +43,7 @@ pub(crate) enum HandshakeError {
     Print(std::io::Error),
 }
 
-/// Whether the process was started by a Nomad agent.
+/// Checks that the process was started by a Nomad agent.
 ///
 /// # Errors
 /// [`HandshakeError::NotAHost`] without the agent's cookie.
@@ -55,17 +55,17 @@ pub(crate) fn check_cookie() -> Result<(), HandshakeError> {
     }
 }
 
-/// The socket that the host dials, in a directory of its own that only root may enter. Dropped, both are removed.
+/// The socket that the host connects to, in a directory of its own that only root may enter. Both are removed on drop.
 pub(crate) struct Socket {
     path: PathBuf,
     _directory: TempDir,
 }
 
 impl Socket {
-    /// Binds and listens, before the host is told.
+    /// Binds the socket and listens, before the host is told its path.
     ///
     /// # Errors
-    /// [`HandshakeError::Listen`] with the directory.
+    /// [`HandshakeError::Listen`], which names the directory.
     pub(crate) fn bind() -> Result<(Self, UnixListener), HandshakeError> {
         let mut parent = std::env::temp_dir();
         if parent.as_os_str().len() + "/containerd-driver-XXXXXX/plugin.sock".len() > SOCKET_PATH_LIMIT_BYTES
@@ -80,10 +80,10 @@ impl Socket {
         Ok((Self { path, _directory: directory }, listener))
     }
 
-    /// Tells the host where to dial. Nothing else is ever written to stdout.
+    /// Prints the handshake line, which tells the host where to connect. Nothing else is ever written to stdout.
     ///
     /// # Errors
-    /// [`HandshakeError::Print`] where the host has gone already.
+    /// [`HandshakeError::Print`] if the host has gone already.
     pub(crate) fn announce(&self) -> Result<(), HandshakeError> {
         let mut stdout = std::io::stdout().lock();
         stdout.write_all(&handshake(&self.path)).and_then(|()| stdout.flush()).map_err(HandshakeError::Print)
@@ -125,7 +125,8 @@ impl Services {
 
 type HeldOpen<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// Connections beside the main one, which Nomad's driver protocol doesn't use. Held open for as long as the host does.
+/// The service for connections beside the main one, which Nomad's driver protocol doesn't use. Its stream is held open
+/// for as long as the host does.
 pub(crate) struct Broker;
 
 #[tonic::async_trait]
@@ -142,7 +143,7 @@ impl GrpcBroker for Broker {
     }
 }
 
-/// The plugin's stdout and stderr, which the host throws away; there is nothing to send.
+/// The service for the plugin's stdout and stderr, which the host discards; it sends nothing.
 pub(crate) struct Stdio;
 
 #[tonic::async_trait]
@@ -154,7 +155,7 @@ impl GrpcStdio for Stdio {
     }
 }
 
-/// The host's word to end; two seconds later it kills.
+/// The service by which the host shuts the plugin down; it kills the plugin two seconds later.
 pub(crate) struct Controller {
     stop: Arc<Notify>,
 }

@@ -1,6 +1,6 @@
-//! Looks at files of the host, which may be on a file system that gives no answer: a disk of a network whose server is gone.
-//! Whoever waits for one does so for a bounded time, and what waits on holds a bounded number of threads: none that another
-//! file system needs, and never all. Knows nothing of what is looked for.
+//! Runs lookups of host files, which may be on a file system that does not answer, such as a network disk whose server
+//! is gone. A caller waits for a bounded time, and lookups that hang occupy a bounded number of threads: none that
+//! another file system needs, and never all. Knows nothing of what is looked up.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
@@ -13,23 +13,24 @@ use tokio::task::spawn_blocking;
 
 use crate::mount_table;
 
-/// How long a file system may take to answer a start that needs it.
+/// Maximum time for a file system to answer a start that needs it.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
-/// Looks that run without a question. Only a file system that gives no answer keeps them all busy.
+/// Maximum number of lookups that run without a check of their file system. Only one that does not answer keeps them
+/// all busy.
 const AT_ONCE: usize = 16;
-/// Looks beside those, at one place, and at all places: fewer than the plugin has threads for what may block.
+/// Maximum number of further lookups per file system, and on all of them: fewer than the plugin's blocking threads.
 const AT_A_PLACE: usize = 8;
 const AT_ALL_PLACES: usize = 64;
-/// Places that nobody looks at are forgotten past so many.
+/// Number of file systems above which unused entries are removed.
 const PLACES: usize = 64;
 
 static LOOKS: LazyLock<Looks> = LazyLock::new(Looks::new);
 
-/// Runs `look`, which may wait for the file system that `place` is on, on a thread of its own. It has the time from the call
-/// on; past it, the thread goes on, and its result is dropped.
+/// Runs `look`, which may wait for the file system that `place` is on, on a thread of its own. The limit counts from
+/// the call; past it, the thread goes on, and its result is dropped.
 ///
 /// # Errors
-/// [`ErrorKind::TimedOut`] where there is no answer in time.
+/// [`ErrorKind::TimedOut`] if there is no result in time.
 pub(crate) async fn look<T: Send + 'static>(
     place: &Path,
     limit: Duration,
@@ -44,7 +45,7 @@ struct Looks {
     places: Mutex<HashMap<PathBuf, Arc<Semaphore>>>,
 }
 
-/// The permits of one look.
+/// The permits of one lookup.
 struct Permits {
     _all: OwnedSemaphorePermit,
     _place: Option<OwnedSemaphorePermit>,
@@ -79,7 +80,8 @@ impl Looks {
         })
     }
 
-    /// The place first: those that wait for one file system are not in the way of others.
+    /// Waits for a permit to run a lookup. The permit of its file system comes first, so that lookups on one file
+    /// system don't block those on others.
     async fn permits(&self, place: &Path) -> io::Result<Permits> {
         if let Ok(permit) = Arc::clone(&self.unasked).try_acquire_owned() {
             return Ok(Permits { _all: permit, _place: None });
@@ -101,8 +103,8 @@ impl Looks {
     }
 }
 
-/// What gives no answer together: the mount that a path is on, and below the host's own root the first directory, which may be
-/// a link to another one.
+/// Returns the part of the file tree that hangs as a whole: the mount that a path is on, or, on the host's root file
+/// system, the first directory, which may be a link to another one.
 fn subject(path: &Path) -> PathBuf {
     match mount_table::point_of(path) {
         Some(point) if point != Path::new("/") => point,
@@ -155,7 +157,7 @@ mod tests {
                 "{error}"
             );
         }
-        // One place has so many threads, and no more.
+        // One file system has so many threads, and no more.
         assert_eq!(looks.all.available_permits(), AT_ALL_PLACES - AT_A_PLACE);
         drop(release);
         assert_eq!(looks.look(Path::new("/dead/disk"), SOON, || 7).await.unwrap(), 7);

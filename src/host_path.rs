@@ -1,6 +1,6 @@
-//! Paths that somebody else names or can change: a job, an image, a task. The kernel resolves them, beneath a root that
-//! neither a link nor a `..` leads out of, and what it found is held by a descriptor: what was looked at is what is used,
-//! whatever the path leads to by then. Knows nothing of what the paths are for.
+//! Opens paths that a job, an image or a task names or can change. The kernel resolves them beneath a root that neither
+//! a symbolic link nor a `..` leads out of, and the result is held by a descriptor: the file that was checked is the
+//! one that is used, whatever the path leads to by then. Knows nothing of what the paths are for.
 //!
 //! Source of the facts: openat2(2), open(2) on `O_PATH`.
 
@@ -26,12 +26,13 @@ use nix::sys::statfs::{
 
 use crate::os_error::is_transient;
 
-/// The kernel gives up where something was renamed anywhere while it resolved a `..`; it is asked again so often.
+/// Maximum number of attempts to resolve a path. The kernel gives up if anything was renamed anywhere while it resolved
+/// a `..`.
 const TRIES: usize = 128;
-/// Resolution of a path that has no links in it.
+/// Flags to resolve a path without symbolic links.
 const PLAIN: ResolveFlag = ResolveFlag::RESOLVE_BENEATH.union(ResolveFlag::RESOLVE_NO_SYMLINKS);
-/// The file systems whose files the kernel makes as they are read: regular files by their kind, but a read takes lines out of
-/// the kernel's log, waits for events, or shows what only root sees. nix has no names for the last two.
+/// File systems whose files the kernel generates as they are read: they look like regular files, but a read takes lines
+/// out of the kernel's log, waits for events, or shows what only root may see. nix has no names for the last two.
 const KERNELS_OWN: [FsType; 13] = [
     PROC_SUPER_MAGIC,
     SYSFS_MAGIC,
@@ -49,7 +50,7 @@ const KERNELS_OWN: [FsType; 13] = [
     FsType(0x6165_676c),
 ];
 
-/// Why a path can't be used.
+/// The reason that a path can't be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HostPathError {
     #[error("there is no {0}; make it before the task starts")]
@@ -71,28 +72,28 @@ pub(crate) enum HostPathError {
 }
 
 impl HostPathError {
-    /// Whether the same path may be found later, with nothing changed on this host.
+    /// Returns true if the same path may be found later, with nothing changed on this host.
     pub(crate) fn is_transient(&self) -> bool {
         matches!(self, Self::Io { source, .. } if is_transient(source))
     }
 }
 
-/// The directory or file that paths are resolved beneath: a root whose own links are followed, since it is the operator's
-/// or Nomad's, and a part below it that holds no link.
+/// The directory or file that paths are resolved beneath: a root of the operator's or Nomad's, whose own symbolic links
+/// are followed, and a path below it that has none.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Area<'a> {
     pub root: &'a Path,
-    /// Relative to the root. Empty is the root itself.
+    /// Path relative to the root, without symbolic links. Empty is the root itself.
     pub plain: &'a Path,
 }
 
 impl<'a> Area<'a> {
-    /// A root itself.
+    /// Returns the area that is the root itself.
     fn of(root: &'a Path) -> Self {
         Self { root, plain: Path::new("") }
     }
 
-    /// Opens what `path` leads to beneath the area, as a place only.
+    /// Opens `path` beneath the area with `O_PATH`, without access to its content.
     ///
     /// # Errors
     /// Says what is wrong with the path.
@@ -104,11 +105,11 @@ impl<'a> Area<'a> {
         resolve_mounted(&area, path, self.bounds()).map_err(|error| self.named(error, path))
     }
 
-    /// As [`Self::open`], for a file that is to be read, and is one: opening a pipe or a device could block, or do
-    /// something.
+    /// Opens a regular file beneath the area for reading. Anything else is refused without being opened: opening a pipe
+    /// or a device could block, or have an effect.
     ///
     /// # Errors
-    /// As [`Self::open`]; or it is no regular file.
+    /// As [`Self::open`]; or if it is no regular file, or a file of the kernel's own.
     pub(crate) fn open_file(self, path: &Path) -> Result<fs::File, HostPathError> {
         let (place, whole) = (self.open(path)?, self.whole(path));
         let io = |source| HostPathError::Io { doing: "read", path: whole.clone(), source };
@@ -122,7 +123,8 @@ impl<'a> Area<'a> {
         reopen(&place, fs::OpenOptions::new().read(true)).map_err(io)
     }
 
-    /// As [`Self::open`], for a directory; what is missing on the way is made, and the last part gets that mode.
+    /// Opens a directory beneath the area with `O_PATH`. Missing directories on the way are created, and the last one
+    /// gets the given mode.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -145,7 +147,7 @@ impl<'a> Area<'a> {
         }
     }
 
-    /// Nothing is outside of `/`, so that links may be absolute there.
+    /// Returns the flag that bounds the resolution. Nothing is outside of `/`, so symbolic links may be absolute there.
     fn bounds(self) -> ResolveFlag {
         let is_top = self.root == Path::new("/") && self.plain.as_os_str().is_empty();
         if is_top { ResolveFlag::RESOLVE_IN_ROOT } else { ResolveFlag::RESOLVE_BENEATH }
@@ -167,7 +169,7 @@ impl<'a> Area<'a> {
     }
 }
 
-/// Opens what `path` leads to from `root` on, as a place only.
+/// Opens `path` beneath `root` with `O_PATH`, as [`Area::open`] does.
 ///
 /// # Errors
 /// Says what is wrong with the path.
@@ -175,7 +177,7 @@ pub(crate) fn open(root: &Path, path: &Path) -> Result<OwnedFd, HostPathError> {
     Area::of(root).open(path)
 }
 
-/// As [`open`], for a file that is to be read, as [`Area::open_file`] does.
+/// Opens a regular file beneath `root` for reading, as [`Area::open_file`] does.
 ///
 /// # Errors
 /// As [`Area::open_file`].
@@ -183,28 +185,28 @@ pub(crate) fn open_file(root: &Path, path: &Path) -> Result<fs::File, HostPathEr
     Area::of(root).open_file(path)
 }
 
-/// Opens a directory beneath `root`, as a place only, where no part of its path is a link.
+/// Opens a directory beneath `root` with `O_PATH`. No part of its path may be a symbolic link.
 ///
 /// # Errors
-/// Names the path, and what it is instead.
+/// Names the path, and what is there instead.
 pub(crate) fn open_directory(root: &Path, path: &Path) -> Result<OwnedFd, HostPathError> {
     open_kind(root, path, S_IFDIR, "a directory")
 }
 
-/// Finds a named pipe beneath `root`, where no part of its path is a link. The place can be opened by [`reopen`], without
-/// a wait and as often as needed, whatever its path leads to by then.
+/// Opens a named pipe beneath `root` with `O_PATH`. No part of its path may be a symbolic link. [`reopen`] then opens
+/// it without blocking and as often as needed, whatever its path leads to by then.
 ///
 /// # Errors
-/// Names the path, and what it is instead.
+/// Names the path, and what is there instead.
 pub(crate) fn find_pipe(root: &Path, path: &Path) -> Result<OwnedFd, HostPathError> {
     open_kind(root, path, S_IFIFO, "a named pipe")
 }
 
-/// Opens the file that a descriptor holds the place of. Never waits, for the other end of a pipe or for a lease that
-/// another holds on a file.
+/// Opens the file that an `O_PATH` descriptor refers to. Never blocks, be it on the other end of a pipe or on a lease
+/// that another process holds on a file.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub(crate) fn reopen(place: &OwnedFd, options: &mut fs::OpenOptions) -> std::io::Result<fs::File> {
     options.custom_flags(O_NONBLOCK).open(format!("/proc/self/fd/{}", place.as_raw_fd()))
 }
@@ -227,7 +229,7 @@ fn kind_of(place: &OwnedFd, path: &Path) -> Result<u32, HostPathError> {
     Ok(stat.st_mode & S_IFMT)
 }
 
-/// A directory itself is named by a dot, or by nothing.
+/// Returns true for a path that names the directory itself: empty, or a dot.
 fn is_itself(path: &Path) -> bool {
     path.components().all(|part| part == Component::CurDir)
 }
@@ -243,14 +245,14 @@ fn make_along(from: &OwnedFd, path: &Path, mode: Option<u32>, bounds: ResolveFla
         if let Some(mode) = mode.filter(|_| is_new && parts.peek().is_none()) {
             let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
             let made = resolve(&parent, Path::new(name), flags, ResolveFlag::RESOLVE_BENEATH)?;
-            // The process's umask has had its say before.
+            // mkdirat(2) applies the process's umask; this does not.
             fchmod(&made, Mode::from_bits_truncate(mode))?;
         }
     }
     resolve(from, &so_far, OFlag::O_PATH | OFlag::O_DIRECTORY, bounds)
 }
 
-/// False where something of that name is there.
+/// Creates a directory. Returns false if its name exists already.
 fn make_one(parent: &OwnedFd, name: &OsStr) -> Result<bool, Errno> {
     match mkdirat(parent, name, Mode::from_bits_truncate(0o755)) {
         Ok(()) => Ok(true),
@@ -259,14 +261,14 @@ fn make_one(parent: &OwnedFd, name: &OsStr) -> Result<bool, Errno> {
     }
 }
 
-/// A root is the operator's or Nomad's: its own links are followed.
+/// Opens a root. It is the operator's or Nomad's, so its own symbolic links are followed.
 fn open_root(root: &Path) -> Result<OwnedFd, HostPathError> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     openat(AT_FDCWD, root, flags, Mode::empty()).map_err(|error| Area::of(root).named(error, Path::new(".")))
 }
 
-/// Resolves a path as a place only. A directory is looked for once more as one, which has the kernel mount what is to be
-/// mounted there on first use (an automount): the place alone would be the empty directory below it.
+/// Resolves a path with `O_PATH`. A directory is then resolved again as one, which makes the kernel mount what an
+/// automount point stands for: the first descriptor would be of the empty directory below it.
 fn resolve_mounted(from: &OwnedFd, path: &Path, bounds: ResolveFlag) -> Result<OwnedFd, Errno> {
     let place = resolve(from, path, OFlag::O_PATH, bounds)?;
     if fstat(&place)?.st_mode & S_IFMT == S_IFDIR {
@@ -288,7 +290,7 @@ fn resolve(from: &OwnedFd, path: &Path, flags: OFlag, bounds: ResolveFlag) -> Re
     opened
 }
 
-/// What it means that a path without links could not be resolved so.
+/// Converts the error of a path that was resolved without symbolic links.
 fn plainly(error: Errno, root: &Path, path: &Path) -> HostPathError {
     match error {
         Errno::ELOOP => HostPathError::Link { root: root.to_owned(), path: root.join(path) },
@@ -302,7 +304,7 @@ mod tests {
 
     use super::*;
 
-    /// A root with `data/file`, and beside it what nobody is to reach.
+    /// Creates a root with `data/file`, and beside it files that must not be reached.
     fn tree() -> (tempfile::TempDir, PathBuf) {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path().join("root");
@@ -367,7 +369,7 @@ mod tests {
             let error = open(Path::new("/"), Path::new(path)).unwrap_err();
             assert!(matches!(error, HostPathError::MagicLink(_)), "{path}: {error}");
         }
-        // A link of the host's own is one that the operator has made.
+        // A link in the host's own tree was made by the operator.
         let (_kept, root) = tree();
         symlink(root.join("data"), root.join("absolute")).unwrap();
         let path = root.join("absolute/file");

@@ -1,4 +1,4 @@
-//! The plugin's log: one JSON object a line on stderr, as Nomad's logger (hclog) reads it.
+//! The plugin's log: one JSON object per line on stderr, in the format of Nomad's logger (hclog).
 //!
 //! The shape is a contract. `@level`, `@message` and `@timestamp` must be strings, or the agent crashes; the timestamp
 //! needs exactly six fractional digits, or the line is demoted to DEBUG; a line is at most 64 KiB. Lines go through a
@@ -24,27 +24,27 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::shorten::shorten;
 
 const QUEUED_LINES: usize = 1024;
-/// How long the end waits for a reader that has stalled. The agent kills a plugin that takes 2 s.
+/// Maximum wait at the end for a reader that has stalled. The agent kills a plugin that takes 2 s.
 const LAST_LINES: Duration = Duration::from_secs(1);
-/// Below the host's 64 KiB.
+/// Maximum length of a line, below the host's 64 KiB.
 const LINE_LIMIT_BYTES: usize = 60 * 1024;
 
-/// Keeps the writer alive; dropped, it writes what is queued, unless nobody reads.
+/// The log, which keeps its writer thread alive. Dropping it writes the queued lines, unless nobody reads.
 pub(crate) struct Log {
-    /// The subscriber has the other sender for good, so the queue's end is told by a word of its own.
+    /// Sender of the queue. The subscriber keeps another one for good, so the queue's end is an entry of its own.
     lines: SyncSender<Entry>,
     written: Receiver<Infallible>,
 }
 
-/// What is in the queue.
+/// An entry of the queue.
 enum Entry {
     Line(String),
     End,
 }
 
 impl Log {
-    /// Sends the process's tracing events to stderr. The agent filters by its own level, so everything of ours from
-    /// DEBUG up is sent; libraries only speak up from WARN.
+    /// Sends the process's tracing events to stderr. The agent filters by its own level, so the plugin's own events
+    /// from DEBUG up are sent; those of libraries only from WARN up.
     pub(crate) fn start() -> Self {
         let (log, queue, over) = Self::queue();
         let write = move || {
@@ -56,12 +56,12 @@ impl Log {
             .with_target(env!("CARGO_CRATE_NAME"), LevelFilter::DEBUG)
             .with_default(LevelFilter::WARN);
         let layer = Hclog { lines: log.lines.clone(), dropped: AtomicU64::new(0) }.with_filter(filter);
-        // Fails only where a subscriber is set already, which then keeps its place.
+        // Fails only if a subscriber is set already, which then stays in place.
         let _ = tracing_subscriber::registry().with(layer).try_init();
         log
     }
 
-    /// With what the writer takes its lines from, and what it drops at its end.
+    /// Creates the queue. Returns with it the writer's end, and the sender that the writer drops when it is done.
     fn queue() -> (Self, Receiver<Entry>, SyncSender<Infallible>) {
         let (lines, queue) = sync_channel(QUEUED_LINES);
         let (over, written) = sync_channel(0);
@@ -132,7 +132,7 @@ fn line(level: Level, pairs: Pairs) -> String {
     object.insert("@timestamp".to_owned(), now.to_string().into());
     let mut line = Value::Object(object);
     let mut text = line.to_string();
-    // The escapes of control characters are six times as long.
+    // Control characters are escaped to six times their length.
     if text.len() > LINE_LIMIT_BYTES
         && let Some(object) = line.as_object_mut()
     {
@@ -152,7 +152,7 @@ struct Pairs {
 
 impl Pairs {
     fn put(&mut self, name: &str, value: Value) {
-        // hclog's own keys start with `@`; a field of ours never replaces one.
+        // hclog's own keys start with `@`; a field of the plugin's never replaces one.
         self.fields.insert(name.trim_start_matches('@').to_owned(), value);
     }
 

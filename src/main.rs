@@ -54,18 +54,20 @@ use crate::driver::Driver;
 use crate::go_plugin::{HandshakeError, Services, Socket};
 use crate::log::Log;
 
-/// Nomad sends whole job environments and exec output in single messages.
+/// Maximum size of a gRPC message: Nomad sends whole job environments and exec output in single messages.
 const MESSAGE_LIMIT_BYTES: usize = 64 * 1024 * 1024;
-/// As large as HTTP/2 has it: all calls share it, so an exec's input that nobody reads would use it up and stop them all.
-/// What one call can hold up is bounded by its own stream's window.
+/// Flow-control window of a connection, the maximum of HTTP/2. All calls share it, so an exec's input that nobody reads
+/// would use up a smaller one and stop them all. A single call is limited by the window of its own stream.
 const CONNECTION_WINDOW_BYTES: u32 = i32::MAX.cast_unsigned();
 const MOST_WORKERS: usize = 4;
-/// How long a thread for what may block is kept without work. What is done now and then takes each of them in turn, so that a
-/// longer time than its pauses would keep as many as were ever needed at once.
+/// How long an idle blocking thread is kept. Periodic work uses each of them in turn, so a time longer than its
+/// intervals would keep as many as were ever needed at once.
 const IDLE: Duration = Duration::from_secs(2);
-/// Of threads for what may block. A file system of the host that gives no answer holds up one for each start that asks it.
+/// Maximum number of blocking threads. A file system of the host that does not answer blocks one for each start that
+/// needs it.
 const MOST_BLOCKING: usize = 128;
-/// Streams that the host holds open never end by themselves; it kills two seconds after it asked.
+/// Time for open calls to end at a shutdown. Streams that the host holds open never end by themselves, and it kills the
+/// plugin two seconds after the request.
 const DRAIN: Duration = Duration::from_millis(500);
 
 fn main() -> ExitCode {
@@ -86,7 +88,7 @@ fn main() -> ExitCode {
         Err(error) => return fail(&error),
     };
     let outcome = runtime.block_on(serve());
-    // Blocking work that has not ended (a drain of a task's log) must not hold the exit.
+    // Blocking work that has not ended (a drain of a task's log) must not delay the exit.
     runtime.shutdown_background();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -94,8 +96,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// The plugin waits far more than it computes: on a large machine a thread for each core would only hold memory. What may
-/// block has threads of its own, for each task under way a few at most.
+/// Creates the async runtime. The plugin waits far more than it computes, so on a large machine a thread per core would
+/// only use memory. Blocking work has threads of its own, at most a few for each task under way.
 fn runtime() -> std::io::Result<Runtime> {
     let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     tokio::runtime::Builder::new_multi_thread()
@@ -159,7 +161,8 @@ async fn run_server(listener: UnixListener, stop: Arc<Notify>, ended: Arc<Notify
     }
 }
 
-/// Ctrl-C at the agent's terminal reaches the whole process group; ending is the agent's to say.
+/// Ignores SIGINT: Ctrl-C at the agent's terminal reaches the whole process group, but the agent decides when the
+/// plugin ends.
 fn ignore_interrupts() -> Option<tokio::signal::unix::Signal> {
     signal(SignalKind::interrupt()).ok()
 }

@@ -1,5 +1,5 @@
-//! The mounts of the plugin's own mount namespace, as the kernel lists them: their flags, how they spread, and which are
-//! below a path; and the unmounting of a place. Knows nothing of what is mounted where.
+//! The mounts of the plugin's own mount namespace, from the kernel's list: their flags, their propagation, and those
+//! below a path; and unmounting. Knows nothing of what is mounted where.
 //!
 //! Source of the facts: proc_pid_mountinfo(5), proc_pid_fdinfo(5).
 
@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, umount2};
 
 const TABLE: &str = "/proc/self/mountinfo";
-/// What a mount doesn't allow, by its name there. A remount takes away those that are not named again.
+/// Restrictions of a mount, with their names in the mount table. A remount lifts those that are not named again.
 const FLAGS: [(&str, MsFlags); 5] = [
     ("ro", MsFlags::MS_RDONLY),
     ("nosuid", MsFlags::MS_NOSUID),
@@ -29,28 +29,29 @@ const FLAGS: [(&str, MsFlags); 5] = [
     ("nosymfollow", MsFlags::from_bits_retain(256)),
 ];
 
-/// How mounts spread to and from the one that a descriptor is in.
+/// Propagation of mounts to and from a mount.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Spreads {
-    /// It is of a group of mounts that share what is mounted below any of them.
+    /// The mount is in a peer group, which shares mounts below any of its members.
     pub shared: bool,
-    /// It gets what is mounted below another.
+    /// The mount receives mounts below another one.
     pub slave: bool,
 }
 
-/// One mount.
+/// An entry of the mount table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mount {
     pub point: PathBuf,
-    /// What may not be done by it, as mount(2) takes it: read-only, no devices and the like.
+    /// Restrictions as flags of mount(2): read-only, no devices and the like.
     pub flags: MsFlags,
     pub spreads: Spreads,
 }
 
-/// Unmounts all that is mounted at a place, whether or not anything is, also where it is in use. No link is followed.
+/// Unmounts everything that is mounted at `place`, also if it is in use. Nothing mounted is success. No symbolic link
+/// is followed.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// If the kernel refuses.
 pub(crate) fn unmount(place: &Path) -> Result<(), Errno> {
     loop {
         match umount2(place, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
@@ -65,7 +66,7 @@ pub(crate) fn unmount(place: &Path) -> Result<(), Errno> {
 /// Returns the mount that `place` is in.
 ///
 /// # Errors
-/// When the kernel doesn't say.
+/// If the mount table can't be read.
 pub(crate) fn of(place: &OwnedFd) -> io::Result<Mount> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", place.as_raw_fd()))?;
     let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:")).unwrap_or_default().trim().to_owned();
@@ -77,14 +78,14 @@ pub(crate) fn of(place: &OwnedFd) -> io::Result<Mount> {
 /// Returns all mounts at or below `path`, outer ones first.
 ///
 /// # Errors
-/// When the kernel doesn't say.
+/// If the mount table can't be read.
 pub(crate) fn below(path: &Path) -> io::Result<Vec<Mount>> {
     let table = fs::read(TABLE)?;
     Ok(lines(&table).filter_map(parsed).filter(|mount| mount.point.starts_with(path)).collect())
 }
 
-/// Returns the point of the mount that `path` is on, by its name alone: nothing is asked of its file system. A table that the
-/// kernel doesn't give has none.
+/// Returns the mount point that `path` is on, by its name alone: its file system is not accessed. `None` if the mount
+/// table can't be read.
 pub(crate) fn point_of(path: &Path) -> Option<PathBuf> {
     innermost(path, &fs::read(TABLE).unwrap_or_default())
 }
@@ -116,7 +117,8 @@ fn parsed(line: &[u8]) -> Option<Mount> {
     Some(Mount { point, flags, spreads })
 }
 
-/// The kernel writes a blank, a tab, a line's end and a backslash as a backslash and three octal digits.
+/// Decodes the kernel's escapes: a blank, a tab, a newline and a backslash are written as a backslash and three octal
+/// digits.
 fn unescaped(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;

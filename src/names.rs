@@ -1,7 +1,7 @@
-//! The files by which a task finds names: its own, those of other hosts, and the servers to ask. They are made for each
-//! task, and are the task's to change.
+//! A task's `/etc/hostname`, `/etc/hosts` and `/etc/resolv.conf`. They are written for each task, and the task may
+//! change them.
 //!
-//! Source of the facts: hosts(5), resolv.conf(5), systemd-resolved.service(8); what is in them by default is docker's
+//! Source of the facts: hosts(5), resolv.conf(5), systemd-resolved.service(8); the default contents are docker's
 //! (moby/libnetwork `etchosts`, `resolvconf`).
 
 #![expect(
@@ -17,30 +17,30 @@ use std::path::{Path, PathBuf};
 
 const HOSTS: &str = "/etc/hosts";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
-/// Where systemd-resolved keeps the servers that it asks itself.
+/// File in which systemd-resolved lists the servers that it asks itself.
 const UPSTREAM_RESOLV_CONF: &str = "/run/systemd/resolve/resolv.conf";
 const HOSTNAME: &str = "/proc/sys/kernel/hostname";
-/// What every machine knows.
+/// Default content of `/etc/hosts`.
 const USUAL_HOSTS: &str = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\nfe00:: ip6-localnet\n\
                            ff00:: ip6-mcastprefix\nff02::1 ip6-allnodes\nff02::2 ip6-allrouters\n";
-/// The address of a host's own name where it has no other.
+/// The address of a task's own name if it has no other.
 const OWN_ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 1, 1));
 
-/// What a task is to find.
+/// The facts that a task's files are made from.
 #[derive(Debug)]
 pub(crate) struct Names {
     pub hostname: String,
-    /// The addresses that go with it in `/etc/hosts`, if there are any.
+    /// Addresses of the host name in `/etc/hosts`; may be empty.
     pub addresses: Vec<IpAddr>,
-    /// Other names of the same.
+    /// Further names of the same addresses.
     pub aliases: Vec<String>,
     pub extra_hosts: Vec<(String, IpAddr)>,
     pub in_the_hosts_network: bool,
-    /// None leaves the image's own.
+    /// Settings of `/etc/resolv.conf`. `None` leaves the image's own file.
     pub resolver: Option<Resolver>,
 }
 
-/// Whom to ask. What is empty is as on the host.
+/// Settings of a resolver. An empty list is taken from the host.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Resolver {
     pub servers: Vec<String>,
@@ -48,12 +48,12 @@ pub(crate) struct Resolver {
     pub options: Vec<String>,
 }
 
-/// The files' names, where the task finds them, and what is in them.
+/// The files' contents, each with the name of the file and its path in the container.
 #[derive(Debug)]
 pub(crate) struct NameTexts(Vec<(&'static str, &'static str, String)>);
 
 impl NameTexts {
-    /// The length of all files.
+    /// Returns the length of all files together.
     pub(crate) fn bytes(&self) -> usize {
         self.0.iter().map(|(_, _, text)| text.len()).sum()
     }
@@ -66,7 +66,7 @@ impl NameTexts {
         let write = |(name, at, text): (&str, &'static str, String)| {
             let source = directory.join(name);
             fs::write(&source, text).map_err(failed("write", &source))?;
-            // Whatever the agent's mask is: any user of the task looks names up.
+            // The mode is set despite the agent's umask: any user of the task must be able to read the files.
             fs::set_permissions(&source, fs::Permissions::from_mode(0o644))
                 .map_err(failed("let be read", &source))?;
             Ok(NameFile { source, at })
@@ -75,7 +75,7 @@ impl NameTexts {
     }
 }
 
-/// A file, and where the task finds it.
+/// A written file, and its path in the container.
 #[derive(Debug)]
 pub(crate) struct NameFile {
     pub source: PathBuf,
@@ -90,10 +90,10 @@ pub(crate) struct NamesError {
     pub(crate) source: std::io::Error,
 }
 
-/// The host's own name.
+/// Returns the host's own name.
 ///
 /// # Errors
-/// When the kernel doesn't say it.
+/// If the kernel's file can't be read.
 pub(crate) fn hosts_own() -> Result<String, NamesError> {
     let path = Path::new(HOSTNAME);
     Ok(fs::read_to_string(path).map_err(failed("read", path))?.trim().to_owned())
@@ -105,7 +105,7 @@ fn failed(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Na
 }
 
 impl Names {
-    /// The text of each file. Blocking: not for an async thread.
+    /// Returns the content of each file. Blocking: not for an async thread.
     ///
     /// # Errors
     /// Names the host's file that could not be read.
@@ -125,7 +125,7 @@ impl Names {
         Ok(NameTexts(texts))
     }
 
-    /// `known` is what is known already, else the usual.
+    /// Returns the content of `/etc/hosts`. It begins with `known`, else with the default entries.
     fn hosts(&self, known: Option<&str>) -> String {
         let mut hosts = known.unwrap_or(USUAL_HOSTS).to_owned();
         if !hosts.is_empty() && !hosts.ends_with('\n') {
@@ -141,8 +141,9 @@ impl Names {
         extra.fold(hosts, |hosts, line| hosts + &line)
     }
 
-    /// The host's `resolv.conf`, as a task in another network can use it. Servers on the loopback are the host's own and out
-    /// of reach there: they are left out. If no other is left, those count that systemd-resolved asks in its turn.
+    /// Returns the host's `resolv.conf` in a form that a task in another network can use. Servers on the loopback
+    /// address are the host's own and out of reach there, so they are left out. If no other is left, the upstream
+    /// servers of systemd-resolved are used.
     fn hosts_servers(&self, own: impl AsRef<Path>, upstream: impl AsRef<Path>) -> Result<String, NamesError> {
         let own = read(own.as_ref())?.unwrap_or_default();
         if self.in_the_hosts_network || !own.lines().any(is_local_server) {
@@ -162,7 +163,7 @@ impl Names {
     }
 }
 
-/// A file that isn't there is none.
+/// Reads a file; `None` if it doesn't exist.
 fn read(path: &Path) -> Result<Option<String>, NamesError> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
@@ -176,14 +177,14 @@ fn is_known(hosts: &str, name: &str) -> bool {
     entries.flat_map(|entry| entry.split_whitespace().skip(1)).any(|known| known == name)
 }
 
-/// The server that a line of `resolv.conf` names.
+/// Returns the server that a line of `resolv.conf` names.
 fn server(line: &str) -> Option<&str> {
     let mut words = line.split_whitespace();
     if words.next() == Some("nameserver") { words.next() } else { None }
 }
 
 fn is_local_server(line: &str) -> bool {
-    // An address of version 6 may have a zone behind it.
+    // An IPv6 address may be followed by a zone.
     let address = server(line).and_then(|server| server.split('%').next());
     address.and_then(|address| address.parse::<IpAddr>().ok()).is_some_and(|address| address.is_loopback())
 }
@@ -193,7 +194,7 @@ fn without_local_servers(resolv_conf: &str) -> String {
 }
 
 impl Resolver {
-    /// The host's file with what is given in place of what it says of the same.
+    /// Returns the host's file with the settings that are given in place of its own.
     fn file(&self, hosts: &str) -> String {
         let Self { servers, searches, options } = self;
         let is_replaced = |line: &&str| match line.split_whitespace().next() {

@@ -1,9 +1,9 @@
-//! Network namespaces that a file stands for: made, joined, looked into and removed. Knows nothing of tasks, nor of what
-//! gives such a namespace its interfaces.
+//! Network namespaces that are bound to a file: creation, pinning, lookup of addresses, removal. Knows nothing of
+//! tasks, nor of what gives such a namespace its interfaces.
 //!
-//! Only a thread can leave its namespace, and it would have to come back before anything else runs on it. So each of
-//! these runs on a thread of its own, which ends with it. The file is in the mount namespace of all, so that whoever
-//! starts a container finds it.
+//! Only a thread can leave its namespace, and it would have to return before anything else runs on it. So each of these
+//! operations runs on a thread of its own, which ends with it. The file is in the mount namespace of all processes, so
+//! that whoever starts a container finds it.
 //!
 //! Source of the facts: network_namespaces(7), rtnetlink(7), netlink(7).
 
@@ -33,11 +33,11 @@ use tokio::sync::oneshot;
 
 use crate::mount_table;
 
-/// How long the kernel may take: it makes and ends namespaces one at a time, and ends many slowly.
+/// Maximum time for the kernel: it creates and removes namespaces one at a time, and removes many slowly.
 const LIMIT: Duration = Duration::from_secs(60);
-/// The namespace that a thread is in.
+/// The calling thread's namespace.
 const OWN: &str = "/proc/thread-self/ns/net";
-/// The kernel's number for `lo` in each namespace.
+/// The kernel's index of the interface `lo`, the same in each namespace.
 const LOOPBACK_INDEX: u32 = 1;
 
 #[derive(Debug, thiserror::Error)]
@@ -57,10 +57,10 @@ impl NetnsError {
     }
 }
 
-/// Makes a namespace with its loopback interface up, and keeps it at `path`, where nothing may be yet.
+/// Creates a namespace with its loopback interface up, bound to `path`, which must not exist yet.
 ///
 /// # Errors
-/// Names the step. Nothing is left of it then.
+/// Names the step that failed. Nothing is left over then.
 pub(crate) async fn create(path: &Path) -> Result<(), NetnsError> {
     let path = path.to_owned();
     let unwanted = path.clone();
@@ -72,10 +72,10 @@ pub(crate) async fn create(path: &Path) -> Result<(), NetnsError> {
     on_thread_or(make, move |()| drop(give_up(&unwanted))).await
 }
 
-/// Keeps a namespace that something else has, such as `/proc/<pid>/ns/net`, at `path` as well.
+/// Binds an existing namespace, such as `/proc/<pid>/ns/net`, to `path` as well.
 ///
 /// # Errors
-/// Names the step; also where the descriptor is not that of a network namespace.
+/// Names the step that failed, which may be that the descriptor is not of a network namespace.
 pub(crate) async fn pin(namespace: OwnedFd, path: &Path) -> Result<(), NetnsError> {
     let path = path.to_owned();
     let unwanted = path.clone();
@@ -87,10 +87,10 @@ pub(crate) async fn pin(namespace: OwnedFd, path: &Path) -> Result<(), NetnsErro
     on_thread_or(keep, move |()| drop(give_up(&unwanted))).await
 }
 
-/// Gives up what is kept at `path`, whether or not anything is. The namespace goes with its last process.
+/// Removes the file at `path`, whether or not a namespace is bound to it. The namespace ends with its last process.
 ///
 /// # Errors
-/// Names the step.
+/// Names the step that failed.
 pub(crate) async fn remove(path: &Path) -> Result<(), NetnsError> {
     let path = path.to_owned();
     on_thread(move || give_up(&path)).await
@@ -109,15 +109,15 @@ fn give_up(path: &Path) -> Result<(), NetnsError> {
     }
 }
 
-/// Whether a namespace is kept at `path`.
+/// Returns true if a namespace is bound to `path`.
 pub(crate) fn is_kept(path: &Path) -> bool {
     statfs(path).is_ok_and(|found| found.filesystem_type() == NSFS_MAGIC)
 }
 
-/// The addresses by which others reach a namespace, those of version 4 first.
+/// Returns the addresses by which others reach a namespace, IPv4 first.
 ///
 /// # Errors
-/// Names the namespace that can't be looked into.
+/// Names the namespace that can't be entered or read.
 pub(crate) async fn addresses(path: &Path) -> Result<Vec<IpAddr>, NetnsError> {
     let path = path.to_owned();
     on_thread(move || {
@@ -135,7 +135,7 @@ async fn on_thread<T: Send + 'static>(
     on_thread_or(work, |_| {}).await
 }
 
-/// As [`on_thread`]; `undo` is for what comes of it when nobody waits any more.
+/// Runs `work` like [`on_thread`]. If nobody waits for its result any more, passes that to `undo`.
 async fn on_thread_or<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, NetnsError> + Send + 'static,
     undo: impl FnOnce(T) + Send + 'static,
@@ -156,7 +156,7 @@ async fn on_thread_or<T: Send + 'static>(
     }
 }
 
-/// That of the thread.
+/// Binds the calling thread's namespace to `path`.
 fn keep_own(path: &Path) -> Result<(), NetnsError> {
     fs::OpenOptions::new()
         .write(true)
@@ -178,8 +178,8 @@ fn raise_loopback() -> io::Result<()> {
     acknowledged(netlink.as_fd())
 }
 
-/// A request to bring the interface of that number up: `struct nlmsghdr`, then `struct ifinfomsg`, both in the host's
-/// byte order.
+/// Builds the netlink request that brings an interface up: `struct nlmsghdr`, then `struct ifinfomsg`, both in the
+/// host's byte order.
 fn raise(index: u32) -> Vec<u8> {
     const LENGTH: u32 = 32;
     const RTM_NEWLINK: u16 = 16;
@@ -187,9 +187,9 @@ fn raise(index: u32) -> Vec<u8> {
     const UP: u32 = 1;
     let mut message = LENGTH.to_ne_bytes().to_vec();
     message.extend([RTM_NEWLINK, REQUEST_AND_ACKNOWLEDGE].map(u16::to_ne_bytes).concat());
-    // Its number in the conversation; the kernel is who it is for. Then no family, no type.
+    // The sequence number; 0 addresses the kernel. Then neither a family nor a type.
     message.extend([1, 0, 0].map(u32::to_ne_bytes).concat());
-    // The flags' value, and which of them are to change.
+    // The values of the flags, and the mask of those to change.
     message.extend([index, UP, UP].map(u32::to_ne_bytes).concat());
     message
 }
@@ -225,7 +225,7 @@ fn address(of: &SockaddrStorage) -> Option<IpAddr> {
     v4.or_else(|| of.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
 }
 
-/// Of use beyond the link that it is on.
+/// Returns true if the address is reachable from beyond its link.
 fn is_global(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => !address.is_link_local() && !address.is_loopback(),
@@ -237,7 +237,7 @@ fn is_global(address: IpAddr) -> bool {
 mod tests {
     use super::*;
 
-    /// A namespace can be made by those only who may do much else.
+    /// Creating a namespace needs privileges.
     #[tokio::test]
     async fn a_namespace_is_kept_until_it_is_removed_or_nothing_is_left_of_it() {
         let directory = tempfile::tempdir().unwrap();
@@ -265,7 +265,7 @@ mod tests {
         remove(&path.join("below")).await.unwrap();
         fs::write(&path, "").unwrap();
         assert!(!is_kept(&path));
-        // Made, but cut off before it was mounted.
+        // Created, but interrupted before it was mounted.
         remove(&path).await.unwrap();
         assert!(!path.exists());
         for wrong in ["/proc/self/ns/mnt", "/dev/null"] {

@@ -1,6 +1,6 @@
-//! How many files the plugin may have open. It holds a few for each task, and its soft limit may be one for programs that
-//! hold few at all: it is raised to the hard one. What runs in tasks is to have the agent's own limit all the same, so what
-//! that was is remembered.
+//! The limit of the plugin's open files. It holds a few for each task, and its soft limit may be meant for programs
+//! that need few, so it is raised to the hard limit. Processes in tasks shall have the agent's own limit all the same,
+//! so that is remembered.
 //!
 //! Source of the facts: getrlimit(2).
 
@@ -8,32 +8,32 @@ use std::sync::OnceLock;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// A pidfd, one that the kernel tells of OOM kills by, and the connection to its shim; and where its log is collected here,
-/// two pipes and two files.
+/// Open files per task: a pidfd, one for OOM notifications, and the connection to its shim; and, if the driver collects
+/// its logs, two pipes and two files.
 const OF_A_TASK: u64 = 7;
-/// For all that is not a task's: sockets, the runtime's own, and what calls have open for a moment.
+/// Open files of everything else: sockets, the async runtime, and files that calls open for a moment.
 const BESIDE_TASKS: u64 = 256;
-/// More than a node is planned for.
+/// Number of tasks below which a warning is logged: more than a node is planned for.
 const MANY_TASKS: u64 = 1000;
 
-/// A soft and a hard limit. The largest number is none.
+/// Soft and hard limit of open files. `u64::MAX` is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct OpenFiles {
     pub soft: u64,
     pub hard: u64,
 }
 
-/// What the agent's limits were, where ours differ.
+/// The agent's limits, if the plugin has changed its own.
 static AGENTS: OnceLock<OpenFiles> = OnceLock::new();
 
 impl OpenFiles {
-    /// The plugin's own.
+    /// Returns the plugin's current limits.
     pub(crate) fn now() -> Self {
         let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
         Self { soft: current.unwrap_or(u64::MAX), hard: maximum.unwrap_or(u64::MAX) }
     }
 
-    /// For how many tasks there are enough.
+    /// Returns the number of tasks that the limit suffices for.
     pub(crate) fn tasks(self) -> u64 {
         self.soft.saturating_sub(BESIDE_TASKS) / OF_A_TASK
     }
@@ -43,7 +43,7 @@ impl OpenFiles {
     }
 }
 
-/// Raises the limit as far as it goes without a privilege. To be called before any process is started.
+/// Raises the soft limit as far as it goes without a privilege. Must be called before any process is started.
 pub(crate) fn raise() {
     let before = OpenFiles::now();
     if before.soft >= before.hard {
@@ -57,12 +57,12 @@ pub(crate) fn raise() {
     }
 }
 
-/// The agent's limits, which tasks are to have that ask for none. None is those that they inherit anyway.
+/// Returns the agent's limits, for tasks that set none. `None` if tasks inherit them anyway.
 pub(crate) fn agents() -> Option<OpenFiles> {
     AGENTS.get().copied()
 }
 
-/// Says so where the limit, raised, is still too low.
+/// Logs a warning if the limit, once raised, is still too low.
 pub(crate) fn complain() {
     let limit = OpenFiles::now();
     if !limit.is_enough() {

@@ -1,6 +1,6 @@
-//! Which errors of the operating system pass by themselves: what is asked for may work a moment later with nothing changed in
-//! the job, in the plugin's configuration or in the host's. Everything that decides on whether Nomad tries a start again
-//! asks here.
+//! Tells which errors of the operating system are transient: the same may work a moment later with nothing changed in
+//! the job, in the plugin's configuration or in the host's. Every decision on whether Nomad retries a start is based on
+//! this.
 //!
 //! Source of the facts: errno(3).
 
@@ -8,8 +8,8 @@ use std::io::{self, ErrorKind};
 
 use nix::errno::Errno;
 
-/// Want of memory, of processes, of descriptors, of room; somebody on the other side who is too busy, or just gone; and a
-/// file system whose server is, such as one of a network or in user space.
+/// Transient errors: lack of memory, processes, descriptors or space; a peer that is too busy, or just gone; and a file
+/// system whose server is gone, such as one of a network or in user space.
 pub(crate) const TRANSIENT: [Errno; 16] = [
     Errno::EAGAIN,
     Errno::ENOMEM,
@@ -29,10 +29,10 @@ pub(crate) const TRANSIENT: [Errno; 16] = [
     Errno::EHOSTDOWN,
 ];
 
-/// [`Errno::ESTALE`] in the words of earlier versions of Go.
+/// The text of [`Errno::ESTALE`] in earlier versions of Go.
 const STALE_IN_GO: &str = "stale nfs file handle";
 
-/// Whether the same may work later. Of an error that a library has put something around, only its kind is left.
+/// Returns true if the same may work later. An error that a library has wrapped is judged by its kind only.
 pub(crate) fn is_transient(error: &io::Error) -> bool {
     let by_kind = matches!(
         error.kind(),
@@ -41,19 +41,20 @@ pub(crate) fn is_transient(error: &io::Error) -> bool {
     by_kind || error.raw_os_error().is_some_and(|code| TRANSIENT.contains(&Errno::from_raw(code)))
 }
 
-/// As [`is_transient`], of another program's words: a shim, a runtime and containerd have nothing else to tell an error of
-/// the operating system by. Go's texts and the C library's are the same but for their first letters; each stands by itself
-/// between colons and outside of quotes, so that no name in the text is taken for one: a job's command may have any.
+/// Returns true if a text of another program reports a transient error: a shim, a runtime and containerd report errors
+/// of the operating system by their texts only. The texts of Go and of the C library are the same except for their
+/// first letters. A part counts only if it stands alone between colons and outside of quotes, so that no name in the
+/// text is taken for an error: a job's command may have any.
 pub(crate) fn tells_transient(text: &str) -> bool {
     let text = &without_quoted(text);
-    // Rust adds the number.
+    // Rust appends the number.
     let words = |text: &str| text.split(" (os error").next().unwrap_or_default().trim().to_ascii_lowercase();
     let known = TRANSIENT.map(|errno| words(&io::Error::from(errno).to_string()));
     let is_known = |part: String| part == STALE_IN_GO || known.contains(&part);
     text.split(": ").any(|part| is_known(words(part))) || was_killed(text)
 }
 
-/// A text without what is in quotes, as Go's `%q` sets them. What follows a quote without an end stays.
+/// Returns a text without its quoted parts, as quoted by Go's `%q`. Text after an unclosed quote is kept.
 fn without_quoted(text: &str) -> String {
     let (mut kept, mut rest) = (String::with_capacity(text.len()), text);
     while let Some((before, quoted)) = rest.split_once('"') {
@@ -70,8 +71,8 @@ fn without_quoted(text: &str) -> String {
     kept + rest
 }
 
-/// Whether a program ended by SIGKILL, in the words of Go's libraries: nobody but the kernel, which wants memory, and an
-/// operator kills a runtime.
+/// Returns true if the text of a Go library says that a program ended by SIGKILL: only the kernel, when out of memory,
+/// and an operator kill a runtime.
 fn was_killed(text: &str) -> bool {
     const BY_SIGKILL: [&str; 2] = ["exit status 137", "signal: killed"];
     BY_SIGKILL.into_iter().any(|words| text.contains(&format!("did not terminate successfully: {words}")))

@@ -1,9 +1,9 @@
-//! What holds for the ends of processes on every host: the code by which shells tell of a signal, and the order in which
-//! the kernel kills for want of memory.
+//! Constants about the ends of processes: the exit code for a signal, and the OOM score of processes that serve a task.
 
-/// A shell says 128 + n for a process that signal n ended, and so do shims.
+/// Base of the exit code of a process that was ended by signal n: 128 + n, as in shells and shims.
 pub(crate) const SIGNAL_BASE: i32 = 128;
 
-/// The score by which the OOM killer takes a process that serves a task among the last: the news of its task's end would go
-/// with it. Its own few megabytes are a poor choice; what the agent inherited to it may be anything.
+/// OOM score adjustment of a process that serves a task, by which it is killed among the last: the exit of its task
+/// would be lost with it. Killing it would free a few megabytes only, and the value inherited from the agent may be
+/// anything.
 pub(crate) const SERVANT_OOM_SCORE_ADJ: i32 = -998;

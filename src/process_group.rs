@@ -1,21 +1,21 @@
-//! The processes that a program started by us makes: a group of their own, of which nothing is to be left.
+//! Process groups of programs that the plugin starts, of which no process may be left over.
 
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::process::Child;
 
-/// A process group that has to go, unless its leader has ended by itself.
+/// A process group that is killed on drop, unless its leader has ended by itself.
 pub(crate) struct ProcessGroup {
     leader: Option<i32>,
 }
 
 impl ProcessGroup {
-    /// That of a child which was started as the leader of one.
+    /// Returns the group of a child that was started as the leader of one.
     pub(crate) fn of(child: &Child) -> Self {
         Self { leader: child.id().and_then(|pid| i32::try_from(pid).ok()) }
     }
 
-    /// The leader has ended by itself: its number may be another's soon.
+    /// Notes that the leader has ended by itself, since its number may be another's soon.
     pub(crate) fn ended(&mut self) {
         self.leader = None;
     }

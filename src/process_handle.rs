@@ -1,5 +1,5 @@
-//! A process held so that a signal reaches it or nobody: the one way in which this plugin sends signals to processes that
-//! are not its children. A lint refuses kill(2) elsewhere.
+//! A process held so that a signal reaches it or nobody: the only way in which this plugin sends signals to processes
+//! that are not its children. A lint forbids kill(2) elsewhere.
 //!
 //! Source of the facts: `pidfd_open(2)`, `pidfd_send_signal(2)`.
 
@@ -14,33 +14,33 @@ use rustix::time::Timespec;
 
 use crate::process_stat::{ProcessId, Stat};
 
-/// How long a process is let be between two looks where the kernel has no pidfds.
+/// Polling interval for the end of a process if the kernel has no pidfds.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// A process that was there, and was the one that was meant, when it was taken hold of.
+/// A process that was running, and was the intended one, when the handle was opened.
 #[derive(Debug)]
 pub(crate) struct ProcessHandle {
     id: ProcessId,
-    /// None before Linux 5.3; then the process is looked at once more before each signal.
+    /// `None` before Linux 5.3; then the process is checked again before each signal.
     pidfd: Option<OwnedFd>,
 }
 
 impl ProcessHandle {
-    /// Takes hold of a process. None where it has ended, or its pid is another's by now; and none for a pid that means
-    /// everybody, or the host's own init.
+    /// Opens a process. `None` if it has ended, or its pid is another's by now; and also for a pid that means several
+    /// processes, or the host's own init.
     ///
     /// # Errors
-    /// When the kernel could not be asked, such as for want of descriptors.
+    /// If the kernel could not be asked, such as for want of descriptors.
     pub(crate) fn open(id: ProcessId) -> io::Result<Option<Self>> {
         let Some(pid) = Some(id.pid).filter(|pid| *pid > 1).and_then(Pid::from_raw) else { return Ok(None) };
         let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(pidfd) => Some(pidfd),
             Err(Errno::NOSYS) => None,
-            // The second: what has this pid is a thread by now.
+            // INVAL means that a thread has this pid by now.
             Err(Errno::SRCH | Errno::INVAL) => return Ok(None),
             Err(error) => return Err(error.into()),
         };
-        // Looked at after it was taken hold of, so that a process that took the pid in between is found out.
+        // Checked after the pidfd was opened, so that a process that took the pid in between is noticed.
         let is_it = Stat::look(id.pid)?.is_some_and(|stat| stat.is_of(id) && !stat.has_ended());
         Ok(is_it.then_some(Self { id, pidfd }))
     }
@@ -49,12 +49,12 @@ impl ProcessHandle {
         self.id.pid
     }
 
-    /// Ends the process. One that has ended is left alone.
+    /// Kills the process. One that has ended is left alone.
     pub(crate) fn kill(&self) {
         self.signal(Signal::KILL);
     }
 
-    /// Halts the process until it is continued or killed.
+    /// Stops the process until it is continued or killed.
     pub(crate) fn halt(&self) {
         self.signal(Signal::STOP);
     }
@@ -67,7 +67,7 @@ impl ProcessHandle {
         }
     }
 
-    /// Waits for the end of the process. Blocking: not for an async thread.
+    /// Waits for the end of the process; false if it still runs at the deadline. Blocking: not for an async thread.
     pub(crate) fn ends_before(&self, deadline: Instant) -> bool {
         let Some(pidfd) = &self.pidfd else {
             while self.id.is_alive() {
@@ -85,7 +85,7 @@ impl ProcessHandle {
                 tv_nsec: left.subsec_nanos().into(),
             };
             match poll(&mut [PollFd::from_borrowed_fd(pidfd.as_fd(), PollFlags::IN)], Some(&limit)) {
-                // The end of some other process, which is this one's to hear of, is no end of this one.
+                // A signal, such as for another child's end, has interrupted the wait.
                 Err(Errno::INTR) => {}
                 answer => return answer.is_ok_and(|ready| ready > 0),
             }
@@ -93,7 +93,7 @@ impl ProcessHandle {
     }
 }
 
-/// Kills a process, if it still is the one that is meant.
+/// Kills a process, if it still is the intended one.
 pub(crate) fn kill(id: ProcessId) {
     match ProcessHandle::open(id) {
         Ok(Some(process)) => process.kill(),

@@ -1,4 +1,4 @@
-//! Which processes there are, and what the kernel says of one in `/proc/<pid>/stat`.
+//! Processes of the host, and what the kernel reports of one in `/proc/<pid>/stat`.
 //!
 //! Source of the facts: Linux `proc_pid_stat(5)`, `proc_pid_task(5)`, `include/linux/sched.h`.
 
@@ -10,11 +10,11 @@
 use std::io;
 use std::path::Path;
 
-/// The kernel's mark on a thread that is in the middle of its exit.
+/// The kernel's flag of a thread that is in the middle of its exit.
 const PF_EXITING: u64 = 0x4;
 
-/// A process by its pid and when it was started, in ticks since the machine's boot: what tells it from a later one of the
-/// same pid.
+/// Identity of a process: its pid and its start time, in ticks since the machine's boot, which distinguishes it from a
+/// later process with the same pid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct ProcessId {
     pub pid: i32,
@@ -22,15 +22,16 @@ pub(crate) struct ProcessId {
 }
 
 impl ProcessId {
-    /// Stands for a process that is not known. Nothing is ever found by it.
+    /// Id of an unknown process, which matches none.
     pub(crate) const UNKNOWN: Self = Self { pid: 0, started_ticks: 0 };
 
-    /// Returns who has this pid now. Without the kernel's word on its start nobody will be taken for it later.
+    /// Returns the id of the process that has this pid now. If the kernel doesn't report its start time, the id matches
+    /// no process later.
     pub(crate) fn of(pid: i32) -> Self {
         Self { pid, started_ticks: Stat::read(pid).map_or(0, |stat| stat.started_ticks) }
     }
 
-    /// Whether the process runs: neither ended, nor another one by now.
+    /// Returns true if the process runs: it has not ended, and its pid is not another process by now.
     pub(crate) fn is_alive(self) -> bool {
         Stat::read(self.pid).is_some_and(|stat| stat.is_of(self) && !stat.has_ended())
     }
@@ -42,22 +43,22 @@ pub(crate) struct Stat {
     pub parent: i32,
     pub session: i32,
     flags: u64,
-    /// In the kernel's ticks since the machine's boot.
+    /// Start time in ticks since the machine's boot.
     pub started_ticks: u64,
-    /// As of waitpid; of a process that has ended and was not waited for.
+    /// Wait status of a process that has ended and was not waited for, as of waitpid(2).
     pub exit_status: i32,
 }
 
 impl Stat {
-    /// None where there is no such process.
+    /// Reads the state of a process. `None` if there is no such process, or its file can't be read.
     pub(crate) fn read(pid: i32) -> Option<Self> {
         Self::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
     }
 
-    /// As [`Self::read`], where not being able to look is not the same as nobody being there.
+    /// Like [`Self::read`], but distinguishes a failed read from a missing process.
     ///
     /// # Errors
-    /// When the kernel could not be asked, such as for want of descriptors.
+    /// If the kernel could not be asked, such as for want of descriptors.
     pub(crate) fn look(pid: i32) -> io::Result<Option<Self>> {
         Self::look_at(format!("/proc/{pid}/stat").as_ref())
     }
@@ -70,12 +71,12 @@ impl Stat {
         }
     }
 
-    /// The name in front of the state is in parentheses and may hold any bytes.
+    /// Parses the file's content. The name before the state is in parentheses and may contain any bytes.
     fn parse(text: &[u8]) -> Option<Self> {
         let after_name = text.iter().rposition(|byte| *byte == b')')?;
         let fields: Vec<&str> =
             std::str::from_utf8(&text[after_name + 1..]).ok()?.split_whitespace().collect();
-        // The first of these is the third field, by the manual's count.
+        // The first of these is the third field, as the manual counts.
         let field = |number: usize| fields.get(number - 3);
         Some(Self {
             state: field(3)?.chars().next()?,
@@ -87,24 +88,24 @@ impl Stat {
         })
     }
 
-    /// Whether it has ended, and only its parent is yet to take note.
+    /// Returns true if the process has exited and only waits to be reaped.
     pub(crate) fn has_ended(&self) -> bool {
         matches!(self.state, 'Z' | 'X')
     }
 
-    /// Whether it speaks of this process, and not of another one of the same pid.
+    /// Returns true if this is the state of that process, and not of another one with the same pid.
     pub(crate) fn is_of(&self, process: ProcessId) -> bool {
         process.started_ticks != 0 && self.started_ticks == process.started_ticks
     }
 }
 
-/// Gone, or gone while it was looked at.
+/// Returns true if the error means that the process is gone, or went during the read.
 fn is_of_no_process(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(nix::libc::ESRCH)
 }
 
-/// Whether a process is in the middle of its exit with all of its threads. The first process of a pid namespace stays so
-/// for as long as another one in there can't be killed, such as in a frozen cgroup of v1.
+/// Returns true if all threads of a process are in the middle of their exit. The first process of a pid namespace stays
+/// so for as long as another one in there can't be killed, such as in a frozen cgroup of v1.
 pub(crate) fn is_exiting(process: ProcessId) -> bool {
     let exits = |stat: &Stat| stat.flags & PF_EXITING != 0;
     let leader = Stat::read(process.pid).filter(|stat| stat.is_of(process));
@@ -114,33 +115,33 @@ pub(crate) fn is_exiting(process: ProcessId) -> bool {
     let Ok(mut threads) = std::fs::read_dir(format!("/proc/{}/task", process.pid)) else { return false };
     threads.all(|thread| {
         let seen = thread.and_then(|thread| Stat::look_at(&thread.path().join("stat")));
-        // A thread that has gone meanwhile has nothing to say. One that can't be looked at may run.
+        // A thread that has gone meanwhile doesn't matter. One that can't be read may run.
         seen.is_ok_and(|stat| stat.as_ref().is_none_or(exits))
     })
 }
 
-/// Whether a process is in this plugin's own pid namespace, as all are that were started by it, by a shim or by hand, and
-/// none of a task's is, unless the operator lets it see the host's. What a process says of itself, its arguments and its
-/// environment, is no proof of a process of a task's: it can say anything.
+/// Returns true if a process is in the plugin's own pid namespace. All that were started by the plugin, by a shim or by
+/// hand are in it; none of a task's is, unless the operator lets it see the host's. A process's arguments and
+/// environment are no proof of what it is: one of a task's can set them to anything.
 pub(crate) fn shares_our_pids(pid: i32) -> bool {
     let namespace = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/pid")).ok();
     namespace("self").is_some_and(|ours| namespace(&pid.to_string()) == Some(ours))
 }
 
-/// Returns the words that a process was started with, each with a NUL behind it. Empty where there is no such process. The
-/// kernel lets whoever asks wait for as long as the process is stuck with its memory's lock.
+/// Returns the arguments of a process, each followed by a NUL. Empty if there is no such process. Blocks for as long as
+/// the process is stuck with its memory's lock.
 pub(crate) fn command_line(pid: i32) -> Vec<u8> {
     std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()
 }
 
-/// The pids of all processes.
+/// Returns the pids of all processes.
 pub(crate) fn all_pids() -> Vec<i32> {
     let Ok(processes) = std::fs::read_dir("/proc") else { return Vec::new() };
     processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// The children of a process, as the kernel lists them for each of its threads; by a look at all processes where it
-/// doesn't list them.
+/// Returns the children of a process, from the kernel's lists for each of its threads, or from a scan of all processes
+/// if the kernel has no such lists.
 pub(crate) fn children(of: i32) -> Vec<ProcessId> {
     let listed = listed_children(of).unwrap_or_else(all_pids);
     let child = |pid: i32| {
@@ -156,14 +157,14 @@ fn listed_children(of: i32) -> Option<Vec<i32>> {
         let listed = std::fs::read_to_string(thread.ok()?.path().join("children"));
         match listed {
             Ok(listed) => pids.extend(listed.split_whitespace().filter_map(|pid| pid.parse::<i32>().ok())),
-            // The thread has ended, and its children are another one's; or this kernel lists none.
+            // The thread has ended, and its children are another one's; or this kernel has no such lists.
             Err(_) => return None,
         }
     }
     Some(pids)
 }
 
-/// The processes that descend from one, each after its parent, as far as none of those between has ended.
+/// Returns all descendants of a process, each after its parent. A descendant below an ended process isn't found.
 pub(crate) fn descendants(of: i32) -> Vec<ProcessId> {
     let stat = |pid: i32| {
         let stat = Stat::read(pid)?;
@@ -173,10 +174,10 @@ pub(crate) fn descendants(of: i32) -> Vec<ProcessId> {
     below(of, &all)
 }
 
-/// Whether one process descends from another, as far as none of those between has ended.
+/// Returns true if one process descends from another. An ended process in between hides that.
 pub(crate) fn descends(pid: i32, from: i32) -> bool {
     let mut at = pid;
-    // A parent is never its own descendant, but a look that takes time may see one that is.
+    // A parent is never its own descendant, but a scan that takes time may see one that is.
     for _ in 0..MOST_GENERATIONS {
         match Stat::read(at).map(|stat| stat.parent) {
             Some(parent) if parent == from => return true,
@@ -187,7 +188,7 @@ pub(crate) fn descends(pid: i32, from: i32) -> bool {
     false
 }
 
-/// How far up it is looked for an ancestor.
+/// Maximum number of generations that are searched for an ancestor.
 const MOST_GENERATIONS: usize = 64;
 
 fn below(of: i32, parents: &[(ProcessId, i32)]) -> Vec<ProcessId> {

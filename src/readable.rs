@@ -1,5 +1,5 @@
-//! A descriptor by which the kernel tells of something: it becomes readable, or, for a file of a cgroup, there is a
-//! condition on it. Knows nothing of what is told.
+//! A descriptor by which the kernel notifies, awaited asynchronously: it becomes readable, or, for a file of a cgroup,
+//! has a priority event. Knows nothing of what is notified.
 //!
 //! Source of the facts: poll(2), Linux `fs/kernfs/file.c`.
 
@@ -16,16 +16,18 @@ pub(crate) struct Readable {
 }
 
 impl Readable {
+    /// Wraps a descriptor that becomes readable.
+    ///
     /// # Errors
-    /// When the kernel can't wait for this kind of descriptor.
+    /// If the kernel can't wait for this kind of descriptor.
     pub(crate) fn new(descriptor: OwnedFd) -> io::Result<Self> {
         Self::of(descriptor, Interest::READABLE)
     }
 
-    /// A file whose content the kernel changes, and says so.
+    /// Wraps a file whose changes of content the kernel notifies.
     ///
     /// # Errors
-    /// When the kernel can't wait for this kind of file.
+    /// If the kernel can't wait for this kind of file.
     pub(crate) fn changing(file: OwnedFd) -> io::Result<Self> {
         Self::of(file, Interest::PRIORITY)
     }
@@ -35,15 +37,15 @@ impl Readable {
         Ok(Self { descriptor: AsyncFd::with_interest(descriptor, interest)?, interest })
     }
 
-    /// Returns once there is something, and at once while it stays so.
+    /// Waits for a notification. Returns at once while its condition lasts.
     pub(crate) async fn wait(&self) {
         if self.descriptor.ready(self.interest).await.is_err() {
-            // Only a runtime that shuts down says so.
+            // Fails only if the async runtime shuts down.
             std::future::pending::<()>().await;
         }
     }
 
-    /// As [`Self::wait`]; what it returns is for [`Ready::clear`], once there is nothing any more.
+    /// Waits like [`Self::wait`]. [`Ready::clear`] is to be called once the condition is over.
     pub(crate) async fn ready(&self) -> Ready<'_> {
         match self.descriptor.ready(self.interest).await {
             Ok(ready) => Ready(ready),
@@ -51,11 +53,11 @@ impl Readable {
         }
     }
 
-    /// As [`Self::wait`], and takes what there is to read, so that the next is news.
+    /// Waits like [`Self::wait`], and reads all data, so that the next notification is a new one.
     pub(crate) async fn take(&self) {
         match self.descriptor.ready(self.interest).await {
             Ok(mut ready) => {
-                // Only a file has a beginning.
+                // Only a file can be rewound.
                 let _ = lseek(self.as_fd(), 0, Whence::SeekSet);
                 let mut taken = [0; 4096];
                 while read(self.as_fd(), &mut taken).is_ok_and(|length| length > 0) {}
@@ -66,11 +68,11 @@ impl Readable {
     }
 }
 
-/// That there was something.
+/// A notification that was received.
 pub(crate) struct Ready<'a>(AsyncFdReadyGuard<'a, OwnedFd>);
 
 impl Ready<'_> {
-    /// It was taken. What has come since, and was told of since, stays news.
+    /// Marks the notification as handled. Later notifications remain.
     pub(crate) fn clear(mut self) {
         self.0.clear_ready();
     }

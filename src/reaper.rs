@@ -1,5 +1,5 @@
-//! The init program that a task can have as its first process: it forwards signals and reaps what others leave. The
-//! program is the host's, and has to run in any image, so it must load nothing.
+//! Finds the host's init program, which a task can have as its first process: it forwards signals and reaps orphaned
+//! processes. It has to run in any image, so it must be linked statically.
 //!
 //! Source of the facts: elf(5).
 
@@ -24,7 +24,7 @@ const DIRECTORIES: [&str; 8] = [
     "/usr/libexec/catatonit",
 ];
 const HEADER_BYTES: usize = 64;
-/// A program header names the program that is to load this one.
+/// Type of a program header that names a dynamic loader.
 const INTERPRETER: u32 = 3;
 
 #[derive(Debug, thiserror::Error)]
@@ -38,10 +38,10 @@ pub(crate) enum ReaperError {
     Unfit { path: PathBuf, why: String },
 }
 
-/// The program: the named one, else the first that is in one of the usual places.
+/// Returns the path of the init program: the named one, else the first in one of the usual places.
 ///
 /// # Errors
-/// When there is none, or the named one can't run in an image.
+/// If there is none, or the named one can't run in any image.
 pub(crate) fn find(named: Option<&Path>) -> Result<PathBuf, ReaperError> {
     if let Some(path) = named {
         let unfit = |why| ReaperError::Unfit { path: path.to_owned(), why };
@@ -51,7 +51,7 @@ pub(crate) fn find(named: Option<&Path>) -> Result<PathBuf, ReaperError> {
     places.into_iter().find(|path| fitness(path).is_ok()).ok_or(ReaperError::NotFound)
 }
 
-/// Why a file can't run in any image, if so.
+/// Checks that a file can run in any image; the error says why it can't.
 fn fitness(path: &Path) -> Result<(), String> {
     let said = |error: std::io::Error| error.to_string();
     let file = File::open(path).map_err(said)?;
@@ -66,7 +66,7 @@ fn fitness(path: &Path) -> Result<(), String> {
     }
 }
 
-/// Whether a program needs no other to load it. None where it is no 64-bit program of this machine's byte order.
+/// Returns true if a program needs no dynamic loader. `None` if it is no 64-bit program of this machine's byte order.
 fn loads_nothing(file: &File) -> Option<bool> {
     let mut header = [0; HEADER_BYTES];
     file.read_exact_at(&mut header, 0).ok()?;
@@ -91,7 +91,7 @@ fn loads_nothing(file: &File) -> Option<bool> {
 mod tests {
     use super::*;
 
-    /// A program with program headers of these kinds.
+    /// Builds a program with program headers of these types.
     fn program(kinds: &[u32]) -> Vec<u8> {
         let mut bytes = vec![0; HEADER_BYTES];
         bytes[..5].copy_from_slice(b"\x7fELF\x02");

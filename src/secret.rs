@@ -1,4 +1,4 @@
-//! Text that must not be shown: not in a log, an error, a label or a record. It can be read where it is used only.
+//! Text that must not be shown, be it in a log, an error, a label or a record. It can be read only where it is used.
 
 use std::fmt;
 
@@ -13,12 +13,12 @@ impl Secret {
         Self(text)
     }
 
-    /// The text itself, for whoever it is meant for.
+    /// Returns the text itself, for its intended recipient.
     pub(crate) fn reveal(&self) -> &str {
         &self.0
     }
 
-    /// A text of others without this one in it.
+    /// Redacts this secret in a text of others.
     pub(crate) fn blot_out(&self, text: &str) -> String {
         if self.0.is_empty() { text.to_owned() } else { text.replace(&self.0, "***") }
     }

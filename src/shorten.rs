@@ -1,15 +1,15 @@
-//! The length of texts that others have written and that go into messages of ours: what a shim, a runtime, a CNI plugin, a
-//! registry or a helper says may be megabytes, such as the trace of a crashed program.
+//! Shortens texts of others that go into the plugin's messages: output of a shim, a runtime, a CNI plugin, a registry
+//! or a helper may have megabytes, such as the trace of a crashed program.
 //!
-//! They are cut where they leave the plugin: statuses and answers (`driver/reply.rs`, `driver/fingerprint.rs`), task events
-//! (`task/events.rs`) and log lines (`log.rs`).
+//! Texts are shortened where they leave the plugin: statuses and answers (`driver/reply.rs`, `driver/fingerprint.rs`),
+//! task events (`task/events.rs`) and log lines (`log.rs`).
 
 /// Maximum length of a text, in bytes.
 pub(crate) const LIMIT_BYTES: usize = 4096;
-/// How much of it is the text's end, where programs say what they have failed at last.
+/// Length of the part that is the text's end, where programs say what failed last.
 const END_BYTES: usize = 1024;
 
-/// Leaves out the middle of a text that is too long, and says how much that was.
+/// Removes the middle of a text that is too long, and says how many bytes that was.
 pub(crate) fn shorten(text: String) -> String {
     if text.len() <= LIMIT_BYTES {
         return text;

@@ -1,11 +1,12 @@
-//! The lock on a state directory: one plugin has it at a time. Whoever waits for it says so by a lock of its own, so that a
-//! plugin that nobody needs any more can make way. Knows nothing of tasks, nor of who is needed.
+//! The lock on a state directory, which one plugin holds at a time. A plugin that waits for it announces itself by a
+//! lock of its own, so that a plugin that nobody needs any more can give way. Knows nothing of tasks, nor of who is
+//! needed.
 //!
-//! A lock belongs to a file, not to its name. So both the directory and a file in it are locked: whoever removes the file lets
-//! nobody else in. Of a directory that was replaced as a whole nothing is locked; its holder has to look.
+//! A lock belongs to a file, not to its name. So both the directory and a file in it are locked: removing the file lets
+//! nobody else in. If the whole directory is replaced, the new one is not locked; the holder has to check for that.
 //!
-//! Both are locks of open files: the kernel lets go of them when their process ends, however it ends, and no number of a
-//! process that is gone can be taken for one that lives.
+//! Both locks belong to open files: the kernel releases them when their process ends, however it ends, and the pid of
+//! an ended process can't be taken for one that lives.
 //!
 //! Source of the facts: flock(2).
 
@@ -29,18 +30,18 @@ use crate::os_error::is_transient;
 
 const LOCK: &str = "lock";
 const SUCCESSOR: &str = "successor";
-/// What a lock's holder writes is far shorter.
+/// Maximum length of the holder's record, which is far shorter.
 const HOLDER_LIMIT_BYTES: u64 = 1024;
 
-/// The plugin that has a state directory, as it has written itself down in the lock's file.
+/// The plugin that has a state directory, as recorded in the lock's file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Holder {
     pid: u32,
-    /// In seconds since 1970.
+    /// Start time in seconds since 1970.
     started_at: u64,
 }
 
-/// Why a state directory can't be had.
+/// The reason that a state directory can't be locked.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StateLockError {
     #[error(
@@ -63,13 +64,13 @@ const LATEST_S: u64 = 253_402_300_799;
 
 fn named(holder: Option<&Holder>) -> String {
     let Some(Holder { pid, started_at }) = holder else { return "another plugin".to_owned() };
-    // What is no time of this era can't be written.
+    // A later time can't be formatted.
     let started = SystemTime::UNIX_EPOCH + Duration::from_secs((*started_at).min(LATEST_S));
     format!("another plugin (pid {pid}, started {})", humantime::format_rfc3339_seconds(started))
 }
 
 impl StateLockError {
-    /// Whether the directory may be had later, with nothing changed on this host.
+    /// Returns true if the directory may be available later, with nothing changed on this host.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Held { .. } => true,
@@ -89,18 +90,18 @@ impl StateLockError {
     }
 }
 
-/// A state directory that is this process's until it is dropped.
+/// The lock on a state directory, released on drop.
 #[derive(Debug)]
 pub(crate) struct StateLock {
     path: PathBuf,
     started: SystemTime,
-    /// Not locked where its file system has locks for regular files only.
+    /// Not locked if its file system supports locks for regular files only.
     directory: File,
     file: File,
 }
 
 impl StateLock {
-    /// Takes the directory, and makes it if it isn't there. Blocking: not for an async thread.
+    /// Locks the directory; creates it if it doesn't exist. Blocking: not for an async thread.
     ///
     /// # Errors
     /// Says who has it, or why it can't be locked.
@@ -118,11 +119,12 @@ impl StateLock {
         }
         let file = lock_file(path, started)?;
         let lock = Self { path: path.to_owned(), started, directory, file };
-        // Removed, or replaced, before it was locked.
+        // The directory, or its file, was removed or replaced before it was locked.
         if lock.is_in_place() { Ok(lock) } else { Err(StateLockError::held(path)) }
     }
 
-    /// Keeps the directory until the process has ended: nothing that still runs at its end meets another plugin's work.
+    /// Keeps the lock until the process has ended, so that nothing that still runs at its end meets another plugin's
+    /// work.
     pub(crate) fn hold_to_the_end(self) -> HeldToTheEnd {
         HeldToTheEnd(ManuallyDrop::new(self))
     }
@@ -136,13 +138,13 @@ impl StateLock {
     }
 }
 
-/// A state directory that is this process's until its end.
+/// A lock on a state directory that is held until the process ends.
 #[derive(Debug)]
 pub(crate) struct HeldToTheEnd(ManuallyDrop<StateLock>);
 
 impl HeldToTheEnd {
-    /// Locks what is there now where somebody has removed the directory, or the lock's file, or put others in their place.
-    /// Returns whether that was so. Blocking.
+    /// Checks whether somebody has removed or replaced the directory, or the lock's file, and if so locks what is there
+    /// now. Returns whether that was so. Blocking.
     ///
     /// # Errors
     /// Says who was faster, or why it can't be locked again now.
@@ -160,7 +162,7 @@ impl HeldToTheEnd {
     }
 }
 
-/// Locks the file in a state directory, and writes down in it who has that.
+/// Locks the file in a state directory, and records the holder in it.
 fn lock_file(directory: &Path, started: SystemTime) -> Result<File, StateLockError> {
     let path = directory.join(LOCK);
     let mut file = open(&path)?;
@@ -172,20 +174,20 @@ fn lock_file(directory: &Path, started: SystemTime) -> Result<File, StateLockErr
         }
         Err(TryLockError::Error(source)) => return Err(StateLockError::io("lock", &path)(source)),
     }
-    // Others have it for their messages only; where the directory is full, they do without.
+    // The record is only for messages of others; if the directory is full, they do without.
     if let Err(error) = write_holder(&mut file, started) {
         tracing::warn!(path = %path.display(), %error, "can't write down who has the state directory");
     }
     Ok(file)
 }
 
-/// Whether a file that is open is the one that was found at a path.
+/// Returns true if an open file is the one that was found at a path.
 fn is_at(file: &File, found: io::Result<fs::Metadata>) -> bool {
     let number = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
     file.metadata().is_ok_and(|own| found.is_ok_and(|there| number(own) == number(there)))
 }
 
-/// The word of a plugin that waits for a state directory that it would take over. Dropped, it is taken back.
+/// The announcement of a plugin that waits to take over a state directory, withdrawn on drop.
 #[derive(Debug)]
 pub(crate) struct Successor {
     file: File,
@@ -193,7 +195,7 @@ pub(crate) struct Successor {
 }
 
 impl Successor {
-    /// Says that this process waits. None where another one does already, or it can't be said. Blocking.
+    /// Announces that this process waits. `None` if another one does already, or the announcement fails. Blocking.
     pub(crate) fn announce(directory: &Path) -> Option<Self> {
         let path = directory.join(SUCCESSOR);
         let file = open(&path).ok()?;
@@ -202,7 +204,8 @@ impl Successor {
         successor.is_known().then_some(successor)
     }
 
-    /// Whether others can see it: another one's file may have been removed right when this one was locked. Blocking.
+    /// Returns true if others can see the announcement: another process's file may have been removed right when this
+    /// one was locked. Blocking.
     pub(crate) fn is_known(&self) -> bool {
         is_at(&self.file, fs::symlink_metadata(&self.path))
     }
@@ -216,7 +219,7 @@ impl Drop for Successor {
     }
 }
 
-/// Whether a living process waits for the directory. Blocking.
+/// Returns true if a living process waits for the directory. Blocking.
 pub(crate) fn has_successor(directory: &Path) -> bool {
     let file = existing(&directory.join(SUCCESSOR));
     file.is_some_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
@@ -241,7 +244,8 @@ fn open(path: &Path) -> Result<File, StateLockError> {
     }
 }
 
-/// Some file systems have no such locks, those of some networks among them, or have no daemon that keeps them.
+/// Returns true if the file system doesn't support locks, like some network file systems, or lacks the daemon that
+/// keeps them.
 fn is_unsupported(error: &io::Error) -> bool {
     let unsupported =
         [Errno::ENOSYS, Errno::EOPNOTSUPP, Errno::EINVAL, Errno::ENOLCK, Errno::ENOTTY, Errno::EBADF];
@@ -257,7 +261,7 @@ fn write_holder(file: &mut File, started: SystemTime) -> io::Result<()> {
     file.write_all(&serde_json::to_vec(&holder)?)
 }
 
-/// The lock's holder, where its file says so.
+/// Returns the lock's holder, if its file has a valid record.
 fn holder(file: &mut File) -> Option<Holder> {
     let mut text = Vec::new();
     file.take(HOLDER_LIMIT_BYTES).read_to_end(&mut text).ok()?;
@@ -286,7 +290,7 @@ mod tests {
         assert!(text.contains(&format!("pid {}", std::process::id())), "{text}");
         acquire(&parent.path().join("another")).unwrap();
         drop(first);
-        // Whatever is in the file.
+        // The file may have any content.
         fs::write(directory.join(LOCK), "half").unwrap();
         let _second = acquire(&directory).unwrap();
         fs::write(directory.join(LOCK), "half").unwrap();
@@ -323,7 +327,7 @@ mod tests {
         fs::remove_dir_all(&directory).unwrap();
         assert!(held.keep_up().unwrap() && !held.keep_up().unwrap());
         assert!(acquire(&directory).is_err());
-        // Somebody else was faster.
+        // Another process was faster.
         fs::rename(&directory, parent.path().join("elsewhere")).unwrap();
         let other = acquire(&directory).unwrap();
         assert!(matches!(held.keep_up().unwrap_err(), StateLockError::Held { .. }));
@@ -346,7 +350,7 @@ mod tests {
         assert!(has_successor(directory), "it took another one's word back");
         drop(second);
         assert!(!has_successor(directory) && !directory.join(SUCCESSOR).exists());
-        // Of one that was killed, nobody holds the lock.
+        // The process was killed, so nobody holds the lock.
         fs::write(directory.join(SUCCESSOR), "").unwrap();
         assert!(!has_successor(directory));
     }
