@@ -8,11 +8,12 @@ use crate::config::{ConfigError, PidsLimit, value};
 /// Minimum `pids_limit`. A sandbox that does nothing has some twenty threads, one that works more.
 const LEAST_PIDS: i64 = 64;
 
-/// What stands in the way of the host's devices, and of mounts that spread, whoever asks for them.
+/// The reason that a sandbox has no host devices, be they from the job's options or from Nomad's device plugins.
 pub(crate) const NO_DEVICES: &str = "a task has no devices of the host's";
+/// The reason that a sandbox has no shared mounts, be they from the job's options or from its `volume_mount` blocks.
 pub(crate) const NO_SPREADING: &str = "mounts of a task don't reach the host";
 
-/// Says why a task in a sandbox can't have something, and the way out.
+/// Returns the text of a refusal: why a task in a sandbox can't have something, and the way out.
 pub(crate) fn unfit_for_sandbox(why: &str) -> String {
     format!(
         "under gVisor {why}; leave it out, or give the task a runtime of the runc family (option runtime)"
