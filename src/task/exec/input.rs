@@ -1,14 +1,15 @@
-//! The ways into a running command: its stdin, and the size of its terminal. Two, since a command that does not read
-//! must not keep its terminal from being resized.
+//! The input of a running command: its stdin, and the size of its terminal. These are two handles, since a command that
+//! does not read must not keep its terminal from being resized.
 
 use std::time::Duration;
 
 use crate::shim::{Connection, StdinPipe};
 
-/// What a terminal takes for the end of its input.
+/// Character that a terminal takes for the end of its input.
 const END_OF_TRANSMISSION: &[u8] = &[4];
-/// A program that was about to set up its terminal when the end came has taken it for a character. So it is said again,
-/// as it would be read again by whatever reads a file that has ended.
+/// Number of times that the end of a terminal's input is sent, and the pause between: a program that was about to set
+/// up its terminal when the end came has taken it for a character. Whatever reads a file that has ended may read the
+/// end repeatedly, too.
 const ENDS: u32 = 20;
 const SAID_AGAIN: Duration = Duration::from_millis(500);
 
@@ -21,7 +22,7 @@ pub(crate) struct Stdin {
 }
 
 impl Stdin {
-    /// Writes at the command's speed. After the end of the input, what comes is dropped.
+    /// Writes at the command's speed. After the end of the input, further bytes are dropped.
     ///
     /// # Errors
     /// When the command no longer reads.
@@ -56,7 +57,7 @@ impl Stdin {
     }
 }
 
-/// The size of a command's terminal.
+/// The handle that sets the size of a command's terminal.
 pub(crate) struct Terminal {
     pub(super) connection: Connection,
     pub(super) exec_id: String,
@@ -71,7 +72,7 @@ impl Terminal {
     }
 }
 
-/// In characters.
+/// The size of a terminal in characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TerminalSize {
     pub width: u32,

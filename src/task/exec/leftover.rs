@@ -1,6 +1,6 @@
-//! Execs that an earlier plugin has left when it died. Their clients went with it, so nobody reads them any more, and
-//! they are ended. The shim's own files say which they are: it writes each one's pid into the bundle, and the pipes of
-//! one that was being started are still there by their names.
+//! Ends execs that an earlier plugin has left when it died. Their clients went with it, so nobody reads them any more.
+//! The shim's own files say which they are: it writes each one's pid into the bundle, and the pipes of an exec that was
+//! being started are still there by their names.
 
 #![expect(
     clippy::disallowed_methods,
@@ -21,28 +21,28 @@ use crate::shim::{Bundle, Connection, Family};
 use crate::task::Saved;
 use crate::task::place::Place;
 
-/// How long before its pid was written down an exec's process may have begun: as long as its start may take.
+/// Maximum time between the begin of an exec's process and the note of its pid: as long as its start may take.
 const START: Duration = Duration::from_secs(60);
 
-/// How often the end of one is tried that was being started: it may begin between two looks.
+/// Number of tries to end an exec that was being started, since it may begin between two tries.
 const TRIES: usize = 5;
 
-/// What was left, before anything new is run in the task.
+/// The execs that an earlier plugin has left, as found before anything new is run in the task.
 pub(in crate::task) struct Leftovers {
-    /// By their ids; without a root where the shim had not got that far.
+    /// First processes by exec id; `None` where the shim had not got that far.
     execs: BTreeMap<String, Option<Root>>,
-    /// When they were looked for, by the kernel's clock: what begins later is of this plugin.
+    /// Time of the search by the kernel's clock, in ticks: what begins later is of this plugin.
     looked: u64,
-    /// Where the shim writes down their pids.
+    /// Directory in which the shim notes the pids.
     directory: PathBuf,
     pipes: Vec<PathBuf>,
-    /// Both ends of the pipes. A shim that was opening one when the plugin died answers to nothing until it finds the
-    /// other end.
+    /// Both ends of the pipes. A shim that was opening a pipe when the plugin died answers to nothing until it finds
+    /// the other end.
     held: Vec<File>,
 }
 
 impl Leftovers {
-    /// Blocking: not for an async thread.
+    /// Finds what is left in a bundle. Blocking: not for an async thread.
     pub(in crate::task) fn find(bundle: &Bundle) -> Self {
         let (looked, directory) = (processes::now(), bundle.directory().to_owned());
         let mut leftovers =
@@ -60,7 +60,7 @@ impl Leftovers {
         leftovers
     }
 
-    /// Ends them. `runtime_root` is where the runtimes that this plugin's shims run keep their state.
+    /// Ends the execs. `runtime_root` is the directory in which the runtimes of this plugin's shims keep their state.
     pub(in crate::task) async fn end(
         self,
         connection: &Connection,
@@ -75,8 +75,8 @@ impl Leftovers {
             None
         });
         let Self { execs, looked, directory, pipes, held } = self;
-        // First: as long as they hang, their shim knows no process to kill. What other shims run beside their containers
-        // belongs to these.
+        // Runtimes come first: as long as they hang, their shim knows no process to kill. Other shims are left out,
+        // since what they run beside their containers belongs to the containers.
         if let Some(shim) = shim.filter(|_| saved.family().shares_kernel()) {
             runtimes::end(shim.pid, runtime_root, looked).await;
         }
@@ -98,8 +98,8 @@ impl Leftovers {
     }
 }
 
-/// A shim starts one exec after the other. One whose start it has been told and has not come to yet can't be killed, and
-/// may begin before it is forgotten; then it has a pid by which all of it is found.
+/// Ends one exec. A shim starts execs one after the other. An exec whose start it has been told and has not come to yet
+/// can't be killed, and may begin before it is forgotten; then it has a pid by which all of it is found.
 async fn end(mut running: Running, noted: PathBuf) {
     for _ in 0..TRIES {
         if running.root.is_none() && running.connection.exec_has_begun(&running.exec_id).await {
@@ -112,9 +112,10 @@ async fn end(mut running: Running, noted: PathBuf) {
     }
 }
 
-/// Whether a child of the shim's in the task's cgroup that is not the task's first process is a command that the shim took
-/// in. Other shims run what serves their containers in there, such as gVisor's gofer; a first process that is not known
-/// would be one of them; and where the task is among the host's processes, its orphans are the shim's as well.
+/// Returns whether a child of the shim's in the task's cgroup that is not the task's first process is a command that
+/// the shim took in. Other shims run what serves their containers in there, such as gVisor's gofer; a first process
+/// that is not known would be taken for a command; and where the task is among the host's processes, its orphans are
+/// the shim's children as well.
 fn strays_can_be_told(family: Family, shim: ProcessId, init: ProcessId, shares_pids: bool) -> bool {
     !shares_pids && family.shares_kernel() && shim.pid > 1 && init.pid > 1
 }
@@ -151,15 +152,15 @@ fn stem(path: &Path) -> String {
     path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default().to_owned()
 }
 
-/// The process whose pid a shim has written into a file, if it is still there: one that has come by the pid later was not
-/// begun right before the file was written.
+/// Returns the process whose pid a shim has written into a file, if it is still there: a process that has come by the
+/// pid later was not begun right before the file was written.
 pub(in crate::task) fn noted_process(noted: &Path) -> Option<ProcessId> {
     root(noted)?.process()
 }
 
 fn root(noted: &Path) -> Option<Root> {
     let pid = std::fs::read_to_string(noted).ok()?.trim().parse().ok()?;
-    // Where the clock was set back, when it was written can't be told.
+    // If the clock was set back, it can't be told when the file was written.
     let age = SystemTime::now().duration_since(noted.metadata().ok()?.modified().ok()?).ok()?;
     Some(Root::begun_before(pid, age, START))
 }

@@ -1,5 +1,6 @@
-//! A command in a running task: declared to the shim, asked for its end, started; then its pipes are read and written
-//! until it has ended and all that it wrote has come. One that is given up early is killed with all that it started.
+//! Execs: commands in a running task. A command is declared to the shim, which is sent a Wait for its exit, and
+//! started; then its pipes are read and written until it has exited and all that it wrote has come. A command that is
+//! given up early is killed with all that it started.
 
 mod input;
 mod leftover;
@@ -30,20 +31,21 @@ use processes::Root;
 pub(crate) use refusal::ExecRefused;
 pub(crate) use script::ExecOutput;
 
-/// As much as a pipe holds.
+/// Maximum size of one read, which is what a pipe holds.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// How long nothing has to come after a command's end until what still holds its pipes is taken for a process in the
-/// background. Telling the shim drops what it can't pass on within two seconds, so it isn't told while a reader is slow.
+/// Time without output after a command's exit until whatever still holds its pipes is taken for a process in the
+/// background. A shim that is told to forget the command drops what it can't pass on within two seconds, so it isn't
+/// told while a reader is slow.
 const SILENCE: Duration = Duration::from_millis(100);
-/// What the names of all execs begin with.
+/// Prefix of the ids of all execs.
 const PREFIX: &str = "exec-";
-/// How long a shim may take to let go of the pipes of a command that it was told to forget: those of the runc family need
-/// two seconds, and gVisor's doesn't before the last process that holds them.
+/// Maximum time that a shim may take to close the pipes of a command that it was told to forget: those of the runc
+/// family need two seconds, and gVisor's doesn't before the last process that holds them.
 const LETS_GO: Duration = Duration::from_secs(3);
-/// How long processes may take to die.
+/// Maximum time that killed processes may take to die.
 const DEATH: Duration = Duration::from_secs(10);
 
-/// A command that runs.
+/// An exec: a command that runs.
 pub(crate) struct Exec {
     guard: Guard,
     ended: supervisor::Waiting,
@@ -51,17 +53,17 @@ pub(crate) struct Exec {
     stderr: Option<pipe::Receiver>,
     input: Option<(Stdin, Terminal)>,
     code: Option<i32>,
-    /// When the pipes are given up that something in the background holds, and what was in them then.
+    /// Time when the pipes are given up that something in the background holds, and the output that was in them then.
     given_up_at: Option<Instant>,
     rest: Vec<Output>,
 }
 
-/// What a running command says next.
+/// The next event of a running command.
 #[derive(Debug)]
 pub(crate) enum Output {
     Stdout(Vec<u8>),
     Stderr(Vec<u8>),
-    /// The last: it has ended, and all that it wrote has been said.
+    /// The last event: the command has exited, and all of its output was returned.
     Exited(i32),
 }
 
@@ -69,7 +71,7 @@ pub(crate) enum Output {
 pub(crate) type WantedTerminal = Option<TerminalSize>;
 
 impl Task {
-    /// Runs a command in the task, as the task's own process in all but its words.
+    /// Runs a command in the task, as the task's own process in all but its arguments.
     ///
     /// # Errors
     /// When the task has ended; a command that can't be run is refused in the inner result, since it is the user's to
@@ -112,7 +114,7 @@ impl Task {
         let starting = tokio::spawn(start.run());
         let started = starting.await.map_err(|error| Error::Failed(format!("{doing}: it broke: {error}")))?;
         started.map(Ok).or_else(|error| {
-            // A pipe of ours that can't be made is no fault of the command's.
+            // A pipe of the driver's that can't be made is no fault of the command's.
             if !matches!(error, shim::Error::Call { .. }) {
                 return Err(failed(error));
             }
@@ -125,7 +127,7 @@ impl Task {
         })
     }
 
-    /// The task's own process, read from its bundle once.
+    /// Returns the task's own process from its specification, which is read from the bundle once.
     async fn exec_template(&self) -> Result<&Process> {
         let read = async {
             let bundle = self.place.bundle.clone();
@@ -137,7 +139,7 @@ impl Task {
     }
 }
 
-/// All that a command is started from.
+/// The parts that a command is started from.
 struct Start {
     connection: Connection,
     exec_id: String,
@@ -151,9 +153,9 @@ struct Start {
 }
 
 impl Start {
-    /// Declares a command to the shim and starts it. To be run on a task of its own, so that it is never dropped on the
-    /// way: a shim that is opening pipes whose other end has gone answers nobody for half a minute. Dropped once it is
-    /// through, the command is killed like any other.
+    /// Declares a command to the shim and starts it. To be run in a task of its own, so that it is never dropped on the
+    /// way: a shim that is opening pipes whose other end has gone answers nobody for half a minute. If the result is
+    /// dropped, the command is killed like any other.
     async fn run(self) -> std::result::Result<Exec, shim::Error> {
         let Self { connection, exec_id, process, pipes, tty, size_after_start, cgroup, bundle } = self;
         let io = ExecIo {
@@ -176,16 +178,16 @@ impl Start {
             Some(process) => supervisor::backed(ended, connection.clone(), exec_id.clone(), process),
             None => ended,
         };
-        // The shim has opened them all: their names have done their part.
+        // The shim has opened all pipes: their names have done their part.
         drop(pipes);
         let named = exec_id.clone();
         // The kernel may take its time for a move, and nobody has to wait for it.
         tokio::task::spawn_blocking(move || {
-            // 0 would be this plugin.
+            // Pid 0 would be this plugin.
             if root.is_some()
                 && let Err(error) = cgroup.place(pid)
             {
-                // Most often it has ended already.
+                // Most often the command has ended already.
                 tracing::debug!(exec = named, pid, %error, "can't put a command into the task's cpuset");
             }
         });
@@ -208,12 +210,12 @@ impl Start {
 }
 
 impl Exec {
-    /// Takes the ways in, once.
+    /// Takes the handles to the command's stdin and terminal, once.
     pub(crate) fn input(&mut self) -> Option<(Stdin, Terminal)> {
         self.input.take()
     }
 
-    /// What comes next. [`Output::Exited`] is the last.
+    /// Returns the next event. [`Output::Exited`] is the last one.
     ///
     /// # Errors
     /// When the shim is gone, and the command with it.
@@ -262,12 +264,12 @@ impl Exec {
         if killed.await.is_err() {
             tracing::warn!("killing a command broke off");
         }
-        // Something that the kill has not found may hold its pipes, and keeps nobody waiting.
+        // A process that the kill has not found may hold the pipes, and keeps nobody waiting.
         let _ = tokio::time::timeout(LETS_GO, forgotten).await;
     }
 }
 
-/// The end of a command, on its way.
+/// The end of a command that is under way.
 struct Ending {
     /// Told when nothing runs any more that was to be killed.
     killed: oneshot::Receiver<()>,
@@ -275,7 +277,7 @@ struct Ending {
     forgotten: JoinHandle<()>,
 }
 
-/// Where it is never, never.
+/// Sleeps until `time`, or for ever where there is none.
 async fn until(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time).await,
@@ -283,7 +285,7 @@ async fn until(time: Option<Instant>) {
     }
 }
 
-/// The next bytes of a pipe, None at its end.
+/// Reads the next bytes of a pipe; `None` at its end.
 async fn read(pipe: &mut Option<pipe::Receiver>) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(CHUNK_BYTES);
     match pipe.as_mut()?.read_buf(&mut bytes).await {
@@ -299,11 +301,12 @@ fn last(pipe: &mut Option<pipe::Receiver>) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Sees to it that a command's end is its end everywhere: dropped before it is over, the command is killed.
+/// The guard of a command, by which its end is its end everywhere: dropped before the command is over, it kills the
+/// command.
 struct Guard {
-    /// Until the shim has been told to forget the command.
+    /// Command that the shim knows; `None` once the shim has been told to forget it.
     running: Option<Running>,
-    /// Its first process has ended; what it left in the background may go on, as after any command.
+    /// Whether the first process has ended. What it left in the background may go on, as after any command.
     over: bool,
 }
 
@@ -312,7 +315,7 @@ struct Running {
     connection: Connection,
     exec_id: String,
     cgroup: Cgroup,
-    /// None while it is being started, or if it could not be.
+    /// First process; `None` while the command is being started, or if it could not be.
     root: Option<Root>,
 }
 
@@ -331,7 +334,7 @@ impl Guard {
         self.over && self.running.is_some() && pipes_are_open
     }
 
-    /// Has the shim forget the command, and kills it before where it is not over.
+    /// Has the shim forget the command, and kills the command before that unless it is over.
     fn finish(&mut self) -> Option<Ending> {
         let (running, kill) = (self.running.take()?, !self.over);
         let (tell, killed) = oneshot::channel();
@@ -353,7 +356,7 @@ impl Drop for Guard {
 }
 
 impl Running {
-    /// False where the shim can't, most often since the command runs.
+    /// Has the shim forget the command. Returns false where the shim can't, most often since the command runs.
     async fn forget(&self) -> bool {
         let Self { connection, exec_id, .. } = self;
         let forgotten = connection.exec_delete(exec_id).await;
@@ -374,7 +377,7 @@ impl Running {
             }
         }
         if let Err(error) = connection.exec_kill(exec_id).await {
-            // The end of one that has never begun is not told.
+            // The exit of a command that has never begun is not reported.
             tracing::debug!(exec = exec_id, %error, "can't kill a command");
             return;
         }
@@ -382,7 +385,8 @@ impl Running {
     }
 }
 
-/// Unique for the life of a shim, over restarts of the plugin. The shim does not check ids and makes file names of them.
+/// Returns an exec id that is unique for the life of a shim, over restarts of the plugin. The shim does not check ids
+/// and makes file names of them.
 fn next_exec_id() -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let nanos = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos());

@@ -1,9 +1,9 @@
 //! The processes of one exec, as the host sees them, and their end by force.
 //!
-//! The runtime makes an exec's first process the leader of a session. So what belongs to the exec is whoever is in that
-//! session (also when its parent has died and the task's init has taken it in), and whoever descends from one of these
-//! (also when it has made a session of its own). What has done both is a daemon of the task now, as it would be after
-//! any command that ended well.
+//! The runtime makes an exec's first process the leader of a session. So the exec's processes are those in that session
+//! (also when their parent has died and the task's init has taken them in), and those that descend from one of these
+//! (also when they have made a session of their own). A process that has done both is a daemon of the task now, as it
+//! would be after any command that ended well.
 //!
 //! Source of the facts: Linux `pidfd_open(2)`; runc `libcontainer/nsenter`, crun `src/libcrun`, both
 //! of which call setsid.
@@ -18,41 +18,43 @@ use crate::cgroup::Cgroup;
 use crate::process_handle::ProcessHandle;
 use crate::process_stat::{ProcessId, Stat};
 
-/// How many processes of one exec are held by a descriptor each, at a time: all tasks share the plugin's.
+/// Maximum number of processes of one exec that are held by a descriptor each, at a time: all tasks share the plugin's
+/// descriptors.
 const HELD_AT_ONCE: usize = 256;
 
-/// An exec's first process, by its pid on the host and when it can have begun: a pid comes to be another's.
+/// An exec's first process, by its pid on the host and the time in which it can have begun: a pid comes to be
+/// another's.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Root {
     pid: i32,
     begun: (u64, u64),
 }
 
-/// What the kernel says of a process.
+/// A process, as the kernel describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Process {
     pid: i32,
     parent: i32,
     session: i32,
-    /// In the kernel's ticks since the machine's start.
+    /// Start time in the kernel's ticks since the machine's start.
     begun: u64,
 }
 
 impl Root {
-    /// A process that was begun after `asked`, see [`now`], and runs by now. None for a pid that is nobody's, or the host's
-    /// own init's: a shim that says so does not know.
+    /// Returns the process that was begun after `asked`, see [`now`], and runs by now. `None` for a pid that is
+    /// nobody's, or the host's own init's: a shim that reports such a pid does not know it.
     pub(super) fn new(pid: i32, asked: u64) -> Option<Self> {
         (pid > 1).then(|| Self { pid, begun: (asked, now()) })
     }
 
-    /// The process, while it is there.
+    /// Returns the process, while it is there.
     pub(super) fn process(self) -> Option<ProcessId> {
         let (earliest, latest) = self.begun;
         let process = look(self.pid).filter(|process| (earliest..=latest).contains(&process.begun));
         process.map(|process| process.id())
     }
 
-    /// A process that was known to run `age` ago, and was begun no longer than `before` that.
+    /// Returns a process that was known to run `age` ago, and that began at most `before` earlier.
     pub(super) fn begun_before(pid: i32, age: Duration, before: Duration) -> Self {
         let ago = |age: Duration| now().saturating_sub(age.as_secs() * ticks_per_second());
         // Whole seconds, rounded to either side.
@@ -62,13 +64,13 @@ impl Root {
     /// Kills all that is left of the exec in its task's cgroup. Blocking: not for an async thread.
     ///
     /// # Errors
-    /// When something of it still lives after `limit`, or who is in the task can't be told.
+    /// When something of it still lives after `limit`, or the task's processes can't be listed.
     pub(super) fn end(self, cgroup: &Cgroup, limit: Duration) -> io::Result<()> {
         let deadline = Instant::now() + limit;
         loop {
             let mut held = BTreeMap::new();
             let outcome = self.hold(cgroup, deadline, &mut held);
-            // Whatever was halted, also where not all could be: nothing of a task's stays halted.
+            // Kills whatever was halted, also where not all could be: nothing of a task's stays halted.
             held.values().for_each(ProcessHandle::kill);
             if held.is_empty() {
                 return outcome;
@@ -80,9 +82,9 @@ impl Root {
         }
     }
 
-    /// Halts all that lives, until there is nobody new: what is halted has no more children, and one that is killed
-    /// first would leave its own to the task's init, where they can't be told from the task's. Where there are more than
-    /// can be held, those that are go first.
+    /// Halts the exec's processes until there is no new one: a halted process has no more children, and a process that
+    /// is killed first would leave its own to the task's init, where they can't be told from the task's. Where there
+    /// are more than can be held, those that are go first.
     fn hold(
         self,
         cgroup: &Cgroup,
@@ -114,7 +116,7 @@ impl Root {
         }
     }
 
-    /// Those of a task's processes that belong to the exec.
+    /// Returns those of a task's processes that belong to the exec.
     fn members(self, table: &[Process]) -> Vec<Process> {
         let (earliest, latest) = self.begun;
         let is_other =
@@ -148,20 +150,20 @@ impl Process {
     }
 }
 
-/// First processes of execs that nobody wrote down: a shim gives up a start when its client goes, and kills the runtime,
-/// whose child it takes in; that runs on if it had been told what to run. A container's own orphans are its init's. Those
-/// that have begun since `before` are somebody's; those that were there before `init`, such as a helper that a runtime has
-/// started for the container, are no exec's.
+/// Returns the strays: first processes of execs that nobody wrote down. A shim gives up a start when its client goes,
+/// and kills the runtime, whose child it takes in; that child runs on if it had been told what to run. A container's
+/// own orphans are its init's. Processes that have begun since `before` are somebody's; those that were there before
+/// `init`, such as a helper that a runtime has started for the container, are no exec's.
 ///
 /// # Errors
-/// When who is in the task can't be told.
+/// When the task's processes can't be listed.
 pub(super) fn strays(cgroup: &Cgroup, shim: i32, init: ProcessId, before: u64) -> io::Result<Vec<Root>> {
     let processes = cgroup.processes()?.into_iter().filter_map(look);
     let taken_in = processes.filter(|process| process.is_stray(shim, init, before));
     Ok(taken_in.map(|process| Root { pid: process.pid, begun: (process.begun, process.begun) }).collect())
 }
 
-/// The kernel's clock by which it notes when a process began, in its ticks.
+/// Returns the time by the clock with which the kernel notes when a process began, in its ticks.
 pub(super) fn now() -> u64 {
     let Timespec { tv_sec, tv_nsec } = clock_gettime(ClockId::Boottime);
     let per_second = ticks_per_second();

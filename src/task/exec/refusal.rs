@@ -1,13 +1,13 @@
-//! Why a command does not run, in the words and the code that users know from shells and from docker. A runtime only has
-//! text for it.
+//! Refusals of commands that do not run, in the words and with the exit code that users know from shells and from
+//! docker. A runtime only has text for it.
 
 use std::path::Path;
 
-/// What a shell says of a command that isn't there, and of one that can't be run.
+/// Exit codes of a shell for a command that isn't there, and for one that can't be run.
 const NOT_FOUND: i32 = 127;
 const NOT_RUNNABLE: i32 = 126;
 
-/// Why a command does not run, in the words and the code that a shell would have for it.
+/// The refusal of a command that does not run, with the text and exit code that a shell would have for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct ExecRefused {
     pub text: String,
@@ -15,14 +15,14 @@ pub(crate) struct ExecRefused {
 }
 
 impl ExecRefused {
-    /// Of a command that is not even tried.
+    /// Returns the refusal of a command that is not even tried.
     pub(super) fn not_runnable(why: &impl std::fmt::Display) -> Self {
         Self { text: format!("{why}\n"), code: NOT_RUNNABLE }
     }
 }
 
-/// What a runtime says of a program that isn't there, and of one that can't be run: crun in the C library's words, runc in
-/// Go's, youki in its own.
+/// Ends of a runtime's text about a program that isn't there, and about one that can't be run: crun in the C library's
+/// words, runc in Go's, youki in its own.
 const MISSING: [&str; 3] =
     ["executable file not found in $path", "no such file or directory", "' not found in $path"];
 const BARRED: [&str; 5] = [
@@ -32,9 +32,9 @@ const BARRED: [&str; 5] = [
     "is a directory",
     "does not have correct permissions",
 ];
-/// How gVisor begins to say why a command can't be run.
+/// Beginnings of gVisor's text about a command that can't be run.
 const OF_SANDBOX: [&str; 2] = ["error finding executable", "failed to load"];
-/// What runtimes and shims say of a container that has ended, or is ending.
+/// Phrases of runtimes and shims about a container that has ended, or is ending.
 const ENDED: [&str; 8] = [
     "cannot exec in a stopped container",
     "cannot exec in a stopped state",
@@ -46,7 +46,7 @@ const ENDED: [&str; 8] = [
     "container does not exist",
 ];
 
-/// What a runtime's text means for the command. None where it failed at something else than running that.
+/// Returns the refusal that a runtime's text means; `None` where it failed at something else than running the command.
 pub(super) fn of(text: &str, command: &[String]) -> Option<ExecRefused> {
     let program = Path::new(&command[0]).display();
     let (is_of_command, reason) = reason(text, &command[0])?;
@@ -64,16 +64,16 @@ pub(super) fn of(text: &str, command: &[String]) -> Option<ExecRefused> {
     Some(ExecRefused { text: format!("{program}: {what}: {reason}\n"), code })
 }
 
-/// How a runtime says that it speaks of the command itself, and not of something else that it needs.
+/// The sign that a runtime's text is about the command itself, and not about something else that it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Told {
     ByName,
-    /// crun, of whatever is no file that could be run.
+    /// Text of crun's about whatever is no file that could be run.
     CannotOpen,
 }
 
-/// The part of a runtime's text that says why the command can't be run. The command's own words are not looked at: they
-/// may be any.
+/// Returns the part of a runtime's text that says why the command can't be run. The command's own words are skipped:
+/// they may be any.
 fn reason<'a>(text: &'a str, program: &str) -> Option<(Told, &'a str)> {
     let after = |mark: &str| text.split_once(mark).map(|(_, rest)| rest);
     // runc: `exec: "x": executable file not found in $PATH`, and for a script without its interpreter `exec x: no such ..`.
@@ -94,7 +94,7 @@ fn reason<'a>(text: &'a str, program: &str) -> Option<(Told, &'a str)> {
     after("open executable").map(|reason| (Told::CannotOpen, reason))
 }
 
-/// What comes after the end of a text in Go's quotes, in which quotes and backslashes are escaped.
+/// Returns what comes after the end of a text in Go's quotes, in which quotes and backslashes are escaped.
 fn past_quotes(quoted: &str) -> &str {
     let mut escaped = false;
     for (at, c) in quoted.char_indices() {
@@ -107,8 +107,8 @@ fn past_quotes(quoted: &str) -> &str {
     ""
 }
 
-/// Whether it was not the command but the task that could not be had: it ended while the command was being started. To be
-/// asked of a text that does not speak of the command.
+/// Returns whether a text means that the task ended while the command was being started. To be asked of a text that is
+/// not about the command.
 pub(super) fn is_of_an_ended_task(text: &str) -> bool {
     ENDED.iter().any(|phrase| text.contains(phrase))
 }

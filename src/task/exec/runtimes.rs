@@ -1,9 +1,9 @@
-//! Runtimes that a shim still waits for though the plugin that asked for them is gone: some shims kill them by themselves,
-//! others wait for as long as such a one hangs.
+//! Ends runtimes that a shim still waits for though the plugin that asked for them is gone: some shims kill them by
+//! themselves, others wait for as long as such a runtime hangs.
 //!
-//! Only what is provably one is ended: a direct child of the shim, begun before this plugin's look, that was called with
-//! the private root of our runtimes for what an exec or a start needs. What runs in a container is never one, wherever the
-//! task has put it.
+//! Only a process that is provably such a runtime is ended: a direct child of the shim, begun before this plugin's
+//! look, that was called with the private root of our runtimes for what an exec or a start needs. A process in a
+//! container is never one, wherever the task has put it.
 //!
 //! Source of the facts: runc and crun, `--root`; containerd `cmd/containerd-shim-runc-v2`.
 
@@ -15,10 +15,10 @@ use std::time::Duration;
 use crate::process_handle::ProcessHandle;
 use crate::process_stat::{ProcessId, Stat, children, command_line, shares_our_pids};
 
-/// How long the look may take: the kernel shows no command line of a process that is stuck with its memory's lock.
+/// Time limit of the look: the kernel shows no command line of a process that is stuck with its memory's lock.
 const LOOK: Duration = Duration::from_secs(10);
 
-/// What runtimes of runc's kind can be asked for.
+/// Subcommands of runtimes of runc's kind.
 const SUB_COMMANDS: [&str; 18] = [
     "checkpoint",
     "create",
@@ -39,10 +39,10 @@ const SUB_COMMANDS: [&str; 18] = [
     "state",
     "update",
 ];
-/// What of that a client waits for until something runs.
+/// Subcommands that a client waits for until something runs.
 const AWAITED: [&str; 3] = ["create", "exec", "start"];
 
-/// Ends those that `shim` has started before `before`, with their state below `root`.
+/// Ends the runtimes that `shim` has started before `before`, with their state below `root`.
 pub(super) async fn end(shim: i32, root: &Path, before: u64) {
     let root = root.to_owned();
     let ending = tokio::task::spawn_blocking(move || end_now(shim, &root, before));
@@ -52,12 +52,12 @@ pub(super) async fn end(shim: i32, root: &Path, before: u64) {
 }
 
 fn end_now(shim: i32, root: &Path, before: u64) {
-    // A shim that is not known has none.
+    // A shim that is not known has no children.
     if shim <= 1 {
         return;
     }
     for child in children(shim).into_iter().filter(|child| child.started_ticks < before) {
-        // Held first: what is looked at then is what is killed.
+        // The process is held first, so that what is looked at then is what is killed.
         let Ok(Some(process)) = ProcessHandle::open(child) else { continue };
         if is_child(child, shim)
             && shares_our_pids(child.pid)
@@ -73,7 +73,8 @@ fn is_child(process: ProcessId, of: i32) -> bool {
     Stat::read(process.pid).is_some_and(|stat| stat.is_of(process) && stat.parent == of)
 }
 
-/// Whether a command line is that of a runtime with its state below `root`, called for something that a client waits for.
+/// Returns whether a command line is that of a runtime with its state below `root`, called for something that a client
+/// waits for.
 fn is_awaited_runtime(command_line: &[u8], root: &Path) -> bool {
     let words: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
     let at = words.iter().position(|word| *word == b"--root" || word.starts_with(b"--root="));
@@ -113,7 +114,7 @@ mod tests {
         ] {
             assert!(!is_one(stranger), "{stranger}");
         }
-        // It ends by itself, and kills what is to be killed.
+        // These runtimes end by themselves, and kill what is to be killed.
         assert!(!is_one(&format!("{runc} kill web-1 9")));
         assert!(!is_one(&format!("{runc} delete --force exec")));
         assert!(!is_one("runsc --root=/run/ours/runc/nomad wait web-1"));

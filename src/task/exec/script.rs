@@ -1,4 +1,4 @@
-//! A command that is run to its end without input: a script of a check or of a template.
+//! Runs a command to its end without input: a script of a check or of a template.
 
 use std::time::Duration;
 
@@ -6,13 +6,13 @@ use super::super::Task;
 use super::{Exec, ExecRefused, Output};
 use crate::error::{Error, Result};
 
-/// What Nomad takes of a script's output is a line or two; more than this is cut.
+/// Maximum size of a script's output; more is cut. Nomad takes a line or two of it.
 const OUTPUT_LIMIT_BYTES: usize = 1024 * 1024;
 const CUT: &[u8] = b"\n(output cut here)\n";
-/// How much of its last output a script that took too long is quoted with: Nomad shows the error, and nothing else.
+/// Size of the last output that is quoted of a script that took too long: Nomad shows the error, and nothing else.
 const QUOTED_BYTES: usize = 1024;
 
-/// The whole of a command that took no input.
+/// The output and exit code of a command that took no input.
 #[derive(Debug, Default)]
 pub(crate) struct ExecOutput {
     pub stdout: Vec<u8>,
@@ -84,7 +84,7 @@ impl ExecOutput {
 
 fn append(whole: &mut Vec<u8>, bytes: &[u8]) {
     if whole.len() >= OUTPUT_LIMIT_BYTES {
-        // Full to the last byte, it was all there was; now it is not.
+        // An output that fills the limit exactly is whole, and gets no mark unless more comes.
         if !bytes.is_empty() && !whole.ends_with(CUT) {
             whole.truncate(OUTPUT_LIMIT_BYTES - CUT.len());
             whole.extend_from_slice(CUT);
