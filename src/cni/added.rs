@@ -1,4 +1,4 @@
-//! What a network gave to a container, read from the last plugin's result.
+//! The result of an ADD: what a network gave to a container, read from the last plugin's result.
 //!
 //! Source of the facts: the CNI specification 1.1, section 5.
 
@@ -11,10 +11,10 @@ use super::attachment::Dns;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Added {
-    /// Those of the container, of version 4 first.
+    /// Addresses of the container, those of version 4 first.
     pub addresses: Vec<IpAddr>,
     pub gateways: Vec<IpAddr>,
-    /// That of the interface which was asked for.
+    /// MAC address of the interface that was asked for.
     pub mac: Option<String>,
     pub dns: Dns,
     pub interfaces: Vec<Interface>,
@@ -25,12 +25,12 @@ pub(crate) struct Interface {
     pub name: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
-    /// The namespace that it is in, where that is not the host's.
+    /// Path of the namespace that the interface is in; `None` on the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sandbox: Option<String>,
 }
 
-/// Go writes an empty list as null, too.
+/// A plugin's result. Go writes an empty list as null, too.
 #[derive(Deserialize)]
 struct Answer {
     interfaces: Option<Vec<Interface>>,
@@ -47,7 +47,7 @@ struct Address {
 
 impl Added {
     /// # Errors
-    /// Says what of the result is none.
+    /// Says what of the result can't be read.
     pub(super) fn read(result: &Value, if_name: &str) -> Result<Self, String> {
         let Answer { interfaces, ips, dns } =
             Answer::deserialize(result).map_err(|error| error.to_string())?;
@@ -64,7 +64,7 @@ impl Added {
             };
             let bare = address.split('/').next().unwrap_or_default();
             let bare: IpAddr = bare.parse().map_err(|_| format!("{address:?} is no address"))?;
-            // The loopback plugin tells its own as well.
+            // The loopback plugin reports its own addresses as well.
             if inside && !bare.is_loopback() {
                 added.addresses.push(bare);
                 added.gateways.extend(gateway);

@@ -1,4 +1,4 @@
-//! What is asked of a network for one container: where, by which name, and what else of the conventions.
+//! An attachment: what is asked of a network for one container, such as the interface's name and the capabilities.
 //!
 //! Source of the facts: the CNI specification 1.1, section 2; its CONVENTIONS.md for the capabilities.
 
@@ -18,20 +18,20 @@ const INTERFACE_NAME_LIMIT: usize = 15;
 pub(crate) struct Attachment {
     pub container_id: String,
     pub netns: PathBuf,
-    /// The interface's name in the container.
+    /// Name of the interface in the container.
     pub if_name: String,
-    /// For each plugin, as `CNI_ARGS`. One that can't be written there is left out.
+    /// Arguments for each plugin (`CNI_ARGS`). An argument that can't be written there is left out.
     pub args: Vec<(String, String)>,
     pub capabilities: Capabilities,
 }
 
-/// What is given to those plugins that say that they take it.
+/// The capabilities that are asked for; each plugin is given those that it says it takes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Capabilities {
     pub port_mappings: Vec<PortMapping>,
     pub dns: Option<Dns>,
     pub bandwidth: Option<Bandwidth>,
-    /// Addresses, with or without the length of their prefix.
+    /// Addresses, with or without a prefix length.
     pub ips: Vec<String>,
     pub mac: Option<String>,
     pub aliases: Vec<String>,
@@ -74,7 +74,7 @@ pub(crate) struct Dns {
     pub options: Vec<String>,
 }
 
-/// An attachment in the form that is kept: what its removal needs.
+/// An attachment in the form that the record keeps: what its removal needs.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Attached {
     pub container_id: String,
@@ -85,7 +85,7 @@ pub(super) struct Attached {
 }
 
 impl Attachment {
-    /// What is asked for, in the form that plugins are told.
+    /// Converts the attachment to the form that plugins are told.
     ///
     /// # Errors
     /// Names what can't be asked of any plugin, or not of one of this network.
@@ -95,7 +95,7 @@ impl Attachment {
         check_interface(if_name)?;
         let arguments = capabilities.arguments();
         let taken = network.capabilities();
-        // A resolver's settings reach the task by its own file.
+        // The settings of a resolver reach the task by its own file.
         if let Some(capability) = CAPABILITIES
             .into_iter()
             .find(|name| arguments.contains_key(*name) && !taken.contains(name) && *name != "dns")
@@ -116,7 +116,7 @@ impl Attachment {
 const CAPABILITIES: [&str; 6] = ["portMappings", "dns", "bandwidth", "ips", "mac", "aliases"];
 
 impl Capabilities {
-    /// By their names of the conventions; what is not asked for is left out.
+    /// Returns the capabilities by their names in the CNI conventions, without those that are not asked for.
     fn arguments(&self) -> Map<String, Value> {
         let Self { port_mappings, dns, bandwidth, ips, mac, aliases } = self;
         let list = |values: &[String]| (!values.is_empty()).then(|| json!(values));
@@ -153,8 +153,8 @@ pub(super) fn check_interface(name: &str) -> Result<(), Error> {
     Err(Error::Name { what: "interface name", value: name.to_owned(), why })
 }
 
-/// `CNI_ARGS`. Its syntax has no way to write a `;` or a `=` in a value, though a name of a job or a group may have either:
-/// plugins would read other arguments than those that are meant, or fail. Such an argument is left out.
+/// Writes `CNI_ARGS`. Its syntax has no way to write a `;` or a `=` in a value, though a name of a job or a group may
+/// have either: plugins would read other arguments than those that are meant, or fail. Such an argument is left out.
 fn joined(args: &[(String, String)]) -> String {
     let can_be_told = |(key, value): &&(String, String)| {
         let is_plain = |text: &str| !text.contains([';', '=', '\0']);

@@ -1,4 +1,4 @@
-//! The network that is there without a file: a bridge of the host with addresses from its subnets, masqueraded, with
+//! The built-in network, which needs no file: a bridge of the host with addresses from its subnets, masqueraded, with
 //! ports of the host forwarded to it. Made of the plugins that distributions have.
 
 use std::path::PathBuf;
@@ -10,17 +10,17 @@ use super::error::Error;
 use super::network::{Network, Plugin, check_name};
 use super::version::Version;
 
-/// What of the built-in network is the operator's to choose.
+/// The operator's settings of the built-in network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DefaultNetwork {
     pub name: String,
-    /// The interface of the host.
+    /// Name of the bridge, an interface of the host.
     pub bridge: String,
-    /// In CIDR notation; a task gets an address of each.
+    /// Subnets in CIDR notation; a task gets an address of each.
     pub subnets: Vec<String>,
-    /// Whether a task reaches itself by a port of the host.
+    /// Whether a task can reach itself by a port of the host.
     pub hairpin: bool,
-    /// Where the addresses in use are written down.
+    /// Directory in which the IPAM plugin keeps the addresses in use.
     pub leases: PathBuf,
 }
 
@@ -64,7 +64,7 @@ impl DefaultNetwork {
             name: name.clone(),
             plugins: plugins.into_iter().map(plugin).collect::<Result<_, _>>()?,
             origin,
-            // Debian 12's plugins speak the first.
+            // Debian 12's plugins speak the first of these.
             versions: vec![Version::WITHOUT_FAMILY, Version::WITH_STATUS],
             // Debian 12's portmap looks for rules of version 6, though the task has no such address.
             disable_check: true,

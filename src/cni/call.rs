@@ -1,4 +1,4 @@
-//! One command to one plugin of a network: what it is told, and what its answer says.
+//! A call: one command to one plugin of a network, with what it is told and what its answer says.
 //!
 //! Source of the facts: the CNI specification 1.1, sections 2 and 5.
 
@@ -25,10 +25,10 @@ pub(super) struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// What the plugin prints.
+    /// Runs the plugin, and returns what it prints.
     ///
     /// # Errors
-    /// With the plugin's words, or that there is none.
+    /// Quotes the plugin's words, or says that there is no such plugin.
     pub(super) async fn make(&self, request: Map<String, Value>) -> Result<Vec<u8>, Error> {
         let program = program(self.network, &self.plugin.kind, self.directories)?;
         let run = Run {
@@ -56,10 +56,10 @@ impl Call<'_> {
         environment
     }
 
-    /// What an ADD has printed, in the network's version.
+    /// Reads the result that an ADD has printed, and converts it to the network's version.
     ///
     /// # Errors
-    /// Where that is no result.
+    /// When what was printed is no result.
     pub(super) fn result(&self, out: &[u8]) -> Result<Value, Error> {
         let fail = |why: &str| self.garbage(why, out);
         let result: Value = serde_json::from_slice(out)
@@ -76,7 +76,7 @@ impl Call<'_> {
         Ok(convert(result, self.network.version()))
     }
 
-    /// A plugin that ended well, and did not print what it should have.
+    /// Returns the error for a plugin that succeeded and did not print what it should have.
     pub(super) fn garbage(&self, why: &str, out: &[u8]) -> Error {
         let program = exec::find(&self.plugin.kind, self.directories).unwrap_or_default();
         self.failed(&program, Refusal::new(format!("{why}{}", exec::quoted(out, b""))))
@@ -94,10 +94,10 @@ impl Call<'_> {
     }
 }
 
-/// Where a program that a network needs is.
+/// Finds a program that a network needs.
 ///
 /// # Errors
-/// Says where it was looked for.
+/// Says where the program was looked for.
 pub(super) fn program(network: &Network, name: &str, directories: &[PathBuf]) -> Result<PathBuf, Error> {
     exec::find(name, directories).ok_or_else(|| {
         let shown: Vec<String> =

@@ -1,4 +1,4 @@
-//! What goes wrong with a network, by what can be done about it.
+//! Errors of networks, by what can be done about them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -25,7 +25,7 @@ pub(crate) enum Error {
          the package containernetworking-plugins), or have its directory in the plugin's option cni_path"
     )]
     Missing { plugin: String, network: String, directories: String },
-    /// The plugin's own answer.
+    /// Failure that the plugin itself reports, or a run of it that broke off.
     #[error("{0}")]
     Plugin(Box<Failure>),
     #[error(
@@ -42,7 +42,7 @@ pub(crate) enum Error {
     Lost,
 }
 
-/// A plugin that did not do what it was asked for.
+/// The failure of a plugin to do what it was asked for.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{program} failed to {command} for network {network}: {refusal}{advice}", program = program.display())]
 pub(crate) struct Failure {
@@ -50,18 +50,18 @@ pub(crate) struct Failure {
     pub command: &'static str,
     pub network: String,
     pub refusal: Refusal,
-    /// What else to look at, as the sentence's end.
+    /// Advice on what else to look at, as the end of the sentence.
     pub advice: String,
 }
 
-/// Why a plugin's run counts as failed.
+/// The reason why a plugin's run counts as failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
 pub(crate) struct Refusal {
-    /// The plugin's own, where it gave one.
+    /// Code of the plugin's own error, where it gave one.
     pub code: Option<u64>,
     pub reason: String,
-    /// It did not end in time.
+    /// Whether the plugin did not end in time.
     pub late: bool,
 }
 
@@ -70,19 +70,20 @@ impl Refusal {
         Self { code: None, reason: reason.into(), late: false }
     }
 
-    /// What the machine lacks for now is as a plugin that says "try again later".
+    /// Returns the refusal for an error of the operating system. A transient one has the code of a plugin that says
+    /// "try again later".
     pub(super) fn of_system(doing: &str, error: &io::Error) -> Self {
         let code = is_transient(error).then_some(LATER[0]);
         Self { code, ..Self::new(format!("{doing}: {error}")) }
     }
 }
 
-/// "Try again later", and the two by which a plugin says that it is not ready.
+/// Codes of transient errors: "try again later", and the two by which a plugin says that it is not ready.
 const LATER: [u64; 3] = [11, 50, 51];
-/// The plugin does not speak the network's version.
+/// Code of a plugin that does not speak the network's version.
 const OTHER_VERSION: u64 = 1;
 const UNKNOWN_CONTAINER: u64 = 3;
-/// By the versions of `iptables` over nf_tables and without it.
+/// Words of `iptables` for a rule that isn't there: over nf_tables, and without it.
 const NO_SUCH_CHAIN: [&str; 2] = ["does not exist", "No chain/target/match by that name"];
 
 impl Error {
@@ -91,7 +92,7 @@ impl Error {
         move |source| Self::Io { doing, path, source: source.into() }
     }
 
-    /// Whether the same may work a little later.
+    /// Returns whether the same call may succeed a little later.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Plugin(failure) => {
@@ -103,18 +104,19 @@ impl Error {
         }
     }
 
-    /// Whether a plugin says that it does not know the container: there is nothing to undo.
+    /// Returns whether a plugin says that it does not know the container: there is nothing to undo then.
     pub(super) fn is_unknown_container(&self) -> bool {
         self.code() == Some(UNKNOWN_CONTAINER)
     }
 
-    /// Whether a plugin says that it can't be spoken to in the network's version.
+    /// Returns whether a plugin says that it does not speak the network's version.
     pub(super) fn is_other_version(&self) -> bool {
         self.code() == Some(OTHER_VERSION)
     }
 
-    /// Whether a plugin failed to remove rules of the packet filter since they are not there: it never made them, or somebody
-    /// else has removed them. Those of version 1.1.1, with which Debian 12 comes, don't know the words of its `iptables`.
+    /// Returns whether a plugin failed to remove rules of the packet filter because they are not there: it never made
+    /// them, or somebody else has removed them. Plugins of version 1.1.1, with which Debian 12 comes, don't know the
+    /// words of its `iptables`.
     pub(super) fn is_absent_rule(&self) -> bool {
         let says = |reason: &str| {
             reason.contains("iptables") && NO_SUCH_CHAIN.into_iter().any(|words| reason.contains(words))
@@ -129,7 +131,7 @@ impl Error {
         }
     }
 
-    /// Whether the job, or the network's file, has to change first.
+    /// Returns whether the job, or the network's file, has to change first.
     pub(crate) fn is_invalid(&self) -> bool {
         matches!(
             self,
@@ -137,7 +139,7 @@ impl Error {
         )
     }
 
-    /// All that went wrong as one.
+    /// Combines errors into one; no error is success.
     pub(super) fn all(mut errors: Vec<Self>) -> Result<(), Self> {
         match errors.len() {
             0 => Ok(()),

@@ -1,5 +1,5 @@
-//! One run of a plugin: a clean environment, its configuration on stdin, what it prints up to a limit, and a deadline
-//! after which nothing of it is left. Knows nothing of networks.
+//! Runs a plugin once: a clean environment, its configuration on stdin, its output up to a limit, and a deadline after
+//! which nothing of it is left. Knows nothing of networks.
 //!
 //! Source of the facts: the CNI specification 1.1, section 2; its errors, section 5.
 #![allow(clippy::disallowed_methods, reason = "plugins are programs by design; their stdio is set here")]
@@ -20,19 +20,19 @@ use crate::process_group::ProcessGroup;
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const OUTPUT_LIMIT_BYTES: usize = 1024 * 1024;
-/// How much of what is no proper answer is shown.
+/// Maximum number of characters that are shown of an output that is no proper answer.
 const WORDS_LIMIT: usize = 2000;
-/// A child of the plugin's may hold its pipes for longer than the plugin runs.
+/// Time for which a plugin's pipes are still read after its exit: a child of it may hold them for longer.
 const LINGERS: Duration = Duration::from_secs(1);
-/// A killed process is gone at once, unless the kernel holds it.
+/// Maximum time that a killed plugin may take to be gone. It takes none, unless the kernel holds the process.
 const GONE: Duration = Duration::from_secs(5);
-/// A program that is just being written can't be run yet.
+/// Number of tries to run a program that is just being written and is busy for now.
 const BUSY_TRIES: usize = 10;
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 pub(super) struct Run<'a> {
     pub program: &'a Path,
-    /// Beside PATH, all that it gets.
+    /// Environment of the plugin, which gets nothing else besides PATH.
     pub environment: Vec<(&'static str, OsString)>,
     pub config: Vec<u8>,
     pub deadline: Duration,
@@ -47,16 +47,16 @@ struct Complaint {
     details: String,
 }
 
-/// Where the program of a plugin is.
+/// Finds the program of a plugin.
 pub(super) fn find(plugin: &str, directories: &[PathBuf]) -> Option<PathBuf> {
     directories.iter().map(|directory| directory.join(plugin)).find(|path| path.is_file())
 }
 
 impl Run<'_> {
-    /// What the plugin printed.
+    /// Runs the plugin, and returns what it printed.
     ///
     /// # Errors
-    /// With the plugin's own words.
+    /// Quotes the plugin's own words.
     pub(super) async fn answer(self) -> Result<Vec<u8>, Refusal> {
         let mut child = self.spawn().await.map_err(|error| Refusal::of_system("it can't be run", &error))?;
         let mut group = ProcessGroup::of(&child);
@@ -71,7 +71,7 @@ impl Run<'_> {
             }
             Err(_) => {
                 drop(group);
-                // So that what undoes its work does not meet it.
+                // What undoes the plugin's work must not meet it.
                 let _ = tokio::time::timeout(GONE, child.wait()).await;
                 let limit = self.deadline.as_secs_f64();
                 let reason = format!("it did not end within {limit} s and was killed{}", quoted(&out, &err));
@@ -128,12 +128,12 @@ async fn talk(
 
 async fn tell(stdin: Option<ChildStdin>, config: &[u8]) {
     if let Some(mut stdin) = stdin {
-        // One that doesn't care to listen has closed it.
+        // A plugin that does not read its stdin has closed it.
         let _ = stdin.write_all(config).await;
     }
 }
 
-/// Past the limit nobody listens any more, which ends the plugin.
+/// Reads a pipe up to the limit, and then closes it, which ends the plugin.
 async fn hear(pipe: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>) {
     let Some(mut pipe) = pipe else { return };
     while into.len() <= OUTPUT_LIMIT_BYTES && pipe.read_buf(into).await.is_ok_and(|read| read > 0) {}
@@ -155,7 +155,7 @@ fn judge(status: ExitStatus, out: Vec<u8>, err: &[u8]) -> Result<Vec<u8>, Refusa
     Err(Refusal { code: Some(code), ..Refusal::new(reason) })
 }
 
-/// What a plugin printed, as a part of a sentence.
+/// Returns what a plugin printed, as a part of a sentence.
 pub(super) fn quoted(out: &[u8], err: &[u8]) -> String {
     let words = |name: &str, bytes: &[u8]| {
         let text = String::from_utf8_lossy(&bytes[..bytes.len().min(OUTPUT_LIMIT_BYTES)]);

@@ -1,4 +1,4 @@
-//! Networks that the operator has written down: `*.conflist`, and `*.conf` and `*.json` with one plugin, in one directory.
+//! Networks in files of the operator's: `*.conflist`, and `*.conf` and `*.json` with one plugin, in one directory.
 //!
 //! Source of the facts: the CNI specification 1.1, section 1; libcni/conf.go at v1.3 for the names of files and their
 //! order.
@@ -20,11 +20,11 @@ use super::version::Version;
 
 const FILE_LIMIT_BYTES: u64 = 1024 * 1024;
 
-/// The network of that name: of the first file that has it, lists before single plugins. A file that can't be read
-/// matters to those only who look for what is not in another.
+/// Finds the network `name`: in the first file that has it, lists before single plugins. A file that can't be read
+/// matters only where the network is in no other.
 ///
 /// # Errors
-/// Says which networks there are, and which files are of no use.
+/// Lists the networks that there are, and the files that are of no use.
 pub(super) fn find(directory: &Path, name: &str) -> Result<Network, Error> {
     check_name("network", name)?;
     let mut names = Vec::new();
@@ -43,7 +43,7 @@ pub(super) fn find(directory: &Path, name: &str) -> Result<Network, Error> {
     Err(Error::Unknown { name: name.to_owned(), directory: directory.to_owned(), there })
 }
 
-/// The files with one of these endings, in the order of their names; none where there is no such directory.
+/// Returns the files with one of these endings, in the order of their names; none where there is no such directory.
 fn files(directory: &Path, endings: &[&str]) -> Result<Vec<PathBuf>, Error> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
@@ -60,7 +60,7 @@ fn files(directory: &Path, endings: &[&str]) -> Result<Vec<PathBuf>, Error> {
 }
 
 fn object(path: &Path) -> Result<Map<String, Value>, String> {
-    // A pipe would never end, and would not even open.
+    // A pipe would not even open, and would never end.
     if !fs::metadata(path).map_err(|error| error.to_string())?.is_file() {
         return Err("it is no regular file".to_owned());
     }
@@ -108,7 +108,7 @@ fn network(path: &Path, name: String, body: Map<String, Value>) -> Result<Networ
     Ok(Network { name, origin, versions, disable_check, plugins })
 }
 
-/// Plugins of the list itself.
+/// Returns the plugins in the list itself.
 fn inline(body: &Map<String, Value>) -> Result<Vec<Plugin>, String> {
     let plugins = match body.get("plugins") {
         None => return Ok(Vec::new()),
@@ -124,7 +124,7 @@ fn inline(body: &Map<String, Value>) -> Result<Vec<Plugin>, String> {
     (1..).zip(plugins).map(one).collect()
 }
 
-/// Plugins in files of their own, in a directory named like the network.
+/// Returns the plugins in files of their own, in a directory named like the network.
 fn beside(directory: &Path) -> Result<Vec<Plugin>, Error> {
     let one = |path: PathBuf| {
         object(&path)
@@ -134,7 +134,7 @@ fn beside(directory: &Path) -> Result<Vec<Plugin>, Error> {
     files(directory, &["conf"])?.into_iter().map(one).collect()
 }
 
-/// Those that the network may be spoken in and that are known here, ascending.
+/// Returns the versions, in ascending order, that the network allows and that are known here.
 fn versions(body: &Map<String, Value>) -> Result<Vec<Version>, String> {
     let list = match body.get("cniVersions") {
         None => &Vec::new(),
@@ -158,7 +158,7 @@ fn versions(body: &Map<String, Value>) -> Result<Vec<Version>, String> {
     }
 }
 
-/// libcni takes the words as well.
+/// Reads a flag, `false` by default. Like libcni, takes the words "true" and "false" as well.
 fn flag(body: &Map<String, Value>, key: &str) -> Result<bool, String> {
     match body.get(key) {
         None => Ok(false),

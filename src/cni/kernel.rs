@@ -1,13 +1,13 @@
-//! What the common plugins need of the kernel and say in no words that help when it is not there.
+//! Advice for a kernel that lacks what the common plugins need, since their own errors don't name it.
 
 use std::path::Path;
 
 use super::network::Network;
 
-/// There once the kernel passes what a bridge forwards to iptables as well.
+/// Path that exists once the kernel passes what a bridge forwards to iptables as well.
 const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
-/// What to do on a host where a network's plugins can't do their work.
+/// Returns advice for a host whose kernel lacks what the network's plugins need.
 pub(super) fn advice(network: &Network) -> Option<String> {
     let needs_it = network.programs().contains(&"bridge");
     needs_it.then(|| missing(Path::new(BRIDGE_NETFILTER))).flatten()

@@ -1,5 +1,5 @@
-//! Who has an address of the built-in network, as the plugin notes it that gives them: a file for each address, with the
-//! container and its interface.
+//! The leases of the built-in network's addresses, as its IPAM plugin (host-local) keeps them: a file for each address,
+//! with the container and its interface.
 //!
 //! Source of the facts: CNI plugins 1.1.1, `plugins/ipam/host-local/backend/disk/backend.go`.
 
@@ -17,7 +17,7 @@ use std::path::Path;
 use super::Valid;
 use super::error::Error;
 
-/// None where there never was any.
+/// Returns the attachments that have an address; none where the directory doesn't exist, since there never was any.
 pub(super) fn holders(directory: &Path) -> Result<BTreeSet<Valid>, Error> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,

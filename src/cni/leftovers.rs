@@ -1,9 +1,10 @@
-//! Plugins that still run for an attachment though nobody waits for them: their starter was killed. They are told by their
-//! environment, which their children have as well. The specification wants no two of them at work on one container.
+//! Ends plugins that still run for an attachment though nobody waits for them: their starter was killed. They are told
+//! by their environment, which their children have as well. The specification wants no two plugins at work on one
+//! container.
 //!
-//! The kernel reads the environment of a process out of its memory, and may wait for that: of one that is stuck with its
-//! memory's lock, or whose memory is on a file system that hangs. Nobody waits for such a process longer than a moment, and
-//! it is left alone.
+//! The kernel reads the environment of a process out of its memory, and may wait for that if the process is stuck with
+//! its memory's lock, or if its memory is on a file system that hangs. Such a process is waited for no longer than a
+//! moment, and left alone.
 //!
 //! Source of the facts: Linux `fs/proc/base.c` (`environ_read`), proc_pid_environ(5).
 
@@ -25,20 +26,20 @@ use super::error::Error;
 use crate::process_handle::ProcessHandle;
 use crate::process_stat::{ProcessId, all_pids, shares_our_pids};
 
-/// A killed process is gone at once, unless the kernel holds it.
+/// Maximum time that a killed plugin may take to be gone. It takes none, unless the kernel holds the process.
 const GONE: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-/// How long the kernel may take for one process, which it does in microseconds.
+/// Maximum time that the kernel may take to show one process, for which it needs microseconds.
 const ONE_LOOK: Duration = Duration::from_secs(2);
-/// How many processes may be without an answer, each of which holds a thread. Past it nobody is looked at.
+/// Maximum number of processes without an answer, each of which holds a thread. At this number no more are looked at.
 const MOST_UNANSWERED: usize = 16;
 
-/// How many networks are looked through the processes for at a time, each of which may hold a thread by one process.
+/// Maximum number of searches through the processes at a time, each of which may hold a thread by one process.
 const AT_ONCE: usize = 4;
 
 static LOOKS: LazyLock<Looks> = LazyLock::new(Looks::default);
 
-/// Ends those of the container, and waits until there are none.
+/// Ends the plugins that were left for a container, and waits until there are none.
 pub(super) async fn end(container_id: &str) -> Result<(), Error> {
     let mark = format!("CNI_CONTAINERID={container_id}");
     let until = Instant::now() + GONE;
@@ -65,13 +66,13 @@ pub(super) async fn end(container_id: &str) -> Result<(), Error> {
     }
 }
 
-/// The looks at processes that have not come to an end.
+/// The looks at processes that have not returned.
 struct Looks {
     processes: Mutex<HashMap<(i32, u64), Looked>>,
     at_once: Semaphore,
 }
 
-/// What is known of a process that is looked at.
+/// The state of the looks at one process.
 #[derive(Default)]
 struct Looked {
     looks: usize,
@@ -85,8 +86,8 @@ impl Default for Looks {
 }
 
 impl Looks {
-    /// Looks at processes one after the other, on another thread where one of them gets no answer. What that thread finds
-    /// later is of no account.
+    /// Looks at processes one after the other. When one gives no answer, the rest is looked at on another thread, and
+    /// what the first thread finds later is dropped.
     ///
     /// # Errors
     /// When no thread can be had.
@@ -107,7 +108,7 @@ impl Looks {
             }
             let (tell, mut told) = mpsc::unbounded_channel();
             let (queue, look) = (rest.to_vec(), look.clone());
-            // Its own, so that the time of a look is not that of a wait for a thread.
+            // A thread of its own, so that the time of a look does not include a wait for a thread.
             let thread = std::thread::Builder::new().name("cni leftovers".to_owned());
             thread.spawn(move || {
                 queue.into_iter().all(|process| tell.send(self.at(process, &look)).is_ok());
@@ -128,7 +129,7 @@ impl Looks {
         Ok(found)
     }
 
-    /// None as well of a process that gave no answer before.
+    /// Looks at one process. Returns `None` also for a process that gave no answer before.
     fn at<T>(&self, process: ProcessId, look: impl Fn(ProcessId) -> Option<T>) -> Option<T> {
         {
             let mut processes = self.lock();
@@ -162,7 +163,7 @@ fn key(process: ProcessId) -> (i32, u64) {
     (process.pid, process.started_ticks)
 }
 
-/// The processes of the host that no task has.
+/// Returns the processes of the host that belong to no task.
 fn candidates() -> Vec<ProcessId> {
     let pids = all_pids().into_iter().filter(|pid| shares_our_pids(*pid) && !is_of_task(*pid));
     pids.map(ProcessId::of).collect()
@@ -172,17 +173,18 @@ fn held_if_marked(process: ProcessId, mark: &str) -> Option<ProcessHandle> {
     if !is_marked(process.pid, mark) {
         return None;
     }
-    // Held first: whose environment is looked at then is who is killed.
+    // The process is held first, so that the one whose environment is looked at then is the one that is killed.
     let held = ProcessHandle::open(process).ok().flatten()?;
     (is_marked(process.pid, mark) && !is_of_task(process.pid)).then_some(held)
 }
 
-/// Whether a process is a task's, which can have any environment. One whose cgroups can't be read may be.
+/// Returns whether a process is a task's, which can have any environment. A process whose cgroups can't be read counts
+/// as one.
 fn is_of_task(pid: i32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/cgroup")).map_or(true, |cgroups| names_task(&cgroups))
 }
 
-/// Whether one of the cgroups in the kernel's list is a task's, as Nomad makes them.
+/// Returns whether one of the cgroups in the kernel's list is a task's, as Nomad makes them.
 fn names_task(cgroups: &str) -> bool {
     let paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
     paths.into_iter().any(|path| {
@@ -193,7 +195,7 @@ fn names_task(cgroups: &str) -> bool {
     })
 }
 
-/// One that has ended has no environment any more.
+/// Returns whether a process has `mark` in its environment; a process that has exited has none.
 fn is_marked(pid: i32, mark: &str) -> bool {
     fs::read(format!("/proc/{pid}/environ"))
         .is_ok_and(|environment| environment.split(|byte| *byte == 0).any(|entry| entry == mark.as_bytes()))

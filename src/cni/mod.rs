@@ -1,8 +1,8 @@
-//! A runtime for plugins of the Container Network Interface: attaches a network namespace to a network, and detaches it,
-//! whatever became of us or of a plugin on the way. Knows neither tasks nor containerd.
+//! A runtime for plugins of the Container Network Interface (CNI): attaches a network namespace to a network, and
+//! detaches it, even if this process or a plugin died on the way. Knows neither tasks nor containerd.
 //!
-//! What a detachment needs is written to a file, the record, before the first plugin runs, and after each again. Its
-//! place is the caller's to choose.
+//! Everything that a detachment needs is written to a file, the record, before the first plugin runs, and again after
+//! each one. The caller chooses its place.
 //!
 //! Source of the facts: the CNI specification 1.1, sections 2 and 3.
 
@@ -48,29 +48,32 @@ use self::spoken::Spoken;
 use self::version::Version;
 use crate::netns;
 
-/// How many attachments are checked at once: an agent recovers all tasks of a node one right after the other.
+/// Maximum number of attachments that are checked at once: an agent recovers all tasks of a node one right after the
+/// other.
 const CHECKS_AT_ONCE: usize = 4;
-/// How long a collection looks out for a moment in which nothing is attached or detached; then it is left for the next time.
+/// Time for which a collection waits for a moment in which nothing is attached or detached; after it, the collection is
+/// left for the next time.
 const MOMENT: Duration = Duration::from_secs(60);
 const LOOKS_AGAIN: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub(crate) struct Cni {
-    /// Where plugins are looked for.
+    /// Directories with plugins (`CNI_PATH`).
     directories: Vec<PathBuf>,
-    /// Where networks are written down.
+    /// Directory with the operator's network configurations.
     config_dir: PathBuf,
     default: DefaultNetwork,
     deadline: Duration,
     spoken: Spoken,
     ready: Ready,
-    /// The specification lets a GC run only while nothing else is done to the network. Only the built-in one is collected, so
-    /// nobody else's network takes part in this.
+    /// Lock of the built-in network: shared by calls that attach or detach, exclusive for a GC, which the specification
+    /// allows only while nothing else is done to the network. No other network is collected, so none takes part in
+    /// this.
     turns: RwLock<()>,
     checks: Semaphore,
 }
 
-/// An attachment that is to outlive a GC.
+/// An attachment that a GC must keep.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub(crate) struct Valid {
     #[serde(rename = "containerID")]
@@ -80,7 +83,7 @@ pub(crate) struct Valid {
 }
 
 impl Cni {
-    /// Each run of a plugin has the deadline of its own.
+    /// Returns a runtime that gives each run of a plugin the time `deadline`.
     pub(crate) fn new(
         directories: Vec<PathBuf>,
         config_dir: PathBuf,
@@ -92,7 +95,7 @@ impl Cni {
         Self { directories, config_dir, default, deadline, spoken, ready, turns, checks }
     }
 
-    /// The built-in network, or the operator's of that name, with all that it needs there.
+    /// Loads the built-in network, or the operator's network `name`, and checks that all its programs are there.
     ///
     /// # Errors
     /// Names what is missing or wrong, and the networks that there are.
@@ -113,10 +116,10 @@ impl Cni {
         Ok(network)
     }
 
-    /// Attaches, by each plugin in turn. What `delete` needs is in `record` before the first one runs.
+    /// Attaches a container by each plugin in turn. `record` has what `delete` needs before the first one runs.
     ///
     /// # Errors
-    /// With the plugin's words. What was done by then is there until a `delete`.
+    /// Quotes the plugin's words. What was done by then stays until a `delete`.
     pub(crate) async fn add(
         &self,
         network: &Network,
@@ -155,10 +158,11 @@ impl Cni {
         Ok(added)
     }
 
-    /// Detaches what `record` says, and removes it. Without one there is nothing to do. Each plugin is tried.
+    /// Detaches what `record` says, and removes the record. Without a record there is nothing to do. Each plugin is
+    /// tried.
     ///
     /// # Errors
-    /// With the words of all plugins that failed. It can be repeated.
+    /// Quotes the words of all plugins that failed. The call can be repeated.
     pub(crate) async fn delete(&self, record: &Path) -> Result<(), Error> {
         let Some(mut kept) = Record::read(record).await? else { return Record::remove(record).await };
         let _turn = self.turn(&kept.network).await;
@@ -196,13 +200,13 @@ impl Cni {
         Error::all(errors)
     }
 
-    /// Waits until the network is not being collected; while this is held, it isn't.
+    /// Waits while the network is being collected. As long as the guard is held, no collection begins.
     async fn turn(&self, network: &Network) -> Option<RwLockReadGuard<'_, ()>> {
         if network.name == self.default.name { Some(self.turns.read().await) } else { None }
     }
 
-    /// Waits for a moment in which nothing is attached to the built-in network or detached. It does not wait in line: those
-    /// who come after it would wait for it, and so for the slowest plugin that runs.
+    /// Waits for a moment in which nothing is attached to the built-in network or detached. Does not queue for the
+    /// lock: calls that come later would wait for it, and so for the slowest plugin that runs.
     async fn moment(&self) -> Option<RwLockWriteGuard<'_, ()>> {
         let found = async {
             loop {
@@ -215,10 +219,11 @@ impl Cni {
         tokio::time::timeout(MOMENT, found).await.ok()
     }
 
-    /// Asks the plugins whether all is still as it was made. Waits while enough others are asked.
+    /// Has the plugins check that the attachment still is as it was made. Waits for a permit while many others are
+    /// checked.
     ///
     /// # Errors
-    /// With the words of the first that says no.
+    /// Quotes the words of the first plugin that says no.
     pub(crate) async fn check(&self, record: &Path) -> Result<(), Error> {
         let Some(kept) = Record::read(record).await?.filter(|kept| kept.phase == Phase::Added) else {
             let source = std::io::ErrorKind::NotFound;
@@ -240,13 +245,14 @@ impl Cni {
     }
 
     /// Has the built-in network give up what it holds for attachments that are not among the valid ones: their records
-    /// were lost. Those are asked for while nothing is attached or detached; none of them means that it is not known.
+    /// were lost. `valid` is called while nothing is attached or detached; `None` means that the valid ones are not
+    /// known.
     ///
-    /// No other network is touched, whether or not it says `disableGC`: others attach to those, too, and of theirs nothing is
-    /// known here.
+    /// No other network is touched, whether or not it says `disableGC`: others attach to those, too, and their
+    /// attachments are not known here.
     ///
     /// # Errors
-    /// With the words of all plugins that failed.
+    /// Quotes the words of all plugins that failed.
     pub(crate) async fn gc(&self, valid: impl FnOnce() -> Option<Vec<Valid>>) -> Result<(), Error> {
         let leases = self.default.leases.join(&self.default.name);
         if !leases.exists() {
@@ -258,7 +264,7 @@ impl Cni {
             return Ok(());
         };
         let Some(valid) = valid() else { return Ok(()) };
-        // Tasks wait for this; a plugin that is cut off here is killed.
+        // Tasks wait for the collection; a plugin that is cut off here is killed.
         let collected = tokio::time::timeout(self.deadline, self.collect(&network, leases, &valid)).await;
         collected.unwrap_or(Err(Error::Late { doing: "collect addresses", limit: self.deadline }))
     }
@@ -281,14 +287,14 @@ impl Cni {
         for plugin in &network.plugins {
             let mut request = plugin.request(network, &Map::new(), None);
             request.insert("cni.dev/valid-attachments".to_owned(), json!(valid));
-            // The name in the first release of 1.1's library, which plugins of that time read.
+            // Name in the first release of 1.1's library, which plugins of that time read.
             request.insert("cni.dev/attachments".to_owned(), json!(valid));
             errors.extend(self.call(network, plugin, "GC").make(request).await.err());
         }
         Error::all(errors)
     }
 
-    /// The directories of now, and those of an earlier time after them.
+    /// Returns the current plugin directories, and after them those of an earlier time.
     fn with(&self, earlier: &[PathBuf]) -> Vec<PathBuf> {
         let others = earlier.iter().filter(|directory| !self.directories.contains(directory));
         self.directories.iter().chain(others).cloned().collect()

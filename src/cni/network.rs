@@ -1,4 +1,4 @@
-//! A network: a list of plugins with what each is told, and what can be said of it without running one.
+//! A network: a list of plugins with their configurations, and what can be said of it without running one.
 //!
 //! Source of the facts: the CNI specification 1.1, sections 1 and 3.
 
@@ -13,21 +13,21 @@ use super::version::Version;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Network {
     pub(super) name: String,
-    /// For texts: the file that it is from, or that it is built in.
+    /// Origin for texts: the network's file, or that it is built in.
     pub(super) origin: String,
-    /// Those that it may be spoken in, ascending; one, once it is settled.
+    /// Versions that the network allows, in ascending order; a single one once it is chosen.
     pub(super) versions: Vec<Version>,
     pub(super) disable_check: bool,
     pub(super) plugins: Vec<Plugin>,
 }
 
-/// What a plugin is told of itself, and the name of its program.
+/// A plugin: the name of its program, and its configuration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Plugin {
     #[serde(rename = "type")]
     pub kind: String,
     pub config: Map<String, Value>,
-    /// It does nothing where this is not asked for.
+    /// Name of the capability without which the plugin does nothing, and is not run.
     #[serde(default)]
     pub idle_without: Option<String>,
 }
@@ -37,12 +37,12 @@ impl Network {
         &self.name
     }
 
-    /// What its plugins take of a job, by the names of the CNI conventions.
+    /// Returns what the plugins take of a job, by the names of the CNI conventions.
     pub(crate) fn capabilities(&self) -> BTreeSet<&str> {
         self.plugins.iter().flat_map(Plugin::capabilities).collect()
     }
 
-    /// Without the plugins that would do nothing.
+    /// Returns the network without the plugins that would do nothing.
     pub(super) fn busy_with(&self, arguments: &Map<String, Value>) -> Self {
         let mut network = self.clone();
         let has = |name: &String| arguments.contains_key(name);
@@ -50,12 +50,12 @@ impl Network {
         network
     }
 
-    /// The version that its plugins are spoken to in.
+    /// Returns the version that the plugins are spoken to in.
     pub(super) fn version(&self) -> Version {
         self.versions.last().copied().unwrap_or(Version::NEWEST)
     }
 
-    /// The programs that it needs: those of its plugins, and those that they give addresses by.
+    /// Returns the programs that the network needs: those of its plugins, and those of their IPAM plugins.
     pub(super) fn programs(&self) -> Vec<&str> {
         self.plugins.iter().flat_map(Plugin::programs).collect()
     }
@@ -82,13 +82,13 @@ impl Plugin {
         [Some(self.kind.as_str()), delegate.filter(|kind| !kind.is_empty())].into_iter().flatten()
     }
 
-    /// What it takes of a job.
+    /// Returns what the plugin takes of a job.
     pub(super) fn capabilities(&self) -> impl Iterator<Item = &str> {
         let declared = self.config.get("capabilities").and_then(Value::as_object);
         declared.into_iter().flatten().filter(|(_, takes)| **takes == true).map(|(name, _)| name.as_str())
     }
 
-    /// What it reads on its stdin.
+    /// Returns the configuration that the plugin reads on its stdin.
     pub(super) fn request(
         &self,
         network: &Network,
@@ -96,7 +96,7 @@ impl Plugin {
         previous: Option<&Value>,
     ) -> Map<String, Value> {
         let mut config = self.config.clone();
-        // These are words between us and whoever wrote the file.
+        // These keys are words between the runtime and whoever wrote the file.
         config.retain(|key, _| key != "capabilities" && !key.starts_with("cni.dev/"));
         config.insert("name".to_owned(), network.name.clone().into());
         config.insert("cniVersion".to_owned(), network.version().to_string().into());
@@ -114,7 +114,7 @@ impl Plugin {
     }
 }
 
-/// Whether a text can be the name of a network or the id of a container: it becomes a part of paths.
+/// Checks that a text can be the name of a network or the id of a container: it becomes a part of paths.
 pub(super) fn check_name(what: &'static str, value: &str) -> Result<(), Error> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     let starts_well = value.starts_with(|c: char| c.is_ascii_alphanumeric());

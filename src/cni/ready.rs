@@ -1,4 +1,4 @@
-//! Whether the built-in network can be joined on this host: its plugins are there, and those that are asked say so.
+//! The readiness of the built-in network on this host: its plugins are there, and those that can be asked say so.
 //!
 //! Source of the facts: the CNI specification 1.1, section 2, STATUS.
 
@@ -11,19 +11,19 @@ use super::Cni;
 use super::error::Error;
 use super::version::Version;
 
-/// How long the word of plugins counts.
+/// Time for which the plugins' answer is cached.
 const ASK_AGAIN: Duration = Duration::from_secs(30);
-/// Who asks does not wait for longer.
+/// Maximum time that a caller waits for the plugins' answer.
 const ANSWERS: Duration = Duration::from_secs(5);
 
-/// What was found, and when.
+/// The cached answer, and when it was given.
 #[derive(Debug, Default)]
 pub(super) struct Ready {
     known: Mutex<Option<(Instant, bool)>>,
 }
 
 impl Cni {
-    /// Whether the built-in network can be joined, by the word of its plugins. It may be some seconds old.
+    /// Returns whether the built-in network can be joined, by the plugins' answer, which may be some seconds old.
     pub(crate) async fn is_ready(&self) -> bool {
         let known = *self.ready.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, ready)) = known.filter(|(since, _)| since.elapsed() < ASK_AGAIN) {
@@ -44,7 +44,8 @@ impl Cni {
         ready
     }
 
-    /// Asks the plugins of the built-in network whether they could attach. Those of before version 1.1 are only looked for.
+    /// Asks the plugins of the built-in network whether they could attach. Plugins of before version 1.1 can't be
+    /// asked: it is only checked that they are there.
     async fn status(&self) -> Result<(), Error> {
         let network = self.network(None).await?;
         if network.version() < Version::WITH_STATUS {

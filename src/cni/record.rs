@@ -1,4 +1,4 @@
-//! What is kept on disk of an attachment, so that it can be taken back whatever happens to us: the network as it was,
+//! The record of an attachment on the disk, so that it can be undone even if this process dies: the network as it was,
 //! what was asked of it, and what its plugins have answered so far.
 
 #![expect(
@@ -24,11 +24,11 @@ pub(super) struct Record {
     pub phase: Phase,
     pub network: Network,
     pub attached: Attached,
-    /// Where the plugins were; the operator may have moved them since.
+    /// Directories of the plugins then; the operator may have moved them since.
     pub directories: Vec<PathBuf>,
-    /// How many plugins have connected it, in their order. The next one may have begun.
+    /// Number of plugins that have connected the container, in their order. The next one may have begun.
     pub answered: usize,
-    /// That of the last one which has.
+    /// Result of the last plugin that has connected the container.
     pub result: Option<Value>,
 }
 
@@ -43,7 +43,7 @@ pub(super) enum Phase {
 }
 
 impl Record {
-    /// What can be said of an attachment whose record is gone.
+    /// Returns a record for an attachment whose own is gone, with what is known of it.
     pub(super) fn lost(network: &Network, holder: Valid) -> Self {
         let Valid { container_id, if_name } = holder;
         let attached = Attached { container_id, if_name, ..Attached::default() };
@@ -57,7 +57,7 @@ impl Record {
         }
     }
 
-    /// None where there is none.
+    /// Reads a record; `None` if there is none.
     pub(super) async fn read(path: &Path) -> Result<Option<Self>, Error> {
         let path = path.to_owned();
         on_files(move || {
@@ -73,7 +73,7 @@ impl Record {
         .await
     }
 
-    /// Replaces what is there as a whole, so that a crash leaves the old or the new one.
+    /// Replaces the record as a whole, so that a crash leaves the old or the new one.
     pub(super) async fn write(&self, path: &Path) -> Result<(), Error> {
         let (path, new) = (path.to_owned(), path.with_extension("new"));
         let text = serde_json::to_vec(self).map_err(Error::io("write", &path))?;

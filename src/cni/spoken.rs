@@ -1,5 +1,5 @@
-//! Which versions plugins speak, by their own word: asked for only where a network leaves a choice, and once for each
-//! program as long as its file stays the same.
+//! A cache of the versions that plugins speak, by their answers to VERSION. A plugin is asked only where a network
+//! leaves a choice, and once for each program as long as its file stays the same.
 //!
 //! Source of the facts: the CNI specification 1.1, section 1 ("version considerations") and section 5.
 
@@ -35,10 +35,10 @@ struct Answer {
 }
 
 impl Spoken {
-    /// The newest of the network's that all of its plugins speak.
+    /// Returns the newest version of the network's that all of its plugins speak.
     ///
     /// # Errors
-    /// Says what each speaks, where there is none.
+    /// Says what each plugin speaks, if there is no such version.
     pub(super) async fn common(&self, network: &Network, calls: &[Call<'_>]) -> Result<Version, Error> {
         let mut common = network.versions.clone();
         let mut told = Vec::new();

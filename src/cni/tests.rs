@@ -80,7 +80,7 @@ impl Place {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     }
 
-    /// One of its own: plugins that are left behind are told by it.
+    /// Returns a container id of the test's own, by which plugins that are left behind are told.
     fn id(&self) -> String {
         format!("c{}", self.directory.path().file_name().unwrap().display())
     }

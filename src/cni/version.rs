@@ -12,13 +12,13 @@ use serde_json::{Value, json};
 pub(crate) struct Version(u32, u32, u32);
 
 impl Version {
-    /// Networks are lists of plugins from here on.
+    /// Oldest version that is known here: from it on, networks are lists of plugins.
     pub(super) const OLDEST: Self = Self(0, 3, 0);
-    /// DEL is told what ADD answered, and there is CHECK.
+    /// First version in which DEL is told the result of ADD, and with CHECK.
     pub(super) const WITH_CHECK: Self = Self(0, 4, 0);
-    /// An address's family is no longer told beside it.
+    /// First version in which an address is told without its family.
     pub(super) const WITHOUT_FAMILY: Self = Self(1, 0, 0);
-    /// There are GC and STATUS.
+    /// First version with GC and STATUS.
     pub(super) const WITH_STATUS: Self = Self(1, 1, 0);
     pub(super) const NEWEST: Self = Self(1, 1, 0);
 
@@ -59,8 +59,8 @@ impl std::str::FromStr for Version {
     }
 }
 
-/// A plugin's answer in the form of the version that the others are told. They differ in whether an address says its
-/// family.
+/// Converts a plugin's result to the version that the other plugins are told. Versions differ in whether an address
+/// says its family.
 pub(super) fn convert(mut result: Value, to: Version) -> Value {
     result["cniVersion"] = json!(to);
     for address in result.get_mut("ips").and_then(Value::as_array_mut).into_iter().flatten() {
