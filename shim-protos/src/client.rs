@@ -1,12 +1,12 @@
 //! The client of a shim's task service, shared by all who control its task.
 //!
-//! The generated client speaks version 3 only; here the service's name is the shim's own. One connection carries all
-//! calls. When it breaks and the shim is still there, the next call makes a new one, and a call that was cut off is
-//! made again, if it never left or does no harm when it is carried out twice. Any other is an error, and whoever made
-//! it has to look what became of it.
+//! The generated client speaks version 3 only; this one uses the service name of the shim's own version. One
+//! connection carries all calls. If it breaks and the shim is still there, the next call reconnects, and a call that
+//! was cut off is retried, if it was never sent or is idempotent. Any other call fails, and its caller has to find out
+//! whether it took effect.
 //!
-//! A deadline is the server's context too: when it passes, or the connection breaks, the shim kills the runc that is
-//! running for the call. Give calls that fork runc plenty.
+//! A deadline is the server's context, too: when it passes, or the connection breaks, the shim kills the runc that is
+//! running for the call. Calls that fork runc need a long timeout.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -29,7 +29,7 @@ use crate::multiplex::{Broken, Multiplex};
 /// The failure of a call to a shim, by what the caller can do about it.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum CallError {
-    /// The shim is gone, or nobody listens at its address.
+    /// The shim is gone, or no process listens at its address.
     #[error("the shim can't be reached: {0}")]
     Disconnected(String),
     /// No answer came in time; whether the call took effect is unknown.
@@ -304,7 +304,7 @@ mod tests {
     async fn concurrent_calls_reach_the_shim_in_the_order_of_their_ids() {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let client = TaskClient::over(ours, &nowhere(ApiVersion::V3));
-        // More than the socket holds: most wait for the server to read.
+        // The requests are more than the socket's buffer holds: most wait for the server to read.
         let request = StateRequest { id: "x".repeat(8 * 1024), ..StateRequest::default() };
         let call = |_| {
             let (client, request) = (client.clone(), request.clone());

@@ -1,8 +1,8 @@
 //! Multiplexes concurrent calls over one connection, in the frames of the ttrpc crate.
 //!
-//! That crate's own client takes a request's stream id in one step and queues the request in another, so that requests
-//! of several callers can reach the shim out of order, and shims from containerd 1.7 on refuse those. Here the id is
-//! taken by the one task that writes, when it writes: there is no order to get wrong.
+//! The ttrpc crate's own client assigns a request's stream id in one step and queues the request in another, so that
+//! requests of several callers can reach the shim out of order, and shims from containerd 1.7 on refuse those. Here
+//! the one task that writes assigns the id when it writes, so that the ids are always in order.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
