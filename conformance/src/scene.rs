@@ -200,7 +200,7 @@ impl Scene {
     /// Starts a task.
     ///
     /// # Errors
-    /// Carries the plugin's refusal.
+    /// Carries the plugin's error.
     pub async fn run(&self, plugin: &Plugin, config: &Value) -> Result<Task> {
         let mut task = self.prepare(plugin, config).await?;
         task.start(plugin).await?;

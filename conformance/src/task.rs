@@ -33,7 +33,7 @@ impl Task {
     /// Starts the task, and checks the answer for what the agent relies on.
     ///
     /// # Errors
-    /// Carries the plugin's refusal.
+    /// Carries the plugin's error.
     pub async fn start(&mut self, plugin: &Plugin) -> Result<()> {
         let answer = plugin.start_task(self.config.clone()).await.context("StartTask")?;
         let handle = answer.handle.context("StartTask without a handle")?;
@@ -69,7 +69,7 @@ impl Task {
     }
 
     /// # Errors
-    /// Carries the plugin's refusal.
+    /// Carries the plugin's error.
     pub async fn recover(&self, plugin: &Plugin) -> Result<()> {
         plugin.recover_task(self.kept_handle()?).await.context("RecoverTask")
     }
@@ -77,7 +77,7 @@ impl Task {
     /// Waits for the exit of the task, whose status the driver has to know.
     ///
     /// # Errors
-    /// Carries the plugin's refusal, or the error beside the result.
+    /// Carries the plugin's error, or the error beside the result.
     pub async fn wait(&self, plugin: &Plugin) -> Result<pb::ExitResult> {
         let answer = self.wait_answer(plugin).await?;
         ensure!(answer.err.is_empty(), "WaitTask: {}", answer.err);
@@ -96,14 +96,14 @@ impl Task {
     }
 
     /// # Errors
-    /// Carries the plugin's refusal, or says that no answer came.
+    /// Carries the plugin's error, or says that no answer came.
     pub async fn wait_answer(&self, plugin: &Plugin) -> Result<pb::WaitTaskResponse> {
         let answer = tokio::time::timeout(LIMIT, plugin.wait_task(self.id())).await;
         Ok(answer.context("WaitTask gave no answer")??)
     }
 
     /// # Errors
-    /// Carries the plugin's refusal.
+    /// Carries the plugin's error.
     pub async fn stop(&self, plugin: &Plugin, kill_timeout: Duration) -> Result<()> {
         let limit = kill_timeout + LIMIT;
         let answer = tokio::time::timeout(limit, plugin.stop_task(self.id(), kill_timeout, "")).await;
@@ -113,7 +113,7 @@ impl Task {
     /// Destroys the task after its exit.
     ///
     /// # Errors
-    /// Carries the plugin's refusal.
+    /// Carries the plugin's error.
     pub async fn destroy(&self, plugin: &Plugin) -> Result<()> {
         plugin.destroy_task(self.id(), false).await.context("DestroyTask")
     }
@@ -121,7 +121,7 @@ impl Task {
     /// Destroys the task by force, whether it runs or not.
     ///
     /// # Errors
-    /// Carries the plugin's refusal.
+    /// Carries the plugin's error.
     pub async fn end(&self, plugin: &Plugin) -> Result<()> {
         plugin.destroy_task(self.id(), true).await.context("DestroyTask by force")
     }
@@ -129,7 +129,7 @@ impl Task {
     /// Runs a script in the task, and returns its exit code and output.
     ///
     /// # Errors
-    /// Carries the plugin's refusal.
+    /// Carries the plugin's error.
     pub async fn exec(&self, plugin: &Plugin, script: &str) -> Result<(i32, String)> {
         let answer =
             plugin.exec_task(self.id(), &["/bin/sh", "-c", script], LIMIT).await.context("ExecTask")?;

@@ -26,7 +26,7 @@ pub struct Setup {
     pub plugin: PathBuf,
     /// Root directory of all that the agent writes.
     pub directory: PathBuf,
-    /// The driver's options.
+    /// Socket of containerd, an option of the driver like the two below.
     pub containerd_socket: PathBuf,
     pub containerd_runtime: String,
     pub oci_runtime: String,

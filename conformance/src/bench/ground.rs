@@ -184,7 +184,7 @@ impl Ground {
     /// Prepares a snapshot for a container, and returns its mounts.
     ///
     /// # Errors
-    /// Carries the daemon's refusal.
+    /// Carries the daemon's error.
     pub async fn snapshot(&self, key: &str) -> Result<Vec<Mount>> {
         let prepare = PrepareSnapshotRequest {
             snapshotter: SNAPSHOTTER.to_owned(),
@@ -197,7 +197,7 @@ impl Ground {
     }
 
     /// # Errors
-    /// Carries the daemon's refusal.
+    /// Carries the daemon's error.
     pub async fn remove_snapshot(&self, key: &str) -> Result<()> {
         let remove = RemoveSnapshotRequest { snapshotter: SNAPSHOTTER.to_owned(), key: key.to_owned() };
         let answer = SnapshotsClient::new(self.channel.clone()).remove(self.request(remove)).await;

@@ -54,7 +54,7 @@ impl Lane {
     /// Starts the running containers that the steps need, and the `held` ones that run besides.
     ///
     /// # Errors
-    /// Carries the path's refusal.
+    /// Carries the path's error.
     pub async fn begin(&mut self, steps: &[Step], concurrency: usize, held: usize) -> Result<()> {
         self.concurrency = concurrency;
         let needs_one = self.steps(steps).iter().any(|step| step.on() == On::Running);
@@ -159,7 +159,7 @@ async fn make_at(place: &mut Place, step: Step, is_life: bool) -> Result<Times> 
 /// Removes a task, and returns how long that took.
 ///
 /// # Errors
-/// Carries the path's refusal.
+/// Carries the path's error.
 pub async fn remove_timed(mut container: Box<dyn Container>) -> Result<Duration> {
     let begun = Instant::now();
     container.remove().await?;

@@ -30,14 +30,14 @@ pub struct Machine {
     pub cores: usize,
     pub memory_bytes: u64,
     pub kernel: String,
-    /// "v1", "v1, hybrid", or "v2".
+    /// Version of control groups: "v1", "v1, hybrid", or "v2".
     pub cgroups: String,
     pub distribution: String,
     /// Content of `/proc/loadavg` before the first call.
     pub load_before: String,
 }
 
-/// The parts that calls were made on: one shim with one runtime under one containerd.
+/// The setup that calls were made on: one shim with one runtime under one containerd.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Setup {
     /// Name of the setup in series, such as `1.6+runc`.
@@ -109,7 +109,7 @@ pub struct ScalePoint {
     /// Time from the first request of the storm to the answer, for each task.
     pub start_ns: Vec<u64>,
     pub stop_ns: Vec<u64>,
-    /// Execs made while other tasks were starting.
+    /// Times of execs made while other tasks were starting.
     pub exec_ns: Vec<u64>,
     /// Time from the first request to the last answer.
     pub start_storm_ns: u64,

@@ -73,7 +73,7 @@ impl Exec {
     /// tool doesn't show it.
     ///
     /// # Errors
-    /// Carries the plugin's refusal.
+    /// Carries the plugin's error.
     pub async fn open(plugin: &Plugin, task_id: &str, command: &[&str], tty: bool) -> Result<Self> {
         Self::open_saying(plugin, task_id, command, tty, Vec::new()).await
     }
@@ -81,7 +81,7 @@ impl Exec {
     /// Opens the stream as [`Self::open`] does, with further messages that are sent at once.
     ///
     /// # Errors
-    /// Carries the plugin's refusal.
+    /// Carries the plugin's error.
     pub async fn open_saying(
         plugin: &Plugin,
         task_id: &str,

@@ -99,7 +99,7 @@ impl Plugin {
     /// Makes the calls that an agent makes after SetConfig: Init, and the two streams that stay open for good.
     ///
     /// # Errors
-    /// Carries the plugin's refusal.
+    /// Carries the plugin's error.
     pub async fn listen(&mut self) -> Result<()> {
         match self.driver().init(pb::InitRequest {}).await {
             Err(status) if status.code() != Code::Unimplemented => return Err(status).context("Init"),
@@ -196,7 +196,7 @@ impl Plugin {
     /// Calls SetConfig as the agent does when it starts, with the options encoded by the plugin's own schema.
     ///
     /// # Errors
-    /// Carries the plugin's refusal.
+    /// Carries the plugin's error.
     pub async fn configure(&self, options: &Value) -> Result<()> {
         let msgpack =
             hcl::encode(&self.config_schema().await?, options).context("encode the plugin's options")?;

@@ -43,7 +43,7 @@ pub struct Stats {
 
 impl Stats {
     /// # Errors
-    /// Carries the plugin's refusal.
+    /// Carries the plugin's error.
     pub async fn open(plugin: &Plugin, task_id: &str, every: Duration) -> Result<Self> {
         let stream = plugin.stats(task_id, every).await.context("TaskStats")?;
         Ok(Self { task_id: task_id.to_owned(), stream })

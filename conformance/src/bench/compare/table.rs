@@ -1,4 +1,4 @@
-//! A comparison as a table for a terminal.
+//! Prints a comparison as a table for a terminal.
 
 use super::{Args, Comparison, Line, Verdict, setups};
 use crate::bench::record::{Key, Report, Setup};
