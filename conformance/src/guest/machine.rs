@@ -1,4 +1,4 @@
-//! An emulated machine: QEMU started, its console shown, its time limited. Knows nothing of what runs in it.
+//! An emulated machine: starts QEMU, shows its console, limits its time. Knows nothing of what runs in it.
 
 use std::ffi::OsString;
 use std::fs;
@@ -15,29 +15,29 @@ use crate::interrupt::interrupted;
 const PROGRAM: &str = "qemu-system-x86_64";
 const PROCESSORS: &str = "2";
 
-/// What a machine is made of.
+/// The parts of an emulated machine.
 pub struct Machine<'a> {
     pub kernel: &'a Path,
     pub initial_root: &'a Path,
-    /// The kernel's command line, beside the console.
+    /// Arguments of the kernel's command line, beside the console.
     pub arguments: &'a str,
     pub memory: &'a str,
-    /// Read, and never changed: what is written is gone when the machine is off.
+    /// Images of disks, which are never changed: what the guest writes is lost when the machine is turned off.
     pub disks: &'a [&'a Path],
-    /// Whether a reboot is one; else it turns the machine off.
+    /// Whether a reboot of the guest restarts the machine. Else a reboot turns it off.
     pub reboots: bool,
-    /// Where QEMU keeps what is written to the disks, and the end's code.
+    /// Directory for the guest's writes to disks, and for its exit code.
     pub directory: &'a Path,
-    /// Past it the machine is turned off.
+    /// Time after which the machine is turned off.
     pub limit: Duration,
 }
 
 impl Machine<'_> {
-    /// Runs the machine until it turns itself off, with its console on stdout. The code that it has written on its second
-    /// serial line is the answer.
+    /// Runs the machine until it turns itself off, with its console on stdout. Returns the exit code that the guest has
+    /// written on its second serial line.
     ///
     /// # Errors
-    /// Says that it could not be run, ran too long, or ended without a code.
+    /// Fails if the machine could not be run, ran too long, or ended without a code.
     pub fn run(&self) -> Result<ExitCode> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(self.show())?;
@@ -49,9 +49,9 @@ impl Machine<'_> {
     /// Runs the machine with its console on this process' terminal, until it turns itself off.
     ///
     /// # Errors
-    /// Says that it could not be run.
+    /// Fails if the machine could not be run.
     pub fn run_on_terminal(&self) -> Result<()> {
-        // Ctrl-C is for whoever works in the machine; Ctrl-A X turns it off.
+        // Ctrl-C is for the user of the machine; Ctrl-A X turns it off.
         let status = self.command("mon:stdio").into_std().status();
         let status = status.with_context(|| format!("start {PROGRAM}"))?;
         ensure!(status.success(), "{PROGRAM} ended with {status}");

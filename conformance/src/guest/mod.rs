@@ -1,5 +1,5 @@
-//! Runs a part of the suite on a kernel with cgroup v2 alone, whatever this machine has: in a machine that QEMU emulates
-//! in software, some ten times slower than this one, with Debian's kernel and a root in memory.
+//! Runs a part of the suite on a kernel with cgroup v2 alone, whatever this machine has: in a machine that QEMU
+//! emulates in software, some ten times slower than this one, with Debian's kernel and a root in memory.
 
 mod machine;
 mod root;
@@ -18,8 +18,8 @@ use crate::interrupt::UnderWay;
 use machine::Machine;
 use root::Root;
 
-/// The cases that run there, by words of their names: what depends on the kernel and its control groups, and of the
-/// rest enough to show that a task lives and ends as elsewhere.
+/// Cases that run in the guest, by words of their names: those that depend on the kernel and its cgroups, and enough of
+/// the others to show that a task lives and ends as elsewhere.
 const CASES: &[&str] = &[
     "account: a running task",
     "devices:",
@@ -48,11 +48,11 @@ const CASES: &[&str] = &[
     "wait: a destroy tells",
     "wait: the same allocation",
 ];
-/// Past it the guest is turned off.
+/// Time after which the guest is turned off.
 const LIMIT: Duration = Duration::from_secs(900);
 const MEMORY: &str = "3G";
 const INIT: &str = include_str!("init");
-/// Loaded by the guest: the kernel has the rest built in.
+/// Kernel module that the guest loads. All others that it needs are built into the kernel.
 const MODULE: &str = "kernel/fs/overlayfs/overlay.ko";
 
 #[derive(clap::Args)]
@@ -60,7 +60,7 @@ pub struct Args {
     /// The driver's binary.
     #[arg(long)]
     plugin: PathBuf,
-    /// Where a Debian kernel package (linux-image-*-cloud-amd64) is unpacked.
+    /// Directory in which a Debian kernel package (linux-image-*-cloud-amd64) is unpacked.
     #[arg(long)]
     kernel: PathBuf,
     /// An agent's binary: the end-to-end set runs under it there, in place of the cases against the plugin alone.
@@ -68,12 +68,14 @@ pub struct Args {
     nomad: Option<PathBuf>,
     #[command(flatten)]
     choice: Choice,
-    /// Only cases whose name contains one of these, in place of the usual choice.
+    /// Runs only cases whose name contains one of these, in place of the usual choice.
     filter: Vec<String>,
 }
 
+/// Runs the cases in a guest.
+///
 /// # Errors
-/// Says what keeps the guest from running, or that it ended without a result. A case that fails is in the exit code.
+/// Fails if the guest can't run, or ended without a result. A case that fails is in the exit code.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let _under_way = UnderWay::begin();
     let directory = fixture::own_directory()?;
@@ -83,7 +85,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let machine = Machine {
         kernel: &kernel,
         initial_root: &archive,
-        // A kernel that gives up reboots, which ends the machine.
+        // A kernel that panics reboots, which ends the machine.
         arguments: "panic=-1",
         memory: MEMORY,
         disks: &[],
@@ -124,7 +126,7 @@ fn make_executable(file: &Path) -> Result<()> {
     Ok(fs::set_permissions(file, fs::Permissions::from_mode(0o755))?)
 }
 
-/// What the guest's `conformance` is called with.
+/// Returns the arguments of the guest's `conformance`.
 fn arguments_inside(args: &Args, programs: &Programs) -> Vec<String> {
     let mut arguments = match &args.nomad {
         Some(_) => vec!["e2e", "--nomad", "/bin/nomad"],
@@ -140,7 +142,7 @@ fn arguments_inside(args: &Args, programs: &Programs) -> Vec<String> {
     arguments.into_iter().map(str::to_owned).collect()
 }
 
-/// The one entry of a directory whose name begins so.
+/// Returns the only entry of a directory whose name has this prefix.
 fn only_match(directory: &Path, prefix: &str) -> Result<PathBuf> {
     let entries = fs::read_dir(directory).with_context(|| format!("look into {}", directory.display()))?;
     let named = entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(prefix));

@@ -1,5 +1,5 @@
-//! The guest's root: an archive that the kernel unpacks into memory, with the programs that the suite runs, as this
-//! machine has them, and what they load. Knows nothing of the machine that will run it.
+//! The guest's root: an archive that the kernel unpacks into memory, with the programs of this machine that the suite
+//! runs, and the libraries that they load. Knows nothing of the machine that will run it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -14,27 +14,27 @@ use crate::fixture::Programs;
 use crate::fixture::images::libraries;
 use crate::fixture::programs::{in_path, name_of};
 
-/// What the suite runs, beside itself and the plugin; `ldd`, a script of bash', among it.
+/// Programs that the suite runs, beside itself and the plugin; `ldd`, a script for bash, among them.
 const PROGRAMS: [&str; 7] =
     ["bash", "busybox", "docker-registry", "ldd", "redis-cli", "redis-server", "tini-static"];
-/// Those of them that load nothing.
+/// Programs of [`PROGRAMS`] that load no libraries.
 const LOAD_NOTHING: [&str; 3] = ["busybox", "ldd", "tini-static"];
-/// What programs read, as it is here; an agent wants the user `nobody`.
+/// Files of this machine that programs read; an agent wants the user `nobody`.
 const FILES: [&str; 2] = ["/etc/group", "/etc/passwd"];
-/// Made empty, to be mounted on or written to.
+/// Empty directories, to be mounted on or written to.
 const DIRECTORIES: [&str; 10] =
     ["dev", "etc", "mnt", "proc", "root", "run/containerd/s", "sys", "tmp", "usr", "var/lib"];
 
-/// The files of a root, each by where it goes.
+/// The files of a root: source paths by their paths in the root.
 pub struct Root {
     files: BTreeMap<PathBuf, PathBuf>,
 }
 
 impl Root {
-    /// A root with all that the suite needs of this machine.
+    /// Returns a root with all that the suite needs of this machine.
     ///
     /// # Errors
-    /// Names the program that is missing.
+    /// Fails with the program that is missing.
     pub fn with_programs(programs: &Programs) -> Result<Self> {
         let mut root = Self { files: BTreeMap::new() };
         for name in PROGRAMS {
@@ -49,10 +49,10 @@ impl Root {
         Ok(root)
     }
 
-    /// Adds a program as `/bin/<name>`, with what it loads.
+    /// Adds a program as `/bin/<name>`, with the libraries that it loads.
     ///
     /// # Errors
-    /// Fails where what it loads can't be told.
+    /// Fails if its libraries can't be told.
     pub fn program(&mut self, path: &Path, name: &str) -> Result<()> {
         self.file(path, &Path::new("/bin").join(name));
         if !LOAD_NOTHING.contains(&name) {
@@ -63,15 +63,15 @@ impl Root {
         Ok(())
     }
 
-    /// Adds a file.
+    /// Adds a file of this machine at a path of the root.
     pub fn file(&mut self, path: &Path, at: &Path) {
         self.files.insert(at.to_owned(), path.to_owned());
     }
 
-    /// Writes the archive. `scratch` is an empty directory for the time of it.
+    /// Writes the archive. `scratch` is an empty directory to work in.
     ///
     /// # Errors
-    /// Carries what the packer said.
+    /// Fails with the packer's error.
     pub fn pack(&self, scratch: &Path, archive: &Path) -> Result<()> {
         let below = |path: &Path| scratch.join(path.strip_prefix("/").unwrap_or(path));
         for directory in DIRECTORIES {
@@ -102,7 +102,7 @@ impl Root {
     }
 }
 
-/// Every path below `directory`, parents first.
+/// Appends every path below `directory` to a list, parents first.
 fn list(root: &Path, directory: &Path, into: &mut String) -> Result<()> {
     for entry in fs::read_dir(root.join(directory))? {
         let entry = entry?;

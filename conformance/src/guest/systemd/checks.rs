@@ -1,4 +1,4 @@
-//! What depends on a machine with systemd. Each check ends with the machine as it was before it.
+//! Checks of what depends on a machine with systemd. Each check ends with the machine as it was before it.
 
 use std::fs;
 use std::process::Command;
@@ -18,7 +18,7 @@ use crate::processes;
 
 pub type Check = (&'static str, Box<dyn Fn(&mut Site) -> Result<()> + Send>);
 
-/// All but the reboot, which is under way before any of them.
+/// Returns all checks but the reboot, which comes before them.
 pub fn all() -> Vec<Check> {
     vec![
         ("main job: redis is started, asked, its log read, and stopped", Box::new(main_job)),
@@ -102,7 +102,7 @@ fn plugin_killed(site: &mut Site) -> Result<()> {
     goes_on(&site.client, &id, pid)
 }
 
-/// Where the kernel has a process among the control groups of version 2.
+/// Returns the path of a process' cgroup of version 2.
 fn cgroup(pid: i32) -> Result<String> {
     let all = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
     all.trim().strip_prefix("0::").map(str::to_owned).with_context(|| format!("process {pid} is in {all:?}"))
@@ -117,7 +117,7 @@ fn usual_cgroups(site: &mut Site) -> Result<()> {
     goes_on(&site.client, &id, pid)
 }
 
-/// Nomad makes its slice at the root all the same (`client/lib/cgroupslib`, 1.11.3, whatever `cgroup_parent` says), and
+/// Nomad makes its slice at the root nevertheless (`client/lib/cgroupslib`, 1.11.3, whatever `cgroup_parent` says), and
 /// systemd, which has not made it, leaves it alone.
 fn delegated(site: &mut Site) -> Result<()> {
     change_agent("Delegate=yes\nDelegateSubgroup=agent")?;
@@ -134,12 +134,12 @@ fn delegated(site: &mut Site) -> Result<()> {
     goes_on(&site.client, &id, pid)
 }
 
-/// A process' `oom_score_adj`.
+/// Returns a process' `oom_score_adj`.
 fn score(pid: i32) -> Result<i32> {
     Ok(fs::read_to_string(format!("/proc/{pid}/oom_score_adj"))?.trim().parse()?)
 }
 
-/// The unit's own score is -1000, as in Nomad's packages: nobody but the agent and the plugin is to have it.
+/// The unit's own score is -1000, as in Nomad's packages: only the agent and the plugin are to have it.
 fn scores(site: &mut Site, runtime: &str, of_shim: i32) -> Result<()> {
     ensure!(score(main_process(AGENT)?)? == -1000, "the agent has another score");
     if !runtime.is_empty() {
@@ -156,7 +156,7 @@ fn scores(site: &mut Site, runtime: &str, of_shim: i32) -> Result<()> {
     goes_on(&site.client, &id, pid)
 }
 
-/// The AppArmor profile of a process.
+/// Returns the AppArmor profile of a process.
 fn profile(pid: i32) -> Result<String> {
     Ok(fs::read_to_string(format!("/proc/{pid}/attr/current"))?.trim().to_owned())
 }
@@ -165,7 +165,7 @@ fn unconfined(site: &mut Site) -> Result<()> {
     let enabled = fs::read_to_string("/sys/module/apparmor/parameters/enabled")?;
     ensure!(enabled.trim() == "Y", "AppArmor is not on: {enabled}");
     let (id, pid) = site.start("unconfined", "")?;
-    // Debian's profile `runc` limits nothing, and what it starts goes by its name.
+    // Debian's profile `runc` limits nothing, and processes started under it are shown with its name.
     let seen = profile(pid)?;
     ensure!(["unconfined", "runc (unconfined)"].contains(&&*seen), "the task is confined by {seen:?}");
     println!("  the task is {seen}");

@@ -19,20 +19,22 @@ use crate::fixture::Programs;
 use crate::fixture::containerd::NAMESPACE;
 use crate::fixture::process::output;
 
-/// Asks `start` for a reboot.
+/// Exit code that asks `start` for a reboot.
 const REBOOT: u8 = 75;
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Leave the machine to whoever works in it.
+    /// Leaves the machine to whoever works in it.
     #[arg(long)]
     shell: bool,
-    /// Only checks whose name contains one of these.
+    /// Runs only checks whose name contains one of these.
     filter: Vec<String>,
 }
 
+/// Runs one boot of the guest.
+///
 /// # Errors
-/// Says what kept the units from running. A check that fails is in the exit code.
+/// Fails if the units don't run. A check that fails is in the exit code.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let begun = Instant::now();
     let wanted = |name: &str| is_selected(name, &args.filter);
@@ -40,7 +42,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if checks.is_empty() && !wanted(reboot::NAME) {
         bail!("no check has one of {:?} in its name", args.filter);
     }
-    // The console has control codes of the boot in its line.
+    // The console's line has control codes of the boot before this.
     println!("\n{}", machine()?);
     if let Some(earlier) = Earlier::take()? {
         let site = Site::again()?;
@@ -66,7 +68,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(run_checks(site, checks))
 }
 
-/// What it is made of, as `hack/matrix` reads it.
+/// Returns the versions of the machine's programs, as `hack/matrix` reads them.
 fn machine() -> Result<String> {
     let read = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned());
     let said = |program: &str| output(Command::new(program).arg("--version"));
@@ -92,7 +94,7 @@ fn run_checks(site: Site, checks: Vec<Check>) -> ExitCode {
             play(&mut site, name, &check, &skips).map_err(|error| Failed::from(format!("{error:#}")))
         })
     });
-    // It is a console, and its lines are read by programs.
+    // Without colors, since the output is a console's and programs read its lines.
     let color = Some(ColorSetting::Never);
     let arguments = Arguments { test_threads: Some(1), color, ..Arguments::default() };
     let conclusion = libtest_mimic::run(&arguments, trials.collect());

@@ -1,5 +1,5 @@
-//! The driver on a machine with systemd: a Debian disk in an emulated machine, on which containerd and a Nomad agent with
-//! the driver are units. This side makes a second disk with what is to be tried, and runs the machine.
+//! The driver on a machine with systemd: a Debian disk in an emulated machine, on which containerd and a Nomad agent
+//! with the driver are units. This side makes a second disk with the programs under test, and runs the machine.
 
 mod checks;
 mod inside;
@@ -21,14 +21,15 @@ use crate::interrupt::UnderWay;
 
 pub use inside::{Args as InsideArgs, run as run_inside};
 
-/// Past it the guest is turned off. A quiet machine needs a fifth of it.
+/// Time after which the guest is turned off. A quiet machine needs a fifth of it.
 const LIMIT: Duration = Duration::from_secs(3600);
 const MEMORY: &str = "2G";
-/// Pressure is measured where the kernel is told to. One that gives up reboots, which the machine's programs notice.
+/// Command line of the guest's kernel. `psi=1` turns the measurement of pressure on. By `panic=-1` a kernel that panics
+/// reboots, which the machine's programs notice.
 const KERNEL: &str = "root=/dev/vda rw rootflags=prjquota psi=1 panic=-1";
-/// Where the second disk is in the guest.
+/// Mount point of the second disk in the guest.
 const UNDER_TEST: &str = "/opt/guest";
-/// What a unit of the Debian disk runs on it.
+/// Script on the second disk that a unit of the Debian disk runs.
 const START: &str = include_str!("start");
 const REDIS: &str = "docker.io/library/redis:alpine";
 const BUSYBOX: &str = "docker.io/library/busybox:latest";
@@ -44,15 +45,17 @@ pub struct Args {
     /// The directory of Debian's disk, kernel and initial root, as hack/guest makes it.
     #[arg(long)]
     disk: PathBuf,
-    /// A shell on this terminal in place of the checks.
+    /// Opens a shell on this terminal in place of the checks.
     #[arg(long)]
     shell: bool,
-    /// Only checks whose name contains one of these.
+    /// Runs only checks whose name contains one of these.
     filter: Vec<String>,
 }
 
+/// Runs the checks in a guest.
+///
 /// # Errors
-/// Says what keeps the guest from running, or that it ended without a result. A check that fails is in the exit code.
+/// Fails if the guest can't run, or ended without a result. A check that fails is in the exit code.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let _under_way = (!args.shell).then(UnderWay::begin);
     let directory = fixture::own_directory()?;

@@ -1,4 +1,4 @@
-//! A reboot of the machine under a running task, and what the next boot finds of it.
+//! A reboot of the machine under a running task, and the state that the next boot finds.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,10 +16,10 @@ use crate::fixture::traces::children;
 
 pub const NAME: &str = "reboot: the task is started anew, and nothing of the earlier boot is left";
 const JOB: &str = "over-a-reboot";
-/// What a boot leaves to the next one.
+/// File by which a boot passes its state to the next one.
 const FILE: &str = "/var/lib/guest.json";
 
-/// A task that ran when the machine was rebooted, and what containerd had without it and with it.
+/// A task that ran when the machine was rebooted, and censuses of containerd without it and with it.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Earlier {
     allocation: String,
@@ -28,13 +28,13 @@ pub struct Earlier {
 }
 
 impl Earlier {
-    /// Starts a task for the next boot to look after.
+    /// Starts a task, and writes the state for the next boot.
     ///
     /// # Errors
-    /// When it doesn't run.
+    /// Fails if the task doesn't run.
     pub fn leave(site: &mut Site) -> Result<()> {
         let without_task = records()?;
-        // One that doesn't heed SIGTERM holds the shutdown up for a minute and a half.
+        // A task that ignores SIGTERM holds the shutdown up for a minute and a half.
         let script = format!("trap 'exit 0' TERM; {SCRIPT}");
         let (allocation, _) = site.start_script(JOB, &script, "")?;
         let with_task = records()?;
@@ -46,10 +46,10 @@ impl Earlier {
         Ok(fs::write(FILE, serde_json::to_vec(&earlier)?)?)
     }
 
-    /// What the boot before has left, once.
+    /// Reads and removes the state of the boot before, if there is one.
     ///
     /// # Errors
-    /// When it can't be read.
+    /// Fails if it can't be read.
     pub fn take() -> Result<Option<Self>> {
         let Ok(text) = fs::read(FILE) else { return Ok(None) };
         fs::remove_file(FILE)?;
@@ -57,17 +57,17 @@ impl Earlier {
     }
 }
 
-/// The check of the second boot.
+/// Checks, after the second boot, that the task was started anew and that nothing of the earlier boot is left.
 ///
 /// # Errors
-/// Names what isn't as it should be.
+/// Fails with what isn't as it should be.
 pub fn is_over(site: &mut Site, earlier: &Earlier) -> Result<()> {
     site.adopt(JOB);
     let id = &earlier.allocation;
     let again = |allocation: &Allocation| allocation.task("main").count("Started") == 2;
     let allocation = site.client.allocation_until(id, "second start", SOON, again)?;
     ensure!(allocation.task("main").count("Failed Restoring Task") == 1, "{}", allocation.story());
-    // Of the earlier boot's names none is left, and there is one of each kind for the new one.
+    // None of the earlier boot's names is left, and there is one of each kind for the new task.
     site.client
         .eventually("records of the new task alone", || {
             let of_it = records()?.since(&earlier.without_task);
@@ -89,6 +89,6 @@ pub fn is_over(site: &mut Site, earlier: &Earlier) -> Result<()> {
         Ok(records()?.since(&earlier.without_task).is_empty()
             && children(&Path::new(STATE_DIR).join(NAMESPACE)).is_empty())
     })?;
-    // What the checks after it are held against.
+    // Takes the census that the checks after this one are compared with.
     site.settle()
 }

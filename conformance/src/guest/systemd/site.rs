@@ -1,5 +1,5 @@
-//! What the checks work on: the units of this machine, the agent that is one of them, and a memory of the jobs that a check
-//! has started, so that its end can look for what is left of them.
+//! The objects of the checks: the units of this machine, the agent that is one of them, and a list of the jobs that a
+//! check has started, so that its end can look for their leftovers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,22 +17,23 @@ use crate::fixture::network::Bridge;
 use crate::processes;
 
 pub const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
-/// The driver's default.
+/// The driver's default state directory.
 pub const STATE_DIR: &str = "/run/containerd-driver";
 const AGENT_DIRECTORY: &str = "/var/lib/nomad";
-/// All files in it are the agent's configuration.
+/// Directory of the agent's configuration files.
 const CONFIGURATION: &str = "/etc/nomad.d";
-/// As Nomad has them by default.
+/// Nomad's default ports.
 const PORTS: Ports = Ports { http: 4646, rpc: 4647, serf: 4648 };
 const SERVER_PORTS: Ports = Ports { http: 5646, rpc: 5647, serf: 5648 };
-/// What a task has in containerd; images and what they are made of stay for the next one.
+/// Kinds of a task's things in containerd; images and their content stay for the next task.
 pub const RECORDS: [&str; 4] = ["container record", "lease", "active snapshot", "unfinished content"];
-/// What comes and goes with units that nobody here has to do with, and where each plugin listens.
+/// Parts of names that the census ignores: those of other units, which come and go, and that of each plugin's socket.
 const FOREIGN: [&str; 4] = ["/system.slice/", "/user.slice/", "/systemd", "/plugin.sock"];
-/// Directories that come with the first task, and stay; in the last one crun keeps compiled filters of system calls.
+/// Directories below the state directory that come with the first task and stay. In the last one crun keeps compiled
+/// seccomp filters.
 const LASTING: [&str; 4] = ["nomad", "runc", "runc/nomad", "runc/nomad/.cache"];
 const CRUNS_CACHE: &str = "runc/nomad/.cache/";
-/// All is emulated in software, on a machine that may have other things to do.
+/// Factor for timeouts, since the machine is emulated in software on a machine that may be busy.
 const PATIENCE: u32 = 4;
 
 pub struct Site {
@@ -46,7 +47,7 @@ impl Site {
     /// Makes the units, starts them, and has systemd start them at each boot.
     ///
     /// # Errors
-    /// Names what couldn't be made, or what a unit said last.
+    /// Fails with what couldn't be made, or with the end of a unit's log.
     pub fn make() -> Result<Self> {
         let mut site = Self::on(setup());
         site.setup.lay_out()?;
@@ -62,10 +63,10 @@ impl Site {
         Ok(site)
     }
 
-    /// The units that an earlier boot has made, and systemd has started.
+    /// Waits for the units that an earlier boot has made and systemd has started.
     ///
     /// # Errors
-    /// With what a unit said last.
+    /// Fails with the end of a unit's log.
     pub fn again() -> Result<Self> {
         let mut site = Self::on(setup());
         site.wait_ready()?;
@@ -83,20 +84,20 @@ impl Site {
         Ok(fs::write(Path::new(CONFIGURATION).join("client.hcl"), client)?)
     }
 
-    /// Waits for an idle agent, and notes what there is while no task runs.
+    /// Waits for an idle agent, and takes a census while no task runs.
     ///
     /// # Errors
-    /// With what the agent said last.
+    /// Fails with the end of the agent's log.
     pub fn settle(&mut self) -> Result<()> {
         self.wait_ready()?;
         self.before = self.census()?;
         Ok(())
     }
 
-    /// Waits until jobs can be placed, and the driver is well.
+    /// Waits until jobs can be placed and the driver is healthy.
     ///
     /// # Errors
-    /// With what the agent said last.
+    /// Fails with the end of the agent's log.
     pub fn wait_ready(&mut self) -> Result<()> {
         let is_up = || {
             let state = units::property(AGENT, "ActiveState")?;
@@ -110,15 +111,17 @@ impl Site {
     /// Restarts the agent's unit with another OCI runtime for its tasks.
     ///
     /// # Errors
-    /// As [`Self::wait_ready`].
+    /// Fails as [`Self::wait_ready`] does.
     pub fn use_runtime(&mut self, runtime: &str) -> Result<()> {
         runtime.clone_into(&mut self.setup.oci_runtime);
         self.configure()?;
         self.restart_agent()
     }
 
+    /// Restarts the agent's unit, and waits until it is ready.
+    ///
     /// # Errors
-    /// As [`Self::wait_ready`].
+    /// Fails as [`Self::wait_ready`] does.
     pub fn restart_agent(&mut self) -> Result<()> {
         let before = units::main_process(AGENT)?;
         units::systemctl(&["restart", AGENT])?;
@@ -126,10 +129,10 @@ impl Site {
         self.wait_ready()
     }
 
-    /// The plugin's pid.
+    /// Returns the plugin's pid.
     ///
     /// # Errors
-    /// When there is none, or more than one.
+    /// Fails if there is none, or more than one.
     pub fn plugin(&self) -> Result<i32> {
         match processes::running(&self.setup.plugins().join(crate::agent::DRIVER))[..] {
             [pid] => Ok(pid),
@@ -137,18 +140,19 @@ impl Site {
         }
     }
 
-    /// Starts a job whose task says a word and waits for SIGUSR1; its allocation and its first process.
+    /// Starts a job whose task prints a line and waits for SIGUSR1. Returns its allocation and the pid of its first
+    /// process.
     ///
     /// # Errors
-    /// With what the agent says of it.
+    /// Fails with the agent's account of the job.
     pub fn start(&mut self, name: &str, more_options: &str) -> Result<(String, i32)> {
         self.start_script(name, SCRIPT, more_options)
     }
 
-    /// As [`Self::start`], with another script that says the same word.
+    /// Does the same as [`Self::start`], with another script that prints the same line.
     ///
     /// # Errors
-    /// See there.
+    /// Fails as [`Self::start`] does.
     pub fn start_script(&mut self, name: &str, script: &str, more_options: &str) -> Result<(String, i32)> {
         let last_line = "args    = [\"-c\", var.script]";
         let hcl = SHELL.replace(last_line, &format!("{last_line}\n{more_options}"));
@@ -161,15 +165,15 @@ impl Site {
         Ok((id, pid))
     }
 
-    /// Has the end of the check look after a job that somebody else has started.
+    /// Adds a job that is already there to those that the check's end stops.
     pub fn adopt(&mut self, job: &str) {
         self.jobs.push(job.to_owned());
     }
 
-    /// Ends a check: its jobs are stopped and forgotten, the agent is as before, and nothing is left.
+    /// Ends a check: stops and forgets its jobs, restores the agent, and asserts that nothing is left.
     ///
     /// # Errors
-    /// Lists what is left.
+    /// Fails with everything that is left.
     pub fn clear(&mut self) -> Result<()> {
         let jobs = std::mem::take(&mut self.jobs);
         let changed = units::restore_agent()? || !self.setup.oci_runtime.is_empty();
@@ -196,10 +200,10 @@ impl Site {
     }
 }
 
-/// What containerd has of tasks.
+/// Takes a census of tasks' things in containerd.
 ///
 /// # Errors
-/// Says what can't be listed.
+/// Fails with what can't be listed.
 pub fn records() -> Result<Census> {
     Ok(daemon::take(Path::new(CONTAINERD_SOCKET), Some(NAMESPACE))?.only(&RECORDS))
 }

@@ -1,4 +1,4 @@
-//! The agent's units, and what systemd is told and asked. Knows nothing of what is tried with them.
+//! The agent's units, and calls to systemd. Knows nothing of what is tried with them.
 
 use std::fs;
 use std::path::Path;
@@ -9,14 +9,14 @@ use anyhow::{Context, Result};
 use super::UNDER_TEST;
 use crate::fixture::process::output;
 
-/// The agent of the node, and the server that it is a client of.
+/// Unit of the node's agent, and unit of the server that it is a client of.
 pub const AGENT: &str = "nomad.service";
 pub const SERVER: &str = "nomad-server.service";
 pub const CONTAINERD: &str = "containerd.service";
 const UNITS: &str = "/etc/systemd/system";
 const DROP_IN: &str = "check.conf";
 
-/// As the unit of Nomad's own packages has it, but for the server of its own.
+/// Returns the agent's unit as in Nomad's own packages, except for the dependency on the server's unit.
 pub fn agent(configuration: &Path) -> String {
     format!(
         "[Unit]
@@ -64,16 +64,16 @@ WantedBy=multi-user.target
 /// Writes a unit, and has systemd start it now and at each boot.
 ///
 /// # Errors
-/// Carries what systemd said.
+/// Fails with systemd's error.
 pub fn install(unit: &str, text: &str) -> Result<()> {
     fs::write(Path::new(UNITS).join(unit), text)?;
     systemctl(&["enable", "--now", unit])
 }
 
-/// Has other settings take the place of some of the agent's, from its next start on.
+/// Overrides some of the agent's settings, from its next start on.
 ///
 /// # Errors
-/// Carries what systemd said.
+/// Fails with systemd's error.
 pub fn change_agent(settings: &str) -> Result<()> {
     let directory = Path::new(UNITS).join(format!("{AGENT}.d"));
     fs::create_dir_all(&directory)?;
@@ -81,10 +81,10 @@ pub fn change_agent(settings: &str) -> Result<()> {
     systemctl(&["daemon-reload"])
 }
 
-/// Undoes [`change_agent`]. Whether there was anything to undo.
+/// Undoes [`change_agent`]. Returns whether there was anything to undo.
 ///
 /// # Errors
-/// Carries what systemd said.
+/// Fails with systemd's error.
 pub fn restore_agent() -> Result<bool> {
     let changed = fs::remove_dir_all(Path::new(UNITS).join(format!("{AGENT}.d"))).is_ok();
     if changed {
@@ -93,31 +93,33 @@ pub fn restore_agent() -> Result<bool> {
     Ok(changed)
 }
 
+/// Runs `systemctl`.
+///
 /// # Errors
-/// Carries what systemd said.
+/// Fails with systemd's error.
 pub fn systemctl(arguments: &[&str]) -> Result<()> {
     output(Command::new("systemctl").args(arguments)).map(drop)
 }
 
-/// A property of a unit.
+/// Returns a property of a unit.
 ///
 /// # Errors
-/// Carries what systemd said.
+/// Fails with systemd's error.
 pub fn property(unit: &str, name: &str) -> Result<String> {
     let shown = output(Command::new("systemctl").args(["show", "--value", "--property", name, unit]))?;
     Ok(shown.trim().to_owned())
 }
 
-/// The pid of a unit's main process.
+/// Returns the pid of a unit's main process.
 ///
 /// # Errors
-/// When it has none.
+/// Fails if the unit has none.
 pub fn main_process(unit: &str) -> Result<i32> {
     let pid = property(unit, "MainPID")?.parse().ok().filter(|pid| *pid > 0);
     pid.with_context(|| format!("{unit} has no main process"))
 }
 
-/// What a unit has logged last.
+/// Returns the last lines of a unit's journal.
 pub fn journal(unit: &str, lines: usize) -> String {
     let lines = lines.to_string();
     let shown =
