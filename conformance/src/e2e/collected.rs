@@ -1,4 +1,4 @@
-//! A task's output arrives whole where the driver collects it, and Nomad's own ways to read it see no difference.
+//! Output that the driver collects arrives whole, and Nomad's own ways to read it see no difference.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ pub const CASES: &[(&str, Case)] = &[
     ("what_was_said_last_while_all_was_down_is_there", said_last),
 ];
 
-/// Files of 64 KiB, and as many as are written.
+/// Returns a job whose log files hold 64 KiB each, and of which enough are kept that none is lost.
 fn rotating() -> String {
     jobs::shell_configured("logging {\n max_files = 1000\n max_file_size = \"64k\"\n }")
 }
@@ -56,7 +56,7 @@ fn read(stage: &mut Stage) -> Result<()> {
         Ok(stage.agent.tell(&words)?.stdout())
     };
     ensure!(ask(&["-tail", "-n", "2"])? == "99999\n100000\n", "{:?}", ask(&["-tail", "-n", "2"])?);
-    // Further back than the last file goes.
+    // The tail begins before the last file.
     is_whole(
         "the end",
         ask(&["-tail", "-c", "150000"])?.as_bytes(),
@@ -82,7 +82,7 @@ fn followed(stage: &mut Stage) -> Result<()> {
     fs::write(stage.data(&id, "go"), b"")?;
     let wanted = lines(5000).repeat(20);
     let all = eventually("all of it", || Ok(fs::metadata(&seen)?.len() >= wanted.len() as u64));
-    // It would follow beyond the task's end.
+    // The follower would go on beyond the task's end.
     follower.kill()?;
     follower.wait()?;
     let came = fs::read(&seen)?;

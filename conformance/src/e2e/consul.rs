@@ -1,4 +1,4 @@
-//! Jobs whose services are registered with Consul: where they are found, how their checks do, and a sidecar of its mesh.
+//! Jobs whose services are registered with Consul: their addresses, their checks, and a sidecar of its mesh.
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
@@ -16,7 +16,7 @@ pub const CASES: &[(&str, Case)] = &[
 const REGISTERED: &str = include_str!("../../../examples/networks/registered.nomad.hcl");
 const MESH: &str = include_str!("../../../examples/networks/mesh.nomad.hcl");
 
-/// The one instance of a service, once it is as wanted.
+/// Waits until a service has one instance that is as wanted, and returns it.
 fn instance(stage: &Stage, name: &str, what: &str, is: impl Fn(&Value) -> bool) -> Result<Value> {
     let consul = stage.consul.as_ref().context("there is no Consul")?;
     let mut seen = Vec::new();
@@ -28,7 +28,7 @@ fn instance(stage: &Stage, name: &str, what: &str, is: impl Fn(&Value) -> bool) 
     Ok(seen.remove(0))
 }
 
-/// Where Consul says that it is.
+/// Returns an instance's address and port in Consul.
 fn place(instance: &Value) -> String {
     let service = &instance["Service"];
     format!("{}:{}", service["Address"].as_str().unwrap_or_default(), service["Port"])

@@ -1,4 +1,4 @@
-//! containerd's death is no task's death.
+//! containerd's death ends no task.
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ fn goes_on(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// No node has a healthy driver: the job waits, and runs once one has.
+/// A job waits while no node has a healthy driver, and runs once one has.
 fn waits(stage: &mut Stage) -> Result<()> {
     stage.world.containerd().stop()?;
     stage.agent.driver_becomes(false)?;

@@ -1,4 +1,4 @@
-//! How a task's end is told.
+//! A task's end, as Nomad reports it.
 
 use std::time::Duration;
 

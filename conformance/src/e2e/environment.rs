@@ -1,4 +1,4 @@
-//! What a task finds around it.
+//! The environment of a task.
 
 use std::fs;
 
@@ -62,7 +62,7 @@ fn memory(stage: &mut Stage) -> Result<()> {
 }
 
 fn usage(stage: &mut Stage) -> Result<()> {
-    // Some twenty megabytes, and a core for as long as it runs.
+    // The script uses some twenty megabytes, and a core for as long as it runs.
     let script = "trap 'exit 0' TERM; head -c 20000000 /dev/zero >/dev/shm/x; touch /alloc/data/ready; while :; do :; done";
     let id = stage.shell_with("usage", script, &[("memory", "64")])?;
     stage.made(&id, "ready")?;
@@ -76,7 +76,7 @@ fn usage(stage: &mut Stage) -> Result<()> {
     .with_context(|| format!("the agent has {seen}"))
 }
 
-/// The memory limit of a process, from its `/proc/<pid>/cgroup`.
+/// Returns the memory limit of a process in bytes, by its `/proc/<pid>/cgroup`.
 fn limit(groups: &str) -> Result<String> {
     for line in groups.lines() {
         let mut parts = line.splitn(3, ':').skip(1);

@@ -64,7 +64,7 @@ fn missing(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// `nomad alloc exec` with a terminal of 37 lines and 101 columns, which `script` lends it.
+/// Runs `nomad alloc exec` in a terminal of 37 lines and 101 columns, which `script` provides.
 fn exec_in_terminal(stage: &Stage, id: &str, stdin: &[u8], inner: &str) -> Result<Output> {
     let nomad = stage.agent.nomad(&[]);
     let program = nomad.get_program().to_string_lossy().into_owned();
@@ -87,7 +87,7 @@ fn terminal(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// The behaviours that Nomad's own tests ask of drivers (`plugins/drivers/testutils`).
+/// The expectations are those of Nomad's own tests of drivers (`plugins/drivers/testutils`).
 fn without_terminal(stage: &mut Stage) -> Result<()> {
     let id = stage.shell("exec-plain", SLEEP)?;
     stage.made(&id, "ready")?;
@@ -100,7 +100,7 @@ fn without_terminal(stage: &mut Stage) -> Result<()> {
         let output = stage.exec(&id, stdin.as_bytes(), &["sh", "-c", script])?;
         ensure!(output.code == Some(code), "{script}: exit code {:?}: {}", output.code, output.stderr());
         ensure!(output.stdout() == stdout, "{script}: stdout is {:?}", output.stdout());
-        // The command line tool adds a line of its own to an exit code.
+        // Nomad's command line tool adds a line of its own about an exit code.
         ensure!(output.stderr().starts_with(stderr), "{script}: stderr is {:?}", output.stderr());
     }
     Ok(())
@@ -114,7 +114,7 @@ fn with_terminal(stage: &mut Stage) -> Result<()> {
         ("for n in 1 2 3; do echo $n; sleep 0.2; done", "", 0, "1\r\n2\r\n3\r\n"),
         ("sleep 0.3; stty size", "", 0, "37 101\r\n"),
         ("(( sleep 20; echo behind ) & ); echo first; exec sleep 0.3", "", 0, "first\r\n"),
-        // Once as its echo, once as what the command writes.
+        // The line appears twice: as the terminal's echo, and as the command's output.
         ("head -n1", "typed\n", 0, "typed\r\ntyped\r\n"),
     ] {
         let output = exec_in_terminal(stage, &id, stdin.as_bytes(), script)?;
@@ -135,13 +135,13 @@ fn isolation(stage: &mut Stage) -> Result<()> {
     let content = stage.exec(&id, b"", &["cat", &file])?.stdout();
     ensure!(content == "inside\n", "{file} has {content:?}");
     let groups = stage.exec(&id, b"", &["cat", "/proc/self/cgroup"])?.stdout();
-    // On v2 it sees its own as the root.
+    // On v2 the exec sees its own cgroup as the root.
     let is_nomads = groups.contains(":freezer:/nomad") || groups == "0::/\n";
     ensure!(is_nomads, "it is in {groups}");
     Ok(())
 }
 
-/// The agent notices that its caller is gone when there is something to pass on, so the command has to write.
+/// The command has to write, since the agent notices that its caller is gone only when it passes something on.
 fn killed_caller(stage: &mut Stage) -> Result<()> {
     let id = stage.shell("exec-killed", SLEEP)?;
     stage.made(&id, "ready")?;
@@ -155,7 +155,7 @@ fn killed_caller(stage: &mut Stage) -> Result<()> {
                   while :; do echo on; sleep 0.2; done";
     let mut command =
         stage.agent.nomad(&["alloc", "exec", "-i", "-t=false", "-task", "main", &id, "sh", "-c", script]);
-    // A pipe for its input that stays open.
+    // The input is a pipe that stays open.
     let mut caller = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     let up = stage.made(&id, "up");
     let running = left();
@@ -185,7 +185,7 @@ fn script(stage: &mut Stage) -> Result<()> {
     })?;
     let wrote = fs::read_to_string(stage.data(&id, "two"))?;
     ensure!(wrote == "two: hello from the image\n", "the script wrote {wrote:?}");
-    // Its exit code counts, too.
+    // The script's exit code counts, too.
     say(stage, "bad")?;
     let task = stage.dead(&id, "main")?;
     let told = task.events().iter().any(|event| event.display_message.contains("exited with code: 1"));

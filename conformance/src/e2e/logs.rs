@@ -32,7 +32,7 @@ fn megabyte(stage: &mut Stage) -> Result<()> {
 }
 
 fn short(stage: &mut Stage) -> Result<()> {
-    // As much as a pipe holds: the task needn't wait for its reader.
+    // The output is as much as a pipe holds: the task needn't wait for its reader.
     let script = "yes out | head -c 60000; yes err | head -c 60000 >&2";
     let id = stage.shell("short", script)?;
     stage.dead(&id, "main")?;

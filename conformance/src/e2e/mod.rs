@@ -1,5 +1,5 @@
 //! The end-to-end set: jobs on a real Nomad agent with the plugin, seen through Nomad's command line and API. Each case
-//! ends with nothing left of it. One agent serves them all, one after the other.
+//! ends with nothing left of it. One agent serves all cases, one after the other.
 
 mod collected;
 mod consul;
@@ -33,10 +33,10 @@ type Case = fn(&mut Stage) -> Result<()>;
 
 type NamedCase = (String, Box<dyn Fn(&mut Stage) -> Result<()> + Send>);
 
-/// The group of those that need Consul.
+/// Group of the cases that need Consul.
 const CONSUL: &str = "consul";
 
-/// Every case by its name, which `conformance e2e FILTER...` looks for its filters in.
+/// Returns every case with its name, which the filters of `conformance e2e FILTER...` are looked for in.
 fn cases() -> Result<Vec<NamedCase>> {
     let groups: [(&str, &[(&str, Case)]); 12] = [
         ("ends", ends::CASES),
@@ -78,14 +78,14 @@ pub struct Args {
     consul: Option<PathBuf>,
     #[command(flatten)]
     pub choice: Choice,
-    /// Only the cases whose names contain one of these. Underscores and spaces match each other.
+    /// Runs only the cases whose names contain one of these. Underscores and spaces match each other.
     filter: Vec<String>,
 }
 
-/// Runs the cases whose names contain one of the filters, all without any, and says how many ended how.
+/// Runs the cases whose names contain one of the filters, or all without a filter, and prints how many ended how.
 ///
 /// # Errors
-/// When the world or the agent does not come up.
+/// Fails if the test environment or the agent does not come up.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let begun = Instant::now();
     let skips = Arc::new(Skips::default());
@@ -141,7 +141,7 @@ fn play(
     let cleared = stage.clear();
     let completion = played.map_err(|error| {
         let left = cleared.as_ref().err().map(|error| format!("\nand then: {error:#}")).unwrap_or_default();
-        // What went wrong comes last: who keeps only the end of an output still has it.
+        // The error comes last: it is there even for a reader who keeps only the end of the output.
         anyhow::anyhow!("the agent's log has:\n{log}\n{error:#}{left}")
     })?;
     cleared.map(|()| completion)

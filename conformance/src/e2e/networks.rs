@@ -28,7 +28,7 @@ pub mod jobs {
     pub const ALONE: &str = include_str!("../../../examples/networks/alone.nomad.hcl");
 }
 
-/// Waits for a server's page to be the one.
+/// Waits until a server's page has this text.
 pub fn page_is(address: &str, page: &str) -> Result<()> {
     let mut seen = String::new();
     let asked = eventually(&format!("page {page:?} from {address}"), || {
@@ -60,7 +60,7 @@ fn web(stage: &mut Stage) -> Result<()> {
     checked(stage, &id, &["page", "port"])
 }
 
-/// Waits for these checks of Nomad's to be all that there are, and well.
+/// Waits until these checks of Nomad's, and no others, are there and healthy.
 fn checked(stage: &Stage, id: &str, names: &[&str]) -> Result<()> {
     let well: BTreeMap<_, _> = names.iter().map(|name| ((*name).to_owned(), "success".to_owned())).collect();
     let mut checks = BTreeMap::new();
@@ -113,7 +113,7 @@ fn own(stage: &mut Stage) -> Result<()> {
     checked(stage, &id, &["port"])
 }
 
-/// Where Nomad says that the service is, which must be the task, and answer.
+/// Returns the service's address in Nomad, after asserting that it is the task's and answers.
 fn own_place(stage: &Stage) -> Result<SocketAddr> {
     let found = stage.agent.service("own")?;
     let [place] = found[..] else { bail!("the service is at {found:?}") };
@@ -136,7 +136,8 @@ fn many(stage: &mut Stage) -> Result<()> {
         addresses.insert(address.to_owned());
     }
     ensure!(addresses.len() == ids.len(), "{} tasks have the addresses {addresses:?}", ids.len());
-    // What the census counts is there while they run; that it is gone afterwards, the end of each case looks at.
+    // Ports and rules have to be there while the tasks run; that they are gone afterwards is checked at the end of each
+    // case.
     let census = stage.world.networks().census();
     for kind in ["bridge port", "rule"] {
         let count = census.iter().filter(|line| line.starts_with(kind)).count();

@@ -1,5 +1,5 @@
-//! The jobs in `examples/task-options`, each of which shows an option and looks itself, from inside, whether it does what
-//! it says: one that doesn't, fails.
+//! The jobs in `examples/task-options`, each of which shows an option and checks from inside that it does what it says;
+//! a job whose option doesn't, fails.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,24 +14,24 @@ use crate::fixture::locked;
 use crate::host::cgroup::is_v2;
 
 const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/task-options");
-/// Where they are in the guest, which has nothing else of the tree.
+/// Directory of the jobs in the guest, which has nothing else of the tree.
 const IN_GUEST: &str = "/options";
 const SUFFIX: &str = ".nomad.hcl";
-/// What a job says of itself that can't run on the other version.
+/// Words in a job that can't run on cgroup v2.
 const V1_ONLY: &str = "cgroup v1 only";
-/// What a job that declares the variable `directory` finds on the host.
+/// Content of a file on the host for jobs that declare the variable `directory`.
 const GREETING: &str = "hello from the host\n";
-/// A profile by which no directory can be made.
+/// Seccomp profile by which no directory can be made.
 const SECCOMP: &str = r#"{
   "defaultAction": "SCMP_ACT_ALLOW",
   "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 30 }]
 }
 "#;
 
-/// The jobs' files, by where they go in the guest's root.
+/// Lists the jobs' files, with their paths in the guest's root.
 ///
 /// # Errors
-/// When the directory can't be read.
+/// Fails if the directory can't be read.
 pub fn for_guest() -> Result<Vec<(PathBuf, PathBuf)>> {
     let at = |path: &Path| Path::new(IN_GUEST).join(path.file_name().unwrap_or_default());
     Ok(files()?.into_iter().map(|path| (at(&path), path)).collect())
@@ -43,10 +43,10 @@ fn files() -> Result<Vec<PathBuf>> {
     entries.map(|entry| Ok(entry?.path())).collect()
 }
 
-/// The jobs, by the names of their files.
+/// Lists the jobs by the names of their files.
 ///
 /// # Errors
-/// When the directory can't be read.
+/// Fails if the directory can't be read.
 pub fn jobs() -> Result<Vec<(String, PathBuf)>> {
     let mut jobs = Vec::new();
     for path in files()? {
@@ -57,8 +57,10 @@ pub fn jobs() -> Result<Vec<(String, PathBuf)>> {
     Ok(jobs)
 }
 
+/// Runs a job to its end.
+///
 /// # Errors
-/// With the task's events and output, when a task of the job fails.
+/// Fails with the task's events and output if a task of the job fails.
 pub fn play(stage: &mut Stage, name: &str, file: &Path) -> Result<()> {
     let hcl = fs::read_to_string(file)?;
     if is_v2() && hcl.contains(V1_ONLY) {
@@ -78,14 +80,14 @@ pub fn play(stage: &mut Stage, name: &str, file: &Path) -> Result<()> {
         variables.push(("directory", &shown));
     }
     let networks = stage.world.networks();
-    // At the end of what the driver gives away in turn.
+    // Addresses at the end of the range that the driver gives away in turn.
     let ipv4 = networks.tasks().subnet.replace("0/25", "120");
     let ipv6 = networks.tasks_ipv6().replace("/64", "120");
     if hcl.contains("variable \"ipv4_address\"") {
         variables.extend([("ipv4_address", ipv4.as_str()), ("ipv6_address", &ipv6)]);
     }
     let locked = stage.world.directory().join("locked");
-    // Held until the job has ended.
+    // The registry is kept until the job has ended.
     let (private, _registry) = if hcl.contains("variable \"private_image\"") {
         let registry = locked::registry(&locked, stage.world.catalog())?;
         (format!("{}/busybox:latest", registry.address()), Some(registry))
@@ -104,7 +106,7 @@ pub fn play(stage: &mut Stage, name: &str, file: &Path) -> Result<()> {
     played
 }
 
-/// Where the agent can fetch an archive of busybox: the registry serves any file as a blob.
+/// Returns a URL from which the agent can fetch an archive of busybox: the registry serves any file as a blob.
 fn archive(stage: &Stage) -> Result<String> {
     let registry = stage.world.registry();
     let image = stage.world.catalog().busybox(json!({"Env": ["PATH=/bin"]}))?;

@@ -1,4 +1,4 @@
-//! What can't run is told in a task's events, by name, and the agent goes on.
+//! A job that can't run is reported in its task's events, with the cause by name, and the agent goes on.
 
 use anyhow::{Result, ensure};
 
@@ -19,10 +19,10 @@ pub const CASES: &[(&str, Case)] = &[
 const USER: &str = include_str!("../../../examples/task-options/user.nomad.hcl");
 const HOST_NETWORK: &str = include_str!("../../../examples/task-options/host_network.nomad.hcl");
 
-/// What a refusal is told as: by the driver, or by the agent on the driver's schema.
+/// Kinds of events for a refusal, by the driver or by the agent on the driver's schema.
 const FAILURES: [&str; 3] = ["Driver Failure", "Failed Validation", "Setup Failure"];
 
-/// Runs a job to its failure: one event of a failure must have all of the words.
+/// Runs a job to its failure, and asserts that one event of a failure has all of the words.
 fn refused(stage: &mut Stage, job: &str, hcl: &str, image: &str, words: &[&str]) -> Result<()> {
     let id = stage.start(job, hcl, &[("image", image)])?;
     let task = stage.dead(&id, "main")?;
@@ -77,7 +77,7 @@ fn two_networks(stage: &mut Stage) -> Result<()> {
     refused(stage, "two-networks", &hcl, &image, &["host_network", "bridge"])
 }
 
-/// Nomad gives it to docker's driver alone, and doesn't get as far as the tasks.
+/// Nomad gives a group's hostname to docker's driver alone, and fails the allocation before its tasks.
 fn group_hostname(stage: &mut Stage) -> Result<()> {
     let image = stage.busybox();
     let hcl = with_bridge(jobs::MISSING_IMAGE, "hostname = \"shop\"\n");
@@ -88,7 +88,7 @@ fn group_hostname(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-/// The job, with a network in bridge mode for its group.
+/// Returns the job with a network in bridge mode for its group.
 fn with_bridge(hcl: &str, more: &str) -> String {
     let task = "    task \"main\" {";
     hcl.replace(task, &format!("    network {{\n      mode = \"bridge\"\n      {more}    }}\n{task}"))

@@ -1,4 +1,4 @@
-//! Which processors a task has, while Nomad gives and takes them.
+//! The processors of a task, while Nomad gives and takes them.
 
 use anyhow::{Context as _, Result, ensure};
 

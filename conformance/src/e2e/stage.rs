@@ -1,5 +1,5 @@
-//! What the cases play on: one world, one agent, and a memory of every job that was started, so that the end of a case
-//! can look for what is left of it.
+//! The context of the cases: one test environment, one agent, and a list of every job that was started, so that the end
+//! of a case can look for its leftovers.
 
 use std::fs;
 use std::ops::Deref;
@@ -16,7 +16,7 @@ use crate::fixture::leftovers::Leftovers;
 use crate::fixture::sweep;
 use crate::fixture::{Consul, Programs, World};
 
-/// A containerd that was away, or a plugin that was killed: the plugin cleans up when it next looks.
+/// Time for the plugin's garbage collection after containerd was down or the plugin was killed.
 const CLEAN: Duration = Duration::from_secs(20);
 
 pub mod jobs {
@@ -29,7 +29,7 @@ pub mod jobs {
     pub const MISSING_IMAGE: &str = include_str!("../../../hack/jobs/missing-image.nomad.hcl");
     pub const UNKNOWN_OPTION: &str = include_str!("../../../hack/jobs/unknown-option.nomad.hcl");
 
-    /// [`SHELL`], whose task's `config` has more in it.
+    /// Returns [`SHELL`] with more in its task's `config`.
     pub fn shell_configured(more: &str) -> String {
         let last_line = "args    = [\"-c\", var.script]";
         SHELL.replace(last_line, &format!("{last_line}\n\n{more}"))
@@ -37,19 +37,19 @@ pub mod jobs {
 }
 
 pub struct Stage {
-    // Dropped in this order: the agent before what it works on.
+    // Fields are dropped in this order: the agent before what it uses.
     pub agent: Agent,
     pub consul: Option<Consul>,
     pub world: Arc<World>,
     state_dir: PathBuf,
     before: Census,
     jobs: Vec<String>,
-    /// `<alloc>.<task>` of what ran.
+    /// Names `<alloc>.<task>` of the cgroups of the tasks that ran.
     cgroups: Vec<String>,
     log_offset: u64,
 }
 
-/// A setup for an agent that works in a world.
+/// Returns a setup for an agent in a test environment.
 pub fn setup(world: &World, mode: Mode, nomad: &Path, plugin: &Path) -> Setup {
     let (networks, containerd) = (world.networks(), world.containerd());
     let programs = containerd.programs();
@@ -77,8 +77,10 @@ pub fn setup(world: &World, mode: Mode, nomad: &Path, plugin: &Path) -> Setup {
 }
 
 impl Stage {
+    /// Starts a test environment, an agent and, if wanted, Consul.
+    ///
     /// # Errors
-    /// When the world, the agent or Consul does not come up.
+    /// Fails if one of them does not come up.
     pub fn set(programs: Programs, nomad: &Path, plugin: &Path, consul: Option<&Path>) -> Result<Self> {
         let world = World::start_of(programs)?;
         let directory = world.directory().join("consul");
@@ -86,10 +88,10 @@ impl Stage {
         Self::beside(&world, consul, nomad, plugin)
     }
 
-    /// An agent in a world that others may use before and after.
+    /// Starts an agent in a test environment that others may use before and after.
     ///
     /// # Errors
-    /// When the agent does not come up.
+    /// Fails if the agent does not come up.
     pub fn on(world: &Arc<World>, nomad: &Path, plugin: &Path) -> Result<Self> {
         Self::beside(world, None, nomad, plugin)
     }
@@ -118,24 +120,24 @@ impl Stage {
         Ok(stage)
     }
 
-    /// The image most jobs run.
+    /// Returns the image that most jobs run.
     pub fn busybox(&self) -> String {
         self.world.image("busybox:latest")
     }
 
-    /// Submits a job under a name of its own, and returns its allocation. `hcl` begins a job of any name.
+    /// Submits a job under a name of its own, and returns its allocation. `hcl` begins with a job of any name.
     ///
     /// # Errors
-    /// When Nomad refuses it or doesn't place it.
+    /// Fails if Nomad refuses the job or doesn't place it.
     pub fn start(&mut self, name: &str, hcl: &str, variables: &[(&str, &str)]) -> Result<String> {
         self.submit(name, hcl, variables)?;
         Ok(self.allocations(name, 1)?.remove(0))
     }
 
-    /// Waits until a job of [`Self::submit`] has so many allocations.
+    /// Waits until a job of [`Self::submit`] has this many allocations.
     ///
     /// # Errors
-    /// When they aren't placed in time.
+    /// Fails if they aren't placed in time.
     pub fn allocations(&mut self, name: &str, count: usize) -> Result<Vec<String>> {
         let ids = self.agent.placed(name, count)?;
         for id in &ids {
@@ -148,22 +150,24 @@ impl Stage {
     /// Submits a job under a name of its own.
     ///
     /// # Errors
-    /// When Nomad refuses it.
+    /// Fails if Nomad refuses the job.
     pub fn submit(&mut self, name: &str, hcl: &str, variables: &[(&str, &str)]) -> Result<()> {
         self.jobs.push(name.to_owned());
         self.agent.submit_as(name, hcl, variables)
     }
 
-    /// A job with one task, `main`, that runs a shell script.
+    /// Starts a job with one task, `main`, that runs a shell script.
     ///
     /// # Errors
-    /// As [`Self::start`].
+    /// Fails as [`Self::start`] does.
     pub fn shell(&mut self, name: &str, script: &str) -> Result<String> {
         self.shell_with(name, script, &[])
     }
 
+    /// Does the same as [`Self::shell`], with more variables.
+    ///
     /// # Errors
-    /// As [`Self::start`].
+    /// Fails as [`Self::start`] does.
     pub fn shell_with(&mut self, name: &str, script: &str, more: &[(&str, &str)]) -> Result<String> {
         let image = self.busybox();
         let mut variables = vec![("image", image.as_str()), ("script", script)];
@@ -171,7 +175,7 @@ impl Stage {
         self.start(name, jobs::SHELL, &variables)
     }
 
-    /// Where the host finds `/alloc/data/<name>`.
+    /// Returns the path on the host of `/alloc/data/<name>`.
     pub fn data(&self, id: &str, name: &str) -> PathBuf {
         self.agent.allocation_directory(id).join("alloc/data").join(name)
     }
@@ -179,7 +183,7 @@ impl Stage {
     /// Waits for a task's script to make `/alloc/data/<name>`.
     ///
     /// # Errors
-    /// With the task's events.
+    /// Fails with the task's events.
     pub fn made(&self, id: &str, name: &str) -> Result<()> {
         let path = self.data(id, name);
         eventually(&format!("file {name}"), || Ok(path.exists())).with_context(|| {
@@ -187,10 +191,10 @@ impl Stage {
         })
     }
 
-    /// Ends a case: its jobs are stopped and forgotten, what it took away is brought back, and the census must be clean.
+    /// Ends a case: stops and forgets its jobs, restarts what it stopped, and asserts that nothing is left.
     ///
     /// # Errors
-    /// Lists what is left. It has been removed by force then, for the next case to start clean.
+    /// Fails with everything that is left. It has been removed by force then, for the next case to start clean.
     pub fn clear(&mut self) -> Result<()> {
         let result = self.end_jobs().and_then(|()| self.leftovers().assert_nothing_left_within(CLEAN));
         if result.is_err() {
@@ -229,7 +233,7 @@ impl Stage {
         }
     }
 
-    /// What the agent's log says since the last case that matters to a failure.
+    /// Returns the lines of the agent's log since the last case that matter to a failure.
     pub fn agent_log(&self) -> String {
         lines_of_interest(&self.agent.log(), self.log_offset)
     }
@@ -238,7 +242,7 @@ impl Stage {
 impl Deref for Stage {
     type Target = Client;
 
-    /// The agent, to be asked about tasks.
+    /// Returns the agent's client, for questions about tasks.
     fn deref(&self) -> &Client {
         &self.agent
     }
