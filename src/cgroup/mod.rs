@@ -8,6 +8,7 @@
 )]
 
 mod kill;
+mod limits;
 mod metrics;
 mod oom;
 mod processes;
@@ -20,6 +21,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use kill::{kill_all, remove, remove_empty};
+pub(crate) use limits::Limit;
 pub(crate) use oom::OomWatch;
 pub(crate) use processes::listed;
 pub(crate) use usage::Usage;
@@ -91,16 +93,6 @@ impl Cgroup {
             Mode::V1 => Path::new(ROOT).join("memory/memory.memsw.limit_in_bytes").exists(),
             Mode::V2 => limits_swap_below(Path::new(ROOT), &self.path),
         }
-    }
-
-    /// Returns the task's memory limit in bytes; `None` if there is none.
-    ///
-    /// # Errors
-    /// If the file can't be read.
-    pub(crate) fn memory_limit(&self) -> io::Result<Option<i64>> {
-        let text = std::fs::read_to_string(self.memory_file("memory.limit_in_bytes", "memory.max"))?;
-        // A v2 file without a limit contains "max".
-        Ok(text.trim().parse().ok())
     }
 
     /// Returns the number of the task's processes that the kernel has killed for want of memory. Valid only before the

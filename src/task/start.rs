@@ -17,7 +17,7 @@ use std::time::SystemTime;
 
 use containerd_client::types::Mount;
 use nomad_proto::driver as pb;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxCpu, Spec};
 use shim_protos::api;
 use tokio::sync::{OnceCell, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -32,7 +32,7 @@ use super::supervisor::{self, Watch};
 use super::timeline::{Call, Timeline};
 use super::wanted::Wanted;
 use super::{DriverNetwork, Identity, Reservation, Saved, Settings, Started, Starting, Task, Tasks, stats};
-use crate::cgroup;
+use crate::cgroup::{self, Limit};
 use crate::config::Sharing;
 use crate::containerd::{Image, Record};
 use crate::error::{Error, Result};
@@ -348,7 +348,7 @@ impl Start<'_> {
         let Wanted { options: asked, cgroup, runtime, .. } = self.wanted;
         let (bundle, timeline) = (&self.place.bundle, self.timeline);
         timeline.step("spec", async { bundle.write_spec(&spec) }).await?;
-        let memory_limit = memory_limit(&spec);
+        let limits = limits(&spec);
         shim.take_oom_score_of_task(spec::oom_score_adj(&asked.limits, &self.settings.config.limits));
         let rootfs = mounts.into_iter().map(shim_mount).collect();
         if runtime.family == Family::Gvisor {
@@ -359,7 +359,7 @@ impl Start<'_> {
         let pid = timeline.step("create", create).await.map_err(|error| naming_program(error, &spec))?;
         let shares_pids = asked.namespaces.pid_mode == Sharing::Host;
         let next_spec = shares_pids.then(|| spec::with_private_pids(spec).map(Box::new)).transpose()?;
-        let settled = timeline.step("settle", self.settle(pid, &shim, memory_limit, next_spec));
+        let settled = timeline.step("settle", self.settle(pid, &shim, limits, next_spec));
         let First { id, init, oom_kills } = settled.await?;
         let waiting = supervisor::ask(&connection, "").await;
         timeline.step("start", shim::quoting_runtime(bundle, connection.start())).await?;
@@ -433,10 +433,20 @@ fn stop_signal(image: &Image) -> Option<String> {
     image.config.config().as_ref().and_then(|config| config.stop_signal().clone())
 }
 
-/// Returns the memory limit in bytes; `None` if there is no limit.
-fn memory_limit(spec: &Spec) -> Option<i64> {
-    let memory = spec.linux().as_ref()?.resources().as_ref()?.memory().as_ref()?;
-    memory.limit().filter(|limit| *limit > 0)
+/// Returns the limits that the runtime is to set.
+fn limits(spec: &Spec) -> Vec<Limit> {
+    let resources = spec.linux().as_ref().and_then(|linux| linux.resources().as_ref());
+    let memory = resources.and_then(|resources| resources.memory().as_ref()?.limit());
+    let pids = resources.and_then(|resources| Some(resources.pids().as_ref()?.limit()));
+    let cpu = resources.and_then(|resources| resources.cpu().as_ref());
+    let quota = cpu.and_then(|cpu| Some(Limit::Cpu { quota_us: cpu.quota()?, period_us: cpu.period()? }));
+    let limits = [
+        memory.filter(|bytes| *bytes > 0).map(Limit::MemoryBytes),
+        pids.filter(|count| *count > 0).map(Limit::Pids),
+        quota,
+        cpu.and_then(LinuxCpu::shares).map(Limit::CpuShares),
+    ];
+    limits.into_iter().flatten().collect()
 }
 
 /// Adds the program's name to an error of crun's, which does not say what it can't open.

@@ -23,6 +23,7 @@ use crate::fixture::sweep;
 use crate::fixture::traces::{children, find_processes};
 use crate::host::Plugin;
 use crate::host::alloc::set_memory;
+use crate::host::cgroup::is_v2;
 use crate::host::stats::Stats;
 use crate::scene::Scene;
 use crate::task::{LIMIT, Task};
@@ -48,6 +49,7 @@ cases!["gvisor":
     a_task_that_has_lost_its_bundle_keeps_its_runsc_and_its_code,
     what_a_script_has_started_is_killed_with_it_at_its_timeout,
     a_command_that_leaves_something_in_the_background_ends,
+    a_task_has_the_limits_that_the_kernel_has_and_is_not_started_without,
 ];
 
 /// What of the other cases a sandbox can't show, by their names, and why.
@@ -549,5 +551,44 @@ async fn a_command_that_leaves_something_in_the_background_ends(scene: &Scene) -
     same!(sleeping(&plugin, &task, "77").await?, 2);
     task.end(&plugin).await?;
     scene.nothing_left()?;
+    plugin.shut_down().await
+}
+
+async fn a_task_has_the_limits_that_the_kernel_has_and_is_not_started_without(scene: &Scene) -> Result<()> {
+    let runsc = scene.directory().join("changing-runsc");
+    fs::create_dir_all(scene.directory())?;
+    let real = scene.programs().runtime().display();
+    let change = |expression: &str| {
+        let script = format!(
+            "#!/bin/sh\nfor word; do [ \"$last\" = --bundle ] && sed -i '{expression}' \"$word/config.json\"; last=$word; done\n\
+             exec {real} \"$@\"\n"
+        );
+        fs::write(&runsc, script)?;
+        fs::set_permissions(&runsc, fs::Permissions::from_mode(0o755))
+    };
+    let mut options = scene.options();
+    options["oci_runtime"] = json!(runsc);
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let job = with(scene, "sleep 600", &[("pids_limit", json!(100)), ("cpu_hard_limit", json!(true))]);
+    for (expression, word) in [
+        ("s/134217728/268435456/g", "memory limit, 134217728"),
+        ("s/\"limit\":100\\b/\"limit\":200/", "pids_limit"),
+        ("s/\"quota\":[0-9]*/\"quota\":-1/", "cpu_hard_limit"),
+        ("s/\"shares\":[0-9]*/\"shares\":400/", "weight of processor time"),
+    ] {
+        if is_v2() && word.starts_with("weight") {
+            continue;
+        }
+        change(expression)?;
+        let task = scene.prepare(&plugin, &job).await?;
+        refused(plugin.start_task(task.config.clone()).await, &["gVisor has not set", word])?;
+        scene.nothing_left()?;
+    }
+    change("")?;
+    let task = scene.run(&plugin, &job).await?;
+    same!(task.alloc.cgroup.read("pids", "pids.max", "pids.max")?, "100");
+    let quota = task.alloc.cgroup.read("cpu", "cpu.cfs_quota_us", "cpu.max")?;
+    ensure!(quota.starts_with(|first: char| first.is_ascii_digit()), "it may take all: {quota}");
+    task.end(&plugin).await?;
     plugin.shut_down().await
 }

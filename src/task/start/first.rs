@@ -3,7 +3,7 @@
 use oci_spec::runtime::Spec;
 
 use super::Start;
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Limit};
 use crate::error::{Error, Result};
 use crate::init::Init;
 use crate::process_stat::{self, ProcessId};
@@ -27,8 +27,8 @@ struct Created {
     family: Family,
     program: Option<String>,
     cgroup: Cgroup,
-    /// Memory limit in bytes; `None` if there is no limit.
-    memory_limit: Option<i64>,
+    /// Limits that the runtime is to have set.
+    limits: Vec<Limit>,
     /// Specification to write into the bundle once the real one has been used.
     next_spec: Option<Box<Spec>>,
     /// Pid of the first process, as the shim says.
@@ -43,7 +43,7 @@ impl Start<'_> {
         &self,
         pid: i32,
         shim: &Shim,
-        memory_limit: Option<i64>,
+        limits: Vec<Limit>,
         next_spec: Option<Box<Spec>>,
     ) -> Result<First> {
         let options = &self.wanted.options;
@@ -54,7 +54,7 @@ impl Start<'_> {
             family: self.wanted.runtime.family,
             program: options.runtime.program(&self.settings.config).map(str::to_owned),
             cgroup: self.wanted.cgroup.clone(),
-            memory_limit,
+            limits,
             next_spec,
             pid,
         };
@@ -91,18 +91,27 @@ impl Created {
         Ok(First { id, init, oom_kills: self.cgroup.oom_kills() })
     }
 
-    /// Checks that gVisor's runtime has set the memory limit, which depends on its version and on the operator's file.
+    /// Checks that gVisor's runtime has set the task's limits, which depends on its version and on the operator's file.
     fn require_limits(&self) -> Result<()> {
-        let Some(wanted) = self.memory_limit else { return Ok(()) };
         let cgroup = self.cgroup.path.display();
-        match self.cgroup.memory_limit() {
-            Ok(Some(set)) if set <= wanted => Ok(()),
-            Ok(_) => Err(Error::Failed(format!(
-                "gVisor has not set the task's memory limit, {wanted} bytes, on its cgroup {cgroup}; look at the file of the \
-                 plugin's option runtime_options.config_path"
-            ))),
-            Err(error) => Err(Error::system(format!("read the memory limit of {cgroup}"), &error)),
+        for limit in &self.limits {
+            match self.cgroup.has(*limit) {
+                Ok(true) => {}
+                Ok(false) => {
+                    return Err(Error::Failed(format!(
+                        "gVisor has not set the task's {limit}, on its cgroup {cgroup}; look at the file of the plugin's \
+                         option runtime_options.config_path, and at the runsc that runs"
+                    )));
+                }
+                Err(error) => {
+                    return Err(Error::system(
+                        format!("read the task's {limit}, from its cgroup {cgroup}"),
+                        &error,
+                    ));
+                }
+            }
         }
+        Ok(())
     }
 
     /// Returns the task's first process. The pid that the shim says is believed only if that process descends from the
