@@ -35,10 +35,10 @@ pub(super) struct Record {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(super) enum Phase {
-    /// A plugin may be running.
+    /// An ADD of the attachment is under way, or was cut off: a plugin may be running.
     Adding,
     Added,
-    /// A plugin may be running.
+    /// A DEL of the attachment is under way, or was cut off: a plugin may be running.
     Deleting,
 }
 

@@ -125,7 +125,7 @@ async fn plugins_get_the_environment_of_the_specification_and_path_alone() {
     let environment = fs::read_to_string(place.path("one.ADD.env")).unwrap();
     let mut lines: Vec<&str> = environment
         .lines()
-        // The shell's own.
+        // Variables of the shell's own.
         .filter(|line| !["PWD=", "_=", "SHLVL=", "OLDPWD=", "PATH="].iter().any(|own| line.starts_with(own)))
         .collect();
     lines.sort_unstable();
@@ -199,7 +199,7 @@ async fn a_plugin_that_has_done_nothing_holds_no_removal_up() {
     assert!(place.add().await.is_err());
     place.cni.delete(&place.record()).await.unwrap();
     assert_eq!(place.order()[2..], ["three DEL", "two DEL", "one DEL"]);
-    // One that was updated since can't undo what it did.
+    // A plugin that was updated since its ADD can't undo what it did.
     let place = Place::new("0.3.1", &[("one", ANSWER)]);
     place.add().await.unwrap();
     place.plugin("one", other_version);
@@ -242,7 +242,7 @@ async fn a_plugin_whose_starter_is_gone_is_ended_before_its_work_is_undone() {
     let script = "[ $CNI_COMMAND = DEL ] && exit 0\necho $$ > $here/pid; exec sleep 1000";
     let place = Place::new("1.0.0", &[("one", script)]);
     let (network, attachment, record) = (place.network().await, place.attachment(), place.record());
-    // Without its group's guard, as after a crash.
+    // Run without the guard of its process group, as after a crash.
     let kept = Record {
         phase: Phase::Adding,
         attached: attachment.settle(&network).unwrap(),
@@ -489,7 +489,7 @@ async fn the_built_in_network_gives_up_what_no_task_has() {
     for (speaks, with_gc) in [("\"1.0.0\"", false), ("\"1.0.0\", \"1.1.0\"", true)] {
         let place = Place::new("1.0.0", &[("one", ANSWER)]);
         place.built_in(speaks);
-        // Without an address that was ever given there is nothing to ask for.
+        // Before any address was given there is nothing to ask for.
         place.cni.gc(|| Some(Vec::new())).await.unwrap();
         assert!(place.order().is_empty());
         fs::create_dir_all(place.path("leases/own")).unwrap();

@@ -41,7 +41,7 @@ pub(crate) struct Claim {
 /// The state of a claim.
 #[derive(Debug, Clone)]
 enum Standing {
-    /// Not tried yet.
+    /// The lock has not been tried yet.
     Unknown,
     Held,
     Refused(Error),

@@ -230,12 +230,12 @@ impl Place {
 #[derive(Debug, PartialEq, Eq)]
 enum Rest {
     Nothing,
-    /// Some run; says which.
+    /// Processes that run, listed here.
     Runs(String),
-    /// It can't be told; says what could not be read.
+    /// No answer, since something could not be read, as described here.
     Unknown(String),
-    /// Some run that may be another attempt's; says why. If they are this attempt's, they end together with the other
-    /// one's: were each attempt to wait for the other, neither would ever be over.
+    /// Processes that may be another attempt's, for this reason. If they are this attempt's, they end together with the
+    /// other one's: were each attempt to wait for the other, neither would ever be over.
     Another(String),
 }
 

@@ -38,7 +38,7 @@ impl Place {
     }
 
     /// Restores the files that the bundle has lost, where their content is known, and returns whether it had lost any.
-    /// A bundle that is not whole any more is marked for removal. Blocking: not for an async thread.
+    /// A bundle that has lost its `rootfs` or log, too, is marked for removal. Blocking: not for an async thread.
     pub(super) fn restore(&self) -> bool {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.as_ref().is_some_and(|known| self.restore_from(known))
@@ -135,7 +135,7 @@ mod tests {
         bundle.forget_processes().unwrap();
         assert!(!bundle.is_stripped(None), "it is being taken down");
         bundle.remove().unwrap();
-        // One that lost a file of ours alone goes on.
+        // A bundle that lost only a file of the driver's own is not marked.
         bundle.create(binary).unwrap();
         bundle.write_shim(&shim).unwrap();
         bundle.write("config.json", br#"{"ociVersion":"1.0.2","hostname":"web"}"#).unwrap();
@@ -147,7 +147,7 @@ mod tests {
         assert_eq!(bundle.read_shim().as_ref(), Some(&shim));
         assert_eq!(bundle.read_spec().unwrap().hostname().as_deref(), Some("web"));
         assert!(!bundle.is_doomed() && !bundle.is_stripped(None));
-        // Which `runsc` it is to run nobody knows but the handle.
+        // Only the handle knows which `runsc` the task is to run.
         let runsc = Some("/opt/runsc");
         assert!(bundle.is_stripped(runsc));
         bundle.restore(binary, &shim, cgroup, runsc).unwrap();

@@ -56,7 +56,7 @@ impl Task {
             if let Some(signal) = signal
                 && let Err(error) = self.connection.kill(signal, false).await
             {
-                // Most often it has just ended by itself; if not, SIGKILL will tell.
+                // Most often the task has just ended by itself; if not, SIGKILL will tell.
                 tracing::debug!(task = self.id(), signal, %error, "the stop signal was not delivered");
             }
             self.wait().await

@@ -139,7 +139,7 @@ async fn follow(watch: Watch) -> Exit {
 
 /// The OOM kills in a task's cgroup.
 struct Kills {
-    /// Whether some were right before the task's exit.
+    /// Whether the kernel killed some processes right before the task's exit.
     at_the_end: bool,
     /// Number of kills since the task's start.
     since_start: u64,

@@ -149,8 +149,8 @@ impl Place {
         self.restore_at_last().await;
         // Somebody may have removed the bundle from under a container that runs.
         if bundle.exists() {
-            // A disk that takes no mark keeps nobody from being killed; until it has one, somebody comes back for the
-            // container as for any that Nomad doesn't know.
+            // A disk that takes no mark keeps no process from being killed; until the bundle has the mark, its
+            // container is found and taken down as an orphan is.
             let marked = on_disk(bundle, Bundle::doom).await;
             if let Err(error) = &marked {
                 tracing::warn!(container = id, %error, "can't mark the container as one to take down; going on");

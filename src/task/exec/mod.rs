@@ -271,9 +271,9 @@ impl Exec {
 
 /// The end of a command that is under way.
 struct Ending {
-    /// Told when nothing runs any more that was to be killed.
+    /// Completes when nothing runs any more that was to be killed.
     killed: oneshot::Receiver<()>,
-    /// Ends when the shim has forgotten the command.
+    /// Completes when the shim has forgotten the command.
     forgotten: JoinHandle<()>,
 }
 
