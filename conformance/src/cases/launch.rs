@@ -99,6 +99,8 @@ async fn it_lives_on_when_the_agent_no_longer_reads_its_pipes(scene: &Scene) -> 
 async fn a_runtime_whose_shim_is_missing_is_said_by_its_file(scene: &Scene) -> Result<()> {
     let mut options = scene.options();
     options["containerd_runtime"] = json!("io.containerd.nope.v3");
+    // What an unknown shim would make of another one is not known, and refused first.
+    options["oci_runtime"] = json!("");
     let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
     let mut fingerprints = plugin.fingerprints().await?;
     let first = fingerprints.message().await?.unwrap_or_default();

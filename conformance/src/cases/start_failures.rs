@@ -53,9 +53,11 @@ async fn a_command_that_is_told_at_length_is_told_in_short(scene: &Scene) -> Res
     let mut config = scene.shell("");
     config["command"] = serde_json::json!(format!("/bin/{}", "x".repeat(4080)));
     let task = scene.prepare(&plugin, &config).await?;
-    let status =
-        refused(plugin.start_task(task.config.clone()).await, &[task.id(), "/bin/xxx", "bytes left out"])?;
-    ensure!(status.message().len() < 8192, "{} bytes", status.message().len());
+    let status = refused(plugin.start_task(task.config.clone()).await, &[task.id(), "/bin/xxx"])?;
+    let told = status.message();
+    // Some runtimes cut it off themselves.
+    ensure!(told.len() < 1024 || told.contains("bytes left out"), "nothing is left out of {told}");
+    ensure!(told.len() < 8192, "{} bytes", told.len());
     for line in plugin.log().all() {
         ensure!(line.len() < 64 * 1024, "a line of {} bytes", line.len());
     }
