@@ -78,8 +78,12 @@ fn reason<'a>(text: &'a str, program: &str) -> Option<(Told, &'a str)> {
     let after = |mark: &str| text.split_once(mark).map(|(_, rest)| rest);
     // runc: `exec: "x": executable file not found in $PATH`, and for a script without its interpreter `exec x: no such ..`.
     let by_runc = after("exec: \"").map(past_quotes).or_else(|| after(&format!("exec {program}: ")));
-    // crun: "executable file `x` not found in $PATH: No such file or directory".
-    let by_crun = || after("executable file `").and_then(|rest| Some(rest.rsplit_once('`')?.1));
+    // crun: "executable file `x` not found in $PATH: No such file or directory", and in newer releases "the path `/x` exists but it
+    // is not executable: Operation not permitted".
+    let by_crun = || {
+        let named = after("executable file `").or_else(|| after("OCI runtime exec failed: the path `"))?;
+        Some(named.rsplit_once('`')?.1)
+    };
     // youki: "executable 'x' not found in $PATH".
     let by_youki = || after(&format!("executable '{program}")).filter(|rest| rest.starts_with('\''));
     // gVisor: `executing command "x" in sandbox: error finding executable "x" in PATH [..]: no such file or directory`, or
@@ -140,6 +144,8 @@ mod tests {
         assert_eq!(code("cannot exec in a stopped container"), None);
         assert_eq!(code("executable file `x` not found in $PATH: No such file or directory"), Some(127));
         assert_eq!(code("open executable: Permission denied"), Some(126));
+        let by_newer_crun = "exec in container web-1: OCI runtime exec failed: the path `/bin/x` exists but it is not executable";
+        assert_eq!(code(&format!("{by_newer_crun}: Operation not permitted")), Some(126));
         let by_youki = "OCI runtime exec failed: youki did not terminate successfully: exit status 1: error in executing command: \
                         failed to create container: exec process failed with error error in executing process : executable 'x'";
         assert_eq!(code(&format!("{by_youki} not found in $PATH")), Some(127));
