@@ -3,6 +3,7 @@
 //! Source of the facts: hashicorp/nomad `client/lib/cgroupslib`.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -155,7 +156,10 @@ impl Nested {
         let groups = if is_v2() {
             vec![at("")]
         } else {
-            let entries = fs::read_dir(ROOT)?.flatten().filter(|entry| !entry.path().is_symlink());
+            // Neither a link nor a directory that is left of a hierarchy of somebody else's mount namespace.
+            let root = fs::metadata(ROOT)?.dev();
+            let is_mounted = |entry: &fs::DirEntry| entry.metadata().is_ok_and(|entry| entry.dev() != root);
+            let entries = fs::read_dir(ROOT)?.flatten().filter(is_mounted);
             let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
             names.filter(|name| name != "cpuset").map(|name| at(&name)).collect()
         };
