@@ -164,14 +164,16 @@ fn listed_children(of: i32) -> Option<Vec<i32>> {
     Some(pids)
 }
 
-/// Returns all descendants of a process, each after its parent. A descendant below an ended process isn't found.
-pub(crate) fn descendants(of: i32) -> Vec<ProcessId> {
+/// Returns the processes that descend from one, each after its parent, as far as none of those between has ended. There are
+/// none of a process that has ended by the end of the look: its pid may have been another's meanwhile.
+pub(crate) fn descendants(of: ProcessId) -> Vec<ProcessId> {
     let stat = |pid: i32| {
         let stat = Stat::read(pid)?;
         Some((ProcessId { pid, started_ticks: stat.started_ticks }, stat.parent))
     };
     let all: Vec<_> = all_pids().into_iter().filter_map(stat).collect();
-    below(of, &all)
+    let found = below(of.pid, &all);
+    if of.is_alive() { found } else { Vec::new() }
 }
 
 /// Returns true if one process descends from another. An ended process in between hides that.
@@ -237,7 +239,9 @@ mod tests {
         assert!(of_own.iter().any(|child| child.pid == pid), "{of_own:?}");
         assert!(!of_own.contains(&grandchild), "{of_own:?}");
         assert!(descends(grandchild.pid, own) && descends(pid, own) && !descends(own, pid));
+        let own = ProcessId::of(own);
         assert!(descendants(own).contains(&grandchild));
+        assert_eq!(descendants(ProcessId { started_ticks: own.started_ticks + 1, ..own }), []);
         assert!(ProcessId::of(pid).is_alive() && !is_exiting(ProcessId::of(pid)));
         assert!(shares_our_pids(pid) && !shares_our_pids(0));
         let handle = crate::process_handle::ProcessHandle::open(grandchild).unwrap().unwrap();

@@ -67,11 +67,6 @@ impl Family {
         self != Self::Other
     }
 
-    /// Whether a command's terminal has the size in its `process.consoleSize` from the start.
-    pub(crate) fn sets_console_size(self) -> bool {
-        self == Self::Runc
-    }
-
     /// Whether each process of a task is a process of the host.
     pub(crate) fn shares_kernel(self) -> bool {
         self == Self::Runc

@@ -100,7 +100,7 @@ impl Launcher {
     pub(crate) async fn kill_started(&self, shim: &Shim, bundle: &Bundle, id: &str) {
         let Ok(Some(process)) = self.process_of(shim, bundle, id).await else { return };
         let killed = off_thread(move || {
-            process_stat::descendants(process.pid).into_iter().for_each(process_handle::kill);
+            process_stat::descendants(process).into_iter().for_each(process_handle::kill);
         });
         if let Err(error) = killed.await {
             tracing::warn!(container = id, %error, "can't end what the shim has started");
@@ -118,7 +118,7 @@ impl Launcher {
                 let Ok(Some(process)) = ProcessHandle::open(shim) else { continue };
                 if launcher.is_shim(shim.pid, &of) {
                     tracing::warn!(container = of, pid = shim.pid, "ending a shim that nobody drives");
-                    let started = process_stat::descendants(shim.pid);
+                    let started = process_stat::descendants(shim);
                     process.kill();
                     started.into_iter().for_each(process_handle::kill);
                 }

@@ -39,7 +39,8 @@ async fn a_terminal_has_the_size_that_it_was_given(scene: &Scene) -> Result<()> 
 }
 
 async fn a_size_that_comes_first_is_there_at_the_first_look(scene: &Scene) -> Result<()> {
-    if scene.programs().is_crun() || scene.programs().is_gvisor() {
+    let programs = scene.programs();
+    if programs.is_crun() || programs.is_youki() || programs.is_gvisor() {
         return skip("it sets a terminal's size beside the command, which may look before");
     }
     let (plugin, task) = sleeper(scene).await?;

@@ -107,7 +107,7 @@ impl Task {
             process,
             pipes,
             tty,
-            size_after_start: size.filter(|_| !self.saved.family().sets_console_size()),
+            size,
             cgroup: self.saved.cgroup.clone(),
             bundle: self.place.bundle.clone(),
         };
@@ -146,8 +146,7 @@ struct Start {
     process: Process,
     pipes: ExecPipes,
     tty: bool,
-    /// The terminal's size where the runtime doesn't set the one of `process`.
-    size_after_start: Option<TerminalSize>,
+    size: Option<TerminalSize>,
     cgroup: Cgroup,
     bundle: Bundle,
 }
@@ -157,7 +156,7 @@ impl Start {
     /// way: a shim that is opening pipes whose other end has gone answers nobody for half a minute. If the result is
     /// dropped, the command is killed like any other.
     async fn run(self) -> std::result::Result<Exec, shim::Error> {
-        let Self { connection, exec_id, process, pipes, tty, size_after_start, cgroup, bundle } = self;
+        let Self { connection, exec_id, process, pipes, tty, size, cgroup, bundle } = self;
         let io = ExecIo {
             stdin: pipes.stdin_path(),
             stdout: pipes.stdout_path(),
@@ -192,7 +191,8 @@ impl Start {
             }
         });
         let terminal = Terminal { connection: connection.clone(), exec_id: exec_id.clone() };
-        if let Some(size) = size_after_start {
+        // Not every runtime sets the size that is in `process`; the same size again is no change.
+        if let Some(size) = size {
             terminal.resize(size).await;
         }
         let stdin = Stdin { pipe: stdin, connection, exec_id, tty };

@@ -95,7 +95,14 @@ fn reason<'a>(text: &'a str, program: &str) -> Option<(Told, &'a str)> {
     if let Some(reason) = by_runc.or_else(by_crun).or_else(by_youki).or_else(by_gvisor) {
         return Some((Told::ByName, reason));
     }
-    after("open executable").map(|reason| (Told::CannotOpen, reason))
+    // crun, of a path that can't be searched: "cannot open `/x`: Permission denied", or "open `/x`: ..".
+    let by_path = || {
+        let named = after("OCI runtime exec failed: cannot open `")
+            .or_else(|| after("OCI runtime exec failed: open `"))?;
+        let (path, reason) = named.rsplit_once('`')?;
+        path.ends_with(program).then_some(reason)
+    };
+    after("open executable").or_else(by_path).map(|reason| (Told::CannotOpen, reason))
 }
 
 /// Returns what comes after the end of a text in Go's quotes, in which quotes and backslashes are escaped.
@@ -154,6 +161,11 @@ mod tests {
             Some(126)
         );
         assert_eq!(code("open executable: Operation not permitted"), Some(126));
+        let in_crun =
+            |reason: &str| code(&format!("exec in container web-1: OCI runtime exec failed: {reason}"));
+        assert_eq!(in_crun("cannot open `x`: Permission denied"), Some(126));
+        assert_eq!(in_crun("open `/root/x`: Not a directory"), Some(126));
+        assert_eq!(in_crun("open `/proc/self/fd`: Permission denied"), None);
         let in_sandbox = |reason: &str| {
             code(&format!(
                 "OCI runtime exec failed: executing processes for container: executing command \"x\" in sandbox: {reason}"
