@@ -7,8 +7,9 @@
 //! Source of the facts: gVisor `runsc/cmd/{kill,ps}.go`, `pkg/sentry/control/proc.go`.
 
 use std::collections::BTreeSet;
-use std::io;
-use std::process::{Command, ExitCode, Stdio};
+use std::io::{self, Read};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use super::call::Call;
@@ -16,8 +17,9 @@ use super::code_of;
 
 /// The signal, as the shim says it.
 const KILL: &str = "9";
-/// How long it is looked for what has been started meanwhile.
-const LIMIT: Duration = Duration::from_secs(5);
+/// Maximum time for all of it: until then the shim may tell of no other process's end.
+const LIMIT: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// A command that is to be killed.
 pub(super) struct Target {
@@ -47,50 +49,110 @@ impl Target {
     }
 }
 
-/// Kills a command and what it has started. Returns what `runsc` says of the command itself.
+/// Kills a command and what it has started. Returns what `runsc` says of the command itself, or that it has failed where
+/// some of it lives on.
 ///
 /// # Errors
-/// When `runsc` can't be run.
+/// When `runsc` can't be run, or doesn't end.
 pub(super) fn run(call: &Call, target: &Target) -> io::Result<ExitCode> {
     let until = Instant::now() + LIMIT;
+    let first = list(call, target, Instant::now() + LIMIT / 2).unwrap_or_default();
     let mut members = BTreeSet::from([target.pid]);
     let mut killed = members.clone();
-    let mut found = started(call, target, &mut members);
+    let mut found =
+        if is_command(&first, target.pid) { members_of(&first, &mut members) } else { Vec::new() };
     // First, so that it starts nothing more.
-    let outcome = Command::new(&call.program).args(&call.arguments).status()?;
+    let mut runsc = Command::new(&call.program).args(&call.arguments).spawn()?;
+    let outcome = ends_by(&mut runsc, until)?;
+    let outcome = outcome.ok_or_else(|| io::Error::other(format!("it has not ended within {LIMIT:?}")))?;
     loop {
         // Who is killed may be listed until its parent has waited for it.
-        found.retain(|process| killed.insert(process.pid));
-        if found.is_empty() || Instant::now() > until {
+        found.retain(|process| !killed.contains(&process.pid));
+        if found.is_empty() {
             return Ok(code_of(outcome));
         }
-        end(call, target, &found, &members);
-        found = started(call, target, &mut members);
+        if Instant::now() >= until {
+            let what = format!("{} processes live on", found.len());
+            return Err(io::Error::other(what));
+        }
+        end(call, target, &found, &members, &mut killed, until);
+        let Some(all) = list(call, target, until) else {
+            let what = format!("it is not known whether {} processes live on", found.len());
+            return Err(io::Error::other(what));
+        };
+        found = members_of(&all, &mut members);
     }
 }
 
-/// Looks for what the command has started, and adds it to the `members`. Nothing is found where `runsc` doesn't list it.
-fn started(call: &Call, target: &Target, members: &mut BTreeSet<i32>) -> Vec<Process> {
-    let mut list = call.runsc(&["ps", "--format", "table", &target.container]);
-    let list = list.stdin(Stdio::null()).stderr(Stdio::null()).output();
-    let table = list.map(|list| String::from_utf8_lossy(&list.stdout).into_owned()).unwrap_or_default();
-    members_of(&parse(&table), members)
+/// Returns whether a process is a command that was started from outside: it has no parent in the sandbox. Any other has
+/// come by the pid of a command that has ended, and is the task's.
+fn is_command(all: &[Process], pid: i32) -> bool {
+    all.iter().any(|process| process.pid == pid && process.parent == 0)
 }
 
-/// Kills processes, by their groups where one of the members has made these: nobody else is in them.
-fn end(call: &Call, target: &Target, found: &[Process], members: &BTreeSet<i32>) {
+/// Returns the processes of the sandbox: none where it has ended, or lists no groups. None where `runsc` is late.
+fn list(call: &Call, target: &Target, until: Instant) -> Option<Vec<Process>> {
+    let mut runsc = call.runsc(&["ps", "--format", "table", &target.container]);
+    let runsc = runsc.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let mut runsc = runsc.ok()?;
+    let (sender, answer) = mpsc::channel();
+    if let Some(mut stdout) = runsc.stdout.take() {
+        std::thread::spawn(move || {
+            let mut table = Vec::new();
+            let _ = stdout.read_to_end(&mut table);
+            let _ = sender.send(table);
+        });
+    }
+    let table = answer.recv_timeout(until.saturating_duration_since(Instant::now()));
+    ends_by(&mut runsc, until).ok()??;
+    Some(parse(&String::from_utf8_lossy(&table.ok()?)))
+}
+
+/// Kills processes, by their groups where one of the members has made these: nobody else is in them. Whoever is killed is
+/// added to the `killed`; at the deadline the rest is left.
+fn end(
+    call: &Call,
+    target: &Target,
+    found: &[Process],
+    members: &BTreeSet<i32>,
+    killed: &mut BTreeSet<i32>,
+    until: Instant,
+) {
     let kill = |flag: &str, id: i32| {
         let mut runsc = call.runsc(&["kill", flag, &id.to_string(), &target.container, KILL]);
-        runsc.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        runsc.status().is_ok_and(|status| status.success())
+        let runsc = runsc.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        let ended = runsc.and_then(|mut runsc| ends_by(&mut runsc, until));
+        ended.ok().flatten().is_some_and(|status| status.success())
     };
     let groups: BTreeSet<i32> = found.iter().map(|process| process.group).collect();
     for group in groups {
-        if !members.contains(&group) || !kill("--pgid", group) {
-            for process in found.iter().filter(|process| process.group == group) {
-                kill("--pid", process.pid);
-            }
+        let of_group = || found.iter().filter(|process| process.group == group).map(|process| process.pid);
+        if Instant::now() < until && members.contains(&group) && kill("--pgid", group) {
+            killed.extend(of_group());
+            continue;
         }
+        for pid in of_group() {
+            if Instant::now() >= until {
+                return;
+            }
+            kill("--pid", pid);
+            killed.insert(pid);
+        }
+    }
+}
+
+/// Waits for the end of a child, and kills it at the deadline. None where it was killed.
+fn ends_by(child: &mut Child, until: Instant) -> io::Result<Option<ExitStatus>> {
+    loop {
+        if let Some(ended) = child.try_wait()? {
+            return Ok(Some(ended));
+        }
+        if Instant::now() >= until {
+            child.kill()?;
+            child.wait()?;
+            return Ok(None);
+        }
+        std::thread::sleep(LOOK_AGAIN);
     }
 }
 
@@ -158,6 +220,59 @@ mod tests {
         let shared = [Process { pid: 1, parent: 0, group: 1 }, Process { pid: 7, parent: 0, group: 1 }];
         assert_eq!(pids(&shared, &mut members), [7]);
         assert!(parse("").is_empty() && parse("PID CMD\n1 sleep\n").is_empty());
+    }
+
+    /// What a kill of process 7 comes to, and what it kills, where `ps` runs this. `TABLE` is in the file `table`.
+    fn killed(ps: &str, kill: &str) -> (Result<String, String>, String) {
+        let directory = tempfile::tempdir().unwrap();
+        let at = directory.path();
+        std::fs::write(at.join("table"), TABLE).unwrap();
+        let script = format!(
+            "#!/bin/sh\ncd {}\nshift\ncase $1 in\nps) {ps} ;;\nkill) echo $2 $3 >>kills; {kill} ;;\nesac\n",
+            at.display()
+        );
+        // Not written by this process, of whose children one could hold it open.
+        let write = r#"printf %s "$1" >"$0" && chmod 755 "$0""#;
+        let runsc = at.join("runsc-of-test");
+        assert!(
+            Command::new("/bin/sh").args(["-c", write]).arg(&runsc).arg(script).status().unwrap().success()
+        );
+        let arguments = [&*format!("--log={}/log.json", at.display()), "kill", "--pid", "7", "web-1", KILL];
+        let call = Call {
+            arguments: arguments.into_iter().map(Into::into).collect(),
+            bundle: at.to_owned(),
+            program: runsc,
+        };
+        let begun = Instant::now();
+        let outcome = run(&call, &Target::of(&call).unwrap());
+        assert!(begun.elapsed() < LIMIT * 2, "{:?}", begun.elapsed());
+        let kills = std::fs::read_to_string(at.join("kills")).unwrap_or_default();
+        (outcome.map(|code| format!("{code:?}")).map_err(|error| error.to_string()), kills.replace('\n', " "))
+    }
+
+    #[test]
+    fn a_kill_takes_along_only_what_a_command_from_outside_has_started() {
+        let success = Ok(format!("{:?}", ExitCode::SUCCESS));
+        let all = "--pid 7 --pgid 7 --pgid 10 ";
+        assert_eq!(killed("cat table", "true"), (success.clone(), all.to_owned()));
+        // The pid is another's by now.
+        let others = "sed 's/^0  *7  *0 /0 7 1 /' table";
+        assert_eq!(killed(others, "true"), (success.clone(), "--pid 7 ".to_owned()));
+        assert_eq!(killed("grep -v sh table", "true"), (success, "--pid 7 ".to_owned()));
+    }
+
+    #[test]
+    fn a_kill_ends_in_time_and_says_what_lives_on() {
+        let success = Ok(format!("{:?}", ExitCode::SUCCESS));
+        assert_eq!(killed("exec sleep 60", "true"), (success, "--pid 7 ".to_owned()));
+        let (outcome, kills) = killed("cat table", "exec sleep 60");
+        assert_eq!((outcome.unwrap_err().as_str(), &*kills), ("it has not ended within 2s", "--pid 7 "));
+        let (outcome, kills) = killed("cat table", "[ $2 = --pid ] || exec sleep 60");
+        let what = "it is not known whether 4 processes live on";
+        assert_eq!((outcome.unwrap_err().as_str(), &*kills), (what, "--pid 7 --pgid 7 "));
+        let always_another = "cat table; echo 0 $$ 7 $$ 0 ? 07:48 0s sh";
+        let error = killed(always_another, "true").0.unwrap_err();
+        assert!(error.ends_with("processes live on"), "{error}");
     }
 
     #[test]

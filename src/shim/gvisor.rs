@@ -81,6 +81,11 @@ pub(crate) fn options(operators: &str, additions: Additions<'_>) -> Result<Creat
             must: "left out: the limits, the statistics and the end of a task rest on its cgroup",
         });
     }
+    // Then runsc takes names of systemd's alone, and no path of a cgroup, which Nomad has made.
+    if let Some(by_systemd) = flags.get_mut("systemd-cgroup") {
+        *by_systemd = text("false");
+    }
+    let said = |flag: &str| flags.get(flag).map(|value| value.as_str().unwrap_or_default());
     match said("network") {
         // The host's stack, within the task's network namespace.
         None => drop(flags.insert("network".to_owned(), text("host"))),
@@ -130,6 +135,14 @@ mod tests {
         };
         assert_eq!(network("").as_deref(), Some("host"));
         assert_eq!(network("[runsc_config]\nnetwork = \"none\"\n").as_deref(), Some("none"));
+    }
+
+    #[test]
+    fn the_cgroup_is_not_left_to_systemd() {
+        let built = |operators: &str| built(operators, None).unwrap().0["runsc_config"].clone();
+        let flags = built("[runsc_config]\nsystemd-cgroup = \"true\"\n");
+        assert_eq!(flags.get("systemd-cgroup").and_then(Value::as_str), Some("false"));
+        assert_eq!(built("").get("systemd-cgroup"), None);
     }
 
     #[test]

@@ -21,10 +21,10 @@ use super::{cases, refused, same, until};
 use crate::fixture::leftovers::NULL_NETNS;
 use crate::fixture::sweep;
 use crate::fixture::traces::{children, find_processes};
-use crate::host::Plugin;
 use crate::host::alloc::set_memory;
 use crate::host::cgroup::is_v2;
 use crate::host::stats::Stats;
+use crate::host::{Exec, Plugin};
 use crate::scene::Scene;
 use crate::task::{LIMIT, Task};
 
@@ -49,6 +49,7 @@ cases!["gvisor":
     a_task_that_has_lost_its_bundle_keeps_its_runsc_and_its_code,
     what_a_script_has_started_is_killed_with_it_at_its_timeout,
     a_command_that_leaves_something_in_the_background_ends,
+    a_command_that_runs_when_the_plugin_dies_is_killed_by_the_next,
     a_task_has_the_limits_that_the_kernel_has_and_is_not_started_without,
 ];
 
@@ -549,6 +550,29 @@ async fn a_command_that_leaves_something_in_the_background_ends(scene: &Scene) -
         ensure!(begun.elapsed() < SOON, "{script}: it took {:?}", begun.elapsed());
     }
     same!(sleeping(&plugin, &task, "77").await?, 2);
+    task.end(&plugin).await?;
+    scene.nothing_left()?;
+    plugin.shut_down().await
+}
+
+async fn a_command_that_runs_when_the_plugin_dies_is_killed_by_the_next(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+    let pipes = scene.bundle()?.join("io");
+    let has_pipes = || children(&pipes).iter().any(|pipe| pipe.display().to_string().contains("/exec-"));
+    for terminal in [false, true] {
+        let script = "sleep 777 & echo up; exec sleep 778";
+        let mut exec = Exec::open(&plugin, task.id(), &["sh", "-c", script], terminal).await?;
+        exec.stdout_to_contain("up", LIMIT).await?;
+        ensure!(sleeping(&plugin, &task, "77").await? == 2, "it does not run");
+        plugin = scene.next_plugin(&mut plugin).await?;
+        task.recover(&plugin).await?;
+        let begun = Instant::now();
+        while sleeping(&plugin, &task, "77").await? > 0 {
+            ensure!(begun.elapsed() < SOON, "it goes on");
+        }
+        until(LIMIT, "the end of its pipes", || !has_pipes()).await?;
+    }
     task.end(&plugin).await?;
     scene.nothing_left()?;
     plugin.shut_down().await

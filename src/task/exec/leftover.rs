@@ -1,6 +1,7 @@
 //! Ends execs that an earlier plugin has left when it died. Their clients went with it, so nobody reads them any more.
 //! The shim's own files say which they are: it writes each one's pid into the bundle, and the pipes of an exec that was
-//! being started are still there by their names.
+//! being started are still there by their names. gVisor's shim removes the pid at the end of the start; there the pipes'
+//! names stay for as long as the exec runs.
 
 #![expect(
     clippy::disallowed_methods,
@@ -83,7 +84,8 @@ impl Leftovers {
         let ends = execs.into_iter().map(|(exec_id, root)| {
             tracing::info!(exec = exec_id, "ending a command whose client went with an earlier plugin");
             let noted = directory.join(format!("{exec_id}.pid"));
-            end(Running { connection: connection.clone(), exec_id, cgroup: cgroup.clone(), root }, noted)
+            let (connection, cgroup) = (connection.clone(), cgroup.clone());
+            end(Running { connection, exec_id, cgroup, root, pipes: None }, noted)
         });
         futures::future::join_all(ends).await;
         if let Some(shim) = shim

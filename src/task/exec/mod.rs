@@ -110,6 +110,7 @@ impl Task {
             size,
             cgroup: self.saved.cgroup.clone(),
             bundle: self.place.bundle.clone(),
+            leaves_no_pid: !self.saved.family().shares_kernel(),
         };
         let starting = tokio::spawn(start.run());
         let started = starting.await.map_err(|error| Error::Failed(format!("{doing}: it broke: {error}")))?;
@@ -149,6 +150,8 @@ struct Start {
     size: Option<TerminalSize>,
     cgroup: Cgroup,
     bundle: Bundle,
+    /// Whether a shim's files say nothing of the command once it runs.
+    leaves_no_pid: bool,
 }
 
 impl Start {
@@ -156,7 +159,7 @@ impl Start {
     /// way: a shim that is opening pipes whose other end has gone answers nobody for half a minute. If the result is
     /// dropped, the command is killed like any other.
     async fn run(self) -> std::result::Result<Exec, shim::Error> {
-        let Self { connection, exec_id, process, pipes, tty, size, cgroup, bundle } = self;
+        let Self { connection, exec_id, process, pipes, tty, size, cgroup, bundle, leaves_no_pid } = self;
         let io = ExecIo {
             stdin: pipes.stdin_path(),
             stdout: pipes.stdout_path(),
@@ -172,13 +175,13 @@ impl Start {
         let asked = processes::now();
         let pid = shim::quoting_runtime(&bundle, connection.exec_start(&exec_id)).await?;
         let root = Root::new(pid, asked);
-        guard.started(root);
+        // The shim has opened all pipes: their names have done their part, but where the next plugin, if this one dies,
+        // finds the command by nothing else.
+        guard.started(root, leaves_no_pid.then_some(pipes));
         let ended = match root.and_then(|root| Init::open(root.process()?)) {
             Some(process) => supervisor::backed(ended, connection.clone(), exec_id.clone(), process),
             None => ended,
         };
-        // The shim has opened all pipes: their names have done their part.
-        drop(pipes);
         let named = exec_id.clone();
         // The kernel may take its time for a move, and nobody has to wait for it.
         tokio::task::spawn_blocking(move || {
@@ -317,16 +320,19 @@ struct Running {
     cgroup: Cgroup,
     /// First process; `None` while the command is being started, or if it could not be.
     root: Option<Root>,
+    /// Pipes whose names stay until the shim has forgotten the command.
+    pipes: Option<ExecPipes>,
 }
 
 impl Guard {
     fn of(connection: Connection, exec_id: String, cgroup: Cgroup) -> Self {
-        Self { running: Some(Running { connection, exec_id, cgroup, root: None }), over: false }
+        let running = Running { connection, exec_id, cgroup, root: None, pipes: None };
+        Self { running: Some(running), over: false }
     }
 
-    fn started(&mut self, root: Option<Root>) {
+    fn started(&mut self, root: Option<Root>, pipes: Option<ExecPipes>) {
         if let Some(running) = &mut self.running {
-            running.root = root;
+            (running.root, running.pipes) = (root, pipes);
         }
     }
 
@@ -344,6 +350,7 @@ impl Guard {
             }
             let _ = tell.send(());
             running.forget().await;
+            drop(running.pipes);
         });
         Some(Ending { killed, forgotten })
     }
@@ -367,7 +374,7 @@ impl Running {
     }
 
     async fn kill(&self) {
-        let Self { connection, exec_id, cgroup, root } = self;
+        let Self { connection, exec_id, cgroup, root, .. } = self;
         let ended = supervisor::ask(connection, exec_id).await;
         if let Some(root) = *root {
             let cgroup = cgroup.clone();
