@@ -48,7 +48,8 @@ pub(super) fn create(call: &Call) -> io::Result<ExitCode> {
 /// The keeper itself. Returns at the end of the shim; or, with the code of `runsc`, where that fails.
 ///
 /// # Errors
-/// When it can't do its work. No sandbox is left then that it has made.
+/// When it can't do its work. A sandbox that is made by then stays: `runsc create` has failed for the shim, and whoever
+/// cleans up after the start deletes it.
 pub(super) fn run(call: &Call) -> io::Result<ExitCode> {
     let shim = std::env::var(SHIM).ok().and_then(|pid| pid.parse().ok()).map(ProcessId::of);
     let shim = shim.map(ProcessHandle::open).transpose()?.flatten();

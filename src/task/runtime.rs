@@ -11,7 +11,9 @@ use shim_protos::RuncOptions;
 
 use super::mounts::off_thread;
 use super::place;
+use super::wanted::cgroup_of;
 use super::{NAMESPACE, Settings, find_programs};
+use crate::cgroup;
 use crate::config::{PluginConfig, RuntimeOptions, TaskOptions, sandbox};
 use crate::error::{Error, Result};
 use crate::gvisor::WRAPPER;
@@ -143,7 +145,19 @@ fn nomads_fit_sandbox(task: &pb::TaskConfig) -> Result<()> {
         let what = format!("the volume_mount at {} with propagation_mode \"bidirectional\"", mount.task_path);
         return unfit(what, sandbox::NO_SPREADING);
     }
+    if is_taken_for_systemds(cgroup::mode(), &cgroup_of(task).path) {
+        return Err(Error::Invalid(format!(
+            "the task name {:?}: under gVisor a task name with two colons is refused, since runsc takes the path of its \
+             cgroup for names of systemd's; name the task otherwise, or give it a runtime of the runc family (option runtime)",
+            task.name
+        )));
+    }
     Ok(())
+}
+
+/// Returns whether runsc takes the path of a cgroup for `slice:prefix:name`, as newer releases do on cgroup v2.
+fn is_taken_for_systemds(mode: cgroup::Mode, path: &Path) -> bool {
+    mode == cgroup::Mode::V2 && path.as_os_str().as_bytes().iter().filter(|byte| **byte == b':').count() == 2
 }
 
 async fn gvisor_options(
@@ -254,6 +268,18 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn a_path_with_two_colons_is_no_sandboxs_on_v2() {
+        let taken = |mode, name: &str| {
+            let path = format!("/nomad.slice/share.slice/a1.{name}.scope");
+            is_taken_for_systemds(mode, Path::new(&path))
+        };
+        assert!(taken(cgroup::Mode::V2, "a:b:c") && !taken(cgroup::Mode::V1, "a:b:c"));
+        for name in ["web", "a:b", "a:b:c:d"] {
+            assert!(!taken(cgroup::Mode::V2, name), "{name}");
+        }
+    }
 
     #[test]
     fn another_shim_gets_what_the_operator_says_and_no_program() {

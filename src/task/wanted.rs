@@ -185,7 +185,7 @@ async fn init(settings: &Settings, options: &TaskOptions) -> Result<Option<PathB
     Ok(Some(found.map_err(|error| Error::Failed(error.to_string()))??))
 }
 
-fn cgroup_of(config: &pb::TaskConfig) -> Cgroup {
+pub(super) fn cgroup_of(config: &pb::TaskConfig) -> Cgroup {
     let linux = config.resources.as_ref().and_then(|resources| resources.linux_resources.as_ref());
     Cgroup::of(&config.alloc_id, &config.name, linux.map_or("", |linux| linux.cpuset_cgroup.as_str()))
 }
