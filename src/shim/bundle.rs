@@ -1,12 +1,13 @@
-//! A task's directory on disk: `<state_dir>/<namespace>/<container id>`, which is also the shim's working directory and
-//! must bear the container's id.
+//! The bundle: a task's directory on disk, `<state_dir>/<namespace>/<container id>`, which is also the shim's working
+//! directory and must bear the container's id.
 //!
-//! A bundle carries a mark, `doomed`, from its making until its task has started, and again from its destroy on. So a
-//! plugin that dies in the middle of either leaves a bundle that says of itself that it is to be taken down. While the task
-//! runs the mark is there under another name, so that it takes no room to set it: a full disk keeps no task from its end.
+//! A bundle has a mark for removal, the file `doomed`, from its creation until its task has started, and again from the
+//! task's destroy on. So a plugin that dies in the middle of either leaves a bundle that is known to be due for
+//! teardown. While the task runs, the mark exists under another name, so that setting it takes no room: a full disk
+//! does not prevent the teardown of a task.
 //!
-//! A file is written whole or not at all. None is synced to the disk: after a loss of power no process of the task is
-//! left, and a teardown gets by without what it can't read.
+//! A file is written whole or not at all. No file is synced to the disk: after a loss of power no process of the task
+//! is left, and a teardown gets by without files that it can't read.
 
 #![expect(
     clippy::disallowed_methods,
@@ -26,20 +27,22 @@ use serde::de::DeserializeOwned;
 use super::{Error, Shim};
 use crate::{gvisor, mount_table};
 
-/// Enough for a container to start from before its real spec is known: a shim's `start` reads the annotations only.
+/// Specification that a shim is started with before the container's is known: a shim's `start` reads the annotations
+/// only.
 const EMPTY_SPEC: &str = r#"{"ociVersion":"1.0.2"}"#;
 const SHIM_BINARY: &str = "shim-binary";
-/// Where its shim is.
+/// Name of the file that says where the bundle's shim is.
 const SHIM: &str = "shim.json";
 const CONFIG: &str = "config.json";
-/// The options of gVisor's shim.
+/// Name of the file with the options of gVisor's shim.
 const SHIM_OPTIONS: &str = "runsc.toml";
 const DOOMED: &str = "doomed";
-/// The mark of a bundle that is not doomed.
+/// Name of the mark while it doesn't hold: the bundle of a running task is not due for removal.
 const KEPT: &str = "kept";
-/// The shim's log holds a few lines for each event that it can't deliver; past this it is emptied.
+/// Size on disk above which a log of [`LOGS`] is emptied. The shim's has a few lines for each event that it can't
+/// deliver.
 const LOG_LIMIT_BYTES: u64 = 1024 * 1024;
-/// The shim's log, and the one that it has its runtime write.
+/// Names of the shim's log, and of the log that it has its runtime write.
 const LOGS: [&str; 2] = ["log", "log.json"];
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +51,7 @@ pub(crate) struct Bundle {
 }
 
 impl Bundle {
-    /// The bundle of a container, which may or may not exist.
+    /// Returns the bundle of a container, which may or may not exist.
     pub(crate) fn at(state_dir: &Path, namespace: &str, id: &str) -> Self {
         Self { directory: state_dir.join(namespace).join(id) }
     }
@@ -57,19 +60,21 @@ impl Bundle {
         &self.directory
     }
 
+    /// Opens the directory.
+    ///
     /// # Errors
-    /// When it is not there, or can't be opened.
+    /// When the directory is not there, or can't be opened.
     pub(super) fn open(&self) -> std::io::Result<fs::File> {
         fs::File::open(&self.directory)
     }
 
-    /// Whether it is there. One that can't be looked at is: nobody is to take it for gone.
+    /// Returns whether the bundle exists. Returns true if it can't be looked at, so that nobody takes it for gone.
     pub(crate) fn exists(&self) -> bool {
         !is_missing(&self.directory)
     }
 
-    /// Makes the directory, marked as doomed, with all that a shim's `start` needs, and the binary of that shim written
-    /// down: whoever takes the container down may know nothing but its id.
+    /// Makes the directory, marked for removal, with all that a shim's `start` needs. The path of the shim's binary is
+    /// written down in it: whoever takes the container down may know nothing but the container's id.
     ///
     /// # Errors
     /// Names the file that could not be made.
@@ -88,12 +93,12 @@ impl Bundle {
             private(false).create(&directory).map_err(Error::file("create", &directory))?;
         }
         self.write(CONFIG, EMPTY_SPEC.as_bytes())?;
-        // The shim opens it for its log; it must exist, and a regular file needs no reader.
+        // The shim opens this file for its log: it must exist, and a regular file needs no reader.
         self.touch("log")
     }
 
-    /// Whether a task's bundle has lost something that its end needs, such as the name of the `runsc` that the task has. One
-    /// that is being taken down, or was never whole, has not: it is marked.
+    /// Returns whether a task's bundle has lost a file that the task's teardown needs, such as the name of the `runsc`
+    /// that the task has. A bundle that is being taken down, or was never whole, has not: it is marked for removal.
     pub(crate) fn is_stripped(&self, runsc: Option<&str>) -> bool {
         let lacks = |name: &str| is_missing(&self.directory.join(name));
         let mut needed = [SHIM, CONFIG, SHIM_BINARY].into_iter().chain(runsc.map(|_| gvisor::PROGRAM));
@@ -103,12 +108,13 @@ impl Bundle {
     /// Makes the directory of a bundle that somebody has removed.
     ///
     /// # Errors
-    /// Names it.
+    /// Names the directory.
     pub(crate) fn make_directory(&self) -> Result<(), Error> {
         make_private(&self.directory)
     }
 
-    /// Makes what is missing of a task's bundle, so that the task can be taken down by it. One that isn't whole is marked.
+    /// Restores what is missing of a task's bundle, so that the task can be taken down by it. A bundle that has lost
+    /// its rootfs or its log is marked for removal.
     ///
     /// # Errors
     /// Names the file that could not be made.
@@ -131,7 +137,8 @@ impl Bundle {
             self.write_shim(shim)?;
         }
         if lacks(CONFIG) {
-            // With processes that end with the first one: a shim has nobody to look for then.
+            // The specification has a pid namespace, so that all processes end with the first one: the shim then has no
+            // other processes to look for.
             let linux = serde_json::json!({"cgroupsPath": cgroup, "namespaces": [{"type": "pid"}]});
             let spec = serde_json::json!({"ociVersion": "1.0.2", "linux": linux});
             self.write(CONFIG, spec.to_string().as_bytes())?;
@@ -144,7 +151,7 @@ impl Bundle {
         self.touch("log")
     }
 
-    /// The binary that its shim was to be started from.
+    /// Returns the binary that the bundle's shim was to be started from. `None` if it can't be read.
     pub(crate) fn shim_binary(&self) -> Option<PathBuf> {
         let path = fs::read(self.directory.join(SHIM_BINARY)).ok().filter(|path| !path.is_empty())?;
         Some(OsString::from_vec(path).into())
@@ -154,26 +161,28 @@ impl Bundle {
         self.directory.join("rootfs")
     }
 
-    /// Where the namespace of a network of the task's own is kept.
+    /// Path of the network namespace of a task that has a network of its own.
     pub(crate) fn network_namespace(&self) -> PathBuf {
         self.directory.join("netns")
     }
 
-    /// By what that network's plugins are told to take it down.
+    /// Path of the record by which the plugins of the task's own network are told to take it down.
     pub(crate) fn network_record(&self) -> PathBuf {
         self.directory.join("network.json")
     }
 
-    /// The pipe of one of the task's streams, where the driver collects them.
+    /// Path of the pipe of one of the task's streams (`stream`), if the driver collects the logs.
     pub(crate) fn log_pipe(&self, stream: &str) -> PathBuf {
         self.directory.join(stream)
     }
 
-    /// Where the pipes of execs live.
+    /// Path of the directory of the execs' pipes.
     pub(crate) fn io_directory(&self) -> PathBuf {
         self.directory.join("io")
     }
 
+    /// Writes the container's specification, in the place of the one that the shim was started with.
+    ///
     /// # Errors
     /// Names the file.
     pub(crate) fn write_spec(&self, spec: &Spec) -> Result<(), Error> {
@@ -183,17 +192,19 @@ impl Bundle {
         self.write(CONFIG, &json)
     }
 
-    /// Writes the file from which gVisor's shim reads its options, and which `runsc` is to be run; returns the path of the
-    /// first.
+    /// Writes the file from which gVisor's shim reads its options, and the file that names the `runsc` to run; returns
+    /// the path of the first.
     ///
     /// # Errors
-    /// Names the file.
+    /// Names the file that can't be written.
     pub(super) fn write_gvisor_options(&self, text: &str, program: &str) -> Result<PathBuf, Error> {
         self.write(gvisor::PROGRAM, program.as_bytes())?;
         self.write(SHIM_OPTIONS, text.as_bytes())?;
         Ok(self.directory.join(SHIM_OPTIONS))
     }
 
+    /// Reads the container's specification.
+    ///
     /// # Errors
     /// Names the file.
     pub(crate) fn read_spec(&self) -> Result<Spec, Error> {
@@ -202,20 +213,21 @@ impl Bundle {
         serde_json::from_slice(&json).map_err(std::io::Error::from).map_err(Error::file("read", &path))
     }
 
-    /// When the container was made: its real spec is written right before. None where there is no bundle of ours.
+    /// Returns the time at which the container was created: its specification is written right before. `None` if there
+    /// is no specification, as where the bundle is not the driver's.
     pub(crate) fn made_at(&self) -> Option<std::time::SystemTime> {
         fs::metadata(self.directory.join(CONFIG)).and_then(|spec| spec.modified()).ok()
     }
 
-    /// Whether a container may have been made: its real spec is written right before.
+    /// Returns whether a container may have been created: its specification is written right before.
     pub(crate) fn may_have_container(&self) -> bool {
         let empty = EMPTY_SPEC.len() as u64;
         fs::metadata(self.directory.join(CONFIG)).is_ok_and(|spec| spec.len() != empty)
     }
 
-    /// Lets the shim's own `delete` work on a bundle whose Create was cut off. It reads the options and the runtime's
-    /// name from files that Create writes in this order, before it runs the runtime; without the second, no runtime
-    /// was ever run, and the first may be half of one.
+    /// Lets the shim's own `delete` work on a bundle whose Create was cut off. `delete` reads the options and the
+    /// runtime's name from files that Create writes in this order, before it runs the runtime. Without the second file,
+    /// no runtime was ever run, and the first file may be incomplete.
     ///
     /// # Errors
     /// Names the file.
@@ -227,7 +239,8 @@ impl Bundle {
         self.touch("runtime")
     }
 
-    /// There is no shim and no container any more; what is left to remove are files.
+    /// Removes the shim's file and the specification, whose absence says that no shim and no container is left: what
+    /// remains to be removed are files.
     ///
     /// # Errors
     /// Names the file.
@@ -236,12 +249,13 @@ impl Bundle {
         self.remove_file(CONFIG)
     }
 
-    /// Whether nothing of a container can run: there was none yet, or [`Self::forget_processes`] has come after its end.
+    /// Returns whether no process of a container can run: the container was not created yet, or
+    /// [`Self::forget_processes`] was called after its end.
     pub(crate) fn has_forgotten_processes(&self) -> bool {
         self.read_shim().is_none() && !self.may_have_container()
     }
 
-    /// Removes a file, if it is there.
+    /// Removes a file, if it exists.
     ///
     /// # Errors
     /// Names the file.
@@ -255,7 +269,7 @@ impl Bundle {
         }
     }
 
-    /// Writes down where the shim is, as soon as it is known.
+    /// Writes the file that says where the shim is. To be called as soon as that is known.
     ///
     /// # Errors
     /// Names the file.
@@ -264,13 +278,13 @@ impl Bundle {
         self.write(SHIM, &json.map_err(Error::file("write", &self.directory.join(SHIM)))?)
     }
 
-    /// Where the shim was, if one was started that far.
+    /// Returns the shim that was written down. `None` if no shim was started that far, or the file can't be read.
     pub(crate) fn read_shim(&self) -> Option<Shim> {
         let json = fs::read(self.directory.join(SHIM)).ok()?;
         serde_json::from_slice(&json).ok()
     }
 
-    /// Reads what a file says. None where the file isn't there, or is not whole.
+    /// Reads a file of JSON. `None` if the file doesn't exist, or is not whole.
     ///
     /// # Errors
     /// Names a file that can't be read.
@@ -283,7 +297,7 @@ impl Bundle {
         }
     }
 
-    /// Writes a file whole, or leaves it as it was.
+    /// Writes a file whole, or leaves it as it was: a new file takes its place.
     ///
     /// # Errors
     /// Names the file.
@@ -292,7 +306,7 @@ impl Bundle {
         let write = || {
             let create =
                 |path: &Path| fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-            // Its own way to write has the kernel's error within one that hides it.
+            // The `Write` of `tempfile` has the kernel's error within one that hides it.
             let file = tempfile::Builder::new().prefix(".new-").make_in(&self.directory, create)?;
             file.as_file().write_all(content)?;
             file.persist(&path).map(drop).map_err(|error| error.error)
@@ -300,28 +314,28 @@ impl Bundle {
         write().map_err(Error::file("write", &path))
     }
 
-    /// Makes an empty file, unless it is there.
+    /// Makes an empty file, unless it exists.
     fn touch(&self, name: &str) -> Result<(), Error> {
         let path = self.directory.join(name);
         let open = fs::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
         open.map(drop).map_err(Error::file("create", &path))
     }
 
-    /// Marks the bundle as one to take down, whoever finds it.
+    /// Marks the bundle for removal, by whoever finds it.
     ///
     /// # Errors
-    /// Names the file. It needs room only where the bundle was made by an earlier build of the plugin.
+    /// Names the file. The mark needs room only if the bundle was made by an earlier build of the plugin.
     pub(crate) fn doom(&self) -> Result<(), Error> {
         let path = self.directory.join(DOOMED);
         match fs::rename(self.directory.join(KEPT), &path) {
-            // One that is not whole needs no mark.
+            // A bundle that is not whole needs no mark.
             Err(error) if error.kind() == ErrorKind::NotFound && self.is_doomed() => Ok(()),
             Err(error) if error.kind() == ErrorKind::NotFound => self.touch(DOOMED),
             marked => marked.map_err(Error::file("create", &path)),
         }
     }
 
-    /// The task runs: from here on only its destroy ends it.
+    /// Takes the mark for removal off a bundle whose task runs: from here on only the task's destroy sets it again.
     ///
     /// # Errors
     /// Names the file.
@@ -330,15 +344,16 @@ impl Bundle {
         fs::rename(&path, self.directory.join(KEPT)).map_err(Error::file("remove", &path))
     }
 
-    /// Marked, or not whole: its making, or its removal, was cut off where the mark isn't there yet or any more.
+    /// Returns whether the bundle is due for removal: it is marked, or is not whole, since its making or its removal
+    /// was cut off while the mark wasn't there yet or any more.
     pub(crate) fn is_doomed(&self) -> bool {
         self.directory.join(DOOMED).exists()
             || is_missing(&self.directory.join("log"))
             || is_missing(&self.rootfs())
     }
 
-    /// Empties the logs of the shim and of its runtime once they are large: each exec that fails has lines in both. The shim
-    /// writes on at its own offset, and what is before it is a hole; the runtime opens its log each time.
+    /// Empties the logs of the shim and of its runtime if they are large: each exec that fails has lines in both. The
+    /// shim writes on at its own offset, and what is before that is a hole; the runtime opens its log each time.
     pub(crate) fn trim_logs(&self) {
         use std::os::unix::fs::MetadataExt;
         for path in LOGS.map(|name| self.directory.join(name)) {
@@ -351,7 +366,8 @@ impl Bundle {
         }
     }
 
-    /// Unmounts what is held in place, and what is left on the rootfs, and removes the directory. Gone already is success.
+    /// Unmounts what is staged and what is left on the rootfs, and removes the directory. Succeeds if it is gone
+    /// already.
     ///
     /// # Errors
     /// Names what could not be removed; what is still mounted is never walked into.
@@ -375,17 +391,18 @@ impl Bundle {
     }
 }
 
-/// Makes a directory for root alone, and those above it.
+/// Makes a directory and those above it, for root alone.
 fn make_private(directory: &Path) -> Result<(), Error> {
     let created = fs::DirBuilder::new().mode(0o700).recursive(true).create(directory);
     created.map_err(Error::file("create", directory))
 }
 
-/// Removes a rootfs on which nothing is mounted, with the mount points that a runtime has made in it: one that goes on when
-/// its caller has died makes them in the bundle, as its shim has unmounted the container's snapshot by then.
+/// Removes a rootfs on which nothing is mounted, with the mount points that a runtime has made in it: a runtime that
+/// goes on when its caller has died makes them in the bundle, as its shim has unmounted the container's snapshot by
+/// then.
 ///
 /// # Errors
-/// Names what is no mount point, such as a file with content, and refuses where anything is mounted.
+/// Names what is no mount point, such as a file with content, or what is still mounted.
 fn remove_mount_points(rootfs: &Path) -> Result<(), Error> {
     let real = rootfs.canonicalize().map_err(Error::file("look at", rootfs))?;
     if let Some(mount) =
@@ -411,12 +428,12 @@ fn remove_empty(directory: &Path) -> Result<(), Error> {
     fs::remove_dir(directory).map_err(Error::file("remove", directory))
 }
 
-/// Whether nothing is there. Where that can't be told, something may be.
+/// Returns whether nothing exists at a path. Returns false if the path can't be looked at.
 fn is_missing(path: &Path) -> bool {
     fs::symlink_metadata(path).is_err_and(|error| error.kind() == ErrorKind::NotFound)
 }
 
-/// The ids of the bundles that exist.
+/// Returns the ids of the bundles that exist.
 ///
 /// # Errors
 /// Names the directory that can't be read; a missing one holds no bundles.

@@ -1,5 +1,5 @@
-//! The calls to one shim about one container, in the words of a task's life: what each needs, how long it may take, and
-//! which of the shim's traps it steps around.
+//! The calls to one shim about one container, in the terms of a task's life: what each call needs, how long it may
+//! take, and which of the shim's traps it avoids.
 
 use std::time::{Duration, SystemTime};
 
@@ -15,12 +15,14 @@ use shim_protos::{Bootstrap, CallError, TaskClient, any};
 
 use super::{Bundle, CreateOptions, Error, FORKS_RUNTIME, HeldPipes, QUICK};
 
-/// How long a shim that has just said where it listens may take to accept.
+/// Timeout of the connect to a shim that has just said where it listens.
 const CONNECT: Duration = Duration::from_secs(5);
-/// Removing a task waits for its output to be copied, up to ten seconds in newer shims, and forks the runtime.
+/// Timeout of Delete, for which the shim waits until the output is copied, up to ten seconds in newer shims, and forks
+/// the runtime.
 const DELETE: Duration = Duration::from_secs(60);
 
-/// A shim's word on how a process ended. 128 + n says that signal n did it, or that the program chose that number.
+/// The exit of a process as its shim reports it. A status of 128 + n means that signal n ended the process, or that the
+/// program chose that number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ended {
     pub status: u32,
@@ -29,13 +31,13 @@ pub(crate) struct Ended {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
-    /// Made, but not started.
+    /// The container is created, but its process is not started.
     Created,
     Running,
     Stopped,
 }
 
-/// Where an exec reads and writes.
+/// The paths of an exec's pipes, empty for a stream that it does not have, and whether it has a terminal.
 pub(crate) struct ExecIo {
     pub stdin: String,
     pub stdout: String,
@@ -51,6 +53,8 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
+    /// Connects to a shim.
+    ///
     /// # Errors
     /// When nobody listens, or nobody accepts in time.
     pub(crate) async fn open(shim: &Bootstrap, id: &str) -> Result<Self, Error> {
@@ -59,17 +63,17 @@ impl Connection {
         Ok(Self { client, id: id.to_owned() })
     }
 
-    /// Connects at the first call, and once more at each later one while nobody accepts: for a shim that is known to be
-    /// there.
+    /// Returns a connection that is made at the first call, and tried again at each later one as long as nobody
+    /// accepts: for a shim that is known to be there.
     pub(crate) fn deferred(shim: &Bootstrap, id: &str) -> Self {
         Self { client: TaskClient::deferred(shim), id: id.to_owned() }
     }
 
-    /// Asks the shim for its own pid; it must not have a task yet. 0 where it does not say: some don't, before the
-    /// container is made. It is the shim's word only: see [`super::Launcher::identify`].
+    /// Returns the shim's own pid, as the shim says it; the shim must not have a task yet. 0 if it does not say: some
+    /// shims don't, before the container is created. The pid is not verified: see [`super::Launcher::identify`].
     ///
     /// # Errors
-    /// [`Error::Taken`] where it has one: then a shim of an earlier run answered in place of the new one.
+    /// [`Error::Taken`] if the shim has a task: then a shim of an earlier run answered in place of the new one.
     pub(crate) async fn pid_of_fresh_shim(&self) -> Result<i32, Error> {
         let request = ConnectRequest { id: self.id.clone(), ..ConnectRequest::default() };
         let answer = match self.client.pids_of_shim_and_task(&request, QUICK).await {
@@ -77,17 +81,18 @@ impl Connection {
             Err(CallError::NotFound(_)) => return Ok(0),
             Err(error) => return Err(failed("ask for the pids of", &self.id)(error)),
         };
-        // Some have their own process in the place of the task's until there is one.
+        // Some shims give their own pid in the place of the task's until there is a task.
         if answer.task_pid != 0 && answer.task_pid != answer.shim_pid {
             return Err(Error::Taken { id: self.id.clone(), task_pid: answer.task_pid });
         }
         Ok(i32::try_from(answer.shim_pid).unwrap_or(0))
     }
 
-    /// Makes the container; its process waits to be started. Returns the process's pid, by the shim's word.
+    /// Creates the container, whose process waits to be started. Returns the process's pid, as the shim says it; 0 if
+    /// it doesn't.
     ///
     /// # Errors
-    /// With the runtime's words. What was made by then is still there.
+    /// With the runtime's reason. What was made by then is still there.
     pub(crate) async fn create(
         &self,
         bundle: &Bundle,
@@ -114,8 +119,10 @@ impl Connection {
         Ok(i32::try_from(answer.pid).unwrap_or(0))
     }
 
+    /// Starts the process of the created container.
+    ///
     /// # Errors
-    /// With the runtime's words.
+    /// With the runtime's reason.
     pub(crate) async fn start(&self) -> Result<(), Error> {
         self.start_process("").await.map(drop).map_err(failed("start container", &self.id))
     }
@@ -126,20 +133,20 @@ impl Connection {
         Ok(i32::try_from(answer.pid).unwrap_or(0))
     }
 
-    /// Waits for the end of the task (`exec_id` empty) or of an exec. Call it before the start.
+    /// Waits for the exit of the task (`exec_id` empty) or of an exec. Call it before the start.
     ///
     /// # Errors
-    /// Ends with the shim.
+    /// When the shim refuses, or ends first.
     pub(crate) async fn wait(&self, exec_id: &str) -> Result<Ended, Error> {
         let request = WaitRequest { id: self.id.clone(), exec_id: exec_id.to_owned(), ..Default::default() };
         let answer = self.client.wait(&request).await.map_err(failed("wait for", &self.id))?;
         Ok(Ended { status: answer.exit_status, at: time(answer.exited_at.as_ref()) })
     }
 
-    /// The task's state, and how it ended if it has.
+    /// Returns the task's state.
     ///
     /// # Errors
-    /// Not found where the task was deleted, or never made.
+    /// Not found if the task was deleted, or never created.
     pub(crate) async fn state(&self) -> Result<State, Error> {
         let request = StateRequest { id: self.id.clone(), ..StateRequest::default() };
         let answer =
@@ -154,7 +161,7 @@ impl Connection {
     /// Sends a signal to the task's first process, or, with `everything`, to all that the runtime finds in its cgroup.
     ///
     /// # Errors
-    /// Not found where the task has ended.
+    /// Not found if the task has ended.
     pub(crate) async fn kill(&self, signal: i32, everything: bool) -> Result<(), Error> {
         self.kill_process("", signal, everything).await.map_err(failed("signal container", &self.id))
     }
@@ -170,10 +177,10 @@ impl Connection {
         self.client.kill(&request, FORKS_RUNTIME).await.map(drop)
     }
 
-    /// The metrics of the container's cgroup, as the shim packs them.
+    /// Returns the metrics of the container's cgroup, as the shim packs them.
     ///
     /// # Errors
-    /// Not found where the task was deleted.
+    /// Not found if the task was deleted.
     pub(crate) async fn metrics(&self) -> Result<Any, Error> {
         let request = StatsRequest { id: self.id.clone(), ..StatsRequest::default() };
         let answer =
@@ -181,10 +188,10 @@ impl Connection {
         Ok(answer.stats.unwrap_or_default())
     }
 
-    /// Removes the ended task from the shim and the runtime. Gone already is success.
+    /// Removes the ended task from the shim and the runtime. Succeeds if it is gone already.
     ///
     /// # Errors
-    /// With the runtime's words.
+    /// With the runtime's reason.
     pub(crate) async fn delete(&self) -> Result<(), Error> {
         self.delete_process("").await.map_err(failed("delete container", &self.id))
     }
@@ -198,10 +205,10 @@ impl Connection {
         }
     }
 
-    /// Ends the shim. Its death before the answer is success.
+    /// Ends the shim. Succeeds if the shim exits before it answers.
     ///
     /// # Errors
-    /// When it does not answer.
+    /// When the shim refuses, or does not answer in time.
     pub(crate) async fn shutdown(&self) -> Result<(), Error> {
         let request = ShutdownRequest { id: self.id.clone(), ..ShutdownRequest::default() };
         match self.client.shutdown(&request, QUICK).await {
@@ -227,14 +234,14 @@ impl Connection {
             spec: Some(any::process(spec)).into(),
             ..ExecProcessRequest::default()
         };
-        // Some shims take it up only once the starts before it are through, one after the other.
+        // Some shims answer only once all earlier starts are through, one after the other.
         self.client.exec(&request, FORKS_RUNTIME).await.map(drop).map_err(doing)
     }
 
     /// Starts a declared exec; returns its pid once it runs.
     ///
     /// # Errors
-    /// With the runtime's words on why it can't run. It is deleted then: a second start would crash the shim.
+    /// With the runtime's reason why the exec can't run. The exec is deleted then: a second start would crash the shim.
     pub(crate) async fn exec_start(&self, exec_id: &str) -> Result<i32, Error> {
         match self.start_process(exec_id).await {
             Ok(pid) => Ok(pid),
@@ -245,7 +252,7 @@ impl Connection {
         }
     }
 
-    /// Kills an exec's first process. Ended already is success.
+    /// Kills an exec's first process. Succeeds if it has ended already.
     ///
     /// # Errors
     /// When the shim refuses or is gone.
@@ -256,12 +263,13 @@ impl Connection {
         }
     }
 
-    /// Whether an exec's first process has begun. One that is being started is waited for.
+    /// Returns whether an exec's first process has begun, by sending it signal 0. Waits for an exec that is being
+    /// started.
     pub(crate) async fn exec_has_begun(&self, exec_id: &str) -> bool {
         self.kill_process(exec_id, 0, false).await.is_ok()
     }
 
-    /// Forgets an ended exec, and lets go of its pipes.
+    /// Has the shim forget an ended exec and close its pipes.
     ///
     /// # Errors
     /// When the shim refuses or is gone.
@@ -269,12 +277,14 @@ impl Connection {
         self.delete_process(exec_id).await.map_err(failed("delete an exec of container", &self.id))
     }
 
-    /// The error for an exec that has ended, and of which nobody knows how.
+    /// Returns the error for an exec that has ended, and whose exit status is lost.
     pub(crate) fn lost_end(&self, exec_id: &str) -> Error {
         let lost = "it has ended, but the shim does not say how, and the kernel has forgotten it: its exit code is not known";
         failed(&format!("wait for {exec_id} in container"), &self.id)(CallError::Refused(lost.to_owned()))
     }
 
+    /// Sets the size of an exec's terminal, in characters.
+    ///
     /// # Errors
     /// When the exec has no terminal, or has ended.
     pub(crate) async fn exec_resize(&self, exec_id: &str, width: u32, height: u32) -> Result<(), Error> {
@@ -292,7 +302,8 @@ impl Connection {
             .map_err(failed("resize an exec's terminal in container", &self.id))
     }
 
-    /// Ends an exec's stdin, once all other writers of its pipe are closed. Not for a terminal, whose output it loses.
+    /// Closes an exec's stdin, which ends once all other writers of its pipe are closed. Not for a terminal, whose
+    /// output it would lose.
     ///
     /// # Errors
     /// When the exec has ended.
@@ -316,7 +327,8 @@ fn failed(verb: &str, id: &str) -> impl FnOnce(CallError) -> Error {
     move |source| Error::Call { doing, source }
 }
 
-/// Shims say "not yet" with Go's zero time, which is long before the epoch.
+/// Converts a shim's timestamp, and returns the current time in its place if it is missing or lies before the epoch:
+/// shims say "not yet" with Go's zero time, which is long before it.
 fn time(stamp: Option<&Timestamp>) -> SystemTime {
     let since_epoch = stamp.and_then(|stamp| {
         let seconds = u64::try_from(stamp.seconds).ok()?;

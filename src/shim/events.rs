@@ -1,9 +1,10 @@
-//! Where shims are told to send their events. Nobody reads them: what counts is their answers to calls. A shim of the Go
-//! kind drops its events when it has no address for them; those in Rust don't start without one that accepts.
+//! Serves the address to which shims send their events. The events are dropped: what counts is the answers to calls. A
+//! shim in Go drops its events if it has no address for them; shims in Rust don't start without an address that
+//! accepts.
 //!
-//! The socket is one for all shims of a state directory, served from the first one on that needs it, by whichever plugin
-//! is there. It stays when the plugin goes: an address where nobody listens fails at once, and one that is not there
-//! holds some shims up.
+//! All shims of a state directory share one socket, which is served from the first shim on that needs it, by whichever
+//! plugin is there. The socket stays when the plugin goes: an address where nobody listens fails at once, and one that
+//! does not exist holds some shims up.
 
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
@@ -17,12 +18,12 @@ use super::{Bundle, Error};
 use crate::gvisor;
 
 const SOCKET: &str = "events.sock";
-/// The shims that need none: containerd's own of the runc family.
+/// Names of the shims that need no address: containerd's own of the runc family.
 const DROP_THEM: [&str; 2] = ["containerd-shim-runc-v1", "containerd-shim-runc-v2"];
-/// The kernel's limit for a socket's path.
+/// The kernel's limit for a socket's path, in bytes.
 const SOCKET_PATH_LIMIT_BYTES: usize = 107;
 
-/// The address of one state directory. Clones share it.
+/// The address for events of one state directory's shims. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Events {
     socket: PathBuf,
@@ -30,12 +31,13 @@ pub(crate) struct Events {
 }
 
 impl Events {
-    /// Reaches for nothing.
+    /// Returns the address in a state directory, where no socket is made yet.
     pub(crate) fn of(state_dir: &Path) -> Self {
         Self { socket: state_dir.join(SOCKET), served: Arc::default() }
     }
 
-    /// Where a shim sends its events, served from now on; none for a shim that does without.
+    /// Returns the socket to which a shim sends its events, which is served from now on. `None` for a shim that needs
+    /// none.
     ///
     /// # Errors
     /// Names the socket that can't be made.
@@ -52,7 +54,7 @@ impl Events {
     }
 
     fn serve(&self) -> Result<(), Error> {
-        // In the place of an earlier plugin's, without a moment in which there is none.
+        // The new socket replaces an earlier plugin's, without a moment in which there is none.
         let new = self.socket.with_extension("new");
         let longest = self.socket.as_os_str().len();
         if longest > SOCKET_PATH_LIMIT_BYTES {
@@ -69,12 +71,13 @@ impl Events {
     }
 }
 
-/// Takes the events of one shim by a socket in its bundle, until it is dropped; the connections that there are by then are
-/// served on. For a shim whose events somebody else takes later.
+/// Takes the events of one shim at a socket in its bundle, until it is dropped; connections that exist by then are
+/// served on. For a shim whose events another process takes later.
 pub(crate) struct Taken(JoinHandle<()>);
 
 impl Taken {
-    /// The path of a bundle may be too long for a socket's, so it is gone by its descriptor.
+    /// Serves the socket of a bundle. The path of the bundle may be too long for a socket's path, so the socket is
+    /// bound through the descriptor of the directory.
     ///
     /// # Errors
     /// Names the socket that can't be made.

@@ -1,5 +1,5 @@
-//! Parts of files in a bundle that other programs write, and may have made as long as they like. No link is followed, and
-//! nothing but a regular file is read.
+//! Reads parts of files in a bundle that other programs write, and may have made as long as they like. No link is
+//! followed, and nothing but a regular file is read.
 
 #![expect(
     clippy::disallowed_methods,
@@ -14,14 +14,14 @@ use std::path::Path;
 /// The end of a file, as text.
 pub(super) struct End {
     pub(super) text: String,
-    /// There is more before it.
+    /// Whether the file has more before this text.
     pub(super) is_cut: bool,
 }
 
 /// Reads the first bytes of a file.
 ///
 /// # Errors
-/// When it can't be read, or is no regular file.
+/// When the file can't be read, or is no regular file.
 pub(super) fn start_of(file: &Path, limit_bytes: u64) -> io::Result<Vec<u8>> {
     let (file, _) = open(file)?;
     let mut start = Vec::new();
@@ -32,7 +32,7 @@ pub(super) fn start_of(file: &Path, limit_bytes: u64) -> io::Result<Vec<u8>> {
 /// Reads the last bytes of a file.
 ///
 /// # Errors
-/// When it can't be read, or is no regular file.
+/// When the file can't be read, or is no regular file.
 pub(super) fn end_of(file: &Path, limit_bytes: u64) -> io::Result<End> {
     let (mut file, length) = open(file)?;
     file.seek(SeekFrom::Start(length.saturating_sub(limit_bytes)))?;

@@ -1,4 +1,4 @@
-//! The families of shims: what a shim takes as options, and where its tasks run, is its family's.
+//! The families of shims. A shim's family decides which options it takes, and where its tasks run.
 //!
 //! Source of the facts: containerd `core/runtime/v2`, `api/types/runtimeoptions/v1`, `api/types/runc/options`; gVisor
 //! `pkg/shim/v1`.
@@ -12,12 +12,12 @@ use shim_protos::any::RUNC_OPTIONS_URL;
 
 use super::runtime::binary_of;
 
-/// How the binaries of the runc family begin.
+/// Prefix of the names of the runc family's shims.
 const RUNC: &[u8] = b"containerd-shim-runc-";
-/// How the binaries of gVisor begin.
+/// Prefix of the names of gVisor's shims.
 const GVISOR: &[u8] = b"containerd-shim-runsc-";
 
-/// The family of a shim.
+/// The family of a shim: how it takes its options, and where its tasks run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Family {
@@ -25,13 +25,13 @@ pub(crate) enum Family {
     Runc,
     /// Takes a file of its own, and runs each task on a kernel that is a process of the host, in the task's cgroup.
     Gvisor,
-    /// Any other: nothing is known of it but the protocol.
+    /// Any other shim: nothing is known of it but the protocol.
     Other,
 }
 
 impl Family {
-    /// Returns the family of a runtime, a dotted name or the path of a shim, by the name of its binary. `type_url` is the
-    /// operator's word on the type of its options, and counts before the name.
+    /// Returns the family of a runtime, a dotted name or the path of a shim, by the name of its binary. `type_url` is
+    /// the type of its options as the operator gives it, and counts before the name.
     pub(crate) fn of_runtime(runtime: &str, type_url: Option<&str>) -> Self {
         match type_url {
             Some(RUNC_OPTIONS_URL) => Self::Runc,
@@ -52,7 +52,7 @@ impl Family {
         }
     }
 
-    /// Returns the only type of options that the family's shims take. None where the shim decides.
+    /// Returns the only type of options that the family's shims take. `None` if it depends on the shim.
     pub(crate) fn options_type(self) -> Option<&'static str> {
         match self {
             Self::Runc => Some(RUNC_OPTIONS_URL),
@@ -61,13 +61,13 @@ impl Family {
         }
     }
 
-    /// Whether the kernel counts in the task's cgroup what the task uses. Other shims may run a task elsewhere, such as in a
-    /// virtual machine.
+    /// Returns whether the kernel counts a task's usage in the task's cgroup. Other shims may run a task elsewhere,
+    /// such as in a virtual machine.
     pub(crate) fn counts_in_cgroup(self) -> bool {
         self != Self::Other
     }
 
-    /// Whether each process of a task is a process of the host.
+    /// Returns whether each process of a task is a process of the host.
     pub(crate) fn shares_kernel(self) -> bool {
         self == Self::Runc
     }

@@ -1,4 +1,5 @@
-//! The options of gVisor's shim, which it reads from a file: the operator's own, and what a container needs beside them.
+//! Builds the options of gVisor's shim, which it reads from a file: the operator's own, and what a container needs
+//! beside them.
 //!
 //! Source of the facts: gVisor `pkg/shim/v1/runsc/options.go`, `runsc/config/flags.go`, `runsc/sandbox/network.go`.
 
@@ -11,21 +12,21 @@ use super::CreateOptions;
 const ROOT: &str = "root";
 const PROGRAM: &str = "binary_name";
 const FLAGS: &str = "runsc_config";
-/// The program, where nobody names another.
+/// The `runsc` that is run if neither the driver's options nor the operator's file names one.
 const RUNSC: &str = "runsc";
 
-/// What the driver says to the shim beside the operator.
+/// The options that the driver adds to the operator's file.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Additions<'a> {
-    /// Where runsc keeps its state: a directory in which no other client of containerd finds the container.
+    /// State directory of runsc: one in which no other client of containerd finds the container.
     pub root: &'a Path,
-    /// What is run in the place of runsc.
+    /// Path of the program that the shim runs in the place of runsc.
     pub wrapper: &'a Path,
-    /// The runsc to run, where it is not what the operator's file says, or else the one in PATH.
+    /// The runsc to run. `None` for the one that the operator's file names, or else the one in PATH.
     pub program: Option<&'a str>,
 }
 
-/// Why the operator's file is of no use.
+/// The reasons why the operator's file can't be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FileError {
     #[error("it is no TOML: {0}")]
@@ -43,7 +44,7 @@ pub(crate) enum FileError {
 pub(crate) fn options(operators: &str, additions: Additions<'_>) -> Result<CreateOptions, FileError> {
     let Additions { root, wrapper, program } = additions;
     let mut options: Table = operators.parse()?;
-    // The shim takes its keys in letters of either case, and of two the last.
+    // The shim takes its keys in letters of either case, and of two that differ in case the last.
     for key in [ROOT, PROGRAM, FLAGS] {
         if options.keys().any(|given| given != key && given.eq_ignore_ascii_case(key)) {
             return Err(FileError::Key { key, must: "in small letters" });
@@ -81,13 +82,14 @@ pub(crate) fn options(operators: &str, additions: Additions<'_>) -> Result<Creat
             must: "left out: the limits, the statistics and the end of a task rest on its cgroup",
         });
     }
-    // Then runsc takes names of systemd's alone, and no path of a cgroup, which Nomad has made.
+    // With `systemd-cgroup`, runsc would take names of systemd's alone, and not the path of the cgroup that Nomad has
+    // made.
     if let Some(by_systemd) = flags.get_mut("systemd-cgroup") {
         *by_systemd = text("false");
     }
     let said = |flag: &str| flags.get(flag).map(|value| value.as_str().unwrap_or_default());
     match said("network") {
-        // The host's stack, within the task's network namespace.
+        // `host`: the network stack of the host's kernel, within the task's network namespace.
         None => drop(flags.insert("network".to_owned(), text("host"))),
         Some("host" | "none") => {}
         Some(_) => {

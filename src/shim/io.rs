@@ -1,8 +1,9 @@
-//! The named pipes between a task and those who read and write it: Nomad's for the task's logs, our own for execs.
+//! Handles the named pipes between a task and those who read and write it: Nomad's for the task's logs, and the
+//! driver's for logs that the driver collects and for execs.
 //!
-//! The shim opens both ends of each pipe, so what a task writes outlives the plugin and the agent. All that is done
-//! here is to make sure that an open never blocks, that a path is really a pipe, and that what was written has been
-//! read before the task's end is told.
+//! The shim opens both ends of each pipe, so what a task writes outlives the plugin and the agent. This module makes
+//! sure that an open never blocks, that a path is really a pipe, and that the output has been read before the task's
+//! exit is reported.
 
 #![expect(
     clippy::disallowed_methods,
@@ -28,22 +29,24 @@ use super::Error;
 use crate::host_files;
 use crate::host_path::{self, HostPathError};
 
-/// How the shims of rust-extensions are called.
+/// Suffix of the names of rust-extensions' shims.
 const IN_RUST: &[u8] = b"-rs";
-/// What Nomad sends when a job's logs are disabled.
+/// Path that Nomad sends for both streams if a job's logs are disabled.
 pub(crate) const NOWHERE: &str = "/dev/null";
-/// Where in an allocation's directory Nomad has its pipes.
+/// Path of Nomad's pipes in an allocation's directory.
 const IN_ALLOCATION: &str = "alloc/logs";
-/// As much as the kernel gives to anybody: what a task can write while nobody reads.
+/// Size of a log pipe that the driver makes: what a task can write while nobody reads. It is the most that the kernel
+/// gives to any process.
 const LOG_PIPE_BYTES: i32 = 1 << 20;
-/// How often a pipe is looked at that has lost its writer and still holds bytes: the kernel has no event for "empty".
+/// Interval between the first checks of a pipe, which is polled until it has lost its writer and is empty: the kernel
+/// has no event for "empty". The same interval is used for whether a shim has opened the stdin of an exec.
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
-/// And at last, where that takes long.
+/// Maximum interval between checks of whether a pipe is empty, to which the interval doubles.
 const LOOK_SELDOM: Duration = Duration::from_millis(50);
-/// How long a shim may take to open the stdin of an exec that runs.
+/// Maximum time for a shim to open the stdin of an exec that runs.
 const SHIM_COMES: Duration = Duration::from_secs(10);
 
-/// Where a task's output goes, as Nomad gave it.
+/// The paths of a task's log pipes, or [`NOWHERE`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LogPaths {
     pub stdout: PathBuf,
@@ -57,11 +60,12 @@ pub(crate) struct HeldPipes {
 }
 
 impl HeldPipes {
-    /// What a shim is told of them: this process's own descriptors, since a path could lead to something else by then, and
-    /// not every name can be in a path that shims take for a URL. The shim opens them while it creates its task, and
-    /// never again. No path where it needs none, since not every shim writes to what is no pipe; but for one that
-    /// `needs_paths`, as gVisor's, which without any gives its tasks an output that can't be written. A terminal has one
-    /// output, and is to be read whoever wants it.
+    /// Returns the paths of stdout and stderr that a shim is told: this process's own descriptors, since the path of a
+    /// pipe could lead to something else by then, and not every name can be in a path that shims take for a URL. The
+    /// shim opens them while it creates its task, and never again. If the logs of both streams are disabled, the paths
+    /// are empty, since not every shim writes to what is no pipe; but for a shim that `needs_paths`, as gVisor's, which
+    /// without paths gives its tasks an output that can't be written. A terminal has one output, which is to be read
+    /// even if the logs are disabled.
     pub(super) fn for_shim(&self, tty: bool, needs_paths: bool) -> (String, String) {
         let own = std::process::id();
         let told = |pipe: &Option<File>| match pipe {
@@ -82,11 +86,11 @@ impl HeldPipes {
 
 impl LogPaths {
     /// Opens both pipes, both ways, for as long as the result lives. Meanwhile the shim's own opens find a reader and a
-    /// writer and can't block, whether Nomad's log collector is there yet or not; and the collector sees no end between
-    /// our close and the shim's open, as long as this is dropped after the create.
+    /// writer and can't block, whether Nomad's log collector is there yet or not; and the collector sees no end of file
+    /// between the driver's close and the shim's open, as long as the result is dropped after the create.
     ///
     /// # Errors
-    /// Refuses what is not a named pipe: a link in the log directory may be the task's own doing.
+    /// Refuses a path that is not a named pipe: a link in the log directory may be the task's own doing.
     pub(crate) fn hold_open(&self) -> Result<HeldPipes, Error> {
         let hold = |path: &Path| open_pipe(path, OpenOptions::new().read(true).write(true));
         Ok(HeldPipes {
@@ -95,7 +99,7 @@ impl LogPaths {
         })
     }
 
-    /// Makes the pipes, large ones, and opens them as [`Self::hold_open`] does.
+    /// Makes the pipes, of [`LOG_PIPE_BYTES`] each, and opens them as [`Self::hold_open`] does.
     ///
     /// # Errors
     /// Names the pipe that could not be made or opened.
@@ -103,13 +107,13 @@ impl LogPaths {
         self.pipes().try_for_each(make_pipe)?;
         let held = self.hold_open()?;
         for pipe in held.pipes() {
-            // The usual size does, too, where the kernel has no more to give.
+            // The default size is enough, too, if the kernel has no more to give.
             let _ = fcntl(pipe, FcntlArg::F_SETPIPE_SZ(LOG_PIPE_BYTES));
         }
         Ok(held)
     }
 
-    /// Ends for reading of stdout and stderr, where there is a pipe. It does not matter whether anybody writes yet.
+    /// Opens stdout and stderr for reading, each if it has a pipe, whether or not anybody writes yet.
     ///
     /// # Errors
     /// Names the pipe that could not be opened.
@@ -118,8 +122,10 @@ impl LogPaths {
         Ok([one(&self.stdout)?, one(&self.stderr)?])
     }
 
+    /// Checks that a shim can write a task's output to these paths.
+    ///
     /// # Errors
-    /// Where a terminal's output is to go nowhere, and the shim takes it to pipes only.
+    /// [`Error::Unread`] if the output of a terminal is to be discarded, and the shim writes to pipes only.
     pub(crate) fn fit(&self, shim: &Path, tty: bool) -> Result<(), Error> {
         let needs_pipes = shim.as_os_str().as_bytes().ends_with(IN_RUST);
         let is_kept = self.pipes().next().is_some();
@@ -130,12 +136,13 @@ impl LogPaths {
         [&self.stdout, &self.stderr].into_iter().filter_map(|path| kept(path))
     }
 
-    /// Ends for reading that take nothing, by which the writer's end is seen. A pipe that is gone holds nothing.
+    /// Opens the pipes for reading, to see when the last writer has closed each; nothing is read from them. Pipes that
+    /// are gone are left out, since they hold nothing.
     fn observers(&self) -> Vec<File> {
         let observer = |path: &Path| {
             let place = find_pipe(path).ok()?;
             let pipe = host_path::reopen(&place, OpenOptions::new().read(true)).ok()?;
-            // The kernel tells a reader of the last writer's end only if there was one since the reader came.
+            // The kernel reports the last writer's close to a reader only if there was a writer since the reader came.
             drop(host_path::reopen(&place, OpenOptions::new().write(true)));
             Some(pipe)
         };
@@ -143,7 +150,7 @@ impl LogPaths {
     }
 }
 
-/// None where nothing is kept.
+/// Returns the path, unless it is [`NOWHERE`].
 fn kept(path: &Path) -> Option<&Path> {
     (path != Path::new(NOWHERE)).then_some(path)
 }
@@ -156,7 +163,7 @@ fn reader(path: &Path) -> Result<OwnedFd, Error> {
     Ok(open_pipe(path, OpenOptions::new().read(true))?.into())
 }
 
-/// What was looked at is what is opened: nothing else is, not even for a moment.
+/// Opens a named pipe by the descriptor that was checked, so that nothing else is opened, not even for a moment.
 fn open_pipe(path: &Path, options: &mut OpenOptions) -> Result<File, Error> {
     host_path::reopen(&find_pipe(path)?, options).map_err(Error::file("open the log pipe", path))
 }
@@ -173,8 +180,8 @@ fn find_pipe(path: &Path) -> Result<OwnedFd, Error> {
     })
 }
 
-/// The root of a pipe's path, and what follows, which others may change: of Nomad's pipes all that is below the
-/// allocation's directory, of the driver's own nothing but the name.
+/// Splits a pipe's path into its root and the rest, which others may change: of Nomad's pipes all that is below the
+/// allocation's directory, of the driver's own pipes the name alone.
 fn changeable(path: &Path) -> (&Path, &Path) {
     let parent = path.parent().unwrap_or(Path::new("/"));
     let allocation = parent.ends_with(IN_ALLOCATION).then(|| parent.parent()?.parent()).flatten();
@@ -182,13 +189,13 @@ fn changeable(path: &Path) -> (&Path, &Path) {
     (root, path.strip_prefix(root).unwrap_or(path))
 }
 
-/// Waits until the shim has let go of the task's pipes and their readers have taken all that was in them, but no longer
-/// than `limit`. It takes no thread while it waits: all tasks of a node may end at once.
+/// Waits until the shim has closed the task's pipes and their readers have read all that was in them, but no longer
+/// than `limit`; returns whether they have. The wait occupies no thread: all tasks of a node may end at once.
 pub(crate) async fn drained(logs: &LogPaths, limit: Duration) -> bool {
     let logs = logs.clone();
     let all = async {
         let place = logs.stdout.clone();
-        // Who can't be looked at in time has not let go, as far as can be told.
+        // A pipe that can't be opened in time counts as not drained.
         let Ok(pipes) = host_files::look(&place, limit, move || logs.observers()).await else { return false };
         for pipe in pipes {
             let mut pause = LOOK_AGAIN;
@@ -202,7 +209,8 @@ pub(crate) async fn drained(logs: &LogPaths, limit: Duration) -> bool {
     tokio::time::timeout(limit, all).await.unwrap_or(false)
 }
 
-/// Asking for nothing reports the last writer's end, and only that.
+/// Returns whether a pipe has lost its last writer and is empty. A poll for no events reports the former, and only
+/// that.
 fn is_drained(pipe: &File) -> bool {
     poll_once(pipe, PollFlags::empty(), Duration::ZERO).contains(PollFlags::POLLHUP)
         && !poll_once(pipe, PollFlags::POLLIN, Duration::ZERO).contains(PollFlags::POLLIN)
@@ -224,23 +232,23 @@ pub(crate) struct ExecPipes {
     stderr: Option<PathBuf>,
 }
 
-/// Our ends of an exec's pipes.
+/// The driver's ends of an exec's pipes.
 pub(crate) struct ExecEnds {
     pub stdin: Option<StdinPipe>,
-    /// Until the exec has started, this and stderr read as ended: read them only after that.
+    /// The exec's stdout. Until the exec has started, stdout and stderr read as ended: read them only after that.
     pub stdout: pipe::Receiver,
     pub stderr: Option<pipe::Receiver>,
 }
 
 impl ExecPipes {
-    /// Where the pipes will be. A terminal has no stderr of its own; stdout and stderr are never left out otherwise,
-    /// since a shim gives an exec without them a read-only one.
+    /// Returns the pipes of an exec, which are not made yet. A terminal has no stderr of its own; stdout and stderr are
+    /// never left out otherwise, since a shim gives an exec without them a read-only one.
     pub(crate) fn at(directory: &Path, exec_id: &str, stdin: bool, tty: bool) -> Self {
         let at = |name: &str| directory.join(format!("{exec_id}.{name}"));
         Self { stdin: stdin.then(|| at("stdin")), stdout: at("stdout"), stderr: (!tty).then(|| at("stderr")) }
     }
 
-    /// Makes the pipes and opens our ends, so that the shim's opens find the other one.
+    /// Makes the pipes and opens the driver's ends, so that the shim's opens find the other end.
     ///
     /// # Errors
     /// Names the pipe that could not be made or opened.
@@ -285,19 +293,21 @@ impl Drop for ExecPipes {
     }
 }
 
-/// Our end of an exec's stdin.
+/// The driver's end of an exec's stdin.
 pub(crate) struct StdinPipe {
-    /// Without it there would be no opening ours before the shim opens its own.
+    /// The reading end, without which the writing end could not be opened before the shim opens the pipe. Closed once
+    /// the driver waits for the shim.
     other_end: Option<File>,
     pipe: pipe::Sender,
 }
 
 impl StdinPipe {
-    /// The shim opens its end some time after it has said that the exec runs. What is written, and then closed, before
-    /// that is lost with nobody's end left, and the exec would wait for its input for good.
+    /// Waits until the shim has opened its end, which it does some time after it has said that the exec runs. Input
+    /// that is written before, in a pipe that is then closed, is lost with the last open end, and the exec would wait
+    /// for its input forever.
     ///
     /// # Errors
-    /// When the shim doesn't come.
+    /// [`ErrorKind::TimedOut`] if the shim doesn't open it.
     pub(crate) async fn wait_for_shim(&mut self) -> std::io::Result<()> {
         if self.other_end.take().is_none() {
             return Ok(());

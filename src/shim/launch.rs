@@ -1,10 +1,10 @@
 //! Runs the shim's binary: `start`, which leaves a shim behind, and `delete`, its own clean-up for a shim that is gone.
-//! One of the few places of the plugin that start processes.
+//! One of the few modules of the plugin that start processes.
 //!
-//! A child gets nothing of ours but what it is to keep for its task: a clean environment (the shim inherits it for good,
-//! and the agent's may hold secrets), files for its stdout and stderr (a daemon that kept a pipe of ours would hold up the
-//! plugin's end), and no address for events where it can do without (one that does not answer stalls the shim after some
-//! forty execs).
+//! A child gets nothing of the plugin's but what it is to keep for its task: a clean environment (the shim inherits it
+//! for good, and the agent's may hold secrets), files for its stdout and stderr (a daemon that kept a pipe of the
+//! plugin's would hold up the plugin's end), and no address for events if it can do without (an address that does not
+//! answer stalls the shim after some forty execs).
 #![allow(clippy::disallowed_methods, reason = "this is the launcher that the ban names")]
 
 use std::fs::File;
@@ -30,47 +30,48 @@ use crate::os_error::{is_transient, tells_transient};
 use crate::process_group::ProcessGroup;
 
 const START: Duration = Duration::from_secs(20);
-/// Compiled into the shims.
+/// Directory of the shims' sockets, which is compiled into them.
 const SOCKETS: &str = "/run/containerd/s";
-/// `-v` only prints.
+/// Timeout of `-v`, which only prints.
 const VERSION: Duration = Duration::from_secs(5);
-/// `delete` kills and removes the container by the runtime.
+/// Timeout of `delete`, which kills and removes the container by the runtime.
 const DELETE: Duration = Duration::from_secs(60);
 
-/// How much is read of what a binary prints where it is asked something.
+/// Maximum number of bytes that are read of a binary's answer on its stdout.
 const ANSWER_BYTES: u64 = 64 * 1024;
-/// How much of what a binary said last is quoted.
+/// Maximum number of bytes that are quoted from the end of a binary's stderr.
 const QUOTED_BYTES: u64 = 4096;
 
-/// The first descriptor of those that a shim keeps: far above those that it gives its own children by number.
+/// Number of the first descriptor that a shim keeps for its task: far above those that it gives its own children by
+/// number.
 const FIRST_KEPT: i32 = 100;
 
 /// Launches the shims of one configuration.
 #[derive(Debug, Clone)]
 pub(crate) struct Launcher {
     pub binary: PathBuf,
-    /// The runtime that the operator has configured: its binary does the clean-up where the other one is gone, such as
-    /// after an upgrade.
+    /// The runtime that the operator has configured: its binary does the clean-up if `binary` is gone, such as after an
+    /// upgrade.
     pub runtime: String,
     pub namespace: String,
-    /// What the shim takes for containerd's address. It is of no use to it but to name its socket, so it is ours alone:
-    /// a daemon on the same host can never mistake our shims for its own.
+    /// The address that the shim takes for containerd's. The shim uses it only to name its socket, so it is the
+    /// driver's alone: a daemon on the same host can never mistake the driver's shims for its own.
     pub address: String,
-    /// Where a shim that needs such an address sends its events.
+    /// The address for events, for a shim that needs one.
     pub events: Events,
     pub start_inputs: StartInputs,
     pub family: Family,
 }
 
 impl Launcher {
-    /// Starts a shim for the bundle and returns where it listens. The shim holds what it is to keep open until it ends; it
-    /// knows nothing of that, and its runtime closes it in containers.
+    /// Starts a shim for the bundle and returns where it listens. The shim holds the descriptors in `kept` open until
+    /// it ends; it knows nothing of them, and its runtime closes them in containers.
     ///
-    /// A binary that refuses the form of input that it is taken to expect gets the other one: its version may not say which,
-    /// and another program may have come to stand behind it.
+    /// A binary that refuses the form of input that it is taken to expect gets the other form: its version may not say
+    /// which it takes, and a wrapper may have come to run another program.
     ///
     /// # Errors
-    /// With the binary's own words, when it fails or answers nonsense.
+    /// With the binary's stderr, when it fails, or when its answer can't be used.
     pub(crate) async fn start(
         &self,
         bundle: &Bundle,
@@ -86,7 +87,7 @@ impl Launcher {
         let until = Instant::now() + START;
         let (answer, form) = match self.start_by(form, bundle, id, kept, until).await {
             Err(refusal @ Error::Binary { passes: false, .. }) => {
-                // Not every one that fails has left nothing.
+                // A binary that fails may have left a shim.
                 self.kill_leftovers(bundle, id).await;
                 self.remove_socket(id);
                 let other = self.start_by(form.other(), bundle, id, kept, until).await;
@@ -146,7 +147,8 @@ impl Launcher {
         })
     }
 
-    /// Asks the binary for its version. One that doesn't tell it is taken for an early one.
+    /// Returns the form of input that the binary expects by its version. A binary that doesn't tell its version is
+    /// taken for an early one.
     async fn form_by_version(&self, bundle: &Bundle, id: &str) -> StartInput {
         let printed = tokio::time::timeout(VERSION, self.version(bundle, id)).await;
         let printed = printed.unwrap_or_else(|late| Err(late.into())).unwrap_or_else(|error| {
@@ -158,7 +160,7 @@ impl Launcher {
         form
     }
 
-    /// Returns what the binary prints for `-v`, or the start of it. Nothing of it is left then, whatever it has started.
+    /// Returns the first [`ANSWER_BYTES`] that the binary prints for `-v`. All that it has started is killed.
     async fn version(&self, bundle: &Bundle, id: &str) -> io::Result<String> {
         let mut command = self.command(&self.binary, bundle, id, Stdio::piped(), Stdio::null());
         let mut child = command.arg("-v").spawn()?;
@@ -172,16 +174,16 @@ impl Launcher {
         Ok(String::from_utf8_lossy(&printed).into_owned())
     }
 
-    /// Kills and removes the container of a shim that can't be reached any more. Does nothing where there is none.
+    /// Kills and removes the container of a shim that can't be reached any more. Does nothing if there is none.
     ///
     /// # Errors
-    /// With the binary's own words.
+    /// With the binary's stderr.
     pub(crate) async fn delete(&self, bundle: &Bundle, id: &str) -> Result<(), Error> {
         bundle.settle_for_delete()?;
         let err = bundle.directory().join("delete.err");
         let stderr = File::create(&err).map_or_else(
             |error| {
-                // A full disk keeps nobody from being killed.
+                // A full disk must not prevent the kill.
                 tracing::warn!(container = id, %error, "what the shim's clean-up says is not kept");
                 Stdio::null()
             },
@@ -194,7 +196,7 @@ impl Launcher {
         if status.success() { Ok(()) } else { Err(self.failed("delete", id, &status, &err)) }
     }
 
-    /// The binary, or the one that is configured where it is gone.
+    /// Returns the binary, or that of the configured runtime if the binary is gone.
     async fn present_binary(&self) -> PathBuf {
         let (binary, runtime) = (self.binary.clone(), self.runtime.clone());
         let look = move || if is_executable(&binary) { None } else { find(&runtime).ok() };
@@ -210,12 +212,12 @@ impl Launcher {
             .env_clear()
             .env("PATH", path)
             .env("GOMAXPROCS", "2")
-            // containerd 2.3's shim reads the address from here.
+            // containerd 2.3's shim reads the address from this variable.
             .env("GRPC_ADDRESS", &self.address)
             .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(stderr)
-            // A binary that hangs may be a script that waits for something; all of it has to go then.
+            // A binary that hangs may be a script that waits for something: its whole process group is killed then.
             .process_group(0)
             .kill_on_drop(true);
         command
@@ -235,7 +237,7 @@ impl Launcher {
         let mut group = ProcessGroup::of(&child);
         match tokio::time::timeout(limit, child.wait()).await {
             Ok(status) => {
-                // The shim that it leaves behind is in a group of its own.
+                // The shim that the binary leaves behind is in a group of its own.
                 group.ended();
                 status.map_err(|error| failure(&error))
             }
@@ -251,7 +253,7 @@ impl Launcher {
         } else {
             self.failure(action, id, &format_args!("{status}: {words}"))
         };
-        // Nobody kills it but the kernel, where memory is short.
+        // Only the kernel kills the binary, when memory is short: the same may work later.
         failure.passing(status.signal().is_some() || tells_transient(words))
     }
 
@@ -265,8 +267,8 @@ impl Launcher {
         }
     }
 
-    /// Removes the socket of a shim that nobody got to write down where it is: its name is a hash of what the shim was
-    /// started with.
+    /// Removes the socket of a shim that was cut off before it was written down in the bundle: the socket's name is a
+    /// hash of what the shim was started with.
     pub(crate) fn remove_socket(&self, id: &str) {
         let Self { binary: _, runtime: _, namespace, address, events: _, start_inputs: _, family: _ } = self;
         let hash = Sha256::digest(format!("{address}/{namespace}/{id}"));
@@ -275,7 +277,7 @@ impl Launcher {
     }
 }
 
-/// The end of a file with what a program said: of one that fails, the end says why.
+/// Returns the end of a file with a program's output, which is where a program that fails says why.
 fn last_words(file: &Path) -> String {
     excerpt::end_of(file, QUOTED_BYTES)
         .map(|end| format!("{}{}", if end.is_cut { ".." } else { "" }, end.text))

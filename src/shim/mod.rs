@@ -1,5 +1,5 @@
-//! A shim and its task, from the outside: the bundle on disk, the launch of the shim, the connection, the pipes. Knows
-//! neither containerd nor Nomad.
+//! Drives a shim and its task from the outside: the bundle on disk, the launch of the shim, the connection, the pipes.
+//! Knows neither containerd nor Nomad.
 //!
 //! Source of the facts: containerd `runtime/v2` (1.x) and `core/runtime/v2`, `cmd/containerd-shim-runc-v2` (2.x).
 
@@ -45,21 +45,23 @@ pub(crate) use start_inputs::StartInputs;
 pub(crate) struct Shim {
     pub bootstrap: Bootstrap,
     pub pid: i32,
-    /// When its process was started, which tells it from a later one of the same pid. 0 where an earlier build of the
-    /// plugin wrote this down.
+    /// Start time of the shim's process in clock ticks, which tells it from a later process with the same pid. 0 if an
+    /// earlier build of the plugin wrote this down.
     #[serde(default)]
     pub started_ticks: u64,
 }
 
 impl Shim {
-    /// Gives the shim the OOM score of its task, before the runtime is first run. A runtime inherits the shim's score, and
-    /// not every one sets the score of a container (crun before 1.9 takes 0 for none) or of an exec (no crun does).
+    /// Gives the shim the OOM score of its task, before the runtime is first run. A runtime inherits the shim's score,
+    /// and not every runtime sets the score of a container (crun before 1.9 takes 0 for none) or of an exec (no crun
+    /// does).
     pub(crate) fn take_oom_score_of_task(&self, score: i32) {
         self.set_oom_score(score);
     }
 
-    /// Keeps the shim from being the first to go when memory is short. Only for a runtime that sets the score of all that it
-    /// starts ([`sets_oom_scores`]), and once the container is created: a hook of it would inherit the shim's.
+    /// Lowers the shim's OOM score, so that the shim is killed among the last when memory is short. Only for a runtime
+    /// that sets the score of all that it starts ([`sets_oom_scores`]), and once the container is created: a hook of
+    /// the container would inherit the shim's score.
     pub(crate) fn protect(&self) {
         self.set_oom_score(SERVANT_OOM_SCORE_ADJ);
     }
@@ -68,7 +70,7 @@ impl Shim {
     fn set_oom_score(&self, score: i32) {
         let file = format!("/proc/{}/oom_score_adj", self.pid);
         if let Err(error) = std::fs::write(&file, score.to_string()) {
-            // A lower one is not allowed to an agent in a container, and no reason to say so at each start.
+            // An agent in a container may not lower the score, which is no reason to warn at each start.
             tracing::debug!(file, score, %error, "can't set the shim's score for the OOM killer");
         }
     }
@@ -77,29 +79,29 @@ impl Shim {
         ProcessId { pid: self.pid, started_ticks: self.started_ticks }
     }
 
-    /// Shims leave their socket behind when they are killed.
+    /// Removes the shim's socket: a shim that is killed leaves it behind.
     pub(crate) fn remove_socket(&self) {
         let _ = std::fs::remove_file(&self.bootstrap.socket);
     }
 }
 
-/// How dealing with a shim failed, by what can be done about it.
+/// The errors of a shim and its bundle, by what can be done about them.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// A call reached the shim, or should have.
     #[error("{doing}: {source}")]
     Call { doing: String, source: CallError },
-    /// The shim's binary ran and did not end well; its own words are the reason.
+    /// The shim's binary could not be run, failed, or did not end in time. The reason quotes its stderr.
     #[error("{binary} {action} failed for {id}: {reason}")]
     Binary {
         binary: PathBuf,
         action: &'static str,
         id: String,
         reason: String,
-        /// It may work later.
+        /// Whether the error is transient: the same may work later.
         passes: bool,
     },
-    /// It started, but what it answered is of no use.
+    /// The shim's binary succeeded, but its answer can't be used.
     #[error("{binary} start can't be used for {id}: {source}")]
     Answer { binary: PathBuf, id: String, source: BootstrapError },
     /// A file of the bundle, or a pipe, could not be dealt with.
@@ -118,13 +120,14 @@ pub(crate) enum Error {
          oci_runtime of the plugin or of the task)"
     )]
     NoProgram { program: String, looked_in: String },
-    /// Nobody would read a terminal, and its task would come to a stop.
+    /// The logs are disabled, and the shim can't discard the output of a terminal: nobody would read it, and the task
+    /// would block.
     #[error(
         "the shim {0} can't discard the output of a terminal: leave out the task option tty, collect the task's logs, or \
          name another runtime (plugin option containerd_runtime, task option runtime)"
     )]
     Unread(PathBuf),
-    /// The shim would not start without the socket.
+    /// The shim needs a socket for its events, and the path of the socket is too long.
     #[error(
         "the path {} is too long for a socket, which this shim needs: give the agent a state directory whose path has at \
          most {most} bytes (plugin option state_dir), or name another runtime (plugin option containerd_runtime, task \
@@ -140,7 +143,7 @@ pub(crate) enum Error {
         "the shim that answers for {id} already has a task (pid {task_pid}): one of an earlier run is still alive"
     )]
     Taken { id: String, task_pid: u32 },
-    /// Who serves as the shim can't be told, so that it could never be ended.
+    /// The process that serves as the shim can't be identified, so that it could never be ended.
     #[error(
         "{binary} can't be used for {id}: it says that its shim has the pid {said}, which is no process with the arguments \
          that it was started with, and no other process has them"
@@ -159,7 +162,8 @@ impl Error {
         move |error| failed(error.into())
     }
 
-    /// Whether the same may work later: of a shim that is gone or doesn't answer, and of what the machine lacks for now.
+    /// Returns whether the same may work later: the shim is gone, does not answer or can't be identified, a shim of an
+    /// earlier run is still alive, or the machine lacks something for now.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Call { source: CallError::Disconnected(_) | CallError::TimedOut(_), .. }
@@ -172,7 +176,8 @@ impl Error {
         }
     }
 
-    /// Of two tries to start a binary, each with what the other one's version would read: the second may have come further.
+    /// Merges the errors of two tries to start a binary with the two forms of input. The second error counts, since its
+    /// try may have come further. If the second is permanent and differs from the first, both reasons are quoted.
     fn or_otherwise(self, second: Self) -> Self {
         match (self, second) {
             (
@@ -186,7 +191,7 @@ impl Error {
         }
     }
 
-    /// Of a binary that did not do its work: it may later.
+    /// Sets whether the error of a binary is transient. Other errors are returned as they are.
     fn passing(mut self, may_pass: bool) -> Self {
         if let Self::Binary { passes, .. } = &mut self {
             *passes = may_pass;
@@ -194,17 +199,18 @@ impl Error {
         self
     }
 
-    /// Whether the task or exec had ended, or never was.
+    /// Returns whether the shim does not know the task or exec: it has ended, or never was.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Call { source: CallError::NotFound(_), .. })
     }
 }
 
-/// Calls that only ask the shim itself.
+/// Timeout of calls that the shim answers without the runtime.
 const QUICK: Duration = Duration::from_secs(10);
-/// Calls for which the shim forks the runtime; a deadline kills it in the middle, so this is for a hung one.
+/// Timeout of calls for which the shim forks the runtime. A deadline kills the runtime in the middle, so this one is
+/// long enough for any runtime that doesn't hang.
 const FORKS_RUNTIME: Duration = Duration::from_secs(60);
-/// Where binaries are found when the agent's environment has no PATH.
+/// The PATH in which binaries are found if the agent's environment has none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 #[cfg(test)]

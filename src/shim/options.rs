@@ -10,15 +10,16 @@ use super::{Bundle, Error, GVISOR_OPTIONS_TYPE};
 /// The options of one container.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum CreateOptions {
-    /// No options: the shim's own defaults.
+    /// No options, so that the shim's own defaults hold.
     None,
     Runc(Box<RuncOptions>),
-    /// A file of the operator's, and the type of what is in it.
+    /// A file of the operator's, and the type of the options in it.
     File {
         type_url: String,
         path: PathBuf,
     },
-    /// What stands in the bundle's own files: the options of gVisor's shim, and the name of the `runsc` to run.
+    /// The options of gVisor's shim in TOML, and the name of the `runsc` to run, which are both written to files in the
+    /// bundle.
     Gvisor {
         text: String,
         program: String,
@@ -26,7 +27,7 @@ pub(crate) enum CreateOptions {
 }
 
 impl CreateOptions {
-    /// Returns the `runsc` that a shim of gVisor's is to run. None for any other shim.
+    /// Returns the `runsc` that a shim of gVisor's is to run. `None` for any other shim.
     pub(crate) fn runsc(&self) -> Option<&str> {
         match self {
             Self::Gvisor { program, .. } => Some(program),
@@ -34,7 +35,7 @@ impl CreateOptions {
         }
     }
 
-    /// Packs the options, and writes those that are to be in the bundle.
+    /// Packs the options for a Create, and writes those that are to be in the bundle.
     ///
     /// # Errors
     /// Names the file that can't be written.

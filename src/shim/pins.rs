@@ -1,6 +1,6 @@
-//! What a bundle holds in place for a container that is about to be made: the sources of its mounts, each mounted in the
-//! bundle, where nobody but root can reach it, and a file system for the files that the driver writes for the container. The
-//! runtime is told those places, and mounts them from there. Once it has, they go; what the container has stays.
+//! Stages the mounts of a container that is about to be created: each source is mounted in the bundle, where nobody but
+//! root can reach it, beside a file system for the files that the driver writes for the container. The runtime is told
+//! those paths, and mounts from there. Afterwards the staged mounts are removed; what the container has stays.
 //!
 //! The sources are in a file system of their own, so that they go with it at once: an unmount is what takes the time.
 
@@ -23,24 +23,24 @@ use crate::mount_table;
 
 const NOTHING: Option<&str> = None;
 
-/// The place of the files that the driver writes.
+/// Name of the mount point for the files that the driver writes.
 const FILES: &str = "files";
-/// The place of the sources, each by its number.
+/// Name of the mount point for the sources, each of which is mounted below it by its number.
 const SOURCES: &str = "sources";
-/// What the files may have in all, beyond what the driver has written: a task may change them.
+/// Space for the driver's files in all, beyond what the driver has written: a task may change them.
 const FILES_ROOM_BYTES: usize = 512 * 1024;
-/// The directory, and each file.
+/// Maximum number of inodes in the file system of the driver's files: the directory, and each file.
 const FILES_INODES: usize = 16;
 
-/// How often the kernel's list of mounts is read for one that is there.
+/// Maximum number of reads of the kernel's list of mounts to find a mount that is there.
 const LISTINGS: usize = 5;
 
-/// A source that is to be held in place.
+/// The source of a mount, which is to be staged in the bundle.
 pub(crate) struct Pin<'a> {
     pub source: &'a OwnedFd,
-    /// How mounts that come and go later spread between it and the host.
+    /// Propagation of the staged mount: how mounts that come and go later spread between it and the host.
     pub propagation: MsFlags,
-    /// Whether nothing in it can be written, also not in what is mounted below it.
+    /// Whether the staged mount is read-only, with all that is mounted below it.
     pub read_only: bool,
 }
 
@@ -49,10 +49,10 @@ impl Bundle {
         self.directory().join("mounts")
     }
 
-    /// Mounts an empty file system in memory at a new place beside others.
+    /// Mounts an empty tmpfs at a new mount point of this name, beside others.
     fn mount_tmpfs(&self, name: &str, options: &str) -> Result<PathBuf, Error> {
         let pins = self.pins();
-        // Not the bundle: it may have been taken down meanwhile.
+        // The bundle itself is not created: it may have been taken down meanwhile.
         match fs::DirBuilder::new().mode(0o700).create(&pins) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => {
                 return Err(Error::File { doing: "create", path: pins, source: error });
@@ -67,21 +67,21 @@ impl Bundle {
         Ok(at)
     }
 
-    /// Mounts an empty file system in memory for files of `bytes` in all that the container may change, and returns where.
-    /// The container has them to itself, and they go with it. They can't grow by more than half a mebibyte: a file of the
-    /// state directory could grow until the host's /run is full.
+    /// Mounts an empty tmpfs for files of `bytes` in all that the container may change, and returns its path. The
+    /// container has the files to itself, and they go with it. They can't grow by more than half a mebibyte: a file of
+    /// the state directory could grow until the host's /run is full.
     ///
     /// # Errors
-    /// Names the place that it can't be mounted at.
+    /// Names the path that the tmpfs can't be mounted at.
     pub(crate) fn mount_files(&self, bytes: usize) -> Result<PathBuf, Error> {
         let room_bytes = bytes + FILES_ROOM_BYTES;
         self.mount_tmpfs(FILES, &format!("size={room_bytes},nr_inodes={FILES_INODES},mode=0755"))
     }
 
-    /// Mounts what descriptors hold, each with all that is mounted below it, and returns where.
+    /// Mounts sources in the bundle, each with all that is mounted below it, and returns the paths in the same order.
     ///
     /// # Errors
-    /// Names the place that it can't be mounted at.
+    /// Names the path that a source can't be mounted at.
     pub(crate) fn pin(&self, pins: &[Pin<'_>]) -> Result<Vec<PathBuf>, Error> {
         let all = self.mount_tmpfs(SOURCES, "size=1m,mode=0700")?;
         let pinned = pins.iter().enumerate().map(|(number, pin)| pin.mount(all.join(number.to_string())));
@@ -94,15 +94,16 @@ impl Bundle {
         Ok(pinned)
     }
 
-    /// Takes away what is held in place, whether or not anything is.
+    /// Unmounts and removes all that is staged in the bundle, if anything is.
     ///
     /// # Errors
     /// Names what is still mounted. It is never walked into.
     pub(crate) fn unpin(&self) -> Result<(), Error> {
         let pins = self.pins();
-        // An unmount spreads to where a mount is shared with: that of a tree whose parts are shared with the host's would
-        // take the host's own away below it. So each source is cut off first; an earlier version of the driver had them
-        // beside the files. What they are in is not: its unmount is to spread to namespaces that have copies.
+        // An unmount spreads to the peers of a shared mount: that of a tree whose parts are shared with the host's
+        // would take the host's own away below it. So each source is cut off first, also where an earlier version of
+        // the driver had the sources: beside the files. The file system that the sources are in is not cut off: its
+        // unmount is to spread to namespaces that have copies.
         let sources = pins.join(SOURCES);
         let places = entries(&pins)?;
         for at in places.iter().filter(|at| **at != sources).chain(&entries(&sources)?) {
@@ -114,7 +115,7 @@ impl Bundle {
                 Ok(place) if place.is_dir() => fs::remove_dir(&at),
                 _ => fs::remove_file(&at),
             };
-            // A start that was given up may be at the same.
+            // A start that was given up may be removing the same.
             if let Err(error) = removed
                 && error.kind() != ErrorKind::NotFound
             {
@@ -160,8 +161,8 @@ fn make_trees_read_only(all: &Path, numbers: &[usize]) -> Result<(), Error> {
     Ok(())
 }
 
-/// The mounts at and below a place where something is mounted. Before Linux 5.8 the list can miss a mount while others come
-/// and go: it is read again until it has the place itself.
+/// Returns the mounts at and below a mount point. Before Linux 5.8 the kernel's list can miss a mount while others come
+/// and go: it is read again until it has the mount point itself.
 fn listed_below(at: &Path) -> std::io::Result<Vec<mount_table::Mount>> {
     for _ in 0..LISTINGS {
         let table = mount_table::below(at)?;
@@ -172,11 +173,12 @@ fn listed_below(at: &Path) -> std::io::Result<Vec<mount_table::Mount>> {
     Err(std::io::Error::other(format!("the kernel does not list the mount at {}", at.display())))
 }
 
-/// Keeps what else the mount doesn't allow.
+/// Makes one mount read-only, and keeps its other restrictions.
 fn make_read_only(mounted: &mount_table::Mount) -> Result<(), Error> {
     let flags = mounted.flags | MsFlags::MS_RDONLY | MsFlags::MS_REMOUNT | MsFlags::MS_BIND;
     match mount(NOTHING, &mounted.point, NOTHING, flags, NOTHING) {
-        // Something else is mounted above it, so that it can't be reached; or the host has unmounted it, and so it is here.
+        // Something else is mounted over the mount, so that it can't be reached; or the host has unmounted it, and the
+        // unmount has spread to here.
         Ok(()) | Err(Errno::EINVAL | Errno::ENOENT | Errno::ENOTDIR) => Ok(()),
         Err(error) => Err(Error::errno("make read-only", &mounted.point)(error)),
     }
@@ -192,7 +194,8 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     }
 }
 
-/// What is not a mount point has nothing to be cut off from.
+/// Makes a mount private, with all below it, so that its unmount does not spread. Succeeds for a path that is no mount
+/// point, since there is nothing to cut it off from.
 fn cut_off(at: &Path) -> Result<(), Errno> {
     match mount(NOTHING, at, NOTHING, MsFlags::MS_PRIVATE | MsFlags::MS_REC, NOTHING) {
         Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),

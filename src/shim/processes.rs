@@ -1,5 +1,5 @@
-//! The processes of shims, found by their arguments and their names: who serves as the shim of a container, whether one runs,
-//! and the end of what nobody drives.
+//! Finds the processes of shims by their arguments and their names: identifies the shim of a container, tells whether
+//! one runs, and ends shims that nobody drives.
 #![expect(clippy::disallowed_methods, reason = "opens what the kernel makes, below /proc")]
 
 use std::ffi::OsStr;
@@ -14,19 +14,20 @@ use super::{Bundle, Error, Launcher, Shim};
 use crate::process_handle::{self, ProcessHandle};
 use crate::process_stat::{self, ProcessId, Stat};
 
-/// How long a look at processes may take: the kernel shows no command line of one that is stuck with its memory's lock.
+/// Timeout of a look at processes: a read of a command line blocks while its process is stuck and holds the lock of its
+/// memory.
 const LOOK: Duration = Duration::from_secs(10);
-/// How often it is looked whether a shim that was told to end has ended.
+/// Interval between checks of whether a shim that was told to end has ended.
 const IS_IT_ALIVE: Duration = Duration::from_millis(2);
-/// How long the kernel lets the name of a process be.
+/// Maximum length in bytes of the name that the kernel keeps of a process; the rest is cut off.
 const NAME_BYTES: usize = 15;
 
 impl Launcher {
-    /// Finds the process that serves as a shim which has just been started, and which says that its pid is `said`. Its
-    /// arguments are the proof: they are those that it was started with.
+    /// Finds the process of a shim which has just been started, and which says that its pid is `said`. The proof is
+    /// that the process has the arguments that the shim was started with.
     ///
     /// # Errors
-    /// When no process has them, or more than one.
+    /// When no process has those arguments, or more than one.
     pub(crate) async fn identify(
         &self,
         bootstrap: Bootstrap,
@@ -47,11 +48,11 @@ impl Launcher {
         }
     }
 
-    /// Returns the process of a shim that was started earlier. None where it has ended. One whose pid was not known to the
-    /// build of the plugin that started it is looked for by its arguments.
+    /// Returns the process of a shim that was started earlier. `None` if it has ended. A shim whose pid was not known
+    /// to the build of the plugin that started it is looked for by its arguments.
     ///
     /// # Errors
-    /// When the kernel could not be asked, or which it is can't be told.
+    /// When the kernel could not be asked, or more than one process has the arguments.
     pub(crate) async fn process_of(
         &self,
         shim: &Shim,
@@ -80,8 +81,8 @@ impl Launcher {
         off_thread(look).await.flatten()
     }
 
-    /// Waits for a shim to be gone, and says whether it is. It is nobody's child, or init's, so there is nothing to wait on;
-    /// and init may take its time to bury it. One that can't be looked for is not gone.
+    /// Waits until a shim has ended, but no longer than `limit`; returns whether it has. The shim is not the plugin's
+    /// child, so its process is polled: there is nothing to wait on. A shim that can't be looked for counts as running.
     pub(crate) async fn ends_within(&self, shim: &Shim, bundle: &Bundle, id: &str, limit: Duration) -> bool {
         let process = match self.process_of(shim, bundle, id).await {
             Ok(None) => return true,
@@ -96,7 +97,7 @@ impl Launcher {
         tokio::time::timeout(limit, gone).await.is_ok()
     }
 
-    /// Kills whatever a shim has started: not every shim ends a runtime that hangs when nobody waits for it any more.
+    /// Kills all that a shim has started: not every shim ends a runtime that hangs when nobody waits for it any more.
     pub(crate) async fn kill_started(&self, shim: &Shim, bundle: &Bundle, id: &str) {
         let Ok(Some(process)) = self.process_of(shim, bundle, id).await else { return };
         let killed = off_thread(move || {
@@ -107,14 +108,15 @@ impl Launcher {
         }
     }
 
-    /// Ends whatever shim of this id is left, found by its command line: for one that was started, but died or was cut
-    /// off before it was written down where it is. What it has started goes with it: not every shim ends a runtime that
-    /// hangs when nobody waits for it any more.
+    /// Kills all shims of this id, which are found by their command lines: for a start that died or was cut off before
+    /// the shim was written down in the bundle. What a shim has started is killed with it: not every shim ends a
+    /// runtime that hangs when nobody waits for it any more.
     pub(crate) async fn kill_leftovers(&self, bundle: &Bundle, id: &str) {
         let (launcher, of, directory) = (self.clone(), id.to_owned(), bundle.directory().to_owned());
         let killed = off_thread(move || {
             for shim in launcher.shims(&directory, &of) {
-                // Held first: whose arguments are looked at then is who is killed.
+                // The process is held before the check of its arguments, so that the process that was checked is the
+                // one that is killed.
                 let Ok(Some(process)) = ProcessHandle::open(shim) else { continue };
                 if launcher.is_shim(shim.pid, &of) {
                     tracing::warn!(container = of, pid = shim.pid, "ending a shim that nobody drives");
@@ -129,17 +131,17 @@ impl Launcher {
         }
     }
 
-    /// Whether a shim of this id runs.
+    /// Returns whether a shim of this id runs.
     ///
     /// # Errors
-    /// When that can't be told.
+    /// When the look takes too long, or breaks off.
     pub(crate) async fn has_leftovers(&self, bundle: &Bundle, id: &str) -> io::Result<bool> {
         let (launcher, of, directory) = (self.clone(), id.to_owned(), bundle.directory().to_owned());
         off_thread(move || !launcher.servers(&directory, &of).is_empty()).await
     }
 
-    /// The shims of this id that run. Only of processes that look like a shim is the command line asked for: the kernel
-    /// makes wait who asks for that of one that is stuck, such as in a file system that hangs.
+    /// Returns the running processes of this id's shims. Only the command lines of processes that look like a shim are
+    /// read: the kernel makes the reader wait if the process is stuck, such as in a file system that hangs.
     fn shims(&self, directory: &Path, id: &str) -> Vec<ProcessId> {
         let real = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
         let found = process_stat::all_pids().into_iter().filter(|pid| self.looks_like_shim(*pid, &real));
@@ -147,14 +149,14 @@ impl Launcher {
         shims.filter(|process| process.is_alive()).collect()
     }
 
-    /// As [`Self::shims`], but for those of its binary's processes that start one, or clean up after one.
+    /// Returns [`Self::shims`] without processes of the shim's binary that start a shim, or clean up after one.
     fn servers(&self, directory: &Path, id: &str) -> Vec<ProcessId> {
         let mut shims = self.shims(directory, id);
         shims.retain(|shim| !is_errand(&process_stat::command_line(shim.pid)));
         shims
     }
 
-    /// By its name, or by where it was started.
+    /// Returns whether a process may be a shim by its name, or by its working directory.
     fn looks_like_shim(&self, pid: i32, directory: &Path) -> bool {
         let name = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
         let name = name.trim_ascii_end();
@@ -171,13 +173,13 @@ impl Launcher {
     }
 }
 
-/// Whether a command line is that of a shim's binary which starts a shim, or cleans up after one.
+/// Returns whether a command line is that of a shim's binary which starts a shim, or cleans up after one.
 fn is_errand(command_line: &[u8]) -> bool {
     let last = command_line.split(|byte| *byte == 0).rfind(|word| !word.is_empty());
     last.is_some_and(|word| word == b"start" || word == b"delete")
 }
 
-/// Looks at processes on a thread that may get stuck.
+/// Runs a look at processes or files on a thread of its own, which may get stuck; gives up after [`LOOK`].
 pub(super) async fn off_thread<T: Send + 'static>(
     look: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {
@@ -185,7 +187,8 @@ pub(super) async fn off_thread<T: Send + 'static>(
     looked.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map_err(io::Error::other)
 }
 
-/// Whether a command line is that of our shim for `id`. The shim repeats the arguments that it was started with.
+/// Returns whether a command line is that of the driver's shim for `id`. A shim's process has the arguments that its
+/// binary was started with.
 fn is_shim_of(command_line: &[u8], namespace: &str, address: &str, id: &str) -> bool {
     let words: Vec<&[u8]> = command_line.split(|byte| *byte == 0).collect();
     let has = |flag: &str, value: &str| {

@@ -1,5 +1,5 @@
-//! From the name of a runtime to the binary of its shim, by containerd's rule: of `io.containerd.runc.v2` the last two
-//! parts count, and the binary is `containerd-shim-runc-v2`. A path names the binary itself.
+//! Resolves the name of a runtime to the binary of its shim by containerd's rule: of `io.containerd.runc.v2` the last
+//! two parts count, and the binary is `containerd-shim-runc-v2`. A path names the binary itself.
 //!
 //! Source of the facts: containerd `runtime/v2/shim/util.go` (1.x), `pkg/shim/util.go` (2.x).
 
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::{DEFAULT_PATH, Error, Family};
 
-/// The program that they run unless they are told another.
+/// The OCI runtime that shims of the runc family run unless they are told another.
 const RUNC: &str = "runc";
 
 /// Finds the shim of a runtime, in the directories of the plugin's PATH and then in the usual ones.
@@ -21,8 +21,8 @@ pub(crate) fn find(runtime: &str) -> Result<PathBuf, Error> {
     find_in(runtime, &[path.as_os_str(), OsStr::new(DEFAULT_PATH)])
 }
 
-/// That the program is there which a shim is told to run: not every shim says what it misses. A shim looks for it in the
-/// PATH that it is given.
+/// Checks that the program exists that a shim is told to run, since not every shim names a program that it misses. A
+/// shim looks for the program in the PATH that it is given.
 ///
 /// # Errors
 /// Says which program was looked for, and where.
@@ -69,7 +69,7 @@ fn find_in(runtime: &str, paths: &[&OsStr]) -> Result<PathBuf, Error> {
     })
 }
 
-/// The binary of a runtime's shim: a path, or the name by which it is looked for.
+/// Returns the binary of a runtime's shim: a path, or the name by which it is looked for.
 pub(super) fn binary_of(runtime: &str) -> PathBuf {
     if runtime.starts_with('/') { runtime.into() } else { binary_name(runtime).into() }
 }
@@ -81,9 +81,9 @@ fn binary_name(runtime: &str) -> String {
     format!("containerd-shim-{name}-{version}")
 }
 
-/// Whether no process of a created container, nor of an exec in it, gets the OOM score of its shim: runc sets each one's, and
-/// what runs in a sandbox of gVisor is no process of the host. Another runtime may leave a process the score that it
-/// inherits. A link by the name of runc to another program is not runc.
+/// Returns whether no process of a created container, nor of an exec in it, gets the OOM score of its shim: runc sets
+/// the score of each process, and processes in a sandbox of gVisor are none of the host's. Another runtime may leave a
+/// process the score that it inherits. A link by the name of runc to another program is not runc.
 pub(crate) fn sets_oom_scores(family: Family, program: Option<&str>) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
     match family {

@@ -1,9 +1,10 @@
-//! The reason of a runtime's failure, from the log that it writes into the bundle, for a shim that has no words of it: shims look
-//! for it as runc writes it, and not every runtime does. Knows nothing of the calls that fail.
+//! Finds the reason of a runtime's failure in the log that the runtime writes into the bundle, for a shim that reports
+//! none: shims look for the reason in the form in which runc writes it, and not every runtime does. Knows nothing of
+//! the calls that fail.
 //!
-//! Source of the facts: containerd `cmd/containerd-shim-runc-v2/process/init.go` and rust-extensions `crates/runc-shim/src/runc.rs` (what
-//! shims look for and say), runc and crun (`"level":"error","msg"`),
-//! gVisor `pkg/log/json.go` (the same), youki `crates/youki/src/observability.rs` (`"level":"ERROR","message"`).
+//! Source of the facts: containerd `cmd/containerd-shim-runc-v2/process/init.go` and rust-extensions
+//! `crates/runc-shim/src/runc.rs` (what shims look for and say), runc and crun (`"level":"error","msg"`), gVisor
+//! `pkg/log/json.go` (the same), youki `crates/youki/src/observability.rs` (`"level":"ERROR","message"`).
 
 use std::time::{Duration, SystemTime};
 
@@ -13,28 +14,30 @@ use shim_protos::CallError;
 use super::excerpt::end_of;
 use super::{Bundle, Error};
 
-/// The log that a shim has its runtime write, in the bundle.
+/// Name of the log in the bundle that a shim has its runtime write.
 const LOG: &str = "log.json";
-/// How much of the log is looked at. A line is a few hundred bytes.
+/// Size of the part at the end of the log that is read. A line has a few hundred bytes.
 const END_BYTES: u64 = 64 * 1024;
-/// The words of shims that know no more of their runtime than the exit status: containerd's, and those in Rust.
+/// Texts in errors of shims that know no more of their runtime than the exit status: of containerd's shims, and of
+/// those in Rust.
 const WITHOUT_REASON: [&str; 3] =
     ["did not terminate successfully", "unable to parse log msg", "no OCI runtime error in logfile"];
-/// The levels of lines that say why the runtime gives up, in lower case.
+/// Levels of lines that say why the runtime gives up, in lower case.
 const GIVING_UP: [&str; 3] = ["error", "fatal", "panic"];
-/// The keys of a line's text: of most runtimes, and of those in Rust. And those of what it was that went wrong there.
+/// Keys of a line's text: of most runtimes, and of those in Rust.
 const TEXTS: [&str; 2] = ["msg", "message"];
+/// Keys of the cause that a line gives beside its text.
 const CAUSES: [&str; 3] = ["err", "error", "e"];
-/// Those of when it was written.
+/// Keys of the time at which a line was written.
 const TIMES: [&str; 2] = ["time", "timestamp"];
-/// The unit of the times that runtimes in Go write, which leave out what is less.
+/// Resolution of the times that runtimes in Go write, which are rounded down.
 const TIME_UNIT: Duration = Duration::from_secs(1);
 
-/// Makes a call in which the shim runs the runtime. Where that fails and the shim has no reason for it, the runtime's own one is
-/// appended.
+/// Makes a call in which the shim runs the runtime. If the call fails and the shim reports no reason, the reason in the
+/// runtime's log is appended.
 ///
 /// # Errors
-/// Those of the call.
+/// The errors of the call.
 pub(crate) async fn quoting_runtime<T>(
     bundle: &Bundle,
     call: impl Future<Output = Result<T, Error>>,
@@ -56,7 +59,7 @@ fn lacks_reason(words: &str) -> bool {
     WITHOUT_REASON.iter().any(|without| words.contains(without))
 }
 
-/// Appends those reasons that the words lack.
+/// Appends those reasons that an error's text lacks.
 fn with_reasons(words: String, reasons: &[String]) -> String {
     let new: Vec<_> =
         reasons.iter().filter(|reason| !words.contains(reason.as_str())).map(String::as_str).collect();
@@ -68,9 +71,9 @@ fn with_reasons(words: String, reasons: &[String]) -> String {
     }
 }
 
-/// The first and the last line since `begun` that say why the runtime gave up: what went wrong, and what that meant for the call.
-/// Earlier ones are about other calls, behind which runc writes, and over which youki does. Lines that are cut off or are no JSON
-/// are passed over.
+/// Returns the texts of the first and the last line since `begun` that say why the runtime gave up: what went wrong,
+/// and what that meant for the call. Earlier lines are about other calls: runc appends to them, and youki overwrites
+/// them. Lines that are cut off or are no JSON are skipped.
 fn reasons(log: &str, begun: SystemTime) -> Vec<String> {
     let mut reasons = log.lines().filter_map(|line| {
         let line: Value = serde_json::from_str(line).ok()?;
@@ -88,7 +91,7 @@ fn reasons(log: &str, begun: SystemTime) -> Vec<String> {
     first.into_iter().chain(last).collect()
 }
 
-/// A time of RFC 3339, which runtimes in Go write in the zone of their host.
+/// Parses a time of RFC 3339 in any zone: runtimes in Go write it in the zone of their host.
 fn timestamp(text: &str) -> Option<SystemTime> {
     if let Ok(time) = humantime::parse_rfc3339(text) {
         return Some(time);
@@ -121,7 +124,7 @@ mod tests {
                 r#"{"msg":"open executable: No such file","level":"error","time":"2026-11-29T04:25:38.600000Z"}"#,
                 &["open executable: No such file"],
             ),
-            // Over longer lines of an earlier failure.
+            // Lines of youki's, which were written over longer ones of an earlier failure.
             (
                 r#"{"timestamp":"2026-11-29T04:25:38.6Z","level":"ERROR","message":"failed to chdir","e":"ENOENT"}
 {"timestamp":"2026-11-29T04:25:38.7Z","level":"ERROR","message":"failed to wait"}
@@ -166,7 +169,7 @@ ner of old"}
         assert_eq!(said(words, &["no seccomp"]), format!("{words}: no seccomp"));
         assert_eq!(said(words, &["no filter", "no start"]), format!("{words}: no filter; no start"));
         assert_eq!(said(&format!("{words}: unknown"), &["no seccomp"]), format!("{words}: no seccomp"));
-        // What a runtime printed, which may be nothing.
+        // The shim appends what the runtime printed, which may be nothing.
         assert_eq!(said(&format!("{words}: \n"), &["no seccomp"]), format!("{words}: no seccomp"));
         let told = format!("{words}: no seccomp");
         assert_eq!(said(&told, &["no seccomp"]), told);

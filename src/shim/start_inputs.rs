@@ -1,5 +1,5 @@
-//! Which form of input each shim's binary has taken at its `start`. By file, not by path: an upgrade replaces a shim
-//! under a running plugin.
+//! Caches the form of input that each shim's binary has taken at its `start`. The key is the file, not the path: an
+//! upgrade replaces a shim under a running plugin.
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
@@ -8,17 +8,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use shim_protos::StartInput;
 
-/// What tells a file from another one, and from what it was before it was written to.
+/// Identity of a file and of its content: differs for another file, and after a write to the same one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct FileId {
     device: u64,
     inode: u64,
-    /// Seconds and nanoseconds of its last change.
+    /// Time of the file's last change (ctime), in seconds and nanoseconds.
     changed: (i64, i64),
 }
 
 impl FileId {
-    /// None where there is no such file.
+    /// Returns the identity of the file at a path, links followed. `None` if it can't be looked at.
     pub(super) fn of(path: &Path) -> Option<Self> {
         let found = path.metadata().ok()?;
         let changed = (found.ctime(), found.ctime_nsec());
@@ -26,7 +26,7 @@ impl FileId {
     }
 }
 
-/// The forms that binaries have taken so far; those of one plugin know of each other's.
+/// Cache of the forms of input that binaries have taken so far. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct StartInputs {
     taken: Arc<Mutex<HashMap<FileId, StartInput>>>,
