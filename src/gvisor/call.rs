@@ -1,4 +1,4 @@
-//! One call of `runsc` by gVisor's shim.
+//! A call of `runsc` by gVisor's shim: its action, and the bundle of its container.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -8,19 +8,21 @@ use std::process::Command;
 
 use super::PROGRAM;
 
-/// What is called, and for which container.
+/// A call of `runsc` for one container.
 #[derive(Debug)]
 pub(super) struct Call {
     pub(super) arguments: Vec<OsString>,
-    /// The directory of the container.
+    /// Path of the container's bundle.
     pub(super) bundle: PathBuf,
-    /// The real `runsc`.
+    /// Path or name of the real `runsc`.
     pub(super) program: PathBuf,
 }
 
 impl Call {
+    /// Reads a call from the arguments of `runsc`.
+    ///
     /// # Errors
-    /// When the arguments don't say which container's it is.
+    /// When the arguments don't say which container the call is for.
     pub(super) fn of(arguments: Vec<OsString>) -> io::Result<Self> {
         let Some(bundle) = bundle(&arguments) else {
             return Err(io::Error::other(
@@ -32,17 +34,17 @@ impl Call {
         Ok(Self { arguments, bundle, program })
     }
 
-    /// What `runsc` is asked to do.
+    /// Returns the action that `runsc` is called for, such as `create`. `None` if the arguments have none.
     pub(super) fn action(&self) -> Option<&str> {
         self.words().first()?.to_str()
     }
 
-    /// The arguments from what `runsc` is asked to do on.
+    /// Returns the arguments from the action on.
     pub(super) fn words(&self) -> &[OsString] {
         &self.arguments[self.action_at()..]
     }
 
-    /// Another call of `runsc`, with the flags of this one.
+    /// Returns the command of another call of `runsc`, with this call's flags before the action.
     pub(super) fn runsc(&self, words: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command.args(&self.arguments[..self.action_at()]).args(words);
@@ -55,7 +57,7 @@ impl Call {
     }
 }
 
-/// The shim has each call log into the bundle.
+/// Returns the bundle that a call is for: the directory of its log, which the shim has in the bundle.
 fn bundle(arguments: &[OsString]) -> Option<PathBuf> {
     let log = arguments.iter().find_map(|word| word.as_bytes().strip_prefix(b"--log="))?;
     let bundle = Path::new(OsStr::from_bytes(log)).parent()?;

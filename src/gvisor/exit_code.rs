@@ -1,5 +1,5 @@
-//! The file in a bundle with the exit code of a sandbox: blank until the sandbox has ended. Both sides hold it open from the
-//! sandbox's start on, so that the code is told also where somebody has removed the bundle meanwhile.
+//! The file in a bundle with the exit code of a sandbox: blank until the sandbox has ended. Both sides hold it open
+//! from the sandbox's start on, so that the code is not lost if somebody removes the bundle meanwhile.
 
 use std::fs::File;
 use std::io::{self, ErrorKind};
@@ -7,27 +7,28 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 const FILE: &str = "sandbox-exit-code";
-/// The characters of the file, which are written before there is a code: a full disk keeps no code from being told.
+/// Number of characters in the file, which are written before there is a code: then a full disk does not keep the code
+/// from being written.
 const WIDTH: usize = 4;
 
-/// The file, open.
+/// The open file with the exit code of a sandbox.
 pub(super) struct ExitCodeFile(File);
 
 impl ExitCodeFile {
     /// Makes the file, with the room that a code needs.
     ///
     /// # Errors
-    /// When it can't be made.
+    /// When the file can't be made.
     pub(super) fn create(bundle: &Path) -> io::Result<Self> {
         let file = File::create_new(bundle.join(FILE))?;
         file.write_all_at(&[b' '; WIDTH], 0)?;
         Ok(Self(file))
     }
 
-    /// Opens the file. None where there is none.
+    /// Opens the file. `None` if it doesn't exist.
     ///
     /// # Errors
-    /// When it can't be opened.
+    /// When the file can't be opened.
     pub(super) fn open(bundle: &Path) -> io::Result<Option<Self>> {
         match File::open(bundle.join(FILE)) {
             Ok(file) => Ok(Some(Self(file))),
@@ -39,12 +40,12 @@ impl ExitCodeFile {
     /// Writes the code.
     ///
     /// # Errors
-    /// When it can't be written.
+    /// When the code can't be written.
     pub(super) fn write(&self, code: i32) -> io::Result<()> {
         self.0.write_all_at(format!("{code:>WIDTH$}").as_bytes(), 0)
     }
 
-    /// Reads the code. None where the sandbox has not ended.
+    /// Reads the code. `None` if the sandbox has not ended.
     ///
     /// # Errors
     /// When the file can't be read, or has no code in it.

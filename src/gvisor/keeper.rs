@@ -1,4 +1,5 @@
-//! The keeper of a sandbox: makes it, becomes its parent, writes down how it ends, and takes the events of the shim.
+//! The keeper of a sandbox: a process that makes the sandbox, becomes its parent, writes down its exit code, and takes
+//! the events of the shim.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -18,13 +19,14 @@ use crate::process_end::{SERVANT_OOM_SCORE_ADJ, SIGNAL_BASE};
 use crate::process_handle::ProcessHandle;
 use crate::process_stat::ProcessId;
 
-/// The variable by which a keeper is told whose it is: the pid of the shim.
+/// Name of the environment variable that tells a keeper the pid of its shim.
 const SHIM: &str = "CONTAINERD_DRIVER_SHIM";
-/// The file in a bundle that says that its sandbox is made, and that its keeper is ready.
+/// Name of the file in a bundle that says that the sandbox is made, and that its keeper is ready.
 const MADE: &str = "sandbox-made";
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
-/// `runsc create`, by a keeper that stays. Returns once the sandbox is made, with the code of `runsc`.
+/// Runs `runsc create` through a keeper, which stays. Returns once the sandbox is made, or with the exit code of a
+/// keeper that has ended before: that of `runsc create`, if it has failed.
 ///
 /// # Errors
 /// When the keeper can't be started.
@@ -45,11 +47,12 @@ pub(super) fn create(call: &Call) -> io::Result<ExitCode> {
     }
 }
 
-/// The keeper itself. Returns at the end of the shim; or, with the code of `runsc`, where that fails.
+/// Runs as the keeper of a sandbox. Returns when the shim has ended, or with the exit code of a `runsc create` that has
+/// failed.
 ///
 /// # Errors
-/// When it can't do its work. A sandbox that is made by then stays: `runsc create` has failed for the shim, and whoever
-/// cleans up after the start deletes it.
+/// When the keeper can't do its work. A sandbox that is made by then stays: `runsc create` has failed for the shim, and
+/// the clean-up of the start deletes the sandbox.
 pub(super) fn run(call: &Call) -> io::Result<ExitCode> {
     let shim = std::env::var(SHIM).ok().and_then(|pid| pid.parse().ok()).map(ProcessId::of);
     let shim = shim.map(ProcessHandle::open).transpose()?.flatten();
@@ -69,7 +72,8 @@ pub(super) fn run(call: &Call) -> io::Result<ExitCode> {
     dup2_stdout(&null)?;
     dup2_stderr(&null)?;
     std::thread::Builder::new().name("reaper".to_owned()).spawn(move || reap(sandbox, &exit_code))?;
-    // As its shim is: without it the shim ends, and the sandbox with that. Not allowed to an agent in a container.
+    // The keeper's score is that of its shim: without the keeper the shim ends, and the sandbox with it. An agent in a
+    // container may not lower the score.
     let _ = std::fs::write("/proc/self/oom_score_adj", SERVANT_OOM_SCORE_ADJ.to_string());
     std::fs::write(MADE, "")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -77,7 +81,7 @@ pub(super) fn run(call: &Call) -> io::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// In the place of the plugin, which has taken them until now.
+/// Listens for the shim's events in the place of the plugin, which has taken them until now.
 fn listen() -> io::Result<std::os::unix::net::UnixListener> {
     let new = format!("{EVENTS}.new");
     let listener = std::os::unix::net::UnixListener::bind(&new)?;
@@ -86,7 +90,7 @@ fn listen() -> io::Result<std::os::unix::net::UnixListener> {
     Ok(listener)
 }
 
-/// Runs `runsc create`, and ends it where its caller has gone away, or the shim.
+/// Runs `runsc create`, and kills it if its caller or the shim has ended.
 fn make(call: &Call, shim: &ProcessHandle) -> io::Result<ExitStatus> {
     let caller = getppid();
     let mut runsc = Command::new(&call.program).args(&call.arguments).env_remove(SHIM).spawn()?;
@@ -102,12 +106,13 @@ fn make(call: &Call, shim: &ProcessHandle) -> io::Result<ExitStatus> {
     }
 }
 
-/// The process of a sandbox, by what `runsc create` has written.
+/// Returns the pid of a sandbox, which `runsc create` has written into the bundle. `None` if it hasn't.
 pub(super) fn sandbox(bundle: &Path) -> Option<i32> {
     std::fs::read_to_string(bundle.join("init.pid")).ok()?.trim().parse().ok()
 }
 
-/// Waits for all children, and writes down how the sandbox ends: before its pid can be another's.
+/// Reaps all children, and writes the sandbox's exit code down before it reaps the sandbox, so before its pid can be
+/// another process's.
 fn reap(sandbox: i32, exit_code: &ExitCodeFile) {
     loop {
         let (pid, code) = match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) {
@@ -117,7 +122,8 @@ fn reap(sandbox: i32, exit_code: &ExitCodeFile) {
             Err(_) => return,
         };
         if pid.as_raw() == sandbox {
-            // Where it fails, nobody is left to be told; the kernel's word on the sandbox counts then.
+            // If the write fails, nobody is left to be told; the exit status that the kernel has of the sandbox counts
+            // then.
             let _ = exit_code.write(code);
         }
         let _ = waitpid(pid, None);
@@ -127,7 +133,7 @@ fn reap(sandbox: i32, exit_code: &ExitCodeFile) {
 async fn take_events(events: std::os::unix::net::UnixListener, shim: ProcessHandle) -> io::Result<()> {
     let events = UnixListener::from_std(events)?;
     let ended = tokio::task::spawn_blocking(move || while !shim.ends_before(Instant::now() + AT_A_TIME) {});
-    // A keeper has no log.
+    // An accept that fails is not reported, since a keeper has no log.
     let taken = shim_protos::events::acknowledge_all(events, drop);
     tokio::select! {
         ended = ended => ended.map_err(io::Error::other),

@@ -1,8 +1,8 @@
-//! `runsc kill` of a command in a sandbox by SIGKILL, which takes along what the command has started: the shim and `runsc`
-//! know the command's first process alone.
+//! Answers a `runsc kill` of a command in a sandbox by SIGKILL: kills also what the command has started, since the shim
+//! and `runsc` know the command's first process alone.
 //!
-//! What is killed is the command's process group and its descendants, with the groups of those. What has left both, such as a
-//! daemon that was started by `setsid` and whose parent has ended, goes on.
+//! The command's process group and its descendants are killed, with the groups of those. A process that has left both,
+//! such as a daemon that was started by `setsid` and whose parent has ended, goes on.
 //!
 //! Source of the facts: gVisor `runsc/cmd/{kill,ps}.go`, `pkg/sentry/control/proc.go`.
 
@@ -15,13 +15,14 @@ use std::time::{Duration, Instant};
 use super::call::Call;
 use super::code_of;
 
-/// The signal, as the shim says it.
+/// SIGKILL, as the shim writes it in the arguments of `runsc kill`.
 const KILL: &str = "9";
-/// Maximum time for all of it: until then the shim may tell of no other process's end.
+/// Maximum time for a kill of a command with all that it has started: meanwhile the shim may report no other process's
+/// exit.
 const LIMIT: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
-/// A command that is to be killed.
+/// The command that is to be killed.
 pub(super) struct Target {
     pid: i32,
     container: String,
@@ -36,7 +37,7 @@ struct Process {
 }
 
 impl Target {
-    /// Returns the command that a call kills. None for any other call.
+    /// Returns the command that a call kills. `None` if the call is another one.
     pub(super) fn of(call: &Call) -> Option<Self> {
         let words: Vec<&str> = call.words().iter().map(|word| word.to_str()).collect::<Option<_>>()?;
         match words[..] {
@@ -49,11 +50,10 @@ impl Target {
     }
 }
 
-/// Kills a command and what it has started. Returns what `runsc` says of the command itself, or that it has failed where
-/// some of it lives on.
+/// Kills a command and what it has started. Returns the exit code of the `runsc kill` of the command itself.
 ///
 /// # Errors
-/// When `runsc` can't be run, or doesn't end.
+/// When `runsc` can't be run or doesn't end, or when processes live on, or may do so, at the deadline.
 pub(super) fn run(call: &Call, target: &Target) -> io::Result<ExitCode> {
     let until = Instant::now() + LIMIT;
     let first = list(call, target, Instant::now() + LIMIT / 2).unwrap_or_default();
@@ -61,12 +61,12 @@ pub(super) fn run(call: &Call, target: &Target) -> io::Result<ExitCode> {
     let mut killed = members.clone();
     let mut found =
         if is_command(&first, target.pid) { members_of(&first, &mut members) } else { Vec::new() };
-    // First, so that it starts nothing more.
+    // The command itself is killed first, so that it starts nothing more.
     let mut runsc = Command::new(&call.program).args(&call.arguments).spawn()?;
     let outcome = ends_by(&mut runsc, until)?;
     let outcome = outcome.ok_or_else(|| io::Error::other(format!("it has not ended within {LIMIT:?}")))?;
     loop {
-        // Who is killed may be listed until its parent has waited for it.
+        // A killed process may be listed until its parent has waited for it.
         found.retain(|process| !killed.contains(&process.pid));
         if found.is_empty() {
             return Ok(code_of(outcome));
@@ -84,13 +84,14 @@ pub(super) fn run(call: &Call, target: &Target) -> io::Result<ExitCode> {
     }
 }
 
-/// Returns whether a process is a command that was started from outside: it has no parent in the sandbox. Any other has
-/// come by the pid of a command that has ended, and is the task's.
+/// Returns whether a process is a command that was started from outside: it has no parent in the sandbox. Any other
+/// process has come by the pid of a command that has ended, and is the task's.
 fn is_command(all: &[Process], pid: i32) -> bool {
     all.iter().any(|process| process.pid == pid && process.parent == 0)
 }
 
-/// Returns the processes of the sandbox: none where it has ended, or lists no groups. None where `runsc` is late.
+/// Returns the processes of the sandbox: an empty list if the sandbox has ended, or if `runsc` lists no groups. `None`
+/// if `runsc` can't be run, or is late.
 fn list(call: &Call, target: &Target, until: Instant) -> Option<Vec<Process>> {
     let mut runsc = call.runsc(&["ps", "--format", "table", &target.container]);
     let runsc = runsc.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
@@ -108,8 +109,8 @@ fn list(call: &Call, target: &Target, until: Instant) -> Option<Vec<Process>> {
     Some(parse(&String::from_utf8_lossy(&table.ok()?)))
 }
 
-/// Kills processes, by their groups where one of the members has made these: nobody else is in them. Whoever is killed is
-/// added to the `killed`; at the deadline the rest is left.
+/// Kills processes, by their groups where a member has made the group: nobody else is in it. Processes that are killed
+/// are added to `killed`; the rest is left at the deadline.
 fn end(
     call: &Call,
     target: &Target,
@@ -141,7 +142,7 @@ fn end(
     }
 }
 
-/// Waits for the end of a child, and kills it at the deadline. None where it was killed.
+/// Waits for the exit of a child, and kills it at the deadline. `None` if it was killed.
 fn ends_by(child: &mut Child, until: Instant) -> io::Result<Option<ExitStatus>> {
     loop {
         if let Some(ended) = child.try_wait()? {
@@ -156,7 +157,8 @@ fn ends_by(child: &mut Child, until: Instant) -> io::Result<Option<ExitStatus>> 
     }
 }
 
-/// Adds those who descend from members, or are in a group that a member has made, and returns them all.
+/// Adds the processes to `members` that descend from a member, or are in a group that a member has made, and returns
+/// all members that are listed.
 fn members_of(all: &[Process], members: &mut BTreeSet<i32>) -> Vec<Process> {
     loop {
         let known = members.len();
@@ -171,7 +173,7 @@ fn members_of(all: &[Process], members: &mut BTreeSet<i32>) -> Vec<Process> {
     }
 }
 
-/// Reads the processes from a table with the columns PID, PPID and PGID. None where it lacks one.
+/// Reads the processes from a table with the columns PID, PPID and PGID. Returns no process if a column is missing.
 fn parse(table: &str) -> Vec<Process> {
     let mut lines = table.lines();
     let header: Vec<&str> = lines.next().unwrap_or_default().split_whitespace().collect();
@@ -215,14 +217,15 @@ mod tests {
         let mut members = BTreeSet::from([7, 8, 10]);
         let later = [Process { pid: 1, parent: 0, group: 1 }, Process { pid: 12, parent: 1, group: 10 }];
         assert_eq!(pids(&later, &mut members), [12]);
-        // One that shares the group of the task's own.
+        // A command that shares the group of the task's own process.
         let mut members = BTreeSet::from([7]);
         let shared = [Process { pid: 1, parent: 0, group: 1 }, Process { pid: 7, parent: 0, group: 1 }];
         assert_eq!(pids(&shared, &mut members), [7]);
         assert!(parse("").is_empty() && parse("PID CMD\n1 sleep\n").is_empty());
     }
 
-    /// What a kill of process 7 comes to, and what it kills, where `ps` runs this. `TABLE` is in the file `table`.
+    /// Returns the outcome of a kill of process 7, and the arguments of all kills, with a `runsc` whose `ps` and `kill`
+    /// run these scripts. [`TABLE`] is in the file `table`.
     fn killed(ps: &str, kill: &str) -> (Result<String, String>, String) {
         let directory = tempfile::tempdir().unwrap();
         let at = directory.path();
@@ -231,7 +234,7 @@ mod tests {
             "#!/bin/sh\ncd {}\nshift\ncase $1 in\nps) {ps} ;;\nkill) echo $2 $3 >>kills; {kill} ;;\nesac\n",
             at.display()
         );
-        // Not written by this process, of whose children one could hold it open.
+        // The script is not written by this process, since one of its children could hold the file open.
         let write = r#"printf %s "$1" >"$0" && chmod 755 "$0""#;
         let runsc = at.join("runsc-of-test");
         assert!(
@@ -255,7 +258,7 @@ mod tests {
         let success = Ok(format!("{:?}", ExitCode::SUCCESS));
         let all = "--pid 7 --pgid 7 --pgid 10 ";
         assert_eq!(killed("cat table", "true"), (success.clone(), all.to_owned()));
-        // The pid is another's by now.
+        // The pid is another process's by now.
         let others = "sed 's/^0  *7  *0 /0 7 1 /' table";
         assert_eq!(killed(others, "true"), (success.clone(), "--pid 7 ".to_owned()));
         assert_eq!(killed("grep -v sh table", "true"), (success, "--pid 7 ".to_owned()));

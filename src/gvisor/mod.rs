@@ -1,15 +1,17 @@
-//! This binary in the place of gVisor's `runsc`: between gVisor's shim and the real one, for each task in a sandbox.
+//! Runs this binary in the place of gVisor's `runsc`: between gVisor's shim and the real `runsc`, for each task in a
+//! sandbox.
 //!
-//! The shim is made for pods, whose sandbox outlives every container and whose daemon is always there. A task is alone in
-//! its sandbox, and its plugin may be away. Two things come of that:
+//! The shim is made for pods, whose sandbox outlives every container and whose daemon is always there. A task is alone
+//! in its sandbox, and its plugin may be away. Two things follow:
 //!
-//! - The sandbox ends with its task. The shim asks it for the exit code by `runsc wait`, which comes too late for a task
-//!   that ends at once, and is a process of 30 MB until then. So the sandbox is made by a *keeper*, whose child it becomes:
-//!   the keeper has its exit code from the kernel, and `wait` is answered from that.
-//! - The shim panics over an event that nobody takes. The keeper takes them all, for as long as the shim lives.
+//! - The sandbox ends with its task. The shim asks it for the exit code by `runsc wait`, which comes too late for a
+//!   task that ends at once, and is a process of 30 MB until then. So the sandbox is made by a *keeper*, whose child it
+//!   becomes: the keeper has its exit code from the kernel, and `wait` is answered from that.
+//! - The shim panics over an event that nobody takes. The keeper takes all events, for as long as the shim lives.
 //!
-//! A `kill` of a command takes along what the command has started. All other calls go to the real `runsc` as they are. Files in the bundle tell it all: these processes know neither Nomad
-//! nor containerd, and talk to no plugin.
+//! A `kill` of a command also kills what the command has started. All other calls go to the real `runsc` as they are.
+//! These processes have all their facts from files in the bundle: they know neither Nomad nor containerd, and talk to
+//! no plugin.
 //!
 //! Source of the facts: gVisor `pkg/shim/v1/{service.go,proc/init.go,runsccmd/runsc.go}`, `runsc/cli/main.go`,
 //! `runsc/sandbox/sandbox.go`.
@@ -36,18 +38,19 @@ use std::time::Duration;
 use call::Call;
 use kill::Target;
 
-/// How this binary is called in the place of `runsc`.
+/// Name by which this binary is called in the place of `runsc`.
 pub(crate) const WRAPPER: &str = "gvisor-runsc";
 const KEEPER: &str = "gvisor-keeper";
 
-/// The socket in a bundle that takes the events of the shim.
+/// Name of the socket in a bundle that takes the events of the shim.
 pub(crate) const EVENTS: &str = "events.sock";
-/// The file in a bundle that names the real `runsc`.
+/// Name of the file in a bundle that names the real `runsc`.
 pub(crate) const PROGRAM: &str = "runsc";
-/// How long the end of a process is waited for at a time.
+/// Maximum time of one wait for the exit of a process, which is repeated until the process has exited.
 const AT_A_TIME: Duration = Duration::from_secs(3600);
 
-/// Does what this binary is called for where its name says that it stands in for `runsc`. None where it is the plugin.
+/// Runs as `runsc` or as the keeper, if this binary is called by the name of either. `None` if it is called as the
+/// plugin.
 pub(crate) fn run_if_called() -> Option<ExitCode> {
     let mut arguments = std::env::args_os();
     let name = arguments.next()?;
@@ -65,7 +68,7 @@ pub(crate) fn run_if_called() -> Option<ExitCode> {
     }))
 }
 
-/// Says why the real `runsc` did not run, in the log from which the shim quotes.
+/// Writes why the real `runsc` did not run to the log from which the shim quotes.
 fn log(call: &Call, error: &io::Error) {
     let msg = format!("run {}: {error}", call.program.display());
     let line = serde_json::json!({"level": "error", "msg": msg});
@@ -84,7 +87,7 @@ fn stand_in(call: &Call) -> io::Result<ExitCode> {
     }
 }
 
-/// What a program's end is as ours.
+/// Returns the exit code with which this binary passes on the exit of `runsc`: failure if a signal ended it.
 fn code_of(status: ExitStatus) -> ExitCode {
     let code = status.code().and_then(|code| u8::try_from(code).ok());
     code.map_or(ExitCode::FAILURE, ExitCode::from)

@@ -1,4 +1,4 @@
-//! `runsc wait`, answered from what the keeper has written.
+//! Answers `runsc wait` with the exit code that the keeper has written.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -13,11 +13,11 @@ use super::exit_code::ExitCodeFile;
 use crate::process_handle::ProcessHandle;
 use crate::process_stat::ProcessId;
 
-/// How long the keeper may take to write down the exit code of a sandbox that has ended.
+/// Maximum time for the keeper to write down the exit code of a sandbox that has ended.
 const IS_WRITTEN: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// What the shim reads from the stdout of `runsc wait`.
+/// The answer that the shim reads from the stdout of `runsc wait`.
 #[derive(Serialize)]
 struct Answer<'a> {
     id: &'a str,
@@ -25,10 +25,10 @@ struct Answer<'a> {
     exit_status: i32,
 }
 
-/// Waits for the end of the sandbox, and says its exit code.
+/// Waits for the end of the sandbox, and prints its exit code.
 ///
 /// # Errors
-/// When nobody has written it down; the shim then says 128.
+/// When no keeper has written the code down; the shim then reports 128.
 pub(super) fn run(call: &Call) -> io::Result<ExitCode> {
     let id = call.arguments.last().and_then(|id| id.to_str()).unwrap_or_default();
     let exit_status = exit_code(&call.bundle)?;
@@ -42,7 +42,8 @@ fn exit_code(bundle: &Path) -> io::Result<i32> {
     let nobody = || io::Error::other("nobody has written down the sandbox's exit code");
     let file = ExitCodeFile::open(bundle)?.ok_or_else(nobody)?;
     let sandbox = process(bundle)?;
-    // Its pid is its own for as long as there is no code: who was taken hold of before that look is the sandbox.
+    // The pid is the sandbox's for as long as there is no code: so the process that was opened before this look is the
+    // sandbox.
     if let Some(code) = file.read()? {
         return Ok(code);
     }
@@ -59,7 +60,7 @@ fn exit_code(bundle: &Path) -> io::Result<i32> {
     }
 }
 
-/// The sandbox, while it runs.
+/// Returns a handle to the sandbox. `None` if it is not made, or has ended.
 fn process(bundle: &Path) -> io::Result<Option<ProcessHandle>> {
     let Some(pid) = super::keeper::sandbox(bundle) else { return Ok(None) };
     ProcessHandle::open(ProcessId::of(pid))
