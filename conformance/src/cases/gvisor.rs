@@ -1,4 +1,5 @@
-//! Tasks in gVisor's sandboxes: what is theirs, what they can't have, and that nothing of one is left however it ends.
+//! Cases of tasks in gVisor's sandboxes: what a task has there, what it can't have, and that nothing of a sandbox is
+//! left however it ends.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -53,7 +54,7 @@ cases!["gvisor":
     a_task_has_the_limits_that_the_kernel_has_and_is_not_started_without,
 ];
 
-/// What of the other cases a sandbox can't show, by their names, and why.
+/// Prefixes of the names of other cases that don't hold in a sandbox, each with the reason.
 pub const NOT_IN_A_SANDBOX: &[(&str, &str)] = &[
     ("account: a running task is seen in all its parts", OTHER_PARTS),
     ("devices: devices of nomads device plugins are there", REFUSED),
@@ -195,7 +196,7 @@ async fn a_sandbox_that_is_killed_is_told_and_leaves_nothing(scene: &Scene) -> R
 
 async fn a_sandbox_that_runs_out_of_memory_is_told(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
-    // A file system in memory has half of what the sandbox has.
+    // A tmpfs has half of the sandbox's memory.
     let script = "for at in a b c d; do dd if=/dev/urandom of=/$at/file bs=1M count=40; done; exit 0";
     let all = json!(["/a", "/b", "/c", "/d"]);
     let mut task = scene.prepare(&plugin, &with(scene, script, &[("tmpfs", all)])).await?;
@@ -208,7 +209,7 @@ async fn a_sandbox_that_runs_out_of_memory_is_told(scene: &Scene) -> Result<()> 
     plugin.shut_down().await
 }
 
-/// The sandbox of a task, by what it calls itself.
+/// Returns the process of a task's sandbox, found by the name that it gives itself.
 fn sandbox(task: &Task) -> Result<Pid> {
     let pids = task.alloc.cgroup.pids();
     let is_sandbox = |pid: &&i32| command_line(**pid).starts_with("runsc-sandbox");
@@ -219,13 +220,13 @@ fn command_line(pid: i32) -> String {
     fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().replace('\0', " ")
 }
 
-/// What runsc knows of containers, without what newer releases keep for all.
+/// Returns the files of runsc's state directory for containers, without the one that newer releases keep for all.
 fn known_to_runsc(scene: &Scene) -> Vec<PathBuf> {
     let kept = scene.state_dir().join(NULL_NETNS);
     children(&scene.state_dir().join("runsc/nomad")).into_iter().filter(|file| *file != kept).collect()
 }
 
-/// The keeper of a case's only task.
+/// Returns the process of the keeper of a case's only task.
 fn keeper(scene: &Scene) -> Result<Pid> {
     let found = find_processes(&scene.state_dir());
     let keeper = found.iter().find(|process| process.command.starts_with("gvisor-keeper"));
@@ -237,7 +238,7 @@ async fn a_keeper_that_is_killed_leaves_a_task_that_ends_with_its_shim(scene: &S
     let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
     kill(keeper(scene)?, Signal::SIGKILL)?;
     let waiting = task.wait_answer(&plugin);
-    // The shim has an event to tell, and ends over it.
+    // The shim has an event to send for the exec, and ends since nobody takes it.
     let _ = task.exec(&plugin, "true").await;
     let answer = waiting.await?;
     ensure!(answer.err.contains("shim"), "WaitTask's err is {:?}", answer.err);
@@ -252,7 +253,7 @@ async fn a_task_that_ends_while_nobody_is_there_keeps_its_code(scene: &Scene) ->
     let task = scene.run(&plugin, &scene.shell("sleep 2; exit 9")).await?;
     plugin.kill().await?;
     until(LIMIT, "the task's end", || task.alloc.cgroup.pids().is_empty()).await?;
-    // Whatever the shim has to tell.
+    // Time for the events that the shim sends.
     tokio::time::sleep(Duration::from_secs(2)).await;
     ensure!(shim_pid(scene).is_ok(), "its shim is gone");
     let mut next = scene.plugin().await?;
@@ -262,7 +263,7 @@ async fn a_task_that_ends_while_nobody_is_there_keeps_its_code(scene: &Scene) ->
     next.shut_down().await
 }
 
-/// The plugin's options with an operator's file of this content.
+/// Returns the plugin's options with an operator's file of this content.
 fn with_file(scene: &Scene, content: &str) -> Result<Value> {
     let file = scene.directory().join("runsc.toml");
     fs::create_dir_all(scene.directory())?;
@@ -282,7 +283,7 @@ async fn the_operators_file_counts_and_the_drivers_root(scene: &Scene) -> Result
     for flag in ["--overlay2=none", "--network=none", &root] {
         ensure!(command.contains(flag), "{flag} is not in {command}");
     }
-    // What the operator changes later is for later tasks.
+    // A later change of the operator's file holds for later tasks only.
     fs::write(scene.directory().join("runsc.toml"), "this is no TOML")?;
     same!(task.exec(&plugin, "echo works").await?, (0, "works\n".to_owned()));
     task.end(&plugin).await?;
@@ -449,7 +450,7 @@ async fn a_runsc_that_hangs_when_the_plugin_dies_leaves_nothing(scene: &Scene) -
     fs::create_dir_all(scene.directory())?;
     let real = scene.programs().runtime().display().to_string();
     let state = format!("{}/*.state", scene.state_dir().join("runsc/nomad").display());
-    // It has made the sandbox by then, and has not written down that it has.
+    // At the hang, runsc has made the sandbox, and has not written down that it has.
     let hang = format!("{real} \"$@\"; rm {state}; touch {0}; exec sleep 600", reached.display());
     let is_first = format!("[ \"$word\" = create ] && [ ! -e {} ]", reached.display());
     let script =
@@ -499,7 +500,7 @@ async fn a_task_that_has_lost_its_bundle_keeps_its_runsc_and_its_code(scene: &Sc
     plugin.shut_down().await
 }
 
-/// How many processes of a task run `sleep` with a number that begins with these digits.
+/// Returns the number of a task's processes that run `sleep` with a number that begins with these digits.
 async fn sleeping(plugin: &Plugin, task: &Task, digits: &str) -> Result<usize> {
     let count = format!("ps -o args | grep -c '^sleep {digits}'; true");
     Ok(task.exec(plugin, &count).await?.1.trim().parse()?)
@@ -508,18 +509,18 @@ async fn sleeping(plugin: &Plugin, task: &Task, digits: &str) -> Result<usize> {
 async fn what_a_script_has_started_is_killed_with_it_at_its_timeout(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let task = scene.run(&plugin, &scene.shell("sleep 600 & while :; do sleep 0.1 & wait $!; done")).await?;
-    // Of another command, which has ended well.
+    // A daemon of another command, which has ended well.
     same!(task.exec(&plugin, "setsid sleep 551 >/dev/null 2>&1 </dev/null &").await?.0, 0);
     for script in [
         "trap '' TERM HUP INT; sleep 777; sleep 778",
         "sleep 777 & sleep 778 & sleep 779",
         "set -m; sleep 777 & sleep 778 & wait",
-        // Without a parent.
+        // Processes without a parent.
         "(sleep 777 & sleep 778 &); sleep 779",
-        // In sessions of their own.
+        // Processes in sessions of their own.
         "setsid sleep 777 & wait",
         "setsid sh -c 'setsid sleep 777 & sleep 778' & sleep 779",
-        // One that keeps on starting others.
+        // A script that keeps on starting processes.
         "while :; do (sleep 0.02; sleep 777) & sleep 0.01; done",
     ] {
         let begun = Instant::now();
@@ -528,13 +529,13 @@ async fn what_a_script_has_started_is_killed_with_it_at_its_timeout(scene: &Scen
         ensure!(begun.elapsed() < SOON, "{script}: it took {:?}", begun.elapsed());
         same!((script, sleeping(&plugin, &task, "77").await?), (script, 0));
     }
-    // The task's own, and the daemon.
+    // The task's own process and the daemon go on.
     same!((sleeping(&plugin, &task, "600").await?, sleeping(&plugin, &task, "551").await?), (1, 1));
     task.end(&plugin).await?;
     plugin.shut_down().await
 }
 
-/// How long a command may take that ends by itself, or at its timeout, on a busy machine.
+/// Maximum time for a command that ends by itself, or at its timeout of a second, on a busy machine.
 const SOON: Duration = Duration::from_secs(10);
 
 async fn a_command_that_leaves_something_in_the_background_ends(scene: &Scene) -> Result<()> {
