@@ -2,9 +2,8 @@
 
 use std::fmt;
 use std::io;
-use std::path::Path;
 
-use super::{Cgroup, Mode, ROOT, below, mode};
+use super::{Cgroup, Mode, mode};
 
 /// A limit that a runtime was asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,8 +41,7 @@ impl Cgroup {
         let version = mode();
         let mut text = String::new();
         for (hierarchy, file) in limit.files(version) {
-            let directory = below(&Path::new(ROOT).join(hierarchy), &self.path);
-            text += &std::fs::read_to_string(directory.join(file))?;
+            text += &std::fs::read_to_string(self.directory_in(hierarchy).join(file))?;
         }
         Ok(limit.is_in(&text, version))
     }

@@ -103,16 +103,16 @@ impl Cgroup {
 
     /// Returns the path of the kernel's count of OOM kills.
     fn oom_file(&self) -> PathBuf {
-        self.memory_file("memory.oom_control", "memory.events")
+        let (hierarchy, file) = match mode() {
+            Mode::V1 => ("memory", "memory.oom_control"),
+            Mode::V2 => ("", "memory.events"),
+        };
+        self.directory_in(hierarchy).join(file)
     }
 
-    /// Returns the path of a file of the memory controller, by its name on either version.
-    fn memory_file(&self, on_v1: &str, on_v2: &str) -> PathBuf {
-        let (hierarchy, file) = match mode() {
-            Mode::V1 => ("memory", on_v1),
-            Mode::V2 => ("", on_v2),
-        };
-        below(&Path::new(ROOT).join(hierarchy), &self.path).join(file)
+    /// Returns the task's directory in a hierarchy of v1, or, with an empty name, in that of v2.
+    fn directory_in(&self, hierarchy: &str) -> PathBuf {
+        below(&Path::new(ROOT).join(hierarchy), &self.path)
     }
 }
 

@@ -16,6 +16,7 @@ use super::logs::prepare_unlogged;
 use super::mounts::{HostMounts, host_directory};
 use super::recover::shim_pid;
 use super::runtimes::Noting;
+use super::script_check::SCRIPTS_WITH_CHILDREN;
 use super::shared_networks::GroupNetwork;
 use super::web_server::{beside, with};
 use super::{cases, refused, same, until};
@@ -58,12 +59,12 @@ cases!["gvisor":
 pub const NOT_IN_A_SANDBOX: &[(&str, &str)] = &[
     ("account: a running task is seen in all its parts", OTHER_PARTS),
     ("devices: devices of nomads device plugins are there", REFUSED),
-    ("ends: a child killed for want of memory", "the kernel kills a sandbox as a whole"),
+    ("ends: a child killed for want of memory", AS_A_WHOLE),
     (
         "ends: a kill is told from a code of the same number",
         "a sandbox tells of a signal as a code of 128 + n",
     ),
-    ("ends::a_child_killed_for_want_of_memory_is_an_event", "the kernel kills a sandbox as a whole"),
+    ("ends::a_child_killed_for_want_of_memory_is_an_event", AS_A_WHOLE),
     ("environment::the_memory_limit_is_the_jobs", INSIDE),
     ("exec::a_terminal_has_the_size_of_the_callers", TERMINAL),
     ("exec::a_caller_that_is_killed_takes_its_command_along", PROCESSES),
@@ -136,6 +137,7 @@ pub const NOT_IN_A_SANDBOX: &[(&str, &str)] = &[
     ("stats: memory is what the kernel counts", PIPES),
     ("stop: a task among the hosts processes", REFUSED),
 ];
+const AS_A_WHOLE: &str = "the kernel kills a sandbox as a whole";
 const INSIDE: &str = "the kernel that a task sees is its own, and tells nothing of the host's";
 const OTHER_PARTS: &str = "a task has other parts there";
 const PIDS: &str = "the threads of the sandbox count, too";
@@ -511,18 +513,7 @@ async fn what_a_script_has_started_is_killed_with_it_at_its_timeout(scene: &Scen
     let task = scene.run(&plugin, &scene.shell("sleep 600 & while :; do sleep 0.1 & wait $!; done")).await?;
     // A daemon of another command, which has ended well.
     same!(task.exec(&plugin, "setsid sleep 551 >/dev/null 2>&1 </dev/null &").await?.0, 0);
-    for script in [
-        "trap '' TERM HUP INT; sleep 777; sleep 778",
-        "sleep 777 & sleep 778 & sleep 779",
-        "set -m; sleep 777 & sleep 778 & wait",
-        // Processes without a parent.
-        "(sleep 777 & sleep 778 &); sleep 779",
-        // Processes in sessions of their own.
-        "setsid sleep 777 & wait",
-        "setsid sh -c 'setsid sleep 777 & sleep 778' & sleep 779",
-        // A script that keeps on starting processes.
-        "while :; do (sleep 0.02; sleep 777) & sleep 0.01; done",
-    ] {
+    for script in SCRIPTS_WITH_CHILDREN {
         let begun = Instant::now();
         let late = plugin.exec_task(task.id(), &["sh", "-c", script], Duration::from_secs(1)).await;
         refused(late, &["within 1s"])?;

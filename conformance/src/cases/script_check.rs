@@ -101,26 +101,29 @@ async fn its_time_counts_from_when_it_runs_however_long_its_start_takes(scene: &
     leave(plugin, &task).await
 }
 
+/// Scripts that don't end by themselves, and run `sleep 77[0-9]` by themselves and in processes of every kind.
+pub const SCRIPTS_WITH_CHILDREN: [&str; 7] = [
+    "trap '' TERM HUP INT; sleep 777; sleep 778",
+    "sleep 777 & sleep 778 & sleep 779",
+    // Children in process groups of their own.
+    "set -m; sleep 777 & sleep 778 & wait",
+    // Children without a parent.
+    "(sleep 777 & sleep 778 &); sleep 779",
+    // Children in a session of their own.
+    "setsid sleep 777 & wait",
+    "setsid sh -c 'setsid sleep 777 & sleep 778' & sleep 779",
+    // A script that keeps on starting others.
+    "while :; do (sleep 0.02; sleep 777) & sleep 0.01; done",
+];
+
 async fn at_its_timeout_all_that_it_started_is_killed(scene: &Scene) -> Result<()> {
     let plugin = scene.plugin().await?;
     // The task's init adopts orphans and reaps them.
     let task = scene.run(&plugin, &scene.shell("while :; do sleep 0.1 & wait; done")).await?;
     let ours = || pids_of(&task, "77[0-9]");
-    for script in [
-        "trap '' TERM HUP INT; sleep 777; sleep 778",
-        "sleep 777 & sleep 778 & sleep 779",
-        // Children in process groups of their own.
-        "set -m; sleep 777 & sleep 778 & wait",
-        // Children without a parent.
-        "(sleep 777 & sleep 778 &); sleep 779",
-        // Children in a session of their own.
-        "setsid sleep 777 & wait",
-        "setsid sh -c 'setsid sleep 777 & sleep 778' & sleep 779",
-        // A command that keeps on starting others.
-        "while :; do (sleep 0.02; sleep 777) & sleep 0.01; done",
-        // The first process is gone, and its children hold its streams.
-        "(trap '' TERM; sleep 777; sleep 778) & exit 0",
-    ] {
+    // The first process is gone, and its children hold its streams.
+    let gone = "(trap '' TERM; sleep 777; sleep 778) & exit 0";
+    for script in SCRIPTS_WITH_CHILDREN.into_iter().chain([gone]) {
         if script.starts_with('(') && !orphans_are_known(scene, false) {
             continue;
         }
