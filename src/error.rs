@@ -10,12 +10,12 @@ use crate::config::ConfigError;
 use crate::confinement::ConfinementError;
 use crate::devices::DevicesError;
 use crate::names::NamesError;
-use crate::netns::NetnsError;
-use crate::os_error::{is_transient, tells_transient};
 use crate::reaper::ReaperError;
 use crate::rootfs::RootfsError;
 use crate::spec::SpecError;
-use crate::state_lock::StateLockError;
+use crate::sys::netns::NetnsError;
+use crate::sys::os_error::{is_transient, tells_transient};
+use crate::sys::state_lock::StateLockError;
 use crate::{cni, containerd, shim};
 
 /// An error of a call. Its text is for the operator: what failed, on what, and what to do.
@@ -214,9 +214,9 @@ mod tests {
 
     use super::*;
     use crate::containerd::Error as Containerd;
-    use crate::host_path::HostPathError;
-    use crate::os_error::TRANSIENT;
     use crate::shim::Error as Shim;
+    use crate::sys::host_path::HostPathError;
+    use crate::sys::os_error::TRANSIENT;
 
     const DOCUMENT: &str = include_str!("../docs/troubleshooting.md");
     const KERNEL: &str = "the kernel: ";

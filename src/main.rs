@@ -2,7 +2,6 @@
 
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests open what they have made"))]
 
-mod allocator;
 mod cache;
 mod cgroup;
 mod cni;
@@ -14,28 +13,16 @@ mod driver;
 mod error;
 mod go_plugin;
 mod gvisor;
-mod host_files;
-mod host_path;
-mod init;
 mod log;
 mod logs;
-mod mount_table;
 mod names;
-mod netns;
-mod open_files;
-mod os_error;
-mod process_end;
-mod process_group;
-mod process_handle;
-mod process_stat;
-mod readable;
 mod reaper;
 mod rootfs;
 mod secret;
 mod shim;
 mod shorten;
 mod spec;
-mod state_lock;
+mod sys;
 mod task;
 
 use std::io::Write;
@@ -53,6 +40,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use crate::driver::Driver;
 use crate::go_plugin::{HandshakeError, Services, Socket};
 use crate::log::Log;
+use crate::sys::{malloc, open_files};
 
 /// Maximum size of a gRPC message: Nomad sends whole job environments and exec output in single messages.
 const MESSAGE_LIMIT_BYTES: usize = 64 * 1024 * 1024;
@@ -80,7 +68,7 @@ fn main() -> ExitCode {
     if let Err(error) = go_plugin::check_cookie() {
         return fail(&error);
     }
-    allocator::settle();
+    malloc::settle();
     let _log = Log::start();
     open_files::raise();
     let runtime = match runtime() {

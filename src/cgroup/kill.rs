@@ -13,8 +13,8 @@ use std::time::Duration;
 
 use super::processes::{is_gone, listed, tree};
 use super::{Mode, ROOT, below, directories, mode, require_tasks_own};
-use crate::process_handle::ProcessHandle;
-use crate::process_stat::ProcessId;
+use crate::sys::pidfd::ProcessHandle;
+use crate::sys::procfs::ProcessId;
 
 const TRIES: u32 = 100;
 /// Pause between two attempts: killed processes leave a cgroup only when they are scheduled.

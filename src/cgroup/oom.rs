@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{Cgroup, Mode, mode};
-use crate::readable::Readable;
+use crate::sys::async_fd::Readable;
 
 /// Time after a notification in which the count is polled: v1 notifies before it kills.
 const KILL_FOLLOWS: Duration = Duration::from_secs(1);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::version::Version;
-use crate::os_error::is_transient;
+use crate::sys::os_error::is_transient;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {

@@ -23,8 +23,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::error::Error;
-use crate::process_handle::ProcessHandle;
-use crate::process_stat::{ProcessId, all_pids, shares_our_pids};
+use crate::sys::pidfd::ProcessHandle;
+use crate::sys::procfs::{ProcessId, all_pids, shares_our_pids};
 
 /// Maximum time that a killed plugin may take to be gone. It takes none, unless the kernel holds the process.
 const GONE: Duration = Duration::from_secs(5);

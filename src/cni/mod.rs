@@ -46,7 +46,7 @@ use self::ready::Ready;
 use self::record::{Phase, Record, on_files};
 use self::spoken::Spoken;
 use self::version::Version;
-use crate::netns;
+use crate::sys::netns;
 
 /// Maximum number of attachments that are checked at once: an agent recovers all tasks of a node one right after the
 /// other.

@@ -19,7 +19,7 @@ use oci_spec::runtime::{Capability, LinuxDevice, LinuxDeviceBuilder, LinuxDevice
 
 use super::{ConfinementError, capabilities};
 use crate::config::{Gates, SeccompProfile, Security};
-use crate::host_path::{self, HostPathError};
+use crate::sys::host_path::{self, HostPathError};
 
 pub(super) const STATUS: &str = "/proc/self/status";
 const KERNEL: &str = "/proc/sys/kernel/osrelease";

@@ -13,8 +13,8 @@ use oci_spec::OciSpecError;
 use oci_spec::runtime::{Capability, LinuxDevice, LinuxSeccomp};
 
 use crate::config::{Gates, SeccompProfile, Security};
-use crate::host_files;
-use crate::host_path::HostPathError;
+use crate::sys::host_files;
+use crate::sys::host_path::HostPathError;
 use host::Host;
 
 /// AppArmor's name for running without a profile.

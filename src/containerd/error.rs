@@ -8,7 +8,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 
 use super::images::Wait;
-use crate::os_error::tells_transient;
+use crate::sys::os_error::tells_transient;
 
 /// The error of a call to containerd or of a pull. `Clone`, because callers that share one pull share its error.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use crate::config::{Device, DevicePath, PluginDevices};
-use crate::host_files;
+use crate::sys::host_files;
 
 /// Everything that comes into a container with its devices.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

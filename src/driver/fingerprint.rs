@@ -12,8 +12,8 @@ use tokio::sync::watch;
 use tokio_stream::Stream;
 
 use crate::cgroup;
-use crate::open_files::OpenFiles;
 use crate::shorten::shorten;
+use crate::sys::open_files::OpenFiles;
 use crate::task::{Settings, Tasks};
 
 /// Interval of health checks.

@@ -15,9 +15,9 @@ use tokio::net::UnixListener;
 use super::call::Call;
 use super::exit_code::ExitCodeFile;
 use super::{AT_A_TIME, EVENTS, KEEPER, code_of};
-use crate::process_end::{SERVANT_OOM_SCORE_ADJ, SIGNAL_BASE};
-use crate::process_handle::ProcessHandle;
-use crate::process_stat::ProcessId;
+use crate::sys::pidfd::ProcessHandle;
+use crate::sys::process_end::{SERVANT_OOM_SCORE_ADJ, SIGNAL_BASE};
+use crate::sys::procfs::ProcessId;
 
 /// Name of the environment variable that tells a keeper the pid of its shim.
 const SHIM: &str = "CONTAINERD_DRIVER_SHIM";

@@ -10,8 +10,8 @@ use serde::Serialize;
 use super::AT_A_TIME;
 use super::call::Call;
 use super::exit_code::ExitCodeFile;
-use crate::process_handle::ProcessHandle;
-use crate::process_stat::ProcessId;
+use crate::sys::pidfd::ProcessHandle;
+use crate::sys::procfs::ProcessId;
 
 /// Maximum time for the keeper to write down the exit code of a sandbox that has ended.
 const IS_WRITTEN: Duration = Duration::from_secs(5);

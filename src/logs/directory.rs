@@ -18,7 +18,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::Trouble;
 use super::rotation::Series;
-use crate::host_path::{self, HostPathError};
+use crate::sys::host_path::{self, HostPathError};
 
 /// Path of the log directory relative to an allocation's directory.
 const LOGS: &str = "alloc/logs";

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::sink::{Moved, PassedOver, Sink};
 use super::{Movers, Stream, Target};
-use crate::readable::{Readable, Ready};
+use crate::sys::async_fd::{Readable, Ready};
 
 /// First delay of the backoff after a failed write; it doubles up to [`LAST_RETRY`].
 const FIRST_RETRY: Duration = Duration::from_millis(500);

@@ -14,7 +14,7 @@ use nix::libc;
 use nix::sys::stat::{Mode, fstat};
 
 use super::walk::Kind;
-use crate::host_path;
+use crate::sys::host_path;
 
 /// A directory of the host, held open.
 pub(super) struct Tree(OwnedFd);

@@ -25,7 +25,8 @@ use oci_spec::runtime::Spec;
 use serde::de::DeserializeOwned;
 
 use super::{Error, Shim};
-use crate::{gvisor, mount_table};
+use crate::gvisor;
+use crate::sys::mount_table;
 
 /// Specification that a shim is started with before the container's is known: a shim's `start` reads the annotations
 /// only.

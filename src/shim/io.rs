@@ -26,8 +26,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
 
 use super::Error;
-use crate::host_files;
-use crate::host_path::{self, HostPathError};
+use crate::sys::host_files;
+use crate::sys::host_path::{self, HostPathError};
 
 /// Suffix of the names of rust-extensions' shims.
 const IN_RUST: &[u8] = b"-rs";

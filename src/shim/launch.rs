@@ -26,8 +26,8 @@ use super::runtime::{find, is_executable};
 use super::start_inputs::{FileId, StartInputs};
 use super::{Bundle, DEFAULT_PATH, Error, Events, Family, excerpt};
 use crate::gvisor;
-use crate::os_error::{is_transient, tells_transient};
-use crate::process_group::ProcessGroup;
+use crate::sys::os_error::{is_transient, tells_transient};
+use crate::sys::process_group::ProcessGroup;
 
 const START: Duration = Duration::from_secs(20);
 /// Directory of the shims' sockets, which is compiled into them.

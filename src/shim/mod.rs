@@ -24,9 +24,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use shim_protos::{Bootstrap, BootstrapError, CallError};
 
-use crate::os_error::{is_transient, tells_transient};
-use crate::process_end::SERVANT_OOM_SCORE_ADJ;
-use crate::process_stat::ProcessId;
+use crate::sys::os_error::{is_transient, tells_transient};
+use crate::sys::process_end::SERVANT_OOM_SCORE_ADJ;
+use crate::sys::procfs::ProcessId;
 pub(crate) use bundle::{Bundle, bundles};
 pub(crate) use connection::{Connection, Ended, ExecIo, State};
 pub(crate) use events::{Events, Taken};

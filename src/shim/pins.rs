@@ -19,7 +19,7 @@ use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 
 use super::{Bundle, Error};
-use crate::mount_table;
+use crate::sys::mount_table;
 
 const NOTHING: Option<&str> = None;
 

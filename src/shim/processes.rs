@@ -11,8 +11,8 @@ use std::time::Duration;
 use shim_protos::Bootstrap;
 
 use super::{Bundle, Error, Launcher, Shim};
-use crate::process_handle::{self, ProcessHandle};
-use crate::process_stat::{self, ProcessId, Stat};
+use crate::sys::pidfd::{self, ProcessHandle};
+use crate::sys::procfs::{self, ProcessId, Stat};
 
 /// Timeout of a look at processes: a read of a command line blocks while its process is stuck and holds the lock of its
 /// memory.
@@ -101,7 +101,7 @@ impl Launcher {
     pub(crate) async fn kill_started(&self, shim: &Shim, bundle: &Bundle, id: &str) {
         let Ok(Some(process)) = self.process_of(shim, bundle, id).await else { return };
         let killed = off_thread(move || {
-            process_stat::descendants(process).into_iter().for_each(process_handle::kill);
+            procfs::descendants(process).into_iter().for_each(pidfd::kill);
         });
         if let Err(error) = killed.await {
             tracing::warn!(container = id, %error, "can't end what the shim has started");
@@ -120,9 +120,9 @@ impl Launcher {
                 let Ok(Some(process)) = ProcessHandle::open(shim) else { continue };
                 if launcher.is_shim(shim.pid, &of) {
                     tracing::warn!(container = of, pid = shim.pid, "ending a shim that nobody drives");
-                    let started = process_stat::descendants(shim);
+                    let started = procfs::descendants(shim);
                     process.kill();
-                    started.into_iter().for_each(process_handle::kill);
+                    started.into_iter().for_each(pidfd::kill);
                 }
             }
         });
@@ -144,7 +144,7 @@ impl Launcher {
     /// read: the kernel makes the reader wait if the process is stuck, such as in a file system that hangs.
     fn shims(&self, directory: &Path, id: &str) -> Vec<ProcessId> {
         let real = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
-        let found = process_stat::all_pids().into_iter().filter(|pid| self.looks_like_shim(*pid, &real));
+        let found = procfs::all_pids().into_iter().filter(|pid| self.looks_like_shim(*pid, &real));
         let shims = found.map(ProcessId::of).filter(|process| self.is_shim(process.pid, id));
         shims.filter(|process| process.is_alive()).collect()
     }
@@ -152,7 +152,7 @@ impl Launcher {
     /// Returns [`Self::shims`] without processes of the shim's binary that start a shim, or clean up after one.
     fn servers(&self, directory: &Path, id: &str) -> Vec<ProcessId> {
         let mut shims = self.shims(directory, id);
-        shims.retain(|shim| !is_errand(&process_stat::command_line(shim.pid)));
+        shims.retain(|shim| !is_errand(&procfs::command_line(shim.pid)));
         shims
     }
 
@@ -168,8 +168,8 @@ impl Launcher {
 
     fn is_shim(&self, pid: i32, id: &str) -> bool {
         pid > 1
-            && process_stat::shares_our_pids(pid)
-            && is_shim_of(&process_stat::command_line(pid), &self.namespace, &self.address, id)
+            && procfs::shares_our_pids(pid)
+            && is_shim_of(&procfs::command_line(pid), &self.namespace, &self.address, id)
     }
 }
 

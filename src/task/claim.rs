@@ -15,7 +15,7 @@ use tokio::task::spawn_blocking;
 use super::agent::Agent;
 use super::{Settings, Tasks};
 use crate::error::{Error, Result};
-use crate::state_lock::{HeldToTheEnd, StateLock, StateLockError, Successor, has_successor};
+use crate::sys::state_lock::{HeldToTheEnd, StateLock, StateLockError, Successor, has_successor};
 
 /// Interval between two tries to lock another plugin's directory, and between two looks for another plugin that waits.
 const ROUND: Duration = Duration::from_millis(500);

@@ -15,8 +15,8 @@ use super::restore::restored_init;
 use super::runtime::gvisor_state;
 use crate::cgroup;
 use crate::error::{Error, Result};
-use crate::process_handle::ProcessHandle;
-use crate::process_stat::ProcessId;
+use crate::sys::pidfd::ProcessHandle;
+use crate::sys::procfs::ProcessId;
 
 /// Interval between tries to end what could not be ended.
 const TRIED_AGAIN: Duration = Duration::from_secs(10);

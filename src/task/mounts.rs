@@ -12,11 +12,11 @@ use nomad_proto::driver as pb;
 
 use crate::config::{JobMount, MountSource, Mounts, Placed, PluginConfig, TaskDirectory};
 use crate::error::{Error, Result};
-use crate::host_files;
-use crate::host_path::{self, Area, HostPathError};
-use crate::mount_table::{self, Mount, Spreads};
 use crate::shim::{Bundle, Pin};
 use crate::spec::{self, Pinned};
+use crate::sys::host_files;
+use crate::sys::host_path::{self, Area, HostPathError};
+use crate::sys::mount_table::{self, Mount, Spreads};
 
 /// Mode of a directory that is made in the allocation for a volume: that of Nomad's own `/local`, since any user may
 /// work in it.

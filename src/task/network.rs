@@ -24,9 +24,9 @@ use super::{Phase, Settings, Task, Tasks};
 use crate::cni::{self, Added, Attachment, Capabilities, PortMapping, Protocol};
 use crate::config::{Bandwidth, Network, NetworkOptions, Rate, Wishes};
 use crate::error::{Error, Result};
-use crate::init::Init;
-use crate::netns;
 use crate::spec::NetNamespace;
+use crate::sys::netns;
+use crate::sys::pidfd::Init;
 
 /// Name of the interface that CNI plugins make in the namespace.
 pub(super) const INTERFACE: &str = "eth0";

@@ -8,8 +8,8 @@
 use crate::cgroup::{self, Cgroup};
 use crate::config::IdList;
 use crate::error::{Error, Result};
-use crate::open_files;
 use crate::spec::Node;
+use crate::sys::open_files;
 
 const PROCESSORS: &str = "/sys/devices/system/cpu/online";
 const MOST_OPEN_FILES: &str = "/proc/sys/fs/nr_open";

@@ -16,9 +16,9 @@ use super::runtime::renew_wrapper;
 use super::supervisor::{self, Watch};
 use super::{Identity, Saved, Settings, Task, Tasks};
 use crate::error::{Error, Result};
-use crate::init::Init;
-use crate::process_stat::{ProcessId, Stat};
 use crate::shim::{Connection, Family};
+use crate::sys::pidfd::Init;
+use crate::sys::procfs::{ProcessId, Stat};
 
 /// Maximum time that a shim may take to answer: the agent recovers its tasks one after the other, and those behind this
 /// one wait.

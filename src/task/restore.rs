@@ -8,8 +8,8 @@ use super::attempts::Attempt;
 use super::place::Place;
 use super::{Identity, Saved};
 use crate::error::{Error, Result};
-use crate::process_stat::ProcessId;
 use crate::shim::{Bundle, Shim};
+use crate::sys::procfs::ProcessId;
 
 /// Name of the file in a restored bundle that identifies the container's first process.
 const INIT: &str = "init.json";

@@ -17,9 +17,9 @@ use crate::cgroup;
 use crate::config::{PluginConfig, RuntimeOptions, TaskOptions, sandbox};
 use crate::error::{Error, Result};
 use crate::gvisor::WRAPPER;
-use crate::host_path::Area;
 use crate::shim::gvisor::{self, Additions};
 use crate::shim::{self, CreateOptions, Family};
+use crate::sys::host_path::Area;
 
 /// Maximum size of a file of options. Those in use have a few lines.
 const FILE_LIMIT_BYTES: u64 = 1024 * 1024;
@@ -240,7 +240,7 @@ fn read(path: &Path) -> std::result::Result<String, (String, bool)> {
     let file = area.open_file(beneath).map_err(|error| (error.to_string(), error.is_transient()))?;
     let mut text = String::new();
     match file.take(FILE_LIMIT_BYTES + 1).read_to_string(&mut text) {
-        Err(error) => Err((error.to_string(), crate::os_error::is_transient(&error))),
+        Err(error) => Err((error.to_string(), crate::sys::os_error::is_transient(&error))),
         Ok(length) if length as u64 > FILE_LIMIT_BYTES => {
             Err((format!("it has more than {FILE_LIMIT_BYTES} bytes"), false))
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Task, Tasks};
-use crate::process_stat::is_exiting;
+use crate::sys::procfs::is_exiting;
 
 /// Interval between looks at all tasks.
 const PERIOD: Duration = Duration::from_secs(5);

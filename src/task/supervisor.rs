@@ -19,10 +19,10 @@ use super::events::Teller;
 use super::place::Place;
 use super::{Exit, Phase, Saved};
 use crate::cgroup::OomWatch;
-use crate::init::Init;
 use crate::logs::Pump;
-use crate::process_end::SIGNAL_BASE;
 use crate::shim::{self, Connection, Ended, Family, LogPaths, Shim, drained};
+use crate::sys::pidfd::Init;
+use crate::sys::process_end::SIGNAL_BASE;
 
 /// Maximum time to drain a task's output into its log before the exit is reported without the rest.
 pub(super) const LAST_WORDS: Duration = Duration::from_secs(10);
@@ -365,7 +365,7 @@ async fn last_words(logs: &LogPaths, pump: Option<Pump>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::process_stat::ProcessId;
+    use crate::sys::procfs::ProcessId;
 
     #[test]
     fn a_code_that_gvisors_shim_has_lost_is_the_sandboxes() {

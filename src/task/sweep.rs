@@ -13,10 +13,10 @@ use super::network::INTERFACE;
 use super::place::Place;
 use super::start::OWNER_LABEL;
 use super::{NAMESPACE, Settings, Tasks, runtime};
-use crate::allocator;
 use crate::cni::Valid;
-use crate::open_files;
 use crate::shim::{Bundle, bundles};
+use crate::sys::malloc;
+use crate::sys::open_files;
 
 const PERIOD: Duration = Duration::from_secs(10);
 /// Interval between collections of addresses. During a collection no network is made or taken down.
@@ -88,7 +88,7 @@ impl Tasks {
             rounds.collected = Some(Instant::now());
             collect_addresses(settings).await;
         }
-        let _ = tokio::task::spawn_blocking(allocator::give_back).await;
+        let _ = tokio::task::spawn_blocking(malloc::give_back).await;
     }
 }
 

@@ -18,11 +18,11 @@ use crate::confinement::{self, Confinement};
 use crate::containerd::{ArchiveSource, LOADED, Reference, Scratch};
 use crate::devices::{self, Found};
 use crate::error::{Error, Result};
-use crate::host_path::{self, Area};
 use crate::names::{self, NameFile, Names, Resolver};
 use crate::reaper;
 use crate::shim::Bundle;
 use crate::spec::{self, BoundFile};
+use crate::sys::host_path::{self, Area};
 
 /// The source of a task's image.
 pub(super) enum ImageSource {

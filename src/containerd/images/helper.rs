@@ -17,8 +17,8 @@ use tokio::process::{Child, Command};
 
 use super::super::{Problem, Retry};
 use super::credentials::Credentials;
-use crate::process_group::ProcessGroup;
 use crate::secret::Secret;
+use crate::sys::process_group::ProcessGroup;
 
 /// Timeout of a helper's answer.
 const ANSWERS: Duration = Duration::from_secs(30);

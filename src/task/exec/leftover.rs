@@ -17,8 +17,8 @@ use std::time::{Duration, SystemTime};
 use super::processes::{self, Root, strays};
 use super::runtimes;
 use super::{DEATH, PREFIX, Running};
-use crate::process_stat::ProcessId;
 use crate::shim::{Bundle, Connection, Family};
+use crate::sys::procfs::ProcessId;
 use crate::task::Saved;
 use crate::task::place::Place;
 

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
 use crate::cgroup::Cgroup;
-use crate::process_handle::ProcessHandle;
-use crate::process_stat::{ProcessId, Stat};
+use crate::sys::pidfd::ProcessHandle;
+use crate::sys::procfs::{ProcessId, Stat};
 
 /// Maximum number of processes of one exec that are held by a descriptor each, at a time: all tasks share the plugin's
 /// descriptors.

@@ -12,8 +12,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::process_handle::ProcessHandle;
-use crate::process_stat::{ProcessId, Stat, children, command_line, shares_our_pids};
+use crate::sys::pidfd::ProcessHandle;
+use crate::sys::procfs::{ProcessId, Stat, children, command_line, shares_our_pids};
 
 /// Time limit of the look: the kernel shows no command line of a process that is stuck with its memory's lock.
 const LOOK: Duration = Duration::from_secs(10);

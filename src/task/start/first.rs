@@ -5,9 +5,9 @@ use oci_spec::runtime::Spec;
 use super::Start;
 use crate::cgroup::{Cgroup, Limit};
 use crate::error::{Error, Result};
-use crate::init::Init;
-use crate::process_stat::{self, ProcessId};
 use crate::shim::{self, Bundle, Family, Shim};
+use crate::sys::pidfd::Init;
+use crate::sys::procfs::{self, ProcessId};
 use crate::task::mounts::off_thread;
 
 /// The first process of a container, with what its supervisor needs.
@@ -118,7 +118,7 @@ impl Created {
     /// shim, or is in the task's cgroup. Any other counts as unknown, and is left alone.
     fn first_process(&self) -> ProcessId {
         let is_in_cgroup = || self.cgroup.processes().is_ok_and(|pids| pids.contains(&self.pid));
-        if self.pid > 1 && (process_stat::descends(self.pid, self.shim.pid) || is_in_cgroup()) {
+        if self.pid > 1 && (procfs::descends(self.pid, self.shim.pid) || is_in_cgroup()) {
             return ProcessId::of(self.pid);
         }
         tracing::warn!(

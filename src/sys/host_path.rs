@@ -24,7 +24,7 @@ use nix::sys::statfs::{
     PROC_SUPER_MAGIC, SECURITYFS_MAGIC, SELINUX_MAGIC, SMACK_MAGIC, SYSFS_MAGIC, TRACEFS_MAGIC, fstatfs,
 };
 
-use crate::os_error::is_transient;
+use crate::sys::os_error::is_transient;
 
 /// Maximum number of attempts to resolve a path. The kernel gives up if anything was renamed anywhere while it resolved
 /// a `..`.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::spawn_blocking;
 
-use crate::mount_table;
+use crate::sys::mount_table;
 
 /// Maximum time for a file system to answer a start that needs it.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);

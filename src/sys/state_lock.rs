@@ -26,7 +26,7 @@ use nix::errno::Errno;
 use nix::libc::{O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK};
 use serde::{Deserialize, Serialize};
 
-use crate::os_error::is_transient;
+use crate::sys::os_error::is_transient;
 
 const LOCK: &str = "lock";
 const SUCCESSOR: &str = "successor";

@@ -244,7 +244,7 @@ mod tests {
         assert_eq!(descendants(ProcessId { started_ticks: own.started_ticks + 1, ..own }), []);
         assert!(ProcessId::of(pid).is_alive() && !is_exiting(ProcessId::of(pid)));
         assert!(shares_our_pids(pid) && !shares_our_pids(0));
-        let handle = crate::process_handle::ProcessHandle::open(grandchild).unwrap().unwrap();
+        let handle = crate::sys::pidfd::ProcessHandle::open(grandchild).unwrap().unwrap();
         handle.kill();
         child.kill().unwrap();
         child.wait().unwrap();

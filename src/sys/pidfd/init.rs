@@ -3,8 +3,6 @@
 //!
 //! Source of the facts: pidfd_open(2).
 
-mod exit_info;
-
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
@@ -14,8 +12,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use crate::process_stat::{ProcessId, Stat};
-use crate::readable::Readable;
+use super::exit_info;
+use crate::sys::async_fd::Readable;
+use crate::sys::procfs::{ProcessId, Stat};
 
 pub(crate) struct Init {
     id: ProcessId,

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::time::Timespec;
 
-use crate::process_stat::{ProcessId, Stat};
+use crate::sys::procfs::{ProcessId, Stat};
 
 /// Polling interval for the end of a process if the kernel has no pidfds.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);

@@ -31,7 +31,7 @@ use nix::sys::socket::{
 use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use tokio::sync::oneshot;
 
-use crate::mount_table;
+use crate::sys::mount_table;
 
 /// Maximum time for the kernel: it creates and removes namespaces one at a time, and removes many slowly.
 const LIMIT: Duration = Duration::from_secs(60);
