@@ -7,11 +7,11 @@ use std::fmt::Display;
 use std::path::Path;
 
 use crate::config::ConfigError;
-use crate::confinement::ConfinementError;
 use crate::devices::DevicesError;
-use crate::names::NamesError;
-use crate::reaper::ReaperError;
+use crate::etc_files::NamesError;
+use crate::init_program::ReaperError;
 use crate::rootfs::RootfsError;
+use crate::security::ConfinementError;
 use crate::spec::SpecError;
 use crate::sys::netns::NetnsError;
 use crate::sys::os_error::{is_transient, tells_transient};

@@ -6,19 +6,19 @@ mod cache;
 mod cgroup;
 mod cni;
 mod config;
-mod confinement;
 mod containerd;
 mod devices;
 mod driver;
 mod error;
+mod etc_files;
 mod go_plugin;
 mod gvisor;
-mod log;
+mod hclog;
+mod init_program;
 mod logs;
-mod names;
-mod reaper;
 mod rootfs;
 mod secret;
+mod security;
 mod shim;
 mod shorten;
 mod spec;
@@ -39,7 +39,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 
 use crate::driver::Driver;
 use crate::go_plugin::{HandshakeError, Services, Socket};
-use crate::log::Log;
+use crate::hclog::Log;
 use crate::sys::{malloc, open_files};
 
 /// Maximum size of a gRPC message: Nomad sends whole job environments and exec output in single messages.

@@ -27,9 +27,9 @@ use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{LinuxBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder};
 
 use crate::config::{PluginLimits, Sharing, TaskOptions};
-use crate::confinement::Confinement;
 use crate::devices::Found;
 use crate::rootfs::Identity;
+use crate::security::Confinement;
 
 pub(crate) use mounts::{BoundFile, Pinned, nomads_directories};
 pub(crate) use namespaces::{NetNamespace, with_private_pids};

@@ -14,12 +14,12 @@ use super::{Settings, node};
 use crate::cgroup::Cgroup;
 use crate::cni;
 use crate::config::{Archive, DevicePath, Dns, DnsOptions, Names as Asked, Placed, Sharing, TaskOptions};
-use crate::confinement::{self, Confinement};
 use crate::containerd::{ArchiveSource, LOADED, Reference, Scratch};
 use crate::devices::{self, Found};
 use crate::error::{Error, Result};
-use crate::names::{self, NameFile, Names, Resolver};
-use crate::reaper;
+use crate::etc_files::{self, NameFile, Names, Resolver};
+use crate::init_program;
+use crate::security::{self, Confinement};
 use crate::shim::Bundle;
 use crate::spec::{self, BoundFile};
 use crate::sys::host_path::{self, Area};
@@ -68,7 +68,7 @@ impl Wanted {
             timeline.step("wanted/network", WantedNetwork::of(settings, network, &options.network, config)),
             timeline.step("wanted/init", init(settings, &options)),
             timeline.step("wanted/node", node::look(cgroup.clone())),
-            timeline.step("wanted/rights", confinement::settle(&options.security, &settings.config.gates)),
+            timeline.step("wanted/rights", security::settle(&options.security, &settings.config.gates)),
             timeline.step("wanted/devices", devices::find(devices.0, devices.1, devices.2)),
             timeline.step("wanted/mounts", Sources::open(&options.mounts, &settings.config, config)),
         );
@@ -78,7 +78,7 @@ impl Wanted {
             Some(name) => name.clone(),
             // In the host's network programs look up the address of their host's name.
             None if options.namespaces.uts_mode == Sharing::Host || network.is_the_hosts() => {
-                names::hosts_own()?
+                etc_files::hosts_own()?
             }
             None => hostname(config),
         };
@@ -181,7 +181,7 @@ async fn init(settings: &Settings, options: &TaskOptions) -> Result<Option<PathB
         return Ok(None);
     }
     let named = settings.config.init_path.clone();
-    let found = tokio::task::spawn_blocking(move || reaper::find(named.as_deref())).await;
+    let found = tokio::task::spawn_blocking(move || init_program::find(named.as_deref())).await;
     Ok(Some(found.map_err(|error| Error::Failed(error.to_string()))??))
 }
 
