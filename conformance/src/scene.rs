@@ -27,6 +27,8 @@ const SHOWN_LINES: usize = 30;
 pub struct Scene {
     world: Arc<World>,
     binary: PathBuf,
+    /// Binary of each plugin after the case's first.
+    successor: Option<PathBuf>,
     name: String,
     before: Census,
     noted: Mutex<Noted>,
@@ -42,9 +44,16 @@ struct Noted {
 impl Scene {
     pub fn new(world: Arc<World>, binary: &Path, name: String) -> Self {
         let binary = binary.to_owned();
-        let mut scene = Self { world, binary, name, before: Census::default(), noted: Mutex::default() };
+        let (before, noted) = (Census::default(), Mutex::default());
+        let mut scene = Self { world, binary, successor: None, name, before, noted };
         scene.before = scene.look(|leftovers| leftovers.all());
         scene
+    }
+
+    /// Has every plugin after the case's first run another binary: an upgrade of the driver, or its way back.
+    pub fn succeeded_by(mut self, successor: Option<PathBuf>) -> Self {
+        self.successor = successor;
+        self
     }
 
     fn noted(&self) -> MutexGuard<'_, Noted> {
@@ -83,7 +92,9 @@ impl Scene {
     pub fn launch(&self) -> Launch {
         let temporary = self.directory().join("tmp");
         let _ = std::fs::create_dir_all(&temporary);
-        let mut launch = Launch::new(&self.binary);
+        let is_first = self.noted().logs.is_empty();
+        let successor = self.successor.as_ref().filter(|_| !is_first);
+        let mut launch = Launch::new(successor.unwrap_or(&self.binary));
         launch.look_first_in(self.world.containerd().programs_directory());
         launch.environment.push(("TMPDIR".into(), temporary.into()));
         launch

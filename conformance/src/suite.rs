@@ -20,6 +20,10 @@ pub struct Args {
     /// Path of the driver's binary.
     #[arg(long)]
     plugin: PathBuf,
+    /// Path of another build of the driver, which takes over from --plugin wherever a case starts a plugin for the second
+    /// time.
+    #[arg(long)]
+    successor: Option<PathBuf>,
     /// Number of cases that run concurrently, each in a test environment of its own.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
@@ -41,8 +45,11 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<ExitCode> {
     let runtime = Runtime::new()?;
     let plugin = std::path::absolute(&args.plugin)?;
+    let successor = args.successor.as_ref().map(std::path::absolute).transpose()?;
     if !args.list {
-        std::fs::metadata(&plugin).with_context(|| format!("the plugin {}", plugin.display()))?;
+        for plugin in [Some(&plugin), successor.as_ref()].into_iter().flatten() {
+            std::fs::metadata(plugin).with_context(|| format!("the plugin {}", plugin.display()))?;
+        }
     }
     let mut cases = chosen(&args.filter)?;
     if !args.choice.is_gvisor() {
@@ -54,11 +61,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let skips = Arc::new(Skips::default());
     let trials = cases.into_iter().enumerate().map(|(number, case)| {
         let (worlds, plugin, handle) = (Arc::clone(&worlds), plugin.clone(), runtime.handle().clone());
-        let skips = Arc::clone(&skips);
+        let (skips, successor) = (Arc::clone(&skips), successor.clone());
         Trial::ignorable_test(case.name.clone(), move || {
             let _under_way = UnderWay::begin();
             let world = worlds.take();
-            let scene = Arc::new(Scene::new(Arc::clone(&world), &plugin, format!("s{number}")));
+            let scene = Scene::new(Arc::clone(&world), &plugin, format!("s{number}")).succeeded_by(successor);
+            let scene = Arc::new(scene);
             let outcome = perform(&case, &scene, &handle, &skips);
             drop(scene);
             worlds.give_back(world);
