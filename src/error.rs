@@ -352,11 +352,11 @@ mod tests {
         }
     }
 
-    fn plugin(code: Option<u64>, late: bool) -> Error {
-        let refusal = cni::Refusal { code, reason: String::new(), late };
-        let (network, advice) = ("x".to_owned(), String::new());
+    fn plugin(code: Option<u64>, timed_out: bool) -> Error {
+        let error = cni::RunError { code, reason: String::new(), timed_out };
+        let (network, hint) = ("x".to_owned(), String::new());
         let failure =
-            cni::Failure { program: "/bin/bridge".into(), command: "ADD", network, refusal, advice };
+            cni::PluginFailure { program: "/bin/bridge".into(), command: "ADD", network, error, hint };
         cni::Error::Plugin(Box::new(failure)).into()
     }
 

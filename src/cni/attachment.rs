@@ -76,12 +76,13 @@ pub(crate) struct Dns {
 
 /// An attachment in the form that the record keeps: what its removal needs.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub(super) struct Attached {
+pub(super) struct RuntimeConf {
     pub container_id: String,
     pub netns: PathBuf,
     pub if_name: String,
     pub args: String,
-    pub arguments: Map<String, Value>,
+    #[serde(rename = "arguments")]
+    pub capability_args: Map<String, Value>,
 }
 
 impl Attachment {
@@ -89,26 +90,26 @@ impl Attachment {
     ///
     /// # Errors
     /// Names what can't be asked of any plugin, or not of one of this network.
-    pub(super) fn settle(&self, network: &Network) -> Result<Attached, Error> {
+    pub(super) fn runtime_conf(&self, network: &Network) -> Result<RuntimeConf, Error> {
         let Self { container_id, netns, if_name, args, capabilities } = self;
         check_name("container id", container_id)?;
         check_interface(if_name)?;
-        let arguments = capabilities.arguments();
+        let capability_args = capabilities.capability_args();
         let taken = network.capabilities();
         // The settings of a resolver reach the task by its own file.
         if let Some(capability) = CAPABILITIES
             .into_iter()
-            .find(|name| arguments.contains_key(*name) && !taken.contains(name) && *name != "dns")
+            .find(|name| capability_args.contains_key(*name) && !taken.contains(name) && *name != "dns")
         {
             let (network, origin) = (network.name.clone(), network.origin.clone());
             return Err(Error::Capability { capability, network, origin });
         }
-        Ok(Attached {
+        Ok(RuntimeConf {
             container_id: container_id.clone(),
             netns: netns.clone(),
             if_name: if_name.clone(),
-            args: joined(args),
-            arguments,
+            args: cni_args(args),
+            capability_args,
         })
     }
 }
@@ -117,7 +118,7 @@ const CAPABILITIES: [&str; 6] = ["portMappings", "dns", "bandwidth", "ips", "mac
 
 impl Capabilities {
     /// Returns the capabilities by their names in the CNI conventions, without those that are not asked for.
-    fn arguments(&self) -> Map<String, Value> {
+    fn capability_args(&self) -> Map<String, Value> {
         let Self { port_mappings, dns, bandwidth, ips, mac, aliases } = self;
         let list = |values: &[String]| (!values.is_empty()).then(|| json!(values));
         let dns = dns.as_ref().map(|Dns { nameservers, domain, search, options }| {
@@ -155,19 +156,19 @@ pub(super) fn check_interface(name: &str) -> Result<(), Error> {
 
 /// Writes `CNI_ARGS`. Its syntax has no way to write a `;` or a `=` in a value, though a name of a job or a group may
 /// have either: plugins would read other arguments than those that are meant, or fail. Such an argument is left out.
-fn joined(args: &[(String, String)]) -> String {
-    let can_be_told = |(key, value): &&(String, String)| {
+fn cni_args(args: &[(String, String)]) -> String {
+    let is_representable = |(key, value): &&(String, String)| {
         let is_plain = |text: &str| !text.contains([';', '=', '\0']);
-        let can = !key.is_empty() && is_plain(key) && is_plain(value);
-        if !can {
+        let is_one = !key.is_empty() && is_plain(key) && is_plain(value);
+        if !is_one {
             tracing::warn!(
                 argument = key,
                 value,
                 "CNI plugins are not told this argument: its value has a \";\" or a \"=\", which CNI_ARGS can't have"
             );
         }
-        can
+        is_one
     };
-    let told = args.iter().filter(can_be_told).map(|(key, value)| format!("{key}={value}"));
-    told.collect::<Vec<_>>().join(";")
+    let entries = args.iter().filter(is_representable).map(|(key, value)| format!("{key}={value}"));
+    entries.collect::<Vec<_>>().join(";")
 }

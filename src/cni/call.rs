@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::attachment::Attached;
-use super::error::{Error, Failure, Refusal};
+use super::attachment::RuntimeConf;
+use super::error::{Error, PluginFailure, RunError};
 use super::exec::{self, Run};
-use super::kernel;
+use super::kernel_hints;
 use super::network::{Network, Plugin};
 use super::version::{Version, convert};
 
@@ -19,7 +19,7 @@ pub(super) struct Call<'a> {
     pub network: &'a Network,
     pub plugin: &'a Plugin,
     pub command: &'static str,
-    pub attached: Option<&'a Attached>,
+    pub conf: Option<&'a RuntimeConf>,
     pub directories: &'a [PathBuf],
     pub deadline: Duration,
 }
@@ -29,7 +29,7 @@ impl Call<'_> {
     ///
     /// # Errors
     /// Quotes the plugin's words, or says that there is no such plugin.
-    pub(super) async fn make(&self, request: Map<String, Value>) -> Result<Vec<u8>, Error> {
+    pub(super) async fn execute(&self, request: Map<String, Value>) -> Result<Vec<u8>, Error> {
         let program = program(self.network, &self.plugin.kind, self.directories)?;
         let run = Run {
             program: &program,
@@ -37,7 +37,7 @@ impl Call<'_> {
             config: Value::Object(request).to_string().into_bytes(),
             deadline: self.deadline,
         };
-        run.answer().await.map_err(|refusal| self.failed(&program, refusal))
+        run.output().await.map_err(|error| self.failed(&program, error))
     }
 
     fn environment(&self) -> Vec<(&'static str, OsString)> {
@@ -45,7 +45,7 @@ impl Call<'_> {
             self.directories.iter().map(|directory| directory.as_os_str()).collect();
         let mut environment =
             vec![("CNI_COMMAND", self.command.into()), ("CNI_PATH", directories.join(OsStr::new(":")))];
-        if let Some(Attached { container_id, netns, if_name, args, arguments: _ }) = self.attached {
+        if let Some(RuntimeConf { container_id, netns, if_name, args, capability_args: _ }) = self.conf {
             environment.extend([
                 ("CNI_CONTAINERID", container_id.into()),
                 ("CNI_NETNS", netns.into()),
@@ -61,7 +61,7 @@ impl Call<'_> {
     /// # Errors
     /// When what was printed is no result.
     pub(super) fn result(&self, out: &[u8]) -> Result<Value, Error> {
-        let fail = |why: &str| self.garbage(why, out);
+        let fail = |why: &str| self.bad_output(why, out);
         let result: Value = serde_json::from_slice(out)
             .ok()
             .filter(Value::is_object)
@@ -77,19 +77,19 @@ impl Call<'_> {
     }
 
     /// Returns the error for a plugin that succeeded and did not print what it should have.
-    pub(super) fn garbage(&self, why: &str, out: &[u8]) -> Error {
+    pub(super) fn bad_output(&self, why: &str, out: &[u8]) -> Error {
         let program = exec::find(&self.plugin.kind, self.directories).unwrap_or_default();
-        self.failed(&program, Refusal::new(format!("{why}{}", exec::quoted(out, b""))))
+        self.failed(&program, RunError::new(format!("{why}{}", exec::quoted(out, b""))))
     }
 
-    fn failed(&self, program: &Path, refusal: Refusal) -> Error {
-        let advice = if refusal.late { None } else { kernel::advice(self.network) };
-        Error::Plugin(Box::new(Failure {
+    fn failed(&self, program: &Path, error: RunError) -> Error {
+        let hint = if error.timed_out { None } else { kernel_hints::hint(self.network) };
+        Error::Plugin(Box::new(PluginFailure {
             program: program.to_owned(),
             command: self.command,
             network: self.network.name.clone(),
-            refusal,
-            advice: advice.map(|advice| format!("; {advice}")).unwrap_or_default(),
+            error,
+            hint: hint.map(|hint| format!("; {hint}")).unwrap_or_default(),
         }))
     }
 }

@@ -11,8 +11,8 @@ use crate::sys::os_error::is_transient;
 pub(crate) enum Error {
     #[error("{what} {value:?} can't be used: {why}")]
     Name { what: &'static str, value: String, why: String },
-    #[error("there is no network {name:?} in {directory}; {there}")]
-    Unknown { name: String, directory: PathBuf, there: String },
+    #[error("there is no network {name:?} in {directory}; {available}")]
+    Unknown { name: String, directory: PathBuf, available: String },
     #[error("can't use the network of {origin}: {why}")]
     Config { origin: String, why: String },
     #[error(
@@ -27,61 +27,61 @@ pub(crate) enum Error {
     Missing { plugin: String, network: String, directories: String },
     /// Failure that the plugin itself reports, or a run of it that broke off.
     #[error("{0}")]
-    Plugin(Box<Failure>),
+    Plugin(Box<PluginFailure>),
     #[error(
-        "the plugins of network {network} have no version in common with it, which has {wanted}: {spoken}"
+        "the plugins of network {network} have no version in common with it, which has {wanted}: {supported}"
     )]
-    Version { network: String, wanted: String, spoken: String },
+    Version { network: String, wanted: String, supported: String },
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
-    Several(Vec<Error>),
+    Multiple(Vec<Error>),
     #[error("can't {doing} {path}: {source}")]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
     #[error("the plugins of the built-in network did not {doing} within {limit:?}; it is tried again later")]
-    Late { doing: &'static str, limit: Duration },
+    Timeout { doing: &'static str, limit: Duration },
     #[error("work on files was cut off")]
-    Lost,
+    Aborted,
 }
 
 /// The failure of a plugin to do what it was asked for.
 #[derive(Debug, Clone, thiserror::Error)]
-#[error("{program} failed to {command} for network {network}: {refusal}{advice}", program = program.display())]
-pub(crate) struct Failure {
+#[error("{program} failed to {command} for network {network}: {error}{hint}", program = program.display())]
+pub(crate) struct PluginFailure {
     pub program: PathBuf,
     pub command: &'static str,
     pub network: String,
-    pub refusal: Refusal,
+    pub error: RunError,
     /// Advice on what else to look at, as the end of the sentence.
-    pub advice: String,
+    pub hint: String,
 }
 
 /// The reason why a plugin's run counts as failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}")]
-pub(crate) struct Refusal {
+pub(crate) struct RunError {
     /// Code of the plugin's own error, where it gave one.
     pub code: Option<u64>,
     pub reason: String,
     /// Whether the plugin did not end in time.
-    pub late: bool,
+    pub timed_out: bool,
 }
 
-impl Refusal {
+impl RunError {
     pub(super) fn new(reason: impl Into<String>) -> Self {
-        Self { code: None, reason: reason.into(), late: false }
+        Self { code: None, reason: reason.into(), timed_out: false }
     }
 
     /// Returns the refusal for an error of the operating system. A transient one has the code of a plugin that says
     /// "try again later".
-    pub(super) fn of_system(doing: &str, error: &io::Error) -> Self {
-        let code = is_transient(error).then_some(LATER[0]);
+    pub(super) fn from_io(doing: &str, error: &io::Error) -> Self {
+        let code = is_transient(error).then_some(TRY_AGAIN_CODES[0]);
         Self { code, ..Self::new(format!("{doing}: {error}")) }
     }
 }
 
 /// Codes of transient errors: "try again later", and the two by which a plugin says that it is not ready.
-const LATER: [u64; 3] = [11, 50, 51];
+const TRY_AGAIN_CODES: [u64; 3] = [11, 50, 51];
 /// Code of a plugin that does not speak the network's version.
-const OTHER_VERSION: u64 = 1;
+const INCOMPATIBLE_VERSION: u64 = 1;
 const UNKNOWN_CONTAINER: u64 = 3;
 /// Words of `iptables` for a rule that isn't there: over nf_tables, and without it.
 const NO_SUCH_CHAIN: [&str; 2] = ["does not exist", "No chain/target/match by that name"];
@@ -96,9 +96,10 @@ impl Error {
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Plugin(failure) => {
-                failure.refusal.late || failure.refusal.code.is_some_and(|code| LATER.contains(&code))
+                failure.error.timed_out
+                    || failure.error.code.is_some_and(|code| TRY_AGAIN_CODES.contains(&code))
             }
-            Self::Several(errors) => errors.iter().any(Self::is_transient),
+            Self::Multiple(errors) => errors.iter().any(Self::is_transient),
             Self::Io { source, .. } => is_transient(source),
             _ => false,
         }
@@ -110,8 +111,8 @@ impl Error {
     }
 
     /// Returns whether a plugin says that it does not speak the network's version.
-    pub(super) fn is_other_version(&self) -> bool {
-        self.code() == Some(OTHER_VERSION)
+    pub(super) fn is_incompatible_version(&self) -> bool {
+        self.code() == Some(INCOMPATIBLE_VERSION)
     }
 
     /// Returns whether a plugin failed to remove rules of the packet filter because they are not there: it never made
@@ -121,12 +122,12 @@ impl Error {
         let says = |reason: &str| {
             reason.contains("iptables") && NO_SUCH_CHAIN.into_iter().any(|words| reason.contains(words))
         };
-        matches!(self, Self::Plugin(failure) if says(&failure.refusal.reason))
+        matches!(self, Self::Plugin(failure) if says(&failure.error.reason))
     }
 
     fn code(&self) -> Option<u64> {
         match self {
-            Self::Plugin(failure) => failure.refusal.code,
+            Self::Plugin(failure) => failure.error.code,
             _ => None,
         }
     }
@@ -144,11 +145,11 @@ impl Error {
         match errors.len() {
             0 => Ok(()),
             1 => Err(errors.remove(0)),
-            _ => Err(Self::Several(errors)),
+            _ => Err(Self::Multiple(errors)),
         }
     }
 }
 
-pub(super) fn listed(versions: &[Version]) -> String {
+pub(super) fn join_versions(versions: &[Version]) -> String {
     versions.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

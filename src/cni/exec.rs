@@ -15,19 +15,19 @@ use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, Command};
 
-use super::error::Refusal;
+use super::error::RunError;
 use crate::sys::process_group::ProcessGroup;
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const OUTPUT_LIMIT_BYTES: usize = 1024 * 1024;
 /// Maximum number of characters that are shown of an output that is no proper answer.
-const WORDS_LIMIT: usize = 2000;
+const QUOTE_LIMIT_CHARS: usize = 2000;
 /// Time for which a plugin's pipes are still read after its exit: a child of it may hold them for longer.
-const LINGERS: Duration = Duration::from_secs(1);
+const PIPE_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum time that a killed plugin may take to be gone. It takes none, unless the kernel holds the process.
-const GONE: Duration = Duration::from_secs(5);
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Number of tries to run a program that is just being written and is busy for now.
-const BUSY_TRIES: usize = 10;
+const MAX_BUSY_ATTEMPTS: usize = 10;
 const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 pub(super) struct Run<'a> {
@@ -39,7 +39,7 @@ pub(super) struct Run<'a> {
 }
 
 #[derive(Deserialize)]
-struct Complaint {
+struct ErrorResult {
     code: u64,
     #[serde(default)]
     msg: String,
@@ -57,25 +57,26 @@ impl Run<'_> {
     ///
     /// # Errors
     /// Quotes the plugin's own words.
-    pub(super) async fn answer(self) -> Result<Vec<u8>, Refusal> {
-        let mut child = self.spawn().await.map_err(|error| Refusal::of_system("it can't be run", &error))?;
+    pub(super) async fn output(self) -> Result<Vec<u8>, RunError> {
+        let mut child = self.spawn().await.map_err(|error| RunError::from_io("it can't be run", &error))?;
         let mut group = ProcessGroup::of(&child);
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let talked =
-            tokio::time::timeout(self.deadline, talk(&mut child, &self.config, &mut out, &mut err)).await;
-        match talked {
+        let communicated =
+            tokio::time::timeout(self.deadline, communicate(&mut child, &self.config, &mut out, &mut err))
+                .await;
+        match communicated {
             Ok(status) => {
                 group.ended();
-                let status = status.map_err(|error| Refusal::new(format!("it was lost: {error}")))?;
-                judge(status, out, &err)
+                let status = status.map_err(|error| RunError::new(format!("it was lost: {error}")))?;
+                interpret(status, out, &err)
             }
             Err(_) => {
                 drop(group);
                 // What undoes the plugin's work must not meet it.
-                let _ = tokio::time::timeout(GONE, child.wait()).await;
+                let _ = tokio::time::timeout(KILL_TIMEOUT, child.wait()).await;
                 let limit = self.deadline.as_secs_f64();
                 let reason = format!("it did not end within {limit} s and was killed{}", quoted(&out, &err));
-                Err(Refusal { late: true, ..Refusal::new(reason) })
+                Err(RunError { timed_out: true, ..RunError::new(reason) })
             }
         }
     }
@@ -93,7 +94,7 @@ impl Run<'_> {
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
-        for _ in 1..BUSY_TRIES {
+        for _ in 1..MAX_BUSY_ATTEMPTS {
             match command.spawn() {
                 Err(error) if error.kind() == ErrorKind::ExecutableFileBusy => {
                     tokio::time::sleep(BUSY_PAUSE).await;
@@ -105,28 +106,30 @@ impl Run<'_> {
     }
 }
 
-async fn talk(
+async fn communicate(
     child: &mut Child,
     config: &[u8],
     out: &mut Vec<u8>,
     err: &mut Vec<u8>,
 ) -> std::io::Result<ExitStatus> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    let mut talk = pin!(async { tokio::join!(tell(stdin, config), hear(stdout, out), hear(stderr, err)) });
-    let mut is_over = false;
+    let mut communicate = pin!(async {
+        tokio::join!(write_stdin(stdin, config), read_pipe(stdout, out), read_pipe(stderr, err))
+    });
+    let mut is_closed = false;
     let status = loop {
         tokio::select! {
-            _ = &mut talk, if !is_over => is_over = true,
+            _ = &mut communicate, if !is_closed => is_closed = true,
             status = child.wait() => break status?,
         }
     };
-    if !is_over {
-        let _ = tokio::time::timeout(LINGERS, talk).await;
+    if !is_closed {
+        let _ = tokio::time::timeout(PIPE_DRAIN_TIMEOUT, communicate).await;
     }
     Ok(status)
 }
 
-async fn tell(stdin: Option<ChildStdin>, config: &[u8]) {
+async fn write_stdin(stdin: Option<ChildStdin>, config: &[u8]) {
     if let Some(mut stdin) = stdin {
         // A plugin that does not read its stdin has closed it.
         let _ = stdin.write_all(config).await;
@@ -134,25 +137,25 @@ async fn tell(stdin: Option<ChildStdin>, config: &[u8]) {
 }
 
 /// Reads a pipe up to the limit, and then closes it, which ends the plugin.
-async fn hear(pipe: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>) {
+async fn read_pipe(pipe: Option<impl AsyncRead + Unpin>, into: &mut Vec<u8>) {
     let Some(mut pipe) = pipe else { return };
     while into.len() <= OUTPUT_LIMIT_BYTES && pipe.read_buf(into).await.is_ok_and(|read| read > 0) {}
 }
 
-fn judge(status: ExitStatus, out: Vec<u8>, err: &[u8]) -> Result<Vec<u8>, Refusal> {
+fn interpret(status: ExitStatus, out: Vec<u8>, err: &[u8]) -> Result<Vec<u8>, RunError> {
     if out.len() > OUTPUT_LIMIT_BYTES || err.len() > OUTPUT_LIMIT_BYTES {
         let reason = format!("it printed more than {OUTPUT_LIMIT_BYTES} bytes{}", quoted(&out, err));
-        return Err(Refusal::new(reason));
+        return Err(RunError::new(reason));
     }
     if status.success() {
         return Ok(out);
     }
-    let Ok(Complaint { code, msg, details }) = serde_json::from_slice(&out) else {
-        return Err(Refusal::new(format!("{status}{}", quoted(&out, err))));
+    let Ok(ErrorResult { code, msg, details }) = serde_json::from_slice(&out) else {
+        return Err(RunError::new(format!("{status}{}", quoted(&out, err))));
     };
     let details = if details.is_empty() { details } else { format!(": {details}") };
     let reason = format!("{msg}{details} (code {code}){}", quoted(b"", err));
-    Err(Refusal { code: Some(code), ..Refusal::new(reason) })
+    Err(RunError { code: Some(code), ..RunError::new(reason) })
 }
 
 /// Returns what a plugin printed, as a part of a sentence.
@@ -160,7 +163,7 @@ pub(super) fn quoted(out: &[u8], err: &[u8]) -> String {
     let words = |name: &str, bytes: &[u8]| {
         let text = String::from_utf8_lossy(&bytes[..bytes.len().min(OUTPUT_LIMIT_BYTES)]);
         let text = text.trim().replace(char::is_control, " ");
-        let shown: String = text.chars().take(WORDS_LIMIT).collect();
+        let shown: String = text.chars().take(QUOTE_LIMIT_CHARS).collect();
         let more = if shown.len() < text.len() { " ..." } else { "" };
         if shown.is_empty() { String::new() } else { format!("; {name}: {shown}{more}") }
     };

@@ -6,21 +6,21 @@
 //!
 //! Source of the facts: the CNI specification 1.1, sections 2 and 3.
 
-mod added;
 mod attachment;
-mod builtin;
 mod call;
+mod conf_file;
+mod default_bridge;
 mod error;
 mod exec;
-mod file;
-mod kernel;
-mod leases;
-mod leftovers;
+mod ipam;
+mod kernel_hints;
 mod network;
-mod ready;
 mod record;
-mod spoken;
+mod result;
+mod stale_plugins;
+mod status;
 mod version;
+mod version_cache;
 
 #[cfg(test)]
 mod tests;
@@ -32,29 +32,29 @@ use serde::Serialize;
 use serde_json::{Map, json};
 use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, Semaphore};
 
-pub(crate) use self::added::Added;
 pub(crate) use self::attachment::{Attachment, Bandwidth, Capabilities, Dns, PortMapping, Protocol};
-pub(crate) use self::builtin::DefaultNetwork;
+pub(crate) use self::default_bridge::DefaultNetwork;
 pub(crate) use self::error::Error;
 #[cfg(test)]
-pub(crate) use self::error::{Failure, Refusal};
+pub(crate) use self::error::{PluginFailure, RunError};
 pub(crate) use self::network::Network;
+pub(crate) use self::result::AddResult;
 
 use self::call::{Call, program};
 use self::network::Plugin;
-use self::ready::Ready;
-use self::record::{Phase, Record, on_files};
-use self::spoken::Spoken;
+use self::record::{Phase, Record, blocking};
+use self::status::StatusCache;
 use self::version::Version;
+use self::version_cache::PluginVersionCache;
 use crate::sys::netns;
 
 /// Maximum number of attachments that are checked at once: an agent recovers all tasks of a node one right after the
 /// other.
-const CHECKS_AT_ONCE: usize = 4;
+const MAX_CONCURRENT_CHECKS: usize = 4;
 /// Time for which a collection waits for a moment in which nothing is attached or detached; after it, the collection is
 /// left for the next time.
-const MOMENT: Duration = Duration::from_secs(60);
-const LOOKS_AGAIN: Duration = Duration::from_millis(100);
+const GC_LOCK_TIMEOUT: Duration = Duration::from_secs(60);
+const GC_LOCK_POLL: Duration = Duration::from_millis(100);
 
 #[derive(Debug)]
 pub(crate) struct Cni {
@@ -64,18 +64,18 @@ pub(crate) struct Cni {
     config_dir: PathBuf,
     default: DefaultNetwork,
     deadline: Duration,
-    spoken: Spoken,
-    ready: Ready,
+    versions: PluginVersionCache,
+    status: StatusCache,
     /// Lock of the built-in network: shared by calls that attach or detach, exclusive for a GC, which the specification
     /// allows only while nothing else is done to the network. No other network is collected, so none takes part in
     /// this.
-    turns: RwLock<()>,
+    gc_lock: RwLock<()>,
     checks: Semaphore,
 }
 
 /// An attachment that a GC must keep.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub(crate) struct Valid {
+pub(crate) struct ValidAttachment {
     #[serde(rename = "containerID")]
     pub container_id: String,
     #[serde(rename = "ifname")]
@@ -90,9 +90,10 @@ impl Cni {
         default: DefaultNetwork,
         deadline: Duration,
     ) -> Self {
-        let (spoken, ready, turns) = (Spoken::default(), Ready::default(), RwLock::default());
-        let checks = Semaphore::new(CHECKS_AT_ONCE);
-        Self { directories, config_dir, default, deadline, spoken, ready, turns, checks }
+        let (versions, status, gc_lock) =
+            (PluginVersionCache::default(), StatusCache::default(), RwLock::default());
+        let checks = Semaphore::new(MAX_CONCURRENT_CHECKS);
+        Self { directories, config_dir, default, deadline, versions, status, gc_lock, checks }
     }
 
     /// Loads the built-in network, or the operator's network `name`, and checks that all its programs are there.
@@ -104,14 +105,14 @@ impl Cni {
             None => self.default.network()?,
             Some(name) => {
                 let (directory, name) = (self.config_dir.clone(), name.to_owned());
-                on_files(move || file::find(&directory, &name)).await?
+                blocking(move || conf_file::find(&directory, &name)).await?
             }
         };
         self.check_programs(&network)?;
         if network.versions.len() > 1 {
             let calls: Vec<_> =
                 network.plugins.iter().map(|plugin| self.call(&network, plugin, "VERSION")).collect();
-            network.versions = vec![self.spoken.common(&network, &calls).await?];
+            network.versions = vec![self.versions.newest_common(&network, &calls).await?];
         }
         Ok(network)
     }
@@ -125,32 +126,32 @@ impl Cni {
         network: &Network,
         attachment: &Attachment,
         record: &Path,
-    ) -> Result<Added, Error> {
-        let attached = attachment.settle(network)?;
-        let network = &network.busy_with(&attached.arguments);
+    ) -> Result<AddResult, Error> {
+        let conf = attachment.runtime_conf(network)?;
+        let network = &network.without_idle_plugins(&conf.capability_args);
         self.check_programs(network)?;
-        let _turn = self.turn(network).await;
+        let _guard = self.hold_off_gc(network).await;
         let mut kept = Record {
             phase: Phase::Adding,
             network: network.clone(),
-            attached,
+            conf,
             directories: self.directories.clone(),
-            answered: 0,
+            completed: 0,
             result: None,
         };
         kept.write(record).await?;
-        let mut added = Added::default();
+        let mut added = AddResult::default();
         for plugin in &network.plugins {
-            let attached = &kept.attached;
-            let request = plugin.request(network, &attached.arguments, kept.result.as_ref());
-            let call = Call { attached: Some(attached), ..self.call(network, plugin, "ADD") };
-            let out = call.make(request).await?;
+            let conf = &kept.conf;
+            let request = plugin.request(network, &conf.capability_args, kept.result.as_ref());
+            let call = Call { conf: Some(conf), ..self.call(network, plugin, "ADD") };
+            let out = call.execute(request).await?;
             let result = call.result(&out)?;
-            added = Added::read(&result, &attached.if_name)
-                .map_err(|why| call.garbage(&format!("its result is none: {why}"), &out))?;
+            added = AddResult::read(&result, &conf.if_name)
+                .map_err(|why| call.bad_output(&format!("its result is none: {why}"), &out))?;
             kept.result = Some(result);
-            kept.answered += 1;
-            if kept.answered == network.plugins.len() {
+            kept.completed += 1;
+            if kept.completed == network.plugins.len() {
                 kept.phase = Phase::Added;
             }
             kept.write(record).await?;
@@ -165,9 +166,9 @@ impl Cni {
     /// Quotes the words of all plugins that failed. The call can be repeated.
     pub(crate) async fn delete(&self, record: &Path) -> Result<(), Error> {
         let Some(mut kept) = Record::read(record).await? else { return Record::remove(record).await };
-        let _turn = self.turn(&kept.network).await;
+        let _guard = self.hold_off_gc(&kept.network).await;
         if kept.phase != Phase::Added {
-            leftovers::end(&kept.attached.container_id).await?;
+            stale_plugins::kill_stale(&kept.conf.container_id).await?;
         }
         kept.phase = Phase::Deleting;
         kept.write(record).await?;
@@ -176,20 +177,20 @@ impl Cni {
     }
 
     async fn detach(&self, kept: &Record) -> Result<(), Error> {
-        let Record { phase: _, network, attached, directories, answered, result } = kept;
-        let directories = &self.with(directories)[..];
-        let mut attached = attached.clone();
-        if !netns::is_kept(&attached.netns) {
-            attached.netns = PathBuf::new();
+        let Record { phase: _, network, conf, directories, completed, result } = kept;
+        let directories = &self.plugin_directories(directories)[..];
+        let mut conf = conf.clone();
+        if !netns::is_kept(&conf.netns) {
+            conf.netns = PathBuf::new();
         }
         let previous = result.as_ref().filter(|_| network.version() >= Version::WITH_CHECK);
         let mut errors = Vec::new();
         for (number, plugin) in network.plugins.iter().enumerate().rev() {
-            let request = plugin.request(network, &attached.arguments, previous);
-            let attached = Some(&attached);
-            let call = Call { attached, directories, ..self.call(network, plugin, "DEL") };
-            let Err(error) = call.make(request).await else { continue };
-            if number > *answered || number == *answered && error.is_other_version() {
+            let request = plugin.request(network, &conf.capability_args, previous);
+            let conf = Some(&conf);
+            let call = Call { conf, directories, ..self.call(network, plugin, "DEL") };
+            let Err(error) = call.execute(request).await else { continue };
+            if number > *completed || number == *completed && error.is_incompatible_version() {
                 tracing::debug!(%error, "a CNI plugin that has done nothing can't undo it");
             } else if error.is_absent_rule() {
                 tracing::debug!(%error, "a rule that a CNI plugin was to remove is not there");
@@ -201,22 +202,22 @@ impl Cni {
     }
 
     /// Waits while the network is being collected. As long as the guard is held, no collection begins.
-    async fn turn(&self, network: &Network) -> Option<RwLockReadGuard<'_, ()>> {
-        if network.name == self.default.name { Some(self.turns.read().await) } else { None }
+    async fn hold_off_gc(&self, network: &Network) -> Option<RwLockReadGuard<'_, ()>> {
+        if network.name == self.default.name { Some(self.gc_lock.read().await) } else { None }
     }
 
     /// Waits for a moment in which nothing is attached to the built-in network or detached. Does not queue for the
     /// lock: calls that come later would wait for it, and so for the slowest plugin that runs.
-    async fn moment(&self) -> Option<RwLockWriteGuard<'_, ()>> {
+    async fn lock_for_gc(&self) -> Option<RwLockWriteGuard<'_, ()>> {
         let found = async {
             loop {
-                if let Ok(turn) = self.turns.try_write() {
-                    return turn;
+                if let Ok(guard) = self.gc_lock.try_write() {
+                    return guard;
                 }
-                tokio::time::sleep(LOOKS_AGAIN).await;
+                tokio::time::sleep(GC_LOCK_POLL).await;
             }
         };
-        tokio::time::timeout(MOMENT, found).await.ok()
+        tokio::time::timeout(GC_LOCK_TIMEOUT, found).await.ok()
     }
 
     /// Has the plugins check that the attachment still is as it was made. Waits for a permit while many others are
@@ -229,17 +230,17 @@ impl Cni {
             let source = std::io::ErrorKind::NotFound;
             return Err(Error::io("find what was attached in", record)(source));
         };
-        let Record { phase: _, network, attached, directories, answered: _, result } = kept;
+        let Record { phase: _, network, conf, directories, completed: _, result } = kept;
         if network.disable_check || network.version() < Version::WITH_CHECK {
             return Ok(());
         }
         let _permit = self.checks.acquire().await;
-        let directories = self.with(&directories);
+        let directories = self.plugin_directories(&directories);
         for plugin in &network.plugins {
-            let request = plugin.request(&network, &attached.arguments, result.as_ref());
-            let (attached, directories) = (Some(&attached), &directories[..]);
-            let call = Call { attached, directories, ..self.call(&network, plugin, "CHECK") };
-            call.make(request).await?;
+            let request = plugin.request(&network, &conf.capability_args, result.as_ref());
+            let (conf, directories) = (Some(&conf), &directories[..]);
+            let call = Call { conf, directories, ..self.call(&network, plugin, "CHECK") };
+            call.execute(request).await?;
         }
         Ok(())
     }
@@ -253,50 +254,56 @@ impl Cni {
     ///
     /// # Errors
     /// Quotes the words of all plugins that failed.
-    pub(crate) async fn gc(&self, valid: impl FnOnce() -> Option<Vec<Valid>>) -> Result<(), Error> {
+    pub(crate) async fn gc(&self, valid: impl FnOnce() -> Option<Vec<ValidAttachment>>) -> Result<(), Error> {
         let leases = self.default.leases.join(&self.default.name);
         if !leases.exists() {
             return Ok(());
         }
         let network = self.network(None).await?;
-        let Some(_turn) = self.moment().await else {
+        let Some(_guard) = self.lock_for_gc().await else {
             tracing::debug!("the bridge for tasks is busy: its addresses are looked through later");
             return Ok(());
         };
         let Some(valid) = valid() else { return Ok(()) };
         // Tasks wait for the collection; a plugin that is cut off here is killed.
-        let collected = tokio::time::timeout(self.deadline, self.collect(&network, leases, &valid)).await;
-        collected.unwrap_or(Err(Error::Late { doing: "collect addresses", limit: self.deadline }))
+        let collected =
+            tokio::time::timeout(self.deadline, self.release_stale(&network, leases, &valid)).await;
+        collected.unwrap_or(Err(Error::Timeout { doing: "collect addresses", limit: self.deadline }))
     }
 
-    async fn collect(&self, network: &Network, leases: PathBuf, valid: &[Valid]) -> Result<(), Error> {
-        let holders = on_files(move || leases::holders(&leases)).await?;
+    async fn release_stale(
+        &self,
+        network: &Network,
+        leases: PathBuf,
+        valid: &[ValidAttachment],
+    ) -> Result<(), Error> {
+        let holders = blocking(move || ipam::holders(&leases)).await?;
         let mut errors = Vec::new();
         for stale in holders.into_iter().filter(|holder| !valid.contains(holder)) {
             tracing::warn!(container = stale.container_id, "giving up an address that is held for no task");
-            errors.extend(self.detach(&Record::lost(network, stale)).await.err());
+            errors.extend(self.detach(&Record::without_own_record(network, stale)).await.err());
         }
         if network.version() >= Version::WITH_STATUS {
-            errors.extend(self.give_up(network, valid).await.err());
+            errors.extend(self.run_gc_commands(network, valid).await.err());
         }
         Error::all(errors)
     }
 
-    async fn give_up(&self, network: &Network, valid: &[Valid]) -> Result<(), Error> {
+    async fn run_gc_commands(&self, network: &Network, valid: &[ValidAttachment]) -> Result<(), Error> {
         let mut errors = Vec::new();
         for plugin in &network.plugins {
             let mut request = plugin.request(network, &Map::new(), None);
             request.insert("cni.dev/valid-attachments".to_owned(), json!(valid));
             // Name in the first release of 1.1's library, which plugins of that time read.
             request.insert("cni.dev/attachments".to_owned(), json!(valid));
-            errors.extend(self.call(network, plugin, "GC").make(request).await.err());
+            errors.extend(self.call(network, plugin, "GC").execute(request).await.err());
         }
         Error::all(errors)
     }
 
     /// Returns the current plugin directories, and after them those of an earlier time.
-    fn with(&self, earlier: &[PathBuf]) -> Vec<PathBuf> {
-        let others = earlier.iter().filter(|directory| !self.directories.contains(directory));
+    fn plugin_directories(&self, recorded: &[PathBuf]) -> Vec<PathBuf> {
+        let others = recorded.iter().filter(|directory| !self.directories.contains(directory));
         self.directories.iter().chain(others).cloned().collect()
     }
 
@@ -309,6 +316,6 @@ impl Cni {
 
     fn call<'a>(&'a self, network: &'a Network, plugin: &'a Plugin, command: &'static str) -> Call<'a> {
         let (directories, deadline) = (&self.directories[..], self.deadline);
-        Call { network, plugin, command, attached: None, directories, deadline }
+        Call { network, plugin, command, conf: None, directories, deadline }
     }
 }

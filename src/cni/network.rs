@@ -43,9 +43,9 @@ impl Network {
     }
 
     /// Returns the network without the plugins that would do nothing.
-    pub(super) fn busy_with(&self, arguments: &Map<String, Value>) -> Self {
+    pub(super) fn without_idle_plugins(&self, capability_args: &Map<String, Value>) -> Self {
         let mut network = self.clone();
-        let has = |name: &String| arguments.contains_key(name);
+        let has = |name: &String| capability_args.contains_key(name);
         network.plugins.retain(|plugin| plugin.idle_without.as_ref().is_none_or(has));
         network
     }
@@ -92,7 +92,7 @@ impl Plugin {
     pub(super) fn request(
         &self,
         network: &Network,
-        arguments: &Map<String, Value>,
+        capability_args: &Map<String, Value>,
         previous: Option<&Value>,
     ) -> Map<String, Value> {
         let mut config = self.config.clone();
@@ -102,7 +102,7 @@ impl Plugin {
         config.insert("cniVersion".to_owned(), network.version().to_string().into());
         let taken: Map<String, Value> = self
             .capabilities()
-            .filter_map(|name| Some((name.to_owned(), arguments.get(name)?.clone())))
+            .filter_map(|name| Some((name.to_owned(), capability_args.get(name)?.clone())))
             .collect();
         if !taken.is_empty() {
             config.insert("runtimeConfig".to_owned(), taken.into());
@@ -144,15 +144,16 @@ mod tests {
     }
 
     #[test]
-    fn a_plugin_is_told_its_config_and_of_the_job_what_it_takes() {
+    fn a_request_has_the_config_and_the_capabilities_that_the_plugin_takes() {
         let network = network(json!({
             "type": "portmap", "snat": true, "unknown": {"deep": [1]}, "dns": {"nameservers": ["10.0.0.1"]},
             "cni.dev/attachments": [], "cniVersion": "0.1.0", "name": "other",
             "capabilities": {"portMappings": true, "mac": false, "ips": true},
         }));
-        let arguments = json!({"portMappings": [{"hostPort": 80}], "mac": "02:00:00:00:00:01"});
+        let capability_args = json!({"portMappings": [{"hostPort": 80}], "mac": "02:00:00:00:00:01"});
         let previous = json!({"ips": []});
-        let request = network.plugins[0].request(&network, arguments.as_object().unwrap(), Some(&previous));
+        let request =
+            network.plugins[0].request(&network, capability_args.as_object().unwrap(), Some(&previous));
         assert_eq!(
             Value::Object(request),
             json!({
@@ -173,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_lead_elsewhere_are_refused() {
+    fn names_with_path_parts_are_refused() {
         for wrong in ["", ".", "..", "../x", "a/b", "-a", ".a", "a b", "ä", "a\0"] {
             assert!(check_name("network", wrong).is_err(), "{wrong:?}");
         }

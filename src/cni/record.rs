@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::Valid;
-use super::attachment::Attached;
+use super::ValidAttachment;
+use super::attachment::RuntimeConf;
 use super::error::Error;
 use super::network::Network;
 
@@ -23,11 +23,13 @@ use super::network::Network;
 pub(super) struct Record {
     pub phase: Phase,
     pub network: Network,
-    pub attached: Attached,
+    #[serde(rename = "attached")]
+    pub conf: RuntimeConf,
     /// Directories of the plugins then; the operator may have moved them since.
     pub directories: Vec<PathBuf>,
     /// Number of plugins that have connected the container, in their order. The next one may have begun.
-    pub answered: usize,
+    #[serde(rename = "answered")]
+    pub completed: usize,
     /// Result of the last plugin that has connected the container.
     pub result: Option<Value>,
 }
@@ -44,15 +46,15 @@ pub(super) enum Phase {
 
 impl Record {
     /// Returns a record for an attachment whose own is gone, with what is known of it.
-    pub(super) fn lost(network: &Network, holder: Valid) -> Self {
-        let Valid { container_id, if_name } = holder;
-        let attached = Attached { container_id, if_name, ..Attached::default() };
+    pub(super) fn without_own_record(network: &Network, holder: ValidAttachment) -> Self {
+        let ValidAttachment { container_id, if_name } = holder;
+        let conf = RuntimeConf { container_id, if_name, ..RuntimeConf::default() };
         Self {
             phase: Phase::Deleting,
             network: network.clone(),
-            attached,
+            conf,
             directories: Vec::new(),
-            answered: network.plugins.len(),
+            completed: network.plugins.len(),
             result: None,
         }
     }
@@ -60,7 +62,7 @@ impl Record {
     /// Reads a record; `None` if there is none.
     pub(super) async fn read(path: &Path) -> Result<Option<Self>, Error> {
         let path = path.to_owned();
-        on_files(move || {
+        blocking(move || {
             let text = match fs::read(&path) {
                 Ok(text) => text,
                 Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
@@ -77,7 +79,7 @@ impl Record {
     pub(super) async fn write(&self, path: &Path) -> Result<(), Error> {
         let (path, new) = (path.to_owned(), path.with_extension("new"));
         let text = serde_json::to_vec(self).map_err(Error::io("write", &path))?;
-        on_files(move || {
+        blocking(move || {
             let mut options = fs::OpenOptions::new();
             let file = options.write(true).create(true).truncate(true).mode(0o600).open(&new);
             file.and_then(|mut file| {
@@ -92,7 +94,7 @@ impl Record {
 
     pub(super) async fn remove(path: &Path) -> Result<(), Error> {
         let (path, new) = (path.to_owned(), path.with_extension("new"));
-        on_files(move || {
+        blocking(move || {
             for path in [new, path] {
                 match fs::remove_file(&path) {
                     Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -107,8 +109,8 @@ impl Record {
     }
 }
 
-pub(super) async fn on_files<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
-    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Lost)?
+    tokio::task::spawn_blocking(work).await.map_err(|_| Error::Aborted)?
 }

@@ -10,8 +10,8 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// A directory with plugins, one with networks, a record's place and what the plugins have written down.
-struct Place {
+/// A directory with plugins, one with networks, a path for a record, and what the plugins have written down.
+struct Fixture {
     directory: TempDir,
     cni: Cni,
 }
@@ -29,7 +29,7 @@ const ANSWER: &str = r#"[ "$CNI_COMMAND" = ADD ] && echo '{"cniVersion": "1.0.0"
 exit 0
 "#;
 
-impl Place {
+impl Fixture {
     fn new(versions: &str, plugins: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         for name in ["bin", "net.d"] {
@@ -44,9 +44,9 @@ impl Place {
         };
         let cni =
             Cni::new(vec![directory.path().join("bin")], directory.path().join("net.d"), default, DEADLINE);
-        let place = Self { directory, cni };
+        let fixture = Self { directory, cni };
         for (name, script) in plugins {
-            place.plugin(name, script);
+            fixture.plugin(name, script);
         }
         let types: Vec<Value> = plugins
             .iter()
@@ -56,8 +56,8 @@ impl Place {
         let key = if versions.contains(',') { "cniVersions" } else { "cniVersion" };
         let all: Vec<&str> = versions.split(',').collect();
         list[key] = if all.len() > 1 { json!(all) } else { json!(all[0]) };
-        fs::write(place.path("net.d/net.conflist"), list.to_string()).unwrap();
-        place
+        fs::write(fixture.path("net.d/net.conflist"), list.to_string()).unwrap();
+        fixture
     }
 
     /// The plugins of the built-in network.
@@ -102,7 +102,7 @@ impl Place {
         self.cni.network(Some("net")).await.unwrap()
     }
 
-    async fn add(&self) -> Result<Added, Error> {
+    async fn add(&self) -> Result<AddResult, Error> {
         self.cni.add(&self.network().await, &self.attachment(), &self.record()).await
     }
 
@@ -118,11 +118,11 @@ impl Place {
 }
 
 #[tokio::test]
-async fn plugins_get_the_environment_of_the_specification_and_path_alone() {
-    let place = Place::new("1.0.0", &[("one", ANSWER)]);
-    let added = place.add().await.unwrap();
+async fn plugins_get_the_environment_of_the_specification_and_path_only() {
+    let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
+    let added = fixture.add().await.unwrap();
     assert_eq!(added.addresses, ["10.9.0.2".parse::<std::net::IpAddr>().unwrap()]);
-    let environment = fs::read_to_string(place.path("one.ADD.env")).unwrap();
+    let environment = fs::read_to_string(fixture.path("one.ADD.env")).unwrap();
     let mut lines: Vec<&str> = environment
         .lines()
         // Variables of the shell's own.
@@ -134,139 +134,139 @@ async fn plugins_get_the_environment_of_the_specification_and_path_alone() {
         [
             "CNI_ARGS=IgnoreUnknown=1;A=b",
             "CNI_COMMAND=ADD",
-            &format!("CNI_CONTAINERID={}", place.id()),
+            &format!("CNI_CONTAINERID={}", fixture.id()),
             "CNI_IFNAME=eth0",
-            &format!("CNI_NETNS={}", place.path("netns").display()),
-            &format!("CNI_PATH={}", place.path("bin").display()),
+            &format!("CNI_NETNS={}", fixture.path("netns").display()),
+            &format!("CNI_PATH={}", fixture.path("bin").display()),
         ]
     );
     assert!(environment.contains("PATH=/"));
 }
 
 #[tokio::test]
-async fn each_plugin_is_told_the_result_before_it_and_a_delete_the_last() {
+async fn prev_result_is_passed_to_the_next_plugin_and_to_delete() {
     let second = ANSWER.replace("10.9.0.2", "10.9.0.3");
-    let place = Place::new("1.0.0", &[("one", ANSWER), ("two", &second)]);
-    place.add().await.unwrap();
+    let fixture = Fixture::new("1.0.0", &[("one", ANSWER), ("two", &second)]);
+    fixture.add().await.unwrap();
     let address = |told: Value| told["prevResult"]["ips"][0]["address"].clone();
-    assert_eq!(address(place.told("one", "ADD")), Value::Null);
-    assert_eq!(address(place.told("two", "ADD")), "10.9.0.2/24");
-    place.cni.check(&place.record()).await.unwrap();
-    place.cni.delete(&place.record()).await.unwrap();
-    for told in ["CHECK", "DEL"].map(|command| place.told("one", command)) {
+    assert_eq!(address(fixture.told("one", "ADD")), Value::Null);
+    assert_eq!(address(fixture.told("two", "ADD")), "10.9.0.2/24");
+    fixture.cni.check(&fixture.record()).await.unwrap();
+    fixture.cni.delete(&fixture.record()).await.unwrap();
+    for told in ["CHECK", "DEL"].map(|command| fixture.told("one", command)) {
         assert_eq!((&told["name"], &told["cniVersion"]), (&json!("net"), &json!("1.0.0")));
         assert_eq!(address(told), "10.9.0.3/24");
     }
-    assert_eq!(place.order(), ["one ADD", "two ADD", "one CHECK", "two CHECK", "two DEL", "one DEL"]);
-    assert!(!place.record().exists());
-    place.cni.delete(&place.record()).await.unwrap();
-    assert_eq!(place.order().len(), 6);
+    assert_eq!(fixture.order(), ["one ADD", "two ADD", "one CHECK", "two CHECK", "two DEL", "one DEL"]);
+    assert!(!fixture.record().exists());
+    fixture.cni.delete(&fixture.record()).await.unwrap();
+    assert_eq!(fixture.order().len(), 6);
 }
 
 #[tokio::test]
-async fn a_namespace_that_is_gone_is_no_longer_named() {
-    let place = Place::new("1.0.0", &[("one", ANSWER)]);
-    place.add().await.unwrap();
-    place.cni.delete(&place.record()).await.unwrap();
-    let environment = fs::read_to_string(place.path("one.DEL.env")).unwrap();
+async fn delete_passes_no_netns_once_it_is_gone() {
+    let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
+    fixture.add().await.unwrap();
+    fixture.cni.delete(&fixture.record()).await.unwrap();
+    let environment = fs::read_to_string(fixture.path("one.DEL.env")).unwrap();
     assert!(environment.lines().any(|line| line == "CNI_NETNS="), "{environment}");
 }
 
 #[tokio::test]
-async fn what_failed_half_way_is_undone_by_all_plugins_though_some_fail_again() {
+async fn a_failed_add_is_undone_by_every_plugin() {
     let complaint = r#"echo '{"cniVersion": "1.0.0", "code": 7, "msg": "bad", "details": "no room"}'; echo aside >&2; exit 1"#;
-    let place = Place::new("1.0.0", &[("one", ANSWER), ("two", complaint), ("three", ANSWER)]);
-    let error = place.add().await.unwrap_err();
+    let fixture = Fixture::new("1.0.0", &[("one", ANSWER), ("two", complaint), ("three", ANSWER)]);
+    let error = fixture.add().await.unwrap_err();
     assert!(!error.is_transient());
     let text = error.to_string();
     for word in ["bin/two", "ADD", "network net", "bad: no room", "code 7", "aside"] {
         assert!(text.contains(word), "{word}: {text}");
     }
-    let error = place.cni.delete(&place.record()).await.unwrap_err().to_string();
+    let error = fixture.cni.delete(&fixture.record()).await.unwrap_err().to_string();
     assert!(error.contains("bin/two failed to DEL"), "{error}");
-    assert_eq!(place.order()[2..], ["three DEL", "two DEL", "one DEL"]);
-    assert_eq!(place.told("two", "DEL")["prevResult"]["ips"][0]["address"], "10.9.0.2/24");
-    assert!(place.record().exists());
-    place.plugin("two", ANSWER);
-    place.cni.delete(&place.record()).await.unwrap();
-    assert!(!place.record().exists());
+    assert_eq!(fixture.order()[2..], ["three DEL", "two DEL", "one DEL"]);
+    assert_eq!(fixture.told("two", "DEL")["prevResult"]["ips"][0]["address"], "10.9.0.2/24");
+    assert!(fixture.record().exists());
+    fixture.plugin("two", ANSWER);
+    fixture.cni.delete(&fixture.record()).await.unwrap();
+    assert!(!fixture.record().exists());
 }
 
 #[tokio::test]
-async fn a_plugin_that_has_done_nothing_holds_no_removal_up() {
+async fn errors_of_plugins_that_were_not_reached_do_not_fail_a_delete() {
     let other_version = "echo '{\"code\": 1, \"msg\": \"incompatible CNI versions\"}'; exit 1";
-    let place = Place::new("0.3.1", &[("one", ANSWER), ("two", other_version), ("three", "exit 1")]);
-    assert!(place.add().await.is_err());
-    place.cni.delete(&place.record()).await.unwrap();
-    assert_eq!(place.order()[2..], ["three DEL", "two DEL", "one DEL"]);
+    let fixture = Fixture::new("0.3.1", &[("one", ANSWER), ("two", other_version), ("three", "exit 1")]);
+    assert!(fixture.add().await.is_err());
+    fixture.cni.delete(&fixture.record()).await.unwrap();
+    assert_eq!(fixture.order()[2..], ["three DEL", "two DEL", "one DEL"]);
     // A plugin that was updated since its ADD can't undo what it did.
-    let place = Place::new("0.3.1", &[("one", ANSWER)]);
-    place.add().await.unwrap();
-    place.plugin("one", other_version);
-    assert!(place.cni.delete(&place.record()).await.is_err());
+    let fixture = Fixture::new("0.3.1", &[("one", ANSWER)]);
+    fixture.add().await.unwrap();
+    fixture.plugin("one", other_version);
+    assert!(fixture.cni.delete(&fixture.record()).await.is_err());
 }
 
 #[tokio::test]
-async fn a_plugin_that_is_not_ready_yet_is_worth_another_try() {
+async fn try_again_codes_are_transient() {
     for (code, transient) in [(11, true), (50, true), (51, true), (3, false), (100, false)] {
         let script = format!("echo '{{\"code\": {code}, \"msg\": \"later\"}}'; exit 1");
-        let place = Place::new("1.0.0", &[("one", &script)]);
-        assert_eq!(place.add().await.unwrap_err().is_transient(), transient, "{code}");
+        let fixture = Fixture::new("1.0.0", &[("one", &script)]);
+        assert_eq!(fixture.add().await.unwrap_err().is_transient(), transient, "{code}");
     }
 }
 
 #[tokio::test]
-async fn a_container_that_a_plugin_does_not_know_is_detached_from_it() {
+async fn delete_succeeds_for_an_unknown_container() {
     let script =
         format!("[ $CNI_COMMAND = DEL ] && {{ echo '{{\"code\": 3, \"msg\": \"x\"}}'; exit 1; }}\n{ANSWER}");
-    let place = Place::new("1.0.0", &[("one", &script)]);
-    place.add().await.unwrap();
-    place.cni.delete(&place.record()).await.unwrap();
+    let fixture = Fixture::new("1.0.0", &[("one", &script)]);
+    fixture.add().await.unwrap();
+    fixture.cni.delete(&fixture.record()).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_plugin_that_hangs_is_killed_with_its_children_at_the_deadline() {
+async fn a_hanging_plugin_is_killed_with_its_children_at_the_deadline() {
     let script = "[ $CNI_COMMAND = DEL ] && exit 0\nsleep 1000 & echo $! > $here/child; sleep 1000";
-    let mut place = Place::new("1.0.0", &[("one", script)]);
-    place.cni.deadline = Duration::from_millis(1500);
-    let error = place.add().await.unwrap_err();
+    let mut fixture = Fixture::new("1.0.0", &[("one", script)]);
+    fixture.cni.deadline = Duration::from_millis(1500);
+    let error = fixture.add().await.unwrap_err();
     assert!(error.is_transient() && error.to_string().contains("1.5 s"), "{error}");
-    let child = fs::read_to_string(place.path("child")).unwrap();
-    place.cni.delete(&place.record()).await.unwrap();
+    let child = fs::read_to_string(fixture.path("child")).unwrap();
+    fixture.cni.delete(&fixture.record()).await.unwrap();
     let is_running = |stat: String| !stat.contains(") Z ");
     assert!(!fs::read_to_string(format!("/proc/{}/stat", child.trim())).is_ok_and(is_running));
 }
 
 #[tokio::test]
-async fn a_plugin_whose_starter_is_gone_is_ended_before_its_work_is_undone() {
+async fn stale_plugins_are_killed_before_delete() {
     let script = "[ $CNI_COMMAND = DEL ] && exit 0\necho $$ > $here/pid; exec sleep 1000";
-    let place = Place::new("1.0.0", &[("one", script)]);
-    let (network, attachment, record) = (place.network().await, place.attachment(), place.record());
+    let fixture = Fixture::new("1.0.0", &[("one", script)]);
+    let (network, attachment, record) = (fixture.network().await, fixture.attachment(), fixture.record());
     // Run without the guard of its process group, as after a crash.
     let kept = Record {
         phase: Phase::Adding,
-        attached: attachment.settle(&network).unwrap(),
-        directories: vec![place.path("bin")],
+        conf: attachment.runtime_conf(&network).unwrap(),
+        directories: vec![fixture.path("bin")],
         network,
-        answered: 0,
+        completed: 0,
         result: None,
     };
     kept.write(&record).await.unwrap();
     #[expect(clippy::disallowed_methods, reason = "stands for a plugin that a dead driver has started")]
-    let mut orphan = std::process::Command::new(place.path("bin/one"))
+    let mut orphan = std::process::Command::new(fixture.path("bin/one"))
         .env("CNI_COMMAND", "ADD")
         .env("CNI_CONTAINERID", &attachment.container_id)
         .stdin(std::process::Stdio::null())
         .spawn()
         .unwrap();
     let reaped = std::thread::spawn(move || orphan.wait());
-    place.cni.delete(&record).await.unwrap();
+    fixture.cni.delete(&record).await.unwrap();
     assert!(!reaped.join().unwrap().unwrap().success());
-    assert_eq!(place.order().last().unwrap(), "one DEL");
+    assert_eq!(fixture.order().last().unwrap(), "one DEL");
 }
 
 #[tokio::test]
-async fn what_is_no_answer_is_an_error_that_shows_it() {
+async fn invalid_plugin_output_is_quoted_in_the_error() {
     for (script, words) in [
         ("echo rubbish", &["printed no result", "rubbish"][..]),
         ("exit 0", &["printed no result"]),
@@ -278,8 +278,8 @@ async fn what_is_no_answer_is_an_error_that_shows_it() {
         ("echo '{\"cniVersion\": \"9.0.0\"}'", &["9.0.0"]),
         ("yes", &["more than"]),
     ] {
-        let place = Place::new("1.0.0", &[("one", script)]);
-        let error = place.add().await.unwrap_err().to_string();
+        let fixture = Fixture::new("1.0.0", &[("one", script)]);
+        let error = fixture.add().await.unwrap_err().to_string();
         for word in words {
             assert!(error.contains(word) && error.len() < 5000, "{script}: {error}");
         }
@@ -287,59 +287,59 @@ async fn what_is_no_answer_is_an_error_that_shows_it() {
 }
 
 #[tokio::test]
-async fn a_child_that_keeps_the_plugins_output_holds_nothing_up() {
+async fn a_child_that_keeps_the_pipes_open_does_not_delay_the_result() {
     let script = format!("sleep 3 & {ANSWER}");
-    let place = Place::new("1.0.0", &[("one", &script)]);
-    assert_eq!(place.add().await.unwrap().addresses.len(), 1);
+    let fixture = Fixture::new("1.0.0", &[("one", &script)]);
+    assert_eq!(fixture.add().await.unwrap().addresses.len(), 1);
 }
 
 #[tokio::test]
-async fn of_several_versions_the_newest_is_spoken_that_all_plugins_know() {
+async fn the_newest_common_version_is_used() {
     let speaks = |versions: &str| {
         format!(
             "[ $CNI_COMMAND = VERSION ] && {{ echo '{{\"supportedVersions\": [{versions}]}}'; exit 0; }}\n{ANSWER}"
         )
     };
     let (new, old) = (speaks(r#""0.4.0", "1.0.0", "1.1.0""#), speaks(r#""0.3.1", "0.4.0", "1.0.0""#));
-    let place = Place::new("0.4.0,1.0.0,1.1.0", &[("one", &new), ("two", &old)]);
-    place.add().await.unwrap();
-    assert_eq!(place.told("one", "ADD")["cniVersion"], "1.0.0");
-    let before = place.order().len();
-    place.network().await;
-    assert_eq!(place.order().len(), before, "what a plugin speaks is asked once");
-    let place = Place::new("1.0.0,1.1.0", &[("one", &new), ("two", &speaks("\"0.4.0\""))]);
-    let error = place.cni.network(Some("net")).await.unwrap_err().to_string();
+    let fixture = Fixture::new("0.4.0,1.0.0,1.1.0", &[("one", &new), ("two", &old)]);
+    fixture.add().await.unwrap();
+    assert_eq!(fixture.told("one", "ADD")["cniVersion"], "1.0.0");
+    let before = fixture.order().len();
+    fixture.network().await;
+    assert_eq!(fixture.order().len(), before, "what a plugin speaks is asked once");
+    let fixture = Fixture::new("1.0.0,1.1.0", &[("one", &new), ("two", &speaks("\"0.4.0\""))]);
+    let error = fixture.cni.network(Some("net")).await.unwrap_err().to_string();
     assert!(error.contains("1.0.0, 1.1.0") && error.contains("two speaks 0.4.0"), "{error}");
 }
 
 #[tokio::test]
-async fn an_older_network_is_told_results_in_its_own_form() {
-    let place = Place::new("0.3.1", &[("one", ANSWER), ("two", ANSWER)]);
-    place.add().await.unwrap();
-    let previous = place.told("two", "ADD")["prevResult"].clone();
+async fn older_networks_get_results_in_their_version() {
+    let fixture = Fixture::new("0.3.1", &[("one", ANSWER), ("two", ANSWER)]);
+    fixture.add().await.unwrap();
+    let previous = fixture.told("two", "ADD")["prevResult"].clone();
     assert_eq!((&previous["cniVersion"], &previous["ips"][0]["version"]), (&json!("0.3.1"), &json!("4")));
-    place.cni.check(&place.record()).await.unwrap();
-    place.cni.delete(&place.record()).await.unwrap();
-    assert_eq!(place.told("one", "DEL").get("prevResult"), None);
-    assert!(!place.order().iter().any(|line| line.contains("CHECK")));
+    fixture.cni.check(&fixture.record()).await.unwrap();
+    fixture.cni.delete(&fixture.record()).await.unwrap();
+    assert_eq!(fixture.told("one", "DEL").get("prevResult"), None);
+    assert!(!fixture.order().iter().any(|line| line.contains("CHECK")));
 }
 
 #[tokio::test]
-async fn what_a_job_gives_and_no_plugin_takes_is_refused() {
-    let place = Place::new("1.0.0", &[("one", ANSWER)]);
-    let network = place.network().await;
-    let mut attachment = place.attachment();
+async fn capabilities_that_no_plugin_takes_are_refused() {
+    let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
+    let network = fixture.network().await;
+    let mut attachment = fixture.attachment();
     let (host_port, container_port, protocol) = (80, 8080, Protocol::Tcp);
     attachment.capabilities.port_mappings =
         vec![PortMapping { host_port, container_port, protocol, host_ip: None }];
     attachment.capabilities.dns = Some(Dns::default());
-    place.cni.add(&network, &attachment, &place.record()).await.unwrap();
+    fixture.cni.add(&network, &attachment, &fixture.record()).await.unwrap();
     assert_eq!(
-        place.told("one", "ADD")["runtimeConfig"],
+        fixture.told("one", "ADD")["runtimeConfig"],
         json!({"portMappings": [{"hostPort": 80, "containerPort": 8080, "protocol": "tcp"}]})
     );
     attachment.capabilities.aliases = vec!["db".to_owned()];
-    let error = place.cni.add(&network, &attachment, &place.record()).await.unwrap_err();
+    let error = fixture.cni.add(&network, &attachment, &fixture.record()).await.unwrap_err();
     assert!(error.is_invalid());
     for word in ["aliases", "network net", "net.conflist"] {
         assert!(error.to_string().contains(word), "{error}");
@@ -348,25 +348,25 @@ async fn what_a_job_gives_and_no_plugin_takes_is_refused() {
         [("../c", "eth0"), ("", "eth0"), ("c", "a/b"), ("c", ""), ("c", "sixteen-or-more.")]
     {
         let attachment =
-            Attachment { container_id: id.to_owned(), if_name: interface.to_owned(), ..place.attachment() };
-        assert!(place.cni.add(&network, &attachment, &place.record()).await.unwrap_err().is_invalid());
+            Attachment { container_id: id.to_owned(), if_name: interface.to_owned(), ..fixture.attachment() };
+        assert!(fixture.cni.add(&network, &attachment, &fixture.record()).await.unwrap_err().is_invalid());
     }
 }
 
 #[tokio::test]
-async fn an_argument_that_the_syntax_can_not_have_is_left_out() {
-    let place = Place::new("1.0.0", &[("one", ANSWER)]);
+async fn arguments_that_cni_args_can_not_express_are_left_out() {
+    let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
     let argument = |(key, value): (&str, &str)| (key.to_owned(), value.to_owned());
     let args = [("A", "b;C=d"), ("B", "a=b"), ("C", "\0"), ("", "x"), ("D", "d e"), ("F", "")];
-    let attachment = Attachment { args: args.map(argument).to_vec(), ..place.attachment() };
-    place.cni.add(&place.network().await, &attachment, &place.record()).await.unwrap();
-    let environment = fs::read_to_string(place.path("one.ADD.env")).unwrap();
+    let attachment = Attachment { args: args.map(argument).to_vec(), ..fixture.attachment() };
+    fixture.cni.add(&fixture.network().await, &attachment, &fixture.record()).await.unwrap();
+    let environment = fs::read_to_string(fixture.path("one.ADD.env")).unwrap();
     assert!(environment.lines().any(|line| line == "CNI_ARGS=D=d e;F="), "{environment}");
 }
 
 /// Lets a plugin's script wait until a file is there.
-fn waits_for(place: &Place, command: &str, file: &str) -> String {
-    let file = place.path(file);
+fn script_that_waits_for(fixture: &Fixture, command: &str, file: &str) -> String {
+    let file = fixture.path(file);
     format!(
         "[ $CNI_COMMAND = VERSION ] && {{ echo '{{\"supportedVersions\": [\"1.0.0\"]}}'; exit 0; }}\n\
          [ $CNI_COMMAND = {command} ] && while ! [ -e {} ]; do sleep 0.05; done\n{ANSWER}",
@@ -375,31 +375,31 @@ fn waits_for(place: &Place, command: &str, file: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_collection_neither_waits_in_line_nor_holds_up_other_networks() {
-    let place = Place::new("1.0.0", &[("one", ANSWER)]);
-    place.built_in("\"1.0.0\"");
-    fs::create_dir_all(place.path("leases/own")).unwrap();
-    fs::write(place.path("leases/own/10.9.0.3"), "gone\r\neth0").unwrap();
-    let own = place.cni.network(None).await.unwrap();
+async fn gc_neither_queues_for_its_lock_nor_blocks_other_networks() {
+    let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
+    fixture.built_in("\"1.0.0\"");
+    fs::create_dir_all(fixture.path("leases/own")).unwrap();
+    fs::write(fixture.path("leases/own/10.9.0.3"), "gone\r\neth0").unwrap();
+    let own = fixture.cni.network(None).await.unwrap();
     // One task's plugin hangs. A collection that comes meanwhile holds up no other task.
-    place.plugin("firewall", &waits_for(&place, "ADD", "goes"));
-    let (first, second) = (place.path("first.json"), place.path("second.json"));
-    let attachment = place.attachment();
-    let hangs = place.cni.add(&own, &attachment, &first);
+    fixture.plugin("firewall", &script_that_waits_for(&fixture, "ADD", "goes"));
+    let (first, second) = (fixture.path("first.json"), fixture.path("second.json"));
+    let attachment = fixture.attachment();
+    let hangs = fixture.cni.add(&own, &attachment, &first);
     let others = async {
-        while !place.order().contains(&"firewall ADD".to_owned()) {
+        while !fixture.order().contains(&"firewall ADD".to_owned()) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        let collects = place.cni.gc(|| Some(Vec::new()));
+        let collects = fixture.cni.gc(|| Some(Vec::new()));
         let meanwhile = async {
             tokio::time::sleep(Duration::from_millis(200)).await;
-            let other = Attachment { container_id: format!("{}-2", place.id()), ..place.attachment() };
-            let added = place.cni.add(&own, &other, &second);
+            let other = Attachment { container_id: format!("{}-2", fixture.id()), ..fixture.attachment() };
+            let added = fixture.cni.add(&own, &other, &second);
             let ended = async {
-                while place.order().iter().filter(|line| *line == "firewall ADD").count() < 2 {
+                while fixture.order().iter().filter(|line| *line == "firewall ADD").count() < 2 {
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
-                fs::write(place.path("goes"), "").unwrap();
+                fs::write(fixture.path("goes"), "").unwrap();
             };
             let (added, ()) = tokio::join!(added, ended);
             added.unwrap();
@@ -408,136 +408,136 @@ async fn a_collection_neither_waits_in_line_nor_holds_up_other_networks() {
     };
     let (added, ()) = tokio::join!(hangs, others);
     added.unwrap();
-    assert!(place.order().contains(&"bridge DEL".to_owned()), "it was not collected: {:?}", place.order());
+    assert!(fixture.order().contains(&"bridge DEL".to_owned()), "it was not collected: {:?}", fixture.order());
     // A collection whose plugin hangs holds up no task of another network, and its own not for ever.
-    let Place { mut cni, directory } = place;
+    let Fixture { mut cni, directory } = fixture;
     cni.deadline = Duration::from_secs(2);
-    let place = Place { cni, directory };
-    place.plugin("firewall", &waits_for(&place, "DEL", "never"));
-    fs::remove_file(place.path("order")).unwrap();
-    let record = place.path("third.json");
-    let collects = place.cni.gc(|| Some(Vec::new()));
+    let fixture = Fixture { cni, directory };
+    fixture.plugin("firewall", &script_that_waits_for(&fixture, "DEL", "never"));
+    fs::remove_file(fixture.path("order")).unwrap();
+    let record = fixture.path("third.json");
+    let collects = fixture.cni.gc(|| Some(Vec::new()));
     let meanwhile = async {
-        while !place.order().contains(&"firewall DEL".to_owned()) {
+        while !fixture.order().contains(&"firewall DEL".to_owned()) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        let other = Attachment { container_id: format!("{}-3", place.id()), ..place.attachment() };
-        place.cni.add(&place.network().await, &other, &record).await.unwrap();
-        assert!(!place.order().contains(&"bridge DEL".to_owned()), "{:?}", place.order());
-        place.cni.add(&own, &place.attachment(), &place.path("fourth.json")).await.unwrap();
+        let other = Attachment { container_id: format!("{}-3", fixture.id()), ..fixture.attachment() };
+        fixture.cni.add(&fixture.network().await, &other, &record).await.unwrap();
+        assert!(!fixture.order().contains(&"bridge DEL".to_owned()), "{:?}", fixture.order());
+        fixture.cni.add(&own, &fixture.attachment(), &fixture.path("fourth.json")).await.unwrap();
     };
     let limited = tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(collects, meanwhile) });
     assert!(limited.await.unwrap().0.is_err(), "that it could not collect is told");
 }
 
 #[tokio::test]
-async fn no_more_checks_run_at_once_than_a_machine_bears() {
-    let place = Place::new("1.0.0", &[("one", ANSWER)]);
-    place.add().await.unwrap();
+async fn concurrent_checks_are_limited() {
+    let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
+    fixture.add().await.unwrap();
     let script = "[ $CNI_COMMAND = CHECK ] || exit 0\n: > $here/now.$$; ls $here/now.* | wc -l >> $here/at_once\n\
                   sleep 0.1; rm $here/now.$$";
-    place.plugin("one", script);
-    let record = place.record();
-    let checks = (0..20).map(|_| place.cni.check(&record));
+    fixture.plugin("one", script);
+    let record = fixture.record();
+    let checks = (0..20).map(|_| fixture.cni.check(&record));
     futures::future::join_all(checks).await.into_iter().for_each(|checked| checked.unwrap());
-    let at_once = fs::read_to_string(place.path("at_once")).unwrap();
+    let at_once = fs::read_to_string(fixture.path("at_once")).unwrap();
     let most = at_once.lines().map(|line| line.trim().parse::<usize>().unwrap()).max().unwrap();
-    assert!(most <= CHECKS_AT_ONCE && at_once.lines().count() == 20, "{at_once}");
+    assert!(most <= MAX_CONCURRENT_CHECKS && at_once.lines().count() == 20, "{at_once}");
 }
 
 #[tokio::test]
-async fn a_missing_plugin_is_named_before_any_other_runs() {
-    let place = Place::new("1.0.0", &[("one", ANSWER), ("two", ANSWER)]);
-    let network = place.network().await;
-    fs::remove_file(place.path("bin/two")).unwrap();
+async fn a_missing_plugin_is_reported_before_any_plugin_runs() {
+    let fixture = Fixture::new("1.0.0", &[("one", ANSWER), ("two", ANSWER)]);
+    let network = fixture.network().await;
+    fs::remove_file(fixture.path("bin/two")).unwrap();
     for error in [
-        place.cni.network(Some("net")).await.unwrap_err(),
-        place.cni.add(&network, &place.attachment(), &place.record()).await.unwrap_err(),
+        fixture.cni.network(Some("net")).await.unwrap_err(),
+        fixture.cni.add(&network, &fixture.attachment(), &fixture.record()).await.unwrap_err(),
     ] {
         let error = error.to_string();
         assert!(error.contains("\"two\"") && error.contains("containernetworking-plugins"), "{error}");
     }
-    assert!(place.order().is_empty() && !place.record().exists());
-    let error = place.cni.network(None).await.unwrap_err().to_string();
+    assert!(fixture.order().is_empty() && !fixture.record().exists());
+    let error = fixture.cni.network(None).await.unwrap_err().to_string();
     assert!(error.contains("\"bridge\"") && error.contains("network own"), "{error}");
 }
 
 #[tokio::test]
-async fn the_built_in_network_is_ready_by_the_word_of_its_plugins() {
-    let place = Place::new("1.0.0", &[("one", ANSWER)]);
-    assert!(!place.cni.is_ready().await, "there are no plugins");
-    let statuses = |place: &Place| place.order().iter().filter(|line| line.ends_with("STATUS")).count();
+async fn readiness_of_the_built_in_network_follows_the_status_command() {
+    let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
+    assert!(!fixture.cni.is_ready().await, "there are no plugins");
+    let statuses = |fixture: &Fixture| fixture.order().iter().filter(|line| line.ends_with("STATUS")).count();
     for (speaks, asked) in [("\"1.0.0\"", 0), ("\"1.0.0\", \"1.1.0\"", 4)] {
-        let place = Place::new("1.0.0", &[("one", ANSWER)]);
-        place.built_in(speaks);
-        assert!(place.cni.is_ready().await && place.cni.is_ready().await);
-        assert_eq!(statuses(&place), asked);
+        let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
+        fixture.built_in(speaks);
+        assert!(fixture.cni.is_ready().await && fixture.cni.is_ready().await);
+        assert_eq!(statuses(&fixture), asked);
     }
-    let place = Place::new("1.0.0", &[("one", ANSWER)]);
-    place.built_in("\"1.1.0\"");
+    let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
+    fixture.built_in("\"1.1.0\"");
     let full = "[ $CNI_COMMAND = VERSION ] && { echo '{\"supportedVersions\": [\"1.1.0\"]}'; exit 0; }
         echo '{\"code\": 50, \"msg\": \"full\"}'; exit 1";
-    place.plugin("firewall", full);
-    assert!(!place.cni.is_ready().await);
-    assert_eq!(statuses(&place), 2);
-    let environment = fs::read_to_string(place.path("bridge.STATUS.env")).unwrap();
+    fixture.plugin("firewall", full);
+    assert!(!fixture.cni.is_ready().await);
+    assert_eq!(statuses(&fixture), 2);
+    let environment = fs::read_to_string(fixture.path("bridge.STATUS.env")).unwrap();
     assert!(!environment.contains("CNI_CONTAINERID"), "{environment}");
 }
 
 #[tokio::test]
-async fn the_built_in_network_gives_up_what_no_task_has() {
+async fn gc_releases_addresses_that_no_task_has() {
     for (speaks, with_gc) in [("\"1.0.0\"", false), ("\"1.0.0\", \"1.1.0\"", true)] {
-        let place = Place::new("1.0.0", &[("one", ANSWER)]);
-        place.built_in(speaks);
+        let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
+        fixture.built_in(speaks);
         // Before any address was given there is nothing to ask for.
-        place.cni.gc(|| Some(Vec::new())).await.unwrap();
-        assert!(place.order().is_empty());
-        fs::create_dir_all(place.path("leases/own")).unwrap();
+        fixture.cni.gc(|| Some(Vec::new())).await.unwrap();
+        assert!(fixture.order().is_empty());
+        fs::create_dir_all(fixture.path("leases/own")).unwrap();
         for (address, id) in [("10.9.0.2", "runs"), ("10.9.0.3", "gone")] {
-            fs::write(place.path("leases/own").join(address), format!("{id}\r\neth0")).unwrap();
+            fs::write(fixture.path("leases/own").join(address), format!("{id}\r\neth0")).unwrap();
         }
-        place.cni.gc(|| None).await.unwrap();
-        fs::remove_file(place.path("order")).unwrap();
-        let valid = Valid { container_id: "runs".to_owned(), if_name: "eth0".to_owned() };
-        place.cni.gc(|| Some(vec![valid])).await.unwrap();
+        fixture.cni.gc(|| None).await.unwrap();
+        fs::remove_file(fixture.path("order")).unwrap();
+        let valid = ValidAttachment { container_id: "runs".to_owned(), if_name: "eth0".to_owned() };
+        fixture.cni.gc(|| Some(vec![valid])).await.unwrap();
         let mut wanted = vec!["bandwidth DEL", "portmap DEL", "firewall DEL", "bridge DEL"];
         if with_gc {
             wanted.extend(["bridge GC", "firewall GC", "portmap GC", "bandwidth GC"]);
-            let told = place.told("bridge", "GC");
+            let told = fixture.told("bridge", "GC");
             assert_eq!(told["cni.dev/valid-attachments"], json!([{"containerID": "runs", "ifname": "eth0"}]));
         }
-        assert_eq!(place.order(), wanted);
-        let environment = fs::read_to_string(place.path("bridge.DEL.env")).unwrap();
+        assert_eq!(fixture.order(), wanted);
+        let environment = fs::read_to_string(fixture.path("bridge.DEL.env")).unwrap();
         assert!(environment.contains("CNI_CONTAINERID=gone\n"), "{environment}");
     }
 }
 
 #[tokio::test]
-async fn a_network_that_is_not_to_be_checked_is_not() {
-    let place = Place::new("1.1.0", &[("one", ANSWER)]);
+async fn disable_check_skips_the_check() {
+    let fixture = Fixture::new("1.1.0", &[("one", ANSWER)]);
     let list = Path::new("net.d/net.conflist");
-    let text = fs::read_to_string(place.directory.path().join(list)).unwrap();
+    let text = fs::read_to_string(fixture.directory.path().join(list)).unwrap();
     let text = text.replacen('{', "{\"disableCheck\": true, ", 1);
-    fs::write(place.directory.path().join(list), text).unwrap();
-    place.add().await.unwrap();
-    place.cni.check(&place.record()).await.unwrap();
-    assert_eq!(place.order(), ["one ADD"]);
+    fs::write(fixture.directory.path().join(list), text).unwrap();
+    fixture.add().await.unwrap();
+    fixture.cni.check(&fixture.record()).await.unwrap();
+    assert_eq!(fixture.order(), ["one ADD"]);
 }
 
 #[tokio::test]
-async fn the_built_in_network_runs_what_has_something_to_do() {
-    let place = Place::new("1.0.0", &[("one", ANSWER)]);
-    place.built_in("\"1.0.0\"");
-    let network = place.cni.network(None).await.unwrap();
-    fs::remove_file(place.path("order")).unwrap();
-    let mut attachment = place.attachment();
-    place.cni.add(&network, &attachment, &place.record()).await.unwrap();
-    place.cni.delete(&place.record()).await.unwrap();
+async fn plugins_without_work_are_not_run() {
+    let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
+    fixture.built_in("\"1.0.0\"");
+    let network = fixture.cni.network(None).await.unwrap();
+    fs::remove_file(fixture.path("order")).unwrap();
+    let mut attachment = fixture.attachment();
+    fixture.cni.add(&network, &attachment, &fixture.record()).await.unwrap();
+    fixture.cni.delete(&fixture.record()).await.unwrap();
     attachment.capabilities.bandwidth =
         Some(Bandwidth { ingress_rate: 8000, ingress_burst: 8000, ..Bandwidth::default() });
-    place.cni.add(&network, &attachment, &place.record()).await.unwrap();
+    fixture.cni.add(&network, &attachment, &fixture.record()).await.unwrap();
     assert_eq!(
-        place.order(),
+        fixture.order(),
         [
             "bridge ADD",
             "firewall ADD",
@@ -548,8 +548,30 @@ async fn the_built_in_network_runs_what_has_something_to_do() {
             "bandwidth ADD",
         ]
     );
-    let told = place.told("bridge", "ADD");
+    let told = fixture.told("bridge", "ADD");
     assert_eq!((&told["bridge"], &told["cniVersion"]), (&json!("own0"), &json!("1.0.0")));
-    assert_eq!(told["ipam"]["dataDir"], json!(place.path("leases")));
-    assert_eq!(place.told("bandwidth", "ADD")["runtimeConfig"]["bandwidth"]["ingressRate"], 8000);
+    assert_eq!(told["ipam"]["dataDir"], json!(fixture.path("leases")));
+    assert_eq!(fixture.told("bandwidth", "ADD")["runtimeConfig"]["bandwidth"]["ingressRate"], 8000);
+}
+
+#[tokio::test]
+async fn a_record_of_an_earlier_version_is_read() {
+    let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
+    let attached = json!({
+        "container_id": "c1", "netns": "/netns", "if_name": "eth0", "args": "A=b",
+        "arguments": {"mac": "02:00:00:00:00:01"},
+    });
+    let network = json!({
+        "name": "net", "origin": "/net.conflist", "versions": ["1.0.0"], "disable_check": false,
+        "plugins": [{"type": "one", "config": {"type": "one"}, "idle_without": null}],
+    });
+    let record = json!({
+        "phase": "adding", "network": network, "attached": attached, "directories": ["/bin"], "answered": 1,
+        "result": {"ips": []},
+    });
+    fs::write(fixture.record(), record.to_string()).unwrap();
+    let read = Record::read(&fixture.record()).await.unwrap().unwrap();
+    assert_eq!((read.completed, read.phase), (1, Phase::Adding));
+    assert_eq!(read.conf.capability_args["mac"], "02:00:00:00:00:01");
+    assert_eq!(serde_json::to_value(&read).unwrap(), record);
 }

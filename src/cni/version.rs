@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_ordered_by_their_numbers_and_anything_else_is_refused() {
+    fn versions_are_ordered_numerically() {
         let version = |text: &str| text.parse::<Version>();
         assert!(version("0.10.0").unwrap() > version("0.4.0").unwrap());
         assert!(version("1.1.0").unwrap().is_known() && version("0.3.1").unwrap().is_known());
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_result_is_told_in_the_networks_version() {
+    fn results_are_converted_to_the_networks_version() {
         let old = json!({"cniVersion": "0.3.1", "ips": [{"version": "4", "address": "10.0.0.2/24"}]});
         let new = json!({"cniVersion": "1.0.0", "ips": [{"address": "10.0.0.2/24"}]});
         assert_eq!(convert(old.clone(), Version(1, 0, 0)), new);

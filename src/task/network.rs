@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::place::Place;
 use super::{Phase, Settings, Task, Tasks};
-use crate::cni::{self, Added, Attachment, Capabilities, PortMapping, Protocol};
+use crate::cni::{self, AddResult, Attachment, Capabilities, PortMapping, Protocol};
 use crate::config::{Bandwidth, Network, NetworkOptions, Rate, Wishes};
 use crate::error::{Error, Result};
 use crate::spec::NetNamespace;
@@ -171,7 +171,7 @@ impl WantedNetwork {
             capabilities: self.capabilities(plugins),
         };
         let added = place.cni.add(plugins, &attachment, &place.bundle.network_record()).await?;
-        let Added { addresses, mac, dns, .. } = added;
+        let AddResult { addresses, mac, dns, .. } = added;
         self.is_met(plugins.name(), &addresses, mac.as_deref())?;
         let told = self.told(name, &addresses)?;
         Ok(Joined { namespace: NetNamespace::At(path), addresses, dns, told })

@@ -13,7 +13,7 @@ use super::network::INTERFACE;
 use super::place::Place;
 use super::start::OWNER_LABEL;
 use super::{NAMESPACE, Settings, Tasks, runtime};
-use crate::cni::Valid;
+use crate::cni::ValidAttachment;
 use crate::shim::{Bundle, bundles};
 use crate::sys::malloc;
 use crate::sys::open_files;
@@ -104,7 +104,7 @@ struct Rounds {
 /// Has the built-in network give up addresses that it holds for no task: their bundles are gone, and with them the
 /// records.
 async fn collect_addresses(settings: &Settings) {
-    let attached = |container_id| Valid { container_id, if_name: INTERFACE.to_owned() };
+    let attached = |container_id| ValidAttachment { container_id, if_name: INTERFACE.to_owned() };
     let valid =
         || Some(bundles(&settings.config.state_dir, NAMESPACE).ok()?.into_iter().map(attached).collect());
     if let Err(error) = settings.cni.gc(valid).await {

@@ -12,26 +12,26 @@ use super::error::Error;
 use super::version::Version;
 
 /// Time for which the plugins' answer is cached.
-const ASK_AGAIN: Duration = Duration::from_secs(30);
+const CACHE_TTL: Duration = Duration::from_secs(30);
 /// Maximum time that a caller waits for the plugins' answer.
-const ANSWERS: Duration = Duration::from_secs(5);
+const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The cached answer, and when it was given.
 #[derive(Debug, Default)]
-pub(super) struct Ready {
-    known: Mutex<Option<(Instant, bool)>>,
+pub(super) struct StatusCache {
+    cached: Mutex<Option<(Instant, bool)>>,
 }
 
 impl Cni {
     /// Returns whether the built-in network can be joined, by the plugins' answer, which may be some seconds old.
     pub(crate) async fn is_ready(&self) -> bool {
-        let known = *self.ready.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, ready)) = known.filter(|(since, _)| since.elapsed() < ASK_AGAIN) {
+        let cached = *self.status.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, ready)) = cached.filter(|(since, _)| since.elapsed() < CACHE_TTL) {
             return ready;
         }
-        let asked = tokio::time::timeout(ANSWERS, self.status()).await;
+        let asked = tokio::time::timeout(STATUS_TIMEOUT, self.status()).await;
         let ready = matches!(asked, Ok(Ok(())));
-        if known.is_none_or(|(_, before)| before != ready) {
+        if cached.is_none_or(|(_, before)| before != ready) {
             match asked {
                 Ok(Ok(())) => tracing::info!("the driver's own network can be joined"),
                 Ok(Err(error)) => tracing::info!(%error, "the driver's own network can't be joined"),
@@ -40,7 +40,7 @@ impl Cni {
                 }
             }
         }
-        *self.ready.known.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), ready));
+        *self.status.cached.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now(), ready));
         ready
     }
 
@@ -53,7 +53,7 @@ impl Cni {
         }
         for plugin in &network.plugins {
             let request = plugin.request(&network, &Map::new(), None);
-            self.call(&network, plugin, "STATUS").make(request).await?;
+            self.call(&network, plugin, "STATUS").execute(request).await?;
         }
         Ok(())
     }

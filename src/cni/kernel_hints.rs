@@ -8,7 +8,7 @@ use super::network::Network;
 const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 
 /// Returns advice for a host whose kernel lacks what the network's plugins need.
-pub(super) fn advice(network: &Network) -> Option<String> {
+pub(super) fn hint(network: &Network) -> Option<String> {
     let needs_it = network.programs().contains(&"bridge");
     needs_it.then(|| missing(Path::new(BRIDGE_NETFILTER))).flatten()
 }
@@ -28,14 +28,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_kernel_without_bridge_netfilter_is_told_with_the_module_that_has_it() {
+    fn a_missing_bridge_netfilter_hints_at_its_kernel_module() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(missing(directory.path()), None);
         let absent = directory.path().join("bridge-nf-call-iptables");
-        let advice = missing(&absent).unwrap();
-        assert!(
-            advice.contains("bridge-nf-call-iptables") && advice.contains("modprobe br_netfilter"),
-            "{advice}"
-        );
+        let hint = missing(&absent).unwrap();
+        assert!(hint.contains("bridge-nf-call-iptables") && hint.contains("modprobe br_netfilter"), "{hint}");
     }
 }

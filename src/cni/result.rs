@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::attachment::Dns;
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Added {
+pub(crate) struct AddResult {
     /// Addresses of the container, those of version 4 first.
     pub addresses: Vec<IpAddr>,
     pub gateways: Vec<IpAddr>,
@@ -32,30 +32,30 @@ pub(crate) struct Interface {
 
 /// A plugin's result. Go writes an empty list as null, too.
 #[derive(Deserialize)]
-struct Answer {
+struct RawResult {
     interfaces: Option<Vec<Interface>>,
-    ips: Option<Vec<Address>>,
+    ips: Option<Vec<RawAddress>>,
     dns: Option<Dns>,
 }
 
 #[derive(Deserialize)]
-struct Address {
+struct RawAddress {
     address: String,
     gateway: Option<IpAddr>,
     interface: Option<usize>,
 }
 
-impl Added {
+impl AddResult {
     /// # Errors
     /// Says what of the result can't be read.
     pub(super) fn read(result: &Value, if_name: &str) -> Result<Self, String> {
-        let Answer { interfaces, ips, dns } =
-            Answer::deserialize(result).map_err(|error| error.to_string())?;
+        let RawResult { interfaces, ips, dns } =
+            RawResult::deserialize(result).map_err(|error| error.to_string())?;
         let is_inside =
             |interface: &Interface| interface.sandbox.as_ref().is_some_and(|path| !path.is_empty());
         let interfaces = interfaces.unwrap_or_default();
         let mut added = Self { dns: dns.unwrap_or_default(), ..Self::default() };
-        for Address { address, gateway, interface } in ips.into_iter().flatten() {
+        for RawAddress { address, gateway, interface } in ips.into_iter().flatten() {
             let inside = match interface {
                 None => true,
                 Some(number) => interfaces.get(number).map(is_inside).ok_or_else(|| {
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_the_containers_is_told_from_what_is_the_hosts() {
+    fn addresses_of_the_host_and_loopback_are_left_out() {
         let result = json!({
             "interfaces": [
                 {"name": "br0", "mac": "02:00:00:00:00:01"},
@@ -103,20 +103,20 @@ mod tests {
             ],
             "dns": {"nameservers": ["10.0.0.1"], "search": ["x"]},
         });
-        let added = Added::read(&result, "eth0").unwrap();
+        let added = AddResult::read(&result, "eth0").unwrap();
         let texts = |addresses: &[IpAddr]| addresses.iter().map(IpAddr::to_string).collect::<Vec<_>>();
         assert_eq!(texts(&added.addresses), ["10.0.0.2", "10.0.0.3", "fd00::2"]);
         assert_eq!(texts(&added.gateways), ["10.0.0.1", "fd00::1"]);
         assert_eq!(added.mac.as_deref(), Some("02:00:00:00:00:03"));
         assert_eq!((&added.dns.nameservers[..], added.interfaces.len()), (&["10.0.0.1".to_owned()][..], 3));
-        let kept: Added = serde_json::from_value(json!(added)).unwrap();
+        let kept: AddResult = serde_json::from_value(json!(added)).unwrap();
         assert_eq!(kept, added);
     }
 
     #[test]
-    fn an_empty_result_is_one() {
+    fn an_empty_result_is_valid() {
         for result in [json!({}), json!({"ips": null, "interfaces": null, "dns": null}), json!({"dns": {}})] {
-            assert_eq!(Added::read(&result, "eth0").unwrap(), Added::default());
+            assert_eq!(AddResult::read(&result, "eth0").unwrap(), AddResult::default());
         }
     }
 }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::error::{Error, listed};
+use super::error::{Error, join_versions};
 use super::network::{Network, Plugin, check_name};
 use super::version::Version;
 
@@ -37,10 +37,10 @@ pub(super) fn find(directory: &Path, name: &str) -> Result<Network, Error> {
         }
     }
     names.dedup();
-    let there =
+    let available =
         if names.is_empty() { "none is there".to_owned() } else { format!("there: {}", names.join(", ")) };
-    let there = [vec![there], broken].concat().join("; ");
-    Err(Error::Unknown { name: name.to_owned(), directory: directory.to_owned(), there })
+    let available = [vec![available], broken].concat().join("; ");
+    Err(Error::Unknown { name: name.to_owned(), directory: directory.to_owned(), available })
 }
 
 /// Returns the files with one of these endings, in the order of their names; none where there is no such directory.
@@ -59,7 +59,7 @@ fn files(directory: &Path, endings: &[&str]) -> Result<Vec<PathBuf>, Error> {
     Ok(paths)
 }
 
-fn object(path: &Path) -> Result<Map<String, Value>, String> {
+fn read_object(path: &Path) -> Result<Map<String, Value>, String> {
     // A pipe would not even open, and would never end.
     if !fs::metadata(path).map_err(|error| error.to_string())?.is_file() {
         return Err("it is no regular file".to_owned());
@@ -74,7 +74,7 @@ fn object(path: &Path) -> Result<Map<String, Value>, String> {
 }
 
 fn read(path: &Path) -> Result<(String, Map<String, Value>), String> {
-    let body = object(path)?;
+    let body = read_object(path)?;
     match body.get("name") {
         Some(Value::String(name)) => Ok((name.clone(), body)),
         Some(_) => Err("its name is no text".to_owned()),
@@ -91,12 +91,12 @@ fn network(path: &Path, name: String, body: Map<String, Value>) -> Result<Networ
     let is_list = path.extension().is_some_and(|ending| ending == "conflist");
     let plugins = if is_list {
         let inlined = flag("loadOnlyInlinedPlugins")?;
-        let mut plugins = inline(&body).map_err(fail)?;
+        let mut plugins = inline_plugins(&body).map_err(fail)?;
         if inlined && plugins.is_empty() {
             return Err(fail("it has loadOnlyInlinedPlugins, but no plugins".to_owned()));
         }
         if !inlined && let Some(directory) = path.parent() {
-            plugins.extend(beside(&directory.join(&name))?);
+            plugins.extend(plugins_in_files(&directory.join(&name))?);
         }
         plugins
     } else {
@@ -109,7 +109,7 @@ fn network(path: &Path, name: String, body: Map<String, Value>) -> Result<Networ
 }
 
 /// Returns the plugins in the list itself.
-fn inline(body: &Map<String, Value>) -> Result<Vec<Plugin>, String> {
+fn inline_plugins(body: &Map<String, Value>) -> Result<Vec<Plugin>, String> {
     let plugins = match body.get("plugins") {
         None => return Ok(Vec::new()),
         Some(Value::Array(plugins)) if !plugins.is_empty() => plugins,
@@ -125,9 +125,9 @@ fn inline(body: &Map<String, Value>) -> Result<Vec<Plugin>, String> {
 }
 
 /// Returns the plugins in files of their own, in a directory named like the network.
-fn beside(directory: &Path) -> Result<Vec<Plugin>, Error> {
+fn plugins_in_files(directory: &Path) -> Result<Vec<Plugin>, Error> {
     let one = |path: PathBuf| {
-        object(&path)
+        read_object(&path)
             .and_then(Plugin::new)
             .map_err(|why| Error::Config { origin: path.display().to_string(), why })
     };
@@ -154,7 +154,7 @@ fn versions(body: &Map<String, Value>) -> Result<Vec<Version>, String> {
     let (oldest, newest) = (Version::OLDEST, Version::NEWEST);
     match &all[..] {
         [] => Err(format!("it has no cniVersion; {oldest} to {newest} are known")),
-        all => Err(format!("its versions are {}; {oldest} to {newest} are known", listed(all))),
+        all => Err(format!("its versions are {}; {oldest} to {newest} are known", join_versions(all))),
     }
 }
 
@@ -191,7 +191,7 @@ mod tests {
         "plugins": [{"type": "bridge"}, {"type": "portmap"}]}"#;
 
     #[test]
-    fn a_list_counts_before_a_single_plugin_and_files_in_the_order_of_their_names() {
+    fn conflist_files_come_before_single_plugin_files_in_name_order() {
         let single = r#"{"cniVersion": "0.4.0", "name": "web", "type": "macvlan"}"#;
         let other = LIST.replace("bridge", "ptp");
         let network =
@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn plugins_in_files_beside_the_list_come_after_its_own() {
+    fn plugins_in_separate_files_follow_the_inline_ones() {
         let tuning = ("web/10.conf", r#"{"type": "tuning"}"#);
         assert_eq!(
             kinds(&found(&[("a.conflist", LIST), tuning], "web").unwrap()),
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_told_with_what_is_and_what_is_broken() {
+    fn an_unknown_network_lists_the_known_ones_and_broken_files() {
         let files = [("a.conflist", LIST), ("b.conf", "{\n\"name\": ]"), ("c.txt", "x")];
         let error = found(&files, "db").unwrap_err();
         assert!(error.contains("\"db\"") && error.contains("there: web"), "{error}");
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_that_can_not_be_used_says_what_is_wrong_with_it() {
+    fn an_invalid_network_file_is_refused_with_the_reason() {
         for (body, word) in [
             (r#""plugins": [{"type": "a"}]"#, "no cniVersion"),
             (r#""cniVersion": "0.2.0", "plugins": [{"type": "a"}]"#, "0.2.0"),
@@ -256,9 +256,9 @@ mod tests {
     }
 
     #[test]
-    fn of_several_versions_those_that_are_known_are_kept() {
+    fn unknown_versions_of_a_network_are_dropped() {
         let list = LIST.replace("\"name\"", "\"cniVersions\": [\"2.0.0\", \"1.1.0\", \"0.4.0\"], \"name\"");
         let network = found(&[("a.conflist", &list)], "web").unwrap();
-        assert_eq!(listed(&network.versions), "0.4.0, 1.0.0, 1.1.0");
+        assert_eq!(join_versions(&network.versions), "0.4.0, 1.0.0, 1.1.0");
     }
 }

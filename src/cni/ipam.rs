@@ -14,11 +14,11 @@ use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::path::Path;
 
-use super::Valid;
+use super::ValidAttachment;
 use super::error::Error;
 
 /// Returns the attachments that have an address; none where the directory doesn't exist, since there never was any.
-pub(super) fn holders(directory: &Path) -> Result<BTreeSet<Valid>, Error> {
+pub(super) fn holders(directory: &Path) -> Result<BTreeSet<ValidAttachment>, Error> {
     let entries = match fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(BTreeSet::new()),
@@ -31,10 +31,10 @@ pub(super) fn holders(directory: &Path) -> Result<BTreeSet<Valid>, Error> {
     Ok(paths.filter_map(|entry| holder(&fs::read_to_string(entry.path()).ok()?)).collect())
 }
 
-fn holder(text: &str) -> Option<Valid> {
+fn holder(text: &str) -> Option<ValidAttachment> {
     let mut lines = text.lines().map(str::trim);
     let (container_id, if_name) = (lines.next()?.to_owned(), lines.next()?.to_owned());
-    (!container_id.is_empty() && !if_name.is_empty()).then_some(Valid { container_id, if_name })
+    (!container_id.is_empty() && !if_name.is_empty()).then_some(ValidAttachment { container_id, if_name })
 }
 
 #[cfg(test)]
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_tells_who_has_it_and_other_files_are_none() {
+    fn lease_files_name_their_holders() {
         let directory = tempfile::tempdir().unwrap();
         for (name, text) in [
             ("10.0.0.2", "web-1\r\neth0"),
@@ -55,7 +55,8 @@ mod tests {
         ] {
             fs::write(directory.path().join(name), text).unwrap();
         }
-        let valid = |id: &str, name: &str| Valid { container_id: id.to_owned(), if_name: name.to_owned() };
+        let valid =
+            |id: &str, name: &str| ValidAttachment { container_id: id.to_owned(), if_name: name.to_owned() };
         let wanted = BTreeSet::from([valid("web-1", "eth0"), valid("web-2", "eth1")]);
         assert_eq!(holders(directory.path()).unwrap(), wanted);
         assert!(holders(&directory.path().join("absent")).unwrap().is_empty());

@@ -27,30 +27,30 @@ use crate::sys::pidfd::ProcessHandle;
 use crate::sys::procfs::{ProcessId, all_pids, shares_our_pids};
 
 /// Maximum time that a killed plugin may take to be gone. It takes none, unless the kernel holds the process.
-const GONE: Duration = Duration::from_secs(5);
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
+const KILL_TIMEOUT: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// Maximum time that the kernel may take to show one process, for which it needs microseconds.
-const ONE_LOOK: Duration = Duration::from_secs(2);
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
 /// Maximum number of processes without an answer, each of which holds a thread. At this number no more are looked at.
-const MOST_UNANSWERED: usize = 16;
+const MAX_STUCK_READS: usize = 16;
 
 /// Maximum number of searches through the processes at a time, each of which may hold a thread by one process.
-const AT_ONCE: usize = 4;
+const MAX_CONCURRENT_SCANS: usize = 4;
 
-static LOOKS: LazyLock<Looks> = LazyLock::new(Looks::default);
+static READS: LazyLock<EnvironReads> = LazyLock::new(EnvironReads::default);
 
 /// Ends the plugins that were left for a container, and waits until there are none.
-pub(super) async fn end(container_id: &str) -> Result<(), Error> {
+pub(super) async fn kill_stale(container_id: &str) -> Result<(), Error> {
     let mark = format!("CNI_CONTAINERID={container_id}");
-    let until = Instant::now() + GONE;
+    let until = Instant::now() + KILL_TIMEOUT;
     loop {
-        let candidates = super::record::on_files(|| Ok(candidates())).await?;
+        let candidates = super::record::blocking(|| Ok(candidates())).await?;
         let is_one = {
             let mark = mark.clone();
-            move |process: ProcessId| held_if_marked(process, &mark)
+            move |process: ProcessId| open_if_marked(process, &mark)
         };
         let unseen = Error::io("look for CNI plugins that were left behind, in", Path::new("/proc"));
-        let left = LOOKS.among(candidates, is_one).await.map_err(unseen)?;
+        let left = READS.filter_map(candidates, is_one).await.map_err(unseen)?;
         if left.is_empty() {
             return Ok(());
         }
@@ -62,99 +62,99 @@ pub(super) async fn end(container_id: &str) -> Result<(), Error> {
             let source = io::Error::from(io::ErrorKind::TimedOut);
             return Err(Error::io("end a CNI plugin that was left behind,", Path::new(&process))(source));
         }
-        tokio::time::sleep(LOOK_AGAIN).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
-/// The looks at processes that have not returned.
-struct Looks {
-    processes: Mutex<HashMap<(i32, u64), Looked>>,
-    at_once: Semaphore,
+/// The reads of environments that have not returned.
+struct EnvironReads {
+    processes: Mutex<HashMap<(i32, u64), ReadState>>,
+    permits: Semaphore,
 }
 
-/// The state of the looks at one process.
+/// The state of the reads of one process.
 #[derive(Default)]
-struct Looked {
-    looks: usize,
-    is_given_up: bool,
+struct ReadState {
+    running: usize,
+    is_stuck: bool,
 }
 
-impl Default for Looks {
+impl Default for EnvironReads {
     fn default() -> Self {
-        Self { processes: Mutex::default(), at_once: Semaphore::new(AT_ONCE) }
+        Self { processes: Mutex::default(), permits: Semaphore::new(MAX_CONCURRENT_SCANS) }
     }
 }
 
-impl Looks {
+impl EnvironReads {
     /// Looks at processes one after the other. When one gives no answer, the rest is looked at on another thread, and
     /// what the first thread finds later is dropped.
     ///
     /// # Errors
     /// When no thread can be had.
-    async fn among<T: Send + 'static>(
+    async fn filter_map<T: Send + 'static>(
         &'static self,
         processes: Vec<ProcessId>,
-        look: impl Fn(ProcessId) -> Option<T> + Clone + Send + 'static,
+        inspect: impl Fn(ProcessId) -> Option<T> + Clone + Send + 'static,
     ) -> io::Result<Vec<T>> {
-        let _turn = self.at_once.acquire().await.map_err(io::Error::other)?;
+        let _permit = self.permits.acquire().await.map_err(io::Error::other)?;
         let (mut rest, mut found) = (processes.as_slice(), Vec::new());
         while !rest.is_empty() {
-            if self.unanswered() >= MOST_UNANSWERED {
+            if self.stuck() >= MAX_STUCK_READS {
                 tracing::warn!(
-                    "the kernel does not show the environment of {MOST_UNANSWERED} processes; CNI plugins that were left \
+                    "the kernel does not show the environment of {MAX_STUCK_READS} processes; CNI plugins that were left \
                      behind are not looked for until it does"
                 );
                 break;
             }
-            let (tell, mut told) = mpsc::unbounded_channel();
-            let (queue, look) = (rest.to_vec(), look.clone());
+            let (sender, mut receiver) = mpsc::unbounded_channel();
+            let (queue, inspect) = (rest.to_vec(), inspect.clone());
             // A thread of its own, so that the time of a look does not include a wait for a thread.
             let thread = std::thread::Builder::new().name("cni leftovers".to_owned());
             thread.spawn(move || {
-                queue.into_iter().all(|process| tell.send(self.at(process, &look)).is_ok());
+                queue.into_iter().all(|process| sender.send(self.inspect_one(process, &inspect)).is_ok());
             })?;
-            let mut looked = 0;
-            while let Ok(Some(one)) = tokio::time::timeout(ONE_LOOK, told.recv()).await {
-                looked += 1;
+            let mut seen = 0;
+            while let Ok(Some(one)) = tokio::time::timeout(READ_TIMEOUT, receiver.recv()).await {
+                seen += 1;
                 found.extend(one);
             }
-            let Some((unanswered, others)) = rest[looked..].split_first() else { break };
+            let Some((stuck, others)) = rest[seen..].split_first() else { break };
             tracing::warn!(
-                pid = unanswered.pid,
+                pid = stuck.pid,
                 "the kernel does not show the environment of a process; it is taken for no CNI plugin"
             );
-            self.lock().entry(key(*unanswered)).and_modify(|looked| looked.is_given_up = true);
+            self.lock().entry(key(*stuck)).and_modify(|state| state.is_stuck = true);
             rest = others;
         }
         Ok(found)
     }
 
     /// Looks at one process. Returns `None` also for a process that gave no answer before.
-    fn at<T>(&self, process: ProcessId, look: impl Fn(ProcessId) -> Option<T>) -> Option<T> {
+    fn inspect_one<T>(&self, process: ProcessId, inspect: impl Fn(ProcessId) -> Option<T>) -> Option<T> {
         {
             let mut processes = self.lock();
-            let looked = processes.entry(key(process)).or_default();
-            if looked.is_given_up {
+            let state = processes.entry(key(process)).or_default();
+            if state.is_stuck {
                 return None;
             }
-            looked.looks += 1;
+            state.running += 1;
         }
-        let found = look(process);
+        let found = inspect(process);
         let mut processes = self.lock();
-        if let Some(looked) = processes.get_mut(&key(process)) {
-            looked.looks -= 1;
-            if looked.looks == 0 {
+        if let Some(state) = processes.get_mut(&key(process)) {
+            state.running -= 1;
+            if state.running == 0 {
                 processes.remove(&key(process));
             }
         }
         found
     }
 
-    fn unanswered(&self) -> usize {
-        self.lock().values().filter(|looked| looked.is_given_up).count()
+    fn stuck(&self) -> usize {
+        self.lock().values().filter(|state| state.is_stuck).count()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(i32, u64), Looked>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<(i32, u64), ReadState>> {
         self.processes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -169,23 +169,23 @@ fn candidates() -> Vec<ProcessId> {
     pids.map(ProcessId::of).collect()
 }
 
-fn held_if_marked(process: ProcessId, mark: &str) -> Option<ProcessHandle> {
+fn open_if_marked(process: ProcessId, mark: &str) -> Option<ProcessHandle> {
     if !is_marked(process.pid, mark) {
         return None;
     }
     // The process is held first, so that the one whose environment is looked at then is the one that is killed.
-    let held = ProcessHandle::open(process).ok().flatten()?;
-    (is_marked(process.pid, mark) && !is_of_task(process.pid)).then_some(held)
+    let handle = ProcessHandle::open(process).ok().flatten()?;
+    (is_marked(process.pid, mark) && !is_of_task(process.pid)).then_some(handle)
 }
 
 /// Returns whether a process is a task's, which can have any environment. A process whose cgroups can't be read counts
 /// as one.
 fn is_of_task(pid: i32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/cgroup")).map_or(true, |cgroups| names_task(&cgroups))
+    fs::read_to_string(format!("/proc/{pid}/cgroup")).map_or(true, |cgroups| has_task_cgroup(&cgroups))
 }
 
 /// Returns whether one of the cgroups in the kernel's list is a task's, as Nomad makes them.
-fn names_task(cgroups: &str) -> bool {
+fn has_task_cgroup(cgroups: &str) -> bool {
     let paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
     paths.into_iter().any(|path| {
         let is_below = |parent: &str| path.split_once(parent).is_some_and(|(_, below)| !below.is_empty());
@@ -209,29 +209,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_task_is_told_by_where_nomad_makes_its_cgroups() {
+    fn a_task_process_is_recognized_by_its_nomad_cgroup() {
         for of_task in [
             "0::/nomad.slice/share.slice/a1.web.scope/init\n",
             "0::/../../nomad.slice/reserve.slice/a1.web.scope\n",
             "7:memory:/\n5:cpuset:/nomad/share\n0::/\n",
             "4:freezer:/nomad/a1.web/docker\n",
         ] {
-            assert!(names_task(of_task), "{of_task}");
+            assert!(has_task_cgroup(of_task), "{of_task}");
         }
         for other in
             ["", "0::/system.slice/nomad.service\n", "0::/nomad.slice/nomad.service\n", "4:freezer:/\n"]
         {
-            assert!(!names_task(other), "{other}");
+            assert!(!has_task_cgroup(other), "{other}");
         }
     }
 
     #[tokio::test]
-    async fn a_process_without_an_answer_holds_one_thread_and_no_look_at_others() {
-        let looks: &'static Looks = Box::leak(Box::default());
+    async fn a_stuck_environ_read_holds_one_thread_and_no_other_read() {
+        let reads: &'static EnvironReads = Box::leak(Box::default());
         let process = |pid| ProcessId { pid, started_ticks: 1 };
         let (release, released) = std::sync::mpsc::channel::<()>();
         let (released, stuck) = (Arc::new(Mutex::new(released)), Arc::<AtomicUsize>::default());
-        let look = {
+        let inspect = {
             let stuck = Arc::clone(&stuck);
             move |process: ProcessId| {
                 if process.pid == 2 {
@@ -243,14 +243,17 @@ mod tests {
         };
         let began = Instant::now();
         for _ in 0..3 {
-            assert_eq!(looks.among([1, 2, 3].map(process).to_vec(), look.clone()).await.unwrap(), [1, 3]);
+            assert_eq!(
+                reads.filter_map([1, 2, 3].map(process).to_vec(), inspect.clone()).await.unwrap(),
+                [1, 3]
+            );
         }
-        assert!(began.elapsed() < ONE_LOOK * 2, "it was waited for each time");
+        assert!(began.elapsed() < READ_TIMEOUT * 2, "it was waited for each time");
         assert_eq!(stuck.load(Ordering::Relaxed), 1);
         drop(release);
-        while !looks.lock().is_empty() {
-            tokio::time::sleep(LOOK_AGAIN).await;
+        while !reads.lock().is_empty() {
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
-        assert_eq!(looks.among([1, 2, 3].map(process).to_vec(), look).await.unwrap(), [1, 2, 3]);
+        assert_eq!(reads.filter_map([1, 2, 3].map(process).to_vec(), inspect).await.unwrap(), [1, 2, 3]);
     }
 }
