@@ -408,7 +408,11 @@ async fn gc_neither_queues_for_its_lock_nor_blocks_other_networks() {
     };
     let (added, ()) = tokio::join!(hangs, others);
     added.unwrap();
-    assert!(fixture.order().contains(&"bridge DEL".to_owned()), "it was not collected: {:?}", fixture.order());
+    assert!(
+        fixture.order().contains(&"bridge DEL".to_owned()),
+        "it was not collected: {:?}",
+        fixture.order()
+    );
     // A collection whose plugin hangs holds up no task of another network, and its own not for ever.
     let Fixture { mut cni, directory } = fixture;
     cni.deadline = Duration::from_secs(2);

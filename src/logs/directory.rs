@@ -16,14 +16,14 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fstat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::Trouble;
+use super::LogError;
 use super::rotation::Series;
 use crate::sys::host_path::{self, HostPathError};
 
 /// Path of the log directory relative to an allocation's directory.
 const LOGS: &str = "alloc/logs";
 /// Maximum number of attempts to open or create a file whose name others keep adding and removing.
-const TRIES: usize = 16;
+const MAX_OPEN_ATTEMPTS: usize = 16;
 
 /// An open directory of logs.
 pub(super) struct Directory {
@@ -43,7 +43,7 @@ impl Directory {
     ///
     /// # Errors
     /// If it is missing, or a symbolic link is in its place.
-    pub(super) fn open(alloc_dir: &Path) -> Result<Self, Trouble> {
+    pub(super) fn open(alloc_dir: &Path) -> Result<Self, LogError> {
         let path = alloc_dir.join(LOGS);
         let why = match host_path::open_directory(alloc_dir, Path::new(LOGS)) {
             Ok(descriptor) => return Ok(Self { descriptor, path }),
@@ -51,7 +51,7 @@ impl Directory {
             Err(HostPathError::Missing(_)) => Errno::ENOENT.desc().to_owned(),
             Err(error) => error.to_string(),
         };
-        Err(Trouble { doing: "open", path, why })
+        Err(LogError { doing: "open", path, why })
     }
 
     pub(super) fn path(&self, name: &str) -> PathBuf {
@@ -62,8 +62,8 @@ impl Directory {
     ///
     /// # Errors
     /// If the directory can't be read.
-    pub(super) fn indexes(&self, series: &Series) -> Result<Vec<u64>, Trouble> {
-        let failed = |error: Errno| Trouble::new("list", self.path.clone(), &error.into());
+    pub(super) fn indexes(&self, series: &Series) -> Result<Vec<u64>, LogError> {
+        let failed = |error: Errno| LogError::new("list", self.path.clone(), &error.into());
         let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         // Opened anew, because duplicates of a descriptor share the read position.
         let mut entries = Dir::openat(&self.descriptor, ".", flags, Mode::empty()).map_err(failed)?;
@@ -79,9 +79,9 @@ impl Directory {
     ///
     /// # Errors
     /// If the file system refuses.
-    pub(super) fn log(&self, name: &str) -> Result<Entry, Trouble> {
-        let failed = |doing, error: io::Error| Trouble::new(doing, self.path(name), &error);
-        for _ in 0..TRIES {
+    pub(super) fn log(&self, name: &str) -> Result<Entry, LogError> {
+        let failed = |doing, error: io::Error| LogError::new(doing, self.path(name), &error);
+        for _ in 0..MAX_OPEN_ATTEMPTS {
             if let Some(found) = self.existing(name)? {
                 return Ok(found);
             }
@@ -99,8 +99,8 @@ impl Directory {
     ///
     /// # Errors
     /// If the file system refuses.
-    pub(super) fn existing(&self, name: &str) -> Result<Option<Entry>, Trouble> {
-        let failed = |error: io::Error| Trouble::new("open", self.path(name), &error);
+    pub(super) fn existing(&self, name: &str) -> Result<Option<Entry>, LogError> {
+        let failed = |error: io::Error| LogError::new("open", self.path(name), &error);
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let place = match openat(&self.descriptor, name, flags, Mode::empty()) {
             Ok(place) => place,
@@ -121,11 +121,11 @@ impl Directory {
     ///
     /// # Errors
     /// If the file system refuses.
-    pub(super) fn remove(&self, name: &str) -> Result<(), Trouble> {
+    pub(super) fn remove(&self, name: &str) -> Result<(), LogError> {
         match unlinkat(&self.descriptor, name, UnlinkatFlags::NoRemoveDir) {
             // A directory under such a name is not the driver's to remove.
             Ok(()) | Err(Errno::ENOENT | Errno::EISDIR) => Ok(()),
-            Err(error) => Err(Trouble::new("remove", self.path(name), &error.into())),
+            Err(error) => Err(LogError::new("remove", self.path(name), &error.into())),
         }
     }
 }
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_is_made_or_gone_on_with() {
+    fn a_log_file_is_created_or_opened() {
         let (alloc, logs) = allocation();
         let directory = Directory::open(alloc.path()).unwrap();
         for text in ["one", "two"] {
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_but_a_file_of_its_own_is_written() {
+    fn only_regular_files_with_one_link_are_written() {
         let (alloc, logs) = allocation();
         let precious = alloc.path().join("precious");
         fs::write(&precious, "data").unwrap();

@@ -5,19 +5,19 @@
 //! directory, a disk that doesn't answer), output waits in the pipe, as it does while the plugin is not running; the
 //! task blocks only once its pipe is full.
 
+mod collector;
 mod directory;
-mod movers;
-mod pump;
 mod rotation;
 mod sink;
+mod writer_pool;
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use movers::Movers;
-pub(crate) use pump::{News, Pump};
-pub(crate) use sink::PassedOver;
+pub(crate) use collector::{LogCollector, LogEvent};
+pub(crate) use sink::SkippedFile;
+pub(crate) use writer_pool::WriterPool;
 
 /// Limits of the log files of one stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,13 +53,13 @@ impl Stream {
 /// The reason that output waits in the pipe.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("can't {doing} {path}: {why}")]
-pub(crate) struct Trouble {
+pub(crate) struct LogError {
     doing: &'static str,
     path: PathBuf,
     why: String,
 }
 
-impl Trouble {
+impl LogError {
     fn new(doing: &'static str, path: PathBuf, error: &std::io::Error) -> Self {
         Self { doing, path, why: error.to_string() }
     }

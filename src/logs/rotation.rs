@@ -6,10 +6,10 @@
 use super::Limits;
 
 /// Maximum length of a line that is kept whole at the end of a file, in bytes.
-pub(super) const LINES_BYTES: u64 = 32 << 10;
+pub(super) const MAX_WHOLE_LINE_BYTES: u64 = 32 << 10;
 /// Maximum index of a file, which no series reaches by writing. A higher one is not the driver's, and would leave no
 /// number to continue with.
-const MOST_INDEX: u64 = 1 << 40;
+const MAX_INDEX: u64 = 1 << 40;
 
 /// The log files of one stream of a task, `<task>.<stream>.<n>`.
 #[derive(Debug, Clone)]
@@ -30,7 +30,7 @@ impl Series {
     /// name of the series.
     pub(super) fn index(&self, name: &str) -> Option<u64> {
         let number = name.strip_prefix(&self.prefix)?;
-        let index = number.parse().ok().filter(|index| *index <= MOST_INDEX)?;
+        let index = number.parse().ok().filter(|index| *index <= MAX_INDEX)?;
         (self.name(index) == name).then_some(index)
     }
 }
@@ -46,7 +46,7 @@ pub(super) enum Room {
 
 pub(super) fn room(limits: &Limits, size_bytes: u64) -> Room {
     let left = limits.max_file_bytes.saturating_sub(size_bytes);
-    match left.checked_sub(LINES_BYTES) {
+    match left.checked_sub(MAX_WHOLE_LINE_BYTES) {
         Some(plenty @ 1..) => Room::Plenty(plenty),
         _ => Room::Little(left),
     }
@@ -62,13 +62,13 @@ pub(super) enum Step {
 }
 
 /// Decides for `head`, the output that waits. Lines go into the file as long as whole ones fit. The rest begins the
-/// next file, unless files are at most [`LINES_BYTES`] large: then a part of a line is written.
+/// next file, unless files are at most [`MAX_WHOLE_LINE_BYTES`] large: then a part of a line is written.
 pub(super) fn step(limits: &Limits, left_bytes: u64, head: &[u8]) -> Step {
     let left = usize::try_from(left_bytes).unwrap_or(usize::MAX).min(head.len());
     let fits = &head[..left];
     match fits.iter().rposition(|byte| *byte == b'\n') {
         Some(end) => Step::Move(end as u64 + 1),
-        None if left > 0 && limits.max_file_bytes <= LINES_BYTES => Step::Move(left as u64),
+        None if left > 0 && limits.max_file_bytes <= MAX_WHOLE_LINE_BYTES => Step::Move(left as u64),
         None => Step::Rotate,
     }
 }
@@ -89,7 +89,7 @@ mod tests {
     const LIMITS: Limits = Limits { max_files: 3, max_file_bytes: 64 << 10 };
 
     #[test]
-    fn a_file_of_a_series_is_told_from_others() {
+    fn an_index_is_parsed_from_the_names_of_a_series() {
         let series = Series::of("web", "stdout");
         assert_eq!(series.name(12), "web.stdout.12");
         assert_eq!(series.index("web.stdout.12"), Some(12));
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn far_from_its_end_a_file_takes_what_comes() {
+    fn a_file_with_plenty_of_room_takes_any_bytes() {
         assert_eq!(room(&LIMITS, 0), Room::Plenty(32 << 10));
         assert_eq!(room(&LIMITS, (32 << 10) - 1), Room::Plenty(1));
         assert_eq!(room(&LIMITS, 32 << 10), Room::Little(32 << 10));
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn near_its_end_a_file_takes_whole_lines() {
+    fn a_file_with_little_room_takes_whole_lines() {
         assert_eq!(step(&LIMITS, 8, b"one\ntwo\n"), Step::Move(8));
         assert_eq!(step(&LIMITS, 7, b"one\ntwo\n"), Step::Move(4));
         assert_eq!(step(&LIMITS, 100, b"one\ntw"), Step::Move(4));
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_are_too_many() {
+    fn the_oldest_files_beyond_the_limit_are_outdated() {
         assert_eq!(outdated(&LIMITS, vec![10, 9, 11, 2]), [2]);
         assert_eq!(outdated(&LIMITS, vec![1, 0]), [0_u64; 0]);
         assert_eq!(outdated(&Limits { max_files: 1, ..LIMITS }, vec![0, 1, 2]), [0, 1]);
@@ -143,8 +143,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_file_gets_too_large_and_every_byte_finds_its_place(
-            lengths in prop::collection::vec(1..50_000_usize, 1..12), max_file_bytes in prop_oneof![1..=LINES_BYTES, 2 * LINES_BYTES..100_000],
+        fn no_file_exceeds_the_limit(
+            lengths in prop::collection::vec(1..50_000_usize, 1..12), max_file_bytes in prop_oneof![1..=MAX_WHOLE_LINE_BYTES, 2 * MAX_WHOLE_LINE_BYTES..100_000],
         ) {
             let limits = Limits { max_files: 3, max_file_bytes };
             let text: Vec<u8> = lengths.iter().flat_map(|length| {

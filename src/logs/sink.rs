@@ -19,30 +19,30 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, pipe_with, splice, tee};
 
 use super::directory::{Directory, Entry};
-use super::rotation::{self, LINES_BYTES, Room, Series, Step};
-use super::{Stream, Target, Trouble};
+use super::rotation::{self, MAX_WHOLE_LINE_BYTES, Room, Series, Step};
+use super::{LogError, Stream, Target};
 
 /// Maximum number of bytes that are moved before other streams have their turn.
-const TURN_BYTES: u64 = 4 << 20;
-/// Number of bytes after which a writer counts as busy, and is waited for during [`MOMENT`]: then more can be moved at
+const BATCH_BYTES: u64 = 4 << 20;
+/// Number of bytes after which a writer counts as busy, and is waited for during [`BUSY_PAUSE`]: then more can be moved at
 /// once than the few kilobytes of each write, which would each wake a thread.
 const BUSY_BYTES: u64 = 32 << 10;
-const MOMENT: Duration = Duration::from_millis(1);
+const BUSY_PAUSE: Duration = Duration::from_millis(1);
 
 /// The reason that a move ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Moved {
     /// The pipe is empty.
-    All,
+    Drained,
     /// There may be more in the pipe.
-    Some,
+    More,
     /// Every writer is gone, and all output is in the file.
-    ToTheEnd,
+    Eof,
 }
 
 /// An entry that has the name of a log file but can't be written to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct PassedOver {
+pub(crate) struct SkippedFile {
     pub path: PathBuf,
     pub why: &'static str,
 }
@@ -50,14 +50,14 @@ pub(crate) struct PassedOver {
 pub(super) struct Sink {
     target: Target,
     series: Series,
-    current: Option<Current>,
+    current: Option<CurrentFile>,
     /// Set once the collector is dropped. Another one may write the files by then.
     stopped: Arc<AtomicBool>,
     /// Entries passed over since the last report.
-    pub(super) passed_over: Vec<PassedOver>,
+    pub(super) skipped: Vec<SkippedFile>,
 }
 
-struct Current {
+struct CurrentFile {
     index: u64,
     file: File,
     path: PathBuf,
@@ -66,52 +66,49 @@ struct Current {
 impl Sink {
     pub(super) fn new(target: Target, stream: Stream, stopped: Arc<AtomicBool>) -> Self {
         let series = Series::of(&target.task, stream.name());
-        Self { target, series, current: None, stopped, passed_over: Vec::new() }
+        Self { target, series, current: None, stopped, skipped: Vec::new() }
     }
 
-    /// Moves output from the pipe to the log files, up to [`TURN_BYTES`].
+    /// Moves output from the pipe to the log files, up to [`BATCH_BYTES`].
     ///
     /// # Errors
-    /// If output can't be written now. It stays in the pipe.
-    ///
-    /// # Errors
-    /// When it can't be written now. It stays in the pipe.
-    pub(super) fn take(&mut self, pipe: BorrowedFd<'_>) -> Result<Moved, Trouble> {
+    /// When output can't be written now. It stays in the pipe.
+    pub(super) fn take(&mut self, pipe: BorrowedFd<'_>) -> Result<Moved, LogError> {
         let (mut moved_bytes, mut since_pause) = (0, 0);
-        while moved_bytes < TURN_BYTES && !self.stopped.load(Ordering::Relaxed) {
+        while moved_bytes < BATCH_BYTES && !self.stopped.load(Ordering::Relaxed) {
             match self.step(pipe)? {
-                Taken::Bytes(bytes) => {
+                Spliced::Bytes(bytes) => {
                     moved_bytes += bytes;
                     since_pause += bytes;
                 }
-                Taken::Nothing if since_pause >= BUSY_BYTES => {
+                Spliced::Empty if since_pause >= BUSY_BYTES => {
                     since_pause = 0;
-                    std::thread::sleep(MOMENT);
+                    std::thread::sleep(BUSY_PAUSE);
                 }
-                Taken::Nothing => return Ok(Moved::All),
-                Taken::End => return Ok(Moved::ToTheEnd),
+                Spliced::Empty => return Ok(Moved::Drained),
+                Spliced::Eof => return Ok(Moved::Eof),
             }
         }
-        Ok(Moved::Some)
+        Ok(Moved::More)
     }
 
-    fn step(&mut self, pipe: BorrowedFd<'_>) -> Result<Taken, Trouble> {
+    fn step(&mut self, pipe: BorrowedFd<'_>) -> Result<Spliced, LogError> {
         let limits = self.target.limits;
         let (current, size) = self.current()?;
         let bytes = match rotation::room(&limits, size) {
             Room::Plenty(bytes) => bytes,
             Room::Little(left) => {
                 let head = peek(pipe).map_err(|error| {
-                    Trouble::new("look at the output for", current.path.clone(), &error.into())
+                    LogError::new("look at the output for", current.path.clone(), &error.into())
                 })?;
                 match head {
-                    Peeked::Nothing => return Ok(Taken::Nothing),
-                    Peeked::End => return Ok(Taken::End),
+                    Peeked::Empty => return Ok(Spliced::Empty),
+                    Peeked::Eof => return Ok(Spliced::Eof),
                     Peeked::Head(head) => match rotation::step(&limits, left, &head) {
                         Step::Move(bytes) => bytes,
                         Step::Rotate => {
                             self.rotate()?;
-                            return Ok(Taken::Bytes(0));
+                            return Ok(Spliced::Bytes(0));
                         }
                     },
                 }
@@ -122,17 +119,18 @@ impl Sink {
 
     /// Returns the current file and its size. If it was removed, nobody can read it any more, and the newest one is
     /// opened instead.
-    fn current(&mut self) -> Result<(&Current, u64), Trouble> {
-        let size = |current: &Current| {
+    fn current(&mut self) -> Result<(&CurrentFile, u64), LogError> {
+        let size = |current: &CurrentFile| {
             let metadata = current.file.metadata();
-            let metadata = metadata.map_err(|error| Trouble::new("look at", current.path.clone(), &error))?;
+            let metadata =
+                metadata.map_err(|error| LogError::new("look at", current.path.clone(), &error))?;
             Ok((metadata.nlink() > 0).then_some(metadata.len()))
         };
         let there = self.current.as_ref().map(size).transpose()?.flatten();
         let (current, size) = match (self.current.take(), there) {
             (Some(current), Some(size)) => (current, size),
             _ => {
-                let newest = self.newest()?;
+                let newest = self.open_newest()?;
                 let size = size(&newest)?.unwrap_or(0);
                 (newest, size)
             }
@@ -141,7 +139,7 @@ impl Sink {
     }
 
     /// Opens the newest file of the series, or creates the first one.
-    fn newest(&mut self) -> Result<Current, Trouble> {
+    fn open_newest(&mut self) -> Result<CurrentFile, LogError> {
         let directory = Directory::open(&self.target.alloc_dir)?;
         let mut indexes = directory.indexes(&self.series)?;
         indexes.sort_unstable();
@@ -150,19 +148,19 @@ impl Sink {
             let name = self.series.name(index);
             match directory.existing(&name)? {
                 Some(Entry::Log(file)) => {
-                    self.passed_over.append(&mut unfit);
-                    return Ok(Current { index, file, path: directory.path(&name) });
+                    self.skipped.append(&mut unfit);
+                    return Ok(CurrentFile { index, file, path: directory.path(&name) });
                 }
-                Some(Entry::Unfit(why)) => unfit.push(PassedOver { path: directory.path(&name), why }),
+                Some(Entry::Unfit(why)) => unfit.push(SkippedFile { path: directory.path(&name), why }),
                 None => {}
             }
         }
-        self.passed_over.append(&mut unfit);
-        self.from(&directory, 0)
+        self.skipped.append(&mut unfit);
+        self.open_from(&directory, 0)
     }
 
     /// Opens the first file from an index on that is new or has room.
-    fn from(&mut self, directory: &Directory, first: u64) -> Result<Current, Trouble> {
+    fn open_from(&mut self, directory: &Directory, first: u64) -> Result<CurrentFile, LogError> {
         let mut index = first;
         loop {
             let name = self.series.name(index);
@@ -170,15 +168,15 @@ impl Sink {
                 Entry::Log(file) => {
                     let path = directory.path(&name);
                     let metadata =
-                        file.metadata().map_err(|error| Trouble::new("look at", path.clone(), &error))?;
+                        file.metadata().map_err(|error| LogError::new("look at", path.clone(), &error))?;
                     if metadata.len() < self.target.limits.max_file_bytes {
-                        return Ok(Current { index, file, path });
+                        return Ok(CurrentFile { index, file, path });
                     }
                 }
                 Entry::Unfit(why) => {
                     let path = directory.path(&name);
-                    if !self.passed_over.iter().any(|told| told.path == path) {
-                        self.passed_over.push(PassedOver { path, why });
+                    if !self.skipped.iter().any(|skipped| skipped.path == path) {
+                        self.skipped.push(SkippedFile { path, why });
                     }
                 }
             }
@@ -186,10 +184,10 @@ impl Sink {
         }
     }
 
-    fn rotate(&mut self) -> Result<(), Trouble> {
+    fn rotate(&mut self) -> Result<(), LogError> {
         let directory = Directory::open(&self.target.alloc_dir)?;
         let next = self.current.as_ref().map_or(0, |current| current.index + 1);
-        self.current = Some(self.from(&directory, next)?);
+        self.current = Some(self.open_from(&directory, next)?);
         let indexes = directory.indexes(&self.series)?;
         for index in rotation::outdated(&self.target.limits, indexes) {
             directory.remove(&self.series.name(index))?;
@@ -198,33 +196,33 @@ impl Sink {
     }
 }
 
-enum Taken {
+enum Spliced {
     Bytes(u64),
-    Nothing,
-    End,
+    Empty,
+    Eof,
 }
 
-impl Current {
-    fn take(&self, pipe: BorrowedFd<'_>, size: u64, bytes: u64) -> Result<Taken, Trouble> {
+impl CurrentFile {
+    fn take(&self, pipe: BorrowedFd<'_>, size: u64, bytes: u64) -> Result<Spliced, LogError> {
         let mut at = size;
         let length = usize::try_from(bytes).unwrap_or(usize::MAX);
         match splice(pipe, None, self.file.as_fd(), Some(&mut at), length, SpliceFlags::NONBLOCK) {
-            Ok(0) => Ok(Taken::End),
-            Ok(moved) => Ok(Taken::Bytes(moved as u64)),
-            Err(Errno::AGAIN) => Ok(Taken::Nothing),
-            Err(Errno::INTR) => Ok(Taken::Bytes(0)),
+            Ok(0) => Ok(Spliced::Eof),
+            Ok(moved) => Ok(Spliced::Bytes(moved as u64)),
+            Err(Errno::AGAIN) => Ok(Spliced::Empty),
+            Err(Errno::INTR) => Ok(Spliced::Bytes(0)),
             // The file system doesn't support splice(2).
             Err(Errno::INVAL) => self.copy(pipe, size, bytes),
-            Err(error) => Err(Trouble::new("write", self.path.clone(), &error.into())),
+            Err(error) => Err(LogError::new("write", self.path.clone(), &error.into())),
         }
     }
 
     /// Writes a copy of the output, and reads the bytes out of the pipe once they are in the file.
-    fn copy(&self, pipe: BorrowedFd<'_>, size: u64, bytes: u64) -> Result<Taken, Trouble> {
-        let failed = |error: std::io::Error| Trouble::new("write", self.path.clone(), &error);
+    fn copy(&self, pipe: BorrowedFd<'_>, size: u64, bytes: u64) -> Result<Spliced, LogError> {
+        let failed = |error: std::io::Error| LogError::new("write", self.path.clone(), &error);
         let head = match peek(pipe).map_err(|error| failed(error.into()))? {
-            Peeked::Nothing => return Ok(Taken::Nothing),
-            Peeked::End => return Ok(Taken::End),
+            Peeked::Empty => return Ok(Spliced::Empty),
+            Peeked::Eof => return Ok(Spliced::Eof),
             Peeked::Head(head) => head,
         };
         let length = usize::try_from(bytes).unwrap_or(usize::MAX).min(head.len());
@@ -234,22 +232,22 @@ impl Current {
         while so_far < written {
             so_far += rustix::io::read(pipe, &mut taken[so_far..]).map_err(|error| failed(error.into()))?;
         }
-        Ok(Taken::Bytes(written as u64))
+        Ok(Spliced::Bytes(written as u64))
     }
 }
 
 enum Peeked {
-    Nothing,
-    End,
+    Empty,
+    Eof,
     Head(Vec<u8>),
 }
 
 /// Returns the first bytes in a pipe, and leaves them there.
 fn peek(pipe: BorrowedFd<'_>) -> Result<Peeked, Errno> {
     let (reader, writer) = pipe_with(PipeFlags::CLOEXEC)?;
-    let most = usize::try_from(LINES_BYTES).unwrap_or(usize::MAX);
+    let most = usize::try_from(MAX_WHOLE_LINE_BYTES).unwrap_or(usize::MAX);
     match tee(pipe, &writer, most, SpliceFlags::NONBLOCK) {
-        Ok(0) => Ok(Peeked::End),
+        Ok(0) => Ok(Peeked::Eof),
         Ok(length) => {
             drop(writer);
             let mut head = Vec::with_capacity(length);
@@ -258,7 +256,7 @@ fn peek(pipe: BorrowedFd<'_>) -> Result<Peeked, Errno> {
                 Err(error) => Err(Errno::from_io_error(&error).unwrap_or(Errno::IO)),
             }
         }
-        Err(Errno::AGAIN) => Ok(Peeked::Nothing),
+        Err(Errno::AGAIN) => Ok(Peeked::Empty),
         Err(error) => Err(error),
     }
 }
@@ -287,18 +285,18 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_is_moved_and_the_end_is_told() {
+    fn output_is_moved_until_eof() {
         let (_alloc, logs, mut sink) = sink(64 << 10);
         let (reader, writer) = pipe_of(b"one\n");
-        assert_eq!(sink.take(reader.as_fd()).unwrap(), Moved::All);
+        assert_eq!(sink.take(reader.as_fd()).unwrap(), Moved::Drained);
         rustix::io::write(&writer, b"two\n").unwrap();
         drop(writer);
-        assert_eq!(sink.take(reader.as_fd()).unwrap(), Moved::ToTheEnd);
+        assert_eq!(sink.take(reader.as_fd()).unwrap(), Moved::Eof);
         assert_eq!(fs::read_to_string(logs.join("web.stdout.0")).unwrap(), "one\ntwo\n");
     }
 
     #[test]
-    fn a_file_that_is_removed_is_made_again() {
+    fn a_removed_file_is_created_again() {
         let (_alloc, logs, mut sink) = sink(64 << 10);
         let (reader, writer) = pipe_of(b"one\n");
         sink.take(reader.as_fd()).unwrap();
@@ -309,36 +307,36 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_written_waits_in_the_pipe() {
+    fn unwritable_output_stays_in_the_pipe() {
         let (_alloc, logs, mut sink) = sink(4);
         let (reader, _writer) = pipe_of(b"one\ntwo\n");
         fs::write(logs.join("web.stdout.0"), "full").unwrap();
         let aside = logs.with_file_name("aside");
         let (file, path) =
             (File::options().write(true).open(logs.join("web.stdout.0")).unwrap(), logs.clone());
-        sink.current = Some(Current { index: 0, file, path });
+        sink.current = Some(CurrentFile { index: 0, file, path });
         fs::rename(&logs, &aside).unwrap();
         let error = sink.take(reader.as_fd()).unwrap_err().to_string();
         assert!(error.contains("alloc/logs"), "{error}");
         fs::rename(&aside, &logs).unwrap();
-        assert_eq!(sink.take(reader.as_fd()).unwrap(), Moved::All);
+        assert_eq!(sink.take(reader.as_fd()).unwrap(), Moved::Drained);
         let text = |number: u64| fs::read_to_string(logs.join(format!("web.stdout.{number}"))).unwrap();
         assert_eq!((text(0), text(1), text(2)), ("full".to_owned(), "one\n".to_owned(), "two\n".to_owned()));
     }
 
     #[test]
-    fn where_there_is_no_splice_bytes_are_copied() {
+    fn bytes_are_copied_where_splice_is_not_supported() {
         let (_alloc, logs, _) = sink(64 << 10);
         let path = logs.join("web.stdout.0");
         // Linux doesn't splice into a file that is open for appending.
         let file = File::options().append(true).create(true).open(&path).unwrap();
-        let current = Current { index: 0, file, path: path.clone() };
+        let current = CurrentFile { index: 0, file, path: path.clone() };
         let (reader, writer) = pipe_of(b"one\ntwo\n");
-        assert!(matches!(current.take(reader.as_fd(), 0, 4).unwrap(), Taken::Bytes(4)));
-        assert!(matches!(current.take(reader.as_fd(), 4, 100).unwrap(), Taken::Bytes(4)));
-        assert!(matches!(current.take(reader.as_fd(), 8, 100).unwrap(), Taken::Nothing));
+        assert!(matches!(current.take(reader.as_fd(), 0, 4).unwrap(), Spliced::Bytes(4)));
+        assert!(matches!(current.take(reader.as_fd(), 4, 100).unwrap(), Spliced::Bytes(4)));
+        assert!(matches!(current.take(reader.as_fd(), 8, 100).unwrap(), Spliced::Empty));
         drop(writer);
-        assert!(matches!(current.take(reader.as_fd(), 8, 100).unwrap(), Taken::End));
+        assert!(matches!(current.take(reader.as_fd(), 8, 100).unwrap(), Spliced::Eof));
         assert_eq!(fs::read_to_string(&path).unwrap(), "one\ntwo\n");
     }
 }

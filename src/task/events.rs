@@ -11,7 +11,7 @@ use tokio_stream::wrappers::BroadcastStream;
 
 use super::Identity;
 use crate::containerd::PullEvent;
-use crate::logs::{News, PassedOver};
+use crate::logs::{LogEvent, SkippedFile};
 use crate::shorten::shorten;
 
 /// Maximum number of events that a listener may lag behind, and that are kept for the first listener.
@@ -53,9 +53,9 @@ impl Events {
     /// Returns the stream of events. A listener that lags misses old events; the stream itself never ends.
     pub(super) fn listen(&self) -> impl Stream<Item = TaskEvent> + Send + use<> {
         let mut unheard = self.unheard.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = BroadcastStream::new(self.sender.subscribe());
-        let news = news.filter_map(|event| std::future::ready(event.ok()));
-        futures::stream::iter(std::mem::take(&mut *unheard)).chain(news)
+        let events = BroadcastStream::new(self.sender.subscribe());
+        let events = events.filter_map(|event| std::future::ready(event.ok()));
+        futures::stream::iter(std::mem::take(&mut *unheard)).chain(events)
     }
 }
 
@@ -123,17 +123,17 @@ impl Teller {
         );
     }
 
-    pub(super) fn logs(&self, news: News) {
+    pub(super) fn logs(&self, event: LogEvent) {
         let stream = |name: &str| [("stream", name.to_owned())];
-        match news {
-            News::Waits { stream: of, why } => self.tell(
+        match event {
+            LogEvent::Blocked { stream: of, why } => self.tell(
                 format!("The task's {} waits to be written to its log: {why}", of.name()),
                 &stream(of.name()),
             ),
-            News::GoesOn { stream: of } => {
+            LogEvent::Resumed { stream: of } => {
                 self.tell(format!("The log of the task's {} goes on", of.name()), &stream(of.name()));
             }
-            News::PassedOver(PassedOver { path, why }) => {
+            LogEvent::SkippedFile(SkippedFile { path, why }) => {
                 let path = path.display().to_string();
                 self.tell(format!("No log is written to {path}: {why}"), &[("path", path)]);
             }

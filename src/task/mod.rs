@@ -50,7 +50,7 @@ use crate::cni::{Cni, DefaultNetwork};
 use crate::config::{Auth, Bridge, Inline, PluginConfig, Pulls};
 use crate::containerd::{Containerd, Credentials, ImageTerms, Keyring, PullTerms};
 use crate::error::{Error, Result};
-use crate::logs::{Movers, Target};
+use crate::logs::{Target, WriterPool};
 use crate::rootfs;
 use crate::shim::{self, Connection, Family, LogPaths, Shim};
 use crate::sys::host_files;
@@ -355,7 +355,7 @@ pub(crate) struct Tasks {
     sweeping: AtomicBool,
     image_uses: Arc<images::ImageUses>,
     /// Pool of threads that write log files, made for the first task whose output the driver collects.
-    movers: OnceCell<Movers>,
+    log_writers: OnceCell<WriterPool>,
     accounts: rootfs::Known,
 }
 
@@ -371,7 +371,7 @@ impl Tasks {
             agent,
             sweeping: AtomicBool::new(false),
             image_uses: Arc::default(),
-            movers: OnceCell::new(),
+            log_writers: OnceCell::new(),
             accounts: rootfs::Known::default(),
         }
     }

@@ -15,7 +15,7 @@ use super::supervisor::LAST_WORDS;
 use super::{Phase, Saved, Settings, Tasks};
 use crate::config::{LogCollection, LogLimits, TaskOptions};
 use crate::error::{Error, Result};
-use crate::logs::{Limits, Movers, News, Pump, Stream, Target};
+use crate::logs::{Limits, LogCollector, LogEvent, Stream, Target, WriterPool};
 use crate::shim::{Bundle, HeldPipes, LogPaths, NOWHERE};
 
 /// Pause between retries of collecting a recovered task's output.
@@ -89,22 +89,29 @@ impl Tasks {
     ///
     /// # Errors
     /// When the task's pipes can't be read.
-    pub(super) async fn collect_output(&self, saved: &Saved, teller: &Teller) -> Result<Option<Pump>> {
+    pub(super) async fn collect_output(
+        &self,
+        saved: &Saved,
+        teller: &Teller,
+    ) -> Result<Option<LogCollector>> {
         let Some(target) = &saved.collected else { return Ok(None) };
         let failed = |error: std::io::Error| Error::system("collect the task's output", &error);
-        let movers =
-            self.movers.get_or_try_init(|| std::future::ready(Movers::new())).await.map_err(failed)?;
+        let log_writers = self
+            .log_writers
+            .get_or_try_init(|| std::future::ready(WriterPool::new()))
+            .await
+            .map_err(failed)?;
         let pipes = [Stream::Stdout, Stream::Stderr].into_iter().zip(saved.logs.readers()?);
         let pipes = pipes.filter_map(|(stream, pipe)| Some((stream, pipe?))).collect();
         let (teller, container) = (teller.clone(), saved.container_id.clone());
-        let tell = move |news: News| {
-            match &news {
-                News::GoesOn { .. } => tracing::info!(container, ?news, "the log goes on"),
-                _ => tracing::warn!(container, ?news, "the log does not go on as it should"),
+        let tell = move |event: LogEvent| {
+            match &event {
+                LogEvent::Resumed { .. } => tracing::info!(container, ?event, "the log goes on"),
+                _ => tracing::warn!(container, ?event, "the log does not go on as it should"),
             }
-            teller.logs(news);
+            teller.logs(event);
         };
-        Ok(Some(Pump::start(pipes, target, movers, tell).map_err(failed)?))
+        Ok(Some(LogCollector::start(pipes, target, log_writers, tell).map_err(failed)?))
     }
 
     /// Retries the collection of a recovered task's output, which waits in its pipes meanwhile, until the task has
@@ -118,13 +125,13 @@ impl Tasks {
     ) {
         let container = &saved.container_id;
         tracing::error!(container, error = %trouble, "the task goes on without its log for now; trying again");
-        let waits = |why: &Error| News::Waits { stream: Stream::Stdout, why: why.to_string() };
+        let waits = |why: &Error| LogEvent::Blocked { stream: Stream::Stdout, why: why.to_string() };
         let begin = async {
             let mut told = false;
             loop {
                 tokio::time::sleep(TRIED_AGAIN).await;
                 match self.collect_output(&saved, &teller).await {
-                    Ok(pump) => break (pump, told),
+                    Ok(log_collector) => break (log_collector, told),
                     Err(error) if told => tracing::debug!(container, %error, "still no log of the task"),
                     Err(error) => teller.logs(waits(&error)),
                 }
@@ -132,21 +139,21 @@ impl Tasks {
             }
         };
         let exited = |phase: &Phase| matches!(phase, Phase::Exited(_));
-        let (pump, told) = tokio::select! {
+        let (log_collector, told) = tokio::select! {
             begun = begin => begun,
             _ = phase.wait_for(exited) => return,
         };
         tracing::info!(container, "the task's log goes on");
         if told {
-            teller.logs(News::GoesOn { stream: Stream::Stdout });
+            teller.logs(LogEvent::Resumed { stream: Stream::Stdout });
         }
-        let Some(mut pump) = pump else { return };
+        let Some(mut log_collector) = log_collector else { return };
         let last_words = async {
             let _ = phase.wait_for(exited).await;
             tokio::time::sleep(LAST_WORDS).await;
         };
         tokio::select! {
-            () = pump.ended() => {}
+            () = log_collector.finished() => {}
             () = last_words => {}
         }
     }

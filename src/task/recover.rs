@@ -109,11 +109,12 @@ async fn find(tasks: &Arc<Tasks>, settings: &Settings, teller: Teller, driver_st
     // The check may take as long as the CNI plugins do, and changes nothing for the task.
     tokio::spawn(async move { network.check_network().await });
     let oom_kills = saved.cgroup.oom_kills();
-    let (pump, trouble) = match tasks.collect_output(&saved, &teller).await {
-        Ok(pump) => (pump, None),
+    let (log_collector, trouble) = match tasks.collect_output(&saved, &teller).await {
+        Ok(log_collector) => (log_collector, None),
         Err(error) => (None, Some(error)),
     };
-    let watch = Watch { saved, place, teller: teller.clone(), init, connection, waiting, pump, oom_kills };
+    let watch =
+        Watch { saved, place, teller: teller.clone(), init, connection, waiting, log_collector, oom_kills };
     let mut task = Task::watched(watch, settings);
     if let Some(trouble) = trouble {
         let (saved, phase) = (task.saved.clone(), task.phase.clone());

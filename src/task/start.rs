@@ -381,9 +381,9 @@ impl Start<'_> {
             runsc: runtime.options.runsc().map(str::to_owned),
         };
         let (place, teller) = (self.place.clone(), self.teller());
-        let pump = self.tasks.collect_output(&saved, &teller).await?;
+        let log_collector = self.tasks.collect_output(&saved, &teller).await?;
         bundle.keep()?;
-        let watch = Watch { saved, place, teller, init, connection, waiting, pump, oom_kills };
+        let watch = Watch { saved, place, teller, init, connection, waiting, log_collector, oom_kills };
         Ok(Task::watched(watch, self.settings))
     }
 

@@ -19,7 +19,7 @@ use super::events::Teller;
 use super::place::Place;
 use super::{Exit, Phase, Saved};
 use crate::cgroup::OomWatch;
-use crate::logs::Pump;
+use crate::logs::LogCollector;
 use crate::shim::{self, Connection, Ended, Family, LogPaths, Shim, drained};
 use crate::sys::pidfd::Init;
 use crate::sys::process_end::SIGNAL_BASE;
@@ -71,7 +71,7 @@ pub(super) struct Watch {
     pub(super) connection: Connection,
     pub(super) waiting: Waiting,
     /// Collector of the task's output, where the driver collects it.
-    pub(super) pump: Option<Pump>,
+    pub(super) log_collector: Option<LogCollector>,
     /// Number of OOM kills in the task's cgroup so far, which are not reported again.
     pub(super) oom_kills: u64,
 }
@@ -88,7 +88,7 @@ pub(super) fn watch(watch: Watch) -> watch::Receiver<Phase> {
 }
 
 async fn follow(watch: Watch) -> Exit {
-    let Watch { saved, place, teller, init, connection, waiting, pump, oom_kills } = watch;
+    let Watch { saved, place, teller, init, connection, waiting, log_collector, oom_kills } = watch;
     let began = SystemTime::now();
     let mut oom = OomWatch::begin(&saved.cgroup, oom_kills);
     let mut last_kill = None;
@@ -128,7 +128,7 @@ async fn follow(watch: Watch) -> Exit {
     {
         tracing::warn!(container = place.id, %error, "can't end what is left of the task");
     }
-    if !last_words(&saved.logs, pump).await {
+    if !last_words(&saved.logs, log_collector).await {
         tracing::warn!(container = place.id, "nobody has read all of the task's output in {LAST_WORDS:?}");
     }
     let Exit { code, signal, oom_killed, at: _, error } = &exit;
@@ -355,9 +355,9 @@ async fn without_shim(place: &Place, init: Option<&Init>, error: &shim::Error) -
 
 /// Drains the task's output into its log, and returns whether that was complete. The driver's collector takes nothing
 /// more after this.
-async fn last_words(logs: &LogPaths, pump: Option<Pump>) -> bool {
-    if let Some(mut pump) = pump {
-        return tokio::time::timeout(LAST_WORDS, pump.ended()).await.is_ok();
+async fn last_words(logs: &LogPaths, log_collector: Option<LogCollector>) -> bool {
+    if let Some(mut log_collector) = log_collector {
+        return tokio::time::timeout(LAST_WORDS, log_collector.finished()).await.is_ok();
     }
     drained(logs, LAST_WORDS).await
 }

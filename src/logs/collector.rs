@@ -10,38 +10,38 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use super::sink::{Moved, PassedOver, Sink};
-use super::{Movers, Stream, Target};
+use super::sink::{Moved, Sink, SkippedFile};
+use super::{Stream, Target, WriterPool};
 use crate::sys::async_fd::{Readable, Ready};
 
-/// First delay of the backoff after a failed write; it doubles up to [`LAST_RETRY`].
-const FIRST_RETRY: Duration = Duration::from_millis(500);
-const LAST_RETRY: Duration = Duration::from_secs(5);
+/// First delay of the backoff after a failed write; it doubles up to [`MAX_BACKOFF`].
+const MIN_BACKOFF: Duration = Duration::from_millis(500);
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
 /// Minimum time between two reports of the same problem.
-const SILENCE: Duration = Duration::from_secs(60);
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// An event of a task's log collection.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum News {
+pub(crate) enum LogEvent {
     /// Output waits in a stream's pipe, because it can't be written.
-    Waits {
+    Blocked {
         stream: Stream,
         why: String,
     },
-    GoesOn {
+    Resumed {
         stream: Stream,
     },
-    PassedOver(PassedOver),
+    SkippedFile(SkippedFile),
 }
 
 /// The collector of one task's output. Dropping it stops the collection; unwritten output stays in the pipes.
-pub(crate) struct Pump {
+pub(crate) struct LogCollector {
     streams: JoinSet<()>,
     /// Set on drop, for a write that is running on a thread meanwhile.
     stopped: Arc<AtomicBool>,
 }
 
-impl Pump {
+impl LogCollector {
     /// Starts to collect output from the reading ends of a task's pipes. A pipe must have had a writer ever since,
     /// until the task's own opened it: a pipe without one counts as ended.
     ///
@@ -50,30 +50,31 @@ impl Pump {
     pub(crate) fn start(
         pipes: Vec<(Stream, OwnedFd)>,
         target: &Target,
-        movers: &Movers,
-        tell: impl Fn(News) + Clone + Send + Sync + 'static,
+        pool: &WriterPool,
+        report: impl Fn(LogEvent) + Clone + Send + Sync + 'static,
     ) -> std::io::Result<Self> {
         let (mut streams, stopped) = (JoinSet::new(), Arc::<AtomicBool>::default());
         for (stream, pipe) in pipes {
             let pipe = Arc::new(Readable::new(pipe)?);
-            let herald = Herald { stream, tell: tell.clone(), told: HashMap::new(), waits: false };
+            let reporter =
+                EventReporter { stream, report: report.clone(), last_reports: HashMap::new(), waits: false };
             streams.spawn(run(
                 pipe,
                 Sink::new(target.clone(), stream, Arc::clone(&stopped)),
-                movers.clone(),
-                herald,
+                pool.clone(),
+                reporter,
             ));
         }
         Ok(Self { streams, stopped })
     }
 
     /// Waits until all output is in the files and no process can write any more.
-    pub(crate) async fn ended(&mut self) {
+    pub(crate) async fn finished(&mut self) {
         while self.streams.join_next().await.is_some() {}
     }
 }
 
-impl Drop for Pump {
+impl Drop for LogCollector {
     fn drop(&mut self) {
         self.stopped.store(true, Ordering::Relaxed);
     }
@@ -82,10 +83,10 @@ impl Drop for Pump {
 async fn run(
     pipe: Arc<Readable>,
     mut sink: Sink,
-    movers: Movers,
-    mut herald: Herald<impl Fn(News) + Clone + Send + Sync + 'static>,
+    pool: WriterPool,
+    mut reporter: EventReporter<impl Fn(LogEvent) + Clone + Send + Sync + 'static>,
 ) {
-    let mut retry = FIRST_RETRY;
+    let mut backoff = MIN_BACKOFF;
     // The first read doesn't wait for an event: none is delivered for output in a pipe that has already lost its
     // writers.
     let mut ready: Option<Ready<'_>> = None;
@@ -95,23 +96,23 @@ async fn run(
             let outcome = sink.take(source.as_fd());
             (sink, outcome)
         };
-        let late = |took| herald.waits(format!("the disk has not taken a write for {took:?}"));
-        let Some((back, outcome)) = movers.run(work, late).await else {
+        let late = |took| reporter.waits(format!("the disk has not taken a write for {took:?}"));
+        let Some((back, outcome)) = pool.run(work, late).await else {
             tracing::error!("moving a task's output broke");
             return;
         };
         sink = back;
-        for passed_over in sink.passed_over.drain(..) {
-            herald.passed_over(passed_over);
+        for skipped in sink.skipped.drain(..) {
+            reporter.skipped(skipped);
         }
         match outcome {
             Ok(moved) => {
-                herald.goes_on();
-                retry = FIRST_RETRY;
+                reporter.resumed();
+                backoff = MIN_BACKOFF;
                 match moved {
-                    Moved::ToTheEnd => return,
-                    Moved::Some => {}
-                    Moved::All => {
+                    Moved::Eof => return,
+                    Moved::More => {}
+                    Moved::Drained => {
                         if let Some(ready) = ready.take() {
                             ready.clear();
                         }
@@ -119,50 +120,50 @@ async fn run(
                     }
                 }
             }
-            Err(trouble) => {
-                herald.waits(trouble.to_string());
-                tokio::time::sleep(retry).await;
-                retry = (2 * retry).min(LAST_RETRY);
+            Err(error) => {
+                reporter.waits(error.to_string());
+                tokio::time::sleep(backoff).await;
+                backoff = (2 * backoff).min(MAX_BACKOFF);
             }
         }
     }
 }
 
-/// Reports the events of one stream, without repeating one within [`SILENCE`].
-struct Herald<F> {
+/// Reports the events of one stream, without repeating one within [`REPORT_INTERVAL`].
+struct EventReporter<F> {
     stream: Stream,
-    tell: F,
+    report: F,
     /// Time of the last report of each reason.
-    told: HashMap<String, Instant>,
+    last_reports: HashMap<String, Instant>,
     waits: bool,
 }
 
-impl<F: Fn(News)> Herald<F> {
+impl<F: Fn(LogEvent)> EventReporter<F> {
     fn waits(&mut self, why: String) {
-        if self.is_news(&why) {
+        if self.is_due(&why) {
             self.waits = true;
-            (self.tell)(News::Waits { stream: self.stream, why });
+            (self.report)(LogEvent::Blocked { stream: self.stream, why });
         }
     }
 
-    fn goes_on(&mut self) {
+    fn resumed(&mut self) {
         if std::mem::take(&mut self.waits) {
-            (self.tell)(News::GoesOn { stream: self.stream });
+            (self.report)(LogEvent::Resumed { stream: self.stream });
         }
     }
 
-    fn passed_over(&mut self, what: PassedOver) {
-        if self.is_news(&what.path.display().to_string()) {
-            (self.tell)(News::PassedOver(what));
+    fn skipped(&mut self, what: SkippedFile) {
+        if self.is_due(&what.path.display().to_string()) {
+            (self.report)(LogEvent::SkippedFile(what));
         }
     }
 
-    fn is_news(&mut self, what: &str) -> bool {
-        self.told.retain(|_, at| at.elapsed() < SILENCE);
-        let is_news = !self.told.contains_key(what);
-        if is_news {
-            self.told.insert(what.to_owned(), Instant::now());
+    fn is_due(&mut self, what: &str) -> bool {
+        self.last_reports.retain(|_, at| at.elapsed() < REPORT_INTERVAL);
+        let is_due = !self.last_reports.contains_key(what);
+        if is_due {
+            self.last_reports.insert(what.to_owned(), Instant::now());
         }
-        is_news
+        is_due
     }
 }
