@@ -104,9 +104,9 @@ impl From<shim::Error> for Error {
     fn from(error: shim::Error) -> Self {
         let text = error.to_string();
         match error {
-            shim::Error::NoShim { .. }
-            | shim::Error::NoProgram { .. }
-            | shim::Error::Unread(_)
+            shim::Error::ShimMissing { .. }
+            | shim::Error::RuntimeMissing { .. }
+            | shim::Error::UndiscardableOutput(_)
             | shim::Error::EventsPath { .. }
             | shim::Error::LogPath { .. } => Self::Invalid(text),
             error => Self::passing(text, error.is_transient()),
@@ -281,9 +281,9 @@ mod tests {
         call(CallError::Refused(words.to_owned()))
     }
 
-    fn binary(passes: bool) -> Error {
+    fn binary(transient: bool) -> Error {
         let (id, reason) = ("x".to_owned(), String::new());
-        Shim::Binary { binary: "/bin/shim".into(), action: "start", id, reason, passes }.into()
+        Shim::Binary { binary: "/bin/shim".into(), action: "start", id, reason, transient }.into()
     }
 
     fn containerd_refuses(reason: &str) -> Error {
@@ -302,7 +302,7 @@ mod tests {
         match row {
             "the job, or the plugin's configuration, asks for what can't be" => vec![
                 ConfigError::Missing { of: "x", option: "image", hint: "" }.into(),
-                Shim::Unread("/bin/shim".into()).into(),
+                Shim::UndiscardableOutput("/bin/shim".into()).into(),
             ],
             "another plugin has the state directory" => {
                 vec![StateLockError::Held { directory: "/x".into(), holder: None }.into()]
@@ -321,10 +321,10 @@ mod tests {
             "a shim is gone, or does not answer" => vec![
                 call(CallError::Disconnected(String::new())),
                 call(CallError::TimedOut(Duration::from_secs(60))),
-                Shim::Unknown { binary: "/bin/shim".into(), id: "x".to_owned(), said: 7 }.into(),
+                Shim::Unidentified { binary: "/bin/shim".into(), id: "x".to_owned(), reported_pid: 7 }.into(),
             ],
             "a shim of an earlier run is still there" => {
-                vec![Shim::Taken { id: "x".to_owned(), task_pid: 7 }.into()]
+                vec![Shim::StaleShim { id: "x".to_owned(), task_pid: 7 }.into()]
             }
             "the runtime is killed" => {
                 vec![refused("create failed: runc did not terminate successfully: exit status 137: unknown")]

@@ -37,12 +37,12 @@ const SHIM: &str = "shim.json";
 const CONFIG: &str = "config.json";
 /// Name of the file with the options of gVisor's shim.
 const SHIM_OPTIONS: &str = "runsc.toml";
-const DOOMED: &str = "doomed";
+const REMOVAL_MARK: &str = "doomed";
 /// Name of the mark while it doesn't hold: the bundle of a running task is not due for removal.
-const KEPT: &str = "kept";
+const CLEARED_MARK: &str = "kept";
 /// Size on disk above which a log of [`LOGS`] is emptied. The shim's has a few lines for each event that it can't
 /// deliver.
-const LOG_LIMIT_BYTES: u64 = 1024 * 1024;
+const MAX_LOG_BYTES: u64 = 1024 * 1024;
 /// Names of the shim's log, and of the log that it has its runtime write.
 const LOGS: [&str; 2] = ["log", "log.json"];
 
@@ -88,7 +88,7 @@ impl Bundle {
         };
         private(true).create(parent).map_err(Error::file("create", parent))?;
         private(false).create(&self.directory).map_err(Error::file("create", &self.directory))?;
-        self.touch(DOOMED)?;
+        self.touch(REMOVAL_MARK)?;
         self.write(SHIM_BINARY, shim_binary.as_os_str().as_bytes())?;
         for directory in [self.rootfs(), self.io_directory()] {
             private(false).create(&directory).map_err(Error::file("create", &directory))?;
@@ -100,10 +100,10 @@ impl Bundle {
 
     /// Returns whether a task's bundle has lost a file that the task's teardown needs, such as the name of the `runsc`
     /// that the task has. A bundle that is being taken down, or was never whole, has not: it is marked for removal.
-    pub(crate) fn is_stripped(&self, runsc: Option<&str>) -> bool {
+    pub(crate) fn lacks_teardown_files(&self, runsc: Option<&str>) -> bool {
         let lacks = |name: &str| is_missing(&self.directory.join(name));
         let mut needed = [SHIM, CONFIG, SHIM_BINARY].into_iter().chain(runsc.map(|_| gvisor::PROGRAM));
-        lacks(DOOMED) && (self.is_doomed() || needed.any(lacks))
+        lacks(REMOVAL_MARK) && (self.is_marked_for_removal() || needed.any(lacks))
     }
 
     /// Makes the directory of a bundle that somebody has removed.
@@ -127,7 +127,7 @@ impl Bundle {
         runsc: Option<&str>,
     ) -> Result<(), Error> {
         let lacks = |name: &str| is_missing(&self.directory.join(name));
-        let is_whole = !self.is_doomed();
+        let is_whole = !self.is_marked_for_removal();
         if lacks(SHIM_BINARY) {
             self.write(SHIM_BINARY, shim_binary.as_os_str().as_bytes())?;
         }
@@ -148,7 +148,7 @@ impl Bundle {
             return Ok(());
         }
         make_private(&self.rootfs())?;
-        self.touch(DOOMED)?;
+        self.touch(REMOVAL_MARK)?;
         self.touch("log")
     }
 
@@ -216,7 +216,7 @@ impl Bundle {
 
     /// Returns the time at which the container was created: its specification is written right before. `None` if there
     /// is no specification, as where the bundle is not the driver's.
-    pub(crate) fn made_at(&self) -> Option<std::time::SystemTime> {
+    pub(crate) fn created_at(&self) -> Option<std::time::SystemTime> {
         fs::metadata(self.directory.join(CONFIG)).and_then(|spec| spec.modified()).ok()
     }
 
@@ -232,7 +232,7 @@ impl Bundle {
     ///
     /// # Errors
     /// Names the file.
-    pub(super) fn settle_for_delete(&self) -> Result<(), Error> {
+    pub(super) fn prepare_for_delete(&self) -> Result<(), Error> {
         if self.directory.join("runtime").exists() {
             return Ok(());
         }
@@ -245,14 +245,14 @@ impl Bundle {
     ///
     /// # Errors
     /// Names the file.
-    pub(crate) fn forget_processes(&self) -> Result<(), Error> {
+    pub(crate) fn record_end_of_processes(&self) -> Result<(), Error> {
         self.remove_file(SHIM)?;
         self.remove_file(CONFIG)
     }
 
     /// Returns whether no process of a container can run: the container was not created yet, or
-    /// [`Self::forget_processes`] was called after its end.
-    pub(crate) fn has_forgotten_processes(&self) -> bool {
+    /// [`Self::record_end_of_processes`] was called after its end.
+    pub(crate) fn has_no_processes(&self) -> bool {
         self.read_shim().is_none() && !self.may_have_container()
     }
 
@@ -326,12 +326,12 @@ impl Bundle {
     ///
     /// # Errors
     /// Names the file. The mark needs room only if the bundle was made by an earlier build of the plugin.
-    pub(crate) fn doom(&self) -> Result<(), Error> {
-        let path = self.directory.join(DOOMED);
-        match fs::rename(self.directory.join(KEPT), &path) {
+    pub(crate) fn mark_for_removal(&self) -> Result<(), Error> {
+        let path = self.directory.join(REMOVAL_MARK);
+        match fs::rename(self.directory.join(CLEARED_MARK), &path) {
             // A bundle that is not whole needs no mark.
-            Err(error) if error.kind() == ErrorKind::NotFound && self.is_doomed() => Ok(()),
-            Err(error) if error.kind() == ErrorKind::NotFound => self.touch(DOOMED),
+            Err(error) if error.kind() == ErrorKind::NotFound && self.is_marked_for_removal() => Ok(()),
+            Err(error) if error.kind() == ErrorKind::NotFound => self.touch(REMOVAL_MARK),
             marked => marked.map_err(Error::file("create", &path)),
         }
     }
@@ -341,14 +341,14 @@ impl Bundle {
     /// # Errors
     /// Names the file.
     pub(crate) fn keep(&self) -> Result<(), Error> {
-        let path = self.directory.join(DOOMED);
-        fs::rename(&path, self.directory.join(KEPT)).map_err(Error::file("remove", &path))
+        let path = self.directory.join(REMOVAL_MARK);
+        fs::rename(&path, self.directory.join(CLEARED_MARK)).map_err(Error::file("remove", &path))
     }
 
     /// Returns whether the bundle is due for removal: it is marked, or is not whole, since its making or its removal
     /// was cut off while the mark wasn't there yet or any more.
-    pub(crate) fn is_doomed(&self) -> bool {
-        self.directory.join(DOOMED).exists()
+    pub(crate) fn is_marked_for_removal(&self) -> bool {
+        self.directory.join(REMOVAL_MARK).exists()
             || is_missing(&self.directory.join("log"))
             || is_missing(&self.rootfs())
     }
@@ -359,7 +359,7 @@ impl Bundle {
         use std::os::unix::fs::MetadataExt;
         for path in LOGS.map(|name| self.directory.join(name)) {
             let on_disk_bytes = fs::metadata(&path).map_or(0, |log| log.blocks() * 512);
-            if on_disk_bytes > LOG_LIMIT_BYTES
+            if on_disk_bytes > MAX_LOG_BYTES
                 && let Err(error) = fs::OpenOptions::new().write(true).truncate(true).open(&path)
             {
                 tracing::warn!(path = %path.display(), %error, "can't empty a log");
@@ -373,7 +373,7 @@ impl Bundle {
     /// # Errors
     /// Names what could not be removed; what is still mounted is never walked into.
     pub(crate) fn remove(&self) -> Result<(), Error> {
-        self.unpin()?;
+        self.unstage()?;
         let rootfs = self.rootfs();
         mount_table::unmount(&rootfs).map_err(Error::errno("unmount", &rootfs))?;
         match fs::remove_dir(&rootfs) {
@@ -458,16 +458,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bundle_is_doomed_until_kept_and_again_at_its_end() {
+    fn a_bundle_is_marked_for_removal_except_while_its_task_runs() {
         let state = tempfile::tempdir().unwrap();
         let bundle = Bundle::at(state.path(), "nomad", "redis-1");
         bundle.create(Path::new("/bin/shim")).unwrap();
-        assert!(bundle.is_doomed());
+        assert!(bundle.is_marked_for_removal());
         assert_eq!(bundle.shim_binary().as_deref(), Some(Path::new("/bin/shim")));
         bundle.keep().unwrap();
-        assert!(!bundle.is_doomed());
-        bundle.doom().unwrap();
-        assert!(bundle.is_doomed());
+        assert!(!bundle.is_marked_for_removal());
+        bundle.mark_for_removal().unwrap();
+        assert!(bundle.is_marked_for_removal());
         assert_eq!(bundles(state.path(), "nomad").unwrap(), ["redis-1"]);
         bundle.remove().unwrap();
         bundle.remove().unwrap();
@@ -476,44 +476,44 @@ mod tests {
     }
 
     #[test]
-    fn a_bundle_that_is_half_made_or_half_removed_is_doomed() {
+    fn an_incomplete_bundle_counts_as_marked_for_removal() {
         let state = tempfile::tempdir().unwrap();
         let bundle = Bundle::at(state.path(), "nomad", "redis-1");
         fs::create_dir_all(&bundle.directory).unwrap();
-        assert!(bundle.is_doomed());
+        assert!(bundle.is_marked_for_removal());
         bundle.remove().unwrap();
         bundle.create(Path::new("/bin/shim")).unwrap();
         bundle.keep().unwrap();
-        assert!(!bundle.is_doomed());
+        assert!(!bundle.is_marked_for_removal());
         fs::remove_dir(bundle.rootfs()).unwrap();
-        assert!(bundle.is_doomed());
+        assert!(bundle.is_marked_for_removal());
     }
 
     #[test]
-    fn a_bundle_that_can_not_be_looked_at_is_neither_gone_nor_doomed() {
+    fn an_unreadable_bundle_is_neither_gone_nor_marked_for_removal() {
         let state = tempfile::tempdir().unwrap();
         std::os::unix::fs::symlink("loop", state.path().join("loop")).unwrap();
         let bundle = Bundle::at(&state.path().join("loop"), "nomad", "redis-1");
-        assert!(bundle.exists() && !bundle.is_doomed());
+        assert!(bundle.exists() && !bundle.is_marked_for_removal());
         assert!(!Bundle::at(state.path(), "nomad", "redis-1").exists());
     }
 
     #[test]
-    fn a_bundle_of_an_earlier_build_is_doomed_as_well() {
+    fn bundles_of_earlier_builds_can_be_marked_for_removal() {
         let state = tempfile::tempdir().unwrap();
         let bundle = Bundle::at(state.path(), "nomad", "redis-1");
         bundle.create(Path::new("/bin/shim")).unwrap();
         bundle.keep().unwrap();
-        fs::remove_file(bundle.directory.join(KEPT)).unwrap();
-        assert!(!bundle.is_doomed());
+        fs::remove_file(bundle.directory.join(CLEARED_MARK)).unwrap();
+        assert!(!bundle.is_marked_for_removal());
         for _ in 0..2 {
-            bundle.doom().unwrap();
-            assert!(bundle.is_doomed());
+            bundle.mark_for_removal().unwrap();
+            assert!(bundle.is_marked_for_removal());
         }
     }
 
     #[test]
-    fn a_file_that_can_not_be_written_is_left_as_it_was() {
+    fn a_failed_write_leaves_the_file_unchanged() {
         let state = tempfile::tempdir().unwrap();
         let bundle = Bundle::at(state.path(), "nomad", "redis-1");
         bundle.create(Path::new("/bin/shim")).unwrap();
@@ -521,9 +521,9 @@ mod tests {
         bundle.write_spec(&Spec::default()).unwrap();
         assert!(bundle.may_have_container());
         assert_eq!(bundle.read_spec().unwrap(), Spec::default());
-        assert!(!bundle.has_forgotten_processes());
-        bundle.forget_processes().unwrap();
-        assert!(bundle.has_forgotten_processes());
+        assert!(!bundle.has_no_processes());
+        bundle.record_end_of_processes().unwrap();
+        assert!(bundle.has_no_processes());
         let directory = bundle.directory.join("directory");
         fs::create_dir(&directory).unwrap();
         let error = bundle.write("directory", b"text").unwrap_err().to_string();
@@ -537,7 +537,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_bundle_of_the_same_id_is_refused_by_name() {
+    fn creating_an_existing_bundle_is_refused() {
         let state = tempfile::tempdir().unwrap();
         let bundle = Bundle::at(state.path(), "nomad", "redis-1");
         bundle.create(Path::new("/bin/shim")).unwrap();
@@ -546,7 +546,7 @@ mod tests {
     }
 
     #[test]
-    fn files_with_content_in_a_rootfs_are_kept() {
+    fn removal_keeps_rootfs_files_with_content() {
         let state = tempfile::tempdir().unwrap();
         let bundle = Bundle::at(state.path(), "nomad", "redis-1");
         bundle.create(Path::new("/bin/shim")).unwrap();
@@ -558,7 +558,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_runtime_makes_in_an_unmounted_rootfs_is_removed() {
+    fn mount_points_in_an_unmounted_rootfs_are_removed() {
         let state = tempfile::tempdir().unwrap();
         let bundle = Bundle::at(state.path(), "nomad", "redis-1");
         bundle.create(Path::new("/bin/shim")).unwrap();

@@ -13,18 +13,18 @@ use shim_protos::protobuf::well_known_types::any::Any;
 use shim_protos::protobuf::well_known_types::timestamp::Timestamp;
 use shim_protos::{Bootstrap, CallError, TaskClient, any};
 
-use super::{Bundle, CreateOptions, Error, FORKS_RUNTIME, HeldPipes, QUICK};
+use super::{Bundle, CALL_TIMEOUT, CreateOptions, Error, HeldPipes, RUNTIME_CALL_TIMEOUT};
 
 /// Timeout of the connect to a shim that has just said where it listens.
-const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout of Delete, for which the shim waits until the output is copied, up to ten seconds in newer shims, and forks
 /// the runtime.
-const DELETE: Duration = Duration::from_secs(60);
+const DELETE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The exit of a process as its shim reports it. A status of 128 + n means that signal n ended the process, or that the
 /// program chose that number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Ended {
+pub(crate) struct ProcessExit {
     pub status: u32,
     pub at: SystemTime,
 }
@@ -59,7 +59,7 @@ impl Connection {
     /// When nobody listens, or nobody accepts in time.
     pub(crate) async fn open(shim: &Bootstrap, id: &str) -> Result<Self, Error> {
         let client =
-            TaskClient::connect(shim, CONNECT).await.map_err(failed("connect to the shim of", id))?;
+            TaskClient::connect(shim, CONNECT_TIMEOUT).await.map_err(failed("connect to the shim of", id))?;
         Ok(Self { client, id: id.to_owned() })
     }
 
@@ -73,17 +73,17 @@ impl Connection {
     /// shims don't, before the container is created. The pid is not verified: see [`super::Launcher::identify`].
     ///
     /// # Errors
-    /// [`Error::Taken`] if the shim has a task: then a shim of an earlier run answered in place of the new one.
+    /// [`Error::StaleShim`] if the shim has a task: then a shim of an earlier run answered in place of the new one.
     pub(crate) async fn pid_of_fresh_shim(&self) -> Result<i32, Error> {
         let request = ConnectRequest { id: self.id.clone(), ..ConnectRequest::default() };
-        let answer = match self.client.pids_of_shim_and_task(&request, QUICK).await {
+        let answer = match self.client.pids_of_shim_and_task(&request, CALL_TIMEOUT).await {
             Ok(answer) => answer,
             Err(CallError::NotFound(_)) => return Ok(0),
             Err(error) => return Err(failed("ask for the pids of", &self.id)(error)),
         };
         // Some shims give their own pid in the place of the task's until there is a task.
         if answer.task_pid != 0 && answer.task_pid != answer.shim_pid {
-            return Err(Error::Taken { id: self.id.clone(), task_pid: answer.task_pid });
+            return Err(Error::StaleShim { id: self.id.clone(), task_pid: answer.task_pid });
         }
         Ok(i32::try_from(answer.shim_pid).unwrap_or(0))
     }
@@ -114,7 +114,7 @@ impl Connection {
             options: options.into(),
             ..CreateTaskRequest::default()
         };
-        let answer = self.client.create(&request, FORKS_RUNTIME).await;
+        let answer = self.client.create(&request, RUNTIME_CALL_TIMEOUT).await;
         let answer = answer.map_err(failed("create container", &self.id))?;
         Ok(i32::try_from(answer.pid).unwrap_or(0))
     }
@@ -129,7 +129,7 @@ impl Connection {
 
     async fn start_process(&self, exec_id: &str) -> Result<i32, CallError> {
         let request = StartRequest { id: self.id.clone(), exec_id: exec_id.to_owned(), ..Default::default() };
-        let answer = self.client.start(&request, FORKS_RUNTIME).await?;
+        let answer = self.client.start(&request, RUNTIME_CALL_TIMEOUT).await?;
         Ok(i32::try_from(answer.pid).unwrap_or(0))
     }
 
@@ -137,10 +137,10 @@ impl Connection {
     ///
     /// # Errors
     /// When the shim refuses, or ends first.
-    pub(crate) async fn wait(&self, exec_id: &str) -> Result<Ended, Error> {
+    pub(crate) async fn wait(&self, exec_id: &str) -> Result<ProcessExit, Error> {
         let request = WaitRequest { id: self.id.clone(), exec_id: exec_id.to_owned(), ..Default::default() };
         let answer = self.client.wait(&request).await.map_err(failed("wait for", &self.id))?;
-        Ok(Ended { status: answer.exit_status, at: time(answer.exited_at.as_ref()) })
+        Ok(ProcessExit { status: answer.exit_status, at: time(answer.exited_at.as_ref()) })
     }
 
     /// Returns the task's state.
@@ -149,8 +149,11 @@ impl Connection {
     /// Not found if the task was deleted, or never created.
     pub(crate) async fn state(&self) -> Result<State, Error> {
         let request = StateRequest { id: self.id.clone(), ..StateRequest::default() };
-        let answer =
-            self.client.state(&request, QUICK).await.map_err(failed("ask for the state of", &self.id))?;
+        let answer = self
+            .client
+            .state(&request, CALL_TIMEOUT)
+            .await
+            .map_err(failed("ask for the state of", &self.id))?;
         Ok(match answer.status.enum_value_or_default() {
             Status::CREATED | Status::UNKNOWN => State::Created,
             Status::STOPPED => State::Stopped,
@@ -174,7 +177,7 @@ impl Connection {
             all,
             ..KillRequest::default()
         };
-        self.client.kill(&request, FORKS_RUNTIME).await.map(drop)
+        self.client.kill(&request, RUNTIME_CALL_TIMEOUT).await.map(drop)
     }
 
     /// Returns the metrics of the container's cgroup, as the shim packs them.
@@ -183,8 +186,11 @@ impl Connection {
     /// Not found if the task was deleted.
     pub(crate) async fn metrics(&self) -> Result<Any, Error> {
         let request = StatsRequest { id: self.id.clone(), ..StatsRequest::default() };
-        let answer =
-            self.client.stats(&request, QUICK).await.map_err(failed("read the metrics of", &self.id))?;
+        let answer = self
+            .client
+            .stats(&request, CALL_TIMEOUT)
+            .await
+            .map_err(failed("read the metrics of", &self.id))?;
         Ok(answer.stats.unwrap_or_default())
     }
 
@@ -199,7 +205,7 @@ impl Connection {
     async fn delete_process(&self, exec_id: &str) -> Result<(), CallError> {
         let request =
             DeleteRequest { id: self.id.clone(), exec_id: exec_id.to_owned(), ..Default::default() };
-        match self.client.delete(&request, DELETE).await {
+        match self.client.delete(&request, DELETE_TIMEOUT).await {
             Ok(_) | Err(CallError::NotFound(_)) => Ok(()),
             Err(error) => Err(error),
         }
@@ -211,7 +217,7 @@ impl Connection {
     /// When the shim refuses, or does not answer in time.
     pub(crate) async fn shutdown(&self) -> Result<(), Error> {
         let request = ShutdownRequest { id: self.id.clone(), ..ShutdownRequest::default() };
-        match self.client.shutdown(&request, QUICK).await {
+        match self.client.shutdown(&request, CALL_TIMEOUT).await {
             Ok(_) | Err(CallError::Disconnected(_) | CallError::NotFound(_)) => Ok(()),
             Err(source) => Err(failed("shut down the shim of", &self.id)(source)),
         }
@@ -235,7 +241,7 @@ impl Connection {
             ..ExecProcessRequest::default()
         };
         // Some shims answer only once all earlier starts are through, one after the other.
-        self.client.exec(&request, FORKS_RUNTIME).await.map(drop).map_err(doing)
+        self.client.exec(&request, RUNTIME_CALL_TIMEOUT).await.map(drop).map_err(doing)
     }
 
     /// Starts a declared exec; returns its pid once it runs.
@@ -296,7 +302,7 @@ impl Connection {
             ..ResizePtyRequest::default()
         };
         self.client
-            .resize_pty(&request, QUICK)
+            .resize_pty(&request, CALL_TIMEOUT)
             .await
             .map(drop)
             .map_err(failed("resize an exec's terminal in container", &self.id))
@@ -315,7 +321,7 @@ impl Connection {
             ..Default::default()
         };
         self.client
-            .close_io(&request, QUICK)
+            .close_io(&request, CALL_TIMEOUT)
             .await
             .map(drop)
             .map_err(failed("close an exec's stdin in container", &self.id))

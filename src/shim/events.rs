@@ -19,18 +19,18 @@ use crate::gvisor;
 
 const SOCKET: &str = "events.sock";
 /// Names of the shims that need no address: containerd's own of the runc family.
-const DROP_THEM: [&str; 2] = ["containerd-shim-runc-v1", "containerd-shim-runc-v2"];
+const SHIMS_WITHOUT_EVENTS: [&str; 2] = ["containerd-shim-runc-v1", "containerd-shim-runc-v2"];
 /// The kernel's limit for a socket's path, in bytes.
 const SOCKET_PATH_LIMIT_BYTES: usize = 107;
 
 /// The address for events of one state directory's shims. Clones share it.
 #[derive(Debug, Clone)]
-pub(crate) struct Events {
+pub(crate) struct EventSocket {
     socket: PathBuf,
     served: Arc<OnceCell<()>>,
 }
 
-impl Events {
+impl EventSocket {
     /// Returns the address in a state directory, where no socket is made yet.
     pub(crate) fn of(state_dir: &Path) -> Self {
         Self { socket: state_dir.join(SOCKET), served: Arc::default() }
@@ -42,7 +42,7 @@ impl Events {
     /// # Errors
     /// Names the socket that can't be made.
     pub(crate) async fn address_for(&self, shim: &Path) -> Result<Option<&Path>, Error> {
-        if shim.file_name().is_some_and(|name| DROP_THEM.iter().any(|one| name == *one)) {
+        if shim.file_name().is_some_and(|name| SHIMS_WITHOUT_EVENTS.iter().any(|one| name == *one)) {
             return Ok(None);
         }
         self.served.get_or_try_init(|| async { self.serve() }).await?;
@@ -66,16 +66,16 @@ impl Events {
         let _ = std::fs::remove_file(&new);
         let listener = UnixListener::bind(&new).map_err(Error::file("listen at", &self.socket))?;
         std::fs::rename(&new, &self.socket).map_err(Error::file("listen at", &self.socket))?;
-        tokio::spawn(accept(listener));
+        tokio::spawn(acknowledge(listener));
         Ok(())
     }
 }
 
 /// Takes the events of one shim at a socket in its bundle, until it is dropped; connections that exist by then are
 /// served on. For a shim whose events another process takes later.
-pub(crate) struct Taken(JoinHandle<()>);
+pub(crate) struct BundleEventSocket(JoinHandle<()>);
 
-impl Taken {
+impl BundleEventSocket {
     /// Serves the socket of a bundle. The path of the bundle may be too long for a socket's path, so the socket is
     /// bound through the descriptor of the directory.
     ///
@@ -87,17 +87,17 @@ impl Taken {
         let directory = bundle.open().map_err(failed())?;
         let short = format!("/proc/self/fd/{}/{}", directory.as_raw_fd(), gvisor::EVENTS);
         let listener = UnixListener::bind(short).map_err(failed())?;
-        Ok(Self(tokio::spawn(accept(listener))))
+        Ok(Self(tokio::spawn(acknowledge(listener))))
     }
 }
 
-impl Drop for Taken {
+impl Drop for BundleEventSocket {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-async fn accept(listener: UnixListener) {
+async fn acknowledge(listener: UnixListener) {
     let failed = |error| tracing::warn!(%error, "a shim's events are not accepted");
     shim_protos::events::acknowledge_all(listener, failed).await;
 }
@@ -109,10 +109,10 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn only_shims_that_need_an_address_have_one_made_and_a_later_plugin_takes_it_over() {
+    async fn the_event_socket_is_made_on_demand_and_taken_over() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join(SOCKET);
-        let events = Events::of(directory.path());
+        let events = EventSocket::of(directory.path());
         for shim in ["/usr/bin/containerd-shim-runc-v2", "/usr/bin/containerd-shim-runc-v1"] {
             assert_eq!(events.address_for(Path::new(shim)).await.unwrap(), None);
         }
@@ -122,16 +122,16 @@ mod tests {
             assert_eq!(events.address_for(shim).await.unwrap(), Some(&*socket));
         }
         UnixStream::connect(&socket).await.unwrap();
-        let next = Events::of(directory.path());
+        let next = EventSocket::of(directory.path());
         assert_eq!(next.address_for(shim).await.unwrap(), Some(&*socket));
         UnixStream::connect(&socket).await.unwrap();
     }
 
     #[tokio::test]
-    async fn a_state_directory_whose_path_is_too_long_for_a_socket_is_named() {
+    async fn a_socket_path_that_is_too_long_names_the_state_directory() {
         let at = |length: usize| PathBuf::from(format!("/no/{}", "x".repeat(length - 4)));
         let error = async |length| {
-            let events = Events::of(&at(length));
+            let events = EventSocket::of(&at(length));
             events.address_for(Path::new("/opt/shim")).await.unwrap_err().to_string()
         };
         for word in ["state_dir", "95 bytes", "xxx/events.sock"] {
@@ -141,8 +141,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_socket_that_can_not_be_made_is_named() {
-        let events = Events::of(Path::new("/no/such/directory"));
+    async fn a_failed_bind_names_the_socket() {
+        let events = EventSocket::of(Path::new("/no/such/directory"));
         let error = events.address_for(Path::new("/opt/shim")).await.unwrap_err().to_string();
         assert!(error.contains("/no/such/directory/events.sock"), "{error}");
     }

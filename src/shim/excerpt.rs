@@ -12,7 +12,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// The end of a file, as text.
-pub(super) struct End {
+pub(super) struct Tail {
     pub(super) text: String,
     /// Whether the file has more before this text.
     pub(super) is_cut: bool,
@@ -22,7 +22,7 @@ pub(super) struct End {
 ///
 /// # Errors
 /// When the file can't be read, or is no regular file.
-pub(super) fn start_of(file: &Path, limit_bytes: u64) -> io::Result<Vec<u8>> {
+pub(super) fn head(file: &Path, limit_bytes: u64) -> io::Result<Vec<u8>> {
     let (file, _) = open(file)?;
     let mut start = Vec::new();
     file.take(limit_bytes).read_to_end(&mut start)?;
@@ -33,12 +33,12 @@ pub(super) fn start_of(file: &Path, limit_bytes: u64) -> io::Result<Vec<u8>> {
 ///
 /// # Errors
 /// When the file can't be read, or is no regular file.
-pub(super) fn end_of(file: &Path, limit_bytes: u64) -> io::Result<End> {
+pub(super) fn tail(file: &Path, limit_bytes: u64) -> io::Result<Tail> {
     let (mut file, length) = open(file)?;
     file.seek(SeekFrom::Start(length.saturating_sub(limit_bytes)))?;
     let mut end = Vec::new();
     file.take(limit_bytes).read_to_end(&mut end)?;
-    Ok(End { text: String::from_utf8_lossy(&end).into_owned(), is_cut: length > limit_bytes })
+    Ok(Tail { text: String::from_utf8_lossy(&end).into_owned(), is_cut: length > limit_bytes })
 }
 
 fn open(file: &Path) -> io::Result<(File, u64)> {
@@ -53,20 +53,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_part_of_a_regular_file_is_read_whatever_its_bytes() {
+    fn head_and_tail_are_bounded_and_need_a_regular_file() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         std::fs::write(at("file"), b"caf\xc3 closed").unwrap();
-        assert_eq!(start_of(&at("file"), 3).unwrap(), b"caf");
-        assert_eq!(start_of(&at("file"), 100).unwrap().len(), 11);
-        let whole = end_of(&at("file"), 11).unwrap();
+        assert_eq!(head(&at("file"), 3).unwrap(), b"caf");
+        assert_eq!(head(&at("file"), 100).unwrap().len(), 11);
+        let whole = tail(&at("file"), 11).unwrap();
         assert_eq!((whole.text.as_str(), whole.is_cut), ("caf\u{fffd} closed", false));
-        let end = end_of(&at("file"), 6).unwrap();
+        let end = tail(&at("file"), 6).unwrap();
         assert_eq!((end.text.as_str(), end.is_cut), ("closed", true));
         std::os::unix::fs::symlink("file", at("link")).unwrap();
         nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         for name in ["link", "pipe", ".", "missing"] {
-            assert!(start_of(&at(name), 9).is_err() && end_of(&at(name), 9).is_err(), "{name}");
+            assert!(head(&at(name), 9).is_err() && tail(&at(name), 9).is_err(), "{name}");
         }
     }
 }

@@ -81,7 +81,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_family_is_told_by_the_binary_unless_the_operator_names_a_type() {
+    fn the_options_type_decides_the_family_before_the_binary() {
         for (runtime, type_url, family) in [
             ("io.containerd.runc.v2", None, Family::Runc),
             ("io.containerd.runc.v2-rs", None, Family::Runc),

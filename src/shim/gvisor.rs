@@ -41,9 +41,9 @@ pub(crate) enum FileError {
 ///
 /// # Errors
 /// Says what is wrong with the operator's file.
-pub(crate) fn options(operators: &str, additions: Additions<'_>) -> Result<CreateOptions, FileError> {
+pub(crate) fn options(operator_toml: &str, additions: Additions<'_>) -> Result<CreateOptions, FileError> {
     let Additions { root, wrapper, program } = additions;
-    let mut options: Table = operators.parse()?;
+    let mut options: Table = operator_toml.parse()?;
     // The shim takes its keys in letters of either case, and of two that differ in case the last.
     for key in [ROOT, PROGRAM, FLAGS] {
         if options.keys().any(|given| given != key && given.eq_ignore_ascii_case(key)) {
@@ -52,8 +52,8 @@ pub(crate) fn options(operators: &str, additions: Additions<'_>) -> Result<Creat
     }
     let text = |text: &str| Value::String(text.to_owned());
     options.insert(ROOT.to_owned(), text(&root.display().to_string()));
-    let operators = options.insert(PROGRAM.to_owned(), text(&wrapper.display().to_string()));
-    let program = match (program, operators) {
+    let operator_program = options.insert(PROGRAM.to_owned(), text(&wrapper.display().to_string()));
+    let program = match (program, operator_program) {
         (Some(program), _) => program.to_owned(),
         (None, Some(Value::String(program))) => program,
         (None, None) => RUNSC.to_owned(),
@@ -75,8 +75,8 @@ pub(crate) fn options(operators: &str, additions: Additions<'_>) -> Result<Creat
             });
         }
     }
-    let said = |flag: &str| flags.get(flag).map(|value| value.as_str().unwrap_or_default());
-    if said("ignore-cgroups").is_some_and(|word| word != "false") {
+    let flag_value = |flag: &str| flags.get(flag).map(|value| value.as_str().unwrap_or_default());
+    if flag_value("ignore-cgroups").is_some_and(|word| word != "false") {
         return Err(FileError::Key {
             key: "runsc_config.ignore-cgroups",
             must: "left out: the limits, the statistics and the end of a task rest on its cgroup",
@@ -87,8 +87,8 @@ pub(crate) fn options(operators: &str, additions: Additions<'_>) -> Result<Creat
     if let Some(by_systemd) = flags.get_mut("systemd-cgroup") {
         *by_systemd = text("false");
     }
-    let said = |flag: &str| flags.get(flag).map(|value| value.as_str().unwrap_or_default());
-    match said("network") {
+    let flag_value = |flag: &str| flags.get(flag).map(|value| value.as_str().unwrap_or_default());
+    match flag_value("network") {
         // `host`: the network stack of the host's kernel, within the task's network namespace.
         None => drop(flags.insert("network".to_owned(), text("host"))),
         Some("host" | "none") => {}
@@ -107,32 +107,32 @@ pub(crate) fn options(operators: &str, additions: Additions<'_>) -> Result<Creat
 mod tests {
     use super::*;
 
-    fn built(operators: &str, program: Option<&str>) -> Result<(Table, String), String> {
+    fn built(operator_toml: &str, program: Option<&str>) -> Result<(Table, String), String> {
         let (root, wrapper) = (Path::new("/run/ours/runsc"), Path::new("/run/ours/wrapper"));
         let additions = Additions { root, wrapper, program };
-        match options(operators, additions).map_err(|error| error.to_string())? {
+        match options(operator_toml, additions).map_err(|error| error.to_string())? {
             CreateOptions::Gvisor { text, program } => Ok((text.parse().unwrap(), program)),
             other => panic!("{other:?}"),
         }
     }
 
     #[test]
-    fn a_containers_file_is_the_operators_with_a_root_of_the_drivers_own() {
-        let operators = "binary_name = \"/opt/runsc\"\nroot = \"/run/theirs\"\nlog_level = \"debug\"\n[runsc_config]\n\
+    fn options_are_the_operators_with_the_drivers_root() {
+        let operator_toml = "binary_name = \"/opt/runsc\"\nroot = \"/run/theirs\"\nlog_level = \"debug\"\n[runsc_config]\n\
                          platform = \"kvm\"\nnetwork = \"host\"\n";
         let expected = |rest: &str| rest.parse::<Table>().unwrap();
-        let (options, program) = built(operators, None).unwrap();
+        let (options, program) = built(operator_toml, None).unwrap();
         let ours = "binary_name = \"/run/ours/wrapper\"\nroot = \"/run/ours/runsc\"\nlog_level = \"debug\"\n\
                     [runsc_config]\nplatform = \"kvm\"\nnetwork = \"host\"\n";
         assert_eq!((options, program.as_str()), (expected(ours), "/opt/runsc"));
-        assert_eq!(built(operators, Some("/other/runsc")).unwrap().1, "/other/runsc");
+        assert_eq!(built(operator_toml, Some("/other/runsc")).unwrap().1, "/other/runsc");
         assert_eq!(built("", None).unwrap().1, "runsc");
     }
 
     #[test]
-    fn the_network_is_passed_through_unless_there_is_to_be_none() {
-        let network = |operators: &str| {
-            let flags = built(operators, None).unwrap().0["runsc_config"].clone();
+    fn the_network_flag_defaults_to_host() {
+        let network = |operator_toml: &str| {
+            let flags = built(operator_toml, None).unwrap().0["runsc_config"].clone();
             flags.get("network").and_then(Value::as_str).map(str::to_owned)
         };
         assert_eq!(network("").as_deref(), Some("host"));
@@ -140,16 +140,16 @@ mod tests {
     }
 
     #[test]
-    fn the_cgroup_is_not_left_to_systemd() {
-        let built = |operators: &str| built(operators, None).unwrap().0["runsc_config"].clone();
+    fn systemd_cgroup_is_disabled() {
+        let built = |operator_toml: &str| built(operator_toml, None).unwrap().0["runsc_config"].clone();
         let flags = built("[runsc_config]\nsystemd-cgroup = \"true\"\n");
         assert_eq!(flags.get("systemd-cgroup").and_then(Value::as_str), Some("false"));
         assert_eq!(built("").get("systemd-cgroup"), None);
     }
 
     #[test]
-    fn a_file_that_can_not_be_used_says_why() {
-        for (operators, word) in [
+    fn an_invalid_options_file_is_refused_with_the_reason() {
+        for (operator_toml, word) in [
             ("binary_name = ", "TOML"),
             ("runsc_config = 1", "runsc_config"),
             ("[Runsc_Config]\nignore-cgroups = \"true\"", "small letters"),
@@ -159,7 +159,7 @@ mod tests {
             ("[runsc_config]\nignore-cgroups = \"true\"", "ignore-cgroups"),
             ("[runsc_config]\nnetwork = \"sandbox\"", "runsc_config.network"),
         ] {
-            let error = built(operators, None).unwrap_err();
+            let error = built(operator_toml, None).unwrap_err();
             assert!(error.contains(word), "{word} is not in {error}");
         }
     }

@@ -30,23 +30,23 @@ use crate::sys::host_files;
 use crate::sys::host_path::{self, HostPathError};
 
 /// Suffix of the names of rust-extensions' shims.
-const IN_RUST: &[u8] = b"-rs";
+const RUST_SHIM_SUFFIX: &[u8] = b"-rs";
 /// Path that Nomad sends for both streams if a job's logs are disabled.
-pub(crate) const NOWHERE: &str = "/dev/null";
+pub(crate) const DEV_NULL: &str = "/dev/null";
 /// Path of Nomad's pipes in an allocation's directory.
-const IN_ALLOCATION: &str = "alloc/logs";
+const ALLOC_LOGS: &str = "alloc/logs";
 /// Size of a log pipe that the driver makes: what a task can write while nobody reads. It is the most that the kernel
 /// gives to any process.
 const LOG_PIPE_BYTES: i32 = 1 << 20;
 /// Interval between the first checks of a pipe, which is polled until it has lost its writer and is empty: the kernel
 /// has no event for "empty". The same interval is used for whether a shim has opened the stdin of an exec.
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 /// Maximum interval between checks of whether a pipe is empty, to which the interval doubles.
-const LOOK_SELDOM: Duration = Duration::from_millis(50);
+const MAX_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Maximum time for a shim to open the stdin of an exec that runs.
-const SHIM_COMES: Duration = Duration::from_secs(10);
+const STDIN_OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The paths of a task's log pipes, or [`NOWHERE`].
+/// The paths of a task's log pipes, or [`DEV_NULL`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LogPaths {
     pub stdout: PathBuf,
@@ -68,14 +68,14 @@ impl HeldPipes {
     /// even if the logs are disabled.
     pub(super) fn for_shim(&self, tty: bool, needs_paths: bool) -> (String, String) {
         let own = std::process::id();
-        let told = |pipe: &Option<File>| match pipe {
+        let shown = |pipe: &Option<File>| match pipe {
             Some(pipe) => format!("/proc/{own}/fd/{}", pipe.as_raw_fd()),
-            None => NOWHERE.to_owned(),
+            None => DEV_NULL.to_owned(),
         };
         match (tty, &self.stdout, &self.stderr) {
-            (true, stdout, _) => (told(stdout), String::new()),
+            (true, stdout, _) => (shown(stdout), String::new()),
             (false, None, None) if !needs_paths => (String::new(), String::new()),
-            (false, stdout, stderr) => (told(stdout), told(stderr)),
+            (false, stdout, stderr) => (shown(stdout), shown(stderr)),
         }
     }
 
@@ -94,8 +94,8 @@ impl LogPaths {
     pub(crate) fn hold_open(&self) -> Result<HeldPipes, Error> {
         let hold = |path: &Path| open_pipe(path, OpenOptions::new().read(true).write(true));
         Ok(HeldPipes {
-            stdout: kept(&self.stdout).map(hold).transpose()?,
-            stderr: kept(&self.stderr).map(hold).transpose()?,
+            stdout: unless_disabled(&self.stdout).map(hold).transpose()?,
+            stderr: unless_disabled(&self.stderr).map(hold).transpose()?,
         })
     }
 
@@ -118,22 +118,22 @@ impl LogPaths {
     /// # Errors
     /// Names the pipe that could not be opened.
     pub(crate) fn readers(&self) -> Result<[Option<OwnedFd>; 2], Error> {
-        let one = |path| kept(path).map(reader).transpose();
+        let one = |path| unless_disabled(path).map(reader).transpose();
         Ok([one(&self.stdout)?, one(&self.stderr)?])
     }
 
     /// Checks that a shim can write a task's output to these paths.
     ///
     /// # Errors
-    /// [`Error::Unread`] if the output of a terminal is to be discarded, and the shim writes to pipes only.
-    pub(crate) fn fit(&self, shim: &Path, tty: bool) -> Result<(), Error> {
-        let needs_pipes = shim.as_os_str().as_bytes().ends_with(IN_RUST);
+    /// [`Error::UndiscardableOutput`] if the output of a terminal is to be discarded, and the shim writes to pipes only.
+    pub(crate) fn check_writable_by(&self, shim: &Path, tty: bool) -> Result<(), Error> {
+        let needs_pipes = shim.as_os_str().as_bytes().ends_with(RUST_SHIM_SUFFIX);
         let is_kept = self.pipes().next().is_some();
-        if tty && !is_kept && needs_pipes { Err(Error::Unread(shim.to_owned())) } else { Ok(()) }
+        if tty && !is_kept && needs_pipes { Err(Error::UndiscardableOutput(shim.to_owned())) } else { Ok(()) }
     }
 
     fn pipes(&self) -> impl Iterator<Item = &Path> {
-        [&self.stdout, &self.stderr].into_iter().filter_map(|path| kept(path))
+        [&self.stdout, &self.stderr].into_iter().filter_map(|path| unless_disabled(path))
     }
 
     /// Opens the pipes for reading, to see when the last writer has closed each; nothing is read from them. Pipes that
@@ -150,9 +150,9 @@ impl LogPaths {
     }
 }
 
-/// Returns the path, unless it is [`NOWHERE`].
-fn kept(path: &Path) -> Option<&Path> {
-    (path != Path::new(NOWHERE)).then_some(path)
+/// Returns the path, unless it is [`DEV_NULL`].
+fn unless_disabled(path: &Path) -> Option<&Path> {
+    (path != Path::new(DEV_NULL)).then_some(path)
 }
 
 fn make_pipe(path: &Path) -> Result<(), Error> {
@@ -170,7 +170,7 @@ fn open_pipe(path: &Path, options: &mut OpenOptions) -> Result<File, Error> {
 
 fn find_pipe(path: &Path) -> Result<OwnedFd, Error> {
     let refuse = |what| Error::LogPath { path: path.to_owned(), what };
-    let (root, rest) = changeable(path);
+    let (root, rest) = split_root(path);
     host_path::find_pipe(root, rest).map_err(|error| match error {
         HostPathError::Link { .. } => refuse("is, or goes through, a symbolic link"),
         HostPathError::WrongKind { .. } => refuse("is not a named pipe"),
@@ -182,26 +182,26 @@ fn find_pipe(path: &Path) -> Result<OwnedFd, Error> {
 
 /// Splits a pipe's path into its root and the rest, which others may change: of Nomad's pipes all that is below the
 /// allocation's directory, of the driver's own pipes the name alone.
-fn changeable(path: &Path) -> (&Path, &Path) {
+fn split_root(path: &Path) -> (&Path, &Path) {
     let parent = path.parent().unwrap_or(Path::new("/"));
-    let allocation = parent.ends_with(IN_ALLOCATION).then(|| parent.parent()?.parent()).flatten();
+    let allocation = parent.ends_with(ALLOC_LOGS).then(|| parent.parent()?.parent()).flatten();
     let root = allocation.unwrap_or(parent);
     (root, path.strip_prefix(root).unwrap_or(path))
 }
 
 /// Waits until the shim has closed the task's pipes and their readers have read all that was in them, but no longer
 /// than `limit`; returns whether they have. The wait occupies no thread: all tasks of a node may end at once.
-pub(crate) async fn drained(logs: &LogPaths, limit: Duration) -> bool {
+pub(crate) async fn wait_drained(logs: &LogPaths, limit: Duration) -> bool {
     let logs = logs.clone();
     let all = async {
         let place = logs.stdout.clone();
         // A pipe that can't be opened in time counts as not drained.
         let Ok(pipes) = host_files::look(&place, limit, move || logs.observers()).await else { return false };
         for pipe in pipes {
-            let mut pause = LOOK_AGAIN;
+            let mut pause = POLL_INTERVAL;
             while !is_drained(&pipe) {
                 tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LOOK_SELDOM);
+                pause = (pause * 2).min(MAX_POLL_INTERVAL);
             }
         }
         true
@@ -312,12 +312,12 @@ impl StdinPipe {
         if self.other_end.take().is_none() {
             return Ok(());
         }
-        let comes = async {
+        let opened = async {
             while poll_once(&self.pipe, PollFlags::empty(), Duration::ZERO).contains(PollFlags::POLLERR) {
-                tokio::time::sleep(LOOK_AGAIN).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         };
-        tokio::time::timeout(SHIM_COMES, comes).await.map_err(|_| ErrorKind::TimedOut.into())
+        tokio::time::timeout(STDIN_OPEN_TIMEOUT, opened).await.map_err(|_| ErrorKind::TimedOut.into())
     }
 
     /// Writes at the reader's speed.
@@ -338,45 +338,45 @@ mod tests {
     fn pipe_at(directory: &Path) -> LogPaths {
         let path = directory.join(".task.stdout.fifo");
         mkfifo(&path, Mode::S_IRWXU).unwrap();
-        LogPaths { stdout: path, stderr: NOWHERE.into() }
+        LogPaths { stdout: path, stderr: DEV_NULL.into() }
     }
 
     #[test]
-    fn a_shim_is_told_of_descriptors_and_of_none_where_nothing_is_kept_but_a_terminals() {
-        let told = |stdout: bool, stderr: bool, tty| {
+    fn log_paths_for_a_shim_are_descriptors_and_empty_when_disabled() {
+        let shown = |stdout: bool, stderr: bool, tty| {
             let pipe = |kept: bool| kept.then(|| File::open("/dev/null").unwrap());
             let held = HeldPipes { stdout: pipe(stdout), stderr: pipe(stderr) };
             let path = |pipe: &Option<File>| {
                 let number = pipe.as_ref().map(AsRawFd::as_raw_fd);
-                number.map_or(NOWHERE.to_owned(), |fd| format!("/proc/{}/fd/{fd}", std::process::id()))
+                number.map_or(DEV_NULL.to_owned(), |fd| format!("/proc/{}/fd/{fd}", std::process::id()))
             };
             (held.for_shim(tty, false), (path(&held.stdout), path(&held.stderr)))
         };
         let nothing = (String::new(), String::new());
-        assert_eq!(told(false, false, false).0, nothing);
-        assert_eq!(told(false, false, true).0, (NOWHERE.to_owned(), String::new()));
-        let (both, paths) = told(true, true, false);
+        assert_eq!(shown(false, false, false).0, nothing);
+        assert_eq!(shown(false, false, true).0, (DEV_NULL.to_owned(), String::new()));
+        let (both, paths) = shown(true, true, false);
         assert_eq!(both, paths);
-        let (one, paths) = told(true, false, false);
-        assert_eq!((one.0, one.1.as_str()), (paths.0, NOWHERE));
-        let (terminal, paths) = told(true, true, true);
+        let (one, paths) = shown(true, false, false);
+        assert_eq!((one.0, one.1.as_str()), (paths.0, DEV_NULL));
+        let (terminal, paths) = shown(true, true, true);
         assert_eq!(terminal, (paths.0, String::new()));
     }
 
     #[test]
-    fn a_shim_that_writes_to_pipes_only_gets_no_terminal_that_nobody_reads() {
-        let nowhere = LogPaths { stdout: NOWHERE.into(), stderr: NOWHERE.into() };
+    fn a_rust_shim_is_refused_a_terminal_with_disabled_logs() {
+        let nowhere = LogPaths { stdout: DEV_NULL.into(), stderr: DEV_NULL.into() };
         let kept = LogPaths { stdout: "/o".into(), stderr: "/e".into() };
         let in_rust = Path::new("/opt/containerd-shim-runc-v2-rs");
-        kept.fit(in_rust, true).unwrap();
-        nowhere.fit(in_rust, false).unwrap();
-        nowhere.fit(Path::new("/usr/bin/containerd-shim-runc-v2"), true).unwrap();
-        let error = nowhere.fit(in_rust, true).unwrap_err().to_string();
+        kept.check_writable_by(in_rust, true).unwrap();
+        nowhere.check_writable_by(in_rust, false).unwrap();
+        nowhere.check_writable_by(Path::new("/usr/bin/containerd-shim-runc-v2"), true).unwrap();
+        let error = nowhere.check_writable_by(in_rust, true).unwrap_err().to_string();
         assert!(error.contains("tty") && error.contains("containerd_runtime"), "{error}");
     }
 
     #[test]
-    fn a_log_path_that_is_a_link_or_a_file_is_refused() {
+    fn log_paths_must_be_named_pipes() {
         let directory = tempfile::tempdir().unwrap();
         let logs = pipe_at(directory.path());
         assert_eq!(logs.hold_open().unwrap().pipes().count(), 1);
@@ -391,8 +391,8 @@ mod tests {
     }
 
     #[test]
-    fn nomads_pipes_are_found_from_the_allocations_directory_on() {
-        let parts = |path: &'static str| changeable(Path::new(path));
+    fn log_pipes_are_resolved_beneath_the_allocation_directory() {
+        let parts = |path: &'static str| split_root(Path::new(path));
         let is = |root, rest| (Path::new(root), Path::new(rest));
         assert_eq!(parts("/n/alloc/a1/alloc/logs/.web.fifo"), is("/n/alloc/a1", "alloc/logs/.web.fifo"));
         assert_eq!(parts("/run/bundle/stdout"), is("/run/bundle", "stdout"));
@@ -400,23 +400,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pipe_is_drained_when_its_writer_is_gone_and_it_is_empty() {
+    async fn a_pipe_is_drained_once_empty_and_without_writers() {
         let directory = tempfile::tempdir().unwrap();
         let logs = pipe_at(directory.path());
         let mut reader = open_pipe(&logs.stdout, OpenOptions::new().read(true)).unwrap();
         let mut writer = open_pipe(&logs.stdout, OpenOptions::new().write(true)).unwrap();
         writer.write_all(b"last words").unwrap();
-        assert!(!drained(&logs, Duration::from_millis(20)).await, "the writer is still there");
+        assert!(!wait_drained(&logs, Duration::from_millis(20)).await, "the writer is still there");
         drop(writer);
-        assert!(!drained(&logs, Duration::from_millis(20)).await, "nobody has read yet");
+        assert!(!wait_drained(&logs, Duration::from_millis(20)).await, "nobody has read yet");
         let mut words = [0; 10];
         reader.read_exact(&mut words).unwrap();
         assert_eq!(&words, b"last words", "looking took nothing");
-        assert!(drained(&logs, Duration::from_millis(200)).await);
+        assert!(wait_drained(&logs, Duration::from_millis(200)).await);
     }
 
     #[tokio::test]
-    async fn input_that_ends_before_the_shim_comes_is_not_lost() {
+    async fn stdin_written_before_the_shim_opens_it_is_not_lost() {
         let directory = tempfile::tempdir().unwrap();
         let pipes = ExecPipes::at(directory.path(), "e1", true, false);
         let mut stdin = pipes.open().unwrap().stdin.unwrap();
@@ -436,7 +436,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn pipes_of_an_exec_go_with_their_owner() {
+    async fn exec_pipes_are_removed_on_drop() {
         let directory = tempfile::tempdir().unwrap();
         let pipes = ExecPipes::at(directory.path(), "e1", true, false);
         let _ends = pipes.open().unwrap();

@@ -21,30 +21,30 @@ use shim_protos::{Bootstrap, StartInput, StartParams};
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 
-use super::processes::off_thread;
-use super::runtime::{find, is_executable};
+use super::processes::blocking;
+use super::runtime::{find_shim, is_executable};
 use super::start_inputs::{FileId, StartInputs};
-use super::{Bundle, DEFAULT_PATH, Error, Events, Family, excerpt};
+use super::{Bundle, DEFAULT_PATH, Error, EventSocket, Family, excerpt};
 use crate::gvisor;
 use crate::sys::os_error::{is_transient, tells_transient};
 use crate::sys::process_group::ProcessGroup;
 
-const START: Duration = Duration::from_secs(20);
+const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// Directory of the shims' sockets, which is compiled into them.
-const SOCKETS: &str = "/run/containerd/s";
+const SOCKET_DIRECTORY: &str = "/run/containerd/s";
 /// Timeout of `-v`, which only prints.
-const VERSION: Duration = Duration::from_secs(5);
+const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout of `delete`, which kills and removes the container by the runtime.
-const DELETE: Duration = Duration::from_secs(60);
+const DELETE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Maximum number of bytes that are read of a binary's answer on its stdout.
-const ANSWER_BYTES: u64 = 64 * 1024;
+const MAX_ANSWER_BYTES: u64 = 64 * 1024;
 /// Maximum number of bytes that are quoted from the end of a binary's stderr.
-const QUOTED_BYTES: u64 = 4096;
+const MAX_QUOTED_BYTES: u64 = 4096;
 
 /// Number of the first descriptor that a shim keeps for its task: far above those that it gives its own children by
 /// number.
-const FIRST_KEPT: i32 = 100;
+const FIRST_INHERITED_FD: i32 = 100;
 
 /// Launches the shims of one configuration.
 #[derive(Debug, Clone)]
@@ -58,13 +58,13 @@ pub(crate) struct Launcher {
     /// driver's alone: a daemon on the same host can never mistake the driver's shims for its own.
     pub address: String,
     /// The address for events, for a shim that needs one.
-    pub events: Events,
+    pub events: EventSocket,
     pub start_inputs: StartInputs,
     pub family: Family,
 }
 
 impl Launcher {
-    /// Starts a shim for the bundle and returns where it listens. The shim holds the descriptors in `kept` open until
+    /// Starts a shim for the bundle and returns where it listens. The shim holds the descriptors in `inherited` open until
     /// it ends; it knows nothing of them, and its runtime closes them in containers.
     ///
     /// A binary that refuses the form of input that it is taken to expect gets the other form: its version may not say
@@ -76,22 +76,22 @@ impl Launcher {
         &self,
         bundle: &Bundle,
         id: &str,
-        kept: &[OwnedFd],
+        inherited: &[OwnedFd],
     ) -> Result<Bootstrap, Error> {
         let at = self.binary.clone();
-        let binary = off_thread(move || FileId::of(&at)).await.ok().flatten();
+        let binary = blocking(move || FileId::of(&at)).await.ok().flatten();
         let form = match self.start_inputs.of(binary) {
             Some(form) => form,
             None => self.form_by_version(bundle, id).await,
         };
-        let until = Instant::now() + START;
-        let (answer, form) = match self.start_by(form, bundle, id, kept, until).await {
-            Err(refusal @ Error::Binary { passes: false, .. }) => {
+        let until = Instant::now() + START_TIMEOUT;
+        let (answer, form) = match self.start_with(form, bundle, id, inherited, until).await {
+            Err(first_error @ Error::Binary { transient: false, .. }) => {
                 // A binary that fails may have left a shim.
-                self.kill_leftovers(bundle, id).await;
+                self.kill_stale_shims(bundle, id).await;
                 self.remove_socket(id);
-                let other = self.start_by(form.other(), bundle, id, kept, until).await;
-                (other.map_err(|error| refusal.or_otherwise(error))?, form.other())
+                let other = self.start_with(form.other(), bundle, id, inherited, until).await;
+                (other.map_err(|error| first_error.merge_attempts(error))?, form.other())
             }
             answer => (answer?, form),
         };
@@ -99,12 +99,12 @@ impl Launcher {
         Ok(answer)
     }
 
-    async fn start_by(
+    async fn start_with(
         &self,
         form: StartInput,
         bundle: &Bundle,
         id: &str,
-        kept: &[OwnedFd],
+        inherited: &[OwnedFd],
         until: Instant,
     ) -> Result<Bootstrap, Error> {
         let out = bundle.directory().join("start.out");
@@ -124,22 +124,26 @@ impl Launcher {
         let events = events.map(|socket| socket.display().to_string());
         let params =
             StartParams { id, namespace: &self.namespace, address: &self.address, events: events.as_deref() };
-        let lacking = |error: io::Error| failure(&error).passing(is_transient(&error));
-        if let Some(input) = form.pipe(params).map_err(lacking)? {
+        let resource_error = |error: io::Error| failure(&error).with_transience(is_transient(&error));
+        if let Some(input) = form.pipe(params).map_err(resource_error)? {
             command.stdin(input);
         }
-        if !kept.is_empty() {
-            let kept =
-                kept.iter().map(OwnedFd::try_clone).collect::<io::Result<Vec<_>>>().map_err(lacking)?;
-            let mappings =
-                (FIRST_KEPT..).zip(kept).map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
+        if !inherited.is_empty() {
+            let inherited = inherited
+                .iter()
+                .map(OwnedFd::try_clone)
+                .collect::<io::Result<Vec<_>>>()
+                .map_err(resource_error)?;
+            let mappings = (FIRST_INHERITED_FD..)
+                .zip(inherited)
+                .map(|(child_fd, parent_fd)| FdMapping { parent_fd, child_fd });
             command.fd_mappings(mappings.collect()).map_err(|error| failure(&error))?;
         }
         let status = self.run(command, "start", id, until.saturating_duration_since(Instant::now())).await?;
         if !status.success() {
             return Err(self.failed("start", id, &status, &err));
         }
-        let answer = excerpt::start_of(&out, ANSWER_BYTES).map_err(Error::file("read", &out))?;
+        let answer = excerpt::head(&out, MAX_ANSWER_BYTES).map_err(Error::file("read", &out))?;
         Bootstrap::parse(&answer).map_err(|source| Error::Answer {
             binary: self.binary.clone(),
             id: id.to_owned(),
@@ -150,8 +154,8 @@ impl Launcher {
     /// Returns the form of input that the binary expects by its version. A binary that doesn't tell its version is
     /// taken for an early one.
     async fn form_by_version(&self, bundle: &Bundle, id: &str) -> StartInput {
-        let printed = tokio::time::timeout(VERSION, self.version(bundle, id)).await;
-        let printed = printed.unwrap_or_else(|late| Err(late.into())).unwrap_or_else(|error| {
+        let printed = tokio::time::timeout(VERSION_TIMEOUT, self.version(bundle, id)).await;
+        let printed = printed.unwrap_or_else(|elapsed| Err(elapsed.into())).unwrap_or_else(|error| {
             tracing::debug!(container = id, %error, "the shim's version is not known");
             String::new()
         });
@@ -160,14 +164,14 @@ impl Launcher {
         form
     }
 
-    /// Returns the first [`ANSWER_BYTES`] that the binary prints for `-v`. All that it has started is killed.
+    /// Returns the first [`MAX_ANSWER_BYTES`] that the binary prints for `-v`. All that it has started is killed.
     async fn version(&self, bundle: &Bundle, id: &str) -> io::Result<String> {
         let mut command = self.command(&self.binary, bundle, id, Stdio::piped(), Stdio::null());
         let mut child = command.arg("-v").spawn()?;
         let group = ProcessGroup::of(&child);
         let mut printed = Vec::new();
         if let Some(stdout) = child.stdout.take() {
-            stdout.take(ANSWER_BYTES).read_to_end(&mut printed).await?;
+            stdout.take(MAX_ANSWER_BYTES).read_to_end(&mut printed).await?;
         }
         drop(group);
         child.wait().await?;
@@ -179,7 +183,7 @@ impl Launcher {
     /// # Errors
     /// With the binary's stderr.
     pub(crate) async fn delete(&self, bundle: &Bundle, id: &str) -> Result<(), Error> {
-        bundle.settle_for_delete()?;
+        bundle.prepare_for_delete()?;
         let err = bundle.directory().join("delete.err");
         let stderr = File::create(&err).map_or_else(
             |error| {
@@ -189,18 +193,18 @@ impl Launcher {
             },
             Stdio::from,
         );
-        let binary = self.present_binary().await;
+        let binary = self.existing_binary().await;
         let mut command = self.command(&binary, bundle, id, Stdio::null(), stderr);
         command.args(["-publish-binary", "/bin/true", "-bundle"]).arg(bundle.directory()).arg("delete");
-        let status = self.run(command, "delete", id, DELETE).await?;
+        let status = self.run(command, "delete", id, DELETE_TIMEOUT).await?;
         if status.success() { Ok(()) } else { Err(self.failed("delete", id, &status, &err)) }
     }
 
     /// Returns the binary, or that of the configured runtime if the binary is gone.
-    async fn present_binary(&self) -> PathBuf {
+    async fn existing_binary(&self) -> PathBuf {
         let (binary, runtime) = (self.binary.clone(), self.runtime.clone());
-        let look = move || if is_executable(&binary) { None } else { find(&runtime).ok() };
-        off_thread(look).await.ok().flatten().unwrap_or_else(|| self.binary.clone())
+        let look = move || if is_executable(&binary) { None } else { find_shim(&runtime).ok() };
+        blocking(look).await.ok().flatten().unwrap_or_else(|| self.binary.clone())
     }
 
     fn command(&self, binary: &Path, bundle: &Bundle, id: &str, stdout: Stdio, stderr: Stdio) -> Command {
@@ -231,9 +235,9 @@ impl Launcher {
         limit: Duration,
     ) -> Result<ExitStatus, Error> {
         let failure = |reason: &dyn std::fmt::Display| self.failure(action, id, reason);
-        let mut child = command
-            .spawn()
-            .map_err(|error| failure(&format_args!("can't be run: {error}")).passing(is_transient(&error)))?;
+        let mut child = command.spawn().map_err(|error| {
+            failure(&format_args!("can't be run: {error}")).with_transience(is_transient(&error))
+        })?;
         let mut group = ProcessGroup::of(&child);
         match tokio::time::timeout(limit, child.wait()).await {
             Ok(status) => {
@@ -241,12 +245,12 @@ impl Launcher {
                 group.ended();
                 status.map_err(|error| failure(&error))
             }
-            Err(_) => Err(failure(&format_args!("did not end within {limit:?}")).passing(true)),
+            Err(_) => Err(failure(&format_args!("did not end within {limit:?}")).with_transience(true)),
         }
     }
 
     fn failed(&self, action: &'static str, id: &str, status: &ExitStatus, stderr: &Path) -> Error {
-        let words = last_words(stderr);
+        let words = end_of_output(stderr);
         let words = words.trim();
         let failure = if words.is_empty() {
             self.failure(action, id, status)
@@ -254,7 +258,7 @@ impl Launcher {
             self.failure(action, id, &format_args!("{status}: {words}"))
         };
         // Only the kernel kills the binary, when memory is short: the same may work later.
-        failure.passing(status.signal().is_some() || tells_transient(words))
+        failure.with_transience(status.signal().is_some() || tells_transient(words))
     }
 
     fn failure(&self, action: &'static str, id: &str, reason: &dyn std::fmt::Display) -> Error {
@@ -263,7 +267,7 @@ impl Launcher {
             action,
             id: id.to_owned(),
             reason: reason.to_string(),
-            passes: false,
+            transient: false,
         }
     }
 
@@ -273,13 +277,13 @@ impl Launcher {
         let Self { binary: _, runtime: _, namespace, address, events: _, start_inputs: _, family: _ } = self;
         let hash = Sha256::digest(format!("{address}/{namespace}/{id}"));
         let name: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-        let _ = std::fs::remove_file(Path::new(SOCKETS).join(name));
+        let _ = std::fs::remove_file(Path::new(SOCKET_DIRECTORY).join(name));
     }
 }
 
 /// Returns the end of a file with a program's output, which is where a program that fails says why.
-fn last_words(file: &Path) -> String {
-    excerpt::end_of(file, QUOTED_BYTES)
+fn end_of_output(file: &Path) -> String {
+    excerpt::tail(file, MAX_QUOTED_BYTES)
         .map(|end| format!("{}{}", if end.is_cut { ".." } else { "" }, end.text))
         .unwrap_or_default()
 }
@@ -289,15 +293,15 @@ pub(super) mod tests {
     use super::*;
 
     #[test]
-    fn the_end_of_what_a_binary_said_is_quoted_whatever_its_bytes() {
+    fn the_end_of_stderr_is_quoted() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("err");
-        assert_eq!(last_words(&file), "");
+        assert_eq!(end_of_output(&file), "");
         std::fs::write(&file, b"caf\xc3 closed\n").unwrap();
-        assert_eq!(last_words(&file), "caf\u{fffd} closed\n");
+        assert_eq!(end_of_output(&file), "caf\u{fffd} closed\n");
         let panic = [vec![b'x'; 1 << 20], b"goroutine 7".to_vec()].concat();
         std::fs::write(&file, panic).unwrap();
-        let words = last_words(&file);
+        let words = end_of_output(&file);
         assert!(words.len() == 4098 && words.starts_with("..x") && words.ends_with("goroutine 7"));
     }
 
@@ -307,14 +311,14 @@ pub(super) mod tests {
             runtime: "io.containerd.runc.v2".to_owned(),
             namespace: "nomad".to_owned(),
             address: "/run/ours".to_owned(),
-            events: Events::of(state),
+            events: EventSocket::of(state),
             start_inputs: StartInputs::default(),
             family: Family::Runc,
         }
     }
 
     #[tokio::test]
-    async fn a_binary_that_fails_is_named_with_its_words() {
+    async fn a_failed_binary_is_named_with_its_stderr() {
         let state = tempfile::tempdir().unwrap();
         let bundle = Bundle::at(state.path(), "nomad", "x");
         bundle.create(Path::new("/bin/shim")).unwrap();

@@ -12,10 +12,10 @@ pub(crate) mod gvisor;
 mod io;
 mod launch;
 mod options;
-mod pins;
 mod processes;
 mod runtime;
 mod runtime_log;
+mod staged_mounts;
 mod start_inputs;
 
 use std::path::{Path, PathBuf};
@@ -28,16 +28,16 @@ use crate::sys::os_error::{is_transient, tells_transient};
 use crate::sys::process_end::SERVANT_OOM_SCORE_ADJ;
 use crate::sys::procfs::ProcessId;
 pub(crate) use bundle::{Bundle, bundles};
-pub(crate) use connection::{Connection, Ended, ExecIo, State};
-pub(crate) use events::{Events, Taken};
+pub(crate) use connection::{Connection, ExecIo, ProcessExit, State};
+pub(crate) use events::{BundleEventSocket, EventSocket};
 pub(crate) use family::Family;
 use family::GVISOR_OPTIONS_TYPE;
-pub(crate) use io::{ExecEnds, ExecPipes, HeldPipes, LogPaths, NOWHERE, StdinPipe, drained};
+pub(crate) use io::{DEV_NULL, ExecEnds, ExecPipes, HeldPipes, LogPaths, StdinPipe, wait_drained};
 pub(crate) use launch::Launcher;
 pub(crate) use options::CreateOptions;
-pub(crate) use pins::Pin;
-pub(crate) use runtime::{find as find_shim, require_program, sets_oom_scores};
-pub(crate) use runtime_log::quoting_runtime;
+pub(crate) use runtime::{find_shim, require_program, sets_oom_scores};
+pub(crate) use runtime_log::with_runtime_reason;
+pub(crate) use staged_mounts::StagedMount;
 pub(crate) use start_inputs::StartInputs;
 
 /// A running shim, as it can be found again after a restart of the plugin.
@@ -99,7 +99,7 @@ pub(crate) enum Error {
         id: String,
         reason: String,
         /// Whether the error is transient: the same may work later.
-        passes: bool,
+        transient: bool,
     },
     /// The shim's binary succeeded, but its answer can't be used.
     #[error("{binary} start can't be used for {id}: {source}")]
@@ -113,20 +113,20 @@ pub(crate) enum Error {
          (plugin option containerd_runtime, task option runtime)",
         file.display()
     )]
-    NoShim { runtime: String, file: PathBuf, looked_in: String },
+    ShimMissing { runtime: String, file: PathBuf, looked_in: String },
     /// The program that a shim is told to run is not on this host.
     #[error(
         "the OCI runtime {program} is missing: no executable {looked_in}; install it, or name another program (option \
          oci_runtime of the plugin or of the task)"
     )]
-    NoProgram { program: String, looked_in: String },
+    RuntimeMissing { program: String, looked_in: String },
     /// The logs are disabled, and the shim can't discard the output of a terminal: nobody would read it, and the task
     /// would block.
     #[error(
         "the shim {0} can't discard the output of a terminal: leave out the task option tty, collect the task's logs, or \
          name another runtime (plugin option containerd_runtime, task option runtime)"
     )]
-    Unread(PathBuf),
+    UndiscardableOutput(PathBuf),
     /// The shim needs a socket for its events, and the path of the socket is too long.
     #[error(
         "the path {} is too long for a socket, which this shim needs: give the agent a state directory whose path has at \
@@ -142,13 +142,13 @@ pub(crate) enum Error {
     #[error(
         "the shim that answers for {id} already has a task (pid {task_pid}): one of an earlier run is still alive"
     )]
-    Taken { id: String, task_pid: u32 },
+    StaleShim { id: String, task_pid: u32 },
     /// The process that serves as the shim can't be identified, so that it could never be ended.
     #[error(
-        "{binary} can't be used for {id}: it says that its shim has the pid {said}, which is no process with the arguments \
+        "{binary} can't be used for {id}: it says that its shim has the pid {reported_pid}, which is no process with the arguments \
          that it was started with, and no other process has them"
     )]
-    Unknown { binary: PathBuf, id: String, said: i32 },
+    Unidentified { binary: PathBuf, id: String, reported_pid: i32 },
 }
 
 impl Error {
@@ -167,10 +167,10 @@ impl Error {
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Call { source: CallError::Disconnected(_) | CallError::TimedOut(_), .. }
-            | Self::Taken { .. }
-            | Self::Unknown { .. } => true,
+            | Self::StaleShim { .. }
+            | Self::Unidentified { .. } => true,
             Self::Call { source: CallError::Refused(words), .. } => tells_transient(words),
-            Self::Binary { passes, .. } => *passes,
+            Self::Binary { transient, .. } => *transient,
             Self::File { source, .. } => is_transient(source),
             _ => false,
         }
@@ -178,23 +178,23 @@ impl Error {
 
     /// Merges the errors of two tries to start a binary with the two forms of input. The second error counts, since its
     /// try may have come further. If the second is permanent and differs from the first, both reasons are quoted.
-    fn or_otherwise(self, second: Self) -> Self {
+    fn merge_attempts(self, second: Self) -> Self {
         match (self, second) {
             (
                 Self::Binary { binary, action, id, reason, .. },
-                Self::Binary { reason: second, passes: false, .. },
+                Self::Binary { reason: second, transient: false, .. },
             ) if reason != second => {
                 let reason = format!("{reason}; with the input of other versions: {second}");
-                Self::Binary { binary, action, id, reason, passes: false }
+                Self::Binary { binary, action, id, reason, transient: false }
             }
             (_, second) => second,
         }
     }
 
     /// Sets whether the error of a binary is transient. Other errors are returned as they are.
-    fn passing(mut self, may_pass: bool) -> Self {
-        if let Self::Binary { passes, .. } = &mut self {
-            *passes = may_pass;
+    fn with_transience(mut self, is_transient: bool) -> Self {
+        if let Self::Binary { transient, .. } = &mut self {
+            *transient = is_transient;
         }
         self
     }
@@ -206,10 +206,10 @@ impl Error {
 }
 
 /// Timeout of calls that the shim answers without the runtime.
-const QUICK: Duration = Duration::from_secs(10);
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Timeout of calls for which the shim forks the runtime. A deadline kills the runtime in the middle, so this one is
 /// long enough for any runtime that doesn't hang.
-const FORKS_RUNTIME: Duration = Duration::from_secs(60);
+const RUNTIME_CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// The PATH in which binaries are found if the agent's environment has none.
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -218,23 +218,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_second_of_two_tries_counts_and_the_first_is_told() {
-        let failed = |reason: &str, passes| Error::Binary {
+    fn merged_attempts_keep_the_second_error_and_quote_the_first() {
+        let failed = |reason: &str, transient| Error::Binary {
             binary: "/bin/shim".into(),
             action: "start",
             id: "x".to_owned(),
             reason: reason.to_owned(),
-            passes,
+            transient,
         };
         let refusal = || failed("deprecated API", false);
-        let later = refusal().or_otherwise(failed("no space left on device", true));
+        let later = refusal().merge_attempts(failed("no space left on device", true));
         assert!(later.is_transient() && !later.to_string().contains("deprecated"), "{later}");
-        let both = refusal().or_otherwise(failed("no such runtime", false));
+        let both = refusal().merge_attempts(failed("no such runtime", false));
         assert!(!both.is_transient(), "{both}");
         for word in ["/bin/shim start", "deprecated API", "no such runtime"] {
             assert!(both.to_string().contains(word), "{word} is not in {both}");
         }
-        let same = refusal().or_otherwise(refusal());
+        let same = refusal().merge_attempts(refusal());
         assert_eq!(same.to_string(), refusal().to_string());
     }
 }

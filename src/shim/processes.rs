@@ -16,14 +16,14 @@ use crate::sys::procfs::{self, ProcessId, Stat};
 
 /// Timeout of a look at processes: a read of a command line blocks while its process is stuck and holds the lock of its
 /// memory.
-const LOOK: Duration = Duration::from_secs(10);
+const SCAN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval between checks of whether a shim that was told to end has ended.
-const IS_IT_ALIVE: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 /// Maximum length in bytes of the name that the kernel keeps of a process; the rest is cut off.
-const NAME_BYTES: usize = 15;
+const COMM_BYTES: usize = 15;
 
 impl Launcher {
-    /// Finds the process of a shim which has just been started, and which says that its pid is `said`. The proof is
+    /// Finds the process of a shim which has just been started, and which says that its pid is `reported_pid`. The proof is
     /// that the process has the arguments that the shim was started with.
     ///
     /// # Errors
@@ -33,18 +33,22 @@ impl Launcher {
         bootstrap: Bootstrap,
         bundle: &Bundle,
         id: &str,
-        said: i32,
+        reported_pid: i32,
     ) -> Result<Shim, Error> {
         let (launcher, of, directory) = (self.clone(), id.to_owned(), bundle.directory().to_owned());
-        let found = off_thread(move || {
-            let of_said = ProcessId::of(said);
-            if launcher.is_shim(said, &of) { vec![of_said] } else { launcher.servers(&directory, &of) }
+        let found = blocking(move || {
+            let of_said = ProcessId::of(reported_pid);
+            if launcher.is_shim(reported_pid, &of) {
+                vec![of_said]
+            } else {
+                launcher.serving_shims(&directory, &of)
+            }
         });
         match found.await.as_deref() {
             Ok([shim]) if shim.pid > 1 => {
                 Ok(Shim { bootstrap, pid: shim.pid, started_ticks: shim.started_ticks })
             }
-            _ => Err(Error::Unknown { binary: self.binary.clone(), id: id.to_owned(), said }),
+            _ => Err(Error::Unidentified { binary: self.binary.clone(), id: id.to_owned(), reported_pid }),
         }
     }
 
@@ -78,7 +82,7 @@ impl Launcher {
                 is_it.then_some(ProcessId { pid: process.pid, started_ticks: stat.started_ticks })
             }))
         };
-        off_thread(look).await.flatten()
+        blocking(look).await.flatten()
     }
 
     /// Waits until a shim has ended, but no longer than `limit`; returns whether it has. The shim is not the plugin's
@@ -91,16 +95,16 @@ impl Launcher {
         };
         let gone = async {
             while process.is_alive() {
-                tokio::time::sleep(IS_IT_ALIVE).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
             }
         };
         tokio::time::timeout(limit, gone).await.is_ok()
     }
 
     /// Kills all that a shim has started: not every shim ends a runtime that hangs when nobody waits for it any more.
-    pub(crate) async fn kill_started(&self, shim: &Shim, bundle: &Bundle, id: &str) {
+    pub(crate) async fn kill_descendants_of(&self, shim: &Shim, bundle: &Bundle, id: &str) {
         let Ok(Some(process)) = self.process_of(shim, bundle, id).await else { return };
-        let killed = off_thread(move || {
+        let killed = blocking(move || {
             procfs::descendants(process).into_iter().for_each(pidfd::kill);
         });
         if let Err(error) = killed.await {
@@ -111,9 +115,9 @@ impl Launcher {
     /// Kills all shims of this id, which are found by their command lines: for a start that died or was cut off before
     /// the shim was written down in the bundle. What a shim has started is killed with it: not every shim ends a
     /// runtime that hangs when nobody waits for it any more.
-    pub(crate) async fn kill_leftovers(&self, bundle: &Bundle, id: &str) {
+    pub(crate) async fn kill_stale_shims(&self, bundle: &Bundle, id: &str) {
         let (launcher, of, directory) = (self.clone(), id.to_owned(), bundle.directory().to_owned());
-        let killed = off_thread(move || {
+        let killed = blocking(move || {
             for shim in launcher.shims(&directory, &of) {
                 // The process is held before the check of its arguments, so that the process that was checked is the
                 // one that is killed.
@@ -135,9 +139,9 @@ impl Launcher {
     ///
     /// # Errors
     /// When the look takes too long, or breaks off.
-    pub(crate) async fn has_leftovers(&self, bundle: &Bundle, id: &str) -> io::Result<bool> {
+    pub(crate) async fn has_stale_shim(&self, bundle: &Bundle, id: &str) -> io::Result<bool> {
         let (launcher, of, directory) = (self.clone(), id.to_owned(), bundle.directory().to_owned());
-        off_thread(move || !launcher.servers(&directory, &of).is_empty()).await
+        blocking(move || !launcher.serving_shims(&directory, &of).is_empty()).await
     }
 
     /// Returns the running processes of this id's shims. Only the command lines of processes that look like a shim are
@@ -150,9 +154,9 @@ impl Launcher {
     }
 
     /// Returns [`Self::shims`] without processes of the shim's binary that start a shim, or clean up after one.
-    fn servers(&self, directory: &Path, id: &str) -> Vec<ProcessId> {
+    fn serving_shims(&self, directory: &Path, id: &str) -> Vec<ProcessId> {
         let mut shims = self.shims(directory, id);
-        shims.retain(|shim| !is_errand(&procfs::command_line(shim.pid)));
+        shims.retain(|shim| !is_short_lived(&procfs::command_line(shim.pid)));
         shims
     }
 
@@ -162,7 +166,7 @@ impl Launcher {
         let name = name.trim_ascii_end();
         let binary = self.binary.file_name().map(OsStr::as_bytes).unwrap_or_default();
         let is_named = name.starts_with(b"containerd-shim")
-            || (!name.is_empty() && name == &binary[..binary.len().min(NAME_BYTES)]);
+            || (!name.is_empty() && name == &binary[..binary.len().min(COMM_BYTES)]);
         is_named || std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|at| at == directory)
     }
 
@@ -174,16 +178,14 @@ impl Launcher {
 }
 
 /// Returns whether a command line is that of a shim's binary which starts a shim, or cleans up after one.
-fn is_errand(command_line: &[u8]) -> bool {
+fn is_short_lived(command_line: &[u8]) -> bool {
     let last = command_line.split(|byte| *byte == 0).rfind(|word| !word.is_empty());
     last.is_some_and(|word| word == b"start" || word == b"delete")
 }
 
-/// Runs a look at processes or files on a thread of its own, which may get stuck; gives up after [`LOOK`].
-pub(super) async fn off_thread<T: Send + 'static>(
-    look: impl FnOnce() -> T + Send + 'static,
-) -> io::Result<T> {
-    let looked = tokio::time::timeout(LOOK, tokio::task::spawn_blocking(look)).await;
+/// Runs a look at processes or files on a thread of its own, which may get stuck; gives up after [`SCAN_TIMEOUT`].
+pub(super) async fn blocking<T: Send + 'static>(look: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    let looked = tokio::time::timeout(SCAN_TIMEOUT, tokio::task::spawn_blocking(look)).await;
     looked.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?.map_err(io::Error::other)
 }
 
@@ -207,18 +209,22 @@ mod tests {
     use crate::shim::launch::tests::launcher;
 
     #[test]
-    fn a_shim_is_told_by_its_namespace_address_and_id() {
+    fn a_shim_is_recognized_by_namespace_address_and_id() {
         let line =
             b"/usr/bin/containerd-shim-runc-v2\0-namespace\0nomad\0-id\0redis-1\0-address\0/run/ours\0";
         assert!(is_shim_of(line, "nomad", "/run/ours", "redis-1"));
         assert!(!is_shim_of(line, "nomad", "/run/ours", "redis-2"));
         assert!(!is_shim_of(line, "nomad", "/run/containerd/containerd.sock", "redis-1"));
-        assert!(!is_errand(line) && is_errand(b"/bin/shim\0-id\0redis-1\0delete\0") && !is_errand(b""));
+        assert!(
+            !is_short_lived(line)
+                && is_short_lived(b"/bin/shim\0-id\0redis-1\0delete\0")
+                && !is_short_lived(b"")
+        );
         assert!(!is_shim_of(b"redis-1\0nomad\0/run/ours\0", "nomad", "/run/ours", "redis-1"));
     }
 
     #[tokio::test]
-    async fn a_shim_whose_pid_is_not_known_has_not_ended_while_a_process_has_its_arguments() {
+    async fn a_shim_with_unknown_pid_runs_while_a_process_has_its_arguments() {
         let state = tempfile::tempdir().unwrap();
         let bundle = Bundle::at(state.path(), "nomad", "x");
         bundle.create(Path::new("/bin/shim")).unwrap();

@@ -16,7 +16,7 @@ const RUNC: &str = "runc";
 ///
 /// # Errors
 /// Says which file was looked for, and where.
-pub(crate) fn find(runtime: &str) -> Result<PathBuf, Error> {
+pub(crate) fn find_shim(runtime: &str) -> Result<PathBuf, Error> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     find_in(runtime, &[path.as_os_str(), OsStr::new(DEFAULT_PATH)])
 }
@@ -32,7 +32,7 @@ pub(crate) fn require_program(program: &str) -> Result<(), Error> {
 }
 
 fn require_program_in(program: &str, path: &OsStr) -> Result<(), Error> {
-    let missing = |looked_in: String| Error::NoProgram { program: program.to_owned(), looked_in };
+    let missing = |looked_in: String| Error::RuntimeMissing { program: program.to_owned(), looked_in };
     if program.starts_with('/') {
         return if is_executable(Path::new(program)) {
             Ok(())
@@ -45,7 +45,7 @@ fn require_program_in(program: &str, path: &OsStr) -> Result<(), Error> {
 }
 
 fn find_in(runtime: &str, paths: &[&OsStr]) -> Result<PathBuf, Error> {
-    let missing = |file: &Path, looked_in: String| Error::NoShim {
+    let missing = |file: &Path, looked_in: String| Error::ShimMissing {
         runtime: runtime.to_owned(),
         file: file.to_owned(),
         looked_in,
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_two_parts_of_the_name_count() {
+    fn a_runtime_name_resolves_by_its_last_two_parts() {
         assert_eq!(binary_name("io.containerd.runc.v2"), "containerd-shim-runc-v2");
         assert_eq!(binary_name("io.containerd.runc.v1"), "containerd-shim-runc-v1");
         assert_eq!(binary_name("io.containerd.runc.v2-rs"), "containerd-shim-runc-v2-rs");
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn runc_is_told_by_the_name_of_the_real_program() {
+    fn runc_is_recognized_behind_symlinks() {
         let directory = tempfile::tempdir().unwrap();
         let (path, at) = (directory.path().as_os_str(), |name: &str| directory.path().join(name));
         assert!(!is_runc("runc", path), "it is not there");
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shim_is_found_by_name_and_by_path_and_a_missing_one_is_named() {
+    fn a_missing_shim_is_named() {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("containerd-shim-mine-v7");
         std::fs::write(&file, b"").unwrap();
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_is_missing_is_named_with_its_options() {
+    fn a_missing_runtime_is_named_with_its_options() {
         require_program_in("sh", OsStr::new("/nowhere:/bin")).unwrap();
         require_program_in("/bin/sh", OsStr::new("")).unwrap();
         for (program, looked_in) in [("crun-x", "in /nowhere:/bin"), ("/opt/crun", "at that path")] {

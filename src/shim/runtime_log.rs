@@ -11,80 +11,80 @@ use std::time::{Duration, SystemTime};
 use serde_json::Value;
 use shim_protos::CallError;
 
-use super::excerpt::end_of;
+use super::excerpt::tail;
 use super::{Bundle, Error};
 
 /// Name of the log in the bundle that a shim has its runtime write.
 const LOG: &str = "log.json";
 /// Size of the part at the end of the log that is read. A line has a few hundred bytes.
-const END_BYTES: u64 = 64 * 1024;
+const TAIL_BYTES: u64 = 64 * 1024;
 /// Texts in errors of shims that know no more of their runtime than the exit status: of containerd's shims, and of
 /// those in Rust.
-const WITHOUT_REASON: [&str; 3] =
+const ERRORS_WITHOUT_REASON: [&str; 3] =
     ["did not terminate successfully", "unable to parse log msg", "no OCI runtime error in logfile"];
 /// Levels of lines that say why the runtime gives up, in lower case.
-const GIVING_UP: [&str; 3] = ["error", "fatal", "panic"];
+const FAILURE_LEVELS: [&str; 3] = ["error", "fatal", "panic"];
 /// Keys of a line's text: of most runtimes, and of those in Rust.
-const TEXTS: [&str; 2] = ["msg", "message"];
+const TEXT_KEYS: [&str; 2] = ["msg", "message"];
 /// Keys of the cause that a line gives beside its text.
-const CAUSES: [&str; 3] = ["err", "error", "e"];
+const CAUSE_KEYS: [&str; 3] = ["err", "error", "e"];
 /// Keys of the time at which a line was written.
-const TIMES: [&str; 2] = ["time", "timestamp"];
+const TIME_KEYS: [&str; 2] = ["time", "timestamp"];
 /// Resolution of the times that runtimes in Go write, which are rounded down.
-const TIME_UNIT: Duration = Duration::from_secs(1);
+const TIME_RESOLUTION: Duration = Duration::from_secs(1);
 
 /// Makes a call in which the shim runs the runtime. If the call fails and the shim reports no reason, the reason in the
 /// runtime's log is appended.
 ///
 /// # Errors
 /// The errors of the call.
-pub(crate) async fn quoting_runtime<T>(
+pub(crate) async fn with_runtime_reason<T>(
     bundle: &Bundle,
     call: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
-    let begun = SystemTime::now();
+    let since = SystemTime::now();
     match call.await {
-        Err(Error::Call { doing, source: CallError::Refused(words) }) if lacks_reason(&words) => {
+        Err(Error::Call { doing, source: CallError::Refused(message) }) if lacks_reason(&message) => {
             let log = bundle.directory().join(LOG);
-            let end = tokio::task::spawn_blocking(move || end_of(&log, END_BYTES)).await;
+            let end = tokio::task::spawn_blocking(move || tail(&log, TAIL_BYTES)).await;
             let reasons =
-                end.ok().and_then(Result::ok).map(|end| reasons(&end.text, begun)).unwrap_or_default();
-            Err(Error::Call { doing, source: CallError::Refused(with_reasons(words, &reasons)) })
+                end.ok().and_then(Result::ok).map(|end| reasons(&end.text, since)).unwrap_or_default();
+            Err(Error::Call { doing, source: CallError::Refused(with_reasons(message, &reasons)) })
         }
         answer => answer,
     }
 }
 
-fn lacks_reason(words: &str) -> bool {
-    WITHOUT_REASON.iter().any(|without| words.contains(without))
+fn lacks_reason(message: &str) -> bool {
+    ERRORS_WITHOUT_REASON.iter().any(|without| message.contains(without))
 }
 
 /// Appends those reasons that an error's text lacks.
-fn with_reasons(words: String, reasons: &[String]) -> String {
+fn with_reasons(message: String, reasons: &[String]) -> String {
     let new: Vec<_> =
-        reasons.iter().filter(|reason| !words.contains(reason.as_str())).map(String::as_str).collect();
+        reasons.iter().filter(|reason| !message.contains(reason.as_str())).map(String::as_str).collect();
     if new.is_empty() {
-        words
+        message
     } else {
-        let words = words.trim_end_matches(": unknown").trim_end().trim_end_matches(':');
-        format!("{words}: {}", new.join("; "))
+        let message = message.trim_end_matches(": unknown").trim_end().trim_end_matches(':');
+        format!("{message}: {}", new.join("; "))
     }
 }
 
-/// Returns the texts of the first and the last line since `begun` that say why the runtime gave up: what went wrong,
+/// Returns the texts of the first and the last line from `since` on that say why the runtime gave up: what went wrong,
 /// and what that meant for the call. Earlier lines are about other calls: runc appends to them, and youki overwrites
 /// them. Lines that are cut off or are no JSON are skipped.
-fn reasons(log: &str, begun: SystemTime) -> Vec<String> {
+fn reasons(log: &str, since: SystemTime) -> Vec<String> {
     let mut reasons = log.lines().filter_map(|line| {
         let line: Value = serde_json::from_str(line).ok()?;
-        let told = |keys: &[&str]| keys.iter().find_map(|key| line.get(key)?.as_str()).map(str::trim);
-        let level = told(&["level"])?.to_ascii_lowercase();
-        let written = told(&TIMES).and_then(timestamp)?;
-        let text = told(&TEXTS).filter(|text| !text.is_empty())?;
-        if !GIVING_UP.contains(&level.as_str()) || written + TIME_UNIT < begun {
+        let value_of = |keys: &[&str]| keys.iter().find_map(|key| line.get(key)?.as_str()).map(str::trim);
+        let level = value_of(&["level"])?.to_ascii_lowercase();
+        let written = value_of(&TIME_KEYS).and_then(timestamp)?;
+        let text = value_of(&TEXT_KEYS).filter(|text| !text.is_empty())?;
+        if !FAILURE_LEVELS.contains(&level.as_str()) || written + TIME_RESOLUTION < since {
             return None;
         }
-        Some(told(&CAUSES).map_or_else(|| text.to_owned(), |cause| format!("{text}: {cause}")))
+        Some(value_of(&CAUSE_KEYS).map_or_else(|| text.to_owned(), |cause| format!("{text}: {cause}")))
     });
     let first = reasons.next();
     let last = reasons.next_back();
@@ -108,10 +108,10 @@ fn timestamp(text: &str) -> Option<SystemTime> {
 mod tests {
     use super::*;
 
-    const BEGUN: &str = "2026-11-29T04:25:38.5Z";
+    const SINCE: &str = "2026-11-29T04:25:38.5Z";
 
     #[test]
-    fn the_first_and_the_last_error_are_found_in_the_form_of_each_runtime() {
+    fn the_first_and_last_error_of_each_runtimes_log_are_found() {
         for (log, expected) in [
             (
                 r#"{"level":"error","msg":"of an exec before","time":"2026-11-29T04:25:37Z"}
@@ -141,12 +141,12 @@ ner of old"}
             ("[1]\n\"text\"\nplain text\n{\"level\":\"error\",\"ms", &[]),
             ("", &[]),
         ] {
-            assert_eq!(reasons(log, timestamp(BEGUN).unwrap()), expected, "{log}");
+            assert_eq!(reasons(log, timestamp(SINCE).unwrap()), expected, "{log}");
         }
     }
 
     #[test]
-    fn a_time_is_read_in_any_zone() {
+    fn timestamps_are_parsed_in_any_time_zone() {
         let time = timestamp("2026-11-29T04:25:38Z").unwrap();
         for same in
             ["2026-11-29T05:25:38+01:00", "2026-11-28T22:55:38-05:30", "2026-11-29T04:25:38.000+00:00"]
@@ -161,17 +161,20 @@ ner of old"}
 
     #[test]
     fn reasons_are_appended_once() {
-        let words = "create failed: youki did not terminate successfully: exit status 1";
-        let said = |words: &str, reasons: &[&str]| {
-            with_reasons(words.to_owned(), &reasons.iter().map(ToString::to_string).collect::<Vec<_>>())
+        let message = "create failed: youki did not terminate successfully: exit status 1";
+        let appended = |message: &str, reasons: &[&str]| {
+            with_reasons(message.to_owned(), &reasons.iter().map(ToString::to_string).collect::<Vec<_>>())
         };
-        assert_eq!(said(words, &[]), words);
-        assert_eq!(said(words, &["no seccomp"]), format!("{words}: no seccomp"));
-        assert_eq!(said(words, &["no filter", "no start"]), format!("{words}: no filter; no start"));
-        assert_eq!(said(&format!("{words}: unknown"), &["no seccomp"]), format!("{words}: no seccomp"));
+        assert_eq!(appended(message, &[]), message);
+        assert_eq!(appended(message, &["no seccomp"]), format!("{message}: no seccomp"));
+        assert_eq!(appended(message, &["no filter", "no start"]), format!("{message}: no filter; no start"));
+        assert_eq!(
+            appended(&format!("{message}: unknown"), &["no seccomp"]),
+            format!("{message}: no seccomp")
+        );
         // The shim appends what the runtime printed, which may be nothing.
-        assert_eq!(said(&format!("{words}: \n"), &["no seccomp"]), format!("{words}: no seccomp"));
-        let told = format!("{words}: no seccomp");
-        assert_eq!(said(&told, &["no seccomp"]), told);
+        assert_eq!(appended(&format!("{message}: \n"), &["no seccomp"]), format!("{message}: no seccomp"));
+        let complete = format!("{message}: no seccomp");
+        assert_eq!(appended(&complete, &["no seccomp"]), complete);
     }
 }

@@ -29,17 +29,17 @@ impl FileId {
 /// Cache of the forms of input that binaries have taken so far. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct StartInputs {
-    taken: Arc<Mutex<HashMap<FileId, StartInput>>>,
+    accepted: Arc<Mutex<HashMap<FileId, StartInput>>>,
 }
 
 impl StartInputs {
     pub(super) fn of(&self, binary: Option<FileId>) -> Option<StartInput> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner).get(&binary?).copied()
+        self.accepted.lock().unwrap_or_else(PoisonError::into_inner).get(&binary?).copied()
     }
 
     pub(super) fn remember(&self, binary: Option<FileId>, form: StartInput) {
         if let Some(binary) = binary {
-            self.taken.lock().unwrap_or_else(PoisonError::into_inner).insert(binary, form);
+            self.accepted.lock().unwrap_or_else(PoisonError::into_inner).insert(binary, form);
         }
     }
 }
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn replaced_binary_is_unknown() {
+    fn a_replaced_binary_is_unknown() {
         let directory = tempfile::tempdir().unwrap();
         let (shim, new) = (directory.path().join("shim"), directory.path().join("new"));
         let inputs = StartInputs::default();

@@ -57,14 +57,14 @@ pub(super) fn built(options: &TaskOptions, task: &pb::TaskConfig) -> Result<Valu
         Ok(Network::Host) => NetNamespace::Host,
         Ok(Network::Private) | Err(_) => NetNamespace::Own,
     };
-    let pins = options.mounts.list.iter().enumerate();
-    let pinned = |(n, mount): (usize, &crate::config::JobMount)| {
-        (mount.target.clone(), Pinned { at: format!("/pins/{n}").into(), kept: Vec::new() })
+    let to_stage = options.mounts.list.iter().enumerate();
+    let staged = |(n, mount): (usize, &crate::config::JobMount)| {
+        (mount.target.clone(), StagedSource { at: format!("/pins/{n}").into(), kept: Vec::new() })
     };
     let volumes = task.mounts.iter().enumerate().map(|(n, mount)| {
-        (mount.task_path.clone(), Pinned { at: format!("/volumes/{n}").into(), kept: Vec::new() })
+        (mount.task_path.clone(), StagedSource { at: format!("/volumes/{n}").into(), kept: Vec::new() })
     });
-    let sources = pins.map(pinned).chain(volumes).chain(mounts::tests::pinned_by_nomad()).collect();
+    let sources = to_stage.map(staged).chain(volumes).chain(mounts::tests::staged_by_nomad()).collect();
     let confinement = Confinement {
         capabilities: [Capability::Chown, Capability::Kill].into(),
         apparmor_profile: Some("settled".to_owned()),

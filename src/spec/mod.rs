@@ -31,7 +31,7 @@ use crate::devices::Found;
 use crate::rootfs::Identity;
 use crate::security::Confinement;
 
-pub(crate) use mounts::{BoundFile, Pinned, nomads_directories};
+pub(crate) use mounts::{BoundFile, StagedSource, nomads_directories};
 pub(crate) use namespaces::{NetNamespace, with_private_pids};
 pub(crate) use node::{Node, check};
 pub(crate) use process::{INIT, exec_process, working_directory};
@@ -53,7 +53,7 @@ pub(crate) struct Inputs<'a> {
     pub image: &'a ImageConfiguration,
     pub identity: &'a Identity,
     /// Sources of mounts on the host, by target: Nomad's directories, the job's own mounts, volumes.
-    pub sources: &'a BTreeMap<String, Pinned>,
+    pub sources: &'a BTreeMap<String, StagedSource>,
     pub rootfs: PathBuf,
     pub hostname: String,
     pub network: &'a NetNamespace,
@@ -246,7 +246,7 @@ mod tests {
             task,
             image: &ImageConfiguration::default(),
             identity: &identity(),
-            sources: &mounts::tests::pinned_by_nomad(),
+            sources: &mounts::tests::staged_by_nomad(),
             rootfs: "/b/rootfs".into(),
             hostname: "web-1".to_owned(),
             network: &NetNamespace::Own,

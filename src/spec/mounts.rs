@@ -23,7 +23,7 @@ pub(crate) struct BoundFile {
 
 /// The staged source of a mount, and the restrictions of its mount on the host, as names of mount options.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Pinned {
+pub(crate) struct StagedSource {
     pub at: PathBuf,
     pub kept: Vec<&'static str>,
 }
@@ -32,7 +32,7 @@ pub(crate) struct Pinned {
 /// the job.
 pub(super) fn mounts(
     options: &TaskOptions,
-    sources: &BTreeMap<String, Pinned>,
+    sources: &BTreeMap<String, StagedSource>,
     files: &[BoundFile],
     task: &pb::TaskConfig,
 ) -> Result<Vec<Mount>, SpecError> {
@@ -128,7 +128,10 @@ pub(crate) fn nomads_directories(task: &str) -> [(&'static str, PathBuf); 4] {
 
 /// Returns the mounts of Nomad's directories. The alloc directory is shared by the tasks of a group; the logs in it are
 /// read-only, since they are Nomad's to write.
-fn nomad_mounts(sources: &BTreeMap<String, Pinned>, task: &pb::TaskConfig) -> Result<Vec<Mount>, SpecError> {
+fn nomad_mounts(
+    sources: &BTreeMap<String, StagedSource>,
+    task: &pb::TaskConfig,
+) -> Result<Vec<Mount>, SpecError> {
     let directories = nomads_directories(&task.name).into_iter().map(|(at, _)| {
         let source = sources.get(at).ok_or_else(|| SpecError::NoSource(at.to_owned()))?;
         let access = if at == "/alloc/logs" { "ro" } else { "rw" };
@@ -137,7 +140,7 @@ fn nomad_mounts(sources: &BTreeMap<String, Pinned>, task: &pb::TaskConfig) -> Re
     directories.collect()
 }
 
-fn volume(asked: &pb::Mount, source: &Pinned) -> Result<Mount, SpecError> {
+fn volume(asked: &pb::Mount, source: &StagedSource) -> Result<Mount, SpecError> {
     let propagation = match asked.propagation_mode.as_str() {
         "" | "private" => "rprivate",
         "host-to-task" => "rslave",
@@ -157,12 +160,12 @@ fn volume(asked: &pb::Mount, source: &Pinned) -> Result<Mount, SpecError> {
     Ok(made.options(options).build()?)
 }
 
-fn of_job(asked: &JobMount, sources: &BTreeMap<String, Pinned>) -> Result<Mount, SpecError> {
+fn of_job(asked: &JobMount, sources: &BTreeMap<String, StagedSource>) -> Result<Mount, SpecError> {
     let JobMount { option: _, target, source, options } = asked;
     let (kind, source, options) = match source {
         MountSource::Memory => ("tmpfs", Path::new("tmpfs"), options.clone()),
         MountSource::Host(_) | MountSource::Volume => {
-            let Pinned { at, kept } =
+            let StagedSource { at, kept } =
                 sources.get(target).ok_or_else(|| SpecError::NoSource(target.clone()))?;
             ("bind", at.as_path(), with_kept(options, kept))
         }
@@ -195,8 +198,8 @@ pub(super) mod tests {
     use super::*;
 
     /// Returns the staged sources of Nomad's directories.
-    pub(in crate::spec) fn pinned_by_nomad() -> BTreeMap<String, Pinned> {
-        let at = |target: &str| Pinned { at: format!("/pins{target}").into(), kept: Vec::new() };
+    pub(in crate::spec) fn staged_by_nomad() -> BTreeMap<String, StagedSource> {
+        let at = |target: &str| StagedSource { at: format!("/pins{target}").into(), kept: Vec::new() };
         nomads_directories("web").into_iter().map(|(target, _)| (target.to_owned(), at(target))).collect()
     }
 
@@ -227,11 +230,13 @@ pub(super) mod tests {
     }
 
     fn made(asked: &Mounts, task: &pb::TaskConfig) -> Vec<Mount> {
-        let pin = |mount: &JobMount| (mount.target.clone(), Pinned { at: "/pin".into(), kept: Vec::new() });
-        let volume =
-            |mount: &pb::Mount| (mount.task_path.clone(), Pinned { at: "/pin".into(), kept: Vec::new() });
+        let stage =
+            |mount: &JobMount| (mount.target.clone(), StagedSource { at: "/pin".into(), kept: Vec::new() });
+        let volume = |mount: &pb::Mount| {
+            (mount.task_path.clone(), StagedSource { at: "/pin".into(), kept: Vec::new() })
+        };
         let volumes = task.mounts.iter().map(volume);
-        let sources = asked.list.iter().map(pin).chain(volumes).chain(pinned_by_nomad()).collect();
+        let sources = asked.list.iter().map(stage).chain(volumes).chain(staged_by_nomad()).collect();
         let hosts = BoundFile { source: "/b/names/hosts".into(), at: "/etc/hosts", writable: true };
         let options = TaskOptions { mounts: asked.clone(), ..TaskOptions::default() };
         mounts(&options, &sources, &[hosts], task).unwrap()
@@ -253,12 +258,12 @@ pub(super) mod tests {
             propagation_mode: "host-to-task".to_owned(),
             ..Default::default()
         };
-        let pinned = Pinned { at: "/pin".into(), kept: Vec::new() };
-        let made = volume(&asked, &pinned).unwrap();
+        let staged = StagedSource { at: "/pin".into(), kept: Vec::new() };
+        let made = volume(&asked, &staged).unwrap();
         assert_eq!(made.options().clone().unwrap(), ["rbind", "rslave", "ro"]);
         assert_eq!(made.source().as_deref(), Some(Path::new("/pin")));
         let wrong = pb::Mount { propagation_mode: "sideways".to_owned(), ..asked };
-        let error = volume(&wrong, &pinned).unwrap_err().to_string();
+        let error = volume(&wrong, &staged).unwrap_err().to_string();
         assert!(error.contains("/srv/data") && error.contains("sideways"), "{error}");
     }
 
@@ -270,7 +275,7 @@ pub(super) mod tests {
         assert_eq!(kept("rbind,rw,nosuid", &["ro", "nosuid"]), "rbind,nosuid,ro");
         assert_eq!(kept("rbind,ro,exec,suid,dev", &["nodev", "noexec"]), "rbind,ro,suid,nodev,noexec");
         let asked = pb::Mount { task_path: "/v".to_owned(), readonly: true, ..Default::default() };
-        let made = volume(&asked, &Pinned { at: "/pin".into(), kept: vec!["nosuid"] }).unwrap();
+        let made = volume(&asked, &StagedSource { at: "/pin".into(), kept: vec!["nosuid"] }).unwrap();
         assert_eq!(made.options().clone().unwrap(), ["rbind", "rprivate", "ro", "nosuid"]);
         assert_eq!(made.source().as_deref(), Some(Path::new("/pin")));
     }

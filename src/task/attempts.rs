@@ -166,7 +166,7 @@ impl Tasks {
                 "Nomad starts this task anew; taking down an earlier attempt of it first"
             );
             let Err(error) = self.destroy_container(Arc::clone(settings), &id, true).await else { continue };
-            if !Bundle::at(place.state_dir(), NAMESPACE, &id).has_forgotten_processes() {
+            if !Bundle::at(place.state_dir(), NAMESPACE, &id).has_no_processes() {
                 return Err(Error::Transient(format!(
                     "container {id}, an earlier attempt of this task, can't be taken down yet, and two must not run at \
                      once: {error}"
@@ -318,7 +318,7 @@ mod tests {
         attempt("a", "web").write(&old).unwrap();
         assert_eq!(Attempt::read(&old).unwrap(), Some(attempt("a", "web")));
         Attempt::forget(&old).unwrap();
-        old.forget_processes().unwrap();
+        old.record_end_of_processes().unwrap();
         assert_eq!(Attempt::read(&old).unwrap(), None, "its end was seen");
     }
 }

@@ -80,7 +80,7 @@ impl Place {
     pub(super) async fn end_without_shim(&self) -> Result<()> {
         let _turn = self.ending.lock().await;
         // There may be a shim that nobody got to write down, or one that no longer answers.
-        self.launcher.kill_leftovers(&self.bundle, &self.id).await;
+        self.launcher.kill_stale_shims(&self.bundle, &self.id).await;
         self.launcher.remove_socket(&self.id);
         let group = self.group_off_thread().await;
         if !self.bundle.may_have_container() {
@@ -120,7 +120,7 @@ impl Place {
     async fn forget_what_no_bundle_has(&self) -> Result<()> {
         let until = Instant::now() + KILLED;
         loop {
-            let what = match self.launcher.has_leftovers(&self.bundle, &self.id).await {
+            let what = match self.launcher.has_stale_shim(&self.bundle, &self.id).await {
                 Ok(false) => return self.forget_runtime_state().await,
                 Ok(true) => "its shim still runs".to_owned(),
                 Err(error) => format!("whether its shim runs can't be told: {error}"),
@@ -144,7 +144,7 @@ impl Place {
 
     /// Returns what still runs of a container.
     async fn rest(&self, group: &Group) -> Rest {
-        match self.launcher.has_leftovers(&self.bundle, &self.id).await {
+        match self.launcher.has_stale_shim(&self.bundle, &self.id).await {
             Ok(false) => {}
             Ok(true) => return Rest::Runs("its shim still runs".to_owned()),
             Err(error) => return Rest::Unknown(format!("whether its shim runs can't be told: {error}")),

@@ -74,7 +74,7 @@ pub(crate) struct Settings {
     pub config: PluginConfig,
     pub containerd: Containerd,
     pub cni: Arc<Cni>,
-    events: shim::Events,
+    events: shim::EventSocket,
     start_inputs: shim::StartInputs,
     /// Average speed of a CPU core in MHz, as the agent counts it.
     pub mhz_per_core: f64,
@@ -106,7 +106,7 @@ impl Settings {
         );
         let cni = Arc::new(cni);
         let starts = Queue::new(config.starts.at_once());
-        let events = shim::Events::of(&config.state_dir);
+        let events = shim::EventSocket::of(&config.state_dir);
         let start_inputs = shim::StartInputs::default();
         Ok(Self { config, containerd, cni, events, start_inputs, mhz_per_core, starts })
     }

@@ -12,8 +12,8 @@ use nomad_proto::driver as pb;
 
 use crate::config::{JobMount, MountSource, Mounts, Placed, PluginConfig, TaskDirectory};
 use crate::error::{Error, Result};
-use crate::shim::{Bundle, Pin};
-use crate::spec::{self, Pinned};
+use crate::shim::{Bundle, StagedMount};
+use crate::spec::{self, StagedSource};
 use crate::sys::host_files;
 use crate::sys::host_path::{self, Area, HostPathError};
 use crate::sys::mount_table::{self, Mount, Spreads};
@@ -95,26 +95,26 @@ impl Sources {
     ///
     /// # Errors
     /// Names a source that can't be mounted.
-    pub(super) async fn pin(&self, bundle: &Bundle) -> Result<BTreeMap<String, Pinned>> {
+    pub(super) async fn stage(&self, bundle: &Bundle) -> Result<BTreeMap<String, StagedSource>> {
         let (of_job, of_nomad, bundle) =
             (Arc::clone(&self.of_job), Arc::clone(&self.of_nomad), bundle.clone());
         let place = of_nomad.alloc_dir.clone();
-        let pin = move || {
+        let stage = move || {
             let nomads = of_nomad.open()?;
             let all: Vec<&Source> = nomads.iter().chain(of_job.iter()).collect();
-            let pins: Vec<Pin<'_>> = all.iter().map(|source| source.pin()).collect();
-            let pinned = bundle.pin(&pins)?.into_iter().zip(all);
-            let pinned =
-                pinned.map(|(at, source)| (source.target.clone(), Pinned { at, kept: source.kept.clone() }));
-            Ok(pinned.collect())
+            let to_stage: Vec<StagedMount<'_>> = all.iter().map(|source| source.staged_mount()).collect();
+            let staged = bundle.stage(&to_stage)?.into_iter().zip(all);
+            let staged = staged
+                .map(|(at, source)| (source.target.clone(), StagedSource { at, kept: source.kept.clone() }));
+            Ok(staged.collect())
         };
-        off_thread(&place, "the sources of the task's mounts", pin).await
+        off_thread(&place, "the sources of the task's mounts", stage).await
     }
 }
 
 impl Source {
-    fn pin(&self) -> Pin<'_> {
-        Pin { source: &self.place, propagation: self.propagation, read_only: self.is_read_only }
+    fn staged_mount(&self) -> StagedMount<'_> {
+        StagedMount { source: &self.place, propagation: self.propagation, read_only: self.is_read_only }
     }
 }
 

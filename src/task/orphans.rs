@@ -94,7 +94,7 @@ fn grown_up(state_dir: &Path, grace: Duration) -> Vec<String> {
     });
     let grown_up = |id: &String| {
         let bundle = Bundle::at(state_dir, NAMESPACE, id);
-        !bundle.is_doomed() && bundle.made_at().is_some_and(is_old)
+        !bundle.is_marked_for_removal() && bundle.created_at().is_some_and(is_old)
     };
     found.into_iter().filter(grown_up).collect()
 }

@@ -16,7 +16,7 @@ use super::{Phase, Saved, Settings, Tasks};
 use crate::config::{LogCollection, LogLimits, TaskOptions};
 use crate::error::{Error, Result};
 use crate::logs::{Limits, LogCollector, LogEvent, Stream, Target, WriterPool};
-use crate::shim::{Bundle, HeldPipes, LogPaths, NOWHERE};
+use crate::shim::{Bundle, DEV_NULL, HeldPipes, LogPaths};
 
 /// Pause between retries of collecting a recovered task's output.
 const TRIED_AGAIN: Duration = Duration::from_secs(5);
@@ -41,13 +41,13 @@ impl Output {
         match settings.config.log_collection {
             LogCollection::Nomad => Self { logs: nomads, collected: None },
             LogCollection::Nobody => {
-                Self { logs: LogPaths { stdout: NOWHERE.into(), stderr: NOWHERE.into() }, collected: None }
+                Self { logs: LogPaths { stdout: DEV_NULL.into(), stderr: DEV_NULL.into() }, collected: None }
             }
             LogCollection::Driver(operators) => {
                 let LogLimits { max_files, max_file_bytes } = options.logging.over(operators);
                 let limits = Limits { max_files, max_file_bytes };
                 let pipe = |nomads: PathBuf, stream: Stream| match nomads {
-                    nowhere if nowhere.as_path() == Path::new(NOWHERE) => nowhere,
+                    nowhere if nowhere.as_path() == Path::new(DEV_NULL) => nowhere,
                     _ => bundle.log_pipe(stream.name()),
                 };
                 let logs = LogPaths {

@@ -77,7 +77,7 @@ async fn find(tasks: &Arc<Tasks>, settings: &Settings, teller: Teller, driver_st
         place.remember(&saved, &teller.identity);
     }
     let restored = place.restore_off_thread().await;
-    if place.bundle.is_doomed() {
+    if place.bundle.is_marked_for_removal() {
         let directory = place.bundle.directory().display();
         return Err(Error::Failed(match (restored, is_of_this_boot) {
             (true, _) => format!("its bundle directory {directory} was removed"),

@@ -67,7 +67,7 @@ impl Place {
         let Self { id, bundle, launcher, .. } = self;
         let Known { shim, init, attempt, runsc } = known;
         let runsc = runsc.as_deref();
-        if !bundle.is_stripped(runsc) {
+        if !bundle.lacks_teardown_files(runsc) {
             return false;
         }
         tracing::warn!(
@@ -122,36 +122,40 @@ mod tests {
         let bootstrap = Bootstrap { version: ApiVersion::V2, socket: "/run/s".into() };
         let shim = Shim { bootstrap, pid: 7, started_ticks: 6 };
         let (binary, cgroup) = (Path::new("/bin/shim"), Path::new("/nomad/a.web"));
-        assert!(bundle.is_stripped(None));
+        assert!(bundle.lacks_teardown_files(None));
         bundle.make_directory().unwrap();
-        assert!(bundle.is_stripped(None), "it is not whole before the last file");
+        assert!(bundle.lacks_teardown_files(None), "it is not whole before the last file");
         bundle.restore(binary, &shim, cgroup, None).unwrap();
-        assert!(bundle.is_doomed() && bundle.may_have_container() && !bundle.is_stripped(None));
+        assert!(
+            bundle.is_marked_for_removal()
+                && bundle.may_have_container()
+                && !bundle.lacks_teardown_files(None)
+        );
         assert_eq!((bundle.read_shim(), bundle.shim_binary()), (Some(shim.clone()), Some(binary.to_owned())));
         assert_eq!(Attempt::read(&bundle).unwrap().unwrap().cgroup, cgroup);
         let init = ProcessId { pid: 8, started_ticks: 9 };
         write_init(&bundle, init).unwrap();
         assert_eq!(restored_init(&bundle), Some(init));
-        bundle.forget_processes().unwrap();
-        assert!(!bundle.is_stripped(None), "it is being taken down");
+        bundle.record_end_of_processes().unwrap();
+        assert!(!bundle.lacks_teardown_files(None), "it is being taken down");
         bundle.remove().unwrap();
         // A bundle that lost only a file of the driver's own is not marked.
         bundle.create(binary).unwrap();
         bundle.write_shim(&shim).unwrap();
         bundle.write("config.json", br#"{"ociVersion":"1.0.2","hostname":"web"}"#).unwrap();
         bundle.keep().unwrap();
-        assert!(!bundle.is_stripped(None));
+        assert!(!bundle.lacks_teardown_files(None));
         bundle.remove_file("shim.json").unwrap();
-        assert!(bundle.is_stripped(None));
+        assert!(bundle.lacks_teardown_files(None));
         bundle.restore(binary, &shim, cgroup, None).unwrap();
         assert_eq!(bundle.read_shim().as_ref(), Some(&shim));
         assert_eq!(bundle.read_spec().unwrap().hostname().as_deref(), Some("web"));
-        assert!(!bundle.is_doomed() && !bundle.is_stripped(None));
+        assert!(!bundle.is_marked_for_removal() && !bundle.lacks_teardown_files(None));
         // Only the handle knows which `runsc` the task is to run.
         let runsc = Some("/opt/runsc");
-        assert!(bundle.is_stripped(runsc));
+        assert!(bundle.lacks_teardown_files(runsc));
         bundle.restore(binary, &shim, cgroup, runsc).unwrap();
-        assert!(!bundle.is_doomed() && !bundle.is_stripped(runsc));
+        assert!(!bundle.is_marked_for_removal() && !bundle.lacks_teardown_files(runsc));
         assert_eq!(std::fs::read_to_string(bundle.directory().join("runsc")).unwrap(), "/opt/runsc");
     }
 }

@@ -37,8 +37,8 @@ use crate::config::Sharing;
 use crate::containerd::{Image, Record};
 use crate::error::{Error, Result};
 use crate::rootfs;
-use crate::shim::{self, Connection, Family, HeldPipes, Shim, Taken};
-use crate::spec::{self, BoundFile, Pinned};
+use crate::shim::{self, BundleEventSocket, Connection, Family, HeldPipes, Shim};
+use crate::spec::{self, BoundFile, StagedSource};
 use first::First;
 pub(super) use labels::OWNER_LABEL;
 
@@ -159,7 +159,7 @@ struct Prepared {
     /// Image in which the paths that the runtime opens are checked ([`rootfs::check`]).
     ends: Arc<rootfs::Ends>,
     /// Places where the sources of mounts are staged, by target.
-    pinned: BTreeMap<String, Pinned>,
+    staged: BTreeMap<String, StagedSource>,
 }
 
 /// The parts that a container is created from.
@@ -179,7 +179,7 @@ impl Start<'_> {
     async fn steps(&self, asker: &mut Asker, pipes: &mut Option<HeldPipes>) -> Result<Task> {
         let access = self.access()?;
         let output = Output::of(self.settings, &self.wanted.options, self.config, &self.place.bundle);
-        output.logs.fit(&self.place.launcher.binary, self.wanted.options.process.tty)?;
+        output.logs.check_writable_by(&self.place.launcher.binary, self.wanted.options.process.tty)?;
         let nomads = output.hold_nomads().await?;
         if self.place.bundle.exists() {
             // Left by a start that the plugin did not survive.
@@ -201,7 +201,7 @@ impl Start<'_> {
         let held = pipes.insert(held);
         // Takes the shim's events until the keeper of the sandbox does.
         let _events = match self.wanted.runtime.family {
-            Family::Gvisor => Some(Taken::in_bundle(&self.place.bundle)?),
+            Family::Gvisor => Some(BundleEventSocket::in_bundle(&self.place.bundle)?),
             Family::Runc | Family::Other => None,
         };
         let given_up = CancellationToken::new();
@@ -280,14 +280,14 @@ impl Start<'_> {
         let cwd = spec::working_directory(&options.process, image.config.config().as_ref())?;
         let root = rootfs::Root { layers, mounts: mounts.clone(), at: bundle.rootfs(), cwd };
         let groups = options.process.group_add.clone();
-        let (recorded, looked, pinned) = tokio::join!(
+        let (recorded, looked, staged) = tokio::join!(
             timeline.step("container/record", containerd.create_record(record)),
             timeline.step("container/user", rootfs::look(&self.tasks.accounts, root, &user, &groups)),
-            timeline.step("container/mounts", sources.pin(bundle)),
+            timeline.step("container/mounts", sources.stage(bundle)),
         );
         recorded?;
         let (identity, ends) = looked?;
-        Ok(Prepared { mounts, identity, ends, pinned: pinned? })
+        Ok(Prepared { mounts, identity, ends, staged: staged? })
     }
 
     /// Joins the network, then writes the name files, which have the addresses in them.
@@ -328,7 +328,7 @@ impl Start<'_> {
             task: self.config,
             image: &image.config,
             identity: &prepared.identity,
-            sources: &prepared.pinned,
+            sources: &prepared.staged,
             rootfs: self.place.bundle.rootfs(),
             hostname: hostname.clone(),
             network: &joined.namespace,
@@ -355,14 +355,14 @@ impl Start<'_> {
             self.leave_cgroup_to_runtime().await?;
         }
         let create = connection.create(bundle, rootfs, held, asked.process.tty, &runtime.options);
-        let create = shim::quoting_runtime(bundle, create);
+        let create = shim::with_runtime_reason(bundle, create);
         let pid = timeline.step("create", create).await.map_err(|error| naming_program(error, &spec))?;
         let shares_pids = asked.namespaces.pid_mode == Sharing::Host;
         let next_spec = shares_pids.then(|| spec::with_private_pids(spec).map(Box::new)).transpose()?;
         let settled = timeline.step("settle", self.settle(pid, &shim, limits, next_spec));
         let First { id, init, oom_kills } = settled.await?;
         let waiting = supervisor::ask(&connection, "").await;
-        timeline.step("start", shim::quoting_runtime(bundle, connection.start())).await?;
+        timeline.step("start", shim::with_runtime_reason(bundle, connection.start())).await?;
         let saved = Saved {
             container_id: self.place.id.clone(),
             shim_binary: self.place.launcher.binary.clone(),

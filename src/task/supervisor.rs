@@ -20,7 +20,7 @@ use super::place::Place;
 use super::{Exit, Phase, Saved};
 use crate::cgroup::OomWatch;
 use crate::logs::LogCollector;
-use crate::shim::{self, Connection, Ended, Family, LogPaths, Shim, drained};
+use crate::shim::{self, Connection, Family, LogPaths, ProcessExit, Shim, wait_drained};
 use crate::sys::pidfd::Init;
 use crate::sys::process_end::SIGNAL_BASE;
 
@@ -47,7 +47,7 @@ const MOST_SIGNAL: i32 = 64;
 const UNKNOWN_CODE: i32 = -1;
 
 /// The answer to a Wait that the shim has been sent already.
-pub(super) type Waiting = Pin<Box<dyn Future<Output = Result<Ended, shim::Error>> + Send>>;
+pub(super) type Waiting = Pin<Box<dyn Future<Output = Result<ProcessExit, shim::Error>> + Send>>;
 
 /// Sends the shim a Wait for the exit of its task, or of an exec, and returns the pending answer once the request is on
 /// its way. To be called before the start: a process may exit at once.
@@ -192,7 +192,7 @@ async fn answer(
     waiting: Waiting,
     again: impl Fn() -> Waiting,
     is_gone: impl Fn() -> Pin<Box<dyn Future<Output = bool> + Send>>,
-) -> Result<Ended, shim::Error> {
+) -> Result<ProcessExit, shim::Error> {
     let mut answer = waiting.await;
     let mut pause = FIRST_PAUSE;
     while let Err(error) = &answer {
@@ -211,7 +211,7 @@ async fn answer(
 /// The source of what is known of an exit.
 enum Told {
     /// The shim's answer; or an error where there will never be an answer.
-    Answer(Result<Ended, shim::Error>),
+    Answer(Result<ProcessExit, shim::Error>),
     /// The time of the exit by the kernel; the shim reports nothing.
     Unheard(SystemTime),
 }
@@ -244,12 +244,12 @@ pub(super) fn backed(waiting: Waiting, connection: Connection, exec_id: String, 
         };
         tracing::warn!(exec = exec_id, "a command has ended, and the shim does not say so");
         let status = process.exit_status().map(code_of).and_then(|code| u32::try_from(code).ok());
-        status.map(|status| Ended { status, at }).ok_or_else(|| connection.lost_end(&exec_id))
+        status.map(|status| ProcessExit { status, at }).ok_or_else(|| connection.lost_end(&exec_id))
     })
 }
 
 /// Returns the exit that the shim reports, with the signal by the kernel's exit status.
-fn by_shim(ended: Ended, word: Option<ExitStatus>) -> Exit {
+fn by_shim(ended: ProcessExit, word: Option<ExitStatus>) -> Exit {
     let code = i32::try_from(ended.status).unwrap_or(i32::MAX);
     let signal = match word {
         Some(status) if code_of(status) == code => status.signal().unwrap_or(0),
@@ -260,7 +260,7 @@ fn by_shim(ended: Ended, word: Option<ExitStatus>) -> Exit {
 
 /// Returns the exit of a task in gVisor's sandbox. The sandbox ends with its task and with the task's code. Its shim
 /// asks it for that code, and comes too late for a task that exits at once: then the sandbox's own exit status counts.
-async fn by_sandbox(ended: Ended, init: Option<&Init>) -> Exit {
+async fn by_sandbox(ended: ProcessExit, init: Option<&Init>) -> Exit {
     let is_lost = ended.status == LOST_BY_GVISOR;
     let mut word = init.and_then(Init::exit_status);
     if is_lost && let Some(init) = init {
@@ -274,7 +274,7 @@ async fn by_sandbox(ended: Ended, init: Option<&Init>) -> Exit {
     of_sandbox(ended, word)
 }
 
-fn of_sandbox(ended: Ended, word: Option<ExitStatus>) -> Exit {
+fn of_sandbox(ended: ProcessExit, word: Option<ExitStatus>) -> Exit {
     let said = i32::try_from(ended.status).unwrap_or(i32::MAX);
     let (code, error) = match word {
         Some(status) if ended.status == LOST_BY_GVISOR => (code_of(status), None),
@@ -359,7 +359,7 @@ async fn last_words(logs: &LogPaths, log_collector: Option<LogCollector>) -> boo
     if let Some(mut log_collector) = log_collector {
         return tokio::time::timeout(LAST_WORDS, log_collector.finished()).await.is_ok();
     }
-    drained(logs, LAST_WORDS).await
+    wait_drained(logs, LAST_WORDS).await
 }
 
 #[cfg(test)]
@@ -371,7 +371,7 @@ mod tests {
     fn a_code_that_gvisors_shim_has_lost_is_the_sandboxes() {
         use std::os::unix::process::ExitStatusExt;
         let of = |status: u32, word: Option<i32>| {
-            let ended = Ended { status, at: SystemTime::UNIX_EPOCH };
+            let ended = ProcessExit { status, at: SystemTime::UNIX_EPOCH };
             let exit = of_sandbox(ended, word.map(ExitStatus::from_raw));
             (exit.code, exit.signal, exit.error.is_some())
         };
@@ -418,7 +418,7 @@ mod tests {
     #[tokio::test]
     async fn a_shim_that_runs_is_asked_again_however_often_the_connection_breaks() {
         let asked = std::cell::Cell::new(0);
-        let ended = Ended { status: 7, at: SystemTime::UNIX_EPOCH };
+        let ended = ProcessExit { status: 7, at: SystemTime::UNIX_EPOCH };
         let again = || -> Waiting {
             asked.set(asked.get() + 1);
             let answer = if asked.get() == 3 { Ok(ended) } else { Err(broken()) };
@@ -454,7 +454,7 @@ mod tests {
     fn the_kernel_says_whether_it_was_a_signal() {
         let at = SystemTime::UNIX_EPOCH;
         let exit = |status, word: Option<i32>| {
-            let exit = by_shim(Ended { status, at }, word.map(ExitStatus::from_raw));
+            let exit = by_shim(ProcessExit { status, at }, word.map(ExitStatus::from_raw));
             (exit.code, exit.signal)
         };
         assert_eq!(exit(137, Some(9)), (137, 9));

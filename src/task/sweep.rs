@@ -125,7 +125,7 @@ async fn left_over(settings: &Settings) -> Vec<String> {
             tracing::warn!(%error, "can't look for what is left of earlier tasks");
             Vec::new()
         });
-        let doomed = bundles.into_iter().filter(|id| bundle(id).is_doomed());
+        let doomed = bundles.into_iter().filter(|id| bundle(id).is_marked_for_removal());
         doomed.chain(leased).collect()
     };
     tokio::task::spawn_blocking(look).await.unwrap_or_default()

@@ -117,8 +117,8 @@ where
     Ok(changed.map_err(|error| Error::Failed(format!("change the bundle: {error}")))??)
 }
 
-fn forget_processes(bundle: &Bundle) -> Result<()> {
-    bundle.forget_processes()?;
+fn record_end_of_processes(bundle: &Bundle) -> Result<()> {
+    bundle.record_end_of_processes()?;
     Attempt::forget(bundle)
 }
 
@@ -151,15 +151,15 @@ impl Place {
         if bundle.exists() {
             // A disk that takes no mark keeps no process from being killed; until the bundle has the mark, its
             // container is found and taken down as an orphan is.
-            let marked = on_disk(bundle, Bundle::doom).await;
+            let marked = on_disk(bundle, Bundle::mark_for_removal).await;
             if let Err(error) = &marked {
                 tracing::warn!(container = id, %error, "can't mark the container as one to take down; going on");
             }
             timeline.step("processes", self.end_processes(timeline)).await?;
-            on_disk(bundle, forget_processes).await?;
+            on_disk(bundle, record_end_of_processes).await?;
             if marked.is_err() {
                 // The removal of files has just made room.
-                on_disk(bundle, Bundle::doom).await?;
+                on_disk(bundle, Bundle::mark_for_removal).await?;
             }
             timeline.step("network", self.end_network()).await?;
         } else {
@@ -224,7 +224,7 @@ impl Place {
             }
             Err(error) if error.is_not_found() => {
                 // The shim may be in the middle of a create.
-                self.launcher.kill_started(shim, &self.bundle, &self.id).await;
+                self.launcher.kill_descendants_of(shim, &self.bundle, &self.id).await;
                 false
             }
             Err(error) => return Err(error),
@@ -233,7 +233,7 @@ impl Place {
         connection.shutdown().await?;
         if !self.launcher.ends_within(shim, &self.bundle, &self.id, SHIM_ENDS).await {
             tracing::warn!(container = self.id, pid = shim.pid, "the shim did not end; it will be killed");
-            self.launcher.kill_leftovers(&self.bundle, &self.id).await;
+            self.launcher.kill_stale_shims(&self.bundle, &self.id).await;
         }
         Ok(removed)
     }

@@ -173,7 +173,7 @@ impl Start {
         let ExecEnds { stdin, stdout, stderr } = ends?;
         let ended = supervisor::ask(&connection, &exec_id).await;
         let asked = processes::now();
-        let pid = shim::quoting_runtime(&bundle, connection.exec_start(&exec_id)).await?;
+        let pid = shim::with_runtime_reason(&bundle, connection.exec_start(&exec_id)).await?;
         let root = Root::new(pid, asked);
         // The shim has opened all pipes: their names have done their part, but where the next plugin, if this one dies,
         // finds the command by nothing else.

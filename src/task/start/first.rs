@@ -75,7 +75,7 @@ impl Created {
         if let Some(spec) = &self.next_spec {
             self.bundle.write_spec(spec)?;
         }
-        self.bundle.unpin()?;
+        self.bundle.unstage()?;
         let id = self.first_process();
         let init = Init::open(id);
         if let Some(cpuset) = &self.cgroup.cpuset {

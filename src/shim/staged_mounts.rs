@@ -28,15 +28,15 @@ const FILES: &str = "files";
 /// Name of the mount point for the sources, each of which is mounted below it by its number.
 const SOURCES: &str = "sources";
 /// Space for the driver's files in all, beyond what the driver has written: a task may change them.
-const FILES_ROOM_BYTES: usize = 512 * 1024;
+const SPARE_BYTES: usize = 512 * 1024;
 /// Maximum number of inodes in the file system of the driver's files: the directory, and each file.
-const FILES_INODES: usize = 16;
+const MAX_INODES: usize = 16;
 
 /// Maximum number of reads of the kernel's list of mounts to find a mount that is there.
-const LISTINGS: usize = 5;
+const MAX_LISTINGS: usize = 5;
 
 /// The source of a mount, which is to be staged in the bundle.
-pub(crate) struct Pin<'a> {
+pub(crate) struct StagedMount<'a> {
     pub source: &'a OwnedFd,
     /// Propagation of the staged mount: how mounts that come and go later spread between it and the host.
     pub propagation: MsFlags,
@@ -45,21 +45,21 @@ pub(crate) struct Pin<'a> {
 }
 
 impl Bundle {
-    fn pins(&self) -> PathBuf {
+    fn staging_directory(&self) -> PathBuf {
         self.directory().join("mounts")
     }
 
     /// Mounts an empty tmpfs at a new mount point of this name, beside others.
     fn mount_tmpfs(&self, name: &str, options: &str) -> Result<PathBuf, Error> {
-        let pins = self.pins();
+        let staging_directory = self.staging_directory();
         // The bundle itself is not created: it may have been taken down meanwhile.
-        match fs::DirBuilder::new().mode(0o700).create(&pins) {
+        match fs::DirBuilder::new().mode(0o700).create(&staging_directory) {
             Err(error) if error.kind() != ErrorKind::AlreadyExists => {
-                return Err(Error::File { doing: "create", path: pins, source: error });
+                return Err(Error::File { doing: "create", path: staging_directory, source: error });
             }
             _ => {}
         }
-        let at = pins.join(name);
+        let at = staging_directory.join(name);
         fs::DirBuilder::new().mode(0o700).create(&at).map_err(Error::file("create", &at))?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(Some("tmpfs"), &at, Some("tmpfs"), flags, Some(options))
@@ -74,40 +74,45 @@ impl Bundle {
     /// # Errors
     /// Names the path that the tmpfs can't be mounted at.
     pub(crate) fn mount_files(&self, bytes: usize) -> Result<PathBuf, Error> {
-        let room_bytes = bytes + FILES_ROOM_BYTES;
-        self.mount_tmpfs(FILES, &format!("size={room_bytes},nr_inodes={FILES_INODES},mode=0755"))
+        let room_bytes = bytes + SPARE_BYTES;
+        self.mount_tmpfs(FILES, &format!("size={room_bytes},nr_inodes={MAX_INODES},mode=0755"))
     }
 
     /// Mounts sources in the bundle, each with all that is mounted below it, and returns the paths in the same order.
     ///
     /// # Errors
     /// Names the path that a source can't be mounted at.
-    pub(crate) fn pin(&self, pins: &[Pin<'_>]) -> Result<Vec<PathBuf>, Error> {
+    pub(crate) fn stage(&self, mounts: &[StagedMount<'_>]) -> Result<Vec<PathBuf>, Error> {
         let all = self.mount_tmpfs(SOURCES, "size=1m,mode=0700")?;
-        let pinned = pins.iter().enumerate().map(|(number, pin)| pin.mount(all.join(number.to_string())));
-        let pinned = pinned.collect::<Result<Vec<_>, _>>()?;
-        let read_only: Vec<usize> =
-            pins.iter().enumerate().filter(|(_, pin)| pin.read_only).map(|(number, _)| number).collect();
+        let staged =
+            mounts.iter().enumerate().map(|(number, mount)| mount.mount(all.join(number.to_string())));
+        let staged = staged.collect::<Result<Vec<_>, _>>()?;
+        let read_only: Vec<usize> = mounts
+            .iter()
+            .enumerate()
+            .filter(|(_, mount)| mount.read_only)
+            .map(|(number, _)| number)
+            .collect();
         if !read_only.is_empty() {
             make_trees_read_only(&all, &read_only)?;
         }
-        Ok(pinned)
+        Ok(staged)
     }
 
     /// Unmounts and removes all that is staged in the bundle, if anything is.
     ///
     /// # Errors
     /// Names what is still mounted. It is never walked into.
-    pub(crate) fn unpin(&self) -> Result<(), Error> {
-        let pins = self.pins();
+    pub(crate) fn unstage(&self) -> Result<(), Error> {
+        let staging_directory = self.staging_directory();
         // An unmount spreads to the peers of a shared mount: that of a tree whose parts are shared with the host's
         // would take the host's own away below it. So each source is cut off first, also where an earlier version of
         // the driver had the sources: beside the files. The file system that the sources are in is not cut off: its
         // unmount is to spread to namespaces that have copies.
-        let sources = pins.join(SOURCES);
-        let places = entries(&pins)?;
+        let sources = staging_directory.join(SOURCES);
+        let places = entries(&staging_directory)?;
         for at in places.iter().filter(|at| **at != sources).chain(&entries(&sources)?) {
-            cut_off(at).map_err(Error::errno("cut off from the host's mounts", at))?;
+            make_private(at).map_err(Error::errno("cut off from the host's mounts", at))?;
         }
         for at in places {
             mount_table::unmount(&at).map_err(Error::errno("unmount", &at))?;
@@ -122,16 +127,16 @@ impl Bundle {
                 return Err(Error::File { doing: "remove", path: at, source: error });
             }
         }
-        match fs::remove_dir(&pins) {
+        match fs::remove_dir(&staging_directory) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(Error::File { doing: "remove", path: pins, source: error })
+                Err(Error::File { doing: "remove", path: staging_directory, source: error })
             }
             _ => Ok(()),
         }
     }
 }
 
-impl Pin<'_> {
+impl StagedMount<'_> {
     fn mount(&self, at: PathBuf) -> Result<PathBuf, Error> {
         let from = PathBuf::from(format!("/proc/self/fd/{}", self.source.as_raw_fd()));
         let is_directory = fs::metadata(&from).map_err(Error::file("look at", &from))?.is_dir();
@@ -164,7 +169,7 @@ fn make_trees_read_only(all: &Path, numbers: &[usize]) -> Result<(), Error> {
 /// Returns the mounts at and below a mount point. Before Linux 5.8 the kernel's list can miss a mount while others come
 /// and go: it is read again until it has the mount point itself.
 fn listed_below(at: &Path) -> std::io::Result<Vec<mount_table::Mount>> {
-    for _ in 0..LISTINGS {
+    for _ in 0..MAX_LISTINGS {
         let table = mount_table::below(at)?;
         if table.iter().any(|mount| mount.point == at) {
             return Ok(table);
@@ -196,7 +201,7 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>, Error> {
 
 /// Makes a mount private, with all below it, so that its unmount does not spread. Succeeds for a path that is no mount
 /// point, since there is nothing to cut it off from.
-fn cut_off(at: &Path) -> Result<(), Errno> {
+fn make_private(at: &Path) -> Result<(), Errno> {
     match mount(NOTHING, at, NOTHING, MsFlags::MS_PRIVATE | MsFlags::MS_REC, NOTHING) {
         Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
         done => done,
