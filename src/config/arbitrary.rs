@@ -150,18 +150,18 @@ fn decode_all(bytes: &[u8]) {
 
 proptest! {
     #[test]
-    fn whatever_bytes_come_are_taken_or_refused(bytes in vec(any::<u8>(), 0..200)) {
+    fn random_bytes_are_decoded_or_refused(bytes in vec(any::<u8>(), 0..200)) {
         decode_all(&bytes);
     }
 
     #[test]
-    fn nearly_right_bytes_are_taken_or_refused(task in mutated(task()), plugin in mutated(plugin())) {
+    fn mutated_options_are_decoded_or_refused(task in mutated(task()), plugin in mutated(plugin())) {
         decode_all(&task);
         decode_all(&plugin);
     }
 
     #[test]
-    fn whatever_is_said_is_taken_or_refused_by_a_name(task in task(), plugin in plugin()) {
+    fn random_options_are_decoded_or_refused_by_name(task in task(), plugin in plugin()) {
         let encoded = |value: &Value| rmp_serde::to_vec_named(value).unwrap();
         let (decoded, operators) = (TaskOptions::decode(&encoded(&task)), PluginConfig::decode(&encoded(&plugin)));
         if let (Ok(task), Ok(Some(plugin))) = (&decoded, &operators) {
@@ -179,7 +179,7 @@ proptest! {
 }
 
 #[test]
-fn depth_and_length_that_are_only_announced_break_nothing() {
+fn announced_depth_and_length_are_bounded() {
     for head in
         [&[0x91][..], &[0x81, 0xa1, b'a'], &[0xdd, 0xff, 0xff, 0xff, 0xff], &[0xdf, 0xff, 0xff, 0xff, 0xff]]
     {

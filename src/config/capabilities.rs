@@ -8,7 +8,7 @@ use std::str::FromStr;
 
 use oci_spec::runtime::Capability;
 
-use super::{ConfigError, no_nulls, value};
+use super::{ConfigError, reject_nulls, value};
 
 const ALL: &str = "all";
 const PREFIX: &str = "CAP_";
@@ -26,7 +26,7 @@ impl CapabilityList {
         list: Option<Vec<Option<String>>>,
     ) -> Result<Self, ConfigError> {
         let mut decoded = Self::default();
-        for name in no_nulls(option, list)? {
+        for name in reject_nulls(option, list)? {
             let upper = name.trim().to_ascii_uppercase();
             if upper.eq_ignore_ascii_case(ALL) {
                 decoded.all = true;
@@ -87,7 +87,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_capability_is_written_in_any_case_with_its_prefix_or_without() {
+    fn capability_names_ignore_case_and_prefix() {
         let same = list(&["CAP_NET_ADMIN", "chown"]);
         assert_eq!(list(&["net_admin", "cap_chown", "Net_Admin"]), same);
         assert_eq!(same.to_string(), "CAP_CHOWN, CAP_NET_ADMIN");
@@ -96,7 +96,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn one_that_there_is_not_is_refused_with_the_way_out() {
+    fn an_unknown_capability_is_refused() {
         for name in ["NET_ADMN", "", "CAP_CAP_CHOWN", "CAP_ALL"] {
             let names = vec![Some(name.to_owned())];
             let error = CapabilityList::decode("cap_drop", Some(names)).unwrap_err().to_string();
@@ -106,7 +106,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_beyond_a_list_is_named() {
+    fn capabilities_beyond_a_list_are_named() {
         let allowed = list(&["chown", "kill"]);
         assert_eq!(list(&["kill", "bpf"]).beyond(&allowed), list(&["bpf"]));
         assert_eq!(list(&["all"]).beyond(&allowed).to_string(), "all");

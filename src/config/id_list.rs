@@ -52,7 +52,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_is_of_numbers_and_ranges() {
+    fn an_id_list_has_numbers_and_ranges() {
         let list = |text: &str| text.parse::<IdList>();
         assert_eq!(list("0-2,5").unwrap().to_string(), "0,1,2,5");
         assert_eq!(list("3").unwrap().len(), 1);

@@ -14,8 +14,8 @@ use super::{ConfigError, value};
 /// Defaults of Nomad's own `logs` block.
 const DEFAULT: LogLimits = LogLimits { max_files: 10, max_file_bytes: 10 << 20 };
 /// Minimum size of a log file: two of the longest lines that are kept whole at the end of a file.
-const LEAST_FILE_BYTES: u64 = 64 << 10;
-const MOST_FILES: i64 = 10_000;
+const MIN_FILE_BYTES: u64 = 64 << 10;
+const MAX_FILES: i64 = 10_000;
 
 /// Limits of the log files of one stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,14 +50,13 @@ impl Raw {
     /// Names the option with an invalid value.
     pub(super) fn decode(self) -> Result<Logging, ConfigError> {
         let Self { max_files, max_file_size } = self;
-        let max_files =
-            max_files.map(|files| files.within("logging.max_files", 1, MOST_FILES)).transpose()?;
+        let max_files = max_files.map(|files| files.within("logging.max_files", 1, MAX_FILES)).transpose()?;
         let bytes = max_file_size.map(|size| size.bytes("logging.max_file_size")).transpose()?;
-        if let Some(few @ ..LEAST_FILE_BYTES) = bytes {
+        if let Some(few @ ..MIN_FILE_BYTES) = bytes {
             let why = format!(
                 "it must be at least \"{}k\"; a number without a unit is of bytes, other than in Nomad's own block: write \
                  megabytes as \"10m\"",
-                LEAST_FILE_BYTES >> 10
+                MIN_FILE_BYTES >> 10
             );
             return Err(value("logging.max_file_size", few.to_string(), why));
         }
@@ -69,17 +68,17 @@ impl Raw {
 }
 
 impl Logging {
-    pub(super) fn says_nothing(&self) -> bool {
+    pub(super) fn is_unset(&self) -> bool {
         *self == Self::default()
     }
 
     /// Returns the operator's limits, with Nomad's defaults for unset options.
     pub(super) fn or_default(&self) -> LogLimits {
-        self.over(DEFAULT)
+        self.or_from(DEFAULT)
     }
 
     /// Returns a job's limits, with the operator's for unset options.
-    pub(crate) fn over(&self, operators: LogLimits) -> LogLimits {
+    pub(crate) fn or_from(&self, operators: LogLimits) -> LogLimits {
         let Self { max_files, max_file_bytes } = *self;
         LogLimits {
             max_files: max_files.unwrap_or(operators.max_files),
@@ -100,16 +99,16 @@ mod tests {
     }
 
     #[test]
-    fn a_job_says_some_of_it_and_the_operator_the_rest() {
+    fn a_jobs_log_limits_override_the_operators() {
         let operators = decode(json!({"max_file_size": "1m"})).unwrap().or_default();
         assert_eq!(operators, LogLimits { max_files: 10, max_file_bytes: 1 << 20 });
-        let of_job = decode(json!({"max_files": 3, "max_file_size": null})).unwrap().over(operators);
+        let of_job = decode(json!({"max_files": 3, "max_file_size": null})).unwrap().or_from(operators);
         assert_eq!(of_job, LogLimits { max_files: 3, max_file_bytes: 1 << 20 });
-        assert!(decode(json!({"max_files": null})).unwrap().says_nothing());
+        assert!(decode(json!({"max_files": null})).unwrap().is_unset());
     }
 
     #[test]
-    fn megabytes_as_nomad_counts_them_are_refused_with_the_way_to_say_it() {
+    fn a_log_size_without_unit_is_refused() {
         let error = decode(json!({"max_file_size": "10"})).unwrap_err();
         assert!(error.contains("logging.max_file_size") && error.contains("\"10m\""), "{error}");
         assert!(decode(json!({"max_files": 0})).unwrap_err().contains("logging.max_files"));

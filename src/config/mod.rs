@@ -24,24 +24,24 @@ pub(crate) use capabilities::{CapabilityList, name_of as capability_name};
 pub(crate) use id_list::IdList;
 pub(crate) use logging::LogLimits;
 pub(crate) use plugin::{
-    Auth, Bridge, Gates, ImageGc, Inline, LogCollection, Placed, PluginConfig, PluginDevices, PluginLimits,
-    Pulls, RuntimeOptions, TaskDirectory,
+    Auth, Bridge, ImageGc, Inline, LogCollection, PluginConfig, PluginDevices, PluginLimits, Pulls,
+    ResolvedPath, RuntimeOptions, SecurityPolicy, TaskDirectory,
 };
 #[cfg(test)]
 pub(crate) use task::HostSource;
 pub(crate) use task::{
     Archive, Bandwidth, CpuLimits, Device, DevicePath, Dns, DnsOptions, JobMount, Labels, Limits,
-    MemoryLimits, MountSource, Mounts, Names, Namespaces, Network, NetworkOptions, PidsLimit, Process, Pull,
-    PullPolicy, Rate, Rlimit, SeccompProfile, Security, Sharing, Swap, TaskAuth, TaskOptions, Wishes,
-    sandbox,
+    MemoryLimits, MountSource, Mounts, Names, Namespaces, Network, NetworkOptions, OwnNetworkOptions,
+    PidsLimit, Process, Pull, PullPolicy, Rate, Rlimit, SeccompProfile, Security, Sharing, Swap, TaskAuth,
+    TaskOptions, sandbox,
 };
 
 /// Maximum `pids_limit`: the kernel's own maximum of process ids.
-const MOST_PIDS: i64 = 1 << 22;
-const MOST_OOM_SCORE_ADJ: i64 = 1000;
+const MAX_PIDS: i64 = 1 << 22;
+const MAX_OOM_SCORE_ADJ: i64 = 1000;
 
 /// Maximum nesting of a configuration: far beyond any option, and far within a thread's stack.
-const DEPTH_LIMIT: usize = 64;
+const MAX_DEPTH: usize = 64;
 
 /// An invalid configuration. The text names the option.
 #[derive(Debug, thiserror::Error)]
@@ -54,17 +54,17 @@ pub(crate) enum ConfigError {
     #[error("the option {option} can't be {value:?}: {why}")]
     Value { option: &'static str, value: String, why: String },
     #[error("the options {option} and {other} both say it: leave one of them out")]
-    Twice { option: &'static str, other: &'static str },
+    Conflict { option: &'static str, other: &'static str },
     #[error(
-        "the option {option} can't be {value:?}: the operator does not allow it; the plugin's option {gate} would have to have {needed}"
+        "the option {option} can't be {value:?}: the operator does not allow it; the plugin's option {operator_option} would have to have {needed}"
     )]
-    Forbidden { option: &'static str, value: String, gate: String, needed: String },
+    Forbidden { option: &'static str, value: String, operator_option: String, needed: String },
 }
 
-/// Decodes the msgpack that Nomad sends, with nesting bounded by [`DEPTH_LIMIT`].
+/// Decodes the msgpack that Nomad sends, with nesting bounded by [`MAX_DEPTH`].
 fn from_msgpack<'a, T: Deserialize<'a>>(of: &'static str, msgpack: &'a [u8]) -> Result<T, ConfigError> {
     let mut decoder = rmp_serde::Deserializer::from_read_ref(msgpack);
-    decoder.set_max_depth(DEPTH_LIMIT);
+    decoder.set_max_depth(MAX_DEPTH);
     T::deserialize(&mut decoder).map_err(|source| ConfigError::Malformed { of, source })
 }
 
@@ -73,18 +73,18 @@ fn value(option: &'static str, value: impl Into<String>, why: impl Into<String>)
 }
 
 /// Builds the error for a value that is valid, but that the operator does not allow. `needed` is what the plugin's
-/// option `gate` would have to have.
-fn forbidden(option: &'static str, value: &str, gate: &str, needed: &str) -> ConfigError {
+/// option `operator_option` would have to have.
+fn forbidden(option: &'static str, value: &str, operator_option: &str, needed: &str) -> ConfigError {
     ConfigError::Forbidden {
         option,
         value: value.to_owned(),
-        gate: gate.to_owned(),
+        operator_option: operator_option.to_owned(),
         needed: needed.to_owned(),
     }
 }
 
 /// Returns the list's strings, or an error if one is null, as Nomad sends an element from an unset variable.
-fn no_nulls(option: &'static str, list: Option<Vec<Option<String>>>) -> Result<Vec<String>, ConfigError> {
+fn reject_nulls(option: &'static str, list: Option<Vec<Option<String>>>) -> Result<Vec<String>, ConfigError> {
     let texts = list.unwrap_or_default().into_iter();
     texts
         .map(|text| {

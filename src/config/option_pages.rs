@@ -28,7 +28,7 @@ const JOB: &str = include_str!("../../examples/job.nomad.hcl");
 const REFUSED: [&str; 1] = ["volumes.selinuxlabel"];
 
 /// A page of options with the schema and the decoder that it is tested against.
-struct Held<'a, T> {
+struct DocumentedOptions<'a, T> {
     page: &'a str,
     schema: Spec,
     /// The options that each example needs in order to decode.
@@ -36,7 +36,7 @@ struct Held<'a, T> {
     decode: fn(&[u8]) -> Result<T, ConfigError>,
 }
 
-impl<T: PartialEq + Debug> Held<'_, T> {
+impl<T: PartialEq + Debug> DocumentedOptions<'_, T> {
     /// Asserts that page, schema and decoder agree. `evidence` checks the section of an option for anything else that
     /// it must have.
     fn assert_in_step(&self, evidence: impl Fn(&Section)) {
@@ -108,8 +108,8 @@ fn read(path: &Path) -> String {
 }
 
 #[test]
-fn the_page_of_plugin_options_is_in_step_with_the_schema() {
-    let held = Held {
+fn the_page_of_plugin_options_matches_the_schema() {
+    let held = DocumentedOptions {
         page: PLUGIN,
         schema: PluginConfig::schema(),
         required: json!({ "containerd_runtime": "io.containerd.runc.v2" }),
@@ -127,8 +127,8 @@ fn the_page_of_plugin_options_is_in_step_with_the_schema() {
 }
 
 #[test]
-fn the_page_of_task_options_is_in_step_with_the_schema() {
-    let held = Held {
+fn the_page_of_task_options_matches_the_schema() {
+    let held = DocumentedOptions {
         page: TASK,
         schema: TaskOptions::schema(),
         required: json!({ "image": "redis" }),

@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_size_is_refused_by_name() {
+    fn an_invalid_size_is_refused_by_name() {
         for text in
             ["", "m", "-1", "1x", "1bb", "1mm", "1.m", ".", "1e3", "9999999999g", "0x10", "1..2k", "1 m b"]
         {
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_may_be_sent_as_a_number_but_not_be_nothing() {
+    fn a_size_may_be_a_number_but_not_zero() {
         assert_eq!(RawSize::Number(7).bytes("o").unwrap(), 7);
         assert_eq!(RawSize::Text("1k".to_owned()).bytes("o").unwrap(), 1024);
         for none in [RawSize::Number(0), RawSize::Number(u64::MAX), RawSize::Text("0m".to_owned())] {

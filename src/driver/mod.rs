@@ -112,7 +112,7 @@ impl pb::driver_server::Driver for Driver {
     async fn capabilities(&self, _: Request<pb::CapabilitiesRequest>) -> Answer<pb::CapabilitiesResponse> {
         // The agent calls this on launches that it has not configured, too.
         let settings = self.base.settings();
-        let without_nomad = settings.is_ok_and(|settings| settings.config.log_collection.is_without_nomad());
+        let without_nomad = settings.is_ok_and(|settings| settings.config.log_collection.excludes_nomad());
         Ok(Response::new(pb::CapabilitiesResponse { capabilities: Some(reply::capabilities(without_nomad)) }))
     }
 

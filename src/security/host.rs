@@ -18,7 +18,7 @@ use nix::sys::stat::{major, minor};
 use oci_spec::runtime::{Capability, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceType};
 
 use super::{ConfinementError, capabilities};
-use crate::config::{Gates, SeccompProfile, Security};
+use crate::config::{SeccompProfile, Security, SecurityPolicy};
 use crate::sys::host_path::{self, HostPathError};
 
 pub(super) const STATUS: &str = "/proc/self/status";
@@ -55,7 +55,10 @@ impl Host {
     ///
     /// # Errors
     /// Names the option whose file is missing or invalid, or the file that can't be read.
-    pub(super) fn look(security: &Security, gates: &Gates) -> Result<Self, ConfinementError> {
+    pub(super) fn look(
+        security: &Security,
+        security_policy: &SecurityPolicy,
+    ) -> Result<Self, ConfinementError> {
         let status = read(STATUS)?;
         let mask = bounding(&status).ok_or_else(|| missing(STATUS, "no line CapBnd"))?;
         let release = read(KERNEL)?;
@@ -71,7 +74,7 @@ impl Host {
             seccomp_profile: security
                 .seccomp_profile
                 .as_ref()
-                .map(|named| profile(named, gates))
+                .map(|named| profile(named, security_policy))
                 .transpose()?,
             devices,
             thermal_throttles: thermal_throttles(Path::new(CPUS)),
@@ -127,14 +130,14 @@ fn loaded(list: &str) -> Vec<String> {
 
 /// Reads a seccomp profile of the host. Only a regular file is opened: opening a device can do harm by itself, such as
 /// start a watchdog.
-fn profile(named: &SeccompProfile, gates: &Gates) -> Result<String, ConfinementError> {
+fn profile(named: &SeccompProfile, security_policy: &SecurityPolicy) -> Result<String, ConfinementError> {
     let refused = |why: String| ConfinementError::profile(named, why);
     let unreadable = |source| {
         let SeccompProfile { option, path } = named;
         ConfinementError::Profile { option, path: path.clone(), source }
     };
     // The operator's `seccomp_profile_dirs` has been checked before, with the other options.
-    let (root, path) = gates.seccomp_profile(&named.path).ok_or_else(|| {
+    let (root, path) = security_policy.seccomp_profile(&named.path).ok_or_else(|| {
         refused("the plugin's option seccomp_profile_dirs has no directory above it".to_owned())
     })?;
     let file = host_path::open_file(&root, &path).map_err(unreadable)?;
@@ -208,7 +211,7 @@ mod tests {
             loaded("docker-default (enforce)\n/usr/bin/x y (complain)\n"),
             ["docker-default", "/usr/bin/x y"]
         );
-        assert!(Host::look(&Security::default(), &Gates::default()).unwrap().devices.is_empty());
+        assert!(Host::look(&Security::default(), &SecurityPolicy::default()).unwrap().devices.is_empty());
     }
 
     #[test]
@@ -225,15 +228,16 @@ mod tests {
             ("binary", "no text"),
             (".", "not a regular file"),
         ] {
-            let error = profile(&named(at(name)), &Gates::default()).unwrap_err().to_string();
+            let error = profile(&named(at(name)), &SecurityPolicy::default()).unwrap_err().to_string();
             assert!(
                 error.contains("seccomp_profile") && error.contains(name) && error.contains(why),
                 "{error}"
             );
         }
         fs::write(at("good"), "{}").unwrap();
-        assert_eq!(profile(&named(at("good")), &Gates::default()).unwrap(), "{}");
-        let only = Gates { seccomp_profile_dirs: Some(vec![at("profiles")]), ..Gates::default() };
+        assert_eq!(profile(&named(at("good")), &SecurityPolicy::default()).unwrap(), "{}");
+        let only =
+            SecurityPolicy { seccomp_profile_dirs: Some(vec![at("profiles")]), ..SecurityPolicy::default() };
         fs::create_dir(at("profiles")).unwrap();
         fs::write(at("profiles/own"), "{}").unwrap();
         std::os::unix::fs::symlink("../good", at("profiles/out")).unwrap();
@@ -243,7 +247,7 @@ mod tests {
         assert!(error.contains("leads out"), "{error}");
         // The kernel's log file in /proc is a regular file as well.
         for kernels in ["/proc/kmsg", "/proc/self/environ", "/sys/kernel/uevent_seqnum"] {
-            let error = profile(&named(kernels), &Gates::default()).unwrap_err().to_string();
+            let error = profile(&named(kernels), &SecurityPolicy::default()).unwrap_err().to_string();
             assert!(error.contains("kernel"), "{error}");
         }
     }

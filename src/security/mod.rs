@@ -12,7 +12,7 @@ use std::sync::Arc;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{Capability, LinuxDevice, LinuxSeccomp};
 
-use crate::config::{Gates, SeccompProfile, Security};
+use crate::config::{SeccompProfile, Security, SecurityPolicy};
 use crate::sys::host_files;
 use crate::sys::host_path::HostPathError;
 use host::Host;
@@ -67,18 +67,25 @@ impl ConfinementError {
 ///
 /// # Errors
 /// Names the option that can't be applied, and why.
-pub(crate) async fn settle(security: &Security, gates: &Gates) -> Result<Confinement, ConfinementError> {
-    let (security, gates) = (security.clone(), gates.clone());
+pub(crate) async fn settle(
+    security: &Security,
+    security_policy: &SecurityPolicy,
+) -> Result<Confinement, ConfinementError> {
+    let (security, security_policy) = (security.clone(), security_policy.clone());
     // Files other than the job's profile are the kernel's, so that reading them doesn't hang.
     let profile = security.seccomp_profile.as_ref().map(|named| named.path.clone());
     let place = profile.unwrap_or_else(|| host::STATUS.into());
-    let settling = move || decide(&security, &gates, &Host::look(&security, &gates)?);
+    let settling = move || decide(&security, &security_policy, &Host::look(&security, &security_policy)?);
     host_files::look(&place, host_files::LIMIT, settling).await.map_err(ConfinementError::host(&place))?
 }
 
-fn decide(security: &Security, gates: &Gates, host: &Host) -> Result<Confinement, ConfinementError> {
-    let capabilities = capabilities::granted(security, &gates.allow_caps, &host.capabilities)?;
-    let seccomp = seccomp(security, gates, host, &capabilities)?;
+fn decide(
+    security: &Security,
+    security_policy: &SecurityPolicy,
+    host: &Host,
+) -> Result<Confinement, ConfinementError> {
+    let capabilities = capabilities::granted(security, &security_policy.allow_caps, &host.capabilities)?;
+    let seccomp = seccomp(security, security_policy, host, &capabilities)?;
     let apparmor_profile = apparmor_profile(security, host)?;
     let (devices, masked_paths) = (host.devices.clone(), host.thermal_throttles.clone());
     Ok(Confinement { capabilities, seccomp, apparmor_profile, devices, masked_paths })
@@ -87,11 +94,11 @@ fn decide(security: &Security, gates: &Gates, host: &Host) -> Result<Confinement
 /// Returns the task's seccomp filter. A privileged task has none unless its job asks for one.
 fn seccomp(
     security: &Security,
-    gates: &Gates,
+    security_policy: &SecurityPolicy,
     host: &Host,
     capabilities: &HashSet<Capability>,
 ) -> Result<Option<Arc<LinuxSeccomp>>, ConfinementError> {
-    let otherwise = gates.seccomp && !security.privileged;
+    let otherwise = security_policy.seccomp && !security.privileged;
     match (&security.seccomp_profile, &host.seccomp_profile) {
         (Some(named), Some(text)) => {
             let profile =
@@ -129,12 +136,12 @@ mod tests {
     }
 
     fn decided(security: &Security, seccomp_by_default: bool) -> Confinement {
-        let gates = Gates {
+        let security_policy = SecurityPolicy {
             seccomp: seccomp_by_default,
             allow_caps: crate::config::capability_tests::list(&["all"]),
-            ..Gates::default()
+            ..SecurityPolicy::default()
         };
-        decide(security, &gates, &host()).unwrap()
+        decide(security, &security_policy, &host()).unwrap()
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl Settings {
             networks.cni_timeout,
         );
         let cni = Arc::new(cni);
-        let starts = Queue::new(config.starts.at_once());
+        let starts = Queue::new(config.start_limit.max_concurrent_starts());
         let events = shim::EventSocket::of(&config.state_dir);
         let start_inputs = shim::StartInputs::default();
         Ok(Self { config, containerd, cni, events, start_inputs, mhz_per_core, starts })

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use nix::mount::MsFlags;
 use nomad_proto::driver as pb;
 
-use crate::config::{JobMount, MountSource, Mounts, Placed, PluginConfig, TaskDirectory};
+use crate::config::{JobMount, MountSource, Mounts, PluginConfig, ResolvedPath, TaskDirectory};
 use crate::error::{Error, Result};
 use crate::shim::{Bundle, StagedMount};
 use crate::spec::{self, StagedSource};
@@ -59,7 +59,7 @@ struct OfNomad {
 /// A mount of the job's, and the place on the host where its source is looked up.
 struct Wanted {
     mount: JobMount,
-    placed: Placed,
+    resolved: ResolvedPath,
 }
 
 impl Sources {
@@ -71,9 +71,9 @@ impl Sources {
         task.mounts.iter().try_for_each(check_destination)?;
         let taken = task.mounts.iter().map(|mount| mount.task_path.as_str());
         let taken = taken.chain(task.devices.iter().map(|device| device.task_path.as_str()));
-        let placed = mounts.placed(&plugin.volumes, directory_of(task), taken)?;
+        let resolved = mounts.resolved(&plugin.volumes, directory_of(task), taken)?;
         let wanted: Vec<Wanted> =
-            placed.into_iter().map(|(mount, placed)| Wanted { mount: mount.clone(), placed }).collect();
+            resolved.into_iter().map(|(mount, resolved)| Wanted { mount: mount.clone(), resolved }).collect();
         let of_nomad = Arc::new(OfNomad {
             alloc_id: task.alloc_id.clone(),
             alloc_dir: (&task.alloc_dir).into(),
@@ -85,7 +85,7 @@ impl Sources {
         }
         let mut of_job = Vec::new();
         for wanted in wanted {
-            let place = wanted.placed.shown();
+            let place = wanted.resolved.shown();
             of_job.push(off_thread(&place, "the sources of the task's mounts", move || wanted.open()).await?);
         }
         Ok(Self { of_job: Arc::new(of_job), of_nomad })
@@ -207,7 +207,7 @@ pub(super) async fn off_thread<T: Send + 'static>(
 
 impl Wanted {
     fn open(&self) -> Result<Source> {
-        let Self { mount, placed } = self;
+        let Self { mount, resolved } = self;
         let at = |why: String| format!("the option {} can't mount at {}: {why}", mount.option, mount.target);
         let refuse = |why: String| Error::Invalid(at(why));
         if matches!(&mount.source, MountSource::Host(source) if source.is_labelled)
@@ -219,7 +219,7 @@ impl Wanted {
         }
         let place = self.find();
         let place = place.map_err(|error| Error::refused(at(error.to_string()), error.is_transient()))?;
-        let shown = placed.shown();
+        let shown = resolved.shown();
         let Mount { flags, spreads, .. } =
             mount_table::of(&place).map_err(|error| refuse(format!("{}: {error}", shown.display())))?;
         let propagation = propagation(mount.propagation().unwrap_or_default(), spreads)
@@ -229,7 +229,7 @@ impl Wanted {
     }
 
     fn find(&self) -> std::result::Result<OwnedFd, HostPathError> {
-        let Placed { root, plain, path, is_allocations } = &self.placed;
+        let ResolvedPath { root, plain, path, is_allocations } = &self.resolved;
         let area = Area { root, plain };
         match &self.mount.source {
             MountSource::Volume => area.make(path, VOLUME_MODE),

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::place::Place;
 use super::{Phase, Settings, Task, Tasks};
 use crate::cni::{self, AddResult, Attachment, Capabilities, PortMapping, Protocol};
-use crate::config::{Bandwidth, Network, NetworkOptions, Rate, Wishes};
+use crate::config::{Bandwidth, Network, NetworkOptions, OwnNetworkOptions, Rate};
 use crate::error::{Error, Result};
 use crate::spec::NetNamespace;
 use crate::sys::netns;
@@ -50,7 +50,7 @@ pub(crate) struct DriverNetwork {
 /// The plan of a task's network, found to be possible.
 pub(super) struct WantedNetwork {
     network: Network,
-    wishes: Wishes,
+    own_network: OwnNetworkOptions,
     /// Ports of the group that are to be published.
     ports: Vec<pb::PortMapping>,
     /// Plugins of a network of the task's own.
@@ -83,7 +83,7 @@ impl WantedNetwork {
         options: &NetworkOptions,
         config: &pb::TaskConfig,
     ) -> Result<Self> {
-        let wishes = options.wishes.clone();
+        let own_network = options.own_network.clone();
         let plugins = match &network {
             Network::Own(name) => Some(settings.cni.network(name.as_deref()).await?),
             Network::OfTask(name) if *name == config.name => {
@@ -94,8 +94,8 @@ impl WantedNetwork {
             _ => None,
         };
         let offered = config.resources.as_ref().map(|resources| &resources.ports[..]).unwrap_or_default();
-        let ports = published(&wishes.ports, offered)?;
-        Ok(Self { network, wishes, ports, plugins })
+        let ports = published(&own_network.ports, offered)?;
+        Ok(Self { network, own_network, ports, plugins })
     }
 
     pub(super) fn is_the_hosts(&self) -> bool {
@@ -104,7 +104,7 @@ impl WantedNetwork {
 
     /// Returns the other names by which the task goes.
     pub(super) fn aliases(&self) -> &[String] {
-        &self.wishes.aliases
+        &self.own_network.aliases
     }
 
     /// Waits until the task runs whose network this one is to share, if it shares one.
@@ -180,7 +180,8 @@ impl WantedNetwork {
     /// Returns the CNI capabilities that the network is asked for. A network refuses what none of its plugins takes;
     /// aliases are left out then, since they are also in the task's own files.
     fn capabilities(&self, plugins: &cni::Network) -> Capabilities {
-        let Wishes { ports: _, ipv4, ipv6, mac, aliases, advertise_ipv6: _, bandwidth } = &self.wishes;
+        let OwnNetworkOptions { ports: _, ipv4, ipv6, mac, aliases, advertise_ipv6: _, bandwidth } =
+            &self.own_network;
         let ips = ipv4.iter().map(ToString::to_string).chain(ipv6.iter().map(ToString::to_string));
         let takes_aliases = plugins.capabilities().contains("aliases");
         Capabilities {
@@ -200,7 +201,7 @@ impl WantedNetwork {
                 "the option {option} can't be {asked:?}: network {network} has given the task another one"
             ))
         };
-        let Wishes { ipv4, ipv6, mac: wanted_mac, .. } = &self.wishes;
+        let OwnNetworkOptions { ipv4, ipv6, mac: wanted_mac, .. } = &self.own_network;
         let wanted = [("ipv4_address", ipv4.map(IpAddr::from)), ("ipv6_address", ipv6.map(IpAddr::from))];
         for (option, address) in wanted {
             if let Some(address) = address
@@ -231,7 +232,7 @@ impl WantedNetwork {
     /// Returns the network as reported to Nomad. The address of the default network is not advertised unless a service
     /// asks for it: it means nothing to other nodes.
     fn told(&self, name: Option<&str>, addresses: &[IpAddr]) -> Result<Option<DriverNetwork>> {
-        let advertise_ipv6 = self.wishes.advertise_ipv6;
+        let advertise_ipv6 = self.own_network.advertise_ipv6;
         let wanted = addresses.iter().find(|address| address.is_ipv6() == advertise_ipv6);
         if advertise_ipv6 && wanted.is_none() {
             let why = "the task's network has given it no address of version 6";

@@ -44,7 +44,7 @@ impl Output {
                 Self { logs: LogPaths { stdout: DEV_NULL.into(), stderr: DEV_NULL.into() }, collected: None }
             }
             LogCollection::Driver(operators) => {
-                let LogLimits { max_files, max_file_bytes } = options.logging.over(operators);
+                let LogLimits { max_files, max_file_bytes } = options.logging.or_from(operators);
                 let limits = Limits { max_files, max_file_bytes };
                 let pipe = |nomads: PathBuf, stream: Stream| match nomads {
                     nowhere if nowhere.as_path() == Path::new(DEV_NULL) => nowhere,

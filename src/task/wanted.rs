@@ -13,7 +13,9 @@ use super::timeline::Timeline;
 use super::{Settings, node};
 use crate::cgroup::Cgroup;
 use crate::cni;
-use crate::config::{Archive, DevicePath, Dns, DnsOptions, Names as Asked, Placed, Sharing, TaskOptions};
+use crate::config::{
+    Archive, DevicePath, Dns, DnsOptions, Names as Asked, ResolvedPath, Sharing, TaskOptions,
+};
 use crate::containerd::{ArchiveSource, LOADED, Reference, Scratch};
 use crate::devices::{self, Found};
 use crate::error::{Error, Result};
@@ -68,7 +70,10 @@ impl Wanted {
             timeline.step("wanted/network", WantedNetwork::of(settings, network, &options.network, config)),
             timeline.step("wanted/init", init(settings, &options)),
             timeline.step("wanted/node", node::look(cgroup.clone())),
-            timeline.step("wanted/rights", security::settle(&options.security, &settings.config.gates)),
+            timeline.step(
+                "wanted/rights",
+                security::settle(&options.security, &settings.config.security_policy)
+            ),
             timeline.step("wanted/devices", devices::find(devices.0, devices.1, devices.2)),
             timeline.step("wanted/mounts", Sources::open(&options.mounts, &settings.config, config)),
         );
@@ -154,12 +159,12 @@ impl ImageSource {
             Archive::Load(_) => Some(options.image.parse()?),
             Archive::Image(_) => None,
         };
-        let placed = archive.placed(&settings.config.volumes, directory_of(config))?;
-        let shown = placed.shown().display().to_string();
+        let resolved = archive.resolved(&settings.config.volumes, directory_of(config))?;
+        let shown = resolved.shown().display().to_string();
         let (option, alloc_dir, own) =
             (archive.option(), PathBuf::from(&config.alloc_dir), PathBuf::from(&config.name));
         let open = move || {
-            let Placed { root, plain, path, .. } = &placed;
+            let ResolvedPath { root, plain, path, .. } = &resolved;
             let file = Area { root, plain }.open_file(path).map_err(|error| {
                 let text = format!("the option {option} names no archive: {error}");
                 Error::refused(text, error.is_transient())

@@ -7,7 +7,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::volumes::{Access, Placed, TaskDirectory, below};
+use super::volumes::{Access, ResolvedPath, TaskDirectory, below};
 use crate::config::{ConfigError, value};
 
 /// The directory that the tasks of a group share.
@@ -27,7 +27,7 @@ pub(super) fn place(
     path: &Path,
     access: Access,
     task: TaskDirectory<'_>,
-) -> Result<Option<Placed>, ConfigError> {
+) -> Result<Option<ResolvedPath>, ConfigError> {
     let refuse = |why: &str| Err(value(option, path.display().to_string(), why));
     let alloc = Path::new(task.alloc_dir);
     let whole = clean(&alloc.join(task.task).join(path));
@@ -69,9 +69,9 @@ pub(super) fn place(
 
 /// Builds the location of a permitted path. Its area is the first two parts: what Nomad, an artifact or this driver has
 /// made.
-fn found(alloc: &Path, names: &[&std::ffi::OsStr]) -> Placed {
+fn found(alloc: &Path, names: &[&std::ffi::OsStr]) -> ResolvedPath {
     let (area, rest) = names.split_at(2);
-    Placed {
+    ResolvedPath {
         root: alloc.to_owned(),
         plain: area.iter().collect(),
         path: below(rest.iter().collect()),
@@ -98,17 +98,17 @@ fn clean(path: &Path) -> PathBuf {
 mod tests {
     use super::*;
 
-    fn placed(path: &str, access: Access) -> Result<Option<(String, String)>, String> {
+    fn resolved(path: &str, access: Access) -> Result<Option<(String, String)>, String> {
         let task = TaskDirectory { alloc_dir: "/nomad/a1", task: "web" };
-        let placed = place("volumes", Path::new(path), access, task).map_err(|error| error.to_string())?;
-        Ok(placed.map(|Placed { root, plain, path, is_allocations }| {
+        let resolved = place("volumes", Path::new(path), access, task).map_err(|error| error.to_string())?;
+        Ok(resolved.map(|ResolvedPath { root, plain, path, is_allocations }| {
             assert!(is_allocations && root == Path::new("/nomad/a1"));
             (plain.display().to_string(), path.display().to_string())
         }))
     }
 
     #[test]
-    fn a_task_may_mount_what_is_its_own_or_shared() {
+    fn a_task_may_mount_its_own_and_shared_directories() {
         for (path, plain, rest) in [
             ("local", "web/local", "."),
             ("./local/", "web/local", "."),
@@ -125,12 +125,12 @@ mod tests {
             ("/nomad/./a1//alloc/data/x", "alloc/data", "x"),
         ] {
             let found = Some((plain.to_owned(), rest.to_owned()));
-            assert_eq!(placed(path, Access::Write), Ok(found), "{path}");
+            assert_eq!(resolved(path, Access::Write), Ok(found), "{path}");
         }
     }
 
     #[test]
-    fn no_task_mounts_what_is_nomads_or_anothers() {
+    fn directories_of_nomad_and_other_tasks_are_refused() {
         for (path, word) in [
             (".", "whole directory of the task"),
             ("local/..", "whole directory of the task"),
@@ -149,30 +149,30 @@ mod tests {
             ("local/../../../a2/web/local", "leads out"),
         ] {
             for access in [Access::Read, Access::Write] {
-                let error = placed(path, access).unwrap_err();
+                let error = resolved(path, access).unwrap_err();
                 assert!(error.contains("volumes") && error.contains(word), "{path}: {error}");
             }
         }
     }
 
     #[test]
-    fn the_logs_are_there_to_be_read_only() {
+    fn the_log_directory_is_read_only() {
         for path in ["../alloc/logs", "../alloc/logs/web.stdout.0", "/nomad/a1/alloc/logs"] {
-            let error = placed(path, Access::Write).unwrap_err();
+            let error = resolved(path, Access::Write).unwrap_err();
             assert!(error.contains("ro") && error.contains("/alloc/logs"), "{error}");
-            assert_eq!(placed(path, Access::Read).unwrap().unwrap().0, "alloc/logs");
+            assert_eq!(resolved(path, Access::Read).unwrap().unwrap().0, "alloc/logs");
         }
     }
 
     #[test]
-    fn what_is_above_or_beside_the_allocation_is_the_hosts() {
+    fn paths_outside_the_allocation_are_host_paths() {
         for path in ["/", "/nomad", "/nomad/a12", "/nomad/a1/../a2/web/local", "/srv"] {
-            assert_eq!(placed(path, Access::Write), Ok(None), "{path}");
+            assert_eq!(resolved(path, Access::Write), Ok(None), "{path}");
         }
     }
 
     #[test]
-    fn a_task_named_as_the_shared_directory_gets_no_more_of_it() {
+    fn a_task_named_alloc_gets_no_further_access() {
         let task = TaskDirectory { alloc_dir: "/nomad/a1", task: "alloc" };
         for path in ["logs", "private", ".", ".."] {
             place("volumes", Path::new(path), Access::Write, task).unwrap_err();

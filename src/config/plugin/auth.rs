@@ -6,7 +6,7 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use crate::config::hclspec::{block, object, optional};
-use crate::config::{ConfigError, no_nulls, value};
+use crate::config::{ConfigError, reject_nulls, value};
 use crate::secret::Secret;
 
 /// The sources of credentials, in the order in which they are tried.
@@ -57,7 +57,7 @@ impl Raw {
             let why = "it must be what stands behind docker-credential- in a program's name";
             return Err(value("auth.helper", name, why));
         }
-        let helper_env = no_nulls("auth.helper_env", helper_env)?;
+        let helper_env = reject_nulls("auth.helper_env", helper_env)?;
         let is_name = |name: &String| !name.is_empty() && !name.contains(['=', '\0']);
         if let Some(name) = helper_env.iter().find(|name| !is_name(name)) {
             let why = "it must list the names of environment variables, without their values";
@@ -98,7 +98,7 @@ mod tests {
     use crate::config::plugin::tests::{decode, plugin};
 
     #[test]
-    fn credentials_are_for_one_registry_and_are_never_shown() {
+    fn credentials_need_a_registry_and_are_redacted() {
         let whole = json!({"username": "me", "password": "hunter2", "server_address": "ghcr.io"});
         let config = plugin(json!({"auth": whole}));
         assert!(config.auth.inline.is_some() && !format!("{config:?}").contains("hunter2"), "{config:?}");

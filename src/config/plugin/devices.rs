@@ -6,7 +6,7 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use crate::config::hclspec::{default, optional};
-use crate::config::{ConfigError, no_nulls, value};
+use crate::config::{ConfigError, reject_nulls, value};
 
 const CDI_SPEC_DIRS: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
 
@@ -38,14 +38,14 @@ impl Raw {
         let Self { cdi_spec_dirs, allow_devices } = self;
         let directories = match cdi_spec_dirs {
             None => CDI_SPEC_DIRS.map(str::to_owned).to_vec(),
-            given => no_nulls("cdi_spec_dirs", given)?,
+            given => reject_nulls("cdi_spec_dirs", given)?,
         };
         if let Some(relative) = directories.iter().find(|directory| !Path::new(directory).is_absolute()) {
             return Err(value("cdi_spec_dirs", relative, "it must be an absolute path"));
         }
         Ok(PluginDevices {
             cdi_spec_dirs: directories.into_iter().map(PathBuf::from).collect(),
-            allowed: allow_devices.map(|given| no_nulls("allow_devices", Some(given))).transpose()?,
+            allowed: allow_devices.map(|given| reject_nulls("allow_devices", Some(given))).transpose()?,
         })
     }
 }

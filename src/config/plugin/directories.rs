@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{ConfigError, no_nulls, value};
+use crate::config::{ConfigError, reject_nulls, value};
 
 /// Decodes a list of directories.
 ///
@@ -18,7 +18,7 @@ pub(super) fn absolute(
         }
         Err(value(option, path, "it must be an absolute path without \"..\""))
     };
-    no_nulls(option, raw)?.into_iter().map(directory).collect()
+    reject_nulls(option, raw)?.into_iter().map(directory).collect()
 }
 
 /// Splits a path into the innermost listed directory that it is in and the rest; `None` if it is in none of them.

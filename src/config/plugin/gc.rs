@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn images_go_after_a_while_unless_told_otherwise() {
+    fn image_gc_is_on_by_default() {
         let images = |gc| plugin(json!({"gc": gc})).gc.images;
         let usual =
             ImageGc { delay: Some(Duration::from_secs(180)), disk_high_water: None, foreign_images: false };

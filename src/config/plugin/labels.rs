@@ -3,14 +3,14 @@
 
 use nomad_proto::driver as pb;
 
-use crate::config::{ConfigError, no_nulls, value};
+use crate::config::{ConfigError, reject_nulls, value};
 
 const OPTION: &str = "extra_labels";
 
 /// Returns the value of a label for a task.
-type Say = fn(&pb::TaskConfig) -> &str;
+type ReadValue = fn(&pb::TaskConfig) -> &str;
 
-const KNOWN: [(&str, Say); 8] = [
+const KNOWN_LABELS: [(&str, ReadValue); 8] = [
     ("job_name", |task| &task.job_name),
     ("job_id", |task| &task.job_id),
     ("parent_job_id", |task| &task.parent_job_id),
@@ -21,15 +21,16 @@ const KNOWN: [(&str, Say); 8] = [
     ("node_id", |task| &task.node_id),
 ];
 
-/// Names of [`KNOWN`], or patterns that match at least one of them each.
+/// Names of [`KNOWN_LABELS`], or patterns that match at least one of them each.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct ExtraLabels(Vec<String>);
 
 pub(super) fn decode(raw: Option<Vec<Option<String>>>) -> Result<ExtraLabels, ConfigError> {
-    let patterns = no_nulls(OPTION, raw)?;
-    match patterns.iter().find(|pattern| !KNOWN.iter().any(|(name, _)| fits(pattern, name))) {
+    let patterns = reject_nulls(OPTION, raw)?;
+    match patterns.iter().find(|pattern| !KNOWN_LABELS.iter().any(|(name, _)| matches_pattern(pattern, name)))
+    {
         Some(pattern) => {
-            let names = KNOWN.map(|(name, _)| name).join(", ");
+            let names = KNOWN_LABELS.map(|(name, _)| name).join(", ");
             Err(value(OPTION, pattern, format!("it fits none of {names}; a * stands for any letters")))
         }
         None => Ok(ExtraLabels(patterns)),
@@ -39,8 +40,8 @@ pub(super) fn decode(raw: Option<Vec<Option<String>>>) -> Result<ExtraLabels, Co
 impl ExtraLabels {
     /// Returns the labels of a task that the operator asks for.
     pub(crate) fn of(&self, task: &pb::TaskConfig) -> impl Iterator<Item = (String, String)> {
-        let wanted = |name: &str| self.0.iter().any(|pattern| fits(pattern, name));
-        KNOWN
+        let wanted = |name: &str| self.0.iter().any(|pattern| matches_pattern(pattern, name));
+        KNOWN_LABELS
             .into_iter()
             .filter(move |(name, _)| wanted(name))
             .map(|(name, say)| (format!("com.hashicorp.nomad.{name}"), say(task).to_owned()))
@@ -49,11 +50,14 @@ impl ExtraLabels {
 }
 
 /// Returns true if the pattern, in which each `*` stands for any characters, matches the whole name.
-fn fits(pattern: &str, name: &str) -> bool {
+fn matches_pattern(pattern: &str, name: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == name,
         Some((before, after)) => name.strip_prefix(before).is_some_and(|rest| {
-            rest.char_indices().map(|(at, _)| at).chain([rest.len()]).any(|at| fits(after, &rest[at..]))
+            rest.char_indices()
+                .map(|(at, _)| at)
+                .chain([rest.len()])
+                .any(|at| matches_pattern(after, &rest[at..]))
         }),
     }
 }
@@ -63,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pattern_is_the_whole_of_a_name() {
+    fn a_pattern_matches_whole_label_names() {
         for (pattern, name, wanted) in [
             ("job_name", "job_name", true),
             ("job", "job_name", false),
@@ -74,12 +78,12 @@ mod tests {
             ("*", "", true),
             ("a*", "", false),
         ] {
-            assert_eq!(fits(pattern, name), wanted, "{pattern} {name}");
+            assert_eq!(matches_pattern(pattern, name), wanted, "{pattern} {name}");
         }
     }
 
     #[test]
-    fn what_is_asked_for_is_said_and_a_word_for_nothing_is_refused() {
+    fn extra_labels_are_set_and_unknown_ones_refused() {
         let task = pb::TaskConfig {
             job_name: "web".to_owned(),
             job_id: "web-1".to_owned(),

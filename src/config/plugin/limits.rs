@@ -6,7 +6,7 @@ use serde::Deserialize;
 
 use crate::config::hclspec::{default, optional};
 use crate::config::number::Number;
-use crate::config::{ConfigError, MOST_OOM_SCORE_ADJ, MOST_PIDS};
+use crate::config::{ConfigError, MAX_OOM_SCORE_ADJ, MAX_PIDS};
 
 /// The plugin's options about limits.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -33,9 +33,9 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
 impl Raw {
     pub(super) fn decode(self) -> Result<PluginLimits, ConfigError> {
         let Self { pids_limit, oom_score_adj } = self;
-        let pids_limit = pids_limit.map(|number| number.within("pids_limit", 0, MOST_PIDS)).transpose()?;
+        let pids_limit = pids_limit.map(|number| number.within("pids_limit", 0, MAX_PIDS)).transpose()?;
         let oom_score_adj =
-            oom_score_adj.map(|number| number.within("oom_score_adj", 0, MOST_OOM_SCORE_ADJ)).transpose()?;
+            oom_score_adj.map(|number| number.within("oom_score_adj", 0, MAX_OOM_SCORE_ADJ)).transpose()?;
         Ok(PluginLimits {
             pids_limit: pids_limit.filter(|limit| *limit > 0),
             oom_score_adj: oom_score_adj.unwrap_or_default(),

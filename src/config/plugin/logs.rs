@@ -52,7 +52,7 @@ impl Raw {
                 return Err(value("log_collection", name.unwrap_or_default(), why));
             }
         };
-        if !limits.says_nothing() && !matches!(collection, LogCollection::Driver(_)) {
+        if !limits.is_unset() && !matches!(collection, LogCollection::Driver(_)) {
             let why = "it goes with log_collection = \"driver\" only: Nomad's collector goes by each job's logs block";
             return Err(value("logging", "set", why));
         }
@@ -62,7 +62,7 @@ impl Raw {
 
 impl LogCollection {
     /// Returns true if Nomad runs no log collector and makes no pipes.
-    pub(crate) fn is_without_nomad(self) -> bool {
+    pub(crate) fn excludes_nomad(self) -> bool {
         self != Self::Nomad
     }
 }
@@ -75,7 +75,7 @@ mod tests {
     use crate::config::plugin::tests::{decode, plugin};
 
     #[test]
-    fn one_collects_and_the_older_option_spells_nobody() {
+    fn disable_log_collection_means_nobody() {
         let of = |options: serde_json::Value| plugin(options).log_collection;
         assert_eq!(of(json!({})), LogCollection::Nomad);
         assert_eq!(of(json!({"disable_log_collection": false})), LogCollection::Nomad);
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_contradicts_itself_or_would_do_nothing_is_refused_by_name() {
+    fn conflicting_log_options_are_refused_by_name() {
         for (options, named) in [
             (json!({"log_collection": "logmon"}), "log_collection"),
             (json!({"log_collection": "driver", "disable_log_collection": true}), "disable_log_collection"),

@@ -1,6 +1,7 @@
 //! The options of the agent's `plugin "containerd-driver" { config { .. } }` block.
 
 mod allocation;
+mod allowed_modes;
 mod auth;
 mod devices;
 mod directories;
@@ -8,12 +9,11 @@ mod gc;
 mod labels;
 mod limits;
 mod logs;
-mod modes;
 mod network;
 mod pulls;
 mod runtime;
 mod security;
-mod starts;
+mod start_limit;
 mod volumes;
 
 use std::collections::BTreeMap;
@@ -25,6 +25,7 @@ use serde::Deserialize;
 
 use super::hclspec::{default, object, optional, required};
 use super::{ConfigError, duration, from_msgpack, program};
+pub(crate) use allowed_modes::AllowedModes;
 pub(crate) use auth::{Auth, Inline};
 pub(crate) use devices::PluginDevices;
 pub(crate) use gc::ImageGc;
@@ -32,14 +33,13 @@ use gc::{Gc, RawGc};
 pub(crate) use labels::ExtraLabels;
 pub(crate) use limits::PluginLimits;
 pub(crate) use logs::LogCollection;
-pub(crate) use modes::AllowedModes;
 pub(crate) use network::{Bridge, PluginNetworks};
 pub(crate) use pulls::Pulls;
 pub(crate) use runtime::{AllowRuntimes, RuntimeOptions};
-pub(crate) use security::Gates;
-use starts::Starts;
+pub(crate) use security::SecurityPolicy;
+use start_limit::StartLimit;
 pub(in crate::config) use volumes::Access;
-pub(crate) use volumes::{Placed, TaskDirectory, Volumes};
+pub(crate) use volumes::{ResolvedPath, TaskDirectory, Volumes};
 
 const OF: &str = "plugin configuration";
 const DEFAULT_SOCKET: &str = "/run/containerd/containerd.sock";
@@ -68,7 +68,7 @@ pub(crate) struct PluginConfig {
     pub volumes: Volumes,
     /// Path of the init program for tasks with `init = true`. `None` searches the host for one.
     pub init_path: Option<PathBuf>,
-    pub gates: Gates,
+    pub security_policy: SecurityPolicy,
     pub allow_runtimes: AllowRuntimes,
     /// Options passed to shims, by the runtime's name or path.
     pub runtime_options: BTreeMap<String, RuntimeOptions>,
@@ -80,7 +80,7 @@ pub(crate) struct PluginConfig {
     pub log_collection: LogCollection,
     pub devices: PluginDevices,
     pub pulls: Pulls,
-    pub starts: Starts,
+    pub start_limit: StartLimit,
     pub networks: PluginNetworks,
 }
 
@@ -93,7 +93,7 @@ struct Raw {
     containerd_socket: Option<String>,
     state_dir: Option<String>,
     gc: Option<RawGc>,
-    allowed_modes: Option<modes::Raw>,
+    allowed_modes: Option<allowed_modes::Raw>,
     #[serde(flatten)]
     limits: limits::Raw,
     volumes: Option<volumes::Raw>,
@@ -113,7 +113,7 @@ struct Raw {
     #[serde(flatten)]
     pulls: pulls::Raw,
     #[serde(flatten)]
-    starts: starts::Raw,
+    start_limit: start_limit::Raw,
     #[serde(flatten)]
     networks: network::Raw,
 }
@@ -129,7 +129,7 @@ impl PluginConfig {
             ("containerd_socket", default("containerd_socket", "string", &quoted(DEFAULT_SOCKET))),
             ("state_dir", default("state_dir", "string", &quoted(DEFAULT_STATE_DIR))),
             ("gc", gc::schema()),
-            ("allowed_modes", modes::schema()),
+            ("allowed_modes", allowed_modes::schema()),
             ("volumes", volumes::schema()),
             ("init_path", optional("init_path", "string")),
             ("allow_runtimes", runtime::schema()),
@@ -147,7 +147,7 @@ impl PluginConfig {
             security::schema(),
             devices::schema(),
             pulls::schema(),
-            starts::schema(),
+            start_limit::schema(),
             network::schema(),
             logs::schema(),
         ];
@@ -185,7 +185,7 @@ impl PluginConfig {
             logs,
             devices,
             pulls,
-            starts,
+            start_limit,
             networks,
         } = from_msgpack(OF, msgpack)?;
         let containerd_runtime =
@@ -213,7 +213,7 @@ impl PluginConfig {
                 .filter(|path| !path.is_empty())
                 .map(|path| absolute("init_path", Some(path), ""))
                 .transpose()?,
-            gates: security.decode()?,
+            security_policy: security.decode()?,
             allow_runtimes,
             runtime_options,
             extra_labels: labels::decode(extra_labels)?,
@@ -225,14 +225,18 @@ impl PluginConfig {
             log_collection: logs.decode()?,
             devices: devices.decode()?,
             pulls: pulls.decode()?,
-            starts: starts.decode()?,
+            start_limit: start_limit.decode()?,
             networks: networks.decode()?,
         }))
     }
 }
 
-fn absolute(option: &'static str, value: Option<String>, otherwise: &str) -> Result<PathBuf, ConfigError> {
-    let value = value.filter(|path| !path.is_empty()).unwrap_or_else(|| otherwise.to_owned());
+fn absolute(
+    option: &'static str,
+    value: Option<String>,
+    default_value: &str,
+) -> Result<PathBuf, ConfigError> {
+    let value = value.filter(|path| !path.is_empty()).unwrap_or_else(|| default_value.to_owned());
     let path = PathBuf::from(&value);
     if path.is_absolute() {
         Ok(path)
@@ -275,12 +279,12 @@ pub(in crate::config) mod tests {
     }
 
     #[test]
-    fn a_launch_that_only_tries_the_plugin_sends_nothing() {
+    fn an_empty_configuration_is_none() {
         assert_eq!(PluginConfig::decode(&[]).unwrap(), None);
     }
 
     #[test]
-    fn absent_options_arrive_as_nil_and_get_their_defaults() {
+    fn nil_options_get_their_defaults() {
         let all_nil = json!({
             "containerd_runtime": "io.containerd.runc.v2", "containerd_socket": null, "enabled": null,
             "oci_runtime": null, "state_dir": null, "stats_interval": null,
@@ -312,7 +316,7 @@ pub(in crate::config) mod tests {
     }
 
     #[test]
-    fn a_value_that_can_not_be_is_refused_by_name() {
+    fn an_invalid_value_is_refused_by_name() {
         let refused = |key: &str, value: Value| {
             let mut options = BTreeMap::from([("containerd_runtime", json!("io.containerd.runc.v2"))]);
             options.insert(key, value);

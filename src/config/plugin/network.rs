@@ -23,7 +23,7 @@ const SUBNET: &str = "172.26.80.0/20";
 /// The kernel's maximum length of an interface's name, in bytes.
 const INTERFACE_NAME_BYTES: usize = 15;
 /// Minimum number of host bits of a subnet: one address each for the network, the bridge, the broadcast and a task.
-const LEFT_BITS: u32 = 2;
+const MIN_HOST_BITS: u32 = 2;
 
 /// Settings of tasks' own networks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,8 +81,8 @@ impl Raw {
             bridge_network_subnet_ipv6,
             bridge_network_hairpin_mode,
         } = self;
-        let given = |text: Option<String>, otherwise: &str| {
-            text.filter(|text| !text.is_empty()).unwrap_or_else(|| otherwise.to_owned())
+        let given = |text: Option<String>, default_value: &str| {
+            text.filter(|text| !text.is_empty()).unwrap_or_else(|| default_value.to_owned())
         };
         let paths = given(cni_path, CNI_PATH);
         let paths = paths
@@ -127,7 +127,7 @@ where
         Some((IpAddr::from(address.parse::<T>().ok()?), prefix.parse::<u32>().ok()?))
     });
     let bits = |address: &IpAddr| if address.is_ipv4() { 32 } else { 128 };
-    let has_room = |(address, prefix): &(IpAddr, u32)| (1..=bits(address) - LEFT_BITS).contains(prefix);
+    let has_room = |(address, prefix): &(IpAddr, u32)| (1..=bits(address) - MIN_HOST_BITS).contains(prefix);
     let Some((address, prefix)) = parts.filter(has_room) else {
         let why = format!(
             "it must be a network in the form {SUBNET:?}, of the option's version, that has room for a task"
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_word_the_plugins_are_where_they_are_installed_and_the_bridge_is_not_nomads() {
+    fn network_defaults_differ_from_nomads_bridge() {
         let networks = decode(&json!({"cni_path": null, "cni_config_dir": ""})).unwrap();
         assert_eq!(
             networks.cni_path,
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_be_no_network_is_refused_by_name() {
+    fn an_invalid_network_is_refused_by_name() {
         let networks = decode(&json!({
             "cni_path": "/a::/b", "bridge_network_name": "br0", "bridge_network_subnet": "10.0.0.0/8",
             "bridge_network_subnet_ipv6": "fd00:1::/64", "bridge_network_hairpin_mode": true, "cni_timeout": "5s",

@@ -14,7 +14,7 @@ const DEFAULT_ACTIVITY_TIMEOUT: &str = "2m";
 const DEFAULT_PULLS: i64 = 10;
 const DEFAULT_LAYERS: i64 = 6;
 /// Maximum of either concurrency option: far more than a machine has use for.
-const MOST: i64 = 1000;
+const MAX_CONCURRENT: i64 = 1000;
 
 /// The plugin's options about pulls.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,16 +56,18 @@ impl Raw {
             max_image_size,
             max_unpacked_size,
         } = self;
-        let places = |option, number: Option<Number>, otherwise| {
-            let places =
-                number.map(|number| number.within(option, 1, MOST)).transpose()?.unwrap_or(otherwise);
-            Ok(usize::try_from(places).unwrap_or(1))
+        let permits = |option, number: Option<Number>, default_value| {
+            let permits = number
+                .map(|number| number.within(option, 1, MAX_CONCURRENT))
+                .transpose()?
+                .unwrap_or(default_value);
+            Ok(usize::try_from(permits).unwrap_or(1))
         };
         let size = |option, size: Option<RawSize>| size.map(|size| size.bytes(option)).transpose();
         let timeout = pull_activity_timeout.unwrap_or_else(|| DEFAULT_ACTIVITY_TIMEOUT.to_owned());
         Ok(Pulls {
-            max_parallel: places("max_parallel_pulls", max_parallel_pulls, DEFAULT_PULLS)?,
-            max_parallel_layers: places("max_parallel_layers", max_parallel_layers, DEFAULT_LAYERS)?,
+            max_parallel: permits("max_parallel_pulls", max_parallel_pulls, DEFAULT_PULLS)?,
+            max_parallel_layers: permits("max_parallel_layers", max_parallel_layers, DEFAULT_LAYERS)?,
             activity_timeout: duration("pull_activity_timeout", timeout)?,
             max_image_bytes: size("max_image_size", max_image_size)?,
             max_unpacked_bytes: size("max_unpacked_size", max_unpacked_size)?,
@@ -81,7 +83,7 @@ mod tests {
     use crate::config::plugin::tests::{decode, plugin};
 
     #[test]
-    fn pulls_have_limits_that_can_be_kept() {
+    fn pull_limits_are_validated() {
         let config = plugin(json!({})).pulls;
         assert_eq!((config.max_parallel, config.max_parallel_layers, config.max_image_bytes), (10, 6, None));
         let config = plugin(json!({"max_image_size": "20g", "pull_activity_timeout": "30s"})).pulls;

@@ -8,7 +8,7 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use crate::config::hclspec::{block_list, default, object, optional, required};
-use crate::config::{ConfigError, forbidden, no_nulls, runtime, value};
+use crate::config::{ConfigError, forbidden, reject_nulls, runtime, value};
 
 /// Default of `allow_runtimes`: names that are looked for in the operator's own directories only.
 const DEFAULT: &str = r#"["io.containerd.runc.v2", "runc", "crun"]"#;
@@ -23,7 +23,7 @@ pub(super) fn schema() -> Spec {
 
 pub(super) fn decode(raw: Option<Vec<Option<String>>>) -> Result<AllowRuntimes, ConfigError> {
     let well_known = || serde_json::from_str(DEFAULT).unwrap_or_default();
-    no_nulls("allow_runtimes", Some(raw.unwrap_or_else(well_known))).map(AllowRuntimes)
+    reject_nulls("allow_runtimes", Some(raw.unwrap_or_else(well_known))).map(AllowRuntimes)
 }
 
 impl AllowRuntimes {
@@ -110,7 +110,7 @@ mod tests {
     use crate::config::plugin::tests::{decode, plugin};
 
     #[test]
-    fn runtime_options_are_by_runtime_and_say_something_each() {
+    fn runtime_options_are_keyed_by_runtime() {
         let allowed = json!(["io.containerd.runsc.v1", "/opt/wrapper", "io.x.v1"]);
         let of = |blocks: serde_json::Value| {
             plugin(json!({"allow_runtimes": allowed, "runtime_options": blocks})).runtime_options
@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn runtime_options_of_a_runtime_that_no_task_can_have_are_refused() {
+    fn runtime_options_of_a_forbidden_runtime_are_refused() {
         let decoded = |runtime: &str, allowed: serde_json::Value| {
             let block = json!([{"runtime": runtime, "config_path": "/etc/x.toml"}]);
             let options = json!({

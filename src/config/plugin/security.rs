@@ -15,7 +15,7 @@ const PROFILE_DIRS: &str = "seccomp_profile_dirs";
 
 /// The operator's security policy for jobs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Gates {
+pub(crate) struct SecurityPolicy {
     pub allow_privileged: bool,
     /// Capabilities that tasks may have, be it by default or by `cap_add`; any other is never given.
     pub allow_caps: CapabilityList,
@@ -44,10 +44,10 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
 }
 
 impl Raw {
-    pub(super) fn decode(self) -> Result<Gates, ConfigError> {
+    pub(super) fn decode(self) -> Result<SecurityPolicy, ConfigError> {
         let Self { allow_privileged, allow_caps, seccomp, seccomp_profile_dirs } = self;
         let all = || vec![Some("all".to_owned())];
-        Ok(Gates {
+        Ok(SecurityPolicy {
             allow_privileged: allow_privileged.unwrap_or(true),
             allow_caps: CapabilityList::decode("allow_caps", Some(allow_caps.unwrap_or_else(all)))?,
             seccomp: seccomp.unwrap_or(true),
@@ -58,7 +58,7 @@ impl Raw {
     }
 }
 
-impl Gates {
+impl SecurityPolicy {
     /// Splits the path of a profile into the allowed directory that it is in and the rest; `None` if it is in none of
     /// them. Nothing is looked up.
     pub(crate) fn seccomp_profile(&self, path: &Path) -> Option<(PathBuf, PathBuf)> {
@@ -72,20 +72,20 @@ impl Gates {
 mod tests {
     use super::*;
 
-    fn gates(directories: &[&str]) -> Gates {
+    fn security_policy(directories: &[&str]) -> SecurityPolicy {
         let directories = directories.iter().map(PathBuf::from).collect();
-        Gates { seccomp_profile_dirs: Some(directories), ..Gates::default() }
+        SecurityPolicy { seccomp_profile_dirs: Some(directories), ..SecurityPolicy::default() }
     }
 
     #[test]
-    fn a_seccomp_profile_lies_in_a_directory_of_the_operators() {
-        let found = |gates: &Gates, path: &str| {
-            let found = gates.seccomp_profile(Path::new(path));
+    fn a_seccomp_profile_is_in_an_allowed_directory() {
+        let found = |security_policy: &SecurityPolicy, path: &str| {
+            let found = security_policy.seccomp_profile(Path::new(path));
             found.map(|(root, rest)| (root.display().to_string(), rest.display().to_string()))
         };
         let is = |root: &str, rest: &str| Some((root.to_owned(), rest.to_owned()));
-        assert_eq!(found(&Gates::default(), "/etc/x.json"), is("/", "etc/x.json"));
-        let two = gates(&["/etc/seccomp", "/etc/seccomp/more/"]);
+        assert_eq!(found(&SecurityPolicy::default(), "/etc/x.json"), is("/", "etc/x.json"));
+        let two = security_policy(&["/etc/seccomp", "/etc/seccomp/more/"]);
         assert_eq!(found(&two, "/etc/seccomp/a.json"), is("/etc/seccomp", "a.json"));
         assert_eq!(found(&two, "/etc/seccomp/more/a"), is("/etc/seccomp/more/", "a"));
         // This path leads out of the directory, which the kernel refuses when it is opened.
@@ -93,7 +93,7 @@ mod tests {
         for path in ["/etc/x.json", "/etc/seccomp", "/etc/seccomp2/x", "/"] {
             assert_eq!(found(&two, path), None);
         }
-        assert_eq!(found(&gates(&[]), "/etc/x.json"), None);
+        assert_eq!(found(&security_policy(&[]), "/etc/x.json"), None);
         for wrong in ["etc", "/etc/../x", ""] {
             let error = directories::absolute(PROFILE_DIRS, Some(vec![Some(wrong.to_owned())]));
             let error = error.unwrap_err().to_string();

@@ -26,7 +26,7 @@ impl Default for Volumes {
 
 /// A resolved path, and the area that its symbolic links and `..` must not lead out of.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Placed {
+pub(crate) struct ResolvedPath {
     /// Directory of the operator or of Nomad, whose own symbolic links are followed.
     pub root: PathBuf,
     /// Path of the area relative to `root`, in which no symbolic link is followed. Empty is `root` itself.
@@ -94,9 +94,9 @@ impl Volumes {
         path: &Path,
         access: Access,
         task: TaskDirectory<'_>,
-    ) -> Result<Placed, ConfigError> {
-        if let Some(placed) = allocation::place(option, path, access, task)? {
-            return Ok(placed);
+    ) -> Result<ResolvedPath, ConfigError> {
+        if let Some(resolved) = allocation::place(option, path, access, task)? {
+            return Ok(resolved);
         }
         let shown = path.display().to_string();
         if !self.enabled {
@@ -104,17 +104,17 @@ impl Volumes {
         }
         if self.allowed_paths.is_empty() {
             let rest = path.strip_prefix("/").unwrap_or(path).to_owned();
-            return Ok(Placed::of_host("/".into(), rest));
+            return Ok(ResolvedPath::of_host("/".into(), rest));
         }
         let (root, rest) = directories::split(path, &self.allowed_paths).ok_or_else(|| {
             let needed = format!("{shown:?} or a directory above it; it has {:?}", self.allowed_paths);
             forbidden(option, &shown, "volumes.allowed_paths", &needed)
         })?;
-        Ok(Placed::of_host(root, rest))
+        Ok(ResolvedPath::of_host(root, rest))
     }
 }
 
-impl Placed {
+impl ResolvedPath {
     fn of_host(root: PathBuf, path: PathBuf) -> Self {
         Self { root, plain: PathBuf::new(), path: below(path), is_allocations: false }
     }
@@ -145,8 +145,8 @@ mod tests {
 
     const TASK: TaskDirectory<'_> = TaskDirectory { alloc_dir: "/nomad/a1", task: "web" };
 
-    fn placed(volumes: &Volumes, path: &str) -> Result<(String, String, bool), ConfigError> {
-        let Placed { root, plain, path, is_allocations } =
+    fn resolved(volumes: &Volumes, path: &str) -> Result<(String, String, bool), ConfigError> {
+        let ResolvedPath { root, plain, path, is_allocations } =
             volumes.place("mounts", Path::new(path), Access::Write, TASK)?;
         let area = if plain.as_os_str().is_empty() { root } else { root.join(plain) };
         Ok((area.display().to_string(), path.display().to_string(), is_allocations))
@@ -157,38 +157,38 @@ mod tests {
     }
 
     #[test]
-    fn the_allocations_own_paths_are_always_allowed() {
+    fn allocation_paths_are_always_allowed() {
         let nothing = Volumes { enabled: false, allowed_paths: Vec::new() };
         let only = Volumes { enabled: true, allowed_paths: vec!["/srv".into()] };
         for volumes in [nothing, only, Volumes::default()] {
-            assert_eq!(placed(&volumes, "local/x").unwrap(), is("/nomad/a1/web/local", "x", true));
-            assert_eq!(placed(&volumes, "/nomad/a1/alloc/d").unwrap(), is("/nomad/a1/alloc/d", ".", true));
-            placed(&volumes, "/nomad/a1").unwrap_err();
+            assert_eq!(resolved(&volumes, "local/x").unwrap(), is("/nomad/a1/web/local", "x", true));
+            assert_eq!(resolved(&volumes, "/nomad/a1/alloc/d").unwrap(), is("/nomad/a1/alloc/d", ".", true));
+            resolved(&volumes, "/nomad/a1").unwrap_err();
         }
     }
 
     #[test]
-    fn the_hosts_paths_are_the_operators_to_allow() {
+    fn host_paths_need_the_operators_permission() {
         let all = Volumes::default();
-        assert_eq!(placed(&all, "/srv/x").unwrap(), is("/", "srv/x", false));
-        assert_eq!(placed(&all, "/").unwrap(), is("/", ".", false));
+        assert_eq!(resolved(&all, "/srv/x").unwrap(), is("/", "srv/x", false));
+        assert_eq!(resolved(&all, "/").unwrap(), is("/", ".", false));
         let nothing = Volumes { enabled: false, ..Volumes::default() };
-        let error = placed(&nothing, "/nomad/a12").unwrap_err().to_string();
+        let error = resolved(&nothing, "/nomad/a12").unwrap_err().to_string();
         assert!(error.contains("/nomad/a12") && error.contains("volumes.enabled"), "{error}");
         let roots = Volumes { enabled: true, allowed_paths: vec!["/srv".into(), "/srv/data/".into()] };
-        assert_eq!(placed(&roots, "/srv").unwrap(), is("/srv", ".", false));
-        assert_eq!(placed(&roots, "/srv/./data/x").unwrap(), is("/srv/data/", "x", false));
+        assert_eq!(resolved(&roots, "/srv").unwrap(), is("/srv", ".", false));
+        assert_eq!(resolved(&roots, "/srv/./data/x").unwrap(), is("/srv/data/", "x", false));
         // This path leads out of the directory, which the kernel refuses when it is opened.
-        assert_eq!(placed(&roots, "/srv/../etc").unwrap(), is("/srv", "../etc", false));
+        assert_eq!(resolved(&roots, "/srv/../etc").unwrap(), is("/srv", "../etc", false));
         for path in ["/", "/srv2", "/etc/passwd", "/nomad"] {
-            let error = placed(&roots, path).unwrap_err().to_string();
+            let error = resolved(&roots, path).unwrap_err().to_string();
             assert!(error.contains(path) && error.contains("volumes.allowed_paths"), "{error}");
         }
     }
 
     #[test]
     fn each_volume_has_a_directory_of_its_own() {
-        let path = |target: &str| Placed::own_volume(TASK, target).shown().display().to_string();
+        let path = |target: &str| ResolvedPath::own_volume(TASK, target).shown().display().to_string();
         assert_eq!(path("/data"), "/nomad/a1/web/volumes/data");
         assert_eq!(path("/var/lib"), "/nomad/a1/web/volumes/var%2Flib");
         assert_ne!(path("/var%2Flib"), path("/var/lib"));
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_label_that_would_not_be_set_is_refused() {
+    fn selinuxlabel_is_refused() {
         let raw =
             |label: &str| Raw { enabled: None, allowed_paths: None, selinuxlabel: Some(label.to_owned()) };
         assert!(raw("Z").decode().unwrap_err().to_string().contains("volumes.selinuxlabel"));

@@ -6,7 +6,7 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use crate::config::hclspec::optional;
-use crate::config::plugin::{Access, Placed, TaskDirectory, Volumes};
+use crate::config::plugin::{Access, ResolvedPath, TaskDirectory, Volumes};
 use crate::config::{ConfigError, value};
 
 /// Path of an archive to load the image from, instead of a registry.
@@ -63,7 +63,11 @@ impl Archive {
     ///
     /// # Errors
     /// Names the operator's option that forbids the path, or says what of the allocation directory is refused.
-    pub(crate) fn placed(&self, volumes: &Volumes, task: TaskDirectory<'_>) -> Result<Placed, ConfigError> {
+    pub(crate) fn resolved(
+        &self,
+        volumes: &Volumes,
+        task: TaskDirectory<'_>,
+    ) -> Result<ResolvedPath, ConfigError> {
         let path = match self {
             Self::Image(path) => path.clone(),
             Self::Load(path) => Path::new("local").join(path),
@@ -84,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_is_told_from_a_name_by_its_beginning() {
+    fn an_image_that_starts_like_a_path_is_an_archive() {
         for name in ["redis", "local/redis.tar", "redis.tar", "localhost/a"] {
             assert_eq!(archive(name, ""), None, "{name}");
         }
@@ -96,12 +100,12 @@ mod tests {
     const TASK: TaskDirectory<'_> = TaskDirectory { alloc_dir: "/nomad/a1", task: "web" };
 
     #[test]
-    fn load_is_in_the_tasks_local_directory() {
-        let placed = |load: &str| archive("redis", load).unwrap().placed(&Volumes::default(), TASK);
-        let load = placed("redis.tar").unwrap();
+    fn load_paths_are_relative_to_the_local_directory() {
+        let resolved = |load: &str| archive("redis", load).unwrap().resolved(&Volumes::default(), TASK);
+        let load = resolved("redis.tar").unwrap();
         assert_eq!((load.plain.as_path(), load.path.as_path()), ("web/local".as_ref(), "redis.tar".as_ref()));
-        assert_eq!(placed("../../alloc/data/x").unwrap().shown(), Path::new("/nomad/a1/alloc/data/x"));
-        let error = placed("../../../x").unwrap_err().to_string();
+        assert_eq!(resolved("../../alloc/data/x").unwrap().shown(), Path::new("/nomad/a1/alloc/data/x"));
+        let error = resolved("../../../x").unwrap_err().to_string();
         assert!(error.contains("load") && error.contains("leads out"), "{error}");
         assert!(refusal("load", json!("/local/redis.tar")).contains("image"));
         let both = decode(&json!({"image": "./a.tar", "load": "a.tar"})).unwrap_err().to_string();
@@ -109,12 +113,12 @@ mod tests {
     }
 
     #[test]
-    fn the_operator_says_which_paths_of_the_host_may_be_read() {
+    fn archives_outside_the_allocation_need_permission() {
         let image = archive("/srv/redis.tar", "").unwrap();
         let closed = Volumes { enabled: false, ..Volumes::default() };
-        let error = image.placed(&closed, TASK).unwrap_err().to_string();
+        let error = image.resolved(&closed, TASK).unwrap_err().to_string();
         assert!(error.contains("image") && error.contains("volumes.enabled"), "{error}");
         let own = archive("./local/redis.tar", "").unwrap();
-        assert_eq!(own.placed(&closed, TASK).unwrap().plain, PathBuf::from("web/local"));
+        assert_eq!(own.resolved(&closed, TASK).unwrap().plain, PathBuf::from("web/local"));
     }
 }

@@ -101,8 +101,8 @@ fn long(block: &Map<String, Value>) -> Result<Device, ConfigError> {
         .map_err(|why| value(OPTION, shown(), why))
 }
 
-fn or<'a>(given: &'a str, otherwise: &'a str) -> &'a str {
-    if given.is_empty() { otherwise } else { given }
+fn or<'a>(given: &'a str, default_value: &'a str) -> &'a str {
+    if given.is_empty() { default_value } else { given }
 }
 
 impl DevicePath {
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_device_is_refused() {
+    fn an_invalid_device_is_refused() {
         for (wrong, word) in [
             (json!(["dev/a"]), "dev/a"),
             (json!([""]), "must be"),
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn the_operator_says_which_devices_jobs_may_have() {
+    fn devices_need_the_operators_permission() {
         let operators = PluginDevices {
             allowed: Some(vec!["/dev/dri".to_owned(), "v.com/c=1".to_owned(), "v.com/d".to_owned()]),
             ..PluginDevices::default()

@@ -9,11 +9,11 @@ use crate::config::hclspec::block_attrs;
 use crate::config::{ConfigError, value};
 
 /// containerd's maximum of a label's key and value together, in bytes.
-const LIMIT_BYTES: usize = 4096;
+const MAX_BYTES: usize = 4096;
 /// Maximum number of labels, and of all keys and values together in bytes: they are listed with those of all other
 /// containers, in messages of 16 MiB at most.
-const COUNT_LIMIT: usize = 512;
-const TOTAL_LIMIT_BYTES: usize = 64 * 1024;
+const MAX_LABELS: usize = 512;
+const MAX_TOTAL_BYTES: usize = 64 * 1024;
 /// Key prefixes that mean something to containerd or to the driver: with such a label a job could keep another's data
 /// from garbage collection, or pass its container off as another's.
 const RESERVED: [&str; 4] = ["containerd.io/", "containerd-driver/", "nomad/", "com.hashicorp.nomad."];
@@ -35,13 +35,13 @@ impl Raw {
     pub(super) fn decode(self) -> Result<Labels, ConfigError> {
         let labels = self.labels.unwrap_or_default();
         let count = labels.len();
-        if count > COUNT_LIMIT {
-            return Err(value("labels", count.to_string(), format!("there may be {COUNT_LIMIT} at most")));
+        if count > MAX_LABELS {
+            return Err(value("labels", count.to_string(), format!("there may be {MAX_LABELS} at most")));
         }
         let labels: BTreeMap<_, _> = labels.into_iter().map(checked).collect::<Result<_, _>>()?;
         let total: usize = labels.iter().map(|(key, text)| key.len() + text.len()).sum();
-        if total > TOTAL_LIMIT_BYTES {
-            let why = format!("all keys and values together must not be over {TOTAL_LIMIT_BYTES} bytes");
+        if total > MAX_TOTAL_BYTES {
+            let why = format!("all keys and values together must not be over {MAX_TOTAL_BYTES} bytes");
             return Err(value("labels", format!("{total} bytes"), why));
         }
         Ok(Labels(labels))
@@ -56,11 +56,11 @@ fn checked((key, text): (String, Option<String>)) -> Result<(String, String), Co
     if let Some(prefix) = RESERVED.iter().find(|prefix| key.starts_with(**prefix)) {
         return Err(value("labels", key, format!("keys that start with {prefix} are not a job's to set")));
     }
-    if key.len() + text.len() > LIMIT_BYTES {
+    if key.len() + text.len() > MAX_BYTES {
         return Err(value(
             "labels",
             key,
-            format!("key and value together must not be over {LIMIT_BYTES} bytes"),
+            format!("key and value together must not be over {MAX_BYTES} bytes"),
         ));
     }
     Ok((key, text))
@@ -75,7 +75,7 @@ mod tests {
     use crate::config::task::tests::{decode, refusal};
 
     #[test]
-    fn labels_are_a_jobs_own_and_of_a_length_that_containerd_takes() {
+    fn reserved_and_long_labels_are_refused() {
         let labels = decode(&json!({"image": "a", "labels": {"team": "web", "b": "1"}})).unwrap().labels;
         let pairs: Vec<_> = labels.0.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
         assert_eq!(pairs, [("b", "1"), ("team", "web")]);

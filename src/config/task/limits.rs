@@ -11,7 +11,7 @@ use serde::Deserialize;
 use crate::config::hclspec::{block_attrs, optional};
 use crate::config::number::Number;
 use crate::config::plugin::PluginLimits;
-use crate::config::{ConfigError, MOST_OOM_SCORE_ADJ, MOST_PIDS, forbidden};
+use crate::config::{ConfigError, MAX_OOM_SCORE_ADJ, MAX_PIDS, forbidden};
 pub(crate) use cpu::CpuLimits;
 pub(crate) use memory::{MemoryLimits, Swap};
 pub(crate) use ulimit::Rlimit;
@@ -62,10 +62,10 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
 impl Raw {
     pub(super) fn decode(self) -> Result<Limits, ConfigError> {
         let Self { pids_limit, ulimit, file_limit, oom_score_adj, cpu, memory } = self;
-        let pids_limit = pids_limit.map(|number| number.within("pids_limit", -1, MOST_PIDS)).transpose()?;
+        let pids_limit = pids_limit.map(|number| number.within("pids_limit", -1, MAX_PIDS)).transpose()?;
         // A negative value is refused: the task would be killed after the host's own processes.
         let oom_score_adj =
-            oom_score_adj.map(|number| number.within("oom_score_adj", 0, MOST_OOM_SCORE_ADJ)).transpose()?;
+            oom_score_adj.map(|number| number.within("oom_score_adj", 0, MAX_OOM_SCORE_ADJ)).transpose()?;
         Ok(Limits {
             pids: match pids_limit {
                 None | Some(0) => PidsLimit::Operators,
@@ -103,7 +103,7 @@ mod tests {
     use crate::config::task::tests::{decode, refusal};
 
     #[test]
-    fn a_number_of_processes_is_the_operators_or_less() {
+    fn pids_limit_is_at_most_the_operators() {
         let pids = |limit| decode(&json!({"image": "redis", "pids_limit": limit})).unwrap().limits;
         assert_eq!(pids(json!(null)).pids, PidsLimit::Operators);
         assert_eq!(pids(json!(0)).pids, PidsLimit::Operators);
@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn no_task_is_killed_after_the_hosts_own_processes() {
+    fn oom_score_adj_is_not_negative() {
         let score =
             |score| decode(&json!({"image": "redis", "oom_score_adj": score})).unwrap().limits.oom_score_adj;
         assert_eq!(score(json!(1000)), Some(1000));

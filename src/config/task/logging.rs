@@ -29,7 +29,7 @@ impl Raw {
 /// Names the option if it would have none.
 pub(super) fn permitted_by(logging: &Logging, collection: LogCollection) -> Result<(), ConfigError> {
     match collection {
-        LogCollection::Nomad | LogCollection::Nobody if !logging.says_nothing() => {
+        LogCollection::Nomad | LogCollection::Nobody if !logging.is_unset() => {
             let why = "it goes with the plugin's option log_collection = \"driver\" only; where Nomad collects the logs, \
                        the task's logs block has their sizes";
             Err(value("logging", "set", why))
@@ -46,7 +46,7 @@ mod tests {
     use crate::config::task::tests::{decode, refusal};
 
     #[test]
-    fn sizes_of_logs_are_refused_where_they_would_do_nothing() {
+    fn log_limits_without_driver_collection_are_refused() {
         refusal("logging", json!({"max_files": 0}));
         let options = decode(&json!({"image": "redis", "logging": {"max_files": 2}})).unwrap();
         options.permitted_by(&plugin(json!({"log_collection": "driver"}))).unwrap();

@@ -35,7 +35,7 @@ pub(crate) use mounts::HostSource;
 pub(crate) use mounts::{JobMount, MountSource, Mounts};
 pub(crate) use names::{Dns, DnsOptions, Names};
 pub(crate) use namespaces::{Namespaces, Sharing};
-pub(crate) use network::{Bandwidth, Network, NetworkOptions, Rate, Wishes};
+pub(crate) use network::{Bandwidth, Network, NetworkOptions, OwnNetworkOptions, Rate};
 pub(crate) use process::Process;
 pub(crate) use pull::{Auth as TaskAuth, Pull, PullPolicy};
 pub(crate) use security::{SeccompProfile, Security};
@@ -141,9 +141,9 @@ impl TaskOptions {
         })?;
         let (process, names, namespaces) = (process.decode()?, names.decode()?, namespaces.decode()?);
         let mounts = mounts.decode()?;
-        namespaces.agree_with(&process, &names, &mounts)?;
+        namespaces.check_conflicts(&process, &names, &mounts)?;
         let network = network.decode()?;
-        network.agree_with(&namespaces)?;
+        network.check_conflicts(&namespaces)?;
         Ok(Self {
             archive: archive.decode(&image)?,
             image,
@@ -213,7 +213,7 @@ impl TaskOptions {
         } = self;
         namespaces.permitted_by(&plugin.allowed_modes)?;
         network.permitted_by(&plugin.allowed_modes)?;
-        security.permitted_by(&plugin.gates)?;
+        security.permitted_by(&plugin.security_policy)?;
         limits.permitted_by(&plugin.limits)?;
         devices::permitted_by(devices, &plugin.devices)?;
         logging::permitted_by(logging, plugin.log_collection)?;
@@ -255,7 +255,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_no_configuration_is_refused() {
+    fn an_invalid_configuration_is_refused() {
         let no_image = decode(&json!({"args": null, "command": "x", "image": null})).unwrap_err().to_string();
         assert!(no_image.contains("image"), "{no_image}");
         for bytes in [&b""[..], b"\xc1", b"\x81\xa5image", &rmp_serde::to_vec(&[1, 2]).unwrap()] {

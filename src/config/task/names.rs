@@ -6,7 +6,7 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use crate::config::hclspec::{default, optional};
-use crate::config::{ConfigError, no_nulls, value};
+use crate::config::{ConfigError, reject_nulls, value};
 
 /// The kernel's maximum length of a host name, in bytes.
 const HOSTNAME_LIMIT: usize = 64;
@@ -64,8 +64,8 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
 impl Raw {
     pub(super) fn decode(self) -> Result<Names, ConfigError> {
         let Self { hostname, host_dns, extra_hosts, dns_servers, dns_search_domains, dns_options } = self;
-        let dns_servers = no_nulls("dns_servers", dns_servers)?.into_iter().map(server);
-        let extra_hosts = no_nulls("extra_hosts", extra_hosts)?.into_iter().map(extra_host);
+        let dns_servers = reject_nulls("dns_servers", dns_servers)?.into_iter().map(server);
+        let extra_hosts = reject_nulls("extra_hosts", extra_hosts)?.into_iter().map(extra_host);
         Ok(Names {
             hostname: hostname.filter(|name| !name.is_empty()).map(checked_hostname).transpose()?,
             dns: if host_dns.unwrap_or(true) { Dns::Host } else { Dns::Image },
@@ -135,7 +135,7 @@ fn words(option: &'static str, list: Option<Vec<Option<String>>>) -> Result<Vec<
         true => Ok(text),
         false => Err(value(option, text, "it must be one word without blanks")),
     };
-    no_nulls(option, list)?.into_iter().map(word).collect()
+    reject_nulls(option, list)?.into_iter().map(word).collect()
 }
 
 #[cfg(test)]
@@ -146,7 +146,7 @@ mod tests {
     use crate::config::task::tests::{decode, refusal};
 
     #[test]
-    fn a_hostname_has_only_the_letters_of_one() {
+    fn hostnames_are_validated() {
         let of = |name: &str| decode(&json!({"image": "redis", "hostname": name})).unwrap().names.hostname;
         assert_eq!(of("web-1.example"), Some("web-1.example".to_owned()));
         assert_eq!(of(""), None);
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_of_the_resolver_is_one_word_each() {
+    fn resolver_entries_are_single_words() {
         let all = json!({
             "image": "redis", "dns_servers": ["10.0.0.1", "fd00::1"], "dns_search_domains": ["a.example"],
             "dns_options": ["ndots:2"],
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn an_extra_host_is_a_name_and_an_address() {
+    fn extra_hosts_are_names_with_addresses() {
         let of = |entry: &str| {
             let hosts = decode(&json!({"image": "redis", "extra_hosts": [entry]})).unwrap().names.extra_hosts;
             hosts.into_iter().map(|(name, address)| format!("{name} {address}")).collect::<String>()

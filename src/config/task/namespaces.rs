@@ -102,7 +102,7 @@ fn userns_is_the_hosts(mode: Option<String>) -> Result<bool, ConfigError> {
 
 impl Namespaces {
     /// Checks for conflicts with the options of other groups.
-    pub(super) fn agree_with(
+    pub(super) fn check_conflicts(
         &self,
         process: &Process,
         names: &Names,
@@ -166,7 +166,7 @@ impl Namespaces {
             sysctl: _,
         } = self;
         let AllowedModes { pid, ipc, uts, cgroupns: cgroup, userns, network } = allowed;
-        for (asks, option, value, gate, list) in [
+        for (asks, option, value, kind, list) in [
             (*pid_mode == Sharing::Host, "pid_mode", "host", "pid", pid),
             (*ipc_mode == Sharing::Host, "ipc_mode", "host", "ipc", ipc),
             (*uts_mode == Sharing::Host, "uts_mode", "host", "uts", uts),
@@ -175,7 +175,7 @@ impl Namespaces {
             (*host_network, "host_network", "true", "network", network),
         ] {
             if asks {
-                AllowedModes::permit_host(option, value, gate, list)?;
+                AllowedModes::permit_host(option, value, kind, list)?;
             }
         }
         Ok(())
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mode_is_one_that_there_is() {
+    fn unknown_namespace_modes_are_refused() {
         for option in ["pid_mode", "ipc_mode", "uts_mode", "cgroupns", "userns_mode"] {
             assert!(refusal(option, json!("shared")).contains("\"host\""));
         }
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_namespace_of_the_host_is_the_operators_to_allow() {
+    fn host_namespaces_need_the_operators_permission() {
         let none = AllowedModes { network: Vec::new(), ..AllowedModes::default() };
         let host = || vec!["host".to_owned()];
         let all = AllowedModes {
@@ -215,7 +215,7 @@ mod tests {
             userns: host(),
             network: host(),
         };
-        for (option, value, gate) in [
+        for (option, value, kind) in [
             ("pid_mode", json!("host"), "allowed_modes.pid"),
             ("ipc_mode", json!("host"), "allowed_modes.ipc"),
             ("uts_mode", json!("host"), "allowed_modes.uts"),
@@ -225,7 +225,7 @@ mod tests {
         ] {
             let asked = of(json!({option: value}));
             let error = asked.permitted_by(&none).unwrap_err().to_string();
-            assert!(error.contains(option) && error.contains(gate), "{error}");
+            assert!(error.contains(option) && error.contains(kind), "{error}");
             asked.permitted_by(&all).unwrap();
         }
         Namespaces::default().permitted_by(&none).unwrap();
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_two_options_say_otherwise_is_refused() {
+    fn conflicting_namespace_options_are_refused() {
         for (options, words) in [
             (json!({"image": "x", "hostname": "web", "uts_mode": "host"}), ["hostname", "uts_mode"]),
             (json!({"image": "x", "init": true, "pid_mode": "host"}), ["init", "pid_mode"]),

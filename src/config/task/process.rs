@@ -5,7 +5,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::config::hclspec::optional;
-use crate::config::{ConfigError, no_nulls, value};
+use crate::config::{ConfigError, reject_nulls, value};
 
 /// The options about a task's process.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl Raw {
     pub(super) fn decode(self) -> Result<Process, ConfigError> {
         let Self { entrypoint, command, args, group_add, tty, init, cwd, work_dir } = self;
         let command = command.filter(|command| !command.is_empty());
-        let group_add = no_nulls("group_add", group_add)?;
+        let group_add = reject_nulls("group_add", group_add)?;
         if group_add.iter().any(String::is_empty) {
             return Err(value(
                 "group_add",
@@ -69,7 +69,7 @@ impl Raw {
                 .transpose()?
                 .flatten(),
             command,
-            args: no_nulls("args", args)?,
+            args: reject_nulls("args", args)?,
             group_add,
             tty: tty.unwrap_or_default(),
             init: init.unwrap_or_default(),
@@ -142,7 +142,7 @@ mod tests {
     use crate::config::task::tests::{decode, refusal};
 
     #[test]
-    fn a_working_directory_has_two_names_and_is_absolute() {
+    fn cwd_and_work_dir_are_absolute_aliases() {
         let cwd = |mut options: Value| {
             options["image"] = json!("redis");
             decode(&options).map(|options| options.process.cwd).map_err(|error| error.to_string())
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hole_in_a_list_is_refused() {
+    fn null_in_a_list_is_refused() {
         refusal("args", json!(["a", null]));
         refusal("group_add", json!([null]));
         refusal("group_add", json!([""]));
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn of_two_programs_neither_is_guessed() {
+    fn conflicting_program_options_are_refused() {
         let both = |entrypoint| json!({"image": "redis", "entrypoint": entrypoint, "command": "serve"});
         let error = decode(&both(json!("/entry"))).unwrap_err().to_string();
         for word in ["entrypoint", "command = \"serve\"", "[\"/entry\"]"] {

@@ -102,7 +102,7 @@ fn policy(force_pull: Option<bool>, policy: Option<String>) -> Result<PullPolicy
         }
     };
     match (force_pull, policy) {
-        (Some(_), Some(_)) => Err(ConfigError::Twice { option: "force_pull", other: "image_pull_policy" }),
+        (Some(_), Some(_)) => Err(ConfigError::Conflict { option: "force_pull", other: "image_pull_policy" }),
         (Some(true), None) => Ok(PullPolicy::Always),
         (_, policy) => Ok(policy.unwrap_or_default()),
     }
@@ -135,7 +135,7 @@ mod tests {
     use crate::config::task::tests::{decode, refusal};
 
     #[test]
-    fn a_timeout_is_longer_than_nothing() {
+    fn a_zero_timeout_is_refused() {
         assert_eq!(decode(&json!({"image": "a"})).unwrap().pull, Pull::default());
         let pull = decode(&json!({"image": "a", "image_pull_timeout": "90s"})).unwrap().pull;
         assert_eq!(pull.timeout, Duration::from_secs(90));
@@ -144,7 +144,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_is_one_of_those_there_are_and_said_once() {
+    fn pull_policies_are_validated() {
         let policy = |options: serde_json::Value| {
             let mut options = options;
             options["image"] = json!("a");
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn credentials_are_whole_or_none_and_are_never_shown() {
+    fn incomplete_credentials_are_refused_and_redacted() {
         let auth = |auth| decode(&json!({"image": "a", "auth": auth}));
         assert_eq!(auth(json!({})).unwrap().pull.auth, None);
         assert_eq!(auth(json!({"username": "", "password": null})).unwrap().pull.auth, None);

@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_gets_the_well_known_and_what_the_operator_runs_anyway() {
+    fn default_runtimes_are_allowed() {
         let permitted = |plugin_options: serde_json::Value, option: &str, name: &str| {
             let options = decode(&json!({"image": "redis", option: name})).unwrap();
             options.permitted_by(&plugin(plugin_options)).map_err(|error| error.to_string())
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn the_operators_program_goes_with_the_operators_shim_only() {
+    fn oci_runtime_applies_to_the_operators_shim_only() {
         let operators = plugin(json!({"oci_runtime": "crun"}));
         let of = |options: serde_json::Value| {
             let runtime = decode(&options).unwrap().runtime;

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::security_opt::SecurityOpt;
 use crate::config::hclspec::{default, optional};
-use crate::config::plugin::Gates;
+use crate::config::plugin::SecurityPolicy;
 use crate::config::{CapabilityList, ConfigError, forbidden, value};
 
 /// The options about a task's rights.
@@ -90,8 +90,8 @@ impl Raw {
         let apparmor_profile = apparmor_profile.filter(|name| !name.is_empty());
         let (seccomp, seccomp_profile) = match opt.seccomp {
             None => (seccomp, seccomp_profile),
-            Some(_) if seccomp.is_some() => return Err(said_twice("seccomp")),
-            Some(_) if seccomp_profile.is_some() => return Err(said_twice("seccomp_profile")),
+            Some(_) if seccomp.is_some() => return Err(set_twice("seccomp")),
+            Some(_) if seccomp_profile.is_some() => return Err(set_twice("seccomp_profile")),
             Some(word) if word == "unconfined" => (Some(false), None),
             Some(word) if word == "builtin" => (Some(true), None),
             Some(path) => (Some(true), Some(profile("security_opt", path)?)),
@@ -114,13 +114,13 @@ impl Raw {
 /// Merges an option with the same one in `security_opt`.
 fn one<T>(option: &'static str, own: Option<T>, opt: Option<T>) -> Result<Option<T>, ConfigError> {
     if own.is_some() && opt.is_some() {
-        return Err(said_twice(option));
+        return Err(set_twice(option));
     }
     Ok(own.or(opt))
 }
 
-fn said_twice(option: &'static str) -> ConfigError {
-    ConfigError::Twice { option, other: "security_opt" }
+fn set_twice(option: &'static str) -> ConfigError {
+    ConfigError::Conflict { option, other: "security_opt" }
 }
 
 fn profile(option: &'static str, path: String) -> Result<SeccompProfile, ConfigError> {
@@ -135,7 +135,7 @@ fn profile(option: &'static str, path: String) -> Result<SeccompProfile, ConfigE
 impl Security {
     /// Checks the options against the operator's policy. `privileged` gives everything, so all capabilities must be
     /// allowed, too. So must they for unprotected system paths, since root needs no capability to write them.
-    pub(super) fn permitted_by(&self, gates: &Gates) -> Result<(), ConfigError> {
+    pub(super) fn permitted_by(&self, security_policy: &SecurityPolicy) -> Result<(), ConfigError> {
         let Self {
             privileged,
             readonly_rootfs: _,
@@ -147,7 +147,12 @@ impl Security {
             apparmor_profile: _,
             system_paths_unconfined,
         } = self;
-        let Gates { allow_privileged, allow_caps, seccomp: seccomp_by_default, seccomp_profile_dirs } = gates;
+        let SecurityPolicy {
+            allow_privileged,
+            allow_caps,
+            seccomp: seccomp_by_default,
+            seccomp_profile_dirs,
+        } = security_policy;
         let all = [
             ("privileged", "true", *privileged),
             ("security_opt", "systempaths=unconfined", *system_paths_unconfined),
@@ -173,7 +178,7 @@ impl Security {
         }
         // This check comes before any look at the file, so that the error tells nothing about other files of the host.
         if let Some(SeccompProfile { option, path }) = seccomp_profile
-            && gates.seccomp_profile(path).is_none()
+            && security_policy.seccomp_profile(path).is_none()
         {
             let shown = path.display().to_string();
             let directories = seccomp_profile_dirs.as_deref().unwrap_or_default();
@@ -192,8 +197,8 @@ mod tests {
     use crate::config::capabilities::tests::list;
     use crate::config::task::tests::{decode, refusal};
 
-    fn gates() -> Gates {
-        Gates {
+    fn security_policy() -> SecurityPolicy {
+        SecurityPolicy {
             allow_privileged: true,
             allow_caps: list(&["all"]),
             seccomp: true,
@@ -212,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn dockers_words_say_the_same_as_the_options() {
+    fn security_opt_matches_the_separate_options() {
         assert!(opt(&["no-new-privileges"]).no_new_privileges);
         assert!(opt(&["no-new-privileges:true"]).no_new_privileges);
         assert!(!opt(&["no-new-privileges=false"]).no_new_privileges);
@@ -227,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_said_in_two_places_is_refused_by_both_names() {
+    fn options_set_twice_are_refused_by_both_names() {
         for (option, own, word) in [
             ("seccomp", json!(true), "seccomp=builtin"),
             ("seccomp_profile", json!("/x"), "seccomp=/x"),
@@ -246,23 +251,24 @@ mod tests {
     #[test]
     fn a_profile_is_an_absolute_path_and_needs_seccomp() {
         assert!(refusal("seccomp_profile", json!("seccomp.json")).contains("absolute"));
-        let off = Gates { seccomp: false, ..gates() };
+        let off = SecurityPolicy { seccomp: false, ..security_policy() };
         let named = security(&json!({"seccomp_profile": "/x.json"})).unwrap();
-        named.permitted_by(&gates()).unwrap();
+        named.permitted_by(&security_policy()).unwrap();
         let error = named.permitted_by(&off).unwrap_err().to_string();
         assert!(error.contains("seccomp_profile") && error.contains("seccomp = true"), "{error}");
         let on = security(&json!({"seccomp_profile": "/x.json", "seccomp": true})).unwrap();
         on.permitted_by(&off).unwrap();
         let against_itself = security(&json!({"seccomp_profile": "/x.json", "seccomp": false})).unwrap();
-        against_itself.permitted_by(&gates()).unwrap_err();
+        against_itself.permitted_by(&security_policy()).unwrap_err();
     }
 
     #[test]
-    fn what_the_operator_does_not_allow_is_refused_by_name() {
-        let few = Gates { allow_caps: list(&["chown"]), ..gates() };
-        let unprivileged = Gates { allow_privileged: false, ..gates() };
-        let no_profiles = Gates { seccomp_profile_dirs: Some(vec!["/srv".into()]), ..gates() };
-        for (options, gates, words) in [
+    fn options_beyond_the_policy_are_refused_by_name() {
+        let few = SecurityPolicy { allow_caps: list(&["chown"]), ..security_policy() };
+        let unprivileged = SecurityPolicy { allow_privileged: false, ..security_policy() };
+        let no_profiles =
+            SecurityPolicy { seccomp_profile_dirs: Some(vec!["/srv".into()]), ..security_policy() };
+        for (options, security_policy, words) in [
             (json!({"privileged": true}), &unprivileged, ["privileged", "allow_privileged"]),
             (json!({"privileged": true}), &few, ["privileged", "allow_caps"]),
             (
@@ -279,12 +285,12 @@ mod tests {
             ),
             (json!({"security_opt": ["seccomp=/x"]}), &no_profiles, ["security_opt", "seccomp_profile_dirs"]),
         ] {
-            let error = security(&options).unwrap().permitted_by(gates).unwrap_err().to_string();
+            let error = security(&options).unwrap().permitted_by(security_policy).unwrap_err().to_string();
             assert!(words.iter().all(|word| error.contains(word)), "{error}");
             assert!(!error.contains("CAP_CHOWN"), "{error}");
         }
         let all = json!({"privileged": true, "cap_add": ["all"]});
-        security(&all).unwrap().permitted_by(&gates()).unwrap();
+        security(&all).unwrap().permitted_by(&security_policy()).unwrap();
         security(&json!({"cap_add": ["chown"], "cap_drop": ["kill"]})).unwrap().permitted_by(&few).unwrap();
     }
 }

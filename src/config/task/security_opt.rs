@@ -2,7 +2,7 @@
 //!
 //! Source of the facts: moby/moby `daemon/daemon_unix.go` (`parseSecurityOpt`), docker/cli `cli/command/container/opts.go`.
 
-use crate::config::{ConfigError, no_nulls, value};
+use crate::config::{ConfigError, reject_nulls, value};
 
 const OPTION: &str = "security_opt";
 const KNOWN: &str = "it is none of no-new-privileges, seccomp=unconfined|builtin|<path>, \
@@ -20,7 +20,7 @@ pub(super) struct SecurityOpt {
 impl SecurityOpt {
     pub(super) fn decode(list: Option<Vec<Option<String>>>) -> Result<Self, ConfigError> {
         let (mut said, mut seen) = (Self::default(), Vec::new());
-        for word in no_nulls(OPTION, list)? {
+        for word in reject_nulls(OPTION, list)? {
             // Docker's older form has a colon.
             let (key, setting) = word.split_once('=').or_else(|| word.split_once(':')).unwrap_or((&word, ""));
             if seen.iter().any(|earlier| earlier == key) {
@@ -56,7 +56,7 @@ mod tests {
     use crate::config::task::tests::refusal;
 
     #[test]
-    fn what_has_no_effect_is_refused() {
+    fn unsupported_security_opts_are_refused() {
         for word in [
             "seccomp",
             "seccomp=",

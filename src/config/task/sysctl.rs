@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_a_namespaces_own_can_be_set() {
+    fn only_namespaced_sysctls_are_allowed() {
         assert_eq!(task(&json!({})).namespaces.sysctl["net.core.somaxconn"], "1024");
         for wrong in
             ["vm.swappiness", "kernel.panic", "kernel.hostname", "net/core/x", "net..x", "", "net", "../x"]
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn and_only_where_the_namespace_is_the_tasks() {
+    fn sysctls_need_a_namespace_of_the_tasks_own() {
         task(&json!({})).network(None).unwrap();
         for (shared, words) in [
             (json!({"network_mode": "host"}), ["net.core.somaxconn", "network_mode"]),

@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hard_limit_has_a_period_that_the_kernel_takes() {
+    fn cpu_hard_limit_periods_are_within_the_kernels_range() {
         assert_eq!(cpu(&json!({})).hard_limit_period_us, None);
         assert_eq!(cpu(&json!({"cpu_hard_limit": false})).hard_limit_period_us, None);
         assert_eq!(cpu(&json!({"cpu_hard_limit": true})).hard_limit_period_us, Some(100_000));
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn processors_and_memory_nodes_are_lists() {
+    fn cpusets_are_id_lists() {
         let given = cpu(&json!({"cpuset_cpus": "0-1,3", "cpuset_mems": ""}));
         assert_eq!(given.cpuset_cpus, Some("0,1,3".parse().unwrap()));
         assert_eq!(given.cpuset_mems, None);

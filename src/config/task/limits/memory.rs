@@ -77,7 +77,7 @@ mod tests {
     use crate::config::task::tests::{decode, refusal};
 
     #[test]
-    fn sizes_are_those_of_docker() {
+    fn memory_sizes_follow_docker() {
         let options = json!({
             "image": "x", "memory_swap": "180m", "memory_swappiness": 60, "memory_reservation": "100m",
         });

@@ -83,7 +83,7 @@ mod tests {
     use crate::config::task::tests::{decode, refusal};
 
     #[test]
-    fn a_limit_is_one_number_or_two() {
+    fn a_ulimit_is_one_number_or_two() {
         let options = json!({"image": "x", "ulimit": {"nproc": "5", "core": "-1", "nofile": "2048:4096"}});
         let of = |kind, soft, hard| Rlimit { kind, soft, hard };
         let wanted = [
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_that_is_none_or_can_not_be_is_refused() {
+    fn an_invalid_ulimit_is_refused() {
         for (name, text) in [
             ("files", "5"),
             ("NOFILE", "5"),
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_open_files_has_a_short_form() {
+    fn nofile_has_an_option_of_its_own() {
         let options = json!({"image": "x", "file_limit": 4096});
         let wanted = [Rlimit { kind: PosixRlimitType::RlimitNofile, soft: 4096, hard: 4096 }];
         assert_eq!(decode(&options).unwrap().limits.rlimits, wanted);

@@ -156,14 +156,14 @@ mod tests {
     }
 
     #[test]
-    fn a_bind_is_private_unless_it_says_otherwise() {
+    fn bind_propagation_defaults_to_rprivate() {
         assert_eq!(bind("rbind,ro").unwrap(), "rbind,ro,rprivate");
         assert_eq!(bind("bind,rw,nosuid,rslave").unwrap(), "bind,rw,nosuid,rslave");
         assert_eq!(bind("ro").unwrap(), "rbind,ro,rprivate");
     }
 
     #[test]
-    fn a_tmpfs_has_its_defaults_unless_it_says_the_opposite() {
+    fn tmpfs_defaults_can_be_overridden() {
         assert_eq!(tmpfs("").unwrap(), "noexec,nosuid");
         assert_eq!(
             tmpfs("exec,size=1m,mode=0700,uid=7").unwrap(),
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_mount_cannot_have_is_named() {
+    fn unsupported_mount_options_are_named() {
         for list in ["ro,rw", "noexec,exec", "bind,rbind", "rslave,rshared"] {
             let error = options(list).err().expect(list).to_string();
             assert!(error.contains("mounts") && error.contains("/t") && error.contains(list), "{error}");

@@ -8,7 +8,7 @@ use super::fstab::{Fstab, is_propagation};
 use super::{HostSource, JobMount, MountSource, target};
 use crate::config::hclspec::{block, object, optional};
 use crate::config::size::RawSize;
-use crate::config::{ConfigError, no_nulls, value};
+use crate::config::{ConfigError, reject_nulls, value};
 
 /// Default options of a job's tmpfs: those of the Go driver, except what data in memory doesn't need.
 const TMPFS_DEFAULTS: [&str; 2] = ["nosuid", "nodev"];
@@ -65,7 +65,7 @@ impl RawMount {
             |what: &str, why: &str| Err(value(option, what, format!("in the mount at {target}: {why}")));
         let kind = r#type.filter(|kind| !kind.is_empty()).unwrap_or_else(|| "volume".to_owned());
         let source = source.filter(|source| !source.is_empty());
-        let mut list = no_nulls(option, options)?;
+        let mut list = reject_nulls(option, options)?;
         if bind_options.is_some() && kind == "tmpfs" {
             return refuse("bind_options", "only a mount of type bind or volume has them");
         }
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bind_says_that_it_is_one_and_whether_it_can_be_written() {
+    fn mount_blocks_decode_binds() {
         let bind =
             |options: Value| json!({"type": "bind", "target": "/t", "source": "/s", "options": options});
         let made = one("mounts", &bind(json!(["rbind", "ro"])));
@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_volume_is_the_allocations_or_what_the_go_driver_makes_of_it() {
+    fn mount_blocks_decode_volumes() {
         assert_eq!(one("mounts", &json!({"target": "/t"})).source, MountSource::Volume);
         let made = one("mounts", &json!({"target": "/t", "source": "/s", "options": ["rbind", "rw"]}));
         assert_eq!(made.source, host("/s"));
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn dockers_keys_do_what_they_do_there() {
+    fn docker_keys_of_mount_blocks_are_supported() {
         let bind = |more: Value| {
             let mut mount = json!({"type": "bind", "target": "/t", "source": "/s"});
             mount.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());

@@ -16,9 +16,9 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use crate::config::hclspec::{block_list, optional};
-use crate::config::plugin::{Access, Placed, TaskDirectory, Volumes};
+use crate::config::plugin::{Access, ResolvedPath, TaskDirectory, Volumes};
 use crate::config::size::RawSize;
-use crate::config::{ConfigError, no_nulls, value};
+use crate::config::{ConfigError, reject_nulls, value};
 
 /// Maximum number of a job's own mounts. The source of each is held open by a descriptor while the image is pulled, and
 /// the plugin's descriptors are shared by all tasks of the node.
@@ -94,10 +94,10 @@ impl Raw {
                 list.push(raw.decode(option)?);
             }
         }
-        for text in no_nulls("volumes", volumes)? {
+        for text in reject_nulls("volumes", volumes)? {
             list.push(short::volume(&text)?);
         }
-        for text in no_nulls("tmpfs", tmpfs)? {
+        for text in reject_nulls("tmpfs", tmpfs)? {
             list.push(short::tmpfs(&text)?);
         }
         if list.len() > COUNT_LIMIT {
@@ -128,14 +128,14 @@ impl Mounts {
     ///
     /// # Errors
     /// Names the mount that the operator does not allow, or whose target is taken.
-    pub(crate) fn placed<'a>(
+    pub(crate) fn resolved<'a>(
         &self,
         volumes: &Volumes,
         task: TaskDirectory<'_>,
         taken: impl Iterator<Item = &'a str>,
-    ) -> Result<Vec<(&JobMount, Placed)>, ConfigError> {
+    ) -> Result<Vec<(&JobMount, ResolvedPath)>, ConfigError> {
         let taken: HashSet<String> = taken.map(target::shortest).collect();
-        let mut placed = Vec::new();
+        let mut resolved = Vec::new();
         for mount in &self.list {
             if taken.contains(&mount.target) {
                 return Err(mount.refusal("a volume_mount of the job, or a device, is mounted there"));
@@ -143,15 +143,15 @@ impl Mounts {
             match &mount.source {
                 MountSource::Host(source) => {
                     let access = if mount.is_read_only() { Access::Read } else { Access::Write };
-                    placed.push((mount, volumes.place(mount.option, &source.path, access, task)?));
+                    resolved.push((mount, volumes.place(mount.option, &source.path, access, task)?));
                 }
                 MountSource::Volume => {
-                    placed.push((mount, Placed::own_volume(task, &mount.target)));
+                    resolved.push((mount, ResolvedPath::own_volume(task, &mount.target)));
                 }
                 MountSource::Memory => {}
             }
         }
-        Ok(placed)
+        Ok(resolved)
     }
 }
 
@@ -195,14 +195,14 @@ mod tests {
     }
 
     #[test]
-    fn what_nomad_mounts_is_not_mounted_over() {
+    fn targets_of_nomads_mounts_are_refused() {
         let task = TaskDirectory { alloc_dir: "/a", task: "web" };
         let place = |more: Value, taken: &[&str]| {
             let mut config = json!({"image": "x"});
             config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
             let mounts = decode(&config).unwrap().mounts;
-            let placed = mounts.placed(&Volumes::default(), task, taken.iter().copied());
-            placed.map(|placed| placed.len())
+            let resolved = mounts.resolved(&Volumes::default(), task, taken.iter().copied());
+            resolved.map(|resolved| resolved.len())
         };
         assert_eq!(place(json!({"tmpfs": ["/data"]}), &["/other"]).unwrap(), 0);
         // A second mount at the same target is refused, be it one of the job's or of Nomad's.
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_has_so_many_mounts_and_no_more() {
+    fn the_number_of_mounts_is_limited() {
         let decode = |count: usize| {
             let (tmpfs, volumes): (Vec<_>, Vec<_>) =
                 (0..count).map(|n| (format!("/t{n}"), format!("local/v{n}:/v{n}"))).unzip();

@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tmpfs_has_what_docker_gives_it() {
+    fn short_tmpfs_mounts_get_dockers_defaults() {
         let plain = tmpfs("/run").unwrap();
         assert_eq!((plain.target.as_str(), plain.source), ("/run", MountSource::Memory));
         assert_eq!(plain.options, ["noexec", "nodev", "nosuid"]);
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_mount_is_refused() {
+    fn an_invalid_mount_is_refused() {
         for text in ["", "x", "a:b", "a:/b:c:d", ":/b", "/a:/b:q", "/a:/../b", "/a:/b:ro,rw"] {
             let error = volume(text).unwrap_err().to_string();
             assert!(error.contains("volumes"), "{error}");

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_target_is_absolute_and_comes_in_its_shortest_form() {
+    fn targets_are_absolute_and_normalized() {
         let decode = |target: &str| decode("mounts", Some(target.to_owned()));
         assert_eq!(decode("/a//b/./c/").unwrap(), "/a/b/c");
         assert_eq!(decode("/...").unwrap(), "/...");
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_the_containers_own_is_refused() {
+    fn targets_in_kernel_file_systems_are_refused() {
         let check = |target: &str| check("volumes", &shortest(target));
         for target in ["/", "/proc", "/proc/", "/proc/self", "/proc/sys", "/alloc", "/secrets//", "/dev/pts"]
         {

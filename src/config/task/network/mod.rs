@@ -1,7 +1,7 @@
 //! The network of a task. The names are those of Nomad's docker driver.
 
 mod bandwidth;
-mod wishes;
+mod own_network;
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ use crate::config::hclspec::optional;
 use crate::config::plugin::AllowedModes;
 use crate::config::{ConfigError, value};
 pub(crate) use bandwidth::{Bandwidth, Rate};
-pub(crate) use wishes::Wishes;
+pub(crate) use own_network::OwnNetworkOptions;
 
 const MODES: &str =
     "it must be \"none\", \"host\", \"bridge\", \"cni/<network>\" or \"task:<another task of the group>\"";
@@ -23,7 +23,7 @@ const MODES: &str =
 pub(crate) struct NetworkOptions {
     /// `None` derives the network from the group and from `host_network`.
     pub mode: Option<NetworkMode>,
-    pub wishes: Wishes,
+    pub own_network: OwnNetworkOptions,
 }
 
 /// A value of `network_mode`.
@@ -55,21 +55,21 @@ pub(crate) enum Network {
 pub(super) struct Raw {
     network_mode: Option<String>,
     #[serde(flatten)]
-    wishes: wishes::Raw,
+    own_network: own_network::Raw,
 }
 
 pub(super) fn schema() -> Vec<(&'static str, Spec)> {
-    let mut options = wishes::schema();
+    let mut options = own_network::schema();
     options.push(("network_mode", optional("network_mode", "string")));
     options
 }
 
 impl Raw {
     pub(super) fn decode(self) -> Result<NetworkOptions, ConfigError> {
-        let Self { network_mode, wishes } = self;
+        let Self { network_mode, own_network } = self;
         let mode = network_mode.filter(|mode| !mode.is_empty()).map(NetworkMode::named).transpose()?;
-        let options = NetworkOptions { mode, wishes: wishes.decode()? };
-        options.agrees()?;
+        let options = NetworkOptions { mode, own_network: own_network.decode()? };
+        options.check_mode()?;
         Ok(options)
     }
 }
@@ -120,11 +120,11 @@ impl fmt::Display for NetworkMode {
 }
 
 impl NetworkOptions {
-    fn agrees(&self) -> Result<(), ConfigError> {
+    fn check_mode(&self) -> Result<(), ConfigError> {
         if self.mode.as_ref().is_some_and(NetworkMode::is_connected) {
             return Ok(());
         }
-        let Some((option, asked)) = self.wishes.first() else { return Ok(()) };
+        let Some((option, asked)) = self.own_network.first() else { return Ok(()) };
         let mode = self
             .mode
             .as_ref()
@@ -146,7 +146,7 @@ impl NetworkOptions {
     }
 
     /// Checks for conflicts with the options of other groups.
-    pub(super) fn agree_with(&self, namespaces: &Namespaces) -> Result<(), ConfigError> {
+    pub(super) fn check_conflicts(&self, namespaces: &Namespaces) -> Result<(), ConfigError> {
         match &self.mode {
             Some(mode) if namespaces.host_network && *mode != NetworkMode::Host => Err(value(
                 "network_mode",
@@ -217,7 +217,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_network_is_the_groups_the_hosts_or_an_empty_one() {
+    fn without_network_mode_the_group_decides() {
         use pb::network_isolation_spec::NetworkIsolationMode::{Group, Host, None as Without};
         let (own, host) = (of(&json!({})), of(&json!({"host_network": true})));
         let made = group(Group, "/var/run/netns/a");
@@ -231,7 +231,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_mode_counts_where_the_group_has_no_network() {
+    fn network_mode_needs_a_group_without_network() {
         use pb::network_isolation_spec::NetworkIsolationMode::{Group, Host};
         for (mode, network) in [
             ("none", Network::Private),
@@ -253,7 +253,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn two_options_do_not_say_two_networks() {
+    fn conflicting_network_options_are_refused() {
         refused(&json!({"network_mode": "bridge", "host_network": true}), &["network_mode", "host_network"]);
         assert_eq!(
             of(&json!({"network_mode": "host", "host_network": true})).network(None).unwrap(),
@@ -276,7 +276,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_hosts_network_is_the_operators_to_allow() {
+    fn host_network_needs_the_operators_permission() {
         let none = AllowedModes { network: Vec::new(), ..AllowedModes::default() };
         let host = of(&json!({"network_mode": "host"})).network;
         let error = host.permitted_by(&none).unwrap_err().to_string();
@@ -286,7 +286,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_hosts_network_of_a_group_is_the_operators_to_allow() {
+    fn a_groups_host_network_needs_the_operators_permission() {
         use pb::network_isolation_spec::NetworkIsolationMode::{Group, Host};
         let none = AllowedModes { network: Vec::new(), ..AllowedModes::default() };
         let of_host = group(Host, "");

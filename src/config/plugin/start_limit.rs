@@ -11,14 +11,14 @@ use crate::config::hclspec::default;
 use crate::config::number::Number;
 
 /// Maximum of `max_concurrent_starts`: far more than a machine has use for.
-const MOST: i64 = 1000;
+const MAX_CONCURRENT_STARTS: i64 = 1000;
 /// Default number of concurrent starts per CPU: a start waits for the disk and for the kernel about as long as it
 /// computes.
-const FOR_EACH_CORE: usize = 2;
+const DEFAULT_STARTS_PER_CPU: usize = 2;
 
 /// The plugin's options about starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Starts {
+pub(crate) struct StartLimit {
     /// Maximum number of concurrent starts. `None` derives it from the number of CPUs.
     pub max_concurrent: Option<NonZeroUsize>,
 }
@@ -33,20 +33,20 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
 }
 
 impl Raw {
-    pub(super) fn decode(self) -> Result<Starts, ConfigError> {
+    pub(super) fn decode(self) -> Result<StartLimit, ConfigError> {
         let Self { max_concurrent_starts } = self;
         let asked = max_concurrent_starts
-            .map(|number| number.within("max_concurrent_starts", 0, MOST))
+            .map(|number| number.within("max_concurrent_starts", 0, MAX_CONCURRENT_STARTS))
             .transpose()?
             .unwrap_or_default();
-        Ok(Starts { max_concurrent: usize::try_from(asked).ok().and_then(NonZeroUsize::new) })
+        Ok(StartLimit { max_concurrent: usize::try_from(asked).ok().and_then(NonZeroUsize::new) })
     }
 }
 
-impl Starts {
+impl StartLimit {
     /// Returns the maximum number of concurrent starts.
-    pub(crate) fn at_once(self) -> usize {
-        let suits = || FOR_EACH_CORE * thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    pub(crate) fn max_concurrent_starts(self) -> usize {
+        let suits = || DEFAULT_STARTS_PER_CPU * thread::available_parallelism().map_or(1, NonZeroUsize::get);
         self.max_concurrent.map_or_else(suits, NonZeroUsize::get)
     }
 }
@@ -59,14 +59,14 @@ mod tests {
     use crate::config::plugin::tests::{decode, plugin};
 
     #[test]
-    fn starts_at_once_are_a_number_or_as_many_as_suit_the_machine() {
+    fn the_start_limit_defaults_to_the_number_of_cpus() {
         let cores = thread::available_parallelism().unwrap().get();
-        for (options, at_once) in [
-            (json!({}), FOR_EACH_CORE * cores),
-            (json!({"max_concurrent_starts": 0}), FOR_EACH_CORE * cores),
+        for (options, max_concurrent_starts) in [
+            (json!({}), DEFAULT_STARTS_PER_CPU * cores),
+            (json!({"max_concurrent_starts": 0}), DEFAULT_STARTS_PER_CPU * cores),
             (json!({"max_concurrent_starts": 7}), 7),
         ] {
-            assert_eq!(plugin(options).starts.at_once(), at_once);
+            assert_eq!(plugin(options).start_limit.max_concurrent_starts(), max_concurrent_starts);
         }
         for wrong in [json!(-1), json!(1001)] {
             let options =

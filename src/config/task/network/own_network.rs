@@ -8,13 +8,13 @@ use serde::Deserialize;
 use super::bandwidth::{self, Bandwidth};
 use crate::config::hclspec::{default, optional};
 use crate::config::task::names;
-use crate::config::{ConfigError, no_nulls, value};
+use crate::config::{ConfigError, reject_nulls, value};
 
 /// Length of an Ethernet MAC address, in bytes.
 const MAC_BYTES: usize = 6;
 /// Options that only a network of the task's own can fulfil.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Wishes {
+pub(crate) struct OwnNetworkOptions {
     /// Labels of the group's ports that are published.
     pub ports: Vec<String>,
     pub ipv4: Option<Ipv4Addr>,
@@ -51,7 +51,7 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
 }
 
 impl Raw {
-    pub(super) fn decode(self) -> Result<Wishes, ConfigError> {
+    pub(super) fn decode(self) -> Result<OwnNetworkOptions, ConfigError> {
         let Self {
             ports,
             ipv4_address,
@@ -62,12 +62,12 @@ impl Raw {
             bandwidth,
         } = self;
         let given = |text: Option<String>| text.filter(|text| !text.is_empty());
-        Ok(Wishes {
-            ports: no_nulls("ports", ports)?,
+        Ok(OwnNetworkOptions {
+            ports: reject_nulls("ports", ports)?,
             ipv4: given(ipv4_address).map(|text| address("ipv4_address", text)).transpose()?,
             ipv6: given(ipv6_address).map(|text| address("ipv6_address", text)).transpose()?,
             mac: given(mac_address).map(mac).transpose()?,
-            aliases: aliases(no_nulls("network_aliases", network_aliases)?)?,
+            aliases: aliases(reject_nulls("network_aliases", network_aliases)?)?,
             advertise_ipv6: advertise_ipv6_address.unwrap_or(false),
             bandwidth: bandwidth.unwrap_or_default().decode()?,
         })
@@ -114,7 +114,7 @@ fn aliases(names: Vec<String>) -> Result<Vec<String>, ConfigError> {
     names.into_iter().map(checked).collect()
 }
 
-impl Wishes {
+impl OwnNetworkOptions {
     /// Returns the first option that is set, with its value.
     pub(super) fn first(&self) -> Option<(&'static str, String)> {
         let Self { ports, ipv4, ipv6, mac, aliases, advertise_ipv6, bandwidth } = self;
@@ -142,19 +142,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_asked_of_a_network_is_checked() {
-        let wishes = of(&json!({
+    fn own_network_options_are_validated() {
+        let own_network = of(&json!({
             "network_mode": "bridge", "ports": ["http"], "ipv4_address": "10.0.0.5", "ipv6_address": "fd00::5",
             "mac_address": "02-68-B3-29-DA-98", "network_aliases": ["db-1"], "advertise_ipv6_address": true,
             "bandwidth": {"ingress_rate": "1m", "egress_rate": "2k", "egress_burst": "64k"},
         }))
         .network
-        .wishes;
-        assert_eq!(wishes.mac.as_deref(), Some("02:68:b3:29:da:98"));
+        .own_network;
+        assert_eq!(own_network.mac.as_deref(), Some("02:68:b3:29:da:98"));
         let rate = |bytes_per_second, burst_bytes| Some(Rate { bytes_per_second, burst_bytes });
         let bandwidth = Bandwidth { ingress: rate(1 << 20, 1 << 20), egress: rate(2 << 10, 64 << 10) };
-        assert_eq!(wishes.bandwidth, bandwidth);
-        assert_eq!((wishes.ipv4, wishes.ipv6), ("10.0.0.5".parse().ok(), "fd00::5".parse().ok()));
+        assert_eq!(own_network.bandwidth, bandwidth);
+        assert_eq!((own_network.ipv4, own_network.ipv6), ("10.0.0.5".parse().ok(), "fd00::5".parse().ok()));
         for (option, wrong) in [
             ("ports", json!([null])),
             ("ipv4_address", json!("10.0.0.5/24")),

@@ -4,7 +4,7 @@ use nomad_proto::hclspec::Spec;
 use serde::Deserialize;
 
 use crate::config::hclspec::{block, object, optional};
-use crate::config::{ConfigError, forbidden, no_nulls};
+use crate::config::{ConfigError, forbidden, reject_nulls};
 
 /// The value by which an option selects the host's namespace.
 const HOST: &str = "host";
@@ -58,33 +58,33 @@ impl Raw {
         let Self { pid, ipc, uts, cgroupns, userns, network } = self;
         let open = AllowedModes::default();
         Ok(AllowedModes {
-            pid: no_nulls("allowed_modes.pid", pid)?,
-            ipc: no_nulls("allowed_modes.ipc", ipc)?,
-            uts: no_nulls("allowed_modes.uts", uts)?,
-            cgroupns: no_nulls("allowed_modes.cgroupns", cgroupns)?,
-            userns: no_nulls("allowed_modes.userns", userns)?,
+            pid: reject_nulls("allowed_modes.pid", pid)?,
+            ipc: reject_nulls("allowed_modes.ipc", ipc)?,
+            uts: reject_nulls("allowed_modes.uts", uts)?,
+            cgroupns: reject_nulls("allowed_modes.cgroupns", cgroupns)?,
+            userns: reject_nulls("allowed_modes.userns", userns)?,
             network: match network {
                 None => open.network,
-                given => no_nulls("allowed_modes.network", given)?,
+                given => reject_nulls("allowed_modes.network", given)?,
             },
         })
     }
 }
 
 impl AllowedModes {
-    /// Checks that the host's namespace is in `allowed`, the list of `allowed_modes.<gate>`.
+    /// Checks that the host's namespace is in `allowed`, the list of `allowed_modes.<kind>`.
     ///
     /// # Errors
     /// Names the operator's option that does not list it.
     pub(in crate::config) fn permit_host(
         option: &'static str,
         value: &str,
-        gate: &str,
+        kind: &str,
         allowed: &[String],
     ) -> Result<(), ConfigError> {
         if allowed.iter().any(|one| one == HOST) {
             return Ok(());
         }
-        Err(forbidden(option, value, &format!("allowed_modes.{gate}"), &format!("{gate} = [{HOST:?}]")))
+        Err(forbidden(option, value, &format!("allowed_modes.{kind}"), &format!("{kind} = [{HOST:?}]")))
     }
 }
