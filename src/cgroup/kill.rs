@@ -12,15 +12,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::processes::{is_gone, listed, tree};
-use super::{Mode, ROOT, below, directories, mode, require_tasks_own};
+use super::{Mode, ROOT, below, directories, mode, require_own_cgroup};
 use crate::sys::pidfd::ProcessHandle;
 use crate::sys::procfs::ProcessId;
 
-const TRIES: u32 = 100;
+const MAX_ATTEMPTS: u32 = 100;
 /// Pause between two attempts: killed processes leave a cgroup only when they are scheduled.
-const PAUSE: Duration = Duration::from_millis(20);
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 /// Maximum number of processes that are held by a pidfd at the same time.
-const HELD_AT_ONCE: usize = 256;
+const MAX_OPEN_PIDFDS: usize = 256;
 
 /// Kills all processes in a task's cgroup or below it, and those that they start meanwhile. An empty or missing cgroup
 /// is success.
@@ -35,16 +35,16 @@ pub(crate) async fn kill_all(
     path: &Path,
     is_ours: impl Fn() -> bool + Clone + Send + 'static,
 ) -> io::Result<bool> {
-    require_tasks_own(path)?;
+    require_own_cgroup(path)?;
     let mut outcome = Ok(true);
-    for _ in 0..TRIES {
-        outcome = match off_thread(path, is_ours.clone(), kill_once).await {
+    for _ in 0..MAX_ATTEMPTS {
+        outcome = match blocking(path, is_ours.clone(), kill_once).await {
             Ok(None) => return Ok(false),
             Ok(Some(left)) if left.is_empty() => return Ok(true),
             Ok(Some(left)) => Err(io::Error::other(format!("processes {left:?} don't end"))),
             Err(error) => Err(error),
         };
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(RETRY_INTERVAL).await;
     }
     outcome
 }
@@ -62,12 +62,12 @@ pub(crate) async fn remove(
         return Ok(());
     }
     let mut outcome = Ok(());
-    for _ in 0..TRIES {
-        outcome = off_thread(path, is_ours.clone(), remove_once).await.map(|_| ());
+    for _ in 0..MAX_ATTEMPTS {
+        outcome = blocking(path, is_ours.clone(), remove_once).await.map(|_| ());
         if outcome.is_ok() {
             break;
         }
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(RETRY_INTERVAL).await;
     }
     outcome
 }
@@ -77,13 +77,13 @@ pub(crate) async fn remove(
 /// # Errors
 /// If a process is in it.
 pub(crate) async fn remove_empty(path: &Path) -> io::Result<()> {
-    require_tasks_own(path)?;
-    off_thread(path, || true, remove_directories).await.map(drop)
+    require_own_cgroup(path)?;
+    blocking(path, || true, remove_directories).await.map(drop)
 }
 
 /// Runs blocking work on a cgroup, for which the kernel may need time, such as its removal. `None` if the cgroup
 /// belongs to another.
-async fn off_thread<T: Send + 'static>(
+async fn blocking<T: Send + 'static>(
     path: &Path,
     is_ours: impl Fn() -> bool + Clone + Send + 'static,
     work: fn(&Path) -> io::Result<T>,
@@ -155,11 +155,11 @@ fn thaw(freezer: &Path) -> io::Result<()> {
 /// Kills the listed processes. Each is held by a pidfd and then listed again before it is killed, so that a process
 /// that got the pid since is not hit. If not all can be held, such as for want of descriptors, those that are go first.
 fn kill_listed(path: &Path) -> io::Result<()> {
-    for pids in listed(path)?.chunks(HELD_AT_ONCE) {
+    for pids in listed(path)?.chunks(MAX_OPEN_PIDFDS) {
         let (mut held, outcome) = hold(pids, |pid| ProcessHandle::open(ProcessId::of(pid)));
         if outcome.is_err() {
             // The second listing needs a descriptor as well.
-            held.truncate(held.len().saturating_sub(SPARED));
+            held.truncate(held.len().saturating_sub(SPARE_DESCRIPTORS));
         }
         let still_there = listed(path)?;
         held.iter().filter(|process| still_there.contains(&process.pid())).for_each(ProcessHandle::kill);
@@ -169,7 +169,7 @@ fn kill_listed(path: &Path) -> io::Result<()> {
 }
 
 /// Number of held processes that are let go when descriptors run out: other threads take some, too.
-const SPARED: usize = 4;
+const SPARE_DESCRIPTORS: usize = 4;
 
 /// Opens as many processes as possible, and returns the error that kept it from opening all.
 fn hold<T>(pids: &[i32], open: impl Fn(i32) -> io::Result<Option<T>>) -> (Vec<T>, io::Result<()>) {
@@ -208,7 +208,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn those_that_can_be_held_are_held_though_not_all_can() {
+    fn processes_that_can_be_opened_are_held() {
         let open = |pid: i32| match pid {
             2 => Ok(None),
             4 => Err(io::Error::from_raw_os_error(nix::libc::EMFILE)),
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_is_killed_in_a_cgroup_that_is_not_ones_own() {
+    async fn a_foreign_cgroup_is_not_killed() {
         let task = Path::new("/nomad/no-such-alloc.web");
         assert!(!kill_all(task, || false).await.unwrap());
         assert!(kill_all(task, || true).await.unwrap());

@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_limit_is_set_where_the_files_say_so_or_a_tighter_one() {
+    fn a_limit_counts_as_set_if_the_files_have_it_or_less() {
         let cpu = Limit::Cpu { quota_us: 50_000, period_us: 100_000 };
         for (limit, set, lacking) in [
             (Limit::MemoryBytes(4096), &["4096\n", "1024\n"][..], &["8192\n", "max\n", ""][..]),

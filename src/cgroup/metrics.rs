@@ -42,7 +42,7 @@ fn of_v1(metrics: &cgroups::metrics::Metrics) -> Usage {
         cpu_system: system.map(Duration::from_nanos),
         throttled_periods: throttling.throttled_periods,
         throttled: Duration::from_nanos(throttling.throttled_time),
-        rss_bytes: told(memory.total_rss),
+        rss_bytes: nonzero(memory.total_rss),
         cache_bytes: memory.total_cache,
         memory_bytes: usage.usage,
         memory_max_bytes: Some(usage.max),
@@ -62,10 +62,10 @@ fn of_v2(metrics: &cgroups_v2::metrics::Metrics) -> Usage {
         cpu_system: system.map(Duration::from_micros),
         throttled_periods: cpu.nr_throttled,
         throttled: Duration::from_micros(cpu.throttled_usec),
-        rss_bytes: told(memory.anon),
+        rss_bytes: nonzero(memory.anon),
         cache_bytes: memory.file,
         memory_bytes: memory.usage,
-        memory_max_bytes: told(memory.max_usage),
+        memory_max_bytes: nonzero(memory.max_usage),
         swap_bytes: Some(memory.swap_usage),
         kernel_bytes: None,
         kernel_max_bytes: None,
@@ -78,7 +78,7 @@ fn parts(user: u64, system: u64) -> (Option<u64>, Option<u64>) {
 }
 
 /// Returns the value of a field that is never 0 for a running task: 0 means that the shim doesn't know it.
-fn told(bytes: u64) -> Option<u64> {
+fn nonzero(bytes: u64) -> Option<u64> {
     Some(bytes).filter(|bytes| *bytes > 0)
 }
 

@@ -65,7 +65,7 @@ impl Cgroup {
                 let named =
                     Path::new(cpuset_cgroup).strip_prefix(ROOT).ok().map(|path| Path::new("/").join(path));
                 let usual = || Path::new("/nomad.slice/share.slice").join(format!("{scope}.scope"));
-                let named = named.filter(|path| require_tasks_own(path).is_ok());
+                let named = named.filter(|path| require_own_cgroup(path).is_ok());
                 Self { path: named.unwrap_or_else(usual), cpuset: None }
             }
         }
@@ -129,7 +129,7 @@ fn limits_swap_below(root: &Path, path: &Path) -> bool {
 ///
 /// # Errors
 /// [`io::ErrorKind::InvalidInput`] names the path.
-fn require_tasks_own(path: &Path) -> io::Result<()> {
+fn require_own_cgroup(path: &Path) -> io::Result<()> {
     let mut components = path.components().filter(|component| *component != Component::RootDir);
     let is_plain = components.clone().all(|component| matches!(component, Component::Normal(_)));
     let is_slice = path.extension().is_some_and(|extension| extension == "slice");
@@ -176,7 +176,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_tasks_cgroup_is_where_nomad_made_it() {
+    fn a_tasks_cgroup_path_follows_nomad() {
         let share = "/sys/fs/cgroup/cpuset/nomad/share";
         let v1 = Cgroup::in_mode(Mode::V1, "a1", "web", share);
         assert_eq!(v1, Cgroup { path: "/nomad/a1.web".into(), cpuset: Some(share.into()) });
@@ -191,20 +191,20 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_that_others_are_in_is_no_tasks_own() {
+    fn shared_cgroups_are_not_a_tasks_own() {
         for own in ["/nomad/a1.web", "nomad/a1.web", "/nomad.slice/share.slice/a1.web.scope"] {
-            require_tasks_own(Path::new(own)).unwrap();
+            require_own_cgroup(Path::new(own)).unwrap();
         }
         for others in
             ["", "/", "/nomad", "/nomad.slice/share.slice", "/nomad/../a1.web", "../nomad/a1.web", "./nomad"]
         {
-            let error = require_tasks_own(Path::new(others)).unwrap_err();
+            let error = require_own_cgroup(Path::new(others)).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{others}");
         }
     }
 
     #[test]
-    fn a_process_that_is_not_known_is_put_into_no_cpuset() {
+    fn an_unknown_process_is_not_moved_to_a_cpuset() {
         let cpuset = tempfile::tempdir().unwrap();
         std::fs::write(cpuset.path().join("cpuset.cpus"), "0-3\n").unwrap();
         let cgroup = Cgroup { path: "/nomad/a1.web".into(), cpuset: Some(cpuset.path().to_owned()) };
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn swap_is_limited_where_the_nearest_cgroup_that_is_there_can_be_told() {
+    fn swap_limits_are_detected_at_the_nearest_existing_cgroup() {
         let root = tempfile::tempdir().unwrap();
         let slice = root.path().join("nomad.slice/share.slice");
         let task = Path::new("/nomad.slice/share.slice/a1.web.scope");
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn oom_kills_are_read_from_both_forms() {
+    fn oom_kills_are_read_on_v1_and_v2() {
         assert_eq!(counter("oom_kill_disable 0\nunder_oom 0\noom_kill 3\n", "oom_kill"), 3);
         assert_eq!(counter("low 0\nhigh 0\nmax 9\noom 2\noom_kill 1\noom_group_kill 0\n", "oom_kill"), 1);
         assert_eq!(counter("", "oom_kill"), 0);

@@ -16,25 +16,25 @@ use super::{Cgroup, Mode, mode};
 use crate::sys::async_fd::Readable;
 
 /// Time after a notification in which the count is polled: v1 notifies before it kills.
-const KILL_FOLLOWS: Duration = Duration::from_secs(1);
+const KILL_GRACE: Duration = Duration::from_secs(1);
 /// Interval of that polling. v2 notifies each time that a limit is hit, which may be often.
-const IS_IT_COUNTED: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Watches the kernel's count of OOM kills in one cgroup.
 pub(crate) struct OomWatch {
     cgroup: Cgroup,
     seen: u64,
     /// `None` if the kernel sends no notifications; the count can still be read.
-    news: Option<Readable>,
+    changed: Option<Readable>,
 }
 
 impl OomWatch {
     /// Starts a watch. `seen` is the number of kills that were reported before.
     pub(crate) fn begin(cgroup: &Cgroup, seen: u64) -> Self {
-        let news = ask_for_news(&cgroup.oom_file()).inspect_err(|error| {
+        let changed = watch_file(&cgroup.oom_file()).inspect_err(|error| {
             tracing::debug!(cgroup = %cgroup.path.display(), %error, "the kernel tells no OOM kills as they happen");
         });
-        Self { cgroup: cgroup.clone(), seen, news: news.ok() }
+        Self { cgroup: cgroup.clone(), seen, changed: changed.ok() }
     }
 
     /// Waits for OOM kills, and returns their number since the last call. Dropping the future loses none.
@@ -43,15 +43,15 @@ impl OomWatch {
             let counted = async {
                 loop {
                     match self.count() {
-                        0 => tokio::time::sleep(IS_IT_COUNTED).await,
+                        0 => tokio::time::sleep(POLL_INTERVAL).await,
                         new => return new,
                     }
                 }
             };
-            if let Ok(new) = tokio::time::timeout(KILL_FOLLOWS, counted).await {
+            if let Ok(new) = tokio::time::timeout(KILL_GRACE, counted).await {
                 return new;
             }
-            self.news().await;
+            self.changed().await;
         }
     }
 
@@ -64,15 +64,15 @@ impl OomWatch {
         new
     }
 
-    async fn news(&self) {
-        match &self.news {
-            Some(news) => news.take().await,
+    async fn changed(&self) {
+        match &self.changed {
+            Some(changed) => changed.take().await,
             None => std::future::pending().await,
         }
     }
 }
 
-fn ask_for_news(file: &Path) -> io::Result<Readable> {
+fn watch_file(file: &Path) -> io::Result<Readable> {
     let subject = File::open(file)?;
     match mode() {
         Mode::V1 => {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::libc::{ENODEV, EOPNOTSUPP};
 
-use super::{Cgroup, directories, require_tasks_own};
+use super::{Cgroup, directories, require_own_cgroup};
 
 impl Cgroup {
     /// Returns the pids on the host of all processes of the task, also of those in cgroups that it made itself.
@@ -24,7 +24,7 @@ impl Cgroup {
 /// # Errors
 /// If a part of it can't be read, or the path can't be one task's alone.
 pub(crate) fn listed(path: &Path) -> io::Result<Vec<i32>> {
-    require_tasks_own(path)?;
+    require_own_cgroup(path)?;
     let mut pids = Vec::new();
     for directory in directories(path)? {
         for cgroup in tree(&directory)? {
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nested_cgroups_come_after_those_that_they_are_in() {
+    fn nested_cgroups_come_after_their_parents() {
         let root = tempfile::tempdir().unwrap();
         let top = root.path().join("task");
         std::fs::create_dir_all(top.join("docker/one/two")).unwrap();
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cgroup_that_cannot_be_read_is_an_error_and_a_missing_one_is_empty() {
+    fn an_unreadable_cgroup_is_an_error_and_a_missing_one_empty() {
         let root = tempfile::tempdir().unwrap();
         assert_eq!(members(root.path()).unwrap(), [0; 0]);
         std::fs::write(root.path().join("cgroup.procs"), "17\n4\n").unwrap();

@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_task_shares_what_the_slice_above_it_has() {
+    fn shared_cpus_are_those_of_the_parent_slice() {
         let root = tempfile::tempdir().unwrap();
         let slice = root.path().join("nomad.slice/share.slice");
         let task = Path::new("/nomad.slice/share.slice/a1.web.scope");

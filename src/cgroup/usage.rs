@@ -38,7 +38,7 @@ pub(crate) struct Usage {
 }
 
 /// Size of the read buffer: more than any of the files has, `memory.stat` included.
-const WHOLE_BYTES: usize = 4 << 10;
+const READ_BYTES: usize = 4 << 10;
 
 impl Cgroup {
     /// Reads the task's usage. Blocking, for as long as the kernel takes to sum up: not for an async thread.
@@ -111,7 +111,7 @@ fn text(directory: &Path, file: &str) -> io::Result<String> {
     let read = || {
         let mut file = File::open(&path)?;
         let mut text = Vec::new();
-        let mut part = [0; WHOLE_BYTES];
+        let mut part = [0; READ_BYTES];
         loop {
             let length = file.read(&mut part)?;
             text.extend_from_slice(&part[..length]);
@@ -142,9 +142,9 @@ mod tests {
     }
 
     #[test]
-    fn what_one_read_does_not_hold_is_read_by_the_next() {
+    fn long_files_are_read_in_several_reads() {
         let root = tempfile::tempdir().unwrap();
-        for length in [0, 1, WHOLE_BYTES - 1, WHOLE_BYTES, WHOLE_BYTES + 1, 3 * WHOLE_BYTES] {
+        for length in [0, 1, READ_BYTES - 1, READ_BYTES, READ_BYTES + 1, 3 * READ_BYTES] {
             write(root.path(), &[("memory.stat", &"x".repeat(length))]);
             assert_eq!(text(root.path(), "memory.stat").unwrap().len(), length);
         }
