@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_says_what_and_for_which_container() {
+    fn the_action_and_bundle_of_a_call_are_parsed() {
         let directory = tempfile::tempdir().unwrap();
         let log = format!("--log={}/log.json", directory.path().display());
         let call = |words: &[&str]| {

@@ -9,7 +9,7 @@ use std::path::Path;
 const FILE: &str = "sandbox-exit-code";
 /// Number of characters in the file, which are written before there is a code: then a full disk does not keep the code
 /// from being written.
-const WIDTH: usize = 4;
+const CODE_WIDTH: usize = 4;
 
 /// The open file with the exit code of a sandbox.
 pub(super) struct ExitCodeFile(File);
@@ -21,7 +21,7 @@ impl ExitCodeFile {
     /// When the file can't be made.
     pub(super) fn create(bundle: &Path) -> io::Result<Self> {
         let file = File::create_new(bundle.join(FILE))?;
-        file.write_all_at(&[b' '; WIDTH], 0)?;
+        file.write_all_at(&[b' '; CODE_WIDTH], 0)?;
         Ok(Self(file))
     }
 
@@ -42,7 +42,7 @@ impl ExitCodeFile {
     /// # Errors
     /// When the code can't be written.
     pub(super) fn write(&self, code: i32) -> io::Result<()> {
-        self.0.write_all_at(format!("{code:>WIDTH$}").as_bytes(), 0)
+        self.0.write_all_at(format!("{code:>CODE_WIDTH$}").as_bytes(), 0)
     }
 
     /// Reads the code. `None` if the sandbox has not ended.
@@ -50,7 +50,7 @@ impl ExitCodeFile {
     /// # Errors
     /// When the file can't be read, or has no code in it.
     pub(super) fn read(&self) -> io::Result<Option<i32>> {
-        let mut text = [0; WIDTH];
+        let mut text = [0; CODE_WIDTH];
         self.0.read_exact_at(&mut text, 0)?;
         let text = String::from_utf8_lossy(&text);
         match text.trim() {

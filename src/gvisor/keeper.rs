@@ -14,7 +14,7 @@ use tokio::net::UnixListener;
 
 use super::call::Call;
 use super::exit_code::ExitCodeFile;
-use super::{AT_A_TIME, EVENTS, KEEPER, code_of};
+use super::{EVENTS, KEEPER, WAIT_SLICE, code_of};
 use crate::sys::pidfd::ProcessHandle;
 use crate::sys::process_end::{SERVANT_OOM_SCORE_ADJ, SIGNAL_BASE};
 use crate::sys::procfs::ProcessId;
@@ -22,8 +22,8 @@ use crate::sys::procfs::ProcessId;
 /// Name of the environment variable that tells a keeper the pid of its shim.
 const SHIM: &str = "CONTAINERD_DRIVER_SHIM";
 /// Name of the file in a bundle that says that the sandbox is made, and that its keeper is ready.
-const MADE: &str = "sandbox-made";
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
+const READY_FILE: &str = "sandbox-made";
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// Runs `runsc create` through a keeper, which stays. Returns once the sandbox is made, or with the exit code of a
 /// keeper that has ended before: that of `runsc create`, if it has failed.
@@ -40,10 +40,10 @@ pub(super) fn create(call: &Call) -> io::Result<ExitCode> {
         if let Some(ended) = keeper.try_wait()? {
             return Ok(code_of(ended));
         }
-        if call.bundle.join(MADE).exists() {
+        if call.bundle.join(READY_FILE).exists() {
             return Ok(ExitCode::SUCCESS);
         }
-        std::thread::sleep(LOOK_AGAIN);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
@@ -75,7 +75,7 @@ pub(super) fn run(call: &Call) -> io::Result<ExitCode> {
     // The keeper's score is that of its shim: without the keeper the shim ends, and the sandbox with it. An agent in a
     // container may not lower the score.
     let _ = std::fs::write("/proc/self/oom_score_adj", SERVANT_OOM_SCORE_ADJ.to_string());
-    std::fs::write(MADE, "")?;
+    std::fs::write(READY_FILE, "")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(take_events(events, shim))?;
     Ok(ExitCode::SUCCESS)
@@ -102,7 +102,7 @@ fn make(call: &Call, shim: &ProcessHandle) -> io::Result<ExitStatus> {
             runsc.kill()?;
             return runsc.wait();
         }
-        std::thread::sleep(LOOK_AGAIN);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
@@ -132,7 +132,7 @@ fn reap(sandbox: i32, exit_code: &ExitCodeFile) {
 
 async fn take_events(events: std::os::unix::net::UnixListener, shim: ProcessHandle) -> io::Result<()> {
     let events = UnixListener::from_std(events)?;
-    let ended = tokio::task::spawn_blocking(move || while !shim.ends_before(Instant::now() + AT_A_TIME) {});
+    let ended = tokio::task::spawn_blocking(move || while !shim.ends_before(Instant::now() + WAIT_SLICE) {});
     // An accept that fails is not reported, since a keeper has no log.
     let taken = shim_protos::events::acknowledge_all(events, drop);
     tokio::select! {

@@ -19,8 +19,8 @@ use super::code_of;
 const KILL: &str = "9";
 /// Maximum time for a kill of a command with all that it has started: meanwhile the shim may report no other process's
 /// exit.
-const LIMIT: Duration = Duration::from_secs(2);
-const LOOK_AGAIN: Duration = Duration::from_millis(2);
+const KILL_TIMEOUT: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// The command that is to be killed.
 pub(super) struct Target {
@@ -55,8 +55,8 @@ impl Target {
 /// # Errors
 /// When `runsc` can't be run or doesn't end, or when processes live on, or may do so, at the deadline.
 pub(super) fn run(call: &Call, target: &Target) -> io::Result<ExitCode> {
-    let until = Instant::now() + LIMIT;
-    let first = list(call, target, Instant::now() + LIMIT / 2).unwrap_or_default();
+    let until = Instant::now() + KILL_TIMEOUT;
+    let first = list(call, target, Instant::now() + KILL_TIMEOUT / 2).unwrap_or_default();
     let mut members = BTreeSet::from([target.pid]);
     let mut killed = members.clone();
     let mut found =
@@ -64,7 +64,8 @@ pub(super) fn run(call: &Call, target: &Target) -> io::Result<ExitCode> {
     // The command itself is killed first, so that it starts nothing more.
     let mut runsc = Command::new(&call.program).args(&call.arguments).spawn()?;
     let outcome = ends_by(&mut runsc, until)?;
-    let outcome = outcome.ok_or_else(|| io::Error::other(format!("it has not ended within {LIMIT:?}")))?;
+    let outcome =
+        outcome.ok_or_else(|| io::Error::other(format!("it has not ended within {KILL_TIMEOUT:?}")))?;
     loop {
         // A killed process may be listed until its parent has waited for it.
         found.retain(|process| !killed.contains(&process.pid));
@@ -153,7 +154,7 @@ fn ends_by(child: &mut Child, until: Instant) -> io::Result<Option<ExitStatus>> 
             child.wait()?;
             return Ok(None);
         }
-        std::thread::sleep(LOOK_AGAIN);
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
@@ -204,7 +205,7 @@ mod tests {
 ";
 
     #[test]
-    fn what_a_command_has_started_is_its_group_and_its_descendants() {
+    fn a_commands_processes_are_its_group_and_descendants() {
         let pids = |all: &[Process], members: &mut BTreeSet<i32>| {
             members_of(all, members).iter().map(|process| process.pid).collect::<Vec<_>>()
         };
@@ -248,13 +249,13 @@ mod tests {
         };
         let begun = Instant::now();
         let outcome = run(&call, &Target::of(&call).unwrap());
-        assert!(begun.elapsed() < LIMIT * 2, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < KILL_TIMEOUT * 2, "{:?}", begun.elapsed());
         let kills = std::fs::read_to_string(at.join("kills")).unwrap_or_default();
         (outcome.map(|code| format!("{code:?}")).map_err(|error| error.to_string()), kills.replace('\n', " "))
     }
 
     #[test]
-    fn a_kill_takes_along_only_what_a_command_from_outside_has_started() {
+    fn only_commands_from_outside_are_killed_with_their_processes() {
         let success = Ok(format!("{:?}", ExitCode::SUCCESS));
         let all = "--pid 7 --pgid 7 --pgid 10 ";
         assert_eq!(killed("cat table", "true"), (success.clone(), all.to_owned()));
@@ -265,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kill_ends_in_time_and_says_what_lives_on() {
+    fn a_kill_is_bounded_and_reports_survivors() {
         let success = Ok(format!("{:?}", ExitCode::SUCCESS));
         assert_eq!(killed("exec sleep 60", "true"), (success, "--pid 7 ".to_owned()));
         let (outcome, kills) = killed("cat table", "exec sleep 60");
@@ -279,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_kill_of_a_command_takes_others_along() {
+    fn only_sigkill_of_an_exec_is_a_target() {
         let directory = tempfile::tempdir().unwrap();
         let log = format!("--log={}/log.json", directory.path().display());
         let target = |words: &[&str]| {

@@ -47,7 +47,7 @@ pub(crate) const EVENTS: &str = "events.sock";
 /// Name of the file in a bundle that names the real `runsc`.
 pub(crate) const PROGRAM: &str = "runsc";
 /// Maximum time of one wait for the exit of a process, which is repeated until the process has exited.
-const AT_A_TIME: Duration = Duration::from_secs(3600);
+const WAIT_SLICE: Duration = Duration::from_secs(3600);
 
 /// Runs as `runsc` or as the keeper, if this binary is called by the name of either. `None` if it is called as the
 /// plugin.

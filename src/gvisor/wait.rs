@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::AT_A_TIME;
+use super::WAIT_SLICE;
 use super::call::Call;
 use super::exit_code::ExitCodeFile;
 use crate::sys::pidfd::ProcessHandle;
@@ -15,7 +15,7 @@ use crate::sys::procfs::ProcessId;
 
 /// Maximum time for the keeper to write down the exit code of a sandbox that has ended.
 const IS_WRITTEN: Duration = Duration::from_secs(5);
-const LOOK_AGAIN: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// The answer that the shim reads from the stdout of `runsc wait`.
 #[derive(Serialize)]
@@ -48,13 +48,13 @@ fn exit_code(bundle: &Path) -> io::Result<i32> {
         return Ok(code);
     }
     if let Some(sandbox) = sandbox {
-        while !sandbox.ends_before(Instant::now() + AT_A_TIME) {}
+        while !sandbox.ends_before(Instant::now() + WAIT_SLICE) {}
     }
     let until = Instant::now() + IS_WRITTEN;
     loop {
         match file.read()? {
             Some(code) => return Ok(code),
-            None if Instant::now() < until => std::thread::sleep(LOOK_AGAIN),
+            None if Instant::now() < until => std::thread::sleep(POLL_INTERVAL),
             None => return Err(nobody()),
         }
     }
@@ -71,13 +71,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_answer_is_what_the_shim_reads() {
+    fn the_reply_is_the_json_that_the_shim_parses() {
         let answer = serde_json::to_string(&Answer { id: "web-1", exit_status: 7 }).unwrap();
         assert_eq!(answer, r#"{"id":"web-1","exitStatus":7}"#);
     }
 
     #[test]
-    fn the_code_comes_after_the_end_of_the_sandbox_whoever_removes_the_bundle() {
+    fn the_exit_code_survives_removal_of_the_bundle() {
         for removed in [false, true] {
             let bundle = tempfile::tempdir().unwrap();
             let file = ExitCodeFile::create(bundle.path()).unwrap();
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_has_the_sandboxs_pid_by_now_is_not_waited_for() {
+    fn a_reused_pid_is_not_waited_for() {
         let bundle = tempfile::tempdir().unwrap();
         std::fs::write(bundle.path().join("init.pid"), std::process::id().to_string()).unwrap();
         ExitCodeFile::create(bundle.path()).unwrap().write(7).unwrap();
