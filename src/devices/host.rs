@@ -7,15 +7,18 @@ use std::path::Path;
 
 use nix::sys::stat::{major, minor};
 
-use super::{DevicesError, Kind, Node};
+use super::{DeviceKind, DeviceNode, DevicesError};
 use crate::config::{DevicePath, PluginDevices};
 
 /// Names of directories that hold no devices of the host: a container has its own of them.
-const NO_DEVICES: [&str; 4] = ["fd", "mqueue", "pts", "shm"];
+const SKIPPED_ENTRIES: [&str; 4] = ["fd", "mqueue", "pts", "shm"];
 const PERMISSION_BITS: u32 = 0o777;
 
 /// Returns the device nodes at a path. Symbolic links are followed, and the operator's limits apply to their target.
-pub(super) fn nodes(asked: &DevicePath, operators: &PluginDevices) -> Result<Vec<Node>, DevicesError> {
+pub(super) fn nodes(
+    asked: &DevicePath,
+    plugin_devices: &PluginDevices,
+) -> Result<Vec<DeviceNode>, DevicesError> {
     let DevicePath { on_host, in_container, permissions } = asked;
     let refused = |why: String| DevicesError::Path { path: on_host.clone(), why };
     let io = |source| DevicesError::Io { path: on_host.clone(), source };
@@ -23,7 +26,7 @@ pub(super) fn nodes(asked: &DevicePath, operators: &PluginDevices) -> Result<Vec
         ErrorKind::NotFound | ErrorKind::NotADirectory => refused(format!("there is none: {error}")),
         _ => io(error),
     })?;
-    if !operators.allow_path(&path) {
+    if !plugin_devices.allow_path(&path) {
         return Err(DevicesError::Forbidden { asked: on_host.clone(), path });
     }
     let metadata = fs::metadata(&path).map_err(io)?;
@@ -43,7 +46,7 @@ fn below(
     directory: &Path,
     in_container: &Path,
     permissions: &str,
-    nodes: &mut Vec<Node>,
+    nodes: &mut Vec<DeviceNode>,
 ) -> std::io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
@@ -51,7 +54,7 @@ fn below(
         let Ok(metadata) = entry.metadata() else { continue };
         let at = in_container.join(entry.file_name());
         if metadata.is_dir() {
-            if !NO_DEVICES.iter().any(|name| entry.file_name() == *name) {
+            if !SKIPPED_ENTRIES.iter().any(|name| entry.file_name() == *name) {
                 below(&entry.path(), &at, permissions, nodes)?;
             }
         } else {
@@ -61,9 +64,9 @@ fn below(
     Ok(())
 }
 
-fn node(metadata: &Metadata, at: &Path, permissions: &str) -> Option<Node> {
+fn node(metadata: &Metadata, at: &Path, permissions: &str) -> Option<DeviceNode> {
     let (kind, major, minor) = numbers(metadata)?;
-    Some(Node {
+    Some(DeviceNode {
         path: at.to_owned(),
         kind,
         major,
@@ -80,10 +83,10 @@ pub(super) fn mode(metadata: &Metadata) -> u32 {
 }
 
 /// Returns the type and numbers of a device node; `None` if the file is no device.
-pub(super) fn numbers(metadata: &Metadata) -> Option<(Kind, i64, i64)> {
+pub(super) fn numbers(metadata: &Metadata) -> Option<(DeviceKind, i64, i64)> {
     let kind = match metadata.file_type() {
-        kind if kind.is_block_device() => Kind::Block,
-        kind if kind.is_char_device() => Kind::Character,
+        kind if kind.is_block_device() => DeviceKind::Block,
+        kind if kind.is_char_device() => DeviceKind::Character,
         _ => return None,
     };
     let number = |number: u64| i64::try_from(number).unwrap_or_default();
@@ -101,8 +104,8 @@ mod tests {
         DevicePath::new(on_host.to_str().unwrap(), "/dev/x", "rw").unwrap()
     }
 
-    fn refusal(on_host: &Path, operators: &PluginDevices) -> String {
-        nodes(&asked(on_host), operators).unwrap_err().to_string()
+    fn refusal(on_host: &Path, plugin_devices: &PluginDevices) -> String {
+        nodes(&asked(on_host), plugin_devices).unwrap_err().to_string()
     }
 
     #[test]
@@ -112,17 +115,17 @@ mod tests {
         symlink("/dev/null", &link).unwrap();
         for path in [Path::new("/dev/null"), &link] {
             let [node] = &nodes(&asked(path), &PluginDevices::default()).unwrap()[..] else { panic!("one") };
-            assert_eq!((node.kind, node.major, node.minor), (Kind::Character, 1, 3));
+            assert_eq!((node.kind, node.major, node.minor), (DeviceKind::Character, 1, 3));
             assert_eq!((node.path.clone(), node.permissions.as_str()), (PathBuf::from("/dev/x"), "rw"));
         }
         let here = directory.path().display().to_string();
-        let operators = PluginDevices { allowed: Some(vec![here]), ..PluginDevices::default() };
-        let forbidden = refusal(&link, &operators);
+        let plugin_devices = PluginDevices { allowed: Some(vec![here]), ..PluginDevices::default() };
+        let forbidden = refusal(&link, &plugin_devices);
         assert!(forbidden.contains("/dev/null") && forbidden.contains("allow_devices"), "{forbidden}");
     }
 
     #[test]
-    fn what_is_no_device_or_not_there_is_refused() {
+    fn missing_paths_and_plain_files_are_refused() {
         let directory = tempfile::tempdir().unwrap();
         let all = PluginDevices::default();
         let file = directory.path().join("file");
@@ -135,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_is_all_the_devices_below_it_but_not_the_containers_own() {
+    fn a_directory_expands_to_its_devices() {
         let found = nodes(&asked(Path::new("/dev")), &PluginDevices::default()).unwrap();
         assert!(found.iter().any(|node| node.path == Path::new("/dev/x/null")));
         assert!(!found.iter().any(|node| node.path.starts_with("/dev/x/pts")));

@@ -12,8 +12,8 @@ use crate::sys::host_files;
 
 /// Everything that comes into a container with its devices.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Found {
-    pub nodes: Vec<Node>,
+pub(crate) struct DeviceEdits {
+    pub nodes: Vec<DeviceNode>,
     pub env: Vec<String>,
     pub mounts: Vec<CdiMount>,
     pub hooks: Vec<CdiHook>,
@@ -22,9 +22,9 @@ pub(crate) struct Found {
 
 /// A device node in a container.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Node {
+pub(crate) struct DeviceNode {
     pub path: PathBuf,
-    pub kind: Kind,
+    pub kind: DeviceKind,
     pub major: i64,
     pub minor: i64,
     pub mode: u32,
@@ -36,7 +36,7 @@ pub(crate) struct Node {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum DeviceKind {
     Block,
     Character,
     /// A named pipe, which has neither a device number nor a cgroup rule.
@@ -55,7 +55,7 @@ pub(crate) struct CdiMount {
 /// A program that a CDI device has run at the container's start or end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CdiHook {
-    pub when: When,
+    pub when: HookPoint,
     pub path: PathBuf,
     pub args: Vec<String>,
     pub env: Vec<String>,
@@ -65,7 +65,7 @@ pub(crate) struct CdiHook {
 /// Points in a container's life at which hooks run, as in the runtime specification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) enum When {
+pub(crate) enum HookPoint {
     Prestart,
     CreateRuntime,
     CreateContainer,
@@ -83,7 +83,7 @@ pub(crate) enum DevicesError {
     #[error("the CDI device {name}: {why}")]
     Cdi { name: String, why: String },
     #[error("two devices are to be at {} in the container: give one of them another container_path", .0.display())]
-    Twice(PathBuf),
+    DuplicatePath(PathBuf),
     #[error("the device {}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
 }
@@ -96,46 +96,46 @@ pub(crate) enum DevicesError {
 pub(crate) async fn find(
     asked: Vec<Device>,
     of_nomad: Vec<DevicePath>,
-    operators: PluginDevices,
-) -> Result<Found, DevicesError> {
-    let mut found = Found::default();
+    plugin_devices: PluginDevices,
+) -> Result<DeviceEdits, DevicesError> {
+    let mut found = DeviceEdits::default();
     for device in of_nomad {
         found.nodes.extend(nodes(device, PluginDevices::default()).await?);
     }
     let mut names = Vec::new();
     for device in asked {
         match device {
-            Device::Path(device) => found.nodes.extend(nodes(device, operators.clone()).await?),
+            Device::Path(device) => found.nodes.extend(nodes(device, plugin_devices.clone()).await?),
             Device::Cdi(name) => names.push(name),
         }
     }
     let mut paths = BTreeSet::new();
     if let Some(twice) = found.nodes.iter().find(|node| !paths.insert(&node.path)) {
-        return Err(DevicesError::Twice(twice.path.clone()));
+        return Err(DevicesError::DuplicatePath(twice.path.clone()));
     }
     if names.is_empty() {
         return Ok(found);
     }
-    let directories = operators.cdi_spec_dirs;
+    let directories = plugin_devices.cdi_spec_dirs;
     let place = directories.first().cloned().unwrap_or_default();
     let add = move || {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         cdi::add(&mut found, &names, &directories).map(|()| found)
     };
-    looked(place, add).await
+    blocking(place, add).await
 }
 
-async fn nodes(device: DevicePath, operators: PluginDevices) -> Result<Vec<Node>, DevicesError> {
-    looked(device.on_host.clone(), move || host::nodes(&device, &operators)).await
+async fn nodes(device: DevicePath, plugin_devices: PluginDevices) -> Result<Vec<DeviceNode>, DevicesError> {
+    blocking(device.on_host.clone(), move || host::nodes(&device, &plugin_devices)).await
 }
 
 /// Runs blocking work that may wait for the file system that `path` is on.
-async fn looked<T: Send + 'static>(
+async fn blocking<T: Send + 'static>(
     path: PathBuf,
     look: impl FnOnce() -> Result<T, DevicesError> + Send + 'static,
 ) -> Result<T, DevicesError> {
-    let looked = host_files::look(&path, host_files::LIMIT, look).await;
-    looked.map_err(|source| DevicesError::Io { path, source })?
+    let blocking = host_files::look(&path, host_files::LIMIT, look).await;
+    blocking.map_err(|source| DevicesError::Io { path, source })?
 }
 
 #[cfg(test)]
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_place_in_the_container_has_one_device() {
+    async fn duplicate_container_paths_are_refused() {
         let device = |on_host| Device::Path(DevicePath::new(on_host, "/dev/x", "r").unwrap());
         let look = |devices| find(devices, Vec::new(), PluginDevices::default());
         assert_eq!(look(vec![device("/dev/null")]).await.unwrap().nodes.len(), 1);

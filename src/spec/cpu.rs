@@ -4,20 +4,20 @@ use nomad_proto::driver as pb;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{LinuxCpu, LinuxCpuBuilder};
 
-use super::node::Node;
+use super::host_facts::HostFacts;
 use crate::config::CpuLimits;
 
 /// The kernel's minimum of CPU shares.
-const LEAST_SHARES: f64 = 2.0;
+const MIN_SHARES: f64 = 2.0;
 /// The maximum of CPU shares under cgroup v1; the runtime maps shares to weights on v2.
-const MOST_SHARES: f64 = 262_144.0;
+const MAX_SHARES: f64 = 262_144.0;
 /// The kernel's minimum of a CFS quota, in microseconds.
-const LEAST_QUOTA_US: f64 = 1000.0;
+const MIN_QUOTA_US: f64 = 1000.0;
 
 pub(super) fn limits(
     asked: &CpuLimits,
     resources: &pb::Resources,
-    node: &Node,
+    host: &HostFacts,
 ) -> Result<LinuxCpu, OciSpecError> {
     let CpuLimits { hard_limit_period_us, cpuset_cpus, cpuset_mems } = asked;
     let none = pb::LinuxResources::default();
@@ -28,16 +28,16 @@ pub(super) fn limits(
         limits = limits.shares(shares(mhz, linux.percent_ticks));
     }
     if let Some(period) = *hard_limit_period_us {
-        limits = limits.period(period).quota(quota_us(period, linux.percent_ticks, node.processors.len()));
+        limits = limits.period(period).quota(quota_us(period, linux.percent_ticks, host.processors.len()));
     }
     // Nomad's reserved cores. A job that has them can't set cpuset_cpus.
     if !linux.cpuset_cpus.is_empty() {
         limits = limits.cpus(linux.cpuset_cpus.clone());
     } else if let Some(cpus) = cpuset_cpus {
         limits = limits.cpus(cpus.to_string());
-    } else if cpuset_mems.is_some() && !node.shared_processors.is_empty() {
+    } else if cpuset_mems.is_some() && !host.shared_processors.is_empty() {
         // With memory nodes of its own the task is not in the cpuset of the tasks that share CPUs.
-        limits = limits.cpus(node.shared_processors.to_string());
+        limits = limits.cpus(host.shared_processors.to_string());
     }
     if let Some(mems) = cpuset_mems {
         limits = limits.mems(mems.to_string());
@@ -55,9 +55,9 @@ pub(super) fn limits(
 )]
 fn shares(mhz: i64, part_of_node: f64) -> u64 {
     let mhz = mhz as f64;
-    let exceeds = part_of_node > 0.0 && mhz / part_of_node > MOST_SHARES;
-    let shares = if exceeds { part_of_node * MOST_SHARES } else { mhz };
-    shares.clamp(LEAST_SHARES, MOST_SHARES) as u64
+    let exceeds = part_of_node > 0.0 && mhz / part_of_node > MAX_SHARES;
+    let shares = if exceeds { part_of_node * MAX_SHARES } else { mhz };
+    shares.clamp(MIN_SHARES, MAX_SHARES) as u64
 }
 
 /// Returns the task's CPU time in each period, on all CPUs together, in microseconds.
@@ -68,7 +68,7 @@ fn shares(mhz: i64, part_of_node: f64) -> u64 {
 )]
 fn quota_us(period_us: u64, part_of_node: f64, processors: usize) -> i64 {
     let quota = part_of_node * period_us as f64 * processors.max(1) as f64;
-    quota.round().max(LEAST_QUOTA_US) as i64
+    quota.round().max(MIN_QUOTA_US) as i64
 }
 
 #[cfg(test)]
@@ -77,7 +77,8 @@ mod tests {
 
     fn made(asked: &CpuLimits, cpu_shares: i64, percent_ticks: f64, cores: &str) -> LinuxCpu {
         let list = |text: &str| text.parse().unwrap();
-        let node = Node { processors: list("0-3"), shared_processors: list("0-2"), ..Node::default() };
+        let host =
+            HostFacts { processors: list("0-3"), shared_processors: list("0-2"), ..HostFacts::default() };
         let resources = pb::Resources {
             allocated_resources: Some(pb::AllocatedTaskResources {
                 cpu: Some(pb::AllocatedCpuResources { cpu_shares }),
@@ -90,11 +91,11 @@ mod tests {
             }),
             ..Default::default()
         };
-        limits(asked, &resources, &node).unwrap()
+        limits(asked, &resources, &host).unwrap()
     }
 
     #[test]
-    fn shares_stay_in_the_kernels_range_and_reserved_cores_are_pinned() {
+    fn cpu_shares_are_clamped_and_reserved_cores_pinned() {
         let shares = |mhz, part| made(&CpuLimits::default(), mhz, part, "").shares();
         assert_eq!(shares(500, 0.0), Some(500));
         assert_eq!(shares(500, 0.01), Some(500));
@@ -107,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hard_limit_is_the_tasks_part_of_all_processors_time() {
+    fn a_cpu_quota_is_the_tasks_part_of_all_cpus() {
         let quota = |part| {
             let asked = CpuLimits { hard_limit_period_us: Some(100_000), ..CpuLimits::default() };
             let made = made(&asked, 500, part, "");
@@ -119,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cpuset_is_the_jobs_or_for_memory_nodes_alone_that_of_those_that_share() {
+    fn cpusets_default_to_the_shared_cpus_for_memory_nodes() {
         let cpus = CpuLimits { cpuset_cpus: Some("0-1".parse().unwrap()), ..CpuLimits::default() };
         let made_with = |asked| made(asked, 500, 0.1, "");
         assert_eq!(made_with(&cpus).cpus().as_deref(), Some("0,1"));

@@ -9,11 +9,11 @@ use oci_spec::runtime::{
 };
 
 use super::process::set_variable;
-use crate::devices::{CdiHook, CdiMount, Found, Kind, Node, When};
+use crate::devices::{CdiHook, CdiMount, DeviceEdits, DeviceKind, DeviceNode, HookPoint};
 
 /// Adds devices to an otherwise finished specification; their variables, mounts and groups override all others.
-pub(super) fn add(spec: &mut Spec, found: &Found) -> Result<(), OciSpecError> {
-    let Found { nodes, env, mounts, hooks, groups } = found;
+pub(super) fn add(spec: &mut Spec, found: &DeviceEdits) -> Result<(), OciSpecError> {
+    let DeviceEdits { nodes, env, mounts, hooks, groups } = found;
     let mut user = (0, 0);
     if let Some(process) = spec.process_mut() {
         user = (process.user().uid(), process.user().gid());
@@ -29,7 +29,8 @@ pub(super) fn add(spec: &mut Spec, found: &Found) -> Result<(), OciSpecError> {
         devices.retain(|own| !made.iter().any(|device| device.path() == own.path()));
         devices.extend(made);
         let rules = linux.resources_mut().get_or_insert_default().devices_mut().get_or_insert_default();
-        let allowed = nodes.iter().filter(|node| node.kind != Kind::Pipe && !node.permissions.is_empty());
+        let allowed =
+            nodes.iter().filter(|node| node.kind != DeviceKind::Pipe && !node.permissions.is_empty());
         rules.extend(allowed.map(rule).collect::<Result<Vec<_>, _>>()?);
     }
     if !mounts.is_empty() {
@@ -45,16 +46,16 @@ pub(super) fn add(spec: &mut Spec, found: &Found) -> Result<(), OciSpecError> {
     Ok(())
 }
 
-fn kind(node: &Node) -> LinuxDeviceType {
+fn kind(node: &DeviceNode) -> LinuxDeviceType {
     match node.kind {
-        Kind::Block => LinuxDeviceType::B,
-        Kind::Character => LinuxDeviceType::C,
-        Kind::Pipe => LinuxDeviceType::P,
+        DeviceKind::Block => LinuxDeviceType::B,
+        DeviceKind::Character => LinuxDeviceType::C,
+        DeviceKind::Pipe => LinuxDeviceType::P,
     }
 }
 
-fn device(node: &Node, (uid, gid): (u32, u32)) -> Result<LinuxDevice, OciSpecError> {
-    let Node { path, kind: _, major, minor, mode, uid: own_uid, gid: own_gid, permissions: _ } = node;
+fn device(node: &DeviceNode, (uid, gid): (u32, u32)) -> Result<LinuxDevice, OciSpecError> {
+    let DeviceNode { path, kind: _, major, minor, mode, uid: own_uid, gid: own_gid, permissions: _ } = node;
     LinuxDeviceBuilder::default()
         .path(path)
         .typ(kind(node))
@@ -66,7 +67,7 @@ fn device(node: &Node, (uid, gid): (u32, u32)) -> Result<LinuxDevice, OciSpecErr
         .build()
 }
 
-fn rule(node: &Node) -> Result<LinuxDeviceCgroup, OciSpecError> {
+fn rule(node: &DeviceNode) -> Result<LinuxDeviceCgroup, OciSpecError> {
     LinuxDeviceCgroupBuilder::default()
         .allow(true)
         .typ(kind(node))
@@ -86,17 +87,17 @@ fn mount(asked: &CdiMount) -> Result<Mount, OciSpecError> {
 }
 
 fn all(hooks: &[CdiHook]) -> Result<Hooks, OciSpecError> {
-    let at = |when: When| {
+    let at = |when: HookPoint| {
         let made: Result<Vec<Hook>, _> = hooks.iter().filter(|hook| hook.when == when).map(hook).collect();
         made.map(|made| (!made.is_empty()).then_some(made))
     };
     let mut made = Hooks::default();
-    made.set_prestart(at(When::Prestart)?)
-        .set_create_runtime(at(When::CreateRuntime)?)
-        .set_create_container(at(When::CreateContainer)?)
-        .set_start_container(at(When::StartContainer)?)
-        .set_poststart(at(When::Poststart)?)
-        .set_poststop(at(When::Poststop)?);
+    made.set_prestart(at(HookPoint::Prestart)?)
+        .set_create_runtime(at(HookPoint::CreateRuntime)?)
+        .set_create_container(at(HookPoint::CreateContainer)?)
+        .set_start_container(at(HookPoint::StartContainer)?)
+        .set_poststart(at(HookPoint::Poststart)?)
+        .set_poststop(at(HookPoint::Poststop)?);
     Ok(made)
 }
 
@@ -122,15 +123,15 @@ mod tests {
         ProcessBuilder::default().user(user).env(vec!["A=task".to_owned()]).build().unwrap()
     }
 
-    fn added(found: &Found) -> Value {
+    fn added(found: &DeviceEdits) -> Value {
         let mut spec = Spec::default();
         spec.set_process(Some(process())).set_mounts(None);
         add(&mut spec, found).unwrap();
         serde_json::to_value(&spec).unwrap()
     }
 
-    fn node(kind: Kind, permissions: &str, uid: Option<u32>) -> Node {
-        Node {
+    fn node(kind: DeviceKind, permissions: &str, uid: Option<u32>) -> DeviceNode {
+        DeviceNode {
             path: "/dev/x".into(),
             kind,
             major: 7,
@@ -143,13 +144,13 @@ mod tests {
     }
 
     #[test]
-    fn a_device_has_a_node_and_a_rule() {
+    fn devices_get_a_node_and_a_cgroup_rule() {
         let nodes = vec![
-            node(Kind::Block, "rw", Some(0)),
-            node(Kind::Pipe, "rwm", None),
-            node(Kind::Character, "", None),
+            node(DeviceKind::Block, "rw", Some(0)),
+            node(DeviceKind::Pipe, "rwm", None),
+            node(DeviceKind::Character, "", None),
         ];
-        let spec = added(&Found { nodes, ..Found::default() });
+        let spec = added(&DeviceEdits { nodes, ..DeviceEdits::default() });
         let wanted = |kind: &str, uid| json!({"path": "/dev/x", "type": kind, "major": 7, "minor": 1, "fileMode": 0o640, "uid": uid, "gid": 1001});
         let devices = &spec["linux"]["devices"];
         assert_eq!(*devices, json!([wanted("b", 0), wanted("p", 1000), wanted("c", 1000)]));
@@ -160,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_of_a_device_replaces_that_of_its_place_and_hides_none_below_it() {
+    fn a_device_mount_replaces_the_one_at_its_target() {
         let mut spec = Spec::default();
         let own =
             |at: &str| MountBuilder::default().destination(at).source("own").typ("bind").build().unwrap();
@@ -172,7 +173,7 @@ mod tests {
             options: Vec::new(),
         };
         let mounts = ["/a", "/a/b/"].map(of_device).to_vec();
-        add(&mut spec, &Found { mounts, ..Found::default() }).unwrap();
+        add(&mut spec, &DeviceEdits { mounts, ..DeviceEdits::default() }).unwrap();
         let made = spec.mounts().clone().unwrap();
         let shown = |mount: &Mount| {
             (mount.destination().display().to_string(), mount.source().clone().unwrap().display().to_string())
@@ -185,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_with_a_device_is_added() {
+    fn cdi_edits_are_applied() {
         let hook = |when| CdiHook {
             when,
             path: "/bin/hook".into(),
@@ -193,7 +194,7 @@ mod tests {
             env: vec!["H=1".to_owned()],
             timeout_s: Some(5),
         };
-        let spec = added(&Found {
+        let spec = added(&DeviceEdits {
             env: vec!["A=device".to_owned(), "B=1".to_owned()],
             mounts: vec![CdiMount {
                 source: "/lib/x".to_owned(),
@@ -201,9 +202,9 @@ mod tests {
                 kind: "bind".to_owned(),
                 options: vec!["ro".to_owned()],
             }],
-            hooks: vec![hook(When::CreateRuntime), hook(When::Poststop)],
+            hooks: vec![hook(HookPoint::CreateRuntime), hook(HookPoint::Poststop)],
             groups: vec![7, 44],
-            ..Found::default()
+            ..DeviceEdits::default()
         });
         assert_eq!(spec["process"]["env"], json!(["A=device", "B=1"]));
         assert_eq!(spec["process"]["user"]["additionalGids"], json!([7, 44]));

@@ -73,13 +73,13 @@ pub(super) fn built(options: &TaskOptions, task: &pb::TaskConfig) -> Result<Valu
     let hosts = BoundFile { source: "/names/hosts".into(), at: "/etc/hosts", writable: true };
     let spec = build(&Inputs {
         options,
-        operators: &PluginLimits::default(),
+        plugin_limits: &PluginLimits::default(),
         confinement: &confinement,
         sources: &sources,
         network: &network,
         files: &[hosts],
-        node: &Node::default(),
-        devices: &Found::default(),
+        host: &HostFacts::default(),
+        devices: &DeviceEdits::default(),
         is_sandboxed: false,
         task,
         image: &image(),

@@ -4,7 +4,7 @@ use nomad_proto::driver as pb;
 use oci_spec::OciSpecError;
 use oci_spec::runtime::{LinuxMemory, LinuxMemoryBuilder};
 
-use super::node::Node;
+use super::host_facts::HostFacts;
 use crate::config::{MemoryLimits, Swap};
 
 const MIB: i64 = 1024 * 1024;
@@ -28,7 +28,7 @@ fn bytes(mib: i64) -> i64 {
 pub(super) fn limits(
     asked: &MemoryLimits,
     allotted: pb::AllocatedMemoryResources,
-    node: &Node,
+    host: &HostFacts,
 ) -> Result<LinuxMemory, OciSpecError> {
     let MemoryLimits { swap, swappiness, reservation_bytes } = asked;
     let pb::AllocatedMemoryResources { memory_mb, memory_max_mb } = allotted;
@@ -36,7 +36,7 @@ pub(super) fn limits(
     if memory_mb != 0 || memory_max_mb != 0 {
         let limit = hard_limit(allotted).unwrap_or(UNLIMITED);
         limits = limits.limit(limit);
-        if node.swap_is_limited {
+        if host.can_limit_swap {
             limits = limits.swap(match swap {
                 None => limit,
                 Some(Swap::Unlimited) => UNLIMITED,
@@ -59,12 +59,12 @@ mod tests {
     use super::*;
 
     fn made(asked: &MemoryLimits, memory_mb: i64, memory_max_mb: i64) -> LinuxMemory {
-        let node = Node { swap_is_limited: true, ..Node::default() };
-        limits(asked, pb::AllocatedMemoryResources { memory_mb, memory_max_mb }, &node).unwrap()
+        let host = HostFacts { can_limit_swap: true, ..HostFacts::default() };
+        limits(asked, pb::AllocatedMemoryResources { memory_mb, memory_max_mb }, &host).unwrap()
     }
 
     #[test]
-    fn a_maximum_is_the_limit_and_memory_is_then_the_reservation() {
+    fn memory_max_is_the_limit_and_memory_the_reservation() {
         let memory = |memory_mb, memory_max_mb| {
             let limits = made(&MemoryLimits::default(), memory_mb, memory_max_mb);
             (limits.limit(), limits.reservation(), limits.swap())
@@ -78,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn the_jobs_word_on_swap_and_on_what_is_kept_counts() {
+    fn swap_and_reservation_options_override_the_defaults() {
         let asked = MemoryLimits {
             swap: Some(Swap::TotalBytes(300 * MIB)),
             swappiness: Some(10),

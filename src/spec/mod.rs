@@ -8,10 +8,10 @@ mod cpu;
 mod devices;
 #[cfg(test)]
 mod golden;
+mod host_facts;
 mod memory;
 mod mounts;
 mod namespaces;
-mod node;
 mod process;
 #[cfg(test)]
 mod properties;
@@ -27,13 +27,13 @@ use oci_spec::image::ImageConfiguration;
 use oci_spec::runtime::{LinuxBuilder, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder};
 
 use crate::config::{PluginLimits, Sharing, TaskOptions};
-use crate::devices::Found;
+use crate::devices::DeviceEdits;
 use crate::rootfs::Identity;
 use crate::security::Confinement;
 
-pub(crate) use mounts::{BoundFile, StagedSource, nomads_directories};
+pub(crate) use host_facts::{HostFacts, check};
+pub(crate) use mounts::{BoundFile, StagedSource, nomad_directories};
 pub(crate) use namespaces::{NetNamespace, with_private_pids};
-pub(crate) use node::{Node, check};
 pub(crate) use process::{INIT, exec_process, working_directory};
 pub(crate) use resources::oom_score_adj;
 
@@ -47,7 +47,7 @@ const SANDBOX: (&str, &str) = ("io.kubernetes.cri.container-type", "sandbox");
 pub(crate) struct Inputs<'a> {
     pub options: &'a TaskOptions,
     /// The operator's defaults and maximums of resource limits.
-    pub operators: &'a PluginLimits,
+    pub plugin_limits: &'a PluginLimits,
     pub confinement: &'a Confinement,
     pub task: &'a pb::TaskConfig,
     pub image: &'a ImageConfiguration,
@@ -61,8 +61,8 @@ pub(crate) struct Inputs<'a> {
     pub files: &'a [BoundFile],
     /// Cgroup of the task, relative to the root of the cgroup hierarchies.
     pub cgroup_path: PathBuf,
-    pub node: &'a Node,
-    pub devices: &'a Found,
+    pub host: &'a HostFacts,
+    pub devices: &'a DeviceEdits,
     /// `true` if the container runs in a gVisor sandbox.
     pub is_sandboxed: bool,
 }
@@ -79,12 +79,12 @@ pub(crate) enum SpecError {
     )]
     ImageDirectory(String),
     #[error("the option {option} can't be {value:?} here: {why}")]
-    NotHere { option: &'static str, value: String, why: String },
+    Unavailable { option: &'static str, value: String, why: String },
     #[error(
         "the mount of {host_path} at {task_path} can't have propagation_mode {mode:?}: use private, host-to-task or bidirectional"
     )]
     Propagation { host_path: String, task_path: String, mode: String },
-    #[error("{what} can't have {bytes} bytes: the kernel takes no more than {PATH_LIMIT_BYTES}")]
+    #[error("{what} can't have {bytes} bytes: the kernel takes no more than {MAX_PATH_BYTES}")]
     TooLong { what: &'static str, bytes: usize },
     #[error("the mount at {0} has no source")]
     NoSource(String),
@@ -95,7 +95,7 @@ pub(crate) enum SpecError {
 /// Maximum length of a path (PATH_MAX), and of the options of a mount, in bytes. A runtime repeats on its stderr what
 /// it can't run, mount or set. containerd's shim reads nothing from there before the runtime has exited: a text longer
 /// than a pipe would block both, and a start permit with them.
-const PATH_LIMIT_BYTES: usize = 4095;
+const MAX_PATH_BYTES: usize = 4095;
 
 /// Builds the specification.
 ///
@@ -108,7 +108,7 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
     let Confinement { capabilities: _, seccomp, apparmor_profile: _, devices, masked_paths } =
         inputs.confinement;
     let mut linux = LinuxBuilder::default()
-        .namespaces(namespaces::namespaces(asked, inputs.network, inputs.node.is_cgroup_v2)?)
+        .namespaces(namespaces::namespaces(asked, inputs.network, inputs.host.is_cgroup_v2)?)
         .sysctl(sysctl.collect::<HashMap<_, _>>())
         .cgroups_path(inputs.cgroup_path.clone())
         .resources(resources::limits(inputs)?)
@@ -178,9 +178,9 @@ fn length(path: &Path) -> usize {
 /// Checks a text's length.
 ///
 /// # Errors
-/// If it exceeds [`PATH_LIMIT_BYTES`].
+/// If it exceeds [`MAX_PATH_BYTES`].
 fn check_length(what: &'static str, bytes: usize) -> Result<(), SpecError> {
-    if bytes > PATH_LIMIT_BYTES { Err(SpecError::TooLong { what, bytes }) } else { Ok(()) }
+    if bytes > MAX_PATH_BYTES { Err(SpecError::TooLong { what, bytes }) } else { Ok(()) }
 }
 
 fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecError> {
@@ -201,8 +201,8 @@ fn process_of(inputs: &Inputs<'_>) -> Result<oci_spec::runtime::Process, SpecErr
         .env(process::environment(config.as_ref(), &inputs.task.env, &inputs.hostname, home, tty))
         .cwd(working_directory(&inputs.options.process, config.as_ref())?)
         .capabilities(security::capabilities(capabilities)?)
-        .rlimits(resources::rlimits(&inputs.options.limits, inputs.node)?)
-        .oom_score_adj(oom_score_adj(&inputs.options.limits, inputs.operators))
+        .rlimits(resources::rlimits(&inputs.options.limits, inputs.host)?)
+        .oom_score_adj(oom_score_adj(&inputs.options.limits, inputs.plugin_limits))
         .build()?;
     // Set only if requested, although `false` is the default: youki takes any value for true, and loads the seccomp
     // filter too late for a process without privileges.
@@ -242,7 +242,7 @@ mod tests {
         build(&Inputs {
             options,
             confinement,
-            operators: &PluginLimits::default(),
+            plugin_limits: &PluginLimits::default(),
             task,
             image: &ImageConfiguration::default(),
             identity: &identity(),
@@ -252,14 +252,14 @@ mod tests {
             network: &NetNamespace::Own,
             files: &[],
             cgroup_path: "/nomad/a.web".into(),
-            node: &Node::default(),
-            devices: &Found::default(),
+            host: &HostFacts::default(),
+            devices: &DeviceEdits::default(),
             is_sandboxed: false,
         })
     }
 
     #[test]
-    fn the_hosts_pids_are_shared_where_asked_and_hidden_from_the_shim() {
+    fn pid_mode_host_leaves_the_pid_namespace_out() {
         let pids = |spec: &Spec| {
             let namespaces = spec.linux().as_ref().unwrap().namespaces().as_ref().unwrap();
             namespaces.iter().filter(|namespace| namespace.typ() == LinuxNamespaceType::Pid).count()
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_is_set_where_it_is_not_the_hosts() {
+    fn a_hostname_needs_a_uts_namespace_of_the_tasks_own() {
         let (task, mut options) = (pb::TaskConfig::default(), options(Some("x")));
         assert_eq!(built(&task, &options).unwrap().hostname().as_deref(), Some("web-1"));
         options.namespaces.uts_mode = Sharing::Host;
@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn the_process_runs_as_asked_and_with_the_usual_oom_score() {
+    fn the_process_has_the_jobs_settings_and_a_default_oom_score() {
         let mut options = options(Some("x"));
         options.process.tty = true;
         options.namespaces.sysctl.insert("net.core.somaxconn".to_owned(), "7".to_owned());
@@ -306,7 +306,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_is_confined_unless_it_is_privileged() {
+    fn privileged_tasks_are_unconfined() {
         let is_open = |security: Security| {
             let spec = with_rights(security, &Confinement::default());
             let linux = spec.linux().as_ref().unwrap();
@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_settled_is_what_the_runtime_is_told() {
+    fn resolved_security_settings_are_in_the_specification() {
         let confinement = Confinement {
             capabilities: [Capability::Kill].into(),
             seccomp: Some(Arc::new(LinuxSeccomp::default())),
@@ -361,8 +361,8 @@ mod tests {
     }
 
     #[test]
-    fn what_a_runtime_may_repeat_is_no_longer_than_the_kernel_takes() {
-        let long = "x".repeat(PATH_LIMIT_BYTES + 1);
+    fn paths_are_no_longer_than_the_kernels_limit() {
+        let long = "x".repeat(MAX_PATH_BYTES + 1);
         let refused = |change: &dyn Fn(&mut TaskOptions)| {
             let mut options = options(Some("x"));
             change(&mut options);
@@ -395,7 +395,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_met_is_refused() {
+    fn unsupported_requests_are_refused() {
         let nothing = built(&pb::TaskConfig::default(), &options(None)).unwrap_err().to_string();
         assert!(nothing.contains("img") && nothing.contains("option command"), "{nothing}");
     }

@@ -56,7 +56,7 @@ pub(super) fn mounts(
         mounts.push(volume(mount, source.ok_or_else(|| SpecError::NoSource(mount.task_path.clone()))?)?);
     }
     for mount in list {
-        mounts.push(of_job(mount, sources)?);
+        mounts.push(job_mount(mount, sources)?);
     }
     mounts.sort_by_key(|mount| mount.destination().components().count());
     Ok(mounts)
@@ -116,7 +116,7 @@ fn kernel_mounts(
 }
 
 /// Returns the directories that Nomad makes for a task: target of the mount, and path in the allocation directory.
-pub(crate) fn nomads_directories(task: &str) -> [(&'static str, PathBuf); 4] {
+pub(crate) fn nomad_directories(task: &str) -> [(&'static str, PathBuf); 4] {
     let own = Path::new(task);
     [
         ("/alloc", "alloc".into()),
@@ -132,7 +132,7 @@ fn nomad_mounts(
     sources: &BTreeMap<String, StagedSource>,
     task: &pb::TaskConfig,
 ) -> Result<Vec<Mount>, SpecError> {
-    let directories = nomads_directories(&task.name).into_iter().map(|(at, _)| {
+    let directories = nomad_directories(&task.name).into_iter().map(|(at, _)| {
         let source = sources.get(at).ok_or_else(|| SpecError::NoSource(at.to_owned()))?;
         let access = if at == "/alloc/logs" { "ro" } else { "rw" };
         Ok(mount(at, "bind", &source.at.display().to_string(), &["rbind", "rprivate", access])?)
@@ -155,19 +155,19 @@ fn volume(asked: &pb::Mount, source: &StagedSource) -> Result<Mount, SpecError> 
     };
     let access = if asked.readonly { "ro" } else { "rw" };
     let options = ["rbind", propagation, access].map(str::to_owned).to_vec();
-    let options = with_kept(&options, &source.kept);
+    let options = with_restrictions(&options, &source.kept);
     let made = MountBuilder::default().destination(&asked.task_path).typ("bind").source(&source.at);
     Ok(made.options(options).build()?)
 }
 
-fn of_job(asked: &JobMount, sources: &BTreeMap<String, StagedSource>) -> Result<Mount, SpecError> {
+fn job_mount(asked: &JobMount, sources: &BTreeMap<String, StagedSource>) -> Result<Mount, SpecError> {
     let JobMount { option: _, target, source, options } = asked;
     let (kind, source, options) = match source {
         MountSource::Memory => ("tmpfs", Path::new("tmpfs"), options.clone()),
         MountSource::Host(_) | MountSource::Volume => {
             let StagedSource { at, kept } =
                 sources.get(target).ok_or_else(|| SpecError::NoSource(target.clone()))?;
-            ("bind", at.as_path(), with_kept(options, kept))
+            ("bind", at.as_path(), with_restrictions(options, kept))
         }
     };
     let made = MountBuilder::default().destination(target).typ(kind).source(source);
@@ -175,7 +175,7 @@ fn of_job(asked: &JobMount, sources: &BTreeMap<String, StagedSource>) -> Result<
 }
 
 /// Adds the restrictions of a source's mount on the host, since a runtime lifts those that are not in the options.
-fn with_kept(options: &[String], kept: &[&'static str]) -> Vec<String> {
+fn with_restrictions(options: &[String], kept: &[&'static str]) -> Vec<String> {
     // A flag's opposite lacks its prefix "no", except for "ro".
     let opposite = |flag: &&'static str| match *flag {
         "ro" => "rw",
@@ -200,7 +200,7 @@ pub(super) mod tests {
     /// Returns the staged sources of Nomad's directories.
     pub(in crate::spec) fn staged_by_nomad() -> BTreeMap<String, StagedSource> {
         let at = |target: &str| StagedSource { at: format!("/pins{target}").into(), kept: Vec::new() };
-        nomads_directories("web").into_iter().map(|(target, _)| (target.to_owned(), at(target))).collect()
+        nomad_directories("web").into_iter().map(|(target, _)| (target.to_owned(), at(target))).collect()
     }
 
     fn task() -> pb::TaskConfig {
@@ -250,7 +250,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_volume_is_mounted_as_nomad_asks() {
+    fn volumes_follow_nomads_access_and_propagation() {
         let asked = pb::Mount {
             task_path: "/data".to_owned(),
             host_path: "/srv/data".to_owned(),
@@ -268,9 +268,9 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_flag_of_the_hosts_mount_is_kept_whatever_is_asked_for() {
+    fn restrictions_of_the_hosts_mount_are_kept() {
         let options = |list: &str| list.split(',').map(str::to_owned).collect::<Vec<_>>();
-        let kept = |list: &str, kept: &[&'static str]| with_kept(&options(list), kept).join(",");
+        let kept = |list: &str, kept: &[&'static str]| with_restrictions(&options(list), kept).join(",");
         assert_eq!(kept("rbind,rw,rprivate", &[]), "rbind,rw,rprivate");
         assert_eq!(kept("rbind,rw,nosuid", &["ro", "nosuid"]), "rbind,nosuid,ro");
         assert_eq!(kept("rbind,ro,exec,suid,dev", &["nodev", "noexec"]), "rbind,ro,suid,nodev,noexec");
@@ -281,7 +281,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn shared_memory_is_the_hosts_where_the_ipc_namespace_is() {
+    fn ipc_mode_host_mounts_the_hosts_shm() {
         let shm = |ipc_mode| {
             let made = kernel_mounts(ipc_mode, 1, false).unwrap();
             made.into_iter().find(|mount| mount.destination() == Path::new("/dev/shm")).unwrap()
@@ -291,7 +291,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn the_tasks_directories_come_before_its_volumes_and_its_logs_are_read_only() {
+    fn nomad_directories_come_before_volumes() {
         let task = pb::TaskConfig { mounts: vec![nomads("/alloc/x", "")], ..task() };
         let made = made(&Mounts::default(), &task);
         let at = |path: &str| position(&made, path);
@@ -303,7 +303,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_mounted_below_another_mount_comes_after_it() {
+    fn nested_mounts_come_after_their_parents() {
         let task = pb::TaskConfig { mounts: vec![nomads("/data/a/b", "")], ..task() };
         let list = vec![jobs("/data/a", MountSource::Volume, &[]), jobs("/data", MountSource::Memory, &[])];
         let made = made(&asked(list), &task);
@@ -314,14 +314,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_mount_of_the_jobs_takes_the_place_of_a_usual_one() {
+    fn a_jobs_mount_replaces_the_default_one() {
         let made = made(&asked(vec![jobs("/dev/shm", MountSource::Memory, &["size=1"])]), &task());
         let shm = &made[position(&made, "/dev/shm")];
         assert_eq!(shm.options().clone().unwrap(), ["size=1"]);
     }
 
     #[test]
-    fn nothing_is_mounted_into_what_takes_the_place_of_dev() {
+    fn a_mount_over_dev_drops_the_mounts_below_it() {
         let host = MountSource::Host(crate::config::HostSource::default());
         let by_job = made(&asked(vec![jobs("/dev", host, &["rbind"])]), &task());
         let by_nomad =
@@ -334,7 +334,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn shared_memory_has_the_size_that_is_asked_for() {
+    fn shm_size_is_applied() {
         let size = |shm_size_bytes| {
             let made = made(&Mounts { list: Vec::new(), shm_size_bytes }, &task());
             made[position(&made, "/dev/shm")].options().clone().unwrap().last().cloned().unwrap()
@@ -344,7 +344,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_root_spreads_mounts_as_far_as_one_in_it_does() {
+    fn rootfs_propagation_follows_the_mounts() {
         let spread = |job: &str, nomad: &str| {
             let task = pb::TaskConfig { mounts: vec![nomads("/n", nomad)], ..task() };
             propagation(&asked(vec![jobs("/j", MountSource::Volume, &["rbind", job])]), &task)

@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_is_the_tasks_own_unless_asked() {
+    fn namespaces_are_private_by_default() {
         use LinuxNamespaceType::{Cgroup, Ipc, Mount, Network as Net, Pid, Uts};
         let own = Namespaces::default();
         assert_eq!(kinds(&own, &NetNamespace::Own, false), [Ipc, Mount, Net, Pid, Uts]);

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_jobs_command_takes_the_place_of_the_images_and_the_entrypoint_stays() {
+    fn a_jobs_command_replaces_the_images() {
         let image =
             ConfigBuilder::default().entrypoint(words("/entry -x")).cmd(words("serve")).build().unwrap();
         let run = |command, args| arguments(&asked(command, args), Some(&image)).join(" ");
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entrypoint_takes_the_place_of_the_images_and_of_its_command() {
+    fn a_jobs_entrypoint_replaces_the_images_with_its_command() {
         let image =
             ConfigBuilder::default().entrypoint(words("/entry -x")).cmd(words("serve")).build().unwrap();
         let run = |entrypoint: &str, command, args| {
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn an_init_comes_before_all_that_there_is() {
+    fn init_precedes_all_arguments() {
         let with_init = |command| config::Process { init: true, ..asked(command, "a") };
         assert_eq!(arguments(&with_init(Some("ls")), None), words("/sbin/docker-init -- ls a"));
         let nothing = config::Process { init: true, ..config::Process::default() };
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn the_jobs_working_directory_counts_before_the_images() {
+    fn cwd_overrides_the_images_working_directory() {
         let image = ConfigBuilder::default().working_dir("/image").build().unwrap();
         let job = config::Process { cwd: Some("/job".to_owned()), ..config::Process::default() };
         assert_eq!(working_directory(&job, Some(&image)).unwrap(), "/job");
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn an_images_working_directory_is_cleaned_and_not_in_proc() {
+    fn an_images_working_directory_is_normalized() {
         let of = |directory: &str| {
             let image = ConfigBuilder::default().working_dir(directory).build().unwrap();
             working_directory(&config::Process::default(), Some(&image))
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tasks_environment_wins_and_what_is_missing_is_added() {
+    fn task_variables_override_the_images() {
         let image = ConfigBuilder::default().env(words("PATH=/mine A=image B=image")).build().unwrap();
         let task = HashMap::from([("A".to_owned(), "task=1".to_owned()), ("C".to_owned(), String::new())]);
         let of = |tty| environment(Some(&image), &task, "web-1", "/root", tty);

@@ -34,7 +34,7 @@ fn check(spec: &Value) -> Result<(), TestCaseError> {
 
 proptest! {
     #[test]
-    fn a_specification_keeps_what_a_job_has_no_say_in(options in arbitrary::task()) {
+    fn random_options_keep_the_specifications_invariants(options in arbitrary::task()) {
         let bytes = rmp_serde::to_vec_named(&options).unwrap();
         let Ok(options) = TaskOptions::decode(&bytes) else { return Ok(()) };
         match built(&options, &task()) {
@@ -50,7 +50,7 @@ proptest! {
 
 /// Makes sure that enough random options are valid for the property test to mean something.
 #[test]
-fn many_of_the_options_at_random_make_a_specification() {
+fn most_random_options_make_a_specification() {
     let mut runner = TestRunner::deterministic();
     let made = |_: &u32| {
         let options = arbitrary::task().new_tree(&mut runner).unwrap().current();

@@ -7,7 +7,7 @@ use oci_spec::runtime::{
     PosixRlimit, PosixRlimitBuilder, PosixRlimitType::RlimitNofile,
 };
 
-use super::{Inputs, Node, cpu, memory};
+use super::{HostFacts, Inputs, cpu, memory};
 use crate::config::{Limits, PidsLimit, PluginLimits, Rlimit};
 
 /// Returns the limits of a container. Devices are denied, except for the few that the runtime allows every container; a
@@ -19,24 +19,24 @@ pub(super) fn limits(inputs: &Inputs<'_>) -> Result<LinuxResources, OciSpecError
     let mut limits = LinuxResourcesBuilder::default().devices(vec![devices]);
     if let Some(resources) = &inputs.task.resources {
         let allotted = resources.allocated_resources.as_ref().and_then(|allotted| allotted.memory);
-        limits = limits.memory(memory::limits(memory, allotted.unwrap_or_default(), inputs.node)?);
-        limits = limits.cpu(cpu::limits(cpu, resources, inputs.node)?);
+        limits = limits.memory(memory::limits(memory, allotted.unwrap_or_default(), inputs.host)?);
+        limits = limits.cpu(cpu::limits(cpu, resources, inputs.host)?);
     }
-    if let Some(pids) = pids_limit(*pids, inputs.operators)? {
+    if let Some(pids) = pids_limit(*pids, inputs.plugin_limits)? {
         limits = limits.pids(pids);
     }
     limits.build()
 }
 
-fn pids_limit(asked: PidsLimit, operators: &PluginLimits) -> Result<Option<LinuxPids>, OciSpecError> {
-    let limit = most_pids(asked, operators);
+fn pids_limit(asked: PidsLimit, plugin_limits: &PluginLimits) -> Result<Option<LinuxPids>, OciSpecError> {
+    let limit = max_pids(asked, plugin_limits);
     limit.map(|limit| LinuxPidsBuilder::default().limit(limit).build()).transpose()
 }
 
 /// Returns the maximum number of processes; `None` is no limit.
-pub(super) fn most_pids(asked: PidsLimit, operators: &PluginLimits) -> Option<i64> {
+pub(super) fn max_pids(asked: PidsLimit, plugin_limits: &PluginLimits) -> Option<i64> {
     match asked {
-        PidsLimit::Operators => operators.pids_limit,
+        PidsLimit::Operators => plugin_limits.pids_limit,
         PidsLimit::Unlimited => None,
         PidsLimit::Of(limit) => Some(limit),
     }
@@ -45,19 +45,19 @@ pub(super) fn most_pids(asked: PidsLimit, operators: &PluginLimits) -> Option<i6
 /// Returns the resource limits to set: the job's, and the agent's limit of open files if the plugin has changed its
 /// own. All others are inherited from the agent, which the operator sets. An explicit list also replaces the crate's
 /// default, 1024 open files.
-pub(super) fn rlimits(asked: &Limits, node: &Node) -> Result<Vec<PosixRlimit>, OciSpecError> {
+pub(super) fn rlimits(asked: &Limits, host: &HostFacts) -> Result<Vec<PosixRlimit>, OciSpecError> {
     let rlimit = |Rlimit { kind, soft, hard }: &Rlimit| {
         PosixRlimitBuilder::default().typ(*kind).soft(*soft).hard(*hard).build()
     };
-    let agents = node.agents_open_files.map(|(soft, hard)| Rlimit { kind: RlimitNofile, soft, hard });
+    let agents = host.agent_open_files.map(|(soft, hard)| Rlimit { kind: RlimitNofile, soft, hard });
     let agents = agents.filter(|agents| asked.rlimits.iter().all(|limit| limit.kind != agents.kind));
     asked.rlimits.iter().chain(&agents).map(rlimit).collect()
 }
 
 /// Returns the OOM score adjustment of a task: the job's, or else the operator's. It is always set, since the agent may
 /// run with -1000, which its children inherit.
-pub(crate) fn oom_score_adj(asked: &Limits, operators: &PluginLimits) -> i32 {
-    let score = asked.oom_score_adj.unwrap_or(operators.oom_score_adj);
+pub(crate) fn oom_score_adj(asked: &Limits, plugin_limits: &PluginLimits) -> i32 {
+    let score = asked.oom_score_adj.unwrap_or(plugin_limits.oom_score_adj);
     i32::try_from(score).unwrap_or_default()
 }
 
@@ -68,11 +68,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn open_files_are_the_jobs_or_the_agents() {
+    fn nofile_defaults_to_the_agents_limit() {
         let files = |asked: &[(PosixRlimitType, u64)], agents| {
             let rlimits = asked.iter().map(|(kind, soft)| Rlimit { kind: *kind, soft: *soft, hard: 9 });
             let asked = Limits { rlimits: rlimits.collect(), ..Limits::default() };
-            let limits = rlimits_of(&asked, &Node { agents_open_files: agents, ..Node::default() });
+            let limits = rlimits_of(&asked, &HostFacts { agent_open_files: agents, ..HostFacts::default() });
             limits.iter().map(|limit| (limit.typ(), limit.soft())).collect::<Vec<_>>()
         };
         let (core, nofile) = (PosixRlimitType::RlimitCore, RlimitNofile);
@@ -81,26 +81,26 @@ mod tests {
         assert_eq!(files(&[(nofile, 1)], Some((2, 9))), [(nofile, 1)]);
     }
 
-    fn rlimits_of(asked: &Limits, node: &Node) -> Vec<PosixRlimit> {
-        rlimits(asked, node).unwrap()
+    fn rlimits_of(asked: &Limits, host: &HostFacts) -> Vec<PosixRlimit> {
+        rlimits(asked, host).unwrap()
     }
 
     #[test]
-    fn the_operators_word_counts_where_the_job_has_none() {
-        let operators = PluginLimits { pids_limit: Some(100), oom_score_adj: 500 };
-        let pids = |asked| pids_limit(asked, &operators).unwrap().map(|pids| pids.limit());
+    fn plugin_limits_apply_where_the_job_sets_none() {
+        let plugin_limits = PluginLimits { pids_limit: Some(100), oom_score_adj: 500 };
+        let pids = |asked| pids_limit(asked, &plugin_limits).unwrap().map(|pids| pids.limit());
         assert_eq!(pids(PidsLimit::Operators), Some(100));
         assert_eq!(pids(PidsLimit::Of(7)), Some(7));
         assert_eq!(pids(PidsLimit::Unlimited), None);
-        assert_eq!(oom_score_adj(&Limits::default(), &operators), 500);
+        assert_eq!(oom_score_adj(&Limits::default(), &plugin_limits), 500);
         let asked = Limits { oom_score_adj: Some(0), ..Limits::default() };
-        assert_eq!(oom_score_adj(&asked, &operators), 0);
+        assert_eq!(oom_score_adj(&asked, &plugin_limits), 0);
     }
 
     #[test]
-    fn the_jobs_limits_of_processes_are_set() {
+    fn ulimits_are_applied() {
         let files = Rlimit { kind: RlimitNofile, soft: 5, hard: u64::MAX };
-        let made = rlimits_of(&Limits { rlimits: vec![files], ..Limits::default() }, &Node::default());
+        let made = rlimits_of(&Limits { rlimits: vec![files], ..Limits::default() }, &HostFacts::default());
         let made = serde_json::to_value(&made).unwrap();
         assert_eq!(made, serde_json::json!([{"type": "RLIMIT_NOFILE", "soft": 5, "hard": u64::MAX}]));
     }

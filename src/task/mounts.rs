@@ -122,7 +122,7 @@ impl OfNomad {
     /// Opens Nomad's directories and volumes. To be called right before they are mounted: Nomad could not unmount a
     /// directory of the allocation for as long as it is held open.
     fn open(&self) -> Result<Vec<Source>> {
-        let own = spec::nomads_directories(&self.task).into_iter().map(|(target, path)| {
+        let own = spec::nomad_directories(&self.task).into_iter().map(|(target, path)| {
             let place =
                 host_path::open_directory(&self.alloc_dir, &path).map_err(|error| self.replaced(&error))?;
             let target = target.to_owned();
@@ -145,7 +145,7 @@ impl OfNomad {
 /// Refuses a volume at the place of a directory that Nomad makes for every task: one would take the place of the other.
 fn check_destination(mount: &pb::Mount) -> Result<()> {
     let at = cleaned(&mount.task_path);
-    let is_nomads = spec::nomads_directories("").iter().any(|(directory, _)| at == Path::new(directory));
+    let is_nomads = spec::nomad_directories("").iter().any(|(directory, _)| at == Path::new(directory));
     if !is_nomads && at != Path::new("/") {
         return Ok(());
     }

@@ -8,27 +8,27 @@
 use crate::cgroup::{self, Cgroup};
 use crate::config::IdList;
 use crate::error::{Error, Result};
-use crate::spec::Node;
+use crate::spec::HostFacts;
 use crate::sys::open_files;
 
 const PROCESSORS: &str = "/sys/devices/system/cpu/online";
-const MOST_OPEN_FILES: &str = "/proc/sys/fs/nr_open";
+const MAX_OPEN_FILES: &str = "/proc/sys/fs/nr_open";
 
 /// # Errors
 /// When the lookup breaks off. Facts that the kernel does not tell are left out.
-pub(super) async fn look(cgroup: Cgroup) -> Result<Node> {
+pub(super) async fn look(cgroup: Cgroup) -> Result<HostFacts> {
     let looked = tokio::task::spawn_blocking(move || {
         let read = |path| std::fs::read_to_string(path).unwrap_or_default();
         let list = |text: String| text.trim().parse::<IdList>().unwrap_or_default();
-        Node {
+        HostFacts {
             is_cgroup_v2: cgroup::mode() == cgroup::Mode::V2,
-            swap_is_limited: cgroup.limits_swap(),
-            pids_are_limited: cgroup.limits_pids(),
+            can_limit_swap: cgroup.limits_swap(),
+            can_limit_pids: cgroup.limits_pids(),
             processors: list(read(PROCESSORS)),
             shared_processors: list(cgroup.shared_processors()),
             memory_nodes: list(cgroup.shared_memory_nodes()),
-            most_open_files: read(MOST_OPEN_FILES).trim().parse().ok(),
-            agents_open_files: open_files::agents().map(|agents| (agents.soft, agents.hard)),
+            max_open_files: read(MAX_OPEN_FILES).trim().parse().ok(),
+            agent_open_files: open_files::agents().map(|agents| (agents.soft, agents.hard)),
         }
     });
     looked.await.map_err(|error| Error::Failed(format!("look at the host's limits: {error}")))

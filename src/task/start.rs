@@ -323,7 +323,7 @@ impl Start<'_> {
         files.extend(init.clone().map(|source| BoundFile { source, at: spec::INIT, writable: false }));
         let inputs = spec::Inputs {
             options,
-            operators: &self.settings.config.limits,
+            plugin_limits: &self.settings.config.limits,
             confinement,
             task: self.config,
             image: &image.config,
@@ -334,7 +334,7 @@ impl Start<'_> {
             network: &joined.namespace,
             files: &files,
             cgroup_path: cgroup.path.clone(),
-            node,
+            host: node,
             devices,
             is_sandboxed: runtime.family == Family::Gvisor,
         };

@@ -17,7 +17,7 @@ use crate::config::{
     Archive, DevicePath, Dns, DnsOptions, Names as Asked, ResolvedPath, Sharing, TaskOptions,
 };
 use crate::containerd::{ArchiveSource, LOADED, Reference, Scratch};
-use crate::devices::{self, Found};
+use crate::devices::{self, DeviceEdits};
 use crate::error::{Error, Result};
 use crate::etc_files::{self, NameFile, Names, Resolver};
 use crate::init_program;
@@ -42,11 +42,11 @@ pub(super) struct Wanted {
     /// Path of the host's init program, if the task is to have one.
     pub(super) init: Option<PathBuf>,
     pub(super) cgroup: Cgroup,
-    pub(super) node: spec::Node,
+    pub(super) node: spec::HostFacts,
     /// Sources of the job's mounts, held open.
     pub(super) sources: Sources,
     pub(super) confinement: Confinement,
-    pub(super) devices: Found,
+    pub(super) devices: DeviceEdits,
     pub(super) runtime: Runtime,
 }
 
@@ -70,10 +70,8 @@ impl Wanted {
             timeline.step("wanted/network", WantedNetwork::of(settings, network, &options.network, config)),
             timeline.step("wanted/init", init(settings, &options)),
             timeline.step("wanted/node", node::look(cgroup.clone())),
-            timeline.step(
-                "wanted/rights",
-                security::settle(&options.security, &settings.config.security_policy)
-            ),
+            timeline
+                .step("wanted/rights", security::settle(&options.security, &settings.config.security_policy)),
             timeline.step("wanted/devices", devices::find(devices.0, devices.1, devices.2)),
             timeline.step("wanted/mounts", Sources::open(&options.mounts, &settings.config, config)),
         );

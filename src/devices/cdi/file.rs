@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
-use crate::devices::When;
+use crate::devices::HookPoint;
 
 /// The latest CDI version whose keys are all known, by its first two numbers.
 const KNOWN: (u64, u64) = (1, 1);
@@ -105,7 +105,7 @@ pub(super) struct Mount {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Hook {
-    pub hook_name: When,
+    pub hook_name: HookPoint,
     pub path: PathBuf,
     pub args: Option<Vec<String>>,
     pub env: Option<Vec<String>>,

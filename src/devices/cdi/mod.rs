@@ -10,7 +10,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::{CdiHook, CdiMount, DevicesError, Found, Kind, Node, host};
+use super::{CdiHook, CdiMount, DeviceEdits, DeviceKind, DeviceNode, DevicesError, host};
 use file::{Edits, File, NodeEdit};
 
 const DEFAULT_MODE: u32 = 0o666;
@@ -24,7 +24,11 @@ struct Read {
 
 /// Adds the edits of the named devices. The edits that a file has for all its devices are added once, before the first
 /// device.
-pub(super) fn add(found: &mut Found, names: &[&str], directories: &[PathBuf]) -> Result<(), DevicesError> {
+pub(super) fn add(
+    found: &mut DeviceEdits,
+    names: &[&str],
+    directories: &[PathBuf],
+) -> Result<(), DevicesError> {
     let (read, unreadable) = read(directories);
     let mut used = Vec::new();
     for name in names {
@@ -88,7 +92,7 @@ fn named(name: &str, read: &[Read]) -> Result<(usize, usize), String> {
     }
 }
 
-fn apply(found: &mut Found, edits: &Edits) -> Result<(), String> {
+fn apply(found: &mut DeviceEdits, edits: &Edits) -> Result<(), String> {
     if edits.intel_rdt.is_some() || edits.net_devices.is_some() {
         return Err("it needs intelRdt or netDevices, which are not supported".to_owned());
     }
@@ -127,23 +131,23 @@ fn apply(found: &mut Found, edits: &Edits) -> Result<(), String> {
 }
 
 /// Converts a node. Attributes that the file leaves out are those of the host's node.
-fn node(edit: &NodeEdit) -> Result<Node, String> {
+fn node(edit: &NodeEdit) -> Result<DeviceNode, String> {
     let NodeEdit { path, host_path, kind, major, minor, file_mode, permissions, uid, gid } = edit;
     let named = match kind.as_deref() {
         None | Some("") => None,
-        Some("b") => Some(Kind::Block),
-        Some("c" | "u") => Some(Kind::Character),
-        Some("p") => Some(Kind::Pipe),
+        Some("b") => Some(DeviceKind::Block),
+        Some("c" | "u") => Some(DeviceKind::Character),
+        Some("p") => Some(DeviceKind::Pipe),
         Some(other) => {
             return Err(format!("its node {} has the type {other:?}, not b, c, u or p", path.display()));
         }
     };
     let (kind, major, minor, mode) = match (named, *major) {
-        (Some(Kind::Pipe), _) => (Kind::Pipe, 0, 0, DEFAULT_MODE),
+        (Some(DeviceKind::Pipe), _) => (DeviceKind::Pipe, 0, 0, DEFAULT_MODE),
         (Some(kind), Some(major)) => (kind, major, minor.unwrap_or_default(), DEFAULT_MODE),
         _ => on_host(host_path.as_ref().unwrap_or(path), named)?,
     };
-    Ok(Node {
+    Ok(DeviceNode {
         path: path.clone(),
         kind,
         major,
@@ -159,7 +163,7 @@ fn node(edit: &NodeEdit) -> Result<Node, String> {
     })
 }
 
-fn on_host(path: &Path, named: Option<Kind>) -> Result<(Kind, i64, i64, u32), String> {
+fn on_host(path: &Path, named: Option<DeviceKind>) -> Result<(DeviceKind, i64, i64, u32), String> {
     let shown = path.display();
     let metadata =
         fs::metadata(path).map_err(|error| format!("its node {shown} is not on the host: {error}"))?;
@@ -174,7 +178,7 @@ fn on_host(path: &Path, named: Option<Kind>) -> Result<(Kind, i64, i64, u32), St
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::devices::When;
+    use crate::devices::HookPoint;
 
     const FULL: &str = r#"
 cdiVersion: "0.6.0"
@@ -211,7 +215,7 @@ devices:
         )
     }
 
-    fn found(files: &[(&str, &str)], names: &[&str]) -> Result<Found, String> {
+    fn found(files: &[(&str, &str)], names: &[&str]) -> Result<DeviceEdits, String> {
         let root = tempfile::tempdir().unwrap();
         let directories = ["etc", "run", "absent"].map(|name| root.path().join(name));
         for (name, text) in files {
@@ -219,23 +223,23 @@ devices:
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
-        let mut found = Found::default();
+        let mut found = DeviceEdits::default();
         add(&mut found, names, &directories).map_err(|error| error.to_string()).map(|()| found)
     }
 
     #[test]
-    fn all_that_a_device_brings_is_found_and_what_is_shared_comes_once() {
+    fn edits_of_several_devices_are_merged() {
         let found = found(&[("etc/a.yaml", FULL)], &["vendor.com/gpu=0", "vendor.com/gpu=1"]).unwrap();
         assert_eq!(found.env, ["ALL=1", "ONE=0"]);
         let [gpu, shared] = &found.nodes[..] else { panic!("{:?}", found.nodes) };
-        assert_eq!((gpu.kind, gpu.major, gpu.minor, gpu.mode), (Kind::Character, 1, 3, 0o600));
+        assert_eq!((gpu.kind, gpu.major, gpu.minor, gpu.mode), (DeviceKind::Character, 1, 3, 0o600));
         assert_eq!((gpu.uid, gpu.gid, gpu.permissions.as_str()), (Some(7), None, "rw"));
         assert_eq!((shared.major, shared.minor, shared.mode), (1, 5, 0o666));
         let mount = &found.mounts[0];
         assert_eq!((mount.source.as_str(), mount.destination.as_str()), ("/lib/x", "/opt/x"));
         assert_eq!(mount.kind, "bind");
         let hook = &found.hooks[0];
-        assert_eq!((hook.when, hook.timeout_s), (When::CreateContainer, Some(5)));
+        assert_eq!((hook.when, hook.timeout_s), (HookPoint::CreateContainer, Some(5)));
         assert_eq!(
             (&hook.args[..], &hook.env[..]),
             (&["hook".to_owned(), "a".to_owned()][..], &["H=1".to_owned()][..])
@@ -244,7 +248,7 @@ devices:
     }
 
     #[test]
-    fn a_mount_that_devices_share_comes_once() {
+    fn a_shared_mount_is_added_once() {
         let text = r#"{"cdiVersion": "0.6.0", "kind": "v/c", "devices": [
             {"name": "0", "containerEdits": {"mounts": [{"hostPath": "/a", "containerPath": "/opt/x/"},
                                                         {"hostPath": "/b", "containerPath": "/opt/y"}]}},
@@ -255,7 +259,7 @@ devices:
     }
 
     #[test]
-    fn what_a_later_version_adds_takes_away_only_the_devices_that_need_it() {
+    fn fields_of_later_versions_disable_only_their_devices() {
         let text = |version: &str| {
             format!(
                 r#"{{"cdiVersion": "{version}", "kind": "v/c", "described": true, "devices": [
@@ -272,7 +276,7 @@ devices:
     }
 
     #[test]
-    fn a_later_directory_counts_before_an_earlier_one_and_equals_are_refused() {
+    fn later_directories_take_precedence() {
         let (first, second) = (device("0.3.0", "/dev/null"), device("1.0.0", "/dev/zero"));
         let path = |files: &[(&str, &str)]| {
             found(files, &["vendor.com/gpu=0"]).map(|found| found.nodes[0].path.display().to_string())
@@ -284,7 +288,7 @@ devices:
     }
 
     #[test]
-    fn what_is_not_described_or_can_not_be_had_is_refused_by_name() {
+    fn unresolvable_cdi_devices_are_refused_by_name() {
         let refusal = |text: &str, name: &str| found(&[("etc/a.yaml", text)], &[name]).unwrap_err();
         let absent = refusal(FULL, "vendor.com/gpu=7");
         assert!(absent.contains("vendor.com/gpu=7") && absent.contains("/etc"), "{absent}");
