@@ -7,6 +7,7 @@ use std::fmt::Display;
 use std::path::Path;
 
 use crate::config::ConfigError;
+use crate::containerd::ReferenceError;
 use crate::devices::DevicesError;
 use crate::etc_files::NamesError;
 use crate::init_program::ReaperError;
@@ -92,11 +93,16 @@ impl From<containerd::Error> for Error {
     fn from(error: containerd::Error) -> Self {
         let text = error.to_string();
         match error {
-            containerd::Error::BadReference { .. } => Self::Invalid(text),
             // Not found: another client has just removed the image under the snapshot, or the lease.
             error if error.is_transient() || error.is_not_found() => Self::Transient(text),
             _ => Self::Failed(text),
         }
+    }
+}
+
+impl From<ReferenceError> for Error {
+    fn from(error: ReferenceError) -> Self {
+        Self::Invalid(error.to_string())
     }
 }
 

@@ -34,9 +34,6 @@ pub(crate) enum Error {
     /// The daemon failed at the call: a full disk, too many open files, an I/O error. A later try may succeed.
     #[error("{doing}: {reason}")]
     Troubled { doing: String, reason: String },
-    /// The job's image name is invalid.
-    #[error("{input:?} is not an image name: {why}")]
-    BadReference { input: String, why: &'static str },
     /// The registry's or the image's own failure.
     #[error("{doing}: {problem}")]
     Image { doing: String, problem: Problem },
@@ -232,7 +229,7 @@ impl Error {
             | Self::Troubled { .. } => true,
             Self::Image { problem, .. } => problem.is_transient(),
             Self::Refused { reason, .. } => tells_transient(reason),
-            Self::NotFound { .. } | Self::AlreadyExists { .. } | Self::BadReference { .. } => false,
+            Self::NotFound { .. } | Self::AlreadyExists { .. } => false,
         }
     }
 
@@ -270,7 +267,6 @@ impl Error {
             | Self::Refused { doing, .. }
             | Self::Troubled { doing, .. }
             | Self::Image { doing, .. } => *doing = format!("{larger}: {doing}"),
-            Self::BadReference { .. } => {}
         }
         self
     }

@@ -26,7 +26,7 @@ pub(crate) use error::Error;
 use error::{Problem, Retry};
 pub(crate) use images::{
     Access, ArchiveSource, Credentials, Image, ImageTerms, Keyring, LOADED, Policy, PullEvent, PullTerms,
-    Reference, Scratch, StoredImage, is_server,
+    Reference, ReferenceError, Scratch, StoredImage, is_server,
 };
 pub(crate) use records::Record;
 

@@ -51,7 +51,7 @@ pub(crate) use gate::PullTerms;
 pub(crate) use gc::Stored as StoredImage;
 pub(crate) use keyring::{Keyring, is_server};
 pub(crate) use load::{NAME_PREFIX as LOADED, Scratch, Source as ArchiveSource};
-pub(crate) use reference::Reference;
+pub(crate) use reference::{Reference, ReferenceError};
 pub(crate) use waits::Wait;
 
 use self::audience::Audience;
