@@ -65,7 +65,7 @@ impl Flights {
                     continue;
                 }
                 Ok(Err(Error::Image { problem: Problem::Deadline { waits, .. }, .. })) => waits,
-                Err(_) => flight.audience.waits().subjects(),
+                Err(_) => flight.audience.waits().texts(),
                 Ok(outcome) => return outcome,
             };
             return Err(Problem::Deadline { after: patience, waits }.during(format!("pull {}", errand.name)));

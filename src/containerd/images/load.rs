@@ -133,7 +133,7 @@ impl Containerd {
         let until = Instant::now() + timeout;
         let audience = Arc::new(Audience::until(until));
         let late = || {
-            let waits = audience.waits().subjects();
+            let waits = audience.waits().texts();
             Problem::Deadline { after: timeout, waits }.during("store and unpack")
         };
         let images = &self.shared.images;

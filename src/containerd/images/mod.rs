@@ -52,7 +52,6 @@ pub(crate) use gc::Stored as StoredImage;
 pub(crate) use keyring::{Keyring, is_server};
 pub(crate) use load::{NAME_PREFIX as LOADED, Scratch, Source as ArchiveSource};
 pub(crate) use reference::{Reference, ReferenceError};
-pub(crate) use waits::Wait;
 
 use self::audience::Audience;
 use self::flight::{Errand, Flights};

@@ -83,7 +83,7 @@ pub(super) async fn bounded<T>(
         outcome = work => outcome,
         // Each caller replaces this duration by its own.
         () = progress.audience().patience_ends() => {
-            let waits = progress.audience().waits().subjects();
+            let waits = progress.audience().waits().texts();
             Err(Problem::Deadline { after: progress.age(), waits }.during("download and unpack"))
         }
         () = progress.stands_still(after) => Err(Problem::StandsStill { after }.during("download")),

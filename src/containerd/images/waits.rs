@@ -100,7 +100,12 @@ impl Waits {
         self.current.is_empty().then_some(self.ended)
     }
 
-    /// Returns the subjects of all waits, each once, for an error's text.
+    /// Returns the subjects of all waits, each once, as an error's text has them.
+    pub(super) fn texts(&self) -> Vec<String> {
+        self.subjects().iter().map(Wait::to_string).collect()
+    }
+
+    /// Returns the subjects of all waits, each once.
     pub(super) fn subjects(&self) -> Vec<Wait> {
         let mut subjects: Vec<Wait> = Vec::new();
         for wait in self.current.iter().chain(&self.cut_off) {
@@ -161,7 +166,7 @@ impl Audience {
                     return Ok(ready);
                 }
                 () = &mut patience => {
-                    return Err(Problem::Deadline { after: self.age(), waits: vec![what.clone()] });
+                    return Err(Problem::Deadline { after: self.age(), waits: vec![what.to_string()] });
                 }
                 () = tokio::time::sleep_until(told_at.unwrap_or(begun)), if told_at.is_some() => {
                     told_at = None;
@@ -214,7 +219,10 @@ mod tests {
     async fn a_wait_ends_with_the_patience_of_those_who_wait() {
         let audience = Audience::until(Instant::now() + MOMENT);
         let error = audience.wait_for(Wait::SameBlob, std::future::pending::<()>()).await.unwrap_err();
-        assert!(matches!(&error, Problem::Deadline { waits, .. } if *waits == [Wait::SameBlob]), "{error}");
+        assert!(
+            matches!(&error, Problem::Deadline { waits, .. } if *waits == [Wait::SameBlob.to_string()]),
+            "{error}"
+        );
         assert_eq!(audience.waits().subjects(), [Wait::SameBlob]);
     }
 }
