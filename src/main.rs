@@ -14,6 +14,7 @@ mod etc_files;
 mod go_plugin;
 mod gvisor;
 mod hclog;
+mod image;
 mod init_program;
 mod logs;
 mod rootfs;

@@ -23,7 +23,6 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
 pub(crate) use error::Error;
-use error::{Problem, Retry};
 pub(crate) use images::{
     Access, ArchiveSource, Credentials, Image, ImageTerms, Keyring, LOADED, Policy, PullEvent, PullTerms,
     Reference, ReferenceError, Scratch, StoredImage, is_server,

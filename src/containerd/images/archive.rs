@@ -16,9 +16,9 @@ use flate2::read::MultiGzDecoder;
 use tar::EntryType;
 use tokio_util::sync::CancellationToken;
 
-use super::super::Problem;
 use super::gate::too_large;
 use super::load::Scratch;
+use crate::image::Problem;
 
 /// Maximum size of an archive after decompression.
 const DECOMPRESSED_LIMIT_BYTES: u64 = 64 << 30;

@@ -24,11 +24,12 @@ use tokio_util::task::TaskTracker;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-use super::super::{Containerd, Error, Labels, MESSAGE_LIMIT_BYTES, Problem, QUICK};
+use super::super::{Containerd, Error, Labels, MESSAGE_LIMIT_BYTES, QUICK};
 use super::audience::Audience;
 use super::lease::PullLease;
 use super::turns::Turn;
 use super::waits::Wait;
+use crate::image::Problem;
 
 /// Timeout of a commit, which flushes the whole blob to the disk.
 const COMMIT: Duration = Duration::from_secs(120);

@@ -1,9 +1,8 @@
 //! Digests of content: computed and checked.
 
+use crate::image::Problem;
 use oci_spec::image::{Descriptor, DigestAlgorithm};
 use sha2::{Digest, Sha256};
-
-use super::super::Problem;
 
 /// Checks the algorithm of a digest.
 ///

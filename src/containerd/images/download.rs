@@ -9,12 +9,13 @@ use std::time::Duration;
 use oci_spec::image::Descriptor;
 use tokio::time::Instant;
 
-use super::super::{Containerd, Error, Labels, Problem};
+use super::super::{Containerd, Error, Labels};
 use super::content::{Ingest, Role};
 use super::gate::{Answered, Gate, Place};
 use super::lease::PullLease;
 use super::progress::Progress;
 use super::registry::Registry;
+use crate::image::Problem;
 
 /// Bytes written at once: well below the daemon's limit for a message, and enough to make its answer to each cheap. A
 /// chunk from the network is smaller.

@@ -9,10 +9,11 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use tokio::time::Instant;
 
-use super::super::{Error, Problem};
+use super::super::Error;
 use super::audience::{Audience, Observer};
 use super::credentials::Credentials;
 use super::{Image, Policy};
+use crate::image::Problem;
 
 type Outcome = Result<Image, Error>;
 

@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::super::{Error, Problem};
+use super::super::Error;
 use super::audience::Audience;
 use super::waits::Wait;
+use crate::image::Problem;
 
 /// Maximum time that a permit is held until a registry's answer begins. A registry that asks to be left alone for a
 /// while, or hangs, holds up nobody for longer.

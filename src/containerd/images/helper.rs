@@ -15,8 +15,8 @@ use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
-use super::super::{Problem, Retry};
 use super::credentials::Credentials;
+use crate::image::{Problem, Retry};
 use crate::secret::Secret;
 use crate::sys::process_group::ProcessGroup;
 

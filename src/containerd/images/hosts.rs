@@ -21,7 +21,7 @@ use std::time::Duration;
 use reqwest::Url;
 use reqwest::header::HeaderMap;
 
-use super::super::Problem;
+use crate::image::Problem;
 use file::File;
 
 const FILE: &str = "hosts.toml";

@@ -10,9 +10,9 @@ use std::time::Duration;
 use reqwest::redirect::Policy;
 use reqwest::{Client, ClientBuilder, Response};
 
-use super::super::Problem;
 use super::hosts::{Settings, is_loopback};
 use super::tls;
+use crate::image::Problem;
 
 const CONNECT: Duration = Duration::from_secs(10);
 

@@ -17,9 +17,9 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 
-use super::super::{Problem, Retry};
 use super::credentials::Credentials;
 use super::helper;
+use crate::image::{Problem, Retry};
 use crate::secret::Secret;
 
 /// The credentials of one pull: the job's `auth`, else the operator's credential store.

@@ -19,7 +19,7 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout_at};
 
-use super::super::{Containerd, Error, Labels, Problem};
+use super::super::{Containerd, Error, Labels};
 use super::archive::{self, Archive, Extent, ReadTerms};
 use super::audience::Audience;
 use super::content::{Ingest, Role};
@@ -35,6 +35,7 @@ use super::saved::{self, Form};
 use super::unpack::Unpacking;
 use super::waits::Wait;
 use super::{Image, host, image_of};
+use crate::image::Problem;
 
 /// Bytes of a layer read and written at once, well below the daemon's limit for a message.
 const PART_BYTES: u64 = 1024 * 1024;

@@ -7,9 +7,9 @@
 use oci_spec::image::{Arch, Descriptor, ImageConfiguration, ImageIndex, ImageManifest, Os};
 use serde::Deserialize;
 
-use super::super::Problem;
 use super::digest::{check_algorithm, digest_of};
 use super::{go_json, platform};
+use crate::image::Problem;
 
 pub(super) const MANIFEST_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
 pub(super) const CONFIG_LIMIT_BYTES: u64 = 8 * 1024 * 1024;

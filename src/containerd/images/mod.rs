@@ -65,8 +65,9 @@ use self::present::{Known, Present};
 use self::progress::Progress;
 use self::turns::Turns;
 use self::unpack::Unpacking;
-use super::{Containerd, Error, Problem};
+use super::{Containerd, Error};
 use crate::cache::Cache;
+use crate::image::Problem;
 
 /// Label on the record of an image that this driver pulled; its value tells ours from another plugin's.
 const OWNER_LABEL: &str = "containerd-driver/brought-by";

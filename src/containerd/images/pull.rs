@@ -12,7 +12,7 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use oci_spec::image::{Descriptor, Digest, ImageManifest, MediaType};
 use tokio::sync::mpsc;
 
-use super::super::{Containerd, Error, Labels, Problem};
+use super::super::{Containerd, Error, Labels};
 use super::audience::{Audience, PullEvent};
 use super::digest::{self, check_blob, check_digest};
 use super::documents::Documents;
@@ -28,6 +28,7 @@ use super::registry::Registry;
 use super::remote::Origin;
 use super::unpack::Unpacking;
 use super::waits::Wait;
+use crate::image::Problem;
 
 struct Pull<'a> {
     containerd: &'a Containerd,

@@ -18,13 +18,13 @@ use std::time::Duration;
 use oci_spec::image::Descriptor;
 use tokio::sync::OnceCell;
 
-use super::super::Problem;
 use super::State;
 use super::audience::Audience;
 use super::hosts::Trust;
 use super::keyring::Purse;
 use super::reference::{Reference, checked_digest};
 use super::waits::Wait;
+use crate::image::Problem;
 use answer::Failure;
 pub(super) use answer::{Body, Fetched};
 use endpoint::Endpoint;

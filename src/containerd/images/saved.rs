@@ -8,13 +8,13 @@ use std::collections::HashMap;
 use oci_spec::image::{Arch, Descriptor, ImageIndex};
 use serde::Deserialize;
 
-use super::super::Problem;
 use super::archive::Archive;
 use super::digest::digest_of;
 use super::go_json;
 use super::manifest::{CONFIG_LIMIT_BYTES, MANIFEST_LIMIT_BYTES};
 use super::platform;
 use super::reference::Reference;
+use crate::image::Problem;
 
 /// Maximum number of images in an archive.
 const IMAGES_LIMIT: usize = 1000;

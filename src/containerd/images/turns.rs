@@ -6,9 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use tokio::sync::OwnedMutexGuard;
 
-use super::super::Problem;
 use super::audience::Audience;
 use super::waits::Wait;
+use crate::image::Problem;
 
 #[derive(Default)]
 /// The mutexes in use, by name.

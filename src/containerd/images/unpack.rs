@@ -15,11 +15,12 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use super::super::{Containerd, Error, Labels, Problem};
+use super::super::{Containerd, Error, Labels};
 use super::lease::{PullLease, unique};
 use super::manifest::{Layer, Layout};
 use super::remote::{self, Origin};
 use super::waits::Wait;
+use crate::image::Problem;
 
 /// Timeout of unpacking a layer, which the daemon decompresses and writes; the pull as a whole is bounded, too.
 const APPLY: Duration = Duration::from_secs(3600);

@@ -10,8 +10,8 @@ use std::time::Duration;
 use futures::FutureExt;
 use tokio::time::Instant;
 
-use super::super::Problem;
 use super::audience::{Audience, PullEvent};
+use crate::image::Problem;
 
 /// Duration of a wait after which it is reported. An agent keeps ten events of a task.
 const TOLD_AFTER: Duration = Duration::from_secs(5);

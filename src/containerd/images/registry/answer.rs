@@ -8,10 +8,10 @@ use reqwest::header::{CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Response, StatusCode, Url};
 use serde::Deserialize;
 
-use super::super::super::{Problem, Retry};
 use super::super::http;
 use super::super::keyring::Login;
 use super::super::manifest;
+use crate::image::{Problem, Retry};
 
 /// Maximum size of an error response that is read.
 const ERROR_LIMIT_BYTES: u64 = 16 * 1024;

@@ -10,7 +10,6 @@ use reqwest::header::{CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 
-use super::super::super::Problem;
 use super::super::challenge::{self, Challenge};
 use super::super::credentials::Credentials;
 use super::super::hosts::is_loopback;
@@ -19,6 +18,7 @@ use super::super::keyring::Login;
 use super::answer::{self, Failure, read};
 use super::endpoint::REDIRECTS;
 use super::line::Line;
+use crate::image::Problem;
 use crate::secret::Secret;
 
 const TOKEN_LIMIT_BYTES: u64 = 256 * 1024;

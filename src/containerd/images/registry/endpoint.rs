@@ -10,7 +10,6 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, Head
 use reqwest::{Method, Response, StatusCode, Url};
 use tokio::sync::OnceCell;
 
-use super::super::super::Problem;
 use super::super::digest::{check_digest, digest_of};
 use super::super::hosts::{Host, Trust};
 use super::super::http::{self, Http};
@@ -20,6 +19,7 @@ use super::super::reference::{Reference, checked_digest};
 use super::answer::{self, Body, Failure, Fetched, Part, explanation, may_pass, read, redirected};
 use super::authorization::Authorizing;
 use super::line::Line;
+use crate::image::Problem;
 
 /// Header with a manifest's digest.
 const DIGEST: &str = "docker-content-digest";

@@ -7,10 +7,10 @@ use reqwest::header::HeaderMap;
 use reqwest::{Client, Method, RequestBuilder, Url};
 use tokio::sync::OnceCell;
 
-use super::super::super::Problem;
 use super::super::hosts::{Host, Settings, TlsFiles, Trust, is_loopback};
 use super::super::http::{self, Http};
 use super::answer;
+use crate::image::Problem;
 
 pub(super) struct Line {
     http: Arc<Http>,
