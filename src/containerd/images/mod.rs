@@ -56,13 +56,12 @@ pub(crate) use reference::{Reference, ReferenceError};
 use self::audience::Audience;
 use self::flight::{Errand, Flights};
 use self::gate::Gate;
-use self::hosts::Hosts;
-use self::http::Http;
 use self::keyring::Purse;
 use self::lease::{Outcome, PullLease};
 use self::manifest::Layout;
 use self::present::{Known, Present};
 use self::progress::Progress;
+use self::registry::RegistryClient;
 use self::turns::Turns;
 use self::unpack::Unpacking;
 use super::{Containerd, Error};
@@ -121,8 +120,7 @@ pub(crate) struct ImageTerms {
 pub(super) struct State {
     flights: Flights,
     known: Known,
-    http: Arc<Http>,
-    hosts: Hosts,
+    registry: RegistryClient,
     keyring: Arc<Keyring>,
     turns: Turns,
     gate: Gate,
@@ -135,14 +133,14 @@ pub(super) struct State {
 impl State {
     pub(super) fn with(terms: ImageTerms) -> Self {
         let ImageTerms { keyring, hosts, pulls, owner } = terms;
+        let gate = Gate::new(pulls);
         Self {
             flights: Flights::default(),
             known: Known::default(),
-            http: Arc::default(),
-            hosts: Hosts::in_directory(hosts),
+            registry: RegistryClient::new(hosts, gate.idle()),
             keyring: Arc::new(keyring),
             turns: Turns::default(),
-            gate: Gate::new(pulls),
+            gate,
             left: lease::Left::default(),
             loaded: Cache::default(),
             owner,

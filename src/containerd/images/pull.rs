@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use containerd_client::types::Descriptor as Target;
+use futures::FutureExt;
 use futures::stream::{self, StreamExt, TryStreamExt};
 use oci_spec::image::{Descriptor, Digest, ImageManifest, MediaType};
 use tokio::sync::mpsc;
@@ -24,7 +25,7 @@ use super::lease::{Outcome, PullLease};
 use super::manifest::{self, Document, Layer, Layout, MANIFEST_LIMIT_BYTES};
 use super::progress::Progress;
 use super::reference::Reference;
-use super::registry::Registry;
+use super::registry::{Registry, WaitForHost};
 use super::remote::Origin;
 use super::unpack::Unpacking;
 use super::waits::Wait;
@@ -52,7 +53,7 @@ impl Containerd {
         audience: &Arc<Audience>,
     ) -> Result<Option<Arc<Layout>>, Error> {
         let gate = &self.shared.images.gate;
-        let registry = Registry::new(&self.shared.images, reference, purse, Arc::clone(audience));
+        let registry = Registry::new(&self.shared.images.registry, reference, purse, wait_for_host(audience));
         let progress = Progress::new(reference.to_string(), Arc::clone(audience));
         if let Some(current) = current
             && bounded(&progress, gate, is_current(&registry, reference, current)).await?
@@ -71,6 +72,16 @@ impl Containerd {
         }
         outcome.map(Some)
     }
+}
+
+/// Returns a wait for a registry's host that is marked and bounded as all waits of the pull are.
+fn wait_for_host(audience: &Arc<Audience>) -> WaitForHost {
+    let audience = Arc::clone(audience);
+    Box::new(move |host, wanted| {
+        let audience = Arc::clone(&audience);
+        let pause = tokio::time::sleep(wanted);
+        async move { audience.wait_for(Wait::RetryAfter { host, wanted }, pause).await }.boxed()
+    })
 }
 
 /// Awaits the work of a pull until nobody waits for it any more, or until it stalls.

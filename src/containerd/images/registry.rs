@@ -12,18 +12,18 @@ mod endpoint;
 mod line;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use oci_spec::image::Descriptor;
 use tokio::sync::OnceCell;
 
-use super::State;
-use super::audience::Audience;
-use super::hosts::Trust;
+use super::hosts::{Hosts, Trust};
+use super::http::Http;
 use super::keyring::Purse;
 use super::reference::{Reference, checked_digest};
-use super::waits::Wait;
 use crate::image::Problem;
 use answer::Failure;
 pub(super) use answer::{Body, Fetched};
@@ -41,25 +41,44 @@ const PULL: Trust = Trust { pull: true, resolve: false };
 /// Capabilities needed to resolve a tag.
 const RESOLVE: Trust = Trust { pull: true, resolve: true };
 
+/// What all pulls share: the HTTP clients, and the operator's configuration of hosts.
+pub(super) struct RegistryClient {
+    http: Arc<Http>,
+    hosts: Hosts,
+    /// Maximum time without a byte in the middle of an answer, and, where another host can be asked, before it.
+    idle: Duration,
+}
+
+impl RegistryClient {
+    /// Makes the client. Reads the files of a directory of `hosts.toml`, if there is one, with each pull.
+    pub(super) fn new(hosts: Option<PathBuf>, idle: Duration) -> Self {
+        Self { http: Arc::default(), hosts: Hosts::in_directory(hosts), idle }
+    }
+}
+
+/// Waits for a host, by its name, for as long as it asks in `Retry-After`.
+pub(super) type WaitForHost =
+    Box<dyn Fn(String, Duration) -> BoxFuture<'static, Result<(), Problem>> + Send + Sync>;
+
 /// A repository of a registry, for the duration of one pull.
 pub(super) struct Registry<'a> {
-    shared: &'a State,
+    client: &'a RegistryClient,
     reference: Reference,
     purse: Purse,
-    /// Observers of the pull, where its waits are marked.
-    audience: Arc<Audience>,
+    wait: WaitForHost,
     /// The registry's hosts, looked up with the first request.
     endpoints: OnceCell<Vec<Endpoint>>,
 }
 
 impl<'a> Registry<'a> {
+    /// Makes a repository's client. The caller bounds each wait for a host.
     pub(super) fn new(
-        shared: &'a State,
+        client: &'a RegistryClient,
         reference: &Reference,
         purse: Purse,
-        audience: Arc<Audience>,
+        wait: WaitForHost,
     ) -> Self {
-        Self { shared, reference: reference.clone(), purse, audience, endpoints: OnceCell::new() }
+        Self { client, reference: reference.clone(), purse, wait, endpoints: OnceCell::new() }
     }
 
     /// Resolves a tag or digest to a descriptor. Avoids fetching the content, where the registry can, since registries
@@ -132,7 +151,7 @@ impl<'a> Registry<'a> {
             let mut wait: Option<(Duration, String)> = None;
             for (place, endpoint) in in_order.iter().enumerate() {
                 let has_others = place + 1 < in_order.len();
-                match attempt(endpoint, has_others.then(|| self.shared.gate.idle())).await {
+                match attempt(endpoint, has_others.then_some(self.client.idle)).await {
                     Ok(answer) => return Ok(answer),
                     Err(Failure { problem, wants }) => {
                         endpoint.has_failed(&problem, endpoints.len() > 1);
@@ -143,10 +162,7 @@ impl<'a> Registry<'a> {
                 }
             }
             match wait.filter(|(wait, _)| *wait <= LONGEST_WAIT && waits < WAITS) {
-                Some((wanted, host)) => {
-                    let pause = tokio::time::sleep(wanted);
-                    self.audience.wait_for(Wait::RetryAfter { host, wanted }, pause).await?;
-                }
+                Some((wanted, host)) => (self.wait)(host, wanted).await?,
                 None => return Err(self.none_of(failures)),
             }
             waits += 1;
@@ -174,8 +190,9 @@ impl<'a> Registry<'a> {
     async fn endpoints(&self) -> Result<&[Endpoint], Problem> {
         let found = self.endpoints.get_or_try_init(|| async {
             let mut endpoints = Vec::new();
-            for host in self.shared.hosts.of(self.reference.host()).await? {
-                let (http, idle) = (Arc::clone(&self.shared.http), self.shared.gate.idle());
+            let RegistryClient { http, hosts, idle } = self.client;
+            for host in hosts.of(self.reference.host()).await? {
+                let (http, idle) = (Arc::clone(http), *idle);
                 endpoints.push(Endpoint::new(http, idle, host, &self.reference, &self.purse).await?);
             }
             Ok(endpoints)

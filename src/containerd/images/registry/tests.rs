@@ -1,10 +1,10 @@
 //! The registry client against a registry that gives the answers it is told to.
 
+use futures::FutureExt;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use super::super::ImageTerms;
 use super::super::credentials::Credentials;
 use super::super::digest::digest_of;
 use super::super::manifest::MANIFEST_LIMIT_BYTES;
@@ -35,16 +35,19 @@ fn answer(status: &str, headers: &str, body: &str) -> String {
     format!("HTTP/1.1 {status}\r\nConnection: close\r\n{headers}Content-Length: {length}\r\n\r\n{body}")
 }
 
-/// Returns the state that pulls share where nothing is configured.
-fn bare() -> State {
-    State::with(ImageTerms::default())
+/// Maximum time without a byte.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// Returns the client that pulls share where nothing is configured.
+fn bare() -> RegistryClient {
+    RegistryClient::new(None, IDLE)
 }
 
 /// Returns a repository of a registry, with a job's credentials for it.
-fn at<'a>(state: &'a State, reference: &Reference, own: Option<Credentials>) -> Registry<'a> {
+fn at<'a>(client: &'a RegistryClient, reference: &Reference, own: Option<Credentials>) -> Registry<'a> {
     let own = own.map(|own| (reference.host().to_owned(), own));
-    let audience = Audience::until(tokio::time::Instant::now() + Duration::from_secs(600));
-    Registry::new(state, reference, Purse { own, keyring: None }, Arc::new(audience))
+    let wait = Box::new(|_, wanted| tokio::time::sleep(wanted).map(Ok).boxed());
+    Registry::new(client, reference, Purse { own, keyring: None }, wait)
 }
 
 fn blob(content: &str) -> Descriptor {
@@ -61,8 +64,8 @@ async fn a_token_is_fetched_when_it_is_asked_for() {
         answer("200 OK", "Content-Type: text/x; charset=utf-8\r\n", "{}"),
     ])
     .await;
-    let state = bare();
-    let fetched = at(&state, &reference, None).manifest("c").await.unwrap();
+    let client = bare();
+    let fetched = at(&client, &reference, None).manifest("c").await.unwrap();
     assert_eq!((fetched.media_type.as_str(), fetched.bytes.as_slice()), ("text/x", &b"{}"[..]));
     let requests = serving.await.unwrap();
     assert!(
@@ -78,8 +81,8 @@ async fn what_passes_is_tried_again_and_what_does_not_is_told() {
     let unknown = r#"{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "no\nsuch"}]}"#;
     let answers = vec![answer("429 Too Many Requests", "", ""), answer("404 Not Found", "", unknown)];
     let (reference, _serving) = answering(answers).await;
-    let state = bare();
-    let problem = at(&state, &reference, None).manifest("c").await.err().unwrap();
+    let client = bare();
+    let problem = at(&client, &reference, None).manifest("c").await.err().unwrap();
     let reason = "404 Not Found: MANIFEST_UNKNOWN: no such".to_owned();
     assert_eq!(problem, Problem::NotInRegistry { reason });
 }
@@ -90,8 +93,8 @@ async fn a_blob_goes_on_where_it_stopped_whether_or_not_the_registry_can() {
     let rest = "Content-Range: bytes 4-9/10\r\n";
     for (status, range, sent) in [("206 Partial Content", rest, "456789"), ("200 OK", "", content)] {
         let (reference, serving) = answering(vec![answer(status, range, sent)]).await;
-        let state = bare();
-        let registry = at(&state, &reference, None);
+        let client = bare();
+        let registry = at(&client, &reference, None);
         let mut body = registry.blob(&blob(content), 4).await.unwrap();
         let mut rest = Vec::new();
         while body.append_to(&mut rest).await.unwrap() {}
@@ -111,8 +114,8 @@ async fn a_range_that_is_refused_or_another_one_is_asked_for_as_a_whole() {
     ] {
         let answers = vec![answer(status, range, sent), answer("200 OK", "", content)];
         let (reference, serving) = answering(answers).await;
-        let state = bare();
-        let registry = at(&state, &reference, None);
+        let client = bare();
+        let registry = at(&client, &reference, None);
         let mut body = registry.blob(&blob(content), 4).await.unwrap();
         let mut rest = Vec::new();
         while body.append_to(&mut rest).await.unwrap() {}
@@ -135,8 +138,8 @@ async fn a_token_server_may_redirect_and_no_password_goes_along() {
         answer("200 OK", "", "{}"),
     ])
     .await;
-    let state = bare();
-    at(&state, &reference, as_user("hunter2")).manifest("c").await.unwrap();
+    let client = bare();
+    at(&client, &reference, as_user("hunter2")).manifest("c").await.unwrap();
     let requests = serving.await.unwrap();
     assert!(requests[1].contains(ME_HUNTER2) && requests[2].contains(ME_HUNTER2), "{requests:?}");
     assert!(requests[2].starts_with("get /there?scope=x "), "{requests:?}");
@@ -154,8 +157,8 @@ async fn a_token_server_redirects_to_no_service_that_only_this_host_can_reach() 
         let away = format!("Location: {place}\r\n");
         let answers = vec![answer("401 Unauthorized", challenge, ""), answer("302 Found", &away, "")];
         let (reference, serving) = answering(answers).await;
-        let state = bare();
-        let problem = at(&state, &reference, None).manifest("c").await.err().unwrap();
+        let client = bare();
+        let problem = at(&client, &reference, None).manifest("c").await.err().unwrap();
         assert!(
             problem.to_string().contains("redirects") && problem.to_string().contains(named),
             "{problem}"
@@ -168,8 +171,8 @@ async fn a_token_server_redirects_to_no_service_that_only_this_host_can_reach() 
 async fn more_than_the_limit_is_not_read() {
     let announced = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", MANIFEST_LIMIT_BYTES + 1);
     let (reference, _serving) = answering(vec![announced]).await;
-    let state = bare();
-    let problem = at(&state, &reference, None).manifest("c").await.err().unwrap();
+    let client = bare();
+    let problem = at(&client, &reference, None).manifest("c").await.err().unwrap();
     assert!(matches!(problem, Problem::Unsupported { .. }), "{problem}");
 }
 
@@ -185,8 +188,8 @@ async fn a_password_is_told_once_it_is_asked_for() {
     let asks = answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n", "");
     let (reference, serving) =
         answering(vec![asks, answer("200 OK", "", "{}"), answer("200 OK", "", "{}")]).await;
-    let state = bare();
-    let registry = at(&state, &reference, as_user("hunter2"));
+    let client = bare();
+    let registry = at(&client, &reference, as_user("hunter2"));
     registry.manifest("c").await.unwrap();
     registry.manifest("d").await.unwrap();
     let told: Vec<_> = serving.await.unwrap().iter().map(|request| request.contains(ME_HUNTER2)).collect();
@@ -202,8 +205,8 @@ async fn a_token_is_asked_for_with_the_password_and_the_registry_gets_the_token_
         answer("200 OK", "", "{}"),
     ])
     .await;
-    let state = bare();
-    at(&state, &reference, as_user("hunter2")).manifest("c").await.unwrap();
+    let client = bare();
+    at(&client, &reference, as_user("hunter2")).manifest("c").await.unwrap();
     let requests = serving.await.unwrap();
     let told: Vec<_> = requests.iter().map(|request| request.contains(ME_HUNTER2)).collect();
     assert_eq!(told, [false, true, false]);
@@ -216,9 +219,9 @@ async fn a_password_that_is_not_taken_is_said_with_its_user_and_not_shown() {
     let words = r#"{"errors": [{"code": "UNAUTHORIZED", "message": "hunter2 is wrong"}]}"#;
     for (credentials, said) in [(as_user("hunter2"), "user \"me\""), (None, "without credentials")] {
         let (reference, _serving) = answering(vec![asks(words), asks(words)]).await;
-        let state = bare();
+        let client = bare();
         let has_some = credentials.is_some();
-        let problem = at(&state, &reference, credentials).manifest("c").await.err().unwrap();
+        let problem = at(&client, &reference, credentials).manifest("c").await.err().unwrap();
         let text = problem.to_string();
         assert!(text.contains(said) && text.contains("127.0.0.1:"), "{text}");
         assert!(!has_some || !text.contains("hunter2"), "{text}");
@@ -236,8 +239,8 @@ async fn a_registry_that_sends_elsewhere_for_a_blob_does_not_send_the_password_t
         answer("307 Temporary Redirect", &moved, ""),
     ])
     .await;
-    let state = bare();
-    let registry = at(&state, &reference, as_user("hunter2"));
+    let client = bare();
+    let registry = at(&client, &reference, as_user("hunter2"));
     assert_eq!(registry.small_blob(&blob("0123456789")).await.unwrap(), b"0123456789");
     assert!(serving.await.unwrap()[1].contains(ME_HUNTER2));
     let request = &storage.await.unwrap()[0];
@@ -262,8 +265,8 @@ async fn a_tag_is_resolved_without_its_content_where_the_registry_can() {
         (vec![of_another_kind, content()], &["head", "get"]),
     ] {
         let (reference, serving) = answering(answers).await;
-        let state = bare();
-        let resolved = at(&state, &reference, None).resolve("c").await.unwrap();
+        let client = bare();
+        let resolved = at(&client, &reference, None).resolve("c").await.unwrap();
         assert_eq!(resolved.digest().to_string(), digest);
         assert_eq!((resolved.media_type().to_string().as_str(), resolved.size()), ("text/x", 2));
         let requests = serving.await.unwrap();
@@ -278,8 +281,8 @@ async fn a_tag_that_is_not_there_is_said_in_the_registrys_words() {
     let unknown = r#"{"errors": [{"code": "MANIFEST_UNKNOWN"}]}"#;
     let answers = vec![answer("404 Not Found", "", ""), answer("404 Not Found", "", unknown)];
     let (reference, _serving) = answering(answers).await;
-    let state = bare();
-    let problem = at(&state, &reference, None).resolve("c").await.err().unwrap();
+    let client = bare();
+    let problem = at(&client, &reference, None).resolve("c").await.err().unwrap();
     assert_eq!(problem, Problem::NotInRegistry { reason: "404 Not Found: MANIFEST_UNKNOWN: ".to_owned() });
 }
 
@@ -287,8 +290,8 @@ async fn a_tag_that_is_not_there_is_said_in_the_registrys_words() {
 async fn a_registry_that_never_has_enough_is_not_asked_for_ever() {
     let asks = || answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n", "");
     let (reference, serving) = answering(vec![asks(), asks()]).await;
-    let state = bare();
-    assert!(!at(&state, &reference, as_user("hunter2")).manifest("c").await.err().unwrap().is_transient());
+    let client = bare();
+    assert!(!at(&client, &reference, as_user("hunter2")).manifest("c").await.err().unwrap().is_transient());
     assert_eq!(serving.await.unwrap().len(), 2);
 }
 
@@ -305,8 +308,8 @@ async fn a_token_that_has_run_out_is_had_anew() {
         answer("200 OK", "", "{}"),
     ])
     .await;
-    let state = bare();
-    let registry = at(&state, &reference, None);
+    let client = bare();
+    let registry = at(&client, &reference, None);
     registry.manifest("c").await.unwrap();
     registry.manifest("d").await.unwrap();
     let requests = serving.await.unwrap();
@@ -324,8 +327,8 @@ async fn an_identity_token_is_exchanged_and_goes_to_the_token_server_only() {
         answer("200 OK", "", "{}"),
     ])
     .await;
-    let state = bare();
-    at(&state, &reference, Some(identity.clone())).manifest("c").await.unwrap();
+    let client = bare();
+    at(&client, &reference, Some(identity.clone())).manifest("c").await.unwrap();
     let requests = serving.await.unwrap();
     assert!(requests[1].starts_with("post /token "), "{}", requests[1]);
     let form = "grant_type=refresh_token&service=s&client_id=containerd-driver\
@@ -336,7 +339,7 @@ async fn an_identity_token_is_exchanged_and_goes_to_the_token_server_only() {
     let refusal =
         answer("400 Bad Request", "", r#"{"error": "invalid_grant", "error_description": "i d&1 is void"}"#);
     let (reference, _serving) = answering(vec![asks(), refusal]).await;
-    let problem = at(&state, &reference, Some(identity)).manifest("c").await.err().unwrap();
+    let problem = at(&client, &reference, Some(identity)).manifest("c").await.err().unwrap();
     assert!(matches!(problem, Problem::Denied { .. }), "{problem}");
     let text = problem.to_string();
     assert!(text.contains("invalid_grant; *** is void") && text.contains("identity token"), "{text}");
@@ -347,11 +350,11 @@ async fn a_registry_is_waited_for_as_long_as_it_says_if_that_is_not_long() {
     let busy = |seconds: &str| answer("429 Too Many Requests", &format!("Retry-After: {seconds}\r\n"), "");
     let content = "0123456789";
     let (reference, serving) = answering(vec![busy("0"), answer("200 OK", "", content)]).await;
-    let state = bare();
-    at(&state, &reference, None).blob(&blob(content), 0).await.unwrap();
+    let client = bare();
+    at(&client, &reference, None).blob(&blob(content), 0).await.unwrap();
     assert_eq!(serving.await.unwrap().len(), 2);
     let (reference, serving) = answering(vec![busy("3600")]).await;
-    let problem = at(&state, &reference, None).blob(&blob(content), 0).await.err().unwrap();
+    let problem = at(&client, &reference, None).blob(&blob(content), 0).await.err().unwrap();
     assert!(problem.is_transient() && problem.to_string().contains("in 1h"), "{problem}");
     assert_eq!(serving.await.unwrap().len(), 1);
 }

@@ -6,7 +6,7 @@ type Asked = tokio::task::JoinHandle<Vec<String>>;
 
 /// A registry's name, and the hosts that its `hosts.toml` gives.
 struct Mirrored {
-    state: State,
+    client: RegistryClient,
     reference: Reference,
     mirror: String,
     directory: tempfile::TempDir,
@@ -27,7 +27,7 @@ impl Mirrored {
         std::fs::write(directory.path().join("registry.example/hosts.toml"), text).unwrap();
         let hosts = Some(directory.path().to_owned());
         let this = Self {
-            state: State::with(ImageTerms { hosts, ..ImageTerms::default() }),
+            client: RegistryClient::new(hosts, IDLE),
             reference: "registry.example/a/b:c".parse().unwrap(),
             mirror: mirror.host().to_owned(),
             directory,
@@ -36,7 +36,7 @@ impl Mirrored {
     }
 
     fn registry(&self) -> Registry<'_> {
-        at(&self.state, &self.reference, as_user("hunter2"))
+        at(&self.client, &self.reference, as_user("hunter2"))
     }
 }
 
