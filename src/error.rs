@@ -7,11 +7,11 @@ use std::fmt::Display;
 use std::path::Path;
 
 use crate::config::ConfigError;
-use crate::containerd::ReferenceError;
 use crate::devices::DevicesError;
 use crate::etc_files::NamesError;
+use crate::image::ReferenceError;
+use crate::image::user::RootfsError;
 use crate::init_program::ReaperError;
-use crate::rootfs::RootfsError;
 use crate::security::ConfinementError;
 use crate::spec::SpecError;
 use crate::sys::netns::NetnsError;

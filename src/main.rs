@@ -17,7 +17,6 @@ mod hclog;
 mod image;
 mod init_program;
 mod logs;
-mod rootfs;
 mod secret;
 mod security;
 mod shim;

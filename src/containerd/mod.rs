@@ -25,7 +25,7 @@ use tonic::{Request, Response, Status};
 pub(crate) use error::Error;
 pub(crate) use images::{
     Access, ArchiveSource, Credentials, Image, ImageTerms, Keyring, LOADED, Policy, PullEvent, PullTerms,
-    Reference, ReferenceError, Scratch, StoredImage, is_server,
+    StoredImage, is_server,
 };
 pub(crate) use records::Record;
 

@@ -153,6 +153,12 @@ fn told(failures: &[(String, Problem)]) -> String {
     failures.iter().map(|(host, problem)| format!("{host}: {problem}")).collect::<Vec<_>>().join("; ")
 }
 
+/// Returns the error of an image that is larger than an option of the plugin allows.
+pub(crate) fn too_large(what: &str, size_bytes: u64, limit_bytes: u64, option: &str) -> Problem {
+    let what = format!("{what} {size_bytes} bytes or more");
+    Problem::unsupported(format!("{what}, and the plugin's option {option} allows {limit_bytes}"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,15 @@
-//! What an image is, without a network and without a daemon.
+//! What an image is, without a network and without a daemon: names, digests, manifests, archives, and an image's own
+//! user and account files. Knows neither registries nor containerd.
 
+pub(crate) mod archive;
+pub(crate) mod archive_index;
+pub(crate) mod digest;
 mod error;
+pub(crate) mod go_json;
+pub(crate) mod manifest;
+pub(crate) mod platform;
+mod reference;
+pub(crate) mod user;
 
-pub(crate) use error::{Problem, Retry};
+pub(crate) use error::{Problem, Retry, too_large};
+pub(crate) use reference::{Reference, ReferenceError, checked_digest};

@@ -28,7 +28,7 @@ use oci_spec::runtime::{LinuxBuilder, ProcessBuilder, RootBuilder, Spec, SpecBui
 
 use crate::config::{PluginLimits, Sharing, TaskOptions};
 use crate::devices::DeviceEdits;
-use crate::rootfs::Identity;
+use crate::image::user::Identity;
 use crate::security::Confinement;
 
 pub(crate) use host_facts::{HostFacts, check};

@@ -50,8 +50,8 @@ use crate::cni::{Cni, DefaultNetwork};
 use crate::config::{Auth, Bridge, Inline, PluginConfig, Pulls};
 use crate::containerd::{Containerd, Credentials, ImageTerms, Keyring, PullTerms};
 use crate::error::{Error, Result};
+use crate::image::user;
 use crate::logs::{Target, WriterPool};
-use crate::rootfs;
 use crate::shim::{self, Connection, Family, LogPaths, Shim};
 use crate::sys::host_files;
 use crate::sys::procfs::ProcessId;
@@ -356,7 +356,7 @@ pub(crate) struct Tasks {
     image_uses: Arc<images::ImageUses>,
     /// Pool of threads that write log files, made for the first task whose output the driver collects.
     log_writers: OnceCell<WriterPool>,
-    accounts: rootfs::Known,
+    accounts: user::Known,
 }
 
 impl Tasks {
@@ -372,7 +372,7 @@ impl Tasks {
             sweeping: AtomicBool::new(false),
             image_uses: Arc::default(),
             log_writers: OnceCell::new(),
-            accounts: rootfs::Known::default(),
+            accounts: user::Known::default(),
         }
     }
 

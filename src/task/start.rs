@@ -36,7 +36,7 @@ use crate::cgroup::{self, Limit};
 use crate::config::Sharing;
 use crate::containerd::{Image, Record};
 use crate::error::{Error, Result};
-use crate::rootfs;
+use crate::image::user;
 use crate::shim::{self, BundleEventSocket, Connection, Family, HeldPipes, Shim};
 use crate::spec::{self, BoundFile, StagedSource};
 use first::First;
@@ -155,9 +155,9 @@ struct Start<'a> {
 /// The parts of the container that are from containerd and the image.
 struct Prepared {
     mounts: Vec<Mount>,
-    identity: rootfs::Identity,
-    /// Image in which the paths that the runtime opens are checked ([`rootfs::check`]).
-    ends: Arc<rootfs::Ends>,
+    identity: user::Identity,
+    /// Image in which the paths that the runtime opens are checked ([`user::check`]).
+    ends: Arc<user::Ends>,
     /// Places where the sources of mounts are staged, by target.
     staged: BTreeMap<String, StagedSource>,
 }
@@ -226,7 +226,7 @@ impl Start<'_> {
         // From here on the container's record keeps the image.
         drop(hold);
         let spec = self.specification(&image, &prepared, &joined, files)?;
-        rootfs::check(&prepared.ends, &spec).await?;
+        user::check(&prepared.ends, &spec).await?;
         let made = Made { spec, mounts: prepared.mounts, network: joined.told, connection, shim };
         let task = self.begin(made, output, held, &image).await?;
         *pipes = None;
@@ -278,11 +278,11 @@ impl Start<'_> {
         let user = user(self.config, image);
         let layers = format!("{} {}", containerd.snapshotter(), image.chain_id);
         let cwd = spec::working_directory(&options.process, image.config.config().as_ref())?;
-        let root = rootfs::Root { layers, mounts: mounts.clone(), at: bundle.rootfs(), cwd };
+        let root = user::Root { layers, mounts: mounts.clone(), at: bundle.rootfs(), cwd };
         let groups = options.process.group_add.clone();
         let (recorded, looked, staged) = tokio::join!(
             timeline.step("container/record", containerd.create_record(record)),
-            timeline.step("container/user", rootfs::look(&self.tasks.accounts, root, &user, &groups)),
+            timeline.step("container/user", user::look(&self.tasks.accounts, root, &user, &groups)),
             timeline.step("container/mounts", sources.stage(bundle)),
         );
         recorded?;

@@ -16,10 +16,12 @@ use crate::cni;
 use crate::config::{
     Archive, DevicePath, Dns, DnsOptions, Names as Asked, ResolvedPath, Sharing, TaskOptions,
 };
-use crate::containerd::{ArchiveSource, LOADED, Reference, Scratch};
+use crate::containerd::{ArchiveSource, LOADED};
 use crate::devices::{self, DeviceEdits};
 use crate::error::{Error, Result};
 use crate::etc_files::{self, NameFile, Names, Resolver};
+use crate::image::Reference;
+use crate::image::archive::Scratch;
 use crate::init_program;
 use crate::security::{self, Confinement};
 use crate::shim::Bundle;

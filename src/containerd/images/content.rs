@@ -64,7 +64,7 @@ impl Containerd {
         let mut bytes = Vec::new();
         while let Some(part) = self.within(&doing, QUICK, stream.message()).await? {
             bytes.extend_from_slice(&part.data);
-            super::manifest::check_size("it", bytes.len() as u64, limit_bytes)
+            crate::image::manifest::check_size("it", bytes.len() as u64, limit_bytes)
                 .map_err(|problem| problem.during(&doing))?;
         }
         Ok(bytes)

@@ -12,7 +12,7 @@ use prost_types::FieldMask;
 use super::super::{Containerd, Error, Labels, QUICK};
 use super::content::Role;
 use super::lease::PullLease;
-use super::manifest::Layout;
+use crate::image::manifest::Layout;
 
 /// The documents of an image for this platform.
 pub(super) struct Documents {

@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::super::Error;
 use super::audience::Audience;
 use super::waits::Wait;
-use crate::image::Problem;
+use crate::image::{Problem, too_large};
 
 /// Maximum time that a permit is held until a registry's answer begins. A registry that asks to be left alone for a
 /// while, or hangs, holds up nobody for longer.
@@ -138,11 +138,6 @@ fn within(what: &str, size_bytes: u64, limit_bytes: Option<u64>, option: &str) -
         }
         _ => Ok(()),
     }
-}
-
-pub(super) fn too_large(what: &str, size_bytes: u64, limit_bytes: u64, option: &str) -> Problem {
-    let what = format!("{what} {size_bytes} bytes or more");
-    Problem::unsupported(format!("{what}, and the plugin's option {option} allows {limit_bytes}"))
 }
 
 #[cfg(test)]

@@ -8,9 +8,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,22 +18,24 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout_at};
 
 use super::super::{Containerd, Error, Labels};
-use super::archive::{self, Archive, Extent, ReadTerms};
 use super::audience::Audience;
 use super::content::{Ingest, Role};
-use super::digest::{self, check_blob, check_digest};
 use super::documents::Documents;
-use super::go_json;
 use super::lease::{Outcome, PullLease};
-use super::manifest::{self, CONFIG_LIMIT_BYTES, Document, LAYERS_LIMIT, Layout, MANIFEST_LIMIT_BYTES};
 use super::present::Present;
 use super::pull::bare;
-use super::reference::Reference;
-use super::saved::{self, Form};
 use super::unpack::Unpacking;
 use super::waits::Wait;
 use super::{Image, host, image_of};
 use crate::image::Problem;
+use crate::image::Reference;
+use crate::image::archive::{self, Archive, Extent, ReadTerms, Scratch};
+use crate::image::archive_index::{self, Form};
+use crate::image::digest::{self, check_blob, check_digest};
+use crate::image::go_json;
+use crate::image::manifest::{
+    self, CONFIG_LIMIT_BYTES, Document, LAYERS_LIMIT, Layout, MANIFEST_LIMIT_BYTES,
+};
 
 /// Bytes of a layer read and written at once, well below the daemon's limit for a message.
 const PART_BYTES: u64 = 1024 * 1024;
@@ -75,20 +75,6 @@ impl FileKey {
             changed: [look.mtime(), look.mtime_nsec(), look.ctime(), look.ctime_nsec()],
             wanted: source.wanted.as_ref().map(ToString::to_string),
         })
-    }
-}
-
-/// A directory for unnamed files. It is held open, so that nothing takes its place.
-#[derive(Debug, Clone)]
-pub(crate) struct Scratch {
-    pub directory: Arc<OwnedFd>,
-    /// The directory's name in error messages.
-    pub shown: PathBuf,
-}
-
-impl Scratch {
-    pub(super) fn file(&self) -> std::io::Result<File> {
-        tempfile::tempfile_in(format!("/proc/self/fd/{}", self.directory.as_raw_fd()))
     }
 }
 
@@ -215,8 +201,8 @@ async fn find(source: Source, terms: ReadTerms) -> Result<Found, Error> {
     off_thread(move || {
         let Source { file, shown: _, scratch, wanted } = source;
         let archive = Archive::open(&file, &scratch, terms)?;
-        let images = saved::images(&archive, &host())?;
-        let chosen = saved::choose(&images, wanted.as_ref())?;
+        let images = archive_index::images(&archive, &host())?;
+        let chosen = archive_index::choose(&images, wanted.as_ref())?;
         let named =
             wanted.or_else(|| chosen.name()).map_or_else(|| "image".to_owned(), |name| name.without_digest());
         let (manifest_digest, documents, extents) = match &chosen.form {
@@ -237,7 +223,7 @@ type Parts = (String, Documents, Vec<Extent>);
 fn of_oci(archive: &Archive, target: &Descriptor) -> Result<Parts, Problem> {
     let read = |descriptor: &Descriptor, limit_bytes| {
         digest::check_algorithm(descriptor)?;
-        let bytes = archive.read(&saved::blob_path(descriptor), limit_bytes)?;
+        let bytes = archive.read(&archive_index::blob_path(descriptor), limit_bytes)?;
         check_blob(descriptor, &bytes)?;
         Ok::<_, Problem>(bytes)
     };
@@ -257,7 +243,7 @@ fn of_oci(archive: &Archive, target: &Descriptor) -> Result<Parts, Problem> {
     manifest::check_config(manifest.config())?;
     let config = read(manifest.config(), CONFIG_LIMIT_BYTES)?;
     let extents = manifest.layers().iter().map(|layer| {
-        let path = saved::blob_path(layer);
+        let path = archive_index::blob_path(layer);
         let extent = archive.find(&path).ok_or_else(|| archive::missing(&path))?;
         digest::check_same_size(layer, extent.size_bytes)?;
         Ok(extent)

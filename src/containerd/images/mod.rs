@@ -6,33 +6,26 @@
 //! snapshot still exist is asked each time. With the cache this takes two calls, without it five, or six for an index.
 //! Shared pulls are owned here: one for each name, whoever asks.
 
-mod archive;
 mod audience;
 mod challenge;
 mod content;
 mod credentials;
-mod digest;
 mod documents;
 mod download;
 mod flight;
 mod gate;
 mod gc;
-mod go_json;
 mod helper;
 mod hosts;
 mod http;
 mod keyring;
 mod lease;
 mod load;
-mod manifest;
-mod platform;
 mod present;
 mod progress;
 mod pull;
-mod reference;
 mod registry;
 mod remote;
-mod saved;
 mod timestamp;
 mod tls;
 mod turns;
@@ -50,15 +43,13 @@ pub(crate) use credentials::Credentials;
 pub(crate) use gate::PullTerms;
 pub(crate) use gc::Stored as StoredImage;
 pub(crate) use keyring::{Keyring, is_server};
-pub(crate) use load::{NAME_PREFIX as LOADED, Scratch, Source as ArchiveSource};
-pub(crate) use reference::{Reference, ReferenceError};
+pub(crate) use load::{NAME_PREFIX as LOADED, Source as ArchiveSource};
 
 use self::audience::Audience;
 use self::flight::{Errand, Flights};
 use self::gate::Gate;
 use self::keyring::Purse;
 use self::lease::{Outcome, PullLease};
-use self::manifest::Layout;
 use self::present::{Known, Present};
 use self::progress::Progress;
 use self::registry::RegistryClient;
@@ -66,7 +57,8 @@ use self::turns::Turns;
 use self::unpack::Unpacking;
 use super::{Containerd, Error};
 use crate::cache::Cache;
-use crate::image::Problem;
+use crate::image::manifest::Layout;
+use crate::image::{Problem, Reference};
 
 /// Label on the record of an image that this driver pulled; its value tells ours from another plugin's.
 const OWNER_LABEL: &str = "containerd-driver/brought-by";

@@ -9,9 +9,9 @@ use tonic::transport::Channel;
 
 use super::super::{Containerd, Error, Labels, MESSAGE_LIMIT_BYTES, QUICK};
 use super::host;
-use super::manifest::{self, CONFIG_LIMIT_BYTES, Document, Layout, MANIFEST_LIMIT_BYTES};
-use super::reference::Reference;
 use crate::cache::Cache;
+use crate::image::Reference;
+use crate::image::manifest::{self, CONFIG_LIMIT_BYTES, Document, Layout, MANIFEST_LIMIT_BYTES};
 
 /// An image as the daemon has it.
 pub(super) enum Present {
@@ -171,8 +171,8 @@ impl Containerd {
 mod tests {
     use serde_json::json;
 
-    use super::super::digest::digest_of;
     use super::*;
+    use crate::image::digest::digest_of;
 
     #[test]
     fn an_image_of_large_documents_is_not_kept() {

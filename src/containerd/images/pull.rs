@@ -15,21 +15,21 @@ use tokio::sync::mpsc;
 
 use super::super::{Containerd, Error, Labels};
 use super::audience::{Audience, PullEvent};
-use super::digest::{self, check_blob, check_digest};
 use super::documents::Documents;
 use super::download::Download;
 use super::gate::{Answered, Gate};
 use super::host;
 use super::keyring::Purse;
 use super::lease::{Outcome, PullLease};
-use super::manifest::{self, Document, Layer, Layout, MANIFEST_LIMIT_BYTES};
 use super::progress::Progress;
-use super::reference::Reference;
 use super::registry::{Registry, WaitForHost};
 use super::remote::Origin;
 use super::unpack::Unpacking;
 use super::waits::Wait;
 use crate::image::Problem;
+use crate::image::Reference;
+use crate::image::digest::{self, check_blob, check_digest};
+use crate::image::manifest::{self, Document, Layer, Layout, MANIFEST_LIMIT_BYTES};
 
 struct Pull<'a> {
     containerd: &'a Containerd,

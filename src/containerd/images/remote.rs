@@ -7,8 +7,8 @@
 //! `snapshots/snapshotter.go` (what a snapshot inherits of a layer's annotations).
 
 use super::super::Labels;
-use super::manifest::{Layer, Layout};
-use super::reference::Reference;
+use crate::image::Reference;
+use crate::image::manifest::{Layer, Layout};
 
 /// The daemon's limit for a label's key and value together.
 const LABEL_LIMIT_BYTES: usize = 4096;

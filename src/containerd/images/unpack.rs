@@ -17,10 +17,10 @@ use tokio_util::task::TaskTracker;
 
 use super::super::{Containerd, Error, Labels};
 use super::lease::{PullLease, unique};
-use super::manifest::{Layer, Layout};
 use super::remote::{self, Origin};
 use super::waits::Wait;
 use crate::image::Problem;
+use crate::image::manifest::{Layer, Layout};
 
 /// Timeout of unpacking a layer, which the daemon decompresses and writes; the pull as a whole is bounded, too.
 const APPLY: Duration = Duration::from_secs(3600);

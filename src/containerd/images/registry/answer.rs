@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::super::http;
 use super::super::keyring::Login;
-use super::super::manifest;
+use crate::image::manifest;
 use crate::image::{Problem, Retry};
 
 /// Maximum size of an error response that is read.

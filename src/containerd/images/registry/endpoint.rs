@@ -10,16 +10,16 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, Head
 use reqwest::{Method, Response, StatusCode, Url};
 use tokio::sync::OnceCell;
 
-use super::super::digest::{check_digest, digest_of};
 use super::super::hosts::{Host, Trust};
 use super::super::http::{self, Http};
 use super::super::keyring::{Login, Purse};
-use super::super::manifest::{self, MANIFEST_LIMIT_BYTES};
-use super::super::reference::{Reference, checked_digest};
 use super::answer::{self, Body, Failure, Fetched, Part, explanation, may_pass, read, redirected};
 use super::authorization::Authorizing;
 use super::line::Line;
 use crate::image::Problem;
+use crate::image::digest::{check_digest, digest_of};
+use crate::image::manifest::{self, MANIFEST_LIMIT_BYTES};
+use crate::image::{Reference, checked_digest};
 
 /// Header with a manifest's digest.
 const DIGEST: &str = "docker-content-digest";

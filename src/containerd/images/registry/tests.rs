@@ -6,9 +6,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::super::credentials::Credentials;
-use super::super::digest::digest_of;
-use super::super::manifest::MANIFEST_LIMIT_BYTES;
 use super::*;
+use crate::image::digest::digest_of;
+use crate::image::manifest::MANIFEST_LIMIT_BYTES;
 use crate::secret::Secret;
 
 /// Gives one answer to each connection, in order, and returns the requests.

@@ -9,7 +9,7 @@ use oci_spec::image::{Arch, Os, Platform};
 
 /// Returns the variants of an architecture that this host can run, the best first. A variant that every host can run
 /// comes before one that is faster on this host: other tools choose it, too.
-pub(super) fn variants(arch: &Arch) -> &'static [&'static str] {
+pub(crate) fn variants(arch: &Arch) -> &'static [&'static str] {
     static AMD64: OnceLock<Vec<&'static str>> = OnceLock::new();
     static ARM: OnceLock<Vec<&'static str>> = OnceLock::new();
     match arch {
@@ -25,7 +25,7 @@ pub(super) fn variants(arch: &Arch) -> &'static [&'static str] {
 }
 
 /// Returns the rank of a platform, the lower the better; `None` if it doesn't fit.
-pub(super) fn rank(platform: &Platform, host: &Arch, variants: &[&str]) -> Option<usize> {
+pub(crate) fn rank(platform: &Platform, host: &Arch, variants: &[&str]) -> Option<usize> {
     let (arch, implied) = normal(platform.architecture());
     if *platform.os() != Os::Linux || arch != *host {
         return None;
@@ -35,7 +35,7 @@ pub(super) fn rank(platform: &Platform, host: &Arch, variants: &[&str]) -> Optio
 }
 
 /// Returns an architecture by its name in the specifications, and the variant that another name for it implies.
-pub(super) fn normal(arch: &Arch) -> (Arch, &'static str) {
+pub(crate) fn normal(arch: &Arch) -> (Arch, &'static str) {
     match arch.to_string().to_ascii_lowercase().as_str() {
         "x86_64" | "x86-64" => (Arch::Amd64, ""),
         "aarch64" => (Arch::ARM64, ""),

@@ -1,6 +1,6 @@
 //! Digests of content: computed and checked.
 
-use crate::image::Problem;
+use super::error::Problem;
 use oci_spec::image::{Descriptor, DigestAlgorithm};
 use sha2::{Digest, Sha256};
 
@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 ///
 /// # Errors
 /// Unsupported unless it is sha256.
-pub(super) fn check_algorithm(descriptor: &Descriptor) -> Result<(), Problem> {
+pub(crate) fn check_algorithm(descriptor: &Descriptor) -> Result<(), Problem> {
     match descriptor.digest().algorithm() {
         DigestAlgorithm::Sha256 => Ok(()),
         _ => Err(Problem::unsupported(format!("the digest {} is not a sha256", descriptor.digest()))),
@@ -19,7 +19,7 @@ pub(super) fn check_algorithm(descriptor: &Descriptor) -> Result<(), Problem> {
 ///
 /// # Errors
 /// Corrupt if the blob doesn't have the size of its descriptor.
-pub(super) fn check_same_size(descriptor: &Descriptor, size_bytes: u64) -> Result<(), Problem> {
+pub(crate) fn check_same_size(descriptor: &Descriptor, size_bytes: u64) -> Result<(), Problem> {
     if descriptor.size() == size_bytes {
         return Ok(());
     }
@@ -27,23 +27,23 @@ pub(super) fn check_same_size(descriptor: &Descriptor, size_bytes: u64) -> Resul
     Err(Problem::corrupt(format!("{digest} has {size_bytes} bytes, {} are promised", descriptor.size())))
 }
 
-pub(super) fn check_blob(descriptor: &Descriptor, bytes: &[u8]) -> Result<(), Problem> {
+pub(crate) fn check_blob(descriptor: &Descriptor, bytes: &[u8]) -> Result<(), Problem> {
     check_same_size(descriptor, bytes.len() as u64)?;
     check_digest(descriptor.digest().as_ref(), &digest_of(bytes))
 }
 
-pub(super) fn check_digest(expected: &str, actual: &str) -> Result<(), Problem> {
+pub(crate) fn check_digest(expected: &str, actual: &str) -> Result<(), Problem> {
     if expected == actual {
         return Ok(());
     }
     Err(Problem::corrupt(format!("it is {actual}, not {expected}")))
 }
 
-pub(super) fn digest_of(bytes: &[u8]) -> String {
+pub(crate) fn digest_of(bytes: &[u8]) -> String {
     digest_text(&Sha256::digest(bytes))
 }
 
-pub(super) fn digest_text(hash: &[u8]) -> String {
+pub(crate) fn digest_text(hash: &[u8]) -> String {
     use std::fmt::Write;
     hash.iter().fold("sha256:".to_owned(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");

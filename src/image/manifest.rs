@@ -8,11 +8,11 @@ use oci_spec::image::{Arch, Descriptor, ImageConfiguration, ImageIndex, ImageMan
 use serde::Deserialize;
 
 use super::digest::{check_algorithm, digest_of};
+use super::error::Problem;
 use super::{go_json, platform};
-use crate::image::Problem;
 
-pub(super) const MANIFEST_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
-pub(super) const CONFIG_LIMIT_BYTES: u64 = 8 * 1024 * 1024;
+pub(crate) const MANIFEST_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
+pub(crate) const CONFIG_LIMIT_BYTES: u64 = 8 * 1024 * 1024;
 
 const INDEX_TYPES: [&str; 2] =
     ["application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json"];
@@ -30,19 +30,19 @@ const LAYER_TYPES: [&str; 6] = [
 ];
 
 /// Maximum number of an image's layers: the kernel's overlay has no more directories.
-pub(super) const LAYERS_LIMIT: usize = 500;
+pub(crate) const LAYERS_LIMIT: usize = 500;
 
-pub(super) fn too_many_layers(count: usize) -> Problem {
+pub(crate) fn too_many_layers(count: usize) -> Problem {
     Problem::unsupported(format!("an image of {count} layers, more than {LAYERS_LIMIT}"))
 }
 
 /// Returns the media types for the `Accept` header of a manifest request.
-pub(super) fn accepted_types() -> String {
+pub(crate) fn accepted_types() -> String {
     INDEX_TYPES.iter().chain(&MANIFEST_TYPES).copied().collect::<Vec<_>>().join(", ")
 }
 
 #[derive(Debug)]
-pub(super) enum Document {
+pub(crate) enum Document {
     Index(Box<ImageIndex>),
     Manifest(Box<ImageManifest>),
 }
@@ -62,7 +62,7 @@ struct Kind {
 /// # Errors
 /// Old and foreign kinds are unsupported. A document that could be read in two ways is corrupt: its digest would vouch
 /// for both.
-pub(super) fn parse(said_type: &str, bytes: &[u8]) -> Result<(String, Document), Problem> {
+pub(crate) fn parse(said_type: &str, bytes: &[u8]) -> Result<(String, Document), Problem> {
     let unreadable =
         |error: serde_json::Error| Problem::corrupt(format!("the manifest can't be read: {error}"));
     let value: serde_json::Value = go_json::read(bytes, go_json::MANIFEST).map_err(unreadable)?;
@@ -102,7 +102,7 @@ pub(super) fn parse(said_type: &str, bytes: &[u8]) -> Result<(String, Document),
 ///
 /// # Errors
 /// No manifest fits; lists the platforms that there are.
-pub(super) fn choose<'a>(index: &'a ImageIndex, host: &Arch) -> Result<(usize, &'a Descriptor), Problem> {
+pub(crate) fn choose<'a>(index: &'a ImageIndex, host: &Arch) -> Result<(usize, &'a Descriptor), Problem> {
     let entries = || index.manifests().iter().enumerate();
     let rank =
         |entry: &Descriptor| platform::rank(entry.platform().as_ref()?, host, platform::variants(host));
@@ -146,7 +146,7 @@ fn platforms(index: &ImageIndex) -> String {
 
 /// The facts needed to unpack an image and to start from it.
 #[derive(Debug)]
-pub(super) struct Layout {
+pub(crate) struct Layout {
     pub manifest_digest: String,
     pub config_digest: String,
     pub config: ImageConfiguration,
@@ -156,7 +156,7 @@ pub(super) struct Layout {
 /// A layer: its blob, the digest of its unpacked content (`diff_id`), and the snapshot of it and all below
 /// (`chain_id`).
 #[derive(Debug, Clone)]
-pub(super) struct Layer {
+pub(crate) struct Layer {
     pub blob: Descriptor,
     pub diff_id: String,
     pub parent_chain_id: String,
@@ -169,7 +169,7 @@ impl Layout {
     /// # Errors
     /// Unsupported if the image is for another platform or its layers are of a kind that the daemon can't unpack;
     /// corrupt if configuration and manifest contradict each other.
-    pub(super) fn new(
+    pub(crate) fn new(
         manifest_digest: &str,
         manifest: &ImageManifest,
         config: &[u8],
@@ -211,18 +211,18 @@ impl Layout {
     }
 
     /// Returns the total size of the layers in the registry.
-    pub(super) fn size_bytes(&self) -> u64 {
+    pub(crate) fn size_bytes(&self) -> u64 {
         self.layers.iter().map(|layer| layer.blob.size()).fold(0, u64::saturating_add)
     }
 
     /// Returns the size of the cached part of the documents, as JSON.
-    pub(super) fn document_bytes(&self) -> usize {
+    pub(crate) fn document_bytes(&self) -> usize {
         let blobs: Vec<_> = self.layers.iter().map(|layer| &layer.blob).collect();
         serde_json::to_vec(&(&self.config, blobs)).map_or(usize::MAX, |text| text.len())
     }
 
     /// Returns the chain id of the whole image; empty for an image without layers.
-    pub(super) fn chain_id(&self) -> &str {
+    pub(crate) fn chain_id(&self) -> &str {
         self.layers.last().map_or("", |layer| &layer.chain_id)
     }
 }
@@ -231,7 +231,7 @@ impl Layout {
 ///
 /// # Errors
 /// Unsupported if it isn't a container's configuration, is too large, or has a digest of another algorithm.
-pub(super) fn check_config(descriptor: &Descriptor) -> Result<(), Problem> {
+pub(crate) fn check_config(descriptor: &Descriptor) -> Result<(), Problem> {
     let media_type = descriptor.media_type().to_string();
     if !CONFIG_TYPES.contains(&media_type.as_str()) {
         return Err(Problem::unsupported(format!(
@@ -246,7 +246,7 @@ pub(super) fn check_config(descriptor: &Descriptor) -> Result<(), Problem> {
 ///
 /// # Errors
 /// Unsupported above the limit.
-pub(super) fn check_size(what: &str, size_bytes: u64, limit_bytes: u64) -> Result<(), Problem> {
+pub(crate) fn check_size(what: &str, size_bytes: u64, limit_bytes: u64) -> Result<(), Problem> {
     if size_bytes <= limit_bytes {
         return Ok(());
     }

@@ -9,16 +9,17 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, BufReader, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use flate2::read::MultiGzDecoder;
 use tar::EntryType;
 use tokio_util::sync::CancellationToken;
 
-use super::gate::too_large;
-use super::load::Scratch;
-use crate::image::Problem;
+use super::error::Problem;
+use super::error::too_large;
 
 /// Maximum size of an archive after decompression.
 const DECOMPRESSED_LIMIT_BYTES: u64 = 64 << 30;
@@ -38,9 +39,23 @@ const BESIDE_LAYERS_BYTES: u64 = 64 * 1024 * 1024;
 /// Bytes decompressed between two checks for cancellation.
 const CHUNK_BYTES: usize = 256 * 1024;
 
+/// A directory for unnamed files. It is held open, so that nothing takes its place.
+#[derive(Debug, Clone)]
+pub(crate) struct Scratch {
+    pub directory: Arc<OwnedFd>,
+    /// The directory's name in error messages.
+    pub shown: PathBuf,
+}
+
+impl Scratch {
+    pub(crate) fn file(&self) -> io::Result<File> {
+        tempfile::tempfile_in(format!("/proc/self/fd/{}", self.directory.as_raw_fd()))
+    }
+}
+
 /// Limits on reading an archive: its size, and cancellation.
 #[derive(Debug, Clone, Default)]
-pub(super) struct ReadTerms {
+pub(crate) struct ReadTerms {
     /// The operator's limit, in bytes, for the layers of an image, and the plugin option that sets it.
     pub image_limit: Option<(u64, &'static str)>,
     /// Cancelled once nobody waits for the image any more.
@@ -52,7 +67,7 @@ impl ReadTerms {
     ///
     /// # Errors
     /// Reading was cancelled.
-    pub(super) fn go_on(&self) -> Result<(), Problem> {
+    pub(crate) fn go_on(&self) -> Result<(), Problem> {
         if self.stop.is_cancelled() {
             return Err(Problem::Archive { reason: "reading it was called off".to_owned() });
         }
@@ -63,7 +78,7 @@ impl ReadTerms {
     ///
     /// # Errors
     /// Unsupported if layers of that size are over the operator's limit.
-    pub(super) fn check_image_size(&self, size_bytes: u64) -> Result<(), Problem> {
+    pub(crate) fn check_image_size(&self, size_bytes: u64) -> Result<(), Problem> {
         self.check(size_bytes, 0, "its layers have")
     }
 
@@ -78,7 +93,7 @@ impl ReadTerms {
 }
 
 #[derive(Debug)]
-pub(super) struct Archive {
+pub(crate) struct Archive {
     file: Arc<File>,
     terms: ReadTerms,
     entries: HashMap<String, Entry>,
@@ -86,7 +101,7 @@ pub(super) struct Archive {
 
 /// Position and size of a file's bytes in the archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Extent {
+pub(crate) struct Extent {
     pub at: u64,
     pub size_bytes: u64,
 }
@@ -103,7 +118,7 @@ impl Archive {
     ///
     /// # Errors
     /// Corrupt if the file is no such archive, unsupported if it is compressed in another way or larger than it may be.
-    pub(super) fn open(file: &Arc<File>, scratch: &Scratch, terms: ReadTerms) -> Result<Self, Problem> {
+    pub(crate) fn open(file: &Arc<File>, scratch: &Scratch, terms: ReadTerms) -> Result<Self, Problem> {
         let file = match compression(file).map_err(unreadable)? {
             None => Arc::clone(file),
             Some("gzip") => Arc::new(decompressed(file, scratch, &terms)?),
@@ -117,12 +132,12 @@ impl Archive {
         Ok(Self { file, terms, entries })
     }
 
-    pub(super) fn terms(&self) -> &ReadTerms {
+    pub(crate) fn terms(&self) -> &ReadTerms {
         &self.terms
     }
 
     /// Finds the file of a path, through links.
-    pub(super) fn find(&self, path: &str) -> Option<Extent> {
+    pub(crate) fn find(&self, path: &str) -> Option<Extent> {
         let mut path = normal("", path)?;
         for _ in 0..LINKS_LIMIT {
             match self.entries.get(&path)? {
@@ -137,7 +152,7 @@ impl Archive {
     ///
     /// # Errors
     /// Corrupt if the file is missing, unsupported if it is larger than the limit.
-    pub(super) fn read(&self, path: &str, limit_bytes: u64) -> Result<Vec<u8>, Problem> {
+    pub(crate) fn read(&self, path: &str, limit_bytes: u64) -> Result<Vec<u8>, Problem> {
         let extent = self.find(path).ok_or_else(|| missing(path))?;
         super::manifest::check_size(path, extent.size_bytes, limit_bytes)?;
         self.part(extent)
@@ -147,7 +162,7 @@ impl Archive {
     ///
     /// # Errors
     /// The archive can't be read or has become shorter, or nobody waits for the image any more.
-    pub(super) fn part(&self, extent: Extent) -> Result<Vec<u8>, Problem> {
+    pub(crate) fn part(&self, extent: Extent) -> Result<Vec<u8>, Problem> {
         self.terms.go_on()?;
         let length = usize::try_from(extent.size_bytes).map_err(|_| missing("a part of it"))?;
         let mut bytes = vec![0; length];
@@ -156,18 +171,18 @@ impl Archive {
     }
 
     /// Detects how a file in the archive is compressed.
-    pub(super) fn compression(&self, extent: Extent) -> Result<Option<&'static str>, Problem> {
+    pub(crate) fn compression(&self, extent: Extent) -> Result<Option<&'static str>, Problem> {
         let beginning = Extent { size_bytes: extent.size_bytes.min(6), ..extent };
         Ok(magic(&self.part(beginning)?))
     }
 }
 
-pub(super) fn missing(path: &str) -> Problem {
+pub(crate) fn missing(path: &str) -> Problem {
     Problem::corrupt(format!("the archive names {path:?}, and it is not in it"))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it stands in map_err, which passes by value")]
-pub(super) fn unreadable(error: io::Error) -> Problem {
+pub(crate) fn unreadable(error: io::Error) -> Problem {
     blame(&error, "the archive can't be read", || "it can't be read".to_owned())
 }
 
@@ -315,7 +330,7 @@ fn normal(from: &str, path: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use std::io::Write;
 
     use super::*;
@@ -326,7 +341,7 @@ pub(super) mod tests {
     }
 
     /// Builds an archive of these files and links.
-    pub(in crate::containerd::images) fn archive(files: &[(&str, &[u8])], links: &[(&str, &str)]) -> Vec<u8> {
+    pub(crate) fn archive(files: &[(&str, &[u8])], links: &[(&str, &str)]) -> Vec<u8> {
         let mut tar = tar::Builder::new(Vec::new());
         for (path, bytes) in files {
             let mut header = tar::Header::new_gnu();
@@ -343,7 +358,7 @@ pub(super) mod tests {
         tar.into_inner().unwrap()
     }
 
-    pub(in crate::containerd::images) fn opened(bytes: &[u8]) -> Result<Archive, Problem> {
+    pub(crate) fn opened(bytes: &[u8]) -> Result<Archive, Problem> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
         Archive::open(&Arc::new(file), &scratch(), ReadTerms::default())

@@ -119,7 +119,7 @@ struct PasswdEntry<'a> {
 pub(super) mod tests {
     use super::*;
 
-    pub(in crate::rootfs) fn accounts() -> Accounts {
+    pub(in crate::image::user) fn accounts() -> Accounts {
         Accounts {
             passwd:
                 "root:x:0:0:root:/root:/bin/sh\nbroken\napp:x:1000:1000::/home/app:/bin/sh\nbare:x:7:8::\n"

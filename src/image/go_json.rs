@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 
 /// The structure that a value is read by.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Shape {
+pub(crate) enum Shape {
     /// Any value, or a map whose keys are data.
     Any,
     List(&'static Shape),
@@ -34,7 +34,7 @@ const DESCRIPTOR: Shape = Fields(&[
 ]);
 
 /// An index or a manifest; their fields tell which.
-pub(super) const MANIFEST: Shape = Fields(&[
+pub(crate) const MANIFEST: Shape = Fields(&[
     ("schemaVersion", Any),
     ("mediaType", Any),
     ("config", DESCRIPTOR),
@@ -43,7 +43,7 @@ pub(super) const MANIFEST: Shape = Fields(&[
 ]);
 
 /// The configuration of an image.
-pub(super) const CONFIG: Shape = Fields(&[
+pub(crate) const CONFIG: Shape = Fields(&[
     ("architecture", Any),
     ("os", Any),
     (
@@ -61,7 +61,7 @@ pub(super) const CONFIG: Shape = Fields(&[
 ]);
 
 /// The `manifest.json` of docker's archives.
-pub(super) const ARCHIVE: Shape = List(&Fields(&[("Config", Any), ("RepoTags", Any), ("Layers", Any)]));
+pub(crate) const ARCHIVE: Shape = List(&Fields(&[("Config", Any), ("RepoTags", Any), ("Layers", Any)]));
 
 /// Maximum number of values in a document. A value of two letters takes a hundred times as much memory once it is read.
 const VALUES_LIMIT: usize = 100_000;
@@ -85,7 +85,7 @@ fn values(bytes: &[u8]) -> usize {
 ///
 /// # Errors
 /// The fault in the document, and its position.
-pub(super) fn read<T: DeserializeOwned>(bytes: &[u8], shape: Shape) -> Result<T, serde_json::Error> {
+pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8], shape: Shape) -> Result<T, serde_json::Error> {
     if values(bytes) > VALUES_LIMIT {
         return Err(Error::custom(format!("it has more than {VALUES_LIMIT} values")));
     }

@@ -10,11 +10,11 @@ use serde::Deserialize;
 
 use super::archive::Archive;
 use super::digest::digest_of;
+use super::error::Problem;
 use super::go_json;
 use super::manifest::{CONFIG_LIMIT_BYTES, MANIFEST_LIMIT_BYTES};
 use super::platform;
 use super::reference::Reference;
-use crate::image::Problem;
 
 /// Maximum number of images in an archive.
 const IMAGES_LIMIT: usize = 1000;
@@ -23,18 +23,18 @@ const NAME_ANNOTATIONS: [&str; 2] = ["io.containerd.image.name", "org.opencontai
 
 #[derive(Debug, PartialEq, Eq)]
 /// An image in an archive.
-pub(super) struct Saved {
+pub(crate) struct Saved {
     /// Names as they are in the archive; one may be a mere tag.
     names: Vec<String>,
     /// Digest by which a job may choose the image, too.
     digest: String,
     /// Set if its platform is another than this host's.
     is_foreign: bool,
-    pub(super) form: Form,
+    pub(crate) form: Form,
 }
 
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Form {
+pub(crate) enum Form {
     /// An index or a manifest among the archive's blobs.
     Oci(Box<Descriptor>),
     /// Paths of a configuration and of layers in the archive.
@@ -50,7 +50,7 @@ struct DockerEntry {
 }
 
 /// Returns the path of a blob in an archive in the OCI's form.
-pub(super) fn blob_path(descriptor: &Descriptor) -> String {
+pub(crate) fn blob_path(descriptor: &Descriptor) -> String {
     format!("blobs/{}", descriptor.digest().to_string().replacen(':', "/", 1))
 }
 
@@ -58,7 +58,7 @@ pub(super) fn blob_path(descriptor: &Descriptor) -> String {
 ///
 /// # Errors
 /// Corrupt or unsupported if the file is no archive of images.
-pub(super) fn images(archive: &Archive, host: &Arch) -> Result<Vec<Saved>, Problem> {
+pub(crate) fn images(archive: &Archive, host: &Arch) -> Result<Vec<Saved>, Problem> {
     let images = if archive.find("oci-layout").is_some() && archive.find("index.json").is_some() {
         of_oci(&archive.read("index.json", MANIFEST_LIMIT_BYTES)?, host)?
     } else if archive.find("manifest.json").is_some() {
@@ -129,7 +129,7 @@ fn of_docker(
 ///
 /// # Errors
 /// No image or several fit; lists the images that there are.
-pub(super) fn choose<'a>(images: &'a [Saved], wanted: Option<&Reference>) -> Result<&'a Saved, Problem> {
+pub(crate) fn choose<'a>(images: &'a [Saved], wanted: Option<&Reference>) -> Result<&'a Saved, Problem> {
     let native: Vec<&Saved> = images.iter().filter(|image| !image.is_foreign).collect();
     // An archive of foreign images alone is refused later, where their documents are read.
     let images: Vec<&Saved> = if native.is_empty() { images.iter().collect() } else { native };
@@ -160,7 +160,7 @@ fn named(images: &[&Saved]) -> String {
 
 impl Saved {
     /// Returns a name for the image, if the archive has a complete one.
-    pub(super) fn name(&self) -> Option<Reference> {
+    pub(crate) fn name(&self) -> Option<Reference> {
         self.names.iter().filter(|name| name.contains([':', '/'])).find_map(|name| name.parse().ok())
     }
 

@@ -35,29 +35,29 @@ impl Reference {
         &self.host
     }
 
-    pub(super) fn repository(&self) -> &str {
+    pub(crate) fn repository(&self) -> &str {
         &self.repository
     }
 
-    pub(super) fn tag(&self) -> Option<&str> {
+    pub(crate) fn tag(&self) -> Option<&str> {
         self.tag.as_deref()
     }
 
     /// Returns whether both have the same name and tag, whatever their digests.
-    pub(super) fn is_named_as(&self, other: &Self) -> bool {
+    pub(crate) fn is_named_as(&self, other: &Self) -> bool {
         (&self.host, &self.repository, &self.tag) == (&other.host, &other.repository, &other.tag)
     }
 
-    pub(super) fn without_digest(self) -> String {
+    pub(crate) fn without_digest(self) -> String {
         Self { digest: None, ..self }.to_string()
     }
 
-    pub(super) fn digest(&self) -> Option<&str> {
+    pub(crate) fn digest(&self) -> Option<&str> {
         self.digest.as_deref()
     }
 
     /// Returns the version to ask the registry for: the digest, else the tag.
-    pub(super) fn version(&self) -> &str {
+    pub(crate) fn version(&self) -> &str {
         self.digest.as_deref().or(self.tag.as_deref()).unwrap_or(DEFAULT_TAG)
     }
 }
@@ -206,7 +206,7 @@ fn checked_tag(tag: &str) -> Result<String, &'static str> {
     }
 }
 
-pub(super) fn checked_digest(digest: &str) -> Result<String, &'static str> {
+pub(crate) fn checked_digest(digest: &str) -> Result<String, &'static str> {
     match digest.strip_prefix("sha256:") {
         Some(hex) if hex.len() == 64 && hex.bytes().all(is_lower_hex) => Ok(digest.to_owned()),
         Some(_) => Err("its digest is not sha256: and 64 lower-case hex digits"),
