@@ -17,6 +17,7 @@ mod hclog;
 mod image;
 mod init_program;
 mod logs;
+mod registry;
 mod secret;
 mod security;
 mod shim;

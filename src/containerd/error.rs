@@ -8,7 +8,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 
 use crate::image::Problem;
-use crate::sys::os_error::tells_transient;
+use crate::sys::os_error::{innermost, tells_transient};
 
 /// The error of a call to containerd or of a pull. `Clone`, because callers that share one pull share its error.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -136,15 +136,6 @@ fn is_trouble(code: Code) -> bool {
             | Code::ResourceExhausted
             | Code::DataLoss
     )
-}
-
-/// Returns the last error of a chain, which says what happened; the links before it say only `transport error`.
-pub(super) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut last = error;
-    while let Some(source) = last.source() {
-        last = source;
-    }
-    last.to_string()
 }
 
 #[cfg(test)]

@@ -24,8 +24,7 @@ use tonic::{Request, Response, Status};
 
 pub(crate) use error::Error;
 pub(crate) use images::{
-    Access, ArchiveSource, Credentials, Image, ImageTerms, Keyring, LOADED, Policy, PullEvent, PullTerms,
-    StoredImage, is_server,
+    Access, ArchiveSource, Image, ImageTerms, LOADED, Policy, PullEvent, PullTerms, StoredImage,
 };
 pub(crate) use records::Record;
 

@@ -78,6 +78,15 @@ fn was_killed(text: &str) -> bool {
     BY_SIGKILL.into_iter().any(|words| text.contains(&format!("did not terminate successfully: {words}")))
 }
 
+/// Returns the last error of a chain, which says what happened; the links before it say only `transport error`.
+pub(crate) fn innermost(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut last = error;
+    while let Some(source) = last.source() {
+        last = source;
+    }
+    last.to_string()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -14,8 +14,8 @@ use super::content::{Ingest, Role};
 use super::gate::{Answered, Gate, Place};
 use super::lease::PullLease;
 use super::progress::Progress;
-use super::registry::Registry;
 use crate::image::Problem;
+use crate::registry::Registry;
 
 /// Bytes written at once: well below the daemon's limit for a message, and enough to make its answer to each cheap. A
 /// chunk from the network is smaller.

@@ -11,9 +11,9 @@ use tokio::time::Instant;
 
 use super::super::Error;
 use super::audience::{Audience, Observer};
-use super::credentials::Credentials;
 use super::{Image, Policy};
 use crate::image::Problem;
+use crate::registry::Credentials;
 
 type Outcome = Result<Image, Error>;
 

@@ -7,27 +7,19 @@
 //! Shared pulls are owned here: one for each name, whoever asks.
 
 mod audience;
-mod challenge;
 mod content;
-mod credentials;
 mod documents;
 mod download;
 mod flight;
 mod gate;
 mod gc;
-mod helper;
-mod hosts;
-mod http;
-mod keyring;
 mod lease;
 mod load;
 mod present;
 mod progress;
 mod pull;
-mod registry;
 mod remote;
 mod timestamp;
-mod tls;
 mod turns;
 mod unpack;
 mod waits;
@@ -39,26 +31,23 @@ use std::time::Duration;
 use oci_spec::image::{Arch, ImageConfiguration};
 
 pub(crate) use audience::PullEvent;
-pub(crate) use credentials::Credentials;
 pub(crate) use gate::PullTerms;
 pub(crate) use gc::Stored as StoredImage;
-pub(crate) use keyring::{Keyring, is_server};
 pub(crate) use load::{NAME_PREFIX as LOADED, Source as ArchiveSource};
 
 use self::audience::Audience;
 use self::flight::{Errand, Flights};
 use self::gate::Gate;
-use self::keyring::Purse;
 use self::lease::{Outcome, PullLease};
 use self::present::{Known, Present};
 use self::progress::Progress;
-use self::registry::RegistryClient;
 use self::turns::Turns;
 use self::unpack::Unpacking;
 use super::{Containerd, Error};
 use crate::cache::Cache;
 use crate::image::manifest::Layout;
 use crate::image::{Problem, Reference};
+use crate::registry::{Credentials, Keyring, Purse, RegistryClient};
 
 /// Label on the record of an image that this driver pulled; its value tells ours from another plugin's.
 const OWNER_LABEL: &str = "containerd-driver/brought-by";

@@ -19,17 +19,15 @@ use super::documents::Documents;
 use super::download::Download;
 use super::gate::{Answered, Gate};
 use super::host;
-use super::keyring::Purse;
 use super::lease::{Outcome, PullLease};
 use super::progress::Progress;
-use super::registry::{Registry, WaitForHost};
 use super::remote::Origin;
 use super::unpack::Unpacking;
 use super::waits::Wait;
-use crate::image::Problem;
-use crate::image::Reference;
 use crate::image::digest::{self, check_blob, check_digest};
 use crate::image::manifest::{self, Document, Layer, Layout, MANIFEST_LIMIT_BYTES};
+use crate::image::{Problem, Reference};
+use crate::registry::{Purse, Registry, WaitForHost};
 
 struct Pull<'a> {
     containerd: &'a Containerd,

@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use super::{Asker, Start};
 use crate::config::{Pull, PullPolicy, TaskAuth as Auth};
-use crate::containerd::{Access, Credentials, Image, Policy, is_server};
+use crate::containerd::{Access, Image, Policy};
 use crate::error::{Error, Result};
+use crate::registry::{Credentials, is_server};
 use crate::task::queue::{Turn, Wait};
 use crate::task::wanted::ImageSource;
 

@@ -17,14 +17,14 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 
+use super::credential_helper;
 use super::credentials::Credentials;
-use super::helper;
 use crate::image::{Problem, Retry};
 use crate::secret::Secret;
 
 /// The credentials of one pull: the job's `auth`, else the operator's credential store.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Purse {
+pub(crate) struct Purse {
     /// The job's credentials, with the registry that they are for. They take precedence over the operator's.
     pub own: Option<(String, Credentials)>,
     pub keyring: Option<Arc<Keyring>>,
@@ -89,14 +89,14 @@ impl Keyring {
                 Said::Nothing => {}
                 Said::Credentials(credentials) => return Ok(Some(credentials)),
                 Said::AskHelper { name, server } => {
-                    if let Some(credentials) = helper::ask(&name, &server, helper_env).await? {
+                    if let Some(credentials) = credential_helper::ask(&name, &server, helper_env).await? {
                         return Ok(Some(credentials));
                     }
                 }
             }
         }
         match helper {
-            Some(name) => helper::ask(name, host, helper_env).await,
+            Some(name) => credential_helper::ask(name, host, helper_env).await,
             None => Ok(None),
         }
     }

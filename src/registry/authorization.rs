@@ -10,14 +10,14 @@ use reqwest::header::{CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 
-use super::super::challenge::{self, Challenge};
-use super::super::credentials::Credentials;
-use super::super::hosts::is_loopback;
-use super::super::http;
-use super::super::keyring::Login;
-use super::answer::{self, Failure, read};
+use super::challenge::{self, Challenge};
+use super::credential_store::Login;
+use super::credentials::Credentials;
 use super::endpoint::REDIRECTS;
-use super::line::Line;
+use super::hosts::is_loopback;
+use super::http;
+use super::response::{self, Failure, read};
+use super::transport::Line;
 use crate::image::Problem;
 use crate::secret::Secret;
 
@@ -75,7 +75,7 @@ impl Authorizing<'_> {
 
     async fn token(&self, challenge: &Challenge) -> Result<HeaderValue, Problem> {
         let realm = self.realm(challenge)?;
-        let server = answer::authority(&realm);
+        let server = response::authority(&realm);
         let response = match self.credentials().and_then(Credentials::identity_token) {
             Some(identity) => self.exchange(realm, challenge, identity).await?,
             None => self.ask(realm, challenge).await?,
@@ -107,17 +107,17 @@ impl Authorizing<'_> {
                 request = request.basic_auth(username, Some(password.reveal()));
             }
             let response = sent(request, &url).await?;
-            let here = answer::authority(&url);
-            match answer::redirected(&response).map_err(|problem| about(&here, problem))? {
+            let here = response::authority(&url);
+            match response::redirected(&response).map_err(|problem| about(&here, problem))? {
                 Some(next) if self.is_fit(&next) => url = next,
                 Some(next) => {
-                    let there = format!("{}://{}", next.scheme(), answer::authority(&next));
+                    let there = format!("{}://{}", next.scheme(), response::authority(&next));
                     return Err(about(&here, Problem::unfit(format!("it redirects to {there}"))));
                 }
                 None => return Ok(response),
             }
         }
-        Err(about(&answer::authority(&realm), Problem::unfit("it redirects without an end")))
+        Err(about(&response::authority(&realm), Problem::unfit("it redirects without an end")))
     }
 
     /// Exchanges an identity token for an access token. It follows no redirect.
@@ -174,7 +174,7 @@ impl Authorizing<'_> {
     async fn refused(&self, response: Response, server: &str) -> Problem {
         let is_grant_refused = response.status() == StatusCode::BAD_REQUEST
             && self.credentials().is_some_and(|known| known.identity_token().is_some());
-        let Failure { problem, .. } = answer::refusal(response, server, self.login, self.idle).await;
+        let Failure { problem, .. } = response::refusal(response, server, self.login, self.idle).await;
         match problem {
             // OAuth's form of saying that a token is not accepted.
             Problem::Registry { reason, .. } if is_grant_refused => {
@@ -187,7 +187,7 @@ impl Authorizing<'_> {
 }
 
 async fn sent(request: RequestBuilder, url: &Url) -> Result<Response, Problem> {
-    request.send().await.map_err(|error| about(&answer::authority(url), http::failed(&error)))
+    request.send().await.map_err(|error| about(&response::authority(url), http::failed(&error)))
 }
 
 fn about(server: &str, problem: Problem) -> Problem {
@@ -205,7 +205,7 @@ fn basic(Credentials { username, password }: &Credentials) -> Result<HeaderValue
 }
 
 fn secret_header(text: &str) -> Result<HeaderValue, Problem> {
-    let mut value = answer::header(text)?;
+    let mut value = response::header(text)?;
     value.set_sensitive(true);
     Ok(value)
 }

@@ -13,6 +13,7 @@ use reqwest::{Client, ClientBuilder, Response};
 use super::hosts::{Settings, is_loopback};
 use super::tls;
 use crate::image::Problem;
+use crate::sys::os_error;
 
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -124,7 +125,7 @@ pub(super) fn failed(error: &reqwest::Error) -> Problem {
 
 /// Returns the innermost cause, without the URL, which may have a signature in it.
 fn innermost(error: &reqwest::Error) -> String {
-    error.source().map_or_else(|| "the address is of no use".to_owned(), crate::containerd::error::innermost)
+    error.source().map_or_else(|| "the address is of no use".to_owned(), os_error::innermost)
 }
 
 /// Returns whether the error means that the peer speaks, but no TLS.

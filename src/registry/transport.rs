@@ -7,9 +7,9 @@ use reqwest::header::HeaderMap;
 use reqwest::{Client, Method, RequestBuilder, Url};
 use tokio::sync::OnceCell;
 
-use super::super::hosts::{Host, Settings, TlsFiles, Trust, is_loopback};
-use super::super::http::{self, Http};
-use super::answer;
+use super::hosts::{Host, Settings, TlsFiles, Trust, is_loopback};
+use super::http::{self, Http};
+use super::response;
 use crate::image::Problem;
 
 pub(super) struct Line {
@@ -33,7 +33,7 @@ impl Line {
     pub(super) async fn new(http: Arc<Http>, host: Host) -> Result<Self, Problem> {
         let settings = host.settings.clone();
         let client = if settings.tls.is_set() || settings.connect_timeout.is_some() {
-            Some(made(answer::authority(&host.base), settings).await?)
+            Some(made(response::authority(&host.base), settings).await?)
         } else {
             None
         };
@@ -44,7 +44,7 @@ impl Line {
 
     /// Returns the host's name for messages.
     pub(super) fn name(&self) -> String {
-        answer::authority(&self.host.base)
+        response::authority(&self.host.base)
     }
 
     pub(super) fn trust(&self) -> Trust {

@@ -8,10 +8,9 @@ use reqwest::header::{CONTENT_TYPE, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::{Response, StatusCode, Url};
 use serde::Deserialize;
 
-use super::super::http;
-use super::super::keyring::Login;
-use crate::image::manifest;
-use crate::image::{Problem, Retry};
+use super::credential_store::Login;
+use super::http;
+use crate::image::{Problem, Retry, manifest};
 
 /// Maximum size of an error response that is read.
 const ERROR_LIMIT_BYTES: u64 = 16 * 1024;
@@ -35,7 +34,7 @@ impl From<Problem> for Failure {
 }
 
 /// A manifest or index, byte for byte as its digest was computed.
-pub(in super::super) struct Fetched {
+pub(crate) struct Fetched {
     pub media_type: String,
     pub bytes: Vec<u8>,
     /// The host that served it, with its port.
@@ -43,7 +42,7 @@ pub(in super::super) struct Fetched {
 }
 
 /// A blob in transfer.
-pub(in super::super) struct Body {
+pub(crate) struct Body {
     pub(super) response: Response,
     /// Bytes still to be dropped at the beginning: they are here already, and a registry that can't resume a download
     /// sends them again.
@@ -59,12 +58,12 @@ pub(in super::super) struct Body {
 
 impl Body {
     /// Returns the host that serves the blob, with its port.
-    pub(in super::super) fn origin(&self) -> &str {
+    pub(crate) fn origin(&self) -> &str {
         &self.origin
     }
 
     /// Returns the number of bytes received, including those that are here already and are sent again.
-    pub(in super::super) fn came_bytes(&self) -> u64 {
+    pub(crate) fn came_bytes(&self) -> u64 {
         self.came_bytes
     }
 
@@ -72,7 +71,7 @@ impl Body {
     ///
     /// # Errors
     /// The connection broke, or nothing came for too long.
-    pub(in super::super) async fn append_to(&mut self, buffer: &mut Vec<u8>) -> Result<bool, Problem> {
+    pub(crate) async fn append_to(&mut self, buffer: &mut Vec<u8>) -> Result<bool, Problem> {
         // A caching mirror that has to fetch the blob first may take its time before the first byte, for as long as the
         // pull may stall.
         let idle = if self.has_begun { self.idle } else { NO_LIMIT };

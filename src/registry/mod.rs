@@ -6,10 +6,17 @@
 //!
 //! Source of the facts: OCI distribution-spec v1.1; containerd `docs/hosts.md`, `core/remotes/docker` @ v2.3.
 
-mod answer;
 mod authorization;
+mod challenge;
+mod credential_helper;
+mod credential_store;
+mod credentials;
 mod endpoint;
-mod line;
+mod hosts;
+mod http;
+mod response;
+mod tls;
+mod transport;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -20,17 +27,17 @@ use futures::future::BoxFuture;
 use oci_spec::image::Descriptor;
 use tokio::sync::OnceCell;
 
-use super::hosts::{Hosts, Trust};
-use super::http::Http;
-use super::keyring::Purse;
-use crate::image::Problem;
-use crate::image::{Reference, checked_digest};
-use answer::Failure;
-pub(super) use answer::{Body, Fetched};
+use crate::image::{Problem, Reference, checked_digest};
+pub(crate) use credential_store::{Keyring, Purse, is_server};
+pub(crate) use credentials::Credentials;
 use endpoint::Endpoint;
+use hosts::{Hosts, Trust};
+use http::Http;
+use response::Failure;
+pub(crate) use response::{Body, Fetched};
 
 /// Backoff between retries of transient errors: a broken connection, or a status 5xx, 408 or 429.
-pub(super) const RETRIES: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(1500)];
+pub(crate) const RETRIES: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(1500)];
 /// Maximum number of waits for hosts that send `Retry-After`, such as with a 429.
 const WAITS: usize = 3;
 /// Maximum `Retry-After` that is waited for.
@@ -42,7 +49,7 @@ const PULL: Trust = Trust { pull: true, resolve: false };
 const RESOLVE: Trust = Trust { pull: true, resolve: true };
 
 /// What all pulls share: the HTTP clients, and the operator's configuration of hosts.
-pub(super) struct RegistryClient {
+pub(crate) struct RegistryClient {
     http: Arc<Http>,
     hosts: Hosts,
     /// Maximum time without a byte in the middle of an answer, and, where another host can be asked, before it.
@@ -51,17 +58,17 @@ pub(super) struct RegistryClient {
 
 impl RegistryClient {
     /// Makes the client. Reads the files of a directory of `hosts.toml`, if there is one, with each pull.
-    pub(super) fn new(hosts: Option<PathBuf>, idle: Duration) -> Self {
+    pub(crate) fn new(hosts: Option<PathBuf>, idle: Duration) -> Self {
         Self { http: Arc::default(), hosts: Hosts::in_directory(hosts), idle }
     }
 }
 
 /// Waits for a host, by its name, for as long as it asks in `Retry-After`.
-pub(super) type WaitForHost =
+pub(crate) type WaitForHost =
     Box<dyn Fn(String, Duration) -> BoxFuture<'static, Result<(), Problem>> + Send + Sync>;
 
 /// A repository of a registry, for the duration of one pull.
-pub(super) struct Registry<'a> {
+pub(crate) struct Registry<'a> {
     client: &'a RegistryClient,
     reference: Reference,
     purse: Purse,
@@ -72,7 +79,7 @@ pub(super) struct Registry<'a> {
 
 impl<'a> Registry<'a> {
     /// Makes a repository's client. The caller bounds each wait for a host.
-    pub(super) fn new(
+    pub(crate) fn new(
         client: &'a RegistryClient,
         reference: &Reference,
         purse: Purse,
@@ -86,7 +93,7 @@ impl<'a> Registry<'a> {
     ///
     /// # Errors
     /// As [`Self::manifest`].
-    pub(super) async fn resolve(&self, version: &str) -> Result<Descriptor, Problem> {
+    pub(crate) async fn resolve(&self, version: &str) -> Result<Descriptor, Problem> {
         let needed = if is_digest(version) { PULL } else { RESOLVE };
         persist(|| self.ask(needed, |endpoint, limit| endpoint.resolve(version, limit))).await
     }
@@ -95,7 +102,7 @@ impl<'a> Registry<'a> {
     ///
     /// # Errors
     /// Classified by what they mean for the image. The caller checks what a tag stands for.
-    pub(super) async fn manifest(&self, version: &str) -> Result<Fetched, Problem> {
+    pub(crate) async fn manifest(&self, version: &str) -> Result<Fetched, Problem> {
         if is_digest(version) {
             return persist(|| self.ask(PULL, |endpoint, limit| endpoint.manifest(version, limit))).await;
         }
@@ -113,7 +120,7 @@ impl<'a> Registry<'a> {
     ///
     /// # Errors
     /// As [`Self::manifest`].
-    pub(super) async fn small_blob(&self, blob: &Descriptor) -> Result<Vec<u8>, Problem> {
+    pub(crate) async fn small_blob(&self, blob: &Descriptor) -> Result<Vec<u8>, Problem> {
         persist(|| self.ask(PULL, |endpoint, limit| endpoint.small_blob(blob, limit))).await
     }
 
@@ -122,7 +129,7 @@ impl<'a> Registry<'a> {
     ///
     /// # Errors
     /// A body whose length is known to be wrong counts as damaged before it is read.
-    pub(super) async fn blob(&self, blob: &Descriptor, offset_bytes: u64) -> Result<Body, Problem> {
+    pub(crate) async fn blob(&self, blob: &Descriptor, offset_bytes: u64) -> Result<Body, Problem> {
         self.ask(PULL, |endpoint, limit| endpoint.blob(blob, offset_bytes, limit)).await
     }
 
@@ -170,7 +177,7 @@ impl<'a> Registry<'a> {
     }
 
     /// Marks hosts that sent bad content as failing. Returns whether others are left to ask for content.
-    pub(super) fn distrust(&self, names: &BTreeSet<String>) -> bool {
+    pub(crate) fn distrust(&self, names: &BTreeSet<String>) -> bool {
         let endpoints = self.endpoints.get().map(Vec::as_slice).unwrap_or_default();
         endpoints.iter().filter(|endpoint| names.contains(&endpoint.name())).for_each(Endpoint::distrust);
         endpoints.iter().any(|endpoint| endpoint.trust().pull && !endpoint.is_failing())

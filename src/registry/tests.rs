@@ -5,7 +5,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-use super::super::credentials::Credentials;
+use super::credentials::Credentials;
 use super::*;
 use crate::image::digest::digest_of;
 use crate::image::manifest::MANIFEST_LIMIT_BYTES;

@@ -10,16 +10,15 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, Head
 use reqwest::{Method, Response, StatusCode, Url};
 use tokio::sync::OnceCell;
 
-use super::super::hosts::{Host, Trust};
-use super::super::http::{self, Http};
-use super::super::keyring::{Login, Purse};
-use super::answer::{self, Body, Failure, Fetched, Part, explanation, may_pass, read, redirected};
 use super::authorization::Authorizing;
-use super::line::Line;
-use crate::image::Problem;
+use super::credential_store::{Login, Purse};
+use super::hosts::{Host, Trust};
+use super::http::{self, Http};
+use super::response::{self, Body, Failure, Fetched, Part, explanation, may_pass, read, redirected};
+use super::transport::Line;
 use crate::image::digest::{check_digest, digest_of};
 use crate::image::manifest::{self, MANIFEST_LIMIT_BYTES};
-use crate::image::{Reference, checked_digest};
+use crate::image::{Problem, Reference, checked_digest};
 
 /// Header with a manifest's digest.
 const DIGEST: &str = "docker-content-digest";
@@ -118,7 +117,7 @@ impl Endpoint {
         let word = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
         let said = word(CONTENT_LENGTH.as_str()).and_then(|length| length.parse().ok()).zip(word(DIGEST));
         let said = said.filter(|_| status.is_success());
-        let media_type = answer::media_type(&response);
+        let media_type = response::media_type(&response);
         if let Some(said) = said.and_then(|(size_bytes, digest)| descriptor(&media_type, size_bytes, digest))
         {
             return Ok(said);
@@ -135,7 +134,7 @@ impl Endpoint {
     pub(super) async fn manifest(&self, version: &str, limit: Option<Duration>) -> Result<Fetched, Failure> {
         let response = self.request(Method::GET, &manifests(version), accepting()?, limit).await?;
         let response = self.refused_unless_success(response).await?;
-        let media_type = answer::media_type(&response);
+        let media_type = response::media_type(&response);
         let bytes = read(response, "the manifest", MANIFEST_LIMIT_BYTES, self.idle).await?;
         if checked_digest(version).is_ok() {
             check_digest(version, &digest_of(&bytes)).map_err(Problem::on_the_way)?;
@@ -170,7 +169,7 @@ impl Endpoint {
         limit: Option<Duration>,
     ) -> Result<Body, Failure> {
         if offset_bytes > 0 {
-            let range = answer::header(&format!("bytes={offset_bytes}-"))?;
+            let range = response::header(&format!("bytes={offset_bytes}-"))?;
             let response = self.request_blob(blob, HeaderMap::from_iter([(RANGE, range)]), limit).await?;
             let said = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
             let rest_bytes = blob.size().saturating_sub(offset_bytes);
@@ -322,7 +321,7 @@ impl Endpoint {
 
     async fn refusal(&self, response: Response) -> Failure {
         let login = self.login.get().and_then(Option::as_ref);
-        answer::refusal(response, &self.name(), login, self.idle).await
+        response::refusal(response, &self.name(), login, self.idle).await
     }
 }
 
@@ -331,7 +330,7 @@ fn manifests(version: &str) -> String {
 }
 
 fn accepting() -> Result<HeaderMap, Problem> {
-    Ok(HeaderMap::from_iter([(ACCEPT, answer::header(&manifest::accepted_types())?)]))
+    Ok(HeaderMap::from_iter([(ACCEPT, response::header(&manifest::accepted_types())?)]))
 }
 
 /// Builds a descriptor; `None` for a digest of another algorithm.
