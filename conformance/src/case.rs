@@ -7,9 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Error, Result};
 use futures::future::BoxFuture;
+use harness::context::Scene;
 use libtest_mimic::{Completion, Conclusion};
-
-use crate::scene::Scene;
 
 /// Default timeout of a case.
 pub const CASE_LIMIT: Duration = Duration::from_secs(100);

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
-
-use crate::fixture::census::{Census, daemon, machine};
+use harness::leaks::census::{Census, daemon, machine};
 
 #[derive(clap::Args)]
 pub struct Args {

@@ -8,16 +8,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-
-use crate::agent::command::Output;
-use crate::agent::{Agent, Allocation, Client, Mode};
-use crate::config;
-use crate::e2e::stage;
-use crate::fixture::World;
-use crate::fixture::census::Census;
-use crate::fixture::leftovers::Leftovers;
-use crate::processes;
-use crate::scene::Scene;
+use harness::agent::command::Output;
+use harness::agent::{Agent, Allocation, Client, Mode};
+use harness::config;
+use harness::context::Scene;
+use harness::context::agent;
+use harness::environment::World;
+use harness::leaks::census::Census;
+use harness::leaks::report::Leftovers;
+use harness::processes;
 
 const REDIS: &str = include_str!("../../examples/job.nomad.hcl");
 const MISSING: &str = include_str!("../../hack/jobs/missing-image.nomad.hcl");
@@ -73,7 +72,7 @@ fn with_agent(nomad: &Path, plugin: &Path) -> Result<()> {
     teller.saw(&format!("containerd at {}, the image is {image}", world.containerd().socket().display()));
 
     teller.step("A Nomad agent with the driver in its plugin directory");
-    let setup = stage::setup(&world, Mode::Dev, nomad, plugin);
+    let setup = agent::setup(&world, Mode::Dev, nomad, plugin);
     let state_dir = setup.state_dir.clone();
     let mut agent = Agent::start(setup)?;
     let health = agent.driver_becomes(true)?;

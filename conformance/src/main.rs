@@ -1,31 +1,30 @@
-//! Plays Nomad to a driver plugin: the conformance suite, its fixtures, the demo, measurements.
+//! Tests, shows and measures a driver plugin: the commands of the program `conformance`.
 
-mod agent;
-mod bench;
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test bench prints to a person")]
+#![allow(clippy::large_futures, reason = "a test bench runs few futures")]
+#![allow(unreachable_pub, reason = "nothing of a program can be reached from outside")]
+
 mod case;
 mod cases;
 mod census;
 mod demo;
 mod e2e;
-mod fixture;
 mod guest;
-mod host;
-mod interrupt;
-mod measure;
-mod processes;
-mod scene;
 mod suite;
-mod task;
-mod timeline;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+use bench::measure;
 use clap::{Parser, Subcommand};
+use harness::agent;
+use harness::environment::{self, World};
+use harness::fixture::{Choice, Programs};
+use harness::hugetlb::Hugetlb;
+use harness::interrupt::{self, UnderWay};
 use tokio::signal::unix::{SignalKind, signal};
-
-use crate::interrupt::UnderWay;
 
 #[derive(Parser)]
 #[command(about, version)]
@@ -46,7 +45,7 @@ enum Command {
     #[command(hide = true)]
     InGuest(guest::systemd::InsideArgs),
     /// Run a containerd and a registry with images until Ctrl-C, to try things by hand.
-    World(fixture::Choice),
+    World(Choice),
     /// Run a redis job, step by step.
     Demo {
         /// Path of the driver's binary.
@@ -95,7 +94,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
     };
     // Measurements unwind by themselves.
     let unwinds = crun || matches!(&cli.command, Command::Measure(_) | Command::Bench(_));
-    let _moved = (crun.then(measure::Hugetlb::move_to_v1), unwinds.then(UnderWay::begin));
+    let _moved = (crun.then(Hugetlb::move_to_v1), unwinds.then(UnderWay::begin));
     clean_up_when_interrupted()?;
     match cli.command {
         Command::Suite(args) => suite::run(&args),
@@ -130,7 +129,7 @@ fn clean_up_when_interrupted() -> Result<()> {
                 eprintln!("interrupted: taking everything down");
                 interrupt::give_up();
                 agent::take_down_all();
-                fixture::take_down_all();
+                environment::take_down_all();
                 std::process::exit(130);
             }
         })
@@ -138,9 +137,9 @@ fn clean_up_when_interrupted() -> Result<()> {
     Ok(())
 }
 
-fn hold_world(choice: &fixture::Choice) -> Result<ExitCode> {
+fn hold_world(choice: &Choice) -> Result<ExitCode> {
     let started = std::time::Instant::now();
-    let world = fixture::World::start_of(fixture::Programs::find(choice)?)?;
+    let world = World::start_of(Programs::find(choice)?)?;
     println!("up after {:?}", started.elapsed());
     println!("containerd  {}", world.containerd().socket().display());
     for image in ["busybox:latest", "styled:latest", "library/redis:alpine", "broken:unreadable"] {

@@ -6,14 +6,15 @@ use std::process::ExitCode;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow, bail};
+use harness::context::Scene;
+use harness::environment::World;
+use harness::fixture::{Choice, Programs};
+use harness::interrupt::{UnderWay, interrupted};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use tokio::runtime::{Handle, Runtime};
 
 use crate::case::{Case, Skips, is_selected, skip, unmatched_filter};
 use crate::cases;
-use crate::fixture::{Choice, Programs, World};
-use crate::interrupt::{UnderWay, interrupted};
-use crate::scene::Scene;
 
 #[derive(clap::Args)]
 pub struct Args {

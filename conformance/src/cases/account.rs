@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use harness::context::Scene;
+use harness::host::cgroup::is_v2;
+use harness::host::{Exec, Plugin};
+use harness::leaks::census::{Census, daemon, machine};
+use harness::task::{LIMIT, Task};
 
 use super::holdings::come_back;
 use super::{cases, same};
-use crate::fixture::census::{Census, daemon, machine};
-use crate::host::cgroup::is_v2;
-use crate::host::{Exec, Plugin};
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["account":
     a_running_task_is_seen_in_all_its_parts,

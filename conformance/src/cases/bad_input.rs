@@ -1,13 +1,13 @@
 //! Input that no honest agent would send, and jobs that ask for what can't be.
 
 use anyhow::{Result, ensure};
+use harness::config;
+use harness::context::Scene;
+use harness::task::LIMIT;
 use serde_json::json;
 use tonic::Code;
 
 use super::{cases, refused, same};
-use crate::config;
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["bad input":
     a_task_configuration_that_is_no_msgpack_is_refused,

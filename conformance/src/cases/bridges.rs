@@ -5,13 +5,13 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::fixture::process;
+use harness::fixture::registry::free_port;
 use serde_json::json;
 
 use super::web_server::{PORT, SERVE, ask, offer, port, server, serving, told, with};
 use super::{cases, same};
-use crate::fixture::process;
-use crate::fixture::registry::free_port;
-use crate::scene::Scene;
 
 cases!["bridges":
     the_bridge_and_its_addresses_are_the_operators_choice,

@@ -1,12 +1,12 @@
 //! Capabilities: those that a job adds and drops, and those that the operator's `allow_caps` permits.
 
 use anyhow::{Context, Result, ensure};
+use harness::config;
+use harness::context::Scene;
 use serde_json::{Value, json};
 use tonic::Code;
 
 use super::{cases, refused, same};
-use crate::config;
-use crate::scene::Scene;
 
 cases!["capabilities":
     what_a_job_adds_and_drops_is_so_in_the_task_and_in_its_execs,
@@ -46,7 +46,7 @@ async fn what_a_job_adds_and_drops_is_so_in_the_task_and_in_its_execs(scene: &Sc
         let script = format!("{LOOK}; exec sleep 600");
         let task = scene.run(&plugin, &with(scene.shell(&script), add, drop)).await?;
         let wanted = format!("{wanted:016x}\n");
-        task.alloc.stdout.to_contain(&wanted, crate::task::LIMIT).await?;
+        task.alloc.stdout.to_contain(&wanted, harness::task::LIMIT).await?;
         same!(task.exec(&plugin, LOOK).await?, (0, wanted));
         task.end(&plugin).await?;
     }

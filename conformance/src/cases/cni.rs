@@ -7,15 +7,15 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::fixture::process;
+use harness::host::Plugin;
+use harness::task::{LIMIT, Task};
 use nomad_proto::structs::attribute::Value as Attribute;
 use serde_json::{Value, json};
 
 use super::web_server::{PORT, ask, server, told, with};
 use super::{cases, is_recoverable, refused, same, until};
-use crate::fixture::process;
-use crate::host::Plugin;
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["cni":
     a_plugin_that_fails_half_way_is_shown_with_its_words_and_all_is_undone,

@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::leaks::sweep;
+use harness::task::LIMIT;
 use serde_json::json;
 
 use super::{cases, same};
-use crate::fixture::sweep;
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["coexistence":
     what_a_reboot_has_left_in_containerd_is_cleared_away,

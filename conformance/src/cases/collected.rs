@@ -7,13 +7,13 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::host::Plugin;
+use harness::task::{LIMIT, Task};
 use serde_json::{Value, json};
 
 use super::logs::{MEGABYTE, is_whole, numbered};
 use super::{cases, refused, same, until};
-use crate::host::Plugin;
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["collected":
     output_is_in_the_files_that_nomad_reads_when_the_end_is_told,

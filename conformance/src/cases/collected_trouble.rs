@@ -8,6 +8,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::fixture::process::output as output_of;
+use harness::host::Plugin;
+use harness::task::{LIMIT, Task};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -19,10 +23,6 @@ use super::collected::{collecting, files, output, with};
 use super::logs::{MEGABYTE, is_whole, numbered};
 use super::recover::recover_without_descriptors;
 use super::{cases, same, until};
-use crate::fixture::process::output as output_of;
-use crate::host::Plugin;
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["collected":
     what_is_planted_at_a_logs_name_is_never_written,

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use harness::config;
+use harness::context::Scene;
+use harness::fixture::Form;
+use harness::task::LIMIT;
 
 use super::{cases, is_recoverable, refused, same};
-use crate::config;
-use crate::fixture::Form;
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["containerd down":
     a_task_goes_on_without_containerd_and_is_cleared_away_when_it_is_back,

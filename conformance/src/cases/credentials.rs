@@ -4,15 +4,15 @@
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use harness::config;
+use harness::context::Scene;
+use harness::fixture::auth_registry::{self, PAIR, PASSWORD, USER};
+use harness::fixture::{Form, Gate, Registry, Reply, Seen};
+use harness::host::Plugin;
+use harness::task::{LIMIT, Task};
 use serde_json::{Value, json};
 
 use super::{cases, is_recoverable, refused, same, until};
-use crate::config;
-use crate::fixture::locked::{self, PAIR, PASSWORD, USER};
-use crate::fixture::{Form, Gate, Registry, Reply, Seen};
-use crate::host::Plugin;
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["credentials":
     a_job_brings_its_own,
@@ -35,7 +35,7 @@ struct Locked {
 
 impl Locked {
     fn new(scene: &Scene) -> Result<Self> {
-        let registry = locked::registry(&scene.directory().join("locked"), scene.world().catalog())?;
+        let registry = auth_registry::registry(&scene.directory().join("locked"), scene.world().catalog())?;
         Ok(Self { registry })
     }
 
@@ -110,7 +110,7 @@ async fn a_file_of_dockers_is_read(scene: &Scene) -> Result<()> {
     let mut plugin = configured(scene, json!({"config": file})).await?;
     locked.is_refused(scene, &plugin, &locked.job(json!(null)), &[&file.display().to_string()]).await?;
     let answer = format!(r#"echo '{{"Username":"{USER}","Secret":"{PASSWORD}"}}'"#);
-    locked::helper(&scene.directory().join("bin"), "stored", &answer)?;
+    auth_registry::helper(&scene.directory().join("bin"), "stored", &answer)?;
     for content in [
         json!({"auths": {address: {"auth": PAIR}}}),
         json!({"auths": {address: {}}, "credsStore": "stored"}),
@@ -133,7 +133,7 @@ async fn a_helper_is_asked_and_gets_nothing_of_the_agents(scene: &Scene) -> Resu
         "{{ echo \"$@\"; cat; echo; env; }} > {}; echo '{{\"Username\":\"{USER}\",\"Secret\":\"{PASSWORD}\"}}'",
         asked.display()
     );
-    locked::helper(&bin, "noting", &noting)?;
+    auth_registry::helper(&bin, "noting", &noting)?;
     let mut options = scene.options();
     options["auth"] = json!({"helper": "noting"});
     let mut launch = scene.launch();
@@ -149,7 +149,7 @@ async fn a_helper_is_asked_and_gets_nothing_of_the_agents(scene: &Scene) -> Resu
         ("echo nonsense", &["docker-credential-noting", "form"]),
         ("echo credentials not found in native keychain; exit 1", &["without credentials"]),
     ] {
-        locked::helper(&bin, "noting", script)?;
+        auth_registry::helper(&bin, "noting", script)?;
         locked.is_refused(scene, &plugin, &locked.job(json!(null)), words).await?;
     }
     plugin.shut_down().await
@@ -203,7 +203,7 @@ async fn a_helper_gets_the_variables_that_the_operator_lists(scene: &Scene) -> R
     let asked = scene.directory().join("asked");
     let noting =
         format!("env > {}; echo '{{\"Username\":\"{USER}\",\"Secret\":\"{PASSWORD}\"}}'", asked.display());
-    locked::helper(&bin, "noting", &noting)?;
+    auth_registry::helper(&bin, "noting", &noting)?;
     let mut options = scene.options();
     options["auth"] = json!({"helper": "noting", "helper_env": ["AWS_PROFILE", "NOT_SET"]});
     let mut launch = scene.launch();
@@ -222,7 +222,7 @@ async fn a_helper_of_a_pull_that_is_called_off_leaves_no_process(scene: &Scene) 
     let locked = Locked::new(scene)?;
     let pids = scene.directory().join("pids");
     let hanging = format!("sleep 300 & echo $! > {0}.new; mv {0}.new {0}; sleep 300", pids.display());
-    locked::helper(&scene.directory().join("bin"), "hanging", &hanging)?;
+    auth_registry::helper(&scene.directory().join("bin"), "hanging", &hanging)?;
     let mut plugin = configured(scene, json!({"helper": "hanging"})).await?;
     let mut job = locked.job(json!(null));
     job["image_pull_timeout"] = json!("3s");
@@ -309,7 +309,7 @@ pub(super) fn stands_nowhere(scene: &Scene, plugin: &Plugin, task: &Task, secret
         ("the leases", containerd.ctr(&["leases", "list"])?),
         ("the images", containerd.ctr(&["images", "list"])?),
     ];
-    for process in crate::fixture::traces::find_processes(&scene.directory()) {
+    for process in harness::leaks::inspect::find_processes(&scene.directory()) {
         texts.push(("a command line", process.command));
     }
     for entry in std::fs::read_dir(scene.state_dir().join("nomad").join(id.trim()))? {

@@ -3,16 +3,16 @@
 //! fails may only be missing. They are repeated under the plugin options that docs/security.md has for a hardened node.
 
 use anyhow::{Context, Result, ensure};
+use harness::config;
+use harness::context::Scene;
+use harness::fixture::{Form, images::libraries};
+use harness::host::Plugin;
+use harness::task::LIMIT;
 use nix::errno::Errno::{self, EACCES, ENOENT, ENOSYS, EPERM, EROFS};
 use nix::libc::{self, c_long};
 use serde_json::{Value, json};
 
 use super::{cases, refused, same};
-use crate::config;
-use crate::fixture::{Form, images::libraries};
-use crate::host::Plugin;
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["denied":
     what_is_the_hosts_is_denied_to_a_task_without_options_and_to_its_execs,

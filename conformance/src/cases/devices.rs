@@ -5,12 +5,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nomad_proto::driver as pb;
 use serde_json::{Value, json};
 
 use super::{cases, refused, same};
-use crate::scene::Scene;
 
 cases!["devices":
     a_device_has_the_hosts_mode_and_the_permissions_asked_for,

@@ -4,6 +4,10 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::host::Plugin;
+use harness::host::alloc::set_memory;
+use harness::task::{LIMIT, Task};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use nomad_proto::driver::{DriverTaskEvent, TaskState};
@@ -12,10 +16,6 @@ use tonic::Streaming;
 use super::obedient::{obedient, tell_to_end};
 use super::recover::shim_pid;
 use super::{cases, same, until};
-use crate::host::Plugin;
-use crate::host::alloc::set_memory;
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["ends":
     a_kill_is_told_from_a_code_of_the_same_number,

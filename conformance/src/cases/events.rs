@@ -1,12 +1,12 @@
 //! Events, as a stream that the agent keeps open.
 
 use anyhow::{Context, Result, ensure};
+use harness::config;
+use harness::context::Scene;
+use harness::fixture::Form;
+use harness::task::LIMIT;
 
 use super::{cases, same};
-use crate::config;
-use crate::fixture::Form;
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["events":
     an_event_tells_of_a_pull_and_whose_it_is,

@@ -3,12 +3,12 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use harness::context::Scene;
+use harness::host::exec::{data_of, end_of_stdin};
+use harness::host::{Exec, Plugin};
+use harness::task::{LIMIT, Task};
 
 use super::{NO_FILTER_FOR_EXECS, NO_SIGPIPE, cases, not_by_youki, same};
-use crate::host::exec::{data_of, end_of_stdin};
-use crate::host::{Exec, Plugin};
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["exec":
     both_streams_and_the_code_come_apart,
@@ -198,7 +198,7 @@ async fn an_exec_is_what_the_task_is(scene: &Scene) -> Result<()> {
 /// Returns whether this content of `/proc/self/cgroup` shows Nomad's group. On v2 a task sees its own group as the
 /// root, and another one as beside it.
 fn is_in_nomads_group(seen: &str) -> bool {
-    if crate::host::cgroup::is_v2() {
+    if harness::host::cgroup::is_v2() {
         seen == "0::/\n"
     } else {
         seen.lines().any(|line| line.contains(":freezer:/nomad/"))

@@ -3,16 +3,16 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use harness::context::Scene;
+use harness::host::Exec;
+use harness::host::exec::{data_of, size_of};
+use harness::processes::resident_kb;
+use harness::task::LIMIT;
 
 use super::exec::{leave, shell, sleeper};
 use super::holdings::come_back;
 use super::shim_failures::{Scripted, runc};
 use super::{NO_SIGPIPE, cases, not_by_youki, orphans_are_known, same};
-use crate::host::Exec;
-use crate::host::exec::{data_of, size_of};
-use crate::processes::resident_kb;
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["exec end":
     a_command_killed_by_a_signal_shows_it,

@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::host::alloc::set_memory;
+use harness::host::{Exec, Plugin};
+use harness::task::{LIMIT, Task};
 
 use super::exec::{leave, shell, sleeper};
 use super::holdings::{Holdings, OF_A_SHIM, OF_THE_PLUGIN, come_back, pid, shim_of};
 use super::{cases, same, terminals_are_read_to_their_end};
 use crate::case::Case;
-use crate::host::alloc::set_memory;
-use crate::host::{Exec, Plugin};
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["exec many":
     a_thousand_in_turn_leave_nothing,

@@ -1,14 +1,14 @@
 //! Commands with a terminal.
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::host::Exec;
+use harness::host::exec::{data_of, end_of_stdin, size_of};
+use harness::task::LIMIT;
 
 use super::exec::{leave, shell, sleeper};
 use super::{cases, same};
 use crate::case::skip;
-use crate::host::Exec;
-use crate::host::exec::{data_of, end_of_stdin, size_of};
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["exec terminal":
     a_terminal_has_the_size_that_it_was_given,

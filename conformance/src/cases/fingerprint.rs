@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
 use nomad_proto::driver::FingerprintResponse;
 use nomad_proto::driver::fingerprint_response::HealthState;
 use nomad_proto::structs::attribute::Value;
@@ -10,7 +11,6 @@ use serde_json::json;
 use tonic::Streaming;
 
 use super::{cases, same};
-use crate::scene::Scene;
 
 cases!["fingerprint":
     a_healthy_driver_tells_its_versions,

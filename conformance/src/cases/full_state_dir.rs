@@ -7,6 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::host::Plugin;
+use harness::processes;
+use harness::task::{LIMIT, Task};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::statvfs::statvfs;
@@ -14,10 +18,6 @@ use nix::unistd::Pid;
 
 use super::obedient::obedient;
 use super::{cases, is_recoverable, refused, same, until};
-use crate::host::Plugin;
-use crate::processes;
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["full state":
     a_start_is_refused_and_leaves_nothing_whatever_page_is_the_first_that_is_missing,

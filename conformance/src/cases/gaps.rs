@@ -6,6 +6,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use futures::future::{join_all, try_join_all};
+use harness::context::Scene;
+use harness::host::{Exec, Plugin};
+use harness::leaks::sweep;
+use harness::task::{LIMIT, Task};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -14,10 +18,6 @@ use super::ends::ended;
 use super::obedient::{obedient, tell_to_end};
 use super::recover::{PluginEnd, shim_pid};
 use super::{cases, orphans_are_known, refused, same, until};
-use crate::fixture::sweep;
-use crate::host::{Exec, Plugin};
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["gaps":
     an_end_in_the_gap_is_told_as_it_was,

@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::leaks::inspect::children;
+use harness::task::LIMIT;
 
 use super::{cases, until};
-use crate::fixture::traces::children;
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["growth":
     commands_that_fail_do_not_fill_the_bundle,

@@ -7,6 +7,15 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use harness::context::Scene;
+use harness::host::alloc::set_memory;
+use harness::host::cgroup::is_v2;
+use harness::host::stats::Stats;
+use harness::host::{Exec, Plugin};
+use harness::leaks::inspect::{children, find_processes};
+use harness::leaks::report::NULL_NETNS;
+use harness::leaks::sweep;
+use harness::task::{LIMIT, Task};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use nomad_proto::driver as pb;
@@ -20,15 +29,6 @@ use super::script_check::SCRIPTS_WITH_CHILDREN;
 use super::shared_networks::GroupNetwork;
 use super::web_server::{beside, with};
 use super::{cases, refused, same, until};
-use crate::fixture::leftovers::NULL_NETNS;
-use crate::fixture::sweep;
-use crate::fixture::traces::{children, find_processes};
-use crate::host::alloc::set_memory;
-use crate::host::cgroup::is_v2;
-use crate::host::stats::Stats;
-use crate::host::{Exec, Plugin};
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["gvisor":
     a_task_runs_on_a_kernel_of_its_own,

@@ -4,11 +4,10 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use harness::host::Plugin;
+use harness::processes::resident_kb;
+use harness::task::Task;
 use nix::unistd::Pid;
-
-use crate::host::Plugin;
-use crate::processes::resident_kb;
-use crate::task::Task;
 
 /// Growth allowed to a shim after a warm-up. Its Go runtime closes files and returns memory only when its garbage
 /// collector runs: over four thousand execs one shim was seen to gain 12 MiB in the first two thousand and nothing in

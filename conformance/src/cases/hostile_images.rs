@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use harness::config;
+use harness::context::Scene;
+use harness::fixture::{Form, layer::Tree};
+use harness::task::LIMIT;
 use serde_json::json;
 
 use super::{cases, is_recoverable, orphans, refused, same};
-use crate::config;
-use crate::fixture::{Form, layer::Tree};
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["hostile image":
     a_layer_with_other_bytes_than_its_digest_says_is_refused,

@@ -2,16 +2,16 @@
 //! results in an error that says what is wrong with it, and the next pull works.
 
 use anyhow::{Result, ensure};
+use harness::config;
+use harness::context::Scene;
+use harness::fixture::fault_proxy::Fault;
+use harness::fixture::image::Image;
+use harness::fixture::layer::{Layer, Packing, Tree};
+use harness::host::Plugin;
 use serde_json::json;
 
 use super::pulls::{Network, plugin_with, runs};
 use super::{cases, is_recoverable, refused, same};
-use crate::config;
-use crate::fixture::fault_proxy::Fault;
-use crate::fixture::image::Image;
-use crate::fixture::layer::{Layer, Packing, Tree};
-use crate::host::Plugin;
-use crate::scene::Scene;
 
 cases!["hostile layer":
     every_packing_is_unpacked,

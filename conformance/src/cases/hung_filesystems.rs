@@ -4,16 +4,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures::future::join_all;
+use harness::context::Scene;
+use harness::fixture::hung::HungFilesystem;
+use harness::host::Plugin;
+use harness::task::{LIMIT, Task};
 use nomad_proto::driver as pb;
 use serde_json::json;
 use tonic::Status;
 
 use super::obedient::{obedient, tell_to_end};
 use super::{cases, is_recoverable, refused, same};
-use crate::fixture::hung::HungFilesystem;
-use crate::host::Plugin;
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["hung file system":
     many_starts_that_need_one_are_refused_in_time_and_hold_nobody_up,

@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use harness::config;
+use harness::context::Scene;
+use harness::fixture::Form;
+use harness::leaks::inspect::{active_snapshots, listed};
+use harness::task::LIMIT;
 use serde_json::{Value, json};
 
 use super::obedient::ends_as_told;
 use super::{cases, same, until};
-use crate::config;
-use crate::fixture::Form;
-use crate::fixture::traces::{active_snapshots, listed};
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["image_gc":
     an_image_goes_once_nothing_has_used_it_for_a_while,
@@ -219,9 +219,9 @@ async fn a_container_is_kept_where_the_operator_says_so(scene: &Scene) -> Result
     std::fs::create_dir_all(&place)?;
     let mount = containerd.ctr(&["snapshots", "mounts", &place.display().to_string(), &kept[0]])?;
     let words: Vec<&str> = mount.split_whitespace().collect();
-    crate::fixture::process::output(std::process::Command::new(words[0]).args(&words[1..]))?;
+    harness::fixture::process::output(std::process::Command::new(words[0]).args(&words[1..]))?;
     let read = std::fs::read_to_string(place.join("root-file"));
-    crate::fixture::process::output(std::process::Command::new("umount").arg(&place))?;
+    harness::fixture::process::output(std::process::Command::new("umount").arg(&place))?;
     same!(read?, "evidence\n");
     let census = scene.census();
     ensure!(census.iter().all(|line| line.ends_with(&kept[0])), "there is more: {census:?}");

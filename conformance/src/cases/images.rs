@@ -1,12 +1,12 @@
 //! Images in the forms that registries hold, and the work that is done once for all tasks of an image.
 
 use anyhow::{Result, ensure};
+use harness::config;
+use harness::context::Scene;
+use harness::fixture::Form;
 use serde_json::json;
 
 use super::{cases, is_recoverable, refused, same};
-use crate::config;
-use crate::fixture::Form;
-use crate::scene::Scene;
 
 cases!["images":
     every_form_of_an_image_is_unpacked_with_its_whiteouts,

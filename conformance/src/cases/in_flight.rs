@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::host::{Exec, Plugin};
+use harness::task::{LIMIT, Task};
 
 use super::recover::{PluginEnd, starts_cut_off};
 use super::{cases, same};
-use crate::host::{Exec, Plugin};
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["in flight":
     a_plugin_with_calls_under_way_ends_in_time_and_the_task_goes_on,

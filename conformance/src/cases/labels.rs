@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
 use serde_json::{Value, json};
 
 use super::{cases, refused, same};
-use crate::scene::Scene;
 
 cases!["labels":
     a_record_bears_the_jobs_labels_and_the_drivers,

@@ -3,6 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::host::hcl;
+use harness::host::plugin::agent_config;
 use nix::sys::signal::Signal;
 use nomad_proto::base as pb;
 use nomad_proto::driver::fingerprint_response::HealthState;
@@ -11,9 +14,6 @@ use tonic::Code;
 
 use super::{cases, refused, same};
 use crate::case::skip;
-use crate::host::hcl;
-use crate::host::plugin::agent_config;
-use crate::scene::Scene;
 
 cases!["launch":
     the_launches_that_only_probe_need_no_containerd_and_leave_nothing,

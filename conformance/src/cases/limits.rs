@@ -4,15 +4,15 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::host::Plugin;
+use harness::host::alloc::set_memory;
+use harness::host::cgroup::is_v2;
+use harness::processes;
+use harness::task::{LIMIT, Task};
 use serde_json::{Value, json};
 
 use super::{cases, refused, same, until};
-use crate::host::Plugin;
-use crate::host::alloc::set_memory;
-use crate::host::cgroup::is_v2;
-use crate::processes;
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 const MIB: i64 = 1024 * 1024;
 

@@ -4,16 +4,16 @@ use std::os::unix::fs::symlink;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use harness::config;
+use harness::context::Scene;
+use harness::fixture::archive::{docker_archive_of, gzip};
+use harness::fixture::{Form, image::Image};
+use harness::host::Plugin;
+use harness::leaks::inspect::listed;
+use harness::task::Task;
 use serde_json::{Value, json};
 
 use super::{cases, is_recoverable, refused, same, until};
-use crate::config;
-use crate::fixture::archive::{docker_archive_of, gzip};
-use crate::fixture::traces::listed;
-use crate::fixture::{Form, image::Image};
-use crate::host::Plugin;
-use crate::scene::Scene;
-use crate::task::Task;
 
 cases!["load":
     an_image_is_loaded_from_an_archive_of_either_form,
@@ -175,7 +175,7 @@ async fn an_archive_that_is_no_good_is_refused_and_leaves_nothing(scene: &Scene)
     let mut lying = Image { layers: image.layers.clone(), ..image.clone() };
     // The layer of another image is under the digest of this one's.
     let other = saying(scene, "another")?.layers.remove(1);
-    lying.layers[1] = crate::fixture::layer::Layer::of_bytes(other.blob.clone(), &image.layers[1].diff_id);
+    lying.layers[1] = harness::fixture::layer::Layer::of_bytes(other.blob.clone(), &image.layers[1].diff_id);
     lying.layers.truncate(2);
     let before = blobs()?;
     for (archive, words) in [

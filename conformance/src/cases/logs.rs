@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::host::Plugin;
+use harness::leaks::inspect::children;
+use harness::task::{LIMIT, Task};
 
 use super::shim_failures::Scripted;
 use super::{cases, refused, same};
-use crate::fixture::traces::children;
-use crate::host::Plugin;
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["logs":
     a_megabyte_on_both_streams_arrives_whole,
@@ -56,7 +56,7 @@ async fn a_megabyte_on_both_streams_arrives_whole(scene: &Scene) -> Result<()> {
 async fn a_task_that_lives_for_a_moment_loses_nothing(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     for _ in 0..5 {
-        let config = crate::config! {
+        let config = harness::config! {
             image = scene.image("busybox:latest"), command = "/bin/cat", args = ["/local/big"]
         };
         let mut task = scene.prepare(&plugin, &config).await?;

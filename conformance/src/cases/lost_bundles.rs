@@ -4,15 +4,15 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::leaks::sweep;
+use harness::task::{LIMIT, Task};
 use nix::libc::EBUSY;
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
 use super::recover::shim_pid;
 use super::{cases, refused, same, until};
-use crate::fixture::sweep;
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["lost bundle":
     a_task_without_its_bundle_is_stopped_and_destroyed,
@@ -40,7 +40,7 @@ fn jobs(scene: &Scene) -> Vec<Value> {
     if scene.programs().is_gvisor() { vec![alone] } else { vec![alone, with_host] }
 }
 
-async fn run(scene: &Scene, plugin: &crate::host::Plugin, job: &Value) -> Result<Task> {
+async fn run(scene: &Scene, plugin: &harness::host::Plugin, job: &Value) -> Result<Task> {
     let task = scene.run(plugin, job).await?;
     task.alloc.stdout.to_contain("up\n", LIMIT).await?;
     if !scene.programs().is_gvisor() {

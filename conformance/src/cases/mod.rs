@@ -81,11 +81,11 @@ mod web_server;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use harness::context::Scene;
 use prost::Message;
 use tonic::{Code, Status};
 
 use crate::case::{Case, skip};
-use crate::scene::Scene;
 
 /// Makes cases of a file's functions, each named by its function: `cases!["run": a_task_ends, ..]`.
 macro_rules! cases {

@@ -5,14 +5,14 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::host::Plugin;
+use harness::host::cgroup::is_v2;
 use nomad_proto::driver as pb;
 use nomad_proto::driver::network_isolation_spec::NetworkIsolationMode;
 use serde_json::{Value, json};
 
 use super::{cases, refused, same};
-use crate::host::Plugin;
-use crate::host::cgroup::is_v2;
-use crate::scene::Scene;
 
 cases!["modes":
     a_job_does_not_get_the_hosts_namespaces_unless_the_operator_allows_it,

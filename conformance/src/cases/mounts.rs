@@ -6,15 +6,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
+use harness::context::Scene;
+use harness::host::Exec;
+use harness::leaks::{inspect, sweep};
+use harness::task::LIMIT;
 use nix::mount::{MsFlags, mount};
 use nomad_proto::driver as pb;
 use serde_json::{Value, json};
 
 use super::{cases, refused, same, until};
-use crate::fixture::{sweep, traces};
-use crate::host::Exec;
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["mounts":
     a_bind_is_the_hosts_and_as_writable_as_it_says,
@@ -418,7 +418,7 @@ async fn a_start_that_the_plugin_does_not_survive_leaves_no_mount(scene: &Scene)
         started = plugin.start_task(task.config.clone()) => bail!("it was not held up: {started:?}"),
         there = until(LIMIT, "the create", || reached.exists()) => there?,
     }
-    let pinned = traces::mounts_under(&scene.state_dir());
+    let pinned = inspect::mounts_under(&scene.state_dir());
     // A staged mount for files, one for sources, Nomad's four directories and the job's two.
     same!(pinned.iter().filter(|point| !point.ends_with("rootfs")).count(), 8);
     let mut next = scene.next_plugin_with(&mut plugin, &options).await?;

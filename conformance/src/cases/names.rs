@@ -4,13 +4,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::fixture::image::Form;
+use harness::task::LIMIT;
 use nomad_proto::driver as pb;
 use serde_json::json;
 
 use super::{cases, refused, same};
-use crate::fixture::image::Form;
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["names":
     a_task_finds_itself_by_its_name,

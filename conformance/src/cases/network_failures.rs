@@ -8,16 +8,16 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use harness::context::Scene;
+use harness::fixture::process;
+use harness::fixture::registry::free_port;
+use harness::host::Plugin;
+use harness::task::{LIMIT, Task};
 use serde_json::{Value, json};
 
 use super::recover::PluginEnd;
 use super::web_server::{PORT, ask, beside, offer, port, server, told, with};
 use super::{cases, orphans, refused, until};
-use crate::fixture::process;
-use crate::fixture::registry::free_port;
-use crate::host::Plugin;
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["network failures":
     a_plugin_that_is_missing_fails_or_hangs_leaves_nothing,

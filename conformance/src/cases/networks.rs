@@ -6,15 +6,15 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::fixture::process;
+use harness::fixture::registry::free_port;
+use harness::task::LIMIT;
 use nomad_proto::driver as pb;
 use serde_json::json;
 
 use super::web_server::{PORT, SERVE, ask, offer, port, server, serving, told, with};
 use super::{cases, refused, same};
-use crate::fixture::process;
-use crate::fixture::registry::free_port;
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["networks":
     without_a_network_a_task_has_its_loopback_alone,

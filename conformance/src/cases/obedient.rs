@@ -1,12 +1,12 @@
 //! A task that ends when it is told to, for cases that need it to outlive something.
 
 use anyhow::Result;
+use harness::context::Scene;
+use harness::host::Plugin;
+use harness::task::{LIMIT, Task};
 use serde_json::Value;
 
 use super::same;
-use crate::host::Plugin;
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 /// Starts a task that ends with code 11 when the file `/local/end` appears.
 pub(super) async fn obedient(scene: &Scene, plugin: &Plugin) -> Result<Task> {

@@ -3,6 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::host::cgroup::{Nested, is_v2};
+use harness::processes::alive;
+use harness::task::LIMIT;
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
@@ -10,10 +14,6 @@ use super::obedient::{ends_as_told, obedient};
 use super::recover::shim_pid;
 use super::{cases, is_recoverable, refused, same, until};
 use crate::case::skip;
-use crate::host::cgroup::{Nested, is_v2};
-use crate::processes::alive;
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["orphans":
     a_container_that_nobody_recovers_is_taken_down,

@@ -4,6 +4,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::host::Plugin;
+use harness::host::cgroup::Nested;
+use harness::processes::alive;
+use harness::task::{LIMIT, Task};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -11,11 +16,6 @@ use serde_json::json;
 use super::obedient::tell_to_end;
 use super::recover::shim_pid;
 use super::{cases, same, until};
-use crate::host::Plugin;
-use crate::host::cgroup::Nested;
-use crate::processes::alive;
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["own cgroups":
     a_task_with_a_frozen_group_of_its_own_is_killed_at_the_timeout,

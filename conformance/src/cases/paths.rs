@@ -4,16 +4,16 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use anyhow::{Context, Result, ensure};
+use harness::config;
+use harness::context::Scene;
+use harness::fixture::Form;
+use harness::fixture::layer::Tree;
+use harness::host::Plugin;
+use harness::task::LIMIT;
 use serde_json::{Value, json};
 
 use super::mounts::{host_directory, shell_with};
 use super::{cases, refused, same, until};
-use crate::config;
-use crate::fixture::Form;
-use crate::fixture::layer::Tree;
-use crate::host::Plugin;
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["paths":
     without_volumes_a_job_mounts_what_is_its_allocations_only,

@@ -4,11 +4,11 @@
 use std::os::unix::fs::FileTypeExt;
 
 use anyhow::{Result, ensure};
+use harness::context::Scene;
+use harness::host::cgroup::is_v2;
 use serde_json::{Value, json};
 
 use super::{cases, refused, same};
-use crate::host::cgroup::is_v2;
-use crate::scene::Scene;
 
 cases!["privileged":
     a_privileged_task_can_do_what_root_can_on_the_host,

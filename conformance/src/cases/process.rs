@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use harness::config;
+use harness::context::Scene;
+use harness::host::Exec;
+use harness::task::LIMIT;
 use serde_json::json;
 
 use super::{NO_DIRECTORY, cases, not_by_youki, refused, same};
-use crate::config;
-use crate::host::Exec;
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["process":
     an_entrypoint_takes_the_place_of_the_images_and_of_its_command,

@@ -6,16 +6,16 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
+use harness::context::Scene;
+use harness::fixture::process::output;
+use harness::leaks::{inspect, sweep};
+use harness::task::Task;
 use nix::mount::{MsFlags, mount};
 use nomad_proto::driver as pb;
 use serde_json::json;
 
 use super::mounts::bind;
 use super::{cases, refused, same};
-use crate::fixture::process::output;
-use crate::fixture::{sweep, traces};
-use crate::scene::Scene;
-use crate::task::Task;
 
 cases!["propagation":
     mounts_spread_as_far_as_they_are_asked_to,
@@ -94,11 +94,11 @@ async fn mounts_spread_as_far_as_they_are_asked_to(scene: &Scene) -> Result<()> 
             same!((option, by_nomad, seen.contains("in-late")), (option, by_nomad, comes_in));
             mount_inside(&task, "/s/inner")?;
             let inner = shared.at.join("inner");
-            let mounted = traces::mounts_under(&shared.at).contains(&inner);
+            let mounted = inspect::mounts_under(&shared.at).contains(&inner);
             same!((option, by_nomad, mounted), (option, by_nomad, goes_out));
             task.end(&plugin).await?;
             scene.nothing_left()?;
-            let left = traces::mounts_under(&shared.at);
+            let left = inspect::mounts_under(&shared.at);
             ensure!(
                 left.contains(&shared.at.join("late")) && left.contains(&shared.at.join("early")),
                 "{option}: {left:?}"
@@ -129,7 +129,7 @@ async fn what_the_host_has_mounted_below_a_source_stays_there(scene: &Scene) -> 
                 refused(plugin.start_task(task.config.clone()).await, &["/no/such/program"])?;
             }
             scene.nothing_left()?;
-            same!(traces::mounts_under(&shared.at), [shared.at.clone(), shared.at.join("early")]);
+            same!(inspect::mounts_under(&shared.at), [shared.at.clone(), shared.at.join("early")]);
         }
     }
     plugin.shut_down().await

@@ -1,14 +1,14 @@
 //! Requests to registries: none for an image that is here, unless the job asks for it, and then as few as possible.
 
 use anyhow::{Result, ensure};
+use harness::config;
+use harness::context::Scene;
+use harness::fixture::Form;
+use harness::host::Plugin;
 use serde_json::{Value, json};
 
 use super::pulls::{Network, runs};
 use super::{cases, is_recoverable, refused, same};
-use crate::config;
-use crate::fixture::Form;
-use crate::host::Plugin;
-use crate::scene::Scene;
 
 cases!["pull policy":
     an_image_that_is_here_needs_no_request,
@@ -25,7 +25,7 @@ async fn says(scene: &Scene, plugin: &Plugin, job: &Value, text: &str) -> Result
 }
 
 /// Returns an image with a file that tells it from others.
-fn image(scene: &Scene, text: &str) -> Result<crate::fixture::image::Image> {
+fn image(scene: &Scene, text: &str) -> Result<harness::fixture::image::Image> {
     scene.world().catalog().with(|tree| tree.file("which", 0o644, text.as_bytes()))
 }
 

@@ -5,18 +5,18 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
+use harness::config;
+use harness::context::Scene;
+use harness::fixture::fault_proxy::{Fault, FaultProxy};
+use harness::fixture::image::Image;
+use harness::fixture::images::noise;
+use harness::fixture::layer::Layer;
+use harness::fixture::{Form, Gate, Reply, Seen};
+use harness::host::Plugin;
+use harness::task::LIMIT;
 use serde_json::{Value, json};
 
 use super::{cases, is_recoverable, orphans, refused, same, until};
-use crate::config;
-use crate::fixture::fault_proxy::{Fault, FaultProxy};
-use crate::fixture::image::Image;
-use crate::fixture::images::noise;
-use crate::fixture::layer::Layer;
-use crate::fixture::{Form, Gate, Reply, Seen};
-use crate::host::Plugin;
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["pull":
     fifty_tasks_of_an_image_that_is_not_here_make_one_pull,

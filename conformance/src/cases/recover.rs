@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::host::Plugin;
+use harness::leaks::inspect::find_processes;
+use harness::task::{LIMIT, Task};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use nomad_proto::driver::TaskState;
 
 use super::obedient::{ends_as_told, obedient, tell_to_end};
 use super::{cases, orphans, refused, same, until};
-use crate::fixture::traces::find_processes;
-use crate::host::Plugin;
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["recover":
     a_plugin_killed_in_the_middle_of_a_start_leaves_nothing,

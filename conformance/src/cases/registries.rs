@@ -5,17 +5,17 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, ensure};
+use harness::config;
+use harness::context::Scene;
+use harness::fixture::fault_proxy::{Fault, FaultProxy};
+use harness::fixture::image::Image;
+use harness::fixture::{Form, Gate, Reply, Seen};
+use harness::host::Plugin;
+use harness::task::LIMIT;
 use serde_json::json;
 use tonic::Status;
 
 use super::{cases, refused, same};
-use crate::config;
-use crate::fixture::fault_proxy::{Fault, FaultProxy};
-use crate::fixture::image::Image;
-use crate::fixture::{Form, Gate, Reply, Seen};
-use crate::host::Plugin;
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["registries":
     a_mirror_is_asked_first_and_the_registry_after_it,

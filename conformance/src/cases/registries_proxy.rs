@@ -1,12 +1,12 @@
 //! Proxies, by the agent's environment, between the plugin and a registry.
 
 use anyhow::{Result, ensure};
+use harness::context::Scene;
+use harness::fixture::{Authority, Gate, Reply, Terms};
 use serde_json::json;
 
 use super::cases;
 use super::registries::{Configured, REGISTRY};
-use crate::fixture::{Authority, Gate, Reply, Terms};
-use crate::scene::Scene;
 
 cases!["registries behind proxies":
     plain_http_goes_through_its_proxy,
@@ -47,7 +47,7 @@ async fn https_goes_through_a_tunnel(scene: &Scene) -> Result<()> {
         let mut plugin = configured.plugin_with(json!(null), &[(name, &address)]).await?;
         configured.pulls(&plugin, REGISTRY).await?;
         let seen = proxy.seen();
-        let is_tunnel = |seen: &crate::fixture::Seen| {
+        let is_tunnel = |seen: &harness::fixture::Seen| {
             (seen.method.as_str(), seen.target.as_str()) == ("CONNECT", "registry.test:8443")
         };
         ensure!(!seen.is_empty() && seen.iter().all(is_tunnel), "{seen:?}");

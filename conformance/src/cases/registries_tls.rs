@@ -2,11 +2,11 @@
 //! or docker's files.
 
 use anyhow::Result;
+use harness::context::Scene;
+use harness::fixture::{Authority, Certified, Registry, Reply, Seen, Terms};
 
 use super::cases;
 use super::registries::{Configured, REGISTRY};
-use crate::fixture::{Authority, Certified, Registry, Reply, Seen, Terms};
-use crate::scene::Scene;
 
 cases!["registries with certificates":
     an_authority_of_the_operators_counts_beside_the_systems,

@@ -1,14 +1,14 @@
 //! Remote snapshotters: they have layers that are never fetched.
 
 use anyhow::{Context, Result, ensure};
+use harness::config;
+use harness::context::Scene;
+use harness::fixture::remote_snapshotter::{BEHIND, NAME, asking};
+use harness::fixture::{Containerd, Form};
+use harness::leaks::inspect::listed;
 use serde_json::{Value, json};
 
 use super::{cases, same};
-use crate::config;
-use crate::fixture::remote_snapshotter::{BEHIND, NAME, asking};
-use crate::fixture::traces::listed;
-use crate::fixture::{Containerd, Form};
-use crate::scene::Scene;
 
 cases!["remote_snapshotters":
     what_a_remote_snapshotter_has_is_not_fetched_and_the_rest_is_told_to_it,

@@ -1,13 +1,13 @@
 //! Memory, CPU and the cgroup that Nomad made for the task.
 
 use anyhow::{Context, Result, ensure};
+use harness::config;
+use harness::context::Scene;
+use harness::host::alloc::set_memory;
+use harness::host::cgroup::{is_v2, processors_of as allowed};
+use harness::task::LIMIT;
 
 use super::{cases, same};
-use crate::config;
-use crate::host::alloc::set_memory;
-use crate::host::cgroup::{is_v2, processors_of as allowed};
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["resources":
     a_task_lives_in_the_group_that_nomad_made,

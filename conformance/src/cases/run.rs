@@ -1,12 +1,12 @@
 //! A task from start to end: its process, user, working directory, and the files of its allocation.
 
 use anyhow::{Result, ensure};
+use harness::config;
+use harness::context::Scene;
+use harness::task::LIMIT;
 use serde_json::json;
 
 use super::{NO_DIRECTORY, cases, not_by_youki, refused, same};
-use crate::config;
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["run":
     a_task_that_ends_with_0_has_succeeded,

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::fixture::process::output;
+use harness::task::LIMIT;
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 use shim_protos::StartInput;
@@ -15,9 +18,6 @@ use super::obedient::{ends_as_told, obedient_as};
 use super::recover::shim_pid;
 use super::{cases, refused, same, until};
 use crate::case::skip;
-use crate::fixture::process::output;
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["runtimes":
     a_task_is_made_by_the_program_that_its_job_names,

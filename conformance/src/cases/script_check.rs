@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use harness::context::Scene;
+use harness::host::Plugin;
+use harness::task::{LIMIT, Task};
 
 use super::exec::{leave, sleeper};
 use super::shim_failures::{Scripted, runc};
 use super::{cases, orphans_are_known, refused, same, until};
-use crate::host::Plugin;
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["script check":
     it_gets_output_and_code,

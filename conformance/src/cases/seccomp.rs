@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
+use harness::context::Scene;
+use harness::host::Plugin;
+use harness::task::LIMIT;
 use serde_json::{Value, json};
 
 use super::{NO_FILTER_FOR_EXECS, cases, not_by_youki, refused, same};
-use crate::host::Plugin;
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["seccomp":
     a_task_and_its_execs_have_the_built_in_profile_unless_the_job_says_otherwise,

@@ -1,11 +1,11 @@
 //! Actions and views that a task is denied.
 
 use anyhow::{Result, ensure};
+use harness::context::Scene;
+use harness::host::cgroup::is_v2;
 
 use super::{cases, same};
 use crate::case::skip;
-use crate::host::cgroup::is_v2;
-use crate::scene::Scene;
 
 cases!["security":
     a_task_has_dockers_default_capabilities,

@@ -4,15 +4,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Result, ensure};
+use harness::context::Scene;
+use harness::fixture::process;
+use harness::task::LIMIT;
 use nomad_proto::driver as pb;
 use nomad_proto::driver::network_isolation_spec::NetworkIsolationMode;
 use serde_json::json;
 
 use super::web_server::{SERVE, beside, server, serving, with};
 use super::{cases, is_recoverable, refused, same};
-use crate::fixture::process;
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["shared networks":
     a_task_is_in_the_network_of_another_one_of_its_allocation,

@@ -10,6 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
+use harness::context::Scene;
+use harness::fixture::Programs;
+use harness::host::Plugin;
+use harness::task::{LIMIT, Task};
 use nix::sys::signal::{Signal, kill};
 use nomad_proto::driver::WaitTaskResponse;
 use serde_json::{Value, json};
@@ -18,10 +22,6 @@ use tonic::Status;
 use super::obedient::{ends_as_told, obedient};
 use super::recover::shim_pid;
 use super::{cases, refused, same, until};
-use crate::fixture::Programs;
-use crate::host::Plugin;
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["shim failure":
     a_shim_that_hangs_is_given_up,

@@ -4,15 +4,16 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use harness::config;
+use harness::context::Scene;
+use harness::fixture::Form;
+use harness::leaks::sweep;
+use harness::task::LIMIT;
 use serde_json::{Value, json};
 
 use super::obedient::{ends_as_told, obedient_as};
 use super::{cases, refused, same};
 use crate::case::{Case, skip};
-use crate::config;
-use crate::fixture::{Form, sweep};
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["snapshotters":
     a_task_gets_the_snapshotter_that_its_job_or_the_operator_names,

@@ -8,6 +8,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use futures::future::try_join_all;
+use harness::context::Scene;
+use harness::host::stats::Stats;
+use harness::host::{Exec, Plugin};
+use harness::leaks::inspect::special_files;
+use harness::task::{LIMIT, Task};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sha2::{Digest, Sha256};
@@ -16,11 +21,6 @@ use tokio::sync::{Notify, Semaphore};
 use super::holdings::{self, Held, Holdings, come_back, pid, shim_of};
 use super::{cases as listed, same, terminals_are_read_to_their_end};
 use crate::case::Case;
-use crate::fixture::traces::special_files;
-use crate::host::stats::Stats;
-use crate::host::{Exec, Plugin};
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 mod mix;
 use mix::{Failure, exec};

@@ -4,15 +4,15 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use harness::config;
+use harness::context::Scene;
+use harness::fixture::Form;
+use harness::host::Plugin;
+use harness::task::LIMIT;
 
 use super::shim_failures::{Scripted, refusal, runc};
 use super::{cases, is_recoverable, refused};
 use crate::case::skip;
-use crate::config;
-use crate::fixture::Form;
-use crate::host::Plugin;
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["failed start":
     an_image_that_does_not_exist_is_not_worth_another_try,

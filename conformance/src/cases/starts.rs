@@ -7,6 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
+use harness::context::Scene;
+use harness::fixture::Form;
+use harness::host::Plugin;
+use harness::task::{LIMIT, Task};
 use nomad_proto::driver as pb;
 use serde_json::{Value, json};
 
@@ -16,10 +20,6 @@ use super::timelines::told;
 use super::web_server::beside;
 use super::{cases, is_recoverable, refused, same, until};
 use crate::case::Case;
-use crate::fixture::Form;
-use crate::host::Plugin;
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["starts":
     no_more_are_under_way_at_once_than_the_operator_says,

@@ -6,18 +6,18 @@ use std::os::unix::fs::symlink;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::host::Plugin;
+use harness::host::cgroup::is_v2;
+use harness::host::stats::{Sample, Stats};
+use harness::leaks::inspect::find_processes;
+use harness::task::{LIMIT, Task};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::{Pid, mkfifo};
 
 use super::cases;
 use crate::case::skip;
-use crate::fixture::traces::find_processes;
-use crate::host::Plugin;
-use crate::host::cgroup::is_v2;
-use crate::host::stats::{Sample, Stats};
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["stats":
     a_shim_that_stands_still_keeps_no_sample_back,

@@ -4,16 +4,16 @@ use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::host::cgroup::is_v2;
+use harness::host::plugin::CORE_MHZ;
+use harness::host::stats::{Sample, Stats};
+use harness::task::{LIMIT, Task};
 use nomad_proto::driver::MemoryUsage;
 use nomad_proto::driver::memory_usage::Fields;
 
 use super::cases;
 use super::stats::{FAST, Way, core_seconds, fast_plugin, on_cue};
-use crate::host::cgroup::is_v2;
-use crate::host::plugin::CORE_MHZ;
-use crate::host::stats::{Sample, Stats};
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["stats":
     memory_is_what_the_kernel_counts,

@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::task::{LIMIT, Task};
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 use tonic::Code;
 
 use super::recover::shim_pid;
 use super::{NO_REAL_TIME, cases, not_by_youki, refused, same};
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 cases!["stop":
     a_task_that_heeds_the_signal_is_stopped_when_it_ends,
@@ -36,7 +36,7 @@ cases!["stop":
 const PATIENT: Duration = Duration::from_secs(90);
 
 /// Starts a shell that prints each signal's name, and exits with code 3 at all but USR2.
-async fn listener(scene: &Scene, plugin: &crate::host::Plugin) -> Result<Task> {
+async fn listener(scene: &Scene, plugin: &harness::host::Plugin) -> Result<Task> {
     let script = "for s in TERM HUP USR1 USR2 INT; do trap \"echo got $s; [ $s = USR2 ] || exit 3\" $s; done; \
                   echo ready; while :; do sleep 600 & wait $!; done";
     let task = scene.run(plugin, &scene.shell(script)).await?;

@@ -1,13 +1,13 @@
 //! The timelines of starts and teardowns: how long each step took, in a form that programs read.
 
 use anyhow::{Context, Result, ensure};
+use harness::config;
+use harness::context::Scene;
+use harness::host::Plugin;
+use harness::task::LIMIT;
+use harness::timeline::{self, Told};
 
 use super::{cases, refused, same, until};
-use crate::config;
-use crate::host::Plugin;
-use crate::scene::Scene;
-use crate::task::LIMIT;
-use crate::timeline::{self, Told};
 
 cases!["timeline":
     a_start_and_a_teardown_say_how_long_their_steps_took,

@@ -8,14 +8,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use harness::context::Scene;
+use harness::fixture::auth_registry::{self, PAIR, PASSWORD, USER};
+use harness::fixture::registry::Lock;
+use harness::fixture::{Authority, Certified, Gate, Registry, Reply, Seen, Terms};
 use serde_json::{Value, json};
 
 use super::registries::{Configured, REGISTRY};
 use super::{cases, credentials};
-use crate::fixture::locked::{self, PAIR, PASSWORD, USER};
-use crate::fixture::registry::Lock;
-use crate::fixture::{Authority, Certified, Gate, Registry, Reply, Seen, Terms};
-use crate::scene::Scene;
 
 cases!["tokens":
     one_is_had_with_the_password_and_only_the_token_goes_to_the_registry,
@@ -135,7 +135,7 @@ async fn one_is_had_with_an_identity_token(scene: &Scene) -> Result<()> {
         json!({"auths": {&address: {"auth": BASE64_STANDARD.encode("0:"), "identitytoken": IDENTITY}}});
     std::fs::write(&file, docker.to_string())?;
     let answer = format!(r#"echo '{{"Username":"<token>","Secret":"{IDENTITY}"}}'"#);
-    locked::helper(&scene.directory().join("bin"), "identified", &answer)?;
+    auth_registry::helper(&scene.directory().join("bin"), "identified", &answer)?;
     for (asked, auth) in [json!({"config": file}), json!({"helper": "identified"})].into_iter().enumerate() {
         let mut plugin = configured.plugin_with(auth, &[]).await?;
         configured.pulls(&plugin, &address).await?;

@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::task::LIMIT;
 use nomad_proto::driver::fingerprint_response::HealthState;
 use serde_json::json;
 
@@ -10,8 +12,6 @@ use super::fingerprint::{is_detected, next};
 use super::obedient::{ends_as_told, obedient};
 use super::orphans::options;
 use super::{cases, is_recoverable, refused, same, until};
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["two plugins":
     the_second_one_on_a_state_directory_touches_nothing_until_the_first_has_ended,

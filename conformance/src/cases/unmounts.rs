@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
+use harness::context::Scene;
+use harness::host::Plugin;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::json;
 
 use super::{cases, same};
-use crate::host::Plugin;
-use crate::scene::Scene;
 
 cases!["unmounts":
     a_tasks_secrets_are_unmounted_at_once_after_its_destroy_while_others_start,

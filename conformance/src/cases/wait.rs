@@ -3,12 +3,12 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::task::LIMIT;
 use nomad_proto::driver::TaskState;
 use tonic::Code;
 
 use super::{cases, refused, same};
-use crate::scene::Scene;
-use crate::task::LIMIT;
 
 cases!["wait":
     everyone_who_waits_is_told,

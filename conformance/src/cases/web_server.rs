@@ -5,12 +5,11 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use harness::context::Scene;
+use harness::host::Plugin;
+use harness::task::{LIMIT, Task};
 use nomad_proto::driver as pb;
 use serde_json::Value;
-
-use crate::host::Plugin;
-use crate::scene::Scene;
-use crate::task::{LIMIT, Task};
 
 /// Port of the web server.
 pub(super) const PORT: u16 = 8080;

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use anyhow::{Result, ensure};
+use harness::context::agent::{Stage, eventually, jobs};
 
 use super::Case;
 use super::restarts::kill_plugin;
-use super::stage::{Stage, eventually, jobs};
 
 pub const CASES: &[(&str, Case)] = &[
     ("nomad_reads_what_the_driver_wrote_by_all_its_flags", read),

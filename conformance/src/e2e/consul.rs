@@ -1,11 +1,11 @@
 //! Jobs whose services are registered with Consul: their addresses, their checks, and a sidecar of its mesh.
 
 use anyhow::{Context as _, Result, ensure};
+use harness::context::agent::{Stage, eventually};
 use serde_json::Value;
 
 use super::Case;
 use super::networks::{self, page_is};
-use super::stage::{Stage, eventually};
 
 pub const CASES: &[(&str, Case)] = &[
     ("a_script_check_looks_inside_the_task", registered),

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use harness::context::agent::{Stage, eventually, jobs};
 
 use super::Case;
-use super::stage::{Stage, eventually, jobs};
 use super::stop::stopped_in;
 
 pub const CASES: &[(&str, Case)] =

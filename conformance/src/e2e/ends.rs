@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use harness::agent::Ended;
+use harness::context::agent::{Stage, eventually, jobs};
 
 use super::Case;
-use super::stage::{Stage, eventually, jobs};
-use crate::agent::Ended;
 
 pub const CASES: &[(&str, Case)] = &[
     ("an_exit_code_is_shown", exit_code),

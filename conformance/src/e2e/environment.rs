@@ -3,9 +3,9 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
+use harness::context::agent::{Stage, eventually, jobs};
 
 use super::Case;
-use super::stage::{Stage, eventually, jobs};
 
 pub const CASES: &[(&str, Case)] = &[
     ("templates_variables_and_directories_are_there", template),

@@ -4,11 +4,11 @@ use std::fs;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
+use harness::agent::command::{Output, run};
+use harness::context::agent::{SOON, Stage, eventually, jobs};
+use harness::leaks::inspect;
 
 use super::Case;
-use super::stage::{SOON, Stage, eventually, jobs};
-use crate::agent::command::{Output, run};
-use crate::fixture::traces;
 
 pub const CASES: &[(&str, Case)] = &[
     ("streams_and_exit_code_are_kept_apart", streams),
@@ -150,7 +150,7 @@ fn killed_caller(stage: &mut Stage) -> Result<()> {
         let line = String::from_utf8_lossy(&line).replace('\0', " ");
         ["sleep 900", "sleep 901", "echo on"].iter().any(|words| line.contains(words))
     };
-    let left = || traces::pids_in(&format!("{id}.main")).iter().filter(|pid| is_of_command(pid)).count();
+    let left = || inspect::pids_in(&format!("{id}.main")).iter().filter(|pid| is_of_command(pid)).count();
     let script = "trap \"\" HUP TERM; sleep 900 & setsid sleep 901 & touch /alloc/data/up; \
                   while :; do echo on; sleep 0.2; done";
     let mut command =

@@ -3,9 +3,9 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
+use harness::context::agent::{Stage, jobs};
 
 use super::Case;
-use super::stage::{Stage, jobs};
 
 pub const CASES: &[(&str, Case)] = &[
     ("a_megabyte_on_each_stream_arrives_whole", megabyte),

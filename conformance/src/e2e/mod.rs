@@ -13,7 +13,6 @@ pub mod options;
 mod refusals;
 mod resources;
 pub mod restarts;
-pub mod stage;
 mod stop;
 
 use std::path::PathBuf;
@@ -22,12 +21,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
+use harness::context::agent::Stage;
+use harness::fixture::{Choice, Programs};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::case::{Skips, is_selected, skip, unmatched_filter};
 use crate::cases;
-use crate::fixture::{Choice, Programs};
-use stage::Stage;
 
 type Case = fn(&mut Stage) -> Result<()>;
 

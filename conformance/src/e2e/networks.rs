@@ -5,12 +5,12 @@ use std::fs;
 use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use harness::context::agent::{Stage, eventually};
+use harness::fixture::http;
+use harness::fixture::registry::free_port;
 
 use super::Case;
 use super::restarts::kill_plugin;
-use super::stage::{Stage, eventually};
-use crate::fixture::http;
-use crate::fixture::registry::free_port;
 
 pub const CASES: &[(&str, Case)] = &[
     ("a_group_in_bridge_mode_is_reached_and_checked", web),

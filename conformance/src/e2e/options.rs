@@ -5,13 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use harness::context::agent::Stage;
+use harness::fixture::auth_registry;
+use harness::fixture::layer::sha256;
+use harness::host::cgroup::is_v2;
 use serde_json::json;
 
-use super::stage::Stage;
 use crate::case::skip;
-use crate::fixture::layer::sha256;
-use crate::fixture::locked;
-use crate::host::cgroup::is_v2;
 
 const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/task-options");
 /// Directory of the jobs in the guest, which has nothing else of the tree.
@@ -89,13 +89,13 @@ pub fn play(stage: &mut Stage, name: &str, file: &Path) -> Result<()> {
     let locked = stage.world.directory().join("locked");
     // The registry is kept until the job has ended.
     let (private, _registry) = if hcl.contains("variable \"private_image\"") {
-        let registry = locked::registry(&locked, stage.world.catalog())?;
+        let registry = auth_registry::registry(&locked, stage.world.catalog())?;
         (format!("{}/busybox:latest", registry.address()), Some(registry))
     } else {
         (String::new(), None)
     };
     if !private.is_empty() {
-        variables = vec![("private_image", private.as_str()), ("password", locked::PASSWORD)];
+        variables = vec![("private_image", private.as_str()), ("password", auth_registry::PASSWORD)];
     }
     let archive = if hcl.contains("variable \"archive\"") { archive(stage)? } else { String::new() };
     if !archive.is_empty() {

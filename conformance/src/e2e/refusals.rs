@@ -1,10 +1,10 @@
 //! A job that can't run is reported in its task's events, with the cause by name, and the agent goes on.
 
 use anyhow::{Result, ensure};
+use harness::agent::Allocation;
+use harness::context::agent::{SOON, Stage, jobs};
 
 use super::Case;
-use super::stage::{SOON, Stage, jobs};
-use crate::agent::Allocation;
 
 pub const CASES: &[(&str, Case)] = &[
     ("an_image_that_does_not_exist_is_named", missing_image),

@@ -1,10 +1,10 @@
 //! The processors of a task, while Nomad gives and takes them.
 
 use anyhow::{Context as _, Result, ensure};
+use harness::context::agent::{Stage, eventually, jobs};
+use harness::host::cgroup::processors_of;
 
 use super::Case;
-use super::stage::{Stage, eventually, jobs};
-use crate::host::cgroup::processors_of;
 
 pub const CASES: &[(&str, Case)] = &[("a_task_makes_room_for_one_with_cores_and_gets_them_back", makes_room)];
 

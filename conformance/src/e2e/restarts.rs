@@ -3,13 +3,13 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
+use harness::agent::{Allocation, Client};
+use harness::context::agent::{SOON, Stage, eventually};
+use harness::processes;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::Case;
-use super::stage::{SOON, Stage, eventually};
-use crate::agent::{Allocation, Client};
-use crate::processes;
 
 pub const CASES: &[(&str, Case)] = &[
     ("plugin_killed", plugin_killed),

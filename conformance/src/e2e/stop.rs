@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use harness::agent::Allocation;
+use harness::context::agent::{SOON, Stage};
 
 use super::Case;
-use super::stage::{SOON, Stage};
-use crate::agent::Allocation;
 
 pub const CASES: &[(&str, Case)] = &[
     ("a_task_that_ends_at_once_stops_at_once", at_once),

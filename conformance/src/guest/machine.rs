@@ -7,10 +7,9 @@ use std::process::{ExitCode, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use harness::interrupt::interrupted;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
-
-use crate::interrupt::interrupted;
 
 const PROGRAM: &str = "qemu-system-x86_64";
 const PROCESSORS: &str = "2";

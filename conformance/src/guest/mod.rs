@@ -11,10 +11,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use harness::environment;
+use harness::fixture::{Choice, Programs};
+use harness::interrupt::UnderWay;
 
 use crate::e2e::options;
-use crate::fixture::{self, Choice, Programs};
-use crate::interrupt::UnderWay;
 use machine::Machine;
 use root::Root;
 
@@ -78,7 +79,7 @@ pub struct Args {
 /// Fails if the guest can't run, or ended without a result. A case that fails is in the exit code.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let _under_way = UnderWay::begin();
-    let directory = fixture::own_directory()?;
+    let directory = environment::own_directory()?;
     let archive = directory.path().join("root.cpio");
     pack(args, directory.path(), &archive).context("make the guest's root")?;
     let kernel = only_match(&args.kernel.join("boot"), "vmlinuz-")?;

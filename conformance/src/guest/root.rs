@@ -9,10 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-
-use crate::fixture::Programs;
-use crate::fixture::images::libraries;
-use crate::fixture::programs::{in_path, name_of};
+use harness::fixture::Programs;
+use harness::fixture::images::libraries;
+use harness::fixture::programs::{in_path, name_of};
 
 /// Programs that the suite runs, beside itself and the plugin; `ldd`, a script for bash, among them.
 const PROGRAMS: [&str; 7] =

@@ -1,10 +1,9 @@
 //! The execs of the soak test: short ones, some that pass on up to 100 KiB, some on a terminal.
 
 use anyhow::{Context, Result};
+use harness::host::{Exec, Plugin};
+use harness::task::{LIMIT, Task};
 use sha2::{Digest, Sha256};
-
-use crate::host::{Exec, Plugin};
-use crate::task::{LIMIT, Task};
 
 /// The failure of an exec.
 #[derive(Debug)]

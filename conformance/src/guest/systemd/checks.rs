@@ -4,17 +4,17 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use harness::agent::{Allocation, SOON};
+use harness::fixture::process::output_of;
+use harness::processes;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::REDIS;
 use super::site::Site;
 use super::units::{AGENT, CONTAINERD, change_agent, main_process, property, systemctl};
-use crate::agent::{Allocation, SOON};
 use crate::demo::{self, Teller};
 use crate::e2e::restarts::goes_on;
-use crate::fixture::process::output_of;
-use crate::processes;
 
 pub type Check = (&'static str, Box<dyn Fn(&mut Site) -> Result<()> + Send>);
 

@@ -7,6 +7,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Result, anyhow, bail};
+use harness::fixture::Programs;
+use harness::fixture::containerd::NAMESPACE;
+use harness::fixture::process::output;
 use libtest_mimic::{Arguments, ColorSetting, Completion, Failed, Trial};
 
 use super::checks::{self, Check};
@@ -15,9 +18,6 @@ use super::site::{CONTAINERD_SOCKET, Site};
 use super::units::{AGENT, journal};
 use super::{BUSYBOX, REDIS, UNDER_TEST};
 use crate::case::{Skips, is_selected};
-use crate::fixture::Programs;
-use crate::fixture::containerd::NAMESPACE;
-use crate::fixture::process::output;
 
 /// Exit code that asks `start` for a reboot.
 const REBOOT: u8 = 75;
@@ -75,7 +75,7 @@ fn machine() -> Result<String> {
     let first =
         |program| Ok::<_, anyhow::Error>(said(program)?.lines().next().unwrap_or_default().to_owned());
     let parts = [
-        Programs::find(&crate::fixture::Choice::default())?.versions().join(", "),
+        Programs::find(&harness::fixture::Choice::default())?.versions().join(", "),
         first("crun")?.replace(" version", ""),
         format!("Debian {}", read("/etc/debian_version")?),
         format!("Linux {}", read("/proc/sys/kernel/osrelease")?),

@@ -13,11 +13,12 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use harness::environment;
+use harness::fixture::archive::docker_archive_of;
+use harness::fixture::{Catalog, images, process};
+use harness::interrupt::UnderWay;
 
 use super::machine::Machine;
-use crate::fixture::archive::docker_archive_of;
-use crate::fixture::{self, Catalog, images, process};
-use crate::interrupt::UnderWay;
 
 pub use inside::{Args as InsideArgs, run as run_inside};
 
@@ -58,7 +59,7 @@ pub struct Args {
 /// Fails if the guest can't run, or ended without a result. A check that fails is in the exit code.
 pub fn run(args: &Args) -> Result<ExitCode> {
     let _under_way = (!args.shell).then(UnderWay::begin);
-    let directory = fixture::own_directory()?;
+    let directory = environment::own_directory()?;
     let under_test = directory.path().join("under-test.img");
     pack(args, &directory.path().join("under-test"), &under_test).context("make the guest's second disk")?;
     let machine = Machine {

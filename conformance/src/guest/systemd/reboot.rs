@@ -5,14 +5,14 @@ use std::fs;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use harness::agent::{Allocation, SOON};
+use harness::fixture::containerd::NAMESPACE;
+use harness::leaks::census::Census;
+use harness::leaks::inspect::children;
 use serde::{Deserialize, Serialize};
 
 use super::site::{STATE_DIR, Site, records};
-use crate::agent::{Allocation, SOON};
 use crate::e2e::restarts::SCRIPT;
-use crate::fixture::census::Census;
-use crate::fixture::containerd::NAMESPACE;
-use crate::fixture::traces::children;
 
 pub const NAME: &str = "reboot: the task is started anew, and nothing of the earlier boot is left";
 const JOB: &str = "over-a-reboot";

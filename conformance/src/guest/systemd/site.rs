@@ -5,16 +5,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use harness::agent::config::{self, Ports};
+use harness::agent::{Client, Mode, Networks, SHELL, Setup};
+use harness::fixture::containerd::NAMESPACE;
+use harness::fixture::network::Bridge;
+use harness::leaks::census::{Census, daemon, machine};
+use harness::processes;
 
 use super::units::{self, AGENT, SERVER};
 use super::{BUSYBOX, UNDER_TEST};
-use crate::agent::config::{self, Ports};
-use crate::agent::{Client, Mode, Networks, SHELL, Setup};
 use crate::e2e::restarts::SCRIPT;
-use crate::fixture::census::{Census, daemon, machine};
-use crate::fixture::containerd::NAMESPACE;
-use crate::fixture::network::Bridge;
-use crate::processes;
 
 pub const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 /// The driver's default state directory.
@@ -134,7 +134,7 @@ impl Site {
     /// # Errors
     /// Fails if there is none, or more than one.
     pub fn plugin(&self) -> Result<i32> {
-        match processes::running(&self.setup.plugins().join(crate::agent::DRIVER))[..] {
+        match processes::running(&self.setup.plugins().join(harness::agent::DRIVER))[..] {
             [pid] => Ok(pid),
             ref pids => bail!("{} plugins run, not one: {pids:?}", pids.len()),
         }
@@ -213,7 +213,7 @@ fn setup() -> Setup {
     Setup {
         mode: Mode::Kept,
         nomad: Path::new(UNDER_TEST).join("nomad"),
-        plugin: Path::new(UNDER_TEST).join(crate::agent::DRIVER),
+        plugin: Path::new(UNDER_TEST).join(harness::agent::DRIVER),
         directory: AGENT_DIRECTORY.into(),
         containerd_socket: CONTAINERD_SOCKET.into(),
         containerd_runtime: "io.containerd.runc.v2".to_owned(),

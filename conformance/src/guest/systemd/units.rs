@@ -5,9 +5,9 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use harness::fixture::process::output;
 
 use super::UNDER_TEST;
-use crate::fixture::process::output;
 
 /// Unit of the node's agent, and unit of the server that it is a client of.
 pub const AGENT: &str = "nomad.service";

@@ -1,0 +1,126 @@
+//! How the cost of one task grows with the number of tasks, and from which number on. Knows what was measured, not
+//! how.
+
+use std::collections::BTreeMap;
+
+use super::record::ScalePoint;
+
+/// Threshold of the knee: the factor by which the start of a task is slower than with the best smaller count.
+pub(crate) const KNEE: f64 = 1.25;
+
+/// The cost of one task when this many tasks run at a time.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct PerTask {
+    pub(crate) tasks: u32,
+    /// Time of the start storm divided by the number of tasks that it started, in nanoseconds. Less than the start
+    /// time of one task, since several starts run concurrently.
+    pub(crate) start_ns: Option<f64>,
+    pub(crate) stop_ns: Option<f64>,
+    pub(crate) steady_cpu_ns_per_second: u64,
+    pub(crate) memory_bytes: f64,
+}
+
+impl PerTask {
+    pub(crate) fn of(point: &ScalePoint) -> Self {
+        let share = |storm_ns: u64, answered: &[u64]| {
+            (!answered.is_empty()).then(|| storm_ns as f64 / answered.len() as f64)
+        };
+        Self {
+            tasks: point.tasks,
+            start_ns: share(point.start_storm_ns, &point.start_ns),
+            stop_ns: share(point.stop_storm_ns, &point.stop_ns),
+            steady_cpu_ns_per_second: sum(&point.steady_cpu_ns_per_task_second),
+            memory_bytes: sum(&point.memory_bytes) as f64 / f64::from(point.tasks.max(1)),
+        }
+    }
+}
+
+fn sum(parts: &BTreeMap<String, u64>) -> u64 {
+    parts.values().sum()
+}
+
+/// Groups points by setup and path, and sorts each group by the number of tasks.
+pub(crate) fn lines<'a>(points: &[&'a ScalePoint]) -> Vec<Vec<&'a ScalePoint>> {
+    let mut lines: Vec<Vec<&ScalePoint>> = Vec::new();
+    for point in points {
+        let is_its =
+            |line: &&mut Vec<&ScalePoint>| line[0].setup == point.setup && line[0].path == point.path;
+        match lines.iter_mut().find(is_its) {
+            Some(line) => line.push(point),
+            None => lines.push(vec![point]),
+        }
+    }
+    lines.iter_mut().for_each(|line| line.sort_by_key(|point| point.tasks));
+    lines
+}
+
+/// Returns the first count of tasks, in ascending order, at which the start of a task exceeds [`KNEE`] times the best
+/// before. `None` if there is none.
+pub(crate) fn knee(line: &[PerTask]) -> Option<u32> {
+    let mut best = f64::INFINITY;
+    for (each, start_ns) in line.iter().filter_map(|each| Some((each, each.start_ns?))) {
+        if start_ns > best * KNEE {
+            return Some(each.tasks);
+        }
+        best = best.min(start_ns);
+    }
+    None
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::record::Failure;
+
+    pub(crate) fn point(path: &str, tasks: u32, start_storm_ns: u64) -> ScalePoint {
+        let all = vec![1_000_000; tasks as usize];
+        ScalePoint {
+            setup: "here".to_owned(),
+            path: path.to_owned(),
+            tasks,
+            start_ns: all.clone(),
+            stop_ns: all,
+            exec_ns: Vec::new(),
+            start_storm_ns,
+            stop_storm_ns: start_storm_ns,
+            failures: Vec::new(),
+            steady_cpu_ns_per_task_second: [("shims".to_owned(), 30), ("daemon".to_owned(), 12)].into(),
+            memory_bytes: [("shims".to_owned(), u64::from(tasks) * 100), ("daemon".to_owned(), 1000)].into(),
+        }
+    }
+
+    fn knee_of(storms: &[(u32, u64)]) -> Option<u32> {
+        let line: Vec<_> =
+            storms.iter().map(|(tasks, ns)| PerTask::of(&point("direct", *tasks, *ns))).collect();
+        knee(&line)
+    }
+
+    #[test]
+    fn the_knee_is_where_a_task_takes_a_quarter_more_than_the_best() {
+        assert_eq!(knee_of(&[(1, 100), (10, 600), (50, 3_500), (100, 7_600), (200, 20_000)]), Some(100));
+        assert_eq!(knee_of(&[(1, 100), (10, 600), (100, 7_000)]), None, "ten more per cent are none");
+        assert_eq!(knee_of(&[(1, 100), (10, 2_000)]), Some(10));
+        assert_eq!(knee_of(&[]), None);
+    }
+
+    #[test]
+    fn a_task_that_did_not_come_up_shares_nothing() {
+        let mut failing = point("direct", 4, 400);
+        failing.start_ns.truncate(2);
+        failing.failures.push(Failure { turn: 2, error: "refused".to_owned() });
+        assert_eq!(PerTask::of(&failing).start_ns, Some(200.0));
+        failing.start_ns.clear();
+        assert_eq!(PerTask::of(&failing).start_ns, None);
+        let each = PerTask::of(&failing);
+        assert_eq!((each.steady_cpu_ns_per_second, each.memory_bytes), (42, 350.0));
+    }
+
+    #[test]
+    fn points_of_a_path_are_a_line_by_their_counts() {
+        let points = [point("direct", 10, 1), point("plugin", 1, 1), point("direct", 1, 1)];
+        let lines = lines(&points.iter().collect::<Vec<_>>());
+        let counts: Vec<Vec<u32>> =
+            lines.iter().map(|line| line.iter().map(|point| point.tasks).collect()).collect();
+        assert_eq!(counts, [vec![1, 10], vec![1]]);
+    }
+}

@@ -1,0 +1,106 @@
+//! The benchmark of shims: measures their calls by several paths in alternation, and prints, compares and renders the
+//! results. [`measure`] takes figures of the driver.
+
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a test bench prints to a person")]
+#![allow(clippy::large_futures, reason = "a test bench runs few futures")]
+
+mod call;
+mod cli;
+mod compare;
+mod cost;
+mod csv;
+mod daemon;
+mod direct;
+mod end;
+mod ground;
+mod growth;
+mod lane;
+mod machine;
+pub mod measure;
+mod path;
+mod pipes;
+mod plugin;
+mod progress;
+mod record;
+mod report;
+mod run;
+#[cfg(test)]
+mod samples;
+mod saved;
+mod scale;
+mod schedule;
+mod self_check;
+mod served;
+mod service;
+mod setup;
+mod shown;
+mod spec;
+mod stage;
+mod statistics;
+mod stub;
+mod table;
+mod tally;
+mod timelines;
+mod turns;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Subcommand;
+
+#[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+#[group(skip)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    run: run::Args,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the benchmark. The default without a subcommand.
+    Run(Box<run::Args>),
+    /// Measure how the cost of a task grows with the number of tasks.
+    Scale(Box<scale::Args>),
+    /// Compare two reports, and fail if a series got slower, fails more often or can't be compared.
+    Compare(compare::Args),
+    /// Render one or more reports as an HTML page.
+    Report(report::Args),
+    /// Check that this harness measures correctly on this machine.
+    SelfCheck(self_check::Args),
+    /// Write a stub shim that answers each call after a known time.
+    Stub(stub::Args),
+    /// Run as the stub shim. Called by the script that `stub` writes.
+    #[command(hide = true)]
+    StubShim(stub::ShimArgs),
+}
+
+impl Args {
+    /// Returns whether the command may run a container with crun.
+    pub fn may_run_crun(&self) -> bool {
+        match &self.command {
+            None => self.run.may_run_crun(),
+            Some(Command::Run(args)) => args.may_run_crun(),
+            Some(Command::Scale(args)) => args.may_run_crun(),
+            Some(_) => false,
+        }
+    }
+}
+
+/// # Errors
+/// Fails on what can't be read or measured. A failed call is no error but part of the figures.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    match &args.command {
+        None => run::run(&args.run),
+        Some(Command::Run(args)) => run::run(args),
+        Some(Command::Scale(args)) => scale::run(args),
+        Some(Command::Compare(args)) => compare::run(args),
+        Some(Command::Report(args)) => report::run(args),
+        Some(Command::SelfCheck(args)) => self_check::run(args),
+        Some(Command::Stub(args)) => stub::run(args),
+        Some(Command::StubShim(args)) => stub::run_shim(args),
+    }
+}

@@ -1,0 +1,61 @@
+//! Measures how long a new plugin takes to recover many tasks after the one before it was killed: by requests one
+//! after the other, as the agent makes them when it starts, and by all at once.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+use futures::future::try_join_all;
+use harness::context::Scene;
+use harness::host::Plugin;
+use harness::interrupt;
+use harness::task::Task;
+
+use super::driven::IDLE;
+use super::table::{Call, Path, RECOVERED, Table};
+use super::{Findings, Ground};
+
+const ROUNDS: u32 = 10;
+/// Number of concurrent starts and removals of tasks, which aren't measured.
+const AT_A_TIME: usize = 10;
+
+pub(crate) fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
+    let scene = Scene::new(Arc::clone(ground.world), ground.plugin, "recovery".to_owned());
+    let rounds = ground.rounds.min(ROUNDS);
+    ground.runtime.block_on(measure_on(&scene, rounds, &mut findings.table))?;
+    scene.close()
+}
+
+async fn measure_on(scene: &Scene, rounds: u32, table: &mut Table) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let config = scene.shell(IDLE);
+    let mut tasks = Vec::new();
+    while tasks.len() < RECOVERED {
+        let some = AT_A_TIME.min(RECOVERED - tasks.len());
+        tasks.extend(try_join_all((0..some).map(|_| scene.run(&plugin, &config))).await?);
+    }
+    for _ in 0..rounds {
+        for call in [Call::RecoveryInTurn, Call::RecoveryAtOnce] {
+            interrupt::check()?;
+            plugin.kill().await?;
+            plugin = scene.plugin().await?;
+            let begun = Instant::now();
+            let recovered = recover(&tasks, &plugin, call).await;
+            table.record(call, Path::Plugin, recovered.map(|()| begun.elapsed()));
+        }
+    }
+    for some in tasks.chunks(AT_A_TIME) {
+        try_join_all(some.iter().map(|task| task.end(&plugin))).await?;
+    }
+    plugin.shut_down().await
+}
+
+async fn recover(tasks: &[Task], plugin: &Plugin, call: Call) -> Result<()> {
+    if call == Call::RecoveryAtOnce {
+        return try_join_all(tasks.iter().map(|task| task.recover(plugin))).await.map(drop);
+    }
+    for task in tasks {
+        task.recover(plugin).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,156 @@
+//! The data of a report, as it is written to and read from a file: series of samples, each with the conditions that it
+//! was taken under. Knows neither how a call is made nor how a figure is shown.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the report format. Incremented when a reader of the older format would misread the newer one.
+pub(crate) const FORMAT: u32 = 1;
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Report {
+    pub(crate) format: u32,
+    /// Time of the run, RFC 3339, UTC.
+    pub(crate) made_at: String,
+    pub(crate) machine: Machine,
+    pub(crate) setups: Vec<Setup>,
+    pub(crate) settings: Settings,
+    pub(crate) series: Vec<Series>,
+    #[serde(default)]
+    pub(crate) scale: Vec<ScalePoint>,
+    #[serde(default)]
+    pub(crate) timelines: Vec<Timeline>,
+    pub(crate) not_measured: Vec<NotMeasured>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Machine {
+    pub(crate) cpu: String,
+    pub(crate) cores: usize,
+    pub(crate) memory_bytes: u64,
+    pub(crate) kernel: String,
+    /// Version of control groups: "v1", "v1, hybrid", or "v2".
+    pub(crate) cgroups: String,
+    pub(crate) distribution: String,
+    /// Content of `/proc/loadavg` before the first call.
+    pub(crate) load_before: String,
+}
+
+/// The setup that calls were made on: one shim with one runtime under one containerd.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Setup {
+    /// Name of the setup in series, such as `1.6+runc`.
+    pub(crate) name: String,
+    /// Path and version of each part, as the program prints it. Keys are `containerd`, `shim`, `runtime`, `plugin`.
+    pub(crate) parts: BTreeMap<String, String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    pub(crate) iterations: u32,
+    pub(crate) warm_up: u32,
+    /// Duration of the measured iterations, if that rather than their number ended the run.
+    pub(crate) duration_ms: Option<u64>,
+}
+
+/// The key of a series: the conditions that its samples were taken under.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) struct Key {
+    pub(crate) setup: String,
+    /// Name of the path: `direct`, `daemon`, `cli`, `plugin`.
+    pub(crate) path: String,
+    /// Name of the call, such as `create`, `exec-first-byte`.
+    pub(crate) call: String,
+    /// Number of concurrent calls.
+    pub(crate) concurrency: u32,
+    /// Size of the call's payload, for calls that have one.
+    pub(crate) payload_bytes: u64,
+    /// Number of other tasks that run meanwhile.
+    pub(crate) held: u32,
+}
+
+/// The results of all calls of one kind. A failed call has no time, and is never left out of the count.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Series {
+    #[serde(flatten)]
+    pub(crate) key: Key,
+    /// Times of the successful calls, in the order in which they were made.
+    pub(crate) samples_ns: Vec<u64>,
+    pub(crate) failures: Vec<Failure>,
+    /// Cost of the calls, if it could be measured.
+    pub(crate) cost: Option<Cost>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Failure {
+    /// The iteration in which the call failed, counted from 0.
+    pub(crate) turn: u32,
+    pub(crate) error: String,
+}
+
+/// CPU time and memory that the calls of a series cost, by consumer: `plugin`, `shims`, `daemon`, `runtime`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Cost {
+    pub(crate) cpu_ns_per_call: BTreeMap<String, u64>,
+    /// Resident set size after the last call.
+    pub(crate) resident_bytes: BTreeMap<String, u64>,
+    /// Proportional set size after the last call: pages that several processes share are divided among them.
+    #[serde(default)]
+    pub(crate) proportional_bytes: BTreeMap<String, u64>,
+}
+
+/// The cost of this many concurrent tasks, by one path on one setup.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct ScalePoint {
+    pub(crate) setup: String,
+    pub(crate) path: String,
+    pub(crate) tasks: u32,
+    /// Time from the first request of the storm to the answer, for each task.
+    pub(crate) start_ns: Vec<u64>,
+    pub(crate) stop_ns: Vec<u64>,
+    /// Times of execs made while other tasks were starting.
+    pub(crate) exec_ns: Vec<u64>,
+    /// Time from the first request to the last answer.
+    pub(crate) start_storm_ns: u64,
+    pub(crate) stop_storm_ns: u64,
+    pub(crate) failures: Vec<Failure>,
+    /// CPU time per task and second of all processes that take part, while each task's statistics are read every
+    /// second, by consumer.
+    pub(crate) steady_cpu_ns_per_task_second: BTreeMap<String, u64>,
+    /// Proportional set size while the tasks ran, by consumer.
+    pub(crate) memory_bytes: BTreeMap<String, u64>,
+}
+
+/// The steps of a driver's starts, or of its teardowns, as the driver itself logs them: medians over the successful
+/// calls in measured iterations.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Timeline {
+    /// Key of the series. The call is `start` or `teardown`.
+    #[serde(flatten)]
+    pub(crate) key: Key,
+    pub(crate) count: usize,
+    pub(crate) total_ns: u64,
+    pub(crate) containerd_calls: u64,
+    /// Steps, in the order in which they begin.
+    pub(crate) steps: Vec<TimelineStep>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TimelineStep {
+    /// Name of the step. `shim/exec` is a part of `shim`.
+    pub(crate) name: String,
+    /// Number of calls that had this step.
+    pub(crate) count: usize,
+    /// Time from the beginning of the call.
+    pub(crate) begin_ns: u64,
+    pub(crate) length_ns: u64,
+    pub(crate) length_p90_ns: u64,
+}
+
+/// A call that was requested and could not be measured, and why.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct NotMeasured {
+    pub(crate) what: String,
+    pub(crate) why: String,
+}

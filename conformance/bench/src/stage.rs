@@ -1,0 +1,177 @@
+//! The setups of a run: brings them up, with a lane for each path on each of them, and takes all of it down again.
+//! Knows nothing of what is measured.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use clap::ValueEnum;
+use harness::leaks::report;
+use harness::{environment, interrupt};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use super::cost::{self, Group};
+use super::direct::Direct;
+use super::ground::Ground;
+use super::lane::Lane;
+use super::path::Path;
+use super::plugin::{ByPlugin, Driver};
+use super::record::{FORMAT, NotMeasured, Report, Settings};
+use super::{cli, daemon, machine, setup};
+
+/// The options that choose setups and paths.
+#[derive(clap::Args, Debug, Clone)]
+pub(crate) struct On {
+    #[command(flatten)]
+    choice: setup::Choice,
+    /// Measure only this path. May be repeated.
+    #[arg(long = "path", value_name = "PATH")]
+    paths: Vec<PathName>,
+    /// Don't measure CPU time and memory.
+    #[arg(long)]
+    no_cost: bool,
+}
+
+/// Name of a path on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PathName {
+    /// ttrpc calls to a shim that the benchmark starts itself.
+    Direct,
+    /// Calls of containerd's services.
+    Daemon,
+    /// The OCI runtime's command line.
+    Cli,
+    /// RPCs of a task driver, as Nomad calls them.
+    Plugin,
+}
+
+impl On {
+    pub(crate) fn may_run_crun(&self) -> bool {
+        self.choice.may_run_crun()
+    }
+
+    fn wants(&self, path: PathName) -> bool {
+        self.paths.is_empty() || self.paths.contains(&path)
+    }
+}
+
+pub(crate) struct Stage {
+    pub(crate) runtime: Runtime,
+    /// The control group that counts CPU time. `None` if costs are left out or can't be measured.
+    pub(crate) group: Option<Group>,
+    pub(crate) lanes: Vec<Lane>,
+    grounds: Vec<Arc<Ground>>,
+    drivers: Vec<Option<Arc<Driver>>>,
+    cgroups: report::CgroupRoots,
+    /// Root of all files of the setups. Removed after everything else is dropped.
+    _directory: TempDir,
+}
+
+impl Stage {
+    /// Brings up all setups. Also returns a report that describes them and has no results yet.
+    ///
+    /// # Errors
+    /// Names the part that didn't start.
+    pub(crate) fn raise(on: &On, settings: Settings) -> Result<(Self, Report)> {
+        let setups = on.choice.setups()?;
+        let mut report = Report {
+            format: FORMAT,
+            made_at: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+            machine: machine::look()?,
+            setups: setups.iter().map(setup::Setup::record).collect(),
+            settings,
+            series: Vec::new(),
+            scale: Vec::new(),
+            timelines: Vec::new(),
+            not_measured: Vec::new(),
+        };
+        let group = if on.no_cost {
+            None
+        } else {
+            let missing = |error: &anyhow::Error| {
+                report
+                    .not_measured
+                    .push(NotMeasured { what: "CPU time".to_owned(), why: format!("{error:#}") });
+            };
+            Group::enter().inspect_err(missing).ok()
+        };
+        let runtime = Runtime::new()?;
+        let directory = environment::own_directory()?;
+        let mut grounds = Vec::new();
+        for (number, setup) in setups.into_iter().enumerate() {
+            interrupt::check()?;
+            let name = setup.name.clone();
+            let ground = Ground::start(&runtime, directory.path().join(format!("s{number}")), setup);
+            grounds.push(Arc::new(ground.with_context(|| format!("setup {name:?}"))?));
+        }
+        let cgroups = report::CgroupRoots::note();
+        let drivers = runtime.block_on(async {
+            tokio::select! {
+                drivers = drivers(on, &grounds) => drivers,
+                () = interrupt::interrupted() => Err(anyhow!("interrupted")),
+            }
+        })?;
+        let lanes = lanes(on, &grounds, &drivers)?;
+        Ok((Self { runtime, group, lanes, grounds, drivers, cgroups, _directory: directory }, report))
+    }
+
+    /// Takes down all setups, once the lanes have no containers left.
+    ///
+    /// # Errors
+    /// Names what stays behind in a containerd that isn't ours.
+    pub(crate) fn end(self) -> Result<()> {
+        drop(self.lanes);
+        for driver in self.drivers.into_iter().flatten().filter_map(Arc::into_inner) {
+            self.runtime.block_on(driver.end());
+        }
+        self.cgroups.restore();
+        let ended = self.grounds.into_iter().try_for_each(|ground| {
+            let in_use = |ground: Arc<Ground>| anyhow!("setup {:?} is still in use", ground.setup.name);
+            Arc::try_unwrap(ground).map_err(in_use)?.end(&self.runtime)
+        });
+        drop((self.runtime, self.group));
+        cost::remove_groups();
+        ended
+    }
+}
+
+/// Starts the plugins of the setups that have one.
+async fn drivers(on: &On, grounds: &[Arc<Ground>]) -> Result<Vec<Option<Arc<Driver>>>> {
+    let mut drivers = Vec::new();
+    for ground in grounds {
+        let name = &ground.setup.name;
+        let driver = if on.wants(PathName::Plugin) {
+            Driver::start(ground).await.with_context(|| format!("the plugin of setup {name:?}"))?
+        } else {
+            None
+        };
+        let is_missing = driver.is_none() && on.paths.contains(&PathName::Plugin);
+        ensure!(!is_missing, "setup {name:?} has no plugin: name one by --plugin, or by plugin= in --setup");
+        drivers.push(driver);
+    }
+    Ok(drivers)
+}
+
+fn lanes(on: &On, grounds: &[Arc<Ground>], drivers: &[Option<Arc<Driver>>]) -> Result<Vec<Lane>> {
+    let mut lanes = Vec::new();
+    for (ground, driver) in grounds.iter().zip(drivers) {
+        let mut add = |path: Arc<dyn Path>| lanes.push(Lane::new(&ground.setup.name, path));
+        if on.wants(PathName::Cli)
+            && let Some(path) = cli::Cli::of(ground)
+        {
+            add(Arc::new(path));
+        }
+        if on.wants(PathName::Direct) {
+            add(Arc::new(Direct(Arc::clone(ground))));
+        }
+        if let Some(driver) = driver {
+            add(Arc::new(ByPlugin(Arc::clone(driver))));
+        }
+        if on.wants(PathName::Daemon) {
+            add(Arc::new(daemon::Daemon(Arc::clone(ground))));
+        }
+    }
+    ensure!(!lanes.is_empty(), "no setup has any of those paths");
+    Ok(lanes)
+}

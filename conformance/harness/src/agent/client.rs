@@ -1,0 +1,274 @@
+//! The requests to an agent, by its HTTP API and by the `nomad` command. Doesn't know who started the agent.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use serde::Deserialize;
+
+use super::allocation::Allocation;
+use super::api::Api;
+use super::command::{Output, run, run_well};
+use super::{DRIVER, SOON, poll};
+
+/// Timeout from an agent's start until jobs can be placed on its node.
+pub(crate) const READY: Duration = Duration::from_secs(60);
+
+/// Client of the agent of one node, and of the servers, which know all of the cluster's state.
+pub struct Client {
+    /// Path of the `nomad` command.
+    nomad: PathBuf,
+    servers: Api,
+    own: Api,
+    node: String,
+    /// Factor by which all timeouts are longer, for an agent on a slow machine.
+    patience: u32,
+}
+
+/// The driver's health, as the agent's node reports it.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct DriverHealth {
+    pub healthy: bool,
+    #[serde(default)]
+    pub health_description: String,
+    #[serde(default)]
+    pub attributes: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Node {
+    status: String,
+    #[serde(default)]
+    drivers: BTreeMap<String, DriverHealth>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Check {
+    check: String,
+    status: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Service {
+    address: String,
+    port: u16,
+}
+
+#[derive(Deserialize)]
+struct Stub {
+    #[serde(rename = "ID")]
+    id: String,
+}
+
+impl Client {
+    /// Builds a client without a request. The ports are those of the HTTP APIs of the node's agent and of a server, on
+    /// the loopback interface.
+    pub fn new(nomad: PathBuf, own: u16, server: u16) -> Self {
+        let api = |port: u16| Api::at(format!("127.0.0.1:{port}"));
+        Self { nomad, servers: api(server), own: api(own), node: String::new(), patience: 1 }
+    }
+
+    /// Multiplies all timeouts by `patience`.
+    pub fn with_patience(self, patience: u32) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// Returns the timeout of a single step.
+    pub fn soon(&self) -> Duration {
+        SOON * self.patience
+    }
+
+    /// Polls until `is` returns true, within the timeout of a single step.
+    ///
+    /// # Errors
+    /// Fails as [`poll`] does.
+    pub fn eventually(&self, what: &str, is: impl FnMut() -> Result<bool>) -> Result<()> {
+        poll(what, self.soon(), is)
+    }
+
+    /// Returns whether the server has its first key. It refuses every client before that.
+    pub fn server_has_keys(&self) -> bool {
+        let keys = self.servers.get::<Vec<serde_json::Value>>("/v1/operator/keyring/keys");
+        keys.is_ok_and(|keys| !keys.is_empty())
+    }
+
+    /// Waits until jobs can be placed on the node. `check` fails as soon as that can't come any more.
+    ///
+    /// # Errors
+    /// Fails if `check` does, or after a minute.
+    pub fn wait_ready(&mut self, mut check: impl FnMut() -> Result<()>) -> Result<()> {
+        let mut node = String::new();
+        poll("node", READY * self.patience, || {
+            check()?;
+            let nodes = self.servers.get::<Vec<Stub>>("/v1/nodes").unwrap_or_default();
+            if let [found] = &nodes[..] {
+                node.clone_from(&found.id);
+            }
+            // The server may know the node from an earlier agent; the agent itself must be up, too.
+            Ok(!node.is_empty() && self.own.get::<serde_json::Value>("/v1/agent/health?type=client").is_ok())
+        })?;
+        self.node = node;
+        let ready = |node: &Node| node.status == "ready";
+        self.until("ready node", READY, &format!("/v1/node/{}", self.node), ready).map(drop)
+    }
+
+    /// Returns the driver's health on the node, as the servers know it.
+    ///
+    /// # Errors
+    /// Fails if the agent doesn't answer, or if the node has no such driver.
+    pub fn driver(&self) -> Result<DriverHealth> {
+        let node: Node = self.servers.get(&format!("/v1/node/{}", self.node))?;
+        node.drivers.get(DRIVER).cloned().with_context(|| format!("the node has no driver {DRIVER}"))
+    }
+
+    /// Waits for the driver's health to be `healthy`.
+    ///
+    /// # Errors
+    /// Carries the health at the time of the failure.
+    pub fn driver_becomes(&self, healthy: bool) -> Result<DriverHealth> {
+        let path = format!("/v1/node/{}", self.node);
+        let what = if healthy { "a healthy driver" } else { "an unhealthy driver" };
+        let is = |node: &Node| node.drivers.get(DRIVER).is_some_and(|driver| driver.healthy == healthy);
+        self.until(what, READY, &path, is).map(|node| node.drivers[DRIVER].clone()).with_context(|| {
+            let now = self.driver().map(|driver| driver.health_description);
+            format!("the driver's health is {now:?}")
+        })
+    }
+
+    /// Returns a `nomad` command that talks to this agent.
+    pub fn nomad(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.nomad);
+        command.args(arguments).env("NOMAD_ADDR", self.servers.url()).env("NOMAD_CLI_NO_COLOR", "1");
+        command
+    }
+
+    /// Runs a `nomad` command until it exits. A failed command is no error.
+    ///
+    /// # Errors
+    /// Fails if the command can't be run, or takes too long.
+    pub fn ask(&self, arguments: &[&str]) -> Result<Output> {
+        run(&mut self.nomad(arguments), b"", self.soon())
+    }
+
+    /// Runs a `nomad` command that must succeed.
+    ///
+    /// # Errors
+    /// Carries the command's output.
+    pub fn tell(&self, arguments: &[&str]) -> Result<Output> {
+        run_well(&mut self.nomad(arguments), b"", self.soon())
+    }
+
+    /// Submits a job file's text, with its variables set.
+    ///
+    /// # Errors
+    /// Carries Nomad's message about the job.
+    pub fn submit(&self, hcl: &str, variables: &[(&str, &str)]) -> Result<()> {
+        let mut command = self.nomad(&["job", "run", "-detach"]);
+        for (name, value) in variables {
+            command.arg("-var").arg(format!("{name}={value}"));
+        }
+        run_well(command.arg("-"), hcl.as_bytes(), self.soon()).map(drop)
+    }
+
+    /// Waits until a job has `count` allocations, and returns their ids.
+    ///
+    /// # Errors
+    /// Fails if they aren't placed in time.
+    pub fn placed(&self, job: &str, count: usize) -> Result<Vec<String>> {
+        let path = format!("/v1/job/{job}/allocations");
+        let placed =
+            self.until("placed allocation", SOON, &path, |stubs: &Vec<Stub>| stubs.len() >= count)?;
+        Ok(placed.into_iter().map(|stub| stub.id).collect())
+    }
+
+    /// Returns the ids of a job's allocations, in whatever state they are.
+    ///
+    /// # Errors
+    /// Fails if the agent doesn't answer.
+    pub fn allocations_of(&self, job: &str) -> Result<Vec<String>> {
+        let stubs: Vec<Stub> = self.servers.get(&format!("/v1/job/{job}/allocations"))?;
+        Ok(stubs.into_iter().map(|stub| stub.id).collect())
+    }
+
+    /// Returns the current state of an allocation.
+    ///
+    /// # Errors
+    /// Fails if the agent doesn't answer.
+    pub fn allocation(&self, id: &str) -> Result<Allocation> {
+        self.servers.get(&format!("/v1/allocation/{id}"))
+    }
+
+    /// Returns the states of the checks of an allocation that Nomad runs itself, by the names of the checks.
+    ///
+    /// # Errors
+    /// Fails if the agent doesn't answer.
+    pub fn checks(&self, id: &str) -> Result<BTreeMap<String, String>> {
+        let checks: BTreeMap<String, Check> =
+            self.servers.get(&format!("/v1/client/allocation/{id}/checks"))?;
+        Ok(checks.into_values().map(|check| (check.check, check.status)).collect())
+    }
+
+    /// Returns the addresses of a service, from Nomad's own catalogue.
+    ///
+    /// # Errors
+    /// Fails if the agent doesn't answer.
+    pub fn service(&self, name: &str) -> Result<Vec<SocketAddr>> {
+        let services: Vec<Service> = self.servers.get(&format!("/v1/service/{name}"))?;
+        services.iter().map(|service| Ok(SocketAddr::new(service.address.parse()?, service.port))).collect()
+    }
+
+    /// Returns the resource usage of an allocation, as the driver reports it to the agent.
+    ///
+    /// # Errors
+    /// Fails if the agent doesn't answer.
+    pub fn usage(&self, id: &str) -> Result<serde_json::Value> {
+        let stats: serde_json::Value = self.servers.get(&format!("/v1/client/allocation/{id}/stats"))?;
+        Ok(stats["ResourceUsage"].clone())
+    }
+
+    /// Waits until `wanted` returns true for an allocation.
+    ///
+    /// # Errors
+    /// Fails after `limit`, with all events of the allocation.
+    pub fn allocation_until(
+        &self,
+        id: &str,
+        what: &str,
+        limit: Duration,
+        wanted: impl Fn(&Allocation) -> bool,
+    ) -> Result<Allocation> {
+        let path = format!("/v1/allocation/{id}");
+        self.until(what, limit, &path, wanted).with_context(|| match self.allocation(id) {
+            Ok(allocation) => allocation.story(),
+            Err(error) => format!("allocation {id} can't be read: {error:#}"),
+        })
+    }
+
+    /// Watches a path of the API by blocking queries until `wanted` returns true.
+    fn until<T: serde::de::DeserializeOwned>(
+        &self,
+        what: &str,
+        limit: Duration,
+        path: &str,
+        wanted: impl Fn(&T) -> bool,
+    ) -> Result<T> {
+        let limit = limit * self.patience;
+        let deadline = Instant::now() + limit;
+        let mut index = 0;
+        loop {
+            let answer = self.servers.get_after(path, index)?;
+            if wanted(&answer.value) {
+                return Ok(answer.value);
+            }
+            ensure!(Instant::now() < deadline, "no {what} after {} s", limit.as_secs());
+            index = answer.index;
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! Writes the agents' configuration files, and that of the network `cni/described` that jobs use.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+
+use super::DRIVER;
+use crate::fixture::network::Bridge;
+use crate::fixture::registry::free_port;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// An agent by `nomad agent -dev`: it keeps no state, and ends every task when it stops.
+    Dev,
+    /// A server and a separate client agent with state on disk, which tasks outlive. They are two agents, since a
+    /// client that comes up before its server has a leader retries only after 15 seconds.
+    Kept,
+}
+
+/// The settings of an agent.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    pub mode: Mode,
+    pub nomad: PathBuf,
+    pub plugin: PathBuf,
+    /// Root directory of all that the agent writes.
+    pub directory: PathBuf,
+    /// Socket of containerd, an option of the driver like the two below.
+    pub containerd_socket: PathBuf,
+    pub containerd_runtime: String,
+    pub oci_runtime: String,
+    /// Directory of the CNI plugins, for the agent and the driver.
+    pub cni_plugins: PathBuf,
+    pub state_dir: PathBuf,
+    pub networks: Networks,
+    /// Directories that come first in the PATH of the agent and its drivers.
+    pub programs: Vec<PathBuf>,
+    pub log_collection: &'static str,
+    pub consul: Option<Consul>,
+}
+
+/// The Consul agent that services are registered with.
+#[derive(Debug, Clone)]
+pub struct Consul {
+    pub address: String,
+    pub(crate) grpc_address: String,
+}
+
+/// The networks of the test environment that the agent uses.
+#[derive(Debug, Clone)]
+pub struct Networks {
+    /// Bridge of tasks with a network of their own.
+    pub tasks: Bridge,
+    pub tasks_ipv6: String,
+    /// Bridge of groups in bridge mode.
+    pub groups: Bridge,
+    /// Bridge of the network `cni/described`.
+    pub described: Bridge,
+    /// Interface of the host network `near`. `None` if the kernel has no bridges.
+    pub near: Option<String>,
+}
+
+/// The layout of the directory of a [`Setup`].
+impl Setup {
+    /// Creates the directories, and puts the configuration of the network `cni/described` and the plugin into them.
+    ///
+    /// # Errors
+    /// Names the file that can't be written.
+    pub fn lay_out(&self) -> Result<()> {
+        for directory in
+            [self.plugins(), self.allocations(), self.temporary(), self.host_volume(), self.cni()]
+        {
+            fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+        }
+        fs::write(self.cni().join("described.conflist"), network(&self.networks.described))?;
+        let place = self.plugins().join(DRIVER);
+        fs::copy(&self.plugin, &place).with_context(|| format!("copy {}", self.plugin.display()))?;
+        Ok(())
+    }
+
+    pub fn plugins(&self) -> PathBuf {
+        self.directory.join("plugins")
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.directory.join("agent.log")
+    }
+
+    pub fn allocations(&self) -> PathBuf {
+        self.directory.join("alloc")
+    }
+
+    /// Returns the directory of the host volume `shared`.
+    pub fn host_volume(&self) -> PathBuf {
+        self.directory.join("host-volume")
+    }
+
+    /// Returns the directory of CNI network configurations.
+    pub fn cni(&self) -> PathBuf {
+        self.directory.join("cni")
+    }
+
+    pub fn temporary(&self) -> PathBuf {
+        self.directory.join("tmp")
+    }
+}
+
+/// The ports of an agent. Free ones are chosen, since other agents may run on the machine.
+pub struct Ports {
+    pub http: u16,
+    pub rpc: u16,
+    pub serf: u16,
+}
+
+impl Ports {
+    /// # Errors
+    /// Fails if the machine has no free port.
+    pub fn choose() -> Result<Self> {
+        Ok(Self { http: free_port()?, rpc: free_port()?, serf: free_port()? })
+    }
+}
+
+/// Returns the configuration of an agent with the driver. `server` is the RPC port of its server, if that is another
+/// agent.
+pub fn client(setup: &Setup, ports: &Ports, server: Option<u16>) -> String {
+    let shown = |path: &Path| path.display().to_string();
+    let at = |name: &str| shown(&setup.directory.join(name));
+    let (data, servers) = match server {
+        Some(port) => (at("client"), format!("servers = [\"127.0.0.1:{port}\"]")),
+        None => (String::new(), String::new()),
+    };
+    let near = setup.networks.near.as_deref().map(near).unwrap_or_default();
+    common(setup, ports, &data)
+        + &format!(
+            r#"plugin_dir = "{plugins}"
+
+client {{
+  enabled          = true
+  alloc_dir        = "{allocations}"
+  alloc_mounts_dir = "{mounts}"
+  state_dir        = "{state}"
+  cni_path         = "{cni_plugins}"
+  cni_config_dir   = "{cni}"
+  {servers}
+
+  # However full this machine's disk is: else the allocations that have ended go at once, and their logs with them.
+  gc_disk_usage_threshold  = 100
+  gc_inode_usage_threshold = 100
+  gc_max_allocs            = 1000
+
+  # Ports are the loopback interface's, but for those that jobs want on the host network "near".
+  network_interface = "lo"
+  {near}
+  bridge_network_name   = "{groups}"
+  bridge_network_subnet = "{groups_subnet}"
+
+  options = {{
+    "fingerprint.denylist" = "env_aws,env_azure,env_gce,env_digitalocean"
+    "driver.allowlist"     = "containerd-driver"
+  }}
+
+  host_volume "shared" {{
+    path = "{host_volume}"
+  }}
+}}
+
+# Without it Nomad asks no driver for a task's usage.
+telemetry {{
+  publish_allocation_metrics = true
+}}
+"#,
+            plugins = shown(&setup.plugins()),
+            allocations = shown(&setup.allocations()),
+            mounts = at("mounts"),
+            state = at("client-state"),
+            cni = shown(&setup.cni()),
+            cni_plugins = shown(&setup.cni_plugins),
+            groups = setup.networks.groups.name,
+            groups_subnet = setup.networks.groups.subnet,
+            host_volume = shown(&setup.host_volume()),
+        )
+        + &plugin(setup)
+}
+
+/// Returns the driver's block in the agent's configuration.
+fn plugin(setup: &Setup) -> String {
+    let shown = |path: &Path| path.display().to_string();
+    format!(
+        r#"
+plugin "containerd-driver" {{
+  config {{
+    containerd_runtime = "{containerd_runtime}"
+    oci_runtime        = "{oci_runtime}"
+    containerd_socket  = "{socket}"
+    state_dir          = "{driver_state}"
+    cni_path           = "{cni_plugins}"
+    cni_config_dir     = "{cni}"
+    log_collection     = "{log_collection}"
+
+    bridge_network_name        = "{tasks}"
+    bridge_network_subnet      = "{tasks_subnet}"
+    bridge_network_subnet_ipv6 = "{tasks_subnet_ipv6}"
+
+    allowed_modes {{
+      pid      = ["host"]
+      ipc      = ["host"]
+      uts      = ["host"]
+      cgroupns = ["host"]
+      userns   = ["host"]
+    }}
+    gc {{
+      dangling_containers {{
+        creation_grace = "1h"
+      }}
+    }}
+  }}
+}}
+"#,
+        containerd_runtime = setup.containerd_runtime,
+        oci_runtime = setup.oci_runtime,
+        cni = shown(&setup.cni()),
+        cni_plugins = shown(&setup.cni_plugins),
+        log_collection = setup.log_collection,
+        tasks = setup.networks.tasks.name,
+        tasks_subnet = setup.networks.tasks.subnet,
+        tasks_subnet_ipv6 = setup.networks.tasks_ipv6,
+        socket = shown(&setup.containerd_socket),
+        driver_state = shown(&setup.state_dir),
+    )
+}
+
+fn near(interface: &str) -> String {
+    format!("host_network \"near\" {{\n    interface = \"{interface}\"\n  }}")
+}
+
+/// Returns a network configuration as an operator writes it for `network { mode = "cni/described" }`.
+fn network(Bridge { name, subnet }: &Bridge) -> String {
+    serde_json::json!({
+        "cniVersion": "0.4.0",
+        "name": "described",
+        "plugins": [
+            { "type": "loopback" },
+            {
+                "type": "bridge",
+                "bridge": name,
+                "isGateway": true,
+                "ipMasq": true,
+                "ipam": {
+                    "type": "host-local",
+                    "ranges": [[{ "subnet": subnet }]],
+                    "routes": [{ "dst": "0.0.0.0/0" }],
+                },
+            },
+            { "type": "firewall", "backend": "iptables" },
+            { "type": "portmap", "capabilities": { "portMappings": true }, "snat": true },
+        ],
+    })
+    .to_string()
+}
+
+/// Returns the configuration of a server without a client. Memory oversubscription is enabled: tasks may have a memory
+/// maximum above their reservation.
+pub fn server(setup: &Setup, ports: &Ports) -> String {
+    common(setup, ports, &setup.directory.join("server").display().to_string())
+        + r#"server {
+  enabled          = true
+  bootstrap_expect = 1
+
+  # Else the allocations of an agent that comes back late, such as on a slow machine or after a reboot, are given up.
+  heartbeat_grace = "5m"
+
+  default_scheduler_config {
+    memory_oversubscription_enabled = true
+  }
+}
+"#
+}
+
+fn common(setup: &Setup, Ports { http, rpc, serf }: &Ports, data: &str) -> String {
+    let consul = setup.consul.as_ref().map(consul).unwrap_or_default();
+    let data = if data.is_empty() { String::new() } else { format!("data_dir = \"{data}\"") };
+    format!(
+        r#"bind_addr            = "127.0.0.1"
+disable_update_check = true
+log_level            = "DEBUG"
+{data}
+
+ports {{
+  http = {http}
+  rpc  = {rpc}
+  serf = {serf}
+}}
+
+advertise {{
+  http = "127.0.0.1"
+  rpc  = "127.0.0.1"
+  serf = "127.0.0.1"
+}}
+
+{consul}
+"#
+    )
+}
+
+/// Returns the configuration for Consul, which gets jobs' services but not the agent's own.
+fn consul(Consul { address, grpc_address, .. }: &Consul) -> String {
+    format!(
+        r#"consul {{
+  address          = "{address}"
+  grpc_address     = "{grpc_address}"
+  auto_advertise   = false
+  client_auto_join = false
+  server_auto_join = false
+}}
+"#
+    )
+}

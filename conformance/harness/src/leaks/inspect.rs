@@ -1,0 +1,180 @@
+//! Lists what belongs to a directory, a cgroup or a containerd of ours: processes, mounts, cgroups, files, records.
+//! Changes nothing.
+
+use std::collections::HashSet;
+use std::fs;
+use std::net::IpAddr;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use super::shim_sockets;
+use crate::fixture::containerd::Containerd;
+use crate::processes;
+
+/// Directory in which the cgroup file systems are mounted.
+pub(crate) const CGROUPS: &str = "/sys/fs/cgroup";
+
+/// A process and its command line.
+#[derive(Debug, Clone)]
+pub struct Found {
+    pub pid: i32,
+    pub command: String,
+}
+
+/// Finds processes other than this one that have to do with `directory`: a server's command line names its
+/// configuration there, a plugin's environment its temporary directory, a shim's working directory is its bundle, and a
+/// container's root is mounted from there.
+pub fn find_processes(directory: &Path) -> Vec<Found> {
+    let text = directory.display().to_string();
+    let our_mounts = fs::read_link("/proc/self/ns/mnt").ok();
+    processes::all()
+        .filter_map(|pid| {
+            let proc = PathBuf::from(format!("/proc/{pid}"));
+            let line = fs::read(proc.join("cmdline")).ok()?;
+            let command = String::from_utf8_lossy(&line).replace('\0', " ").trim().to_owned();
+            let works_inside = || fs::read_link(proc.join("cwd")).is_ok_and(|cwd| cwd.starts_with(directory));
+            let told_of_it = || {
+                fs::read(proc.join("environ")).is_ok_and(|all| String::from_utf8_lossy(&all).contains(&text))
+            };
+            let has_mounts = || {
+                fs::read_link(proc.join("ns/mnt")).ok() != our_mounts
+                    && fs::read_to_string(proc.join("mountinfo"))
+                        .is_ok_and(|mounts| is_made_of(&mounts, directory))
+            };
+            // A zombie has no command line and nothing left to end.
+            let ours = !command.is_empty()
+                && (command.contains(&text) || works_inside() || told_of_it() || has_mounts());
+            ours.then_some(Found { pid, command })
+        })
+        .collect()
+}
+
+/// Returns whether a mount table is of a container whose root, or something bound into it, comes from below
+/// `directory`. A copy of the host's own table, with which every new namespace begins, doesn't count: its mounts from
+/// there are below `directory`.
+fn is_made_of(mounts: &str, directory: &Path) -> bool {
+    mounts.lines().any(|line| {
+        let mut fields = line.split(' ').skip(3);
+        let (Some(source), Some(point)) = (fields.next(), fields.next()) else { return false };
+        let from_there = Path::new(source).starts_with(directory);
+        let rooted_there = point == "/" && line.contains(&format!("={}/", directory.display()));
+        rooted_there || (from_there && !Path::new(point).starts_with(directory))
+    })
+}
+
+/// Lists mount points below a directory, the innermost last.
+pub fn mounts_under(directory: &Path) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .map(PathBuf::from)
+        .filter(|point| point.starts_with(directory))
+        .collect()
+}
+
+/// Lists the processes in the cgroups of this name, in any hierarchy.
+pub fn pids_in(name: &str) -> Vec<i32> {
+    let procs = |group: &PathBuf| fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    let mut pids: Vec<i32> = cgroups_named(name)
+        .iter()
+        .flat_map(|group| procs(group).lines().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect();
+    pids.sort_unstable();
+    pids.dedup();
+    pids
+}
+
+/// Returns paths as text.
+pub fn shown(paths: Vec<PathBuf>) -> Vec<String> {
+    paths.into_iter().map(|path| path.display().to_string()).collect()
+}
+
+/// Lists a directory, which is empty if it doesn't exist.
+pub fn children(directory: &Path) -> Vec<PathBuf> {
+    fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
+}
+
+/// Lists the addresses that the host-local plugin has given away, `<root>/<network>/<address>`.
+pub fn leases(root: &Path) -> Vec<PathBuf> {
+    let files = children(root).into_iter().flat_map(|network| children(&network));
+    let is_address = |file: &PathBuf| {
+        file.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.parse::<IpAddr>().is_ok())
+    };
+    files.filter(is_address).collect()
+}
+
+/// Lists the cgroups of a task in every hierarchy, parents first.
+pub(crate) fn cgroups_named(task: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for hierarchy in children(Path::new(CGROUPS)).into_iter().chain([PathBuf::from(CGROUPS)]) {
+        let slices =
+            ["share.slice", "reserve.slice"].map(|slice| format!("nomad.slice/{slice}/{task}.scope"));
+        for group in [format!("nomad/{task}"), format!("nomad/reserve/{task}")].iter().chain(&slices) {
+            let group = hierarchy.join(group);
+            if group.is_dir() && !group.is_symlink() {
+                found.extend(children(&group).into_iter().filter(|child| child.is_dir()));
+                found.insert(0, group);
+            }
+        }
+    }
+    found
+}
+
+/// Lists pipes and sockets below a directory, except for those in a task's root.
+pub fn special_files(directory: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for path in children(directory) {
+        let Ok(kind) = path.symlink_metadata().map(|metadata| metadata.file_type()) else { continue };
+        if kind.is_fifo() || kind.is_socket() {
+            found.push(path);
+        } else if kind.is_dir() && path.file_name().is_some_and(|name| name != "rootfs") {
+            found.extend(special_files(&path));
+        }
+    }
+    found
+}
+
+/// Lists shims' sockets that have no listener any more, whoever started the shims.
+pub(crate) fn dead_shim_sockets() -> Vec<PathBuf> {
+    let bound = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    let served: HashSet<&str> = bound.lines().filter_map(|line| line.split_whitespace().nth(7)).collect();
+    let dead = |socket: &PathBuf| !served.contains(&*socket.to_string_lossy());
+    children(Path::new(shim_sockets::DIRECTORY)).into_iter().filter(dead).collect()
+}
+
+/// Returns the words of a `ctr` listing.
+///
+/// # Errors
+/// Fails with the output of `ctr`.
+pub fn listed(containerd: &Containerd, arguments: &[&str]) -> Result<Vec<String>> {
+    Ok(containerd.ctr(arguments)?.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Lists keys of snapshots that are not committed: roots of containers, and layers that were being unpacked.
+///
+/// # Errors
+/// Fails with the output of `ctr`.
+pub fn active_snapshots(containerd: &Containerd) -> Result<Vec<String>> {
+    let listing = containerd.ctr(&["snapshots", "list"])?;
+    let active = listing.lines().filter(|line| line.trim_end().ends_with("Active"));
+    Ok(active.filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_container_is_told_by_what_it_is_made_of_and_not_by_what_it_could_see() {
+        let made_of = |table: &str| is_made_of(table, Path::new("/tmp/w"));
+        let root = "9 8 0:1 / / rw - overlay overlay rw,lowerdir=/tmp/w/ctd/1/fs,upperdir=/tmp/w/ctd/2/fs";
+        assert!(made_of(root));
+        assert!(made_of("9 8 254:0 /tmp/w/s1/alloc/x/alloc /alloc rw - ext4 /dev/vda rw"));
+        assert!(!made_of("9 8 0:1 / /tmp/w/s1/alloc/x/web/secrets rw - tmpfs tmpfs rw"));
+        assert!(!made_of("9 8 0:1 / /tmp/w/s1/rootfs rw - overlay overlay rw,upperdir=/tmp/w/ctd/2/fs"));
+        assert!(!made_of("9 8 254:0 / / rw - ext4 /dev/vda rw"));
+    }
+}
