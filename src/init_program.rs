@@ -57,12 +57,12 @@ fn fitness(path: &Path) -> Result<(), String> {
     let file = File::open(path).map_err(said)?;
     let metadata = file.metadata().map_err(said)?;
     if !metadata.is_file() || metadata.permissions().mode() & 0o001 == 0 {
-        return Err("it is no program that everybody may run".to_owned());
+        return Err("it is not executable by every user".to_owned());
     }
     match loads_nothing(&file) {
         Some(true) => Ok(()),
-        Some(false) => Err("it is not linked statically, so an image may lack what it loads".to_owned()),
-        None => Err("it is no program for this machine".to_owned()),
+        Some(false) => Err("it is not statically linked, and an image may lack its libraries".to_owned()),
+        None => Err("it is not a program for this machine's architecture".to_owned()),
     }
 }
 
@@ -118,9 +118,9 @@ mod tests {
         with(&program(&[6, 1, 1]), 0o755).unwrap();
         for (content, mode, word) in [
             (program(&[6, INTERPRETER, 1]), 0o755, "statically"),
-            (program(&[1]), 0o750, "everybody"),
-            (b"#!/bin/sh\n".repeat(20), 0o755, "no program for this machine"),
-            (program(&[1, 1])[..70].to_vec(), 0o755, "no program for this machine"),
+            (program(&[1]), 0o750, "every user"),
+            (b"#!/bin/sh\n".repeat(20), 0o755, "not a program for this machine"),
+            (program(&[1, 1])[..70].to_vec(), 0o755, "not a program for this machine"),
         ] {
             let error = with(&content, mode).unwrap_err();
             assert!(error.contains("init_path") && error.contains(word), "{error}");

@@ -110,7 +110,7 @@ async fn serve() -> Result<(), HandshakeError> {
     }
     ended.notify_one();
     if tokio::time::timeout(DRAIN, serving).await.is_err() {
-        tracing::debug!("the host still holds streams open; leaving");
+        tracing::debug!("the agent still holds streams open; exiting anyway");
     }
     drop(interrupts);
     Ok(())

@@ -41,7 +41,9 @@ pub(crate) async fn kill_all(
         outcome = match blocking(path, is_ours.clone(), kill_once).await {
             Ok(None) => return Ok(false),
             Ok(Some(left)) if left.is_empty() => return Ok(true),
-            Ok(Some(left)) => Err(io::Error::other(format!("processes {left:?} don't end"))),
+            Ok(Some(left)) => {
+                Err(io::Error::other(format!("processes {left:?} have not exited after SIGKILL")))
+            }
             Err(error) => Err(error),
         };
         tokio::time::sleep(RETRY_INTERVAL).await;
@@ -107,7 +109,7 @@ fn kill_v2(path: &Path) -> io::Result<Vec<i32>> {
         if !directory.is_dir() || is_empty(&directory)? {
             return Ok(Vec::new());
         }
-        tracing::trace!(cgroup = %directory.display(), %error, "killing its processes one by one");
+        tracing::trace!(cgroup = %directory.display(), %error, "this kernel has no cgroup.kill; killing the processes one by one");
         // Frozen, so that no process escapes by forking. A frozen one can still be killed.
         let freeze = directory.join("cgroup.freeze");
         let _ = std::fs::write(&freeze, "1");

@@ -23,11 +23,11 @@ impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::MemoryBytes(bytes) => write!(f, "memory limit, {bytes} bytes"),
-            Self::Pids(count) => write!(f, "limit of processes (pids_limit), {count}"),
+            Self::Pids(count) => write!(f, "process limit (pids_limit), {count}"),
             Self::Cpu { quota_us, period_us } => {
-                write!(f, "hard limit of processor time (cpu_hard_limit), {quota_us} of each {period_us} µs")
+                write!(f, "hard CPU limit (cpu_hard_limit), {quota_us} of each {period_us} µs")
             }
-            Self::CpuShares(shares) => write!(f, "weight of processor time (cpu), {shares} shares"),
+            Self::CpuShares(shares) => write!(f, "CPU weight (cpu), {shares} shares"),
         }
     }
 }

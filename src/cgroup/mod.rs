@@ -136,7 +136,7 @@ fn require_own_cgroup(path: &Path) -> io::Result<()> {
     if is_plain && components.nth(1).is_some() && !is_slice {
         return Ok(());
     }
-    let error = format!("{} is no cgroup of a task's own", path.display());
+    let error = format!("{} is not the cgroup of a single task", path.display());
     Err(io::Error::new(io::ErrorKind::InvalidInput, error))
 }
 

@@ -126,7 +126,7 @@ fn text(directory: &Path, file: &str) -> io::Result<String> {
 
 fn number(directory: &Path, file: &str) -> io::Result<u64> {
     let text = text(directory, file)?;
-    text.trim().parse().map_err(|_| io::Error::other(format!("{file} is no number: {text:?}")))
+    text.trim().parse().map_err(|_| io::Error::other(format!("{file} is not a number: {text:?}")))
 }
 
 #[cfg(test)]

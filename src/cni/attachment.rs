@@ -143,7 +143,7 @@ impl Capabilities {
 
 pub(super) fn check_interface(name: &str) -> Result<(), Error> {
     let why = if name.is_empty() || name == "." || name == ".." {
-        "it is no name".to_owned()
+        "it is not a name".to_owned()
     } else if name.len() > INTERFACE_NAME_LIMIT {
         format!("it is longer than {INTERFACE_NAME_LIMIT} bytes")
     } else if name.contains(|c: char| matches!(c, '/' | ':' | '\0') || c.is_whitespace()) {
@@ -164,7 +164,8 @@ fn cni_args(args: &[(String, String)]) -> String {
             tracing::warn!(
                 argument = key,
                 value,
-                "CNI plugins are not told this argument: its value has a \";\" or a \"=\", which CNI_ARGS can't have"
+                "this argument is not passed to CNI plugins: its value has a \";\" or a \"=\", which CNI_ARGS can't \
+                 have"
             );
         }
         is_one

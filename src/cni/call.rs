@@ -65,12 +65,12 @@ impl Call<'_> {
         let result: Value = serde_json::from_slice(out)
             .ok()
             .filter(Value::is_object)
-            .ok_or_else(|| fail("it ended well, but printed no result"))?;
+            .ok_or_else(|| fail("it succeeded, but printed no result"))?;
         match result.get("cniVersion").and_then(Value::as_str) {
             None | Some("") => {}
             Some(text) if text.parse().is_ok_and(Version::is_known) => {}
             Some(text) => {
-                return Err(fail(&format!("its result is of version {text:?}, which is not known")));
+                return Err(fail(&format!("its result has version {text:?}, which is not supported")));
             }
         }
         Ok(convert(result, self.network.version()))

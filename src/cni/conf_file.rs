@@ -33,12 +33,15 @@ pub(super) fn find(directory: &Path, name: &str) -> Result<Network, Error> {
         match read(&path) {
             Ok((found, body)) if found == name => return network(&path, found, body),
             Ok((found, _)) => names.push(found),
-            Err(why) => broken.push(format!("{} is of no use: {why}", path.display())),
+            Err(why) => broken.push(format!("{} can't be used: {why}", path.display())),
         }
     }
     names.dedup();
-    let available =
-        if names.is_empty() { "none is there".to_owned() } else { format!("there: {}", names.join(", ")) };
+    let available = if names.is_empty() {
+        "the directory has no networks".to_owned()
+    } else {
+        format!("it has {}", names.join(", "))
+    };
     let available = [vec![available], broken].concat().join("; ");
     Err(Error::Unknown { name: name.to_owned(), directory: directory.to_owned(), available })
 }
@@ -62,7 +65,7 @@ fn files(directory: &Path, endings: &[&str]) -> Result<Vec<PathBuf>, Error> {
 fn read_object(path: &Path) -> Result<Map<String, Value>, String> {
     // A pipe would not even open, and would never end.
     if !fs::metadata(path).map_err(|error| error.to_string())?.is_file() {
-        return Err("it is no regular file".to_owned());
+        return Err("it is not a regular file".to_owned());
     }
     let mut text = Vec::new();
     let mut file = fs::File::open(path).map_err(|error| error.to_string())?.take(FILE_LIMIT_BYTES + 1);
@@ -77,7 +80,7 @@ fn read(path: &Path) -> Result<(String, Map<String, Value>), String> {
     let body = read_object(path)?;
     match body.get("name") {
         Some(Value::String(name)) => Ok((name.clone(), body)),
-        Some(_) => Err("its name is no text".to_owned()),
+        Some(_) => Err("its name is not a string".to_owned()),
         None => Err("it has no name".to_owned()),
     }
 }
@@ -113,13 +116,11 @@ fn inline_plugins(body: &Map<String, Value>) -> Result<Vec<Plugin>, String> {
     let plugins = match body.get("plugins") {
         None => return Ok(Vec::new()),
         Some(Value::Array(plugins)) if !plugins.is_empty() => plugins,
-        Some(_) => return Err("its plugins are no list, or an empty one".to_owned()),
+        Some(_) => return Err("its plugins are not a list, or the list is empty".to_owned()),
     };
     let one = |(number, plugin): (usize, &Value)| match plugin {
-        Value::Object(config) => {
-            Plugin::new(config.clone()).map_err(|why| format!("plugin {number} of it: {why}"))
-        }
-        _ => Err(format!("plugin {number} of it is no object")),
+        Value::Object(config) => Plugin::new(config.clone()).map_err(|why| format!("plugin {number}: {why}")),
+        _ => Err(format!("plugin {number} is not an object")),
     };
     (1..).zip(plugins).map(one).collect()
 }
@@ -139,10 +140,12 @@ fn versions(body: &Map<String, Value>) -> Result<Vec<Version>, String> {
     let list = match body.get("cniVersions") {
         None => &Vec::new(),
         Some(Value::Array(list)) => list,
-        Some(_) => return Err("its cniVersions are no list".to_owned()),
+        Some(_) => return Err("its cniVersions are not a list".to_owned()),
     };
     let texts = list.iter().chain(body.get("cniVersion")).map(|text| {
-        text.as_str().ok_or_else(|| format!("its version {text} is no text")).and_then(str::parse::<Version>)
+        text.as_str()
+            .ok_or_else(|| format!("its version {text} is not a string"))
+            .and_then(str::parse::<Version>)
     });
     let mut all = texts.collect::<Result<Vec<_>, _>>()?;
     all.sort();
@@ -153,8 +156,8 @@ fn versions(body: &Map<String, Value>) -> Result<Vec<Version>, String> {
     }
     let (oldest, newest) = (Version::OLDEST, Version::NEWEST);
     match &all[..] {
-        [] => Err(format!("it has no cniVersion; {oldest} to {newest} are known")),
-        all => Err(format!("its versions are {}; {oldest} to {newest} are known", join_versions(all))),
+        [] => Err(format!("it has no cniVersion; {oldest} to {newest} are supported")),
+        all => Err(format!("its versions are {}; {oldest} to {newest} are supported", join_versions(all))),
     }
 }
 
@@ -226,11 +229,11 @@ mod tests {
     fn an_unknown_network_lists_the_known_ones_and_broken_files() {
         let files = [("a.conflist", LIST), ("b.conf", "{\n\"name\": ]"), ("c.txt", "x")];
         let error = found(&files, "db").unwrap_err();
-        assert!(error.contains("\"db\"") && error.contains("there: web"), "{error}");
+        assert!(error.contains("\"db\"") && error.contains("it has web"), "{error}");
         assert!(error.contains("b.conf") && error.contains("line 2") && !error.contains("c.txt"), "{error}");
         assert!(found(&files, "web").is_ok());
         let error = found(&[], "db").unwrap_err();
-        assert!(error.contains("none is there"), "{error}");
+        assert!(error.contains("the directory has no networks"), "{error}");
         let missing = find(Path::new("/no/such/directory"), "db").unwrap_err().to_string();
         assert!(missing.contains("/no/such/directory"), "{missing}");
         assert!(found(&files, "../web").unwrap_err().contains("../web"));

@@ -11,34 +11,32 @@ use crate::sys::os_error::is_transient;
 pub(crate) enum Error {
     #[error("{what} {value:?} can't be used: {why}")]
     Name { what: &'static str, value: String, why: String },
-    #[error("there is no network {name:?} in {directory}; {available}")]
+    #[error("network {name:?} not found in {directory}; {available}")]
     Unknown { name: String, directory: PathBuf, available: String },
     #[error("can't use the network of {origin}: {why}")]
     Config { origin: String, why: String },
     #[error(
-        "network {network} of {origin} has no plugin that takes {capability}; a plugin takes it by \
+        "network {network} of {origin} has no plugin with the capability {capability}; a plugin declares it by \
          \"capabilities\": {{\"{capability}\": true}}"
     )]
     Capability { capability: &'static str, network: String, origin: String },
     #[error(
-        "there is no plugin {plugin:?} for network {network} in {directories}; install it (the common ones are in \
-         the package containernetworking-plugins), or have its directory in the plugin's option cni_path"
+        "CNI plugin {plugin:?} of network {network} not found in {directories}; install it (the common plugins are \
+         in the package containernetworking-plugins), or add its directory to the plugin option cni_path"
     )]
     Missing { plugin: String, network: String, directories: String },
     /// Failure that the plugin itself reports, or a run of it that broke off.
     #[error("{0}")]
     Plugin(Box<PluginFailure>),
-    #[error(
-        "the plugins of network {network} have no version in common with it, which has {wanted}: {supported}"
-    )]
+    #[error("the plugins of network {network} support no common CNI version of {wanted}: {supported}")]
     Version { network: String, wanted: String, supported: String },
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Multiple(Vec<Error>),
     #[error("can't {doing} {path}: {source}")]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
-    #[error("the plugins of the built-in network did not {doing} within {limit:?}; it is tried again later")]
+    #[error("the plugins of the built-in network did not {doing} within {limit:?}; trying again later")]
     Timeout { doing: &'static str, limit: Duration },
-    #[error("work on files was cut off")]
+    #[error("file access was interrupted")]
     Aborted,
 }
 

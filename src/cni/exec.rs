@@ -67,7 +67,8 @@ impl Run<'_> {
         match communicated {
             Ok(status) => {
                 group.ended();
-                let status = status.map_err(|error| RunError::new(format!("it was lost: {error}")))?;
+                let status =
+                    status.map_err(|error| RunError::new(format!("can't wait for its exit: {error}")))?;
                 interpret(status, out, &err)
             }
             Err(_) => {
@@ -75,7 +76,7 @@ impl Run<'_> {
                 // What undoes the plugin's work must not meet it.
                 let _ = tokio::time::timeout(KILL_TIMEOUT, child.wait()).await;
                 let limit = self.deadline.as_secs_f64();
-                let reason = format!("it did not end within {limit} s and was killed{}", quoted(&out, &err));
+                let reason = format!("it did not exit within {limit} s and was killed{}", quoted(&out, &err));
                 Err(RunError { timed_out: true, ..RunError::new(reason) })
             }
         }

@@ -16,8 +16,8 @@ pub(super) fn hint(network: &Network) -> Option<String> {
 fn missing(netfilter: &Path) -> Option<String> {
     (!netfilter.exists()).then(|| {
         format!(
-            "the kernel has no bridge netfilter ({} is missing), which a bridge's rules need: load it by \"modprobe \
-             br_netfilter\", and name it in /etc/modules-load.d",
+            "the rules of a bridge need the kernel module br_netfilter, and {} is missing: run \"modprobe \
+             br_netfilter\", and add the module to /etc/modules-load.d",
             netfilter.display()
         )
     })

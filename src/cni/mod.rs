@@ -148,7 +148,7 @@ impl Cni {
             let out = call.execute(request).await?;
             let result = call.result(&out)?;
             added = AddResult::read(&result, &conf.if_name)
-                .map_err(|why| call.bad_output(&format!("its result is none: {why}"), &out))?;
+                .map_err(|why| call.bad_output(&format!("its result is invalid: {why}"), &out))?;
             kept.result = Some(result);
             kept.completed += 1;
             if kept.completed == network.plugins.len() {
@@ -191,9 +191,9 @@ impl Cni {
             let call = Call { conf, directories, ..self.call(network, plugin, "DEL") };
             let Err(error) = call.execute(request).await else { continue };
             if number > *completed || number == *completed && error.is_incompatible_version() {
-                tracing::debug!(%error, "a CNI plugin that has done nothing can't undo it");
+                tracing::debug!(%error, "ignoring a failed DEL of a CNI plugin whose ADD did not run");
             } else if error.is_absent_rule() {
-                tracing::debug!(%error, "a rule that a CNI plugin was to remove is not there");
+                tracing::debug!(%error, "ignoring a failed DEL of a CNI plugin: the rule is already removed");
             } else if !error.is_unknown_container() {
                 errors.push(error);
             }
@@ -228,7 +228,7 @@ impl Cni {
     pub(crate) async fn check(&self, record: &Path) -> Result<(), Error> {
         let Some(kept) = Record::read(record).await?.filter(|kept| kept.phase == Phase::Added) else {
             let source = std::io::ErrorKind::NotFound;
-            return Err(Error::io("find what was attached in", record)(source));
+            return Err(Error::io("find the attachment in", record)(source));
         };
         let Record { phase: _, network, conf, directories, completed: _, result } = kept;
         if network.disable_check || network.version() < Version::WITH_CHECK {
@@ -261,7 +261,7 @@ impl Cni {
         }
         let network = self.network(None).await?;
         let Some(_guard) = self.lock_for_gc().await else {
-            tracing::debug!("the bridge for tasks is busy: its addresses are looked through later");
+            tracing::debug!("the built-in network is in use; its unused addresses are collected later");
             return Ok(());
         };
         let Some(valid) = valid() else { return Ok(()) };
@@ -280,7 +280,7 @@ impl Cni {
         let holders = blocking(move || ipam::holders(&leases)).await?;
         let mut errors = Vec::new();
         for stale in holders.into_iter().filter(|holder| !valid.contains(holder)) {
-            tracing::warn!(container = stale.container_id, "giving up an address that is held for no task");
+            tracing::warn!(container = stale.container_id, "releasing an address that no task uses");
             errors.extend(self.detach(&Record::without_own_record(network, stale)).await.err());
         }
         if network.version() >= Version::WITH_STATUS {

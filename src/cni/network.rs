@@ -65,14 +65,14 @@ impl Plugin {
     pub(super) fn new(config: Map<String, Value>) -> Result<Self, String> {
         let kind = match config.get("type") {
             Some(Value::String(kind)) => kind.clone(),
-            Some(_) => return Err("its type is no text".to_owned()),
+            Some(_) => return Err("its type is not a string".to_owned()),
             None => return Err("it has no type".to_owned()),
         };
         if kind.is_empty() || kind == "." || kind == ".." || kind.contains(['/', '\\', '\0']) {
-            return Err(format!("its type {kind:?} is no name of a program"));
+            return Err(format!("its type {kind:?} is not a program name"));
         }
         if !config.get("capabilities").is_none_or(Value::is_object) {
-            return Err(format!("the capabilities of {kind} are no object"));
+            return Err(format!("the capabilities of {kind} are not an object"));
         }
         Ok(Self { kind, config, idle_without: None })
     }

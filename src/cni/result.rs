@@ -59,11 +59,11 @@ impl AddResult {
             let inside = match interface {
                 None => true,
                 Some(number) => interfaces.get(number).map(is_inside).ok_or_else(|| {
-                    format!("the address {address} is of interface {number}, which is not told")
+                    format!("the address {address} belongs to interface {number}, which is not in the result")
                 })?,
             };
             let bare = address.split('/').next().unwrap_or_default();
-            let bare: IpAddr = bare.parse().map_err(|_| format!("{address:?} is no address"))?;
+            let bare: IpAddr = bare.parse().map_err(|_| format!("{address:?} is not an IP address"))?;
             // The loopback plugin reports its own addresses as well.
             if inside && !bare.is_loopback() {
                 added.addresses.push(bare);

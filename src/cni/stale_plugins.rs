@@ -49,18 +49,18 @@ pub(super) async fn kill_stale(container_id: &str) -> Result<(), Error> {
             let mark = mark.clone();
             move |process: ProcessId| open_if_marked(process, &mark)
         };
-        let unseen = Error::io("look for CNI plugins that were left behind, in", Path::new("/proc"));
+        let unseen = Error::io("look for stale CNI plugins in", Path::new("/proc"));
         let left = READS.filter_map(candidates, is_one).await.map_err(unseen)?;
         if left.is_empty() {
             return Ok(());
         }
         let pids: Vec<_> = left.iter().map(ProcessHandle::pid).collect();
-        tracing::warn!(container = container_id, ?pids, "ending CNI plugins that nobody waits for");
+        tracing::warn!(container = container_id, ?pids, "killing stale CNI plugins of an interrupted call");
         left.iter().for_each(ProcessHandle::kill);
         if Instant::now() > until {
             let process = format!("/proc/{}", pids[0]);
             let source = io::Error::from(io::ErrorKind::TimedOut);
-            return Err(Error::io("end a CNI plugin that was left behind,", Path::new(&process))(source));
+            return Err(Error::io("kill the stale CNI plugin", Path::new(&process))(source));
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
@@ -101,8 +101,8 @@ impl EnvironReads {
         while !rest.is_empty() {
             if self.stuck() >= MAX_STUCK_READS {
                 tracing::warn!(
-                    "the kernel does not show the environment of {MAX_STUCK_READS} processes; CNI plugins that were left \
-                     behind are not looked for until it does"
+                    "reads of the environment of {MAX_STUCK_READS} processes hang; the search for stale CNI plugins \
+                     pauses until they return"
                 );
                 break;
             }
@@ -121,7 +121,7 @@ impl EnvironReads {
             let Some((stuck, others)) = rest[seen..].split_first() else { break };
             tracing::warn!(
                 pid = stuck.pid,
-                "the kernel does not show the environment of a process; it is taken for no CNI plugin"
+                "the read of a process's environment hangs; the process counts as no CNI plugin"
             );
             self.lock().entry(key(*stuck)).and_modify(|state| state.is_stuck = true);
             rest = others;

@@ -33,10 +33,10 @@ impl Cni {
         let ready = matches!(asked, Ok(Ok(())));
         if cached.is_none_or(|(_, before)| before != ready) {
             match asked {
-                Ok(Ok(())) => tracing::info!("the driver's own network can be joined"),
-                Ok(Err(error)) => tracing::info!(%error, "the driver's own network can't be joined"),
+                Ok(Ok(())) => tracing::info!("the built-in network is ready"),
+                Ok(Err(error)) => tracing::info!(%error, "the built-in network is not ready"),
                 Err(_) => {
-                    tracing::info!("the driver's own network can't be joined: its plugins don't answer");
+                    tracing::info!("the built-in network is not ready: its plugins do not answer");
                 }
             }
         }

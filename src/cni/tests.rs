@@ -273,7 +273,7 @@ async fn invalid_plugin_output_is_quoted_in_the_error() {
         ("echo '[1]'", &["printed no result", "[1]"]),
         ("echo out; echo err >&2; exit 3", &["exit status: 3", "stdout: out", "stderr: err"]),
         ("kill -9 $$", &["signal: 9"]),
-        ("echo '{\"ips\": [{\"address\": \"x\"}]}'", &["\"x\" is no address"]),
+        ("echo '{\"ips\": [{\"address\": \"x\"}]}'", &["\"x\" is not an IP address"]),
         ("echo '{\"ips\": [{\"address\": \"10.0.0.1\", \"interface\": 4}]}'", &["interface 4"]),
         ("echo '{\"cniVersion\": \"9.0.0\"}'", &["9.0.0"]),
         ("yes", &["more than"]),
@@ -309,7 +309,7 @@ async fn the_newest_common_version_is_used() {
     assert_eq!(fixture.order().len(), before, "what a plugin speaks is asked once");
     let fixture = Fixture::new("1.0.0,1.1.0", &[("one", &new), ("two", &speaks("\"0.4.0\""))]);
     let error = fixture.cni.network(Some("net")).await.unwrap_err().to_string();
-    assert!(error.contains("1.0.0, 1.1.0") && error.contains("two speaks 0.4.0"), "{error}");
+    assert!(error.contains("1.0.0, 1.1.0") && error.contains("two supports 0.4.0"), "{error}");
 }
 
 #[tokio::test]

@@ -54,7 +54,7 @@ impl std::str::FromStr for Version {
         let parts: Vec<Option<u32>> = text.split('.').map(|part| part.parse().ok()).collect();
         match parts[..] {
             [Some(major), Some(minor), Some(patch)] => Ok(Self(major, minor, patch)),
-            _ => Err(format!("{text:?} is no version, such as \"1.0.0\"")),
+            _ => Err(format!("{text:?} is not a version such as \"1.0.0\"")),
         }
     }
 }

@@ -49,7 +49,7 @@ impl PluginVersionCache {
         for call in calls {
             let versions = self.supported_by(call).await?;
             common.retain(|version| versions.contains(version));
-            supported.push(format!("{} speaks {}", call.plugin.kind, join_versions(&versions)));
+            supported.push(format!("{} supports {}", call.plugin.kind, join_versions(&versions)));
         }
         common.last().copied().ok_or_else(|| Error::Version {
             network: network.name.clone(),
@@ -67,7 +67,7 @@ impl PluginVersionCache {
         }
         let out = call.execute(Map::from_iter([("cniVersion".to_owned(), json!(Version::NEWEST))])).await?;
         let VersionResult { supported_versions } = serde_json::from_slice(&out)
-            .map_err(|error| call.bad_output(&format!("it does not say its versions: {error}"), &out))?;
+            .map_err(|error| call.bad_output(&format!("it did not report its versions: {error}"), &out))?;
         let versions: Vec<Version> = supported_versions.iter().filter_map(|text| text.parse().ok()).collect();
         let cached = CachedVersions { modified, versions: versions.clone() };
         self.cached.lock().unwrap_or_else(PoisonError::into_inner).insert(program, cached);

@@ -53,10 +53,11 @@ pub(crate) enum ConfigError {
     Missing { of: &'static str, option: &'static str, hint: &'static str },
     #[error("the option {option} can't be {value:?}: {why}")]
     Value { option: &'static str, value: String, why: String },
-    #[error("the options {option} and {other} both say it: leave one of them out")]
+    #[error("the options {option} and {other} conflict: leave one of them out")]
     Conflict { option: &'static str, other: &'static str },
     #[error(
-        "the option {option} can't be {value:?}: the operator does not allow it; the plugin's option {operator_option} would have to have {needed}"
+        "the option {option} can't be {value:?}: the operator does not allow it; the plugin option {operator_option} \
+         needs {needed}"
     )]
     Forbidden { option: &'static str, value: String, operator_option: String, needed: String },
 }
@@ -116,7 +117,7 @@ fn program(name: String) -> Result<String, ConfigError> {
 fn duration(option: &'static str, value: String) -> Result<Duration, ConfigError> {
     match humantime::parse_duration(&value) {
         Ok(duration) if !duration.is_zero() => Ok(duration),
-        Ok(_) => Err(ConfigError::Value { option, value, why: "it must be longer than nothing".to_owned() }),
+        Ok(_) => Err(ConfigError::Value { option, value, why: "it must be longer than 0".to_owned() }),
         Err(error) => Err(ConfigError::Value { option, value, why: format!("{error}; write it as \"5s\"") }),
     }
 }

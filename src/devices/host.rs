@@ -23,7 +23,7 @@ pub(super) fn nodes(
     let refused = |why: String| DevicesError::Path { path: on_host.clone(), why };
     let io = |source| DevicesError::Io { path: on_host.clone(), source };
     let path = fs::canonicalize(on_host).map_err(|error| match error.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory => refused(format!("there is none: {error}")),
+        ErrorKind::NotFound | ErrorKind::NotADirectory => refused(format!("can't find it: {error}")),
         _ => io(error),
     })?;
     if !plugin_devices.allow_path(&path) {
@@ -32,12 +32,12 @@ pub(super) fn nodes(
     let metadata = fs::metadata(&path).map_err(io)?;
     if !metadata.is_dir() {
         let node = node(&metadata, in_container, permissions);
-        return Ok(vec![node.ok_or_else(|| refused("it is a file and no device".to_owned()))?]);
+        return Ok(vec![node.ok_or_else(|| refused("it is a file, not a device".to_owned()))?]);
     }
     let mut nodes = Vec::new();
     below(&path, in_container, permissions, &mut nodes).map_err(io)?;
     if nodes.is_empty() {
-        return Err(refused("it is a directory without a device in it".to_owned()));
+        return Err(refused("it is a directory without devices".to_owned()));
     }
     Ok(nodes)
 }
@@ -129,9 +129,9 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let all = PluginDevices::default();
         let file = directory.path().join("file");
-        assert!(refusal(&file, &all).contains("there is none"));
+        assert!(refusal(&file, &all).contains("can't find it"));
         fs::write(&file, "").unwrap();
-        assert!(refusal(&file, &all).contains("no device"));
+        assert!(refusal(&file, &all).contains("not a device"));
         symlink("/dev/null", directory.path().join("link")).unwrap();
         let empty = refusal(directory.path(), &all);
         assert!(empty.contains("directory without") && empty.contains(directory.path().to_str().unwrap()));

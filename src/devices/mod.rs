@@ -78,11 +78,12 @@ pub(crate) enum HookPoint {
 pub(crate) enum DevicesError {
     #[error("the device {}: {why}", path.display())]
     Path { path: PathBuf, why: String },
-    #[error("the device {} is not one that the operator allows; it leads to {}, and the plugin's option allow_devices would have to have that", asked.display(), path.display())]
+    #[error("the operator does not allow the device {}; it resolves to {}, which the plugin option allow_devices needs to \
+     have", asked.display(), path.display())]
     Forbidden { asked: PathBuf, path: PathBuf },
     #[error("the CDI device {name}: {why}")]
     Cdi { name: String, why: String },
-    #[error("two devices are to be at {} in the container: give one of them another container_path", .0.display())]
+    #[error("two devices have the path {} in the container: give one of them another container_path", .0.display())]
     DuplicatePath(PathBuf),
     #[error("the device {}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },

@@ -244,6 +244,6 @@ impl pb::driver_server::Driver for Driver {
 
 fn no_networks(call: &str) -> Error {
     Error::Unsupported(format!(
-        "{call} is not served: the driver does not announce must_create_network, so group networks are Nomad's to make"
+        "{call} is not supported: the driver does not set must_create_network, so Nomad makes group networks itself"
     ))
 }

@@ -66,7 +66,7 @@ pub(super) fn run(call: &Call) -> io::Result<ExitCode> {
         return Ok(code_of(made));
     }
     let sandbox =
-        sandbox(&call.bundle).ok_or_else(|| io::Error::other("runsc has not said which process it is"))?;
+        sandbox(&call.bundle).ok_or_else(|| io::Error::other("runsc has not written the sandbox's pid"))?;
     let null = OpenOptions::new().read(true).write(true).open("/dev/null")?;
     dup2_stdin(&null)?;
     dup2_stdout(&null)?;

@@ -65,7 +65,7 @@ pub(super) fn run(call: &Call, target: &Target) -> io::Result<ExitCode> {
     let mut runsc = Command::new(&call.program).args(&call.arguments).spawn()?;
     let outcome = ends_by(&mut runsc, until)?;
     let outcome =
-        outcome.ok_or_else(|| io::Error::other(format!("it has not ended within {KILL_TIMEOUT:?}")))?;
+        outcome.ok_or_else(|| io::Error::other(format!("it has not exited within {KILL_TIMEOUT:?}")))?;
     loop {
         // A killed process may be listed until its parent has waited for it.
         found.retain(|process| !killed.contains(&process.pid));
@@ -73,12 +73,12 @@ pub(super) fn run(call: &Call, target: &Target) -> io::Result<ExitCode> {
             return Ok(code_of(outcome));
         }
         if Instant::now() >= until {
-            let what = format!("{} processes live on", found.len());
+            let what = format!("{} processes are still running", found.len());
             return Err(io::Error::other(what));
         }
         end(call, target, &found, &members, &mut killed, until);
         let Some(all) = list(call, target, until) else {
-            let what = format!("it is not known whether {} processes live on", found.len());
+            let what = format!("can't tell whether {} processes are still running", found.len());
             return Err(io::Error::other(what));
         };
         found = members_of(&all, &mut members);
@@ -270,13 +270,13 @@ mod tests {
         let success = Ok(format!("{:?}", ExitCode::SUCCESS));
         assert_eq!(killed("exec sleep 60", "true"), (success, "--pid 7 ".to_owned()));
         let (outcome, kills) = killed("cat table", "exec sleep 60");
-        assert_eq!((outcome.unwrap_err().as_str(), &*kills), ("it has not ended within 2s", "--pid 7 "));
+        assert_eq!((outcome.unwrap_err().as_str(), &*kills), ("it has not exited within 2s", "--pid 7 "));
         let (outcome, kills) = killed("cat table", "[ $2 = --pid ] || exec sleep 60");
-        let what = "it is not known whether 4 processes live on";
+        let what = "can't tell whether 4 processes are still running";
         assert_eq!((outcome.unwrap_err().as_str(), &*kills), (what, "--pid 7 --pgid 7 "));
         let always_another = "cat table; echo 0 $$ 7 $$ 0 ? 07:48 0s sh";
         let error = killed(always_another, "true").0.unwrap_err();
-        assert!(error.ends_with("processes live on"), "{error}");
+        assert!(error.ends_with("processes are still running"), "{error}");
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub(super) fn run(call: &Call) -> io::Result<ExitCode> {
 }
 
 fn exit_code(bundle: &Path) -> io::Result<i32> {
-    let nobody = || io::Error::other("nobody has written down the sandbox's exit code");
+    let nobody = || io::Error::other("the sandbox's exit code was not recorded");
     let file = ExitCodeFile::open(bundle)?.ok_or_else(nobody)?;
     let sandbox = process(bundle)?;
     // The pid is the sandbox's for as long as there is no code: so the process that was opened before this look is the

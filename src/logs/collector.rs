@@ -96,9 +96,9 @@ async fn run(
             let outcome = sink.take(source.as_fd());
             (sink, outcome)
         };
-        let late = |took| reporter.waits(format!("the disk has not taken a write for {took:?}"));
+        let late = |took| reporter.waits(format!("a write to the disk has not finished in {took:?}"));
         let Some((back, outcome)) = pool.run(work, late).await else {
-            tracing::error!("moving a task's output broke");
+            tracing::error!("the collector of a task's output panicked");
             return;
         };
         sink = back;

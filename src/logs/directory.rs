@@ -92,7 +92,7 @@ impl Directory {
                 Err(error) => return Err(failed("create", error.into())),
             }
         }
-        Err(failed("open", io::Error::other("it comes and goes")))
+        Err(failed("open", io::Error::other("other processes keep creating and removing it")))
     }
 
     /// Like [`Self::log`], but returns `None` instead of creating a missing file.

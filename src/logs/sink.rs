@@ -99,7 +99,7 @@ impl Sink {
             Room::Plenty(bytes) => bytes,
             Room::Little(left) => {
                 let head = peek(pipe).map_err(|error| {
-                    LogError::new("look at the output for", current.path.clone(), &error.into())
+                    LogError::new("examine the output for", current.path.clone(), &error.into())
                 })?;
                 match head {
                     Peeked::Empty => return Ok(Spliced::Empty),

@@ -91,7 +91,7 @@ pub(super) fn granted(
 ) -> Result<HashSet<Capability>, ConfinementError> {
     let Security { privileged, cap_add: add, cap_drop: drop, .. } = asked;
     if let Some(missing) = add.named().find(|one| !available.contains(one)) {
-        let why = "this host can't give it: its kernel is older than that, or the Nomad agent itself runs without it";
+        let why = "this host can't grant it: the kernel is too old for it, or the Nomad agent itself runs without it";
         return Err(ConfinementError::value("cap_add", capability_name(missing), why));
     }
     let dropped: HashSet<Capability> = drop.named().collect();

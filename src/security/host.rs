@@ -147,7 +147,7 @@ fn profile(named: &SeccompProfile, security_policy: &SecurityPolicy) -> Result<S
     if u64::try_from(bytes.len()).is_ok_and(|length| length > PROFILE_LIMIT_BYTES) {
         return Err(refused(format!("the file has more than {PROFILE_LIMIT_BYTES} bytes")));
     }
-    String::from_utf8(bytes).map_err(|_| refused("the file is no text".to_owned()))
+    String::from_utf8(bytes).map_err(|_| refused("the file is not UTF-8 text".to_owned()))
 }
 
 /// Collects all devices below a directory, except what a container has of its own (terminals, shared memory, message
@@ -222,10 +222,10 @@ mod tests {
         fs::write(at("large"), vec![b' '; 1024 * 1024 + 1]).unwrap();
         fs::write(at("binary"), [0xff, 0xfe]).unwrap();
         for (name, why) in [
-            ("absent", "there is no"),
+            ("absent", "does not exist"),
             ("pipe", "not a regular file"),
             ("large", "bytes"),
-            ("binary", "no text"),
+            ("binary", "not UTF-8"),
             (".", "not a regular file"),
         ] {
             let error = profile(&named(at(name)), &SecurityPolicy::default()).unwrap_err().to_string();

@@ -84,10 +84,10 @@ impl Profile {
     pub(super) fn read(text: &str) -> Result<Self, String> {
         // A file of another kind could be secret, so the error must not quote it to the job's author.
         if !text.trim_start().starts_with('{') {
-            return Err("the file is no JSON object; a profile in docker's format is".to_owned());
+            return Err("the file is not a JSON object, as a profile in docker's format is".to_owned());
         }
         let profile: Self = serde_json::from_str(text)
-            .map_err(|error| format!("the file is no seccomp profile in docker's format: {error}"))?;
+            .map_err(|error| format!("the file is not a seccomp profile in docker's format: {error}"))?;
         profile.check()?;
         Ok(profile)
     }
@@ -110,7 +110,9 @@ impl Profile {
         let mut rules = syscalls.iter().flatten();
         let actions = rules.clone().map(|rule| rule.action).chain([*default_action]);
         if actions.into_iter().any(|action| action == LinuxSeccompAction::ScmpActNotify) {
-            return Err("the action SCMP_ACT_NOTIFY needs a listener, and there is none".to_owned());
+            return Err(
+                "the action SCMP_ACT_NOTIFY needs a listener, which this driver does not have".to_owned()
+            );
         }
         rules.try_for_each(Rule::check)
     }
@@ -183,12 +185,12 @@ impl Rule {
             _ => {}
         }
         if let Some(arg) = args.iter().flatten().find(|arg| arg.index() >= MOST_ARGUMENTS) {
-            return Err(format!("a system call has no argument of the index {}", arg.index()));
+            return Err(format!("a system call has no argument with the index {}", arg.index()));
         }
         let kernels =
             [includes, excludes].into_iter().flatten().filter_map(|filter| filter.min_kernel.as_deref());
         match kernels.into_iter().find(|kernel| version(kernel).is_none()) {
-            Some(kernel) => Err(format!("the minKernel {kernel:?} is no version such as \"4.8\"")),
+            Some(kernel) => Err(format!("the minKernel {kernel:?} is not a version such as \"4.8\"")),
             None => Ok(()),
         }
     }

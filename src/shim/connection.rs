@@ -285,7 +285,8 @@ impl Connection {
 
     /// Returns the error for an exec that has ended, and whose exit status is lost.
     pub(crate) fn lost_end(&self, exec_id: &str) -> Error {
-        let lost = "it has ended, but the shim does not say how, and the kernel has forgotten it: its exit code is not known";
+        let lost =
+            "it has exited, and its exit code is not known: neither the shim nor the kernel reports it";
         failed(&format!("wait for {exec_id} in container"), &self.id)(CallError::Refused(lost.to_owned()))
     }
 

@@ -98,7 +98,7 @@ impl Drop for BundleEventSocket {
 }
 
 async fn acknowledge(listener: UnixListener) {
-    let failed = |error| tracing::warn!(%error, "a shim's events are not accepted");
+    let failed = |error| tracing::warn!(%error, "can't accept a shim's events");
     shim_protos::events::acknowledge_all(listener, failed).await;
 }
 

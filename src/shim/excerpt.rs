@@ -45,7 +45,7 @@ fn open(file: &Path) -> io::Result<(File, u64)> {
     let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(file)?;
     let facts = file.metadata()?;
-    if facts.is_file() { Ok((file, facts.len())) } else { Err(io::Error::other("it is no regular file")) }
+    if facts.is_file() { Ok((file, facts.len())) } else { Err(io::Error::other("it is not a regular file")) }
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ pub(crate) struct Additions<'a> {
 /// The reasons why the operator's file can't be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FileError {
-    #[error("it is no TOML: {0}")]
+    #[error("it is not TOML: {0}")]
     NotToml(#[from] toml::de::Error),
     #[error("{key} in it must be {must}")]
     Key { key: &'static str, must: &'static str },
@@ -47,7 +47,7 @@ pub(crate) fn options(operator_toml: &str, additions: Additions<'_>) -> Result<C
     // The shim takes its keys in letters of either case, and of two that differ in case the last.
     for key in [ROOT, PROGRAM, FLAGS] {
         if options.keys().any(|given| given != key && given.eq_ignore_ascii_case(key)) {
-            return Err(FileError::Key { key, must: "in small letters" });
+            return Err(FileError::Key { key, must: "in lower case" });
         }
     }
     let text = |text: &str| Value::String(text.to_owned());
@@ -57,7 +57,7 @@ pub(crate) fn options(operator_toml: &str, additions: Additions<'_>) -> Result<C
         (Some(program), _) => program.to_owned(),
         (None, Some(Value::String(program))) => program,
         (None, None) => RUNSC.to_owned(),
-        (None, Some(_)) => return Err(FileError::Key { key: PROGRAM, must: "a text" }),
+        (None, Some(_)) => return Err(FileError::Key { key: PROGRAM, must: "a string" }),
     };
     let flags = options.entry(FLAGS).or_insert_with(|| Value::Table(Table::new()));
     let Value::Table(flags) = flags else {
@@ -69,17 +69,14 @@ pub(crate) fn options(operator_toml: &str, additions: Additions<'_>) -> Result<C
         ("log-format", "runsc_config.log-format"),
     ] {
         if flags.contains_key(flag) {
-            return Err(FileError::Key {
-                key,
-                must: "left out: the driver has a place of its own for each container",
-            });
+            return Err(FileError::Key { key, must: "left out: the driver sets it for each container" });
         }
     }
     let flag_value = |flag: &str| flags.get(flag).map(|value| value.as_str().unwrap_or_default());
     if flag_value("ignore-cgroups").is_some_and(|word| word != "false") {
         return Err(FileError::Key {
             key: "runsc_config.ignore-cgroups",
-            must: "left out: the limits, the statistics and the end of a task rest on its cgroup",
+            must: "left out: limits, statistics and the removal of a task need its cgroup",
         });
     }
     // With `systemd-cgroup`, runsc would take names of systemd's alone, and not the path of the cgroup that Nomad has
@@ -152,8 +149,8 @@ mod tests {
         for (operator_toml, word) in [
             ("binary_name = ", "TOML"),
             ("runsc_config = 1", "runsc_config"),
-            ("[Runsc_Config]\nignore-cgroups = \"true\"", "small letters"),
-            ("ROOT = \"/x\"", "small letters"),
+            ("[Runsc_Config]\nignore-cgroups = \"true\"", "lower case"),
+            ("ROOT = \"/x\"", "lower case"),
             ("[runsc_config]\nroot = \"/x\"", "runsc_config.root"),
             ("[runsc_config]\nlog = \"/x\"", "runsc_config.log"),
             ("[runsc_config]\nignore-cgroups = \"true\"", "ignore-cgroups"),

@@ -156,7 +156,7 @@ impl Launcher {
     async fn form_by_version(&self, bundle: &Bundle, id: &str) -> StartInput {
         let printed = tokio::time::timeout(VERSION_TIMEOUT, self.version(bundle, id)).await;
         let printed = printed.unwrap_or_else(|elapsed| Err(elapsed.into())).unwrap_or_else(|error| {
-            tracing::debug!(container = id, %error, "the shim's version is not known");
+            tracing::debug!(container = id, %error, "can't determine the shim's version");
             String::new()
         });
         let form = StartInput::by_version(&printed);
@@ -188,7 +188,7 @@ impl Launcher {
         let stderr = File::create(&err).map_or_else(
             |error| {
                 // A full disk must not prevent the kill.
-                tracing::warn!(container = id, %error, "what the shim's clean-up says is not kept");
+                tracing::warn!(container = id, %error, "can't record the output of the shim's clean-up");
                 Stdio::null()
             },
             Stdio::from,
@@ -245,7 +245,7 @@ impl Launcher {
                 group.ended();
                 status.map_err(|error| failure(&error))
             }
-            Err(_) => Err(failure(&format_args!("did not end within {limit:?}")).with_transience(true)),
+            Err(_) => Err(failure(&format_args!("did not exit within {limit:?}")).with_transience(true)),
         }
     }
 
@@ -330,6 +330,9 @@ pub(super) mod tests {
         assert!(error.contains("/no/such/shim start failed for x: can't be run"), "{error}");
         let silent = Launcher { binary: "/bin/true".into(), ..launcher };
         let error = silent.start(&bundle, "x", &[]).await.unwrap_err().to_string();
-        assert!(error.contains("/bin/true start can't be used for x: it printed nothing"), "{error}");
+        assert!(
+            error.contains("the answer of /bin/true start for x can't be used: it printed nothing"),
+            "{error}"
+        );
     }
 }

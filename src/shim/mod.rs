@@ -71,7 +71,7 @@ impl Shim {
         let file = format!("/proc/{}/oom_score_adj", self.pid);
         if let Err(error) = std::fs::write(&file, score.to_string()) {
             // An agent in a container may not lower the score, which is no reason to warn at each start.
-            tracing::debug!(file, score, %error, "can't set the shim's score for the OOM killer");
+            tracing::debug!(file, score, %error, "can't set the shim's OOM score");
         }
     }
 
@@ -102,7 +102,7 @@ pub(crate) enum Error {
         transient: bool,
     },
     /// The shim's binary succeeded, but its answer can't be used.
-    #[error("{binary} start can't be used for {id}: {source}")]
+    #[error("the answer of {binary} start for {id} can't be used: {source}")]
     Answer { binary: PathBuf, id: String, source: BootstrapError },
     /// A file of the bundle, or a pipe, could not be dealt with.
     #[error("{doing} {path}: {source}")]
@@ -145,8 +145,8 @@ pub(crate) enum Error {
     StaleShim { id: String, task_pid: u32 },
     /// The process that serves as the shim can't be identified, so that it could never be ended.
     #[error(
-        "{binary} can't be used for {id}: it says that its shim has the pid {reported_pid}, which is no process with the arguments \
-         that it was started with, and no other process has them"
+        "can't identify the shim of {id}: {binary} reports the pid {reported_pid}, and neither that process nor any \
+         other has the shim's arguments"
     )]
     Unidentified { binary: PathBuf, id: String, reported_pid: i32 },
 }

@@ -108,7 +108,7 @@ impl Launcher {
             procfs::descendants(process).into_iter().for_each(pidfd::kill);
         });
         if let Err(error) = killed.await {
-            tracing::warn!(container = id, %error, "can't end what the shim has started");
+            tracing::warn!(container = id, %error, "can't kill the processes that the shim has started");
         }
     }
 
@@ -123,7 +123,7 @@ impl Launcher {
                 // one that is killed.
                 let Ok(Some(process)) = ProcessHandle::open(shim) else { continue };
                 if launcher.is_shim(shim.pid, &of) {
-                    tracing::warn!(container = of, pid = shim.pid, "ending a shim that nobody drives");
+                    tracing::warn!(container = of, pid = shim.pid, "killing a stale shim");
                     let started = procfs::descendants(shim);
                     process.kill();
                     started.into_iter().for_each(pidfd::kill);
@@ -131,7 +131,7 @@ impl Launcher {
             }
         });
         if let Err(error) = killed.await {
-            tracing::warn!(container = id, %error, "can't look for a shim that nobody drives");
+            tracing::warn!(container = id, %error, "can't look for stale shims");
         }
     }
 

@@ -63,7 +63,7 @@ impl Bundle {
         fs::DirBuilder::new().mode(0o700).create(&at).map_err(Error::file("create", &at))?;
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
         mount(Some("tmpfs"), &at, Some("tmpfs"), flags, Some(options))
-            .map_err(Error::errno("mount a file system in memory at", &at))?;
+            .map_err(Error::errno("mount a tmpfs at", &at))?;
         Ok(at)
     }
 
@@ -112,7 +112,7 @@ impl Bundle {
         let sources = staging_directory.join(SOURCES);
         let places = entries(&staging_directory)?;
         for at in places.iter().filter(|at| **at != sources).chain(&entries(&sources)?) {
-            make_private(at).map_err(Error::errno("cut off from the host's mounts", at))?;
+            make_private(at).map_err(Error::errno("make private the mount", at))?;
         }
         for at in places {
             mount_table::unmount(&at).map_err(Error::errno("unmount", &at))?;

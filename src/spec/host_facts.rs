@@ -37,7 +37,7 @@ pub(crate) fn check(
 ) -> Result<(), SpecError> {
     let Limits { pids, rlimits, oom_score_adj: _, cpu, memory } = asked;
     if let (Some(limit), false) = (resources::max_pids(*pids, plugin_limits), host.can_limit_pids) {
-        let why = "the control groups here have no pids controller: enable it, or leave the option out";
+        let why = "the cgroups of this host have no pids controller: enable it, or leave the option out";
         return Err(refused("pids_limit", &limit, why));
     }
     let given = task.resources.as_ref();
@@ -58,7 +58,7 @@ fn check_open_files(rlimits: &[Rlimit], host: &HostFacts) -> Result<(), SpecErro
         return Ok(());
     }
     let hard = if *hard == u64::MAX { "-1".to_owned() } else { hard.to_string() };
-    let why = format!("the kernel gives no process more than {most} open files, its fs.nr_open");
+    let why = format!("the kernel's fs.nr_open allows at most {most} open files");
     Err(refused("ulimit nofile", &hard, why))
 }
 
@@ -75,18 +75,13 @@ fn check_cpu(
     }
     if let Some(cpus) = cpuset_cpus {
         if linux.is_some_and(|linux| !linux.cpuset_cpus.is_empty()) {
-            let why = "the task has cores of its own: leave out either it, or cores in resources";
+            let why = "the task has reserved cores: leave out either this option, or cores in resources";
             return Err(refused("cpuset_cpus", cpus, why));
         }
-        among(
-            "cpuset_cpus",
-            cpus,
-            &host.shared_processors,
-            "the processors that Nomad has tasks share here",
-        )?;
+        among("cpuset_cpus", cpus, &host.shared_processors, "the CPUs that tasks share on this node")?;
     }
     match cpuset_mems {
-        Some(mems) => among("cpuset_mems", mems, &host.memory_nodes, "the memory nodes here"),
+        Some(mems) => among("cpuset_mems", mems, &host.memory_nodes, "the memory nodes of this host"),
         None => Ok(()),
     }
 }

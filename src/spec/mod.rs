@@ -75,7 +75,8 @@ pub(crate) enum SpecError {
     )]
     NothingToRun(String),
     #[error(
-        "the image's WORKDIR {0:?} can't be the working directory: no task runs in /proc; name another by the option work_dir"
+        "the image's WORKDIR {0:?} can't be the working directory: a task can't run in /proc; set another one by the \
+         option work_dir"
     )]
     ImageDirectory(String),
     #[error("the option {option} can't be {value:?} here: {why}")]
@@ -84,7 +85,7 @@ pub(crate) enum SpecError {
         "the mount of {host_path} at {task_path} can't have propagation_mode {mode:?}: use private, host-to-task or bidirectional"
     )]
     Propagation { host_path: String, task_path: String, mode: String },
-    #[error("{what} can't have {bytes} bytes: the kernel takes no more than {MAX_PATH_BYTES}")]
+    #[error("{what} has {bytes} bytes, more than the kernel's limit of {MAX_PATH_BYTES}")]
     TooLong { what: &'static str, bytes: usize },
     #[error("the mount at {0} has no source")]
     NoSource(String),

@@ -53,15 +53,13 @@ const KERNELS_OWN: [FsType; 13] = [
 /// The reason that a path can't be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HostPathError {
-    #[error("there is no {0}; make it before the task starts")]
+    #[error("{0} does not exist; create it before the task starts")]
     Missing(PathBuf),
     #[error(
         "{path} leads out of {root}, by a link or a \"..\"; name the file or directory itself, which must be beneath {root}"
     )]
     LeadsOut { root: PathBuf, path: PathBuf },
-    #[error(
-        "{0} goes through one of the kernel's own links in /proc, or through links without an end; name what is meant"
-    )]
+    #[error("{0} goes through a magic link of /proc, or a loop of symbolic links; name the target itself")]
     MagicLink(PathBuf),
     #[error("{path} is, or goes through, a symbolic link below {root}, where none is followed")]
     Link { root: PathBuf, path: PathBuf },
@@ -118,7 +116,7 @@ impl<'a> Area<'a> {
         }
         let system = fstatfs(&place).map_err(|error| io(error.into()))?.filesystem_type();
         if KERNELS_OWN.contains(&system) {
-            return Err(io(std::io::Error::other("it is a file of the kernel's own, not of a disk")));
+            return Err(io(std::io::Error::other("it is a file of a kernel file system, not of a disk")));
         }
         reopen(&place, fs::OpenOptions::new().read(true)).map_err(io)
     }
@@ -328,7 +326,7 @@ mod tests {
         }
         open(&root, Path::new(".")).unwrap();
         let error = open(&root, Path::new("data/none")).unwrap_err().to_string();
-        assert!(error.contains("data/none") && error.contains("make it"), "{error}");
+        assert!(error.contains("data/none") && error.contains("create it"), "{error}");
     }
 
     #[test]

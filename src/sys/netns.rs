@@ -44,9 +44,9 @@ const LOOPBACK_INDEX: u32 = 1;
 pub(crate) enum NetnsError {
     #[error("can't {doing} {path}: {source}")]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
-    #[error("what is to be kept at {0} is no network namespace")]
+    #[error("can't keep a network namespace at {0}: the descriptor is not a network namespace")]
     Other(PathBuf),
-    #[error("the thread that was to look after a network namespace was lost")]
+    #[error("a thread that handled a network namespace ended early")]
     Lost,
 }
 
@@ -152,7 +152,7 @@ async fn on_thread_or<T: Send + 'static>(
         .map_err(NetnsError::io("start a thread for", what))?;
     match tokio::time::timeout(LIMIT, told).await {
         Ok(told) => told.map_err(|_| NetnsError::Lost)?,
-        Err(_) => Err(NetnsError::io("wait any longer for the kernel's work on", what)(Errno::ETIMEDOUT)),
+        Err(_) => Err(NetnsError::io("wait longer for the kernel's work on", what)(Errno::ETIMEDOUT)),
     }
 }
 
@@ -270,7 +270,7 @@ mod tests {
         assert!(!path.exists());
         for wrong in ["/proc/self/ns/mnt", "/dev/null"] {
             let error = pin(File::open(wrong).unwrap().into(), &path).await.unwrap_err();
-            assert!(error.to_string().contains("no network namespace"), "{error}");
+            assert!(error.to_string().contains("not a network namespace"), "{error}");
         }
         let error = addresses(&path).await.unwrap_err().to_string();
         assert!(error.contains("one"), "{error}");

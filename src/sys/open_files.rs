@@ -68,8 +68,7 @@ pub(crate) fn complain() {
     if !limit.is_enough() {
         tracing::warn!(
             limit = limit.soft,
-            "the agent may have so few open files that there are enough for {} tasks only; raise its limit \
-             (LimitNOFILE of its unit)",
+            "the agent's limit of open files is enough for {} tasks only; raise it (LimitNOFILE of its unit)",
             limit.tasks()
         );
     }

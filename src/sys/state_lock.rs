@@ -176,7 +176,7 @@ fn lock_file(directory: &Path, started: SystemTime) -> Result<File, StateLockErr
     }
     // The record is only for messages of others; if the directory is full, they do without.
     if let Err(error) = write_holder(&mut file, started) {
-        tracing::warn!(path = %path.display(), %error, "can't write down who has the state directory");
+        tracing::warn!(path = %path.display(), %error, "can't record which process has locked the state directory");
     }
     Ok(file)
 }

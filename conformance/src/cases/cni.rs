@@ -296,7 +296,7 @@ async fn a_file_that_is_no_network_is_named_with_its_line(scene: &Scene) -> Resu
     fs::write(file("b.conflist"), "{\n  \"name\": \"broken\",\n  \"plugins\": [,]\n}")?;
     stage.describe("c.conflist", &json!({"name": "bare", "cniVersion": "1.0.0", "plugins": [{}]}))?;
     for (name, words) in [
-        ("broken", &["there: bare, troubled", "b.conflist", "line 3"][..]),
+        ("broken", &["it has bare, troubled", "b.conflist", "line 3"][..]),
         ("bare", &["c.conflist", "plugin 1", "type"]),
         ("absent", &["\"absent\"", "troubled"]),
     ] {

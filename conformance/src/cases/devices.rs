@@ -128,8 +128,8 @@ async fn a_device_that_is_not_there_or_none_is_refused_before_anything_is_made(s
     let file = scene.directory().join("dev/file");
     fs::write(&file, "")?;
     for (devices, words) in [
-        (json!(["/dev/no-such-device"]), ["/dev/no-such-device", "there is none"]),
-        (json!([shown(&file)]), ["dev/file", "no device"]),
+        (json!(["/dev/no-such-device"]), ["/dev/no-such-device", "can't find it"]),
+        (json!([shown(&file)]), ["dev/file", "not a device"]),
         (json!(["log"]), ["devices", "log"]),
         (json!([format!("{path}:/dev/log:rx")]), ["devices", "rx"]),
         (json!([{"host_path": path, "permissions": "r"}]), ["devices", "cgroup_permissions"]),

@@ -590,7 +590,7 @@ async fn a_task_has_the_limits_that_the_kernel_has_and_is_not_started_without(sc
         ("s/134217728/268435456/g", "memory limit, 134217728"),
         ("s/\"limit\":100\\b/\"limit\":200/", "pids_limit"),
         ("s/\"quota\":[0-9]*/\"quota\":-1/", "cpu_hard_limit"),
-        ("s/\"shares\":[0-9]*/\"shares\":400/", "weight of processor time"),
+        ("s/\"shares\":[0-9]*/\"shares\":400/", "CPU weight"),
     ] {
         if is_v2() && word.starts_with("weight") {
             continue;

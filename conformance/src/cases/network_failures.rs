@@ -100,7 +100,7 @@ async fn a_plugin_that_is_missing_fails_or_hangs_leaves_nothing(scene: &Scene) -
         ("portmap", "echo garbage", &["portmap", "garbage"]),
         ("portmap", "exit 0", &["portmap", "no result"]),
         ("portmap", "kill -9 $$", &["portmap", "signal"]),
-        ("portmap", "sleep 600", &["portmap", "did not end"]),
+        ("portmap", "sleep 600", &["portmap", "did not exit"]),
         ("firewall", "echo broken >&2; exit 7", &["firewall", "broken"]),
         // The plugin does its work, and fails nevertheless.
         ("bridge", "\"$real\" >/dev/null; exit 3", &["bridge"]),

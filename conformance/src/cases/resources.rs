@@ -147,7 +147,7 @@ async fn the_limit_of_open_files_is_the_agents(scene: &Scene) -> Result<()> {
     let mut plugin = scene.plugin().await?;
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", plugin.pid()))?;
     let line =
-        limits.lines().find_map(|line| line.strip_prefix("Max open files")).context("no such limit")?;
+        limits.lines().find_map(|line| line.strip_prefix("Max open files")).context("unknown limit")?;
     let hard = line.split_whitespace().nth(1).context("no hard limit")?;
     let task = scene.run(&plugin, &scene.shell("ulimit -Hn")).await?;
     same!(task.wait(&plugin).await?.exit_code, 0);

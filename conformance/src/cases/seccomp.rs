@@ -140,7 +140,7 @@ async fn a_profile_that_can_not_be_one_is_refused_by_its_files_name(scene: &Scen
     let pipe = scene.directory().join("pipe");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU)?;
     for (path, why) in [
-        (scene.directory().join("absent.json"), "there is no"),
+        (scene.directory().join("absent.json"), "does not exist"),
         (pipe, "not a regular file"),
         (scene.directory(), "not a regular file"),
         ("/proc/kmsg".into(), "kernel"),

@@ -37,31 +37,29 @@ pub(super) fn place(
     };
     let names: Vec<_> = within.iter().collect();
     if names.starts_with(&[task.task.as_ref(), PRIVATE.as_ref()]) {
-        return refuse(
-            "private is Nomad's own directory of the task, with its tokens, and is mounted into none",
-        );
+        return refuse("private is Nomad's own directory of the task, with its tokens, and is never mounted");
     }
     match names[..] {
         [] => refuse(
-            "it is the whole directory of the allocation, with what is Nomad's and other tasks' there; docker's driver \
-             mounts it, this one does not: name what is needed (\"local/x\", \"../alloc/data\")",
+            "it is the whole directory of the allocation, with files of Nomad and of other tasks; docker's driver \
+             mounts it, this one does not: name the directory that is needed (\"local/x\", \"../alloc/data\")",
         ),
         [shared] if shared == SHARED => refuse(
-            "it is at /alloc already, and would show the logs there writable; docker's driver mounts it, this one does \
-             not: use /alloc, or name a directory in it (\"../alloc/data\")",
+            "it is mounted at /alloc already, and this mount would make the logs writable; docker's driver mounts \
+             it, this one does not: use /alloc, or name a directory in it (\"../alloc/data\")",
         ),
         [shared, logs, ..] if shared == SHARED && logs == LOGS && access == Access::Write => refuse(
-            "Nomad writes the logs there, and would follow what a task puts in their place; docker's driver mounts it, \
-             this one only to read: add ro (readonly = true), or use /alloc/logs",
+            "Nomad writes the logs there, and would follow links that a task puts in their place; docker's driver \
+             mounts it, this one only read-only: add ro (readonly = true), or use /alloc/logs",
         ),
         [shared, ..] if shared == SHARED => Ok(Some(found(alloc, &names))),
         [own] if own == task.task => refuse(
-            "it is the whole directory of the task, with what is Nomad's there; docker's driver mounts it, this one does \
-             not: name what is needed (\"local\", \"secrets\")",
+            "it is the whole directory of the task, with files of Nomad; docker's driver mounts it, this one does \
+             not: name the directory that is needed (\"local\", \"secrets\")",
         ),
         [own, ..] if own == task.task => Ok(Some(found(alloc, &names))),
         _ => refuse(
-            "it is another task's; docker's driver mounts it, this one does not: share files by /alloc \
+            "it is another task's directory; docker's driver mounts it, this one does not: share files by /alloc \
              (\"../alloc/data\")",
         ),
     }

@@ -54,7 +54,7 @@ impl Raw {
         }
         let helper = helper.filter(|name| !name.is_empty());
         if let Some(name) = helper.as_ref().filter(|name| name.contains('/')) {
-            let why = "it must be what stands behind docker-credential- in a program's name";
+            let why = "it must be the helper's name without the prefix docker-credential-";
             return Err(value("auth.helper", name, why));
         }
         let helper_env = reject_nulls("auth.helper_env", helper_env)?;
@@ -80,12 +80,11 @@ fn inline(
     match parts {
         [true, true, true] => Ok(None),
         [false, false, false] if username.contains(':') => {
-            Err(value("auth.username", username, "it must have no colon in it"))
+            Err(value("auth.username", username, "it must not contain a colon"))
         }
         [false, false, false] => Ok(Some(Inline { username, password, server_address })),
         _ => {
-            let why =
-                "username, password and server_address, the registry that they are for, need each other";
+            let why = "username, password and server_address (their registry) must be set together";
             Err(value("auth", username, why))
         }
     }

@@ -124,7 +124,7 @@ fn percent(option: &'static str, text: String) -> Result<u64, ConfigError> {
     let number = text.strip_suffix('%').and_then(|number| number.trim().parse().ok());
     match number {
         Some(number @ 1..=100) => Ok(number),
-        _ => Err(value(option, text, "it is how full containerd's disk is, from \"1%\" to \"100%\"")),
+        _ => Err(value(option, text, "it must be a usage of containerd's disk, from \"1%\" to \"100%\"")),
     }
 }
 

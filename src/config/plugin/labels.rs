@@ -31,7 +31,7 @@ pub(super) fn decode(raw: Option<Vec<Option<String>>>) -> Result<ExtraLabels, Co
     {
         Some(pattern) => {
             let names = KNOWN_LABELS.map(|(name, _)| name).join(", ");
-            Err(value(OPTION, pattern, format!("it fits none of {names}; a * stands for any letters")))
+            Err(value(OPTION, pattern, format!("it matches none of {names}; a * stands for any characters")))
         }
         None => Ok(ExtraLabels(patterns)),
     }

@@ -43,7 +43,8 @@ impl Raw {
             (Some("driver"), None | Some(false)) => LogCollection::Driver(limits.or_default()),
             (Some("nomad" | "driver" | "none"), Some(disabled)) => {
                 let why = format!(
-                    "disable_log_collection = {disabled} says otherwise; leave that out, \"none\" is the same as true"
+                    "disable_log_collection = {disabled} contradicts it; leave that option out (\"none\" is the same \
+                     as true)"
                 );
                 return Err(value("log_collection", name.unwrap_or_default(), why));
             }
@@ -53,7 +54,7 @@ impl Raw {
             }
         };
         if !limits.is_unset() && !matches!(collection, LogCollection::Driver(_)) {
-            let why = "it goes with log_collection = \"driver\" only: Nomad's collector goes by each job's logs block";
+            let why = "it needs log_collection = \"driver\": Nomad's collector uses each job's logs block";
             return Err(value("logging", "set", why));
         }
         Ok(collection)

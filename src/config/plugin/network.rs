@@ -112,9 +112,8 @@ fn interface(name: String) -> Result<String, ConfigError> {
     if is_name {
         return Ok(name);
     }
-    let why = format!(
-        "it must be a name for an interface, of at most {INTERFACE_NAME_BYTES} letters, digits and hyphens"
-    );
+    let why =
+        format!("it must be an interface name of at most {INTERFACE_NAME_BYTES} letters, digits and hyphens");
     Err(value("bridge_network_name", name, why))
 }
 
@@ -130,7 +129,7 @@ where
     let has_room = |(address, prefix): &(IpAddr, u32)| (1..=bits(address) - MIN_HOST_BITS).contains(prefix);
     let Some((address, prefix)) = parts.filter(has_room) else {
         let why = format!(
-            "it must be a network in the form {SUBNET:?}, of the option's version, that has room for a task"
+            "it must be a subnet such as {SUBNET:?}, of the option's IP version, with room for a task"
         );
         return Err(value(option, text, why));
     };

@@ -82,8 +82,8 @@ pub(super) fn decode_options(
         let given = |text: Option<String>| text.filter(|text| !text.is_empty());
         let name = runtime(RUNTIME, name.unwrap_or_default())?;
         if name != containerd_runtime && !allowed.lists(&name) {
-            let why = "no task can have this runtime: it is neither containerd_runtime nor in allow_runtimes, which compare \
-                       names as they are written; add it to allow_runtimes, or leave the block out";
+            let why = "no task can use this runtime: it is neither containerd_runtime nor in allow_runtimes (names are \
+             compared as written); add it to allow_runtimes, or leave the block out";
             return Err(value(RUNTIME, name, why));
         }
         let config_path = given(config_path).map(PathBuf::from);
@@ -93,10 +93,10 @@ pub(super) fn decode_options(
         }
         let options = RuntimeOptions { type_url: given(type_url), config_path };
         if options == RuntimeOptions::default() {
-            return Err(value(RUNTIME, name, "its block says nothing: set type_url or config_path in it"));
+            return Err(value(RUNTIME, name, "its block is empty: set type_url or config_path in it"));
         }
         if all.insert(name.clone(), options).is_some() {
-            return Err(value(RUNTIME, name, "two blocks are about it: make one of them"));
+            return Err(value(RUNTIME, name, "it has two blocks: merge them into one"));
         }
     }
     Ok(all)
@@ -126,7 +126,7 @@ mod tests {
         assert_eq!(given["/opt/wrapper"], wrapper);
         for (blocks, word) in [
             (json!([{"runtime": "runc", "type_url": "x"}]), "runtime_options.runtime"),
-            (json!([{"runtime": "io.x.v1"}]), "says nothing"),
+            (json!([{"runtime": "io.x.v1"}]), "is empty"),
             (json!([{"runtime": "io.x.v1", "config_path": "x.toml"}]), "absolute"),
             (
                 json!([{"runtime": "io.x.v1", "type_url": "x"}, {"runtime": "io.x.v1", "type_url": "y"}]),

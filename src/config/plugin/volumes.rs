@@ -74,8 +74,8 @@ impl Raw {
         let Self { enabled, allowed_paths, selinuxlabel } = self;
         // The docker driver has this option. Accepting it without an effect would mislead the operator.
         if let Some(label) = selinuxlabel.filter(|label| !label.is_empty()) {
-            let why = "this driver sets no labels of SELinux; label the paths on the host (chcon -R -t container_file_t), \
-                       and leave it out";
+            let why = "this driver sets no SELinux labels; label the paths on the host (chcon -R -t container_file_t), and \
+             leave the option out";
             return Err(value("volumes.selinuxlabel", label, why));
         }
         let allowed_paths = directories::absolute("volumes.allowed_paths", allowed_paths)?;

@@ -38,12 +38,12 @@ impl Raw {
             return Ok(is_path(image).then(|| Archive::Image(image.into())));
         };
         if is_path(image) {
-            let why = "it is a path, and so is the option load; let image name what is in the archive";
+            let why = "it is a path, and the option load is set as well; set image to the name of the image in the archive";
             return Err(value("image", image, why));
         }
         if load.starts_with('/') {
-            let why = "it is relative to the task's directory local (\"redis.tar\", as an artifact brings it); an archive \
-                       elsewhere is named by the option image, as a path";
+            let why = "it must be relative to the task's directory local (\"redis.tar\", as an artifact brings it); for an \
+             archive elsewhere set the option image to its path";
             return Err(value("load", load, why));
         }
         Ok(Some(Archive::Load(load.into())))

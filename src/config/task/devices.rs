@@ -85,12 +85,12 @@ fn long(block: &Map<String, Value>) -> Result<Device, ConfigError> {
     let shown = || Value::Object(block.clone()).to_string();
     let known = ["host_path", "container_path", "cgroup_permissions"];
     if let Some(key) = block.keys().find(|key| !known.contains(&key.as_str())) {
-        return Err(value(OPTION, shown(), format!("it has {key}; a device has {}", known.join(", "))));
+        return Err(value(OPTION, shown(), format!("unknown key {key}; a device has {}", known.join(", "))));
     }
     let text = |key: &str| match block.get(key) {
         None | Some(Value::Null) => Ok(""),
         Some(Value::String(text)) => Ok(text.as_str()),
-        Some(_) => Err(value(OPTION, shown(), format!("{key} must be a text"))),
+        Some(_) => Err(value(OPTION, shown(), format!("{key} must be a string"))),
     };
     let (host, container, permissions) = (text(known[0])?, text(known[1])?, text(known[2])?);
     if is_cdi_name(host) && container.is_empty() && permissions.is_empty() {

@@ -36,12 +36,12 @@ impl Raw {
         let labels = self.labels.unwrap_or_default();
         let count = labels.len();
         if count > MAX_LABELS {
-            return Err(value("labels", count.to_string(), format!("there may be {MAX_LABELS} at most")));
+            return Err(value("labels", count.to_string(), format!("a task can have at most {MAX_LABELS}")));
         }
         let labels: BTreeMap<_, _> = labels.into_iter().map(checked).collect::<Result<_, _>>()?;
         let total: usize = labels.iter().map(|(key, text)| key.len() + text.len()).sum();
         if total > MAX_TOTAL_BYTES {
-            let why = format!("all keys and values together must not be over {MAX_TOTAL_BYTES} bytes");
+            let why = format!("all keys and values together must not exceed {MAX_TOTAL_BYTES} bytes");
             return Err(value("labels", format!("{total} bytes"), why));
         }
         Ok(Labels(labels))
@@ -51,16 +51,16 @@ impl Raw {
 fn checked((key, text): (String, Option<String>)) -> Result<(String, String), ConfigError> {
     let text = text.unwrap_or_default();
     if key.is_empty() || text.is_empty() {
-        return Err(value("labels", key, "containerd keeps no label without a key or without a value"));
+        return Err(value("labels", key, "containerd does not keep a label without a key or a value"));
     }
     if let Some(prefix) = RESERVED.iter().find(|prefix| key.starts_with(**prefix)) {
-        return Err(value("labels", key, format!("keys that start with {prefix} are not a job's to set")));
+        return Err(value("labels", key, format!("keys that start with {prefix} are reserved")));
     }
     if key.len() + text.len() > MAX_BYTES {
         return Err(value(
             "labels",
             key,
-            format!("key and value together must not be over {MAX_BYTES} bytes"),
+            format!("key and value together must not exceed {MAX_BYTES} bytes"),
         ));
     }
     Ok((key, text))

@@ -30,8 +30,8 @@ impl Raw {
 pub(super) fn permitted_by(logging: &Logging, collection: LogCollection) -> Result<(), ConfigError> {
     match collection {
         LogCollection::Nomad | LogCollection::Nobody if !logging.is_unset() => {
-            let why = "it goes with the plugin's option log_collection = \"driver\" only; where Nomad collects the logs, \
-                       the task's logs block has their sizes";
+            let why = "it needs the plugin option log_collection = \"driver\"; where Nomad collects the logs, set their sizes \
+             in the task's logs block";
             Err(value("logging", "set", why))
         }
         _ => Ok(()),

@@ -81,7 +81,11 @@ impl Raw {
 
 fn checked_hostname(name: String) -> Result<String, ConfigError> {
     if name.len() > HOSTNAME_LIMIT {
-        return Err(value("hostname", name, format!("it must not be longer than {HOSTNAME_LIMIT} letters")));
+        return Err(value(
+            "hostname",
+            name,
+            format!("it must not be longer than {HOSTNAME_LIMIT} characters"),
+        ));
     }
     if is_hostname(&name) {
         return Ok(name);
@@ -112,13 +116,13 @@ fn extra_host(entry: String) -> Result<(String, IpAddr), ConfigError> {
         return Err(value("extra_hosts", entry, "it must be a name and an address, such as \"db:10.0.0.5\""));
     };
     if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#') {
-        return Err(value("extra_hosts", entry, "in front of the colon there must be a host's name"));
+        return Err(value("extra_hosts", entry, "the part in front of the colon must be a host name"));
     }
     let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
     match bare.parse() {
         Ok(address) => Ok((name.to_owned(), address)),
         Err(_) => {
-            let why = format!("{address:?} is no IP address; names are not looked up here");
+            let why = format!("{address:?} is not an IP address, and names are not resolved here");
             Err(value("extra_hosts", entry, why))
         }
     }
@@ -133,7 +137,7 @@ fn words(option: &'static str, list: Option<Vec<Option<String>>>) -> Result<Vec<
     let is_word = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic());
     let word = |text: String| match is_word(&text) {
         true => Ok(text),
-        false => Err(value(option, text, "it must be one word without blanks")),
+        false => Err(value(option, text, "it must be one word without spaces")),
     };
     reject_nulls(option, list)?.into_iter().map(word).collect()
 }

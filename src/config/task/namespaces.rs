@@ -94,8 +94,9 @@ fn userns_is_the_hosts(mode: Option<String>) -> Result<bool, ConfigError> {
         mode => Err(value(
             "userns_mode",
             mode,
-            "it can only be \"host\": for another user namespace the image's files would have to be given to other owners, \
-             which no snapshotter here does; run the task as another user, by the task's user, or leave the option out",
+            "only \"host\" is supported: another user namespace needs the image's files with other owners, which no \
+             snapshotter here provides; run the task as another user (user in the task block), or leave the option \
+             out",
         )),
     }
 }

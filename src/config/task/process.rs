@@ -89,8 +89,8 @@ fn entrypoint_of(given: Value, command: Option<&str>) -> Result<Option<Vec<Strin
         (given @ Value::String(_), Some(command)) => Err(refused(
             &given,
             &format!(
-                "with command = {command:?} beside it, it is not clear which of the two is to run: leave out one of them, \
-                 or write the entrypoint as a list, such as [{given}], to have the command as its first argument"
+                "command = {command:?} is set as well, and only one of the two can run: leave out one of them, or \
+                 write the entrypoint as a list such as [{given}], whose first argument is then the command"
             ),
         )),
         (Value::Array(list), _) => {
@@ -99,11 +99,11 @@ fn entrypoint_of(given: Value, command: Option<&str>) -> Result<Option<Vec<Strin
             words.map(Some).ok_or_else(|| {
                 refused(
                     &Value::Array(list),
-                    "each element has to be a text that is not empty; [] runs the command without an entrypoint",
+                    "each element must be a string that is not empty; [] runs the command without an entrypoint",
                 )
             })
         }
-        (other, _) => Err(refused(&other, "it must be a text or a list of texts")),
+        (other, _) => Err(refused(&other, "it must be a string or a list of strings")),
     }
 }
 
@@ -113,7 +113,7 @@ fn working_directory(cwd: Option<String>, work_dir: Option<String>) -> Result<Op
     let (cwd, work_dir) = (cwd.filter(|path| !path.is_empty()), work_dir.filter(|path| !path.is_empty()));
     let (option, path) = match (cwd, work_dir) {
         (Some(cwd), Some(work_dir)) if cwd != work_dir => {
-            let why = format!("cwd is {cwd:?}, and the two are one option; leave out one of them");
+            let why = format!("cwd is {cwd:?}, and both are the same option; leave out one of them");
             return Err(value("work_dir", work_dir, why));
         }
         (Some(cwd), _) => ("cwd", cwd),
@@ -129,7 +129,7 @@ fn working_directory(cwd: Option<String>, work_dir: Option<String>) -> Result<Op
         return Err(value(
             option,
             path,
-            "no task runs in /proc; name a directory of the image, or a new one",
+            "a task can't run in /proc; choose a directory of the image, or a new one",
         ));
     }
     Ok(Some(path))

@@ -121,7 +121,7 @@ impl RawAuth {
             return Err(value("auth", username, "it needs both a username and a password"));
         }
         if username.contains(':') {
-            return Err(value("auth.username", username, "it must have no colon in it"));
+            return Err(value("auth.username", username, "it must not contain a colon"));
         }
         Ok(Some(Auth { username, password, server_address }))
     }

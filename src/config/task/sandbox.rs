@@ -9,7 +9,7 @@ use crate::config::{ConfigError, PidsLimit, value};
 const LEAST_PIDS: i64 = 64;
 
 /// The reason that a sandbox has no host devices, be they from the job's options or from Nomad's device plugins.
-pub(crate) const NO_DEVICES: &str = "a task has no devices of the host's";
+pub(crate) const NO_DEVICES: &str = "a task has no host devices";
 /// The reason that a sandbox has no shared mounts, be they from the job's options or from its `volume_mount` blocks.
 pub(crate) const NO_SPREADING: &str = "mounts of a task don't reach the host";
 
@@ -32,12 +32,8 @@ impl TaskOptions {
         let shared = [
             ("pid_mode", namespaces.pid_mode, "a task sees no processes but its own"),
             ("ipc_mode", namespaces.ipc_mode, "a task shares no memory with the host"),
-            ("uts_mode", namespaces.uts_mode, "a task has a host's name of its own"),
-            (
-                "cgroupns",
-                namespaces.cgroupns.unwrap_or_default(),
-                "a task sees none of the host's control groups",
-            ),
+            ("uts_mode", namespaces.uts_mode, "a task has a host name of its own"),
+            ("cgroupns", namespaces.cgroupns.unwrap_or_default(), "a task does not see the host's cgroups"),
         ];
         if let Some((option, _, why)) = shared.into_iter().find(|(_, sharing, _)| *sharing == Sharing::Host) {
             return unfit(option, "host", why);
@@ -51,13 +47,13 @@ impl TaskOptions {
         }
         if let Some(profile) = &security.seccomp_profile {
             let given = profile.path.display().to_string();
-            return unfit(profile.option, &given, "a task's system calls reach no kernel of the host's");
+            return unfit(profile.option, &given, "a task's system calls don't reach the host's kernel");
         }
         if let Some(name) = security.apparmor_profile.as_ref().filter(|name| *name != "unconfined") {
             return unfit("apparmor_profile", name, "no profile is applied to a task");
         }
         if let Some((name, _)) = namespaces.sysctl.first_key_value() {
-            return unfit("sysctl", name, "parameters of the kernel can't be set for a task");
+            return unfit("sysctl", name, "kernel parameters can't be set for a task");
         }
         if let PidsLimit::Of(count) = limits.pids
             && count < LEAST_PIDS

@@ -81,7 +81,11 @@ impl Raw {
         let cap_add = CapabilityList::decode("cap_add", cap_add)?;
         let cap_drop = CapabilityList::decode("cap_drop", cap_drop)?;
         if cap_add.all && cap_drop.all {
-            return Err(value("cap_drop", "all", "cap_add has \"all\", too; list what is to be dropped"));
+            return Err(value(
+                "cap_drop",
+                "all",
+                "cap_add has \"all\" as well; list the capabilities to drop",
+            ));
         }
         let seccomp_profile = seccomp_profile
             .filter(|path| !path.is_empty())
@@ -127,8 +131,7 @@ fn profile(option: &'static str, path: String) -> Result<SeccompProfile, ConfigE
     if path.starts_with('/') {
         return Ok(SeccompProfile { option, path: path.into() });
     }
-    let why = "a seccomp profile is named by its absolute path on the host; \"unconfined\" and \"builtin\" are words \
-               of security_opt";
+    let why = "it must be the profile's absolute path on the host; \"unconfined\" and \"builtin\" are values of security_opt";
     Err(value(option, path, why))
 }
 

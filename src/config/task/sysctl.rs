@@ -54,8 +54,8 @@ pub(super) fn owner(name: &str) -> Result<Owner, ConfigError> {
     } else if name == "kernel.domainname" {
         Ok(Owner::Uts)
     } else {
-        let why = "it is the whole host's: set it there. A task can have its own of net.*, kernel.msg*, kernel.sem, \
-                   kernel.shm*, fs.mqueue.* and kernel.domainname";
+        let why = "it applies to the whole host: set it there. A task can set net.*, kernel.msg*, kernel.sem, kernel.shm*, \
+         fs.mqueue.* and kernel.domainname";
         Err(value(OPTION, name, why))
     }
 }

@@ -131,12 +131,12 @@ pub(super) fn read(path: &Path) -> Result<File, String> {
     let shown = &file.cdi_version;
     let mut numbers = shown.trim_start_matches('v').split('.').map(str::parse::<u64>);
     let (Some(Ok(major @ 0..=1)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else {
-        return Err(format!("its cdiVersion is {shown:?}; 0.x and 1.x are known"));
+        return Err(format!("its cdiVersion is {shown:?}; 0.x and 1.x are supported"));
     };
     let mut unknown = file.unknown.keys().chain(file.devices.iter().flat_map(|device| device.unknown.keys()));
     match unknown.next() {
         Some(key) if (major, minor) <= KNOWN => {
-            Err(format!("it has {key:?}, which cdiVersion {shown} has not"))
+            Err(format!("it has {key:?}, which cdiVersion {shown} does not define"))
         }
         _ => Ok(file),
     }

@@ -168,7 +168,7 @@ fn on_host(path: &Path, named: Option<DeviceKind>) -> Result<(DeviceKind, i64, i
     let metadata =
         fs::metadata(path).map_err(|error| format!("its node {shown} is not on the host: {error}"))?;
     let (kind, major, minor) =
-        host::numbers(&metadata).ok_or_else(|| format!("its node {shown} is no device"))?;
+        host::numbers(&metadata).ok_or_else(|| format!("its node {shown} is not a device"))?;
     if named.is_some_and(|named| named != kind) {
         return Err(format!("its node {shown} is of another type on the host"));
     }
@@ -306,7 +306,7 @@ devices:
         };
         for (edits, word) in [
             (r#"{"deviceNodes": [{"path": "/dev/not-there"}]}"#, "/dev/not-there"),
-            (r#"{"deviceNodes": [{"path": "/etc/passwd"}]}"#, "no device"),
+            (r#"{"deviceNodes": [{"path": "/etc/passwd"}]}"#, "not a device"),
             (r#"{"deviceNodes": [{"path": "/dev/null", "type": "b"}]}"#, "another type"),
             (r#"{"deviceNodes": [{"path": "/dev/null", "type": "x"}]}"#, "\"x\""),
             (r#"{"env": ["=1"]}"#, "=1"),

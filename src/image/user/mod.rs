@@ -83,15 +83,15 @@ pub(crate) enum RootfsError {
     Unknown { kind: &'static str, name: String, file: &'static str },
     /// The file is not a regular one: the runtime would hang on it, or worse.
     #[error(
-        "{file} of the task is {what}, not a regular file; the runtime, which reads it at each start, would hang on it or \
-         fail: mend the image, or the mount that hides the image's own"
+        "{file} of the task is {what}, not a regular file; the runtime reads it at each start, and would hang or \
+         fail: fix the image, or the mount that hides the image's file"
     )]
     NoFile { file: &'static str, what: String },
     #[error(
-        "the working directory {cwd} leads into /proc (to {end}), and no task runs there; name another by work_dir"
+        "the working directory {cwd} leads into /proc (to {end}), where a task can't run; set another one by work_dir"
     )]
     InProc { cwd: String, end: String },
-    #[error("the working directory {cwd} is {what}; name a directory by work_dir")]
+    #[error("the working directory {cwd} is {what}; set a directory by work_dir")]
     NoDirectory { cwd: String, what: &'static str },
     /// The image can't be read.
     #[error("can't {doing} the image {path}: {source}")]
@@ -99,11 +99,11 @@ pub(crate) enum RootfsError {
     #[error("can't mount the image to find the user in it: {0}")]
     Unmountable(String),
     #[error(
-        "the look into the image's file system gave no answer within {} s; see whether its snapshotter or its disk hangs",
+        "the image's file system gave no answer within {} s; check whether its snapshotter or its disk hangs",
         LOOK_LIMIT.as_secs()
     )]
     Hangs,
-    #[error("the thread that looks into the image ended early")]
+    #[error("the thread that reads the image's file system ended early")]
     Lost,
 }
 
@@ -370,6 +370,6 @@ mod tests {
             assert!(error.contains("/w leads into /proc"), "{error}");
         }
         let endless = image(|image| symlink("/w", image.join("w")).unwrap()).unwrap_err().to_string();
-        assert!(endless.contains("/w is a link without an end"), "{endless}");
+        assert!(endless.contains("/w is a loop of symbolic links"), "{endless}");
     }
 }

@@ -53,7 +53,7 @@ const OF_THE_UPPER: [&str; 5] = ["upperdir=", "workdir=", "lowerdir=", "index=",
 #[derive(Debug, thiserror::Error)]
 pub(super) enum MountError {
     #[error(
-        "its snapshotter mounts it by a loop device ({0}), which this driver can't look into; set the option snapshotter \
+        "its snapshotter mounts it by a loop device ({0}), which this driver can't read; set the option snapshotter \
          to another one"
     )]
     Loop(String),

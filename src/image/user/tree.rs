@@ -81,7 +81,7 @@ fn kind_of(place: &OwnedFd) -> Result<Kind, Errno> {
         libc::S_IFIFO => Kind::Other("a pipe"),
         libc::S_IFSOCK => Kind::Other("a socket"),
         libc::S_IFCHR | libc::S_IFBLK => Kind::Other("a device"),
-        _ => Kind::Other("of no known kind"),
+        _ => Kind::Other("of an unknown kind"),
     })
 }
 

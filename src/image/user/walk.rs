@@ -71,7 +71,7 @@ pub(super) fn resolve<E>(path: &str, mut look: impl FnMut(&str) -> Result<Kind, 
         }
         names += 1;
         if links > LINKS_LIMIT || names > NAMES_LIMIT {
-            return Ok(End { path: absolute(&done), kind: Kind::Other("a link without an end"), passed });
+            return Ok(End { path: absolute(&done), kind: Kind::Other("a loop of symbolic links"), passed });
         }
     }
     let kind = done.last().map_or(Kind::Directory, |(_, kind)| kind.clone());

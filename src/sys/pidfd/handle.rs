@@ -99,7 +99,7 @@ pub(crate) fn kill(id: ProcessId) {
         Ok(Some(process)) => process.kill(),
         Ok(None) => {}
         Err(error) => {
-            tracing::warn!(pid = id.pid, %error, "can't take hold of a process that is to be killed");
+            tracing::warn!(pid = id.pid, %error, "can't open a pidfd of a process to kill");
         }
     }
 }

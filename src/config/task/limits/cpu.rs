@@ -48,7 +48,7 @@ impl Raw {
             .map(|number| number.within("cpu_cfs_period", LEAST_PERIOD_US, MOST_PERIOD_US))
             .transpose()?;
         if let (false, Some(period)) = (is_hard, period) {
-            let why = "it measures the hard limit, and there is none: set cpu_hard_limit = true";
+            let why = "it is the period of the hard limit, which is not set: set cpu_hard_limit = true";
             return Err(value("cpu_cfs_period", period.to_string(), why));
         }
         let period = u64::try_from(period.unwrap_or(DEFAULT_PERIOD_US)).unwrap_or_default();

@@ -64,7 +64,7 @@ impl Raw {
 fn amount(option: &'static str, text: String) -> Result<i64, ConfigError> {
     let bytes = size(option, text.clone())?;
     match i64::try_from(bytes) {
-        Ok(0) | Err(_) => Err(value(option, text, "it must be more than nothing and less than 8 EiB")),
+        Ok(0) | Err(_) => Err(value(option, text, "it must be greater than 0 and less than 8 EiB")),
         Ok(bytes) => Ok(bytes),
     }
 }

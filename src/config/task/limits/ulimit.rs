@@ -59,7 +59,7 @@ pub(super) fn decode(ulimit: Option<Raw>, file_limit: Option<Number>) -> Result<
 fn rlimit(name: &str, text: &str) -> Result<Rlimit, ConfigError> {
     let refused = |why: String| value("ulimit", format!("{name} = {text:?}"), why);
     let kind = KINDS.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind).ok_or_else(|| {
-        refused(format!("there is no such limit; there are {}", KINDS.map(|(known, _)| known).join(", ")))
+        refused(format!("unknown limit; known limits are {}", KINDS.map(|(known, _)| known).join(", ")))
     })?;
     let (soft, hard) = text.split_once(':').unwrap_or((text, text));
     let (Some(soft), Some(hard)) = (number(soft), number(hard)) else {

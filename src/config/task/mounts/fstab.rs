@@ -40,7 +40,7 @@ impl Fstab {
             }
         }
         if options.list.iter().filter(|option| is_propagation(option)).count() > 1 {
-            return Err(options.refusal(&options.list.join(","), "name one propagation"));
+            return Err(options.refusal(&options.list.join(","), "set one propagation only"));
         }
         Ok(options)
     }

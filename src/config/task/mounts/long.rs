@@ -80,7 +80,7 @@ impl RawMount {
             if !is_propagation(&propagation) {
                 return refuse(
                     &propagation,
-                    "a propagation is private, rprivate, slave, rslave, shared or rshared",
+                    "a propagation must be private, rprivate, slave, rslave, shared or rshared",
                 );
             }
             list.push(propagation);
@@ -102,9 +102,8 @@ impl RawMount {
             ("volume", None) if !is_listed => (MountSource::Volume, options.of_bind()?),
             ("bind" | "volume", None) => return refuse("", "a bind needs a source, a path on the host"),
             ("volume", Some(name)) if !name.starts_with('/') && !is_listed => {
-                let why = "a volume with a name would outlive the allocation, which is what Nomad's own volume and \
-                           volume_mount are for; a path on the host needs type = \"bind\", and without a source the \
-                           volume is the allocation's";
+                let why = "a named volume would outlive the allocation: use Nomad's volume and volume_mount; for a path on the \
+                 host set type = \"bind\"; without a source the volume is the allocation's";
                 return refuse(&name, why);
             }
             ("bind" | "volume", Some(path)) => {
@@ -115,7 +114,7 @@ impl RawMount {
                 let source = HostSource { path: path.into(), is_made: false, is_labelled: false };
                 (MountSource::Host(source), options.of_bind()?)
             }
-            (other, _) => return refuse(other, "the type is volume, bind or tmpfs"),
+            (other, _) => return refuse(other, "the type must be volume, bind or tmpfs"),
         };
         Ok(JobMount { option, target, source, options })
     }

@@ -101,15 +101,14 @@ impl Raw {
             list.push(short::tmpfs(&text)?);
         }
         if list.len() > COUNT_LIMIT {
-            let why =
-                format!("a task has {COUNT_LIMIT} at most, those of mount, volumes and tmpfs among them");
+            let why = format!("a task can have at most {COUNT_LIMIT}, counting mount, volumes and tmpfs");
             return Err(value("mounts", list.len().to_string(), why));
         }
         let mut targets = HashSet::new();
         for mount in &list {
             target::check(mount.option, &mount.target)?;
             if !targets.insert(&mount.target) {
-                return Err(mount.refusal("something else is mounted there already; name another target"));
+                return Err(mount.refusal("another mount has this target; choose another one"));
             }
         }
         let shm_size_bytes = shm_size.map(|size| size.bytes("shm_size")).transpose()?;

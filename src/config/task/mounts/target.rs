@@ -27,10 +27,10 @@ pub(super) fn decode(option: &'static str, target: Option<String>) -> Result<Str
         return Err(value(option, target, "a mount needs a target, the absolute path in the container"));
     }
     if target.split('/').any(|part| part == "..") {
-        return Err(value(option, target, "a target has no part \"..\"; write out where it leads"));
+        return Err(value(option, target, "a target must not contain \"..\"; write the resolved path"));
     }
     if target.contains('\0') {
-        return Err(value(option, target, "a path has no NUL in it"));
+        return Err(value(option, target, "a path must not contain NUL"));
     }
     Ok(shortest(&target))
 }
@@ -47,7 +47,7 @@ pub(super) fn shortest(path: &str) -> String {
 pub(super) fn check(option: &'static str, target: &str) -> Result<(), ConfigError> {
     let shown = if target.is_empty() { "/" } else { target };
     if TAKEN.contains(&shown) {
-        let why = "the container has something of its own there; name another target";
+        let why = "the container itself uses this path; choose another target";
         return Err(value(option, shown, why));
     }
     if target.starts_with("/proc/") && !BELOW_PROC.contains(&target) {

@@ -61,13 +61,13 @@ fn rate(
         let Some(text) = text.filter(|text| !text.is_empty()) else { return Ok(None) };
         match size(option, text.clone())? {
             bytes if bytes > 0 && bytes <= most => Ok(Some(bytes)),
-            _ => Err(value(option, text, format!("it must be more than nothing, and at most {most} bytes"))),
+            _ => Err(value(option, text, format!("it must be greater than 0, and at most {most} bytes"))),
         }
     };
     match (given(option, rate, u64::MAX / 8)?, given(burst_option, burst.clone(), MOST_BURST_BYTES)?) {
         (None, None) => Ok(None),
         (None, Some(_)) => {
-            Err(value(burst_option, burst.unwrap_or_default(), format!("it says nothing without {option}")))
+            Err(value(burst_option, burst.unwrap_or_default(), format!("it has no effect without {option}")))
         }
         (Some(bytes_per_second), burst) => {
             let burst_bytes = burst.unwrap_or_else(|| bytes_per_second.min(MOST_BURST_BYTES));

@@ -130,8 +130,8 @@ impl NetworkOptions {
             .as_ref()
             .map_or("no network_mode".to_owned(), |mode| format!("network_mode = \"{mode}\""));
         let why = format!(
-            "it needs a network of the task's own, network_mode = \"bridge\" or \"cni/<network>\", and the task has {mode}; \
-             in a group's network it is the group's network block that says it"
+            "it needs a network of the task's own, network_mode = \"bridge\" or \"cni/<network>\", and the task has \
+             {mode}; for a group's network set it in the group's network block"
         );
         Err(value(option, asked, why))
     }

@@ -101,7 +101,7 @@ fn mac(text: String) -> Result<String, ConfigError> {
         _ => Err(value(
             "mac_address",
             text,
-            "it must be six pairs of hexadecimal digits, such as \"02:68:b3:29:da:98\", and no group address",
+            "it must be six pairs of hexadecimal digits, such as \"02:68:b3:29:da:98\", and not a multicast address",
         )),
     }
 }
@@ -109,7 +109,7 @@ fn mac(text: String) -> Result<String, ConfigError> {
 fn aliases(names: Vec<String>) -> Result<Vec<String>, ConfigError> {
     let checked = |name: String| match names::is_hostname(&name) {
         true => Ok(name),
-        false => Err(value("network_aliases", name, "it must be a host's name: letters, digits and hyphens")),
+        false => Err(value("network_aliases", name, "it must be a host name: letters, digits and hyphens")),
     };
     names.into_iter().map(checked).collect()
 }
