@@ -353,7 +353,7 @@ mod tests {
                 [Some(11), Some(50), Some(51), None].map(|code| plugin(code, code.is_none())).into()
             }
             "a CNI plugin fails for another reason" => vec![plugin(Some(7), false), plugin(None, false)],
-            "the start is called off" => vec![Error::Failed(String::new())],
+            "the start is cancelled" => vec![Error::Failed(String::new())],
             other => panic!("nothing is known of {other:?}"),
         }
     }

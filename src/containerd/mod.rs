@@ -158,7 +158,7 @@ impl Containerd {
                 let socket = self.shared.socket.clone();
                 return Err(Error::TimedOut { doing: doing.to_owned(), socket, after });
             }
-            tracing::info!(seconds = after.as_secs(), "{doing}: containerd is still at it");
+            tracing::info!(seconds = after.as_secs(), "{doing}: containerd is still working on it");
         }
     }
 

@@ -66,7 +66,7 @@ impl Containerd {
         }
         let there: Vec<_> = there.into_keys().collect();
         let reason = format!(
-            "containerd has none of that name that works; the option snapshotter can be {}",
+            "containerd has no working snapshotter of that name; the option snapshotter can be {}",
             there.join(", ")
         );
         Err(Error::Refused { doing, reason })
@@ -116,7 +116,7 @@ impl Containerd {
             made = self.prepare(key, parent_chain_id, HashMap::new(), lease) => made,
             () = given_up.cancelled() => {
                 let doing = format!("prepare snapshot {key}");
-                Err(Error::Refused { doing, reason: "it was called off".to_owned() })
+                Err(Error::Refused { doing, reason: "it was cancelled".to_owned() })
             }
         }
     }

@@ -69,7 +69,7 @@ impl ReadTerms {
     /// Reading was cancelled.
     pub(crate) fn go_on(&self) -> Result<(), Problem> {
         if self.stop.is_cancelled() {
-            return Err(Problem::Archive { reason: "reading it was called off".to_owned() });
+            return Err(Problem::Archive { reason: "reading it was cancelled".to_owned() });
         }
         Ok(())
     }
@@ -178,7 +178,7 @@ impl Archive {
 }
 
 pub(crate) fn missing(path: &str) -> Problem {
-    Problem::corrupt(format!("the archive names {path:?}, and it is not in it"))
+    Problem::corrupt(format!("the archive refers to {path:?}, which is not in it"))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it stands in map_err, which passes by value")]
@@ -382,7 +382,7 @@ pub(crate) mod tests {
         assert!(terms.check_image_size(1 << 20).is_ok() && terms.check_image_size((1 << 20) + 1).is_err());
         terms.stop.cancel();
         let error = Archive::open(&zeros(1), &scratch, terms).unwrap_err().to_string();
-        assert!(error.contains("called off"), "{error}");
+        assert!(error.contains("cancelled"), "{error}");
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub(crate) fn check_same_size(descriptor: &Descriptor, size_bytes: u64) -> Resul
         return Ok(());
     }
     let digest = descriptor.digest();
-    Err(Problem::corrupt(format!("{digest} has {size_bytes} bytes, {} are promised", descriptor.size())))
+    Err(Problem::corrupt(format!("{digest} has {size_bytes} bytes instead of {}", descriptor.size())))
 }
 
 pub(crate) fn check_blob(descriptor: &Descriptor, bytes: &[u8]) -> Result<(), Problem> {

@@ -24,7 +24,7 @@ pub(crate) enum Problem {
     /// An intact image that doesn't fit this host or this driver.
     #[error("unsupported: {reason}")]
     Unsupported { reason: String },
-    #[error("not done within {} (image_pull_timeout){}", humantime::format_duration(*after), waiting(waits))]
+    #[error("not finished within {} (image_pull_timeout){}", humantime::format_duration(*after), waiting(waits))]
     Deadline { after: Duration, waits: Vec<String> },
     /// An archive that can't be loaded.
     #[error("the archive: {reason}")]
@@ -34,13 +34,13 @@ pub(crate) enum Problem {
         humantime::format_duration(*after)
     )]
     StandsStill { after: Duration },
-    #[error("it is not here, and the job's option image_pull_policy says that it is not to be pulled")]
+    #[error("it is not present on this node, and the job's option image_pull_policy forbids a pull")]
     NotHere,
     /// Credentials for the registry could not be obtained.
-    #[error("there are no credentials to be had: {reason}")]
+    #[error("can't get credentials: {reason}")]
     Credentials { reason: String, retry: Retry },
     /// The failures of several hosts that were asked for the same content, each in its own way.
-    #[error("no host gives it: {}", told(failures))]
+    #[error("no host provides it: {}", told(failures))]
     Hosts { failures: Vec<(String, Problem)> },
 }
 
@@ -200,7 +200,7 @@ mod tests {
     fn a_deadline_says_what_was_waited_for() {
         let after = Duration::from_secs(300);
         let text = |waits| Problem::Deadline { after, waits }.to_string();
-        assert_eq!(text(Vec::new()), "not done within 5m (image_pull_timeout)");
+        assert_eq!(text(Vec::new()), "not finished within 5m (image_pull_timeout)");
         let waits = text(vec!["other pulls".to_owned(), "the same layer".to_owned()]);
         assert!(waits.ends_with("; it was waiting for other pulls, and for the same layer"), "{waits}");
     }

@@ -69,7 +69,7 @@ pub(crate) fn parse(said_type: &str, bytes: &[u8]) -> Result<(String, Document),
     let kind = Kind::deserialize(&value).map_err(unreadable)?;
     if kind.schema_version != Some(2) {
         return Err(Problem::unsupported(
-            "the manifest is not of schema version 2: the image must be pushed anew",
+            "the manifest is not of schema version 2: the image must be pushed again",
         ));
     }
     if kind.manifests.is_some() && kind.layers.is_some() {
@@ -116,7 +116,7 @@ pub(crate) fn choose<'a>(index: &'a ImageIndex, host: &Arch) -> Result<(usize, &
         })?;
     let media_type = chosen.1.media_type().to_string();
     if !MANIFEST_TYPES.contains(&media_type.as_str()) {
-        return Err(Problem::unsupported(format!("an index that leads to {media_type}")));
+        return Err(Problem::unsupported(format!("an index that refers to {media_type}")));
     }
     Ok(chosen)
 }

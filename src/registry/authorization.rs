@@ -55,7 +55,7 @@ impl Authorizing<'_> {
         match self.credentials() {
             Some(known) if challenges.iter().any(|value| challenge::is_basic(value)) => {
                 if known.identity_token().is_some() {
-                    let why = "it wants a password, and an identity token is all there is";
+                    let why = "it needs a password, and there is an identity token only";
                     let reason = format!("{why} (from {})", self.line.name());
                     return Err(Problem::Denied { reason, own: self.is_jobs() });
                 }
@@ -84,7 +84,7 @@ impl Authorizing<'_> {
             return Err(self.refused(response, &server).await);
         }
         let bytes = read(response, "the token", TOKEN_LIMIT_BYTES, self.idle).await?;
-        let no_token = || Problem::unfit(format!("the answer of {server} to a request for a token has none"));
+        let no_token = || Problem::unfit(format!("{server} answered a request for a token without one"));
         let Answer { token, access_token } = serde_json::from_slice(&bytes).map_err(|_| no_token())?;
         let token = token.or(access_token).filter(|token| !token.is_empty()).ok_or_else(no_token)?;
         secret_header(&format!("Bearer {token}"))
@@ -117,7 +117,7 @@ impl Authorizing<'_> {
                 None => return Ok(response),
             }
         }
-        Err(about(&response::authority(&realm), Problem::unfit("it redirects without an end")))
+        Err(about(&response::authority(&realm), Problem::unfit("it redirects too often")))
     }
 
     /// Exchanges an identity token for an access token. It follows no redirect.
@@ -139,7 +139,7 @@ impl Authorizing<'_> {
         let form = Url::parse_with_params("form:", pairs)
             .ok()
             .and_then(|form| form.query().map(str::to_owned))
-            .ok_or_else(|| Problem::unfit("a request for a token can't be put into words"))?;
+            .ok_or_else(|| Problem::unfit("a request for a token can't be encoded"))?;
         let request = self.line.request_to(Method::POST, realm.clone()).await?;
         sent(request.header(CONTENT_TYPE, FORM).body(form), &realm).await
     }
@@ -150,7 +150,7 @@ impl Authorizing<'_> {
     }
 
     fn realm(&self, challenge: &Challenge) -> Result<Url, Problem> {
-        let unfit = || Problem::unfit(format!("it sends for a token to {:?}", challenge.realm));
+        let unfit = || Problem::unfit(format!("its token server {:?} can't be used", challenge.realm));
         Url::parse(&challenge.realm).ok().filter(|realm| self.is_fit(realm)).ok_or_else(unfit)
     }
 
@@ -193,7 +193,7 @@ async fn sent(request: RequestBuilder, url: &Url) -> Result<Response, Problem> {
 fn about(server: &str, problem: Problem) -> Problem {
     match problem {
         Problem::Registry { reason, retry } => {
-            Problem::Registry { reason: format!("{server}, asked for a token: {reason}"), retry }
+            Problem::Registry { reason: format!("token server {server}: {reason}"), retry }
         }
         problem => problem,
     }

@@ -48,7 +48,7 @@ pub(super) async fn ask(name: &str, server: &str, env: &[String]) -> Result<Opti
     };
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || !name.chars().all(is_plain) {
-        return Err(failed("is no name of a helper".to_owned()));
+        return Err(failed("is not the name of a helper".to_owned()));
     }
     let mut child = spawn(&program, env).map_err(|error| failed(format!("can't be run: {error}")))?;
     let mut group = ProcessGroup::of(&child);
@@ -60,7 +60,7 @@ pub(super) async fn ask(name: &str, server: &str, env: &[String]) -> Result<Opti
         Ok(Ok((true, out, _))) => read(&out).map_err(failed),
         Ok(Ok((false, out, _))) if out.trim() == HAS_NONE => Ok(None),
         Ok(Ok((false, out, err))) => Err(failed(format!("failed: {}", words(&out, &err)))),
-        Ok(Err(error)) => Err(failed(format!("broke off: {error}"))),
+        Ok(Err(error)) => Err(failed(format!("was interrupted: {error}"))),
         Err(_) => Err(failed(format!("did not answer within {} s", ANSWERS.as_secs()))),
     }
 }
@@ -102,7 +102,7 @@ async fn hear(pipe: Option<impl tokio::io::AsyncRead + Unpin>) -> std::io::Resul
 fn read(answer: &str) -> Result<Option<Credentials>, String> {
     // The parser's own message may quote the secret.
     let Answer { username, secret } = serde_json::from_str(answer)
-        .map_err(|_| "does not answer in the form of docker's helpers".to_owned())?;
+        .map_err(|_| "did not answer in the form of docker's credential helpers".to_owned())?;
     let is_empty = username.is_empty() && secret.reveal().is_empty();
     Ok((!is_empty).then_some(Credentials { username, password: secret }))
 }
@@ -113,7 +113,7 @@ fn words(out: &str, err: &str) -> String {
     let out = if out.contains('{') { "" } else { out };
     let words = format!("{} {}", out.trim(), err.trim()).replace(char::is_control, " ");
     let words: String = words.trim().chars().take(WORDS_LIMIT).collect();
-    if words.is_empty() { "it says nothing".to_owned() } else { words }
+    if words.is_empty() { "it printed nothing".to_owned() } else { words }
 }
 
 #[cfg(test)]

@@ -233,7 +233,7 @@ impl Entry {
                 BASE64_STANDARD.decode(auth.reveal()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
             let text = decoded.ok_or("has an auth that is not base64")?;
             let (username, password) =
-                text.split_once(':').ok_or("has an auth that is not of a user and a password")?;
+                text.split_once(':').ok_or("has an auth that is not a user and a password")?;
             let password = Secret::new(password.trim_end_matches('\0').to_owned());
             return Ok(Some(Credentials { username: username.to_owned(), password }));
         }

@@ -94,9 +94,9 @@ impl Endpoint {
             problem.is_retryable() || matches!(problem, Problem::Denied { .. } | Problem::Credentials { .. });
         let was_failing = is_its_own && self.is_failing.swap(true, Ordering::Relaxed);
         if is_its_own && !was_failing && there_are_others {
-            tracing::warn!(host = self.name(), repository = self.repository, %problem, "a registry's host fails");
+            tracing::warn!(host = self.name(), repository = self.repository, %problem, "a registry host failed");
         } else {
-            tracing::debug!(host = self.name(), repository = self.repository, %problem, "a registry's host does not give it");
+            tracing::debug!(host = self.name(), repository = self.repository, %problem, "a registry host does not provide it");
         }
     }
 
@@ -124,7 +124,7 @@ impl Endpoint {
         }
         let Fetched { media_type, bytes, .. } = self.manifest(version, limit).await?;
         let said = descriptor(&media_type, bytes.len() as u64, &digest_of(&bytes));
-        Ok(said.ok_or_else(|| Problem::corrupt("an impossible digest"))?)
+        Ok(said.ok_or_else(|| Problem::corrupt("an invalid digest"))?)
     }
 
     /// Fetches the manifest or index of a tag or digest.
@@ -180,7 +180,7 @@ impl Endpoint {
                 }
                 Part::Rest | Part::Refused => {
                     let (host, status, digest) = (self.name(), response.status(), blob.digest());
-                    tracing::debug!(host, %status, said, %digest, offset_bytes, "not the range that was asked for");
+                    tracing::debug!(host, %status, said, %digest, offset_bytes, "not the requested range");
                 }
             }
         }
@@ -204,8 +204,7 @@ impl Endpoint {
             && length_bytes != blob.size()
         {
             let size_bytes = blob.size();
-            let reason =
-                format!("the registry has {length_bytes} bytes where the manifest promises {size_bytes}");
+            let reason = format!("the registry has {length_bytes} bytes, and the manifest says {size_bytes}");
             return Err(Problem::damaged(reason).into());
         }
         Ok(self.body_of(response, skip_bytes))
@@ -288,7 +287,7 @@ impl Endpoint {
             let Some(next) = redirected(&response)? else { return Ok(response) };
             url = next;
         }
-        Err(Problem::unfit("it redirects without an end"))
+        Err(Problem::unfit("it redirects too often"))
     }
 
     fn url(&self, path: &str) -> Result<Url, Problem> {

@@ -107,7 +107,8 @@ pub(super) fn failed(error: &reqwest::Error) -> Problem {
     if let Some(tls) = tls_error(error) {
         return Problem::unfit(match tls {
             rustls::Error::InvalidMessage(_) => {
-                "it does not speak TLS; plain http is for the loopback and for what hosts.toml calls http://"
+                "it does not speak TLS; plain http is used for the loopback and for hosts that hosts.toml names with \
+                 http:// only"
                     .to_owned()
             }
             tls => tls.to_string(),
@@ -125,7 +126,7 @@ pub(super) fn failed(error: &reqwest::Error) -> Problem {
 
 /// Returns the innermost cause, without the URL, which may have a signature in it.
 fn innermost(error: &reqwest::Error) -> String {
-    error.source().map_or_else(|| "the address is of no use".to_owned(), os_error::innermost)
+    error.source().map_or_else(|| "the address is invalid".to_owned(), os_error::innermost)
 }
 
 /// Returns whether the error means that the peer speaks, but no TLS.

@@ -145,7 +145,7 @@ pub(super) async fn refusal(
 
 fn waiting(reason: String, wants: Option<Duration>) -> String {
     match wants {
-        Some(wants) => format!("{reason}, to be asked again in {}", humantime::format_duration(wants)),
+        Some(wants) => format!("{reason}; retry in {}", humantime::format_duration(wants)),
         None => reason,
     }
 }
@@ -205,7 +205,7 @@ pub(super) fn authority(url: &Url) -> String {
 }
 
 pub(super) fn header(text: &str) -> Result<HeaderValue, Problem> {
-    HeaderValue::from_str(text).map_err(|_| Problem::unfit("it wants a header that can't be sent"))
+    HeaderValue::from_str(text).map_err(|_| Problem::unfit("it asks for a header that can't be sent"))
 }
 
 /// Returns the target of a redirect, if the response is one. A redirect from https to plain http is an error.
@@ -213,7 +213,7 @@ pub(super) fn redirected(response: &Response) -> Result<Option<Url>, Problem> {
     let sends = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
     let Some(place) = response.headers().get(LOCATION).filter(|_| sends) else { return Ok(None) };
     let next = place.to_str().ok().and_then(|place| response.url().join(place).ok());
-    let next = next.ok_or_else(|| Problem::unfit("it redirects to what is no address"))?;
+    let next = next.ok_or_else(|| Problem::unfit("it redirects to an invalid address"))?;
     let is_safe = next.scheme() == "https" || next.scheme() == "http" && response.url().scheme() == "http";
     if !is_safe {
         let host = authority(&next);

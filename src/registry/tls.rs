@@ -34,16 +34,16 @@ pub(super) fn config(files: &TlsFiles) -> Result<ClientConfig, String> {
     let keys = files.client.iter().map(|(certificate, key)| {
         let key_path = key.as_deref().unwrap_or(certificate);
         let key = PrivateKeyDer::from_pem_slice(&read(key_path)?)
-            .map_err(|_| format!("{} has no private key without a password in it", key_path.display()))?;
+            .map_err(|_| format!("{} has no private key without a passphrase", key_path.display()))?;
         CertifiedKey::from_der(certificates(certificate)?, key, &provider)
             .map(Arc::new)
-            .map_err(|error| format!("the key of {} is of no use: {error}", certificate.display()))
+            .map_err(|error| format!("the key of {} can't be used: {error}", certificate.display()))
     });
     let keys = keys.collect::<Result<Vec<_>, _>>()?;
     let known = if files.skip_verify == Some(true) {
         None
     } else {
-        let unusable = |error| format!("an authority of ca is of no use: {error}");
+        let unusable = |error| format!("a certificate of ca can't be used: {error}");
         Some(Verifier::new_with_extra_roots(own.clone(), Arc::clone(&provider)).map_err(unusable)?)
     };
     let algorithms = provider.signature_verification_algorithms;

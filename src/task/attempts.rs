@@ -37,7 +37,7 @@ impl Attempt {
     /// Names the file that can't be written.
     pub(super) fn write(&self, bundle: &Bundle) -> Result<()> {
         let json = serde_json::to_vec(self)
-            .map_err(|error| Error::Failed(format!("write down whose container it is: {error}")))?;
+            .map_err(|error| Error::Failed(format!("record the owner of the container: {error}")))?;
         Ok(bundle.write(FILE, &json)?)
     }
 
@@ -105,15 +105,11 @@ impl Place {
         match others(self.state_dir(), &self.id, |_, other| other.may_share_cgroup(&attempt)) {
             Ok(others) if others.is_empty() => Group::Own(attempt.cgroup),
             Ok(others) => {
-                tracing::warn!(
-                    container = self.id,
-                    ?others,
-                    "other attempts of this task have its cgroup, too"
-                );
+                tracing::warn!(container = self.id, ?others, "other attempts of this task share its cgroup");
                 Group::Shared(attempt.cgroup)
             }
             Err(error) => {
-                tracing::warn!(container = self.id, %error, "can't tell whether other attempts have its cgroup");
+                tracing::warn!(container = self.id, %error, "can't tell whether other attempts share its cgroup");
                 Group::Unread(attempt.cgroup)
             }
         }
@@ -163,19 +159,19 @@ impl Tasks {
             tracing::warn!(
                 container = id,
                 by = place.id,
-                "Nomad starts this task anew; taking down an earlier attempt of it first"
+                "Nomad starts this task again; removing an earlier attempt first"
             );
             let Err(error) = self.destroy_container(Arc::clone(settings), &id, true).await else { continue };
             if !Bundle::at(place.state_dir(), NAMESPACE, &id).has_no_processes() {
                 return Err(Error::Transient(format!(
-                    "container {id}, an earlier attempt of this task, can't be taken down yet, and two must not run at \
-                     once: {error}"
+                    "container {id}, an earlier attempt of this task, can't be removed yet, and two attempts must \
+                     not run at once: {error}"
                 )));
             }
             tracing::warn!(
                 container = id,
                 %error,
-                "nothing of an earlier attempt runs any more; what is left of it will be taken down later"
+                "no process of an earlier attempt is running; the rest of it is removed later"
             );
         }
         Ok(())
@@ -196,7 +192,9 @@ impl Tasks {
         let found = tokio::task::spawn_blocking(look).await;
         found.map_err(|error| Error::Failed(format!("look for earlier attempts: {error}")))?.map_err(
             |error| {
-                Error::Transient(format!("can't tell whether an earlier attempt of this task runs: {error}"))
+                Error::Transient(format!(
+                    "can't tell whether an earlier attempt of this task is running: {error}"
+                ))
             },
         )
     }

@@ -146,7 +146,8 @@ async fn pursue(state_dir: PathBuf, tell: watch::Sender<Standing>, agent: Arc<Ag
                     tracing::error!(
                         state_dir = %state_dir.display(),
                         %error,
-                        "the state directory was removed, and another plugin was faster: leaving it to that one"
+                        "the state directory was removed, and another plugin has locked the new one: leaving it to \
+                         that plugin"
                     );
                     tell.send_replace(Standing::Refused(error));
                     break;
@@ -160,7 +161,7 @@ async fn pursue(state_dir: PathBuf, tell: watch::Sender<Standing>, agent: Arc<Ag
         if spawn_blocking(move || has_successor(&directory)).await.unwrap_or(false) {
             tracing::info!(
                 state_dir = %state_dir.display(),
-                "no agent has called for {AWAY:?}, and another plugin waits for the state directory: making way for it"
+                "no agent has called for {AWAY:?}, and another plugin waits for the state directory: releasing it"
             );
             break;
         }
@@ -179,16 +180,16 @@ async fn keep_up(state_dir: &Path, mut held: HeldToTheEnd) -> Result<HeldToTheEn
     };
     let looked = spawn_blocking(look).await;
     let (held, kept) =
-        looked.map_err(|error| Error::Failed(format!("look at the state directory: {error}")))?;
+        looked.map_err(|error| Error::Failed(format!("check the state directory: {error}")))?;
     match kept {
         Ok(false) => {}
         Ok(true) => tracing::warn!(
             state_dir = %state_dir.display(),
-            "the state directory, or the lock in it, was removed: it is locked anew"
+            "the state directory, or its lock file, was removed: it is locked again"
         ),
         Err(error @ StateLockError::Held { .. }) => return Err(error.into()),
         Err(error) => {
-            tracing::warn!(%error, "the state directory was removed, and can't be locked anew yet");
+            tracing::warn!(%error, "the state directory was removed, and can't be locked again yet");
         }
     }
     Ok(held)
@@ -211,7 +212,7 @@ async fn acquire(state_dir: &Path, tell: &watch::Sender<Standing>, agent: &Agent
         (error, successor) = match tried {
             Ok(Ok(lock)) => {
                 if !told.is_empty() {
-                    tracing::info!(state_dir = %state_dir.display(), "the state directory is free, and this plugin's now");
+                    tracing::info!(state_dir = %state_dir.display(), "the state directory was released, and is locked by this plugin now");
                 }
                 return lock;
             }

@@ -38,9 +38,7 @@ impl Place {
     pub(super) async fn kill_group(&self) -> io::Result<bool> {
         match self.group_off_thread().await {
             Group::Own(path) => cgroup::kill_all(&path, self.owner_of(&path)).await,
-            Group::Unreadable(why) => {
-                Err(io::Error::other(format!("which cgroup it has can't be read: {why}")))
-            }
+            Group::Unreadable(why) => Err(io::Error::other(format!("its cgroup can't be determined: {why}"))),
             Group::Shared(_) | Group::Unread(_) | Group::Unknown => Ok(false),
         }
     }
@@ -63,7 +61,7 @@ impl Place {
                 tracing::warn!(
                     container = self.id,
                     left,
-                    "its shim has not ended all of it; killing what is left"
+                    "its shim has not killed all of its processes; killing the rest"
                 );
                 self.remove_group(group).await
             }
@@ -89,7 +87,7 @@ impl Place {
         if let Group::Own(path) = &group
             && let Err(error) = cgroup::kill_all(path, self.owner_of(path)).await
         {
-            tracing::warn!(container = self.id, %error, "not all of its processes have ended yet");
+            tracing::warn!(container = self.id, %error, "not all of its processes have exited yet");
         }
         let deleted = self.launcher.delete(&self.bundle, &self.id).await;
         // A first process that the task has moved elsewhere is in no cgroup of its attempt's.
@@ -104,7 +102,7 @@ impl Place {
                 return Err(Error::Failed(format!("{error}; {left}")));
             }
             (Err(error), Rest::Nothing) => {
-                tracing::warn!(container = self.id, %error, "the shim's clean-up fails, and nothing of the container runs");
+                tracing::warn!(container = self.id, %error, "the shim's clean-up failed; no process of the container is running");
                 self.forget_runtime_state().await?;
             }
         }
@@ -122,8 +120,8 @@ impl Place {
         loop {
             let what = match self.launcher.has_stale_shim(&self.bundle, &self.id).await {
                 Ok(false) => return self.forget_runtime_state().await,
-                Ok(true) => "its shim still runs".to_owned(),
-                Err(error) => format!("whether its shim runs can't be told: {error}"),
+                Ok(true) => "its shim is still running".to_owned(),
+                Err(error) => format!("can't tell whether its shim is running: {error}"),
             };
             if Instant::now() > until {
                 return Err(Error::Failed(what));
@@ -146,11 +144,11 @@ impl Place {
     async fn rest(&self, group: &Group) -> Rest {
         match self.launcher.has_stale_shim(&self.bundle, &self.id).await {
             Ok(false) => {}
-            Ok(true) => return Rest::Runs("its shim still runs".to_owned()),
-            Err(error) => return Rest::Unknown(format!("whether its shim runs can't be told: {error}")),
+            Ok(true) => return Rest::Runs("its shim is still running".to_owned()),
+            Err(error) => return Rest::Unknown(format!("can't tell whether its shim is running: {error}")),
         }
         if let Some(init) = self.noted_init().await {
-            return Rest::Runs(format!("its first process, {}, still runs", init.pid));
+            return Rest::Runs(format!("its first process, {}, is still running", init.pid));
         }
         self.rest_of_group(group).await
     }
@@ -162,8 +160,8 @@ impl Place {
             }
             // The shim writes its note as soon as the container has a process.
             Group::Unknown if !self.init_note().exists() => Rest::Nothing,
-            Group::Unknown => Rest::Another("which cgroup it has is not known".to_owned()),
-            Group::Unreadable(why) => Rest::Unknown(format!("which cgroup it has can't be read: {why}")),
+            Group::Unknown => Rest::Another("its cgroup is not known".to_owned()),
+            Group::Unreadable(why) => Rest::Unknown(format!("its cgroup can't be determined: {why}")),
         }
     }
 
@@ -190,7 +188,7 @@ impl Place {
             process.ends_before(Instant::now() + KILLED);
         });
         if let Err(error) = killed.await {
-            tracing::warn!(container = self.id, %error, "killing its first process broke off");
+            tracing::warn!(container = self.id, %error, "the kill of its first process was interrupted");
         }
     }
 
@@ -244,14 +242,13 @@ fn rest_of(group: &Group, path: &Path, listed: io::Result<Vec<i32>>) -> Rest {
     let path = path.display();
     match (listed, group) {
         (Ok(pids), _) if pids.is_empty() => Rest::Nothing,
-        (Err(error), _) => Rest::Unknown(format!("who is in its cgroup {path} can't be told: {error}")),
+        (Err(error), _) => Rest::Unknown(format!("can't list the processes in its cgroup {path}: {error}")),
         (Ok(pids), Group::Own(_)) => Rest::Runs(format!("processes {pids:?} are in its cgroup {path}")),
         (Ok(pids), Group::Unread(_)) => Rest::Unknown(format!(
-            "processes {pids:?} are in its cgroup {path}, and whether another attempt of the task has it, too, can't be \
-             told"
+            "processes {pids:?} are in its cgroup {path}, which another attempt of the task may share"
         )),
         (Ok(_), Group::Shared(_) | Group::Unknown | Group::Unreadable(_)) => {
-            Rest::Another(format!("another attempt of the task has its cgroup {path}, too"))
+            Rest::Another(format!("another attempt of the task shares its cgroup {path}"))
         }
     }
 }

@@ -69,7 +69,7 @@ pub(super) struct Teller {
 impl Teller {
     pub(super) fn pull(&self, image: &str, event: PullEvent) {
         let (message, counts) = match event {
-            PullEvent::Waiting { on } => (format!("Waiting for {on} before image {image}"), None),
+            PullEvent::Waiting { on } => (format!("Image {image}: waiting for {on}"), None),
             PullEvent::Started => (format!("Pulling image {image}"), None),
             PullEvent::Progress { counts } => (
                 format!(
@@ -83,8 +83,8 @@ impl Teller {
             ),
             PullEvent::Finished { counts, took, from } => {
                 let whence = match &from[..] {
-                    [] => "all of it here already".to_owned(),
-                    hosts => format!("{} of it from {}", size(counts.fetched_bytes), hosts.join(", ")),
+                    [] => "all of it already present".to_owned(),
+                    hosts => format!("{} downloaded from {}", size(counts.fetched_bytes), hosts.join(", ")),
                 };
                 let (layers, bytes) = (counts.layers, size(counts.total_bytes));
                 let took_s = took.as_secs_f64();
@@ -109,7 +109,9 @@ impl Teller {
     /// Reports that the start has waited long for a start permit.
     pub(super) fn queued(&self, at_once: usize) {
         self.tell(
-            format!("Waiting for the starts of other tasks, of which there are {at_once} at once here (max_concurrent_starts)"),
+            format!(
+                "Waiting for a start slot: at most {at_once} tasks start at once (max_concurrent_starts)"
+            ),
             &[("max_concurrent_starts", at_once.to_string())],
         );
     }
@@ -118,7 +120,7 @@ impl Teller {
     pub(super) fn oom_killed(&self, count: u64) {
         let what = if count == 1 { "process" } else { "processes" };
         self.tell(
-            format!("OOM killed: the kernel ended {count} {what} of the task for want of memory"),
+            format!("OOM killed: the kernel killed {count} {what} of the task, which ran out of memory"),
             &[("oom_kills", count.to_string())],
         );
     }
@@ -127,15 +129,18 @@ impl Teller {
         let stream = |name: &str| [("stream", name.to_owned())];
         match event {
             LogEvent::Blocked { stream: of, why } => self.tell(
-                format!("The task's {} waits to be written to its log: {why}", of.name()),
+                format!("The task's {} can't be written to its log and waits in the pipe: {why}", of.name()),
                 &stream(of.name()),
             ),
             LogEvent::Resumed { stream: of } => {
-                self.tell(format!("The log of the task's {} goes on", of.name()), &stream(of.name()));
+                self.tell(
+                    format!("The task's {} is written to its log again", of.name()),
+                    &stream(of.name()),
+                );
             }
             LogEvent::SkippedFile(SkippedFile { path, why }) => {
                 let path = path.display().to_string();
-                self.tell(format!("No log is written to {path}: {why}"), &[("path", path)]);
+                self.tell(format!("The log file {path} is skipped: {why}"), &[("path", path)]);
             }
         }
     }

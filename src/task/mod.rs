@@ -310,7 +310,7 @@ impl Task {
         let ended = phase.wait_for(|phase| matches!(phase, Phase::Exited(_))).await;
         match ended.as_deref() {
             Ok(Phase::Exited(exit)) => Ok(exit.clone()),
-            _ => Err(Error::Failed(format!("wait for task {}: nobody watches it any more", self.id()))),
+            _ => Err(Error::Failed(format!("wait for task {}: its supervisor has ended", self.id()))),
         }
     }
 
@@ -433,7 +433,7 @@ impl Tasks {
             None => {}
             Some(Slot::Ending) => return Ok(None),
             Some(Slot::Starting(_) | Slot::Here(_)) => {
-                return Err(Error::Conflict("it is here already".to_owned()));
+                return Err(Error::Conflict("it already exists".to_owned()));
             }
         }
         let starting = Starting {

@@ -134,8 +134,8 @@ impl OfNomad {
 
     fn replaced(&self, error: &HostPathError) -> Error {
         let text = format!(
-            "a directory that Nomad has made for the allocation is not there as it made it: {error}. It has been replaced \
-             or removed, perhaps by a task; stop the allocation, and Nomad places another (nomad alloc stop {})",
+            "a directory that Nomad has made for the allocation was replaced or removed, perhaps by a task: {error}. \
+             Stop the allocation, and Nomad places another (nomad alloc stop {})",
             self.alloc_id
         );
         if matches!(error, HostPathError::Io { .. }) { Error::Transient(text) } else { Error::Failed(text) }
@@ -150,7 +150,7 @@ fn check_destination(mount: &pb::Mount) -> Result<()> {
         return Ok(());
     }
     Err(Error::Invalid(format!(
-        "the volume_mount with destination {:?} would take the place of {}, which every task has; name another destination",
+        "the volume_mount with destination {:?} would replace {}, which every task has; choose another destination",
         mount.task_path,
         at.display()
     )))
@@ -213,8 +213,8 @@ impl Wanted {
         if matches!(&mount.source, MountSource::Host(source) if source.is_labelled)
             && Path::new(SELINUX).exists()
         {
-            let why = "its z or Z asks for a label of SELinux, and this driver sets none; label the source on the host \
-                       (chcon -R -t container_file_t) and leave it out";
+            let why = "its z or Z asks for an SELinux label, and this driver sets none; label the source on the host (chcon -R \
+             -t container_file_t) and leave it out";
             return Err(refuse(why.to_owned()));
         }
         let place = self.find();

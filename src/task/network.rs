@@ -220,8 +220,8 @@ impl WantedNetwork {
                 && !addresses.iter().any(|address| address.is_ipv4() == host.is_ipv4())
             {
                 return Err(Error::Invalid(format!(
-                    "the option ports can't have {:?}: the host's address for it is {host}, and the task's network has no \
-                     address of that version",
+                    "the option ports can't have {:?}: the host's address for it is {host}, and the task's network \
+                     has no address of that IP version",
                     port.label
                 )));
             }
@@ -235,7 +235,7 @@ impl WantedNetwork {
         let advertise_ipv6 = self.own_network.advertise_ipv6;
         let wanted = addresses.iter().find(|address| address.is_ipv6() == advertise_ipv6);
         if advertise_ipv6 && wanted.is_none() {
-            let why = "the task's network has given it no address of version 6";
+            let why = "the task's network has given it no IPv6 address";
             return Err(Error::Invalid(format!("the option advertise_ipv6_address can't be true: {why}")));
         }
         let Some(&address) = wanted.or(addresses.first()) else { return Ok(None) };
@@ -310,7 +310,7 @@ async fn share(tasks: &Tasks, place: &Place, config: &pb::TaskConfig, name: &str
         return Err(gone());
     }
     if is_same(&namespace, OWN_NETWORK) {
-        let why = "that task is in the host's network; for the same write network_mode = \"host\"";
+        let why = "that task uses the host's network; set network_mode = \"host\" instead";
         return Err(Error::Invalid(why.to_owned()));
     }
     let at = place.bundle.network_namespace();
@@ -328,7 +328,7 @@ fn of_task(name: &str) -> String {
 }
 
 fn does_not_run(name: &str) -> Error {
-    Error::Transient(format!("the task {name:?} of this allocation does not run"))
+    Error::Transient(format!("the task {name:?} of this allocation is not running"))
 }
 
 fn is_same(namespace: &File, other: &str) -> bool {
@@ -377,7 +377,7 @@ impl Place {
         if record.exists()
             && let Err(error) = self.cni.check(&record).await
         {
-            tracing::warn!(container = self.id, %error, "the task's network is not as it was made; restart the task");
+            tracing::warn!(container = self.id, %error, "the task's network was changed or removed; restart the task");
         }
     }
 

@@ -61,7 +61,7 @@ impl Tasks {
             let Some(_ending) = self.reserve_end(&id) else { continue };
             let place = Place::by_id(settings, &id);
             let labels = place.containerd.labels(&id).await.unwrap_or_else(|error| {
-                tracing::debug!(container = id, %error, "can't ask whose container it was");
+                tracing::debug!(container = id, %error, "can't read the labels of the container");
                 std::collections::HashMap::new()
             });
             let label = |name: &str| labels.get(name).map(String::as_str).unwrap_or_default();
@@ -71,13 +71,13 @@ impl Tasks {
                     container = id,
                     alloc,
                     task,
-                    "Nomad does not know this container; it is left (dry_run)"
+                    "Nomad does not know this container; leaving it (dry_run)"
                 );
                 continue;
             }
-            tracing::warn!(container = id, alloc, task, "Nomad does not know this container; taking it down");
+            tracing::warn!(container = id, alloc, task, "Nomad does not know this container; removing it");
             if let Err(error) = place.tear_down().await {
-                tracing::warn!(container = id, %error, "what is left of it will be taken down later");
+                tracing::warn!(container = id, %error, "the rest of it is removed later");
             }
         }
     }

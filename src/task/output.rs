@@ -106,8 +106,8 @@ impl Tasks {
         let (teller, container) = (teller.clone(), saved.container_id.clone());
         let tell = move |event: LogEvent| {
             match &event {
-                LogEvent::Resumed { .. } => tracing::info!(container, ?event, "the log goes on"),
-                _ => tracing::warn!(container, ?event, "the log does not go on as it should"),
+                LogEvent::Resumed { .. } => tracing::info!(container, ?event, "log collection resumed"),
+                _ => tracing::warn!(container, ?event, "log collection is impaired"),
             }
             teller.logs(event);
         };
@@ -124,7 +124,7 @@ impl Tasks {
         trouble: Error,
     ) {
         let container = &saved.container_id;
-        tracing::error!(container, error = %trouble, "the task goes on without its log for now; trying again");
+        tracing::error!(container, error = %trouble, "the task's output can't be collected for now; trying again");
         let waits = |why: &Error| LogEvent::Blocked { stream: Stream::Stdout, why: why.to_string() };
         let begin = async {
             let mut told = false;
@@ -132,7 +132,9 @@ impl Tasks {
                 tokio::time::sleep(TRIED_AGAIN).await;
                 match self.collect_output(&saved, &teller).await {
                     Ok(log_collector) => break (log_collector, told),
-                    Err(error) if told => tracing::debug!(container, %error, "still no log of the task"),
+                    Err(error) if told => {
+                        tracing::debug!(container, %error, "the task's output still can't be collected")
+                    }
                     Err(error) => teller.logs(waits(&error)),
                 }
                 told = true;
@@ -143,7 +145,7 @@ impl Tasks {
             begun = begin => begun,
             _ = phase.wait_for(exited) => return,
         };
-        tracing::info!(container, "the task's log goes on");
+        tracing::info!(container, "collecting the task's output again");
         if told {
             teller.logs(LogEvent::Resumed { stream: Stream::Stdout });
         }

@@ -81,7 +81,7 @@ async fn find(tasks: &Arc<Tasks>, settings: &Settings, teller: Teller, driver_st
         let directory = place.bundle.directory().display();
         return Err(Error::Failed(match (restored, is_of_this_boot) {
             (true, _) => format!("its bundle directory {directory} was removed"),
-            (false, true) => "it was being taken down".to_owned(),
+            (false, true) => "it was being removed".to_owned(),
             (false, false) => "the host was restarted after its start".to_owned(),
         }));
     }
@@ -90,11 +90,11 @@ async fn find(tasks: &Arc<Tasks>, settings: &Settings, teller: Teller, driver_st
     let execs = tokio::task::spawn_blocking(move || Leftovers::find(&bundle)).await;
     if saved.family() == Family::Gvisor {
         if let Err(error) = renew_wrapper(settings).await {
-            tracing::warn!(container = saved.container_id, %error, "its shim may not reach runsc");
+            tracing::warn!(container = saved.container_id, %error, "can't renew the link by which its shim finds runsc");
         }
     } else if let Err(error) = settings.events.address_for(&saved.shim_binary).await {
         // A shim whose events are not taken retries each event, and says so in its log.
-        tracing::warn!(container = saved.container_id, %error, "its shim's events are not taken");
+        tracing::warn!(container = saved.container_id, %error, "can't accept its shim's events");
     }
     let init = hold(saved.init).await;
     let connection = reach(&place, &saved, &init).await?;
@@ -148,7 +148,7 @@ async fn reach(place: &Place, saved: &Saved, init: &std::io::Result<Option<Init>
             Ok(Ok(_)) => return Ok(connection),
             Ok(Err(error)) if error.is_not_found() => return Err(error.into()),
             Ok(Err(error)) => Error::from(error),
-            Err(_) => Error::Failed(format!("its shim does not answer in {SHIM_ANSWERS:?}")),
+            Err(_) => Error::Failed(format!("its shim does not answer within {SHIM_ANSWERS:?}")),
         },
         Err(error) => error.into(),
     };
@@ -162,7 +162,7 @@ async fn reach(place: &Place, saved: &Saved, init: &std::io::Result<Option<Init>
     tracing::warn!(
         container = saved.container_id,
         %error,
-        "the shim can't be asked; as far as can be told, it and its task's process are there"
+        "the shim does not answer, but it and the task's process are running"
     );
     Ok(Connection::deferred(&saved.shim.bootstrap, &saved.container_id))
 }
@@ -180,13 +180,13 @@ fn has_gone(process: ProcessId, seen: &std::io::Result<Option<Stat>>) -> bool {
 
 impl Saved {
     pub(super) fn encode(&self) -> Result<Vec<u8>> {
-        serde_json::to_vec(self)
-            .map_err(|error| Error::Failed(format!("write down the task's state: {error}")))
+        serde_json::to_vec(self).map_err(|error| Error::Failed(format!("encode the driver state: {error}")))
     }
 
     fn decode(driver_state: &[u8]) -> Result<Self> {
-        serde_json::from_slice(driver_state)
-            .map_err(|error| Error::Invalid(format!("the handle's driver state is not ours: {error}")))
+        serde_json::from_slice(driver_state).map_err(|error| {
+            Error::Invalid(format!("the handle has no driver state of this driver: {error}"))
+        })
     }
 }
 
@@ -252,6 +252,8 @@ mod tests {
             runsc: Some("/opt/runsc".to_owned()),
         };
         assert_eq!(Saved::decode(&saved.encode().unwrap()).unwrap(), saved);
-        assert!(Saved::decode(b"\x81garbage").unwrap_err().to_string().contains("not ours"));
+        assert!(
+            Saved::decode(b"\x81garbage").unwrap_err().to_string().contains("no driver state of this driver")
+        );
     }
 }

@@ -59,7 +59,7 @@ impl Place {
             known.is_some_and(|known| place.restore_from(&known))
         });
         if let Err(error) = restored.await {
-            tracing::warn!(container = self.id, %error, "restoring its bundle broke off");
+            tracing::warn!(container = self.id, %error, "the restoration of its bundle was interrupted");
         }
     }
 
@@ -73,7 +73,7 @@ impl Place {
         tracing::warn!(
             container = id,
             bundle = %bundle.directory().display(),
-            "somebody has removed the task's bundle directory, or files of it; going on with what the task's handle says"
+            "the task's bundle directory, or files in it, were removed; restoring them from the task's handle"
         );
         let restore = || {
             bundle.make_directory()?;
@@ -85,7 +85,7 @@ impl Place {
         };
         let restored = restore();
         if let Err(error) = restored {
-            tracing::warn!(container = id, %error, "can't restore the task's bundle; ending what can be found without it");
+            tracing::warn!(container = id, %error, "can't restore the task's bundle; killing what can be found without it");
         }
         true
     }
@@ -98,7 +98,7 @@ fn write_init(bundle: &Bundle, init: ProcessId) -> Result<()> {
         return Ok(());
     }
     let json = serde_json::to_vec(&init)
-        .map_err(|error| Error::Failed(format!("write down the container's first process: {error}")))?;
+        .map_err(|error| Error::Failed(format!("record the container's first process: {error}")))?;
     Ok(bundle.write(INIT, &json)?)
 }
 

@@ -63,8 +63,8 @@ pub(super) fn tell_of_unknown(config: &PluginConfig) {
     if Family::of_runtime(runtime, None) == Family::Other && !config.runtime_options.contains_key(runtime) {
         tracing::warn!(
             runtime,
-            "nothing is known of what the runtime's shim takes as options, so it gets none; where it takes those of the runc \
-             family, say so by the plugin's option runtime_options (type_url = \"containerd.runc.v1.Options\")"
+            "the type of options that the runtime's shim takes is not known, so it gets none; if it takes those of \
+             the runc family, set the plugin option runtime_options (type_url = \"containerd.runc.v1.Options\")"
         );
     }
 }
@@ -79,17 +79,18 @@ pub(super) fn check_options(config: &PluginConfig) -> Result<()> {
             && let Some(given) = type_url.as_ref().filter(|given| *given != takes)
         {
             return Err(Error::Invalid(format!(
-                "the plugin's option runtime_options.type_url can't be {given:?} for the runtime {runtime}: by its name, its \
-                 shim takes options of the type {takes:?} alone; leave type_url out, or, where it is another shim, give its \
-                 binary another name"
+                "the plugin option runtime_options.type_url can't be {given:?} for the runtime {runtime}: by its \
+                 name, its shim takes options of the type {takes:?} only; leave type_url out, or, if it is another \
+                 shim, rename its binary"
             )));
         }
         if Family::of_runtime(runtime, type_url.as_deref()) == Family::Runc
             && let Some(path) = config_path
         {
             return Err(Error::Invalid(format!(
-                "the plugin's option runtime_options.config_path can't be {:?}: the shim of the runtime {runtime} is of the \
-                 runc family, which reads no file; leave it out, and name the program that it runs by oci_runtime",
+                "the plugin option runtime_options.config_path can't be {:?}: the shim of the runtime {runtime} is \
+                 of the runc family, which reads no options file; leave it out, and set the program to run by \
+                 oci_runtime",
                 path.display().to_string()
             )));
         }
@@ -118,9 +119,9 @@ fn runc_options(program: Option<String>, settings: &Settings) -> CreateOptions {
 fn other_options(runtime: &str, told: RuntimeOptions, program: Option<&str>) -> Result<CreateOptions> {
     if let Some(program) = program {
         return Err(Error::Invalid(format!(
-            "the option oci_runtime can't be {program:?} with the runtime {runtime}: what its shim would make of it is not \
-             known; leave it out, or, where that shim takes the options of the runc family, have the operator say so by the \
-             plugin's option runtime_options with type_url = \"{}\"",
+            "the option oci_runtime can't be {program:?} with the runtime {runtime}: the type of options that its \
+             shim takes is not known; leave it out, or, if that shim takes the options of the runc family, set the \
+             plugin option runtime_options with type_url = \"{}\"",
             shim_protos::any::RUNC_OPTIONS_URL
         )));
     }
@@ -147,8 +148,9 @@ fn nomads_fit_sandbox(task: &pb::TaskConfig) -> Result<()> {
     }
     if is_taken_for_systemds(cgroup::mode(), &cgroup_of(task).path) {
         return Err(Error::Invalid(format!(
-            "the task name {:?}: under gVisor a task name with two colons is refused, since runsc takes the path of its \
-             cgroup for names of systemd's; name the task otherwise, or give it a runtime of the runc family (option runtime)",
+            "the task name {:?}: under gVisor a task name with two colons is refused, since runsc takes the path of \
+             its cgroup for names of systemd units; rename the task, or give it a runtime of the runc family (option \
+             runtime)",
             task.name
         )));
     }
@@ -196,10 +198,10 @@ async fn gvisor_options(
 /// last.
 fn wrapper(state_dir: &Path) -> Result<PathBuf> {
     let link = state_dir.join(WRAPPER);
-    let failed = |error: std::io::Error| Error::system(format!("make the link {}", link.display()), &error);
+    let failed = |error: std::io::Error| Error::system(format!("create the link {}", link.display()), &error);
     let own = present(std::env::current_exe().map_err(failed)?);
     if !own.exists() {
-        let text = format!("the plugin's binary {} is gone: install it again", own.display());
+        let text = format!("the plugin's binary {} was removed: install it again", own.display());
         return Err(Error::passing(text, true));
     }
     if std::fs::read_link(&link).is_ok_and(|leads_to| leads_to == own) {

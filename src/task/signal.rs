@@ -55,7 +55,7 @@ fn unknown(text: &str) -> Error {
     let names: Vec<_> = Signal::iterator().map(Signal::as_str).collect();
     let names = names.join(", ");
     Error::Invalid(format!(
-        "there is no signal {text:?}; there are {names}, SIGRTMIN+n, SIGRTMAX-n and their numbers"
+        "unknown signal {text:?}; known are {names}, SIGRTMIN+n, SIGRTMAX-n and their numbers"
     ))
 }
 

@@ -59,7 +59,7 @@ impl Tasks {
         let (sender, answer) = oneshot::channel();
         let asker = Asker { answer: sender, called_off: reservation.starting.called_off.clone() };
         tokio::spawn(run(reservation, settings, config, asker, timeline));
-        let answer = answer.await.map_err(|_| Error::Failed("it broke off".to_owned()));
+        let answer = answer.await.map_err(|_| Error::Failed("it was interrupted".to_owned()));
         answer.flatten().map_err(|error| error.context(doing))
     }
 }
@@ -76,7 +76,7 @@ impl Asker {
             () = self.answer.closed() => {}
             () = self.called_off.cancelled() => {}
         }
-        Error::Failed("called off before it had started".to_owned())
+        Error::Failed("cancelled before it had started".to_owned())
     }
 }
 
@@ -118,7 +118,7 @@ async fn run(
             if asker.answer.send(Ok(Started { driver_state, network })).is_err()
                 && let Err(error) = tasks.destroy(settings, &config.id, true).await
             {
-                tracing::warn!(task = config.id, %error, "what is left of a start called off will be taken down later");
+                tracing::warn!(task = config.id, %error, "the rest of a cancelled start is removed later");
             }
         }
         Err(error) => {
@@ -133,7 +133,7 @@ async fn run(
             if place.bundle.exists()
                 && let Err(error) = place.tear_down().await
             {
-                tracing::warn!(task = config.id, %error, "what is left of a failed start will be taken down later");
+                tracing::warn!(task = config.id, %error, "the rest of a failed start is removed later");
             }
             drop(reservation);
             let _ = asker.answer.send(Err(error));
@@ -392,8 +392,10 @@ impl Start<'_> {
     async fn leave_cgroup_to_runtime(&self) -> Result<()> {
         let path = &self.wanted.cgroup.path;
         cgroup::remove_empty(path).await.map_err(|error| {
-            let text =
-                format!("have the task's cgroup {} made anew, with its limits: {error}", path.display());
+            let text = format!(
+                "remove the task's cgroup {}, so that it is created with its limits: {error}",
+                path.display()
+            );
             Error::passing(text, true)
         })
     }

@@ -129,7 +129,7 @@ impl Sampler {
                 sample = source.sample() => sample,
             };
             if let Err(error) = &sample {
-                tracing::debug!(task = task_id, error, "a sample of the task's use is left out");
+                tracing::debug!(task = task_id, error, "a sample of the task's usage is skipped");
             }
             self.rota().deliver(tick, sample.ok());
         }

@@ -78,7 +78,7 @@ impl Task {
     /// When not even SIGKILL ends it.
     pub(super) async fn kill_all(&self) -> Result<()> {
         let is_alone = self.place.kill_group().await.unwrap_or_else(|error| {
-            tracing::warn!(task = self.id(), %error, "not all of its processes have ended yet");
+            tracing::warn!(task = self.id(), %error, "not all of its processes have exited yet");
             true
         });
         if self.ends_within(SHIM_TELLS).await {
@@ -91,7 +91,7 @@ impl Task {
         }
         let why = match by_shim {
             Ok(Err(error)) => error.to_string(),
-            _ => "it ignores SIGKILL".to_owned(),
+            _ => "it is still running after SIGKILL".to_owned(),
         };
         Err(Error::Failed(format!("stop task {}: {why}", self.id())))
     }
@@ -103,7 +103,7 @@ impl Task {
     pub(crate) async fn signal(&self, name: &str) -> Result<()> {
         let signal = signal::parse(name)?;
         if self.has_exited() {
-            return Err(Error::Conflict(format!("signal task {}: it has ended", self.id())));
+            return Err(Error::Conflict(format!("signal task {}: it has exited", self.id())));
         }
         self.place.restore_off_thread().await;
         self.connection.kill(signal, false).await.map_err(|error| Error::Failed(error.to_string()))

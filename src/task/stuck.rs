@@ -24,11 +24,11 @@ impl Tasks {
             for task in tokio::task::spawn_blocking(look).await.unwrap_or_default() {
                 tracing::warn!(
                     task = task.id(),
-                    "its first process has ended, and others of it can't be ended by that; killing them"
+                    "its first process has exited, and the others are still running; killing them"
                 );
                 tokio::spawn(async move {
                     if let Err(error) = task.place.kill_group().await {
-                        tracing::warn!(task = task.id(), %error, "can't end what is left of the task");
+                        tracing::warn!(task = task.id(), %error, "can't kill the task's remaining processes");
                     }
                 });
             }

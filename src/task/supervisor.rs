@@ -112,7 +112,7 @@ async fn follow(watch: Watch) -> Exit {
         Told::Answer(Ok(ended)) => by_shim(ended, init.as_ref().and_then(Init::exit_status)),
         Told::Answer(Err(error)) => without_shim(&place, init.as_ref(), &error).await,
         Told::Unheard(at) => {
-            tracing::warn!(container = place.id, "the task has ended, and its shim does not say so");
+            tracing::warn!(container = place.id, "the task has exited, but its shim does not report it");
             by_kernel(init.as_ref().and_then(Init::exit_status), at)
         }
     };
@@ -126,14 +126,14 @@ async fn follow(watch: Watch) -> Exit {
     if saved.shares_pids
         && let Err(error) = place.kill_group().await
     {
-        tracing::warn!(container = place.id, %error, "can't end what is left of the task");
+        tracing::warn!(container = place.id, %error, "can't kill the task's remaining processes");
     }
     if !last_words(&saved.logs, log_collector).await {
-        tracing::warn!(container = place.id, "nobody has read all of the task's output in {LAST_WORDS:?}");
+        tracing::warn!(container = place.id, "not all of the task's output was read within {LAST_WORDS:?}");
     }
     let Exit { code, signal, oom_killed, at: _, error } = &exit;
     let task = &teller.identity.task_id;
-    tracing::debug!(task, code, signal, oom_killed, ?error, "the task has ended");
+    tracing::debug!(task, code, signal, oom_killed, ?error, "the task has exited");
     exit
 }
 
@@ -180,7 +180,7 @@ async fn shim_is_gone(place: &Place, shim: &Shim) -> bool {
     match place.launcher.process_of(shim, &place.bundle, &place.id).await {
         Ok(process) => process.is_none(),
         Err(error) => {
-            tracing::warn!(container = place.id, %error, "can't tell whether the shim runs");
+            tracing::warn!(container = place.id, %error, "can't tell whether the shim is running");
             false
         }
     }
@@ -200,7 +200,7 @@ async fn answer(
         if error.is_not_found() || is_gone().await {
             break;
         }
-        tracing::debug!(%error, ?pause, "the shim runs, and can't be asked for its task's end; asking again");
+        tracing::debug!(%error, ?pause, "the shim is running, but can't be asked for the task's exit; asking again");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
         answer = again().await;
@@ -242,7 +242,7 @@ pub(super) fn backed(waiting: Waiting, connection: Connection, exec_id: String, 
             Told::Answer(answer) => return answer,
             Told::Unheard(at) => at,
         };
-        tracing::warn!(exec = exec_id, "a command has ended, and the shim does not say so");
+        tracing::warn!(exec = exec_id, "a command has exited, but the shim does not report it");
         let status = process.exit_status().map(code_of).and_then(|code| u32::try_from(code).ok());
         status.map(|status| ProcessExit { status, at }).ok_or_else(|| connection.lost_end(&exec_id))
     })
@@ -281,8 +281,8 @@ fn of_sandbox(ended: ProcessExit, word: Option<ExitStatus>) -> Exit {
         None if ended.status == LOST_BY_GVISOR => (
             said,
             Some(
-                "the task has ended, and its exit code is not known: gVisor's shim came too late to ask for it, and the \
-                 kernel does not tell (Linux 6.15 and newer do)"
+                "the task has exited, and its exit code is not known: gVisor's shim asked for it too late, and this \
+                 kernel does not keep it (Linux 6.15 and newer do)"
                     .to_owned(),
             ),
         ),
@@ -301,8 +301,7 @@ fn by_kernel(word: Option<ExitStatus>, at: SystemTime) -> Exit {
             error: None,
         },
         None => {
-            let error = "the task has ended, but its shim does not say how, and the kernel has forgotten it: its exit \
-                         code is not known";
+            let error = "the task has exited, and its exit code is not known: neither its shim nor the kernel reports it";
             Exit { code: UNKNOWN_CODE, signal: 0, oom_killed: false, at, error: Some(error.to_owned()) }
         }
     }
@@ -325,13 +324,13 @@ async fn without_shim(place: &Place, init: Option<&Init>, error: &shim::Error) -
     // The death of the shim closed the other ends of the task's pipes, which may end the task as well.
     let ended_before = init.is_some_and(Init::has_ended);
     let at = SystemTime::now();
-    tracing::warn!(container = place.id, %error, ended_before, "lost the shim; ending its container");
+    tracing::warn!(container = place.id, %error, ended_before, "the shim has died; killing its container");
     if let Some(init) = init {
         init.kill();
     }
     let left = place.end_without_shim().await.err();
     if let Some(left) = &left {
-        tracing::error!(container = place.id, %left, "can't end the container of a lost shim; going on trying");
+        tracing::error!(container = place.id, %left, "can't kill the container of a dead shim; trying again");
         tokio::spawn(place.clone().keep_ending());
     }
     let own_end = init.filter(|_| ended_before && left.is_none()).and_then(Init::exit_status);
@@ -345,8 +344,8 @@ async fn without_shim(place: &Place, init: Option<&Init>, error: &shim::Error) -
             error: Some(match left {
                 None => format!("the task's shim died, and the task was killed without it: {error}"),
                 Some(left) => format!(
-                    "the task's shim died, and what is left of the task can't be ended yet; it is tried on, and until \
-                     then no other attempt is started: {left}"
+                    "the task's shim died, and the rest of the task can't be killed yet; the driver keeps trying, \
+                     and starts no other attempt until then: {left}"
                 ),
             }),
         },

@@ -61,23 +61,19 @@ impl Tasks {
         let _ = tokio::task::spawn_blocking(move || bundles.iter().for_each(Bundle::trim_logs)).await;
         let grace = settings.config.gc.dangling_containers.creation_grace;
         if let Err(error) = settings.containerd.end_left_pulls(grace).await {
-            tracing::debug!(%error, "can't remove what pulls have left yet");
+            tracing::debug!(%error, "can't remove the leases of abandoned pulls yet");
         }
         let mut told = HashMap::new();
         for id in left_over(settings).await {
             let Some(_ending) = self.reserve_end(&id) else { continue };
             match Place::by_id(settings, &id).tear_down().await {
-                Ok(()) => tracing::info!(container = id, "took down what was left of a task"),
+                Ok(()) => tracing::info!(container = id, "removed the rest of a task"),
                 Err(error) => {
                     let error = error.to_string();
                     if rounds.told.get(&id) == Some(&error) {
-                        tracing::debug!(
-                            container = id,
-                            error,
-                            "still can't take down what is left of a task"
-                        );
+                        tracing::debug!(container = id, error, "still can't remove the rest of a task");
                     } else {
-                        tracing::warn!(container = id, error, "can't take down what is left of a task yet");
+                        tracing::warn!(container = id, error, "can't remove the rest of a task yet");
                     }
                     told.insert(id, error);
                 }
@@ -108,7 +104,7 @@ async fn collect_addresses(settings: &Settings) {
     let valid =
         || Some(bundles(&settings.config.state_dir, NAMESPACE).ok()?.into_iter().map(attached).collect());
     if let Err(error) = settings.cni.gc(valid).await {
-        tracing::warn!(%error, "can't give up addresses that no task has");
+        tracing::warn!(%error, "can't release addresses that no task uses");
     }
 }
 
@@ -122,7 +118,7 @@ async fn left_over(settings: &Settings) -> Vec<String> {
         let leased = leases.unwrap_or_default().into_iter().map(|lease| lease.id);
         let leased = leased.filter(|id| !bundle(id).exists());
         let bundles = bundles(&state_dir, NAMESPACE).unwrap_or_else(|error| {
-            tracing::warn!(%error, "can't look for what is left of earlier tasks");
+            tracing::warn!(%error, "can't look for the rest of earlier tasks");
             Vec::new()
         });
         let doomed = bundles.into_iter().filter(|id| bundle(id).is_marked_for_removal());

@@ -70,7 +70,8 @@ impl Tasks {
             drop(ending);
             outcome
         });
-        let outcome = torn_down.await.map_err(|error| Error::Failed(format!("the teardown broke: {error}")));
+        let outcome =
+            torn_down.await.map_err(|error| Error::Failed(format!("the teardown was interrupted: {error}")));
         outcome.flatten()
     }
 
@@ -153,7 +154,7 @@ impl Place {
             // container is found and taken down as an orphan is.
             let marked = on_disk(bundle, Bundle::mark_for_removal).await;
             if let Err(error) = &marked {
-                tracing::warn!(container = id, %error, "can't mark the container as one to take down; going on");
+                tracing::warn!(container = id, %error, "can't mark the container for removal; continuing");
             }
             timeline.step("processes", self.end_processes(timeline)).await?;
             on_disk(bundle, record_end_of_processes).await?;
@@ -177,7 +178,7 @@ impl Place {
         let shim = self.bundle.read_shim();
         let removed = match &shim {
             Some(shim) => self.end_by_shim(shim, timeline).await.unwrap_or_else(|error| {
-                tracing::warn!(container = self.id, %error, "the shim can't end its container");
+                tracing::warn!(container = self.id, %error, "the shim can't kill its container");
                 false
             }),
             None => false,
@@ -212,7 +213,7 @@ impl Place {
                 let ended = super::supervisor::ask(&connection, "").await;
                 // Before the shim kills: it would lock up over many processes of which it is the reaper.
                 let is_alone = self.kill_group().await.unwrap_or_else(|error| {
-                    tracing::warn!(container = self.id, %error, "not all of its processes have ended yet");
+                    tracing::warn!(container = self.id, %error, "not all of its processes have exited yet");
                     true
                 });
                 // For processes outside the cgroup; most often they have exited by now. Where some of those that the
@@ -232,7 +233,7 @@ impl Place {
         let _ending = timeline.under("processes/shim");
         connection.shutdown().await?;
         if !self.launcher.ends_within(shim, &self.bundle, &self.id, SHIM_ENDS).await {
-            tracing::warn!(container = self.id, pid = shim.pid, "the shim did not end; it will be killed");
+            tracing::warn!(container = self.id, pid = shim.pid, "the shim did not exit; it will be killed");
             self.launcher.kill_stale_shims(&self.bundle, &self.id).await;
         }
         Ok(removed)

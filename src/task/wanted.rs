@@ -166,11 +166,11 @@ impl ImageSource {
         let open = move || {
             let ResolvedPath { root, plain, path, .. } = &resolved;
             let file = Area { root, plain }.open_file(path).map_err(|error| {
-                let text = format!("the option {option} names no archive: {error}");
+                let text = format!("the option {option} is not the path of an archive: {error}");
                 Error::refused(text, error.is_transient())
             })?;
             let directory = host_path::open_directory(&alloc_dir, &own).map_err(|error| {
-                let text = format!("an archive has nowhere to be decompressed: {error}");
+                let text = format!("open the directory in which an archive is decompressed: {error}");
                 Error::passing(text, error.is_transient())
             })?;
             let scratch = Scratch { directory: Arc::new(directory), shown: alloc_dir.join(own) };

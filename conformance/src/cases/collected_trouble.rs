@@ -135,7 +135,7 @@ async fn a_directory_that_is_removed_stops_nobody_and_is_gone_on_in_once_it_is_b
     told(&mut events, &["stdout waits", &logs.display().to_string()]).await?;
     another_is_heard(scene, &plugin).await?;
     fs::create_dir(&logs)?;
-    told(&mut events, &["stdout goes on"]).await?;
+    told(&mut events, &["stdout is written to its log again"]).await?;
     same!(task.wait(&plugin).await?.exit_code, 0);
     is_whole("stdout", &output(&task, "stdout")?, &numbered())?;
     task.destroy(&plugin).await?;
@@ -166,7 +166,7 @@ async fn a_full_disk_makes_its_own_task_wait_and_no_other(scene: &Scene) -> Resu
     let running = plugin.inspect_task(task.id()).await?.task.unwrap_or_default();
     same!(running.state(), pb::TaskState::Running);
     fs::remove_file(&filler)?;
-    told(&mut events, &["stdout goes on"]).await?;
+    told(&mut events, &["stdout is written to its log again"]).await?;
     same!(task.wait(&plugin).await?.exit_code, 0);
     is_whole("stdout", &output(&task, "stdout")?, &numbered().repeat(3))?;
     same!(output(&task, "stderr")?.as_slice(), b"over\n");

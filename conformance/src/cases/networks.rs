@@ -230,7 +230,7 @@ async fn what_does_not_go_together_is_refused(scene: &Scene) -> Result<()> {
             &["mac_address", "host"],
         ),
         (vec![bridge(), ("ports", json!(["http"]))], &["ports", "http", "https"]),
-        (vec![bridge(), ("advertise_ipv6_address", json!(true))], &["advertise_ipv6_address", "version 6"]),
+        (vec![bridge(), ("advertise_ipv6_address", json!(true))], &["advertise_ipv6_address", "IPv6"]),
         (vec![bridge(), ("bandwidth", json!({"egress_rate": "fast"}))], &["bandwidth", "fast"]),
         (vec![("dns_servers", json!(["dns.example"]))], &["dns_servers", "dns.example"]),
     ] {

@@ -138,12 +138,12 @@ async fn a_mirror_is_asked_first_and_the_registry_after_it(scene: &Scene) -> Res
     ensure!(!server.seen().is_empty(), "nobody was asked");
     let log = plugin.log().all().join("\n");
     ensure!(
-        log.contains("a registry's host fails") && log.contains(&mirror_address),
+        log.contains("a registry host failed") && log.contains(&mirror_address),
         "not a word of it: {log}"
     );
 
     drop(server);
-    let words = ["no host gives it", mirror_address.as_str(), server_address.as_str(), "can't be reached"];
+    let words = ["no host provides it", mirror_address.as_str(), server_address.as_str(), "can't be reached"];
     let status = configured.fails(&plugin, &configured.job(REGISTRY), &words).await?;
     ensure!(super::is_recoverable(&status)?, "it may be there tomorrow: {status:?}");
     plugin.shut_down().await
@@ -223,7 +223,7 @@ async fn a_layer_that_a_mirror_has_changed_is_had_elsewhere(scene: &Scene) -> Re
     let only_the_mirror = format!("server = \"http://{}\"\n", mirror.address());
     configured.say(REGISTRY, &only_the_mirror)?;
     let mut plugin = configured.plugin().await?;
-    let words = ["layer", &layer.digest, "damaged on the way", "promised"];
+    let words = ["layer", &layer.digest, "damaged on the way", "does not match"];
     // The image's other content is kept for the next try.
     let task = scene.prepare(&plugin, &configured.job(REGISTRY)).await?;
     let status = refused(plugin.start_task(task.config.clone()).await, &words)?;

@@ -51,7 +51,7 @@ async fn a_network_that_is_not_there_is_not_joined(scene: &Scene) -> Result<()> 
     let mut plugin = scene.plugin().await?;
     let first = server(scene, &plugin, &[("host_network", json!(true))]).await?;
     for (mode, recoverable, words) in [
-        ("task:db", true, &["task:db", "does not run"][..]),
+        ("task:db", true, &["task:db", "is not running"][..]),
         ("task:beside", false, &["task:beside", "this task itself"]),
         ("task:web", false, &["task:web", "the host's network", "network_mode = \"host\""]),
         ("cni/absent", false, &["absent", "cni"]),
@@ -67,7 +67,7 @@ async fn a_network_that_is_not_there_is_not_joined(scene: &Scene) -> Result<()> 
     ended.wait(&plugin).await?;
     let config = with(scene, "true", &[("network_mode", json!("task:web"))]);
     let task = beside(scene, &plugin, &ended, &config).await?;
-    refused(plugin.start_task(task.config.clone()).await, &["task:web", "does not run"])?;
+    refused(plugin.start_task(task.config.clone()).await, &["task:web", "is not running"])?;
     ended.destroy(&plugin).await?;
     scene.nothing_left()?;
     plugin.shut_down().await

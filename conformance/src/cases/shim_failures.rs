@@ -256,7 +256,7 @@ async fn a_start_that_is_stopped_while_the_runtime_creates_leaves_nothing(scene:
     };
     let (started, stopped) = tokio::join!(plugin.start_task(task.config.clone()), stop);
     stopped?;
-    refused(started, &[task.id(), "called off"])?;
+    refused(started, &[task.id(), "cancelled"])?;
     scripted.mend()?;
     scene.still_works(&plugin).await?;
     plugin.shut_down().await
@@ -328,7 +328,7 @@ async fn a_lost_shim_whose_binary_is_gone_is_cleaned_up_by_the_configured_one(sc
     let waiting = task.wait_answer(&next);
     kill(shim_pid(scene)?, Signal::SIGKILL)?;
     is_lost_whole(&task, &waiting.await?)?;
-    ensure!(!next.log().all().join("\n").contains("clean-up fails"), "nobody has cleaned up");
+    ensure!(!next.log().all().join("\n").contains("clean-up failed"), "nobody has cleaned up");
     task.destroy(&next).await?;
     scene.nothing_left()?;
     next.shut_down().await

@@ -83,7 +83,7 @@ impl HeldUp {
     fn in_line(&self) -> Vec<String> {
         let lines = self.plugin.log().all().into_iter();
         let lines = lines.filter_map(|line| serde_json::from_str::<Value>(&line).ok());
-        let waiting = lines.filter(|line| line["@message"] == "in line for its start");
+        let waiting = lines.filter(|line| line["@message"] == "waiting for a start slot");
         waiting.filter_map(|line| Some(line["container"].as_str()?.to_owned())).collect()
     }
 
@@ -185,7 +185,7 @@ async fn one_that_waits_is_stopped_or_called_off_and_leaves_nothing(scene: &Scen
         };
         let (refusal, stop) = tokio::join!(plugin.start_task(stopped.config.clone()), stop);
         stop?;
-        refused(refusal, &[stopped.id(), "called off"])?;
+        refused(refusal, &[stopped.id(), "cancelled"])?;
         tokio::select! {
             started = plugin.start_task(called_off.config.clone()) => anyhow::bail!("it started: {started:?}"),
             waits = held.become_in_line(2) => waits?,
@@ -309,7 +309,7 @@ async fn a_start_with_a_permit_does_not_wait_for_one_without(scene: &Scene) -> R
             tokio::try_join!(proxy.start(plugin), goes)
         });
         again?;
-        let status = refused(sharing, &["task:web", "does not run"])?;
+        let status = refused(sharing, &["task:web", "is not running"])?;
         ensure!(is_recoverable(&status)?, "Nomad would give up: {status:?}");
         Ok(())
     };

@@ -198,7 +198,7 @@ impl Ingest {
         let reference = format!("{}-{digest}", role.name());
         let doing = format!("write {} {digest}", role.name());
         let size_bytes = i64::try_from(descriptor.size())
-            .map_err(|_| Problem::corrupt("it claims an impossible size").during(&doing))?;
+            .map_err(|_| Problem::corrupt("it claims an invalid size").during(&doing))?;
         let (requests, queue) = mpsc::channel(1);
         let status = WriteContentRequest {
             action: WriteAction::Stat.into(),
@@ -257,7 +257,9 @@ impl Ingest {
         let request = self.message(WriteAction::Commit, Vec::new(), labels);
         match self.exchange(request, COMMIT).await {
             Err(Error::Refused { doing, reason }) if reason.contains("unexpected commit") => {
-                return Err(Problem::damaged(format!("it is not what was promised: {reason}")).during(doing));
+                return Err(
+                    Problem::damaged(format!("it does not match its digest or size: {reason}")).during(doing)
+                );
             }
             Err(error) if !error.is_already_exists() => return Err(error),
             _ => {}
@@ -329,7 +331,7 @@ impl Containerd {
         if let Err(error) = aborted
             && !error.is_not_found()
         {
-            tracing::debug!(%error, "the end of its lease will do it");
+            tracing::debug!(%error, "can't abort a write; the expiry of its lease does");
         }
     }
 }

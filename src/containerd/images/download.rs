@@ -79,7 +79,7 @@ impl Containerd {
                         return Err(error);
                     }
                     has_been_whole |= is_whole;
-                    tracing::warn!(%error, "a layer is fetched anew, since what came of it is bad");
+                    tracing::warn!(%error, "downloading a layer again, since its content was bad");
                 }
                 outcome => return outcome,
             }
@@ -110,7 +110,7 @@ impl<'a> Download<'a> {
 
     async fn run(&self, ingest: &mut Ingest) -> Result<(), Error> {
         if ingest.written_bytes() > self.blob.size() {
-            return Err(self.failed(Problem::damaged("more of it is here than there is")));
+            return Err(self.failed(Problem::damaged("it has more bytes than its size")));
         }
         let mut idle_tries = 0;
         while ingest.written_bytes() < self.blob.size() {
@@ -122,7 +122,7 @@ impl<'a> Download<'a> {
             }
             match PAUSES_MS.get(idle_tries) {
                 Some(pause_ms) if error.is_registrys_for_now() => {
-                    tracing::debug!(%error, at_bytes = ingest.written_bytes(), "a layer's download is taken up again");
+                    tracing::debug!(%error, at_bytes = ingest.written_bytes(), "resuming the download of a layer");
                     // A registry that was kept waiting for our permit may well hang up.
                     idle_tries += usize::from(!was_kept_waiting);
                     tokio::time::sleep(Duration::from_millis(*pause_ms)).await;
@@ -159,7 +159,7 @@ impl<'a> Download<'a> {
             }
             let here_bytes = ingest.written_bytes() + part.len() as u64;
             if here_bytes > self.blob.size() {
-                let reason = format!("more bytes came than the {} that are promised", self.blob.size());
+                let reason = format!("received more than its {} bytes", self.blob.size());
                 return Err(self.failed(Problem::damaged(reason)));
             }
             if part.len() >= PART_BYTES || !matches!(came, Ok(true)) && !part.is_empty() {
@@ -171,7 +171,7 @@ impl<'a> Download<'a> {
         }
         if ingest.written_bytes() < self.blob.size() {
             let (here_bytes, size_bytes) = (ingest.written_bytes(), self.blob.size());
-            let reason = format!("{here_bytes} bytes came, {size_bytes} are promised");
+            let reason = format!("received {here_bytes} of {size_bytes} bytes");
             return Err(self.failed(Problem::broken(reason)));
         }
         Ok(())

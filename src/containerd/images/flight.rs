@@ -93,7 +93,7 @@ impl Flights {
         });
         let outcome = task.map(|ended| {
             ended.unwrap_or_else(|error| {
-                Err(Error::Refused { doing, reason: format!("it broke off: {error}") })
+                Err(Error::Refused { doing, reason: format!("it was interrupted: {error}") })
             })
         });
         Flight { audience, outcome: outcome.boxed().shared() }
@@ -211,7 +211,7 @@ mod tests {
         let mut patient = Box::pin(join(LONG));
         assert!(futures::poll!(patient.as_mut()).is_pending());
         let error = join(moment).await.unwrap_err();
-        assert_eq!(error.to_string(), "pull a: not done within 1ms (image_pull_timeout)");
+        assert_eq!(error.to_string(), "pull a: not finished within 1ms (image_pull_timeout)");
         assert!(error.is_transient());
         go.notify_one();
         patient.await.unwrap();

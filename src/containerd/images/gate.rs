@@ -83,9 +83,8 @@ impl Limit {
         audience: &Audience,
         question: impl Future<Output = Result<T, Error>>,
     ) -> Result<Answered<T>, Error> {
-        let place = || async {
-            self.place(audience).await.map_err(|problem| problem.during("wait for a place among the pulls"))
-        };
+        let place =
+            || async { self.place(audience).await.map_err(|problem| problem.during("wait for a pull slot")) };
         let held = place().await?;
         let mut question = pin!(question);
         if let Ok(answer) = tokio::time::timeout(ANSWERS, question.as_mut()).await {

@@ -110,7 +110,7 @@ impl Containerd {
     /// # Errors
     /// The daemon doesn't say where content and snapshots are, or the kernel how full a disk is.
     pub(crate) async fn disk_use(&self) -> Result<u64, Error> {
-        let doing = "look how full containerd's disk is";
+        let doing = "read the usage of containerd's disk";
         let filters = [
             "io.containerd.content.v1".to_owned(),
             format!("io.containerd.snapshotter.v1,id=={}", self.snapshotter()),
@@ -123,7 +123,9 @@ impl Containerd {
             plugins.into_iter().filter_map(|mut plugin| plugin.exports.remove("root")).collect();
         let refused = |reason: String| Error::Refused { doing: doing.to_owned(), reason };
         if roots.is_empty() {
-            return Err(refused("containerd does not say where it keeps content and snapshots".to_owned()));
+            return Err(refused(
+                "containerd does not report where it stores content and snapshots".to_owned(),
+            ));
         }
         let used = tokio::task::spawn_blocking(move || {
             let used =

@@ -175,7 +175,7 @@ impl PullLease {
             if is_kept {
                 left.add(&self.image, id);
             } else if let Err(error) = self.containerd.end_lease(&id, outcome != Outcome::Made).await {
-                tracing::warn!(%error, "a pull's lease stays for a while");
+                tracing::warn!(%error, "can't remove the lease of a pull yet");
                 left.add(&self.image, id);
             }
         }
@@ -195,7 +195,7 @@ impl Containerd {
                 left.add(&image, lease);
                 return Err(error);
             }
-            tracing::info!(image, "removed what a pull had left that nobody went on with");
+            tracing::info!(image, "removed the lease of an abandoned pull");
         }
         Ok(())
     }
@@ -208,7 +208,7 @@ impl Containerd {
     pub(crate) async fn end_expired_leases(&self, now: SystemTime) -> Result<(), Error> {
         for lease in self.leases_with(LEASE_LABEL).await? {
             if lease.labels.get(EXPIRY_LABEL).and_then(|text| time(text)).is_some_and(|end| end < now) {
-                tracing::info!(lease = lease.id, "removing what an unfinished pull has left");
+                tracing::info!(lease = lease.id, "removing the lease of an unfinished pull");
                 self.end_lease(&lease.id, true).await?;
             }
         }

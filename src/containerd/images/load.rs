@@ -102,7 +102,7 @@ impl Containerd {
         // up.
         let _stops = terms.stop.clone().drop_guard();
         let loaded = tokio::spawn(async move { this.load_within(source, timeout, terms).await }).await;
-        let broke = |error| Problem::Archive { reason: format!("reading it broke off: {error}") };
+        let broke = |error| Problem::Archive { reason: format!("reading it was interrupted: {error}") };
         loaded.map_err(|error| broke(error).during("wait")).flatten().map_err(|error| error.context(&doing))
     }
 
@@ -193,7 +193,7 @@ async fn copy(
 async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
 ) -> Result<T, Problem> {
-    let broke = |error| Problem::Archive { reason: format!("reading it broke off: {error}") };
+    let broke = |error| Problem::Archive { reason: format!("reading it was interrupted: {error}") };
     tokio::task::spawn_blocking(work).await.map_err(broke)?
 }
 
@@ -298,7 +298,7 @@ fn of_docker(archive: &Archive, config: &str, layers: &[String]) -> Result<Parts
     let digest = digest::digest_of(&target_bytes);
     let manifest: Box<ImageManifest> = serde_json::from_slice(&target_bytes)
         .map_err(|error| Problem::corrupt(format!("its digests can't be read: {error}")))?;
-    let parsed: Digest = digest.parse().map_err(|_| Problem::corrupt("an impossible digest"))?;
+    let parsed: Digest = digest.parse().map_err(|_| Problem::corrupt("an invalid digest"))?;
     let target = Descriptor::new(MediaType::from(DOCKERS_MANIFEST), target_bytes.len() as u64, parsed);
     Ok((digest, Documents { target, target_bytes, chosen: None, manifest, config }, extents))
 }

@@ -216,8 +216,9 @@ impl Containerd {
         }
         let pulled = self.pull_for(reference, errand, None, audience).await?;
         // `None` means that the current image is up to date, and there is none.
-        pulled
-            .ok_or_else(|| Problem::unfit("it says that nothing is new").during(format!("pull {reference}")))
+        pulled.ok_or_else(|| {
+            Problem::unfit("it answered that nothing has changed").during(format!("pull {reference}"))
+        })
     }
 
     async fn unpack_present(

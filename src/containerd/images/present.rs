@@ -74,7 +74,7 @@ impl Containerd {
         let layout = match self.read_layout(&target).await {
             Ok(layout) => Arc::new(layout),
             Err(error @ (Error::NotFound { .. } | Error::Image { .. })) => {
-                tracing::debug!(%error, image = name, "the image is here, but not in whole");
+                tracing::debug!(%error, image = name, "the image is present, but not complete");
                 return Ok(Present::Absent);
             }
             Err(error) => return Err(error),

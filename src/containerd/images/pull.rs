@@ -103,7 +103,7 @@ pub(super) async fn bounded<T>(
 async fn is_current(registry: &Registry<'_>, reference: &Reference, current: &str) -> Result<bool, Error> {
     let version = reference.version();
     let resolved = registry.resolve(version).await;
-    let resolved = resolved.map_err(|problem| problem.during(format!("ask what {version} stands for")))?;
+    let resolved = resolved.map_err(|problem| problem.during(format!("resolve {version}")))?;
     Ok(resolved.digest().as_ref() == current)
 }
 
@@ -189,12 +189,12 @@ impl Pull<'_> {
         let failed = |problem: Problem| problem.during(&doing);
         let fetched = self.registry.manifest(version).await.map_err(failed)?;
         let digest = digest::digest_of(&fetched.bytes);
-        tracing::debug!(image = %self.reference, digest, from = fetched.origin, "what is pulled is known");
+        tracing::debug!(image = %self.reference, digest, from = fetched.origin, "the image is resolved");
         if let Some(expected) = self.reference.digest() {
             check_digest(expected, &digest).map_err(|problem| failed(problem.on_the_way()))?;
         }
         let (media_type, document) = manifest::parse(&fetched.media_type, &fetched.bytes).map_err(failed)?;
-        let digest: Digest = digest.parse().map_err(|_| failed(Problem::corrupt("an impossible digest")))?;
+        let digest: Digest = digest.parse().map_err(|_| failed(Problem::corrupt("an invalid digest")))?;
         let size_bytes = fetched.bytes.len() as u64;
         let target = Descriptor::new(MediaType::from(media_type.as_str()), size_bytes, digest);
         Ok((target, fetched.bytes, document))
@@ -234,7 +234,7 @@ impl Pull<'_> {
         match self.containerd.read_content(descriptor.digest().as_ref(), descriptor.size()).await {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error @ (Error::NotFound { .. } | Error::Image { .. })) => {
-                tracing::trace!(%error, "it is fetched");
+                tracing::trace!(%error, "the image is pulled");
                 Ok(None)
             }
             Err(error) => Err(error),

@@ -157,7 +157,7 @@ impl<'a> Unpacking<'a> {
             error = self.outgrows(&key) => return Err(error),
         };
         if applied != layer.diff_id {
-            let reason = format!("it unpacks to {applied}, the configuration promises {}", layer.diff_id);
+            let reason = format!("it unpacks to {applied}, and the configuration says {}", layer.diff_id);
             return Err(Problem::corrupt(reason).during("compare"));
         }
         containerd.commit_snapshot(&key, &layer.chain_id, labels, lease.id()).await?;
@@ -212,7 +212,7 @@ impl Drop for Half<'_> {
         let (containerd, key) = (self.containerd.clone(), self.key.to_owned());
         let remove = async move {
             if let Err(error) = containerd.remove_snapshot(&key).await {
-                tracing::debug!(%error, "can't remove a half-unpacked layer; the end of its lease will");
+                tracing::debug!(%error, "can't remove a half-unpacked layer; the expiry of its lease does");
             }
         };
         self.leftovers.spawn_on(remove, &runtime);

@@ -47,11 +47,11 @@ pub(crate) enum Wait {
 impl fmt::Display for Wait {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::PullPermit { at_once } => write!(f, "other pulls (max_parallel_pulls = {at_once})"),
+            Self::PullPermit { at_once } => write!(f, "a pull slot (max_parallel_pulls = {at_once})"),
             Self::LayerPermit { at_once } => {
-                write!(f, "the downloads of other layers (max_parallel_layers = {at_once})")
+                write!(f, "a layer download slot (max_parallel_layers = {at_once})")
             }
-            Self::SameImage => write!(f, "the same image, which is being pulled by another name"),
+            Self::SameImage => write!(f, "the same image, which is being pulled under another name"),
             Self::SameBlob => {
                 write!(f, "the same content, which another pull or another client of containerd is writing")
             }
@@ -59,7 +59,7 @@ impl fmt::Display for Wait {
             Self::SameArchive => write!(f, "the same archive, which is being loaded for another task"),
             Self::RetryAfter { host, wanted } => {
                 let wanted = humantime::format_duration(*wanted);
-                write!(f, "{host}, which asks to be left alone for {wanted} (Retry-After)")
+                write!(f, "{host}, which asks to retry after {wanted} (Retry-After)")
             }
             Self::Store => write!(f, "containerd to write a layer to its disk"),
             Self::Unpack => write!(f, "containerd to unpack a layer"),

@@ -81,7 +81,7 @@ impl Reader<'_> {
                 "override_path" => {}
                 name if others.contains(&name) => {}
                 name => {
-                    let what = format!("the key {name} is not known, and does nothing");
+                    let what = format!("the key {name} is not known, and has no effect");
                     self.unknown.push(self.fault(&key.span(), &what));
                 }
             }
@@ -98,7 +98,7 @@ impl Reader<'_> {
                 "resolve" => trust.resolve = true,
                 "push" | "referrers" => {}
                 _ => {
-                    let why = "a capability is pull, resolve, push or referrers";
+                    let why = "a capability must be pull, resolve, push or referrers";
                     return Err(self.fault(&capability.span(), why));
                 }
             }
@@ -123,9 +123,8 @@ impl Reader<'_> {
                     Ok((self.path(certificate)?, None))
                 }
                 [certificate, key] => Ok((self.path(certificate)?, Some(self.path(key)?))),
-                _ => {
-                    Err(self.fault(&value.span(), "a pair for client is a certificate's path and its key's"))
-                }
+                _ => Err(self
+                    .fault(&value.span(), "a pair in client must be the paths of a certificate and its key")),
             },
             _ => Ok((self.path(value)?, None)),
         };
@@ -161,7 +160,7 @@ impl Reader<'_> {
         if text.is_empty() {
             return Ok(None);
         }
-        let why = "dial_timeout has to be a time such as \"1s\" or \"500ms\"";
+        let why = "dial_timeout must be a time such as \"1s\" or \"500ms\"";
         humantime::parse_duration(text).map(Some).map_err(|_| self.fault(&value.span(), why))
     }
 
@@ -175,7 +174,7 @@ impl Reader<'_> {
             return Err(self.fault(at, why));
         }
         if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
-            let why = "an address has neither a password nor a query in it: credentials are given by auth";
+            let why = "an address must not have a password or a query: set credentials by auth";
             return Err(self.fault(at, why));
         }
         let path = url.path().trim_end_matches('/').to_owned();
@@ -190,21 +189,21 @@ impl Reader<'_> {
     fn flag(&self, table: &DeTable<'_>, name: &str) -> Result<Option<bool>, String> {
         let Some(value) = table.get(name) else { return Ok(None) };
         let flag = value.get_ref().as_bool();
-        flag.map(Some).ok_or_else(|| self.fault(&value.span(), &format!("{name} has to be true or false")))
+        flag.map(Some).ok_or_else(|| self.fault(&value.span(), &format!("{name} must be true or false")))
     }
 
     fn text_of<'v>(&self, value: &'v Value<'_>, what: &str) -> Result<&'v str, String> {
         let text = value.get_ref().as_str();
-        text.ok_or_else(|| self.fault(&value.span(), &format!("{what} has to be a text")))
+        text.ok_or_else(|| self.fault(&value.span(), &format!("{what} must be a string")))
     }
 
     fn list_of<'v, 't>(&self, value: &'v Value<'t>, what: &str) -> Result<&'v [Value<'t>], String> {
         let list = value.get_ref().as_array().map(|list| &list[..]);
-        list.ok_or_else(|| self.fault(&value.span(), &format!("{what} has to be a list")))
+        list.ok_or_else(|| self.fault(&value.span(), &format!("{what} must be a list")))
     }
 
     fn table_of<'v, 't>(&self, value: &'v Value<'t>, what: &str) -> Result<&'v DeTable<'t>, String> {
         let table = value.get_ref().as_table();
-        table.ok_or_else(|| self.fault(&value.span(), &format!("{what} has to be a table")))
+        table.ok_or_else(|| self.fault(&value.span(), &format!("{what} must be a table")))
     }
 }

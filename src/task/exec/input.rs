@@ -52,7 +52,7 @@ impl Stdin {
         // Closed before the shim is told: it passes on the end only when nobody else can write.
         drop(pipe);
         if let Err(error) = self.connection.exec_close_stdin(&self.exec_id).await {
-            tracing::debug!(exec = self.exec_id, %error, "the command had ended before its input");
+            tracing::debug!(exec = self.exec_id, %error, "the command exited before the end of its input");
         }
     }
 }

@@ -72,7 +72,7 @@ impl Leftovers {
         let cgroup = &saved.cgroup;
         let shim = place.launcher.process_of(&saved.shim, &place.bundle, &place.id).await;
         let shim = shim.unwrap_or_else(|error| {
-            tracing::warn!(container = place.id, %error, "can't look for what the shim has left");
+            tracing::warn!(container = place.id, %error, "can't find the shim to look for stale commands");
             None
         });
         let Self { execs, looked, directory, pipes, held } = self;
@@ -82,7 +82,10 @@ impl Leftovers {
             runtimes::end(shim.pid, runtime_root, looked).await;
         }
         let ends = execs.into_iter().map(|(exec_id, root)| {
-            tracing::info!(exec = exec_id, "ending a command whose client went with an earlier plugin");
+            tracing::info!(
+                exec = exec_id,
+                "killing a command whose client was connected to an earlier plugin"
+            );
             let noted = directory.join(format!("{exec_id}.pid"));
             let (connection, cgroup) = (connection.clone(), cgroup.clone());
             end(Running { connection, exec_id, cgroup, root, pipes: None }, noted)
@@ -126,18 +129,18 @@ async fn end_strays(saved: &Saved, shim: ProcessId, before: u64) {
     let (cgroup, init) = (saved.cgroup.clone(), saved.init);
     let killed = tokio::task::spawn_blocking(move || {
         let found = strays(&cgroup, shim.pid, init, before).unwrap_or_else(|error| {
-            tracing::warn!(%error, "can't look for commands that the shim does not know of");
+            tracing::warn!(%error, "can't look for commands that the shim does not know");
             Vec::new()
         });
         for root in found {
-            tracing::info!(?root, "ending a command that the shim does not know of");
+            tracing::info!(?root, "killing a command that the shim does not know");
             if let Err(error) = root.end(&cgroup, DEATH) {
-                tracing::warn!(%error, "something of a command that was killed lives on");
+                tracing::warn!(%error, "processes of a killed command are still running");
             }
         }
     });
     if let Err(error) = killed.await {
-        tracing::warn!(%error, "killing commands that the shim does not know of broke off");
+        tracing::warn!(%error, "the kill of commands that the shim does not know was interrupted");
     }
 }
 

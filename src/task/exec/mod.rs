@@ -84,7 +84,7 @@ impl Task {
     ) -> Result<std::result::Result<Exec, ExecRefused>> {
         let doing = format!("exec in task {}", self.id());
         let failed = |error: shim::Error| Error::from(error).context(&doing);
-        let ended = || Error::Conflict(format!("{doing}: the task is not running: it has ended"));
+        let ended = || Error::Conflict(format!("{doing}: the task is not running: it has exited"));
         if command.is_empty() {
             return Err(Error::Invalid(format!("{doing}: no command is given")));
         }
@@ -113,7 +113,8 @@ impl Task {
             leaves_no_pid: !self.saved.family().shares_kernel(),
         };
         let starting = tokio::spawn(start.run());
-        let started = starting.await.map_err(|error| Error::Failed(format!("{doing}: it broke: {error}")))?;
+        let started =
+            starting.await.map_err(|error| Error::Failed(format!("{doing}: it was interrupted: {error}")))?;
         started.map(Ok).or_else(|error| {
             // A pipe of the driver's that can't be made is no fault of the command's.
             if !matches!(error, shim::Error::Call { .. }) {
@@ -134,7 +135,9 @@ impl Task {
             let bundle = self.place.bundle.clone();
             let spec = tokio::task::spawn_blocking(move || bundle.read_spec()).await;
             let spec = spec.map_err(|error| Error::Failed(error.to_string()))??;
-            spec.process().clone().ok_or_else(|| Error::Failed("its bundle has no process".to_owned()))
+            spec.process()
+                .clone()
+                .ok_or_else(|| Error::Failed("the specification in its bundle has no process".to_owned()))
         };
         self.exec_template.get_or_try_init(|| read).await
     }
@@ -190,7 +193,7 @@ impl Start {
                 && let Err(error) = cgroup.place(pid)
             {
                 // Most often the command has ended already.
-                tracing::debug!(exec = named, pid, %error, "can't put a command into the task's cpuset");
+                tracing::debug!(exec = named, pid, %error, "can't move a command to the task's cpuset");
             }
         });
         let terminal = Terminal { connection: connection.clone(), exec_id: exec_id.clone() };
@@ -265,7 +268,7 @@ impl Exec {
         self.guard.over = false;
         let Some(Ending { killed, forgotten }) = self.guard.finish() else { return };
         if killed.await.is_err() {
-            tracing::warn!("killing a command broke off");
+            tracing::warn!("the kill of a command was interrupted");
         }
         // A process that the kill has not found may hold the pipes, and keeps nobody waiting.
         let _ = tokio::time::timeout(LETS_GO, forgotten).await;
@@ -368,7 +371,7 @@ impl Running {
         let Self { connection, exec_id, .. } = self;
         let forgotten = connection.exec_delete(exec_id).await;
         if let Err(error) = &forgotten {
-            tracing::debug!(exec = exec_id, %error, "the shim can't forget a command");
+            tracing::debug!(exec = exec_id, %error, "the shim can't delete a command");
         }
         forgotten.is_ok()
     }
@@ -380,7 +383,7 @@ impl Running {
             let cgroup = cgroup.clone();
             let killed = tokio::task::spawn_blocking(move || root.end(&cgroup, DEATH)).await;
             if let Ok(Err(error)) = killed {
-                tracing::warn!(exec = exec_id, %error, "something of a command that was killed lives on");
+                tracing::warn!(exec = exec_id, %error, "processes of a killed command are still running");
             }
         }
         if let Err(error) = connection.exec_kill(exec_id).await {

@@ -47,7 +47,7 @@ pub(super) async fn end(shim: i32, root: &Path, before: u64) {
     let root = root.to_owned();
     let ending = tokio::task::spawn_blocking(move || end_now(shim, &root, before));
     if tokio::time::timeout(LOOK, ending).await.is_err() {
-        tracing::warn!(shim, "looking for runtimes that nobody waits for takes too long; they are let be");
+        tracing::warn!(shim, "the search for stale runtime processes takes too long; they are left alone");
     }
 }
 
@@ -63,7 +63,7 @@ fn end_now(shim: i32, root: &Path, before: u64) {
             && shares_our_pids(child.pid)
             && is_awaited_runtime(&command_line(child.pid), root)
         {
-            tracing::info!(pid = child.pid, "ending a runtime that nobody waits for any more");
+            tracing::info!(pid = child.pid, "killing a stale runtime process");
             process.kill();
         }
     }

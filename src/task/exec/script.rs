@@ -48,7 +48,7 @@ impl Task {
         exec.end_by_force().await;
         let wrote = output.last_words();
         Err(Error::Failed(format!(
-            "exec in task {}: {:?} did not end within {limit:?} and was killed with all that it started; {wrote}",
+            "exec in task {}: {:?} did not exit within {limit:?} and was killed with all that it started; {wrote}",
             self.id(),
             command[0],
         )))

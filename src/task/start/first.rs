@@ -99,8 +99,8 @@ impl Created {
                 Ok(true) => {}
                 Ok(false) => {
                     return Err(Error::Failed(format!(
-                        "gVisor has not set the task's {limit}, on its cgroup {cgroup}; look at the file of the plugin's \
-                         option runtime_options.config_path, and at the runsc that runs"
+                        "gVisor has not set the task's {limit} on its cgroup {cgroup}; check the file of the plugin \
+                         option runtime_options.config_path, and which runsc runs"
                     )));
                 }
                 Err(error) => {
@@ -124,7 +124,8 @@ impl Created {
         tracing::warn!(
             container = self.container,
             pid = self.pid,
-            "the shim names a process as the task's which is none of its own; the kernel is not asked for the task's end"
+            "the shim reports a process as the task's that is not its child; the kernel is not asked for the exit \
+             status"
         );
         ProcessId::UNKNOWN
     }

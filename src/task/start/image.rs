@@ -37,12 +37,12 @@ impl Start<'_> {
             tracing::info!(
                 task = self.config.id,
                 image = image.name,
-                "the image has gone while the start was in line"
+                "the image was removed while the start waited for a start slot"
             );
         }
         Err(Error::Transient(format!(
-            "the image {} was removed from containerd each of {MOST_LOOKS} times that this start waited for its turn; see \
-             what removes images in the namespace nomad, such as a garbage collection of another program",
+            "the image {} was removed from containerd each of {MOST_LOOKS} times that this start waited for a start \
+             slot; check what removes images in the namespace nomad, such as a garbage collection of another program",
             self.wanted.image.name()
         )))
     }
@@ -55,7 +55,7 @@ impl Start<'_> {
         let starts = &self.settings.starts;
         let tell = |wait| match wait {
             Wait::Begun => {
-                tracing::debug!(task = self.config.id, container = self.place.id, "in line for its start");
+                tracing::debug!(task = self.config.id, container = self.place.id, "waiting for a start slot");
             }
             Wait::Long => self.teller().queued(starts.at_once()),
         };
@@ -81,14 +81,17 @@ impl Start<'_> {
             None => access.credentials = Some(Credentials { username, password }),
             Some(address) => {
                 let error = format!(
-                    "the option auth.server_address is {address:?}, and the image's registry is {:?}: the credentials \
-                     are for another one",
+                    "the option auth.server_address is {address:?}, and the image's registry is {:?}: the \
+                     credentials are for another registry",
                     reference.host()
                 );
                 if !soft_fail {
                     return Err(Error::Invalid(error));
                 }
-                tracing::warn!(task = self.config.id, "{error}; going without (auth_soft_fail)");
+                tracing::warn!(
+                    task = self.config.id,
+                    "{error}; continuing without credentials (auth_soft_fail)"
+                );
             }
         }
         Ok(access)

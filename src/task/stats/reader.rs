@@ -19,7 +19,7 @@ static JOBS: LazyLock<Result<mpsc::Sender<Job>, String>> = LazyLock::new(|| {
         }
     };
     let thread = thread::Builder::new().name("stats".to_owned()).spawn(work);
-    thread.map(|_| jobs).map_err(|error| format!("no thread to read with: {error}"))
+    thread.map(|_| jobs).map_err(|error| format!("can't start a thread for reads: {error}"))
 });
 
 /// Runs `what` on the reader's thread, after the jobs before it.
@@ -29,7 +29,7 @@ pub(super) async fn read<T: Send + 'static>(
     let (answer, answered) = oneshot::channel();
     let job = move || drop(answer.send(what()));
     JOBS.as_ref().map_err(Clone::clone)?.send(Box::new(job)).map_err(text)?;
-    answered.await.map_err(|_| "the read broke off".to_owned())?.map_err(text)
+    answered.await.map_err(|_| "the read was interrupted".to_owned())?.map_err(text)
 }
 
 fn text(error: impl Display) -> String {
@@ -44,7 +44,7 @@ mod tests {
     async fn one_that_breaks_off_is_nobody_elses_trouble() {
         let broken = read(|| -> std::io::Result<()> { panic!("on purpose") });
         let (broken, next) = (broken.await, read(|| Ok(thread::current().name().map(str::to_owned))).await);
-        assert_eq!(broken.unwrap_err(), "the read broke off");
+        assert_eq!(broken.unwrap_err(), "the read was interrupted");
         assert_eq!(next.unwrap().as_deref(), Some("stats"));
     }
 }
