@@ -62,7 +62,7 @@ quietly() {
   while kill -0 "${CHILD#-}" 2>/dev/null; do
     sleep 0.2
     if ((SECONDS - begun >= next)); then
-      note "still at it after $((SECONDS - begun)) s"
+      note "still running after $((SECONDS - begun)) s"
       next=$((next + 15))
     fi
   done
@@ -174,10 +174,10 @@ install_packages() {
   local missing
   mapfile -t missing < <(missing_packages)
   if ((${#missing[@]} == 0)); then
-    note "all there"
+    note "all installed"
     return
   fi
-  command -v apt-get >/dev/null || fail "missing: ${missing[*]}, and there is no apt-get to install them with"
+  command -v apt-get >/dev/null || fail "missing: ${missing[*]}, and there is no apt-get to install them"
   note "installing ${missing[*]}"
   if [[ ! -e /usr/sbin/policy-rc.d ]]; then
     POLICY=/usr/sbin/policy-rc.d
@@ -225,7 +225,7 @@ find_built() {
   BUILT=$CACHE/$1-$2
   if [[ -x $BUILT ]]; then return; fi
   if ! command -v go >/dev/null; then
-    note "no $1 in PATH, and no go to build it with"
+    note "no $1 in PATH, and Go is not installed to build it"
     return 1
   fi
   note "building ${1^} $2 with $(go env GOVERSION) into $BUILT (once; $3 on two cores)"

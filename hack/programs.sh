@@ -68,7 +68,7 @@ find_tools() {
   BUILT=$CACHE/$name-$version
   if [[ -d $BUILT ]]; then return; fi
   if ! command -v go >/dev/null; then
-    note "no go to build $name $version with"
+    note "Go is not installed to build $name $version"
     return 1
   fi
   note "building $name $version with $(go env GOVERSION) into $BUILT (once; two to four minutes on two cores)"
@@ -127,7 +127,7 @@ find_debian() {
   read -ra packages <<<"$2"
   read -ra libraries <<<"$3"
   if ! quietly debian "$suite" apt-get update; then
-    note "the lists of Debian's $suite can't be had; looking for what was fetched before"
+    note "can't fetch the package lists of Debian's $suite; looking for packages fetched before"
     ROOT=$(find "$CACHE" -maxdepth 1 -name "${packages[0]}-$suite-*" | sort -V | tail -n 1)
     [[ -n $ROOT ]]
     return
@@ -169,7 +169,7 @@ cni 1.10 github.com/containernetworking/plugins
 EOF
   compare gvisor hack/gvisor gvisor.dev/gvisor @latest || status=1
   # The public proxy has Nomad's releases by their names alone, and no list of them.
-  note "nomad: $(built_version hack/nomad/1.10 github.com/hashicorp/nomad) and $NOMAD_VERSION; there is nobody to ask which is the newest"
+  note "nomad: $(built_version hack/nomad/1.10 github.com/hashicorp/nomad) and $NOMAD_VERSION; the newest release can't be looked up"
   compare_crate youki "$YOUKI_VERSION" || status=1
   compare_crate "$RUST_SHIM" "$RUST_SHIM_VERSION" || status=1
   return "$status"
@@ -191,7 +191,7 @@ compare_crate() {
 # tell_newest WHAT USED NEWEST
 tell_newest() {
   if [[ -z $3 ]]; then
-    note "$1: which release is the newest can't be had; the row has $2"
+    note "$1: can't determine the newest release; the row has $2"
     return 1
   elif [[ $3 == "$2" ]]; then
     note "$1: $2 is the newest release"

@@ -129,7 +129,10 @@ impl Teller {
         let stream = |name: &str| [("stream", name.to_owned())];
         match event {
             LogEvent::Blocked { stream: of, why } => self.tell(
-                format!("The task's {} can't be written to its log and waits in the pipe: {why}", of.name()),
+                format!(
+                    "The task's {} waits in its pipe, as it can't be written to the log: {why}",
+                    of.name()
+                ),
                 &stream(of.name()),
             ),
             LogEvent::Resumed { stream: of } => {
