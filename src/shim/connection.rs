@@ -1,6 +1,8 @@
 //! The calls to one shim about one container, in the terms of a task's life: what each call needs, how long it may
 //! take, and which of the shim's traps it avoids.
 
+use std::future::Future;
+use std::pin::Pin;
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::Signal;
@@ -50,6 +52,21 @@ pub(crate) struct ExecIo {
 pub(crate) struct Connection {
     client: TaskClient,
     id: String,
+}
+
+/// The answer to a Wait that the shim has been sent already.
+pub(crate) type PendingWait = Pin<Box<dyn Future<Output = Result<ProcessExit, Error>> + Send>>;
+
+/// Sends the shim a Wait for the exit of its task, or of an exec, and returns the pending answer once the request is on
+/// its way. To be called before the start: a process may exit at once.
+pub(crate) async fn wait_pending(connection: &Connection, exec_id: &str) -> PendingWait {
+    let connection = connection.clone();
+    let exec_id = exec_id.to_owned();
+    let mut waiting: PendingWait = Box::pin(async move { connection.wait(&exec_id).await });
+    match futures::poll!(&mut waiting) {
+        std::task::Poll::Ready(answer) => Box::pin(std::future::ready(answer)),
+        std::task::Poll::Pending => waiting,
+    }
 }
 
 impl Connection {

@@ -28,7 +28,7 @@ use crate::sys::os_error::{is_transient, tells_transient};
 use crate::sys::process_end::SERVANT_OOM_SCORE_ADJ;
 use crate::sys::procfs::ProcessId;
 pub(crate) use bundle::{Bundle, bundles};
-pub(crate) use connection::{Connection, ExecIo, ProcessExit, State};
+pub(crate) use connection::{Connection, ExecIo, PendingWait, ProcessExit, State, wait_pending};
 pub(crate) use events::{BundleEventSocket, EventSocket};
 pub(crate) use family::Family;
 use family::GVISOR_OPTIONS_TYPE;

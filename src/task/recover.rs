@@ -13,10 +13,10 @@ use super::events::Teller;
 use super::exec::Leftovers;
 use super::place::{self, Place};
 use super::runtime::renew_wrapper;
-use super::supervisor::{self, Watch};
+use super::supervisor::Watch;
 use super::{Identity, Saved, Settings, Task, Tasks};
 use crate::error::{Error, Result};
-use crate::shim::{Connection, Family};
+use crate::shim::{self, Connection, Family};
 use crate::sys::pidfd::Init;
 use crate::sys::procfs::{ProcessId, Stat};
 
@@ -99,7 +99,7 @@ async fn find(tasks: &Arc<Tasks>, settings: &Settings, teller: Teller, driver_st
     let init = hold(saved.init).await;
     let connection = reach(&place, &saved, &init).await?;
     let init = init.unwrap_or_default();
-    let waiting = supervisor::ask(&connection, "").await;
+    let waiting = shim::wait_pending(&connection, "").await;
     if let Ok(execs) = execs {
         let (connection, saved, place) = (connection.clone(), saved.clone(), place.clone());
         let runtime_root = place::runtime_root(settings);

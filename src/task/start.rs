@@ -361,7 +361,7 @@ impl Start<'_> {
         let next_spec = shares_pids.then(|| spec::with_private_pids(spec).map(Box::new)).transpose()?;
         let settled = timeline.step("settle", self.settle(pid, &shim, limits, next_spec));
         let First { id, init, oom_kills } = settled.await?;
-        let waiting = supervisor::ask(&connection, "").await;
+        let waiting = shim::wait_pending(&connection, "").await;
         timeline.step("start", shim::with_runtime_reason(bundle, connection.start())).await?;
         let saved = Saved {
             container_id: self.place.id.clone(),

@@ -20,7 +20,7 @@ use super::place::Place;
 use super::{Exit, Phase, Saved};
 use crate::cgroup::OomWatch;
 use crate::logs::LogCollector;
-use crate::shim::{self, Connection, Family, LogPaths, ProcessExit, Shim, wait_drained};
+use crate::shim::{self, Connection, Family, LogPaths, PendingWait, ProcessExit, Shim, wait_drained};
 use crate::sys::pidfd::Init;
 use crate::sys::process_end::SIGNAL_BASE;
 
@@ -46,21 +46,6 @@ const MOST_SIGNAL: i32 = 64;
 /// Exit code of a task whose exit status is not known; no program can exit with it.
 const UNKNOWN_CODE: i32 = -1;
 
-/// The answer to a Wait that the shim has been sent already.
-pub(super) type Waiting = Pin<Box<dyn Future<Output = Result<ProcessExit, shim::Error>> + Send>>;
-
-/// Sends the shim a Wait for the exit of its task, or of an exec, and returns the pending answer once the request is on
-/// its way. To be called before the start: a process may exit at once.
-pub(super) async fn ask(connection: &Connection, exec_id: &str) -> Waiting {
-    let connection = connection.clone();
-    let exec_id = exec_id.to_owned();
-    let mut waiting: Waiting = Box::pin(async move { connection.wait(&exec_id).await });
-    match futures::poll!(&mut waiting) {
-        std::task::Poll::Ready(answer) => Box::pin(std::future::ready(answer)),
-        std::task::Poll::Pending => waiting,
-    }
-}
-
 /// A task to supervise, with what its supervisor needs.
 pub(super) struct Watch {
     pub(super) saved: Saved,
@@ -69,7 +54,7 @@ pub(super) struct Watch {
     /// Pidfd of the task's first process; `None` if it had exited before, or the kernel has no pidfds.
     pub(super) init: Option<Init>,
     pub(super) connection: Connection,
-    pub(super) waiting: Waiting,
+    pub(super) waiting: PendingWait,
     /// Collector of the task's output, where the driver collects it.
     pub(super) log_collector: Option<LogCollector>,
     /// Number of OOM kills in the task's cgroup so far, which are not reported again.
@@ -160,9 +145,9 @@ async fn learn(
     place: &Place,
     init: Option<&Init>,
     connection: &Connection,
-    waiting: Waiting,
+    waiting: PendingWait,
 ) -> Told {
-    let again = || -> Waiting {
+    let again = || -> PendingWait {
         let connection = connection.clone();
         Box::pin(async move { connection.wait("").await })
     };
@@ -189,8 +174,8 @@ async fn shim_is_gone(place: &Place, shim: &Shim) -> bool {
 /// Returns the shim's answer to a Wait. A broken connection does not mean that the shim has died: while its process is
 /// there, the Wait is retried.
 async fn answer(
-    waiting: Waiting,
-    again: impl Fn() -> Waiting,
+    waiting: PendingWait,
+    again: impl Fn() -> PendingWait,
     is_gone: impl Fn() -> Pin<Box<dyn Future<Output = bool> + Send>>,
 ) -> Result<ProcessExit, shim::Error> {
     let mut answer = waiting.await;
@@ -232,7 +217,12 @@ async fn overdue(connection: &Connection, exec_id: &str, init: Option<&Init>) ->
 
 /// Extends a Wait for an exec by the kernel's exit status of its first process, for a shim that has lost the exec's
 /// exit.
-pub(super) fn backed(waiting: Waiting, connection: Connection, exec_id: String, process: Init) -> Waiting {
+pub(super) fn backed(
+    waiting: PendingWait,
+    connection: Connection,
+    exec_id: String,
+    process: Init,
+) -> PendingWait {
     Box::pin(async move {
         let told = tokio::select! {
             answer = waiting => return answer,
@@ -402,7 +392,7 @@ mod tests {
         let process = Init::open(process).unwrap();
         let nowhere =
             shim_protos::Bootstrap { version: shim_protos::ApiVersion::V2, socket: "/nowhere.sock".into() };
-        let never: Waiting = Box::pin(std::future::pending());
+        let never: PendingWait = Box::pin(std::future::pending());
         let waiting = backed(never, Connection::deferred(&nowhere, "x"), "exec-1".to_owned(), process);
         let ended = tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap().unwrap();
         assert_eq!(ended.status, 7);
@@ -418,24 +408,24 @@ mod tests {
     async fn a_shim_that_runs_is_asked_again_however_often_the_connection_breaks() {
         let asked = std::cell::Cell::new(0);
         let ended = ProcessExit { status: 7, at: SystemTime::UNIX_EPOCH };
-        let again = || -> Waiting {
+        let again = || -> PendingWait {
             asked.set(asked.get() + 1);
             let answer = if asked.get() == 3 { Ok(ended) } else { Err(broken()) };
             Box::pin(async { answer })
         };
-        let first: Waiting = Box::pin(async { Err(broken()) });
+        let first: PendingWait = Box::pin(async { Err(broken()) });
         assert_eq!(answer(first, again, || Box::pin(async { false })).await.unwrap(), ended);
         assert_eq!(asked.get(), 3);
     }
 
     #[tokio::test]
     async fn a_shim_that_is_gone_or_has_no_such_task_is_not_asked_again() {
-        let never = || -> Waiting { panic!("asked again") };
-        let first: Waiting = Box::pin(async { Err(broken()) });
+        let never = || -> PendingWait { panic!("asked again") };
+        let first: PendingWait = Box::pin(async { Err(broken()) });
         assert!(answer(first, never, || Box::pin(async { true })).await.is_err());
         let unknown = shim_protos::CallError::NotFound("no such task".to_owned());
         let unknown = shim::Error::Call { doing: "wait for x".to_owned(), source: unknown };
-        let first: Waiting = Box::pin(async { Err(unknown) });
+        let first: PendingWait = Box::pin(async { Err(unknown) });
         assert!(answer(first, never, || Box::pin(async { false })).await.is_err());
     }
 

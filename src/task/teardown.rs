@@ -14,7 +14,7 @@ use super::place::{self, Place};
 use super::timeline::{Call, Timeline};
 use super::{Ending, Settings, Slot, Tasks};
 use crate::error::{Error, Result};
-use crate::shim::{Bundle, Connection, Shim, State};
+use crate::shim::{Bundle, Connection, Shim, State, wait_pending};
 
 /// Maximum time that a killed container may take to exit.
 const KILLED: Duration = Duration::from_secs(10);
@@ -210,7 +210,7 @@ impl Place {
                 true
             }
             Ok(State::Created | State::Running) => {
-                let ended = super::supervisor::ask(&connection, "").await;
+                let ended = wait_pending(&connection, "").await;
                 // Before the shim kills: it would lock up over many processes of which it is the reaper.
                 let is_alone = self.kill_group().await.unwrap_or_else(|error| {
                     tracing::warn!(container = self.id, %error, "not all of its processes have exited yet");

@@ -48,7 +48,7 @@ const DEATH: Duration = Duration::from_secs(10);
 /// An exec: a command that runs.
 pub(crate) struct Exec {
     guard: Guard,
-    ended: supervisor::Waiting,
+    ended: shim::PendingWait,
     stdout: Option<pipe::Receiver>,
     stderr: Option<pipe::Receiver>,
     input: Option<(Stdin, Terminal)>,
@@ -174,7 +174,7 @@ impl Start {
         declared?;
         let mut guard = Guard::of(connection.clone(), exec_id.clone(), cgroup.clone());
         let ExecEnds { stdin, stdout, stderr } = ends?;
-        let ended = supervisor::ask(&connection, &exec_id).await;
+        let ended = shim::wait_pending(&connection, &exec_id).await;
         let asked = processes::now();
         let pid = shim::with_runtime_reason(&bundle, connection.exec_start(&exec_id)).await?;
         let root = Root::new(pid, asked);
@@ -378,7 +378,7 @@ impl Running {
 
     async fn kill(&self) {
         let Self { connection, exec_id, cgroup, root, .. } = self;
-        let ended = supervisor::ask(connection, exec_id).await;
+        let ended = shim::wait_pending(connection, exec_id).await;
         if let Some(root) = *root {
             let cgroup = cgroup.clone();
             let killed = tokio::task::spawn_blocking(move || root.end(&cgroup, DEATH)).await;
