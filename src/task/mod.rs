@@ -22,8 +22,10 @@ mod recover;
 mod restore;
 mod room;
 mod runtime;
+mod settings;
 mod signal;
 mod start;
+mod state;
 mod stats;
 mod stop;
 mod stuck;
@@ -34,28 +36,19 @@ mod timeline;
 mod wanted;
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use oci_spec::runtime::Process;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, OnceCell, watch};
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 
-use crate::cgroup::Cgroup;
-use crate::cni::{Cni, DefaultNetwork};
-use crate::config::{Auth, Bridge, Inline, PluginConfig, Pulls};
-use crate::containerd::{Containerd, ImageTerms, PullTerms};
 use crate::error::{Error, Result};
 use crate::image::user;
-use crate::logs::{Target, WriterPool};
-use crate::registry::{Credentials, Keyring};
-use crate::shim::{self, Connection, Family, LogPaths, Shim};
-use crate::sys::host_files;
-use crate::sys::procfs::ProcessId;
+use crate::logs::WriterPool;
+use crate::shim::Connection;
 pub(crate) use agent::Agent;
 use claim::Claims;
 pub(crate) use events::TaskEvent;
@@ -63,197 +56,11 @@ use events::{Events, Teller};
 pub(crate) use exec::{Exec, ExecOutput, ExecRefused, Output, Stdin, Terminal, TerminalSize};
 pub(crate) use network::DriverNetwork;
 use place::Place;
-use queue::Queue;
+pub(crate) use settings::Settings;
+use settings::{NAMESPACE, find_programs};
+use state::Saved;
+pub(crate) use state::{Exit, Identity, Phase, Started};
 pub(crate) use stats::{Load, Reading};
-use wanted::Wanted;
-
-/// Namespace in containerd of everything that this driver makes. `ctr -n nomad` shows it.
-const NAMESPACE: &str = "nomad";
-
-/// The plugin's configuration, and the clients that are built from it.
-pub(crate) struct Settings {
-    pub config: PluginConfig,
-    pub containerd: Containerd,
-    pub cni: Arc<Cni>,
-    events: shim::EventSocket,
-    start_inputs: shim::StartInputs,
-    /// Average speed of a CPU core in MHz, as the agent counts it.
-    pub mhz_per_core: f64,
-    starts: Queue,
-}
-
-impl Settings {
-    /// Builds the settings without any connection or I/O.
-    ///
-    /// # Errors
-    /// Names an option that a shim can't have.
-    pub(crate) fn new(config: PluginConfig, mhz_per_core: f64) -> Result<Self> {
-        runtime::check_options(&config)?;
-        runtime::tell_of_unknown(&config);
-        let socket = config.containerd_socket.clone();
-        let images = ImageTerms {
-            keyring: keyring(&config.auth),
-            hosts: config.registry_config_dir.clone(),
-            pulls: terms(&config.pulls),
-            owner: config.state_dir.display().to_string(),
-        };
-        let containerd = Containerd::new(socket, NAMESPACE, &config.snapshotter, images);
-        let networks = &config.networks;
-        let cni = Cni::new(
-            networks.cni_path.clone(),
-            networks.cni_config_dir.clone(),
-            default_network(&networks.bridge, &config.state_dir),
-            networks.cni_timeout,
-        );
-        let cni = Arc::new(cni);
-        let starts = Queue::new(config.start_limit.max_concurrent_starts());
-        let events = shim::EventSocket::of(&config.state_dir);
-        let start_inputs = shim::StartInputs::default();
-        Ok(Self { config, containerd, cni, events, start_inputs, mhz_per_core, starts })
-    }
-
-    /// Returns the path of the configured runtime's shim binary.
-    ///
-    /// # Errors
-    /// Names the file that was looked for, and where.
-    pub(crate) async fn shim(&self) -> Result<PathBuf> {
-        find_programs(self.config.containerd_runtime.clone(), None).await
-    }
-
-    /// Resolves the handles to the container of a task that starts, with the shim, OCI runtime and snapshotter that its
-    /// job and the operator choose.
-    ///
-    /// # Errors
-    /// When the shim of the task's runtime is missing, or the OCI runtime that the shim is to run.
-    async fn place_for(&self, container_id: &str, wanted: &Wanted, containerd: &Containerd) -> Result<Place> {
-        let runtime = &wanted.options.runtime;
-        let program = runtime.program(&self.config).map(str::to_owned);
-        let shim = find_programs(runtime.shim(&self.config).to_owned(), program).await?;
-        let mut place = Place::of(self, container_id, shim);
-        place.launcher.family = wanted.runtime.family;
-        place.containerd = containerd.with_snapshotter(runtime.snapshotter(&self.config));
-        Ok(place)
-    }
-}
-
-/// Finds a runtime's shim, and checks that the OCI runtime which it is to run exists. The lookup has a time limit,
-/// since a directory of PATH may be on a slow file system.
-async fn find_programs(runtime: String, program: Option<String>) -> Result<PathBuf> {
-    let named = [Some(runtime.as_str()), program.as_deref()].into_iter().flatten();
-    let place = named.map(Path::new).find(|path| path.is_absolute()).unwrap_or(Path::new("/usr")).to_owned();
-    let find = move || {
-        let shim = shim::find_shim(&runtime)?;
-        program.as_deref().map_or(Ok(()), shim::require_program)?;
-        Ok::<_, shim::Error>(shim)
-    };
-    let found = host_files::look(&place, host_files::LIMIT, find).await;
-    Ok(found.map_err(|error| Error::system("find the programs of the runtime, by PATH", &error))??)
-}
-
-fn terms(pulls: &Pulls) -> PullTerms {
-    let Pulls { max_parallel, max_parallel_layers, activity_timeout, max_image_bytes, max_unpacked_bytes } =
-        *pulls;
-    PullTerms {
-        pulls_at_once: max_parallel,
-        layers_at_once: max_parallel_layers,
-        activity_timeout,
-        image_limit_bytes: max_image_bytes,
-        unpacked_limit_bytes: max_unpacked_bytes,
-    }
-}
-
-/// Returns the settings of the built-in network. Its address leases are in the state directory: where that is emptied
-/// at a reboot, they go together with the network namespaces that have the addresses.
-fn default_network(bridge: &Bridge, state_dir: &Path) -> DefaultNetwork {
-    let Bridge { name, subnets, hairpin } = bridge;
-    DefaultNetwork {
-        name: name.clone(),
-        bridge: name.clone(),
-        subnets: subnets.clone(),
-        hairpin: *hairpin,
-        leases: state_dir.join("leases"),
-    }
-}
-
-fn keyring(auth: &Auth) -> Keyring {
-    let Auth { inline, config, helper, helper_env } = auth.clone();
-    let inline = inline.map(|Inline { username, password, server_address }| {
-        (server_address, Credentials { username, password })
-    });
-    Keyring { inline, config, helper, helper_env }
-}
-
-/// A task's exit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Exit {
-    pub code: i32,
-    pub signal: i32,
-    pub oom_killed: bool,
-    pub at: SystemTime,
-    /// Reason why the task's own exit status is not known. `code` and `signal` are substitutes then.
-    pub error: Option<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Phase {
-    Running,
-    Exited(Exit),
-}
-
-/// A task's identity in Nomad.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Identity {
-    pub task_id: String,
-    pub alloc_id: String,
-    pub name: String,
-}
-
-/// The driver state: everything needed to find a running task again. Nomad keeps it in the task's handle, and hands it
-/// back at a recovery.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Saved {
-    container_id: String,
-    /// Path of the binary that the shim was started from. The shim's own clean-up is run with it.
-    shim_binary: PathBuf,
-    /// Kind of the shim; `None` if an earlier build of the plugin started the task.
-    #[serde(default)]
-    family: Option<Family>,
-    shim: Shim,
-    init: ProcessId,
-    started_at: SystemTime,
-    logs: LogPaths,
-    /// Log files that the driver itself writes the output to; `None` if somebody else reads the pipes.
-    #[serde(default)]
-    collected: Option<Target>,
-    cgroup: Cgroup,
-    /// Whether the task is in the host's pid namespace, where its processes don't end with the first one by themselves.
-    shares_pids: bool,
-    image_digest: String,
-    /// Stop signal that the image names.
-    stop_signal: Option<String>,
-    /// Network that is reported to Nomad, such as one of the task's own.
-    #[serde(default)]
-    network: Option<DriverNetwork>,
-    /// Number of OOM kills in the task's cgroup before it was started: those of an earlier attempt. `None` if an
-    /// earlier build of the plugin started the task.
-    #[serde(default)]
-    oom_kills: Option<u64>,
-    /// Path of the `runsc` that runs a task in gVisor's sandbox.
-    #[serde(default)]
-    runsc: Option<String>,
-}
-
-impl Saved {
-    fn family(&self) -> Family {
-        self.family.unwrap_or_else(|| Family::of_binary(&self.shim_binary))
-    }
-}
-
-/// The result of a start, for Nomad.
-pub(crate) struct Started {
-    pub driver_state: Vec<u8>,
-    pub network: Option<DriverNetwork>,
-}
 
 /// A task whose process has started, and may have exited. Lives until its DestroyTask.
 pub(crate) struct Task {
