@@ -9,7 +9,6 @@ mod config;
 mod containerd;
 mod devices;
 mod driver;
-mod error;
 mod etc_files;
 mod go_plugin;
 mod gvisor;

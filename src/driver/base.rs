@@ -13,8 +13,7 @@ use tonic::{Request, Response, Status};
 
 use crate::config::PluginConfig;
 use crate::driver::{NAME, reply};
-use crate::error::{Error, Result};
-use crate::task::Settings;
+use crate::task::{Error, Result, Settings};
 
 /// The version of Nomad's driver plugin API.
 const PLUGIN_API_VERSION: &str = "v0.1.0";

@@ -14,8 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::reply;
-use crate::error::Error;
-use crate::task::{Exec, ExecRefused, Output, Task};
+use crate::task::{Error, Exec, ExecRefused, Output, Task};
 use inbox::Inbox;
 
 type Message = Result<pb::ExecTaskStreamingResponse, Status>;

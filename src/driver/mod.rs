@@ -22,8 +22,7 @@ use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::config::TaskOptions;
-use crate::error::{Error, Result};
-use crate::task::{Agent, Settings, Task, Tasks};
+use crate::task::{Agent, Error, Result, Settings, Task, Tasks};
 use base::Base;
 
 /// Name of the driver in jobs, in the agent's plugin block and in plugin_dir.

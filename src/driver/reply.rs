@@ -8,9 +8,8 @@ use prost_types::{Any, Timestamp};
 use tonic::{Code, Status};
 
 use super::usage::resource_usage;
-use crate::error::Error;
 use crate::shorten::shorten;
-use crate::task::{DriverNetwork, ExecOutput, Exit, Phase, Reading, Started, Task, TaskEvent};
+use crate::task::{DriverNetwork, Error, ExecOutput, Exit, Phase, Reading, Started, Task, TaskEvent};
 
 /// Version of [`pb::TaskHandle`]; above 0, or the agent takes the handle for missing.
 const HANDLE_VERSION: i32 = 1;

@@ -11,9 +11,9 @@ use std::sync::Arc;
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
-use super::place::Place;
+use super::container::Place;
+use super::error::{Error, Result};
 use super::{Identity, NAMESPACE, Settings, Slot, Tasks};
-use crate::error::{Error, Result};
 use crate::shim::{self, Bundle, bundles};
 
 /// Name of the file in a bundle that identifies its attempt.

@@ -13,8 +13,8 @@ use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
 
 use super::agent::Agent;
+use super::error::{Error, Result};
 use super::{Settings, Tasks};
-use crate::error::{Error, Result};
 use crate::sys::state_lock::{HeldToTheEnd, StateLock, StateLockError, Successor, has_successor};
 
 /// Interval between two tries to lock another plugin's directory, and between two looks for another plugin that waits.

@@ -9,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::attempts::Group;
+use super::container::Place;
+use super::error::{Error, Result};
 use super::exec::noted_process;
-use super::place::Place;
 use super::restore::restored_init;
 use super::runtime::gvisor_state;
 use crate::cgroup;
-use crate::error::{Error, Result};
 use crate::sys::pidfd::ProcessHandle;
 use crate::sys::procfs::ProcessId;
 

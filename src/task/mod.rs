@@ -7,20 +7,17 @@
 mod agent;
 mod attempts;
 mod claim;
+mod container;
 mod ending;
+mod error;
 mod events;
 mod exec;
-mod images;
+mod gc;
 mod mounts;
 mod network;
-mod node;
-mod orphans;
 mod output;
-mod place;
-mod queue;
 mod recover;
 mod restore;
-mod room;
 mod runtime;
 mod settings;
 mod signal;
@@ -30,10 +27,8 @@ mod stats;
 mod stop;
 mod stuck;
 mod supervisor;
-mod sweep;
 mod teardown;
 mod timeline;
-mod wanted;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -45,17 +40,17 @@ use tokio::sync::{Notify, OnceCell, watch};
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{Error, Result};
 use crate::image::user;
 use crate::logs::WriterPool;
 use crate::shim::Connection;
 pub(crate) use agent::Agent;
 use claim::Claims;
+use container::Place;
+pub(crate) use error::{Error, Result};
 pub(crate) use events::TaskEvent;
 use events::{Events, Teller};
 pub(crate) use exec::{Exec, ExecOutput, ExecRefused, Output, Stdin, Terminal, TerminalSize};
 pub(crate) use network::DriverNetwork;
-use place::Place;
 pub(crate) use settings::Settings;
 use settings::{NAMESPACE, find_programs};
 use state::Saved;
@@ -161,7 +156,7 @@ pub(crate) struct Tasks {
     claims: Claims,
     agent: Arc<Agent>,
     sweeping: AtomicBool,
-    image_uses: Arc<images::ImageUses>,
+    image_uses: Arc<gc::ImageUses>,
     /// Pool of threads that write log files, made for the first task whose output the driver collects.
     log_writers: OnceCell<WriterPool>,
     accounts: user::Known,
@@ -185,7 +180,7 @@ impl Tasks {
     }
 
     pub(crate) fn get(&self, task_id: &str) -> Option<Arc<Task>> {
-        match self.lock().get(&place::container_id(task_id)) {
+        match self.lock().get(&container::container_id(task_id)) {
             Some(Slot::Here(task)) => Some(Arc::clone(task)),
             _ => None,
         }
@@ -223,7 +218,7 @@ impl Tasks {
     /// # Errors
     /// When a task has the id, or another start or recovery.
     async fn reserve(self: &Arc<Self>, identity: &Identity) -> Result<Reservation> {
-        let container_id = place::container_id(&identity.task_id);
+        let container_id = container::container_id(&identity.task_id);
         loop {
             let freed = self.freed.notified();
             match self.try_reserve(&container_id, identity)? {

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use nix::mount::MsFlags;
 use nomad_proto::driver as pb;
 
+use super::error::{Error, Result};
 use crate::config::{JobMount, MountSource, Mounts, PluginConfig, ResolvedPath, TaskDirectory};
-use crate::error::{Error, Result};
 use crate::shim::{Bundle, StagedMount};
 use crate::spec::{self, StagedSource};
 use crate::sys::host_files;

@@ -19,11 +19,11 @@ use std::time::Duration;
 use nomad_proto::driver as pb;
 use serde::{Deserialize, Serialize};
 
-use super::place::Place;
+use super::container::Place;
+use super::error::{Error, Result};
 use super::{Phase, Settings, Task, Tasks};
 use crate::cni::{self, AddResult, Attachment, Capabilities, PortMapping, Protocol};
 use crate::config::{Bandwidth, Network, NetworkOptions, OwnNetworkOptions, Rate};
-use crate::error::{Error, Result};
 use crate::spec::NetNamespace;
 use crate::sys::netns;
 use crate::sys::pidfd::Init;

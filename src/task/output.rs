@@ -9,12 +9,12 @@ use std::time::Duration;
 use nomad_proto::driver as pb;
 use tokio::sync::watch;
 
+use super::error::{Error, Result};
 use super::events::Teller;
 use super::mounts::off_thread;
 use super::supervisor::LAST_WORDS;
 use super::{Phase, Saved, Settings, Tasks};
 use crate::config::{LogCollection, LogLimits, TaskOptions};
-use crate::error::{Error, Result};
 use crate::logs::{Limits, LogCollector, LogEvent, Stream, Target, WriterPool};
 use crate::shim::{Bundle, DEV_NULL, HeldPipes, LogPaths};
 

@@ -9,13 +9,13 @@ use std::time::{Duration, SystemTime};
 use nix::sys::sysinfo::sysinfo;
 use nomad_proto::driver as pb;
 
+use super::container::{self, Place};
+use super::error::{Error, Result};
 use super::events::Teller;
 use super::exec::Leftovers;
-use super::place::{self, Place};
 use super::runtime::renew_wrapper;
 use super::supervisor::Watch;
 use super::{Identity, Saved, Settings, Task, Tasks};
-use crate::error::{Error, Result};
 use crate::shim::{self, Connection, Family};
 use crate::sys::pidfd::Init;
 use crate::sys::procfs::{ProcessId, Stat};
@@ -102,7 +102,7 @@ async fn find(tasks: &Arc<Tasks>, settings: &Settings, teller: Teller, driver_st
     let waiting = shim::wait_pending(&connection, "").await;
     if let Ok(execs) = execs {
         let (connection, saved, place) = (connection.clone(), saved.clone(), place.clone());
-        let runtime_root = place::runtime_root(settings);
+        let runtime_root = container::runtime_root(settings);
         tokio::spawn(async move { execs.end(&connection, &saved, &place, runtime_root.as_ref()).await });
     }
     let network = place.clone();

@@ -5,9 +5,9 @@
 use std::sync::PoisonError;
 
 use super::attempts::Attempt;
-use super::place::Place;
+use super::container::Place;
+use super::error::{Error, Result};
 use super::{Identity, Saved};
-use crate::error::{Error, Result};
 use crate::shim::{Bundle, Shim};
 use crate::sys::procfs::ProcessId;
 

@@ -9,13 +9,12 @@ use std::path::{Path, PathBuf};
 use nomad_proto::driver as pb;
 use shim_protos::RuncOptions;
 
+use super::error::{Error, Result};
 use super::mounts::off_thread;
-use super::place;
-use super::wanted::cgroup_of;
-use super::{NAMESPACE, Settings, find_programs};
+use super::start::plan::cgroup_of;
+use super::{NAMESPACE, Settings, container, find_programs};
 use crate::cgroup;
 use crate::config::{PluginConfig, RuntimeOptions, TaskOptions, sandbox};
-use crate::error::{Error, Result};
 use crate::gvisor::WRAPPER;
 use crate::shim::gvisor::{self, Additions};
 use crate::shim::{self, CreateOptions, Family};
@@ -110,7 +109,7 @@ pub(super) async fn tell_of_missing(config: &PluginConfig) {
 
 fn runc_options(program: Option<String>, settings: &Settings) -> CreateOptions {
     CreateOptions::Runc(Box::new(RuncOptions {
-        root: place::runtime_root(settings),
+        root: container::runtime_root(settings),
         binary_name: program.unwrap_or_default(),
         ..RuncOptions::default()
     }))
@@ -251,7 +250,7 @@ fn read(path: &Path) -> std::result::Result<String, (String, bool)> {
 }
 
 /// Returns the directory in which runsc keeps its state of this plugin's containers, to which it appends the namespace.
-/// Private, as [`place::runtime_root`] is.
+/// Private, as [`container::runtime_root`] is.
 fn gvisor_root(state_dir: &Path) -> PathBuf {
     state_dir.join("runsc")
 }

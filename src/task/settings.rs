@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::place::Place;
-use super::queue::Queue;
+use super::container::Place;
+use super::error::{Error, Result};
 use super::runtime;
-use super::wanted::Wanted;
+use super::start::limit::Queue;
+use super::start::plan::Wanted;
 use crate::cni::{Cni, DefaultNetwork};
 use crate::config::{Auth, Bridge, Inline, PluginConfig, Pulls};
 use crate::containerd::{Containerd, ImageTerms, PullTerms};
-use crate::error::{Error, Result};
 use crate::registry::{Credentials, Keyring};
 use crate::shim;
 use crate::sys::host_files;

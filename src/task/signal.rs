@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use nix::sys::signal::Signal;
 
-use crate::error::{Error, Result};
+use super::error::{Error, Result};
 
 const SIGRTMIN: i32 = 34;
 const SIGRTMAX: i32 = 64;

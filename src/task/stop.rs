@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::{Phase, Slot, Task, Tasks, place, signal};
-use crate::error::{Error, Result};
+use super::error::{Error, Result};
+use super::{Phase, Slot, Task, Tasks, container, signal};
 use crate::shim::Family;
 
 /// Maximum time that a killed task may take to exit. The kernel needs no time, but a process stuck in a device does.
@@ -28,7 +28,7 @@ impl Tasks {
     pub(crate) async fn stop(&self, task_id: &str, asked: &str, timeout: Duration) -> Result<()> {
         let task = loop {
             let freed = self.freed.notified();
-            match self.lock().get(&place::container_id(task_id)) {
+            match self.lock().get(&container::container_id(task_id)) {
                 None | Some(Slot::Ending) => return Ok(()),
                 Some(Slot::Here(task)) => break Arc::clone(task),
                 Some(Slot::Starting(starting)) => starting.called_off.cancel(),

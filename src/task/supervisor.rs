@@ -15,8 +15,8 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::sys::signal::Signal;
 use tokio::sync::watch;
 
+use super::container::Place;
 use super::events::Teller;
-use super::place::Place;
 use super::{Exit, Phase, Saved};
 use crate::cgroup::OomWatch;
 use crate::logs::LogCollector;

@@ -10,10 +10,10 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::attempts::Attempt;
-use super::place::{self, Place};
+use super::container::{self, Place};
+use super::error::{Error, Result};
 use super::timeline::{Call, Timeline};
 use super::{Ending, Settings, Slot, Tasks};
-use crate::error::{Error, Result};
 use crate::shim::{Bundle, Connection, Shim, State, wait_pending};
 
 /// Maximum time that a killed container may take to exit.
@@ -42,7 +42,7 @@ impl Tasks {
         task_id: &str,
         force: bool,
     ) -> Result<()> {
-        let destroyed = self.destroy_container(settings, &place::container_id(task_id), force).await;
+        let destroyed = self.destroy_container(settings, &container::container_id(task_id), force).await;
         destroyed.map_err(|error| error.context(format_args!("destroy task {task_id}")))
     }
 

@@ -2,12 +2,12 @@
 //! started; then its pipes are read and written until it has exited and all that it wrote has come. A command that is
 //! given up early is killed with all that it started.
 
+mod error;
 mod input;
-mod leftover;
 mod processes;
-mod refusal;
 mod runtimes;
 mod script;
+mod stale;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -19,17 +19,17 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::error::{Error, Result};
 use super::{Task, supervisor};
 use crate::cgroup::Cgroup;
-use crate::error::{Error, Result};
 use crate::shim::{self, Bundle, Connection, ExecEnds, ExecIo, ExecPipes};
 use crate::spec;
 use crate::sys::pidfd::Init;
+pub(crate) use error::ExecRefused;
 pub(crate) use input::{Stdin, Terminal, TerminalSize};
-pub(super) use leftover::{Leftovers, noted_process};
 use processes::Root;
-pub(crate) use refusal::ExecRefused;
 pub(crate) use script::ExecOutput;
+pub(super) use stale::{Leftovers, noted_process};
 
 /// Maximum size of one read, which is what a pipe holds.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -121,9 +121,9 @@ impl Task {
                 return Err(failed(error));
             }
             let text = error.to_string();
-            match refusal::of(&text, command) {
+            match error::of(&text, command) {
                 Some(refused) => Ok(Err(refused)),
-                None if refusal::is_of_an_ended_task(&text) => Err(ended()),
+                None if error::is_of_an_ended_task(&text) => Err(ended()),
                 None => Err(failed(error)),
             }
         })

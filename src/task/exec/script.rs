@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::Task;
 use super::{Exec, ExecRefused, Output};
-use crate::error::{Error, Result};
+use crate::task::error::{Error, Result};
 
 /// Maximum size of a script's output; more is cut. Nomad takes a line or two of it.
 const OUTPUT_LIMIT_BYTES: usize = 1024 * 1024;

@@ -4,10 +4,10 @@ use oci_spec::runtime::Spec;
 
 use super::Start;
 use crate::cgroup::{Cgroup, Limit};
-use crate::error::{Error, Result};
 use crate::shim::{self, Bundle, Family, Shim};
 use crate::sys::pidfd::Init;
 use crate::sys::procfs::{self, ProcessId};
+use crate::task::error::{Error, Result};
 use crate::task::mounts::off_thread;
 
 /// The first process of a container, with what its supervisor needs.

@@ -3,13 +3,13 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::limit::{Turn, Wait};
+use super::plan::ImageSource;
 use super::{Asker, Start};
 use crate::config::{Pull, PullPolicy, TaskAuth as Auth};
 use crate::containerd::{Access, Image, Policy};
-use crate::error::{Error, Result};
 use crate::registry::{Credentials, is_server};
-use crate::task::queue::{Turn, Wait};
-use crate::task::wanted::ImageSource;
+use crate::task::error::{Error, Result};
 
 /// Time for which an image that was found is taken to be there; less than containerd takes to collect one.
 const STALE: Duration = Duration::from_secs(1);

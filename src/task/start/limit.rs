@@ -12,13 +12,13 @@ const LONG: Duration = Duration::from_secs(5);
 /// image's files or a runtime that hangs, and must not keep others waiting.
 const HELD_LIMIT: Duration = Duration::from_secs(30);
 
-pub(super) struct Queue {
+pub(in crate::task) struct Queue {
     at_once: usize,
     places: Arc<Semaphore>,
 }
 
 /// A start permit, released on drop, or after a time limit.
-pub(super) struct Turn {
+pub(in crate::task) struct Turn {
     /// `None` once it is released, or if the semaphore were closed, which it never is.
     permit: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
     _gives_back: AbortOnDropHandle<()>,
@@ -44,24 +44,24 @@ impl Drop for Turn {
 
 /// The reports on a wait for a permit, each made once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wait {
+pub(in crate::task) enum Wait {
     Begun,
     Long,
 }
 
 impl Queue {
-    pub(super) fn new(at_once: usize) -> Self {
+    pub(in crate::task) fn new(at_once: usize) -> Self {
         let at_once = at_once.clamp(1, Semaphore::MAX_PERMITS);
         Self { at_once, places: Arc::new(Semaphore::new(at_once)) }
     }
 
-    pub(super) fn at_once(&self) -> usize {
+    pub(in crate::task) fn at_once(&self) -> usize {
         self.at_once
     }
 
     /// Waits for a start permit, in FIFO order. `tell` is called if there is a wait; dropping the future leaves the
     /// queue.
-    pub(super) async fn turn(&self, tell: impl Fn(Wait)) -> Turn {
+    pub(in crate::task) async fn turn(&self, tell: impl Fn(Wait)) -> Turn {
         Turn::holding(self.permit(LONG, tell).await, HELD_LIMIT)
     }
 

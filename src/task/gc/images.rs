@@ -12,15 +12,15 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Notify, watch};
 
-use super::{Settings, Tasks};
 use crate::config::ImageGc;
 use crate::containerd::{self, LOADED, StoredImage};
+use crate::task::{Settings, Tasks};
 
 /// Shortest and longest interval between collections; between these, it is a quarter of the delay.
 const PERIODS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
 #[derive(Default)]
-pub(super) struct ImageUses {
+pub(in crate::task) struct ImageUses {
     state: Mutex<Uses>,
     /// Notified when a removal is over.
     freed: Notify,
@@ -36,7 +36,7 @@ struct Uses {
 }
 
 /// The reference by which a start keeps its image from garbage collection. Dropped once a record keeps the image.
-pub(super) struct Hold {
+pub(in crate::task) struct Hold {
     uses: Arc<ImageUses>,
     key: String,
 }
@@ -54,7 +54,7 @@ fn key(name: &str) -> &str {
 
 impl ImageUses {
     /// Holds an image, after a removal of it that is under way.
-    pub(super) async fn hold(self: &Arc<Self>, name: &str) -> Hold {
+    pub(in crate::task) async fn hold(self: &Arc<Self>, name: &str) -> Hold {
         let key = key(name).to_owned();
         loop {
             let freed = self.freed.notified();
@@ -124,7 +124,7 @@ impl Drop for Condemned<'_> {
 
 impl Tasks {
     /// Collects unused images periodically, from the agent's first fingerprint on.
-    pub(super) async fn collect_images(
+    pub(in crate::task) async fn collect_images(
         self: Arc<Self>,
         mut settings: watch::Receiver<Option<Arc<Settings>>>,
     ) {

@@ -11,13 +11,16 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
-use super::place::Place;
-use super::{NAMESPACE, Settings, Tasks};
 use crate::shim::{Bundle, bundles};
+use crate::task::container::Place;
+use crate::task::{NAMESPACE, Settings, Tasks};
 
 impl Tasks {
     /// Takes down orphans periodically, while an agent listens that has recovered its tasks.
-    pub(super) async fn reap_orphans(self: Arc<Self>, mut settings: watch::Receiver<Option<Arc<Settings>>>) {
+    pub(in crate::task) async fn reap_orphans(
+        self: Arc<Self>,
+        mut settings: watch::Receiver<Option<Arc<Settings>>>,
+    ) {
         while let Some(current) = self.own_settings(&mut settings).await {
             let policy = &current.config.gc.dangling_containers;
             let changes = self.agent.changes();

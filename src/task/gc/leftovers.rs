@@ -9,14 +9,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::network::INTERFACE;
-use super::place::Place;
-use super::start::OWNER_LABEL;
-use super::{NAMESPACE, Settings, Tasks, runtime};
 use crate::cni::ValidAttachment;
 use crate::shim::{Bundle, bundles};
-use crate::sys::malloc;
-use crate::sys::open_files;
+use crate::sys::{malloc, open_files};
+use crate::task::container::Place;
+use crate::task::network::INTERFACE;
+use crate::task::start::OWNER_LABEL;
+use crate::task::{NAMESPACE, Settings, Tasks, runtime};
 
 const PERIOD: Duration = Duration::from_secs(10);
 /// Interval between collections of addresses. During a collection no network is made or taken down.

@@ -224,7 +224,7 @@ mod tests {
     use crate::sys::host_path::HostPathError;
     use crate::sys::os_error::TRANSIENT;
 
-    const DOCUMENT: &str = include_str!("../docs/troubleshooting.md");
+    const DOCUMENT: &str = include_str!("../../docs/troubleshooting.md");
     const KERNEL: &str = "the kernel: ";
 
     /// Returns the document's failures, and whether Nomad retries.

@@ -8,7 +8,7 @@
 //! long.
 
 mod reader;
-mod rota;
+mod schedule;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Phase, Task};
 use crate::cgroup::{Cgroup, Usage};
 use crate::shim::Connection;
-use rota::Rota;
+use schedule::Rota;
 
 /// Origin of all tasks' ticks, so that many are at the same moment.
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);

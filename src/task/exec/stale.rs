@@ -15,12 +15,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::processes::{self, Root, strays};
-use super::runtimes;
-use super::{DEATH, PREFIX, Running};
+use super::{DEATH, PREFIX, Running, runtimes};
 use crate::shim::{Bundle, Connection, Family};
 use crate::sys::procfs::ProcessId;
 use crate::task::Saved;
-use crate::task::place::Place;
+use crate::task::container::Place;
 
 /// Maximum time between the begin of an exec's process and the note of its pid: as long as its start may take.
 const START: Duration = Duration::from_secs(60);

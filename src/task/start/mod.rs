@@ -6,9 +6,13 @@
 //! starts all tasks at once has none of them started in time. Then the shim is launched while the snapshot, the lease,
 //! the record and the user are seen to. A failure at any step is undone by the same teardown that destroys a task.
 
+mod disk_full;
 mod first;
+mod host_facts;
 mod image;
 mod labels;
+pub(super) mod limit;
+pub(super) mod plan;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -23,24 +27,24 @@ use tokio::sync::{OnceCell, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::attempts::Attempt;
+use super::container::Place;
+use super::error::{Error, Result};
 use super::events::Teller;
 use super::network::Joined;
 use super::output::Output;
-use super::place::Place;
-use super::room::is_full;
 use super::supervisor::{self, Watch};
 use super::timeline::{Call, Timeline};
-use super::wanted::Wanted;
 use super::{DriverNetwork, Identity, Reservation, Saved, Settings, Started, Starting, Task, Tasks, stats};
 use crate::cgroup::{self, Limit};
 use crate::config::Sharing;
 use crate::containerd::{Image, Record};
-use crate::error::{Error, Result};
 use crate::image::user;
 use crate::shim::{self, BundleEventSocket, Connection, Family, HeldPipes, Shim};
 use crate::spec::{self, BoundFile, StagedSource};
+use disk_full::is_full;
 use first::First;
 pub(super) use labels::OWNER_LABEL;
+use plan::Wanted;
 
 impl Tasks {
     /// Starts a task. If the caller goes away before it has started, it is taken down again.

@@ -6,56 +6,56 @@ use std::sync::Arc;
 
 use nomad_proto::driver as pb;
 
-use super::mounts::{Sources, directory_of, off_thread};
-use super::network::{Joined, WantedNetwork};
-use super::runtime::Runtime;
-use super::timeline::Timeline;
-use super::{Settings, node};
+use super::host_facts;
 use crate::cgroup::Cgroup;
-use crate::cni;
 use crate::config::{
     Archive, DevicePath, Dns, DnsOptions, Names as Asked, ResolvedPath, Sharing, TaskOptions,
 };
 use crate::containerd::{ArchiveSource, LOADED};
 use crate::devices::{self, DeviceEdits};
-use crate::error::{Error, Result};
 use crate::etc_files::{self, NameFile, Names, Resolver};
 use crate::image::Reference;
 use crate::image::archive::Scratch;
-use crate::init_program;
 use crate::security::{self, Confinement};
 use crate::shim::Bundle;
 use crate::spec::{self, BoundFile};
 use crate::sys::host_path::{self, Area};
+use crate::task::Settings;
+use crate::task::error::{Error, Result};
+use crate::task::mounts::{Sources, directory_of, off_thread};
+use crate::task::network::{Joined, WantedNetwork};
+use crate::task::runtime::Runtime;
+use crate::task::timeline::Timeline;
+use crate::{cni, init_program};
 
 /// The source of a task's image.
-pub(super) enum ImageSource {
+pub(in crate::task) enum ImageSource {
     /// An image that containerd has by this name, or else a registry.
     Name(Reference),
     /// An archive, which is held open until it is loaded.
     Archive(ArchiveSource),
 }
 
-pub(super) struct Wanted {
-    pub(super) options: TaskOptions,
-    pub(super) image: ImageSource,
-    pub(super) network: WantedNetwork,
-    pub(super) hostname: String,
+pub(in crate::task) struct Wanted {
+    pub(in crate::task) options: TaskOptions,
+    pub(in crate::task) image: ImageSource,
+    pub(in crate::task) network: WantedNetwork,
+    pub(in crate::task) hostname: String,
     /// Path of the host's init program, if the task is to have one.
-    pub(super) init: Option<PathBuf>,
-    pub(super) cgroup: Cgroup,
-    pub(super) node: spec::HostFacts,
+    pub(in crate::task) init: Option<PathBuf>,
+    pub(in crate::task) cgroup: Cgroup,
+    pub(in crate::task) node: spec::HostFacts,
     /// Sources of the job's mounts, held open.
-    pub(super) sources: Sources,
-    pub(super) confinement: Confinement,
-    pub(super) devices: DeviceEdits,
-    pub(super) runtime: Runtime,
+    pub(in crate::task) sources: Sources,
+    pub(in crate::task) confinement: Confinement,
+    pub(in crate::task) devices: DeviceEdits,
+    pub(in crate::task) runtime: Runtime,
 }
 
 impl Wanted {
     /// # Errors
     /// Names the option that can't be had, here or at all.
-    pub(super) async fn of(
+    pub(in crate::task) async fn of(
         settings: &Settings,
         config: &pb::TaskConfig,
         timeline: &Timeline,
@@ -71,7 +71,7 @@ impl Wanted {
             timeline.step("wanted/image", ImageSource::of(&options, settings, config)),
             timeline.step("wanted/network", WantedNetwork::of(settings, network, &options.network, config)),
             timeline.step("wanted/init", init(settings, &options)),
-            timeline.step("wanted/node", node::look(cgroup.clone())),
+            timeline.step("wanted/node", host_facts::look(cgroup.clone())),
             timeline
                 .step("wanted/rights", security::settle(&options.security, &settings.config.security_policy)),
             timeline.step("wanted/devices", devices::find(devices.0, devices.1, devices.2)),
@@ -111,7 +111,7 @@ impl Wanted {
     ///
     /// # Errors
     /// Names the file that could not be read or written.
-    pub(super) async fn name_files(
+    pub(in crate::task) async fn name_files(
         &self,
         config: &pb::TaskConfig,
         bundle: &Bundle,
@@ -144,7 +144,7 @@ impl Wanted {
 
 impl ImageSource {
     /// Returns the name by which the image is held; that of an archive isn't known yet.
-    pub(super) fn name(&self) -> String {
+    pub(in crate::task) fn name(&self) -> String {
         match self {
             Self::Name(reference) => reference.to_string(),
             Self::Archive(_) => LOADED.to_owned(),
@@ -190,7 +190,7 @@ async fn init(settings: &Settings, options: &TaskOptions) -> Result<Option<PathB
     Ok(Some(found.map_err(|error| Error::Failed(error.to_string()))??))
 }
 
-pub(super) fn cgroup_of(config: &pb::TaskConfig) -> Cgroup {
+pub(in crate::task) fn cgroup_of(config: &pb::TaskConfig) -> Cgroup {
     let linux = config.resources.as_ref().and_then(|resources| resources.linux_resources.as_ref());
     Cgroup::of(&config.alloc_id, &config.name, linux.map_or("", |linux| linux.cpuset_cgroup.as_str()))
 }

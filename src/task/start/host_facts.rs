@@ -7,16 +7,16 @@
 
 use crate::cgroup::{self, Cgroup};
 use crate::config::IdList;
-use crate::error::{Error, Result};
 use crate::spec::HostFacts;
 use crate::sys::open_files;
+use crate::task::error::{Error, Result};
 
 const PROCESSORS: &str = "/sys/devices/system/cpu/online";
 const MAX_OPEN_FILES: &str = "/proc/sys/fs/nr_open";
 
 /// # Errors
 /// When the lookup breaks off. Facts that the kernel does not tell are left out.
-pub(super) async fn look(cgroup: Cgroup) -> Result<HostFacts> {
+pub(in crate::task) async fn look(cgroup: Cgroup) -> Result<HostFacts> {
     let looked = tokio::task::spawn_blocking(move || {
         let read = |path| std::fs::read_to_string(path).unwrap_or_default();
         let list = |text: String| text.trim().parse::<IdList>().unwrap_or_default();
