@@ -1,0 +1,11 @@
+//! Images: pulls, archives, garbage collection, snapshotters, and those that nobody honest made.
+
+pub mod forms;
+pub mod hostile_images;
+pub mod hostile_layers;
+pub mod image_gc;
+pub mod load;
+pub mod pull_policy;
+pub mod pulls;
+pub mod remote_snapshotters;
+pub mod snapshotters;

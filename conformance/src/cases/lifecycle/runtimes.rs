@@ -1,0 +1,313 @@
+//! A job's choice of the runtime that makes its container; and a container of a runtime of its own is found and taken
+//! down by a plugin that knows only its id.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::fixture::process::output;
+use harness::task::LIMIT;
+use nix::sys::signal::{Signal, kill};
+use serde_json::json;
+use shim_protos::StartInput;
+
+use crate::case::skip;
+use crate::cases::support::noting::Noting;
+use crate::cases::support::processes::shim_pid;
+use crate::cases::support::stoppable_task::{ends_as_told, obedient_as};
+use crate::cases::support::{cases, refused, same, until};
+
+cases!["runtimes":
+    a_task_is_made_by_the_program_that_its_job_names,
+    a_task_gets_the_shim_that_its_job_names,
+    a_job_names_no_runtime_that_the_operator_does_not_list,
+    a_runtime_that_is_missing_is_said_before_anything_is_made,
+    a_task_of_another_shim_is_taken_down_by_its_id_alone,
+    a_shim_that_is_replaced_gets_the_input_that_it_takes,
+    a_shim_that_takes_no_input_at_all_is_quoted,
+    a_runtime_whose_shim_has_no_reason_is_quoted,
+    options_of_a_runtime_that_can_not_have_them_are_refused_by_the_plugin_block,
+    options_of_a_runtime_whose_shim_is_missing_are_warned_of,
+];
+
+async fn a_task_is_made_by_the_program_that_its_job_names(scene: &Scene) -> Result<()> {
+    let (operators, jobs) = (Noting::runtime(scene, "operators")?, Noting::runtime(scene, "jobs")?);
+    let mut options = scene.options();
+    options["oci_runtime"] = json!(operators.path());
+    options["allow_runtimes"] = json!([jobs.path()]);
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    for (named, by_jobs) in [(jobs.path(), true), (operators.path(), false), (String::new(), false)] {
+        let mut config = scene.shell("sleep 600");
+        config["oci_runtime"] = json!(named);
+        let task = scene.run(&plugin, &config).await?;
+        same!(task.exec(&plugin, "echo here").await?, (0, "here\n".to_owned()));
+        task.end(&plugin).await?;
+        scene.nothing_left()?;
+        same!((jobs.has_run("create"), operators.has_run("create")), (by_jobs, !by_jobs));
+    }
+    plugin.shut_down().await
+}
+
+async fn a_task_gets_the_shim_that_its_job_names(scene: &Scene) -> Result<()> {
+    let shim = Noting::shim(scene)?;
+    let mut options = scene.options_with(&shim.path());
+    options["allow_runtimes"] = json!([shim.path()]);
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    scene.still_works(&plugin).await?;
+    ensure!(!shim.has_run("start"), "the task that names none got it");
+    let mut config = scene.shell("exit 5");
+    config["runtime"] = json!(shim.path());
+    let task = scene.run(&plugin, &config).await?;
+    same!(task.wait(&plugin).await?.exit_code, 5);
+    ensure!(shim.has_run("start"), "another shim was started");
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_job_names_no_runtime_that_the_operator_does_not_list(scene: &Scene) -> Result<()> {
+    let shim = Noting::shim(scene)?;
+    let path = shim.path();
+    let other = if scene.programs().oci_runtime().is_none() { "crun" } else { "runc" };
+    for (listed, option, name) in [
+        (json!(null), "runtime", path.as_str()),
+        (json!(null), "oci_runtime", &path),
+        (json!(["io.containerd.runc.v2"]), "oci_runtime", other),
+        (json!(["io.containerd.runc.v2"]), "runtime", "io.containerd.runc.v1"),
+    ] {
+        let mut options = scene.options();
+        options["allow_runtimes"] = listed;
+        let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+        let mut config = scene.shell("true");
+        config[option] = json!(name);
+        let task = scene.prepare(&plugin, &config).await?;
+        refused(plugin.start_task(task.config.clone()).await, &[option, name, "allow_runtimes"])?;
+        scene.nothing_left()?;
+        plugin.shut_down().await?;
+    }
+    ensure!(!shim.has_run("start"), "what was refused has run");
+    Ok(())
+}
+
+async fn a_runtime_that_is_missing_is_said_before_anything_is_made(scene: &Scene) -> Result<()> {
+    let mut options = scene.options();
+    options["allow_runtimes"] = json!(["io.containerd.nowhere.v9"]);
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let mut config = scene.shell("true");
+    config["runtime"] = json!("io.containerd.nowhere.v9");
+    let task = scene.prepare(&plugin, &config).await?;
+    refused(plugin.start_task(task.config.clone()).await, &["containerd-shim-nowhere-v9", "runtime"])?;
+    scene.nothing_left()?;
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_task_of_another_shim_is_taken_down_by_its_id_alone(scene: &Scene) -> Result<()> {
+    let shim = Noting::shim(scene)?;
+    let program = Noting::runtime(scene, "another-runtime")?;
+    let mut options = scene.options_with(&shim.path());
+    options["allow_runtimes"] = json!([shim.path(), program.path()]);
+    let job = |config: &mut serde_json::Value| {
+        config["runtime"] = json!(shim.path());
+        config["oci_runtime"] = json!(program.path());
+    };
+    // A recovered task goes on as any other.
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let task = obedient_as(scene, &plugin, job).await?;
+    let mut next = scene.next_plugin_with(&mut plugin, &options).await?;
+    task.recover(&next).await?;
+    ends_as_told(&task, &next).await?;
+    // Without plugin and shim, only a container in its bundle is left.
+    let task = obedient_as(scene, &next, job).await?;
+    next.kill().await?;
+    kill(shim_pid(scene)?, Signal::SIGKILL)?;
+    let _ = shim.has_run("start");
+    let mut last = scene.plugin().await?;
+    task.end(&last).await?;
+    ensure!(shim.has_run("delete") && program.has_run("delete"), "another clean-up was run");
+    until(LIMIT, "the container's end", || task.alloc.cgroup.pids().is_empty()).await?;
+    scene.nothing_left()?;
+    last.shut_down().await
+}
+
+/// A script in place of a shim of another version: its `start` fails unless the length of its input is as `takes` says.
+/// Notes whether there was input, and each `-v`.
+struct Versioned {
+    program: PathBuf,
+    notes: PathBuf,
+}
+
+impl Versioned {
+    fn new(scene: &Scene) -> Self {
+        Self {
+            program: scene.directory().join("versioned-shim"),
+            notes: scene.directory().join("versioned.ran"),
+        }
+    }
+
+    /// Replaces the script, as an upgrade replaces a program.
+    fn replace(&self, scene: &Scene, version: &str, takes: &str) -> Result<()> {
+        let script = format!(
+            "#!/bin/sh\n\
+             for word; do :; done\n\
+             case $word in\n\
+             -v) echo asked >> {notes}; printf 'shim:\\n  Version:  {version}\\n'; exit;;\n\
+             start) read=$(wc -c); echo $((read > 0)) >> {notes}\n\
+             [ \"$read\" {takes} ] || {{ echo \"it read $read bytes\" >&2; exit 1; }}\n\
+             exec {real} \"$@\" < /dev/null;;\n\
+             esac\n\
+             exec {real} \"$@\"\n",
+            notes = self.notes.display(),
+            real = scene.programs().shim().display(),
+        );
+        fs::create_dir_all(scene.directory())?;
+        let new = self.program.with_extension("new");
+        fs::write(&new, script)?;
+        fs::set_permissions(&new, Permissions::from_mode(0o755))?;
+        Ok(fs::rename(&new, &self.program)?)
+    }
+
+    /// Returns the notes since the last look.
+    fn has_run(&self) -> String {
+        let notes = fs::read_to_string(&self.notes).unwrap_or_default();
+        let _ = fs::remove_file(&self.notes);
+        notes.split_whitespace().collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// Skips the case if the real shim's `start` fails on an empty input, so that it can't be behind the script.
+fn require_shim_without_input(scene: &Scene) -> Result<()> {
+    let printed = output(Command::new(scene.programs().shim()).arg("-v"))?;
+    if StartInput::by_version(&printed) == StartInput::Params {
+        return skip("the shim at hand is one of those that the case has a stand-in for");
+    }
+    Ok(())
+}
+
+async fn a_shim_that_is_replaced_gets_the_input_that_it_takes(scene: &Scene) -> Result<()> {
+    require_shim_without_input(scene)?;
+    let shim = Versioned::new(scene);
+    let mut options = scene.options_with(&shim.program.display().to_string());
+    options["containerd_runtime"] = json!(shim.program.display().to_string());
+    shim.replace(scene, "1.6.20", "-eq 0")?;
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    for (version, takes, first, later) in [
+        ("1.6.20~ds1", "-eq 0", "asked 0", "0"),
+        ("v2.4.2", "-gt 0", "asked 1", "1"),
+        // The version of a vendor's build.
+        ("release-7", "-gt 0", "asked 0 1", "1"),
+        ("v2.4.2", "-eq 0", "asked 1 0", "0"),
+    ] {
+        shim.replace(scene, version, takes)?;
+        for expected in [first, later] {
+            let task = scene.run(&plugin, &scene.shell("exit 5")).await?;
+            same!(task.wait(&plugin).await?.exit_code, 5);
+            same!(shim.has_run(), expected);
+            task.destroy(&plugin).await?;
+            scene.nothing_left()?;
+        }
+    }
+    plugin.shut_down().await
+}
+
+async fn a_shim_that_takes_no_input_at_all_is_quoted(scene: &Scene) -> Result<()> {
+    let shim = Versioned::new(scene);
+    shim.replace(scene, "2.4.2", "-lt 0")?;
+    let mut options = scene.options_with(&shim.program.display().to_string());
+    options["containerd_runtime"] = json!(shim.program.display().to_string());
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let task = scene.prepare(&plugin, &scene.shell("true")).await?;
+    let refusal = plugin.start_task(task.config.clone()).await;
+    refused(refusal, &["versioned-shim start failed", "it read"])?;
+    same!(shim.has_run(), "asked 1 0");
+    scene.nothing_left()?;
+    plugin.shut_down().await
+}
+
+/// Script of a runtime that logs in youki's form, of which shims read nothing.
+const MUTE: &str = r#"#!/bin/sh
+case " $* " in *" COMMAND "*) ;; *) exec REAL "$@" ;; esac
+log=$(echo " $*" | sed 's/.* --log \([^ ]*\).*/\1/')
+now=$(date -u +%FT%TZ)
+cat > "$log" <<END
+{"timestamp":"$now","level":"ERROR","message":"failed to chdir","e":"ENOENT","target":"init"}
+{"timestamp":"$now","level":"ERROR","message":"failed to COMMAND container","target":"youki"}
+END
+exit 1
+"#;
+
+async fn a_runtime_whose_shim_has_no_reason_is_quoted(scene: &Scene) -> Result<()> {
+    let directory = scene.directory().join("mute");
+    fs::create_dir_all(&directory)?;
+    for command in ["create", "start", "exec"] {
+        let program = directory.join(command);
+        let real = scene.programs().runtime().display().to_string();
+        let script = MUTE.replace("COMMAND", command).replace("REAL", &real);
+        fs::write(&program, script)?;
+        fs::set_permissions(&program, Permissions::from_mode(0o755))?;
+        let mut options = scene.options();
+        options["oci_runtime"] = json!(program.display().to_string());
+        let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+        let task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
+        let words = ["failed to chdir: ENOENT", &format!("failed to {command} container")];
+        if command == "exec" {
+            plugin.start_task(task.config.clone()).await?;
+            let said = task.exec(&plugin, "true").await;
+            let said = format!("{said:?}");
+            ensure!(words.iter().all(|word| said.contains(word)), "{said}");
+            task.end(&plugin).await?;
+        } else {
+            refused(plugin.start_task(task.config.clone()).await, &words)?;
+        }
+        scene.nothing_left()?;
+        plugin.shut_down().await?;
+    }
+    Ok(())
+}
+
+async fn options_of_a_runtime_that_can_not_have_them_are_refused_by_the_plugin_block(
+    scene: &Scene,
+) -> Result<()> {
+    let kata = "io.containerd.kata.v2.options";
+    for (block, words) in [
+        (
+            json!({"runtime": "io.containerd.kata.v2", "type_url": kata}),
+            &["runtime_options.runtime", "io.containerd.kata.v2", "allow_runtimes"][..],
+        ),
+        (
+            json!({"runtime": scene.programs().shim_runtime(), "type_url": kata}),
+            &["runtime_options.type_url", kata, scene.programs().options_type()],
+        ),
+        (
+            json!({"runtime": "io.containerd.runc.v2", "config_path": "/etc/x.toml"}),
+            &["runtime_options.config_path", "/etc/x.toml", "oci_runtime"],
+        ),
+    ] {
+        let mut plugin = scene.bare_plugin(&scene.launch()).await?;
+        let mut options = scene.options();
+        options["runtime_options"] = json!([block]);
+        let error = format!("{:#}", plugin.configure(&options).await.err().context("it was taken")?);
+        for word in words {
+            ensure!(error.contains(word), "{word} is not in {error}");
+        }
+        plugin.shut_down().await?;
+    }
+    Ok(())
+}
+
+async fn options_of_a_runtime_whose_shim_is_missing_are_warned_of(scene: &Scene) -> Result<()> {
+    let nowhere = "io.containerd.nowhere.v9";
+    let mut options = scene.options_with(nowhere);
+    options["allow_runtimes"] = json!([nowhere]);
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let log = || plugin.log().all().into_iter().find(|line| line.contains("runtime_options"));
+    until(LIMIT, "the warning", || log().is_some()).await?;
+    let warning = log().context("no warning")?;
+    for word in ["warn", nowhere, "containerd-shim-nowhere-v9"] {
+        ensure!(warning.contains(word), "{word} is not in {warning}");
+    }
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await
+}

@@ -1,0 +1,227 @@
+//! Starts that fail at the image, at the files, or because the agent cancels them: each error names the cause, and
+//! nothing is left.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use harness::config;
+use harness::context::Scene;
+use harness::fixture::Form;
+use harness::host::Plugin;
+use harness::task::LIMIT;
+
+use crate::case::skip;
+use crate::cases::support::scripted::{Scripted, refusal, runc};
+use crate::cases::support::{cases, is_recoverable, refused};
+
+cases!["failed start":
+    an_image_that_does_not_exist_is_not_worth_another_try,
+    a_registry_that_is_down_is_worth_another_try,
+    a_layer_that_can_not_be_read_is_said_by_its_digest,
+    a_layer_that_is_not_what_the_image_says_is_refused,
+    a_layer_that_the_registry_has_lost_is_said_by_its_digest,
+    a_command_that_the_image_does_not_have_is_said_by_its_name,
+    a_command_that_can_not_run_is_said_by_its_name,
+    a_command_that_is_told_at_length_is_told_in_short,
+    a_state_directory_that_can_not_be_is_said_by_its_path,
+    a_shim_that_is_killed_before_the_create_is_worth_another_try,
+    a_runtime_that_is_killed_is_worth_another_try,
+    a_shim_that_does_not_start_in_time_is_worth_another_try,
+    a_shim_that_does_not_answer_is_worth_another_try,
+    a_start_that_is_called_off_while_it_fetches_leaves_nothing,
+    a_start_that_is_called_off_at_any_moment_leaves_nothing,
+];
+
+/// Asserts that a start fails with words that name the thing, leaves nothing, and harms no later start. Returns whether
+/// Nomad would try it again.
+async fn fails(scene: &Scene, plugin: &Plugin, config: &serde_json::Value, words: &[&str]) -> Result<bool> {
+    let task = scene.prepare(plugin, config).await?;
+    let mut named = vec![task.id()];
+    named.extend(words);
+    let status = refused(plugin.start_task(task.config.clone()).await, &named)?;
+    scene.nothing_left()?;
+    // Nomad sends no destroy after a start that failed; if one comes, it finds nothing.
+    task.end(plugin).await?;
+    scene.still_works(plugin).await?;
+    is_recoverable(&status).or(Ok(false))
+}
+
+/// The runtime's error is as long as the command's name. The message of a gRPC status is a header, which is limited in
+/// size.
+async fn a_command_that_is_told_at_length_is_told_in_short(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let mut config = scene.shell("");
+    config["command"] = serde_json::json!(format!("/bin/{}", "x".repeat(4080)));
+    let task = scene.prepare(&plugin, &config).await?;
+    let status = refused(plugin.start_task(task.config.clone()).await, &[task.id(), "/bin/xxx"])?;
+    let told = status.message();
+    // Some runtimes cut it off themselves.
+    ensure!(told.len() < 1024 || told.contains("bytes left out"), "nothing is left out of {told}");
+    ensure!(told.len() < 8192, "{} bytes", told.len());
+    for line in plugin.log().all() {
+        ensure!(line.len() < 64 * 1024, "a line of {} bytes", line.len());
+    }
+    scene.nothing_left()?;
+    // The runtime's error would not fit into the pipe to its shim, which does not read before the runtime has ended.
+    config["command"] = serde_json::json!(format!("/bin/{}", "x".repeat(100_000)));
+    let mut parameter = scene.shell("true");
+    parameter["sysctl"] = serde_json::json!({format!("net.{}", "x".repeat(100_000)): "1"});
+    let mut memory = scene.shell("true");
+    memory["tmpfs"] = serde_json::json!([format!("/x:size=1{}", ",uid=1".repeat(10_000))]);
+    for (config, word) in [(config, "command"), (parameter, "sysctl"), (memory, "options")] {
+        let task = scene.prepare(&plugin, &config).await?;
+        let start = tokio::time::timeout(LIMIT, plugin.start_task(task.config.clone())).await;
+        let start = start.with_context(|| format!("{word}: it keeps a place of those that start"))?;
+        refused(start, &[task.id(), "4095", word])?;
+        scene.nothing_left()?;
+    }
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn an_image_that_does_not_exist_is_not_worth_another_try(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    for name in [
+        "busybox:nope",
+        "no/such/image",
+        "busybox@sha256:0000000000000000000000000000000000000000000000000000000000000000",
+    ] {
+        let image = scene.image(name);
+        let again = fails(scene, &plugin, &config! { image = image }, &[&image]).await?;
+        ensure!(!again, "Nomad would try {image} again");
+    }
+    plugin.shut_down().await
+}
+
+async fn a_registry_that_is_down_is_worth_another_try(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    scene.still_works(&plugin).await?;
+    scene.world().registry().stop();
+    let image = scene.image("styled:elsewhere");
+    let again = fails(scene, &plugin, &config! { image = image }, &[&image]).await?;
+    ensure!(again, "Nomad would not try again");
+    plugin.shut_down().await
+}
+
+async fn a_layer_that_can_not_be_read_is_said_by_its_digest(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let image = scene.image("broken:unreadable");
+    fails(scene, &plugin, &config! { image = image }, &[&image, "sha256:"]).await?;
+    plugin.shut_down().await
+}
+
+async fn a_layer_that_is_not_what_the_image_says_is_refused(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let image = scene.image("broken:lying");
+    fails(scene, &plugin, &config! { image = image }, &[&image, "sha256:"]).await?;
+    plugin.shut_down().await
+}
+
+async fn a_layer_that_the_registry_has_lost_is_said_by_its_digest(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let image = scene.image("broken:incomplete");
+    fails(scene, &plugin, &config! { image = image }, &[&image, "sha256:"]).await?;
+    plugin.shut_down().await
+}
+
+async fn a_command_that_the_image_does_not_have_is_said_by_its_name(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    for command in ["no-such-command", "/bin/no-such-file"] {
+        let config = config! { image = scene.image("busybox:latest"), command = command };
+        let again = fails(scene, &plugin, &config, &[command]).await?;
+        ensure!(!again, "Nomad would try it again");
+    }
+    plugin.shut_down().await
+}
+
+async fn a_command_that_can_not_run_is_said_by_its_name(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let config = config! { image = scene.image("busybox:latest"), command = "/bin/not-a-program" };
+    fails(scene, &plugin, &config, &["/bin/not-a-program"]).await?;
+    plugin.shut_down().await
+}
+
+async fn a_state_directory_that_can_not_be_is_said_by_its_path(scene: &Scene) -> Result<()> {
+    std::fs::create_dir_all(scene.directory())?;
+    std::fs::write(scene.state_dir(), "a file is in the way")?;
+    let mut plugin = scene.plugin().await?;
+    let task = scene.prepare(&plugin, &scene.shell("true")).await?;
+    let path = scene.state_dir().display().to_string();
+    refused(plugin.start_task(task.config.clone()).await, &[task.id(), &path])?;
+    scene.nothing_left()?;
+    std::fs::remove_file(scene.state_dir())?;
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await
+}
+
+/// Asserts that a start with this scripted runtime or shim fails in a way that Nomad tries again.
+async fn is_worth_another_try(scene: &Scene, script: impl FnOnce(&Scripted) -> Result<()>) -> Result<()> {
+    let scripted = Scripted::new(scene)?;
+    script(&scripted)?;
+    let status = refusal(scene, &scripted, &[], Duration::from_secs(15)).await?;
+    ensure!(is_recoverable(&status)?, "Nomad would not try it again: {status}");
+    Ok(())
+}
+
+async fn a_shim_that_is_killed_before_the_create_is_worth_another_try(scene: &Scene) -> Result<()> {
+    // The runtime kills the shim, which is its parent. The shim is no child of the plugin.
+    is_worth_another_try(scene, |scripted| scripted.runtime(&runc("create", "kill -9 $PPID; exit 1"))).await
+}
+
+async fn a_runtime_that_is_killed_is_worth_another_try(scene: &Scene) -> Result<()> {
+    if scene.programs().is_rust_shim() {
+        return skip("the shim in Rust doesn't say how its runtime ended");
+    }
+    is_worth_another_try(scene, |scripted| scripted.runtime(&runc("create", "kill -9 $$"))).await
+}
+
+async fn a_shim_that_does_not_start_in_time_is_worth_another_try(scene: &Scene) -> Result<()> {
+    let hangs = "case \"$*\" in *start) exec sleep 600;; esac";
+    is_worth_another_try(scene, |scripted| scripted.shim(hangs)).await
+}
+
+async fn a_shim_that_does_not_answer_is_worth_another_try(scene: &Scene) -> Result<()> {
+    is_worth_another_try(scene, |scripted| {
+        scripted.runtime(&runc("create", "kill -STOP $PPID; exec sleep 600"))
+    })
+    .await
+}
+
+async fn a_start_that_is_called_off_while_it_fetches_leaves_nothing(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let registry = scene.world().registry();
+    scene.world().catalog().large(8)?.push(registry, "called-off", "v1", Form::Oci)?;
+    let config = config! { image = scene.image("called-off:v1") };
+    registry.pause()?;
+    let task = scene.prepare(&plugin, &config).await?;
+    let cut = tokio::time::timeout(Duration::from_millis(500), plugin.start_task(task.config.clone())).await;
+    ensure!(cut.is_err(), "it did not wait for the registry: {cut:?}");
+    registry.resume()?;
+    scene.nothing_left_within(Duration::from_secs(10))?;
+    // The same image, pulled again, is whole.
+    let task = scene.run(&plugin, &config).await?;
+    task.wait(&plugin).await?;
+    task.destroy(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_start_that_is_called_off_at_any_moment_leaves_nothing(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    scene.still_works(&plugin).await?;
+    let mut had_started = 0;
+    for delay_ms in [1, 10, 20, 30, 45, 60, 75, 90] {
+        let task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
+        let cut =
+            tokio::time::timeout(Duration::from_millis(delay_ms), plugin.start_task(task.config.clone()))
+                .await;
+        if cut.is_ok() {
+            task.end(&plugin).await?;
+            scene.nothing_left()?;
+        } else {
+            had_started += u32::from(scene.nothing_left_of_cut_off(&task, &plugin).await?);
+        }
+    }
+    ensure!(had_started <= 1, "{had_started} tasks run that nobody waits for");
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await
+}

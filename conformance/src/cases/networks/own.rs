@@ -1,0 +1,249 @@
+//! Networks of tasks' own: the kinds of networks, who reaches whom in them, and what Nomad and the task are told of
+//! them.
+
+use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::fixture::process;
+use harness::fixture::registry::free_port;
+use harness::task::LIMIT;
+use nomad_proto::driver as pb;
+use serde_json::json;
+
+use crate::cases::support::web_server::{PORT, SERVE, ask, offer, port, server, serving, told, with};
+use crate::cases::support::{cases, refused, same};
+
+cases!["networks":
+    without_a_network_a_task_has_its_loopback_alone,
+    a_task_on_the_bridge_is_reached_and_nomad_is_told_where,
+    a_published_port_is_reached_on_the_hosts_own_addresses,
+    tasks_on_the_bridge_reach_each_other_and_are_told_apart,
+    a_task_gets_the_address_and_the_names_that_it_asks_for,
+    a_network_is_described_by_a_file,
+    what_does_not_go_together_is_refused,
+];
+
+fn is_open(address: &str, port: u16) -> bool {
+    let address = SocketAddr::new(address.parse().expect("an address"), port);
+    TcpStream::connect_timeout(&address, Duration::from_secs(2)).is_ok()
+}
+
+/// Returns the host's first address of global scope.
+fn address_of_host() -> Result<String> {
+    let listed =
+        process::output(Command::new("ip").args(["-4", "-o", "address", "show", "scope", "global"]))?;
+    let word =
+        listed.lines().find(|line| !line.contains(" cfm")).and_then(|line| line.split_whitespace().nth(3));
+    Ok(word.and_then(|word| word.split('/').next()).context("the host has no address")?.to_owned())
+}
+
+async fn without_a_network_a_task_has_its_loopback_alone(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let script = "ls /sys/class/net; httpd -p 127.0.0.1:8080 -h /etc; httpd -p '[::1]:8081' -h /etc; \
+                  wget -q -O - http://127.0.0.1:8080/hostname; wget -q -O - http://[::1]:8081/hostname";
+    for mode in [json!(null), json!("none")] {
+        let task = scene.run(&plugin, &with(scene, script, &[("network_mode", mode)])).await?;
+        let name = format!("web-{}", &task.alloc.id[..8]);
+        same!(task.stdout(&plugin).await?, format!("lo\n{name}\n{name}\n"));
+        same!(plugin.inspect_task(task.id()).await?.network_override, None);
+        task.destroy(&plugin).await?;
+    }
+    plugin.shut_down().await
+}
+
+async fn a_task_on_the_bridge_is_reached_and_nomad_is_told_where(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let task = scene.prepare(&plugin, &with(scene, SERVE, &[("network_mode", json!("bridge"))])).await?;
+    let answer = plugin.start_task(task.config.clone()).await?;
+    let mut task = task;
+    task.handle = answer.handle;
+    let network = answer.network_override.context("StartTask tells of no network")?;
+    let name = format!("web-{}", &task.alloc.id[..8]);
+    task.alloc.stdout.to_contain("up\n", LIMIT).await?;
+    same!(ask(&network.addr, PORT)?, name);
+    ensure!(!network.auto_advertise, "the bridge's address is advertised to other nodes");
+    // The task finds itself by its address, and execs are in the same network.
+    let (code, said) = task
+        .exec(&plugin, "wget -q -O - http://$(hostname):8080/hostname; grep -w $(hostname) /etc/hosts")
+        .await?;
+    same!((code, said), (0, format!("{name}\n{} {name}\n", network.addr)));
+    same!(told(&plugin, &task).await?, network);
+    // The agent keeps the network's override, and so does the driver.
+    let mut next = scene.next_plugin(&mut plugin).await?;
+    task.recover(&next).await?;
+    same!(told(&next, &task).await?, network);
+    same!(ask(&network.addr, PORT)?, name);
+    task.stop(&next, LIMIT).await?;
+    same!(task.wait(&next).await?.exit_code, 3);
+    task.destroy(&next).await?;
+    scene.nothing_left()?;
+    next.shut_down().await
+}
+
+async fn a_published_port_is_reached_on_the_hosts_own_addresses(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let host = address_of_host()?;
+    let options = [("network_mode", json!("bridge")), ("ports", json!(["near", "far", "all"]))];
+    let mut task = scene.prepare(&plugin, &with(scene, SERVE, &options)).await?;
+    let [near, far, all, other] = [free_port()?, free_port()?, free_port()?, free_port()?];
+    offer(
+        &mut task,
+        vec![
+            port("near", near, PORT, "127.0.0.1"),
+            port("far", far, PORT, &host),
+            port("all", all, PORT, ""),
+            port("other", other, PORT, "127.0.0.1"),
+        ],
+    );
+    let task = serving(task, &plugin).await?;
+    let name = format!("web-{}", &task.alloc.id[..8]);
+    for (address, port) in [("127.0.0.1", near), (&*host, far), ("127.0.0.1", all), (&*host, all)] {
+        same!(ask(address, port)?, name);
+    }
+    ensure!(!is_open("127.0.0.1", other), "a port is published that the task doesn't list");
+    ensure!(!is_open("127.0.0.1", far), "a port is published on another address");
+    let network = told(&plugin, &task).await?;
+    let ports: std::collections::BTreeMap<_, _> = network.port_map.into_iter().collect();
+    same!(ports, ["all", "far", "near"].map(|label| (label.to_owned(), i32::from(PORT))).into());
+    task.end(&plugin).await?;
+    scene.nothing_left()?;
+    ensure!(!is_open("127.0.0.1", near), "it is still published");
+    plugin.shut_down().await
+}
+
+async fn tasks_on_the_bridge_reach_each_other_and_are_told_apart(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let bridge = [("network_mode", json!("bridge"))];
+    let (one, other) = (server(scene, &plugin, &bridge).await?, server(scene, &plugin, &bridge).await?);
+    let addresses = [told(&plugin, &one).await?.addr, told(&plugin, &other).await?.addr];
+    ensure!(addresses[0] != addresses[1], "both have {}", addresses[0]);
+    for (from, to, address) in [(&one, &other, &addresses[1]), (&other, &one, &addresses[0])] {
+        let asked = from.exec(&plugin, &format!("wget -q -O - http://{address}:{PORT}/hostname")).await?;
+        same!(asked, (0, format!("web-{}\n", &to.alloc.id[..8])));
+    }
+    // The end of one task takes nothing from the other.
+    one.end(&plugin).await?;
+    same!(ask(&addresses[1], PORT)?, format!("web-{}", &other.alloc.id[..8]));
+    other.end(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_task_gets_the_address_and_the_names_that_it_asks_for(scene: &Scene) -> Result<()> {
+    let mut options = scene.options();
+    let ipv6 = scene.world().networks().tasks_ipv6();
+    options["bridge_network_subnet_ipv6"] = json!(ipv6);
+    let ipv6 = ipv6.replace("/64", "77");
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let subnet = scene.world().networks().tasks().subnet;
+    let wanted = format!("{}77", subnet.split("0/").next().context("no subnet")?);
+    let asked = [
+        ("network_mode", json!("bridge")),
+        ("ipv4_address", json!(wanted)),
+        ("ipv6_address", json!(ipv6)),
+        ("advertise_ipv6_address", json!(true)),
+        ("mac_address", json!("02:68:b3:29:da:98")),
+        ("network_aliases", json!(["db", "www"])),
+    ];
+    let task = server(scene, &plugin, &asked).await?;
+    let network = told(&plugin, &task).await?;
+    same!((&*network.addr, network.auto_advertise), (&*ipv6, true));
+    let name = format!("web-{}", &task.alloc.id[..8]);
+    same!(ask(&wanted, PORT)?, name);
+    let script =
+        "cat /sys/class/net/eth0/address; grep -w db /etc/hosts; wget -q -O - http://www:8080/hostname";
+    let hosts = format!("{wanted} {name} db www\n{ipv6} {name} db www\n");
+    same!(task.exec(&plugin, script).await?, (0, format!("02:68:b3:29:da:98\n{hosts}{name}\n")));
+    // No other task gets the address meanwhile.
+    let second = scene.prepare(&plugin, &with(scene, "true", &asked[..2])).await?;
+    refused(plugin.start_task(second.config.clone()).await, &[&wanted])?;
+    task.end(&plugin).await?;
+    scene.nothing_left()?;
+    let outside = [("network_mode", json!("bridge")), ("ipv4_address", json!("192.0.2.7"))];
+    let task = scene.prepare(&plugin, &with(scene, "true", &outside)).await?;
+    refused(plugin.start_task(task.config.clone()).await, &["192.0.2.7"])?;
+    scene.nothing_left()?;
+    plugin.shut_down().await
+}
+
+async fn a_network_is_described_by_a_file(scene: &Scene) -> Result<()> {
+    let directory = scene.directory().join("cni");
+    std::fs::create_dir_all(&directory)?;
+    let bridge = scene.world().networks().described();
+    let described = json!({
+        "cniVersion": "1.0.0",
+        "name": "described",
+        "plugins": [{
+            "type": "bridge", "bridge": bridge.name, "isGateway": true,
+            "ipam": {
+                "type": "host-local", "dataDir": scene.state_dir().join("leases").display().to_string(),
+                "ranges": [[{"subnet": bridge.subnet}]],
+            },
+            "dns": {"nameservers": ["192.0.2.53"], "search": ["plugins.example"]},
+        }],
+    });
+    std::fs::write(directory.join("described.conflist"), serde_json::to_vec(&described)?)?;
+    let mut options = scene.options();
+    options["cni_config_dir"] = json!(directory.display().to_string());
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let mode = ("network_mode", json!("cni/described"));
+    let task = server(scene, &plugin, std::slice::from_ref(&mode)).await?;
+    let network = told(&plugin, &task).await?;
+    ensure!(network.auto_advertise, "the address in a network of the operator's is not advertised");
+    same!(ask(&network.addr, PORT)?, format!("web-{}", &task.alloc.id[..8]));
+    let servers = "grep -E '^(nameserver|search)' /etc/resolv.conf";
+    let of_plugins = "nameserver 192.0.2.53\nsearch plugins.example\n";
+    same!(task.exec(&plugin, servers).await?, (0, of_plugins.to_owned()));
+    task.end(&plugin).await?;
+    // The task's DNS servers take precedence over the network's, and the group's over all.
+    let options = [mode.clone(), ("dns_servers", json!(["192.0.2.54"]))];
+    let mut task = scene.prepare(&plugin, &with(scene, servers, &options)).await?;
+    task.start(&plugin).await?;
+    same!(task.stdout(&plugin).await?, "nameserver 192.0.2.54\nsearch plugins.example\n");
+    task.destroy(&plugin).await?;
+    let mut task =
+        scene.prepare(&plugin, &with(scene, "grep ^nameserver /etc/resolv.conf", &options)).await?;
+    task.config.dns = Some(pb::DnsConfig { servers: vec!["192.0.2.55".to_owned()], ..Default::default() });
+    task.start(&plugin).await?;
+    same!(task.stdout(&plugin).await?, "nameserver 192.0.2.55\n");
+    task.destroy(&plugin).await?;
+    // A network whose CNI plugins take no ports has none.
+    let mut task = scene.prepare(&plugin, &with(scene, "true", &[mode, ("ports", json!(["http"]))])).await?;
+    offer(&mut task, vec![port("http", free_port()?, PORT, "")]);
+    refused(plugin.start_task(task.config.clone()).await, &["described", "portMappings"])?;
+    scene.nothing_left()?;
+    plugin.shut_down().await
+}
+
+async fn what_does_not_go_together_is_refused(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    let bridge = || ("network_mode", json!("bridge"));
+    for (options, words) in [
+        (vec![("network_mode", json!("nat"))], &["network_mode", "nat", "cni/<network>"][..]),
+        (vec![bridge(), ("host_network", json!(true))], &["network_mode", "bridge", "host_network"]),
+        (vec![("ports", json!(["http"]))], &["ports", "network_mode = \"bridge\""]),
+        (vec![("network_mode", json!("task:db")), ("ports", json!(["http"]))], &["ports", "task:db"]),
+        (
+            vec![("network_mode", json!("host")), ("mac_address", json!("02:00:00:00:00:01"))],
+            &["mac_address", "host"],
+        ),
+        (vec![bridge(), ("ports", json!(["http"]))], &["ports", "http", "https"]),
+        (vec![bridge(), ("advertise_ipv6_address", json!(true))], &["advertise_ipv6_address", "IPv6"]),
+        (vec![bridge(), ("bandwidth", json!({"egress_rate": "fast"}))], &["bandwidth", "fast"]),
+        (vec![("dns_servers", json!(["dns.example"]))], &["dns_servers", "dns.example"]),
+    ] {
+        let mut task = scene.prepare(&plugin, &with(scene, "true", &options)).await?;
+        offer(&mut task, vec![port("https", 14000, PORT, "")]);
+        refused(plugin.start_task(task.config.clone()).await, words)?;
+        scene.nothing_left()?;
+    }
+    plugin.shut_down().await?;
+    let mut options = scene.options();
+    options["allowed_modes"] = json!({"network": []});
+    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let task = scene.prepare(&plugin, &with(scene, "true", &[("network_mode", json!("host"))])).await?;
+    refused(plugin.start_task(task.config.clone()).await, &["network_mode", "allowed_modes.network"])?;
+    plugin.shut_down().await
+}

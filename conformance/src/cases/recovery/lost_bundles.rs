@@ -1,0 +1,167 @@
+//! Tasks whose bundle directory somebody has removed, such as an operator who cleans up by hand: every part of them is
+//! ended nevertheless.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use harness::context::Scene;
+use harness::leaks::sweep;
+use harness::task::{LIMIT, Task};
+use nix::libc::EBUSY;
+use nix::sys::signal::{Signal, kill};
+use serde_json::{Value, json};
+
+use crate::cases::support::processes::shim_pid;
+use crate::cases::support::{cases, refused, same, until};
+
+cases!["lost bundle":
+    a_task_without_its_bundle_is_stopped_and_destroyed,
+    a_task_without_its_bundle_is_destroyed_by_force,
+    a_task_that_lost_its_bundle_between_two_plugins_is_destroyed,
+    a_task_that_lost_its_bundle_and_then_its_shim_is_ended,
+    what_has_neither_a_bundle_nor_a_handle_is_ended,
+];
+
+/// The removed part of a bundle.
+#[derive(Clone, Copy, Debug)]
+enum Lost {
+    /// The whole bundle, as by an unmount and a removal by hand.
+    All,
+    /// The files only, as by a removal without an unmount, which fails at the rootfs.
+    Files,
+}
+
+/// Returns jobs whose processes end with the first one, and jobs whose processes don't. A sandbox has none of the
+/// second kind.
+fn jobs(scene: &Scene) -> Vec<Value> {
+    let script = "trap 'exit 3' TERM; setsid sleep 600 & echo up; wait";
+    let (alone, mut with_host) = (scene.shell(script), scene.shell(script));
+    with_host["pid_mode"] = json!("host");
+    if scene.programs().is_gvisor() { vec![alone] } else { vec![alone, with_host] }
+}
+
+async fn run(scene: &Scene, plugin: &harness::host::Plugin, job: &Value) -> Result<Task> {
+    let task = scene.run(plugin, job).await?;
+    task.alloc.stdout.to_contain("up\n", LIMIT).await?;
+    if !scene.programs().is_gvisor() {
+        task.processes_become(2).await?;
+    }
+    Ok(task)
+}
+
+fn lose(scene: &Scene, lost: Lost) -> Result<()> {
+    let bundle = scene.bundle()?;
+    match lost {
+        Lost::All => {
+            sweep::unmount_under(&bundle);
+            fs::remove_dir_all(&bundle)?;
+        }
+        Lost::Files => {
+            for entry in fs::read_dir(&bundle)? {
+                let entry = entry?;
+                if entry.file_type()?.is_file() {
+                    let removed = fs::remove_file(entry.path());
+                    // A network's namespace is a mount, which can't be removed.
+                    let is_held = |error: &std::io::Error| error.raw_os_error() == Some(EBUSY);
+                    ensure!(removed.as_ref().err().is_none_or(is_held), "remove {entry:?}: {removed:?}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+fn nothing_is_left(scene: &Scene, task: &Task) -> Result<()> {
+    same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+    scene.nothing_left()
+}
+
+async fn a_task_without_its_bundle_is_stopped_and_destroyed(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    for job in jobs(scene) {
+        for lost in [Lost::All, Lost::Files] {
+            let task = run(scene, &plugin, &job).await?;
+            lose(scene, lost)?;
+            task.stop(&plugin, LIMIT).await.with_context(|| format!("stop without {lost:?}"))?;
+            same!(task.wait(&plugin).await?.exit_code, 3);
+            task.destroy(&plugin).await.with_context(|| format!("destroy without {lost:?}"))?;
+            nothing_is_left(scene, &task).with_context(|| format!("without {lost:?}"))?;
+        }
+    }
+    scene.still_works(&plugin).await?;
+    plugin.shut_down().await
+}
+
+async fn a_task_without_its_bundle_is_destroyed_by_force(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    for job in jobs(scene) {
+        for lost in [Lost::All, Lost::Files] {
+            let task = run(scene, &plugin, &job).await?;
+            lose(scene, lost)?;
+            task.end(&plugin).await.with_context(|| format!("destroy without {lost:?}"))?;
+            nothing_is_left(scene, &task).with_context(|| format!("without {lost:?}"))?;
+        }
+    }
+    plugin.shut_down().await
+}
+
+async fn a_task_that_lost_its_bundle_between_two_plugins_is_destroyed(scene: &Scene) -> Result<()> {
+    for job in jobs(scene) {
+        for lost in [Lost::All, Lost::Files] {
+            for has_shim in [true, false] {
+                let mut plugin = scene.plugin().await?;
+                let task = run(scene, &plugin, &job).await?;
+                plugin.kill().await?;
+                let shim = shim_pid(scene)?;
+                lose(scene, lost)?;
+                if !has_shim {
+                    kill(shim, Signal::SIGKILL)?;
+                }
+                let mut next = scene.plugin().await?;
+                refused(next.recover_task(task.kept_handle()?).await, &["bundle", "removed"])?;
+                // The agent destroys the task next.
+                task.end(&next).await.with_context(|| format!("destroy without {lost:?}, {has_shim}"))?;
+                let left = nothing_is_left(scene, &task);
+                left.with_context(|| format!("without {lost:?}, {has_shim}"))?;
+                next.shut_down().await?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn a_task_that_lost_its_bundle_and_then_its_shim_is_ended(scene: &Scene) -> Result<()> {
+    let mut plugin = scene.plugin().await?;
+    for job in jobs(scene) {
+        let task = run(scene, &plugin, &job).await?;
+        let shim = shim_pid(scene)?;
+        lose(scene, Lost::All)?;
+        let waiting = task.wait_answer(&plugin);
+        kill(shim, Signal::SIGKILL)?;
+        let answer = waiting.await?;
+        ensure!(answer.err.contains("shim"), "WaitTask's err is {:?}", answer.err);
+        same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+        task.destroy(&plugin).await?;
+        nothing_is_left(scene, &task)?;
+    }
+    plugin.shut_down().await
+}
+
+/// The agent has lost its state as well, so that nothing knows the task.
+async fn what_has_neither_a_bundle_nor_a_handle_is_ended(scene: &Scene) -> Result<()> {
+    for job in jobs(scene) {
+        for lost in [Lost::All, Lost::Files] {
+            let mut plugin = scene.plugin().await?;
+            let task = run(scene, &plugin, &job).await?;
+            plugin.kill().await?;
+            lose(scene, lost)?;
+            let mut next = scene.plugin().await?;
+            until(LIMIT, "the end of its processes", || task.alloc.cgroup.pids().is_empty()).await?;
+            // The cgroup is Nomad's own, and nothing says whose it was.
+            sweep::cgroups(task.alloc.cgroup.name());
+            scene.nothing_left_within(LIMIT).with_context(|| format!("without {lost:?}"))?;
+            next.shut_down().await?;
+        }
+    }
+    Ok(())
+}

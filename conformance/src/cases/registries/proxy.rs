@@ -1,0 +1,75 @@
+//! Proxies, by the agent's environment, between the plugin and a registry.
+
+use anyhow::{Result, ensure};
+use harness::context::Scene;
+use harness::fixture::{Authority, Gate, Reply, Terms};
+use serde_json::json;
+
+use crate::cases::support::cases;
+use crate::cases::support::registry_hosts::{Configured, REGISTRY};
+
+cases!["registries behind proxies":
+    plain_http_goes_through_its_proxy,
+    https_goes_through_a_tunnel,
+    what_needs_no_proxy_gets_none,
+];
+
+/// A server whose name only the proxy knows.
+const SERVER: &str = "server = \"http://registry.test:5000\"\n";
+
+async fn plain_http_goes_through_its_proxy(scene: &Scene) -> Result<()> {
+    let configured = Configured::new(scene)?;
+    configured.say(REGISTRY, SERVER)?;
+    for name in ["HTTP_PROXY", "http_proxy"] {
+        let proxy = configured.host(|_| Reply::Pass).await?;
+        let address = format!("http://{}", proxy.address());
+        let mut plugin = configured.plugin_with(json!(null), &[(name, &address)]).await?;
+        configured.pulls(&plugin, REGISTRY).await?;
+        let seen = proxy.seen();
+        let is_meant = |target: &str| target.starts_with("http://registry.test:5000/v2/");
+        ensure!(!seen.is_empty() && seen.iter().all(|seen| is_meant(&seen.target)), "{seen:?}");
+        plugin.shut_down().await?;
+    }
+    Ok(())
+}
+
+async fn https_goes_through_a_tunnel(scene: &Scene) -> Result<()> {
+    let configured = Configured::new(scene)?;
+    let authority = Authority::new(&scene.directory().join("pki"), "ours")?;
+    let shown = authority.certify("registry.test")?;
+    let terms = Terms { tls: Some((shown.certificate, shown.key)), ..Terms::default() };
+    let registry = scene.world().registry().beside(&scene.directory().join("reg"), terms)?;
+    let hosts = format!("server = \"https://registry.test:8443\"\nca = {:?}\n", authority.certificate());
+    configured.say(REGISTRY, &hosts)?;
+    for name in ["HTTPS_PROXY", "https_proxy"] {
+        let proxy = Gate::before(registry.address(), |_| Reply::Pass).await?;
+        let address = format!("http://{}", proxy.address());
+        let mut plugin = configured.plugin_with(json!(null), &[(name, &address)]).await?;
+        configured.pulls(&plugin, REGISTRY).await?;
+        let seen = proxy.seen();
+        let is_tunnel = |seen: &harness::fixture::Seen| {
+            (seen.method.as_str(), seen.target.as_str()) == ("CONNECT", "registry.test:8443")
+        };
+        ensure!(!seen.is_empty() && seen.iter().all(is_tunnel), "{seen:?}");
+        plugin.shut_down().await?;
+    }
+    Ok(())
+}
+
+async fn what_needs_no_proxy_gets_none(scene: &Scene) -> Result<()> {
+    let configured = Configured::new(scene)?;
+    configured.say(REGISTRY, SERVER)?;
+    let proxy = configured.host(|_| Reply::Pass).await?;
+    let address = format!("http://{}", proxy.address());
+    for name in ["NO_PROXY", "no_proxy"] {
+        let environment =
+            [("HTTP_PROXY", address.as_str()), (name, "other.test,.registry.test,registry.test")];
+        let mut plugin = configured.plugin_with(json!(null), &environment).await?;
+        configured.fails(&plugin, &configured.job(REGISTRY), &["registry.test", "can't be reached"]).await?;
+        // Requests to the loopback never go through a proxy.
+        configured.pulls(&plugin, scene.world().registry().address()).await?;
+        ensure!(proxy.seen().is_empty(), "{:?}", proxy.seen());
+        plugin.shut_down().await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,178 @@
+//! Registries with certificates: whose certificates are trusted, and which client certificates are shown, by hosts.toml
+//! or docker's files.
+
+use anyhow::Result;
+use harness::context::Scene;
+use harness::fixture::{Authority, Certified, Registry, Reply, Seen, Terms};
+
+use crate::cases::support::cases;
+use crate::cases::support::registry_hosts::{Configured, REGISTRY};
+
+cases!["registries with certificates":
+    an_authority_of_the_operators_counts_beside_the_systems,
+    a_certificate_that_vouches_for_itself_may_be_the_authority,
+    what_is_not_to_be_verified_is_not,
+    what_is_not_to_be_verified_is_the_host_alone_and_no_other_that_it_sends_to,
+    a_registry_that_wants_a_certificate_is_shown_the_right_one,
+    dockers_files_count_where_there_is_no_other,
+    plain_http_comes_after_what_is_said_of_certificates,
+];
+
+/// Starts another registry with the same content, which serves by TLS.
+fn registry(scene: &Scene, shown: &Certified, clients: Option<&Authority>) -> Result<Registry> {
+    let terms = Terms {
+        tls: Some((shown.certificate.clone(), shown.key.clone())),
+        clients: clients.map(Authority::certificate),
+        lock: None,
+    };
+    scene.world().registry().beside(&scene.directory().join("reg"), terms)
+}
+
+/// Returns a hosts.toml with this registry as `server`, and more lines.
+fn server(registry: &Registry, more: &str) -> String {
+    format!("server = \"https://{}\"\n{more}\n", registry.address())
+}
+
+async fn an_authority_of_the_operators_counts_beside_the_systems(scene: &Scene) -> Result<()> {
+    let configured = Configured::new(scene)?;
+    let directory = configured.directory().join(REGISTRY);
+    let authority = Authority::new(&directory, "ours")?;
+    Authority::new(&directory, "theirs")?;
+    let registry = registry(scene, &authority.certify("server")?, None)?;
+    let mut plugin = configured.plugin().await?;
+    for (more, works) in [
+        ("ca = \"ours.crt\"", true),
+        (&format!("ca = [\"theirs.crt\", {:?}]", authority.certificate()), true),
+        ("ca = \"theirs.crt\"", false),
+        // Docker's files don't count beside a hosts.toml.
+        ("", false),
+    ] {
+        configured.say(REGISTRY, &server(&registry, more))?;
+        if works {
+            configured.pulls(&plugin, REGISTRY).await?;
+        } else {
+            configured.fails(&plugin, &configured.job(REGISTRY), &["certificate", "UnknownIssuer"]).await?;
+        }
+    }
+    plugin.shut_down().await
+}
+
+async fn a_certificate_that_vouches_for_itself_may_be_the_authority(scene: &Scene) -> Result<()> {
+    let configured = Configured::new(scene)?;
+    let directory = configured.directory().join(REGISTRY);
+    let shown = Certified::by_itself(&directory, "itself", &["127.0.0.1"])?;
+    Certified::by_itself(&directory, "another", &["127.0.0.1"])?;
+    let registry = registry(scene, &shown, None)?;
+    let mut plugin = configured.plugin().await?;
+    configured.say(REGISTRY, &server(&registry, "ca = \"itself.cert\""))?;
+    configured.pulls(&plugin, REGISTRY).await?;
+    configured.say(REGISTRY, &server(&registry, "ca = \"another.cert\""))?;
+    configured.fails(&plugin, &configured.job(REGISTRY), &["certificate"]).await?;
+    // The certificate is trusted under its own names only.
+    drop(registry);
+    let elsewhere = Certified::by_itself(&directory, "elsewhere", &["elsewhere.test"])?;
+    let registry = self::registry(scene, &elsewhere, None)?;
+    configured.say(REGISTRY, &server(&registry, "ca = \"elsewhere.cert\""))?;
+    configured.fails(&plugin, &configured.job(REGISTRY), &["certificate", "elsewhere.test"]).await?;
+    plugin.shut_down().await
+}
+
+async fn what_is_not_to_be_verified_is_not(scene: &Scene) -> Result<()> {
+    let configured = Configured::new(scene)?;
+    let authority = Authority::new(&scene.directory().join("pki"), "ours")?;
+    let registry = registry(scene, &authority.certify("server")?, None)?;
+    let mut plugin = configured.plugin().await?;
+    configured.say(REGISTRY, &server(&registry, "skip_verify = true"))?;
+    configured.pulls(&plugin, REGISTRY).await?;
+    configured.say(REGISTRY, &server(&registry, "skip_verify = false"))?;
+    configured.fails(&plugin, &configured.job(REGISTRY), &["certificate"]).await?;
+    plugin.shut_down().await
+}
+
+async fn what_is_not_to_be_verified_is_the_host_alone_and_no_other_that_it_sends_to(
+    scene: &Scene,
+) -> Result<()> {
+    let configured = Configured::new(scene)?;
+    let authority = Authority::new(&scene.directory().join("pki"), "ours")?;
+    let storage = registry(scene, &authority.certify("localhost")?, None)?;
+    // The same machine by another name counts as another host.
+    let elsewhere = storage.address().replace("127.0.0.1", "localhost");
+    let sends = move |seen: &Seen| match seen.target.contains("/blobs/") {
+        true => {
+            let place = format!("https://{elsewhere}{}", seen.target);
+            Reply::Say(307, vec![("Location", place)], String::new())
+        }
+        false => Reply::Pass,
+    };
+    let host = configured.host(sends).await?;
+    let mut plugin = configured.plugin().await?;
+    let hosts = format!("server = \"http://{}\"\nskip_verify = true\n", host.address());
+    configured.say(REGISTRY, &hosts)?;
+    configured.fails(&plugin, &configured.job(REGISTRY), &["certificate", "UnknownIssuer"]).await?;
+    configured.say(REGISTRY, &format!("{hosts}ca = {:?}\n", authority.certificate()))?;
+    configured.pulls(&plugin, REGISTRY).await?;
+    plugin.shut_down().await
+}
+
+async fn a_registry_that_wants_a_certificate_is_shown_the_right_one(scene: &Scene) -> Result<()> {
+    let configured = Configured::new(scene)?;
+    let pki = scene.directory().join("pki");
+    let (authority, other) = (Authority::new(&pki, "ours")?, Authority::new(&pki, "theirs")?);
+    let registry = registry(scene, &authority.certify("server")?, Some(&authority))?;
+    let (right, wrong) = (authority.certify("node")?, other.certify("stranger")?);
+    let both = pki.join("both.pem");
+    let text = [&right.certificate, &right.key].map(std::fs::read_to_string);
+    let [certificate, key] = text;
+    std::fs::write(&both, certificate? + &key?)?;
+    let pair = |of: &Certified| format!("[{:?}, {:?}]", of.certificate, of.key);
+    let ca = format!("ca = {:?}", authority.certificate());
+    let mut plugin = configured.plugin().await?;
+    for client in [
+        format!("client = [{}]", pair(&right)),
+        format!("client = [{}, {}]", pair(&wrong), pair(&right)),
+        format!("client = {both:?}"),
+        format!("client = [{both:?}]"),
+        format!("client = [[{both:?}, \"\"]]"),
+    ] {
+        configured.say(REGISTRY, &server(&registry, &format!("{ca}\n{client}")))?;
+        configured.pulls(&plugin, REGISTRY).await?;
+    }
+    for client in [String::new(), format!("client = [{}]", pair(&wrong))] {
+        configured.say(REGISTRY, &server(&registry, &format!("{ca}\n{client}")))?;
+        configured.fails(&plugin, &configured.job(REGISTRY), &["ertificate"]).await?;
+    }
+    let mixed = format!("{ca}\nclient = [[{:?}, {:?}]]", right.certificate, wrong.key);
+    configured.say(REGISTRY, &server(&registry, &mixed))?;
+    configured.fails(&plugin, &configured.job(REGISTRY), &["node.cert", "key"]).await?;
+    plugin.shut_down().await
+}
+
+async fn dockers_files_count_where_there_is_no_other(scene: &Scene) -> Result<()> {
+    let configured = Configured::new(scene)?;
+    let authority = Authority::new(&scene.directory().join("pki"), "ours")?;
+    let registry = registry(scene, &authority.certify("server")?, Some(&authority))?;
+    let node = authority.certify("node")?;
+    let directory = configured.directory().join(registry.address());
+    std::fs::create_dir_all(&directory)?;
+    for (from, name) in
+        [(&authority.certificate(), "ca.crt"), (&node.certificate, "client.cert"), (&node.key, "client.key")]
+    {
+        std::fs::copy(from, directory.join(name))?;
+    }
+    let mut plugin = configured.plugin().await?;
+    configured.pulls(&plugin, registry.address()).await?;
+    plugin.shut_down().await
+}
+
+async fn plain_http_comes_after_what_is_said_of_certificates(scene: &Scene) -> Result<()> {
+    let configured = Configured::new(scene)?;
+    let authority = Authority::new(&scene.directory().join("pki"), "ours")?;
+    let secured = registry(scene, &authority.certify("server")?, None)?;
+    let mut plugin = configured.plugin().await?;
+    for address in [secured.address(), scene.world().registry().address()] {
+        let hosts = format!("[host.\"http://{address}\"]\nskip_verify = true\n");
+        configured.say(REGISTRY, &hosts)?;
+        configured.pulls(&plugin, REGISTRY).await?;
+    }
+    plugin.shut_down().await
+}

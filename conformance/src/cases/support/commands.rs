@@ -1,0 +1,36 @@
+//! Commands in a running task.
+
+use anyhow::Result;
+use harness::context::Scene;
+use harness::host::{Exec, Plugin};
+use harness::task::Task;
+
+pub async fn sleeper(scene: &Scene) -> Result<(Plugin, Task)> {
+    let plugin = scene.plugin().await?;
+    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+    Ok((plugin, task))
+}
+
+pub async fn leave(mut plugin: Plugin, task: &Task) -> Result<()> {
+    task.end(&plugin).await?;
+    plugin.shut_down().await
+}
+
+pub async fn shell(plugin: &Plugin, task: &Task, script: &str, tty: bool) -> Result<Exec> {
+    Exec::open(plugin, task.id(), &["/bin/sh", "-c", script], tty).await
+}
+
+/// Scripts that don't end by themselves, and run `sleep 77[0-9]` by themselves and in processes of every kind.
+pub const SCRIPTS_WITH_CHILDREN: [&str; 7] = [
+    "trap '' TERM HUP INT; sleep 777; sleep 778",
+    "sleep 777 & sleep 778 & sleep 779",
+    // Children in process groups of their own.
+    "set -m; sleep 777 & sleep 778 & wait",
+    // Children without a parent.
+    "(sleep 777 & sleep 778 &); sleep 779",
+    // Children in a session of their own.
+    "setsid sleep 777 & wait",
+    "setsid sh -c 'setsid sleep 777 & sleep 778' & sleep 779",
+    // A script that keeps on starting others.
+    "while :; do (sleep 0.02; sleep 777) & sleep 0.01; done",
+];

@@ -1,0 +1,99 @@
+//! A directory of hosts.toml files, and pulls by them.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::Result;
+use harness::config;
+use harness::context::Scene;
+use harness::fixture::image::Image;
+use harness::fixture::{Form, Gate, Reply, Seen};
+use harness::host::Plugin;
+use serde_json::json;
+use tonic::Status;
+
+use crate::cases::support::{refused, same};
+
+/// A registry's name without an address: only hosts.toml leads anywhere.
+pub const REGISTRY: &str = "registry.test";
+
+/// A directory of hosts.toml files, and an image that no other case has.
+pub struct Configured<'s> {
+    pub scene: &'s Scene,
+    pub repository: String,
+}
+
+impl<'s> Configured<'s> {
+    pub fn new(scene: &'s Scene) -> Result<Self> {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let content = COUNT.fetch_add(1, Ordering::Relaxed).to_string();
+        let image = scene.world().catalog().with(|tree| tree.file("own", 0o644, content.as_bytes()))?;
+        Self::with(scene, &image)
+    }
+
+    pub fn with(scene: &'s Scene, image: &Image) -> Result<Self> {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        let repository = format!("own/image-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        image.push(scene.world().registry(), &repository, "v1", Form::OciIndex)?;
+        Ok(Self { scene, repository })
+    }
+
+    pub fn directory(&self) -> PathBuf {
+        self.scene.directory().join("certs.d")
+    }
+
+    /// Writes a registry's hosts.toml. Returns its path.
+    pub fn say(&self, registry: &str, hosts: &str) -> Result<PathBuf> {
+        let directory = self.directory().join(registry);
+        std::fs::create_dir_all(&directory)?;
+        let path = directory.join("hosts.toml");
+        std::fs::write(&path, hosts)?;
+        Ok(path)
+    }
+
+    pub async fn plugin(&self) -> Result<Plugin> {
+        self.plugin_with(json!(null), &[]).await
+    }
+
+    pub async fn plugin_with(&self, auth: serde_json::Value, environment: &[(&str, &str)]) -> Result<Plugin> {
+        let mut options = self.scene.options();
+        options["registry_config_dir"] = json!(self.directory());
+        options["auth"] = auth;
+        let mut launch = self.scene.launch();
+        launch.look_first_in(self.scene.directory().join("bin"));
+        let named = environment.iter().map(|(name, value)| (name.into(), value.into()));
+        launch.environment.extend(named);
+        self.scene.plugin_as(&launch, &options).await
+    }
+
+    pub fn job(&self, registry: &str) -> serde_json::Value {
+        let image = format!("{registry}/{}:v1", self.repository);
+        config! { image = image, command = "/bin/sh", args = ["-c", "exit 3"] }
+    }
+
+    /// Runs the image under this registry's name, and removes it again.
+    pub async fn pulls(&self, plugin: &Plugin, registry: &str) -> Result<()> {
+        self.runs(plugin, &self.job(registry)).await
+    }
+
+    pub async fn runs(&self, plugin: &Plugin, job: &serde_json::Value) -> Result<()> {
+        let task = self.scene.run(plugin, job).await?;
+        same!(task.wait(plugin).await?.exit_code, 3);
+        task.destroy(plugin).await?;
+        let image = job["image"].as_str().unwrap_or_default();
+        self.scene.world().containerd().ctr(&["images", "delete", "--sync", image]).map(drop)
+    }
+
+    pub async fn fails(&self, plugin: &Plugin, job: &serde_json::Value, words: &[&str]) -> Result<Status> {
+        let task = self.scene.prepare(plugin, job).await?;
+        let status = refused(plugin.start_task(task.config.clone()).await, words)?;
+        self.scene.nothing_left()?;
+        Ok(status)
+    }
+
+    /// Starts a host that records each request, and passes it on to the test environment's registry unless `decide`
+    /// says otherwise.
+    pub async fn host(&self, decide: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Result<Gate> {
+        Gate::before(self.scene.world().registry().address(), decide).await
+    }
+}

@@ -1,0 +1,62 @@
+//! A registry behind a network with faults.
+
+use anyhow::{Result, ensure};
+use harness::config;
+use harness::context::Scene;
+use harness::fixture::Form;
+use harness::fixture::fault_proxy::FaultProxy;
+use harness::fixture::image::Image;
+use harness::fixture::layer::Layer;
+use harness::host::Plugin;
+use harness::task::LIMIT;
+use serde_json::Value;
+
+use crate::cases::support::{same, until};
+
+pub const MIB: u64 = 1 << 20;
+
+/// Maximum content that may be fetched again because it was in transit when a connection broke.
+pub const LOST_BYTES: u64 = MIB;
+
+/// The registry behind a proxy of the case's own.
+pub struct Network {
+    pub proxy: FaultProxy,
+}
+
+impl Network {
+    pub fn before(scene: &Scene) -> Result<Self> {
+        Ok(Self { proxy: FaultProxy::before(scene.world().registry().address())? })
+    }
+
+    /// Pushes an image directly to the registry. Returns its name by the proxy.
+    pub fn push(&self, scene: &Scene, image: &Image, name: &str) -> Result<String> {
+        image.push(scene.world().registry(), name, "v1", Form::Oci)?;
+        Ok(format!("{}/{name}:v1", self.proxy.address()))
+    }
+
+    /// Asserts that no more of a layer was sent than its size, except for content lost in transit.
+    pub fn sent_once(&self, layer: &Layer) -> Result<()> {
+        let (sent, size) = (self.proxy.sent_bytes(&layer.digest), layer.blob.len() as u64);
+        ensure!((size..size + LOST_BYTES).contains(&sent), "{sent} bytes were sent of a layer of {size}");
+        Ok(())
+    }
+
+    pub async fn has_sent(&self, layer: &Layer, bytes: u64) -> Result<()> {
+        until(LIMIT, "the layer is sent", || self.proxy.sent_bytes(&layer.digest) >= bytes).await
+    }
+}
+
+/// Runs a task of an image to its end.
+pub async fn runs(scene: &Scene, plugin: &Plugin, image: &str) -> Result<()> {
+    let task = scene.run(plugin, &config! { image = image, command = "true" }).await?;
+    same!(task.wait(plugin).await?.exit_code, 0);
+    task.destroy(plugin).await
+}
+
+pub async fn plugin_with(scene: &Scene, more: &Value) -> Result<Plugin> {
+    let mut options = scene.options();
+    for (option, value) in more.as_object().into_iter().flatten() {
+        options[option] = value.clone();
+    }
+    scene.plugin_as(&scene.launch(), &options).await
+}
