@@ -31,10 +31,10 @@ const INTERPRETER: u32 = 3;
 pub(crate) enum ReaperError {
     #[error(
         "the option init needs a static init program on this node, and there is none: install tini (Debian, Ubuntu), \
-         catatonit or docker, or name one in the plugin's option init_path"
+         catatonit or docker, or name one in the plugin option init_path"
     )]
     NotFound,
-    #[error("the plugin's option init_path can't be {path:?}: {why}")]
+    #[error("the plugin option init_path can't be {path:?}: {why}")]
     Unfit { path: PathBuf, why: String },
 }
 

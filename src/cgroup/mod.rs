@@ -76,7 +76,7 @@ impl Cgroup {
     /// # Errors
     /// If the kernel refuses. Nothing is moved if the cpuset is missing or has no CPUs (that of reserved cores, which
     /// the runtime sets in the container's own), or if the pid is unknown: the kernel takes 0 for this plugin.
-    pub(crate) fn place(&self, pid: i32) -> io::Result<()> {
+    pub(crate) fn add_process(&self, pid: i32) -> io::Result<()> {
         let Some(cpuset) = self.cpuset.as_ref().filter(|_| pid > 1) else { return Ok(()) };
         match std::fs::read_to_string(cpuset.join("cpuset.cpus")) {
             Ok(cpus) if !cpus.trim().is_empty() => {
@@ -210,10 +210,10 @@ mod tests {
         let cgroup = Cgroup { path: "/nomad/a1.web".into(), cpuset: Some(cpuset.path().to_owned()) };
         let procs = cpuset.path().join("cgroup.procs");
         for pid in [-1, 0, 1] {
-            cgroup.place(pid).unwrap();
+            cgroup.add_process(pid).unwrap();
             assert!(!procs.exists(), "{pid}");
         }
-        cgroup.place(4711).unwrap();
+        cgroup.add_process(4711).unwrap();
         assert_eq!(std::fs::read_to_string(procs).unwrap(), "4711");
     }
 

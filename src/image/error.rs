@@ -30,7 +30,7 @@ pub(crate) enum Problem {
     #[error("the archive: {reason}")]
     Archive { reason: String },
     #[error(
-        "the registry has sent nothing for {} (the plugin's option pull_activity_timeout)",
+        "the registry has sent nothing for {} (the plugin option pull_activity_timeout)",
         humantime::format_duration(*after)
     )]
     StandsStill { after: Duration },
@@ -156,7 +156,7 @@ fn told(failures: &[(String, Problem)]) -> String {
 /// Returns the error of an image that is larger than an option of the plugin allows.
 pub(crate) fn too_large(what: &str, size_bytes: u64, limit_bytes: u64, option: &str) -> Problem {
     let what = format!("{what} {size_bytes} bytes or more");
-    Problem::unsupported(format!("{what}, and the plugin's option {option} allows {limit_bytes}"))
+    Problem::unsupported(format!("{what}, and the plugin option {option} allows {limit_bytes}"))
 }
 
 #[cfg(test)]

@@ -138,7 +138,7 @@ fn profile(named: &SeccompProfile, security_policy: &SecurityPolicy) -> Result<S
     };
     // The operator's `seccomp_profile_dirs` has been checked before, with the other options.
     let (root, path) = security_policy.seccomp_profile(&named.path).ok_or_else(|| {
-        refused("the plugin's option seccomp_profile_dirs has no directory above it".to_owned())
+        refused("the plugin option seccomp_profile_dirs has no directory above it".to_owned())
     })?;
     let file = host_path::open_file(&root, &path).map_err(unreadable)?;
     let mut bytes = Vec::new();

@@ -340,7 +340,7 @@ impl Bundle {
     ///
     /// # Errors
     /// Names the file.
-    pub(crate) fn keep(&self) -> Result<(), Error> {
+    pub(crate) fn clear_removal_mark(&self) -> Result<(), Error> {
         let path = self.directory.join(REMOVAL_MARK);
         fs::rename(&path, self.directory.join(CLEARED_MARK)).map_err(Error::file("remove", &path))
     }
@@ -464,7 +464,7 @@ mod tests {
         bundle.create(Path::new("/bin/shim")).unwrap();
         assert!(bundle.is_marked_for_removal());
         assert_eq!(bundle.shim_binary().as_deref(), Some(Path::new("/bin/shim")));
-        bundle.keep().unwrap();
+        bundle.clear_removal_mark().unwrap();
         assert!(!bundle.is_marked_for_removal());
         bundle.mark_for_removal().unwrap();
         assert!(bundle.is_marked_for_removal());
@@ -483,7 +483,7 @@ mod tests {
         assert!(bundle.is_marked_for_removal());
         bundle.remove().unwrap();
         bundle.create(Path::new("/bin/shim")).unwrap();
-        bundle.keep().unwrap();
+        bundle.clear_removal_mark().unwrap();
         assert!(!bundle.is_marked_for_removal());
         fs::remove_dir(bundle.rootfs()).unwrap();
         assert!(bundle.is_marked_for_removal());
@@ -503,7 +503,7 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let bundle = Bundle::at(state.path(), "nomad", "redis-1");
         bundle.create(Path::new("/bin/shim")).unwrap();
-        bundle.keep().unwrap();
+        bundle.clear_removal_mark().unwrap();
         fs::remove_file(bundle.directory.join(CLEARED_MARK)).unwrap();
         assert!(!bundle.is_marked_for_removal());
         for _ in 0..2 {

@@ -55,7 +55,7 @@ impl Shim {
     /// Gives the shim the OOM score of its task, before the runtime is first run. A runtime inherits the shim's score,
     /// and not every runtime sets the score of a container (crun before 1.9 takes 0 for none) or of an exec (no crun
     /// does).
-    pub(crate) fn take_oom_score_of_task(&self, score: i32) {
+    pub(crate) fn set_oom_score_of_task(&self, score: i32) {
         self.set_oom_score(score);
     }
 

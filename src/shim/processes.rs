@@ -87,7 +87,7 @@ impl Launcher {
 
     /// Waits until a shim has ended, but no longer than `limit`; returns whether it has. The shim is not the plugin's
     /// child, so its process is polled: there is nothing to wait on. A shim that can't be looked for counts as running.
-    pub(crate) async fn ends_within(&self, shim: &Shim, bundle: &Bundle, id: &str, limit: Duration) -> bool {
+    pub(crate) async fn exits_within(&self, shim: &Shim, bundle: &Bundle, id: &str, limit: Duration) -> bool {
         let process = match self.process_of(shim, bundle, id).await {
             Ok(None) => return true,
             Ok(Some(process)) => process,
@@ -237,10 +237,10 @@ mod tests {
         let bootstrap = Bootstrap { version: shim_protos::ApiVersion::V2, socket: "/nowhere.sock".into() };
         let unknown = Shim { bootstrap, pid: 0, started_ticks: 0 };
         let soon = Duration::from_millis(50);
-        assert!(!launcher.ends_within(&unknown, &bundle, "x", soon).await);
-        assert!(launcher.ends_within(&unknown, &bundle, "another", soon).await);
+        assert!(!launcher.exits_within(&unknown, &bundle, "x", soon).await);
+        assert!(launcher.exits_within(&unknown, &bundle, "another", soon).await);
         drop(process.stdin.take());
-        assert!(launcher.ends_within(&unknown, &bundle, "x", Duration::from_secs(10)).await);
+        assert!(launcher.exits_within(&unknown, &bundle, "x", Duration::from_secs(10)).await);
         process.wait().await.unwrap();
     }
 }

@@ -78,22 +78,27 @@ fn check_cpu(
             let why = "the task has reserved cores: leave out either this option, or cores in resources";
             return Err(refused("cpuset_cpus", cpus, why));
         }
-        among("cpuset_cpus", cpus, &host.shared_processors, "the CPUs that tasks share on this node")?;
+        check_subset("cpuset_cpus", cpus, &host.shared_processors, "the CPUs that tasks share on this node")?;
     }
     match cpuset_mems {
-        Some(mems) => among("cpuset_mems", mems, &host.memory_nodes, "the memory nodes of this host"),
+        Some(mems) => check_subset("cpuset_mems", mems, &host.memory_nodes, "the memory nodes of this host"),
         None => Ok(()),
     }
 }
 
-fn among(option: &'static str, asked: &IdList, there: &IdList, what: &str) -> Result<(), SpecError> {
-    if there.is_empty() || asked.is_within(there) {
+fn check_subset(
+    option: &'static str,
+    asked: &IdList,
+    available: &IdList,
+    what: &str,
+) -> Result<(), SpecError> {
+    if available.is_empty() || asked.is_within(available) {
         return Ok(());
     }
-    Err(refused(option, asked, format!("{what} are {there}")))
+    Err(refused(option, asked, format!("{what} are {available}")))
 }
 
-fn why_no_swap(total: i64, limit: Option<i64>, host: &HostFacts) -> Option<String> {
+fn why_swap_is_refused(total: i64, limit: Option<i64>, host: &HostFacts) -> Option<String> {
     let Some(limit) = limit else {
         return Some("it counts memory and swap together, and the task's memory has no limit".to_owned());
     };
@@ -114,7 +119,7 @@ fn check_memory(
     let MemoryLimits { swap, swappiness, reservation_bytes } = asked;
     let limit = memory::hard_limit(allotted);
     if let Some(Swap::TotalBytes(total)) = swap
-        && let Some(why) = why_no_swap(*total, limit, host)
+        && let Some(why) = why_swap_is_refused(*total, limit, host)
     {
         return Err(refused("memory_swap", total, why));
     }

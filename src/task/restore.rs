@@ -143,7 +143,7 @@ mod tests {
         bundle.create(binary).unwrap();
         bundle.write_shim(&shim).unwrap();
         bundle.write("config.json", br#"{"ociVersion":"1.0.2","hostname":"web"}"#).unwrap();
-        bundle.keep().unwrap();
+        bundle.clear_removal_mark().unwrap();
         assert!(!bundle.lacks_teardown_files(None));
         bundle.remove_file("shim.json").unwrap();
         assert!(bundle.lacks_teardown_files(None));

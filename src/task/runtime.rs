@@ -102,7 +102,7 @@ pub(super) fn check_options(config: &PluginConfig) -> Result<()> {
 pub(super) async fn tell_of_missing(config: &PluginConfig) {
     for runtime in config.runtime_options.keys().filter(|runtime| **runtime != config.containerd_runtime) {
         if let Err(error) = find_programs(runtime.clone(), None).await {
-            tracing::warn!(runtime, %error, "a block of the plugin's option runtime_options has no effect for now");
+            tracing::warn!(runtime, %error, "a block of the plugin option runtime_options has no effect for now");
         }
     }
 }
@@ -172,7 +172,7 @@ async fn gvisor_options(
     let build = move || {
         let refused = |path: &Path, why: String, passes| {
             let text =
-                format!("the plugin's option runtime_options.config_path names {}: {why}", path.display());
+                format!("the plugin option runtime_options.config_path names {}: {why}", path.display());
             Error::refused(text, passes)
         };
         let operators = match &file {

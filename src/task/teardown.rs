@@ -232,7 +232,7 @@ impl Place {
         };
         let _ending = timeline.under("processes/shim");
         connection.shutdown().await?;
-        if !self.launcher.ends_within(shim, &self.bundle, &self.id, SHIM_ENDS).await {
+        if !self.launcher.exits_within(shim, &self.bundle, &self.id, SHIM_ENDS).await {
             tracing::warn!(container = self.id, pid = shim.pid, "the shim did not exit; it will be killed");
             self.launcher.kill_stale_shims(&self.bundle, &self.id).await;
         }

@@ -190,7 +190,7 @@ impl Start {
         tokio::task::spawn_blocking(move || {
             // Pid 0 would be this plugin.
             if root.is_some()
-                && let Err(error) = cgroup.place(pid)
+                && let Err(error) = cgroup.add_process(pid)
             {
                 // Most often the command has ended already.
                 tracing::debug!(exec = named, pid, %error, "can't move a command to the task's cpuset");

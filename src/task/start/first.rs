@@ -80,11 +80,11 @@ impl Created {
         let init = Init::open(id);
         if let Some(cpuset) = &self.cgroup.cpuset {
             let doing = || format!("put the task into the cpuset {}", cpuset.display());
-            self.cgroup.place(id.pid).map_err(|error| Error::system(doing(), &error))?;
+            self.cgroup.add_process(id.pid).map_err(|error| Error::system(doing(), &error))?;
             if self.family == Family::Gvisor {
                 // The processes that serve the sandbox its files work for the task as well.
                 for pid in self.cgroup.processes().map_err(|error| Error::system(doing(), &error))? {
-                    let _ = self.cgroup.place(pid);
+                    let _ = self.cgroup.add_process(pid);
                 }
             }
         }

@@ -353,7 +353,7 @@ impl Start<'_> {
         let (bundle, timeline) = (&self.place.bundle, self.timeline);
         timeline.step("spec", async { bundle.write_spec(&spec) }).await?;
         let limits = limits(&spec);
-        shim.take_oom_score_of_task(spec::oom_score_adj(&asked.limits, &self.settings.config.limits));
+        shim.set_oom_score_of_task(spec::oom_score_adj(&asked.limits, &self.settings.config.limits));
         let rootfs = mounts.into_iter().map(shim_mount).collect();
         if runtime.family == Family::Gvisor {
             self.leave_cgroup_to_runtime().await?;
@@ -386,7 +386,7 @@ impl Start<'_> {
         };
         let (place, teller) = (self.place.clone(), self.teller());
         let log_collector = self.tasks.collect_output(&saved, &teller).await?;
-        bundle.keep()?;
+        bundle.clear_removal_mark()?;
         let watch = Watch { saved, place, teller, init, connection, waiting, log_collector, oom_kills };
         Ok(Task::watched(watch, self.settings))
     }
