@@ -220,9 +220,12 @@ mod tests {
         assert!(!is_of_boot(booted_at - Duration::from_secs(1), Some(booted_at)));
     }
 
-    #[test]
-    fn what_is_saved_is_read_again() {
-        let saved = Saved {
+    /// The complete driver state of a task, as a plugin of 2026-11-29 wrote it. It is in the handles of running tasks.
+    const RECORDED: &str = include_str!("driver_state.json");
+
+    /// Returns the driver state that is recorded.
+    fn complete() -> Saved {
+        Saved {
             container_id: "redis-1".to_owned(),
             shim_binary: "/usr/bin/containerd-shim-runc-v2".into(),
             family: Some(Family::Runc),
@@ -250,10 +253,25 @@ mod tests {
             }),
             oom_kills: Some(2),
             runsc: Some("/opt/runsc".to_owned()),
-        };
-        assert_eq!(Saved::decode(&saved.encode().unwrap()).unwrap(), saved);
-        assert!(
-            Saved::decode(b"\x81garbage").unwrap_err().to_string().contains("no driver state of this driver")
-        );
+        }
+    }
+
+    #[test]
+    fn a_recorded_driver_state_is_read_and_written_as_it_is() {
+        assert_eq!(Saved::decode(RECORDED.as_bytes()).unwrap(), complete());
+        assert_eq!(String::from_utf8(complete().encode().unwrap()).unwrap(), RECORDED.trim_end());
+    }
+
+    #[test]
+    fn a_driver_state_without_what_came_later_is_read() {
+        let mut early: serde_json::Value = serde_json::from_str(RECORDED).unwrap();
+        for later in ["family", "collected", "network", "oom_kills", "runsc"] {
+            early.as_object_mut().unwrap().remove(later).unwrap();
+        }
+        early["shim"].as_object_mut().unwrap().remove("started_ticks").unwrap();
+        let saved = Saved::decode(early.to_string().as_bytes()).unwrap();
+        assert_eq!((saved.family, saved.shim.started_ticks), (None, 0));
+        let error = Saved::decode(b"\x81garbage").unwrap_err();
+        assert!(error.to_string().contains("no driver state of this driver"));
     }
 }
