@@ -62,7 +62,7 @@ impl NameTexts {
     ///
     /// # Errors
     /// Names the file that could not be written.
-    pub(crate) fn write(self, directory: &Path) -> Result<Vec<NameFile>, NamesError> {
+    pub(crate) fn write(self, directory: &Path) -> Result<Vec<NameFile>, EtcFilesError> {
         let write = |(name, at, text): (&str, &'static str, String)| {
             let source = directory.join(name);
             fs::write(&source, text).map_err(failed("write", &source))?;
@@ -84,7 +84,7 @@ pub(crate) struct NameFile {
 
 #[derive(Debug, thiserror::Error)]
 #[error("can't {doing} {path}: {source}")]
-pub(crate) struct NamesError {
+pub(crate) struct EtcFilesError {
     doing: &'static str,
     path: PathBuf,
     pub(crate) source: std::io::Error,
@@ -94,14 +94,14 @@ pub(crate) struct NamesError {
 ///
 /// # Errors
 /// If the kernel's file can't be read.
-pub(crate) fn hosts_own() -> Result<String, NamesError> {
+pub(crate) fn hosts_own() -> Result<String, EtcFilesError> {
     let path = Path::new(HOSTNAME);
     Ok(fs::read_to_string(path).map_err(failed("read", path))?.trim().to_owned())
 }
 
-fn failed(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> NamesError {
+fn failed(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> EtcFilesError {
     let path = path.to_owned();
-    move |source| NamesError { doing, path, source }
+    move |source| EtcFilesError { doing, path, source }
 }
 
 impl Names {
@@ -109,7 +109,7 @@ impl Names {
     ///
     /// # Errors
     /// Names the host's file that could not be read.
-    pub(crate) fn texts(&self) -> Result<NameTexts, NamesError> {
+    pub(crate) fn texts(&self) -> Result<NameTexts, EtcFilesError> {
         let known = if self.in_the_hosts_network { read(Path::new(HOSTS))? } else { None };
         let mut texts = vec![
             ("hostname", "/etc/hostname", format!("{}\n", self.hostname)),
@@ -144,7 +144,11 @@ impl Names {
     /// Returns the host's `resolv.conf` in a form that a task in another network can use. Servers on the loopback
     /// address are the host's own and out of reach there, so they are left out. If no other is left, the upstream
     /// servers of systemd-resolved are used.
-    fn hosts_servers(&self, own: impl AsRef<Path>, upstream: impl AsRef<Path>) -> Result<String, NamesError> {
+    fn hosts_servers(
+        &self,
+        own: impl AsRef<Path>,
+        upstream: impl AsRef<Path>,
+    ) -> Result<String, EtcFilesError> {
         let own = read(own.as_ref())?.unwrap_or_default();
         if self.in_the_hosts_network || !own.lines().any(is_local_server) {
             return Ok(own);
@@ -164,7 +168,7 @@ impl Names {
 }
 
 /// Reads a file; `None` if it doesn't exist.
-fn read(path: &Path) -> Result<Option<String>, NamesError> {
+fn read(path: &Path) -> Result<Option<String>, EtcFilesError> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),

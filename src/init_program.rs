@@ -28,7 +28,7 @@ const HEADER_BYTES: usize = 64;
 const INTERPRETER: u32 = 3;
 
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ReaperError {
+pub(crate) enum InitProgramError {
     #[error(
         "the option init needs a static init program on this node, and there is none: install tini (Debian, Ubuntu), \
          catatonit or docker, or name one in the plugin option init_path"
@@ -42,13 +42,13 @@ pub(crate) enum ReaperError {
 ///
 /// # Errors
 /// If there is none, or the named one can't run in any image.
-pub(crate) fn find(named: Option<&Path>) -> Result<PathBuf, ReaperError> {
+pub(crate) fn find(named: Option<&Path>) -> Result<PathBuf, InitProgramError> {
     if let Some(path) = named {
-        let unfit = |why| ReaperError::Unfit { path: path.to_owned(), why };
+        let unfit = |why| InitProgramError::Unfit { path: path.to_owned(), why };
         return fitness(path).map(|()| path.to_owned()).map_err(unfit);
     }
     let places = NAMES.iter().flat_map(|name| DIRECTORIES.map(|directory| Path::new(directory).join(name)));
-    places.into_iter().find(|path| fitness(path).is_ok()).ok_or(ReaperError::NotFound)
+    places.into_iter().find(|path| fitness(path).is_ok()).ok_or(InitProgramError::NotFound)
 }
 
 /// Checks that a file can run in any image; the error says why it can't.

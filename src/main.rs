@@ -68,7 +68,7 @@ fn main() -> ExitCode {
     if let Err(error) = go_plugin::check_cookie() {
         return fail(&error);
     }
-    malloc::settle();
+    malloc::configure();
     let _log = Log::start();
     open_files::raise();
     let runtime = match runtime() {

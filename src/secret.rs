@@ -19,7 +19,7 @@ impl Secret {
     }
 
     /// Redacts this secret in a text of others.
-    pub(crate) fn blot_out(&self, text: &str) -> String {
+    pub(crate) fn redact(&self, text: &str) -> String {
         if self.0.is_empty() { text.to_owned() } else { text.replace(&self.0, "***") }
     }
 }
@@ -38,7 +38,7 @@ mod tests {
     fn it_is_not_shown() {
         let secret = Secret::new("hunter2".to_owned());
         assert_eq!(format!("{secret:?}"), "***");
-        assert_eq!(secret.blot_out("no hunter2 here"), "no *** here");
-        assert_eq!(Secret::default().blot_out("a"), "a");
+        assert_eq!(secret.redact("no hunter2 here"), "no *** here");
+        assert_eq!(Secret::default().redact("a"), "a");
     }
 }

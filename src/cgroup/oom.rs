@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::{Cgroup, Mode, mode};
-use crate::sys::async_fd::Readable;
+use crate::sys::async_fd::KernelFd;
 
 /// Time after a notification in which the count is polled: v1 notifies before it kills.
 const KILL_GRACE: Duration = Duration::from_secs(1);
@@ -25,7 +25,7 @@ pub(crate) struct OomWatch {
     cgroup: Cgroup,
     seen: u64,
     /// `None` if the kernel sends no notifications; the count can still be read.
-    changed: Option<Readable>,
+    changed: Option<KernelFd>,
 }
 
 impl OomWatch {
@@ -72,7 +72,7 @@ impl OomWatch {
     }
 }
 
-fn watch_file(file: &Path) -> io::Result<Readable> {
+fn watch_file(file: &Path) -> io::Result<KernelFd> {
     let subject = File::open(file)?;
     match mode() {
         Mode::V1 => {
@@ -80,9 +80,9 @@ fn watch_file(file: &Path) -> io::Result<Readable> {
             let event = OwnedFd::from(event);
             let control = file.with_file_name("cgroup.event_control");
             std::fs::write(control, format!("{} {}", event.as_raw_fd(), subject.as_raw_fd()))?;
-            Readable::new(event)
+            KernelFd::new(event)
         }
         // Not inotify, since a user may have only a few instances.
-        Mode::V2 => Readable::changing(subject.into()),
+        Mode::V2 => KernelFd::changing(subject.into()),
     }
 }

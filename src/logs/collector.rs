@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::sink::{Moved, Sink, SkippedFile};
 use super::{Stream, Target, WriterPool};
-use crate::sys::async_fd::{Readable, Ready};
+use crate::sys::async_fd::{KernelFd, Ready};
 
 /// First delay of the backoff after a failed write; it doubles up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(500);
@@ -55,7 +55,7 @@ impl LogCollector {
     ) -> std::io::Result<Self> {
         let (mut streams, stopped) = (JoinSet::new(), Arc::<AtomicBool>::default());
         for (stream, pipe) in pipes {
-            let pipe = Arc::new(Readable::new(pipe)?);
+            let pipe = Arc::new(KernelFd::new(pipe)?);
             let reporter =
                 EventReporter { stream, report: report.clone(), last_reports: HashMap::new(), waits: false };
             streams.spawn(run(
@@ -81,7 +81,7 @@ impl Drop for LogCollector {
 }
 
 async fn run(
-    pipe: Arc<Readable>,
+    pipe: Arc<KernelFd>,
     mut sink: Sink,
     pool: WriterPool,
     mut reporter: EventReporter<impl Fn(LogEvent) + Clone + Send + Sync + 'static>,

@@ -121,7 +121,7 @@ pub(super) async fn refusal(
     let wants = retry_after(&response, SystemTime::now()).filter(|_| may_pass(status));
     let reason = explanation(response, idle).await;
     let credentials = login.map(|login| &login.credentials);
-    let reason = credentials.map_or(reason.clone(), |known| known.password.blot_out(&reason));
+    let reason = credentials.map_or(reason.clone(), |known| known.password.redact(&reason));
     let is_denial = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
     let problem = match (is_denial, credentials) {
         (false, _) => {

@@ -10,12 +10,12 @@ use nix::unistd::{Whence, lseek, read};
 use tokio::io::Interest;
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
 
-pub(crate) struct Readable {
+pub(crate) struct KernelFd {
     descriptor: AsyncFd<OwnedFd>,
     interest: Interest,
 }
 
-impl Readable {
+impl KernelFd {
     /// Wraps a descriptor that becomes readable.
     ///
     /// # Errors
@@ -78,7 +78,7 @@ impl Ready<'_> {
     }
 }
 
-impl AsFd for Readable {
+impl AsFd for KernelFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }

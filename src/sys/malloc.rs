@@ -13,7 +13,7 @@ const THRESHOLD_BYTES: c_int = 128 << 10;
 
 /// Makes all threads share one arena, and has free memory at its end returned to the kernel. Must be called before the
 /// first thread starts.
-pub(crate) fn settle() {
+pub(crate) fn configure() {
     for (option, value) in
         [(M_ARENA_MAX, 1), (M_MMAP_THRESHOLD, THRESHOLD_BYTES), (M_TRIM_THRESHOLD, THRESHOLD_BYTES)]
     {
@@ -23,7 +23,7 @@ pub(crate) fn settle() {
 }
 
 /// Returns unused pages anywhere in the heap to the kernel. Takes about a millisecond for ten megabytes.
-pub(crate) fn give_back() {
+pub(crate) fn trim() {
     // SAFETY: takes a number, and may be called at any time.
     unsafe { libc::malloc_trim(0) };
 }
@@ -39,7 +39,7 @@ mod tests {
 
     #[test]
     fn what_lies_between_is_given_back() {
-        settle();
+        configure();
         let mut blocks: Vec<Box<[u8]>> = (0..32 << 10).map(|_| vec![1; 1 << 10].into()).collect();
         let mut number = 0;
         blocks.retain(|_| {
@@ -47,7 +47,7 @@ mod tests {
             number % 64 == 0
         });
         let before = resident_pages();
-        give_back();
+        trim();
         let after = resident_pages();
         // 32 MiB are 8192 pages of 4 KiB. Half of them suffices, since other threads allocate meanwhile.
         assert!(before - after > 4 << 10, "{before} {after}");

@@ -63,7 +63,7 @@ pub(crate) fn agents() -> Option<OpenFiles> {
 }
 
 /// Logs a warning if the limit, once raised, is still too low.
-pub(crate) fn complain() {
+pub(crate) fn warn_if_low() {
     let limit = OpenFiles::now();
     if !limit.is_enough() {
         tracing::warn!(

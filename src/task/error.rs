@@ -8,10 +8,10 @@ use std::path::Path;
 
 use crate::config::ConfigError;
 use crate::devices::DevicesError;
-use crate::etc_files::NamesError;
+use crate::etc_files::EtcFilesError;
 use crate::image::ReferenceError;
-use crate::image::user::RootfsError;
-use crate::init_program::ReaperError;
+use crate::image::user::UserError;
+use crate::init_program::InitProgramError;
 use crate::security::ConfinementError;
 use crate::spec::SpecError;
 use crate::sys::netns::NetnsError;
@@ -147,29 +147,29 @@ impl From<NetnsError> for Error {
     }
 }
 
-impl From<RootfsError> for Error {
-    fn from(error: RootfsError) -> Self {
+impl From<UserError> for Error {
+    fn from(error: UserError) -> Self {
         let text = error.to_string();
         match error {
-            RootfsError::Unknown { .. }
-            | RootfsError::NoFile { .. }
-            | RootfsError::InProc { .. }
-            | RootfsError::NoDirectory { .. } => Self::Invalid(text),
-            RootfsError::Hangs => Self::Transient(text),
-            RootfsError::Io { source, .. } => Self::passing(text, is_transient(&source)),
-            RootfsError::Unmountable(_) | RootfsError::Lost => Self::Failed(text),
+            UserError::Unknown { .. }
+            | UserError::NoFile { .. }
+            | UserError::InProc { .. }
+            | UserError::NoDirectory { .. } => Self::Invalid(text),
+            UserError::Hangs => Self::Transient(text),
+            UserError::Io { source, .. } => Self::passing(text, is_transient(&source)),
+            UserError::Unmountable(_) | UserError::Lost => Self::Failed(text),
         }
     }
 }
 
-impl From<NamesError> for Error {
-    fn from(error: NamesError) -> Self {
+impl From<EtcFilesError> for Error {
+    fn from(error: EtcFilesError) -> Self {
         Self::passing(error.to_string(), is_transient(&error.source))
     }
 }
 
-impl From<ReaperError> for Error {
-    fn from(error: ReaperError) -> Self {
+impl From<InitProgramError> for Error {
+    fn from(error: InitProgramError) -> Self {
         Self::Invalid(error.to_string())
     }
 }
@@ -250,7 +250,7 @@ mod tests {
             Shim::File { doing: "write", path: path(), source: source() }.into(),
             StateLockError::Io { doing: "open", path: path(), source: source() }.into(),
             NetnsError::Io { doing: "create", path: path(), source: source() }.into(),
-            RootfsError::Io { doing: "mount", path: path(), source: source() }.into(),
+            UserError::Io { doing: "mount", path: path(), source: source() }.into(),
             ConfinementError::Host { path: path(), source: source() }.into(),
             ConfinementError::Profile {
                 option: "seccomp_profile",

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 
-use super::{Identity, RootfsError};
+use super::{Identity, UserError};
 
 /// Home directory of Nomad's dynamic users.
 const DYNAMIC_HOME: &str = "/nonexistent";
@@ -18,7 +18,7 @@ pub(super) struct Accounts {
 
 impl Accounts {
     /// Returns the identity of `user`, with `more_groups` in addition to the user's own groups.
-    pub(super) fn identity(&self, user: &str, more_groups: &[String]) -> Result<Identity, RootfsError> {
+    pub(super) fn identity(&self, user: &str, more_groups: &[String]) -> Result<Identity, UserError> {
         let mut identity = self.user(user)?;
         // Looked up in one pass: both lists may be long, the image's and the job's.
         let mut named = HashMap::new();
@@ -38,7 +38,7 @@ impl Accounts {
 
     /// Returns the identity of a user, by docker's rules: a numeric id needs no entry, but takes its group and home
     /// from one; the groups that list the user count unless a group is given.
-    fn user(&self, user: &str) -> Result<Identity, RootfsError> {
+    fn user(&self, user: &str) -> Result<Identity, UserError> {
         let (user, group) = user.split_once(':').map_or((user, ""), |(user, group)| (user, group));
         let user = if user.is_empty() { "0" } else { user };
         let number = number(user);
@@ -49,7 +49,7 @@ impl Accounts {
             (None, None) => match dynamic(user) {
                 Some(id) => (id, id, DYNAMIC_HOME),
                 None => {
-                    return Err(RootfsError::Unknown {
+                    return Err(UserError::Unknown {
                         kind: "user",
                         name: user.to_owned(),
                         file: "/etc/passwd",
@@ -68,7 +68,7 @@ impl Accounts {
         Ok(Identity { uid, gid, groups, home })
     }
 
-    fn gid(&self, group: &str) -> Result<u32, RootfsError> {
+    fn gid(&self, group: &str) -> Result<u32, UserError> {
         let named = self.groups().find(|(name, _, _)| *name == group).map(|(_, gid, _)| gid);
         named.or_else(|| number(group)).ok_or_else(|| unknown_group(group))
     }
@@ -92,8 +92,8 @@ impl Accounts {
     }
 }
 
-fn unknown_group(name: &str) -> RootfsError {
-    RootfsError::Unknown { kind: "group", name: name.to_owned(), file: "/etc/group" }
+fn unknown_group(name: &str) -> UserError {
+    UserError::Unknown { kind: "group", name: name.to_owned(), file: "/etc/group" }
 }
 
 /// Returns the id of a dynamic user. Nomad names it `nomad-<id>`; it is in no file, and the id is that of the user and

@@ -9,7 +9,7 @@ use oci_spec::runtime::{Mount, Spec};
 
 use super::tree::Tree;
 use super::walk::{End, Kind, is_within, resolve};
-use super::{Ends, GROUP, PASSWD, RootfsError, apart, failed, mounted};
+use super::{Ends, GROUP, PASSWD, UserError, apart, failed, mounted};
 
 /// Directories with files of the kernel: devices, files without an end, and pipes that the task itself writes to.
 const KERNELS: [&str; 3] = ["/proc", "/dev", "/sys"];
@@ -37,16 +37,16 @@ pub(super) struct View<F> {
 pub(super) enum Fault {
     /// The kind of a file is not known, and must not be looked up now.
     NotKnown,
-    Found(RootfsError),
+    Found(UserError),
 }
 
-impl From<RootfsError> for Fault {
-    fn from(error: RootfsError) -> Self {
+impl From<UserError> for Fault {
+    fn from(error: UserError) -> Self {
         Self::Found(error)
     }
 }
 
-impl From<Fault> for RootfsError {
+impl From<Fault> for UserError {
     fn from(fault: Fault) -> Self {
         match fault {
             Fault::NotKnown => Self::Lost,
@@ -59,7 +59,7 @@ impl From<Fault> for RootfsError {
 ///
 /// # Errors
 /// Names the account file that is not a regular file, or the working directory that leads into /proc.
-pub(crate) async fn check(ends: &Arc<Ends>, spec: &Spec) -> Result<(), RootfsError> {
+pub(crate) async fn check(ends: &Arc<Ends>, spec: &Spec) -> Result<(), UserError> {
     let mounts: Vec<Over> = spec.mounts().iter().flatten().map(Over::of).collect();
     // Usually neither the image nor a mount's source has to be opened for this check.
     match look_known(ends, &mounts, false) {
@@ -71,7 +71,7 @@ pub(crate) async fn check(ends: &Arc<Ends>, spec: &Spec) -> Result<(), RootfsErr
     }
 }
 
-fn look(ends: &Ends, mounts: &[Over]) -> Result<(), RootfsError> {
+fn look(ends: &Ends, mounts: &[Over]) -> Result<(), UserError> {
     let Ends { root, look, .. } = ends;
     match look_known(ends, mounts, true) {
         Err(Fault::NotKnown) => mounted(root, |tree| {
@@ -113,7 +113,7 @@ impl Over {
         Self { at: mount.destination().display().to_string(), source }
     }
 
-    fn kind(&self, path: &str) -> Result<Kind, RootfsError> {
+    fn kind(&self, path: &str) -> Result<Kind, UserError> {
         let below = &path[self.at.trim_end_matches('/').len()..];
         match &self.source {
             Some(source) => {
@@ -139,7 +139,7 @@ impl<F: FnMut(&str) -> Result<Kind, Fault>> View<F> {
     pub(super) fn check_file(&mut self, file: &'static str) -> Result<End, Fault> {
         let end = self.resolve(file)?;
         if let Some(place) = first_within(&end, &KERNELS) {
-            return Err(RootfsError::NoFile { file, what: format!("a link that leads to {place}") }.into());
+            return Err(UserError::NoFile { file, what: format!("a link that leads to {place}") }.into());
         }
         let what = match &end.kind {
             Kind::File | Kind::Nothing => return Ok(end),
@@ -147,7 +147,7 @@ impl<F: FnMut(&str) -> Result<Kind, Fault>> View<F> {
             Kind::Link(_) => "a link",
             Kind::Other(what) => what,
         };
-        Err(RootfsError::NoFile { file, what: what.to_owned() }.into())
+        Err(UserError::NoFile { file, what: what.to_owned() }.into())
     }
 
     /// Checks the working directory.
@@ -157,10 +157,10 @@ impl<F: FnMut(&str) -> Result<Kind, Fault>> View<F> {
     pub(super) fn check_directory(&mut self, cwd: &str) -> Result<(), Fault> {
         let end = self.resolve(cwd)?;
         if let Some(place) = first_within(&end, &DESCRIPTORS) {
-            return Err(RootfsError::InProc { cwd: cwd.to_owned(), end: place.to_owned() }.into());
+            return Err(UserError::InProc { cwd: cwd.to_owned(), end: place.to_owned() }.into());
         }
         match end.kind {
-            Kind::Other(what) => Err(RootfsError::NoDirectory { cwd: cwd.to_owned(), what }.into()),
+            Kind::Other(what) => Err(UserError::NoDirectory { cwd: cwd.to_owned(), what }.into()),
             _ => Ok(()),
         }
     }
@@ -196,7 +196,7 @@ mod tests {
     use super::*;
 
     /// Checks a container of an image that has only these links.
-    fn look(image: &[(&str, &str)], mounts: &[Over], cwd: &str) -> Result<(), RootfsError> {
+    fn look(image: &[(&str, &str)], mounts: &[Over], cwd: &str) -> Result<(), UserError> {
         let kind = |path: &str| {
             let link = image.iter().find(|(at, _)| *at == path);
             let is_above = image.iter().any(|(at, _)| is_within(at, path));
@@ -211,7 +211,7 @@ mod tests {
         Over { at: at.to_owned(), source: Some(source.to_owned()) }
     }
 
-    fn refused(looked: Result<(), RootfsError>, words: [&str; 2]) {
+    fn refused(looked: Result<(), UserError>, words: [&str; 2]) {
         let error = looked.unwrap_err().to_string();
         assert!(words.iter().all(|word| error.contains(word)), "{error}");
     }

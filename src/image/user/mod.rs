@@ -77,7 +77,7 @@ pub(crate) struct Ends {
 }
 
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum RootfsError {
+pub(crate) enum UserError {
     /// The job, or the image, names a user or group that doesn't exist.
     #[error("the {kind} {name:?} is not in the image's {file}; name one that is, or give its number")]
     Unknown { kind: &'static str, name: String, file: &'static str },
@@ -124,7 +124,7 @@ impl Kinds {
     }
 
     /// Returns the kind of a file in `tree`. It is kept, unless that would exceed the limits.
-    fn look(&self, tree: &Tree, path: &str) -> Result<Kind, RootfsError> {
+    fn look(&self, tree: &Tree, path: &str) -> Result<Kind, UserError> {
         if let Some(kind) = self.get(path) {
             return Ok(kind);
         }
@@ -188,7 +188,7 @@ pub(crate) async fn look(
     root: Root,
     user: &str,
     groups: &[String],
-) -> Result<(Identity, Arc<Ends>), RootfsError> {
+) -> Result<(Identity, Arc<Ends>), UserError> {
     let key = format!("{} {}", root.layers, root.cwd);
     let (root, look) = match known.looks.get(&key) {
         Some(look) => (root, look),
@@ -210,10 +210,10 @@ pub(crate) async fn look(
 /// Runs a lookup on a thread of its own, which is abandoned if a file system hangs.
 async fn apart<T: Send + 'static>(
     under_way: &Arc<Semaphore>,
-    look: impl FnOnce() -> Result<T, RootfsError> + Send + 'static,
-) -> Result<T, RootfsError> {
+    look: impl FnOnce() -> Result<T, UserError> + Send + 'static,
+) -> Result<T, UserError> {
     let looked = async {
-        let permit = Arc::clone(under_way).acquire_owned().await.map_err(|_| RootfsError::Lost)?;
+        let permit = Arc::clone(under_way).acquire_owned().await.map_err(|_| UserError::Lost)?;
         let (found, answer) = oneshot::channel();
         let look = move || {
             let look = look();
@@ -223,18 +223,18 @@ async fn apart<T: Send + 'static>(
         };
         let thread = std::thread::Builder::new().name("rootfs".to_owned());
         thread.spawn(look).map_err(failed("start a thread for", Path::new("rootfs")))?;
-        answer.await.map_err(|_| RootfsError::Lost)?
+        answer.await.map_err(|_| UserError::Lost)?
     };
-    tokio::time::timeout(LOOK_LIMIT, looked).await.map_err(|_| RootfsError::Hangs)?
+    tokio::time::timeout(LOOK_LIMIT, looked).await.map_err(|_| UserError::Hangs)?
 }
 
-fn failed<E: Into<std::io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> RootfsError {
+fn failed<E: Into<std::io::Error>>(doing: &'static str, path: &Path) -> impl FnOnce(E) -> UserError {
     let path = path.to_owned();
-    move |source| RootfsError::Io { doing, path, source: source.into() }
+    move |source| UserError::Io { doing, path, source: source.into() }
 }
 
 /// Runs `look` on the mounted image. Mounts in the calling thread's namespace, so the thread must end afterwards.
-fn mounted<T>(root: &Root, look: impl FnOnce(&Tree) -> Result<T, RootfsError>) -> Result<T, RootfsError> {
+fn mounted<T>(root: &Root, look: impl FnOnce(&Tree) -> Result<T, UserError>) -> Result<T, UserError> {
     let Root { layers: _, mounts, at, cwd: _ } = root;
     unshare(CloneFlags::CLONE_NEWNS).map_err(failed("make a mount namespace for", at))?;
     let nothing: Option<&str> = None;
@@ -242,14 +242,14 @@ fn mounted<T>(root: &Root, look: impl FnOnce(&Tree) -> Result<T, RootfsError>) -
         .map_err(failed("make private the mounts above", at))?;
     mount::mount_all(mounts, at).map_err(|error| match error {
         MountError::Kernel(errno) => failed("mount", at)(errno),
-        MountError::Loop(_) => RootfsError::Unmountable(error.to_string()),
+        MountError::Loop(_) => UserError::Unmountable(error.to_string()),
     })?;
     let look = Tree::open(at).map_err(failed("open", at)).and_then(|tree| look(&tree));
     mount::unmount_all(mounts, at).map_err(failed("unmount", at))?;
     look
 }
 
-fn look_into(tree: &Tree, cwd: &str) -> Result<Look, RootfsError> {
+fn look_into(tree: &Tree, cwd: &str) -> Result<Look, UserError> {
     let kinds = Kinds::default();
     let mut view = View::of(|path: &str| Ok(kinds.look(tree, path)?));
     let passwd = account_file(tree, PASSWD, &view.check_file(PASSWD)?)?;
@@ -264,13 +264,13 @@ fn look_into(tree: &Tree, cwd: &str) -> Result<Look, RootfsError> {
 }
 
 /// Returns the content of an account file; empty if there is none.
-fn account_file(tree: &Tree, file: &'static str, end: &End) -> Result<String, RootfsError> {
+fn account_file(tree: &Tree, file: &'static str, end: &End) -> Result<String, UserError> {
     if end.kind == Kind::Nothing {
         return Ok(String::new());
     }
     let bytes = tree.read(&end.path, ACCOUNTS_LIMIT_BYTES).map_err(failed("read", Path::new(file)))?;
     if u64::try_from(bytes.len()).is_ok_and(|length| length > ACCOUNTS_LIMIT_BYTES) {
-        return Err(RootfsError::NoFile { file, what: format!("of more than {ACCOUNTS_LIMIT_BYTES} bytes") });
+        return Err(UserError::NoFile { file, what: format!("of more than {ACCOUNTS_LIMIT_BYTES} bytes") });
     }
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
@@ -282,7 +282,7 @@ mod tests {
     use super::accounts::tests::accounts;
     use super::*;
 
-    fn image(fill: impl FnOnce(&Path)) -> Result<Look, RootfsError> {
+    fn image(fill: impl FnOnce(&Path)) -> Result<Look, UserError> {
         let image = tempfile::tempdir().unwrap();
         std::fs::create_dir(image.path().join("etc")).unwrap();
         fill(image.path());

@@ -13,12 +13,12 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::exit_info;
-use crate::sys::async_fd::Readable;
+use crate::sys::async_fd::KernelFd;
 use crate::sys::procfs::{ProcessId, Stat};
 
 pub(crate) struct Init {
     id: ProcessId,
-    pidfd: Readable,
+    pidfd: KernelFd,
 }
 
 impl Init {
@@ -38,7 +38,7 @@ impl Init {
     pub(crate) fn look(id: ProcessId) -> io::Result<Option<Self>> {
         let Some(pid) = Some(id.pid).filter(|pid| *pid > 1).and_then(Pid::from_raw) else { return Ok(None) };
         let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(pidfd) => Readable::new(pidfd)?,
+            Ok(pidfd) => KernelFd::new(pidfd)?,
             Err(Errno::SRCH | Errno::INVAL | Errno::NOSYS) => return Ok(None),
             Err(error) => return Err(error.into()),
         };

@@ -28,7 +28,7 @@ impl Tasks {
         if self.sweeping.swap(true, Ordering::Relaxed) {
             return;
         }
-        open_files::complain();
+        open_files::warn_if_low();
         tokio::spawn(Arc::clone(self).end_stuck());
         tokio::spawn(Arc::clone(self).reap_orphans(settings.clone()));
         tokio::spawn(Arc::clone(self).collect_images(settings.clone()));
@@ -83,7 +83,7 @@ impl Tasks {
             rounds.collected = Some(Instant::now());
             collect_addresses(settings).await;
         }
-        let _ = tokio::task::spawn_blocking(malloc::give_back).await;
+        let _ = tokio::task::spawn_blocking(malloc::trim).await;
     }
 }
 
