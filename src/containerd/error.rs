@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 
-use crate::image::Problem;
+use crate::image::ImageError;
 use crate::sys::os_error::{innermost, tells_transient};
 
 /// The error of a call to containerd or of a pull. `Clone`, because callers that share one pull share its error.
@@ -36,10 +36,10 @@ pub(crate) enum Error {
     Troubled { doing: String, reason: String },
     /// The registry's or the image's own failure.
     #[error("{doing}: {problem}")]
-    Image { doing: String, problem: Problem },
+    Image { doing: String, problem: ImageError },
 }
 
-impl Problem {
+impl ImageError {
     /// Adds the context with which an error of an image or a registry becomes one of a call.
     pub(super) fn during(self, doing: impl Into<String>) -> Error {
         Error::Image { doing: doing.into(), problem: self }

@@ -18,7 +18,7 @@ use flate2::read::MultiGzDecoder;
 use tar::EntryType;
 use tokio_util::sync::CancellationToken;
 
-use super::error::Problem;
+use super::error::ImageError;
 use super::error::too_large;
 
 /// Maximum size of an archive after decompression.
@@ -67,9 +67,9 @@ impl ReadTerms {
     ///
     /// # Errors
     /// Reading was cancelled.
-    pub(crate) fn go_on(&self) -> Result<(), Problem> {
+    pub(crate) fn go_on(&self) -> Result<(), ImageError> {
         if self.stop.is_cancelled() {
-            return Err(Problem::Archive { reason: "reading it was cancelled".to_owned() });
+            return Err(ImageError::Archive { reason: "reading it was cancelled".to_owned() });
         }
         Ok(())
     }
@@ -78,11 +78,11 @@ impl ReadTerms {
     ///
     /// # Errors
     /// Unsupported if layers of that size are over the operator's limit.
-    pub(crate) fn check_image_size(&self, size_bytes: u64) -> Result<(), Problem> {
+    pub(crate) fn check_image_size(&self, size_bytes: u64) -> Result<(), ImageError> {
         self.check(size_bytes, 0, "its layers have")
     }
 
-    fn check(&self, size_bytes: u64, beside_bytes: u64, what: &str) -> Result<(), Problem> {
+    fn check(&self, size_bytes: u64, beside_bytes: u64, what: &str) -> Result<(), ImageError> {
         match self.image_limit {
             Some((limit_bytes, option)) if size_bytes > limit_bytes.saturating_add(beside_bytes) => {
                 Err(too_large(what, size_bytes, limit_bytes, option))
@@ -118,14 +118,14 @@ impl Archive {
     ///
     /// # Errors
     /// Corrupt if the file is no such archive, unsupported if it is compressed in another way or larger than it may be.
-    pub(crate) fn open(file: &Arc<File>, scratch: &Scratch, terms: ReadTerms) -> Result<Self, Problem> {
+    pub(crate) fn open(file: &Arc<File>, scratch: &Scratch, terms: ReadTerms) -> Result<Self, ImageError> {
         let file = match compression(file).map_err(unreadable)? {
             None => Arc::clone(file),
             Some("gzip") => Arc::new(decompressed(file, scratch, &terms)?),
             Some(other) => {
                 let reason =
                     format!("an archive compressed by {other}; decompress it, or compress it by gzip");
-                return Err(Problem::unsupported(reason));
+                return Err(ImageError::unsupported(reason));
             }
         };
         let entries = entries(&file, &terms)?;
@@ -152,7 +152,7 @@ impl Archive {
     ///
     /// # Errors
     /// Corrupt if the file is missing, unsupported if it is larger than the limit.
-    pub(crate) fn read(&self, path: &str, limit_bytes: u64) -> Result<Vec<u8>, Problem> {
+    pub(crate) fn read(&self, path: &str, limit_bytes: u64) -> Result<Vec<u8>, ImageError> {
         let extent = self.find(path).ok_or_else(|| missing(path))?;
         super::manifest::check_size(path, extent.size_bytes, limit_bytes)?;
         self.part(extent)
@@ -162,7 +162,7 @@ impl Archive {
     ///
     /// # Errors
     /// The archive can't be read or has become shorter, or nobody waits for the image any more.
-    pub(crate) fn part(&self, extent: Extent) -> Result<Vec<u8>, Problem> {
+    pub(crate) fn part(&self, extent: Extent) -> Result<Vec<u8>, ImageError> {
         self.terms.go_on()?;
         let length = usize::try_from(extent.size_bytes).map_err(|_| missing("a part of it"))?;
         let mut bytes = vec![0; length];
@@ -171,26 +171,26 @@ impl Archive {
     }
 
     /// Detects how a file in the archive is compressed.
-    pub(crate) fn compression(&self, extent: Extent) -> Result<Option<&'static str>, Problem> {
+    pub(crate) fn compression(&self, extent: Extent) -> Result<Option<&'static str>, ImageError> {
         let beginning = Extent { size_bytes: extent.size_bytes.min(6), ..extent };
         Ok(magic(&self.part(beginning)?))
     }
 }
 
-pub(crate) fn missing(path: &str) -> Problem {
-    Problem::corrupt(format!("the archive refers to {path:?}, which is not in it"))
+pub(crate) fn missing(path: &str) -> ImageError {
+    ImageError::corrupt(format!("the archive refers to {path:?}, which is not in it"))
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "it stands in map_err, which passes by value")]
-pub(crate) fn unreadable(error: io::Error) -> Problem {
+pub(crate) fn unreadable(error: io::Error) -> ImageError {
     blame(&error, "the archive can't be read", || "it can't be read".to_owned())
 }
 
 /// Maps an I/O error: one from the operating system is not the archive's fault; any other means that it is corrupt.
-fn blame(error: &io::Error, corrupt: &str, failed: impl FnOnce() -> String) -> Problem {
+fn blame(error: &io::Error, corrupt: &str, failed: impl FnOnce() -> String) -> ImageError {
     match error.raw_os_error() {
-        None => Problem::corrupt(format!("{corrupt}: {error}")),
-        Some(_) => Problem::Archive { reason: format!("{}: {error}", failed()) },
+        None => ImageError::corrupt(format!("{corrupt}: {error}")),
+        Some(_) => ImageError::Archive { reason: format!("{}: {error}", failed()) },
     }
 }
 
@@ -205,7 +205,7 @@ fn magic(beginning: &[u8]) -> Option<&'static str> {
 }
 
 /// Decompresses the whole archive into an unnamed file.
-fn decompressed(mut file: &File, scratch: &Scratch, terms: &ReadTerms) -> Result<File, Problem> {
+fn decompressed(mut file: &File, scratch: &Scratch, terms: &ReadTerms) -> Result<File, ImageError> {
     let failed = |error: io::Error| {
         let doing = || format!("it can't be decompressed in {}", scratch.shown.display());
         blame(&error, "the archive can't be decompressed", doing)
@@ -236,7 +236,7 @@ struct Extension {
 }
 
 /// Reads the entries by path. Of two entries with one path the later counts, as in unpacking.
-fn entries(mut file: &File, terms: &ReadTerms) -> Result<HashMap<String, Entry>, Problem> {
+fn entries(mut file: &File, terms: &ReadTerms) -> Result<HashMap<String, Entry>, ImageError> {
     file.seek(SeekFrom::Start(0)).map_err(unreadable)?;
     let mut archive = tar::Archive::new(file);
     let mut found = HashMap::new();
@@ -246,7 +246,7 @@ fn entries(mut file: &File, terms: &ReadTerms) -> Result<HashMap<String, Entry>,
         let mut entry = entry.map_err(unreadable)?;
         terms.go_on()?;
         if number >= ENTRIES_LIMIT {
-            return Err(Problem::unsupported(format!("an archive of more than {ENTRIES_LIMIT} entries")));
+            return Err(ImageError::unsupported(format!("an archive of more than {ENTRIES_LIMIT} entries")));
         }
         let header = entry.header().clone();
         let kind = header.entry_type();
@@ -279,12 +279,16 @@ fn entries(mut file: &File, terms: &ReadTerms) -> Result<HashMap<String, Entry>,
         found.insert(path, made);
     }
     if found.is_empty() {
-        return Err(Problem::corrupt("the archive has no files in it"));
+        return Err(ImageError::corrupt("the archive has no files in it"));
     }
     Ok(found)
 }
 
-fn read_extension(kind: EntryType, entry: &mut impl Read, extension: &mut Extension) -> Result<(), Problem> {
+fn read_extension(
+    kind: EntryType,
+    entry: &mut impl Read,
+    extension: &mut Extension,
+) -> Result<(), ImageError> {
     let mut bytes = Vec::new();
     entry.take(EXTENSION_LIMIT_BYTES + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     super::manifest::check_size("an extension header", bytes.len() as u64, EXTENSION_LIMIT_BYTES)?;
@@ -301,7 +305,7 @@ fn read_extension(kind: EntryType, entry: &mut impl Read, extension: &mut Extens
                     b"size" => {
                         let reason = "an archive with an entry of more than 8 GiB in pax form; write it in GNU's form \
                                       (tar --format=gnu)";
-                        return Err(Problem::unsupported(reason));
+                        return Err(ImageError::unsupported(reason));
                     }
                     _ => {}
                 }
@@ -358,7 +362,7 @@ pub(crate) mod tests {
         tar.into_inner().unwrap()
     }
 
-    pub(crate) fn opened(bytes: &[u8]) -> Result<Archive, Problem> {
+    pub(crate) fn opened(bytes: &[u8]) -> Result<Archive, ImageError> {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(bytes).unwrap();
         Archive::open(&Arc::new(file), &scratch(), ReadTerms::default())
@@ -411,7 +415,7 @@ pub(crate) mod tests {
         let gzip = gzip.finish().unwrap();
         assert_eq!(opened(&gzip).unwrap().read("a", 1).unwrap(), b"b");
         let cut = opened(&gzip[..gzip.len() / 2]).unwrap_err();
-        assert!(matches!(cut, Problem::Corrupt { .. }), "{cut}");
+        assert!(matches!(cut, ImageError::Corrupt { .. }), "{cut}");
         for (magic, name) in &MAGICS[1..] {
             let error = opened(&[magic, &[0; 600][..]].concat()).unwrap_err().to_string();
             assert!(error.contains(name) && error.contains("gzip"), "{error}");
@@ -422,7 +426,7 @@ pub(crate) mod tests {
     fn what_is_no_archive_is_corrupt_and_costs_no_memory() {
         for bytes in [&b""[..], b"hello", &[b'x'; 2000], &[0; 2048]] {
             let error = opened(bytes).unwrap_err();
-            assert!(matches!(error, Problem::Corrupt { .. }), "{error}");
+            assert!(matches!(error, ImageError::Corrupt { .. }), "{error}");
         }
         // A name of a gigabyte, in a sparse file that takes no room on the disk.
         let mut header = tar::Header::new_gnu();

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::archive::Archive;
 use super::digest::digest_of;
-use super::error::Problem;
+use super::error::ImageError;
 use super::go_json;
 use super::manifest::{CONFIG_LIMIT_BYTES, MANIFEST_LIMIT_BYTES};
 use super::platform;
@@ -58,36 +58,36 @@ pub(crate) fn blob_path(descriptor: &Descriptor) -> String {
 ///
 /// # Errors
 /// Corrupt or unsupported if the file is no archive of images.
-pub(crate) fn images(archive: &Archive, host: &Arch) -> Result<Vec<Saved>, Problem> {
+pub(crate) fn images(archive: &Archive, host: &Arch) -> Result<Vec<Saved>, ImageError> {
     let images = if archive.find("oci-layout").is_some() && archive.find("index.json").is_some() {
         of_oci(&archive.read("index.json", MANIFEST_LIMIT_BYTES)?, host)?
     } else if archive.find("manifest.json").is_some() {
         let entries: Vec<DockerEntry> =
             go_json::read(&archive.read("manifest.json", MANIFEST_LIMIT_BYTES)?, go_json::ARCHIVE)
-                .map_err(|error| Problem::corrupt(format!("its manifest.json can't be read: {error}")))?;
+                .map_err(|error| ImageError::corrupt(format!("its manifest.json can't be read: {error}")))?;
         if entries.len() > IMAGES_LIMIT {
-            return Err(Problem::unsupported(format!("an archive of more than {IMAGES_LIMIT} images")));
+            return Err(ImageError::unsupported(format!("an archive of more than {IMAGES_LIMIT} images")));
         }
         let mut digests = HashMap::new();
         entries.into_iter().map(|entry| of_docker(archive, entry, &mut digests)).collect::<Result<_, _>>()?
     } else if archive.find("repositories").is_some() {
         let reason = "an archive of docker before 1.10; load it there, and save it again by a newer one";
-        return Err(Problem::unsupported(reason));
+        return Err(ImageError::unsupported(reason));
     } else {
         let reason = "an archive that is no image: it has neither manifest.json (docker save) nor oci-layout and index.json";
-        return Err(Problem::unsupported(reason));
+        return Err(ImageError::unsupported(reason));
     };
     if images.is_empty() {
-        return Err(Problem::Archive { reason: "there is no image in it".to_owned() });
+        return Err(ImageError::Archive { reason: "there is no image in it".to_owned() });
     }
     Ok(images)
 }
 
-fn of_oci(index: &[u8], host: &Arch) -> Result<Vec<Saved>, Problem> {
+fn of_oci(index: &[u8], host: &Arch) -> Result<Vec<Saved>, ImageError> {
     let index: ImageIndex = go_json::read(index, go_json::MANIFEST)
-        .map_err(|error| Problem::corrupt(format!("its index.json can't be read: {error}")))?;
+        .map_err(|error| ImageError::corrupt(format!("its index.json can't be read: {error}")))?;
     if index.manifests().len() > IMAGES_LIMIT {
-        return Err(Problem::unsupported(format!("an archive of more than {IMAGES_LIMIT} images")));
+        return Err(ImageError::unsupported(format!("an archive of more than {IMAGES_LIMIT} images")));
     }
     let saved = |descriptor: &Descriptor| {
         let none = HashMap::new();
@@ -111,7 +111,7 @@ fn of_docker(
     archive: &Archive,
     entry: DockerEntry,
     digests: &mut HashMap<String, String>,
-) -> Result<Saved, Problem> {
+) -> Result<Saved, ImageError> {
     let DockerEntry { config, repo_tags, layers } = entry;
     let digest = match digests.get(&config) {
         Some(digest) => digest.clone(),
@@ -129,7 +129,7 @@ fn of_docker(
 ///
 /// # Errors
 /// No image or several fit; lists the images that there are.
-pub(crate) fn choose<'a>(images: &'a [Saved], wanted: Option<&Reference>) -> Result<&'a Saved, Problem> {
+pub(crate) fn choose<'a>(images: &'a [Saved], wanted: Option<&Reference>) -> Result<&'a Saved, ImageError> {
     let native: Vec<&Saved> = images.iter().filter(|image| !image.is_foreign).collect();
     // An archive of foreign images alone is refused later, where their documents are read.
     let images: Vec<&Saved> = if native.is_empty() { images.iter().collect() } else { native };
@@ -138,10 +138,10 @@ pub(crate) fn choose<'a>(images: &'a [Saved], wanted: Option<&Reference>) -> Res
     match (fitting.next(), fitting.next(), wanted) {
         // Of two images with one name, the first: indexes are read in this way.
         (Some(image), None, _) | (Some(image), Some(_), Some(_)) => Ok(image),
-        (_, _, Some(wanted)) => Err(Problem::Archive {
+        (_, _, Some(wanted)) => Err(ImageError::Archive {
             reason: format!("there is no {wanted} in it (the option image), only {}", named(&images)),
         }),
-        (_, _, None) => Err(Problem::Archive {
+        (_, _, None) => Err(ImageError::Archive {
             reason: format!(
                 "there are several images in it, {}; say which by the option image, and name the archive by load",
                 named(&images)

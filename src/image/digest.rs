@@ -1,6 +1,6 @@
 //! Digests of content: computed and checked.
 
-use super::error::Problem;
+use super::error::ImageError;
 use oci_spec::image::{Descriptor, DigestAlgorithm};
 use sha2::{Digest, Sha256};
 
@@ -8,10 +8,10 @@ use sha2::{Digest, Sha256};
 ///
 /// # Errors
 /// Unsupported unless it is sha256.
-pub(crate) fn check_algorithm(descriptor: &Descriptor) -> Result<(), Problem> {
+pub(crate) fn check_algorithm(descriptor: &Descriptor) -> Result<(), ImageError> {
     match descriptor.digest().algorithm() {
         DigestAlgorithm::Sha256 => Ok(()),
-        _ => Err(Problem::unsupported(format!("the digest {} is not a sha256", descriptor.digest()))),
+        _ => Err(ImageError::unsupported(format!("the digest {} is not a sha256", descriptor.digest()))),
     }
 }
 
@@ -19,24 +19,24 @@ pub(crate) fn check_algorithm(descriptor: &Descriptor) -> Result<(), Problem> {
 ///
 /// # Errors
 /// Corrupt if the blob doesn't have the size of its descriptor.
-pub(crate) fn check_same_size(descriptor: &Descriptor, size_bytes: u64) -> Result<(), Problem> {
+pub(crate) fn check_same_size(descriptor: &Descriptor, size_bytes: u64) -> Result<(), ImageError> {
     if descriptor.size() == size_bytes {
         return Ok(());
     }
     let digest = descriptor.digest();
-    Err(Problem::corrupt(format!("{digest} has {size_bytes} bytes instead of {}", descriptor.size())))
+    Err(ImageError::corrupt(format!("{digest} has {size_bytes} bytes instead of {}", descriptor.size())))
 }
 
-pub(crate) fn check_blob(descriptor: &Descriptor, bytes: &[u8]) -> Result<(), Problem> {
+pub(crate) fn check_blob(descriptor: &Descriptor, bytes: &[u8]) -> Result<(), ImageError> {
     check_same_size(descriptor, bytes.len() as u64)?;
     check_digest(descriptor.digest().as_ref(), &digest_of(bytes))
 }
 
-pub(crate) fn check_digest(expected: &str, actual: &str) -> Result<(), Problem> {
+pub(crate) fn check_digest(expected: &str, actual: &str) -> Result<(), ImageError> {
     if expected == actual {
         return Ok(());
     }
-    Err(Problem::corrupt(format!("it is {actual}, not {expected}")))
+    Err(ImageError::corrupt(format!("it is {actual}, not {expected}")))
 }
 
 pub(crate) fn digest_of(bytes: &[u8]) -> String {

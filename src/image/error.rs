@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// The cause of an image's or a registry's failure, before its context is added.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Problem {
+pub(crate) enum ImageError {
     #[error("not in the registry: {reason}")]
     NotInRegistry { reason: String },
     /// Access denied. Permanent with the job's own `auth` (`own`); other credentials may be better ones at the next
@@ -41,7 +41,7 @@ pub(crate) enum Problem {
     Credentials { reason: String, retry: Retry },
     /// The failures of several hosts that were asked for the same content, each in its own way.
     #[error("no host provides it: {}", told(failures))]
-    Hosts { failures: Vec<(String, Problem)> },
+    Hosts { failures: Vec<(String, ImageError)> },
 }
 
 /// Earliest time at which another try may succeed.
@@ -55,7 +55,7 @@ pub(crate) enum Retry {
     Never,
 }
 
-impl Problem {
+impl ImageError {
     pub(crate) fn corrupt(reason: impl Into<String>) -> Self {
         Self::Corrupt { reason: reason.into() }
     }
@@ -69,17 +69,17 @@ impl Problem {
     }
 
     /// Returns the error of a broken connection or answer, which is likely to be better in a moment.
-    pub(crate) fn broken(reason: impl Into<String>) -> Self {
+    pub(crate) fn transient(reason: impl Into<String>) -> Self {
         Self::Registry { reason: reason.into(), retry: Retry::Soon }
     }
 
     /// Returns the error of an unusable answer of a registry, which is no better if asked again at once.
-    pub(crate) fn unfit(reason: impl Into<String>) -> Self {
+    pub(crate) fn unusable(reason: impl Into<String>) -> Self {
         Self::Registry { reason: reason.into(), retry: Retry::Later }
     }
 
     /// Returns the error of a wrong setting on this node.
-    pub(crate) fn useless(reason: impl Into<String>) -> Self {
+    pub(crate) fn permanent(reason: impl Into<String>) -> Self {
         Self::Registry { reason: reason.into(), retry: Retry::Never }
     }
 
@@ -149,14 +149,14 @@ fn waiting(waits: &[String]) -> String {
     }
 }
 
-fn told(failures: &[(String, Problem)]) -> String {
+fn told(failures: &[(String, ImageError)]) -> String {
     failures.iter().map(|(host, problem)| format!("{host}: {problem}")).collect::<Vec<_>>().join("; ")
 }
 
 /// Returns the error of an image that is larger than an option of the plugin allows.
-pub(crate) fn too_large(what: &str, size_bytes: u64, limit_bytes: u64, option: &str) -> Problem {
+pub(crate) fn too_large(what: &str, size_bytes: u64, limit_bytes: u64, option: &str) -> ImageError {
     let what = format!("{what} {size_bytes} bytes or more");
-    Problem::unsupported(format!("{what}, and the plugin option {option} allows {limit_bytes}"))
+    ImageError::unsupported(format!("{what}, and the plugin option {option} allows {limit_bytes}"))
 }
 
 #[cfg(test)]
@@ -166,11 +166,11 @@ mod tests {
     #[test]
     fn problems_are_classed_as_the_table_says() {
         let reason = String::new;
-        let denied = |own| Problem::Denied { reason: reason(), own };
-        let registry = |retry| Problem::Registry { reason: reason(), retry };
-        let hosts = |problem| Problem::Hosts {
+        let denied = |own| ImageError::Denied { reason: reason(), own };
+        let registry = |retry| ImageError::Registry { reason: reason(), retry };
+        let hosts = |problem| ImageError::Hosts {
             failures: vec![
-                ("a".to_owned(), Problem::NotInRegistry { reason: reason() }),
+                ("a".to_owned(), ImageError::NotInRegistry { reason: reason() }),
                 ("b".to_owned(), problem),
             ],
         };
@@ -180,10 +180,10 @@ mod tests {
             (registry(Retry::Never), false, false),
             (denied(false), false, true),
             (denied(true), false, false),
-            (Problem::damaged(""), false, true),
-            (Problem::corrupt(""), false, false),
-            (Problem::unsupported(""), false, false),
-            (Problem::NotInRegistry { reason: reason() }, false, false),
+            (ImageError::damaged(""), false, true),
+            (ImageError::corrupt(""), false, false),
+            (ImageError::unsupported(""), false, false),
+            (ImageError::NotInRegistry { reason: reason() }, false, false),
             (hosts(registry(Retry::Soon)), true, true),
             (hosts(denied(false)), false, true),
             (hosts(denied(true)), false, false),
@@ -199,7 +199,7 @@ mod tests {
     #[test]
     fn a_deadline_says_what_was_waited_for() {
         let after = Duration::from_secs(300);
-        let text = |waits| Problem::Deadline { after, waits }.to_string();
+        let text = |waits| ImageError::Deadline { after, waits }.to_string();
         assert_eq!(text(Vec::new()), "not finished within 5m (image_pull_timeout)");
         let waits = text(vec!["other pulls".to_owned(), "the same layer".to_owned()]);
         assert!(waits.ends_with("; it was waiting for other pulls, and for the same layer"), "{waits}");

@@ -8,7 +8,7 @@ use oci_spec::image::{Arch, Descriptor, ImageConfiguration, ImageIndex, ImageMan
 use serde::Deserialize;
 
 use super::digest::{check_algorithm, digest_of};
-use super::error::Problem;
+use super::error::ImageError;
 use super::{go_json, platform};
 
 pub(crate) const MANIFEST_LIMIT_BYTES: u64 = 4 * 1024 * 1024;
@@ -32,8 +32,8 @@ const LAYER_TYPES: [&str; 6] = [
 /// Maximum number of an image's layers: the kernel's overlay has no more directories.
 pub(crate) const LAYERS_LIMIT: usize = 500;
 
-pub(crate) fn too_many_layers(count: usize) -> Problem {
-    Problem::unsupported(format!("an image of {count} layers, more than {LAYERS_LIMIT}"))
+pub(crate) fn too_many_layers(count: usize) -> ImageError {
+    ImageError::unsupported(format!("an image of {count} layers, more than {LAYERS_LIMIT}"))
 }
 
 /// Returns the media types for the `Accept` header of a manifest request.
@@ -62,25 +62,27 @@ struct Kind {
 /// # Errors
 /// Old and foreign kinds are unsupported. A document that could be read in two ways is corrupt: its digest would vouch
 /// for both.
-pub(crate) fn parse(said_type: &str, bytes: &[u8]) -> Result<(String, Document), Problem> {
+pub(crate) fn parse(said_type: &str, bytes: &[u8]) -> Result<(String, Document), ImageError> {
     let unreadable =
-        |error: serde_json::Error| Problem::corrupt(format!("the manifest can't be read: {error}"));
+        |error: serde_json::Error| ImageError::corrupt(format!("the manifest can't be read: {error}"));
     let value: serde_json::Value = go_json::read(bytes, go_json::MANIFEST).map_err(unreadable)?;
     let kind = Kind::deserialize(&value).map_err(unreadable)?;
     if kind.schema_version != Some(2) {
-        return Err(Problem::unsupported(
+        return Err(ImageError::unsupported(
             "the manifest is not of schema version 2: the image must be pushed again",
         ));
     }
     if kind.manifests.is_some() && kind.layers.is_some() {
-        return Err(Problem::corrupt("the manifest is an image and an index at once"));
+        return Err(ImageError::corrupt("the manifest is an image and an index at once"));
     }
     let is_known =
         |media_type: &&str| INDEX_TYPES.contains(media_type) || MANIFEST_TYPES.contains(media_type);
     let said = Some(said_type).filter(is_known);
     let media_type = match (said, kind.media_type.as_deref()) {
         (Some(said), Some(own)) if said != own => {
-            return Err(Problem::corrupt(format!("the manifest says it is {own}, the registry says {said}")));
+            return Err(ImageError::corrupt(format!(
+                "the manifest says it is {own}, the registry says {said}"
+            )));
         }
         (Some(said), _) => said,
         (None, Some(own)) => own,
@@ -92,7 +94,7 @@ pub(crate) fn parse(said_type: &str, bytes: &[u8]) -> Result<(String, Document),
     } else if MANIFEST_TYPES.contains(&media_type) {
         Document::Manifest(Box::new(serde_json::from_value(value).map_err(unreadable)?))
     } else {
-        return Err(Problem::unsupported(format!("a manifest of type {media_type}")));
+        return Err(ImageError::unsupported(format!("a manifest of type {media_type}")));
     };
     Ok((media_type.to_owned(), document))
 }
@@ -102,7 +104,7 @@ pub(crate) fn parse(said_type: &str, bytes: &[u8]) -> Result<(String, Document),
 ///
 /// # Errors
 /// No manifest fits; lists the platforms that there are.
-pub(crate) fn choose<'a>(index: &'a ImageIndex, host: &Arch) -> Result<(usize, &'a Descriptor), Problem> {
+pub(crate) fn choose<'a>(index: &'a ImageIndex, host: &Arch) -> Result<(usize, &'a Descriptor), ImageError> {
     let entries = || index.manifests().iter().enumerate();
     let rank =
         |entry: &Descriptor| platform::rank(entry.platform().as_ref()?, host, platform::variants(host));
@@ -112,11 +114,11 @@ pub(crate) fn choose<'a>(index: &'a ImageIndex, host: &Arch) -> Result<(usize, &
         .map(|(_, chosen)| chosen)
         .or_else(|| entries().find(|(_, entry)| entry.platform().is_none()))
         .ok_or_else(|| {
-            Problem::unsupported(format!("no image for linux/{host}, only for {}", platforms(index)))
+            ImageError::unsupported(format!("no image for linux/{host}, only for {}", platforms(index)))
         })?;
     let media_type = chosen.1.media_type().to_string();
     if !MANIFEST_TYPES.contains(&media_type.as_str()) {
-        return Err(Problem::unsupported(format!("an index that refers to {media_type}")));
+        return Err(ImageError::unsupported(format!("an index that refers to {media_type}")));
     }
     Ok(chosen)
 }
@@ -174,16 +176,16 @@ impl Layout {
         manifest: &ImageManifest,
         config: &[u8],
         host: &Arch,
-    ) -> Result<Self, Problem> {
+    ) -> Result<Self, ImageError> {
         let mut config: ImageConfiguration = go_json::read(config, go_json::CONFIG)
-            .map_err(|error| Problem::corrupt(format!("the configuration can't be read: {error}")))?;
+            .map_err(|error| ImageError::corrupt(format!("the configuration can't be read: {error}")))?;
         if *config.os() != Os::Linux || platform::normal(config.architecture()).0 != *host {
             let theirs = format!("{}/{}", config.os(), config.architecture());
-            return Err(Problem::unsupported(format!("no image for linux/{host}, only for {theirs}")));
+            return Err(ImageError::unsupported(format!("no image for linux/{host}, only for {theirs}")));
         }
         let diff_ids = config.rootfs().diff_ids();
         if diff_ids.len() != manifest.layers().len() {
-            return Err(Problem::corrupt(format!(
+            return Err(ImageError::corrupt(format!(
                 "the manifest has {} layers, the configuration {}",
                 manifest.layers().len(),
                 diff_ids.len()
@@ -231,10 +233,10 @@ impl Layout {
 ///
 /// # Errors
 /// Unsupported if it isn't a container's configuration, is too large, or has a digest of another algorithm.
-pub(crate) fn check_config(descriptor: &Descriptor) -> Result<(), Problem> {
+pub(crate) fn check_config(descriptor: &Descriptor) -> Result<(), ImageError> {
     let media_type = descriptor.media_type().to_string();
     if !CONFIG_TYPES.contains(&media_type.as_str()) {
-        return Err(Problem::unsupported(format!(
+        return Err(ImageError::unsupported(format!(
             "not a container's image: its configuration is {media_type}"
         )));
     }
@@ -246,14 +248,14 @@ pub(crate) fn check_config(descriptor: &Descriptor) -> Result<(), Problem> {
 ///
 /// # Errors
 /// Unsupported above the limit.
-pub(crate) fn check_size(what: &str, size_bytes: u64, limit_bytes: u64) -> Result<(), Problem> {
+pub(crate) fn check_size(what: &str, size_bytes: u64, limit_bytes: u64) -> Result<(), ImageError> {
     if size_bytes <= limit_bytes {
         return Ok(());
     }
-    Err(Problem::unsupported(format!("{what} has {size_bytes} bytes, more than {limit_bytes}")))
+    Err(ImageError::unsupported(format!("{what} has {size_bytes} bytes, more than {limit_bytes}")))
 }
 
-fn check_layer(blob: &Descriptor) -> Result<(), Problem> {
+fn check_layer(blob: &Descriptor) -> Result<(), ImageError> {
     let media_type = blob.media_type().to_string();
     if !LAYER_TYPES.contains(&media_type.as_str()) {
         let digest = blob.digest();
@@ -262,7 +264,7 @@ fn check_layer(blob: &Descriptor) -> Result<(), Problem> {
         } else {
             "which can't be unpacked"
         };
-        return Err(Problem::unsupported(format!("layer {digest} is of type {media_type}, {kind}")));
+        return Err(ImageError::unsupported(format!("layer {digest} is of type {media_type}, {kind}")));
     }
     check_algorithm(blob)
 }
@@ -380,7 +382,7 @@ mod tests {
         ] {
             let made = Layout::new(A, &manifest(layer_type), &config(architecture, &[B]), &Arch::Amd64);
             let error = made.unwrap_err();
-            assert!(matches!(error, Problem::Unsupported { .. }), "{error}");
+            assert!(matches!(error, ImageError::Unsupported { .. }), "{error}");
             assert!(error.to_string().contains(text), "{error}");
         }
     }
@@ -388,7 +390,7 @@ mod tests {
     #[test]
     fn a_configuration_with_other_layers_is_corrupt() {
         let made = Layout::new(A, &manifest(LAYER_TYPES[1]), &config("amd64", &[]), &Arch::Amd64);
-        assert!(matches!(made, Err(Problem::Corrupt { .. })));
+        assert!(matches!(made, Err(ImageError::Corrupt { .. })));
     }
 
     #[test]
@@ -414,14 +416,14 @@ mod tests {
         assert!(matches!(said("", &index), Ok((_, Document::Index(_)))));
 
         let schema_1 = json!({"schemaVersion": 1, "fsLayers": []});
-        assert!(matches!(said("", &schema_1), Err(Problem::Unsupported { .. })));
+        assert!(matches!(said("", &schema_1), Err(ImageError::Unsupported { .. })));
         let artifact = json!({"schemaVersion": 2, "mediaType": "application/x"});
-        assert!(matches!(said("", &artifact), Err(Problem::Unsupported { .. })));
+        assert!(matches!(said("", &artifact), Err(ImageError::Unsupported { .. })));
         let both = json!({"schemaVersion": 2, "manifests": [], "layers": []});
-        assert!(matches!(said("", &both), Err(Problem::Corrupt { .. })));
+        assert!(matches!(said("", &both), Err(ImageError::Corrupt { .. })));
         let liar = json!({"schemaVersion": 2, "mediaType": INDEX_TYPES[0], "manifests": []});
-        assert!(matches!(said(MANIFEST_TYPES[0], &liar), Err(Problem::Corrupt { .. })));
-        assert!(matches!(parse("", b"<html>"), Err(Problem::Corrupt { .. })));
+        assert!(matches!(said(MANIFEST_TYPES[0], &liar), Err(ImageError::Corrupt { .. })));
+        assert!(matches!(parse("", b"<html>"), Err(ImageError::Corrupt { .. })));
     }
 
     #[test]

@@ -11,5 +11,5 @@ pub(crate) mod platform;
 mod reference;
 pub(crate) mod user;
 
-pub(crate) use error::{Problem, Retry, too_large};
+pub(crate) use error::{ImageError, Retry, too_large};
 pub(crate) use reference::{Reference, ReferenceError, checked_digest};

@@ -16,9 +16,9 @@ use super::credentials::Credentials;
 use super::endpoint::REDIRECTS;
 use super::hosts::is_loopback;
 use super::http;
-use super::response::{self, Failure, read};
-use super::transport::Line;
-use crate::image::Problem;
+use super::response::{self, HostFailure, read};
+use super::transport::HostTransport;
+use crate::image::ImageError;
 use crate::secret::Secret;
 
 const TOKEN_LIMIT_BYTES: u64 = 256 * 1024;
@@ -26,8 +26,8 @@ const CLIENT: &str = "containerd-driver";
 const FORM: &str = "application/x-www-form-urlencoded";
 
 /// The authentication of one request to one host.
-pub(super) struct Authorizing<'e> {
-    pub line: &'e Line,
+pub(super) struct Authenticator<'e> {
+    pub transport: &'e HostTransport,
     pub repository: &'e str,
     pub login: Option<&'e Login>,
     /// Maximum time without a byte in the middle of an answer.
@@ -40,13 +40,13 @@ struct Answer {
     access_token: Option<String>,
 }
 
-impl Authorizing<'_> {
+impl Authenticator<'_> {
     /// Returns the authorization header that answers the challenge; `None` where the scheme is unknown or there are no
     /// credentials for it.
     ///
     /// # Errors
     /// The token server's, or a denial where only an identity token is given and a password is wanted.
-    pub(super) async fn meet(&self, response: &Response) -> Result<Option<HeaderValue>, Problem> {
+    pub(super) async fn meet(&self, response: &Response) -> Result<Option<HeaderValue>, ImageError> {
         let challenges = response.headers().get_all(WWW_AUTHENTICATE);
         let challenges: Vec<_> = challenges.iter().filter_map(|value| value.to_str().ok()).collect();
         if let Some(challenge) = challenges.iter().find_map(|value| challenge::bearer(value)) {
@@ -56,8 +56,8 @@ impl Authorizing<'_> {
             Some(known) if challenges.iter().any(|value| challenge::is_basic(value)) => {
                 if known.identity_token().is_some() {
                     let why = "it needs a password, and there is an identity token only";
-                    let reason = format!("{why} (from {})", self.line.name());
-                    return Err(Problem::Denied { reason, own: self.is_jobs() });
+                    let reason = format!("{why} (from {})", self.transport.name());
+                    return Err(ImageError::Denied { reason, own: self.is_jobs() });
                 }
                 basic(known).map(Some)
             }
@@ -73,7 +73,7 @@ impl Authorizing<'_> {
         self.login.is_some_and(|login| login.is_jobs)
     }
 
-    async fn token(&self, challenge: &Challenge) -> Result<HeaderValue, Problem> {
+    async fn token(&self, challenge: &Challenge) -> Result<HeaderValue, ImageError> {
         let realm = self.realm(challenge)?;
         let server = response::authority(&realm);
         let response = match self.credentials().and_then(Credentials::identity_token) {
@@ -84,14 +84,15 @@ impl Authorizing<'_> {
             return Err(self.refused(response, &server).await);
         }
         let bytes = read(response, "the token", TOKEN_LIMIT_BYTES, self.idle).await?;
-        let no_token = || Problem::unfit(format!("{server} answered a request for a token without one"));
+        let no_token =
+            || ImageError::unusable(format!("{server} answered a request for a token without one"));
         let Answer { token, access_token } = serde_json::from_slice(&bytes).map_err(|_| no_token())?;
         let token = token.or(access_token).filter(|token| !token.is_empty()).ok_or_else(no_token)?;
         secret_header(&format!("Bearer {token}"))
     }
 
     /// Requests a token with the password, or anonymously. A password follows a redirect to no other host.
-    async fn ask(&self, mut realm: Url, challenge: &Challenge) -> Result<Response, Problem> {
+    async fn ask(&self, mut realm: Url, challenge: &Challenge) -> Result<Response, ImageError> {
         for scope in self.scope(challenge).split_whitespace() {
             realm.query_pairs_mut().append_pair("scope", scope);
         }
@@ -100,7 +101,7 @@ impl Authorizing<'_> {
         }
         let mut url = realm.clone();
         for _ in 0..=REDIRECTS {
-            let mut request = self.line.request_to(Method::GET, url.clone()).await?;
+            let mut request = self.transport.request_to(Method::GET, url.clone()).await?;
             if let Some(Credentials { username, password }) = self.credentials()
                 && url.origin() == realm.origin()
             {
@@ -112,12 +113,12 @@ impl Authorizing<'_> {
                 Some(next) if self.is_fit(&next) => url = next,
                 Some(next) => {
                     let there = format!("{}://{}", next.scheme(), response::authority(&next));
-                    return Err(about(&here, Problem::unfit(format!("it redirects to {there}"))));
+                    return Err(about(&here, ImageError::unusable(format!("it redirects to {there}"))));
                 }
                 None => return Ok(response),
             }
         }
-        Err(about(&response::authority(&realm), Problem::unfit("it redirects too often")))
+        Err(about(&response::authority(&realm), ImageError::unusable("it redirects too often")))
     }
 
     /// Exchanges an identity token for an access token. It follows no redirect.
@@ -126,7 +127,7 @@ impl Authorizing<'_> {
         realm: Url,
         challenge: &Challenge,
         identity: &Secret,
-    ) -> Result<Response, Problem> {
+    ) -> Result<Response, ImageError> {
         let scope = self.scope(challenge);
         let pairs = [
             ("grant_type", "refresh_token"),
@@ -139,8 +140,8 @@ impl Authorizing<'_> {
         let form = Url::parse_with_params("form:", pairs)
             .ok()
             .and_then(|form| form.query().map(str::to_owned))
-            .ok_or_else(|| Problem::unfit("a request for a token can't be encoded"))?;
-        let request = self.line.request_to(Method::POST, realm.clone()).await?;
+            .ok_or_else(|| ImageError::unusable("a request for a token can't be encoded"))?;
+        let request = self.transport.request_to(Method::POST, realm.clone()).await?;
         sent(request.header(CONTENT_TYPE, FORM).body(form), &realm).await
     }
 
@@ -149,8 +150,8 @@ impl Authorizing<'_> {
         challenge.scope.clone().unwrap_or_else(own)
     }
 
-    fn realm(&self, challenge: &Challenge) -> Result<Url, Problem> {
-        let unfit = || Problem::unfit(format!("its token server {:?} can't be used", challenge.realm));
+    fn realm(&self, challenge: &Challenge) -> Result<Url, ImageError> {
+        let unfit = || ImageError::unusable(format!("its token server {:?} can't be used", challenge.realm));
         Url::parse(&challenge.realm).ok().filter(|realm| self.is_fit(realm)).ok_or_else(unfit)
     }
 
@@ -159,7 +160,7 @@ impl Authorizing<'_> {
     /// this one's loopback. Nor may it have a token fetched by plain http from any host but the registry itself, and
     /// shown to it: that could be the token of a service that only this host can reach.
     fn is_fit(&self, url: &Url) -> bool {
-        let base = self.line.base();
+        let base = self.transport.base();
         let (Some(there), Some(here)) = (url.host_str(), base.host_str()) else { return false };
         let is_as_plain =
             base.scheme() == "http" && (there == here || is_loopback(there) && is_loopback(here));
@@ -171,40 +172,40 @@ impl Authorizing<'_> {
         }
     }
 
-    async fn refused(&self, response: Response, server: &str) -> Problem {
+    async fn refused(&self, response: Response, server: &str) -> ImageError {
         let is_grant_refused = response.status() == StatusCode::BAD_REQUEST
             && self.credentials().is_some_and(|known| known.identity_token().is_some());
-        let Failure { problem, .. } = response::refusal(response, server, self.login, self.idle).await;
+        let HostFailure { problem, .. } = response::refusal(response, server, self.login, self.idle).await;
         match problem {
             // OAuth's form of saying that a token is not accepted.
-            Problem::Registry { reason, .. } if is_grant_refused => {
+            ImageError::Registry { reason, .. } if is_grant_refused => {
                 let reason = format!("{reason} (from {server}, with the identity token given)");
-                Problem::Denied { reason, own: self.is_jobs() }
+                ImageError::Denied { reason, own: self.is_jobs() }
             }
             problem => about(server, problem),
         }
     }
 }
 
-async fn sent(request: RequestBuilder, url: &Url) -> Result<Response, Problem> {
+async fn sent(request: RequestBuilder, url: &Url) -> Result<Response, ImageError> {
     request.send().await.map_err(|error| about(&response::authority(url), http::failed(&error)))
 }
 
-fn about(server: &str, problem: Problem) -> Problem {
+fn about(server: &str, problem: ImageError) -> ImageError {
     match problem {
-        Problem::Registry { reason, retry } => {
-            Problem::Registry { reason: format!("token server {server}: {reason}"), retry }
+        ImageError::Registry { reason, retry } => {
+            ImageError::Registry { reason: format!("token server {server}: {reason}"), retry }
         }
         problem => problem,
     }
 }
 
-fn basic(Credentials { username, password }: &Credentials) -> Result<HeaderValue, Problem> {
+fn basic(Credentials { username, password }: &Credentials) -> Result<HeaderValue, ImageError> {
     let pair = BASE64_STANDARD.encode(format!("{username}:{}", password.reveal()));
     secret_header(&format!("Basic {pair}"))
 }
 
-fn secret_header(text: &str) -> Result<HeaderValue, Problem> {
+fn secret_header(text: &str) -> Result<HeaderValue, ImageError> {
     let mut value = response::header(text)?;
     value.set_sensitive(true);
     Ok(value)

@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, Command};
 
 use super::credentials::Credentials;
-use crate::image::{Problem, Retry};
+use crate::image::{ImageError, Retry};
 use crate::secret::Secret;
 use crate::sys::process_group::ProcessGroup;
 
@@ -40,9 +40,9 @@ struct Answer {
 ///
 /// # Errors
 /// Names the helper, with its own message where that can't have a secret in it.
-pub(super) async fn ask(name: &str, server: &str, env: &[String]) -> Result<Option<Credentials>, Problem> {
+pub(super) async fn ask(name: &str, server: &str, env: &[String]) -> Result<Option<Credentials>, ImageError> {
     let program = format!("docker-credential-{name}");
-    let failed = |reason: String| Problem::Credentials {
+    let failed = |reason: String| ImageError::Credentials {
         reason: format!("{program} get, asked for {server}, {reason}"),
         retry: Retry::Soon,
     };

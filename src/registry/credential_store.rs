@@ -19,15 +19,15 @@ use serde::Deserialize;
 
 use super::credential_helper;
 use super::credentials::Credentials;
-use crate::image::{Problem, Retry};
+use crate::image::{ImageError, Retry};
 use crate::secret::Secret;
 
 /// The credentials of one pull: the job's `auth`, else the operator's credential store.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Purse {
+pub(crate) struct PullCredentials {
     /// The job's credentials, with the registry that they are for. They take precedence over the operator's.
     pub own: Option<(String, Credentials)>,
-    pub keyring: Option<Arc<Keyring>>,
+    pub credential_store: Option<Arc<CredentialStore>>,
 }
 
 /// Credentials, and whether they are the job's or the operator's.
@@ -39,19 +39,19 @@ pub(super) struct Login {
     pub is_jobs: bool,
 }
 
-impl Purse {
+impl PullCredentials {
     /// Returns the credentials for a repository of a host, and for no other host: a mirror's are not the registry's.
     ///
     /// # Errors
-    /// As [`Keyring::credentials`].
-    pub(super) async fn login(&self, host: &str, repository: &str) -> Result<Option<Login>, Problem> {
+    /// As [`CredentialStore::credentials`].
+    pub(super) async fn login(&self, host: &str, repository: &str) -> Result<Option<Login>, ImageError> {
         let host = common_name(host);
-        match (&self.own, &self.keyring) {
+        match (&self.own, &self.credential_store) {
             (Some((registry, credentials)), _) if registry == host => {
                 Ok(Some(Login { credentials: credentials.clone(), is_jobs: true }))
             }
-            (_, Some(keyring)) => {
-                let found = keyring.credentials(host, repository).await?;
+            (_, Some(credential_store)) => {
+                let found = credential_store.credentials(host, repository).await?;
                 Ok(found.map(|credentials| Login { credentials, is_jobs: false }))
             }
             (_, None) => Ok(None),
@@ -61,7 +61,7 @@ impl Purse {
 
 /// The operator's credential store: its sources, in the order in which they are asked.
 #[derive(Debug, Default)]
-pub(crate) struct Keyring {
+pub(crate) struct CredentialStore {
     /// Credentials in the plugin's configuration, with the registry that they are for.
     pub inline: Option<(String, Credentials)>,
     pub config: Option<PathBuf>,
@@ -70,7 +70,7 @@ pub(crate) struct Keyring {
     pub helper_env: Vec<String>,
 }
 
-impl Keyring {
+impl CredentialStore {
     /// Looks up the credentials for a repository.
     ///
     /// # Errors
@@ -79,16 +79,16 @@ impl Keyring {
         &self,
         host: &str,
         repository: &str,
-    ) -> Result<Option<Credentials>, Problem> {
+    ) -> Result<Option<Credentials>, ImageError> {
         let Self { inline, config, helper, helper_env } = self;
         if let Some((_, credentials)) = inline.as_ref().filter(|(server, _)| is_server(server, host)) {
             return Ok(Some(credentials.clone()));
         }
         if let Some(path) = config {
             match from_file(path, host, repository).await? {
-                Said::Nothing => {}
-                Said::Credentials(credentials) => return Ok(Some(credentials)),
-                Said::AskHelper { name, server } => {
+                FileEntry::Nothing => {}
+                FileEntry::Credentials(credentials) => return Ok(Some(credentials)),
+                FileEntry::AskHelper { name, server } => {
                     if let Some(credentials) = credential_helper::ask(&name, &server, helper_env).await? {
                         return Ok(Some(credentials));
                     }
@@ -140,7 +140,7 @@ struct Entry {
 
 /// The entry of a credentials file for a repository.
 #[derive(Debug, PartialEq)]
-enum Said {
+enum FileEntry {
     Nothing,
     Credentials(Credentials),
     /// The helper program to ask, and the server name to ask it for.
@@ -150,8 +150,8 @@ enum Said {
     },
 }
 
-async fn from_file(path: &Path, host: &str, repository: &str) -> Result<Said, Problem> {
-    let unusable = |reason: String| Problem::Credentials {
+async fn from_file(path: &Path, host: &str, repository: &str) -> Result<FileEntry, ImageError> {
+    let unusable = |reason: String| ImageError::Credentials {
         reason: format!("the file {} (auth.config) {reason}", path.display()),
         retry: Retry::Later,
     };
@@ -161,7 +161,7 @@ async fn from_file(path: &Path, host: &str, repository: &str) -> Result<Said, Pr
 
 /// Selects the most specific entry for a repository: a helper's before one with credentials of its own, and last the
 /// store for all registries.
-fn said_of(file: &[u8], host: &str, repository: &str) -> Result<Said, &'static str> {
+fn said_of(file: &[u8], host: &str, repository: &str) -> Result<FileEntry, &'static str> {
     // The parser's own message may quote a secret that it could not read.
     let File { auths, cred_helpers, creds_store } =
         serde_json::from_slice(file).map_err(|_| "is not in the form of docker's config.json")?;
@@ -177,14 +177,14 @@ fn said_of(file: &[u8], host: &str, repository: &str) -> Result<Said, &'static s
             break;
         }
         if let Some(credentials) = entry.credentials()? {
-            return Ok(Said::Credentials(credentials));
+            return Ok(FileEntry::Credentials(credentials));
         }
     }
     if let Some((fit, key, name)) = helper {
-        return Ok(Said::AskHelper { name, server: if fit.path > 0 { key } else { server() } });
+        return Ok(FileEntry::AskHelper { name, server: if fit.path > 0 { key } else { server() } });
     }
     let store = creds_store.filter(|name| !name.is_empty());
-    Ok(store.map_or(Said::Nothing, |name| Said::AskHelper { name, server: server() }))
+    Ok(store.map_or(FileEntry::Nothing, |name| FileEntry::AskHelper { name, server: server() }))
 }
 
 const HUB: &str = "docker.io";
@@ -248,12 +248,12 @@ mod tests {
 
     use super::*;
 
-    fn said(file: &serde_json::Value, host: &str) -> Result<Said, &'static str> {
+    fn said(file: &serde_json::Value, host: &str) -> Result<FileEntry, &'static str> {
         said_of(file.to_string().as_bytes(), host, "team/app")
     }
 
-    fn ask(name: &str, server: &str) -> Said {
-        Said::AskHelper { name: name.to_owned(), server: server.to_owned() }
+    fn ask(name: &str, server: &str) -> FileEntry {
+        FileEntry::AskHelper { name: name.to_owned(), server: server.to_owned() }
     }
 
     fn credentials(username: &str, password: &str) -> Credentials {
@@ -294,18 +294,18 @@ mod tests {
             "credsStore": "secretservice",
             "HttpHeaders": {"X": "y"},
         });
-        assert_eq!(said(&file, "docker.io"), Ok(Said::Credentials(credentials("me", "hunter:2"))));
-        assert_eq!(said(&file, "ghcr.io"), Ok(Said::Credentials(credentials("you", "hunter3"))));
-        assert_eq!(said(&file, "acr.example"), Ok(Said::Credentials(credentials("<token>", "hunter4"))));
+        assert_eq!(said(&file, "docker.io"), Ok(FileEntry::Credentials(credentials("me", "hunter:2"))));
+        assert_eq!(said(&file, "ghcr.io"), Ok(FileEntry::Credentials(credentials("you", "hunter3"))));
+        assert_eq!(said(&file, "acr.example"), Ok(FileEntry::Credentials(credentials("<token>", "hunter4"))));
         assert_eq!(said(&file, "ecr.example"), Ok(ask("ecr-login", "ecr.example")));
         assert_eq!(said(&file, "store.example"), Ok(ask("secretservice", "store.example")));
-        assert_eq!(said(&json!({"auths": {"ghcr.io": {}}}), "ghcr.io"), Ok(Said::Nothing));
+        assert_eq!(said(&json!({"auths": {"ghcr.io": {}}}), "ghcr.io"), Ok(FileEntry::Nothing));
     }
 
     #[test]
     fn the_entry_that_names_most_of_a_repository_counts() {
         let auth = |user: &str| json!({"auth": BASE64_STANDARD.encode(format!("{user}:hunter2"))});
-        let by = |user: &str| Ok(Said::Credentials(credentials(user, "hunter2")));
+        let by = |user: &str| Ok(FileEntry::Credentials(credentials(user, "hunter2")));
         let of = |file: &serde_json::Value, host: &str, repository: &str| {
             said_of(file.to_string().as_bytes(), host, repository)
         };
@@ -333,7 +333,7 @@ mod tests {
         assert_eq!(of(&podmans, "quay.io", "helped/app"), Ok(ask("helps", "quay.io/helped")));
         assert_eq!(of(&podmans, "ghcr.io", "team-a/app"), Ok(ask("ghs", "ghcr.io")));
         let only_a = json!({"auths": {"quay.io/team-a": auth("a")}});
-        assert_eq!(of(&only_a, "quay.io", "team-b/app"), Ok(Said::Nothing));
+        assert_eq!(of(&only_a, "quay.io", "team-b/app"), Ok(FileEntry::Nothing));
 
         // The entries that docker's browser login leaves.
         let dockers = json!({"auths": {
@@ -347,7 +347,7 @@ mod tests {
         let both = json!({"auths": {"docker.io": auth("podman"), HUB_KEY: auth("docker"), "index.docker.io": auth("x")}});
         assert_eq!(of(&both, "docker.io", "library/redis"), by("docker"));
         let others = json!({"auths": {"https://index.docker.io/v1/access-token": auth("no")}});
-        assert_eq!(of(&others, "docker.io", "library/redis"), Ok(Said::Nothing));
+        assert_eq!(of(&others, "docker.io", "library/redis"), Ok(FileEntry::Nothing));
     }
 
     #[tokio::test]
@@ -360,38 +360,50 @@ mod tests {
             json!({"auths": {"ghcr.io": {"auth": "hunter2!"}}}).to_string(),
         ] {
             std::fs::write(&path, content).unwrap();
-            let keyring = Keyring { config: Some(path.clone()), ..Keyring::default() };
-            let error = keyring.credentials("ghcr.io", "a").await.unwrap_err().to_string();
+            let credential_store =
+                CredentialStore { config: Some(path.clone()), ..CredentialStore::default() };
+            let error = credential_store.credentials("ghcr.io", "a").await.unwrap_err().to_string();
             assert!(error.contains(path.to_str().unwrap()) && !error.contains("hunter2"), "{error}");
         }
-        let keyring = Keyring { config: Some("/no/such/file".into()), ..Keyring::default() };
-        assert!(keyring.credentials("ghcr.io", "a").await.unwrap_err().to_string().contains("/no/such/file"));
+        let credential_store =
+            CredentialStore { config: Some("/no/such/file".into()), ..CredentialStore::default() };
+        assert!(
+            credential_store
+                .credentials("ghcr.io", "a")
+                .await
+                .unwrap_err()
+                .to_string()
+                .contains("/no/such/file")
+        );
     }
 
     #[tokio::test]
     async fn the_operators_own_credentials_go_to_their_registry_only() {
         let inline = Some(("https://ghcr.io".to_owned(), credentials("me", "hunter2")));
-        let keyring = Keyring { inline, ..Keyring::default() };
-        assert_eq!(keyring.credentials("ghcr.io", "a").await, Ok(Some(credentials("me", "hunter2"))));
-        assert_eq!(keyring.credentials("evil.example", "a").await, Ok(None));
+        let credential_store = CredentialStore { inline, ..CredentialStore::default() };
+        assert_eq!(
+            credential_store.credentials("ghcr.io", "a").await,
+            Ok(Some(credentials("me", "hunter2")))
+        );
+        assert_eq!(credential_store.credentials("evil.example", "a").await, Ok(None));
     }
 
     #[tokio::test]
     async fn a_jobs_own_count_first_and_are_its_registrys_only() {
         let inline = Some(("mirror.example".to_owned(), credentials("you", "hunter3")));
-        let keyring = Keyring { inline, ..Keyring::default() };
+        let credential_store = CredentialStore { inline, ..CredentialStore::default() };
         let own = Some(("docker.io".to_owned(), credentials("me", "hunter2")));
-        let purse = Purse { own, keyring: Some(Arc::new(keyring)) };
+        let pull_credentials = PullCredentials { own, credential_store: Some(Arc::new(credential_store)) };
         for (host, user) in [
             ("docker.io", Some("me")),
             ("registry-1.docker.io", Some("me")),
             ("mirror.example", Some("you")),
             ("mirror.example:5000", None),
         ] {
-            let found = purse.login(host, "a").await.unwrap();
+            let found = pull_credentials.login(host, "a").await.unwrap();
             assert_eq!(found.as_ref().map(|found| found.credentials.username.as_str()), user, "{host}");
             assert_eq!(found.is_some_and(|found| found.is_jobs), user == Some("me"));
         }
-        assert_eq!(Purse::default().login("docker.io", "a").await, Ok(None));
+        assert_eq!(PullCredentials::default().login("docker.io", "a").await, Ok(None));
     }
 }

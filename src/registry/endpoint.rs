@@ -10,15 +10,15 @@ use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, Head
 use reqwest::{Method, Response, StatusCode, Url};
 use tokio::sync::OnceCell;
 
-use super::authorization::Authorizing;
-use super::credential_store::{Login, Purse};
-use super::hosts::{Host, Trust};
+use super::authorization::Authenticator;
+use super::credential_store::{Login, PullCredentials};
+use super::hosts::{Host, HostCapabilities};
 use super::http::{self, Http};
-use super::response::{self, Body, Failure, Fetched, Part, explanation, may_pass, read, redirected};
-use super::transport::Line;
+use super::response::{self, Body, Fetched, HostFailure, Part, explanation, is_retryable, read, redirected};
+use super::transport::HostTransport;
 use crate::image::digest::{check_digest, digest_of};
 use crate::image::manifest::{self, MANIFEST_LIMIT_BYTES};
-use crate::image::{Problem, Reference, checked_digest};
+use crate::image::{ImageError, Reference, checked_digest};
 
 /// Header with a manifest's digest.
 const DIGEST: &str = "docker-content-digest";
@@ -27,11 +27,11 @@ pub(super) const REDIRECTS: usize = 10;
 
 /// A repository on one host, for one pull.
 pub(super) struct Endpoint {
-    line: Line,
+    transport: HostTransport,
     repository: String,
     /// The registry's name, where the host is another one.
     namespace: Option<String>,
-    purse: Purse,
+    pull_credentials: PullCredentials,
     /// Host name by which credentials are looked up.
     known_as: String,
     login: OnceCell<Option<Login>>,
@@ -52,34 +52,34 @@ impl Endpoint {
         idle: Duration,
         host: Host,
         reference: &Reference,
-        purse: &Purse,
-    ) -> Result<Self, Problem> {
+        pull_credentials: &PullCredentials,
+    ) -> Result<Self, ImageError> {
         let registry = reference.host().to_owned();
         let is_itself = host.is(&registry);
-        let line = Line::new(http, host).await?;
+        let transport = HostTransport::new(http, host).await?;
         Ok(Self {
             repository: reference.repository().to_owned(),
-            known_as: if is_itself { registry.clone() } else { line.name() },
+            known_as: if is_itself { registry.clone() } else { transport.name() },
             namespace: (!is_itself).then_some(registry),
-            purse: purse.clone(),
+            pull_credentials: pull_credentials.clone(),
             login: OnceCell::new(),
             authorization: Mutex::default(),
             is_failing: Arc::default(),
             idle,
-            line,
+            transport,
         })
     }
 
     /// Returns the host's name for messages.
     pub(super) fn name(&self) -> String {
-        self.line.name()
+        self.transport.name()
     }
 
-    pub(super) fn trust(&self) -> Trust {
-        self.line.trust()
+    pub(super) fn capabilities(&self) -> HostCapabilities {
+        self.transport.capabilities()
     }
 
-    pub(super) fn distrust(&self) {
+    pub(super) fn mark_bad_content(&self) {
         self.is_failing.store(true, Ordering::Relaxed);
     }
 
@@ -89,9 +89,9 @@ impl Endpoint {
 
     /// Logs a failed request. A host's own failure (a transient one, or a denial) marks it as failing, and is a warning
     /// once where there are other hosts, which hide it. Missing content is neither: another host may have it.
-    pub(super) fn has_failed(&self, problem: &Problem, there_are_others: bool) {
-        let is_its_own =
-            problem.is_retryable() || matches!(problem, Problem::Denied { .. } | Problem::Credentials { .. });
+    pub(super) fn mark_failed(&self, problem: &ImageError, there_are_others: bool) {
+        let is_its_own = problem.is_retryable()
+            || matches!(problem, ImageError::Denied { .. } | ImageError::Credentials { .. });
         let was_failing = is_its_own && self.is_failing.swap(true, Ordering::Relaxed);
         if is_its_own && !was_failing && there_are_others {
             tracing::warn!(host = self.name(), repository = self.repository, %problem, "a registry host failed");
@@ -108,10 +108,10 @@ impl Endpoint {
         &self,
         version: &str,
         limit: Option<Duration>,
-    ) -> Result<Descriptor, Failure> {
+    ) -> Result<Descriptor, HostFailure> {
         let response = self.request(Method::HEAD, &manifests(version), accepting()?, limit).await?;
         let status = response.status();
-        if may_pass(status) && status != StatusCode::NOT_IMPLEMENTED {
+        if is_retryable(status) && status != StatusCode::NOT_IMPLEMENTED {
             return Err(self.refusal(response).await);
         }
         let word = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
@@ -124,20 +124,24 @@ impl Endpoint {
         }
         let Fetched { media_type, bytes, .. } = self.manifest(version, limit).await?;
         let said = descriptor(&media_type, bytes.len() as u64, &digest_of(&bytes));
-        Ok(said.ok_or_else(|| Problem::corrupt("an invalid digest"))?)
+        Ok(said.ok_or_else(|| ImageError::corrupt("an invalid digest"))?)
     }
 
     /// Fetches the manifest or index of a tag or digest.
     ///
     /// # Errors
     /// It is not there, or doesn't match the digest that it was requested by.
-    pub(super) async fn manifest(&self, version: &str, limit: Option<Duration>) -> Result<Fetched, Failure> {
+    pub(super) async fn manifest(
+        &self,
+        version: &str,
+        limit: Option<Duration>,
+    ) -> Result<Fetched, HostFailure> {
         let response = self.request(Method::GET, &manifests(version), accepting()?, limit).await?;
         let response = self.refused_unless_success(response).await?;
         let media_type = response::media_type(&response);
         let bytes = read(response, "the manifest", MANIFEST_LIMIT_BYTES, self.idle).await?;
         if checked_digest(version).is_ok() {
-            check_digest(version, &digest_of(&bytes)).map_err(Problem::on_the_way)?;
+            check_digest(version, &digest_of(&bytes)).map_err(ImageError::on_the_way)?;
         }
         Ok(Fetched { media_type, bytes, origin: self.name() })
     }
@@ -150,10 +154,10 @@ impl Endpoint {
         &self,
         blob: &Descriptor,
         limit: Option<Duration>,
-    ) -> Result<Vec<u8>, Failure> {
+    ) -> Result<Vec<u8>, HostFailure> {
         let body = self.blob(blob, 0, limit).await?;
         let bytes = read(body.response, "the blob", blob.size(), self.idle).await?;
-        check_digest(blob.digest().as_ref(), &digest_of(&bytes)).map_err(Problem::on_the_way)?;
+        check_digest(blob.digest().as_ref(), &digest_of(&bytes)).map_err(ImageError::on_the_way)?;
         Ok(bytes)
     }
 
@@ -167,7 +171,7 @@ impl Endpoint {
         blob: &Descriptor,
         offset_bytes: u64,
         limit: Option<Duration>,
-    ) -> Result<Body, Failure> {
+    ) -> Result<Body, HostFailure> {
         if offset_bytes > 0 {
             let range = response::header(&format!("bytes={offset_bytes}-"))?;
             let response = self.request_blob(blob, HeaderMap::from_iter([(RANGE, range)]), limit).await?;
@@ -193,19 +197,24 @@ impl Endpoint {
         blob: &Descriptor,
         headers: HeaderMap,
         limit: Option<Duration>,
-    ) -> Result<Response, Problem> {
+    ) -> Result<Response, ImageError> {
         self.request(Method::GET, &format!("blobs/{}", blob.digest()), headers, limit).await
     }
 
     /// Returns the body of an answer that has the whole blob.
-    async fn body(&self, blob: &Descriptor, response: Response, skip_bytes: u64) -> Result<Body, Failure> {
+    async fn body(
+        &self,
+        blob: &Descriptor,
+        response: Response,
+        skip_bytes: u64,
+    ) -> Result<Body, HostFailure> {
         let response = self.refused_unless_success(response).await?;
         if let Some(length_bytes) = response.content_length()
             && length_bytes != blob.size()
         {
             let size_bytes = blob.size();
             let reason = format!("the registry has {length_bytes} bytes, and the manifest says {size_bytes}");
-            return Err(Problem::damaged(reason).into());
+            return Err(ImageError::damaged(reason).into());
         }
         Ok(self.body_of(response, skip_bytes))
     }
@@ -225,7 +234,7 @@ impl Endpoint {
         path: &str,
         headers: HeaderMap,
         limit: Option<Duration>,
-    ) -> Result<Response, Problem> {
+    ) -> Result<Response, ImageError> {
         let answered = self.request_unlimited(method, path, headers);
         match limit {
             Some(limit) => {
@@ -240,11 +249,11 @@ impl Endpoint {
         method: Method,
         path: &str,
         headers: HeaderMap,
-    ) -> Result<Response, Problem> {
+    ) -> Result<Response, ImageError> {
         let login = self.login().await?;
         let told = self.known_authorization();
         let response = self.send(&method, path, &headers, told.as_ref()).await?;
-        if response.status() != StatusCode::UNAUTHORIZED || !self.line.is_here(response.url()) {
+        if response.status() != StatusCode::UNAUTHORIZED || !self.transport.is_here(response.url()) {
             return Ok(response);
         }
         // Another request may have answered the challenge meanwhile.
@@ -252,8 +261,8 @@ impl Endpoint {
         let authorization = match newer {
             Some(newer) => newer,
             None => {
-                let (line, repository, idle) = (&self.line, self.repository.as_str(), self.idle);
-                let authorizing = Authorizing { line, repository, login, idle };
+                let (transport, repository, idle) = (&self.transport, self.repository.as_str(), self.idle);
+                let authorizing = Authenticator { transport, repository, login, idle };
                 let Some(authorization) = authorizing.meet(&response).await? else { return Ok(response) };
                 *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) =
                     Some(authorization.clone());
@@ -269,16 +278,16 @@ impl Endpoint {
         path: &str,
         headers: &HeaderMap,
         authorization: Option<&HeaderValue>,
-    ) -> Result<Response, Problem> {
+    ) -> Result<Response, ImageError> {
         let mut url = self.url(path)?;
         for _ in 0..=REDIRECTS {
             let mut request =
-                self.line.request_to(method.clone(), url.clone()).await?.headers(headers.clone());
-            if let Some(authorization) = authorization.filter(|_| self.line.is_here(&url)) {
+                self.transport.request_to(method.clone(), url.clone()).await?.headers(headers.clone());
+            if let Some(authorization) = authorization.filter(|_| self.transport.is_here(&url)) {
                 request = request.header(AUTHORIZATION, authorization);
             }
             let response = match request.send().await {
-                Err(error) if http::is_plain(&error) && self.line.takes_plain(&url) => {
+                Err(error) if http::is_plain(&error) && self.transport.takes_plain(&url) => {
                     url = self.url(path)?;
                     continue;
                 }
@@ -287,11 +296,11 @@ impl Endpoint {
             let Some(next) = redirected(&response)? else { return Ok(response) };
             url = next;
         }
-        Err(Problem::unfit("it redirects too often"))
+        Err(ImageError::unusable("it redirects too often"))
     }
 
-    fn url(&self, path: &str) -> Result<Url, Problem> {
-        let mut url = self.line.base();
+    fn url(&self, path: &str) -> Result<Url, ImageError> {
+        let mut url = self.transport.base();
         url.set_path(&format!("{}/{}/{path}", url.path().trim_end_matches('/'), self.repository));
         if let Some(registry) = &self.namespace {
             url.query_pairs_mut().append_pair("ns", registry);
@@ -299,8 +308,9 @@ impl Endpoint {
         Ok(url)
     }
 
-    async fn login(&self) -> Result<Option<&Login>, Problem> {
-        let found = self.login.get_or_try_init(|| self.purse.login(&self.known_as, &self.repository));
+    async fn login(&self) -> Result<Option<&Login>, ImageError> {
+        let found =
+            self.login.get_or_try_init(|| self.pull_credentials.login(&self.known_as, &self.repository));
         found.await.map(Option::as_ref)
     }
 
@@ -308,17 +318,17 @@ impl Endpoint {
         self.authorization.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    async fn refused_unless_success(&self, response: Response) -> Result<Response, Failure> {
+    async fn refused_unless_success(&self, response: Response) -> Result<Response, HostFailure> {
         match response.status() {
             status if status.is_success() => Ok(response),
             StatusCode::NOT_FOUND => {
-                Err(Problem::NotInRegistry { reason: explanation(response, self.idle).await }.into())
+                Err(ImageError::NotInRegistry { reason: explanation(response, self.idle).await }.into())
             }
             _ => Err(self.refusal(response).await),
         }
     }
 
-    async fn refusal(&self, response: Response) -> Failure {
+    async fn refusal(&self, response: Response) -> HostFailure {
         let login = self.login.get().and_then(Option::as_ref);
         response::refusal(response, &self.name(), login, self.idle).await
     }
@@ -328,7 +338,7 @@ fn manifests(version: &str) -> String {
     format!("manifests/{version}")
 }
 
-fn accepting() -> Result<HeaderMap, Problem> {
+fn accepting() -> Result<HeaderMap, ImageError> {
     Ok(HeaderMap::from_iter([(ACCEPT, response::header(&manifest::accepted_types())?)]))
 }
 

@@ -21,7 +21,7 @@ use std::time::Duration;
 use reqwest::Url;
 use reqwest::header::HeaderMap;
 
-use crate::image::Problem;
+use crate::image::ImageError;
 use file::File;
 
 const FILE: &str = "hosts.toml";
@@ -46,7 +46,7 @@ impl Host {
 
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(super) struct Settings {
-    pub trust: Trust,
+    pub capabilities: HostCapabilities,
     pub tls: TlsFiles,
     pub connect_timeout: Option<Duration>,
     /// Headers for requests to this host, never sent to another.
@@ -55,14 +55,14 @@ pub(super) struct Settings {
 
 /// The `capabilities` of a host in `hosts.toml`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Trust {
+pub(super) struct HostCapabilities {
     /// May serve content by digest, which proves itself.
     pub pull: bool,
     /// May say which digest a tag stands for.
     pub resolve: bool,
 }
 
-impl Default for Trust {
+impl Default for HostCapabilities {
     fn default() -> Self {
         Self { pull: true, resolve: true }
     }
@@ -101,12 +101,12 @@ impl Hosts {
     ///
     /// # Errors
     /// An unusable file, by its path and line, if it has one. It is never skipped.
-    pub(super) async fn of(&self, registry: &str) -> Result<Vec<Host>, Problem> {
+    pub(super) async fn of(&self, registry: &str) -> Result<Vec<Host>, ImageError> {
         let Some(directory) = self.directory.clone() else { return Ok(of_file(File::default(), registry)) };
         let name = registry.to_owned();
         let reading = tokio::task::spawn_blocking(move || read(&directory, &name));
         let (file, warnings) =
-            reading.await.map_err(|_| Problem::broken("its hosts.toml can't be read"))??;
+            reading.await.map_err(|_| ImageError::transient("its hosts.toml can't be read"))??;
         for warning in warnings {
             if self.warnings.lock().unwrap_or_else(PoisonError::into_inner).insert(warning.clone()) {
                 tracing::warn!(registry, "{warning}");
@@ -117,8 +117,8 @@ impl Hosts {
 }
 
 /// Reads the configuration of a registry, with a warning for each key in it that is not understood.
-fn read(directory: &Path, registry: &str) -> Result<(File, Vec<String>), Problem> {
-    let unusable = |path: &Path, why: String| Problem::useless(format!("{}: {why}", path.display()));
+fn read(directory: &Path, registry: &str) -> Result<(File, Vec<String>), ImageError> {
+    let unusable = |path: &Path, why: String| ImageError::permanent(format!("{}: {why}", path.display()));
     let is_missing =
         |error: &std::io::Error| matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory);
     for name in directories(registry) {
@@ -181,7 +181,7 @@ fn of_file(file: File, registry: &str) -> Vec<Host> {
         Some(base) => Host { base, settings: own },
         None => {
             let base = base_of(registry, own.tls.is_set());
-            Host { base, settings: Settings { trust: Trust::default(), ..own } }
+            Host { base, settings: Settings { capabilities: HostCapabilities::default(), ..own } }
         }
     });
     hosts

@@ -12,7 +12,7 @@ use reqwest::{Client, ClientBuilder, Response};
 
 use super::hosts::{Settings, is_loopback};
 use super::tls;
-use crate::image::Problem;
+use crate::image::ImageError;
 use crate::sys::os_error;
 
 const CONNECT: Duration = Duration::from_secs(10);
@@ -30,7 +30,7 @@ impl Http {
     ///
     /// # Errors
     /// This machine has no usable root certificates; once it has, the same call succeeds.
-    pub(super) fn for_host(&self, host: &str) -> Result<&Client, Problem> {
+    pub(super) fn for_host(&self, host: &str) -> Result<&Client, ImageError> {
         let is_loopback = is_loopback(host);
         let cell = if is_loopback { &self.loopback } else { &self.remote };
         if let Some(client) = cell.get() {
@@ -46,7 +46,7 @@ impl Http {
 ///
 /// # Errors
 /// Names the unusable file.
-pub(super) fn client_for(host: &str, settings: &Settings) -> Result<Client, Problem> {
+pub(super) fn client_for(host: &str, settings: &Settings) -> Result<Client, ImageError> {
     let mut builder = basis();
     if is_loopback(host) {
         builder = builder.no_proxy();
@@ -55,13 +55,14 @@ pub(super) fn client_for(host: &str, settings: &Settings) -> Result<Client, Prob
         builder = builder.connect_timeout(timeout);
     }
     if settings.tls.is_set() {
-        builder = builder.tls_backend_preconfigured(tls::config(&settings.tls).map_err(Problem::useless)?);
+        builder =
+            builder.tls_backend_preconfigured(tls::config(&settings.tls).map_err(ImageError::permanent)?);
     }
     builder.build().map_err(|error| unusable(&error))
 }
 
-fn unusable(error: &reqwest::Error) -> Problem {
-    Problem::useless(format!("the HTTP client can't be set up: {}", innermost(error)))
+fn unusable(error: &reqwest::Error) -> ImageError {
+    ImageError::permanent(format!("the HTTP client can't be set up: {}", innermost(error)))
 }
 
 /// Builds the client for the loopback. Root certificates are of use here too, for a registry that redirects to remote
@@ -90,7 +91,7 @@ fn basis() -> ClientBuilder {
 pub(super) async fn next_part(
     response: &mut Response,
     idle: Duration,
-) -> Result<Option<impl Deref<Target = [u8]>>, Problem> {
+) -> Result<Option<impl Deref<Target = [u8]>>, ImageError> {
     match tokio::time::timeout(idle, response.chunk()).await {
         Ok(part) => part.map_err(|error| failed(&error)),
         Err(_) => Err(silent(idle)),
@@ -98,14 +99,14 @@ pub(super) async fn next_part(
 }
 
 /// Returns the error of a host that has sent nothing for too long.
-pub(super) fn silent(after: Duration) -> Problem {
-    Problem::broken(format!("it has sent nothing for {}", humantime::format_duration(after)))
+pub(super) fn silent(after: Duration) -> ImageError {
+    ImageError::transient(format!("it has sent nothing for {}", humantime::format_duration(after)))
 }
 
 /// Maps the error of a request that got no answer, or half of one.
-pub(super) fn failed(error: &reqwest::Error) -> Problem {
+pub(super) fn failed(error: &reqwest::Error) -> ImageError {
     if let Some(tls) = tls_error(error) {
-        return Problem::unfit(match tls {
+        return ImageError::unusable(match tls {
             rustls::Error::InvalidMessage(_) => {
                 "it does not speak TLS; plain http is used for the loopback and for hosts that hosts.toml names with \
                  http:// only"
@@ -116,12 +117,12 @@ pub(super) fn failed(error: &reqwest::Error) -> Problem {
     }
     let what = if error.is_timeout() { "it does not answer" } else { "it can't be reached" };
     if error.is_connect() || error.is_timeout() {
-        return Problem::broken(format!("{what}: {}", innermost(error)));
+        return ImageError::transient(format!("{what}: {}", innermost(error)));
     }
     if error.is_redirect() || error.is_builder() {
-        return Problem::unfit(innermost(error));
+        return ImageError::unusable(innermost(error));
     }
-    Problem::broken(format!("the connection broke: {}", innermost(error)))
+    ImageError::transient(format!("the connection broke: {}", innermost(error)))
 }
 
 /// Returns the innermost cause, without the URL, which may have a signature in it.

@@ -27,26 +27,26 @@ use futures::future::BoxFuture;
 use oci_spec::image::Descriptor;
 use tokio::sync::OnceCell;
 
-use crate::image::{Problem, Reference, checked_digest};
-pub(crate) use credential_store::{Keyring, Purse, is_server};
+use crate::image::{ImageError, Reference, checked_digest};
+pub(crate) use credential_store::{CredentialStore, PullCredentials, is_server};
 pub(crate) use credentials::Credentials;
 use endpoint::Endpoint;
-use hosts::{Hosts, Trust};
+use hosts::{HostCapabilities, Hosts};
 use http::Http;
-use response::Failure;
+use response::HostFailure;
 pub(crate) use response::{Body, Fetched};
 
 /// Backoff between retries of transient errors: a broken connection, or a status 5xx, 408 or 429.
-pub(crate) const RETRIES: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(1500)];
+pub(crate) const BACKOFF: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(1500)];
 /// Maximum number of waits for hosts that send `Retry-After`, such as with a 429.
-const WAITS: usize = 3;
+const MAX_WAITS: usize = 3;
 /// Maximum `Retry-After` that is waited for.
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// Capabilities needed to fetch content by digest.
-const PULL: Trust = Trust { pull: true, resolve: false };
+const PULL: HostCapabilities = HostCapabilities { pull: true, resolve: false };
 /// Capabilities needed to resolve a tag.
-const RESOLVE: Trust = Trust { pull: true, resolve: true };
+const RESOLVE: HostCapabilities = HostCapabilities { pull: true, resolve: true };
 
 /// What all pulls share: the HTTP clients, and the operator's configuration of hosts.
 pub(crate) struct RegistryClient {
@@ -65,13 +65,13 @@ impl RegistryClient {
 
 /// Waits for a host, by its name, for as long as it asks in `Retry-After`.
 pub(crate) type WaitForHost =
-    Box<dyn Fn(String, Duration) -> BoxFuture<'static, Result<(), Problem>> + Send + Sync>;
+    Box<dyn Fn(String, Duration) -> BoxFuture<'static, Result<(), ImageError>> + Send + Sync>;
 
 /// A repository of a registry, for the duration of one pull.
 pub(crate) struct Registry<'a> {
     client: &'a RegistryClient,
     reference: Reference,
-    purse: Purse,
+    pull_credentials: PullCredentials,
     wait: WaitForHost,
     /// The registry's hosts, looked up with the first request.
     endpoints: OnceCell<Vec<Endpoint>>,
@@ -82,10 +82,10 @@ impl<'a> Registry<'a> {
     pub(crate) fn new(
         client: &'a RegistryClient,
         reference: &Reference,
-        purse: Purse,
+        pull_credentials: PullCredentials,
         wait: WaitForHost,
     ) -> Self {
-        Self { client, reference: reference.clone(), purse, wait, endpoints: OnceCell::new() }
+        Self { client, reference: reference.clone(), pull_credentials, wait, endpoints: OnceCell::new() }
     }
 
     /// Resolves a tag or digest to a descriptor. Avoids fetching the content, where the registry can, since registries
@@ -93,35 +93,37 @@ impl<'a> Registry<'a> {
     ///
     /// # Errors
     /// As [`Self::manifest`].
-    pub(crate) async fn resolve(&self, version: &str) -> Result<Descriptor, Problem> {
+    pub(crate) async fn resolve(&self, version: &str) -> Result<Descriptor, ImageError> {
         let needed = if is_digest(version) { PULL } else { RESOLVE };
-        persist(|| self.ask(needed, |endpoint, limit| endpoint.resolve(version, limit))).await
+        with_retries(|| self.ask(needed, |endpoint, limit| endpoint.resolve(version, limit))).await
     }
 
     /// Fetches the manifest or index of a tag or digest.
     ///
     /// # Errors
     /// Classified by what they mean for the image. The caller checks what a tag stands for.
-    pub(crate) async fn manifest(&self, version: &str) -> Result<Fetched, Problem> {
+    pub(crate) async fn manifest(&self, version: &str) -> Result<Fetched, ImageError> {
         if is_digest(version) {
-            return persist(|| self.ask(PULL, |endpoint, limit| endpoint.manifest(version, limit))).await;
+            return with_retries(|| self.ask(PULL, |endpoint, limit| endpoint.manifest(version, limit)))
+                .await;
         }
-        if self.endpoints().await?.first().is_some_and(|first| !first.trust().resolve) {
+        if self.endpoints().await?.first().is_some_and(|first| !first.capabilities().resolve) {
             // The first host may serve content, but not say which digest a tag stands for.
             let resolved =
-                persist(|| self.ask(RESOLVE, |endpoint, limit| endpoint.resolve(version, limit))).await?;
+                with_retries(|| self.ask(RESOLVE, |endpoint, limit| endpoint.resolve(version, limit)))
+                    .await?;
             let digest = resolved.digest().as_ref();
-            return persist(|| self.ask(PULL, |endpoint, limit| endpoint.manifest(digest, limit))).await;
+            return with_retries(|| self.ask(PULL, |endpoint, limit| endpoint.manifest(digest, limit))).await;
         }
-        persist(|| self.ask(RESOLVE, |endpoint, limit| endpoint.manifest(version, limit))).await
+        with_retries(|| self.ask(RESOLVE, |endpoint, limit| endpoint.manifest(version, limit))).await
     }
 
     /// Fetches a blob that fits into memory, and checks its digest.
     ///
     /// # Errors
     /// As [`Self::manifest`].
-    pub(crate) async fn small_blob(&self, blob: &Descriptor) -> Result<Vec<u8>, Problem> {
-        persist(|| self.ask(PULL, |endpoint, limit| endpoint.small_blob(blob, limit))).await
+    pub(crate) async fn small_blob(&self, blob: &Descriptor) -> Result<Vec<u8>, ImageError> {
+        with_retries(|| self.ask(PULL, |endpoint, limit| endpoint.small_blob(blob, limit))).await
     }
 
     /// Fetches a blob from an offset on; the caller checks the bytes. After a body that broke off, another call resumes
@@ -129,7 +131,7 @@ impl<'a> Registry<'a> {
     ///
     /// # Errors
     /// A body whose length is known to be wrong counts as damaged before it is read.
-    pub(crate) async fn blob(&self, blob: &Descriptor, offset_bytes: u64) -> Result<Body, Problem> {
+    pub(crate) async fn blob(&self, blob: &Descriptor, offset_bytes: u64) -> Result<Body, ImageError> {
         self.ask(PULL, |endpoint, limit| endpoint.blob(blob, offset_bytes, limit)).await
     }
 
@@ -138,15 +140,15 @@ impl<'a> Registry<'a> {
     /// one only the pull's stall detection counts.
     async fn ask<'s, T, F>(
         &'s self,
-        needed: Trust,
+        needed: HostCapabilities,
         attempt: impl Fn(&'s Endpoint, Option<Duration>) -> F,
-    ) -> Result<T, Problem>
+    ) -> Result<T, ImageError>
     where
-        F: Future<Output = Result<T, Failure>>,
+        F: Future<Output = Result<T, HostFailure>>,
     {
         let endpoints = self.endpoints().await?;
         let fit = |endpoint: &&Endpoint| {
-            let Trust { pull, resolve } = endpoint.trust();
+            let HostCapabilities { pull, resolve } = endpoint.capabilities();
             pull >= needed.pull && resolve >= needed.resolve
         };
         let mut waits = 0;
@@ -160,15 +162,15 @@ impl<'a> Registry<'a> {
                 let has_others = place + 1 < in_order.len();
                 match attempt(endpoint, has_others.then_some(self.client.idle)).await {
                     Ok(answer) => return Ok(answer),
-                    Err(Failure { problem, wants }) => {
-                        endpoint.has_failed(&problem, endpoints.len() > 1);
-                        let wants = wants.map(|wants| (wants, endpoint.name()));
-                        wait = wait.into_iter().chain(wants).min();
+                    Err(HostFailure { problem, retry_after }) => {
+                        endpoint.mark_failed(&problem, endpoints.len() > 1);
+                        let retry_after = retry_after.map(|retry_after| (retry_after, endpoint.name()));
+                        wait = wait.into_iter().chain(retry_after).min();
                         failures.push((endpoint.name(), problem));
                     }
                 }
             }
-            match wait.filter(|(wait, _)| *wait <= LONGEST_WAIT && waits < WAITS) {
+            match wait.filter(|(wait, _)| *wait <= MAX_RETRY_AFTER && waits < MAX_WAITS) {
                 Some((wanted, host)) => (self.wait)(host, wanted).await?,
                 None => return Err(self.none_of(failures)),
             }
@@ -177,30 +179,34 @@ impl<'a> Registry<'a> {
     }
 
     /// Marks hosts that sent bad content as failing. Returns whether others are left to ask for content.
-    pub(crate) fn distrust(&self, names: &BTreeSet<String>) -> bool {
+    pub(crate) fn mark_bad_content(&self, names: &BTreeSet<String>) -> bool {
         let endpoints = self.endpoints.get().map(Vec::as_slice).unwrap_or_default();
-        endpoints.iter().filter(|endpoint| names.contains(&endpoint.name())).for_each(Endpoint::distrust);
-        endpoints.iter().any(|endpoint| endpoint.trust().pull && !endpoint.is_failing())
+        endpoints
+            .iter()
+            .filter(|endpoint| names.contains(&endpoint.name()))
+            .for_each(Endpoint::mark_bad_content);
+        endpoints.iter().any(|endpoint| endpoint.capabilities().pull && !endpoint.is_failing())
     }
 
-    fn none_of(&self, mut failures: Vec<(String, Problem)>) -> Problem {
+    fn none_of(&self, mut failures: Vec<(String, ImageError)>) -> ImageError {
         match failures.len() {
-            0 => Problem::useless(format!(
+            0 => ImageError::permanent(format!(
                 "by the hosts.toml of {} no host has the capabilities to pull and resolve",
                 self.reference.host()
             )),
             1 => failures.remove(0).1,
-            _ => Problem::Hosts { failures },
+            _ => ImageError::Hosts { failures },
         }
     }
 
-    async fn endpoints(&self) -> Result<&[Endpoint], Problem> {
+    async fn endpoints(&self) -> Result<&[Endpoint], ImageError> {
         let found = self.endpoints.get_or_try_init(|| async {
             let mut endpoints = Vec::new();
             let RegistryClient { http, hosts, idle } = self.client;
             for host in hosts.of(self.reference.host()).await? {
                 let (http, idle) = (Arc::clone(http), *idle);
-                endpoints.push(Endpoint::new(http, idle, host, &self.reference, &self.purse).await?);
+                endpoints
+                    .push(Endpoint::new(http, idle, host, &self.reference, &self.pull_credentials).await?);
             }
             Ok(endpoints)
         });
@@ -213,11 +219,11 @@ fn is_digest(version: &str) -> bool {
 }
 
 /// Retries `attempt` while its error is transient, with a backoff.
-async fn persist<T, F>(attempt: impl Fn() -> F) -> Result<T, Problem>
+async fn with_retries<T, F>(attempt: impl Fn() -> F) -> Result<T, ImageError>
 where
-    F: Future<Output = Result<T, Problem>>,
+    F: Future<Output = Result<T, ImageError>>,
 {
-    for pause in RETRIES {
+    for pause in BACKOFF {
         match attempt().await {
             Err(problem) if problem.is_retryable() => tokio::time::sleep(pause).await,
             outcome => return outcome,

@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use super::credential_store::Login;
 use super::http;
-use crate::image::{Problem, Retry, manifest};
+use crate::image::{ImageError, Retry, manifest};
 
 /// Maximum size of an error response that is read.
 const ERROR_LIMIT_BYTES: u64 = 16 * 1024;
@@ -21,15 +21,15 @@ const WORDS_LIMIT: usize = 500;
 
 /// A failed request to one host.
 #[derive(Debug)]
-pub(super) struct Failure {
-    pub problem: Problem,
+pub(super) struct HostFailure {
+    pub problem: ImageError,
     /// Minimum wait before the next request, from the host's `Retry-After`.
-    pub wants: Option<Duration>,
+    pub retry_after: Option<Duration>,
 }
 
-impl From<Problem> for Failure {
-    fn from(problem: Problem) -> Self {
-        Self { problem, wants: None }
+impl From<ImageError> for HostFailure {
+    fn from(problem: ImageError) -> Self {
+        Self { problem, retry_after: None }
     }
 }
 
@@ -71,7 +71,7 @@ impl Body {
     ///
     /// # Errors
     /// The connection broke, or nothing came for too long.
-    pub(crate) async fn append_to(&mut self, buffer: &mut Vec<u8>) -> Result<bool, Problem> {
+    pub(crate) async fn append_to(&mut self, buffer: &mut Vec<u8>) -> Result<bool, ImageError> {
         // A caching mirror that has to fetch the blob first may take its time before the first byte, for as long as the
         // pull may stall.
         let idle = if self.has_begun { self.idle } else { NO_LIMIT };
@@ -105,31 +105,31 @@ struct Complaint {
 }
 
 /// Returns whether a request that failed with this status may succeed later, and is retried: 5xx, 429 and 408.
-pub(super) fn may_pass(status: StatusCode) -> bool {
+pub(super) fn is_retryable(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
 }
 
-/// Maps an error response to a `Failure`: the status, the registry's message, the host and the user. A password that
+/// Maps an error response to a `HostFailure`: the status, the registry's message, the host and the user. A password that
 /// the registry echoes is redacted.
 pub(super) async fn refusal(
     response: Response,
     host: &str,
     login: Option<&Login>,
     idle: Duration,
-) -> Failure {
+) -> HostFailure {
     let status = response.status();
-    let wants = retry_after(&response, SystemTime::now()).filter(|_| may_pass(status));
+    let retry_after = retry_after(&response, SystemTime::now()).filter(|_| is_retryable(status));
     let reason = explanation(response, idle).await;
     let credentials = login.map(|login| &login.credentials);
     let reason = credentials.map_or(reason.clone(), |known| known.password.redact(&reason));
     let is_denial = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
     let problem = match (is_denial, credentials) {
         (false, _) => {
-            let retry = if may_pass(status) { Retry::Soon } else { Retry::Later };
-            Problem::Registry { reason: waiting(reason, wants), retry }
+            let retry = if is_retryable(status) { Retry::Soon } else { Retry::Later };
+            ImageError::Registry { reason: waiting(reason, retry_after), retry }
         }
         (true, None) => {
-            Problem::Denied { reason: format!("{reason} (from {host}, without credentials)"), own: false }
+            ImageError::Denied { reason: format!("{reason} (from {host}, without credentials)"), own: false }
         }
         (true, Some(credentials)) => {
             let whom = match credentials.identity_token() {
@@ -137,15 +137,15 @@ pub(super) async fn refusal(
                 None => format!("to user {:?} with the password given", credentials.username),
             };
             let own = login.is_some_and(|login| login.is_jobs);
-            Problem::Denied { reason: format!("{reason} (from {host}, {whom})"), own }
+            ImageError::Denied { reason: format!("{reason} (from {host}, {whom})"), own }
         }
     };
-    Failure { problem, wants }
+    HostFailure { problem, retry_after }
 }
 
-fn waiting(reason: String, wants: Option<Duration>) -> String {
-    match wants {
-        Some(wants) => format!("{reason}; retry in {}", humantime::format_duration(wants)),
+fn waiting(reason: String, retry_after: Option<Duration>) -> String {
+    match retry_after {
+        Some(retry_after) => format!("{reason}; retry in {}", humantime::format_duration(retry_after)),
         None => reason,
     }
 }
@@ -182,7 +182,7 @@ pub(super) async fn read(
     what: &str,
     limit_bytes: u64,
     idle: Duration,
-) -> Result<Vec<u8>, Problem> {
+) -> Result<Vec<u8>, ImageError> {
     manifest::check_size(what, response.content_length().unwrap_or(0), limit_bytes)?;
     let mut bytes = Vec::new();
     while let Some(part) = http::next_part(&mut response, idle).await? {
@@ -204,20 +204,20 @@ pub(super) fn authority(url: &Url) -> String {
     url.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
 }
 
-pub(super) fn header(text: &str) -> Result<HeaderValue, Problem> {
-    HeaderValue::from_str(text).map_err(|_| Problem::unfit("it asks for a header that can't be sent"))
+pub(super) fn header(text: &str) -> Result<HeaderValue, ImageError> {
+    HeaderValue::from_str(text).map_err(|_| ImageError::unusable("it asks for a header that can't be sent"))
 }
 
 /// Returns the target of a redirect, if the response is one. A redirect from https to plain http is an error.
-pub(super) fn redirected(response: &Response) -> Result<Option<Url>, Problem> {
+pub(super) fn redirected(response: &Response) -> Result<Option<Url>, ImageError> {
     let sends = matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308);
     let Some(place) = response.headers().get(LOCATION).filter(|_| sends) else { return Ok(None) };
     let next = place.to_str().ok().and_then(|place| response.url().join(place).ok());
-    let next = next.ok_or_else(|| Problem::unfit("it redirects to an invalid address"))?;
+    let next = next.ok_or_else(|| ImageError::unusable("it redirects to an invalid address"))?;
     let is_safe = next.scheme() == "https" || next.scheme() == "http" && response.url().scheme() == "http";
     if !is_safe {
         let host = authority(&next);
-        return Err(Problem::unfit(format!("it redirects from https to {}://{host}", next.scheme())));
+        return Err(ImageError::unusable(format!("it redirects from https to {}://{host}", next.scheme())));
     }
     Ok(Some(next))
 }

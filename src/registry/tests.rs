@@ -47,7 +47,7 @@ fn bare() -> RegistryClient {
 fn at<'a>(client: &'a RegistryClient, reference: &Reference, own: Option<Credentials>) -> Registry<'a> {
     let own = own.map(|own| (reference.host().to_owned(), own));
     let wait = Box::new(|_, wanted| tokio::time::sleep(wanted).map(Ok).boxed());
-    Registry::new(client, reference, Purse { own, keyring: None }, wait)
+    Registry::new(client, reference, PullCredentials { own, credential_store: None }, wait)
 }
 
 fn blob(content: &str) -> Descriptor {
@@ -84,7 +84,7 @@ async fn what_passes_is_tried_again_and_what_does_not_is_told() {
     let client = bare();
     let problem = at(&client, &reference, None).manifest("c").await.err().unwrap();
     let reason = "404 Not Found: MANIFEST_UNKNOWN: no such".to_owned();
-    assert_eq!(problem, Problem::NotInRegistry { reason });
+    assert_eq!(problem, ImageError::NotInRegistry { reason });
 }
 
 #[tokio::test]
@@ -173,7 +173,7 @@ async fn more_than_the_limit_is_not_read() {
     let (reference, _serving) = answering(vec![announced]).await;
     let client = bare();
     let problem = at(&client, &reference, None).manifest("c").await.err().unwrap();
-    assert!(matches!(problem, Problem::Unsupported { .. }), "{problem}");
+    assert!(matches!(problem, ImageError::Unsupported { .. }), "{problem}");
 }
 
 fn as_user(password: &str) -> Option<Credentials> {
@@ -283,7 +283,7 @@ async fn a_tag_that_is_not_there_is_said_in_the_registrys_words() {
     let (reference, _serving) = answering(answers).await;
     let client = bare();
     let problem = at(&client, &reference, None).resolve("c").await.err().unwrap();
-    assert_eq!(problem, Problem::NotInRegistry { reason: "404 Not Found: MANIFEST_UNKNOWN: ".to_owned() });
+    assert_eq!(problem, ImageError::NotInRegistry { reason: "404 Not Found: MANIFEST_UNKNOWN: ".to_owned() });
 }
 
 #[tokio::test]
@@ -340,7 +340,7 @@ async fn an_identity_token_is_exchanged_and_goes_to_the_token_server_only() {
         answer("400 Bad Request", "", r#"{"error": "invalid_grant", "error_description": "i d&1 is void"}"#);
     let (reference, _serving) = answering(vec![asks(), refusal]).await;
     let problem = at(&client, &reference, Some(identity)).manifest("c").await.err().unwrap();
-    assert!(matches!(problem, Problem::Denied { .. }), "{problem}");
+    assert!(matches!(problem, ImageError::Denied { .. }), "{problem}");
     let text = problem.to_string();
     assert!(text.contains("invalid_grant; *** is void") && text.contains("identity token"), "{text}");
 }

@@ -7,12 +7,12 @@ use reqwest::header::HeaderMap;
 use reqwest::{Client, Method, RequestBuilder, Url};
 use tokio::sync::OnceCell;
 
-use super::hosts::{Host, Settings, TlsFiles, Trust, is_loopback};
+use super::hosts::{Host, HostCapabilities, Settings, TlsFiles, is_loopback};
 use super::http::{self, Http};
 use super::response;
-use crate::image::Problem;
+use crate::image::ImageError;
 
-pub(super) struct Line {
+pub(super) struct HostTransport {
     http: Arc<Http>,
     /// A client of the host's own, where its TLS or its timeout is configured.
     client: Option<Client>,
@@ -25,12 +25,12 @@ pub(super) struct Line {
     is_plain: AtomicBool,
 }
 
-impl Line {
+impl HostTransport {
     /// Prepares the transport to a host.
     ///
     /// # Errors
     /// An unusable file of a certificate, by its name.
-    pub(super) async fn new(http: Arc<Http>, host: Host) -> Result<Self, Problem> {
+    pub(super) async fn new(http: Arc<Http>, host: Host) -> Result<Self, ImageError> {
         let settings = host.settings.clone();
         let client = if settings.tls.is_set() || settings.connect_timeout.is_some() {
             Some(made(response::authority(&host.base), settings).await?)
@@ -47,15 +47,15 @@ impl Line {
         response::authority(&self.host.base)
     }
 
-    pub(super) fn trust(&self) -> Trust {
-        self.host.settings.trust
+    pub(super) fn capabilities(&self) -> HostCapabilities {
+        self.host.settings.capabilities
     }
 
     /// Builds a request, with the operator's headers if it goes to this host.
     ///
     /// # Errors
     /// An unusable file of a certificate, by its name.
-    pub(super) async fn request_to(&self, method: Method, url: Url) -> Result<RequestBuilder, Problem> {
+    pub(super) async fn request_to(&self, method: Method, url: Url) -> Result<RequestBuilder, ImageError> {
         let client = self.client_to(&url).await?;
         let headers = if self.is_here(&url) { self.host.settings.headers.clone() } else { HeaderMap::new() };
         Ok(client.request(method, url).headers(headers))
@@ -64,7 +64,7 @@ impl Line {
     /// Returns the client for a URL. The operator's TLS settings of a host hold for that host, on any port. Another
     /// one, to which it redirects or sends for a token, is always verified, and gets no client certificate; the
     /// authorities configured for the host may vouch for that one too, since both often belong to one house.
-    async fn client_to(&self, url: &Url) -> Result<&Client, Problem> {
+    async fn client_to(&self, url: &Url) -> Result<&Client, ImageError> {
         let name = url.host_str().unwrap_or_default();
         let is_its = self.host.base.host_str().is_some_and(|own| own.eq_ignore_ascii_case(name));
         let ca = &self.host.settings.tls.ca;
@@ -100,7 +100,7 @@ impl Line {
     }
 }
 
-async fn made(name: String, settings: Settings) -> Result<Client, Problem> {
+async fn made(name: String, settings: Settings) -> Result<Client, ImageError> {
     let making = tokio::task::spawn_blocking(move || http::client_for(&name, &settings));
-    making.await.map_err(|_| Problem::broken("its certificates can't be read"))?
+    making.await.map_err(|_| ImageError::transient("its certificates can't be read"))?
 }

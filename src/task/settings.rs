@@ -11,7 +11,7 @@ use super::start::plan::Wanted;
 use crate::cni::{Cni, DefaultNetwork};
 use crate::config::{Auth, Bridge, Inline, PluginConfig, Pulls};
 use crate::containerd::{Containerd, ImageTerms, PullTerms};
-use crate::registry::{Credentials, Keyring};
+use crate::registry::{CredentialStore, Credentials};
 use crate::shim;
 use crate::sys::host_files;
 
@@ -40,7 +40,7 @@ impl Settings {
         runtime::tell_of_unknown(&config);
         let socket = config.containerd_socket.clone();
         let images = ImageTerms {
-            keyring: keyring(&config.auth),
+            credential_store: credential_store(&config.auth),
             hosts: config.registry_config_dir.clone(),
             pulls: terms(&config.pulls),
             owner: config.state_dir.display().to_string(),
@@ -128,10 +128,10 @@ fn default_network(bridge: &Bridge, state_dir: &Path) -> DefaultNetwork {
     }
 }
 
-fn keyring(auth: &Auth) -> Keyring {
+fn credential_store(auth: &Auth) -> CredentialStore {
     let Auth { inline, config, helper, helper_env } = auth.clone();
     let inline = inline.map(|Inline { username, password, server_address }| {
         (server_address, Credentials { username, password })
     });
-    Keyring { inline, config, helper, helper_env }
+    CredentialStore { inline, config, helper, helper_env }
 }

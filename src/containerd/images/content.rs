@@ -29,7 +29,7 @@ use super::audience::Audience;
 use super::lease::PullLease;
 use super::turns::Turn;
 use super::waits::Wait;
-use crate::image::Problem;
+use crate::image::ImageError;
 
 /// Timeout of a commit, which flushes the whole blob to the disk.
 const COMMIT: Duration = Duration::from_secs(120);
@@ -127,7 +127,7 @@ impl Containerd {
     ) -> Result<Option<Ingest>, Error> {
         let reference = format!("{}-{}", role.name(), descriptor.digest());
         let audience = lease.audience();
-        let in_line = |problem: Problem| problem.during(format!("write {reference}"));
+        let in_line = |problem: ImageError| problem.during(format!("write {reference}"));
         let turn = self.shared.images.turns.take(&reference, Wait::SameBlob, audience);
         let turn = turn.await.map_err(in_line)?;
         let opening = self.open_unlocked(role, descriptor, lease);
@@ -198,7 +198,7 @@ impl Ingest {
         let reference = format!("{}-{digest}", role.name());
         let doing = format!("write {} {digest}", role.name());
         let size_bytes = i64::try_from(descriptor.size())
-            .map_err(|_| Problem::corrupt("it claims an invalid size").during(&doing))?;
+            .map_err(|_| ImageError::corrupt("it claims an invalid size").during(&doing))?;
         let (requests, queue) = mpsc::channel(1);
         let status = WriteContentRequest {
             action: WriteAction::Stat.into(),
@@ -257,9 +257,8 @@ impl Ingest {
         let request = self.message(WriteAction::Commit, Vec::new(), labels);
         match self.exchange(request, COMMIT).await {
             Err(Error::Refused { doing, reason }) if reason.contains("unexpected commit") => {
-                return Err(
-                    Problem::damaged(format!("it does not match its digest or size: {reason}")).during(doing)
-                );
+                return Err(ImageError::damaged(format!("it does not match its digest or size: {reason}"))
+                    .during(doing));
             }
             Err(error) if !error.is_already_exists() => return Err(error),
             _ => {}

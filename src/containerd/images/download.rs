@@ -14,7 +14,7 @@ use super::content::{Ingest, Role};
 use super::gate::{Answered, Gate, Place};
 use super::lease::PullLease;
 use super::progress::Progress;
-use crate::image::Problem;
+use crate::image::ImageError;
 use crate::registry::Registry;
 
 /// Bytes written at once: well below the daemon's limit for a message, and enough to make its answer to each cheap. A
@@ -100,7 +100,7 @@ impl<'a> Download<'a> {
     /// Marks the hosts that sent bad content as failing; returns whether others are left.
     fn has_other_hosts(&self) -> bool {
         let origins = std::mem::take(&mut *self.origins());
-        self.registry.distrust(&origins)
+        self.registry.mark_bad_content(&origins)
     }
 
     /// Locks the hosts. No code that can panic runs under the lock.
@@ -110,7 +110,7 @@ impl<'a> Download<'a> {
 
     async fn run(&self, ingest: &mut Ingest) -> Result<(), Error> {
         if ingest.written_bytes() > self.blob.size() {
-            return Err(self.failed(Problem::damaged("it has more bytes than its size")));
+            return Err(self.failed(ImageError::damaged("it has more bytes than its size")));
         }
         let mut idle_tries = 0;
         while ingest.written_bytes() < self.blob.size() {
@@ -160,7 +160,7 @@ impl<'a> Download<'a> {
             let here_bytes = ingest.written_bytes() + part.len() as u64;
             if here_bytes > self.blob.size() {
                 let reason = format!("received more than its {} bytes", self.blob.size());
-                return Err(self.failed(Problem::damaged(reason)));
+                return Err(self.failed(ImageError::damaged(reason)));
             }
             if part.len() >= PART_BYTES || !matches!(came, Ok(true)) && !part.is_empty() {
                 ingest.write(std::mem::replace(&mut part, Vec::with_capacity(ROOM_BYTES))).await?;
@@ -172,12 +172,12 @@ impl<'a> Download<'a> {
         if ingest.written_bytes() < self.blob.size() {
             let (here_bytes, size_bytes) = (ingest.written_bytes(), self.blob.size());
             let reason = format!("received {here_bytes} of {size_bytes} bytes");
-            return Err(self.failed(Problem::broken(reason)));
+            return Err(self.failed(ImageError::transient(reason)));
         }
         Ok(())
     }
 
-    fn failed(&self, problem: Problem) -> Error {
+    fn failed(&self, problem: ImageError) -> Error {
         problem.during(format!("fetch layer {}", self.blob.digest()))
     }
 }

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::super::Error;
 use super::audience::{Audience, Observer};
 use super::{Image, Policy};
-use crate::image::Problem;
+use crate::image::ImageError;
 use crate::registry::Credentials;
 
 type Outcome = Result<Image, Error>;
@@ -62,14 +62,18 @@ impl Flights {
             flight.audience.add(&observer, until);
             let waits = match tokio::time::timeout_at(until, flight.outcome).await {
                 // The pull was being given up already, since nobody else waited for it any more.
-                Ok(Err(Error::Image { problem: Problem::Deadline { .. }, .. })) if Instant::now() < until => {
+                Ok(Err(Error::Image { problem: ImageError::Deadline { .. }, .. }))
+                    if Instant::now() < until =>
+                {
                     continue;
                 }
-                Ok(Err(Error::Image { problem: Problem::Deadline { waits, .. }, .. })) => waits,
+                Ok(Err(Error::Image { problem: ImageError::Deadline { waits, .. }, .. })) => waits,
                 Err(_) => flight.audience.waits().texts(),
                 Ok(outcome) => return outcome,
             };
-            return Err(Problem::Deadline { after: patience, waits }.during(format!("pull {}", errand.name)));
+            return Err(
+                ImageError::Deadline { after: patience, waits }.during(format!("pull {}", errand.name))
+            );
         }
     }
 
@@ -202,7 +206,7 @@ mod tests {
             async move {
                 tokio::select! {
                     () = go.notified() => Ok(image()),
-                    () = audience.patience_ends() => Err(Problem::Deadline { after: LONG, waits: Vec::new() }.during("x")),
+                    () = audience.patience_ends() => Err(ImageError::Deadline { after: LONG, waits: Vec::new() }.during("x")),
                 }
             }
         };
@@ -240,7 +244,7 @@ mod tests {
                 audience.patience_ends().await;
                 given_up.notify_one();
                 go.notified().await;
-                Err(Problem::Deadline { after: LONG, waits: Vec::new() }.during("x"))
+                Err(ImageError::Deadline { after: LONG, waits: Vec::new() }.during("x"))
             }
         };
         let join = |patience| flights.join(errand(), patience, Arc::clone(&observer), start);
@@ -265,7 +269,7 @@ mod tests {
             tokio::task::yield_now().await;
             match errand.credentials {
                 Some(credentials) if credentials.password.reveal() == "right" => Ok(image()),
-                _ => Err(Problem::Denied { reason: String::new(), own: true }.during("x")),
+                _ => Err(ImageError::Denied { reason: String::new(), own: true }.during("x")),
             }
         };
         let join = |errand| flights.join(errand, LONG, Arc::clone(&observer), start);

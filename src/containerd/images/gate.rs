@@ -11,7 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::super::Error;
 use super::audience::Audience;
 use super::waits::Wait;
-use crate::image::{Problem, too_large};
+use crate::image::{ImageError, too_large};
 
 /// Maximum time that a permit is held until a registry's answer begins. A registry that asks to be left alone for a
 /// while, or hangs, holds up nobody for longer.
@@ -69,7 +69,7 @@ impl Limit {
     ///
     /// # Errors
     /// Nobody waits for the pull any more.
-    pub(super) async fn place(&self, audience: &Audience) -> Result<Place, Problem> {
+    pub(super) async fn place(&self, audience: &Audience) -> Result<Place, ImageError> {
         let place = Arc::clone(&self.semaphore).acquire_owned();
         audience.wait_for(self.wait.clone(), place).await.map(Result::ok)
     }
@@ -117,7 +117,7 @@ impl Gate {
     ///
     /// # Errors
     /// The layers are larger than the operator allows.
-    pub(super) fn check_image_size(&self, size_bytes: u64) -> Result<(), Problem> {
+    pub(super) fn check_image_size(&self, size_bytes: u64) -> Result<(), ImageError> {
         within("its layers have", size_bytes, self.terms.image_limit_bytes, "max_image_size")
     }
 
@@ -125,12 +125,12 @@ impl Gate {
     ///
     /// # Errors
     /// The unpacked layers are larger than the operator allows.
-    pub(super) fn check_unpacked_size(&self, size_bytes: u64) -> Result<(), Problem> {
+    pub(super) fn check_unpacked_size(&self, size_bytes: u64) -> Result<(), ImageError> {
         within("it unpacks to", size_bytes, self.terms.unpacked_limit_bytes, "max_unpacked_size")
     }
 }
 
-fn within(what: &str, size_bytes: u64, limit_bytes: Option<u64>, option: &str) -> Result<(), Problem> {
+fn within(what: &str, size_bytes: u64, limit_bytes: Option<u64>, option: &str) -> Result<(), ImageError> {
     match limit_bytes {
         Some(limit_bytes) if size_bytes > limit_bytes => {
             Err(too_large(what, size_bytes, limit_bytes, option))

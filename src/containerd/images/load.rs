@@ -27,7 +27,7 @@ use super::pull::bare;
 use super::unpack::Unpacking;
 use super::waits::Wait;
 use super::{Image, host, image_of};
-use crate::image::Problem;
+use crate::image::ImageError;
 use crate::image::Reference;
 use crate::image::archive::{self, Archive, Extent, ReadTerms, Scratch};
 use crate::image::archive_index::{self, Form};
@@ -68,7 +68,7 @@ pub(super) struct FileKey {
 }
 
 impl FileKey {
-    fn of(source: &Source) -> Result<Self, Problem> {
+    fn of(source: &Source) -> Result<Self, ImageError> {
         let look = source.file.metadata().map_err(archive::unreadable)?;
         Ok(Self {
             file: [look.dev(), look.ino(), look.size()],
@@ -102,7 +102,7 @@ impl Containerd {
         // up.
         let _stops = terms.stop.clone().drop_guard();
         let loaded = tokio::spawn(async move { this.load_within(source, timeout, terms).await }).await;
-        let broke = |error| Problem::Archive { reason: format!("reading it was interrupted: {error}") };
+        let broke = |error| ImageError::Archive { reason: format!("reading it was interrupted: {error}") };
         loaded.map_err(|error| broke(error).during("wait")).flatten().map_err(|error| error.context(&doing))
     }
 
@@ -121,7 +121,7 @@ impl Containerd {
         let audience = Arc::new(Audience::until(until));
         let late = || {
             let waits = audience.waits().texts();
-            Problem::Deadline { after: timeout, waits }.during("store and unpack")
+            ImageError::Deadline { after: timeout, waits }.during("store and unpack")
         };
         let images = &self.shared.images;
         let looked_at = source.clone();
@@ -174,7 +174,7 @@ async fn copy(
     blob: &Descriptor,
     mut ingest: Ingest,
 ) -> Result<(), Error> {
-    let failed = |problem: Problem| problem.during(format!("read layer {}", blob.digest()));
+    let failed = |problem: ImageError| problem.during(format!("read layer {}", blob.digest()));
     let mut hasher = Sha256::new();
     let end = extent.at + extent.size_bytes;
     for part in parts(extent) {
@@ -191,9 +191,9 @@ async fn copy(
 }
 
 async fn off_thread<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
-) -> Result<T, Problem> {
-    let broke = |error| Problem::Archive { reason: format!("reading it was interrupted: {error}") };
+    work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
+) -> Result<T, ImageError> {
+    let broke = |error| ImageError::Archive { reason: format!("reading it was interrupted: {error}") };
     tokio::task::spawn_blocking(work).await.map_err(broke)?
 }
 
@@ -220,12 +220,12 @@ async fn find(source: Source, terms: ReadTerms) -> Result<Found, Error> {
 
 type Parts = (String, Documents, Vec<Extent>);
 
-fn of_oci(archive: &Archive, target: &Descriptor) -> Result<Parts, Problem> {
+fn of_oci(archive: &Archive, target: &Descriptor) -> Result<Parts, ImageError> {
     let read = |descriptor: &Descriptor, limit_bytes| {
         digest::check_algorithm(descriptor)?;
         let bytes = archive.read(&archive_index::blob_path(descriptor), limit_bytes)?;
         check_blob(descriptor, &bytes)?;
-        Ok::<_, Problem>(bytes)
+        Ok::<_, ImageError>(bytes)
     };
     let target_bytes = read(target, MANIFEST_LIMIT_BYTES)?;
     let (media_type, document) = manifest::parse(target.media_type().as_ref(), &target_bytes)?;
@@ -236,7 +236,7 @@ fn of_oci(archive: &Archive, target: &Descriptor) -> Result<Parts, Problem> {
             let bytes = read(descriptor, MANIFEST_LIMIT_BYTES)?;
             match manifest::parse(descriptor.media_type().as_ref(), &bytes)?.1 {
                 Document::Manifest(manifest) => (manifest, Some((place, bare(descriptor), bytes))),
-                Document::Index(_) => return Err(Problem::unsupported("an index in an index")),
+                Document::Index(_) => return Err(ImageError::unsupported("an index in an index")),
             }
         }
     };
@@ -248,7 +248,7 @@ fn of_oci(archive: &Archive, target: &Descriptor) -> Result<Parts, Problem> {
         digest::check_same_size(layer, extent.size_bytes)?;
         Ok(extent)
     });
-    let extents = extents.collect::<Result<_, Problem>>()?;
+    let extents = extents.collect::<Result<_, ImageError>>()?;
     let target =
         Descriptor::new(MediaType::from(media_type.as_str()), target.size(), target.digest().clone());
     let digest =
@@ -257,15 +257,15 @@ fn of_oci(archive: &Archive, target: &Descriptor) -> Result<Parts, Problem> {
 }
 
 /// Reads an image in docker's form, which has no manifest: it gets the one that docker would push.
-fn of_docker(archive: &Archive, config: &str, layers: &[String]) -> Result<Parts, Problem> {
+fn of_docker(archive: &Archive, config: &str, layers: &[String]) -> Result<Parts, ImageError> {
     let config = archive.read(config, CONFIG_LIMIT_BYTES)?;
     let parsed: ImageConfiguration = go_json::read(&config, go_json::CONFIG)
-        .map_err(|error| Problem::corrupt(format!("the configuration can't be read: {error}")))?;
+        .map_err(|error| ImageError::corrupt(format!("the configuration can't be read: {error}")))?;
     let diff_ids = parsed.rootfs().diff_ids();
     if diff_ids.len() != layers.len() {
         let reason =
             format!("manifest.json has {} layers, the configuration {}", layers.len(), diff_ids.len());
-        return Err(Problem::corrupt(reason));
+        return Err(ImageError::corrupt(reason));
     }
     if layers.len() > LAYERS_LIMIT {
         return Err(manifest::too_many_layers(layers.len()));
@@ -280,7 +280,7 @@ fn of_docker(archive: &Archive, config: &str, layers: &[String]) -> Result<Parts
             Some("gzip") => (".gzip", hash(archive, extent, &mut hashed)?),
             Some("zstd") => (".zstd", hash(archive, extent, &mut hashed)?),
             Some(other) => {
-                return Err(Problem::unsupported(format!(
+                return Err(ImageError::unsupported(format!(
                     "layer {path} is compressed by {other}, which can't be unpacked"
                 )));
             }
@@ -297,8 +297,8 @@ fn of_docker(archive: &Archive, config: &str, layers: &[String]) -> Result<Parts
     let target_bytes = target_bytes.to_string().into_bytes();
     let digest = digest::digest_of(&target_bytes);
     let manifest: Box<ImageManifest> = serde_json::from_slice(&target_bytes)
-        .map_err(|error| Problem::corrupt(format!("its digests can't be read: {error}")))?;
-    let parsed: Digest = digest.parse().map_err(|_| Problem::corrupt("an invalid digest"))?;
+        .map_err(|error| ImageError::corrupt(format!("its digests can't be read: {error}")))?;
+    let parsed: Digest = digest.parse().map_err(|_| ImageError::corrupt("an invalid digest"))?;
     let target = Descriptor::new(MediaType::from(DOCKERS_MANIFEST), target_bytes.len() as u64, parsed);
     Ok((digest, Documents { target, target_bytes, chosen: None, manifest, config }, extents))
 }
@@ -310,7 +310,11 @@ fn parts(of: Extent) -> impl Iterator<Item = Extent> {
 }
 
 /// Returns the digest of a file in the archive. A file that several layers name is read once.
-fn hash(archive: &Archive, extent: Extent, hashed: &mut HashMap<Extent, String>) -> Result<String, Problem> {
+fn hash(
+    archive: &Archive,
+    extent: Extent,
+    hashed: &mut HashMap<Extent, String>,
+) -> Result<String, ImageError> {
     if let Some(digest) = hashed.get(&extent) {
         return Ok(digest.clone());
     }

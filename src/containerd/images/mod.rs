@@ -46,8 +46,8 @@ use self::unpack::Unpacking;
 use super::{Containerd, Error};
 use crate::cache::Cache;
 use crate::image::manifest::Layout;
-use crate::image::{Problem, Reference};
-use crate::registry::{Credentials, Keyring, Purse, RegistryClient};
+use crate::image::{ImageError, Reference};
+use crate::registry::{CredentialStore, Credentials, PullCredentials, RegistryClient};
 
 /// Label on the record of an image that this driver pulled; its value tells ours from another plugin's.
 const OWNER_LABEL: &str = "containerd-driver/brought-by";
@@ -89,7 +89,7 @@ pub(crate) struct Access {
 /// The operator's settings for images.
 #[derive(Debug, Default)]
 pub(crate) struct ImageTerms {
-    pub keyring: Keyring,
+    pub credential_store: CredentialStore,
     /// Directory of containerd's `hosts.toml` files, if there is one.
     pub hosts: Option<PathBuf>,
     pub pulls: PullTerms,
@@ -102,7 +102,7 @@ pub(super) struct State {
     flights: Flights,
     known: Known,
     registry: RegistryClient,
-    keyring: Arc<Keyring>,
+    credential_store: Arc<CredentialStore>,
     turns: Turns,
     gate: Gate,
     left: lease::Left,
@@ -113,13 +113,13 @@ pub(super) struct State {
 
 impl State {
     pub(super) fn with(terms: ImageTerms) -> Self {
-        let ImageTerms { keyring, hosts, pulls, owner } = terms;
+        let ImageTerms { credential_store, hosts, pulls, owner } = terms;
         let gate = Gate::new(pulls);
         Self {
             flights: Flights::default(),
             known: Known::default(),
             registry: RegistryClient::new(hosts, gate.idle()),
-            keyring: Arc::new(keyring),
+            credential_store: Arc::new(credential_store),
             turns: Turns::default(),
             gate,
             left: lease::Left::default(),
@@ -155,7 +155,7 @@ impl Containerd {
             match present {
                 Present::Ready(layout) => return Ok(image_of(&name, &layout)),
                 Present::Absent if policy == Policy::Never => {
-                    return Err(Problem::NotHere.during(format!("find image {name}")));
+                    return Err(ImageError::NotHere.during(format!("find image {name}")));
                 }
                 Present::Packed(_) | Present::Absent => {}
             }
@@ -212,12 +212,12 @@ impl Containerd {
         audience: &Arc<Audience>,
     ) -> Result<Arc<Layout>, Error> {
         if errand.policy == Policy::Never {
-            return Err(Problem::NotHere.during(format!("find image {reference}")));
+            return Err(ImageError::NotHere.during(format!("find image {reference}")));
         }
         let pulled = self.pull_for(reference, errand, None, audience).await?;
         // `None` means that the current image is up to date, and there is none.
         pulled.ok_or_else(|| {
-            Problem::unfit("it answered that nothing has changed").during(format!("pull {reference}"))
+            ImageError::unusable("it answered that nothing has changed").during(format!("pull {reference}"))
         })
     }
 
@@ -245,11 +245,12 @@ impl Containerd {
         audience: &Arc<Audience>,
     ) -> Result<Option<Arc<Layout>>, Error> {
         let own = errand.credentials.clone().map(|own| (reference.host().to_owned(), own));
-        let purse = Purse { own, keyring: Some(Arc::clone(&self.shared.images.keyring)) };
-        let outcome = match self.pull(reference, purse, current, audience).await {
+        let pull_credentials =
+            PullCredentials { own, credential_store: Some(Arc::clone(&self.shared.images.credential_store)) };
+        let outcome = match self.pull(reference, pull_credentials, current, audience).await {
             Err(error) if errand.soft_fail && error.is_about_credentials() => {
                 tracing::warn!(image = %reference, %error, "trying without credentials (auth_soft_fail)");
-                self.pull(reference, Purse::default(), current, audience).await
+                self.pull(reference, PullCredentials::default(), current, audience).await
             }
             outcome => outcome,
         };

@@ -120,7 +120,7 @@ impl Containerd {
 
     async fn read_layout(&self, target: &Target) -> Result<Layout, Error> {
         let invalid =
-            |problem: crate::image::Problem| problem.during(format!("read manifest {}", target.digest));
+            |problem: crate::image::ImageError| problem.during(format!("read manifest {}", target.digest));
         let bytes = self.read_content(&target.digest, MANIFEST_LIMIT_BYTES).await?;
         let (_, document) = manifest::parse(&target.media_type, &bytes).map_err(invalid)?;
         let (digest, manifest) = match document {
@@ -132,7 +132,7 @@ impl Containerd {
                 match manifest::parse(chosen.media_type().as_ref(), &bytes).map_err(invalid)?.1 {
                     Document::Manifest(manifest) => (digest, manifest),
                     Document::Index(_) => {
-                        return Err(invalid(crate::image::Problem::unsupported("an index in an index")));
+                        return Err(invalid(crate::image::ImageError::unsupported("an index in an index")));
                     }
                 }
             }

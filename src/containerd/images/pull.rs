@@ -26,8 +26,8 @@ use super::unpack::Unpacking;
 use super::waits::Wait;
 use crate::image::digest::{self, check_blob, check_digest};
 use crate::image::manifest::{self, Document, Layer, Layout, MANIFEST_LIMIT_BYTES};
-use crate::image::{Problem, Reference};
-use crate::registry::{Purse, Registry, WaitForHost};
+use crate::image::{ImageError, Reference};
+use crate::registry::{PullCredentials, Registry, WaitForHost};
 
 struct Pull<'a> {
     containerd: &'a Containerd,
@@ -46,12 +46,13 @@ impl Containerd {
     pub(super) async fn pull(
         &self,
         reference: &Reference,
-        purse: Purse,
+        pull_credentials: PullCredentials,
         current: Option<&str>,
         audience: &Arc<Audience>,
     ) -> Result<Option<Arc<Layout>>, Error> {
         let gate = &self.shared.images.gate;
-        let registry = Registry::new(&self.shared.images.registry, reference, purse, wait_for_host(audience));
+        let registry =
+            Registry::new(&self.shared.images.registry, reference, pull_credentials, wait_for_host(audience));
         let progress = Progress::new(reference.to_string(), Arc::clone(audience));
         if let Some(current) = current
             && bounded(&progress, gate, is_current(&registry, reference, current)).await?
@@ -94,9 +95,9 @@ pub(super) async fn bounded<T>(
         // Each caller replaces this duration by its own.
         () = progress.audience().patience_ends() => {
             let waits = progress.audience().waits().texts();
-            Err(Problem::Deadline { after: progress.age(), waits }.during("download and unpack"))
+            Err(ImageError::Deadline { after: progress.age(), waits }.during("download and unpack"))
         }
-        () = progress.stands_still(after) => Err(Problem::StandsStill { after }.during("download")),
+        () = progress.stands_still(after) => Err(ImageError::StandsStill { after }.during("download")),
     }
 }
 
@@ -120,7 +121,7 @@ impl Pull<'_> {
             Some(turn) => turn,
             None => {
                 drop(place);
-                let in_line = |problem: Problem| problem.during("wait for another pull");
+                let in_line = |problem: ImageError| problem.during("wait for another pull");
                 let turn = images.turns.take(&name, Wait::SameImage, audience).await.map_err(in_line)?;
                 place = images.gate.pulls.place(audience).await.map_err(in_line)?;
                 turn
@@ -169,7 +170,7 @@ impl Pull<'_> {
         };
         let digest =
             chosen.as_ref().map_or(target.digest(), |(_, descriptor, _)| descriptor.digest()).clone();
-        let read = |problem: Problem| problem.during(format!("read manifest {digest}"));
+        let read = |problem: ImageError| problem.during(format!("read manifest {digest}"));
         let config = self.config(manifest.config()).await?;
         let layout = Layout::new(digest.as_ref(), &manifest, &config, &host()).map_err(read)?;
         let layout = Arc::new(layout);
@@ -186,7 +187,7 @@ impl Pull<'_> {
     async fn resolve(&self) -> Result<(Descriptor, Vec<u8>, Document), Error> {
         let version = self.reference.version();
         let doing = format!("fetch manifest {version}");
-        let failed = |problem: Problem| problem.during(&doing);
+        let failed = |problem: ImageError| problem.during(&doing);
         let fetched = self.registry.manifest(version).await.map_err(failed)?;
         let digest = digest::digest_of(&fetched.bytes);
         tracing::debug!(image = %self.reference, digest, from = fetched.origin, "the image is resolved");
@@ -194,7 +195,7 @@ impl Pull<'_> {
             check_digest(expected, &digest).map_err(|problem| failed(problem.on_the_way()))?;
         }
         let (media_type, document) = manifest::parse(&fetched.media_type, &fetched.bytes).map_err(failed)?;
-        let digest: Digest = digest.parse().map_err(|_| failed(Problem::corrupt("an invalid digest")))?;
+        let digest: Digest = digest.parse().map_err(|_| failed(ImageError::corrupt("an invalid digest")))?;
         let size_bytes = fetched.bytes.len() as u64;
         let target = Descriptor::new(MediaType::from(media_type.as_str()), size_bytes, digest);
         Ok((target, fetched.bytes, document))
@@ -202,7 +203,7 @@ impl Pull<'_> {
 
     async fn chosen_manifest(&self, descriptor: &Descriptor) -> Result<(Box<ImageManifest>, Vec<u8>), Error> {
         let doing = format!("fetch manifest {}", descriptor.digest());
-        let failed = |problem: Problem| problem.during(&doing);
+        let failed = |problem: ImageError| problem.during(&doing);
         digest::check_algorithm(descriptor).map_err(failed)?;
         manifest::check_size("it", descriptor.size(), MANIFEST_LIMIT_BYTES).map_err(failed)?;
         let bytes = match self.stored(descriptor).await? {
@@ -212,13 +213,13 @@ impl Pull<'_> {
         check_blob(descriptor, &bytes).map_err(failed)?;
         match manifest::parse(descriptor.media_type().as_ref(), &bytes).map_err(failed)?.1 {
             Document::Manifest(manifest) => Ok((manifest, bytes)),
-            Document::Index(_) => Err(failed(Problem::unsupported("an index in an index"))),
+            Document::Index(_) => Err(failed(ImageError::unsupported("an index in an index"))),
         }
     }
 
     async fn config(&self, descriptor: &Descriptor) -> Result<Vec<u8>, Error> {
         let doing = format!("fetch configuration {}", descriptor.digest());
-        let failed = |problem: Problem| problem.during(&doing);
+        let failed = |problem: ImageError| problem.during(&doing);
         manifest::check_config(descriptor).map_err(failed)?;
         let bytes = match self.stored(descriptor).await? {
             Some(bytes) => bytes,

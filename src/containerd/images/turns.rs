@@ -8,7 +8,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::audience::Audience;
 use super::waits::Wait;
-use crate::image::Problem;
+use crate::image::ImageError;
 
 #[derive(Default)]
 /// The mutexes in use, by name.
@@ -26,7 +26,7 @@ impl Turns {
     ///
     /// # Errors
     /// Nobody waits for the pull any more.
-    pub(super) async fn take(&self, name: &str, wait: Wait, audience: &Audience) -> Result<Turn, Problem> {
+    pub(super) async fn take(&self, name: &str, wait: Wait, audience: &Audience) -> Result<Turn, ImageError> {
         let turn = self.of(name).lock_owned();
         audience.wait_for(wait, turn).await.map(|guard| Turn { _guard: guard })
     }

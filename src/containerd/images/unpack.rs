@@ -19,7 +19,7 @@ use super::super::{Containerd, Error, Labels};
 use super::lease::{PullLease, unique};
 use super::remote::{self, Origin};
 use super::waits::Wait;
-use crate::image::Problem;
+use crate::image::ImageError;
 use crate::image::manifest::{Layer, Layout};
 
 /// Timeout of unpacking a layer, which the daemon decompresses and writes; the pull as a whole is bounded, too.
@@ -158,7 +158,7 @@ impl<'a> Unpacking<'a> {
         };
         if applied != layer.diff_id {
             let reason = format!("it unpacks to {applied}, and the configuration says {}", layer.diff_id);
-            return Err(Problem::corrupt(reason).during("compare"));
+            return Err(ImageError::corrupt(reason).during("compare"));
         }
         containerd.commit_snapshot(&key, &layer.chain_id, labels, lease.id()).await?;
         half.is_whole = true;
@@ -236,7 +236,7 @@ impl Containerd {
             Err(Error::Refused { doing, reason } | Error::Troubled { doing, reason })
                 if is_unreadable(&reason) =>
             {
-                Err(Problem::corrupt(reason).during(doing))
+                Err(ImageError::corrupt(reason).during(doing))
             }
             Err(error) => Err(error),
         }

@@ -11,7 +11,7 @@ use futures::FutureExt;
 use tokio::time::Instant;
 
 use super::audience::{Audience, PullEvent};
-use crate::image::Problem;
+use crate::image::ImageError;
 
 /// Duration of a wait after which it is reported. An agent keeps ten events of a task.
 const TOLD_AFTER: Duration = Duration::from_secs(5);
@@ -149,7 +149,11 @@ impl Audience {
     ///
     /// # Errors
     /// Nobody waits for the pull any more.
-    pub(super) async fn wait_for<T>(&self, what: Wait, event: impl Future<Output = T>) -> Result<T, Problem> {
+    pub(super) async fn wait_for<T>(
+        &self,
+        what: Wait,
+        event: impl Future<Output = T>,
+    ) -> Result<T, ImageError> {
         let mut event = pin!(event);
         if let Some(ready) = event.as_mut().now_or_never() {
             return Ok(ready);
@@ -166,7 +170,7 @@ impl Audience {
                     return Ok(ready);
                 }
                 () = &mut patience => {
-                    return Err(Problem::Deadline { after: self.age(), waits: vec![what.to_string()] });
+                    return Err(ImageError::Deadline { after: self.age(), waits: vec![what.to_string()] });
                 }
                 () = tokio::time::sleep_until(told_at.unwrap_or(begun)), if told_at.is_some() => {
                     told_at = None;
@@ -220,7 +224,7 @@ mod tests {
         let audience = Audience::until(Instant::now() + MOMENT);
         let error = audience.wait_for(Wait::SameBlob, std::future::pending::<()>()).await.unwrap_err();
         assert!(
-            matches!(&error, Problem::Deadline { waits, .. } if *waits == [Wait::SameBlob.to_string()]),
+            matches!(&error, ImageError::Deadline { waits, .. } if *waits == [Wait::SameBlob.to_string()]),
             "{error}"
         );
         assert_eq!(audience.waits().subjects(), [Wait::SameBlob]);

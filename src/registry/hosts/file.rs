@@ -9,7 +9,7 @@ use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Host, Settings, Trust, located};
+use super::{Host, HostCapabilities, Settings, located};
 
 /// The parsed content of a `hosts.toml`.
 #[derive(Debug, Default, PartialEq)]
@@ -72,7 +72,7 @@ impl Reader<'_> {
         for (key, value) in table {
             let name = key.get_ref().as_ref();
             match name {
-                "capabilities" => settings.trust = self.trust(value)?,
+                "capabilities" => settings.capabilities = self.capabilities(value)?,
                 "ca" => settings.tls.ca = self.paths(value)?,
                 "client" => settings.tls.client = self.pairs(value)?,
                 "skip_verify" => settings.tls.skip_verify = self.flag(table, name)?,
@@ -89,13 +89,13 @@ impl Reader<'_> {
         Ok(settings)
     }
 
-    fn trust(&self, value: &Value<'_>) -> Result<Trust, String> {
-        let mut trust = Trust { pull: false, resolve: false };
+    fn capabilities(&self, value: &Value<'_>) -> Result<HostCapabilities, String> {
+        let mut capabilities = HostCapabilities { pull: false, resolve: false };
         let listed = self.list_of(value, "capabilities")?;
         for capability in listed {
             match self.text_of(capability, "a capability")?.to_ascii_lowercase().as_str() {
-                "pull" => trust.pull = true,
-                "resolve" => trust.resolve = true,
+                "pull" => capabilities.pull = true,
+                "resolve" => capabilities.resolve = true,
                 "push" | "referrers" => {}
                 _ => {
                     let why = "a capability must be pull, resolve, push or referrers";
@@ -103,7 +103,7 @@ impl Reader<'_> {
                 }
             }
         }
-        Ok(if listed.is_empty() { Trust::default() } else { trust })
+        Ok(if listed.is_empty() { HostCapabilities::default() } else { capabilities })
     }
 
     /// Reads a path or a list of paths.

@@ -107,11 +107,11 @@ async fn what_is_said_of_a_host_is_its_own() {
     let found = hosts(&place, "a.example").await;
     let [mirror, server] = &found[..] else { panic!("{found:?}") };
     let beside = |name: &str| place.path().join("a.example").join(name);
-    assert_eq!(server.settings.trust, Trust { pull: true, resolve: false });
+    assert_eq!(server.settings.capabilities, HostCapabilities { pull: true, resolve: false });
     assert_eq!(server.settings.tls.ca, [beside("own.crt")]);
     assert_eq!(server.settings.connect_timeout, Some(Duration::from_secs(1)));
     assert!(server.settings.headers.is_empty());
-    assert_eq!(mirror.settings.trust, Trust::default());
+    assert_eq!(mirror.settings.capabilities, HostCapabilities::default());
     assert_eq!(mirror.settings.tls.ca, [PathBuf::from("/etc/b.crt"), beside("c.crt")]);
     let client =
         [(beside("a.cert"), Some(beside("a.key"))), (beside("b.pem"), None), (beside("c.pem"), None)];
