@@ -24,7 +24,7 @@ use tonic::{Request, Response, Status};
 
 pub(crate) use error::Error;
 pub(crate) use images::{
-    Access, ArchiveSource, Image, ImageTerms, LOADED, Policy, PullEvent, PullTerms, StoredImage,
+    ArchiveSource, Image, ImageSettings, LOADED, Policy, PullEvent, PullOptions, PullSettings, StoredImage,
 };
 pub(crate) use records::Record;
 
@@ -60,14 +60,14 @@ struct Shared {
 
 impl Containerd {
     /// Creates a client. Does no I/O: the daemon may be down, or come later.
-    pub(crate) fn new(socket: PathBuf, namespace: &str, snapshotter: &str, terms: ImageTerms) -> Self {
+    pub(crate) fn new(socket: PathBuf, namespace: &str, snapshotter: &str, settings: ImageSettings) -> Self {
         Self {
             shared: Arc::new(Shared {
                 socket,
                 namespace: namespace.to_owned(),
                 channel: OnceLock::new(),
                 snapshotters: snapshots::Seen::default(),
-                images: images::State::with(terms),
+                images: images::State::with(settings),
             }),
             snapshotter: snapshotter.into(),
             calls: Arc::default(),
@@ -219,14 +219,14 @@ mod tests {
     #[test]
     fn making_a_client_needs_no_runtime() {
         let containerd =
-            Containerd::new(PathBuf::from("/nowhere.sock"), "nomad", "overlayfs", ImageTerms::default());
+            Containerd::new(PathBuf::from("/nowhere.sock"), "nomad", "overlayfs", ImageSettings::default());
         assert_eq!((containerd.namespace(), containerd.snapshotter()), ("nomad", "overlayfs"));
     }
 
     #[tokio::test]
     async fn an_absent_daemon_is_transient_and_named() {
         let containerd =
-            Containerd::new(PathBuf::from("/nowhere.sock"), "nomad", "overlayfs", ImageTerms::default());
+            Containerd::new(PathBuf::from("/nowhere.sock"), "nomad", "overlayfs", ImageSettings::default());
         let error = containerd.version().await.unwrap_err();
         assert!(error.is_transient(), "{error}");
         assert!(error.to_string().contains("/nowhere.sock"), "{error}");
@@ -236,7 +236,7 @@ mod tests {
     async fn a_daemon_that_comes_later_is_found() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("late.sock");
-        let containerd = Containerd::new(socket.clone(), "nomad", "overlayfs", ImageTerms::default());
+        let containerd = Containerd::new(socket.clone(), "nomad", "overlayfs", ImageSettings::default());
         assert!(containerd.version().await.is_err());
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
         let accepted = listener.accept();
@@ -250,7 +250,7 @@ mod tests {
     #[tokio::test]
     async fn a_namespace_that_no_header_can_carry_is_refused() {
         let containerd =
-            Containerd::new(PathBuf::from("/nowhere.sock"), "no\nmad", "overlayfs", ImageTerms::default());
+            Containerd::new(PathBuf::from("/nowhere.sock"), "no\nmad", "overlayfs", ImageSettings::default());
         assert!(matches!(containerd.version().await, Err(Error::Refused { .. })));
     }
 }

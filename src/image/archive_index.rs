@@ -23,7 +23,7 @@ const NAME_ANNOTATIONS: [&str; 2] = ["io.containerd.image.name", "org.opencontai
 
 #[derive(Debug, PartialEq, Eq)]
 /// An image in an archive.
-pub(crate) struct Saved {
+pub(crate) struct ArchivedImage {
     /// Names as they are in the archive; one may be a mere tag.
     names: Vec<String>,
     /// Digest by which a job may choose the image, too.
@@ -58,7 +58,7 @@ pub(crate) fn blob_path(descriptor: &Descriptor) -> String {
 ///
 /// # Errors
 /// Corrupt or unsupported if the file is no archive of images.
-pub(crate) fn images(archive: &Archive, host: &Arch) -> Result<Vec<Saved>, ImageError> {
+pub(crate) fn images(archive: &Archive, host: &Arch) -> Result<Vec<ArchivedImage>, ImageError> {
     let images = if archive.find("oci-layout").is_some() && archive.find("index.json").is_some() {
         of_oci(&archive.read("index.json", MANIFEST_LIMIT_BYTES)?, host)?
     } else if archive.find("manifest.json").is_some() {
@@ -83,7 +83,7 @@ pub(crate) fn images(archive: &Archive, host: &Arch) -> Result<Vec<Saved>, Image
     Ok(images)
 }
 
-fn of_oci(index: &[u8], host: &Arch) -> Result<Vec<Saved>, ImageError> {
+fn of_oci(index: &[u8], host: &Arch) -> Result<Vec<ArchivedImage>, ImageError> {
     let index: ImageIndex = go_json::read(index, go_json::MANIFEST)
         .map_err(|error| ImageError::corrupt(format!("its index.json can't be read: {error}")))?;
     if index.manifests().len() > IMAGES_LIMIT {
@@ -94,7 +94,7 @@ fn of_oci(index: &[u8], host: &Arch) -> Result<Vec<Saved>, ImageError> {
         let annotations = descriptor.annotations().as_ref().unwrap_or(&none);
         let name = NAME_ANNOTATIONS.into_iter().find_map(|key| annotations.get(key));
         let platform = descriptor.platform().as_ref();
-        Saved {
+        ArchivedImage {
             names: name.cloned().into_iter().collect(),
             digest: descriptor.digest().to_string(),
             is_foreign: platform
@@ -111,7 +111,7 @@ fn of_docker(
     archive: &Archive,
     entry: DockerEntry,
     digests: &mut HashMap<String, String>,
-) -> Result<Saved, ImageError> {
+) -> Result<ArchivedImage, ImageError> {
     let DockerEntry { config, repo_tags, layers } = entry;
     let digest = match digests.get(&config) {
         Some(digest) => digest.clone(),
@@ -121,7 +121,7 @@ fn of_docker(
         }
     };
     let form = Form::Docker { config, layers: layers.unwrap_or_default() };
-    Ok(Saved { names: repo_tags.unwrap_or_default(), digest, is_foreign: false, form })
+    Ok(ArchivedImage { names: repo_tags.unwrap_or_default(), digest, is_foreign: false, form })
 }
 
 /// Chooses the image with the wanted name, or, where none is wanted, the only one. An image without any name fits each
@@ -129,11 +129,14 @@ fn of_docker(
 ///
 /// # Errors
 /// No image or several fit; lists the images that there are.
-pub(crate) fn choose<'a>(images: &'a [Saved], wanted: Option<&Reference>) -> Result<&'a Saved, ImageError> {
-    let native: Vec<&Saved> = images.iter().filter(|image| !image.is_foreign).collect();
+pub(crate) fn choose<'a>(
+    images: &'a [ArchivedImage],
+    wanted: Option<&Reference>,
+) -> Result<&'a ArchivedImage, ImageError> {
+    let native: Vec<&ArchivedImage> = images.iter().filter(|image| !image.is_foreign).collect();
     // An archive of foreign images alone is refused later, where their documents are read.
-    let images: Vec<&Saved> = if native.is_empty() { images.iter().collect() } else { native };
-    let fits = |image: &&&Saved| wanted.is_none_or(|wanted| image.is(wanted, images.len() == 1));
+    let images: Vec<&ArchivedImage> = if native.is_empty() { images.iter().collect() } else { native };
+    let fits = |image: &&&ArchivedImage| wanted.is_none_or(|wanted| image.is(wanted, images.len() == 1));
     let mut fitting = images.iter().filter(fits);
     match (fitting.next(), fitting.next(), wanted) {
         // Of two images with one name, the first: indexes are read in this way.
@@ -150,15 +153,15 @@ pub(crate) fn choose<'a>(images: &'a [Saved], wanted: Option<&Reference>) -> Res
     }
 }
 
-fn named(images: &[&Saved]) -> String {
-    let name = |image: &&Saved| match &image.names[..] {
+fn named(images: &[&ArchivedImage]) -> String {
+    let name = |image: &&ArchivedImage| match &image.names[..] {
         [] => image.digest.clone(),
         names => names.join(", "),
     };
     images.iter().map(name).collect::<Vec<_>>().join(", ")
 }
 
-impl Saved {
+impl ArchivedImage {
     /// Returns a name for the image, if the archive has a complete one.
     pub(crate) fn name(&self) -> Option<Reference> {
         self.names.iter().filter(|name| name.contains([':', '/'])).find_map(|name| name.parse().ok())
@@ -188,13 +191,13 @@ mod tests {
 
     const A: &str = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
-    fn saved(names: &[&str]) -> Saved {
+    fn saved(names: &[&str]) -> ArchivedImage {
         let form = Form::Docker { config: String::new(), layers: Vec::new() };
         let names = names.iter().map(ToString::to_string).collect();
-        Saved { names, digest: A.to_owned(), is_foreign: false, form }
+        ArchivedImage { names, digest: A.to_owned(), is_foreign: false, form }
     }
 
-    fn chosen(images: &[Saved], wanted: Option<&str>) -> Result<Vec<String>, String> {
+    fn chosen(images: &[ArchivedImage], wanted: Option<&str>) -> Result<Vec<String>, String> {
         let wanted = wanted.map(|wanted| wanted.parse::<Reference>().unwrap());
         let chosen = choose(images, wanted.as_ref()).map_err(|problem| problem.to_string())?;
         Ok(chosen.names.clone())

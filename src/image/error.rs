@@ -33,9 +33,9 @@ pub(crate) enum ImageError {
         "the registry has sent nothing for {} (the plugin option pull_activity_timeout)",
         humantime::format_duration(*after)
     )]
-    StandsStill { after: Duration },
+    Stalled { after: Duration },
     #[error("it is not present on this node, and the job's option image_pull_policy forbids a pull")]
-    NotHere,
+    NotPresent,
     /// Credentials for the registry could not be obtained.
     #[error("can't get credentials: {reason}")]
     Credentials { reason: String, retry: Retry },
@@ -97,7 +97,7 @@ impl ImageError {
         match self {
             Self::Registry { retry, .. } | Self::Credentials { retry, .. } => *retry,
             Self::Deadline { .. }
-            | Self::StandsStill { .. }
+            | Self::Stalled { .. }
             | Self::Damaged { .. }
             | Self::Denied { own: false, .. } => Retry::Later,
             Self::Hosts { failures } => {
@@ -107,7 +107,7 @@ impl ImageError {
             Self::NotInRegistry { .. }
             | Self::Denied { own: true, .. }
             | Self::Archive { .. }
-            | Self::NotHere
+            | Self::NotPresent
             | Self::Corrupt { .. }
             | Self::Unsupported { .. } => Retry::Never,
         }

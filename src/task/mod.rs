@@ -159,7 +159,7 @@ pub(crate) struct Tasks {
     image_uses: Arc<gc::ImageUses>,
     /// Pool of threads that write log files, made for the first task whose output the driver collects.
     log_writers: OnceCell<WriterPool>,
-    accounts: user::Known,
+    accounts: user::AccountCache,
 }
 
 impl Tasks {
@@ -175,7 +175,7 @@ impl Tasks {
             sweeping: AtomicBool::new(false),
             image_uses: Arc::default(),
             log_writers: OnceCell::new(),
-            accounts: user::Known::default(),
+            accounts: user::AccountCache::default(),
         }
     }
 

@@ -10,7 +10,7 @@ use super::start::limit::Queue;
 use super::start::plan::Wanted;
 use crate::cni::{Cni, DefaultNetwork};
 use crate::config::{Auth, Bridge, Inline, PluginConfig, Pulls};
-use crate::containerd::{Containerd, ImageTerms, PullTerms};
+use crate::containerd::{Containerd, ImageSettings, PullSettings};
 use crate::registry::{CredentialStore, Credentials};
 use crate::shim;
 use crate::sys::host_files;
@@ -39,10 +39,10 @@ impl Settings {
         runtime::check_options(&config)?;
         runtime::tell_of_unknown(&config);
         let socket = config.containerd_socket.clone();
-        let images = ImageTerms {
+        let images = ImageSettings {
             credential_store: credential_store(&config.auth),
             hosts: config.registry_config_dir.clone(),
-            pulls: terms(&config.pulls),
+            pulls: pull_settings(&config.pulls),
             owner: config.state_dir.display().to_string(),
         };
         let containerd = Containerd::new(socket, NAMESPACE, &config.snapshotter, images);
@@ -103,10 +103,10 @@ pub(super) async fn find_programs(runtime: String, program: Option<String>) -> R
     Ok(found.map_err(|error| Error::system("find the programs of the runtime, by PATH", &error))??)
 }
 
-fn terms(pulls: &Pulls) -> PullTerms {
+fn pull_settings(pulls: &Pulls) -> PullSettings {
     let Pulls { max_parallel, max_parallel_layers, activity_timeout, max_image_bytes, max_unpacked_bytes } =
         *pulls;
-    PullTerms {
+    PullSettings {
         pulls_at_once: max_parallel,
         layers_at_once: max_parallel_layers,
         activity_timeout,

@@ -25,9 +25,9 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use super::super::{Containerd, Error, Labels, MESSAGE_LIMIT_BYTES, QUICK};
-use super::audience::Audience;
+use super::keyed_lock::KeyGuard;
 use super::lease::PullLease;
-use super::turns::Turn;
+use super::observers::Observers;
 use super::waits::Wait;
 use crate::image::ImageError;
 
@@ -111,7 +111,7 @@ impl Containerd {
         descriptor: &Descriptor,
         lease: &PullLease,
     ) -> Result<Option<Ingest>, Error> {
-        let mut ingest = self.go_on_with_ingest(role, descriptor, lease).await?;
+        let mut ingest = self.resume_ingest(role, descriptor, lease).await?;
         if let Some(ingest) = &mut ingest {
             ingest.written_bytes = 0;
         }
@@ -119,21 +119,21 @@ impl Containerd {
     }
 
     /// Like [`Self::ingest`], but resumes an earlier write where it ended: at [`Ingest::written_bytes`].
-    pub(super) async fn go_on_with_ingest(
+    pub(super) async fn resume_ingest(
         &self,
         role: Role,
         descriptor: &Descriptor,
         lease: &PullLease,
     ) -> Result<Option<Ingest>, Error> {
         let reference = format!("{}-{}", role.name(), descriptor.digest());
-        let audience = lease.audience();
+        let observers = lease.observers();
         let in_line = |problem: ImageError| problem.during(format!("write {reference}"));
-        let turn = self.shared.images.turns.take(&reference, Wait::SameBlob, audience);
-        let turn = turn.await.map_err(in_line)?;
+        let guard = self.shared.images.locks.acquire(&reference, Wait::SameBlob, observers);
+        let guard = guard.await.map_err(in_line)?;
         let opening = self.open_unlocked(role, descriptor, lease);
-        let opened = audience.wait_for(Wait::SameBlob, opening).await.map_err(in_line)??;
+        let opened = observers.wait_for(Wait::SameBlob, opening).await.map_err(in_line)??;
         Ok(opened.map(|mut ingest| {
-            ingest.turn = Some(turn);
+            ingest.guard = Some(guard);
             ingest
         }))
     }
@@ -176,8 +176,8 @@ pub(super) struct Ingest {
     stream: Option<WriteStream>,
     /// Set if the written bytes are of no use.
     is_bad: bool,
-    turn: Option<Turn>,
-    audience: Arc<Audience>,
+    guard: Option<KeyGuard>,
+    observers: Arc<Observers>,
     leftovers: TaskTracker,
     is_of_use: Arc<AtomicBool>,
 }
@@ -222,8 +222,8 @@ impl Ingest {
             written_bytes: status.offset,
             stream: Some(WriteStream { requests, answers }),
             is_bad: false,
-            turn: None,
-            audience: Arc::clone(lease.audience()),
+            guard: None,
+            observers: Arc::clone(lease.observers()),
             leftovers: lease.leftovers().clone(),
             is_of_use: lease.is_of_use(),
         })
@@ -288,7 +288,7 @@ impl Ingest {
             let _ = stream.requests.send(request).await;
             self.containerd.within(&self.doing, deadline, stream.answers.message()).await
         };
-        let answer = self.audience.wait_for(Wait::Store, exchanged).await;
+        let answer = self.observers.wait_for(Wait::Store, exchanged).await;
         let answer = answer.map_err(|problem| problem.during(&self.doing))??;
         answer.map(drop).ok_or_else(ended)
     }
@@ -300,13 +300,13 @@ impl Drop for Ingest {
             return;
         };
         let (containerd, reference) = (self.containerd.clone(), std::mem::take(&mut self.reference));
-        let (is_bad, turn) = (self.is_bad, self.turn.take());
+        let (is_bad, guard) = (self.is_bad, self.guard.take());
         let close = async move {
             containerd.close(&reference, stream).await;
             if is_bad {
                 containerd.abort(reference).await;
             }
-            drop(turn);
+            drop(guard);
         };
         self.leftovers.spawn_on(close, &runtime);
     }

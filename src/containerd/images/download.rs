@@ -11,8 +11,8 @@ use tokio::time::Instant;
 
 use super::super::{Containerd, Error, Labels};
 use super::content::{Ingest, Role};
-use super::gate::{Answered, Gate, Place};
 use super::lease::PullLease;
+use super::limits::{Answered, Permit, PullLimits};
 use super::progress::Progress;
 use crate::image::ImageError;
 use crate::registry::Registry;
@@ -35,7 +35,7 @@ const MOST_BAD_TRIES: usize = 5;
 pub(super) struct Download<'a> {
     registry: &'a Registry<'a>,
     blob: &'a Descriptor,
-    gate: &'a Gate,
+    limits: &'a PullLimits,
     progress: &'a Progress,
     /// Hosts that the layer comes from.
     origins: Mutex<BTreeSet<String>>,
@@ -56,7 +56,7 @@ impl Containerd {
         let mut bad_tries = 0;
         let mut has_been_whole = false;
         loop {
-            let Some(mut ingest) = self.go_on_with_ingest(Role::Layer, blob, lease).await? else {
+            let Some(mut ingest) = self.resume_ingest(Role::Layer, blob, lease).await? else {
                 progress.found(blob.size());
                 return Ok(());
             };
@@ -91,10 +91,10 @@ impl<'a> Download<'a> {
     pub(super) fn new(
         registry: &'a Registry<'a>,
         blob: &'a Descriptor,
-        gate: &'a Gate,
+        limits: &'a PullLimits,
         progress: &'a Progress,
     ) -> Self {
-        Self { registry, blob, gate, progress, origins: Mutex::default() }
+        Self { registry, blob, limits, progress, origins: Mutex::default() }
     }
 
     /// Marks the hosts that sent bad content as failing; returns whether others are left.
@@ -140,9 +140,9 @@ impl<'a> Download<'a> {
         let asked = async {
             self.registry.blob(self.blob, begun_bytes).await.map_err(|problem| self.failed(problem))
         };
-        let answered = self.gate.layers.answered(self.progress.audience(), asked).await?;
-        let Answered { answer: mut body, place, was_kept_waiting: was_kept } = answered;
-        let mut pace = Pace { place: Some(place), since: Instant::now(), came_bytes: 0 };
+        let answered = self.limits.layers.answered(self.progress.observers(), asked).await?;
+        let Answered { answer: mut body, permit, was_kept_waiting: was_kept } = answered;
+        let mut pace = Pace { permit: Some(permit), since: Instant::now(), came_bytes: 0 };
         *was_kept_waiting = was_kept;
         self.progress.comes_from(body.origin());
         self.origins().insert(body.origin().to_owned());
@@ -154,8 +154,8 @@ impl<'a> Download<'a> {
             self.progress.fetched((part.len() - before) as u64, came_bytes);
             if pace.is_to_wait(came_bytes) {
                 *was_kept_waiting = true;
-                let place = self.gate.layers.place(self.progress.audience()).await;
-                pace.place = Some(place.map_err(|problem| self.failed(problem))?);
+                let permit = self.limits.layers.permit(self.progress.observers()).await;
+                pace.permit = Some(permit.map_err(|problem| self.failed(problem))?);
             }
             let here_bytes = ingest.written_bytes() + part.len() as u64;
             if here_bytes > self.blob.size() {
@@ -184,7 +184,7 @@ impl<'a> Download<'a> {
 
 /// The permit of a download while bytes come. It is released while hardly any do, and acquired again for more.
 struct Pace {
-    place: Option<Place>,
+    permit: Option<Permit>,
     since: Instant,
     came_bytes: u64,
 }
@@ -197,7 +197,7 @@ impl Pace {
             return came;
         }
         if self.came_bytes < BRINGS_ON_BYTES {
-            self.place = None;
+            self.permit = None;
         }
         next.await
     }
@@ -208,10 +208,10 @@ impl Pace {
         let is_enough = self.came_bytes >= BRINGS_ON_BYTES;
         if is_enough || self.since.elapsed() >= SLOW_AFTER {
             if !is_enough {
-                self.place = None;
+                self.permit = None;
             }
             (self.since, self.came_bytes) = (Instant::now(), 0);
         }
-        is_enough && self.place.is_none()
+        is_enough && self.permit.is_none()
     }
 }

@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 use tokio_util::task::TaskTracker;
 
 use super::super::{Containerd, Error, Labels, QUICK};
-use super::audience::Audience;
+use super::observers::Observers;
 use super::timestamp::{text, time};
 
 /// Lifetime of a lease; the daemon itself ends the lease of a pull whose plugin never came back.
@@ -71,7 +71,7 @@ pub(super) struct PullLease {
     containerd: Containerd,
     image: String,
     id: String,
-    audience: Arc<Audience>,
+    observers: Arc<Observers>,
     /// Leases of earlier tries; they keep what those fetched until this one has it.
     earlier: Vec<String>,
     /// Set once the lease keeps something that another try can resume.
@@ -105,12 +105,12 @@ impl Outcome {
 }
 
 impl PullLease {
-    /// Creates the lease of a pull, and takes over the leases that earlier tries left. `audience` are the pull's
+    /// Creates the lease of a pull, and takes over the leases that earlier tries left. `observers` are the pull's
     /// observers.
     pub(super) async fn take(
         containerd: &Containerd,
         image: &str,
-        audience: &Arc<Audience>,
+        observers: &Arc<Observers>,
     ) -> Result<Self, Error> {
         containerd.look_for_left_pulls().await?;
         let labels = Labels::from([
@@ -125,7 +125,7 @@ impl PullLease {
             containerd: containerd.clone(),
             image: image.to_owned(),
             id,
-            audience: Arc::clone(audience),
+            observers: Arc::clone(observers),
             is_of_use: Arc::new(AtomicBool::new(!earlier.is_empty())),
             earlier,
             leftovers: TaskTracker::new(),
@@ -137,8 +137,8 @@ impl PullLease {
     }
 
     /// Returns the observers of the pull; what the pull itself waits for is noted there.
-    pub(super) fn audience(&self) -> &Arc<Audience> {
-        &self.audience
+    pub(super) fn observers(&self) -> &Arc<Observers> {
+        &self.observers
     }
 
     /// Returns the cleanups under way, which have to end before the lease does: the garbage collector, when it meets a

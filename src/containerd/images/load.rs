@@ -18,12 +18,12 @@ use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, timeout_at};
 
 use super::super::{Containerd, Error, Labels};
-use super::audience::Audience;
 use super::content::{Ingest, Role};
-use super::documents::Documents;
 use super::lease::{Outcome, PullLease};
-use super::present::Present;
+use super::local::LocalImage;
+use super::observers::Observers;
 use super::pull::bare;
+use super::store::Documents;
 use super::unpack::Unpacking;
 use super::waits::Wait;
 use super::{Image, host, image_of};
@@ -109,7 +109,7 @@ impl Containerd {
     /// Returns the limits for reading an archive: the operator's limits for an image apply to the whole archive while
     /// it is decompressed.
     fn read_terms(&self) -> ReadTerms {
-        let terms = &self.shared.images.gate.terms;
+        let terms = &self.shared.images.limits.settings;
         let image_limit = terms.image_limit_bytes.map(|limit| (limit, "max_image_size"));
         let unpacked_limit = terms.unpacked_limit_bytes.map(|limit| (limit, "max_unpacked_size"));
         ReadTerms { image_limit: image_limit.or(unpacked_limit), ..ReadTerms::default() }
@@ -118,9 +118,9 @@ impl Containerd {
     /// Loads the image of an archive, one caller at a time per archive. A file that was read before is not read again.
     async fn load_within(&self, source: Source, timeout: Duration, terms: ReadTerms) -> Result<Image, Error> {
         let until = Instant::now() + timeout;
-        let audience = Arc::new(Audience::until(until));
+        let observers = Arc::new(Observers::until(until));
         let late = || {
-            let waits = audience.waits().texts();
+            let waits = observers.waits().texts();
             ImageError::Deadline { after: timeout, waits }.during("store and unpack")
         };
         let images = &self.shared.images;
@@ -128,19 +128,19 @@ impl Containerd {
         let key = timeout_at(until, off_thread(move || FileKey::of(&looked_at))).await.map_err(|_| late())?;
         let key = key.map_err(|problem| problem.during("look at it"))?;
         let name = format!("archive {key:?}");
-        let turn = images.turns.take(&name, Wait::SameArchive, &audience).await;
-        let _turn = turn.map_err(|_| late())?;
+        let guard = images.locks.acquire(&name, Wait::SameArchive, &observers).await;
+        let _guard = guard.map_err(|_| late())?;
         if let Some(name) = images.loaded.get(&key)
-            && let Present::Ready(layout) = self.present_as(&name, None).await?
+            && let LocalImage::Unpacked(layout) = self.local_image_as(&name, None).await?
         {
             return Ok(image_of(&name, &layout));
         }
         let found = timeout_at(until, find(source, terms)).await.map_err(|_| late())??;
         let name = found.name.clone();
-        let image = match self.present_as(&name, None).await? {
-            Present::Ready(layout) => image_of(&name, &layout),
-            Present::Packed(_) | Present::Absent => {
-                let lease = PullLease::take(self, &name, &audience).await?;
+        let image = match self.local_image_as(&name, None).await? {
+            LocalImage::Unpacked(layout) => image_of(&name, &layout),
+            LocalImage::Packed(_) | LocalImage::Missing => {
+                let lease = PullLease::take(self, &name, &observers).await?;
                 let outcome = timeout_at(until, self.store(found, &lease)).await;
                 let outcome = outcome.unwrap_or_else(|_| Err(late()));
                 lease.end(if outcome.is_ok() { Outcome::Made } else { Outcome::Useless }).await;
@@ -163,7 +163,7 @@ impl Containerd {
         }
         let target = self.store_documents(documents, &layout, &Labels::new(), lease).await?;
         self.record_image(name.clone(), &target, lease).await?;
-        self.shared.images.known.remember(self.snapshotter(), target.digest().as_ref(), &layout);
+        self.shared.images.layouts.remember(self.snapshotter(), target.digest().as_ref(), &layout);
         Ok(image_of(&name, &layout))
     }
 }

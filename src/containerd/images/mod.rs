@@ -6,21 +6,21 @@
 //! snapshot still exist is asked each time. With the cache this takes two calls, without it five, or six for an index.
 //! Shared pulls are owned here: one for each name, whoever asks.
 
-mod audience;
 mod content;
-mod documents;
 mod download;
-mod flight;
-mod gate;
 mod gc;
+mod keyed_lock;
 mod lease;
+mod limits;
 mod load;
-mod present;
+mod local;
+mod observers;
 mod progress;
 mod pull;
-mod remote;
+mod remote_snapshotter;
+mod single_flight;
+mod store;
 mod timestamp;
-mod turns;
 mod unpack;
 mod waits;
 
@@ -30,18 +30,18 @@ use std::time::Duration;
 
 use oci_spec::image::{Arch, ImageConfiguration};
 
-pub(crate) use audience::PullEvent;
-pub(crate) use gate::PullTerms;
 pub(crate) use gc::Stored as StoredImage;
+pub(crate) use limits::PullSettings;
 pub(crate) use load::{NAME_PREFIX as LOADED, Source as ArchiveSource};
+pub(crate) use observers::PullEvent;
 
-use self::audience::Audience;
-use self::flight::{Errand, Flights};
-use self::gate::Gate;
+use self::keyed_lock::KeyedLocks;
 use self::lease::{Outcome, PullLease};
-use self::present::{Known, Present};
+use self::limits::PullLimits;
+use self::local::{LayoutCache, LocalImage};
+use self::observers::Observers;
 use self::progress::Progress;
-use self::turns::Turns;
+use self::single_flight::{PullKey, SingleFlight};
 use self::unpack::Unpacking;
 use super::{Containerd, Error};
 use crate::cache::Cache;
@@ -77,7 +77,7 @@ pub(crate) enum Policy {
 
 /// A caller's options for a pull, if one is needed.
 #[derive(Debug, Clone)]
-pub(crate) struct Access {
+pub(crate) struct PullOptions {
     pub policy: Policy,
     pub timeout: Duration,
     /// Credentials of the job, which take precedence over the operator's.
@@ -88,23 +88,23 @@ pub(crate) struct Access {
 
 /// The operator's settings for images.
 #[derive(Debug, Default)]
-pub(crate) struct ImageTerms {
+pub(crate) struct ImageSettings {
     pub credential_store: CredentialStore,
     /// Directory of containerd's `hosts.toml` files, if there is one.
     pub hosts: Option<PathBuf>,
-    pub pulls: PullTerms,
+    pub pulls: PullSettings,
     /// Owner of the images that this plugin pulls.
     pub owner: String,
 }
 
 /// State that the clones of one [`Containerd`] share for images.
 pub(super) struct State {
-    flights: Flights,
-    known: Known,
+    single_flight: SingleFlight,
+    layouts: LayoutCache,
     registry: RegistryClient,
     credential_store: Arc<CredentialStore>,
-    turns: Turns,
-    gate: Gate,
+    locks: KeyedLocks,
+    limits: PullLimits,
     left: lease::Left,
     /// Names of the images that were loaded from archives, so that a file is read once.
     loaded: Cache<load::FileKey, String>,
@@ -112,16 +112,16 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn with(terms: ImageTerms) -> Self {
-        let ImageTerms { credential_store, hosts, pulls, owner } = terms;
-        let gate = Gate::new(pulls);
+    pub(super) fn with(settings: ImageSettings) -> Self {
+        let ImageSettings { credential_store, hosts, pulls, owner } = settings;
+        let limits = PullLimits::new(pulls);
         Self {
-            flights: Flights::default(),
-            known: Known::default(),
-            registry: RegistryClient::new(hosts, gate.idle()),
+            single_flight: SingleFlight::default(),
+            layouts: LayoutCache::default(),
+            registry: RegistryClient::new(hosts, limits.idle()),
             credential_store: Arc::new(credential_store),
-            turns: Turns::default(),
-            gate,
+            locks: KeyedLocks::default(),
+            limits,
             left: lease::Left::default(),
             loaded: Cache::default(),
             owner,
@@ -138,119 +138,120 @@ impl Containerd {
     pub(crate) async fn image(
         &self,
         reference: &Reference,
-        access: Access,
+        pull_options: PullOptions,
         observer: impl Fn(PullEvent) + Send + Sync + 'static,
     ) -> Result<Image, Error> {
         let name = reference.to_string();
-        let Access { policy, timeout, credentials, soft_fail } = access;
+        let PullOptions { policy, timeout, credentials, soft_fail } = pull_options;
         // What a digest stands for doesn't change.
         let policy =
             if reference.digest().is_some() && policy == Policy::Always { Policy::Missing } else { policy };
         self.check_snapshotter().await?;
         if policy != Policy::Always {
-            let present = self
-                .present(reference)
+            let local_image = self
+                .local_image(reference)
                 .await
                 .map_err(|error| error.context(&format!("find image {name}")))?;
-            match present {
-                Present::Ready(layout) => return Ok(image_of(&name, &layout)),
-                Present::Absent if policy == Policy::Never => {
-                    return Err(ImageError::NotHere.during(format!("find image {name}")));
+            match local_image {
+                LocalImage::Unpacked(layout) => return Ok(image_of(&name, &layout)),
+                LocalImage::Missing if policy == Policy::Never => {
+                    return Err(ImageError::NotPresent.during(format!("find image {name}")));
                 }
-                Present::Packed(_) | Present::Absent => {}
+                LocalImage::Packed(_) | LocalImage::Missing => {}
             }
         }
-        let errand =
-            Errand { name, snapshotter: self.snapshotter().to_owned(), policy, credentials, soft_fail };
-        let obtain = |errand: Errand, audience: Arc<Audience>| {
+        let key =
+            PullKey { name, snapshotter: self.snapshotter().to_owned(), policy, credentials, soft_fail };
+        let find_or_pull = |key: PullKey, observers: Arc<Observers>| {
             let (this, reference) = (self.clone(), reference.clone());
-            async move { this.obtain(&reference, &errand, &audience).await }
+            async move { this.find_or_pull(&reference, &key, &observers).await }
         };
-        self.shared.images.flights.join(errand, timeout, Arc::new(observer), obtain).await
+        self.shared.images.single_flight.join(key, timeout, Arc::new(observer), find_or_pull).await
     }
 
     /// Unpacks the local image, or pulls it. Looks once more, because another pull may have finished just now.
-    async fn obtain(
+    async fn find_or_pull(
         &self,
         reference: &Reference,
-        errand: &Errand,
-        audience: &Arc<Audience>,
+        key: &PullKey,
+        observers: &Arc<Observers>,
     ) -> Result<Image, Error> {
         let name = reference.to_string();
-        let found = self.present(reference).await;
+        let found = self.local_image(reference).await;
         let mut found = found.map_err(|error| error.context(&format!("find image {name}")))?;
         let mut current = None;
-        if errand.policy == Policy::Always && !matches!(found, Present::Absent) {
+        if key.policy == Policy::Always && !matches!(found, LocalImage::Missing) {
             current = self.image_target(&name).await?.map(|target| target.digest);
         }
         if current.is_some()
-            && let Some(pulled) = self.pull_for(reference, errand, current.as_deref(), audience).await?
+            && let Some(pulled) =
+                self.pull_with_credentials(reference, key, current.as_deref(), observers).await?
         {
-            found = Present::Ready(pulled);
+            found = LocalImage::Unpacked(pulled);
         }
         let layout = match found {
-            Present::Ready(layout) => Some(layout),
-            Present::Packed(layout) => match self.unpack_present(&name, &layout, audience).await {
+            LocalImage::Unpacked(layout) => Some(layout),
+            LocalImage::Packed(layout) => match self.unpack_local(&name, &layout, observers).await {
                 Ok(()) => Some(layout),
                 // A layer's blob is missing.
                 Err(error) if error.is_not_found() => None,
                 Err(error) => return Err(error.context(&format!("unpack image {name}"))),
             },
-            Present::Absent => None,
+            LocalImage::Missing => None,
         };
         let layout = match layout {
             Some(layout) => layout,
-            None => self.pull_anew(reference, errand, audience).await?,
+            None => self.pull_missing(reference, key, observers).await?,
         };
         Ok(image_of(&name, &layout))
     }
 
-    async fn pull_anew(
+    async fn pull_missing(
         &self,
         reference: &Reference,
-        errand: &Errand,
-        audience: &Arc<Audience>,
+        key: &PullKey,
+        observers: &Arc<Observers>,
     ) -> Result<Arc<Layout>, Error> {
-        if errand.policy == Policy::Never {
-            return Err(ImageError::NotHere.during(format!("find image {reference}")));
+        if key.policy == Policy::Never {
+            return Err(ImageError::NotPresent.during(format!("find image {reference}")));
         }
-        let pulled = self.pull_for(reference, errand, None, audience).await?;
+        let pulled = self.pull_with_credentials(reference, key, None, observers).await?;
         // `None` means that the current image is up to date, and there is none.
         pulled.ok_or_else(|| {
             ImageError::unusable("it answered that nothing has changed").during(format!("pull {reference}"))
         })
     }
 
-    async fn unpack_present(
+    async fn unpack_local(
         &self,
         name: &str,
         layout: &Layout,
-        audience: &Arc<Audience>,
+        observers: &Arc<Observers>,
     ) -> Result<(), Error> {
-        let progress = Progress::new(name.to_owned(), Arc::clone(audience));
-        let lease = PullLease::take(self, name, audience).await?;
+        let progress = Progress::new(name.to_owned(), Arc::clone(observers));
+        let lease = PullLease::take(self, name, observers).await?;
         let unpacking = Unpacking::new(self, &lease);
         let outcome =
-            pull::bounded(&progress, &self.shared.images.gate, Box::pin(unpacking.all(layout))).await;
+            pull::bounded(&progress, &self.shared.images.limits, Box::pin(unpacking.all(layout))).await;
         lease.end(Outcome::of(&outcome)).await;
         outcome
     }
 
     /// Pulls with the credentials of the caller, else the operator's.
-    async fn pull_for(
+    async fn pull_with_credentials(
         &self,
         reference: &Reference,
-        errand: &Errand,
+        key: &PullKey,
         current: Option<&str>,
-        audience: &Arc<Audience>,
+        observers: &Arc<Observers>,
     ) -> Result<Option<Arc<Layout>>, Error> {
-        let own = errand.credentials.clone().map(|own| (reference.host().to_owned(), own));
+        let own = key.credentials.clone().map(|own| (reference.host().to_owned(), own));
         let pull_credentials =
             PullCredentials { own, credential_store: Some(Arc::clone(&self.shared.images.credential_store)) };
-        let outcome = match self.pull(reference, pull_credentials, current, audience).await {
-            Err(error) if errand.soft_fail && error.is_about_credentials() => {
+        let outcome = match self.pull(reference, pull_credentials, current, observers).await {
+            Err(error) if key.soft_fail && error.is_about_credentials() => {
                 tracing::warn!(image = %reference, %error, "trying without credentials (auth_soft_fail)");
-                self.pull(reference, PullCredentials::default(), current, audience).await
+                self.pull(reference, PullCredentials::default(), current, observers).await
             }
             outcome => outcome,
         };

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::audience::{Audience, Counts, PullEvent};
+use super::observers::{Counts, Observers, PullEvent};
 
 /// Ages of a pull at which its progress is reported. An agent keeps ten events of a task.
 const TOLD_AFTER: [Duration; 4] =
@@ -20,7 +20,7 @@ const MOVES_BYTES: u64 = 4 * 1024;
 /// The progress of one pull.
 pub(super) struct Progress {
     image: String,
-    audience: Arc<Audience>,
+    observers: Arc<Observers>,
     begun: Instant,
     state: Mutex<State>,
 }
@@ -61,11 +61,11 @@ impl Steps {
 }
 
 impl Progress {
-    pub(super) fn new(image: String, audience: Arc<Audience>) -> Self {
+    pub(super) fn new(image: String, observers: Arc<Observers>) -> Self {
         let now = Instant::now();
         let (counts, steps) = (Counts::default(), Steps::default());
         let state = State { counts, steps, moved: now, came_bytes: 0, origins: Vec::new() };
-        Self { image, audience, begun: now, state: Mutex::new(state) }
+        Self { image, observers, begun: now, state: Mutex::new(state) }
     }
 
     /// Locks the state. No code that can panic runs under the lock.
@@ -94,8 +94,8 @@ impl Progress {
         self.begun.elapsed()
     }
 
-    pub(super) fn audience(&self) -> &Audience {
-        &self.audience
+    pub(super) fn observers(&self) -> &Observers {
+        &self.observers
     }
 
     /// Sets the totals, once they are known.
@@ -140,7 +140,7 @@ impl Progress {
             (counts, state.steps.is_to_tell(age), state.steps.is_to_log(age, counts.percent()))
         };
         if is_to_tell {
-            self.audience.tell(&PullEvent::Progress { counts });
+            self.observers.tell(&PullEvent::Progress { counts });
         }
         if is_to_log {
             let Counts { layers, layers_here, total_bytes, here_bytes, .. } = counts;
@@ -159,10 +159,10 @@ impl Progress {
 
     /// Resolves once the pull has stalled: nothing has come, and no wait has ended, for `limit`. Does not resolve while
     /// the pull waits for something.
-    pub(super) async fn stands_still(&self, limit: Duration) {
+    pub(super) async fn stalls(&self, limit: Duration) {
         loop {
             let moved = self.lock().moved;
-            let until = match self.audience.waits().ended() {
+            let until = match self.observers.waits().ended() {
                 Some(ended) => ended.max(moved) + limit,
                 None => Instant::now() + limit,
             };
@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     fn progress() -> Progress {
-        Progress::new("a".to_owned(), Arc::new(Audience::until(Instant::now())))
+        Progress::new("a".to_owned(), Arc::new(Observers::until(Instant::now())))
     }
 
     #[test]
@@ -226,23 +226,23 @@ mod tests {
                 progress.fetched(1, 1);
             }
         };
-        let still = async { tokio::time::timeout(10 * limit, progress.stands_still(limit)).await };
+        let still = async { tokio::time::timeout(10 * limit, progress.stalls(limit)).await };
         let still = tokio::select! { still = still => still, () = trickle => Ok(()) };
         still.unwrap();
         let begun = Instant::now();
         progress.fetched(0, MOVES_BYTES);
-        progress.stands_still(limit).await;
+        progress.stalls(limit).await;
         assert!(begun.elapsed() >= limit);
     }
 
     #[tokio::test]
     async fn a_pull_that_waits_does_not_stand_still() {
         let limit = Duration::from_millis(100);
-        let audience = Arc::new(Audience::until(Instant::now() + Duration::from_secs(600)));
-        let progress = Progress::new("a".to_owned(), Arc::clone(&audience));
+        let observers = Arc::new(Observers::until(Instant::now() + Duration::from_secs(600)));
+        let progress = Progress::new("a".to_owned(), Arc::clone(&observers));
         let begun = Instant::now();
-        let wait = audience.wait_for(Wait::SameLayer, tokio::time::sleep(5 * limit));
-        let (_, waited) = tokio::join!(progress.stands_still(limit), wait);
+        let wait = observers.wait_for(Wait::SameLayer, tokio::time::sleep(5 * limit));
+        let (_, waited) = tokio::join!(progress.stalls(limit), wait);
         assert!(waited.is_ok() && begun.elapsed() >= 6 * limit, "{:?}", begun.elapsed());
     }
 }

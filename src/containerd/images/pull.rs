@@ -14,14 +14,14 @@ use oci_spec::image::{Descriptor, Digest, ImageManifest, MediaType};
 use tokio::sync::mpsc;
 
 use super::super::{Containerd, Error, Labels};
-use super::audience::{Audience, PullEvent};
-use super::documents::Documents;
 use super::download::Download;
-use super::gate::{Answered, Gate};
 use super::host;
 use super::lease::{Outcome, PullLease};
+use super::limits::{Answered, PullLimits};
+use super::observers::{Observers, PullEvent};
 use super::progress::Progress;
-use super::remote::Origin;
+use super::remote_snapshotter::LayerLabels;
+use super::store::Documents;
 use super::unpack::Unpacking;
 use super::waits::Wait;
 use crate::image::digest::{self, check_blob, check_digest};
@@ -48,56 +48,60 @@ impl Containerd {
         reference: &Reference,
         pull_credentials: PullCredentials,
         current: Option<&str>,
-        audience: &Arc<Audience>,
+        observers: &Arc<Observers>,
     ) -> Result<Option<Arc<Layout>>, Error> {
-        let gate = &self.shared.images.gate;
-        let registry =
-            Registry::new(&self.shared.images.registry, reference, pull_credentials, wait_for_host(audience));
-        let progress = Progress::new(reference.to_string(), Arc::clone(audience));
+        let limits = &self.shared.images.limits;
+        let registry = Registry::new(
+            &self.shared.images.registry,
+            reference,
+            pull_credentials,
+            wait_for_host(observers),
+        );
+        let progress = Progress::new(reference.to_string(), Arc::clone(observers));
         if let Some(current) = current
-            && bounded(&progress, gate, is_current(&registry, reference, current)).await?
+            && bounded(&progress, limits, is_current(&registry, reference, current)).await?
         {
             return Ok(None);
         }
-        audience.started();
-        let lease = PullLease::take(self, &reference.to_string(), audience).await?;
+        observers.started();
+        let lease = PullLease::take(self, &reference.to_string(), observers).await?;
         let pull =
             Pull { containerd: self, reference, registry: &registry, lease: &lease, progress: &progress };
-        let outcome = bounded(&progress, gate, Box::pin(pull.run())).await;
+        let outcome = bounded(&progress, limits, Box::pin(pull.run())).await;
         lease.end(Outcome::of(&outcome)).await;
         if outcome.is_ok() {
             let (counts, took, from) = (progress.counts(), progress.age(), progress.origins());
-            audience.tell(&PullEvent::Finished { counts, took, from });
+            observers.tell(&PullEvent::Finished { counts, took, from });
         }
         outcome.map(Some)
     }
 }
 
 /// Returns a wait for a registry's host that is marked and bounded as all waits of the pull are.
-fn wait_for_host(audience: &Arc<Audience>) -> WaitForHost {
-    let audience = Arc::clone(audience);
+fn wait_for_host(observers: &Arc<Observers>) -> WaitForHost {
+    let observers = Arc::clone(observers);
     Box::new(move |host, wanted| {
-        let audience = Arc::clone(&audience);
+        let observers = Arc::clone(&observers);
         let pause = tokio::time::sleep(wanted);
-        async move { audience.wait_for(Wait::RetryAfter { host, wanted }, pause).await }.boxed()
+        async move { observers.wait_for(Wait::RetryAfter { host, wanted }, pause).await }.boxed()
     })
 }
 
 /// Awaits the work of a pull until nobody waits for it any more, or until it stalls.
 pub(super) async fn bounded<T>(
     progress: &Progress,
-    gate: &Gate,
+    limits: &PullLimits,
     work: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
-    let after = gate.terms.activity_timeout;
+    let after = limits.settings.activity_timeout;
     tokio::select! {
         outcome = work => outcome,
         // Each caller replaces this duration by its own.
-        () = progress.audience().patience_ends() => {
-            let waits = progress.audience().waits().texts();
+        () = progress.observers().deadline_passes() => {
+            let waits = progress.observers().waits().texts();
             Err(ImageError::Deadline { after: progress.age(), waits }.during("download and unpack"))
         }
-        () = progress.stands_still(after) => Err(ImageError::StandsStill { after }.during("download")),
+        () = progress.stalls(after) => Err(ImageError::Stalled { after }.during("download")),
     }
 }
 
@@ -113,18 +117,19 @@ impl Pull<'_> {
     /// the permit.
     async fn run(&self) -> Result<Arc<Layout>, Error> {
         let images = &self.containerd.shared.images;
-        let audience = self.progress.audience();
-        let Answered { answer, mut place, .. } = images.gate.pulls.answered(audience, self.resolve()).await?;
+        let observers = self.progress.observers();
+        let Answered { answer, mut permit, .. } =
+            images.limits.pulls.answered(observers, self.resolve()).await?;
         let (target, bytes, document) = answer;
         let name = format!("{} {}", self.containerd.snapshotter(), target.digest());
-        let _turn = match images.turns.try_take(&name) {
-            Some(turn) => turn,
+        let _guard = match images.locks.try_acquire(&name) {
+            Some(guard) => guard,
             None => {
-                drop(place);
+                drop(permit);
                 let in_line = |problem: ImageError| problem.during("wait for another pull");
-                let turn = images.turns.take(&name, Wait::SameImage, audience).await.map_err(in_line)?;
-                place = images.gate.pulls.place(audience).await.map_err(in_line)?;
-                turn
+                let guard = images.locks.acquire(&name, Wait::SameImage, observers).await.map_err(in_line)?;
+                permit = images.limits.pulls.permit(observers).await.map_err(in_line)?;
+                guard
             }
         };
         let layout = match self.made(&target).await? {
@@ -132,8 +137,8 @@ impl Pull<'_> {
             None => self.make(&target, bytes, document).await?,
         };
         self.containerd.record_image(self.reference.to_string(), &target, self.lease).await?;
-        images.known.remember(self.containerd.snapshotter(), target.digest().as_ref(), &layout);
-        drop(place);
+        images.layouts.remember(self.containerd.snapshotter(), target.digest().as_ref(), &layout);
+        drop(permit);
         Ok(layout)
     }
 
@@ -175,7 +180,7 @@ impl Pull<'_> {
         let layout = Layout::new(digest.as_ref(), &manifest, &config, &host()).map_err(read)?;
         let layout = Arc::new(layout);
         let size_bytes = layout.size_bytes();
-        self.containerd.shared.images.gate.check_image_size(size_bytes).map_err(read)?;
+        self.containerd.shared.images.limits.check_image_size(size_bytes).map_err(read)?;
         self.progress.expect(layout.layers.len(), size_bytes);
         self.layers(&layout).await?;
         let documents = Documents { target: target.clone(), target_bytes, chosen, manifest, config };
@@ -248,7 +253,7 @@ impl Pull<'_> {
     async fn layers(&self, layout: &Layout) -> Result<(), Error> {
         let mut unpacking = Unpacking::new(self.containerd, self.lease);
         if self.containerd.has_remote_snapshotter().await? {
-            unpacking = unpacking.from(Origin::new(self.reference, layout));
+            unpacking = unpacking.from(LayerLabels::new(self.reference, layout));
         }
         let (had, layers) = layout.layers.split_at(unpacking.had_remotely(&layout.layers).await?);
         for layer in had {
@@ -257,7 +262,7 @@ impl Pull<'_> {
         }
         let (stored, mut ready) = mpsc::unbounded_channel();
         let labels = self.source();
-        let at_once = self.containerd.shared.images.gate.terms.layers_at_once.max(1);
+        let at_once = self.containerd.shared.images.limits.settings.layers_at_once.max(1);
         let download = async move {
             let fetches: Vec<_> = layers.iter().map(|layer| self.fetch(layer, &labels)).collect();
             let mut fetched = stream::iter(fetches).buffered(at_once);
@@ -284,8 +289,8 @@ impl Pull<'_> {
 
     /// Downloads a layer. If an earlier layer has the same digest, waits for its write and finds the blob stored.
     async fn fetch<'l>(&self, layer: &'l Layer, labels: &Labels) -> Result<&'l Layer, Error> {
-        let gate = &self.containerd.shared.images.gate;
-        let download = Download::new(self.registry, &layer.blob, gate, self.progress);
+        let limits = &self.containerd.shared.images.limits;
+        let download = Download::new(self.registry, &layer.blob, limits, self.progress);
         self.containerd.fetch_layer(&download, labels, self.lease).await?;
         self.progress.layer_is_here();
         Ok(layer)

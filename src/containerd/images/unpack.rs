@@ -17,7 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use super::super::{Containerd, Error, Labels};
 use super::lease::{PullLease, unique};
-use super::remote::{self, Origin};
+use super::remote_snapshotter::{self, LayerLabels};
 use super::waits::Wait;
 use crate::image::ImageError;
 use crate::image::manifest::{Layer, Layout};
@@ -36,19 +36,19 @@ pub(super) struct Unpacking<'a> {
     pub containerd: &'a Containerd,
     pub lease: &'a PullLease,
     /// The labels for a remote snapshotter, if there is one.
-    origin: Option<Origin>,
+    layer_labels: Option<LayerLabels>,
     /// Size on the disk of the layers so far, counted if it is limited.
     unpacked_bytes: AtomicU64,
 }
 
 impl<'a> Unpacking<'a> {
     pub(super) fn new(containerd: &'a Containerd, lease: &'a PullLease) -> Self {
-        Self { containerd, lease, origin: None, unpacked_bytes: AtomicU64::new(0) }
+        Self { containerd, lease, layer_labels: None, unpacked_bytes: AtomicU64::new(0) }
     }
 
     /// Offers the layers to a remote snapshotter, which may have them without a download.
-    pub(super) fn from(self, origin: Origin) -> Self {
-        Self { origin: Some(origin), ..self }
+    pub(super) fn from(self, layer_labels: LayerLabels) -> Self {
+        Self { layer_labels: Some(layer_labels), ..self }
     }
 
     /// Returns how many of the layers, from the lowest on, a remote snapshotter has without a download.
@@ -56,7 +56,7 @@ impl<'a> Unpacking<'a> {
     /// # Errors
     /// The daemon's.
     pub(super) async fn had_remotely(&self, layers: &[Layer]) -> Result<usize, Error> {
-        if self.origin.is_none() {
+        if self.layer_labels.is_none() {
             return Ok(0);
         }
         for (place, layer) in layers.iter().enumerate() {
@@ -72,7 +72,7 @@ impl<'a> Unpacking<'a> {
     async fn is_had(&self, layer: &Layer) -> Result<bool, Error> {
         let (containerd, lease) = (self.containerd, self.lease);
         let key = format!("extract-{} {}", unique(), layer.chain_id);
-        let labels = remote::labels(self.origin.as_ref(), layer);
+        let labels = remote_snapshotter::labels(self.layer_labels.as_ref(), layer);
         match containerd.prepare(&key, &layer.parent_chain_id, labels, lease.id()).await {
             Ok(_) => {
                 drop(Half { containerd, key: &key, leftovers: lease.leftovers(), is_whole: false });
@@ -93,7 +93,7 @@ impl<'a> Unpacking<'a> {
         doing: &str,
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
-        let done = self.lease.audience().wait_for(Wait::Unpack, work).await;
+        let done = self.lease.observers().wait_for(Wait::Unpack, work).await;
         done.map_err(|problem| problem.during(doing))?.map_err(|error| error.context(doing))
     }
 
@@ -116,9 +116,9 @@ impl<'a> Unpacking<'a> {
     pub(super) async fn layer(&self, layer: &Layer) -> Result<(), Error> {
         let doing = format!("unpack layer {}", layer.blob.digest());
         let name = format!("{} {}", self.containerd.snapshotter(), layer.chain_id);
-        let turn =
-            self.containerd.shared.images.turns.take(&name, Wait::SameLayer, self.lease.audience()).await;
-        let _turn = turn.map_err(|problem| problem.during(&doing))?;
+        let guard =
+            self.containerd.shared.images.locks.acquire(&name, Wait::SameLayer, self.lease.observers()).await;
+        let _guard = guard.map_err(|problem| problem.during(&doing))?;
         let unpacked = async {
             self.make(layer).await?;
             self.count(layer).await
@@ -149,7 +149,7 @@ impl<'a> Unpacking<'a> {
     async fn try_make(&self, layer: &Layer) -> Result<(), Error> {
         let (containerd, lease) = (self.containerd, self.lease);
         let key = format!("extract-{} {}", unique(), layer.chain_id);
-        let labels = remote::labels(self.origin.as_ref(), layer);
+        let labels = remote_snapshotter::labels(self.layer_labels.as_ref(), layer);
         let mounts = containerd.prepare(&key, &layer.parent_chain_id, labels.clone(), lease.id()).await?;
         let mut half = Half { containerd, key: &key, leftovers: lease.leftovers(), is_whole: false };
         let applied = tokio::select! {
@@ -169,15 +169,15 @@ impl<'a> Unpacking<'a> {
 
     /// Resolves once the layer that is being unpacked, with all below it, exceeds the operator's limit.
     async fn outgrows(&self, key: &str) -> Error {
-        let gate = &self.containerd.shared.images.gate;
-        if gate.terms.unpacked_limit_bytes.is_none() {
+        let limits = &self.containerd.shared.images.limits;
+        if limits.settings.unpacked_limit_bytes.is_none() {
             return std::future::pending().await;
         }
         let below_bytes = self.unpacked_bytes.load(Ordering::Relaxed);
         loop {
             let begun = Instant::now();
             let size_bytes = self.containerd.snapshot_size(key).await.unwrap_or(0);
-            if let Err(problem) = gate.check_unpacked_size(below_bytes.saturating_add(size_bytes)) {
+            if let Err(problem) = limits.check_unpacked_size(below_bytes.saturating_add(size_bytes)) {
                 return problem.during("watch its size");
             }
             tokio::time::sleep(LOOK.max(begun.elapsed() * LOOK_SHARE)).await;
@@ -186,13 +186,14 @@ impl<'a> Unpacking<'a> {
 
     /// Adds the size of an unpacked layer to the image's, and checks the limit.
     async fn count(&self, layer: &Layer) -> Result<(), Error> {
-        let gate = &self.containerd.shared.images.gate;
-        if gate.terms.unpacked_limit_bytes.is_none() {
+        let limits = &self.containerd.shared.images.limits;
+        if limits.settings.unpacked_limit_bytes.is_none() {
             return Ok(());
         }
         let size_bytes = self.containerd.snapshot_size(&layer.chain_id).await?;
         let below_bytes = self.unpacked_bytes.fetch_add(size_bytes, Ordering::Relaxed);
-        gate.check_unpacked_size(below_bytes.saturating_add(size_bytes))
+        limits
+            .check_unpacked_size(below_bytes.saturating_add(size_bytes))
             .map_err(|problem| problem.during("count its size"))
     }
 }

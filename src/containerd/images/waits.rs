@@ -1,5 +1,5 @@
 //! The waits of a pull during which no byte comes from the registry: for permits, other pulls, containerd, a registry's
-//! own `Retry-After`. [`Audience::wait_for`] is the only way to wait: it keeps the pull from being taken for stalled,
+//! own `Retry-After`. [`Observers::wait_for`] is the only way to wait: it keeps the pull from being taken for stalled,
 //! reports the wait to the observers, and ends at the callers' deadline. Permits and locks are handed out through it
 //! alone.
 
@@ -10,7 +10,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use tokio::time::Instant;
 
-use super::audience::{Audience, PullEvent};
+use super::observers::{Observers, PullEvent};
 use crate::image::ImageError;
 
 /// Duration of a wait after which it is reported. An agent keeps ten events of a task.
@@ -119,21 +119,21 @@ impl Waits {
 
 /// A wait that is under way, until it is dropped.
 struct Waiting<'a> {
-    audience: &'a Audience,
+    observers: &'a Observers,
     what: &'a Wait,
     is_over: bool,
 }
 
 impl<'a> Waiting<'a> {
-    fn begin(audience: &'a Audience, what: &'a Wait) -> Self {
-        audience.waits().current.push(what.clone());
-        Self { audience, what, is_over: false }
+    fn begin(observers: &'a Observers, what: &'a Wait) -> Self {
+        observers.waits().current.push(what.clone());
+        Self { observers, what, is_over: false }
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        let mut waits = self.audience.waits();
+        let mut waits = self.observers.waits();
         // Equal waits are interchangeable: any of them is removed.
         let Some(at) = waits.current.iter().position(|wait| wait == self.what) else { return };
         let what = waits.current.swap_remove(at);
@@ -144,7 +144,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-impl Audience {
+impl Observers {
     /// Awaits an event as a wait for `what`.
     ///
     /// # Errors
@@ -159,7 +159,7 @@ impl Audience {
             return Ok(ready);
         }
         let mut waiting = Waiting::begin(self, &what);
-        let mut patience = pin!(self.patience_ends());
+        let mut deadline = pin!(self.deadline_passes());
         let begun = Instant::now();
         let mut told_at = what.told_after().map(|after| begun + after);
         loop {
@@ -169,7 +169,7 @@ impl Audience {
                     waiting.is_over = true;
                     return Ok(ready);
                 }
-                () = &mut patience => {
+                () = &mut deadline => {
                     return Err(ImageError::Deadline { after: self.age(), waits: vec![what.to_string()] });
                 }
                 () = tokio::time::sleep_until(told_at.unwrap_or(begun)), if told_at.is_some() => {
@@ -197,36 +197,36 @@ impl Audience {
 mod tests {
     use std::sync::{Arc, Mutex};
 
-    use super::super::audience::Observer;
+    use super::super::observers::Observer;
     use super::*;
 
     const MOMENT: Duration = Duration::from_millis(20);
 
     #[tokio::test]
     async fn a_wait_is_told_once_and_marks_the_pull_until_its_end() {
-        let audience = Audience::until(Instant::now() + Duration::from_secs(600));
+        let observers = Observers::until(Instant::now() + Duration::from_secs(600));
         let heard = Arc::new(Mutex::new(Vec::new()));
         let hears = Arc::clone(&heard);
         let observer = Arc::new(move |event| hears.lock().unwrap().push(event)) as Observer;
-        audience.add(&observer, Instant::now());
+        observers.add(&observer, Instant::now());
         let on = Wait::PullPermit { at_once: 1 };
         for _ in 0..2 {
-            let mut wait = pin!(audience.wait_for(on.clone(), tokio::time::sleep(MOMENT)));
-            assert!(futures::poll!(wait.as_mut()).is_pending() && audience.waits().ended().is_none());
+            let mut wait = pin!(observers.wait_for(on.clone(), tokio::time::sleep(MOMENT)));
+            assert!(futures::poll!(wait.as_mut()).is_pending() && observers.waits().ended().is_none());
             wait.await.unwrap();
-            assert!(audience.waits().ended().is_some() && audience.waits().subjects().is_empty());
+            assert!(observers.waits().ended().is_some() && observers.waits().subjects().is_empty());
         }
         assert_eq!(*heard.lock().unwrap(), [PullEvent::Waiting { on }]);
     }
 
     #[tokio::test]
     async fn a_wait_ends_with_the_patience_of_those_who_wait() {
-        let audience = Audience::until(Instant::now() + MOMENT);
-        let error = audience.wait_for(Wait::SameBlob, std::future::pending::<()>()).await.unwrap_err();
+        let observers = Observers::until(Instant::now() + MOMENT);
+        let error = observers.wait_for(Wait::SameBlob, std::future::pending::<()>()).await.unwrap_err();
         assert!(
             matches!(&error, ImageError::Deadline { waits, .. } if *waits == [Wait::SameBlob.to_string()]),
             "{error}"
         );
-        assert_eq!(audience.waits().subjects(), [Wait::SameBlob]);
+        assert_eq!(observers.waits().subjects(), [Wait::SameBlob]);
     }
 }

@@ -139,14 +139,14 @@ impl Kinds {
 }
 
 /// A cache of findings about images. Its keys stand for layers, which never change.
-pub(crate) struct Known {
+pub(crate) struct AccountCache {
     looks: Cache<String, Arc<Look>>,
     under_way: Arc<Semaphore>,
     /// Permits of the lookups in mounted sources: a volume that hangs delays no task that doesn't need such a lookup.
     in_mounts: Arc<Semaphore>,
 }
 
-impl Default for Known {
+impl Default for AccountCache {
     fn default() -> Self {
         Self {
             looks: Cache::default(),
@@ -156,7 +156,7 @@ impl Default for Known {
     }
 }
 
-impl Known {
+impl AccountCache {
     /// Caches the findings, unless they are too large: the working directory of a hostile image, which is in the key,
     /// can have megabytes.
     fn remember(&self, key: String, look: &Arc<Look>) {
@@ -184,7 +184,7 @@ pub(crate) struct Root {
 /// # Errors
 /// Names the user or group that doesn't exist, the file that is not a regular one, or the one that could not be read.
 pub(crate) async fn look(
-    known: &Known,
+    known: &AccountCache,
     root: Root,
     user: &str,
     groups: &[String],
@@ -291,7 +291,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_image_is_looked_into_once_and_a_large_one_is_not_remembered() {
-        let known = Known::default();
+        let known = AccountCache::default();
         known.remember("a /".to_owned(), &Arc::new(Look { accounts: accounts(), ..Look::default() }));
         let root = |layers: &str| Root {
             layers: layers.to_owned(),

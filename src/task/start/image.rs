@@ -7,7 +7,7 @@ use super::limit::{Turn, Wait};
 use super::plan::ImageSource;
 use super::{Asker, Start};
 use crate::config::{Pull, PullPolicy, TaskAuth as Auth};
-use crate::containerd::{Access, Image, Policy};
+use crate::containerd::{Image, Policy, PullOptions};
 use crate::registry::{Credentials, is_server};
 use crate::task::error::{Error, Result};
 
@@ -19,10 +19,14 @@ const MOST_LOOKS: usize = 5;
 impl Start<'_> {
     /// Finds the image, then waits for a permit to make a container from it. Meanwhile the image's name may come to
     /// stand for another image, and the found one be collected: then the image is looked up again.
-    pub(super) async fn image_and_turn(&self, access: &Access, asker: &mut Asker) -> Result<(Image, Turn)> {
+    pub(super) async fn image_and_turn(
+        &self,
+        pull_options: &PullOptions,
+        asker: &mut Asker,
+    ) -> Result<(Image, Turn)> {
         for _ in 0..MOST_LOOKS {
             let image = tokio::select! {
-                image = self.timeline.step("image", self.image(access.clone())) => image?,
+                image = self.timeline.step("image", self.image(pull_options.clone())) => image?,
                 error = asker.called_off() => return Err(error),
             };
             let found = Instant::now();
@@ -64,21 +68,21 @@ impl Start<'_> {
 
     /// Returns the options of the image's pull. A password is sent to no other registry than the one that it is said to
     /// be for.
-    pub(super) fn access(&self) -> Result<Access> {
+    pub(super) fn pull_options(&self) -> Result<PullOptions> {
         let Pull { policy, timeout, auth, auth_soft_fail: soft_fail } = self.wanted.options.pull.clone();
         let policy = match policy {
             PullPolicy::Missing => Policy::Missing,
             PullPolicy::Always => Policy::Always,
             PullPolicy::Never => Policy::Never,
         };
-        let mut access = Access { policy, timeout, credentials: None, soft_fail };
+        let mut pull_options = PullOptions { policy, timeout, credentials: None, soft_fail };
         let (Some(Auth { username, password, server_address }), ImageSource::Name(reference)) =
             (auth, &self.wanted.image)
         else {
-            return Ok(access);
+            return Ok(pull_options);
         };
         match server_address.filter(|address| !is_server(address, reference.host())) {
-            None => access.credentials = Some(Credentials { username, password }),
+            None => pull_options.credentials = Some(Credentials { username, password }),
             Some(address) => {
                 let error = format!(
                     "the option auth.server_address is {address:?}, and the image's registry is {:?}: the \
@@ -94,19 +98,19 @@ impl Start<'_> {
                 );
             }
         }
-        Ok(access)
+        Ok(pull_options)
     }
 
-    async fn image(&self, access: Access) -> Result<Image> {
+    async fn image(&self, pull_options: PullOptions) -> Result<Image> {
         let reference = match &self.wanted.image {
             ImageSource::Name(reference) => reference,
             ImageSource::Archive(source) => {
-                return Ok(self.place.containerd.load(source.clone(), access.timeout).await?);
+                return Ok(self.place.containerd.load(source.clone(), pull_options.timeout).await?);
             }
         };
         let teller = self.teller();
         let name = reference.to_string();
         let tell = move |event| teller.pull(&name, event);
-        Ok(self.place.containerd.image(reference, access, tell).await?)
+        Ok(self.place.containerd.image(reference, pull_options, tell).await?)
     }
 }

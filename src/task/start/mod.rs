@@ -181,7 +181,7 @@ impl Start<'_> {
     /// else is carried through, and is then undone: a call to containerd that is dropped may still be carried out,
     /// after its undoing.
     async fn steps(&self, asker: &mut Asker, pipes: &mut Option<HeldPipes>) -> Result<Task> {
-        let access = self.access()?;
+        let pull_options = self.pull_options()?;
         let output = Output::of(self.settings, &self.wanted.options, self.config, &self.place.bundle);
         output.logs.check_writable_by(&self.place.launcher.binary, self.wanted.options.process.tty)?;
         let nomads = output.hold_nomads().await?;
@@ -195,7 +195,7 @@ impl Start<'_> {
         }
         let timeline = self.timeline;
         let hold = self.tasks.image_uses.hold(&self.wanted.image.name()).await;
-        let (image, _turn) = Box::pin(self.image_and_turn(&access, asker)).await?;
+        let (image, _turn) = Box::pin(self.image_and_turn(&pull_options, asker)).await?;
         timeline.step("bundle", async { self.place.bundle.create(&self.place.launcher.binary) }).await?;
         self.attempt().write(&self.place.bundle)?;
         let (held, kept) = match nomads {

@@ -47,8 +47,8 @@ impl Counts {
 }
 
 /// The observers of one shared pull. Each receives `Started` once, even if it joins late.
-pub(super) struct Audience {
-    seats: Mutex<Seats>,
+pub(super) struct Observers {
+    inner: Mutex<Inner>,
     /// The waits of the pull itself.
     waits: Mutex<Waits>,
     begun: Instant,
@@ -57,15 +57,15 @@ pub(super) struct Audience {
 }
 
 #[derive(Default)]
-struct Seats {
+struct Inner {
     has_started: bool,
     observers: Vec<Observer>,
 }
 
-impl Audience {
+impl Observers {
     pub(super) fn until(until: Instant) -> Self {
         Self {
-            seats: Mutex::default(),
+            inner: Mutex::default(),
             waits: Mutex::default(),
             begun: Instant::now(),
             until: watch::Sender::new(until),
@@ -73,11 +73,11 @@ impl Audience {
     }
 
     /// Locks the observers. No code that can panic runs under the lock.
-    fn seats(&self) -> MutexGuard<'_, Seats> {
-        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Locks the waits, as [`Self::seats`] does the observers.
+    /// Locks the waits, as [`Self::inner`] does the observers.
     pub(super) fn waits(&self) -> MutexGuard<'_, Waits> {
         self.waits.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -93,9 +93,9 @@ impl Audience {
             is_later
         });
         let has_started = {
-            let mut seats = self.seats();
-            seats.observers.push(Arc::clone(observer));
-            seats.has_started
+            let mut inner = self.inner();
+            inner.observers.push(Arc::clone(observer));
+            inner.has_started
         };
         if has_started {
             observer(PullEvent::Started);
@@ -103,7 +103,7 @@ impl Audience {
     }
 
     /// Resolves at the latest deadline of the callers, when nobody waits any more.
-    pub(super) async fn patience_ends(&self) {
+    pub(super) async fn deadline_passes(&self) {
         let mut until = self.until.subscribe();
         loop {
             let latest = *until.borrow_and_update();
@@ -115,13 +115,13 @@ impl Audience {
     }
 
     pub(super) fn started(&self) {
-        self.seats().has_started = true;
+        self.inner().has_started = true;
         self.tell(&PullEvent::Started);
     }
 
     /// Sends an event to all observers.
     pub(super) fn tell(&self, event: &PullEvent) {
-        let observers = self.seats().observers.clone();
+        let observers = self.inner().observers.clone();
         observers.iter().for_each(|observer| observer(event.clone()));
     }
 }

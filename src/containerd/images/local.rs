@@ -14,13 +14,13 @@ use crate::image::Reference;
 use crate::image::manifest::{self, CONFIG_LIMIT_BYTES, Document, Layout, MANIFEST_LIMIT_BYTES};
 
 /// An image as the daemon has it.
-pub(super) enum Present {
+pub(super) enum LocalImage {
     /// Unpacked in our snapshotter.
-    Ready(Arc<Layout>),
+    Unpacked(Arc<Layout>),
     /// The documents are there, and perhaps the layers, but not the snapshot.
     Packed(Arc<Layout>),
     /// Unknown to the daemon, or unusable.
-    Absent,
+    Missing,
 }
 
 /// Maximum size of an image's documents in the cache, without history and labels. Those of a hostile image have
@@ -30,11 +30,11 @@ const KNOWN_BYTES: usize = 128 * 1024;
 /// A cache of the layouts of unpacked images, by snapshotter and digest. An image is added once the label that keeps
 /// its snapshot is set.
 #[derive(Default)]
-pub(super) struct Known {
+pub(super) struct LayoutCache {
     layouts: Cache<String, Arc<Layout>>,
 }
 
-impl Known {
+impl LayoutCache {
     fn get(&self, snapshotter: &str, target: &str) -> Option<Arc<Layout>> {
         self.layouts.get(&key(snapshotter, target))
     }
@@ -54,35 +54,35 @@ impl Containerd {
     /// Looks up an image by its name.
     ///
     /// # Errors
-    /// The daemon's only: an unusable image is absent, so that a pull says what is wrong with it.
-    pub(super) async fn present(&self, reference: &Reference) -> Result<Present, Error> {
-        self.present_as(&reference.to_string(), reference.digest()).await
+    /// The daemon's only: an unusable image counts as missing, so that a pull says what is wrong with it.
+    pub(super) async fn local_image(&self, reference: &Reference) -> Result<LocalImage, Error> {
+        self.local_image_as(&reference.to_string(), reference.digest()).await
     }
 
-    /// Looks up an image by the name of its record, like [`Self::present`]; one with another digest is absent.
-    pub(super) async fn present_as(&self, name: &str, digest: Option<&str>) -> Result<Present, Error> {
+    /// Looks up an image by the name of its record, like [`Self::local_image`]; one with another digest is missing.
+    pub(super) async fn local_image_as(&self, name: &str, digest: Option<&str>) -> Result<LocalImage, Error> {
         let Some(target) = self.image_target(name).await? else {
-            return Ok(Present::Absent);
+            return Ok(LocalImage::Missing);
         };
         if digest.is_some_and(|digest| digest != target.digest) {
-            return Ok(Present::Absent);
+            return Ok(LocalImage::Missing);
         }
-        let known = &self.shared.images.known;
-        if let Some(layout) = known.get(self.snapshotter(), &target.digest) {
+        let layouts = &self.shared.images.layouts;
+        if let Some(layout) = layouts.get(self.snapshotter(), &target.digest) {
             return self.stage(layout).await;
         }
         let layout = match self.read_layout(&target).await {
             Ok(layout) => Arc::new(layout),
             Err(error @ (Error::NotFound { .. } | Error::Image { .. })) => {
                 tracing::debug!(%error, image = name, "the image is present, but not complete");
-                return Ok(Present::Absent);
+                return Ok(LocalImage::Missing);
             }
             Err(error) => return Err(error),
         };
         let stage = self.stage(Arc::clone(&layout)).await?;
-        if let Present::Ready(_) = stage {
+        if let LocalImage::Unpacked(_) = stage {
             self.keep_snapshot(&layout).await?;
-            known.remember(self.snapshotter(), &target.digest, &layout);
+            layouts.remember(self.snapshotter(), &target.digest, &layout);
         }
         Ok(stage)
     }
@@ -96,17 +96,17 @@ impl Containerd {
             Err(error) => return Err(error),
         };
         match self.stage(layout).await? {
-            Present::Ready(layout) => {
+            LocalImage::Unpacked(layout) => {
                 self.keep_snapshot(&layout).await?;
                 Ok(Some(layout))
             }
-            Present::Packed(_) | Present::Absent => Ok(None),
+            LocalImage::Packed(_) | LocalImage::Missing => Ok(None),
         }
     }
 
-    async fn stage(&self, layout: Arc<Layout>) -> Result<Present, Error> {
+    async fn stage(&self, layout: Arc<Layout>) -> Result<LocalImage, Error> {
         let is_unpacked = layout.layers.is_empty() || self.snapshot_exists(layout.chain_id()).await?;
-        Ok(if is_unpacked { Present::Ready(layout) } else { Present::Packed(layout) })
+        Ok(if is_unpacked { LocalImage::Unpacked(layout) } else { LocalImage::Packed(layout) })
     }
 
     pub(super) async fn image_target(&self, name: &str) -> Result<Option<Target>, Error> {
@@ -188,9 +188,9 @@ mod tests {
                 "config": own, "history": [{"comment": large}],
             });
             let layout = Layout::new("m", &manifest, config.to_string().as_bytes(), &host()).unwrap();
-            let known = Known::default();
-            known.remember("overlayfs", "t", &Arc::new(layout));
-            assert_eq!(known.get("overlayfs", "t").is_some(), is_kept);
+            let layouts = LayoutCache::default();
+            layouts.remember("overlayfs", "t", &Arc::new(layout));
+            assert_eq!(layouts.get("overlayfs", "t").is_some(), is_kept);
         }
     }
 }

@@ -20,13 +20,13 @@ const TARGET: &str = "containerd.io/snapshot.ref";
 const LAYERS: &str = "containerd.io/snapshot/cri.image-layers";
 
 /// An image and its layers, as labels describe them to a remote snapshotter.
-pub(super) struct Origin {
+pub(super) struct LayerLabels {
     image: String,
     manifest_digest: String,
     layers: Vec<(String, String)>,
 }
 
-impl Origin {
+impl LayerLabels {
     pub(super) fn new(reference: &Reference, layout: &Layout) -> Self {
         let layers =
             layout.layers.iter().map(|layer| (layer.chain_id.clone(), layer.blob.digest().to_string()));
@@ -70,8 +70,8 @@ impl Origin {
 }
 
 /// Returns the labels for the snapshot of a layer.
-pub(super) fn labels(origin: Option<&Origin>, layer: &Layer) -> Labels {
-    let mut labels = origin.map(|origin| origin.labels(layer)).unwrap_or_default();
+pub(super) fn labels(layer_labels: Option<&LayerLabels>, layer: &Layer) -> Labels {
+    let mut labels = layer_labels.map(|layer_labels| layer_labels.labels(layer)).unwrap_or_default();
     labels.insert(TARGET.to_owned(), layer.chain_id.clone());
     labels
 }
@@ -93,19 +93,19 @@ mod tests {
         Layer { blob, diff_id: digest, parent_chain_id: String::new(), chain_id }
     }
 
-    fn origin(layers: usize) -> Origin {
+    fn layer_labels(layers: usize) -> LayerLabels {
         let layout = Layout {
             manifest_digest: "sha256:m".to_owned(),
             config_digest: String::new(),
             config: ImageConfiguration::default(),
             layers: (0..layers).map(layer).collect(),
         };
-        Origin::new(&"redis:7".parse().unwrap(), &layout)
+        LayerLabels::new(&"redis:7".parse().unwrap(), &layout)
     }
 
     #[test]
     fn a_layer_is_told_with_its_image_and_those_above_it() {
-        let said = labels(Some(&origin(3)), &layer(1));
+        let said = labels(Some(&layer_labels(3)), &layer(1));
         let digest = |number| layer(number).blob.digest().to_string();
         let expected = [
             ("containerd.io/snapshot.ref", "chain-1".to_owned()),
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn no_label_is_longer_than_the_daemon_takes() {
-        let said = labels(Some(&origin(127)), &layer(0));
+        let said = labels(Some(&layer_labels(127)), &layer(0));
         assert!(said.iter().all(|(key, value)| key.len() + value.len() <= LABEL_LIMIT_BYTES));
         let layers: Vec<_> = said[LAYERS].split(',').collect();
         assert!(layers.len() > 50 && layers.iter().all(|digest| digest.len() == 71), "{layers:?}");

@@ -10,7 +10,7 @@ use futures::future::{BoxFuture, Shared};
 use tokio::time::Instant;
 
 use super::super::Error;
-use super::audience::{Audience, Observer};
+use super::observers::{Observer, Observers};
 use super::{Image, Policy};
 use crate::image::ImageError;
 use crate::registry::Credentials;
@@ -19,7 +19,7 @@ type Outcome = Result<Image, Error>;
 
 /// The key of a shared pull. Credentials are part of it, so that one caller's failed login never fails another's pull.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Errand {
+pub(super) struct PullKey {
     pub name: String,
     pub snapshotter: String,
     pub policy: Policy,
@@ -29,38 +29,38 @@ pub(super) struct Errand {
 
 #[derive(Default)]
 /// The shared pulls under way, by key.
-pub(super) struct Flights {
-    running: Arc<Mutex<HashMap<Errand, Flight>>>,
+pub(super) struct SingleFlight {
+    running: Arc<Mutex<HashMap<PullKey, SharedPull>>>,
 }
 
 #[derive(Clone)]
 /// A pull shared by several callers.
-struct Flight {
-    audience: Arc<Audience>,
+struct SharedPull {
+    observers: Arc<Observers>,
     outcome: Shared<BoxFuture<'static, Outcome>>,
 }
 
-impl Flights {
-    /// Waits for the pull with this key, at most for `patience`; starts it unless it is under way.
+impl SingleFlight {
+    /// Waits for the pull with this key, at most for `timeout`; starts it unless it is under way.
     pub(super) async fn join<F>(
         &self,
-        errand: Errand,
-        patience: Duration,
+        key: PullKey,
+        timeout: Duration,
         observer: Observer,
-        start: impl Fn(Errand, Arc<Audience>) -> F,
+        start: impl Fn(PullKey, Arc<Observers>) -> F,
     ) -> Outcome
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
-        let until = Instant::now() + patience;
+        let until = Instant::now() + timeout;
         loop {
-            let flight = {
+            let pull = {
                 let mut running = lock(&self.running);
-                let entry = running.entry(errand.clone());
-                entry.or_insert_with(|| self.take_off(errand.clone(), until, &start)).clone()
+                let entry = running.entry(key.clone());
+                entry.or_insert_with(|| self.spawn(key.clone(), until, &start)).clone()
             };
-            flight.audience.add(&observer, until);
-            let waits = match tokio::time::timeout_at(until, flight.outcome).await {
+            pull.observers.add(&observer, until);
+            let waits = match tokio::time::timeout_at(until, pull.outcome).await {
                 // The pull was being given up already, since nobody else waited for it any more.
                 Ok(Err(Error::Image { problem: ImageError::Deadline { .. }, .. }))
                     if Instant::now() < until =>
@@ -68,31 +68,29 @@ impl Flights {
                     continue;
                 }
                 Ok(Err(Error::Image { problem: ImageError::Deadline { waits, .. }, .. })) => waits,
-                Err(_) => flight.audience.waits().texts(),
+                Err(_) => pull.observers.waits().texts(),
                 Ok(outcome) => return outcome,
             };
-            return Err(
-                ImageError::Deadline { after: patience, waits }.during(format!("pull {}", errand.name))
-            );
+            return Err(ImageError::Deadline { after: timeout, waits }.during(format!("pull {}", key.name)));
         }
     }
 
     /// Starts a shared pull as a task of its own, so that it outlives each caller.
-    fn take_off<F>(
+    fn spawn<F>(
         &self,
-        errand: Errand,
+        key: PullKey,
         until: Instant,
-        start: &impl Fn(Errand, Arc<Audience>) -> F,
-    ) -> Flight
+        start: &impl Fn(PullKey, Arc<Observers>) -> F,
+    ) -> SharedPull
     where
         F: Future<Output = Outcome> + Send + 'static,
     {
-        let audience = Arc::new(Audience::until(until));
-        let doing = format!("pull {}", errand.name);
-        let landing = Landing { running: Arc::clone(&self.running), errand: errand.clone() };
-        let work = start(errand, Arc::clone(&audience));
+        let observers = Arc::new(Observers::until(until));
+        let doing = format!("pull {}", key.name);
+        let remove = RemoveOnDrop { running: Arc::clone(&self.running), key: key.clone() };
+        let work = start(key, Arc::clone(&observers));
         let task = tokio::spawn(async move {
-            let _landing = landing;
+            let _remove = remove;
             work.await
         });
         let outcome = task.map(|ended| {
@@ -100,21 +98,21 @@ impl Flights {
                 Err(Error::Refused { doing, reason: format!("it was interrupted: {error}") })
             })
         });
-        Flight { audience, outcome: outcome.boxed().shared() }
+        SharedPull { observers, outcome: outcome.boxed().shared() }
     }
 }
 
 /// Removes a shared pull from the map, however it ends.
-struct Landing {
-    running: Arc<Mutex<HashMap<Errand, Flight>>>,
-    errand: Errand,
+struct RemoveOnDrop {
+    running: Arc<Mutex<HashMap<PullKey, SharedPull>>>,
+    key: PullKey,
 }
 
-impl Drop for Landing {
+impl Drop for RemoveOnDrop {
     fn drop(&mut self) {
-        let flight = lock(&self.running).remove(&self.errand);
+        let pull = lock(&self.running).remove(&self.key);
         // Dropped outside of the lock: its callbacks and results are other people's, and may be slow to drop.
-        drop(flight);
+        drop(pull);
     }
 }
 
@@ -130,7 +128,7 @@ mod tests {
     use oci_spec::image::ImageConfiguration;
     use tokio::sync::Notify;
 
-    use super::super::audience::PullEvent;
+    use super::super::observers::PullEvent;
     use super::*;
 
     fn image() -> Image {
@@ -153,64 +151,64 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(600);
 
-    fn errand() -> Errand {
+    fn key() -> PullKey {
         let (name, snapshotter) = ("a".to_owned(), String::new());
-        Errand { name, snapshotter, policy: Policy::Missing, credentials: None, soft_fail: false }
+        PullKey { name, snapshotter, policy: Policy::Missing, credentials: None, soft_fail: false }
     }
 
     #[tokio::test]
     async fn callers_share_one_flight_and_a_dropped_one_harms_nobody() {
-        let flights = Flights::default();
+        let single_flight = SingleFlight::default();
         let starts = Arc::new(AtomicUsize::new(0));
         let go = Arc::new(Notify::new());
-        let start = |_: Errand, audience: Arc<Audience>| {
+        let start = |_: PullKey, observers: Arc<Observers>| {
             starts.fetch_add(1, Ordering::SeqCst);
             let go = Arc::clone(&go);
             async move {
-                audience.started();
+                observers.started();
                 go.notified().await;
-                audience.tell(&PullEvent::Waiting { on: super::super::waits::Wait::SameImage });
+                observers.tell(&PullEvent::Waiting { on: super::super::waits::Wait::SameImage });
                 Ok(image())
             }
         };
         let (heard, observer) = counter();
-        let mut first = Box::pin(flights.join(errand(), LONG, Arc::clone(&observer), start));
+        let mut first = Box::pin(single_flight.join(key(), LONG, Arc::clone(&observer), start));
         assert!(futures::poll!(first.as_mut()).is_pending());
         tokio::task::yield_now().await;
-        let second = flights.join(errand(), LONG, observer, start);
+        let second = single_flight.join(key(), LONG, observer, start);
         drop(first);
         go.notify_one();
         assert_eq!(second.await.unwrap().name, "a");
         assert_eq!(starts.load(Ordering::SeqCst), 1);
         assert_eq!(heard.load(Ordering::SeqCst), 4);
-        assert!(lock(&flights.running).is_empty());
+        assert!(lock(&single_flight.running).is_empty());
     }
 
     #[tokio::test]
     async fn a_flight_that_panics_is_an_error_and_makes_room() {
-        let flights = Flights::default();
+        let single_flight = SingleFlight::default();
         let (_, observer) = counter();
         let crash = |_, _| async { panic!("on purpose") };
-        let error = flights.join(errand(), LONG, Arc::clone(&observer), crash).await.unwrap_err();
+        let error = single_flight.join(key(), LONG, Arc::clone(&observer), crash).await.unwrap_err();
         assert!(error.to_string().starts_with("pull a: "), "{error}");
-        flights.join(errand(), LONG, observer, |_, _| async { Ok(image()) }).await.unwrap();
+        single_flight.join(key(), LONG, observer, |_, _| async { Ok(image()) }).await.unwrap();
     }
 
     #[tokio::test]
     async fn one_that_waits_no_longer_harms_nobody_who_does() {
-        let flights = Flights::default();
+        let single_flight = SingleFlight::default();
         let (_, observer) = counter();
         let go = Arc::new(Notify::new());
-        let start = |_: Errand, audience: Arc<Audience>| {
+        let start = |_: PullKey, observers: Arc<Observers>| {
             let go = Arc::clone(&go);
             async move {
                 tokio::select! {
                     () = go.notified() => Ok(image()),
-                    () = audience.patience_ends() => Err(ImageError::Deadline { after: LONG, waits: Vec::new() }.during("x")),
+                    () = observers.deadline_passes() => Err(ImageError::Deadline { after: LONG, waits: Vec::new() }.during("x")),
                 }
             }
         };
-        let join = |patience| flights.join(errand(), patience, Arc::clone(&observer), start);
+        let join = |timeout| single_flight.join(key(), timeout, Arc::clone(&observer), start);
         let moment = Duration::from_millis(1);
         let mut patient = Box::pin(join(LONG));
         assert!(futures::poll!(patient.as_mut()).is_pending());
@@ -221,7 +219,7 @@ mod tests {
         patient.await.unwrap();
         // With no caller left the pull ends, and the next caller starts anew.
         assert!(join(moment).await.is_err());
-        while !lock(&flights.running).is_empty() {
+        while !lock(&single_flight.running).is_empty() {
             tokio::task::yield_now().await;
         }
         go.notify_one();
@@ -230,24 +228,24 @@ mod tests {
 
     #[tokio::test]
     async fn one_who_comes_while_a_flight_is_given_up_gets_another_one() {
-        let flights = Flights::default();
+        let single_flight = SingleFlight::default();
         let (_, observer) = counter();
         let (given_up, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
         let starts = AtomicUsize::new(0);
-        let start = |_: Errand, audience: Arc<Audience>| {
+        let start = |_: PullKey, observers: Arc<Observers>| {
             let (given_up, go) = (Arc::clone(&given_up), Arc::clone(&go));
             let is_first = starts.fetch_add(1, Ordering::SeqCst) == 0;
             async move {
                 if !is_first {
                     return Ok(image());
                 }
-                audience.patience_ends().await;
+                observers.deadline_passes().await;
                 given_up.notify_one();
                 go.notified().await;
                 Err(ImageError::Deadline { after: LONG, waits: Vec::new() }.during("x"))
             }
         };
-        let join = |patience| flights.join(errand(), patience, Arc::clone(&observer), start);
+        let join = |timeout| single_flight.join(key(), timeout, Arc::clone(&observer), start);
         assert!(join(Duration::from_millis(1)).await.is_err());
         given_up.notified().await;
         let mut late = Box::pin(join(LONG));
@@ -258,22 +256,22 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_gets_what_another_was_given_for_a_password() {
-        let flights = Flights::default();
+        let single_flight = SingleFlight::default();
         let (_, observer) = counter();
         let password = |text: &str| crate::secret::Secret::new(text.to_owned());
-        let with = |text: &str| Errand {
+        let with = |text: &str| PullKey {
             credentials: Some(Credentials { username: "me".to_owned(), password: password(text) }),
-            ..errand()
+            ..key()
         };
-        let start = |errand: Errand, _| async move {
+        let start = |key: PullKey, _| async move {
             tokio::task::yield_now().await;
-            match errand.credentials {
+            match key.credentials {
                 Some(credentials) if credentials.password.reveal() == "right" => Ok(image()),
                 _ => Err(ImageError::Denied { reason: String::new(), own: true }.during("x")),
             }
         };
-        let join = |errand| flights.join(errand, LONG, Arc::clone(&observer), start);
-        let (right, wrong, none) = tokio::join!(join(with("right")), join(with("wrong")), join(errand()));
+        let join = |key| single_flight.join(key, LONG, Arc::clone(&observer), start);
+        let (right, wrong, none) = tokio::join!(join(with("right")), join(with("wrong")), join(key()));
         assert!(right.is_ok() && wrong.is_err() && none.is_err());
     }
 }

@@ -1,5 +1,5 @@
 //! Limits on concurrent pulls and layer downloads, each in FIFO order, and the operator's other settings for pulls.
-//! Knows nothing of how a pull is done. A permit is acquired through a pull's [`Audience`] only, which marks and bounds
+//! Knows nothing of how a pull is done. A permit is acquired through a pull's [`Observers`] only, which marks and bounds
 //! the wait.
 
 use std::pin::pin;
@@ -9,19 +9,19 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::super::Error;
-use super::audience::Audience;
+use super::observers::Observers;
 use super::waits::Wait;
 use crate::image::{ImageError, too_large};
 
 /// Maximum time that a permit is held until a registry's answer begins. A registry that asks to be left alone for a
 /// while, or hangs, holds up nobody for longer.
 const ANSWERS: Duration = Duration::from_secs(2);
-/// Minimum of [`Gate::idle`], however short the operator's timeout: a busy registry is not asked again sooner.
+/// Minimum of [`PullLimits::idle`], however short the operator's timeout: a busy registry is not asked again sooner.
 const LEAST_IDLE: Duration = Duration::from_secs(5);
 
 /// The operator's settings for pulls.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct PullTerms {
+pub(crate) struct PullSettings {
     /// Maximum number of concurrent pulls.
     pub pulls_at_once: usize,
     /// Maximum number of concurrent layer downloads, of all pulls together.
@@ -35,8 +35,8 @@ pub(crate) struct PullTerms {
 }
 
 /// The limits on concurrent pulls, and the settings for all pulls.
-pub(super) struct Gate {
-    pub(super) terms: PullTerms,
+pub(super) struct PullLimits {
+    pub(super) settings: PullSettings,
     /// The limit on whole pulls.
     pub(super) pulls: Limit,
     /// The limit on downloads of one layer each.
@@ -44,7 +44,7 @@ pub(super) struct Gate {
 }
 
 /// A permit, released on drop. `None` only if the semaphore were closed, which it never is.
-pub(super) type Place = Option<OwnedSemaphorePermit>;
+pub(super) type Permit = Option<OwnedSemaphorePermit>;
 
 /// A limit on concurrency, in FIFO order.
 pub(super) struct Limit {
@@ -55,7 +55,7 @@ pub(super) struct Limit {
 /// A registry's answer that has begun, with the permit for reading it.
 pub(super) struct Answered<T> {
     pub answer: T,
-    pub place: Place,
+    pub permit: Permit,
     /// Set if the answer had to wait for the permit: the registry may have closed the connection meanwhile.
     pub was_kept_waiting: bool,
 }
@@ -69,48 +69,49 @@ impl Limit {
     ///
     /// # Errors
     /// Nobody waits for the pull any more.
-    pub(super) async fn place(&self, audience: &Audience) -> Result<Place, ImageError> {
-        let place = Arc::clone(&self.semaphore).acquire_owned();
-        audience.wait_for(self.wait.clone(), place).await.map(Result::ok)
+    pub(super) async fn permit(&self, observers: &Observers) -> Result<Permit, ImageError> {
+        let permit = Arc::clone(&self.semaphore).acquire_owned();
+        observers.wait_for(self.wait.clone(), permit).await.map(Result::ok)
     }
 
     /// Asks a registry under a permit, which is released while its answer takes long to begin, and acquired again then.
     ///
     /// # Errors
-    /// The question's errors, and those of [`Self::place`].
+    /// The question's errors, and those of [`Self::permit`].
     pub(super) async fn answered<T>(
         &self,
-        audience: &Audience,
+        observers: &Observers,
         question: impl Future<Output = Result<T, Error>>,
     ) -> Result<Answered<T>, Error> {
-        let place =
-            || async { self.place(audience).await.map_err(|problem| problem.during("wait for a pull slot")) };
-        let held = place().await?;
+        let permit = || async {
+            self.permit(observers).await.map_err(|problem| problem.during("wait for a pull slot"))
+        };
+        let held = permit().await?;
         let mut question = pin!(question);
         if let Ok(answer) = tokio::time::timeout(ANSWERS, question.as_mut()).await {
-            return Ok(Answered { answer: answer?, place: held, was_kept_waiting: false });
+            return Ok(Answered { answer: answer?, permit: held, was_kept_waiting: false });
         }
         drop(held);
         let answer = question.await?;
-        Ok(Answered { answer, place: place().await?, was_kept_waiting: true })
+        Ok(Answered { answer, permit: permit().await?, was_kept_waiting: true })
     }
 }
 
-impl Gate {
-    pub(super) fn new(terms: PullTerms) -> Self {
+impl PullLimits {
+    pub(super) fn new(settings: PullSettings) -> Self {
         let most = |places: usize| places.clamp(1, Semaphore::MAX_PERMITS);
-        let (pulls, layers) = (most(terms.pulls_at_once), most(terms.layers_at_once));
+        let (pulls, layers) = (most(settings.pulls_at_once), most(settings.layers_at_once));
         Self {
             pulls: Limit::new(pulls, Wait::PullPermit { at_once: pulls }),
             layers: Limit::new(layers, Wait::LayerPermit { at_once: layers }),
-            terms,
+            settings,
         }
     }
 
     /// Returns how long a host may send nothing in the middle of a body before it is asked anew, or, where there is
     /// another host, that one is asked. A longer silence is a stall of the pull.
     pub(super) fn idle(&self) -> Duration {
-        (self.terms.activity_timeout / 4).max(LEAST_IDLE)
+        (self.settings.activity_timeout / 4).max(LEAST_IDLE)
     }
 
     /// Checks the size of an image's layers in the registry.
@@ -118,7 +119,7 @@ impl Gate {
     /// # Errors
     /// The layers are larger than the operator allows.
     pub(super) fn check_image_size(&self, size_bytes: u64) -> Result<(), ImageError> {
-        within("its layers have", size_bytes, self.terms.image_limit_bytes, "max_image_size")
+        within("its layers have", size_bytes, self.settings.image_limit_bytes, "max_image_size")
     }
 
     /// Checks the size of an image's layers on the disk.
@@ -126,7 +127,7 @@ impl Gate {
     /// # Errors
     /// The unpacked layers are larger than the operator allows.
     pub(super) fn check_unpacked_size(&self, size_bytes: u64) -> Result<(), ImageError> {
-        within("it unpacks to", size_bytes, self.terms.unpacked_limit_bytes, "max_unpacked_size")
+        within("it unpacks to", size_bytes, self.settings.unpacked_limit_bytes, "max_unpacked_size")
     }
 }
 
@@ -143,19 +144,19 @@ fn within(what: &str, size_bytes: u64, limit_bytes: Option<u64>, option: &str) -
 mod tests {
     use super::*;
 
-    fn patient() -> Audience {
-        Audience::until(tokio::time::Instant::now() + Duration::from_secs(600))
+    fn patient() -> Observers {
+        Observers::until(tokio::time::Instant::now() + Duration::from_secs(600))
     }
 
     #[tokio::test]
     async fn places_are_given_in_order() {
-        let gate = Gate::new(PullTerms { pulls_at_once: 1, ..PullTerms::default() });
-        let audience = patient();
-        let first = gate.pulls.place(&audience).await.unwrap();
-        let mut second = Box::pin(gate.pulls.place(&audience));
+        let limits = PullLimits::new(PullSettings { pulls_at_once: 1, ..PullSettings::default() });
+        let observers = patient();
+        let first = limits.pulls.permit(&observers).await.unwrap();
+        let mut second = Box::pin(limits.pulls.permit(&observers));
         assert!(futures::poll!(second.as_mut()).is_pending());
-        assert_eq!(audience.waits().subjects(), [Wait::PullPermit { at_once: 1 }]);
-        let mut third = Box::pin(gate.pulls.place(&audience));
+        assert_eq!(observers.waits().subjects(), [Wait::PullPermit { at_once: 1 }]);
+        let mut third = Box::pin(limits.pulls.permit(&observers));
         assert!(futures::poll!(third.as_mut()).is_pending());
         drop(first);
         assert!(futures::poll!(third.as_mut()).is_pending());
@@ -165,17 +166,17 @@ mod tests {
 
     #[tokio::test]
     async fn a_registry_that_keeps_one_waiting_holds_nobody_else_up() {
-        let gate = Gate::new(PullTerms { layers_at_once: 1, ..PullTerms::default() });
-        let audience = patient();
+        let limits = PullLimits::new(PullSettings { layers_at_once: 1, ..PullSettings::default() });
+        let observers = patient();
         let begun = tokio::time::Instant::now();
         let slow = async {
             tokio::time::sleep(ANSWERS * 2).await;
             Ok(())
         };
-        let slow = gate.layers.answered(&audience, slow);
+        let slow = limits.layers.answered(&observers, slow);
         let other = async {
             tokio::task::yield_now().await;
-            let answered = gate.layers.answered(&audience, async { Ok(()) }).await.unwrap();
+            let answered = limits.layers.answered(&observers, async { Ok(()) }).await.unwrap();
             (begun.elapsed(), answered.was_kept_waiting)
         };
         let (slow, (took, was_kept_waiting)) = tokio::join!(slow, other);
@@ -185,10 +186,10 @@ mod tests {
 
     #[test]
     fn a_size_is_held_against_the_operators_word() {
-        let terms = PullTerms { image_limit_bytes: Some(5), ..PullTerms::default() };
-        let gate = Gate::new(terms);
-        assert!(gate.check_image_size(5).is_ok() && gate.check_unpacked_size(u64::MAX).is_ok());
-        let error = gate.check_image_size(6).unwrap_err();
+        let settings = PullSettings { image_limit_bytes: Some(5), ..PullSettings::default() };
+        let limits = PullLimits::new(settings);
+        assert!(limits.check_image_size(5).is_ok() && limits.check_unpacked_size(u64::MAX).is_ok());
+        let error = limits.check_image_size(6).unwrap_err();
         assert!(error.to_string().contains("max_image_size") && !error.is_transient(), "{error}");
     }
 }
