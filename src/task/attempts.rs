@@ -11,7 +11,7 @@ use std::sync::Arc;
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
-use super::container::Place;
+use super::container::ContainerHandles;
 use super::error::{Error, Result};
 use super::{Identity, NAMESPACE, Settings, Slot, Tasks};
 use crate::shim::{self, Bundle, bundles};
@@ -93,7 +93,7 @@ pub(super) enum Group {
     Unreadable(String),
 }
 
-impl Place {
+impl ContainerHandles {
     /// Determines the cgroup of this attempt, and whether other attempts have it. Blocking: not for an async thread.
     pub(super) fn group(&self) -> Group {
         self.restore();
@@ -149,20 +149,20 @@ impl Tasks {
     pub(super) async fn end_earlier_attempts(
         self: &Arc<Self>,
         settings: &Arc<Settings>,
-        place: &Place,
+        container: &ContainerHandles,
         attempt: Attempt,
         order: u64,
     ) -> Result<()> {
-        let mut earlier = live_attempts(&self.lock(), &attempt, &place.id, order);
-        earlier.extend(self.left_attempts(place, attempt).await?);
+        let mut earlier = live_attempts(&self.lock(), &attempt, &container.id, order);
+        earlier.extend(self.left_attempts(container, attempt).await?);
         for id in earlier {
             tracing::warn!(
                 container = id,
-                by = place.id,
+                by = container.id,
                 "Nomad starts this task again; removing an earlier attempt first"
             );
             let Err(error) = self.destroy_container(Arc::clone(settings), &id, true).await else { continue };
-            if !Bundle::at(place.state_dir(), NAMESPACE, &id).has_no_processes() {
+            if !Bundle::at(container.state_dir(), NAMESPACE, &id).has_no_processes() {
                 return Err(Error::Transient(format!(
                     "container {id}, an earlier attempt of this task, can't be removed yet, and two attempts must \
                      not run at once: {error}"
@@ -178,13 +178,13 @@ impl Tasks {
     }
 
     /// Returns the earlier attempts of which only the bundle is left.
-    async fn left_attempts(&self, place: &Place, attempt: Attempt) -> Result<Vec<String>> {
+    async fn left_attempts(&self, container: &ContainerHandles, attempt: Attempt) -> Result<Vec<String>> {
         let known: Vec<String> = {
             let slots = self.lock();
-            let is_known = |slot: &Slot| matches!(slot, Slot::Starting(_) | Slot::Here(_));
+            let is_known = |slot: &Slot| matches!(slot, Slot::Starting(_) | Slot::Active(_));
             slots.iter().filter(|(_, slot)| is_known(slot)).map(|(id, _)| id.clone()).collect()
         };
-        let (state_dir, id) = (place.state_dir().to_owned(), place.id.clone());
+        let (state_dir, id) = (container.state_dir().to_owned(), container.id.clone());
         let is_meant = move |id: &str, other: &Attempt| {
             !known.iter().any(|known| known == id) && other.is_of_same_task(&attempt)
         };
@@ -210,8 +210,8 @@ fn live_attempts(slots: &HashMap<String, Slot>, attempt: &Attempt, own_id: &str,
         *id != own_id
             && match slot {
                 Slot::Starting(starting) => starting.order < order && is_it(&starting.identity),
-                Slot::Here(task) => is_it(&task.identity),
-                Slot::Ending => false,
+                Slot::Active(task) => is_it(&task.identity),
+                Slot::Removing => false,
             }
     });
     found.map(|(id, _)| id.clone()).collect()
@@ -293,8 +293,8 @@ mod tests {
         let start = |order, name: &str| {
             let identity =
                 Identity { task_id: String::new(), alloc_id: "a".to_owned(), name: name.to_owned() };
-            let (called_off, is_in_line) = (CancellationToken::new(), Arc::default());
-            Slot::Starting(Starting { identity, called_off, is_in_line, order })
+            let (cancelled, is_in_line) = (CancellationToken::new(), Arc::default());
+            Slot::Starting(Starting { identity, cancelled, is_in_line, order })
         };
         let slots = [("web-1", start(4, "web")), ("web-2", start(5, "web")), ("db-1", start(3, "db"))];
         let slots = slots.map(|(id, slot)| (id.to_owned(), slot)).into();

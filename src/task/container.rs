@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use sha2::{Digest, Sha256};
 
-use super::restore::Known;
+use super::restore::RestoreFacts;
 use super::{NAMESPACE, Settings};
 use crate::cni::Cni;
 use crate::containerd::Containerd;
@@ -16,7 +16,7 @@ const NAME_LIMIT: usize = 40;
 const HASH_LENGTH: usize = 20;
 
 #[derive(Clone)]
-pub(super) struct Place {
+pub(super) struct ContainerHandles {
     pub(super) id: String,
     pub(super) bundle: Bundle,
     pub(super) launcher: Launcher,
@@ -26,10 +26,10 @@ pub(super) struct Place {
     /// about to.
     pub(super) ending: Arc<tokio::sync::Mutex<()>>,
     /// Facts from the handle of the task that runs here, for restoring its bundle; `None` where no task runs.
-    pub(super) known: Arc<Mutex<Option<Known>>>,
+    pub(super) known: Arc<Mutex<Option<RestoreFacts>>>,
 }
 
-impl Place {
+impl ContainerHandles {
     /// Returns the handles to a container, whether or not anything of it exists.
     pub(super) fn of(settings: &Settings, id: &str, shim_binary: PathBuf) -> Self {
         let state_dir = &settings.config.state_dir;
@@ -65,11 +65,11 @@ impl Place {
     /// Returns the handles to a container of which only the id is known. The path of its shim's binary matters only
     /// where that shim no longer answers; the bundle has it, or else there is no shim.
     pub(super) fn by_id(settings: &Settings, id: &str) -> Self {
-        let mut place = Self::of(settings, id, PathBuf::new());
+        let mut container = Self::of(settings, id, PathBuf::new());
         // The name of the runtime is no path of a program, so the launcher looks for the configured one.
         let otherwise = || PathBuf::from(&settings.config.containerd_runtime);
-        place.launcher.binary = place.bundle.shim_binary().unwrap_or_else(otherwise);
-        place
+        container.launcher.binary = container.bundle.shim_binary().unwrap_or_else(otherwise);
+        container
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::attempts::Group;
-use super::container::Place;
+use super::container::ContainerHandles;
 use super::error::{Error, Result};
 use super::exec::noted_process;
 use super::restore::restored_init;
@@ -24,10 +24,10 @@ const TRIED_AGAIN: Duration = Duration::from_secs(10);
 const KILLED: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-impl Place {
+impl ContainerHandles {
     async fn group_off_thread(&self) -> Group {
-        let place = self.clone();
-        tokio::task::spawn_blocking(move || place.group()).await.unwrap_or(Group::Unknown)
+        let container = self.clone();
+        tokio::task::spawn_blocking(move || container.group()).await.unwrap_or(Group::Unknown)
     }
 
     /// Kills all processes in the attempt's cgroup, and returns whether the cgroup is this attempt's alone. Leaves it
@@ -46,8 +46,8 @@ impl Place {
     /// Returns a check of whether a cgroup still is this attempt's alone: its bundle may have gone, and another attempt
     /// come.
     fn owner_of(&self, path: &Path) -> impl Fn() -> bool + Clone + Send + 'static {
-        let (place, own) = (self.clone(), Group::Own(path.to_owned()));
-        move || place.group() == own
+        let (container, own) = (self.clone(), Group::Own(path.to_owned()));
+        move || container.group() == own
     }
 
     /// Ends the processes that a shim has left in the attempt's cgroup although it has removed the container.

@@ -30,12 +30,12 @@ pub(crate) struct TaskEvent {
 /// The event bus. Events that nobody listens to are kept for the first listener: after the plugin's death the agent
 /// recovers its tasks before it listens again.
 #[derive(Clone)]
-pub(super) struct Events {
+pub(super) struct EventBus {
     sender: broadcast::Sender<TaskEvent>,
     unheard: Arc<Mutex<VecDeque<TaskEvent>>>,
 }
 
-impl Events {
+impl EventBus {
     pub(super) fn new() -> Self {
         Self { sender: broadcast::Sender::new(QUEUED_EVENTS), unheard: Arc::default() }
     }
@@ -61,12 +61,12 @@ impl Events {
 
 /// The sender of one task's events.
 #[derive(Clone)]
-pub(super) struct Teller {
+pub(super) struct TaskEvents {
     pub(super) identity: Identity,
-    pub(super) events: Events,
+    pub(super) events: EventBus,
 }
 
-impl Teller {
+impl TaskEvents {
     pub(super) fn pull(&self, image: &str, event: PullEvent) {
         let (message, counts) = match event {
             PullEvent::Waiting { on } => (format!("Image {image}: waiting for {on}"), None),
@@ -196,22 +196,22 @@ mod tests {
 
     #[tokio::test]
     async fn events_that_nobody_listened_to_wait_for_a_listener() {
-        let events = Events::new();
+        let events = EventBus::new();
         let identity =
             Identity { task_id: "a/b/c".to_owned(), alloc_id: "a".to_owned(), name: "b".to_owned() };
-        let teller = Teller { identity, events: events.clone() };
+        let task_events = TaskEvents { identity, events: events.clone() };
         for count in 0..=QUEUED_EVENTS as u64 {
-            teller.oom_killed(count);
+            task_events.oom_killed(count);
         }
         let mut heard = events.listen();
-        teller.recovered(7);
+        task_events.recovered(7);
         for count in 1..=QUEUED_EVENTS {
             let event = heard.next().await.unwrap();
             assert_eq!(event.annotations["oom_kills"], count.to_string());
         }
         assert_eq!(heard.next().await.unwrap().annotations["pid"], "7");
         drop(heard);
-        teller.recovered(8);
+        task_events.recovered(8);
         assert_eq!(events.listen().next().await.unwrap().annotations["pid"], "8");
     }
 }

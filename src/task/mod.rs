@@ -3,6 +3,16 @@
 //!
 //! A task's container has one id everywhere (bundle, shim, snapshot, lease, record), which derives from Nomad's id of
 //! the task. So whatever is left of a task can be found and taken down by that id alone.
+//!
+//! The states of an id, which are those of [`Slot`], and for an active task its [`Phase`]:
+//!
+//! ```text
+//! StartTask, RecoverTask ──▶ Starting ──▶ Active: Running ──▶ Exited
+//!                               │             │ DestroyTask      │ DestroyTask
+//!                               │ failed      │ by force         │
+//!                               ▼             ▼                  ▼
+//!                            (teardown)    Removing ──▶ (released; what is left is marked, and the sweeper's)
+//! ```
 
 mod agent;
 mod attempts;
@@ -45,29 +55,29 @@ use crate::logs::WriterPool;
 use crate::shim::Connection;
 pub(crate) use agent::Agent;
 use claim::Claims;
-use container::Place;
+use container::ContainerHandles;
 pub(crate) use error::{Error, Result};
 pub(crate) use events::TaskEvent;
-use events::{Events, Teller};
+use events::{EventBus, TaskEvents};
 pub(crate) use exec::{Exec, ExecOutput, ExecRefused, Output, Stdin, Terminal, TerminalSize};
 pub(crate) use network::DriverNetwork;
 pub(crate) use settings::Settings;
 use settings::{NAMESPACE, find_programs};
-use state::Saved;
+use state::DriverState;
 pub(crate) use state::{Exit, Identity, Phase, Started};
 pub(crate) use stats::{Load, Reading};
 
 /// A task whose process has started, and may have exited. Lives until its DestroyTask.
 pub(crate) struct Task {
     identity: Identity,
-    saved: Saved,
-    place: Place,
+    driver_state: DriverState,
+    container: ContainerHandles,
     connection: Connection,
     phase: watch::Receiver<Phase>,
     stats: Arc<stats::Sampler>,
     /// Sender of the recovery event, taken by the first caller that waits for the task: before that, the agent has no
     /// task to which it could put the event.
-    recovered: Mutex<Option<Teller>>,
+    recovered: Mutex<Option<TaskEvents>>,
     /// Specification that the processes of execs are made from; filled at the first exec.
     exec_template: OnceCell<Process>,
 }
@@ -82,11 +92,11 @@ impl Task {
     }
 
     pub(crate) fn started_at(&self) -> SystemTime {
-        self.saved.started_at
+        self.driver_state.started_at
     }
 
     pub(crate) fn network(&self) -> Option<&DriverNetwork> {
-        self.saved.network.as_ref()
+        self.driver_state.network.as_ref()
     }
 
     pub(crate) fn phase(&self) -> Phase {
@@ -95,10 +105,10 @@ impl Task {
 
     pub(crate) fn attributes(&self) -> HashMap<String, String> {
         HashMap::from([
-            ("container_id".to_owned(), self.saved.container_id.clone()),
-            ("image_digest".to_owned(), self.saved.image_digest.clone()),
-            ("pid".to_owned(), self.saved.init.pid.to_string()),
-            ("shim_pid".to_owned(), self.saved.shim.pid.to_string()),
+            ("container_id".to_owned(), self.driver_state.container_id.clone()),
+            ("image_digest".to_owned(), self.driver_state.image_digest.clone()),
+            ("pid".to_owned(), self.driver_state.init.pid.to_string()),
+            ("shim_pid".to_owned(), self.driver_state.shim.pid.to_string()),
         ])
     }
 
@@ -117,9 +127,9 @@ impl Task {
     }
 
     fn tell_recovery(&self) {
-        let teller = self.recovered.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(teller) = teller {
-            teller.recovered(self.saved.init.pid);
+        let task_events = self.recovered.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task_events) = task_events {
+            task_events.recovered(self.driver_state.init.pid);
         }
     }
 }
@@ -128,9 +138,9 @@ impl Task {
 enum Slot {
     /// A start or a recovery is under way.
     Starting(Starting),
-    Here(Arc<Task>),
+    Active(Arc<Task>),
     /// A teardown is under way.
-    Ending,
+    Removing,
 }
 
 /// A start or a recovery that is under way.
@@ -138,7 +148,7 @@ enum Slot {
 struct Starting {
     identity: Identity,
     /// Cancels the start, which then ends as a failed one.
-    called_off: CancellationToken,
+    cancelled: CancellationToken,
     /// Whether the start has joined the queue for a start permit: only earlier starts can delay it from then on.
     is_in_line: Arc<AtomicBool>,
     /// Number of the start within this plugin: a later start has a higher number.
@@ -152,7 +162,7 @@ pub(crate) struct Tasks {
     orders: AtomicU64,
     /// Notified when an id has been released, or a start has become a task.
     freed: Notify,
-    events: Events,
+    events: EventBus,
     claims: Claims,
     agent: Arc<Agent>,
     sweeping: AtomicBool,
@@ -169,7 +179,7 @@ impl Tasks {
             slots: Mutex::new(HashMap::new()),
             orders: AtomicU64::new(0),
             freed: Notify::new(),
-            events: Events::new(),
+            events: EventBus::new(),
             claims: Claims::new(Arc::clone(&agent), stop),
             agent,
             sweeping: AtomicBool::new(false),
@@ -181,15 +191,15 @@ impl Tasks {
 
     pub(crate) fn get(&self, task_id: &str) -> Option<Arc<Task>> {
         match self.lock().get(&container::container_id(task_id)) {
-            Some(Slot::Here(task)) => Some(Arc::clone(task)),
+            Some(Slot::Active(task)) => Some(Arc::clone(task)),
             _ => None,
         }
     }
 
-    fn here(&self) -> Vec<Arc<Task>> {
+    fn active(&self) -> Vec<Arc<Task>> {
         let slots = self.lock();
         let tasks =
-            slots.values().filter_map(|slot| if let Slot::Here(task) = slot { Some(task) } else { None });
+            slots.values().filter_map(|slot| if let Slot::Active(task) = slot { Some(task) } else { None });
         tasks.cloned().collect()
     }
 
@@ -197,7 +207,7 @@ impl Tasks {
     /// that.
     fn is_coming(&self, alloc_id: &str, name: &str) -> bool {
         let is_it = |starting: &Starting| {
-            let Starting { identity, called_off: _, is_in_line, order: _ } = starting;
+            let Starting { identity, cancelled: _, is_in_line, order: _ } = starting;
             identity.alloc_id == alloc_id && identity.name == name && is_in_line.load(Ordering::Relaxed)
         };
         self.lock().values().any(|slot| matches!(slot, Slot::Starting(starting) if is_it(starting)))
@@ -233,14 +243,14 @@ impl Tasks {
         let mut slots = self.lock();
         match slots.get(container_id) {
             None => {}
-            Some(Slot::Ending) => return Ok(None),
-            Some(Slot::Starting(_) | Slot::Here(_)) => {
+            Some(Slot::Removing) => return Ok(None),
+            Some(Slot::Starting(_) | Slot::Active(_)) => {
                 return Err(Error::Conflict("it already exists".to_owned()));
             }
         }
         let starting = Starting {
             identity: identity.clone(),
-            called_off: CancellationToken::new(),
+            cancelled: CancellationToken::new(),
             is_in_line: Arc::default(),
             order: self.orders.fetch_add(1, Ordering::Relaxed),
         };
@@ -249,13 +259,13 @@ impl Tasks {
     }
 
     /// Reserves an id for a teardown. Returns `None` if a task, a start, a recovery or another teardown has it.
-    fn reserve_end(self: &Arc<Self>, container_id: &str) -> Option<Ending> {
+    fn reserve_removal(self: &Arc<Self>, container_id: &str) -> Option<RemovalGuard> {
         let mut slots = self.lock();
         if slots.contains_key(container_id) {
             return None;
         }
-        slots.insert(container_id.to_owned(), Slot::Ending);
-        Some(Ending { tasks: Arc::clone(self), container_id: container_id.to_owned() })
+        slots.insert(container_id.to_owned(), Slot::Removing);
+        Some(RemovalGuard { tasks: Arc::clone(self), container_id: container_id.to_owned() })
     }
 }
 
@@ -267,7 +277,7 @@ struct Reservation {
 
 impl Reservation {
     fn fill(self, task: Arc<Task>) {
-        self.tasks.lock().insert(self.container_id.clone(), Slot::Here(task));
+        self.tasks.lock().insert(self.container_id.clone(), Slot::Active(task));
     }
 }
 
@@ -285,12 +295,12 @@ impl Drop for Reservation {
 }
 
 /// The guard of a teardown: releases the id on drop, whatever the outcome.
-struct Ending {
+struct RemovalGuard {
     tasks: Arc<Tasks>,
     container_id: String,
 }
 
-impl Drop for Ending {
+impl Drop for RemovalGuard {
     fn drop(&mut self) {
         self.tasks.lock().remove(&self.container_id);
         self.tasks.freed.notify_waiters();

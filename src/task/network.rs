@@ -19,7 +19,7 @@ use std::time::Duration;
 use nomad_proto::driver as pb;
 use serde::{Deserialize, Serialize};
 
-use super::container::Place;
+use super::container::ContainerHandles;
 use super::error::{Error, Result};
 use super::{Phase, Settings, Task, Tasks};
 use crate::cni::{self, AddResult, Attachment, Capabilities, PortMapping, Protocol};
@@ -48,7 +48,7 @@ pub(crate) struct DriverNetwork {
 }
 
 /// The plan of a task's network, found to be possible.
-pub(super) struct WantedNetwork {
+pub(super) struct NetworkPlan {
     network: Network,
     own_network: OwnNetworkOptions,
     /// Ports of the group that are to be published.
@@ -74,7 +74,7 @@ impl Joined {
     }
 }
 
-impl WantedNetwork {
+impl NetworkPlan {
     /// # Errors
     /// Names the option that can't be had with the networks that there are.
     pub(super) async fn of(
@@ -121,14 +121,14 @@ impl WantedNetwork {
         }
     }
 
-    /// Makes or finds the network. Whatever was made is removed by [`Place::end_network`], however this ends.
+    /// Makes or finds the network. Whatever was made is removed by [`ContainerHandles::end_network`], however this ends.
     ///
     /// # Errors
     /// Says what of the network can't be had.
     pub(super) async fn join(
         &self,
         tasks: &Tasks,
-        place: &Place,
+        container: &ContainerHandles,
         config: &pb::TaskConfig,
         is_sandboxed: bool,
     ) -> Result<Joined> {
@@ -139,14 +139,14 @@ impl WantedNetwork {
                 Ok(Joined::at(NetNamespace::At(path.into()), addresses))
             }
             (Network::OfTask(name), _) => {
-                share(tasks, place, config, name).await.map_err(|error| error.context(of_task(name)))
+                share(tasks, container, config, name).await.map_err(|error| error.context(of_task(name)))
             }
             (Network::Own(name), Some(plugins)) => {
-                self.connect(name.as_deref(), plugins, place, config).await
+                self.connect(name.as_deref(), plugins, container, config).await
             }
             // The sandbox's runtime would leave the loopback interface down.
             (Network::Private, _) if is_sandboxed => {
-                let path = place.bundle.network_namespace();
+                let path = container.bundle.network_namespace();
                 netns::create(&path).await?;
                 Ok(Joined::at(NetNamespace::At(path), Vec::new()))
             }
@@ -158,19 +158,19 @@ impl WantedNetwork {
         &self,
         name: Option<&str>,
         plugins: &cni::Network,
-        place: &Place,
+        container: &ContainerHandles,
         config: &pb::TaskConfig,
     ) -> Result<Joined> {
-        let path = place.bundle.network_namespace();
+        let path = container.bundle.network_namespace();
         netns::create(&path).await?;
         let attachment = Attachment {
-            container_id: place.id.clone(),
+            container_id: container.id.clone(),
             netns: path.clone(),
             if_name: INTERFACE.to_owned(),
             args: arguments(config),
             capabilities: self.capabilities(plugins),
         };
-        let added = place.cni.add(plugins, &attachment, &place.bundle.network_record()).await?;
+        let added = container.cni.add(plugins, &attachment, &container.bundle.network_record()).await?;
         let AddResult { addresses, mac, dns, .. } = added;
         self.is_met(plugins.name(), &addresses, mac.as_deref())?;
         let told = self.told(name, &addresses)?;
@@ -296,12 +296,17 @@ fn arguments(config: &pb::TaskConfig) -> Vec<(String, String)> {
     .to_vec()
 }
 
-/// Joins the network of another task of the allocation, which [`WantedNetwork::comes`] has waited for. If that task has gone
+/// Joins the network of another task of the allocation, which [`NetworkPlan::comes`] has waited for. If that task has gone
 /// since, this fails and does not wait: the caller holds a start permit, and the other task may be in line for that very one.
-async fn share(tasks: &Tasks, place: &Place, config: &pb::TaskConfig, name: &str) -> Result<Joined> {
+async fn share(
+    tasks: &Tasks,
+    container: &ContainerHandles,
+    config: &pb::TaskConfig,
+    name: &str,
+) -> Result<Joined> {
     let gone = || does_not_run(name);
     let neighbour = tasks.running_neighbour(&config.alloc_id, name).ok_or_else(gone)?;
-    let id = neighbour.saved.init;
+    let id = neighbour.driver_state.init;
     let init = Init::open(id).ok_or_else(gone)?;
     let path = PathBuf::from(format!("/proc/{}/ns/net", id.pid));
     let namespace = File::open(&path).map_err(|_| gone())?;
@@ -313,7 +318,7 @@ async fn share(tasks: &Tasks, place: &Place, config: &pb::TaskConfig, name: &str
         let why = "that task uses the host's network; set network_mode = \"host\" instead";
         return Err(Error::Invalid(why.to_owned()));
     }
-    let at = place.bundle.network_namespace();
+    let at = container.bundle.network_namespace();
     netns::pin(OwnedFd::from(namespace), &at).await?;
     let addresses = netns::addresses(&at).await?;
     let mut joined = Joined::at(NetNamespace::At(at), addresses);
@@ -341,7 +346,7 @@ impl Tasks {
     /// Returns the running task of this name of an allocation, without waiting for one.
     fn running_neighbour(&self, alloc_id: &str, name: &str) -> Option<Arc<Task>> {
         let is_it = |task: &Arc<Task>| task.identity.alloc_id == alloc_id && task.identity.name == name;
-        self.here().into_iter().find(|task| is_it(task) && matches!(task.phase(), Phase::Running))
+        self.active().into_iter().find(|task| is_it(task) && matches!(task.phase(), Phase::Running))
     }
 
     /// Waits until the task of this name of an allocation runs. A task that waits for its start permit is waited for,
@@ -370,7 +375,7 @@ impl Tasks {
     }
 }
 
-impl Place {
+impl ContainerHandles {
     /// Logs a warning if the task's network is no longer as it was made.
     pub(super) async fn check_network(&self) {
         let record = self.bundle.network_record();

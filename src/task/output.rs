@@ -10,10 +10,10 @@ use nomad_proto::driver as pb;
 use tokio::sync::watch;
 
 use super::error::{Error, Result};
-use super::events::Teller;
+use super::events::TaskEvents;
 use super::mounts::off_thread;
-use super::supervisor::LAST_WORDS;
-use super::{Phase, Saved, Settings, Tasks};
+use super::supervisor::LOG_DRAIN_TIMEOUT;
+use super::{DriverState, Phase, Settings, Tasks};
 use crate::config::{LogCollection, LogLimits, TaskOptions};
 use crate::logs::{Limits, LogCollector, LogEvent, Stream, Target, WriterPool};
 use crate::shim::{Bundle, DEV_NULL, HeldPipes, LogPaths};
@@ -91,25 +91,25 @@ impl Tasks {
     /// When the task's pipes can't be read.
     pub(super) async fn collect_output(
         &self,
-        saved: &Saved,
-        teller: &Teller,
+        driver_state: &DriverState,
+        task_events: &TaskEvents,
     ) -> Result<Option<LogCollector>> {
-        let Some(target) = &saved.collected else { return Ok(None) };
+        let Some(target) = &driver_state.collected else { return Ok(None) };
         let failed = |error: std::io::Error| Error::system("collect the task's output", &error);
         let log_writers = self
             .log_writers
             .get_or_try_init(|| std::future::ready(WriterPool::new()))
             .await
             .map_err(failed)?;
-        let pipes = [Stream::Stdout, Stream::Stderr].into_iter().zip(saved.logs.readers()?);
+        let pipes = [Stream::Stdout, Stream::Stderr].into_iter().zip(driver_state.logs.readers()?);
         let pipes = pipes.filter_map(|(stream, pipe)| Some((stream, pipe?))).collect();
-        let (teller, container) = (teller.clone(), saved.container_id.clone());
+        let (task_events, container) = (task_events.clone(), driver_state.container_id.clone());
         let tell = move |event: LogEvent| {
             match &event {
                 LogEvent::Resumed { .. } => tracing::info!(container, ?event, "log collection resumed"),
                 _ => tracing::warn!(container, ?event, "log collection is impaired"),
             }
-            teller.logs(event);
+            task_events.logs(event);
         };
         Ok(Some(LogCollector::start(pipes, target, log_writers, tell).map_err(failed)?))
     }
@@ -118,24 +118,24 @@ impl Tasks {
     /// exited. `trouble` is the error of the first try.
     pub(super) async fn collect_later(
         self: Arc<Self>,
-        saved: Saved,
-        teller: Teller,
+        driver_state: DriverState,
+        task_events: TaskEvents,
         mut phase: watch::Receiver<Phase>,
         trouble: Error,
     ) {
-        let container = &saved.container_id;
+        let container = &driver_state.container_id;
         tracing::error!(container, error = %trouble, "the task's output can't be collected for now; trying again");
         let waits = |why: &Error| LogEvent::Blocked { stream: Stream::Stdout, why: why.to_string() };
         let begin = async {
             let mut told = false;
             loop {
                 tokio::time::sleep(TRIED_AGAIN).await;
-                match self.collect_output(&saved, &teller).await {
+                match self.collect_output(&driver_state, &task_events).await {
                     Ok(log_collector) => break (log_collector, told),
                     Err(error) if told => {
                         tracing::debug!(container, %error, "the task's output still can't be collected")
                     }
-                    Err(error) => teller.logs(waits(&error)),
+                    Err(error) => task_events.logs(waits(&error)),
                 }
                 told = true;
             }
@@ -147,12 +147,12 @@ impl Tasks {
         };
         tracing::info!(container, "collecting the task's output again");
         if told {
-            teller.logs(LogEvent::Resumed { stream: Stream::Stdout });
+            task_events.logs(LogEvent::Resumed { stream: Stream::Stdout });
         }
         let Some(mut log_collector) = log_collector else { return };
         let last_words = async {
             let _ = phase.wait_for(exited).await;
-            tokio::time::sleep(LAST_WORDS).await;
+            tokio::time::sleep(LOG_DRAIN_TIMEOUT).await;
         };
         tokio::select! {
             () = log_collector.finished() => {}

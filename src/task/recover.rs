@@ -9,13 +9,13 @@ use std::time::{Duration, SystemTime};
 use nix::sys::sysinfo::sysinfo;
 use nomad_proto::driver as pb;
 
-use super::container::{self, Place};
+use super::container::{self, ContainerHandles};
 use super::error::{Error, Result};
-use super::events::Teller;
-use super::exec::Leftovers;
+use super::events::TaskEvents;
+use super::exec::StaleExecs;
 use super::runtime::renew_wrapper;
-use super::supervisor::Watch;
-use super::{Identity, Saved, Settings, Task, Tasks};
+use super::supervisor::Supervision;
+use super::{DriverState, Identity, Settings, Task, Tasks};
 use crate::shim::{self, Connection, Family};
 use crate::sys::pidfd::Init;
 use crate::sys::procfs::{ProcessId, Stat};
@@ -45,13 +45,13 @@ impl Tasks {
         let doing = format!("recover task {}", config.id);
         let identity = Identity::of(config);
         let reservation = self.reserve(&identity).await.map_err(|error| error.context(&doing))?;
-        let teller = Teller { identity, events: self.events.clone() };
+        let task_events = TaskEvents { identity, events: self.events.clone() };
         let task =
-            find(self, &settings, teller, driver_state).await.map_err(|error| error.context(&doing))?;
+            find(self, &settings, task_events, driver_state).await.map_err(|error| error.context(&doing))?;
         tracing::info!(
             task = config.id,
-            container = task.saved.container_id,
-            pid = task.saved.init.pid,
+            container = task.driver_state.container_id,
+            pid = task.driver_state.init.pid,
             "recovered"
         );
         reservation.fill(Arc::new(task));
@@ -68,59 +68,76 @@ fn booted_at() -> Option<SystemTime> {
     SystemTime::now().checked_sub(sysinfo().ok()?.uptime())
 }
 
-async fn find(tasks: &Arc<Tasks>, settings: &Settings, teller: Teller, driver_state: &[u8]) -> Result<Task> {
-    let saved = Saved::decode(driver_state)?;
-    let place = Place::of(settings, &saved.container_id, saved.shim_binary.clone());
+async fn find(
+    tasks: &Arc<Tasks>,
+    settings: &Settings,
+    task_events: TaskEvents,
+    driver_state: &[u8],
+) -> Result<Task> {
+    let driver_state = DriverState::decode(driver_state)?;
+    let container =
+        ContainerHandles::of(settings, &driver_state.container_id, driver_state.shim_binary.clone());
     // A pid and its start time say nothing after a restart of the host, which may have emptied the state directory.
-    let is_of_this_boot = is_of_boot(saved.started_at, booted_at());
+    let is_of_this_boot = is_of_boot(driver_state.started_at, booted_at());
     if is_of_this_boot {
-        place.remember(&saved, &teller.identity);
+        container.remember(&driver_state, &task_events.identity);
     }
-    let restored = place.restore_off_thread().await;
-    if place.bundle.is_marked_for_removal() {
-        let directory = place.bundle.directory().display();
+    let restored = container.restore_off_thread().await;
+    if container.bundle.is_marked_for_removal() {
+        let directory = container.bundle.directory().display();
         return Err(Error::Failed(match (restored, is_of_this_boot) {
             (true, _) => format!("its bundle directory {directory} was removed"),
             (false, true) => "it was being removed".to_owned(),
             (false, false) => "the host was restarted after its start".to_owned(),
         }));
     }
-    let bundle = place.bundle.clone();
+    let bundle = container.bundle.clone();
     // Looked up before the shim is asked anything: the shim may be stuck in the start of an exec.
-    let execs = tokio::task::spawn_blocking(move || Leftovers::find(&bundle)).await;
-    if saved.family() == Family::Gvisor {
+    let execs = tokio::task::spawn_blocking(move || StaleExecs::find(&bundle)).await;
+    if driver_state.family() == Family::Gvisor {
         if let Err(error) = renew_wrapper(settings).await {
-            tracing::warn!(container = saved.container_id, %error, "can't renew the link by which its shim finds runsc");
+            tracing::warn!(container = driver_state.container_id, %error, "can't renew the link by which its shim finds runsc");
         }
-    } else if let Err(error) = settings.events.address_for(&saved.shim_binary).await {
+    } else if let Err(error) = settings.events.address_for(&driver_state.shim_binary).await {
         // A shim whose events are not taken retries each event, and says so in its log.
-        tracing::warn!(container = saved.container_id, %error, "can't accept its shim's events");
+        tracing::warn!(container = driver_state.container_id, %error, "can't accept its shim's events");
     }
-    let init = hold(saved.init).await;
-    let connection = reach(&place, &saved, &init).await?;
+    let init = hold(driver_state.init).await;
+    let connection = reach(&container, &driver_state, &init).await?;
     let init = init.unwrap_or_default();
     let waiting = shim::wait_pending(&connection, "").await;
     if let Ok(execs) = execs {
-        let (connection, saved, place) = (connection.clone(), saved.clone(), place.clone());
+        let (connection, driver_state, container) =
+            (connection.clone(), driver_state.clone(), container.clone());
         let runtime_root = container::runtime_root(settings);
-        tokio::spawn(async move { execs.end(&connection, &saved, &place, runtime_root.as_ref()).await });
+        tokio::spawn(async move {
+            execs.end(&connection, &driver_state, &container, runtime_root.as_ref()).await
+        });
     }
-    let network = place.clone();
+    let network = container.clone();
     // The check may take as long as the CNI plugins do, and changes nothing for the task.
     tokio::spawn(async move { network.check_network().await });
-    let oom_kills = saved.cgroup.oom_kills();
-    let (log_collector, trouble) = match tasks.collect_output(&saved, &teller).await {
+    let oom_kills = driver_state.cgroup.oom_kills();
+    let (log_collector, trouble) = match tasks.collect_output(&driver_state, &task_events).await {
         Ok(log_collector) => (log_collector, None),
         Err(error) => (None, Some(error)),
     };
-    let watch =
-        Watch { saved, place, teller: teller.clone(), init, connection, waiting, log_collector, oom_kills };
-    let mut task = Task::watched(watch, settings);
+    let supervision = Supervision {
+        driver_state,
+        container,
+        task_events: task_events.clone(),
+        init,
+        connection,
+        waiting,
+        log_collector,
+        oom_kills,
+    };
+    let mut task = Task::supervised(supervision, settings);
     if let Some(trouble) = trouble {
-        let (saved, phase) = (task.saved.clone(), task.phase.clone());
-        tokio::spawn(Arc::clone(tasks).collect_later(saved, teller.clone(), phase, trouble));
+        let (driver_state, phase) = (task.driver_state.clone(), task.phase.clone());
+        tokio::spawn(Arc::clone(tasks).collect_later(driver_state, task_events.clone(), phase, trouble));
     }
-    task.recovered = Mutex::new(Some(teller));
+    task.recovered = Mutex::new(Some(task_events));
     Ok(task)
 }
 
@@ -141,8 +158,12 @@ async fn hold(process: ProcessId) -> std::io::Result<Option<Init>> {
 /// Connects to a task's shim and asks for its state. A shim that can't be asked costs no task whose first process runs,
 /// as long as the shim's own process is there: whatever the shim is busy with, or this plugin is short of, is no exit
 /// of the task, and the kernel reports an exit all the same.
-async fn reach(place: &Place, saved: &Saved, init: &std::io::Result<Option<Init>>) -> Result<Connection> {
-    let opened = Connection::open(&saved.shim.bootstrap, &saved.container_id).await;
+async fn reach(
+    container: &ContainerHandles,
+    driver_state: &DriverState,
+    init: &std::io::Result<Option<Init>>,
+) -> Result<Connection> {
+    let opened = Connection::open(&driver_state.shim.bootstrap, &driver_state.container_id).await;
     let error = match opened {
         Ok(connection) => match tokio::time::timeout(SHIM_ANSWERS, connection.state()).await {
             Ok(Ok(_)) => return Ok(connection),
@@ -152,19 +173,19 @@ async fn reach(place: &Place, saved: &Saved, init: &std::io::Result<Option<Init>
         },
         Err(error) => error.into(),
     };
-    if matches!(init, Ok(None)) && has_gone(saved.init, &Stat::look(saved.init.pid)) {
+    if matches!(init, Ok(None)) && has_gone(driver_state.init, &Stat::look(driver_state.init.pid)) {
         return Err(error.context("its first process is gone"));
     }
-    let shim = place.launcher.process_of(&saved.shim, &place.bundle, &place.id).await;
+    let shim = container.launcher.process_of(&driver_state.shim, &container.bundle, &container.id).await;
     if matches!(shim, Ok(None)) {
         return Err(error.context("its shim is gone"));
     }
     tracing::warn!(
-        container = saved.container_id,
+        container = driver_state.container_id,
         %error,
         "the shim does not answer, but it and the task's process are running"
     );
-    Ok(Connection::deferred(&saved.shim.bootstrap, &saved.container_id))
+    Ok(Connection::deferred(&driver_state.shim.bootstrap, &driver_state.container_id))
 }
 
 /// Returns whether a process is gone by what was seen at its pid; works also where the kernel has no pidfds. A process
@@ -178,7 +199,7 @@ fn has_gone(process: ProcessId, seen: &std::io::Result<Option<Stat>>) -> bool {
         }
 }
 
-impl Saved {
+impl DriverState {
     pub(super) fn encode(&self) -> Result<Vec<u8>> {
         serde_json::to_vec(self).map_err(|error| Error::Failed(format!("encode the driver state: {error}")))
     }
@@ -224,8 +245,8 @@ mod tests {
     const RECORDED: &str = include_str!("driver_state.json");
 
     /// Returns the driver state that is recorded.
-    fn complete() -> Saved {
-        Saved {
+    fn complete() -> DriverState {
+        DriverState {
             container_id: "redis-1".to_owned(),
             shim_binary: "/usr/bin/containerd-shim-runc-v2".into(),
             family: Some(Family::Runc),
@@ -258,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_recorded_driver_state_is_read_and_written_as_it_is() {
-        assert_eq!(Saved::decode(RECORDED.as_bytes()).unwrap(), complete());
+        assert_eq!(DriverState::decode(RECORDED.as_bytes()).unwrap(), complete());
         assert_eq!(String::from_utf8(complete().encode().unwrap()).unwrap(), RECORDED.trim_end());
     }
 
@@ -269,9 +290,9 @@ mod tests {
             early.as_object_mut().unwrap().remove(later).unwrap();
         }
         early["shim"].as_object_mut().unwrap().remove("started_ticks").unwrap();
-        let saved = Saved::decode(early.to_string().as_bytes()).unwrap();
-        assert_eq!((saved.family, saved.shim.started_ticks), (None, 0));
-        let error = Saved::decode(b"\x81garbage").unwrap_err();
+        let driver_state = DriverState::decode(early.to_string().as_bytes()).unwrap();
+        assert_eq!((driver_state.family, driver_state.shim.started_ticks), (None, 0));
+        let error = DriverState::decode(b"\x81garbage").unwrap_err();
         assert!(error.to_string().contains("no driver state of this driver"));
     }
 }

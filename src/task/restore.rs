@@ -5,9 +5,9 @@
 use std::sync::PoisonError;
 
 use super::attempts::Attempt;
-use super::container::Place;
+use super::container::ContainerHandles;
 use super::error::{Error, Result};
-use super::{Identity, Saved};
+use super::{DriverState, Identity};
 use crate::shim::{Bundle, Shim};
 use crate::sys::procfs::ProcessId;
 
@@ -15,25 +15,25 @@ use crate::sys::procfs::ProcessId;
 const INIT: &str = "init.json";
 
 /// The part of a task's handle that its end needs.
-pub(super) struct Known {
+pub(super) struct RestoreFacts {
     shim: Shim,
     init: ProcessId,
     attempt: Attempt,
     runsc: Option<String>,
 }
 
-impl Place {
+impl ContainerHandles {
     /// Returns whether somebody takes down the task that runs here.
     pub(super) fn is_taken_down(&self) -> bool {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).is_none()
     }
 
     /// Keeps the facts from the handle of the task that runs here, for [`Self::restore`].
-    pub(super) fn remember(&self, saved: &Saved, identity: &Identity) {
+    pub(super) fn remember(&self, driver_state: &DriverState, identity: &Identity) {
         let Identity { task_id: _, alloc_id, name } = identity.clone();
-        let attempt = Attempt { alloc_id, task: name, cgroup: saved.cgroup.path.clone() };
-        let runsc = saved.runsc.clone();
-        let known = Known { shim: saved.shim.clone(), init: saved.init, attempt, runsc };
+        let attempt = Attempt { alloc_id, task: name, cgroup: driver_state.cgroup.path.clone() };
+        let runsc = driver_state.runsc.clone();
+        let known = RestoreFacts { shim: driver_state.shim.clone(), init: driver_state.init, attempt, runsc };
         *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
     }
 
@@ -46,26 +46,26 @@ impl Place {
 
     /// Runs [`Self::restore`] on a thread of its own.
     pub(super) async fn restore_off_thread(&self) -> bool {
-        let place = self.clone();
-        tokio::task::spawn_blocking(move || place.restore()).await.unwrap_or(false)
+        let container = self.clone();
+        tokio::task::spawn_blocking(move || container.restore()).await.unwrap_or(false)
     }
 
     /// Restores the bundle for its teardown. Nothing restores it after this: what is missing from then on was taken
     /// down.
     pub(super) async fn restore_at_last(&self) {
-        let place = self.clone();
+        let container = self.clone();
         let restored = tokio::task::spawn_blocking(move || {
-            let known = place.known.lock().unwrap_or_else(PoisonError::into_inner).take();
-            known.is_some_and(|known| place.restore_from(&known))
+            let known = container.known.lock().unwrap_or_else(PoisonError::into_inner).take();
+            known.is_some_and(|known| container.restore_from(&known))
         });
         if let Err(error) = restored.await {
             tracing::warn!(container = self.id, %error, "the restoration of its bundle was interrupted");
         }
     }
 
-    fn restore_from(&self, known: &Known) -> bool {
+    fn restore_from(&self, known: &RestoreFacts) -> bool {
         let Self { id, bundle, launcher, .. } = self;
-        let Known { shim, init, attempt, runsc } = known;
+        let RestoreFacts { shim, init, attempt, runsc } = known;
         let runsc = runsc.as_deref();
         if !bundle.lacks_teardown_files(runsc) {
             return false;

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::container::Place;
+use super::container::ContainerHandles;
 use super::error::{Error, Result};
 use super::runtime;
-use super::start::limit::Queue;
-use super::start::plan::Wanted;
+use super::start::limit::StartLimiter;
+use super::start::plan::StartPlan;
 use crate::cni::{Cni, DefaultNetwork};
 use crate::config::{Auth, Bridge, Inline, PluginConfig, Pulls};
 use crate::containerd::{Containerd, ImageSettings, PullSettings};
@@ -27,7 +27,7 @@ pub(crate) struct Settings {
     pub(super) start_inputs: shim::StartInputs,
     /// Average speed of a CPU core in MHz, as the agent counts it.
     pub mhz_per_core: f64,
-    pub(super) starts: Queue,
+    pub(super) starts: StartLimiter,
 }
 
 impl Settings {
@@ -54,7 +54,7 @@ impl Settings {
             networks.cni_timeout,
         );
         let cni = Arc::new(cni);
-        let starts = Queue::new(config.start_limit.max_concurrent_starts());
+        let starts = StartLimiter::new(config.start_limit.max_concurrent_starts());
         let events = shim::EventSocket::of(&config.state_dir);
         let start_inputs = shim::StartInputs::default();
         Ok(Self { config, containerd, cni, events, start_inputs, mhz_per_core, starts })
@@ -73,19 +73,19 @@ impl Settings {
     ///
     /// # Errors
     /// When the shim of the task's runtime is missing, or the OCI runtime that the shim is to run.
-    pub(super) async fn place_for(
+    pub(super) async fn container_for(
         &self,
         container_id: &str,
-        wanted: &Wanted,
+        plan: &StartPlan,
         containerd: &Containerd,
-    ) -> Result<Place> {
-        let runtime = &wanted.options.runtime;
+    ) -> Result<ContainerHandles> {
+        let runtime = &plan.options.runtime;
         let program = runtime.program(&self.config).map(str::to_owned);
         let shim = find_programs(runtime.shim(&self.config).to_owned(), program).await?;
-        let mut place = Place::of(self, container_id, shim);
-        place.launcher.family = wanted.runtime.family;
-        place.containerd = containerd.with_snapshotter(runtime.snapshotter(&self.config));
-        Ok(place)
+        let mut container = ContainerHandles::of(self, container_id, shim);
+        container.launcher.family = plan.runtime.family;
+        container.containerd = containerd.with_snapshotter(runtime.snapshotter(&self.config));
+        Ok(container)
     }
 }
 

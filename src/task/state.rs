@@ -39,7 +39,7 @@ pub(crate) struct Identity {
 /// The driver state: everything needed to find a running task again. Nomad keeps it in the task's handle, and hands it
 /// back at a recovery.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Saved {
+pub(super) struct DriverState {
     pub(super) container_id: String,
     /// Path of the binary that the shim was started from. The shim's own clean-up is run with it.
     pub(super) shim_binary: PathBuf,
@@ -71,7 +71,7 @@ pub(super) struct Saved {
     pub(super) runsc: Option<String>,
 }
 
-impl Saved {
+impl DriverState {
     pub(super) fn family(&self) -> Family {
         self.family.unwrap_or_else(|| Family::of_binary(&self.shim_binary))
     }

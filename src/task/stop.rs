@@ -29,9 +29,9 @@ impl Tasks {
         let task = loop {
             let freed = self.freed.notified();
             match self.lock().get(&container::container_id(task_id)) {
-                None | Some(Slot::Ending) => return Ok(()),
-                Some(Slot::Here(task)) => break Arc::clone(task),
-                Some(Slot::Starting(starting)) => starting.called_off.cancel(),
+                None | Some(Slot::Removing) => return Ok(()),
+                Some(Slot::Active(task)) => break Arc::clone(task),
+                Some(Slot::Starting(starting)) => starting.cancelled.cancel(),
             }
             freed.await;
         };
@@ -46,12 +46,12 @@ impl Task {
     /// # Errors
     /// When not even SIGKILL ends the task.
     async fn stop(&self, asked: &str, timeout: Duration) -> Result<()> {
-        let signal = self.stop_signal(asked).map(|signal| deliverable(signal, self.saved.family()));
+        let signal = self.stop_signal(asked).map(|signal| deliverable(signal, self.driver_state.family()));
         if self.has_exited() {
             return Ok(());
         }
         // A runtime delivers no signal where it can't write its log into the bundle.
-        self.place.restore_off_thread().await;
+        self.container.restore_off_thread().await;
         let ends = async {
             if let Some(signal) = signal
                 && let Err(error) = self.connection.kill(signal, false).await
@@ -77,7 +77,7 @@ impl Task {
     /// # Errors
     /// When not even SIGKILL ends it.
     pub(super) async fn kill_all(&self) -> Result<()> {
-        let is_alone = self.place.kill_group().await.unwrap_or_else(|error| {
+        let is_alone = self.container.kill_group().await.unwrap_or_else(|error| {
             tracing::warn!(task = self.id(), %error, "not all of its processes have exited yet");
             true
         });
@@ -105,7 +105,7 @@ impl Task {
         if self.has_exited() {
             return Err(Error::Conflict(format!("signal task {}: it has exited", self.id())));
         }
-        self.place.restore_off_thread().await;
+        self.container.restore_off_thread().await;
         self.connection.kill(signal, false).await.map_err(|error| Error::Failed(error.to_string()))
     }
 
@@ -116,7 +116,7 @@ impl Task {
         if signal::is_none(asked) {
             return None;
         }
-        let of_image = self.saved.stop_signal.as_deref().unwrap_or_default();
+        let of_image = self.driver_state.stop_signal.as_deref().unwrap_or_default();
         let wanted = if asked.is_empty() { of_image } else { asked };
         if wanted.is_empty() {
             return Some(Signal::SIGTERM as i32);

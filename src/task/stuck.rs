@@ -18,7 +18,7 @@ impl Tasks {
     pub(super) async fn end_stuck(self: Arc<Self>) {
         loop {
             tokio::time::sleep(PERIOD).await;
-            let mut running = self.here();
+            let mut running = self.active();
             running.retain(|task| !task.has_exited());
             let look = move || running.into_iter().filter(is_stuck).collect::<Vec<_>>();
             for task in tokio::task::spawn_blocking(look).await.unwrap_or_default() {
@@ -27,7 +27,7 @@ impl Tasks {
                     "its first process has exited, and the others are still running; killing them"
                 );
                 tokio::spawn(async move {
-                    if let Err(error) = task.place.kill_group().await {
+                    if let Err(error) = task.container.kill_group().await {
                         tracing::warn!(task = task.id(), %error, "can't kill the task's remaining processes");
                     }
                 });
@@ -37,5 +37,5 @@ impl Tasks {
 }
 
 fn is_stuck(task: &Arc<Task>) -> bool {
-    is_exiting(task.saved.init)
+    is_exiting(task.driver_state.init)
 }

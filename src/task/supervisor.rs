@@ -15,9 +15,9 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::sys::signal::Signal;
 use tokio::sync::watch;
 
-use super::container::Place;
-use super::events::Teller;
-use super::{Exit, Phase, Saved};
+use super::container::ContainerHandles;
+use super::events::TaskEvents;
+use super::{DriverState, Exit, Phase};
 use crate::cgroup::OomWatch;
 use crate::logs::LogCollector;
 use crate::shim::{self, Connection, Family, LogPaths, PendingWait, ProcessExit, Shim, wait_drained};
@@ -25,13 +25,13 @@ use crate::sys::pidfd::Init;
 use crate::sys::process_end::SIGNAL_BASE;
 
 /// Maximum time to drain a task's output into its log before the exit is reported without the rest.
-pub(super) const LAST_WORDS: Duration = Duration::from_secs(10);
+pub(super) const LOG_DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Grace period in which the shim may report an exit that the kernel has reported.
-const OVERDUE: Duration = Duration::from_secs(3);
+const SHIM_EXIT_GRACE: Duration = Duration::from_secs(3);
 /// Timeout of the retried Wait where the kernel has the exit status, too.
-const ASKED_AGAIN: Duration = Duration::from_secs(3);
+const RETRIED_WAIT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Timeout of the retried Wait where the kernel has no exit status.
-const ONLY_THE_SHIM_KNOWS: Duration = Duration::from_secs(30);
+const LAST_RESORT_WAIT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum time between an OOM kill and the failure of its task that it is taken as the cause of.
 const OOM_ENDS_TASK: Duration = Duration::from_secs(10);
 /// Shortest and longest backoff between retries of a Wait, while the shim runs and can't be asked.
@@ -47,10 +47,10 @@ const MOST_SIGNAL: i32 = 64;
 const UNKNOWN_CODE: i32 = -1;
 
 /// A task to supervise, with what its supervisor needs.
-pub(super) struct Watch {
-    pub(super) saved: Saved,
-    pub(super) place: Place,
-    pub(super) teller: Teller,
+pub(super) struct Supervision {
+    pub(super) driver_state: DriverState,
+    pub(super) container: ContainerHandles,
+    pub(super) task_events: TaskEvents,
     /// Pidfd of the task's first process; `None` if it had exited before, or the kernel has no pidfds.
     pub(super) init: Option<Init>,
     pub(super) connection: Connection,
@@ -62,42 +62,53 @@ pub(super) struct Watch {
 }
 
 /// Starts the supervisor of a task, and returns the task's phase.
-pub(super) fn watch(watch: Watch) -> watch::Receiver<Phase> {
-    watch.place.remember(&watch.saved, &watch.teller.identity);
+pub(super) fn supervise(supervision: Supervision) -> watch::Receiver<Phase> {
+    supervision.container.remember(&supervision.driver_state, &supervision.task_events.identity);
     let (writer, reader) = watch::channel(Phase::Running);
     tokio::spawn(async move {
-        let exit = follow(watch).await;
+        let exit = follow(supervision).await;
         writer.send_replace(Phase::Exited(exit));
     });
     reader
 }
 
-async fn follow(watch: Watch) -> Exit {
-    let Watch { saved, place, teller, init, connection, waiting, log_collector, oom_kills } = watch;
+async fn follow(supervision: Supervision) -> Exit {
+    let Supervision {
+        driver_state,
+        container,
+        task_events,
+        init,
+        connection,
+        waiting,
+        log_collector,
+        oom_kills,
+    } = supervision;
     let began = SystemTime::now();
-    let mut oom = OomWatch::begin(&saved.cgroup, oom_kills);
+    let mut oom = OomWatch::begin(&driver_state.cgroup, oom_kills);
     let mut last_kill = None;
-    let mut told = pin!(learn(&saved, &place, init.as_ref(), &connection, waiting));
-    let told = loop {
+    let mut report = pin!(learn(&driver_state, &container, init.as_ref(), &connection, waiting));
+    let report = loop {
         tokio::select! {
-            told = &mut told => break told,
+            report = &mut report => break report,
             killed = oom.next() => {
                 last_kill = Some(Instant::now());
-                teller.oom_killed(killed);
+                task_events.oom_killed(killed);
             }
         }
     };
     let new_kills = oom.count();
     if new_kills > 0 {
-        teller.oom_killed(new_kills);
+        task_events.oom_killed(new_kills);
     }
-    let since_start = saved.cgroup.oom_kills().saturating_sub(saved.oom_kills.unwrap_or(0));
-    let mut exit = match told {
-        Told::Answer(Ok(ended)) if saved.family() == Family::Gvisor => by_sandbox(ended, init.as_ref()).await,
-        Told::Answer(Ok(ended)) => by_shim(ended, init.as_ref().and_then(Init::exit_status)),
-        Told::Answer(Err(error)) => without_shim(&place, init.as_ref(), &error).await,
-        Told::Unheard(at) => {
-            tracing::warn!(container = place.id, "the task has exited, but its shim does not report it");
+    let since_start = driver_state.cgroup.oom_kills().saturating_sub(driver_state.oom_kills.unwrap_or(0));
+    let mut exit = match report {
+        ExitReport::Answer(Ok(ended)) if driver_state.family() == Family::Gvisor => {
+            by_sandbox(ended, init.as_ref()).await
+        }
+        ExitReport::Answer(Ok(ended)) => by_shim(ended, init.as_ref().and_then(Init::exit_status)),
+        ExitReport::Answer(Err(error)) => without_shim(&container, init.as_ref(), &error).await,
+        ExitReport::Unheard(at) => {
+            tracing::warn!(container = container.id, "the task has exited, but its shim does not report it");
             by_kernel(init.as_ref().and_then(Init::exit_status), at)
         }
     };
@@ -108,16 +119,19 @@ async fn follow(watch: Watch) -> Exit {
         unseen: exit.at < began,
     };
     exit.oom_killed = exit.code != 0 && kills.have_ended_it();
-    if saved.shares_pids
-        && let Err(error) = place.kill_group().await
+    if driver_state.shares_pids
+        && let Err(error) = container.kill_group().await
     {
-        tracing::warn!(container = place.id, %error, "can't kill the task's remaining processes");
+        tracing::warn!(container = container.id, %error, "can't kill the task's remaining processes");
     }
-    if !last_words(&saved.logs, log_collector).await {
-        tracing::warn!(container = place.id, "not all of the task's output was read within {LAST_WORDS:?}");
+    if !drain_logs(&driver_state.logs, log_collector).await {
+        tracing::warn!(
+            container = container.id,
+            "not all of the task's output was read within {LOG_DRAIN_TIMEOUT:?}"
+        );
     }
     let Exit { code, signal, oom_killed, at: _, error } = &exit;
-    let task = &teller.identity.task_id;
+    let task = &task_events.identity.task_id;
     tracing::debug!(task, code, signal, oom_killed, ?error, "the task has exited");
     exit
 }
@@ -141,31 +155,31 @@ impl Kills {
 }
 
 async fn learn(
-    saved: &Saved,
-    place: &Place,
+    driver_state: &DriverState,
+    container: &ContainerHandles,
     init: Option<&Init>,
     connection: &Connection,
     waiting: PendingWait,
-) -> Told {
+) -> ExitReport {
     let again = || -> PendingWait {
         let connection = connection.clone();
         Box::pin(async move { connection.wait("").await })
     };
     let is_gone = || -> Pin<Box<dyn Future<Output = bool> + Send>> {
-        let (place, shim) = (place.clone(), saved.shim.clone());
-        Box::pin(async move { shim_is_gone(&place, &shim).await })
+        let (container, shim) = (container.clone(), driver_state.shim.clone());
+        Box::pin(async move { shim_is_gone(&container, &shim).await })
     };
     tokio::select! {
-        answer = answer(waiting, again, is_gone) => Told::Answer(answer),
-        told = overdue(connection, "", init) => told,
+        answer = answer(waiting, again, is_gone) => ExitReport::Answer(answer),
+        report = report_overdue(connection, "", init) => report,
     }
 }
 
-async fn shim_is_gone(place: &Place, shim: &Shim) -> bool {
-    match place.launcher.process_of(shim, &place.bundle, &place.id).await {
+async fn shim_is_gone(container: &ContainerHandles, shim: &Shim) -> bool {
+    match container.launcher.process_of(shim, &container.bundle, &container.id).await {
         Ok(process) => process.is_none(),
         Err(error) => {
-            tracing::warn!(container = place.id, %error, "can't tell whether the shim is running");
+            tracing::warn!(container = container.id, %error, "can't tell whether the shim is running");
             false
         }
     }
@@ -194,7 +208,7 @@ async fn answer(
 }
 
 /// The source of what is known of an exit.
-enum Told {
+enum ExitReport {
     /// The shim's answer; or an error where there will never be an answer.
     Answer(Result<ProcessExit, shim::Error>),
     /// The time of the exit by the kernel; the shim reports nothing.
@@ -203,15 +217,15 @@ enum Told {
 
 /// Completes when the kernel has reported the exit of the task, or of an exec, and the shim has not done so for too
 /// long. The Wait is retried once by then, since its answer may have been lost on the way.
-async fn overdue(connection: &Connection, exec_id: &str, init: Option<&Init>) -> Told {
+async fn report_overdue(connection: &Connection, exec_id: &str, init: Option<&Init>) -> ExitReport {
     let Some(init) = init else { return std::future::pending().await };
     init.ended().await;
     let at = SystemTime::now();
-    tokio::time::sleep(OVERDUE).await;
-    let limit = if init.exit_status().is_some() { ASKED_AGAIN } else { ONLY_THE_SHIM_KNOWS };
+    tokio::time::sleep(SHIM_EXIT_GRACE).await;
+    let limit = if init.exit_status().is_some() { RETRIED_WAIT_TIMEOUT } else { LAST_RESORT_WAIT_TIMEOUT };
     match tokio::time::timeout(limit, connection.wait(exec_id)).await {
-        Ok(Ok(ended)) => Told::Answer(Ok(ended)),
-        Ok(Err(_)) | Err(_) => Told::Unheard(at),
+        Ok(Ok(ended)) => ExitReport::Answer(Ok(ended)),
+        Ok(Err(_)) | Err(_) => ExitReport::Unheard(at),
     }
 }
 
@@ -224,13 +238,13 @@ pub(super) fn backed(
     process: Init,
 ) -> PendingWait {
     Box::pin(async move {
-        let told = tokio::select! {
+        let report = tokio::select! {
             answer = waiting => return answer,
-            told = overdue(&connection, &exec_id, Some(&process)) => told,
+            report = report_overdue(&connection, &exec_id, Some(&process)) => report,
         };
-        let at = match told {
-            Told::Answer(answer) => return answer,
-            Told::Unheard(at) => at,
+        let at = match report {
+            ExitReport::Answer(answer) => return answer,
+            ExitReport::Unheard(at) => at,
         };
         tracing::warn!(exec = exec_id, "a command has exited, but the shim does not report it");
         let status = process.exit_status().map(code_of).and_then(|code| u32::try_from(code).ok());
@@ -310,18 +324,18 @@ fn likely_signal(code: i32) -> i32 {
 }
 
 /// Ends the processes of a task whose shim is lost, and returns the task's exit.
-async fn without_shim(place: &Place, init: Option<&Init>, error: &shim::Error) -> Exit {
+async fn without_shim(container: &ContainerHandles, init: Option<&Init>, error: &shim::Error) -> Exit {
     // The death of the shim closed the other ends of the task's pipes, which may end the task as well.
     let ended_before = init.is_some_and(Init::has_ended);
     let at = SystemTime::now();
-    tracing::warn!(container = place.id, %error, ended_before, "the shim has died; killing its container");
+    tracing::warn!(container = container.id, %error, ended_before, "the shim has died; killing its container");
     if let Some(init) = init {
         init.kill();
     }
-    let left = place.end_without_shim().await.err();
+    let left = container.end_without_shim().await.err();
     if let Some(left) = &left {
-        tracing::error!(container = place.id, %left, "can't kill the container of a dead shim; trying again");
-        tokio::spawn(place.clone().keep_ending());
+        tracing::error!(container = container.id, %left, "can't kill the container of a dead shim; trying again");
+        tokio::spawn(container.clone().keep_ending());
     }
     let own_end = init.filter(|_| ended_before && left.is_none()).and_then(Init::exit_status);
     match own_end.filter(|status| status.signal() != Some(Signal::SIGPIPE as i32)) {
@@ -344,11 +358,11 @@ async fn without_shim(place: &Place, init: Option<&Init>, error: &shim::Error) -
 
 /// Drains the task's output into its log, and returns whether that was complete. The driver's collector takes nothing
 /// more after this.
-async fn last_words(logs: &LogPaths, log_collector: Option<LogCollector>) -> bool {
+async fn drain_logs(logs: &LogPaths, log_collector: Option<LogCollector>) -> bool {
     if let Some(mut log_collector) = log_collector {
-        return tokio::time::timeout(LAST_WORDS, log_collector.finished()).await.is_ok();
+        return tokio::time::timeout(LOG_DRAIN_TIMEOUT, log_collector.finished()).await.is_ok();
     }
-    wait_drained(logs, LAST_WORDS).await
+    wait_drained(logs, LOG_DRAIN_TIMEOUT).await
 }
 
 #[cfg(test)]

@@ -10,10 +10,10 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::attempts::Attempt;
-use super::container::{self, Place};
+use super::container::{self, ContainerHandles};
 use super::error::{Error, Result};
 use super::timeline::{Call, Timeline};
-use super::{Ending, Settings, Slot, Tasks};
+use super::{RemovalGuard, Settings, Slot, Tasks};
 use crate::shim::{Bundle, Connection, Shim, State, wait_pending};
 
 /// Maximum time that a killed container may take to exit.
@@ -23,7 +23,7 @@ const SHIM_ENDS: Duration = Duration::from_secs(2);
 
 /// The parts that a teardown leaves for somebody to look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Keeps {
+enum TeardownScope {
     Nothing,
     /// The record, and by it the snapshot.
     Record,
@@ -56,7 +56,7 @@ impl Tasks {
         container_id: &str,
         force: bool,
     ) -> Result<()> {
-        let (place, ending) = loop {
+        let (container, ending) = loop {
             let freed = self.freed.notified();
             match self.begin_destroy(&settings, container_id, force)? {
                 Some(begun) => break begun,
@@ -66,7 +66,8 @@ impl Tasks {
         // In a task of its own: the caller may go away, the teardown goes on.
         let keeps = !settings.config.gc.container;
         let torn_down = tokio::spawn(async move {
-            let outcome = if keeps { place.tear_down_around().await } else { place.tear_down().await };
+            let outcome =
+                if keeps { container.tear_down_keeping_record().await } else { container.tear_down().await };
             drop(ending);
             outcome
         });
@@ -82,27 +83,27 @@ impl Tasks {
         settings: &Settings,
         container_id: &str,
         force: bool,
-    ) -> Result<Option<(Place, Ending)>> {
+    ) -> Result<Option<(ContainerHandles, RemovalGuard)>> {
         let mut slots = self.lock();
-        let place = match slots.get(container_id) {
-            Some(Slot::Here(task)) if !force && !task.has_exited() => {
+        let container = match slots.get(container_id) {
+            Some(Slot::Active(task)) if !force && !task.has_exited() => {
                 return Err(Error::Conflict(
                     "it is running: stop it first, or destroy it by force".to_owned(),
                 ));
             }
-            Some(Slot::Here(task)) => {
+            Some(Slot::Active(task)) => {
                 task.end_stats();
-                task.place.clone()
+                task.container.clone()
             }
             Some(Slot::Starting(starting)) if force => {
-                starting.called_off.cancel();
+                starting.cancelled.cancel();
                 return Ok(None);
             }
-            Some(Slot::Starting(_) | Slot::Ending) => return Ok(None),
-            None => Place::by_id(settings, container_id),
+            Some(Slot::Starting(_) | Slot::Removing) => return Ok(None),
+            None => ContainerHandles::by_id(settings, container_id),
         };
-        slots.insert(container_id.to_owned(), Slot::Ending);
-        Ok(Some((place, Ending { tasks: Arc::clone(self), container_id: container_id.to_owned() })))
+        slots.insert(container_id.to_owned(), Slot::Removing);
+        Ok(Some((container, RemovalGuard { tasks: Arc::clone(self), container_id: container_id.to_owned() })))
     }
 }
 
@@ -123,29 +124,29 @@ fn record_end_of_processes(bundle: &Bundle) -> Result<()> {
     Attempt::forget(bundle)
 }
 
-impl Place {
+impl ContainerHandles {
     /// # Errors
     /// Names the first part that could not be removed. The bundle is kept, marked, until all is.
     pub(super) async fn tear_down(&self) -> Result<()> {
-        self.take_down(Keeps::Nothing).await
+        self.take_down(TeardownScope::Nothing).await
     }
 
     /// Takes down all but the record and, kept by it, the snapshot, which are for somebody to look at.
     ///
     /// # Errors
     /// As [`Self::tear_down`].
-    async fn tear_down_around(&self) -> Result<()> {
-        self.take_down(Keeps::Record).await
+    async fn tear_down_keeping_record(&self) -> Result<()> {
+        self.take_down(TeardownScope::Record).await
     }
 
-    async fn take_down(&self, keeps: Keeps) -> Result<()> {
+    async fn take_down(&self, keeps: TeardownScope) -> Result<()> {
         let (timeline, calls) = (Timeline::begin(), self.containerd.calls());
         let outcome = Box::pin(self.take_down_parts(keeps, &timeline)).await;
         timeline.tell(Call::Teardown, &self.id, outcome.is_ok(), self.containerd.calls() - calls);
         outcome
     }
 
-    async fn take_down_parts(&self, keeps: Keeps, timeline: &Timeline) -> Result<()> {
+    async fn take_down_parts(&self, keeps: TeardownScope, timeline: &Timeline) -> Result<()> {
         let Self { id, bundle, containerd, .. } = self;
         self.restore_at_last().await;
         // Somebody may have removed the bundle from under a container that runs.
@@ -166,7 +167,7 @@ impl Place {
         } else {
             timeline.step("processes", self.end_without_shim()).await?;
         }
-        if keeps == Keeps::Nothing {
+        if keeps == TeardownScope::Nothing {
             timeline.step("record", containerd.delete_record(id)).await?;
             timeline.step("snapshot", containerd.remove_snapshot_of(id)).await?;
         }

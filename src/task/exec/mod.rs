@@ -29,7 +29,7 @@ pub(crate) use error::ExecRefused;
 pub(crate) use input::{Stdin, Terminal, TerminalSize};
 use processes::Root;
 pub(crate) use script::ExecOutput;
-pub(super) use stale::{Leftovers, noted_process};
+pub(super) use stale::{StaleExecs, noted_process};
 
 /// Maximum size of one read, which is what a pipe holds.
 const CHUNK_BYTES: usize = 64 * 1024;
@@ -100,7 +100,7 @@ impl Task {
         let console = size.map(|TerminalSize { width, height }| (width.into(), height.into()));
         let process = spec::exec_process(process, command, tty, console);
         let exec_id = next_exec_id();
-        let pipes = ExecPipes::at(&self.place.bundle.io_directory(), &exec_id, stdin, tty);
+        let pipes = ExecPipes::at(&self.container.bundle.io_directory(), &exec_id, stdin, tty);
         let start = Start {
             connection: self.connection.clone(),
             exec_id,
@@ -108,9 +108,9 @@ impl Task {
             pipes,
             tty,
             size,
-            cgroup: self.saved.cgroup.clone(),
-            bundle: self.place.bundle.clone(),
-            leaves_no_pid: !self.saved.family().shares_kernel(),
+            cgroup: self.driver_state.cgroup.clone(),
+            bundle: self.container.bundle.clone(),
+            leaves_no_pid: !self.driver_state.family().shares_kernel(),
         };
         let starting = tokio::spawn(start.run());
         let started =
@@ -132,7 +132,7 @@ impl Task {
     /// Returns the task's own process from its specification, which is read from the bundle once.
     async fn exec_template(&self) -> Result<&Process> {
         let read = async {
-            let bundle = self.place.bundle.clone();
+            let bundle = self.container.bundle.clone();
             let spec = tokio::task::spawn_blocking(move || bundle.read_spec()).await;
             let spec = spec.map_err(|error| Error::Failed(error.to_string()))??;
             spec.process()
@@ -266,7 +266,7 @@ impl Exec {
     /// Kills the command and all that it started, and waits until they are gone.
     pub(crate) async fn end_by_force(mut self) {
         self.guard.over = false;
-        let Some(Ending { killed, forgotten }) = self.guard.finish() else { return };
+        let Some(RemovalGuard { killed, forgotten }) = self.guard.finish() else { return };
         if killed.await.is_err() {
             tracing::warn!("the kill of a command was interrupted");
         }
@@ -276,7 +276,7 @@ impl Exec {
 }
 
 /// The end of a command that is under way.
-struct Ending {
+struct RemovalGuard {
     /// Completes when nothing runs any more that was to be killed.
     killed: oneshot::Receiver<()>,
     /// Completes when the shim has forgotten the command.
@@ -344,7 +344,7 @@ impl Guard {
     }
 
     /// Has the shim forget the command, and kills the command before that unless it is over.
-    fn finish(&mut self) -> Option<Ending> {
+    fn finish(&mut self) -> Option<RemovalGuard> {
         let (running, kill) = (self.running.take()?, !self.over);
         let (tell, killed) = oneshot::channel();
         let forgotten = tokio::spawn(async move {
@@ -355,7 +355,7 @@ impl Guard {
             running.forget().await;
             drop(running.pipes);
         });
-        Some(Ending { killed, forgotten })
+        Some(RemovalGuard { killed, forgotten })
     }
 }
 

@@ -18,8 +18,8 @@ use super::processes::{self, Root, strays};
 use super::{DEATH, PREFIX, Running, runtimes};
 use crate::shim::{Bundle, Connection, Family};
 use crate::sys::procfs::ProcessId;
-use crate::task::Saved;
-use crate::task::container::Place;
+use crate::task::DriverState;
+use crate::task::container::ContainerHandles;
 
 /// Maximum time between the begin of an exec's process and the note of its pid: as long as its start may take.
 const START: Duration = Duration::from_secs(60);
@@ -28,7 +28,7 @@ const START: Duration = Duration::from_secs(60);
 const TRIES: usize = 5;
 
 /// The execs that an earlier plugin has left, as found before anything new is run in the task.
-pub(in crate::task) struct Leftovers {
+pub(in crate::task) struct StaleExecs {
     /// First processes by exec id; `None` where the shim had not got that far.
     execs: BTreeMap<String, Option<Root>>,
     /// Time of the search by the kernel's clock, in ticks: what begins later is of this plugin.
@@ -41,7 +41,7 @@ pub(in crate::task) struct Leftovers {
     held: Vec<File>,
 }
 
-impl Leftovers {
+impl StaleExecs {
     /// Finds what is left in a bundle. Blocking: not for an async thread.
     pub(in crate::task) fn find(bundle: &Bundle) -> Self {
         let (looked, directory) = (processes::now(), bundle.directory().to_owned());
@@ -64,20 +64,20 @@ impl Leftovers {
     pub(in crate::task) async fn end(
         self,
         connection: &Connection,
-        saved: &Saved,
-        place: &Place,
+        driver_state: &DriverState,
+        container: &ContainerHandles,
         runtime_root: &Path,
     ) {
-        let cgroup = &saved.cgroup;
-        let shim = place.launcher.process_of(&saved.shim, &place.bundle, &place.id).await;
+        let cgroup = &driver_state.cgroup;
+        let shim = container.launcher.process_of(&driver_state.shim, &container.bundle, &container.id).await;
         let shim = shim.unwrap_or_else(|error| {
-            tracing::warn!(container = place.id, %error, "can't find the shim to look for stale commands");
+            tracing::warn!(container = container.id, %error, "can't find the shim to look for stale commands");
             None
         });
         let Self { execs, looked, directory, pipes, held } = self;
         // Runtimes come first: as long as they hang, their shim knows no process to kill. Other shims are left out,
         // since what they run beside their containers belongs to the containers.
-        if let Some(shim) = shim.filter(|_| saved.family().shares_kernel()) {
+        if let Some(shim) = shim.filter(|_| driver_state.family().shares_kernel()) {
             runtimes::end(shim.pid, runtime_root, looked).await;
         }
         let ends = execs.into_iter().map(|(exec_id, root)| {
@@ -91,9 +91,9 @@ impl Leftovers {
         });
         futures::future::join_all(ends).await;
         if let Some(shim) = shim
-            && strays_can_be_told(saved.family(), shim, saved.init, saved.shares_pids)
+            && strays_can_be_told(driver_state.family(), shim, driver_state.init, driver_state.shares_pids)
         {
-            end_strays(saved, shim, looked).await;
+            end_strays(driver_state, shim, looked).await;
         }
         for pipe in pipes {
             let _ = std::fs::remove_file(pipe);
@@ -124,8 +124,8 @@ fn strays_can_be_told(family: Family, shim: ProcessId, init: ProcessId, shares_p
     !shares_pids && family.shares_kernel() && shim.pid > 1 && init.pid > 1
 }
 
-async fn end_strays(saved: &Saved, shim: ProcessId, before: u64) {
-    let (cgroup, init) = (saved.cgroup.clone(), saved.init);
+async fn end_strays(driver_state: &DriverState, shim: ProcessId, before: u64) {
+    let (cgroup, init) = (driver_state.cgroup.clone(), driver_state.init);
     let killed = tokio::task::spawn_blocking(move || {
         let found = strays(&cgroup, shim.pid, init, before).unwrap_or_else(|error| {
             tracing::warn!(%error, "can't look for commands that the shim does not know");
@@ -178,13 +178,13 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let bundle = Bundle::at(state.path(), "nomad", "web");
         bundle.create(Path::new("/bin/shim")).unwrap();
-        assert!(Leftovers::find(&bundle).execs.is_empty());
+        assert!(StaleExecs::find(&bundle).execs.is_empty());
         for (name, pid) in [("exec-1-1.pid", "4711"), ("init.pid", "7"), ("exec-1-2.pid", "no number")] {
             std::fs::write(bundle.directory().join(name), pid).unwrap();
         }
         let pipe = bundle.io_directory().join("exec-1-3.stdout");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let found = Leftovers::find(&bundle);
+        let found = StaleExecs::find(&bundle);
         let roots: Vec<_> = found.execs.iter().map(|(id, root)| (id.as_str(), root.is_some())).collect();
         assert_eq!(roots, [("exec-1-1", true), ("exec-1-2", false), ("exec-1-3", false)]);
         assert_eq!((found.pipes, found.held.len()), (vec![pipe], 1));

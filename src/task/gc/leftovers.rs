@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use crate::cni::ValidAttachment;
 use crate::shim::{Bundle, bundles};
 use crate::sys::{malloc, open_files};
-use crate::task::container::Place;
+use crate::task::container::ContainerHandles;
 use crate::task::network::INTERFACE;
 use crate::task::start::OWNER_LABEL;
 use crate::task::{NAMESPACE, Settings, Tasks, runtime};
@@ -35,9 +35,9 @@ impl Tasks {
         tokio::spawn(Arc::clone(self).tell_of_missing_shims(settings.clone()));
         let tasks = Arc::clone(self);
         tokio::spawn(async move {
-            let mut rounds = Rounds::default();
+            let mut state = SweepState::default();
             while let Some(current) = tasks.own_settings(&mut settings).await {
-                Box::pin(tasks.sweep(&current, &mut rounds)).await;
+                Box::pin(tasks.sweep(&current, &mut state)).await;
                 if let Ok(Err(_)) = tokio::time::timeout(PERIOD, settings.changed()).await {
                     return;
                 }
@@ -55,8 +55,8 @@ impl Tasks {
         }
     }
 
-    async fn sweep(self: &Arc<Self>, settings: &Settings, rounds: &mut Rounds) {
-        let bundles: Vec<_> = self.here().iter().map(|task| task.place.bundle.clone()).collect();
+    async fn sweep(self: &Arc<Self>, settings: &Settings, state: &mut SweepState) {
+        let bundles: Vec<_> = self.active().iter().map(|task| task.container.bundle.clone()).collect();
         let _ = tokio::task::spawn_blocking(move || bundles.iter().for_each(Bundle::trim_logs)).await;
         let grace = settings.config.gc.dangling_containers.creation_grace;
         if let Err(error) = settings.containerd.end_left_pulls(grace).await {
@@ -64,12 +64,12 @@ impl Tasks {
         }
         let mut told = HashMap::new();
         for id in left_over(settings).await {
-            let Some(_ending) = self.reserve_end(&id) else { continue };
-            match Place::by_id(settings, &id).tear_down().await {
+            let Some(_ending) = self.reserve_removal(&id) else { continue };
+            match ContainerHandles::by_id(settings, &id).tear_down().await {
                 Ok(()) => tracing::info!(container = id, "removed the rest of a task"),
                 Err(error) => {
                     let error = error.to_string();
-                    if rounds.told.get(&id) == Some(&error) {
+                    if state.told.get(&id) == Some(&error) {
                         tracing::debug!(container = id, error, "still can't remove the rest of a task");
                     } else {
                         tracing::warn!(container = id, error, "can't remove the rest of a task yet");
@@ -78,9 +78,9 @@ impl Tasks {
                 }
             }
         }
-        rounds.told = told;
-        if rounds.collected.is_none_or(|at| at.elapsed() > COLLECTION) {
-            rounds.collected = Some(Instant::now());
+        state.told = told;
+        if state.collected.is_none_or(|at| at.elapsed() > COLLECTION) {
+            state.collected = Some(Instant::now());
             collect_addresses(settings).await;
         }
         let _ = tokio::task::spawn_blocking(malloc::trim).await;
@@ -89,7 +89,7 @@ impl Tasks {
 
 /// The facts that a sweep keeps for the next one.
 #[derive(Default)]
-struct Rounds {
+struct SweepState {
     /// Last error of each container that can't be taken down.
     told: HashMap<String, String>,
     /// Time of the last collection of addresses.

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
 use crate::shim::{Bundle, bundles};
-use crate::task::container::Place;
+use crate::task::container::ContainerHandles;
 use crate::task::{NAMESPACE, Settings, Tasks};
 
 impl Tasks {
@@ -54,16 +54,16 @@ impl Tasks {
     async fn reap(self: &Arc<Self>, settings: &Settings) {
         let (state_dir, grace) =
             (settings.config.state_dir.clone(), settings.config.gc.dangling_containers.creation_grace);
-        let found = tokio::task::spawn_blocking(move || grown_up(&state_dir, grace)).await;
+        let found = tokio::task::spawn_blocking(move || past_grace(&state_dir, grace)).await;
         for id in found.unwrap_or_default() {
             // The agent may have gone, or another one come, since the last container.
             if !self.is_settled(grace) {
                 return;
             }
             // An id that is taken is a task's that was started or recovered, or somebody takes it down already.
-            let Some(_ending) = self.reserve_end(&id) else { continue };
-            let place = Place::by_id(settings, &id);
-            let labels = place.containerd.labels(&id).await.unwrap_or_else(|error| {
+            let Some(_ending) = self.reserve_removal(&id) else { continue };
+            let container = ContainerHandles::by_id(settings, &id);
+            let labels = container.containerd.labels(&id).await.unwrap_or_else(|error| {
                 tracing::debug!(container = id, %error, "can't read the labels of the container");
                 std::collections::HashMap::new()
             });
@@ -79,7 +79,7 @@ impl Tasks {
                 continue;
             }
             tracing::warn!(container = id, alloc, task, "Nomad does not know this container; removing it");
-            if let Err(error) = place.tear_down().await {
+            if let Err(error) = container.tear_down().await {
                 tracing::warn!(container = id, %error, "the rest of it is removed later");
             }
         }
@@ -88,16 +88,16 @@ impl Tasks {
 
 /// Returns the containers whose start is complete and that are older than `grace`. Those marked for removal are the
 /// sweeper's.
-fn grown_up(state_dir: &Path, grace: Duration) -> Vec<String> {
+fn past_grace(state_dir: &Path, grace: Duration) -> Vec<String> {
     let now = SystemTime::now();
     let is_old = |made: SystemTime| now.duration_since(made).unwrap_or_default() >= grace;
     let found = bundles(state_dir, NAMESPACE).unwrap_or_else(|error| {
         tracing::warn!(%error, "can't look for containers that Nomad does not know");
         Vec::new()
     });
-    let grown_up = |id: &String| {
+    let past_grace = |id: &String| {
         let bundle = Bundle::at(state_dir, NAMESPACE, id);
         !bundle.is_marked_for_removal() && bundle.created_at().is_some_and(is_old)
     };
-    found.into_iter().filter(grown_up).collect()
+    found.into_iter().filter(past_grace).collect()
 }

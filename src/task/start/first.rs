@@ -46,14 +46,14 @@ impl Start<'_> {
         limits: Vec<Limit>,
         next_spec: Option<Box<Spec>>,
     ) -> Result<First> {
-        let options = &self.wanted.options;
+        let options = &self.plan.options;
         let created = Created {
-            container: self.place.id.clone(),
-            bundle: self.place.bundle.clone(),
+            container: self.container.id.clone(),
+            bundle: self.container.bundle.clone(),
             shim: shim.clone(),
-            family: self.wanted.runtime.family,
+            family: self.plan.runtime.family,
             program: options.runtime.program(&self.settings.config).map(str::to_owned),
-            cgroup: self.wanted.cgroup.clone(),
+            cgroup: self.plan.cgroup.clone(),
             limits,
             next_spec,
             pid,

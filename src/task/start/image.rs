@@ -3,9 +3,9 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::limit::{Turn, Wait};
+use super::limit::{Queued, StartPermit};
 use super::plan::ImageSource;
-use super::{Asker, Start};
+use super::{Start, StartCaller};
 use crate::config::{Pull, PullPolicy, TaskAuth as Auth};
 use crate::containerd::{Image, Policy, PullOptions};
 use crate::registry::{Credentials, is_server};
@@ -19,24 +19,24 @@ const MOST_LOOKS: usize = 5;
 impl Start<'_> {
     /// Finds the image, then waits for a permit to make a container from it. Meanwhile the image's name may come to
     /// stand for another image, and the found one be collected: then the image is looked up again.
-    pub(super) async fn image_and_turn(
+    pub(super) async fn image_and_permit(
         &self,
         pull_options: &PullOptions,
-        asker: &mut Asker,
-    ) -> Result<(Image, Turn)> {
+        caller: &mut StartCaller,
+    ) -> Result<(Image, StartPermit)> {
         for _ in 0..MOST_LOOKS {
             let image = tokio::select! {
                 image = self.timeline.step("image", self.image(pull_options.clone())) => image?,
-                error = asker.called_off() => return Err(error),
+                error = caller.cancelled() => return Err(error),
             };
             let found = Instant::now();
-            let turn = tokio::select! {
-                turn = self.timeline.step("queue", self.turn()) => turn?,
-                error = asker.called_off() => return Err(error),
+            let permit = tokio::select! {
+                permit = self.timeline.step("queue", self.permit()) => permit?,
+                error = caller.cancelled() => return Err(error),
             };
-            let containerd = &self.place.containerd;
+            let containerd = &self.container.containerd;
             if found.elapsed() < STALE || containerd.snapshot_exists(&image.chain_id).await? {
-                return Ok((image, turn));
+                return Ok((image, permit));
             }
             tracing::info!(
                 task = self.config.id,
@@ -47,29 +47,33 @@ impl Start<'_> {
         Err(Error::Transient(format!(
             "the image {} was removed from containerd each of {MOST_LOOKS} times that this start waited for a start \
              slot; check what removes images in the namespace nomad, such as a garbage collection of another program",
-            self.wanted.image.name()
+            self.plan.image.name()
         )))
     }
 
     /// Waits for a start permit. A task whose network is to be shared is waited for before, so that others get the
     /// permits meanwhile.
-    async fn turn(&self) -> Result<Turn> {
-        self.wanted.network.comes(self.tasks, self.config).await?;
+    async fn permit(&self) -> Result<StartPermit> {
+        self.plan.network.comes(self.tasks, self.config).await?;
         self.starting.is_in_line.store(true, Ordering::Relaxed);
         let starts = &self.settings.starts;
         let tell = |wait| match wait {
-            Wait::Begun => {
-                tracing::debug!(task = self.config.id, container = self.place.id, "waiting for a start slot");
+            Queued::Begun => {
+                tracing::debug!(
+                    task = self.config.id,
+                    container = self.container.id,
+                    "waiting for a start slot"
+                );
             }
-            Wait::Long => self.teller().queued(starts.at_once()),
+            Queued::Long => self.task_events().queued(starts.at_once()),
         };
-        Ok(starts.turn(tell).await)
+        Ok(starts.acquire(tell).await)
     }
 
     /// Returns the options of the image's pull. A password is sent to no other registry than the one that it is said to
     /// be for.
     pub(super) fn pull_options(&self) -> Result<PullOptions> {
-        let Pull { policy, timeout, auth, auth_soft_fail: soft_fail } = self.wanted.options.pull.clone();
+        let Pull { policy, timeout, auth, auth_soft_fail: soft_fail } = self.plan.options.pull.clone();
         let policy = match policy {
             PullPolicy::Missing => Policy::Missing,
             PullPolicy::Always => Policy::Always,
@@ -77,7 +81,7 @@ impl Start<'_> {
         };
         let mut pull_options = PullOptions { policy, timeout, credentials: None, soft_fail };
         let (Some(Auth { username, password, server_address }), ImageSource::Name(reference)) =
-            (auth, &self.wanted.image)
+            (auth, &self.plan.image)
         else {
             return Ok(pull_options);
         };
@@ -102,15 +106,15 @@ impl Start<'_> {
     }
 
     async fn image(&self, pull_options: PullOptions) -> Result<Image> {
-        let reference = match &self.wanted.image {
+        let reference = match &self.plan.image {
             ImageSource::Name(reference) => reference,
             ImageSource::Archive(source) => {
-                return Ok(self.place.containerd.load(source.clone(), pull_options.timeout).await?);
+                return Ok(self.container.containerd.load(source.clone(), pull_options.timeout).await?);
             }
         };
-        let teller = self.teller();
+        let task_events = self.task_events();
         let name = reference.to_string();
-        let tell = move |event| teller.pull(&name, event);
-        Ok(self.place.containerd.image(reference, pull_options, tell).await?)
+        let tell = move |event| task_events.pull(&name, event);
+        Ok(self.container.containerd.image(reference, pull_options, tell).await?)
     }
 }

@@ -25,7 +25,7 @@ impl Start<'_> {
             (DOCKERS_ALLOC_LABEL, self.config.alloc_id.clone()),
         ];
         let own = own.into_iter().filter(|(_, value)| !value.is_empty());
-        let Labels(jobs) = &self.wanted.options.labels;
+        let Labels(jobs) = &self.plan.options.labels;
         jobs.clone()
             .into_iter()
             .chain(self.settings.config.extra_labels.of(self.config))

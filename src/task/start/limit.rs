@@ -12,19 +12,19 @@ const LONG: Duration = Duration::from_secs(5);
 /// image's files or a runtime that hangs, and must not keep others waiting.
 const HELD_LIMIT: Duration = Duration::from_secs(30);
 
-pub(in crate::task) struct Queue {
+pub(in crate::task) struct StartLimiter {
     at_once: usize,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 /// A start permit, released on drop, or after a time limit.
-pub(in crate::task) struct Turn {
+pub(in crate::task) struct StartPermit {
     /// `None` once it is released, or if the semaphore were closed, which it never is.
     permit: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
     _gives_back: AbortOnDropHandle<()>,
 }
 
-impl Turn {
+impl StartPermit {
     fn holding(permit: Option<OwnedSemaphorePermit>, limit: Duration) -> Self {
         let permit = Arc::new(Mutex::new(permit));
         let held = Arc::clone(&permit);
@@ -36,7 +36,7 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for StartPermit {
     fn drop(&mut self) {
         self.permit.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
@@ -44,15 +44,15 @@ impl Drop for Turn {
 
 /// The reports on a wait for a permit, each made once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::task) enum Wait {
+pub(in crate::task) enum Queued {
     Begun,
     Long,
 }
 
-impl Queue {
+impl StartLimiter {
     pub(in crate::task) fn new(at_once: usize) -> Self {
         let at_once = at_once.clamp(1, Semaphore::MAX_PERMITS);
-        Self { at_once, places: Arc::new(Semaphore::new(at_once)) }
+        Self { at_once, permits: Arc::new(Semaphore::new(at_once)) }
     }
 
     pub(in crate::task) fn at_once(&self) -> usize {
@@ -61,21 +61,21 @@ impl Queue {
 
     /// Waits for a start permit, in FIFO order. `tell` is called if there is a wait; dropping the future leaves the
     /// queue.
-    pub(in crate::task) async fn turn(&self, tell: impl Fn(Wait)) -> Turn {
-        Turn::holding(self.permit(LONG, tell).await, HELD_LIMIT)
+    pub(in crate::task) async fn acquire(&self, tell: impl Fn(Queued)) -> StartPermit {
+        StartPermit::holding(self.permit(LONG, tell).await, HELD_LIMIT)
     }
 
-    async fn permit(&self, long: Duration, tell: impl Fn(Wait)) -> Option<OwnedSemaphorePermit> {
-        if let Ok(turn) = Arc::clone(&self.places).try_acquire_owned() {
-            return Some(turn);
+    async fn permit(&self, long: Duration, tell: impl Fn(Queued)) -> Option<OwnedSemaphorePermit> {
+        if let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() {
+            return Some(permit);
         }
-        tell(Wait::Begun);
-        let mut turn = std::pin::pin!(Arc::clone(&self.places).acquire_owned());
-        match tokio::time::timeout(long, turn.as_mut()).await {
-            Ok(turn) => turn.ok(),
+        tell(Queued::Begun);
+        let mut permit = std::pin::pin!(Arc::clone(&self.permits).acquire_owned());
+        match tokio::time::timeout(long, permit.as_mut()).await {
+            Ok(permit) => permit.ok(),
             Err(_) => {
-                tell(Wait::Long);
-                turn.await.ok()
+                tell(Queued::Long);
+                permit.await.ok()
             }
         }
     }
@@ -87,23 +87,23 @@ mod tests {
 
     use super::*;
 
-    fn silent(wait: Wait) {
-        assert_eq!(wait, Wait::Begun);
+    fn silent(wait: Queued) {
+        assert_eq!(wait, Queued::Begun);
     }
 
     #[tokio::test]
-    async fn turns_are_taken_in_the_order_in_which_they_were_asked_for() {
-        let queue = Queue::new(2);
-        let first = queue.turn(silent).now_or_never().unwrap();
-        let second = queue.turn(silent).now_or_never().unwrap();
-        let mut third = Box::pin(queue.turn(silent));
+    async fn permits_are_given_in_the_order_in_which_they_were_asked_for() {
+        let limiter = StartLimiter::new(2);
+        let first = limiter.acquire(silent).now_or_never().unwrap();
+        let second = limiter.acquire(silent).now_or_never().unwrap();
+        let mut third = Box::pin(limiter.acquire(silent));
         assert!(futures::poll!(third.as_mut()).is_pending());
-        let mut fourth = Box::pin(queue.turn(silent));
+        let mut fourth = Box::pin(limiter.acquire(silent));
         assert!(futures::poll!(fourth.as_mut()).is_pending());
         drop(second);
         assert!(futures::poll!(fourth.as_mut()).is_pending());
         // Nobody gets in between.
-        assert!(queue.turn(silent).now_or_never().is_none());
+        assert!(limiter.acquire(silent).now_or_never().is_none());
         let third = third.now_or_never().unwrap();
         drop(first);
         assert!(fourth.now_or_never().is_some() && third.permit.lock().unwrap().is_some());
@@ -111,40 +111,40 @@ mod tests {
 
     #[tokio::test]
     async fn a_start_that_takes_long_keeps_nobody_waiting() {
-        let queue = Queue::new(1);
-        let held = Turn::holding(queue.permit(LONG, silent).await, Duration::from_millis(20));
-        let mut second = Box::pin(queue.turn(silent));
+        let limiter = StartLimiter::new(1);
+        let held = StartPermit::holding(limiter.permit(LONG, silent).await, Duration::from_millis(20));
+        let mut second = Box::pin(limiter.acquire(silent));
         assert!(futures::poll!(second.as_mut()).is_pending());
         let second = tokio::time::timeout(LONG, second).await.unwrap();
         drop(held);
-        assert!(queue.turn(silent).now_or_never().is_none(), "it is given back once");
+        assert!(limiter.acquire(silent).now_or_never().is_none(), "it is given back once");
         drop(second);
-        assert!(queue.turn(silent).now_or_never().is_some());
+        assert!(limiter.acquire(silent).now_or_never().is_some());
     }
 
     #[tokio::test]
     async fn whoever_leaves_the_queue_takes_nobodys_turn() {
-        let queue = Queue::new(0);
-        assert_eq!(queue.at_once(), 1);
-        let first = queue.turn(silent).await;
-        let mut second = Box::pin(queue.turn(silent));
+        let limiter = StartLimiter::new(0);
+        assert_eq!(limiter.at_once(), 1);
+        let first = limiter.acquire(silent).await;
+        let mut second = Box::pin(limiter.acquire(silent));
         assert!(futures::poll!(second.as_mut()).is_pending());
-        let mut third = Box::pin(queue.turn(silent));
+        let mut third = Box::pin(limiter.acquire(silent));
         assert!(futures::poll!(third.as_mut()).is_pending());
         drop(second);
         drop(first);
         assert!(third.now_or_never().is_some());
-        assert!(queue.turn(silent).now_or_never().is_some());
+        assert!(limiter.acquire(silent).now_or_never().is_some());
     }
 
     #[tokio::test]
     async fn a_long_wait_is_told_of_and_goes_on() {
-        let queue = Queue::new(1);
-        let first = queue.turn(silent).await;
+        let limiter = StartLimiter::new(1);
+        let first = limiter.acquire(silent).await;
         let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
         let tell = |wait| tell.send(wait).unwrap();
-        let mut second = Box::pin(queue.permit(Duration::from_millis(1), tell));
-        for wait in [Wait::Begun, Wait::Long] {
+        let mut second = Box::pin(limiter.permit(Duration::from_millis(1), tell));
+        for wait in [Queued::Begun, Queued::Long] {
             tokio::select! {
                 _ = second.as_mut() => panic!("it is not its turn"),
                 told = told.recv() => assert_eq!(told, Some(wait)),

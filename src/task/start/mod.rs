@@ -27,14 +27,16 @@ use tokio::sync::{OnceCell, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::attempts::Attempt;
-use super::container::Place;
+use super::container::ContainerHandles;
 use super::error::{Error, Result};
-use super::events::Teller;
+use super::events::TaskEvents;
 use super::network::Joined;
 use super::output::Output;
-use super::supervisor::{self, Watch};
+use super::supervisor::{self, Supervision};
 use super::timeline::{Call, Timeline};
-use super::{DriverNetwork, Identity, Reservation, Saved, Settings, Started, Starting, Task, Tasks, stats};
+use super::{
+    DriverNetwork, DriverState, Identity, Reservation, Settings, Started, Starting, Task, Tasks, stats,
+};
 use crate::cgroup::{self, Limit};
 use crate::config::Sharing;
 use crate::containerd::{Image, Record};
@@ -44,7 +46,7 @@ use crate::spec::{self, BoundFile, StagedSource};
 use disk_full::is_full;
 use first::First;
 pub(super) use labels::OWNER_LABEL;
-use plan::Wanted;
+use plan::StartPlan;
 
 impl Tasks {
     /// Starts a task. If the caller goes away before it has started, it is taken down again.
@@ -61,24 +63,24 @@ impl Tasks {
         let reservation =
             self.reserve(&Identity::of(&config)).await.map_err(|error| error.context(&doing))?;
         let (sender, answer) = oneshot::channel();
-        let asker = Asker { answer: sender, called_off: reservation.starting.called_off.clone() };
-        tokio::spawn(run(reservation, settings, config, asker, timeline));
+        let caller = StartCaller { answer: sender, cancelled: reservation.starting.cancelled.clone() };
+        tokio::spawn(run(reservation, settings, config, caller, timeline));
         let answer = answer.await.map_err(|_| Error::Failed("it was interrupted".to_owned()));
         answer.flatten().map_err(|error| error.context(doing))
     }
 }
 
 /// The caller of a start, who may go away or cancel it.
-struct Asker {
+struct StartCaller {
     answer: oneshot::Sender<Result<Started>>,
-    called_off: CancellationToken,
+    cancelled: CancellationToken,
 }
 
-impl Asker {
-    async fn called_off(&mut self) -> Error {
+impl StartCaller {
+    async fn cancelled(&mut self) -> Error {
         tokio::select! {
             () = self.answer.closed() => {}
-            () = self.called_off.cancelled() => {}
+            () = self.cancelled.cancelled() => {}
         }
         Error::Failed("cancelled before it had started".to_owned())
     }
@@ -88,7 +90,7 @@ async fn run(
     reservation: Reservation,
     settings: Arc<Settings>,
     config: pb::TaskConfig,
-    mut asker: Asker,
+    mut caller: StartCaller,
     timeline: Timeline,
 ) {
     let tasks = Arc::clone(&reservation.tasks);
@@ -96,30 +98,30 @@ async fn run(
     let containerd = settings.containerd.counted();
     // Held until a failed start is undone: a shim that hangs may open a pipe later, by the descriptor's number.
     let mut pipes = None;
-    let mut own_place = None;
+    let mut own_container = None;
     let started = async {
-        let wanted = Box::pin(Wanted::of(&settings, &config, &timeline));
-        let wanted = timeline.step("wanted", wanted).await?;
-        let place = &*own_place.insert(settings.place_for(id, &wanted, &containerd).await?);
+        let plan = Box::pin(StartPlan::resolve(&settings, &config, &timeline));
+        let plan = timeline.step("wanted", plan).await?;
+        let container = &*own_container.insert(settings.container_for(id, &plan, &containerd).await?);
         let start = Start {
             settings: &settings,
             config: &config,
-            wanted: &wanted,
-            place,
+            plan: &plan,
+            container,
             tasks: &tasks,
             starting: &reservation.starting,
             timeline: &timeline,
         };
-        Box::pin(start.steps(&mut asker, &mut pipes)).await
+        Box::pin(start.steps(&mut caller, &mut pipes)).await
     };
     let started = started.await;
     timeline.tell(Call::Start, id, started.is_ok(), containerd.calls());
-    match started.and_then(|task| Ok((task.saved.encode()?, task))) {
+    match started.and_then(|task| Ok((task.driver_state.encode()?, task))) {
         Ok((driver_state, task)) => {
-            tracing::info!(task = config.id, container = id, pid = task.saved.init.pid, "started");
-            let network = task.saved.network.clone();
+            tracing::info!(task = config.id, container = id, pid = task.driver_state.init.pid, "started");
+            let network = task.driver_state.network.clone();
             reservation.fill(Arc::new(task));
-            if asker.answer.send(Ok(Started { driver_state, network })).is_err()
+            if caller.answer.send(Ok(Started { driver_state, network })).is_err()
                 && let Err(error) = tasks.destroy(settings, &config.id, true).await
             {
                 tracing::warn!(task = config.id, %error, "the rest of a cancelled start is removed later");
@@ -132,15 +134,15 @@ async fn run(
             } else {
                 error
             };
-            let place = own_place.unwrap_or_else(|| Place::by_id(&settings, id));
+            let container = own_container.unwrap_or_else(|| ContainerHandles::by_id(&settings, id));
             // Nothing is made before the bundle.
-            if place.bundle.exists()
-                && let Err(error) = place.tear_down().await
+            if container.bundle.exists()
+                && let Err(error) = container.tear_down().await
             {
                 tracing::warn!(task = config.id, %error, "the rest of a failed start is removed later");
             }
             drop(reservation);
-            let _ = asker.answer.send(Err(error));
+            let _ = caller.answer.send(Err(error));
         }
     }
 }
@@ -149,8 +151,8 @@ async fn run(
 struct Start<'a> {
     settings: &'a Arc<Settings>,
     config: &'a pb::TaskConfig,
-    wanted: &'a Wanted,
-    place: &'a Place,
+    plan: &'a StartPlan,
+    container: &'a ContainerHandles,
     tasks: &'a Arc<Tasks>,
     starting: &'a Starting,
     timeline: &'a Timeline,
@@ -180,32 +182,34 @@ impl Start<'_> {
     /// when the snapshot, the network and the shim are no longer being made (a wait for the snapshot is cut short), or
     /// else is carried through, and is then undone: a call to containerd that is dropped may still be carried out,
     /// after its undoing.
-    async fn steps(&self, asker: &mut Asker, pipes: &mut Option<HeldPipes>) -> Result<Task> {
+    async fn steps(&self, caller: &mut StartCaller, pipes: &mut Option<HeldPipes>) -> Result<Task> {
         let pull_options = self.pull_options()?;
-        let output = Output::of(self.settings, &self.wanted.options, self.config, &self.place.bundle);
-        output.logs.check_writable_by(&self.place.launcher.binary, self.wanted.options.process.tty)?;
+        let output = Output::of(self.settings, &self.plan.options, self.config, &self.container.bundle);
+        output.logs.check_writable_by(&self.container.launcher.binary, self.plan.options.process.tty)?;
         let nomads = output.hold_nomads().await?;
-        if self.place.bundle.exists() {
+        if self.container.bundle.exists() {
             // Left by a start that the plugin did not survive.
-            Place::by_id(self.settings, &self.place.id).tear_down().await?;
+            ContainerHandles::by_id(self.settings, &self.container.id).tear_down().await?;
         }
         tokio::select! {
             ended = self.end_earlier_attempts() => ended?,
-            error = asker.called_off() => return Err(error),
+            error = caller.cancelled() => return Err(error),
         }
         let timeline = self.timeline;
-        let hold = self.tasks.image_uses.hold(&self.wanted.image.name()).await;
-        let (image, _turn) = Box::pin(self.image_and_turn(&pull_options, asker)).await?;
-        timeline.step("bundle", async { self.place.bundle.create(&self.place.launcher.binary) }).await?;
-        self.attempt().write(&self.place.bundle)?;
+        let hold = self.tasks.image_uses.hold(&self.plan.image.name()).await;
+        let (image, _permit) = Box::pin(self.image_and_permit(&pull_options, caller)).await?;
+        timeline
+            .step("bundle", async { self.container.bundle.create(&self.container.launcher.binary) })
+            .await?;
+        self.attempt().write(&self.container.bundle)?;
         let (held, kept) = match nomads {
             Some(held) => (held, Vec::new()),
             None => output.make_own()?,
         };
         let held = pipes.insert(held);
         // Takes the shim's events until the keeper of the sandbox does.
-        let _events = match self.wanted.runtime.family {
-            Family::Gvisor => Some(BundleEventSocket::in_bundle(&self.place.bundle)?),
+        let _events = match self.plan.runtime.family {
+            Family::Gvisor => Some(BundleEventSocket::in_bundle(&self.container.bundle)?),
             Family::Runc | Family::Other => None,
         };
         let given_up = CancellationToken::new();
@@ -219,7 +223,7 @@ impl Start<'_> {
         let mut made = Box::pin(made);
         let (prepared, joined, launched) = tokio::select! {
             made = made.as_mut() => made,
-            error = asker.called_off() => {
+            error = caller.cancelled() => {
                 given_up.cancel();
                 drop(made.await);
                 return Err(error);
@@ -235,7 +239,7 @@ impl Start<'_> {
         let task = self.begin(made, output, held, &image).await?;
         *pipes = None;
         // Checked once more, for a caller that has gone away or cancelled meanwhile.
-        match futures::FutureExt::now_or_never(asker.called_off()) {
+        match futures::FutureExt::now_or_never(caller.cancelled()) {
             Some(error) => Err(error),
             None => Ok(task),
         }
@@ -244,17 +248,21 @@ impl Start<'_> {
     /// Returns the attempt that the container belongs to.
     fn attempt(&self) -> Attempt {
         let Identity { task_id: _, alloc_id, name } = Identity::of(self.config);
-        Attempt { alloc_id, task: name, cgroup: self.wanted.cgroup.path.clone() }
+        Attempt { alloc_id, task: name, cgroup: self.plan.cgroup.path.clone() }
     }
 
     async fn end_earlier_attempts(&self) -> Result<()> {
-        let earlier =
-            self.tasks.end_earlier_attempts(self.settings, self.place, self.attempt(), self.starting.order);
+        let earlier = self.tasks.end_earlier_attempts(
+            self.settings,
+            self.container,
+            self.attempt(),
+            self.starting.order,
+        );
         earlier.await
     }
 
     async fn launch(&self, kept: Vec<OwnedFd>) -> Result<(Connection, Shim)> {
-        let (Place { id, bundle, launcher, .. }, timeline) = (self.place, self.timeline);
+        let (ContainerHandles { id, bundle, launcher, .. }, timeline) = (self.container, self.timeline);
         let bootstrap = timeline.step("shim/exec", launcher.start(bundle, id, &kept)).await?;
         let connection = timeline.step("shim/connect", Connection::open(&bootstrap, id)).await?;
         let said = timeline.step("shim/ask", connection.pid_of_fresh_shim()).await?;
@@ -265,8 +273,8 @@ impl Start<'_> {
 
     /// Makes the container's parts in containerd. The lease comes first, since it keeps whatever is made after it.
     async fn prepare(&self, image: &Image, given_up: &CancellationToken) -> Result<Prepared> {
-        let (Place { id, bundle, containerd, .. }, timeline) = (self.place, self.timeline);
-        let Wanted { options, sources, .. } = self.wanted;
+        let (ContainerHandles { id, bundle, containerd, .. }, timeline) = (self.container, self.timeline);
+        let StartPlan { options, sources, .. } = self.plan;
         let labels = self.labels();
         let owner = [(OWNER_LABEL.to_owned(), labels[OWNER_LABEL].clone())].into();
         timeline.step("container/lease", containerd.create_lease(id, owner)).await?;
@@ -296,10 +304,10 @@ impl Start<'_> {
 
     /// Joins the network, then writes the name files, which have the addresses in them.
     async fn join_network(&self) -> Result<(Joined, Vec<BoundFile>)> {
-        let is_sandboxed = self.wanted.runtime.family == Family::Gvisor;
-        let joined = self.wanted.network.join(self.tasks, self.place, self.config, is_sandboxed);
+        let is_sandboxed = self.plan.runtime.family == Family::Gvisor;
+        let joined = self.plan.network.join(self.tasks, self.container, self.config, is_sandboxed);
         let joined = self.timeline.step("network/join", joined).await?;
-        let files = self.wanted.name_files(self.config, &self.place.bundle, &joined);
+        let files = self.plan.name_files(self.config, &self.container.bundle, &joined);
         let files = self.timeline.step("network/names", files).await?;
         Ok((joined, files))
     }
@@ -311,7 +319,7 @@ impl Start<'_> {
         joined: &Joined,
         mut files: Vec<BoundFile>,
     ) -> Result<Spec> {
-        let Wanted {
+        let StartPlan {
             options,
             image: _,
             network: _,
@@ -323,7 +331,7 @@ impl Start<'_> {
             confinement,
             devices,
             runtime,
-        } = self.wanted;
+        } = self.plan;
         files.extend(init.clone().map(|source| BoundFile { source, at: spec::INIT, writable: false }));
         let inputs = spec::Inputs {
             options,
@@ -333,7 +341,7 @@ impl Start<'_> {
             image: &image.config,
             identity: &prepared.identity,
             sources: &prepared.staged,
-            rootfs: self.place.bundle.rootfs(),
+            rootfs: self.container.bundle.rootfs(),
             hostname: hostname.clone(),
             network: &joined.namespace,
             files: &files,
@@ -349,8 +357,8 @@ impl Start<'_> {
     async fn begin(&self, made: Made, output: Output, held: &HeldPipes, image: &Image) -> Result<Task> {
         let Made { spec, mounts, network, connection, shim } = made;
         let Output { logs, collected } = output;
-        let Wanted { options: asked, cgroup, runtime, .. } = self.wanted;
-        let (bundle, timeline) = (&self.place.bundle, self.timeline);
+        let StartPlan { options: asked, cgroup, runtime, .. } = self.plan;
+        let (bundle, timeline) = (&self.container.bundle, self.timeline);
         timeline.step("spec", async { bundle.write_spec(&spec) }).await?;
         let limits = limits(&spec);
         shim.set_oom_score_of_task(spec::oom_score_adj(&asked.limits, &self.settings.config.limits));
@@ -367,9 +375,9 @@ impl Start<'_> {
         let First { id, init, oom_kills } = settled.await?;
         let waiting = shim::wait_pending(&connection, "").await;
         timeline.step("start", shim::with_runtime_reason(bundle, connection.start())).await?;
-        let saved = Saved {
-            container_id: self.place.id.clone(),
-            shim_binary: self.place.launcher.binary.clone(),
+        let driver_state = DriverState {
+            container_id: self.container.id.clone(),
+            shim_binary: self.container.launcher.binary.clone(),
             family: Some(runtime.family),
             shim,
             init: id,
@@ -384,17 +392,26 @@ impl Start<'_> {
             oom_kills: Some(oom_kills),
             runsc: runtime.options.runsc().map(str::to_owned),
         };
-        let (place, teller) = (self.place.clone(), self.teller());
-        let log_collector = self.tasks.collect_output(&saved, &teller).await?;
+        let (container, task_events) = (self.container.clone(), self.task_events());
+        let log_collector = self.tasks.collect_output(&driver_state, &task_events).await?;
         bundle.clear_removal_mark()?;
-        let watch = Watch { saved, place, teller, init, connection, waiting, log_collector, oom_kills };
-        Ok(Task::watched(watch, self.settings))
+        let supervision = Supervision {
+            driver_state,
+            container,
+            task_events,
+            init,
+            connection,
+            waiting,
+            log_collector,
+            oom_kills,
+        };
+        Ok(Task::supervised(supervision, self.settings))
     }
 
     /// Removes the empty cgroup that the agent has made for the task: gVisor's runtime sets no limits on a cgroup that
     /// it finds there.
     async fn leave_cgroup_to_runtime(&self) -> Result<()> {
-        let path = &self.wanted.cgroup.path;
+        let path = &self.plan.cgroup.path;
         cgroup::remove_empty(path).await.map_err(|error| {
             let text = format!(
                 "remove the task's cgroup {}, so that it is created with its limits: {error}",
@@ -404,20 +421,21 @@ impl Start<'_> {
         })
     }
 
-    fn teller(&self) -> Teller {
-        Teller { identity: Identity::of(self.config), events: self.tasks.events.clone() }
+    fn task_events(&self) -> TaskEvents {
+        TaskEvents { identity: Identity::of(self.config), events: self.tasks.events.clone() }
     }
 }
 
 impl Task {
     /// Returns a task that runs, or has run, and starts its supervisor.
-    pub(super) fn watched(watch: Watch, settings: &Settings) -> Self {
-        let (saved, place, connection) = (watch.saved.clone(), watch.place.clone(), watch.connection.clone());
-        let identity = watch.teller.identity.clone();
-        let phase = supervisor::watch(watch);
+    pub(super) fn supervised(supervision: Supervision, settings: &Settings) -> Self {
+        let (driver_state, container, connection) =
+            (supervision.driver_state.clone(), supervision.container.clone(), supervision.connection.clone());
+        let identity = supervision.task_events.identity.clone();
+        let phase = supervisor::supervise(supervision);
         let stats = Arc::new(stats::Sampler::new(settings.config.stats_interval));
         let (recovered, exec_template) = (Mutex::new(None), OnceCell::new());
-        Self { identity, saved, place, connection, phase, stats, recovered, exec_template }
+        Self { identity, driver_state, container, connection, phase, stats, recovered, exec_template }
     }
 }
 

@@ -23,7 +23,7 @@ use crate::sys::host_path::{self, Area};
 use crate::task::Settings;
 use crate::task::error::{Error, Result};
 use crate::task::mounts::{Sources, directory_of, off_thread};
-use crate::task::network::{Joined, WantedNetwork};
+use crate::task::network::{Joined, NetworkPlan};
 use crate::task::runtime::Runtime;
 use crate::task::timeline::Timeline;
 use crate::{cni, init_program};
@@ -36,10 +36,10 @@ pub(in crate::task) enum ImageSource {
     Archive(ArchiveSource),
 }
 
-pub(in crate::task) struct Wanted {
+pub(in crate::task) struct StartPlan {
     pub(in crate::task) options: TaskOptions,
     pub(in crate::task) image: ImageSource,
-    pub(in crate::task) network: WantedNetwork,
+    pub(in crate::task) network: NetworkPlan,
     pub(in crate::task) hostname: String,
     /// Path of the host's init program, if the task is to have one.
     pub(in crate::task) init: Option<PathBuf>,
@@ -52,10 +52,10 @@ pub(in crate::task) struct Wanted {
     pub(in crate::task) runtime: Runtime,
 }
 
-impl Wanted {
+impl StartPlan {
     /// # Errors
     /// Names the option that can't be had, here or at all.
-    pub(in crate::task) async fn of(
+    pub(in crate::task) async fn resolve(
         settings: &Settings,
         config: &pb::TaskConfig,
         timeline: &Timeline,
@@ -69,7 +69,7 @@ impl Wanted {
         // None of these depends on another. Which error is reported does not depend on which was found first.
         let (image, network, init, node, confinement, devices, sources) = tokio::join!(
             timeline.step("wanted/image", ImageSource::of(&options, settings, config)),
-            timeline.step("wanted/network", WantedNetwork::of(settings, network, &options.network, config)),
+            timeline.step("wanted/network", NetworkPlan::of(settings, network, &options.network, config)),
             timeline.step("wanted/init", init(settings, &options)),
             timeline.step("wanted/node", host_facts::look(cgroup.clone())),
             timeline

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Phase, Task};
 use crate::cgroup::{Cgroup, Usage};
 use crate::shim::Connection;
-use schedule::Rota;
+use schedule::SampleSchedule;
 
 /// Origin of all tasks' ticks, so that many are at the same moment.
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -57,7 +57,7 @@ struct Sample {
 /// The sampler of one task: the only reader of its statistics.
 pub(super) struct Sampler {
     least_interval: Duration,
-    rota: Mutex<Rota>,
+    schedule: Mutex<SampleSchedule>,
     /// Notified when a listener has come or gone.
     changed: Notify,
     /// Cancelled when the task is being destroyed.
@@ -70,11 +70,15 @@ impl Task {
     pub(crate) fn stats(&self, asked: Option<Duration>) -> Readings {
         let sampler = &self.stats;
         let interval = asked.unwrap_or_default().max(sampler.least_interval);
-        let (readings, is_first) = sampler.rota().join(interval, Instant::now());
+        let (readings, is_first) = sampler.schedule().join(interval, Instant::now());
         if is_first {
             let ended = ended(self.phase.clone(), sampler.over.clone());
             let source = Source {
-                cgroup: self.saved.family().counts_in_cgroup().then(|| self.saved.cgroup.clone()),
+                cgroup: self
+                    .driver_state
+                    .family()
+                    .counts_in_cgroup()
+                    .then(|| self.driver_state.cgroup.clone()),
                 connection: self.connection.clone(),
             };
             tokio::spawn(Arc::clone(sampler).run(source, self.id().to_owned(), ended));
@@ -101,21 +105,21 @@ impl Sampler {
     pub(super) fn new(least_interval: Duration) -> Self {
         Self {
             least_interval,
-            rota: Mutex::new(Rota::new(*EPOCH)),
+            schedule: Mutex::new(SampleSchedule::new(*EPOCH)),
             changed: Notify::new(),
             over: CancellationToken::new(),
         }
     }
 
-    fn rota(&self) -> MutexGuard<'_, Rota> {
-        self.rota.lock().unwrap_or_else(PoisonError::into_inner)
+    fn schedule(&self) -> MutexGuard<'_, SampleSchedule> {
+        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Samples until nobody listens any more, or the task has ended.
     async fn run(self: Arc<Self>, source: Source, task_id: String, ended: impl Future<Output = ()>) {
         let mut ended = std::pin::pin!(ended);
         loop {
-            let next = self.rota().next(Instant::now());
+            let next = self.schedule().next(Instant::now());
             let Some(tick) = next else { return };
             tokio::select! {
                 biased;
@@ -131,9 +135,9 @@ impl Sampler {
             if let Err(error) = &sample {
                 tracing::debug!(task = task_id, error, "a sample of the task's usage is skipped");
             }
-            self.rota().deliver(tick, sample.ok());
+            self.schedule().deliver(tick, sample.ok());
         }
-        self.rota().close();
+        self.schedule().close();
     }
 }
 

@@ -12,7 +12,7 @@ use super::{Load, Reading, Sample};
 const LEAST_STEPS: u64 = 4;
 const LONGEST_STEP: Duration = Duration::from_millis(250);
 
-pub(super) struct Rota {
+pub(super) struct SampleSchedule {
     epoch: Instant,
     listeners: Vec<Listener>,
     /// Time when the last sample was due, whether or not it could be taken.
@@ -29,7 +29,7 @@ struct Listener {
     readings: mpsc::Sender<Reading>,
 }
 
-impl Rota {
+impl SampleSchedule {
     pub(super) fn new(epoch: Instant) -> Self {
         Self { epoch, listeners: Vec::new(), tick: None, latest: None, is_running: false }
     }
@@ -123,7 +123,7 @@ mod tests {
 
     /// A task that keeps two cores busy, one of them in the kernel, by a clock of the test's.
     struct Play {
-        rota: Rota,
+        schedule: SampleSchedule,
         start: Instant,
         now: Duration,
         samples: Vec<Duration>,
@@ -132,11 +132,11 @@ mod tests {
     impl Play {
         fn new() -> Self {
             let start = Instant::now();
-            Self { rota: Rota::new(start), start, now: Duration::ZERO, samples: Vec::new() }
+            Self { schedule: SampleSchedule::new(start), start, now: Duration::ZERO, samples: Vec::new() }
         }
 
         fn join(&mut self, interval: Duration) -> mpsc::Receiver<Reading> {
-            self.rota.join(interval, self.start + self.now).0
+            self.schedule.join(interval, self.start + self.now).0
         }
 
         fn sample(&self) -> Sample {
@@ -151,13 +151,13 @@ mod tests {
 
         /// Lets time pass; every sample is late by a little.
         fn run(&mut self, until: Duration, mut heard: impl FnMut(Duration)) {
-            while let Some(tick) = self.rota.next(self.start + self.now) {
+            while let Some(tick) = self.schedule.next(self.start + self.now) {
                 if tick > self.start + until {
                     break;
                 }
                 self.now = self.now.max(tick.duration_since(self.start)) + ms(3);
                 self.samples.push(tick.duration_since(self.start));
-                self.rota.deliver(tick, Some(self.sample()));
+                self.schedule.deliver(tick, Some(self.sample()));
                 heard(tick.duration_since(self.start));
             }
             self.now = until;
@@ -274,24 +274,24 @@ mod tests {
     fn a_sample_that_fails_is_left_out_and_the_next_one_comes_in_its_turn() {
         let mut play = Play::new();
         let mut listener = play.join(ms(1000));
-        let tick = play.rota.next(play.start).unwrap();
-        play.rota.deliver(tick, None);
+        let tick = play.schedule.next(play.start).unwrap();
+        play.schedule.deliver(tick, None);
         assert_eq!(listener.try_recv().err(), Some(mpsc::error::TryRecvError::Empty));
-        assert_eq!(play.rota.next(play.start), Some(tick + ms(1000)));
+        assert_eq!(play.schedule.next(play.start), Some(tick + ms(1000)));
     }
 
     #[test]
     fn without_listeners_nothing_is_sampled_and_what_was_missed_is_not_made_up_for() {
         let mut play = Play::new();
-        assert!(play.rota.next(play.start).is_none());
-        let (listener, is_first) = play.rota.join(ms(1000), play.start);
+        assert!(play.schedule.next(play.start).is_none());
+        let (listener, is_first) = play.schedule.join(ms(1000), play.start);
         assert!(is_first);
         play.run(ms(2500), |_| {});
         drop(listener);
-        assert!(play.rota.next(play.start + play.now).is_none());
+        assert!(play.schedule.next(play.start + play.now).is_none());
         play.now = ms(60_000);
-        let (_again, is_first) = play.rota.join(ms(1000), play.start + play.now);
+        let (_again, is_first) = play.schedule.join(ms(1000), play.start + play.now);
         assert!(is_first);
-        assert_eq!(play.rota.next(play.start + play.now), Some(play.start + play.now));
+        assert_eq!(play.schedule.next(play.start + play.now), Some(play.start + play.now));
     }
 }
