@@ -36,9 +36,8 @@ struct Created {
 }
 
 impl Start<'_> {
-    /// Prepares a created container, whose first process is `pid`, for its start: unmounts what the bundle holds for
-    /// the runtime, puts the process into its cpuset, and opens a pidfd of it. `next_spec` replaces the specification
-    /// that was used.
+    /// Prepares a created container, whose first process is `pid`, for its start: puts the process into its cpuset, and
+    /// opens a pidfd of it. `next_spec` replaces the specification that was used.
     pub(super) async fn settle(
         &self,
         pid: i32,
@@ -58,9 +57,17 @@ impl Start<'_> {
             next_spec,
             pid,
         };
-        // The kernel may take its time for an unmount, and a move between cgroups of v1 waits for all processors.
+        // A move between cgroups of v1 waits for all processors.
         let directory = created.bundle.directory().to_owned();
         off_thread(&directory, "the created container", move || created.settle()).await
+    }
+
+    /// Unmounts the sources that the bundle of a created container has staged for the runtime. The kernel may take its
+    /// time for that, and the start of the container needn't wait for it.
+    pub(super) async fn unstage(&self) -> Result<()> {
+        let bundle = self.container.bundle.clone();
+        let directory = bundle.directory().to_owned();
+        off_thread(&directory, "the mounts of the created container", move || Ok(bundle.unstage()?)).await
     }
 }
 
@@ -75,7 +82,6 @@ impl Created {
         if let Some(spec) = &self.next_spec {
             self.bundle.write_spec(spec)?;
         }
-        self.bundle.unstage()?;
         let id = self.first_process();
         let init = Init::open(id);
         if let Some(cpuset) = &self.cgroup.cpuset {

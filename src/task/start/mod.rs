@@ -374,7 +374,11 @@ impl Start<'_> {
         let settled = timeline.step("settle", self.settle(pid, &shim, limits, next_spec));
         let First { id, init, oom_kills } = settled.await?;
         let waiting = shim::wait_pending(&connection, "").await;
-        timeline.step("start", shim::with_runtime_reason(bundle, connection.start())).await?;
+        let start = shim::with_runtime_reason(bundle, connection.start());
+        let (started, unstaged) =
+            tokio::join!(timeline.step("start", start), timeline.step("unstage", self.unstage()));
+        started?;
+        unstaged?;
         let driver_state = DriverState {
             container_id: self.container.id.clone(),
             shim_binary: self.container.launcher.binary.clone(),
