@@ -57,7 +57,7 @@ struct OfNomad {
 }
 
 /// A mount of the job's, and the place on the host where its source is looked up.
-struct Wanted {
+struct ResolvedMount {
     mount: JobMount,
     resolved: ResolvedPath,
 }
@@ -72,21 +72,23 @@ impl Sources {
         let taken = task.mounts.iter().map(|mount| mount.task_path.as_str());
         let taken = taken.chain(task.devices.iter().map(|device| device.task_path.as_str()));
         let resolved = mounts.resolved(&plugin.volumes, directory_of(task), taken)?;
-        let wanted: Vec<Wanted> =
-            resolved.into_iter().map(|(mount, resolved)| Wanted { mount: mount.clone(), resolved }).collect();
+        let resolved: Vec<ResolvedMount> = resolved
+            .into_iter()
+            .map(|(mount, resolved)| ResolvedMount { mount: mount.clone(), resolved })
+            .collect();
         let of_nomad = Arc::new(OfNomad {
             alloc_id: task.alloc_id.clone(),
             alloc_dir: (&task.alloc_dir).into(),
             task: task.name.clone(),
             volumes: task.mounts.clone(),
         });
-        if wanted.is_empty() {
+        if resolved.is_empty() {
             return Ok(Self { of_job: Arc::default(), of_nomad });
         }
         let mut of_job = Vec::new();
-        for wanted in wanted {
-            let place = wanted.resolved.shown();
-            of_job.push(off_thread(&place, "the sources of the task's mounts", move || wanted.open()).await?);
+        for source in resolved {
+            let place = source.resolved.shown();
+            of_job.push(off_thread(&place, "the sources of the task's mounts", move || source.open()).await?);
         }
         Ok(Self { of_job: Arc::new(of_job), of_nomad })
     }
@@ -205,7 +207,7 @@ pub(super) async fn off_thread<T: Send + 'static>(
     host_files::look(place, host_files::LIMIT, work).await.map_err(|error| Error::system(what, &error))?
 }
 
-impl Wanted {
+impl ResolvedMount {
     fn open(&self) -> Result<Source> {
         let Self { mount, resolved } = self;
         let at = |why: String| format!("the option {} can't mount at {}: {why}", mount.option, mount.target);

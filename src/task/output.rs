@@ -133,7 +133,7 @@ impl Tasks {
                 match self.collect_output(&driver_state, &task_events).await {
                     Ok(log_collector) => break (log_collector, told),
                     Err(error) if told => {
-                        tracing::debug!(container, %error, "the task's output still can't be collected")
+                        tracing::debug!(container, %error, "the task's output still can't be collected");
                     }
                     Err(error) => task_events.logs(waits(&error)),
                 }

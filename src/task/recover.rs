@@ -111,7 +111,7 @@ async fn find(
             (connection.clone(), driver_state.clone(), container.clone());
         let runtime_root = container::runtime_root(settings);
         tokio::spawn(async move {
-            execs.end(&connection, &driver_state, &container, runtime_root.as_ref()).await
+            execs.end(&connection, &driver_state, &container, runtime_root.as_ref()).await;
         });
     }
     let network = container.clone();
