@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Error, Result};
-use futures::future::BoxFuture;
+use futures::future::LocalBoxFuture;
 use harness::context::Scene;
+use harness::host::Plugin;
 use libtest_mimic::{Completion, Conclusion};
 
 /// Default timeout of a case.
@@ -16,9 +17,38 @@ pub const CASE_LIMIT: Duration = Duration::from_secs(100);
 /// A behaviour of the driver, named by a sentence.
 pub struct Case {
     pub name: String,
-    pub body: Box<dyn Fn(Arc<Scene>) -> BoxFuture<'static, Result<()>> + Send + Sync>,
+    pub body: Body,
     /// Timeout, after which the case has failed.
     pub limit: Duration,
+}
+
+type Body = Box<dyn Fn(Arc<Scene>) -> LocalBoxFuture<'static, Result<()>> + Send + Sync>;
+
+/// The function of a case. Its arguments say what it is given: the context alone, or also the usual plugin
+/// ([`Scene::plugin`]), which is started before it and shut down after it.
+pub trait CaseFunction<Arguments> {
+    async fn run(&self, scene: &Scene) -> Result<()>;
+}
+
+impl<F: AsyncFn(&Scene) -> Result<()>> CaseFunction<(Scene,)> for F {
+    async fn run(&self, scene: &Scene) -> Result<()> {
+        self(scene).await
+    }
+}
+
+impl<F: AsyncFn(&Scene, &Plugin) -> Result<()>> CaseFunction<(Scene, Plugin)> for F {
+    async fn run(&self, scene: &Scene) -> Result<()> {
+        let mut plugin = scene.plugin().await?;
+        match self(scene, &plugin).await {
+            Err(failure) if !failure.is::<Skipped>() => Err(failure),
+            passed_or_skipped => plugin.shut_down().await.and(passed_or_skipped),
+        }
+    }
+}
+
+/// Returns the body of a case that is written as this function.
+pub fn body<Arguments>(function: impl CaseFunction<Arguments> + Copy + Send + Sync + 'static) -> Body {
+    Box::new(move |scene| Box::pin(async move { function.run(&scene).await }))
 }
 
 /// Returns whether a case is to run: its name contains one of `filters`, or there are none. An underscore matches a

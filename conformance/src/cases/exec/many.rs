@@ -9,7 +9,7 @@ use harness::host::{Exec, Plugin};
 use harness::task::{LIMIT, Task};
 
 use crate::case::Case;
-use crate::cases::support::commands::{leave, shell, sleeper};
+use crate::cases::support::commands::{shell, sleeper};
 use crate::cases::support::resource_usage::{Holdings, OF_A_SHIM, OF_THE_PLUGIN, come_back, pid, shim_of};
 use crate::cases::support::{cases, same, terminals_are_read_to_their_end};
 
@@ -98,37 +98,36 @@ async fn nothing_left(scene: &Scene, before: &[Holdings], processes: usize, task
     come_back(LIMIT, nothing).await
 }
 
-async fn a_thousand_in_turn_leave_nothing(scene: &Scene) -> Result<()> {
+async fn a_thousand_in_turn_leave_nothing(scene: &Scene, plugin: &Plugin) -> Result<()> {
     terminals_are_read_to_their_end(scene)?;
-    let (plugin, task) = sleeper(scene).await?;
+    let task = sleeper(scene, plugin).await?;
     let processes = task.alloc.cgroup.pids().len();
-    at_a_time(&plugin, &task, WARM_UP).await.context("warm up")?;
-    in_turn(&plugin, &task, WARM_UP).await.context("warm up")?;
-    let before = held(&plugin, &task).await?;
-    in_turn(&plugin, &task, IN_TURN).await?;
+    at_a_time(plugin, &task, WARM_UP).await.context("warm up")?;
+    in_turn(plugin, &task, WARM_UP).await.context("warm up")?;
+    let before = held(plugin, &task).await?;
+    in_turn(plugin, &task, IN_TURN).await?;
     nothing_left(scene, &before, processes, &task).await?;
-    leave(plugin, &task).await
+    task.end(plugin).await
 }
 
-async fn a_hundred_at_a_time_leave_nothing(scene: &Scene) -> Result<()> {
+async fn a_hundred_at_a_time_leave_nothing(scene: &Scene, plugin: &Plugin) -> Result<()> {
     terminals_are_read_to_their_end(scene)?;
-    let plugin = scene.plugin().await?;
-    let mut task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
+    let mut task = scene.prepare(plugin, &scene.shell("sleep 600")).await?;
     // This many of runc's own first processes are in the task's cgroup at once; each of runc 1.3's takes some 3.5 MiB.
     set_memory(&mut task.config, 1024, 0);
-    task.start(&plugin).await?;
+    task.start(plugin).await?;
     let processes = task.alloc.cgroup.pids().len();
-    at_a_time(&plugin, &task, AT_A_TIME).await.context("warm up")?;
-    let before = held(&plugin, &task).await?;
-    at_a_time(&plugin, &task, AT_A_TIME).await?;
+    at_a_time(plugin, &task, AT_A_TIME).await.context("warm up")?;
+    let before = held(plugin, &task).await?;
+    at_a_time(plugin, &task, AT_A_TIME).await?;
     nothing_left(scene, &before, processes, &task).await?;
-    leave(plugin, &task).await
+    task.end(plugin).await
 }
 
-async fn many_at_a_time_keep_their_streams_apart(scene: &Scene) -> Result<()> {
-    let (plugin, task) = sleeper(scene).await?;
+async fn many_at_a_time_keep_their_streams_apart(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(scene, plugin).await?;
     let run = |number: usize| {
-        let (plugin, task) = (&plugin, &task);
+        let task = &task;
         async move {
             let script = format!("yes {number} | head -c 200000; yes e{number} | head -c 100000 >&2");
             let said = shell(plugin, task, &script, false).await?.finish(LIMIT).await?;
@@ -142,5 +141,5 @@ async fn many_at_a_time_keep_their_streams_apart(scene: &Scene) -> Result<()> {
         }
     };
     futures::future::try_join_all((100..120).map(run)).await?;
-    leave(plugin, &task).await
+    task.end(plugin).await
 }

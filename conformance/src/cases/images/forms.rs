@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use harness::config;
 use harness::context::Scene;
 use harness::fixture::Form;
+use harness::host::Plugin;
 use serde_json::json;
 
 use crate::cases::support::{cases, is_recoverable, refused, same};
@@ -17,32 +18,30 @@ cases!["images":
     a_pull_that_takes_too_long_is_given_up_by_those_who_said_so,
 ];
 
-async fn every_form_of_an_image_is_unpacked_with_its_whiteouts(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn every_form_of_an_image_is_unpacked_with_its_whiteouts(scene: &Scene, plugin: &Plugin) -> Result<()> {
     for tag in ["latest", "oci", "docker", "docker-list"] {
         let script =
             "cat /app/greeting /etc/replaced; ls /etc/removed 2>/dev/null || stat -c %a-%u /tmp /home/app";
         let config = config! {
             image = scene.image(&format!("busybox:{tag}")), command = "/bin/sh", args = ["-c", script]
         };
-        let task = scene.run(&plugin, &config).await?;
-        same!(task.stdout(&plugin).await?, "hello from the image\nupper\n1777-0\n755-1000\n");
-        task.destroy(&plugin).await?;
+        let task = scene.run(plugin, &config).await?;
+        same!(task.stdout(plugin).await?, "hello from the image\nupper\n1777-0\n755-1000\n");
+        task.destroy(plugin).await?;
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn an_image_is_found_by_its_digest(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn an_image_is_found_by_its_digest(scene: &Scene, plugin: &Plugin) -> Result<()> {
     for tag in ["latest", "docker"] {
         let digest = scene.world().registry().digest_of("busybox", tag)?;
         for name in [format!("busybox@{digest}"), format!("busybox:{tag}@{digest}")] {
-            let task = scene.run(&plugin, &config! { image = scene.image(&name), command = "true" }).await?;
-            same!(task.wait(&plugin).await?.exit_code, 0);
-            task.destroy(&plugin).await?;
+            let task = scene.run(plugin, &config! { image = scene.image(&name), command = "true" }).await?;
+            same!(task.wait(plugin).await?.exit_code, 0);
+            task.destroy(plugin).await?;
         }
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
 async fn an_image_that_is_there_is_not_asked_for_again(scene: &Scene) -> Result<()> {
@@ -56,47 +55,47 @@ async fn an_image_that_is_there_is_not_asked_for_again(scene: &Scene) -> Result<
     another.shut_down().await
 }
 
-async fn several_starts_of_a_new_image_fetch_it_together(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn several_starts_of_a_new_image_fetch_it_together(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let image = scene.world().catalog().large(4)?;
     image.push(scene.world().registry(), "together", "v1", Form::OciIndex)?;
     let start = || async {
         let config = config! { image = scene.image("together:v1"), command = "wc", args = ["-c", "/large"] };
-        let task = scene.run(&plugin, &config).await?;
-        ensure!(task.stdout(&plugin).await?.starts_with("4194304 "), "the file is not whole");
-        task.destroy(&plugin).await
+        let task = scene.run(plugin, &config).await?;
+        ensure!(task.stdout(plugin).await?.starts_with("4194304 "), "the file is not whole");
+        task.destroy(plugin).await
     };
     tokio::try_join!(start(), start(), start(), start(), start())?;
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn an_image_that_was_removed_is_fetched_again(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn an_image_that_was_removed_is_fetched_again(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let settings = json!({"Env": ["PATH=/bin"], "Cmd": ["cat", "/app/greeting"]});
     scene.world().catalog().busybox(settings)?.push(scene.world().registry(), "thinned", "v1", Form::Oci)?;
     let containerd = scene.world().containerd();
     let run = || async {
-        let task = scene.run(&plugin, &config! { image = scene.image("thinned:v1") }).await?;
-        same!(task.stdout(&plugin).await?, "hello from the image\n");
-        task.destroy(&plugin).await
+        let task = scene.run(plugin, &config! { image = scene.image("thinned:v1") }).await?;
+        same!(task.stdout(plugin).await?, "hello from the image\n");
+        task.destroy(plugin).await
     };
     run().await?;
     // Another client of containerd deletes the image and all that depends on it.
     containerd.ctr(&["images", "delete", "--sync", &scene.image("thinned:v1")])?;
     run().await?;
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_pull_that_takes_too_long_is_given_up_by_those_who_said_so(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_pull_that_takes_too_long_is_given_up_by_those_who_said_so(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     let registry = scene.world().registry();
     scene.world().catalog().large(1)?.push(registry, "slow", "v1", Form::Oci)?;
     let job = |timeout: &str| {
         config! { image = scene.image("slow:v1"), command = "true", image_pull_timeout = timeout }
     };
     registry.pause()?;
-    let hasty = scene.prepare(&plugin, &job("1s")).await?;
-    let patient = scene.prepare(&plugin, &job("5m")).await?;
+    let hasty = scene.prepare(plugin, &job("1s")).await?;
+    let patient = scene.prepare(plugin, &job("5m")).await?;
     let gives_up = async {
         let words = ["slow:v1", "image_pull_timeout", "1s"];
         let status = refused(plugin.start_task(hasty.config.clone()).await, &words)?;
@@ -106,6 +105,5 @@ async fn a_pull_that_takes_too_long_is_given_up_by_those_who_said_so(scene: &Sce
     let (given_up, started) = tokio::join!(gives_up, plugin.start_task(patient.config.clone()));
     given_up?;
     started?;
-    patient.end(&plugin).await?;
-    plugin.shut_down().await
+    patient.end(plugin).await
 }

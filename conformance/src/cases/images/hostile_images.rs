@@ -8,6 +8,7 @@ use harness::config;
 use harness::context::Scene;
 use harness::fixture::Form;
 use harness::fixture::layer::Tree;
+use harness::host::Plugin;
 use harness::task::LIMIT;
 use serde_json::json;
 
@@ -54,29 +55,26 @@ async fn a_layer_with_other_bytes_than_its_digest_says_is_refused(scene: &Scene)
     plugin.shut_down().await
 }
 
-async fn an_image_for_another_platform_is_said_to_be(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn an_image_for_another_platform_is_said_to_be(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let image = scene.world().catalog().busybox(json!({"Cmd": ["true"]}))?;
     image.push(scene.world().registry(), "elsewhere", "v1", Form::OtherPlatform)?;
     let image = scene.image("elsewhere:v1");
-    let task = scene.prepare(&plugin, &config! { image = image }).await?;
+    let task = scene.prepare(plugin, &config! { image = image }).await?;
     let status = refused(plugin.start_task(task.config.clone()).await, &[&image, "amd64"])?;
     ensure!(!is_recoverable(&status).unwrap_or(false), "Nomad would try again");
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn an_image_without_a_command_needs_one_from_the_job(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn an_image_without_a_command_needs_one_from_the_job(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let image = scene.world().catalog().busybox(json!({}))?;
     image.push(scene.world().registry(), "bare", "v1", Form::Oci)?;
     let image = scene.image("bare:v1");
-    let task = scene.prepare(&plugin, &config! { image = image }).await?;
+    let task = scene.prepare(plugin, &config! { image = image }).await?;
     refused(plugin.start_task(task.config.clone()).await, &["command"])?;
     scene.nothing_left()?;
-    let task = scene.run(&plugin, &config! { image = image, command = "/bin/pwd" }).await?;
-    same!(task.stdout(&plugin).await?, "/\n");
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    let task = scene.run(plugin, &config! { image = image, command = "/bin/pwd" }).await?;
+    same!(task.stdout(plugin).await?, "/\n");
+    task.destroy(plugin).await
 }
 
 /// Pushes an image with a file of this kind in place of an account file. Returns the image's name.
@@ -102,8 +100,8 @@ fn with_account_file(scene: &Scene, kind: &str, file: &str) -> Result<String> {
 
 async fn account_files_that_are_no_files_are_refused_at_once_whoever_the_user_is(
     scene: &Scene,
+    plugin: &Plugin,
 ) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
     for (kind, word) in [
         ("pipe", "a pipe"),
         ("link to a pipe", "a pipe"),
@@ -116,7 +114,7 @@ async fn account_files_that_are_no_files_are_refused_at_once_whoever_the_user_is
             let image = with_account_file(scene, kind, file)?;
             for (user, groups) in [("", json!([])), ("1234:5678", json!([])), ("app", json!(["extra"]))] {
                 let config = config! { image = image, command = "true", group_add = groups };
-                let mut task = scene.prepare(&plugin, &config).await?;
+                let mut task = scene.prepare(plugin, &config).await?;
                 task.config.user = user.to_owned();
                 let answer = tokio::time::timeout(AT_ONCE, plugin.start_task(task.config.clone())).await;
                 let answer = answer.with_context(|| format!("{kind} as {file} for {user:?} hangs"))?;
@@ -126,8 +124,7 @@ async fn account_files_that_are_no_files_are_refused_at_once_whoever_the_user_is
         }
     }
     scene.nothing_left()?;
-    scene.still_works(&plugin).await?;
-    plugin.shut_down().await
+    scene.still_works(plugin).await
 }
 
 async fn images_that_a_runtime_would_hang_on_keep_nobody_elses_task_waiting(scene: &Scene) -> Result<()> {
@@ -162,8 +159,8 @@ async fn images_that_a_runtime_would_hang_on_keep_nobody_elses_task_waiting(scen
 
 async fn accounts_that_lead_through_what_a_mount_hides_or_makes_are_refused_at_once(
     scene: &Scene,
+    plugin: &Plugin,
 ) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
     let with = |name: &str, links: &[(&str, &str)]| {
         push(scene, name, |tree| {
             tree.pipe("pipe")?;
@@ -187,7 +184,7 @@ async fn accounts_that_lead_through_what_a_mount_hides_or_makes_are_refused_at_o
             image = image, command = "true", tmpfs = ["/scratch"], volumes = volumes, work_dir = "/bin",
         };
         for _ in 0..2 {
-            let task = scene.prepare(&plugin, &config).await?;
+            let task = scene.prepare(plugin, &config).await?;
             std::fs::create_dir(task.alloc.task_path("local/etc"))?;
             for pipe in ["local/pipe", "local/etc/passwd"] {
                 nix::unistd::mkfifo(&task.alloc.task_path(pipe), nix::sys::stat::Mode::S_IRWXU)?;
@@ -197,12 +194,10 @@ async fn accounts_that_lead_through_what_a_mount_hides_or_makes_are_refused_at_o
         }
     }
     scene.nothing_left()?;
-    scene.still_works(&plugin).await?;
-    plugin.shut_down().await
+    scene.still_works(plugin).await
 }
 
-async fn accounts_that_are_a_link_are_looked_up_inside(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn accounts_that_are_a_link_are_looked_up_inside(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let outside = scene.directory().join("passwd");
     std::fs::create_dir_all(scene.directory())?;
     std::fs::write(&outside, "app:x:6666:6666::/:/bin/sh\n")?;
@@ -213,21 +208,20 @@ async fn accounts_that_are_a_link_are_looked_up_inside(scene: &Scene) -> Result<
         tree.file("accounts/users", 0o644, b"app:x:1234:5678::/:/bin/sh\n")
     })?;
     let config = config! { image = image, command = "/bin/sh", args = ["-c", "id -u; id -g"] };
-    let mut task = scene.prepare(&plugin, &config).await?;
+    let mut task = scene.prepare(plugin, &config).await?;
     task.config.user = "app".to_owned();
-    task.start(&plugin).await?;
-    same!(task.stdout(&plugin).await?, "1234\n5678\n");
-    task.destroy(&plugin).await?;
+    task.start(plugin).await?;
+    same!(task.stdout(plugin).await?, "1234\n5678\n");
+    task.destroy(plugin).await?;
 
     let image = push(scene, "outside", |tree| tree.link("etc/passwd", &outside.display().to_string()))?;
-    let mut task = scene.prepare(&plugin, &config! { image = image, command = "true" }).await?;
+    let mut task = scene.prepare(plugin, &config! { image = image, command = "true" }).await?;
     task.config.user = "app".to_owned();
     refused(plugin.start_task(task.config.clone()).await, &["app"])?;
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn mount_points_that_are_links_do_not_lead_outside(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn mount_points_that_are_links_do_not_lead_outside(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let outside = scene.directory().join("outside");
     std::fs::create_dir_all(&outside)?;
     let image = push(scene, "mount-links", |tree| {
@@ -237,18 +231,17 @@ async fn mount_points_that_are_links_do_not_lead_outside(scene: &Scene) -> Resul
         Ok(())
     })?;
     let config = config! { image = image, command = "/bin/sh", args = ["-c", "echo x > /local/x"] };
-    let mut task = scene.prepare(&plugin, &config).await?;
-    if task.start(&plugin).await.is_ok() {
-        task.wait(&plugin).await?;
-        task.end(&plugin).await?;
+    let mut task = scene.prepare(plugin, &config).await?;
+    if task.start(plugin).await.is_ok() {
+        task.wait(plugin).await?;
+        task.end(plugin).await?;
     }
     same!(std::fs::read_dir(&outside)?.count(), 0);
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn an_image_of_many_layers_runs(scene: &Scene) -> Result<()> {
+async fn an_image_of_many_layers_runs(scene: &Scene, plugin: &Plugin) -> Result<()> {
     const LAYERS: usize = 90;
-    let mut plugin = scene.plugin().await?;
     let mut image = scene.world().catalog().busybox(json!({"Env": ["PATH=/bin"], "User": "app"}))?;
     for number in 0..LAYERS {
         let layer =
@@ -258,14 +251,12 @@ async fn an_image_of_many_layers_runs(scene: &Scene) -> Result<()> {
     image.push(scene.world().registry(), "many", "v1", Form::Oci)?;
     let script = "ls -d /layer-* | wc -l; id -un";
     let config = config! { image = scene.image("many:v1"), command = "sh", args = ["-c", script] };
-    let task = scene.run(&plugin, &config).await?;
-    same!(task.stdout(&plugin).await?, format!("{LAYERS}\napp\n"));
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    let task = scene.run(plugin, &config).await?;
+    same!(task.stdout(plugin).await?, format!("{LAYERS}\napp\n"));
+    task.destroy(plugin).await
 }
 
-async fn an_image_with_neither_accounts_nor_directories_runs(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn an_image_with_neither_accounts_nor_directories_runs(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let mut tree = Tree::new();
     tree.host_file(std::path::Path::new("/bin/busybox"), 0o755)?;
     let mut image = scene.world().catalog().busybox(json!({"Entrypoint": ["/bin/busybox"]}))?;
@@ -274,14 +265,12 @@ async fn an_image_with_neither_accounts_nor_directories_runs(scene: &Scene) -> R
     let script =
         "echo $HOME; busybox ls -d /alloc /local /secrets /proc /dev/null | busybox wc -l; busybox id";
     let config = config! { image = scene.image("scratch:v1"), args = ["sh", "-c", script] };
-    let task = scene.run(&plugin, &config).await?;
-    same!(task.stdout(&plugin).await?, "/\n5\nuid=0 gid=0 groups=0\n");
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    let task = scene.run(plugin, &config).await?;
+    same!(task.stdout(plugin).await?, "/\n5\nuid=0 gid=0 groups=0\n");
+    task.destroy(plugin).await
 }
 
-async fn a_working_directory_does_not_lead_into_proc(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_working_directory_does_not_lead_into_proc(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let pushed = |name: &str, directory: &str, link: Option<&str>| {
         let mut image =
             scene.world().catalog().with(|tree| link.map_or(Ok(()), |link| tree.link("w", link)))?;
@@ -300,39 +289,41 @@ async fn a_working_directory_does_not_lead_into_proc(scene: &Scene) -> Result<()
         ("wd-dev-link", "/w", Some("missing/../dev/fd/8")),
     ] {
         let image = pushed(name, directory, link)?;
-        let task = scene.prepare(&plugin, &config! { image = image, command = "true" }).await?;
+        let task = scene.prepare(plugin, &config! { image = image, command = "true" }).await?;
         refused(plugin.start_task(task.config.clone()).await, &["/proc", "work_dir"])?;
         // The job's `work_dir` takes precedence over the image's.
         let config = config! { image = image, command = "pwd", work_dir = "/bin" };
-        let task = scene.run(&plugin, &config).await?;
-        same!(task.stdout(&plugin).await?, "/bin\n");
-        task.destroy(&plugin).await?;
+        let task = scene.run(plugin, &config).await?;
+        same!(task.stdout(plugin).await?, "/bin\n");
+        task.destroy(plugin).await?;
     }
     // As with docker, a relative directory is resolved from the root.
     let task =
-        scene.run(&plugin, &config! { image = pushed("wd-short", "a/./b", None)?, command = "pwd" }).await?;
-    same!(task.stdout(&plugin).await?, "/a/b\n");
-    task.destroy(&plugin).await?;
+        scene.run(plugin, &config! { image = pushed("wd-short", "a/./b", None)?, command = "pwd" }).await?;
+    same!(task.stdout(plugin).await?, "/a/b\n");
+    task.destroy(plugin).await?;
     let linked = pushed("wd-job", "/", Some("/proc/self/fd/8"))?;
     let task =
-        scene.prepare(&plugin, &config! { image = linked.clone(), command = "pwd", work_dir = "/w" }).await?;
+        scene.prepare(plugin, &config! { image = linked.clone(), command = "pwd", work_dir = "/w" }).await?;
     refused(plugin.start_task(task.config.clone()).await, &["/w", "/proc/self/fd/8"])?;
     // A task of an earlier attempt may have put the link there.
     let mut own = scene.shell("pwd");
     own["work_dir"] = json!("/local/w");
-    let task = scene.prepare(&plugin, &own).await?;
+    let task = scene.prepare(plugin, &own).await?;
     std::os::unix::fs::symlink("/proc/self/fd/8", task.alloc.task_path("local/w"))?;
     refused(plugin.start_task(task.config.clone()).await, &["/local/w", "/proc/self/fd/8"])?;
     // The link leads out of the task's directory, and from there on by a link of the image's.
     let config = config! { image = linked, command = "pwd", work_dir = "/local/out" };
-    let task = scene.prepare(&plugin, &config).await?;
+    let task = scene.prepare(plugin, &config).await?;
     std::os::unix::fs::symlink("/w", task.alloc.task_path("local/out"))?;
     refused(plugin.start_task(task.config.clone()).await, &["/local/out", "/proc/self/fd/8"])?;
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn the_fields_of_an_images_documents_are_read_as_go_reads_them(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn the_fields_of_an_images_documents_are_read_as_go_reads_them(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     let image = scene.world().catalog().busybox(json!({
         "user": "app", "env": ["PATH=/bin", "GREETING=small"], "cmd": ["sh", "-c", "exit 9"], "WORKINGDIR": "/app",
         "User": "root", "uSER": "app", "Labels": {"user": "x"},
@@ -340,11 +331,10 @@ async fn the_fields_of_an_images_documents_are_read_as_go_reads_them(scene: &Sce
     image.push(scene.world().registry(), "any-case", "v1", Form::Oci)?;
     let image = scene.image("any-case:v1");
     let script = "echo $(id -un) $GREETING $(pwd)";
-    let task = scene.run(&plugin, &config! { image = image, command = "sh", args = ["-c", script] }).await?;
-    same!(task.stdout(&plugin).await?, "app small /app\n");
-    task.destroy(&plugin).await?;
-    let task = scene.run(&plugin, &config! { image = image }).await?;
-    same!(task.wait(&plugin).await?.exit_code, 9);
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    let task = scene.run(plugin, &config! { image = image, command = "sh", args = ["-c", script] }).await?;
+    same!(task.stdout(plugin).await?, "app small /app\n");
+    task.destroy(plugin).await?;
+    let task = scene.run(plugin, &config! { image = image }).await?;
+    same!(task.wait(plugin).await?.exit_code, 9);
+    task.destroy(plugin).await
 }

@@ -40,30 +40,28 @@ async fn is_refused(scene: &Scene, plugin: &Plugin, image: &str, words: &[&str])
     scene.still_works(plugin).await
 }
 
-async fn every_packing_is_unpacked(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn every_packing_is_unpacked(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let network = Network::before(scene)?;
     for (name, packing) in [("gzip", Packing::Gzip), ("zstd", Packing::Zstd), ("plain", Packing::Plain)] {
         let mut tree = Tree::new();
         tree.file("packed", 0o644, name.repeat(100_000).as_bytes())?;
         let image = network.push(scene, &with(scene, tree.finish_as(packing)?)?, name)?;
         let job = config! { image = image, command = "wc", args = ["-c", "/packed"] };
-        let task = scene.run(&plugin, &job).await?;
-        same!(task.stdout(&plugin).await?, format!("{} /packed\n", name.len() * 100_000));
-        task.destroy(&plugin).await?;
+        let task = scene.run(plugin, &job).await?;
+        same!(task.stdout(plugin).await?, format!("{} /packed\n", name.len() * 100_000));
+        task.destroy(plugin).await?;
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_layer_that_is_cut_short_is_refused(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_layer_that_is_cut_short_is_refused(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let network = Network::before(scene)?;
     let whole = scene.world().catalog().large(1)?;
     let half = whole.layers[1].blob[..MIB / 2].to_vec();
     let image = with(scene, Layer::of_bytes(half, &whole.layers[1].diff_id))?;
     let image = network.push(scene, &image, "short")?;
-    is_refused(scene, &plugin, &image, &["corrupt", "unexpected EOF"]).await?;
-    plugin.shut_down().await
+    is_refused(scene, plugin, &image, &["corrupt", "unexpected EOF"]).await?;
+    Ok(())
 }
 
 async fn a_layer_that_unpacks_to_more_than_the_operator_allows_is_stopped(scene: &Scene) -> Result<()> {
@@ -92,8 +90,7 @@ async fn an_image_that_is_larger_than_the_operator_allows_is_not_fetched(scene: 
     plugin.shut_down().await
 }
 
-async fn paths_that_lead_outside_stay_inside(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn paths_that_lead_outside_stay_inside(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let network = Network::before(scene)?;
     let outside = scene.directory().join("outside");
     std::fs::create_dir_all(&outside)?;
@@ -108,21 +105,20 @@ async fn paths_that_lead_outside_stay_inside(scene: &Scene) -> Result<()> {
     let image = network.push(scene, &with(scene, tree.finish()?)?, "escapes")?;
     let script = format!("cat {place}/x; ls -d /bin");
     let job = config! { image = image, command = "/bin/sh", args = ["-c", &script] };
-    let task = scene.run(&plugin, &job).await?;
-    same!(task.stdout(&plugin).await?, "escaped/bin\n");
-    task.destroy(&plugin).await?;
+    let task = scene.run(plugin, &job).await?;
+    same!(task.stdout(plugin).await?, "escaped/bin\n");
+    task.destroy(plugin).await?;
     let names: Vec<_> = std::fs::read_dir(&outside)?.flatten().map(|entry| entry.file_name()).collect();
     same!(names, ["kept"]);
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_manifest_that_never_ends_is_refused(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_manifest_that_never_ends_is_refused(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let network = Network::before(scene)?;
     let image = network.push(scene, &scene.world().catalog().with(|_| Ok(()))?, "endless")?;
     network.proxy.inflict("/manifests/", Fault::Endless);
-    is_refused(scene, &plugin, &image, &["the manifest", "bytes"]).await?;
+    is_refused(scene, plugin, &image, &["the manifest", "bytes"]).await?;
     network.proxy.heal();
-    runs(scene, &plugin, &image).await?;
-    plugin.shut_down().await
+    runs(scene, plugin, &image).await?;
+    Ok(())
 }

@@ -53,8 +53,7 @@ async fn says(plugin: &Plugin, mut task: Task, text: &str) -> Result<()> {
     task.destroy(plugin).await
 }
 
-async fn an_image_is_loaded_from_an_archive_of_either_form(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn an_image_is_loaded_from_an_archive_of_either_form(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let (one, two, three) = (saying(scene, "one")?, saying(scene, "two")?, saying(scene, "three")?);
     let several = docker_archive_of(&[(&one, "team/one:1"), (&two, "team/two:2")])?;
     let job = |image: &str| config! { image = image, load = "image.tar" };
@@ -67,14 +66,14 @@ async fn an_image_is_loaded_from_an_archive_of_either_form(scene: &Scene) -> Res
         ("team/three:oci", &three.oci_archive("docker.io/team/three:oci")?, "three"),
         ("team/three:any", &gzip(&three.docker_archive(&[])?)?, "three"),
     ] {
-        let task = with_files(scene, &plugin, &job(image), &[("local/image.tar", archive)]).await?;
-        says(&plugin, task, text).await.with_context(|| image.to_owned())?;
+        let task = with_files(scene, plugin, &job(image), &[("local/image.tar", archive)]).await?;
+        says(plugin, task, text).await.with_context(|| image.to_owned())?;
         // The image's record keeps all its content from garbage collection.
         scene.world().containerd().collect_garbage()?;
-        let task = with_files(scene, &plugin, &job(image), &[("local/image.tar", archive)]).await?;
-        says(&plugin, task, text).await.with_context(|| format!("{image} again"))?;
+        let task = with_files(scene, plugin, &job(image), &[("local/image.tar", archive)]).await?;
+        says(plugin, task, text).await.with_context(|| format!("{image} again"))?;
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
 async fn a_path_in_place_of_the_images_name_is_an_archive_with_one_image(scene: &Scene) -> Result<()> {
@@ -102,48 +101,45 @@ async fn a_path_in_place_of_the_images_name_is_an_archive_with_one_image(scene: 
     plugin.shut_down().await
 }
 
-async fn an_archive_that_is_loaded_again_is_not_stored_again(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn an_archive_that_is_loaded_again_is_not_stored_again(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let archive = saying(scene, "again")?.docker_archive(&["team/again:1"])?;
     let config = config! { image = "team/again:1", load = "image.tar" };
     let blobs = || listed(scene.world().containerd(), &["content", "ls", "-q"]);
     // Several tasks load it at once: each has a copy of its own.
     let start = || async {
-        let task = with_files(scene, &plugin, &config, &[("local/image.tar", &archive)]).await?;
-        says(&plugin, task, "again").await
+        let task = with_files(scene, plugin, &config, &[("local/image.tar", &archive)]).await?;
+        says(plugin, task, "again").await
     };
     tokio::try_join!(start(), start(), start())?;
     let before = blobs()?;
     start().await?;
     same!(blobs()?, before);
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_loaded_image_is_nobody_elses_whatever_its_name(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_loaded_image_is_nobody_elses_whatever_its_name(scene: &Scene, plugin: &Plugin) -> Result<()> {
     saying(scene, "the registry's")?.push(scene.world().registry(), "clash", "v1", Form::Oci)?;
     let name = scene.image("clash:v1");
     let archive = saying(scene, "the archive's")?.docker_archive(&[&name])?;
     let load = config! { image = name.as_str(), load = "image.tar" };
     let pull = config! { image = name.as_str() };
     for _ in 0..2 {
-        let task = with_files(scene, &plugin, &load, &[("local/image.tar", &archive)]).await?;
-        says(&plugin, task, "the archive's").await?;
-        says(&plugin, scene.prepare(&plugin, &pull).await?, "the registry's").await?;
+        let task = with_files(scene, plugin, &load, &[("local/image.tar", &archive)]).await?;
+        says(plugin, task, "the archive's").await?;
+        says(plugin, scene.prepare(plugin, &pull).await?, "the registry's").await?;
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn an_archive_leads_nowhere_out_of_the_allocation(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn an_archive_leads_nowhere_out_of_the_allocation(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let outside = scene.directory().join("outside.tar");
     std::fs::write(&outside, saying(scene, "secret")?.docker_archive(&["team/x:1"])?)?;
     for (image, load) in [("team/x:1", "link.tar"), ("./local/link.tar", "")] {
-        let task = scene.prepare(&plugin, &config! { image = image, load = load }).await?;
+        let task = scene.prepare(plugin, &config! { image = image, load = load }).await?;
         symlink(&outside, task.alloc.task_path("local/link.tar"))?;
         refused(plugin.start_task(task.config.clone()).await, &["link.tar", "leads out"])?;
     }
-    let up = scene.prepare(&plugin, &config! { image = "team/x:1", load = "../../../outside.tar" }).await?;
+    let up = scene.prepare(plugin, &config! { image = "team/x:1", load = "../../../outside.tar" }).await?;
     refused(plugin.start_task(up.config.clone()).await, &["outside.tar", "leads out"])?;
     // A task's directory that is a link is refused, too: the archive is read and decompressed in there.
     let elsewhere = scene.directory().join("elsewhere");
@@ -151,7 +147,7 @@ async fn an_archive_leads_nowhere_out_of_the_allocation(scene: &Scene) -> Result
     std::fs::copy(&outside, elsewhere.join("local/x.tar"))?;
     for (image, load) in [("team/x:1", "x.tar"), ("./local/x.tar", "")] {
         for link in ["", "local"] {
-            let task = scene.prepare(&plugin, &config! { image = image, load = load }).await?;
+            let task = scene.prepare(plugin, &config! { image = image, load = load }).await?;
             let own = task.alloc.task_path(link);
             std::fs::remove_dir_all(&own)?;
             symlink(elsewhere.join(link), own.components().collect::<std::path::PathBuf>())?;
@@ -161,14 +157,16 @@ async fn an_archive_leads_nowhere_out_of_the_allocation(scene: &Scene) -> Result
         }
     }
     // A pipe would block the start for good.
-    let pipe = scene.prepare(&plugin, &config! { image = "team/x:1", load = "pipe" }).await?;
+    let pipe = scene.prepare(plugin, &config! { image = "team/x:1", load = "pipe" }).await?;
     nix::unistd::mkfifo(&pipe.alloc.task_path("local/pipe"), nix::sys::stat::Mode::S_IRUSR)?;
     refused(plugin.start_task(pipe.config.clone()).await, &["pipe", "regular file"])?;
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn an_archive_that_is_no_good_is_refused_and_leaves_nothing(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn an_archive_that_is_no_good_is_refused_and_leaves_nothing(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     let containerd = scene.world().containerd();
     let blobs = || listed(containerd, &["content", "ls", "-q"]);
     let image = saying(scene, "bad")?;
@@ -187,43 +185,43 @@ async fn an_archive_that_is_no_good_is_refused_and_leaves_nothing(scene: &Scene)
         (image.docker_archive(&["team/good:1"])?, &["team/bad:1", "team/good:1", "image"]),
     ] {
         let config = config! { image = "team/bad:1", load = "image.tar" };
-        let task = with_files(scene, &plugin, &config, &[("local/image.tar", &archive)]).await?;
+        let task = with_files(scene, plugin, &config, &[("local/image.tar", &archive)]).await?;
         refused(plugin.start_task(task.config.clone()).await, words)?;
         scene.nothing_left()?;
     }
-    let missing = scene.prepare(&plugin, &config! { image = "team/bad:1", load = "none.tar" }).await?;
+    let missing = scene.prepare(plugin, &config! { image = "team/bad:1", load = "none.tar" }).await?;
     refused(plugin.start_task(missing.config.clone()).await, &["load", "none.tar"])?;
     containerd.collect_garbage()?;
     let left: Vec<_> = blobs()?.into_iter().filter(|blob| !before.contains(blob)).collect();
     ensure!(left.is_empty(), "there are still {left:?}");
-    scene.still_works(&plugin).await?;
-    plugin.shut_down().await
+    scene.still_works(plugin).await
 }
 
-async fn an_image_that_another_client_has_put_there_is_run(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn an_image_that_another_client_has_put_there_is_run(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let containerd = scene.world().containerd();
     let archive = scene.directory().join("import.tar");
     std::fs::write(&archive, saying(scene, "imported")?.docker_archive(&["team/imported:1"])?)?;
     // The image is of no registry: `docker.io` has nothing of the kind, and is not asked.
     containerd.ctr(&["images", "import", "--no-unpack", &archive.display().to_string()])?;
     same!(listed(containerd, &["images", "ls", "-q", "name~=imported"])?, ["docker.io/team/imported:1"]);
-    says(&plugin, scene.prepare(&plugin, &config! { image = "team/imported:1" }).await?, "imported").await?;
+    says(plugin, scene.prepare(plugin, &config! { image = "team/imported:1" }).await?, "imported").await?;
     containerd.ctr(&["images", "delete", "--sync", "docker.io/team/imported:1"])?;
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_file_that_was_loaded_is_not_read_again_until_it_changes(scene: &Scene) -> Result<()> {
+async fn a_file_that_was_loaded_is_not_read_again_until_it_changes(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-    let mut plugin = scene.plugin().await?;
     let path = scene.directory().join("image.tar");
     let archive = |text: &str| saying(scene, text)?.docker_archive(&["team/once:1"]);
     std::fs::write(&path, archive("one")?)?;
     let config = config! { image = path.display().to_string() };
-    says(&plugin, scene.prepare(&plugin, &config).await?, "one").await?;
+    says(plugin, scene.prepare(plugin, &config).await?, "one").await?;
     let reads = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
     reads.add_watch(&path, AddWatchFlags::IN_ACCESS)?;
-    says(&plugin, scene.prepare(&plugin, &config).await?, "one").await?;
+    says(plugin, scene.prepare(plugin, &config).await?, "one").await?;
     ensure!(reads.read_events().is_err(), "it was read again");
     // The new archive has the same length and time as the old one.
     let modified = std::fs::metadata(&path)?.modified()?;
@@ -231,13 +229,12 @@ async fn a_file_that_was_loaded_is_not_read_again_until_it_changes(scene: &Scene
     same!(other.len() as u64, std::fs::metadata(&path)?.len());
     std::fs::write(&path, &other)?;
     std::fs::File::options().write(true).open(&path)?.set_modified(modified)?;
-    says(&plugin, scene.prepare(&plugin, &config).await?, "two").await?;
+    says(plugin, scene.prepare(plugin, &config).await?, "two").await?;
     ensure!(reads.read_events().is_ok(), "a read can't be seen: the case proves nothing");
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn reading_an_archive_ends_when_nobody_waits_for_it(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn reading_an_archive_ends_when_nobody_waits_for_it(scene: &Scene, plugin: &Plugin) -> Result<()> {
     // 48 GiB of zeros in 48 MiB.
     let gibibyte = gzip(&vec![0; 1 << 30])?;
     let path = scene.directory().join("zeros.tar.gz");
@@ -250,7 +247,7 @@ async fn reading_an_archive_ends_when_nobody_waits_for_it(scene: &Scene) -> Resu
         targets.any(|target| target.to_string_lossy().contains("/alloc/"))
     };
     let config = config! { image = path.display().to_string(), image_pull_timeout = "2s" };
-    let task = scene.prepare(&plugin, &config).await?;
+    let task = scene.prepare(plugin, &config).await?;
     let (answer, begun) = tokio::join!(
         plugin.start_task(task.config.clone()),
         until(Duration::from_secs(5), "something is decompressed", scratch)
@@ -261,13 +258,12 @@ async fn reading_an_archive_ends_when_nobody_waits_for_it(scene: &Scene) -> Resu
     until(Duration::from_secs(5), "what was decompressed is gone", || !scratch()).await?;
     // A load doesn't go on for a caller that has gone away.
     let config = config! { image = path.display().to_string() };
-    let task = scene.prepare(&plugin, &config).await?;
+    let task = scene.prepare(plugin, &config).await?;
     let start = plugin.start_task(task.config.clone());
     ensure!(tokio::time::timeout(Duration::from_secs(2), start).await.is_err(), "it has an answer");
     until(Duration::from_secs(5), "what was decompressed is gone", || !scratch()).await?;
-    scene.nothing_left_of_cut_off(&task, &plugin).await?;
-    scene.still_works(&plugin).await?;
-    plugin.shut_down().await
+    scene.nothing_left_of_cut_off(&task, plugin).await?;
+    scene.still_works(plugin).await
 }
 
 async fn an_archive_is_held_to_the_operators_sizes(scene: &Scene) -> Result<()> {

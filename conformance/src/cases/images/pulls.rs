@@ -40,23 +40,24 @@ cases!["pull":
     a_long_pull_is_told_of,
 ];
 
-async fn fifty_tasks_of_an_image_that_is_not_here_make_one_pull(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn fifty_tasks_of_an_image_that_is_not_here_make_one_pull(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     let network = Network::before(scene)?;
     let large = scene.world().catalog().large(4)?;
     let image = network.push(scene, &large, "fifty")?;
     network.proxy.inflict("/blobs/", Fault::Throttle(4 * MIB));
-    try_join_all((0..50).map(|_| runs(scene, &plugin, &image))).await?;
+    try_join_all((0..50).map(|_| runs(scene, plugin, &image))).await?;
     same!(network.proxy.count("GET", "/manifests/"), 1);
     for request in network.proxy.requests() {
         same!((&*request.path, network.proxy.count("GET", &request.path)), (&*request.path, 1));
     }
     network.sent_once(&large.layers[1])?;
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn names_of_one_image_are_pulled_once(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn names_of_one_image_are_pulled_once(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let network = Network::before(scene)?;
     let large = scene.world().catalog().large(4)?;
     let [one, other, third] = [
@@ -65,18 +66,20 @@ async fn names_of_one_image_are_pulled_once(scene: &Scene) -> Result<()> {
         network.push(scene, &large, "third")?,
     ];
     network.proxy.inflict("/blobs/", Fault::Throttle(4 * MIB));
-    tokio::try_join!(runs(scene, &plugin, &one), runs(scene, &plugin, &other))?;
+    tokio::try_join!(runs(scene, plugin, &one), runs(scene, plugin, &other))?;
     network.sent_once(&large.layers[1])?;
     same!(network.proxy.count("GET", "/manifests/"), 2);
     // Only the manifest of the third image is requested, since its blobs are here.
     network.proxy.forget();
-    runs(scene, &plugin, &third).await?;
+    runs(scene, plugin, &third).await?;
     same!((network.proxy.count("GET", "/manifests/"), network.proxy.count("GET", "/blobs/")), (1, 0));
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_layer_of_two_images_is_fetched_once_while_both_are_pulled(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_layer_of_two_images_is_fetched_once_while_both_are_pulled(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     let network = Network::before(scene)?;
     let common = scene.world().catalog().large(4)?;
     let push = |name: &str| {
@@ -86,25 +89,23 @@ async fn a_layer_of_two_images_is_fetched_once_while_both_are_pulled(scene: &Sce
     };
     let (left, right) = (push("left")?, push("right")?);
     network.proxy.inflict("/blobs/", Fault::Throttle(4 * MIB));
-    tokio::try_join!(runs(scene, &plugin, &left), runs(scene, &plugin, &right))?;
+    tokio::try_join!(runs(scene, plugin, &left), runs(scene, plugin, &right))?;
     same!(network.proxy.count("GET", &common.layers[1].digest), 1);
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_layer_goes_on_where_its_connection_broke(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_layer_goes_on_where_its_connection_broke(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let network = Network::before(scene)?;
     let large = scene.world().catalog().large(6)?;
     let image = network.push(scene, &large, "breaks")?;
     network.proxy.inflict_times(&large.layers[1].digest, Fault::CutAfter(2 * MIB), 2);
-    runs(scene, &plugin, &image).await?;
+    runs(scene, plugin, &image).await?;
     network.sent_once(&large.layers[1])?;
     same!(network.proxy.count("GET", &large.layers[1].digest), 3);
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_registry_that_comes_back_is_gone_on_with(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_registry_that_comes_back_is_gone_on_with(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let (network, registry) = (Network::before(scene)?, scene.world().registry());
     let large = scene.world().catalog().large(6)?;
     let image = network.push(scene, &large, "comes-back")?;
@@ -115,9 +116,9 @@ async fn a_registry_that_comes_back_is_gone_on_with(scene: &Scene) -> Result<()>
         tokio::time::sleep(Duration::from_secs(3)).await;
         registry.start()
     };
-    tokio::try_join!(runs(scene, &plugin, &image), outage)?;
+    tokio::try_join!(runs(scene, plugin, &image), outage)?;
     network.sent_once(&large.layers[1])?;
-    plugin.shut_down().await
+    Ok(())
 }
 
 /// An image whose pull stalls in the middle of a layer.
@@ -172,15 +173,14 @@ fn half_stored(scene: &Scene) -> u64 {
     ingests.filter_map(|ingest| Some(ingest.path().join("data").metadata().ok()?.len())).sum()
 }
 
-async fn a_pull_that_failed_is_gone_on_with_by_the_next(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_pull_that_failed_is_gone_on_with_by_the_next(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let stalled = Stalled::new(scene, "failed")?;
     let job = config! { image = stalled.image, command = "true", image_pull_timeout = "5s" };
-    let task = scene.prepare(&plugin, &job).await?;
+    let task = scene.prepare(plugin, &job).await?;
     let status = refused(plugin.start_task(task.config.clone()).await, &["image_pull_timeout"])?;
     ensure!(is_recoverable(&status)?, "it is not to be tried again: {status:?}");
-    stalled.goes_on(scene, &plugin).await?;
-    plugin.shut_down().await
+    stalled.goes_on(scene, plugin).await?;
+    Ok(())
 }
 
 async fn a_pull_whose_plugin_was_killed_is_gone_on_with_by_the_next(scene: &Scene) -> Result<()> {
@@ -316,29 +316,27 @@ async fn a_registry_that_brings_next_to_nothing_holds_no_other_pull_up_and_is_gi
     plugin.shut_down().await
 }
 
-async fn a_registry_that_takes_its_time_is_waited_for(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_registry_that_takes_its_time_is_waited_for(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let network = Network::before(scene)?;
     let large = scene.world().catalog().large(1)?;
     let image = network.push(scene, &large, "late")?;
     network.proxy.inflict_times(&large.layers[1].digest, Fault::Late(Duration::from_secs(33)), 1);
-    runs(scene, &plugin, &image).await?;
+    runs(scene, plugin, &image).await?;
     same!(network.proxy.count("GET", &large.layers[1].digest), 1);
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_layer_whose_rest_is_refused_is_fetched_anew(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_layer_whose_rest_is_refused_is_fetched_anew(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let network = Network::before(scene)?;
     for (name, fault) in [("no-range", Fault::NoRange), ("wrong-range", Fault::WrongRange)] {
         let large = scene.world().catalog().large(4)?;
         let image = network.push(scene, &large, name)?;
         network.proxy.inflict_times(&large.layers[1].digest, Fault::CutAfter(2 * MIB), 1);
         network.proxy.inflict_times(&large.layers[1].digest, fault, 1);
-        runs(scene, &plugin, &image).await.with_context(|| format!("with {fault:?}"))?;
+        runs(scene, plugin, &image).await.with_context(|| format!("with {fault:?}"))?;
         same!(network.proxy.count("GET", &large.layers[1].digest), 3);
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
 async fn one_outlasts_a_disk_that_stalls(scene: &Scene) -> Result<()> {
@@ -390,13 +388,12 @@ async fn no_more_is_pulled_at_once_than_the_operator_says(scene: &Scene) -> Resu
     plugin.shut_down().await
 }
 
-async fn what_can_not_succeed_is_not_tried_again(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn what_can_not_succeed_is_not_tried_again(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let network = Network::before(scene)?;
     let large = scene.world().catalog().large(1)?;
     let image = network.push(scene, &large, "gone")?;
     network.proxy.inflict(&large.layers[1].digest, Fault::Status(404));
-    let task = scene.prepare(&plugin, &config! { image = image, command = "true" }).await?;
+    let task = scene.prepare(plugin, &config! { image = image, command = "true" }).await?;
     let status = refused(plugin.start_task(task.config.clone()).await, &[&image, &large.layers[1].digest])?;
     ensure!(!is_recoverable(&status)?, "it is to be tried again: {status:?}");
     same!(network.proxy.count("GET", &large.layers[1].digest), 1);
@@ -405,19 +402,18 @@ async fn what_can_not_succeed_is_not_tried_again(scene: &Scene) -> Result<()> {
     network.proxy.heal();
     network.proxy.inflict_times(&large.layers[1].digest, Fault::Status(503), 2);
     network.proxy.forget();
-    runs(scene, &plugin, &image).await?;
+    runs(scene, plugin, &image).await?;
     same!(network.proxy.count("GET", &large.layers[1].digest), 3);
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_long_pull_is_told_of(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_long_pull_is_told_of(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let network = Network::before(scene)?;
     let large = scene.world().catalog().large(8)?;
     let image = network.push(scene, &large, "long")?;
     let mut events = plugin.events().await?;
     network.proxy.inflict(&large.layers[1].digest, Fault::Throttle(MIB));
-    runs(scene, &plugin, &image).await?;
+    runs(scene, plugin, &image).await?;
     let mut told = Vec::new();
     while told
         .last()
@@ -435,5 +431,5 @@ async fn a_long_pull_is_told_of(scene: &Scene) -> Result<()> {
     }
     let log = plugin.log().all().join("\n");
     ensure!(log.contains("percent") && log.contains(&image), "there is no percentage in the log: {log}");
-    plugin.shut_down().await
+    Ok(())
 }

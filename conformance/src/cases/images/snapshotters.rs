@@ -7,6 +7,7 @@ use anyhow::{Result, ensure};
 use harness::config;
 use harness::context::Scene;
 use harness::fixture::Form;
+use harness::host::Plugin;
 use harness::leaks::sweep;
 use harness::task::LIMIT;
 use serde_json::{Value, json};
@@ -119,8 +120,7 @@ async fn a_snapshot_is_removed_from_where_it_was_made_by_its_id_alone(scene: &Sc
     last.shut_down().await
 }
 
-async fn an_image_stays_unpacked_for_each_snapshotter(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn an_image_stays_unpacked_for_each_snapshotter(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let committed = |snapshotter: &str| {
         let listing = scene.world().containerd().ctr(&["snapshots", "--snapshotter", snapshotter, "list"])?;
         anyhow::Ok(listing.lines().filter(|line| line.trim_end().ends_with("Committed")).count())
@@ -129,14 +129,14 @@ async fn an_image_stays_unpacked_for_each_snapshotter(scene: &Scene) -> Result<(
         for snapshotter in ["overlayfs", "native"] {
             let mut config = scene.shell("true");
             config["snapshotter"] = json!(snapshotter);
-            let task = scene.run(&plugin, &config).await?;
-            same!(task.wait(&plugin).await?.exit_code, 0);
-            task.destroy(&plugin).await?;
+            let task = scene.run(plugin, &config).await?;
+            same!(task.wait(plugin).await?.exit_code, 0);
+            task.destroy(plugin).await?;
             scene.world().containerd().collect_garbage()?;
         }
         ensure!(committed("overlayfs")? > 0 && committed("native")? > 0, "an image was collected");
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
 async fn a_snapshotter_that_copies_all_files_is_waited_for(scene: &Scene) -> Result<()> {

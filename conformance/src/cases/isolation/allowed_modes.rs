@@ -88,11 +88,10 @@ async fn shared(scene: &Scene, plugin: &Plugin, options: &[(&str, Value)]) -> Re
     Ok(KINDS.iter().filter(of_host).copied().collect())
 }
 
-async fn a_task_shares_what_it_asks_for_and_nothing_else(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_task_shares_what_it_asks_for_and_nothing_else(scene: &Scene, plugin: &Plugin) -> Result<()> {
     // The same as docker shares.
     let usual = if is_v2() { BTreeSet::from(["user"]) } else { BTreeSet::from(["cgroup", "user"]) };
-    same!(shared(scene, &plugin, &[]).await?, usual);
+    same!(shared(scene, plugin, &[]).await?, usual);
     for (option, value, kind) in [
         ("pid_mode", json!("host"), "pid"),
         ("ipc_mode", json!("host"), "ipc"),
@@ -102,65 +101,66 @@ async fn a_task_shares_what_it_asks_for_and_nothing_else(scene: &Scene) -> Resul
         ("host_network", json!(true), "net"),
     ] {
         let wanted = usual.iter().copied().chain([kind]).collect();
-        same!(shared(scene, &plugin, &[(option, value)]).await?, wanted);
+        same!(shared(scene, plugin, &[(option, value)]).await?, wanted);
     }
     let private = ["pid_mode", "ipc_mode", "uts_mode", "cgroupns"].map(|option| (option, json!("private")));
-    same!(shared(scene, &plugin, &private).await?, BTreeSet::from(["user"]));
-    plugin.shut_down().await
+    same!(shared(scene, plugin, &private).await?, BTreeSet::from(["user"]));
+    Ok(())
 }
 
-async fn a_mode_that_there_is_not_is_refused_with_those_that_there_are(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_mode_that_there_is_not_is_refused_with_those_that_there_are(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     for option in ["pid_mode", "ipc_mode", "uts_mode", "cgroupns", "userns_mode"] {
         let config = with(scene, "true", &[(option, json!("task:other"))]);
-        start_is_refused(scene, &plugin, &config, &[option, "task:other", "\"host\""]).await?;
+        start_is_refused(scene, plugin, &config, &[option, "task:other", "\"host\""]).await?;
     }
     for (one, other) in [
         (("hostname", json!("web")), ("uts_mode", json!("host"))),
         (("init", json!(true)), ("pid_mode", json!("host"))),
     ] {
         let words = [one.0, other.0];
-        start_is_refused(scene, &plugin, &with(scene, "true", &[one, other]), &words).await?;
+        start_is_refused(scene, plugin, &with(scene, "true", &[one, other]), &words).await?;
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn the_hosts_network_is_not_had_beside_the_groups(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let mut task = scene.prepare(&plugin, &with(scene, "true", &[("host_network", json!(true))])).await?;
+async fn the_hosts_network_is_not_had_beside_the_groups(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let mut task = scene.prepare(plugin, &with(scene, "true", &[("host_network", json!(true))])).await?;
     task.config.network_isolation_spec = Some(pb::NetworkIsolationSpec {
         mode: NetworkIsolationMode::Group.into(),
         path: "/var/run/netns/none".to_owned(),
         ..Default::default()
     });
     refused(plugin.start_task(task.config.clone()).await, &["host_network", "mode = \"bridge\""])?;
-    scene.nothing_left()?;
-    plugin.shut_down().await
+    scene.nothing_left()
 }
 
-async fn the_hosts_shared_memory_is_seen_where_it_is_shared(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn the_hosts_shared_memory_is_seen_where_it_is_shared(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let name = format!("conformance-{}", std::process::id());
     let file = std::path::Path::new("/dev/shm").join(&name);
     fs::write(&file, "shared").with_context(|| format!("write {}", file.display()))?;
     let script = format!("cat /dev/shm/{name} 2>/dev/null || echo none");
     let mut said = Vec::new();
     for mode in ["host", "private"] {
-        let task = scene.run(&plugin, &with(scene, &script, &[("ipc_mode", json!(mode))])).await?;
-        said.push(task.stdout(&plugin).await);
-        task.destroy(&plugin).await?;
+        let task = scene.run(plugin, &with(scene, &script, &[("ipc_mode", json!(mode))])).await?;
+        said.push(task.stdout(plugin).await);
+        task.destroy(plugin).await?;
     }
     fs::remove_file(&file)?;
     same!(said.into_iter().collect::<Result<Vec<_>>>()?, ["shared", "none\n"]);
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_task_that_sees_its_own_control_group_alone_sees_it_as_the_root(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_task_that_sees_its_own_control_group_alone_sees_it_as_the_root(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     for (mode, sees_nomad) in [("private", false), ("host", true)] {
         let config = with(scene, "cat /proc/self/cgroup; ls /sys/fs/cgroup", &[("cgroupns", json!(mode))]);
-        let task = scene.run(&plugin, &config).await?;
-        let said = task.stdout(&plugin).await?;
+        let task = scene.run(plugin, &config).await?;
+        let said = task.stdout(plugin).await?;
         // Nomad moves a task into a cpuset later, on v1.
         let groups: Vec<_> =
             said.lines().filter(|line| line.contains(':') && !line.contains("cpuset")).collect();
@@ -169,13 +169,15 @@ async fn a_task_that_sees_its_own_control_group_alone_sees_it_as_the_root(scene:
             "with {mode} it is in {groups:?}"
         );
         ensure!(said.lines().count() > groups.len() + 1, "its control groups are not mounted: {said}");
-        task.destroy(&plugin).await?;
+        task.destroy(plugin).await?;
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn parameters_of_the_kernel_are_set_where_they_are_the_tasks(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn parameters_of_the_kernel_are_set_where_they_are_the_tasks(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     let script = "cd /proc/sys; cat net/core/somaxconn kernel/shmmax fs/mqueue/msg_max kernel/domainname; \
                   echo 7 >net/core/somaxconn";
     let parameters = json!({
@@ -184,17 +186,19 @@ async fn parameters_of_the_kernel_are_set_where_they_are_the_tasks(scene: &Scene
     let mut config = with(scene, &format!("{script} 2>/dev/null; echo end"), &[("sysctl", parameters)]);
     let read = || fs::read_to_string("/proc/sys/net/core/somaxconn");
     let before = read()?;
-    let task = scene.run(&plugin, &config).await?;
-    same!(task.stdout(&plugin).await?, "1234\n65536\n17\nexample\nend\n");
-    task.destroy(&plugin).await?;
+    let task = scene.run(plugin, &config).await?;
+    same!(task.stdout(plugin).await?, "1234\n65536\n17\nexample\nend\n");
+    task.destroy(plugin).await?;
     same!(read()?, before);
     config["sysctl"] = json!({"net.core.no_such_thing": "1"});
-    start_is_refused(scene, &plugin, &config, &["net/core/no_such_thing"]).await?;
-    plugin.shut_down().await
+    start_is_refused(scene, plugin, &config, &["net/core/no_such_thing"]).await?;
+    Ok(())
 }
 
-async fn parameters_of_the_kernel_that_are_the_hosts_are_refused(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn parameters_of_the_kernel_that_are_the_hosts_are_refused(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     for (name, other) in [
         ("vm.swappiness", None),
         ("kernel.panic", None),
@@ -207,7 +211,7 @@ async fn parameters_of_the_kernel_that_are_the_hosts_are_refused(scene: &Scene) 
         let words: Vec<_> =
             ["sysctl", name].into_iter().chain(other.iter().map(|(option, _)| *option)).collect();
         let options: Vec<_> = [("sysctl", json!({name: "1"}))].into_iter().chain(other.clone()).collect();
-        start_is_refused(scene, &plugin, &with(scene, "true", &options), &words).await?;
+        start_is_refused(scene, plugin, &with(scene, "true", &options), &words).await?;
     }
-    plugin.shut_down().await
+    Ok(())
 }

@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use harness::config;
 use harness::context::Scene;
+use harness::host::Plugin;
 use serde_json::{Value, json};
 use tonic::Code;
 
@@ -33,8 +34,10 @@ fn with(mut config: Value, add: &[&str], drop: &[&str]) -> Value {
     config
 }
 
-async fn what_a_job_adds_and_drops_is_so_in_the_task_and_in_its_execs(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn what_a_job_adds_and_drops_is_so_in_the_task_and_in_its_execs(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     for (add, drop, wanted) in [
         (&["CAP_NET_ADMIN", "sys_admin"][..], &[][..], DEFAULT | NET_ADMIN | SYS_ADMIN),
         (&[], &["Chown", "cap_net_admin"], DEFAULT & !CHOWN),
@@ -44,13 +47,13 @@ async fn what_a_job_adds_and_drops_is_so_in_the_task_and_in_its_execs(scene: &Sc
         (&["all"], &["CAP_CHOWN"], all()? & !CHOWN),
     ] {
         let script = format!("{LOOK}; exec sleep 600");
-        let task = scene.run(&plugin, &with(scene.shell(&script), add, drop)).await?;
+        let task = scene.run(plugin, &with(scene.shell(&script), add, drop)).await?;
         let wanted = format!("{wanted:016x}\n");
         task.alloc.stdout.to_contain(&wanted, harness::task::LIMIT).await?;
-        same!(task.exec(&plugin, LOOK).await?, (0, wanted));
-        task.end(&plugin).await?;
+        same!(task.exec(plugin, LOOK).await?, (0, wanted));
+        task.end(plugin).await?;
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
 async fn what_the_operator_does_not_allow_no_task_has_and_none_can_add(scene: &Scene) -> Result<()> {
@@ -73,8 +76,7 @@ async fn what_the_operator_does_not_allow_no_task_has_and_none_can_add(scene: &S
     plugin.shut_down().await
 }
 
-async fn one_that_there_is_not_is_refused_by_name(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn one_that_there_is_not_is_refused_by_name(scene: &Scene, plugin: &Plugin) -> Result<()> {
     // The image doesn't exist: the capability is checked before the image is looked for.
     let image = scene.image("library/nothing:latest");
     let config = |option: &str, name: &str| {
@@ -83,16 +85,16 @@ async fn one_that_there_is_not_is_refused_by_name(scene: &Scene) -> Result<()> {
         config
     };
     for option in ["cap_add", "cap_drop"] {
-        let task = scene.prepare(&plugin, &config(option, "NET_ADMIM")).await?;
+        let task = scene.prepare(plugin, &config(option, "NET_ADMIM")).await?;
         refused(plugin.start_task(task.config.clone()).await, &[option, "NET_ADMIM", "capabilities(7)"])?;
     }
     // Sandboxes in which these cases run often lack CAP_SYS_RESOURCE.
     const SYS_RESOURCE: u64 = 1 << 24;
     if all()? & SYS_RESOURCE == 0 {
-        let task = scene.prepare(&plugin, &config("cap_add", "sys_resource")).await?;
+        let task = scene.prepare(plugin, &config("cap_add", "sys_resource")).await?;
         let answer = plugin.start_task(task.config.clone()).await;
         refused(answer, &["cap_add", "CAP_SYS_RESOURCE", "this host"])?;
     }
     ensure!(scene.census().is_empty(), "something was made: {:?}", scene.census());
-    plugin.shut_down().await
+    Ok(())
 }

@@ -4,6 +4,7 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 use harness::context::Scene;
+use harness::host::Plugin;
 use nomad_proto::driver as pb;
 use serde_json::{Value, json};
 
@@ -72,8 +73,7 @@ async fn an_operators_file_that_can_not_be_used_is_named(scene: &Scene) -> Resul
     plugin.shut_down().await
 }
 
-async fn what_a_sandbox_can_not_have_is_refused_by_name(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn what_a_sandbox_can_not_have_is_refused_by_name(scene: &Scene, plugin: &Plugin) -> Result<()> {
     for (option, value) in [
         ("pid_mode", json!("host")),
         ("ipc_mode", json!("host")),
@@ -90,11 +90,11 @@ async fn what_a_sandbox_can_not_have_is_refused_by_name(scene: &Scene) -> Result
             json!([{"type": "bind", "source": "local", "target": "/l", "bind_options": {"propagation": "rshared"}}]),
         ),
     ] {
-        let task = scene.prepare(&plugin, &with(scene, "true", &[(option, value)])).await?;
+        let task = scene.prepare(plugin, &with(scene, "true", &[(option, value)])).await?;
         refused(plugin.start_task(task.config.clone()).await, &[option, "gVisor", "leave it out"])?;
         scene.nothing_left()?;
     }
-    let mut task = scene.prepare(&plugin, &scene.shell("true")).await?;
+    let mut task = scene.prepare(plugin, &scene.shell("true")).await?;
     task.config.devices = vec![pb::Device {
         host_path: "/dev/fuse".to_owned(),
         task_path: "/dev/fuse".to_owned(),
@@ -104,20 +104,20 @@ async fn what_a_sandbox_can_not_have_is_refused_by_name(scene: &Scene) -> Result
         plugin.start_task(task.config.clone()).await,
         &["/dev/fuse", "device block", "gVisor", "leave it out"],
     )?;
-    scene.still_works(&plugin).await?;
-    plugin.shut_down().await
+    scene.still_works(plugin).await
 }
 
-async fn what_is_mounted_read_only_is_not_written_wherever_below(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn what_is_mounted_read_only_is_not_written_wherever_below(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     let host = host_directory(scene)?;
     let _mounts = HostMounts::nested(&host)?;
     let script = "cat '/t/sub/a b/deepest'; for d in /t /t/sub '/t/sub/a b'; do touch \"$d/x\" && echo written; done; exit 0";
     let volumes = json!([format!("{}:/t:ro", host.display())]);
-    let task = scene.run(&plugin, &with(scene, script, &[("volumes", volumes)])).await?;
-    same!(task.stdout(&plugin).await?, "deepest\n");
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    let task = scene.run(plugin, &with(scene, script, &[("volumes", volumes)])).await?;
+    same!(task.stdout(plugin).await?, "deepest\n");
+    task.destroy(plugin).await
 }
 
 async fn tasks_of_a_group_share_its_network_and_a_restart_has_it_again(scene: &Scene) -> Result<()> {

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use harness::context::Scene;
-use harness::host::Exec;
+use harness::host::{Exec, Plugin};
 use harness::leaks::inspect;
 use harness::task::LIMIT;
 use nix::mount::MsFlags;
@@ -66,37 +66,34 @@ async fn a_bind_is_the_hosts_and_as_writable_as_it_says(scene: &Scene) -> Result
     Ok(())
 }
 
-async fn a_relative_source_is_in_the_tasks_directory(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_relative_source_is_in_the_tasks_directory(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let script = "cat /given /data/given; echo made > /made/file; echo w > /again/w";
     let more = json!({
         "mounts": [bind("local/given", "/given", &["rbind", "ro"])],
         "volumes": ["../alloc/data:/data:ro", "local/made/here:/made", "./local/made:/again:rw,z"],
     });
-    let mut task = scene.prepare(&plugin, &shell_with(scene, script, &more)).await?;
+    let mut task = scene.prepare(plugin, &shell_with(scene, script, &more)).await?;
     fs::write(task.alloc.task_path("local/given"), "local\n")?;
     fs::write(task.alloc.directory.join("alloc/data/given"), "alloc\n")?;
-    task.start(&plugin).await?;
-    same!(task.stdout(&plugin).await?, "local\nalloc\n");
+    task.start(plugin).await?;
+    same!(task.stdout(plugin).await?, "local\nalloc\n");
     same!(fs::read_to_string(task.alloc.task_path("local/made/here/file"))?, "made\n");
     same!(fs::read_to_string(task.alloc.task_path("local/made/w"))?, "w\n");
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    task.destroy(plugin).await
 }
 
-async fn a_volume_without_a_source_is_the_allocations(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_volume_without_a_source_is_the_allocations(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let script =
         "(ls /var/lib/data | wc -l; id -un) > /alloc/data/said; touch /var/lib/data/x && touch /short/y";
     let more = json!({"mounts": [{"target": "/var/lib/data"}], "volumes": ["/short"]});
-    let mut task = scene.prepare(&plugin, &shell_with(scene, script, &more)).await?;
+    let mut task = scene.prepare(plugin, &shell_with(scene, script, &more)).await?;
     task.config.user = "app".to_owned();
     for files in 0..2 {
-        task.start(&plugin).await?;
-        same!(task.wait(&plugin).await?.exit_code, 0);
+        task.start(plugin).await?;
+        same!(task.wait(plugin).await?.exit_code, 0);
         let said = fs::read_to_string(task.alloc.directory.join("alloc/data/said"))?;
         same!(said, format!("{files}\napp\n"));
-        task.destroy(&plugin).await?;
+        task.destroy(plugin).await?;
         scene.nothing_left()?;
         task.next_attempt()?;
     }
@@ -105,7 +102,7 @@ async fn a_volume_without_a_source_is_the_allocations(scene: &Scene) -> Result<(
         volumes.join("var%2Flib%2Fdata/x").exists() && volumes.join("short/y").exists(),
         "not in the task's directory"
     );
-    plugin.shut_down().await
+    Ok(())
 }
 
 async fn a_tmpfs_has_the_options_it_asks_for(scene: &Scene) -> Result<()> {
@@ -200,8 +197,10 @@ async fn the_hosts_dev_takes_the_place_of_the_containers(scene: &Scene) -> Resul
     plugin.shut_down().await
 }
 
-async fn what_can_not_be_mounted_is_refused_before_anything_is_made(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn what_can_not_be_mounted_is_refused_before_anything_is_made(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     let host = host_directory(scene)?;
     let missing = host.join("missing");
     let shown = missing.display().to_string();
@@ -225,16 +224,14 @@ async fn what_can_not_be_mounted_is_refused_before_anything_is_made(scene: &Scen
     for (more, words) in cases {
         let mut config = shell_with(scene, "true", &more);
         config["image"] = json!("127.0.0.1:1/no/such:image");
-        let task = scene.prepare(&plugin, &config).await?;
+        let task = scene.prepare(plugin, &config).await?;
         refused(plugin.start_task(task.config.clone()).await, words).with_context(|| format!("{more}"))?;
         scene.nothing_left()?;
     }
-    scene.still_works(&plugin).await?;
-    plugin.shut_down().await
+    scene.still_works(plugin).await
 }
 
-async fn a_volume_mount_is_not_mounted_over(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_volume_mount_is_not_mounted_over(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let host = host_directory(scene)?;
     for (more, option) in [
         (json!({"tmpfs": ["/data"]}), "tmpfs"),
@@ -243,12 +240,12 @@ async fn a_volume_mount_is_not_mounted_over(scene: &Scene) -> Result<()> {
         (json!({"volumes": ["local/a:/a", "local/b:/data"]}), "volumes"),
         (json!({"volumes": ["local/a:/a"], "mount": [{"type": "tmpfs", "target": "/data"}]}), "mount"),
     ] {
-        let mut task = scene.prepare(&plugin, &shell_with(scene, "cat /data/greeting", &more)).await?;
+        let mut task = scene.prepare(plugin, &shell_with(scene, "cat /data/greeting", &more)).await?;
         task.config.mounts.push(volume_mount(&host, "/data/", false));
         refused(plugin.start_task(task.config.clone()).await, &[option, "/data", "volume_mount"])?;
         scene.nothing_left()?;
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
 fn volume_mount(host: &Path, task_path: &str, readonly: bool) -> pb::Mount {
@@ -260,8 +257,10 @@ fn volume_mount(host: &Path, task_path: &str, readonly: bool) -> pb::Mount {
     }
 }
 
-async fn what_is_mounted_below_a_read_only_source_is_read_only_too(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn what_is_mounted_below_a_read_only_source_is_read_only_too(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     let host = host_directory(scene)?;
     let _mounts = HostMounts::nested(&host)?;
     let script = "cat '/t/sub/a b/deepest'; for d in /t /t/sub '/t/sub/a b'; do \
@@ -273,27 +272,26 @@ async fn what_is_mounted_below_a_read_only_source_is_read_only_too(scene: &Scene
         ("mount", json!({"mount": [{"type": "bind", "source": host, "target": "/t", "readonly": true}]})),
         ("volume_mount", json!({})),
     ] {
-        let mut task = scene.prepare(&plugin, &shell_with(scene, script, &more)).await?;
+        let mut task = scene.prepare(plugin, &shell_with(scene, script, &more)).await?;
         if way == "volume_mount" {
             task.config.mounts.push(volume_mount(&host, "/t", true));
         }
-        task.start(&plugin).await?;
-        let said = task.stdout(&plugin).await?;
+        task.start(plugin).await?;
+        let said = task.stdout(plugin).await?;
         let lines: Vec<&str> = said.lines().collect();
         same!((way, lines.len(), lines.first()), (way, 4, Some(&"deepest")));
         ensure!(lines[1].starts_with("/t ro") && lines[2].starts_with("/t/sub ro"), "{way}: {said}");
         ensure!(lines[2].contains("noexec") && lines[3].contains("a\\040b ro,nosuid"), "{way}: {said}");
-        task.destroy(&plugin).await?;
+        task.destroy(plugin).await?;
         scene.nothing_left()?;
     }
     // The mounts are read-only only for the tasks: the host can still write.
     fs::write(host.join("sub/a b/written"), "")?;
     fs::write(host.join("sub/written"), "")?;
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn what_the_operator_has_mounted_read_only_stays_so(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn what_the_operator_has_mounted_read_only_stays_so(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let host = host_directory(scene)?;
     let script = "touch /t/x 2>/dev/null && echo written; grep ' /t ' /proc/mounts | cut -d' ' -f4";
     for (flags, is) in [
@@ -304,41 +302,40 @@ async fn what_the_operator_has_mounted_read_only_stays_so(scene: &Scene) -> Resu
         let _mounts = HostMounts::over(&host, flags)?;
         for options in ["rw", "rw,nosuid", "noatime", "rw,exec,dev,suid", "ro"] {
             let more = json!({"volumes": [format!("{}:/t:{options}", host.display())]});
-            let task = scene.run(&plugin, &shell_with(scene, script, &more)).await?;
-            let said = task.stdout(&plugin).await?;
+            let task = scene.run(plugin, &shell_with(scene, script, &more)).await?;
+            let said = task.stdout(plugin).await?;
             ensure!(said.contains("written") == (is[0] == "rw" && options != "ro"), "{options}: {said}");
             let table: Vec<&str> = said.lines().last().unwrap_or_default().split(',').collect();
             let is = is.iter().filter(|flag| options != "ro" || **flag != "rw");
             for flag in is {
                 ensure!(table.contains(flag), "{options}, {flags:?}: no {flag} in {said}");
             }
-            task.destroy(&plugin).await?;
+            task.destroy(plugin).await?;
         }
         // The same directory as a volume of Nomad's own.
-        let mut task = scene.prepare(&plugin, &shell_with(scene, script, &json!({}))).await?;
+        let mut task = scene.prepare(plugin, &shell_with(scene, script, &json!({}))).await?;
         task.config.mounts.push(volume_mount(&host, "/t", true));
-        task.start(&plugin).await?;
-        let said = task.stdout(&plugin).await?;
+        task.start(plugin).await?;
+        let said = task.stdout(plugin).await?;
         for flag in is.iter().filter(|flag| **flag != "rw").chain(&["ro"]) {
             ensure!(said.trim_end().split(',').any(|there| there == *flag), "{flags:?}: no {flag} in {said}");
         }
-        task.destroy(&plugin).await?;
+        task.destroy(plugin).await?;
         scene.nothing_left()?;
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_failed_start_leaves_no_mount(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_failed_start_leaves_no_mount(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let host = host_directory(scene)?;
     let mut config = scene.shell("true");
     config["command"] = json!("/no/such/program");
     config["volumes"] = json!([format!("{}:/a", host.display()), format!("{}/greeting:/b", host.display())]);
-    let task = scene.prepare(&plugin, &config).await?;
+    let task = scene.prepare(plugin, &config).await?;
     refused(plugin.start_task(task.config.clone()).await, &["/no/such/program"])?;
     scene.nothing_left()?;
     same!(fs::read_to_string(host.join("sub/deeper"))?, "deeper\n");
-    plugin.shut_down().await
+    Ok(())
 }
 
 async fn a_start_that_the_plugin_does_not_survive_leaves_no_mount(scene: &Scene) -> Result<()> {

@@ -5,6 +5,7 @@ use std::os::unix::fs::FileTypeExt;
 
 use anyhow::{Result, ensure};
 use harness::context::Scene;
+use harness::host::Plugin;
 use harness::host::cgroup::is_v2;
 use serde_json::{Value, json};
 
@@ -86,9 +87,8 @@ async fn a_root_that_is_read_only_leaves_nomads_directories_and_memory_writable(
     Ok(())
 }
 
-async fn no_program_gains_rights_where_the_job_says_so(scene: &Scene) -> Result<()> {
+async fn no_program_gains_rights_where_the_job_says_so(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let look = "awk '/^NoNewPrivs:/ { print $2 }' /proc/self/status";
-    let mut plugin = scene.plugin().await?;
     for (option, value, wanted) in [
         ("args", json!(["-c", "exec sleep 600"]), "0\n"),
         ("no_new_privileges", json!(true), "1\n"),
@@ -96,12 +96,12 @@ async fn no_program_gains_rights_where_the_job_says_so(scene: &Scene) -> Result<
         ("security_opt", json!(["no-new-privileges:true"]), "1\n"),
     ] {
         let config = with(scene.shell("exec sleep 600"), option, value);
-        let task = scene.run(&plugin, &config).await?;
-        same!(task.exec(&plugin, look).await?.1, wanted);
-        same!(task.exec(&plugin, &look.replace("self", "1")).await?.1, wanted);
-        task.end(&plugin).await?;
+        let task = scene.run(plugin, &config).await?;
+        same!(task.exec(plugin, look).await?.1, wanted);
+        same!(task.exec(plugin, &look.replace("self", "1")).await?.1, wanted);
+        task.end(plugin).await?;
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
 async fn the_systems_paths_are_as_the_kernel_has_them_where_the_job_says_so(scene: &Scene) -> Result<()> {

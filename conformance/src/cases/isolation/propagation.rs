@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Result, ensure};
 use harness::context::Scene;
 use harness::fixture::process::output;
+use harness::host::Plugin;
 use harness::leaks::{inspect, sweep};
 use harness::task::Task;
 use nix::mount::{MsFlags, mount};
@@ -62,8 +63,7 @@ fn mount_inside(task: &Task, at: &str) -> Result<()> {
     output(Command::new("nsenter").args(words)).map(drop)
 }
 
-async fn mounts_spread_as_far_as_they_are_asked_to(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn mounts_spread_as_far_as_they_are_asked_to(scene: &Scene, plugin: &Plugin) -> Result<()> {
     // The propagation by the job's option and by Nomad's volume_mount, whether the task sees the host's new mounts, and
     // the host the task's.
     for (option, nomads, comes_in, goes_out) in [
@@ -78,7 +78,7 @@ async fn mounts_spread_as_far_as_they_are_asked_to(scene: &Scene) -> Result<()> 
             if !by_nomad {
                 config["mounts"] = json!([bind(&shared.at, "/s", &["rbind", "rw", option])]);
             }
-            let mut task = scene.prepare(&plugin, &config).await?;
+            let mut task = scene.prepare(plugin, &config).await?;
             if by_nomad {
                 task.config.mounts.push(pb::Mount {
                     task_path: "/s".to_owned(),
@@ -87,16 +87,16 @@ async fn mounts_spread_as_far_as_they_are_asked_to(scene: &Scene) -> Result<()> 
                     ..pb::Mount::default()
                 });
             }
-            task.start(&plugin).await?;
+            task.start(plugin).await?;
             shared.add("late")?;
-            let (_, seen) = task.exec(&plugin, "ls /s/early /s/late").await?;
+            let (_, seen) = task.exec(plugin, "ls /s/early /s/late").await?;
             ensure!(seen.contains("in-early"), "{option}: {seen}");
             same!((option, by_nomad, seen.contains("in-late")), (option, by_nomad, comes_in));
             mount_inside(&task, "/s/inner")?;
             let inner = shared.at.join("inner");
             let mounted = inspect::mounts_under(&shared.at).contains(&inner);
             same!((option, by_nomad, mounted), (option, by_nomad, goes_out));
-            task.end(&plugin).await?;
+            task.end(plugin).await?;
             scene.nothing_left()?;
             let left = inspect::mounts_under(&shared.at);
             ensure!(
@@ -105,11 +105,10 @@ async fn mounts_spread_as_far_as_they_are_asked_to(scene: &Scene) -> Result<()> 
             );
         }
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn what_the_host_has_mounted_below_a_source_stays_there(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn what_the_host_has_mounted_below_a_source_stays_there(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let shared = SharedMount::new(scene)?;
     shared.add("early")?;
     for option in ["rprivate", "rslave", "rshared"] {
@@ -120,11 +119,11 @@ async fn what_the_host_has_mounted_below_a_source_stays_there(scene: &Scene) -> 
             if !ends {
                 config["command"] = json!("/no/such/program");
             }
-            let mut task = scene.prepare(&plugin, &config).await?;
+            let mut task = scene.prepare(plugin, &config).await?;
             if ends {
-                task.start(&plugin).await?;
-                same!(task.stdout(&plugin).await?, "in-early\n");
-                task.destroy(&plugin).await?;
+                task.start(plugin).await?;
+                same!(task.stdout(plugin).await?, "in-early\n");
+                task.destroy(plugin).await?;
             } else {
                 refused(plugin.start_task(task.config.clone()).await, &["/no/such/program"])?;
             }
@@ -132,5 +131,5 @@ async fn what_the_host_has_mounted_below_a_source_stays_there(scene: &Scene) -> 
             same!(inspect::mounts_under(&shared.at), [shared.at.clone(), shared.at.join("early")]);
         }
     }
-    plugin.shut_down().await
+    Ok(())
 }

@@ -69,19 +69,20 @@ async fn a_task_and_its_execs_have_the_built_in_profile_unless_the_job_says_othe
     Ok(())
 }
 
-async fn what_the_profile_allows_depends_on_the_tasks_capabilities(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn what_the_profile_allows_depends_on_the_tasks_capabilities(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     // A user namespace of one's own needs no capability, so it is the profile that denies it.
     let script = "unshare -U true 2>/dev/null && echo it can || echo it can not";
     for (add, wanted) in [(json!([]), "it can not\n"), (json!(["sys_admin"]), "it can\n")] {
-        let task = scene.run(&plugin, &with(scene.shell(script), "cap_add", add)).await?;
-        same!(task.stdout(&plugin).await?, wanted);
-        task.destroy(&plugin).await?;
+        let task = scene.run(plugin, &with(scene.shell(script), "cap_add", add)).await?;
+        same!(task.stdout(plugin).await?, wanted);
+        task.destroy(plugin).await?;
     }
-    let task = scene.run(&plugin, &with(scene.shell(script), "seccomp", false)).await?;
-    same!(task.stdout(&plugin).await?, "it can\n");
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    let task = scene.run(plugin, &with(scene.shell(script), "seccomp", false)).await?;
+    same!(task.stdout(plugin).await?, "it can\n");
+    task.destroy(plugin).await
 }
 
 /// Returns a profile that allows everything but three things: denied by name, by an argument, and by a capability that
@@ -103,36 +104,36 @@ fn profile() -> String {
     .to_string()
 }
 
-async fn a_profile_of_the_jobs_own_is_what_holds(scene: &Scene) -> Result<()> {
+async fn a_profile_of_the_jobs_own_is_what_holds(scene: &Scene, plugin: &Plugin) -> Result<()> {
     not_by_youki(scene, NO_FILTER_FOR_EXECS)?;
-    let mut plugin = scene.plugin().await?;
     let path = file(scene, "seccomp.json", profile())?;
     let tries = "cd /tmp; mkdir a 2>&1; kill -USR1 $$ 2>&1; ln -s a b 2>&1; unshare -U true && echo unshared; \
                  kill -URG $$ && echo killed; touch c && rm c && echo removed";
     let config =
         with(scene.shell(&format!("{tries}; {SLEEP}")), "seccomp_profile", path.display().to_string());
-    let task = scene.run(&plugin, &config).await?;
+    let task = scene.run(plugin, &config).await?;
     let denied = ["Read-only file system", "resource busy", "No space left on device"];
     task.alloc.stdout.to_contain("removed\n", LIMIT).await?;
-    let (_, again) = task.exec(&plugin, tries).await?;
+    let (_, again) = task.exec(plugin, tries).await?;
     for word in denied.into_iter().chain(["unshared", "killed", "removed"]) {
         task.alloc.stdout.to_contain(word, LIMIT).await?;
         ensure!(again.contains(word), "{word:?} is not in what an exec says: {again}");
     }
-    task.end(&plugin).await?;
+    task.end(plugin).await?;
     let admin = with(
         with(config, "cap_add", json!(["SYS_ADMIN"])),
         "args",
         json!(["-c", "ln -s a /tmp/b && echo linked"]),
     );
-    let task = scene.run(&plugin, &admin).await?;
-    same!(task.stdout(&plugin).await?, "linked\n");
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    let task = scene.run(plugin, &admin).await?;
+    same!(task.stdout(plugin).await?, "linked\n");
+    task.destroy(plugin).await
 }
 
-async fn a_profile_that_can_not_be_one_is_refused_by_its_files_name(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_profile_that_can_not_be_one_is_refused_by_its_files_name(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     let at = |name: &str, text: &str| file(scene, name, text);
     let rule = |rule: Value| json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}).to_string();
     let like = rule(json!({"names": ["read"], "action": "SCMP_ACT_ALLOW",
@@ -151,30 +152,29 @@ async fn a_profile_that_can_not_be_one_is_refused_by_its_files_name(scene: &Scen
     ] {
         let name = path.display().to_string();
         let config = with(scene.shell("true"), "seccomp_profile", name.as_str());
-        let task = scene.prepare(&plugin, &config).await?;
+        let task = scene.prepare(plugin, &config).await?;
         refused(plugin.start_task(task.config.clone()).await, &["seccomp_profile", &name, why])?;
         scene.nothing_left()?;
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn dockers_words_for_it_do_the_same(scene: &Scene) -> Result<()> {
+async fn dockers_words_for_it_do_the_same(scene: &Scene, plugin: &Plugin) -> Result<()> {
     not_by_youki(scene, NO_FILTER_FOR_EXECS)?;
-    let mut plugin = scene.plugin().await?;
     let path = file(scene, "seccomp.json", profile())?.display().to_string();
-    is_in_mode(scene, &plugin, json!({"security_opt": ["seccomp=unconfined"]}), "0").await?;
-    is_in_mode(scene, &plugin, json!({"security_opt": ["seccomp=builtin"]}), "2").await?;
+    is_in_mode(scene, plugin, json!({"security_opt": ["seccomp=unconfined"]}), "0").await?;
+    is_in_mode(scene, plugin, json!({"security_opt": ["seccomp=builtin"]}), "2").await?;
     let named = json!([format!("seccomp={path}")]);
     let task = scene
-        .run(&plugin, &with(scene.shell("mkdir /tmp/a 2>&1; true"), "security_opt", named.clone()))
+        .run(plugin, &with(scene.shell("mkdir /tmp/a 2>&1; true"), "security_opt", named.clone()))
         .await?;
-    let said = task.stdout(&plugin).await?;
+    let said = task.stdout(plugin).await?;
     ensure!(said.contains("Read-only file system"), "the profile does not hold: {said}");
-    task.destroy(&plugin).await?;
+    task.destroy(plugin).await?;
     let twice = with(with(scene.shell("true"), "security_opt", named), "seccomp", true);
-    let task = scene.prepare(&plugin, &twice).await?;
+    let task = scene.prepare(plugin, &twice).await?;
     refused(plugin.start_task(task.config.clone()).await, &["seccomp", "security_opt"])?;
-    plugin.shut_down().await
+    Ok(())
 }
 
 async fn the_operator_says_where_the_profiles_of_jobs_lie(scene: &Scene) -> Result<()> {
@@ -218,10 +218,9 @@ async fn the_operator_says_where_the_profiles_of_jobs_lie(scene: &Scene) -> Resu
     plugin.shut_down().await
 }
 
-async fn a_device_in_a_profiles_place_is_not_opened(scene: &Scene) -> Result<()> {
+async fn a_device_in_a_profiles_place_is_not_opened(scene: &Scene, plugin: &Plugin) -> Result<()> {
     use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
     use nix::sys::stat::{Mode, SFlag, makedev, mknod};
-    let mut plugin = scene.plugin().await?;
     // The device is /dev/urandom's, which may be opened without harm. A watchdog would reset the machine.
     let device = file(scene, "device", "")?;
     std::fs::remove_file(&device)?;
@@ -229,10 +228,10 @@ async fn a_device_in_a_profiles_place_is_not_opened(scene: &Scene) -> Result<()>
     let opens = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
     opens.add_watch(&device, AddWatchFlags::IN_OPEN)?;
     let path = device.display().to_string();
-    let task = scene.prepare(&plugin, &with(scene.shell("true"), "seccomp_profile", path)).await?;
+    let task = scene.prepare(plugin, &with(scene.shell("true"), "seccomp_profile", path)).await?;
     refused(plugin.start_task(task.config.clone()).await, &["seccomp_profile", "regular file"])?;
     ensure!(opens.read_events().is_err(), "the device was opened");
     drop(std::fs::File::open(&device)?);
     ensure!(opens.read_events().is_ok(), "an open can't be seen: the case proves nothing");
-    plugin.shut_down().await
+    Ok(())
 }

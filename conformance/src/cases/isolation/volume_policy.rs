@@ -181,9 +181,11 @@ async fn what_is_nomads_or_another_tasks_is_mounted_into_no_task(scene: &Scene) 
 }
 
 /// Something like a task of another driver, or one with the allocation's directory mounted, has replaced the directory.
-async fn a_directory_of_nomads_that_something_has_replaced_is_not_mounted(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let mut task = scene.prepare(&plugin, &scene.shell("ls /local /secrets /alloc; touch /local/x")).await?;
+async fn a_directory_of_nomads_that_something_has_replaced_is_not_mounted(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
+    let mut task = scene.prepare(plugin, &scene.shell("ls /local /secrets /alloc; touch /local/x")).await?;
     let alloc = task.alloc.directory.clone();
     let outside = scene.directory().join("outside");
     for directory in ["", "logs", "local", "secrets"] {
@@ -211,10 +213,9 @@ async fn a_directory_of_nomads_that_something_has_replaced_is_not_mounted(scene:
     for directory in ["", "logs", "local", "secrets"] {
         ensure!(!outside.join(directory).join("x").exists(), "it was written to");
     }
-    task.start(&plugin).await?;
-    task.stdout(&plugin).await?;
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    task.start(plugin).await?;
+    task.stdout(plugin).await?;
+    task.destroy(plugin).await
 }
 
 async fn a_task_can_not_move_the_directories_that_nomad_has_made(scene: &Scene) -> Result<()> {
@@ -292,16 +293,20 @@ async fn what_was_looked_at_is_what_is_mounted_whatever_is_put_in_its_place(scen
     plugin.shut_down().await
 }
 
-async fn a_source_is_not_looked_for_through_the_kernels_own_links(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_source_is_not_looked_for_through_the_kernels_own_links(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     for source in ["/proc/self/root/etc", "/proc/1/cwd", "/proc/thread-self/root", "/proc/self/fd/1"] {
-        is_refused(scene, &plugin, source, &[source, "/proc"]).await?;
+        is_refused(scene, plugin, source, &[source, "/proc"]).await?;
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_target_that_is_a_link_in_the_image_does_not_lead_outside(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_target_that_is_a_link_in_the_image_does_not_lead_outside(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     let host = host_directory(scene)?;
     let outside = scene.directory().join("outside");
     fs::create_dir_all(&outside)?;
@@ -319,17 +324,17 @@ async fn a_target_that_is_a_link_in_the_image_does_not_lead_outside(scene: &Scen
         ] {
             let mut config = shell_with(scene, &format!("touch {target}/x"), &json!({"mounts": [mount]}));
             config["image"] = json!(scene.image("target-links:v1"));
-            let mut task = scene.prepare(&plugin, &config).await?;
+            let mut task = scene.prepare(plugin, &config).await?;
             // A runtime may follow the link inside of the root, or refuse.
-            if task.start(&plugin).await.is_ok() {
-                task.wait(&plugin).await?;
-                task.end(&plugin).await?;
+            if task.start(plugin).await.is_ok() {
+                task.wait(plugin).await?;
+                task.end(plugin).await?;
             }
             scene.nothing_left()?;
             same!(fs::read_dir(&outside)?.count(), 0);
         }
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
 async fn a_plugin_block_that_can_not_be_is_refused(scene: &Scene) -> Result<()> {
@@ -348,8 +353,7 @@ async fn a_plugin_block_that_can_not_be_is_refused(scene: &Scene) -> Result<()> 
     Ok(())
 }
 
-async fn a_working_directory_is_made_where_it_is_missing(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_working_directory_is_made_where_it_is_missing(scene: &Scene, plugin: &Plugin) -> Result<()> {
     for (option, path, said) in [
         ("cwd", "/new/deep/down", "/new/deep/down 755 0\n"),
         ("work_dir", "/new/deep/down", "/new/deep/down 755 0\n"),
@@ -363,19 +367,19 @@ async fn a_working_directory_is_made_where_it_is_missing(scene: &Scene) -> Resul
         more[option] = json!(path);
         let mut config = shell_with(scene, "echo $(pwd) $(stat -c '%a %u' .)", &more);
         for user in ["", "app"] {
-            let mut task = scene.prepare(&plugin, &config).await?;
+            let mut task = scene.prepare(plugin, &config).await?;
             task.config.user = user.to_owned();
-            task.start(&plugin).await?;
-            same!((path, task.stdout(&plugin).await?), (path, said.to_owned()));
-            task.destroy(&plugin).await?;
+            task.start(plugin).await?;
+            same!((path, task.stdout(plugin).await?), (path, said.to_owned()));
+            task.destroy(plugin).await?;
         }
         // An exec has the task's working directory.
         config["args"] = json!(["-c", "sleep 600"]);
-        let task = scene.run(&plugin, &config).await?;
-        same!(task.exec(&plugin, "pwd").await?, (0, format!("{path}\n")));
-        task.end(&plugin).await?;
+        let task = scene.run(plugin, &config).await?;
+        same!(task.exec(plugin, "pwd").await?, (0, format!("{path}\n")));
+        task.end(plugin).await?;
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
 async fn a_working_directory_does_not_lead_outside(scene: &Scene) -> Result<()> {
@@ -421,8 +425,10 @@ async fn a_working_directory_does_not_lead_outside(scene: &Scene) -> Result<()> 
     plugin.shut_down().await
 }
 
-async fn a_working_directory_that_can_not_be_is_refused_before_anything_is_made(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_working_directory_that_can_not_be_is_refused_before_anything_is_made(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     for (more, words) in [
         (json!({"cwd": "relative"}), &["cwd", "relative"][..]),
         (json!({"cwd": "/a/../../etc"}), &["cwd", "/a/../../etc"]),
@@ -430,9 +436,9 @@ async fn a_working_directory_that_can_not_be_is_refused_before_anything_is_made(
         (json!({"cwd": "/proc/self/fd/7"}), &["cwd", "/proc/self/fd/7"]),
         (json!({"cwd": "/a", "work_dir": "/b"}), &["cwd", "/a", "work_dir", "/b"]),
     ] {
-        let task = scene.prepare(&plugin, &shell_with(scene, "true", &more)).await?;
+        let task = scene.prepare(plugin, &shell_with(scene, "true", &more)).await?;
         refused(plugin.start_task(task.config.clone()).await, words)?;
         scene.nothing_left()?;
     }
-    plugin.shut_down().await
+    Ok(())
 }

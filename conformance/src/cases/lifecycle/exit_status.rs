@@ -71,13 +71,15 @@ async fn a_kill_is_told_from_a_code_of_the_same_number(scene: &Scene) -> Result<
     Ok(())
 }
 
-async fn an_end_that_the_shim_does_not_tell_is_told_by_the_kernel(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = obedient(scene, &plugin).await?;
+async fn an_end_that_the_shim_does_not_tell_is_told_by_the_kernel(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
+    let task = obedient(scene, plugin).await?;
     kill(shim_pid(scene)?, Signal::SIGSTOP)?;
     tell_to_end(&task)?;
-    is_told_by_the_kernel(scene, &plugin, &task).await?;
-    plugin.shut_down().await
+    is_told_by_the_kernel(scene, plugin, &task).await?;
+    Ok(())
 }
 
 async fn so_it_is_after_a_recovery(scene: &Scene) -> Result<()> {
@@ -118,25 +120,23 @@ async fn is_told_by_the_kernel(scene: &Scene, plugin: &Plugin, task: &Task) -> R
     scene.still_works(plugin).await
 }
 
-async fn an_end_before_that_of_the_shim_is_the_tasks_own(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = obedient(scene, &plugin).await?;
+async fn an_end_before_that_of_the_shim_is_the_tasks_own(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let task = obedient(scene, plugin).await?;
     let (shim, pid) = (shim_pid(scene)?, task.pid()?);
     // The shim is stopped, so that it can't report the exit, and then killed.
     kill(shim, Signal::SIGSTOP)?;
     tell_to_end(&task)?;
     ended(pid).await?;
     kill(shim, Signal::SIGKILL)?;
-    let answer = task.wait_answer(&plugin).await?;
+    let answer = task.wait_answer(plugin).await?;
     let exit = answer.result.context("WaitTask without a result crashes the agent")?;
     if kernel_remembers()? {
         same!((answer.err.as_str(), exit.exit_code, exit.signal), ("", 11, 0));
     } else {
         ensure!(!answer.err.is_empty() && exit.exit_code != 0, "{answer:?} was made up");
     }
-    task.destroy(&plugin).await?;
-    scene.nothing_left()?;
-    plugin.shut_down().await
+    task.destroy(plugin).await?;
+    scene.nothing_left()
 }
 
 async fn an_end_is_the_same_after_a_recovery(scene: &Scene) -> Result<()> {
@@ -186,40 +186,40 @@ async fn event(events: &mut Streaming<DriverTaskEvent>, beginning: &str) -> Resu
     tokio::time::timeout(LIMIT, find).await.with_context(|| format!("no event {beginning:?}"))?
 }
 
-async fn a_child_killed_for_want_of_memory_is_told_while_the_task_runs_on(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_child_killed_for_want_of_memory_is_told_while_the_task_runs_on(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     let mut events = plugin.events().await?;
-    let task = greedy(scene, &plugin, "exit 0").await?;
+    let task = greedy(scene, plugin, "exit 0").await?;
     let told = event(&mut events, "OOM killed").await?;
     same!((told.task_id.as_str(), told.alloc_id.as_str()), (task.id(), task.alloc.id.as_str()));
     same!(plugin.inspect_task(task.id()).await?.task.unwrap_or_default().state(), TaskState::Running);
     tell_to_end(&task)?;
     // The task has survived the child's death.
-    let exit = task.wait(&plugin).await?;
+    let exit = task.wait(plugin).await?;
     same!((exit.exit_code, exit.signal, exit.oom_killed), (0, 0, false));
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    task.destroy(plugin).await
 }
 
-async fn a_child_killed_for_want_of_memory_may_be_why_a_task_fails(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = greedy(scene, &plugin, "exit 4").await?;
+async fn a_child_killed_for_want_of_memory_may_be_why_a_task_fails(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
+    let task = greedy(scene, plugin, "exit 4").await?;
     tell_to_end(&task)?;
-    let exit = task.wait(&plugin).await?;
+    let exit = task.wait(plugin).await?;
     same!((exit.exit_code, exit.signal, exit.oom_killed), (4, 0, true));
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    task.destroy(plugin).await
 }
 
-async fn a_child_killed_for_want_of_memory_long_ago_is_not(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = greedy(scene, &plugin, "exit 4").await?;
+async fn a_child_killed_for_want_of_memory_long_ago_is_not(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let task = greedy(scene, plugin, "exit 4").await?;
     tokio::time::sleep(std::time::Duration::from_secs(14)).await;
     tell_to_end(&task)?;
-    let exit = task.wait(&plugin).await?;
+    let exit = task.wait(plugin).await?;
     same!((exit.exit_code, exit.signal, exit.oom_killed), (4, 0, false));
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    task.destroy(plugin).await
 }
 
 async fn a_recovery_is_told(scene: &Scene) -> Result<()> {

@@ -4,6 +4,7 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 use harness::context::Scene;
+use harness::host::Plugin;
 use harness::host::alloc::set_memory;
 use harness::task::LIMIT;
 use nix::sys::signal::{Signal, kill};
@@ -24,35 +25,30 @@ cases!["gvisor":
     a_task_of_another_runtime_runs_beside_it,
 ];
 
-async fn a_task_runs_on_a_kernel_of_its_own(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = scene.run(&plugin, &scene.shell("dmesg; echo kept > /alloc/kept; exit 4")).await?;
-    same!(task.wait(&plugin).await?.exit_code, 4);
+async fn a_task_runs_on_a_kernel_of_its_own(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let task = scene.run(plugin, &scene.shell("dmesg; echo kept > /alloc/kept; exit 4")).await?;
+    same!(task.wait(plugin).await?.exit_code, 4);
     let said = String::from_utf8_lossy(&task.alloc.stdout.to_end(LIMIT).await?).into_owned();
     ensure!(said.contains("gVisor"), "the kernel says {said:?}");
     same!(fs::read_to_string(task.alloc.directory.join("alloc/kept"))?, "kept\n");
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    task.destroy(plugin).await
 }
 
-async fn tasks_that_end_at_once_show_their_codes(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn tasks_that_end_at_once_show_their_codes(scene: &Scene, plugin: &Plugin) -> Result<()> {
     for code in [0, 1, 0, 77, 0, 128] {
-        let task = scene.run(&plugin, &scene.shell(&format!("exit {code}"))).await?;
-        same!(task.wait(&plugin).await?.exit_code, code);
-        task.destroy(&plugin).await?;
+        let task = scene.run(plugin, &scene.shell(&format!("exit {code}"))).await?;
+        same!(task.wait(plugin).await?.exit_code, code);
+        task.destroy(plugin).await?;
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn output_that_goes_nowhere_can_be_written(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn output_that_goes_nowhere_can_be_written(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let script = "head -c 1000000 /dev/zero && head -c 1000000 /dev/zero >&2 && exit 4";
-    let mut task = prepare_unlogged(scene, &plugin, script).await?;
-    task.start(&plugin).await?;
-    same!(task.wait(&plugin).await?.exit_code, 4);
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    let mut task = prepare_unlogged(scene, plugin, script).await?;
+    task.start(plugin).await?;
+    same!(task.wait(plugin).await?.exit_code, 4);
+    task.destroy(plugin).await
 }
 
 async fn a_sandbox_that_is_killed_is_told_and_leaves_nothing(scene: &Scene) -> Result<()> {
@@ -73,34 +69,33 @@ async fn a_sandbox_that_is_killed_is_told_and_leaves_nothing(scene: &Scene) -> R
     plugin.shut_down().await
 }
 
-async fn a_sandbox_that_runs_out_of_memory_is_told(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_sandbox_that_runs_out_of_memory_is_told(scene: &Scene, plugin: &Plugin) -> Result<()> {
     // A tmpfs has half of the sandbox's memory.
     let script = "for at in a b c d; do dd if=/dev/urandom of=/$at/file bs=1M count=40; done; exit 0";
     let all = json!(["/a", "/b", "/c", "/d"]);
-    let mut task = scene.prepare(&plugin, &with(scene, script, &[("tmpfs", all)])).await?;
+    let mut task = scene.prepare(plugin, &with(scene, script, &[("tmpfs", all)])).await?;
     set_memory(&mut task.config, 100, 0);
-    task.start(&plugin).await?;
-    let exit = task.wait(&plugin).await?;
+    task.start(plugin).await?;
+    let exit = task.wait(plugin).await?;
     let said = String::from_utf8_lossy(&task.alloc.stderr.to_end(LIMIT).await?).into_owned();
     ensure!(exit.exit_code == 137 && exit.oom_killed, "{exit:?}, and it said {said}");
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    task.destroy(plugin).await
 }
 
-async fn a_keeper_that_is_killed_leaves_a_task_that_ends_with_its_shim(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+async fn a_keeper_that_is_killed_leaves_a_task_that_ends_with_its_shim(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
+    let task = scene.run(plugin, &scene.shell("sleep 600")).await?;
     kill(keeper(scene)?, Signal::SIGKILL)?;
-    let waiting = task.wait_answer(&plugin);
+    let waiting = task.wait_answer(plugin);
     // The shim has an event to send for the exec, and ends since nobody takes it.
-    let _ = task.exec(&plugin, "true").await;
+    let _ = task.exec(plugin, "true").await;
     let answer = waiting.await?;
     ensure!(answer.err.contains("shim"), "WaitTask's err is {:?}", answer.err);
     until(LIMIT, "the end of its processes", || task.alloc.cgroup.pids().is_empty()).await?;
-    task.destroy(&plugin).await?;
-    scene.nothing_left()?;
-    plugin.shut_down().await
+    task.destroy(plugin).await?;
+    scene.nothing_left()
 }
 
 async fn a_task_of_another_runtime_runs_beside_it(scene: &Scene) -> Result<()> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
 use harness::context::Scene;
+use harness::host::Plugin;
 use serde_json::{Value, json};
 
 use crate::cases::support::{cases, refused, same};
@@ -22,11 +23,10 @@ fn labels(scene: &Scene) -> Result<BTreeMap<String, String>> {
     serde_json::from_value(record["Labels"].clone()).context("the record has no labels")
 }
 
-async fn a_record_bears_the_jobs_labels_and_the_drivers(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_record_bears_the_jobs_labels_and_the_drivers(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let mut config = scene.shell("sleep 600");
     config["labels"] = json!({"team": "web", "example.com/tier": "front"});
-    let task = scene.run(&plugin, &config).await?;
+    let task = scene.run(plugin, &config).await?;
     let labels = labels(scene)?;
     let label = |key: &str| labels.get(key).map(String::as_str);
     for (key, value) in [
@@ -38,8 +38,7 @@ async fn a_record_bears_the_jobs_labels_and_the_drivers(scene: &Scene) -> Result
         same!(label(key), Some(value));
     }
     same!(label("com.hashicorp.nomad.job_name"), None);
-    task.end(&plugin).await?;
-    plugin.shut_down().await
+    task.end(plugin).await
 }
 
 async fn the_operator_chooses_what_else_is_said_of_a_task(scene: &Scene) -> Result<()> {
@@ -59,18 +58,16 @@ async fn the_operator_chooses_what_else_is_said_of_a_task(scene: &Scene) -> Resu
     Ok(())
 }
 
-async fn a_label_that_is_not_a_jobs_to_set_is_refused(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_label_that_is_not_a_jobs_to_set_is_refused(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let long = "x".repeat(4096);
     for (key, value) in
         [("containerd.io/gc.root", "now"), ("nomad/alloc-id", "another"), ("empty", ""), ("long", &long)]
     {
         let mut config = scene.shell("true");
         config["labels"] = json!({key: value});
-        let task = scene.prepare(&plugin, &config).await?;
+        let task = scene.prepare(plugin, &config).await?;
         refused(plugin.start_task(task.config.clone()).await, &["labels", key])?;
         scene.nothing_left()?;
     }
-    scene.still_works(&plugin).await?;
-    plugin.shut_down().await
+    scene.still_works(plugin).await
 }

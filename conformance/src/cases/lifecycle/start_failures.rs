@@ -48,11 +48,10 @@ async fn fails(scene: &Scene, plugin: &Plugin, config: &serde_json::Value, words
 
 /// The runtime's error is as long as the command's name. The message of a gRPC status is a header, which is limited in
 /// size.
-async fn a_command_that_is_told_at_length_is_told_in_short(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_command_that_is_told_at_length_is_told_in_short(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let mut config = scene.shell("");
     config["command"] = serde_json::json!(format!("/bin/{}", "x".repeat(4080)));
-    let task = scene.prepare(&plugin, &config).await?;
+    let task = scene.prepare(plugin, &config).await?;
     let status = refused(plugin.start_task(task.config.clone()).await, &[task.id(), "/bin/xxx"])?;
     let told = status.message();
     // Some runtimes cut it off themselves.
@@ -69,76 +68,74 @@ async fn a_command_that_is_told_at_length_is_told_in_short(scene: &Scene) -> Res
     let mut memory = scene.shell("true");
     memory["tmpfs"] = serde_json::json!([format!("/x:size=1{}", ",uid=1".repeat(10_000))]);
     for (config, word) in [(config, "command"), (parameter, "sysctl"), (memory, "options")] {
-        let task = scene.prepare(&plugin, &config).await?;
+        let task = scene.prepare(plugin, &config).await?;
         let start = tokio::time::timeout(LIMIT, plugin.start_task(task.config.clone())).await;
         let start = start.with_context(|| format!("{word}: it keeps a place of those that start"))?;
         refused(start, &[task.id(), "4095", word])?;
         scene.nothing_left()?;
     }
-    scene.still_works(&plugin).await?;
-    plugin.shut_down().await
+    scene.still_works(plugin).await
 }
 
-async fn an_image_that_does_not_exist_is_not_worth_another_try(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn an_image_that_does_not_exist_is_not_worth_another_try(scene: &Scene, plugin: &Plugin) -> Result<()> {
     for name in [
         "busybox:nope",
         "no/such/image",
         "busybox@sha256:0000000000000000000000000000000000000000000000000000000000000000",
     ] {
         let image = scene.image(name);
-        let again = fails(scene, &plugin, &config! { image = image }, &[&image]).await?;
+        let again = fails(scene, plugin, &config! { image = image }, &[&image]).await?;
         ensure!(!again, "Nomad would try {image} again");
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_registry_that_is_down_is_worth_another_try(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    scene.still_works(&plugin).await?;
+async fn a_registry_that_is_down_is_worth_another_try(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    scene.still_works(plugin).await?;
     scene.world().registry().stop();
     let image = scene.image("styled:elsewhere");
-    let again = fails(scene, &plugin, &config! { image = image }, &[&image]).await?;
+    let again = fails(scene, plugin, &config! { image = image }, &[&image]).await?;
     ensure!(again, "Nomad would not try again");
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_layer_that_can_not_be_read_is_said_by_its_digest(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_layer_that_can_not_be_read_is_said_by_its_digest(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let image = scene.image("broken:unreadable");
-    fails(scene, &plugin, &config! { image = image }, &[&image, "sha256:"]).await?;
-    plugin.shut_down().await
+    fails(scene, plugin, &config! { image = image }, &[&image, "sha256:"]).await?;
+    Ok(())
 }
 
-async fn a_layer_that_is_not_what_the_image_says_is_refused(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_layer_that_is_not_what_the_image_says_is_refused(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let image = scene.image("broken:lying");
-    fails(scene, &plugin, &config! { image = image }, &[&image, "sha256:"]).await?;
-    plugin.shut_down().await
+    fails(scene, plugin, &config! { image = image }, &[&image, "sha256:"]).await?;
+    Ok(())
 }
 
-async fn a_layer_that_the_registry_has_lost_is_said_by_its_digest(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_layer_that_the_registry_has_lost_is_said_by_its_digest(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     let image = scene.image("broken:incomplete");
-    fails(scene, &plugin, &config! { image = image }, &[&image, "sha256:"]).await?;
-    plugin.shut_down().await
+    fails(scene, plugin, &config! { image = image }, &[&image, "sha256:"]).await?;
+    Ok(())
 }
 
-async fn a_command_that_the_image_does_not_have_is_said_by_its_name(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_command_that_the_image_does_not_have_is_said_by_its_name(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     for command in ["no-such-command", "/bin/no-such-file"] {
         let config = config! { image = scene.image("busybox:latest"), command = command };
-        let again = fails(scene, &plugin, &config, &[command]).await?;
+        let again = fails(scene, plugin, &config, &[command]).await?;
         ensure!(!again, "Nomad would try it again");
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_command_that_can_not_run_is_said_by_its_name(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_command_that_can_not_run_is_said_by_its_name(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let config = config! { image = scene.image("busybox:latest"), command = "/bin/not-a-program" };
-    fails(scene, &plugin, &config, &["/bin/not-a-program"]).await?;
-    plugin.shut_down().await
+    fails(scene, plugin, &config, &["/bin/not-a-program"]).await?;
+    Ok(())
 }
 
 async fn a_state_directory_that_can_not_be_is_said_by_its_path(scene: &Scene) -> Result<()> {
@@ -187,41 +184,43 @@ async fn a_shim_that_does_not_answer_is_worth_another_try(scene: &Scene) -> Resu
     .await
 }
 
-async fn a_start_that_is_called_off_while_it_fetches_leaves_nothing(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_start_that_is_called_off_while_it_fetches_leaves_nothing(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     let registry = scene.world().registry();
     scene.world().catalog().large(8)?.push(registry, "called-off", "v1", Form::Oci)?;
     let config = config! { image = scene.image("called-off:v1") };
     registry.pause()?;
-    let task = scene.prepare(&plugin, &config).await?;
+    let task = scene.prepare(plugin, &config).await?;
     let cut = tokio::time::timeout(Duration::from_millis(500), plugin.start_task(task.config.clone())).await;
     ensure!(cut.is_err(), "it did not wait for the registry: {cut:?}");
     registry.resume()?;
     scene.nothing_left_within(Duration::from_secs(10))?;
     // The same image, pulled again, is whole.
-    let task = scene.run(&plugin, &config).await?;
-    task.wait(&plugin).await?;
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    let task = scene.run(plugin, &config).await?;
+    task.wait(plugin).await?;
+    task.destroy(plugin).await
 }
 
-async fn a_start_that_is_called_off_at_any_moment_leaves_nothing(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    scene.still_works(&plugin).await?;
+async fn a_start_that_is_called_off_at_any_moment_leaves_nothing(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
+    scene.still_works(plugin).await?;
     let mut had_started = 0;
     for delay_ms in [1, 10, 20, 30, 45, 60, 75, 90] {
-        let task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
+        let task = scene.prepare(plugin, &scene.shell("sleep 600")).await?;
         let cut =
             tokio::time::timeout(Duration::from_millis(delay_ms), plugin.start_task(task.config.clone()))
                 .await;
         if cut.is_ok() {
-            task.end(&plugin).await?;
+            task.end(plugin).await?;
             scene.nothing_left()?;
         } else {
-            had_started += u32::from(scene.nothing_left_of_cut_off(&task, &plugin).await?);
+            had_started += u32::from(scene.nothing_left_of_cut_off(&task, plugin).await?);
         }
     }
     ensure!(had_started <= 1, "{had_started} tasks run that nobody waits for");
-    scene.still_works(&plugin).await?;
-    plugin.shut_down().await
+    scene.still_works(plugin).await
 }

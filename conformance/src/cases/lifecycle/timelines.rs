@@ -40,10 +40,9 @@ fn has(told: &Told, steps: &[&str]) -> Result<()> {
     Ok(())
 }
 
-async fn a_start_and_a_teardown_say_how_long_their_steps_took(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = scene.run(&plugin, &scene.shell("true")).await?;
-    let start = next(&plugin, "start", 0).await?;
+async fn a_start_and_a_teardown_say_how_long_their_steps_took(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let task = scene.run(plugin, &scene.shell("true")).await?;
+    let start = next(plugin, "start", 0).await?;
     same!(start.outcome, "done");
     has(
         &start,
@@ -69,44 +68,45 @@ async fn a_start_and_a_teardown_say_how_long_their_steps_took(scene: &Scene) -> 
     // Create is the first step of a start that needs the shim.
     let (created, _) = start.steps["create"];
     ensure!(["shim", "container", "network"].iter().all(|step| start.steps[*step].0 < created), "{start:?}");
-    task.wait(&plugin).await?;
-    task.destroy(&plugin).await?;
-    let teardown = next(&plugin, "teardown", 0).await?;
+    task.wait(plugin).await?;
+    task.destroy(plugin).await?;
+    let teardown = next(plugin, "teardown", 0).await?;
     same!((&*teardown.outcome, &teardown.container), ("done", &start.container));
     has(
         &teardown,
         &["processes", "processes/delete", "processes/shim", "record", "snapshot", "lease", "bundle"],
     )?;
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_start_that_failed_says_so_as_well(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_start_that_failed_says_so_as_well(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let wrong = config! { image = scene.image("busybox:latest"), command = "/no/such/program" };
-    let task = scene.prepare(&plugin, &wrong).await?;
+    let task = scene.prepare(plugin, &wrong).await?;
     refused(plugin.start_task(task.config.clone()).await, &["/no/such/program"])?;
-    let start = next(&plugin, "start", 0).await?;
+    let start = next(plugin, "start", 0).await?;
     same!(start.outcome, "failed");
     has(&start, &["wanted", "shim", "create"])?;
     ensure!(!start.steps.contains_key("start"), "{start:?}");
     let impossible = config! { image = scene.image("busybox:latest"), devices = ["/dev/none"] };
-    let task = scene.prepare(&plugin, &impossible).await?;
+    let task = scene.prepare(plugin, &impossible).await?;
     refused(plugin.start_task(task.config.clone()).await, &["/dev/none"])?;
-    let start = next(&plugin, "start", 1).await?;
+    let start = next(plugin, "start", 1).await?;
     same!((&*start.outcome, start.containerd_calls, start.steps.len()), ("failed", 0, 8));
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_start_from_an_image_that_is_known_makes_few_calls_to_containerd(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_start_from_an_image_that_is_known_makes_few_calls_to_containerd(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     for number in 0..3 {
-        scene.still_works(&plugin).await?;
-        let start = next(&plugin, "start", number).await?;
+        scene.still_works(plugin).await?;
+        let start = next(plugin, "start", number).await?;
         if number > 0 {
             // One call each for the image's record, its unpacked state, the lease, the snapshot and the container's
             // record.
             ensure!(start.containerd_calls <= 5, "{start:?}");
         }
     }
-    plugin.shut_down().await
+    Ok(())
 }

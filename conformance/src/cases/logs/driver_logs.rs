@@ -123,13 +123,12 @@ async fn a_job_has_its_own_word_on_the_sizes(scene: &Scene) -> Result<()> {
     plugin.shut_down().await
 }
 
-async fn sizes_are_refused_where_nomad_collects(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn sizes_are_refused_where_nomad_collects(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let mut config = scene.shell("true");
     config["logging"] = json!({"max_files": 2});
-    let task = scene.prepare_unread(&plugin, &config).await?;
+    let task = scene.prepare_unread(plugin, &config).await?;
     refused(plugin.start_task(task.config.clone()).await, &["logging", "log_collection"])?;
-    plugin.shut_down().await
+    Ok(())
 }
 
 async fn a_task_that_writes_nothing_has_empty_files(scene: &Scene) -> Result<()> {

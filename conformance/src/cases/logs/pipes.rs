@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use harness::context::Scene;
+use harness::host::Plugin;
 use harness::leaks::inspect::children;
 use harness::task::LIMIT;
 
@@ -27,57 +28,52 @@ cases!["logs":
     an_operator_who_collects_no_logs_gets_none_and_needs_no_pipes,
 ];
 
-async fn a_megabyte_on_both_streams_arrives_whole(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = scene.prepare(&plugin, &scene.shell("cat /local/big & cat /local/big >&2; wait")).await?;
+async fn a_megabyte_on_both_streams_arrives_whole(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let task = scene.prepare(plugin, &scene.shell("cat /local/big & cat /local/big >&2; wait")).await?;
     let mut task = task;
     std::fs::write(task.alloc.task_path("local/big"), numbered())?;
-    task.start(&plugin).await?;
-    same!(task.wait(&plugin).await?.exit_code, 0);
+    task.start(plugin).await?;
+    same!(task.wait(plugin).await?.exit_code, 0);
     is_whole("stdout", &task.alloc.stdout.to_end(LIMIT).await?, &numbered())?;
     is_whole("stderr", &task.alloc.stderr.to_end(LIMIT).await?, &numbered())?;
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    task.destroy(plugin).await
 }
 
-async fn a_task_that_lives_for_a_moment_loses_nothing(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_task_that_lives_for_a_moment_loses_nothing(scene: &Scene, plugin: &Plugin) -> Result<()> {
     for _ in 0..5 {
         let config = harness::config! {
             image = scene.image("busybox:latest"), command = "/bin/cat", args = ["/local/big"]
         };
-        let mut task = scene.prepare(&plugin, &config).await?;
+        let mut task = scene.prepare(plugin, &config).await?;
         std::fs::write(task.alloc.task_path("local/big"), numbered())?;
-        task.start(&plugin).await?;
-        same!(task.wait(&plugin).await?.exit_code, 0);
+        task.start(plugin).await?;
+        same!(task.wait(plugin).await?.exit_code, 0);
         // The agent destroys the task at once.
-        task.destroy(&plugin).await?;
+        task.destroy(plugin).await?;
         is_whole("stdout", &task.alloc.stdout.to_end(LIMIT).await?, &numbered())?;
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_slow_reader_gets_everything(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let mut task = scene.prepare_unread(&plugin, &scene.shell("cat /local/some")).await?;
+async fn a_slow_reader_gets_everything(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let mut task = scene.prepare_unread(plugin, &scene.shell("cat /local/some")).await?;
     let some = &numbered()[..MEGABYTE / 4];
     std::fs::write(task.alloc.task_path("local/some"), some)?;
     // This reader takes six seconds for what the pipes hold at the task's end, and a shim that deletes its task waits
     // two.
     task.alloc.stdout.start(Duration::from_millis(150))?;
     task.alloc.stderr.start(Duration::ZERO)?;
-    task.start(&plugin).await?;
-    same!(task.wait(&plugin).await?.exit_code, 0);
-    task.destroy(&plugin).await?;
+    task.start(plugin).await?;
+    same!(task.wait(plugin).await?.exit_code, 0);
+    task.destroy(plugin).await?;
     is_whole("stdout", &task.alloc.stdout.to_end(LIMIT).await?, some)?;
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_reader_that_dies_and_comes_back_misses_nothing(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let mut task = scene.prepare(&plugin, &scene.shell("cat /local/big; sleep 1; cat /local/big")).await?;
+async fn a_reader_that_dies_and_comes_back_misses_nothing(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let mut task = scene.prepare(plugin, &scene.shell("cat /local/big; sleep 1; cat /local/big")).await?;
     std::fs::write(task.alloc.task_path("local/big"), numbered())?;
-    task.start(&plugin).await?;
+    task.start(plugin).await?;
     task.alloc.stdout.to_hold(1, LIMIT).await?;
     task.alloc.stdout.stop();
     // The task fills the pipe and blocks.
@@ -85,37 +81,36 @@ async fn a_reader_that_dies_and_comes_back_misses_nothing(scene: &Scene) -> Resu
     let running = plugin.inspect_task(task.id()).await?.task.unwrap_or_default();
     same!(running.state(), nomad_proto::driver::TaskState::Running);
     task.alloc.stdout.start(Duration::ZERO)?;
-    same!(task.wait(&plugin).await?.exit_code, 0);
+    same!(task.wait(plugin).await?.exit_code, 0);
     is_whole("stdout", &task.alloc.stdout.to_end(LIMIT).await?, &[numbered(), numbered()].concat())?;
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    task.destroy(plugin).await
 }
 
-async fn a_pipe_that_nobody_reads_blocks_the_task_and_nobody_else(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let mut task = scene.prepare_unread(&plugin, &scene.shell("yes; echo not reached")).await?;
-    task.start(&plugin).await?;
+async fn a_pipe_that_nobody_reads_blocks_the_task_and_nobody_else(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
+    let mut task = scene.prepare_unread(plugin, &scene.shell("yes; echo not reached")).await?;
+    task.start(plugin).await?;
     tokio::time::sleep(Duration::from_millis(300)).await;
     let running = plugin.inspect_task(task.id()).await?.task.unwrap_or_default();
     same!(running.state(), nomad_proto::driver::TaskState::Running);
-    let (code, said) = task.exec(&plugin, "echo exec works").await?;
+    let (code, said) = task.exec(plugin, "echo exec works").await?;
     same!((code, said.as_str()), (0, "exec works\n"));
-    scene.still_works(&plugin).await?;
+    scene.still_works(plugin).await?;
     let begun = Instant::now();
-    task.stop(&plugin, Duration::from_secs(1)).await?;
-    same!(task.wait(&plugin).await?.signal, 9);
+    task.stop(plugin, Duration::from_secs(1)).await?;
+    same!(task.wait(plugin).await?.signal, 9);
     ensure!(begun.elapsed() < Duration::from_secs(20), "its end took {:?}", begun.elapsed());
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    task.destroy(plugin).await
 }
 
-async fn a_log_path_that_is_a_link_is_refused(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_log_path_that_is_a_link_is_refused(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let precious = scene.directory().join("precious");
     std::fs::create_dir_all(scene.directory())?;
     std::fs::write(&precious, "data")?;
     for stream in ["stdout", "stderr"] {
-        let mut task = scene.prepare_unread(&plugin, &scene.shell("echo over")).await?;
+        let mut task = scene.prepare_unread(plugin, &scene.shell("echo over")).await?;
         task.alloc.read_logs()?;
         let path = task.alloc.log_path(stream);
         std::fs::remove_file(&path)?;
@@ -125,43 +120,38 @@ async fn a_log_path_that_is_a_link_is_refused(scene: &Scene) -> Result<()> {
         task.alloc.stdout.stop();
     }
     same!(std::fs::read_to_string(&precious)?, "data");
-    scene.still_works(&plugin).await?;
-    plugin.shut_down().await
+    scene.still_works(plugin).await
 }
 
-async fn a_log_path_that_is_a_file_is_refused(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = scene.prepare_unread(&plugin, &scene.shell("echo over")).await?;
+async fn a_log_path_that_is_a_file_is_refused(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let task = scene.prepare_unread(plugin, &scene.shell("echo over")).await?;
     let path = task.alloc.log_path("stderr");
     std::fs::remove_file(&path)?;
     std::fs::write(&path, "data")?;
     refused(plugin.start_task(task.config.clone()).await, &[&path.display().to_string(), "pipe"])?;
     scene.nothing_left()?;
     same!(std::fs::read_to_string(&path)?, "data");
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_log_path_that_is_not_there_is_refused(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = scene.prepare_unread(&plugin, &scene.shell("true")).await?;
+async fn a_log_path_that_is_not_there_is_refused(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let task = scene.prepare_unread(plugin, &scene.shell("true")).await?;
     let path = task.alloc.log_path("stdout");
     std::fs::remove_file(&path)?;
     refused(plugin.start_task(task.config.clone()).await, &[&path.display().to_string()])?;
     scene.nothing_left()?;
     ensure!(!path.exists(), "it was made");
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_log_directory_that_is_a_link_is_refused(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = scene.prepare_unread(&plugin, &scene.shell("echo over")).await?;
+async fn a_log_directory_that_is_a_link_is_refused(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let task = scene.prepare_unread(plugin, &scene.shell("echo over")).await?;
     let (logs, elsewhere) = (task.alloc.logs(), scene.directory().join("elsewhere"));
     std::fs::rename(&logs, &elsewhere)?;
     std::os::unix::fs::symlink(&elsewhere, &logs)?;
     let path = task.alloc.log_path("stdout").display().to_string();
     refused(plugin.start_task(task.config.clone()).await, &[&path, "symbolic link"])?;
-    scene.nothing_left()?;
-    plugin.shut_down().await
+    scene.nothing_left()
 }
 
 async fn a_pipe_is_the_one_that_was_looked_at_whatever_is_put_in_its_place(scene: &Scene) -> Result<()> {
@@ -254,15 +244,13 @@ async fn a_task_has_any_name_that_nomad_lets_it_have(scene: &Scene) -> Result<()
     Ok(())
 }
 
-async fn logs_that_are_disabled_go_nowhere(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn logs_that_are_disabled_go_nowhere(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let script = "cat /local/big; cat /local/big >&2; exit 4";
-    let mut task = prepare_unlogged(scene, &plugin, script).await?;
+    let mut task = prepare_unlogged(scene, plugin, script).await?;
     std::fs::write(task.alloc.task_path("local/big"), numbered())?;
-    task.start(&plugin).await?;
-    same!(task.wait(&plugin).await?.exit_code, 4);
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    task.start(plugin).await?;
+    same!(task.wait(plugin).await?.exit_code, 4);
+    task.destroy(plugin).await
 }
 
 async fn an_operator_who_collects_no_logs_gets_none_and_needs_no_pipes(scene: &Scene) -> Result<()> {

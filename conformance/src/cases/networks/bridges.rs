@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use harness::context::Scene;
 use harness::fixture::process;
 use harness::fixture::registry::free_port;
+use harness::host::Plugin;
 use serde_json::json;
 
 use crate::cases::support::web_server::{PORT, SERVE, ask, offer, port, server, serving, told, with};
@@ -55,38 +56,35 @@ async fn a_task_reaches_itself_by_its_port_where_the_bridge_lets_it(scene: &Scen
     plugin.shut_down().await
 }
 
-async fn a_task_is_as_fast_as_its_bandwidth(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_task_is_as_fast_as_its_bandwidth(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let limits = json!({"egress_rate": "1m", "egress_burst": "64k", "ingress_rate": "2m"});
-    let task = server(scene, &plugin, &[("network_mode", json!("bridge")), ("bandwidth", limits)]).await?;
-    same!(ask(&told(&plugin, &task).await?.addr, PORT)?, format!("web-{}", &task.alloc.id[..8]));
+    let task = server(scene, plugin, &[("network_mode", json!("bridge")), ("bandwidth", limits)]).await?;
+    same!(ask(&told(plugin, &task).await?.addr, PORT)?, format!("web-{}", &task.alloc.id[..8]));
     let shaped = process::output(Command::new("tc").args(["qdisc", "show"]))?;
     // Rates in bits a second: of what comes to the task, and, by a second interface, of what it sends.
     let of_tasks: Vec<_> = shaped.lines().filter(|line| line.contains("tbf")).collect();
     for rate in ["rate 16777Kbit", "rate 8388Kbit"] {
         ensure!(of_tasks.iter().any(|line| line.contains(rate)), "no {rate} in {of_tasks:?}");
     }
-    task.end(&plugin).await?;
+    task.end(plugin).await?;
     scene.nothing_left()?;
     let left = process::output(Command::new("tc").args(["qdisc", "show"]))?;
     ensure!(!left.contains("rate 8388Kbit"), "left: {left}");
-    plugin.shut_down().await
+    Ok(())
 }
 
 const MANY: usize = 12;
 
-async fn many_tasks_start_and_end_on_the_bridge_at_once(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn many_tasks_start_and_end_on_the_bridge_at_once(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let bridge = [("network_mode", json!("bridge"))];
-    let tasks = futures::future::try_join_all((0..MANY).map(|_| server(scene, &plugin, &bridge))).await?;
+    let tasks = futures::future::try_join_all((0..MANY).map(|_| server(scene, plugin, &bridge))).await?;
     let mut addresses = BTreeSet::new();
     for task in &tasks {
-        let address = told(&plugin, task).await?.addr;
+        let address = told(plugin, task).await?.addr;
         same!(ask(&address, PORT)?, format!("web-{}", &task.alloc.id[..8]));
         addresses.insert(address.parse::<IpAddr>()?);
     }
     same!(addresses.len(), MANY);
-    futures::future::try_join_all(tasks.iter().map(|task| task.end(&plugin))).await?;
-    scene.nothing_left()?;
-    plugin.shut_down().await
+    futures::future::try_join_all(tasks.iter().map(|task| task.end(plugin))).await?;
+    scene.nothing_left()
 }

@@ -184,18 +184,17 @@ async fn a_driver_that_dies_while_a_network_is_taken_down_leaves_nothing(scene: 
     Ok(())
 }
 
-async fn a_network_is_taken_down_while_containerd_is_down(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let mut task = published(scene, &plugin).await?;
-    task.start(&plugin).await?;
+async fn a_network_is_taken_down_while_containerd_is_down(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let mut task = published(scene, plugin).await?;
+    task.start(plugin).await?;
     scene.world().containerd().kill()?;
-    let _ = tokio::time::timeout(LIMIT, task.end(&plugin)).await?;
+    let _ = tokio::time::timeout(LIMIT, task.end(plugin)).await?;
     // The rest of the teardown waits for containerd.
     let left = scene.world().networks().census();
     ensure!(left.is_empty(), "of the network there is left: {left:?}");
     scene.world().containerd().start()?;
     scene.nothing_left_within(Duration::from_secs(60))?;
-    plugin.shut_down().await
+    Ok(())
 }
 
 async fn a_network_that_can_not_be_taken_down_is_taken_down_later(scene: &Scene) -> Result<()> {
@@ -280,11 +279,10 @@ async fn a_bridge_that_has_other_addresses_is_refused_and_nothing_is_left(scene:
 }
 
 /// Removes the rules as a restart of the host's firewall does.
-async fn rules_that_somebody_else_has_removed_hold_up_no_end(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let mut task = published(scene, &plugin).await?;
-    task.start(&plugin).await?;
-    let address = told(&plugin, &task).await?.addr;
+async fn rules_that_somebody_else_has_removed_hold_up_no_end(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let mut task = published(scene, plugin).await?;
+    task.start(plugin).await?;
+    let address = told(plugin, &task).await?.addr;
     let rules = process::output(Command::new("iptables-save").args(["-t", "nat"]))?;
     let about = format!("-A POSTROUTING -s {address}/32 ");
     let rule =
@@ -295,7 +293,6 @@ async fn rules_that_somebody_else_has_removed_hold_up_no_end(scene: &Scene) -> R
         rule.replacen("-A", "iptables -t nat -D", 1)
     );
     process::output(Command::new("sh").args(["-ec", &script]))?;
-    task.end(&plugin).await?;
-    scene.nothing_left()?;
-    plugin.shut_down().await
+    task.end(plugin).await?;
+    scene.nothing_left()
 }

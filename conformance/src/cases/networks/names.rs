@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use harness::context::Scene;
 use harness::fixture::image::Form;
+use harness::host::Plugin;
 use harness::task::LIMIT;
 use nomad_proto::driver as pb;
 use serde_json::json;
@@ -23,44 +24,41 @@ cases!["names":
     a_name_or_host_that_can_not_be_is_refused,
 ];
 
-async fn a_task_finds_itself_by_its_name(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_task_finds_itself_by_its_name(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let script = "hostname; cat /etc/hostname; echo $HOSTNAME; grep -c localhost /etc/hosts; grep -w $(hostname) /etc/hosts; \
                   grep db /etc/hosts";
     let mut config = scene.shell(script);
     config["extra_hosts"] = json!(["db:10.0.0.5", "db6:[fd00::5]"]);
-    let mut task = scene.prepare(&plugin, &config).await?;
+    let mut task = scene.prepare(plugin, &config).await?;
     // Any user may resolve names.
     task.config.user = "app".to_owned();
-    task.start(&plugin).await?;
+    task.start(plugin).await?;
     let name = format!("web-{}", &task.alloc.id[..8]);
     let rest = "10.0.0.5 db\nfd00::5 db6\n";
-    same!(task.stdout(&plugin).await?, format!("{name}\n{name}\n{name}\n2\n127.0.1.1 {name}\n{rest}"));
-    task.destroy(&plugin).await?;
+    same!(task.stdout(plugin).await?, format!("{name}\n{name}\n{name}\n2\n127.0.1.1 {name}\n{rest}"));
+    task.destroy(plugin).await?;
     config["hostname"] = json!("web-1.example");
-    let mut task = scene.prepare(&plugin, &config).await?;
+    let mut task = scene.prepare(plugin, &config).await?;
     // The network's own address as Nomad reports it takes precedence.
     task.config.network_isolation_spec = Some(pb::NetworkIsolationSpec {
         mode: pb::network_isolation_spec::NetworkIsolationMode::None.into(),
         hosts_config: Some(pb::HostsConfig { address: "10.9.9.9".to_owned(), ..Default::default() }),
         ..Default::default()
     });
-    task.start(&plugin).await?;
+    task.start(plugin).await?;
     let name = "web-1.example";
-    same!(task.stdout(&plugin).await?, format!("{name}\n{name}\n{name}\n2\n10.9.9.9 {name}\n{rest}"));
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    same!(task.stdout(plugin).await?, format!("{name}\n{name}\n{name}\n2\n10.9.9.9 {name}\n{rest}"));
+    task.destroy(plugin).await
 }
 
-async fn the_files_are_the_tasks_to_change_and_go_with_it(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn the_files_are_the_tasks_to_change_and_go_with_it(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let script = "for f in hosts hostname resolv.conf; do ! grep -q mine /etc/$f && echo mine >>/etc/$f || exit 9; done";
-    let mut task = scene.prepare(&plugin, &scene.shell(script)).await?;
+    let mut task = scene.prepare(plugin, &scene.shell(script)).await?;
     for attempt in 1..=2 {
-        task.start(&plugin).await?;
-        let exit = task.wait(&plugin).await?;
+        task.start(plugin).await?;
+        let exit = task.wait(plugin).await?;
         ensure!(exit.exit_code == 0, "attempt {attempt} ended with {exit:?}");
-        task.destroy(&plugin).await?;
+        task.destroy(plugin).await?;
         scene.nothing_left()?;
         task.next_attempt()?;
     }
@@ -68,7 +66,7 @@ async fn the_files_are_the_tasks_to_change_and_go_with_it(scene: &Scene) -> Resu
         let content = std::fs::read_to_string(file).unwrap_or_default();
         ensure!(!content.contains("mine"), "the host's {file} was written to");
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
 /// Returns the disk usage below a directory in bytes, without that of images.
@@ -83,14 +81,13 @@ fn used_bytes(directory: &Path) -> u64 {
     entries.map(used).sum()
 }
 
-async fn the_files_can_not_grow_on_the_host(scene: &Scene) -> Result<()> {
+async fn the_files_can_not_grow_on_the_host(scene: &Scene, plugin: &Plugin) -> Result<()> {
     const MIB: u64 = 1 << 20;
-    let mut plugin = scene.plugin().await?;
     let script = "for f in hosts hostname resolv.conf; do dd if=/dev/zero of=/etc/$f bs=1M count=100 2>/dev/null && echo no limit; \
                   done; cat /etc/hosts /etc/hostname /etc/resolv.conf | wc -c; echo full; \
                   until [ -e /local/go ]; do sleep 0.05; done; : >/etc/hosts; : >/etc/hostname; \
                   echo 10.0.0.7 db >/etc/hosts && cat /etc/hosts; sleep 600";
-    let task = scene.run(&plugin, &scene.shell(script)).await?;
+    let task = scene.run(plugin, &scene.shell(script)).await?;
     task.alloc.stdout.to_contain("full\n", LIMIT).await?;
     let used = used_bytes(&scene.state_dir().join("nomad"));
     ensure!(used < MIB, "the state directory has {used} bytes");
@@ -105,8 +102,7 @@ async fn the_files_can_not_grow_on_the_host(scene: &Scene) -> Result<()> {
     let files: Vec<_> =
         mounts.lines().filter(|line| line.contains(&held) && !line.contains("/rootfs ")).collect();
     ensure!(files.is_empty(), "{files:?}");
-    task.end(&plugin).await?;
-    plugin.shut_down().await
+    task.end(plugin).await
 }
 
 /// The links are those of images of distributions with systemd, and of malicious images.
@@ -162,26 +158,25 @@ async fn the_hosts_servers_are_asked_unless_the_job_wants_the_images(scene: &Sce
     plugin.shut_down().await
 }
 
-async fn the_servers_of_a_dns_block_win(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn the_servers_of_a_dns_block_win(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let mut config = scene.shell("grep -E '^(nameserver|search|options)' /etc/resolv.conf");
     for host_dns in [true, false] {
         config["host_dns"] = json!(host_dns);
-        let mut task = scene.prepare(&plugin, &config).await?;
+        let mut task = scene.prepare(plugin, &config).await?;
         let list = |words: &str| words.split(' ').map(str::to_owned).collect();
         task.config.dns = Some(pb::DnsConfig {
             servers: list("192.0.2.1 192.0.2.2"),
             searches: list("a.example b.example"),
             options: list("ndots:2"),
         });
-        task.start(&plugin).await?;
+        task.start(plugin).await?;
         same!(
-            task.stdout(&plugin).await?,
+            task.stdout(plugin).await?,
             "nameserver 192.0.2.1\nnameserver 192.0.2.2\nsearch a.example b.example\noptions ndots:2\n"
         );
-        task.destroy(&plugin).await?;
+        task.destroy(plugin).await?;
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
 async fn in_the_hosts_network_the_hosts_names_count(scene: &Scene) -> Result<()> {
@@ -200,8 +195,7 @@ async fn in_the_hosts_network_the_hosts_names_count(scene: &Scene) -> Result<()>
     plugin.shut_down().await
 }
 
-async fn a_name_or_host_that_can_not_be_is_refused(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_name_or_host_that_can_not_be_is_refused(scene: &Scene, plugin: &Plugin) -> Result<()> {
     for (option, value, word) in [
         ("hostname", json!("web_1"), "web_1"),
         ("extra_hosts", json!(["db"]), "db"),
@@ -209,9 +203,9 @@ async fn a_name_or_host_that_can_not_be_is_refused(scene: &Scene) -> Result<()> 
     ] {
         let mut config = scene.shell("true");
         config[option] = value;
-        let task = scene.prepare(&plugin, &config).await?;
+        let task = scene.prepare(plugin, &config).await?;
         refused(plugin.start_task(task.config.clone()).await, &[option, word])?;
         scene.nothing_left()?;
     }
-    plugin.shut_down().await
+    Ok(())
 }

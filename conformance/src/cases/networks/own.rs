@@ -9,6 +9,7 @@ use anyhow::{Context, Result, ensure};
 use harness::context::Scene;
 use harness::fixture::process;
 use harness::fixture::registry::free_port;
+use harness::host::Plugin;
 use harness::task::LIMIT;
 use nomad_proto::driver as pb;
 use serde_json::json;
@@ -40,18 +41,17 @@ fn address_of_host() -> Result<String> {
     Ok(word.and_then(|word| word.split('/').next()).context("the host has no address")?.to_owned())
 }
 
-async fn without_a_network_a_task_has_its_loopback_alone(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn without_a_network_a_task_has_its_loopback_alone(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let script = "ls /sys/class/net; httpd -p 127.0.0.1:8080 -h /etc; httpd -p '[::1]:8081' -h /etc; \
                   wget -q -O - http://127.0.0.1:8080/hostname; wget -q -O - http://[::1]:8081/hostname";
     for mode in [json!(null), json!("none")] {
-        let task = scene.run(&plugin, &with(scene, script, &[("network_mode", mode)])).await?;
+        let task = scene.run(plugin, &with(scene, script, &[("network_mode", mode)])).await?;
         let name = format!("web-{}", &task.alloc.id[..8]);
-        same!(task.stdout(&plugin).await?, format!("lo\n{name}\n{name}\n"));
+        same!(task.stdout(plugin).await?, format!("lo\n{name}\n{name}\n"));
         same!(plugin.inspect_task(task.id()).await?.network_override, None);
-        task.destroy(&plugin).await?;
+        task.destroy(plugin).await?;
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
 async fn a_task_on_the_bridge_is_reached_and_nomad_is_told_where(scene: &Scene) -> Result<()> {
@@ -83,11 +83,13 @@ async fn a_task_on_the_bridge_is_reached_and_nomad_is_told_where(scene: &Scene) 
     next.shut_down().await
 }
 
-async fn a_published_port_is_reached_on_the_hosts_own_addresses(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_published_port_is_reached_on_the_hosts_own_addresses(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     let host = address_of_host()?;
     let options = [("network_mode", json!("bridge")), ("ports", json!(["near", "far", "all"]))];
-    let mut task = scene.prepare(&plugin, &with(scene, SERVE, &options)).await?;
+    let mut task = scene.prepare(plugin, &with(scene, SERVE, &options)).await?;
     let [near, far, all, other] = [free_port()?, free_port()?, free_port()?, free_port()?];
     offer(
         &mut task,
@@ -98,37 +100,38 @@ async fn a_published_port_is_reached_on_the_hosts_own_addresses(scene: &Scene) -
             port("other", other, PORT, "127.0.0.1"),
         ],
     );
-    let task = serving(task, &plugin).await?;
+    let task = serving(task, plugin).await?;
     let name = format!("web-{}", &task.alloc.id[..8]);
     for (address, port) in [("127.0.0.1", near), (&*host, far), ("127.0.0.1", all), (&*host, all)] {
         same!(ask(address, port)?, name);
     }
     ensure!(!is_open("127.0.0.1", other), "a port is published that the task doesn't list");
     ensure!(!is_open("127.0.0.1", far), "a port is published on another address");
-    let network = told(&plugin, &task).await?;
+    let network = told(plugin, &task).await?;
     let ports: std::collections::BTreeMap<_, _> = network.port_map.into_iter().collect();
     same!(ports, ["all", "far", "near"].map(|label| (label.to_owned(), i32::from(PORT))).into());
-    task.end(&plugin).await?;
+    task.end(plugin).await?;
     scene.nothing_left()?;
     ensure!(!is_open("127.0.0.1", near), "it is still published");
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn tasks_on_the_bridge_reach_each_other_and_are_told_apart(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn tasks_on_the_bridge_reach_each_other_and_are_told_apart(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     let bridge = [("network_mode", json!("bridge"))];
-    let (one, other) = (server(scene, &plugin, &bridge).await?, server(scene, &plugin, &bridge).await?);
-    let addresses = [told(&plugin, &one).await?.addr, told(&plugin, &other).await?.addr];
+    let (one, other) = (server(scene, plugin, &bridge).await?, server(scene, plugin, &bridge).await?);
+    let addresses = [told(plugin, &one).await?.addr, told(plugin, &other).await?.addr];
     ensure!(addresses[0] != addresses[1], "both have {}", addresses[0]);
     for (from, to, address) in [(&one, &other, &addresses[1]), (&other, &one, &addresses[0])] {
-        let asked = from.exec(&plugin, &format!("wget -q -O - http://{address}:{PORT}/hostname")).await?;
+        let asked = from.exec(plugin, &format!("wget -q -O - http://{address}:{PORT}/hostname")).await?;
         same!(asked, (0, format!("web-{}\n", &to.alloc.id[..8])));
     }
     // The end of one task takes nothing from the other.
-    one.end(&plugin).await?;
+    one.end(plugin).await?;
     same!(ask(&addresses[1], PORT)?, format!("web-{}", &other.alloc.id[..8]));
-    other.end(&plugin).await?;
-    plugin.shut_down().await
+    other.end(plugin).await
 }
 
 async fn a_task_gets_the_address_and_the_names_that_it_asks_for(scene: &Scene) -> Result<()> {

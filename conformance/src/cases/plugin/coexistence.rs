@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use harness::context::Scene;
+use harness::host::Plugin;
 use harness::leaks::sweep;
 use harness::task::LIMIT;
 use serde_json::json;
@@ -34,9 +35,11 @@ async fn what_a_reboot_has_left_in_containerd_is_cleared_away(scene: &Scene) -> 
     next.shut_down().await
 }
 
-async fn a_plugin_with_another_state_directory_leaves_our_tasks_alone(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+async fn a_plugin_with_another_state_directory_leaves_our_tasks_alone(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
+    let task = scene.run(plugin, &scene.shell("sleep 600")).await?;
     let mut options = scene.options();
     options["state_dir"] = json!(scene.directory().join("other").display().to_string());
     let mut other = scene.plugin_as(&scene.launch(), &options).await?;
@@ -44,20 +47,18 @@ async fn a_plugin_with_another_state_directory_leaves_our_tasks_alone(scene: &Sc
     // Long enough for the other plugin's garbage collection to have run more than once.
     tokio::time::sleep(Duration::from_secs(12)).await;
     scene.world().containerd().collect_garbage()?;
-    same!(task.exec(&plugin, "cat /app/unread && echo x > /x; exit 6").await?.0, 6);
+    same!(task.exec(plugin, "cat /app/unread && echo x > /x; exit 6").await?.0, 6);
     other.shut_down().await?;
-    task.end(&plugin).await?;
-    plugin.shut_down().await
+    task.end(plugin).await
 }
 
-async fn what_others_keep_in_containerd_is_left_alone(scene: &Scene) -> Result<()> {
+async fn what_others_keep_in_containerd_is_left_alone(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let containerd = scene.world().containerd();
-    let mut plugin = scene.plugin().await?;
-    scene.still_works(&plugin).await?;
+    scene.still_works(plugin).await?;
     let image = scene.image("busybox:latest");
     containerd.ctr(&["containers", "create", &image, "theirs", "true"])?;
     containerd.ctr(&["leases", "create", "--id", "their-lease"])?;
-    scene.still_works(&plugin).await?;
+    scene.still_works(plugin).await?;
     tokio::time::sleep(Duration::from_secs(12)).await;
     let left = scene.census();
     for theirs in ["container record theirs", "lease their-lease", "active snapshot theirs"] {
@@ -65,14 +66,13 @@ async fn what_others_keep_in_containerd_is_left_alone(scene: &Scene) -> Result<(
     }
     containerd.ctr(&["containers", "delete", "theirs"])?;
     containerd.ctr(&["leases", "delete", "their-lease"])?;
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_client_that_starts_our_record_harms_nothing(scene: &Scene) -> Result<()> {
+async fn a_client_that_starts_our_record_harms_nothing(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let containerd = scene.world().containerd();
-    let mut plugin = scene.plugin().await?;
     let task =
-        scene.run(&plugin, &scene.shell("trap 'exit 7' TERM; echo up; while :; do sleep 0.1; done")).await?;
+        scene.run(plugin, &scene.shell("trap 'exit 7' TERM; echo up; while :; do sleep 0.1; done")).await?;
     task.alloc.stdout.to_contain("up\n", LIMIT).await?;
     let records = containerd.ctr(&["containers", "list", "--quiet"])?;
     let record = records.split_whitespace().next().context("the task has no record to see")?;
@@ -80,9 +80,8 @@ async fn a_client_that_starts_our_record_harms_nothing(scene: &Scene) -> Result<
     let _ = containerd.ctr(&["tasks", "start", "--detach", record]);
     let _ = containerd.ctr(&["tasks", "kill", "--signal", "SIGKILL", record]);
     let _ = containerd.ctr(&["tasks", "delete", "--force", record]);
-    same!(task.exec(&plugin, "cat /app/greeting; exit 6").await?, (6, "hello from the image\n".to_owned()));
-    task.stop(&plugin, LIMIT).await?;
-    same!(task.wait(&plugin).await?.exit_code, 7);
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    same!(task.exec(plugin, "cat /app/greeting; exit 6").await?, (6, "hello from the image\n".to_owned()));
+    task.stop(plugin, LIMIT).await?;
+    same!(task.wait(plugin).await?.exit_code, 7);
+    task.destroy(plugin).await
 }

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use harness::context::Scene;
+use harness::host::Plugin;
 use nomad_proto::driver::FingerprintResponse;
 use nomad_proto::driver::fingerprint_response::HealthState;
 use nomad_proto::structs::attribute::Value;
@@ -25,17 +26,18 @@ fn text(fingerprint: &FingerprintResponse, name: &str) -> String {
     }
 }
 
-async fn a_healthy_driver_tells_its_versions(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_healthy_driver_tells_its_versions(_: &Scene, plugin: &Plugin) -> Result<()> {
     let first = plugin.fingerprints().await?.message().await?.context("no fingerprint")?;
     ensure!(first.health() == HealthState::Healthy && first.err.is_empty(), "{first:?}");
     same!(text(&first, ".version"), plugin.info().await?.plugin_version);
     ensure!(text(&first, ".containerd_version").starts_with(|c: char| c.is_ascii_digit()), "{first:?}");
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_containerd_that_is_killed_makes_it_unhealthy_until_it_is_back(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_containerd_that_is_killed_makes_it_unhealthy_until_it_is_back(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     let mut stream = plugin.fingerprints().await?;
     next(&mut stream, HealthState::Healthy).await?;
     let containerd = scene.world().containerd();
@@ -45,11 +47,13 @@ async fn a_containerd_that_is_killed_makes_it_unhealthy_until_it_is_back(scene: 
     ensure!(down.health_description.contains(&socket), "{socket} is not in {:?}", down.health_description);
     containerd.start()?;
     next(&mut stream, HealthState::Healthy).await?;
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn a_containerd_that_hangs_makes_it_unhealthy_until_it_answers(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_containerd_that_hangs_makes_it_unhealthy_until_it_answers(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     let mut stream = plugin.fingerprints().await?;
     next(&mut stream, HealthState::Healthy).await?;
     scene.world().containerd().pause()?;
@@ -59,7 +63,7 @@ async fn a_containerd_that_hangs_makes_it_unhealthy_until_it_answers(scene: &Sce
     next(&mut second, HealthState::Unhealthy).await?;
     scene.world().containerd().resume()?;
     next(&mut stream, HealthState::Healthy).await?;
-    plugin.shut_down().await
+    Ok(())
 }
 
 async fn a_disabled_driver_is_not_detected(scene: &Scene) -> Result<()> {

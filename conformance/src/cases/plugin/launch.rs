@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use harness::context::Scene;
-use harness::host::hcl;
 use harness::host::plugin::agent_config;
+use harness::host::{Plugin, hcl};
 use nix::sys::signal::Signal;
 use nomad_proto::base as pb;
 use nomad_proto::driver::fingerprint_response::HealthState;
@@ -188,10 +188,9 @@ async fn an_agent_that_comes_back_finds_it_configured(scene: &Scene) -> Result<(
     plugin.shut_down().await
 }
 
-async fn what_it_offers_is_what_the_documentation_says(scene: &Scene) -> Result<()> {
+async fn what_it_offers_is_what_the_documentation_says(_: &Scene, plugin: &Plugin) -> Result<()> {
     use nomad_proto::driver::driver_capabilities::{FsIsolation, MountConfigs};
     use nomad_proto::driver::network_isolation_spec::NetworkIsolationMode as Mode;
-    let mut plugin = scene.plugin().await?;
     let offers = plugin.capabilities().await?;
     same!((offers.send_signals, offers.exec), (true, true));
     same!(offers.fs_isolation(), FsIsolation::Image);
@@ -199,7 +198,7 @@ async fn what_it_offers_is_what_the_documentation_says(scene: &Scene) -> Result<
     let mut modes: Vec<Mode> = offers.network_isolation_modes().collect();
     modes.sort();
     same!(modes, [Mode::Host, Mode::Group, Mode::Task, Mode::None]);
-    plugin.shut_down().await
+    Ok(())
 }
 
 async fn nothing_is_written_to_stdout_after_the_handshake(scene: &Scene) -> Result<()> {

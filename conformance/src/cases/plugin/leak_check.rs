@@ -19,9 +19,8 @@ cases!["account":
     a_plugin_that_has_done_much_holds_no_more_than_before,
 ];
 
-async fn a_running_task_is_seen_in_all_its_parts(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+async fn a_running_task_is_seen_in_all_its_parts(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let task = scene.run(plugin, &scene.shell("sleep 600")).await?;
     let seen = scene.census();
     for kind in [
         "process ",
@@ -36,9 +35,9 @@ async fn a_running_task_is_seen_in_all_its_parts(scene: &Scene) -> Result<()> {
     }
     // On v2 the only cgroup is the one that the agent made.
     ensure!(seen.iter().any(|line| line.starts_with("cgroup ")) != is_v2(), "cgroups among {seen:?}");
-    task.end(&plugin).await?;
+    task.end(plugin).await?;
     same!(scene.census(), Vec::<String>::new());
-    plugin.shut_down().await
+    Ok(())
 }
 
 /// Takes a census as `conformance census` does, for this driver.
@@ -48,13 +47,15 @@ fn census(scene: &Scene, plugin: &Plugin) -> Result<Census> {
     Ok(census)
 }
 
-async fn a_census_of_the_machine_finds_a_task_and_a_later_one_finds_it_gone(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_census_of_the_machine_finds_a_task_and_a_later_one_finds_it_gone(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     // The first task makes what later tasks share.
-    scene.still_works(&plugin).await?;
-    let before = census(scene, &plugin)?;
-    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
-    let seen = census(scene, &plugin)?.since(&before);
+    scene.still_works(plugin).await?;
+    let before = census(scene, plugin)?;
+    let task = scene.run(plugin, &scene.shell("sleep 600")).await?;
+    let seen = census(scene, plugin)?.since(&before);
     for kind in [
         "active snapshot",
         "cgroup",
@@ -70,18 +71,18 @@ async fn a_census_of_the_machine_finds_a_task_and_a_later_one_finds_it_gone(scen
     ] {
         ensure!(seen.of_kind(kind).next().is_some(), "no {kind} among {:?}", seen.lines());
     }
-    task.end(&plugin).await?;
+    task.end(plugin).await?;
     // Other programs work on the same machine, and groups are the agent's.
     let (world, kinds) = (scene.world().directory().display().to_string(), ["container", "lease", "active"]);
     let is_ours = |line: &String| line.contains(&world) || kinds.iter().any(|kind| line.starts_with(kind));
     let gone = || -> Result<()> {
-        let left = census(scene, &plugin)?.since(&before).lines();
+        let left = census(scene, plugin)?.since(&before).lines();
         let left: Vec<_> = left.into_iter().filter(is_ours).collect();
         ensure!(left.is_empty(), "left behind: {left:?}");
         Ok(())
     };
     come_back(LIMIT, gone).await?;
-    plugin.shut_down().await
+    Ok(())
 }
 
 /// Counts the open files and the threads of the plugin.
@@ -101,30 +102,28 @@ async fn exec_around(plugin: &Plugin, task: &Task) -> Result<()> {
     Ok(())
 }
 
-async fn a_plugin_that_has_done_much_holds_no_more_than_before(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_plugin_that_has_done_much_holds_no_more_than_before(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let once = || async {
-        let task =
-            scene.run(&plugin, &scene.shell("trap 'exit 0' TERM; while :; do sleep 0.1; done")).await?;
+        let task = scene.run(plugin, &scene.shell("trap 'exit 0' TERM; while :; do sleep 0.1; done")).await?;
         let mut stats = plugin.stats(task.id(), Duration::from_millis(50)).await;
-        exec_around(&plugin, &task).await?;
+        exec_around(plugin, &task).await?;
         if let Ok(stream) = &mut stats {
             stream.message().await?;
         }
-        task.stop(&plugin, LIMIT).await?;
-        task.wait(&plugin).await?;
-        task.destroy(&plugin).await
+        task.stop(plugin, LIMIT).await?;
+        task.wait(plugin).await?;
+        task.destroy(plugin).await
     };
     once().await?;
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let (files, threads) = held(&plugin)?;
+    let (files, threads) = held(plugin)?;
     for _ in 0..4 {
         tokio::try_join!(once(), once(), once())?;
     }
     // Idle threads end by themselves, after a while.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let (files_after, threads_after) = held(&plugin)?;
+    let (files_after, threads_after) = held(plugin)?;
     ensure!(files_after <= files + 3, "{files} open files became {files_after}");
     ensure!(threads_after <= threads + 20, "{threads} threads became {threads_after}");
-    plugin.shut_down().await
+    Ok(())
 }

@@ -243,20 +243,21 @@ fn cut(file: &Path, length: u64) -> Result<()> {
     opened.and_then(|file| file.set_len(length)).with_context(|| format!("cut {}", file.display()))
 }
 
-async fn a_task_whose_files_are_half_written_is_stopped_and_destroyed(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_task_whose_files_are_half_written_is_stopped_and_destroyed(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     for length in [0, 100] {
-        let task = obedient(scene, &plugin).await?;
+        let task = obedient(scene, plugin).await?;
         for file in ["config.json", "shim.json", "shim-binary"] {
             cut(&scene.bundle()?.join(file), length.min(20))?;
         }
-        task.stop(&plugin, Duration::from_millis(200)).await?;
-        task.wait(&plugin).await?;
-        task.destroy(&plugin).await?;
+        task.stop(plugin, Duration::from_millis(200)).await?;
+        task.wait(plugin).await?;
+        task.destroy(plugin).await?;
         scene.nothing_left()?;
     }
-    scene.still_works(&plugin).await?;
-    plugin.shut_down().await
+    scene.still_works(plugin).await
 }
 
 async fn a_task_whose_shim_and_files_are_gone_is_destroyed(scene: &Scene) -> Result<()> {

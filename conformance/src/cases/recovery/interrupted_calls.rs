@@ -19,16 +19,17 @@ cases!["in flight":
     stops_and_destroys_and_execs_at_once_end_in_order,
 ];
 
-async fn sleeper(scene: &Scene) -> Result<(Plugin, Task)> {
-    let plugin = scene.plugin().await?;
+/// Starts a task that ends with code 3 at SIGTERM.
+async fn sleeper(scene: &Scene, plugin: &Plugin) -> Result<Task> {
     let task =
-        scene.run(&plugin, &scene.shell("trap 'exit 3' TERM; echo up; while :; do sleep 0.1; done")).await?;
+        scene.run(plugin, &scene.shell("trap 'exit 3' TERM; echo up; while :; do sleep 0.1; done")).await?;
     task.alloc.stdout.to_contain("up\n", LIMIT).await?;
-    Ok((plugin, task))
+    Ok(task)
 }
 
 async fn a_plugin_with_calls_under_way_ends_in_time_and_the_task_goes_on(scene: &Scene) -> Result<()> {
-    let (mut plugin, task) = sleeper(scene).await?;
+    let mut plugin = scene.plugin().await?;
+    let task = sleeper(scene, &plugin).await?;
     let mut calls = Vec::new();
     for _ in 0..3 {
         let (mut driver, task_id) = (plugin.driver(), task.id().to_owned());
@@ -55,40 +56,39 @@ async fn a_plugin_that_ends_in_the_middle_of_a_start_leaves_nothing(scene: &Scen
     starts_cut_off(scene, PluginEnd::ShutDown, &[5, 30, 60, 90]).await
 }
 
-async fn an_exec_ends_with_its_task(scene: &Scene) -> Result<()> {
-    let (mut plugin, task) = sleeper(scene).await?;
+async fn an_exec_ends_with_its_task(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(scene, plugin).await?;
     let mut execs = Vec::new();
     for tty in [false, true] {
-        let mut exec = Exec::open(&plugin, task.id(), &["sh", "-c", "echo up; sleep 600"], tty).await?;
+        let mut exec = Exec::open(plugin, task.id(), &["sh", "-c", "echo up; sleep 600"], tty).await?;
         exec.stdout_to_contain("up", LIMIT).await?;
         execs.push(exec);
     }
-    task.stop(&plugin, LIMIT).await?;
+    task.stop(plugin, LIMIT).await?;
     for exec in execs {
         ensure!(exec.finish(LIMIT).await?.code()? != 0, "it looks like success");
     }
-    same!(task.wait(&plugin).await?.exit_code, 3);
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    same!(task.wait(plugin).await?.exit_code, 3);
+    task.destroy(plugin).await
 }
 
-async fn an_exec_ends_with_its_task_by_force(scene: &Scene) -> Result<()> {
-    let (mut plugin, task) = sleeper(scene).await?;
-    let mut exec = Exec::open(&plugin, task.id(), &["sh", "-c", "echo up; sleep 600"], false).await?;
+async fn an_exec_ends_with_its_task_by_force(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(scene, plugin).await?;
+    let mut exec = Exec::open(plugin, task.id(), &["sh", "-c", "echo up; sleep 600"], false).await?;
     exec.stdout_to_contain("up", LIMIT).await?;
-    let (ended, said) = tokio::join!(task.end(&plugin), exec.finish(LIMIT));
+    let (ended, said) = tokio::join!(task.end(plugin), exec.finish(LIMIT));
     ended?;
     // The stream ends with an exit frame or with an error.
     if let Ok(said) = said {
         ensure!(said.code()? != 0, "it looks like success");
     }
     scene.nothing_left()?;
-    plugin.shut_down().await
+    Ok(())
 }
 
-async fn an_interactive_shell_takes_what_is_typed(scene: &Scene) -> Result<()> {
-    let (mut plugin, task) = sleeper(scene).await?;
-    let mut exec = Exec::open(&plugin, task.id(), &["sh"], true).await?;
+async fn an_interactive_shell_takes_what_is_typed(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(scene, plugin).await?;
+    let mut exec = Exec::open(plugin, task.id(), &["sh"], true).await?;
     exec.resize(24, 80).await?;
     exec.stdin(b"echo $((6 * 7)); tty\n").await?;
     exec.stdout_to_contain("42\r\n/dev/pts/", LIMIT).await?;
@@ -103,24 +103,21 @@ async fn an_interactive_shell_takes_what_is_typed(scene: &Scene) -> Result<()> {
     exec.stdout_to_contain("after 130", LIMIT).await?;
     same!(exec.finish(LIMIT).await?.code()?, 9);
     // The client's end of input ends a shell, whose output so far isn't lost.
-    let mut exec = Exec::open(&plugin, task.id(), &["sh"], true).await?;
+    let mut exec = Exec::open(plugin, task.id(), &["sh"], true).await?;
     exec.stdin(b"echo typed\n").await?;
     exec.stdout_to_contain("typed\r\n", LIMIT).await?;
     exec.close_stdin().await?;
     same!(exec.finish(LIMIT).await?.code()?, 0);
-    task.end(&plugin).await?;
-    plugin.shut_down().await
+    task.end(plugin).await
 }
 
-async fn stops_and_destroys_and_execs_at_once_end_in_order(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn stops_and_destroys_and_execs_at_once_end_in_order(scene: &Scene, plugin: &Plugin) -> Result<()> {
     for _ in 0..5 {
-        let task =
-            scene.run(&plugin, &scene.shell("trap 'exit 3' TERM; while :; do sleep 0.1; done")).await?;
+        let task = scene.run(plugin, &scene.shell("trap 'exit 3' TERM; while :; do sleep 0.1; done")).await?;
         let calls = async {
-            let stop = task.stop(&plugin, LIMIT);
-            let destroy = task.end(&plugin);
-            let exec = task.exec(&plugin, "true");
+            let stop = task.stop(plugin, LIMIT);
+            let destroy = task.end(plugin);
+            let exec = task.exec(plugin, "true");
             let wait = plugin.wait_task(task.id());
             let signal = plugin.signal_task(task.id(), "SIGHUP");
             tokio::join!(stop, destroy, exec, wait, signal)
@@ -128,9 +125,8 @@ async fn stops_and_destroys_and_execs_at_once_end_in_order(scene: &Scene) -> Res
         let (_, destroyed, ..) =
             tokio::time::timeout(LIMIT, calls).await.context("they block one another")?;
         destroyed?;
-        task.end(&plugin).await?;
+        task.end(plugin).await?;
         scene.nothing_left()?;
     }
-    scene.still_works(&plugin).await?;
-    plugin.shut_down().await
+    scene.still_works(plugin).await
 }

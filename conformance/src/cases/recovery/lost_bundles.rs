@@ -5,6 +5,7 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use harness::context::Scene;
+use harness::host::Plugin;
 use harness::leaks::sweep;
 use harness::task::{LIMIT, Task};
 use nix::libc::EBUSY;
@@ -40,7 +41,7 @@ fn jobs(scene: &Scene) -> Vec<Value> {
     if scene.programs().is_gvisor() { vec![alone] } else { vec![alone, with_host] }
 }
 
-async fn run(scene: &Scene, plugin: &harness::host::Plugin, job: &Value) -> Result<Task> {
+async fn run(scene: &Scene, plugin: &Plugin, job: &Value) -> Result<Task> {
     let task = scene.run(plugin, job).await?;
     task.alloc.stdout.to_contain("up\n", LIMIT).await?;
     if !scene.programs().is_gvisor() {
@@ -76,33 +77,30 @@ fn nothing_is_left(scene: &Scene, task: &Task) -> Result<()> {
     scene.nothing_left()
 }
 
-async fn a_task_without_its_bundle_is_stopped_and_destroyed(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_task_without_its_bundle_is_stopped_and_destroyed(scene: &Scene, plugin: &Plugin) -> Result<()> {
     for job in jobs(scene) {
         for lost in [Lost::All, Lost::Files] {
-            let task = run(scene, &plugin, &job).await?;
+            let task = run(scene, plugin, &job).await?;
             lose(scene, lost)?;
-            task.stop(&plugin, LIMIT).await.with_context(|| format!("stop without {lost:?}"))?;
-            same!(task.wait(&plugin).await?.exit_code, 3);
-            task.destroy(&plugin).await.with_context(|| format!("destroy without {lost:?}"))?;
+            task.stop(plugin, LIMIT).await.with_context(|| format!("stop without {lost:?}"))?;
+            same!(task.wait(plugin).await?.exit_code, 3);
+            task.destroy(plugin).await.with_context(|| format!("destroy without {lost:?}"))?;
             nothing_is_left(scene, &task).with_context(|| format!("without {lost:?}"))?;
         }
     }
-    scene.still_works(&plugin).await?;
-    plugin.shut_down().await
+    scene.still_works(plugin).await
 }
 
-async fn a_task_without_its_bundle_is_destroyed_by_force(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_task_without_its_bundle_is_destroyed_by_force(scene: &Scene, plugin: &Plugin) -> Result<()> {
     for job in jobs(scene) {
         for lost in [Lost::All, Lost::Files] {
-            let task = run(scene, &plugin, &job).await?;
+            let task = run(scene, plugin, &job).await?;
             lose(scene, lost)?;
-            task.end(&plugin).await.with_context(|| format!("destroy without {lost:?}"))?;
+            task.end(plugin).await.with_context(|| format!("destroy without {lost:?}"))?;
             nothing_is_left(scene, &task).with_context(|| format!("without {lost:?}"))?;
         }
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
 async fn a_task_that_lost_its_bundle_between_two_plugins_is_destroyed(scene: &Scene) -> Result<()> {
@@ -130,21 +128,23 @@ async fn a_task_that_lost_its_bundle_between_two_plugins_is_destroyed(scene: &Sc
     Ok(())
 }
 
-async fn a_task_that_lost_its_bundle_and_then_its_shim_is_ended(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_task_that_lost_its_bundle_and_then_its_shim_is_ended(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     for job in jobs(scene) {
-        let task = run(scene, &plugin, &job).await?;
+        let task = run(scene, plugin, &job).await?;
         let shim = shim_pid(scene)?;
         lose(scene, Lost::All)?;
-        let waiting = task.wait_answer(&plugin);
+        let waiting = task.wait_answer(plugin);
         kill(shim, Signal::SIGKILL)?;
         let answer = waiting.await?;
         ensure!(answer.err.contains("shim"), "WaitTask's err is {:?}", answer.err);
         same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
-        task.destroy(&plugin).await?;
+        task.destroy(plugin).await?;
         nothing_is_left(scene, &task)?;
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
 /// The agent has lost its state as well, so that nothing knows the task.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use harness::context::Scene;
+use harness::host::Plugin;
 use harness::host::cgroup::{Nested, is_v2};
 use harness::processes::alive;
 use harness::task::LIMIT;
@@ -154,16 +155,18 @@ async fn a_second_attempt_of_an_orphans_allocation_begins_with_the_orphans_end(s
     next.shut_down().await
 }
 
-async fn a_second_attempt_begins_with_the_end_of_one_whose_answer_was_lost(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let mut task = obedient(scene, &plugin).await?;
+async fn a_second_attempt_begins_with_the_end_of_one_whose_answer_was_lost(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
+    let mut task = obedient(scene, plugin).await?;
     let pid = task.pid()?;
     // The agent never heard of the first attempt.
     task.next_attempt()?;
-    task.start(&plugin).await?;
+    task.start(plugin).await?;
     ensure!(!alive(pid), "two attempts of one task run");
-    ends_as_told(&task, &plugin).await?;
-    plugin.shut_down().await
+    ends_as_told(&task, plugin).await?;
+    Ok(())
 }
 
 /// The first attempt has lost its shim. It can't be killed while it is frozen, and is outside of the task's cgroup.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use harness::context::Scene;
+use harness::host::Plugin;
 use harness::task::LIMIT;
 use nix::sys::signal::{Signal, kill};
 use nomad_proto::driver::TaskState;
@@ -202,11 +203,10 @@ async fn a_task_is_recovered_under_another_runtime_option(scene: &Scene) -> Resu
     next.shut_down().await
 }
 
-async fn a_handle_that_is_not_ours_is_refused(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+async fn a_handle_that_is_not_ours_is_refused(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let task = scene.run(plugin, &scene.shell("sleep 600")).await?;
     let good = task.kept_handle()?;
-    task.end(&plugin).await?;
+    task.end(plugin).await?;
     for garbage in [&b""[..], b"\x00\xff\xfe", b"{}", b"{\"container_id\":\"../../etc\"}"] {
         let mut handle = good.clone();
         handle.driver_state = garbage.to_vec();
@@ -215,37 +215,32 @@ async fn a_handle_that_is_not_ours_is_refused(scene: &Scene) -> Result<()> {
     let mut handle = good;
     handle.config = None;
     refused(plugin.recover_task(handle).await, &["config"])?;
-    scene.still_works(&plugin).await?;
-    plugin.shut_down().await
+    scene.still_works(plugin).await
 }
 
-async fn a_task_that_is_gone_is_not_recovered(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = scene.run(&plugin, &scene.shell("exit 0")).await?;
+async fn a_task_that_is_gone_is_not_recovered(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let task = scene.run(plugin, &scene.shell("exit 0")).await?;
     let handle = task.kept_handle()?;
-    task.wait(&plugin).await?;
-    task.destroy(&plugin).await?;
+    task.wait(plugin).await?;
+    task.destroy(plugin).await?;
     refused(plugin.recover_task(handle.clone()).await, &[])?;
     // The agent destroys the task next.
-    task.end(&plugin).await?;
-    plugin.shut_down().await
+    task.end(plugin).await
 }
 
-async fn a_shim_that_is_killed_is_an_error_that_names_it(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = scene.run(&plugin, &scene.shell("sleep 600 & sleep 600")).await?;
+async fn a_shim_that_is_killed_is_an_error_that_names_it(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let task = scene.run(plugin, &scene.shell("sleep 600 & sleep 600")).await?;
     until(LIMIT, "both processes", || task.alloc.cgroup.pids().len() >= 2).await?;
-    let waiting = task.wait_answer(&plugin);
+    let waiting = task.wait_answer(plugin);
     kill(shim_pid(scene)?, Signal::SIGKILL)?;
     let answer = waiting.await?;
     ensure!(answer.err.contains("shim"), "WaitTask's err is {:?}", answer.err);
     ensure!(answer.result.is_some(), "no result, which crashes the agent");
     // A task that is reported as ended has no running processes.
     until(LIMIT, "the end of its processes", || task.alloc.cgroup.pids().is_empty()).await?;
-    task.destroy(&plugin).await?;
+    task.destroy(plugin).await?;
     scene.nothing_left()?;
-    scene.still_works(&plugin).await?;
-    plugin.shut_down().await
+    scene.still_works(plugin).await
 }
 
 async fn a_shim_that_was_killed_meanwhile_is_no_task_to_recover(scene: &Scene) -> Result<()> {

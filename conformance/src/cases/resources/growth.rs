@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use harness::context::Scene;
+use harness::host::Plugin;
 use harness::leaks::inspect::children;
 use harness::task::LIMIT;
 
@@ -25,9 +26,8 @@ const NAME_BYTES: usize = 4000;
 const MIB: u64 = 1 << 20;
 
 /// The script of a check that is missing in the image is run every few seconds for years.
-async fn commands_that_fail_do_not_fill_the_bundle(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+async fn commands_that_fail_do_not_fill_the_bundle(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let task = scene.run(plugin, &scene.shell("sleep 600")).await?;
     let bundle = scene.bundle()?;
     let files = || -> Vec<(PathBuf, u64)> {
         let files = children(&bundle).into_iter().filter_map(|path| Some((fs::metadata(&path).ok()?, path)));
@@ -48,6 +48,5 @@ async fn commands_that_fail_do_not_fill_the_bundle(scene: &Scene) -> Result<()> 
         .with_context(|| format!("{:?}", files()))?;
     let now = files();
     ensure!(now.len() <= before + 2, "each command leaves a file: {now:?}");
-    task.end(&plugin).await?;
-    plugin.shut_down().await
+    task.end(plugin).await
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use harness::context::Scene;
+use harness::host::Plugin;
 use harness::host::cgroup::is_v2;
 use harness::host::stats::Stats;
 use harness::task::LIMIT;
@@ -21,30 +22,26 @@ cases!["gvisor":
     a_task_has_the_limits_that_the_kernel_has_and_is_not_started_without,
 ];
 
-async fn its_use_of_the_machine_is_what_the_kernel_counts(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = scene.run(&plugin, &scene.shell("while :; do :; done")).await?;
-    let mut stats = Stats::open(&plugin, task.id(), Duration::from_secs(1)).await?;
+async fn its_use_of_the_machine_is_what_the_kernel_counts(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let task = scene.run(plugin, &scene.shell("while :; do :; done")).await?;
+    let mut stats = Stats::open(plugin, task.id(), Duration::from_secs(1)).await?;
     stats.next(LIMIT).await?;
     let sample = stats.next(LIMIT).await?;
     ensure!(sample.cpu.percent > 0.0 && sample.cpu.user_mode > 0.0, "{:?}", sample.cpu);
     let memory = &sample.memory;
     ensure!(memory.usage > 5 << 20, "{memory:?}");
-    task.end(&plugin).await?;
-    plugin.shut_down().await
+    task.end(plugin).await
 }
 
-async fn its_processes_have_the_tasks_own_oom_score(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn its_processes_have_the_tasks_own_oom_score(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let mut config = scene.shell("sleep 600");
     config["oom_score_adj"] = json!(300);
-    let task = scene.run(&plugin, &config).await?;
+    let task = scene.run(plugin, &config).await?;
     let score = |pid: i32| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap_or_default();
     for pid in task.alloc.cgroup.pids() {
         ensure!(score(pid) == "300\n", "{}: {}", score(pid), command_line(pid));
     }
-    task.end(&plugin).await?;
-    plugin.shut_down().await
+    task.end(plugin).await
 }
 
 async fn a_task_has_the_limits_that_the_kernel_has_and_is_not_started_without(scene: &Scene) -> Result<()> {

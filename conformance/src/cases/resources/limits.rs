@@ -173,19 +173,18 @@ async fn a_hard_limit_is_the_tasks_part_of_all_processors(scene: &Scene) -> Resu
     start_is_refused(scene, "cpu_cfs_period", json!(50_000), &["cpu_hard_limit"]).await
 }
 
-async fn a_task_runs_on_the_processors_that_the_job_names(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_task_runs_on_the_processors_that_the_job_names(scene: &Scene, plugin: &Plugin) -> Result<()> {
     let show = "sed -n 's/_allowed_list:.*[\t ]/ /p' /proc/self/status";
     for (option, wanted) in [("cpuset_cpus", "Cpus 0\n"), ("cpuset_mems", "Mems 0\n")] {
         let config = with(scene.shell(&format!("{show}; sleep 600")), option, json!("0"));
-        let task = scene.run(&plugin, &config).await?;
+        let task = scene.run(plugin, &config).await?;
         task.alloc.stdout.to_contain(wanted, LIMIT).await?;
         // An exec is moved into the cpuset only after its start, on hosts where it is moved.
-        let (_, in_exec) = task.exec(&plugin, &format!("sleep 0.5; {show}")).await?;
+        let (_, in_exec) = task.exec(plugin, &format!("sleep 0.5; {show}")).await?;
         ensure!(in_exec.contains(wanted), "{option} in an exec: {in_exec}");
-        task.end(&plugin).await?;
+        task.end(plugin).await?;
     }
-    plugin.shut_down().await
+    Ok(())
 }
 
 async fn processors_that_the_task_can_not_have_are_refused(scene: &Scene) -> Result<()> {

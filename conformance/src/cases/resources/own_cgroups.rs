@@ -62,70 +62,68 @@ async fn stopped_soon(task: &Task, plugin: &Plugin) -> Result<()> {
     Ok(())
 }
 
-async fn a_task_with_a_frozen_group_of_its_own_is_killed_at_the_timeout(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_task_with_a_frozen_group_of_its_own_is_killed_at_the_timeout(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     for all in [false, true] {
-        let (task, first, second) = pair(scene, &plugin, "").await?;
+        let (task, first, second) = pair(scene, plugin, "").await?;
         let frozen = if all { vec![first, second] } else { vec![second] };
         task.alloc.cgroup.nest("inner", &frozen)?.freeze()?;
-        stopped_soon(&task, &plugin).await?;
-        task.destroy(&plugin).await?;
+        stopped_soon(&task, plugin).await?;
+        task.destroy(plugin).await?;
         scene.nothing_left()?;
     }
     // A destroy by force doesn't hang either.
-    let (task, _, second) = pair(scene, &plugin, "").await?;
+    let (task, _, second) = pair(scene, plugin, "").await?;
     task.alloc.cgroup.nest("inner", &[second])?.freeze()?;
-    tokio::time::timeout(LIMIT, task.end(&plugin)).await.context("DestroyTask gave no answer")??;
-    scene.nothing_left()?;
-    plugin.shut_down().await
+    tokio::time::timeout(LIMIT, task.end(plugin)).await.context("DestroyTask gave no answer")??;
+    scene.nothing_left()
 }
 
-async fn the_end_of_a_task_with_a_frozen_group_of_its_own_is_told(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let (task, _, second) = pair(scene, &plugin, "").await?;
+async fn the_end_of_a_task_with_a_frozen_group_of_its_own_is_told(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
+    let (task, _, second) = pair(scene, plugin, "").await?;
     task.alloc.cgroup.nest("inner", &[second])?.freeze()?;
     tell_to_end(&task)?;
-    same!(task.wait_for_all(&plugin).await?, (11, 0));
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    same!(task.wait_for_all(plugin).await?, (11, 0));
+    task.destroy(plugin).await
 }
 
-async fn a_task_that_is_halted_is_killed_at_the_timeout(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let (task, first, second) = pair(scene, &plugin, "").await?;
+async fn a_task_that_is_halted_is_killed_at_the_timeout(scene: &Scene, plugin: &Plugin) -> Result<()> {
+    let (task, first, second) = pair(scene, plugin, "").await?;
     for pid in [first, second] {
         kill(Pid::from_raw(pid), Signal::SIGSTOP)?;
     }
-    stopped_soon(&task, &plugin).await?;
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    stopped_soon(&task, plugin).await?;
+    task.destroy(plugin).await
 }
 
 async fn a_task_that_is_all_in_groups_of_its_own_is_killed_though_its_shim_hangs(
     scene: &Scene,
+    plugin: &Plugin,
 ) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let (task, first, second) = pair(scene, &plugin, "").await?;
+    let (task, first, second) = pair(scene, plugin, "").await?;
     task.alloc.cgroup.nest("init", &[first])?;
     task.alloc.cgroup.nest("docker", &[second])?;
     kill(shim_pid(scene)?, Signal::SIGSTOP)?;
-    task.stop(&plugin, Duration::from_secs(1)).await?;
-    same!(task.wait_for_all(&plugin).await?, (137, 9));
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    task.stop(plugin, Duration::from_secs(1)).await?;
+    same!(task.wait_for_all(plugin).await?, (137, 9));
+    task.destroy(plugin).await
 }
 
 async fn what_a_task_among_the_hosts_processes_has_in_groups_of_its_own_ends_with_it(
     scene: &Scene,
+    plugin: &Plugin,
 ) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let (task, _, second) = pair(scene, &plugin, "host").await?;
+    let (task, _, second) = pair(scene, plugin, "host").await?;
     task.alloc.cgroup.nest("docker", &[second])?;
     tell_to_end(&task)?;
-    same!(task.wait(&plugin).await?.exit_code, 11);
+    same!(task.wait(plugin).await?.exit_code, 11);
     ensure!(!alive(second), "what it had in a group of its own runs on");
-    task.destroy(&plugin).await?;
-    plugin.shut_down().await
+    task.destroy(plugin).await
 }
 
 async fn a_process_that_was_moved_out_of_the_tasks_group_outlives_the_plugin(scene: &Scene) -> Result<()> {
@@ -146,17 +144,18 @@ async fn a_process_that_was_moved_out_of_the_tasks_group_outlives_the_plugin(sce
     next.shut_down().await
 }
 
-async fn a_task_with_groups_of_its_own_is_destroyed_after_its_shim_was_killed(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let (task, first, second) = pair(scene, &plugin, "").await?;
+async fn a_task_with_groups_of_its_own_is_destroyed_after_its_shim_was_killed(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
+    let (task, first, second) = pair(scene, plugin, "").await?;
     task.alloc.cgroup.nest("init", &[first])?;
     task.alloc.cgroup.nest("docker", &[second])?.freeze()?;
-    let waiting = task.wait_answer(&plugin);
+    let waiting = task.wait_answer(plugin);
     kill(shim_pid(scene)?, Signal::SIGKILL)?;
     let answer = waiting.await?;
     ensure!(answer.err.contains("shim"), "WaitTask's err is {:?}", answer.err);
     ensure!(!alive(first) && !alive(second), "it is said to have ended, and runs");
-    task.destroy(&plugin).await?;
-    scene.nothing_left()?;
-    plugin.shut_down().await
+    task.destroy(plugin).await?;
+    scene.nothing_left()
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use harness::context::Scene;
+use harness::host::Plugin;
 use harness::host::stats::{Sample, Stats};
 use harness::leaks::inspect::find_processes;
 use harness::task::LIMIT;
@@ -91,10 +92,10 @@ async fn a_shim_that_answers_late_leaves_samples_out_and_no_stream_ends(scene: &
 
 async fn usage_comes_with_all_its_parts_and_never_faster_than_the_operator_wants(
     scene: &Scene,
+    plugin: &Plugin,
 ) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
-    let mut stats = Stats::open(&plugin, task.id(), Duration::from_millis(10)).await?;
+    let task = scene.run(plugin, &scene.shell("sleep 600")).await?;
+    let mut stats = Stats::open(plugin, task.id(), Duration::from_millis(10)).await?;
     let first = stats.next(LIMIT).await?;
     ensure!(!first.has_load(), "the load of a first sample can't be measured: {:?}", first.cpu);
     let mut last = first.clone();
@@ -105,8 +106,7 @@ async fn usage_comes_with_all_its_parts_and_never_faster_than_the_operator_wants
     // The option's default is a second; each of the two samples may be late.
     let took = last.at.saturating_sub(first.at);
     ensure!(took > Duration::from_secs(2), "five samples came in {took:?}");
-    task.end(&plugin).await?;
-    plugin.shut_down().await
+    task.end(plugin).await
 }
 
 async fn all_who_listen_get_the_same_samples_each_at_its_own_pace(scene: &Scene) -> Result<()> {
@@ -188,26 +188,28 @@ async fn a_listener_that_goes_away_costs_nothing_any_more(scene: &Scene) -> Resu
     plugin.shut_down().await
 }
 
-async fn a_usage_stream_ends_in_order_and_at_once_with_its_task(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_usage_stream_ends_in_order_and_at_once_with_its_task(
+    scene: &Scene,
+    plugin: &Plugin,
+) -> Result<()> {
     // Longer than any wait in this case.
     let interval = LIMIT * 10;
     for by_force in [false, true] {
-        let (task, mut cue) = on_cue(scene, &plugin, "read line < /local/cue").await?;
-        let mut stats = Stats::open(&plugin, task.id(), interval).await?;
+        let (task, mut cue) = on_cue(scene, plugin, "read line < /local/cue").await?;
+        let mut stats = Stats::open(plugin, task.id(), interval).await?;
         stats.next(LIMIT).await?;
         if by_force {
-            task.end(&plugin).await?;
+            task.end(plugin).await?;
         } else {
             cue.write_all(b"now\n")?;
-            task.wait(&plugin).await?;
+            task.wait(plugin).await?;
         }
         stats.end(LIMIT).await.with_context(|| format!("by force: {by_force}"))?;
         if !by_force {
             // The stream of a task that has ended has no sample, and ends in order, too.
-            Stats::open(&plugin, task.id(), interval).await?.end(LIMIT).await?;
-            task.destroy(&plugin).await?;
+            Stats::open(plugin, task.id(), interval).await?.end(LIMIT).await?;
+            task.destroy(plugin).await?;
         }
     }
-    plugin.shut_down().await
+    Ok(())
 }

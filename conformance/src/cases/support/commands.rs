@@ -5,15 +5,9 @@ use harness::context::Scene;
 use harness::host::{Exec, Plugin};
 use harness::task::Task;
 
-pub async fn sleeper(scene: &Scene) -> Result<(Plugin, Task)> {
-    let plugin = scene.plugin().await?;
-    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
-    Ok((plugin, task))
-}
-
-pub async fn leave(mut plugin: Plugin, task: &Task) -> Result<()> {
-    task.end(&plugin).await?;
-    plugin.shut_down().await
+/// Starts a task that does nothing.
+pub async fn sleeper(scene: &Scene, plugin: &Plugin) -> Result<Task> {
+    scene.run(plugin, &scene.shell("sleep 600")).await
 }
 
 pub async fn shell(plugin: &Plugin, task: &Task, script: &str, tty: bool) -> Result<Exec> {

@@ -37,7 +37,7 @@ macro_rules! cases {
         pub fn cases() -> Vec<$crate::case::Case> {
             vec![$($crate::case::Case {
                 name: format!("{}: {}", $behaviour, stringify!($function).replace('_', " ")),
-                body: Box::new(|scene| Box::pin(async move { $function(&scene).await })),
+                body: $crate::case::body($function),
                 limit: $crate::case::CASE_LIMIT,
             }),*]
         }
