@@ -62,11 +62,7 @@ pub fn all() -> Vec<Case> {
         isolation::security::cases(),
         lifecycle::unmounts::cases(),
         resources::growth::cases(),
-        lifecycle::gvisor::cases(),
-        recovery::gvisor::cases(),
-        isolation::gvisor::cases(),
-        resources::gvisor::cases(),
-        exec::gvisor::cases(),
+        in_sandboxes(),
         isolation::capabilities::cases(),
         networks::cni::cases(),
         isolation::seccomp::cases(),
@@ -106,4 +102,16 @@ pub fn all() -> Vec<Case> {
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// Returns the cases that are only for gVisor's sandboxes.
+fn in_sandboxes() -> Vec<Case> {
+    let all = [
+        lifecycle::gvisor::cases(),
+        recovery::gvisor::cases(),
+        isolation::gvisor::cases(),
+        resources::gvisor::cases(),
+        exec::gvisor::cases(),
+    ];
+    all.into_iter().flatten().collect()
 }

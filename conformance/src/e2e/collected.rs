@@ -7,14 +7,14 @@ use std::process::Stdio;
 use anyhow::{Result, ensure};
 use harness::context::agent::{Stage, eventually, jobs};
 
-use super::Case;
-use super::restarts::kill_plugin;
+use super::support::kill_plugin;
+use super::{Case, named_cases};
 
-pub const CASES: &[(&str, Case)] = &[
-    ("nomad_reads_what_the_driver_wrote_by_all_its_flags", read),
-    ("a_follower_sees_all_of_it_over_many_files", followed),
-    ("nothing_is_lost_when_agent_and_plugin_die_in_the_middle", interrupted),
-    ("what_was_said_last_while_all_was_down_is_there", said_last),
+pub const CASES: &[(&str, Case)] = named_cases![
+    nomad_reads_what_the_driver_wrote_by_all_its_flags,
+    a_follower_sees_all_of_it_over_many_files,
+    nothing_is_lost_when_agent_and_plugin_die_in_the_middle,
+    what_was_said_last_while_all_was_down_is_there,
 ];
 
 /// Returns a job whose log files hold 64 KiB each, and of which enough are kept that none is lost.
@@ -44,7 +44,7 @@ fn files(stage: &Stage, id: &str) -> Result<Vec<PathBuf>> {
     entries.map(|entry| Ok(entry?.path())).collect()
 }
 
-fn read(stage: &mut Stage) -> Result<()> {
+fn nomad_reads_what_the_driver_wrote_by_all_its_flags(stage: &mut Stage) -> Result<()> {
     let id = start(stage, "collected", "seq 100000; seq 1000 >&2; sleep 600")?;
     stage.running(&id, "main")?;
     stage.logged(&id, "main", "\n100000\n")?;
@@ -71,7 +71,7 @@ fn read(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn followed(stage: &mut Stage) -> Result<()> {
+fn a_follower_sees_all_of_it_over_many_files(stage: &mut Stage) -> Result<()> {
     let script =
         "until [ -e /alloc/data/go ]; do sleep 0.1; done; for i in $(seq 20); do seq 5000; sleep 0.1; done";
     let id = start(stage, "followed", script)?;
@@ -92,7 +92,7 @@ fn followed(stage: &mut Stage) -> Result<()> {
     stage.dead(&id, "main").map(drop)
 }
 
-fn interrupted(stage: &mut Stage) -> Result<()> {
+fn nothing_is_lost_when_agent_and_plugin_die_in_the_middle(stage: &mut Stage) -> Result<()> {
     let script = "for i in $(seq 60); do seq 20000; sleep 0.05; done";
     let id = start(stage, "interrupted", script)?;
     stage.running(&id, "main")?;
@@ -108,7 +108,7 @@ fn interrupted(stage: &mut Stage) -> Result<()> {
     is_whole("stdout", &stage.log(&id, "main", false)?, &lines(20000).repeat(60))
 }
 
-fn said_last(stage: &mut Stage) -> Result<()> {
+fn what_was_said_last_while_all_was_down_is_there(stage: &mut Stage) -> Result<()> {
     let script = "echo before; until [ -e /alloc/data/go ]; do sleep 0.1; done; seq 50000; touch /alloc/data/done; exit 9";
     let id = start(stage, "said-last", script)?;
     stage.running(&id, "main")?;

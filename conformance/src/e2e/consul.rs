@@ -4,13 +4,13 @@ use anyhow::{Context as _, Result, ensure};
 use harness::context::agent::{Stage, eventually};
 use serde_json::Value;
 
-use super::Case;
-use super::networks::{self, page_is};
+use super::support::{network_jobs, page_is};
+use super::{Case, named_cases};
 
-pub const CASES: &[(&str, Case)] = &[
-    ("a_script_check_looks_inside_the_task", registered),
-    ("a_service_is_at_the_tasks_own_address", own),
-    ("a_sidecar_shares_its_services_network", mesh),
+pub const CASES: &[(&str, Case)] = named_cases![
+    a_script_check_looks_inside_the_task,
+    a_service_is_at_the_tasks_own_address,
+    a_sidecar_shares_its_services_network,
 ];
 
 const REGISTERED: &str = include_str!("../../../examples/networks/registered.nomad.hcl");
@@ -42,7 +42,7 @@ fn has(instance: &Value, name: &str, status: &str) -> bool {
     check(instance, name).is_some_and(|check| check["Status"] == status)
 }
 
-fn registered(stage: &mut Stage) -> Result<()> {
+fn a_script_check_looks_inside_the_task(stage: &mut Stage) -> Result<()> {
     let image = stage.busybox();
     let id = stage.start("registered", REGISTERED, &[("image", &image)])?;
     stage.running(&id, "server")?;
@@ -81,16 +81,16 @@ fn registered(stage: &mut Stage) -> Result<()> {
     instance(stage, "shop", "recovery", well).map(drop)
 }
 
-fn own(stage: &mut Stage) -> Result<()> {
+fn a_service_is_at_the_tasks_own_address(stage: &mut Stage) -> Result<()> {
     let image = stage.busybox();
-    stage.start("own", networks::jobs::OWN, &[("image", &image), ("provider", "consul")])?;
+    stage.start("own", network_jobs::OWN, &[("image", &image), ("provider", "consul")])?;
     let own = instance(stage, "own", "healthy instance", |instance| has(instance, "port", "passing"))?;
     let (subnet, address) = (stage.world.networks().tasks(), own["Service"]["Address"].as_str());
     ensure!(address.is_some_and(|address| subnet.has(address)), "it is at {}", place(&own));
     page_is(&place(&own), "hello from the task")
 }
 
-fn mesh(stage: &mut Stage) -> Result<()> {
+fn a_sidecar_shares_its_services_network(stage: &mut Stage) -> Result<()> {
     let image = stage.busybox();
     let id = stage.start("mesh", MESH, &[("image", &image)])?;
     stage.running(&id, "connect-proxy-api").with_context(|| {

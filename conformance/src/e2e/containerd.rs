@@ -5,16 +5,16 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use harness::context::agent::{Stage, eventually, jobs};
 
-use super::Case;
-use super::stop::stopped_in;
+use super::support::stopped_in;
+use super::{Case, named_cases};
 
 pub const CASES: &[(&str, Case)] =
-    &[("a_task_goes_on_without_containerd", goes_on), ("a_job_without_containerd_waits_for_it", waits)];
+    named_cases![a_task_goes_on_without_containerd, a_job_without_containerd_waits_for_it];
 
 const TICKS: &str = "trap 'exit 42' USR1; trap 'exit 0' TERM; touch /alloc/data/ready
 i=0; while :; do i=$((i+1)); echo tick $i; sleep 0.1; done";
 
-fn goes_on(stage: &mut Stage) -> Result<()> {
+fn a_task_goes_on_without_containerd(stage: &mut Stage) -> Result<()> {
     let first = stage.shell("ends-without", TICKS)?;
     let second = stage.shell_with("stopped-without", TICKS, &[("kill_timeout", "30s")])?;
     stage.made(&first, "ready")?;
@@ -49,7 +49,7 @@ fn goes_on(stage: &mut Stage) -> Result<()> {
 }
 
 /// A job waits while no node has a healthy driver, and runs once one has.
-fn waits(stage: &mut Stage) -> Result<()> {
+fn a_job_without_containerd_waits_for_it(stage: &mut Stage) -> Result<()> {
     stage.world.containerd().stop()?;
     stage.agent.driver_becomes(false)?;
     let image = stage.busybox();

@@ -6,18 +6,18 @@ use anyhow::{Result, ensure};
 use harness::agent::Ended;
 use harness::context::agent::{Stage, eventually, jobs};
 
-use super::Case;
+use super::{Case, named_cases};
 
-pub const CASES: &[(&str, Case)] = &[
-    ("an_exit_code_is_shown", exit_code),
-    ("success_is_complete", success),
-    ("the_signal_that_killed_a_task_is_shown", killed),
-    ("a_task_over_its_memory_is_killed", out_of_memory),
-    ("a_child_killed_for_want_of_memory_is_an_event", child_out_of_memory),
-    ("a_failing_task_is_restarted_as_often_as_its_policy_says", restarted),
+pub const CASES: &[(&str, Case)] = named_cases![
+    an_exit_code_is_shown,
+    success_is_complete,
+    the_signal_that_killed_a_task_is_shown,
+    a_task_over_its_memory_is_killed,
+    a_child_killed_for_want_of_memory_is_an_event,
+    a_failing_task_is_restarted_as_often_as_its_policy_says,
 ];
 
-fn exit_code(stage: &mut Stage) -> Result<()> {
+fn an_exit_code_is_shown(stage: &mut Stage) -> Result<()> {
     let id = stage.shell("exit-code", "exit 7")?;
     let task = stage.dead(&id, "main")?;
     ensure!(task.ended()? == Ended { exit_code: 7, signal: 0 }, "it ended as {:?}", task.ended()?);
@@ -27,7 +27,7 @@ fn exit_code(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn success(stage: &mut Stage) -> Result<()> {
+fn success_is_complete(stage: &mut Stage) -> Result<()> {
     let id = stage.shell("success", "true")?;
     let task = stage.dead(&id, "main")?;
     ensure!(task.ended()? == Ended { exit_code: 0, signal: 0 }, "it ended as {:?}", task.ended()?);
@@ -35,7 +35,7 @@ fn success(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn killed(stage: &mut Stage) -> Result<()> {
+fn the_signal_that_killed_a_task_is_shown(stage: &mut Stage) -> Result<()> {
     let id = stage.shell("killed", "sleep 1000")?;
     stage.running(&id, "main")?;
     stage.agent.tell(&["alloc", "signal", "-s", "SIGKILL", &id, "main"])?;
@@ -46,14 +46,14 @@ fn killed(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn out_of_memory(stage: &mut Stage) -> Result<()> {
+fn a_task_over_its_memory_is_killed(stage: &mut Stage) -> Result<()> {
     let id = stage.shell("out-of-memory", "exec dd if=/dev/zero of=/dev/null bs=300M count=1")?;
     let task = stage.dead(&id, "main")?;
     ensure!(task.ended()?.signal == 9, "it ended as {:?}", task.ended()?);
     Ok(())
 }
 
-fn child_out_of_memory(stage: &mut Stage) -> Result<()> {
+fn a_child_killed_for_want_of_memory_is_an_event(stage: &mut Stage) -> Result<()> {
     let script = "dd if=/dev/zero of=/dev/null bs=300M count=1; touch /alloc/data/ready; \
                   until [ -e /alloc/data/go ]; do sleep 0.1; done";
     let id = stage.shell("child-out-of-memory", script)?;
@@ -68,7 +68,7 @@ fn child_out_of_memory(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn restarted(stage: &mut Stage) -> Result<()> {
+fn a_failing_task_is_restarted_as_often_as_its_policy_says(stage: &mut Stage) -> Result<()> {
     let image = stage.busybox();
     let id = stage.start("restarted", jobs::RESTART, &[("image", &image)])?;
     let task = stage.dead(&id, "main")?;

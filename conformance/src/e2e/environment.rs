@@ -5,17 +5,17 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use harness::context::agent::{Stage, eventually, jobs};
 
-use super::Case;
+use super::{Case, named_cases};
 
-pub const CASES: &[(&str, Case)] = &[
-    ("templates_variables_and_directories_are_there", template),
-    ("two_tasks_of_a_group_share_alloc_only", pair),
-    ("a_volume_mount_is_as_writable_as_it_says", volume_mount),
-    ("the_memory_limit_is_the_jobs", memory),
-    ("what_a_task_uses_is_told", usage),
+pub const CASES: &[(&str, Case)] = named_cases![
+    templates_variables_and_directories_are_there,
+    two_tasks_of_a_group_share_alloc_only,
+    a_volume_mount_is_as_writable_as_it_says,
+    the_memory_limit_is_the_jobs,
+    what_a_task_uses_is_told,
 ];
 
-fn template(stage: &mut Stage) -> Result<()> {
+fn templates_variables_and_directories_are_there(stage: &mut Stage) -> Result<()> {
     let image = stage.busybox();
     let id = stage.start("environment", jobs::TEMPLATE, &[("image", &image)])?;
     let task = stage.dead(&id, "main")?;
@@ -29,7 +29,7 @@ fn template(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn volume_mount(stage: &mut Stage) -> Result<()> {
+fn a_volume_mount_is_as_writable_as_it_says(stage: &mut Stage) -> Result<()> {
     let image = stage.busybox();
     let id = stage.start("volume-mount", jobs::VOLUME_MOUNT, &[("image", &image)])?;
     let task = stage.dead(&id, "main")?;
@@ -40,7 +40,7 @@ fn volume_mount(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn pair(stage: &mut Stage) -> Result<()> {
+fn two_tasks_of_a_group_share_alloc_only(stage: &mut Stage) -> Result<()> {
     let image = stage.busybox();
     let id = stage.start("pair", jobs::PAIR, &[("image", &image)])?;
     stage.running(&id, "writer")?;
@@ -51,7 +51,7 @@ fn pair(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn memory(stage: &mut Stage) -> Result<()> {
+fn the_memory_limit_is_the_jobs(stage: &mut Stage) -> Result<()> {
     let script = "trap 'exit 0' TERM; touch /alloc/data/ready; sleep 1000 & wait";
     let id = stage.shell_with("memory", script, &[("memory", "40")])?;
     stage.made(&id, "ready")?;
@@ -61,7 +61,7 @@ fn memory(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn usage(stage: &mut Stage) -> Result<()> {
+fn what_a_task_uses_is_told(stage: &mut Stage) -> Result<()> {
     // The script uses some twenty megabytes, and a core for as long as it runs.
     let script = "trap 'exit 0' TERM; head -c 20000000 /dev/zero >/dev/shm/x; touch /alloc/data/ready; while :; do :; done";
     let id = stage.shell_with("usage", script, &[("memory", "64")])?;

@@ -8,24 +8,24 @@ use harness::agent::command::{Output, run};
 use harness::context::agent::{SOON, Stage, eventually, jobs};
 use harness::leaks::inspect;
 
-use super::Case;
+use super::{Case, named_cases};
 
-pub const CASES: &[(&str, Case)] = &[
-    ("streams_and_exit_code_are_kept_apart", streams),
-    ("the_exec_is_in_the_task", inside),
-    ("a_megabyte_comes_back_whole", megabyte),
-    ("a_command_that_is_not_there_is_127", missing),
-    ("a_terminal_has_the_size_of_the_callers", terminal),
-    ("without_a_terminal_it_does_what_nomad_asks_of_drivers", without_terminal),
-    ("with_a_terminal_it_does_what_nomad_asks_of_drivers", with_terminal),
-    ("what_it_writes_is_in_the_task_and_not_on_the_host", isolation),
-    ("a_templates_script_runs_in_the_task_when_a_variable_changes", script),
-    ("a_caller_that_is_killed_takes_its_command_along", killed_caller),
+pub const CASES: &[(&str, Case)] = named_cases![
+    streams_and_exit_code_are_kept_apart,
+    the_exec_is_in_the_task,
+    a_megabyte_comes_back_whole,
+    a_command_that_is_not_there_is_127,
+    a_terminal_has_the_size_of_the_callers,
+    without_a_terminal_it_does_what_nomad_asks_of_drivers,
+    with_a_terminal_it_does_what_nomad_asks_of_drivers,
+    what_it_writes_is_in_the_task_and_not_on_the_host,
+    a_templates_script_runs_in_the_task_when_a_variable_changes,
+    a_caller_that_is_killed_takes_its_command_along,
 ];
 
 const SLEEP: &str = "trap 'exit 0' TERM; touch /alloc/data/ready; sleep 1000 & wait";
 
-fn streams(stage: &mut Stage) -> Result<()> {
+fn streams_and_exit_code_are_kept_apart(stage: &mut Stage) -> Result<()> {
     let id = stage.shell("exec-streams", SLEEP)?;
     stage.made(&id, "ready")?;
     let output = stage.exec(&id, b"ping\n", &["sh", "-c", "cat; echo oops >&2; exit 9"])?;
@@ -35,7 +35,7 @@ fn streams(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn inside(stage: &mut Stage) -> Result<()> {
+fn the_exec_is_in_the_task(stage: &mut Stage) -> Result<()> {
     let id = stage.shell("exec-inside", SLEEP)?;
     stage.made(&id, "ready")?;
     let script = "ls /alloc/data; cat /proc/1/comm; cat /app/greeting; echo $NOMAD_TASK_NAME $GREETING";
@@ -46,7 +46,7 @@ fn inside(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn megabyte(stage: &mut Stage) -> Result<()> {
+fn a_megabyte_comes_back_whole(stage: &mut Stage) -> Result<()> {
     let id = stage.shell("exec-megabyte", SLEEP)?;
     stage.made(&id, "ready")?;
     let output = stage.exec(&id, b"", &["sh", "-c", "yes | head -c 1048576"])?;
@@ -55,7 +55,7 @@ fn megabyte(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn missing(stage: &mut Stage) -> Result<()> {
+fn a_command_that_is_not_there_is_127(stage: &mut Stage) -> Result<()> {
     let id = stage.shell("exec-missing", SLEEP)?;
     stage.made(&id, "ready")?;
     let output = stage.exec(&id, b"", &["no-such-command"])?;
@@ -76,7 +76,7 @@ fn exec_in_terminal(stage: &Stage, id: &str, stdin: &[u8], inner: &str) -> Resul
     run(&mut command, stdin, SOON)
 }
 
-fn terminal(stage: &mut Stage) -> Result<()> {
+fn a_terminal_has_the_size_of_the_callers(stage: &mut Stage) -> Result<()> {
     let id = stage.shell("exec-terminal", SLEEP)?;
     stage.made(&id, "ready")?;
     let output = exec_in_terminal(stage, &id, b"", "tty; sleep 0.5; stty size; exit 4")?;
@@ -88,7 +88,7 @@ fn terminal(stage: &mut Stage) -> Result<()> {
 }
 
 /// The expectations are those of Nomad's own tests of drivers (`plugins/drivers/testutils`).
-fn without_terminal(stage: &mut Stage) -> Result<()> {
+fn without_a_terminal_it_does_what_nomad_asks_of_drivers(stage: &mut Stage) -> Result<()> {
     let id = stage.shell("exec-plain", SLEEP)?;
     stage.made(&id, "ready")?;
     for (script, stdin, code, stdout, stderr) in [
@@ -106,7 +106,7 @@ fn without_terminal(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn with_terminal(stage: &mut Stage) -> Result<()> {
+fn with_a_terminal_it_does_what_nomad_asks_of_drivers(stage: &mut Stage) -> Result<()> {
     let id = stage.shell("exec-typed", SLEEP)?;
     stage.made(&id, "ready")?;
     for (script, stdin, code, stdout) in [
@@ -126,7 +126,7 @@ fn with_terminal(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn isolation(stage: &mut Stage) -> Result<()> {
+fn what_it_writes_is_in_the_task_and_not_on_the_host(stage: &mut Stage) -> Result<()> {
     let id = stage.shell("exec-isolation", SLEEP)?;
     stage.made(&id, "ready")?;
     let script = "file=$(mktemp) && echo inside >$file && echo $file";
@@ -142,7 +142,7 @@ fn isolation(stage: &mut Stage) -> Result<()> {
 }
 
 /// The command has to write, since the agent notices that its caller is gone only when it passes something on.
-fn killed_caller(stage: &mut Stage) -> Result<()> {
+fn a_caller_that_is_killed_takes_its_command_along(stage: &mut Stage) -> Result<()> {
     let id = stage.shell("exec-killed", SLEEP)?;
     stage.made(&id, "ready")?;
     let is_of_command = |pid: &i32| {
@@ -166,7 +166,7 @@ fn killed_caller(stage: &mut Stage) -> Result<()> {
     eventually("end of the command", || Ok(left() == 0))
 }
 
-fn script(stage: &mut Stage) -> Result<()> {
+fn a_templates_script_runs_in_the_task_when_a_variable_changes(stage: &mut Stage) -> Result<()> {
     let name = "exec-script";
     let path = format!("nomad/jobs/{name}");
     let say = |stage: &Stage, word: &str| {

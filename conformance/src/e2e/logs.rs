@@ -5,18 +5,18 @@ use std::fs;
 use anyhow::{Result, ensure};
 use harness::context::agent::{Stage, jobs};
 
-use super::Case;
+use super::{Case, named_cases};
 
-pub const CASES: &[(&str, Case)] = &[
-    ("a_megabyte_on_each_stream_arrives_whole", megabyte),
-    ("a_task_of_ten_milliseconds_is_heard", short),
-    ("many_short_tasks_are_heard", many),
-    ("a_task_whose_logs_are_off_runs", off),
+pub const CASES: &[(&str, Case)] = named_cases![
+    a_megabyte_on_each_stream_arrives_whole,
+    a_task_of_ten_milliseconds_is_heard,
+    many_short_tasks_are_heard,
+    a_task_whose_logs_are_off_runs,
 ];
 
 const MEGABYTE: usize = 1024 * 1024;
 
-fn megabyte(stage: &mut Stage) -> Result<()> {
+fn a_megabyte_on_each_stream_arrives_whole(stage: &mut Stage) -> Result<()> {
     let script = "yes stdout | head -c 1048576; yes stderr | head -c 1048576 >&2";
     let id = stage.shell("megabyte", script)?;
     stage.dead(&id, "main")?;
@@ -31,7 +31,7 @@ fn megabyte(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn short(stage: &mut Stage) -> Result<()> {
+fn a_task_of_ten_milliseconds_is_heard(stage: &mut Stage) -> Result<()> {
     // The output is as much as a pipe holds: the task needn't wait for its reader.
     let script = "yes out | head -c 60000; yes err | head -c 60000 >&2";
     let id = stage.shell("short", script)?;
@@ -41,7 +41,7 @@ fn short(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn many(stage: &mut Stage) -> Result<()> {
+fn many_short_tasks_are_heard(stage: &mut Stage) -> Result<()> {
     let image = stage.busybox();
     let variables = [("image", image.as_str()), ("script", "echo out; echo err >&2"), ("count", "10")];
     stage.submit("many", jobs::SHELL, &variables)?;
@@ -54,7 +54,7 @@ fn many(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn off(stage: &mut Stage) -> Result<()> {
+fn a_task_whose_logs_are_off_runs(stage: &mut Stage) -> Result<()> {
     let hcl = jobs::SHELL
         .replace("      resources {", "      logs {\n        disabled = true\n      }\n\n      resources {");
     let image = stage.busybox();

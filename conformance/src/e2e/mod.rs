@@ -12,8 +12,9 @@ mod networks;
 pub mod options;
 mod refusals;
 mod resources;
-pub mod restarts;
+mod restarts;
 mod stop;
+pub mod support;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -29,6 +30,12 @@ use crate::case::{Skips, is_selected, skip, unmatched_filter};
 use crate::cases;
 
 type Case = fn(&mut Stage) -> Result<()>;
+
+/// Makes cases of a file's functions, each named by its function.
+macro_rules! named_cases {
+    ($($function:ident),* $(,)?) => { &[$((stringify!($function), $function)),*] };
+}
+use named_cases;
 
 type NamedCase = (String, Box<dyn Fn(&mut Stage) -> Result<()> + Send>);
 

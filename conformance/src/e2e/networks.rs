@@ -6,42 +6,19 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use harness::context::agent::{Stage, eventually};
-use harness::fixture::http;
 use harness::fixture::registry::free_port;
 
-use super::Case;
-use super::restarts::kill_plugin;
+use super::support::{kill_plugin, network_jobs as jobs, page_is};
+use super::{Case, named_cases};
 
-pub const CASES: &[(&str, Case)] = &[
-    ("a_group_in_bridge_mode_is_reached_and_checked", web),
-    ("the_hosts_network_a_described_one_and_none", others),
-    ("a_service_is_at_the_tasks_own_address_whoever_was_restarted", own),
-    ("twenty_tasks_at_once_have_an_address_each", many),
+pub const CASES: &[(&str, Case)] = named_cases![
+    a_group_in_bridge_mode_is_reached_and_checked,
+    the_hosts_network_a_described_one_and_none,
+    a_service_is_at_the_tasks_own_address_whoever_was_restarted,
+    twenty_tasks_at_once_have_an_address_each,
 ];
 
-pub mod jobs {
-    pub const WEB: &str = include_str!("../../../examples/networks/web.nomad.hcl");
-    pub const HOST: &str = include_str!("../../../examples/networks/host.nomad.hcl");
-    pub const DESCRIBED: &str = include_str!("../../../examples/networks/described.nomad.hcl");
-    pub const OWN: &str = include_str!("../../../examples/networks/own.nomad.hcl");
-    pub const MANY: &str = include_str!("../../../examples/networks/many.nomad.hcl");
-    pub const ALONE: &str = include_str!("../../../examples/networks/alone.nomad.hcl");
-}
-
-/// Waits until a server's page has this text.
-pub fn page_is(address: &str, page: &str) -> Result<()> {
-    let mut seen = String::new();
-    let asked = eventually(&format!("page {page:?} from {address}"), || {
-        seen = match http::request(address, "GET", "/", &[], b"") {
-            Ok(answer) => String::from_utf8_lossy(&answer.body).into_owned(),
-            Err(error) => format!("{error:#}"),
-        };
-        Ok(seen.trim_end() == page)
-    });
-    asked.with_context(|| format!("it answers {seen:?}"))
-}
-
-fn web(stage: &mut Stage) -> Result<()> {
+fn a_group_in_bridge_mode_is_reached_and_checked(stage: &mut Stage) -> Result<()> {
     let image = stage.busybox();
     let fixed = free_port()?;
     let id = stage.start("web", jobs::WEB, &[("image", &image), ("fixed", &fixed.to_string())])?;
@@ -71,7 +48,7 @@ fn checked(stage: &Stage, id: &str, names: &[&str]) -> Result<()> {
     .with_context(|| format!("its checks are {checks:?}"))
 }
 
-fn others(stage: &mut Stage) -> Result<()> {
+fn the_hosts_network_a_described_one_and_none(stage: &mut Stage) -> Result<()> {
     let image = stage.busybox();
     let variables = [("image", image.as_str())];
     let host = stage.start("host", jobs::HOST, &variables)?;
@@ -90,7 +67,7 @@ fn others(stage: &mut Stage) -> Result<()> {
     page_is(&format!("{address}:8080"), "hello from the network")
 }
 
-fn own(stage: &mut Stage) -> Result<()> {
+fn a_service_is_at_the_tasks_own_address_whoever_was_restarted(stage: &mut Stage) -> Result<()> {
     let image = stage.busybox();
     let id = stage.start("own", jobs::OWN, &[("image", &image)])?;
     stage.running(&id, "server")?;
@@ -123,7 +100,7 @@ fn own_place(stage: &Stage) -> Result<SocketAddr> {
     Ok(place)
 }
 
-fn many(stage: &mut Stage) -> Result<()> {
+fn twenty_tasks_at_once_have_an_address_each(stage: &mut Stage) -> Result<()> {
     let image = stage.busybox();
     stage.submit("many", jobs::MANY, &[("image", &image)])?;
     let ids = stage.allocations("many", 20)?;

@@ -4,16 +4,16 @@ use anyhow::{Result, ensure};
 use harness::agent::Allocation;
 use harness::context::agent::{SOON, Stage, jobs};
 
-use super::Case;
+use super::{Case, named_cases};
 
-pub const CASES: &[(&str, Case)] = &[
-    ("an_image_that_does_not_exist_is_named", missing_image),
-    ("an_image_with_an_unreadable_layer_is_named", unreadable_layer),
-    ("a_command_that_does_not_exist_is_named", missing_command),
-    ("an_option_that_does_not_exist_is_named", unknown_option),
-    ("a_user_that_the_image_does_not_know_is_named", unknown_user),
-    ("the_hosts_network_beside_the_groups_is_refused_with_both_named", two_networks),
-    ("a_groups_hostname_is_refused_by_the_agent", group_hostname),
+pub const CASES: &[(&str, Case)] = named_cases![
+    an_image_that_does_not_exist_is_named,
+    an_image_with_an_unreadable_layer_is_named,
+    a_command_that_does_not_exist_is_named,
+    an_option_that_does_not_exist_is_named,
+    a_user_that_the_image_does_not_know_is_named,
+    the_hosts_network_beside_the_groups_is_refused_with_both_named,
+    a_groups_hostname_is_refused_by_the_agent,
 ];
 
 const USER: &str = include_str!("../../../examples/task-options/user.nomad.hcl");
@@ -42,17 +42,17 @@ fn refused(stage: &mut Stage, job: &str, hcl: &str, image: &str, words: &[&str])
     Ok(())
 }
 
-fn missing_image(stage: &mut Stage) -> Result<()> {
+fn an_image_that_does_not_exist_is_named(stage: &mut Stage) -> Result<()> {
     let image = stage.world.image("library/nothing:latest");
     refused(stage, "missing-image", jobs::MISSING_IMAGE, &image, &[&image, "not in the registry"])
 }
 
-fn unreadable_layer(stage: &mut Stage) -> Result<()> {
+fn an_image_with_an_unreadable_layer_is_named(stage: &mut Stage) -> Result<()> {
     let image = stage.world.image("broken:unreadable");
     refused(stage, "unreadable-layer", jobs::MISSING_IMAGE, &image, &[&image])
 }
 
-fn missing_command(stage: &mut Stage) -> Result<()> {
+fn a_command_that_does_not_exist_is_named(stage: &mut Stage) -> Result<()> {
     let hcl = jobs::SHELL.replace("\"sh\"", "\"no-such-command\"");
     let hcl = hcl
         .replace("args    = [\"-c\", var.script]", "")
@@ -61,24 +61,24 @@ fn missing_command(stage: &mut Stage) -> Result<()> {
     refused(stage, "missing-command", &hcl, &image, &["no-such-command"])
 }
 
-fn unknown_option(stage: &mut Stage) -> Result<()> {
+fn an_option_that_does_not_exist_is_named(stage: &mut Stage) -> Result<()> {
     let image = stage.busybox();
     refused(stage, "unknown-option", jobs::UNKNOWN_OPTION, &image, &["foo"])
 }
 
-fn unknown_user(stage: &mut Stage) -> Result<()> {
+fn a_user_that_the_image_does_not_know_is_named(stage: &mut Stage) -> Result<()> {
     let image = stage.busybox();
     refused(stage, "unknown-user", &USER.replace("1000:2000", "ghost"), &image, &["ghost", "/etc/passwd"])
 }
 
-fn two_networks(stage: &mut Stage) -> Result<()> {
+fn the_hosts_network_beside_the_groups_is_refused_with_both_named(stage: &mut Stage) -> Result<()> {
     let image = stage.busybox();
     let hcl = with_bridge(HOST_NETWORK, "");
     refused(stage, "two-networks", &hcl, &image, &["host_network", "bridge"])
 }
 
 /// Nomad gives a group's hostname to docker's driver alone, and fails the allocation before its tasks.
-fn group_hostname(stage: &mut Stage) -> Result<()> {
+fn a_groups_hostname_is_refused_by_the_agent(stage: &mut Stage) -> Result<()> {
     let image = stage.busybox();
     let hcl = with_bridge(jobs::MISSING_IMAGE, "hostname = \"shop\"\n");
     let id = stage.start("group-hostname", &hcl, &[("image", &image)])?;

@@ -4,13 +4,13 @@ use anyhow::{Context as _, Result, ensure};
 use harness::context::agent::{Stage, eventually, jobs};
 use harness::host::cgroup::processors_of;
 
-use super::Case;
+use super::{Case, named_cases};
 
-pub const CASES: &[(&str, Case)] = &[("a_task_makes_room_for_one_with_cores_and_gets_them_back", makes_room)];
+pub const CASES: &[(&str, Case)] = named_cases![a_task_makes_room_for_one_with_cores_and_gets_them_back,];
 
 const WAITING: &str = "trap 'exit 0' TERM; touch /alloc/data/ready; sleep 1000 & wait";
 
-fn makes_room(stage: &mut Stage) -> Result<()> {
+fn a_task_makes_room_for_one_with_cores_and_gets_them_back(stage: &mut Stage) -> Result<()> {
     let sharing = stage.shell("sharing", WAITING)?;
     stage.made(&sharing, "ready")?;
     let pid = stage.pid(&sharing)?;

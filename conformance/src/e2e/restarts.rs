@@ -3,29 +3,26 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use harness::agent::{Allocation, Client};
+use harness::agent::Allocation;
 use harness::context::agent::{SOON, Stage, eventually};
 use harness::processes;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::Case;
+use super::support::{SCRIPT, goes_on, kill_plugin};
+use super::{Case, named_cases};
 
-pub const CASES: &[(&str, Case)] = &[
-    ("plugin_killed", plugin_killed),
-    ("agent_restarted", agent_restarted),
-    ("agent_killed", agent_killed),
-    ("agent_and_plugin_killed", agent_and_plugin_killed),
-    ("a_task_that_ends_while_the_agent_is_down", ended_meanwhile),
-    ("a_task_that_ends_while_all_is_down", ended_while_all_is_down),
-    ("a_task_whose_shim_dies_while_the_agent_is_down_is_started_anew", shim_died_meanwhile),
-    ("a_recovery_is_an_event", recovery_is_told),
-    ("a_task_is_stopped_after_the_plugin_was_killed", stopped_after),
+pub const CASES: &[(&str, Case)] = named_cases![
+    plugin_killed,
+    agent_restarted,
+    agent_killed,
+    agent_and_plugin_killed,
+    a_task_that_ends_while_the_agent_is_down,
+    a_task_that_ends_while_all_is_down,
+    a_task_whose_shim_dies_while_the_agent_is_down_is_started_anew,
+    a_recovery_is_an_event,
+    a_task_is_stopped_after_the_plugin_was_killed,
 ];
-
-/// Says a word and ends with 42 on SIGUSR1.
-pub const SCRIPT: &str = "trap 'echo after; exit 42' USR1; echo before; touch /alloc/data/ready
-while :; do sleep 1000 & wait; done";
 
 fn started(stage: &mut Stage, name: &str) -> Result<(String, i32)> {
     let id = stage.shell(name, SCRIPT)?;
@@ -35,30 +32,6 @@ fn started(stage: &mut Stage, name: &str) -> Result<(String, i32)> {
     stage.logged(&id, "main", "before\n")?;
     let pid = stage.pid(&id)?;
     Ok((id, pid))
-}
-
-/// The process is the same; exec, signal, log and the exit code work.
-///
-/// # Errors
-/// Names what doesn't.
-pub fn goes_on(client: &Client, id: &str, pid: i32) -> Result<()> {
-    // The agent recovers its tasks after it has told that it is ready.
-    client
-        .eventually("exec in the recovered task", || Ok(client.exec(id, b"", &["true"])?.code == Some(0)))?;
-    ensure!(client.pid(id)? == pid, "the task has another process");
-    client.tell(&["alloc", "signal", "-s", "SIGUSR1", id, "main"])?;
-    let task = client.dead(id, "main")?;
-    ensure!(task.ended()?.exit_code == 42, "it ended as {:?}", task.ended()?);
-    ensure!(task.restarts == 0 && task.count("Started") == 1, "it was started again");
-    let log = client.log(id, "main", false)?;
-    ensure!(log == b"before\nafter\n", "the log is {:?}", String::from_utf8_lossy(&log));
-    Ok(())
-}
-
-pub fn kill_plugin(stage: &Stage) -> Result<()> {
-    let plugin = stage.agent.plugin()?;
-    kill(Pid::from_raw(plugin), Signal::SIGKILL)?;
-    eventually("end of the plugin", || Ok(!processes::alive(plugin)))
 }
 
 fn plugin_killed(stage: &mut Stage) -> Result<()> {
@@ -93,7 +66,7 @@ fn agent_and_plugin_killed(stage: &mut Stage) -> Result<()> {
     goes_on(stage, &id, pid)
 }
 
-fn ended_meanwhile(stage: &mut Stage) -> Result<()> {
+fn a_task_that_ends_while_the_agent_is_down(stage: &mut Stage) -> Result<()> {
     let script = "touch /alloc/data/ready; until [ -e /alloc/data/go ]; do sleep 0.1; done; exit 9";
     let id = stage.shell("ended-meanwhile", script)?;
     stage.made(&id, "ready")?;
@@ -108,7 +81,7 @@ fn ended_meanwhile(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn ended_while_all_is_down(stage: &mut Stage) -> Result<()> {
+fn a_task_that_ends_while_all_is_down(stage: &mut Stage) -> Result<()> {
     let script = "echo before; touch /alloc/data/ready; until [ -e /alloc/data/go ]; do sleep 0.1; done; \
                   echo after; exit 9";
     let id = stage.shell("ended-while-all-is-down", script)?;
@@ -129,7 +102,7 @@ fn ended_while_all_is_down(stage: &mut Stage) -> Result<()> {
     stage.logged(&id, "main", "before\nafter\n")
 }
 
-fn shim_died_meanwhile(stage: &mut Stage) -> Result<()> {
+fn a_task_whose_shim_dies_while_the_agent_is_down_is_started_anew(stage: &mut Stage) -> Result<()> {
     let (id, pid) = started(stage, "shim-died")?;
     stage.agent.stop()?;
     let shim = processes::shim_of(pid).context("no shim")?;
@@ -149,7 +122,7 @@ fn shim_died_meanwhile(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn recovery_is_told(stage: &mut Stage) -> Result<()> {
+fn a_recovery_is_an_event(stage: &mut Stage) -> Result<()> {
     let (id, pid) = started(stage, "recovery-is-told")?;
     let told = |stage: &Stage| -> Result<usize> {
         Ok(stage.agent.tell(&["alloc", "status", &id])?.stdout().matches("Recovered after").count())
@@ -162,7 +135,7 @@ fn recovery_is_told(stage: &mut Stage) -> Result<()> {
     goes_on(stage, &id, pid)
 }
 
-fn stopped_after(stage: &mut Stage) -> Result<()> {
+fn a_task_is_stopped_after_the_plugin_was_killed(stage: &mut Stage) -> Result<()> {
     let script = "trap 'exit 0' TERM; touch /alloc/data/ready; sleep 1000 & wait";
     let id = stage.shell_with("stopped-after", script, &[("kill_timeout", "30s")])?;
     stage.made(&id, "ready")?;

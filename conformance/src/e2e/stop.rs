@@ -6,27 +6,22 @@ use anyhow::{Result, ensure};
 use harness::agent::Allocation;
 use harness::context::agent::{SOON, Stage};
 
-use super::Case;
+use super::support::stopped_in;
+use super::{Case, named_cases};
 
-pub const CASES: &[(&str, Case)] = &[
-    ("a_task_that_ends_at_once_stops_at_once", at_once),
-    ("the_kill_signal_of_the_job_is_sent", kill_signal),
-    ("a_task_that_refuses_is_killed_at_its_timeout", refuses),
-    ("a_signal_of_the_operator_reaches_the_task", signalled),
-    ("a_restart_by_the_operator_is_a_new_process", restarted),
+pub const CASES: &[(&str, Case)] = named_cases![
+    a_task_that_ends_at_once_stops_at_once,
+    the_kill_signal_of_the_job_is_sent,
+    a_task_that_refuses_is_killed_at_its_timeout,
+    a_signal_of_the_operator_reaches_the_task,
+    a_restart_by_the_operator_is_a_new_process,
 ];
-
-/// From the agent's decision to stop to its word that the task is gone.
-pub fn stopped_in(stage: &Stage, id: &str) -> Result<Duration> {
-    let task = stage.dead(id, "main")?;
-    Ok(task.event("Killed")?.at().duration_since(task.event("Killing")?.at())?)
-}
 
 fn stop(stage: &Stage, name: &str) -> Result<()> {
     stage.agent.tell(&["job", "stop", "-detach", name]).map(drop)
 }
 
-fn at_once(stage: &mut Stage) -> Result<()> {
+fn a_task_that_ends_at_once_stops_at_once(stage: &mut Stage) -> Result<()> {
     let script = "trap 'exit 0' TERM; touch /alloc/data/ready; sleep 1000 & wait";
     let id = stage.shell_with("at-once", script, &[("kill_timeout", "30s")])?;
     stage.made(&id, "ready")?;
@@ -41,7 +36,7 @@ fn at_once(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn kill_signal(stage: &mut Stage) -> Result<()> {
+fn the_kill_signal_of_the_job_is_sent(stage: &mut Stage) -> Result<()> {
     let script = "trap 'exit 5' INT; trap 'exit 6' TERM; touch /alloc/data/ready; sleep 1000 & wait";
     let id = stage.shell_with("kill-signal", script, &[("kill_signal", "SIGINT")])?;
     stage.made(&id, "ready")?;
@@ -51,7 +46,7 @@ fn kill_signal(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn refuses(stage: &mut Stage) -> Result<()> {
+fn a_task_that_refuses_is_killed_at_its_timeout(stage: &mut Stage) -> Result<()> {
     let script = "trap '' TERM; touch /alloc/data/ready; while :; do sleep 1; done";
     let id = stage.shell_with("refuses", script, &[("kill_timeout", "2s")])?;
     stage.made(&id, "ready")?;
@@ -63,7 +58,7 @@ fn refuses(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn signalled(stage: &mut Stage) -> Result<()> {
+fn a_signal_of_the_operator_reaches_the_task(stage: &mut Stage) -> Result<()> {
     let script = "trap 'exit 42' USR1; touch /alloc/data/ready; sleep 1000 & wait";
     let id = stage.shell("signalled", script)?;
     stage.made(&id, "ready")?;
@@ -73,7 +68,7 @@ fn signalled(stage: &mut Stage) -> Result<()> {
     Ok(())
 }
 
-fn restarted(stage: &mut Stage) -> Result<()> {
+fn a_restart_by_the_operator_is_a_new_process(stage: &mut Stage) -> Result<()> {
     let script = "trap 'exit 0' TERM; echo begun; touch /alloc/data/ready; sleep 1000 & wait";
     let id = stage.shell("restarted-by-hand", script)?;
     stage.made(&id, "ready")?;

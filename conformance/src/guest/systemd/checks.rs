@@ -14,7 +14,7 @@ use super::REDIS;
 use super::site::Site;
 use super::units::{AGENT, CONTAINERD, change_agent, main_process, property, systemctl};
 use crate::demo::{self, Teller};
-use crate::e2e::restarts::goes_on;
+use crate::e2e::support::goes_on;
 
 pub type Check = (&'static str, Box<dyn Fn(&mut Site) -> Result<()> + Send>);
 

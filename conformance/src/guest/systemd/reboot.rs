@@ -12,7 +12,7 @@ use harness::leaks::inspect::children;
 use serde::{Deserialize, Serialize};
 
 use super::site::{STATE_DIR, Site, records};
-use crate::e2e::restarts::SCRIPT;
+use crate::e2e::support::SCRIPT;
 
 pub const NAME: &str = "reboot: the task is started anew, and nothing of the earlier boot is left";
 const JOB: &str = "over-a-reboot";

@@ -14,7 +14,7 @@ use harness::processes;
 
 use super::units::{self, AGENT, SERVER};
 use super::{BUSYBOX, UNDER_TEST};
-use crate::e2e::restarts::SCRIPT;
+use crate::e2e::support::SCRIPT;
 
 pub const CONTAINERD_SOCKET: &str = "/run/containerd/containerd.sock";
 /// The driver's default state directory.
