@@ -13,11 +13,10 @@ use serde::Deserialize;
 use super::challenge::{self, Challenge};
 use super::credential_store::Login;
 use super::credentials::Credentials;
-use super::endpoint::REDIRECTS;
 use super::hosts::is_loopback;
 use super::http;
 use super::response::{self, HostFailure, read};
-use super::transport::HostTransport;
+use super::transport::{HostTransport, REDIRECTS};
 use crate::image::ImageError;
 use crate::secret::Secret;
 

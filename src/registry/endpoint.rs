@@ -15,15 +15,13 @@ use super::credential_store::{Login, PullCredentials};
 use super::hosts::{Host, HostCapabilities};
 use super::http::{self, Http};
 use super::response::{self, Body, Fetched, HostFailure, Part, explanation, is_retryable, read, redirected};
-use super::transport::HostTransport;
+use super::transport::{HostTransport, REDIRECTS};
 use crate::image::digest::{check_digest, digest_of};
 use crate::image::manifest::{self, MANIFEST_LIMIT_BYTES};
 use crate::image::{ImageError, Reference, checked_digest};
 
 /// Header with a manifest's digest.
 const DIGEST: &str = "docker-content-digest";
-/// Maximum number of redirects that a request follows.
-pub(super) const REDIRECTS: usize = 10;
 
 /// A repository on one host, for one pull.
 pub(super) struct Endpoint {

@@ -12,6 +12,9 @@ use super::http::{self, Http};
 use super::response;
 use crate::image::ImageError;
 
+/// Maximum number of redirects that a request follows.
+pub(super) const REDIRECTS: usize = 10;
+
 pub(super) struct HostTransport {
     http: Arc<Http>,
     /// A client of the host's own, where its TLS or its timeout is configured.

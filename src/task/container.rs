@@ -5,11 +5,12 @@ use std::sync::{Arc, Mutex};
 
 use sha2::{Digest, Sha256};
 
-use super::restore::RestoreFacts;
+use super::attempt::Attempt;
 use super::{NAMESPACE, Settings};
 use crate::cni::Cni;
 use crate::containerd::Containerd;
-use crate::shim::{Bundle, Family, Launcher};
+use crate::shim::{Bundle, Family, Launcher, Shim};
+use crate::sys::procfs::ProcessId;
 
 /// Maximum length of the readable part of an id, in front of the hash; containerd takes ids of up to 76 characters.
 const NAME_LIMIT: usize = 40;
@@ -27,6 +28,14 @@ pub(super) struct ContainerHandles {
     pub(super) ending: Arc<tokio::sync::Mutex<()>>,
     /// Facts from the handle of the task that runs here, for restoring its bundle; `None` where no task runs.
     pub(super) known: Arc<Mutex<Option<RestoreFacts>>>,
+}
+
+/// The part of a task's handle that its end needs.
+pub(super) struct RestoreFacts {
+    pub(super) shim: Shim,
+    pub(super) init: ProcessId,
+    pub(super) attempt: Attempt,
+    pub(super) runsc: Option<String>,
 }
 
 impl ContainerHandles {

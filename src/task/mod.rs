@@ -15,6 +15,7 @@
 //! ```
 
 mod agent;
+mod attempt;
 mod attempts;
 mod claim;
 mod container;

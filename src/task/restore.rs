@@ -4,23 +4,15 @@
 
 use std::sync::PoisonError;
 
-use super::attempts::Attempt;
-use super::container::ContainerHandles;
+use super::attempt::Attempt;
+use super::container::{ContainerHandles, RestoreFacts};
 use super::error::{Error, Result};
 use super::{DriverState, Identity};
-use crate::shim::{Bundle, Shim};
+use crate::shim::Bundle;
 use crate::sys::procfs::ProcessId;
 
 /// Name of the file in a restored bundle that identifies the container's first process.
 const INIT: &str = "init.json";
-
-/// The part of a task's handle that its end needs.
-pub(super) struct RestoreFacts {
-    shim: Shim,
-    init: ProcessId,
-    attempt: Attempt,
-    runsc: Option<String>,
-}
 
 impl ContainerHandles {
     /// Returns whether somebody takes down the task that runs here.
@@ -114,6 +106,7 @@ mod tests {
     use shim_protos::{ApiVersion, Bootstrap};
 
     use super::*;
+    use crate::shim::Shim;
 
     #[test]
     fn a_stripped_bundle_is_restored_and_one_that_is_taken_down_is_not() {

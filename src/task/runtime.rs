@@ -11,9 +11,8 @@ use shim_protos::RuncOptions;
 
 use super::error::{Error, Result};
 use super::mounts::off_thread;
-use super::start::plan::cgroup_of;
 use super::{NAMESPACE, Settings, container, find_programs};
-use crate::cgroup;
+use crate::cgroup::{self, Cgroup};
 use crate::config::{PluginConfig, RuntimeOptions, TaskOptions, sandbox};
 use crate::gvisor::WRAPPER;
 use crate::shim::gvisor::{self, Additions};
@@ -262,6 +261,12 @@ pub(super) fn gvisor_state(state_dir: &Path, id: &str) -> [PathBuf; 4] {
     let file = |kind: &str| directory.join(format!("{id}_sandbox:{id}.{kind}"));
     let socket = |directory: &Path| directory.join(format!("runsc-{id}.sock"));
     [file("state"), file("lock"), socket(&directory), socket(Path::new("/var/run"))]
+}
+
+/// Returns the cgroup that the agent names for a task.
+pub(super) fn cgroup_of(config: &pb::TaskConfig) -> Cgroup {
+    let linux = config.resources.as_ref().and_then(|resources| resources.linux_resources.as_ref());
+    Cgroup::of(&config.alloc_id, &config.name, linux.map_or("", |linux| linux.cpuset_cgroup.as_str()))
 }
 
 #[cfg(test)]

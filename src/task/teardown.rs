@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use super::attempts::Attempt;
+use super::attempt::Attempt;
 use super::container::{self, ContainerHandles};
 use super::error::{Error, Result};
 use super::timeline::{Call, Timeline};

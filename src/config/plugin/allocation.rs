@@ -7,7 +7,7 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::volumes::{Access, ResolvedPath, TaskDirectory, below};
+use super::resolved_path::{Access, ResolvedPath, TaskDirectory, below};
 use crate::config::{ConfigError, value};
 
 /// The directory that the tasks of a group share.

@@ -28,7 +28,7 @@ use super::super::{Containerd, Error, Labels, MESSAGE_LIMIT_BYTES, QUICK};
 use super::keyed_lock::KeyGuard;
 use super::lease::PullLease;
 use super::observers::Observers;
-use super::waits::Wait;
+use super::wait::Wait;
 use crate::image::ImageError;
 
 /// Timeout of a commit, which flushes the whole blob to the disk.

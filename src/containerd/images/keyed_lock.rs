@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::OwnedMutexGuard;
 
 use super::observers::Observers;
-use super::waits::Wait;
+use super::wait::Wait;
 use crate::image::ImageError;
 
 #[derive(Default)]

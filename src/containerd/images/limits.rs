@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::super::Error;
 use super::observers::Observers;
-use super::waits::Wait;
+use super::wait::Wait;
 use crate::image::{ImageError, too_large};
 
 /// Maximum time that a permit is held until a registry's answer begins. A registry that asks to be left alone for a

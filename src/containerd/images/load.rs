@@ -25,7 +25,7 @@ use super::observers::Observers;
 use super::pull::bare;
 use super::store::Documents;
 use super::unpack::Unpacking;
-use super::waits::Wait;
+use super::wait::Wait;
 use super::{Image, host, image_of};
 use crate::image::ImageError;
 use crate::image::Reference;

@@ -22,6 +22,7 @@ mod single_flight;
 mod store;
 mod timestamp;
 mod unpack;
+mod wait;
 mod waits;
 
 use std::path::PathBuf;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::waits::{Wait, Waits};
+use super::wait::{Wait, Waits};
 
 /// An event of a pull. There are none for an image that needs no pull.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -176,7 +176,7 @@ impl Progress {
 
 #[cfg(test)]
 mod tests {
-    use super::super::waits::Wait;
+    use super::super::wait::Wait;
     use super::*;
 
     fn progress() -> Progress {

@@ -23,7 +23,7 @@ use super::progress::Progress;
 use super::remote_snapshotter::LayerLabels;
 use super::store::Documents;
 use super::unpack::Unpacking;
-use super::waits::Wait;
+use super::wait::Wait;
 use crate::image::digest::{self, check_blob, check_digest};
 use crate::image::manifest::{self, Document, Layer, Layout, MANIFEST_LIMIT_BYTES};
 use crate::image::{ImageError, Reference};

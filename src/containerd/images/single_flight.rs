@@ -167,7 +167,7 @@ mod tests {
             async move {
                 observers.started();
                 go.notified().await;
-                observers.tell(&PullEvent::Waiting { on: super::super::waits::Wait::SameImage });
+                observers.tell(&PullEvent::Waiting { on: super::super::wait::Wait::SameImage });
                 Ok(image())
             }
         };

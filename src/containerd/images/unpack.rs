@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::super::{Containerd, Error, Labels};
 use super::lease::{PullLease, unique};
 use super::remote_snapshotter::{self, LayerLabels};
-use super::waits::Wait;
+use super::wait::Wait;
 use crate::image::ImageError;
 use crate::image::manifest::{Layer, Layout};
 

@@ -26,7 +26,7 @@ use shim_protos::api;
 use tokio::sync::{OnceCell, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::attempts::Attempt;
+use super::attempt::Attempt;
 use super::container::ContainerHandles;
 use super::error::{Error, Result};
 use super::events::TaskEvents;

@@ -24,7 +24,7 @@ use crate::task::Settings;
 use crate::task::error::{Error, Result};
 use crate::task::mounts::{Sources, directory_of, off_thread};
 use crate::task::network::{Joined, NetworkPlan};
-use crate::task::runtime::Runtime;
+use crate::task::runtime::{Runtime, cgroup_of};
 use crate::task::timeline::Timeline;
 use crate::{cni, init_program};
 
@@ -188,11 +188,6 @@ async fn init(settings: &Settings, options: &TaskOptions) -> Result<Option<PathB
     let named = settings.config.init_path.clone();
     let found = tokio::task::spawn_blocking(move || init_program::find(named.as_deref())).await;
     Ok(Some(found.map_err(|error| Error::Failed(error.to_string()))??))
-}
-
-pub(in crate::task) fn cgroup_of(config: &pb::TaskConfig) -> Cgroup {
-    let linux = config.resources.as_ref().and_then(|resources| resources.linux_resources.as_ref());
-    Cgroup::of(&config.alloc_id, &config.name, linux.map_or("", |linux| linux.cpuset_cgroup.as_str()))
 }
 
 /// Returns the devices that Nomad's device plugins have given the task.
