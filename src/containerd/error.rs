@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn statuses_become_what_to_do_next() {
+    fn statuses_map_to_errors() {
         assert!(answered(&Status::not_found("no a")).is_not_found());
         assert!(answered(&Status::already_exists("a")).is_already_exists());
         let locked = answered(&Status::new(Code::Unavailable, "ref layer-1 locked for 2s: unavailable"));
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_names_what_was_done_to_what() {
+    fn error_texts_name_operation_and_object() {
         let error = answered(&Status::not_found("snapshot a does not exist: not found")).context("pull b");
         assert_eq!(error.to_string(), "pull b: stat snapshot a: snapshot a does not exist: not found");
     }

@@ -167,7 +167,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_label_is_cut_to_what_the_daemon_takes() {
+    fn labels_are_cut_to_the_daemons_limit() {
         let cut = |value: String| fitting(("nomad/job".to_owned(), value)).1;
         assert_eq!(cut("web".to_owned()), "web");
         let value = cut("ü".repeat(4000));
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn quotes_do_not_end_a_filter() {
+    fn filters_are_quoted() {
         assert_eq!(quoted(r#"a"b\c"#), r#""a\"b\\c""#);
     }
 }

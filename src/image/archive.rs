@@ -378,7 +378,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn no_more_is_decompressed_than_the_operator_allows_or_anybody_waits_for() {
+    fn decompression_ends_at_the_limit_and_on_cancellation() {
         let scratch = scratch();
         let terms = ReadTerms { image_limit: Some((1 << 20, "max_image_size")), ..ReadTerms::default() };
         let error = Archive::open(&zeros(66), &scratch, terms.clone()).unwrap_err().to_string();
@@ -390,7 +390,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn files_are_found_by_path_and_by_link() {
+    fn archive_files_are_found_by_path_and_by_link() {
         let long = "x/".repeat(120) + "layer.tar";
         let archive = archive(
             &[("./a/layer.tar", b"layer"), (&long, b"deep"), ("b", b"old"), ("b", b"new")],
@@ -423,7 +423,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_is_no_archive_is_corrupt_and_costs_no_memory() {
+    fn garbage_is_a_corrupt_archive_and_costs_no_memory() {
         for bytes in [&b""[..], b"hello", &[b'x'; 2000], &[0; 2048]] {
             let error = opened(bytes).unwrap_err();
             assert!(matches!(error, ImageError::Corrupt { .. }), "{error}");

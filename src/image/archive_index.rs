@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn the_image_that_is_named_is_taken() {
+    fn the_named_image_of_an_archive_is_chosen() {
         let several = [saved(&["busybox:1"]), saved(&["docker.io/library/redis:7", "redis:alpine"])];
         for wanted in ["redis:alpine", "docker.io/library/redis:7", "docker.io/redis:7"] {
             assert_eq!(chosen(&several, Some(wanted)).unwrap()[1], "redis:alpine");
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn one_without_a_name_is_taken_if_it_is_the_only_one() {
+    fn a_single_unnamed_image_is_chosen() {
         assert!(chosen(&[saved(&[])], Some("any:1")).is_ok());
         assert!(chosen(&[saved(&[]), saved(&["x:2"])], Some("any:1")).is_err());
         assert!(chosen(&[saved(&["alpine"])], Some("redis:alpine")).is_ok(), "a mere tag");
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn both_forms_are_told_from_what_is_no_image() {
+    fn both_archive_forms_are_recognized() {
         let found = |files: &[(&str, &[u8])]| {
             images(&opened(&archive(files, &[])).unwrap(), &Arch::Amd64)
                 .map_err(|problem| problem.to_string())

@@ -164,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn problems_are_classed_as_the_table_says() {
+    fn image_errors_are_classified() {
         let reason = String::new;
         let denied = |own| ImageError::Denied { reason: reason(), own };
         let registry = |retry| ImageError::Registry { reason: reason(), retry };
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deadline_says_what_was_waited_for() {
+    fn a_deadline_names_its_waits() {
         let after = Duration::from_secs(300);
         let text = |waits| ImageError::Deadline { after, waits }.to_string();
         assert_eq!(text(Vec::new()), "not finished within 5m (image_pull_timeout)");

@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_found_in_letters_of_either_case() {
+    fn fields_match_in_any_case() {
         let text = r#"{"OS": "linux", "CONFIG": {"user": "app", "cMd": ["x"], "ENV": ["A=1"], "worKingdir": "/w",
                        "u\u017fer": "longs", "Other": {"User": 1}}, "RootFS": {"DIFF_IDS": ["a"]}}"#;
         let wanted = json!({
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_are_data_stay_as_they_are() {
+    fn keys_of_maps_keep_their_case() {
         let text = r#"{"config": {"Labels": {"user": "a", "User": "b"}, "ExposedPorts": {"80/TCP": {}}}}"#;
         assert_eq!(config(text), serde_json::from_str::<Value>(text).unwrap());
         let text = r#"{"annotations": {"Size": "1", "size": "2"}, "Layers": [{"Size": 3, "PLATFORM": {"OS": "x"}}]}"#;
@@ -247,7 +247,7 @@ mod tests {
 
     /// The expected values are those that a Go program prints that reads such a text into a struct.
     #[test]
-    fn of_several_the_last_counts_and_objects_are_read_into_one() {
+    fn the_last_duplicate_field_wins_and_objects_merge() {
         for (text, wanted) in [
             (r#"{"User": "a", "user": "b"}"#, json!({"User": "b"})),
             (r#"{"user": "b", "User": "a"}"#, json!({"User": "a"})),
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_is_refused() {
+    fn invalid_json_is_refused() {
         for text in ["", "{", "{} x", "{\"a\": }"] {
             assert!(read::<Value>(text.as_bytes(), CONFIG).is_err(), "{text}");
         }

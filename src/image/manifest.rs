@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn without_one_for_this_host_the_others_are_named() {
+    fn other_platforms_are_named_if_none_fits() {
         let index = index(&[("linux", "arm", "v7"), ("unknown", "unknown", ""), ("linux", "amd64", "v9")]);
         for (host, name) in [(Arch::ARM64, "arm64"), (Arch::Amd64, "amd64")] {
             let error = choose(&index, &host).unwrap_err().to_string();
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn of_very_many_platforms_some_are_named() {
+    fn a_long_list_of_platforms_is_shortened() {
         let variants: Vec<_> = (0..10_000).map(|number| format!("v{number}")).collect();
         let platforms: Vec<_> = variants.iter().map(|variant| ("linux", "arm", variant.as_str())).collect();
         let error = choose(&index(&platforms), &Arch::Amd64).unwrap_err().to_string();
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_run_here_is_unsupported() {
+    fn images_for_other_platforms_are_unsupported() {
         let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
         for (layer_type, architecture, text) in [
             (foreign, "amd64", "outside of registries"),

@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_every_host_runs_comes_first_and_then_the_highest_that_this_one_does() {
+    fn variants_are_ranked() {
         let third = amd64_variants(3);
         assert_eq!(third, ["", "v1", "v3", "v2"]);
         assert_eq!(ranked(&Arch::Amd64, &third, "amd64", "v3"), Some(2));
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_of_32_bits_runs_what_is_not_above_it() {
+    fn a_32_bit_host_runs_lower_variants_only() {
         for (machine, wanted) in [
             ("armv7l", &["v7", "", "v6", "v5"][..]),
             ("armv6l", &["v6", "v5"]),
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn other_names_mean_the_same() {
+    fn architecture_aliases_are_normalized() {
         assert_eq!(ranked(&Arch::Amd64, &["", "v1"], "x86_64", ""), Some(0));
         assert_eq!(ranked(&Arch::ARM64, &["", "v8"], "aarch64", "v8"), Some(1));
         assert_eq!(normal(&Arch::RISCV64), (Arch::RISCV64, ""));

@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn garbage_is_named_with_what_is_wrong() {
+    fn invalid_references_are_refused_with_a_reason() {
         let id = &DIGEST["sha256:".len()..];
         let long = format!("{}/a", "a/".repeat(130));
         for (input, why) in [
@@ -340,12 +340,12 @@ mod tests {
 
         proptest! {
             #[test]
-            fn whatever_is_no_name_is_refused(input in ".{0,60}") {
+            fn any_input_is_canonical_or_refused(input in ".{0,60}") {
                 check(&input)?;
             }
 
             #[test]
-            fn names_are_read_and_what_is_nearly_one_does_no_harm(
+            fn references_are_parsed_and_near_misses_do_no_harm(
                 input in name(),
                 at in any::<prop::sample::Index>(),
                 letter in any::<char>(),

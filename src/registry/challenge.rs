@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hub_is_understood() {
+    fn docker_hubs_challenge_is_parsed() {
         let header = r#"Bearer realm="https://auth.docker.io/token",service="registry.docker.io",scope="repository:library/redis:pull,push""#;
         let scope = "repository:library/redis:pull,push";
         let expected = challenge("https://auth.docker.io/token", Some("registry.docker.io"), Some(scope));
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn spaces_quotes_case_and_other_schemes_do_not_matter() {
+    fn challenges_are_parsed_despite_spaces_quotes_and_case() {
         assert_eq!(
             bearer(r#"bearer Realm = "https://a/t" , scope=x"#),
             challenge("https://a/t", None, Some("x"))
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_that_asks_for_a_password_is_told() {
+    fn a_basic_challenge_is_recognized() {
         for header in ["Basic", r#"Basic realm="b""#, r#"Bearer realm="Basic", basic realm="b""#] {
             assert!(is_basic(header), "{header}");
         }
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_bearer_challenge_is_none() {
+    fn other_challenges_are_no_bearer_challenge() {
         for header in [
             "",
             "Basic",

@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_read_and_what_is_none_does_not_show_its_secret() {
+    fn helper_answers_are_parsed_and_errors_show_no_secret() {
         let whole = r#"{"ServerURL": "a", "Username": "me", "Secret": "hunter2"}"#;
         let credentials =
             Credentials { username: "me".to_owned(), password: Secret::new("hunter2".to_owned()) };
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_helper_that_is_missing_or_is_none_is_named() {
+    async fn a_missing_or_broken_helper_is_named() {
         for name in ["no-such-helper", "../../bin/sh", ""] {
             let error = ask(name, "ghcr.io", &[]).await.unwrap_err().to_string();
             assert!(error.contains(&format!("docker-credential-{name}")), "{error}");

@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_is_written_in_many_ways() {
+    fn server_addresses_match_in_all_spellings() {
         for (address, host) in [
             ("ghcr.io", "ghcr.io"),
             ("https://ghcr.io/", "ghcr.io"),
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_says_what_docker_would_do() {
+    fn a_docker_config_is_read_as_docker_does() {
         let file = json!({
             "auths": {
                 "https://index.docker.io/v1/": {"auth": BASE64_STANDARD.encode("me:hunter:2")},
@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn the_entry_that_names_most_of_a_repository_counts() {
+    fn the_most_specific_auth_entry_wins() {
         let auth = |user: &str| json!({"auth": BASE64_STANDARD.encode(format!("{user}:hunter2"))});
         let by = |user: &str| Ok(FileEntry::Credentials(credentials(user, "hunter2")));
         let of = |file: &serde_json::Value, host: &str, repository: &str| {
@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_file_that_is_of_no_use_is_an_error_without_what_is_in_it() {
+    async fn an_unusable_docker_config_is_an_error_without_its_content() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("config.json");
         for content in [
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_operators_own_credentials_go_to_their_registry_only() {
+    async fn operator_credentials_go_to_their_registry_only() {
         let inline = Some(("https://ghcr.io".to_owned(), credentials("me", "hunter2")));
         let credential_store = CredentialStore { inline, ..CredentialStore::default() };
         assert_eq!(
@@ -389,7 +389,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_jobs_own_count_first_and_are_its_registrys_only() {
+    async fn job_credentials_take_precedence_for_their_registry_only() {
         let inline = Some(("mirror.example".to_owned(), credentials("you", "hunter3")));
         let credential_store = CredentialStore { inline, ..CredentialStore::default() };
         let own = Some(("docker.io".to_owned(), credentials("me", "hunter2")));

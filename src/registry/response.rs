@@ -261,7 +261,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_to_a_range_has_to_say_which_one_it_is() {
+    fn a_partial_answer_has_to_name_its_range() {
         let part = |status: u16, said| Part::of(StatusCode::from_u16(status).unwrap(), said, 4, 10);
         assert_eq!(part(206, Some("bytes 4-9/10")), Part::Rest);
         assert_eq!(part(206, Some("bytes 4-9/*")), Part::Rest);

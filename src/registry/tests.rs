@@ -56,7 +56,7 @@ fn blob(content: &str) -> Descriptor {
 }
 
 #[tokio::test]
-async fn a_token_is_fetched_when_it_is_asked_for() {
+async fn a_token_is_fetched_on_a_challenge() {
     let challenge = "WWW-Authenticate: Bearer realm=\"http://ADDRESS/token\",service=\"s\"\r\n";
     let (reference, serving) = answering(vec![
         answer("401 Unauthorized", challenge, ""),
@@ -77,7 +77,7 @@ async fn a_token_is_fetched_when_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn what_passes_is_tried_again_and_what_does_not_is_told() {
+async fn transient_registry_errors_are_retried() {
     let unknown = r#"{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "no\nsuch"}]}"#;
     let answers = vec![answer("429 Too Many Requests", "", ""), answer("404 Not Found", "", unknown)];
     let (reference, _serving) = answering(answers).await;
@@ -88,7 +88,7 @@ async fn what_passes_is_tried_again_and_what_does_not_is_told() {
 }
 
 #[tokio::test]
-async fn a_blob_goes_on_where_it_stopped_whether_or_not_the_registry_can() {
+async fn a_blob_resumes_with_and_without_range_support() {
     let content = "0123456789";
     let rest = "Content-Range: bytes 4-9/10\r\n";
     for (status, range, sent) in [("206 Partial Content", rest, "456789"), ("200 OK", "", content)] {
@@ -104,7 +104,7 @@ async fn a_blob_goes_on_where_it_stopped_whether_or_not_the_registry_can() {
 }
 
 #[tokio::test]
-async fn a_range_that_is_refused_or_another_one_is_asked_for_as_a_whole() {
+async fn a_refused_or_wrong_range_is_fetched_as_a_whole() {
     let content = "0123456789";
     for (status, range, sent) in [
         ("416 Range Not Satisfiable", "Content-Range: bytes */10\r\n", ""),
@@ -127,7 +127,7 @@ async fn a_range_that_is_refused_or_another_one_is_asked_for_as_a_whole() {
 }
 
 #[tokio::test]
-async fn a_token_server_may_redirect_and_no_password_goes_along() {
+async fn token_server_redirects_carry_no_password() {
     let (server, asked) = answering(vec![answer("200 OK", "", r#"{"token": "t0ken"}"#)]).await;
     let challenge = "WWW-Authenticate: Bearer realm=\"http://ADDRESS/token\"\r\n";
     let away = format!("Location: http://{}/else\r\n", server.host());
@@ -149,7 +149,7 @@ async fn a_token_server_may_redirect_and_no_password_goes_along() {
 }
 
 #[tokio::test]
-async fn a_token_server_redirects_to_no_service_that_only_this_host_can_reach() {
+async fn token_server_redirects_to_the_loopback_are_refused() {
     for (place, named) in
         [("http://192.0.2.1/latest/meta-data", "http://192.0.2.1"), ("ftp://ADDRESS/", "ftp")]
     {
@@ -168,7 +168,7 @@ async fn a_token_server_redirects_to_no_service_that_only_this_host_can_reach() 
 }
 
 #[tokio::test]
-async fn more_than_the_limit_is_not_read() {
+async fn bodies_over_the_limit_are_not_read() {
     let announced = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", MANIFEST_LIMIT_BYTES + 1);
     let (reference, _serving) = answering(vec![announced]).await;
     let client = bare();
@@ -184,7 +184,7 @@ fn as_user(password: &str) -> Option<Credentials> {
 const ME_HUNTER2: &str = "authorization: basic bwu6ahvudgvymg==";
 
 #[tokio::test]
-async fn a_password_is_told_once_it_is_asked_for() {
+async fn a_password_is_sent_on_a_basic_challenge_only() {
     let asks = answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n", "");
     let (reference, serving) =
         answering(vec![asks, answer("200 OK", "", "{}"), answer("200 OK", "", "{}")]).await;
@@ -197,7 +197,7 @@ async fn a_password_is_told_once_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_token_is_asked_for_with_the_password_and_the_registry_gets_the_token_only() {
+async fn the_password_goes_to_the_token_server_and_the_token_to_the_registry() {
     let challenge = "WWW-Authenticate: Bearer realm=\"http://ADDRESS/token\",service=\"s\"\r\n";
     let (reference, serving) = answering(vec![
         answer("401 Unauthorized", challenge, ""),
@@ -214,7 +214,7 @@ async fn a_token_is_asked_for_with_the_password_and_the_registry_gets_the_token_
 }
 
 #[tokio::test]
-async fn a_password_that_is_not_taken_is_said_with_its_user_and_not_shown() {
+async fn a_rejected_login_names_the_user_and_redacts_the_password() {
     let asks = |words: &str| answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n", words);
     let words = r#"{"errors": [{"code": "UNAUTHORIZED", "message": "hunter2 is wrong"}]}"#;
     for (credentials, said) in [(as_user("hunter2"), "user \"me\""), (None, "without credentials")] {
@@ -231,7 +231,7 @@ async fn a_password_that_is_not_taken_is_said_with_its_user_and_not_shown() {
 }
 
 #[tokio::test]
-async fn a_registry_that_sends_elsewhere_for_a_blob_does_not_send_the_password_there() {
+async fn blob_redirects_carry_no_password() {
     let (elsewhere, storage) = answering(vec![answer("200 OK", "", "0123456789")]).await;
     let moved = format!("Location: http://{}/blob?signed=1\r\n", elsewhere.host());
     let (reference, serving) = answering(vec![
@@ -248,7 +248,7 @@ async fn a_registry_that_sends_elsewhere_for_a_blob_does_not_send_the_password_t
 }
 
 #[tokio::test]
-async fn a_tag_is_resolved_without_its_content_where_the_registry_can() {
+async fn tags_are_resolved_by_head_where_possible() {
     let digest = digest_of(b"{}");
     let said = format!("Docker-Content-Digest: {digest}\r\nContent-Type: text/x; charset=utf-8\r\n");
     let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n{said}\r\n");
@@ -277,7 +277,7 @@ async fn a_tag_is_resolved_without_its_content_where_the_registry_can() {
 }
 
 #[tokio::test]
-async fn a_tag_that_is_not_there_is_said_in_the_registrys_words() {
+async fn a_missing_tag_is_reported_in_the_registrys_words() {
     let unknown = r#"{"errors": [{"code": "MANIFEST_UNKNOWN"}]}"#;
     let answers = vec![answer("404 Not Found", "", ""), answer("404 Not Found", "", unknown)];
     let (reference, _serving) = answering(answers).await;
@@ -287,7 +287,7 @@ async fn a_tag_that_is_not_there_is_said_in_the_registrys_words() {
 }
 
 #[tokio::test]
-async fn a_registry_that_never_has_enough_is_not_asked_for_ever() {
+async fn endless_challenges_end() {
     let asks = || answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n", "");
     let (reference, serving) = answering(vec![asks(), asks()]).await;
     let client = bare();
@@ -296,7 +296,7 @@ async fn a_registry_that_never_has_enough_is_not_asked_for_ever() {
 }
 
 #[tokio::test]
-async fn a_token_that_has_run_out_is_had_anew() {
+async fn an_expired_token_is_renewed() {
     let challenge = "WWW-Authenticate: Bearer realm=\"http://ADDRESS/token\",error=\"invalid_token\"\r\n";
     let asks = || answer("401 Unauthorized", challenge, "");
     let (reference, serving) = answering(vec![
@@ -317,7 +317,7 @@ async fn a_token_that_has_run_out_is_had_anew() {
 }
 
 #[tokio::test]
-async fn an_identity_token_is_exchanged_and_goes_to_the_token_server_only() {
+async fn an_identity_token_goes_to_the_token_server_only() {
     let challenge = "WWW-Authenticate: Bearer realm=\"http://ADDRESS/token\",service=\"s\"\r\n";
     let identity = Credentials { username: "<token>".to_owned(), password: Secret::new("i d&1".to_owned()) };
     let asks = || answer("401 Unauthorized", challenge, "");
@@ -346,7 +346,7 @@ async fn an_identity_token_is_exchanged_and_goes_to_the_token_server_only() {
 }
 
 #[tokio::test]
-async fn a_registry_is_waited_for_as_long_as_it_says_if_that_is_not_long() {
+async fn retry_after_is_honoured_up_to_its_limit() {
     let busy = |seconds: &str| answer("429 Too Many Requests", &format!("Retry-After: {seconds}\r\n"), "");
     let content = "0123456789";
     let (reference, serving) = answering(vec![busy("0"), answer("200 OK", "", content)]).await;

@@ -167,7 +167,7 @@ mod tests {
     /// The error is recognized by its type, which has to be that of the webpki which rustls is built with. Two versions
     /// of it in Cargo.lock would make it another one.
     #[test]
-    fn webpki_is_the_one_that_rustls_is_built_with() {
+    fn webpki_has_the_version_of_rustls() {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let own: Vec<_> = CertificateDer::pem_slice_iter(SELF_SIGNED).collect::<Result<_, _>>().unwrap();
         let known = Verifier::new_with_extra_roots(own.clone(), Arc::clone(&provider)).unwrap();

@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn an_attempt_that_cannot_be_read_may_be_anybodys() {
+    fn an_unreadable_attempt_may_be_of_any_task() {
         let state = tempfile::tempdir().unwrap();
         let read = bundle(state.path(), "web-1");
         attempt("a", "web").write(&read).unwrap();

@@ -263,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_left_only_where_a_list_says_so() {
+    fn a_cgroup_is_empty_only_if_it_can_be_listed() {
         let path = PathBuf::from("/nomad/a1.web");
         let rest = |group: &Group, listed: io::Result<Vec<i32>>| rest_of(group, &path, listed);
         let unread = || Err(io::Error::from_raw_os_error(nix::libc::EMFILE));

@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn failures_are_tried_again_as_the_document_says() {
+    fn errors_are_classified_as_documented() {
         let table = table();
         assert_eq!(table.len(), 19);
         for (row, again) in table {
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn the_documents_errors_of_the_kernel_are_all_that_pass() {
+    fn transient_kernel_errors_are_documented() {
         let table = table();
         let rows = table.iter().filter(|(_, again)| *again).filter_map(|(row, _)| row.strip_prefix(KERNEL));
         let named: Vec<_> =

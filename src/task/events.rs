@@ -186,7 +186,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_read_by_people() {
+    fn sizes_are_formatted() {
         for (bytes, text) in
             [(700, "700 bytes"), (20_480, "20 KiB"), (524_288_000, "500.0 MiB"), (21_474_836_480, "20.0 GiB")]
         {
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn events_that_nobody_listened_to_wait_for_a_listener() {
+    async fn events_are_kept_until_a_listener_comes() {
         let events = EventBus::new();
         let identity =
             Identity { task_id: "a/b/c".to_owned(), alloc_id: "a".to_owned(), name: "b".to_owned() };

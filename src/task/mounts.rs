@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_hosts_mount_does_not_allow_is_kept() {
+    fn flags_of_the_hosts_mount_are_kept() {
         assert_eq!(kept(MsFlags::empty()), [""; 0]);
         assert_eq!(kept(MsFlags::MS_RDONLY | MsFlags::MS_NODEV | MsFlags::MS_NOATIME), ["ro", "nodev"]);
     }

@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_none_is_refused_with_the_list() {
+    fn unknown_signals_are_refused_with_the_list() {
         for text in ["", "SIG", "SIGNOPE", "0", "65", "-9", "SIGRTMIN+31", "SIGRTMIN-1", "SIGRTMIN+"] {
             let error = parse(text).unwrap_err().to_string();
             assert!(error.contains("SIGTERM"), "{text}: {error}");

@@ -397,7 +397,7 @@ mod tests {
 
     #[tokio::test]
     #[expect(clippy::disallowed_methods, reason = "a child to look at, whose stdio is closed")]
-    async fn an_exec_whose_end_the_shim_has_lost_ends_by_the_kernels_word() {
+    async fn an_execs_lost_exit_is_read_from_the_kernel() {
         use std::process::{Command, Stdio};
         let mut command = Command::new("sh");
         command.args(["-c", "exit 7"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_shim_that_runs_is_asked_again_however_often_the_connection_breaks() {
+    async fn a_wait_is_retried_while_the_shim_runs() {
         let asked = std::cell::Cell::new(0);
         let ended = ProcessExit { status: 7, at: SystemTime::UNIX_EPOCH };
         let again = || -> PendingWait {
@@ -433,7 +433,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_shim_that_is_gone_or_has_no_such_task_is_not_asked_again() {
+    async fn a_wait_is_not_retried_without_shim_or_task() {
         let never = || -> PendingWait { panic!("asked again") };
         let first: PendingWait = Box::pin(async { Err(broken()) });
         assert!(answer(first, never, || Box::pin(async { true })).await.is_err());
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_that_nobody_knows_is_an_error_and_no_success() {
+    fn an_unknown_exit_is_an_error() {
         let at = SystemTime::UNIX_EPOCH;
         let known = by_kernel(Some(ExitStatus::from_raw(7 << 8)), at);
         assert_eq!((known.code, known.signal, known.error), (7, 0, None));

@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn steps_are_told_in_the_order_in_which_they_began() {
+    fn timeline_steps_are_ordered_by_their_begin() {
         let timeline = Timeline::begin();
         let step = |name, begin, length| Step {
             name,
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_step_that_is_cut_off_is_there_too() {
+    async fn an_interrupted_step_is_in_the_timeline() {
         let timeline = Timeline::begin();
         assert_eq!(timeline.to_string(), "");
         assert_eq!(timeline.step("done", async { 7 }).await, 7);

@@ -149,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_says_how_full_a_disk_is() {
+    fn disk_usage_is_read_from_the_kernel() {
         assert!((0..=100).contains(&used_percent("/").unwrap()));
         assert!(used_percent("/nowhere").is_err());
     }

@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn one_has_its_turn_after_the_other_and_nobody_waits_for_another_name() {
+    async fn locks_are_fair_per_key_and_independent() {
         let locks = KeyedLocks::default();
         let observers = Observers::until(tokio::time::Instant::now() + std::time::Duration::from_secs(600));
         let acquire = |name| locks.acquire(name, Wait::SameLayer, &observers);

@@ -257,7 +257,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_left_goes_to_whoever_comes_for_it_or_away() {
+    fn left_content_is_adopted_or_removed() {
         let left = Left::default();
         for lease in ["1", "2"] {
             left.add("a", lease.to_owned());

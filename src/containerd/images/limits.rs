@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn places_are_given_in_order() {
+    async fn permits_are_granted_in_order() {
         let limits = PullLimits::new(PullSettings { pulls_at_once: 1, ..PullSettings::default() });
         let observers = patient();
         let first = limits.pulls.permit(&observers).await.unwrap();
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_registry_that_keeps_one_waiting_holds_nobody_else_up() {
+    async fn a_slow_registry_does_not_hold_a_permit() {
         let limits = PullLimits::new(PullSettings { layers_at_once: 1, ..PullSettings::default() });
         let observers = patient();
         let begun = tokio::time::Instant::now();
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_is_held_against_the_operators_word() {
+    fn image_sizes_are_checked_against_the_options() {
         let settings = PullSettings { image_limit_bytes: Some(5), ..PullSettings::default() };
         let limits = PullLimits::new(settings);
         assert!(limits.check_image_size(5).is_ok() && limits.check_unpacked_size(u64::MAX).is_ok());

@@ -175,7 +175,7 @@ mod tests {
     use crate::image::digest::digest_of;
 
     #[test]
-    fn an_image_of_large_documents_is_not_kept() {
+    fn large_layouts_are_not_cached() {
         let config = json!({
             "mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest_of(b"x"), "size": 2,
         });

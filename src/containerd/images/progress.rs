@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_pull_is_told_of_a_few_times_only() {
+    fn progress_events_of_a_long_pull_are_few() {
         let mut steps = Steps::default();
         let told = (0..10_000).filter(|second| steps.is_to_tell(Duration::from_secs(*second)));
         assert_eq!(told.collect::<Vec<_>>(), [5, 30, 120, 600]);
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn the_log_has_tenths_but_not_many_at_once() {
+    fn progress_is_logged_in_tenths() {
         let mut steps = Steps::default();
         let mut at = |seconds: u64, percent| steps.is_to_log(Duration::from_secs(seconds), percent);
         assert!(!at(0, 15) && at(1, 15) && !at(5, 19) && at(5, 50) && !at(5, 60) && at(6, 60) && !at(60, 69));
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pull_of_which_a_byte_comes_now_and_then_stands_still() {
+    async fn a_trickling_pull_stalls() {
         let limit = Duration::from_millis(200);
         let progress = progress();
         let trickle = async {
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_pull_that_waits_does_not_stand_still() {
+    async fn a_waiting_pull_does_not_stall() {
         let limit = Duration::from_millis(100);
         let observers = Arc::new(Observers::until(Instant::now() + Duration::from_secs(600)));
         let progress = Progress::new("a".to_owned(), Arc::clone(&observers));

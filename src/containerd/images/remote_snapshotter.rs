@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_is_told_with_its_image_and_those_above_it() {
+    fn remote_labels_name_the_image_and_the_layers_above() {
         let said = labels(Some(&layer_labels(3)), &layer(1));
         let digest = |number| layer(number).blob.digest().to_string();
         let expected = [
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshotter_of_the_daemons_own_is_told_the_target_alone() {
+    fn local_snapshotters_get_the_target_label_alone() {
         let said = labels(None, &layer(1));
         assert_eq!(said, [("containerd.io/snapshot.ref".to_owned(), "chain-1".to_owned())].into());
     }

@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn callers_share_one_flight_and_a_dropped_one_harms_nobody() {
+    async fn callers_share_a_pull_and_may_leave_it() {
         let single_flight = SingleFlight::default();
         let starts = Arc::new(AtomicUsize::new(0));
         let go = Arc::new(Notify::new());
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_flight_that_panics_is_an_error_and_makes_room() {
+    async fn a_panicking_pull_is_an_error_and_frees_its_key() {
         let single_flight = SingleFlight::default();
         let (_, observer) = counter();
         let crash = |_, _| async { panic!("on purpose") };
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_waits_no_longer_harms_nobody_who_does() {
+    async fn a_callers_deadline_does_not_end_the_shared_pull() {
         let single_flight = SingleFlight::default();
         let (_, observer) = counter();
         let go = Arc::new(Notify::new());
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_who_comes_while_a_flight_is_given_up_gets_another_one() {
+    async fn a_caller_during_cancellation_gets_a_new_pull() {
         let single_flight = SingleFlight::default();
         let (_, observer) = counter();
         let (given_up, go) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_gets_what_another_was_given_for_a_password() {
+    async fn pulls_with_different_credentials_are_not_shared() {
         let single_flight = SingleFlight::default();
         let (_, observer) = counter();
         let password = |text: &str| crate::secret::Secret::new(text.to_owned());

@@ -17,7 +17,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_survives_its_label() {
+    fn timestamps_round_trip() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_800_000_000_123);
         assert_eq!(time(&text(now)), Some(now));
         assert_eq!((time(""), time("soon")), (None, None));

@@ -266,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn garbage_is_told_from_a_full_disk() {
+    fn corrupt_layers_are_told_from_a_full_disk() {
         assert!(is_unreadable("failed to extract layer sha256:a: archive/tar: invalid tar header: unknown"));
         assert!(!is_unreadable(
             "failed to extract layer sha256:a: write /a/b: no space left on device: unknown"

@@ -99,7 +99,7 @@ mod tests {
     const MOMENT: Duration = Duration::from_millis(20);
 
     #[tokio::test]
-    async fn a_wait_is_told_once_and_marks_the_pull_until_its_end() {
+    async fn a_wait_is_reported_once_and_marked_until_its_end() {
         let observers = Observers::until(Instant::now() + Duration::from_secs(600));
         let heard = Arc::new(Mutex::new(Vec::new()));
         let hears = Arc::clone(&heard);
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_wait_ends_with_the_patience_of_those_who_wait() {
+    async fn a_wait_ends_at_the_callers_deadline() {
         let observers = Observers::until(Instant::now() + MOMENT);
         let error = observers.wait_for(Wait::SameBlob, std::future::pending::<()>()).await.unwrap_err();
         assert!(

@@ -188,7 +188,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_name_that_is_not_there_is_said() {
+    fn a_missing_user_is_named() {
         let error = accounts().identity("ghost", &[]).unwrap_err().to_string();
         assert!(error.contains("user \"ghost\"") && error.contains("/etc/passwd"), "{error}");
         let error = accounts().identity("app:ghosts", &[]).unwrap_err().to_string();

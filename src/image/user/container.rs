@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_mounted_over_the_accounts_is_looked_at() {
+    fn mounts_over_account_files_are_checked() {
         let host = tempfile::tempdir().unwrap();
         let (etc, file, pipe) = (host.path().join("etc"), host.path().join("file"), host.path().join("pipe"));
         std::fs::create_dir(&etc).unwrap();
@@ -238,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_links_lead_through_is_looked_at_where_a_mount_hides_it() {
+    fn links_through_mounts_are_checked() {
         let host = tempfile::tempdir().unwrap();
         for name in ["pipe", "passwd"] {
             nix::unistd::mkfifo(&host.path().join(name), nix::sys::stat::Mode::S_IRWXU).unwrap();

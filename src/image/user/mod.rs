@@ -290,7 +290,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_image_is_looked_into_once_and_a_large_one_is_not_remembered() {
+    async fn accounts_are_cached_unless_they_are_large() {
         let known = AccountCache::default();
         known.remember("a /".to_owned(), &Arc::new(Look { accounts: accounts(), ..Look::default() }));
         let root = |layers: &str| Root {

@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_file_system_has_to_be_told_is_kept() {
+    fn mount_options_of_the_file_system_are_kept() {
         let options = words("ro nouuid rbind X-containerd.x=1 discard");
         assert_eq!(own_words(&options).collect::<Vec<_>>(), ["nouuid", "discard"]);
         let options = words("index=off workdir=/w upperdir=/u lowerdir=/a:/b userxattr");
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn busy_mount_is_tried_again_until_the_limit() {
+    fn a_busy_mount_is_retried_until_the_limit() {
         let mut left = 3;
         let unmount = || {
             left -= 1;

@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_file_is_told_and_not_opened() {
+    fn special_files_are_refused_without_an_open() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         nix::unistd::mkfifo(&at("pipe"), Mode::S_IRWXU).unwrap();

@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_known_where_nothing_is() {
+    fn missing_paths_resolve_to_their_end() {
         let tree =
             [("/etc/passwd", link("/proc/self/fd/1")), ("/w", link("/local/x")), ("/file", Kind::File)];
         assert_eq!(end("/etc/passwd", &tree), ("/proc/self/fd/1".to_owned(), Kind::Nothing));
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_led_back_from_and_what_was_gone_through_is_known() {
+    fn parents_of_missing_paths_and_passed_directories_are_known() {
         let tree = [
             ("/etc/passwd", link("../missing/../pipe")),
             ("/pipe", Kind::Other("a pipe")),
@@ -153,13 +153,13 @@ mod tests {
     }
 
     #[test]
-    fn a_path_of_very_many_names_ends() {
+    fn the_length_of_a_path_is_limited() {
         let tree = [("/a", Kind::Directory)];
         assert!(matches!(end(&"/a/..".repeat(NAMES_LIMIT), &tree).1, Kind::Other(_)));
     }
 
     #[test]
-    fn a_circle_of_links_ends() {
+    fn a_loop_of_links_ends() {
         let tree = [("/a", link("/b")), ("/b", link("a"))];
         assert!(matches!(end("/a/x", &tree).1, Kind::Other(_)));
     }

@@ -21,7 +21,7 @@ async fn addresses(directory: &tempfile::TempDir, registry: &str) -> Vec<String>
 }
 
 #[tokio::test]
-async fn without_a_word_a_registry_is_its_own_host() {
+async fn a_registry_without_configuration_is_its_own_host() {
     let nowhere = Hosts::default();
     for (registry, base) in [
         ("docker.io", "https://registry-1.docker.io/v2"),
@@ -40,7 +40,7 @@ async fn without_a_word_a_registry_is_its_own_host() {
 }
 
 #[tokio::test]
-async fn the_first_directory_that_fits_is_the_one() {
+async fn the_first_existing_hosts_directory_is_used() {
     let named = |name: &str| format!("server = \"https://{name}.example\"");
     let all = directory(&[
         ("a.example_5000_/hosts.toml", &named("underlined")),
@@ -62,7 +62,7 @@ async fn the_first_directory_that_fits_is_the_one() {
 }
 
 #[tokio::test]
-async fn hosts_are_in_the_files_order_and_the_registry_is_the_last() {
+async fn hosts_keep_the_files_order_with_the_registry_last() {
     let text = r#"
         [host."https://z.example"]
         [host."http://a.example:5000/sub/"]
@@ -89,7 +89,7 @@ async fn hosts_are_in_the_files_order_and_the_registry_is_the_last() {
 }
 
 #[tokio::test]
-async fn what_is_said_of_a_host_is_its_own() {
+async fn host_settings_apply_to_that_host_only() {
     let text = r#"
         server = "https://a.example"
         capabilities = ["push", "Pull"]
@@ -122,7 +122,7 @@ async fn what_is_said_of_a_host_is_its_own() {
 }
 
 #[tokio::test]
-async fn without_a_file_dockers_certificates_count() {
+async fn docker_certificates_are_used_without_a_hosts_file() {
     let place = directory(&[
         ("127.0.0.1:5000/ca.crt", ""),
         ("127.0.0.1:5000/a.cert", ""),
@@ -139,7 +139,7 @@ async fn without_a_file_dockers_certificates_count() {
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_told_with_its_line_and_without_its_text() {
+async fn hosts_file_errors_have_a_line_and_no_content() {
     for (text, told) in [
         ("server = \"https://a\"\nserver = \"hunter2\"", "line 2"),
         ("\n\nhunter2", "line 3"),
@@ -169,7 +169,7 @@ async fn what_is_wrong_is_told_with_its_line_and_without_its_text() {
 }
 
 #[test]
-fn keys_that_are_not_known_are_named() {
+fn unknown_keys_are_named() {
     let text =
         "sevrer = \"https://a\"\n[host.\"https://a\"]\nskip_verfy = true\n[host.\"https://a\".host.\"b\"]\n";
     let (_, unknown) = file::parse(text, Path::new("/etc")).unwrap();
@@ -181,7 +181,7 @@ fn keys_that_are_not_known_are_named() {
 }
 
 #[test]
-fn only_the_loopback_is_plain() {
+fn plain_http_is_for_the_loopback_only() {
     for host in ["localhost", "localhost:5000", "127.0.0.1", "127.8.0.1:80", "[::1]", "[::1]:5000"] {
         assert!(is_loopback(host), "{host}");
     }

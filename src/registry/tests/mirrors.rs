@@ -45,7 +45,7 @@ fn gone() -> String {
 }
 
 #[tokio::test]
-async fn the_first_is_asked_first_and_told_which_registry_is_meant() {
+async fn a_mirror_is_asked_first_and_gets_the_namespace() {
     let settings = "header = {x-of-it = [\"one\", \"two\"]}";
     let (mirrored, first, _) = Mirrored::new(settings, vec![answer("200 OK", "", "{}")], vec![]).await;
     let fetched = mirrored.registry().manifest("c").await.unwrap();
@@ -56,7 +56,7 @@ async fn the_first_is_asked_first_and_told_which_registry_is_meant() {
 }
 
 #[tokio::test]
-async fn what_one_has_not_another_gives_and_if_none_does_each_reason_is_told() {
+async fn the_next_host_is_asked_and_all_failures_are_reported() {
     let (mirrored, _first, second) =
         Mirrored::new("", vec![gone(), gone()], vec![answer("200 OK", "", "{}"), gone()]).await;
     let registry = mirrored.registry();
@@ -70,7 +70,7 @@ async fn what_one_has_not_another_gives_and_if_none_does_each_reason_is_told() {
 }
 
 #[tokio::test]
-async fn one_that_is_not_believed_is_asked_for_what_a_digest_stands_for_only() {
+async fn a_host_without_resolve_is_asked_by_digest_only() {
     let digest = digest_of(b"{}");
     let said = format!(
         "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\nDocker-Content-Digest: {digest}\r\n\r\n"
@@ -83,7 +83,7 @@ async fn one_that_is_not_believed_is_asked_for_what_a_digest_stands_for_only() {
 }
 
 #[tokio::test]
-async fn what_is_not_what_its_digest_says_is_had_elsewhere() {
+async fn bad_content_is_fetched_from_another_host() {
     let digest = digest_of(b"{}");
     let (mirrored, _first, _second) =
         Mirrored::new("", vec![answer("200 OK", "", "[]")], vec![answer("200 OK", "", "{}")]).await;
@@ -96,7 +96,7 @@ async fn what_is_not_what_its_digest_says_is_had_elsewhere() {
 }
 
 #[tokio::test]
-async fn a_blob_that_breaks_off_goes_on_at_another_host() {
+async fn a_broken_blob_resumes_at_another_host() {
     let broken = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 10\r\n\r\n0123".to_owned();
     let (mirrored, _first, second) = Mirrored::new(
         "",
@@ -118,7 +118,7 @@ async fn a_blob_that_breaks_off_goes_on_at_another_host() {
 }
 
 #[tokio::test]
-async fn a_registrys_password_is_not_its_mirrors() {
+async fn a_registrys_password_is_not_sent_to_its_mirror() {
     let asks = || answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n", "");
     let (mirrored, first, second) = Mirrored::new("", vec![asks()], vec![asks()]).await;
     let problem = mirrored.registry().manifest("c").await.err().unwrap();
@@ -129,7 +129,7 @@ async fn a_registrys_password_is_not_its_mirrors() {
 }
 
 #[tokio::test]
-async fn the_operators_headers_follow_no_redirect_to_another_host() {
+async fn operator_headers_follow_no_redirect_to_another_host() {
     let (storage, asked) = answering(vec![answer("200 OK", "", "0123456789")]).await;
     let moved = answer("307 Temporary Redirect", "Location: ../../elsewhere\r\n", "");
     let away = format!("Location: http://{}/blob\r\n", storage.host());
@@ -145,7 +145,7 @@ async fn the_operators_headers_follow_no_redirect_to_another_host() {
 }
 
 #[tokio::test]
-async fn without_a_host_that_is_believed_a_tag_is_nothing() {
+async fn a_tag_needs_a_host_with_the_resolve_capability() {
     let (mirrored, ..) = Mirrored::new("capabilities = [\"pull\"]", vec![], vec![]).await;
     let path = mirrored.directory.path().join("registry.example/hosts.toml");
     let text = std::fs::read_to_string(&path).unwrap();

@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_that_cannot_run_has_a_shells_code() {
+    fn a_command_that_cannot_run_has_exit_code_126_or_127() {
         let code = |text: &str| code_for(text, "x");
         let not_found = r#"OCI runtime exec failed: exec failed: unable to start container process: exec: "x": executable file not found in $PATH: unknown"#;
         assert_eq!(code(not_found), Some(127));
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_command_is_called_does_not_matter() {
+    fn command_names_do_not_affect_the_classification() {
         for program in
             ["is-stopped", "is not running", "container does not exist", "permission denied", "a\"b"]
         {

@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pid_that_has_come_to_be_anothers_is_left_alone() {
+    fn a_reused_pid_is_left_alone() {
         assert_eq!(members(&[process(10, 1, 10, 700), process(11, 10, 10, 701)]), [0; 0]);
         assert_eq!(members(&[process(11, 1, 10, 499)]), [0; 0], "older than the exec");
     }

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_ended_for_a_shim_that_is_not_known() {
+    fn runtimes_of_an_unknown_shim_are_not_killed() {
         end_now(0, Path::new("/"), u64::MAX);
         end_now(1, Path::new("/"), u64::MAX);
     }

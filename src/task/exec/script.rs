@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn too_much_output_is_cut_and_says_so() {
+    fn long_script_output_is_cut_with_a_note() {
         let mut whole = Vec::new();
         for _ in 0..40 {
             append(&mut whole, &[b'x'; 30_000]);

@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn leftovers_are_found_by_the_shims_notes_and_by_their_pipes() {
+    fn stale_execs_are_found_by_pid_files_and_pipes() {
         let state = tempfile::tempdir().unwrap();
         let bundle = Bundle::at(state.path(), "nomad", "web");
         bundle.create(Path::new("/bin/shim")).unwrap();
@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pid_that_was_noted_in_the_future_is_nobodys() {
+    fn a_pid_file_from_the_future_is_ignored() {
         let directory = tempfile::tempdir().unwrap();
         let note = directory.path().join("init.pid");
         std::fs::write(&note, std::process::id().to_string()).unwrap();

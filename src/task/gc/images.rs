@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_held_is_not_removed_and_what_is_being_removed_is_waited_for() {
+    async fn held_images_are_not_removed_and_removals_are_awaited() {
         let uses = Arc::new(ImageUses::default());
         let first = uses.hold("a").await;
         let second = uses.hold("a").await;

@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn permits_are_given_in_the_order_in_which_they_were_asked_for() {
+    async fn start_permits_are_granted_in_order() {
         let limiter = StartLimiter::new(2);
         let first = limiter.acquire(silent).now_or_never().unwrap();
         let second = limiter.acquire(silent).now_or_never().unwrap();
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_start_that_takes_long_keeps_nobody_waiting() {
+    async fn a_start_permit_is_released_after_its_limit() {
         let limiter = StartLimiter::new(1);
         let held = StartPermit::holding(limiter.permit(LONG, silent).await, Duration::from_millis(20));
         let mut second = Box::pin(limiter.acquire(silent));
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_leaves_the_queue_takes_nobodys_turn() {
+    async fn a_cancelled_wait_takes_no_permit() {
         let limiter = StartLimiter::new(0);
         assert_eq!(limiter.at_once(), 1);
         let first = limiter.acquire(silent).await;
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_long_wait_is_told_of_and_goes_on() {
+    async fn a_long_wait_for_a_permit_is_reported() {
         let limiter = StartLimiter::new(1);
         let first = limiter.acquire(silent).await;
         let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();

@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn one_that_breaks_off_is_nobody_elses_trouble() {
+    async fn a_cancelled_read_does_not_affect_others() {
         let broken = read(|| -> std::io::Result<()> { panic!("on purpose") });
         let (broken, next) = (broken.await, read(|| Ok(thread::current().name().map(str::to_owned))).await);
         assert_eq!(broken.unwrap_err(), "the read was interrupted");

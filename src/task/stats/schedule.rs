@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn two_of_a_pace_share_each_sample() {
+    fn listeners_of_one_interval_share_samples() {
         let mut play = Play::new();
         let mut both = [play.join(ms(1000)), play.join(ms(1000))];
         let heard = heard(&mut play, ms(3000), &mut both);
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn the_slower_one_gets_every_so_many_th() {
+    fn a_slower_listener_gets_every_nth_sample() {
         let mut play = Play::new();
         let mut all = [play.join(ms(300)), play.join(ms(600)), play.join(ms(1000))];
         let heard = heard(&mut play, ms(2400), &mut all);
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn one_who_comes_late_gets_what_is_current_and_then_joins_the_others() {
+    fn a_late_listener_gets_the_current_sample_and_joins() {
         let mut play = Play::new();
         let mut all = vec![play.join(ms(1000))];
         assert_eq!(heard(&mut play, ms(1500), &mut all), [[0, 1000]]);
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn one_in_more_of_a_hurry_does_not_wait_for_the_slow() {
+    fn a_faster_listener_does_not_wait_for_slower_ones() {
         let mut play = Play::new();
         let mut slow = play.join(ms(60_000));
         play.run(ms(30_000), |_| {});
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_that_fails_is_left_out_and_the_next_one_comes_in_its_turn() {
+    fn a_failed_sample_is_skipped() {
         let mut play = Play::new();
         let mut listener = play.join(ms(1000));
         let tick = play.schedule.next(play.start).unwrap();
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn without_listeners_nothing_is_sampled_and_what_was_missed_is_not_made_up_for() {
+    fn nothing_is_sampled_without_listeners() {
         let mut play = Play::new();
         assert!(play.schedule.next(play.start).is_none());
         let (listener, is_first) = play.schedule.join(ms(1000), play.start);
