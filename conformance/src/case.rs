@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Error, Result};
 use futures::future::LocalBoxFuture;
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use libtest_mimic::{Completion, Conclusion};
 
@@ -22,24 +22,24 @@ pub struct Case {
     pub limit: Duration,
 }
 
-type Body = Box<dyn Fn(Arc<Scene>) -> LocalBoxFuture<'static, Result<()>> + Send + Sync>;
+type Body = Box<dyn Fn(Arc<CaseContext>) -> LocalBoxFuture<'static, Result<()>> + Send + Sync>;
 
 /// The function of a case. Its arguments say what it is given: the context alone, or also the usual plugin
-/// ([`Scene::plugin`]), which is started before it and shut down after it.
+/// ([`CaseContext::plugin`]), which is started before it and shut down after it.
 pub trait CaseFunction<Arguments> {
-    async fn run(&self, scene: &Scene) -> Result<()>;
+    async fn run(&self, context: &CaseContext) -> Result<()>;
 }
 
-impl<F: AsyncFn(&Scene) -> Result<()>> CaseFunction<(Scene,)> for F {
-    async fn run(&self, scene: &Scene) -> Result<()> {
-        self(scene).await
+impl<F: AsyncFn(&CaseContext) -> Result<()>> CaseFunction<(CaseContext,)> for F {
+    async fn run(&self, context: &CaseContext) -> Result<()> {
+        self(context).await
     }
 }
 
-impl<F: AsyncFn(&Scene, &Plugin) -> Result<()>> CaseFunction<(Scene, Plugin)> for F {
-    async fn run(&self, scene: &Scene) -> Result<()> {
-        let mut plugin = scene.plugin().await?;
-        match self(scene, &plugin).await {
+impl<F: AsyncFn(&CaseContext, &Plugin) -> Result<()>> CaseFunction<(CaseContext, Plugin)> for F {
+    async fn run(&self, context: &CaseContext) -> Result<()> {
+        let mut plugin = context.plugin().await?;
+        match self(context, &plugin).await {
             Err(failure) if !failure.is::<Skipped>() => Err(failure),
             passed_or_skipped => plugin.shut_down().await.and(passed_or_skipped),
         }
@@ -48,7 +48,7 @@ impl<F: AsyncFn(&Scene, &Plugin) -> Result<()>> CaseFunction<(Scene, Plugin)> fo
 
 /// Returns the body of a case that is written as this function.
 pub fn body<Arguments>(function: impl CaseFunction<Arguments> + Copy + Send + Sync + 'static) -> Body {
-    Box::new(move |scene| Box::pin(async move { function.run(&scene).await }))
+    Box::new(move |context| Box::pin(async move { function.run(&context).await }))
 }
 
 /// Returns whether a case is to run: its name contains one of `filters`, or there are none. An underscore matches a

@@ -11,9 +11,9 @@ use anyhow::{Context as _, Result, ensure};
 use harness::agent::command::Output;
 use harness::agent::{Agent, Allocation, Client, Mode};
 use harness::config;
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::context::agent;
-use harness::environment::World;
+use harness::environment::TestEnvironment;
 use harness::leaks::census::Census;
 use harness::leaks::report::Leftovers;
 use harness::processes;
@@ -67,12 +67,13 @@ pub fn run(nomad: Option<&Path>, plugin: &Path) -> Result<()> {
 fn with_agent(nomad: &Path, plugin: &Path) -> Result<()> {
     let teller = Teller::begin();
     teller.step("A private containerd and a private registry with a redis image");
-    let world = World::start()?;
-    let image = world.image("library/redis:alpine");
-    teller.saw(&format!("containerd at {}, the image is {image}", world.containerd().socket().display()));
+    let environment = TestEnvironment::start()?;
+    let image = environment.image("library/redis:alpine");
+    teller
+        .saw(&format!("containerd at {}, the image is {image}", environment.containerd().socket().display()));
 
     teller.step("A Nomad agent with the driver in its plugin directory");
-    let setup = agent::setup(&world, Mode::Dev, nomad, plugin);
+    let setup = agent::setup(&environment, Mode::Dev, nomad, plugin);
     let state_dir = setup.state_dir.clone();
     let mut agent = Agent::start(setup)?;
     let health = agent.driver_becomes(true)?;
@@ -83,12 +84,12 @@ fn with_agent(nomad: &Path, plugin: &Path) -> Result<()> {
 
     let mut cgroups = Vec::new();
     redis(&teller, &agent, &image, &mut cgroups)?;
-    missing_image(&teller, &mut agent, &world.image("library/no-such-image:latest"), &mut cgroups)?;
+    missing_image(&teller, &mut agent, &environment.image("library/no-such-image:latest"), &mut cgroups)?;
 
     teller.step("What is left");
     Leftovers {
-        containerd: world.containerd(),
-        networks: world.networks(),
+        containerd: environment.containerd(),
+        networks: environment.networks(),
         state_dir: &state_dir,
         cgroups: &cgroups,
         before: &Census::default(),
@@ -99,8 +100,8 @@ fn with_agent(nomad: &Path, plugin: &Path) -> Result<()> {
     let residue = agent.residue();
     ensure!(residue.is_empty(), "the agent left behind:\n  {}", residue.join("\n  "));
     drop(agent);
-    let directory = world.directory().to_owned();
-    drop(world);
+    let directory = environment.directory().to_owned();
+    drop(environment);
     ensure!(!directory.exists(), "{} is still there", directory.display());
     teller.saw("no agent, plugin, containerd or registry runs, and their directory is gone");
     teller.step("All as it should be");
@@ -175,24 +176,24 @@ fn missing_image(teller: &Teller, agent: &mut Agent, image: &str, cgroups: &mut 
 fn without_agent(plugin: &Path) -> Result<()> {
     let teller = Teller::begin();
     teller.step("A private containerd and a private registry with a redis image");
-    let world = World::start()?;
-    tokio::runtime::Runtime::new()?.block_on(host_plays(&teller, &world, plugin))?;
-    let directory = world.directory().to_owned();
-    drop(world);
+    let environment = TestEnvironment::start()?;
+    tokio::runtime::Runtime::new()?.block_on(host_plays(&teller, &environment, plugin))?;
+    let directory = environment.directory().to_owned();
+    drop(environment);
     ensure!(!directory.exists(), "{} is still there", directory.display());
     teller.step("All as it should be");
     Ok(())
 }
 
-async fn host_plays(teller: &Teller, world: &Arc<World>, plugin: &Path) -> Result<()> {
-    let scene = Scene::new(Arc::clone(world), plugin, "demo".to_owned());
+async fn host_plays(teller: &Teller, environment: &Arc<TestEnvironment>, plugin: &Path) -> Result<()> {
+    let context = CaseContext::new(Arc::clone(environment), plugin, "demo".to_owned());
     teller.step("The driver, started as an agent starts it");
-    let mut plugin = scene.plugin().await?;
+    let mut plugin = context.plugin().await?;
     let info = plugin.info().await?;
     teller.saw(&format!("{} {}, process {}", info.name, info.plugin_version, plugin.pid()));
 
     teller.step("The redis job");
-    let task = scene.run(&plugin, &config! { image = scene.image("library/redis:alpine") }).await?;
+    let task = context.run(&plugin, &config! { image = context.image("library/redis:alpine") }).await?;
     teller.saw(&format!("it runs, as process {} of this machine", task.pid()?));
 
     teller.step("Asked by an exec of `redis-cli ping`, once its log says that it is ready");
@@ -210,8 +211,8 @@ async fn host_plays(teller: &Teller, world: &Arc<World>, plugin: &Path) -> Resul
     teller.saw(&format!("it ended with exit code {}", exit.exit_code));
 
     teller.step("A job whose image does not exist");
-    let image = scene.image("library/no-such-image:latest");
-    let mut missing = scene.prepare(&plugin, &config! { image = image.clone() }).await?;
+    let image = context.image("library/no-such-image:latest");
+    let mut missing = context.prepare(&plugin, &config! { image = image.clone() }).await?;
     let refusal = missing.start(&plugin).await.err().context("it started")?;
     let text = format!("{refusal:#}");
     ensure!(text.contains(&image), "the error does not name the image: {text}");
@@ -219,7 +220,7 @@ async fn host_plays(teller: &Teller, world: &Arc<World>, plugin: &Path) -> Resul
 
     teller.step("What is left");
     plugin.shut_down().await?;
-    scene.close()?;
+    context.close()?;
     teller.saw("no container, snapshot, lease, mount, cgroup, pipe or shim of these jobs");
     Ok(())
 }

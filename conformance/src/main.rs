@@ -20,7 +20,7 @@ use anyhow::{Context, Result};
 use bench::measure;
 use clap::{Parser, Subcommand};
 use harness::agent;
-use harness::environment::{self, World};
+use harness::environment::{self, TestEnvironment};
 use harness::fixture::{Choice, Programs};
 use harness::hugetlb::Hugetlb;
 use harness::interrupt::{self, UnderWay};
@@ -139,11 +139,11 @@ fn clean_up_when_interrupted() -> Result<()> {
 
 fn hold_world(choice: &Choice) -> Result<ExitCode> {
     let started = std::time::Instant::now();
-    let world = World::start_of(Programs::find(choice)?)?;
+    let environment = TestEnvironment::start_of(Programs::find(choice)?)?;
     println!("up after {:?}", started.elapsed());
-    println!("containerd  {}", world.containerd().socket().display());
+    println!("containerd  {}", environment.containerd().socket().display());
     for image in ["busybox:latest", "styled:latest", "library/redis:alpine", "broken:unreadable"] {
-        println!("image       {}", world.image(image));
+        println!("image       {}", environment.image(image));
     }
     loop {
         std::thread::park();

@@ -1,4 +1,4 @@
-//! Runs the cases in a few test environments (worlds), each used by one case at a time, and reports like libtest.
+//! Runs the cases in a few test environments, each used by one case at a time, and reports like libtest.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use anyhow::{Context, Result, anyhow, bail};
-use harness::context::Scene;
-use harness::environment::World;
+use harness::context::CaseContext;
+use harness::environment::TestEnvironment;
 use harness::fixture::{Choice, Programs};
 use harness::interrupt::{UnderWay, interrupted};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -57,20 +57,23 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         cases.retain(|case| !case.name.starts_with(cases::GVISOR));
     }
     let starting = UnderWay::begin();
-    let worlds = Arc::new(if args.list { Worlds::default() } else { Worlds::start(args)? });
+    let environments =
+        Arc::new(if args.list { TestEnvironments::default() } else { TestEnvironments::start(args)? });
     drop(starting);
     let skips = Arc::new(Skips::default());
     let trials = cases.into_iter().enumerate().map(|(number, case)| {
-        let (worlds, plugin, handle) = (Arc::clone(&worlds), plugin.clone(), runtime.handle().clone());
+        let (environments, plugin, handle) =
+            (Arc::clone(&environments), plugin.clone(), runtime.handle().clone());
         let (skips, successor) = (Arc::clone(&skips), successor.clone());
         Trial::ignorable_test(case.name.clone(), move || {
             let _under_way = UnderWay::begin();
-            let world = worlds.take();
-            let scene = Scene::new(Arc::clone(&world), &plugin, format!("s{number}")).succeeded_by(successor);
-            let scene = Arc::new(scene);
-            let outcome = perform(&case, &scene, &handle, &skips);
-            drop(scene);
-            worlds.give_back(world);
+            let environment = environments.take();
+            let context = CaseContext::new(Arc::clone(&environment), &plugin, format!("s{number}"))
+                .succeeded_by(successor);
+            let context = Arc::new(context);
+            let outcome = perform(&case, &context, &handle, &skips);
+            drop(context);
+            environments.give_back(environment);
             outcome
         })
     });
@@ -99,29 +102,29 @@ fn chosen(filters: &[String]) -> Result<Vec<Case>> {
 
 fn perform(
     case: &Case,
-    scene: &Arc<Scene>,
+    context: &Arc<CaseContext>,
     handle: &Handle,
     skips: &Skips,
 ) -> std::result::Result<Completion, Failed> {
-    let played = catch_unwind(AssertUnwindSafe(|| handle.block_on(play(case, scene))));
+    let played = catch_unwind(AssertUnwindSafe(|| handle.block_on(play(case, context))));
     let played = played.unwrap_or_else(|_| Err(anyhow!("it panicked")));
     // A case may have ended during an outage that it caused.
-    let repaired = scene.world().repair();
+    let repaired = context.environment().repair();
     // A skipped case must not leave anything either.
     let played = skips.sort(&case.name, played);
-    let outcome = repaired.and(played).and_then(|completion| scene.close().map(|()| completion));
+    let outcome = repaired.and(played).and_then(|completion| context.close().map(|()| completion));
     outcome.map_err(|error| {
-        let failed = format!("{error:#}\n{}{}", place_of(&error), scene.last_words());
-        scene.sweep();
+        let failed = format!("{error:#}\n{}{}", place_of(&error), context.last_words());
+        context.sweep();
         failed.into()
     })
 }
 
-async fn play(case: &Case, scene: &Arc<Scene>) -> Result<()> {
-    if let Some(why) = cases::not_in_a_sandbox(&case.name).filter(|_| scene.programs().is_gvisor()) {
+async fn play(case: &Case, context: &Arc<CaseContext>) -> Result<()> {
+    if let Some(why) = cases::not_in_a_sandbox(&case.name).filter(|_| context.programs().is_gvisor()) {
         return skip(format!("gVisor: {why}"));
     }
-    let body = (case.body)(Arc::clone(scene));
+    let body = (case.body)(Arc::clone(context));
     tokio::select! {
         played = tokio::time::timeout(case.limit, body) => {
             played.unwrap_or_else(|_| Err(anyhow!("not done after {:?}", case.limit)))
@@ -142,38 +145,39 @@ fn place_of(error: &anyhow::Error) -> String {
 
 /// The pool of test environments, with those that no case uses.
 #[derive(Default)]
-struct Worlds {
-    free: Mutex<Vec<Arc<World>>>,
+struct TestEnvironments {
+    free: Mutex<Vec<Arc<TestEnvironment>>>,
     returned: Condvar,
 }
 
-impl Worlds {
+impl TestEnvironments {
     fn start(args: &Args) -> Result<Self> {
         let programs = Programs::find(&args.choice)?;
         println!("{}", programs.versions().join(", "));
         let start = || {
             let programs = programs.clone();
-            std::thread::spawn(move || World::start_of(programs))
+            std::thread::spawn(move || TestEnvironment::start_of(programs))
         };
         let starting: Vec<_> = (0..args.jobs.max(1)).map(|_| start()).collect();
-        let started =
-            starting.into_iter().map(|world| world.join().map_err(|_| anyhow!("a panic")).flatten());
+        let started = starting
+            .into_iter()
+            .map(|environment| environment.join().map_err(|_| anyhow!("a panic")).flatten());
         let free = started.collect::<Result<_>>().context("build the fixture")?;
         Ok(Self { free: Mutex::new(free), returned: Condvar::new() })
     }
 
-    fn take(&self) -> Arc<World> {
+    fn take(&self) -> Arc<TestEnvironment> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
-            if let Some(world) = free.pop() {
-                return world;
+            if let Some(environment) = free.pop() {
+                return environment;
             }
             free = self.returned.wait(free).unwrap_or_else(PoisonError::into_inner);
         }
     }
 
-    fn give_back(&self, world: Arc<World>) {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(world);
+    fn give_back(&self, environment: Arc<TestEnvironment>) {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(environment);
         self.returned.notify_one();
     }
 }

@@ -16,11 +16,11 @@ const PARENT: &str = "/tmp";
 const PREFIX: &str = "cfm-";
 
 /// The test environments of this process, for a suite that is interrupted.
-static STANDING: Mutex<Vec<Weak<World>>> = Mutex::new(Vec::new());
+static STANDING: Mutex<Vec<Weak<TestEnvironment>>> = Mutex::new(Vec::new());
 
 /// A test environment: a containerd, and a registry with its images. On drop it is taken down with everything that
 /// plugins left in its directory: processes, mounts, files.
-pub struct World {
+pub struct TestEnvironment {
     // Fields are dropped in this order: servers first, the directory last.
     containerd: Containerd,
     registry: Registry,
@@ -30,7 +30,7 @@ pub struct World {
     directory: TempDir,
 }
 
-impl World {
+impl TestEnvironment {
     /// Starts the servers with PATH's programs, and pushes the images, which takes a few seconds.
     ///
     /// # Errors
@@ -52,10 +52,10 @@ impl World {
         catalog.push(&registry).context("push the images")?;
         let cgroup_roots = report::CgroupRoots::note();
         let networks = Networks::claim()?;
-        let world = Arc::new(Self { containerd, registry, catalog, cgroup_roots, networks, directory });
+        let environment = Arc::new(Self { containerd, registry, catalog, cgroup_roots, networks, directory });
         let mut standing = STANDING.lock().unwrap_or_else(PoisonError::into_inner);
-        standing.push(Arc::downgrade(&world));
-        Ok(world)
+        standing.push(Arc::downgrade(&environment));
+        Ok(environment)
     }
 
     /// Returns the directory of all files of the test environment.
@@ -112,7 +112,7 @@ impl World {
     }
 }
 
-impl Drop for World {
+impl Drop for TestEnvironment {
     fn drop(&mut self) {
         self.take_down();
     }
@@ -133,8 +133,8 @@ pub fn own_directory() -> Result<TempDir> {
 /// Takes down every test environment of this process, if it is interrupted and ends without unwinding.
 pub fn take_down_all() {
     let standing = std::mem::take(&mut *STANDING.lock().unwrap_or_else(PoisonError::into_inner));
-    for world in standing.iter().filter_map(Weak::upgrade) {
-        world.take_down();
-        let _ = std::fs::remove_dir_all(world.directory());
+    for environment in standing.iter().filter_map(Weak::upgrade) {
+        environment.take_down();
+        let _ = std::fs::remove_dir_all(environment.directory());
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 
 use anyhow::{Result, ensure};
-use harness::context::agent::{Stage, eventually, jobs};
+use harness::context::agent::{AgentContext, eventually, jobs};
 
 use super::support::kill_plugin;
 use super::{Case, named_cases};
@@ -22,10 +22,10 @@ fn rotating() -> String {
     jobs::shell_configured("logging {\n max_files = 1000\n max_file_size = \"64k\"\n }")
 }
 
-fn start(stage: &mut Stage, name: &str, script: &str) -> Result<String> {
-    stage.agent.collect_logs_by("driver")?;
-    let image = stage.busybox();
-    stage.start(name, &rotating(), &[("image", &image), ("script", script)])
+fn start(context: &mut AgentContext, name: &str, script: &str) -> Result<String> {
+    context.agent.collect_logs_by("driver")?;
+    let image = context.busybox();
+    context.start(name, &rotating(), &[("image", &image), ("script", script)])
 }
 
 fn lines(count: usize) -> String {
@@ -39,21 +39,21 @@ fn is_whole(what: &str, got: &[u8], wanted: &str) -> Result<()> {
     Ok(())
 }
 
-fn files(stage: &Stage, id: &str) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(stage.agent.allocation_directory(id).join("alloc/logs"))?;
+fn files(context: &AgentContext, id: &str) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(context.agent.allocation_directory(id).join("alloc/logs"))?;
     entries.map(|entry| Ok(entry?.path())).collect()
 }
 
-fn nomad_reads_what_the_driver_wrote_by_all_its_flags(stage: &mut Stage) -> Result<()> {
-    let id = start(stage, "collected", "seq 100000; seq 1000 >&2; sleep 600")?;
-    stage.running(&id, "main")?;
-    stage.logged(&id, "main", "\n100000\n")?;
-    ensure!(stage.agent.collectors().is_empty(), "Nomad has started a collector");
-    is_whole("stdout", &stage.log(&id, "main", false)?, &lines(100_000))?;
-    is_whole("stderr", &stage.log(&id, "main", true)?, &lines(1000))?;
+fn nomad_reads_what_the_driver_wrote_by_all_its_flags(context: &mut AgentContext) -> Result<()> {
+    let id = start(context, "collected", "seq 100000; seq 1000 >&2; sleep 600")?;
+    context.running(&id, "main")?;
+    context.logged(&id, "main", "\n100000\n")?;
+    ensure!(context.agent.collectors().is_empty(), "Nomad has started a collector");
+    is_whole("stdout", &context.log(&id, "main", false)?, &lines(100_000))?;
+    is_whole("stderr", &context.log(&id, "main", true)?, &lines(1000))?;
     let ask = |flags: &[&str]| -> Result<String> {
         let words = [&["alloc", "logs"], flags, &[&id, "main"]].concat();
-        Ok(stage.agent.tell(&words)?.stdout())
+        Ok(context.agent.tell(&words)?.stdout())
     };
     ensure!(ask(&["-tail", "-n", "2"])? == "99999\n100000\n", "{:?}", ask(&["-tail", "-n", "2"])?);
     // The tail begins before the last file.
@@ -62,7 +62,7 @@ fn nomad_reads_what_the_driver_wrote_by_all_its_flags(stage: &mut Stage) -> Resu
         ask(&["-tail", "-c", "150000"])?.as_bytes(),
         &lines(100_000)[lines(100_000).len() - 150_000..],
     )?;
-    let names = files(stage, &id)?;
+    let names = files(context, &id)?;
     ensure!(names.len() > lines(100_000).len().div_ceil(64 << 10), "the files are {names:?}");
     ensure!(
         !names.iter().any(|name| name.display().to_string().contains("fifo")),
@@ -71,15 +71,15 @@ fn nomad_reads_what_the_driver_wrote_by_all_its_flags(stage: &mut Stage) -> Resu
     Ok(())
 }
 
-fn a_follower_sees_all_of_it_over_many_files(stage: &mut Stage) -> Result<()> {
+fn a_follower_sees_all_of_it_over_many_files(context: &mut AgentContext) -> Result<()> {
     let script =
         "until [ -e /alloc/data/go ]; do sleep 0.1; done; for i in $(seq 20); do seq 5000; sleep 0.1; done";
-    let id = start(stage, "followed", script)?;
-    stage.running(&id, "main")?;
-    let seen = stage.world.directory().join("followed");
-    let mut follower = stage.agent.nomad(&["alloc", "logs", "-f", &id, "main"]);
+    let id = start(context, "followed", script)?;
+    context.running(&id, "main")?;
+    let seen = context.environment.directory().join("followed");
+    let mut follower = context.agent.nomad(&["alloc", "logs", "-f", &id, "main"]);
     let mut follower = follower.stdin(Stdio::null()).stdout(File::create(&seen)?).spawn()?;
-    fs::write(stage.data(&id, "go"), b"")?;
+    fs::write(context.data(&id, "go"), b"")?;
     let wanted = lines(5000).repeat(20);
     let all = eventually("all of it", || Ok(fs::metadata(&seen)?.len() >= wanted.len() as u64));
     // The follower would go on beyond the task's end.
@@ -89,35 +89,35 @@ fn a_follower_sees_all_of_it_over_many_files(stage: &mut Stage) -> Result<()> {
     fs::remove_file(&seen)?;
     is_whole("what was followed", &came, &wanted)?;
     all?;
-    stage.dead(&id, "main").map(drop)
+    context.dead(&id, "main").map(drop)
 }
 
-fn nothing_is_lost_when_agent_and_plugin_die_in_the_middle(stage: &mut Stage) -> Result<()> {
+fn nothing_is_lost_when_agent_and_plugin_die_in_the_middle(context: &mut AgentContext) -> Result<()> {
     let script = "for i in $(seq 60); do seq 20000; sleep 0.05; done";
-    let id = start(stage, "interrupted", script)?;
-    stage.running(&id, "main")?;
-    kill_plugin(stage)?;
-    eventually("new plugin", || Ok(stage.agent.plugin().is_ok()))?;
-    stage.agent.stop()?;
-    stage.agent.launch()?;
-    stage.agent.kill();
-    kill_plugin(stage)?;
-    stage.agent.launch()?;
-    let task = stage.dead(&id, "main")?;
+    let id = start(context, "interrupted", script)?;
+    context.running(&id, "main")?;
+    kill_plugin(context)?;
+    eventually("new plugin", || Ok(context.agent.plugin().is_ok()))?;
+    context.agent.stop()?;
+    context.agent.launch()?;
+    context.agent.kill();
+    kill_plugin(context)?;
+    context.agent.launch()?;
+    let task = context.dead(&id, "main")?;
     ensure!(task.ended()?.exit_code == 0 && task.restarts == 0, "{:?}", task.ended()?);
-    is_whole("stdout", &stage.log(&id, "main", false)?, &lines(20000).repeat(60))
+    is_whole("stdout", &context.log(&id, "main", false)?, &lines(20000).repeat(60))
 }
 
-fn what_was_said_last_while_all_was_down_is_there(stage: &mut Stage) -> Result<()> {
+fn what_was_said_last_while_all_was_down_is_there(context: &mut AgentContext) -> Result<()> {
     let script = "echo before; until [ -e /alloc/data/go ]; do sleep 0.1; done; seq 50000; touch /alloc/data/done; exit 9";
-    let id = start(stage, "said-last", script)?;
-    stage.running(&id, "main")?;
-    stage.logged(&id, "main", "before\n")?;
-    stage.agent.stop()?;
-    fs::write(stage.data(&id, "go"), b"")?;
-    eventually("end of the task", || Ok(stage.data(&id, "done").exists()))?;
-    stage.agent.launch()?;
-    let task = stage.dead(&id, "main")?;
+    let id = start(context, "said-last", script)?;
+    context.running(&id, "main")?;
+    context.logged(&id, "main", "before\n")?;
+    context.agent.stop()?;
+    fs::write(context.data(&id, "go"), b"")?;
+    eventually("end of the task", || Ok(context.data(&id, "done").exists()))?;
+    context.agent.launch()?;
+    let task = context.dead(&id, "main")?;
     ensure!(task.ended()?.exit_code == 9, "it ended as {:?}", task.ended()?);
-    is_whole("stdout", &stage.log(&id, "main", false)?, &format!("before\n{}", lines(50000)))
+    is_whole("stdout", &context.log(&id, "main", false)?, &format!("before\n{}", lines(50000)))
 }

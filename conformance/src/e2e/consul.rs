@@ -1,7 +1,7 @@
 //! Jobs whose services are registered with Consul: their addresses, their checks, and a sidecar of its mesh.
 
 use anyhow::{Context as _, Result, ensure};
-use harness::context::agent::{Stage, eventually};
+use harness::context::agent::{AgentContext, eventually};
 use serde_json::Value;
 
 use super::support::{network_jobs, page_is};
@@ -17,8 +17,8 @@ const REGISTERED: &str = include_str!("../../../examples/networks/registered.nom
 const MESH: &str = include_str!("../../../examples/networks/mesh.nomad.hcl");
 
 /// Waits until a service has one instance that is as wanted, and returns it.
-fn instance(stage: &Stage, name: &str, what: &str, is: impl Fn(&Value) -> bool) -> Result<Value> {
-    let consul = stage.consul.as_ref().context("there is no Consul")?;
+fn instance(context: &AgentContext, name: &str, what: &str, is: impl Fn(&Value) -> bool) -> Result<Value> {
+    let consul = context.consul.as_ref().context("there is no Consul")?;
     let mut seen = Vec::new();
     eventually(&format!("{what} of {name}"), || {
         seen = consul.instances(name)?;
@@ -42,19 +42,19 @@ fn has(instance: &Value, name: &str, status: &str) -> bool {
     check(instance, name).is_some_and(|check| check["Status"] == status)
 }
 
-fn a_script_check_looks_inside_the_task(stage: &mut Stage) -> Result<()> {
-    let image = stage.busybox();
-    let id = stage.start("registered", REGISTERED, &[("image", &image)])?;
-    stage.running(&id, "server")?;
-    let allocation = stage.agent.allocation(&id)?;
+fn a_script_check_looks_inside_the_task(context: &mut AgentContext) -> Result<()> {
+    let image = context.busybox();
+    let id = context.start("registered", REGISTERED, &[("image", &image)])?;
+    context.running(&id, "server")?;
+    let allocation = context.agent.allocation(&id)?;
     let well = |instance: &Value| has(instance, "page", "passing") && has(instance, "stock", "passing");
-    let shop = instance(stage, "shop", "healthy instance", well)?;
+    let shop = instance(context, "shop", "healthy instance", well)?;
     ensure!(place(&shop) == allocation.port("http")?.address(), "it is at {}", place(&shop));
     page_is(&place(&shop), "hello from the shop")?;
     let said = check(&shop, "stock").and_then(|check| check["Output"].as_str()).unwrap_or_default();
     ensure!(said == "hello from the image\n", "the script said {said:?}");
 
-    let inside = instance(stage, "shop-inside", "instance", |_| true)?;
+    let inside = instance(context, "shop-inside", "instance", |_| true)?;
     ensure!(
         place(&inside) == format!("{}:8080", allocation.address()?),
         "inside it is at {}",
@@ -63,7 +63,7 @@ fn a_script_check_looks_inside_the_task(stage: &mut Stage) -> Result<()> {
     page_is(&place(&inside), "hello from the shop")?;
 
     let exec = |word: &str| {
-        stage.agent.tell(&[
+        context.agent.tell(&[
             "alloc",
             "exec",
             "-i=false",
@@ -76,30 +76,30 @@ fn a_script_check_looks_inside_the_task(stage: &mut Stage) -> Result<()> {
         ])
     };
     exec("touch")?;
-    instance(stage, "shop", "failing check", |instance| has(instance, "stock", "critical"))?;
+    instance(context, "shop", "failing check", |instance| has(instance, "stock", "critical"))?;
     exec("rm")?;
-    instance(stage, "shop", "recovery", well).map(drop)
+    instance(context, "shop", "recovery", well).map(drop)
 }
 
-fn a_service_is_at_the_tasks_own_address(stage: &mut Stage) -> Result<()> {
-    let image = stage.busybox();
-    stage.start("own", network_jobs::OWN, &[("image", &image), ("provider", "consul")])?;
-    let own = instance(stage, "own", "healthy instance", |instance| has(instance, "port", "passing"))?;
-    let (subnet, address) = (stage.world.networks().tasks(), own["Service"]["Address"].as_str());
+fn a_service_is_at_the_tasks_own_address(context: &mut AgentContext) -> Result<()> {
+    let image = context.busybox();
+    context.start("own", network_jobs::OWN, &[("image", &image), ("provider", "consul")])?;
+    let own = instance(context, "own", "healthy instance", |instance| has(instance, "port", "passing"))?;
+    let (subnet, address) = (context.environment.networks().tasks(), own["Service"]["Address"].as_str());
     ensure!(address.is_some_and(|address| subnet.has(address)), "it is at {}", place(&own));
     page_is(&place(&own), "hello from the task")
 }
 
-fn a_sidecar_shares_its_services_network(stage: &mut Stage) -> Result<()> {
-    let image = stage.busybox();
-    let id = stage.start("mesh", MESH, &[("image", &image)])?;
-    stage.running(&id, "connect-proxy-api").with_context(|| {
-        let log = |stderr| stage.log(&id, "connect-proxy-api", stderr).unwrap_or_default();
+fn a_sidecar_shares_its_services_network(context: &mut AgentContext) -> Result<()> {
+    let image = context.busybox();
+    let id = context.start("mesh", MESH, &[("image", &image)])?;
+    context.running(&id, "connect-proxy-api").with_context(|| {
+        let log = |stderr| context.log(&id, "connect-proxy-api", stderr).unwrap_or_default();
         format!("the sidecar said:\n{}", String::from_utf8_lossy(&log(true)))
     })?;
-    let allocation = stage.agent.allocation(&id)?;
+    let allocation = context.agent.allocation(&id)?;
     let well = |instance: &Value| has(instance, "Connect Sidecar Listening", "passing");
-    let proxy = instance(stage, "api-sidecar-proxy", "healthy instance", well)?;
+    let proxy = instance(context, "api-sidecar-proxy", "healthy instance", well)?;
     ensure!(proxy["Service"]["Kind"] == "connect-proxy", "it is a {}", proxy["Service"]["Kind"]);
     let port = allocation.port("connect-proxy-api")?;
     ensure!(place(&proxy) == port.address(), "the proxy is at {}, not {}", place(&proxy), port.address());

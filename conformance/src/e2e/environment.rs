@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use harness::context::agent::{Stage, eventually, jobs};
+use harness::context::agent::{AgentContext, eventually, jobs};
 
 use super::{Case, named_cases};
 
@@ -15,60 +15,60 @@ pub const CASES: &[(&str, Case)] = named_cases![
     what_a_task_uses_is_told,
 ];
 
-fn templates_variables_and_directories_are_there(stage: &mut Stage) -> Result<()> {
-    let image = stage.busybox();
-    let id = stage.start("environment", jobs::TEMPLATE, &[("image", &image)])?;
-    let task = stage.dead(&id, "main")?;
-    ensure!(!task.failed, "{}", stage.agent.allocation(&id)?.story());
-    let log = String::from_utf8_lossy(&stage.log(&id, "main", false)?).into_owned();
+fn templates_variables_and_directories_are_there(context: &mut AgentContext) -> Result<()> {
+    let image = context.busybox();
+    let id = context.start("environment", jobs::TEMPLATE, &[("image", &image)])?;
+    let task = context.dead(&id, "main")?;
+    ensure!(!task.failed, "{}", context.agent.allocation(&id)?.story());
+    let log = String::from_utf8_lossy(&context.log(&id, "main", false)?).into_owned();
     ensure!(
         log == "memory=48\ntoken=abc\ncolor=green job=environment greeting=hello\n",
         "the log is {log:?}"
     );
-    ensure!(fs::read(stage.data(&id, "kept"))? == b"kept\n");
+    ensure!(fs::read(context.data(&id, "kept"))? == b"kept\n");
     Ok(())
 }
 
-fn a_volume_mount_is_as_writable_as_it_says(stage: &mut Stage) -> Result<()> {
-    let image = stage.busybox();
-    let id = stage.start("volume-mount", jobs::VOLUME_MOUNT, &[("image", &image)])?;
-    let task = stage.dead(&id, "main")?;
-    ensure!(!task.failed, "{}", stage.agent.allocation(&id)?.story());
-    let log = String::from_utf8_lossy(&stage.log(&id, "main", false)?).into_owned();
+fn a_volume_mount_is_as_writable_as_it_says(context: &mut AgentContext) -> Result<()> {
+    let image = context.busybox();
+    let id = context.start("volume-mount", jobs::VOLUME_MOUNT, &[("image", &image)])?;
+    let task = context.dead(&id, "main")?;
+    ensure!(!task.failed, "{}", context.agent.allocation(&id)?.story());
+    let log = String::from_utf8_lossy(&context.log(&id, "main", false)?).into_owned();
     ensure!(log == "made\ndone\n", "the log is {log:?}");
-    ensure!(fs::read(stage.agent.host_volume().join("made"))? == b"made\n");
+    ensure!(fs::read(context.agent.host_volume().join("made"))? == b"made\n");
     Ok(())
 }
 
-fn two_tasks_of_a_group_share_alloc_only(stage: &mut Stage) -> Result<()> {
-    let image = stage.busybox();
-    let id = stage.start("pair", jobs::PAIR, &[("image", &image)])?;
-    stage.running(&id, "writer")?;
-    stage.running(&id, "reader")?;
-    stage.logged(&id, "reader", "done\n")?;
-    let log = String::from_utf8_lossy(&stage.log(&id, "reader", false)?).into_owned();
+fn two_tasks_of_a_group_share_alloc_only(context: &mut AgentContext) -> Result<()> {
+    let image = context.busybox();
+    let id = context.start("pair", jobs::PAIR, &[("image", &image)])?;
+    context.running(&id, "writer")?;
+    context.running(&id, "reader")?;
+    context.logged(&id, "reader", "done\n")?;
+    let log = String::from_utf8_lossy(&context.log(&id, "reader", false)?).into_owned();
     ensure!(log == "shared\ndone\n", "the log is {log:?}");
     Ok(())
 }
 
-fn the_memory_limit_is_the_jobs(stage: &mut Stage) -> Result<()> {
+fn the_memory_limit_is_the_jobs(context: &mut AgentContext) -> Result<()> {
     let script = "trap 'exit 0' TERM; touch /alloc/data/ready; sleep 1000 & wait";
-    let id = stage.shell_with("memory", script, &[("memory", "40")])?;
-    stage.made(&id, "ready")?;
-    let groups = fs::read_to_string(format!("/proc/{}/cgroup", stage.pid(&id)?))?;
+    let id = context.shell_with("memory", script, &[("memory", "40")])?;
+    context.made(&id, "ready")?;
+    let groups = fs::read_to_string(format!("/proc/{}/cgroup", context.pid(&id)?))?;
     let limit = limit(&groups).with_context(|| format!("no memory limit for a process in {groups}"))?;
     ensure!(limit.trim() == (40u64 * 1024 * 1024).to_string(), "the limit is {limit}");
     Ok(())
 }
 
-fn what_a_task_uses_is_told(stage: &mut Stage) -> Result<()> {
+fn what_a_task_uses_is_told(context: &mut AgentContext) -> Result<()> {
     // The script uses some twenty megabytes, and a core for as long as it runs.
     let script = "trap 'exit 0' TERM; head -c 20000000 /dev/zero >/dev/shm/x; touch /alloc/data/ready; while :; do :; done";
-    let id = stage.shell_with("usage", script, &[("memory", "64")])?;
-    stage.made(&id, "ready")?;
+    let id = context.shell_with("usage", script, &[("memory", "64")])?;
+    context.made(&id, "ready")?;
     let mut seen = serde_json::Value::Null;
     eventually("use of memory and processor", || {
-        seen = stage.agent.usage(&id)?;
+        seen = context.agent.usage(&id)?;
         let number = |path: &str| seen.pointer(path).and_then(serde_json::Value::as_f64).unwrap_or(0.0);
         let memory_bytes = number("/MemoryStats/Usage");
         Ok(memory_bytes > 20e6 && memory_bytes < 64e6 && number("/CpuStats/Percent") > 10.0)

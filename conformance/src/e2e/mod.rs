@@ -22,14 +22,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use harness::context::agent::Stage;
+use harness::context::agent::AgentContext;
 use harness::fixture::{Choice, Programs};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use crate::case::{Skips, is_selected, skip, unmatched_filter};
 use crate::cases;
 
-type Case = fn(&mut Stage) -> Result<()>;
+type Case = fn(&mut AgentContext) -> Result<()>;
 
 /// Makes cases of a file's functions, each named by its function.
 macro_rules! named_cases {
@@ -37,7 +37,7 @@ macro_rules! named_cases {
 }
 use named_cases;
 
-type NamedCase = (String, Box<dyn Fn(&mut Stage) -> Result<()> + Send>);
+type NamedCase = (String, Box<dyn Fn(&mut AgentContext) -> Result<()> + Send>);
 
 /// Group of the cases that need Consul.
 const CONSUL: &str = "consul";
@@ -66,7 +66,7 @@ fn cases() -> Result<Vec<NamedCase>> {
         }));
     }
     for (name, file) in options::jobs()? {
-        all.push((format!("options::{name}"), Box::new(move |stage| options::play(stage, &name, &file))));
+        all.push((format!("options::{name}"), Box::new(move |context| options::play(context, &name, &file))));
     }
     Ok(all)
 }
@@ -112,22 +112,22 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let programs = Programs::find(&args.choice)?;
     println!("{}", programs.versions().join(", "));
-    let stage = Arc::new(Mutex::new(Stage::set(programs, &args.nomad, &args.plugin, consul)?));
+    let context = Arc::new(Mutex::new(AgentContext::set(programs, &args.nomad, &args.plugin, consul)?));
     println!(
         "a containerd, a registry and a Nomad agent are up after {:.1} s",
         begun.elapsed().as_secs_f32()
     );
     let is_gvisor = args.choice.is_gvisor();
     let trials = cases.into_iter().map(|(name, case)| {
-        let (stage, skips) = (Arc::clone(&stage), Arc::clone(&skips));
+        let (context, skips) = (Arc::clone(&context), Arc::clone(&skips));
         Trial::ignorable_test(name.clone(), move || {
-            let mut stage = stage.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut context = context.lock().unwrap_or_else(PoisonError::into_inner);
             let barred = cases::not_in_a_sandbox(&name).filter(|_| is_gvisor);
-            let case = |stage: &mut Stage| match barred {
+            let case = |context: &mut AgentContext| match barred {
                 Some(why) => skip(format!("gVisor: {why}")),
-                None => case(stage),
+                None => case(context),
             };
-            play(&mut stage, &name, case, &skips).map_err(|error| Failed::from(format!("{error:#}")))
+            play(&mut context, &name, case, &skips).map_err(|error| Failed::from(format!("{error:#}")))
         })
     });
     let arguments = Arguments { test_threads: Some(1), ..Arguments::default() };
@@ -137,14 +137,14 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 }
 
 fn play(
-    stage: &mut Stage,
+    context: &mut AgentContext,
     name: &str,
-    case: impl Fn(&mut Stage) -> Result<()>,
+    case: impl Fn(&mut AgentContext) -> Result<()>,
     skips: &Skips,
 ) -> Result<Completion> {
-    let played = skips.sort(name, case(stage));
-    let log = if played.is_err() { stage.agent_log() } else { String::new() };
-    let cleared = stage.clear();
+    let played = skips.sort(name, case(context));
+    let log = if played.is_err() { context.agent_log() } else { String::new() };
+    let cleared = context.clear();
     let completion = played.map_err(|error| {
         let left = cleared.as_ref().err().map(|error| format!("\nand then: {error:#}")).unwrap_or_default();
         // The error comes last: it is there even for a reader who keeps only the end of the output.

@@ -5,7 +5,7 @@ use std::fs;
 use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use harness::context::agent::{Stage, eventually};
+use harness::context::agent::{AgentContext, eventually};
 use harness::fixture::registry::free_port;
 
 use super::support::{kill_plugin, network_jobs as jobs, page_is};
@@ -18,104 +18,107 @@ pub const CASES: &[(&str, Case)] = named_cases![
     twenty_tasks_at_once_have_an_address_each,
 ];
 
-fn a_group_in_bridge_mode_is_reached_and_checked(stage: &mut Stage) -> Result<()> {
-    let image = stage.busybox();
+fn a_group_in_bridge_mode_is_reached_and_checked(context: &mut AgentContext) -> Result<()> {
+    let image = context.busybox();
     let fixed = free_port()?;
-    let id = stage.start("web", jobs::WEB, &[("image", &image), ("fixed", &fixed.to_string())])?;
-    stage.done(&id, "look")?;
-    let allocation = stage.agent.allocation(&id)?;
+    let id = context.start("web", jobs::WEB, &[("image", &image), ("fixed", &fixed.to_string())])?;
+    context.done(&id, "look")?;
+    let allocation = context.agent.allocation(&id)?;
     let http = allocation.port("http")?;
     for port in [http, allocation.port("fixed")?, allocation.port("near")?] {
         page_is(&port.address(), "hello from the web")?;
     }
     page_is(&format!("{}:8080", allocation.address()?), "hello from the web")?;
     ensure!(allocation.port("fixed")?.number == fixed, "the fixed port is {:?}", allocation.port("fixed")?);
-    let near = stage.world.networks().near().subnet;
+    let near = context.environment.networks().near().subnet;
     ensure!(allocation.port("near")?.host == near.trim_end_matches("/32"), "not on the network near");
-    let service = stage.agent.service("web")?;
+    let service = context.agent.service("web")?;
     ensure!(service == [http.address().parse()?], "the service is at {service:?}, not {}", http.address());
-    checked(stage, &id, &["page", "port"])
+    checked(context, &id, &["page", "port"])
 }
 
 /// Waits until these checks of Nomad's, and no others, are there and healthy.
-fn checked(stage: &Stage, id: &str, names: &[&str]) -> Result<()> {
+fn checked(context: &AgentContext, id: &str, names: &[&str]) -> Result<()> {
     let well: BTreeMap<_, _> = names.iter().map(|name| ((*name).to_owned(), "success".to_owned())).collect();
     let mut checks = BTreeMap::new();
     eventually("healthy service", || {
-        checks = stage.agent.checks(id)?;
+        checks = context.agent.checks(id)?;
         Ok(checks == well)
     })
     .with_context(|| format!("its checks are {checks:?}"))
 }
 
-fn the_hosts_network_a_described_one_and_none(stage: &mut Stage) -> Result<()> {
-    let image = stage.busybox();
+fn the_hosts_network_a_described_one_and_none(context: &mut AgentContext) -> Result<()> {
+    let image = context.busybox();
     let variables = [("image", image.as_str())];
-    let host = stage.start("host", jobs::HOST, &variables)?;
-    let described = stage.start("described", jobs::DESCRIBED, &variables)?;
-    let alone = stage.start("alone", jobs::ALONE, &variables)?;
+    let host = context.start("host", jobs::HOST, &variables)?;
+    let described = context.start("described", jobs::DESCRIBED, &variables)?;
+    let alone = context.start("alone", jobs::ALONE, &variables)?;
 
-    stage.done(&alone, "main")?;
-    stage.done(&host, "look")?;
-    page_is(&stage.agent.allocation(&host)?.port("http")?.address(), "hello from the host")?;
+    context.done(&alone, "main")?;
+    context.done(&host, "look")?;
+    page_is(&context.agent.allocation(&host)?.port("http")?.address(), "hello from the host")?;
 
-    stage.running(&described, "server")?;
-    let allocation = stage.agent.allocation(&described)?;
+    context.running(&described, "server")?;
+    let allocation = context.agent.allocation(&described)?;
     page_is(&allocation.port("http")?.address(), "hello from the network")?;
-    let (address, network) = (allocation.address()?, stage.world.networks().described());
+    let (address, network) = (allocation.address()?, context.environment.networks().described());
     ensure!(network.has(address), "{address} is not in {}", network.subnet);
     page_is(&format!("{address}:8080"), "hello from the network")
 }
 
-fn a_service_is_at_the_tasks_own_address_whoever_was_restarted(stage: &mut Stage) -> Result<()> {
-    let image = stage.busybox();
-    let id = stage.start("own", jobs::OWN, &[("image", &image)])?;
-    stage.running(&id, "server")?;
-    let published = stage.agent.allocation(&id)?.port("http")?.address();
+fn a_service_is_at_the_tasks_own_address_whoever_was_restarted(context: &mut AgentContext) -> Result<()> {
+    let image = context.busybox();
+    let id = context.start("own", jobs::OWN, &[("image", &image)])?;
+    context.running(&id, "server")?;
+    let published = context.agent.allocation(&id)?.port("http")?.address();
     page_is(&published, "hello from the task")?;
-    let place = own_place(stage)?;
-    let told = stage.agent.tell(&["service", "info", "own"])?.stdout();
+    let place = own_place(context)?;
+    let told = context.agent.tell(&["service", "info", "own"])?.stdout();
     ensure!(told.contains(&place.to_string()), "`nomad service info` says:\n{told}");
-    checked(stage, &id, &["port"])?;
+    checked(context, &id, &["port"])?;
 
-    kill_plugin(stage)?;
-    eventually("new plugin", || Ok(stage.agent.plugin().is_ok()))?;
-    stage.agent.driver_becomes(true)?;
-    ensure!(own_place(stage)? == place, "the service is elsewhere once the plugin has died");
-    stage.agent.stop()?;
-    stage.agent.launch()?;
-    stage.running(&id, "server")?;
-    ensure!(own_place(stage)? == place, "the service is elsewhere once the agent was restarted");
+    kill_plugin(context)?;
+    eventually("new plugin", || Ok(context.agent.plugin().is_ok()))?;
+    context.agent.driver_becomes(true)?;
+    ensure!(own_place(context)? == place, "the service is elsewhere once the plugin has died");
+    context.agent.stop()?;
+    context.agent.launch()?;
+    context.running(&id, "server")?;
+    ensure!(own_place(context)? == place, "the service is elsewhere once the agent was restarted");
     page_is(&published, "hello from the task")?;
-    checked(stage, &id, &["port"])
+    checked(context, &id, &["port"])
 }
 
 /// Returns the service's address in Nomad, after asserting that it is the task's and answers.
-fn own_place(stage: &Stage) -> Result<SocketAddr> {
-    let found = stage.agent.service("own")?;
+fn own_place(context: &AgentContext) -> Result<SocketAddr> {
+    let found = context.agent.service("own")?;
     let [place] = found[..] else { bail!("the service is at {found:?}") };
-    let subnet = stage.world.networks().tasks();
+    let subnet = context.environment.networks().tasks();
     ensure!(place.port() == 8080 && subnet.has(&place.ip().to_string()), "the service is at {place}");
     page_is(&place.to_string(), "hello from the task")?;
     Ok(place)
 }
 
-fn twenty_tasks_at_once_have_an_address_each(stage: &mut Stage) -> Result<()> {
-    let image = stage.busybox();
-    stage.submit("many", jobs::MANY, &[("image", &image)])?;
-    let ids = stage.allocations("many", 20)?;
+fn twenty_tasks_at_once_have_an_address_each(context: &mut AgentContext) -> Result<()> {
+    let image = context.busybox();
+    context.submit("many", jobs::MANY, &[("image", &image)])?;
+    let ids = context.allocations("many", 20)?;
     let mut addresses = BTreeSet::new();
     for id in &ids {
-        stage.made(id, "address")?;
-        let shown = fs::read_to_string(stage.data(id, "address"))?;
+        context.made(id, "address")?;
+        let shown = fs::read_to_string(context.data(id, "address"))?;
         let address = shown.split_whitespace().find_map(|word| word.split_once('/')).context("no address")?.0;
-        ensure!(stage.world.networks().tasks().has(address), "{address} is not of the driver's bridge");
+        ensure!(
+            context.environment.networks().tasks().has(address),
+            "{address} is not of the driver's bridge"
+        );
         addresses.insert(address.to_owned());
     }
     ensure!(addresses.len() == ids.len(), "{} tasks have the addresses {addresses:?}", ids.len());
     // Ports and rules have to be there while the tasks run; that they are gone afterwards is checked at the end of each
     // case.
-    let census = stage.world.networks().census();
+    let census = context.environment.networks().census();
     for kind in ["bridge port", "rule"] {
         let count = census.iter().filter(|line| line.starts_with(kind)).count();
         ensure!(count >= ids.len(), "{count} of kind {kind}:\n{}", census.join("\n"));

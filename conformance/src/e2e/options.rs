@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use harness::context::agent::Stage;
+use harness::context::agent::AgentContext;
 use harness::fixture::auth_registry;
 use harness::fixture::layer::sha256;
 use harness::host::cgroup::is_v2;
@@ -61,16 +61,16 @@ pub fn jobs() -> Result<Vec<(String, PathBuf)>> {
 ///
 /// # Errors
 /// Fails with the task's events and output if a task of the job fails.
-pub fn play(stage: &mut Stage, name: &str, file: &Path) -> Result<()> {
+pub fn play(context: &mut AgentContext, name: &str, file: &Path) -> Result<()> {
     let hcl = fs::read_to_string(file)?;
     if is_v2() && hcl.contains(V1_ONLY) {
         return skip("it is for cgroup v1 only");
     }
     if hcl.contains("log_collection") {
-        stage.agent.collect_logs_by("driver")?;
+        context.agent.collect_logs_by("driver")?;
     }
-    let image = stage.busybox();
-    let directory = stage.world.directory().join("host");
+    let image = context.busybox();
+    let directory = context.environment.directory().join("host");
     let shown = directory.display().to_string();
     let mut variables = vec![("image", image.as_str())];
     if hcl.contains("variable \"directory\"") {
@@ -79,17 +79,17 @@ pub fn play(stage: &mut Stage, name: &str, file: &Path) -> Result<()> {
         fs::write(directory.join("seccomp.json"), SECCOMP)?;
         variables.push(("directory", &shown));
     }
-    let networks = stage.world.networks();
+    let networks = context.environment.networks();
     // Addresses at the end of the range that the driver gives away in turn.
     let ipv4 = networks.tasks().subnet.replace("0/25", "120");
     let ipv6 = networks.tasks_ipv6().replace("/64", "120");
     if hcl.contains("variable \"ipv4_address\"") {
         variables.extend([("ipv4_address", ipv4.as_str()), ("ipv6_address", &ipv6)]);
     }
-    let locked = stage.world.directory().join("locked");
+    let locked = context.environment.directory().join("locked");
     // The registry is kept until the job has ended.
     let (private, _registry) = if hcl.contains("variable \"private_image\"") {
-        let registry = auth_registry::registry(&locked, stage.world.catalog())?;
+        let registry = auth_registry::registry(&locked, context.environment.catalog())?;
         (format!("{}/busybox:latest", registry.address()), Some(registry))
     } else {
         (String::new(), None)
@@ -97,31 +97,31 @@ pub fn play(stage: &mut Stage, name: &str, file: &Path) -> Result<()> {
     if !private.is_empty() {
         variables = vec![("private_image", private.as_str()), ("password", auth_registry::PASSWORD)];
     }
-    let archive = if hcl.contains("variable \"archive\"") { archive(stage)? } else { String::new() };
+    let archive = if hcl.contains("variable \"archive\"") { archive(context)? } else { String::new() };
     if !archive.is_empty() {
         variables = vec![("archive", archive.as_str())];
     }
-    let played = ends_well(stage, name, &hcl, &variables);
+    let played = ends_well(context, name, &hcl, &variables);
     let _ = fs::remove_dir_all(&directory);
     played
 }
 
 /// Returns a URL from which the agent can fetch an archive of busybox: the registry serves any file as a blob.
-fn archive(stage: &Stage) -> Result<String> {
-    let registry = stage.world.registry();
-    let image = stage.world.catalog().busybox(json!({"Env": ["PATH=/bin"]}))?;
+fn archive(context: &AgentContext) -> Result<String> {
+    let registry = context.environment.registry();
+    let image = context.environment.catalog().busybox(json!({"Env": ["PATH=/bin"]}))?;
     let archive = image.docker_archive(&["busybox:saved"])?;
     registry.put_blob("archives", &archive)?;
     Ok(format!("http://{}/v2/archives/blobs/{}", registry.address(), sha256(&archive)))
 }
 
-fn ends_well(stage: &mut Stage, name: &str, hcl: &str, variables: &[(&str, &str)]) -> Result<()> {
-    let id = stage.start(&format!("option-{name}"), hcl, variables)?;
-    let task = stage.dead(&id, "main")?;
+fn ends_well(context: &mut AgentContext, name: &str, hcl: &str, variables: &[(&str, &str)]) -> Result<()> {
+    let id = context.start(&format!("option-{name}"), hcl, variables)?;
+    let task = context.dead(&id, "main")?;
     let said = || {
-        let log = |stderr| stage.log(&id, "main", stderr).unwrap_or_default();
+        let log = |stderr| context.log(&id, "main", stderr).unwrap_or_default();
         String::from_utf8_lossy(&[log(false), log(true)].concat()).into_owned()
     };
-    ensure!(!task.failed, "{}\nit said:\n{}", stage.agent.allocation(&id)?.story(), said());
+    ensure!(!task.failed, "{}\nit said:\n{}", context.agent.allocation(&id)?.story(), said());
     Ok(())
 }

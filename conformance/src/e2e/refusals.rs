@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use harness::agent::Allocation;
-use harness::context::agent::{SOON, Stage, jobs};
+use harness::context::agent::{AgentContext, SOON, jobs};
 
 use super::{Case, named_cases};
 
@@ -23,67 +23,67 @@ const HOST_NETWORK: &str = include_str!("../../../examples/task-options/host_net
 const FAILURES: [&str; 3] = ["Driver Failure", "Failed Validation", "Setup Failure"];
 
 /// Runs a job to its failure, and asserts that one event of a failure has all of the words.
-fn refused(stage: &mut Stage, job: &str, hcl: &str, image: &str, words: &[&str]) -> Result<()> {
-    let id = stage.start(job, hcl, &[("image", image)])?;
-    let task = stage.dead(&id, "main")?;
+fn refused(context: &mut AgentContext, job: &str, hcl: &str, image: &str, words: &[&str]) -> Result<()> {
+    let id = context.start(job, hcl, &[("image", image)])?;
+    let task = context.dead(&id, "main")?;
     ensure!(
         task.failed && task.count("Started") == 0,
         "it started: {}",
-        stage.agent.allocation(&id)?.story()
+        context.agent.allocation(&id)?.story()
     );
     let failures = task.events().iter().filter(|event| FAILURES.contains(&event.kind.as_str()));
     let told =
         failures.map(|event| &event.display_message).any(|text| words.iter().all(|word| text.contains(word)));
-    ensure!(told, "no failure says {words:?}: {}", stage.agent.allocation(&id)?.story());
-    let status = stage.agent.tell(&["alloc", "status", "-verbose", &id])?.stdout();
+    ensure!(told, "no failure says {words:?}: {}", context.agent.allocation(&id)?.story());
+    let status = context.agent.tell(&["alloc", "status", "-verbose", &id])?.stdout();
     ensure!(words.iter().all(|word| status.contains(word)), "`nomad alloc status` does not tell:\n{status}");
-    ensure!(stage.agent.is_alive(), "the agent has died");
-    ensure!(stage.agent.driver()?.healthy, "the driver is unhealthy");
+    ensure!(context.agent.is_alive(), "the agent has died");
+    ensure!(context.agent.driver()?.healthy, "the driver is unhealthy");
     Ok(())
 }
 
-fn an_image_that_does_not_exist_is_named(stage: &mut Stage) -> Result<()> {
-    let image = stage.world.image("library/nothing:latest");
-    refused(stage, "missing-image", jobs::MISSING_IMAGE, &image, &[&image, "not in the registry"])
+fn an_image_that_does_not_exist_is_named(context: &mut AgentContext) -> Result<()> {
+    let image = context.environment.image("library/nothing:latest");
+    refused(context, "missing-image", jobs::MISSING_IMAGE, &image, &[&image, "not in the registry"])
 }
 
-fn an_image_with_an_unreadable_layer_is_named(stage: &mut Stage) -> Result<()> {
-    let image = stage.world.image("broken:unreadable");
-    refused(stage, "unreadable-layer", jobs::MISSING_IMAGE, &image, &[&image])
+fn an_image_with_an_unreadable_layer_is_named(context: &mut AgentContext) -> Result<()> {
+    let image = context.environment.image("broken:unreadable");
+    refused(context, "unreadable-layer", jobs::MISSING_IMAGE, &image, &[&image])
 }
 
-fn a_command_that_does_not_exist_is_named(stage: &mut Stage) -> Result<()> {
+fn a_command_that_does_not_exist_is_named(context: &mut AgentContext) -> Result<()> {
     let hcl = jobs::SHELL.replace("\"sh\"", "\"no-such-command\"");
     let hcl = hcl
         .replace("args    = [\"-c\", var.script]", "")
         .replace("variable \"script\" {\n  type = string\n}", "");
-    let image = stage.busybox();
-    refused(stage, "missing-command", &hcl, &image, &["no-such-command"])
+    let image = context.busybox();
+    refused(context, "missing-command", &hcl, &image, &["no-such-command"])
 }
 
-fn an_option_that_does_not_exist_is_named(stage: &mut Stage) -> Result<()> {
-    let image = stage.busybox();
-    refused(stage, "unknown-option", jobs::UNKNOWN_OPTION, &image, &["foo"])
+fn an_option_that_does_not_exist_is_named(context: &mut AgentContext) -> Result<()> {
+    let image = context.busybox();
+    refused(context, "unknown-option", jobs::UNKNOWN_OPTION, &image, &["foo"])
 }
 
-fn a_user_that_the_image_does_not_know_is_named(stage: &mut Stage) -> Result<()> {
-    let image = stage.busybox();
-    refused(stage, "unknown-user", &USER.replace("1000:2000", "ghost"), &image, &["ghost", "/etc/passwd"])
+fn a_user_that_the_image_does_not_know_is_named(context: &mut AgentContext) -> Result<()> {
+    let image = context.busybox();
+    refused(context, "unknown-user", &USER.replace("1000:2000", "ghost"), &image, &["ghost", "/etc/passwd"])
 }
 
-fn the_hosts_network_beside_the_groups_is_refused_with_both_named(stage: &mut Stage) -> Result<()> {
-    let image = stage.busybox();
+fn the_hosts_network_beside_the_groups_is_refused_with_both_named(context: &mut AgentContext) -> Result<()> {
+    let image = context.busybox();
     let hcl = with_bridge(HOST_NETWORK, "");
-    refused(stage, "two-networks", &hcl, &image, &["host_network", "bridge"])
+    refused(context, "two-networks", &hcl, &image, &["host_network", "bridge"])
 }
 
 /// Nomad gives a group's hostname to docker's driver alone, and fails the allocation before its tasks.
-fn a_groups_hostname_is_refused_by_the_agent(stage: &mut Stage) -> Result<()> {
-    let image = stage.busybox();
+fn a_groups_hostname_is_refused_by_the_agent(context: &mut AgentContext) -> Result<()> {
+    let image = context.busybox();
     let hcl = with_bridge(jobs::MISSING_IMAGE, "hostname = \"shop\"\n");
-    let id = stage.start("group-hostname", &hcl, &[("image", &image)])?;
-    stage.agent.allocation_until(&id, "failed allocation", SOON, Allocation::is_terminal)?;
-    let status = stage.agent.tell(&["alloc", "status", &id])?.stdout();
+    let id = context.start("group-hostname", &hcl, &[("image", &image)])?;
+    context.agent.allocation_until(&id, "failed allocation", SOON, Allocation::is_terminal)?;
+    let status = context.agent.tell(&["alloc", "status", &id])?.stdout();
     ensure!(status.contains("hostname is not"), "`nomad alloc status` does not tell:\n{status}");
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use harness::agent::Client;
-use harness::context::agent::{Stage, eventually};
+use harness::context::agent::{AgentContext, eventually};
 use harness::fixture::http;
 use harness::processes;
 use nix::sys::signal::{Signal, kill};
@@ -42,15 +42,15 @@ pub fn goes_on(client: &Client, id: &str, pid: i32) -> Result<()> {
     Ok(())
 }
 
-pub fn kill_plugin(stage: &Stage) -> Result<()> {
-    let plugin = stage.agent.plugin()?;
+pub fn kill_plugin(context: &AgentContext) -> Result<()> {
+    let plugin = context.agent.plugin()?;
     kill(Pid::from_raw(plugin), Signal::SIGKILL)?;
     eventually("end of the plugin", || Ok(!processes::alive(plugin)))
 }
 
 /// From the agent's decision to stop to its word that the task is gone.
-pub fn stopped_in(stage: &Stage, id: &str) -> Result<Duration> {
-    let task = stage.dead(id, "main")?;
+pub fn stopped_in(context: &AgentContext, id: &str) -> Result<Duration> {
+    let task = context.dead(id, "main")?;
     Ok(task.event("Killed")?.at().duration_since(task.event("Killing")?.at())?)
 }
 

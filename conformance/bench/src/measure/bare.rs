@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
-use harness::environment::World;
+use harness::environment::TestEnvironment;
 use serde_json::Value;
 
 use super::ctr::{ctr, image};
@@ -15,7 +15,7 @@ use super::driven::read;
 
 /// A container of a runtime's command line, removed on drop.
 pub(crate) struct Bare {
-    world: Arc<World>,
+    environment: Arc<TestEnvironment>,
     runtime: &'static str,
     directory: PathBuf,
     id: String,
@@ -27,8 +27,12 @@ impl Bare {
     ///
     /// # Errors
     /// Carries the runtime's output.
-    pub(crate) fn like(bundle: &Path, runtime: &'static str, world: &Arc<World>) -> Result<Self> {
-        let directory = world.directory().join(format!("bare-{runtime}"));
+    pub(crate) fn like(
+        bundle: &Path,
+        runtime: &'static str,
+        environment: &Arc<TestEnvironment>,
+    ) -> Result<Self> {
+        let directory = environment.directory().join(format!("bare-{runtime}"));
         let rootfs = directory.join("rootfs");
         fs::create_dir_all(&rootfs)?;
         let id = format!("measure-{runtime}-{}", std::process::id());
@@ -45,8 +49,8 @@ impl Bare {
             .into_iter()
             .for_each(|mounts| mounts.retain(|mount| !is_of_bundle(mount)));
         fs::write(directory.join("config.json"), serde_json::to_vec(&spec)?)?;
-        ctr(world, &["images", "mount", "--rw", &image(world), &rootfs.display().to_string()])?;
-        let bare = Self { world: Arc::clone(world), runtime, directory, id };
+        ctr(environment, &["images", "mount", "--rw", &image(environment), &rootfs.display().to_string()])?;
+        let bare = Self { environment: Arc::clone(environment), runtime, directory, id };
         // The output goes to a file: the container would inherit pipes, and hold them open.
         let log = fs::File::create(bare.directory.join("log"))?;
         let bundle = bare.directory.display().to_string();
@@ -96,7 +100,7 @@ impl Drop for Bare {
     fn drop(&mut self) {
         let _ = self.well(&mut self.command(&["delete", "--force", &self.id]));
         let rootfs = self.directory.join("rootfs").display().to_string();
-        let _ = ctr(&self.world, &["images", "unmount", "--rm", &rootfs]);
+        let _ = ctr(&self.environment, &["images", "unmount", "--rm", &rootfs]);
         let _ = fs::remove_dir_all(&self.directory);
     }
 }

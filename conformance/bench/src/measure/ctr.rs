@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use harness::environment::World;
+use harness::environment::TestEnvironment;
 use harness::fixture::process::output;
 
 /// The containerd namespace of the measurements. Not the driver's, so that the leak check of the driver isn't
@@ -15,24 +15,24 @@ const NAMESPACE: &str = "measure";
 ///
 /// # Errors
 /// Carries the output of `ctr`.
-pub(crate) fn ctr(world: &World, arguments: &[&str]) -> Result<String> {
-    output(world.containerd().ctr_command(NAMESPACE).args(arguments))
+pub(crate) fn ctr(environment: &TestEnvironment, arguments: &[&str]) -> Result<String> {
+    output(environment.containerd().ctr_command(NAMESPACE).args(arguments))
 }
 
 /// Returns the name of the image that all containers are made from.
-pub(crate) fn image(world: &World) -> String {
-    world.image("busybox:latest")
+pub(crate) fn image(environment: &TestEnvironment) -> String {
+    environment.image("busybox:latest")
 }
 
 /// The image in the namespace of the measurements, removed on drop.
-pub(crate) struct Pulled(Arc<World>);
+pub(crate) struct Pulled(Arc<TestEnvironment>);
 
 impl Pulled {
     /// # Errors
     /// Carries the output of `ctr`.
-    pub(crate) fn pull(world: &Arc<World>) -> Result<Self> {
-        ctr(world, &["images", "pull", "--plain-http", &image(world)])?;
-        Ok(Self(Arc::clone(world)))
+    pub(crate) fn pull(environment: &Arc<TestEnvironment>) -> Result<Self> {
+        ctr(environment, &["images", "pull", "--plain-http", &image(environment)])?;
+        Ok(Self(Arc::clone(environment)))
     }
 }
 

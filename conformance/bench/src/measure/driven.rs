@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::task::Task;
 use serde_json::Value;
@@ -16,7 +16,7 @@ use super::Ground;
 pub(crate) const IDLE: &str = "trap 'exit 0' TERM; sleep 1000000 & wait";
 
 pub(crate) struct Driven {
-    pub(crate) scene: Scene,
+    pub(crate) context: CaseContext,
     pub(crate) plugin: Plugin,
     pub(crate) task: Task,
 }
@@ -27,14 +27,14 @@ impl Driven {
     /// # Errors
     /// Fails if the plugin or the task doesn't start.
     pub(crate) async fn start(ground: &Ground<'_>, name: &str) -> Result<Self> {
-        let scene = Scene::new(Arc::clone(ground.world), ground.plugin, name.to_owned());
-        let plugin = scene.plugin().await?;
+        let context = CaseContext::new(Arc::clone(ground.environment), ground.plugin, name.to_owned());
+        let plugin = context.plugin().await?;
         // The container by runc alone has no seccomp either: runc compiles a profile anew for each exec, which takes
         // long.
-        let mut config = scene.shell(IDLE);
+        let mut config = context.shell(IDLE);
         config["seccomp"] = false.into();
-        let task = scene.run(&plugin, &config).await?;
-        Ok(Self { scene, plugin, task })
+        let task = context.run(&plugin, &config).await?;
+        Ok(Self { context, plugin, task })
     }
 
     /// Returns the bundle of the task's container. The directory's name is the container's id.
@@ -42,7 +42,7 @@ impl Driven {
     /// # Errors
     /// Fails if the plugin has no bundle.
     pub(crate) fn bundle(&self) -> Result<PathBuf> {
-        let mut bundles = fs::read_dir(self.scene.state_dir().join("nomad"))?;
+        let mut bundles = fs::read_dir(self.context.state_dir().join("nomad"))?;
         Ok(bundles.next().context("the plugin has no bundle")??.path())
     }
 
@@ -51,10 +51,10 @@ impl Driven {
     ///
     /// # Errors
     /// Fails if the task or the plugin can't be ended.
-    pub(crate) async fn end(mut self) -> Result<Scene> {
+    pub(crate) async fn end(mut self) -> Result<CaseContext> {
         self.task.end(&self.plugin).await?;
         self.plugin.shut_down().await?;
-        Ok(self.scene)
+        Ok(self.context)
     }
 }
 

@@ -7,7 +7,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use harness::context::agent::{Stage, jobs};
+use harness::context::agent::{AgentContext, jobs};
 use harness::interrupt;
 use harness::processes::{cpu_ns, resident_kb};
 use serde_json::{Value, json};
@@ -47,18 +47,18 @@ pub(crate) fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()
         findings.not_measured.push("throughput of logs under an agent: no --nomad".to_owned());
         return Ok(());
     };
-    let mut stage = Stage::on(ground.world, nomad, ground.plugin)?;
+    let mut context = AgentContext::on(ground.environment, nomad, ground.plugin)?;
     let mut logs = Logs::default();
     for round in 0..ground.rounds.min(ROUNDS) {
         for (tasks, pieces) in SIZES {
             for collector in COLLECTORS {
                 interrupt::check()?;
                 let name = format!("logs-{collector}-{tasks}-{round}");
-                match write(&mut stage, &name, collector, tasks, pieces) {
+                match write(&mut context, &name, collector, tasks, pieces) {
                     Ok(run) => logs.runs.push(run),
                     Err(error) => logs.failures.push(format!("{name}: {error:#}")),
                 }
-                stage.clear()?;
+                context.clear()?;
             }
         }
     }
@@ -88,31 +88,37 @@ fn job(collector: &str) -> String {
         .replace("    restart {", "    ephemeral_disk {\n size = 700\n }\n    restart {")
 }
 
-fn write(stage: &mut Stage, name: &str, collector: &'static str, tasks: usize, pieces: usize) -> Result<Run> {
-    stage.agent.collect_logs_by(collector)?;
+fn write(
+    context: &mut AgentContext,
+    name: &str,
+    collector: &'static str,
+    tasks: usize,
+    pieces: usize,
+) -> Result<Run> {
+    context.agent.collect_logs_by(collector)?;
     let script = format!(
         "trap 'exit 0' TERM; until [ -e /alloc/data/go ]; do sleep 0.05; done; i=0; while [ $i -lt {pieces} ]; do cat /alloc/data/piece; \
          i=$((i+1)); done; sleep 1000 & wait"
     );
-    let (image, count, piece) = (stage.busybox(), tasks.to_string(), piece());
+    let (image, count, piece) = (context.busybox(), tasks.to_string(), piece());
     let variables = [("image", image.as_str()), ("script", &script), ("count", &count)];
-    stage.submit(name, &job(collector), &variables)?;
-    let ids = stage.allocations(name, tasks)?;
+    context.submit(name, &job(collector), &variables)?;
+    let ids = context.allocations(name, tasks)?;
     for id in &ids {
-        stage.running(id, "main")?;
-        fs::write(stage.data(id, "piece"), &piece)?;
+        context.running(id, "main")?;
+        fs::write(context.data(id, "piece"), &piece)?;
     }
     sleep(Duration::from_secs(1));
-    let processes = [vec![stage.agent.plugin()?], stage.agent.collectors()].concat();
+    let processes = [vec![context.agent.plugin()?], context.agent.collectors()].concat();
     let used = || processes.iter().filter_map(|pid| cpu_ns(*pid)).sum::<u64>() as f64 / 1e6;
     let idle_kb = processes.iter().map(|pid| resident_kb(*pid)).sum::<Result<u64>>()?;
     let (before, begun) = (used(), Instant::now());
     for id in &ids {
-        fs::write(stage.data(id, "go"), b"")?;
+        fs::write(context.data(id, "go"), b"")?;
     }
     let wanted = (PIECE_BYTES * pieces) as u64;
     for id in &ids {
-        while size(&files(stage, id)?) < wanted {
+        while size(&files(context, id)?) < wanted {
             ensure!(begun.elapsed() < LIMIT, "the output is not there after {LIMIT:?}");
             interrupt::check()?;
             sleep(LOOK);
@@ -122,7 +128,7 @@ fn write(stage: &mut Stage, name: &str, collector: &'static str, tasks: usize, p
     let expected = (0..pieces).fold(Sha256::new(), |sum, _| sum.chain_update(&piece)).finalize();
     for id in &ids {
         let mut sum = Sha256::new();
-        for (_, path) in files(stage, id)? {
+        for (_, path) in files(context, id)? {
             sum.update(fs::read(path)?);
         }
         if sum.finalize() != expected {
@@ -133,9 +139,9 @@ fn write(stage: &mut Stage, name: &str, collector: &'static str, tasks: usize, p
 }
 
 /// Returns the log files with their numbers, in the order in which they were written.
-fn files(stage: &Stage, id: &str) -> Result<Vec<(u64, PathBuf)>> {
+fn files(context: &AgentContext, id: &str) -> Result<Vec<(u64, PathBuf)>> {
     let mut files = Vec::new();
-    for entry in fs::read_dir(stage.agent.allocation_directory(id).join("alloc/logs"))? {
+    for entry in fs::read_dir(context.agent.allocation_directory(id).join("alloc/logs"))? {
         let path = entry?.path();
         let name = path.file_name().and_then(|name| name.to_str()).context("a name that is no text")?;
         if let Some(number) = name.strip_prefix("main.stdout.") {

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
-use harness::environment::World;
+use harness::environment::TestEnvironment;
 use harness::fixture::{Choice, Programs};
 use serde_json::json;
 use tokio::runtime::Runtime;
@@ -73,7 +73,7 @@ impl Args {
 
 /// The environment of all groups.
 struct Ground<'a> {
-    world: &'a Arc<World>,
+    environment: &'a Arc<TestEnvironment>,
     runtime: &'a Runtime,
     plugin: &'a FilePath,
     nomad: Option<&'a FilePath>,
@@ -102,10 +102,10 @@ pub fn run(args: &Args) -> Result<()> {
     let programs = Programs::find(&args.choice)?;
     let machine = machine::facts(&plugin, args.nomad.as_deref(), &programs)?;
     machine::print(&machine);
-    let world = World::start_of(programs)?;
+    let environment = TestEnvironment::start_of(programs)?;
     let mut findings = Findings::default();
     let ground = Ground {
-        world: &world,
+        environment: &environment,
         runtime: &runtime,
         plugin: &plugin,
         nomad: args.nomad.as_deref(),

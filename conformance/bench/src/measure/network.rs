@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::process::{output, output_of};
 use harness::host::Plugin;
 use harness::interrupt;
@@ -28,17 +28,18 @@ const NAMESPACES: &str = "/run/netns";
 
 pub(crate) fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
     let runtime = ground.runtime;
-    let _pulled = Pulled::pull(ground.world)?;
-    let scene = Scene::new(std::sync::Arc::clone(ground.world), ground.plugin, "network".to_owned());
-    let mut plugin = runtime.block_on(scene.plugin())?;
-    let by_hand = runtime.block_on(ByHand::like_the_plugins(&scene, &plugin))?;
+    let _pulled = Pulled::pull(ground.environment)?;
+    let context =
+        CaseContext::new(std::sync::Arc::clone(ground.environment), ground.plugin, "network".to_owned());
+    let mut plugin = runtime.block_on(context.plugin())?;
+    let by_hand = runtime.block_on(ByHand::like_the_plugins(&context, &plugin))?;
     // The first round is a warm-up.
     let mut uncounted = Table::default();
     for round in 0..=ground.rounds {
         interrupt::check()?;
         let table = if round == 0 { &mut uncounted } else { &mut findings.table };
         let mut driven =
-            || record(table, Path::Plugin, &runtime.block_on(difference(&scene, &plugin, round)));
+            || record(table, Path::Plugin, &runtime.block_on(difference(&context, &plugin, round)));
         if round % 2 == 0 {
             driven();
         }
@@ -49,7 +50,7 @@ pub(crate) fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()
         record(table, Path::Plugins, &alone);
     }
     runtime.block_on(plugin.shut_down())?;
-    scene.close()
+    context.close()
 }
 
 /// Records a round. A round that failed counts as a failure of each of its calls.
@@ -61,20 +62,20 @@ fn record(table: &mut Table, path: Path, round: &Result<[Duration; 2]>) {
 }
 
 /// Returns how much longer start and removal take with a network than without. The order of the two alternates.
-async fn difference(scene: &Scene, plugin: &Plugin, round: u32) -> Result<[Duration; 2]> {
+async fn difference(context: &CaseContext, plugin: &Plugin, round: u32) -> Result<[Duration; 2]> {
     let (with, without) = if round % 4 < 2 {
-        let with = life(scene, plugin, "bridge").await?;
-        (with, life(scene, plugin, "none").await?)
+        let with = life(context, plugin, "bridge").await?;
+        (with, life(context, plugin, "none").await?)
     } else {
-        let without = life(scene, plugin, "none").await?;
-        (life(scene, plugin, "bridge").await?, without)
+        let without = life(context, plugin, "none").await?;
+        (life(context, plugin, "bridge").await?, without)
     };
     Ok([with[0].saturating_sub(without[0]), with[1].saturating_sub(without[1])])
 }
 
 /// Runs an idle task, and returns the times of its start and, after its stop, of its removal.
-async fn life(scene: &Scene, plugin: &Plugin, mode: &str) -> Result<[Duration; 2]> {
-    let mut task = idle(scene, plugin, mode).await?;
+async fn life(context: &CaseContext, plugin: &Plugin, mode: &str) -> Result<[Duration; 2]> {
+    let mut task = idle(context, plugin, mode).await?;
     let begun = Instant::now();
     task.start(plugin).await?;
     let start = begun.elapsed();
@@ -85,10 +86,10 @@ async fn life(scene: &Scene, plugin: &Plugin, mode: &str) -> Result<[Duration; 2
     Ok([start, begun.elapsed()])
 }
 
-async fn idle(scene: &Scene, plugin: &Plugin, mode: &str) -> Result<Task> {
-    let mut config = scene.shell(IDLE);
+async fn idle(context: &CaseContext, plugin: &Plugin, mode: &str) -> Result<Task> {
+    let mut config = context.shell(IDLE);
     config["network_mode"] = mode.into();
-    scene.prepare(plugin, &config).await
+    context.prepare(plugin, &config).await
 }
 
 /// The CNI plugins of the driver's network, each with the configuration that the driver passed to it.
@@ -100,10 +101,10 @@ struct ByHand {
 
 impl ByHand {
     /// Loads the plugins and their configurations from the network record of a task that the driver started.
-    async fn like_the_plugins(scene: &Scene, plugin: &Plugin) -> Result<Self> {
-        let mut task = idle(scene, plugin, "bridge").await?;
+    async fn like_the_plugins(context: &CaseContext, plugin: &Plugin) -> Result<Self> {
+        let mut task = idle(context, plugin, "bridge").await?;
         task.start(plugin).await?;
-        let mut bundles = std::fs::read_dir(scene.state_dir().join("nomad"))?;
+        let mut bundles = std::fs::read_dir(context.state_dir().join("nomad"))?;
         let bundle = bundles.next().context("the plugin has no bundle")??.path();
         let record: Value = read(&bundle.join("network.json"))?;
         task.end(plugin).await?;

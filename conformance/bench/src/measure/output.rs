@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use harness::context::agent::Stage;
+use harness::context::agent::AgentContext;
 use harness::host::Exec;
 use harness::task::LIMIT;
 
@@ -22,14 +22,14 @@ const MOST_ROUNDS: u32 = 30;
 
 pub(crate) fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
     let runtime = ground.runtime;
-    let _pulled = Pulled::pull(ground.world)?;
+    let _pulled = Pulled::pull(ground.environment)?;
     let pattern = pattern();
     let driven = runtime.block_on(Driven::start(ground, "output"))?;
     fs::write(driven.task.alloc.directory.join("alloc/data/pattern"), &pattern)?;
-    let runc = Bare::like(&driven.bundle()?, "runc", ground.world)?;
+    let runc = Bare::like(&driven.bundle()?, "runc", ground.environment)?;
     runc.write(Path::new(COMMAND[1]), &pattern)?;
     let mut under_agent = match ground.nomad {
-        Some(nomad) => Some(Stage::on(ground.world, nomad, ground.plugin)?),
+        Some(nomad) => Some(AgentContext::on(ground.environment, nomad, ground.plugin)?),
         None => {
             findings.not_measured.push("output through an agent: no --nomad".to_owned());
             None
@@ -44,13 +44,13 @@ pub(crate) fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()
             })
         }),
     ];
-    if let Some(stage) = &mut under_agent {
-        let id = stage.shell("measure-output", super::driven::IDLE)?;
-        stage.running(&id, "main")?;
-        fs::write(stage.data(&id, "pattern"), &pattern)?;
-        let stage = &*stage;
+    if let Some(context) = &mut under_agent {
+        let id = context.shell("measure-output", super::driven::IDLE)?;
+        context.running(&id, "main")?;
+        fs::write(context.data(&id, "pattern"), &pattern)?;
+        let context = &*context;
         probes.push(counted(table::Path::Agent, &pattern, move || {
-            let output = stage.exec(&id, b"", &COMMAND)?;
+            let output = context.exec(&id, b"", &COMMAND)?;
             ensure!(output.code == Some(0), "exec ends with {:?}: {}", output.code, output.stderr());
             Ok(output.stdout)
         }));
@@ -58,11 +58,11 @@ pub(crate) fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()
     findings.table.interleave(&mut probes, ground.rounds.min(MOST_ROUNDS))?;
     drop(probes);
     drop(runc);
-    let scene = runtime.block_on(driven.end())?;
-    if let Some(mut stage) = under_agent {
-        stage.clear()?;
+    let context = runtime.block_on(driven.end())?;
+    if let Some(mut context) = under_agent {
+        context.clear()?;
     }
-    scene.close()
+    context.close()
 }
 
 /// Returns a probe of a call whose output must be the pattern. The comparison isn't part of the measured time.

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use harness::config;
-use harness::context::Scene;
-use harness::environment::World;
+use harness::context::CaseContext;
+use harness::environment::TestEnvironment;
 use harness::fixture::Form;
 use harness::fixture::fault_proxy::FaultProxy;
 use harness::fixture::image::Image;
@@ -39,17 +39,17 @@ struct Shape {
 }
 
 impl Shape {
-    fn push(&self, world: &World) -> Result<()> {
-        let mut image = world.catalog().with(|_| Ok(()))?;
+    fn push(&self, environment: &TestEnvironment) -> Result<()> {
+        let mut image = environment.catalog().with(|_| Ok(()))?;
         for layer in 0..self.layers {
-            let made = world.catalog().with(|tree| {
+            let made = environment.catalog().with(|tree| {
                 (0..self.files).try_for_each(|file| {
                     tree.file(&format!("data-{layer}-{file}"), 0o644, &noise(self.file_bytes)?)
                 })
             })?;
             image.layers.extend(made.layers.into_iter().skip(1));
         }
-        Image::push(&image, world.registry(), self.name, "v1", Form::Oci)
+        Image::push(&image, environment.registry(), self.name, "v1", Form::Oci)
     }
 
     fn at(&self, registry: &str) -> String {
@@ -75,16 +75,17 @@ pub(crate) struct Pulled {
 type Pulling<'a> = &'a dyn Fn(&str) -> Result<Duration>;
 
 pub(crate) fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
-    let world = ground.world;
-    [LARGE, SMALL].iter().try_for_each(|shape| shape.push(world))?;
-    let scene = Scene::new(Arc::clone(world), ground.plugin, "pulls".to_owned());
-    let mut plugin = ground.runtime.block_on(scene.plugin())?;
+    let environment = ground.environment;
+    [LARGE, SMALL].iter().try_for_each(|shape| shape.push(environment))?;
+    let context = CaseContext::new(Arc::clone(environment), ground.plugin, "pulls".to_owned());
+    let mut plugin = ground.runtime.block_on(context.plugin())?;
     let has_skopeo = Command::new("skopeo").arg("--version").stdout(Stdio::null()).status().is_ok();
     if !has_skopeo {
         findings.not_measured.push("skopeo copy: the package skopeo is not installed".to_owned());
     }
-    let by_plugin = |image: &str| ground.runtime.block_on(pull(&scene, &plugin, image));
-    let (by_ctr, by_skopeo) = (|image: &str| ctr(world, image), |image: &str| skopeo(world, image));
+    let by_plugin = |image: &str| ground.runtime.block_on(pull(&context, &plugin, image));
+    let (by_ctr, by_skopeo) =
+        (|image: &str| ctr(environment, image), |image: &str| skopeo(environment, image));
     let mut paths: Vec<(Path, Pulling<'_>)> = vec![(Path::Plugin, &by_plugin), (Path::Ctr, &by_ctr)];
     if has_skopeo {
         paths.push((Path::Skopeo, &by_skopeo));
@@ -92,30 +93,30 @@ pub(crate) fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()
     let mut probes = Vec::new();
     for (call, shape) in [(Call::PullLarge, &LARGE), (Call::PullSmall, &SMALL)] {
         for (path, run) in &paths {
-            let image = shape.at(world.registry().address());
+            let image = shape.at(environment.registry().address());
             probes.push(Probe::new(call, *path, move || run(&image)));
         }
     }
     findings.table.interleave(&mut probes, ground.rounds.min(ROUNDS))?;
     drop(probes);
-    let proxy = FaultProxy::before(world.registry().address())?;
+    let proxy = FaultProxy::before(environment.registry().address())?;
     let mut wire = Vec::new();
     for (by, run) in &paths {
         proxy.forget();
         run(&LARGE.at(proxy.address()))?;
         wire.push(Wire { by: *by, requests: proxy.requests().len(), bytes: proxy.sent_bytes("") });
     }
-    let warm_requests = ground.runtime.block_on(warm(&scene, &plugin, &proxy))?;
+    let warm_requests = ground.runtime.block_on(warm(&context, &plugin, &proxy))?;
     let peak_kb = peak_kb(plugin.pid())?;
     findings.pulled = Some(Pulled { wire, warm_requests, peak_kb });
     ground.runtime.block_on(plugin.shut_down())?;
-    scene.close()
+    context.close()
 }
 
 /// Starts a task, and returns the time until its event of the finished pull. The image is removed again.
-async fn pull(scene: &Scene, plugin: &Plugin, image: &str) -> Result<Duration> {
+async fn pull(context: &CaseContext, plugin: &Plugin, image: &str) -> Result<Duration> {
     let mut events = plugin.events().await?;
-    let mut task = scene.prepare(plugin, &config! { image = image, command = "true" }).await?;
+    let mut task = context.prepare(plugin, &config! { image = image, command = "true" }).await?;
     let begun = Instant::now();
     let pulled = async {
         while let Some(event) = events.message().await? {
@@ -132,24 +133,24 @@ async fn pull(scene: &Scene, plugin: &Plugin, image: &str) -> Result<Duration> {
     };
     task.wait(plugin).await?;
     task.destroy(plugin).await?;
-    remove(scene.world(), image)?;
+    remove(context.environment(), image)?;
     Ok(took)
 }
 
-fn remove(world: &World, image: &str) -> Result<()> {
-    world.containerd().ctr(&["images", "delete", "--sync", image]).map(drop)
+fn remove(environment: &TestEnvironment, image: &str) -> Result<()> {
+    environment.containerd().ctr(&["images", "delete", "--sync", image]).map(drop)
 }
 
-fn ctr(world: &World, image: &str) -> Result<Duration> {
+fn ctr(environment: &TestEnvironment, image: &str) -> Result<Duration> {
     let begun = Instant::now();
-    world.containerd().ctr(&["images", "pull", "--plain-http", image])?;
+    environment.containerd().ctr(&["images", "pull", "--plain-http", image])?;
     let took = begun.elapsed();
-    remove(world, image)?;
+    remove(environment, image)?;
     Ok(took)
 }
 
-fn skopeo(world: &World, image: &str) -> Result<Duration> {
-    let directory = world.directory().join("skopeo");
+fn skopeo(environment: &TestEnvironment, image: &str) -> Result<Duration> {
+    let directory = environment.directory().join("skopeo");
     let begun = Instant::now();
     let to = format!("dir:{}", directory.display());
     output(
@@ -163,15 +164,15 @@ fn skopeo(world: &World, image: &str) -> Result<Duration> {
 }
 
 /// Returns the number of requests of a start whose image an earlier start has pulled.
-async fn warm(scene: &Scene, plugin: &Plugin, proxy: &FaultProxy) -> Result<usize> {
+async fn warm(context: &CaseContext, plugin: &Plugin, proxy: &FaultProxy) -> Result<usize> {
     let image = SMALL.at(proxy.address());
     for _ in 0..2 {
         proxy.forget();
-        let task = scene.run(plugin, &config! { image = image, command = "true" }).await?;
+        let task = context.run(plugin, &config! { image = image, command = "true" }).await?;
         task.wait(plugin).await?;
         task.destroy(plugin).await?;
     }
-    remove(scene.world(), &image)?;
+    remove(context.environment(), &image)?;
     Ok(proxy.requests().len())
 }
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use futures::future::try_join_all;
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::interrupt;
 use harness::task::Task;
@@ -20,25 +20,25 @@ const ROUNDS: u32 = 10;
 const AT_A_TIME: usize = 10;
 
 pub(crate) fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
-    let scene = Scene::new(Arc::clone(ground.world), ground.plugin, "recovery".to_owned());
+    let context = CaseContext::new(Arc::clone(ground.environment), ground.plugin, "recovery".to_owned());
     let rounds = ground.rounds.min(ROUNDS);
-    ground.runtime.block_on(measure_on(&scene, rounds, &mut findings.table))?;
-    scene.close()
+    ground.runtime.block_on(measure_on(&context, rounds, &mut findings.table))?;
+    context.close()
 }
 
-async fn measure_on(scene: &Scene, rounds: u32, table: &mut Table) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let config = scene.shell(IDLE);
+async fn measure_on(context: &CaseContext, rounds: u32, table: &mut Table) -> Result<()> {
+    let mut plugin = context.plugin().await?;
+    let config = context.shell(IDLE);
     let mut tasks = Vec::new();
     while tasks.len() < RECOVERED {
         let some = AT_A_TIME.min(RECOVERED - tasks.len());
-        tasks.extend(try_join_all((0..some).map(|_| scene.run(&plugin, &config))).await?);
+        tasks.extend(try_join_all((0..some).map(|_| context.run(&plugin, &config))).await?);
     }
     for _ in 0..rounds {
         for call in [Call::RecoveryInTurn, Call::RecoveryAtOnce] {
             interrupt::check()?;
             plugin.kill().await?;
-            plugin = scene.plugin().await?;
+            plugin = context.plugin().await?;
             let begun = Instant::now();
             let recovered = recover(&tasks, &plugin, call).await;
             table.record(call, Path::Plugin, recovered.map(|()| begun.elapsed()));

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use harness::agent::command::run_well;
-use harness::context::agent::{SOON, Stage, eventually, jobs};
-use harness::environment::World;
+use harness::context::agent::{AgentContext, SOON, eventually, jobs};
+use harness::environment::TestEnvironment;
 use harness::interrupt;
 use harness::processes;
 
@@ -27,11 +27,11 @@ pub(crate) fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()
         findings.not_measured.push("start, stop and exec under an agent: no --nomad".to_owned());
         return Ok(());
     };
-    let _pulled = Pulled::pull(ground.world)?;
-    let mut stage = Stage::on(ground.world, nomad, ground.plugin)?;
+    let _pulled = Pulled::pull(ground.environment)?;
+    let mut context = AgentContext::on(ground.environment, nomad, ground.plugin)?;
     // The first round pulls the image, and isn't counted.
-    driver_round(&mut stage, "first", "")?;
-    let _ = ctr_round(ground.world, "first")?;
+    driver_round(&mut context, "first", "")?;
+    let _ = ctr_round(ground.environment, "first")?;
     for round in 0..ground.rounds {
         let mut collectors = [
             ("nomad", Path::Agent, Path::AgentNoProfile),
@@ -42,18 +42,18 @@ pub(crate) fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()
         }
         for (collector, path, without_profile) in collectors {
             interrupt::check()?;
-            if stage.agent.collects_logs_by() != collector {
-                stage.agent.collect_logs_by(collector)?;
+            if context.agent.collects_logs_by() != collector {
+                context.agent.collect_logs_by(collector)?;
                 // The first start of a new plugin differs from the others, and isn't counted.
-                driver_round(&mut stage, &format!("{collector}-{round}"), "")?;
+                driver_round(&mut context, &format!("{collector}-{round}"), "")?;
             }
-            record(&mut findings.table, path, &driver_round(&mut stage, &format!("{round}"), ""));
-            let plain = driver_round(&mut stage, &format!("plain-{round}"), NO_PROFILE);
+            record(&mut findings.table, path, &driver_round(&mut context, &format!("{round}"), ""));
+            let plain = driver_round(&mut context, &format!("plain-{round}"), NO_PROFILE);
             record(&mut findings.table, without_profile, &plain);
-            stage.clear()?;
+            context.clear()?;
         }
-        record(&mut findings.table, Path::Ctr, &ctr_round(ground.world, &format!("{round}")));
-        let version = run_well(&mut stage.agent.nomad(&["version"]), b"", SOON).map(|output| output.took);
+        record(&mut findings.table, Path::Ctr, &ctr_round(ground.environment, &format!("{round}")));
+        let version = run_well(&mut context.agent.nomad(&["version"]), b"", SOON).map(|output| output.took);
         findings.table.record(Call::ExecCommand, Path::AgentIdle, version);
     }
     Ok(())
@@ -70,51 +70,51 @@ fn record(table: &mut Table, path: Path, round: &Result<[Duration; 4]>) {
 }
 
 /// Runs a round under the agent, timed by the agent's own events. `config` is added to the task's `config` block.
-fn driver_round(stage: &mut Stage, round: &str, config: &str) -> Result<[Duration; 4]> {
+fn driver_round(context: &mut AgentContext, round: &str, config: &str) -> Result<[Duration; 4]> {
     let name = format!("measure-{round}");
-    let image = stage.busybox();
+    let image = context.busybox();
     let variables = [("image", image.as_str()), ("script", SCRIPT), ("kill_timeout", "30s")];
-    let id = stage.start(&name, &jobs::shell_configured(config), &variables)?;
-    stage.made(&id, "begun")?;
-    let begun = fs::metadata(stage.data(&id, "begun"))?.modified()?;
-    stage.running(&id, "main")?;
-    let exec = stage.exec(&id, b"", &["true"])?;
+    let id = context.start(&name, &jobs::shell_configured(config), &variables)?;
+    context.made(&id, "begun")?;
+    let begun = fs::metadata(context.data(&id, "begun"))?.modified()?;
+    context.running(&id, "main")?;
+    let exec = context.exec(&id, b"", &["true"])?;
     ensure!(exec.code == Some(0), "exec ends with {:?}: {}", exec.code, exec.stderr());
-    stage.agent.tell(&["job", "stop", "-detach", &name])?;
-    let task = stage.dead(&id, "main")?;
+    context.agent.tell(&["job", "stop", "-detach", &name])?;
+    let task = context.dead(&id, "main")?;
     let between =
         |from, to| -> Result<_> { Ok(task.event(to)?.at().duration_since(task.event(from)?.at())?) };
     let start = begun.duration_since(task.event("Task Setup")?.at())?;
     Ok([start, between("Killing", "Terminated")?, between("Killing", "Killed")?, exec.took])
 }
 
-fn ctr_round(world: &World, round: &str) -> Result<[Duration; 4]> {
+fn ctr_round(environment: &TestEnvironment, round: &str) -> Result<[Duration; 4]> {
     let id = format!("measure-{round}");
-    let directory = world.directory().join("measure");
+    let directory = environment.directory().join("measure");
     fs::create_dir_all(directory.join("data"))?;
     let mark = directory.join("data/begun");
     let _ = fs::remove_file(&mark);
     let mount = format!("type=bind,src={},dst=/alloc,options=rbind:rw", directory.display());
     let asked = SystemTime::now();
-    ctr(world, &["run", "--detach", "--mount", &mount, &image(world), &id, "sh", "-c", SCRIPT])?;
+    ctr(environment, &["run", "--detach", "--mount", &mount, &image(environment), &id, "sh", "-c", SCRIPT])?;
     eventually("file of ctr's task", || Ok(mark.exists()))?;
     let start = fs::metadata(&mark)?.modified()?.duration_since(asked)?;
     let begun = Instant::now();
-    ctr(world, &["tasks", "exec", "--exec-id", "true", &id, "true"])?;
+    ctr(environment, &["tasks", "exec", "--exec-id", "true", &id, "true"])?;
     let exec = begun.elapsed();
-    let pid = ctr_pid(world, &id)?;
+    let pid = ctr_pid(environment, &id)?;
     let stop = Instant::now();
-    ctr(world, &["tasks", "kill", "--signal", "SIGTERM", &id])?;
+    ctr(environment, &["tasks", "kill", "--signal", "SIGTERM", &id])?;
     eventually("end of ctr's task", || Ok(!processes::alive(pid)))?;
     let exit = stop.elapsed();
     // The shim may take a moment to notice the exit.
-    eventually("deletion of ctr's task", || Ok(ctr(world, &["tasks", "delete", &id]).is_ok()))?;
-    ctr(world, &["containers", "delete", &id])?;
+    eventually("deletion of ctr's task", || Ok(ctr(environment, &["tasks", "delete", &id]).is_ok()))?;
+    ctr(environment, &["containers", "delete", &id])?;
     Ok([start, exit, stop.elapsed(), exec])
 }
 
-fn ctr_pid(world: &World, id: &str) -> Result<i32> {
-    let listing = ctr(world, &["tasks", "list"])?;
+fn ctr_pid(environment: &TestEnvironment, id: &str) -> Result<i32> {
+    let listing = ctr(environment, &["tasks", "list"])?;
     let line = listing.lines().find(|line| line.starts_with(id)).context("ctr does not list its task")?;
     Ok(line.split_whitespace().nth(1).context("no pid in ctr's list")?.parse()?)
 }

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 
 use crate::agent::{self, Agent, Client, Mode, Networks, Setup, lines_of_interest};
 pub use crate::agent::{SOON, eventually};
-use crate::environment::World;
+use crate::environment::TestEnvironment;
 use crate::fixture::{Consul, Programs};
 use crate::leaks::agent::check_interrupt;
 use crate::leaks::census::Census;
@@ -38,11 +38,11 @@ pub mod jobs {
     }
 }
 
-pub struct Stage {
+pub struct AgentContext {
     // Fields are dropped in this order: the agent before what it uses.
     pub agent: Agent,
     pub consul: Option<Consul>,
-    pub world: Arc<World>,
+    pub environment: Arc<TestEnvironment>,
     state_dir: PathBuf,
     before: Census,
     jobs: Vec<String>,
@@ -52,19 +52,19 @@ pub struct Stage {
 }
 
 /// Returns a setup for an agent in a test environment.
-pub fn setup(world: &World, mode: Mode, nomad: &Path, plugin: &Path) -> Setup {
-    let (networks, containerd) = (world.networks(), world.containerd());
+pub fn setup(environment: &TestEnvironment, mode: Mode, nomad: &Path, plugin: &Path) -> Setup {
+    let (networks, containerd) = (environment.networks(), environment.containerd());
     let programs = containerd.programs();
     Setup {
         mode,
         nomad: nomad.to_owned(),
         plugin: plugin.to_owned(),
-        directory: world.directory().join("agent"),
+        directory: environment.directory().join("agent"),
         containerd_socket: containerd.socket(),
         containerd_runtime: programs.shim_runtime().to_owned(),
         oci_runtime: programs.oci_runtime().unwrap_or_default(),
         cni_plugins: programs.cni().to_owned(),
-        state_dir: world.state_dir("agent"),
+        state_dir: environment.state_dir("agent"),
         networks: Networks {
             tasks: networks.tasks(),
             tasks_ipv6: networks.tasks_ipv6(),
@@ -78,28 +78,33 @@ pub fn setup(world: &World, mode: Mode, nomad: &Path, plugin: &Path) -> Setup {
     }
 }
 
-impl Stage {
+impl AgentContext {
     /// Starts a test environment, an agent and, if wanted, Consul.
     ///
     /// # Errors
     /// Fails if one of them does not come up.
     pub fn set(programs: Programs, nomad: &Path, plugin: &Path, consul: Option<&Path>) -> Result<Self> {
-        let world = World::start_of(programs)?;
-        let directory = world.directory().join("consul");
+        let environment = TestEnvironment::start_of(programs)?;
+        let directory = environment.directory().join("consul");
         let consul = consul.map(|binary| Consul::start_in(&directory, binary)).transpose()?;
-        Self::beside(&world, consul, nomad, plugin)
+        Self::beside(&environment, consul, nomad, plugin)
     }
 
     /// Starts an agent in a test environment that others may use before and after.
     ///
     /// # Errors
     /// Fails if the agent does not come up.
-    pub fn on(world: &Arc<World>, nomad: &Path, plugin: &Path) -> Result<Self> {
-        Self::beside(world, None, nomad, plugin)
+    pub fn on(environment: &Arc<TestEnvironment>, nomad: &Path, plugin: &Path) -> Result<Self> {
+        Self::beside(environment, None, nomad, plugin)
     }
 
-    fn beside(world: &Arc<World>, consul: Option<Consul>, nomad: &Path, plugin: &Path) -> Result<Self> {
-        let mut setup = setup(world, Mode::Kept, nomad, plugin);
+    fn beside(
+        environment: &Arc<TestEnvironment>,
+        consul: Option<Consul>,
+        nomad: &Path,
+        plugin: &Path,
+    ) -> Result<Self> {
+        let mut setup = setup(environment, Mode::Kept, nomad, plugin);
         setup.consul = consul
             .as_ref()
             .map(|consul| agent::Consul { address: consul.address(), grpc_address: consul.grpc_address() });
@@ -108,23 +113,23 @@ impl Stage {
         let state_dir = setup.state_dir.clone();
         let agent = Agent::start(setup)?;
         agent.driver_becomes(true)?;
-        let mut stage = Self {
+        let mut context = Self {
             agent,
             consul,
-            world: Arc::clone(world),
+            environment: Arc::clone(environment),
             state_dir,
             before: Census::default(),
             jobs: Vec::new(),
             cgroups: Vec::new(),
             log_offset: 0,
         };
-        stage.before = stage.leftovers().all();
-        Ok(stage)
+        context.before = context.leftovers().all();
+        Ok(context)
     }
 
     /// Returns the image that most jobs run.
     pub fn busybox(&self) -> String {
-        self.world.image("busybox:latest")
+        self.environment.image("busybox:latest")
     }
 
     /// Submits a job under a name of its own, and returns its allocation. `hcl` begins with a job of any name.
@@ -203,8 +208,8 @@ impl Stage {
             sweep::processes_under(&self.state_dir);
             self.cgroups.iter().for_each(|group| sweep::cgroups(group));
             sweep::unmount_under(&self.state_dir);
-            self.world.networks().clear();
-            sweep::records(self.world.containerd());
+            self.environment.networks().clear();
+            sweep::records(self.environment.containerd());
             let _ = fs::remove_dir_all(&self.state_dir);
         }
         self.cgroups.clear();
@@ -214,7 +219,7 @@ impl Stage {
 
     fn end_jobs(&mut self) -> Result<()> {
         check_interrupt()?;
-        self.world.containerd().start()?;
+        self.environment.containerd().start()?;
         if !self.agent.is_alive() {
             self.agent.stop()?;
             self.agent.launch()?;
@@ -227,8 +232,8 @@ impl Stage {
 
     fn leftovers(&self) -> Leftovers<'_> {
         Leftovers {
-            containerd: self.world.containerd(),
-            networks: self.world.networks(),
+            containerd: self.environment.containerd(),
+            networks: self.environment.networks(),
             state_dir: &self.state_dir,
             cgroups: &self.cgroups,
             before: &self.before,
@@ -241,7 +246,7 @@ impl Stage {
     }
 }
 
-impl Deref for Stage {
+impl Deref for AgentContext {
     type Target = Client;
 
     /// Returns the agent's client, for questions about tasks.

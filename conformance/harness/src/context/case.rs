@@ -1,4 +1,4 @@
-//! The context of one case: a state directory of its own in a test environment (world), plugins and tasks on it, and
+//! The context of one case: a state directory of its own in a test environment, plugins and tasks on it, and
 //! the leak check at the end. Knows nothing of what the case is about.
 
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::config;
-use crate::environment::World;
+use crate::environment::TestEnvironment;
 use crate::fixture::Programs;
 use crate::host::cgroup::TaskCgroup;
 use crate::host::stderr::{self, Lines};
@@ -25,8 +25,8 @@ const CUT_OFF: Duration = Duration::from_secs(15);
 /// Number of a plugin's last log lines that an error shows.
 const SHOWN_LINES: usize = 30;
 
-pub struct Scene {
-    world: Arc<World>,
+pub struct CaseContext {
+    environment: Arc<TestEnvironment>,
     binary: PathBuf,
     /// Binary of each plugin after the case's first.
     successor: Option<PathBuf>,
@@ -42,13 +42,13 @@ struct Noted {
     cgroups: Vec<Arc<TaskCgroup>>,
 }
 
-impl Scene {
-    pub fn new(world: Arc<World>, binary: &Path, name: String) -> Self {
+impl CaseContext {
+    pub fn new(environment: Arc<TestEnvironment>, binary: &Path, name: String) -> Self {
         let binary = binary.to_owned();
         let (before, noted) = (Census::default(), Mutex::default());
-        let mut scene = Self { world, binary, successor: None, name, before, noted };
-        scene.before = scene.look(|leftovers| leftovers.all());
-        scene
+        let mut context = Self { environment, binary, successor: None, name, before, noted };
+        context.before = context.look(|leftovers| leftovers.all());
+        context
     }
 
     /// Has every plugin after the case's first run another binary: an upgrade of the driver, or its way back.
@@ -61,26 +61,26 @@ impl Scene {
         self.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn world(&self) -> &World {
-        &self.world
+    pub fn environment(&self) -> &TestEnvironment {
+        &self.environment
     }
 
     /// Returns the containerd, the shim and the runtime that the case is run with.
     pub fn programs(&self) -> &Programs {
-        self.world.containerd().programs()
+        self.environment.containerd().programs()
     }
 
     /// Returns the root directory of all files of the case.
     pub fn directory(&self) -> PathBuf {
-        self.world.directory().join(&self.name)
+        self.environment.directory().join(&self.name)
     }
 
     pub fn state_dir(&self) -> PathBuf {
-        self.world.state_dir(&self.name)
+        self.environment.state_dir(&self.name)
     }
 
     pub fn image(&self, name: &str) -> String {
-        self.world.image(name)
+        self.environment.image(name)
     }
 
     /// Returns a job's config in which busybox' shell runs a script.
@@ -96,14 +96,14 @@ impl Scene {
         let is_first = self.noted().logs.is_empty();
         let successor = self.successor.as_ref().filter(|_| !is_first);
         let mut launch = Launch::new(successor.unwrap_or(&self.binary));
-        launch.look_first_in(self.world.containerd().programs_directory());
+        launch.look_first_in(self.environment.containerd().programs_directory());
         launch.environment.push(("TMPDIR".into(), temporary.into()));
         launch
     }
 
     /// Returns the options of the plugin block. A case changes what it tests.
     pub fn options(&self) -> Value {
-        let bridge = self.world.networks().tasks();
+        let bridge = self.environment.networks().tasks();
         let programs = self.programs();
         config! {
             bridge_network_name = bridge.name,
@@ -111,7 +111,7 @@ impl Scene {
             containerd_runtime = programs.shim_runtime(),
             oci_runtime = programs.oci_runtime(),
             cni_path = programs.cni_path(),
-            containerd_socket = self.world.containerd().socket().display().to_string(),
+            containerd_socket = self.environment.containerd().socket().display().to_string(),
             state_dir = self.state_dir().display().to_string(),
             // The machine's own registry configuration must not affect a case.
             registry_config_dir = "",
@@ -274,8 +274,8 @@ impl Scene {
         let cgroups: Vec<String> =
             self.noted().cgroups.iter().map(|cgroup| cgroup.name().to_owned()).collect();
         look(&Leftovers {
-            containerd: self.world.containerd(),
-            networks: self.world.networks(),
+            containerd: self.environment.containerd(),
+            networks: self.environment.networks(),
             state_dir: &self.state_dir(),
             cgroups: &cgroups,
             before: &self.before,
@@ -314,13 +314,13 @@ impl Scene {
         sweep::processes_under(&self.directory());
         self.noted().cgroups.clear();
         sweep::unmount_under(&self.directory());
-        self.world.networks().clear();
-        sweep::records(self.world.containerd());
+        self.environment.networks().clear();
+        sweep::records(self.environment.containerd());
         self.look(|leftovers| leftovers.remove_sockets());
     }
 }
 
-impl Drop for Scene {
+impl Drop for CaseContext {
     fn drop(&mut self) {
         self.noted().cgroups.clear();
         let _ = std::fs::remove_dir_all(self.directory());

@@ -3,4 +3,4 @@
 pub mod agent;
 mod case;
 
-pub use case::Scene;
+pub use case::CaseContext;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::exec::{data_of, size_of};
 use harness::host::{Exec, Plugin};
 use harness::processes::resident_kb;
@@ -12,7 +12,7 @@ use harness::task::LIMIT;
 use crate::cases::support::commands::{shell, sleeper};
 use crate::cases::support::resource_usage::come_back;
 use crate::cases::support::scripted::{Scripted, runc};
-use crate::cases::support::{NO_SIGPIPE, cases, not_by_youki, orphans_are_known, same};
+use crate::cases::support::{NO_SIGPIPE, cases, ensure_eq, not_by_youki, orphans_are_known};
 
 cases!["exec end":
     a_command_killed_by_a_signal_shows_it,
@@ -27,32 +27,32 @@ cases!["exec end":
     a_process_in_the_background_does_not_hold_it_up,
 ];
 
-async fn a_command_killed_by_a_signal_shows_it(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn a_command_killed_by_a_signal_shows_it(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     for (signal, code) in [("KILL", 137), ("TERM", 143), ("SEGV", 139)] {
         let said = shell(plugin, &task, &format!("kill -{signal} $$"), false).await?.finish(LIMIT).await?;
-        same!(said.code()?, code);
+        ensure_eq!(said.code()?, code);
     }
     task.end(plugin).await
 }
 
 /// Nomad's command line tool shows only text and an exit code, so the refusal has to come as these.
 async fn one_in_a_task_that_has_ended_is_text_and_docker_s_code(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let task = scene.run(plugin, &scene.shell("exit 0")).await?;
+    let task = case.run(plugin, &case.shell("exit 0")).await?;
     task.wait(plugin).await?;
     for tty in [false, true] {
         let said = Exec::open(plugin, task.id(), &["true"], tty).await?.finish(LIMIT).await?;
-        same!(said.code()?, 1);
+        ensure_eq!(said.code()?, 1);
         ensure!(said.stderr_text().contains("is not running"), "it said {:?}", said.stderr_text());
     }
     task.destroy(plugin).await
 }
 
-async fn one_in_a_task_that_ends_ends_with_it(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn one_in_a_task_that_ends_ends_with_it(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let script = "trap '' TERM HUP; echo up; sleep 900; sleep 900";
     let mut execs = [shell(plugin, &task, script, false).await?, shell(plugin, &task, script, true).await?];
     for exec in &mut execs {
@@ -60,20 +60,20 @@ async fn one_in_a_task_that_ends_ends_with_it(scene: &Scene, plugin: &Plugin) ->
     }
     task.stop(plugin, Duration::ZERO).await?;
     for exec in execs {
-        same!(exec.finish(LIMIT).await?.code()?, 137);
+        ensure_eq!(exec.finish(LIMIT).await?.code()?, 137);
     }
     task.destroy(plugin).await
 }
 
 async fn one_that_the_client_leaves_is_killed_with_all_that_it_started(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+    let task = sleeper(case, plugin).await?;
     let before = task.alloc.cgroup.pids().len();
     for tty in [false, true] {
         let orphan = "(sh -c 'trap \"\" HUP; sleep 1234; :' &);";
-        let orphan = if orphans_are_known(scene, tty) { orphan } else { "" };
+        let orphan = if orphans_are_known(case, tty) { orphan } else { "" };
         for script in [
             "echo up; exec sleep 1234",
             "trap '' HUP TERM INT; (trap '' HUP; sleep 1234; sleep 1235) & echo up; while :; do sleep 1236; done",
@@ -89,10 +89,10 @@ async fn one_that_the_client_leaves_is_killed_with_all_that_it_started(
 }
 
 async fn one_that_the_client_leaves_in_the_middle_of_its_start_is_killed(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+    let task = sleeper(case, plugin).await?;
     let before = task.alloc.cgroup.pids().len();
     for wait_ms in [0, 1, 3, 8, 15, 25, 40] {
         for tty in [false, true] {
@@ -105,18 +105,18 @@ async fn one_that_the_client_leaves_in_the_middle_of_its_start_is_killed(
         }
     }
     // Starts that are under way finish before this one.
-    same!(task.exec(plugin, "true").await?.0, 0);
+    ensure_eq!(task.exec(plugin, "true").await?.0, 0);
     task.processes_become(before).await?;
     task.end(plugin).await
 }
 
 async fn a_client_that_does_not_read_stops_the_command_and_not_the_plugin(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+    let task = sleeper(case, plugin).await?;
     let pid = i32::try_from(plugin.pid())?;
-    same!(task.exec(plugin, "yes | head -c 3000000").await?.0, 0);
+    ensure_eq!(task.exec(plugin, "yes | head -c 3000000").await?.0, 0);
     let before = resident_kb(pid)?;
     let exec = shell(
         plugin,
@@ -149,9 +149,9 @@ async fn a_client_that_does_not_read_stops_the_command_and_not_the_plugin(
 /// The output stays available past the command's end, too: a shim that deletes an exec drops output that it can't pass
 /// on within seconds. How much output is in transit when a command ends is not defined, so the sizes make commands end
 /// at any point of it.
-async fn a_client_that_reads_late_gets_every_byte(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    not_by_youki(scene, NO_SIGPIPE)?;
-    let task = sleeper(scene, plugin).await?;
+async fn a_client_that_reads_late_gets_every_byte(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    not_by_youki(case, NO_SIGPIPE)?;
+    let task = sleeper(case, plugin).await?;
     let sizes = (1..=24).map(|step| step * 32_000).chain([3_000_000]);
     let mut execs = Vec::new();
     for bytes in sizes {
@@ -160,7 +160,7 @@ async fn a_client_that_reads_late_gets_every_byte(scene: &Scene, plugin: &Plugin
         execs.push((bytes, shell(plugin, &task, &script, false).await?));
     }
     tokio::time::sleep(Duration::from_secs(4)).await;
-    same!(task.exec(plugin, "test -e /tmp/32000 && ! test -e /tmp/3000000").await?.0, 0);
+    ensure_eq!(task.exec(plugin, "test -e /tmp/32000 && ! test -e /tmp/3000000").await?.0, 0);
     // Reads a little, so that the command goes on and its end is seen, and then nothing again.
     for (_, exec) in &mut execs {
         exec.stdout_to_have(20_000, LIMIT).await?;
@@ -168,7 +168,7 @@ async fn a_client_that_reads_late_gets_every_byte(scene: &Scene, plugin: &Plugin
     tokio::time::sleep(Duration::from_secs(4)).await;
     for (bytes, exec) in execs {
         let said = exec.finish(LIMIT).await?;
-        same!((said.stdout.len(), said.stderr.len(), said.code()?), (bytes, bytes, 7));
+        ensure_eq!((said.stdout.len(), said.stderr.len(), said.code()?), (bytes, bytes, 7));
         for stream in [said.stdout, said.stderr] {
             ensure!(stream.chunks_exact(16).all(|line| line == b"0123456789abcde\n"), "it is garbled");
         }
@@ -176,8 +176,8 @@ async fn a_client_that_reads_late_gets_every_byte(scene: &Scene, plugin: &Plugin
     task.end(plugin).await
 }
 
-async fn an_input_that_nobody_reads_stops_nothing_else(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn an_input_that_nobody_reads_stops_nothing_else(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let mut exec =
         shell(plugin, &task, "until [ -e /tmp/go ]; do sleep 0.05; done; echo out; exit 8", false).await?;
     let plenty = [b'x'; 60_000];
@@ -185,17 +185,17 @@ async fn an_input_that_nobody_reads_stops_nothing_else(scene: &Scene, plugin: &P
     while let Ok(sent) = tokio::time::timeout(Duration::from_millis(500), exec.stdin(&plenty)).await {
         sent?;
     }
-    same!(task.exec(plugin, "touch /tmp/go").await?.0, 0);
+    ensure_eq!(task.exec(plugin, "touch /tmp/go").await?.0, 0);
     exec.stdout_to_contain("out\n", LIMIT).await?;
-    same!(exec.finish(LIMIT).await?.code()?, 8);
+    ensure_eq!(exec.finish(LIMIT).await?.code()?, 8);
     task.end(plugin).await
 }
 
-async fn a_process_in_the_background_does_not_hold_it_up(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn a_process_in_the_background_does_not_hold_it_up(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let before = task.alloc.cgroup.pids().len();
     let said = shell(plugin, &task, "sleep 900 & echo out; exit 5", false).await?.finish(LIMIT).await?;
-    same!((said.stdout_text().as_str(), said.code()?), ("out\n", 5));
+    ensure_eq!((said.stdout_text().as_str(), said.code()?), ("out\n", 5));
     // The process in the background goes on, as after any command that ended well.
     task.processes_become(before + 1).await?;
     task.end(plugin).await
@@ -204,10 +204,10 @@ async fn a_process_in_the_background_does_not_hold_it_up(scene: &Scene, plugin: 
 /// The shim gives up the start when the plugin dies, and kills the runtime. A process that the runtime has started by
 /// then belongs to nobody.
 async fn one_being_started_when_the_plugin_dies_is_killed_with_all_that_it_starts(
-    scene: &Scene,
+    case: &CaseContext,
 ) -> Result<()> {
-    let scripted = Scripted::new(scene)?;
-    let (bundles, done) = (scene.state_dir().join("nomad"), scripted.directory.join("done"));
+    let scripted = Scripted::new(case)?;
+    let (bundles, done) = (case.state_dir().join("nomad"), scripted.directory.join("done"));
     // The runtime is killed at the worst moment: the command runs, and its pid is not written down.
     let cut_off = format!(
         "($real \"$@\"; rm -f {}/*/exec-*.pid; touch {}) & exec sleep 60",
@@ -215,10 +215,10 @@ async fn one_being_started_when_the_plugin_dies_is_killed_with_all_that_it_start
         done.display()
     );
     scripted.runtime_as("cut", &runc("exec", &cut_off))?;
-    let mut options = scene.options();
+    let mut options = case.options();
     options["oci_runtime"] = serde_json::json!(scripted.directory.join("cut"));
-    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
-    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+    let mut plugin = case.plugin_as(&case.launch(), &options).await?;
+    let task = case.run(&plugin, &case.shell("sleep 600")).await?;
     task.processes_become(1).await?;
     let exec = shell(&plugin, &task, "sleep 901 & setsid sleep 902 & sleep 903; :", false).await?;
     let is_through = || -> Result<()> {
@@ -229,7 +229,7 @@ async fn one_being_started_when_the_plugin_dies_is_killed_with_all_that_it_start
     task.processes_become(5).await?;
     plugin.kill().await?;
     drop(exec);
-    let mut next = scene.plugin_as(&scene.launch(), &scene.options()).await?;
+    let mut next = case.plugin_as(&case.launch(), &case.options()).await?;
     task.recover(&next).await?;
     task.processes_become(1).await?;
     task.end(&next).await?;

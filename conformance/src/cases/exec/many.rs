@@ -3,15 +3,17 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::alloc::set_memory;
 use harness::host::{Exec, Plugin};
 use harness::task::{LIMIT, Task};
 
 use crate::case::Case;
 use crate::cases::support::commands::{shell, sleeper};
-use crate::cases::support::resource_usage::{Holdings, OF_A_SHIM, OF_THE_PLUGIN, come_back, pid, shim_of};
-use crate::cases::support::{cases, same, terminals_are_read_to_their_end};
+use crate::cases::support::resource_usage::{
+    OF_A_SHIM, OF_THE_PLUGIN, ResourceBaseline, come_back, pid, shim_of,
+};
+use crate::cases::support::{cases, ensure_eq, terminals_are_read_to_their_end};
 
 cases!["exec many":
     a_thousand_in_turn_leave_nothing,
@@ -33,9 +35,9 @@ pub fn long_cases() -> Vec<Case> {
 }
 
 /// Takes a baseline of the resource usage of the plugin and of the task's shim.
-async fn held(plugin: &Plugin, task: &Task) -> Result<[Holdings; 2]> {
-    let the_plugin = Holdings::of(&[("the plugin".to_owned(), pid(plugin)?)], OF_THE_PLUGIN)?;
-    let the_shim = Holdings::of(&[("the shim".to_owned(), shim_of(plugin, task).await?)], OF_A_SHIM)?;
+async fn held(plugin: &Plugin, task: &Task) -> Result<[ResourceBaseline; 2]> {
+    let the_plugin = ResourceBaseline::of(&[("the plugin".to_owned(), pid(plugin)?)], OF_THE_PLUGIN)?;
+    let the_shim = ResourceBaseline::of(&[("the shim".to_owned(), shim_of(plugin, task).await?)], OF_A_SHIM)?;
     Ok([the_plugin, the_shim])
 }
 
@@ -46,13 +48,13 @@ async fn one(plugin: &Plugin, task: &Task, number: usize) -> Result<()> {
     match number % 4 {
         0 | 1 => {
             let said = shell(plugin, task, &script, false).await?.finish(LIMIT).await?;
-            same!((said.stdout_text(), said.code()?), (format!("{number}\n"), code));
+            ensure_eq!((said.stdout_text(), said.code()?), (format!("{number}\n"), code));
         }
         2 => {
             let said = shell(plugin, task, &script, true).await?.finish(LIMIT).await?;
-            same!((said.stdout_text(), said.code()?), (format!("{number}\r\n"), code));
+            ensure_eq!((said.stdout_text(), said.code()?), (format!("{number}\r\n"), code));
         }
-        _ => same!(task.exec(plugin, &script).await?, (code, format!("{number}\n"))),
+        _ => ensure_eq!(task.exec(plugin, &script).await?, (code, format!("{number}\n"))),
     }
     Ok(())
 }
@@ -79,7 +81,7 @@ async fn at_a_time(plugin: &Plugin, task: &Task, count: usize) -> Result<()> {
     let end = |(number, exec): (usize, Exec)| async move {
         exec.stdin(format!("word-{number}\n").as_bytes()).await?;
         let said = exec.finish(2 * LIMIT).await?;
-        same!(said.code()?, i32::try_from(number % 100)?);
+        ensure_eq!(said.code()?, i32::try_from(number % 100)?);
         ensure!(said.stdout_text().contains(&format!("word-{number}")), "it said {:?}", said.stdout_text());
         Ok::<_, anyhow::Error>(())
     };
@@ -88,31 +90,36 @@ async fn at_a_time(plugin: &Plugin, task: &Task, count: usize) -> Result<()> {
 
 /// Waits until nothing is left. Idle threads end after a while, and the shim forgets an exec only after the exec's last
 /// message.
-async fn nothing_left(scene: &Scene, before: &[Holdings], processes: usize, task: &Task) -> Result<()> {
+async fn nothing_left(
+    case: &CaseContext,
+    before: &[ResourceBaseline],
+    processes: usize,
+    task: &Task,
+) -> Result<()> {
     task.processes_become(processes).await?;
     let nothing = || {
-        let pipes: Vec<_> = scene.census().into_iter().filter(|line| line.starts_with("pipe")).collect();
-        same!(pipes, Vec::<String>::new());
-        before.iter().try_for_each(Holdings::has_come_back)
+        let pipes: Vec<_> = case.census().into_iter().filter(|line| line.starts_with("pipe")).collect();
+        ensure_eq!(pipes, Vec::<String>::new());
+        before.iter().try_for_each(ResourceBaseline::assert_no_growth)
     };
     come_back(LIMIT, nothing).await
 }
 
-async fn a_thousand_in_turn_leave_nothing(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    terminals_are_read_to_their_end(scene)?;
-    let task = sleeper(scene, plugin).await?;
+async fn a_thousand_in_turn_leave_nothing(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    terminals_are_read_to_their_end(case)?;
+    let task = sleeper(case, plugin).await?;
     let processes = task.alloc.cgroup.pids().len();
     at_a_time(plugin, &task, WARM_UP).await.context("warm up")?;
     in_turn(plugin, &task, WARM_UP).await.context("warm up")?;
     let before = held(plugin, &task).await?;
     in_turn(plugin, &task, IN_TURN).await?;
-    nothing_left(scene, &before, processes, &task).await?;
+    nothing_left(case, &before, processes, &task).await?;
     task.end(plugin).await
 }
 
-async fn a_hundred_at_a_time_leave_nothing(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    terminals_are_read_to_their_end(scene)?;
-    let mut task = scene.prepare(plugin, &scene.shell("sleep 600")).await?;
+async fn a_hundred_at_a_time_leave_nothing(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    terminals_are_read_to_their_end(case)?;
+    let mut task = case.prepare(plugin, &case.shell("sleep 600")).await?;
     // This many of runc's own first processes are in the task's cgroup at once; each of runc 1.3's takes some 3.5 MiB.
     set_memory(&mut task.config, 1024, 0);
     task.start(plugin).await?;
@@ -120,18 +127,18 @@ async fn a_hundred_at_a_time_leave_nothing(scene: &Scene, plugin: &Plugin) -> Re
     at_a_time(plugin, &task, AT_A_TIME).await.context("warm up")?;
     let before = held(plugin, &task).await?;
     at_a_time(plugin, &task, AT_A_TIME).await?;
-    nothing_left(scene, &before, processes, &task).await?;
+    nothing_left(case, &before, processes, &task).await?;
     task.end(plugin).await
 }
 
-async fn many_at_a_time_keep_their_streams_apart(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn many_at_a_time_keep_their_streams_apart(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let run = |number: usize| {
         let task = &task;
         async move {
             let script = format!("yes {number} | head -c 200000; yes e{number} | head -c 100000 >&2");
             let said = shell(plugin, task, &script, false).await?.finish(LIMIT).await?;
-            same!((said.stdout.len(), said.stderr.len(), said.code()?), (200_000, 100_000, 0));
+            ensure_eq!((said.stdout.len(), said.stderr.len(), said.code()?), (200_000, 100_000, 0));
             let (line, other) = (number.to_string(), format!("e{number}"));
             let all = |text: String, line: &str| {
                 text.lines().all(|said| line.starts_with(said) && !said.is_empty())

@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::task::{LIMIT, Task};
 
 use crate::cases::support::commands::{SCRIPTS_WITH_CHILDREN, shell, sleeper};
 use crate::cases::support::scripted::{Scripted, runc};
-use crate::cases::support::{cases, orphans_are_known, refused, same, until};
+use crate::cases::support::{cases, ensure_eq, orphans_are_known, refused, until};
 
 cases!["script check":
     it_gets_output_and_code,
@@ -27,37 +27,40 @@ cases!["script check":
 ];
 
 /// The codes are those that Consul knows: passing, warning, critical.
-async fn it_gets_output_and_code(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn it_gets_output_and_code(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     for code in [0, 1, 2] {
         let script = format!("echo out; echo err >&2; exit {code}");
         let answer = plugin.exec_task(task.id(), &["/bin/sh", "-c", &script], LIMIT).await?;
-        same!(answer.result.context("no result, which crashes the agent")?.exit_code, code);
-        same!((&*answer.stdout, &*answer.stderr), (&b"out\n"[..], &b"err\n"[..]));
+        ensure_eq!(answer.result.context("no result, which crashes the agent")?.exit_code, code);
+        ensure_eq!((&*answer.stdout, &*answer.stderr), (&b"out\n"[..], &b"err\n"[..]));
     }
     // A timeout of zero is none, and the input is at its end.
     let answer = plugin.exec_task(task.id(), &["cat"], Duration::ZERO).await?;
-    same!(answer.result.context("no result")?.exit_code, 0);
+    ensure_eq!(answer.result.context("no result")?.exit_code, 0);
     task.end(plugin).await
 }
 
-async fn its_output_is_bounded_and_says_so(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn its_output_is_bounded_and_says_so(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let script = "yes | head -c 3000000; yes no | head -c 2000000 >&2; exit 1";
     let answer = plugin.exec_task(task.id(), &["sh", "-c", script], LIMIT).await?;
-    same!(answer.result.context("no result")?.exit_code, 1);
+    ensure_eq!(answer.result.context("no result")?.exit_code, 1);
     for output in [&answer.stdout, &answer.stderr] {
-        same!(output.len(), 1024 * 1024);
+        ensure_eq!(output.len(), 1024 * 1024);
         ensure!(String::from_utf8_lossy(output).contains("cut"), "it doesn't say that it was cut");
     }
     task.end(plugin).await
 }
 
-async fn a_script_that_is_not_there_is_critical_and_says_why(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn a_script_that_is_not_there_is_critical_and_says_why(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     for (command, code) in [("/no/such/script", 127), ("no-such-script", 127), ("/app/greeting", 126)] {
         let answer = plugin.exec_task(task.id(), &[command], LIMIT).await?;
-        same!(answer.result.context("no result")?.exit_code, code);
+        ensure_eq!(answer.result.context("no result")?.exit_code, code);
         let said = String::from_utf8_lossy(&answer.stderr).into_owned();
         ensure!(said.contains(command), "it said {said:?}");
     }
@@ -77,39 +80,39 @@ async fn run_out_of_time(plugin: &Plugin, task: &Task, script: &str) -> Result<S
     Ok(text)
 }
 
-async fn one_that_takes_too_long_is_called_off(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn one_that_takes_too_long_is_called_off(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let before = task.alloc.cgroup.pids();
     let text = run_out_of_time(plugin, &task, "echo so far; echo so bad >&2; exec sleep 777").await?;
     // Nomad shows the error and nothing else.
     ensure!(text.contains("so far") && text.contains("so bad"), "what it wrote is lost: {text}");
-    same!(task.alloc.cgroup.pids(), before);
+    ensure_eq!(task.alloc.cgroup.pids(), before);
     task.end(plugin).await
 }
 
-async fn its_time_counts_from_when_it_runs_however_long_its_start_takes(scene: &Scene) -> Result<()> {
-    let scripted = Scripted::new(scene)?;
+async fn its_time_counts_from_when_it_runs_however_long_its_start_takes(case: &CaseContext) -> Result<()> {
+    let scripted = Scripted::new(case)?;
     scripted.runtime_as("slow", &runc("exec", "sleep 4; exec $real \"$@\""))?;
-    let mut options = scene.options();
+    let mut options = case.options();
     options["oci_runtime"] = serde_json::json!(scripted.directory.join("slow"));
-    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
-    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+    let mut plugin = case.plugin_as(&case.launch(), &options).await?;
+    let task = case.run(&plugin, &case.shell("sleep 600")).await?;
     let (begun, limit) = (Instant::now(), Duration::from_secs(3));
     let answer = plugin.exec_task(task.id(), &["echo", "in time"], limit).await?;
-    same!((answer.result.context("no result")?.exit_code, &*answer.stdout), (0, &b"in time\n"[..]));
+    ensure_eq!((answer.result.context("no result")?.exit_code, &*answer.stdout), (0, &b"in time\n"[..]));
     ensure!(begun.elapsed() > limit, "its start was not held up");
     task.end(&plugin).await?;
     plugin.shut_down().await
 }
 
-async fn at_its_timeout_all_that_it_started_is_killed(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn at_its_timeout_all_that_it_started_is_killed(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     // The task's init adopts orphans and reaps them.
-    let task = scene.run(plugin, &scene.shell("while :; do sleep 0.1 & wait; done")).await?;
+    let task = case.run(plugin, &case.shell("while :; do sleep 0.1 & wait; done")).await?;
     let ours = || pids_of(&task, "77[0-9]");
     // The first process is gone, and its children hold its streams.
     let gone = "(trap '' TERM; sleep 777; sleep 778) & exit 0";
     for script in SCRIPTS_WITH_CHILDREN.into_iter().chain([gone]) {
-        if script.starts_with('(') && !orphans_are_known(scene, false) {
+        if script.starts_with('(') && !orphans_are_known(case, false) {
             continue;
         }
         if script.ends_with("exit 0") {
@@ -117,7 +120,7 @@ async fn at_its_timeout_all_that_it_started_is_killed(scene: &Scene, plugin: &Pl
         } else {
             run_out_of_time(plugin, &task, script).await.with_context(|| script.to_owned())?;
         }
-        same!((script, ours()), (script, Vec::<i32>::new()));
+        ensure_eq!((script, ours()), (script, Vec::<i32>::new()));
     }
     task.end(plugin).await
 }
@@ -132,44 +135,50 @@ fn pids_of(task: &Task, digits: &str) -> Vec<i32> {
     task.alloc.cgroup.pids().into_iter().filter(is_ours).collect()
 }
 
-async fn at_its_timeout_what_is_many_or_has_no_name_is_killed(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn at_its_timeout_what_is_many_or_has_no_name_is_killed(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let before = task.alloc.cgroup.pids();
     // A process name that isn't text, and more processes than are held at a time.
     let script =
         "printf 'caf\\303' > /proc/$$/comm; i=0; while [ $i -lt 300 ]; do sleep 600 & i=$((i+1)); done; wait";
     run_out_of_time(plugin, &task, script).await?;
-    same!(task.alloc.cgroup.pids(), before);
+    ensure_eq!(task.alloc.cgroup.pids(), before);
     task.end(plugin).await
 }
 
-async fn at_its_timeout_what_runs_from_other_execs_lives_on(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn at_its_timeout_what_runs_from_other_execs_lives_on(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     // An exec that has ended well and left a daemon, and one that still runs.
     let (code, _) = task.exec(plugin, "setsid sleep 551 >/dev/null 2>&1 </dev/null &").await?;
-    same!(code, 0);
+    ensure_eq!(code, 0);
     let mut other = shell(plugin, &task, "echo up; sleep 552; echo after", false).await?;
     other.stdout_to_contain("up", LIMIT).await?;
     until(LIMIT, "both of them", || pids_of(&task, "55[0-9]").len() == 2).await?;
     let before = pids_of(&task, "55[0-9]");
     run_out_of_time(plugin, &task, "sleep 777").await?;
-    same!(pids_of(&task, "55[0-9]"), before);
+    ensure_eq!(pids_of(&task, "55[0-9]"), before);
     drop(other);
     task.end(plugin).await
 }
 
-async fn one_that_leaves_something_in_the_background_ends(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn one_that_leaves_something_in_the_background_ends(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let answer = plugin.exec_task(task.id(), &["sh", "-c", "sleep 777 & echo done; exit 3"], LIMIT).await?;
-    same!((answer.result.context("no result")?.exit_code, &*answer.stdout), (3, &b"done\n"[..]));
+    ensure_eq!((answer.result.context("no result")?.exit_code, &*answer.stdout), (3, &b"done\n"[..]));
     until(LIMIT, "what it left", || pids_of(&task, "77[0-9]").len() == 1).await?;
     task.end(plugin).await
 }
 
-async fn one_whose_caller_goes_away_is_killed(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn one_whose_caller_goes_away_is_killed(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let before = task.alloc.cgroup.pids().len();
-    let orphan = if orphans_are_known(scene, false) { "(sleep 777 &);" } else { "" };
+    let orphan = if orphans_are_known(case, false) { "(sleep 777 &);" } else { "" };
     let script = format!("trap '' TERM HUP; {orphan} echo up >/tmp/up; sleep 778; sleep 779");
     let command = ["sh", "-c", &script];
     tokio::select! {
@@ -182,26 +191,26 @@ async fn one_whose_caller_goes_away_is_killed(scene: &Scene, plugin: &Plugin) ->
 
 async fn until_there(plugin: &Plugin, task: &Task, file: &str) -> Result<()> {
     let script = format!("until [ -e {file} ]; do sleep 0.02; done");
-    same!(task.exec(plugin, &script).await?.0, 0);
+    ensure_eq!(task.exec(plugin, &script).await?.0, 0);
     Ok(())
 }
 
 async fn one_whose_pipes_cannot_be_made_is_refused_and_the_next_runs(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
-    let bundle = scene.bundle()?;
+    let task = sleeper(case, plugin).await?;
+    let bundle = case.bundle()?;
     let (pipes, away) = (bundle.join("io"), bundle.join("away"));
     std::fs::rename(&pipes, &away)?;
     refused(plugin.exec_task(task.id(), &["true"], LIMIT).await, &["create the pipe", task.id()])?;
     std::fs::rename(&away, &pipes)?;
-    same!(task.exec(plugin, "echo well").await?, (0, "well\n".to_owned()));
+    ensure_eq!(task.exec(plugin, "echo well").await?, (0, "well\n".to_owned()));
     task.end(plugin).await
 }
 
-async fn one_in_a_task_that_has_ended_is_refused(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = scene.run(plugin, &scene.shell("exit 0")).await?;
+async fn one_in_a_task_that_has_ended_is_refused(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = case.run(plugin, &case.shell("exit 0")).await?;
     task.wait(plugin).await?;
     refused(plugin.exec_task(task.id(), &["true"], LIMIT).await, &["is not running", task.id()])?;
     task.destroy(plugin).await

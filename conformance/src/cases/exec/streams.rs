@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::exec::{data_of, end_of_stdin};
 use harness::host::{Exec, Plugin};
 use harness::task::LIMIT;
 
 use crate::cases::support::commands::{shell, sleeper};
-use crate::cases::support::{NO_FILTER_FOR_EXECS, NO_SIGPIPE, cases, not_by_youki, same};
+use crate::cases::support::{NO_FILTER_FOR_EXECS, NO_SIGPIPE, cases, ensure_eq, not_by_youki};
 
 cases!["exec":
     both_streams_and_the_code_come_apart,
@@ -30,17 +30,17 @@ cases!["exec":
 /// Timeout of an exec that may hang, and maximum time of one that waits for nothing.
 const SHORT: Duration = Duration::from_secs(3);
 
-async fn both_streams_and_the_code_come_apart(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn both_streams_and_the_code_come_apart(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let exec = shell(plugin, &task, "echo out; echo err >&2; exit 5", false).await?;
     let said = exec.finish(LIMIT).await?;
-    same!((said.stdout_text().as_str(), said.stderr_text().as_str()), ("out\n", "err\n"));
-    same!(said.code()?, 5);
+    ensure_eq!((said.stdout_text().as_str(), said.stderr_text().as_str()), ("out\n", "err\n"));
+    ensure_eq!(said.code()?, 5);
     task.end(plugin).await
 }
 
-async fn stdin_goes_in_and_its_end_is_seen(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn stdin_goes_in_and_its_end_is_seen(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let mut exec = Exec::open(plugin, task.id(), &["cat"], false).await?;
     exec.stdin(b"first\n").await?;
     exec.stdout_to_contain("first\n", LIMIT).await?;
@@ -50,24 +50,24 @@ async fn stdin_goes_in_and_its_end_is_seen(scene: &Scene, plugin: &Plugin) -> Re
     }
     exec.close_stdin().await?;
     let said = exec.finish(LIMIT).await?;
-    same!(said.stdout.len(), 6 + large.len());
-    same!(said.code()?, 0);
+    ensure_eq!(said.stdout.len(), 6 + large.len());
+    ensure_eq!(said.code()?, 0);
     task.end(plugin).await
 }
 
-async fn a_large_output_arrives_whole(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    not_by_youki(scene, NO_SIGPIPE)?;
-    let task = sleeper(scene, plugin).await?;
+async fn a_large_output_arrives_whole(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    not_by_youki(case, NO_SIGPIPE)?;
+    let task = sleeper(case, plugin).await?;
     let script = "yes 0123456789abcde | head -c 5000000; yes fedcba9876543210 | head -c 1000000 >&2";
     let said = shell(plugin, &task, script, false).await?.finish(LIMIT).await?;
-    same!((said.stdout.len(), said.stderr.len()), (5_000_000, 1_000_000));
+    ensure_eq!((said.stdout.len(), said.stderr.len()), (5_000_000, 1_000_000));
     ensure!(said.stdout.chunks_exact(16).all(|line| line == b"0123456789abcde\n"), "stdout is garbled");
-    same!(said.code()?, 0);
+    ensure_eq!(said.code()?, 0);
     task.end(plugin).await
 }
 
-async fn heartbeats_and_empty_writes_mean_nothing(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn heartbeats_and_empty_writes_mean_nothing(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let exec = Exec::open(plugin, task.id(), &["cat"], false).await?;
     exec.heartbeat().await?;
     exec.stdin(b"").await?;
@@ -76,12 +76,12 @@ async fn heartbeats_and_empty_writes_mean_nothing(scene: &Scene, plugin: &Plugin
     exec.stdin(b"open").await?;
     exec.close_stdin().await?;
     let said = exec.finish(LIMIT).await?;
-    same!((said.stdout_text().as_str(), said.code()?), ("still open", 0));
+    ensure_eq!((said.stdout_text().as_str(), said.code()?), ("still open", 0));
     task.end(plugin).await
 }
 
-async fn a_command_that_is_not_there_is_text_and_127(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn a_command_that_is_not_there_is_text_and_127(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     for tty in [false, true] {
         let said = Exec::open(plugin, task.id(), &["no-such-command"], tty).await?.finish(LIMIT).await?;
         let text = said.stdout_text() + &said.stderr_text();
@@ -94,15 +94,15 @@ async fn a_command_that_is_not_there_is_text_and_127(scene: &Scene, plugin: &Plu
     // Names of commands that look like errors of the runtime make no difference.
     for command in ["is-stopped", "is not running", "container does not exist"] {
         let said = Exec::open(plugin, task.id(), &[command], false).await?.finish(LIMIT).await?;
-        same!((command, said.code()?), (command, 127));
+        ensure_eq!((command, said.code()?), (command, 127));
     }
     // The next exec is not harmed by it.
-    same!(shell(plugin, &task, "exit 1", false).await?.finish(LIMIT).await?.code()?, 1);
+    ensure_eq!(shell(plugin, &task, "exit 1", false).await?.finish(LIMIT).await?.code()?, 1);
     task.end(plugin).await
 }
 
-async fn a_command_that_can_not_run_is_text_and_126(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn a_command_that_can_not_run_is_text_and_126(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     // A file that isn't executable, and a directory.
     for command in ["/app/greeting", "/app"] {
         for tty in [false, true] {
@@ -114,36 +114,36 @@ async fn a_command_that_can_not_run_is_text_and_126(scene: &Scene, plugin: &Plug
     // The runtime's error would not fit into the pipe to its shim, which does not read before the runtime has ended.
     let long = "x".repeat(100_000);
     let said = Exec::open(plugin, task.id(), &[&long], false).await?.finish(LIMIT).await?;
-    same!(said.code()?, 126);
+    ensure_eq!(said.code()?, 126);
     ensure!(said.stderr_text().contains("4095"), "it said {:?}", said.stderr_text());
     task.end(plugin).await
 }
 
-async fn an_exec_sees_the_tasks_files_and_environment(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn an_exec_sees_the_tasks_files_and_environment(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let mut task =
-        scene.prepare(plugin, &scene.shell("echo here > /tmp/mark; echo ready; sleep 600; :")).await?;
+        case.prepare(plugin, &case.shell("echo here > /tmp/mark; echo ready; sleep 600; :")).await?;
     task.config.user = "app".to_owned();
     task.config.env.insert("JOB".to_owned(), "yes".to_owned());
     task.start(plugin).await?;
     task.alloc.stdout.to_contain("ready\n", LIMIT).await?;
     let (code, said) =
         task.exec(plugin, "cat /tmp/mark; echo $JOB $GREETING $HOME; id -un; cat /proc/1/comm").await?;
-    same!((code, said.as_str()), (0, "here\nyes hello /home/app\napp\nsh\n"));
+    ensure_eq!((code, said.as_str()), (0, "here\nyes hello /home/app\napp\nsh\n"));
     let (_, seen) = task.exec(plugin, "cat /proc/self/cgroup").await?;
     ensure!(is_in_nomads_group(&seen), "an exec is not in the task's group: {seen}");
     task.end(plugin).await
 }
 
 /// Compares user, groups, capabilities and limits with those of the task's own process, as each reads them itself.
-async fn an_exec_is_what_the_task_is(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    not_by_youki(scene, NO_FILTER_FOR_EXECS)?;
-    let mut task = scene.prepare(plugin, &scene.shell("exec sleep 600")).await?;
+async fn an_exec_is_what_the_task_is(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    not_by_youki(case, NO_FILTER_FOR_EXECS)?;
+    let mut task = case.prepare(plugin, &case.shell("exec sleep 600")).await?;
     task.config.user = "app".to_owned();
     task.start(plugin).await?;
-    let root = scene.run(plugin, &scene.shell("exec sleep 600")).await?;
+    let root = case.run(plugin, &case.shell("exec sleep 600")).await?;
     // Older runc races with its Go runtime, which may raise the soft limit of open files to the hard one (runc's issue
     // 4195).
-    let limits = match scene.programs().is_crun() {
+    let limits = match case.programs().is_crun() {
         true => "cat /proc/PID/limits",
         false => "sed 's/^\\(Max open files *\\)[0-9]*/\\1/' /proc/PID/limits",
     };
@@ -158,7 +158,7 @@ async fn an_exec_is_what_the_task_is(scene: &Scene, plugin: &Plugin) -> Result<(
         "({of_first}) >/tmp/first 2>&1; ({of_own}) >/tmp/own 2>&1; cat /tmp/first; echo; cat /tmp/own; cmp /tmp/first /tmp/own"
     );
     // The shim in Rust can lose a terminal's last output.
-    let with_terminal = !scene.programs().is_rust_shim();
+    let with_terminal = !case.programs().is_rust_shim();
     for (task, groups) in [(&task, Some("1000 2000")), (&root, None)] {
         for tty in [false, true].into_iter().filter(|tty| with_terminal || !tty) {
             let said = shell(plugin, task, &script, tty).await?.finish(LIMIT).await?;
@@ -170,7 +170,7 @@ async fn an_exec_is_what_the_task_is(scene: &Scene, plugin: &Plugin) -> Result<(
         }
         if let Some(groups) = groups {
             let (_, said) = task.exec(plugin, "id -u; id -G; echo $HOME").await?;
-            same!(said.as_str(), format!("1000\n{groups}\n/home/app\n"));
+            ensure_eq!(said.as_str(), format!("1000\n{groups}\n/home/app\n"));
         }
     }
     root.end(plugin).await?;
@@ -188,17 +188,17 @@ fn is_in_nomads_group(seen: &str) -> bool {
 }
 
 async fn what_an_exec_writes_is_in_the_task_and_not_on_the_host(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+    let task = sleeper(case, plugin).await?;
     let script = "file=$(mktemp) && echo $file && echo 'from inside' >$file";
     let said = shell(plugin, &task, script, false).await?.finish(LIMIT).await?;
-    same!(said.code()?, 0);
+    ensure_eq!(said.code()?, 0);
     let file = said.stdout_text().trim().to_owned();
     ensure!(!std::path::Path::new(&file).exists(), "{file:?} is on the host");
     let said = Exec::open(plugin, task.id(), &["cat", &file], false).await?.finish(LIMIT).await?;
-    same!((said.stdout_text().as_str(), said.code()?), ("from inside\n", 0));
+    ensure_eq!((said.stdout_text().as_str(), said.code()?), ("from inside\n", 0));
     let said =
         Exec::open(plugin, task.id(), &["cat", "/proc/self/cgroup"], false).await?.finish(LIMIT).await?;
     let groups = said.stdout_text();
@@ -206,39 +206,39 @@ async fn what_an_exec_writes_is_in_the_task_and_not_on_the_host(
     task.end(plugin).await
 }
 
-async fn lines_come_as_they_are_written(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn lines_come_as_they_are_written(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let mut exec = shell(plugin, &task, "for n in 1 2 3; do echo $n; read go; done", false).await?;
     for line in ["1\n", "2\n", "3\n"] {
         exec.stdout_to_contain(line, LIMIT).await?;
         exec.stdin(b"go\n").await?;
     }
     let said = exec.finish(LIMIT).await?;
-    same!((said.stdout_text().as_str(), said.code()?), ("1\n2\n3\n", 0));
+    ensure_eq!((said.stdout_text().as_str(), said.code()?), ("1\n2\n3\n", 0));
     task.end(plugin).await
 }
 
-async fn a_large_output_comes_in_large_messages(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn a_large_output_comes_in_large_messages(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let bytes = 20_000_000;
     let script = format!("head -c {bytes} /dev/zero");
     let said = shell(plugin, &task, &script, false).await?.finish(LIMIT).await?;
-    same!((said.stdout.len(), said.code()?), (bytes, 0));
+    ensure_eq!((said.stdout.len(), said.code()?), (bytes, 0));
     ensure!(said.largest <= 64 * 1024, "a message of {} bytes", said.largest);
     let average = bytes / said.messages;
     ensure!(average > 4 * 1024, "{} messages of {average} bytes on average", said.messages);
     task.end(plugin).await
 }
 
-async fn an_input_that_ends_before_the_start_is_read(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn an_input_that_ends_before_the_start_is_read(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     for early in [vec![end_of_stdin()], vec![data_of(b"early "), data_of(b"bird"), end_of_stdin()]] {
         let text = if early.len() == 1 { "" } else { "early bird" };
         let exec = Exec::open_saying(plugin, task.id(), &["cat"], false, early).await?;
         // Input after the end is ignored.
         let _ = exec.stdin(b"late").await;
         let said = exec.finish(LIMIT).await?;
-        same!((said.stdout_text().as_str(), said.code()?), (text, 0));
+        ensure_eq!((said.stdout_text().as_str(), said.code()?), (text, 0));
     }
     task.end(plugin).await
 }
@@ -246,13 +246,13 @@ async fn an_input_that_ends_before_the_start_is_read(scene: &Scene, plugin: &Plu
 /// A runtime may read the task's own account files to find the user of an exec, and then blocks until somebody writes
 /// to a pipe there.
 async fn an_exec_of_a_task_whose_account_files_are_pipes_ends_and_holds_nobody_up(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let other = sleeper(scene, plugin).await?;
+    let other = sleeper(case, plugin).await?;
     let script = "rm -f /etc/passwd /etc/group; mkfifo /etc/passwd /etc/group; echo up; exec sleep 600";
     for user in ["", "root"] {
-        let mut task = scene.prepare(plugin, &scene.shell(script)).await?;
+        let mut task = case.prepare(plugin, &case.shell(script)).await?;
         task.config.user = user.to_owned();
         task.start(plugin).await?;
         task.alloc.stdout.to_contain("up\n", LIMIT).await?;
@@ -264,7 +264,7 @@ async fn an_exec_of_a_task_whose_account_files_are_pipes_ends_and_holds_nobody_u
         let others = async {
             tokio::time::sleep(SHORT).await;
             let began = Instant::now();
-            same!(other.exec(plugin, "echo here").await?, (0, "here\n".to_owned()));
+            ensure_eq!(other.exec(plugin, "echo here").await?, (0, "here\n".to_owned()));
             ensure!(began.elapsed() < SHORT, "another task's exec took {:?}", began.elapsed());
             task.end(plugin).await
         };
@@ -275,8 +275,8 @@ async fn an_exec_of_a_task_whose_account_files_are_pipes_ends_and_holds_nobody_u
         if let Err(status) = unary {
             ensure!(status.message().contains("exited"), "{status}");
         }
-        same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+        ensure_eq!(task.alloc.cgroup.pids(), Vec::<i32>::new());
     }
     other.end(plugin).await?;
-    scene.nothing_left()
+    case.nothing_left()
 }

@@ -1,14 +1,14 @@
 //! Commands with a terminal.
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::exec::{data_of, end_of_stdin, size_of};
 use harness::host::{Exec, Plugin};
 use harness::task::LIMIT;
 
 use crate::case::skip;
 use crate::cases::support::commands::{shell, sleeper};
-use crate::cases::support::{cases, same};
+use crate::cases::support::{cases, ensure_eq};
 
 cases!["exec terminal":
     a_terminal_has_the_size_that_it_was_given,
@@ -24,8 +24,8 @@ cases!["exec terminal":
     a_terminal_takes_resizes_while_its_command_does_not_read,
 ];
 
-async fn a_terminal_has_the_size_that_it_was_given(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn a_terminal_has_the_size_that_it_was_given(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     // The input may overtake a size.
     let script = "echo up; until [ \"$(stty size)\" = '33 77' ]; do sleep 0.05; done 2>/dev/null; tty >&2; [ -t 0 ] && exit 4";
     let mut exec = shell(plugin, &task, script, true).await?;
@@ -34,27 +34,30 @@ async fn a_terminal_has_the_size_that_it_was_given(scene: &Scene, plugin: &Plugi
     exec.resize(33, 77).await?;
     let said = exec.finish(LIMIT).await?;
     ensure!(said.stdout_text().starts_with("up\r\n/dev/pts/"), "it said {:?}", said.stdout_text());
-    same!((said.stderr.len(), said.code()?), (0, 4));
+    ensure_eq!((said.stderr.len(), said.code()?), (0, 4));
     task.end(plugin).await
 }
 
-async fn a_size_that_comes_first_is_there_at_the_first_look(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let programs = scene.programs();
+async fn a_size_that_comes_first_is_there_at_the_first_look(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
+    let programs = case.programs();
     if programs.is_crun() || programs.is_youki() || programs.is_gvisor() {
         return skip("it sets a terminal's size beside the command, which may look before");
     }
-    let task = sleeper(scene, plugin).await?;
+    let task = sleeper(case, plugin).await?;
     for _ in 0..5 {
         let sizes = vec![size_of(50, 40), size_of(43, 132)];
         let exec = Exec::open_saying(plugin, task.id(), &["stty", "size"], true, sizes).await?;
         let said = exec.finish(LIMIT).await?;
-        same!((said.stdout_text().as_str(), said.code()?), ("43 132\r\n", 0));
+        ensure_eq!((said.stdout_text().as_str(), said.code()?), ("43 132\r\n", 0));
     }
     task.end(plugin).await
 }
 
-async fn of_many_sizes_the_last_counts_and_none_does_harm(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn of_many_sizes_the_last_counts_and_none_does_harm(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let mut sizes: Vec<_> = (1..200).map(|size| size_of(size, 2 * size)).collect();
     // Impossible sizes of a terminal.
     sizes.push(size_of(-1, 5));
@@ -63,24 +66,24 @@ async fn of_many_sizes_the_last_counts_and_none_does_harm(scene: &Scene, plugin:
     let script = "read x; until [ \"$(stty size)\" = '61 62' ]; do sleep 0.05; done; echo right; exit 3";
     let exec = Exec::open_saying(plugin, task.id(), &["sh", "-c", script], true, sizes).await?;
     let said = exec.finish(LIMIT).await?;
-    same!((said.stdout_text().as_str(), said.code()?), ("\r\nright\r\n", 3));
+    ensure_eq!((said.stdout_text().as_str(), said.code()?), ("\r\nright\r\n", 3));
     task.end(plugin).await
 }
 
-async fn a_resize_is_told_to_the_command(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn a_resize_is_told_to_the_command(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let script = "trap 'stty size; exit 6' WINCH; echo up; while :; do sleep 0.05; done";
     let mut exec =
         Exec::open_saying(plugin, task.id(), &["sh", "-c", script], true, vec![size_of(5, 6)]).await?;
     exec.stdout_to_contain("up", LIMIT).await?;
     exec.resize(21, 22).await?;
     let said = exec.finish(LIMIT).await?;
-    same!((said.stdout_text().as_str(), said.code()?), ("up\r\n21 22\r\n", 6));
+    ensure_eq!((said.stdout_text().as_str(), said.code()?), ("up\r\n21 22\r\n", 6));
     task.end(plugin).await
 }
 
-async fn without_a_terminal_there_is_none(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn without_a_terminal_there_is_none(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let exec = shell(plugin, &task, "stty size", false).await?;
     // A resize has no effect then.
     exec.resize(5, 5).await?;
@@ -88,73 +91,73 @@ async fn without_a_terminal_there_is_none(scene: &Scene, plugin: &Plugin) -> Res
     let text = said.stderr_text();
     let known = ["stty: standard input: Inappropriate ioctl for device\n"];
     ensure!(known.contains(&text.replace('\'', "").as_str()), "it said {text:?}");
-    same!((said.stdout.len(), said.code()?), (0, 1));
+    ensure_eq!((said.stdout.len(), said.code()?), (0, 1));
     task.end(plugin).await
 }
 
-async fn both_streams_come_in_one_and_the_code_after_them(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn both_streams_come_in_one_and_the_code_after_them(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let script = "echo to stdout; echo to stderr >&2; exit 43";
     let said = shell(plugin, &task, script, true).await?.finish(LIMIT).await?;
-    same!(said.stdout_text().as_str(), "to stdout\r\nto stderr\r\n");
-    same!((said.stderr.len(), said.code()?), (0, 43));
+    ensure_eq!(said.stdout_text().as_str(), "to stdout\r\nto stderr\r\n");
+    ensure_eq!((said.stderr.len(), said.code()?), (0, 43));
     // The command waits for one line after each that it writes.
     let mut exec = shell(plugin, &task, "for n in 1 2 3; do echo $n; read go; done; exit 0", true).await?;
     for line in ["1\r\n", "2\r\n", "3\r\n"] {
         exec.stdout_to_contain(line, LIMIT).await?;
         exec.stdin(b"\n").await?;
     }
-    same!(exec.finish(LIMIT).await?.code()?, 0);
+    ensure_eq!(exec.finish(LIMIT).await?.code()?, 0);
     task.end(plugin).await
 }
 
-async fn what_is_typed_is_seen_and_read(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn what_is_typed_is_seen_and_read(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let mut exec = shell(plugin, &task, "echo up; head -n1", true).await?;
     exec.stdout_to_contain("up\r\n", LIMIT).await?;
     exec.stdin(b"a line\n").await?;
     let said = exec.finish(LIMIT).await?;
     // The line appears twice: as the terminal's echo, and as the command's output.
-    same!((said.stdout_text().as_str(), said.code()?), ("up\r\na line\r\na line\r\n", 0));
+    ensure_eq!((said.stdout_text().as_str(), said.code()?), ("up\r\na line\r\na line\r\n", 0));
     task.end(plugin).await
 }
 
-async fn what_is_typed_before_the_start_is_read(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn what_is_typed_before_the_start_is_read(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let early = vec![size_of(50, 40), size_of(100, 100), data_of(b"early\n")];
     let exec = Exec::open_saying(plugin, task.id(), &["head", "-n1"], true, early).await?;
     let said = exec.finish(LIMIT).await?;
-    same!((said.stdout_text().as_str(), said.code()?), ("early\r\nearly\r\n", 0));
+    ensure_eq!((said.stdout_text().as_str(), said.code()?), ("early\r\nearly\r\n", 0));
     task.end(plugin).await
 }
 
-async fn the_end_of_the_input_is_a_character(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn the_end_of_the_input_is_a_character(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let early = vec![data_of(b"typed\n"), end_of_stdin()];
     let exec = Exec::open_saying(plugin, task.id(), &["sh", "-c", "cat; echo over"], true, early).await?;
     let said = exec.finish(LIMIT).await?;
-    same!(said.code()?, 0);
+    ensure_eq!(said.code()?, 0);
     ensure!(said.stdout_text().ends_with("typed\r\nover\r\n"), "it said {:?}", said.stdout_text());
     task.end(plugin).await
 }
 
 /// The session ends with the command's first process, as with docker: processes that it left in the background lose the
 /// terminal, and are not waited for.
-async fn the_first_process_ends_it(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn the_first_process_ends_it(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let before = task.alloc.cgroup.pids().len();
     let script = "(( sleep 900; echo from behind ) & ); echo from the first; exec sleep 0.2";
     let said = shell(plugin, &task, script, true).await?.finish(LIMIT).await?;
-    same!((said.stdout_text().as_str(), said.code()?), ("from the first\r\n", 0));
+    ensure_eq!((said.stdout_text().as_str(), said.code()?), ("from the first\r\n", 0));
     task.processes_become(before).await.context("the terminal's end is that of its processes")?;
     task.end(plugin).await
 }
 
 async fn a_terminal_takes_resizes_while_its_command_does_not_read(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+    let task = sleeper(case, plugin).await?;
     let script = "stty -echo raw; trap 'stty size; exit 6' WINCH; echo up; while :; do sleep 0.05; done";
     let mut exec =
         Exec::open_saying(plugin, task.id(), &["sh", "-c", script], true, vec![size_of(5, 6)]).await?;
@@ -165,6 +168,6 @@ async fn a_terminal_takes_resizes_while_its_command_does_not_read(
     }
     exec.resize(31, 32).await?;
     exec.stdout_to_contain("31 32", LIMIT).await?;
-    same!(exec.finish(LIMIT).await?.code()?, 6);
+    ensure_eq!(exec.finish(LIMIT).await?.code()?, 6);
     task.end(plugin).await
 }

@@ -2,12 +2,12 @@
 
 use anyhow::{Result, ensure};
 use harness::config;
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::Form;
 use harness::host::Plugin;
 use serde_json::json;
 
-use crate::cases::support::{cases, is_recoverable, refused, same};
+use crate::cases::support::{cases, ensure_eq, is_recoverable, refused};
 
 cases!["images":
     every_form_of_an_image_is_unpacked_with_its_whiteouts,
@@ -18,49 +18,52 @@ cases!["images":
     a_pull_that_takes_too_long_is_given_up_by_those_who_said_so,
 ];
 
-async fn every_form_of_an_image_is_unpacked_with_its_whiteouts(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn every_form_of_an_image_is_unpacked_with_its_whiteouts(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
     for tag in ["latest", "oci", "docker", "docker-list"] {
         let script =
             "cat /app/greeting /etc/replaced; ls /etc/removed 2>/dev/null || stat -c %a-%u /tmp /home/app";
         let config = config! {
-            image = scene.image(&format!("busybox:{tag}")), command = "/bin/sh", args = ["-c", script]
+            image = case.image(&format!("busybox:{tag}")), command = "/bin/sh", args = ["-c", script]
         };
-        let task = scene.run(plugin, &config).await?;
-        same!(task.stdout(plugin).await?, "hello from the image\nupper\n1777-0\n755-1000\n");
+        let task = case.run(plugin, &config).await?;
+        ensure_eq!(task.stdout(plugin).await?, "hello from the image\nupper\n1777-0\n755-1000\n");
         task.destroy(plugin).await?;
     }
     Ok(())
 }
 
-async fn an_image_is_found_by_its_digest(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn an_image_is_found_by_its_digest(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     for tag in ["latest", "docker"] {
-        let digest = scene.world().registry().digest_of("busybox", tag)?;
+        let digest = case.environment().registry().digest_of("busybox", tag)?;
         for name in [format!("busybox@{digest}"), format!("busybox:{tag}@{digest}")] {
-            let task = scene.run(plugin, &config! { image = scene.image(&name), command = "true" }).await?;
-            same!(task.wait(plugin).await?.exit_code, 0);
+            let task = case.run(plugin, &config! { image = case.image(&name), command = "true" }).await?;
+            ensure_eq!(task.wait(plugin).await?.exit_code, 0);
             task.destroy(plugin).await?;
         }
     }
     Ok(())
 }
 
-async fn an_image_that_is_there_is_not_asked_for_again(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    scene.still_works(&plugin).await?;
-    scene.world().registry().stop();
-    scene.still_works(&plugin).await?;
+async fn an_image_that_is_there_is_not_asked_for_again(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
+    case.still_works(&plugin).await?;
+    case.environment().registry().stop();
+    case.still_works(&plugin).await?;
     plugin.shut_down().await?;
-    let mut another = scene.plugin().await?;
-    scene.still_works(&another).await?;
+    let mut another = case.plugin().await?;
+    case.still_works(&another).await?;
     another.shut_down().await
 }
 
-async fn several_starts_of_a_new_image_fetch_it_together(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let image = scene.world().catalog().large(4)?;
-    image.push(scene.world().registry(), "together", "v1", Form::OciIndex)?;
+async fn several_starts_of_a_new_image_fetch_it_together(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let image = case.environment().catalog().large(4)?;
+    image.push(case.environment().registry(), "together", "v1", Form::OciIndex)?;
     let start = || async {
-        let config = config! { image = scene.image("together:v1"), command = "wc", args = ["-c", "/large"] };
-        let task = scene.run(plugin, &config).await?;
+        let config = config! { image = case.image("together:v1"), command = "wc", args = ["-c", "/large"] };
+        let task = case.run(plugin, &config).await?;
         ensure!(task.stdout(plugin).await?.starts_with("4194304 "), "the file is not whole");
         task.destroy(plugin).await
     };
@@ -68,34 +71,39 @@ async fn several_starts_of_a_new_image_fetch_it_together(scene: &Scene, plugin: 
     Ok(())
 }
 
-async fn an_image_that_was_removed_is_fetched_again(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn an_image_that_was_removed_is_fetched_again(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let settings = json!({"Env": ["PATH=/bin"], "Cmd": ["cat", "/app/greeting"]});
-    scene.world().catalog().busybox(settings)?.push(scene.world().registry(), "thinned", "v1", Form::Oci)?;
-    let containerd = scene.world().containerd();
+    case.environment().catalog().busybox(settings)?.push(
+        case.environment().registry(),
+        "thinned",
+        "v1",
+        Form::Oci,
+    )?;
+    let containerd = case.environment().containerd();
     let run = || async {
-        let task = scene.run(plugin, &config! { image = scene.image("thinned:v1") }).await?;
-        same!(task.stdout(plugin).await?, "hello from the image\n");
+        let task = case.run(plugin, &config! { image = case.image("thinned:v1") }).await?;
+        ensure_eq!(task.stdout(plugin).await?, "hello from the image\n");
         task.destroy(plugin).await
     };
     run().await?;
     // Another client of containerd deletes the image and all that depends on it.
-    containerd.ctr(&["images", "delete", "--sync", &scene.image("thinned:v1")])?;
+    containerd.ctr(&["images", "delete", "--sync", &case.image("thinned:v1")])?;
     run().await?;
     Ok(())
 }
 
 async fn a_pull_that_takes_too_long_is_given_up_by_those_who_said_so(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let registry = scene.world().registry();
-    scene.world().catalog().large(1)?.push(registry, "slow", "v1", Form::Oci)?;
+    let registry = case.environment().registry();
+    case.environment().catalog().large(1)?.push(registry, "slow", "v1", Form::Oci)?;
     let job = |timeout: &str| {
-        config! { image = scene.image("slow:v1"), command = "true", image_pull_timeout = timeout }
+        config! { image = case.image("slow:v1"), command = "true", image_pull_timeout = timeout }
     };
     registry.pause()?;
-    let hasty = scene.prepare(plugin, &job("1s")).await?;
-    let patient = scene.prepare(plugin, &job("5m")).await?;
+    let hasty = case.prepare(plugin, &job("1s")).await?;
+    let patient = case.prepare(plugin, &job("5m")).await?;
     let gives_up = async {
         let words = ["slow:v1", "image_pull_timeout", "1s"];
         let status = refused(plugin.start_task(hasty.config.clone()).await, &words)?;

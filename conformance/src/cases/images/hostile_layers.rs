@@ -3,7 +3,7 @@
 
 use anyhow::{Result, ensure};
 use harness::config;
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::fault_proxy::Fault;
 use harness::fixture::image::Image;
 use harness::fixture::layer::{Layer, Packing, Tree};
@@ -11,7 +11,7 @@ use harness::host::Plugin;
 use serde_json::json;
 
 use crate::cases::support::slow_network::{Network, plugin_with, runs};
-use crate::cases::support::{cases, is_recoverable, refused, same};
+use crate::cases::support::{cases, ensure_eq, is_recoverable, refused};
 
 cases!["hostile layer":
     every_packing_is_unpacked,
@@ -25,74 +25,74 @@ cases!["hostile layer":
 const MIB: usize = 1 << 20;
 
 /// Returns busybox with this layer on top.
-fn with(scene: &Scene, layer: std::sync::Arc<Layer>) -> Result<Image> {
-    let mut image = scene.world().catalog().with(|_| Ok(()))?;
+fn with(case: &CaseContext, layer: std::sync::Arc<Layer>) -> Result<Image> {
+    let mut image = case.environment().catalog().with(|_| Ok(()))?;
     image.layers[1] = layer;
     Ok(image)
 }
 
 /// Asserts that the image is refused permanently, and that another one then works.
-async fn is_refused(scene: &Scene, plugin: &Plugin, image: &str, words: &[&str]) -> Result<()> {
-    let task = scene.prepare(plugin, &config! { image = image, command = "true" }).await?;
+async fn is_refused(case: &CaseContext, plugin: &Plugin, image: &str, words: &[&str]) -> Result<()> {
+    let task = case.prepare(plugin, &config! { image = image, command = "true" }).await?;
     let status = refused(plugin.start_task(task.config.clone()).await, &[&[image][..], words].concat())?;
     ensure!(!is_recoverable(&status).unwrap_or(false), "it is to be tried again: {status:?}");
-    scene.nothing_left()?;
-    scene.still_works(plugin).await
+    case.nothing_left()?;
+    case.still_works(plugin).await
 }
 
-async fn every_packing_is_unpacked(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let network = Network::before(scene)?;
+async fn every_packing_is_unpacked(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let network = Network::before(case)?;
     for (name, packing) in [("gzip", Packing::Gzip), ("zstd", Packing::Zstd), ("plain", Packing::Plain)] {
         let mut tree = Tree::new();
         tree.file("packed", 0o644, name.repeat(100_000).as_bytes())?;
-        let image = network.push(scene, &with(scene, tree.finish_as(packing)?)?, name)?;
+        let image = network.push(case, &with(case, tree.finish_as(packing)?)?, name)?;
         let job = config! { image = image, command = "wc", args = ["-c", "/packed"] };
-        let task = scene.run(plugin, &job).await?;
-        same!(task.stdout(plugin).await?, format!("{} /packed\n", name.len() * 100_000));
+        let task = case.run(plugin, &job).await?;
+        ensure_eq!(task.stdout(plugin).await?, format!("{} /packed\n", name.len() * 100_000));
         task.destroy(plugin).await?;
     }
     Ok(())
 }
 
-async fn a_layer_that_is_cut_short_is_refused(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let network = Network::before(scene)?;
-    let whole = scene.world().catalog().large(1)?;
+async fn a_layer_that_is_cut_short_is_refused(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let network = Network::before(case)?;
+    let whole = case.environment().catalog().large(1)?;
     let half = whole.layers[1].blob[..MIB / 2].to_vec();
-    let image = with(scene, Layer::of_bytes(half, &whole.layers[1].diff_id))?;
-    let image = network.push(scene, &image, "short")?;
-    is_refused(scene, plugin, &image, &["corrupt", "unexpected EOF"]).await?;
+    let image = with(case, Layer::of_bytes(half, &whole.layers[1].diff_id))?;
+    let image = network.push(case, &image, "short")?;
+    is_refused(case, plugin, &image, &["corrupt", "unexpected EOF"]).await?;
     Ok(())
 }
 
-async fn a_layer_that_unpacks_to_more_than_the_operator_allows_is_stopped(scene: &Scene) -> Result<()> {
-    let mut plugin = plugin_with(scene, &json!({"max_unpacked_size": "32m"})).await?;
-    let network = Network::before(scene)?;
+async fn a_layer_that_unpacks_to_more_than_the_operator_allows_is_stopped(case: &CaseContext) -> Result<()> {
+    let mut plugin = plugin_with(case, &json!({"max_unpacked_size": "32m"})).await?;
+    let network = Network::before(case)?;
     // Some bombs are found out while they are unpacked, faster ones at their end.
     for mib in [40, 600] {
-        let bomb = scene.world().catalog().with(|tree| tree.file("bomb", 0o644, &vec![0; mib * MIB]))?;
+        let bomb = case.environment().catalog().with(|tree| tree.file("bomb", 0o644, &vec![0; mib * MIB]))?;
         ensure!(bomb.layers[1].blob.len() < 8 * MIB, "it is no bomb");
-        let image = network.push(scene, &bomb, &format!("bomb-{mib}"))?;
-        is_refused(scene, &plugin, &image, &["max_unpacked_size", &bomb.layers[1].digest]).await?;
+        let image = network.push(case, &bomb, &format!("bomb-{mib}"))?;
+        is_refused(case, &plugin, &image, &["max_unpacked_size", &bomb.layers[1].digest]).await?;
     }
-    let fits = scene.world().catalog().large(8)?;
-    runs(scene, &plugin, &network.push(scene, &fits, "fits")?).await?;
+    let fits = case.environment().catalog().large(8)?;
+    runs(case, &plugin, &network.push(case, &fits, "fits")?).await?;
     plugin.shut_down().await
 }
 
-async fn an_image_that_is_larger_than_the_operator_allows_is_not_fetched(scene: &Scene) -> Result<()> {
-    let mut plugin = plugin_with(scene, &json!({"max_image_size": "3m"})).await?;
-    let network = Network::before(scene)?;
-    let large = scene.world().catalog().large(4)?;
-    let image = network.push(scene, &large, "oversize")?;
-    is_refused(scene, &plugin, &image, &["max_image_size"]).await?;
-    same!(network.proxy.count("GET", &large.layers[1].digest), 0);
-    runs(scene, &plugin, &network.push(scene, &scene.world().catalog().large(1)?, "small")?).await?;
+async fn an_image_that_is_larger_than_the_operator_allows_is_not_fetched(case: &CaseContext) -> Result<()> {
+    let mut plugin = plugin_with(case, &json!({"max_image_size": "3m"})).await?;
+    let network = Network::before(case)?;
+    let large = case.environment().catalog().large(4)?;
+    let image = network.push(case, &large, "oversize")?;
+    is_refused(case, &plugin, &image, &["max_image_size"]).await?;
+    ensure_eq!(network.proxy.count("GET", &large.layers[1].digest), 0);
+    runs(case, &plugin, &network.push(case, &case.environment().catalog().large(1)?, "small")?).await?;
     plugin.shut_down().await
 }
 
-async fn paths_that_lead_outside_stay_inside(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let network = Network::before(scene)?;
-    let outside = scene.directory().join("outside");
+async fn paths_that_lead_outside_stay_inside(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let network = Network::before(case)?;
+    let outside = case.directory().join("outside");
     std::fs::create_dir_all(&outside)?;
     std::fs::write(outside.join("kept"), b"kept")?;
     let up = "../".repeat(12);
@@ -102,23 +102,23 @@ async fn paths_that_lead_outside_stay_inside(scene: &Scene, plugin: &Plugin) -> 
     tree.link("way-out", &place)?;
     tree.wild_file("way-out/y", b"escaped")?;
     tree.wild_file("way-out/.wh.kept", b"")?;
-    let image = network.push(scene, &with(scene, tree.finish()?)?, "escapes")?;
+    let image = network.push(case, &with(case, tree.finish()?)?, "escapes")?;
     let script = format!("cat {place}/x; ls -d /bin");
     let job = config! { image = image, command = "/bin/sh", args = ["-c", &script] };
-    let task = scene.run(plugin, &job).await?;
-    same!(task.stdout(plugin).await?, "escaped/bin\n");
+    let task = case.run(plugin, &job).await?;
+    ensure_eq!(task.stdout(plugin).await?, "escaped/bin\n");
     task.destroy(plugin).await?;
     let names: Vec<_> = std::fs::read_dir(&outside)?.flatten().map(|entry| entry.file_name()).collect();
-    same!(names, ["kept"]);
+    ensure_eq!(names, ["kept"]);
     Ok(())
 }
 
-async fn a_manifest_that_never_ends_is_refused(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let network = Network::before(scene)?;
-    let image = network.push(scene, &scene.world().catalog().with(|_| Ok(()))?, "endless")?;
+async fn a_manifest_that_never_ends_is_refused(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let network = Network::before(case)?;
+    let image = network.push(case, &case.environment().catalog().with(|_| Ok(()))?, "endless")?;
     network.proxy.inflict("/manifests/", Fault::Endless);
-    is_refused(scene, plugin, &image, &["the manifest", "bytes"]).await?;
+    is_refused(case, plugin, &image, &["the manifest", "bytes"]).await?;
     network.proxy.heal();
-    runs(scene, plugin, &image).await?;
+    runs(case, plugin, &image).await?;
     Ok(())
 }

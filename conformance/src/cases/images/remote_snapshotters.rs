@@ -2,43 +2,43 @@
 
 use anyhow::{Context, Result, ensure};
 use harness::config;
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::remote_snapshotter::{BEHIND, NAME, asking};
 use harness::fixture::{Containerd, Form};
 use harness::leaks::inspect::listed;
 use serde_json::{Value, json};
 
-use crate::cases::support::{cases, same};
+use crate::cases::support::{cases, ensure_eq};
 
 cases!["remote_snapshotters":
     what_a_remote_snapshotter_has_is_not_fetched_and_the_rest_is_told_to_it,
 ];
 
 /// Returns options for another containerd and a snapshotter of it.
-fn options(scene: &Scene, containerd: &Containerd, snapshotter: &str) -> Value {
-    let mut options = scene.options();
+fn options(case: &CaseContext, containerd: &Containerd, snapshotter: &str) -> Value {
+    let mut options = case.options();
     options["containerd_socket"] = json!(containerd.socket().display().to_string());
     options["snapshotter"] = json!(snapshotter);
     options
 }
 
 async fn what_a_remote_snapshotter_has_is_not_fetched_and_the_rest_is_told_to_it(
-    scene: &Scene,
+    case: &CaseContext,
 ) -> Result<()> {
-    let catalog = scene.world().catalog();
+    let catalog = case.environment().catalog();
     let saying = |text: &str| catalog.with(|tree| tree.file("said", 0o644, text.as_bytes()));
     let (known, new) = (saying("known")?, saying("new")?);
     for (image, repository) in [(&known, "lazy/known"), (&new, "lazy/new")] {
-        image.push(scene.world().registry(), repository, "v1", Form::Oci)?;
+        image.push(case.environment().registry(), repository, "v1", Form::Oci)?;
     }
-    let remote = Containerd::start_in(&scene.directory().join("far"), scene.programs().clone())?;
-    let near = asking(&scene.directory().join("near"), &remote).await?;
+    let remote = Containerd::start_in(&case.directory().join("far"), case.programs().clone())?;
+    let near = asking(&case.directory().join("near"), &remote).await?;
     let runs = async |containerd: &Containerd, snapshotter: &str, repository: &str, text: &str| {
-        let mut plugin = scene.plugin_as(&scene.launch(), &options(scene, containerd, snapshotter)).await?;
-        let image = scene.image(&format!("{repository}:v1"));
+        let mut plugin = case.plugin_as(&case.launch(), &options(case, containerd, snapshotter)).await?;
+        let image = case.image(&format!("{repository}:v1"));
         let config = config! { image = image, command = "/bin/cat", args = ["/said"] };
-        let task = scene.run(&plugin, &config).await?;
-        same!(task.stdout(&plugin).await?, text);
+        let task = case.run(&plugin, &config).await?;
+        ensure_eq!(task.stdout(&plugin).await?, text);
         task.destroy(&plugin).await?;
         plugin.shut_down().await
     };
@@ -49,14 +49,14 @@ async fn what_a_remote_snapshotter_has_is_not_fetched_and_the_rest_is_told_to_it
         runs(&near, NAME, "lazy/known", "known").await.with_context(|| format!("round {round}"))?;
         let stored = blobs()?;
         let fetched = known.layers.iter().filter(|layer| stored.contains(&layer.digest)).count();
-        same!(fetched, 0);
+        ensure_eq!(fetched, 0);
         near.collect_garbage()?;
     }
     // The remote snapshotter has only the lower layer of the other image.
     runs(&near, NAME, "lazy/new", "new").await?;
     let stored = blobs()?;
     let is_stored = |place: usize| stored.contains(&new.layers[place].digest);
-    same!((is_stored(0), is_stored(1)), (false, true));
+    ensure_eq!((is_stored(0), is_stored(1)), (false, true));
     let snapshots = listed(&near, &["snapshots", "--snapshotter", NAME, "list"])?;
     let names = snapshots.iter().filter_map(|line| line.split_whitespace().next());
     let infos: Vec<String> = names
@@ -66,7 +66,7 @@ async fn what_a_remote_snapshotter_has_is_not_fetched_and_the_rest_is_told_to_it
     let words = [
         ("cri.layer-digest", new.layers[1].digest.as_str()),
         ("cri.image-layers", new.layers[1].digest.as_str()),
-        ("cri.image-ref", &*scene.image("lazy/new:v1")),
+        ("cri.image-ref", &*case.image("lazy/new:v1")),
         ("cri.manifest-digest", "sha256:"),
     ];
     let is_told = |info: &String| {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use harness::config;
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::Form;
 use harness::host::Plugin;
 use harness::leaks::sweep;
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::case::{Case, skip};
 use crate::cases::support::stoppable_task::{ends_as_told, obedient_as};
-use crate::cases::support::{cases, refused, same};
+use crate::cases::support::{cases, ensure_eq, refused};
 
 cases!["snapshotters":
     a_task_gets_the_snapshotter_that_its_job_or_the_operator_names,
@@ -38,8 +38,9 @@ pub fn long_cases() -> Vec<Case> {
 }
 
 /// Returns the number of active snapshots that a snapshotter has.
-fn active(scene: &Scene, snapshotter: &str) -> Result<usize> {
-    let listing = scene.world().containerd().ctr(&["snapshots", "--snapshotter", snapshotter, "list"])?;
+fn active(case: &CaseContext, snapshotter: &str) -> Result<usize> {
+    let listing =
+        case.environment().containerd().ctr(&["snapshots", "--snapshotter", snapshotter, "list"])?;
     Ok(listing.lines().filter(|line| line.trim_end().ends_with("Active")).count())
 }
 
@@ -47,7 +48,7 @@ fn native(config: &mut Value) {
     config["snapshotter"] = json!("native");
 }
 
-async fn a_task_gets_the_snapshotter_that_its_job_or_the_operator_names(scene: &Scene) -> Result<()> {
+async fn a_task_gets_the_snapshotter_that_its_job_or_the_operator_names(case: &CaseContext) -> Result<()> {
     // The root of a container by the native snapshotter is a plain directory, bind-mounted.
     let script = "echo written > /app/new && cat /app/new /app/greeting && awk '$5 == \"/\" { exit $4 == \"/\" }' /proc/self/mountinfo";
     for (operators, jobs, is_native) in [
@@ -55,105 +56,106 @@ async fn a_task_gets_the_snapshotter_that_its_job_or_the_operator_names(scene: &
         (json!("native"), json!(null), true),
         (json!("native"), json!("overlayfs"), false),
     ] {
-        let mut options = scene.options();
+        let mut options = case.options();
         options["snapshotter"] = operators;
-        let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
-        let mut config = scene.shell(&format!("{script}; echo $?; sleep 600"));
+        let mut plugin = case.plugin_as(&case.launch(), &options).await?;
+        let mut config = case.shell(&format!("{script}; echo $?; sleep 600"));
         config["snapshotter"] = jobs;
-        let task = scene.run(&plugin, &config).await?;
+        let task = case.run(&plugin, &config).await?;
         let end = if is_native { "\n0\n" } else { "\n1\n" };
         task.alloc.stdout.to_contain(&format!("written\nhello from the image{end}"), LIMIT).await?;
-        same!(
-            (active(scene, "native")?, active(scene, "overlayfs")?),
+        ensure_eq!(
+            (active(case, "native")?, active(case, "overlayfs")?),
             if is_native { (1, 0) } else { (0, 1) }
         );
-        scene.world().containerd().collect_garbage()?;
-        same!(task.exec(&plugin, "cat /app/new").await?, (0, "written\n".to_owned()));
+        case.environment().containerd().collect_garbage()?;
+        ensure_eq!(task.exec(&plugin, "cat /app/new").await?, (0, "written\n".to_owned()));
         task.end(&plugin).await?;
-        same!((active(scene, "native")?, active(scene, "overlayfs")?), (0, 0));
+        ensure_eq!((active(case, "native")?, active(case, "overlayfs")?), (0, 0));
         plugin.shut_down().await?;
     }
     Ok(())
 }
 
-async fn a_snapshotter_that_is_not_there_is_refused_with_those_that_are(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_snapshotter_that_is_not_there_is_refused_with_those_that_are(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
     for name in ["zfs", "nowhere"] {
-        let mut config = scene.shell("true");
+        let mut config = case.shell("true");
         config["snapshotter"] = json!(name);
-        let task = scene.prepare(&plugin, &config).await?;
+        let task = case.prepare(&plugin, &config).await?;
         refused(plugin.start_task(task.config.clone()).await, &[name, "native", "overlayfs", "snapshotter"])?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
     }
-    scene.still_works(&plugin).await?;
+    case.still_works(&plugin).await?;
     plugin.shut_down().await?;
-    let mut options = scene.options();
+    let mut options = case.options();
     options["snapshotter"] = json!("nowhere");
-    let mut plugin = scene.bare_plugin(&scene.launch()).await?;
+    let mut plugin = case.bare_plugin(&case.launch()).await?;
     plugin.configure(&options).await?;
-    let task = scene.prepare(&plugin, &scene.shell("true")).await?;
+    let task = case.prepare(&plugin, &case.shell("true")).await?;
     refused(plugin.start_task(task.config.clone()).await, &["nowhere", "overlayfs"])?;
-    scene.nothing_left()?;
+    case.nothing_left()?;
     plugin.shut_down().await
 }
 
-async fn a_snapshot_is_removed_from_where_it_was_made_by_its_id_alone(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = obedient_as(scene, &plugin, native).await?;
-    let mut next = scene.next_plugin(&mut plugin).await?;
+async fn a_snapshot_is_removed_from_where_it_was_made_by_its_id_alone(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
+    let task = obedient_as(case, &plugin, native).await?;
+    let mut next = case.next_plugin(&mut plugin).await?;
     task.recover(&next).await?;
     ends_as_told(&task, &next).await?;
-    same!(active(scene, "native")?, 0);
+    ensure_eq!(active(case, "native")?, 0);
     // The task isn't recovered: the plugin knows its id, and no more.
-    let task = obedient_as(scene, &next, native).await?;
-    let mut third = scene.next_plugin(&mut next).await?;
-    same!(active(scene, "native")?, 1);
+    let task = obedient_as(case, &next, native).await?;
+    let mut third = case.next_plugin(&mut next).await?;
+    ensure_eq!(active(case, "native")?, 1);
     task.end(&third).await?;
-    same!(active(scene, "native")?, 0);
+    ensure_eq!(active(case, "native")?, 0);
     // As after a reboot, not even the bundle is there.
-    let task = obedient_as(scene, &third, native).await?;
+    let task = obedient_as(case, &third, native).await?;
     third.kill().await?;
-    sweep::by_a_reboot(&scene.state_dir(), task.alloc.cgroup.name())?;
-    let mut last = scene.plugin().await?;
-    scene.nothing_left_within(LIMIT)?;
-    same!(active(scene, "native")?, 0);
+    sweep::by_a_reboot(&case.state_dir(), task.alloc.cgroup.name())?;
+    let mut last = case.plugin().await?;
+    case.nothing_left_within(LIMIT)?;
+    ensure_eq!(active(case, "native")?, 0);
     last.shut_down().await
 }
 
-async fn an_image_stays_unpacked_for_each_snapshotter(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn an_image_stays_unpacked_for_each_snapshotter(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let committed = |snapshotter: &str| {
-        let listing = scene.world().containerd().ctr(&["snapshots", "--snapshotter", snapshotter, "list"])?;
+        let listing =
+            case.environment().containerd().ctr(&["snapshots", "--snapshotter", snapshotter, "list"])?;
         anyhow::Ok(listing.lines().filter(|line| line.trim_end().ends_with("Committed")).count())
     };
     for _ in 0..2 {
         for snapshotter in ["overlayfs", "native"] {
-            let mut config = scene.shell("true");
+            let mut config = case.shell("true");
             config["snapshotter"] = json!(snapshotter);
-            let task = scene.run(plugin, &config).await?;
-            same!(task.wait(plugin).await?.exit_code, 0);
+            let task = case.run(plugin, &config).await?;
+            ensure_eq!(task.wait(plugin).await?.exit_code, 0);
             task.destroy(plugin).await?;
-            scene.world().containerd().collect_garbage()?;
+            case.environment().containerd().collect_garbage()?;
         }
         ensure!(committed("overlayfs")? > 0 && committed("native")? > 0, "an image was collected");
     }
     Ok(())
 }
 
-async fn a_snapshotter_that_copies_all_files_is_waited_for(scene: &Scene) -> Result<()> {
-    let image = scene.world().catalog().with(|tree| {
+async fn a_snapshotter_that_copies_all_files_is_waited_for(case: &CaseContext) -> Result<()> {
+    let image = case.environment().catalog().with(|tree| {
         (0..FILES).try_for_each(|number| tree.file(&format!("many/{}/{number}", number / 1000), 0o644, b""))
     })?;
-    image.push(scene.world().registry(), "many-files", "v1", Form::Oci)?;
-    let mut options = scene.options();
+    image.push(case.environment().registry(), "many-files", "v1", Form::Oci)?;
+    let mut options = case.options();
     options["snapshotter"] = json!("native");
-    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
-    let config = config! { image = scene.image("many-files:v1"), command = "sleep", args = ["600"] };
+    let mut plugin = case.plugin_as(&case.launch(), &options).await?;
+    let config = config! { image = case.image("many-files:v1"), command = "sleep", args = ["600"] };
     // The image is unpacked first, so that all tasks have the same work.
-    let first = scene.run(&plugin, &config).await?;
+    let first = case.run(&plugin, &config).await?;
     first.end(&plugin).await?;
     let mut tasks = Vec::new();
     for _ in 0..TASKS {
-        tasks.push(scene.prepare(&plugin, &config).await?);
+        tasks.push(case.prepare(&plugin, &config).await?);
     }
     let begun = Instant::now();
     futures::future::try_join_all(tasks.iter_mut().map(|task| task.start(&plugin))).await?;
@@ -162,8 +164,8 @@ async fn a_snapshotter_that_copies_all_files_is_waited_for(scene: &Scene) -> Res
         task.end(&plugin).await?;
     }
     // A start that is cancelled while its files are copied is not waited for, and leaves nothing.
-    let copied = scene.prepare(&plugin, &config).await?;
-    let held: Vec<_> = futures::future::try_join_all((0..2).map(|_| scene.prepare(&plugin, &config))).await?;
+    let copied = case.prepare(&plugin, &config).await?;
+    let held: Vec<_> = futures::future::try_join_all((0..2).map(|_| case.prepare(&plugin, &config))).await?;
     let others = futures::future::join_all(held.iter().map(|task| plugin.start_task(task.config.clone())));
     let called_off = async {
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -179,7 +181,7 @@ async fn a_snapshotter_that_copies_all_files_is_waited_for(scene: &Scene) -> Res
         answer?;
         task.end(&plugin).await?;
     }
-    scene.nothing_left_of_cut_off(&copied, &plugin).await?;
+    case.nothing_left_of_cut_off(&copied, &plugin).await?;
     plugin.shut_down().await?;
     if took <= OLD_LIMIT {
         return skip(format!("the copies took {took:?}: too little to prove that they are waited for"));

@@ -5,14 +5,14 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::host::cgroup::is_v2;
 use nomad_proto::driver as pb;
 use nomad_proto::driver::network_isolation_spec::NetworkIsolationMode;
 use serde_json::{Value, json};
 
-use crate::cases::support::{cases, refused, same};
+use crate::cases::support::{cases, ensure_eq, refused};
 
 cases!["modes":
     a_job_does_not_get_the_hosts_namespaces_unless_the_operator_allows_it,
@@ -27,21 +27,23 @@ cases!["modes":
 
 const KINDS: [&str; 6] = ["cgroup", "ipc", "net", "pid", "user", "uts"];
 
-fn with(scene: &Scene, script: &str, options: &[(&str, Value)]) -> Value {
-    let mut config = scene.shell(script);
+fn with(case: &CaseContext, script: &str, options: &[(&str, Value)]) -> Value {
+    let mut config = case.shell(script);
     for (option, value) in options {
         config[*option] = value.clone();
     }
     config
 }
 
-async fn start_is_refused(scene: &Scene, plugin: &Plugin, config: &Value, words: &[&str]) -> Result<()> {
-    let task = scene.prepare(plugin, config).await?;
+async fn start_is_refused(case: &CaseContext, plugin: &Plugin, config: &Value, words: &[&str]) -> Result<()> {
+    let task = case.prepare(plugin, config).await?;
     refused(plugin.start_task(task.config.clone()).await, words)?;
-    scene.nothing_left()
+    case.nothing_left()
 }
 
-async fn a_job_does_not_get_the_hosts_namespaces_unless_the_operator_allows_it(scene: &Scene) -> Result<()> {
+async fn a_job_does_not_get_the_hosts_namespaces_unless_the_operator_allows_it(
+    case: &CaseContext,
+) -> Result<()> {
     let asked = [
         ("pid_mode", json!("host"), "pid"),
         ("ipc_mode", json!("host"), "ipc"),
@@ -51,22 +53,22 @@ async fn a_job_does_not_get_the_hosts_namespaces_unless_the_operator_allows_it(s
         ("host_network", json!(true), "network"),
     ];
     for allow in [None, Some(json!([])), Some(json!(["private"]))] {
-        let mut options = scene.options();
+        let mut options = case.options();
         options["allowed_modes"] = match &allow {
             Some(list) => asked.iter().map(|(_, _, kind)| ((*kind).to_owned(), list.clone())).collect(),
             None => json!(null),
         };
-        let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+        let mut plugin = case.plugin_as(&case.launch(), &options).await?;
         for (option, value, kind) in &asked {
             let gate = format!("allowed_modes.{kind}");
-            let config = with(scene, "true", &[(option, value.clone())]);
+            let config = with(case, "true", &[(option, value.clone())]);
             // The host's network is open unless the operator says otherwise.
             if *kind == "network" && allow.is_none() {
-                let task = scene.run(&plugin, &config).await?;
+                let task = case.run(&plugin, &config).await?;
                 task.stdout(&plugin).await?;
                 task.destroy(&plugin).await?;
             } else {
-                start_is_refused(scene, &plugin, &config, &[option, &gate]).await?;
+                start_is_refused(case, &plugin, &config, &[option, &gate]).await?;
             }
         }
         plugin.shut_down().await?;
@@ -75,23 +77,27 @@ async fn a_job_does_not_get_the_hosts_namespaces_unless_the_operator_allows_it(s
 }
 
 /// Returns the kinds of namespaces that a task with these options shares with the host.
-async fn shared(scene: &Scene, plugin: &Plugin, options: &[(&str, Value)]) -> Result<BTreeSet<&'static str>> {
+async fn shared(
+    case: &CaseContext,
+    plugin: &Plugin,
+    options: &[(&str, Value)],
+) -> Result<BTreeSet<&'static str>> {
     let script = format!("cd /proc/self/ns; for kind in {}; do readlink $kind; done", KINDS.join(" "));
-    let task = scene.run(plugin, &with(scene, &script, options)).await?;
+    let task = case.run(plugin, &with(case, &script, options)).await?;
     let inside = task.stdout(plugin).await?;
     task.destroy(plugin).await?;
     let of_host = |kind: &&&str| -> bool {
         let of_host = fs::read_link(format!("/proc/self/ns/{kind}")).unwrap_or_default();
         inside.lines().any(|line| line == of_host.to_string_lossy())
     };
-    same!(inside.lines().count(), KINDS.len());
+    ensure_eq!(inside.lines().count(), KINDS.len());
     Ok(KINDS.iter().filter(of_host).copied().collect())
 }
 
-async fn a_task_shares_what_it_asks_for_and_nothing_else(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn a_task_shares_what_it_asks_for_and_nothing_else(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     // The same as docker shares.
     let usual = if is_v2() { BTreeSet::from(["user"]) } else { BTreeSet::from(["cgroup", "user"]) };
-    same!(shared(scene, plugin, &[]).await?, usual);
+    ensure_eq!(shared(case, plugin, &[]).await?, usual);
     for (option, value, kind) in [
         ("pid_mode", json!("host"), "pid"),
         ("ipc_mode", json!("host"), "ipc"),
@@ -101,65 +107,68 @@ async fn a_task_shares_what_it_asks_for_and_nothing_else(scene: &Scene, plugin: 
         ("host_network", json!(true), "net"),
     ] {
         let wanted = usual.iter().copied().chain([kind]).collect();
-        same!(shared(scene, plugin, &[(option, value)]).await?, wanted);
+        ensure_eq!(shared(case, plugin, &[(option, value)]).await?, wanted);
     }
     let private = ["pid_mode", "ipc_mode", "uts_mode", "cgroupns"].map(|option| (option, json!("private")));
-    same!(shared(scene, plugin, &private).await?, BTreeSet::from(["user"]));
+    ensure_eq!(shared(case, plugin, &private).await?, BTreeSet::from(["user"]));
     Ok(())
 }
 
 async fn a_mode_that_there_is_not_is_refused_with_those_that_there_are(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
     for option in ["pid_mode", "ipc_mode", "uts_mode", "cgroupns", "userns_mode"] {
-        let config = with(scene, "true", &[(option, json!("task:other"))]);
-        start_is_refused(scene, plugin, &config, &[option, "task:other", "\"host\""]).await?;
+        let config = with(case, "true", &[(option, json!("task:other"))]);
+        start_is_refused(case, plugin, &config, &[option, "task:other", "\"host\""]).await?;
     }
     for (one, other) in [
         (("hostname", json!("web")), ("uts_mode", json!("host"))),
         (("init", json!(true)), ("pid_mode", json!("host"))),
     ] {
         let words = [one.0, other.0];
-        start_is_refused(scene, plugin, &with(scene, "true", &[one, other]), &words).await?;
+        start_is_refused(case, plugin, &with(case, "true", &[one, other]), &words).await?;
     }
     Ok(())
 }
 
-async fn the_hosts_network_is_not_had_beside_the_groups(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let mut task = scene.prepare(plugin, &with(scene, "true", &[("host_network", json!(true))])).await?;
+async fn the_hosts_network_is_not_had_beside_the_groups(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let mut task = case.prepare(plugin, &with(case, "true", &[("host_network", json!(true))])).await?;
     task.config.network_isolation_spec = Some(pb::NetworkIsolationSpec {
         mode: NetworkIsolationMode::Group.into(),
         path: "/var/run/netns/none".to_owned(),
         ..Default::default()
     });
     refused(plugin.start_task(task.config.clone()).await, &["host_network", "mode = \"bridge\""])?;
-    scene.nothing_left()
+    case.nothing_left()
 }
 
-async fn the_hosts_shared_memory_is_seen_where_it_is_shared(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn the_hosts_shared_memory_is_seen_where_it_is_shared(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
     let name = format!("conformance-{}", std::process::id());
     let file = std::path::Path::new("/dev/shm").join(&name);
     fs::write(&file, "shared").with_context(|| format!("write {}", file.display()))?;
     let script = format!("cat /dev/shm/{name} 2>/dev/null || echo none");
     let mut said = Vec::new();
     for mode in ["host", "private"] {
-        let task = scene.run(plugin, &with(scene, &script, &[("ipc_mode", json!(mode))])).await?;
+        let task = case.run(plugin, &with(case, &script, &[("ipc_mode", json!(mode))])).await?;
         said.push(task.stdout(plugin).await);
         task.destroy(plugin).await?;
     }
     fs::remove_file(&file)?;
-    same!(said.into_iter().collect::<Result<Vec<_>>>()?, ["shared", "none\n"]);
+    ensure_eq!(said.into_iter().collect::<Result<Vec<_>>>()?, ["shared", "none\n"]);
     Ok(())
 }
 
 async fn a_task_that_sees_its_own_control_group_alone_sees_it_as_the_root(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
     for (mode, sees_nomad) in [("private", false), ("host", true)] {
-        let config = with(scene, "cat /proc/self/cgroup; ls /sys/fs/cgroup", &[("cgroupns", json!(mode))]);
-        let task = scene.run(plugin, &config).await?;
+        let config = with(case, "cat /proc/self/cgroup; ls /sys/fs/cgroup", &[("cgroupns", json!(mode))]);
+        let task = case.run(plugin, &config).await?;
         let said = task.stdout(plugin).await?;
         // Nomad moves a task into a cpuset later, on v1.
         let groups: Vec<_> =
@@ -175,7 +184,7 @@ async fn a_task_that_sees_its_own_control_group_alone_sees_it_as_the_root(
 }
 
 async fn parameters_of_the_kernel_are_set_where_they_are_the_tasks(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
     let script = "cd /proc/sys; cat net/core/somaxconn kernel/shmmax fs/mqueue/msg_max kernel/domainname; \
@@ -183,20 +192,20 @@ async fn parameters_of_the_kernel_are_set_where_they_are_the_tasks(
     let parameters = json!({
         "net.core.somaxconn": "1234", "kernel.shmmax": "65536", "fs.mqueue.msg_max": "17", "kernel.domainname": "example",
     });
-    let mut config = with(scene, &format!("{script} 2>/dev/null; echo end"), &[("sysctl", parameters)]);
+    let mut config = with(case, &format!("{script} 2>/dev/null; echo end"), &[("sysctl", parameters)]);
     let read = || fs::read_to_string("/proc/sys/net/core/somaxconn");
     let before = read()?;
-    let task = scene.run(plugin, &config).await?;
-    same!(task.stdout(plugin).await?, "1234\n65536\n17\nexample\nend\n");
+    let task = case.run(plugin, &config).await?;
+    ensure_eq!(task.stdout(plugin).await?, "1234\n65536\n17\nexample\nend\n");
     task.destroy(plugin).await?;
-    same!(read()?, before);
+    ensure_eq!(read()?, before);
     config["sysctl"] = json!({"net.core.no_such_thing": "1"});
-    start_is_refused(scene, plugin, &config, &["net/core/no_such_thing"]).await?;
+    start_is_refused(case, plugin, &config, &["net/core/no_such_thing"]).await?;
     Ok(())
 }
 
 async fn parameters_of_the_kernel_that_are_the_hosts_are_refused(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
     for (name, other) in [
@@ -211,7 +220,7 @@ async fn parameters_of_the_kernel_that_are_the_hosts_are_refused(
         let words: Vec<_> =
             ["sysctl", name].into_iter().chain(other.iter().map(|(option, _)| *option)).collect();
         let options: Vec<_> = [("sysctl", json!({name: "1"}))].into_iter().chain(other.clone()).collect();
-        start_is_refused(scene, plugin, &with(scene, "true", &options), &words).await?;
+        start_is_refused(case, plugin, &with(case, "true", &options), &words).await?;
     }
     Ok(())
 }

@@ -2,12 +2,12 @@
 
 use anyhow::{Context, Result, ensure};
 use harness::config;
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use serde_json::{Value, json};
 use tonic::Code;
 
-use crate::cases::support::{cases, refused, same};
+use crate::cases::support::{cases, ensure_eq, refused};
 
 cases!["capabilities":
     what_a_job_adds_and_drops_is_so_in_the_task_and_in_its_execs,
@@ -35,7 +35,7 @@ fn with(mut config: Value, add: &[&str], drop: &[&str]) -> Value {
 }
 
 async fn what_a_job_adds_and_drops_is_so_in_the_task_and_in_its_execs(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
     for (add, drop, wanted) in [
@@ -47,54 +47,54 @@ async fn what_a_job_adds_and_drops_is_so_in_the_task_and_in_its_execs(
         (&["all"], &["CAP_CHOWN"], all()? & !CHOWN),
     ] {
         let script = format!("{LOOK}; exec sleep 600");
-        let task = scene.run(plugin, &with(scene.shell(&script), add, drop)).await?;
+        let task = case.run(plugin, &with(case.shell(&script), add, drop)).await?;
         let wanted = format!("{wanted:016x}\n");
         task.alloc.stdout.to_contain(&wanted, harness::task::LIMIT).await?;
-        same!(task.exec(plugin, LOOK).await?, (0, wanted));
+        ensure_eq!(task.exec(plugin, LOOK).await?, (0, wanted));
         task.end(plugin).await?;
     }
     Ok(())
 }
 
-async fn what_the_operator_does_not_allow_no_task_has_and_none_can_add(scene: &Scene) -> Result<()> {
-    let mut options = scene.options();
+async fn what_the_operator_does_not_allow_no_task_has_and_none_can_add(case: &CaseContext) -> Result<()> {
+    let mut options = case.options();
     options["allow_caps"] = json!(["CHOWN", "cap_net_admin"]);
-    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let mut plugin = case.plugin_as(&case.launch(), &options).await?;
     for (add, wanted) in [(&[][..], CHOWN), (&["net_admin"][..], CHOWN | NET_ADMIN)] {
-        let task = scene.run(&plugin, &with(scene.shell(LOOK), add, &[])).await?;
-        same!(task.stdout(&plugin).await?, format!("{wanted:016x}\n"));
+        let task = case.run(&plugin, &with(case.shell(LOOK), add, &[])).await?;
+        ensure_eq!(task.stdout(&plugin).await?, format!("{wanted:016x}\n"));
         task.destroy(&plugin).await?;
     }
     for (add, named) in [(&["chown", "sys_admin", "kill"][..], "CAP_KILL, CAP_SYS_ADMIN"), (&["all"], "all")]
     {
-        let task = scene.prepare(&plugin, &with(scene.shell("true"), add, &[])).await?;
+        let task = case.prepare(&plugin, &with(case.shell("true"), add, &[])).await?;
         let status =
             refused(plugin.start_task(task.config.clone()).await, &["cap_add", named, "allow_caps"])?;
-        same!(status.code(), Code::InvalidArgument);
-        scene.nothing_left()?;
+        ensure_eq!(status.code(), Code::InvalidArgument);
+        case.nothing_left()?;
     }
     plugin.shut_down().await
 }
 
-async fn one_that_there_is_not_is_refused_by_name(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn one_that_there_is_not_is_refused_by_name(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     // The image doesn't exist: the capability is checked before the image is looked for.
-    let image = scene.image("library/nothing:latest");
+    let image = case.image("library/nothing:latest");
     let config = |option: &str, name: &str| {
         let mut config = config! { image = image };
         config[option] = json!([name]);
         config
     };
     for option in ["cap_add", "cap_drop"] {
-        let task = scene.prepare(plugin, &config(option, "NET_ADMIM")).await?;
+        let task = case.prepare(plugin, &config(option, "NET_ADMIM")).await?;
         refused(plugin.start_task(task.config.clone()).await, &[option, "NET_ADMIM", "capabilities(7)"])?;
     }
     // Sandboxes in which these cases run often lack CAP_SYS_RESOURCE.
     const SYS_RESOURCE: u64 = 1 << 24;
     if all()? & SYS_RESOURCE == 0 {
-        let task = scene.prepare(plugin, &config("cap_add", "sys_resource")).await?;
+        let task = case.prepare(plugin, &config("cap_add", "sys_resource")).await?;
         let answer = plugin.start_task(task.config.clone()).await;
         refused(answer, &["cap_add", "CAP_SYS_RESOURCE", "this host"])?;
     }
-    ensure!(scene.census().is_empty(), "something was made: {:?}", scene.census());
+    ensure!(case.census().is_empty(), "something was made: {:?}", case.census());
     Ok(())
 }

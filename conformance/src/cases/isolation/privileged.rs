@@ -4,12 +4,12 @@
 use std::os::unix::fs::FileTypeExt;
 
 use anyhow::{Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::host::cgroup::is_v2;
 use serde_json::{Value, json};
 
-use crate::cases::support::{cases, refused, same};
+use crate::cases::support::{cases, ensure_eq, refused};
 
 cases!["privileged":
     a_privileged_task_can_do_what_root_can_on_the_host,
@@ -25,16 +25,16 @@ fn with(mut config: Value, option: &str, value: impl Into<Value>) -> Value {
     config
 }
 
-async fn said(scene: &Scene, script: &str, option: &str, value: impl Into<Value>) -> Result<String> {
-    let mut plugin = scene.plugin().await?;
-    let task = scene.run(&plugin, &with(scene.shell(script), option, value)).await?;
+async fn said(case: &CaseContext, script: &str, option: &str, value: impl Into<Value>) -> Result<String> {
+    let mut plugin = case.plugin().await?;
+    let task = case.run(&plugin, &with(case.shell(script), option, value)).await?;
     let said = task.stdout(&plugin).await?;
     task.destroy(&plugin).await?;
     plugin.shut_down().await?;
     Ok(said)
 }
 
-async fn a_privileged_task_can_do_what_root_can_on_the_host(scene: &Scene) -> Result<()> {
+async fn a_privileged_task_can_do_what_root_can_on_the_host(case: &CaseContext) -> Result<()> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let all = status.lines().find_map(|line| line.strip_prefix("CapBnd:\t")).unwrap_or_default();
     let group = if is_v2() { "/sys/fs/cgroup" } else { "/sys/fs/cgroup/pids" };
@@ -48,9 +48,9 @@ async fn a_privileged_task_can_do_what_root_can_on_the_host(scene: &Scene) -> Re
          mknod /tmp/kmsg c 1 11 && : < /tmp/kmsg && echo read
          ls /dev | sort | tr '\\n' ' '"
     );
-    let said = said(scene, &script, "privileged", true).await?;
+    let said = said(case, &script, "privileged", true).await?;
     let (rights, devices) = said.trim_end().rsplit_once('\n').unwrap_or_default();
-    same!(rights, format!("{all}\n0\nelsewhere\nrw\nread"));
+    ensure_eq!(rights, format!("{all}\n0\nelsewhere\nrw\nread"));
     let devices: Vec<&str> = devices.split(' ').collect();
     for entry in std::fs::read_dir("/dev")? {
         let entry = entry?;
@@ -61,33 +61,35 @@ async fn a_privileged_task_can_do_what_root_can_on_the_host(scene: &Scene) -> Re
     Ok(())
 }
 
-async fn a_job_is_privileged_only_where_the_operator_allows_it(scene: &Scene) -> Result<()> {
+async fn a_job_is_privileged_only_where_the_operator_allows_it(case: &CaseContext) -> Result<()> {
     for (gate, value) in [("allow_privileged", json!(false)), ("allow_caps", json!(["CHOWN"]))] {
-        let mut plugin = scene.plugin_as(&scene.launch(), &with(scene.options(), gate, value)).await?;
+        let mut plugin = case.plugin_as(&case.launch(), &with(case.options(), gate, value)).await?;
         for (option, value, word) in [
             ("privileged", json!(true), "privileged"),
             ("security_opt", json!(["systempaths=unconfined"]), "systempaths=unconfined"),
         ] {
-            let task = scene.prepare(&plugin, &with(scene.shell("true"), option, value)).await?;
+            let task = case.prepare(&plugin, &with(case.shell("true"), option, value)).await?;
             refused(plugin.start_task(task.config.clone()).await, &[option, word, gate])?;
-            scene.nothing_left()?;
+            case.nothing_left()?;
         }
-        scene.still_works(&plugin).await?;
+        case.still_works(&plugin).await?;
         plugin.shut_down().await?;
     }
     Ok(())
 }
 
-async fn a_root_that_is_read_only_leaves_nomads_directories_and_memory_writable(scene: &Scene) -> Result<()> {
+async fn a_root_that_is_read_only_leaves_nomads_directories_and_memory_writable(
+    case: &CaseContext,
+) -> Result<()> {
     let script =
         "for at in / /etc /tmp /bin; do touch $at/x 2>&1 | grep -c 'Read-only file system'; done | uniq
                   for at in /alloc /local /secrets /dev/shm; do touch $at/x && echo $at; done";
-    let said = said(scene, script, "readonly_rootfs", true).await?;
-    same!(said, "1\n/alloc\n/local\n/secrets\n/dev/shm\n");
+    let said = said(case, script, "readonly_rootfs", true).await?;
+    ensure_eq!(said, "1\n/alloc\n/local\n/secrets\n/dev/shm\n");
     Ok(())
 }
 
-async fn no_program_gains_rights_where_the_job_says_so(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn no_program_gains_rights_where_the_job_says_so(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let look = "awk '/^NoNewPrivs:/ { print $2 }' /proc/self/status";
     for (option, value, wanted) in [
         ("args", json!(["-c", "exec sleep 600"]), "0\n"),
@@ -95,45 +97,47 @@ async fn no_program_gains_rights_where_the_job_says_so(scene: &Scene, plugin: &P
         ("security_opt", json!(["no-new-privileges"]), "1\n"),
         ("security_opt", json!(["no-new-privileges:true"]), "1\n"),
     ] {
-        let config = with(scene.shell("exec sleep 600"), option, value);
-        let task = scene.run(plugin, &config).await?;
-        same!(task.exec(plugin, look).await?.1, wanted);
-        same!(task.exec(plugin, &look.replace("self", "1")).await?.1, wanted);
+        let config = with(case.shell("exec sleep 600"), option, value);
+        let task = case.run(plugin, &config).await?;
+        ensure_eq!(task.exec(plugin, look).await?.1, wanted);
+        ensure_eq!(task.exec(plugin, &look.replace("self", "1")).await?.1, wanted);
         task.end(plugin).await?;
     }
     Ok(())
 }
 
-async fn the_systems_paths_are_as_the_kernel_has_them_where_the_job_says_so(scene: &Scene) -> Result<()> {
+async fn the_systems_paths_are_as_the_kernel_has_them_where_the_job_says_so(
+    case: &CaseContext,
+) -> Result<()> {
     let script = "test -w /proc/sys/kernel/hostname && echo writable; grep -c ' /proc/' /proc/mounts; true";
     let word = json!(["systempaths=unconfined"]);
-    same!(said(scene, script, "security_opt", word).await?, "writable\n0\n");
+    ensure_eq!(said(case, script, "security_opt", word).await?, "writable\n0\n");
     Ok(())
 }
 
-async fn an_apparmor_profile_that_can_not_be_is_refused(scene: &Scene) -> Result<()> {
+async fn an_apparmor_profile_that_can_not_be_is_refused(case: &CaseContext) -> Result<()> {
     let is_enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled")
         .is_ok_and(|word| word.starts_with('Y'));
     let why = if is_enabled { "apparmor_parser" } else { "AppArmor is not enabled" };
-    let mut plugin = scene.plugin().await?;
+    let mut plugin = case.plugin().await?;
     for (option, value) in [
         ("apparmor_profile", json!("no-such-profile")),
         ("security_opt", json!(["apparmor=no-such-profile"])),
     ] {
-        let task = scene.prepare(&plugin, &with(scene.shell("true"), option, value)).await?;
+        let task = case.prepare(&plugin, &with(case.shell("true"), option, value)).await?;
         let answer = plugin.start_task(task.config.clone()).await;
         refused(answer, &["apparmor_profile", "no-such-profile", why])?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
     }
     for (option, value) in
         [("apparmor_profile", json!("unconfined")), ("security_opt", json!(["apparmor=unconfined"]))]
     {
-        let task = scene.run(&plugin, &with(scene.shell("exit 0"), option, value)).await?;
-        same!(task.wait(&plugin).await?.exit_code, 0);
+        let task = case.run(&plugin, &with(case.shell("exit 0"), option, value)).await?;
+        ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
         task.destroy(&plugin).await?;
     }
     for word in ["label=type:container_t", "writable-cgroups=true", "seccomp"] {
-        let task = scene.prepare(&plugin, &with(scene.shell("true"), "security_opt", json!([word]))).await?;
+        let task = case.prepare(&plugin, &with(case.shell("true"), "security_opt", json!([word]))).await?;
         refused(plugin.start_task(task.config.clone()).await, &["security_opt", word])?;
     }
     plugin.shut_down().await

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::process::output;
 use harness::host::Plugin;
 use harness::leaks::{inspect, sweep};
@@ -16,7 +16,7 @@ use nomad_proto::driver as pb;
 use serde_json::json;
 
 use crate::cases::support::host_mounts::bind;
-use crate::cases::support::{cases, refused, same};
+use crate::cases::support::{cases, ensure_eq, refused};
 
 cases!["propagation":
     mounts_spread_as_far_as_they_are_asked_to,
@@ -29,8 +29,8 @@ struct SharedMount {
 }
 
 impl SharedMount {
-    fn new(scene: &Scene) -> Result<Self> {
-        let at = scene.directory().join("shared");
+    fn new(case: &CaseContext) -> Result<Self> {
+        let at = case.directory().join("shared");
         fs::create_dir_all(&at)?;
         let shared = Self { at };
         shared.add("")?;
@@ -63,7 +63,7 @@ fn mount_inside(task: &Task, at: &str) -> Result<()> {
     output(Command::new("nsenter").args(words)).map(drop)
 }
 
-async fn mounts_spread_as_far_as_they_are_asked_to(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn mounts_spread_as_far_as_they_are_asked_to(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     // The propagation by the job's option and by Nomad's volume_mount, whether the task sees the host's new mounts, and
     // the host the task's.
     for (option, nomads, comes_in, goes_out) in [
@@ -72,13 +72,13 @@ async fn mounts_spread_as_far_as_they_are_asked_to(scene: &Scene, plugin: &Plugi
         ("rshared", "bidirectional", true, true),
     ] {
         for by_nomad in [false, true] {
-            let shared = SharedMount::new(scene)?;
+            let shared = SharedMount::new(case)?;
             shared.add("early")?;
-            let mut config = scene.shell("echo up; sleep 600");
+            let mut config = case.shell("echo up; sleep 600");
             if !by_nomad {
                 config["mounts"] = json!([bind(&shared.at, "/s", &["rbind", "rw", option])]);
             }
-            let mut task = scene.prepare(plugin, &config).await?;
+            let mut task = case.prepare(plugin, &config).await?;
             if by_nomad {
                 task.config.mounts.push(pb::Mount {
                     task_path: "/s".to_owned(),
@@ -91,13 +91,13 @@ async fn mounts_spread_as_far_as_they_are_asked_to(scene: &Scene, plugin: &Plugi
             shared.add("late")?;
             let (_, seen) = task.exec(plugin, "ls /s/early /s/late").await?;
             ensure!(seen.contains("in-early"), "{option}: {seen}");
-            same!((option, by_nomad, seen.contains("in-late")), (option, by_nomad, comes_in));
+            ensure_eq!((option, by_nomad, seen.contains("in-late")), (option, by_nomad, comes_in));
             mount_inside(&task, "/s/inner")?;
             let inner = shared.at.join("inner");
             let mounted = inspect::mounts_under(&shared.at).contains(&inner);
-            same!((option, by_nomad, mounted), (option, by_nomad, goes_out));
+            ensure_eq!((option, by_nomad, mounted), (option, by_nomad, goes_out));
             task.end(plugin).await?;
-            scene.nothing_left()?;
+            case.nothing_left()?;
             let left = inspect::mounts_under(&shared.at);
             ensure!(
                 left.contains(&shared.at.join("late")) && left.contains(&shared.at.join("early")),
@@ -108,27 +108,30 @@ async fn mounts_spread_as_far_as_they_are_asked_to(scene: &Scene, plugin: &Plugi
     Ok(())
 }
 
-async fn what_the_host_has_mounted_below_a_source_stays_there(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let shared = SharedMount::new(scene)?;
+async fn what_the_host_has_mounted_below_a_source_stays_there(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
+    let shared = SharedMount::new(case)?;
     shared.add("early")?;
     for option in ["rprivate", "rslave", "rshared"] {
         // One start ends well; the other one fails when everything is mounted.
         for (script, ends) in [("ls /s/early", true), ("", false)] {
-            let mut config = scene.shell(script);
+            let mut config = case.shell(script);
             config["volumes"] = json!([format!("{}:/s:{option}", shared.at.display())]);
             if !ends {
                 config["command"] = json!("/no/such/program");
             }
-            let mut task = scene.prepare(plugin, &config).await?;
+            let mut task = case.prepare(plugin, &config).await?;
             if ends {
                 task.start(plugin).await?;
-                same!(task.stdout(plugin).await?, "in-early\n");
+                ensure_eq!(task.stdout(plugin).await?, "in-early\n");
                 task.destroy(plugin).await?;
             } else {
                 refused(plugin.start_task(task.config.clone()).await, &["/no/such/program"])?;
             }
-            scene.nothing_left()?;
-            same!(inspect::mounts_under(&shared.at), [shared.at.clone(), shared.at.join("early")]);
+            case.nothing_left()?;
+            ensure_eq!(inspect::mounts_under(&shared.at), [shared.at.clone(), shared.at.join("early")]);
         }
     }
     Ok(())

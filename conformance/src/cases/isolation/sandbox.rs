@@ -4,7 +4,7 @@
 
 use anyhow::{Context, Result, ensure};
 use harness::config;
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::Form;
 use harness::fixture::images::libraries;
 use harness::host::Plugin;
@@ -13,7 +13,7 @@ use nix::errno::Errno::{self, EACCES, ENOENT, ENOSYS, EPERM, EROFS};
 use nix::libc::{self, c_long};
 use serde_json::{Value, json};
 
-use crate::cases::support::{cases, refused, same};
+use crate::cases::support::{cases, ensure_eq, refused};
 
 cases!["denied":
     what_is_the_hosts_is_denied_to_a_task_without_options_and_to_its_execs,
@@ -173,23 +173,23 @@ fn tries(may_make_nodes: bool) -> Vec<Try> {
 
 /// Tries these actions in a task and in an exec. The image has a name of its own, since other tries run at the same
 /// time.
-async fn are_denied(scene: &Scene, plugin: &Plugin, name: &str, tries: &[Try]) -> Result<()> {
+async fn are_denied(case: &CaseContext, plugin: &Plugin, name: &str, tries: &[Try]) -> Result<()> {
     let lines = tries.iter().map(|Try { name, perl, .. }| format!("tried(\"{name}\", {perl});\n"));
     let program = PROLOGUE.to_owned() + &lines.collect::<String>();
-    let image = scene.world().catalog().with(|tree| {
+    let image = case.environment().catalog().with(|tree| {
         let perl = std::path::Path::new("/usr/bin/perl");
         tree.host_file(perl, 0o755)?;
         libraries(perl)?.iter().try_for_each(|library| tree.host_file(library, 0o755))?;
         tree.file("try.pl", 0o644, program.as_bytes())
     })?;
-    image.push(scene.world().registry(), name, "v1", Form::Oci)?;
+    image.push(case.environment().registry(), name, "v1", Form::Oci)?;
     let run = "rm -f /memory /log /disk; perl /try.pl; echo over";
     let config = config! {
-        image = scene.image(&format!("{name}:v1")),
+        image = case.image(&format!("{name}:v1")),
         command = "/bin/sh",
         args = ["-c", &format!("{run}; exec sleep 600")],
     };
-    let task = scene.run(plugin, &config).await?;
+    let task = case.run(plugin, &config).await?;
     task.alloc.stdout.to_contain("over\n", LIMIT).await?;
     let said = task.alloc.stdout.text();
     let (_, again) = task.exec(plugin, run).await?;
@@ -198,26 +198,26 @@ async fn are_denied(scene: &Scene, plugin: &Plugin, name: &str, tries: &[Try]) -
         let wanted = |Try { name, errno, .. }: &Try| format!("{name}\t{}", *errno as i32);
         let other: Vec<_> = tries.iter().map(wanted).filter(|line| !lines.contains(&line.as_str())).collect();
         ensure!(other.is_empty(), "not denied, or for another reason: {other:#?}, of {said}");
-        same!(lines.len(), tries.len() + 1);
+        ensure_eq!(lines.len(), tries.len() + 1);
     }
     task.end(plugin).await
 }
 
 async fn what_is_the_hosts_is_denied_to_a_task_without_options_and_to_its_execs(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    are_denied(scene, plugin, "tries", &tries(true)).await?;
+    are_denied(case, plugin, "tries", &tries(true)).await?;
     Ok(())
 }
 
 /// Returns the plugin options of the block in docs/security.md, on top of the case's own. Options that aren't in it
 /// keep the case's values.
-fn hardened(scene: &Scene) -> Result<Value> {
+fn hardened(case: &CaseContext) -> Result<Value> {
     const PAGE: &str = include_str!("../../../../docs/security.md");
     let section = PAGE.split_once("## A hardened node").context("docs/security.md has no hardened node")?.1;
     let block = section.split("```").nth(1).context("there is no block")?;
-    let mut options = scene.options();
+    let mut options = case.options();
     options["allowed_modes"] = json!(null);
     // Two braces enclose the whole block; a third one opens a block within.
     let (mut depth, mut inner) = (0, None);
@@ -242,12 +242,12 @@ fn hardened(scene: &Scene) -> Result<Value> {
     Ok(options)
 }
 
-async fn on_a_hardened_node_more_is_denied_and_no_job_gets_around_it(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin_as(&scene.launch(), &hardened(scene)?).await?;
+async fn on_a_hardened_node_more_is_denied_and_no_job_gets_around_it(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin_as(&case.launch(), &hardened(case)?).await?;
     let mut tries = tries(false);
     tries.push(call("chroot", &format!("{}, '/tmp'", libc::SYS_chroot), EPERM));
     tries.push(call("a raw socket", &format!("{}, 2, 3, 1", libc::SYS_socket), EPERM));
-    are_denied(scene, &plugin, "hardened-tries", &tries).await?;
+    are_denied(case, &plugin, "hardened-tries", &tries).await?;
     for (option, value) in [
         ("privileged", json!(true)),
         ("cap_add", json!(["net_raw"])),
@@ -261,11 +261,11 @@ async fn on_a_hardened_node_more_is_denied_and_no_job_gets_around_it(scene: &Sce
         ("volumes", json!(["/etc:/host:ro"])),
         ("mounts", json!([{"type": "bind", "source": "/", "target": "/host", "options": ["rbind", "ro"]}])),
     ] {
-        let mut config = scene.shell("true");
+        let mut config = case.shell("true");
         config[option] = value;
-        let task = scene.prepare(&plugin, &config).await?;
+        let task = case.prepare(&plugin, &config).await?;
         refused(plugin.start_task(task.config.clone()).await, &[option, "operator does not allow"])?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
     }
     // Each source leads to the host's root at the next start, or to something of Nomad's or of another task.
     for (source, options) in [
@@ -282,11 +282,11 @@ async fn on_a_hardened_node_more_is_denied_and_no_job_gets_around_it(scene: &Sce
         ("private", ":ro"),
         ("../..", ":ro"),
     ] {
-        let mut config = scene.shell("true");
+        let mut config = case.shell("true");
         config["volumes"] = json!([format!("{source}:/a{options}")]);
-        let task = scene.prepare(&plugin, &config).await?;
+        let task = case.prepare(&plugin, &config).await?;
         refused(plugin.start_task(task.config.clone()).await, &["volumes", source, "can't be"])?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
     }
     plugin.shut_down().await
 }

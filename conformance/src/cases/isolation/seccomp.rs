@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::task::LIMIT;
 use serde_json::{Value, json};
 
-use crate::cases::support::{NO_FILTER_FOR_EXECS, cases, not_by_youki, refused, same};
+use crate::cases::support::{NO_FILTER_FOR_EXECS, cases, ensure_eq, not_by_youki, refused};
 
 cases!["seccomp":
     a_task_and_its_execs_have_the_built_in_profile_unless_the_job_says_otherwise,
@@ -29,39 +29,39 @@ fn with(mut config: Value, option: &str, value: impl Into<Value>) -> Value {
     config
 }
 
-fn file(scene: &Scene, name: &str, text: impl AsRef<[u8]>) -> Result<PathBuf> {
-    let path = scene.directory().join(name);
-    std::fs::create_dir_all(path.parent().unwrap_or(&scene.directory()))?;
+fn file(case: &CaseContext, name: &str, text: impl AsRef<[u8]>) -> Result<PathBuf> {
+    let path = case.directory().join(name);
+    std::fs::create_dir_all(path.parent().unwrap_or(&case.directory()))?;
     std::fs::write(&path, text)?;
     Ok(path)
 }
 
 /// Asserts that the task and an exec in it have this seccomp mode.
-async fn is_in_mode(scene: &Scene, plugin: &Plugin, change: Value, mode: &str) -> Result<()> {
-    let mut config = scene.shell(&format!("{MODE}; {SLEEP}"));
+async fn is_in_mode(case: &CaseContext, plugin: &Plugin, change: Value, mode: &str) -> Result<()> {
+    let mut config = case.shell(&format!("{MODE}; {SLEEP}"));
     for (option, value) in change.as_object().into_iter().flatten() {
         config[option] = value.clone();
     }
-    let task = scene.run(plugin, &config).await?;
+    let task = case.run(plugin, &config).await?;
     task.alloc.stdout.to_contain("\n", LIMIT).await?;
-    same!(task.exec(plugin, MODE).await?, (0, format!("{mode}\n")));
-    same!(task.exec(plugin, &MODE.replace("self", "1")).await?, (0, format!("{mode}\n")));
+    ensure_eq!(task.exec(plugin, MODE).await?, (0, format!("{mode}\n")));
+    ensure_eq!(task.exec(plugin, &MODE.replace("self", "1")).await?, (0, format!("{mode}\n")));
     task.end(plugin).await
 }
 
 async fn a_task_and_its_execs_have_the_built_in_profile_unless_the_job_says_otherwise(
-    scene: &Scene,
+    case: &CaseContext,
 ) -> Result<()> {
-    not_by_youki(scene, NO_FILTER_FOR_EXECS)?;
+    not_by_youki(case, NO_FILTER_FOR_EXECS)?;
     for (by_default, unsaid) in [(json!(null), "2"), (json!(false), "0")] {
-        let options = with(scene.options(), "seccomp", by_default);
-        let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
-        is_in_mode(scene, &plugin, json!({}), unsaid).await?;
-        is_in_mode(scene, &plugin, json!({"seccomp": true}), "2").await?;
-        is_in_mode(scene, &plugin, json!({"seccomp": false}), "0").await?;
+        let options = with(case.options(), "seccomp", by_default);
+        let mut plugin = case.plugin_as(&case.launch(), &options).await?;
+        is_in_mode(case, &plugin, json!({}), unsaid).await?;
+        is_in_mode(case, &plugin, json!({"seccomp": true}), "2").await?;
+        is_in_mode(case, &plugin, json!({"seccomp": false}), "0").await?;
         if unsaid == "0" {
-            let config = with(scene.shell("true"), "seccomp_profile", "/x.json");
-            let task = scene.prepare(&plugin, &config).await?;
+            let config = with(case.shell("true"), "seccomp_profile", "/x.json");
+            let task = case.prepare(&plugin, &config).await?;
             refused(plugin.start_task(task.config.clone()).await, &["seccomp_profile", "seccomp = true"])?;
         }
         plugin.shut_down().await?;
@@ -70,18 +70,18 @@ async fn a_task_and_its_execs_have_the_built_in_profile_unless_the_job_says_othe
 }
 
 async fn what_the_profile_allows_depends_on_the_tasks_capabilities(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
     // A user namespace of one's own needs no capability, so it is the profile that denies it.
     let script = "unshare -U true 2>/dev/null && echo it can || echo it can not";
     for (add, wanted) in [(json!([]), "it can not\n"), (json!(["sys_admin"]), "it can\n")] {
-        let task = scene.run(plugin, &with(scene.shell(script), "cap_add", add)).await?;
-        same!(task.stdout(plugin).await?, wanted);
+        let task = case.run(plugin, &with(case.shell(script), "cap_add", add)).await?;
+        ensure_eq!(task.stdout(plugin).await?, wanted);
         task.destroy(plugin).await?;
     }
-    let task = scene.run(plugin, &with(scene.shell(script), "seccomp", false)).await?;
-    same!(task.stdout(plugin).await?, "it can\n");
+    let task = case.run(plugin, &with(case.shell(script), "seccomp", false)).await?;
+    ensure_eq!(task.stdout(plugin).await?, "it can\n");
     task.destroy(plugin).await
 }
 
@@ -104,14 +104,14 @@ fn profile() -> String {
     .to_string()
 }
 
-async fn a_profile_of_the_jobs_own_is_what_holds(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    not_by_youki(scene, NO_FILTER_FOR_EXECS)?;
-    let path = file(scene, "seccomp.json", profile())?;
+async fn a_profile_of_the_jobs_own_is_what_holds(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    not_by_youki(case, NO_FILTER_FOR_EXECS)?;
+    let path = file(case, "seccomp.json", profile())?;
     let tries = "cd /tmp; mkdir a 2>&1; kill -USR1 $$ 2>&1; ln -s a b 2>&1; unshare -U true && echo unshared; \
                  kill -URG $$ && echo killed; touch c && rm c && echo removed";
     let config =
-        with(scene.shell(&format!("{tries}; {SLEEP}")), "seccomp_profile", path.display().to_string());
-    let task = scene.run(plugin, &config).await?;
+        with(case.shell(&format!("{tries}; {SLEEP}")), "seccomp_profile", path.display().to_string());
+    let task = case.run(plugin, &config).await?;
     let denied = ["Read-only file system", "resource busy", "No space left on device"];
     task.alloc.stdout.to_contain("removed\n", LIMIT).await?;
     let (_, again) = task.exec(plugin, tries).await?;
@@ -125,25 +125,25 @@ async fn a_profile_of_the_jobs_own_is_what_holds(scene: &Scene, plugin: &Plugin)
         "args",
         json!(["-c", "ln -s a /tmp/b && echo linked"]),
     );
-    let task = scene.run(plugin, &admin).await?;
-    same!(task.stdout(plugin).await?, "linked\n");
+    let task = case.run(plugin, &admin).await?;
+    ensure_eq!(task.stdout(plugin).await?, "linked\n");
     task.destroy(plugin).await
 }
 
 async fn a_profile_that_can_not_be_one_is_refused_by_its_files_name(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let at = |name: &str, text: &str| file(scene, name, text);
+    let at = |name: &str, text: &str| file(case, name, text);
     let rule = |rule: Value| json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}).to_string();
     let like = rule(json!({"names": ["read"], "action": "SCMP_ACT_ALLOW",
                            "args": [{"index": 0, "value": 0, "op": "SCMP_CMP_LIKE"}]}));
-    let pipe = scene.directory().join("pipe");
+    let pipe = case.directory().join("pipe");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU)?;
     for (path, why) in [
-        (scene.directory().join("absent.json"), "does not exist"),
+        (case.directory().join("absent.json"), "does not exist"),
         (pipe, "not a regular file"),
-        (scene.directory(), "not a regular file"),
+        (case.directory(), "not a regular file"),
         ("/proc/kmsg".into(), "kernel"),
         (at("empty.json", "")?, "JSON"),
         (at("broken.json", "{\"defaultAction\": ")?, "EOF"),
@@ -151,42 +151,41 @@ async fn a_profile_that_can_not_be_one_is_refused_by_its_files_name(
         (at("operator.json", &like)?, "SCMP_CMP_LIKE"),
     ] {
         let name = path.display().to_string();
-        let config = with(scene.shell("true"), "seccomp_profile", name.as_str());
-        let task = scene.prepare(plugin, &config).await?;
+        let config = with(case.shell("true"), "seccomp_profile", name.as_str());
+        let task = case.prepare(plugin, &config).await?;
         refused(plugin.start_task(task.config.clone()).await, &["seccomp_profile", &name, why])?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
     }
     Ok(())
 }
 
-async fn dockers_words_for_it_do_the_same(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    not_by_youki(scene, NO_FILTER_FOR_EXECS)?;
-    let path = file(scene, "seccomp.json", profile())?.display().to_string();
-    is_in_mode(scene, plugin, json!({"security_opt": ["seccomp=unconfined"]}), "0").await?;
-    is_in_mode(scene, plugin, json!({"security_opt": ["seccomp=builtin"]}), "2").await?;
+async fn dockers_words_for_it_do_the_same(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    not_by_youki(case, NO_FILTER_FOR_EXECS)?;
+    let path = file(case, "seccomp.json", profile())?.display().to_string();
+    is_in_mode(case, plugin, json!({"security_opt": ["seccomp=unconfined"]}), "0").await?;
+    is_in_mode(case, plugin, json!({"security_opt": ["seccomp=builtin"]}), "2").await?;
     let named = json!([format!("seccomp={path}")]);
-    let task = scene
-        .run(plugin, &with(scene.shell("mkdir /tmp/a 2>&1; true"), "security_opt", named.clone()))
-        .await?;
+    let task =
+        case.run(plugin, &with(case.shell("mkdir /tmp/a 2>&1; true"), "security_opt", named.clone())).await?;
     let said = task.stdout(plugin).await?;
     ensure!(said.contains("Read-only file system"), "the profile does not hold: {said}");
     task.destroy(plugin).await?;
-    let twice = with(with(scene.shell("true"), "security_opt", named), "seccomp", true);
-    let task = scene.prepare(plugin, &twice).await?;
+    let twice = with(with(case.shell("true"), "security_opt", named), "seccomp", true);
+    let task = case.prepare(plugin, &twice).await?;
     refused(plugin.start_task(task.config.clone()).await, &["seccomp", "security_opt"])?;
     Ok(())
 }
 
-async fn the_operator_says_where_the_profiles_of_jobs_lie(scene: &Scene) -> Result<()> {
-    let outside = file(scene, "outside.json", profile())?;
-    let allowed = file(scene, "profiles/own.json", profile())?;
-    let directory = scene.directory().join("profiles");
+async fn the_operator_says_where_the_profiles_of_jobs_lie(case: &CaseContext) -> Result<()> {
+    let outside = file(case, "outside.json", profile())?;
+    let allowed = file(case, "profiles/own.json", profile())?;
+    let directory = case.directory().join("profiles");
     std::os::unix::fs::symlink("../outside.json", directory.join("link.json"))?;
-    let options = with(scene.options(), "seccomp_profile_dirs", json!([directory.display().to_string()]));
-    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let options = with(case.options(), "seccomp_profile_dirs", json!([directory.display().to_string()]));
+    let mut plugin = case.plugin_as(&case.launch(), &options).await?;
     let config =
-        with(scene.shell("mkdir /tmp/a 2>&1; true"), "seccomp_profile", allowed.display().to_string());
-    let task = scene.run(&plugin, &config).await?;
+        with(case.shell("mkdir /tmp/a 2>&1; true"), "seccomp_profile", allowed.display().to_string());
+    let task = case.run(&plugin, &config).await?;
     let said = task.stdout(&plugin).await?;
     ensure!(said.contains("Read-only file system"), "the profile does not hold: {said}");
     task.destroy(&plugin).await?;
@@ -198,7 +197,7 @@ async fn the_operator_says_where_the_profiles_of_jobs_lie(scene: &Scene) -> Resu
                 true => ("seccomp_profile", json!(path)),
                 false => ("security_opt", json!([format!("seccomp={path}")])),
             };
-            let task = scene.prepare(&plugin, &with(scene.shell("true"), option, value)).await?;
+            let task = case.prepare(&plugin, &with(case.shell("true"), option, value)).await?;
             let status =
                 refused(plugin.start_task(task.config.clone()).await, &[option, "seccomp_profile_dirs"])?;
             words.insert(status.message().replace(path, "").replace(task.id(), ""));
@@ -206,29 +205,29 @@ async fn the_operator_says_where_the_profiles_of_jobs_lie(scene: &Scene) -> Resu
         ensure!(words.len() == 1, "they are told apart: {words:?}");
     }
     for path in [directory.join("link.json"), directory.join("../outside.json")] {
-        let config = with(scene.shell("true"), "seccomp_profile", path.display().to_string());
-        let task = scene.prepare(&plugin, &config).await?;
+        let config = with(case.shell("true"), "seccomp_profile", path.display().to_string());
+        let task = case.prepare(&plugin, &config).await?;
         refused(plugin.start_task(task.config.clone()).await, &["seccomp_profile", "leads out"])?;
     }
     plugin.shut_down().await?;
-    let options = with(scene.options(), "seccomp_profile_dirs", json!([]));
-    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
-    let task = scene.prepare(&plugin, &config).await?;
+    let options = with(case.options(), "seccomp_profile_dirs", json!([]));
+    let mut plugin = case.plugin_as(&case.launch(), &options).await?;
+    let task = case.prepare(&plugin, &config).await?;
     refused(plugin.start_task(task.config.clone()).await, &["seccomp_profile_dirs"])?;
     plugin.shut_down().await
 }
 
-async fn a_device_in_a_profiles_place_is_not_opened(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn a_device_in_a_profiles_place_is_not_opened(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
     use nix::sys::stat::{Mode, SFlag, makedev, mknod};
     // The device is /dev/urandom's, which may be opened without harm. A watchdog would reset the machine.
-    let device = file(scene, "device", "")?;
+    let device = file(case, "device", "")?;
     std::fs::remove_file(&device)?;
     mknod(&device, SFlag::S_IFCHR, Mode::S_IRUSR, makedev(1, 9))?;
     let opens = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
     opens.add_watch(&device, AddWatchFlags::IN_OPEN)?;
     let path = device.display().to_string();
-    let task = scene.prepare(plugin, &with(scene.shell("true"), "seccomp_profile", path)).await?;
+    let task = case.prepare(plugin, &with(case.shell("true"), "seccomp_profile", path)).await?;
     refused(plugin.start_task(task.config.clone()).await, &["seccomp_profile", "regular file"])?;
     ensure!(opens.read_events().is_err(), "the device was opened");
     drop(std::fs::File::open(&device)?);

@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 use anyhow::{Context, Result, ensure};
 use harness::config;
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::Form;
 use harness::fixture::layer::Tree;
 use harness::host::Plugin;
@@ -13,7 +13,7 @@ use harness::task::LIMIT;
 use serde_json::{Value, json};
 
 use crate::cases::support::host_mounts::{host_directory, shell_with};
-use crate::cases::support::{cases, refused, same, until};
+use crate::cases::support::{cases, ensure_eq, refused, until};
 
 cases!["paths":
     without_volumes_a_job_mounts_what_is_its_allocations_only,
@@ -31,10 +31,10 @@ cases!["paths":
     a_working_directory_that_can_not_be_is_refused_before_anything_is_made,
 ];
 
-async fn plugin_with(scene: &Scene, volumes: &Value) -> Result<Plugin> {
-    let mut options = scene.options();
+async fn plugin_with(case: &CaseContext, volumes: &Value) -> Result<Plugin> {
+    let mut options = case.options();
     options["volumes"] = volumes.clone();
-    scene.plugin_as(&scene.launch(), &options).await
+    case.plugin_as(&case.launch(), &options).await
 }
 
 /// Returns a configuration for each way to mount a source at `/t`.
@@ -46,37 +46,37 @@ fn ways(source: &str) -> [Value; 3] {
     ]
 }
 
-async fn says(scene: &Scene, plugin: &Plugin, script: &str, more: &Value) -> Result<String> {
-    let task = scene.run(plugin, &shell_with(scene, script, more)).await?;
+async fn says(case: &CaseContext, plugin: &Plugin, script: &str, more: &Value) -> Result<String> {
+    let task = case.run(plugin, &shell_with(case, script, more)).await?;
     let said = task.stdout(plugin).await?;
     task.destroy(plugin).await?;
     Ok(said)
 }
 
-async fn is_refused(scene: &Scene, plugin: &Plugin, source: &str, words: &[&str]) -> Result<()> {
+async fn is_refused(case: &CaseContext, plugin: &Plugin, source: &str, words: &[&str]) -> Result<()> {
     for more in ways(source) {
-        let task = scene.prepare(plugin, &shell_with(scene, "cat /t/*", &more)).await?;
+        let task = case.prepare(plugin, &shell_with(case, "cat /t/*", &more)).await?;
         refused(plugin.start_task(task.config.clone()).await, words).with_context(|| format!("{more}"))?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
     }
     Ok(())
 }
 
-async fn without_volumes_a_job_mounts_what_is_its_allocations_only(scene: &Scene) -> Result<()> {
-    let host = host_directory(scene)?;
-    let mut plugin = plugin_with(scene, &json!({"enabled": false})).await?;
+async fn without_volumes_a_job_mounts_what_is_its_allocations_only(case: &CaseContext) -> Result<()> {
+    let host = host_directory(case)?;
+    let mut plugin = plugin_with(case, &json!({"enabled": false})).await?;
     let gate = "volumes.enabled";
-    is_refused(scene, &plugin, &host.display().to_string(), &[&host.display().to_string(), gate]).await?;
-    is_refused(scene, &plugin, "/", &[gate]).await?;
+    is_refused(case, &plugin, &host.display().to_string(), &[&host.display().to_string(), gate]).await?;
+    is_refused(case, &plugin, "/", &[gate]).await?;
     // The directory of all allocations, and another allocation's.
-    is_refused(scene, &plugin, &scene.directory().join("alloc").display().to_string(), &[gate]).await?;
-    is_refused(scene, &plugin, "../..", &["leads out"]).await?;
-    is_refused(scene, &plugin, "local/../../../../host", &["leads out"]).await?;
-    let mut task = scene.prepare(&plugin, &config! { image = scene.image("busybox:latest") }).await?;
+    is_refused(case, &plugin, &case.directory().join("alloc").display().to_string(), &[gate]).await?;
+    is_refused(case, &plugin, "../..", &["leads out"]).await?;
+    is_refused(case, &plugin, "local/../../../../host", &["leads out"]).await?;
+    let mut task = case.prepare(&plugin, &config! { image = case.image("busybox:latest") }).await?;
     let own = task.alloc.directory.join("alloc/data").display().to_string();
     let more = json!({"volumes": [format!("{own}:/own"), "local:/mine", "/made"], "tmpfs": ["/mem"]});
     let script = "touch /own/x /mine/y /made/z /mem/a";
-    let again = scene.prepare(&plugin, &shell_with(scene, script, &more)).await?;
+    let again = case.prepare(&plugin, &shell_with(case, script, &more)).await?;
     task.config.msgpack_driver_config = again.config.msgpack_driver_config;
     task.start(&plugin).await?;
     task.stdout(&plugin).await?;
@@ -85,9 +85,9 @@ async fn without_volumes_a_job_mounts_what_is_its_allocations_only(scene: &Scene
     plugin.shut_down().await
 }
 
-async fn with_allowed_paths_a_job_mounts_what_is_beneath_them_only(scene: &Scene) -> Result<()> {
-    let host = host_directory(scene)?;
-    let outside = scene.directory().join("outside");
+async fn with_allowed_paths_a_job_mounts_what_is_beneath_them_only(case: &CaseContext) -> Result<()> {
+    let host = host_directory(case)?;
+    let outside = case.directory().join("outside");
     fs::create_dir_all(&outside)?;
     fs::write(outside.join("secret"), "secret\n")?;
     symlink("sub", host.join("inside"))?;
@@ -96,33 +96,36 @@ async fn with_allowed_paths_a_job_mounts_what_is_beneath_them_only(scene: &Scene
     symlink("up", host.join("twice"))?;
     let root = host.display().to_string();
     let mut plugin =
-        plugin_with(scene, &json!({"enabled": true, "allowed_paths": ["/no/such/root", root]})).await?;
+        plugin_with(case, &json!({"enabled": true, "allowed_paths": ["/no/such/root", root]})).await?;
     for (source, said) in [
         (root.clone(), "hello from the host\n"),
         (format!("{root}/sub/../."), "hello from the host\n"),
         (format!("{root}/inside"), "deeper\n"),
     ] {
         for more in ways(&source) {
-            same!(says(scene, &plugin, "cat /t/greeting /t/deeper 2>/dev/null; true", &more).await?, said);
+            ensure_eq!(
+                says(case, &plugin, "cat /t/greeting /t/deeper 2>/dev/null; true", &more).await?,
+                said
+            );
         }
     }
     for path in ["up", "up/secret", "out", "out/secret", "twice", "../outside", "sub/../../outside", ".."] {
-        is_refused(scene, &plugin, &format!("{root}/{path}"), &["/t", "leads out of", &root]).await?;
+        is_refused(case, &plugin, &format!("{root}/{path}"), &["/t", "leads out of", &root]).await?;
     }
     for source in ["/", "/etc", &outside.display().to_string(), &format!("{root}x"), "/proc/self/root"] {
-        is_refused(scene, &plugin, source, &[source, "volumes.allowed_paths"]).await?;
+        is_refused(case, &plugin, source, &[source, "volumes.allowed_paths"]).await?;
     }
-    is_refused(scene, &plugin, "/no/such/root/x", &["/no/such/root"]).await?;
+    is_refused(case, &plugin, "/no/such/root/x", &["/no/such/root"]).await?;
     // A mount from the task's own allocation needs no root.
-    same!(says(scene, &plugin, "touch /t/x; ls /t", &json!({"volumes": ["local:/t"]})).await?, "x\n");
+    ensure_eq!(says(case, &plugin, "touch /t/x; ls /t", &json!({"volumes": ["local:/t"]})).await?, "x\n");
     plugin.shut_down().await
 }
 
 /// The logs can be mounted read-only, and nothing else of Nomad's or of other tasks at all.
-async fn what_is_nomads_or_another_tasks_is_mounted_into_no_task(scene: &Scene) -> Result<()> {
+async fn what_is_nomads_or_another_tasks_is_mounted_into_no_task(case: &CaseContext) -> Result<()> {
     for volumes in [json!({"enabled": true}), json!({"enabled": false})] {
-        let mut plugin = plugin_with(scene, &volumes).await?;
-        let mut task = scene.prepare(&plugin, &scene.shell("true")).await?;
+        let mut plugin = plugin_with(case, &volumes).await?;
+        let mut task = case.prepare(&plugin, &case.shell("true")).await?;
         let alloc = task.alloc.directory.clone();
         for directory in ["db/local", "db/secrets", "web/private", "alloc/logs2"] {
             fs::create_dir_all(alloc.join(directory))?;
@@ -149,8 +152,8 @@ async fn what_is_nomads_or_another_tasks_is_mounted_into_no_task(scene: &Scene) 
         let sources = sources.map(|(source, word)| (source.to_owned(), word));
         for (source, word) in sources.into_iter().chain(absolute) {
             for more in ways(&source) {
-                let config = shell_with(scene, "ls /t", &more);
-                let next = scene.prepare(&plugin, &config).await?;
+                let config = shell_with(case, "ls /t", &more);
+                let next = case.prepare(&plugin, &config).await?;
                 task.config.msgpack_driver_config = next.config.msgpack_driver_config;
                 refused(plugin.start_task(task.config.clone()).await, &[&source, word])
                     .with_context(|| format!("{more}"))?;
@@ -159,20 +162,20 @@ async fn what_is_nomads_or_another_tasks_is_mounted_into_no_task(scene: &Scene) 
         for source in logs {
             // The logs are there only read-only.
             for more in ways(source).into_iter().skip(1) {
-                let next = scene.prepare(&plugin, &shell_with(scene, "ls /t", &more)).await?;
+                let next = case.prepare(&plugin, &shell_with(case, "ls /t", &more)).await?;
                 task.config.msgpack_driver_config = next.config.msgpack_driver_config;
                 refused(plugin.start_task(task.config.clone()).await, &[source, "ro", "/alloc/logs"])?;
             }
         }
-        scene.nothing_left()?;
+        case.nothing_left()?;
         fs::write(alloc.join("alloc/logs/web.stdout.0"), "logged\n")?;
         let more = json!({"volumes": ["../alloc/logs:/t:ro", "../alloc/logs2:/u", "secrets:/s"]});
         let script = "cat /t/web.stdout.0; touch /t/x 2>/dev/null && echo written; touch /u/x /s/x";
-        let next = scene.prepare(&plugin, &shell_with(scene, script, &more)).await?;
+        let next = case.prepare(&plugin, &shell_with(case, script, &more)).await?;
         task.config.msgpack_driver_config = next.config.msgpack_driver_config;
         task.start(&plugin).await?;
         // Writing the logs fails, writing the other two works.
-        same!(task.stdout(&plugin).await?, "logged\n");
+        ensure_eq!(task.stdout(&plugin).await?, "logged\n");
         ensure!(alloc.join("alloc/logs2/x").exists() && alloc.join("web/secrets/x").exists());
         task.destroy(&plugin).await?;
         plugin.shut_down().await?;
@@ -182,12 +185,12 @@ async fn what_is_nomads_or_another_tasks_is_mounted_into_no_task(scene: &Scene) 
 
 /// Something like a task of another driver, or one with the allocation's directory mounted, has replaced the directory.
 async fn a_directory_of_nomads_that_something_has_replaced_is_not_mounted(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let mut task = scene.prepare(plugin, &scene.shell("ls /local /secrets /alloc; touch /local/x")).await?;
+    let mut task = case.prepare(plugin, &case.shell("ls /local /secrets /alloc; touch /local/x")).await?;
     let alloc = task.alloc.directory.clone();
-    let outside = scene.directory().join("outside");
+    let outside = case.directory().join("outside");
     for directory in ["", "logs", "local", "secrets"] {
         fs::create_dir_all(outside.join(directory))?;
     }
@@ -208,7 +211,7 @@ async fn a_directory_of_nomads_that_something_has_replaced_is_not_mounted(
         )?;
         fs::remove_file(&path)?;
         fs::rename(&was, &path)?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
     }
     for directory in ["", "logs", "local", "secrets"] {
         ensure!(!outside.join(directory).join("x").exists(), "it was written to");
@@ -218,18 +221,18 @@ async fn a_directory_of_nomads_that_something_has_replaced_is_not_mounted(
     task.destroy(plugin).await
 }
 
-async fn a_task_can_not_move_the_directories_that_nomad_has_made(scene: &Scene) -> Result<()> {
+async fn a_task_can_not_move_the_directories_that_nomad_has_made(case: &CaseContext) -> Result<()> {
     let script = "for d in /alloc/logs /alloc /local /secrets; do mv $d /moved 2>/dev/null && echo moved $d; \
                   rmdir $d 2>/dev/null && echo removed $d; done; touch /alloc/logs/x 2>/dev/null && echo written; true";
     let more = json!({"volumes": ["../alloc/data:/data", "local:/mine", "secrets:/hidden"]});
-    let mut plugin = scene.plugin().await?;
-    same!(says(scene, &plugin, script, &more).await?, "");
+    let mut plugin = case.plugin().await?;
+    ensure_eq!(says(case, &plugin, script, &more).await?, "");
     plugin.shut_down().await
 }
 
-async fn what_a_task_has_made_does_not_lead_its_next_start_outside(scene: &Scene) -> Result<()> {
-    let host = host_directory(scene)?;
-    let mut plugin = plugin_with(scene, &json!({"enabled": false})).await?;
+async fn what_a_task_has_made_does_not_lead_its_next_start_outside(case: &CaseContext) -> Result<()> {
+    let host = host_directory(case)?;
+    let mut plugin = plugin_with(case, &json!({"enabled": false})).await?;
     let targets = [
         ("absolute", host.display().to_string()),
         ("relative", format!("../../../../{}", host.file_name().unwrap_or_default().to_string_lossy())),
@@ -240,15 +243,15 @@ async fn what_a_task_has_made_does_not_lead_its_next_start_outside(scene: &Scene
         for source in [format!("local/{name}"), format!("local/{name}/sub")] {
             let more = json!({"volumes": [format!("{source}:/t")]});
             let mut task =
-                scene.prepare(&plugin, &scene.shell(&format!("ln -s {target} /local/{name}"))).await?;
+                case.prepare(&plugin, &case.shell(&format!("ln -s {target} /local/{name}"))).await?;
             task.start(&plugin).await?;
             task.stdout(&plugin).await?;
             task.destroy(&plugin).await?;
             task.next_attempt()?;
-            let next = scene.prepare(&plugin, &shell_with(scene, "ls /t; touch /t/x", &more)).await?;
+            let next = case.prepare(&plugin, &shell_with(case, "ls /t; touch /t/x", &more)).await?;
             task.config.msgpack_driver_config = next.config.msgpack_driver_config;
             refused(plugin.start_task(task.config.clone()).await, &["volumes", "/t", "leads out"])?;
-            scene.nothing_left()?;
+            case.nothing_left()?;
         }
     }
     ensure!(!host.join("x").exists() && !host.join("sub/x").exists(), "it was written to");
@@ -256,29 +259,31 @@ async fn what_a_task_has_made_does_not_lead_its_next_start_outside(scene: &Scene
 }
 
 /// Uses a runtime that waits before it creates, so that there is time to put something else in the source's place.
-async fn what_was_looked_at_is_what_is_mounted_whatever_is_put_in_its_place(scene: &Scene) -> Result<()> {
-    let host = host_directory(scene)?;
-    let outside = scene.directory().join("outside");
+async fn what_was_looked_at_is_what_is_mounted_whatever_is_put_in_its_place(
+    case: &CaseContext,
+) -> Result<()> {
+    let host = host_directory(case)?;
+    let outside = case.directory().join("outside");
     fs::create_dir_all(&outside)?;
     fs::write(outside.join("deeper"), "secret\n")?;
     let (runtime, reached, go) =
-        (scene.directory().join("waits"), scene.directory().join("reached"), scene.directory().join("go"));
+        (case.directory().join("waits"), case.directory().join("reached"), case.directory().join("go"));
     let script = format!(
         "#!/bin/sh\nfor word in \"$@\"; do [ \"$word\" = create ] && {{ touch {}; until [ -e {} ]; do sleep 0.05; done; }}; \
          done\nexec {} \"$@\"\n",
         reached.display(),
         go.display(),
-        scene.programs().runtime().display()
+        case.programs().runtime().display()
     );
     fs::write(&runtime, script)?;
     fs::set_permissions(&runtime, Permissions::from_mode(0o755))?;
-    let mut options = scene.options();
+    let mut options = case.options();
     options["oci_runtime"] = json!(runtime);
     options["volumes"] = json!({"enabled": true, "allowed_paths": [host]});
-    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let mut plugin = case.plugin_as(&case.launch(), &options).await?;
     let source = host.join("sub");
     let more = json!({"volumes": [format!("{}:/t", source.display())]});
-    let mut task = scene.prepare(&plugin, &shell_with(scene, "cat /t/deeper; touch /t/x", &more)).await?;
+    let mut task = case.prepare(&plugin, &shell_with(case, "cat /t/deeper; touch /t/x", &more)).await?;
     let swap = async {
         until(LIMIT, "the create", || reached.exists()).await?;
         fs::rename(&source, host.join("was"))?;
@@ -287,64 +292,64 @@ async fn what_was_looked_at_is_what_is_mounted_whatever_is_put_in_its_place(scen
     };
     let (started, swapped) = tokio::join!(task.start(&plugin), swap);
     swapped.and(started)?;
-    same!(task.stdout(&plugin).await?, "deeper\n");
+    ensure_eq!(task.stdout(&plugin).await?, "deeper\n");
     ensure!(host.join("was/x").exists() && !outside.join("x").exists());
     task.destroy(&plugin).await?;
     plugin.shut_down().await
 }
 
 async fn a_source_is_not_looked_for_through_the_kernels_own_links(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
     for source in ["/proc/self/root/etc", "/proc/1/cwd", "/proc/thread-self/root", "/proc/self/fd/1"] {
-        is_refused(scene, plugin, source, &[source, "/proc"]).await?;
+        is_refused(case, plugin, source, &[source, "/proc"]).await?;
     }
     Ok(())
 }
 
 async fn a_target_that_is_a_link_in_the_image_does_not_lead_outside(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let host = host_directory(scene)?;
-    let outside = scene.directory().join("outside");
+    let host = host_directory(case)?;
+    let outside = case.directory().join("outside");
     fs::create_dir_all(&outside)?;
     let up = format!("../../../../../../../..{}", outside.display());
-    let image = scene.world().catalog().with(|tree: &mut Tree| {
+    let image = case.environment().catalog().with(|tree: &mut Tree| {
         tree.link("up", &up)?;
         tree.link("down", &outside.display().to_string())?;
         tree.link("self", "/proc/self/root/data")
     })?;
-    image.push(scene.world().registry(), "target-links", "v1", Form::Oci)?;
+    image.push(case.environment().registry(), "target-links", "v1", Form::Oci)?;
     for target in ["/up", "/up/new/deep", "/down", "/down/new", "/self/x"] {
         for mount in [
             json!({"type": "bind", "source": host, "target": target, "options": ["rbind", "rw"]}),
             json!({"type": "tmpfs", "target": target}),
         ] {
-            let mut config = shell_with(scene, &format!("touch {target}/x"), &json!({"mounts": [mount]}));
-            config["image"] = json!(scene.image("target-links:v1"));
-            let mut task = scene.prepare(plugin, &config).await?;
+            let mut config = shell_with(case, &format!("touch {target}/x"), &json!({"mounts": [mount]}));
+            config["image"] = json!(case.image("target-links:v1"));
+            let mut task = case.prepare(plugin, &config).await?;
             // A runtime may follow the link inside of the root, or refuse.
             if task.start(plugin).await.is_ok() {
                 task.wait(plugin).await?;
                 task.end(plugin).await?;
             }
-            scene.nothing_left()?;
-            same!(fs::read_dir(&outside)?.count(), 0);
+            case.nothing_left()?;
+            ensure_eq!(fs::read_dir(&outside)?.count(), 0);
         }
     }
     Ok(())
 }
 
-async fn a_plugin_block_that_can_not_be_is_refused(scene: &Scene) -> Result<()> {
+async fn a_plugin_block_that_can_not_be_is_refused(case: &CaseContext) -> Result<()> {
     for (volumes, named) in [
         (json!({"allowed_paths": ["srv"]}), "volumes.allowed_paths"),
         (json!({"allowed_paths": ["/srv/../etc"]}), "volumes.allowed_paths"),
         (json!({"selinuxlabel": "z"}), "volumes.selinuxlabel"),
     ] {
-        let mut plugin = scene.bare_plugin(&scene.launch()).await?;
-        let mut options = scene.options();
+        let mut plugin = case.bare_plugin(&case.launch()).await?;
+        let mut options = case.options();
         options["volumes"] = volumes;
         let error = plugin.configure(&options).await.err().context("it was taken")?;
         ensure!(format!("{error:#}").contains(named), "{error:#}");
@@ -353,7 +358,7 @@ async fn a_plugin_block_that_can_not_be_is_refused(scene: &Scene) -> Result<()> 
     Ok(())
 }
 
-async fn a_working_directory_is_made_where_it_is_missing(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn a_working_directory_is_made_where_it_is_missing(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     for (option, path, said) in [
         ("cwd", "/new/deep/down", "/new/deep/down 755 0\n"),
         ("work_dir", "/new/deep/down", "/new/deep/down 755 0\n"),
@@ -365,28 +370,28 @@ async fn a_working_directory_is_made_where_it_is_missing(scene: &Scene, plugin: 
     ] {
         let mut more = json!({"tmpfs": ["/mem"]});
         more[option] = json!(path);
-        let mut config = shell_with(scene, "echo $(pwd) $(stat -c '%a %u' .)", &more);
+        let mut config = shell_with(case, "echo $(pwd) $(stat -c '%a %u' .)", &more);
         for user in ["", "app"] {
-            let mut task = scene.prepare(plugin, &config).await?;
+            let mut task = case.prepare(plugin, &config).await?;
             task.config.user = user.to_owned();
             task.start(plugin).await?;
-            same!((path, task.stdout(plugin).await?), (path, said.to_owned()));
+            ensure_eq!((path, task.stdout(plugin).await?), (path, said.to_owned()));
             task.destroy(plugin).await?;
         }
         // An exec has the task's working directory.
         config["args"] = json!(["-c", "sleep 600"]);
-        let task = scene.run(plugin, &config).await?;
-        same!(task.exec(plugin, "pwd").await?, (0, format!("{path}\n")));
+        let task = case.run(plugin, &config).await?;
+        ensure_eq!(task.exec(plugin, "pwd").await?, (0, format!("{path}\n")));
         task.end(plugin).await?;
     }
     Ok(())
 }
 
-async fn a_working_directory_does_not_lead_outside(scene: &Scene) -> Result<()> {
-    let outside = scene.directory().join("outside");
+async fn a_working_directory_does_not_lead_outside(case: &CaseContext) -> Result<()> {
+    let outside = case.directory().join("outside");
     fs::create_dir_all(&outside)?;
     let up = format!("../../../../../../../..{}", outside.display());
-    let image = scene.world().catalog().with(|tree: &mut Tree| {
+    let image = case.environment().catalog().with(|tree: &mut Tree| {
         tree.link("up", &up)?;
         tree.link("down", &outside.display().to_string())?;
         tree.link("magic", "/proc/self/root/../../../..")?;
@@ -394,10 +399,10 @@ async fn a_working_directory_does_not_lead_outside(scene: &Scene) -> Result<()> 
         tree.link("descriptor", "/proc/self/fd/7")?;
         tree.link("loop", "loop")
     })?;
-    image.push(scene.world().registry(), "cwd-links", "v1", Form::Oci)?;
-    let mut plugin = scene.plugin().await?;
-    let mut config = scene.shell("touch conformance-marked");
-    config["image"] = json!(scene.image("cwd-links:v1"));
+    image.push(case.environment().registry(), "cwd-links", "v1", Form::Oci)?;
+    let mut plugin = case.plugin().await?;
+    let mut config = case.shell("touch conformance-marked");
+    config["image"] = json!(case.image("cwd-links:v1"));
     let tries = [
         "/up",
         "/up/new",
@@ -410,14 +415,14 @@ async fn a_working_directory_does_not_lead_outside(scene: &Scene) -> Result<()> 
     ];
     for cwd in tries {
         config["cwd"] = json!(cwd);
-        let mut task = scene.prepare(&plugin, &config).await?;
+        let mut task = case.prepare(&plugin, &config).await?;
         // A runtime may follow the link inside of the root, or refuse.
         if task.start(&plugin).await.is_ok() {
             task.wait(&plugin).await?;
             task.end(&plugin).await?;
         }
-        scene.nothing_left().with_context(|| cwd.to_owned())?;
-        same!((cwd, fs::read_dir(&outside)?.count()), (cwd, 0));
+        case.nothing_left().with_context(|| cwd.to_owned())?;
+        ensure_eq!((cwd, fs::read_dir(&outside)?.count()), (cwd, 0));
         for path in ["/conformance-new", "/conformance-marked"] {
             ensure!(!fs::exists(path)?, "{cwd} has made {path}");
         }
@@ -426,7 +431,7 @@ async fn a_working_directory_does_not_lead_outside(scene: &Scene) -> Result<()> 
 }
 
 async fn a_working_directory_that_can_not_be_is_refused_before_anything_is_made(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
     for (more, words) in [
@@ -436,9 +441,9 @@ async fn a_working_directory_that_can_not_be_is_refused_before_anything_is_made(
         (json!({"cwd": "/proc/self/fd/7"}), &["cwd", "/proc/self/fd/7"]),
         (json!({"cwd": "/a", "work_dir": "/b"}), &["cwd", "/a", "work_dir", "/b"]),
     ] {
-        let task = scene.prepare(plugin, &shell_with(scene, "true", &more)).await?;
+        let task = case.prepare(plugin, &shell_with(case, "true", &more)).await?;
         refused(plugin.start_task(task.config.clone()).await, words)?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
     }
     Ok(())
 }

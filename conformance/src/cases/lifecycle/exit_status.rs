@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::host::alloc::set_memory;
 use harness::task::{LIMIT, Task};
@@ -15,7 +15,7 @@ use tonic::Streaming;
 
 use crate::cases::support::processes::{ended, shim_pid};
 use crate::cases::support::stoppable_task::{obedient, tell_to_end};
-use crate::cases::support::{cases, same};
+use crate::cases::support::{cases, ensure_eq};
 
 cases!["ends":
     a_kill_is_told_from_a_code_of_the_same_number,
@@ -38,22 +38,22 @@ fn kernel_remembers() -> Result<bool> {
 }
 
 /// Starts a task that runs `then` once `/local/end` exists, so that there is time to do something before its end.
-async fn waiting(scene: &Scene, plugin: &Plugin, then: &str) -> Result<Task> {
+async fn waiting(case: &CaseContext, plugin: &Plugin, then: &str) -> Result<Task> {
     let script = format!("echo up; while [ ! -e /local/end ]; do sleep 0.05; done; {then}");
-    let task = scene.run(plugin, &scene.shell(&script)).await?;
+    let task = case.run(plugin, &case.shell(&script)).await?;
     task.alloc.stdout.to_contain("up\n", LIMIT).await?;
     Ok(task)
 }
 
-async fn a_kill_is_told_from_a_code_of_the_same_number(scene: &Scene) -> Result<()> {
+async fn a_kill_is_told_from_a_code_of_the_same_number(case: &CaseContext) -> Result<()> {
     let chosen = if kernel_remembers()? { (137, 0) } else { (137, 9) };
     for (then, wanted) in [("exit 137", chosen), ("sleep 600", (137, 9)), ("exit 3", (3, 0))] {
         for recovered in [false, true] {
-            let mut plugin = scene.plugin().await?;
-            let task = waiting(scene, &plugin, then).await?;
+            let mut plugin = case.plugin().await?;
+            let task = waiting(case, &plugin, then).await?;
             if recovered {
                 plugin.kill().await?;
-                plugin = scene.plugin().await?;
+                plugin = case.plugin().await?;
                 task.recover(&plugin).await?;
             }
             if wanted.1 == 9 && then.starts_with("sleep") {
@@ -72,57 +72,57 @@ async fn a_kill_is_told_from_a_code_of_the_same_number(scene: &Scene) -> Result<
 }
 
 async fn an_end_that_the_shim_does_not_tell_is_told_by_the_kernel(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let task = obedient(scene, plugin).await?;
-    kill(shim_pid(scene)?, Signal::SIGSTOP)?;
+    let task = obedient(case, plugin).await?;
+    kill(shim_pid(case)?, Signal::SIGSTOP)?;
     tell_to_end(&task)?;
-    is_told_by_the_kernel(scene, plugin, &task).await?;
+    is_told_by_the_kernel(case, plugin, &task).await?;
     Ok(())
 }
 
-async fn so_it_is_after_a_recovery(scene: &Scene) -> Result<()> {
-    recovered(scene, false).await
+async fn so_it_is_after_a_recovery(case: &CaseContext) -> Result<()> {
+    recovered(case, false).await
 }
 
-async fn so_it_is_of_an_end_before_the_recovery(scene: &Scene) -> Result<()> {
-    recovered(scene, true).await
+async fn so_it_is_of_an_end_before_the_recovery(case: &CaseContext) -> Result<()> {
+    recovered(case, true).await
 }
 
-async fn recovered(scene: &Scene, ends_before: bool) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = obedient(scene, &plugin).await?;
+async fn recovered(case: &CaseContext, ends_before: bool) -> Result<()> {
+    let mut plugin = case.plugin().await?;
+    let task = obedient(case, &plugin).await?;
     let pid = task.pid()?;
-    kill(shim_pid(scene)?, Signal::SIGSTOP)?;
+    kill(shim_pid(case)?, Signal::SIGSTOP)?;
     plugin.kill().await?;
     if ends_before {
         tell_to_end(&task)?;
         ended(pid).await?;
     }
-    let mut next = scene.plugin().await?;
+    let mut next = case.plugin().await?;
     // The shim answers nothing; the task's process runs.
     task.recover(&next).await?;
     tell_to_end(&task)?;
-    is_told_by_the_kernel(scene, &next, &task).await?;
+    is_told_by_the_kernel(case, &next, &task).await?;
     next.shut_down().await
 }
 
 /// Asserts that the task's own exit status is reported although its shim can't report it, and that the task is removed
 /// together with its shim.
-async fn is_told_by_the_kernel(scene: &Scene, plugin: &Plugin, task: &Task) -> Result<()> {
+async fn is_told_by_the_kernel(case: &CaseContext, plugin: &Plugin, task: &Task) -> Result<()> {
     let exit = task.wait(plugin).await?;
-    same!((exit.exit_code, exit.signal), (11, 0));
+    ensure_eq!((exit.exit_code, exit.signal), (11, 0));
     task.stop(plugin, LIMIT).await?;
     let destroyed = tokio::time::timeout(LIMIT, task.destroy(plugin)).await;
     destroyed.context("DestroyTask gave no answer")??;
-    scene.nothing_left()?;
-    scene.still_works(plugin).await
+    case.nothing_left()?;
+    case.still_works(plugin).await
 }
 
-async fn an_end_before_that_of_the_shim_is_the_tasks_own(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = obedient(scene, plugin).await?;
-    let (shim, pid) = (shim_pid(scene)?, task.pid()?);
+async fn an_end_before_that_of_the_shim_is_the_tasks_own(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = obedient(case, plugin).await?;
+    let (shim, pid) = (shim_pid(case)?, task.pid()?);
     // The shim is stopped, so that it can't report the exit, and then killed.
     kill(shim, Signal::SIGSTOP)?;
     tell_to_end(&task)?;
@@ -131,42 +131,42 @@ async fn an_end_before_that_of_the_shim_is_the_tasks_own(scene: &Scene, plugin: 
     let answer = task.wait_answer(plugin).await?;
     let exit = answer.result.context("WaitTask without a result crashes the agent")?;
     if kernel_remembers()? {
-        same!((answer.err.as_str(), exit.exit_code, exit.signal), ("", 11, 0));
+        ensure_eq!((answer.err.as_str(), exit.exit_code, exit.signal), ("", 11, 0));
     } else {
         ensure!(!answer.err.is_empty() && exit.exit_code != 0, "{answer:?} was made up");
     }
     task.destroy(plugin).await?;
-    scene.nothing_left()
+    case.nothing_left()
 }
 
-async fn an_end_is_the_same_after_a_recovery(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = obedient(scene, &plugin).await?;
+async fn an_end_is_the_same_after_a_recovery(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
+    let task = obedient(case, &plugin).await?;
     tell_to_end(&task)?;
     task.wait(&plugin).await?;
     let before = plugin.inspect_task(task.id()).await?.task.context("no task")?;
-    same!(before.state(), TaskState::Exited);
+    ensure_eq!(before.state(), TaskState::Exited);
     plugin.kill().await?;
     for _ in 0..2 {
-        let mut next = scene.plugin().await?;
+        let mut next = case.plugin().await?;
         task.recover(&next).await?;
-        same!(task.wait(&next).await?.exit_code, 11);
+        ensure_eq!(task.wait(&next).await?.exit_code, 11);
         let after = next.inspect_task(task.id()).await?.task.context("no task")?;
-        same!(after, before);
+        ensure_eq!(after, before);
         next.shut_down().await?;
     }
-    let mut last = scene.plugin().await?;
+    let mut last = case.plugin().await?;
     task.end(&last).await?;
-    scene.nothing_left()?;
+    case.nothing_left()?;
     last.shut_down().await
 }
 
 /// Shell command with a child that the OOM killer kills, and a message once it is dead.
 const GREEDY_CHILD: &str = "dd if=/dev/zero of=/dev/null bs=256M count=1; echo survived";
 
-async fn greedy(scene: &Scene, plugin: &Plugin, then: &str) -> Result<Task> {
+async fn greedy(case: &CaseContext, plugin: &Plugin, then: &str) -> Result<Task> {
     let script = format!("{GREEDY_CHILD}; while [ ! -e /local/end ]; do sleep 0.05; done; {then}");
-    let mut task = scene.prepare(plugin, &scene.shell(&script)).await?;
+    let mut task = case.prepare(plugin, &case.shell(&script)).await?;
     set_memory(&mut task.config, 32, 0);
     task.start(plugin).await?;
     task.alloc.stdout.to_contain("survived\n", LIMIT).await?;
@@ -187,48 +187,51 @@ async fn event(events: &mut Streaming<DriverTaskEvent>, beginning: &str) -> Resu
 }
 
 async fn a_child_killed_for_want_of_memory_is_told_while_the_task_runs_on(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
     let mut events = plugin.events().await?;
-    let task = greedy(scene, plugin, "exit 0").await?;
+    let task = greedy(case, plugin, "exit 0").await?;
     let told = event(&mut events, "OOM killed").await?;
-    same!((told.task_id.as_str(), told.alloc_id.as_str()), (task.id(), task.alloc.id.as_str()));
-    same!(plugin.inspect_task(task.id()).await?.task.unwrap_or_default().state(), TaskState::Running);
+    ensure_eq!((told.task_id.as_str(), told.alloc_id.as_str()), (task.id(), task.alloc.id.as_str()));
+    ensure_eq!(plugin.inspect_task(task.id()).await?.task.unwrap_or_default().state(), TaskState::Running);
     tell_to_end(&task)?;
     // The task has survived the child's death.
     let exit = task.wait(plugin).await?;
-    same!((exit.exit_code, exit.signal, exit.oom_killed), (0, 0, false));
+    ensure_eq!((exit.exit_code, exit.signal, exit.oom_killed), (0, 0, false));
     task.destroy(plugin).await
 }
 
 async fn a_child_killed_for_want_of_memory_may_be_why_a_task_fails(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let task = greedy(scene, plugin, "exit 4").await?;
+    let task = greedy(case, plugin, "exit 4").await?;
     tell_to_end(&task)?;
     let exit = task.wait(plugin).await?;
-    same!((exit.exit_code, exit.signal, exit.oom_killed), (4, 0, true));
+    ensure_eq!((exit.exit_code, exit.signal, exit.oom_killed), (4, 0, true));
     task.destroy(plugin).await
 }
 
-async fn a_child_killed_for_want_of_memory_long_ago_is_not(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = greedy(scene, plugin, "exit 4").await?;
+async fn a_child_killed_for_want_of_memory_long_ago_is_not(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
+    let task = greedy(case, plugin, "exit 4").await?;
     tokio::time::sleep(std::time::Duration::from_secs(14)).await;
     tell_to_end(&task)?;
     let exit = task.wait(plugin).await?;
-    same!((exit.exit_code, exit.signal, exit.oom_killed), (4, 0, false));
+    ensure_eq!((exit.exit_code, exit.signal, exit.oom_killed), (4, 0, false));
     task.destroy(plugin).await
 }
 
-async fn a_recovery_is_told(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = obedient(scene, &plugin).await?;
+async fn a_recovery_is_told(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
+    let task = obedient(case, &plugin).await?;
     plugin.kill().await?;
     // As after a plugin's death: the agent waits for the task before it subscribes to events again.
-    let mut next = scene.bare_plugin(&scene.launch()).await?;
-    next.configure(&scene.options()).await?;
+    let mut next = case.bare_plugin(&case.launch()).await?;
+    next.configure(&case.options()).await?;
     task.recover(&next).await?;
     let waiting = next.wait_task(task.id());
     ensure!(
@@ -237,7 +240,7 @@ async fn a_recovery_is_told(scene: &Scene) -> Result<()> {
     );
     let mut events = next.events().await?;
     let told = event(&mut events, "Recovered").await?;
-    same!(told.task_id, task.id());
+    ensure_eq!(told.task_id, task.id());
     ensure!(Path::new("/proc").join(&told.annotations["pid"]).exists(), "{told:?}");
     task.end(&next).await?;
     next.shut_down().await

@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::host::alloc::set_memory;
 use harness::task::LIMIT;
@@ -13,7 +13,7 @@ use serde_json::json;
 use crate::cases::support::gvisor::{keeper, sandbox};
 use crate::cases::support::output::prepare_unlogged;
 use crate::cases::support::web_server::with;
-use crate::cases::support::{cases, same, until};
+use crate::cases::support::{cases, ensure_eq, until};
 
 cases!["gvisor":
     a_task_runs_on_a_kernel_of_its_own,
@@ -25,55 +25,55 @@ cases!["gvisor":
     a_task_of_another_runtime_runs_beside_it,
 ];
 
-async fn a_task_runs_on_a_kernel_of_its_own(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = scene.run(plugin, &scene.shell("dmesg; echo kept > /alloc/kept; exit 4")).await?;
-    same!(task.wait(plugin).await?.exit_code, 4);
+async fn a_task_runs_on_a_kernel_of_its_own(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = case.run(plugin, &case.shell("dmesg; echo kept > /alloc/kept; exit 4")).await?;
+    ensure_eq!(task.wait(plugin).await?.exit_code, 4);
     let said = String::from_utf8_lossy(&task.alloc.stdout.to_end(LIMIT).await?).into_owned();
     ensure!(said.contains("gVisor"), "the kernel says {said:?}");
-    same!(fs::read_to_string(task.alloc.directory.join("alloc/kept"))?, "kept\n");
+    ensure_eq!(fs::read_to_string(task.alloc.directory.join("alloc/kept"))?, "kept\n");
     task.destroy(plugin).await
 }
 
-async fn tasks_that_end_at_once_show_their_codes(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn tasks_that_end_at_once_show_their_codes(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     for code in [0, 1, 0, 77, 0, 128] {
-        let task = scene.run(plugin, &scene.shell(&format!("exit {code}"))).await?;
-        same!(task.wait(plugin).await?.exit_code, code);
+        let task = case.run(plugin, &case.shell(&format!("exit {code}"))).await?;
+        ensure_eq!(task.wait(plugin).await?.exit_code, code);
         task.destroy(plugin).await?;
     }
     Ok(())
 }
 
-async fn output_that_goes_nowhere_can_be_written(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn output_that_goes_nowhere_can_be_written(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let script = "head -c 1000000 /dev/zero && head -c 1000000 /dev/zero >&2 && exit 4";
-    let mut task = prepare_unlogged(scene, plugin, script).await?;
+    let mut task = prepare_unlogged(case, plugin, script).await?;
     task.start(plugin).await?;
-    same!(task.wait(plugin).await?.exit_code, 4);
+    ensure_eq!(task.wait(plugin).await?.exit_code, 4);
     task.destroy(plugin).await
 }
 
-async fn a_sandbox_that_is_killed_is_told_and_leaves_nothing(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn a_sandbox_that_is_killed_is_told_and_leaves_nothing(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
     for recovered in [false, true] {
-        let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+        let task = case.run(&plugin, &case.shell("sleep 600")).await?;
         if recovered {
-            plugin = scene.next_plugin(&mut plugin).await?;
+            plugin = case.next_plugin(&mut plugin).await?;
             task.recover(&plugin).await?;
         }
         kill(sandbox(&task)?, Signal::SIGKILL)?;
         let exit = task.wait(&plugin).await?;
-        same!((exit.exit_code, exit.signal, exit.oom_killed), (137, 9, false));
+        ensure_eq!((exit.exit_code, exit.signal, exit.oom_killed), (137, 9, false));
         until(LIMIT, "the end of its processes", || task.alloc.cgroup.pids().is_empty()).await?;
         task.destroy(&plugin).await?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
     }
     plugin.shut_down().await
 }
 
-async fn a_sandbox_that_runs_out_of_memory_is_told(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn a_sandbox_that_runs_out_of_memory_is_told(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     // A tmpfs has half of the sandbox's memory.
     let script = "for at in a b c d; do dd if=/dev/urandom of=/$at/file bs=1M count=40; done; exit 0";
     let all = json!(["/a", "/b", "/c", "/d"]);
-    let mut task = scene.prepare(plugin, &with(scene, script, &[("tmpfs", all)])).await?;
+    let mut task = case.prepare(plugin, &with(case, script, &[("tmpfs", all)])).await?;
     set_memory(&mut task.config, 100, 0);
     task.start(plugin).await?;
     let exit = task.wait(plugin).await?;
@@ -83,11 +83,11 @@ async fn a_sandbox_that_runs_out_of_memory_is_told(scene: &Scene, plugin: &Plugi
 }
 
 async fn a_keeper_that_is_killed_leaves_a_task_that_ends_with_its_shim(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let task = scene.run(plugin, &scene.shell("sleep 600")).await?;
-    kill(keeper(scene)?, Signal::SIGKILL)?;
+    let task = case.run(plugin, &case.shell("sleep 600")).await?;
+    kill(keeper(case)?, Signal::SIGKILL)?;
     let waiting = task.wait_answer(plugin);
     // The shim has an event to send for the exec, and ends since nobody takes it.
     let _ = task.exec(plugin, "true").await;
@@ -95,16 +95,16 @@ async fn a_keeper_that_is_killed_leaves_a_task_that_ends_with_its_shim(
     ensure!(answer.err.contains("shim"), "WaitTask's err is {:?}", answer.err);
     until(LIMIT, "the end of its processes", || task.alloc.cgroup.pids().is_empty()).await?;
     task.destroy(plugin).await?;
-    scene.nothing_left()
+    case.nothing_left()
 }
 
-async fn a_task_of_another_runtime_runs_beside_it(scene: &Scene) -> Result<()> {
-    let mut options = scene.options();
+async fn a_task_of_another_runtime_runs_beside_it(case: &CaseContext) -> Result<()> {
+    let mut options = case.options();
     options["allow_runtimes"] = json!(["io.containerd.runc.v2"]);
-    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
-    let mut config = scene.shell("dmesg 2>&1 | head -3; echo ends");
+    let mut plugin = case.plugin_as(&case.launch(), &options).await?;
+    let mut config = case.shell("dmesg 2>&1 | head -3; echo ends");
     config["runtime"] = json!("io.containerd.runc.v2");
-    let task = scene.run(&plugin, &config).await?;
+    let task = case.run(&plugin, &config).await?;
     let said = task.stdout(&plugin).await?;
     ensure!(said.ends_with("ends\n") && !said.contains("gVisor"), "{said}");
     task.destroy(&plugin).await?;

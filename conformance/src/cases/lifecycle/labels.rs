@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use serde_json::{Value, json};
 
-use crate::cases::support::{cases, refused, same};
+use crate::cases::support::{cases, ensure_eq, refused};
 
 cases!["labels":
     a_record_bears_the_jobs_labels_and_the_drivers,
@@ -16,18 +16,18 @@ cases!["labels":
 ];
 
 /// Returns the labels of the only container record.
-fn labels(scene: &Scene) -> Result<BTreeMap<String, String>> {
-    let containerd = scene.world().containerd();
+fn labels(case: &CaseContext) -> Result<BTreeMap<String, String>> {
+    let containerd = case.environment().containerd();
     let id = containerd.ctr(&["containers", "list", "--quiet"])?;
     let record: Value = serde_json::from_str(&containerd.ctr(&["containers", "info", id.trim()])?)?;
     serde_json::from_value(record["Labels"].clone()).context("the record has no labels")
 }
 
-async fn a_record_bears_the_jobs_labels_and_the_drivers(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let mut config = scene.shell("sleep 600");
+async fn a_record_bears_the_jobs_labels_and_the_drivers(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let mut config = case.shell("sleep 600");
     config["labels"] = json!({"team": "web", "example.com/tier": "front"});
-    let task = scene.run(plugin, &config).await?;
-    let labels = labels(scene)?;
+    let task = case.run(plugin, &config).await?;
+    let labels = labels(case)?;
     let label = |key: &str| labels.get(key).map(String::as_str);
     for (key, value) in [
         ("team", "web"),
@@ -35,39 +35,39 @@ async fn a_record_bears_the_jobs_labels_and_the_drivers(scene: &Scene, plugin: &
         ("nomad/alloc-id", task.alloc.id.as_str()),
         ("com.hashicorp.nomad.alloc_id", task.alloc.id.as_str()),
     ] {
-        same!(label(key), Some(value));
+        ensure_eq!(label(key), Some(value));
     }
-    same!(label("com.hashicorp.nomad.job_name"), None);
+    ensure_eq!(label("com.hashicorp.nomad.job_name"), None);
     task.end(plugin).await
 }
 
-async fn the_operator_chooses_what_else_is_said_of_a_task(scene: &Scene) -> Result<()> {
-    let mut options = scene.options();
+async fn the_operator_chooses_what_else_is_said_of_a_task(case: &CaseContext) -> Result<()> {
+    let mut options = case.options();
     options["extra_labels"] = json!(["job*", "node_id", "task_name"]);
-    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
-    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
-    let labels = labels(scene)?;
+    let mut plugin = case.plugin_as(&case.launch(), &options).await?;
+    let task = case.run(&plugin, &case.shell("sleep 600")).await?;
+    let labels = labels(case)?;
     let said: Vec<_> = labels.keys().filter_map(|key| key.strip_prefix("com.hashicorp.nomad.")).collect();
-    same!(said, ["alloc_id", "job_id", "job_name", "node_id", "task_name"]);
-    same!(labels["com.hashicorp.nomad.task_name"], "web");
+    ensure_eq!(said, ["alloc_id", "job_id", "job_name", "node_id", "task_name"]);
+    ensure_eq!(labels["com.hashicorp.nomad.task_name"], "web");
     task.end(&plugin).await?;
     plugin.shut_down().await?;
     options["extra_labels"] = json!(["colour"]);
-    let refusal = scene.plugin_as(&scene.launch(), &options).await.err().context("it was taken")?;
+    let refusal = case.plugin_as(&case.launch(), &options).await.err().context("it was taken")?;
     ensure!(format!("{refusal:#}").contains("extra_labels"), "{refusal:#}");
     Ok(())
 }
 
-async fn a_label_that_is_not_a_jobs_to_set_is_refused(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn a_label_that_is_not_a_jobs_to_set_is_refused(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let long = "x".repeat(4096);
     for (key, value) in
         [("containerd.io/gc.root", "now"), ("nomad/alloc-id", "another"), ("empty", ""), ("long", &long)]
     {
-        let mut config = scene.shell("true");
+        let mut config = case.shell("true");
         config["labels"] = json!({key: value});
-        let task = scene.prepare(plugin, &config).await?;
+        let task = case.prepare(plugin, &config).await?;
         refused(plugin.start_task(task.config.clone()).await, &["labels", key])?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
     }
-    scene.still_works(plugin).await
+    case.still_works(plugin).await
 }

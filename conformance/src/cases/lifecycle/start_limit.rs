@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::Form;
 use harness::host::Plugin;
 use harness::task::{LIMIT, Task};
@@ -15,11 +15,11 @@ use nomad_proto::driver as pb;
 use serde_json::{Value, json};
 
 use crate::case::Case;
-use crate::cases::support::resource_usage::{self, Held, Holdings, come_back, pid};
+use crate::cases::support::resource_usage::{self, ResourceBaseline, ResourceUsage, come_back, pid};
 use crate::cases::support::scripted::Scripted;
 use crate::cases::support::timelines::told;
 use crate::cases::support::web_server::beside;
-use crate::cases::support::{cases, is_recoverable, refused, same, until};
+use crate::cases::support::{cases, ensure_eq, is_recoverable, refused, until};
 
 cases!["starts":
     no_more_are_under_way_at_once_than_the_operator_says,
@@ -43,7 +43,7 @@ const CASE_LIMIT: Duration = Duration::from_secs(400);
 /// threads of their own.
 const MOST_THREADS: usize = 150;
 /// Growth allowed to the plugin: memory that its allocator and its async runtime may keep.
-const MORE: Held = Held { resident_kb: 32 * 1024, ..resource_usage::OF_THE_PLUGIN };
+const MORE: ResourceUsage = ResourceUsage { resident_kb: 32 * 1024, ..resource_usage::OF_THE_PLUGIN };
 
 pub fn long_cases() -> Vec<Case> {
     cases().into_iter().map(|case| Case { limit: CASE_LIMIT, ..case }).collect()
@@ -57,8 +57,8 @@ struct HeldUp {
 }
 
 impl HeldUp {
-    async fn with(scene: &Scene, at_once: usize) -> Result<Self> {
-        let scripted = Scripted::new(scene)?;
+    async fn with(case: &CaseContext, at_once: usize) -> Result<Self> {
+        let scripted = Scripted::new(case)?;
         let begun = scripted.directory.join("begun");
         fs::write(&begun, "")?;
         let script = format!(
@@ -68,9 +68,9 @@ impl HeldUp {
             held = scripted.directory.join("broken").display(),
         );
         scripted.shim(&script)?;
-        let mut options = scene.options();
+        let mut options = case.options();
         options["max_concurrent_starts"] = json!(at_once);
-        let plugin = scripted.plugin_with(scene, options).await?;
+        let plugin = scripted.plugin_with(case, options).await?;
         Ok(Self { scripted, begun, plugin })
     }
 
@@ -105,8 +105,8 @@ impl HeldUp {
         self.scripted.break_again()
     }
 
-    async fn task(&self, scene: &Scene) -> Result<Task> {
-        scene.prepare(&self.plugin, &scene.shell("sleep 600")).await
+    async fn task(&self, case: &CaseContext) -> Result<Task> {
+        case.prepare(&self.plugin, &case.shell("sleep 600")).await
     }
 }
 
@@ -119,11 +119,11 @@ async fn all_are_told(plugin: &Plugin, count: usize) -> Result<()> {
     until(LIMIT, "the timelines", || told(plugin, "start").is_ok_and(|told| told.len() == count)).await
 }
 
-async fn no_more_are_under_way_at_once_than_the_operator_says(scene: &Scene) -> Result<()> {
-    let mut held = HeldUp::with(scene, 3).await?;
+async fn no_more_are_under_way_at_once_than_the_operator_says(case: &CaseContext) -> Result<()> {
+    let mut held = HeldUp::with(case, 3).await?;
     let mut tasks = Vec::new();
     for _ in 0..8 {
-        tasks.push(held.task(scene).await?);
+        tasks.push(held.task(case).await?);
     }
     let looked = async {
         held.become_under_way(3).await?;
@@ -141,11 +141,11 @@ async fn no_more_are_under_way_at_once_than_the_operator_says(scene: &Scene) -> 
     held.plugin.shut_down().await
 }
 
-async fn whoever_came_first_has_the_first_turn(scene: &Scene) -> Result<()> {
-    let mut held = HeldUp::with(scene, 1).await?;
+async fn whoever_came_first_has_the_first_turn(case: &CaseContext) -> Result<()> {
+    let mut held = HeldUp::with(case, 1).await?;
     let mut tasks = Vec::new();
     for _ in 0..6 {
-        tasks.push(held.task(scene).await?);
+        tasks.push(held.task(case).await?);
     }
     let plugin = &held.plugin;
     let mut starts = Vec::new();
@@ -157,7 +157,7 @@ async fn whoever_came_first_has_the_first_turn(scene: &Scene) -> Result<()> {
             waiting => held.become_in_line(waiting).await?,
         }
     }
-    same!(held.begun().len(), 1);
+    ensure_eq!(held.begun().len(), 1);
     held.let_go()?;
     for start in starts {
         start.await?.context("StartTask")?;
@@ -166,17 +166,17 @@ async fn whoever_came_first_has_the_first_turn(scene: &Scene) -> Result<()> {
     // The script notes no shims any more; each start's own line does.
     let ended: Vec<_> = told(plugin, "start")?.into_iter().map(|told| told.container).collect();
     let came: Vec<_> = held.begun().into_iter().chain(held.in_line()).collect();
-    same!(ended, came);
+    ensure_eq!(ended, came);
     all_ended(&tasks, plugin).await?;
     held.plugin.shut_down().await
 }
 
-async fn one_that_waits_is_stopped_or_called_off_and_leaves_nothing(scene: &Scene) -> Result<()> {
-    let mut held = HeldUp::with(scene, 1).await?;
+async fn one_that_waits_is_stopped_or_called_off_and_leaves_nothing(case: &CaseContext) -> Result<()> {
+    let mut held = HeldUp::with(case, 1).await?;
     let plugin = &held.plugin;
-    let mut first = held.task(scene).await?;
+    let mut first = held.task(case).await?;
     let (stopped, called_off, mut last) =
-        (held.task(scene).await?, held.task(scene).await?, held.task(scene).await?);
+        (held.task(case).await?, held.task(case).await?, held.task(case).await?);
     let others = async {
         held.become_under_way(1).await?;
         let stop = async {
@@ -190,8 +190,8 @@ async fn one_that_waits_is_stopped_or_called_off_and_leaves_nothing(scene: &Scen
             started = plugin.start_task(called_off.config.clone()) => anyhow::bail!("it started: {started:?}"),
             waits = held.become_in_line(2) => waits?,
         }
-        let bundles = || fs::read_dir(scene.state_dir().join("nomad")).map_or(0, Iterator::count);
-        same!(bundles(), 1);
+        let bundles = || fs::read_dir(case.state_dir().join("nomad")).map_or(0, Iterator::count);
+        ensure_eq!(bundles(), 1);
         let goes = async {
             held.become_in_line(3).await?;
             held.let_go()
@@ -204,30 +204,30 @@ async fn one_that_waits_is_stopped_or_called_off_and_leaves_nothing(scene: &Scen
     others?;
     started?;
     // No start permit was lost.
-    let another = scene.run(plugin, &scene.shell("sleep 600")).await?;
+    let another = case.run(plugin, &case.shell("sleep 600")).await?;
     all_ended(&[first, last, another], plugin).await?;
     held.plugin.shut_down().await
 }
 
 /// The image's name stands for another image by then, and nothing keeps the image that was found first.
-async fn one_whose_image_is_collected_while_it_waits_looks_for_it_again(scene: &Scene) -> Result<()> {
-    let mut held = HeldUp::with(scene, 1).await?;
+async fn one_whose_image_is_collected_while_it_waits_looks_for_it_again(case: &CaseContext) -> Result<()> {
+    let mut held = HeldUp::with(case, 1).await?;
     let push = |content: &[u8]| {
-        let image = scene.world().catalog().with(|tree| tree.file("moved", 0o644, content))?;
-        image.push(scene.world().registry(), "moving", "v1", Form::Oci)
+        let image = case.environment().catalog().with(|tree| tree.file("moved", 0o644, content))?;
+        image.push(case.environment().registry(), "moving", "v1", Form::Oci)
     };
     push(b"before")?;
     let job = |force: bool| {
-        let mut job = scene.shell("sleep 600");
-        job["image"] = json!(scene.image("moving:v1"));
+        let mut job = case.shell("sleep 600");
+        job["image"] = json!(case.image("moving:v1"));
         job["force_pull"] = json!(force);
         job
     };
     let plugin = &held.plugin;
     let mut tasks = vec![
-        held.task(scene).await?,
-        scene.prepare(plugin, &job(false)).await?,
-        scene.prepare(plugin, &job(true)).await?,
+        held.task(case).await?,
+        case.prepare(plugin, &job(false)).await?,
+        case.prepare(plugin, &job(true)).await?,
     ];
     let [first, waits, moves] = &mut tasks[..] else { unreachable!() };
     let moved = async {
@@ -235,7 +235,7 @@ async fn one_whose_image_is_collected_while_it_waits_looks_for_it_again(scene: &
         push(b"after")?;
         let moved = async {
             held.become_in_line(2).await?;
-            scene.world().containerd().collect_garbage()?;
+            case.environment().containerd().collect_garbage()?;
             tokio::time::sleep(Duration::from_secs(2)).await;
             held.let_go()
         };
@@ -250,14 +250,16 @@ async fn one_whose_image_is_collected_while_it_waits_looks_for_it_again(scene: &
     held.plugin.shut_down().await
 }
 
-async fn a_long_wait_is_told_of_and_the_network_of_one_that_waits_is_waited_for(scene: &Scene) -> Result<()> {
-    let mut held = HeldUp::with(scene, 1).await?;
+async fn a_long_wait_is_told_of_and_the_network_of_one_that_waits_is_waited_for(
+    case: &CaseContext,
+) -> Result<()> {
+    let mut held = HeldUp::with(case, 1).await?;
     let plugin = &held.plugin;
     let mut events = plugin.events().await?;
-    let (mut first, mut web) = (held.task(scene).await?, held.task(scene).await?);
-    let mut config = scene.shell("sleep 600");
+    let (mut first, mut web) = (held.task(case).await?, held.task(case).await?);
+    let mut config = case.shell("sleep 600");
     config["network_mode"] = json!("task:web");
-    let mut beside = beside(scene, plugin, &web, &config).await?;
+    let mut beside = beside(case, plugin, &web, &config).await?;
     let id = web.id().to_owned();
     let looked = async {
         held.become_in_line(1).await?;
@@ -265,7 +267,7 @@ async fn a_long_wait_is_told_of_and_the_network_of_one_that_waits_is_waited_for(
             let event = tokio::time::timeout(LIMIT, events.message()).await.context("no event came")??;
             let event = event.context("the stream ended")?;
             if event.message.contains("max_concurrent_starts") {
-                same!(event.task_id, id);
+                ensure_eq!(event.task_id, id);
                 break;
             }
         }
@@ -286,15 +288,15 @@ async fn a_long_wait_is_told_of_and_the_network_of_one_that_waits_is_waited_for(
 
 /// The task whose network is to be shared ends while the task that shares it is queued, and is started again behind
 /// that one.
-async fn a_start_with_a_permit_does_not_wait_for_one_without(scene: &Scene) -> Result<()> {
-    let mut held = HeldUp::with(scene, 1).await?;
+async fn a_start_with_a_permit_does_not_wait_for_one_without(case: &CaseContext) -> Result<()> {
+    let mut held = HeldUp::with(case, 1).await?;
     held.let_go()?;
     let plugin = &held.plugin;
-    let mut proxy = scene.run(plugin, &scene.shell("sleep 600")).await?;
-    let mut config = scene.shell("sleep 600");
+    let mut proxy = case.run(plugin, &case.shell("sleep 600")).await?;
+    let mut config = case.shell("sleep 600");
     config["network_mode"] = json!("task:web");
-    let app = beside(scene, plugin, &proxy, &config).await?;
-    let mut first = held.task(scene).await?;
+    let app = beside(case, plugin, &proxy, &config).await?;
+    let mut first = held.task(case).await?;
     held.hold_up()?;
     let moved = async {
         held.become_under_way(1).await?;
@@ -341,20 +343,20 @@ async fn most_threads<T>(plugin: &Plugin, work: impl Future<Output = Result<T>>)
 }
 
 async fn fifty_are_started_recovered_and_stopped_at_once_and_the_plugin_is_as_before(
-    scene: &Scene,
+    case: &CaseContext,
 ) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    scene.still_works(&plugin).await?;
+    let mut plugin = case.plugin().await?;
+    case.still_works(&plugin).await?;
     let count = std::env::var(HOW_MANY).ok().and_then(|count| count.parse().ok()).unwrap_or(FIFTY);
     let mut tasks = Vec::new();
     for _ in 0..count {
-        tasks.push(scene.prepare(&plugin, &scene.shell("trap 'exit 0' TERM; sleep 600 & wait")).await?);
+        tasks.push(case.prepare(&plugin, &case.shell("trap 'exit 0' TERM; sleep 600 & wait")).await?);
     }
     let started = try_join_all(tasks.iter_mut().map(|task| task.start(&plugin)));
     most_threads(&plugin, started).await?;
     all_are_told(&plugin, count + 1).await?;
-    let mut plugin = scene.next_plugin(&mut plugin).await?;
-    let before = Holdings::of(&[("the plugin".to_owned(), pid(&plugin)?)], MORE)?;
+    let mut plugin = case.next_plugin(&mut plugin).await?;
+    let before = ResourceBaseline::of(&[("the plugin".to_owned(), pid(&plugin)?)], MORE)?;
     let recovered = async {
         // One after the other, as the agent does.
         for task in &tasks {
@@ -365,15 +367,15 @@ async fn fifty_are_started_recovered_and_stopped_at_once_and_the_plugin_is_as_be
             .map_err(anyhow::Error::from)
     };
     for shown in most_threads(&plugin, recovered).await? {
-        same!(shown.task.context("no task")?.state(), pb::TaskState::Running);
+        ensure_eq!(shown.task.context("no task")?.state(), pb::TaskState::Running);
     }
     let stopped = try_join_all(tasks.iter().map(|task| async {
         task.stop(&plugin, LIMIT).await?;
-        same!(task.wait(&plugin).await?.exit_code, 0);
+        ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
         task.destroy(&plugin).await
     }));
     most_threads(&plugin, stopped).await?;
-    scene.nothing_left()?;
-    come_back(LIMIT, || before.has_come_back()).await?;
+    case.nothing_left()?;
+    come_back(LIMIT, || before.assert_no_growth()).await?;
     plugin.shut_down().await
 }

@@ -2,13 +2,13 @@
 
 use anyhow::{Context, Result, ensure};
 use harness::config;
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::task::LIMIT;
 use harness::timeline::Told;
 
 use crate::cases::support::timelines::told;
-use crate::cases::support::{cases, refused, same, until};
+use crate::cases::support::{cases, ensure_eq, refused, until};
 
 cases!["timeline":
     a_start_and_a_teardown_say_how_long_their_steps_took,
@@ -40,10 +40,13 @@ fn has(told: &Told, steps: &[&str]) -> Result<()> {
     Ok(())
 }
 
-async fn a_start_and_a_teardown_say_how_long_their_steps_took(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = scene.run(plugin, &scene.shell("true")).await?;
+async fn a_start_and_a_teardown_say_how_long_their_steps_took(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
+    let task = case.run(plugin, &case.shell("true")).await?;
     let start = next(plugin, "start", 0).await?;
-    same!(start.outcome, "done");
+    ensure_eq!(start.outcome, "done");
     has(
         &start,
         &[
@@ -71,7 +74,7 @@ async fn a_start_and_a_teardown_say_how_long_their_steps_took(scene: &Scene, plu
     task.wait(plugin).await?;
     task.destroy(plugin).await?;
     let teardown = next(plugin, "teardown", 0).await?;
-    same!((&*teardown.outcome, &teardown.container), ("done", &start.container));
+    ensure_eq!((&*teardown.outcome, &teardown.container), ("done", &start.container));
     has(
         &teardown,
         &["processes", "processes/delete", "processes/shim", "record", "snapshot", "lease", "bundle"],
@@ -79,28 +82,28 @@ async fn a_start_and_a_teardown_say_how_long_their_steps_took(scene: &Scene, plu
     Ok(())
 }
 
-async fn a_start_that_failed_says_so_as_well(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let wrong = config! { image = scene.image("busybox:latest"), command = "/no/such/program" };
-    let task = scene.prepare(plugin, &wrong).await?;
+async fn a_start_that_failed_says_so_as_well(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let wrong = config! { image = case.image("busybox:latest"), command = "/no/such/program" };
+    let task = case.prepare(plugin, &wrong).await?;
     refused(plugin.start_task(task.config.clone()).await, &["/no/such/program"])?;
     let start = next(plugin, "start", 0).await?;
-    same!(start.outcome, "failed");
+    ensure_eq!(start.outcome, "failed");
     has(&start, &["wanted", "shim", "create"])?;
     ensure!(!start.steps.contains_key("start"), "{start:?}");
-    let impossible = config! { image = scene.image("busybox:latest"), devices = ["/dev/none"] };
-    let task = scene.prepare(plugin, &impossible).await?;
+    let impossible = config! { image = case.image("busybox:latest"), devices = ["/dev/none"] };
+    let task = case.prepare(plugin, &impossible).await?;
     refused(plugin.start_task(task.config.clone()).await, &["/dev/none"])?;
     let start = next(plugin, "start", 1).await?;
-    same!((&*start.outcome, start.containerd_calls, start.steps.len()), ("failed", 0, 8));
+    ensure_eq!((&*start.outcome, start.containerd_calls, start.steps.len()), ("failed", 0, 8));
     Ok(())
 }
 
 async fn a_start_from_an_image_that_is_known_makes_few_calls_to_containerd(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
     for number in 0..3 {
-        scene.still_works(plugin).await?;
+        case.still_works(plugin).await?;
         let start = next(plugin, "start", number).await?;
         if number > 0 {
             // One call each for the image's record, its unpacked state, the lease, the snapshot and the container's

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures::future::try_join_all;
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::json;
 
-use crate::cases::support::{cases, same};
+use crate::cases::support::{cases, ensure_eq};
 
 cases!["unmounts":
     a_tasks_secrets_are_unmounted_at_once_after_its_destroy_while_others_start,
@@ -104,43 +104,43 @@ fn holders(path: &Path) -> Vec<String> {
 }
 
 async fn a_tasks_secrets_are_unmounted_at_once_after_its_destroy_while_others_start(
-    scene: &Scene,
+    case: &CaseContext,
 ) -> Result<()> {
     let rounds = std::env::var("UNMOUNTS_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
     let rounds = rounds.map_or(ROUNDS, Duration::from_secs);
     let at_once =
         std::env::var("UNMOUNTS_TASKS").ok().and_then(|count| count.parse().ok()).unwrap_or(AT_ONCE);
     for propagation in [MsFlags::MS_SHARED, MsFlags::MS_PRIVATE] {
-        let mut plugin = scene.plugin().await?;
-        let mounted = Mounted::as_said(scene.directory().join("alloc"), propagation)?;
+        let mut plugin = case.plugin().await?;
+        let mounted = Mounted::as_said(case.directory().join("alloc"), propagation)?;
         let end = Instant::now() + rounds;
         let (plugin_ref, all) = (&plugin, 0..at_once);
-        let counts = try_join_all(all.map(|_| come_and_go(scene, plugin_ref, end))).await?;
+        let counts = try_join_all(all.map(|_| come_and_go(case, plugin_ref, end))).await?;
         let (count, busy) = counts
             .into_iter()
             .fold((0, Vec::new()), |(count, busy), (more, new)| (count + more, [busy, new].concat()));
         ensure!(busy.is_empty(), "{} of {count}: {}", busy.len(), busy.join("\n"));
         ensure!(count >= at_once, "only {count} tasks came and went");
         drop(mounted);
-        scene.nothing_left()?;
+        case.nothing_left()?;
         plugin.shut_down().await?;
     }
     Ok(())
 }
 
 /// Runs tasks one after the other until `end`. Returns their number, and descriptions of failed unmounts.
-async fn come_and_go(scene: &Scene, plugin: &Plugin, end: Instant) -> Result<(usize, Vec<String>)> {
+async fn come_and_go(case: &CaseContext, plugin: &Plugin, end: Instant) -> Result<(usize, Vec<String>)> {
     let (mut count, mut busy) = (0, Vec::new());
     while Instant::now() < end {
-        let mut config = scene.shell("cat /secrets/token");
+        let mut config = case.shell("cat /secrets/token");
         if count % 2 == 1 {
             config["volumes"] = json!(["local:/here"]);
         }
-        let mut task = scene.prepare(plugin, &config).await?;
+        let mut task = case.prepare(plugin, &config).await?;
         let secrets = Secrets::mount(task.alloc.task_path("secrets"))?;
         let private = Secrets::mount(task.alloc.task_path("private"))?;
         task.start(plugin).await?;
-        same!(task.wait(plugin).await?.exit_code, 0);
+        ensure_eq!(task.wait(plugin).await?.exit_code, 0);
         task.destroy(plugin).await?;
         busy.extend(secrets.unmount()?);
         busy.extend(private.unmount()?);

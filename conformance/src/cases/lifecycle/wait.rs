@@ -3,13 +3,13 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::task::LIMIT;
 use nomad_proto::driver::TaskState;
 use tonic::Code;
 
-use crate::cases::support::{cases, refused, same};
+use crate::cases::support::{cases, ensure_eq, refused};
 
 cases!["wait":
     everyone_who_waits_is_told,
@@ -23,46 +23,49 @@ cases!["wait":
     the_same_allocation_may_try_again,
 ];
 
-async fn everyone_who_waits_is_told(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = scene.run(plugin, &scene.shell("sleep 0.5; exit 9")).await?;
+async fn everyone_who_waits_is_told(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = case.run(plugin, &case.shell("sleep 0.5; exit 9")).await?;
     for exit in futures::future::try_join_all((0..8).map(|_| task.wait(plugin))).await? {
-        same!(exit.exit_code, 9);
+        ensure_eq!(exit.exit_code, 9);
     }
     task.destroy(plugin).await
 }
 
-async fn whoever_waits_after_the_end_is_told_until_the_destroy(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = scene.run(plugin, &scene.shell("exit 5")).await?;
+async fn whoever_waits_after_the_end_is_told_until_the_destroy(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
+    let task = case.run(plugin, &case.shell("exit 5")).await?;
     for _ in 0..3 {
-        same!(task.wait(plugin).await?.exit_code, 5);
+        ensure_eq!(task.wait(plugin).await?.exit_code, 5);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     task.destroy(plugin).await?;
     let status = refused(plugin.wait_task(task.id()).await, &["task not found for given id"])?;
-    same!(status.code(), Code::Unknown);
+    ensure_eq!(status.code(), Code::Unknown);
     Ok(())
 }
 
-async fn a_wait_that_is_called_off_harms_nobody(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = scene.run(plugin, &scene.shell("sleep 1; exit 6")).await?;
+async fn a_wait_that_is_called_off_harms_nobody(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = case.run(plugin, &case.shell("sleep 1; exit 6")).await?;
     for _ in 0..20 {
         let called_off = tokio::time::timeout(Duration::from_millis(5), plugin.wait_task(task.id())).await;
         ensure!(called_off.is_err(), "it answered {called_off:?}");
     }
-    same!(task.wait(plugin).await?.exit_code, 6);
+    ensure_eq!(task.wait(plugin).await?.exit_code, 6);
     task.destroy(plugin).await
 }
 
-async fn a_task_is_shown_as_it_is(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn a_task_is_shown_as_it_is(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let before = SystemTime::now() - Duration::from_secs(1);
     let script = "while [ ! -e /local/go ]; do sleep 0.05; done; exit 8";
-    let task = scene.run(plugin, &scene.shell(script)).await?;
+    let task = case.run(plugin, &case.shell(script)).await?;
     let time = |stamp: Option<prost_types::Timestamp>| -> Result<SystemTime> {
         Ok(stamp.context("no time, which crashes the agent")?.try_into()?)
     };
     let shown = plugin.inspect_task(task.id()).await?.task.context("no task, which crashes the agent")?;
-    same!((shown.id.as_str(), shown.name.as_str()), (task.id(), "web"));
-    same!(shown.state(), TaskState::Running);
+    ensure_eq!((shown.id.as_str(), shown.name.as_str()), (task.id(), "web"));
+    ensure_eq!(shown.state(), TaskState::Running);
     ensure!(
         shown.result.is_some() && shown.completed_at.is_some(),
         "a part is missing, which crashes the agent"
@@ -72,8 +75,8 @@ async fn a_task_is_shown_as_it_is(scene: &Scene, plugin: &Plugin) -> Result<()> 
     let shown = plugin.inspect_task(task.id()).await?;
     ensure!(shown.driver.is_some_and(|driver| !driver.attributes.is_empty()), "no attributes");
     let shown = shown.task.context("no task")?;
-    same!(shown.state(), TaskState::Exited);
-    same!(shown.result.context("no result")?.exit_code, 8);
+    ensure_eq!(shown.state(), TaskState::Exited);
+    ensure_eq!(shown.result.context("no result")?.exit_code, 8);
     let (started, completed) = (time(shown.started_at)?, time(shown.completed_at)?);
     ensure!(
         before < started && started <= completed && completed <= SystemTime::now(),
@@ -82,37 +85,40 @@ async fn a_task_is_shown_as_it_is(scene: &Scene, plugin: &Plugin) -> Result<()> 
     task.destroy(plugin).await
 }
 
-async fn a_running_task_is_only_destroyed_by_force(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = scene.run(plugin, &scene.shell("trap '' TERM; sleep 600 & wait; sleep 600")).await?;
+async fn a_running_task_is_only_destroyed_by_force(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = case.run(plugin, &case.shell("trap '' TERM; sleep 600 & wait; sleep 600")).await?;
     refused(plugin.destroy_task(task.id(), false).await, &["running"])?;
     let shown = plugin.inspect_task(task.id()).await?.task.unwrap_or_default();
-    same!(shown.state(), TaskState::Running);
+    ensure_eq!(shown.state(), TaskState::Running);
     task.end(plugin).await?;
-    scene.nothing_left()
+    case.nothing_left()
 }
 
-async fn a_destroyed_task_is_gone_and_may_be_destroyed_again(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = scene.run(plugin, &scene.shell("exit 0")).await?;
+async fn a_destroyed_task_is_gone_and_may_be_destroyed_again(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
+    let task = case.run(plugin, &case.shell("exit 0")).await?;
     task.wait(plugin).await?;
     tokio::try_join!(task.destroy(plugin), task.end(plugin))?;
     task.destroy(plugin).await?;
     task.end(plugin).await?;
-    scene.nothing_left()
+    case.nothing_left()
 }
 
-async fn a_destroy_tells_those_who_wait(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = scene.run(plugin, &scene.shell("sleep 600")).await?;
+async fn a_destroy_tells_those_who_wait(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = case.run(plugin, &case.shell("sleep 600")).await?;
     let (waited, ended) = tokio::join!(task.wait_answer(plugin), async {
         tokio::time::sleep(Duration::from_millis(100)).await;
         task.end(plugin).await
     });
     ended?;
     let result = waited?.result.context("WaitTask without a result")?;
-    same!(result.signal, 9);
+    ensure_eq!(result.signal, 9);
     Ok(())
 }
 
-async fn a_task_that_is_not_here_is_said_in_nomads_words(_: &Scene, plugin: &Plugin) -> Result<()> {
+async fn a_task_that_is_not_here_is_said_in_nomads_words(_: &CaseContext, plugin: &Plugin) -> Result<()> {
     const NOT_HERE: &[&str] = &["task not found for given id"];
     let id = "00000000-1111-2222-3333-444444444444/web/0123abcd";
     refused(plugin.wait_task(id).await, NOT_HERE)?;
@@ -126,10 +132,10 @@ async fn a_task_that_is_not_here_is_said_in_nomads_words(_: &Scene, plugin: &Plu
     Ok(())
 }
 
-async fn the_same_allocation_may_try_again(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let mut task = scene.run(plugin, &scene.shell("exit 1")).await?;
+async fn the_same_allocation_may_try_again(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let mut task = case.run(plugin, &case.shell("exit 1")).await?;
     for _ in 0..3 {
-        same!(task.wait(plugin).await?.exit_code, 1);
+        ensure_eq!(task.wait(plugin).await?.exit_code, 1);
         task.destroy(plugin).await?;
         task.alloc.stdout.to_end(LIMIT).await?;
         task.alloc.stderr.to_end(LIMIT).await?;

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::process::output as output_of;
 use harness::host::Plugin;
 use harness::task::{LIMIT, Task};
@@ -22,7 +22,7 @@ use tonic::Streaming;
 use crate::cases::support::descriptors::recover_without_descriptors;
 use crate::cases::support::driver_logs::{collecting, files, output, with};
 use crate::cases::support::output::{MEGABYTE, is_whole, numbered};
-use crate::cases::support::{cases, same, until};
+use crate::cases::support::{cases, ensure_eq, until};
 
 cases!["collected":
     what_is_planted_at_a_logs_name_is_never_written,
@@ -51,53 +51,53 @@ async fn told(events: &mut Streaming<pb::DriverTaskEvent>, words: &[&str]) -> Re
 }
 
 /// Asserts that a second task, beside the one whose log is in trouble, runs, is logged whole, and ends.
-async fn another_is_heard(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let mut other = scene.prepare_named(plugin, "other", &scene.shell("cat /local/big")).await?;
+async fn another_is_heard(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let mut other = case.prepare_named(plugin, "other", &case.shell("cat /local/big")).await?;
     fs::write(other.alloc.task_path("local/big"), numbered())?;
     other.start(plugin).await?;
-    same!(other.wait(plugin).await?.exit_code, 0);
+    ensure_eq!(other.wait(plugin).await?.exit_code, 0);
     is_whole("the other's stdout", &output(&other, "stdout")?, &numbered())?;
     other.destroy(plugin).await
 }
 
-async fn prepare(scene: &Scene, plugin: &Plugin, script: &str) -> Result<Task> {
-    let task = scene.prepare_unread(plugin, &scene.shell(script)).await?;
+async fn prepare(case: &CaseContext, plugin: &Plugin, script: &str) -> Result<Task> {
+    let task = case.prepare_unread(plugin, &case.shell(script)).await?;
     fs::write(task.alloc.task_path("local/big"), numbered())?;
     Ok(task)
 }
 
-async fn what_is_planted_at_a_logs_name_is_never_written(scene: &Scene) -> Result<()> {
-    let mut plugin = with(scene, json!({"max_files": 100, "max_file_size": "200k"})).await?;
+async fn what_is_planted_at_a_logs_name_is_never_written(case: &CaseContext) -> Result<()> {
+    let mut plugin = with(case, json!({"max_files": 100, "max_file_size": "200k"})).await?;
     let mut events = plugin.events().await?;
-    let mut task = prepare(scene, &plugin, "cat /local/big").await?;
-    let precious = scene.directory().join("precious");
+    let mut task = prepare(case, &plugin, "cat /local/big").await?;
+    let precious = case.directory().join("precious");
     fs::write(&precious, "data")?;
     let logs = task.alloc.logs();
     let at = |number: u64| logs.join(format!("web.stdout.{number}"));
     symlink(&precious, at(0))?;
     fs::hard_link(&precious, at(2))?;
     mkfifo(&at(3), Mode::S_IRWXU)?;
-    symlink(scene.directory().join("none"), at(4))?;
+    symlink(case.directory().join("none"), at(4))?;
     fs::create_dir(at(6))?;
     task.start(&plugin).await?;
-    same!(task.wait(&plugin).await?.exit_code, 0);
+    ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
     for (number, what) in
         [(6, "directory"), (4, "symbolic"), (3, "pipe"), (2, "hard link"), (0, "symbolic link")]
     {
         told(&mut events, &[&at(number).display().to_string(), what]).await?;
     }
-    same!(fs::read_to_string(&precious)?, "data");
-    ensure!(!scene.directory().join("none").exists(), "a link was followed");
+    ensure_eq!(fs::read_to_string(&precious)?, "data");
+    ensure!(!case.directory().join("none").exists(), "a link was followed");
     fs::remove_file(at(2))?;
     is_whole("stdout", &output(&task, "stdout")?, &numbered())?;
     task.destroy(&plugin).await?;
     plugin.shut_down().await
 }
 
-async fn a_directory_that_is_a_link_is_never_followed(scene: &Scene) -> Result<()> {
-    let mut plugin = collecting(scene).await?;
+async fn a_directory_that_is_a_link_is_never_followed(case: &CaseContext) -> Result<()> {
+    let mut plugin = collecting(case).await?;
     let mut events = plugin.events().await?;
-    let mut task = prepare(scene, &plugin, "cat /local/big").await?;
+    let mut task = prepare(case, &plugin, "cat /local/big").await?;
     let elsewhere = task.alloc.directory.join("alloc/data/elsewhere");
     fs::create_dir(&elsewhere)?;
     let logs = task.alloc.logs();
@@ -108,24 +108,24 @@ async fn a_directory_that_is_a_link_is_never_followed(scene: &Scene) -> Result<(
     let mounted = task.start(&plugin).await;
     if mounted.is_ok() {
         told(&mut events, &[&logs.display().to_string(), "symbolic link"]).await?;
-        another_is_heard(scene, &plugin).await?;
+        another_is_heard(case, &plugin).await?;
         fs::remove_file(&logs)?;
         fs::rename(&away, &logs)?;
-        same!(task.wait(&plugin).await?.exit_code, 0);
+        ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
         is_whole("stdout", &output(&task, "stdout")?, &numbered())?;
         task.destroy(&plugin).await?;
     }
-    same!(fs::read_dir(&elsewhere)?.count(), 0);
+    ensure_eq!(fs::read_dir(&elsewhere)?.count(), 0);
     plugin.shut_down().await
 }
 
 async fn a_directory_that_is_removed_stops_nobody_and_is_gone_on_in_once_it_is_back(
-    scene: &Scene,
+    case: &CaseContext,
 ) -> Result<()> {
-    let mut plugin = with(scene, json!({"max_files": 100, "max_file_size": "300k"})).await?;
+    let mut plugin = with(case, json!({"max_files": 100, "max_file_size": "300k"})).await?;
     let mut events = plugin.events().await?;
     let script = "echo first; until [ -e /local/now ]; do sleep 0.01; done; cat /local/big";
-    let mut task = prepare(scene, &plugin, script).await?;
+    let mut task = prepare(case, &plugin, script).await?;
     task.start(&plugin).await?;
     until(LIMIT, "the first line", || output(&task, "stdout").is_ok_and(|said| said == b"first\n")).await?;
     let logs = task.alloc.logs();
@@ -133,10 +133,10 @@ async fn a_directory_that_is_removed_stops_nobody_and_is_gone_on_in_once_it_is_b
     until(LIMIT, "its removal", || fs::remove_dir_all(&logs).is_ok()).await?;
     fs::write(task.alloc.task_path("local/now"), "")?;
     told(&mut events, &["stdout waits", &logs.display().to_string()]).await?;
-    another_is_heard(scene, &plugin).await?;
+    another_is_heard(case, &plugin).await?;
     fs::create_dir(&logs)?;
     told(&mut events, &["stdout is written to its log again"]).await?;
-    same!(task.wait(&plugin).await?.exit_code, 0);
+    ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
     is_whole("stdout", &output(&task, "stdout")?, &numbered())?;
     task.destroy(&plugin).await?;
     plugin.shut_down().await
@@ -151,10 +151,10 @@ impl Drop for Mounted {
     }
 }
 
-async fn a_full_disk_makes_its_own_task_wait_and_no_other(scene: &Scene) -> Result<()> {
-    let mut plugin = with(scene, json!({"max_file_size": "1g"})).await?;
+async fn a_full_disk_makes_its_own_task_wait_and_no_other(case: &CaseContext) -> Result<()> {
+    let mut plugin = with(case, json!({"max_file_size": "1g"})).await?;
     let mut events = plugin.events().await?;
-    let mut task = prepare(scene, &plugin, "cat /local/big /local/big /local/big; echo over >&2").await?;
+    let mut task = prepare(case, &plugin, "cat /local/big /local/big /local/big; echo over >&2").await?;
     let logs = task.alloc.logs();
     mount(Some("small"), &logs, Some("tmpfs"), MsFlags::empty(), Some("size=4m")).context("mount a tmpfs")?;
     let mounted = Mounted(logs.clone());
@@ -162,14 +162,14 @@ async fn a_full_disk_makes_its_own_task_wait_and_no_other(scene: &Scene) -> Resu
     fs::write(&filler, vec![0; 3 * MEGABYTE + MEGABYTE / 2])?;
     task.start(&plugin).await?;
     told(&mut events, &["stdout waits", "No space left"]).await?;
-    another_is_heard(scene, &plugin).await?;
+    another_is_heard(case, &plugin).await?;
     let running = plugin.inspect_task(task.id()).await?.task.unwrap_or_default();
-    same!(running.state(), pb::TaskState::Running);
+    ensure_eq!(running.state(), pb::TaskState::Running);
     fs::remove_file(&filler)?;
     told(&mut events, &["stdout is written to its log again"]).await?;
-    same!(task.wait(&plugin).await?.exit_code, 0);
+    ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
     is_whole("stdout", &output(&task, "stdout")?, &numbered().repeat(3))?;
-    same!(output(&task, "stderr")?.as_slice(), b"over\n");
+    ensure_eq!(output(&task, "stderr")?.as_slice(), b"over\n");
     task.destroy(&plugin).await?;
     drop(mounted);
     plugin.shut_down().await
@@ -200,15 +200,15 @@ impl Drop for Frozen {
     }
 }
 
-async fn a_disk_that_does_not_answer_stops_no_other_task_and_holds_no_end(scene: &Scene) -> Result<()> {
-    let mut plugin = with(scene, json!({"max_file_size": "1g"})).await?;
+async fn a_disk_that_does_not_answer_stops_no_other_task_and_holds_no_end(case: &CaseContext) -> Result<()> {
+    let mut plugin = with(case, json!({"max_file_size": "1g"})).await?;
     let mut events = plugin.events().await?;
     let script =
         "echo first; until [ -e /local/now ]; do sleep 0.01; done; head -c 200000 /local/big; sleep 600";
     let mut tasks = Vec::new();
     for number in 0..8 {
-        let mut task = prepare(scene, &plugin, script).await?;
-        let disk = Frozen::mount(&scene.directory().join(format!("disk{number}")), &task.alloc.logs())?;
+        let mut task = prepare(case, &plugin, script).await?;
+        let disk = Frozen::mount(&case.directory().join(format!("disk{number}")), &task.alloc.logs())?;
         task.start(&plugin).await?;
         until(LIMIT, "the first line", || output(&task, "stdout").is_ok_and(|said| said == b"first\n"))
             .await?;
@@ -217,12 +217,12 @@ async fn a_disk_that_does_not_answer_stops_no_other_task_and_holds_no_end(scene:
         tasks.push((task, disk));
     }
     told(&mut events, &["stdout waits", "the disk"]).await?;
-    another_is_heard(scene, &plugin).await?;
-    scene.still_works(&plugin).await?;
+    another_is_heard(case, &plugin).await?;
+    case.still_works(&plugin).await?;
     // One task ends while its disk is still frozen; the others' disks are thawed first.
     let (stuck, disk) = tasks.pop().context("the last one")?;
     stuck.stop(&plugin, Duration::from_secs(1)).await?;
-    same!(stuck.wait(&plugin).await?.signal, 9);
+    ensure_eq!(stuck.wait(&plugin).await?.signal, 9);
     stuck.destroy(&plugin).await?;
     drop(disk);
     for (task, disk) in tasks {
@@ -231,7 +231,7 @@ async fn a_disk_that_does_not_answer_stops_no_other_task_and_holds_no_end(scene:
         until(LIMIT, "its output", || output(&task, "stdout").is_ok_and(|said| said.len() >= wanted.len()))
             .await?;
         is_whole("stdout", &output(&task, "stdout")?, &wanted)?;
-        same!(files(&task, "stdout")?.len(), 1);
+        ensure_eq!(files(&task, "stdout")?.len(), 1);
         task.end(&plugin).await?;
         drop(disk);
     }
@@ -239,37 +239,37 @@ async fn a_disk_that_does_not_answer_stops_no_other_task_and_holds_no_end(scene:
 }
 
 /// A process that has left the task's cgroup may keep the task's output open for as long as it lives.
-async fn output_that_somebody_else_holds_open_holds_no_end(scene: &Scene) -> Result<()> {
-    let mut plugin = collecting(scene).await?;
+async fn output_that_somebody_else_holds_open_holds_no_end(case: &CaseContext) -> Result<()> {
+    let mut plugin = collecting(case).await?;
     let script = "cat /local/big; echo last; until [ -e /local/now ]; do sleep 0.01; done";
-    let mut task = prepare(scene, &plugin, script).await?;
+    let mut task = prepare(case, &plugin, script).await?;
     task.start(&plugin).await?;
     let held = fs::OpenOptions::new().write(true).open(format!("/proc/{}/fd/1", task.pid()?))?;
     fs::write(task.alloc.task_path("local/now"), "")?;
-    same!(task.wait(&plugin).await?.exit_code, 0);
+    ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
     let wanted = [numbered(), b"last\n".to_vec()].concat();
     is_whole("stdout", &output(&task, "stdout")?, &wanted)?;
-    another_is_heard(scene, &plugin).await?;
+    another_is_heard(case, &plugin).await?;
     task.destroy(&plugin).await?;
-    scene.nothing_left()?;
+    case.nothing_left()?;
     drop(held);
     plugin.shut_down().await
 }
 
-async fn a_recovery_that_can_open_nothing_collects_the_output_later(scene: &Scene) -> Result<()> {
-    let mut plugin = collecting(scene).await?;
+async fn a_recovery_that_can_open_nothing_collects_the_output_later(case: &CaseContext) -> Result<()> {
+    let mut plugin = collecting(case).await?;
     let script = "while [ ! -e /local/go ]; do sleep 0.05; done; cat /local/big; exit 4";
-    let mut task = scene.prepare_unread(&plugin, &scene.shell(script)).await?;
+    let mut task = case.prepare_unread(&plugin, &case.shell(script)).await?;
     fs::write(task.alloc.task_path("local/big"), numbered())?;
     task.start(&plugin).await?;
     plugin.kill().await?;
-    let mut next = collecting(scene).await?;
+    let mut next = collecting(case).await?;
     recover_without_descriptors(&task, &next).await?;
     // The output is more than the pipe holds.
     fs::write(task.alloc.task_path("local/go"), "")?;
-    same!(task.wait(&next).await?.exit_code, 4);
+    ensure_eq!(task.wait(&next).await?.exit_code, 4);
     is_whole("stdout", &output(&task, "stdout")?, &numbered())?;
     task.destroy(&next).await?;
-    scene.nothing_left()?;
+    case.nothing_left()?;
     next.shut_down().await
 }

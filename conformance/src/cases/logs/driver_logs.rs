@@ -7,14 +7,14 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::task::{LIMIT, Task};
 use serde_json::{Value, json};
 
 use crate::cases::support::driver_logs::{collecting, files, output, with};
 use crate::cases::support::output::{MEGABYTE, is_whole, numbered};
-use crate::cases::support::{cases, refused, same, until};
+use crate::cases::support::{cases, ensure_eq, refused, until};
 
 cases!["collected":
     output_is_in_the_files_that_nomad_reads_when_the_end_is_told,
@@ -32,25 +32,25 @@ cases!["collected":
     a_plugin_keeps_nothing_of_tasks_that_are_gone,
 ];
 
-async fn prepare(scene: &Scene, plugin: &Plugin, config: &Value) -> Result<Task> {
-    let task = scene.prepare_unread(plugin, config).await?;
+async fn prepare(case: &CaseContext, plugin: &Plugin, config: &Value) -> Result<Task> {
+    let task = case.prepare_unread(plugin, config).await?;
     fs::write(task.alloc.task_path("local/big"), numbered())?;
     Ok(task)
 }
 
-async fn output_is_in_the_files_that_nomad_reads_when_the_end_is_told(scene: &Scene) -> Result<()> {
-    let mut plugin = collecting(scene).await?;
+async fn output_is_in_the_files_that_nomad_reads_when_the_end_is_told(case: &CaseContext) -> Result<()> {
+    let mut plugin = collecting(case).await?;
     ensure!(plugin.capabilities().await?.disable_log_collection, "Nomad would collect the logs as well");
-    let config = scene.shell("cat /local/big & cat /local/big >&2; wait");
-    let mut task = prepare(scene, &plugin, &config).await?;
+    let config = case.shell("cat /local/big & cat /local/big >&2; wait");
+    let mut task = prepare(case, &plugin, &config).await?;
     task.start(&plugin).await?;
-    same!(task.wait(&plugin).await?.exit_code, 0);
+    ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
     for stream in ["stdout", "stderr"] {
         is_whole(stream, &output(&task, stream)?, &numbered())?;
         let file = task.alloc.logs().join(format!("web.{stream}.0")).metadata()?;
-        same!((file.permissions().mode() & 0o777, file.uid()), (0o644, 0));
+        ensure_eq!((file.permissions().mode() & 0o777, file.uid()), (0o644, 0));
     }
-    same!(fs::read_dir(task.alloc.logs())?.count(), 2);
+    ensure_eq!(fs::read_dir(task.alloc.logs())?.count(), 2);
     task.destroy(&plugin).await?;
     plugin.shut_down().await
 }
@@ -59,7 +59,7 @@ async fn output_is_in_the_files_that_nomad_reads_when_the_end_is_told(scene: &Sc
 /// full, and that each ends with a line.
 fn are_in_order(files: &BTreeMap<u64, Vec<u8>>, most_bytes: usize) -> Result<()> {
     let (first, last) = (files.keys().next().context("no files")?, files.keys().last().context("no files")?);
-    same!(files.len() as u64, last - first + 1);
+    ensure_eq!(files.len() as u64, last - first + 1);
     for (number, bytes) in files {
         ensure!(bytes.len() <= most_bytes, "file {number} has {} bytes", bytes.len());
         ensure!(
@@ -72,176 +72,176 @@ fn are_in_order(files: &BTreeMap<u64, Vec<u8>>, most_bytes: usize) -> Result<()>
     Ok(())
 }
 
-async fn files_are_rotated_between_lines_and_none_is_lost(scene: &Scene) -> Result<()> {
+async fn files_are_rotated_between_lines_and_none_is_lost(case: &CaseContext) -> Result<()> {
     // The size is no multiple of a line's length.
-    let mut plugin = with(scene, json!({"max_files": 100, "max_file_size": "100001"})).await?;
-    let mut task = prepare(scene, &plugin, &scene.shell("cat /local/big; cat /local/big >&2")).await?;
+    let mut plugin = with(case, json!({"max_files": 100, "max_file_size": "100001"})).await?;
+    let mut task = prepare(case, &plugin, &case.shell("cat /local/big; cat /local/big >&2")).await?;
     task.start(&plugin).await?;
-    same!(task.wait(&plugin).await?.exit_code, 0);
+    ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
     for stream in ["stdout", "stderr"] {
         let files = files(&task, stream)?;
         are_in_order(&files, 100_001)?;
-        same!(files.len(), MEGABYTE / 100_000 + 1);
+        ensure_eq!(files.len(), MEGABYTE / 100_000 + 1);
         is_whole(stream, &output(&task, stream)?, &numbered())?;
     }
     task.destroy(&plugin).await?;
     plugin.shut_down().await
 }
 
-async fn no_more_files_are_kept_than_were_asked_for(scene: &Scene) -> Result<()> {
+async fn no_more_files_are_kept_than_were_asked_for(case: &CaseContext) -> Result<()> {
     for most in [1_usize, 3] {
-        let mut plugin = with(scene, json!({"max_files": most, "max_file_size": "64k"})).await?;
-        let mut task = prepare(scene, &plugin, &scene.shell("cat /local/big")).await?;
+        let mut plugin = with(case, json!({"max_files": most, "max_file_size": "64k"})).await?;
+        let mut task = prepare(case, &plugin, &case.shell("cat /local/big")).await?;
         // A file of another task, whose name begins alike.
         let other = task.alloc.logs().join("web.stdout2.0");
         fs::write(&other, "other")?;
         task.start(&plugin).await?;
-        same!(task.wait(&plugin).await?.exit_code, 0);
+        ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
         let files = files(&task, "stdout")?;
-        same!(files.len(), most);
+        ensure_eq!(files.len(), most);
         are_in_order(&files, 64 << 10)?;
         let kept = output(&task, "stdout")?;
         is_whole("what is kept", &kept, &numbered()[MEGABYTE - kept.len()..])?;
-        same!(fs::read_to_string(&other)?, "other");
+        ensure_eq!(fs::read_to_string(&other)?, "other");
         task.destroy(&plugin).await?;
         plugin.shut_down().await?;
     }
     Ok(())
 }
 
-async fn a_job_has_its_own_word_on_the_sizes(scene: &Scene) -> Result<()> {
-    let mut plugin = with(scene, json!({"max_files": 1, "max_file_size": "1g"})).await?;
-    let mut config = scene.shell("cat /local/big");
+async fn a_job_has_its_own_word_on_the_sizes(case: &CaseContext) -> Result<()> {
+    let mut plugin = with(case, json!({"max_files": 1, "max_file_size": "1g"})).await?;
+    let mut config = case.shell("cat /local/big");
     config["logging"] = json!({"max_files": 2, "max_file_size": "128k"});
-    let mut task = prepare(scene, &plugin, &config).await?;
+    let mut task = prepare(case, &plugin, &config).await?;
     task.start(&plugin).await?;
-    same!(task.wait(&plugin).await?.exit_code, 0);
+    ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
     let files = files(&task, "stdout")?;
-    same!(files.len(), 2);
+    ensure_eq!(files.len(), 2);
     are_in_order(&files, 128 << 10)?;
     task.destroy(&plugin).await?;
     plugin.shut_down().await
 }
 
-async fn sizes_are_refused_where_nomad_collects(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let mut config = scene.shell("true");
+async fn sizes_are_refused_where_nomad_collects(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let mut config = case.shell("true");
     config["logging"] = json!({"max_files": 2});
-    let task = scene.prepare_unread(plugin, &config).await?;
+    let task = case.prepare_unread(plugin, &config).await?;
     refused(plugin.start_task(task.config.clone()).await, &["logging", "log_collection"])?;
     Ok(())
 }
 
-async fn a_task_that_writes_nothing_has_empty_files(scene: &Scene) -> Result<()> {
-    let mut plugin = collecting(scene).await?;
-    let mut task = prepare(scene, &plugin, &scene.shell("sleep 600")).await?;
+async fn a_task_that_writes_nothing_has_empty_files(case: &CaseContext) -> Result<()> {
+    let mut plugin = collecting(case).await?;
+    let mut task = prepare(case, &plugin, &case.shell("sleep 600")).await?;
     task.start(&plugin).await?;
     let made = || files(&task, "stdout").is_ok_and(|files| files.len() == 1);
     until(LIMIT, "a file", made).await?;
     task.stop(&plugin, Duration::from_secs(1)).await?;
     task.wait(&plugin).await?;
     for stream in ["stdout", "stderr"] {
-        same!(files(&task, stream)?, BTreeMap::from([(0, Vec::new())]));
+        ensure_eq!(files(&task, stream)?, BTreeMap::from([(0, Vec::new())]));
     }
     task.destroy(&plugin).await?;
     plugin.shut_down().await
 }
 
-async fn a_task_with_a_terminal_has_one_output(scene: &Scene) -> Result<()> {
-    let mut plugin = collecting(scene).await?;
-    let mut config = scene.shell("echo out; echo err >&2");
+async fn a_task_with_a_terminal_has_one_output(case: &CaseContext) -> Result<()> {
+    let mut plugin = collecting(case).await?;
+    let mut config = case.shell("echo out; echo err >&2");
     config["tty"] = json!(true);
-    let mut task = prepare(scene, &plugin, &config).await?;
+    let mut task = prepare(case, &plugin, &config).await?;
     task.start(&plugin).await?;
-    same!(task.wait(&plugin).await?.exit_code, 0);
-    same!(output(&task, "stdout")?.as_slice(), b"out\r\nerr\r\n");
-    same!(output(&task, "stderr")?.len(), 0);
+    ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
+    ensure_eq!(output(&task, "stdout")?.as_slice(), b"out\r\nerr\r\n");
+    ensure_eq!(output(&task, "stderr")?.len(), 0);
     task.destroy(&plugin).await?;
     plugin.shut_down().await
 }
 
-async fn logs_that_are_disabled_make_no_files(scene: &Scene) -> Result<()> {
-    let mut plugin = collecting(scene).await?;
-    let mut task =
-        prepare(scene, &plugin, &scene.shell("cat /local/big; cat /local/big >&2; exit 4")).await?;
+async fn logs_that_are_disabled_make_no_files(case: &CaseContext) -> Result<()> {
+    let mut plugin = collecting(case).await?;
+    let mut task = prepare(case, &plugin, &case.shell("cat /local/big; cat /local/big >&2; exit 4")).await?;
     task.config.stdout_path = "/dev/null".to_owned();
     task.config.stderr_path = "/dev/null".to_owned();
     task.start(&plugin).await?;
-    same!(task.wait(&plugin).await?.exit_code, 4);
-    same!(fs::read_dir(task.alloc.logs())?.count(), 0);
+    ensure_eq!(task.wait(&plugin).await?.exit_code, 4);
+    ensure_eq!(fs::read_dir(task.alloc.logs())?.count(), 0);
     task.destroy(&plugin).await?;
     plugin.shut_down().await
 }
 
-async fn the_next_attempt_goes_on_in_the_newest_file(scene: &Scene) -> Result<()> {
-    let mut plugin = with(scene, json!({"max_file_size": "64k"})).await?;
-    let mut task =
-        prepare(scene, &plugin, &scene.shell("head -c 100000 /local/big; echo; echo over")).await?;
+async fn the_next_attempt_goes_on_in_the_newest_file(case: &CaseContext) -> Result<()> {
+    let mut plugin = with(case, json!({"max_file_size": "64k"})).await?;
+    let mut task = prepare(case, &plugin, &case.shell("head -c 100000 /local/big; echo; echo over")).await?;
     let mut wanted = Vec::new();
     for _ in 0..2 {
         task.start(&plugin).await?;
-        same!(task.wait(&plugin).await?.exit_code, 0);
+        ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
         task.destroy(&plugin).await?;
         wanted.extend([&numbered()[..100_000], b"\nover\n"].concat());
         is_whole("stdout", &output(&task, "stdout")?, &wanted)?;
         task.next_attempt()?;
     }
     let files = files(&task, "stdout")?;
-    same!(files.keys().copied().collect::<Vec<_>>(), [0, 1, 2, 3]);
+    ensure_eq!(files.keys().copied().collect::<Vec<_>>(), [0, 1, 2, 3]);
     plugin.shut_down().await
 }
 
-async fn nothing_is_lost_or_doubled_when_the_plugin_is_killed_again_and_again(scene: &Scene) -> Result<()> {
+async fn nothing_is_lost_or_doubled_when_the_plugin_is_killed_again_and_again(
+    case: &CaseContext,
+) -> Result<()> {
     let sizes = json!({"max_files": 1000, "max_file_size": "300k"});
-    let mut plugin = with(scene, sizes.clone()).await?;
+    let mut plugin = with(case, sizes.clone()).await?;
     let copies = 40;
     let script = format!("i=0; while [ $i -lt {copies} ]; do cat /local/big; i=$((i+1)); done");
-    let mut task = prepare(scene, &plugin, &scene.shell(&script)).await?;
+    let mut task = prepare(case, &plugin, &case.shell(&script)).await?;
     task.start(&plugin).await?;
     for delay_ms in [0, 3, 7, 15, 30] {
         tokio::time::sleep(Duration::from_millis(delay_ms)).await;
         plugin.kill().await?;
-        plugin = with(scene, sizes.clone()).await?;
+        plugin = with(case, sizes.clone()).await?;
         task.recover(&plugin).await?;
     }
-    same!(task.wait(&plugin).await?.exit_code, 0);
+    ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
     is_whole("stdout", &output(&task, "stdout")?, &numbered().repeat(copies))?;
     are_in_order(&files(&task, "stdout")?, 300 << 10)?;
     task.destroy(&plugin).await?;
     plugin.shut_down().await
 }
 
-async fn what_a_task_wrote_last_is_kept_while_no_plugin_is_there(scene: &Scene) -> Result<()> {
-    let mut plugin = collecting(scene).await?;
+async fn what_a_task_wrote_last_is_kept_while_no_plugin_is_there(case: &CaseContext) -> Result<()> {
+    let mut plugin = collecting(case).await?;
     let script = "until [ -e /local/now ]; do sleep 0.01; done; head -c 500000 /local/big; echo done > /local/done; exit 3";
-    let mut task = prepare(scene, &plugin, &scene.shell(script)).await?;
+    let mut task = prepare(case, &plugin, &case.shell(script)).await?;
     task.start(&plugin).await?;
     plugin.kill().await?;
     fs::write(task.alloc.task_path("local/now"), "")?;
     let is_done = || task.alloc.task_path("local/done").exists() && task.alloc.cgroup.pids().is_empty();
     until(LIMIT, "the task's end", is_done).await?;
-    let mut next = collecting(scene).await?;
+    let mut next = collecting(case).await?;
     task.recover(&next).await?;
-    same!(task.wait(&next).await?.exit_code, 3);
+    ensure_eq!(task.wait(&next).await?.exit_code, 3);
     is_whole("stdout", &output(&task, "stdout")?, &numbered()[..500_000])?;
     task.destroy(&next).await?;
     next.shut_down().await
 }
 
-async fn a_task_has_none_of_the_pipes(scene: &Scene) -> Result<()> {
-    let mut plugin = collecting(scene).await?;
-    let mut task = prepare(scene, &plugin, &scene.shell("ls /proc/1/fd; sleep 600")).await?;
+async fn a_task_has_none_of_the_pipes(case: &CaseContext) -> Result<()> {
+    let mut plugin = collecting(case).await?;
+    let mut task = prepare(case, &plugin, &case.shell("ls /proc/1/fd; sleep 600")).await?;
     task.start(&plugin).await?;
     until(LIMIT, "its list", || output(&task, "stdout").is_ok_and(|said| said.ends_with(b"\n"))).await?;
-    same!(String::from_utf8(output(&task, "stdout")?)?, "0\n1\n2\n");
+    ensure_eq!(String::from_utf8(output(&task, "stdout")?)?, "0\n1\n2\n");
     let (code, said) = task.exec(&plugin, "ls /proc/self/fd").await?;
-    same!((code, said.as_str()), (0, "0\n1\n2\n3\n"));
+    ensure_eq!((code, said.as_str()), (0, "0\n1\n2\n3\n"));
     task.end(&plugin).await?;
     plugin.shut_down().await
 }
 
-async fn a_plugin_keeps_nothing_of_tasks_that_are_gone(scene: &Scene) -> Result<()> {
-    let mut plugin = collecting(scene).await?;
-    let mut task = prepare(scene, &plugin, &scene.shell("echo over")).await?;
+async fn a_plugin_keeps_nothing_of_tasks_that_are_gone(case: &CaseContext) -> Result<()> {
+    let mut plugin = collecting(case).await?;
+    let mut task = prepare(case, &plugin, &case.shell("echo over")).await?;
     let count =
         |what: &str| -> Result<usize> { Ok(fs::read_dir(format!("/proc/{}/{what}", plugin.pid()))?.count()) };
     let mut descriptors = Vec::new();

@@ -3,14 +3,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::leaks::inspect::children;
 use harness::task::LIMIT;
 
 use crate::cases::support::output::{MEGABYTE, is_whole, numbered, prepare_unlogged};
 use crate::cases::support::scripted::Scripted;
-use crate::cases::support::{cases, driver_logs, refused, same};
+use crate::cases::support::{cases, driver_logs, ensure_eq, refused};
 
 cases!["logs":
     a_megabyte_on_both_streams_arrives_whole,
@@ -28,26 +28,26 @@ cases!["logs":
     an_operator_who_collects_no_logs_gets_none_and_needs_no_pipes,
 ];
 
-async fn a_megabyte_on_both_streams_arrives_whole(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = scene.prepare(plugin, &scene.shell("cat /local/big & cat /local/big >&2; wait")).await?;
+async fn a_megabyte_on_both_streams_arrives_whole(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = case.prepare(plugin, &case.shell("cat /local/big & cat /local/big >&2; wait")).await?;
     let mut task = task;
     std::fs::write(task.alloc.task_path("local/big"), numbered())?;
     task.start(plugin).await?;
-    same!(task.wait(plugin).await?.exit_code, 0);
+    ensure_eq!(task.wait(plugin).await?.exit_code, 0);
     is_whole("stdout", &task.alloc.stdout.to_end(LIMIT).await?, &numbered())?;
     is_whole("stderr", &task.alloc.stderr.to_end(LIMIT).await?, &numbered())?;
     task.destroy(plugin).await
 }
 
-async fn a_task_that_lives_for_a_moment_loses_nothing(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn a_task_that_lives_for_a_moment_loses_nothing(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     for _ in 0..5 {
         let config = harness::config! {
-            image = scene.image("busybox:latest"), command = "/bin/cat", args = ["/local/big"]
+            image = case.image("busybox:latest"), command = "/bin/cat", args = ["/local/big"]
         };
-        let mut task = scene.prepare(plugin, &config).await?;
+        let mut task = case.prepare(plugin, &config).await?;
         std::fs::write(task.alloc.task_path("local/big"), numbered())?;
         task.start(plugin).await?;
-        same!(task.wait(plugin).await?.exit_code, 0);
+        ensure_eq!(task.wait(plugin).await?.exit_code, 0);
         // The agent destroys the task at once.
         task.destroy(plugin).await?;
         is_whole("stdout", &task.alloc.stdout.to_end(LIMIT).await?, &numbered())?;
@@ -55,8 +55,8 @@ async fn a_task_that_lives_for_a_moment_loses_nothing(scene: &Scene, plugin: &Pl
     Ok(())
 }
 
-async fn a_slow_reader_gets_everything(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let mut task = scene.prepare_unread(plugin, &scene.shell("cat /local/some")).await?;
+async fn a_slow_reader_gets_everything(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let mut task = case.prepare_unread(plugin, &case.shell("cat /local/some")).await?;
     let some = &numbered()[..MEGABYTE / 4];
     std::fs::write(task.alloc.task_path("local/some"), some)?;
     // This reader takes six seconds for what the pipes hold at the task's end, and a shim that deletes its task waits
@@ -64,14 +64,14 @@ async fn a_slow_reader_gets_everything(scene: &Scene, plugin: &Plugin) -> Result
     task.alloc.stdout.start(Duration::from_millis(150))?;
     task.alloc.stderr.start(Duration::ZERO)?;
     task.start(plugin).await?;
-    same!(task.wait(plugin).await?.exit_code, 0);
+    ensure_eq!(task.wait(plugin).await?.exit_code, 0);
     task.destroy(plugin).await?;
     is_whole("stdout", &task.alloc.stdout.to_end(LIMIT).await?, some)?;
     Ok(())
 }
 
-async fn a_reader_that_dies_and_comes_back_misses_nothing(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let mut task = scene.prepare(plugin, &scene.shell("cat /local/big; sleep 1; cat /local/big")).await?;
+async fn a_reader_that_dies_and_comes_back_misses_nothing(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let mut task = case.prepare(plugin, &case.shell("cat /local/big; sleep 1; cat /local/big")).await?;
     std::fs::write(task.alloc.task_path("local/big"), numbered())?;
     task.start(plugin).await?;
     task.alloc.stdout.to_hold(1, LIMIT).await?;
@@ -79,83 +79,83 @@ async fn a_reader_that_dies_and_comes_back_misses_nothing(scene: &Scene, plugin:
     // The task fills the pipe and blocks.
     tokio::time::sleep(Duration::from_millis(300)).await;
     let running = plugin.inspect_task(task.id()).await?.task.unwrap_or_default();
-    same!(running.state(), nomad_proto::driver::TaskState::Running);
+    ensure_eq!(running.state(), nomad_proto::driver::TaskState::Running);
     task.alloc.stdout.start(Duration::ZERO)?;
-    same!(task.wait(plugin).await?.exit_code, 0);
+    ensure_eq!(task.wait(plugin).await?.exit_code, 0);
     is_whole("stdout", &task.alloc.stdout.to_end(LIMIT).await?, &[numbered(), numbered()].concat())?;
     task.destroy(plugin).await
 }
 
 async fn a_pipe_that_nobody_reads_blocks_the_task_and_nobody_else(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let mut task = scene.prepare_unread(plugin, &scene.shell("yes; echo not reached")).await?;
+    let mut task = case.prepare_unread(plugin, &case.shell("yes; echo not reached")).await?;
     task.start(plugin).await?;
     tokio::time::sleep(Duration::from_millis(300)).await;
     let running = plugin.inspect_task(task.id()).await?.task.unwrap_or_default();
-    same!(running.state(), nomad_proto::driver::TaskState::Running);
+    ensure_eq!(running.state(), nomad_proto::driver::TaskState::Running);
     let (code, said) = task.exec(plugin, "echo exec works").await?;
-    same!((code, said.as_str()), (0, "exec works\n"));
-    scene.still_works(plugin).await?;
+    ensure_eq!((code, said.as_str()), (0, "exec works\n"));
+    case.still_works(plugin).await?;
     let begun = Instant::now();
     task.stop(plugin, Duration::from_secs(1)).await?;
-    same!(task.wait(plugin).await?.signal, 9);
+    ensure_eq!(task.wait(plugin).await?.signal, 9);
     ensure!(begun.elapsed() < Duration::from_secs(20), "its end took {:?}", begun.elapsed());
     task.destroy(plugin).await
 }
 
-async fn a_log_path_that_is_a_link_is_refused(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let precious = scene.directory().join("precious");
-    std::fs::create_dir_all(scene.directory())?;
+async fn a_log_path_that_is_a_link_is_refused(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let precious = case.directory().join("precious");
+    std::fs::create_dir_all(case.directory())?;
     std::fs::write(&precious, "data")?;
     for stream in ["stdout", "stderr"] {
-        let mut task = scene.prepare_unread(plugin, &scene.shell("echo over")).await?;
+        let mut task = case.prepare_unread(plugin, &case.shell("echo over")).await?;
         task.alloc.read_logs()?;
         let path = task.alloc.log_path(stream);
         std::fs::remove_file(&path)?;
         std::os::unix::fs::symlink(&precious, &path)?;
         refused(plugin.start_task(task.config.clone()).await, &[&path.display().to_string(), "link"])?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
         task.alloc.stdout.stop();
     }
-    same!(std::fs::read_to_string(&precious)?, "data");
-    scene.still_works(plugin).await
+    ensure_eq!(std::fs::read_to_string(&precious)?, "data");
+    case.still_works(plugin).await
 }
 
-async fn a_log_path_that_is_a_file_is_refused(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = scene.prepare_unread(plugin, &scene.shell("echo over")).await?;
+async fn a_log_path_that_is_a_file_is_refused(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = case.prepare_unread(plugin, &case.shell("echo over")).await?;
     let path = task.alloc.log_path("stderr");
     std::fs::remove_file(&path)?;
     std::fs::write(&path, "data")?;
     refused(plugin.start_task(task.config.clone()).await, &[&path.display().to_string(), "pipe"])?;
-    scene.nothing_left()?;
-    same!(std::fs::read_to_string(&path)?, "data");
+    case.nothing_left()?;
+    ensure_eq!(std::fs::read_to_string(&path)?, "data");
     Ok(())
 }
 
-async fn a_log_path_that_is_not_there_is_refused(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = scene.prepare_unread(plugin, &scene.shell("true")).await?;
+async fn a_log_path_that_is_not_there_is_refused(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = case.prepare_unread(plugin, &case.shell("true")).await?;
     let path = task.alloc.log_path("stdout");
     std::fs::remove_file(&path)?;
     refused(plugin.start_task(task.config.clone()).await, &[&path.display().to_string()])?;
-    scene.nothing_left()?;
+    case.nothing_left()?;
     ensure!(!path.exists(), "it was made");
     Ok(())
 }
 
-async fn a_log_directory_that_is_a_link_is_refused(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = scene.prepare_unread(plugin, &scene.shell("echo over")).await?;
-    let (logs, elsewhere) = (task.alloc.logs(), scene.directory().join("elsewhere"));
+async fn a_log_directory_that_is_a_link_is_refused(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = case.prepare_unread(plugin, &case.shell("echo over")).await?;
+    let (logs, elsewhere) = (task.alloc.logs(), case.directory().join("elsewhere"));
     std::fs::rename(&logs, &elsewhere)?;
     std::os::unix::fs::symlink(&elsewhere, &logs)?;
     let path = task.alloc.log_path("stdout").display().to_string();
     refused(plugin.start_task(task.config.clone()).await, &[&path, "symbolic link"])?;
-    scene.nothing_left()
+    case.nothing_left()
 }
 
-async fn a_pipe_is_the_one_that_was_looked_at_whatever_is_put_in_its_place(scene: &Scene) -> Result<()> {
-    let precious = scene.directory().join("precious");
+async fn a_pipe_is_the_one_that_was_looked_at_whatever_is_put_in_its_place(case: &CaseContext) -> Result<()> {
+    let precious = case.directory().join("precious");
     for swap in [
         format!("ln -s {} \"$pipe\"", precious.display()),
         format!("ln {} \"$pipe\"", precious.display()),
@@ -165,34 +165,37 @@ async fn a_pipe_is_the_one_that_was_looked_at_whatever_is_put_in_its_place(scene
         "true".to_owned(),
     ] {
         // The shim is started after the driver has looked at the pipes, and replaces them.
-        let scripted = Scripted::new(scene)?;
+        let scripted = Scripted::new(case)?;
         scripted.shim(&format!(
             "case \"$*\" in *start) for pipe in {}/*/alloc/logs/.*.fifo; do mv \"$pipe\" \"$pipe.was\"; {swap}; done;; esac",
-            scene.directory().join("alloc").display()
+            case.directory().join("alloc").display()
         ))?;
-        let mut plugin = scripted.plugin(scene).await?;
+        let mut plugin = scripted.plugin(case).await?;
         std::fs::write(&precious, "data\n")?;
         for tty in [false, true] {
-            let mut config = scene.shell("echo said; exec 2>&1; sleep 1; echo more");
+            let mut config = case.shell("echo said; exec 2>&1; sleep 1; echo more");
             config["tty"] = serde_json::json!(tty);
-            let mut task = scene.prepare(&plugin, &config).await?;
+            let mut task = case.prepare(&plugin, &config).await?;
             task.start(&plugin).await?;
-            same!((&swap, task.stdout(&plugin).await?.replace('\r', "")), (&swap, "said\nmore\n".to_owned()));
+            ensure_eq!(
+                (&swap, task.stdout(&plugin).await?.replace('\r', "")),
+                (&swap, "said\nmore\n".to_owned())
+            );
             let swapped = children(&task.alloc.logs())
                 .into_iter()
                 .filter(|path| path.extension() == Some("was".as_ref()));
-            same!((&swap, swapped.count()), (&swap, 2));
+            ensure_eq!((&swap, swapped.count()), (&swap, 2));
             task.destroy(&plugin).await?;
-            scene.nothing_left()?;
+            case.nothing_left()?;
         }
-        same!(std::fs::read_to_string(&precious)?, "data\n");
+        ensure_eq!(std::fs::read_to_string(&precious)?, "data\n");
         plugin.shut_down().await?;
     }
     Ok(())
 }
 
 /// Nomad refuses only a slash, a backslash and NUL in a name; a cgroup's name can't have a newline.
-async fn a_task_has_any_name_that_nomad_lets_it_have(scene: &Scene) -> Result<()> {
+async fn a_task_has_any_name_that_nomad_lets_it_have(case: &CaseContext) -> Result<()> {
     let all = || (1_u8..128).filter(|byte| !b"/\\\n".contains(byte)).map(char::from);
     let names = [
         "100%cpu",
@@ -210,67 +213,67 @@ async fn a_task_has_any_name_that_nomad_lets_it_have(scene: &Scene) -> Result<()
     let halves = [all().take(64).collect::<String>(), all().skip(64).collect()];
     let names: Vec<String> = names.map(str::to_owned).into_iter().chain(halves).collect();
     for collection in ["nomad", "driver"] {
-        let mut options = scene.options();
+        let mut options = case.options();
         options["log_collection"] = serde_json::json!(collection);
-        let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+        let mut plugin = case.plugin_as(&case.launch(), &options).await?;
         for name in &names {
             let config =
-                scene.shell("echo out; echo err >&2; until [ -e /local/go ]; do sleep 0.05; done; echo over");
-            let mut task = scene.prepare_named(&plugin, name, &config).await?;
+                case.shell("echo out; echo err >&2; until [ -e /local/go ]; do sleep 0.05; done; echo over");
+            let mut task = case.prepare_named(&plugin, name, &config).await?;
             if collection == "nomad" {
                 task.alloc.read_logs()?;
             }
             task.start(&plugin).await.with_context(|| format!("{name:?}"))?;
-            same!(task.exec(&plugin, "echo exec").await?, (0, "exec\n".to_owned()));
+            ensure_eq!(task.exec(&plugin, "echo exec").await?, (0, "exec\n".to_owned()));
             // The next plugin has to find the files by these names, too.
             if name.contains('%') {
                 plugin.kill().await?;
-                plugin = scene.plugin_as(&scene.launch(), &options).await?;
+                plugin = case.plugin_as(&case.launch(), &options).await?;
                 task.recover(&plugin).await.with_context(|| format!("{name:?}"))?;
             }
             std::fs::write(task.alloc.task_path("local/go"), "")?;
-            same!((name, task.wait(&plugin).await?.exit_code), (name, 0));
+            ensure_eq!((name, task.wait(&plugin).await?.exit_code), (name, 0));
             let said = if collection == "nomad" {
                 task.alloc.stdout.to_end(LIMIT).await?
             } else {
                 driver_logs::output(&task, "stdout")?
             };
-            same!((name, String::from_utf8_lossy(&said).as_ref()), (name, "out\nover\n"));
+            ensure_eq!((name, String::from_utf8_lossy(&said).as_ref()), (name, "out\nover\n"));
             task.destroy(&plugin).await?;
         }
-        scene.nothing_left()?;
+        case.nothing_left()?;
         plugin.shut_down().await?;
     }
     Ok(())
 }
 
-async fn logs_that_are_disabled_go_nowhere(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn logs_that_are_disabled_go_nowhere(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let script = "cat /local/big; cat /local/big >&2; exit 4";
-    let mut task = prepare_unlogged(scene, plugin, script).await?;
+    let mut task = prepare_unlogged(case, plugin, script).await?;
     std::fs::write(task.alloc.task_path("local/big"), numbered())?;
     task.start(plugin).await?;
-    same!(task.wait(plugin).await?.exit_code, 4);
+    ensure_eq!(task.wait(plugin).await?.exit_code, 4);
     task.destroy(plugin).await
 }
 
-async fn an_operator_who_collects_no_logs_gets_none_and_needs_no_pipes(scene: &Scene) -> Result<()> {
+async fn an_operator_who_collects_no_logs_gets_none_and_needs_no_pipes(case: &CaseContext) -> Result<()> {
     for disabled in [false, true] {
-        let mut options = scene.options();
+        let mut options = case.options();
         options["disable_log_collection"] = serde_json::json!(disabled);
-        let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+        let mut plugin = case.plugin_as(&case.launch(), &options).await?;
         let capabilities = plugin.capabilities().await?;
-        same!(capabilities.disable_log_collection, disabled);
-        let task = scene.prepare_unread(&plugin, &scene.shell("echo over; echo over >&2; exit 4")).await?;
+        ensure_eq!(capabilities.disable_log_collection, disabled);
+        let task = case.prepare_unread(&plugin, &case.shell("echo over; echo over >&2; exit 4")).await?;
         // The agent runs no collector then, which is what makes the pipes.
         let paths = ["stdout", "stderr"].map(|stream| task.alloc.log_path(stream));
-        same!(paths.each_ref().map(|path| path.exists()), [!disabled; 2]);
+        ensure_eq!(paths.each_ref().map(|path| path.exists()), [!disabled; 2]);
         for path in paths.iter().filter(|path| path.exists()) {
             std::fs::remove_file(path)?;
         }
         let mut task = task;
         if disabled {
             task.start(&plugin).await?;
-            same!(task.wait(&plugin).await?.exit_code, 4);
+            ensure_eq!(task.wait(&plugin).await?.exit_code, 4);
             task.destroy(&plugin).await?;
         } else {
             refused(plugin.start_task(task.config.clone()).await, &[&paths[0].display().to_string()])?;

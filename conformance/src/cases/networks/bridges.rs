@@ -5,14 +5,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::process;
 use harness::fixture::registry::free_port;
 use harness::host::Plugin;
 use serde_json::json;
 
 use crate::cases::support::web_server::{PORT, SERVE, ask, offer, port, server, serving, told, with};
-use crate::cases::support::{cases, same};
+use crate::cases::support::{cases, ensure_eq};
 
 cases!["bridges":
     the_bridge_and_its_addresses_are_the_operators_choice,
@@ -21,45 +21,45 @@ cases!["bridges":
     many_tasks_start_and_end_on_the_bridge_at_once,
 ];
 
-async fn the_bridge_and_its_addresses_are_the_operators_choice(scene: &Scene) -> Result<()> {
+async fn the_bridge_and_its_addresses_are_the_operators_choice(case: &CaseContext) -> Result<()> {
     // A bridge other than that of the other cases.
-    let bridge = scene.world().networks().described();
-    let mut options = scene.options();
+    let bridge = case.environment().networks().described();
+    let mut options = case.options();
     options["bridge_network_name"] = json!(bridge.name);
     options["bridge_network_subnet"] = json!(bridge.subnet);
-    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
-    let task = server(scene, &plugin, &[("network_mode", json!("bridge"))]).await?;
+    let mut plugin = case.plugin_as(&case.launch(), &options).await?;
+    let task = server(case, &plugin, &[("network_mode", json!("bridge"))]).await?;
     let address: Ipv4Addr = told(&plugin, &task).await?.addr.parse()?;
     let (network, prefix) = bridge.subnet.split_once('/').context("a subnet has a prefix")?;
     let (network, host_bits) = (network.parse::<Ipv4Addr>()?, 32 - prefix.parse::<u32>()?);
-    same!(address.to_bits() >> host_bits, network.to_bits() >> host_bits);
+    ensure_eq!(address.to_bits() >> host_bits, network.to_bits() >> host_bits);
     let ports = process::output(Command::new("ip").args(["-o", "link", "show", "master", &bridge.name]))?;
-    same!(ports.lines().count(), 1);
+    ensure_eq!(ports.lines().count(), 1);
     task.end(&plugin).await?;
     plugin.shut_down().await
 }
 
-async fn a_task_reaches_itself_by_its_port_where_the_bridge_lets_it(scene: &Scene) -> Result<()> {
-    let near = scene.world().networks().make_near()?;
+async fn a_task_reaches_itself_by_its_port_where_the_bridge_lets_it(case: &CaseContext) -> Result<()> {
+    let near = case.environment().networks().make_near()?;
     let host = near.subnet.split('/').next().context("no address")?.to_owned();
-    let mut options = scene.options();
+    let mut options = case.options();
     options["bridge_network_hairpin_mode"] = json!(true);
-    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let mut plugin = case.plugin_as(&case.launch(), &options).await?;
     let asked = [("network_mode", json!("bridge")), ("ports", json!(["http"]))];
-    let mut task = scene.prepare(&plugin, &with(scene, SERVE, &asked)).await?;
+    let mut task = case.prepare(&plugin, &with(case, SERVE, &asked)).await?;
     let number = free_port()?;
     offer(&mut task, vec![port("http", number, PORT, &host)]);
     let task = serving(task, &plugin).await?;
     let itself = format!("timeout 10 wget -q -O - http://{host}:{number}/hostname");
-    same!(task.exec(&plugin, &itself).await?, (0, format!("web-{}\n", &task.alloc.id[..8])));
+    ensure_eq!(task.exec(&plugin, &itself).await?, (0, format!("web-{}\n", &task.alloc.id[..8])));
     task.end(&plugin).await?;
     plugin.shut_down().await
 }
 
-async fn a_task_is_as_fast_as_its_bandwidth(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn a_task_is_as_fast_as_its_bandwidth(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let limits = json!({"egress_rate": "1m", "egress_burst": "64k", "ingress_rate": "2m"});
-    let task = server(scene, plugin, &[("network_mode", json!("bridge")), ("bandwidth", limits)]).await?;
-    same!(ask(&told(plugin, &task).await?.addr, PORT)?, format!("web-{}", &task.alloc.id[..8]));
+    let task = server(case, plugin, &[("network_mode", json!("bridge")), ("bandwidth", limits)]).await?;
+    ensure_eq!(ask(&told(plugin, &task).await?.addr, PORT)?, format!("web-{}", &task.alloc.id[..8]));
     let shaped = process::output(Command::new("tc").args(["qdisc", "show"]))?;
     // Rates in bits a second: of what comes to the task, and, by a second interface, of what it sends.
     let of_tasks: Vec<_> = shaped.lines().filter(|line| line.contains("tbf")).collect();
@@ -67,7 +67,7 @@ async fn a_task_is_as_fast_as_its_bandwidth(scene: &Scene, plugin: &Plugin) -> R
         ensure!(of_tasks.iter().any(|line| line.contains(rate)), "no {rate} in {of_tasks:?}");
     }
     task.end(plugin).await?;
-    scene.nothing_left()?;
+    case.nothing_left()?;
     let left = process::output(Command::new("tc").args(["qdisc", "show"]))?;
     ensure!(!left.contains("rate 8388Kbit"), "left: {left}");
     Ok(())
@@ -75,16 +75,16 @@ async fn a_task_is_as_fast_as_its_bandwidth(scene: &Scene, plugin: &Plugin) -> R
 
 const MANY: usize = 12;
 
-async fn many_tasks_start_and_end_on_the_bridge_at_once(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn many_tasks_start_and_end_on_the_bridge_at_once(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let bridge = [("network_mode", json!("bridge"))];
-    let tasks = futures::future::try_join_all((0..MANY).map(|_| server(scene, plugin, &bridge))).await?;
+    let tasks = futures::future::try_join_all((0..MANY).map(|_| server(case, plugin, &bridge))).await?;
     let mut addresses = BTreeSet::new();
     for task in &tasks {
         let address = told(plugin, task).await?.addr;
-        same!(ask(&address, PORT)?, format!("web-{}", &task.alloc.id[..8]));
+        ensure_eq!(ask(&address, PORT)?, format!("web-{}", &task.alloc.id[..8]));
         addresses.insert(address.parse::<IpAddr>()?);
     }
-    same!(addresses.len(), MANY);
+    ensure_eq!(addresses.len(), MANY);
     futures::future::try_join_all(tasks.iter().map(|task| task.end(plugin))).await?;
-    scene.nothing_left()
+    case.nothing_left()
 }

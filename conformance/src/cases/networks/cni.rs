@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::process;
 use harness::host::Plugin;
 use harness::task::{LIMIT, Task};
@@ -15,7 +15,7 @@ use nomad_proto::structs::attribute::Value as Attribute;
 use serde_json::{Value, json};
 
 use crate::cases::support::web_server::{PORT, ask, server, told, with};
-use crate::cases::support::{cases, is_recoverable, refused, same, until};
+use crate::cases::support::{cases, ensure_eq, is_recoverable, refused, until};
 
 cases!["cni":
     a_plugin_that_fails_half_way_is_shown_with_its_words_and_all_is_undone,
@@ -47,13 +47,13 @@ struct Stage {
 }
 
 impl Stage {
-    fn set(scene: &Scene, script: &str) -> Result<Self> {
-        let stage = Self { directory: scene.directory().join("cni") };
+    fn set(case: &CaseContext, script: &str) -> Result<Self> {
+        let stage = Self { directory: case.directory().join("cni") };
         let _ = fs::remove_dir_all(&stage.directory);
         for directory in [stage.bin(), stage.networks()] {
             fs::create_dir_all(directory)?;
         }
-        for plugin in fs::read_dir(scene.programs().cni())
+        for plugin in fs::read_dir(case.programs().cni())
             .context("the CNI plugins, Debian's containernetworking-plugins")?
         {
             let plugin = plugin?;
@@ -63,7 +63,7 @@ impl Stage {
         fs::write(&trouble, format!("{PRELUDE}{script}{PASS_ON}"))?;
         fs::set_permissions(&trouble, fs::Permissions::from_mode(0o755))?;
         let plugins = [
-            bridge(scene),
+            bridge(case),
             json!({"type": "firewall"}),
             json!({"type": "portmap", "snat": true, "capabilities": {"portMappings": true}}),
             json!({"type": "trouble"}),
@@ -87,15 +87,15 @@ impl Stage {
         Ok(fs::write(self.networks().join(file), serde_json::to_vec_pretty(network)?)?)
     }
 
-    fn options(&self, scene: &Scene) -> Value {
-        let mut options = scene.options();
+    fn options(&self, case: &CaseContext) -> Value {
+        let mut options = case.options();
         options["cni_path"] = json!(self.bin().display().to_string());
         options["cni_config_dir"] = json!(self.networks().display().to_string());
         options
     }
 
-    async fn plugin(&self, scene: &Scene) -> Result<Plugin> {
-        scene.plugin_as(&scene.launch(), &self.options(scene)).await
+    async fn plugin(&self, case: &CaseContext) -> Result<Plugin> {
+        case.plugin_as(&case.launch(), &self.options(case)).await
     }
 
     /// Returns what the script has written to a file.
@@ -104,13 +104,13 @@ impl Stage {
     }
 }
 
-fn bridge(scene: &Scene) -> Value {
-    let bridge = scene.world().networks().described();
+fn bridge(case: &CaseContext) -> Value {
+    let bridge = case.environment().networks().described();
     json!({
         "type": "bridge", "bridge": bridge.name, "isGateway": true, "ipMasq": true,
         "ipam": {
             "type": "host-local", "ranges": [[{"subnet": bridge.subnet}]], "routes": [{"dst": "0.0.0.0/0"}],
-            "dataDir": scene.state_dir().join("leases").display().to_string(),
+            "dataDir": case.state_dir().join("leases").display().to_string(),
         },
     })
 }
@@ -119,11 +119,13 @@ fn on(network: &str) -> [(&'static str, Value); 1] {
     [("network_mode", json!(format!("cni/{network}")))]
 }
 
-async fn prepared(scene: &Scene, plugin: &Plugin) -> Result<Task> {
-    scene.prepare(plugin, &with(scene, "sleep 600", &on("troubled"))).await
+async fn prepared(case: &CaseContext, plugin: &Plugin) -> Result<Task> {
+    case.prepare(plugin, &with(case, "sleep 600", &on("troubled"))).await
 }
 
-async fn a_plugin_that_fails_half_way_is_shown_with_its_words_and_all_is_undone(scene: &Scene) -> Result<()> {
+async fn a_plugin_that_fails_half_way_is_shown_with_its_words_and_all_is_undone(
+    case: &CaseContext,
+) -> Result<()> {
     let complains = r#"[ $CNI_COMMAND = ADD ] && {
         echo '{"cniVersion": "1.0.0", "code": 107, "msg": "no luck", "details": "the moon is full"}'; exit 1; }"#;
     for (script, words) in [
@@ -134,51 +136,51 @@ async fn a_plugin_that_fails_half_way_is_shown_with_its_words_and_all_is_undone(
         ("[ $CNI_COMMAND = ADD ] && kill -SEGV $$", &["signal: 11"]),
         ("[ $CNI_COMMAND = ADD ] && exec yes", &["printed more than"]),
     ] {
-        let stage = Stage::set(scene, script)?;
-        let mut plugin = stage.plugin(scene).await?;
-        let task = prepared(scene, &plugin).await?;
+        let stage = Stage::set(case, script)?;
+        let mut plugin = stage.plugin(case).await?;
+        let task = prepared(case, &plugin).await?;
         let status = refused(plugin.start_task(task.config.clone()).await, words)?;
         refused::<()>(Err(status), &["bin/trouble", "ADD", "troubled"])?;
-        same!(stage.noted("commands"), "ADD\nDEL\n");
-        scene.nothing_left()?;
+        ensure_eq!(stage.noted("commands"), "ADD\nDEL\n");
+        case.nothing_left()?;
         plugin.shut_down().await?;
     }
     Ok(())
 }
 
-async fn a_plugin_that_hangs_is_killed_and_worth_another_try(scene: &Scene) -> Result<()> {
-    let stage = Stage::set(scene, r#"[ $CNI_COMMAND = ADD ] && { echo $$ > "$here/pid"; sleep 600; }"#)?;
-    let mut options = stage.options(scene);
+async fn a_plugin_that_hangs_is_killed_and_worth_another_try(case: &CaseContext) -> Result<()> {
+    let stage = Stage::set(case, r#"[ $CNI_COMMAND = ADD ] && { echo $$ > "$here/pid"; sleep 600; }"#)?;
+    let mut options = stage.options(case);
     options["cni_timeout"] = json!("2s");
-    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
-    let task = prepared(scene, &plugin).await?;
+    let mut plugin = case.plugin_as(&case.launch(), &options).await?;
+    let task = prepared(case, &plugin).await?;
     let status = refused(plugin.start_task(task.config.clone()).await, &["bin/trouble", "within 2 s"])?;
     ensure!(is_recoverable(&status)?, "the agent would give up");
     // A zombie has no command line any more.
     let command = fs::read(format!("/proc/{}/cmdline", stage.noted("pid").trim())).unwrap_or_default();
     ensure!(command.is_empty(), "the plugin runs on");
-    scene.nothing_left()?;
+    case.nothing_left()?;
     // A plugin that says it is too early (code 11) doesn't make the agent give up either.
     let early = r#"[ $CNI_COMMAND = ADD ] && { echo '{"code": 11, "msg": "not yet"}'; exit 1; }"#;
-    let stage = Stage::set(scene, early)?;
-    let task = prepared(scene, &plugin).await?;
+    let stage = Stage::set(case, early)?;
+    let task = prepared(case, &plugin).await?;
     let status = refused(plugin.start_task(task.config.clone()).await, &["not yet", "code 11"])?;
     ensure!(is_recoverable(&status)?, "the agent would give up");
-    same!(stage.noted("commands"), "ADD\nDEL\n");
-    scene.nothing_left()?;
+    ensure_eq!(stage.noted("commands"), "ADD\nDEL\n");
+    case.nothing_left()?;
     plugin.shut_down().await
 }
 
-async fn plugins_have_an_environment_of_their_own(scene: &Scene) -> Result<()> {
+async fn plugins_have_an_environment_of_their_own(case: &CaseContext) -> Result<()> {
     let stage = Stage::set(
-        scene,
+        case,
         r#"env > "$here/$CNI_COMMAND.env"; printf %s "$request" > "$here/$CNI_COMMAND.in""#,
     )?;
-    let mut launch = scene.launch();
+    let mut launch = case.launch();
     launch.environment.push(("VAULT_TOKEN".into(), "hunter2".into()));
     launch.environment.push(("CNI_ARGS".into(), "of=another".into()));
-    let mut plugin = scene.plugin_as(&launch, &stage.options(scene)).await?;
-    let mut task = prepared(scene, &plugin).await?;
+    let mut plugin = case.plugin_as(&launch, &stage.options(case)).await?;
+    let mut task = prepared(case, &plugin).await?;
     task.start(&plugin).await?;
     task.end(&plugin).await?;
     for command in ["ADD", "DEL"] {
@@ -188,25 +190,27 @@ async fn plugins_have_an_environment_of_their_own(scene: &Scene) -> Result<()> {
         let is_ours =
             |name: &str| name.starts_with("CNI_") || ["PATH", "PWD", "OLDPWD", "SHLVL", "_"].contains(&name);
         ensure!(names.clone().all(is_ours), "{command}: {environment}");
-        same!(names.filter(|name| name.starts_with("CNI_")).count(), 6);
+        ensure_eq!(names.filter(|name| name.starts_with("CNI_")).count(), 6);
         ensure!(!environment.contains("another"), "{command}: {environment}");
         let request: Value = serde_json::from_str(&stage.noted(&format!("{command}.in")))?;
-        same!(request["name"], json!("troubled"));
+        ensure_eq!(request["name"], json!("troubled"));
         let address = request["prevResult"]["ips"][0]["address"].as_str().unwrap_or_default();
         ensure!(address.starts_with("10."), "{command}: {request}");
     }
-    scene.nothing_left()?;
+    case.nothing_left()?;
     plugin.shut_down().await
 }
 
 /// Nomad lets names of jobs and groups contain characters of the arguments' syntax, with which such a job did not start
 /// once.
-async fn plugins_are_told_the_jobs_id_and_not_what_their_arguments_can_not_have(scene: &Scene) -> Result<()> {
-    let stage = Stage::set(scene, r#"env > "$here/$CNI_COMMAND.env""#)?;
-    let mut plugin = stage.plugin(scene).await?;
+async fn plugins_are_told_the_jobs_id_and_not_what_their_arguments_can_not_have(
+    case: &CaseContext,
+) -> Result<()> {
+    let stage = Stage::set(case, r#"env > "$here/$CNI_COMMAND.env""#)?;
+    let mut plugin = stage.plugin(case).await?;
     for (round, mode) in [(1, "cni/troubled"), (2, "bridge")] {
-        let config = with(scene, "sleep 600", &[("network_mode", json!(mode))]);
-        let mut task = scene.prepare(&plugin, &config).await?;
+        let config = with(case, "sleep 600", &[("network_mode", json!(mode))]);
+        let mut task = case.prepare(&plugin, &config).await?;
         task.config.job_id = "shop/api-7".to_owned();
         task.config.job_name = "payments".to_owned();
         task.config.task_group_name = "a;NOMAD_NAMESPACE=other".to_owned();
@@ -218,21 +222,21 @@ async fn plugins_are_told_the_jobs_id_and_not_what_their_arguments_can_not_have(
             let id = &task.alloc.id;
             let wanted =
                 format!("IgnoreUnknown=true;NOMAD_ALLOC_ID={id};NOMAD_JOB_ID=shop/api-7;NOMAD_TASK_NAME=web");
-            same!(arguments, Some(wanted.as_str()));
+            ensure_eq!(arguments, Some(wanted.as_str()));
         }
         let warned = plugin.log().all().into_iter().filter(|line| line.contains("CNI_ARGS can't have"));
         ensure!(warned.count() >= 2 * round, "nothing is said of what is left out in {mode}");
         task.end(&plugin).await?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
     }
     plugin.shut_down().await
 }
 
 /// Returns the versions of the specification that each of these plugins reports.
-fn versions_spoken(scene: &Scene, plugins: &[&'static str]) -> Result<Vec<(&'static str, Vec<String>)>> {
+fn versions_spoken(case: &CaseContext, plugins: &[&'static str]) -> Result<Vec<(&'static str, Vec<String>)>> {
     let mut spoken = Vec::new();
     for &plugin in plugins {
-        let mut command = Command::new(scene.programs().cni().join(plugin));
+        let mut command = Command::new(case.programs().cni().join(plugin));
         command.env("CNI_COMMAND", "VERSION");
         // Older plugins answer without reading their stdin, and may have exited while it is written.
         let answer = process::output_of(&mut command, br#"{"cniVersion": "1.0.0"}"#)?;
@@ -243,18 +247,18 @@ fn versions_spoken(scene: &Scene, plugins: &[&'static str]) -> Result<Vec<(&'sta
     Ok(spoken)
 }
 
-async fn networks_of_each_version_that_the_plugins_speak_are_joined(scene: &Scene) -> Result<()> {
-    let stage = Stage::set(scene, "")?;
-    let mut plugin = stage.plugin(scene).await?;
-    let list = json!([bridge(scene), {"type": "firewall"}, {"type": "tuning"}]);
-    let oldest = json!([bridge(scene), {"type": "tuning"}]);
+async fn networks_of_each_version_that_the_plugins_speak_are_joined(case: &CaseContext) -> Result<()> {
+    let stage = Stage::set(case, "")?;
+    let mut plugin = stage.plugin(case).await?;
+    let list = json!([bridge(case), {"type": "firewall"}, {"type": "tuning"}]);
+    let oldest = json!([bridge(case), {"type": "tuning"}]);
     let mut described = vec![
         ("a.conflist", json!({"cniVersion": "0.3.1", "plugins": oldest})),
         ("a.conflist", json!({"cniVersions": ["0.4.0", "1.0.0", "1.1.0"]})),
         ("a.conf", json!({"cniVersion": "0.4.0"})),
     ];
     let mut refusals = Vec::new();
-    let spoken = versions_spoken(scene, &["bridge", "firewall", "tuning"])?;
+    let spoken = versions_spoken(case, &["bridge", "firewall", "tuning"])?;
     for version in ["0.3.1", "0.4.0", "1.0.0", "1.1.0"] {
         match spoken.iter().find(|(_, versions)| !versions.iter().any(|spoken| spoken == version)) {
             Some((culprit, _)) => refusals.push((version, *culprit)),
@@ -262,36 +266,36 @@ async fn networks_of_each_version_that_the_plugins_speak_are_joined(scene: &Scen
         }
     }
     for (file, versions) in described {
-        let mut network = if file == "a.conf" { bridge(scene) } else { json!({"plugins": list}) };
+        let mut network = if file == "a.conf" { bridge(case) } else { json!({"plugins": list}) };
         network["name"] = json!("versioned");
         for (key, value) in versions.as_object().into_iter().flatten() {
             network[key] = value.clone();
         }
         stage.describe(file, &network)?;
-        let task = server(scene, &plugin, &on("versioned")).await.with_context(|| network.to_string())?;
+        let task = server(case, &plugin, &on("versioned")).await.with_context(|| network.to_string())?;
         let name = format!("web-{}", &task.alloc.id[..8]);
-        same!(ask(&told(&plugin, &task).await?.addr, PORT)?, name);
+        ensure_eq!(ask(&told(&plugin, &task).await?.addr, PORT)?, name);
         task.end(&plugin).await?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
         fs::remove_file(stage.networks().join(file))?;
     }
     // No firewall plugin speaks the oldest version, and Debian 12's plugins don't speak the newest.
     for (version, culprit) in refusals {
         stage
             .describe("a.conflist", &json!({"cniVersion": version, "name": "versioned", "plugins": list}))?;
-        let task = scene.prepare(&plugin, &with(scene, "true", &on("versioned"))).await?;
+        let task = case.prepare(&plugin, &with(case, "true", &on("versioned"))).await?;
         refused(
             plugin.start_task(task.config.clone()).await,
             &[culprit, "incompatible CNI version", version],
         )?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
     }
     plugin.shut_down().await
 }
 
-async fn a_file_that_is_no_network_is_named_with_its_line(scene: &Scene) -> Result<()> {
-    let stage = Stage::set(scene, "")?;
-    let mut plugin = stage.plugin(scene).await?;
+async fn a_file_that_is_no_network_is_named_with_its_line(case: &CaseContext) -> Result<()> {
+    let stage = Stage::set(case, "")?;
+    let mut plugin = stage.plugin(case).await?;
     let file = |name: &str| stage.networks().join(name);
     fs::write(file("b.conflist"), "{\n  \"name\": \"broken\",\n  \"plugins\": [,]\n}")?;
     stage.describe("c.conflist", &json!({"name": "bare", "cniVersion": "1.0.0", "plugins": [{}]}))?;
@@ -300,46 +304,46 @@ async fn a_file_that_is_no_network_is_named_with_its_line(scene: &Scene) -> Resu
         ("bare", &["c.conflist", "plugin 1", "type"]),
         ("absent", &["\"absent\"", "troubled"]),
     ] {
-        let task = scene.prepare(&plugin, &with(scene, "true", &on(name))).await?;
+        let task = case.prepare(&plugin, &with(case, "true", &on(name))).await?;
         refused(plugin.start_task(task.config.clone()).await, words)?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
     }
     plugin.shut_down().await
 }
 
-async fn a_node_tells_whether_it_has_the_plugins_of_the_bridge(scene: &Scene) -> Result<()> {
-    let stage = Stage::set(scene, "")?;
+async fn a_node_tells_whether_it_has_the_plugins_of_the_bridge(case: &CaseContext) -> Result<()> {
+    let stage = Stage::set(case, "")?;
     for there in [true, false] {
         if !there {
             fs::remove_file(stage.bin().join("firewall"))?;
         }
-        let mut plugin = stage.plugin(scene).await?;
+        let mut plugin = stage.plugin(case).await?;
         let first = plugin.fingerprints().await?.message().await?.context("no fingerprint")?;
         let attribute = first.attributes.get("driver.containerd-driver.bridge_network");
         let told = attribute.and_then(|attribute| attribute.value.clone());
-        same!(told == Some(Attribute::BoolVal(true)), there);
+        ensure_eq!(told == Some(Attribute::BoolVal(true)), there);
         plugin.shut_down().await?;
     }
     Ok(())
 }
 
-async fn an_address_of_a_container_whose_bundle_is_lost_is_given_up(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = server(scene, &plugin, &[("network_mode", json!("bridge"))]).await?;
-    let (address, bridge) = (told(&plugin, &task).await?.addr, scene.world().networks().tasks().name);
-    let leases = scene.state_dir().join("leases").join(bridge);
+async fn an_address_of_a_container_whose_bundle_is_lost_is_given_up(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
+    let task = server(case, &plugin, &[("network_mode", json!("bridge"))]).await?;
+    let (address, bridge) = (told(&plugin, &task).await?.addr, case.environment().networks().tasks().name);
+    let leases = case.state_dir().join("leases").join(bridge);
     ensure!(leases.join(&address).exists(), "the address is noted elsewhere");
     plugin.shut_down().await?;
     // The address of another container, whose bundle is nowhere.
     let lost = address.rsplit_once('.').map(|(network, _)| leases.join(format!("{network}.100")));
     let lost = lost.context("no address of version 4")?;
     fs::write(&lost, "web-of-nobody\r\neth0")?;
-    let mut next = scene.plugin().await?;
+    let mut next = case.plugin().await?;
     let _fingerprints = next.fingerprints().await?;
     until(LIMIT, "the address is given up", || !lost.exists()).await?;
     task.recover(&next).await?;
-    same!(ask(&address, PORT)?, format!("web-{}", &task.alloc.id[..8]));
+    ensure_eq!(ask(&address, PORT)?, format!("web-{}", &task.alloc.id[..8]));
     task.end(&next).await?;
-    scene.nothing_left()?;
+    case.nothing_left()?;
     next.shut_down().await
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::process;
 use harness::fixture::registry::free_port;
 use harness::host::Plugin;
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::cases::support::plugin_end::PluginEnd;
 use crate::cases::support::web_server::{PORT, ask, beside, offer, port, server, told, with};
-use crate::cases::support::{cases, orphans, refused, same, until};
+use crate::cases::support::{cases, ensure_eq, orphans, refused, until};
 
 cases!["network failures":
     a_plugin_that_is_missing_fails_or_hangs_leaves_nothing,
@@ -38,10 +38,10 @@ struct Plugins {
 }
 
 impl Plugins {
-    fn install(scene: &Scene) -> Result<Self> {
-        let directory = scene.directory().join("plugins");
+    fn install(case: &CaseContext) -> Result<Self> {
+        let directory = case.directory().join("plugins");
         fs::create_dir_all(&directory)?;
-        let installed = scene.programs().cni().to_owned();
+        let installed = case.programs().cni().to_owned();
         for plugin in fs::read_dir(&installed)? {
             let plugin = plugin?;
             symlink(plugin.path(), directory.join(plugin.file_name()))?;
@@ -72,8 +72,8 @@ impl Plugins {
         Ok(fs::set_permissions(&at, fs::Permissions::from_mode(0o755))?)
     }
 
-    fn options(&self, scene: &Scene) -> Value {
-        let mut options = scene.options();
+    fn options(&self, case: &CaseContext) -> Value {
+        let mut options = case.options();
         options["cni_path"] = json!(self.directory.display().to_string());
         options["cni_timeout"] = json!("3s");
         options
@@ -81,16 +81,16 @@ impl Plugins {
 }
 
 /// Prepares a task with a network and a published port.
-async fn published(scene: &Scene, plugin: &Plugin) -> Result<Task> {
+async fn published(case: &CaseContext, plugin: &Plugin) -> Result<Task> {
     let options = [("network_mode", json!("bridge")), ("ports", json!(["http"]))];
-    let mut task = scene.prepare(plugin, &with(scene, "sleep 600", &options)).await?;
+    let mut task = case.prepare(plugin, &with(case, "sleep 600", &options)).await?;
     offer(&mut task, vec![port("http", free_port()?, PORT, "127.0.0.1")]);
     Ok(task)
 }
 
-async fn a_plugin_that_is_missing_fails_or_hangs_leaves_nothing(scene: &Scene) -> Result<()> {
-    let plugins = Plugins::install(scene)?;
-    let mut plugin = scene.plugin_as(&scene.launch(), &plugins.options(scene)).await?;
+async fn a_plugin_that_is_missing_fails_or_hangs_leaves_nothing(case: &CaseContext) -> Result<()> {
+    let plugins = Plugins::install(case)?;
+    let mut plugin = case.plugin_as(&case.launch(), &plugins.options(case)).await?;
     for (name, script, words) in [
         (
             "portmap",
@@ -106,20 +106,20 @@ async fn a_plugin_that_is_missing_fails_or_hangs_leaves_nothing(scene: &Scene) -
         ("bridge", "\"$real\" >/dev/null; exit 3", &["bridge"]),
     ] {
         plugins.replace(name, "ADD", script)?;
-        let task = published(scene, &plugin).await?;
+        let task = published(case, &plugin).await?;
         refused(plugin.start_task(task.config.clone()).await, words)?;
-        scene.nothing_left().with_context(|| format!("{name}: {script}"))?;
+        case.nothing_left().with_context(|| format!("{name}: {script}"))?;
         plugins.restore(name)?;
     }
     for name in ["portmap", "host-local", "bridge"] {
         plugins.remove(name)?;
-        let task = published(scene, &plugin).await?;
+        let task = published(case, &plugin).await?;
         let directory = plugins.directory.display().to_string();
         refused(plugin.start_task(task.config.clone()).await, &[name, &directory, "cni_path"])?;
-        scene.nothing_left().with_context(|| format!("without {name}"))?;
+        case.nothing_left().with_context(|| format!("without {name}"))?;
         plugins.restore(name)?;
     }
-    let task = server(scene, &plugin, &[("network_mode", json!("bridge"))]).await?;
+    let task = server(case, &plugin, &[("network_mode", json!("bridge"))]).await?;
     ask(&told(&plugin, &task).await?.addr, PORT)?;
     task.end(&plugin).await?;
     plugin.shut_down().await
@@ -135,11 +135,11 @@ async fn reached(plugins: &Plugins, plugin: &str, call: impl Future<Output = Res
     Ok(fs::remove_file(note)?)
 }
 
-async fn a_driver_that_dies_while_a_network_is_made_leaves_nothing(scene: &Scene) -> Result<()> {
-    let plugins = Plugins::install(scene)?;
-    let options = plugins.options(scene);
-    let mut first = scene.plugin_as(&scene.launch(), &options).await?;
-    scene.still_works(&first).await?;
+async fn a_driver_that_dies_while_a_network_is_made_leaves_nothing(case: &CaseContext) -> Result<()> {
+    let plugins = Plugins::install(case)?;
+    let options = plugins.options(case);
+    let mut first = case.plugin_as(&case.launch(), &options).await?;
+    case.still_works(&first).await?;
     first.shut_down().await?;
     for how in [PluginEnd::Killed, PluginEnd::ShutDown] {
         for (name, script) in [
@@ -149,16 +149,16 @@ async fn a_driver_that_dies_while_a_network_is_made_leaves_nothing(scene: &Scene
             ("portmap", "\"$real\" >/dev/null; touch \"$0.reached\"; sleep 600"),
         ] {
             plugins.replace(name, "ADD", script)?;
-            let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
-            let mut task = published(scene, &plugin).await?;
+            let mut plugin = case.plugin_as(&case.launch(), &options).await?;
+            let mut task = published(case, &plugin).await?;
             reached(&plugins, name, task.start(&plugin)).await?;
             match how {
                 PluginEnd::Killed => plugin.kill().await?,
                 PluginEnd::ShutDown => plugin.shut_down().await?,
             }
             plugins.restore(name)?;
-            let mut next = scene.plugin_as(&scene.launch(), &options).await?;
-            let left = scene.nothing_left_within(LIMIT);
+            let mut next = case.plugin_as(&case.launch(), &options).await?;
+            let left = case.nothing_left_within(LIMIT);
             left.with_context(|| format!("{how:?} at {name}: {script}"))?;
             next.shut_down().await?;
         }
@@ -166,121 +166,124 @@ async fn a_driver_that_dies_while_a_network_is_made_leaves_nothing(scene: &Scene
     Ok(())
 }
 
-async fn a_driver_that_dies_while_a_network_is_taken_down_leaves_nothing(scene: &Scene) -> Result<()> {
-    let plugins = Plugins::install(scene)?;
-    let options = plugins.options(scene);
+async fn a_driver_that_dies_while_a_network_is_taken_down_leaves_nothing(case: &CaseContext) -> Result<()> {
+    let plugins = Plugins::install(case)?;
+    let options = plugins.options(case);
     for script in ["touch \"$0.reached\"; sleep 600", "\"$real\"; touch \"$0.reached\"; sleep 600"] {
-        let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
-        let mut task = published(scene, &plugin).await?;
+        let mut plugin = case.plugin_as(&case.launch(), &options).await?;
+        let mut task = published(case, &plugin).await?;
         task.start(&plugin).await?;
         plugins.replace("portmap", "DEL", script)?;
         reached(&plugins, "portmap", task.end(&plugin)).await?;
         plugin.kill().await?;
         plugins.restore("portmap")?;
-        let mut next = scene.plugin_as(&scene.launch(), &options).await?;
-        scene.nothing_left_within(LIMIT).context(script)?;
+        let mut next = case.plugin_as(&case.launch(), &options).await?;
+        case.nothing_left_within(LIMIT).context(script)?;
         next.shut_down().await?;
     }
     Ok(())
 }
 
-async fn a_network_is_taken_down_while_containerd_is_down(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let mut task = published(scene, plugin).await?;
+async fn a_network_is_taken_down_while_containerd_is_down(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let mut task = published(case, plugin).await?;
     task.start(plugin).await?;
-    scene.world().containerd().kill()?;
+    case.environment().containerd().kill()?;
     let _ = tokio::time::timeout(LIMIT, task.end(plugin)).await?;
     // The rest of the teardown waits for containerd.
-    let left = scene.world().networks().census();
+    let left = case.environment().networks().census();
     ensure!(left.is_empty(), "of the network there is left: {left:?}");
-    scene.world().containerd().start()?;
-    scene.nothing_left_within(Duration::from_secs(60))?;
+    case.environment().containerd().start()?;
+    case.nothing_left_within(Duration::from_secs(60))?;
     Ok(())
 }
 
-async fn a_network_that_can_not_be_taken_down_is_taken_down_later(scene: &Scene) -> Result<()> {
-    let plugins = Plugins::install(scene)?;
-    let mut plugin = scene.plugin_as(&scene.launch(), &plugins.options(scene)).await?;
+async fn a_network_that_can_not_be_taken_down_is_taken_down_later(case: &CaseContext) -> Result<()> {
+    let plugins = Plugins::install(case)?;
+    let mut plugin = case.plugin_as(&case.launch(), &plugins.options(case)).await?;
     for broken in ["missing", "failing"] {
-        let mut task = published(scene, &plugin).await?;
+        let mut task = published(case, &plugin).await?;
         task.start(&plugin).await?;
         match broken {
             "missing" => plugins.remove("portmap")?,
             _ => plugins.replace("portmap", "DEL", "echo broken >&2; exit 1")?,
         }
         refused(plugin.destroy_task(task.id(), true).await, &["portmap"])?;
-        ensure!(!scene.census().is_empty(), "nothing is left though it could not be taken down");
+        ensure!(!case.census().is_empty(), "nothing is left though it could not be taken down");
         plugins.restore("portmap")?;
-        scene.nothing_left_within(LIMIT).context(broken)?;
+        case.nothing_left_within(LIMIT).context(broken)?;
     }
     plugin.shut_down().await
 }
 
-async fn a_task_of_another_ones_network_is_cut_off_without_a_trace(scene: &Scene) -> Result<()> {
+async fn a_task_of_another_ones_network_is_cut_off_without_a_trace(case: &CaseContext) -> Result<()> {
     for delay_ms in [20, 60, 100] {
-        let mut plugin = scene.plugin().await?;
-        let first = server(scene, &plugin, &[("network_mode", json!("bridge"))]).await?;
-        let config = with(scene, "sleep 600", &[("network_mode", json!("task:web"))]);
-        let mut task = beside(scene, &plugin, &first, &config).await?;
+        let mut plugin = case.plugin().await?;
+        let first = server(case, &plugin, &[("network_mode", json!("bridge"))]).await?;
+        let config = with(case, "sleep 600", &[("network_mode", json!("task:web"))]);
+        let mut task = beside(case, &plugin, &first, &config).await?;
         let _ = tokio::time::timeout(Duration::from_millis(delay_ms), task.start(&plugin)).await;
         plugin.kill().await?;
-        let options = orphans::options(scene, &json!({"creation_grace": "5s"}));
-        let mut next = scene.plugin_as(&scene.launch(), &options).await?;
+        let options = orphans::options(case, &json!({"creation_grace": "5s"}));
+        let mut next = case.plugin_as(&case.launch(), &options).await?;
         first.recover(&next).await?;
         ask(&told(&next, &first).await?.addr, PORT)?;
         // The first task can be ended whether the other one had started or not.
         first.end(&next).await?;
-        scene.nothing_left_within(LIMIT)?;
+        case.nothing_left_within(LIMIT)?;
         next.shut_down().await?;
     }
     Ok(())
 }
 
-async fn an_address_that_is_held_for_no_task_is_given_up(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let mut task = published(scene, &plugin).await?;
+async fn an_address_that_is_held_for_no_task_is_given_up(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
+    let mut task = published(case, &plugin).await?;
     task.start(&plugin).await?;
     plugin.kill().await?;
-    let bridge = scene.world().networks().tasks();
-    let leases = scene.state_dir().join("leases").join(&bridge.name);
+    let bridge = case.environment().networks().tasks();
+    let leases = case.state_dir().join("leases").join(&bridge.name);
     let of_nobody = leases.join(bridge.subnet.replace("0/25", "99"));
     let own = fs::read_dir(&leases)?.flatten().map(|file| file.path());
     let own = own.filter(|file| fs::read_to_string(file).is_ok_and(|text| text.contains("eth0")));
     let own: Vec<_> = own.collect();
     ensure!(own.len() == 1, "the task has {own:?}");
     fs::write(&of_nobody, "lost-1\r\neth0")?;
-    let mut next = scene.plugin().await?;
+    let mut next = case.plugin().await?;
     until(LIMIT, "the end of a lease that nobody has", || !of_nobody.exists()).await?;
     ensure!(own[0].exists(), "the task that runs has lost its address");
     task.recover(&next).await?;
     task.end(&next).await?;
-    scene.nothing_left()?;
+    case.nothing_left()?;
     next.shut_down().await
 }
 
 /// Debian 12's bridge plugin reports after the failure that it can't remove rules, which it never made.
-async fn a_bridge_that_has_other_addresses_is_refused_and_nothing_is_left(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = server(scene, &plugin, &[("network_mode", json!("bridge"))]).await?;
-    let mut options = scene.options();
-    options["bridge_network_subnet"] = json!(scene.world().networks().tasks().subnet.replace("0/25", "0/26"));
-    let mut next = scene.next_plugin_with(&mut plugin, &options).await?;
+async fn a_bridge_that_has_other_addresses_is_refused_and_nothing_is_left(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
+    let task = server(case, &plugin, &[("network_mode", json!("bridge"))]).await?;
+    let mut options = case.options();
+    options["bridge_network_subnet"] =
+        json!(case.environment().networks().tasks().subnet.replace("0/25", "0/26"));
+    let mut next = case.next_plugin_with(&mut plugin, &options).await?;
     task.recover(&next).await?;
     // The driver's processes come and go.
-    let census =
-        || scene.census().into_iter().filter(|line| !line.starts_with("process")).collect::<Vec<_>>();
+    let census = || case.census().into_iter().filter(|line| !line.starts_with("process")).collect::<Vec<_>>();
     let before = census();
-    let refused_one = published(scene, &next).await?;
+    let refused_one = published(case, &next).await?;
     let words = ["already has an IP address", "10.201."];
     refused(next.start_task(refused_one.config.clone()).await, &words)?;
-    same!(census(), before);
+    ensure_eq!(census(), before);
     task.end(&next).await?;
-    scene.nothing_left()?;
+    case.nothing_left()?;
     next.shut_down().await
 }
 
 /// Removes the rules as a restart of the host's firewall does.
-async fn rules_that_somebody_else_has_removed_hold_up_no_end(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let mut task = published(scene, plugin).await?;
+async fn rules_that_somebody_else_has_removed_hold_up_no_end(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
+    let mut task = published(case, plugin).await?;
     task.start(plugin).await?;
     let address = told(plugin, &task).await?.addr;
     let rules = process::output(Command::new("iptables-save").args(["-t", "nat"]))?;
@@ -294,5 +297,5 @@ async fn rules_that_somebody_else_has_removed_hold_up_no_end(scene: &Scene, plug
     );
     process::output(Command::new("sh").args(["-ec", &script]))?;
     task.end(plugin).await?;
-    scene.nothing_left()
+    case.nothing_left()
 }

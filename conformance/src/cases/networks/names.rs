@@ -4,14 +4,14 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::image::Form;
 use harness::host::Plugin;
 use harness::task::LIMIT;
 use nomad_proto::driver as pb;
 use serde_json::json;
 
-use crate::cases::support::{cases, refused, same};
+use crate::cases::support::{cases, ensure_eq, refused};
 
 cases!["names":
     a_task_finds_itself_by_its_name,
@@ -24,21 +24,21 @@ cases!["names":
     a_name_or_host_that_can_not_be_is_refused,
 ];
 
-async fn a_task_finds_itself_by_its_name(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn a_task_finds_itself_by_its_name(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let script = "hostname; cat /etc/hostname; echo $HOSTNAME; grep -c localhost /etc/hosts; grep -w $(hostname) /etc/hosts; \
                   grep db /etc/hosts";
-    let mut config = scene.shell(script);
+    let mut config = case.shell(script);
     config["extra_hosts"] = json!(["db:10.0.0.5", "db6:[fd00::5]"]);
-    let mut task = scene.prepare(plugin, &config).await?;
+    let mut task = case.prepare(plugin, &config).await?;
     // Any user may resolve names.
     task.config.user = "app".to_owned();
     task.start(plugin).await?;
     let name = format!("web-{}", &task.alloc.id[..8]);
     let rest = "10.0.0.5 db\nfd00::5 db6\n";
-    same!(task.stdout(plugin).await?, format!("{name}\n{name}\n{name}\n2\n127.0.1.1 {name}\n{rest}"));
+    ensure_eq!(task.stdout(plugin).await?, format!("{name}\n{name}\n{name}\n2\n127.0.1.1 {name}\n{rest}"));
     task.destroy(plugin).await?;
     config["hostname"] = json!("web-1.example");
-    let mut task = scene.prepare(plugin, &config).await?;
+    let mut task = case.prepare(plugin, &config).await?;
     // The network's own address as Nomad reports it takes precedence.
     task.config.network_isolation_spec = Some(pb::NetworkIsolationSpec {
         mode: pb::network_isolation_spec::NetworkIsolationMode::None.into(),
@@ -47,19 +47,19 @@ async fn a_task_finds_itself_by_its_name(scene: &Scene, plugin: &Plugin) -> Resu
     });
     task.start(plugin).await?;
     let name = "web-1.example";
-    same!(task.stdout(plugin).await?, format!("{name}\n{name}\n{name}\n2\n10.9.9.9 {name}\n{rest}"));
+    ensure_eq!(task.stdout(plugin).await?, format!("{name}\n{name}\n{name}\n2\n10.9.9.9 {name}\n{rest}"));
     task.destroy(plugin).await
 }
 
-async fn the_files_are_the_tasks_to_change_and_go_with_it(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn the_files_are_the_tasks_to_change_and_go_with_it(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let script = "for f in hosts hostname resolv.conf; do ! grep -q mine /etc/$f && echo mine >>/etc/$f || exit 9; done";
-    let mut task = scene.prepare(plugin, &scene.shell(script)).await?;
+    let mut task = case.prepare(plugin, &case.shell(script)).await?;
     for attempt in 1..=2 {
         task.start(plugin).await?;
         let exit = task.wait(plugin).await?;
         ensure!(exit.exit_code == 0, "attempt {attempt} ended with {exit:?}");
         task.destroy(plugin).await?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
         task.next_attempt()?;
     }
     for file in ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf"] {
@@ -81,15 +81,15 @@ fn used_bytes(directory: &Path) -> u64 {
     entries.map(used).sum()
 }
 
-async fn the_files_can_not_grow_on_the_host(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn the_files_can_not_grow_on_the_host(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     const MIB: u64 = 1 << 20;
     let script = "for f in hosts hostname resolv.conf; do dd if=/dev/zero of=/etc/$f bs=1M count=100 2>/dev/null && echo no limit; \
                   done; cat /etc/hosts /etc/hostname /etc/resolv.conf | wc -c; echo full; \
                   until [ -e /local/go ]; do sleep 0.05; done; : >/etc/hosts; : >/etc/hostname; \
                   echo 10.0.0.7 db >/etc/hosts && cat /etc/hosts; sleep 600";
-    let task = scene.run(plugin, &scene.shell(script)).await?;
+    let task = case.run(plugin, &case.shell(script)).await?;
     task.alloc.stdout.to_contain("full\n", LIMIT).await?;
-    let used = used_bytes(&scene.state_dir().join("nomad"));
+    let used = used_bytes(&case.state_dir().join("nomad"));
     ensure!(used < MIB, "the state directory has {used} bytes");
     let said = task.alloc.stdout.text();
     let bytes: u64 = said.lines().next().unwrap_or_default().parse().with_context(|| said.clone())?;
@@ -98,7 +98,7 @@ async fn the_files_can_not_grow_on_the_host(scene: &Scene, plugin: &Plugin) -> R
     task.alloc.stdout.to_contain("full\n10.0.0.7 db\n", LIMIT).await?;
     // The file system is mounted nowhere on the host while the task runs.
     let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let held = format!("{}/nomad", scene.state_dir().display());
+    let held = format!("{}/nomad", case.state_dir().display());
     let files: Vec<_> =
         mounts.lines().filter(|line| line.contains(&held) && !line.contains("/rootfs ")).collect();
     ensure!(files.is_empty(), "{files:?}");
@@ -106,50 +106,51 @@ async fn the_files_can_not_grow_on_the_host(scene: &Scene, plugin: &Plugin) -> R
 }
 
 /// The links are those of images of distributions with systemd, and of malicious images.
-async fn files_that_are_links_in_the_image_lead_to_the_tasks_own(scene: &Scene) -> Result<()> {
-    let outside = scene.directory().join("outside");
+async fn files_that_are_links_in_the_image_lead_to_the_tasks_own(case: &CaseContext) -> Result<()> {
+    let outside = case.directory().join("outside");
     std::fs::create_dir_all(&outside)?;
     std::fs::write(outside.join("hostname"), "untouched\n")?;
-    let image = scene.world().catalog().with(|tree| {
+    let image = case.environment().catalog().with(|tree| {
         tree.link("etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf")?;
         for name in ["hosts", "hostname"] {
             tree.link(&format!("etc/{name}"), &format!("../../../../..{}/{name}", outside.display()))?;
         }
         tree.link("sbin", &format!("../../../../..{}", outside.display()))
     })?;
-    image.push(scene.world().registry(), "linked", "v1", Form::Oci)?;
-    let mut plugin = scene.plugin().await?;
+    image.push(case.environment().registry(), "linked", "v1", Form::Oci)?;
+    let mut plugin = case.plugin().await?;
     let script = "grep -q localhost /etc/hosts && cat /etc/hostname && test -f /run/systemd/resolve/stub-resolv.conf && \
                   echo 10.0.0.5 db >>/etc/hosts && cat /proc/1/comm";
-    let mut config = scene.shell(script);
-    config["image"] = json!(scene.image("linked:v1"));
+    let mut config = case.shell(script);
+    config["image"] = json!(case.image("linked:v1"));
     config["hostname"] = json!("web-1");
     config["init"] = json!(true);
-    let task = scene.run(&plugin, &config).await?;
-    same!(task.stdout(&plugin).await?, "web-1\ndocker-init\n");
+    let task = case.run(&plugin, &config).await?;
+    ensure_eq!(task.stdout(&plugin).await?, "web-1\ndocker-init\n");
     task.destroy(&plugin).await?;
-    same!(std::fs::read_dir(&outside)?.count(), 1);
-    same!(std::fs::read_to_string(outside.join("hostname"))?, "untouched\n");
+    ensure_eq!(std::fs::read_dir(&outside)?.count(), 1);
+    ensure_eq!(std::fs::read_to_string(outside.join("hostname"))?, "untouched\n");
     plugin.shut_down().await
 }
 
-async fn the_hosts_servers_are_asked_unless_the_job_wants_the_images(scene: &Scene) -> Result<()> {
+async fn the_hosts_servers_are_asked_unless_the_job_wants_the_images(case: &CaseContext) -> Result<()> {
     let own = "nameserver 192.0.2.77\n";
-    let image = scene.world().catalog().with(|tree| tree.file("etc/resolv.conf", 0o644, own.as_bytes()))?;
-    image.push(scene.world().registry(), "resolving", "v1", Form::Oci)?;
+    let image =
+        case.environment().catalog().with(|tree| tree.file("etc/resolv.conf", 0o644, own.as_bytes()))?;
+    image.push(case.environment().registry(), "resolving", "v1", Form::Oci)?;
     let hosts = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let mut plugin = scene.plugin().await?;
-    let mut config = scene.shell("cat /etc/resolv.conf");
-    config["image"] = json!(scene.image("resolving:v1"));
+    let mut plugin = case.plugin().await?;
+    let mut config = case.shell("cat /etc/resolv.conf");
+    config["image"] = json!(case.image("resolving:v1"));
     for (host_dns, content) in
         [(json!(null), hosts.as_str()), (json!(true), hosts.as_str()), (json!(false), own)]
     {
         config["host_dns"] = host_dns;
-        let task = scene.run(&plugin, &config).await?;
+        let task = case.run(&plugin, &config).await?;
         let said = task.stdout(&plugin).await?;
         // Name servers on the host's loopback are replaced where others are known.
         if content == own || !content.contains("nameserver 127.") {
-            same!(said, content);
+            ensure_eq!(said, content);
         } else {
             ensure!(said != own, "the image's own is there");
         }
@@ -158,11 +159,11 @@ async fn the_hosts_servers_are_asked_unless_the_job_wants_the_images(scene: &Sce
     plugin.shut_down().await
 }
 
-async fn the_servers_of_a_dns_block_win(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let mut config = scene.shell("grep -E '^(nameserver|search|options)' /etc/resolv.conf");
+async fn the_servers_of_a_dns_block_win(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let mut config = case.shell("grep -E '^(nameserver|search|options)' /etc/resolv.conf");
     for host_dns in [true, false] {
         config["host_dns"] = json!(host_dns);
-        let mut task = scene.prepare(plugin, &config).await?;
+        let mut task = case.prepare(plugin, &config).await?;
         let list = |words: &str| words.split(' ').map(str::to_owned).collect();
         task.config.dns = Some(pb::DnsConfig {
             servers: list("192.0.2.1 192.0.2.2"),
@@ -170,7 +171,7 @@ async fn the_servers_of_a_dns_block_win(scene: &Scene, plugin: &Plugin) -> Resul
             options: list("ndots:2"),
         });
         task.start(plugin).await?;
-        same!(
+        ensure_eq!(
             task.stdout(plugin).await?,
             "nameserver 192.0.2.1\nnameserver 192.0.2.2\nsearch a.example b.example\noptions ndots:2\n"
         );
@@ -179,14 +180,14 @@ async fn the_servers_of_a_dns_block_win(scene: &Scene, plugin: &Plugin) -> Resul
     Ok(())
 }
 
-async fn in_the_hosts_network_the_hosts_names_count(scene: &Scene) -> Result<()> {
+async fn in_the_hosts_network_the_hosts_names_count(case: &CaseContext) -> Result<()> {
     let own = std::fs::read_to_string("/proc/sys/kernel/hostname")?.trim().to_owned();
     let known = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
-    let mut plugin = scene.plugin().await?;
-    let mut config = scene.shell("hostname; cat /etc/hosts; sleep 600");
+    let mut plugin = case.plugin().await?;
+    let mut config = case.shell("hostname; cat /etc/hosts; sleep 600");
     config["host_network"] = json!(true);
     config["extra_hosts"] = json!(["db:10.0.0.5"]);
-    let task = scene.run(&plugin, &config).await?;
+    let task = case.run(&plugin, &config).await?;
     task.alloc.stdout.to_contain("10.0.0.5 db\n", LIMIT).await?;
     let said = task.alloc.stdout.text();
     ensure!(said.starts_with(&format!("{own}\n{known}")), "it says {said}");
@@ -195,17 +196,17 @@ async fn in_the_hosts_network_the_hosts_names_count(scene: &Scene) -> Result<()>
     plugin.shut_down().await
 }
 
-async fn a_name_or_host_that_can_not_be_is_refused(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn a_name_or_host_that_can_not_be_is_refused(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     for (option, value, word) in [
         ("hostname", json!("web_1"), "web_1"),
         ("extra_hosts", json!(["db"]), "db"),
         ("extra_hosts", json!(["db:elsewhere"]), "elsewhere"),
     ] {
-        let mut config = scene.shell("true");
+        let mut config = case.shell("true");
         config[option] = value;
-        let task = scene.prepare(plugin, &config).await?;
+        let task = case.prepare(plugin, &config).await?;
         refused(plugin.start_task(task.config.clone()).await, &[option, word])?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::process;
 use harness::fixture::registry::free_port;
 use harness::host::Plugin;
@@ -15,7 +15,7 @@ use nomad_proto::driver as pb;
 use serde_json::json;
 
 use crate::cases::support::web_server::{PORT, SERVE, ask, offer, port, server, serving, told, with};
-use crate::cases::support::{cases, refused, same};
+use crate::cases::support::{cases, ensure_eq, refused};
 
 cases!["networks":
     without_a_network_a_task_has_its_loopback_alone,
@@ -41,55 +41,55 @@ fn address_of_host() -> Result<String> {
     Ok(word.and_then(|word| word.split('/').next()).context("the host has no address")?.to_owned())
 }
 
-async fn without_a_network_a_task_has_its_loopback_alone(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn without_a_network_a_task_has_its_loopback_alone(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let script = "ls /sys/class/net; httpd -p 127.0.0.1:8080 -h /etc; httpd -p '[::1]:8081' -h /etc; \
                   wget -q -O - http://127.0.0.1:8080/hostname; wget -q -O - http://[::1]:8081/hostname";
     for mode in [json!(null), json!("none")] {
-        let task = scene.run(plugin, &with(scene, script, &[("network_mode", mode)])).await?;
+        let task = case.run(plugin, &with(case, script, &[("network_mode", mode)])).await?;
         let name = format!("web-{}", &task.alloc.id[..8]);
-        same!(task.stdout(plugin).await?, format!("lo\n{name}\n{name}\n"));
-        same!(plugin.inspect_task(task.id()).await?.network_override, None);
+        ensure_eq!(task.stdout(plugin).await?, format!("lo\n{name}\n{name}\n"));
+        ensure_eq!(plugin.inspect_task(task.id()).await?.network_override, None);
         task.destroy(plugin).await?;
     }
     Ok(())
 }
 
-async fn a_task_on_the_bridge_is_reached_and_nomad_is_told_where(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = scene.prepare(&plugin, &with(scene, SERVE, &[("network_mode", json!("bridge"))])).await?;
+async fn a_task_on_the_bridge_is_reached_and_nomad_is_told_where(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
+    let task = case.prepare(&plugin, &with(case, SERVE, &[("network_mode", json!("bridge"))])).await?;
     let answer = plugin.start_task(task.config.clone()).await?;
     let mut task = task;
     task.handle = answer.handle;
     let network = answer.network_override.context("StartTask tells of no network")?;
     let name = format!("web-{}", &task.alloc.id[..8]);
     task.alloc.stdout.to_contain("up\n", LIMIT).await?;
-    same!(ask(&network.addr, PORT)?, name);
+    ensure_eq!(ask(&network.addr, PORT)?, name);
     ensure!(!network.auto_advertise, "the bridge's address is advertised to other nodes");
     // The task finds itself by its address, and execs are in the same network.
     let (code, said) = task
         .exec(&plugin, "wget -q -O - http://$(hostname):8080/hostname; grep -w $(hostname) /etc/hosts")
         .await?;
-    same!((code, said), (0, format!("{name}\n{} {name}\n", network.addr)));
-    same!(told(&plugin, &task).await?, network);
+    ensure_eq!((code, said), (0, format!("{name}\n{} {name}\n", network.addr)));
+    ensure_eq!(told(&plugin, &task).await?, network);
     // The agent keeps the network's override, and so does the driver.
-    let mut next = scene.next_plugin(&mut plugin).await?;
+    let mut next = case.next_plugin(&mut plugin).await?;
     task.recover(&next).await?;
-    same!(told(&next, &task).await?, network);
-    same!(ask(&network.addr, PORT)?, name);
+    ensure_eq!(told(&next, &task).await?, network);
+    ensure_eq!(ask(&network.addr, PORT)?, name);
     task.stop(&next, LIMIT).await?;
-    same!(task.wait(&next).await?.exit_code, 3);
+    ensure_eq!(task.wait(&next).await?.exit_code, 3);
     task.destroy(&next).await?;
-    scene.nothing_left()?;
+    case.nothing_left()?;
     next.shut_down().await
 }
 
 async fn a_published_port_is_reached_on_the_hosts_own_addresses(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
     let host = address_of_host()?;
     let options = [("network_mode", json!("bridge")), ("ports", json!(["near", "far", "all"]))];
-    let mut task = scene.prepare(plugin, &with(scene, SERVE, &options)).await?;
+    let mut task = case.prepare(plugin, &with(case, SERVE, &options)).await?;
     let [near, far, all, other] = [free_port()?, free_port()?, free_port()?, free_port()?];
     offer(
         &mut task,
@@ -103,44 +103,44 @@ async fn a_published_port_is_reached_on_the_hosts_own_addresses(
     let task = serving(task, plugin).await?;
     let name = format!("web-{}", &task.alloc.id[..8]);
     for (address, port) in [("127.0.0.1", near), (&*host, far), ("127.0.0.1", all), (&*host, all)] {
-        same!(ask(address, port)?, name);
+        ensure_eq!(ask(address, port)?, name);
     }
     ensure!(!is_open("127.0.0.1", other), "a port is published that the task doesn't list");
     ensure!(!is_open("127.0.0.1", far), "a port is published on another address");
     let network = told(plugin, &task).await?;
     let ports: std::collections::BTreeMap<_, _> = network.port_map.into_iter().collect();
-    same!(ports, ["all", "far", "near"].map(|label| (label.to_owned(), i32::from(PORT))).into());
+    ensure_eq!(ports, ["all", "far", "near"].map(|label| (label.to_owned(), i32::from(PORT))).into());
     task.end(plugin).await?;
-    scene.nothing_left()?;
+    case.nothing_left()?;
     ensure!(!is_open("127.0.0.1", near), "it is still published");
     Ok(())
 }
 
 async fn tasks_on_the_bridge_reach_each_other_and_are_told_apart(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
     let bridge = [("network_mode", json!("bridge"))];
-    let (one, other) = (server(scene, plugin, &bridge).await?, server(scene, plugin, &bridge).await?);
+    let (one, other) = (server(case, plugin, &bridge).await?, server(case, plugin, &bridge).await?);
     let addresses = [told(plugin, &one).await?.addr, told(plugin, &other).await?.addr];
     ensure!(addresses[0] != addresses[1], "both have {}", addresses[0]);
     for (from, to, address) in [(&one, &other, &addresses[1]), (&other, &one, &addresses[0])] {
         let asked = from.exec(plugin, &format!("wget -q -O - http://{address}:{PORT}/hostname")).await?;
-        same!(asked, (0, format!("web-{}\n", &to.alloc.id[..8])));
+        ensure_eq!(asked, (0, format!("web-{}\n", &to.alloc.id[..8])));
     }
     // The end of one task takes nothing from the other.
     one.end(plugin).await?;
-    same!(ask(&addresses[1], PORT)?, format!("web-{}", &other.alloc.id[..8]));
+    ensure_eq!(ask(&addresses[1], PORT)?, format!("web-{}", &other.alloc.id[..8]));
     other.end(plugin).await
 }
 
-async fn a_task_gets_the_address_and_the_names_that_it_asks_for(scene: &Scene) -> Result<()> {
-    let mut options = scene.options();
-    let ipv6 = scene.world().networks().tasks_ipv6();
+async fn a_task_gets_the_address_and_the_names_that_it_asks_for(case: &CaseContext) -> Result<()> {
+    let mut options = case.options();
+    let ipv6 = case.environment().networks().tasks_ipv6();
     options["bridge_network_subnet_ipv6"] = json!(ipv6);
     let ipv6 = ipv6.replace("/64", "77");
-    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
-    let subnet = scene.world().networks().tasks().subnet;
+    let mut plugin = case.plugin_as(&case.launch(), &options).await?;
+    let subnet = case.environment().networks().tasks().subnet;
     let wanted = format!("{}77", subnet.split("0/").next().context("no subnet")?);
     let asked = [
         ("network_mode", json!("bridge")),
@@ -150,78 +150,77 @@ async fn a_task_gets_the_address_and_the_names_that_it_asks_for(scene: &Scene) -
         ("mac_address", json!("02:68:b3:29:da:98")),
         ("network_aliases", json!(["db", "www"])),
     ];
-    let task = server(scene, &plugin, &asked).await?;
+    let task = server(case, &plugin, &asked).await?;
     let network = told(&plugin, &task).await?;
-    same!((&*network.addr, network.auto_advertise), (&*ipv6, true));
+    ensure_eq!((&*network.addr, network.auto_advertise), (&*ipv6, true));
     let name = format!("web-{}", &task.alloc.id[..8]);
-    same!(ask(&wanted, PORT)?, name);
+    ensure_eq!(ask(&wanted, PORT)?, name);
     let script =
         "cat /sys/class/net/eth0/address; grep -w db /etc/hosts; wget -q -O - http://www:8080/hostname";
     let hosts = format!("{wanted} {name} db www\n{ipv6} {name} db www\n");
-    same!(task.exec(&plugin, script).await?, (0, format!("02:68:b3:29:da:98\n{hosts}{name}\n")));
+    ensure_eq!(task.exec(&plugin, script).await?, (0, format!("02:68:b3:29:da:98\n{hosts}{name}\n")));
     // No other task gets the address meanwhile.
-    let second = scene.prepare(&plugin, &with(scene, "true", &asked[..2])).await?;
+    let second = case.prepare(&plugin, &with(case, "true", &asked[..2])).await?;
     refused(plugin.start_task(second.config.clone()).await, &[&wanted])?;
     task.end(&plugin).await?;
-    scene.nothing_left()?;
+    case.nothing_left()?;
     let outside = [("network_mode", json!("bridge")), ("ipv4_address", json!("192.0.2.7"))];
-    let task = scene.prepare(&plugin, &with(scene, "true", &outside)).await?;
+    let task = case.prepare(&plugin, &with(case, "true", &outside)).await?;
     refused(plugin.start_task(task.config.clone()).await, &["192.0.2.7"])?;
-    scene.nothing_left()?;
+    case.nothing_left()?;
     plugin.shut_down().await
 }
 
-async fn a_network_is_described_by_a_file(scene: &Scene) -> Result<()> {
-    let directory = scene.directory().join("cni");
+async fn a_network_is_described_by_a_file(case: &CaseContext) -> Result<()> {
+    let directory = case.directory().join("cni");
     std::fs::create_dir_all(&directory)?;
-    let bridge = scene.world().networks().described();
+    let bridge = case.environment().networks().described();
     let described = json!({
         "cniVersion": "1.0.0",
         "name": "described",
         "plugins": [{
             "type": "bridge", "bridge": bridge.name, "isGateway": true,
             "ipam": {
-                "type": "host-local", "dataDir": scene.state_dir().join("leases").display().to_string(),
+                "type": "host-local", "dataDir": case.state_dir().join("leases").display().to_string(),
                 "ranges": [[{"subnet": bridge.subnet}]],
             },
             "dns": {"nameservers": ["192.0.2.53"], "search": ["plugins.example"]},
         }],
     });
     std::fs::write(directory.join("described.conflist"), serde_json::to_vec(&described)?)?;
-    let mut options = scene.options();
+    let mut options = case.options();
     options["cni_config_dir"] = json!(directory.display().to_string());
-    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let mut plugin = case.plugin_as(&case.launch(), &options).await?;
     let mode = ("network_mode", json!("cni/described"));
-    let task = server(scene, &plugin, std::slice::from_ref(&mode)).await?;
+    let task = server(case, &plugin, std::slice::from_ref(&mode)).await?;
     let network = told(&plugin, &task).await?;
     ensure!(network.auto_advertise, "the address in a network of the operator's is not advertised");
-    same!(ask(&network.addr, PORT)?, format!("web-{}", &task.alloc.id[..8]));
+    ensure_eq!(ask(&network.addr, PORT)?, format!("web-{}", &task.alloc.id[..8]));
     let servers = "grep -E '^(nameserver|search)' /etc/resolv.conf";
     let of_plugins = "nameserver 192.0.2.53\nsearch plugins.example\n";
-    same!(task.exec(&plugin, servers).await?, (0, of_plugins.to_owned()));
+    ensure_eq!(task.exec(&plugin, servers).await?, (0, of_plugins.to_owned()));
     task.end(&plugin).await?;
     // The task's DNS servers take precedence over the network's, and the group's over all.
     let options = [mode.clone(), ("dns_servers", json!(["192.0.2.54"]))];
-    let mut task = scene.prepare(&plugin, &with(scene, servers, &options)).await?;
+    let mut task = case.prepare(&plugin, &with(case, servers, &options)).await?;
     task.start(&plugin).await?;
-    same!(task.stdout(&plugin).await?, "nameserver 192.0.2.54\nsearch plugins.example\n");
+    ensure_eq!(task.stdout(&plugin).await?, "nameserver 192.0.2.54\nsearch plugins.example\n");
     task.destroy(&plugin).await?;
-    let mut task =
-        scene.prepare(&plugin, &with(scene, "grep ^nameserver /etc/resolv.conf", &options)).await?;
+    let mut task = case.prepare(&plugin, &with(case, "grep ^nameserver /etc/resolv.conf", &options)).await?;
     task.config.dns = Some(pb::DnsConfig { servers: vec!["192.0.2.55".to_owned()], ..Default::default() });
     task.start(&plugin).await?;
-    same!(task.stdout(&plugin).await?, "nameserver 192.0.2.55\n");
+    ensure_eq!(task.stdout(&plugin).await?, "nameserver 192.0.2.55\n");
     task.destroy(&plugin).await?;
     // A network whose CNI plugins take no ports has none.
-    let mut task = scene.prepare(&plugin, &with(scene, "true", &[mode, ("ports", json!(["http"]))])).await?;
+    let mut task = case.prepare(&plugin, &with(case, "true", &[mode, ("ports", json!(["http"]))])).await?;
     offer(&mut task, vec![port("http", free_port()?, PORT, "")]);
     refused(plugin.start_task(task.config.clone()).await, &["described", "portMappings"])?;
-    scene.nothing_left()?;
+    case.nothing_left()?;
     plugin.shut_down().await
 }
 
-async fn what_does_not_go_together_is_refused(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn what_does_not_go_together_is_refused(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
     let bridge = || ("network_mode", json!("bridge"));
     for (options, words) in [
         (vec![("network_mode", json!("nat"))], &["network_mode", "nat", "cni/<network>"][..]),
@@ -237,16 +236,16 @@ async fn what_does_not_go_together_is_refused(scene: &Scene) -> Result<()> {
         (vec![bridge(), ("bandwidth", json!({"egress_rate": "fast"}))], &["bandwidth", "fast"]),
         (vec![("dns_servers", json!(["dns.example"]))], &["dns_servers", "dns.example"]),
     ] {
-        let mut task = scene.prepare(&plugin, &with(scene, "true", &options)).await?;
+        let mut task = case.prepare(&plugin, &with(case, "true", &options)).await?;
         offer(&mut task, vec![port("https", 14000, PORT, "")]);
         refused(plugin.start_task(task.config.clone()).await, words)?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
     }
     plugin.shut_down().await?;
-    let mut options = scene.options();
+    let mut options = case.options();
     options["allowed_modes"] = json!({"network": []});
-    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
-    let task = scene.prepare(&plugin, &with(scene, "true", &[("network_mode", json!("host"))])).await?;
+    let mut plugin = case.plugin_as(&case.launch(), &options).await?;
+    let task = case.prepare(&plugin, &with(case, "true", &[("network_mode", json!("host"))])).await?;
     refused(plugin.start_task(task.config.clone()).await, &["network_mode", "allowed_modes.network"])?;
     plugin.shut_down().await
 }

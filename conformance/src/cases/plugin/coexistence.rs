@@ -4,13 +4,13 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::leaks::sweep;
 use harness::task::LIMIT;
 use serde_json::json;
 
-use crate::cases::support::{cases, same};
+use crate::cases::support::{cases, ensure_eq};
 
 cases!["coexistence":
     what_a_reboot_has_left_in_containerd_is_cleared_away,
@@ -22,45 +22,45 @@ cases!["coexistence":
 /// Longer than the pause between two rounds of a plugin's garbage collection.
 const LOOKED: Duration = Duration::from_secs(30);
 
-async fn what_a_reboot_has_left_in_containerd_is_cleared_away(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+async fn what_a_reboot_has_left_in_containerd_is_cleared_away(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
+    let task = case.run(&plugin, &case.shell("sleep 600")).await?;
     plugin.kill().await?;
-    sweep::by_a_reboot(&scene.state_dir(), task.alloc.cgroup.name())?;
-    ensure!(scene.census().iter().any(|line| line.starts_with("lease")), "there is nothing to clear away");
-    let mut next = scene.plugin().await?;
+    sweep::by_a_reboot(&case.state_dir(), task.alloc.cgroup.name())?;
+    ensure!(case.census().iter().any(|line| line.starts_with("lease")), "there is nothing to clear away");
+    let mut next = case.plugin().await?;
     // The agent would try to recover the task, fail, and destroy it. The plugin finds it even without that.
     ensure!(task.recover(&next).await.is_err(), "a task of before the reboot is recovered");
-    scene.nothing_left_within(LOOKED)?;
+    case.nothing_left_within(LOOKED)?;
     next.shut_down().await
 }
 
 async fn a_plugin_with_another_state_directory_leaves_our_tasks_alone(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let task = scene.run(plugin, &scene.shell("sleep 600")).await?;
-    let mut options = scene.options();
-    options["state_dir"] = json!(scene.directory().join("other").display().to_string());
-    let mut other = scene.plugin_as(&scene.launch(), &options).await?;
-    scene.still_works(&other).await?;
+    let task = case.run(plugin, &case.shell("sleep 600")).await?;
+    let mut options = case.options();
+    options["state_dir"] = json!(case.directory().join("other").display().to_string());
+    let mut other = case.plugin_as(&case.launch(), &options).await?;
+    case.still_works(&other).await?;
     // Long enough for the other plugin's garbage collection to have run more than once.
     tokio::time::sleep(Duration::from_secs(12)).await;
-    scene.world().containerd().collect_garbage()?;
-    same!(task.exec(plugin, "cat /app/unread && echo x > /x; exit 6").await?.0, 6);
+    case.environment().containerd().collect_garbage()?;
+    ensure_eq!(task.exec(plugin, "cat /app/unread && echo x > /x; exit 6").await?.0, 6);
     other.shut_down().await?;
     task.end(plugin).await
 }
 
-async fn what_others_keep_in_containerd_is_left_alone(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let containerd = scene.world().containerd();
-    scene.still_works(plugin).await?;
-    let image = scene.image("busybox:latest");
+async fn what_others_keep_in_containerd_is_left_alone(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let containerd = case.environment().containerd();
+    case.still_works(plugin).await?;
+    let image = case.image("busybox:latest");
     containerd.ctr(&["containers", "create", &image, "theirs", "true"])?;
     containerd.ctr(&["leases", "create", "--id", "their-lease"])?;
-    scene.still_works(plugin).await?;
+    case.still_works(plugin).await?;
     tokio::time::sleep(Duration::from_secs(12)).await;
-    let left = scene.census();
+    let left = case.census();
     for theirs in ["container record theirs", "lease their-lease", "active snapshot theirs"] {
         ensure!(left.iter().any(|line| line == theirs), "{theirs} is gone: {left:?}");
     }
@@ -69,10 +69,10 @@ async fn what_others_keep_in_containerd_is_left_alone(scene: &Scene, plugin: &Pl
     Ok(())
 }
 
-async fn a_client_that_starts_our_record_harms_nothing(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let containerd = scene.world().containerd();
+async fn a_client_that_starts_our_record_harms_nothing(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let containerd = case.environment().containerd();
     let task =
-        scene.run(plugin, &scene.shell("trap 'exit 7' TERM; echo up; while :; do sleep 0.1; done")).await?;
+        case.run(plugin, &case.shell("trap 'exit 7' TERM; echo up; while :; do sleep 0.1; done")).await?;
     task.alloc.stdout.to_contain("up\n", LIMIT).await?;
     let records = containerd.ctr(&["containers", "list", "--quiet"])?;
     let record = records.split_whitespace().next().context("the task has no record to see")?;
@@ -80,8 +80,11 @@ async fn a_client_that_starts_our_record_harms_nothing(scene: &Scene, plugin: &P
     let _ = containerd.ctr(&["tasks", "start", "--detach", record]);
     let _ = containerd.ctr(&["tasks", "kill", "--signal", "SIGKILL", record]);
     let _ = containerd.ctr(&["tasks", "delete", "--force", record]);
-    same!(task.exec(plugin, "cat /app/greeting; exit 6").await?, (6, "hello from the image\n".to_owned()));
+    ensure_eq!(
+        task.exec(plugin, "cat /app/greeting; exit 6").await?,
+        (6, "hello from the image\n".to_owned())
+    );
     task.stop(plugin, LIMIT).await?;
-    same!(task.wait(plugin).await?.exit_code, 7);
+    ensure_eq!(task.wait(plugin).await?.exit_code, 7);
     task.destroy(plugin).await
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::plugin::agent_config;
 use harness::host::{Plugin, hcl};
 use nix::sys::signal::Signal;
@@ -13,7 +13,7 @@ use serde_json::json;
 use tonic::Code;
 
 use crate::case::skip;
-use crate::cases::support::{cases, refused, same};
+use crate::cases::support::{cases, ensure_eq, refused};
 
 cases!["launch":
     the_launches_that_only_probe_need_no_containerd_and_leave_nothing,
@@ -31,45 +31,45 @@ cases!["launch":
     nothing_is_written_to_stdout_after_the_handshake,
 ];
 
-async fn the_launches_that_only_probe_need_no_containerd_and_leave_nothing(scene: &Scene) -> Result<()> {
-    let mut options = scene.options();
-    options["containerd_socket"] = json!(scene.directory().join("no.sock").display().to_string());
+async fn the_launches_that_only_probe_need_no_containerd_and_leave_nothing(case: &CaseContext) -> Result<()> {
+    let mut options = case.options();
+    options["containerd_socket"] = json!(case.directory().join("no.sock").display().to_string());
 
-    let mut asked = scene.bare_plugin(&scene.launch()).await?;
+    let mut asked = case.bare_plugin(&case.launch()).await?;
     let info = asked.info().await?;
-    same!(info.r#type(), pb::PluginType::Driver);
-    same!(info.name, "containerd-driver");
+    ensure_eq!(info.r#type(), pb::PluginType::Driver);
+    ensure_eq!(info.name, "containerd-driver");
     ensure!(info.plugin_api_versions.iter().any(|version| version == "v0.1.0"), "{info:?}");
     ensure!(info.plugin_version.split('.').count() == 3, "{:?} is no version", info.plugin_version);
     let msgpack = hcl::encode(&asked.config_schema().await?, &options)?;
     asked.shut_down().await?;
 
     for config in [msgpack, Vec::new()] {
-        let mut tried = scene.bare_plugin(&scene.launch()).await?;
+        let mut tried = case.bare_plugin(&case.launch()).await?;
         tried.set_config(config.clone(), None).await?;
         tried.set_config(config, None).await?;
         tried.shut_down().await?;
     }
-    ensure!(!scene.state_dir().exists(), "a probing launch made {}", scene.state_dir().display());
+    ensure!(!case.state_dir().exists(), "a probing launch made {}", case.state_dir().display());
     Ok(())
 }
 
-async fn without_the_agents_cookie_it_ends_with_a_message(scene: &Scene) -> Result<()> {
+async fn without_the_agents_cookie_it_ends_with_a_message(case: &CaseContext) -> Result<()> {
     for cookie in [None, Some("d4327c2e".to_owned())] {
-        let mut launch = scene.launch();
+        let mut launch = case.launch();
         launch.cookie = cookie;
         let mut process = launch.spawn()?;
         let status = process.end_within(Duration::from_secs(5)).await?;
-        same!(status.code(), Some(1));
-        same!(process.stdout.all(), Vec::<String>::new());
+        ensure_eq!(status.code(), Some(1));
+        ensure_eq!(process.stdout.all(), Vec::<String>::new());
         let message = process.stderr.all().join(" ");
         ensure!(message.contains("plugin"), "it said {message:?}");
     }
     Ok(())
 }
 
-async fn an_interrupt_is_ignored(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn an_interrupt_is_ignored(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
     plugin.process().signal(Signal::SIGINT)?;
     tokio::time::sleep(Duration::from_millis(100)).await;
     ensure!(plugin.process().runs()?, "it ended");
@@ -77,8 +77,8 @@ async fn an_interrupt_is_ignored(scene: &Scene) -> Result<()> {
     plugin.shut_down().await
 }
 
-async fn sigterm_ends_it_in_good_order(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn sigterm_ends_it_in_good_order(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
     plugin.process().signal(Signal::SIGTERM)?;
     let status = plugin.process().end_within(Duration::from_secs(2)).await?;
     ensure!(status.success(), "it ended with {status}");
@@ -86,35 +86,35 @@ async fn sigterm_ends_it_in_good_order(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-async fn it_lives_on_when_the_agent_no_longer_reads_its_pipes(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn it_lives_on_when_the_agent_no_longer_reads_its_pipes(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
     plugin.process().stderr.close();
     plugin.process().stdout.close();
     for _ in 0..3 {
-        scene.still_works(&plugin).await?;
+        case.still_works(&plugin).await?;
     }
     plugin.shut_down().await
 }
 
-async fn a_runtime_whose_shim_is_missing_is_said_by_its_file(scene: &Scene) -> Result<()> {
-    let mut options = scene.options();
+async fn a_runtime_whose_shim_is_missing_is_said_by_its_file(case: &CaseContext) -> Result<()> {
+    let mut options = case.options();
     options["containerd_runtime"] = json!("io.containerd.nope.v3");
     // What an unknown shim would make of another one is not known, and refused first.
     options["oci_runtime"] = json!("");
-    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let mut plugin = case.plugin_as(&case.launch(), &options).await?;
     let mut fingerprints = plugin.fingerprints().await?;
     let first = fingerprints.message().await?.unwrap_or_default();
-    same!(first.health(), HealthState::Unhealthy);
+    ensure_eq!(first.health(), HealthState::Unhealthy);
     for word in ["containerd-shim-nope-v3", "io.containerd.nope.v3"] {
         ensure!(first.health_description.contains(word), "{word} is not in {:?}", first.health_description);
     }
-    let task = scene.prepare(&plugin, &scene.shell("true")).await?;
+    let task = case.prepare(&plugin, &case.shell("true")).await?;
     refused(plugin.start_task(task.config.clone()).await, &["containerd-shim-nope-v3"])?;
     plugin.shut_down().await
 }
 
-async fn the_documented_names_of_runtimes_are_known(scene: &Scene) -> Result<()> {
-    let shims = scene.programs().shim().parent().context("a shim in no directory")?;
+async fn the_documented_names_of_runtimes_are_known(case: &CaseContext) -> Result<()> {
+    let shims = case.programs().shim().parent().context("a shim in no directory")?;
     for (runtime, file) in [
         ("io.containerd.runc.v1", "containerd-shim-runc-v1"),
         ("io.containerd.runc.v2", "containerd-shim-runc-v2"),
@@ -125,35 +125,35 @@ async fn the_documented_names_of_runtimes_are_known(scene: &Scene) -> Result<()>
                 shims.display()
             ));
         }
-        let mut options = scene.options();
+        let mut options = case.options();
         options["containerd_runtime"] = json!(runtime);
-        let mut launch = scene.launch();
+        let mut launch = case.launch();
         launch.look_first_in(shims.to_owned());
-        let mut plugin = scene.plugin_as(&launch, &options).await?;
+        let mut plugin = case.plugin_as(&launch, &options).await?;
         let first = plugin.fingerprints().await?.message().await?.unwrap_or_default();
         ensure!(first.health() == HealthState::Healthy, "{runtime}: {}", first.health_description);
-        scene.still_works(&plugin).await?;
+        case.still_works(&plugin).await?;
         plugin.shut_down().await?;
     }
     Ok(())
 }
 
-async fn a_configuration_that_is_no_msgpack_is_refused(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.bare_plugin(&scene.launch()).await?;
+async fn a_configuration_that_is_no_msgpack_is_refused(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.bare_plugin(&case.launch()).await?;
     let wrong_type = rmp_serde::to_vec(&json!({"containerd_runtime": 5}))?;
-    let cut_short = rmp_serde::to_vec(&scene.options())?[..20].to_vec();
+    let cut_short = rmp_serde::to_vec(&case.options())?[..20].to_vec();
     for garbage in [b"\xc1\xff garbage".to_vec(), vec![0x90], wrong_type, cut_short] {
         let status =
             refused(plugin.set_config(garbage, Some(agent_config())).await, &["plugin configuration"])?;
-        same!(status.code(), Code::InvalidArgument);
+        ensure_eq!(status.code(), Code::InvalidArgument);
     }
-    plugin.configure(&scene.options()).await?;
-    scene.still_works(&plugin).await?;
+    plugin.configure(&case.options()).await?;
+    case.still_works(&plugin).await?;
     plugin.shut_down().await
 }
 
-async fn an_option_that_can_not_be_is_refused_by_name(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.bare_plugin(&scene.launch()).await?;
+async fn an_option_that_can_not_be_is_refused_by_name(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.bare_plugin(&case.launch()).await?;
     let schema = plugin.config_schema().await?;
     for (option, value) in [
         ("stats_interval", "soon"),
@@ -163,48 +163,48 @@ async fn an_option_that_can_not_be_is_refused_by_name(scene: &Scene) -> Result<(
         ("containerd_socket", "containerd.sock"),
         ("state_dir", "not/absolute"),
     ] {
-        let mut options = scene.options();
+        let mut options = case.options();
         options[option] = json!(value);
         let msgpack = hcl::encode(&schema, &options)?;
         let status = refused(plugin.set_config(msgpack, None).await, &[option])?;
-        same!(status.code(), Code::InvalidArgument);
+        ensure_eq!(status.code(), Code::InvalidArgument);
     }
     plugin.shut_down().await
 }
 
-async fn a_task_before_the_configuration_is_refused(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.bare_plugin(&scene.launch()).await?;
-    let task = scene.prepare(&plugin, &scene.shell("true")).await?;
+async fn a_task_before_the_configuration_is_refused(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.bare_plugin(&case.launch()).await?;
+    let task = case.prepare(&plugin, &case.shell("true")).await?;
     refused(plugin.start_task(task.config.clone()).await, &["config"])?;
     plugin.shut_down().await
 }
 
-async fn an_agent_that_comes_back_finds_it_configured(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+async fn an_agent_that_comes_back_finds_it_configured(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
     plugin.redial().await?;
     plugin.info().await?;
     plugin.listen().await?;
-    scene.still_works(&plugin).await?;
+    case.still_works(&plugin).await?;
     plugin.shut_down().await
 }
 
-async fn what_it_offers_is_what_the_documentation_says(_: &Scene, plugin: &Plugin) -> Result<()> {
+async fn what_it_offers_is_what_the_documentation_says(_: &CaseContext, plugin: &Plugin) -> Result<()> {
     use nomad_proto::driver::driver_capabilities::{FsIsolation, MountConfigs};
     use nomad_proto::driver::network_isolation_spec::NetworkIsolationMode as Mode;
     let offers = plugin.capabilities().await?;
-    same!((offers.send_signals, offers.exec), (true, true));
-    same!(offers.fs_isolation(), FsIsolation::Image);
-    same!(offers.mount_configs(), MountConfigs::UnknownMounts);
+    ensure_eq!((offers.send_signals, offers.exec), (true, true));
+    ensure_eq!(offers.fs_isolation(), FsIsolation::Image);
+    ensure_eq!(offers.mount_configs(), MountConfigs::UnknownMounts);
     let mut modes: Vec<Mode> = offers.network_isolation_modes().collect();
     modes.sort();
-    same!(modes, [Mode::Host, Mode::Group, Mode::Task, Mode::None]);
+    ensure_eq!(modes, [Mode::Host, Mode::Group, Mode::Task, Mode::None]);
     Ok(())
 }
 
-async fn nothing_is_written_to_stdout_after_the_handshake(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    scene.still_works(&plugin).await?;
+async fn nothing_is_written_to_stdout_after_the_handshake(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
+    case.still_works(&plugin).await?;
     plugin.shut_down().await?;
-    same!(plugin.process().stdout.all().len(), 1);
+    ensure_eq!(plugin.process().stdout.all().len(), 1);
     Ok(())
 }

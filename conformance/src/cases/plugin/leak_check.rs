@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::cgroup::is_v2;
 use harness::host::{Exec, Plugin};
 use harness::leaks::census::{Census, daemon, machine};
 use harness::task::{LIMIT, Task};
 
 use crate::cases::support::resource_usage::come_back;
-use crate::cases::support::{cases, same};
+use crate::cases::support::{cases, ensure_eq};
 
 cases!["account":
     a_running_task_is_seen_in_all_its_parts,
@@ -19,9 +19,9 @@ cases!["account":
     a_plugin_that_has_done_much_holds_no_more_than_before,
 ];
 
-async fn a_running_task_is_seen_in_all_its_parts(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = scene.run(plugin, &scene.shell("sleep 600")).await?;
-    let seen = scene.census();
+async fn a_running_task_is_seen_in_all_its_parts(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = case.run(plugin, &case.shell("sleep 600")).await?;
+    let seen = case.census();
     for kind in [
         "process ",
         "process in a task's cgroup ",
@@ -36,26 +36,26 @@ async fn a_running_task_is_seen_in_all_its_parts(scene: &Scene, plugin: &Plugin)
     // On v2 the only cgroup is the one that the agent made.
     ensure!(seen.iter().any(|line| line.starts_with("cgroup ")) != is_v2(), "cgroups among {seen:?}");
     task.end(plugin).await?;
-    same!(scene.census(), Vec::<String>::new());
+    ensure_eq!(case.census(), Vec::<String>::new());
     Ok(())
 }
 
 /// Takes a census as `conformance census` does, for this driver.
-fn census(scene: &Scene, plugin: &Plugin) -> Result<Census> {
-    let mut census = machine::take(&[scene.state_dir()], &[i32::try_from(plugin.pid())?])?;
-    census.merge(daemon::take(&scene.world().containerd().socket(), None)?, "");
+fn census(case: &CaseContext, plugin: &Plugin) -> Result<Census> {
+    let mut census = machine::take(&[case.state_dir()], &[i32::try_from(plugin.pid())?])?;
+    census.merge(daemon::take(&case.environment().containerd().socket(), None)?, "");
     Ok(census)
 }
 
 async fn a_census_of_the_machine_finds_a_task_and_a_later_one_finds_it_gone(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
     // The first task makes what later tasks share.
-    scene.still_works(plugin).await?;
-    let before = census(scene, plugin)?;
-    let task = scene.run(plugin, &scene.shell("sleep 600")).await?;
-    let seen = census(scene, plugin)?.since(&before);
+    case.still_works(plugin).await?;
+    let before = census(case, plugin)?;
+    let task = case.run(plugin, &case.shell("sleep 600")).await?;
+    let seen = census(case, plugin)?.since(&before);
     for kind in [
         "active snapshot",
         "cgroup",
@@ -73,10 +73,12 @@ async fn a_census_of_the_machine_finds_a_task_and_a_later_one_finds_it_gone(
     }
     task.end(plugin).await?;
     // Other programs work on the same machine, and groups are the agent's.
-    let (world, kinds) = (scene.world().directory().display().to_string(), ["container", "lease", "active"]);
-    let is_ours = |line: &String| line.contains(&world) || kinds.iter().any(|kind| line.starts_with(kind));
+    let (environment, kinds) =
+        (case.environment().directory().display().to_string(), ["container", "lease", "active"]);
+    let is_ours =
+        |line: &String| line.contains(&environment) || kinds.iter().any(|kind| line.starts_with(kind));
     let gone = || -> Result<()> {
-        let left = census(scene, plugin)?.since(&before).lines();
+        let left = census(case, plugin)?.since(&before).lines();
         let left: Vec<_> = left.into_iter().filter(is_ours).collect();
         ensure!(left.is_empty(), "left behind: {left:?}");
         Ok(())
@@ -94,17 +96,20 @@ fn held(plugin: &Plugin) -> Result<(usize, usize)> {
 }
 
 async fn exec_around(plugin: &Plugin, task: &Task) -> Result<()> {
-    same!(task.exec(plugin, "exit 4").await?.0, 4);
+    ensure_eq!(task.exec(plugin, "exit 4").await?.0, 4);
     let exec = Exec::open(plugin, task.id(), &["sh", "-c", "exit 5"], true).await?;
-    same!(exec.finish(LIMIT).await?.code()?, 5);
+    ensure_eq!(exec.finish(LIMIT).await?.code()?, 5);
     drop(Exec::open(plugin, task.id(), &["sleep", "600"], false).await?);
     let _ = Exec::open(plugin, task.id(), &["no-such-command"], false).await?.finish(LIMIT).await?;
     Ok(())
 }
 
-async fn a_plugin_that_has_done_much_holds_no_more_than_before(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn a_plugin_that_has_done_much_holds_no_more_than_before(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
     let once = || async {
-        let task = scene.run(plugin, &scene.shell("trap 'exit 0' TERM; while :; do sleep 0.1; done")).await?;
+        let task = case.run(plugin, &case.shell("trap 'exit 0' TERM; while :; do sleep 0.1; done")).await?;
         let mut stats = plugin.stats(task.id(), Duration::from_millis(50)).await;
         exec_around(plugin, &task).await?;
         if let Ok(stream) = &mut stats {

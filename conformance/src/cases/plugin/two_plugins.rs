@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::task::LIMIT;
 use nomad_proto::driver::fingerprint_response::HealthState;
 use serde_json::json;
@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::cases::support::fingerprint::{is_detected, next};
 use crate::cases::support::orphans::options;
 use crate::cases::support::stoppable_task::{ends_as_told, obedient};
-use crate::cases::support::{cases, is_recoverable, refused, same, until};
+use crate::cases::support::{cases, ensure_eq, is_recoverable, refused, until};
 
 cases!["two plugins":
     the_second_one_on_a_state_directory_touches_nothing_until_the_first_has_ended,
@@ -28,20 +28,20 @@ cases!["two plugins":
 const LONG: Duration = Duration::from_secs(15);
 
 async fn the_second_one_on_a_state_directory_touches_nothing_until_the_first_has_ended(
-    scene: &Scene,
+    case: &CaseContext,
 ) -> Result<()> {
-    let mut first = scene.plugin().await?;
-    let task = obedient(scene, &first).await?;
+    let mut first = case.plugin().await?;
+    let task = obedient(case, &first).await?;
     // The second plugin's grace for orphans is short.
-    let mut second = scene.plugin_as(&scene.launch(), &options(scene, &json!({}))).await?;
+    let mut second = case.plugin_as(&case.launch(), &options(case, &json!({}))).await?;
     let mut fingerprints = second.fingerprints().await?;
     let found = next(&mut fingerprints, HealthState::Unhealthy).await?;
     ensure!(is_detected(&found), "{found:?}");
-    let (pid, directory) = (format!("pid {}", first.pid()), scene.state_dir().display().to_string());
+    let (pid, directory) = (format!("pid {}", first.pid()), case.state_dir().display().to_string());
     for word in [&*pid, &directory, "started 2", "state_dir"] {
         ensure!(found.health_description.contains(word), "{word:?} is not in {:?}", found.health_description);
     }
-    let fresh = scene.prepare(&second, &scene.shell("true")).await?;
+    let fresh = case.prepare(&second, &case.shell("true")).await?;
     let refusal = refused(second.start_task(fresh.config.clone()).await, &[fresh.id(), &pid, &directory])?;
     ensure!(is_recoverable(&refusal)?, "Nomad would not try it again");
     // An agent that can't recover a task stops and destroys it.
@@ -50,22 +50,22 @@ async fn the_second_one_on_a_state_directory_touches_nothing_until_the_first_has
     ensure!(asked.elapsed() < LONG + LIMIT, "it waited for {:?}", asked.elapsed());
     refused(second.stop_task(task.id(), Duration::from_secs(1), "").await, &[task.id(), &pid])?;
     refused(second.destroy_task(task.id(), true).await, &[task.id(), &pid])?;
-    same!(task.exec(&first, "echo here").await?, (0, "here\n".to_owned()));
-    scene.still_works(&first).await?;
+    ensure_eq!(task.exec(&first, "echo here").await?, (0, "here\n".to_owned()));
+    case.still_works(&first).await?;
     first.shut_down().await?;
     next(&mut fingerprints, HealthState::Healthy).await?;
     task.recover(&second).await?;
     ends_as_told(&task, &second).await?;
-    scene.still_works(&second).await?;
-    ensure!(!scene.state_dir().join("successor").exists(), "it still says that it waits");
+    case.still_works(&second).await?;
+    ensure!(!case.state_dir().join("successor").exists(), "it still says that it waits");
     second.shut_down().await
 }
 
-async fn one_whose_agent_is_gone_makes_way_and_its_tasks_are_recovered(scene: &Scene) -> Result<()> {
-    let mut first = scene.plugin().await?;
-    let (one, other) = (obedient(scene, &first).await?, obedient(scene, &first).await?);
+async fn one_whose_agent_is_gone_makes_way_and_its_tasks_are_recovered(case: &CaseContext) -> Result<()> {
+    let mut first = case.plugin().await?;
+    let (one, other) = (obedient(case, &first).await?, obedient(case, &first).await?);
     first.redial().await?;
-    let mut second = scene.plugin().await?;
+    let mut second = case.plugin().await?;
     // At once, as an agent recovers its tasks after its start.
     one.recover(&second).await?;
     other.recover(&second).await?;
@@ -73,18 +73,18 @@ async fn one_whose_agent_is_gone_makes_way_and_its_tasks_are_recovered(scene: &S
     ensure!(ended.success(), "it ended with {ended}");
     ensure!(!first.socket().exists(), "it left its socket");
     for task in [one, other] {
-        same!(task.exec(&second, "echo here").await?, (0, "here\n".to_owned()));
+        ensure_eq!(task.exec(&second, "echo here").await?, (0, "here\n".to_owned()));
         ends_as_told(&task, &second).await?;
     }
     second.shut_down().await
 }
 
-async fn one_whose_agent_is_gone_stays_where_nobody_waits(scene: &Scene) -> Result<()> {
-    let mut first = scene.plugin().await?;
-    let task = obedient(scene, &first).await?;
-    let mut second = scene.plugin().await?;
+async fn one_whose_agent_is_gone_stays_where_nobody_waits(case: &CaseContext) -> Result<()> {
+    let mut first = case.plugin().await?;
+    let task = obedient(case, &first).await?;
+    let mut second = case.plugin().await?;
     // Another plugin waited, and is gone.
-    until(LIMIT, "a word of the second one", || scene.state_dir().join("successor").exists()).await?;
+    until(LIMIT, "a word of the second one", || case.state_dir().join("successor").exists()).await?;
     second.kill().await?;
     first.redial().await?;
     tokio::time::sleep(LONG).await;
@@ -92,31 +92,31 @@ async fn one_whose_agent_is_gone_stays_where_nobody_waits(scene: &Scene) -> Resu
     first.info().await?;
     first.listen().await?;
     task.end(&first).await?;
-    scene.still_works(&first).await?;
+    case.still_works(&first).await?;
     first.shut_down().await
 }
 
-async fn two_with_a_state_directory_each_do_not_meet(scene: &Scene) -> Result<()> {
-    let mut first = scene.plugin().await?;
-    let mut options = scene.options();
-    options["state_dir"] = json!(scene.directory().join("other").display().to_string());
-    let mut second = scene.plugin_as(&scene.launch(), &options).await?;
+async fn two_with_a_state_directory_each_do_not_meet(case: &CaseContext) -> Result<()> {
+    let mut first = case.plugin().await?;
+    let mut options = case.options();
+    options["state_dir"] = json!(case.directory().join("other").display().to_string());
+    let mut second = case.plugin_as(&case.launch(), &options).await?;
     for plugin in [&first, &second] {
         let found = plugin.fingerprints().await?.message().await?.context("no fingerprint")?;
         ensure!(found.health() == HealthState::Healthy, "{}", found.health_description);
-        scene.still_works(plugin).await?;
+        case.still_works(plugin).await?;
     }
     first.shut_down().await?;
     second.shut_down().await
 }
 
-async fn a_first_one_that_was_killed_leaves_the_directory_free(scene: &Scene) -> Result<()> {
+async fn a_first_one_that_was_killed_leaves_the_directory_free(case: &CaseContext) -> Result<()> {
     for _ in 0..3 {
-        let mut plugin = scene.plugin().await?;
+        let mut plugin = case.plugin().await?;
         let found = plugin.fingerprints().await?.message().await?.context("no fingerprint")?;
         ensure!(found.health() == HealthState::Healthy, "{}", found.health_description);
-        let task = obedient(scene, &plugin).await?;
-        let mut next = scene.next_plugin(&mut plugin).await?;
+        let task = obedient(case, &plugin).await?;
+        let mut next = case.next_plugin(&mut plugin).await?;
         task.recover(&next).await?;
         task.end(&next).await?;
         next.shut_down().await?;
@@ -124,12 +124,12 @@ async fn a_first_one_that_was_killed_leaves_the_directory_free(scene: &Scene) ->
     Ok(())
 }
 
-async fn a_lock_that_is_removed_lets_nobody_else_in(scene: &Scene) -> Result<()> {
-    let mut first = scene.plugin().await?;
-    let task = obedient(scene, &first).await?;
-    let lock = scene.state_dir().join("lock");
+async fn a_lock_that_is_removed_lets_nobody_else_in(case: &CaseContext) -> Result<()> {
+    let mut first = case.plugin().await?;
+    let task = obedient(case, &first).await?;
+    let lock = case.state_dir().join("lock");
     std::fs::remove_file(&lock)?;
-    let mut second = scene.plugin_as(&scene.launch(), &options(scene, &json!({}))).await?;
+    let mut second = case.plugin_as(&case.launch(), &options(case, &json!({}))).await?;
     let mut fingerprints = second.fingerprints().await?;
     next(&mut fingerprints, HealthState::Unhealthy).await?;
     // The lock file says again who holds the directory.
@@ -139,45 +139,45 @@ async fn a_lock_that_is_removed_lets_nobody_else_in(scene: &Scene) -> Result<()>
     })
     .await?;
     second.kill().await?;
-    same!(task.exec(&first, "echo here").await?, (0, "here\n".to_owned()));
+    ensure_eq!(task.exec(&first, "echo here").await?, (0, "here\n".to_owned()));
     ends_as_told(&task, &first).await?;
     first.shut_down().await
 }
 
 /// Removes the state directory, into which a plugin may write meanwhile.
-async fn remove_state(scene: &Scene) -> Result<()> {
-    until(LIMIT, "its removal", || std::fs::remove_dir_all(scene.state_dir()).is_ok()).await
+async fn remove_state(case: &CaseContext) -> Result<()> {
+    until(LIMIT, "its removal", || std::fs::remove_dir_all(case.state_dir()).is_ok()).await
 }
 
-async fn a_state_directory_that_is_removed_is_the_first_ones_again(scene: &Scene) -> Result<()> {
-    let mut first = scene.plugin().await?;
-    scene.still_works(&first).await?;
-    remove_state(scene).await?;
-    let lock = scene.state_dir().join("lock");
+async fn a_state_directory_that_is_removed_is_the_first_ones_again(case: &CaseContext) -> Result<()> {
+    let mut first = case.plugin().await?;
+    case.still_works(&first).await?;
+    remove_state(case).await?;
+    let lock = case.state_dir().join("lock");
     until(LIMIT, "its lock", || lock.exists()).await?;
-    let mut second = scene.plugin().await?;
+    let mut second = case.plugin().await?;
     let found = next(&mut second.fingerprints().await?, HealthState::Unhealthy).await?;
     ensure!(found.health_description.contains(&format!("pid {}", first.pid())), "{found:?}");
-    scene.still_works(&first).await?;
+    case.still_works(&first).await?;
     second.shut_down().await?;
     first.shut_down().await
 }
 
-async fn a_directory_that_another_one_took_after_its_removal_is_left_to_it(scene: &Scene) -> Result<()> {
-    let mut first = scene.plugin().await?;
-    scene.still_works(&first).await?;
-    let mut second = scene.plugin().await?;
+async fn a_directory_that_another_one_took_after_its_removal_is_left_to_it(case: &CaseContext) -> Result<()> {
+    let mut first = case.plugin().await?;
+    case.still_works(&first).await?;
+    let mut second = case.plugin().await?;
     let mut fingerprints = second.fingerprints().await?;
     next(&mut fingerprints, HealthState::Unhealthy).await?;
     // The first plugin is stopped, as it looks less often than the second one tries.
     first.process().signal(nix::sys::signal::Signal::SIGSTOP)?;
-    remove_state(scene).await?;
+    remove_state(case).await?;
     next(&mut fingerprints, HealthState::Healthy).await?;
-    let task = obedient(scene, &second).await?;
+    let task = obedient(case, &second).await?;
     first.process().signal(nix::sys::signal::Signal::SIGCONT)?;
     let ended = first.process().end_within(LIMIT).await?;
     ensure!(ended.success(), "it ended with {ended}");
-    same!(task.exec(&second, "echo here").await?, (0, "here\n".to_owned()));
+    ensure_eq!(task.exec(&second, "echo here").await?, (0, "here\n".to_owned()));
     task.end(&second).await?;
     second.shut_down().await
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::processes;
 use harness::task::{LIMIT, Task};
@@ -17,7 +17,7 @@ use nix::sys::statvfs::statvfs;
 use nix::unistd::Pid;
 
 use crate::cases::support::stoppable_task::obedient;
-use crate::cases::support::{cases, is_recoverable, refused, same, until};
+use crate::cases::support::{cases, ensure_eq, is_recoverable, refused, until};
 
 cases!["full state":
     a_start_is_refused_and_leaves_nothing_whatever_page_is_the_first_that_is_missing,
@@ -53,8 +53,8 @@ struct SmallDisk {
 }
 
 impl SmallDisk {
-    fn under(scene: &Scene) -> Result<Self> {
-        let at = scene.state_dir();
+    fn under(case: &CaseContext) -> Result<Self> {
+        let at = case.state_dir();
         fs::create_dir_all(&at)?;
         let options = format!("size=4m,nr_inodes={MOST_FILES},mode=0700");
         mount(Some("small"), &at, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
@@ -110,30 +110,30 @@ impl Drop for SmallDisk {
 }
 
 /// Asserts that the text is an error for want of disk space and names the state directory.
-fn is_about_room(scene: &Scene, text: &str) -> Result<()> {
-    let directory = scene.state_dir().display().to_string();
+fn is_about_room(case: &CaseContext, text: &str) -> Result<()> {
+    let directory = case.state_dir().display().to_string();
     let said = text.to_lowercase();
     ensure!(said.contains("no space left on device"), "no word on the room: {text}");
     ensure!(text.contains(&directory), "{directory} is not in: {text}");
     Ok(())
 }
 
-async fn starts_with_less_and_less_missing(scene: &Scene, room: Room) -> Result<()> {
-    let disk = SmallDisk::under(scene)?;
-    let mut plugin = scene.plugin().await?;
-    scene.still_works(&plugin).await?;
+async fn starts_with_less_and_less_missing(case: &CaseContext, room: Room) -> Result<()> {
+    let disk = SmallDisk::under(case)?;
+    let mut plugin = case.plugin().await?;
+    case.still_works(&plugin).await?;
     let mut refusals = 0;
     let mut left = 0;
     let task = loop {
         ensure!(left < ENOUGH, "with room for {left} it still does not start");
         disk.leave(room, left).with_context(|| format!("leave {left}"))?;
-        let mut task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
+        let mut task = case.prepare(&plugin, &case.shell("sleep 600")).await?;
         match plugin.start_task(task.config.clone()).await {
             Err(status) => {
                 let status = refused(Err::<(), _>(status), &[task.id()])?;
-                is_about_room(scene, status.message()).with_context(|| format!("with room for {left}"))?;
+                is_about_room(case, status.message()).with_context(|| format!("with room for {left}"))?;
                 ensure!(is_recoverable(&status)?, "with room for {left} Nomad gives up: {status}");
-                scene.nothing_left().with_context(|| format!("with room for {left}: {status}"))?;
+                case.nothing_left().with_context(|| format!("with room for {left}: {status}"))?;
                 refusals += 1;
             }
             Ok(answer) => {
@@ -145,67 +145,67 @@ async fn starts_with_less_and_less_missing(scene: &Scene, room: Room) -> Result<
     };
     ensure!(refusals > 5, "only {refusals} starts were refused");
     task.end(&plugin).await?;
-    scene.nothing_left()?;
+    case.nothing_left()?;
     disk.empty()?;
-    scene.still_works(&plugin).await?;
+    case.still_works(&plugin).await?;
     plugin.shut_down().await
 }
 
 async fn a_start_is_refused_and_leaves_nothing_whatever_page_is_the_first_that_is_missing(
-    scene: &Scene,
+    case: &CaseContext,
 ) -> Result<()> {
-    starts_with_less_and_less_missing(scene, Room::Pages).await
+    starts_with_less_and_less_missing(case, Room::Pages).await
 }
 
 async fn a_start_is_refused_and_leaves_nothing_whatever_file_is_the_first_that_is_missing(
-    scene: &Scene,
+    case: &CaseContext,
 ) -> Result<()> {
-    starts_with_less_and_less_missing(scene, Room::Files).await
+    starts_with_less_and_less_missing(case, Room::Files).await
 }
 
 /// Starts a task whose state directory is a small disk.
-async fn on_small_disk(scene: &Scene) -> Result<(SmallDisk, Plugin, Task)> {
-    let disk = SmallDisk::under(scene)?;
-    let plugin = scene.plugin().await?;
-    let task = obedient(scene, &plugin).await?;
+async fn on_small_disk(case: &CaseContext) -> Result<(SmallDisk, Plugin, Task)> {
+    let disk = SmallDisk::under(case)?;
+    let plugin = case.plugin().await?;
+    let task = obedient(case, &plugin).await?;
     Ok((disk, plugin, task))
 }
 
-async fn a_task_is_stopped_and_destroyed_in_a_full_directory(scene: &Scene) -> Result<()> {
+async fn a_task_is_stopped_and_destroyed_in_a_full_directory(case: &CaseContext) -> Result<()> {
     for room in Room::BOTH {
-        let (disk, mut plugin, task) = on_small_disk(scene).await?;
+        let (disk, mut plugin, task) = on_small_disk(case).await?;
         disk.leave(room, 0)?;
         task.stop(&plugin, Duration::from_millis(200)).await.with_context(|| format!("{room:?}"))?;
         task.wait(&plugin).await?;
         task.destroy(&plugin).await.with_context(|| format!("{room:?}"))?;
         plugin.shut_down().await?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
     }
     Ok(())
 }
 
-async fn a_task_that_ends_in_a_full_directory_keeps_its_code(scene: &Scene) -> Result<()> {
+async fn a_task_that_ends_in_a_full_directory_keeps_its_code(case: &CaseContext) -> Result<()> {
     for room in Room::BOTH {
-        let disk = SmallDisk::under(scene)?;
-        let mut plugin = scene.plugin().await?;
+        let disk = SmallDisk::under(case)?;
+        let mut plugin = case.plugin().await?;
         let script = "until [ -e /alloc/go ]; do sleep 0.1; done; exit 9";
-        let task = scene.run(&plugin, &scene.shell(script)).await?;
+        let task = case.run(&plugin, &case.shell(script)).await?;
         disk.leave(room, 0)?;
         fs::write(task.alloc.directory.join("alloc/go"), "")?;
         let begun = Instant::now();
-        same!(task.wait(&plugin).await.with_context(|| format!("{room:?}"))?.exit_code, 9);
+        ensure_eq!(task.wait(&plugin).await.with_context(|| format!("{room:?}"))?.exit_code, 9);
         // The shim reports the code, for which the plugin waits: not every kernel has it.
         ensure!(begun.elapsed() < Duration::from_secs(4), "{room:?}: told after {:?}", begun.elapsed());
         task.destroy(&plugin).await.with_context(|| format!("{room:?}"))?;
         plugin.shut_down().await?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
     }
     Ok(())
 }
 
-async fn a_task_whose_shim_is_gone_is_destroyed_in_a_full_directory(scene: &Scene) -> Result<()> {
+async fn a_task_whose_shim_is_gone_is_destroyed_in_a_full_directory(case: &CaseContext) -> Result<()> {
     for room in Room::BOTH {
-        let (disk, mut plugin, task) = on_small_disk(scene).await?;
+        let (disk, mut plugin, task) = on_small_disk(case).await?;
         disk.leave(room, 0)?;
         let shim = processes::shim_of(task.pid()?).context("no shim")?;
         kill(Pid::from_raw(shim), Signal::SIGKILL)?;
@@ -215,24 +215,24 @@ async fn a_task_whose_shim_is_gone_is_destroyed_in_a_full_directory(scene: &Scen
         let destroyed = task.destroy(&plugin).await;
         disk.empty()?;
         if destroyed.is_err() {
-            scene.nothing_left_within(LIMIT).with_context(|| format!("{room:?}"))?;
+            case.nothing_left_within(LIMIT).with_context(|| format!("{room:?}"))?;
         }
         plugin.shut_down().await?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
     }
     Ok(())
 }
 
-async fn a_task_that_nobody_recovered_is_destroyed_in_a_full_directory(scene: &Scene) -> Result<()> {
+async fn a_task_that_nobody_recovered_is_destroyed_in_a_full_directory(case: &CaseContext) -> Result<()> {
     for room in Room::BOTH {
-        let (disk, mut plugin, task) = on_small_disk(scene).await?;
+        let (disk, mut plugin, task) = on_small_disk(case).await?;
         plugin.kill().await?;
         disk.leave(room, 0)?;
-        let mut next = scene.plugin().await?;
+        let mut next = case.plugin().await?;
         task.end(&next).await.with_context(|| format!("{room:?}"))?;
-        same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+        ensure_eq!(task.alloc.cgroup.pids(), Vec::<i32>::new());
         next.shut_down().await?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
     }
     Ok(())
 }
@@ -244,34 +244,34 @@ fn cut(file: &Path, length: u64) -> Result<()> {
 }
 
 async fn a_task_whose_files_are_half_written_is_stopped_and_destroyed(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
     for length in [0, 100] {
-        let task = obedient(scene, plugin).await?;
+        let task = obedient(case, plugin).await?;
         for file in ["config.json", "shim.json", "shim-binary"] {
-            cut(&scene.bundle()?.join(file), length.min(20))?;
+            cut(&case.bundle()?.join(file), length.min(20))?;
         }
         task.stop(plugin, Duration::from_millis(200)).await?;
         task.wait(plugin).await?;
         task.destroy(plugin).await?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
     }
-    scene.still_works(plugin).await
+    case.still_works(plugin).await
 }
 
-async fn a_task_whose_shim_and_files_are_gone_is_destroyed(scene: &Scene) -> Result<()> {
+async fn a_task_whose_shim_and_files_are_gone_is_destroyed(case: &CaseContext) -> Result<()> {
     for length in [0, 100] {
-        let mut plugin = scene.plugin().await?;
-        let task = obedient(scene, &plugin).await?;
+        let mut plugin = case.plugin().await?;
+        let task = obedient(case, &plugin).await?;
         let shim = processes::shim_of(task.pid()?).context("no shim")?;
         plugin.kill().await?;
         kill(Pid::from_raw(shim), Signal::SIGKILL)?;
-        cut(&scene.bundle()?.join("config.json"), length)?;
-        let mut next = scene.plugin().await?;
+        cut(&case.bundle()?.join("config.json"), length)?;
+        let mut next = case.plugin().await?;
         ensure!(task.recover(&next).await.is_err(), "it was recovered without a shim");
         task.end(&next).await?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
         next.shut_down().await?;
     }
     Ok(())

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Exec;
 use harness::leaks::inspect::children;
 use harness::leaks::sweep;
@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::cases::support::gvisor::{SOON, known_to_runsc, sleeping};
 use crate::cases::support::noting::Noting;
 use crate::cases::support::processes::shim_pid;
-use crate::cases::support::{cases, same, until};
+use crate::cases::support::{cases, ensure_eq, until};
 
 cases!["gvisor":
     a_task_that_ends_while_nobody_is_there_keeps_its_code,
@@ -26,51 +26,53 @@ cases!["gvisor":
     a_command_that_runs_when_the_plugin_dies_is_killed_by_the_next,
 ];
 
-async fn a_task_that_ends_while_nobody_is_there_keeps_its_code(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = scene.run(&plugin, &scene.shell("sleep 2; exit 9")).await?;
+async fn a_task_that_ends_while_nobody_is_there_keeps_its_code(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
+    let task = case.run(&plugin, &case.shell("sleep 2; exit 9")).await?;
     plugin.kill().await?;
     until(LIMIT, "the task's end", || task.alloc.cgroup.pids().is_empty()).await?;
     // Time for the events that the shim sends.
     tokio::time::sleep(Duration::from_secs(2)).await;
-    ensure!(shim_pid(scene).is_ok(), "its shim is gone");
-    let mut next = scene.plugin().await?;
+    ensure!(shim_pid(case).is_ok(), "its shim is gone");
+    let mut next = case.plugin().await?;
     task.recover(&next).await?;
-    same!(task.wait(&next).await?.exit_code, 9);
+    ensure_eq!(task.wait(&next).await?.exit_code, 9);
     task.destroy(&next).await?;
     next.shut_down().await
 }
 
-async fn a_plugin_that_is_replaced_under_it_starts_others_and_the_next_goes_on(scene: &Scene) -> Result<()> {
-    let mut launch = scene.launch();
-    let (here, new) = (scene.directory().join("plugin"), scene.directory().join("new"));
+async fn a_plugin_that_is_replaced_under_it_starts_others_and_the_next_goes_on(
+    case: &CaseContext,
+) -> Result<()> {
+    let mut launch = case.launch();
+    let (here, new) = (case.directory().join("plugin"), case.directory().join("new"));
     fs::copy(&launch.binary, &here)?;
     fs::copy(&launch.binary, &new)?;
     launch.binary = here.clone();
-    let mut plugin = scene.plugin_as(&launch, &scene.options()).await?;
-    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+    let mut plugin = case.plugin_as(&launch, &case.options()).await?;
+    let task = case.run(&plugin, &case.shell("sleep 600")).await?;
     fs::rename(&new, &here)?;
-    let second = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+    let second = case.run(&plugin, &case.shell("sleep 600")).await?;
     for task in [&task, &second] {
-        same!(task.exec(&plugin, "echo works").await?, (0, "works\n".to_owned()));
+        ensure_eq!(task.exec(&plugin, "echo works").await?, (0, "works\n".to_owned()));
     }
     second.end(&plugin).await?;
     plugin.kill().await?;
     // The agent's plugins are elsewhere from now on.
     fs::remove_file(&here)?;
-    let mut next = scene.plugin().await?;
+    let mut next = case.plugin().await?;
     task.recover(&next).await?;
-    same!(task.exec(&next, "echo works").await?, (0, "works\n".to_owned()));
+    ensure_eq!(task.exec(&next, "echo works").await?, (0, "works\n".to_owned()));
     task.end(&next).await?;
-    scene.nothing_left()?;
+    case.nothing_left()?;
     next.shut_down().await
 }
 
-async fn a_runsc_that_hangs_when_the_plugin_dies_leaves_nothing(scene: &Scene) -> Result<()> {
-    let (runsc, reached) = (scene.directory().join("hangs"), scene.directory().join("reached"));
-    fs::create_dir_all(scene.directory())?;
-    let real = scene.programs().runtime().display().to_string();
-    let state = format!("{}/*.state", scene.state_dir().join("runsc/nomad").display());
+async fn a_runsc_that_hangs_when_the_plugin_dies_leaves_nothing(case: &CaseContext) -> Result<()> {
+    let (runsc, reached) = (case.directory().join("hangs"), case.directory().join("reached"));
+    fs::create_dir_all(case.directory())?;
+    let real = case.programs().runtime().display().to_string();
+    let state = format!("{}/*.state", case.state_dir().join("runsc/nomad").display());
     // At the hang, runsc has made the sandbox, and has not written down that it has.
     let hang = format!("{real} \"$@\"; rm {state}; touch {0}; exec sleep 600", reached.display());
     let is_first = format!("[ \"$word\" = create ] && [ ! -e {} ]", reached.display());
@@ -78,32 +80,32 @@ async fn a_runsc_that_hangs_when_the_plugin_dies_leaves_nothing(scene: &Scene) -
         format!("#!/bin/sh\nfor word in \"$@\"; do {is_first} && {{ {hang}; }}; done\nexec {real} \"$@\"\n");
     fs::write(&runsc, script)?;
     fs::set_permissions(&runsc, fs::Permissions::from_mode(0o755))?;
-    let mut options = scene.options();
+    let mut options = case.options();
     options["oci_runtime"] = json!(runsc);
-    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
-    let task = scene.prepare(&plugin, &scene.shell("sleep 600")).await?;
+    let mut plugin = case.plugin_as(&case.launch(), &options).await?;
+    let task = case.prepare(&plugin, &case.shell("sleep 600")).await?;
     tokio::select! {
         started = plugin.start_task(task.config.clone()) => bail!("it was not held up: {started:?}"),
         there = until(LIMIT, "the create", || reached.exists()) => there?,
     }
-    let mut next = scene.next_plugin_with(&mut plugin, &options).await?;
-    scene.nothing_left_within(LIMIT * 2)?;
-    same!(known_to_runsc(scene), Vec::<PathBuf>::new());
-    scene.still_works(&next).await?;
+    let mut next = case.next_plugin_with(&mut plugin, &options).await?;
+    case.nothing_left_within(LIMIT * 2)?;
+    ensure_eq!(known_to_runsc(case), Vec::<PathBuf>::new());
+    case.still_works(&next).await?;
     next.shut_down().await
 }
 
-async fn a_task_that_has_lost_its_bundle_keeps_its_runsc_and_its_code(scene: &Scene) -> Result<()> {
-    let runsc = Noting::runtime(scene, "another-runsc")?;
-    let mut options = scene.options();
+async fn a_task_that_has_lost_its_bundle_keeps_its_runsc_and_its_code(case: &CaseContext) -> Result<()> {
+    let runsc = Noting::runtime(case, "another-runsc")?;
+    let mut options = case.options();
     options["oci_runtime"] = json!(runsc.path());
-    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
+    let mut plugin = case.plugin_as(&case.launch(), &options).await?;
     for (script, code) in
         [("trap 'exit 3' TERM; echo up; sleep 600 & wait", 3), ("echo up; sleep 2; exit 9", 9)]
     {
-        let task = scene.run(&plugin, &scene.shell(script)).await?;
+        let task = case.run(&plugin, &case.shell(script)).await?;
         task.alloc.stdout.to_contain("up\n", LIMIT).await?;
-        let bundle = scene.bundle()?;
+        let bundle = case.bundle()?;
         sweep::unmount_under(&bundle);
         fs::remove_dir_all(&bundle)?;
         ensure!(runsc.has_run("start"), "another one was run");
@@ -112,26 +114,26 @@ async fn a_task_that_has_lost_its_bundle_keeps_its_runsc_and_its_code(scene: &Sc
             task.stop(&plugin, LIMIT).await?;
             ensure!(runsc.has_run("kill"), "another one was run");
         }
-        same!(task.wait(&plugin).await?.exit_code, code);
+        ensure_eq!(task.wait(&plugin).await?.exit_code, code);
         ensure!(begun.elapsed() < Duration::from_secs(5), "its end took {:?}", begun.elapsed());
         task.destroy(&plugin).await?;
-        scene.nothing_left()?;
-        same!(known_to_runsc(scene), Vec::<PathBuf>::new());
+        case.nothing_left()?;
+        ensure_eq!(known_to_runsc(case), Vec::<PathBuf>::new());
     }
     plugin.shut_down().await
 }
 
-async fn a_command_that_runs_when_the_plugin_dies_is_killed_by_the_next(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
-    let pipes = scene.bundle()?.join("io");
+async fn a_command_that_runs_when_the_plugin_dies_is_killed_by_the_next(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
+    let task = case.run(&plugin, &case.shell("sleep 600")).await?;
+    let pipes = case.bundle()?.join("io");
     let has_pipes = || children(&pipes).iter().any(|pipe| pipe.display().to_string().contains("/exec-"));
     for terminal in [false, true] {
         let script = "sleep 777 & echo up; exec sleep 778";
         let mut exec = Exec::open(&plugin, task.id(), &["sh", "-c", script], terminal).await?;
         exec.stdout_to_contain("up", LIMIT).await?;
         ensure!(sleeping(&plugin, &task, "77").await? == 2, "it does not run");
-        plugin = scene.next_plugin(&mut plugin).await?;
+        plugin = case.next_plugin(&mut plugin).await?;
         task.recover(&plugin).await?;
         let begun = Instant::now();
         while sleeping(&plugin, &task, "77").await? > 0 {
@@ -140,6 +142,6 @@ async fn a_command_that_runs_when_the_plugin_dies_is_killed_by_the_next(scene: &
         until(LIMIT, "the end of its pipes", || !has_pipes()).await?;
     }
     task.end(&plugin).await?;
-    scene.nothing_left()?;
+    case.nothing_left()?;
     plugin.shut_down().await
 }

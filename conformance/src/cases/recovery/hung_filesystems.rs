@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use futures::future::join_all;
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::hung::HungFilesystem;
 use harness::host::Plugin;
 use harness::task::{LIMIT, Task};
@@ -13,7 +13,7 @@ use serde_json::json;
 use tonic::Status;
 
 use crate::cases::support::stoppable_task::{obedient, tell_to_end};
-use crate::cases::support::{cases, is_recoverable, refused, same};
+use crate::cases::support::{cases, ensure_eq, is_recoverable, refused};
 
 cases!["hung file system":
     many_starts_that_need_one_are_refused_in_time_and_hold_nobody_up,
@@ -59,27 +59,27 @@ fn hang_logs(tasks: &[Task]) -> Result<Vec<HungFilesystem>> {
 
 /// Asserts that, beside calls that hang, the plugin answers, a running task can be used, and another one comes and
 /// goes.
-async fn others_get_on(scene: &Scene, plugin: &Plugin, running: &Task) -> Result<()> {
+async fn others_get_on(case: &CaseContext, plugin: &Plugin, running: &Task) -> Result<()> {
     tokio::time::sleep(Duration::from_secs(2)).await;
     answers_at_once(plugin).await?;
-    same!(running.exec(plugin, "echo here").await?, (0, "here\n".to_owned()));
+    ensure_eq!(running.exec(plugin, "echo here").await?, (0, "here\n".to_owned()));
     let begun = Instant::now();
-    scene.still_works(plugin).await?;
+    case.still_works(plugin).await?;
     ensure!(begun.elapsed() < OTHERS, "it took {:?}", begun.elapsed());
     answers_at_once(plugin).await
 }
 
 async fn many_starts_that_need_one_are_refused_in_time_and_hold_nobody_up(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let dead = scene.directory().join("dead");
-    let mut job = scene.shell("true");
+    let dead = case.directory().join("dead");
+    let mut job = case.shell("true");
     job["volumes"] = json!([format!("{}/data:/data", dead.display())]);
-    let task = scene.prepare(plugin, &job).await?;
-    let sound = scene.directory().join("sound");
+    let task = case.prepare(plugin, &job).await?;
+    let sound = case.directory().join("sound");
     std::fs::create_dir_all(&sound)?;
-    let mut other = scene.shell("exit 3");
+    let mut other = case.shell("exit 3");
     other["volumes"] = json!([format!("{}:/data", sound.display())]);
     let hung = HungFilesystem::over(&dead)?;
     let began = Instant::now();
@@ -90,11 +90,11 @@ async fn many_starts_that_need_one_are_refused_in_time_and_hold_nobody_up(
     });
     let others = async {
         tokio::time::sleep(Duration::from_secs(2)).await;
-        for job in [&other, &scene.shell("exit 3")] {
+        for job in [&other, &case.shell("exit 3")] {
             let begun = Instant::now();
-            let task = scene.run(plugin, job).await.context("beside those that wait")?;
+            let task = case.run(plugin, job).await.context("beside those that wait")?;
             ensure!(begun.elapsed() < OTHERS, "it took {:?} to start", begun.elapsed());
-            same!(task.wait(plugin).await?.exit_code, 3);
+            ensure_eq!(task.wait(plugin).await?.exit_code, 3);
             task.destroy(plugin).await?;
             answers_at_once(plugin).await?;
         }
@@ -109,66 +109,66 @@ async fn many_starts_that_need_one_are_refused_in_time_and_hold_nobody_up(
         ensure!(is_recoverable(&status)?, "Nomad would not try it again: {status}");
     }
     ensure!(took < BOUND, "the last was told after {took:?}");
-    scene.nothing_left()?;
+    case.nothing_left()?;
     // The file system answers again, and nothing is held up by what had waited.
     std::fs::create_dir_all(dead.join("data"))?;
-    let task = scene.run(plugin, &job).await?;
-    same!(task.wait(plugin).await?.exit_code, 0);
+    let task = case.run(plugin, &job).await?;
+    ensure_eq!(task.wait(plugin).await?.exit_code, 0);
     task.destroy(plugin).await
 }
 
 async fn starts_whose_seccomp_profile_or_device_is_on_one_are_refused_in_time(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let dead = scene.directory().join("dead");
+    let dead = case.directory().join("dead");
     let file = dead.join("file");
     let mut tasks = Vec::new();
     for (option, value) in [("seccomp_profile", json!(file)), ("devices", json!([file]))] {
-        let mut job = scene.shell("true");
+        let mut job = case.shell("true");
         job[option] = value;
-        tasks.push(scene.prepare(plugin, &job).await?);
+        tasks.push(case.prepare(plugin, &job).await?);
     }
     let hung = HungFilesystem::over(&dead)?;
     let starts = join_all(tasks.iter().map(|task| plugin.start_task(task.config.clone())));
     let refusals = tokio::time::timeout(BOUND, starts).await;
     drop(hung);
     all_are_refused_for_now(&tasks, refusals.context("a start waits on")?)?;
-    scene.nothing_left()
+    case.nothing_left()
 }
 
-async fn an_allocation_that_is_on_one_holds_nobody_up(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let running = obedient(scene, plugin).await?;
+async fn an_allocation_that_is_on_one_holds_nobody_up(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let running = obedient(case, plugin).await?;
     let mut tasks = Vec::new();
     for _ in 0..6 {
-        tasks.push(scene.prepare(plugin, &scene.shell("true")).await?);
+        tasks.push(case.prepare(plugin, &case.shell("true")).await?);
     }
     let hung = hang_logs(&tasks)?;
     let starts = join_all(tasks.iter().map(|task| plugin.start_task(task.config.clone())));
     let starts = tokio::time::timeout(BOUND, starts);
-    let (refusals, others) = tokio::join!(starts, others_get_on(scene, plugin, &running));
+    let (refusals, others) = tokio::join!(starts, others_get_on(case, plugin, &running));
     drop(hung);
     others?;
     all_are_refused_for_now(&tasks, refusals.context("a start waits on")?)?;
     running.end(plugin).await?;
-    scene.nothing_left()
+    case.nothing_left()
 }
 
 async fn tasks_whose_log_pipes_are_on_one_end_and_hold_nobody_up(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let running = obedient(scene, plugin).await?;
+    let running = obedient(case, plugin).await?;
     let mut tasks = Vec::new();
     for _ in 0..6 {
-        tasks.push(obedient(scene, plugin).await?);
+        tasks.push(obedient(case, plugin).await?);
     }
     let hung = hang_logs(&tasks)?;
     tasks.iter().try_for_each(tell_to_end)?;
     let ends = join_all(tasks.iter().map(|task| task.wait(plugin)));
-    let (ends, others) = tokio::join!(ends, others_get_on(scene, plugin, &running));
+    let (ends, others) = tokio::join!(ends, others_get_on(case, plugin, &running));
     for end in ends {
-        same!(end.context("its end is not told")?.exit_code, 11);
+        ensure_eq!(end.context("its end is not told")?.exit_code, 11);
     }
     others?;
     for task in &tasks {
@@ -176,24 +176,24 @@ async fn tasks_whose_log_pipes_are_on_one_end_and_hold_nobody_up(
     }
     drop(hung);
     running.end(plugin).await?;
-    scene.nothing_left()
+    case.nothing_left()
 }
 
 async fn a_start_that_needs_one_whose_server_is_gone_is_tried_again(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let dead = scene.directory().join("dead");
-    let mut job = scene.shell("true");
+    let dead = case.directory().join("dead");
+    let mut job = case.shell("true");
     job["volumes"] = serde_json::json!([format!("{}:/data", dead.display())]);
     let mut filesystem = HungFilesystem::over(&dead)?;
     filesystem.end_server();
-    let task = scene.prepare(plugin, &job).await?;
+    let task = case.prepare(plugin, &job).await?;
     let status = refused(plugin.start_task(task.config.clone()).await, &[task.id(), "dead"])?;
     ensure!(is_recoverable(&status)?, "Nomad would not try it again: {status}");
-    scene.nothing_left()?;
+    case.nothing_left()?;
     drop(filesystem);
-    let task = scene.run(plugin, &job).await?;
-    same!(task.wait(plugin).await?.exit_code, 0);
+    let task = case.run(plugin, &job).await?;
+    ensure_eq!(task.wait(plugin).await?.exit_code, 0);
     task.destroy(plugin).await
 }

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::{Exec, Plugin};
 use harness::task::{LIMIT, Task};
 
 use crate::cases::support::plugin_end::{PluginEnd, starts_cut_off};
-use crate::cases::support::{cases, same};
+use crate::cases::support::{cases, ensure_eq};
 
 cases!["in flight":
     a_plugin_with_calls_under_way_ends_in_time_and_the_task_goes_on,
@@ -20,16 +20,16 @@ cases!["in flight":
 ];
 
 /// Starts a task that ends with code 3 at SIGTERM.
-async fn sleeper(scene: &Scene, plugin: &Plugin) -> Result<Task> {
+async fn sleeper(case: &CaseContext, plugin: &Plugin) -> Result<Task> {
     let task =
-        scene.run(plugin, &scene.shell("trap 'exit 3' TERM; echo up; while :; do sleep 0.1; done")).await?;
+        case.run(plugin, &case.shell("trap 'exit 3' TERM; echo up; while :; do sleep 0.1; done")).await?;
     task.alloc.stdout.to_contain("up\n", LIMIT).await?;
     Ok(task)
 }
 
-async fn a_plugin_with_calls_under_way_ends_in_time_and_the_task_goes_on(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = sleeper(scene, &plugin).await?;
+async fn a_plugin_with_calls_under_way_ends_in_time_and_the_task_goes_on(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
+    let task = sleeper(case, &plugin).await?;
     let mut calls = Vec::new();
     for _ in 0..3 {
         let (mut driver, task_id) = (plugin.driver(), task.id().to_owned());
@@ -44,20 +44,20 @@ async fn a_plugin_with_calls_under_way_ends_in_time_and_the_task_goes_on(scene: 
     for call in calls {
         ensure!(!call.await?, "the task's end was told, but it runs");
     }
-    let mut next = scene.plugin().await?;
+    let mut next = case.plugin().await?;
     task.recover(&next).await?;
     task.stop(&next, LIMIT).await?;
-    same!(task.wait(&next).await?.exit_code, 3);
+    ensure_eq!(task.wait(&next).await?.exit_code, 3);
     task.destroy(&next).await?;
     next.shut_down().await
 }
 
-async fn a_plugin_that_ends_in_the_middle_of_a_start_leaves_nothing(scene: &Scene) -> Result<()> {
-    starts_cut_off(scene, PluginEnd::ShutDown, &[5, 30, 60, 90]).await
+async fn a_plugin_that_ends_in_the_middle_of_a_start_leaves_nothing(case: &CaseContext) -> Result<()> {
+    starts_cut_off(case, PluginEnd::ShutDown, &[5, 30, 60, 90]).await
 }
 
-async fn an_exec_ends_with_its_task(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn an_exec_ends_with_its_task(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let mut execs = Vec::new();
     for tty in [false, true] {
         let mut exec = Exec::open(plugin, task.id(), &["sh", "-c", "echo up; sleep 600"], tty).await?;
@@ -68,12 +68,12 @@ async fn an_exec_ends_with_its_task(scene: &Scene, plugin: &Plugin) -> Result<()
     for exec in execs {
         ensure!(exec.finish(LIMIT).await?.code()? != 0, "it looks like success");
     }
-    same!(task.wait(plugin).await?.exit_code, 3);
+    ensure_eq!(task.wait(plugin).await?.exit_code, 3);
     task.destroy(plugin).await
 }
 
-async fn an_exec_ends_with_its_task_by_force(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn an_exec_ends_with_its_task_by_force(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let mut exec = Exec::open(plugin, task.id(), &["sh", "-c", "echo up; sleep 600"], false).await?;
     exec.stdout_to_contain("up", LIMIT).await?;
     let (ended, said) = tokio::join!(task.end(plugin), exec.finish(LIMIT));
@@ -82,12 +82,12 @@ async fn an_exec_ends_with_its_task_by_force(scene: &Scene, plugin: &Plugin) -> 
     if let Ok(said) = said {
         ensure!(said.code()? != 0, "it looks like success");
     }
-    scene.nothing_left()?;
+    case.nothing_left()?;
     Ok(())
 }
 
-async fn an_interactive_shell_takes_what_is_typed(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = sleeper(scene, plugin).await?;
+async fn an_interactive_shell_takes_what_is_typed(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = sleeper(case, plugin).await?;
     let mut exec = Exec::open(plugin, task.id(), &["sh"], true).await?;
     exec.resize(24, 80).await?;
     exec.stdin(b"echo $((6 * 7)); tty\n").await?;
@@ -101,19 +101,22 @@ async fn an_interactive_shell_takes_what_is_typed(scene: &Scene, plugin: &Plugin
     exec.stdin(b"\x03").await?;
     exec.stdin(b"echo after $?; exit 9\n").await?;
     exec.stdout_to_contain("after 130", LIMIT).await?;
-    same!(exec.finish(LIMIT).await?.code()?, 9);
+    ensure_eq!(exec.finish(LIMIT).await?.code()?, 9);
     // The client's end of input ends a shell, whose output so far isn't lost.
     let mut exec = Exec::open(plugin, task.id(), &["sh"], true).await?;
     exec.stdin(b"echo typed\n").await?;
     exec.stdout_to_contain("typed\r\n", LIMIT).await?;
     exec.close_stdin().await?;
-    same!(exec.finish(LIMIT).await?.code()?, 0);
+    ensure_eq!(exec.finish(LIMIT).await?.code()?, 0);
     task.end(plugin).await
 }
 
-async fn stops_and_destroys_and_execs_at_once_end_in_order(scene: &Scene, plugin: &Plugin) -> Result<()> {
+async fn stops_and_destroys_and_execs_at_once_end_in_order(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
     for _ in 0..5 {
-        let task = scene.run(plugin, &scene.shell("trap 'exit 3' TERM; while :; do sleep 0.1; done")).await?;
+        let task = case.run(plugin, &case.shell("trap 'exit 3' TERM; while :; do sleep 0.1; done")).await?;
         let calls = async {
             let stop = task.stop(plugin, LIMIT);
             let destroy = task.end(plugin);
@@ -126,7 +129,7 @@ async fn stops_and_destroys_and_execs_at_once_end_in_order(scene: &Scene, plugin
             tokio::time::timeout(LIMIT, calls).await.context("they block one another")?;
         destroyed?;
         task.end(plugin).await?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
     }
-    scene.still_works(plugin).await
+    case.still_works(plugin).await
 }

@@ -4,7 +4,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::leaks::sweep;
 use harness::task::{LIMIT, Task};
@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
 use crate::cases::support::processes::shim_pid;
-use crate::cases::support::{cases, refused, same, until};
+use crate::cases::support::{cases, ensure_eq, refused, until};
 
 cases!["lost bundle":
     a_task_without_its_bundle_is_stopped_and_destroyed,
@@ -34,24 +34,24 @@ enum Lost {
 
 /// Returns jobs whose processes end with the first one, and jobs whose processes don't. A sandbox has none of the
 /// second kind.
-fn jobs(scene: &Scene) -> Vec<Value> {
+fn jobs(case: &CaseContext) -> Vec<Value> {
     let script = "trap 'exit 3' TERM; setsid sleep 600 & echo up; wait";
-    let (alone, mut with_host) = (scene.shell(script), scene.shell(script));
+    let (alone, mut with_host) = (case.shell(script), case.shell(script));
     with_host["pid_mode"] = json!("host");
-    if scene.programs().is_gvisor() { vec![alone] } else { vec![alone, with_host] }
+    if case.programs().is_gvisor() { vec![alone] } else { vec![alone, with_host] }
 }
 
-async fn run(scene: &Scene, plugin: &Plugin, job: &Value) -> Result<Task> {
-    let task = scene.run(plugin, job).await?;
+async fn run(case: &CaseContext, plugin: &Plugin, job: &Value) -> Result<Task> {
+    let task = case.run(plugin, job).await?;
     task.alloc.stdout.to_contain("up\n", LIMIT).await?;
-    if !scene.programs().is_gvisor() {
+    if !case.programs().is_gvisor() {
         task.processes_become(2).await?;
     }
     Ok(task)
 }
 
-fn lose(scene: &Scene, lost: Lost) -> Result<()> {
-    let bundle = scene.bundle()?;
+fn lose(case: &CaseContext, lost: Lost) -> Result<()> {
+    let bundle = case.bundle()?;
     match lost {
         Lost::All => {
             sweep::unmount_under(&bundle);
@@ -72,54 +72,57 @@ fn lose(scene: &Scene, lost: Lost) -> Result<()> {
     Ok(())
 }
 
-fn nothing_is_left(scene: &Scene, task: &Task) -> Result<()> {
-    same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
-    scene.nothing_left()
+fn nothing_is_left(case: &CaseContext, task: &Task) -> Result<()> {
+    ensure_eq!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+    case.nothing_left()
 }
 
-async fn a_task_without_its_bundle_is_stopped_and_destroyed(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    for job in jobs(scene) {
+async fn a_task_without_its_bundle_is_stopped_and_destroyed(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
+    for job in jobs(case) {
         for lost in [Lost::All, Lost::Files] {
-            let task = run(scene, plugin, &job).await?;
-            lose(scene, lost)?;
+            let task = run(case, plugin, &job).await?;
+            lose(case, lost)?;
             task.stop(plugin, LIMIT).await.with_context(|| format!("stop without {lost:?}"))?;
-            same!(task.wait(plugin).await?.exit_code, 3);
+            ensure_eq!(task.wait(plugin).await?.exit_code, 3);
             task.destroy(plugin).await.with_context(|| format!("destroy without {lost:?}"))?;
-            nothing_is_left(scene, &task).with_context(|| format!("without {lost:?}"))?;
+            nothing_is_left(case, &task).with_context(|| format!("without {lost:?}"))?;
         }
     }
-    scene.still_works(plugin).await
+    case.still_works(plugin).await
 }
 
-async fn a_task_without_its_bundle_is_destroyed_by_force(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    for job in jobs(scene) {
+async fn a_task_without_its_bundle_is_destroyed_by_force(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    for job in jobs(case) {
         for lost in [Lost::All, Lost::Files] {
-            let task = run(scene, plugin, &job).await?;
-            lose(scene, lost)?;
+            let task = run(case, plugin, &job).await?;
+            lose(case, lost)?;
             task.end(plugin).await.with_context(|| format!("destroy without {lost:?}"))?;
-            nothing_is_left(scene, &task).with_context(|| format!("without {lost:?}"))?;
+            nothing_is_left(case, &task).with_context(|| format!("without {lost:?}"))?;
         }
     }
     Ok(())
 }
 
-async fn a_task_that_lost_its_bundle_between_two_plugins_is_destroyed(scene: &Scene) -> Result<()> {
-    for job in jobs(scene) {
+async fn a_task_that_lost_its_bundle_between_two_plugins_is_destroyed(case: &CaseContext) -> Result<()> {
+    for job in jobs(case) {
         for lost in [Lost::All, Lost::Files] {
             for has_shim in [true, false] {
-                let mut plugin = scene.plugin().await?;
-                let task = run(scene, &plugin, &job).await?;
+                let mut plugin = case.plugin().await?;
+                let task = run(case, &plugin, &job).await?;
                 plugin.kill().await?;
-                let shim = shim_pid(scene)?;
-                lose(scene, lost)?;
+                let shim = shim_pid(case)?;
+                lose(case, lost)?;
                 if !has_shim {
                     kill(shim, Signal::SIGKILL)?;
                 }
-                let mut next = scene.plugin().await?;
+                let mut next = case.plugin().await?;
                 refused(next.recover_task(task.kept_handle()?).await, &["bundle", "removed"])?;
                 // The agent destroys the task next.
                 task.end(&next).await.with_context(|| format!("destroy without {lost:?}, {has_shim}"))?;
-                let left = nothing_is_left(scene, &task);
+                let left = nothing_is_left(case, &task);
                 left.with_context(|| format!("without {lost:?}, {has_shim}"))?;
                 next.shut_down().await?;
             }
@@ -129,37 +132,37 @@ async fn a_task_that_lost_its_bundle_between_two_plugins_is_destroyed(scene: &Sc
 }
 
 async fn a_task_that_lost_its_bundle_and_then_its_shim_is_ended(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    for job in jobs(scene) {
-        let task = run(scene, plugin, &job).await?;
-        let shim = shim_pid(scene)?;
-        lose(scene, Lost::All)?;
+    for job in jobs(case) {
+        let task = run(case, plugin, &job).await?;
+        let shim = shim_pid(case)?;
+        lose(case, Lost::All)?;
         let waiting = task.wait_answer(plugin);
         kill(shim, Signal::SIGKILL)?;
         let answer = waiting.await?;
         ensure!(answer.err.contains("shim"), "WaitTask's err is {:?}", answer.err);
-        same!(task.alloc.cgroup.pids(), Vec::<i32>::new());
+        ensure_eq!(task.alloc.cgroup.pids(), Vec::<i32>::new());
         task.destroy(plugin).await?;
-        nothing_is_left(scene, &task)?;
+        nothing_is_left(case, &task)?;
     }
     Ok(())
 }
 
 /// The agent has lost its state as well, so that nothing knows the task.
-async fn what_has_neither_a_bundle_nor_a_handle_is_ended(scene: &Scene) -> Result<()> {
-    for job in jobs(scene) {
+async fn what_has_neither_a_bundle_nor_a_handle_is_ended(case: &CaseContext) -> Result<()> {
+    for job in jobs(case) {
         for lost in [Lost::All, Lost::Files] {
-            let mut plugin = scene.plugin().await?;
-            let task = run(scene, &plugin, &job).await?;
+            let mut plugin = case.plugin().await?;
+            let task = run(case, &plugin, &job).await?;
             plugin.kill().await?;
-            lose(scene, lost)?;
-            let mut next = scene.plugin().await?;
+            lose(case, lost)?;
+            let mut next = case.plugin().await?;
             until(LIMIT, "the end of its processes", || task.alloc.cgroup.pids().is_empty()).await?;
             // The cgroup is Nomad's own, and nothing says whose it was.
             sweep::cgroups(task.alloc.cgroup.name());
-            scene.nothing_left_within(LIMIT).with_context(|| format!("without {lost:?}"))?;
+            case.nothing_left_within(LIMIT).with_context(|| format!("without {lost:?}"))?;
             next.shut_down().await?;
         }
     }

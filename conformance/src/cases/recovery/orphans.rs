@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::host::cgroup::{Nested, is_v2};
 use harness::processes::alive;
@@ -15,7 +15,7 @@ use crate::case::skip;
 use crate::cases::support::orphans::options;
 use crate::cases::support::processes::shim_pid;
 use crate::cases::support::stoppable_task::{ends_as_told, obedient};
-use crate::cases::support::{cases, is_recoverable, refused, same, until};
+use crate::cases::support::{cases, ensure_eq, is_recoverable, refused, until};
 
 cases!["orphans":
     a_container_that_nobody_recovers_is_taken_down,
@@ -32,27 +32,27 @@ cases!["orphans":
 /// Part of the plugin's log line about an orphan.
 const NAMED: &str = "Nomad does not know this container";
 
-async fn a_container_that_nobody_recovers_is_taken_down(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = obedient(scene, &plugin).await?;
-    let mut next = scene.next_plugin_with(&mut plugin, &options(scene, &json!({}))).await?;
-    scene.nothing_left_within(LIMIT)?;
+async fn a_container_that_nobody_recovers_is_taken_down(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
+    let task = obedient(case, &plugin).await?;
+    let mut next = case.next_plugin_with(&mut plugin, &options(case, &json!({}))).await?;
+    case.nothing_left_within(LIMIT)?;
     let log = next.log().all().join("\n");
     ensure!(log.contains(NAMED) && log.contains(&task.alloc.id), "not said in {log}");
-    scene.still_works(&next).await?;
+    case.still_works(&next).await?;
     next.shut_down().await
 }
 
-async fn a_recovered_task_is_none(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = obedient(scene, &plugin).await?;
+async fn a_recovered_task_is_none(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
+    let task = obedient(case, &plugin).await?;
     plugin.kill().await?;
     // An orphan that nobody recovers shows when the grace is over.
-    let mut other = scene.plugin().await?;
-    let orphan = obedient(scene, &other).await?;
-    let mut next = scene.next_plugin_with(&mut other, &options(scene, &json!({}))).await?;
+    let mut other = case.plugin().await?;
+    let orphan = obedient(case, &other).await?;
+    let mut next = case.next_plugin_with(&mut other, &options(case, &json!({}))).await?;
     task.recover(&next).await?;
-    let fresh = obedient(scene, &next).await?;
+    let fresh = obedient(case, &next).await?;
     until(LIMIT, "the orphan's end", || orphan.alloc.cgroup.pids().is_empty()).await?;
     // Some more rounds of the collection pass.
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -63,18 +63,18 @@ async fn a_recovered_task_is_none(scene: &Scene) -> Result<()> {
 }
 
 async fn none_is_taken_down_while_the_agent_is_away_or_recovers_one_after_the_other(
-    scene: &Scene,
+    case: &CaseContext,
 ) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
+    let mut plugin = case.plugin().await?;
     let mut tasks = Vec::new();
     for _ in 0..4 {
-        tasks.push(obedient(scene, &plugin).await?);
+        tasks.push(obedient(case, &plugin).await?);
     }
     plugin.kill().await?;
     let grace = Duration::from_secs(5);
     let away = grace + Duration::from_secs(1);
-    let options = options(scene, &json!({"creation_grace": "5s"}));
-    let mut next = scene.plugin_as(&scene.launch(), &options).await?;
+    let options = options(case, &json!({"creation_grace": "5s"}));
+    let mut next = case.plugin_as(&case.launch(), &options).await?;
     // The agent dies before its recoveries, is away for longer than the grace, and dies again in their middle.
     next.redial().await?;
     tokio::time::sleep(away).await;
@@ -99,67 +99,69 @@ async fn none_is_taken_down_while_the_agent_is_away_or_recovers_one_after_the_ot
     next.shut_down().await
 }
 
-async fn one_whose_recovery_failed_is_taken_down(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = obedient(scene, &plugin).await?;
-    let mut next = scene.next_plugin_with(&mut plugin, &options(scene, &json!({}))).await?;
+async fn one_whose_recovery_failed_is_taken_down(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
+    let task = obedient(case, &plugin).await?;
+    let mut next = case.next_plugin_with(&mut plugin, &options(case, &json!({}))).await?;
     let mut handle = task.kept_handle()?;
     handle.driver_state = b"{}".to_vec();
     ensure!(next.recover_task(handle).await.is_err(), "it was recovered from nothing");
-    scene.nothing_left_within(LIMIT)?;
+    case.nothing_left_within(LIMIT)?;
     // The agent would have destroyed the task first.
     task.end(&next).await?;
     next.shut_down().await
 }
 
-async fn a_dry_run_only_names_them(scene: &Scene) -> Result<()> {
-    left_alone(scene, &json!({"dry_run": true})).await
+async fn a_dry_run_only_names_them(case: &CaseContext) -> Result<()> {
+    left_alone(case, &json!({"dry_run": true})).await
 }
 
-async fn they_are_left_alone_where_the_operator_says_so(scene: &Scene) -> Result<()> {
-    left_alone(scene, &json!({"enabled": false})).await?;
+async fn they_are_left_alone_where_the_operator_says_so(case: &CaseContext) -> Result<()> {
+    left_alone(case, &json!({"enabled": false})).await?;
     // Young orphans are left alone, too.
-    left_alone(scene, &json!({"creation_grace": "1h"})).await
+    left_alone(case, &json!({"creation_grace": "1h"})).await
 }
 
-async fn left_alone(scene: &Scene, more: &Value) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let task = obedient(scene, &plugin).await?;
-    let mut next = scene.next_plugin_with(&mut plugin, &options(scene, more)).await?;
+async fn left_alone(case: &CaseContext, more: &Value) -> Result<()> {
+    let mut plugin = case.plugin().await?;
+    let task = obedient(case, &plugin).await?;
+    let mut next = case.next_plugin_with(&mut plugin, &options(case, more)).await?;
     let is_named = || next.log().all().join("\n").contains(NAMED);
     if more.get("dry_run").is_some() {
         until(LIMIT, "a word on the orphan", is_named).await?;
     }
     tokio::time::sleep(Duration::from_secs(2)).await;
-    same!(is_named(), more.get("dry_run").is_some());
+    ensure_eq!(is_named(), more.get("dry_run").is_some());
     task.recover(&next).await?;
     ends_as_told(&task, &next).await?;
     next.shut_down().await
 }
 
 /// The agent dies before it has written down the handle, and starts the same allocation again.
-async fn a_second_attempt_of_an_orphans_allocation_begins_with_the_orphans_end(scene: &Scene) -> Result<()> {
-    let mut plugin = scene.plugin().await?;
-    let mut task = obedient(scene, &plugin).await?;
-    let (first, pid) = (shim_pid(scene)?, task.pid()?);
-    let mut next = scene.next_plugin_with(&mut plugin, &options(scene, &json!({}))).await?;
+async fn a_second_attempt_of_an_orphans_allocation_begins_with_the_orphans_end(
+    case: &CaseContext,
+) -> Result<()> {
+    let mut plugin = case.plugin().await?;
+    let mut task = obedient(case, &plugin).await?;
+    let (first, pid) = (shim_pid(case)?, task.pid()?);
+    let mut next = case.next_plugin_with(&mut plugin, &options(case, &json!({}))).await?;
     task.next_attempt()?;
     task.start(&next).await?;
     ensure!(!alive(pid) && !alive(first.as_raw()), "two attempts of one task run");
     let second = task.pid()?;
     // Longer than the grace of orphans and some rounds of their collection and of the removal of marked bundles.
     tokio::time::sleep(Duration::from_secs(12)).await;
-    same!(task.pid()?, second);
-    same!(task.exec(&next, "echo here").await?, (0, "here\n".to_owned()));
+    ensure_eq!(task.pid()?, second);
+    ensure_eq!(task.exec(&next, "echo here").await?, (0, "here\n".to_owned()));
     ends_as_told(&task, &next).await?;
     next.shut_down().await
 }
 
 async fn a_second_attempt_begins_with_the_end_of_one_whose_answer_was_lost(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let mut task = obedient(scene, plugin).await?;
+    let mut task = obedient(case, plugin).await?;
     let pid = task.pid()?;
     // The agent never heard of the first attempt.
     task.next_attempt()?;
@@ -170,20 +172,20 @@ async fn a_second_attempt_begins_with_the_end_of_one_whose_answer_was_lost(
 }
 
 /// The first attempt has lost its shim. It can't be killed while it is frozen, and is outside of the task's cgroup.
-async fn a_second_attempt_is_put_off_while_the_first_one_runs(scene: &Scene) -> Result<()> {
+async fn a_second_attempt_is_put_off_while_the_first_one_runs(case: &CaseContext) -> Result<()> {
     if is_v2() {
         return skip("a frozen process can be killed on cgroup v2");
     }
-    let mut plugin = scene.plugin().await?;
-    let mut task = obedient(scene, &plugin).await?;
+    let mut plugin = case.plugin().await?;
+    let mut task = obedient(case, &plugin).await?;
     let pid = task.pid()?;
     let elsewhere = Nested::elsewhere(&format!("of-{}", task.alloc.cgroup.name()), &[pid])?;
     elsewhere.freeze()?;
     plugin.kill().await?;
-    kill(shim_pid(scene)?, Signal::SIGKILL)?;
-    let container = scene.bundle()?;
+    kill(shim_pid(case)?, Signal::SIGKILL)?;
+    let container = case.bundle()?;
     let container = container.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut next = scene.plugin_as(&scene.launch(), &options(scene, &json!({}))).await?;
+    let mut next = case.plugin_as(&case.launch(), &options(case, &json!({}))).await?;
     task.next_attempt()?;
     let status = refused(next.start_task(task.config.clone()).await, &[&container, "earlier attempt"])?;
     ensure!(is_recoverable(&status)?, "Nomad would give up: {status:?}");
@@ -193,7 +195,7 @@ async fn a_second_attempt_is_put_off_while_the_first_one_runs(scene: &Scene) -> 
     ensure!(!alive(pid), "two attempts of one task run");
     let second = task.pid()?;
     tokio::time::sleep(Duration::from_secs(12)).await;
-    same!(task.pid()?, second);
+    ensure_eq!(task.pid()?, second);
     ends_as_told(&task, &next).await?;
     elsewhere.remove()?;
     next.shut_down().await

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use harness::config;
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::auth_registry::{self, PAIR, PASSWORD, USER};
 use harness::fixture::{Form, Gate, Registry, Reply, Seen};
 use harness::host::Plugin;
@@ -13,7 +13,7 @@ use harness::task::LIMIT;
 use serde_json::{Value, json};
 
 use crate::cases::support::secrets::stands_nowhere;
-use crate::cases::support::{cases, is_recoverable, refused, same, until};
+use crate::cases::support::{cases, ensure_eq, is_recoverable, refused, until};
 
 cases!["credentials":
     a_job_brings_its_own,
@@ -35,8 +35,9 @@ struct Locked {
 }
 
 impl Locked {
-    fn new(scene: &Scene) -> Result<Self> {
-        let registry = auth_registry::registry(&scene.directory().join("locked"), scene.world().catalog())?;
+    fn new(case: &CaseContext) -> Result<Self> {
+        let registry =
+            auth_registry::registry(&case.directory().join("locked"), case.environment().catalog())?;
         Ok(Self { registry })
     }
 
@@ -48,100 +49,106 @@ impl Locked {
     }
 
     /// Runs a task whose image isn't there yet, and removes the image again.
-    async fn works(&self, scene: &Scene, plugin: &Plugin, auth: Value) -> Result<()> {
-        let task = scene.run(plugin, &self.job(auth)).await?;
-        same!(task.stdout(plugin).await?, "hello from the image\n");
+    async fn works(&self, case: &CaseContext, plugin: &Plugin, auth: Value) -> Result<()> {
+        let task = case.run(plugin, &self.job(auth)).await?;
+        ensure_eq!(task.stdout(plugin).await?, "hello from the image\n");
         task.destroy(plugin).await?;
         let image = format!("{}/busybox:latest", self.registry.address());
-        scene.world().containerd().ctr(&["images", "delete", "--sync", &image]).map(drop)
+        case.environment().containerd().ctr(&["images", "delete", "--sync", &image]).map(drop)
     }
 
-    async fn is_refused(&self, scene: &Scene, plugin: &Plugin, job: &Value, words: &[&str]) -> Result<()> {
-        let task = scene.prepare(plugin, job).await?;
+    async fn is_refused(
+        &self,
+        case: &CaseContext,
+        plugin: &Plugin,
+        job: &Value,
+        words: &[&str],
+    ) -> Result<()> {
+        let task = case.prepare(plugin, job).await?;
         let status = refused(plugin.start_task(task.config.clone()).await, words)?;
         ensure!(!status.message().contains(PASSWORD), "the password is in {}", status.message());
-        scene.nothing_left()
+        case.nothing_left()
     }
 }
 
-async fn configured(scene: &Scene, auth: Value) -> Result<Plugin> {
-    let mut options = scene.options();
+async fn configured(case: &CaseContext, auth: Value) -> Result<Plugin> {
+    let mut options = case.options();
     options["auth"] = auth;
-    let mut launch = scene.launch();
-    launch.look_first_in(scene.directory().join("bin"));
-    scene.plugin_as(&launch, &options).await
+    let mut launch = case.launch();
+    launch.look_first_in(case.directory().join("bin"));
+    case.plugin_as(&launch, &options).await
 }
 
-async fn a_job_brings_its_own(scene: &Scene) -> Result<()> {
-    let locked = Locked::new(scene)?;
-    let mut plugin = scene.plugin().await?;
+async fn a_job_brings_its_own(case: &CaseContext) -> Result<()> {
+    let locked = Locked::new(case)?;
+    let mut plugin = case.plugin().await?;
     let address = locked.registry.address();
-    locked.works(scene, &plugin, json!({"username": USER, "password": PASSWORD})).await?;
+    locked.works(case, &plugin, json!({"username": USER, "password": PASSWORD})).await?;
     for server in [address.to_owned(), format!("http://{address}/v2/")] {
         let auth = json!({"username": USER, "password": PASSWORD, "server_address": server});
-        locked.works(scene, &plugin, auth).await?;
+        locked.works(case, &plugin, auth).await?;
     }
     let other = json!({"username": USER, "password": PASSWORD, "server_address": "ghcr.io"});
     locked
-        .is_refused(scene, &plugin, &locked.job(other), &["auth.server_address", "ghcr.io", address])
+        .is_refused(case, &plugin, &locked.job(other), &["auth.server_address", "ghcr.io", address])
         .await?;
-    locked.is_refused(scene, &plugin, &locked.job(json!(null)), &[address, "without credentials"]).await?;
+    locked.is_refused(case, &plugin, &locked.job(json!(null)), &[address, "without credentials"]).await?;
     plugin.shut_down().await
 }
 
-async fn the_operators_are_for_one_registry(scene: &Scene) -> Result<()> {
-    let locked = Locked::new(scene)?;
+async fn the_operators_are_for_one_registry(case: &CaseContext) -> Result<()> {
+    let locked = Locked::new(case)?;
     for (server, works) in [(locked.registry.address(), true), ("ghcr.io", false)] {
         let auth = json!({"username": USER, "password": PASSWORD, "server_address": server});
-        let mut plugin = configured(scene, auth).await?;
+        let mut plugin = configured(case, auth).await?;
         if works {
-            locked.works(scene, &plugin, json!(null)).await?;
+            locked.works(case, &plugin, json!(null)).await?;
         } else {
-            locked.is_refused(scene, &plugin, &locked.job(json!(null)), &["without credentials"]).await?;
+            locked.is_refused(case, &plugin, &locked.job(json!(null)), &["without credentials"]).await?;
         }
         plugin.shut_down().await?;
     }
     Ok(())
 }
 
-async fn a_file_of_dockers_is_read(scene: &Scene) -> Result<()> {
-    let locked = Locked::new(scene)?;
+async fn a_file_of_dockers_is_read(case: &CaseContext) -> Result<()> {
+    let locked = Locked::new(case)?;
     let address = locked.registry.address();
-    let file = scene.directory().join("config.json");
-    let mut plugin = configured(scene, json!({"config": file})).await?;
-    locked.is_refused(scene, &plugin, &locked.job(json!(null)), &[&file.display().to_string()]).await?;
+    let file = case.directory().join("config.json");
+    let mut plugin = configured(case, json!({"config": file})).await?;
+    locked.is_refused(case, &plugin, &locked.job(json!(null)), &[&file.display().to_string()]).await?;
     let answer = format!(r#"echo '{{"Username":"{USER}","Secret":"{PASSWORD}"}}'"#);
-    auth_registry::helper(&scene.directory().join("bin"), "stored", &answer)?;
+    auth_registry::helper(&case.directory().join("bin"), "stored", &answer)?;
     for content in [
         json!({"auths": {address: {"auth": PAIR}}}),
         json!({"auths": {address: {}}, "credsStore": "stored"}),
         json!({"credHelpers": {address: "stored"}, "credsStore": "nowhere"}),
     ] {
         std::fs::write(&file, content.to_string())?;
-        locked.works(scene, &plugin, json!(null)).await?;
+        locked.works(case, &plugin, json!(null)).await?;
     }
     std::fs::write(&file, json!({"auths": {"ghcr.io": {"auth": PAIR}}}).to_string())?;
-    locked.is_refused(scene, &plugin, &locked.job(json!(null)), &["without credentials"]).await?;
+    locked.is_refused(case, &plugin, &locked.job(json!(null)), &["without credentials"]).await?;
     plugin.shut_down().await
 }
 
-async fn a_helper_is_asked_and_gets_nothing_of_the_agents(scene: &Scene) -> Result<()> {
-    let locked = Locked::new(scene)?;
+async fn a_helper_is_asked_and_gets_nothing_of_the_agents(case: &CaseContext) -> Result<()> {
+    let locked = Locked::new(case)?;
     let address = locked.registry.address();
-    let bin = scene.directory().join("bin");
-    let asked = scene.directory().join("asked");
+    let bin = case.directory().join("bin");
+    let asked = case.directory().join("asked");
     let noting = format!(
         "{{ echo \"$@\"; cat; echo; env; }} > {}; echo '{{\"Username\":\"{USER}\",\"Secret\":\"{PASSWORD}\"}}'",
         asked.display()
     );
     auth_registry::helper(&bin, "noting", &noting)?;
-    let mut options = scene.options();
+    let mut options = case.options();
     options["auth"] = json!({"helper": "noting"});
-    let mut launch = scene.launch();
+    let mut launch = case.launch();
     launch.look_first_in(bin.clone());
     launch.environment.push(("VAULT_TOKEN".into(), "s.3cret".into()));
-    let mut plugin = scene.plugin_as(&launch, &options).await?;
-    locked.works(scene, &plugin, json!(null)).await?;
+    let mut plugin = case.plugin_as(&launch, &options).await?;
+    locked.works(case, &plugin, json!(null)).await?;
     let said = std::fs::read_to_string(&asked).context("it was not asked")?;
     ensure!(said.starts_with(&format!("get\n{address}\n")), "it was asked otherwise: {said}");
     ensure!(!said.contains("3cret") && !said.contains("TMPDIR"), "it has the agent's environment: {said}");
@@ -151,13 +158,13 @@ async fn a_helper_is_asked_and_gets_nothing_of_the_agents(scene: &Scene) -> Resu
         ("echo credentials not found in native keychain; exit 1", &["without credentials"]),
     ] {
         auth_registry::helper(&bin, "noting", script)?;
-        locked.is_refused(scene, &plugin, &locked.job(json!(null)), words).await?;
+        locked.is_refused(case, &plugin, &locked.job(json!(null)), words).await?;
     }
     plugin.shut_down().await
 }
 
 /// Uses a registry of teams, each with a login of its own, as podman writes them into one file.
-async fn the_login_that_names_most_of_a_repository_is_used(scene: &Scene) -> Result<()> {
+async fn the_login_that_names_most_of_a_repository_is_used(case: &CaseContext) -> Result<()> {
     const TEAMS: usize = 6;
     let pair = |team: &str| BASE64_STANDARD.encode(format!("{team}:{PASSWORD}"));
     let wants = move |seen: &Seen| {
@@ -170,11 +177,11 @@ async fn the_login_that_names_most_of_a_repository_is_used(scene: &Scene) -> Res
             }
         }
     };
-    let registry = scene.world().registry();
+    let registry = case.environment().registry();
     let teams = Gate::before(registry.address(), wants).await?;
     let address = teams.address();
-    std::fs::create_dir_all(scene.directory())?;
-    let file = scene.directory().join("config.json");
+    std::fs::create_dir_all(case.directory())?;
+    let file = case.directory().join("config.json");
     let names = || (0..TEAMS).map(|number| format!("team-{number}"));
     let mut auths: serde_json::Map<_, _> =
         names().map(|team| (format!("{address}/{team}"), json!({"auth": pair(&team)}))).collect();
@@ -183,14 +190,14 @@ async fn the_login_that_names_most_of_a_repository_is_used(scene: &Scene) -> Res
     // `team` is how the repositories' names begin, but no path element of them.
     auths.insert(format!("{address}/team"), json!({"auth": pair("team")}));
     std::fs::write(&file, json!({"auths": auths}).to_string())?;
-    let mut plugin = configured(scene, json!({"config": file})).await?;
+    let mut plugin = configured(case, json!({"config": file})).await?;
     for team in names() {
-        let image = scene.world().catalog().with(|tree| tree.file(&team, 0o644, b""))?;
+        let image = case.environment().catalog().with(|tree| tree.file(&team, 0o644, b""))?;
         image.push(registry, &format!("{team}/app"), "v1", Form::Oci)?;
-        let mut job = scene.shell("exit 3");
+        let mut job = case.shell("exit 3");
         job["image"] = json!(format!("{address}/{team}/app:v1"));
-        let task = scene.run(&plugin, &job).await.with_context(|| format!("as {team}"))?;
-        same!(task.wait(&plugin).await?.exit_code, 3);
+        let task = case.run(&plugin, &job).await.with_context(|| format!("as {team}"))?;
+        ensure_eq!(task.wait(&plugin).await?.exit_code, 3);
         task.destroy(&plugin).await?;
     }
     let log = plugin.log().all().join("\n");
@@ -198,101 +205,101 @@ async fn the_login_that_names_most_of_a_repository_is_used(scene: &Scene) -> Res
     plugin.shut_down().await
 }
 
-async fn a_helper_gets_the_variables_that_the_operator_lists(scene: &Scene) -> Result<()> {
-    let locked = Locked::new(scene)?;
-    let bin = scene.directory().join("bin");
-    let asked = scene.directory().join("asked");
+async fn a_helper_gets_the_variables_that_the_operator_lists(case: &CaseContext) -> Result<()> {
+    let locked = Locked::new(case)?;
+    let bin = case.directory().join("bin");
+    let asked = case.directory().join("asked");
     let noting =
         format!("env > {}; echo '{{\"Username\":\"{USER}\",\"Secret\":\"{PASSWORD}\"}}'", asked.display());
     auth_registry::helper(&bin, "noting", &noting)?;
-    let mut options = scene.options();
+    let mut options = case.options();
     options["auth"] = json!({"helper": "noting", "helper_env": ["AWS_PROFILE", "NOT_SET"]});
-    let mut launch = scene.launch();
+    let mut launch = case.launch();
     launch.look_first_in(bin);
     launch.environment.push(("AWS_PROFILE".into(), "ours".into()));
     launch.environment.push(("AWS_SECRET".into(), "s.3cret".into()));
-    let mut plugin = scene.plugin_as(&launch, &options).await?;
-    locked.works(scene, &plugin, json!(null)).await?;
+    let mut plugin = case.plugin_as(&launch, &options).await?;
+    locked.works(case, &plugin, json!(null)).await?;
     let said = std::fs::read_to_string(&asked).context("it was not asked")?;
     ensure!(said.contains("AWS_PROFILE=ours\n"), "it has not what it needs: {said}");
     ensure!(!said.contains("3cret") && !said.contains("NOT_SET"), "it has more than that: {said}");
     plugin.shut_down().await
 }
 
-async fn a_helper_of_a_pull_that_is_called_off_leaves_no_process(scene: &Scene) -> Result<()> {
-    let locked = Locked::new(scene)?;
-    let pids = scene.directory().join("pids");
+async fn a_helper_of_a_pull_that_is_called_off_leaves_no_process(case: &CaseContext) -> Result<()> {
+    let locked = Locked::new(case)?;
+    let pids = case.directory().join("pids");
     let hanging = format!("sleep 300 & echo $! > {0}.new; mv {0}.new {0}; sleep 300", pids.display());
-    auth_registry::helper(&scene.directory().join("bin"), "hanging", &hanging)?;
-    let mut plugin = configured(scene, json!({"helper": "hanging"})).await?;
+    auth_registry::helper(&case.directory().join("bin"), "hanging", &hanging)?;
+    let mut plugin = configured(case, json!({"helper": "hanging"})).await?;
     let mut job = locked.job(json!(null));
     job["image_pull_timeout"] = json!("3s");
-    locked.is_refused(scene, &plugin, &job, &["image_pull_timeout"]).await?;
+    locked.is_refused(case, &plugin, &job, &["image_pull_timeout"]).await?;
     let pid = std::fs::read_to_string(&pids).context("it was not asked")?;
     let process = std::path::PathBuf::from(format!("/proc/{}", pid.trim()));
     until(LIMIT, "what the helper has started is gone", || !process.exists()).await?;
     plugin.shut_down().await
 }
 
-async fn a_denial_is_worth_another_try_unless_it_is_the_jobs_own_login(scene: &Scene) -> Result<()> {
-    let locked = Locked::new(scene)?;
+async fn a_denial_is_worth_another_try_unless_it_is_the_jobs_own_login(case: &CaseContext) -> Result<()> {
+    let locked = Locked::new(case)?;
     let address = locked.registry.address();
     let wrong = json!({"username": USER, "password": "wrong-horse", "server_address": address});
     let own = json!({"username": USER, "password": "wrong-horse"});
     for (operators, jobs, recoverable) in
         [(json!(null), json!(null), true), (wrong, json!(null), true), (json!(null), own, false)]
     {
-        let mut plugin = configured(scene, operators).await?;
-        let task = scene.prepare(&plugin, &locked.job(jobs)).await?;
+        let mut plugin = configured(case, operators).await?;
+        let task = case.prepare(&plugin, &locked.job(jobs)).await?;
         let status = refused(plugin.start_task(task.config.clone()).await, &[address, "denies"])?;
-        same!(is_recoverable(&status)?, recoverable);
+        ensure_eq!(is_recoverable(&status)?, recoverable);
         plugin.shut_down().await?;
     }
-    scene.nothing_left()
+    case.nothing_left()
 }
 
-async fn wrong_ones_are_said_with_their_user_and_nothing_is_fallen_back_to(scene: &Scene) -> Result<()> {
-    let locked = Locked::new(scene)?;
+async fn wrong_ones_are_said_with_their_user_and_nothing_is_fallen_back_to(case: &CaseContext) -> Result<()> {
+    let locked = Locked::new(case)?;
     let address = locked.registry.address();
     // The operator's credentials are right, and would do.
     let auth = json!({"username": USER, "password": PASSWORD, "server_address": address});
-    let mut plugin = configured(scene, auth).await?;
+    let mut plugin = configured(case, auth).await?;
     for user in [USER, "stranger"] {
         let job = locked.job(json!({"username": user, "password": "wrong-horse"}));
-        locked.is_refused(scene, &plugin, &job, &[address, user]).await?;
+        locked.is_refused(case, &plugin, &job, &[address, user]).await?;
     }
     let log = plugin.log().all().join("\n");
     ensure!(!log.contains("wrong-horse") && !log.contains(PASSWORD), "a password is in the log: {log}");
     plugin.shut_down().await
 }
 
-async fn a_job_may_go_on_without(scene: &Scene) -> Result<()> {
-    let locked = Locked::new(scene)?;
-    let mut plugin = configured(scene, json!({"helper": "nowhere"})).await?;
-    let mut open = scene.shell("exit 3");
+async fn a_job_may_go_on_without(case: &CaseContext) -> Result<()> {
+    let locked = Locked::new(case)?;
+    let mut plugin = configured(case, json!({"helper": "nowhere"})).await?;
+    let mut open = case.shell("exit 3");
     // An image that no other case has: for one that is there no registry is asked.
-    let image = scene.world().catalog().with(|tree| tree.file("open", 0o644, b""))?;
-    image.push(scene.world().registry(), "open", "v1", Form::Oci)?;
-    open["image"] = json!(scene.image("open:v1"));
-    locked.is_refused(scene, &plugin, &open, &["docker-credential-nowhere"]).await?;
+    let image = case.environment().catalog().with(|tree| tree.file("open", 0o644, b""))?;
+    image.push(case.environment().registry(), "open", "v1", Form::Oci)?;
+    open["image"] = json!(case.image("open:v1"));
+    locked.is_refused(case, &plugin, &open, &["docker-credential-nowhere"]).await?;
     open["auth_soft_fail"] = json!(true);
-    let task = scene.run(&plugin, &open).await?;
-    same!(task.wait(&plugin).await?.exit_code, 3);
+    let task = case.run(&plugin, &open).await?;
+    ensure_eq!(task.wait(&plugin).await?.exit_code, 3);
     task.destroy(&plugin).await?;
     let mut wrong = locked.job(json!({"username": USER, "password": "wrong-horse"}));
     wrong["auth_soft_fail"] = json!(true);
-    locked.is_refused(scene, &plugin, &wrong, &["without credentials"]).await?;
+    locked.is_refused(case, &plugin, &wrong, &["without credentials"]).await?;
     plugin.shut_down().await
 }
 
-async fn a_password_is_nowhere_to_be_found(scene: &Scene) -> Result<()> {
-    let locked = Locked::new(scene)?;
-    let mut plugin = scene.plugin().await?;
+async fn a_password_is_nowhere_to_be_found(case: &CaseContext) -> Result<()> {
+    let locked = Locked::new(case)?;
+    let mut plugin = case.plugin().await?;
     let mut job = locked.job(json!({"username": USER, "password": PASSWORD}));
     job["command"] = json!("/bin/sleep");
     job["args"] = json!(["600"]);
-    let task = scene.run(&plugin, &job).await?;
-    stands_nowhere(scene, &plugin, &task, &[PASSWORD, PAIR])?;
+    let task = case.run(&plugin, &job).await?;
+    stands_nowhere(case, &plugin, &task, &[PASSWORD, PAIR])?;
     task.end(&plugin).await?;
     plugin.shut_down().await
 }

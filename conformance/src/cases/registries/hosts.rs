@@ -4,13 +4,13 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::fault_proxy::{Fault, FaultProxy};
 use harness::fixture::{Gate, Reply, Seen};
 use harness::task::LIMIT;
 
 use crate::cases::support::registry_hosts::{Configured, REGISTRY};
-use crate::cases::support::{cases, is_recoverable, refused, same};
+use crate::cases::support::{cases, ensure_eq, is_recoverable, refused};
 
 cases!["registries":
     a_mirror_is_asked_first_and_the_registry_after_it,
@@ -32,8 +32,8 @@ fn paths(gate: &Gate, method: &str) -> Vec<String> {
     seen.map(|seen| seen.target.split('?').next().unwrap_or_default().to_owned()).collect()
 }
 
-async fn a_mirror_is_asked_first_and_the_registry_after_it(scene: &Scene) -> Result<()> {
-    let configured = Configured::new(scene)?;
+async fn a_mirror_is_asked_first_and_the_registry_after_it(case: &CaseContext) -> Result<()> {
+    let configured = Configured::new(case)?;
     let (mirror, server) = (configured.host(|_| Reply::Pass).await?, configured.host(|_| Reply::Pass).await?);
     let (mirror_address, server_address) = (mirror.address(), server.address());
     let hosts = format!("server = \"http://{server_address}\"\n[host.\"http://{mirror_address}\"]\n");
@@ -60,9 +60,9 @@ async fn a_mirror_is_asked_first_and_the_registry_after_it(scene: &Scene) -> Res
     plugin.shut_down().await
 }
 
-async fn a_mirror_that_breaks_a_layer_off_is_left_for_another(scene: &Scene) -> Result<()> {
-    let configured = Configured::with(scene, &scene.world().catalog().large(2)?)?;
-    let mirror = FaultProxy::before(scene.world().registry().address())?;
+async fn a_mirror_that_breaks_a_layer_off_is_left_for_another(case: &CaseContext) -> Result<()> {
+    let configured = Configured::with(case, &case.environment().catalog().large(2)?)?;
+    let mirror = FaultProxy::before(case.environment().registry().address())?;
     mirror.inflict("/blobs/", Fault::CutAfter(600_000));
     let server = configured.host(|_| Reply::Pass).await?;
     let hosts = format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", server.address(), mirror.address());
@@ -86,8 +86,8 @@ async fn a_mirror_that_breaks_a_layer_off_is_left_for_another(scene: &Scene) -> 
     plugin.shut_down().await
 }
 
-async fn a_mirror_that_is_not_believed_is_asked_by_digest_only(scene: &Scene) -> Result<()> {
-    let configured = Configured::new(scene)?;
+async fn a_mirror_that_is_not_believed_is_asked_by_digest_only(case: &CaseContext) -> Result<()> {
+    let configured = Configured::new(case)?;
     let (mirror, server) = (configured.host(|_| Reply::Pass).await?, configured.host(|_| Reply::Pass).await?);
     let hosts = format!(
         "server = \"http://{}\"\n[host.\"http://{}\"]\ncapabilities = [\"pull\"]\n",
@@ -100,13 +100,13 @@ async fn a_mirror_that_is_not_believed_is_asked_by_digest_only(scene: &Scene) ->
     let by_tag = |path: &String| !path.contains("sha256:");
     ensure!(!paths(&mirror, "GET").iter().any(by_tag), "it was asked by tag: {:?}", mirror.seen());
     ensure!(paths(&mirror, "GET").len() > 2, "it was not asked for all else: {:?}", mirror.seen());
-    same!(paths(&server, "HEAD").iter().filter(|path| by_tag(path)).count(), 1);
-    same!(paths(&server, "GET"), Vec::<String>::new());
+    ensure_eq!(paths(&server, "HEAD").iter().filter(|path| by_tag(path)).count(), 1);
+    ensure_eq!(paths(&server, "GET"), Vec::<String>::new());
     plugin.shut_down().await
 }
 
-async fn what_a_mirror_has_tampered_with_is_had_elsewhere(scene: &Scene) -> Result<()> {
-    let configured = Configured::new(scene)?;
+async fn what_a_mirror_has_tampered_with_is_had_elsewhere(case: &CaseContext) -> Result<()> {
+    let configured = Configured::new(case)?;
     let tampers = |seen: &Seen| match seen.target.contains("/manifests/sha256:") {
         true => Reply::Say(200, Vec::new(), "{}".to_owned()),
         false => Reply::Pass,
@@ -116,14 +116,14 @@ async fn what_a_mirror_has_tampered_with_is_had_elsewhere(scene: &Scene) -> Resu
     configured.say(REGISTRY, &hosts)?;
     let mut plugin = configured.plugin().await?;
     configured.pulls(&plugin, REGISTRY).await?;
-    same!(paths(&server, "GET").len(), 1);
+    ensure_eq!(paths(&server, "GET").len(), 1);
     plugin.shut_down().await
 }
 
 /// The layer's length is right, so that only the digest of the whole shows that it is another.
-async fn a_layer_that_a_mirror_has_changed_is_had_elsewhere(scene: &Scene) -> Result<()> {
-    let image = scene.world().catalog().with(|tree| tree.file("own", 0o644, b"changed on the way"))?;
-    let configured = Configured::with(scene, &image)?;
+async fn a_layer_that_a_mirror_has_changed_is_had_elsewhere(case: &CaseContext) -> Result<()> {
+    let image = case.environment().catalog().with(|tree| tree.file("own", 0o644, b"changed on the way"))?;
+    let configured = Configured::with(case, &image)?;
     let layer = image.layers.last().context("the image has no layer")?;
     let (path, content) = (format!("/blobs/{}", layer.digest), "x".repeat(layer.blob.len()));
     let changes = move |seen: &Seen| match seen.target.contains(&path) {
@@ -136,7 +136,7 @@ async fn a_layer_that_a_mirror_has_changed_is_had_elsewhere(scene: &Scene) -> Re
     let mut plugin = configured.plugin().await?;
     let words = ["layer", &layer.digest, "damaged on the way", "does not match"];
     // The image's other content is kept for the next try.
-    let task = scene.prepare(&plugin, &configured.job(REGISTRY)).await?;
+    let task = case.prepare(&plugin, &configured.job(REGISTRY)).await?;
     let status = refused(plugin.start_task(task.config.clone()).await, &words)?;
     ensure!(is_recoverable(&status)?, "the next try may do better: {status:?}");
     let hosts = format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", server.address(), mirror.address());
@@ -146,9 +146,9 @@ async fn a_layer_that_a_mirror_has_changed_is_had_elsewhere(scene: &Scene) -> Re
     plugin.shut_down().await
 }
 
-async fn a_layer_that_was_changed_on_the_way_once_is_had_again(scene: &Scene) -> Result<()> {
-    let image = scene.world().catalog().with(|tree| tree.file("own", 0o644, b"changed once"))?;
-    let configured = Configured::with(scene, &image)?;
+async fn a_layer_that_was_changed_on_the_way_once_is_had_again(case: &CaseContext) -> Result<()> {
+    let image = case.environment().catalog().with(|tree| tree.file("own", 0o644, b"changed once"))?;
+    let configured = Configured::with(case, &image)?;
     let layer = image.layers.last().context("the image has no layer")?;
     let (path, content) = (format!("/blobs/{}", layer.digest), "x".repeat(layer.blob.len()));
     let times = AtomicUsize::new(0);
@@ -160,12 +160,12 @@ async fn a_layer_that_was_changed_on_the_way_once_is_had_again(scene: &Scene) ->
     configured.say(REGISTRY, &format!("server = \"http://{}\"\n", server.address()))?;
     let mut plugin = configured.plugin().await?;
     configured.pulls(&plugin, REGISTRY).await?;
-    same!(paths(&server, "GET").iter().filter(|path| path.contains(&layer.digest)).count(), 2);
+    ensure_eq!(paths(&server, "GET").iter().filter(|path| path.contains(&layer.digest)).count(), 2);
     plugin.shut_down().await
 }
 
-async fn a_host_may_have_its_api_below_a_path_of_its_own(scene: &Scene) -> Result<()> {
-    let configured = Configured::new(scene)?;
+async fn a_host_may_have_its_api_below_a_path_of_its_own(case: &CaseContext) -> Result<()> {
+    let configured = Configured::new(case)?;
     let below = |prefix: &'static str| {
         move |seen: &Seen| match seen.target.strip_prefix(prefix) {
             Some(rest) => Reply::PassAs(format!("/v2{rest}")),
@@ -186,8 +186,8 @@ async fn a_host_may_have_its_api_below_a_path_of_its_own(scene: &Scene) -> Resul
     plugin.shut_down().await
 }
 
-async fn the_operators_headers_go_to_their_host_and_no_further(scene: &Scene) -> Result<()> {
-    let configured = Configured::new(scene)?;
+async fn the_operators_headers_go_to_their_host_and_no_further(case: &CaseContext) -> Result<()> {
+    let configured = Configured::new(case)?;
     let storage = configured.host(|_| Reply::Pass).await?;
     let elsewhere = storage.address();
     let sends = move |seen: &Seen| match seen.target.split_once("/blobs/") {
@@ -206,8 +206,8 @@ async fn the_operators_headers_go_to_their_host_and_no_further(scene: &Scene) ->
     let mut plugin = configured.plugin().await?;
     configured.pulls(&plugin, REGISTRY).await?;
     for seen in host.seen() {
-        same!(seen.headers.get_all("x-team").iter().count(), 2);
-        same!(seen.header("authorization"), Some("Bearer s3cret"));
+        ensure_eq!(seen.headers.get_all("x-team").iter().count(), 2);
+        ensure_eq!(seen.header("authorization"), Some("Bearer s3cret"));
     }
     ensure!(!storage.seen().is_empty(), "nobody followed");
     for seen in storage.seen() {
@@ -219,8 +219,8 @@ async fn the_operators_headers_go_to_their_host_and_no_further(scene: &Scene) ->
     plugin.shut_down().await
 }
 
-async fn a_registry_may_be_named_with_its_port_or_not_at_all(scene: &Scene) -> Result<()> {
-    let configured = Configured::new(scene)?;
+async fn a_registry_may_be_named_with_its_port_or_not_at_all(case: &CaseContext) -> Result<()> {
+    let configured = Configured::new(case)?;
     let hosts: [Gate; 3] = [
         configured.host(|_| Reply::Pass).await?,
         configured.host(|_| Reply::Pass).await?,
@@ -240,8 +240,10 @@ async fn a_registry_may_be_named_with_its_port_or_not_at_all(scene: &Scene) -> R
     plugin.shut_down().await
 }
 
-async fn a_wrong_file_is_named_with_its_line_and_counts_as_soon_as_it_is_right(scene: &Scene) -> Result<()> {
-    let configured = Configured::new(scene)?;
+async fn a_wrong_file_is_named_with_its_line_and_counts_as_soon_as_it_is_right(
+    case: &CaseContext,
+) -> Result<()> {
+    let configured = Configured::new(case)?;
     let host = configured.host(|_| Reply::Pass).await?;
     let path = configured.say(REGISTRY, "server = \"http://127.0.0.1:1\"\ncapabilities = [\"pul\"]\n")?;
     let path = path.display().to_string();
@@ -260,8 +262,8 @@ async fn a_wrong_file_is_named_with_its_line_and_counts_as_soon_as_it_is_right(s
     plugin.shut_down().await
 }
 
-async fn a_registry_that_has_had_enough_is_waited_for(scene: &Scene) -> Result<()> {
-    let configured = Configured::new(scene)?;
+async fn a_registry_that_has_had_enough_is_waited_for(case: &CaseContext) -> Result<()> {
+    let configured = Configured::new(case)?;
     let refusals = AtomicUsize::new(0);
     let busy = move |_: &Seen| match refusals.fetch_add(1, Ordering::Relaxed) {
         0 | 3 => Reply::Say(429, vec![("Retry-After", "1".to_owned())], String::new()),

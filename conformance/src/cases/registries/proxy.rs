@@ -1,7 +1,7 @@
 //! Proxies, by the agent's environment, between the plugin and a registry.
 
 use anyhow::{Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::{Authority, Gate, Reply, Terms};
 use serde_json::json;
 
@@ -17,8 +17,8 @@ cases!["registries behind proxies":
 /// A server whose name only the proxy knows.
 const SERVER: &str = "server = \"http://registry.test:5000\"\n";
 
-async fn plain_http_goes_through_its_proxy(scene: &Scene) -> Result<()> {
-    let configured = Configured::new(scene)?;
+async fn plain_http_goes_through_its_proxy(case: &CaseContext) -> Result<()> {
+    let configured = Configured::new(case)?;
     configured.say(REGISTRY, SERVER)?;
     for name in ["HTTP_PROXY", "http_proxy"] {
         let proxy = configured.host(|_| Reply::Pass).await?;
@@ -33,12 +33,12 @@ async fn plain_http_goes_through_its_proxy(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-async fn https_goes_through_a_tunnel(scene: &Scene) -> Result<()> {
-    let configured = Configured::new(scene)?;
-    let authority = Authority::new(&scene.directory().join("pki"), "ours")?;
+async fn https_goes_through_a_tunnel(case: &CaseContext) -> Result<()> {
+    let configured = Configured::new(case)?;
+    let authority = Authority::new(&case.directory().join("pki"), "ours")?;
     let shown = authority.certify("registry.test")?;
     let terms = Terms { tls: Some((shown.certificate, shown.key)), ..Terms::default() };
-    let registry = scene.world().registry().beside(&scene.directory().join("reg"), terms)?;
+    let registry = case.environment().registry().beside(&case.directory().join("reg"), terms)?;
     let hosts = format!("server = \"https://registry.test:8443\"\nca = {:?}\n", authority.certificate());
     configured.say(REGISTRY, &hosts)?;
     for name in ["HTTPS_PROXY", "https_proxy"] {
@@ -56,8 +56,8 @@ async fn https_goes_through_a_tunnel(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-async fn what_needs_no_proxy_gets_none(scene: &Scene) -> Result<()> {
-    let configured = Configured::new(scene)?;
+async fn what_needs_no_proxy_gets_none(case: &CaseContext) -> Result<()> {
+    let configured = Configured::new(case)?;
     configured.say(REGISTRY, SERVER)?;
     let proxy = configured.host(|_| Reply::Pass).await?;
     let address = format!("http://{}", proxy.address());
@@ -67,7 +67,7 @@ async fn what_needs_no_proxy_gets_none(scene: &Scene) -> Result<()> {
         let mut plugin = configured.plugin_with(json!(null), &environment).await?;
         configured.fails(&plugin, &configured.job(REGISTRY), &["registry.test", "can't be reached"]).await?;
         // Requests to the loopback never go through a proxy.
-        configured.pulls(&plugin, scene.world().registry().address()).await?;
+        configured.pulls(&plugin, case.environment().registry().address()).await?;
         ensure!(proxy.seen().is_empty(), "{:?}", proxy.seen());
         plugin.shut_down().await?;
     }

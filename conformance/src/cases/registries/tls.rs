@@ -2,7 +2,7 @@
 //! or docker's files.
 
 use anyhow::Result;
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::{Authority, Certified, Registry, Reply, Seen, Terms};
 
 use crate::cases::support::cases;
@@ -19,13 +19,13 @@ cases!["registries with certificates":
 ];
 
 /// Starts another registry with the same content, which serves by TLS.
-fn registry(scene: &Scene, shown: &Certified, clients: Option<&Authority>) -> Result<Registry> {
+fn registry(case: &CaseContext, shown: &Certified, clients: Option<&Authority>) -> Result<Registry> {
     let terms = Terms {
         tls: Some((shown.certificate.clone(), shown.key.clone())),
         clients: clients.map(Authority::certificate),
         lock: None,
     };
-    scene.world().registry().beside(&scene.directory().join("reg"), terms)
+    case.environment().registry().beside(&case.directory().join("reg"), terms)
 }
 
 /// Returns a hosts.toml with this registry as `server`, and more lines.
@@ -33,12 +33,12 @@ fn server(registry: &Registry, more: &str) -> String {
     format!("server = \"https://{}\"\n{more}\n", registry.address())
 }
 
-async fn an_authority_of_the_operators_counts_beside_the_systems(scene: &Scene) -> Result<()> {
-    let configured = Configured::new(scene)?;
+async fn an_authority_of_the_operators_counts_beside_the_systems(case: &CaseContext) -> Result<()> {
+    let configured = Configured::new(case)?;
     let directory = configured.directory().join(REGISTRY);
     let authority = Authority::new(&directory, "ours")?;
     Authority::new(&directory, "theirs")?;
-    let registry = registry(scene, &authority.certify("server")?, None)?;
+    let registry = registry(case, &authority.certify("server")?, None)?;
     let mut plugin = configured.plugin().await?;
     for (more, works) in [
         ("ca = \"ours.crt\"", true),
@@ -57,12 +57,12 @@ async fn an_authority_of_the_operators_counts_beside_the_systems(scene: &Scene) 
     plugin.shut_down().await
 }
 
-async fn a_certificate_that_vouches_for_itself_may_be_the_authority(scene: &Scene) -> Result<()> {
-    let configured = Configured::new(scene)?;
+async fn a_certificate_that_vouches_for_itself_may_be_the_authority(case: &CaseContext) -> Result<()> {
+    let configured = Configured::new(case)?;
     let directory = configured.directory().join(REGISTRY);
     let shown = Certified::by_itself(&directory, "itself", &["127.0.0.1"])?;
     Certified::by_itself(&directory, "another", &["127.0.0.1"])?;
-    let registry = registry(scene, &shown, None)?;
+    let registry = registry(case, &shown, None)?;
     let mut plugin = configured.plugin().await?;
     configured.say(REGISTRY, &server(&registry, "ca = \"itself.cert\""))?;
     configured.pulls(&plugin, REGISTRY).await?;
@@ -71,16 +71,16 @@ async fn a_certificate_that_vouches_for_itself_may_be_the_authority(scene: &Scen
     // The certificate is trusted under its own names only.
     drop(registry);
     let elsewhere = Certified::by_itself(&directory, "elsewhere", &["elsewhere.test"])?;
-    let registry = self::registry(scene, &elsewhere, None)?;
+    let registry = self::registry(case, &elsewhere, None)?;
     configured.say(REGISTRY, &server(&registry, "ca = \"elsewhere.cert\""))?;
     configured.fails(&plugin, &configured.job(REGISTRY), &["certificate", "elsewhere.test"]).await?;
     plugin.shut_down().await
 }
 
-async fn what_is_not_to_be_verified_is_not(scene: &Scene) -> Result<()> {
-    let configured = Configured::new(scene)?;
-    let authority = Authority::new(&scene.directory().join("pki"), "ours")?;
-    let registry = registry(scene, &authority.certify("server")?, None)?;
+async fn what_is_not_to_be_verified_is_not(case: &CaseContext) -> Result<()> {
+    let configured = Configured::new(case)?;
+    let authority = Authority::new(&case.directory().join("pki"), "ours")?;
+    let registry = registry(case, &authority.certify("server")?, None)?;
     let mut plugin = configured.plugin().await?;
     configured.say(REGISTRY, &server(&registry, "skip_verify = true"))?;
     configured.pulls(&plugin, REGISTRY).await?;
@@ -90,11 +90,11 @@ async fn what_is_not_to_be_verified_is_not(scene: &Scene) -> Result<()> {
 }
 
 async fn what_is_not_to_be_verified_is_the_host_alone_and_no_other_that_it_sends_to(
-    scene: &Scene,
+    case: &CaseContext,
 ) -> Result<()> {
-    let configured = Configured::new(scene)?;
-    let authority = Authority::new(&scene.directory().join("pki"), "ours")?;
-    let storage = registry(scene, &authority.certify("localhost")?, None)?;
+    let configured = Configured::new(case)?;
+    let authority = Authority::new(&case.directory().join("pki"), "ours")?;
+    let storage = registry(case, &authority.certify("localhost")?, None)?;
     // The same machine by another name counts as another host.
     let elsewhere = storage.address().replace("127.0.0.1", "localhost");
     let sends = move |seen: &Seen| match seen.target.contains("/blobs/") {
@@ -114,11 +114,11 @@ async fn what_is_not_to_be_verified_is_the_host_alone_and_no_other_that_it_sends
     plugin.shut_down().await
 }
 
-async fn a_registry_that_wants_a_certificate_is_shown_the_right_one(scene: &Scene) -> Result<()> {
-    let configured = Configured::new(scene)?;
-    let pki = scene.directory().join("pki");
+async fn a_registry_that_wants_a_certificate_is_shown_the_right_one(case: &CaseContext) -> Result<()> {
+    let configured = Configured::new(case)?;
+    let pki = case.directory().join("pki");
     let (authority, other) = (Authority::new(&pki, "ours")?, Authority::new(&pki, "theirs")?);
-    let registry = registry(scene, &authority.certify("server")?, Some(&authority))?;
+    let registry = registry(case, &authority.certify("server")?, Some(&authority))?;
     let (right, wrong) = (authority.certify("node")?, other.certify("stranger")?);
     let both = pki.join("both.pem");
     let text = [&right.certificate, &right.key].map(std::fs::read_to_string);
@@ -147,10 +147,10 @@ async fn a_registry_that_wants_a_certificate_is_shown_the_right_one(scene: &Scen
     plugin.shut_down().await
 }
 
-async fn dockers_files_count_where_there_is_no_other(scene: &Scene) -> Result<()> {
-    let configured = Configured::new(scene)?;
-    let authority = Authority::new(&scene.directory().join("pki"), "ours")?;
-    let registry = registry(scene, &authority.certify("server")?, Some(&authority))?;
+async fn dockers_files_count_where_there_is_no_other(case: &CaseContext) -> Result<()> {
+    let configured = Configured::new(case)?;
+    let authority = Authority::new(&case.directory().join("pki"), "ours")?;
+    let registry = registry(case, &authority.certify("server")?, Some(&authority))?;
     let node = authority.certify("node")?;
     let directory = configured.directory().join(registry.address());
     std::fs::create_dir_all(&directory)?;
@@ -164,12 +164,12 @@ async fn dockers_files_count_where_there_is_no_other(scene: &Scene) -> Result<()
     plugin.shut_down().await
 }
 
-async fn plain_http_comes_after_what_is_said_of_certificates(scene: &Scene) -> Result<()> {
-    let configured = Configured::new(scene)?;
-    let authority = Authority::new(&scene.directory().join("pki"), "ours")?;
-    let secured = registry(scene, &authority.certify("server")?, None)?;
+async fn plain_http_comes_after_what_is_said_of_certificates(case: &CaseContext) -> Result<()> {
+    let configured = Configured::new(case)?;
+    let authority = Authority::new(&case.directory().join("pki"), "ours")?;
+    let secured = registry(case, &authority.certify("server")?, None)?;
     let mut plugin = configured.plugin().await?;
-    for address in [secured.address(), scene.world().registry().address()] {
+    for address in [secured.address(), case.environment().registry().address()] {
         let hosts = format!("[host.\"http://{address}\"]\nskip_verify = true\n");
         configured.say(REGISTRY, &hosts)?;
         configured.pulls(&plugin, REGISTRY).await?;

@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::auth_registry::{self, PAIR, PASSWORD, USER};
 use harness::fixture::registry::Lock;
 use harness::fixture::{Authority, Certified, Gate, Registry, Reply, Seen, Terms};
@@ -34,15 +34,15 @@ struct Guarded {
 }
 
 impl Guarded {
-    async fn new(scene: &Scene) -> Result<Self> {
-        let authority = Authority::new(&scene.directory().join("pki"), "issuer")?;
+    async fn new(case: &CaseContext) -> Result<Self> {
+        let authority = Authority::new(&case.directory().join("pki"), "issuer")?;
         let signer = authority.certify("signer")?;
         let server = Gate::before("127.0.0.1:1", move |seen| serve(&signer, seen)).await?;
         // The token server has moved, and redirects.
         let realm = format!("http://{}/old/token", server.address());
         let lock = Some(Lock::Token { realm, authority: authority.certificate() });
         let terms = Terms { lock, ..Terms::default() };
-        let registry = scene.world().registry().beside(&scene.directory().join("reg"), terms)?;
+        let registry = case.environment().registry().beside(&case.directory().join("reg"), terms)?;
         Ok(Self { server, registry })
     }
 
@@ -92,9 +92,11 @@ fn token(signer: &Certified, repository: &str) -> Result<String> {
     Ok(format!("{signed}.{signature}"))
 }
 
-async fn one_is_had_with_the_password_and_only_the_token_goes_to_the_registry(scene: &Scene) -> Result<()> {
-    let configured = Configured::new(scene)?;
-    let guarded = Guarded::new(scene).await?;
+async fn one_is_had_with_the_password_and_only_the_token_goes_to_the_registry(
+    case: &CaseContext,
+) -> Result<()> {
+    let configured = Configured::new(case)?;
+    let guarded = Guarded::new(case).await?;
     let noting = Gate::before(guarded.registry.address(), |_| Reply::Pass).await?;
     configured.say(REGISTRY, &format!("server = \"http://{}\"\n", noting.address()))?;
     let auth = json!({"username": USER, "password": PASSWORD, "server_address": noting.address()});
@@ -126,16 +128,16 @@ fn same_token_for_all(registry: &Gate) -> Result<()> {
     Ok(())
 }
 
-async fn one_is_had_with_an_identity_token(scene: &Scene) -> Result<()> {
-    let configured = Configured::new(scene)?;
-    let guarded = Guarded::new(scene).await?;
+async fn one_is_had_with_an_identity_token(case: &CaseContext) -> Result<()> {
+    let configured = Configured::new(case)?;
+    let guarded = Guarded::new(case).await?;
     let address = guarded.registry.address().to_owned();
-    let file = scene.directory().join("config.json");
+    let file = case.directory().join("config.json");
     let docker =
         json!({"auths": {&address: {"auth": BASE64_STANDARD.encode("0:"), "identitytoken": IDENTITY}}});
     std::fs::write(&file, docker.to_string())?;
     let answer = format!(r#"echo '{{"Username":"<token>","Secret":"{IDENTITY}"}}'"#);
-    auth_registry::helper(&scene.directory().join("bin"), "identified", &answer)?;
+    auth_registry::helper(&case.directory().join("bin"), "identified", &answer)?;
     for (asked, auth) in [json!({"config": file}), json!({"helper": "identified"})].into_iter().enumerate() {
         let mut plugin = configured.plugin_with(auth, &[]).await?;
         configured.pulls(&plugin, &address).await?;
@@ -148,8 +150,8 @@ async fn one_is_had_with_an_identity_token(scene: &Scene) -> Result<()> {
     job["auth"] = json!({"username": "<token>", "password": IDENTITY});
     configured.runs(&plugin, &job).await?;
     job["args"] = json!(["-c", "sleep 600"]);
-    let task = scene.run(&plugin, &job).await?;
-    secrets::stands_nowhere(scene, &plugin, &task, &[IDENTITY, "eyJ"])?;
+    let task = case.run(&plugin, &job).await?;
+    secrets::stands_nowhere(case, &plugin, &task, &[IDENTITY, "eyJ"])?;
     task.end(&plugin).await?;
     let mut wrong = configured.job(&address);
     wrong["image"] = json!(format!("{address}/busybox:docker"));
@@ -160,8 +162,8 @@ async fn one_is_had_with_an_identity_token(scene: &Scene) -> Result<()> {
     plugin.shut_down().await
 }
 
-async fn one_that_has_run_out_in_the_middle_is_had_anew(scene: &Scene) -> Result<()> {
-    let configured = Configured::new(scene)?;
+async fn one_that_has_run_out_in_the_middle_is_had_anew(case: &CaseContext) -> Result<()> {
+    let configured = Configured::new(case)?;
     let given = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&given);
     let own = Arc::new(std::sync::OnceLock::new());
@@ -194,8 +196,8 @@ async fn one_that_has_run_out_in_the_middle_is_had_anew(scene: &Scene) -> Result
     plugin.shut_down().await
 }
 
-async fn a_registry_that_never_has_enough_is_given_up(scene: &Scene) -> Result<()> {
-    let configured = Configured::new(scene)?;
+async fn a_registry_that_never_has_enough_is_given_up(case: &CaseContext) -> Result<()> {
+    let configured = Configured::new(case)?;
     let asks = |_: &Seen| {
         let challenge = ("WWW-Authenticate", "Basic realm=\"r\"".to_owned());
         Reply::Say(401, vec![challenge], String::new())
@@ -221,14 +223,14 @@ fn wants(pair: &'static str) -> impl Fn(&Seen) -> Reply + Send + Sync + 'static 
     }
 }
 
-async fn a_mirror_gets_its_own_credentials_and_none_of_the_registrys(scene: &Scene) -> Result<()> {
+async fn a_mirror_gets_its_own_credentials_and_none_of_the_registrys(case: &CaseContext) -> Result<()> {
     const MIRRORS: &str = "bWlycm9yOmh1bnRlcjI=";
-    let configured = Configured::new(scene)?;
+    let configured = Configured::new(case)?;
     let (mirror, server) = (configured.host(wants(MIRRORS)).await?, configured.host(wants(PAIR)).await?);
     let (mirror_address, server_address) = (mirror.address(), server.address());
     let hosts = format!("[host.\"http://{mirror_address}\"]\n");
     configured.say(&server_address, &hosts)?;
-    let file = scene.directory().join("config.json");
+    let file = case.directory().join("config.json");
     std::fs::write(&file, json!({"auths": {&mirror_address: {"auth": MIRRORS}}}).to_string())?;
     let mut plugin = configured.plugin_with(json!({"config": file}), &[]).await?;
     configured.pulls(&plugin, &server_address).await?;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::leaks::inspect::children;
 use harness::task::LIMIT;
@@ -26,9 +26,9 @@ const NAME_BYTES: usize = 4000;
 const MIB: u64 = 1 << 20;
 
 /// The script of a check that is missing in the image is run every few seconds for years.
-async fn commands_that_fail_do_not_fill_the_bundle(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = scene.run(plugin, &scene.shell("sleep 600")).await?;
-    let bundle = scene.bundle()?;
+async fn commands_that_fail_do_not_fill_the_bundle(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = case.run(plugin, &case.shell("sleep 600")).await?;
+    let bundle = case.bundle()?;
     let files = || -> Vec<(PathBuf, u64)> {
         let files = children(&bundle).into_iter().filter_map(|path| Some((fs::metadata(&path).ok()?, path)));
         files.filter(|(file, _)| file.is_file()).map(|(file, path)| (path, file.blocks() * 512)).collect()

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::host::cgroup::is_v2;
 use harness::host::stats::Stats;
@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::cases::support::gvisor::command_line;
 use crate::cases::support::web_server::with;
-use crate::cases::support::{cases, refused, same};
+use crate::cases::support::{cases, ensure_eq, refused};
 
 cases!["gvisor":
     its_use_of_the_machine_is_what_the_kernel_counts,
@@ -22,8 +22,8 @@ cases!["gvisor":
     a_task_has_the_limits_that_the_kernel_has_and_is_not_started_without,
 ];
 
-async fn its_use_of_the_machine_is_what_the_kernel_counts(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let task = scene.run(plugin, &scene.shell("while :; do :; done")).await?;
+async fn its_use_of_the_machine_is_what_the_kernel_counts(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let task = case.run(plugin, &case.shell("while :; do :; done")).await?;
     let mut stats = Stats::open(plugin, task.id(), Duration::from_secs(1)).await?;
     stats.next(LIMIT).await?;
     let sample = stats.next(LIMIT).await?;
@@ -33,10 +33,10 @@ async fn its_use_of_the_machine_is_what_the_kernel_counts(scene: &Scene, plugin:
     task.end(plugin).await
 }
 
-async fn its_processes_have_the_tasks_own_oom_score(scene: &Scene, plugin: &Plugin) -> Result<()> {
-    let mut config = scene.shell("sleep 600");
+async fn its_processes_have_the_tasks_own_oom_score(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    let mut config = case.shell("sleep 600");
     config["oom_score_adj"] = json!(300);
-    let task = scene.run(plugin, &config).await?;
+    let task = case.run(plugin, &config).await?;
     let score = |pid: i32| fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap_or_default();
     for pid in task.alloc.cgroup.pids() {
         ensure!(score(pid) == "300\n", "{}: {}", score(pid), command_line(pid));
@@ -44,10 +44,12 @@ async fn its_processes_have_the_tasks_own_oom_score(scene: &Scene, plugin: &Plug
     task.end(plugin).await
 }
 
-async fn a_task_has_the_limits_that_the_kernel_has_and_is_not_started_without(scene: &Scene) -> Result<()> {
-    let runsc = scene.directory().join("changing-runsc");
-    fs::create_dir_all(scene.directory())?;
-    let real = scene.programs().runtime().display();
+async fn a_task_has_the_limits_that_the_kernel_has_and_is_not_started_without(
+    case: &CaseContext,
+) -> Result<()> {
+    let runsc = case.directory().join("changing-runsc");
+    fs::create_dir_all(case.directory())?;
+    let real = case.programs().runtime().display();
     let change = |expression: &str| {
         let script = format!(
             "#!/bin/sh\nfor word; do [ \"$last\" = --bundle ] && sed -i '{expression}' \"$word/config.json\"; last=$word; done\n\
@@ -56,10 +58,10 @@ async fn a_task_has_the_limits_that_the_kernel_has_and_is_not_started_without(sc
         fs::write(&runsc, script)?;
         fs::set_permissions(&runsc, fs::Permissions::from_mode(0o755))
     };
-    let mut options = scene.options();
+    let mut options = case.options();
     options["oci_runtime"] = json!(runsc);
-    let mut plugin = scene.plugin_as(&scene.launch(), &options).await?;
-    let job = with(scene, "sleep 600", &[("pids_limit", json!(100)), ("cpu_hard_limit", json!(true))]);
+    let mut plugin = case.plugin_as(&case.launch(), &options).await?;
+    let job = with(case, "sleep 600", &[("pids_limit", json!(100)), ("cpu_hard_limit", json!(true))]);
     for (expression, word) in [
         ("s/134217728/268435456/g", "memory limit, 134217728"),
         ("s/\"limit\":100\\b/\"limit\":200/", "pids_limit"),
@@ -70,13 +72,13 @@ async fn a_task_has_the_limits_that_the_kernel_has_and_is_not_started_without(sc
             continue;
         }
         change(expression)?;
-        let task = scene.prepare(&plugin, &job).await?;
+        let task = case.prepare(&plugin, &job).await?;
         refused(plugin.start_task(task.config.clone()).await, &["gVisor has not set", word])?;
-        scene.nothing_left()?;
+        case.nothing_left()?;
     }
     change("")?;
-    let task = scene.run(&plugin, &job).await?;
-    same!(task.alloc.cgroup.read("pids", "pids.max", "pids.max")?, "100");
+    let task = case.run(&plugin, &job).await?;
+    ensure_eq!(task.alloc.cgroup.read("pids", "pids.max", "pids.max")?, "100");
     let quota = task.alloc.cgroup.read("cpu", "cpu.cfs_quota_us", "cpu.max")?;
     ensure!(quota.starts_with(|first: char| first.is_ascii_digit()), "it may take all: {quota}");
     task.end(&plugin).await?;

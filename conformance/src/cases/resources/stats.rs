@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::host::stats::{Sample, Stats};
 use harness::leaks::inspect::find_processes;
@@ -26,8 +26,8 @@ cases!["stats":
 ];
 
 /// Returns the pid of the shim of the case's only task.
-fn shim_pid(scene: &Scene) -> Result<Pid> {
-    let found = find_processes(&scene.state_dir());
+fn shim_pid(case: &CaseContext) -> Result<Pid> {
+    let found = find_processes(&case.state_dir());
     let shim = found.iter().find(|process| process.command.contains("containerd-shim"));
     Ok(Pid::from_raw(shim.with_context(|| format!("no shim among {found:?}"))?.pid))
 }
@@ -35,12 +35,12 @@ fn shim_pid(scene: &Scene) -> Result<Pid> {
 /// Longer than the timeout of a shim call that only asks for something.
 const STOPPED: Duration = Duration::from_secs(11);
 
-async fn a_shim_that_stands_still_keeps_no_sample_back(scene: &Scene) -> Result<()> {
-    let mut plugin = fast_plugin(scene, Way::Files).await?;
-    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+async fn a_shim_that_stands_still_keeps_no_sample_back(case: &CaseContext) -> Result<()> {
+    let mut plugin = fast_plugin(case, Way::Files).await?;
+    let task = case.run(&plugin, &case.shell("sleep 600")).await?;
     let mut stats = Stats::open(&plugin, task.id(), FAST).await?;
     stats.next(LIMIT).await?;
-    let shim = shim_pid(scene)?;
+    let shim = shim_pid(case)?;
     kill(shim, Signal::SIGSTOP)?;
     for _ in 0..3 {
         stats.next(LIMIT).await?;
@@ -52,19 +52,19 @@ async fn a_shim_that_stands_still_keeps_no_sample_back(scene: &Scene) -> Result<
 }
 
 /// The plugin does not find the cgroup, since the handle has another path for it.
-async fn the_shim_is_asked_where_the_cgroup_is_not_to_be_read(scene: &Scene) -> Result<()> {
-    shim_counts(scene)?;
-    let mut plugin = fast_plugin(scene, Way::Files).await?;
-    let mut task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+async fn the_shim_is_asked_where_the_cgroup_is_not_to_be_read(case: &CaseContext) -> Result<()> {
+    shim_counts(case)?;
+    let mut plugin = fast_plugin(case, Way::Files).await?;
+    let mut task = case.run(&plugin, &case.shell("sleep 600")).await?;
     plugin.shut_down().await?;
     let handle = task.handle.as_mut().context("no handle")?;
     let mut state: serde_json::Value = serde_json::from_slice(&handle.driver_state)?;
     ensure!(state["cgroup"]["path"].is_string(), "no cgroup in {state}");
     state["cgroup"]["path"] = "/nomad/elsewhere".into();
     handle.driver_state = serde_json::to_vec(&state)?;
-    let mut next = fast_plugin(scene, Way::Files).await?;
+    let mut next = fast_plugin(case, Way::Files).await?;
     task.recover(&next).await?;
-    let (shim, mut stats) = (shim_pid(scene)?, Stats::open(&next, task.id(), FAST).await?);
+    let (shim, mut stats) = (shim_pid(case)?, Stats::open(&next, task.id(), FAST).await?);
     let before = reads(shim)?;
     for _ in 0..3 {
         stats.next(LIMIT).await?;
@@ -74,12 +74,12 @@ async fn the_shim_is_asked_where_the_cgroup_is_not_to_be_read(scene: &Scene) -> 
     next.shut_down().await
 }
 
-async fn a_shim_that_answers_late_leaves_samples_out_and_no_stream_ends(scene: &Scene) -> Result<()> {
-    let mut plugin = fast_plugin(scene, Way::Shim).await?;
-    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
+async fn a_shim_that_answers_late_leaves_samples_out_and_no_stream_ends(case: &CaseContext) -> Result<()> {
+    let mut plugin = fast_plugin(case, Way::Shim).await?;
+    let task = case.run(&plugin, &case.shell("sleep 600")).await?;
     let mut stats = Stats::open(&plugin, task.id(), FAST).await?;
     stats.next(LIMIT).await?;
-    let shim = shim_pid(scene)?;
+    let shim = shim_pid(case)?;
     kill(shim, Signal::SIGSTOP)?;
     tokio::time::sleep(STOPPED).await;
     kill(shim, Signal::SIGCONT)?;
@@ -91,10 +91,10 @@ async fn a_shim_that_answers_late_leaves_samples_out_and_no_stream_ends(scene: &
 }
 
 async fn usage_comes_with_all_its_parts_and_never_faster_than_the_operator_wants(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let task = scene.run(plugin, &scene.shell("sleep 600")).await?;
+    let task = case.run(plugin, &case.shell("sleep 600")).await?;
     let mut stats = Stats::open(plugin, task.id(), Duration::from_millis(10)).await?;
     let first = stats.next(LIMIT).await?;
     ensure!(!first.has_load(), "the load of a first sample can't be measured: {:?}", first.cpu);
@@ -109,9 +109,9 @@ async fn usage_comes_with_all_its_parts_and_never_faster_than_the_operator_wants
     task.end(plugin).await
 }
 
-async fn all_who_listen_get_the_same_samples_each_at_its_own_pace(scene: &Scene) -> Result<()> {
-    let mut plugin = fast_plugin(scene, Way::Files).await?;
-    let task = scene.run(&plugin, &scene.shell("while :; do :; done")).await?;
+async fn all_who_listen_get_the_same_samples_each_at_its_own_pace(case: &CaseContext) -> Result<()> {
+    let mut plugin = fast_plugin(case, Way::Files).await?;
+    let task = case.run(&plugin, &case.shell("while :; do :; done")).await?;
     let pace = FAST * 2;
     let mut fast = Stats::open(&plugin, task.id(), pace).await?;
     let (mut all, mut others) = (vec![fast.next(LIMIT).await?], Vec::new());
@@ -154,10 +154,10 @@ fn reads(pid: Pid) -> Result<u64> {
     Ok(count.with_context(|| format!("no count of reads in {path}"))?.parse()?)
 }
 
-async fn a_listener_that_goes_away_costs_nothing_any_more(scene: &Scene) -> Result<()> {
-    let mut plugin = fast_plugin(scene, Way::Shim).await?;
-    let task = scene.run(&plugin, &scene.shell("sleep 600")).await?;
-    let shim = shim_pid(scene)?;
+async fn a_listener_that_goes_away_costs_nothing_any_more(case: &CaseContext) -> Result<()> {
+    let mut plugin = fast_plugin(case, Way::Shim).await?;
+    let task = case.run(&plugin, &case.shell("sleep 600")).await?;
+    let shim = shim_pid(case)?;
     let mut listeners = Vec::new();
     for _ in 0..5 {
         listeners.push(Stats::open(&plugin, task.id(), FAST).await?);
@@ -189,13 +189,13 @@ async fn a_listener_that_goes_away_costs_nothing_any_more(scene: &Scene) -> Resu
 }
 
 async fn a_usage_stream_ends_in_order_and_at_once_with_its_task(
-    scene: &Scene,
+    case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
     // Longer than any wait in this case.
     let interval = LIMIT * 10;
     for by_force in [false, true] {
-        let (task, mut cue) = on_cue(scene, plugin, "read line < /local/cue").await?;
+        let (task, mut cue) = on_cue(case, plugin, "read line < /local/cue").await?;
         let mut stats = Stats::open(plugin, task.id(), interval).await?;
         stats.next(LIMIT).await?;
         if by_force {

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::cgroup::is_v2;
 use harness::host::plugin::CORE_MHZ;
 use harness::host::stats::{Sample, Stats};
@@ -89,20 +89,20 @@ fn differ(told: Option<u64>, counted: Option<u64>, way: Way) -> bool {
     }
 }
 
-async fn memory_is_what_the_kernel_counts(scene: &Scene) -> Result<()> {
-    memory_is_counted(scene, Way::Files).await
+async fn memory_is_what_the_kernel_counts(case: &CaseContext) -> Result<()> {
+    memory_is_counted(case, Way::Files).await
 }
 
-async fn memory_that_the_shim_tells_is_what_the_kernel_counts(scene: &Scene) -> Result<()> {
-    memory_is_counted(scene, Way::Shim).await
+async fn memory_that_the_shim_tells_is_what_the_kernel_counts(case: &CaseContext) -> Result<()> {
+    memory_is_counted(case, Way::Shim).await
 }
 
-async fn memory_is_counted(scene: &Scene, way: Way) -> Result<()> {
-    let mut plugin = fast_plugin(scene, way).await?;
+async fn memory_is_counted(case: &CaseContext, way: Way) -> Result<()> {
+    let mut plugin = fast_plugin(case, way).await?;
     // This much in the shell's own memory, and this much in files. A peak that is past, then quiet.
     let script = "held=$(head -c 16000000 /dev/zero | tr '\\0' x); head -c 8000000 /dev/zero > /tmp/file; \
                   echo held ${#held}; read line < /local/cue";
-    let (task, _cue) = on_cue(scene, &plugin, script).await?;
+    let (task, _cue) = on_cue(case, &plugin, script).await?;
     task.alloc.stdout.to_contain("held 16000000\n", LIMIT).await?;
     let mut stats = Stats::open(&plugin, task.id(), FAST).await?;
     // The figure for files settles when they have been written back.
@@ -132,22 +132,22 @@ fn cpu_time(task: &Task) -> Result<Duration> {
     Ok(Duration::from_nanos(value(&task.alloc.cgroup.read("cpuacct", "cpuacct.usage", "")?, "")?))
 }
 
-async fn cpu_time_is_what_the_kernel_counts(scene: &Scene) -> Result<()> {
-    cpu_time_is_counted(scene, Way::Files).await
+async fn cpu_time_is_what_the_kernel_counts(case: &CaseContext) -> Result<()> {
+    cpu_time_is_counted(case, Way::Files).await
 }
 
-async fn cpu_time_that_the_shim_tells_is_what_the_kernel_counts(scene: &Scene) -> Result<()> {
-    cpu_time_is_counted(scene, Way::Shim).await
+async fn cpu_time_that_the_shim_tells_is_what_the_kernel_counts(case: &CaseContext) -> Result<()> {
+    cpu_time_is_counted(case, Way::Shim).await
 }
 
-async fn cpu_time_is_counted(scene: &Scene, way: Way) -> Result<()> {
-    let mut plugin = fast_plugin(scene, way).await?;
+async fn cpu_time_is_counted(case: &CaseContext, way: Way) -> Result<()> {
+    let mut plugin = fast_plugin(case, way).await?;
     // The task stands still before and after the work, so it doesn't matter how late a sample is or how busy the
     // machine is.
     let script = "read line < /local/cue; i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; \
                   dd if=/dev/zero of=/dev/null bs=4k count=300000 2>/dev/null; \
                   echo done; read line < /local/cue";
-    let (task, mut cue) = on_cue(scene, &plugin, script).await?;
+    let (task, mut cue) = on_cue(case, &plugin, script).await?;
     let mut stats = Stats::open(&plugin, task.id(), FAST).await?;
     let before = loop {
         let before = cpu_time(&task)?;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use futures::future::try_join_all;
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::stats::Stats;
 use harness::host::{Exec, Plugin};
 use harness::leaks::inspect::special_files;
@@ -22,8 +22,8 @@ use sha2::{Digest, Sha256};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::case::Case;
-use crate::cases::support::resource_usage::{self, Held, Holdings, come_back, pid, shim_of};
-use crate::cases::support::{cases as listed, same, terminals_are_read_to_their_end};
+use crate::cases::support::resource_usage::{self, ResourceBaseline, ResourceUsage, come_back, pid, shim_of};
+use crate::cases::support::{cases as listed, ensure_eq, terminals_are_read_to_their_end};
 
 listed!["soak":
     a_thousand_execs_and_the_plugins_death_leave_no_trace,
@@ -44,10 +44,10 @@ const EACH_SECOND: Duration = Duration::from_secs(1);
 /// Time limit of the case, for a busy machine.
 const CASE_LIMIT: Duration = Duration::from_secs(400);
 /// Growth allowed to a shim. A leak of one descriptor by each of its fifty execs would exceed it.
-const MORE_OF_A_SHIM: Held = Held { descriptors: 30, ..resource_usage::OF_A_SHIM };
+const MORE_OF_A_SHIM: ResourceUsage = ResourceUsage { descriptors: 30, ..resource_usage::OF_A_SHIM };
 /// Growth allowed to the plugin, which buffers for twenty tasks.
-const MORE_OF_THE_PLUGIN: Held =
-    Held { descriptors: 30, resident_kb: 16 * 1024, ..resource_usage::OF_THE_PLUGIN };
+const MORE_OF_THE_PLUGIN: ResourceUsage =
+    ResourceUsage { descriptors: 30, resident_kb: 16 * 1024, ..resource_usage::OF_THE_PLUGIN };
 const BLOCK_BYTES: usize = 4000;
 const LAST_WORDS_BYTES: usize = 100_000;
 
@@ -121,48 +121,48 @@ impl Round {
     }
 }
 
-async fn a_thousand_execs_and_the_plugins_death_leave_no_trace(scene: &Scene) -> Result<()> {
-    terminals_are_read_to_their_end(scene)?;
-    let plugin = scene.plugin().await?;
-    let tasks = start_all(scene, &plugin).await?;
+async fn a_thousand_execs_and_the_plugins_death_leave_no_trace(case: &CaseContext) -> Result<()> {
+    terminals_are_read_to_their_end(case)?;
+    let plugin = case.plugin().await?;
+    let tasks = start_all(case, &plugin).await?;
     let progress: Vec<Progress> = tasks.iter().map(|_| Progress::default()).collect();
     warm_up(&plugin, &tasks).await?;
     let shims = shims(&plugin, &tasks).await?;
-    let pipes = special_files(&scene.state_dir()).len();
-    let before = Holdings::of(&shims, MORE_OF_A_SHIM)?;
+    let pipes = special_files(&case.state_dir()).len();
+    let before = ResourceBaseline::of(&shims, MORE_OF_A_SHIM)?;
     let begun = Instant::now();
 
     let (first, mut plugin) = (Round::default(), plugin);
     let left = until_killed(&plugin, &tasks, &progress, &first).await?;
     plugin.kill().await?;
     drop(left);
-    let mut next = scene.plugin().await?;
+    let mut next = case.plugin().await?;
     try_join_all(tasks.iter().map(|task| task.recover(&next))).await?;
     let nothing_runs = || -> Result<()> {
         for (number, task) in tasks.iter().enumerate() {
             let count = task.alloc.cgroup.pids().len();
             ensure!(count == PROCESSES_A_TASK, "{count} processes in task {number}, not {PROCESSES_A_TASK}");
         }
-        let now = special_files(&scene.state_dir()).len();
+        let now = special_files(&case.state_dir()).len();
         ensure!(now == pipes, "{now} pipes and sockets of execs and shims, not {pipes}");
         Ok(())
     };
     come_back(LIMIT, nothing_runs).await.context("after the plugin's death")?;
 
     warm_up(&next, &tasks).await?;
-    let plugin_before = Holdings::of(&[("the plugin".to_owned(), pid(&next)?)], MORE_OF_THE_PLUGIN)?;
+    let plugin_before = ResourceBaseline::of(&[("the plugin".to_owned(), pid(&next)?)], MORE_OF_THE_PLUGIN)?;
     let second = Round::default();
     to_the_end(&next, &tasks, &progress, &second, begun).await?;
 
     let execs: usize = progress.iter().map(|one| one.execs.load(Ordering::SeqCst)).sum();
     let signals: usize = progress.iter().map(|one| one.signals.load(Ordering::SeqCst)).sum();
-    same!((execs, signals), (TASKS * EXECS_A_TASK, TASKS * SIGNALS_A_TASK));
+    ensure_eq!((execs, signals), (TASKS * EXECS_A_TASK, TASKS * SIGNALS_A_TASK));
     let samples = [&first, &second].map(|round| round.samples.load(Ordering::SeqCst));
     ensure!(samples.iter().all(|count| *count >= TASKS), "{samples:?} samples of {TASKS} tasks");
     let held = || {
         nothing_runs()?;
-        before.has_come_back()?;
-        plugin_before.has_come_back()
+        before.assert_no_growth()?;
+        plugin_before.assert_no_growth()
     };
     come_back(LIMIT, held).await.with_context(|| {
         format!(
@@ -174,10 +174,10 @@ async fn a_thousand_execs_and_the_plugins_death_leave_no_trace(scene: &Scene) ->
     next.shut_down().await
 }
 
-async fn start_all(scene: &Scene, plugin: &Plugin) -> Result<Vec<Task>> {
+async fn start_all(case: &CaseContext, plugin: &Plugin) -> Result<Vec<Task>> {
     // The first task pulls the image.
-    let mut tasks = vec![scene.run(plugin, &scene.shell(&script(0))).await?];
-    let rest = (1..TASKS).map(|number| async move { scene.run(plugin, &scene.shell(&script(number))).await });
+    let mut tasks = vec![case.run(plugin, &case.shell(&script(0))).await?];
+    let rest = (1..TASKS).map(|number| async move { case.run(plugin, &case.shell(&script(number))).await });
     tasks.extend(try_join_all(rest).await?);
     try_join_all(tasks.iter().map(|task| task.alloc.stdout.to_hold(log_after(0).len(), LIMIT))).await?;
     Ok(tasks)
@@ -338,7 +338,7 @@ async fn step(
 async fn take_leave(plugin: &Plugin, number: usize, task: &Task) -> Result<()> {
     task.stop(plugin, LIMIT).await?;
     let exit = task.wait(plugin).await?;
-    same!((exit.exit_code, exit.signal), (exit_code(number), 0));
+    ensure_eq!((exit.exit_code, exit.signal), (exit_code(number), 0));
     let (log, wanted) = (task.alloc.stdout.to_end(LIMIT).await?, whole_log());
     if Sha256::digest(&log) != Sha256::digest(&wanted) {
         bail!("the log of task {number} has {} bytes of {}, or others", log.len(), wanted.len());

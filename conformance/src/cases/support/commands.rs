@@ -1,13 +1,13 @@
 //! Commands in a running task.
 
 use anyhow::Result;
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::{Exec, Plugin};
 use harness::task::Task;
 
 /// Starts a task that does nothing.
-pub async fn sleeper(scene: &Scene, plugin: &Plugin) -> Result<Task> {
-    scene.run(plugin, &scene.shell("sleep 600")).await
+pub async fn sleeper(case: &CaseContext, plugin: &Plugin) -> Result<Task> {
+    case.run(plugin, &case.shell("sleep 600")).await
 }
 
 pub async fn shell(plugin: &Plugin, task: &Task, script: &str, tty: bool) -> Result<Exec> {

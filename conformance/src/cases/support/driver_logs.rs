@@ -4,24 +4,24 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::{Context, Result};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::task::Task;
 use serde_json::{Value, json};
 
 /// Starts a plugin that collects the logs itself.
-pub async fn collecting(scene: &Scene) -> Result<Plugin> {
-    with(scene, json!(null)).await
+pub async fn collecting(case: &CaseContext) -> Result<Plugin> {
+    with(case, json!(null)).await
 }
 
 /// Starts a plugin like [`collecting`], with the operator's `logging` block for the files' sizes.
-pub async fn with(scene: &Scene, logging: Value) -> Result<Plugin> {
-    let mut options = scene.options();
+pub async fn with(case: &CaseContext, logging: Value) -> Result<Plugin> {
+    let mut options = case.options();
     options["log_collection"] = json!("driver");
     if !logging.is_null() {
         options["logging"] = logging;
     }
-    scene.plugin_as(&scene.launch(), &options).await
+    case.plugin_as(&case.launch(), &options).await
 }
 
 /// Returns the log files of a stream by number, as `nomad alloc logs` finds them.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::leaks::inspect::{children, find_processes};
 use harness::leaks::report::NULL_NETNS;
@@ -24,14 +24,14 @@ pub fn command_line(pid: i32) -> String {
 }
 
 /// Returns the files of runsc's state directory for containers, without the one that newer releases keep for all.
-pub fn known_to_runsc(scene: &Scene) -> Vec<PathBuf> {
-    let kept = scene.state_dir().join(NULL_NETNS);
-    children(&scene.state_dir().join("runsc/nomad")).into_iter().filter(|file| *file != kept).collect()
+pub fn known_to_runsc(case: &CaseContext) -> Vec<PathBuf> {
+    let kept = case.state_dir().join(NULL_NETNS);
+    children(&case.state_dir().join("runsc/nomad")).into_iter().filter(|file| *file != kept).collect()
 }
 
 /// Returns the process of the keeper of a case's only task.
-pub fn keeper(scene: &Scene) -> Result<Pid> {
-    let found = find_processes(&scene.state_dir());
+pub fn keeper(case: &CaseContext) -> Result<Pid> {
+    let found = find_processes(&case.state_dir());
     let keeper = found.iter().find(|process| process.command.starts_with("gvisor-keeper"));
     Ok(Pid::from_raw(keeper.with_context(|| format!("no keeper among {found:?}"))?.pid))
 }

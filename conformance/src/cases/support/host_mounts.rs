@@ -4,14 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::leaks::sweep;
 use nix::mount::{MsFlags, mount};
 use serde_json::{Value, json};
 
 /// Makes a directory of the host with a file in it, and another file in a directory below it.
-pub fn host_directory(scene: &Scene) -> Result<PathBuf> {
-    let host = scene.directory().join("host");
+pub fn host_directory(case: &CaseContext) -> Result<PathBuf> {
+    let host = case.directory().join("host");
     fs::create_dir_all(host.join("sub"))?;
     fs::write(host.join("greeting"), "hello from the host\n")?;
     fs::write(host.join("sub/deeper"), "deeper\n")?;
@@ -19,8 +19,8 @@ pub fn host_directory(scene: &Scene) -> Result<PathBuf> {
 }
 
 /// Returns a shell's configuration with more options.
-pub fn shell_with(scene: &Scene, script: &str, more: &Value) -> Value {
-    let mut config = scene.shell(script);
+pub fn shell_with(case: &CaseContext, script: &str, more: &Value) -> Value {
+    let mut config = case.shell(script);
     for (name, value) in more.as_object().into_iter().flatten() {
         config[name] = value.clone();
     }

@@ -25,7 +25,7 @@ pub mod web_server;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use prost::Message;
 use tonic::{Code, Status};
 
@@ -46,7 +46,7 @@ macro_rules! cases {
 pub(crate) use cases;
 
 /// Fails unless both sides are equal, with both in the message. An `ensure!` in the form of `assert_eq!`.
-macro_rules! same {
+macro_rules! ensure_eq {
     ($got:expr, $wanted:expr) => {
         match (&$got, &$wanted) {
             (got, wanted) => {
@@ -55,7 +55,7 @@ macro_rules! same {
         }
     };
 }
-pub(crate) use same;
+pub(crate) use ensure_eq;
 
 /// Asserts that a call was refused in words that name the thing, and in a form that doesn't make the agent take the
 /// plugin for dead. Returns the refusal.
@@ -93,16 +93,16 @@ pub fn is_recoverable(status: &Status) -> Result<bool> {
 }
 
 /// Skips a case that relies on all output of many short commands with terminals.
-pub fn terminals_are_read_to_their_end(scene: &Scene) -> Result<()> {
-    if scene.programs().is_rust_shim() {
+pub fn terminals_are_read_to_their_end(case: &CaseContext) -> Result<()> {
+    if case.programs().is_rust_shim() {
         return skip("the shim in Rust can lose the output of a command on a terminal that ends at once");
     }
     Ok(())
 }
 
 /// Skips a case for what youki does otherwise than runc and crun (docs/compatibility.md).
-pub fn not_by_youki(scene: &Scene, what: &str) -> Result<()> {
-    if scene.programs().is_youki() {
+pub fn not_by_youki(case: &CaseContext, what: &str) -> Result<()> {
+    if case.programs().is_youki() {
         return skip(format!("youki {what}"));
     }
     Ok(())
@@ -116,8 +116,8 @@ pub const NO_REAL_TIME: &str = "sends no real-time signals";
 
 /// Returns whether processes that a command left behind can be told from the task's own: runc gives each command a
 /// session of its own, crun only those with a terminal.
-pub fn orphans_are_known(scene: &Scene, tty: bool) -> bool {
-    tty || !scene.programs().is_crun()
+pub fn orphans_are_known(case: &CaseContext, tty: bool) -> bool {
+    tty || !case.programs().is_crun()
 }
 
 /// Waits until a condition holds, for at most `limit`.

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use harness::context::Scene;
+use harness::context::CaseContext;
 
 /// A script in front of a real program, which notes the arguments of each call.
 pub struct Noting {
@@ -14,8 +14,8 @@ pub struct Noting {
 }
 
 impl Noting {
-    pub fn new(scene: &Scene, name: &str, real: &Path) -> Result<Self> {
-        let directory = scene.directory().join("bin");
+    pub fn new(case: &CaseContext, name: &str, real: &Path) -> Result<Self> {
+        let directory = case.directory().join("bin");
         fs::create_dir_all(&directory)?;
         let noting = Self { program: directory.join(name), notes: directory.join(format!("{name}.ran")) };
         let script = format!(
@@ -28,12 +28,12 @@ impl Noting {
         Ok(noting)
     }
 
-    pub fn shim(scene: &Scene) -> Result<Self> {
-        Self::new(scene, "another-shim", scene.programs().shim())
+    pub fn shim(case: &CaseContext) -> Result<Self> {
+        Self::new(case, "another-shim", case.programs().shim())
     }
 
-    pub fn runtime(scene: &Scene, name: &str) -> Result<Self> {
-        Self::new(scene, name, scene.programs().runtime())
+    pub fn runtime(case: &CaseContext, name: &str) -> Result<Self> {
+        Self::new(case, name, case.programs().runtime())
     }
 
     /// Returns whether the program was called with this argument since the last look.

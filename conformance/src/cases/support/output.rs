@@ -1,7 +1,7 @@
 //! A task's output: much of it, and none.
 
 use anyhow::{Result, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::task::Task;
 
@@ -19,8 +19,8 @@ pub fn is_whole(name: &str, got: &[u8], wanted: &[u8]) -> Result<()> {
 }
 
 /// Prepares a task whose job has its logs disabled.
-pub async fn prepare_unlogged(scene: &Scene, plugin: &Plugin, script: &str) -> Result<Task> {
-    let mut task = scene.prepare_unread(plugin, &scene.shell(script)).await?;
+pub async fn prepare_unlogged(case: &CaseContext, plugin: &Plugin, script: &str) -> Result<Task> {
+    let mut task = case.prepare_unread(plugin, &case.shell(script)).await?;
     task.config.stdout_path = "/dev/null".to_owned();
     task.config.stderr_path = "/dev/null".to_owned();
     Ok(task)

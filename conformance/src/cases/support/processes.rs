@@ -1,7 +1,7 @@
 //! Processes of a case's tasks.
 
 use anyhow::{Context, Result};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::leaks::inspect::find_processes;
 use harness::task::LIMIT;
 use nix::unistd::Pid;
@@ -9,8 +9,8 @@ use nix::unistd::Pid;
 use crate::cases::support::until;
 
 /// Returns the pid of the shim of the case's only task.
-pub fn shim_pid(scene: &Scene) -> Result<Pid> {
-    let found = find_processes(&scene.state_dir());
+pub fn shim_pid(case: &CaseContext) -> Result<Pid> {
+    let found = find_processes(&case.state_dir());
     let shim = found.iter().find(|process| process.command.contains("containerd-shim"));
     Ok(Pid::from_raw(shim.with_context(|| format!("no shim among {found:?}"))?.pid))
 }

@@ -5,41 +5,41 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::Result;
 use harness::config;
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::image::Image;
 use harness::fixture::{Form, Gate, Reply, Seen};
 use harness::host::Plugin;
 use serde_json::json;
 use tonic::Status;
 
-use crate::cases::support::{refused, same};
+use crate::cases::support::{ensure_eq, refused};
 
 /// A registry's name without an address: only hosts.toml leads anywhere.
 pub const REGISTRY: &str = "registry.test";
 
 /// A directory of hosts.toml files, and an image that no other case has.
 pub struct Configured<'s> {
-    pub scene: &'s Scene,
+    pub case: &'s CaseContext,
     pub repository: String,
 }
 
 impl<'s> Configured<'s> {
-    pub fn new(scene: &'s Scene) -> Result<Self> {
+    pub fn new(case: &'s CaseContext) -> Result<Self> {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let content = COUNT.fetch_add(1, Ordering::Relaxed).to_string();
-        let image = scene.world().catalog().with(|tree| tree.file("own", 0o644, content.as_bytes()))?;
-        Self::with(scene, &image)
+        let image = case.environment().catalog().with(|tree| tree.file("own", 0o644, content.as_bytes()))?;
+        Self::with(case, &image)
     }
 
-    pub fn with(scene: &'s Scene, image: &Image) -> Result<Self> {
+    pub fn with(case: &'s CaseContext, image: &Image) -> Result<Self> {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let repository = format!("own/image-{}", COUNT.fetch_add(1, Ordering::Relaxed));
-        image.push(scene.world().registry(), &repository, "v1", Form::OciIndex)?;
-        Ok(Self { scene, repository })
+        image.push(case.environment().registry(), &repository, "v1", Form::OciIndex)?;
+        Ok(Self { case, repository })
     }
 
     pub fn directory(&self) -> PathBuf {
-        self.scene.directory().join("certs.d")
+        self.case.directory().join("certs.d")
     }
 
     /// Writes a registry's hosts.toml. Returns its path.
@@ -56,14 +56,14 @@ impl<'s> Configured<'s> {
     }
 
     pub async fn plugin_with(&self, auth: serde_json::Value, environment: &[(&str, &str)]) -> Result<Plugin> {
-        let mut options = self.scene.options();
+        let mut options = self.case.options();
         options["registry_config_dir"] = json!(self.directory());
         options["auth"] = auth;
-        let mut launch = self.scene.launch();
-        launch.look_first_in(self.scene.directory().join("bin"));
+        let mut launch = self.case.launch();
+        launch.look_first_in(self.case.directory().join("bin"));
         let named = environment.iter().map(|(name, value)| (name.into(), value.into()));
         launch.environment.extend(named);
-        self.scene.plugin_as(&launch, &options).await
+        self.case.plugin_as(&launch, &options).await
     }
 
     pub fn job(&self, registry: &str) -> serde_json::Value {
@@ -77,23 +77,23 @@ impl<'s> Configured<'s> {
     }
 
     pub async fn runs(&self, plugin: &Plugin, job: &serde_json::Value) -> Result<()> {
-        let task = self.scene.run(plugin, job).await?;
-        same!(task.wait(plugin).await?.exit_code, 3);
+        let task = self.case.run(plugin, job).await?;
+        ensure_eq!(task.wait(plugin).await?.exit_code, 3);
         task.destroy(plugin).await?;
         let image = job["image"].as_str().unwrap_or_default();
-        self.scene.world().containerd().ctr(&["images", "delete", "--sync", image]).map(drop)
+        self.case.environment().containerd().ctr(&["images", "delete", "--sync", image]).map(drop)
     }
 
     pub async fn fails(&self, plugin: &Plugin, job: &serde_json::Value, words: &[&str]) -> Result<Status> {
-        let task = self.scene.prepare(plugin, job).await?;
+        let task = self.case.prepare(plugin, job).await?;
         let status = refused(plugin.start_task(task.config.clone()).await, words)?;
-        self.scene.nothing_left()?;
+        self.case.nothing_left()?;
         Ok(status)
     }
 
     /// Starts a host that records each request, and passes it on to the test environment's registry unless `decide`
     /// says otherwise.
     pub async fn host(&self, decide: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Result<Gate> {
-        Gate::before(self.scene.world().registry().address(), decide).await
+        Gate::before(self.case.environment().registry().address(), decide).await
     }
 }

@@ -14,24 +14,24 @@ use nix::unistd::Pid;
 /// the others, and to have between 20 and 50 files all the way. It makes a thread for each call that blocks while
 /// others wait, and never ends it; how many do so at a time is chance, and 42 more were seen with a hundred execs at
 /// once. A leak of one per exec would exceed these limits.
-pub const OF_A_SHIM: Held = Held { descriptors: 80, threads: 80, resident_kb: 16 * 1024 };
+pub const OF_A_SHIM: ResourceUsage = ResourceUsage { descriptors: 80, threads: 80, resident_kb: 16 * 1024 };
 /// Growth allowed to the plugin: its allocator's share.
-pub const OF_THE_PLUGIN: Held = Held { descriptors: 8, threads: 8, resident_kb: 8 * 1024 };
+pub const OF_THE_PLUGIN: ResourceUsage = ResourceUsage { descriptors: 8, threads: 8, resident_kb: 8 * 1024 };
 
 #[derive(Debug, Clone, Copy)]
-pub struct Held {
+pub struct ResourceUsage {
     pub descriptors: usize,
     pub threads: usize,
     pub resident_kb: u64,
 }
 
 /// A baseline of the resource usage of named processes, with the growth allowed to each.
-pub struct Holdings {
-    all: Vec<(String, Pid, Held)>,
-    more: Held,
+pub struct ResourceBaseline {
+    all: Vec<(String, Pid, ResourceUsage)>,
+    more: ResourceUsage,
 }
 
-impl Held {
+impl ResourceUsage {
     fn of(pid: Pid) -> Result<Self> {
         let count = |what: &str| -> Result<usize> {
             let path = format!("/proc/{pid}/{what}");
@@ -42,12 +42,12 @@ impl Held {
     }
 }
 
-impl Holdings {
+impl ResourceBaseline {
     /// # Errors
     /// Fails if a process is gone, and names it.
-    pub fn of(processes: &[(String, Pid)], more: Held) -> Result<Self> {
+    pub fn of(processes: &[(String, Pid)], more: ResourceUsage) -> Result<Self> {
         let hold = |(name, pid): &(String, Pid)| {
-            let held = Held::of(*pid).with_context(|| format!("look at {name}"))?;
+            let held = ResourceUsage::of(*pid).with_context(|| format!("look at {name}"))?;
             Ok((name.clone(), *pid, held))
         };
         Ok(Self { all: processes.iter().map(hold).collect::<Result<_>>()?, more })
@@ -57,9 +57,9 @@ impl Holdings {
     ///
     /// # Errors
     /// Names the process, the resource, and its usage then and now.
-    pub fn has_come_back(&self) -> Result<()> {
+    pub fn assert_no_growth(&self) -> Result<()> {
         for (name, pid, before) in &self.all {
-            let now = Held::of(*pid).with_context(|| format!("look at {name}"))?;
+            let now = ResourceUsage::of(*pid).with_context(|| format!("look at {name}"))?;
             let (were, are) = (before.descriptors, now.descriptors);
             ensure!(are <= were + self.more.descriptors, "{name} has {are} descriptors, and had {were}");
             let (were, are) = (before.threads, now.threads);

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::host::cgroup::is_v2;
 use harness::host::stats::Sample;
@@ -27,26 +27,26 @@ pub enum Way {
     Shim,
 }
 
-pub async fn fast_plugin(scene: &Scene, way: Way) -> Result<Plugin> {
-    let (launch, mut options) = (scene.launch(), scene.options());
+pub async fn fast_plugin(case: &CaseContext, way: Way) -> Result<Plugin> {
+    let (launch, mut options) = (case.launch(), case.options());
     options["stats_interval"] = serde_json::json!("100ms");
     if way == Way::Shim {
-        shim_counts(scene)?;
-        if scene.programs().oci_runtime().is_some() {
+        shim_counts(case)?;
+        if case.programs().oci_runtime().is_some() {
             return skip(
                 "a shim of which the driver knows no more than its name is told of no runtime but its own",
             );
         }
-        let shim = scene.directory().join("containerd-shim-other-v1");
-        symlink(scene.programs().shim(), &shim).context("give the shim another name")?;
+        let shim = case.directory().join("containerd-shim-other-v1");
+        symlink(case.programs().shim(), &shim).context("give the shim another name")?;
         options["containerd_runtime"] = serde_json::json!(shim);
     }
-    scene.plugin_as(&launch, &options).await
+    case.plugin_as(&launch, &options).await
 }
 
 /// Skips a case about the shim's own figures if it has none.
-pub fn shim_counts(scene: &Scene) -> Result<()> {
-    if scene.programs().is_rust_shim() && !is_v2() {
+pub fn shim_counts(case: &CaseContext) -> Result<()> {
+    if case.programs().is_rust_shim() && !is_v2() {
         return skip("the shim in Rust counts neither CPU time nor all of the memory on cgroup v1");
     }
     Ok(())
@@ -58,8 +58,8 @@ pub fn core_seconds(pair: &[Sample]) -> f64 {
 }
 
 /// Starts a task whose script waits for a line from the pipe `/local/cue`, which the returned file writes.
-pub async fn on_cue(scene: &Scene, plugin: &Plugin, script: &str) -> Result<(Task, File)> {
-    let mut task = scene.prepare(plugin, &scene.shell(script)).await?;
+pub async fn on_cue(case: &CaseContext, plugin: &Plugin, script: &str) -> Result<(Task, File)> {
+    let mut task = case.prepare(plugin, &case.shell(script)).await?;
     let path = task.alloc.task_path("local/cue");
     mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR).context("make the pipe for the cue")?;
     // Opened with both ends, so that the open doesn't block.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::Programs;
 use harness::host::Plugin;
 use serde_json::{Value, json};
@@ -24,10 +24,10 @@ pub struct Scripted {
 }
 
 impl Scripted {
-    pub fn new(scene: &Scene) -> Result<Self> {
-        let directory = scene.directory().join("bin");
+    pub fn new(case: &CaseContext) -> Result<Self> {
+        let directory = case.directory().join("bin");
         fs::create_dir_all(&directory)?;
-        let scripted = Self { directory, programs: scene.programs().clone() };
+        let scripted = Self { directory, programs: case.programs().clone() };
         scripted.break_again()?;
         Ok(scripted)
     }
@@ -60,20 +60,20 @@ impl Scripted {
     }
 
     /// Starts a plugin that finds the scripts first, and whose shim is the script's, if there is one.
-    pub async fn plugin(&self, scene: &Scene) -> Result<Plugin> {
-        self.plugin_with(scene, scene.options()).await
+    pub async fn plugin(&self, case: &CaseContext) -> Result<Plugin> {
+        self.plugin_with(case, case.options()).await
     }
 
     /// Starts a plugin like [`Self::plugin`], with other options.
-    pub async fn plugin_with(&self, scene: &Scene, mut options: Value) -> Result<Plugin> {
-        let mut launch = scene.launch();
+    pub async fn plugin_with(&self, case: &CaseContext, mut options: Value) -> Result<Plugin> {
+        let mut launch = case.launch();
         launch.look_first_in(self.directory.clone());
         if self.directory.join(SHIM).exists() {
             options["containerd_runtime"] = json!("io.containerd.scripted.v1");
             options["runtime_options"] =
-                scene.options_with("io.containerd.scripted.v1")["runtime_options"].clone();
+                case.options_with("io.containerd.scripted.v1")["runtime_options"].clone();
         }
-        scene.plugin_as(&launch, &options).await
+        case.plugin_as(&launch, &options).await
     }
 
     pub fn mend(&self) -> Result<()> {
@@ -87,17 +87,17 @@ impl Scripted {
 
 /// Does the same as [`fails`], and returns the refusal.
 pub async fn refusal(
-    scene: &Scene,
+    case: &CaseContext,
     scripted: &Scripted,
     words: &[&str],
     left_within: Duration,
 ) -> Result<Status> {
-    let mut plugin = scripted.plugin(scene).await?;
-    let task = scene.prepare(&plugin, &scene.shell("exit 3")).await?;
+    let mut plugin = scripted.plugin(case).await?;
+    let task = case.prepare(&plugin, &case.shell("exit 3")).await?;
     let status = refused(plugin.start_task(task.config.clone()).await, &[&[task.id()][..], words].concat())?;
-    scene.nothing_left_within(left_within)?;
+    case.nothing_left_within(left_within)?;
     scripted.mend()?;
-    scene.still_works(&plugin).await?;
+    case.still_works(&plugin).await?;
     plugin.shut_down().await?;
     Ok(status)
 }

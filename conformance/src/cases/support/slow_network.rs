@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use harness::config;
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::fixture::Form;
 use harness::fixture::fault_proxy::FaultProxy;
 use harness::fixture::image::Image;
@@ -11,7 +11,7 @@ use harness::host::Plugin;
 use harness::task::LIMIT;
 use serde_json::Value;
 
-use crate::cases::support::{same, until};
+use crate::cases::support::{ensure_eq, until};
 
 pub const MIB: u64 = 1 << 20;
 
@@ -24,13 +24,13 @@ pub struct Network {
 }
 
 impl Network {
-    pub fn before(scene: &Scene) -> Result<Self> {
-        Ok(Self { proxy: FaultProxy::before(scene.world().registry().address())? })
+    pub fn before(case: &CaseContext) -> Result<Self> {
+        Ok(Self { proxy: FaultProxy::before(case.environment().registry().address())? })
     }
 
     /// Pushes an image directly to the registry. Returns its name by the proxy.
-    pub fn push(&self, scene: &Scene, image: &Image, name: &str) -> Result<String> {
-        image.push(scene.world().registry(), name, "v1", Form::Oci)?;
+    pub fn push(&self, case: &CaseContext, image: &Image, name: &str) -> Result<String> {
+        image.push(case.environment().registry(), name, "v1", Form::Oci)?;
         Ok(format!("{}/{name}:v1", self.proxy.address()))
     }
 
@@ -47,16 +47,16 @@ impl Network {
 }
 
 /// Runs a task of an image to its end.
-pub async fn runs(scene: &Scene, plugin: &Plugin, image: &str) -> Result<()> {
-    let task = scene.run(plugin, &config! { image = image, command = "true" }).await?;
-    same!(task.wait(plugin).await?.exit_code, 0);
+pub async fn runs(case: &CaseContext, plugin: &Plugin, image: &str) -> Result<()> {
+    let task = case.run(plugin, &config! { image = image, command = "true" }).await?;
+    ensure_eq!(task.wait(plugin).await?.exit_code, 0);
     task.destroy(plugin).await
 }
 
-pub async fn plugin_with(scene: &Scene, more: &Value) -> Result<Plugin> {
-    let mut options = scene.options();
+pub async fn plugin_with(case: &CaseContext, more: &Value) -> Result<Plugin> {
+    let mut options = case.options();
     for (option, value) in more.as_object().into_iter().flatten() {
         options[option] = value.clone();
     }
-    scene.plugin_as(&scene.launch(), &options).await
+    case.plugin_as(&case.launch(), &options).await
 }

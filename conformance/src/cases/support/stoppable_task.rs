@@ -1,24 +1,24 @@
 //! A task that ends when it is told to, for cases that need it to outlive something.
 
 use anyhow::Result;
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::task::{LIMIT, Task};
 use serde_json::Value;
 
-use crate::cases::support::same;
+use crate::cases::support::ensure_eq;
 
 /// Starts a task that ends with code 11 when the file `/local/end` appears.
-pub async fn obedient(scene: &Scene, plugin: &Plugin) -> Result<Task> {
-    obedient_as(scene, plugin, |_| {}).await
+pub async fn obedient(case: &CaseContext, plugin: &Plugin) -> Result<Task> {
+    obedient_as(case, plugin, |_| {}).await
 }
 
 /// Starts a task like [`obedient`], with its job changed by `job`.
-pub async fn obedient_as(scene: &Scene, plugin: &Plugin, job: impl FnOnce(&mut Value)) -> Result<Task> {
+pub async fn obedient_as(case: &CaseContext, plugin: &Plugin, job: impl FnOnce(&mut Value)) -> Result<Task> {
     let script = "echo up; while [ ! -e /local/end ]; do sleep 0.05; done; echo down; exit 11";
-    let mut config = scene.shell(script);
+    let mut config = case.shell(script);
     job(&mut config);
-    let task = scene.run(plugin, &config).await?;
+    let task = case.run(plugin, &config).await?;
     task.alloc.stdout.to_contain("up\n", LIMIT).await?;
     Ok(task)
 }
@@ -31,6 +31,6 @@ pub fn tell_to_end(task: &Task) -> Result<()> {
 pub async fn ends_as_told(task: &Task, plugin: &Plugin) -> Result<()> {
     tell_to_end(task)?;
     let exit = task.wait(plugin).await?;
-    same!((exit.exit_code, exit.signal), (11, 0));
+    ensure_eq!((exit.exit_code, exit.signal), (11, 0));
     task.destroy(plugin).await
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use harness::context::Scene;
+use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::task::{LIMIT, Task};
 use nomad_proto::driver as pb;
@@ -16,8 +16,8 @@ pub const PORT: u16 = 8080;
 /// Script of a web server that serves its hostname.
 pub const SERVE: &str = "trap 'exit 3' TERM; httpd -p 8080 -h /etc; echo up; while :; do sleep 0.1; done";
 
-pub fn with(scene: &Scene, script: &str, options: &[(&str, Value)]) -> Value {
-    let mut config = scene.shell(script);
+pub fn with(case: &CaseContext, script: &str, options: &[(&str, Value)]) -> Value {
+    let mut config = case.shell(script);
     for (option, value) in options {
         config[*option] = value.clone();
     }
@@ -25,8 +25,8 @@ pub fn with(scene: &Scene, script: &str, options: &[(&str, Value)]) -> Value {
 }
 
 /// Starts a web server in a network by these options.
-pub async fn server(scene: &Scene, plugin: &Plugin, options: &[(&str, Value)]) -> Result<Task> {
-    let task = scene.prepare(plugin, &with(scene, SERVE, options)).await?;
+pub async fn server(case: &CaseContext, plugin: &Plugin, options: &[(&str, Value)]) -> Result<Task> {
+    let task = case.prepare(plugin, &with(case, SERVE, options)).await?;
     serving(task, plugin).await
 }
 
@@ -76,8 +76,8 @@ pub fn port(label: &str, value: u16, to: u16, host_ip: &str) -> pb::PortMapping 
 }
 
 /// Prepares another task of the same allocation.
-pub async fn beside(scene: &Scene, plugin: &Plugin, task: &Task, config: &Value) -> Result<Task> {
-    let mut beside = scene.prepare_named(plugin, "beside", config).await?;
+pub async fn beside(case: &CaseContext, plugin: &Plugin, task: &Task, config: &Value) -> Result<Task> {
+    let mut beside = case.prepare_named(plugin, "beside", config).await?;
     beside.alloc.read_logs()?;
     beside.config.alloc_id.clone_from(&task.config.alloc_id);
     Ok(beside)
