@@ -57,7 +57,7 @@ fn fitness(path: &Path) -> Result<(), String> {
     let file = File::open(path).map_err(said)?;
     let metadata = file.metadata().map_err(said)?;
     if !metadata.is_file() || metadata.permissions().mode() & 0o001 == 0 {
-        return Err("it is not executable by every user".to_owned());
+        return Err("it is not a file that every user may execute".to_owned());
     }
     match loads_nothing(&file) {
         Some(true) => Ok(()),

@@ -212,7 +212,7 @@ async fn an_init_that_can_not_run_in_an_image_is_refused(case: &CaseContext) -> 
     let mut config = case.shell("true");
     config["init"] = json!(true);
     // `/bin/bash` is refused since it loads libraries that an image may lack.
-    for (path, word) in [("/bin/bash", "statically"), ("/no/such/init", "No such file"), ("/etc", "program")]
+    for (path, word) in [("/bin/bash", "statically"), ("/no/such/init", "No such file"), ("/etc", "execute")]
     {
         let mut options = case.options();
         options["init_path"] = json!(path);

@@ -276,7 +276,7 @@ async fn a_registry_that_has_had_enough_is_waited_for(case: &CaseContext) -> Res
     let weary =
         configured.host(|_| Reply::Say(429, vec![("Retry-After", "7200".to_owned())], String::new())).await?;
     configured.say(REGISTRY, &format!("server = \"http://{}\"\n", weary.address()))?;
-    let status = configured.fails(&plugin, &configured.job(REGISTRY), &["429", "asked again in 2h"]).await?;
+    let status = configured.fails(&plugin, &configured.job(REGISTRY), &["429", "retry in 2h"]).await?;
     ensure!(is_recoverable(&status)?, "it may be tried later: {status:?}");
     plugin.shut_down().await
 }
