@@ -5,7 +5,8 @@
 //! On v1 a frozen process does not die before it is thawed; and each hierarchy has a tree of its own, so a process may
 //! be in different cgroups of different hierarchies.
 //!
-//! Source of the facts: Linux `Documentation/admin-guide/cgroup-v2.rst` (cgroup.kill, cgroup.freeze), `cgroup-v1/freezer-subsystem.rst`.
+//! Source of the facts: Linux `Documentation/admin-guide/cgroup-v2.rst` (cgroup.kill, cgroup.freeze),
+//! `cgroup-v1/freezer-subsystem.rst`.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -109,7 +110,7 @@ fn kill_v2(path: &Path) -> io::Result<Vec<i32>> {
         if !directory.is_dir() || is_empty(&directory)? {
             return Ok(Vec::new());
         }
-        tracing::trace!(cgroup = %directory.display(), %error, "this kernel has no cgroup.kill; killing the processes one by one");
+        tracing::trace!(cgroup = %directory.display(), %error, "can't write cgroup.kill; killing the processes one by one");
         // Frozen, so that no process escapes by forking. A frozen one can still be killed.
         let freeze = directory.join("cgroup.freeze");
         let _ = std::fs::write(&freeze, "1");

@@ -1,4 +1,5 @@
-//! The limits of a task, as the files of its cgroup have them: for a runtime that may not have set what it was asked for.
+//! The limits of a task, as the files of its cgroup have them: for a runtime that may not have set what it was asked
+//! for.
 
 use std::fmt;
 use std::io;

@@ -1,6 +1,7 @@
 //! The cgroup of a task, as Nomad made it: its path in each hierarchy, and the kernel's counters there.
 //!
-//! Source of the facts: hashicorp/nomad `client/lib/cgroupslib`; Linux `Documentation/admin-guide/cgroup-v1`, `cgroup-v2.rst`.
+//! Source of the facts: hashicorp/nomad `client/lib/cgroupslib`; Linux `Documentation/admin-guide/cgroup-v1`,
+//! `cgroup-v2.rst`.
 
 #![expect(
     clippy::disallowed_methods,

@@ -32,7 +32,7 @@ impl OomWatch {
     /// Starts a watch. `seen` is the number of kills that were reported before.
     pub(crate) fn begin(cgroup: &Cgroup, seen: u64) -> Self {
         let changed = watch_file(&cgroup.oom_file()).inspect_err(|error| {
-            tracing::debug!(cgroup = %cgroup.path.display(), %error, "can't watch the cgroup for OOM kills; polling");
+            tracing::debug!(cgroup = %cgroup.path.display(), %error, "can't watch the cgroup for OOM kills; they are reported when the task exits");
         });
         Self { cgroup: cgroup.clone(), seen, changed: changed.ok() }
     }

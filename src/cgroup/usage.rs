@@ -1,8 +1,8 @@
 //! Resource usage of a task, read from the files of its cgroup: the same as from a shim of the runc family, for the
 //! cost of the reads only, and with values that no shim sends.
 //!
-//! The files are opened each time, which is most of a read (5 of 7 µs a file). Held open they would cost the plugin nine
-//! descriptors a task, of an agent's limit that may be as low as 1,024.
+//! The files are opened each time, which is most of a read (5 of 7 µs a file). Held open they would cost the plugin
+//! nine descriptors a task, of an agent's limit that may be as low as 1,024.
 //!
 //! Source of the facts: Linux `Documentation/admin-guide/cgroup-v1` (`memory.rst`, `cpuacct.rst`), `cgroup-v2.rst`,
 //! `Documentation/scheduler/sched-bwc.rst`.

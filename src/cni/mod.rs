@@ -191,7 +191,7 @@ impl Cni {
             let call = Call { conf, directories, ..self.call(network, plugin, "DEL") };
             let Err(error) = call.execute(request).await else { continue };
             if number > *completed || number == *completed && error.is_incompatible_version() {
-                tracing::debug!(%error, "ignoring a failed DEL of a CNI plugin whose ADD did not run");
+                tracing::debug!(%error, "ignoring a failed DEL of a CNI plugin whose ADD did not run, or was refused");
             } else if error.is_absent_rule() {
                 tracing::debug!(%error, "ignoring a failed DEL of a CNI plugin: the rule is already removed");
             } else if !error.is_unknown_container() {

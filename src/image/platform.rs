@@ -1,7 +1,7 @@
 //! The platforms of images that this host can run, and which of them it runs best.
 //!
-//! Source of the facts: containerd/platforms v1 `database.go` (names that mean the same), `compare.go`; the x86-64 psABI's
-//! levels; uname(2).
+//! Source of the facts: containerd/platforms v1 `database.go` (names that mean the same), `compare.go`; the x86-64
+//! psABI's levels; uname(2).
 
 use std::sync::OnceLock;
 

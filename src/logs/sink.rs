@@ -24,8 +24,8 @@ use super::{LogError, Stream, Target};
 
 /// Maximum number of bytes that are moved before other streams have their turn.
 const BATCH_BYTES: u64 = 4 << 20;
-/// Number of bytes after which a writer counts as busy, and is waited for during [`BUSY_PAUSE`]: then more can be moved at
-/// once than the few kilobytes of each write, which would each wake a thread.
+/// Number of bytes after which a writer counts as busy, and is waited for during [`BUSY_PAUSE`]: then more can be moved
+/// at once than the few kilobytes of each write, which would each wake a thread.
 const BUSY_BYTES: u64 = 32 << 10;
 const BUSY_PAUSE: Duration = Duration::from_millis(1);
 

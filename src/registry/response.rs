@@ -109,8 +109,8 @@ pub(super) fn is_retryable(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
 }
 
-/// Maps an error response to a `HostFailure`: the status, the registry's message, the host and the user. A password that
-/// the registry echoes is redacted.
+/// Maps an error response to a `HostFailure`: the status, the registry's message, the host and the user. A password
+/// that the registry echoes is redacted.
 pub(super) async fn refusal(
     response: Response,
     host: &str,

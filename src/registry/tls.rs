@@ -1,8 +1,8 @@
 //! TLS to a host with settings of the operator's: authorities besides the system's, client certificates, or no
 //! verification at all. Knows no HTTP.
 //!
-//! Source of the facts: containerd `core/remotes/docker/config/hosts.go`, Go's `crypto/tls` (which of several certificates
-//! is shown).
+//! Source of the facts: containerd `core/remotes/docker/config/hosts.go`, Go's `crypto/tls` (which of several
+//! certificates is shown).
 
 #![expect(
     clippy::disallowed_methods,

@@ -64,8 +64,8 @@ pub(crate) struct Launcher {
 }
 
 impl Launcher {
-    /// Starts a shim for the bundle and returns where it listens. The shim holds the descriptors in `inherited` open until
-    /// it ends; it knows nothing of them, and its runtime closes them in containers.
+    /// Starts a shim for the bundle and returns where it listens. The shim holds the descriptors in `inherited` open
+    /// until it ends; it knows nothing of them, and its runtime closes them in containers.
     ///
     /// A binary that refuses the form of input that it is taken to expect gets the other form: its version may not say
     /// which it takes, and a wrapper may have come to run another program.

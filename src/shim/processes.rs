@@ -23,8 +23,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(2);
 const COMM_BYTES: usize = 15;
 
 impl Launcher {
-    /// Finds the process of a shim which has just been started, and which says that its pid is `reported_pid`. The proof is
-    /// that the process has the arguments that the shim was started with.
+    /// Finds the process of a shim which has just been started, and which says that its pid is `reported_pid`. The
+    /// proof is that the process has the arguments that the shim was started with.
     ///
     /// # Errors
     /// When no process has those arguments, or more than one.

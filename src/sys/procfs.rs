@@ -164,8 +164,8 @@ fn listed_children(of: i32) -> Option<Vec<i32>> {
     Some(pids)
 }
 
-/// Returns the processes that descend from one, each after its parent, as far as none of those between has ended. There are
-/// none of a process that has ended by the end of the look: its pid may have been another's meanwhile.
+/// Returns the processes that descend from one, each after its parent, as far as none of those between has ended. There
+/// are none of a process that has ended by the end of the look: its pid may have been another's meanwhile.
 pub(crate) fn descendants(of: ProcessId) -> Vec<ProcessId> {
     let stat = |pid: i32| {
         let stat = Stat::read(pid)?;

@@ -76,7 +76,7 @@ impl ContainerHandles {
     /// # Errors
     /// Says what is left, and why.
     pub(super) async fn end_without_shim(&self) -> Result<()> {
-        let _turn = self.ending.lock().await;
+        let _guard = self.ending.lock().await;
         // There may be a shim that nobody got to write down, or one that no longer answers.
         self.launcher.kill_stale_shims(&self.bundle, &self.id).await;
         self.launcher.remove_socket(&self.id);

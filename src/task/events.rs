@@ -120,7 +120,7 @@ impl TaskEvents {
     pub(super) fn oom_killed(&self, count: u64) {
         let what = if count == 1 { "process" } else { "processes" };
         self.tell(
-            format!("OOM killed: the kernel killed {count} {what} of the task, which ran out of memory"),
+            format!("OOM killed: the kernel killed {count} {what} of the task, for lack of memory"),
             &[("oom_kills", count.to_string())],
         );
     }

@@ -121,7 +121,8 @@ impl NetworkPlan {
         }
     }
 
-    /// Makes or finds the network. Whatever was made is removed by [`ContainerHandles::end_network`], however this ends.
+    /// Makes or finds the network. Whatever was made is removed by [`ContainerHandles::end_network`], however this
+    /// ends.
     ///
     /// # Errors
     /// Says what of the network can't be had.
@@ -296,8 +297,9 @@ fn arguments(config: &pb::TaskConfig) -> Vec<(String, String)> {
     .to_vec()
 }
 
-/// Joins the network of another task of the allocation, which [`NetworkPlan::comes`] has waited for. If that task has gone
-/// since, this fails and does not wait: the caller holds a start permit, and the other task may be in line for that very one.
+/// Joins the network of another task of the allocation, which [`NetworkPlan::comes`] has waited for. If that task has
+/// gone since, this fails and does not wait: the caller holds a start permit, and the other task may wait for that very
+/// one.
 async fn share(
     tasks: &Tasks,
     container: &ContainerHandles,

@@ -183,7 +183,7 @@ async fn reach(
     tracing::warn!(
         container = driver_state.container_id,
         %error,
-        "the shim does not answer, but it and the task's process are running"
+        "the shim does not answer, but it and the task's process are running as far as can be told"
     );
     Ok(Connection::deferred(&driver_state.shim.bootstrap, &driver_state.container_id))
 }

@@ -328,7 +328,7 @@ async fn without_shim(container: &ContainerHandles, init: Option<&Init>, error: 
     // The death of the shim closed the other ends of the task's pipes, which may end the task as well.
     let ended_before = init.is_some_and(Init::has_ended);
     let at = SystemTime::now();
-    tracing::warn!(container = container.id, %error, ended_before, "the shim has died; killing its container");
+    tracing::warn!(container = container.id, %error, ended_before, "the shim has died, or no longer has the task; killing its container");
     if let Some(init) = init {
         init.kill();
     }

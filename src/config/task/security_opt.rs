@@ -1,6 +1,7 @@
 //! The option `security_opt`: a list in docker's format, of which the words that have an effect here are accepted.
 //!
-//! Source of the facts: moby/moby `daemon/daemon_unix.go` (`parseSecurityOpt`), docker/cli `cli/command/container/opts.go`.
+//! Source of the facts: moby/moby `daemon/daemon_unix.go` (`parseSecurityOpt`), docker/cli
+//! `cli/command/container/opts.go`.
 
 use crate::config::{ConfigError, reject_nulls, value};
 

@@ -1,6 +1,6 @@
 //! Limits on concurrent pulls and layer downloads, each in FIFO order, and the operator's other settings for pulls.
-//! Knows nothing of how a pull is done. A permit is acquired through a pull's [`Observers`] only, which marks and bounds
-//! the wait.
+//! Knows nothing of how a pull is done. A permit is acquired through a pull's [`Observers`] only, which marks and
+//! bounds the wait.
 
 use std::pin::pin;
 use std::sync::Arc;

@@ -240,7 +240,7 @@ impl Pull<'_> {
         match self.containerd.read_content(descriptor.digest().as_ref(), descriptor.size()).await {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error @ (Error::NotFound { .. } | Error::Image { .. })) => {
-                tracing::trace!(%error, "the image is pulled");
+                tracing::trace!(%error, "a document of the image is not in the content store; fetching it");
                 Ok(None)
             }
             Err(error) => Err(error),

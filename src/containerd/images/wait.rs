@@ -1,5 +1,5 @@
-//! What a pull may wait for while no byte comes from the registry, and the waits of one pull. `waits.rs` has the only way
-//! to wait.
+//! What a pull may wait for while no byte comes from the registry, and the waits of one pull. `waits.rs` has the only
+//! way to wait.
 
 use std::fmt;
 use std::time::Duration;

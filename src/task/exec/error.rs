@@ -76,17 +76,19 @@ enum Told {
 /// they may be any.
 fn reason<'a>(text: &'a str, program: &str) -> Option<(Told, &'a str)> {
     let after = |mark: &str| text.split_once(mark).map(|(_, rest)| rest);
-    // runc: `exec: "x": executable file not found in $PATH`, and for a script without its interpreter `exec x: no such ..`.
+    // runc: `exec: "x": executable file not found in $PATH`, and for a script without its interpreter `exec x: no such
+    // ..`.
     let by_runc = after("exec: \"").map(past_quotes).or_else(|| after(&format!("exec {program}: ")));
-    // crun: "executable file `x` not found in $PATH: No such file or directory", and in newer releases "the path `/x` exists but it
-    // is not executable: Operation not permitted".
+    // crun: "executable file `x` not found in $PATH: No such file or directory", and in newer releases "the path `/x`
+    // exists but it is not executable: Operation not permitted".
     let by_crun = || {
         let named = after("executable file `").or_else(|| after("OCI runtime exec failed: the path `"))?;
         Some(named.rsplit_once('`')?.1)
     };
     // youki: "executable 'x' not found in $PATH".
     let by_youki = || after(&format!("executable '{program}")).filter(|rest| rest.starts_with('\''));
-    // gVisor: `executing command "x" in sandbox: error finding executable "x" in PATH [..]: no such file or directory`, or
+    // gVisor: `executing command "x" in sandbox: error finding executable "x" in PATH [..]: no such file or directory`,
+    // or
     // `.. in sandbox: failed to load x: permission denied`.
     let by_gvisor = || {
         let reason = past_quotes(after("executing command \"")?).strip_prefix(" in sandbox: ")?;

@@ -266,7 +266,7 @@ impl Exec {
     /// Kills the command and all that it started, and waits until they are gone.
     pub(crate) async fn end_by_force(mut self) {
         self.guard.over = false;
-        let Some(RemovalGuard { killed, forgotten }) = self.guard.finish() else { return };
+        let Some(CommandEnd { killed, forgotten }) = self.guard.finish() else { return };
         if killed.await.is_err() {
             tracing::warn!("the kill of a command was interrupted");
         }
@@ -276,7 +276,7 @@ impl Exec {
 }
 
 /// The end of a command that is under way.
-struct RemovalGuard {
+struct CommandEnd {
     /// Completes when nothing runs any more that was to be killed.
     killed: oneshot::Receiver<()>,
     /// Completes when the shim has forgotten the command.
@@ -344,7 +344,7 @@ impl Guard {
     }
 
     /// Has the shim forget the command, and kills the command before that unless it is over.
-    fn finish(&mut self) -> Option<RemovalGuard> {
+    fn finish(&mut self) -> Option<CommandEnd> {
         let (running, kill) = (self.running.take()?, !self.over);
         let (tell, killed) = oneshot::channel();
         let forgotten = tokio::spawn(async move {
@@ -355,7 +355,7 @@ impl Guard {
             running.forget().await;
             drop(running.pipes);
         });
-        Some(RemovalGuard { killed, forgotten })
+        Some(CommandEnd { killed, forgotten })
     }
 }
 

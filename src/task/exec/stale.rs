@@ -1,7 +1,7 @@
 //! Ends execs that an earlier plugin has left when it died. Their clients went with it, so nobody reads them any more.
 //! The shim's own files say which they are: it writes each one's pid into the bundle, and the pipes of an exec that was
-//! being started are still there by their names. gVisor's shim removes the pid at the end of the start; there the pipes'
-//! names stay for as long as the exec runs.
+//! being started are still there by their names. gVisor's shim removes the pid at the end of the start; there the
+//! pipes' names stay for as long as the exec runs.
 
 #![expect(
     clippy::disallowed_methods,

@@ -1,5 +1,5 @@
-//! Garbage collection: removes what nobody needs any more, for as long as the plugin lives. Leftovers of containers that
-//! are marked for it, containers that no agent knows, and images that no container uses.
+//! Garbage collection: removes what nobody needs any more, for as long as the plugin lives. Leftovers of containers
+//! that are marked for it, containers that no agent knows, and images that no container uses.
 
 mod images;
 mod leftovers;

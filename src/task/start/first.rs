@@ -1,5 +1,7 @@
 //! The first process of a container that was created and is not started yet: found, held and placed before it can end.
 
+use std::time::Duration;
+
 use oci_spec::runtime::Spec;
 
 use super::Start;
@@ -10,6 +12,9 @@ use crate::sys::procfs::{self, ProcessId};
 use crate::task::error::{Error, Result};
 use crate::task::mounts::off_thread;
 
+/// Maximum time for which a started task waits for the unmounts, before it is supervised.
+const UNSTAGE_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The first process of a container, with what its supervisor needs.
 pub(super) struct First {
     pub(super) id: ProcessId,
@@ -18,6 +23,9 @@ pub(super) struct First {
     /// Number of OOM kills in the cgroup before the process was started.
     pub(super) oom_kills: u64,
 }
+
+/// Unmounts of staged sources that are under way.
+pub(super) struct Unstaging(tokio::task::JoinHandle<()>);
 
 /// A created container, with what is left to do for it on the host.
 struct Created {
@@ -62,12 +70,24 @@ impl Start<'_> {
         off_thread(&directory, "the created container", move || created.settle()).await
     }
 
-    /// Unmounts the sources that the bundle of a created container has staged for the runtime. The kernel may take its
-    /// time for that, and the start of the container needn't wait for it.
-    pub(super) async fn unstage(&self) -> Result<()> {
-        let bundle = self.container.bundle.clone();
-        let directory = bundle.directory().to_owned();
-        off_thread(&directory, "the mounts of the created container", move || Ok(bundle.unstage()?)).await
+    /// Begins to unmount the sources that the bundle of a created container has staged for the runtime, beside its start.
+    /// A failure is logged only: the program may run by then, and the teardown unmounts what is left.
+    pub(super) fn unstage(&self) -> Unstaging {
+        let (bundle, container) = (self.container.bundle.clone(), self.container.id.clone());
+        Unstaging(tokio::spawn(async move {
+            let directory = bundle.directory().to_owned();
+            let unstage = move || Ok(bundle.unstage()?);
+            if let Err(error) = off_thread(&directory, "the mounts of the created container", unstage).await {
+                tracing::warn!(container, %error, "can't unmount the sources of a task; its teardown tries again");
+            }
+        }))
+    }
+}
+
+impl Unstaging {
+    /// Waits for the end of the unmounts, up to [`UNSTAGE_TIMEOUT`]. They go on after it.
+    pub(super) async fn wait(self) {
+        let _ = tokio::time::timeout(UNSTAGE_TIMEOUT, self.0).await;
     }
 }
 

@@ -375,17 +375,18 @@ impl Start<'_> {
         let First { id, init, oom_kills } = settled.await?;
         let waiting = shim::wait_pending(&connection, "").await;
         let start = shim::with_runtime_reason(bundle, connection.start());
-        let (started, unstaged) =
-            tokio::join!(timeline.step("start", start), timeline.step("unstage", self.unstage()));
+        let unstaging = self.unstage();
+        let started = timeline.step("start", start).await;
+        let started_at = SystemTime::now();
+        timeline.step("unstage", unstaging.wait()).await;
         started?;
-        unstaged?;
         let driver_state = DriverState {
             container_id: self.container.id.clone(),
             shim_binary: self.container.launcher.binary.clone(),
             family: Some(runtime.family),
             shim,
             init: id,
-            started_at: SystemTime::now(),
+            started_at,
             logs,
             collected,
             cgroup: cgroup.clone(),
