@@ -77,7 +77,7 @@ pub(crate) enum Step {
 
 /// The container that a step is made on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum On {
+pub(crate) enum ContainerState {
     /// A container that goes through its life cycle once, one step after the other.
     Fresh,
     /// A container that keeps running between the steps.
@@ -122,13 +122,13 @@ impl fmt::Display for Call {
 }
 
 impl Step {
-    pub(crate) fn on(self) -> On {
+    pub(crate) fn on(self) -> ContainerState {
         match self {
             Self::Bootstrap | Self::Create | Self::Start | Self::End | Self::Delete | Self::Shutdown => {
-                On::Fresh
+                ContainerState::Fresh
             }
-            Self::Task => On::Nothing,
-            _ => On::Running,
+            Self::Task => ContainerState::Nothing,
+            _ => ContainerState::Running,
         }
     }
 
@@ -163,8 +163,8 @@ pub(crate) fn steps(wanted: &[Call], payloads: &[usize]) -> Vec<Step> {
         let is_wanted = wanted.contains(call);
         for payload in payloads {
             let step = call.step(*payload);
-            let of_a_life =
-                step.on() == On::Fresh && wanted.iter().any(|call| call.step(0).on() == On::Fresh);
+            let of_a_life = step.on() == ContainerState::Fresh
+                && wanted.iter().any(|call| call.step(0).on() == ContainerState::Fresh);
             if (is_wanted || of_a_life) && !steps.contains(&step) {
                 steps.push(step);
             }

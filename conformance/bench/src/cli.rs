@@ -17,7 +17,7 @@ use tokio::process::Command;
 use tokio::time::timeout;
 
 use super::call::{Call, Step};
-use super::ground::{Ground, LIMIT};
+use super::environment::{Environment, LIMIT};
 use super::path::{Container, Path, Times};
 use super::pipes::Pipes;
 use super::{end, spec};
@@ -25,13 +25,13 @@ use super::{end, spec};
 pub(crate) const NAME: &str = "cli";
 
 pub(crate) struct Cli {
-    ground: Arc<Ground>,
+    ground: Arc<Environment>,
     runtime: PathBuf,
 }
 
 impl Cli {
     /// Returns the path, or `None` if the shim is its own runtime.
-    pub(crate) fn of(ground: &Arc<Ground>) -> Option<Self> {
+    pub(crate) fn of(ground: &Arc<Environment>) -> Option<Self> {
         Some(Self { ground: Arc::clone(ground), runtime: ground.setup.runtime()?.to_owned() })
     }
 }
@@ -41,7 +41,7 @@ impl Path for Cli {
         NAME
     }
 
-    fn lacks(&self, call: Call) -> Option<String> {
+    fn unsupported(&self, call: Call) -> Option<String> {
         let why = match call {
             Call::Bootstrap | Call::Connect | Call::Shutdown => "there is no shim",
             Call::ExecSetUp | Call::ExecStart => "it is all one command",
@@ -83,7 +83,7 @@ impl Path for Cli {
 }
 
 struct Bare {
-    ground: Arc<Ground>,
+    ground: Arc<Environment>,
     runtime: PathBuf,
     id: String,
     bundle: PathBuf,
@@ -93,10 +93,10 @@ struct Bare {
 
 impl Bare {
     async fn prepare(cli: &Cli, talks: bool) -> Result<Self> {
-        let id = Ground::new_id();
+        let id = Environment::new_id();
         let bundle = cli.ground.directory().join("b").join(&id);
         fs::create_dir_all(bundle.join("rootfs")).with_context(|| format!("make {}", bundle.display()))?;
-        let spec = spec::container(&Ground::cgroup(&id), false);
+        let spec = spec::container(&Environment::cgroup(&id), false);
         fs::write(bundle.join("config.json"), serde_json::to_vec(&spec)?)?;
         let pipes = talks.then(|| Pipes::make(&bundle, "init", 0, false)).transpose()?;
         let mounts = cli.ground.snapshot(&id).await?;

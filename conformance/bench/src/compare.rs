@@ -10,8 +10,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::record::{Key, Machine, Report, ScalePoint, Series};
-use super::saved;
+use super::report_data::{Key, Machine, Report, ScalePoint, Series};
+use super::report_file;
 use super::statistics::{Distribution, Estimate, ratio, ratio_within_run};
 
 mod table;
@@ -103,7 +103,7 @@ struct Comparison {
 /// # Errors
 /// Fails if a file can't be read, or if the reports have nothing to compare.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
-    let (base, other) = (saved::read(&args.base)?, saved::read(&args.other)?);
+    let (base, other) = (report_file::read(&args.base)?, report_file::read(&args.other)?);
     for (report, setup) in args.map.iter().flat_map(|(a, b)| [(&base, a), (&other, b)]) {
         let names: Vec<_> = report.setups.iter().map(|known| &*known.name).collect();
         ensure!(

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use harness::processes::cpu_ns;
 
-use super::ground;
-use super::record::Cost;
+use super::environment;
+use super::report_data::Cost;
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// The consumer to which processes are counted that exited during the call.
@@ -36,7 +36,7 @@ impl Group {
     pub(crate) fn enter() -> Result<Self> {
         let own = fs::read_to_string("/proc/self/cgroup")?;
         let (mount, path) = controller(&own).context("no control group counts CPU time here")?;
-        let directory = mount.join(ground::name()).join("run");
+        let directory = mount.join(environment::name()).join("run");
         fs::create_dir_all(&directory).with_context(|| format!("make {}", directory.display()))?;
         let group = Self { directory, before: mount.join(path.trim_start_matches('/')) };
         move_to(&group.directory)?;
@@ -101,7 +101,7 @@ pub(crate) fn remove_groups() {
     let root = Path::new(ROOT);
     let hierarchies = fs::read_dir(root).into_iter().flatten().flatten().map(|entry| entry.path());
     for hierarchy in hierarchies.chain([root.to_owned()]) {
-        let _ = fs::remove_dir(hierarchy.join(ground::name()));
+        let _ = fs::remove_dir(hierarchy.join(environment::name()));
     }
 }
 

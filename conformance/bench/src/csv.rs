@@ -4,7 +4,7 @@
 
 use std::io::{self, Write};
 
-use super::record::{Key, Report};
+use super::report_data::{Key, Report};
 
 const HEAD: &str = "setup,path,call,concurrency,payload_bytes,held,nanoseconds,failed_in_turn,error";
 

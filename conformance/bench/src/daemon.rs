@@ -21,24 +21,24 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::call::Call;
-use super::ground::{Ground, IMAGE};
+use super::container::Served;
+use super::environment::{Environment, IMAGE};
 use super::path::{Container, Path};
 use super::pipes::Paths;
-use super::served::Served;
 use super::service::{Making, Service};
 
 pub(crate) const NAME: &str = "daemon";
 const SPEC_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 const RESOURCES_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 
-pub(crate) struct Daemon(pub(crate) Arc<Ground>);
+pub(crate) struct Daemon(pub(crate) Arc<Environment>);
 
 impl Path for Daemon {
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn lacks(&self, call: Call) -> Option<String> {
+    fn unsupported(&self, call: Call) -> Option<String> {
         let why = match call {
             Call::Bootstrap => "containerd starts the shim within its create",
             Call::Connect => "containerd keeps it for itself",
@@ -72,12 +72,12 @@ impl Path for Daemon {
 
 #[derive(Clone)]
 struct Tasks {
-    ground: Arc<Ground>,
+    ground: Arc<Environment>,
     client: TasksClient<Channel>,
 }
 
 impl Tasks {
-    fn of(ground: &Arc<Ground>) -> Self {
+    fn of(ground: &Arc<Environment>) -> Self {
         Self { ground: Arc::clone(ground), client: TasksClient::new(ground.channel.clone()) }
     }
 
@@ -234,7 +234,7 @@ impl Service for Tasks {
     async fn clear(&mut self, making: &Making) -> Result<()> {
         let id = &*making.id;
         if self.kill(id, 9).await.is_ok() {
-            let _ = tokio::time::timeout(super::ground::LIMIT, self.wait(id, "")).await;
+            let _ = tokio::time::timeout(super::environment::LIMIT, self.wait(id, "")).await;
         }
         let request = pb::DeleteTaskRequest { container_id: id.to_owned() };
         let task = unless_gone(self.client.clone().delete(self.ground.request(request)).await);

@@ -20,23 +20,23 @@ use shim_protos::{Bootstrap, CallError, StartInput, StartParams, TaskClient, any
 use tokio::process::Command;
 
 use super::call::Call;
-use super::ground::{Ground, LIMIT};
+use super::container::Served;
+use super::environment::{Environment, LIMIT};
 use super::path::{Container, Path};
 use super::pipes::Paths;
-use super::served::Served;
 use super::service::{Making, Service};
 
 pub(crate) const NAME: &str = "direct";
 const RESOURCES_URL: &str = "types.containerd.io/opencontainers/runtime-spec/1/LinuxResources";
 
-pub(crate) struct Direct(pub(crate) Arc<Ground>);
+pub(crate) struct Direct(pub(crate) Arc<Environment>);
 
 impl Path for Direct {
     fn name(&self) -> &'static str {
         NAME
     }
 
-    fn lacks(&self, call: Call) -> Option<String> {
+    fn unsupported(&self, call: Call) -> Option<String> {
         (call == Call::ExecUnary).then(|| "no shim has it".to_owned())
     }
 
@@ -64,12 +64,12 @@ impl Path for Direct {
 /// A shim, and the connection to it once it is started.
 #[derive(Clone)]
 struct Shim {
-    ground: Arc<Ground>,
+    ground: Arc<Environment>,
     running: Option<(TaskClient, Bootstrap)>,
 }
 
 impl Shim {
-    fn of(ground: &Arc<Ground>) -> Self {
+    fn of(ground: &Arc<Environment>) -> Self {
         Self { ground: Arc::clone(ground), running: None }
     }
 

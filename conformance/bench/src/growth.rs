@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use super::record::ScalePoint;
+use super::report_data::ScalePoint;
 
 /// Threshold of the knee: the factor by which the start of a task is slower than with the best smaller count.
 pub(crate) const KNEE: f64 = 1.25;
@@ -70,7 +70,7 @@ pub(crate) fn knee(line: &[PerTask]) -> Option<u32> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::record::Failure;
+    use crate::report_data::Failure;
 
     pub(crate) fn point(path: &str, tasks: u32, start_storm_ns: u64) -> ScalePoint {
         let all = vec![1_000_000; tasks as usize];

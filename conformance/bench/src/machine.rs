@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use super::record::Machine;
+use super::report_data::Machine;
 
 /// # Errors
 /// Names the fact that can't be read.

@@ -16,7 +16,7 @@ pub(crate) trait Path: Send + Sync {
     fn name(&self) -> &'static str;
 
     /// Returns why this path can't make a call, or `None` if it can.
-    fn lacks(&self, call: Call) -> Option<String>;
+    fn unsupported(&self, call: Call) -> Option<String>;
 
     /// Prepares what a container needs without creating it, for steps of the life cycle, which follow in order.
     fn prepare(&self) -> BoxFuture<'_, Result<Box<dyn Container>>>;

@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 
 use super::call::{Call, Step};
-use super::ground::{Ground, IMAGE, LIMIT};
+use super::environment::{Environment, IMAGE, LIMIT};
 use super::path::{Container, Path, Times};
 use super::pipes::Output;
 use super::{end, spec};
@@ -37,7 +37,7 @@ const MESSAGE_BYTES: usize = 32 * 1024;
 
 /// A running plugin. Its tasks have to be removed before it is ended.
 pub(crate) struct Driver {
-    ground: Arc<Ground>,
+    ground: Arc<Environment>,
     plugin: Plugin,
     capabilities: DriverCapabilities,
     /// The task's configuration, encoded by the driver's schema.
@@ -49,7 +49,7 @@ impl Driver {
     ///
     /// # Errors
     /// Names the step at which the start failed, and shows the last lines of the plugin's log.
-    pub(crate) async fn start(ground: &Arc<Ground>) -> Result<Option<Arc<Self>>> {
+    pub(crate) async fn start(ground: &Arc<Environment>) -> Result<Option<Arc<Self>>> {
         let setup = &ground.setup;
         let Some(binary) = &setup.plugin else { return Ok(None) };
         let options = configured(setup.plugin_config.as_deref(), ground, own_options)?;
@@ -89,7 +89,11 @@ impl Driver {
 
 /// Reads a configuration from a file and fills in the values that only the run knows. Without a file, returns the
 /// configuration for our own driver.
-fn configured(file: Option<&FilePath>, ground: &Ground, own: fn(&Ground) -> Result<Value>) -> Result<Value> {
+fn configured(
+    file: Option<&FilePath>,
+    ground: &Environment,
+    own: fn(&Environment) -> Result<Value>,
+) -> Result<Value> {
     let Some(path) = file else { return own(ground) };
     let shown = path.display();
     let text = fs::read_to_string(path).with_context(|| format!("read {shown}"))?;
@@ -129,7 +133,7 @@ fn fill(config: &mut Value, words: &[(&str, String)]) -> Result<()> {
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the other default can fail")]
-fn own_options(ground: &Ground) -> Result<Value> {
+fn own_options(ground: &Environment) -> Result<Value> {
     let programs = &ground.setup.programs;
     Ok(json!({
         "containerd_runtime": programs.shim_runtime(),
@@ -142,7 +146,7 @@ fn own_options(ground: &Ground) -> Result<Value> {
 
 /// Returns the task configuration for our own driver. Seccomp is off, as for the containers of the other paths: runc
 /// compiles the profile anew for each exec.
-fn own_task(ground: &Ground) -> Result<Value> {
+fn own_task(ground: &Environment) -> Result<Value> {
     ground.import(NAMESPACE)?;
     Ok(json!({"image": IMAGE, "command": "/bin/sh", "args": ["-c", spec::SCRIPT], "seccomp": false}))
 }
@@ -154,7 +158,7 @@ impl Path for ByPlugin {
         NAME
     }
 
-    fn lacks(&self, call: Call) -> Option<String> {
+    fn unsupported(&self, call: Call) -> Option<String> {
         let DriverCapabilities { exec, send_signals, .. } = &self.0.capabilities;
         let why = match call {
             Call::Bootstrap | Call::Create | Call::Start => {

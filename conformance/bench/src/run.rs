@@ -11,11 +11,11 @@ use anyhow::{Context as _, Result};
 use clap::ValueEnum as _;
 
 use super::call::Call;
-use super::record::{Report, Settings};
+use super::iterations::{Bench, Wanted};
+use super::report_data::{Report, Settings};
+use super::samples::Tally;
 use super::schedule::Until;
-use super::stage::{On, Stage};
-use super::tally::Tally;
-use super::turns::{Bench, Wanted};
+use super::setups::{On, Stage};
 use super::{csv, table};
 
 #[derive(clap::Args, Debug, Clone)]
@@ -103,7 +103,7 @@ pub(crate) fn measure(args: &Args) -> Result<Report> {
     let lanes = std::mem::take(&mut stage.lanes);
     let group = stage.group.as_ref();
     let mut bench = Bench { wanted: &wanted, group, lanes, tally: Tally::default(), timelines: Vec::new() };
-    report.not_measured.extend(bench.lacks());
+    report.not_measured.extend(bench.unsupported());
     let measured = stage.runtime.block_on(bench.all());
     report.series = bench.tally.into_series();
     report.timelines = bench.timelines;

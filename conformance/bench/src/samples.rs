@@ -1,23 +1,107 @@
-//! Random samples with a known distribution, for tests: around a median, with the long tail that calls have.
+//! Collects the samples of a run by series. Knows nothing of how they are measured.
 
-pub(crate) struct Noise {
-    random: fastrand::Rng,
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::call::Call;
+use super::cost::{Memory, Sum};
+use super::report_data::{Failure, Key, Series};
+use super::target::Target;
+
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    series: Vec<Series>,
+    costs: HashMap<Key, Sum>,
+    places: HashMap<Key, usize>,
 }
 
-impl Noise {
-    pub(crate) fn seeded(seed: u64) -> Self {
-        Self { random: fastrand::Rng::with_seed(seed) }
+/// The conditions that series of one lane have in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Conditions {
+    pub(crate) setup: String,
+    pub(crate) path: &'static str,
+    pub(crate) concurrency: u32,
+    pub(crate) held: u32,
+}
+
+impl Conditions {
+    pub(crate) fn of(lane: &Target, concurrency: u32, held: u32) -> Self {
+        Self { setup: lane.setup.clone(), path: lane.path.name(), concurrency, held }
     }
 
-    /// Returns log-normal samples with a standard deviation of some 10 %. One in fifty is an outlier of up to ten
-    /// times as long.
-    pub(crate) fn samples(&mut self, median_ns: f64, count: usize) -> Vec<u64> {
-        (0..count)
-            .map(|_| {
-                let normal = (0..12).map(|_| self.random.f64()).sum::<f64>() - 6.0;
-                let tail = if self.random.u32(..50) == 0 { 1.0 + 9.0 * self.random.f64() } else { 1.0 };
-                (median_ns * (0.1 * normal).exp() * tail) as u64
-            })
-            .collect()
+    pub(crate) fn key(&self, call: Call, payload: usize) -> Key {
+        self.key_of(&call.name(), payload)
+    }
+
+    pub(crate) fn key_of(&self, call: &str, payload: usize) -> Key {
+        Key {
+            setup: self.setup.clone(),
+            path: self.path.to_owned(),
+            call: call.to_owned(),
+            concurrency: self.concurrency,
+            payload_bytes: payload as u64,
+            held: self.held,
+        }
+    }
+}
+
+impl Tally {
+    /// Returns the series of this key, which is created if there is none yet.
+    pub(crate) fn expect(&mut self, key: Key) -> &mut Series {
+        let place = *self.places.entry(key.clone()).or_insert_with(|| {
+            self.series.push(Series { key, samples_ns: Vec::new(), failures: Vec::new(), cost: None });
+            self.series.len() - 1
+        });
+        &mut self.series[place]
+    }
+
+    pub(crate) fn record(&mut self, key: Key, turn: u32, outcome: Result<Duration>) {
+        let series = self.expect(key);
+        match outcome {
+            Ok(took) => series.samples_ns.push(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX)),
+            Err(error) => series.failures.push(Failure { turn, error: format!("{error:#}") }),
+        }
+    }
+
+    /// Returns the sums of the costs of a series.
+    pub(crate) fn cost(&mut self, key: Key) -> &mut Sum {
+        self.costs.entry(key).or_default()
+    }
+
+    /// Sets the cost of the series that `is_theirs` selects, from the sums and the current memory usage.
+    pub(crate) fn settle(&mut self, is_theirs: impl Fn(&Key) -> bool, memory: &Memory) {
+        for series in self.series.iter_mut().filter(|series| is_theirs(&series.key)) {
+            series.cost = self.costs.get(&series.key).map(|sum| sum.cost(memory));
+        }
+    }
+
+    /// Returns all series, in the order in which they were created.
+    pub(crate) fn into_series(self) -> Vec<Series> {
+        self.series
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+
+    use super::*;
+
+    #[test]
+    fn series_are_kept_apart_by_all_that_they_were_taken_on_and_failures_are_kept() {
+        let here = Conditions { setup: "a".to_owned(), path: "direct", concurrency: 1, held: 0 };
+        let there = Conditions { held: 10, ..here.clone() };
+        let mut tally = Tally::default();
+        tally.record(here.key(Call::Exec, 0), 0, Ok(Duration::from_nanos(7)));
+        tally.record(there.key(Call::Exec, 0), 0, Ok(Duration::from_nanos(8)));
+        tally.record(here.key(Call::Exec, 4096), 0, Ok(Duration::from_nanos(9)));
+        tally.record(here.key(Call::Exec, 0), 3, Err(anyhow!("no")));
+        let series = tally.into_series();
+        assert_eq!(series.len(), 3);
+        assert_eq!(series[0].samples_ns, [7]);
+        assert_eq!(series[0].failures, [Failure { turn: 3, error: "no".to_owned() }]);
+        assert_eq!((&*series[2].key.call, series[2].key.payload_bytes), ("exec", 4096));
     }
 }

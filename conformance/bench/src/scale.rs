@@ -16,11 +16,11 @@ use tokio::task::{JoinHandle, JoinSet};
 
 use super::call::{Call, Step};
 use super::cost::{Group, Memory};
-use super::lane::Lane;
 use super::path::Container;
 use super::progress::Progress;
-use super::record::{Failure, ScalePoint, Settings};
-use super::stage::{On, Stage};
+use super::report_data::{Failure, ScalePoint, Settings};
+use super::setups::{On, Stage};
+use super::target::Target;
 
 mod table;
 
@@ -93,7 +93,7 @@ async fn measure(args: &Args, stage: &Stage) -> Result<Vec<ScalePoint>> {
 }
 
 /// Measures one count of tasks on one lane.
-async fn at(count: u32, lane: &Lane, steady: Duration, group: Option<&Group>) -> Result<ScalePoint> {
+async fn at(count: u32, lane: &Target, steady: Duration, group: Option<&Group>) -> Result<ScalePoint> {
     let mut point = ScalePoint {
         setup: lane.setup.clone(),
         path: lane.path.name().to_owned(),
@@ -115,7 +115,7 @@ async fn at(count: u32, lane: &Lane, steady: Duration, group: Option<&Group>) ->
     Ok(point)
 }
 
-async fn start_all(lane: &Lane, point: &mut ScalePoint) -> Tasks {
+async fn start_all(lane: &Target, point: &mut ScalePoint) -> Tasks {
     let begun = Instant::now();
     let mut starts = JoinSet::new();
     for turn in 0..point.tasks {
@@ -191,13 +191,13 @@ impl Busy {
 
 async fn read_all(
     tasks: &mut Tasks,
-    lane: &Lane,
+    lane: &Target,
     steady: Duration,
     group: Option<&Group>,
     point: &mut ScalePoint,
 ) -> Result<()> {
     let servers = lane.path.servers();
-    if lane.path.lacks(Call::Stats).is_none() {
+    if lane.path.unsupported(Call::Stats).is_none() {
         let before = group.map(Group::read).transpose()?;
         let begun = Instant::now();
         let count = u32::try_from(tasks.len())?;

@@ -12,9 +12,9 @@ use harness::environment;
 
 use super::call::Call;
 use super::compare::{THRESHOLD, Verdict, judge};
-use super::record::{Report, Series};
+use super::format;
+use super::report_data::{Report, Series};
 use super::run::{Args as RunArgs, measure};
-use super::shown;
 use super::statistics::{Distribution, ratio_within_run};
 use super::stub::{self, Answers, DELAYS};
 
@@ -131,8 +131,8 @@ fn offset(series: &Series, known: Duration, bound: Duration) -> String {
     let off = median as f64 - known_ns;
     let spread = (all.percentile(0.75).unwrap_or(median) - all.percentile(0.25).unwrap_or(median)) as f64;
     let is_right = off >= 0.0 && off <= bound.as_nanos() as f64;
-    let known = shown::milliseconds(known_ns);
-    let (off, spread) = (shown::milliseconds(off), shown::milliseconds(spread));
+    let known = format::milliseconds(known_ns);
+    let (off, spread) = (format::milliseconds(off), format::milliseconds(spread));
     line(
         is_right,
         &format!("{:<12} known {known:>8}, more by {off:>8}, half of all within {spread}", series.key.call),
@@ -146,7 +146,7 @@ fn line(is_right: bool, text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::Key;
+    use crate::report_data::Key;
 
     fn series(samples_ns: Vec<u64>) -> Series {
         let key = Key {

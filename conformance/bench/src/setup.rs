@@ -13,7 +13,7 @@ use harness::fixture::process::output;
 use harness::fixture::{self, Programs};
 use shim_protos::RuncOptions;
 
-use super::record;
+use super::report_data;
 
 const SHIM: &str = "containerd-shim-";
 
@@ -193,7 +193,7 @@ impl Setup {
     }
 
     /// Returns the description of the setup for the report: path and version of each part.
-    pub(crate) fn record(&self) -> record::Setup {
+    pub(crate) fn record(&self) -> report_data::Setup {
         let mut parts = BTreeMap::new();
         let mut say = |what: &str, program: &Path, arguments: &[&str]| {
             let version = version(program, arguments).unwrap_or_else(|| "of an unknown version".to_owned());
@@ -210,7 +210,7 @@ impl Setup {
         for (what, program) in [("runtime", self.runtime()), ("plugin", self.plugin.as_deref())] {
             program.iter().for_each(|program| say(what, program, &["--version"]));
         }
-        record::Setup { name: self.name.clone(), parts }
+        report_data::Setup { name: self.name.clone(), parts }
     }
 }
 

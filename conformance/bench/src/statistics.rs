@@ -13,7 +13,7 @@
 
 use hdrhistogram::Histogram;
 
-use super::record::Series;
+use super::report_data::Series;
 
 /// The share of cases that an interval leaves out on either side.
 const TAIL: f64 = 0.025;

@@ -3,9 +3,9 @@
 
 use std::fmt::Write as _;
 
-use super::record::{Cost, Key, Machine, Report, Series, Setup};
+use super::report_data::{Cost, Key, Machine, Report, Series, Setup};
 use super::statistics::{Distribution, ratio_within_run};
-use super::{cli, daemon, shown};
+use super::{cli, daemon, format};
 
 mod timelines;
 
@@ -72,7 +72,7 @@ fn groups(all: &[Series]) -> Vec<Vec<&Series>> {
 }
 
 fn name(key: &Key) -> String {
-    format!("{} by {} on {}", shown::call(key), key.path, key.setup)
+    format!("{} by {} on {}", format::call(key), key.path, key.setup)
 }
 
 fn line(series: &Series, report: &Report, width: usize) -> String {

@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use harness::timeline::Told;
 
-use super::record::{Key, Timeline, TimelineStep};
+use super::report_data::{Key, Timeline, TimelineStep};
+use super::samples::Conditions;
 use super::statistics::Distribution;
-use super::tally::Conditions;
 
 const CALLS: [&str; 2] = ["start", "teardown"];
 

@@ -1,8 +1,8 @@
 //! Prints a comparison as a table for a terminal.
 
 use super::{Args, Comparison, Line, Verdict, setups};
-use crate::record::{Key, Report, Setup};
-use crate::shown;
+use crate::format;
+use crate::report_data::{Key, Report, Setup};
 
 pub(crate) fn print(base: &Report, other: &Report, comparison: &Comparison, args: &Args) {
     print_ground(base, other, comparison);
@@ -73,7 +73,7 @@ fn print_ground(base: &Report, other: &Report, comparison: &Comparison) {
 }
 
 fn print_line(line: &Line) {
-    let ms = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |ns| shown::milliseconds(ns as f64));
+    let ms = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), |ns| format::milliseconds(ns as f64));
     let (ratio, interval) = line.ratio.map_or(("-".to_owned(), "-".to_owned()), |ratio| {
         (format!("{:.3}", ratio.value), format!("{:.3} to {:.3}", ratio.low, ratio.high))
     });
@@ -99,5 +99,5 @@ fn print_line(line: &Line) {
 }
 
 fn name(key: &Key) -> String {
-    format!("{}, {}, {}", shown::call(key), key.path, key.setup)
+    format!("{}, {}, {}", format::call(key), key.path, key.setup)
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::record::{FORMAT, Failure, Settings, Setup};
-use crate::samples::Noise;
+use crate::random_samples::Noise;
+use crate::report_data::{FORMAT, Failure, Settings, Setup};
 
 fn args() -> Args {
     Args {

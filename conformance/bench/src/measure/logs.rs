@@ -13,7 +13,7 @@ use harness::processes::{cpu_ns, resident_kb};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{Findings, Ground};
+use super::{Environment, Findings};
 
 /// Maximum number of rounds. Each takes seconds.
 const ROUNDS: u32 = 5;
@@ -42,7 +42,7 @@ pub(crate) struct Logs {
     failures: Vec<String>,
 }
 
-pub(crate) fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
+pub(crate) fn measure(ground: &Environment<'_>, findings: &mut Findings) -> Result<()> {
     let Some(nomad) = ground.nomad else {
         findings.not_measured.push("throughput of logs under an agent: no --nomad".to_owned());
         return Ok(());

@@ -72,7 +72,7 @@ impl Args {
 }
 
 /// The environment of all groups.
-struct Ground<'a> {
+struct Environment<'a> {
     environment: &'a Arc<TestEnvironment>,
     runtime: &'a Runtime,
     plugin: &'a FilePath,
@@ -80,7 +80,7 @@ struct Ground<'a> {
     rounds: u32,
 }
 
-type Measure = fn(&Ground<'_>, &mut Findings) -> Result<()>;
+type Measure = fn(&Environment<'_>, &mut Findings) -> Result<()>;
 
 /// The results of all groups.
 #[derive(Default)]
@@ -104,7 +104,7 @@ pub fn run(args: &Args) -> Result<()> {
     machine::print(&machine);
     let environment = TestEnvironment::start_of(programs)?;
     let mut findings = Findings::default();
-    let ground = Ground {
+    let ground = Environment {
         environment: &environment,
         runtime: &runtime,
         plugin: &plugin,

@@ -19,14 +19,14 @@ use serde_json::{Value, json};
 use super::ctr::Pulled;
 use super::driven::{IDLE, read};
 use super::table::{Call, Path, Table};
-use super::{Findings, Ground};
+use super::{Environment, Findings};
 
 /// The calls whose times a round yields, in that order.
 const CALLS: [Call; 2] = [Call::Attach, Call::Detach];
 /// Directory of the network namespaces that `ip netns` creates.
 const NAMESPACES: &str = "/run/netns";
 
-pub(crate) fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
+pub(crate) fn measure(ground: &Environment<'_>, findings: &mut Findings) -> Result<()> {
     let runtime = ground.runtime;
     let _pulled = Pulled::pull(ground.environment)?;
     let context =

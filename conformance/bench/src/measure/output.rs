@@ -13,14 +13,14 @@ use super::bare::Bare;
 use super::ctr::Pulled;
 use super::driven::Driven;
 use super::table::{self, Call, GO_DRIVERS_MB_PER_S, OUTPUT_BYTES as BYTES, Probe, Table};
-use super::{Findings, Ground};
+use super::{Environment, Findings};
 
 /// The command of the exec, which prints a file.
 const COMMAND: [&str; 2] = ["cat", "/alloc/data/pattern"];
 /// Maximum number of rounds. Each takes a second or so.
 const MOST_ROUNDS: u32 = 30;
 
-pub(crate) fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
+pub(crate) fn measure(ground: &Environment<'_>, findings: &mut Findings) -> Result<()> {
     let runtime = ground.runtime;
     let _pulled = Pulled::pull(ground.environment)?;
     let pattern = pattern();

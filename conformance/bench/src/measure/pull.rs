@@ -22,7 +22,7 @@ use harness::interrupt::interrupted;
 use serde_json::{Value, json};
 
 use super::table::{Call, Path, Probe};
-use super::{Findings, Ground};
+use super::{Environment, Findings};
 
 /// Maximum number of rounds. Each takes seconds.
 const ROUNDS: u32 = 5;
@@ -74,7 +74,7 @@ pub(crate) struct Pulled {
 /// Pulls an image and removes it again. Returns the time of the pull.
 type Pulling<'a> = &'a dyn Fn(&str) -> Result<Duration>;
 
-pub(crate) fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
+pub(crate) fn measure(ground: &Environment<'_>, findings: &mut Findings) -> Result<()> {
     let environment = ground.environment;
     [LARGE, SMALL].iter().try_for_each(|shape| shape.push(environment))?;
     let context = CaseContext::new(Arc::clone(environment), ground.plugin, "pulls".to_owned());

@@ -13,7 +13,7 @@ use harness::processes;
 
 use super::ctr::{Pulled, ctr, image};
 use super::table::{Call, Path, Table};
-use super::{Findings, Ground};
+use super::{Environment, Findings};
 
 /// The script that both run. It reports that it runs by a file, and exits at once on SIGTERM.
 const SCRIPT: &str = "trap 'exit 0' TERM; touch /alloc/data/begun; sleep 1000 & wait";
@@ -22,7 +22,7 @@ const NO_PROFILE: &str = "seccomp = false";
 /// The calls whose times a round yields, in that order.
 const CALLS: [Call; 4] = [Call::Start, Call::Stop, Call::Removal, Call::ExecCommand];
 
-pub(crate) fn measure(ground: &Ground<'_>, findings: &mut Findings) -> Result<()> {
+pub(crate) fn measure(ground: &Environment<'_>, findings: &mut Findings) -> Result<()> {
     let Some(nomad) = ground.nomad else {
         findings.not_measured.push("start, stop and exec under an agent: no --nomad".to_owned());
         return Ok(());

@@ -2,8 +2,8 @@
 
 use super::svg::{Anchor, Scale, Svg};
 use super::{class, in_order, party_class};
-use crate::record::Series;
-use crate::shown;
+use crate::format;
+use crate::report_data::Series;
 use crate::statistics::Distribution;
 
 const WIDTH: f64 = 530.0;
@@ -64,7 +64,7 @@ pub(crate) fn medians(call: &str, of_call: &[&Series]) -> String {
         estimates.iter().filter_map(|(median, interval)| interval.map_or(*median, |found| Some(found.high)));
     let scale = Scale::linear(ends, LEFT, WIDTH - RIGHT);
     let title = format!("{call}: medians with their intervals, by setup and path");
-    let mut rows = Rows::new(&title, setups.len(), of_call.len(), scale, shown::milliseconds);
+    let mut rows = Rows::new(&title, setups.len(), of_call.len(), scale, format::milliseconds);
     for setup in setups {
         for (series, (median, interval)) in
             of_call.iter().zip(&estimates).filter(|(series, _)| series.key.setup == setup)
@@ -75,7 +75,7 @@ pub(crate) fn medians(call: &str, of_call: &[&Series]) -> String {
                 continue;
             };
             let (x, middle) = (rows.scale.at(median), y + ROW / 2.0);
-            let label = shown::milliseconds(median);
+            let label = format::milliseconds(median);
             let tip = format!("{}, {}: {label}", series.key.path, setup);
             rows.svg.rect((LEFT, y + 4.0), (x - LEFT, ROW - 8.0), class(&series.key.path), &tip);
             let mut end = x;

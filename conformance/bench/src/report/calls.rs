@@ -8,8 +8,8 @@ use anyhow::Result;
 use super::svg::escape;
 use super::table::{Cell, keys, table};
 use super::{bars, class, curves, in_order, party_class};
-use crate::record::{Key, Series};
-use crate::shown::{self, MEBIBYTE};
+use crate::format::{self, MEBIBYTE};
+use crate::report_data::{Key, Series};
 use crate::statistics::{Distribution, ratio_within_run};
 
 /// The path that others are compared with.
@@ -21,13 +21,13 @@ pub(crate) fn of(all: &[&Series]) -> Result<String> {
     if all.is_empty() {
         return Ok(String::new());
     }
-    let calls = in_order(all, |series| shown::call(&series.key));
+    let calls = in_order(all, |series| format::call(&series.key));
     let links = calls.iter().map(|call| format!("<a href=\"#{}\">{}</a>\n", anchor(call), escape(call)));
     let mut text = format!("<h2 id=\"calls\">Calls</h2>\n<nav>\n{}</nav>\n", links.collect::<String>());
     text += &overview(&calls, all);
     for call in &calls {
         let of_call: Vec<&Series> =
-            all.iter().filter(|series| shown::call(&series.key) == *call).copied().collect();
+            all.iter().filter(|series| format::call(&series.key) == *call).copied().collect();
         text += &section(call, &of_call)?;
     }
     Ok(text + &memory(all))
@@ -41,11 +41,11 @@ fn overview(calls: &[String], all: &[&Series]) -> String {
     for (call, setup) in calls.iter().flat_map(|call| setups.iter().map(move |setup| (call, setup))) {
         let of = |path: &&str| {
             let is_it = |series: &&&Series| {
-                series.key.path == *path && series.key.setup == *setup && shown::call(&series.key) == *call
+                series.key.path == *path && series.key.setup == *setup && format::call(&series.key) == *call
             };
             let median =
                 all.iter().find(is_it).and_then(|it| Distribution::of(&it.samples_ns).percentile(0.5));
-            Cell::Figure(median.map_or("-".to_owned(), |ns| shown::milliseconds(ns as f64)))
+            Cell::Figure(median.map_or("-".to_owned(), |ns| format::milliseconds(ns as f64)))
         };
         let names = [Cell::Word(call.clone()), Cell::Word((*setup).to_owned())];
         rows.push(names.into_iter().chain(paths.iter().map(of)).collect());
@@ -74,11 +74,11 @@ fn section(call: &str, of_call: &[&Series]) -> Result<String> {
 
 fn figures(call: &str, of_call: &[&Series]) -> String {
     let ms =
-        |value: Option<u64>| Cell::Figure(value.map_or("-".to_owned(), |ns| shown::milliseconds(ns as f64)));
+        |value: Option<u64>| Cell::Figure(value.map_or("-".to_owned(), |ns| format::milliseconds(ns as f64)));
     let rows = of_call.iter().map(|series| {
         let all = Distribution::of(&series.samples_ns);
         let interval = all.median().map_or("-".to_owned(), |median| {
-            format!("{} to {}", shown::milliseconds(median.low), shown::milliseconds(median.high))
+            format!("{} to {}", format::milliseconds(median.low), format::milliseconds(median.high))
         });
         let failed = series.failures.len();
         let failed = if failed > 0 { Cell::Bad(failed.to_string()) } else { Cell::Figure("0".to_owned()) };
@@ -93,7 +93,7 @@ fn figures(call: &str, of_call: &[&Series]) -> String {
             ms(all.percentile(0.9)),
             ms(all.percentile(0.99)),
             ms(all.most()),
-            Cell::Figure(all.mean().map_or("-".to_owned(), shown::milliseconds)),
+            Cell::Figure(all.mean().map_or("-".to_owned(), format::milliseconds)),
             Cell::Figure(against_reference(series, of_call)),
         ]
     });
@@ -129,7 +129,7 @@ fn cost(call: &str, of_call: &[&Series]) -> String {
         of_call.iter().filter_map(|series| Some((&series.key, &series.cost.as_ref()?.cpu_ns_per_call)));
     let rows: Vec<bars::Stack> = costs.map(|(key, parts)| stack(key, parts, 1.0)).collect();
     let title = format!("{call}: CPU time a call, by who takes it");
-    stacked(&title, &rows, shown::milliseconds)
+    stacked(&title, &rows, format::milliseconds)
 }
 
 /// Renders the memory usage of the processes that take part. It hardly differs from call to call, so the maximum over
@@ -151,7 +151,7 @@ fn memory(all: &[&Series]) -> String {
         }
     }
     let rows: Vec<_> = most.iter().map(|(key, parts)| stack(key, parts, MEBIBYTE)).collect();
-    stacked("Memory of those who take part, the most of all calls", &rows, shown::mebibytes)
+    stacked("Memory of those who take part, the most of all calls", &rows, format::mebibytes)
 }
 
 fn stack(key: &Key, parts: &BTreeMap<String, u64>, unit: f64) -> bars::Stack {

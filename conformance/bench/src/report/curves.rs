@@ -5,8 +5,8 @@ use anyhow::Result;
 
 use super::class;
 use super::svg::{Anchor, Scale, Svg};
-use crate::record::Series;
-use crate::shown;
+use crate::format;
+use crate::report_data::Series;
 use crate::statistics::Distribution;
 
 const WIDTH: f64 = 300.0;
@@ -37,7 +37,7 @@ pub(crate) fn percentiles(
     for tick in times.ticks() {
         let y = times.at(tick);
         svg.line((LEFT, y), (WIDTH - RIGHT, y), "axis");
-        svg.text((LEFT - 6.0, y + 4.0), Anchor::End, "quiet", &shown::milliseconds(tick));
+        svg.text((LEFT - 6.0, y + 4.0), Anchor::End, "quiet", &format::milliseconds(tick));
     }
     let most = of_call.iter().map(|series| series.samples_ns.len()).max().unwrap_or_default();
     let widest = rarity(1.0 - 1.0 / (most.max(10) as f64));

@@ -3,9 +3,9 @@
 use super::class;
 use super::svg::{Anchor, Scale, Svg, escape};
 use super::table::{Cell, keys, table};
+use crate::format::{self, MEBIBYTE};
 use crate::growth::{self, KNEE, PerTask};
-use crate::record::ScalePoint;
-use crate::shown::{self, MEBIBYTE};
+use crate::report_data::ScalePoint;
 use crate::statistics::Distribution;
 
 const WIDTH: f64 = 380.0;
@@ -18,14 +18,14 @@ const BOTTOM: f64 = 30.0;
 type Figure = (&'static str, fn(&PerTask) -> Option<f64>, fn(f64) -> String);
 /// The drawings: title, value, and format of each.
 const FIGURES: [Figure; 4] = [
-    ("start storm, time a task", |each| each.start_ns, shown::milliseconds),
-    ("stop storm, time a task", |each| each.stop_ns, shown::milliseconds),
+    ("start storm, time a task", |each| each.start_ns, format::milliseconds),
+    ("stop storm, time a task", |each| each.stop_ns, format::milliseconds),
     (
         "CPU time each second of a task that is read",
         |each| Some(each.steady_cpu_ns_per_second as f64),
-        shown::milliseconds,
+        format::milliseconds,
     ),
-    ("memory a task, everybody's share in it", |each| Some(each.memory_bytes / MEBIBYTE), shown::mebibytes),
+    ("memory a task, everybody's share in it", |each| Some(each.memory_bytes / MEBIBYTE), format::mebibytes),
 ];
 
 /// The results of one path on one setup.
@@ -100,7 +100,7 @@ fn draw(setup: &str, (name, value, shown): &Figure, lines: &[&Line<'_>], has_kne
 fn figures(points: &[&ScalePoint], lines: &[Line<'_>]) -> String {
     let median = |samples: &[u64]| {
         let median = Distribution::of(samples).percentile(0.5);
-        Cell::Figure(median.map_or("-".to_owned(), |ns| shown::milliseconds(ns as f64)))
+        Cell::Figure(median.map_or("-".to_owned(), |ns| format::milliseconds(ns as f64)))
     };
     let storm = |ns: u64| Cell::Figure(format!("{:.2} s", ns as f64 / 1e9));
     let rows = points.iter().map(|point| {
@@ -118,8 +118,8 @@ fn figures(points: &[&ScalePoint], lines: &[Line<'_>]) -> String {
             median(&point.exec_ns),
             storm(point.stop_storm_ns),
             median(&point.stop_ns),
-            Cell::Figure(shown::milliseconds(each.steady_cpu_ns_per_second as f64)),
-            Cell::Figure(shown::bytes(each.memory_bytes)),
+            Cell::Figure(format::milliseconds(each.steady_cpu_ns_per_second as f64)),
+            Cell::Figure(format::bytes(each.memory_bytes)),
             Cell::Long(parties(point)),
         ]
     });
@@ -142,6 +142,6 @@ fn figures(points: &[&ScalePoint], lines: &[Line<'_>]) -> String {
 
 fn parties(point: &ScalePoint) -> String {
     let parts =
-        point.memory_bytes.iter().map(|(party, bytes)| format!("{party} {}", shown::bytes(*bytes as f64)));
+        point.memory_bytes.iter().map(|(party, bytes)| format!("{party} {}", format::bytes(*bytes as f64)));
     parts.collect::<Vec<_>>().join(", ")
 }

@@ -7,13 +7,13 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::record::{Report, Series};
-use super::saved;
+use super::report_data::{Report, Series};
+use super::report_file;
 
 mod bars;
 mod calls;
 mod curves;
-mod ground;
+mod environment;
 mod many_tasks;
 mod page;
 mod svg;
@@ -35,7 +35,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let mut reports = Vec::new();
     for path in &args.reports {
-        reports.push((path.as_path(), saved::read(path)?));
+        reports.push((path.as_path(), report_file::read(path)?));
     }
     let reports = name_apart(reports)?;
     let page = page::of(&reports)?;

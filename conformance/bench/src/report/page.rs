@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 
-use super::{calls, ground, many_tasks, timelines};
-use crate::record::{Report, Series};
+use super::{calls, environment, many_tasks, timelines};
+use crate::report_data::{Report, Series};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -14,11 +14,11 @@ pub(crate) fn of(reports: &[Report]) -> Result<String> {
     let points: Vec<_> = reports.iter().flat_map(|report| &report.scale).collect();
     let told: Vec<_> = reports.iter().flat_map(|report| &report.timelines).collect();
     let mut page = head();
-    page += &ground::of(reports);
+    page += &environment::of(reports);
     page += &calls::of(&series)?;
     page += &timelines::of(&told);
     page += &many_tasks::of(&points);
-    page += &ground::not_measured(reports);
+    page += &environment::not_measured(reports);
     page += "</main>\n</body>\n</html>\n";
     Ok(page)
 }

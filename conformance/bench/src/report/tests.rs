@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::growth::tests::point;
-use crate::record::{
+use crate::report_data::{
     Cost, FORMAT, Failure, Key, Machine, NotMeasured, Settings, Setup, Timeline, TimelineStep,
 };
 

@@ -2,8 +2,8 @@
 
 use super::svg::{Anchor, Scale, Svg, escape};
 use super::table::{Cell, table};
-use crate::record::Timeline;
-use crate::shown;
+use crate::format;
+use crate::report_data::Timeline;
 
 const WIDTH: f64 = 640.0;
 const LEFT: f64 = 140.0;
@@ -19,9 +19,9 @@ pub(crate) fn of(timelines: &[&Timeline]) -> String {
                     word, medians. What overlaps ran side by side; a step with / is a part of another.</p>\n"
         .to_owned();
     for timeline in timelines {
-        let title = shown::where_time_goes(&timeline.key);
+        let title = format::where_time_goes(&timeline.key);
         let (count, calls) = (timeline.count, timeline.containerd_calls);
-        let total = shown::milliseconds(timeline.total_ns as f64);
+        let total = format::milliseconds(timeline.total_ns as f64);
         text += &format!("<h3>{}</h3>\n", escape(&title));
         text += &format!("<p>{count} of them, medians: {total} in all, {calls} calls to containerd.</p>\n");
         text += &draw(&title, timeline);
@@ -35,13 +35,13 @@ fn draw(title: &str, timeline: &Timeline) -> String {
     let ends = timeline.steps.iter().map(|step| (step.begin_ns + step.length_ns) as f64);
     let scale = Scale::linear(ends.chain([timeline.total_ns as f64]), LEFT, WIDTH - RIGHT);
     let mut svg = Svg::new(title, WIDTH, bottom + AXIS);
-    svg.axis(scale, bottom, shown::milliseconds);
+    svg.axis(scale, bottom, format::milliseconds);
     for (number, step) in timeline.steps.iter().enumerate() {
         let (y, begin) = (number as f64 * ROW, step.begin_ns as f64);
         let (from, to) = (scale.at(begin), scale.at(begin + step.length_ns as f64));
         let class = if step.name.contains('/') { "other" } else { "plugin" };
-        let takes = shown::milliseconds(step.length_ns as f64);
-        let tip = format!("{}: at {} for {takes}", step.name, shown::milliseconds(begin));
+        let takes = format::milliseconds(step.length_ns as f64);
+        let tip = format!("{}: at {} for {takes}", step.name, format::milliseconds(begin));
         svg.text((LEFT - 8.0, y + 13.0), Anchor::End, "label", &step.name);
         svg.rect((from, y + 3.0), ((to - from).max(1.0), ROW - 6.0), class, &tip);
         svg.text((to + 6.0, y + 13.0), Anchor::Start, "label", &takes);
@@ -50,7 +50,7 @@ fn draw(title: &str, timeline: &Timeline) -> String {
 }
 
 fn figures(timeline: &Timeline) -> String {
-    let ms = |ns: u64| Cell::Figure(shown::milliseconds(ns as f64));
+    let ms = |ns: u64| Cell::Figure(format::milliseconds(ns as f64));
     let rows = timeline.steps.iter().map(|step| {
         vec![
             Cell::Word(step.name.clone()),

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use crate::format;
 use crate::growth::{self, KNEE, PerTask};
-use crate::record::ScalePoint;
-use crate::shown;
+use crate::report_data::ScalePoint;
 use crate::statistics::Distribution;
 
 pub(crate) fn render(points: &[ScalePoint]) -> String {
@@ -40,7 +40,7 @@ pub(crate) fn render(points: &[ScalePoint]) -> String {
 fn render_point(text: &mut String, point: &ScalePoint, each: &PerTask) {
     let name = format!("{} by {}", point.setup, point.path);
     let seconds = |ns: u64| format!("{:.2} s", ns as f64 / 1e9);
-    let ms = |ns: Option<f64>| ns.map_or_else(|| "-".to_owned(), shown::milliseconds);
+    let ms = |ns: Option<f64>| ns.map_or_else(|| "-".to_owned(), format::milliseconds);
     let exec = Distribution::of(&point.exec_ns).percentile(0.5).map(|ns| ns as f64);
     let _ = writeln!(
         text,
@@ -53,9 +53,9 @@ fn render_point(text: &mut String, point: &ScalePoint, each: &PerTask) {
         seconds(point.stop_storm_ns),
         ms(each.stop_ns),
         ms(Some(each.steady_cpu_ns_per_second as f64)),
-        parties(&point.steady_cpu_ns_per_task_second, shown::milliseconds),
-        parties(&point.memory_bytes, shown::bytes),
-        shown::bytes(each.memory_bytes),
+        parties(&point.steady_cpu_ns_per_task_second, format::milliseconds),
+        parties(&point.memory_bytes, format::bytes),
+        format::bytes(each.memory_bytes),
     );
 }
 

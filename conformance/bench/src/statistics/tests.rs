@@ -1,8 +1,8 @@
 //! Tests of statistics, against textbook values and random samples with a known distribution.
 
 use super::*;
-use crate::record::{Failure, Key};
-use crate::samples::Noise;
+use crate::random_samples::Noise;
+use crate::report_data::{Failure, Key};
 
 fn series(samples_ns: &[u64], failed: &[u32]) -> Series {
     let key = Key {

@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::record::{Timeline, TimelineStep};
-use crate::shown;
+use crate::format;
+use crate::report_data::{Timeline, TimelineStep};
 
 pub(crate) fn render(timeline: &Timeline) -> String {
     let Timeline { key, count, total_ns, containerd_calls, steps } = timeline;
@@ -12,8 +12,8 @@ pub(crate) fn render(timeline: &Timeline) -> String {
         "\n{}: {count} of them, medians: {} in all, {containerd_calls} calls to containerd\n\
          what overlaps ran side by side; a step with / is a part of another\n\
          {:<width$} {:>5} {:>9} {:>9} {:>9}\n",
-        shown::where_time_goes(key),
-        shown::milliseconds(*total_ns as f64),
+        format::where_time_goes(key),
+        format::milliseconds(*total_ns as f64),
         "step, milliseconds",
         "n",
         "begins",

@@ -13,11 +13,11 @@ use tokio::runtime::Runtime;
 
 use super::cost::{self, Group};
 use super::direct::Direct;
-use super::ground::Ground;
-use super::lane::Lane;
+use super::environment::Environment;
 use super::path::Path;
 use super::plugin::{ByPlugin, Driver};
-use super::record::{FORMAT, NotMeasured, Report, Settings};
+use super::report_data::{FORMAT, NotMeasured, Report, Settings};
+use super::target::Target;
 use super::{cli, daemon, machine, setup};
 
 /// The options that choose setups and paths.
@@ -60,8 +60,8 @@ pub(crate) struct Stage {
     pub(crate) runtime: Runtime,
     /// The control group that counts CPU time. `None` if costs are left out or can't be measured.
     pub(crate) group: Option<Group>,
-    pub(crate) lanes: Vec<Lane>,
-    grounds: Vec<Arc<Ground>>,
+    pub(crate) lanes: Vec<Target>,
+    grounds: Vec<Arc<Environment>>,
     drivers: Vec<Option<Arc<Driver>>>,
     cgroups: report::CgroupRoots,
     /// Root of all files of the setups. Removed after everything else is dropped.
@@ -102,7 +102,7 @@ impl Stage {
         for (number, setup) in setups.into_iter().enumerate() {
             interrupt::check()?;
             let name = setup.name.clone();
-            let ground = Ground::start(&runtime, directory.path().join(format!("s{number}")), setup);
+            let ground = Environment::start(&runtime, directory.path().join(format!("s{number}")), setup);
             grounds.push(Arc::new(ground.with_context(|| format!("setup {name:?}"))?));
         }
         let cgroups = report::CgroupRoots::note();
@@ -127,7 +127,7 @@ impl Stage {
         }
         self.cgroups.restore();
         let ended = self.grounds.into_iter().try_for_each(|ground| {
-            let in_use = |ground: Arc<Ground>| anyhow!("setup {:?} is still in use", ground.setup.name);
+            let in_use = |ground: Arc<Environment>| anyhow!("setup {:?} is still in use", ground.setup.name);
             Arc::try_unwrap(ground).map_err(in_use)?.end(&self.runtime)
         });
         drop((self.runtime, self.group));
@@ -137,7 +137,7 @@ impl Stage {
 }
 
 /// Starts the plugins of the setups that have one.
-async fn drivers(on: &On, grounds: &[Arc<Ground>]) -> Result<Vec<Option<Arc<Driver>>>> {
+async fn drivers(on: &On, grounds: &[Arc<Environment>]) -> Result<Vec<Option<Arc<Driver>>>> {
     let mut drivers = Vec::new();
     for ground in grounds {
         let name = &ground.setup.name;
@@ -153,10 +153,10 @@ async fn drivers(on: &On, grounds: &[Arc<Ground>]) -> Result<Vec<Option<Arc<Driv
     Ok(drivers)
 }
 
-fn lanes(on: &On, grounds: &[Arc<Ground>], drivers: &[Option<Arc<Driver>>]) -> Result<Vec<Lane>> {
+fn lanes(on: &On, grounds: &[Arc<Environment>], drivers: &[Option<Arc<Driver>>]) -> Result<Vec<Target>> {
     let mut lanes = Vec::new();
     for (ground, driver) in grounds.iter().zip(drivers) {
-        let mut add = |path: Arc<dyn Path>| lanes.push(Lane::new(&ground.setup.name, path));
+        let mut add = |path: Arc<dyn Path>| lanes.push(Target::new(&ground.setup.name, path));
         if on.wants(PathName::Cli)
             && let Some(path) = cli::Cli::of(ground)
         {

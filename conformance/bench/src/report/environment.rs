@@ -1,15 +1,15 @@
 //! Renders the machine and the setups that the figures were taken on, and what could not be measured there.
 
 use super::table::{Cell, table};
-use crate::record::{Machine, Report};
-use crate::shown;
+use crate::format;
+use crate::report_data::{Machine, Report};
 
 pub(crate) fn of(reports: &[Report]) -> String {
     let mut text = "<h2 id=\"ground\">Taken on</h2>\n".to_owned();
     let machines = reports.iter().map(|report| {
         let Machine { cpu, cores, memory_bytes, kernel, cgroups, distribution, load_before } =
             &report.machine;
-        let facts = [&report.made_at, cpu, &cores.to_string(), &shown::bytes(*memory_bytes as f64)];
+        let facts = [&report.made_at, cpu, &cores.to_string(), &format::bytes(*memory_bytes as f64)];
         let more = [kernel, cgroups, distribution, load_before];
         let settings = &report.settings;
         let length = settings

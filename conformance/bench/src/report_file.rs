@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 
-use super::record::{FORMAT, Report};
+use super::report_data::{FORMAT, Report};
 
 /// The part that every version of the report format has. It says whether the rest can be read.
 #[derive(Deserialize)]

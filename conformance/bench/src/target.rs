@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, anyhow};
 use futures::StreamExt as _;
 use futures::future::join_all;
 
-use super::call::{Call, On, Step};
+use super::call::{Call, ContainerState, Step};
 use super::path::{Container, Path, Times};
 
 /// Maximum number of tasks that are started or removed concurrently outside of measurements.
@@ -17,7 +17,7 @@ const AT_ONCE: usize = 4;
 /// A container, or the error for which it was removed.
 type Place = Result<Box<dyn Container>, String>;
 
-pub(crate) struct Lane {
+pub(crate) struct Target {
     pub(crate) setup: String,
     pub(crate) path: Arc<dyn Path>,
     concurrency: usize,
@@ -29,7 +29,7 @@ pub(crate) struct Lane {
 /// The outcomes of a step, one for each container that it was made on.
 pub(crate) type Outcomes = Vec<Result<Times>>;
 
-impl Lane {
+impl Target {
     pub(crate) fn new(setup: &str, path: Arc<dyn Path>) -> Self {
         let setup = setup.to_owned();
         Self { setup, path, concurrency: 1, running: Vec::new(), fresh: Vec::new(), held: Vec::new() }
@@ -41,12 +41,13 @@ impl Lane {
 
     /// Returns the calls of a step that this lane's path supports.
     pub(crate) fn has(&self, step: Step) -> Vec<Call> {
-        step.gives().into_iter().filter(|call| self.path.lacks(*call).is_none()).collect()
+        step.gives().into_iter().filter(|call| self.path.unsupported(*call).is_none()).collect()
     }
 
     /// Returns the steps that this lane supports, plus `End` if it starts fresh containers.
     pub(crate) fn steps(&self, steps: &[Step]) -> Vec<Step> {
-        let lives = steps.iter().any(|step| step.on() == On::Fresh && !self.has(*step).is_empty());
+        let lives =
+            steps.iter().any(|step| step.on() == ContainerState::Fresh && !self.has(*step).is_empty());
         let makes = |step: &&Step| !self.has(**step).is_empty() || (lives && **step == Step::End);
         steps.iter().filter(makes).copied().collect()
     }
@@ -57,7 +58,7 @@ impl Lane {
     /// Carries the path's error.
     pub(crate) async fn begin(&mut self, steps: &[Step], concurrency: usize, held: usize) -> Result<()> {
         self.concurrency = concurrency;
-        let needs_one = self.steps(steps).iter().any(|step| step.on() == On::Running);
+        let needs_one = self.steps(steps).iter().any(|step| step.on() == ContainerState::Running);
         // Only a resize needs a terminal.
         let terminal = self.steps(steps).contains(&Step::Resize);
         let count = if needs_one { concurrency } else { 0 };
@@ -81,7 +82,7 @@ impl Lane {
 
     /// Prepares the fresh containers that the steps of an iteration need.
     pub(crate) async fn begin_turn(&mut self, steps: &[Step]) {
-        if self.steps(steps).iter().any(|step| step.on() == On::Fresh) {
+        if self.steps(steps).iter().any(|step| step.on() == ContainerState::Fresh) {
             let prepared = join_all((0..self.concurrency).map(|_| self.path.prepare())).await;
             self.fresh =
                 prepared.into_iter().map(|made| made.map_err(|error| format!("{error:#}"))).collect();
@@ -91,9 +92,13 @@ impl Lane {
     /// Makes a step on each container of its kind, on all at once.
     pub(crate) async fn make(&mut self, step: Step) -> Outcomes {
         match step.on() {
-            On::Running => join_all(self.running.iter_mut().map(|place| make_at(place, step, false))).await,
-            On::Fresh => join_all(self.fresh.iter_mut().map(|place| make_at(place, step, true))).await,
-            On::Nothing => Vec::new(),
+            ContainerState::Running => {
+                join_all(self.running.iter_mut().map(|place| make_at(place, step, false))).await
+            }
+            ContainerState::Fresh => {
+                join_all(self.fresh.iter_mut().map(|place| make_at(place, step, true))).await
+            }
+            ContainerState::Nothing => Vec::new(),
         }
     }
 

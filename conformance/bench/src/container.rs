@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use tokio::time::timeout;
 
 use super::call::{Call, Step};
-use super::ground::{Ground, LIMIT};
+use super::environment::{Environment, LIMIT};
 use super::path::{Container, Times};
 use super::pipes::{Output, Paths, Pipes};
 use super::service::{Making, Service};
@@ -24,7 +24,7 @@ use super::{end, spec};
 const SECOND: Duration = Duration::from_secs(1);
 
 pub(crate) struct Served<S> {
-    ground: Arc<Ground>,
+    ground: Arc<Environment>,
     service: S,
     making: Making,
     /// Pipes of the container's own process.
@@ -39,18 +39,18 @@ impl<S: Service> Served<S> {
     /// # Errors
     /// Names what can't be prepared.
     pub(crate) async fn prepare(
-        ground: &Arc<Ground>,
+        ground: &Arc<Environment>,
         service: S,
         terminal: bool,
         talks: bool,
     ) -> Result<Self> {
-        let id = Ground::new_id();
+        let id = Environment::new_id();
         let bundle = ground.directory().join("b").join(&id);
         fs::create_dir_all(bundle.join("rootfs")).with_context(|| format!("make {}", bundle.display()))?;
         let pipes = talks.then(|| Pipes::make(&bundle, "init", 0, terminal)).transpose()?;
         let making = Making {
             rootfs: ground.snapshot(&id).await?,
-            spec: spec::container(&Ground::cgroup(&id), terminal),
+            spec: spec::container(&Environment::cgroup(&id), terminal),
             paths: pipes.as_ref().map_or_else(Paths::default, |pipes| pipes.paths.clone()),
             id,
             bundle,
@@ -66,7 +66,11 @@ impl<S: Service> Served<S> {
     ///
     /// # Errors
     /// Carries the service's error. Nothing is left behind then.
-    pub(crate) async fn start(ground: &Arc<Ground>, service: S, terminal: bool) -> Result<(Self, Duration)> {
+    pub(crate) async fn start(
+        ground: &Arc<Environment>,
+        service: S,
+        terminal: bool,
+    ) -> Result<(Self, Duration)> {
         let begun = Instant::now();
         let mut served = Self::prepare(ground, service, terminal, true).await?;
         let up = served.bring_up().await;

@@ -35,7 +35,7 @@ const SNAPSHOTTER: &str = "overlayfs";
 /// Timeout of a single call.
 pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
-pub(crate) struct Ground {
+pub(crate) struct Environment {
     pub(crate) setup: Setup,
     /// The containerd namespace of the setup's containers, images and leases.
     namespace: String,
@@ -52,7 +52,7 @@ pub(crate) struct Ground {
     pub(crate) start_input: OnceCell<StartInput>,
 }
 
-impl Ground {
+impl Environment {
     /// Starts containerd, unless the setup names a running one, and imports the image.
     ///
     /// # Errors
@@ -232,7 +232,7 @@ impl Ground {
     }
 }
 
-impl Drop for Ground {
+impl Drop for Environment {
     fn drop(&mut self) {
         sweep::processes_with(&self.directory, self.daemon_pid());
         sweep::unmount_under(&self.directory);

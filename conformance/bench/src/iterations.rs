@@ -9,11 +9,11 @@ use tokio::time::sleep;
 
 use super::call::{Call, Step, steps};
 use super::cost::{Group, Memory, Reading};
-use super::lane::{Lane, Outcomes, remove_timed};
 use super::progress::Progress;
-use super::record::{Key, NotMeasured, Timeline};
+use super::report_data::{Key, NotMeasured, Timeline};
+use super::samples::{Conditions, Tally};
 use super::schedule::{Until, order};
-use super::tally::{Conditions, Tally};
+use super::target::{Outcomes, Target, remove_timed};
 use super::timelines;
 
 /// Pause after a call before its CPU time is read: work that goes on after the answer belongs to the call as well.
@@ -33,13 +33,13 @@ pub(crate) struct Bench<'a> {
     pub(crate) wanted: &'a Wanted,
     /// The control group that counts CPU time. `None` if costs aren't measured.
     pub(crate) group: Option<&'a Group>,
-    pub(crate) lanes: Vec<Lane>,
+    pub(crate) lanes: Vec<Target>,
     pub(crate) tally: Tally,
     pub(crate) timelines: Vec<Timeline>,
 }
 
 /// The context of a single step on a lane.
-struct Now<'a> {
+struct Iteration<'a> {
     conditions: Conditions,
     wanted: &'a [Call],
     /// Number of the iteration. `None` while warming up.
@@ -48,12 +48,12 @@ struct Now<'a> {
 
 impl Bench<'_> {
     /// Returns the requested calls that can't be measured, merged over all setups that lack them for the same reason.
-    pub(crate) fn lacks(&self) -> Vec<NotMeasured> {
+    pub(crate) fn unsupported(&self) -> Vec<NotMeasured> {
         let mut lacks: Vec<(Call, &str, String, Vec<&str>)> = Vec::new();
         for (lane, call) in
             self.lanes.iter().flat_map(|lane| self.wanted.calls.iter().map(move |call| (lane, *call)))
         {
-            let (path, Some(why)) = (lane.path.name(), lane.path.lacks(call)) else { continue };
+            let (path, Some(why)) = (lane.path.name(), lane.path.unsupported(call)) else { continue };
             match lacks.iter_mut().find(|lack| (lack.0, lack.1, &lack.2) == (call, path, &why)) {
                 Some((.., setups)) => setups.push(&lane.setup),
                 None => lacks.push((call, path, why, vec![&lane.setup])),
@@ -118,7 +118,7 @@ impl Bench<'_> {
                             turn.map_or_else(|| "warming up".to_owned(), |turn| format!("turn {}", turn + 1));
                         format!("{turn}: {step:?} on {}", self.lanes[lane].name())
                     });
-                    let now = Now {
+                    let now = Iteration {
                         conditions: Conditions::of(&self.lanes[lane], concurrency, held),
                         wanted,
                         turn,
@@ -148,7 +148,7 @@ impl Bench<'_> {
     }
 
     /// Makes a step on a lane, and records the outcomes.
-    async fn take(&mut self, lane: usize, step: Step, now: &Now<'_>) -> Result<()> {
+    async fn take(&mut self, lane: usize, step: Step, now: &Iteration<'_>) -> Result<()> {
         if !self.lanes[lane].steps(&[step, Step::End]).contains(&step) && step != Step::End {
             return Ok(());
         }
@@ -192,7 +192,7 @@ impl Bench<'_> {
         step: Step,
         call: Option<Call>,
         before: Option<Reading>,
-        now: &Now<'_>,
+        now: &Iteration<'_>,
     ) -> Result<()> {
         let (Some(group), Some(before), Some(call), Some(_)) = (self.group, before, call, now.turn) else {
             return Ok(());
@@ -205,13 +205,13 @@ impl Bench<'_> {
         Ok(())
     }
 
-    fn record(&mut self, lane: usize, step: Step, outcomes: Outcomes, now: &Now<'_>) {
+    fn record(&mut self, lane: usize, step: Step, outcomes: Outcomes, now: &Iteration<'_>) {
         let calls = self.lanes[lane].has(step);
         self.record_calls(&calls, step.payload(), outcomes, now);
     }
 
     /// Records the outcomes of a step. A step that failed counts as a failure of each of its calls.
-    fn record_calls(&mut self, calls: &[Call], payload: usize, outcomes: Outcomes, now: &Now<'_>) {
+    fn record_calls(&mut self, calls: &[Call], payload: usize, outcomes: Outcomes, now: &Iteration<'_>) {
         let Some(turn) = now.turn else { return };
         for outcome in outcomes {
             for call in calls.iter().filter(|call| now.wanted.contains(call)) {

@@ -1,6 +1,6 @@
 //! Formats names and figures for people, the same in all that is printed or drawn.
 
-use super::record::Key;
+use super::report_data::Key;
 
 pub(crate) const MEBIBYTE: f64 = 1_048_576.0;
 
