@@ -14,7 +14,8 @@ record() {
   ) || true
   # shellcheck disable=SC2016 # the page is Markdown
   if ((${#CASES[@]} > 0)); then printf -v words '`%s` ' "${CASES[@]}"; fi
-  versions="$(grep -m 1 '^containerd [^ ]*, ' "$log" | tr -d '\r' | sed 's/+unknown\|~ds1//g')${versions:+, $versions}"
+  versions="$(grep -m 1 '^containerd [^ ]*, ' "$log" | tr -d '\r' |
+    sed -E 's/\+unknown|~ds1//g; s/^containerd ([^,]*), containerd-shim-runc-v2 \1,/containerd \1 with its shim,/')${versions:+, $versions}"
   replace_row "$row" < <(
     tell versions "$versions"
     tell cases "${words% }"

@@ -48,7 +48,7 @@ const MESSAGE_LIMIT_BYTES: usize = 64 * 1024 * 1024;
 /// would use up a smaller one and stop them all. A single call is limited by the window of its own stream.
 const CONNECTION_WINDOW_BYTES: u32 = i32::MAX.cast_unsigned();
 const MOST_WORKERS: usize = 4;
-/// How long an idle blocking thread is kept. Periodic work uses each of them in turn, so a time longer than its
+/// Time for which an idle blocking thread is kept. Periodic work uses each of them in turn, so a time longer than its
 /// intervals would keep as many as were ever needed at once.
 const IDLE: Duration = Duration::from_secs(2);
 /// Maximum number of blocking threads. A file system of the host that does not answer blocks one for each start that
