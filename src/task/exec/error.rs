@@ -76,8 +76,8 @@ enum Told {
 /// they may be any.
 fn reason<'a>(text: &'a str, program: &str) -> Option<(Told, &'a str)> {
     let after = |mark: &str| text.split_once(mark).map(|(_, rest)| rest);
-    // runc: `exec: "x": executable file not found in $PATH`, and for a script without its interpreter `exec x: no such
-    // ..`.
+    // runc: `exec: "x": executable file not found in $PATH`, and for a script without its interpreter
+    // `exec x: no such ..`.
     let by_runc = after("exec: \"").map(past_quotes).or_else(|| after(&format!("exec {program}: ")));
     // crun: "executable file `x` not found in $PATH: No such file or directory", and in newer releases "the path `/x`
     // exists but it is not executable: Operation not permitted".
@@ -88,8 +88,7 @@ fn reason<'a>(text: &'a str, program: &str) -> Option<(Told, &'a str)> {
     // youki: "executable 'x' not found in $PATH".
     let by_youki = || after(&format!("executable '{program}")).filter(|rest| rest.starts_with('\''));
     // gVisor: `executing command "x" in sandbox: error finding executable "x" in PATH [..]: no such file or directory`,
-    // or
-    // `.. in sandbox: failed to load x: permission denied`.
+    // or `.. in sandbox: failed to load x: permission denied`.
     let by_gvisor = || {
         let reason = past_quotes(after("executing command \"")?).strip_prefix(" in sandbox: ")?;
         OF_SANDBOX.iter().any(|words| reason.starts_with(words)).then_some(reason)
