@@ -15,7 +15,7 @@ use harness::context::CaseContext;
 use harness::context::agent;
 use harness::environment::TestEnvironment;
 use harness::leaks::census::Census;
-use harness::leaks::report::Leftovers;
+use harness::leaks::report::LeakCheck;
 use harness::processes;
 
 const REDIS: &str = include_str!("../../examples/job.nomad.hcl");
@@ -23,11 +23,11 @@ const MISSING: &str = include_str!("../../hack/jobs/missing-image.nomad.hcl");
 const SOON: Duration = Duration::from_secs(60);
 
 /// Prints the steps of the demo to stdout.
-pub struct Teller {
+pub struct StepPrinter {
     begun: Instant,
 }
 
-impl Teller {
+impl StepPrinter {
     pub fn begin() -> Self {
         Self { begun: Instant::now() }
     }
@@ -48,7 +48,7 @@ impl Teller {
         Ok(output)
     }
 
-    fn saw(&self, words: &str) {
+    fn result(&self, words: &str) {
         println!("  = {words}");
     }
 }
@@ -65,29 +65,31 @@ pub fn run(nomad: Option<&Path>, plugin: &Path) -> Result<()> {
 }
 
 fn with_agent(nomad: &Path, plugin: &Path) -> Result<()> {
-    let teller = Teller::begin();
-    teller.step("A private containerd and a private registry with a redis image");
+    let printer = StepPrinter::begin();
+    printer.step("A private containerd and a private registry with a redis image");
     let environment = TestEnvironment::start()?;
     let image = environment.image("library/redis:alpine");
-    teller
-        .saw(&format!("containerd at {}, the image is {image}", environment.containerd().socket().display()));
+    printer.result(&format!(
+        "containerd at {}, the image is {image}",
+        environment.containerd().socket().display()
+    ));
 
-    teller.step("A Nomad agent with the driver in its plugin directory");
+    printer.step("A Nomad agent with the driver in its plugin directory");
     let setup = agent::setup(&environment, Mode::Dev, nomad, plugin);
     let state_dir = setup.state_dir.clone();
     let mut agent = Agent::start(setup)?;
     let health = agent.driver_becomes(true)?;
-    teller.saw(&format!("the node's driver containerd-driver is healthy: {}", health.health_description));
+    printer.result(&format!("the node's driver containerd-driver is healthy: {}", health.health_description));
     for (name, value) in health.attributes.iter().flatten() {
-        teller.saw(&format!("{name} = {value}"));
+        printer.result(&format!("{name} = {value}"));
     }
 
     let mut cgroups = Vec::new();
-    redis(&teller, &agent, &image, &mut cgroups)?;
-    missing_image(&teller, &mut agent, &environment.image("library/no-such-image:latest"), &mut cgroups)?;
+    redis(&printer, &agent, &image, &mut cgroups)?;
+    missing_image(&printer, &mut agent, &environment.image("library/no-such-image:latest"), &mut cgroups)?;
 
-    teller.step("What is left");
-    Leftovers {
+    printer.step("What is left");
+    LeakCheck {
         containerd: environment.containerd(),
         networks: environment.networks(),
         state_dir: &state_dir,
@@ -95,16 +97,16 @@ fn with_agent(nomad: &Path, plugin: &Path) -> Result<()> {
         before: &Census::default(),
     }
     .assert_nothing_left()?;
-    teller.saw("no container, snapshot, lease, mount, cgroup, network, pipe or shim of these jobs");
+    printer.result("no container, snapshot, lease, mount, cgroup, network, pipe or shim of these jobs");
     agent.stop()?;
-    let residue = agent.residue();
-    ensure!(residue.is_empty(), "the agent left behind:\n  {}", residue.join("\n  "));
+    let leaks = agent.leaks();
+    ensure!(leaks.is_empty(), "the agent left behind:\n  {}", leaks.join("\n  "));
     drop(agent);
     let directory = environment.directory().to_owned();
     drop(environment);
     ensure!(!directory.exists(), "{} is still there", directory.display());
-    teller.saw("no agent, plugin, containerd or registry runs, and their directory is gone");
-    teller.step("All as it should be");
+    printer.result("no agent, plugin, containerd or registry runs, and their directory is gone");
+    printer.step("All as it should be");
     Ok(())
 }
 
@@ -112,8 +114,8 @@ fn with_agent(nomad: &Path, plugin: &Path) -> Result<()> {
 ///
 /// # Errors
 /// Carries the first thing that was not as it should be.
-pub fn redis(teller: &Teller, agent: &Client, image: &str, cgroups: &mut Vec<String>) -> Result<()> {
-    teller.step("The redis job");
+pub fn redis(printer: &StepPrinter, agent: &Client, image: &str, cgroups: &mut Vec<String>) -> Result<()> {
+    printer.step("The redis job");
     for line in REDIS.lines().filter(|line| !line.trim_start().starts_with('#')) {
         println!("  > {line}");
     }
@@ -127,100 +129,106 @@ pub fn redis(teller: &Teller, agent: &Client, image: &str, cgroups: &mut Vec<Str
     let allocation = agent.allocation_until(&id, "running redis", SOON, running)?;
     ensure!(allocation.task("redis-task").state == "running", "redis does not run\n{}", allocation.story());
     let pid = processes::first_of_task(&id, "redis-task")?;
-    teller.saw(&format!("it runs, as process {pid} of this machine"));
-    teller.ask(agent, &["alloc", "status", &id])?;
+    printer.result(&format!("it runs, as process {pid} of this machine"));
+    printer.ask(agent, &["alloc", "status", &id])?;
 
-    teller.step("Asked by `nomad alloc exec`");
+    printer.step("Asked by `nomad alloc exec`");
     let ping = ["alloc", "exec", "-i=false", "-t=false", "-task", "redis-task", &id, "redis-cli", "ping"];
     let deadline = Instant::now() + SOON;
     // The process runs; redis may still be getting ready to listen.
     while agent.ask(&ping)?.stdout().trim() != "PONG" && Instant::now() < deadline {
         thread::sleep(Duration::from_millis(100));
     }
-    let answer = teller.ask(agent, &ping)?.stdout();
+    let answer = printer.ask(agent, &ping)?.stdout();
     ensure!(answer.trim() == "PONG", "redis answers {answer:?}");
 
-    teller.step("Its log, by `nomad alloc logs`");
-    let log = teller.ask(agent, &["alloc", "logs", &id, "redis-task"])?.stdout();
+    printer.step("Its log, by `nomad alloc logs`");
+    let log = printer.ask(agent, &["alloc", "logs", &id, "redis-task"])?.stdout();
     ensure!(log.contains("Ready to accept connections"), "redis does not say that it is ready");
 
-    teller.step("Stopped");
-    teller.ask(agent, &["job", "stop", "-detach", "redis"])?;
+    printer.step("Stopped");
+    printer.ask(agent, &["job", "stop", "-detach", "redis"])?;
     let stopped = agent.allocation_until(&id, "stopped allocation", SOON, Allocation::is_terminal)?;
     let task = stopped.task("redis-task");
     let took = task.event("Killed")?.at().duration_since(task.event("Killing")?.at())?;
     ensure!(!processes::alive(pid), "process {pid} is still there");
-    teller.saw(&format!("process {pid} is gone; from the stop to the last of it: {} ms", took.as_millis()));
-    teller.ask(agent, &["job", "stop", "-purge", "-detach", "redis"]).map(drop)
+    printer
+        .result(&format!("process {pid} is gone; from the stop to the last of it: {} ms", took.as_millis()));
+    printer.ask(agent, &["job", "stop", "-purge", "-detach", "redis"]).map(drop)
 }
 
-fn missing_image(teller: &Teller, agent: &mut Agent, image: &str, cgroups: &mut Vec<String>) -> Result<()> {
-    teller.step("A job whose image does not exist");
+fn missing_image(
+    printer: &StepPrinter,
+    agent: &mut Agent,
+    image: &str,
+    cgroups: &mut Vec<String>,
+) -> Result<()> {
+    printer.step("A job whose image does not exist");
     println!("  $ nomad job run -detach -var image={image} missing-image.nomad.hcl");
     agent.submit(MISSING, &[("image", image)])?;
     let id = agent.placed("missing-image", 1)?.remove(0);
     cgroups.push(format!("{id}.main"));
     let failed = agent.allocation_until(&id, "failed allocation", SOON, Allocation::is_terminal)?;
-    let status = teller.ask(agent, &["alloc", "status", &id])?.stdout();
+    let status = printer.ask(agent, &["alloc", "status", &id])?.stdout();
     let task = failed.task("main");
-    let told = task.event("Driver Failure")?.display_message.clone();
-    ensure!(told.contains(image), "the event does not name the image: {told}");
+    let message = task.event("Driver Failure")?.display_message.clone();
+    ensure!(message.contains(image), "the event does not name the image: {message}");
     ensure!(status.contains(image), "`nomad alloc status` does not name the image");
-    teller.saw(&format!("the event says why: {told}"));
+    printer.result(&format!("the event says why: {message}"));
     ensure!(agent.is_alive() && agent.driver()?.healthy, "the agent or the driver did not survive it");
-    teller.saw("the agent is alive, and the driver healthy");
-    teller.ask(agent, &["job", "stop", "-purge", "-detach", "missing-image"]).map(drop)
+    printer.result("the agent is alive, and the driver healthy");
+    printer.ask(agent, &["job", "stop", "-purge", "-detach", "missing-image"]).map(drop)
 }
 
 /// Runs the same job without an agent: the conformance host plays Nomad to the driver.
 fn without_agent(plugin: &Path) -> Result<()> {
-    let teller = Teller::begin();
-    teller.step("A private containerd and a private registry with a redis image");
+    let printer = StepPrinter::begin();
+    printer.step("A private containerd and a private registry with a redis image");
     let environment = TestEnvironment::start()?;
-    tokio::runtime::Runtime::new()?.block_on(host_plays(&teller, &environment, plugin))?;
+    tokio::runtime::Runtime::new()?.block_on(host_plays(&printer, &environment, plugin))?;
     let directory = environment.directory().to_owned();
     drop(environment);
     ensure!(!directory.exists(), "{} is still there", directory.display());
-    teller.step("All as it should be");
+    printer.step("All as it should be");
     Ok(())
 }
 
-async fn host_plays(teller: &Teller, environment: &Arc<TestEnvironment>, plugin: &Path) -> Result<()> {
+async fn host_plays(printer: &StepPrinter, environment: &Arc<TestEnvironment>, plugin: &Path) -> Result<()> {
     let context = CaseContext::new(Arc::clone(environment), plugin, "demo".to_owned());
-    teller.step("The driver, started as an agent starts it");
+    printer.step("The driver, started as an agent starts it");
     let mut plugin = context.plugin().await?;
     let info = plugin.info().await?;
-    teller.saw(&format!("{} {}, process {}", info.name, info.plugin_version, plugin.pid()));
+    printer.result(&format!("{} {}, process {}", info.name, info.plugin_version, plugin.pid()));
 
-    teller.step("The redis job");
+    printer.step("The redis job");
     let task = context.run(&plugin, &config! { image = context.image("library/redis:alpine") }).await?;
-    teller.saw(&format!("it runs, as process {} of this machine", task.pid()?));
+    printer.result(&format!("it runs, as process {} of this machine", task.pid()?));
 
-    teller.step("Asked by an exec of `redis-cli ping`, once its log says that it is ready");
+    printer.step("Asked by an exec of `redis-cli ping`, once its log says that it is ready");
     task.alloc.stdout.to_contain("Ready to accept connections", SOON).await?;
     let (_, answer) = task.exec(&plugin, "redis-cli ping").await?;
-    teller.saw(answer.trim());
+    printer.result(answer.trim());
     ensure!(answer.trim() == "PONG", "redis answers {answer:?}");
-    teller.step("Its log");
+    printer.step("Its log");
     task.alloc.stdout.text().lines().for_each(|line| println!("  | {line}"));
 
-    teller.step("Stopped");
+    printer.step("Stopped");
     task.stop(&plugin, Duration::from_secs(5)).await?;
     let exit = task.wait(&plugin).await?;
     task.destroy(&plugin).await?;
-    teller.saw(&format!("it ended with exit code {}", exit.exit_code));
+    printer.result(&format!("it ended with exit code {}", exit.exit_code));
 
-    teller.step("A job whose image does not exist");
+    printer.step("A job whose image does not exist");
     let image = context.image("library/no-such-image:latest");
     let mut missing = context.prepare(&plugin, &config! { image = image.clone() }).await?;
     let refusal = missing.start(&plugin).await.err().context("it started")?;
     let text = format!("{refusal:#}");
     ensure!(text.contains(&image), "the error does not name the image: {text}");
-    teller.saw(&format!("the error says why: {text}"));
+    printer.result(&format!("the error says why: {text}"));
 
-    teller.step("What is left");
+    printer.step("What is left");
     plugin.shut_down().await?;
     context.close()?;
-    teller.saw("no container, snapshot, lease, mount, cgroup, pipe or shim of these jobs");
+    printer.result("no container, snapshot, lease, mount, cgroup, pipe or shim of these jobs");
     Ok(())
 }

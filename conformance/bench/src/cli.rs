@@ -25,14 +25,14 @@ use super::{end, spec};
 pub(crate) const NAME: &str = "cli";
 
 pub(crate) struct Cli {
-    ground: Arc<Environment>,
+    environment: Arc<Environment>,
     runtime: PathBuf,
 }
 
 impl Cli {
     /// Returns the path, or `None` if the shim is its own runtime.
-    pub(crate) fn of(ground: &Arc<Environment>) -> Option<Self> {
-        Some(Self { ground: Arc::clone(ground), runtime: ground.setup.runtime()?.to_owned() })
+    pub(crate) fn of(environment: &Arc<Environment>) -> Option<Self> {
+        Some(Self { environment: Arc::clone(environment), runtime: environment.setup.runtime()?.to_owned() })
     }
 }
 
@@ -48,7 +48,7 @@ impl Path for Cli {
             Call::ExecUnary => "it is the same command as exec",
             Call::Resize => "a terminal is the caller's own",
             Call::Wait => "the process is the caller's own child",
-            Call::Stats if self.ground.setup.programs.is_crun() => "crun has no command for it",
+            Call::Stats if self.environment.setup.programs.is_crun() => "crun has no command for it",
             _ => return None,
         };
         Some(why.to_owned())
@@ -78,12 +78,12 @@ impl Path for Cli {
     }
 
     fn servers(&self) -> Vec<(&'static str, i32)> {
-        self.ground.servers()
+        self.environment.servers()
     }
 }
 
 struct Bare {
-    ground: Arc<Environment>,
+    environment: Arc<Environment>,
     runtime: PathBuf,
     id: String,
     bundle: PathBuf,
@@ -94,14 +94,14 @@ struct Bare {
 impl Bare {
     async fn prepare(cli: &Cli, talks: bool) -> Result<Self> {
         let id = Environment::new_id();
-        let bundle = cli.ground.directory().join("b").join(&id);
+        let bundle = cli.environment.directory().join("b").join(&id);
         fs::create_dir_all(bundle.join("rootfs")).with_context(|| format!("make {}", bundle.display()))?;
         let spec = spec::container(&Environment::cgroup(&id), false);
         fs::write(bundle.join("config.json"), serde_json::to_vec(&spec)?)?;
         let pipes = talks.then(|| Pipes::make(&bundle, "init", 0, false)).transpose()?;
-        let mounts = cli.ground.snapshot(&id).await?;
-        let (ground, runtime) = (Arc::clone(&cli.ground), cli.runtime.clone());
-        let mut bare = Self { ground, runtime, id, bundle, pipes, removed: false };
+        let mounts = cli.environment.snapshot(&id).await?;
+        let (environment, runtime) = (Arc::clone(&cli.environment), cli.runtime.clone());
+        let mut bare = Self { environment, runtime, id, bundle, pipes, removed: false };
         let rootfs = bare.bundle.join("rootfs");
         let mounted =
             tokio::task::spawn_blocking(move || mounts.iter().try_for_each(|layer| mount_at(layer, &rootfs)));
@@ -114,7 +114,7 @@ impl Bare {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.runtime);
-        command.arg("--root").arg(self.ground.directory().join("q")).args(arguments);
+        command.arg("--root").arg(self.environment.directory().join("q")).args(arguments);
         command.stdin(Stdio::null()).process_group(0).kill_on_drop(true);
         command
     }
@@ -124,8 +124,8 @@ impl Bare {
         let name = self.runtime.display();
         let output = output.with_context(|| format!("{name} did not end"))?;
         let output = output.with_context(|| format!("run {name}"))?;
-        let said = || String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        ensure!(output.status.success(), "{name} ends with {}: {}", output.status, said());
+        let stderr = || String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        ensure!(output.status.success(), "{name} ends with {}: {}", output.status, stderr());
         Ok(output)
     }
 
@@ -144,8 +144,8 @@ impl Bare {
         let name = self.runtime.display();
         let status = timeout(LIMIT, command.status()).await.with_context(|| format!("{name} did not end"))?;
         let status = status.with_context(|| format!("run {name}"))?;
-        let said = || fs::read_to_string(&log).unwrap_or_default();
-        ensure!(status.success(), "{name} ends with {status}: {}", said().trim());
+        let stderr = || fs::read_to_string(&log).unwrap_or_default();
+        ensure!(status.success(), "{name} ends with {status}: {}", stderr().trim());
         Ok(())
     }
 
@@ -215,7 +215,7 @@ impl Bare {
     }
 
     fn pid(&self) -> Result<i32> {
-        let state = self.ground.directory().join("q").join(&self.id);
+        let state = self.environment.directory().join("q").join(&self.id);
         // runc and crun keep the pid in files of different names, under different keys.
         ["state.json", "status"]
             .iter()
@@ -283,7 +283,7 @@ impl Bare {
         let deleted = self.delete().await;
         let rootfs = self.bundle.join("rootfs");
         let unmounted = tokio::task::spawn_blocking(move || umount2(&rootfs, MntFlags::MNT_DETACH)).await?;
-        let snapshot = self.ground.remove_snapshot(&self.id).await;
+        let snapshot = self.environment.remove_snapshot(&self.id).await;
         self.pipes = None;
         let _ = fs::remove_dir_all(&self.bundle);
         self.removed = true;

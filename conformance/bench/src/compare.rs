@@ -271,8 +271,8 @@ impl Comparison {
                 "not comparable, as the machines differ (--across-machines compares all the same)".to_owned(),
             ),
         ];
-        let told = counts.into_iter().filter(|(count, _)| *count > 0);
-        told.map(|(count, what)| format!("FAILED: {count} series {what}")).collect()
+        let failures = counts.into_iter().filter(|(count, _)| *count > 0);
+        failures.map(|(count, what)| format!("FAILED: {count} series {what}")).collect()
     }
 }
 

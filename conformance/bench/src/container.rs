@@ -23,8 +23,8 @@ use super::{end, spec};
 /// Timeout for reading the stderr of a failed exec.
 const SECOND: Duration = Duration::from_secs(1);
 
-pub(crate) struct Served<S> {
-    ground: Arc<Environment>,
+pub(crate) struct ServiceContainer<S> {
+    environment: Arc<Environment>,
     service: S,
     making: Making,
     /// Pipes of the container's own process.
@@ -33,33 +33,33 @@ pub(crate) struct Served<S> {
     removed: bool,
 }
 
-impl<S: Service> Served<S> {
+impl<S: Service> ServiceContainer<S> {
     /// Prepares a container: its snapshot, its bundle, and what the service needs.
     ///
     /// # Errors
     /// Names what can't be prepared.
     pub(crate) async fn prepare(
-        ground: &Arc<Environment>,
+        environment: &Arc<Environment>,
         service: S,
         terminal: bool,
         talks: bool,
     ) -> Result<Self> {
         let id = Environment::new_id();
-        let bundle = ground.directory().join("b").join(&id);
+        let bundle = environment.directory().join("b").join(&id);
         fs::create_dir_all(bundle.join("rootfs")).with_context(|| format!("make {}", bundle.display()))?;
         let pipes = talks.then(|| Pipes::make(&bundle, "init", 0, terminal)).transpose()?;
         let making = Making {
-            rootfs: ground.snapshot(&id).await?,
+            rootfs: environment.snapshot(&id).await?,
             spec: spec::container(&Environment::cgroup(&id), terminal),
             paths: pipes.as_ref().map_or_else(Paths::default, |pipes| pipes.paths.clone()),
             id,
             bundle,
             terminal,
         };
-        let mut served =
-            Self { ground: Arc::clone(ground), service, making, pipes, pid: None, removed: false };
-        let prepared = served.service.prepare(&served.making).await;
-        served.or_remove(prepared).await
+        let mut container =
+            Self { environment: Arc::clone(environment), service, making, pipes, pid: None, removed: false };
+        let prepared = container.service.prepare(&container.making).await;
+        container.or_remove(prepared).await
     }
 
     /// Starts a container from scratch. Also returns the time until the first write of its process.
@@ -67,16 +67,16 @@ impl<S: Service> Served<S> {
     /// # Errors
     /// Carries the service's error. Nothing is left behind then.
     pub(crate) async fn start(
-        ground: &Arc<Environment>,
+        environment: &Arc<Environment>,
         service: S,
         terminal: bool,
     ) -> Result<(Self, Duration)> {
         let begun = Instant::now();
-        let mut served = Self::prepare(ground, service, terminal, true).await?;
-        let up = served.bring_up().await;
+        let mut container = Self::prepare(environment, service, terminal, true).await?;
+        let up = container.bring_up().await;
         let mut took = Duration::ZERO;
         let up = up.map(|up| took = up - begun);
-        Ok((served.or_remove(up).await?, took))
+        Ok((container.or_remove(up).await?, took))
     }
 
     async fn or_remove(mut self, outcome: Result<()>) -> Result<Self> {
@@ -136,7 +136,7 @@ impl<S: Service> Served<S> {
         tokio::time::sleep(Duration::from_millis(2)).await;
         self.service.kill(&self.making.id, number(Signal::SIGKILL)).await.context("kill")?;
         let both = async { anyhow::Ok((ended.await?, answered.await?)) };
-        let (ended, (answer, answered)) = timeout(LIMIT, both).await.context("no end was told")??;
+        let (ended, (answer, answered)) = timeout(LIMIT, both).await.context("no end was reported")??;
         let status = answer?;
         ensure!(status == 128 + number(Signal::SIGKILL), "a killed process ends with {status}");
         Ok(vec![(Call::Wait, answered.saturating_duration_since(ended))])
@@ -188,9 +188,9 @@ impl<S: Service> Served<S> {
             Ok(begun.elapsed())
         };
         let starting = async {
-            let asked = Instant::now();
+            let begun = Instant::now();
             service.start(id, exec_id).await.context("start")?;
-            let took = asked.elapsed();
+            let took = begun.elapsed();
             if pipes.written().await? {
                 service.close_stdin(id, exec_id).await.context("close stdin")?;
             }
@@ -214,7 +214,7 @@ impl<S: Service> Served<S> {
             return Ok(());
         }
         let cleared = self.service.clear(&self.making).await;
-        let snapshot = self.ground.remove_snapshot(&self.making.id).await;
+        let snapshot = self.environment.remove_snapshot(&self.making.id).await;
         self.pipes = None;
         let _ = fs::remove_dir_all(&self.making.bundle);
         self.removed = true;
@@ -226,7 +226,7 @@ impl<S: Service> Served<S> {
     }
 }
 
-impl<S: Service> Container for Served<S> {
+impl<S: Service> Container for ServiceContainer<S> {
     fn step(&mut self, step: Step) -> BoxFuture<'_, Result<Times>> {
         self.make(step).boxed()
     }

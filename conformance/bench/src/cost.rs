@@ -1,7 +1,7 @@
 //! The CPU time and memory that calls cost, by consumer. All that a run starts is in one control group with it, whose
 //! CPU time the kernel counts in nanoseconds. Each process that still runs has a clock of its own; what the group used
 //! beyond those clocks was used by processes that came and went: the OCI runtime's, and a shim's own `start`. Calls
-//! are made on one lane at a time, so that all CPU time used meanwhile is that lane's.
+//! are made on one target at a time, so that all CPU time used meanwhile is that target's.
 //!
 //! Source of the facts: Linux `cgroup-v1/cpuacct`, `cgroup-v2`, clock_getcpuclockid(3), `proc_pid_smaps(5)`.
 

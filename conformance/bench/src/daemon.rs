@@ -21,7 +21,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::call::Call;
-use super::container::Served;
+use super::container::ServiceContainer;
 use super::environment::{Environment, IMAGE};
 use super::path::{Container, Path};
 use super::pipes::Paths;
@@ -51,16 +51,16 @@ impl Path for Daemon {
 
     fn prepare(&self) -> BoxFuture<'_, Result<Box<dyn Container>>> {
         async {
-            let served = Served::prepare(&self.0, Tasks::of(&self.0), false, false).await?;
-            Ok(Box::new(served) as Box<dyn Container>)
+            let container = ServiceContainer::prepare(&self.0, Tasks::of(&self.0), false, false).await?;
+            Ok(Box::new(container) as Box<dyn Container>)
         }
         .boxed()
     }
 
     fn start(&self, terminal: bool) -> BoxFuture<'_, Result<(Box<dyn Container>, Duration)>> {
         async move {
-            let (served, took) = Served::start(&self.0, Tasks::of(&self.0), terminal).await?;
-            Ok((Box::new(served) as Box<dyn Container>, took))
+            let (container, took) = ServiceContainer::start(&self.0, Tasks::of(&self.0), terminal).await?;
+            Ok((Box::new(container) as Box<dyn Container>, took))
         }
         .boxed()
     }
@@ -72,27 +72,29 @@ impl Path for Daemon {
 
 #[derive(Clone)]
 struct Tasks {
-    ground: Arc<Environment>,
+    environment: Arc<Environment>,
     client: TasksClient<Channel>,
 }
 
 impl Tasks {
-    fn of(ground: &Arc<Environment>) -> Self {
-        Self { ground: Arc::clone(ground), client: TasksClient::new(ground.channel.clone()) }
+    fn of(environment: &Arc<Environment>) -> Self {
+        Self { environment: Arc::clone(environment), client: TasksClient::new(environment.channel.clone()) }
     }
 
     fn containers(&self) -> ContainersClient<Channel> {
-        ContainersClient::new(self.ground.channel.clone())
+        ContainersClient::new(self.environment.channel.clone())
     }
 
     /// Returns the runtime for the container's record: the path of the setup's shim, so that containerd doesn't look
     /// for another one.
     fn runtime(&self) -> String {
-        self.ground.setup.programs.shim().display().to_string()
+        self.environment.setup.programs.shim().display().to_string()
     }
 
     fn options(&self) -> Result<Option<Any>> {
-        let Some(options) = self.ground.setup.options(&self.ground.runtime_root()) else { return Ok(None) };
+        let Some(options) = self.environment.setup.options(&self.environment.runtime_root()) else {
+            return Ok(None);
+        };
         Ok(Some(Any { type_url: any::RUNC_OPTIONS_URL.to_owned(), value: options.write_to_bytes()? }))
     }
 }
@@ -121,7 +123,7 @@ impl Service for Tasks {
             ..pb::Container::default()
         };
         let create = pb::CreateContainerRequest { container: Some(container) };
-        self.containers().create(self.ground.request(create)).await.context("write the record")?;
+        self.containers().create(self.environment.request(create)).await.context("write the record")?;
         Ok(())
     }
 
@@ -140,28 +142,28 @@ impl Service for Tasks {
             options: self.options()?,
             ..pb::CreateTaskRequest::default()
         };
-        let answer = self.client.clone().create(self.ground.request(request)).await?;
+        let answer = self.client.clone().create(self.environment.request(request)).await?;
         Ok(i32::try_from(answer.into_inner().pid)?)
     }
 
     async fn start(&self, id: &str, exec_id: &str) -> Result<()> {
         let request = pb::StartRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned() };
-        Ok(self.client.clone().start(self.ground.request(request)).await.map(drop)?)
+        Ok(self.client.clone().start(self.environment.request(request)).await.map(drop)?)
     }
 
     async fn wait(&self, id: &str, exec_id: &str) -> Result<u32> {
         let request = pb::WaitRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned() };
-        Ok(self.client.clone().wait(self.ground.lasting(request)).await?.into_inner().exit_status)
+        Ok(self.client.clone().wait(self.environment.lasting(request)).await?.into_inner().exit_status)
     }
 
     async fn delete(&self, id: &str, exec_id: &str) -> Result<()> {
         let container_id = id.to_owned();
         if exec_id.is_empty() {
             let request = pb::DeleteTaskRequest { container_id };
-            return Ok(self.client.clone().delete(self.ground.request(request)).await.map(drop)?);
+            return Ok(self.client.clone().delete(self.environment.request(request)).await.map(drop)?);
         }
         let request = pb::DeleteProcessRequest { container_id, exec_id: exec_id.to_owned() };
-        Ok(self.client.clone().delete_process(self.ground.request(request)).await.map(drop)?)
+        Ok(self.client.clone().delete_process(self.environment.request(request)).await.map(drop)?)
     }
 
     async fn exec(&self, id: &str, exec_id: &str, paths: &Paths, process: &Value) -> Result<()> {
@@ -174,24 +176,24 @@ impl Service for Tasks {
             spec: Some(json(any::PROCESS_URL, process)?),
             ..pb::ExecProcessRequest::default()
         };
-        Ok(self.client.clone().exec(self.ground.request(request)).await.map(drop)?)
+        Ok(self.client.clone().exec(self.environment.request(request)).await.map(drop)?)
     }
 
     async fn close_stdin(&self, id: &str, exec_id: &str) -> Result<()> {
         let (container_id, exec_id) = (id.to_owned(), exec_id.to_owned());
         let request = pb::CloseIoRequest { container_id, exec_id, stdin: true };
-        Ok(self.client.clone().close_io(self.ground.request(request)).await.map(drop)?)
+        Ok(self.client.clone().close_io(self.environment.request(request)).await.map(drop)?)
     }
 
     async fn kill(&self, id: &str, signal: u32) -> Result<()> {
         let container_id = id.to_owned();
         let request = pb::KillRequest { container_id, signal, ..pb::KillRequest::default() };
-        Ok(self.client.clone().kill(self.ground.request(request)).await.map(drop)?)
+        Ok(self.client.clone().kill(self.environment.request(request)).await.map(drop)?)
     }
 
     async fn state(&self, id: &str) -> Result<()> {
         let request = pb::GetRequest { container_id: id.to_owned(), ..pb::GetRequest::default() };
-        Ok(self.client.clone().get(self.ground.request(request)).await.map(drop)?)
+        Ok(self.client.clone().get(self.environment.request(request)).await.map(drop)?)
     }
 
     async fn connect(&self, id: &str) -> Result<()> {
@@ -200,12 +202,12 @@ impl Service for Tasks {
 
     async fn pids(&self, id: &str) -> Result<()> {
         let request = pb::ListPidsRequest { container_id: id.to_owned() };
-        Ok(self.client.clone().list_pids(self.ground.request(request)).await.map(drop)?)
+        Ok(self.client.clone().list_pids(self.environment.request(request)).await.map(drop)?)
     }
 
     async fn stats(&self, id: &str) -> Result<()> {
         let request = pb::MetricsRequest { filters: vec![format!("id=={id}")] };
-        let answer = self.client.clone().metrics(self.ground.request(request)).await?.into_inner();
+        let answer = self.client.clone().metrics(self.environment.request(request)).await?.into_inner();
         let metric = answer.metrics.first().context("no metrics of its task")?;
         ensure!(metric.data.is_some(), "empty metrics");
         Ok(())
@@ -214,7 +216,7 @@ impl Service for Tasks {
     async fn resize(&self, id: &str, width: u32, height: u32) -> Result<()> {
         let container_id = id.to_owned();
         let request = pb::ResizePtyRequest { container_id, width, height, ..pb::ResizePtyRequest::default() };
-        Ok(self.client.clone().resize_pty(self.ground.request(request)).await.map(drop)?)
+        Ok(self.client.clone().resize_pty(self.environment.request(request)).await.map(drop)?)
     }
 
     async fn update(&self, id: &str, resources: &Value) -> Result<()> {
@@ -224,7 +226,7 @@ impl Service for Tasks {
             resources,
             ..pb::UpdateTaskRequest::default()
         };
-        Ok(self.client.clone().update(self.ground.request(request)).await.map(drop)?)
+        Ok(self.client.clone().update(self.environment.request(request)).await.map(drop)?)
     }
 
     async fn shutdown(&self, _id: &str) -> Result<()> {
@@ -237,9 +239,9 @@ impl Service for Tasks {
             let _ = tokio::time::timeout(super::environment::LIMIT, self.wait(id, "")).await;
         }
         let request = pb::DeleteTaskRequest { container_id: id.to_owned() };
-        let task = unless_gone(self.client.clone().delete(self.ground.request(request)).await);
+        let task = unless_gone(self.client.clone().delete(self.environment.request(request)).await);
         let request = pb::DeleteContainerRequest { id: id.to_owned() };
-        let record = unless_gone(self.containers().delete(self.ground.request(request)).await);
+        let record = unless_gone(self.containers().delete(self.environment.request(request)).await);
         task.context("delete the task").and(record.context("delete the record"))
     }
 }

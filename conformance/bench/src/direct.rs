@@ -20,7 +20,7 @@ use shim_protos::{Bootstrap, CallError, StartInput, StartParams, TaskClient, any
 use tokio::process::Command;
 
 use super::call::Call;
-use super::container::Served;
+use super::container::ServiceContainer;
 use super::environment::{Environment, LIMIT};
 use super::path::{Container, Path};
 use super::pipes::Paths;
@@ -42,16 +42,16 @@ impl Path for Direct {
 
     fn prepare(&self) -> BoxFuture<'_, Result<Box<dyn Container>>> {
         async {
-            let served = Served::prepare(&self.0, Shim::of(&self.0), false, false).await?;
-            Ok(Box::new(served) as Box<dyn Container>)
+            let container = ServiceContainer::prepare(&self.0, Shim::of(&self.0), false, false).await?;
+            Ok(Box::new(container) as Box<dyn Container>)
         }
         .boxed()
     }
 
     fn start(&self, terminal: bool) -> BoxFuture<'_, Result<(Box<dyn Container>, Duration)>> {
         async move {
-            let (served, took) = Served::start(&self.0, Shim::of(&self.0), terminal).await?;
-            Ok((Box::new(served) as Box<dyn Container>, took))
+            let (container, took) = ServiceContainer::start(&self.0, Shim::of(&self.0), terminal).await?;
+            Ok((Box::new(container) as Box<dyn Container>, took))
         }
         .boxed()
     }
@@ -64,13 +64,13 @@ impl Path for Direct {
 /// A shim, and the connection to it once it is started.
 #[derive(Clone)]
 struct Shim {
-    ground: Arc<Environment>,
+    environment: Arc<Environment>,
     running: Option<(TaskClient, Bootstrap)>,
 }
 
 impl Shim {
-    fn of(ground: &Arc<Environment>) -> Self {
-        Self { ground: Arc::clone(ground), running: None }
+    fn of(environment: &Arc<Environment>) -> Self {
+        Self { environment: Arc::clone(environment), running: None }
     }
 
     fn client(&self) -> Result<&TaskClient> {
@@ -82,9 +82,9 @@ impl Shim {
     async fn run(&self, making: &Making, arguments: &[&str], stdin: Option<PipeReader>) -> Result<Vec<u8>> {
         let (out, err) = (making.bundle.join("shim.out"), making.bundle.join("shim.err"));
         let address = self.address();
-        let mut command = Command::new(self.ground.setup.programs.shim());
+        let mut command = Command::new(self.environment.setup.programs.shim());
         command
-            .args(["-namespace", self.ground.namespace(), "-address", &address, "-id", &making.id])
+            .args(["-namespace", self.environment.namespace(), "-address", &address, "-id", &making.id])
             .args(["-publish-binary", "/bin/true"])
             .args(arguments)
             .current_dir(&making.bundle)
@@ -92,13 +92,13 @@ impl Shim {
             .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .env("GOMAXPROCS", "2")
             .env("GRPC_ADDRESS", &address)
-            .envs(self.ground.events().map(|events| ("TTRPC_ADDRESS", events)))
+            .envs(self.environment.events().map(|events| ("TTRPC_ADDRESS", events)))
             .stdin(stdin.map_or_else(Stdio::null, Stdio::from))
             .stdout(File::create(&out)?)
             .stderr(File::create(&err)?)
             .process_group(0)
             .kill_on_drop(true);
-        let shim = self.ground.setup.programs.shim().display();
+        let shim = self.environment.setup.programs.shim().display();
         let status = tokio::time::timeout(LIMIT, command.status()).await;
         let status = status.with_context(|| format!("{shim} did not end"))?;
         let status = status.with_context(|| format!("run {shim}"))?;
@@ -110,10 +110,10 @@ impl Shim {
 
     async fn start(&self, making: &Making) -> Result<Vec<u8>> {
         let address = self.address();
-        let events = self.ground.events().map(|events| events.display().to_string());
+        let events = self.environment.events().map(|events| events.display().to_string());
         let params = StartParams {
             id: &making.id,
-            namespace: self.ground.namespace(),
+            namespace: self.environment.namespace(),
             address: &address,
             events: events.as_deref(),
         };
@@ -127,15 +127,15 @@ impl Shim {
             let printed = self.run(making, &["-v"], None).await?;
             anyhow::Ok(StartInput::by_version(&String::from_utf8_lossy(&printed)))
         };
-        self.ground.start_input.get_or_try_init(ask).await.copied()
+        self.environment.start_input.get_or_try_init(ask).await.copied()
     }
 
     fn address(&self) -> String {
-        self.ground.directory().display().to_string()
+        self.environment.directory().display().to_string()
     }
 
     fn options(&self) -> Result<Option<Any>> {
-        let options = self.ground.setup.options(&self.ground.runtime_root());
+        let options = self.environment.setup.options(&self.environment.runtime_root());
         Ok(options.as_ref().map(any::runc_options).transpose()?)
     }
 
@@ -173,9 +173,9 @@ impl Service for Shim {
         let answer = match self.start(making).await {
             // Some shims refuse to start without an address to publish events to.
             Err(error)
-                if format!("{error:#}").contains("TTRPC_ADDRESS") && self.ground.events().is_none() =>
+                if format!("{error:#}").contains("TTRPC_ADDRESS") && self.environment.events().is_none() =>
             {
-                self.ground.tell_events();
+                self.environment.tell_events();
                 self.start(making).await?
             }
             answer => answer?,

@@ -76,11 +76,11 @@ impl Environment {
         let parent = String::new();
         let tells_events = AtomicBool::new(false);
         let start_input = OnceCell::new();
-        let mut ground =
+        let mut environment =
             Self { setup, namespace, channel, directory, parent, socket, private, tells_events, start_input };
-        ground.parent = ground.import(&ground.namespace)?;
-        runtime.block_on(ground.lease())?;
-        Ok(ground)
+        environment.parent = environment.import(&environment.namespace)?;
+        runtime.block_on(environment.lease())?;
+        Ok(environment)
     }
 
     /// Imports the image into a namespace, and returns the key of its snapshot.

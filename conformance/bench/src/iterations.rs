@@ -1,4 +1,4 @@
-//! The iterations (turns) of a run: every lane takes each step before any lane takes the next, and the results are
+//! The iterations (turns) of a run: every target takes each step before any target takes the next, and the results are
 //! recorded. Knows neither how setups are brought up nor how results are reported.
 
 use std::time::{Duration, Instant, SystemTime};
@@ -11,7 +11,7 @@ use super::call::{Call, Step, steps};
 use super::cost::{Group, Memory, Reading};
 use super::progress::Progress;
 use super::report_data::{Key, NotMeasured, Timeline};
-use super::samples::{Conditions, Tally};
+use super::samples::{Conditions, Samples};
 use super::schedule::{Until, order};
 use super::target::{Outcomes, Target, remove_timed};
 use super::timelines;
@@ -33,12 +33,12 @@ pub(crate) struct Bench<'a> {
     pub(crate) wanted: &'a Wanted,
     /// The control group that counts CPU time. `None` if costs aren't measured.
     pub(crate) group: Option<&'a Group>,
-    pub(crate) lanes: Vec<Target>,
-    pub(crate) tally: Tally,
+    pub(crate) targets: Vec<Target>,
+    pub(crate) samples: Samples,
     pub(crate) timelines: Vec<Timeline>,
 }
 
-/// The context of a single step on a lane.
+/// The context of a single step on a target.
 struct Iteration<'a> {
     conditions: Conditions,
     wanted: &'a [Call],
@@ -50,20 +50,20 @@ impl Bench<'_> {
     /// Returns the requested calls that can't be measured, merged over all setups that lack them for the same reason.
     pub(crate) fn unsupported(&self) -> Vec<NotMeasured> {
         let mut lacks: Vec<(Call, &str, String, Vec<&str>)> = Vec::new();
-        for (lane, call) in
-            self.lanes.iter().flat_map(|lane| self.wanted.calls.iter().map(move |call| (lane, *call)))
+        for (target, call) in
+            self.targets.iter().flat_map(|target| self.wanted.calls.iter().map(move |call| (target, *call)))
         {
-            let (path, Some(why)) = (lane.path.name(), lane.path.unsupported(call)) else { continue };
+            let (path, Some(why)) = (target.path.name(), target.path.unsupported(call)) else { continue };
             match lacks.iter_mut().find(|lack| (lack.0, lack.1, &lack.2) == (call, path, &why)) {
-                Some((.., setups)) => setups.push(&lane.setup),
-                None => lacks.push((call, path, why, vec![&lane.setup])),
+                Some((.., setups)) => setups.push(&target.setup),
+                None => lacks.push((call, path, why, vec![&target.setup])),
             }
         }
-        let told = |(call, path, why, setups): (Call, &str, String, Vec<&str>)| NotMeasured {
+        let entry = |(call, path, why, setups): (Call, &str, String, Vec<&str>)| NotMeasured {
             what: format!("{call} by {path} on {}", setups.join(", ")),
             why,
         };
-        lacks.into_iter().map(told).collect()
+        lacks.into_iter().map(entry).collect()
     }
 
     /// Makes all iterations under all conditions, and removes all containers at the end.
@@ -94,8 +94,8 @@ impl Bench<'_> {
     async fn under(&mut self, concurrency: u32, held: u32, progress: &mut Progress) -> Result<()> {
         let wanted = &self.wanted.calls;
         let steps = steps(wanted, &self.wanted.payloads);
-        for lane in &mut self.lanes {
-            lane.begin(&steps, concurrency as usize, held as usize).await?;
+        for target in &mut self.targets {
+            target.begin(&steps, concurrency as usize, held as usize).await?;
         }
         self.expect(&steps, wanted, concurrency, held);
         let (until, warm_up) = (self.wanted.until, self.wanted.warm_up);
@@ -108,26 +108,26 @@ impl Bench<'_> {
             if turn.is_some_and(|turn| until.is_over(turn, begun.elapsed())) {
                 break;
             }
-            for lane in &mut self.lanes {
-                lane.begin_turn(&steps).await;
+            for target in &mut self.targets {
+                target.begin_turn(&steps).await;
             }
             for (place, step) in steps.iter().enumerate() {
-                for lane in order(self.lanes.len(), number, place) {
+                for target in order(self.targets.len(), number, place) {
                     progress.say(|| {
                         let turn =
                             turn.map_or_else(|| "warming up".to_owned(), |turn| format!("turn {}", turn + 1));
-                        format!("{turn}: {step:?} on {}", self.lanes[lane].name())
+                        format!("{turn}: {step:?} on {}", self.targets[target].name())
                     });
                     let now = Iteration {
-                        conditions: Conditions::of(&self.lanes[lane], concurrency, held),
+                        conditions: Conditions::of(&self.targets[target], concurrency, held),
                         wanted,
                         turn,
                     };
-                    self.take(lane, *step, &now).await?;
+                    self.take(target, *step, &now).await?;
                 }
             }
-            for lane in &mut self.lanes {
-                lane.end_turn().await?;
+            for target in &mut self.targets {
+                target.end_turn().await?;
             }
         }
         self.settle(concurrency, held);
@@ -139,28 +139,28 @@ impl Bench<'_> {
     fn expect(&mut self, steps: &[Step], wanted: &[Call], concurrency: u32, held: u32) {
         for step in steps {
             for call in step.gives().iter().filter(|call| wanted.contains(call)) {
-                for lane in self.lanes.iter().filter(|lane| lane.has(*step).contains(call)) {
-                    let conditions = Conditions::of(lane, concurrency, held);
-                    self.tally.expect(conditions.key(*call, step.payload()));
+                for target in self.targets.iter().filter(|target| target.has(*step).contains(call)) {
+                    let conditions = Conditions::of(target, concurrency, held);
+                    self.samples.expect(conditions.key(*call, step.payload()));
                 }
             }
         }
     }
 
-    /// Makes a step on a lane, and records the outcomes.
-    async fn take(&mut self, lane: usize, step: Step, now: &Iteration<'_>) -> Result<()> {
-        if !self.lanes[lane].steps(&[step, Step::End]).contains(&step) && step != Step::End {
+    /// Makes a step on a target, and records the outcomes.
+    async fn take(&mut self, target: usize, step: Step, now: &Iteration<'_>) -> Result<()> {
+        if !self.targets[target].steps(&[step, Step::End]).contains(&step) && step != Step::End {
             return Ok(());
         }
         let before = self.reading()?;
         if step != Step::Task {
-            let outcomes = self.lanes[lane].make(step).await;
-            self.charge(lane, step, step.whole(), before, now).await?;
-            self.record(lane, step, outcomes, now);
+            let outcomes = self.targets[target].make(step).await;
+            self.charge(target, step, step.whole(), before, now).await?;
+            self.record(target, step, outcomes, now);
             return Ok(());
         }
-        let started = self.lanes[lane].start_tasks().await;
-        self.charge(lane, step, Some(Call::TaskStart), before, now).await?;
+        let started = self.targets[target].start_tasks().await;
+        self.charge(target, step, Some(Call::TaskStart), before, now).await?;
         let before = self.reading()?;
         let mut tasks = Vec::new();
         let mut starts = Outcomes::new();
@@ -174,7 +174,7 @@ impl Bench<'_> {
             }
         }
         let removals = futures::future::join_all(tasks.into_iter().map(remove_timed)).await;
-        self.charge(lane, step, Some(Call::TaskRemoval), before, now).await?;
+        self.charge(target, step, Some(Call::TaskRemoval), before, now).await?;
         let removals = removals.into_iter().map(|took| Ok(vec![(Call::TaskRemoval, took?)])).collect();
         self.record_calls(&[Call::TaskStart], 0, starts, now);
         self.record_calls(&[Call::TaskRemoval], 0, removals, now);
@@ -188,7 +188,7 @@ impl Bench<'_> {
     /// Adds the CPU time used since `before` to the cost of a call.
     async fn charge(
         &mut self,
-        lane: usize,
+        target: usize,
         step: Step,
         call: Option<Call>,
         before: Option<Reading>,
@@ -199,14 +199,14 @@ impl Bench<'_> {
         };
         sleep(SETTLES).await;
         let own = i32::try_from(std::process::id())?;
-        let taken = group.read()?.since(&before, &self.lanes[lane].path.servers(), own);
+        let taken = group.read()?.since(&before, &self.targets[target].path.servers(), own);
         let key = now.conditions.key(call, step.payload());
-        self.tally.cost(key).add(u64::from(now.conditions.concurrency), &taken);
+        self.samples.cost(key).add(u64::from(now.conditions.concurrency), &taken);
         Ok(())
     }
 
-    fn record(&mut self, lane: usize, step: Step, outcomes: Outcomes, now: &Iteration<'_>) {
-        let calls = self.lanes[lane].has(step);
+    fn record(&mut self, target: usize, step: Step, outcomes: Outcomes, now: &Iteration<'_>) {
+        let calls = self.targets[target].has(step);
         self.record_calls(&calls, step.payload(), outcomes, now);
     }
 
@@ -223,7 +223,7 @@ impl Bench<'_> {
                         .context("it was made, and not measured"),
                     Err(error) => Err(anyhow!("{error:#}")),
                 };
-                self.tally.record(now.conditions.key(*call, payload), turn, took);
+                self.samples.record(now.conditions.key(*call, payload), turn, took);
             }
         }
     }
@@ -233,30 +233,30 @@ impl Bench<'_> {
         if self.group.is_none() {
             return;
         }
-        for lane in &self.lanes {
-            let memory = Memory::of(&lane.path.servers(), &lane.shims());
-            let (setup, path) = (&lane.setup, lane.path.name());
+        for target in &self.targets {
+            let memory = Memory::of(&target.path.servers(), &target.shims());
+            let (setup, path) = (&target.setup, target.path.name());
             let is_theirs = |key: &Key| {
                 key.setup == *setup && key.path == path && key.concurrency == concurrency && key.held == held
             };
-            self.tally.settle(is_theirs, &memory);
+            self.samples.settle(is_theirs, &memory);
         }
     }
 
     /// Collects the timelines that drivers have logged since `since`, when the measured iterations began.
     async fn hear(&mut self, concurrency: u32, held: u32, since: SystemTime) {
         sleep(SETTLES).await;
-        for lane in &self.lanes {
-            let mut told = lane.path.told();
-            told.retain(|told| told.at >= since);
-            self.timelines.extend(timelines::of(&Conditions::of(lane, concurrency, held), &told));
+        for target in &self.targets {
+            let mut logged = target.path.logged_timelines();
+            logged.retain(|timeline| timeline.at >= since);
+            self.timelines.extend(timelines::of(&Conditions::of(target, concurrency, held), &logged));
         }
     }
 
     async fn end(&mut self) -> Result<()> {
         let mut stays = Vec::new();
-        for lane in &mut self.lanes {
-            if let Err(error) = lane.end().await {
+        for target in &mut self.targets {
+            if let Err(error) = target.end().await {
                 stays.push(format!("{error:#}"));
             }
         }

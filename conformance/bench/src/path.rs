@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use futures::future::BoxFuture;
-use harness::timeline::Told;
+use harness::timeline::LoggedTimeline;
 
 use super::call::{Call, Step};
 
@@ -28,7 +28,7 @@ pub(crate) trait Path: Send + Sync {
     fn servers(&self) -> Vec<(&'static str, i32)>;
 
     /// Returns the timelines that the servers have logged so far.
-    fn told(&self) -> Vec<Told> {
+    fn logged_timelines(&self) -> Vec<LoggedTimeline> {
         Vec::new()
     }
 }

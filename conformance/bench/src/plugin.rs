@@ -16,7 +16,7 @@ use harness::host::exec::{data_of, end_of_stdin};
 use harness::host::{Alloc, Exec, Launch, Plugin, hcl};
 use harness::processes;
 use harness::task::Task;
-use harness::timeline::{self, Told};
+use harness::timeline::{self, LoggedTimeline};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use nomad_proto::driver::DriverCapabilities;
@@ -37,7 +37,7 @@ const MESSAGE_BYTES: usize = 32 * 1024;
 
 /// A running plugin. Its tasks have to be removed before it is ended.
 pub(crate) struct Driver {
-    ground: Arc<Environment>,
+    environment: Arc<Environment>,
     plugin: Plugin,
     capabilities: DriverCapabilities,
     /// The task's configuration, encoded by the driver's schema.
@@ -49,13 +49,13 @@ impl Driver {
     ///
     /// # Errors
     /// Names the step at which the start failed, and shows the last lines of the plugin's log.
-    pub(crate) async fn start(ground: &Arc<Environment>) -> Result<Option<Arc<Self>>> {
-        let setup = &ground.setup;
+    pub(crate) async fn start(environment: &Arc<Environment>) -> Result<Option<Arc<Self>>> {
+        let setup = &environment.setup;
         let Some(binary) = &setup.plugin else { return Ok(None) };
-        let options = configured(setup.plugin_config.as_deref(), ground, own_options)?;
-        let config = configured(setup.task_config.as_deref(), ground, own_task)?;
-        let temporary = ground.directory().join("t");
-        let programs = ground.directory().join("p");
+        let options = configured(setup.plugin_config.as_deref(), environment, own_options)?;
+        let config = configured(setup.task_config.as_deref(), environment, own_task)?;
+        let temporary = environment.directory().join("t");
+        let programs = environment.directory().join("p");
         fs::create_dir_all(&temporary)?;
         setup.programs.link_in(&programs)?;
         let mut launch = Launch::new(binary);
@@ -73,7 +73,7 @@ impl Driver {
         let ready = timeout(LIMIT, ready).await.context("it gave no answer").flatten();
         let (capabilities, task) =
             ready.with_context(|| format!("its last words:\n{}\n", words.tail(SHOWN_LINES)))?;
-        Ok(Some(Arc::new(Self { ground: Arc::clone(ground), plugin, capabilities, task })))
+        Ok(Some(Arc::new(Self { environment: Arc::clone(environment), plugin, capabilities, task })))
     }
 
     /// Ends the plugin as an agent does.
@@ -83,7 +83,7 @@ impl Driver {
     }
 
     fn directory(&self) -> std::path::PathBuf {
-        self.ground.directory().join("a")
+        self.environment.directory().join("a")
     }
 }
 
@@ -91,22 +91,22 @@ impl Driver {
 /// configuration for our own driver.
 fn configured(
     file: Option<&FilePath>,
-    ground: &Environment,
+    environment: &Environment,
     own: fn(&Environment) -> Result<Value>,
 ) -> Result<Value> {
-    let Some(path) = file else { return own(ground) };
+    let Some(path) = file else { return own(environment) };
     let shown = path.display();
     let text = fs::read_to_string(path).with_context(|| format!("read {shown}"))?;
-    let programs = &ground.setup.programs;
+    let programs = &environment.setup.programs;
     if text.contains("{{image}}") {
-        ground.import(NAMESPACE)?;
+        environment.import(NAMESPACE)?;
     }
     let mut config = serde_json::from_str(&text).with_context(|| format!("{shown} is no JSON"))?;
     let words = [
         ("image", IMAGE.to_owned()),
         ("script", spec::SCRIPT.to_owned()),
-        ("containerd_socket", ground.socket().display().to_string()),
-        ("directory", ground.directory().join("d").display().to_string()),
+        ("containerd_socket", environment.socket().display().to_string()),
+        ("directory", environment.directory().join("d").display().to_string()),
         ("containerd_runtime", programs.shim_runtime().to_owned()),
         ("oci_runtime", programs.runtime_name()),
     ];
@@ -133,21 +133,21 @@ fn fill(config: &mut Value, words: &[(&str, String)]) -> Result<()> {
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the other default can fail")]
-fn own_options(ground: &Environment) -> Result<Value> {
-    let programs = &ground.setup.programs;
+fn own_options(environment: &Environment) -> Result<Value> {
+    let programs = &environment.setup.programs;
     Ok(json!({
         "containerd_runtime": programs.shim_runtime(),
         "oci_runtime": programs.oci_runtime(),
-        "containerd_socket": ground.socket().display().to_string(),
-        "state_dir": ground.directory().join("d").display().to_string(),
+        "containerd_socket": environment.socket().display().to_string(),
+        "state_dir": environment.directory().join("d").display().to_string(),
         "registry_config_dir": "",
     }))
 }
 
 /// Returns the task configuration for our own driver. Seccomp is off, as for the containers of the other paths: runc
 /// compiles the profile anew for each exec.
-fn own_task(ground: &Environment) -> Result<Value> {
-    ground.import(NAMESPACE)?;
+fn own_task(environment: &Environment) -> Result<Value> {
+    environment.import(NAMESPACE)?;
     Ok(json!({"image": IMAGE, "command": "/bin/sh", "args": ["-c", spec::SCRIPT], "seccomp": false}))
 }
 
@@ -191,13 +191,13 @@ impl Path for ByPlugin {
     }
 
     fn servers(&self) -> Vec<(&'static str, i32)> {
-        let mut servers = self.0.ground.servers();
+        let mut servers = self.0.environment.servers();
         servers.extend(i32::try_from(self.0.plugin.pid()).ok().map(|pid| ("plugin", pid)));
         servers
     }
 
-    fn told(&self) -> Vec<Told> {
-        timeline::told(&self.0.plugin.log()).filter_map(Result::ok).collect()
+    fn logged_timelines(&self) -> Vec<LoggedTimeline> {
+        timeline::logged(&self.0.plugin.log()).filter_map(Result::ok).collect()
     }
 }
 
@@ -243,8 +243,8 @@ impl Driven {
     /// Returns the pid of the task's first process: of those that have the allocation's id in their environment, the
     /// one whose parent doesn't have it.
     fn find(&self) -> Option<i32> {
-        let told = processes::with_environment(&format!("NOMAD_ALLOC_ID={}", self.task.alloc.id));
-        processes::first_of(&told)
+        let marked = processes::with_environment(&format!("NOMAD_ALLOC_ID={}", self.task.alloc.id));
+        processes::first_of(&marked)
     }
 
     async fn make(&self, step: Step) -> Result<Times> {
@@ -280,17 +280,17 @@ impl Driven {
         let mut exec = Exec::open_saying(plugin, id, spec::exec_command(payload), false, messages).await?;
         exec.stdout_to_have(1, LIMIT).await?;
         let first = begun.elapsed();
-        let said = exec.finish(LIMIT).await?;
+        let output = exec.finish(LIMIT).await?;
         let whole = begun.elapsed();
-        let (code, count) = (said.code()?, said.stdout.len());
-        ensure!(code == 0, "the exec ends with {code}: {}", said.stderr_text().trim());
+        let (code, count) = (output.code()?, output.stdout.len());
+        ensure!(code == 0, "the exec ends with {code}: {}", output.stderr_text().trim());
         let expected = spec::exec_output(payload);
         ensure!(count == expected, "{count} bytes came out and not {expected}");
         Ok(vec![(Call::ExecFirstByte, first), (Call::ExecExit, whole), (Call::Exec, whole)])
     }
 
     async fn end(&self) -> Result<Times> {
-        let pid = self.pid.context("no process was told the allocation's id: which one is the task's?")?;
+        let pid = self.pid.context("no process has the allocation's id: which one is the task's?")?;
         let ended = end::watch(pid)?;
         let waiting = async {
             let answer = self.task.wait_answer(&self.driver.plugin).await;

@@ -1,4 +1,4 @@
-//! A run of the benchmark: sets up the environments, has their lanes take turns, and prints and writes the report. A
+//! A run of the benchmark: sets up the environments, has their targets take turns, and prints and writes the report. A
 //! failed call is part of the figures; the environment has to come up and to be cleaned up.
 
 use std::fs::{self, File};
@@ -13,15 +13,15 @@ use clap::ValueEnum as _;
 use super::call::Call;
 use super::iterations::{Bench, Wanted};
 use super::report_data::{Report, Settings};
-use super::samples::Tally;
+use super::samples::Samples;
 use super::schedule::Until;
-use super::setups::{On, Stage};
+use super::setups::{SetupArgs, Setups};
 use super::{csv, table};
 
 #[derive(clap::Args, Debug, Clone)]
 pub(crate) struct Args {
     #[command(flatten)]
-    on: On,
+    on: SetupArgs,
     /// Measure only this call. May be repeated.
     #[arg(long = "call", value_name = "CALL")]
     calls: Vec<Call>,
@@ -98,16 +98,17 @@ pub(crate) fn measure(args: &Args) -> Result<Report> {
         warm_up: args.warm_up,
         duration_ms: args.duration.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
     };
-    let (mut stage, mut report) = Stage::raise(&args.on, settings)?;
+    let (mut setups, mut report) = Setups::raise(&args.on, settings)?;
     let wanted = args.wanted();
-    let lanes = std::mem::take(&mut stage.lanes);
-    let group = stage.group.as_ref();
-    let mut bench = Bench { wanted: &wanted, group, lanes, tally: Tally::default(), timelines: Vec::new() };
+    let targets = std::mem::take(&mut setups.targets);
+    let group = setups.group.as_ref();
+    let mut bench =
+        Bench { wanted: &wanted, group, targets, samples: Samples::default(), timelines: Vec::new() };
     report.not_measured.extend(bench.unsupported());
-    let measured = stage.runtime.block_on(bench.all());
-    report.series = bench.tally.into_series();
+    let measured = setups.runtime.block_on(bench.all());
+    report.series = bench.samples.into_series();
     report.timelines = bench.timelines;
-    drop(bench.lanes);
-    let ended = stage.end();
+    drop(bench.targets);
+    let ended = setups.end();
     measured.and(ended).map(|()| report)
 }

@@ -11,13 +11,13 @@ use super::report_data::{Failure, Key, Series};
 use super::target::Target;
 
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct Samples {
     series: Vec<Series>,
     costs: HashMap<Key, Sum>,
     places: HashMap<Key, usize>,
 }
 
-/// The conditions that series of one lane have in common.
+/// The conditions that series of one target have in common.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Conditions {
     pub(crate) setup: String,
@@ -27,8 +27,8 @@ pub(crate) struct Conditions {
 }
 
 impl Conditions {
-    pub(crate) fn of(lane: &Target, concurrency: u32, held: u32) -> Self {
-        Self { setup: lane.setup.clone(), path: lane.path.name(), concurrency, held }
+    pub(crate) fn of(target: &Target, concurrency: u32, held: u32) -> Self {
+        Self { setup: target.setup.clone(), path: target.path.name(), concurrency, held }
     }
 
     pub(crate) fn key(&self, call: Call, payload: usize) -> Key {
@@ -47,7 +47,7 @@ impl Conditions {
     }
 }
 
-impl Tally {
+impl Samples {
     /// Returns the series of this key, which is created if there is none yet.
     pub(crate) fn expect(&mut self, key: Key) -> &mut Series {
         let place = *self.places.entry(key.clone()).or_insert_with(|| {
@@ -93,12 +93,12 @@ mod tests {
     fn series_are_kept_apart_by_all_that_they_were_taken_on_and_failures_are_kept() {
         let here = Conditions { setup: "a".to_owned(), path: "direct", concurrency: 1, held: 0 };
         let there = Conditions { held: 10, ..here.clone() };
-        let mut tally = Tally::default();
-        tally.record(here.key(Call::Exec, 0), 0, Ok(Duration::from_nanos(7)));
-        tally.record(there.key(Call::Exec, 0), 0, Ok(Duration::from_nanos(8)));
-        tally.record(here.key(Call::Exec, 4096), 0, Ok(Duration::from_nanos(9)));
-        tally.record(here.key(Call::Exec, 0), 3, Err(anyhow!("no")));
-        let series = tally.into_series();
+        let mut samples = Samples::default();
+        samples.record(here.key(Call::Exec, 0), 0, Ok(Duration::from_nanos(7)));
+        samples.record(there.key(Call::Exec, 0), 0, Ok(Duration::from_nanos(8)));
+        samples.record(here.key(Call::Exec, 4096), 0, Ok(Duration::from_nanos(9)));
+        samples.record(here.key(Call::Exec, 0), 3, Err(anyhow!("no")));
+        let series = samples.into_series();
         assert_eq!(series.len(), 3);
         assert_eq!(series[0].samples_ns, [7]);
         assert_eq!(series[0].failures, [Failure { turn: 3, error: "no".to_owned() }]);

@@ -19,7 +19,7 @@ use super::cost::{Group, Memory};
 use super::path::Container;
 use super::progress::Progress;
 use super::report_data::{Failure, ScalePoint, Settings};
-use super::setups::{On, Stage};
+use super::setups::{SetupArgs, Setups};
 use super::target::Target;
 
 mod table;
@@ -27,7 +27,7 @@ mod table;
 #[derive(clap::Args, Debug, Clone)]
 pub(crate) struct Args {
     #[command(flatten)]
-    on: On,
+    on: SetupArgs,
     /// Number of concurrent tasks. Several are measured one after the other.
     #[arg(long, value_delimiter = ',', default_value = "1,10,50,100,200", value_parser = clap::value_parser!(u32).range(1..=5000))]
     tasks: Vec<u32>,
@@ -57,14 +57,14 @@ impl Args {
 /// figures.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let settings = Settings { iterations: 1, warm_up: 0, duration_ms: None };
-    let (stage, mut report) = Stage::raise(&args.on, settings)?;
-    let measured = stage.runtime.block_on(async {
+    let (setups, mut report) = Setups::raise(&args.on, settings)?;
+    let measured = setups.runtime.block_on(async {
         tokio::select! {
-            measured = measure(args, &stage) => measured,
+            measured = measure(args, &setups) => measured,
             () = interrupt::interrupted() => Err(anyhow!("interrupted")),
         }
     });
-    let ended = stage.end();
+    let ended = setups.end();
     report.scale = measured?;
     ended?;
     print!("{}", table::render(&report.scale));
@@ -76,27 +76,27 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     Ok(if args.strict && failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-async fn measure(args: &Args, stage: &Stage) -> Result<Vec<ScalePoint>> {
+async fn measure(args: &Args, setups: &Setups) -> Result<Vec<ScalePoint>> {
     let mut counts = args.tasks.clone();
     counts.sort_unstable();
     counts.dedup();
     let mut progress = Progress::new();
     let mut points = Vec::new();
     for tasks in counts {
-        for lane in &stage.lanes {
+        for target in &setups.targets {
             interrupt::check()?;
-            progress.say(|| format!("{tasks} tasks on {}", lane.name()));
-            points.push(at(tasks, lane, args.steady, stage.group.as_ref()).await?);
+            progress.say(|| format!("{tasks} tasks on {}", target.name()));
+            points.push(at(tasks, target, args.steady, setups.group.as_ref()).await?);
         }
     }
     Ok(points)
 }
 
-/// Measures one count of tasks on one lane.
-async fn at(count: u32, lane: &Target, steady: Duration, group: Option<&Group>) -> Result<ScalePoint> {
+/// Measures one count of tasks on one target.
+async fn at(count: u32, target: &Target, steady: Duration, group: Option<&Group>) -> Result<ScalePoint> {
     let mut point = ScalePoint {
-        setup: lane.setup.clone(),
-        path: lane.path.name().to_owned(),
+        setup: target.setup.clone(),
+        path: target.path.name().to_owned(),
         tasks: count,
         start_ns: Vec::new(),
         stop_ns: Vec::new(),
@@ -107,19 +107,19 @@ async fn at(count: u32, lane: &Target, steady: Duration, group: Option<&Group>) 
         steady_cpu_ns_per_task_second: Default::default(),
         memory_bytes: Default::default(),
     };
-    let mut tasks = start_all(lane, &mut point).await;
+    let mut tasks = start_all(target, &mut point).await;
     if !tasks.is_empty() {
-        read_all(&mut tasks, lane, steady, group, &mut point).await?;
+        read_all(&mut tasks, target, steady, group, &mut point).await?;
     }
     stop_all(tasks, &mut point).await;
     Ok(point)
 }
 
-async fn start_all(lane: &Target, point: &mut ScalePoint) -> Tasks {
+async fn start_all(target: &Target, point: &mut ScalePoint) -> Tasks {
     let begun = Instant::now();
     let mut starts = JoinSet::new();
     for turn in 0..point.tasks {
-        let path = Arc::clone(&lane.path);
+        let path = Arc::clone(&target.path);
         starts.spawn(async move { (turn, path.start(false).await, begun.elapsed()) });
     }
     let (mut tasks, mut busy): (Tasks, Option<Busy>) = (Vec::new(), None);
@@ -191,13 +191,13 @@ impl Busy {
 
 async fn read_all(
     tasks: &mut Tasks,
-    lane: &Target,
+    target: &Target,
     steady: Duration,
     group: Option<&Group>,
     point: &mut ScalePoint,
 ) -> Result<()> {
-    let servers = lane.path.servers();
-    if lane.path.unsupported(Call::Stats).is_none() {
+    let servers = target.path.servers();
+    if target.path.unsupported(Call::Stats).is_none() {
         let before = group.map(Group::read).transpose()?;
         let begun = Instant::now();
         let count = u32::try_from(tasks.len())?;

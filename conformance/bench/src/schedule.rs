@@ -1,10 +1,10 @@
-//! The order of measurements: every lane takes each step of an iteration before any lane takes the next, and each time
-//! another lane is the first. Knows neither what a lane nor what a step is.
+//! The order of measurements: every target takes each step of an iteration before any target takes the next, and each time
+//! another target is the first. Knows neither what a target nor what a step is.
 
-/// Returns the order in which `lanes` lanes take a step of an iteration.
-pub(crate) fn order(lanes: usize, turn: u32, step: usize) -> impl Iterator<Item = usize> {
+/// Returns the order in which `targets` targets take a step of an iteration.
+pub(crate) fn order(targets: usize, turn: u32, step: usize) -> impl Iterator<Item = usize> {
     let first = turn as usize + step;
-    (0..lanes).map(move |lane| (lane + first) % lanes)
+    (0..targets).map(move |target| (target + first) % targets)
 }
 
 /// The end of a run: after this many iterations, or with the iteration during which the time runs out.
@@ -34,10 +34,10 @@ mod tests {
     fn each_lane_comes_once_a_step_and_first_as_often_as_any_other() {
         let mut first = [0; 3];
         for turn in 0..6 {
-            let mut lanes: Vec<usize> = order(3, turn, 0).collect();
-            first[lanes[0]] += 1;
-            lanes.sort_unstable();
-            assert_eq!(lanes, [0, 1, 2]);
+            let mut targets: Vec<usize> = order(3, turn, 0).collect();
+            first[targets[0]] += 1;
+            targets.sort_unstable();
+            assert_eq!(targets, [0, 1, 2]);
         }
         assert_eq!(first, [2, 2, 2]);
         assert_ne!(order(3, 0, 0).next(), order(3, 0, 1).next());

@@ -216,14 +216,14 @@ impl Setup {
 
 /// Returns the version that a program prints: the first line that has one, or the last for `ctr version`.
 pub(crate) fn version(program: &Path, arguments: &[&str]) -> Option<String> {
-    let said = output(Command::new(program).args(arguments)).ok()?;
+    let printed = output(Command::new(program).args(arguments)).ok()?;
     let has_one = |line: &&str| {
         line.split_whitespace().any(|word| {
             let word = word.trim_start_matches('v');
             word.starts_with(|first: char| first.is_ascii_digit()) && word.contains('.')
         })
     };
-    let lines: Vec<&str> = said.lines().filter(has_one).collect();
+    let lines: Vec<&str> = printed.lines().filter(has_one).collect();
     // `ctr version` prints its own version before that of the server.
     let line = if arguments.contains(&"version") { lines.last() } else { lines.first() };
     line.map(|line| line.trim().to_owned())

@@ -1,4 +1,4 @@
-//! The setups of a run: brings them up, with a lane for each path on each of them, and takes all of it down again.
+//! The setups of a run: brings them up, with a target for each path on each of them, and takes all of it down again.
 //! Knows nothing of what is measured.
 
 use std::sync::Arc;
@@ -22,7 +22,7 @@ use super::{cli, daemon, machine, setup};
 
 /// The options that choose setups and paths.
 #[derive(clap::Args, Debug, Clone)]
-pub(crate) struct On {
+pub(crate) struct SetupArgs {
     #[command(flatten)]
     choice: setup::Choice,
     /// Measure only this path. May be repeated.
@@ -46,7 +46,7 @@ enum PathName {
     Plugin,
 }
 
-impl On {
+impl SetupArgs {
     pub(crate) fn may_run_crun(&self) -> bool {
         self.choice.may_run_crun()
     }
@@ -56,24 +56,24 @@ impl On {
     }
 }
 
-pub(crate) struct Stage {
+pub(crate) struct Setups {
     pub(crate) runtime: Runtime,
     /// The control group that counts CPU time. `None` if costs are left out or can't be measured.
     pub(crate) group: Option<Group>,
-    pub(crate) lanes: Vec<Target>,
-    grounds: Vec<Arc<Environment>>,
+    pub(crate) targets: Vec<Target>,
+    environments: Vec<Arc<Environment>>,
     drivers: Vec<Option<Arc<Driver>>>,
     cgroups: report::CgroupRoots,
     /// Root of all files of the setups. Removed after everything else is dropped.
     _directory: TempDir,
 }
 
-impl Stage {
+impl Setups {
     /// Brings up all setups. Also returns a report that describes them and has no results yet.
     ///
     /// # Errors
     /// Names the part that didn't start.
-    pub(crate) fn raise(on: &On, settings: Settings) -> Result<(Self, Report)> {
+    pub(crate) fn raise(on: &SetupArgs, settings: Settings) -> Result<(Self, Report)> {
         let setups = on.choice.setups()?;
         let mut report = Report {
             format: FORMAT,
@@ -98,37 +98,39 @@ impl Stage {
         };
         let runtime = Runtime::new()?;
         let directory = environment::own_directory()?;
-        let mut grounds = Vec::new();
+        let mut environments = Vec::new();
         for (number, setup) in setups.into_iter().enumerate() {
             interrupt::check()?;
             let name = setup.name.clone();
-            let ground = Environment::start(&runtime, directory.path().join(format!("s{number}")), setup);
-            grounds.push(Arc::new(ground.with_context(|| format!("setup {name:?}"))?));
+            let environment =
+                Environment::start(&runtime, directory.path().join(format!("s{number}")), setup);
+            environments.push(Arc::new(environment.with_context(|| format!("setup {name:?}"))?));
         }
         let cgroups = report::CgroupRoots::note();
         let drivers = runtime.block_on(async {
             tokio::select! {
-                drivers = drivers(on, &grounds) => drivers,
+                drivers = drivers(on, &environments) => drivers,
                 () = interrupt::interrupted() => Err(anyhow!("interrupted")),
             }
         })?;
-        let lanes = lanes(on, &grounds, &drivers)?;
-        Ok((Self { runtime, group, lanes, grounds, drivers, cgroups, _directory: directory }, report))
+        let targets = targets(on, &environments, &drivers)?;
+        Ok((Self { runtime, group, targets, environments, drivers, cgroups, _directory: directory }, report))
     }
 
-    /// Takes down all setups, once the lanes have no containers left.
+    /// Takes down all setups, once the targets have no containers left.
     ///
     /// # Errors
     /// Names what stays behind in a containerd that isn't ours.
     pub(crate) fn end(self) -> Result<()> {
-        drop(self.lanes);
+        drop(self.targets);
         for driver in self.drivers.into_iter().flatten().filter_map(Arc::into_inner) {
             self.runtime.block_on(driver.end());
         }
         self.cgroups.restore();
-        let ended = self.grounds.into_iter().try_for_each(|ground| {
-            let in_use = |ground: Arc<Environment>| anyhow!("setup {:?} is still in use", ground.setup.name);
-            Arc::try_unwrap(ground).map_err(in_use)?.end(&self.runtime)
+        let ended = self.environments.into_iter().try_for_each(|environment| {
+            let in_use =
+                |environment: Arc<Environment>| anyhow!("setup {:?} is still in use", environment.setup.name);
+            Arc::try_unwrap(environment).map_err(in_use)?.end(&self.runtime)
         });
         drop((self.runtime, self.group));
         cost::remove_groups();
@@ -137,12 +139,12 @@ impl Stage {
 }
 
 /// Starts the plugins of the setups that have one.
-async fn drivers(on: &On, grounds: &[Arc<Environment>]) -> Result<Vec<Option<Arc<Driver>>>> {
+async fn drivers(on: &SetupArgs, environments: &[Arc<Environment>]) -> Result<Vec<Option<Arc<Driver>>>> {
     let mut drivers = Vec::new();
-    for ground in grounds {
-        let name = &ground.setup.name;
+    for environment in environments {
+        let name = &environment.setup.name;
         let driver = if on.wants(PathName::Plugin) {
-            Driver::start(ground).await.with_context(|| format!("the plugin of setup {name:?}"))?
+            Driver::start(environment).await.with_context(|| format!("the plugin of setup {name:?}"))?
         } else {
             None
         };
@@ -153,25 +155,29 @@ async fn drivers(on: &On, grounds: &[Arc<Environment>]) -> Result<Vec<Option<Arc
     Ok(drivers)
 }
 
-fn lanes(on: &On, grounds: &[Arc<Environment>], drivers: &[Option<Arc<Driver>>]) -> Result<Vec<Target>> {
-    let mut lanes = Vec::new();
-    for (ground, driver) in grounds.iter().zip(drivers) {
-        let mut add = |path: Arc<dyn Path>| lanes.push(Target::new(&ground.setup.name, path));
+fn targets(
+    on: &SetupArgs,
+    environments: &[Arc<Environment>],
+    drivers: &[Option<Arc<Driver>>],
+) -> Result<Vec<Target>> {
+    let mut targets = Vec::new();
+    for (environment, driver) in environments.iter().zip(drivers) {
+        let mut add = |path: Arc<dyn Path>| targets.push(Target::new(&environment.setup.name, path));
         if on.wants(PathName::Cli)
-            && let Some(path) = cli::Cli::of(ground)
+            && let Some(path) = cli::Cli::of(environment)
         {
             add(Arc::new(path));
         }
         if on.wants(PathName::Direct) {
-            add(Arc::new(Direct(Arc::clone(ground))));
+            add(Arc::new(Direct(Arc::clone(environment))));
         }
         if let Some(driver) = driver {
             add(Arc::new(ByPlugin(Arc::clone(driver))));
         }
         if on.wants(PathName::Daemon) {
-            add(Arc::new(daemon::Daemon(Arc::clone(ground))));
+            add(Arc::new(daemon::Daemon(Arc::clone(environment))));
         }
     }
-    ensure!(!lanes.is_empty(), "no setup has any of those paths");
-    Ok(lanes)
+    ensure!(!targets.is_empty(), "no setup has any of those paths");
+    Ok(targets)
 }

@@ -1,5 +1,5 @@
-//! A lane is a target of the benchmark: one path on one setup. It has the containers that a run uses there at a time,
-//! and makes a step on all of them at once. Knows nothing of other lanes.
+//! A target of the benchmark: one path on one setup. It has the containers that a run uses there at a time,
+//! and makes a step on all of them at once. Knows nothing of other targets.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,12 +39,12 @@ impl Target {
         format!("{} by {}", self.setup, self.path.name())
     }
 
-    /// Returns the calls of a step that this lane's path supports.
+    /// Returns the calls of a step that this target's path supports.
     pub(crate) fn has(&self, step: Step) -> Vec<Call> {
         step.gives().into_iter().filter(|call| self.path.unsupported(*call).is_none()).collect()
     }
 
-    /// Returns the steps that this lane supports, plus `End` if it starts fresh containers.
+    /// Returns the steps that this target supports, plus `End` if it starts fresh containers.
     pub(crate) fn steps(&self, steps: &[Step]) -> Vec<Step> {
         let lives =
             steps.iter().any(|step| step.on() == ContainerState::Fresh && !self.has(*step).is_empty());
@@ -116,7 +116,7 @@ impl Target {
         self.remove(fresh.into_iter().flatten().collect()).await
     }
 
-    /// Removes all containers of the lane.
+    /// Removes all containers of the target.
     ///
     /// # Errors
     /// Names the containers that stay.

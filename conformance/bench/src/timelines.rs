@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use harness::timeline::Told;
+use harness::timeline::LoggedTimeline;
 
 use super::report_data::{Key, Timeline, TimelineStep};
 use super::samples::Conditions;
@@ -13,17 +13,17 @@ use super::statistics::Distribution;
 const CALLS: [&str; 2] = ["start", "teardown"];
 
 /// Returns a timeline for each kind of call that the driver has logged.
-pub(crate) fn of(conditions: &Conditions, told: &[Told]) -> Vec<Timeline> {
+pub(crate) fn of(conditions: &Conditions, logged: &[LoggedTimeline]) -> Vec<Timeline> {
     let of_call = |call: &str| {
-        let went_well = told.iter().filter(|told| told.call == call && told.outcome == "done");
+        let went_well = logged.iter().filter(|timeline| timeline.call == call && timeline.outcome == "done");
         timeline(conditions.key_of(call, 0), &went_well.collect::<Vec<_>>())
     };
     CALLS.into_iter().filter_map(of_call).collect()
 }
 
-fn timeline(key: Key, calls: &[&Told]) -> Option<Timeline> {
+fn timeline(key: Key, calls: &[&LoggedTimeline]) -> Option<Timeline> {
     let mut times: BTreeMap<&str, (Vec<u64>, Vec<u64>)> = BTreeMap::new();
-    for (name, (begin_ms, length_ms)) in calls.iter().flat_map(|told| &told.steps) {
+    for (name, (begin_ms, length_ms)) in calls.iter().flat_map(|timeline| &timeline.steps) {
         let (begins, lengths) = times.entry(name).or_default();
         begins.push(in_ns(*begin_ms));
         lengths.push(in_ns(*length_ms));
@@ -41,15 +41,15 @@ fn timeline(key: Key, calls: &[&Told]) -> Option<Timeline> {
     let mut steps = steps.collect::<Option<Vec<_>>>()?;
     // A step begins with its first part, but is longer: it comes before that part.
     steps.sort_by_key(|step| (step.begin_ns, Reverse(step.length_ns)));
-    let median = |of: fn(&Told) -> u64| {
-        let all: Vec<_> = calls.iter().map(|told| of(told)).collect();
+    let median = |of: fn(&LoggedTimeline) -> u64| {
+        let all: Vec<_> = calls.iter().map(|timeline| of(timeline)).collect();
         Distribution::of(&all).percentile(0.5)
     };
     Some(Timeline {
         key,
         count: calls.len(),
-        total_ns: median(|told| in_ns(told.total_ms))?,
-        containerd_calls: median(|told| told.containerd_calls)?,
+        total_ns: median(|timeline| in_ns(timeline.total_ms))?,
+        containerd_calls: median(|timeline| timeline.containerd_calls)?,
         steps,
     })
 }
@@ -64,8 +64,8 @@ mod tests {
 
     use super::*;
 
-    fn told(call: &str, outcome: &str, total_ms: f64, steps: &[(&str, f64, f64)]) -> Told {
-        Told {
+    fn logged(call: &str, outcome: &str, total_ms: f64, steps: &[(&str, f64, f64)]) -> LoggedTimeline {
+        LoggedTimeline {
             call: call.to_owned(),
             container: "c".to_owned(),
             outcome: outcome.to_owned(),
@@ -82,11 +82,21 @@ mod tests {
     #[test]
     fn medians_are_of_those_that_went_well_and_steps_stand_in_the_order_of_their_begin() {
         let all = [
-            told("start", "done", 30.0, &[("image", 0.3, 1.0), ("shim", 2.0, 20.0), ("shim/exec", 2.0, 9.0)]),
-            told("start", "done", 50.0, &[("image", 0.1, 3.0), ("shim", 4.0, 40.0), ("shim/exec", 4.0, 9.5)]),
-            told("start", "done", 40.0, &[("image", 0.2, 2.0), ("cni", 0.4, 9.0), ("shim", 3.0, 30.0)]),
-            told("start", "failed", 900.0, &[("image", 0.2, 800.0)]),
-            told("teardown", "done", 10.0, &[]),
+            logged(
+                "start",
+                "done",
+                30.0,
+                &[("image", 0.3, 1.0), ("shim", 2.0, 20.0), ("shim/exec", 2.0, 9.0)],
+            ),
+            logged(
+                "start",
+                "done",
+                50.0,
+                &[("image", 0.1, 3.0), ("shim", 4.0, 40.0), ("shim/exec", 4.0, 9.5)],
+            ),
+            logged("start", "done", 40.0, &[("image", 0.2, 2.0), ("cni", 0.4, 9.0), ("shim", 3.0, 30.0)]),
+            logged("start", "failed", 900.0, &[("image", 0.2, 800.0)]),
+            logged("teardown", "done", 10.0, &[]),
         ];
         let conditions = Conditions { setup: "here".to_owned(), path: "plugin", concurrency: 4, held: 0 };
         let timelines = of(&conditions, &all);

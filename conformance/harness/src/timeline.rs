@@ -11,7 +11,7 @@ use crate::host::stderr::Lines;
 
 /// One timeline: a line of the plugin's log.
 #[derive(Debug)]
-pub struct Told {
+pub struct LoggedTimeline {
     /// The call: `start` or `teardown`.
     pub call: String,
     pub container: String,
@@ -25,12 +25,12 @@ pub struct Told {
 }
 
 /// Returns all timelines in a log, in the order in which the calls ended. Empty for other drivers, which log none.
-pub fn told(log: &Lines) -> impl Iterator<Item = Result<Told>> + use<> {
+pub fn logged(log: &Lines) -> impl Iterator<Item = Result<LoggedTimeline>> + use<> {
     let lines = log.all().into_iter().filter_map(|line| serde_json::from_str(&line).ok());
     lines.filter(|line: &Value| line["@message"] == "timeline").map(|line| parse(&line))
 }
 
-fn parse(line: &Value) -> Result<Told> {
+fn parse(line: &Value) -> Result<LoggedTimeline> {
     let text = |key: &str| line[key].as_str().with_context(|| format!("no {key} in {line}"));
     let mut steps = BTreeMap::new();
     let mut words = text("timeline")?.split(' ').filter(|word| !word.is_empty());
@@ -42,7 +42,7 @@ fn parse(line: &Value) -> Result<Told> {
             "{name} twice: {line}"
         );
     }
-    Ok(Told {
+    Ok(LoggedTimeline {
         call: text("call")?.to_owned(),
         container: text("container")?.to_owned(),
         outcome: text("outcome")?.to_owned(),
@@ -71,12 +71,15 @@ mod tests {
 
     #[test]
     fn a_line_is_read_whole() {
-        let told = parse(&line("image 0.6+0.8 shim 1.6+19.8 shim/exec 1.6+9.0")).unwrap();
-        assert_eq!((&*told.call, &*told.outcome, &*told.container), ("start", "done", "web-5b0c9d3e8f1a"));
-        assert_eq!((told.total_ms, told.containerd_calls), (28.4, 5));
-        assert_eq!(told.at, SystemTime::UNIX_EPOCH + Duration::from_micros(1_000_250));
-        assert_eq!(told.steps["shim"], (1.6, 19.8));
-        assert_eq!(told.steps.len(), 3);
+        let logged = parse(&line("image 0.6+0.8 shim 1.6+19.8 shim/exec 1.6+9.0")).unwrap();
+        assert_eq!(
+            (&*logged.call, &*logged.outcome, &*logged.container),
+            ("start", "done", "web-5b0c9d3e8f1a")
+        );
+        assert_eq!((logged.total_ms, logged.containerd_calls), (28.4, 5));
+        assert_eq!(logged.at, SystemTime::UNIX_EPOCH + Duration::from_micros(1_000_250));
+        assert_eq!(logged.steps["shim"], (1.6, 19.8));
+        assert_eq!(logged.steps.len(), 3);
         assert!(parse(&line("")).unwrap().steps.is_empty(), "a call that did nothing has no steps");
     }
 

@@ -51,8 +51,8 @@ fn a_script_check_looks_inside_the_task(context: &mut AgentContext) -> Result<()
     let shop = instance(context, "shop", "healthy instance", well)?;
     ensure!(place(&shop) == allocation.port("http")?.address(), "it is at {}", place(&shop));
     page_is(&place(&shop), "hello from the shop")?;
-    let said = check(&shop, "stock").and_then(|check| check["Output"].as_str()).unwrap_or_default();
-    ensure!(said == "hello from the image\n", "the script said {said:?}");
+    let output = check(&shop, "stock").and_then(|check| check["Output"].as_str()).unwrap_or_default();
+    ensure!(output == "hello from the image\n", "the script said {output:?}");
 
     let inside = instance(context, "shop-inside", "instance", |_| true)?;
     ensure!(

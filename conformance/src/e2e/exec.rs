@@ -191,7 +191,7 @@ fn a_templates_script_runs_in_the_task_when_a_variable_changes(context: &mut Age
     // The script's exit code counts, too.
     say(context, "bad")?;
     let task = context.dead(&id, "main")?;
-    let told = task.events().iter().any(|event| event.display_message.contains("exited with code: 1"));
-    ensure!(told && task.failed, "the end of the script is not told: {:?}", task.events());
+    let reported = task.events().iter().any(|event| event.display_message.contains("exited with code: 1"));
+    ensure!(reported && task.failed, "no event reports the end of the script: {:?}", task.events());
     context.agent.tell(&["var", "purge", &path]).map(drop)
 }

@@ -74,8 +74,8 @@ fn a_service_is_at_the_tasks_own_address_whoever_was_restarted(context: &mut Age
     let published = context.agent.allocation(&id)?.port("http")?.address();
     page_is(&published, "hello from the task")?;
     let place = own_place(context)?;
-    let told = context.agent.tell(&["service", "info", "own"])?.stdout();
-    ensure!(told.contains(&place.to_string()), "`nomad service info` says:\n{told}");
+    let info = context.agent.tell(&["service", "info", "own"])?.stdout();
+    ensure!(info.contains(&place.to_string()), "`nomad service info` says:\n{info}");
     checked(context, &id, &["port"])?;
 
     kill_plugin(context)?;

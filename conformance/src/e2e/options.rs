@@ -118,10 +118,10 @@ fn archive(context: &AgentContext) -> Result<String> {
 fn ends_well(context: &mut AgentContext, name: &str, hcl: &str, variables: &[(&str, &str)]) -> Result<()> {
     let id = context.start(&format!("option-{name}"), hcl, variables)?;
     let task = context.dead(&id, "main")?;
-    let said = || {
+    let output = || {
         let log = |stderr| context.log(&id, "main", stderr).unwrap_or_default();
         String::from_utf8_lossy(&[log(false), log(true)].concat()).into_owned()
     };
-    ensure!(!task.failed, "{}\nit said:\n{}", context.agent.allocation(&id)?.story(), said());
+    ensure!(!task.failed, "{}\nit said:\n{}", context.agent.allocation(&id)?.story(), output());
     Ok(())
 }

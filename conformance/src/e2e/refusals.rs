@@ -32,9 +32,9 @@ fn refused(context: &mut AgentContext, job: &str, hcl: &str, image: &str, words:
         context.agent.allocation(&id)?.story()
     );
     let failures = task.events().iter().filter(|event| FAILURES.contains(&event.kind.as_str()));
-    let told =
+    let reported =
         failures.map(|event| &event.display_message).any(|text| words.iter().all(|word| text.contains(word)));
-    ensure!(told, "no failure says {words:?}: {}", context.agent.allocation(&id)?.story());
+    ensure!(reported, "no failure says {words:?}: {}", context.agent.allocation(&id)?.story());
     let status = context.agent.tell(&["alloc", "status", "-verbose", &id])?.stdout();
     ensure!(words.iter().all(|word| status.contains(word)), "`nomad alloc status` does not tell:\n{status}");
     ensure!(context.agent.is_alive(), "the agent has died");

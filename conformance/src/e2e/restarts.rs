@@ -1,4 +1,4 @@
-//! The task's process outlives the plugin and the agent, and its end is told by whoever comes after.
+//! The task's process outlives the plugin and the agent, and its end is reported by whoever comes after.
 
 use std::fs;
 
@@ -124,14 +124,14 @@ fn a_task_whose_shim_dies_while_the_agent_is_down_is_started_anew(context: &mut 
 
 fn a_recovery_is_an_event(context: &mut AgentContext) -> Result<()> {
     let (id, pid) = started(context, "recovery-is-told")?;
-    let told = |context: &AgentContext| -> Result<usize> {
+    let recoveries = |context: &AgentContext| -> Result<usize> {
         Ok(context.agent.tell(&["alloc", "status", &id])?.stdout().matches("Recovered after").count())
     };
     kill_plugin(context)?;
-    eventually("event of the recovery", || Ok(told(context)? == 1))?;
+    eventually("event of the recovery", || Ok(recoveries(context)? == 1))?;
     context.agent.stop()?;
     context.agent.launch()?;
-    eventually("event of the second recovery", || Ok(told(context)? == 2))?;
+    eventually("event of the second recovery", || Ok(recoveries(context)? == 2))?;
     goes_on(context, &id, pid)
 }
 

@@ -29,7 +29,7 @@ while :; do sleep 1000 & wait; done";
 /// # Errors
 /// Names what doesn't.
 pub fn goes_on(client: &Client, id: &str, pid: i32) -> Result<()> {
-    // The agent recovers its tasks after it has told that it is ready.
+    // The agent recovers its tasks after it has reported that it is ready.
     client
         .eventually("exec in the recovered task", || Ok(client.exec(id, b"", &["true"])?.code == Some(0)))?;
     ensure!(client.pid(id)? == pid, "the task has another process");
@@ -57,12 +57,12 @@ pub fn stopped_in(context: &AgentContext, id: &str) -> Result<Duration> {
 /// Waits until a server's page has this text.
 pub fn page_is(address: &str, page: &str) -> Result<()> {
     let mut seen = String::new();
-    let asked = eventually(&format!("page {page:?} from {address}"), || {
+    let fetched = eventually(&format!("page {page:?} from {address}"), || {
         seen = match http::request(address, "GET", "/", &[], b"") {
             Ok(answer) => String::from_utf8_lossy(&answer.body).into_owned(),
             Err(error) => format!("{error:#}"),
         };
         Ok(seen.trim_end() == page)
     });
-    asked.with_context(|| format!("it answers {seen:?}"))
+    fetched.with_context(|| format!("it answers {seen:?}"))
 }

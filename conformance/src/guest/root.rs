@@ -95,8 +95,8 @@ impl Root {
             .context("start busybox cpio")?;
         packer.stdin.take().context("busybox cpio has no stdin")?.write_all(listing.as_bytes())?;
         let done = packer.wait_with_output()?;
-        let said = String::from_utf8_lossy(&done.stderr);
-        ensure!(done.status.success(), "busybox cpio ended with {}: {said}", done.status);
+        let stderr = String::from_utf8_lossy(&done.stderr);
+        ensure!(done.status.success(), "busybox cpio ended with {}: {stderr}", done.status);
         Ok(())
     }
 }

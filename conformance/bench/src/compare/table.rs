@@ -5,7 +5,7 @@ use crate::format;
 use crate::report_data::{Key, Report, Setup};
 
 pub(crate) fn print(base: &Report, other: &Report, comparison: &Comparison, args: &Args) {
-    print_ground(base, other, comparison);
+    print_environment(base, other, comparison);
     println!(
         "\n{:<44} {:>10} {:>10} {:>7} {:>16}  {:<14} failed",
         "", "first", "second", "ratio", "19 times in 20", "verdict"
@@ -23,26 +23,26 @@ pub(crate) fn print(base: &Report, other: &Report, comparison: &Comparison, args
         (Verdict::TooFew, "with too few samples"),
     ];
     let counts = counts.into_iter().map(|(verdict, word)| (comparison.count(verdict), word));
-    let told: Vec<_> =
+    let shown: Vec<_> =
         counts.filter(|(count, _)| *count > 0).map(|(count, word)| format!("{count} {word}")).collect();
-    println!("\nat a threshold of {} %: {}", args.threshold * 100.0, told.join(", "));
+    println!("\nat a threshold of {} %: {}", args.threshold * 100.0, shown.join(", "));
 }
 
 /// Prints the series that only one report has. A setup that the other report lacks as a whole is printed as one line.
 fn print_alone(keys: &[Key], counterpart: &Report, which: &str) {
-    let mut said = Vec::new();
+    let mut printed = Vec::new();
     for key in keys {
         let has_setup = counterpart.setups.iter().any(|setup| setup.name == key.setup);
         let what = if has_setup { name(key) } else { format!("setup {}", key.setup) };
-        if !said.contains(&what) {
+        if !printed.contains(&what) {
             println!("only in the {which} report: {what}");
-            said.push(what);
+            printed.push(what);
         }
     }
 }
 
 /// Prints the machine and the setups that the figures were taken on, and what differs between the two reports.
-fn print_ground(base: &Report, other: &Report, comparison: &Comparison) {
+fn print_environment(base: &Report, other: &Report, comparison: &Comparison) {
     if base == other {
         println!("one run of {}, setups {}; compared turn by turn", base.made_at, setups(base));
     } else {

@@ -123,7 +123,7 @@ fn more_failures_fail_it_whatever_the_times() {
 }
 
 #[test]
-fn another_machine_is_said_and_judged_only_when_told_to() {
+fn reports_of_two_machines_are_compared_only_on_request() {
     let base = run(1, "", 1.0);
     let mut other = run(2, "", 1.0);
     other.machine.cgroups = "v1".to_owned();
@@ -132,8 +132,8 @@ fn another_machine_is_said_and_judged_only_when_told_to() {
     assert_eq!(comparison.machines, ["control groups: v2 and v1"]);
     assert_eq!(comparison.count(Verdict::NotComparable), 3);
     assert!(comparison.reasons(&args())[0].starts_with("FAILED: 3 series not comparable"));
-    let told = Args { across_machines: true, ..args() };
-    assert_eq!(compare(&base, &other, &told).count(Verdict::Same), 3);
+    let accepting = Args { across_machines: true, ..args() };
+    assert_eq!(compare(&base, &other, &accepting).count(Verdict::Same), 3);
 }
 
 #[test]

@@ -57,8 +57,8 @@ impl Bare {
         let mut run = bare.command(&["run", "--detach", "--bundle", &bundle, &bare.id]);
         let status = run.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).status();
         let status = status.with_context(|| format!("run {runtime}"))?;
-        let said = || fs::read_to_string(bare.directory.join("log")).unwrap_or_default();
-        ensure!(status.success(), "{runtime} run ends with {status}: {}", said().trim());
+        let stderr = || fs::read_to_string(bare.directory.join("log")).unwrap_or_default();
+        ensure!(status.success(), "{runtime} run ends with {status}: {}", stderr().trim());
         Ok(bare)
     }
 
@@ -90,8 +90,8 @@ impl Bare {
     fn well(&self, command: &mut Command) -> Result<Output> {
         let output =
             command.stdin(Stdio::null()).output().with_context(|| format!("run {}", self.runtime))?;
-        let said = || String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        ensure!(output.status.success(), "{} ends with {}: {}", self.runtime, output.status, said());
+        let stderr = || String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        ensure!(output.status.success(), "{} ends with {}: {}", self.runtime, output.status, stderr());
         Ok(output)
     }
 }

@@ -10,7 +10,7 @@ use harness::host::Plugin;
 use harness::task::Task;
 use serde_json::Value;
 
-use super::Environment;
+use super::Session;
 
 /// The script of an idle task. It exits at once on SIGTERM.
 pub(crate) const IDLE: &str = "trap 'exit 0' TERM; sleep 1000000 & wait";
@@ -26,8 +26,8 @@ impl Driven {
     ///
     /// # Errors
     /// Fails if the plugin or the task doesn't start.
-    pub(crate) async fn start(ground: &Environment<'_>, name: &str) -> Result<Self> {
-        let context = CaseContext::new(Arc::clone(ground.environment), ground.plugin, name.to_owned());
+    pub(crate) async fn start(session: &Session<'_>, name: &str) -> Result<Self> {
+        let context = CaseContext::new(Arc::clone(session.environment), session.plugin, name.to_owned());
         let plugin = context.plugin().await?;
         // The container by runc alone has no seccomp either: runc compiles a profile anew for each exec, which takes
         // long.

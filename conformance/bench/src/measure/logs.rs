@@ -13,7 +13,7 @@ use harness::processes::{cpu_ns, resident_kb};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::{Environment, Findings};
+use super::{Findings, Session};
 
 /// Maximum number of rounds. Each takes seconds.
 const ROUNDS: u32 = 5;
@@ -42,14 +42,14 @@ pub(crate) struct Logs {
     failures: Vec<String>,
 }
 
-pub(crate) fn measure(ground: &Environment<'_>, findings: &mut Findings) -> Result<()> {
-    let Some(nomad) = ground.nomad else {
+pub(crate) fn measure(session: &Session<'_>, findings: &mut Findings) -> Result<()> {
+    let Some(nomad) = session.nomad else {
         findings.not_measured.push("throughput of logs under an agent: no --nomad".to_owned());
         return Ok(());
     };
-    let mut context = AgentContext::on(ground.environment, nomad, ground.plugin)?;
+    let mut context = AgentContext::on(session.environment, nomad, session.plugin)?;
     let mut logs = Logs::default();
-    for round in 0..ground.rounds.min(ROUNDS) {
+    for round in 0..session.rounds.min(ROUNDS) {
         for (tasks, pieces) in SIZES {
             for collector in COLLECTORS {
                 interrupt::check()?;

@@ -14,8 +14,8 @@ use crate::machine;
 /// Names the fact that can't be read. The version of a program that isn't installed is null.
 pub(crate) fn facts(plugin: &Path, nomad: Option<&Path>, programs: &Programs) -> Result<Value> {
     let version = |program: &Path, argument: &str| {
-        let said = output(Command::new(program).arg(argument)).ok()?;
-        Some(said.lines().find(|line| line.split('.').count() > 1)?.trim().to_owned())
+        let printed = output(Command::new(program).arg(argument)).ok()?;
+        Some(printed.lines().find(|line| line.split('.').count() > 1)?.trim().to_owned())
     };
     let mut facts = serde_json::to_value(machine::look()?)?;
     facts["plugin"] = version(plugin, "--version").into();

@@ -72,7 +72,7 @@ impl Args {
 }
 
 /// The environment of all groups.
-struct Environment<'a> {
+struct Session<'a> {
     environment: &'a Arc<TestEnvironment>,
     runtime: &'a Runtime,
     plugin: &'a FilePath,
@@ -80,7 +80,7 @@ struct Environment<'a> {
     rounds: u32,
 }
 
-type Measure = fn(&Environment<'_>, &mut Findings) -> Result<()>;
+type Measure = fn(&Session<'_>, &mut Findings) -> Result<()>;
 
 /// The results of all groups.
 #[derive(Default)]
@@ -104,7 +104,7 @@ pub fn run(args: &Args) -> Result<()> {
     machine::print(&machine);
     let environment = TestEnvironment::start_of(programs)?;
     let mut findings = Findings::default();
-    let ground = Environment {
+    let session = Session {
         environment: &environment,
         runtime: &runtime,
         plugin: &plugin,
@@ -121,14 +121,14 @@ pub fn run(args: &Args) -> Result<()> {
     ];
     for (group, measure) in groups {
         if args.wants(group) {
-            measure(&ground, &mut findings).with_context(|| format!("group {group:?}"))?;
+            measure(&session, &mut findings).with_context(|| format!("group {group:?}"))?;
         }
     }
     findings.print();
     let Some(path) = &args.json else { return Ok(()) };
     let all = json!({
         "machine": machine,
-        "rounds": ground.rounds,
+        "rounds": session.rounds,
         "calls": findings.table.json(),
         "pulled": findings.pulled.as_ref().map(pull::Pulled::json),
         "logs": findings.logs.as_ref().map(logs::Logs::json),

@@ -19,23 +19,23 @@ use serde_json::{Value, json};
 use super::ctr::Pulled;
 use super::driven::{IDLE, read};
 use super::table::{Call, Path, Table};
-use super::{Environment, Findings};
+use super::{Findings, Session};
 
 /// The calls whose times a round yields, in that order.
 const CALLS: [Call; 2] = [Call::Attach, Call::Detach];
 /// Directory of the network namespaces that `ip netns` creates.
 const NAMESPACES: &str = "/run/netns";
 
-pub(crate) fn measure(ground: &Environment<'_>, findings: &mut Findings) -> Result<()> {
-    let runtime = ground.runtime;
-    let _pulled = Pulled::pull(ground.environment)?;
+pub(crate) fn measure(session: &Session<'_>, findings: &mut Findings) -> Result<()> {
+    let runtime = session.runtime;
+    let _pulled = Pulled::pull(session.environment)?;
     let context =
-        CaseContext::new(std::sync::Arc::clone(ground.environment), ground.plugin, "network".to_owned());
+        CaseContext::new(std::sync::Arc::clone(session.environment), session.plugin, "network".to_owned());
     let mut plugin = runtime.block_on(context.plugin())?;
     let by_hand = runtime.block_on(ByHand::like_the_plugins(&context, &plugin))?;
     // The first round is a warm-up.
     let mut uncounted = Table::default();
-    for round in 0..=ground.rounds {
+    for round in 0..=session.rounds {
         interrupt::check()?;
         let table = if round == 0 { &mut uncounted } else { &mut findings.table };
         let mut driven =
@@ -125,8 +125,8 @@ impl ByHand {
         let begun = Instant::now();
         let mut result = Value::Null;
         for request in &self.requests {
-            let said = self.run("ADD", request, &result)?;
-            result = serde_json::from_str(&said).context("read a plugin's result")?;
+            let answer = self.run("ADD", request, &result)?;
+            result = serde_json::from_str(&answer).context("read a plugin's result")?;
         }
         let attached = begun.elapsed();
         let begun = Instant::now();

@@ -13,23 +13,23 @@ use super::bare::Bare;
 use super::ctr::Pulled;
 use super::driven::Driven;
 use super::table::{self, Call, GO_DRIVERS_MB_PER_S, OUTPUT_BYTES as BYTES, Probe, Table};
-use super::{Environment, Findings};
+use super::{Findings, Session};
 
 /// The command of the exec, which prints a file.
 const COMMAND: [&str; 2] = ["cat", "/alloc/data/pattern"];
 /// Maximum number of rounds. Each takes a second or so.
 const MOST_ROUNDS: u32 = 30;
 
-pub(crate) fn measure(ground: &Environment<'_>, findings: &mut Findings) -> Result<()> {
-    let runtime = ground.runtime;
-    let _pulled = Pulled::pull(ground.environment)?;
+pub(crate) fn measure(session: &Session<'_>, findings: &mut Findings) -> Result<()> {
+    let runtime = session.runtime;
+    let _pulled = Pulled::pull(session.environment)?;
     let pattern = pattern();
-    let driven = runtime.block_on(Driven::start(ground, "output"))?;
+    let driven = runtime.block_on(Driven::start(session, "output"))?;
     fs::write(driven.task.alloc.directory.join("alloc/data/pattern"), &pattern)?;
-    let runc = Bare::like(&driven.bundle()?, "runc", ground.environment)?;
+    let runc = Bare::like(&driven.bundle()?, "runc", session.environment)?;
     runc.write(Path::new(COMMAND[1]), &pattern)?;
-    let mut under_agent = match ground.nomad {
-        Some(nomad) => Some(AgentContext::on(ground.environment, nomad, ground.plugin)?),
+    let mut under_agent = match session.nomad {
+        Some(nomad) => Some(AgentContext::on(session.environment, nomad, session.plugin)?),
         None => {
             findings.not_measured.push("output through an agent: no --nomad".to_owned());
             None
@@ -55,7 +55,7 @@ pub(crate) fn measure(ground: &Environment<'_>, findings: &mut Findings) -> Resu
             Ok(output.stdout)
         }));
     }
-    findings.table.interleave(&mut probes, ground.rounds.min(MOST_ROUNDS))?;
+    findings.table.interleave(&mut probes, session.rounds.min(MOST_ROUNDS))?;
     drop(probes);
     drop(runc);
     let context = runtime.block_on(driven.end())?;

@@ -22,7 +22,7 @@ use harness::interrupt::interrupted;
 use serde_json::{Value, json};
 
 use super::table::{Call, Path, Probe};
-use super::{Environment, Findings};
+use super::{Findings, Session};
 
 /// Maximum number of rounds. Each takes seconds.
 const ROUNDS: u32 = 5;
@@ -74,16 +74,16 @@ pub(crate) struct Pulled {
 /// Pulls an image and removes it again. Returns the time of the pull.
 type Pulling<'a> = &'a dyn Fn(&str) -> Result<Duration>;
 
-pub(crate) fn measure(ground: &Environment<'_>, findings: &mut Findings) -> Result<()> {
-    let environment = ground.environment;
+pub(crate) fn measure(session: &Session<'_>, findings: &mut Findings) -> Result<()> {
+    let environment = session.environment;
     [LARGE, SMALL].iter().try_for_each(|shape| shape.push(environment))?;
-    let context = CaseContext::new(Arc::clone(environment), ground.plugin, "pulls".to_owned());
-    let mut plugin = ground.runtime.block_on(context.plugin())?;
+    let context = CaseContext::new(Arc::clone(environment), session.plugin, "pulls".to_owned());
+    let mut plugin = session.runtime.block_on(context.plugin())?;
     let has_skopeo = Command::new("skopeo").arg("--version").stdout(Stdio::null()).status().is_ok();
     if !has_skopeo {
         findings.not_measured.push("skopeo copy: the package skopeo is not installed".to_owned());
     }
-    let by_plugin = |image: &str| ground.runtime.block_on(pull(&context, &plugin, image));
+    let by_plugin = |image: &str| session.runtime.block_on(pull(&context, &plugin, image));
     let (by_ctr, by_skopeo) =
         (|image: &str| ctr(environment, image), |image: &str| skopeo(environment, image));
     let mut paths: Vec<(Path, Pulling<'_>)> = vec![(Path::Plugin, &by_plugin), (Path::Ctr, &by_ctr)];
@@ -97,7 +97,7 @@ pub(crate) fn measure(ground: &Environment<'_>, findings: &mut Findings) -> Resu
             probes.push(Probe::new(call, *path, move || run(&image)));
         }
     }
-    findings.table.interleave(&mut probes, ground.rounds.min(ROUNDS))?;
+    findings.table.interleave(&mut probes, session.rounds.min(ROUNDS))?;
     drop(probes);
     let proxy = FaultProxy::before(environment.registry().address())?;
     let mut wire = Vec::new();
@@ -106,10 +106,10 @@ pub(crate) fn measure(ground: &Environment<'_>, findings: &mut Findings) -> Resu
         run(&LARGE.at(proxy.address()))?;
         wire.push(Wire { by: *by, requests: proxy.requests().len(), bytes: proxy.sent_bytes("") });
     }
-    let warm_requests = ground.runtime.block_on(warm(&context, &plugin, &proxy))?;
+    let warm_requests = session.runtime.block_on(warm(&context, &plugin, &proxy))?;
     let peak_kb = peak_kb(plugin.pid())?;
     findings.pulled = Some(Pulled { wire, warm_requests, peak_kb });
-    ground.runtime.block_on(plugin.shut_down())?;
+    session.runtime.block_on(plugin.shut_down())?;
     context.close()
 }
 

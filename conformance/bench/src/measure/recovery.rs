@@ -13,16 +13,16 @@ use harness::task::Task;
 
 use super::driven::IDLE;
 use super::table::{Call, Path, RECOVERED, Table};
-use super::{Environment, Findings};
+use super::{Findings, Session};
 
 const ROUNDS: u32 = 10;
 /// Number of concurrent starts and removals of tasks, which aren't measured.
 const AT_A_TIME: usize = 10;
 
-pub(crate) fn measure(ground: &Environment<'_>, findings: &mut Findings) -> Result<()> {
-    let context = CaseContext::new(Arc::clone(ground.environment), ground.plugin, "recovery".to_owned());
-    let rounds = ground.rounds.min(ROUNDS);
-    ground.runtime.block_on(measure_on(&context, rounds, &mut findings.table))?;
+pub(crate) fn measure(session: &Session<'_>, findings: &mut Findings) -> Result<()> {
+    let context = CaseContext::new(Arc::clone(session.environment), session.plugin, "recovery".to_owned());
+    let rounds = session.rounds.min(ROUNDS);
+    session.runtime.block_on(measure_on(&context, rounds, &mut findings.table))?;
     context.close()
 }
 

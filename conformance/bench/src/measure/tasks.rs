@@ -13,7 +13,7 @@ use harness::processes;
 
 use super::ctr::{Pulled, ctr, image};
 use super::table::{Call, Path, Table};
-use super::{Environment, Findings};
+use super::{Findings, Session};
 
 /// The script that both run. It reports that it runs by a file, and exits at once on SIGTERM.
 const SCRIPT: &str = "trap 'exit 0' TERM; touch /alloc/data/begun; sleep 1000 & wait";
@@ -22,17 +22,17 @@ const NO_PROFILE: &str = "seccomp = false";
 /// The calls whose times a round yields, in that order.
 const CALLS: [Call; 4] = [Call::Start, Call::Stop, Call::Removal, Call::ExecCommand];
 
-pub(crate) fn measure(ground: &Environment<'_>, findings: &mut Findings) -> Result<()> {
-    let Some(nomad) = ground.nomad else {
+pub(crate) fn measure(session: &Session<'_>, findings: &mut Findings) -> Result<()> {
+    let Some(nomad) = session.nomad else {
         findings.not_measured.push("start, stop and exec under an agent: no --nomad".to_owned());
         return Ok(());
     };
-    let _pulled = Pulled::pull(ground.environment)?;
-    let mut context = AgentContext::on(ground.environment, nomad, ground.plugin)?;
+    let _pulled = Pulled::pull(session.environment)?;
+    let mut context = AgentContext::on(session.environment, nomad, session.plugin)?;
     // The first round pulls the image, and isn't counted.
     driver_round(&mut context, "first", "")?;
-    let _ = ctr_round(ground.environment, "first")?;
-    for round in 0..ground.rounds {
+    let _ = ctr_round(session.environment, "first")?;
+    for round in 0..session.rounds {
         let mut collectors = [
             ("nomad", Path::Agent, Path::AgentNoProfile),
             ("driver", Path::AgentOwnLogs, Path::AgentOwnLogsNoProfile),
@@ -52,7 +52,7 @@ pub(crate) fn measure(ground: &Environment<'_>, findings: &mut Findings) -> Resu
             record(&mut findings.table, without_profile, &plain);
             context.clear()?;
         }
-        record(&mut findings.table, Path::Ctr, &ctr_round(ground.environment, &format!("{round}")));
+        record(&mut findings.table, Path::Ctr, &ctr_round(session.environment, &format!("{round}")));
         let version = run_well(&mut context.agent.nomad(&["version"]), b"", SOON).map(|output| output.took);
         findings.table.record(Call::ExecCommand, Path::AgentIdle, version);
     }
@@ -95,10 +95,10 @@ fn ctr_round(environment: &TestEnvironment, round: &str) -> Result<[Duration; 4]
     let mark = directory.join("data/begun");
     let _ = fs::remove_file(&mark);
     let mount = format!("type=bind,src={},dst=/alloc,options=rbind:rw", directory.display());
-    let asked = SystemTime::now();
+    let requested = SystemTime::now();
     ctr(environment, &["run", "--detach", "--mount", &mount, &image(environment), &id, "sh", "-c", SCRIPT])?;
     eventually("file of ctr's task", || Ok(mark.exists()))?;
-    let start = fs::metadata(&mark)?.modified()?.duration_since(asked)?;
+    let start = fs::metadata(&mark)?.modified()?.duration_since(requested)?;
     let begun = Instant::now();
     ctr(environment, &["tasks", "exec", "--exec-id", "true", &id, "true"])?;
     let exec = begun.elapsed();

@@ -12,11 +12,11 @@ const STYLE: &str = include_str!("style.css");
 pub(crate) fn of(reports: &[Report]) -> Result<String> {
     let series: Vec<&Series> = reports.iter().flat_map(|report| &report.series).collect();
     let points: Vec<_> = reports.iter().flat_map(|report| &report.scale).collect();
-    let told: Vec<_> = reports.iter().flat_map(|report| &report.timelines).collect();
+    let all: Vec<_> = reports.iter().flat_map(|report| &report.timelines).collect();
     let mut page = head();
     page += &environment::of(reports);
     page += &calls::of(&series)?;
-    page += &timelines::of(&told);
+    page += &timelines::of(&all);
     page += &many_tasks::of(&points);
     page += &environment::not_measured(reports);
     page += "</main>\n</body>\n</html>\n";

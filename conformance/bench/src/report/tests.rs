@@ -88,7 +88,7 @@ fn a_page_has_all_that_was_measured_and_nothing_from_elsewhere() {
 }
 
 #[test]
-fn setups_of_the_same_name_in_two_files_are_told_apart() {
+fn setups_of_the_same_name_in_two_files_have_names_of_their_own() {
     let named = name_apart(vec![
         (Path::new("one.json"), report("here")),
         (Path::new("two.json"), report("here")),

@@ -31,7 +31,7 @@ pub use tasks::{SHELL, eventually};
 use crate::fixture::process::{Process, tail};
 use crate::fixture::programs::path_with;
 pub use crate::leaks::agent::take_down_all;
-use crate::leaks::agent::{MARK, Residue, check_interrupt};
+use crate::leaks::agent::{AgentLeaks, MARK, check_interrupt};
 use crate::processes;
 
 pub const DRIVER: &str = "containerd-driver";
@@ -47,7 +47,7 @@ pub struct Agent {
     client: Client,
     server: Option<Process>,
     process: Option<Process>,
-    residue: Arc<Residue>,
+    leaks: Arc<AgentLeaks>,
 }
 
 impl Agent {
@@ -57,15 +57,15 @@ impl Agent {
     /// Carries the end of the agent's log.
     pub fn start(setup: Setup) -> Result<Self> {
         setup.lay_out()?;
-        let residue = Residue::note(&setup.directory, setup.allocations());
+        let leaks = AgentLeaks::note(&setup.directory, setup.allocations());
         let (ports, server) = (Ports::choose()?, Ports::choose()?);
-        let kept = setup.mode == Mode::Kept;
-        let asked = if kept { &server } else { &ports };
-        let client = Client::new(setup.nomad.clone(), ports.http, asked.http);
-        let (process, server_rpc) = (None, kept.then_some(server.rpc));
-        let mut agent = Self { setup, ports, server_rpc, client, server: None, process, residue };
+        let has_own_server = setup.mode == Mode::Kept;
+        let http = if has_own_server { &server } else { &ports };
+        let client = Client::new(setup.nomad.clone(), ports.http, http.http);
+        let (process, server_rpc) = (None, has_own_server.then_some(server.rpc));
+        let mut agent = Self { setup, ports, server_rpc, client, server: None, process, leaks };
         agent.configure()?;
-        if kept {
+        if has_own_server {
             fs::write(agent.setup.directory.join("server.hcl"), config::server(&agent.setup, &server))?;
             agent.launch_server()?;
         }
@@ -193,8 +193,8 @@ impl Agent {
     }
 
     /// Returns what the agent itself has left behind once it is down. Should be empty.
-    pub fn residue(&self) -> Vec<String> {
-        self.residue.found()
+    pub fn leaks(&self) -> Vec<String> {
+        self.leaks.found()
     }
 }
 
@@ -212,7 +212,7 @@ impl Drop for Agent {
             eprintln!("{error:#}");
         }
         drop(self.server.take());
-        self.residue.clear();
+        self.leaks.clear();
     }
 }
 

@@ -69,10 +69,10 @@ impl Client {
         let ended = |allocation: &Allocation| allocation.task(task).state == "dead";
         let allocation = self.allocation_until(id, "ended task", SOON, ended);
         let well = allocation.as_ref().is_ok_and(|allocation| !allocation.task(task).failed);
-        let said = if well { Vec::new() } else { self.log(id, task, true).unwrap_or_default() };
-        let said = || format!("task {task} said:\n{}", String::from_utf8_lossy(&said));
-        let allocation = allocation.with_context(said)?;
-        ensure!(well, "task {task} has failed\n{}{}", allocation.story(), said());
+        let log = if well { Vec::new() } else { self.log(id, task, true).unwrap_or_default() };
+        let log = || format!("log of task {task}:\n{}", String::from_utf8_lossy(&log));
+        let allocation = allocation.with_context(log)?;
+        ensure!(well, "task {task} has failed\n{}{}", allocation.story(), log());
         Ok(())
     }
 

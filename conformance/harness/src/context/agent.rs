@@ -15,7 +15,7 @@ use crate::environment::TestEnvironment;
 use crate::fixture::{Consul, Programs};
 use crate::leaks::agent::check_interrupt;
 use crate::leaks::census::Census;
-use crate::leaks::report::Leftovers;
+use crate::leaks::report::LeakCheck;
 use crate::leaks::sweep;
 
 /// Time for the plugin's garbage collection after containerd was down or the plugin was killed.
@@ -123,7 +123,7 @@ impl AgentContext {
             cgroups: Vec::new(),
             log_offset: 0,
         };
-        context.before = context.leftovers().all();
+        context.before = context.leak_check().all();
         Ok(context)
     }
 
@@ -203,7 +203,7 @@ impl AgentContext {
     /// # Errors
     /// Fails with everything that is left. It has been removed by force then, for the next case to start clean.
     pub fn clear(&mut self) -> Result<()> {
-        let result = self.end_jobs().and_then(|()| self.leftovers().assert_nothing_left_within(CLEAN));
+        let result = self.end_jobs().and_then(|()| self.leak_check().assert_nothing_left_within(CLEAN));
         if result.is_err() {
             sweep::processes_under(&self.state_dir);
             self.cgroups.iter().for_each(|group| sweep::cgroups(group));
@@ -230,8 +230,8 @@ impl AgentContext {
         self.agent.driver_becomes(true).map(drop)
     }
 
-    fn leftovers(&self) -> Leftovers<'_> {
-        Leftovers {
+    fn leak_check(&self) -> LeakCheck<'_> {
+        LeakCheck {
             containerd: self.environment.containerd(),
             networks: self.environment.networks(),
             state_dir: &self.state_dir,

@@ -16,7 +16,7 @@ use crate::host::stderr::{self, Lines};
 use crate::host::{Alloc, Launch, Plugin, hcl};
 use crate::leaks::census::Census;
 use crate::leaks::inspect::children;
-use crate::leaks::report::{Leftovers, NULL_NETNS};
+use crate::leaks::report::{LeakCheck, NULL_NETNS};
 use crate::leaks::sweep;
 use crate::task::Task;
 
@@ -47,7 +47,7 @@ impl CaseContext {
         let binary = binary.to_owned();
         let (before, noted) = (Census::default(), Mutex::default());
         let mut context = Self { environment, binary, successor: None, name, before, noted };
-        context.before = context.look(|leftovers| leftovers.all());
+        context.before = context.look(|check| check.all());
         context
     }
 
@@ -241,7 +241,7 @@ impl CaseContext {
 
     /// Returns all that exists of this case now, as text.
     pub fn census(&self) -> Vec<String> {
-        self.look(|leftovers| [leftovers.census(), leftovers.records()].concat())
+        self.look(|check| [check.census(), check.records()].concat())
     }
 
     /// Checks that nothing is left of a start whose answer nobody waited for. If the start had just succeeded when its
@@ -259,7 +259,7 @@ impl CaseContext {
     /// # Errors
     /// Lists everything that is left.
     pub fn nothing_left(&self) -> Result<()> {
-        self.look(|leftovers| leftovers.assert_nothing_left())
+        self.look(|check| check.assert_nothing_left())
     }
 
     /// Checks within `limit` that nothing is left, since the plugin may need time to clean up.
@@ -267,13 +267,13 @@ impl CaseContext {
     /// # Errors
     /// Lists everything that is left.
     pub fn nothing_left_within(&self, limit: Duration) -> Result<()> {
-        self.look(|leftovers| leftovers.assert_nothing_left_within(limit))
+        self.look(|check| check.assert_nothing_left_within(limit))
     }
 
-    fn look<T>(&self, look: impl FnOnce(&Leftovers<'_>) -> T) -> T {
+    fn look<T>(&self, look: impl FnOnce(&LeakCheck<'_>) -> T) -> T {
         let cgroups: Vec<String> =
             self.noted().cgroups.iter().map(|cgroup| cgroup.name().to_owned()).collect();
-        look(&Leftovers {
+        look(&LeakCheck {
             containerd: self.environment.containerd(),
             networks: self.environment.networks(),
             state_dir: &self.state_dir(),
@@ -316,7 +316,7 @@ impl CaseContext {
         sweep::unmount_under(&self.directory());
         self.environment.networks().clear();
         sweep::records(self.environment.containerd());
-        self.look(|leftovers| leftovers.remove_sockets());
+        self.look(|check| check.remove_sockets());
     }
 }
 

@@ -34,7 +34,7 @@ pub fn size_of(height: i32, width: i32) -> Request {
 
 /// The output of an exec, and its result.
 #[derive(Debug, Default)]
-pub struct Said {
+pub struct ExecOutput {
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
     pub result: Option<pb::ExitResult>,
@@ -43,7 +43,7 @@ pub struct Said {
     pub largest: usize,
 }
 
-impl Said {
+impl ExecOutput {
     pub fn stdout_text(&self) -> String {
         String::from_utf8_lossy(&self.stdout).into_owned()
     }
@@ -64,8 +64,8 @@ impl Said {
 
 pub struct Exec {
     input: mpsc::Sender<Request>,
-    output: Streaming<pb::ExecTaskStreamingResponse>,
-    said: Said,
+    responses: Streaming<pb::ExecTaskStreamingResponse>,
+    output: ExecOutput,
 }
 
 impl Exec {
@@ -97,7 +97,7 @@ impl Exec {
             input.send(message).await?;
         }
         let answer = plugin.driver().exec_task_streaming(ReceiverStream::new(requests)).await?;
-        Ok(Self { input, output: answer.into_inner(), said: Said::default() })
+        Ok(Self { input, responses: answer.into_inner(), output: ExecOutput::default() })
     }
 
     async fn send(&self, request: Request) -> Result<()> {
@@ -133,9 +133,9 @@ impl Exec {
     /// # Errors
     /// Shows what came instead.
     pub async fn stdout_to_contain(&mut self, text: &str, limit: Duration) -> Result<()> {
-        let read = self.read_until(|said| said.stdout_text().contains(text), limit).await;
+        let read = self.read_until(|output| output.stdout_text().contains(text), limit).await;
         read.with_context(|| {
-            format!("wait for {text:?} in {:?} {:?}", self.said.stdout_text(), self.said.stderr_text())
+            format!("wait for {text:?} in {:?} {:?}", self.output.stdout_text(), self.output.stderr_text())
         })
     }
 
@@ -144,14 +144,14 @@ impl Exec {
     /// # Errors
     /// Says how many came.
     pub async fn stdout_to_have(&mut self, bytes: usize, limit: Duration) -> Result<()> {
-        let read = self.read_until(|said| said.stdout.len() >= bytes, limit).await;
-        read.with_context(|| format!("wait for {bytes} bytes, {} came", self.said.stdout.len()))
+        let read = self.read_until(|output| output.stdout.len() >= bytes, limit).await;
+        read.with_context(|| format!("wait for {bytes} bytes, {} came", self.output.stdout.len()))
     }
 
-    async fn read_until(&mut self, is_enough: impl Fn(&Said) -> bool, limit: Duration) -> Result<()> {
+    async fn read_until(&mut self, is_enough: impl Fn(&ExecOutput) -> bool, limit: Duration) -> Result<()> {
         let read = async {
-            while !is_enough(&self.said) {
-                if !Self::take(&mut self.output, &mut self.said).await? {
+            while !is_enough(&self.output) {
+                if !Self::take(&mut self.responses, &mut self.output).await? {
                     bail!("the stream ended");
                 }
             }
@@ -164,37 +164,40 @@ impl Exec {
     ///
     /// # Errors
     /// Shows what came instead of an end.
-    pub async fn finish(mut self, limit: Duration) -> Result<Said> {
+    pub async fn finish(mut self, limit: Duration) -> Result<ExecOutput> {
         let read = async {
-            while Self::take(&mut self.output, &mut self.said).await? {}
+            while Self::take(&mut self.responses, &mut self.output).await? {}
             Ok(())
         };
         let read: Result<()> = tokio::time::timeout(limit, read).await.map_err(anyhow::Error::from).flatten();
         read.with_context(|| {
             format!(
                 "wait for the exec's end after {:?} {:?}",
-                self.said.stdout_text(),
-                self.said.stderr_text()
+                self.output.stdout_text(),
+                self.output.stderr_text()
             )
         })?;
-        Ok(self.said)
+        Ok(self.output)
     }
 
-    async fn take(output: &mut Streaming<pb::ExecTaskStreamingResponse>, said: &mut Said) -> Result<bool> {
-        let Some(message) = output.message().await.context("the exec's stream broke")? else {
+    async fn take(
+        responses: &mut Streaming<pb::ExecTaskStreamingResponse>,
+        output: &mut ExecOutput,
+    ) -> Result<bool> {
+        let Some(message) = responses.message().await.context("the exec's stream broke")? else {
             return Ok(false);
         };
-        if said.result.is_some() {
+        if output.result.is_some() {
             bail!("a message after the exit frame: {message:?}");
         }
         for part in [&message.stdout, &message.stderr].into_iter().flatten() {
-            said.messages += 1;
-            said.largest = said.largest.max(part.data.len());
+            output.messages += 1;
+            output.largest = output.largest.max(part.data.len());
         }
-        said.stdout.extend(message.stdout.map(|stdout| stdout.data).unwrap_or_default());
-        said.stderr.extend(message.stderr.map(|stderr| stderr.data).unwrap_or_default());
+        output.stdout.extend(message.stdout.map(|stdout| stdout.data).unwrap_or_default());
+        output.stderr.extend(message.stderr.map(|stderr| stderr.data).unwrap_or_default());
         if message.exited {
-            said.result = Some(message.result.context("an exit frame without a result crashes the agent")?);
+            output.result = Some(message.result.context("an exit frame without a result crashes the agent")?);
         }
         Ok(true)
     }

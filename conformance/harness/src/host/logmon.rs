@@ -19,7 +19,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 const LOOK: Duration = Duration::from_millis(10);
 
 #[derive(Default)]
-struct Kept {
+struct Received {
     bytes: Vec<u8>,
     ended: bool,
 }
@@ -27,7 +27,7 @@ struct Kept {
 /// The reader of one pipe. Stops reading on drop.
 pub struct Reader {
     path: PathBuf,
-    kept: Arc<Mutex<Kept>>,
+    received: Arc<Mutex<Received>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -35,7 +35,7 @@ pub struct Reader {
 impl Reader {
     /// Returns a reader that has not been started.
     pub fn absent(path: &Path) -> Self {
-        Self { path: path.to_owned(), kept: Arc::default(), stop: Arc::default(), thread: None }
+        Self { path: path.to_owned(), received: Arc::default(), stop: Arc::default(), thread: None }
     }
 
     /// Starts to read, with a pause after each 4 KiB.
@@ -46,11 +46,11 @@ impl Reader {
         // Opened without blocking: as long as there has been no writer, there is nothing to read and no end either.
         let pipe = OpenOptions::new().read(true).custom_flags(O_NONBLOCK).open(&self.path);
         let pipe = pipe.with_context(|| format!("open {} as its reader", self.path.display()))?;
-        let (kept, stop) = (Arc::clone(&self.kept), Arc::clone(&self.stop));
-        lock(&self.kept).ended = false;
+        let (received, stop) = (Arc::clone(&self.received), Arc::clone(&self.stop));
+        lock(&self.received).ended = false;
         self.stop.store(false, Ordering::Relaxed);
         let thread = std::thread::Builder::new().name("logmon".to_owned());
-        self.thread = Some(thread.spawn(move || read(pipe, &kept, &stop, pause))?);
+        self.thread = Some(thread.spawn(move || read(pipe, &received, &stop, pause))?);
         Ok(())
     }
 
@@ -63,11 +63,11 @@ impl Reader {
     }
 
     pub fn text(&self) -> String {
-        String::from_utf8_lossy(&lock(&self.kept).bytes).into_owned()
+        String::from_utf8_lossy(&lock(&self.received).bytes).into_owned()
     }
 
     pub fn len(&self) -> usize {
-        lock(&self.kept).bytes.len()
+        lock(&self.received).bytes.len()
     }
 
     /// Waits until the last writer has closed the pipe, and returns all output.
@@ -75,8 +75,8 @@ impl Reader {
     /// # Errors
     /// Fails if the end doesn't come in time, and says how much was read.
     pub async fn to_end(&self, limit: Duration) -> Result<Vec<u8>> {
-        self.until(limit, "its end", |kept| kept.ended).await?;
-        Ok(lock(&self.kept).bytes.clone())
+        self.until(limit, "its end", |received| received.ended).await?;
+        Ok(lock(&self.received).bytes.clone())
     }
 
     /// Waits until the output contains a text.
@@ -84,7 +84,7 @@ impl Reader {
     /// # Errors
     /// Shows what came instead.
     pub async fn to_contain(&self, text: &str, limit: Duration) -> Result<()> {
-        self.until(limit, text, |kept| String::from_utf8_lossy(&kept.bytes).contains(text)).await
+        self.until(limit, text, |received| String::from_utf8_lossy(&received.bytes).contains(text)).await
     }
 
     /// Waits until the output has at least `bytes` bytes.
@@ -92,12 +92,12 @@ impl Reader {
     /// # Errors
     /// Shows what came instead.
     pub async fn to_hold(&self, bytes: usize, limit: Duration) -> Result<()> {
-        self.until(limit, "so many bytes", |kept| kept.bytes.len() >= bytes).await
+        self.until(limit, "so many bytes", |received| received.bytes.len() >= bytes).await
     }
 
-    async fn until(&self, limit: Duration, what: &str, done: impl Fn(&Kept) -> bool) -> Result<()> {
+    async fn until(&self, limit: Duration, what: &str, done: impl Fn(&Received) -> bool) -> Result<()> {
         let deadline = Instant::now() + limit;
-        while !done(&lock(&self.kept)) {
+        while !done(&lock(&self.received)) {
             if Instant::now() > deadline {
                 let text = self.text();
                 let shown: String = text.chars().take(400).collect();
@@ -119,24 +119,24 @@ impl Drop for Reader {
     }
 }
 
-fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
-    kept.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock(received: &Mutex<Received>) -> MutexGuard<'_, Received> {
+    received.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn read(mut pipe: File, kept: &Mutex<Kept>, stop: &AtomicBool, pause: Duration) {
+fn read(mut pipe: File, received: &Mutex<Received>, stop: &AtomicBool, pause: Duration) {
     let mut buffer = [0; 4096];
     while !stop.load(Ordering::Relaxed) {
-        let mut asked = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
-        let woken = poll(&mut asked, PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::ZERO));
+        let mut polled = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+        let woken = poll(&mut polled, PollTimeout::try_from(LOOK).unwrap_or(PollTimeout::ZERO));
         if matches!(woken, Ok(0) | Err(_)) {
             continue;
         }
         match pipe.read(&mut buffer) {
             Ok(0) => {
-                lock(kept).ended = true;
+                lock(received).ended = true;
                 return;
             }
-            Ok(read) => lock(kept).bytes.extend_from_slice(&buffer[..read]),
+            Ok(read) => lock(received).bytes.extend_from_slice(&buffer[..read]),
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(_) => return,
         }

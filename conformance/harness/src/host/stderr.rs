@@ -27,13 +27,13 @@ impl Lines {
     pub fn collect(pipe: impl AsyncRead + Unpin + Send + 'static) -> Self {
         let (end, ended) = watch::channel(false);
         let lines = Arc::new(Mutex::new(Vec::new()));
-        let kept = Arc::clone(&lines);
+        let collected = Arc::clone(&lines);
         let reading = tokio::spawn(async move {
             let mut reader = BufReader::new(pipe);
             let mut line = Vec::new();
             while matches!(reader.read_until(b'\n', &mut line).await, Ok(read) if read > 0) {
                 let text = String::from_utf8_lossy(&line).trim_end_matches('\n').to_owned();
-                kept.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+                collected.lock().unwrap_or_else(PoisonError::into_inner).push(text);
                 line.clear();
             }
             let _ = end.send(true);

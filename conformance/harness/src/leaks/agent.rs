@@ -24,15 +24,15 @@ const ENDING: Duration = Duration::from_secs(5);
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// All agents that this process has started, for the cleanup after an interrupt.
-static AGENTS: Mutex<Vec<Arc<Residue>>> = Mutex::new(Vec::new());
+static AGENTS: Mutex<Vec<Arc<AgentLeaks>>> = Mutex::new(Vec::new());
 
 /// Takes down every agent with all of its tasks. Called by an interrupted program, which ends without unwinding. From
 /// here on nothing is started, and no wait goes on.
 pub fn take_down_all() {
     INTERRUPTED.store(true, Ordering::Relaxed);
     let agents = std::mem::take(&mut *AGENTS.lock().unwrap_or_else(PoisonError::into_inner));
-    for residue in agents {
-        residue.clear();
+    for leaks in agents {
+        leaks.clear();
     }
 }
 
@@ -45,19 +45,19 @@ pub(crate) fn check_interrupt() -> Result<()> {
     Ok(())
 }
 
-pub(crate) struct Residue {
+pub(crate) struct AgentLeaks {
     directory: PathBuf,
     allocations: PathBuf,
     /// Nomad's cgroups that didn't exist before the agent started.
     cgroups: Vec<PathBuf>,
 }
 
-impl Residue {
+impl AgentLeaks {
     pub(crate) fn note(directory: &Path, allocations: PathBuf) -> Arc<Self> {
         let cgroups = nomads_cgroups().into_iter().filter(|path| !path.exists()).collect();
-        let residue = Arc::new(Self { directory: directory.to_owned(), allocations, cgroups });
-        AGENTS.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&residue));
-        residue
+        let leaks = Arc::new(Self { directory: directory.to_owned(), allocations, cgroups });
+        AGENTS.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&leaks));
+        leaks
     }
 
     /// Returns the pids of all processes that the agent started, directly or indirectly, except the tasks.
@@ -68,8 +68,8 @@ impl Residue {
     /// Returns the network namespaces of this agent's allocations that still exist.
     fn namespaces(&self) -> Vec<PathBuf> {
         let allocations = names(&self.allocations);
-        let kept = names(Path::new(NAMESPACES)).into_iter().filter(|name| allocations.contains(name));
-        kept.map(|name| Path::new(NAMESPACES).join(name)).collect()
+        let names_left = names(Path::new(NAMESPACES)).into_iter().filter(|name| allocations.contains(name));
+        names_left.map(|name| Path::new(NAMESPACES).join(name)).collect()
     }
 
     /// Returns the names of the cgroups of all tasks that this agent has ever had and that still exist.

@@ -29,17 +29,17 @@ const RECORDS: [&str; 4] = ["container record", "lease", "active snapshot", "unf
 const AGENTS_OWN: [&str; 3] = ["freezer", "memory", "cpu"];
 
 /// The places where leftovers are looked for.
-pub struct Leftovers<'a> {
+pub struct LeakCheck<'a> {
     pub containerd: &'a Containerd,
     pub state_dir: &'a Path,
     pub networks: &'a Networks,
     /// Names `<alloc>.<task>` of the cgroups of the tasks that ran.
     pub cgroups: &'a [String],
-    /// The census of when the case began, see [`Leftovers::all`].
+    /// The census of when the case began, see [`LeakCheck::all`].
     pub before: &'a Census,
 }
 
-impl Leftovers<'_> {
+impl LeakCheck<'_> {
     /// Asserts that nothing is left.
     ///
     /// # Errors

@@ -30,8 +30,8 @@ cases!["exec end":
 async fn a_command_killed_by_a_signal_shows_it(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let task = sleeper(case, plugin).await?;
     for (signal, code) in [("KILL", 137), ("TERM", 143), ("SEGV", 139)] {
-        let said = shell(plugin, &task, &format!("kill -{signal} $$"), false).await?.finish(LIMIT).await?;
-        ensure_eq!(said.code()?, code);
+        let output = shell(plugin, &task, &format!("kill -{signal} $$"), false).await?.finish(LIMIT).await?;
+        ensure_eq!(output.code()?, code);
     }
     task.end(plugin).await
 }
@@ -44,9 +44,9 @@ async fn one_in_a_task_that_has_ended_is_text_and_docker_s_code(
     let task = case.run(plugin, &case.shell("exit 0")).await?;
     task.wait(plugin).await?;
     for tty in [false, true] {
-        let said = Exec::open(plugin, task.id(), &["true"], tty).await?.finish(LIMIT).await?;
-        ensure_eq!(said.code()?, 1);
-        ensure!(said.stderr_text().contains("is not running"), "it said {:?}", said.stderr_text());
+        let output = Exec::open(plugin, task.id(), &["true"], tty).await?.finish(LIMIT).await?;
+        ensure_eq!(output.code()?, 1);
+        ensure!(output.stderr_text().contains("is not running"), "it said {:?}", output.stderr_text());
     }
     task.destroy(plugin).await
 }
@@ -167,9 +167,9 @@ async fn a_client_that_reads_late_gets_every_byte(case: &CaseContext, plugin: &P
     }
     tokio::time::sleep(Duration::from_secs(4)).await;
     for (bytes, exec) in execs {
-        let said = exec.finish(LIMIT).await?;
-        ensure_eq!((said.stdout.len(), said.stderr.len(), said.code()?), (bytes, bytes, 7));
-        for stream in [said.stdout, said.stderr] {
+        let output = exec.finish(LIMIT).await?;
+        ensure_eq!((output.stdout.len(), output.stderr.len(), output.code()?), (bytes, bytes, 7));
+        for stream in [output.stdout, output.stderr] {
             ensure!(stream.chunks_exact(16).all(|line| line == b"0123456789abcde\n"), "it is garbled");
         }
     }
@@ -194,8 +194,8 @@ async fn an_input_that_nobody_reads_stops_nothing_else(case: &CaseContext, plugi
 async fn a_process_in_the_background_does_not_hold_it_up(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let task = sleeper(case, plugin).await?;
     let before = task.alloc.cgroup.pids().len();
-    let said = shell(plugin, &task, "sleep 900 & echo out; exit 5", false).await?.finish(LIMIT).await?;
-    ensure_eq!((said.stdout_text().as_str(), said.code()?), ("out\n", 5));
+    let output = shell(plugin, &task, "sleep 900 & echo out; exit 5", false).await?.finish(LIMIT).await?;
+    ensure_eq!((output.stdout_text().as_str(), output.code()?), ("out\n", 5));
     // The process in the background goes on, as after any command that ended well.
     task.processes_become(before + 1).await?;
     task.end(plugin).await

@@ -28,7 +28,7 @@ const AT_A_TIME: usize = 100;
 const IN_TURN: usize = 1000;
 const WARM_UP: usize = 50;
 /// Number of sequences of execs that run beside each other.
-const LANES: usize = 4;
+const WORKERS: usize = 4;
 
 pub fn long_cases() -> Vec<Case> {
     cases().into_iter().map(|case| Case { limit: CASE_LIMIT, ..case }).collect()
@@ -47,12 +47,12 @@ async fn one(plugin: &Plugin, task: &Task, number: usize) -> Result<()> {
     let code = i32::try_from(number % 100)?;
     match number % 4 {
         0 | 1 => {
-            let said = shell(plugin, task, &script, false).await?.finish(LIMIT).await?;
-            ensure_eq!((said.stdout_text(), said.code()?), (format!("{number}\n"), code));
+            let output = shell(plugin, task, &script, false).await?.finish(LIMIT).await?;
+            ensure_eq!((output.stdout_text(), output.code()?), (format!("{number}\n"), code));
         }
         2 => {
-            let said = shell(plugin, task, &script, true).await?.finish(LIMIT).await?;
-            ensure_eq!((said.stdout_text(), said.code()?), (format!("{number}\r\n"), code));
+            let output = shell(plugin, task, &script, true).await?.finish(LIMIT).await?;
+            ensure_eq!((output.stdout_text(), output.code()?), (format!("{number}\r\n"), code));
         }
         _ => ensure_eq!(task.exec(plugin, &script).await?, (code, format!("{number}\n"))),
     }
@@ -60,13 +60,13 @@ async fn one(plugin: &Plugin, task: &Task, number: usize) -> Result<()> {
 }
 
 async fn in_turn(plugin: &Plugin, task: &Task, count: usize) -> Result<()> {
-    let lane = |lane: usize| async move {
-        for number in (lane..count).step_by(LANES) {
+    let worker = |worker: usize| async move {
+        for number in (worker..count).step_by(WORKERS) {
             one(plugin, task, number).await?;
         }
         Ok::<_, anyhow::Error>(())
     };
-    futures::future::try_join_all((0..LANES).map(lane)).await.map(drop)
+    futures::future::try_join_all((0..WORKERS).map(worker)).await.map(drop)
 }
 
 /// Runs this many execs, all of which run before the first one ends.
@@ -80,9 +80,13 @@ async fn at_a_time(plugin: &Plugin, task: &Task, count: usize) -> Result<()> {
     let execs = futures::future::try_join_all((0..count).map(open)).await?;
     let end = |(number, exec): (usize, Exec)| async move {
         exec.stdin(format!("word-{number}\n").as_bytes()).await?;
-        let said = exec.finish(2 * LIMIT).await?;
-        ensure_eq!(said.code()?, i32::try_from(number % 100)?);
-        ensure!(said.stdout_text().contains(&format!("word-{number}")), "it said {:?}", said.stdout_text());
+        let output = exec.finish(2 * LIMIT).await?;
+        ensure_eq!(output.code()?, i32::try_from(number % 100)?);
+        ensure!(
+            output.stdout_text().contains(&format!("word-{number}")),
+            "it said {:?}",
+            output.stdout_text()
+        );
         Ok::<_, anyhow::Error>(())
     };
     futures::future::try_join_all(execs.into_iter().enumerate().map(end)).await.map(drop)
@@ -137,13 +141,16 @@ async fn many_at_a_time_keep_their_streams_apart(case: &CaseContext, plugin: &Pl
         let task = &task;
         async move {
             let script = format!("yes {number} | head -c 200000; yes e{number} | head -c 100000 >&2");
-            let said = shell(plugin, task, &script, false).await?.finish(LIMIT).await?;
-            ensure_eq!((said.stdout.len(), said.stderr.len(), said.code()?), (200_000, 100_000, 0));
+            let output = shell(plugin, task, &script, false).await?.finish(LIMIT).await?;
+            ensure_eq!((output.stdout.len(), output.stderr.len(), output.code()?), (200_000, 100_000, 0));
             let (line, other) = (number.to_string(), format!("e{number}"));
             let all = |text: String, line: &str| {
-                text.lines().all(|said| line.starts_with(said) && !said.is_empty())
+                text.lines().all(|part| line.starts_with(part) && !part.is_empty())
             };
-            ensure!(all(said.stdout_text(), &line) && all(said.stderr_text(), &other), "streams are mixed");
+            ensure!(
+                all(output.stdout_text(), &line) && all(output.stderr_text(), &other),
+                "streams are mixed"
+            );
             Ok::<_, anyhow::Error>(())
         }
     };

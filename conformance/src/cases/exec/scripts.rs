@@ -61,8 +61,8 @@ async fn a_script_that_is_not_there_is_critical_and_says_why(
     for (command, code) in [("/no/such/script", 127), ("no-such-script", 127), ("/app/greeting", 126)] {
         let answer = plugin.exec_task(task.id(), &[command], LIMIT).await?;
         ensure_eq!(answer.result.context("no result")?.exit_code, code);
-        let said = String::from_utf8_lossy(&answer.stderr).into_owned();
-        ensure!(said.contains(command), "it said {said:?}");
+        let output = String::from_utf8_lossy(&answer.stderr).into_owned();
+        ensure!(output.contains(command), "it said {output:?}");
     }
     task.end(plugin).await
 }

@@ -33,9 +33,9 @@ const SHORT: Duration = Duration::from_secs(3);
 async fn both_streams_and_the_code_come_apart(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let task = sleeper(case, plugin).await?;
     let exec = shell(plugin, &task, "echo out; echo err >&2; exit 5", false).await?;
-    let said = exec.finish(LIMIT).await?;
-    ensure_eq!((said.stdout_text().as_str(), said.stderr_text().as_str()), ("out\n", "err\n"));
-    ensure_eq!(said.code()?, 5);
+    let output = exec.finish(LIMIT).await?;
+    ensure_eq!((output.stdout_text().as_str(), output.stderr_text().as_str()), ("out\n", "err\n"));
+    ensure_eq!(output.code()?, 5);
     task.end(plugin).await
 }
 
@@ -49,9 +49,9 @@ async fn stdin_goes_in_and_its_end_is_seen(case: &CaseContext, plugin: &Plugin) 
         exec.stdin(part).await?;
     }
     exec.close_stdin().await?;
-    let said = exec.finish(LIMIT).await?;
-    ensure_eq!(said.stdout.len(), 6 + large.len());
-    ensure_eq!(said.code()?, 0);
+    let output = exec.finish(LIMIT).await?;
+    ensure_eq!(output.stdout.len(), 6 + large.len());
+    ensure_eq!(output.code()?, 0);
     task.end(plugin).await
 }
 
@@ -59,10 +59,10 @@ async fn a_large_output_arrives_whole(case: &CaseContext, plugin: &Plugin) -> Re
     not_by_youki(case, NO_SIGPIPE)?;
     let task = sleeper(case, plugin).await?;
     let script = "yes 0123456789abcde | head -c 5000000; yes fedcba9876543210 | head -c 1000000 >&2";
-    let said = shell(plugin, &task, script, false).await?.finish(LIMIT).await?;
-    ensure_eq!((said.stdout.len(), said.stderr.len()), (5_000_000, 1_000_000));
-    ensure!(said.stdout.chunks_exact(16).all(|line| line == b"0123456789abcde\n"), "stdout is garbled");
-    ensure_eq!(said.code()?, 0);
+    let output = shell(plugin, &task, script, false).await?.finish(LIMIT).await?;
+    ensure_eq!((output.stdout.len(), output.stderr.len()), (5_000_000, 1_000_000));
+    ensure!(output.stdout.chunks_exact(16).all(|line| line == b"0123456789abcde\n"), "stdout is garbled");
+    ensure_eq!(output.code()?, 0);
     task.end(plugin).await
 }
 
@@ -75,26 +75,26 @@ async fn heartbeats_and_empty_writes_mean_nothing(case: &CaseContext, plugin: &P
     exec.heartbeat().await?;
     exec.stdin(b"open").await?;
     exec.close_stdin().await?;
-    let said = exec.finish(LIMIT).await?;
-    ensure_eq!((said.stdout_text().as_str(), said.code()?), ("still open", 0));
+    let output = exec.finish(LIMIT).await?;
+    ensure_eq!((output.stdout_text().as_str(), output.code()?), ("still open", 0));
     task.end(plugin).await
 }
 
 async fn a_command_that_is_not_there_is_text_and_127(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let task = sleeper(case, plugin).await?;
     for tty in [false, true] {
-        let said = Exec::open(plugin, task.id(), &["no-such-command"], tty).await?.finish(LIMIT).await?;
-        let text = said.stdout_text() + &said.stderr_text();
+        let output = Exec::open(plugin, task.id(), &["no-such-command"], tty).await?.finish(LIMIT).await?;
+        let text = output.stdout_text() + &output.stderr_text();
         ensure!(
-            said.code()? == 127 && text.contains("no-such-command"),
+            output.code()? == 127 && text.contains("no-such-command"),
             "{}: it said {text:?}",
-            said.code()?
+            output.code()?
         );
     }
     // Names of commands that look like errors of the runtime make no difference.
     for command in ["is-stopped", "is not running", "container does not exist"] {
-        let said = Exec::open(plugin, task.id(), &[command], false).await?.finish(LIMIT).await?;
-        ensure_eq!((command, said.code()?), (command, 127));
+        let output = Exec::open(plugin, task.id(), &[command], false).await?.finish(LIMIT).await?;
+        ensure_eq!((command, output.code()?), (command, 127));
     }
     // The next exec is not harmed by it.
     ensure_eq!(shell(plugin, &task, "exit 1", false).await?.finish(LIMIT).await?.code()?, 1);
@@ -106,16 +106,16 @@ async fn a_command_that_can_not_run_is_text_and_126(case: &CaseContext, plugin: 
     // A file that isn't executable, and a directory.
     for command in ["/app/greeting", "/app"] {
         for tty in [false, true] {
-            let said = Exec::open(plugin, task.id(), &[command], tty).await?.finish(LIMIT).await?;
-            let text = said.stderr_text();
-            ensure!(said.code()? == 126 && text.contains(command), "{}: it said {text:?}", said.code()?);
+            let output = Exec::open(plugin, task.id(), &[command], tty).await?.finish(LIMIT).await?;
+            let text = output.stderr_text();
+            ensure!(output.code()? == 126 && text.contains(command), "{}: it said {text:?}", output.code()?);
         }
     }
     // The runtime's error would not fit into the pipe to its shim, which does not read before the runtime has ended.
     let long = "x".repeat(100_000);
-    let said = Exec::open(plugin, task.id(), &[&long], false).await?.finish(LIMIT).await?;
-    ensure_eq!(said.code()?, 126);
-    ensure!(said.stderr_text().contains("4095"), "it said {:?}", said.stderr_text());
+    let output = Exec::open(plugin, task.id(), &[&long], false).await?.finish(LIMIT).await?;
+    ensure_eq!(output.code()?, 126);
+    ensure!(output.stderr_text().contains("4095"), "it said {:?}", output.stderr_text());
     task.end(plugin).await
 }
 
@@ -126,9 +126,9 @@ async fn an_exec_sees_the_tasks_files_and_environment(case: &CaseContext, plugin
     task.config.env.insert("JOB".to_owned(), "yes".to_owned());
     task.start(plugin).await?;
     task.alloc.stdout.to_contain("ready\n", LIMIT).await?;
-    let (code, said) =
+    let (code, output) =
         task.exec(plugin, "cat /tmp/mark; echo $JOB $GREETING $HOME; id -un; cat /proc/1/comm").await?;
-    ensure_eq!((code, said.as_str()), (0, "here\nyes hello /home/app\napp\nsh\n"));
+    ensure_eq!((code, output.as_str()), (0, "here\nyes hello /home/app\napp\nsh\n"));
     let (_, seen) = task.exec(plugin, "cat /proc/self/cgroup").await?;
     ensure!(is_in_nomads_group(&seen), "an exec is not in the task's group: {seen}");
     task.end(plugin).await
@@ -161,16 +161,16 @@ async fn an_exec_is_what_the_task_is(case: &CaseContext, plugin: &Plugin) -> Res
     let with_terminal = !case.programs().is_rust_shim();
     for (task, groups) in [(&task, Some("1000 2000")), (&root, None)] {
         for tty in [false, true].into_iter().filter(|tty| with_terminal || !tty) {
-            let said = shell(plugin, task, &script, tty).await?.finish(LIMIT).await?;
-            let text = said.stdout_text();
-            ensure!(said.code()? == 0, "with a terminal: {tty}: {text} {}", said.stderr_text());
+            let output = shell(plugin, task, &script, tty).await?.finish(LIMIT).await?;
+            let text = output.stdout_text();
+            ensure!(output.code()? == 0, "with a terminal: {tty}: {text} {}", output.stderr_text());
             for word in ["Uid:", "CapEff:", "Max open files", ":/", "user:["] {
                 ensure!(text.matches(word).count() > 1, "no {word:?} of both in {text}");
             }
         }
         if let Some(groups) = groups {
-            let (_, said) = task.exec(plugin, "id -u; id -G; echo $HOME").await?;
-            ensure_eq!(said.as_str(), format!("1000\n{groups}\n/home/app\n"));
+            let (_, output) = task.exec(plugin, "id -u; id -G; echo $HOME").await?;
+            ensure_eq!(output.as_str(), format!("1000\n{groups}\n/home/app\n"));
         }
     }
     root.end(plugin).await?;
@@ -193,15 +193,15 @@ async fn what_an_exec_writes_is_in_the_task_and_not_on_the_host(
 ) -> Result<()> {
     let task = sleeper(case, plugin).await?;
     let script = "file=$(mktemp) && echo $file && echo 'from inside' >$file";
-    let said = shell(plugin, &task, script, false).await?.finish(LIMIT).await?;
-    ensure_eq!(said.code()?, 0);
-    let file = said.stdout_text().trim().to_owned();
+    let output = shell(plugin, &task, script, false).await?.finish(LIMIT).await?;
+    ensure_eq!(output.code()?, 0);
+    let file = output.stdout_text().trim().to_owned();
     ensure!(!std::path::Path::new(&file).exists(), "{file:?} is on the host");
-    let said = Exec::open(plugin, task.id(), &["cat", &file], false).await?.finish(LIMIT).await?;
-    ensure_eq!((said.stdout_text().as_str(), said.code()?), ("from inside\n", 0));
-    let said =
+    let output = Exec::open(plugin, task.id(), &["cat", &file], false).await?.finish(LIMIT).await?;
+    ensure_eq!((output.stdout_text().as_str(), output.code()?), ("from inside\n", 0));
+    let output =
         Exec::open(plugin, task.id(), &["cat", "/proc/self/cgroup"], false).await?.finish(LIMIT).await?;
-    let groups = said.stdout_text();
+    let groups = output.stdout_text();
     ensure!(is_in_nomads_group(&groups), "it is in {groups}");
     task.end(plugin).await
 }
@@ -213,8 +213,8 @@ async fn lines_come_as_they_are_written(case: &CaseContext, plugin: &Plugin) -> 
         exec.stdout_to_contain(line, LIMIT).await?;
         exec.stdin(b"go\n").await?;
     }
-    let said = exec.finish(LIMIT).await?;
-    ensure_eq!((said.stdout_text().as_str(), said.code()?), ("1\n2\n3\n", 0));
+    let output = exec.finish(LIMIT).await?;
+    ensure_eq!((output.stdout_text().as_str(), output.code()?), ("1\n2\n3\n", 0));
     task.end(plugin).await
 }
 
@@ -222,11 +222,11 @@ async fn a_large_output_comes_in_large_messages(case: &CaseContext, plugin: &Plu
     let task = sleeper(case, plugin).await?;
     let bytes = 20_000_000;
     let script = format!("head -c {bytes} /dev/zero");
-    let said = shell(plugin, &task, &script, false).await?.finish(LIMIT).await?;
-    ensure_eq!((said.stdout.len(), said.code()?), (bytes, 0));
-    ensure!(said.largest <= 64 * 1024, "a message of {} bytes", said.largest);
-    let average = bytes / said.messages;
-    ensure!(average > 4 * 1024, "{} messages of {average} bytes on average", said.messages);
+    let output = shell(plugin, &task, &script, false).await?.finish(LIMIT).await?;
+    ensure_eq!((output.stdout.len(), output.code()?), (bytes, 0));
+    ensure!(output.largest <= 64 * 1024, "a message of {} bytes", output.largest);
+    let average = bytes / output.messages;
+    ensure!(average > 4 * 1024, "{} messages of {average} bytes on average", output.messages);
     task.end(plugin).await
 }
 
@@ -237,8 +237,8 @@ async fn an_input_that_ends_before_the_start_is_read(case: &CaseContext, plugin:
         let exec = Exec::open_saying(plugin, task.id(), &["cat"], false, early).await?;
         // Input after the end is ignored.
         let _ = exec.stdin(b"late").await;
-        let said = exec.finish(LIMIT).await?;
-        ensure_eq!((said.stdout_text().as_str(), said.code()?), (text, 0));
+        let output = exec.finish(LIMIT).await?;
+        ensure_eq!((output.stdout_text().as_str(), output.code()?), (text, 0));
     }
     task.end(plugin).await
 }
@@ -257,8 +257,8 @@ async fn an_exec_of_a_task_whose_account_files_are_pipes_ends_and_holds_nobody_u
         task.start(plugin).await?;
         task.alloc.stdout.to_contain("up\n", LIMIT).await?;
         let streamed = async {
-            let said = shell(plugin, &task, "echo out", false).await?.finish(LIMIT).await?;
-            said.code()
+            let output = shell(plugin, &task, "echo out", false).await?.finish(LIMIT).await?;
+            output.code()
         };
         let unary = plugin.exec_task(task.id(), &["/bin/true"], SHORT);
         let others = async {

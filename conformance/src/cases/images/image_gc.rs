@@ -10,7 +10,7 @@ use harness::leaks::inspect::{active_snapshots, listed};
 use harness::task::LIMIT;
 use serde_json::{Value, json};
 
-use crate::cases::support::stoppable_task::ends_as_told;
+use crate::cases::support::stoppable_task::end_and_destroy;
 use crate::cases::support::{cases, ensure_eq, until};
 
 cases!["image_gc":
@@ -57,7 +57,7 @@ fn shown(case: &CaseContext, name: &str) -> Result<String> {
 }
 
 /// A job whose task ends once `tell_to_end` is called.
-fn obedient(image: &str) -> Value {
+fn start_stoppable(image: &str) -> Value {
     config! { image = image, command = "/bin/sh", args = ["-c", "until test -e /local/end; do sleep 0.05; done; exit 11"] }
 }
 
@@ -66,13 +66,13 @@ async fn an_image_goes_once_nothing_has_used_it_for_a_while(case: &CaseContext) 
     let containerd = case.environment().containerd();
     let blobs = || listed(containerd, &["content", "ls", "-q"]);
     let name = new_image(case, "gone")?;
-    let task = case.run(&plugin, &obedient(&name)).await?;
+    let task = case.run(&plugin, &start_stoppable(&name)).await?;
     let while_there = blobs()?;
     tokio::time::sleep(Duration::from_secs(2)).await;
     ensure!(is_there(case, &name), "it went while it was in use");
     containerd.collect_garbage()?;
     ensure_eq!(task.exec(&plugin, "wc -c < /large").await?, (0, "1048576\n".to_owned()));
-    ends_as_told(&task, &plugin).await?;
+    end_and_destroy(&task, &plugin).await?;
     goes(case, &name).await?;
     let left = blobs()?;
     ensure!(while_there.iter().any(|blob| !left.contains(blob)), "its layers are still there");
@@ -122,7 +122,7 @@ async fn a_plugin_that_comes_back_knows_what_is_in_use_and_what_is_not(case: &Ca
     let (used, unused) = (new_image(case, "used")?, new_image(case, "unused")?);
     let later = options(case, &json!({"image_delay": "2s"}));
     let mut plugin = case.plugin_as(&case.launch(), &options(case, &json!({"image_delay": "800ms"}))).await?;
-    let task = case.run(&plugin, &obedient(&used)).await?;
+    let task = case.run(&plugin, &start_stoppable(&used)).await?;
     let mut plugin = case.next_plugin_with(&mut plugin, &later).await?;
     let other = case.run(&plugin, &config! { image = unused.as_str(), command = "true" }).await?;
     ensure_eq!(other.wait(&plugin).await?.exit_code, 0);
@@ -140,7 +140,7 @@ async fn a_plugin_that_comes_back_knows_what_is_in_use_and_what_is_not(case: &Ca
     goes(case, &unused).await?;
     ensure!(is_there(case, &used), "it went while a task used it that is yet to be recovered");
     task.recover(&plugin).await?;
-    ends_as_told(&task, &plugin).await?;
+    end_and_destroy(&task, &plugin).await?;
     goes(case, &used).await?;
     plugin.shut_down().await
 }
@@ -179,7 +179,7 @@ async fn no_image_is_taken_away_from_a_start(case: &CaseContext) -> Result<()> {
 async fn a_full_disk_takes_images_before_their_time(case: &CaseContext) -> Result<()> {
     let name = new_image(case, "high-water")?;
     let mut plugin = case.plugin().await?;
-    let task = case.run(&plugin, &obedient(&name)).await?;
+    let task = case.run(&plugin, &start_stoppable(&name)).await?;
     plugin.kill().await?;
     // More than 1 % of the disk is always in use.
     for (mark, goes_then) in [("100%", false), ("1%", true)] {
@@ -191,7 +191,7 @@ async fn a_full_disk_takes_images_before_their_time(case: &CaseContext) -> Resul
             tokio::time::sleep(Duration::from_secs(1)).await;
             ensure!(is_there(case, &name), "it went although it is in use");
             task.recover(&plugin).await?;
-            ends_as_told(&task, &plugin).await?;
+            end_and_destroy(&task, &plugin).await?;
         }
         plugin.shut_down().await?;
     }
@@ -244,8 +244,8 @@ async fn what_an_unfinished_pull_has_left_goes_with_its_lease(case: &CaseContext
     lease("under-way", "1h")?;
     tokio::time::sleep(Duration::from_secs(2)).await;
     let mut plugin = case.plugin().await?;
-    let said = || plugin.log().all().iter().any(|line| line.contains("left-behind"));
-    until(LIMIT, "the lease is ended", said).await?;
+    let logged = || plugin.log().all().iter().any(|line| line.contains("left-behind"));
+    until(LIMIT, "the lease is ended", logged).await?;
     let there = || listed(containerd, &["leases", "list", "--quiet"]);
     until(LIMIT, "the lease is gone", || there().is_ok_and(|leases| leases == ["under-way"])).await?;
     containerd.ctr(&["leases", "delete", "under-way"])?;

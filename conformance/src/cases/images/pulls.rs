@@ -10,7 +10,7 @@ use harness::context::CaseContext;
 use harness::fixture::fault_proxy::Fault;
 use harness::fixture::image::Image;
 use harness::fixture::images::noise;
-use harness::fixture::{Form, Gate, Reply, Seen};
+use harness::fixture::{Form, HttpStub, RecordedRequest, Reply};
 use harness::host::Plugin;
 use harness::task::LIMIT;
 use serde_json::json;
@@ -253,7 +253,7 @@ async fn one_that_waits_for_another_pulls_layers_does_not_stand_still(case: &Cas
         }
         anyhow::bail!("the events ended")
     };
-    tokio::time::timeout(LIMIT, waits).await.context("it is not told what it waited for")??;
+    tokio::time::timeout(LIMIT, waits).await.context("no event says what it waited for")??;
     plugin.shut_down().await
 }
 
@@ -271,17 +271,18 @@ async fn a_registry_that_wants_to_be_left_alone_holds_no_other_pull_up(case: &Ca
     busy.push(registry, "busy", "v1", Form::Oci)?;
     open.push(registry, "unhurried", "v1", Form::Oci)?;
     let layers: Vec<_> = busy.layers.iter().map(|layer| layer.digest.clone()).collect();
-    let refuses = move |seen: &Seen| match layers.iter().any(|digest| seen.target.contains(digest)) {
-        true => Reply::Say(429, vec![("Retry-After", "50".to_owned())], String::new()),
-        false => Reply::Pass,
+    let refuses = move |seen: &RecordedRequest| match layers.iter().any(|digest| seen.target.contains(digest))
+    {
+        true => Reply::Respond(429, vec![("Retry-After", "50".to_owned())], String::new()),
+        false => Reply::Forward,
     };
-    let weary = Gate::before(registry.address(), refuses).await?;
-    let image = format!("{}/busy:v1", weary.address());
+    let stub = HttpStub::before(registry.address(), refuses).await?;
+    let image = format!("{}/busy:v1", stub.address());
     let job = config! { image = image, command = "true", image_pull_timeout = "30s" };
     let waiting = case.prepare(&plugin, &job).await?;
     let other = async {
-        let asked = || weary.seen().iter().any(|seen| seen.target.contains("/blobs/"));
-        until(LIMIT, "the layers are asked for", asked).await?;
+        let requested = || stub.seen().iter().any(|seen| seen.target.contains("/blobs/"));
+        until(LIMIT, "the layers are asked for", requested).await?;
         is_not_held_up(case, &plugin, "unhurried:v1").await
     };
     let (status, other) = tokio::join!(plugin.start_task(waiting.config.clone()), other);
@@ -305,8 +306,8 @@ async fn a_registry_that_brings_next_to_nothing_holds_no_other_pull_up_and_is_gi
     network.proxy.inflict(&slow.layers[1].digest, Fault::Throttle(8));
     let waiting = case.prepare(&plugin, &config! { image = image, command = "true" }).await?;
     let other = async {
-        let asked = || network.proxy.count("GET", &slow.layers[1].digest) > 0;
-        until(LIMIT, "the layer is asked for", asked).await?;
+        let requested = || network.proxy.count("GET", &slow.layers[1].digest) > 0;
+        until(LIMIT, "the layer is asked for", requested).await?;
         is_not_held_up(case, &plugin, "flows:v1").await
     };
     let status = tokio::time::timeout(3 * LIMIT, plugin.start_task(waiting.config.clone()));
@@ -382,11 +383,14 @@ async fn no_more_is_pulled_at_once_than_the_operator_says(case: &CaseContext) ->
     let mut order: Vec<_> = requests.iter().filter_map(|request| request.path.split('/').nth(2)).collect();
     order.dedup();
     ensure_eq!(order.len(), 3);
-    let mut told = Vec::new();
+    let mut messages = Vec::new();
     while let Ok(Ok(Some(event))) = tokio::time::timeout(Duration::from_secs(1), events.message()).await {
-        told.push(event.message);
+        messages.push(event.message);
     }
-    ensure!(told.iter().any(|event| event.contains("waiting for a pull slot")), "it is not told: {told:?}");
+    ensure!(
+        messages.iter().any(|event| event.contains("waiting for a pull slot")),
+        "no event says so: {messages:?}"
+    );
     plugin.shut_down().await
 }
 
@@ -416,19 +420,19 @@ async fn a_long_pull_is_told_of(case: &CaseContext, plugin: &Plugin) -> Result<(
     let mut events = plugin.events().await?;
     network.proxy.inflict(&large.layers[1].digest, Fault::Throttle(MIB));
     runs(case, plugin, &image).await?;
-    let mut told = Vec::new();
-    while told
+    let mut reported = Vec::new();
+    while reported
         .last()
         .is_none_or(|event: &nomad_proto::driver::DriverTaskEvent| !event.message.starts_with("Pulled"))
     {
         let event = tokio::time::timeout(LIMIT, events.message()).await.context("no event came")??;
-        told.push(event.context("the stream ended")?);
+        reported.push(event.context("the stream ended")?);
     }
-    ensure_eq!(told.len(), 3);
-    ensure!(told[1].message.contains("of 2 layers"), "{:?}", told[1].message);
-    ensure!(told[2].message.contains(network.proxy.address()), "{:?}", told[2].message);
+    ensure_eq!(reported.len(), 3);
+    ensure!(reported[1].message.contains("of 2 layers"), "{:?}", reported[1].message);
+    ensure!(reported[2].message.contains(network.proxy.address()), "{:?}", reported[2].message);
     let size: usize = large.layers.iter().map(|layer| layer.blob.len()).sum();
-    for event in &told[1..] {
+    for event in &reported[1..] {
         ensure_eq!(event.annotations["size_bytes"], size.to_string());
     }
     let log = plugin.log().all().join("\n");

@@ -13,7 +13,7 @@ use harness::task::LIMIT;
 use serde_json::{Value, json};
 
 use crate::case::{Case, skip};
-use crate::cases::support::stoppable_task::{ends_as_told, obedient_as};
+use crate::cases::support::stoppable_task::{end_and_destroy, start_stoppable_with};
 use crate::cases::support::{cases, ensure_eq, refused};
 
 cases!["snapshotters":
@@ -100,19 +100,19 @@ async fn a_snapshotter_that_is_not_there_is_refused_with_those_that_are(case: &C
 
 async fn a_snapshot_is_removed_from_where_it_was_made_by_its_id_alone(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
-    let task = obedient_as(case, &plugin, native).await?;
+    let task = start_stoppable_with(case, &plugin, native).await?;
     let mut next = case.next_plugin(&mut plugin).await?;
     task.recover(&next).await?;
-    ends_as_told(&task, &next).await?;
+    end_and_destroy(&task, &next).await?;
     ensure_eq!(active(case, "native")?, 0);
     // The task isn't recovered: the plugin knows its id, and no more.
-    let task = obedient_as(case, &next, native).await?;
+    let task = start_stoppable_with(case, &next, native).await?;
     let mut third = case.next_plugin(&mut next).await?;
     ensure_eq!(active(case, "native")?, 1);
     task.end(&third).await?;
     ensure_eq!(active(case, "native")?, 0);
     // As after a reboot, not even the bundle is there.
-    let task = obedient_as(case, &third, native).await?;
+    let task = start_stoppable_with(case, &third, native).await?;
     third.kill().await?;
     sweep::by_a_reboot(&case.state_dir(), task.alloc.cgroup.name())?;
     let mut last = case.plugin().await?;

@@ -44,7 +44,7 @@ async fn start_is_refused(case: &CaseContext, plugin: &Plugin, config: &Value, w
 async fn a_job_does_not_get_the_hosts_namespaces_unless_the_operator_allows_it(
     case: &CaseContext,
 ) -> Result<()> {
-    let asked = [
+    let requests = [
         ("pid_mode", json!("host"), "pid"),
         ("ipc_mode", json!("host"), "ipc"),
         ("uts_mode", json!("host"), "uts"),
@@ -55,12 +55,12 @@ async fn a_job_does_not_get_the_hosts_namespaces_unless_the_operator_allows_it(
     for allow in [None, Some(json!([])), Some(json!(["private"]))] {
         let mut options = case.options();
         options["allowed_modes"] = match &allow {
-            Some(list) => asked.iter().map(|(_, _, kind)| ((*kind).to_owned(), list.clone())).collect(),
+            Some(list) => requests.iter().map(|(_, _, kind)| ((*kind).to_owned(), list.clone())).collect(),
             None => json!(null),
         };
         let mut plugin = case.plugin_as(&case.launch(), &options).await?;
-        for (option, value, kind) in &asked {
-            let gate = format!("allowed_modes.{kind}");
+        for (option, value, kind) in &requests {
+            let plugin_option = format!("allowed_modes.{kind}");
             let config = with(case, "true", &[(option, value.clone())]);
             // The host's network is open unless the operator says otherwise.
             if *kind == "network" && allow.is_none() {
@@ -68,7 +68,7 @@ async fn a_job_does_not_get_the_hosts_namespaces_unless_the_operator_allows_it(
                 task.stdout(&plugin).await?;
                 task.destroy(&plugin).await?;
             } else {
-                start_is_refused(case, &plugin, &config, &[option, &gate]).await?;
+                start_is_refused(case, &plugin, &config, &[option, &plugin_option]).await?;
             }
         }
         plugin.shut_down().await?;
@@ -151,14 +151,14 @@ async fn the_hosts_shared_memory_is_seen_where_it_is_shared(
     let file = std::path::Path::new("/dev/shm").join(&name);
     fs::write(&file, "shared").with_context(|| format!("write {}", file.display()))?;
     let script = format!("cat /dev/shm/{name} 2>/dev/null || echo none");
-    let mut said = Vec::new();
+    let mut output = Vec::new();
     for mode in ["host", "private"] {
         let task = case.run(plugin, &with(case, &script, &[("ipc_mode", json!(mode))])).await?;
-        said.push(task.stdout(plugin).await);
+        output.push(task.stdout(plugin).await);
         task.destroy(plugin).await?;
     }
     fs::remove_file(&file)?;
-    ensure_eq!(said.into_iter().collect::<Result<Vec<_>>>()?, ["shared", "none\n"]);
+    ensure_eq!(output.into_iter().collect::<Result<Vec<_>>>()?, ["shared", "none\n"]);
     Ok(())
 }
 
@@ -169,15 +169,15 @@ async fn a_task_that_sees_its_own_control_group_alone_sees_it_as_the_root(
     for (mode, sees_nomad) in [("private", false), ("host", true)] {
         let config = with(case, "cat /proc/self/cgroup; ls /sys/fs/cgroup", &[("cgroupns", json!(mode))]);
         let task = case.run(plugin, &config).await?;
-        let said = task.stdout(plugin).await?;
+        let output = task.stdout(plugin).await?;
         // Nomad moves a task into a cpuset later, on v1.
         let groups: Vec<_> =
-            said.lines().filter(|line| line.contains(':') && !line.contains("cpuset")).collect();
+            output.lines().filter(|line| line.contains(':') && !line.contains("cpuset")).collect();
         ensure!(
             groups.iter().any(|line| line.contains("nomad")) == sees_nomad,
             "with {mode} it is in {groups:?}"
         );
-        ensure!(said.lines().count() > groups.len() + 1, "its control groups are not mounted: {said}");
+        ensure!(output.lines().count() > groups.len() + 1, "its control groups are not mounted: {output}");
         task.destroy(plugin).await?;
     }
     Ok(())

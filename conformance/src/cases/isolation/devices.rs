@@ -45,13 +45,13 @@ fn with_devices(case: &CaseContext, script: &str, devices: Value) -> Value {
     config
 }
 
-async fn said(case: &CaseContext, options: &Value, config: &Value) -> Result<String> {
+async fn stdout_of(case: &CaseContext, options: &Value, config: &Value) -> Result<String> {
     let mut plugin = case.plugin_as(&case.launch(), options).await?;
     let task = case.run(&plugin, config).await?;
-    let said = task.stdout(&plugin).await?;
+    let output = task.stdout(&plugin).await?;
     task.destroy(&plugin).await?;
     plugin.shut_down().await?;
-    Ok(said)
+    Ok(output)
 }
 
 /// Asserts that a start with these devices is refused with these words and leaves nothing.
@@ -68,12 +68,12 @@ async fn a_device_has_the_hosts_mode_and_the_permissions_asked_for(case: &CaseCo
     let script = "stat -c '%F %a %u %g %t:%T' /dev/log; may /dev/log";
     for (permissions, wanted) in [("", "writes\n"), (":w", "writes\n"), (":rm", "no\n")] {
         let devices = json!([format!("{path}:/dev/log{permissions}")]);
-        let said = said(case, &case.options(), &with_devices(case, script, devices)).await?;
-        ensure_eq!(said, format!("character special file 640 1000 44 1:b\n{wanted}"));
+        let output = stdout_of(case, &case.options(), &with_devices(case, script, devices)).await?;
+        ensure_eq!(output, format!("character special file 640 1000 44 1:b\n{wanted}"));
     }
     // A device without a path in the container has the host's path.
     let config = with_devices(case, &format!("may {path}"), json!([format!("{path}:w")]));
-    ensure_eq!(said(case, &case.options(), &config).await?, "writes\n");
+    ensure_eq!(stdout_of(case, &case.options(), &config).await?, "writes\n");
     Ok(())
 }
 
@@ -86,17 +86,17 @@ async fn a_device_may_be_a_block_and_a_directory_all_below_it(case: &CaseContext
         {"host_path": shown(&path)},
     ]);
     let one = with_devices(case, "may /dev/log", json!([block[0]]));
-    ensure_eq!(said(case, &case.options(), &one).await?, "no\n");
+    ensure_eq!(stdout_of(case, &case.options(), &one).await?, "no\n");
     let config = with_devices(case, &format!("may /dev/log; may {}", shown(&path)), block);
     // Device rules are by number, whatever the path: those for both nodes apply.
-    ensure_eq!(said(case, &case.options(), &config).await?, "writes\nwrites\n");
+    ensure_eq!(stdout_of(case, &case.options(), &config).await?, "writes\nwrites\n");
     let directory = path.parent().context("below the directory")?;
     let config = with_devices(
         case,
         "cd /dev/all; find . -type c | sort; may more/log; ls",
         json!([format!("{}:/dev/all:w", shown(directory))]),
     );
-    ensure_eq!(said(case, &case.options(), &config).await?, "./log\n./more/log\nwrites\nlog\nmore\n");
+    ensure_eq!(stdout_of(case, &case.options(), &config).await?, "./log\n./more/log\nwrites\nlog\nmore\n");
     Ok(())
 }
 
@@ -150,7 +150,7 @@ async fn the_operator_says_which_devices_jobs_may_have(case: &CaseContext) -> Re
     options["allow_devices"] =
         json!([shown(path.parent().context("below the directory")?), "vendor.com/log"]);
     let config = with_devices(case, "may /dev/log", json!([format!("{}:/dev/log:w", shown(&path))]));
-    ensure_eq!(said(case, &options, &config).await?, "writes\n");
+    ensure_eq!(stdout_of(case, &options, &config).await?, "writes\n");
     for refused in ["/dev/null".to_owned(), shown(&link), "vendor.com/other=0".to_owned()] {
         start_is_refused(case, &options, json!([refused]), &[&refused, "allow_devices"]).await?;
     }
@@ -206,7 +206,7 @@ devices:
                   (: > /opt/library) 2> /dev/null || echo read-only";
     let config = with_devices(case, script, json!(["vendor.com/log=0"]));
     let wanted = "writes\nlog from the device\nfrom the library\n4444\nread-only\n";
-    ensure_eq!(said(case, &options, &config).await?, wanted);
+    ensure_eq!(stdout_of(case, &options, &config).await?, wanted);
     ensure!(hooked.exists(), "its hook has not run");
     let other = json!({
         "cdiVersion": "0.5.0", "kind": "vendor.com/log",
@@ -214,7 +214,7 @@ devices:
     });
     fs::write(run.join("vendor.json"), other.to_string())?;
     let config = with_devices(case, "echo $KIND $GREETING", json!(["vendor.com/log=0"]));
-    ensure_eq!(said(case, &options, &config).await?, "from elsewhere\n");
+    ensure_eq!(stdout_of(case, &options, &config).await?, "from elsewhere\n");
     Ok(())
 }
 

@@ -131,8 +131,8 @@ async fn tasks_of_a_group_share_its_network_and_a_restart_has_it_again(case: &Ca
         let mut client = beside(case, &plugin, &server, &case.shell(fetch)).await?;
         client.config.network_isolation_spec = Some(network.spec());
         client.start(&plugin).await?;
-        let said = client.stdout(&plugin).await?;
-        ensure!(said.contains("web-"), "attempt {attempt}: {said}");
+        let output = client.stdout(&plugin).await?;
+        ensure!(output.contains("web-"), "attempt {attempt}: {output}");
         client.destroy(&plugin).await?;
     }
     server.end(&plugin).await?;

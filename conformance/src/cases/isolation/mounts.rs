@@ -35,14 +35,14 @@ cases!["mounts":
 ];
 
 /// Returns the output of a script in a task with more options.
-pub(super) async fn said(case: &CaseContext, script: &str, more: &Value) -> Result<String> {
+pub(super) async fn stdout_of(case: &CaseContext, script: &str, more: &Value) -> Result<String> {
     let mut plugin = case.plugin().await?;
     let task = case.run(&plugin, &shell_with(case, script, more)).await?;
-    let said = task.stdout(&plugin).await?;
+    let output = task.stdout(&plugin).await?;
     task.destroy(&plugin).await?;
     case.nothing_left()?;
     plugin.shut_down().await?;
-    Ok(said)
+    Ok(output)
 }
 
 async fn a_bind_is_the_hosts_and_as_writable_as_it_says(case: &CaseContext) -> Result<()> {
@@ -55,8 +55,8 @@ async fn a_bind_is_the_hosts_and_as_writable_as_it_says(case: &CaseContext) -> R
     let script = "cat /ro/greeting /etc/greeting /new/rw/sub/deeper; echo new > /new/rw/made; cat /ro/made; \
                   touch /ro/x 2>/dev/null && echo written; (echo x >> /etc/greeting) 2>/dev/null && echo written; \
                   grep -E ' /(ro|new/rw|etc/greeting) ' /proc/mounts | cut -d' ' -f2,4 | cut -d, -f1,2,3";
-    let said = said(case, script, &json!({"mounts": mounts})).await?;
-    let (files, table) = said.split_at(said.find("/ro ").context(said.clone())?);
+    let output = stdout_of(case, script, &json!({"mounts": mounts})).await?;
+    let (files, table) = output.split_at(output.find("/ro ").context(output.clone())?);
     ensure_eq!(files, "hello from the host\nhello from the host\ndeeper\nnew\n");
     for words in ["/ro ro", "/new/rw rw,nosuid", "/etc/greeting ro"] {
         ensure!(table.contains(words), "{words:?} is not in {table}");
@@ -91,8 +91,8 @@ async fn a_volume_without_a_source_is_the_allocations(case: &CaseContext, plugin
     for files in 0..2 {
         task.start(plugin).await?;
         ensure_eq!(task.wait(plugin).await?.exit_code, 0);
-        let said = fs::read_to_string(task.alloc.directory.join("alloc/data/said"))?;
-        ensure_eq!(said, format!("{files}\napp\n"));
+        let output = fs::read_to_string(task.alloc.directory.join("alloc/data/said"))?;
+        ensure_eq!(output, format!("{files}\napp\n"));
         task.destroy(plugin).await?;
         case.nothing_left()?;
         task.next_attempt()?;
@@ -113,8 +113,8 @@ async fn a_tmpfs_has_the_options_it_asks_for(case: &CaseContext) -> Result<()> {
     let script = "stat -c '%a %u %g %n' /one; df -k /one | tail -n 1 | tr -s ' ' | cut -d' ' -f2; \
                   touch /two/x /three/x && touch /one/x 2>/dev/null || echo read-only; \
                   grep -E ' /(one|two|three) ' /proc/mounts | cut -d' ' -f2-4";
-    let said = said(case, script, &more).await?;
-    let mut lines = said.lines();
+    let output = stdout_of(case, script, &more).await?;
+    let mut lines = output.lines();
     ensure_eq!(lines.next(), Some("750 1000 2000 /one"));
     ensure_eq!(lines.next(), Some("2048"));
     ensure_eq!(lines.next(), Some("read-only"));
@@ -135,7 +135,7 @@ async fn shared_memory_has_the_size_it_asks_for(case: &CaseContext) -> Result<()
         (json!({"shm_size": 8_388_608}), "8192"),
         (json!({"tmpfs": ["/dev/shm:size=3m,mode=1777"]}), "3072"),
     ] {
-        ensure_eq!(said(case, script, &more).await?, format!("{kib}\n1777\n"));
+        ensure_eq!(stdout_of(case, script, &more).await?, format!("{kib}\n1777\n"));
     }
     Ok(())
 }
@@ -171,7 +171,7 @@ async fn dockers_block_mounts_as_in_docker(case: &CaseContext) -> Result<()> {
     ]});
     let script = "cat /ro/greeting; touch /rw/x /vol/x && touch /ro/x 2>/dev/null || echo read-only; stat -c %a /mem; \
                   grep ' /mem ' /proc/mounts | grep -o size=1024k";
-    ensure_eq!(said(case, script, &more).await?, "hello from the host\nread-only\n700\nsize=1024k\n");
+    ensure_eq!(stdout_of(case, script, &more).await?, "hello from the host\nread-only\n700\nsize=1024k\n");
     Ok(())
 }
 
@@ -277,11 +277,11 @@ async fn what_is_mounted_below_a_read_only_source_is_read_only_too(
             task.config.mounts.push(volume_mount(&host, "/t", true));
         }
         task.start(plugin).await?;
-        let said = task.stdout(plugin).await?;
-        let lines: Vec<&str> = said.lines().collect();
+        let output = task.stdout(plugin).await?;
+        let lines: Vec<&str> = output.lines().collect();
         ensure_eq!((way, lines.len(), lines.first()), (way, 4, Some(&"deepest")));
-        ensure!(lines[1].starts_with("/t ro") && lines[2].starts_with("/t/sub ro"), "{way}: {said}");
-        ensure!(lines[2].contains("noexec") && lines[3].contains("a\\040b ro,nosuid"), "{way}: {said}");
+        ensure!(lines[1].starts_with("/t ro") && lines[2].starts_with("/t/sub ro"), "{way}: {output}");
+        ensure!(lines[2].contains("noexec") && lines[3].contains("a\\040b ro,nosuid"), "{way}: {output}");
         task.destroy(plugin).await?;
         case.nothing_left()?;
     }
@@ -303,12 +303,12 @@ async fn what_the_operator_has_mounted_read_only_stays_so(case: &CaseContext, pl
         for options in ["rw", "rw,nosuid", "noatime", "rw,exec,dev,suid", "ro"] {
             let more = json!({"volumes": [format!("{}:/t:{options}", host.display())]});
             let task = case.run(plugin, &shell_with(case, script, &more)).await?;
-            let said = task.stdout(plugin).await?;
-            ensure!(said.contains("written") == (is[0] == "rw" && options != "ro"), "{options}: {said}");
-            let table: Vec<&str> = said.lines().last().unwrap_or_default().split(',').collect();
+            let output = task.stdout(plugin).await?;
+            ensure!(output.contains("written") == (is[0] == "rw" && options != "ro"), "{options}: {output}");
+            let table: Vec<&str> = output.lines().last().unwrap_or_default().split(',').collect();
             let is = is.iter().filter(|flag| options != "ro" || **flag != "rw");
             for flag in is {
-                ensure!(table.contains(flag), "{options}, {flags:?}: no {flag} in {said}");
+                ensure!(table.contains(flag), "{options}, {flags:?}: no {flag} in {output}");
             }
             task.destroy(plugin).await?;
         }
@@ -316,9 +316,12 @@ async fn what_the_operator_has_mounted_read_only_stays_so(case: &CaseContext, pl
         let mut task = case.prepare(plugin, &shell_with(case, script, &json!({}))).await?;
         task.config.mounts.push(volume_mount(&host, "/t", true));
         task.start(plugin).await?;
-        let said = task.stdout(plugin).await?;
+        let output = task.stdout(plugin).await?;
         for flag in is.iter().filter(|flag| **flag != "rw").chain(&["ro"]) {
-            ensure!(said.trim_end().split(',').any(|there| there == *flag), "{flags:?}: no {flag} in {said}");
+            ensure!(
+                output.trim_end().split(',').any(|there| there == *flag),
+                "{flags:?}: no {flag} in {output}"
+            );
         }
         task.destroy(plugin).await?;
         case.nothing_left()?;

@@ -25,13 +25,18 @@ fn with(mut config: Value, option: &str, value: impl Into<Value>) -> Value {
     config
 }
 
-async fn said(case: &CaseContext, script: &str, option: &str, value: impl Into<Value>) -> Result<String> {
+async fn stdout_of(
+    case: &CaseContext,
+    script: &str,
+    option: &str,
+    value: impl Into<Value>,
+) -> Result<String> {
     let mut plugin = case.plugin().await?;
     let task = case.run(&plugin, &with(case.shell(script), option, value)).await?;
-    let said = task.stdout(&plugin).await?;
+    let output = task.stdout(&plugin).await?;
     task.destroy(&plugin).await?;
     plugin.shut_down().await?;
-    Ok(said)
+    Ok(output)
 }
 
 async fn a_privileged_task_can_do_what_root_can_on_the_host(case: &CaseContext) -> Result<()> {
@@ -48,8 +53,8 @@ async fn a_privileged_task_can_do_what_root_can_on_the_host(case: &CaseContext) 
          mknod /tmp/kmsg c 1 11 && : < /tmp/kmsg && echo read
          ls /dev | sort | tr '\\n' ' '"
     );
-    let said = said(case, &script, "privileged", true).await?;
-    let (rights, devices) = said.trim_end().rsplit_once('\n').unwrap_or_default();
+    let output = stdout_of(case, &script, "privileged", true).await?;
+    let (rights, devices) = output.trim_end().rsplit_once('\n').unwrap_or_default();
     ensure_eq!(rights, format!("{all}\n0\nelsewhere\nrw\nread"));
     let devices: Vec<&str> = devices.split(' ').collect();
     for entry in std::fs::read_dir("/dev")? {
@@ -62,14 +67,14 @@ async fn a_privileged_task_can_do_what_root_can_on_the_host(case: &CaseContext) 
 }
 
 async fn a_job_is_privileged_only_where_the_operator_allows_it(case: &CaseContext) -> Result<()> {
-    for (gate, value) in [("allow_privileged", json!(false)), ("allow_caps", json!(["CHOWN"]))] {
-        let mut plugin = case.plugin_as(&case.launch(), &with(case.options(), gate, value)).await?;
+    for (plugin_option, value) in [("allow_privileged", json!(false)), ("allow_caps", json!(["CHOWN"]))] {
+        let mut plugin = case.plugin_as(&case.launch(), &with(case.options(), plugin_option, value)).await?;
         for (option, value, word) in [
             ("privileged", json!(true), "privileged"),
             ("security_opt", json!(["systempaths=unconfined"]), "systempaths=unconfined"),
         ] {
             let task = case.prepare(&plugin, &with(case.shell("true"), option, value)).await?;
-            refused(plugin.start_task(task.config.clone()).await, &[option, word, gate])?;
+            refused(plugin.start_task(task.config.clone()).await, &[option, word, plugin_option])?;
             case.nothing_left()?;
         }
         case.still_works(&plugin).await?;
@@ -84,8 +89,8 @@ async fn a_root_that_is_read_only_leaves_nomads_directories_and_memory_writable(
     let script =
         "for at in / /etc /tmp /bin; do touch $at/x 2>&1 | grep -c 'Read-only file system'; done | uniq
                   for at in /alloc /local /secrets /dev/shm; do touch $at/x && echo $at; done";
-    let said = said(case, script, "readonly_rootfs", true).await?;
-    ensure_eq!(said, "1\n/alloc\n/local\n/secrets\n/dev/shm\n");
+    let output = stdout_of(case, script, "readonly_rootfs", true).await?;
+    ensure_eq!(output, "1\n/alloc\n/local\n/secrets\n/dev/shm\n");
     Ok(())
 }
 
@@ -111,7 +116,7 @@ async fn the_systems_paths_are_as_the_kernel_has_them_where_the_job_says_so(
 ) -> Result<()> {
     let script = "test -w /proc/sys/kernel/hostname && echo writable; grep -c ' /proc/' /proc/mounts; true";
     let word = json!(["systempaths=unconfined"]);
-    ensure_eq!(said(case, script, "security_opt", word).await?, "writable\n0\n");
+    ensure_eq!(stdout_of(case, script, "security_opt", word).await?, "writable\n0\n");
     Ok(())
 }
 

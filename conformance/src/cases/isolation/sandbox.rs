@@ -191,13 +191,13 @@ async fn are_denied(case: &CaseContext, plugin: &Plugin, name: &str, tries: &[Tr
     };
     let task = case.run(plugin, &config).await?;
     task.alloc.stdout.to_contain("over\n", LIMIT).await?;
-    let said = task.alloc.stdout.text();
+    let output = task.alloc.stdout.text();
     let (_, again) = task.exec(plugin, run).await?;
-    for said in [said, again] {
-        let lines: Vec<&str> = said.lines().collect();
+    for output in [output, again] {
+        let lines: Vec<&str> = output.lines().collect();
         let wanted = |Try { name, errno, .. }: &Try| format!("{name}\t{}", *errno as i32);
         let other: Vec<_> = tries.iter().map(wanted).filter(|line| !lines.contains(&line.as_str())).collect();
-        ensure!(other.is_empty(), "not denied, or for another reason: {other:#?}, of {said}");
+        ensure!(other.is_empty(), "not denied, or for another reason: {other:#?}, of {output}");
         ensure_eq!(lines.len(), tries.len() + 1);
     }
     task.end(plugin).await

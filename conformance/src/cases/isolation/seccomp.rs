@@ -167,8 +167,8 @@ async fn dockers_words_for_it_do_the_same(case: &CaseContext, plugin: &Plugin) -
     let named = json!([format!("seccomp={path}")]);
     let task =
         case.run(plugin, &with(case.shell("mkdir /tmp/a 2>&1; true"), "security_opt", named.clone())).await?;
-    let said = task.stdout(plugin).await?;
-    ensure!(said.contains("Read-only file system"), "the profile does not hold: {said}");
+    let output = task.stdout(plugin).await?;
+    ensure!(output.contains("Read-only file system"), "the profile does not hold: {output}");
     task.destroy(plugin).await?;
     let twice = with(with(case.shell("true"), "security_opt", named), "seccomp", true);
     let task = case.prepare(plugin, &twice).await?;
@@ -186,8 +186,8 @@ async fn the_operator_says_where_the_profiles_of_jobs_lie(case: &CaseContext) ->
     let config =
         with(case.shell("mkdir /tmp/a 2>&1; true"), "seccomp_profile", allowed.display().to_string());
     let task = case.run(&plugin, &config).await?;
-    let said = task.stdout(&plugin).await?;
-    ensure!(said.contains("Read-only file system"), "the profile does not hold: {said}");
+    let output = task.stdout(&plugin).await?;
+    ensure!(output.contains("Read-only file system"), "the profile does not hold: {output}");
     task.destroy(&plugin).await?;
     // The error is the same whether the path exists or not, and whether it is a file or not.
     for by_option in [true, false] {

@@ -48,9 +48,9 @@ fn ways(source: &str) -> [Value; 3] {
 
 async fn says(case: &CaseContext, plugin: &Plugin, script: &str, more: &Value) -> Result<String> {
     let task = case.run(plugin, &shell_with(case, script, more)).await?;
-    let said = task.stdout(plugin).await?;
+    let output = task.stdout(plugin).await?;
     task.destroy(plugin).await?;
-    Ok(said)
+    Ok(output)
 }
 
 async fn is_refused(case: &CaseContext, plugin: &Plugin, source: &str, words: &[&str]) -> Result<()> {
@@ -65,11 +65,11 @@ async fn is_refused(case: &CaseContext, plugin: &Plugin, source: &str, words: &[
 async fn without_volumes_a_job_mounts_what_is_its_allocations_only(case: &CaseContext) -> Result<()> {
     let host = host_directory(case)?;
     let mut plugin = plugin_with(case, &json!({"enabled": false})).await?;
-    let gate = "volumes.enabled";
-    is_refused(case, &plugin, &host.display().to_string(), &[&host.display().to_string(), gate]).await?;
-    is_refused(case, &plugin, "/", &[gate]).await?;
+    let option = "volumes.enabled";
+    is_refused(case, &plugin, &host.display().to_string(), &[&host.display().to_string(), option]).await?;
+    is_refused(case, &plugin, "/", &[option]).await?;
     // The directory of all allocations, and another allocation's.
-    is_refused(case, &plugin, &case.directory().join("alloc").display().to_string(), &[gate]).await?;
+    is_refused(case, &plugin, &case.directory().join("alloc").display().to_string(), &[option]).await?;
     is_refused(case, &plugin, "../..", &["leads out"]).await?;
     is_refused(case, &plugin, "local/../../../../host", &["leads out"]).await?;
     let mut task = case.prepare(&plugin, &config! { image = case.image("busybox:latest") }).await?;
@@ -97,7 +97,7 @@ async fn with_allowed_paths_a_job_mounts_what_is_beneath_them_only(case: &CaseCo
     let root = host.display().to_string();
     let mut plugin =
         plugin_with(case, &json!({"enabled": true, "allowed_paths": ["/no/such/root", root]})).await?;
-    for (source, said) in [
+    for (source, expected) in [
         (root.clone(), "hello from the host\n"),
         (format!("{root}/sub/../."), "hello from the host\n"),
         (format!("{root}/inside"), "deeper\n"),
@@ -105,7 +105,7 @@ async fn with_allowed_paths_a_job_mounts_what_is_beneath_them_only(case: &CaseCo
         for more in ways(&source) {
             ensure_eq!(
                 says(case, &plugin, "cat /t/greeting /t/deeper 2>/dev/null; true", &more).await?,
-                said
+                expected
             );
         }
     }
@@ -359,7 +359,7 @@ async fn a_plugin_block_that_can_not_be_is_refused(case: &CaseContext) -> Result
 }
 
 async fn a_working_directory_is_made_where_it_is_missing(case: &CaseContext, plugin: &Plugin) -> Result<()> {
-    for (option, path, said) in [
+    for (option, path, expected) in [
         ("cwd", "/new/deep/down", "/new/deep/down 755 0\n"),
         ("work_dir", "/new/deep/down", "/new/deep/down 755 0\n"),
         ("cwd", "/home/app", "/home/app 755 1000\n"),
@@ -375,7 +375,7 @@ async fn a_working_directory_is_made_where_it_is_missing(case: &CaseContext, plu
             let mut task = case.prepare(plugin, &config).await?;
             task.config.user = user.to_owned();
             task.start(plugin).await?;
-            ensure_eq!((path, task.stdout(plugin).await?), (path, said.to_owned()));
+            ensure_eq!((path, task.stdout(plugin).await?), (path, expected.to_owned()));
             task.destroy(plugin).await?;
         }
         // An exec has the task's working directory.

@@ -14,7 +14,7 @@ use nomad_proto::driver::{DriverTaskEvent, TaskState};
 use tonic::Streaming;
 
 use crate::cases::support::processes::{ended, shim_pid};
-use crate::cases::support::stoppable_task::{obedient, tell_to_end};
+use crate::cases::support::stoppable_task::{start_stoppable, tell_to_end};
 use crate::cases::support::{cases, ensure_eq};
 
 cases!["ends":
@@ -62,8 +62,8 @@ async fn a_kill_is_told_from_a_code_of_the_same_number(case: &CaseContext) -> Re
                 tell_to_end(&task)?;
             }
             let exit = task.wait(&plugin).await?;
-            let told = (exit.exit_code, exit.signal);
-            ensure!(told == wanted, "{then:?} is {told:?}, not {wanted:?}; recovered: {recovered}");
+            let reported = (exit.exit_code, exit.signal);
+            ensure!(reported == wanted, "{then:?} is {reported:?}, not {wanted:?}; recovered: {recovered}");
             task.destroy(&plugin).await?;
             plugin.shut_down().await?;
         }
@@ -75,7 +75,7 @@ async fn an_end_that_the_shim_does_not_tell_is_told_by_the_kernel(
     case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let task = obedient(case, plugin).await?;
+    let task = start_stoppable(case, plugin).await?;
     kill(shim_pid(case)?, Signal::SIGSTOP)?;
     tell_to_end(&task)?;
     is_told_by_the_kernel(case, plugin, &task).await?;
@@ -92,7 +92,7 @@ async fn so_it_is_of_an_end_before_the_recovery(case: &CaseContext) -> Result<()
 
 async fn recovered(case: &CaseContext, ends_before: bool) -> Result<()> {
     let mut plugin = case.plugin().await?;
-    let task = obedient(case, &plugin).await?;
+    let task = start_stoppable(case, &plugin).await?;
     let pid = task.pid()?;
     kill(shim_pid(case)?, Signal::SIGSTOP)?;
     plugin.kill().await?;
@@ -121,7 +121,7 @@ async fn is_told_by_the_kernel(case: &CaseContext, plugin: &Plugin, task: &Task)
 }
 
 async fn an_end_before_that_of_the_shim_is_the_tasks_own(case: &CaseContext, plugin: &Plugin) -> Result<()> {
-    let task = obedient(case, plugin).await?;
+    let task = start_stoppable(case, plugin).await?;
     let (shim, pid) = (shim_pid(case)?, task.pid()?);
     // The shim is stopped, so that it can't report the exit, and then killed.
     kill(shim, Signal::SIGSTOP)?;
@@ -141,7 +141,7 @@ async fn an_end_before_that_of_the_shim_is_the_tasks_own(case: &CaseContext, plu
 
 async fn an_end_is_the_same_after_a_recovery(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
-    let task = obedient(case, &plugin).await?;
+    let task = start_stoppable(case, &plugin).await?;
     tell_to_end(&task)?;
     task.wait(&plugin).await?;
     let before = plugin.inspect_task(task.id()).await?.task.context("no task")?;
@@ -192,8 +192,8 @@ async fn a_child_killed_for_want_of_memory_is_told_while_the_task_runs_on(
 ) -> Result<()> {
     let mut events = plugin.events().await?;
     let task = greedy(case, plugin, "exit 0").await?;
-    let told = event(&mut events, "OOM killed").await?;
-    ensure_eq!((told.task_id.as_str(), told.alloc_id.as_str()), (task.id(), task.alloc.id.as_str()));
+    let event = event(&mut events, "OOM killed").await?;
+    ensure_eq!((event.task_id.as_str(), event.alloc_id.as_str()), (task.id(), task.alloc.id.as_str()));
     ensure_eq!(plugin.inspect_task(task.id()).await?.task.unwrap_or_default().state(), TaskState::Running);
     tell_to_end(&task)?;
     // The task has survived the child's death.
@@ -227,7 +227,7 @@ async fn a_child_killed_for_want_of_memory_long_ago_is_not(
 
 async fn a_recovery_is_told(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
-    let task = obedient(case, &plugin).await?;
+    let task = start_stoppable(case, &plugin).await?;
     plugin.kill().await?;
     // As after a plugin's death: the agent waits for the task before it subscribes to events again.
     let mut next = case.bare_plugin(&case.launch()).await?;
@@ -239,9 +239,9 @@ async fn a_recovery_is_told(case: &CaseContext) -> Result<()> {
         "it has ended"
     );
     let mut events = next.events().await?;
-    let told = event(&mut events, "Recovered").await?;
-    ensure_eq!(told.task_id, task.id());
-    ensure!(Path::new("/proc").join(&told.annotations["pid"]).exists(), "{told:?}");
+    let event = event(&mut events, "Recovered").await?;
+    ensure_eq!(event.task_id, task.id());
+    ensure!(Path::new("/proc").join(&event.annotations["pid"]).exists(), "{event:?}");
     task.end(&next).await?;
     next.shut_down().await
 }

@@ -28,8 +28,8 @@ cases!["gvisor":
 async fn a_task_runs_on_a_kernel_of_its_own(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let task = case.run(plugin, &case.shell("dmesg; echo kept > /alloc/kept; exit 4")).await?;
     ensure_eq!(task.wait(plugin).await?.exit_code, 4);
-    let said = String::from_utf8_lossy(&task.alloc.stdout.to_end(LIMIT).await?).into_owned();
-    ensure!(said.contains("gVisor"), "the kernel says {said:?}");
+    let output = String::from_utf8_lossy(&task.alloc.stdout.to_end(LIMIT).await?).into_owned();
+    ensure!(output.contains("gVisor"), "the kernel says {output:?}");
     ensure_eq!(fs::read_to_string(task.alloc.directory.join("alloc/kept"))?, "kept\n");
     task.destroy(plugin).await
 }
@@ -77,8 +77,8 @@ async fn a_sandbox_that_runs_out_of_memory_is_told(case: &CaseContext, plugin: &
     set_memory(&mut task.config, 100, 0);
     task.start(plugin).await?;
     let exit = task.wait(plugin).await?;
-    let said = String::from_utf8_lossy(&task.alloc.stderr.to_end(LIMIT).await?).into_owned();
-    ensure!(exit.exit_code == 137 && exit.oom_killed, "{exit:?}, and it said {said}");
+    let output = String::from_utf8_lossy(&task.alloc.stderr.to_end(LIMIT).await?).into_owned();
+    ensure!(exit.exit_code == 137 && exit.oom_killed, "{exit:?}, and it said {output}");
     task.destroy(plugin).await
 }
 
@@ -105,8 +105,8 @@ async fn a_task_of_another_runtime_runs_beside_it(case: &CaseContext) -> Result<
     let mut config = case.shell("dmesg 2>&1 | head -3; echo ends");
     config["runtime"] = json!("io.containerd.runc.v2");
     let task = case.run(&plugin, &config).await?;
-    let said = task.stdout(&plugin).await?;
-    ensure!(said.ends_with("ends\n") && !said.contains("gVisor"), "{said}");
+    let output = task.stdout(&plugin).await?;
+    ensure!(output.ends_with("ends\n") && !output.contains("gVisor"), "{output}");
     task.destroy(&plugin).await?;
     plugin.shut_down().await
 }

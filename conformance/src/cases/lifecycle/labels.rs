@@ -47,8 +47,8 @@ async fn the_operator_chooses_what_else_is_said_of_a_task(case: &CaseContext) ->
     let mut plugin = case.plugin_as(&case.launch(), &options).await?;
     let task = case.run(&plugin, &case.shell("sleep 600")).await?;
     let labels = labels(case)?;
-    let said: Vec<_> = labels.keys().filter_map(|key| key.strip_prefix("com.hashicorp.nomad.")).collect();
-    ensure_eq!(said, ["alloc_id", "job_id", "job_name", "node_id", "task_name"]);
+    let names: Vec<_> = labels.keys().filter_map(|key| key.strip_prefix("com.hashicorp.nomad.")).collect();
+    ensure_eq!(names, ["alloc_id", "job_id", "job_name", "node_id", "task_name"]);
     ensure_eq!(labels["com.hashicorp.nomad.task_name"], "web");
     task.end(&plugin).await?;
     plugin.shut_down().await?;

@@ -32,7 +32,7 @@ async fn an_entrypoint_takes_the_place_of_the_images_and_of_its_command(
 ) -> Result<()> {
     not_by_youki(case, NO_DIRECTORY)?;
     let (styled, busybox) = (case.image("styled:latest"), case.image("busybox:latest"));
-    for (config, said) in [
+    for (config, expected) in [
         (config! { image = styled, entrypoint = ["/bin/echo", "mine"] }, "mine\n"),
         (config! { image = styled, entrypoint = ["/bin/echo", "mine"], args = ["a"] }, "mine a\n"),
         (config! { image = styled, entrypoint = ["/bin/echo"], command = "b", args = ["c"] }, "b c\n"),
@@ -42,7 +42,7 @@ async fn an_entrypoint_takes_the_place_of_the_images_and_of_its_command(
         (config! { image = busybox, entrypoint = "", command = "echo", args = ["f"] }, "f\n"),
     ] {
         let task = case.run(plugin, &config).await?;
-        ensure_eq!(task.stdout(plugin).await?, said);
+        ensure_eq!(task.stdout(plugin).await?, expected);
         task.destroy(plugin).await?;
     }
     Ok(())
@@ -118,9 +118,15 @@ async fn a_terminals_last_words_are_all_there(case: &CaseContext, plugin: &Plugi
     config["tty"] = json!(true);
     let task = case.run(plugin, &config).await?;
     ensure_eq!(task.wait(plugin).await?.exit_code, 5);
-    let said = String::from_utf8(task.alloc.stdout.to_end(LIMIT).await?)?;
+    let output = String::from_utf8(task.alloc.stdout.to_end(LIMIT).await?)?;
     let all: String = (1..=30_000).map(|number| format!("{number}\r\n")).collect();
-    ensure!(said == all, "{} of {} bytes came, the last {:?}", said.len(), all.len(), said.lines().last());
+    ensure!(
+        output == all,
+        "{} of {} bytes came, the last {:?}",
+        output.len(),
+        all.len(),
+        output.lines().last()
+    );
     task.destroy(plugin).await?;
     // Nobody reads the output.
     let mut task = case.prepare(plugin, &config).await?;

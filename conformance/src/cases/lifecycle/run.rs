@@ -63,7 +63,7 @@ async fn the_jobs_command_and_arguments_take_the_place_of_the_images(
 ) -> Result<()> {
     not_by_youki(case, NO_DIRECTORY)?;
     let image = case.image("busybox:latest");
-    for (config, said) in [
+    for (config, expected) in [
         (
             config! { image = image, command = "/bin/echo", args = ["a", "b  c", "", "$PATH"] },
             "a b  c  $PATH\n",
@@ -74,7 +74,7 @@ async fn the_jobs_command_and_arguments_take_the_place_of_the_images(
         (config! { image = case.image("styled:latest"), args = ["echo other"] }, "other\n"),
     ] {
         let task = case.run(plugin, &config).await?;
-        ensure_eq!(task.stdout(plugin).await?, said);
+        ensure_eq!(task.stdout(plugin).await?, expected);
         task.destroy(plugin).await?;
     }
     Ok(())
@@ -103,10 +103,10 @@ async fn a_user_is_looked_up_in_the_images_own_files(case: &CaseContext, plugin:
         let mut task = case.prepare(plugin, &case.shell("id")).await?;
         task.config.user = user.to_owned();
         task.start(plugin).await?;
-        let said = task.stdout(plugin).await?;
-        ensure!(said.starts_with(ids), "user {user:?} is {said}");
+        let output = task.stdout(plugin).await?;
+        ensure!(output.starts_with(ids), "user {user:?} is {output}");
         if !ids.contains("extra") {
-            ensure!(!said.contains("2000"), "user {user:?} is {said}");
+            ensure!(!output.contains("2000"), "user {user:?} is {output}");
         }
         task.destroy(plugin).await?;
     }
@@ -149,8 +149,8 @@ async fn the_allocations_logs_can_not_be_written_from_inside(
 ) -> Result<()> {
     let script = "ls -a /alloc/logs; touch /alloc/logs/x || rm /alloc/logs/.web.stdout.fifo || echo kept";
     let task = case.run(plugin, &case.shell(script)).await?;
-    let said = task.stdout(plugin).await?;
-    ensure!(said.contains(".web.stdout.fifo") && said.ends_with("kept\n"), "{said}");
+    let output = task.stdout(plugin).await?;
+    ensure!(output.contains(".web.stdout.fifo") && output.ends_with("kept\n"), "{output}");
     task.destroy(plugin).await
 }
 
@@ -191,8 +191,8 @@ async fn redis_answers(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     config["args"] = json!(["--port", "0", "--unixsocket", "/tmp/redis.sock"]);
     let task = case.run(plugin, &config).await?;
     task.alloc.stdout.to_contain("eady to accept connections", LIMIT).await?;
-    let (code, said) = task.exec(plugin, "redis-cli -s /tmp/redis.sock ping; pwd").await?;
-    ensure_eq!((code, said.as_str()), (0, "PONG\n/data\n"));
+    let (code, output) = task.exec(plugin, "redis-cli -s /tmp/redis.sock ping; pwd").await?;
+    ensure_eq!((code, output.as_str()), (0, "PONG\n/data\n"));
     task.stop(plugin, LIMIT).await?;
     let exit = task.wait(plugin).await?;
     ensure_eq!(exit.exit_code, 0);

@@ -17,7 +17,7 @@ use shim_protos::StartInput;
 use crate::case::skip;
 use crate::cases::support::noting::Noting;
 use crate::cases::support::processes::shim_pid;
-use crate::cases::support::stoppable_task::{ends_as_told, obedient_as};
+use crate::cases::support::stoppable_task::{end_and_destroy, start_stoppable_with};
 use crate::cases::support::{cases, ensure_eq, refused, until};
 
 cases!["runtimes":
@@ -115,12 +115,12 @@ async fn a_task_of_another_shim_is_taken_down_by_its_id_alone(case: &CaseContext
     };
     // A recovered task goes on as any other.
     let mut plugin = case.plugin_as(&case.launch(), &options).await?;
-    let task = obedient_as(case, &plugin, job).await?;
+    let task = start_stoppable_with(case, &plugin, job).await?;
     let mut next = case.next_plugin_with(&mut plugin, &options).await?;
     task.recover(&next).await?;
-    ends_as_told(&task, &next).await?;
+    end_and_destroy(&task, &next).await?;
     // Without plugin and shim, only a container in its bundle is left.
-    let task = obedient_as(case, &next, job).await?;
+    let task = start_stoppable_with(case, &next, job).await?;
     next.kill().await?;
     kill(shim_pid(case)?, Signal::SIGKILL)?;
     let _ = shim.has_run("start");
@@ -254,9 +254,9 @@ async fn a_runtime_whose_shim_has_no_reason_is_quoted(case: &CaseContext) -> Res
         let words = ["failed to chdir: ENOENT", &format!("failed to {command} container")];
         if command == "exec" {
             plugin.start_task(task.config.clone()).await?;
-            let said = task.exec(&plugin, "true").await;
-            let said = format!("{said:?}");
-            ensure!(words.iter().all(|word| said.contains(word)), "{said}");
+            let output = task.exec(&plugin, "true").await;
+            let output = format!("{output:?}");
+            ensure!(words.iter().all(|word| output.contains(word)), "{output}");
             task.end(&plugin).await?;
         } else {
             refused(plugin.start_task(task.config.clone()).await, &words)?;

@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::cases::support::processes::shim_pid;
 use crate::cases::support::scripted::{SHIM, Scripted, refusal, runc};
-use crate::cases::support::stoppable_task::{ends_as_told, obedient};
+use crate::cases::support::stoppable_task::{end_and_destroy, start_stoppable};
 use crate::cases::support::{cases, ensure_eq, refused, until};
 
 cases!["shim failure":
@@ -299,13 +299,13 @@ async fn a_connection_that_breaks_again_and_again_ends_no_task(case: &CaseContex
         between.address.display(),
     ))?;
     let mut plugin = scripted.plugin(case).await?;
-    let task = obedient(case, &plugin).await?;
+    let task = start_stoppable(case, &plugin).await?;
     for _ in 0..5 {
         until(LIMIT, "a connection", || between.cut() > 0).await?;
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
     ensure_eq!(task.exec(&plugin, "echo here").await?, (0, "here\n".to_owned()));
-    ends_as_told(&task, &plugin).await?;
+    end_and_destroy(&task, &plugin).await?;
     case.nothing_left()?;
     plugin.shut_down().await
 }

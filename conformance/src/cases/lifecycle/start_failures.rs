@@ -61,10 +61,10 @@ async fn a_command_that_is_told_at_length_is_told_in_short(
     config["command"] = serde_json::json!(format!("/bin/{}", "x".repeat(4080)));
     let task = case.prepare(plugin, &config).await?;
     let status = refused(plugin.start_task(task.config.clone()).await, &[task.id(), "/bin/xxx"])?;
-    let told = status.message();
+    let message = status.message();
     // Some runtimes cut it off themselves.
-    ensure!(told.len() < 1024 || told.contains("bytes left out"), "nothing is left out of {told}");
-    ensure!(told.len() < 8192, "{} bytes", told.len());
+    ensure!(message.len() < 1024 || message.contains("bytes left out"), "nothing is left out of {message}");
+    ensure!(message.len() < 8192, "{} bytes", message.len());
     for line in plugin.log().all() {
         ensure!(line.len() < 64 * 1024, "a line of {} bytes", line.len());
     }

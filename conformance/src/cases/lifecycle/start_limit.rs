@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::case::Case;
 use crate::cases::support::resource_usage::{self, ResourceBaseline, ResourceUsage, come_back, pid};
 use crate::cases::support::scripted::Scripted;
-use crate::cases::support::timelines::told;
+use crate::cases::support::timelines::logged_timelines;
 use crate::cases::support::web_server::beside;
 use crate::cases::support::{cases, ensure_eq, is_recoverable, refused, until};
 
@@ -116,7 +116,10 @@ async fn all_ended(tasks: &[Task], plugin: &Plugin) -> Result<()> {
 
 /// Waits for this many starts' lines in the log, which may come after the answers.
 async fn all_are_told(plugin: &Plugin, count: usize) -> Result<()> {
-    until(LIMIT, "the timelines", || told(plugin, "start").is_ok_and(|told| told.len() == count)).await
+    until(LIMIT, "the timelines", || {
+        logged_timelines(plugin, "start").is_ok_and(|logged| logged.len() == count)
+    })
+    .await
 }
 
 async fn no_more_are_under_way_at_once_than_the_operator_says(case: &CaseContext) -> Result<()> {
@@ -164,7 +167,8 @@ async fn whoever_came_first_has_the_first_turn(case: &CaseContext) -> Result<()>
     }
     all_are_told(plugin, tasks.len()).await?;
     // The script notes no shims any more; each start's own line does.
-    let ended: Vec<_> = told(plugin, "start")?.into_iter().map(|told| told.container).collect();
+    let ended: Vec<_> =
+        logged_timelines(plugin, "start")?.into_iter().map(|timeline| timeline.container).collect();
     let came: Vec<_> = held.begun().into_iter().chain(held.in_line()).collect();
     ensure_eq!(ended, came);
     all_ended(&tasks, plugin).await?;

@@ -88,10 +88,10 @@ async fn the_images_signal_is_sent_where_the_job_has_none(case: &CaseContext, pl
     config["image"] = json!(case.image("styled:stop-signal"));
     // A signal of real time, which gVisor doesn't know.
     let of_images = if case.programs().is_gvisor() { 143 } else { 4 };
-    for (asked, code) in [("", of_images), ("SIGUSR1", 5)] {
+    for (signal, code) in [("", of_images), ("SIGUSR1", 5)] {
         let task = case.run(plugin, &config).await?;
         task.alloc.stdout.to_contain("ready\n", LIMIT).await?;
-        plugin.stop_task(task.id(), PATIENT, asked).await?;
+        plugin.stop_task(task.id(), PATIENT, signal).await?;
         ensure_eq!(task.wait(plugin).await?.exit_code, code);
         task.destroy(plugin).await?;
     }

@@ -5,9 +5,9 @@ use harness::config;
 use harness::context::CaseContext;
 use harness::host::Plugin;
 use harness::task::LIMIT;
-use harness::timeline::Told;
+use harness::timeline::LoggedTimeline;
 
-use crate::cases::support::timelines::told;
+use crate::cases::support::timelines::logged_timelines;
 use crate::cases::support::{cases, ensure_eq, refused, until};
 
 cases!["timeline":
@@ -20,21 +20,22 @@ cases!["timeline":
 const ROUNDED: f64 = 0.11;
 
 /// Waits for the next timeline of this kind, when there are `before` of them, and returns it.
-async fn next(plugin: &Plugin, call: &str, before: usize) -> Result<Told> {
-    let there = || told(plugin, call).is_ok_and(|told| told.len() > before);
+async fn next(plugin: &Plugin, call: &str, before: usize) -> Result<LoggedTimeline> {
+    let there = || logged_timelines(plugin, call).is_ok_and(|logged| logged.len() > before);
     until(LIMIT, "the timeline", there).await?;
-    told(plugin, call)?.into_iter().nth(before).context("no timeline")
+    logged_timelines(plugin, call)?.into_iter().nth(before).context("no timeline")
 }
 
-fn has(told: &Told, steps: &[&str]) -> Result<()> {
+fn has(timeline: &LoggedTimeline, steps: &[&str]) -> Result<()> {
     for name in steps {
-        let (begin, length) = told.steps.get(*name).with_context(|| format!("no step {name}: {told:?}"))?;
-        ensure!(begin + length <= told.total_ms + ROUNDED, "{name} ends after the call: {told:?}");
+        let (begin, length) =
+            timeline.steps.get(*name).with_context(|| format!("no step {name}: {timeline:?}"))?;
+        ensure!(begin + length <= timeline.total_ms + ROUNDED, "{name} ends after the call: {timeline:?}");
         if let Some((whole, _)) = name.split_once('/') {
             let (whole_begin, whole_length) =
-                told.steps.get(whole).with_context(|| format!("no step {whole}: {told:?}"))?;
+                timeline.steps.get(whole).with_context(|| format!("no step {whole}: {timeline:?}"))?;
             let ends_within = begin + length <= whole_begin + whole_length + 2.0 * ROUNDED;
-            ensure!(begin >= whole_begin && ends_within, "{name} is outside of {whole}: {told:?}");
+            ensure!(begin >= whole_begin && ends_within, "{name} is outside of {whole}: {timeline:?}");
         }
     }
     Ok(())

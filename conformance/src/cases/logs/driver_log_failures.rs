@@ -35,19 +35,19 @@ cases!["collected":
 ];
 
 /// Waits for a task event whose message contains all these words.
-async fn told(events: &mut Streaming<pb::DriverTaskEvent>, words: &[&str]) -> Result<()> {
-    let mut heard = Vec::new();
+async fn event_with(events: &mut Streaming<pb::DriverTaskEvent>, words: &[&str]) -> Result<()> {
+    let mut seen = Vec::new();
     let listen = async {
         while let Some(event) = events.message().await? {
             if words.iter().all(|word| event.message.contains(word)) {
                 return Ok(());
             }
-            heard.push(event.message);
+            seen.push(event.message);
         }
         anyhow::bail!("the stream ended")
     };
-    let told = tokio::time::timeout(LIMIT, listen).await;
-    told.with_context(|| format!("no event with {words:?} came, but {heard:?}"))?
+    let found = tokio::time::timeout(LIMIT, listen).await;
+    found.with_context(|| format!("no event with {words:?} came, but {seen:?}"))?
 }
 
 /// Asserts that a second task, beside the one whose log is in trouble, runs, is logged whole, and ends.
@@ -84,7 +84,7 @@ async fn what_is_planted_at_a_logs_name_is_never_written(case: &CaseContext) -> 
     for (number, what) in
         [(6, "directory"), (4, "symbolic"), (3, "pipe"), (2, "hard link"), (0, "symbolic link")]
     {
-        told(&mut events, &[&at(number).display().to_string(), what]).await?;
+        event_with(&mut events, &[&at(number).display().to_string(), what]).await?;
     }
     ensure_eq!(fs::read_to_string(&precious)?, "data");
     ensure!(!case.directory().join("none").exists(), "a link was followed");
@@ -107,7 +107,7 @@ async fn a_directory_that_is_a_link_is_never_followed(case: &CaseContext) -> Res
     // A container's own read-only mount of the logs would follow the link, which is not what this is about.
     let mounted = task.start(&plugin).await;
     if mounted.is_ok() {
-        told(&mut events, &[&logs.display().to_string(), "symbolic link"]).await?;
+        event_with(&mut events, &[&logs.display().to_string(), "symbolic link"]).await?;
         another_is_heard(case, &plugin).await?;
         fs::remove_file(&logs)?;
         fs::rename(&away, &logs)?;
@@ -127,15 +127,16 @@ async fn a_directory_that_is_removed_stops_nobody_and_is_gone_on_in_once_it_is_b
     let script = "echo first; until [ -e /local/now ]; do sleep 0.01; done; cat /local/big";
     let mut task = prepare(case, &plugin, script).await?;
     task.start(&plugin).await?;
-    until(LIMIT, "the first line", || output(&task, "stdout").is_ok_and(|said| said == b"first\n")).await?;
+    until(LIMIT, "the first line", || output(&task, "stdout").is_ok_and(|content| content == b"first\n"))
+        .await?;
     let logs = task.alloc.logs();
     // The driver may be making the other stream's file.
     until(LIMIT, "its removal", || fs::remove_dir_all(&logs).is_ok()).await?;
     fs::write(task.alloc.task_path("local/now"), "")?;
-    told(&mut events, &["stdout waits", &logs.display().to_string()]).await?;
+    event_with(&mut events, &["stdout waits", &logs.display().to_string()]).await?;
     another_is_heard(case, &plugin).await?;
     fs::create_dir(&logs)?;
-    told(&mut events, &["stdout is written to its log again"]).await?;
+    event_with(&mut events, &["stdout is written to its log again"]).await?;
     ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
     is_whole("stdout", &output(&task, "stdout")?, &numbered())?;
     task.destroy(&plugin).await?;
@@ -161,12 +162,12 @@ async fn a_full_disk_makes_its_own_task_wait_and_no_other(case: &CaseContext) ->
     let filler = logs.join("filler");
     fs::write(&filler, vec![0; 3 * MEGABYTE + MEGABYTE / 2])?;
     task.start(&plugin).await?;
-    told(&mut events, &["stdout waits", "No space left"]).await?;
+    event_with(&mut events, &["stdout waits", "No space left"]).await?;
     another_is_heard(case, &plugin).await?;
     let running = plugin.inspect_task(task.id()).await?.task.unwrap_or_default();
     ensure_eq!(running.state(), pb::TaskState::Running);
     fs::remove_file(&filler)?;
-    told(&mut events, &["stdout is written to its log again"]).await?;
+    event_with(&mut events, &["stdout is written to its log again"]).await?;
     ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
     is_whole("stdout", &output(&task, "stdout")?, &numbered().repeat(3))?;
     ensure_eq!(output(&task, "stderr")?.as_slice(), b"over\n");
@@ -210,13 +211,13 @@ async fn a_disk_that_does_not_answer_stops_no_other_task_and_holds_no_end(case: 
         let mut task = prepare(case, &plugin, script).await?;
         let disk = Frozen::mount(&case.directory().join(format!("disk{number}")), &task.alloc.logs())?;
         task.start(&plugin).await?;
-        until(LIMIT, "the first line", || output(&task, "stdout").is_ok_and(|said| said == b"first\n"))
+        until(LIMIT, "the first line", || output(&task, "stdout").is_ok_and(|content| content == b"first\n"))
             .await?;
         disk.tell("--freeze")?;
         fs::write(task.alloc.task_path("local/now"), "")?;
         tasks.push((task, disk));
     }
-    told(&mut events, &["stdout waits", "the disk"]).await?;
+    event_with(&mut events, &["stdout waits", "the disk"]).await?;
     another_is_heard(case, &plugin).await?;
     case.still_works(&plugin).await?;
     // One task ends while its disk is still frozen; the others' disks are thawed first.
@@ -228,8 +229,10 @@ async fn a_disk_that_does_not_answer_stops_no_other_task_and_holds_no_end(case: 
     for (task, disk) in tasks {
         disk.tell("--unfreeze")?;
         let wanted = [b"first\n", &numbered()[..200_000]].concat();
-        until(LIMIT, "its output", || output(&task, "stdout").is_ok_and(|said| said.len() >= wanted.len()))
-            .await?;
+        until(LIMIT, "its output", || {
+            output(&task, "stdout").is_ok_and(|content| content.len() >= wanted.len())
+        })
+        .await?;
         is_whole("stdout", &output(&task, "stdout")?, &wanted)?;
         ensure_eq!(files(&task, "stdout")?.len(), 1);
         task.end(&plugin).await?;

@@ -231,10 +231,11 @@ async fn a_task_has_none_of_the_pipes(case: &CaseContext) -> Result<()> {
     let mut plugin = collecting(case).await?;
     let mut task = prepare(case, &plugin, &case.shell("ls /proc/1/fd; sleep 600")).await?;
     task.start(&plugin).await?;
-    until(LIMIT, "its list", || output(&task, "stdout").is_ok_and(|said| said.ends_with(b"\n"))).await?;
+    until(LIMIT, "its list", || output(&task, "stdout").is_ok_and(|listing| listing.ends_with(b"\n")))
+        .await?;
     ensure_eq!(String::from_utf8(output(&task, "stdout")?)?, "0\n1\n2\n");
-    let (code, said) = task.exec(&plugin, "ls /proc/self/fd").await?;
-    ensure_eq!((code, said.as_str()), (0, "0\n1\n2\n3\n"));
+    let (code, listing) = task.exec(&plugin, "ls /proc/self/fd").await?;
+    ensure_eq!((code, listing.as_str()), (0, "0\n1\n2\n3\n"));
     task.end(&plugin).await?;
     plugin.shut_down().await
 }

@@ -95,8 +95,8 @@ async fn a_pipe_that_nobody_reads_blocks_the_task_and_nobody_else(
     tokio::time::sleep(Duration::from_millis(300)).await;
     let running = plugin.inspect_task(task.id()).await?.task.unwrap_or_default();
     ensure_eq!(running.state(), nomad_proto::driver::TaskState::Running);
-    let (code, said) = task.exec(plugin, "echo exec works").await?;
-    ensure_eq!((code, said.as_str()), (0, "exec works\n"));
+    let (code, output) = task.exec(plugin, "echo exec works").await?;
+    ensure_eq!((code, output.as_str()), (0, "exec works\n"));
     case.still_works(plugin).await?;
     let begun = Instant::now();
     task.stop(plugin, Duration::from_secs(1)).await?;
@@ -233,12 +233,12 @@ async fn a_task_has_any_name_that_nomad_lets_it_have(case: &CaseContext) -> Resu
             }
             std::fs::write(task.alloc.task_path("local/go"), "")?;
             ensure_eq!((name, task.wait(&plugin).await?.exit_code), (name, 0));
-            let said = if collection == "nomad" {
+            let output = if collection == "nomad" {
                 task.alloc.stdout.to_end(LIMIT).await?
             } else {
                 driver_logs::output(&task, "stdout")?
             };
-            ensure_eq!((name, String::from_utf8_lossy(&said).as_ref()), (name, "out\nover\n"));
+            ensure_eq!((name, String::from_utf8_lossy(&output).as_ref()), (name, "out\nover\n"));
             task.destroy(&plugin).await?;
         }
         case.nothing_left()?;

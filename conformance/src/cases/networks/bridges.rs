@@ -11,7 +11,9 @@ use harness::fixture::registry::free_port;
 use harness::host::Plugin;
 use serde_json::json;
 
-use crate::cases::support::web_server::{PORT, SERVE, ask, offer, port, server, serving, told, with};
+use crate::cases::support::web_server::{
+    PORT, SERVE, fetch_hostname, network_override, offer, port, server, serving, with,
+};
 use crate::cases::support::{cases, ensure_eq};
 
 cases!["bridges":
@@ -29,7 +31,7 @@ async fn the_bridge_and_its_addresses_are_the_operators_choice(case: &CaseContex
     options["bridge_network_subnet"] = json!(bridge.subnet);
     let mut plugin = case.plugin_as(&case.launch(), &options).await?;
     let task = server(case, &plugin, &[("network_mode", json!("bridge"))]).await?;
-    let address: Ipv4Addr = told(&plugin, &task).await?.addr.parse()?;
+    let address: Ipv4Addr = network_override(&plugin, &task).await?.addr.parse()?;
     let (network, prefix) = bridge.subnet.split_once('/').context("a subnet has a prefix")?;
     let (network, host_bits) = (network.parse::<Ipv4Addr>()?, 32 - prefix.parse::<u32>()?);
     ensure_eq!(address.to_bits() >> host_bits, network.to_bits() >> host_bits);
@@ -45,8 +47,8 @@ async fn a_task_reaches_itself_by_its_port_where_the_bridge_lets_it(case: &CaseC
     let mut options = case.options();
     options["bridge_network_hairpin_mode"] = json!(true);
     let mut plugin = case.plugin_as(&case.launch(), &options).await?;
-    let asked = [("network_mode", json!("bridge")), ("ports", json!(["http"]))];
-    let mut task = case.prepare(&plugin, &with(case, SERVE, &asked)).await?;
+    let options = [("network_mode", json!("bridge")), ("ports", json!(["http"]))];
+    let mut task = case.prepare(&plugin, &with(case, SERVE, &options)).await?;
     let number = free_port()?;
     offer(&mut task, vec![port("http", number, PORT, &host)]);
     let task = serving(task, &plugin).await?;
@@ -59,7 +61,10 @@ async fn a_task_reaches_itself_by_its_port_where_the_bridge_lets_it(case: &CaseC
 async fn a_task_is_as_fast_as_its_bandwidth(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let limits = json!({"egress_rate": "1m", "egress_burst": "64k", "ingress_rate": "2m"});
     let task = server(case, plugin, &[("network_mode", json!("bridge")), ("bandwidth", limits)]).await?;
-    ensure_eq!(ask(&told(plugin, &task).await?.addr, PORT)?, format!("web-{}", &task.alloc.id[..8]));
+    ensure_eq!(
+        fetch_hostname(&network_override(plugin, &task).await?.addr, PORT)?,
+        format!("web-{}", &task.alloc.id[..8])
+    );
     let shaped = process::output(Command::new("tc").args(["qdisc", "show"]))?;
     // Rates in bits a second: of what comes to the task, and, by a second interface, of what it sends.
     let of_tasks: Vec<_> = shaped.lines().filter(|line| line.contains("tbf")).collect();
@@ -80,8 +85,8 @@ async fn many_tasks_start_and_end_on_the_bridge_at_once(case: &CaseContext, plug
     let tasks = futures::future::try_join_all((0..MANY).map(|_| server(case, plugin, &bridge))).await?;
     let mut addresses = BTreeSet::new();
     for task in &tasks {
-        let address = told(plugin, task).await?.addr;
-        ensure_eq!(ask(&address, PORT)?, format!("web-{}", &task.alloc.id[..8]));
+        let address = network_override(plugin, task).await?.addr;
+        ensure_eq!(fetch_hostname(&address, PORT)?, format!("web-{}", &task.alloc.id[..8]));
         addresses.insert(address.parse::<IpAddr>()?);
     }
     ensure_eq!(addresses.len(), MANY);

@@ -14,7 +14,7 @@ use harness::task::{LIMIT, Task};
 use nomad_proto::structs::attribute::Value as Attribute;
 use serde_json::{Value, json};
 
-use crate::cases::support::web_server::{PORT, ask, server, told, with};
+use crate::cases::support::web_server::{PORT, fetch_hostname, network_override, server, with};
 use crate::cases::support::{cases, ensure_eq, is_recoverable, refused, until};
 
 cases!["cni":
@@ -42,24 +42,24 @@ exit 0
 "#;
 
 /// The real CNI plugins and a script `trouble` in one directory, and a network that uses both.
-struct Stage {
+struct CniFixture {
     directory: PathBuf,
 }
 
-impl Stage {
-    fn set(case: &CaseContext, script: &str) -> Result<Self> {
-        let stage = Self { directory: case.directory().join("cni") };
-        let _ = fs::remove_dir_all(&stage.directory);
-        for directory in [stage.bin(), stage.networks()] {
+impl CniFixture {
+    fn create(case: &CaseContext, script: &str) -> Result<Self> {
+        let fixture = Self { directory: case.directory().join("cni") };
+        let _ = fs::remove_dir_all(&fixture.directory);
+        for directory in [fixture.bin(), fixture.networks()] {
             fs::create_dir_all(directory)?;
         }
         for plugin in fs::read_dir(case.programs().cni())
             .context("the CNI plugins, Debian's containernetworking-plugins")?
         {
             let plugin = plugin?;
-            symlink(plugin.path(), stage.bin().join(plugin.file_name()))?;
+            symlink(plugin.path(), fixture.bin().join(plugin.file_name()))?;
         }
-        let trouble = stage.bin().join("trouble");
+        let trouble = fixture.bin().join("trouble");
         fs::write(&trouble, format!("{PRELUDE}{script}{PASS_ON}"))?;
         fs::set_permissions(&trouble, fs::Permissions::from_mode(0o755))?;
         let plugins = [
@@ -68,11 +68,11 @@ impl Stage {
             json!({"type": "portmap", "snat": true, "capabilities": {"portMappings": true}}),
             json!({"type": "trouble"}),
         ];
-        stage.describe(
+        fixture.describe(
             "troubled.conflist",
             &json!({"cniVersion": "1.0.0", "name": "troubled", "plugins": plugins}),
         )?;
-        Ok(stage)
+        Ok(fixture)
     }
 
     fn bin(&self) -> PathBuf {
@@ -99,7 +99,7 @@ impl Stage {
     }
 
     /// Returns what the script has written to a file.
-    fn noted(&self, file: &str) -> String {
+    fn recorded(&self, file: &str) -> String {
         fs::read_to_string(self.directory.join(file)).unwrap_or_default()
     }
 }
@@ -136,12 +136,12 @@ async fn a_plugin_that_fails_half_way_is_shown_with_its_words_and_all_is_undone(
         ("[ $CNI_COMMAND = ADD ] && kill -SEGV $$", &["signal: 11"]),
         ("[ $CNI_COMMAND = ADD ] && exec yes", &["printed more than"]),
     ] {
-        let stage = Stage::set(case, script)?;
-        let mut plugin = stage.plugin(case).await?;
+        let fixture = CniFixture::create(case, script)?;
+        let mut plugin = fixture.plugin(case).await?;
         let task = prepared(case, &plugin).await?;
         let status = refused(plugin.start_task(task.config.clone()).await, words)?;
         refused::<()>(Err(status), &["bin/trouble", "ADD", "troubled"])?;
-        ensure_eq!(stage.noted("commands"), "ADD\nDEL\n");
+        ensure_eq!(fixture.recorded("commands"), "ADD\nDEL\n");
         case.nothing_left()?;
         plugin.shut_down().await?;
     }
@@ -149,42 +149,43 @@ async fn a_plugin_that_fails_half_way_is_shown_with_its_words_and_all_is_undone(
 }
 
 async fn a_plugin_that_hangs_is_killed_and_worth_another_try(case: &CaseContext) -> Result<()> {
-    let stage = Stage::set(case, r#"[ $CNI_COMMAND = ADD ] && { echo $$ > "$here/pid"; sleep 600; }"#)?;
-    let mut options = stage.options(case);
+    let fixture =
+        CniFixture::create(case, r#"[ $CNI_COMMAND = ADD ] && { echo $$ > "$here/pid"; sleep 600; }"#)?;
+    let mut options = fixture.options(case);
     options["cni_timeout"] = json!("2s");
     let mut plugin = case.plugin_as(&case.launch(), &options).await?;
     let task = prepared(case, &plugin).await?;
     let status = refused(plugin.start_task(task.config.clone()).await, &["bin/trouble", "within 2 s"])?;
     ensure!(is_recoverable(&status)?, "the agent would give up");
     // A zombie has no command line any more.
-    let command = fs::read(format!("/proc/{}/cmdline", stage.noted("pid").trim())).unwrap_or_default();
+    let command = fs::read(format!("/proc/{}/cmdline", fixture.recorded("pid").trim())).unwrap_or_default();
     ensure!(command.is_empty(), "the plugin runs on");
     case.nothing_left()?;
     // A plugin that says it is too early (code 11) doesn't make the agent give up either.
     let early = r#"[ $CNI_COMMAND = ADD ] && { echo '{"code": 11, "msg": "not yet"}'; exit 1; }"#;
-    let stage = Stage::set(case, early)?;
+    let fixture = CniFixture::create(case, early)?;
     let task = prepared(case, &plugin).await?;
     let status = refused(plugin.start_task(task.config.clone()).await, &["not yet", "code 11"])?;
     ensure!(is_recoverable(&status)?, "the agent would give up");
-    ensure_eq!(stage.noted("commands"), "ADD\nDEL\n");
+    ensure_eq!(fixture.recorded("commands"), "ADD\nDEL\n");
     case.nothing_left()?;
     plugin.shut_down().await
 }
 
 async fn plugins_have_an_environment_of_their_own(case: &CaseContext) -> Result<()> {
-    let stage = Stage::set(
+    let fixture = CniFixture::create(
         case,
         r#"env > "$here/$CNI_COMMAND.env"; printf %s "$request" > "$here/$CNI_COMMAND.in""#,
     )?;
     let mut launch = case.launch();
     launch.environment.push(("VAULT_TOKEN".into(), "hunter2".into()));
     launch.environment.push(("CNI_ARGS".into(), "of=another".into()));
-    let mut plugin = case.plugin_as(&launch, &stage.options(case)).await?;
+    let mut plugin = case.plugin_as(&launch, &fixture.options(case)).await?;
     let mut task = prepared(case, &plugin).await?;
     task.start(&plugin).await?;
     task.end(&plugin).await?;
     for command in ["ADD", "DEL"] {
-        let environment = stage.noted(&format!("{command}.env"));
+        let environment = fixture.recorded(&format!("{command}.env"));
         let names = environment.lines().filter_map(|line| line.split('=').next());
         // The shell sets the last ones.
         let is_ours =
@@ -192,7 +193,7 @@ async fn plugins_have_an_environment_of_their_own(case: &CaseContext) -> Result<
         ensure!(names.clone().all(is_ours), "{command}: {environment}");
         ensure_eq!(names.filter(|name| name.starts_with("CNI_")).count(), 6);
         ensure!(!environment.contains("another"), "{command}: {environment}");
-        let request: Value = serde_json::from_str(&stage.noted(&format!("{command}.in")))?;
+        let request: Value = serde_json::from_str(&fixture.recorded(&format!("{command}.in")))?;
         ensure_eq!(request["name"], json!("troubled"));
         let address = request["prevResult"]["ips"][0]["address"].as_str().unwrap_or_default();
         ensure!(address.starts_with("10."), "{command}: {request}");
@@ -206,8 +207,8 @@ async fn plugins_have_an_environment_of_their_own(case: &CaseContext) -> Result<
 async fn plugins_are_told_the_jobs_id_and_not_what_their_arguments_can_not_have(
     case: &CaseContext,
 ) -> Result<()> {
-    let stage = Stage::set(case, r#"env > "$here/$CNI_COMMAND.env""#)?;
-    let mut plugin = stage.plugin(case).await?;
+    let fixture = CniFixture::create(case, r#"env > "$here/$CNI_COMMAND.env""#)?;
+    let mut plugin = fixture.plugin(case).await?;
     for (round, mode) in [(1, "cni/troubled"), (2, "bridge")] {
         let config = with(case, "sleep 600", &[("network_mode", json!(mode))]);
         let mut task = case.prepare(&plugin, &config).await?;
@@ -217,7 +218,7 @@ async fn plugins_are_told_the_jobs_id_and_not_what_their_arguments_can_not_have(
         task.config.namespace = "x=y".to_owned();
         task.start(&plugin).await.context(mode)?;
         if mode != "bridge" {
-            let environment = stage.noted("ADD.env");
+            let environment = fixture.recorded("ADD.env");
             let arguments = environment.lines().find_map(|line| line.strip_prefix("CNI_ARGS="));
             let id = &task.alloc.id;
             let wanted =
@@ -248,8 +249,8 @@ fn versions_spoken(case: &CaseContext, plugins: &[&'static str]) -> Result<Vec<(
 }
 
 async fn networks_of_each_version_that_the_plugins_speak_are_joined(case: &CaseContext) -> Result<()> {
-    let stage = Stage::set(case, "")?;
-    let mut plugin = stage.plugin(case).await?;
+    let fixture = CniFixture::create(case, "")?;
+    let mut plugin = fixture.plugin(case).await?;
     let list = json!([bridge(case), {"type": "firewall"}, {"type": "tuning"}]);
     let oldest = json!([bridge(case), {"type": "tuning"}]);
     let mut described = vec![
@@ -271,17 +272,17 @@ async fn networks_of_each_version_that_the_plugins_speak_are_joined(case: &CaseC
         for (key, value) in versions.as_object().into_iter().flatten() {
             network[key] = value.clone();
         }
-        stage.describe(file, &network)?;
+        fixture.describe(file, &network)?;
         let task = server(case, &plugin, &on("versioned")).await.with_context(|| network.to_string())?;
         let name = format!("web-{}", &task.alloc.id[..8]);
-        ensure_eq!(ask(&told(&plugin, &task).await?.addr, PORT)?, name);
+        ensure_eq!(fetch_hostname(&network_override(&plugin, &task).await?.addr, PORT)?, name);
         task.end(&plugin).await?;
         case.nothing_left()?;
-        fs::remove_file(stage.networks().join(file))?;
+        fs::remove_file(fixture.networks().join(file))?;
     }
     // No firewall plugin speaks the oldest version, and Debian 12's plugins don't speak the newest.
     for (version, culprit) in refusals {
-        stage
+        fixture
             .describe("a.conflist", &json!({"cniVersion": version, "name": "versioned", "plugins": list}))?;
         let task = case.prepare(&plugin, &with(case, "true", &on("versioned"))).await?;
         refused(
@@ -294,11 +295,11 @@ async fn networks_of_each_version_that_the_plugins_speak_are_joined(case: &CaseC
 }
 
 async fn a_file_that_is_no_network_is_named_with_its_line(case: &CaseContext) -> Result<()> {
-    let stage = Stage::set(case, "")?;
-    let mut plugin = stage.plugin(case).await?;
-    let file = |name: &str| stage.networks().join(name);
+    let fixture = CniFixture::create(case, "")?;
+    let mut plugin = fixture.plugin(case).await?;
+    let file = |name: &str| fixture.networks().join(name);
     fs::write(file("b.conflist"), "{\n  \"name\": \"broken\",\n  \"plugins\": [,]\n}")?;
-    stage.describe("c.conflist", &json!({"name": "bare", "cniVersion": "1.0.0", "plugins": [{}]}))?;
+    fixture.describe("c.conflist", &json!({"name": "bare", "cniVersion": "1.0.0", "plugins": [{}]}))?;
     for (name, words) in [
         ("broken", &["it has bare, troubled", "b.conflist", "line 3"][..]),
         ("bare", &["c.conflist", "plugin 1", "type"]),
@@ -312,16 +313,16 @@ async fn a_file_that_is_no_network_is_named_with_its_line(case: &CaseContext) ->
 }
 
 async fn a_node_tells_whether_it_has_the_plugins_of_the_bridge(case: &CaseContext) -> Result<()> {
-    let stage = Stage::set(case, "")?;
+    let fixture = CniFixture::create(case, "")?;
     for there in [true, false] {
         if !there {
-            fs::remove_file(stage.bin().join("firewall"))?;
+            fs::remove_file(fixture.bin().join("firewall"))?;
         }
-        let mut plugin = stage.plugin(case).await?;
+        let mut plugin = fixture.plugin(case).await?;
         let first = plugin.fingerprints().await?.message().await?.context("no fingerprint")?;
         let attribute = first.attributes.get("driver.containerd-driver.bridge_network");
-        let told = attribute.and_then(|attribute| attribute.value.clone());
-        ensure_eq!(told == Some(Attribute::BoolVal(true)), there);
+        let reported = attribute.and_then(|attribute| attribute.value.clone());
+        ensure_eq!(reported == Some(Attribute::BoolVal(true)), there);
         plugin.shut_down().await?;
     }
     Ok(())
@@ -330,7 +331,8 @@ async fn a_node_tells_whether_it_has_the_plugins_of_the_bridge(case: &CaseContex
 async fn an_address_of_a_container_whose_bundle_is_lost_is_given_up(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
     let task = server(case, &plugin, &[("network_mode", json!("bridge"))]).await?;
-    let (address, bridge) = (told(&plugin, &task).await?.addr, case.environment().networks().tasks().name);
+    let (address, bridge) =
+        (network_override(&plugin, &task).await?.addr, case.environment().networks().tasks().name);
     let leases = case.state_dir().join("leases").join(bridge);
     ensure!(leases.join(&address).exists(), "the address is noted elsewhere");
     plugin.shut_down().await?;
@@ -342,7 +344,7 @@ async fn an_address_of_a_container_whose_bundle_is_lost_is_given_up(case: &CaseC
     let _fingerprints = next.fingerprints().await?;
     until(LIMIT, "the address is given up", || !lost.exists()).await?;
     task.recover(&next).await?;
-    ensure_eq!(ask(&address, PORT)?, format!("web-{}", &task.alloc.id[..8]));
+    ensure_eq!(fetch_hostname(&address, PORT)?, format!("web-{}", &task.alloc.id[..8]));
     task.end(&next).await?;
     case.nothing_left()?;
     next.shut_down().await

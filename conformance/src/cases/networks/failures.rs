@@ -16,7 +16,9 @@ use harness::task::{LIMIT, Task};
 use serde_json::{Value, json};
 
 use crate::cases::support::plugin_end::PluginEnd;
-use crate::cases::support::web_server::{PORT, ask, beside, offer, port, server, told, with};
+use crate::cases::support::web_server::{
+    PORT, beside, fetch_hostname, network_override, offer, port, server, with,
+};
 use crate::cases::support::{cases, ensure_eq, orphans, refused, until};
 
 cases!["network failures":
@@ -120,7 +122,7 @@ async fn a_plugin_that_is_missing_fails_or_hangs_leaves_nothing(case: &CaseConte
         plugins.restore(name)?;
     }
     let task = server(case, &plugin, &[("network_mode", json!("bridge"))]).await?;
-    ask(&told(&plugin, &task).await?.addr, PORT)?;
+    fetch_hostname(&network_override(&plugin, &task).await?.addr, PORT)?;
     task.end(&plugin).await?;
     plugin.shut_down().await
 }
@@ -226,7 +228,7 @@ async fn a_task_of_another_ones_network_is_cut_off_without_a_trace(case: &CaseCo
         let options = orphans::options(case, &json!({"creation_grace": "5s"}));
         let mut next = case.plugin_as(&case.launch(), &options).await?;
         first.recover(&next).await?;
-        ask(&told(&next, &first).await?.addr, PORT)?;
+        fetch_hostname(&network_override(&next, &first).await?.addr, PORT)?;
         // The first task can be ended whether the other one had started or not.
         first.end(&next).await?;
         case.nothing_left_within(LIMIT)?;
@@ -285,7 +287,7 @@ async fn rules_that_somebody_else_has_removed_hold_up_no_end(
 ) -> Result<()> {
     let mut task = published(case, plugin).await?;
     task.start(plugin).await?;
-    let address = told(plugin, &task).await?.addr;
+    let address = network_override(plugin, &task).await?.addr;
     let rules = process::output(Command::new("iptables-save").args(["-t", "nat"]))?;
     let about = format!("-A POSTROUTING -s {address}/32 ");
     let rule =

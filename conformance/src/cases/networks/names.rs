@@ -91,9 +91,9 @@ async fn the_files_can_not_grow_on_the_host(case: &CaseContext, plugin: &Plugin)
     task.alloc.stdout.to_contain("full\n", LIMIT).await?;
     let used = used_bytes(&case.state_dir().join("nomad"));
     ensure!(used < MIB, "the state directory has {used} bytes");
-    let said = task.alloc.stdout.text();
-    let bytes: u64 = said.lines().next().unwrap_or_default().parse().with_context(|| said.clone())?;
-    ensure!((1..=MIB).contains(&bytes), "{said}");
+    let output = task.alloc.stdout.text();
+    let bytes: u64 = output.lines().next().unwrap_or_default().parse().with_context(|| output.clone())?;
+    ensure!((1..=MIB).contains(&bytes), "{output}");
     std::fs::write(task.alloc.task_path("local/go"), "")?;
     task.alloc.stdout.to_contain("full\n10.0.0.7 db\n", LIMIT).await?;
     // The file system is mounted nowhere on the host while the task runs.
@@ -147,12 +147,12 @@ async fn the_hosts_servers_are_asked_unless_the_job_wants_the_images(case: &Case
     {
         config["host_dns"] = host_dns;
         let task = case.run(&plugin, &config).await?;
-        let said = task.stdout(&plugin).await?;
+        let output = task.stdout(&plugin).await?;
         // Name servers on the host's loopback are replaced where others are known.
         if content == own || !content.contains("nameserver 127.") {
-            ensure_eq!(said, content);
+            ensure_eq!(output, content);
         } else {
-            ensure!(said != own, "the image's own is there");
+            ensure!(output != own, "the image's own is there");
         }
         task.destroy(&plugin).await?;
     }
@@ -189,9 +189,9 @@ async fn in_the_hosts_network_the_hosts_names_count(case: &CaseContext) -> Resul
     config["extra_hosts"] = json!(["db:10.0.0.5"]);
     let task = case.run(&plugin, &config).await?;
     task.alloc.stdout.to_contain("10.0.0.5 db\n", LIMIT).await?;
-    let said = task.alloc.stdout.text();
-    ensure!(said.starts_with(&format!("{own}\n{known}")), "it says {said}");
-    ensure!(said.contains(&own), "it does not know its host: {said}");
+    let output = task.alloc.stdout.text();
+    ensure!(output.starts_with(&format!("{own}\n{known}")), "it says {output}");
+    ensure!(output.contains(&own), "it does not know its host: {output}");
     task.end(&plugin).await?;
     plugin.shut_down().await
 }

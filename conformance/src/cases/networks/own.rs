@@ -14,7 +14,9 @@ use harness::task::LIMIT;
 use nomad_proto::driver as pb;
 use serde_json::json;
 
-use crate::cases::support::web_server::{PORT, SERVE, ask, offer, port, server, serving, told, with};
+use crate::cases::support::web_server::{
+    PORT, SERVE, fetch_hostname, network_override, offer, port, server, serving, with,
+};
 use crate::cases::support::{cases, ensure_eq, refused};
 
 cases!["networks":
@@ -63,19 +65,19 @@ async fn a_task_on_the_bridge_is_reached_and_nomad_is_told_where(case: &CaseCont
     let network = answer.network_override.context("StartTask tells of no network")?;
     let name = format!("web-{}", &task.alloc.id[..8]);
     task.alloc.stdout.to_contain("up\n", LIMIT).await?;
-    ensure_eq!(ask(&network.addr, PORT)?, name);
+    ensure_eq!(fetch_hostname(&network.addr, PORT)?, name);
     ensure!(!network.auto_advertise, "the bridge's address is advertised to other nodes");
     // The task finds itself by its address, and execs are in the same network.
-    let (code, said) = task
+    let (code, output) = task
         .exec(&plugin, "wget -q -O - http://$(hostname):8080/hostname; grep -w $(hostname) /etc/hosts")
         .await?;
-    ensure_eq!((code, said), (0, format!("{name}\n{} {name}\n", network.addr)));
-    ensure_eq!(told(&plugin, &task).await?, network);
+    ensure_eq!((code, output), (0, format!("{name}\n{} {name}\n", network.addr)));
+    ensure_eq!(network_override(&plugin, &task).await?, network);
     // The agent keeps the network's override, and so does the driver.
     let mut next = case.next_plugin(&mut plugin).await?;
     task.recover(&next).await?;
-    ensure_eq!(told(&next, &task).await?, network);
-    ensure_eq!(ask(&network.addr, PORT)?, name);
+    ensure_eq!(network_override(&next, &task).await?, network);
+    ensure_eq!(fetch_hostname(&network.addr, PORT)?, name);
     task.stop(&next, LIMIT).await?;
     ensure_eq!(task.wait(&next).await?.exit_code, 3);
     task.destroy(&next).await?;
@@ -103,11 +105,11 @@ async fn a_published_port_is_reached_on_the_hosts_own_addresses(
     let task = serving(task, plugin).await?;
     let name = format!("web-{}", &task.alloc.id[..8]);
     for (address, port) in [("127.0.0.1", near), (&*host, far), ("127.0.0.1", all), (&*host, all)] {
-        ensure_eq!(ask(address, port)?, name);
+        ensure_eq!(fetch_hostname(address, port)?, name);
     }
     ensure!(!is_open("127.0.0.1", other), "a port is published that the task doesn't list");
     ensure!(!is_open("127.0.0.1", far), "a port is published on another address");
-    let network = told(plugin, &task).await?;
+    let network = network_override(plugin, &task).await?;
     let ports: std::collections::BTreeMap<_, _> = network.port_map.into_iter().collect();
     ensure_eq!(ports, ["all", "far", "near"].map(|label| (label.to_owned(), i32::from(PORT))).into());
     task.end(plugin).await?;
@@ -122,15 +124,16 @@ async fn tasks_on_the_bridge_reach_each_other_and_are_told_apart(
 ) -> Result<()> {
     let bridge = [("network_mode", json!("bridge"))];
     let (one, other) = (server(case, plugin, &bridge).await?, server(case, plugin, &bridge).await?);
-    let addresses = [told(plugin, &one).await?.addr, told(plugin, &other).await?.addr];
+    let addresses =
+        [network_override(plugin, &one).await?.addr, network_override(plugin, &other).await?.addr];
     ensure!(addresses[0] != addresses[1], "both have {}", addresses[0]);
     for (from, to, address) in [(&one, &other, &addresses[1]), (&other, &one, &addresses[0])] {
-        let asked = from.exec(plugin, &format!("wget -q -O - http://{address}:{PORT}/hostname")).await?;
-        ensure_eq!(asked, (0, format!("web-{}\n", &to.alloc.id[..8])));
+        let fetched = from.exec(plugin, &format!("wget -q -O - http://{address}:{PORT}/hostname")).await?;
+        ensure_eq!(fetched, (0, format!("web-{}\n", &to.alloc.id[..8])));
     }
     // The end of one task takes nothing from the other.
     one.end(plugin).await?;
-    ensure_eq!(ask(&addresses[1], PORT)?, format!("web-{}", &other.alloc.id[..8]));
+    ensure_eq!(fetch_hostname(&addresses[1], PORT)?, format!("web-{}", &other.alloc.id[..8]));
     other.end(plugin).await
 }
 
@@ -142,7 +145,7 @@ async fn a_task_gets_the_address_and_the_names_that_it_asks_for(case: &CaseConte
     let mut plugin = case.plugin_as(&case.launch(), &options).await?;
     let subnet = case.environment().networks().tasks().subnet;
     let wanted = format!("{}77", subnet.split("0/").next().context("no subnet")?);
-    let asked = [
+    let options = [
         ("network_mode", json!("bridge")),
         ("ipv4_address", json!(wanted)),
         ("ipv6_address", json!(ipv6)),
@@ -150,17 +153,17 @@ async fn a_task_gets_the_address_and_the_names_that_it_asks_for(case: &CaseConte
         ("mac_address", json!("02:68:b3:29:da:98")),
         ("network_aliases", json!(["db", "www"])),
     ];
-    let task = server(case, &plugin, &asked).await?;
-    let network = told(&plugin, &task).await?;
+    let task = server(case, &plugin, &options).await?;
+    let network = network_override(&plugin, &task).await?;
     ensure_eq!((&*network.addr, network.auto_advertise), (&*ipv6, true));
     let name = format!("web-{}", &task.alloc.id[..8]);
-    ensure_eq!(ask(&wanted, PORT)?, name);
+    ensure_eq!(fetch_hostname(&wanted, PORT)?, name);
     let script =
         "cat /sys/class/net/eth0/address; grep -w db /etc/hosts; wget -q -O - http://www:8080/hostname";
     let hosts = format!("{wanted} {name} db www\n{ipv6} {name} db www\n");
     ensure_eq!(task.exec(&plugin, script).await?, (0, format!("02:68:b3:29:da:98\n{hosts}{name}\n")));
     // No other task gets the address meanwhile.
-    let second = case.prepare(&plugin, &with(case, "true", &asked[..2])).await?;
+    let second = case.prepare(&plugin, &with(case, "true", &options[..2])).await?;
     refused(plugin.start_task(second.config.clone()).await, &[&wanted])?;
     task.end(&plugin).await?;
     case.nothing_left()?;
@@ -193,9 +196,9 @@ async fn a_network_is_described_by_a_file(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin_as(&case.launch(), &options).await?;
     let mode = ("network_mode", json!("cni/described"));
     let task = server(case, &plugin, std::slice::from_ref(&mode)).await?;
-    let network = told(&plugin, &task).await?;
+    let network = network_override(&plugin, &task).await?;
     ensure!(network.auto_advertise, "the address in a network of the operator's is not advertised");
-    ensure_eq!(ask(&network.addr, PORT)?, format!("web-{}", &task.alloc.id[..8]));
+    ensure_eq!(fetch_hostname(&network.addr, PORT)?, format!("web-{}", &task.alloc.id[..8]));
     let servers = "grep -E '^(nameserver|search)' /etc/resolv.conf";
     let of_plugins = "nameserver 192.0.2.53\nsearch plugins.example\n";
     ensure_eq!(task.exec(&plugin, servers).await?, (0, of_plugins.to_owned()));

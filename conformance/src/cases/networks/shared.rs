@@ -37,8 +37,8 @@ async fn a_task_is_in_the_network_of_another_one_of_its_allocation(
         ensure_eq!(network.is_some(), has_address);
         // The second task keeps the namespace, even when the task that it is from has ended.
         first.end(plugin).await?;
-        let (code, said) = second.exec(plugin, "ls /sys/class/net").await?;
-        ensure!(code == 0 && said.contains("lo"), "{code}: {said}");
+        let (code, output) = second.exec(plugin, "ls /sys/class/net").await?;
+        ensure!(code == 0 && output.contains("lo"), "{code}: {output}");
         second.end(plugin).await?;
         case.nothing_left()?;
     }
@@ -76,10 +76,10 @@ async fn the_network_of_a_group_is_joined(case: &CaseContext, plugin: &Plugin) -
     first.config.network_isolation_spec = Some(spec.clone());
     let first = serving(first, plugin).await?;
     let name = format!("web-{}", &first.alloc.id[..8]);
-    let (code, said) = first
+    let (code, output) = first
         .exec(plugin, "wget -q -O - http://$(hostname):8080/hostname; grep -w $(hostname) /etc/hosts")
         .await?;
-    ensure_eq!((code, said), (0, format!("{name}\n{} {name}\n", GroupNetwork::ADDRESS)));
+    ensure_eq!((code, output), (0, format!("{name}\n{} {name}\n", GroupNetwork::ADDRESS)));
     // Nomad knows the group's network already.
     ensure_eq!(plugin.inspect_task(first.id()).await?.network_override, None);
     for (option, value) in [

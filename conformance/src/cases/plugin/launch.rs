@@ -35,14 +35,14 @@ async fn the_launches_that_only_probe_need_no_containerd_and_leave_nothing(case:
     let mut options = case.options();
     options["containerd_socket"] = json!(case.directory().join("no.sock").display().to_string());
 
-    let mut asked = case.bare_plugin(&case.launch()).await?;
-    let info = asked.info().await?;
+    let mut bare = case.bare_plugin(&case.launch()).await?;
+    let info = bare.info().await?;
     ensure_eq!(info.r#type(), pb::PluginType::Driver);
     ensure_eq!(info.name, "containerd-driver");
     ensure!(info.plugin_api_versions.iter().any(|version| version == "v0.1.0"), "{info:?}");
     ensure!(info.plugin_version.split('.').count() == 3, "{:?} is no version", info.plugin_version);
-    let msgpack = hcl::encode(&asked.config_schema().await?, &options)?;
-    asked.shut_down().await?;
+    let msgpack = hcl::encode(&bare.config_schema().await?, &options)?;
+    bare.shut_down().await?;
 
     for config in [msgpack, Vec::new()] {
         let mut tried = case.bare_plugin(&case.launch()).await?;

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use crate::cases::support::fingerprint::{is_detected, next};
 use crate::cases::support::orphans::options;
-use crate::cases::support::stoppable_task::{ends_as_told, obedient};
+use crate::cases::support::stoppable_task::{end_and_destroy, start_stoppable};
 use crate::cases::support::{cases, ensure_eq, is_recoverable, refused, until};
 
 cases!["two plugins":
@@ -31,7 +31,7 @@ async fn the_second_one_on_a_state_directory_touches_nothing_until_the_first_has
     case: &CaseContext,
 ) -> Result<()> {
     let mut first = case.plugin().await?;
-    let task = obedient(case, &first).await?;
+    let task = start_stoppable(case, &first).await?;
     // The second plugin's grace for orphans is short.
     let mut second = case.plugin_as(&case.launch(), &options(case, &json!({}))).await?;
     let mut fingerprints = second.fingerprints().await?;
@@ -45,9 +45,9 @@ async fn the_second_one_on_a_state_directory_touches_nothing_until_the_first_has
     let refusal = refused(second.start_task(fresh.config.clone()).await, &[fresh.id(), &pid, &directory])?;
     ensure!(is_recoverable(&refusal)?, "Nomad would not try it again");
     // An agent that can't recover a task stops and destroys it.
-    let asked = Instant::now();
+    let begun = Instant::now();
     refused(second.recover_task(task.kept_handle()?).await, &[task.id(), &pid])?;
-    ensure!(asked.elapsed() < LONG + LIMIT, "it waited for {:?}", asked.elapsed());
+    ensure!(begun.elapsed() < LONG + LIMIT, "it waited for {:?}", begun.elapsed());
     refused(second.stop_task(task.id(), Duration::from_secs(1), "").await, &[task.id(), &pid])?;
     refused(second.destroy_task(task.id(), true).await, &[task.id(), &pid])?;
     ensure_eq!(task.exec(&first, "echo here").await?, (0, "here\n".to_owned()));
@@ -55,7 +55,7 @@ async fn the_second_one_on_a_state_directory_touches_nothing_until_the_first_has
     first.shut_down().await?;
     next(&mut fingerprints, HealthState::Healthy).await?;
     task.recover(&second).await?;
-    ends_as_told(&task, &second).await?;
+    end_and_destroy(&task, &second).await?;
     case.still_works(&second).await?;
     ensure!(!case.state_dir().join("successor").exists(), "it still says that it waits");
     second.shut_down().await
@@ -63,7 +63,7 @@ async fn the_second_one_on_a_state_directory_touches_nothing_until_the_first_has
 
 async fn one_whose_agent_is_gone_makes_way_and_its_tasks_are_recovered(case: &CaseContext) -> Result<()> {
     let mut first = case.plugin().await?;
-    let (one, other) = (obedient(case, &first).await?, obedient(case, &first).await?);
+    let (one, other) = (start_stoppable(case, &first).await?, start_stoppable(case, &first).await?);
     first.redial().await?;
     let mut second = case.plugin().await?;
     // At once, as an agent recovers its tasks after its start.
@@ -74,14 +74,14 @@ async fn one_whose_agent_is_gone_makes_way_and_its_tasks_are_recovered(case: &Ca
     ensure!(!first.socket().exists(), "it left its socket");
     for task in [one, other] {
         ensure_eq!(task.exec(&second, "echo here").await?, (0, "here\n".to_owned()));
-        ends_as_told(&task, &second).await?;
+        end_and_destroy(&task, &second).await?;
     }
     second.shut_down().await
 }
 
 async fn one_whose_agent_is_gone_stays_where_nobody_waits(case: &CaseContext) -> Result<()> {
     let mut first = case.plugin().await?;
-    let task = obedient(case, &first).await?;
+    let task = start_stoppable(case, &first).await?;
     let mut second = case.plugin().await?;
     // Another plugin waited, and is gone.
     until(LIMIT, "a word of the second one", || case.state_dir().join("successor").exists()).await?;
@@ -115,7 +115,7 @@ async fn a_first_one_that_was_killed_leaves_the_directory_free(case: &CaseContex
         let mut plugin = case.plugin().await?;
         let found = plugin.fingerprints().await?.message().await?.context("no fingerprint")?;
         ensure!(found.health() == HealthState::Healthy, "{}", found.health_description);
-        let task = obedient(case, &plugin).await?;
+        let task = start_stoppable(case, &plugin).await?;
         let mut next = case.next_plugin(&mut plugin).await?;
         task.recover(&next).await?;
         task.end(&next).await?;
@@ -126,7 +126,7 @@ async fn a_first_one_that_was_killed_leaves_the_directory_free(case: &CaseContex
 
 async fn a_lock_that_is_removed_lets_nobody_else_in(case: &CaseContext) -> Result<()> {
     let mut first = case.plugin().await?;
-    let task = obedient(case, &first).await?;
+    let task = start_stoppable(case, &first).await?;
     let lock = case.state_dir().join("lock");
     std::fs::remove_file(&lock)?;
     let mut second = case.plugin_as(&case.launch(), &options(case, &json!({}))).await?;
@@ -140,7 +140,7 @@ async fn a_lock_that_is_removed_lets_nobody_else_in(case: &CaseContext) -> Resul
     .await?;
     second.kill().await?;
     ensure_eq!(task.exec(&first, "echo here").await?, (0, "here\n".to_owned()));
-    ends_as_told(&task, &first).await?;
+    end_and_destroy(&task, &first).await?;
     first.shut_down().await
 }
 
@@ -173,7 +173,7 @@ async fn a_directory_that_another_one_took_after_its_removal_is_left_to_it(case:
     first.process().signal(nix::sys::signal::Signal::SIGSTOP)?;
     remove_state(case).await?;
     next(&mut fingerprints, HealthState::Healthy).await?;
-    let task = obedient(case, &second).await?;
+    let task = start_stoppable(case, &second).await?;
     first.process().signal(nix::sys::signal::Signal::SIGCONT)?;
     let ended = first.process().end_within(LIMIT).await?;
     ensure!(ended.success(), "it ended with {ended}");

@@ -87,15 +87,15 @@ async fn a_running_task_keeps_its_files_when_containerd_collects_garbage(
     tokio::time::sleep(Duration::from_millis(500)).await;
     containerd.ctr(&["images", "delete", "--sync", &image])?;
     containerd.collect_garbage()?;
-    let (code, said) = task.exec(plugin, "wc -c /large && echo new > /etc/new && cat /etc/new").await?;
-    ensure_eq!((code, said.as_str()), (0, "1048576 /large\nnew\n"));
+    let (code, output) = task.exec(plugin, "wc -c /large && echo new > /etc/new && cat /etc/new").await?;
+    ensure_eq!((code, output.as_str()), (0, "1048576 /large\nnew\n"));
     // Somebody removes the record by hand.
     for record in containerd.ctr(&["containers", "list", "--quiet"])?.split_whitespace() {
         containerd.ctr(&["containers", "delete", record])?;
     }
     containerd.collect_garbage()?;
-    let (code, said) = task.exec(plugin, "id -u && cat /etc/new /etc/replaced 2>&1; ls /").await?;
-    ensure!(code == 0 && said.starts_with("0\nnew\n"), "{code} {said}");
+    let (code, output) = task.exec(plugin, "id -u && cat /etc/new /etc/replaced 2>&1; ls /").await?;
+    ensure!(code == 0 && output.starts_with("0\nnew\n"), "{code} {output}");
     task.end(plugin).await
 }
 

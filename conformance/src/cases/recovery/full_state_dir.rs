@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::statvfs::statvfs;
 use nix::unistd::Pid;
 
-use crate::cases::support::stoppable_task::obedient;
+use crate::cases::support::stoppable_task::start_stoppable;
 use crate::cases::support::{cases, ensure_eq, is_recoverable, refused, until};
 
 cases!["full state":
@@ -112,8 +112,8 @@ impl Drop for SmallDisk {
 /// Asserts that the text is an error for want of disk space and names the state directory.
 fn is_about_room(case: &CaseContext, text: &str) -> Result<()> {
     let directory = case.state_dir().display().to_string();
-    let said = text.to_lowercase();
-    ensure!(said.contains("no space left on device"), "no word on the room: {text}");
+    let lower = text.to_lowercase();
+    ensure!(lower.contains("no space left on device"), "no word on the room: {text}");
     ensure!(text.contains(&directory), "{directory} is not in: {text}");
     Ok(())
 }
@@ -167,7 +167,7 @@ async fn a_start_is_refused_and_leaves_nothing_whatever_file_is_the_first_that_i
 async fn on_small_disk(case: &CaseContext) -> Result<(SmallDisk, Plugin, Task)> {
     let disk = SmallDisk::under(case)?;
     let plugin = case.plugin().await?;
-    let task = obedient(case, &plugin).await?;
+    let task = start_stoppable(case, &plugin).await?;
     Ok((disk, plugin, task))
 }
 
@@ -195,7 +195,7 @@ async fn a_task_that_ends_in_a_full_directory_keeps_its_code(case: &CaseContext)
         let begun = Instant::now();
         ensure_eq!(task.wait(&plugin).await.with_context(|| format!("{room:?}"))?.exit_code, 9);
         // The shim reports the code, for which the plugin waits: not every kernel has it.
-        ensure!(begun.elapsed() < Duration::from_secs(4), "{room:?}: told after {:?}", begun.elapsed());
+        ensure!(begun.elapsed() < Duration::from_secs(4), "{room:?}: reported after {:?}", begun.elapsed());
         task.destroy(&plugin).await.with_context(|| format!("{room:?}"))?;
         plugin.shut_down().await?;
         case.nothing_left()?;
@@ -248,7 +248,7 @@ async fn a_task_whose_files_are_half_written_is_stopped_and_destroyed(
     plugin: &Plugin,
 ) -> Result<()> {
     for length in [0, 100] {
-        let task = obedient(case, plugin).await?;
+        let task = start_stoppable(case, plugin).await?;
         for file in ["config.json", "shim.json", "shim-binary"] {
             cut(&case.bundle()?.join(file), length.min(20))?;
         }
@@ -263,7 +263,7 @@ async fn a_task_whose_files_are_half_written_is_stopped_and_destroyed(
 async fn a_task_whose_shim_and_files_are_gone_is_destroyed(case: &CaseContext) -> Result<()> {
     for length in [0, 100] {
         let mut plugin = case.plugin().await?;
-        let task = obedient(case, &plugin).await?;
+        let task = start_stoppable(case, &plugin).await?;
         let shim = processes::shim_of(task.pid()?).context("no shim")?;
         plugin.kill().await?;
         kill(Pid::from_raw(shim), Signal::SIGKILL)?;

@@ -12,7 +12,7 @@ use nomad_proto::driver as pb;
 use serde_json::json;
 use tonic::Status;
 
-use crate::cases::support::stoppable_task::{obedient, tell_to_end};
+use crate::cases::support::stoppable_task::{start_stoppable, tell_to_end};
 use crate::cases::support::{cases, ensure_eq, is_recoverable, refused};
 
 cases!["hung file system":
@@ -33,10 +33,10 @@ const BOUND: Duration = Duration::from_secs(60);
 const AT_ONCE: Duration = Duration::from_secs(5);
 
 async fn answers_at_once(plugin: &Plugin) -> Result<()> {
-    let asked = Instant::now();
+    let begun = Instant::now();
     let capabilities = tokio::time::timeout(LIMIT, plugin.capabilities()).await;
     capabilities.context("no answer")??;
-    ensure!(asked.elapsed() < AT_ONCE, "it took {:?} to answer", asked.elapsed());
+    ensure!(begun.elapsed() < AT_ONCE, "it took {:?} to answer", begun.elapsed());
     Ok(())
 }
 
@@ -108,7 +108,7 @@ async fn many_starts_that_need_one_are_refused_in_time_and_hold_nobody_up(
         let status = refused(refusal, &[task.id(), "no answer"])?;
         ensure!(is_recoverable(&status)?, "Nomad would not try it again: {status}");
     }
-    ensure!(took < BOUND, "the last was told after {took:?}");
+    ensure!(took < BOUND, "the last was reported after {took:?}");
     case.nothing_left()?;
     // The file system answers again, and nothing is held up by what had waited.
     std::fs::create_dir_all(dead.join("data"))?;
@@ -138,7 +138,7 @@ async fn starts_whose_seccomp_profile_or_device_is_on_one_are_refused_in_time(
 }
 
 async fn an_allocation_that_is_on_one_holds_nobody_up(case: &CaseContext, plugin: &Plugin) -> Result<()> {
-    let running = obedient(case, plugin).await?;
+    let running = start_stoppable(case, plugin).await?;
     let mut tasks = Vec::new();
     for _ in 0..6 {
         tasks.push(case.prepare(plugin, &case.shell("true")).await?);
@@ -158,17 +158,17 @@ async fn tasks_whose_log_pipes_are_on_one_end_and_hold_nobody_up(
     case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let running = obedient(case, plugin).await?;
+    let running = start_stoppable(case, plugin).await?;
     let mut tasks = Vec::new();
     for _ in 0..6 {
-        tasks.push(obedient(case, plugin).await?);
+        tasks.push(start_stoppable(case, plugin).await?);
     }
     let hung = hang_logs(&tasks)?;
     tasks.iter().try_for_each(tell_to_end)?;
     let ends = join_all(tasks.iter().map(|task| task.wait(plugin)));
     let (ends, others) = tokio::join!(ends, others_get_on(case, plugin, &running));
     for end in ends {
-        ensure_eq!(end.context("its end is not told")?.exit_code, 11);
+        ensure_eq!(end.context("its end is not reported")?.exit_code, 11);
     }
     others?;
     for task in &tasks {

@@ -42,7 +42,7 @@ async fn a_plugin_with_calls_under_way_ends_in_time_and_the_task_goes_on(case: &
     exec.stdout_to_contain("up", LIMIT).await?;
     plugin.shut_down().await?;
     for call in calls {
-        ensure!(!call.await?, "the task's end was told, but it runs");
+        ensure!(!call.await?, "the task's end was reported, but it runs");
     }
     let mut next = case.plugin().await?;
     task.recover(&next).await?;
@@ -76,11 +76,11 @@ async fn an_exec_ends_with_its_task_by_force(case: &CaseContext, plugin: &Plugin
     let task = sleeper(case, plugin).await?;
     let mut exec = Exec::open(plugin, task.id(), &["sh", "-c", "echo up; sleep 600"], false).await?;
     exec.stdout_to_contain("up", LIMIT).await?;
-    let (ended, said) = tokio::join!(task.end(plugin), exec.finish(LIMIT));
+    let (ended, output) = tokio::join!(task.end(plugin), exec.finish(LIMIT));
     ended?;
     // The stream ends with an exit frame or with an error.
-    if let Ok(said) = said {
-        ensure!(said.code()? != 0, "it looks like success");
+    if let Ok(output) = output {
+        ensure!(output.code()? != 0, "it looks like success");
     }
     case.nothing_left()?;
     Ok(())

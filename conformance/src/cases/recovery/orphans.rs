@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use crate::case::skip;
 use crate::cases::support::orphans::options;
 use crate::cases::support::processes::shim_pid;
-use crate::cases::support::stoppable_task::{ends_as_told, obedient};
+use crate::cases::support::stoppable_task::{end_and_destroy, start_stoppable};
 use crate::cases::support::{cases, ensure_eq, is_recoverable, refused, until};
 
 cases!["orphans":
@@ -34,7 +34,7 @@ const NAMED: &str = "Nomad does not know this container";
 
 async fn a_container_that_nobody_recovers_is_taken_down(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
-    let task = obedient(case, &plugin).await?;
+    let task = start_stoppable(case, &plugin).await?;
     let mut next = case.next_plugin_with(&mut plugin, &options(case, &json!({}))).await?;
     case.nothing_left_within(LIMIT)?;
     let log = next.log().all().join("\n");
@@ -45,19 +45,19 @@ async fn a_container_that_nobody_recovers_is_taken_down(case: &CaseContext) -> R
 
 async fn a_recovered_task_is_none(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
-    let task = obedient(case, &plugin).await?;
+    let task = start_stoppable(case, &plugin).await?;
     plugin.kill().await?;
     // An orphan that nobody recovers shows when the grace is over.
     let mut other = case.plugin().await?;
-    let orphan = obedient(case, &other).await?;
+    let orphan = start_stoppable(case, &other).await?;
     let mut next = case.next_plugin_with(&mut other, &options(case, &json!({}))).await?;
     task.recover(&next).await?;
-    let fresh = obedient(case, &next).await?;
+    let fresh = start_stoppable(case, &next).await?;
     until(LIMIT, "the orphan's end", || orphan.alloc.cgroup.pids().is_empty()).await?;
     // Some more rounds of the collection pass.
     tokio::time::sleep(Duration::from_secs(2)).await;
     for task in [task, fresh] {
-        ends_as_told(&task, &next).await?;
+        end_and_destroy(&task, &next).await?;
     }
     next.shut_down().await
 }
@@ -68,7 +68,7 @@ async fn none_is_taken_down_while_the_agent_is_away_or_recovers_one_after_the_ot
     let mut plugin = case.plugin().await?;
     let mut tasks = Vec::new();
     for _ in 0..4 {
-        tasks.push(obedient(case, &plugin).await?);
+        tasks.push(start_stoppable(case, &plugin).await?);
     }
     plugin.kill().await?;
     let grace = Duration::from_secs(5);
@@ -94,14 +94,14 @@ async fn none_is_taken_down_while_the_agent_is_away_or_recovers_one_after_the_ot
     );
     until(LIMIT, "the orphan's end", || orphan.alloc.cgroup.pids().is_empty()).await?;
     for task in tasks {
-        ends_as_told(&task, &next).await?;
+        end_and_destroy(&task, &next).await?;
     }
     next.shut_down().await
 }
 
 async fn one_whose_recovery_failed_is_taken_down(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
-    let task = obedient(case, &plugin).await?;
+    let task = start_stoppable(case, &plugin).await?;
     let mut next = case.next_plugin_with(&mut plugin, &options(case, &json!({}))).await?;
     let mut handle = task.kept_handle()?;
     handle.driver_state = b"{}".to_vec();
@@ -124,7 +124,7 @@ async fn they_are_left_alone_where_the_operator_says_so(case: &CaseContext) -> R
 
 async fn left_alone(case: &CaseContext, more: &Value) -> Result<()> {
     let mut plugin = case.plugin().await?;
-    let task = obedient(case, &plugin).await?;
+    let task = start_stoppable(case, &plugin).await?;
     let mut next = case.next_plugin_with(&mut plugin, &options(case, more)).await?;
     let is_named = || next.log().all().join("\n").contains(NAMED);
     if more.get("dry_run").is_some() {
@@ -133,7 +133,7 @@ async fn left_alone(case: &CaseContext, more: &Value) -> Result<()> {
     tokio::time::sleep(Duration::from_secs(2)).await;
     ensure_eq!(is_named(), more.get("dry_run").is_some());
     task.recover(&next).await?;
-    ends_as_told(&task, &next).await?;
+    end_and_destroy(&task, &next).await?;
     next.shut_down().await
 }
 
@@ -142,7 +142,7 @@ async fn a_second_attempt_of_an_orphans_allocation_begins_with_the_orphans_end(
     case: &CaseContext,
 ) -> Result<()> {
     let mut plugin = case.plugin().await?;
-    let mut task = obedient(case, &plugin).await?;
+    let mut task = start_stoppable(case, &plugin).await?;
     let (first, pid) = (shim_pid(case)?, task.pid()?);
     let mut next = case.next_plugin_with(&mut plugin, &options(case, &json!({}))).await?;
     task.next_attempt()?;
@@ -153,7 +153,7 @@ async fn a_second_attempt_of_an_orphans_allocation_begins_with_the_orphans_end(
     tokio::time::sleep(Duration::from_secs(12)).await;
     ensure_eq!(task.pid()?, second);
     ensure_eq!(task.exec(&next, "echo here").await?, (0, "here\n".to_owned()));
-    ends_as_told(&task, &next).await?;
+    end_and_destroy(&task, &next).await?;
     next.shut_down().await
 }
 
@@ -161,13 +161,13 @@ async fn a_second_attempt_begins_with_the_end_of_one_whose_answer_was_lost(
     case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
-    let mut task = obedient(case, plugin).await?;
+    let mut task = start_stoppable(case, plugin).await?;
     let pid = task.pid()?;
     // The agent never heard of the first attempt.
     task.next_attempt()?;
     task.start(plugin).await?;
     ensure!(!alive(pid), "two attempts of one task run");
-    ends_as_told(&task, plugin).await?;
+    end_and_destroy(&task, plugin).await?;
     Ok(())
 }
 
@@ -177,7 +177,7 @@ async fn a_second_attempt_is_put_off_while_the_first_one_runs(case: &CaseContext
         return skip("a frozen process can be killed on cgroup v2");
     }
     let mut plugin = case.plugin().await?;
-    let mut task = obedient(case, &plugin).await?;
+    let mut task = start_stoppable(case, &plugin).await?;
     let pid = task.pid()?;
     let elsewhere = Nested::elsewhere(&format!("of-{}", task.alloc.cgroup.name()), &[pid])?;
     elsewhere.freeze()?;
@@ -196,7 +196,7 @@ async fn a_second_attempt_is_put_off_while_the_first_one_runs(case: &CaseContext
     let second = task.pid()?;
     tokio::time::sleep(Duration::from_secs(12)).await;
     ensure_eq!(task.pid()?, second);
-    ends_as_told(&task, &next).await?;
+    end_and_destroy(&task, &next).await?;
     elsewhere.remove()?;
     next.shut_down().await
 }

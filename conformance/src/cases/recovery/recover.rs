@@ -12,7 +12,7 @@ use nomad_proto::driver::TaskState;
 use crate::cases::support::descriptors::recover_without_descriptors;
 use crate::cases::support::plugin_end::{PluginEnd, starts_cut_off};
 use crate::cases::support::processes::shim_pid;
-use crate::cases::support::stoppable_task::{ends_as_told, obedient, tell_to_end};
+use crate::cases::support::stoppable_task::{end_and_destroy, start_stoppable, tell_to_end};
 use crate::cases::support::{cases, ensure_eq, refused, until};
 
 cases!["recover":
@@ -81,7 +81,7 @@ async fn a_plugin_killed_in_the_middle_of_a_destroy_leaves_nothing(case: &CaseCo
 
 async fn a_task_runs_on_when_the_plugin_is_killed(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
-    let task = obedient(case, &plugin).await?;
+    let task = start_stoppable(case, &plugin).await?;
     let pid = task.pid()?;
     let mut next = case.next_plugin(&mut plugin).await?;
     task.recover(&next).await?;
@@ -97,19 +97,19 @@ async fn a_task_runs_on_when_the_plugin_is_killed(case: &CaseContext) -> Result<
 
 async fn a_task_runs_on_when_the_plugin_is_shut_down(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
-    let task = obedient(case, &plugin).await?;
+    let task = start_stoppable(case, &plugin).await?;
     let pid = task.pid()?;
     plugin.shut_down().await?;
     ensure_eq!(task.pid()?, pid);
     let mut next = case.plugin().await?;
     task.recover(&next).await?;
-    ends_as_told(&task, &next).await?;
+    end_and_destroy(&task, &next).await?;
     next.shut_down().await
 }
 
 async fn an_exit_while_the_plugin_is_down_is_told_later(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
-    let task = obedient(case, &plugin).await?;
+    let task = start_stoppable(case, &plugin).await?;
     let pid = task.pid()?;
     plugin.kill().await?;
     tell_to_end(&task)?;
@@ -159,7 +159,7 @@ async fn a_recovery_needs_no_reader_of_the_logs(case: &CaseContext) -> Result<()
 
 async fn recovering_twice_is_recovering_once(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
-    let task = obedient(case, &plugin).await?;
+    let task = start_stoppable(case, &plugin).await?;
     // The task is recovered by a plugin that has never lost it.
     task.recover(&plugin).await?;
     let mut next = case.next_plugin(&mut plugin).await?;
@@ -195,14 +195,14 @@ async fn a_recovered_task_can_do_everything(case: &CaseContext) -> Result<()> {
 
 async fn a_task_is_recovered_under_another_runtime_option(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
-    let task = obedient(case, &plugin).await?;
+    let task = start_stoppable(case, &plugin).await?;
     plugin.shut_down().await?;
     let mut options = case.options();
     options["containerd_runtime"] = serde_json::json!("io.containerd.nope.v9");
     let mut next = case.plugin_as(&case.launch(), &options).await?;
     task.recover(&next).await?;
     ensure_eq!(task.exec(&next, "exit 3").await?.0, 3);
-    ends_as_told(&task, &next).await?;
+    end_and_destroy(&task, &next).await?;
     next.shut_down().await
 }
 
@@ -260,12 +260,12 @@ async fn a_shim_that_was_killed_meanwhile_is_no_task_to_recover(case: &CaseConte
 
 async fn a_plugin_that_can_open_nothing_loses_no_task(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
-    let task = obedient(case, &plugin).await?;
+    let task = start_stoppable(case, &plugin).await?;
     let pid = task.pid()?;
     let mut next = case.next_plugin(&mut plugin).await?;
     recover_without_descriptors(&task, &next).await?;
     ensure_eq!(task.pid()?, pid);
     ensure_eq!(next.inspect_task(task.id()).await?.task.unwrap_or_default().state(), TaskState::Running);
-    ends_as_told(&task, &next).await?;
+    end_and_destroy(&task, &next).await?;
     next.shut_down().await
 }

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::cases::support::plugin_end::PluginEnd;
 use crate::cases::support::processes::{ended, shim_pid};
-use crate::cases::support::stoppable_task::{obedient, tell_to_end};
+use crate::cases::support::stoppable_task::{start_stoppable, tell_to_end};
 use crate::cases::support::{cases, ensure_eq, orphans_are_known, refused, until};
 
 cases!["gaps":
@@ -38,7 +38,7 @@ async fn an_end_in_the_gap_is_told_as_it_was(case: &CaseContext) -> Result<()> {
     for how in [PluginEnd::Killed, PluginEnd::ShutDown] {
         for (killed, without_containerd) in [(false, false), (true, false), (false, true)] {
             let mut plugin = case.plugin().await?;
-            let task = obedient(case, &plugin).await?;
+            let task = start_stoppable(case, &plugin).await?;
             let pid = task.pid()?;
             end_plugin(&mut plugin, how).await?;
             if without_containerd {
@@ -57,8 +57,8 @@ async fn an_end_in_the_gap_is_told_as_it_was(case: &CaseContext) -> Result<()> {
             task.recover(&next).await?;
             let exit = task.wait(&next).await?;
             ensure_eq!((exit.exit_code, exit.signal), if killed { (137, 9) } else { (11, 0) });
-            let said = task.alloc.stdout.to_end(LIMIT).await?;
-            ensure_eq!(String::from_utf8(said)?, if killed { "up\n" } else { "up\ndown\n" });
+            let output = task.alloc.stdout.to_end(LIMIT).await?;
+            ensure_eq!(String::from_utf8(output)?, if killed { "up\n" } else { "up\ndown\n" });
             ensure!(task.alloc.cgroup.pids().is_empty(), "something was started again");
             task.destroy(&next).await?;
             case.nothing_left()?;
@@ -72,7 +72,7 @@ async fn a_task_whose_shim_died_in_the_gap_is_honestly_lost(case: &CaseContext) 
     for how in [PluginEnd::Killed, PluginEnd::ShutDown] {
         for had_ended in [false, true] {
             let mut plugin = case.plugin().await?;
-            let task = obedient(case, &plugin).await?;
+            let task = start_stoppable(case, &plugin).await?;
             let pid = task.pid()?;
             end_plugin(&mut plugin, how).await?;
             if had_ended {
@@ -103,7 +103,7 @@ fn renumber(value: &mut Value, from: i32, to: u32) {
 
 async fn a_reboot_leaves_no_task_to_recover_and_harms_no_stranger(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
-    let task = obedient(case, &plugin).await?;
+    let task = start_stoppable(case, &plugin).await?;
     let (shim, pid) = (shim_pid(case)?, task.pid()?);
     plugin.kill().await?;
     kill(shim, Signal::SIGKILL)?;
@@ -153,7 +153,7 @@ async fn many_tasks_are_recovered_beside_one_whose_shim_hangs(case: &CaseContext
     let mut plugin = case.plugin().await?;
     let mut tasks = Vec::new();
     while tasks.len() < MANY {
-        tasks.extend(try_join_all((0..AT_A_TIME).map(|_| obedient(case, &plugin))).await?);
+        tasks.extend(try_join_all((0..AT_A_TIME).map(|_| start_stoppable(case, &plugin))).await?);
     }
     let driver = plugin.inspect_task(tasks[0].id()).await?.driver.context("no attributes")?;
     let hung = Pid::from_raw(driver.attributes["shim_pid"].parse()?);

@@ -7,7 +7,7 @@ use base64::prelude::BASE64_STANDARD;
 use harness::config;
 use harness::context::CaseContext;
 use harness::fixture::auth_registry::{self, PAIR, PASSWORD, USER};
-use harness::fixture::{Form, Gate, Registry, Reply, Seen};
+use harness::fixture::{Form, HttpStub, RecordedRequest, Registry, Reply};
 use harness::host::Plugin;
 use harness::task::LIMIT;
 use serde_json::{Value, json};
@@ -30,11 +30,11 @@ cases!["credentials":
 ];
 
 /// A registry with one user, and jobs that run an image from it.
-struct Locked {
+struct PasswordRegistry {
     registry: Registry,
 }
 
-impl Locked {
+impl PasswordRegistry {
     fn new(case: &CaseContext) -> Result<Self> {
         let registry =
             auth_registry::registry(&case.directory().join("locked"), case.environment().catalog())?;
@@ -80,31 +80,40 @@ async fn configured(case: &CaseContext, auth: Value) -> Result<Plugin> {
 }
 
 async fn a_job_brings_its_own(case: &CaseContext) -> Result<()> {
-    let locked = Locked::new(case)?;
+    let password_registry = PasswordRegistry::new(case)?;
     let mut plugin = case.plugin().await?;
-    let address = locked.registry.address();
-    locked.works(case, &plugin, json!({"username": USER, "password": PASSWORD})).await?;
+    let address = password_registry.registry.address();
+    password_registry.works(case, &plugin, json!({"username": USER, "password": PASSWORD})).await?;
     for server in [address.to_owned(), format!("http://{address}/v2/")] {
         let auth = json!({"username": USER, "password": PASSWORD, "server_address": server});
-        locked.works(case, &plugin, auth).await?;
+        password_registry.works(case, &plugin, auth).await?;
     }
     let other = json!({"username": USER, "password": PASSWORD, "server_address": "ghcr.io"});
-    locked
-        .is_refused(case, &plugin, &locked.job(other), &["auth.server_address", "ghcr.io", address])
+    password_registry
+        .is_refused(
+            case,
+            &plugin,
+            &password_registry.job(other),
+            &["auth.server_address", "ghcr.io", address],
+        )
         .await?;
-    locked.is_refused(case, &plugin, &locked.job(json!(null)), &[address, "without credentials"]).await?;
+    password_registry
+        .is_refused(case, &plugin, &password_registry.job(json!(null)), &[address, "without credentials"])
+        .await?;
     plugin.shut_down().await
 }
 
 async fn the_operators_are_for_one_registry(case: &CaseContext) -> Result<()> {
-    let locked = Locked::new(case)?;
-    for (server, works) in [(locked.registry.address(), true), ("ghcr.io", false)] {
+    let password_registry = PasswordRegistry::new(case)?;
+    for (server, works) in [(password_registry.registry.address(), true), ("ghcr.io", false)] {
         let auth = json!({"username": USER, "password": PASSWORD, "server_address": server});
         let mut plugin = configured(case, auth).await?;
         if works {
-            locked.works(case, &plugin, json!(null)).await?;
+            password_registry.works(case, &plugin, json!(null)).await?;
         } else {
-            locked.is_refused(case, &plugin, &locked.job(json!(null)), &["without credentials"]).await?;
+            password_registry
+                .is_refused(case, &plugin, &password_registry.job(json!(null)), &["without credentials"])
+                .await?;
         }
         plugin.shut_down().await?;
     }
@@ -112,11 +121,13 @@ async fn the_operators_are_for_one_registry(case: &CaseContext) -> Result<()> {
 }
 
 async fn a_file_of_dockers_is_read(case: &CaseContext) -> Result<()> {
-    let locked = Locked::new(case)?;
-    let address = locked.registry.address();
+    let password_registry = PasswordRegistry::new(case)?;
+    let address = password_registry.registry.address();
     let file = case.directory().join("config.json");
     let mut plugin = configured(case, json!({"config": file})).await?;
-    locked.is_refused(case, &plugin, &locked.job(json!(null)), &[&file.display().to_string()]).await?;
+    password_registry
+        .is_refused(case, &plugin, &password_registry.job(json!(null)), &[&file.display().to_string()])
+        .await?;
     let answer = format!(r#"echo '{{"Username":"{USER}","Secret":"{PASSWORD}"}}'"#);
     auth_registry::helper(&case.directory().join("bin"), "stored", &answer)?;
     for content in [
@@ -125,21 +136,23 @@ async fn a_file_of_dockers_is_read(case: &CaseContext) -> Result<()> {
         json!({"credHelpers": {address: "stored"}, "credsStore": "nowhere"}),
     ] {
         std::fs::write(&file, content.to_string())?;
-        locked.works(case, &plugin, json!(null)).await?;
+        password_registry.works(case, &plugin, json!(null)).await?;
     }
     std::fs::write(&file, json!({"auths": {"ghcr.io": {"auth": PAIR}}}).to_string())?;
-    locked.is_refused(case, &plugin, &locked.job(json!(null)), &["without credentials"]).await?;
+    password_registry
+        .is_refused(case, &plugin, &password_registry.job(json!(null)), &["without credentials"])
+        .await?;
     plugin.shut_down().await
 }
 
 async fn a_helper_is_asked_and_gets_nothing_of_the_agents(case: &CaseContext) -> Result<()> {
-    let locked = Locked::new(case)?;
-    let address = locked.registry.address();
+    let password_registry = PasswordRegistry::new(case)?;
+    let address = password_registry.registry.address();
     let bin = case.directory().join("bin");
-    let asked = case.directory().join("asked");
+    let request_file = case.directory().join("asked");
     let noting = format!(
         "{{ echo \"$@\"; cat; echo; env; }} > {}; echo '{{\"Username\":\"{USER}\",\"Secret\":\"{PASSWORD}\"}}'",
-        asked.display()
+        request_file.display()
     );
     auth_registry::helper(&bin, "noting", &noting)?;
     let mut options = case.options();
@@ -148,17 +161,20 @@ async fn a_helper_is_asked_and_gets_nothing_of_the_agents(case: &CaseContext) ->
     launch.look_first_in(bin.clone());
     launch.environment.push(("VAULT_TOKEN".into(), "s.3cret".into()));
     let mut plugin = case.plugin_as(&launch, &options).await?;
-    locked.works(case, &plugin, json!(null)).await?;
-    let said = std::fs::read_to_string(&asked).context("it was not asked")?;
-    ensure!(said.starts_with(&format!("get\n{address}\n")), "it was asked otherwise: {said}");
-    ensure!(!said.contains("3cret") && !said.contains("TMPDIR"), "it has the agent's environment: {said}");
+    password_registry.works(case, &plugin, json!(null)).await?;
+    let request = std::fs::read_to_string(&request_file).context("it was not asked")?;
+    ensure!(request.starts_with(&format!("get\n{address}\n")), "it was asked otherwise: {request}");
+    ensure!(
+        !request.contains("3cret") && !request.contains("TMPDIR"),
+        "it has the agent's environment: {request}"
+    );
     for (script, words) in [
         ("echo out of keys >&2; exit 1", &["docker-credential-noting", "out of keys"][..]),
         ("echo nonsense", &["docker-credential-noting", "form"]),
         ("echo credentials not found in native keychain; exit 1", &["without credentials"]),
     ] {
         auth_registry::helper(&bin, "noting", script)?;
-        locked.is_refused(case, &plugin, &locked.job(json!(null)), words).await?;
+        password_registry.is_refused(case, &plugin, &password_registry.job(json!(null)), words).await?;
     }
     plugin.shut_down().await
 }
@@ -167,18 +183,18 @@ async fn a_helper_is_asked_and_gets_nothing_of_the_agents(case: &CaseContext) ->
 async fn the_login_that_names_most_of_a_repository_is_used(case: &CaseContext) -> Result<()> {
     const TEAMS: usize = 6;
     let pair = |team: &str| BASE64_STANDARD.encode(format!("{team}:{PASSWORD}"));
-    let wants = move |seen: &Seen| {
+    let wants = move |seen: &RecordedRequest| {
         let team = seen.target.split('/').nth(2).unwrap_or_default();
         match seen.header("authorization") {
-            Some(told) if told == format!("Basic {}", pair(team)) => Reply::Pass,
+            Some(sent) if sent == format!("Basic {}", pair(team)) => Reply::Forward,
             _ => {
                 let challenge = ("WWW-Authenticate", "Basic realm=\"teams\"".to_owned());
-                Reply::Say(401, vec![challenge], String::new())
+                Reply::Respond(401, vec![challenge], String::new())
             }
         }
     };
     let registry = case.environment().registry();
-    let teams = Gate::before(registry.address(), wants).await?;
+    let teams = HttpStub::before(registry.address(), wants).await?;
     let address = teams.address();
     std::fs::create_dir_all(case.directory())?;
     let file = case.directory().join("config.json");
@@ -206,11 +222,13 @@ async fn the_login_that_names_most_of_a_repository_is_used(case: &CaseContext) -
 }
 
 async fn a_helper_gets_the_variables_that_the_operator_lists(case: &CaseContext) -> Result<()> {
-    let locked = Locked::new(case)?;
+    let password_registry = PasswordRegistry::new(case)?;
     let bin = case.directory().join("bin");
-    let asked = case.directory().join("asked");
-    let noting =
-        format!("env > {}; echo '{{\"Username\":\"{USER}\",\"Secret\":\"{PASSWORD}\"}}'", asked.display());
+    let request_file = case.directory().join("asked");
+    let noting = format!(
+        "env > {}; echo '{{\"Username\":\"{USER}\",\"Secret\":\"{PASSWORD}\"}}'",
+        request_file.display()
+    );
     auth_registry::helper(&bin, "noting", &noting)?;
     let mut options = case.options();
     options["auth"] = json!({"helper": "noting", "helper_env": ["AWS_PROFILE", "NOT_SET"]});
@@ -219,22 +237,22 @@ async fn a_helper_gets_the_variables_that_the_operator_lists(case: &CaseContext)
     launch.environment.push(("AWS_PROFILE".into(), "ours".into()));
     launch.environment.push(("AWS_SECRET".into(), "s.3cret".into()));
     let mut plugin = case.plugin_as(&launch, &options).await?;
-    locked.works(case, &plugin, json!(null)).await?;
-    let said = std::fs::read_to_string(&asked).context("it was not asked")?;
-    ensure!(said.contains("AWS_PROFILE=ours\n"), "it has not what it needs: {said}");
-    ensure!(!said.contains("3cret") && !said.contains("NOT_SET"), "it has more than that: {said}");
+    password_registry.works(case, &plugin, json!(null)).await?;
+    let request = std::fs::read_to_string(&request_file).context("it was not asked")?;
+    ensure!(request.contains("AWS_PROFILE=ours\n"), "it has not what it needs: {request}");
+    ensure!(!request.contains("3cret") && !request.contains("NOT_SET"), "it has more than that: {request}");
     plugin.shut_down().await
 }
 
 async fn a_helper_of_a_pull_that_is_called_off_leaves_no_process(case: &CaseContext) -> Result<()> {
-    let locked = Locked::new(case)?;
+    let password_registry = PasswordRegistry::new(case)?;
     let pids = case.directory().join("pids");
     let hanging = format!("sleep 300 & echo $! > {0}.new; mv {0}.new {0}; sleep 300", pids.display());
     auth_registry::helper(&case.directory().join("bin"), "hanging", &hanging)?;
     let mut plugin = configured(case, json!({"helper": "hanging"})).await?;
-    let mut job = locked.job(json!(null));
+    let mut job = password_registry.job(json!(null));
     job["image_pull_timeout"] = json!("3s");
-    locked.is_refused(case, &plugin, &job, &["image_pull_timeout"]).await?;
+    password_registry.is_refused(case, &plugin, &job, &["image_pull_timeout"]).await?;
     let pid = std::fs::read_to_string(&pids).context("it was not asked")?;
     let process = std::path::PathBuf::from(format!("/proc/{}", pid.trim()));
     until(LIMIT, "what the helper has started is gone", || !process.exists()).await?;
@@ -242,15 +260,15 @@ async fn a_helper_of_a_pull_that_is_called_off_leaves_no_process(case: &CaseCont
 }
 
 async fn a_denial_is_worth_another_try_unless_it_is_the_jobs_own_login(case: &CaseContext) -> Result<()> {
-    let locked = Locked::new(case)?;
-    let address = locked.registry.address();
+    let password_registry = PasswordRegistry::new(case)?;
+    let address = password_registry.registry.address();
     let wrong = json!({"username": USER, "password": "wrong-horse", "server_address": address});
     let own = json!({"username": USER, "password": "wrong-horse"});
     for (operators, jobs, recoverable) in
         [(json!(null), json!(null), true), (wrong, json!(null), true), (json!(null), own, false)]
     {
         let mut plugin = configured(case, operators).await?;
-        let task = case.prepare(&plugin, &locked.job(jobs)).await?;
+        let task = case.prepare(&plugin, &password_registry.job(jobs)).await?;
         let status = refused(plugin.start_task(task.config.clone()).await, &[address, "denies"])?;
         ensure_eq!(is_recoverable(&status)?, recoverable);
         plugin.shut_down().await?;
@@ -259,14 +277,14 @@ async fn a_denial_is_worth_another_try_unless_it_is_the_jobs_own_login(case: &Ca
 }
 
 async fn wrong_ones_are_said_with_their_user_and_nothing_is_fallen_back_to(case: &CaseContext) -> Result<()> {
-    let locked = Locked::new(case)?;
-    let address = locked.registry.address();
+    let password_registry = PasswordRegistry::new(case)?;
+    let address = password_registry.registry.address();
     // The operator's credentials are right, and would do.
     let auth = json!({"username": USER, "password": PASSWORD, "server_address": address});
     let mut plugin = configured(case, auth).await?;
     for user in [USER, "stranger"] {
-        let job = locked.job(json!({"username": user, "password": "wrong-horse"}));
-        locked.is_refused(case, &plugin, &job, &[address, user]).await?;
+        let job = password_registry.job(json!({"username": user, "password": "wrong-horse"}));
+        password_registry.is_refused(case, &plugin, &job, &[address, user]).await?;
     }
     let log = plugin.log().all().join("\n");
     ensure!(!log.contains("wrong-horse") && !log.contains(PASSWORD), "a password is in the log: {log}");
@@ -274,28 +292,28 @@ async fn wrong_ones_are_said_with_their_user_and_nothing_is_fallen_back_to(case:
 }
 
 async fn a_job_may_go_on_without(case: &CaseContext) -> Result<()> {
-    let locked = Locked::new(case)?;
+    let password_registry = PasswordRegistry::new(case)?;
     let mut plugin = configured(case, json!({"helper": "nowhere"})).await?;
     let mut open = case.shell("exit 3");
     // An image that no other case has: for one that is there no registry is asked.
     let image = case.environment().catalog().with(|tree| tree.file("open", 0o644, b""))?;
     image.push(case.environment().registry(), "open", "v1", Form::Oci)?;
     open["image"] = json!(case.image("open:v1"));
-    locked.is_refused(case, &plugin, &open, &["docker-credential-nowhere"]).await?;
+    password_registry.is_refused(case, &plugin, &open, &["docker-credential-nowhere"]).await?;
     open["auth_soft_fail"] = json!(true);
     let task = case.run(&plugin, &open).await?;
     ensure_eq!(task.wait(&plugin).await?.exit_code, 3);
     task.destroy(&plugin).await?;
-    let mut wrong = locked.job(json!({"username": USER, "password": "wrong-horse"}));
+    let mut wrong = password_registry.job(json!({"username": USER, "password": "wrong-horse"}));
     wrong["auth_soft_fail"] = json!(true);
-    locked.is_refused(case, &plugin, &wrong, &["without credentials"]).await?;
+    password_registry.is_refused(case, &plugin, &wrong, &["without credentials"]).await?;
     plugin.shut_down().await
 }
 
 async fn a_password_is_nowhere_to_be_found(case: &CaseContext) -> Result<()> {
-    let locked = Locked::new(case)?;
+    let password_registry = PasswordRegistry::new(case)?;
     let mut plugin = case.plugin().await?;
-    let mut job = locked.job(json!({"username": USER, "password": PASSWORD}));
+    let mut job = password_registry.job(json!({"username": USER, "password": PASSWORD}));
     job["command"] = json!("/bin/sleep");
     job["args"] = json!(["600"]);
     let task = case.run(&plugin, &job).await?;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use anyhow::{Context, Result, ensure};
 use harness::context::CaseContext;
 use harness::fixture::fault_proxy::{Fault, FaultProxy};
-use harness::fixture::{Gate, Reply, Seen};
+use harness::fixture::{HttpStub, RecordedRequest, Reply};
 use harness::task::LIMIT;
 
 use crate::cases::support::registry_hosts::{Configured, REGISTRY};
@@ -27,14 +27,15 @@ cases!["registries":
 ];
 
 /// Returns the paths of requests by this method, without their queries.
-fn paths(gate: &Gate, method: &str) -> Vec<String> {
-    let seen = gate.seen().into_iter().filter(|seen| seen.method == method);
+fn paths(stub: &HttpStub, method: &str) -> Vec<String> {
+    let seen = stub.seen().into_iter().filter(|seen| seen.method == method);
     seen.map(|seen| seen.target.split('?').next().unwrap_or_default().to_owned()).collect()
 }
 
 async fn a_mirror_is_asked_first_and_the_registry_after_it(case: &CaseContext) -> Result<()> {
     let configured = Configured::new(case)?;
-    let (mirror, server) = (configured.host(|_| Reply::Pass).await?, configured.host(|_| Reply::Pass).await?);
+    let (mirror, server) =
+        (configured.host(|_| Reply::Forward).await?, configured.host(|_| Reply::Forward).await?);
     let (mirror_address, server_address) = (mirror.address(), server.address());
     let hosts = format!("server = \"http://{server_address}\"\n[host.\"http://{mirror_address}\"]\n");
     configured.say(REGISTRY, &hosts)?;
@@ -64,7 +65,7 @@ async fn a_mirror_that_breaks_a_layer_off_is_left_for_another(case: &CaseContext
     let configured = Configured::with(case, &case.environment().catalog().large(2)?)?;
     let mirror = FaultProxy::before(case.environment().registry().address())?;
     mirror.inflict("/blobs/", Fault::CutAfter(600_000));
-    let server = configured.host(|_| Reply::Pass).await?;
+    let server = configured.host(|_| Reply::Forward).await?;
     let hosts = format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", server.address(), mirror.address());
     configured.say(REGISTRY, &hosts)?;
     let mut plugin = configured.plugin().await?;
@@ -88,7 +89,8 @@ async fn a_mirror_that_breaks_a_layer_off_is_left_for_another(case: &CaseContext
 
 async fn a_mirror_that_is_not_believed_is_asked_by_digest_only(case: &CaseContext) -> Result<()> {
     let configured = Configured::new(case)?;
-    let (mirror, server) = (configured.host(|_| Reply::Pass).await?, configured.host(|_| Reply::Pass).await?);
+    let (mirror, server) =
+        (configured.host(|_| Reply::Forward).await?, configured.host(|_| Reply::Forward).await?);
     let hosts = format!(
         "server = \"http://{}\"\n[host.\"http://{}\"]\ncapabilities = [\"pull\"]\n",
         server.address(),
@@ -107,11 +109,11 @@ async fn a_mirror_that_is_not_believed_is_asked_by_digest_only(case: &CaseContex
 
 async fn what_a_mirror_has_tampered_with_is_had_elsewhere(case: &CaseContext) -> Result<()> {
     let configured = Configured::new(case)?;
-    let tampers = |seen: &Seen| match seen.target.contains("/manifests/sha256:") {
-        true => Reply::Say(200, Vec::new(), "{}".to_owned()),
-        false => Reply::Pass,
+    let tampers = |seen: &RecordedRequest| match seen.target.contains("/manifests/sha256:") {
+        true => Reply::Respond(200, Vec::new(), "{}".to_owned()),
+        false => Reply::Forward,
     };
-    let (mirror, server) = (configured.host(tampers).await?, configured.host(|_| Reply::Pass).await?);
+    let (mirror, server) = (configured.host(tampers).await?, configured.host(|_| Reply::Forward).await?);
     let hosts = format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", server.address(), mirror.address());
     configured.say(REGISTRY, &hosts)?;
     let mut plugin = configured.plugin().await?;
@@ -126,11 +128,11 @@ async fn a_layer_that_a_mirror_has_changed_is_had_elsewhere(case: &CaseContext) 
     let configured = Configured::with(case, &image)?;
     let layer = image.layers.last().context("the image has no layer")?;
     let (path, content) = (format!("/blobs/{}", layer.digest), "x".repeat(layer.blob.len()));
-    let changes = move |seen: &Seen| match seen.target.contains(&path) {
-        true => Reply::Say(200, Vec::new(), content.clone()),
-        false => Reply::Pass,
+    let changes = move |seen: &RecordedRequest| match seen.target.contains(&path) {
+        true => Reply::Respond(200, Vec::new(), content.clone()),
+        false => Reply::Forward,
     };
-    let (mirror, server) = (configured.host(changes).await?, configured.host(|_| Reply::Pass).await?);
+    let (mirror, server) = (configured.host(changes).await?, configured.host(|_| Reply::Forward).await?);
     let only_the_mirror = format!("server = \"http://{}\"\n", mirror.address());
     configured.say(REGISTRY, &only_the_mirror)?;
     let mut plugin = configured.plugin().await?;
@@ -152,9 +154,11 @@ async fn a_layer_that_was_changed_on_the_way_once_is_had_again(case: &CaseContex
     let layer = image.layers.last().context("the image has no layer")?;
     let (path, content) = (format!("/blobs/{}", layer.digest), "x".repeat(layer.blob.len()));
     let times = AtomicUsize::new(0);
-    let changes = move |seen: &Seen| match seen.target.contains(&path) {
-        true if times.fetch_add(1, Ordering::Relaxed) == 0 => Reply::Say(200, Vec::new(), content.clone()),
-        _ => Reply::Pass,
+    let changes = move |seen: &RecordedRequest| match seen.target.contains(&path) {
+        true if times.fetch_add(1, Ordering::Relaxed) == 0 => {
+            Reply::Respond(200, Vec::new(), content.clone())
+        }
+        _ => Reply::Forward,
     };
     let server = configured.host(changes).await?;
     configured.say(REGISTRY, &format!("server = \"http://{}\"\n", server.address()))?;
@@ -167,9 +171,9 @@ async fn a_layer_that_was_changed_on_the_way_once_is_had_again(case: &CaseContex
 async fn a_host_may_have_its_api_below_a_path_of_its_own(case: &CaseContext) -> Result<()> {
     let configured = Configured::new(case)?;
     let below = |prefix: &'static str| {
-        move |seen: &Seen| match seen.target.strip_prefix(prefix) {
-            Some(rest) => Reply::PassAs(format!("/v2{rest}")),
-            None => Reply::Say(404, Vec::new(), String::new()),
+        move |seen: &RecordedRequest| match seen.target.strip_prefix(prefix) {
+            Some(rest) => Reply::ForwardAs(format!("/v2{rest}")),
+            None => Reply::Respond(404, Vec::new(), String::new()),
         }
     };
     let mut plugin = configured.plugin().await?;
@@ -188,14 +192,14 @@ async fn a_host_may_have_its_api_below_a_path_of_its_own(case: &CaseContext) -> 
 
 async fn the_operators_headers_go_to_their_host_and_no_further(case: &CaseContext) -> Result<()> {
     let configured = Configured::new(case)?;
-    let storage = configured.host(|_| Reply::Pass).await?;
+    let storage = configured.host(|_| Reply::Forward).await?;
     let elsewhere = storage.address();
-    let sends = move |seen: &Seen| match seen.target.split_once("/blobs/") {
+    let sends = move |seen: &RecordedRequest| match seen.target.split_once("/blobs/") {
         Some(_) => {
             let place = format!("http://{elsewhere}{}", seen.target);
-            Reply::Say(307, vec![("Location", place)], String::new())
+            Reply::Respond(307, vec![("Location", place)], String::new())
         }
-        None => Reply::Pass,
+        None => Reply::Forward,
     };
     let host = configured.host(sends).await?;
     let hosts = format!(
@@ -211,8 +215,8 @@ async fn the_operators_headers_go_to_their_host_and_no_further(case: &CaseContex
     }
     ensure!(!storage.seen().is_empty(), "nobody followed");
     for seen in storage.seen() {
-        let told = seen.header("x-team").or(seen.header("authorization"));
-        ensure!(told.is_none(), "the storage was told {seen:?}");
+        let credentials = seen.header("x-team").or(seen.header("authorization"));
+        ensure!(credentials.is_none(), "the storage was sent {seen:?}");
     }
     let log = plugin.log().all().join("\n");
     ensure!(!log.contains("s3cret"), "a header is in the log: {log}");
@@ -221,10 +225,10 @@ async fn the_operators_headers_go_to_their_host_and_no_further(case: &CaseContex
 
 async fn a_registry_may_be_named_with_its_port_or_not_at_all(case: &CaseContext) -> Result<()> {
     let configured = Configured::new(case)?;
-    let hosts: [Gate; 3] = [
-        configured.host(|_| Reply::Pass).await?,
-        configured.host(|_| Reply::Pass).await?,
-        configured.host(|_| Reply::Pass).await?,
+    let hosts: [HttpStub; 3] = [
+        configured.host(|_| Reply::Forward).await?,
+        configured.host(|_| Reply::Forward).await?,
+        configured.host(|_| Reply::Forward).await?,
     ];
     for (directory, host) in ["registry.test_5000_", "registry.test:6000", "_default"].iter().zip(&hosts) {
         configured.say(directory, &format!("server = \"http://{}\"\n", host.address()))?;
@@ -233,9 +237,9 @@ async fn a_registry_may_be_named_with_its_port_or_not_at_all(case: &CaseContext)
     for (registry, host) in ["registry.test:5000", "registry.test:6000", "any.test"].iter().zip(&hosts) {
         configured.pulls(&plugin, registry).await?;
         let means = format!("?ns={}", registry.replace(':', "%3A"));
-        let asked = host.seen();
-        let all_are_for_it = asked.iter().all(|seen| seen.target.ends_with(&means));
-        ensure!(!asked.is_empty() && all_are_for_it, "{registry}: {asked:?}");
+        let requests = host.seen();
+        let all_are_for_it = requests.iter().all(|seen| seen.target.ends_with(&means));
+        ensure!(!requests.is_empty() && all_are_for_it, "{registry}: {requests:?}");
     }
     plugin.shut_down().await
 }
@@ -244,7 +248,7 @@ async fn a_wrong_file_is_named_with_its_line_and_counts_as_soon_as_it_is_right(
     case: &CaseContext,
 ) -> Result<()> {
     let configured = Configured::new(case)?;
-    let host = configured.host(|_| Reply::Pass).await?;
+    let host = configured.host(|_| Reply::Forward).await?;
     let path = configured.say(REGISTRY, "server = \"http://127.0.0.1:1\"\ncapabilities = [\"pul\"]\n")?;
     let path = path.display().to_string();
     let mut plugin = configured.plugin().await?;
@@ -257,24 +261,28 @@ async fn a_wrong_file_is_named_with_its_line_and_counts_as_soon_as_it_is_right(
     configured.pulls(&plugin, REGISTRY).await?;
     configured.pulls(&plugin, REGISTRY).await?;
     let log = plugin.log().all();
-    let said: Vec<_> = log.iter().filter(|line| line.contains("skip_verfy")).collect();
-    ensure!(said.len() == 1 && said[0].contains(&path) && said[0].contains("line 2"), "{said:?}");
+    let warnings: Vec<_> = log.iter().filter(|line| line.contains("skip_verfy")).collect();
+    ensure!(
+        warnings.len() == 1 && warnings[0].contains(&path) && warnings[0].contains("line 2"),
+        "{warnings:?}"
+    );
     plugin.shut_down().await
 }
 
 async fn a_registry_that_has_had_enough_is_waited_for(case: &CaseContext) -> Result<()> {
     let configured = Configured::new(case)?;
     let refusals = AtomicUsize::new(0);
-    let busy = move |_: &Seen| match refusals.fetch_add(1, Ordering::Relaxed) {
-        0 | 3 => Reply::Say(429, vec![("Retry-After", "1".to_owned())], String::new()),
-        _ => Reply::Pass,
+    let busy = move |_: &RecordedRequest| match refusals.fetch_add(1, Ordering::Relaxed) {
+        0 | 3 => Reply::Respond(429, vec![("Retry-After", "1".to_owned())], String::new()),
+        _ => Reply::Forward,
     };
     let host = configured.host(busy).await?;
     configured.say(REGISTRY, &format!("server = \"http://{}\"\n", host.address()))?;
     let mut plugin = configured.plugin().await?;
     configured.pulls(&plugin, REGISTRY).await?;
-    let weary =
-        configured.host(|_| Reply::Say(429, vec![("Retry-After", "7200".to_owned())], String::new())).await?;
+    let weary = configured
+        .host(|_| Reply::Respond(429, vec![("Retry-After", "7200".to_owned())], String::new()))
+        .await?;
     configured.say(REGISTRY, &format!("server = \"http://{}\"\n", weary.address()))?;
     let status = configured.fails(&plugin, &configured.job(REGISTRY), &["429", "retry in 2h"]).await?;
     ensure!(is_recoverable(&status)?, "it may be tried later: {status:?}");

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use harness::context::CaseContext;
-use harness::fixture::{Authority, Gate, Reply, Terms};
+use harness::fixture::{CertificateAuthority, HttpStub, RegistrySettings, Reply};
 use serde_json::json;
 
 use crate::cases::support::cases;
@@ -21,7 +21,7 @@ async fn plain_http_goes_through_its_proxy(case: &CaseContext) -> Result<()> {
     let configured = Configured::new(case)?;
     configured.say(REGISTRY, SERVER)?;
     for name in ["HTTP_PROXY", "http_proxy"] {
-        let proxy = configured.host(|_| Reply::Pass).await?;
+        let proxy = configured.host(|_| Reply::Forward).await?;
         let address = format!("http://{}", proxy.address());
         let mut plugin = configured.plugin_with(json!(null), &[(name, &address)]).await?;
         configured.pulls(&plugin, REGISTRY).await?;
@@ -35,19 +35,20 @@ async fn plain_http_goes_through_its_proxy(case: &CaseContext) -> Result<()> {
 
 async fn https_goes_through_a_tunnel(case: &CaseContext) -> Result<()> {
     let configured = Configured::new(case)?;
-    let authority = Authority::new(&case.directory().join("pki"), "ours")?;
+    let authority = CertificateAuthority::new(&case.directory().join("pki"), "ours")?;
     let shown = authority.certify("registry.test")?;
-    let terms = Terms { tls: Some((shown.certificate, shown.key)), ..Terms::default() };
-    let registry = case.environment().registry().beside(&case.directory().join("reg"), terms)?;
+    let settings =
+        RegistrySettings { tls: Some((shown.certificate, shown.key)), ..RegistrySettings::default() };
+    let registry = case.environment().registry().beside(&case.directory().join("reg"), settings)?;
     let hosts = format!("server = \"https://registry.test:8443\"\nca = {:?}\n", authority.certificate());
     configured.say(REGISTRY, &hosts)?;
     for name in ["HTTPS_PROXY", "https_proxy"] {
-        let proxy = Gate::before(registry.address(), |_| Reply::Pass).await?;
+        let proxy = HttpStub::before(registry.address(), |_| Reply::Forward).await?;
         let address = format!("http://{}", proxy.address());
         let mut plugin = configured.plugin_with(json!(null), &[(name, &address)]).await?;
         configured.pulls(&plugin, REGISTRY).await?;
         let seen = proxy.seen();
-        let is_tunnel = |seen: &harness::fixture::Seen| {
+        let is_tunnel = |seen: &harness::fixture::RecordedRequest| {
             (seen.method.as_str(), seen.target.as_str()) == ("CONNECT", "registry.test:8443")
         };
         ensure!(!seen.is_empty() && seen.iter().all(is_tunnel), "{seen:?}");
@@ -59,7 +60,7 @@ async fn https_goes_through_a_tunnel(case: &CaseContext) -> Result<()> {
 async fn what_needs_no_proxy_gets_none(case: &CaseContext) -> Result<()> {
     let configured = Configured::new(case)?;
     configured.say(REGISTRY, SERVER)?;
-    let proxy = configured.host(|_| Reply::Pass).await?;
+    let proxy = configured.host(|_| Reply::Forward).await?;
     let address = format!("http://{}", proxy.address());
     for name in ["NO_PROXY", "no_proxy"] {
         let environment =

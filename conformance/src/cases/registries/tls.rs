@@ -3,7 +3,9 @@
 
 use anyhow::Result;
 use harness::context::CaseContext;
-use harness::fixture::{Authority, Certified, Registry, Reply, Seen, Terms};
+use harness::fixture::{
+    CertificateAuthority, CertifiedKey, RecordedRequest, Registry, RegistrySettings, Reply,
+};
 
 use crate::cases::support::cases;
 use crate::cases::support::registry_hosts::{Configured, REGISTRY};
@@ -19,13 +21,17 @@ cases!["registries with certificates":
 ];
 
 /// Starts another registry with the same content, which serves by TLS.
-fn registry(case: &CaseContext, shown: &Certified, clients: Option<&Authority>) -> Result<Registry> {
-    let terms = Terms {
+fn registry(
+    case: &CaseContext,
+    shown: &CertifiedKey,
+    clients: Option<&CertificateAuthority>,
+) -> Result<Registry> {
+    let settings = RegistrySettings {
         tls: Some((shown.certificate.clone(), shown.key.clone())),
-        clients: clients.map(Authority::certificate),
-        lock: None,
+        clients: clients.map(CertificateAuthority::certificate),
+        auth: None,
     };
-    case.environment().registry().beside(&case.directory().join("reg"), terms)
+    case.environment().registry().beside(&case.directory().join("reg"), settings)
 }
 
 /// Returns a hosts.toml with this registry as `server`, and more lines.
@@ -36,8 +42,8 @@ fn server(registry: &Registry, more: &str) -> String {
 async fn an_authority_of_the_operators_counts_beside_the_systems(case: &CaseContext) -> Result<()> {
     let configured = Configured::new(case)?;
     let directory = configured.directory().join(REGISTRY);
-    let authority = Authority::new(&directory, "ours")?;
-    Authority::new(&directory, "theirs")?;
+    let authority = CertificateAuthority::new(&directory, "ours")?;
+    CertificateAuthority::new(&directory, "theirs")?;
     let registry = registry(case, &authority.certify("server")?, None)?;
     let mut plugin = configured.plugin().await?;
     for (more, works) in [
@@ -60,8 +66,8 @@ async fn an_authority_of_the_operators_counts_beside_the_systems(case: &CaseCont
 async fn a_certificate_that_vouches_for_itself_may_be_the_authority(case: &CaseContext) -> Result<()> {
     let configured = Configured::new(case)?;
     let directory = configured.directory().join(REGISTRY);
-    let shown = Certified::by_itself(&directory, "itself", &["127.0.0.1"])?;
-    Certified::by_itself(&directory, "another", &["127.0.0.1"])?;
+    let shown = CertifiedKey::by_itself(&directory, "itself", &["127.0.0.1"])?;
+    CertifiedKey::by_itself(&directory, "another", &["127.0.0.1"])?;
     let registry = registry(case, &shown, None)?;
     let mut plugin = configured.plugin().await?;
     configured.say(REGISTRY, &server(&registry, "ca = \"itself.cert\""))?;
@@ -70,7 +76,7 @@ async fn a_certificate_that_vouches_for_itself_may_be_the_authority(case: &CaseC
     configured.fails(&plugin, &configured.job(REGISTRY), &["certificate"]).await?;
     // The certificate is trusted under its own names only.
     drop(registry);
-    let elsewhere = Certified::by_itself(&directory, "elsewhere", &["elsewhere.test"])?;
+    let elsewhere = CertifiedKey::by_itself(&directory, "elsewhere", &["elsewhere.test"])?;
     let registry = self::registry(case, &elsewhere, None)?;
     configured.say(REGISTRY, &server(&registry, "ca = \"elsewhere.cert\""))?;
     configured.fails(&plugin, &configured.job(REGISTRY), &["certificate", "elsewhere.test"]).await?;
@@ -79,7 +85,7 @@ async fn a_certificate_that_vouches_for_itself_may_be_the_authority(case: &CaseC
 
 async fn what_is_not_to_be_verified_is_not(case: &CaseContext) -> Result<()> {
     let configured = Configured::new(case)?;
-    let authority = Authority::new(&case.directory().join("pki"), "ours")?;
+    let authority = CertificateAuthority::new(&case.directory().join("pki"), "ours")?;
     let registry = registry(case, &authority.certify("server")?, None)?;
     let mut plugin = configured.plugin().await?;
     configured.say(REGISTRY, &server(&registry, "skip_verify = true"))?;
@@ -93,16 +99,16 @@ async fn what_is_not_to_be_verified_is_the_host_alone_and_no_other_that_it_sends
     case: &CaseContext,
 ) -> Result<()> {
     let configured = Configured::new(case)?;
-    let authority = Authority::new(&case.directory().join("pki"), "ours")?;
+    let authority = CertificateAuthority::new(&case.directory().join("pki"), "ours")?;
     let storage = registry(case, &authority.certify("localhost")?, None)?;
     // The same machine by another name counts as another host.
     let elsewhere = storage.address().replace("127.0.0.1", "localhost");
-    let sends = move |seen: &Seen| match seen.target.contains("/blobs/") {
+    let sends = move |seen: &RecordedRequest| match seen.target.contains("/blobs/") {
         true => {
             let place = format!("https://{elsewhere}{}", seen.target);
-            Reply::Say(307, vec![("Location", place)], String::new())
+            Reply::Respond(307, vec![("Location", place)], String::new())
         }
-        false => Reply::Pass,
+        false => Reply::Forward,
     };
     let host = configured.host(sends).await?;
     let mut plugin = configured.plugin().await?;
@@ -117,14 +123,15 @@ async fn what_is_not_to_be_verified_is_the_host_alone_and_no_other_that_it_sends
 async fn a_registry_that_wants_a_certificate_is_shown_the_right_one(case: &CaseContext) -> Result<()> {
     let configured = Configured::new(case)?;
     let pki = case.directory().join("pki");
-    let (authority, other) = (Authority::new(&pki, "ours")?, Authority::new(&pki, "theirs")?);
+    let (authority, other) =
+        (CertificateAuthority::new(&pki, "ours")?, CertificateAuthority::new(&pki, "theirs")?);
     let registry = registry(case, &authority.certify("server")?, Some(&authority))?;
     let (right, wrong) = (authority.certify("node")?, other.certify("stranger")?);
     let both = pki.join("both.pem");
     let text = [&right.certificate, &right.key].map(std::fs::read_to_string);
     let [certificate, key] = text;
     std::fs::write(&both, certificate? + &key?)?;
-    let pair = |of: &Certified| format!("[{:?}, {:?}]", of.certificate, of.key);
+    let pair = |of: &CertifiedKey| format!("[{:?}, {:?}]", of.certificate, of.key);
     let ca = format!("ca = {:?}", authority.certificate());
     let mut plugin = configured.plugin().await?;
     for client in [
@@ -149,7 +156,7 @@ async fn a_registry_that_wants_a_certificate_is_shown_the_right_one(case: &CaseC
 
 async fn dockers_files_count_where_there_is_no_other(case: &CaseContext) -> Result<()> {
     let configured = Configured::new(case)?;
-    let authority = Authority::new(&case.directory().join("pki"), "ours")?;
+    let authority = CertificateAuthority::new(&case.directory().join("pki"), "ours")?;
     let registry = registry(case, &authority.certify("server")?, Some(&authority))?;
     let node = authority.certify("node")?;
     let directory = configured.directory().join(registry.address());
@@ -166,7 +173,7 @@ async fn dockers_files_count_where_there_is_no_other(case: &CaseContext) -> Resu
 
 async fn plain_http_comes_after_what_is_said_of_certificates(case: &CaseContext) -> Result<()> {
     let configured = Configured::new(case)?;
-    let authority = Authority::new(&case.directory().join("pki"), "ours")?;
+    let authority = CertificateAuthority::new(&case.directory().join("pki"), "ours")?;
     let secured = registry(case, &authority.certify("server")?, None)?;
     let mut plugin = configured.plugin().await?;
     for address in [secured.address(), case.environment().registry().address()] {

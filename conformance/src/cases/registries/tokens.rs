@@ -10,8 +10,10 @@ use base64::Engine;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
 use harness::context::CaseContext;
 use harness::fixture::auth_registry::{self, PAIR, PASSWORD, USER};
-use harness::fixture::registry::Lock;
-use harness::fixture::{Authority, Certified, Gate, Registry, Reply, Seen, Terms};
+use harness::fixture::registry::RegistryAuth;
+use harness::fixture::{
+    CertificateAuthority, CertifiedKey, HttpStub, RecordedRequest, Registry, RegistrySettings, Reply,
+};
 use serde_json::{Value, json};
 
 use crate::cases::support::registry_hosts::{Configured, REGISTRY};
@@ -28,37 +30,37 @@ cases!["tokens":
 const IDENTITY: &str = "1dentity-of-the-node";
 
 /// A token server, and a registry that accepts its tokens.
-struct Guarded {
-    server: Gate,
+struct TokenRegistry {
+    server: HttpStub,
     registry: Registry,
 }
 
-impl Guarded {
+impl TokenRegistry {
     async fn new(case: &CaseContext) -> Result<Self> {
-        let authority = Authority::new(&case.directory().join("pki"), "issuer")?;
+        let authority = CertificateAuthority::new(&case.directory().join("pki"), "issuer")?;
         let signer = authority.certify("signer")?;
-        let server = Gate::before("127.0.0.1:1", move |seen| serve(&signer, seen)).await?;
+        let server = HttpStub::before("127.0.0.1:1", move |seen| serve(&signer, seen)).await?;
         // The token server has moved, and redirects.
         let realm = format!("http://{}/old/token", server.address());
-        let lock = Some(Lock::Token { realm, authority: authority.certificate() });
-        let terms = Terms { lock, ..Terms::default() };
-        let registry = case.environment().registry().beside(&case.directory().join("reg"), terms)?;
+        let auth = Some(RegistryAuth::Token { realm, authority: authority.certificate() });
+        let settings = RegistrySettings { auth, ..RegistrySettings::default() };
+        let registry = case.environment().registry().beside(&case.directory().join("reg"), settings)?;
         Ok(Self { server, registry })
     }
 
     /// Returns the number of token requests by GET and by POST, without redirected ones.
-    fn asked(&self) -> (usize, usize) {
+    fn token_requests(&self) -> (usize, usize) {
         let seen = self.server.seen();
-        let is_new = |seen: &&Seen| seen.method == "POST" || !seen.target.starts_with("/old");
+        let is_new = |seen: &&RecordedRequest| seen.method == "POST" || !seen.target.starts_with("/old");
         let by = |method: &str| seen.iter().filter(is_new).filter(|seen| seen.method == method).count();
         (by("GET"), by("POST"))
     }
 }
 
 /// Answers a token request that has the password or the identity token. A request by password is redirected once first.
-fn serve(signer: &Certified, seen: &Seen) -> Reply {
+fn serve(signer: &CertifiedKey, seen: &RecordedRequest) -> Reply {
     if let Some(rest) = seen.target.strip_prefix("/old").filter(|_| seen.method == "GET") {
-        return Reply::Say(301, vec![("Location", rest.to_owned())], String::new());
+        return Reply::Respond(301, vec![("Location", rest.to_owned())], String::new());
     }
     let is_known = match seen.method.as_str() {
         "POST" => seen.body.contains("grant_type=refresh_token") && seen.body.contains(IDENTITY),
@@ -66,19 +68,21 @@ fn serve(signer: &Certified, seen: &Seen) -> Reply {
     };
     if !is_known {
         let words = json!({"errors": [{"code": "UNAUTHORIZED", "message": "who are you"}]});
-        return Reply::Say(401, Vec::new(), words.to_string());
+        return Reply::Respond(401, Vec::new(), words.to_string());
     }
-    let asked = format!("{}&{}", seen.target, seen.body).replace("%3A", ":").replace("%2F", "/");
-    let repository = asked.split("repository:").nth(1).and_then(|rest| rest.split(':').next());
+    let request = format!("{}&{}", seen.target, seen.body).replace("%3A", ":").replace("%2F", "/");
+    let repository = request.split("repository:").nth(1).and_then(|rest| rest.split(':').next());
     let field = if seen.method == "POST" { "access_token" } else { "token" };
     match repository.map(|repository| token(signer, repository)) {
-        Some(Ok(token)) => Reply::Say(200, Vec::new(), json!({field: token, "expires_in": 300}).to_string()),
-        other => Reply::Say(500, Vec::new(), format!("{other:?}")),
+        Some(Ok(token)) => {
+            Reply::Respond(200, Vec::new(), json!({field: token, "expires_in": 300}).to_string())
+        }
+        other => Reply::Respond(500, Vec::new(), format!("{other:?}")),
     }
 }
 
 /// Returns a signed token for pulls from a repository, by distribution's specification of tokens.
-fn token(signer: &Certified, repository: &str) -> Result<String> {
+fn token(signer: &CertifiedKey, repository: &str) -> Result<String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
     let head = json!({"typ": "JWT", "alg": "ES256", "x5c": [BASE64_STANDARD.encode(signer.der())]});
     let claims = json!({
@@ -96,52 +100,56 @@ async fn one_is_had_with_the_password_and_only_the_token_goes_to_the_registry(
     case: &CaseContext,
 ) -> Result<()> {
     let configured = Configured::new(case)?;
-    let guarded = Guarded::new(case).await?;
-    let noting = Gate::before(guarded.registry.address(), |_| Reply::Pass).await?;
+    let token_registry = TokenRegistry::new(case).await?;
+    let noting = HttpStub::before(token_registry.registry.address(), |_| Reply::Forward).await?;
     configured.say(REGISTRY, &format!("server = \"http://{}\"\n", noting.address()))?;
     let auth = json!({"username": USER, "password": PASSWORD, "server_address": noting.address()});
     let mut plugin = configured.plugin_with(auth, &[]).await?;
     configured.pulls(&plugin, REGISTRY).await?;
     same_token_for_all(&noting)?;
-    ensure!(guarded.asked() == (1, 0), "one token would have done: {:?}", guarded.server.seen());
+    ensure!(
+        token_registry.token_requests() == (1, 0),
+        "one token would have done: {:?}",
+        token_registry.server.seen()
+    );
 
     let address = noting.address();
     let mut wrong = configured.job(&address);
     wrong["auth"] = json!({"username": USER, "password": "wrong-horse"});
-    let server = guarded.server.address();
+    let server = token_registry.server.address();
     let status = configured.fails(&plugin, &wrong, &[&server, USER, "who are you"]).await?;
     ensure!(!status.message().contains("wrong-horse"), "{}", status.message());
     let anonymous =
-        guarded.server.seen().iter().filter(|seen| seen.header("authorization").is_none()).count();
+        token_registry.server.seen().iter().filter(|seen| seen.header("authorization").is_none()).count();
     ensure!(anonymous == 0, "it was tried without the password");
     plugin.shut_down().await
 }
 
 /// Asserts that the registry got no password, and the same token with all requests but the first.
-fn same_token_for_all(registry: &Gate) -> Result<()> {
+fn same_token_for_all(registry: &HttpStub) -> Result<()> {
     let seen = registry.seen();
-    let told: Vec<_> = seen.iter().map(|seen| seen.header("authorization")).collect();
-    let (first, rest) = told.split_first().context("nobody asked the registry")?;
+    let sent: Vec<_> = seen.iter().map(|seen| seen.header("authorization")).collect();
+    let (first, rest) = sent.split_first().context("nobody asked the registry")?;
     let token = rest.first().copied().flatten().context("no token")?;
-    ensure!(first.is_none() && token.starts_with("Bearer "), "{told:?}");
-    ensure!(rest.iter().all(|one| *one == Some(token)), "{told:?}");
+    ensure!(first.is_none() && token.starts_with("Bearer "), "{sent:?}");
+    ensure!(rest.iter().all(|one| *one == Some(token)), "{sent:?}");
     Ok(())
 }
 
 async fn one_is_had_with_an_identity_token(case: &CaseContext) -> Result<()> {
     let configured = Configured::new(case)?;
-    let guarded = Guarded::new(case).await?;
-    let address = guarded.registry.address().to_owned();
+    let token_registry = TokenRegistry::new(case).await?;
+    let address = token_registry.registry.address().to_owned();
     let file = case.directory().join("config.json");
     let docker =
         json!({"auths": {&address: {"auth": BASE64_STANDARD.encode("0:"), "identitytoken": IDENTITY}}});
     std::fs::write(&file, docker.to_string())?;
     let answer = format!(r#"echo '{{"Username":"<token>","Secret":"{IDENTITY}"}}'"#);
     auth_registry::helper(&case.directory().join("bin"), "identified", &answer)?;
-    for (asked, auth) in [json!({"config": file}), json!({"helper": "identified"})].into_iter().enumerate() {
+    for (posted, auth) in [json!({"config": file}), json!({"helper": "identified"})].into_iter().enumerate() {
         let mut plugin = configured.plugin_with(auth, &[]).await?;
         configured.pulls(&plugin, &address).await?;
-        ensure!(guarded.asked() == (0, asked + 1), "{:?}", guarded.server.seen());
+        ensure!(token_registry.token_requests() == (0, posted + 1), "{:?}", token_registry.server.seen());
         plugin.shut_down().await?;
     }
 
@@ -156,7 +164,7 @@ async fn one_is_had_with_an_identity_token(case: &CaseContext) -> Result<()> {
     let mut wrong = configured.job(&address);
     wrong["image"] = json!(format!("{address}/busybox:docker"));
     wrong["auth"] = json!({"username": "<token>", "password": "wrong-1dentity"});
-    let words = [guarded.server.address(), "identity token".to_owned()];
+    let words = [token_registry.server.address(), "identity token".to_owned()];
     let status = configured.fails(&plugin, &wrong, &words.each_ref().map(String::as_str)).await?;
     ensure!(!status.message().contains("wrong-1dentity"), "{}", status.message());
     plugin.shut_down().await
@@ -172,17 +180,17 @@ async fn one_that_has_run_out_in_the_middle_is_had_anew(case: &CaseContext) -> R
         .host(move |seen| {
             if seen.target.starts_with("/token") {
                 let token = format!("token-{}", count.fetch_add(1, Ordering::Relaxed));
-                return Reply::Say(200, Vec::new(), json!({"token": token}).to_string());
+                return Reply::Respond(200, Vec::new(), json!({"token": token}).to_string());
             }
             // The first token is good for documents only: it expires before the layers are fetched.
             let is_layer = seen.target.contains("/blobs/");
             match seen.header("authorization") {
-                Some("Bearer token-0") if !is_layer => Reply::Pass,
-                Some(token) if token != "Bearer token-0" => Reply::Pass,
+                Some("Bearer token-0") if !is_layer => Reply::Forward,
+                Some(token) if token != "Bearer token-0" => Reply::Forward,
                 _ => {
                     let realm = format!("http://{}/token", address.get().map_or("", String::as_str));
                     let challenge = format!("Bearer realm=\"{realm}\",service=\"s\",error=\"invalid_token\"");
-                    Reply::Say(401, vec![("WWW-Authenticate", challenge)], String::new())
+                    Reply::Respond(401, vec![("WWW-Authenticate", challenge)], String::new())
                 }
             }
         })
@@ -198,9 +206,9 @@ async fn one_that_has_run_out_in_the_middle_is_had_anew(case: &CaseContext) -> R
 
 async fn a_registry_that_never_has_enough_is_given_up(case: &CaseContext) -> Result<()> {
     let configured = Configured::new(case)?;
-    let asks = |_: &Seen| {
+    let asks = |_: &RecordedRequest| {
         let challenge = ("WWW-Authenticate", "Basic realm=\"r\"".to_owned());
-        Reply::Say(401, vec![challenge], String::new())
+        Reply::Respond(401, vec![challenge], String::new())
     };
     let host = configured.host(asks).await?;
     let mut plugin = configured.plugin().await?;
@@ -213,12 +221,12 @@ async fn a_registry_that_never_has_enough_is_given_up(case: &CaseContext) -> Res
 }
 
 /// Returns a host's behaviour: it passes on requests with these basic credentials, and answers 401 to others.
-fn wants(pair: &'static str) -> impl Fn(&Seen) -> Reply + Send + Sync + 'static {
+fn wants(pair: &'static str) -> impl Fn(&RecordedRequest) -> Reply + Send + Sync + 'static {
     move |seen| match seen.header("authorization") {
-        Some(told) if told == format!("Basic {pair}") => Reply::Pass,
+        Some(sent) if sent == format!("Basic {pair}") => Reply::Forward,
         _ => {
             let challenge = ("WWW-Authenticate", "Basic realm=\"r\"".to_owned());
-            Reply::Say(401, vec![challenge], String::new())
+            Reply::Respond(401, vec![challenge], String::new())
         }
     }
 }
@@ -240,10 +248,13 @@ async fn a_mirror_gets_its_own_credentials_and_none_of_the_registrys(case: &Case
     let mut job = configured.job(&server_address);
     job["auth"] = json!({"username": USER, "password": PASSWORD});
     configured.runs(&plugin, &job).await?;
-    let told = |gate: &Gate, pair: &str| {
+    let was_sent = |registry: &HttpStub, pair: &str| {
         let pair = format!("Basic {pair}");
-        gate.seen().iter().any(|seen| seen.header("authorization") == Some(&pair))
+        registry.seen().iter().any(|seen| seen.header("authorization") == Some(&pair))
     };
-    ensure!(told(&server, PAIR) && !told(&mirror, PAIR) && !told(&server, MIRRORS), "each has its own");
+    ensure!(
+        was_sent(&server, PAIR) && !was_sent(&mirror, PAIR) && !was_sent(&server, MIRRORS),
+        "each has its own"
+    );
     plugin.shut_down().await
 }

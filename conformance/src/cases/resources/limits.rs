@@ -51,27 +51,27 @@ async fn start_is_refused(case: &CaseContext, option: &str, value: Value, words:
 }
 
 /// Returns the output of a task with this configuration, under a plugin with these options.
-async fn said(case: &CaseContext, options: &Value, config: &Value) -> Result<String> {
+async fn stdout_of(case: &CaseContext, options: &Value, config: &Value) -> Result<String> {
     let mut plugin = case.plugin_as(&case.launch(), options).await?;
     let task = case.run(&plugin, config).await?;
-    let said = task.stdout(&plugin).await?;
+    let output = task.stdout(&plugin).await?;
     task.destroy(&plugin).await?;
     plugin.shut_down().await?;
-    Ok(said)
+    Ok(output)
 }
 
 async fn a_task_has_no_more_processes_than_its_pids_limit(case: &CaseContext) -> Result<()> {
     for (limit, wanted) in [(json!(20), "limited\n"), (json!(-1), "free\n"), (json!(null), "free\n")] {
         let config = with(case.shell(MANY), "pids_limit", limit.clone());
-        let said = said(case, &case.options(), &config).await?;
-        ensure!(said == wanted, "{limit}: {said}");
+        let output = stdout_of(case, &case.options(), &config).await?;
+        ensure!(output == wanted, "{limit}: {output}");
     }
     Ok(())
 }
 
 async fn the_operators_pids_limit_is_the_default_and_the_most(case: &CaseContext) -> Result<()> {
     let options = with(case.options(), "pids_limit", json!(20));
-    ensure_eq!(said(case, &options, &case.shell(MANY)).await?, "limited\n");
+    ensure_eq!(stdout_of(case, &options, &case.shell(MANY)).await?, "limited\n");
     let mut plugin = case.plugin_as(&case.launch(), &options).await?;
     for limit in [21, -1] {
         let task = case.prepare(&plugin, &with(case.shell(MANY), "pids_limit", json!(limit))).await?;
@@ -95,8 +95,8 @@ async fn a_process_and_an_exec_have_the_limits_that_the_job_sets(case: &CaseCont
     task.end(&plugin).await?;
     plugin.shut_down().await?;
     let config = with(case.shell(show), "file_limit", json!(300));
-    let said = said(case, &case.options(), &config).await?;
-    ensure!(said.starts_with("300\n300\n"), "{said}");
+    let output = stdout_of(case, &case.options(), &config).await?;
+    ensure!(output.starts_with("300\n300\n"), "{output}");
     Ok(())
 }
 
@@ -112,8 +112,8 @@ async fn how_likely_a_task_is_killed_for_memory_is_the_jobs_word_and_else_the_op
 ) -> Result<()> {
     let show = case.shell("cat /proc/self/oom_score_adj");
     let options = with(case.options(), "oom_score_adj", json!(300));
-    ensure_eq!(said(case, &options, &show).await?, "300\n");
-    ensure_eq!(said(case, &options, &with(show, "oom_score_adj", json!(700))).await?, "700\n");
+    ensure_eq!(stdout_of(case, &options, &show).await?, "300\n");
+    ensure_eq!(stdout_of(case, &options, &with(show, "oom_score_adj", json!(700))).await?, "700\n");
     Ok(())
 }
 
@@ -207,8 +207,8 @@ async fn swap_is_what_the_job_asks_for_and_else_none(case: &CaseContext) -> Resu
     let mut plugin = case.plugin().await?;
     // On v1 swap is counted together with the memory, of which the host allots 128 MiB; on v2 on its own.
     let memory = if is_v2() { 0 } else { 128 * MIB };
-    for (asked, swap) in [(json!("160m"), Some(32 * MIB)), (json!(null), Some(0)), (json!("-1"), None)] {
-        let task = sleeping(case, &plugin, "memory_swap", asked).await?;
+    for (option, swap) in [(json!("160m"), Some(32 * MIB)), (json!(null), Some(0)), (json!("-1"), None)] {
+        let task = sleeping(case, &plugin, "memory_swap", option).await?;
         let limit = task.alloc.cgroup.read("memory", "memory.memsw.limit_in_bytes", "memory.swap.max")?;
         match swap {
             Some(swap) => ensure_eq!(limit, (memory + swap).to_string()),
@@ -224,8 +224,8 @@ async fn swap_is_what_the_job_asks_for_and_else_none(case: &CaseContext) -> Resu
 async fn memory_is_swapped_out_and_kept_as_the_job_says(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
     let task = sleeping(case, &plugin, "memory_reservation", json!("64m")).await?;
-    let kept = task.alloc.cgroup.read("memory", "memory.soft_limit_in_bytes", "memory.low")?;
-    ensure_eq!(kept, (64 * MIB).to_string());
+    let reservation = task.alloc.cgroup.read("memory", "memory.soft_limit_in_bytes", "memory.low")?;
+    ensure_eq!(reservation, (64 * MIB).to_string());
     task.end(&plugin).await?;
     if !is_v2() {
         let task = sleeping(case, &plugin, "memory_swappiness", json!(7)).await?;

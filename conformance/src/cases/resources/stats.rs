@@ -137,8 +137,11 @@ async fn all_who_listen_get_the_same_samples_each_at_its_own_pace(case: &CaseCon
             anyhow::bail!("a sample of the slow listener alone: {pair:?}");
         };
         let used: f64 = all[from..=to].windows(2).map(core_seconds).sum();
-        let told = core_seconds(pair);
-        ensure!((used - told).abs() < used * 0.02, "a load of {told} s where the others make {used} s");
+        let reported = core_seconds(pair);
+        ensure!(
+            (used - reported).abs() < used * 0.02,
+            "a load of {reported} s where the others make {used} s"
+        );
     }
     let (fewer, more) = (slowly.len(), known(&slowly[slowly.len() - 1]).unwrap_or(0) + 1);
     ensure!(fewer * 2 <= more, "who asks a third as often gets {fewer} of {more} samples");

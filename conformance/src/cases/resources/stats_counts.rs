@@ -34,7 +34,7 @@ fn value(text: &str, key: &str) -> Result<u64> {
 /// Amounts in bytes by kind, None for those that are not measured.
 type Amounts = [(&'static str, Option<u64>); 7];
 
-/// Returns the kernel's figures of a task's memory, in the order of [`told`].
+/// Returns the kernel's figures of a task's memory, in the order of [`reported`].
 fn counted(task: &Task) -> Result<Amounts> {
     let read = |v1_file: &str, v1_key: &str, v2_file: &str, v2_key: &str| -> Result<u64> {
         let text = task.alloc.cgroup.read("memory", v1_file, v2_file)?;
@@ -61,7 +61,7 @@ fn counted(task: &Task) -> Result<Amounts> {
 }
 
 /// Returns the plugin's figures of a task's memory, if it reports them as measured.
-fn told(memory: &MemoryUsage) -> Amounts {
+fn reported(memory: &MemoryUsage) -> Amounts {
     let measured = |field: Fields, value: u64| {
         (field.as_str_name(), memory.measured_fields().any(|one| one == field).then_some(value))
     };
@@ -79,9 +79,9 @@ fn told(memory: &MemoryUsage) -> Amounts {
 /// Tolerance in bytes: the kernel counts in batches per processor.
 const BATCHES_BYTES: u64 = 1 << 20;
 
-fn differ(told: Option<u64>, counted: Option<u64>, way: Way) -> bool {
-    match (told, counted) {
-        (Some(told), Some(counted)) => told.abs_diff(counted) > BATCHES_BYTES,
+fn differ(reported: Option<u64>, counted: Option<u64>, way: Way) -> bool {
+    match (reported, counted) {
+        (Some(reported), Some(counted)) => reported.abs_diff(counted) > BATCHES_BYTES,
         // Figures that the shims of v2 don't pass on aren't reported.
         (None, Some(_)) => !(is_v2() && way == Way::Shim),
         (None, None) => false,
@@ -110,12 +110,16 @@ async fn memory_is_counted(case: &CaseContext, way: Way) -> Result<()> {
     loop {
         let before = counted(&task)?;
         stats.next(LIMIT).await?;
-        let told = told(&stats.next(LIMIT).await?.memory);
+        let reported = reported(&stats.next(LIMIT).await?.memory);
         let after = counted(&task)?;
         if before == after || std::time::Instant::now() > deadline {
-            let wrong = told.iter().zip(&after).find(|(told, counted)| differ(told.1, counted.1, way));
-            ensure!(wrong.is_none(), "told and counted: {wrong:?}");
-            ensure!(told[0].1 > Some(16_000_000) && told[1].1 > Some(7_000_000), "too little: {told:?}");
+            let wrong =
+                reported.iter().zip(&after).find(|(reported, counted)| differ(reported.1, counted.1, way));
+            ensure!(wrong.is_none(), "reported and counted: {wrong:?}");
+            ensure!(
+                reported[0].1 > Some(16_000_000) && reported[1].1 > Some(7_000_000),
+                "too little: {reported:?}"
+            );
             break;
         }
     }
@@ -166,10 +170,13 @@ async fn cpu_time_is_counted(case: &CaseContext, way: Way) -> Result<()> {
         has_ended = task.alloc.stdout.text().contains("done");
     }
     let counted = (cpu_time(&task)? - before).as_secs_f64();
-    let told: f64 = samples.windows(2).map(core_seconds).sum();
+    let reported: f64 = samples.windows(2).map(core_seconds).sum();
     ensure!(counted > 0.1, "the task has burnt {counted} s only");
     let slack = counted * 0.03 + 0.01;
-    ensure!((told - counted).abs() < slack, "{told} s of CPU are told, the kernel counts {counted} s");
+    ensure!(
+        (reported - counted).abs() < slack,
+        "{reported} s of CPU are reported, the kernel counts {counted} s"
+    );
     let split = |of: fn(&Sample) -> f64| -> f64 {
         let times = samples
             .windows(2)

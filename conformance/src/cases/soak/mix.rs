@@ -33,13 +33,13 @@ pub async fn exec(plugin: &Plugin, task: &Task, number: usize) -> Result<(), Fai
         6..=8 => (0, payload(number)),
         _ => (code, b"a terminal\r\n".to_vec()),
     };
-    let said = match number % 10 {
+    let result = match number % 10 {
         0..=3 => short(plugin, task, &["true"]).await,
         4 | 5 => short(plugin, task, &["/bin/sh", "-c", &format!("echo {number}; exit {code}")]).await,
         6..=8 => through_cat(plugin, task, &wanted.1).await,
         _ => on_a_terminal(plugin, task, code).await,
     };
-    let (code, output) = said.map_err(Failure::Cut)?;
+    let (code, output) = result.map_err(Failure::Cut)?;
     if code != wanted.0 {
         return Err(Failure::Wrong(anyhow::anyhow!("the code is {code}, not {}", wanted.0)));
     }
@@ -62,15 +62,15 @@ async fn through_cat(plugin: &Plugin, task: &Task, payload: &[u8]) -> Result<(i3
         exec.stdin(part).await?;
     }
     exec.close_stdin().await?;
-    let said = exec.finish(LIMIT).await?;
-    Ok((said.code()?, [&*said.stdout, &*said.stderr].concat()))
+    let result = exec.finish(LIMIT).await?;
+    Ok((result.code()?, [&*result.stdout, &*result.stderr].concat()))
 }
 
 async fn on_a_terminal(plugin: &Plugin, task: &Task, code: i32) -> Result<(i32, Vec<u8>)> {
     let script = format!("[ -t 0 ] && [ -t 1 ] && echo a terminal; exit {code}");
     let exec = Exec::open(plugin, task.id(), &["/bin/sh", "-c", &script], true).await?;
-    let said = exec.finish(LIMIT).await?;
-    Ok((said.code()?, said.stdout))
+    let result = exec.finish(LIMIT).await?;
+    Ok((result.code()?, result.stdout))
 }
 
 /// Returns up to 100 KiB that differ from those of any other number.

@@ -7,7 +7,7 @@ use anyhow::Result;
 use harness::config;
 use harness::context::CaseContext;
 use harness::fixture::image::Image;
-use harness::fixture::{Form, Gate, Reply, Seen};
+use harness::fixture::{Form, HttpStub, RecordedRequest, Reply};
 use harness::host::Plugin;
 use serde_json::json;
 use tonic::Status;
@@ -93,7 +93,10 @@ impl<'s> Configured<'s> {
 
     /// Starts a host that records each request, and passes it on to the test environment's registry unless `decide`
     /// says otherwise.
-    pub async fn host(&self, decide: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Result<Gate> {
-        Gate::before(self.case.environment().registry().address(), decide).await
+    pub async fn host(
+        &self,
+        decide: impl Fn(&RecordedRequest) -> Reply + Send + Sync + 'static,
+    ) -> Result<HttpStub> {
+        HttpStub::before(self.case.environment().registry().address(), decide).await
     }
 }

@@ -9,12 +9,16 @@ use serde_json::Value;
 use crate::cases::support::ensure_eq;
 
 /// Starts a task that ends with code 11 when the file `/local/end` appears.
-pub async fn obedient(case: &CaseContext, plugin: &Plugin) -> Result<Task> {
-    obedient_as(case, plugin, |_| {}).await
+pub async fn start_stoppable(case: &CaseContext, plugin: &Plugin) -> Result<Task> {
+    start_stoppable_with(case, plugin, |_| {}).await
 }
 
-/// Starts a task like [`obedient`], with its job changed by `job`.
-pub async fn obedient_as(case: &CaseContext, plugin: &Plugin, job: impl FnOnce(&mut Value)) -> Result<Task> {
+/// Starts a task like [`start_stoppable`], with its job changed by `job`.
+pub async fn start_stoppable_with(
+    case: &CaseContext,
+    plugin: &Plugin,
+    job: impl FnOnce(&mut Value),
+) -> Result<Task> {
     let script = "echo up; while [ ! -e /local/end ]; do sleep 0.05; done; echo down; exit 11";
     let mut config = case.shell(script);
     job(&mut config);
@@ -28,7 +32,7 @@ pub fn tell_to_end(task: &Task) -> Result<()> {
 }
 
 /// Tells the task to end, asserts that it does with code 11, and destroys it.
-pub async fn ends_as_told(task: &Task, plugin: &Plugin) -> Result<()> {
+pub async fn end_and_destroy(task: &Task, plugin: &Plugin) -> Result<()> {
     tell_to_end(task)?;
     let exit = task.wait(plugin).await?;
     ensure_eq!((exit.exit_code, exit.signal), (11, 0));

@@ -2,11 +2,11 @@
 
 use anyhow::Result;
 use harness::host::Plugin;
-use harness::timeline::{self, Told};
+use harness::timeline::{self, LoggedTimeline};
 
 /// Returns the timelines of all calls of this kind so far, in the order in which they ended.
-pub fn told(plugin: &Plugin, call: &str) -> Result<Vec<Told>> {
-    let mut told: Vec<Told> = timeline::told(&plugin.log()).collect::<Result<_>>()?;
-    told.retain(|told| told.call == call);
-    Ok(told)
+pub fn logged_timelines(plugin: &Plugin, call: &str) -> Result<Vec<LoggedTimeline>> {
+    let mut timelines: Vec<LoggedTimeline> = timeline::logged(&plugin.log()).collect::<Result<_>>()?;
+    timelines.retain(|timeline| timeline.call == call);
+    Ok(timelines)
 }

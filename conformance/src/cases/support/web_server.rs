@@ -36,12 +36,12 @@ pub async fn serving(mut task: Task, plugin: &Plugin) -> Result<Task> {
     Ok(task)
 }
 
-pub async fn told(plugin: &Plugin, task: &Task) -> Result<pb::NetworkOverride> {
+pub async fn network_override(plugin: &Plugin, task: &Task) -> Result<pb::NetworkOverride> {
     plugin.inspect_task(task.id()).await?.network_override.context("Nomad is told of no network")
 }
 
 /// Returns the hostname that the server at this address serves.
-pub fn ask(address: &str, port: u16) -> Result<String> {
+pub fn fetch_hostname(address: &str, port: u16) -> Result<String> {
     let address = SocketAddr::new(address.parse::<IpAddr>()?, port);
     let deadline = Instant::now() + LIMIT;
     let mut connection = loop {

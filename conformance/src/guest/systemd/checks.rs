@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use super::REDIS;
 use super::site::Site;
 use super::units::{AGENT, CONTAINERD, change_agent, main_process, property, systemctl};
-use crate::demo::{self, Teller};
+use crate::demo::{self, StepPrinter};
 use crate::e2e::support::goes_on;
 
 pub type Check = (&'static str, Box<dyn Fn(&mut Site) -> Result<()> + Send>);
@@ -22,7 +22,7 @@ pub type Check = (&'static str, Box<dyn Fn(&mut Site) -> Result<()> + Send>);
 pub fn all() -> Vec<Check> {
     vec![
         ("main job: redis is started, asked, its log read, and stopped", Box::new(main_job)),
-        ("main job: statistics, an exec and a signal", Box::new(asked)),
+        ("main job: statistics, an exec and a signal", Box::new(calls_succeed)),
         ("agent: with KillMode=process a task goes on over its restart", Box::new(restarted_process)),
         (
             "agent: with KillMode=control-group a task is started anew, and nothing of the first is left",
@@ -43,10 +43,10 @@ pub fn all() -> Vec<Check> {
 }
 
 fn main_job(site: &mut Site) -> Result<()> {
-    demo::redis(&Teller::begin(), &site.client, REDIS, &mut Vec::new())
+    demo::redis(&StepPrinter::begin(), &site.client, REDIS, &mut Vec::new())
 }
 
-fn asked(site: &mut Site) -> Result<()> {
+fn calls_succeed(site: &mut Site) -> Result<()> {
     let (id, pid) = site.start("asked", "")?;
     let mut seen = serde_json::Value::Null;
     site.client
@@ -186,8 +186,8 @@ fn confined(site: &mut Site) -> Result<()> {
     let seen = profile(pid)?;
     ensure!(seen == "guest-check (enforce)", "the task is confined by {seen:?}");
     let exec = |words: &[&str]| site.client.exec(&id, b"", words);
-    let told = exec(&["cat", "/proc/self/attr/current"])?.stdout();
-    ensure!(told.trim() == seen, "an exec is confined by {told:?}");
+    let profile = exec(&["cat", "/proc/self/attr/current"])?.stdout();
+    ensure!(profile.trim() == seen, "an exec is confined by {profile:?}");
     ensure!(exec(&["cat", "/etc/passwd"])?.code == Some(0), "an exec can't read what the profile allows");
     ensure!(exec(&["cat", "/etc/group"])?.code == Some(1), "an exec reads what the profile denies");
     goes_on(&site.client, &id, pid)

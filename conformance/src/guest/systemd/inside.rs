@@ -71,9 +71,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
 /// Returns the versions of the machine's programs, as `hack/matrix` reads them.
 fn machine() -> Result<String> {
     let read = |path: &str| fs::read_to_string(path).map(|text| text.trim().to_owned());
-    let said = |program: &str| output(Command::new(program).arg("--version"));
+    let version = |program: &str| output(Command::new(program).arg("--version"));
     let first =
-        |program| Ok::<_, anyhow::Error>(said(program)?.lines().next().unwrap_or_default().to_owned());
+        |program| Ok::<_, anyhow::Error>(version(program)?.lines().next().unwrap_or_default().to_owned());
     let parts = [
         Programs::find(&harness::fixture::Choice::default())?.versions().join(", "),
         first("crun")?.replace(" version", ""),

@@ -62,12 +62,12 @@ fn network_namespaces() -> Vec<String> {
         .into_iter()
         .filter_map(|process| Some(fs::read_link(process.join("ns/net")).ok()?.display().to_string()));
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let kept = mounts.lines().filter_map(|line| {
+    let lines = mounts.lines().filter_map(|line| {
         let mut fields = line.split(' ').skip(3);
         let (root, point) = (fields.next()?, fields.next()?);
         root.starts_with("net:").then(|| format!("{root} at {point}"))
     });
-    of_processes.chain(kept.collect::<Vec<_>>()).collect()
+    of_processes.chain(lines.collect::<Vec<_>>()).collect()
 }
 
 /// Lists all directories below one, without following links.
