@@ -2,7 +2,7 @@
 # How the rows of hack/matrix ended: kept as lines of a file, and shown as a page. Sourced by hack/matrix, which sets RESULTS,
 # ROWS, and for the row that runs CASES and WHICH.
 #
-# A line of the file is a row's name, what is told, and the value, with tabs between them. Of a row that ran: `versions`,
+# A line of the file is a row's name, what is recorded, and the value, with tabs between them. Of a row that ran: `versions`,
 # `cases` (which they were), `passed`, `failed`, `skipped`, `seconds`, `date`, and a `failure`
 # or a `skip` for each case. Of one that can't be had: `absent`, the reason, and `date`.
 
@@ -35,15 +35,15 @@ record() {
 
 # record_absent ROW WHY: unless it is known how the row ended once.
 record_absent() {
-  if [[ -z $(told "$1" date) || -n $(told "$1" absent) ]]; then
+  if [[ -z $(recorded "$1" date) || -n $(recorded "$1" absent) ]]; then
     replace_row "$1" < <(tell absent "$2" && tell date "$(date -u +%F)")
   fi
 }
 
 tell() { printf '%s\t%s\n' "$1" "$2"; }
 
-# told ROW WHAT: prints the values.
-told() { awk -F '\t' -v row="$1" -v what="$2" '$1 == row && $2 == what { print $3 }' "$RESULTS" 2>/dev/null || true; }
+# recorded ROW WHAT: prints the values.
+recorded() { awk -F '\t' -v row="$1" -v what="$2" '$1 == row && $2 == what { print $3 }' "$RESULTS" 2>/dev/null || true; }
 
 # replace_row ROW: by the lines of stdin, which lack its name.
 replace_row() {
@@ -63,11 +63,11 @@ table() {
   local row
   printf '| row | versions | cases | passed | failed | skipped | seconds | date |\n|---|---|---|---|---|---|---|---|\n'
   for row; do
-    [[ -n $(told "$row" versions) ]] || continue
-    printf '| %s | %s |' "$row" "$(told "$row" versions)"
+    [[ -n $(recorded "$row" versions) ]] || continue
+    printf '| %s | %s |' "$row" "$(recorded "$row" versions)"
     # Those that are listed below the table make a cell that is too wide.
-    told "$row" cases | sed 's/^`.*/a part/' | tr '\n' ' ' | sed 's/^/ /;s/$/|/'
-    for what in passed failed skipped seconds date; do printf ' %s |' "$(told "$row" "$what")"; done
+    recorded "$row" cases | sed 's/^`.*/a part/' | tr '\n' ' ' | sed 's/^/ /;s/$/|/'
+    for what in passed failed skipped seconds date; do printf ' %s |' "$(recorded "$row" "$what")"; done
     printf '\n'
   done
 }
@@ -75,15 +75,15 @@ table() {
 # parts ROW..: the cases of the rows that have a part of the suite.
 parts() {
   local row
-  for row; do told "$row" cases | sed -n "s/^\`/- $row: \`/p"; done
+  for row; do recorded "$row" cases | sed -n "s/^\`/- $row: \`/p"; done
 }
 
 # details ROW..: what failed, and what was skipped and why.
 details() {
   local row
   for row; do
-    told "$row" failure | sed "s/^/- $row failed: /"
-    told "$row" skip | sed "s/^/- $row skipped: /"
+    recorded "$row" failure | sed "s/^/- $row failed: /"
+    recorded "$row" skip | sed "s/^/- $row skipped: /"
   done
 }
 
@@ -91,8 +91,8 @@ details() {
 absent() {
   local row
   for row; do
-    told "$row" absent | sed "s/^/- $row: /;s/\$/ ($(told "$row" date))/"
-    [[ -n $(told "$row" date) ]] || printf -- '- %s: not run yet\n' "$row"
+    recorded "$row" absent | sed "s/^/- $row: /;s/\$/ ($(recorded "$row" date))/"
+    [[ -n $(recorded "$row" date) ]] || printf -- '- %s: not run yet\n' "$row"
   done
 }
 

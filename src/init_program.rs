@@ -53,9 +53,9 @@ pub(crate) fn find(named: Option<&Path>) -> Result<PathBuf, InitProgramError> {
 
 /// Checks that a file can run in any image; the error says why it can't.
 fn fitness(path: &Path) -> Result<(), String> {
-    let said = |error: std::io::Error| error.to_string();
-    let file = File::open(path).map_err(said)?;
-    let metadata = file.metadata().map_err(said)?;
+    let error_text = |error: std::io::Error| error.to_string();
+    let file = File::open(path).map_err(error_text)?;
+    let metadata = file.metadata().map_err(error_text)?;
     if !metadata.is_file() || metadata.permissions().mode() & 0o001 == 0 {
         return Err("it is not a file that every user may execute".to_owned());
     }

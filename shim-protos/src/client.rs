@@ -295,8 +295,8 @@ mod tests {
             tokio::spawn(serve(theirs));
             let client = TaskClient::over(ours, &nowhere(version));
             let error = client.state(&StateRequest::default(), PATIENT).await.unwrap_err();
-            let said = format!("{service}/State");
-            assert!(matches!(&error, CallError::NotFound(text) if *text == said), "{error}");
+            let path = format!("{service}/State");
+            assert!(matches!(&error, CallError::NotFound(text) if *text == path), "{error}");
         }
     }
 

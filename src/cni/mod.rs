@@ -131,7 +131,7 @@ impl Cni {
         let network = &network.without_idle_plugins(&conf.capability_args);
         self.check_programs(network)?;
         let _guard = self.hold_off_gc(network).await;
-        let mut kept = Record {
+        let mut attached = Record {
             phase: Phase::Adding,
             network: network.clone(),
             conf,
@@ -139,22 +139,22 @@ impl Cni {
             completed: 0,
             result: None,
         };
-        kept.write(record).await?;
+        attached.write(record).await?;
         let mut added = AddResult::default();
         for plugin in &network.plugins {
-            let conf = &kept.conf;
-            let request = plugin.request(network, &conf.capability_args, kept.result.as_ref());
+            let conf = &attached.conf;
+            let request = plugin.request(network, &conf.capability_args, attached.result.as_ref());
             let call = Call { conf: Some(conf), ..self.call(network, plugin, "ADD") };
             let out = call.execute(request).await?;
             let result = call.result(&out)?;
             added = AddResult::read(&result, &conf.if_name)
                 .map_err(|why| call.bad_output(&format!("its result is invalid: {why}"), &out))?;
-            kept.result = Some(result);
-            kept.completed += 1;
-            if kept.completed == network.plugins.len() {
-                kept.phase = Phase::Added;
+            attached.result = Some(result);
+            attached.completed += 1;
+            if attached.completed == network.plugins.len() {
+                attached.phase = Phase::Added;
             }
-            kept.write(record).await?;
+            attached.write(record).await?;
         }
         Ok(added)
     }
@@ -165,19 +165,19 @@ impl Cni {
     /// # Errors
     /// Quotes the words of all plugins that failed. The call can be repeated.
     pub(crate) async fn delete(&self, record: &Path) -> Result<(), Error> {
-        let Some(mut kept) = Record::read(record).await? else { return Record::remove(record).await };
-        let _guard = self.hold_off_gc(&kept.network).await;
-        if kept.phase != Phase::Added {
-            stale_plugins::kill_stale(&kept.conf.container_id).await?;
+        let Some(mut attached) = Record::read(record).await? else { return Record::remove(record).await };
+        let _guard = self.hold_off_gc(&attached.network).await;
+        if attached.phase != Phase::Added {
+            stale_plugins::kill_stale(&attached.conf.container_id).await?;
         }
-        kept.phase = Phase::Deleting;
-        kept.write(record).await?;
-        self.detach(&kept).await?;
+        attached.phase = Phase::Deleting;
+        attached.write(record).await?;
+        self.detach(&attached).await?;
         Record::remove(record).await
     }
 
-    async fn detach(&self, kept: &Record) -> Result<(), Error> {
-        let Record { phase: _, network, conf, directories, completed, result } = kept;
+    async fn detach(&self, attached: &Record) -> Result<(), Error> {
+        let Record { phase: _, network, conf, directories, completed, result } = attached;
         let directories = &self.plugin_directories(directories)[..];
         let mut conf = conf.clone();
         if !netns::is_kept(&conf.netns) {
@@ -226,11 +226,12 @@ impl Cni {
     /// # Errors
     /// Quotes the words of the first plugin that says no.
     pub(crate) async fn check(&self, record: &Path) -> Result<(), Error> {
-        let Some(kept) = Record::read(record).await?.filter(|kept| kept.phase == Phase::Added) else {
+        let Some(attached) = Record::read(record).await?.filter(|attached| attached.phase == Phase::Added)
+        else {
             let source = std::io::ErrorKind::NotFound;
             return Err(Error::io("find the attachment in", record)(source));
         };
-        let Record { phase: _, network, conf, directories, completed: _, result } = kept;
+        let Record { phase: _, network, conf, directories, completed: _, result } = attached;
         if network.disable_check || network.version() < Version::WITH_CHECK {
             return Ok(());
         }

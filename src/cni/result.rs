@@ -109,8 +109,8 @@ mod tests {
         assert_eq!(texts(&added.gateways), ["10.0.0.1", "fd00::1"]);
         assert_eq!(added.mac.as_deref(), Some("02:00:00:00:00:03"));
         assert_eq!((&added.dns.nameservers[..], added.interfaces.len()), (&["10.0.0.1".to_owned()][..], 3));
-        let kept: AddResult = serde_json::from_value(json!(added)).unwrap();
-        assert_eq!(kept, added);
+        let stored: AddResult = serde_json::from_value(json!(added)).unwrap();
+        assert_eq!(stored, added);
     }
 
     #[test]

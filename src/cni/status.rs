@@ -29,10 +29,10 @@ impl Cni {
         if let Some((_, ready)) = cached.filter(|(since, _)| since.elapsed() < CACHE_TTL) {
             return ready;
         }
-        let asked = tokio::time::timeout(STATUS_TIMEOUT, self.status()).await;
-        let ready = matches!(asked, Ok(Ok(())));
+        let answer = tokio::time::timeout(STATUS_TIMEOUT, self.status()).await;
+        let ready = matches!(answer, Ok(Ok(())));
         if cached.is_none_or(|(_, before)| before != ready) {
-            match asked {
+            match answer {
                 Ok(Ok(())) => tracing::info!("the built-in network is ready"),
                 Ok(Err(error)) => tracing::info!(%error, "the built-in network is not ready"),
                 Err(_) => {

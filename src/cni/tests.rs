@@ -94,7 +94,7 @@ impl Fixture {
         text.lines().map(str::to_owned).collect()
     }
 
-    fn told(&self, plugin: &str, command: &str) -> Value {
+    fn message(&self, plugin: &str, command: &str) -> Value {
         serde_json::from_slice(&fs::read(self.path(&format!("{plugin}.{command}.in"))).unwrap()).unwrap()
     }
 
@@ -148,14 +148,14 @@ async fn prev_result_is_passed_to_the_next_plugin_and_to_delete() {
     let second = ANSWER.replace("10.9.0.2", "10.9.0.3");
     let fixture = Fixture::new("1.0.0", &[("one", ANSWER), ("two", &second)]);
     fixture.add().await.unwrap();
-    let address = |told: Value| told["prevResult"]["ips"][0]["address"].clone();
-    assert_eq!(address(fixture.told("one", "ADD")), Value::Null);
-    assert_eq!(address(fixture.told("two", "ADD")), "10.9.0.2/24");
+    let address = |message: Value| message["prevResult"]["ips"][0]["address"].clone();
+    assert_eq!(address(fixture.message("one", "ADD")), Value::Null);
+    assert_eq!(address(fixture.message("two", "ADD")), "10.9.0.2/24");
     fixture.cni.check(&fixture.record()).await.unwrap();
     fixture.cni.delete(&fixture.record()).await.unwrap();
-    for told in ["CHECK", "DEL"].map(|command| fixture.told("one", command)) {
-        assert_eq!((&told["name"], &told["cniVersion"]), (&json!("net"), &json!("1.0.0")));
-        assert_eq!(address(told), "10.9.0.3/24");
+    for message in ["CHECK", "DEL"].map(|command| fixture.message("one", command)) {
+        assert_eq!((&message["name"], &message["cniVersion"]), (&json!("net"), &json!("1.0.0")));
+        assert_eq!(address(message), "10.9.0.3/24");
     }
     assert_eq!(fixture.order(), ["one ADD", "two ADD", "one CHECK", "two CHECK", "two DEL", "one DEL"]);
     assert!(!fixture.record().exists());
@@ -185,7 +185,7 @@ async fn a_failed_add_is_undone_by_every_plugin() {
     let error = fixture.cni.delete(&fixture.record()).await.unwrap_err().to_string();
     assert!(error.contains("bin/two failed to DEL"), "{error}");
     assert_eq!(fixture.order()[2..], ["three DEL", "two DEL", "one DEL"]);
-    assert_eq!(fixture.told("two", "DEL")["prevResult"]["ips"][0]["address"], "10.9.0.2/24");
+    assert_eq!(fixture.message("two", "DEL")["prevResult"]["ips"][0]["address"], "10.9.0.2/24");
     assert!(fixture.record().exists());
     fixture.plugin("two", ANSWER);
     fixture.cni.delete(&fixture.record()).await.unwrap();
@@ -243,7 +243,7 @@ async fn stale_plugins_are_killed_before_delete() {
     let fixture = Fixture::new("1.0.0", &[("one", script)]);
     let (network, attachment, record) = (fixture.network().await, fixture.attachment(), fixture.record());
     // Run without the guard of its process group, as after a crash.
-    let kept = Record {
+    let stored = Record {
         phase: Phase::Adding,
         conf: attachment.runtime_conf(&network).unwrap(),
         directories: vec![fixture.path("bin")],
@@ -251,7 +251,7 @@ async fn stale_plugins_are_killed_before_delete() {
         completed: 0,
         result: None,
     };
-    kept.write(&record).await.unwrap();
+    stored.write(&record).await.unwrap();
     #[expect(clippy::disallowed_methods, reason = "stands for a plugin that a dead driver has started")]
     let mut orphan = std::process::Command::new(fixture.path("bin/one"))
         .env("CNI_COMMAND", "ADD")
@@ -303,7 +303,7 @@ async fn the_newest_common_version_is_used() {
     let (new, old) = (speaks(r#""0.4.0", "1.0.0", "1.1.0""#), speaks(r#""0.3.1", "0.4.0", "1.0.0""#));
     let fixture = Fixture::new("0.4.0,1.0.0,1.1.0", &[("one", &new), ("two", &old)]);
     fixture.add().await.unwrap();
-    assert_eq!(fixture.told("one", "ADD")["cniVersion"], "1.0.0");
+    assert_eq!(fixture.message("one", "ADD")["cniVersion"], "1.0.0");
     let before = fixture.order().len();
     fixture.network().await;
     assert_eq!(fixture.order().len(), before, "what a plugin speaks is asked once");
@@ -316,11 +316,11 @@ async fn the_newest_common_version_is_used() {
 async fn older_networks_get_results_in_their_version() {
     let fixture = Fixture::new("0.3.1", &[("one", ANSWER), ("two", ANSWER)]);
     fixture.add().await.unwrap();
-    let previous = fixture.told("two", "ADD")["prevResult"].clone();
+    let previous = fixture.message("two", "ADD")["prevResult"].clone();
     assert_eq!((&previous["cniVersion"], &previous["ips"][0]["version"]), (&json!("0.3.1"), &json!("4")));
     fixture.cni.check(&fixture.record()).await.unwrap();
     fixture.cni.delete(&fixture.record()).await.unwrap();
-    assert_eq!(fixture.told("one", "DEL").get("prevResult"), None);
+    assert_eq!(fixture.message("one", "DEL").get("prevResult"), None);
     assert!(!fixture.order().iter().any(|line| line.contains("CHECK")));
 }
 
@@ -335,7 +335,7 @@ async fn capabilities_that_no_plugin_takes_are_refused() {
     attachment.capabilities.dns = Some(Dns::default());
     fixture.cni.add(&network, &attachment, &fixture.record()).await.unwrap();
     assert_eq!(
-        fixture.told("one", "ADD")["runtimeConfig"],
+        fixture.message("one", "ADD")["runtimeConfig"],
         json!({"portMappings": [{"hostPort": 80, "containerPort": 8080, "protocol": "tcp"}]})
     );
     attachment.capabilities.aliases = vec!["db".to_owned()];
@@ -431,7 +431,7 @@ async fn gc_neither_queues_for_its_lock_nor_blocks_other_networks() {
         fixture.cni.add(&own, &fixture.attachment(), &fixture.path("fourth.json")).await.unwrap();
     };
     let limited = tokio::time::timeout(Duration::from_secs(20), async { tokio::join!(collects, meanwhile) });
-    assert!(limited.await.unwrap().0.is_err(), "that it could not collect is told");
+    assert!(limited.await.unwrap().0.is_err(), "the failed collection is reported");
 }
 
 #[tokio::test]
@@ -471,11 +471,11 @@ async fn readiness_of_the_built_in_network_follows_the_status_command() {
     let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
     assert!(!fixture.cni.is_ready().await, "there are no plugins");
     let statuses = |fixture: &Fixture| fixture.order().iter().filter(|line| line.ends_with("STATUS")).count();
-    for (speaks, asked) in [("\"1.0.0\"", 0), ("\"1.0.0\", \"1.1.0\"", 4)] {
+    for (speaks, count) in [("\"1.0.0\"", 0), ("\"1.0.0\", \"1.1.0\"", 4)] {
         let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
         fixture.built_in(speaks);
         assert!(fixture.cni.is_ready().await && fixture.cni.is_ready().await);
-        assert_eq!(statuses(&fixture), asked);
+        assert_eq!(statuses(&fixture), count);
     }
     let fixture = Fixture::new("1.0.0", &[("one", ANSWER)]);
     fixture.built_in("\"1.1.0\"");
@@ -507,8 +507,11 @@ async fn gc_releases_addresses_that_no_task_has() {
         let mut wanted = vec!["bandwidth DEL", "portmap DEL", "firewall DEL", "bridge DEL"];
         if with_gc {
             wanted.extend(["bridge GC", "firewall GC", "portmap GC", "bandwidth GC"]);
-            let told = fixture.told("bridge", "GC");
-            assert_eq!(told["cni.dev/valid-attachments"], json!([{"containerID": "runs", "ifname": "eth0"}]));
+            let message = fixture.message("bridge", "GC");
+            assert_eq!(
+                message["cni.dev/valid-attachments"],
+                json!([{"containerID": "runs", "ifname": "eth0"}])
+            );
         }
         assert_eq!(fixture.order(), wanted);
         let environment = fs::read_to_string(fixture.path("bridge.DEL.env")).unwrap();
@@ -552,10 +555,10 @@ async fn plugins_without_work_are_not_run() {
             "bandwidth ADD",
         ]
     );
-    let told = fixture.told("bridge", "ADD");
-    assert_eq!((&told["bridge"], &told["cniVersion"]), (&json!("own0"), &json!("1.0.0")));
-    assert_eq!(told["ipam"]["dataDir"], json!(fixture.path("leases")));
-    assert_eq!(fixture.told("bandwidth", "ADD")["runtimeConfig"]["bandwidth"]["ingressRate"], 8000);
+    let message = fixture.message("bridge", "ADD");
+    assert_eq!((&message["bridge"], &message["cniVersion"]), (&json!("own0"), &json!("1.0.0")));
+    assert_eq!(message["ipam"]["dataDir"], json!(fixture.path("leases")));
+    assert_eq!(fixture.message("bandwidth", "ADD")["runtimeConfig"]["bandwidth"]["ingressRate"], 8000);
 }
 
 #[tokio::test]

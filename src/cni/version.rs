@@ -16,7 +16,7 @@ impl Version {
     pub(super) const OLDEST: Self = Self(0, 3, 0);
     /// First version in which DEL is told the result of ADD, and with CHECK.
     pub(super) const WITH_CHECK: Self = Self(0, 4, 0);
-    /// First version in which an address is told without its family.
+    /// First version in which an address is reported without its family.
     pub(super) const WITHOUT_FAMILY: Self = Self(1, 0, 0);
     /// First version with GC and STATUS.
     pub(super) const WITH_STATUS: Self = Self(1, 1, 0);

@@ -35,14 +35,14 @@ pub(crate) enum Error {
     #[error("{doing}: {reason}")]
     Troubled { doing: String, reason: String },
     /// The registry's or the image's own failure.
-    #[error("{doing}: {problem}")]
-    Image { doing: String, problem: ImageError },
+    #[error("{doing}: {error}")]
+    Image { doing: String, error: ImageError },
 }
 
 impl ImageError {
     /// Adds the context with which an error of an image or a registry becomes one of a call.
     pub(super) fn during(self, doing: impl Into<String>) -> Error {
-        Error::Image { doing: doing.into(), problem: self }
+        Error::Image { doing: doing.into(), error: self }
     }
 }
 
@@ -78,7 +78,7 @@ impl Error {
             | Self::TimedOut { .. }
             | Self::Locked { .. }
             | Self::Troubled { .. } => true,
-            Self::Image { problem, .. } => problem.is_transient(),
+            Self::Image { error, .. } => error.is_transient(),
             Self::Refused { reason, .. } => tells_transient(reason),
             Self::NotFound { .. } | Self::AlreadyExists { .. } => false,
         }
@@ -86,17 +86,17 @@ impl Error {
 
     /// Returns whether the registry, or the way to it, may serve a moment later.
     pub(super) fn is_registrys_for_now(&self) -> bool {
-        matches!(self, Self::Image { problem, .. } if problem.is_retryable())
+        matches!(self, Self::Image { error, .. } if error.is_retryable())
     }
 
     /// Returns whether content from the registry did not match its digest or size.
     pub(super) fn is_damaged(&self) -> bool {
-        matches!(self, Self::Image { problem, .. } if problem.is_damaged())
+        matches!(self, Self::Image { error, .. } if error.is_damaged())
     }
 
     /// Returns whether the same pull may succeed without credentials.
     pub(super) fn is_about_credentials(&self) -> bool {
-        matches!(self, Self::Image { problem, .. } if problem.is_about_credentials())
+        matches!(self, Self::Image { error, .. } if error.is_about_credentials())
     }
 
     pub(crate) fn is_not_found(&self) -> bool {

@@ -240,10 +240,10 @@ mod tests {
         assert!(containerd.version().await.is_err());
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
         let accepted = listener.accept();
-        let asked = containerd.version();
+        let call = containerd.version();
         tokio::select! {
             accepted = accepted => assert!(accepted.is_ok()),
-            _ = asked => panic!("nobody answered, yet there is an answer"),
+            _ = call => panic!("nobody answered, yet there is an answer"),
         }
     }
 

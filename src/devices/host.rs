@@ -16,10 +16,10 @@ const PERMISSION_BITS: u32 = 0o777;
 
 /// Returns the device nodes at a path. Symbolic links are followed, and the operator's limits apply to their target.
 pub(super) fn nodes(
-    asked: &DevicePath,
+    requested: &DevicePath,
     plugin_devices: &PluginDevices,
 ) -> Result<Vec<DeviceNode>, DevicesError> {
-    let DevicePath { on_host, in_container, permissions } = asked;
+    let DevicePath { on_host, in_container, permissions } = requested;
     let refused = |why: String| DevicesError::Path { path: on_host.clone(), why };
     let io = |source| DevicesError::Io { path: on_host.clone(), source };
     let path = fs::canonicalize(on_host).map_err(|error| match error.kind() {
@@ -27,7 +27,7 @@ pub(super) fn nodes(
         _ => io(error),
     })?;
     if !plugin_devices.allow_path(&path) {
-        return Err(DevicesError::Forbidden { asked: on_host.clone(), path });
+        return Err(DevicesError::Forbidden { requested: on_host.clone(), path });
     }
     let metadata = fs::metadata(&path).map_err(io)?;
     if !metadata.is_dir() {
@@ -100,12 +100,12 @@ mod tests {
 
     use super::*;
 
-    fn asked(on_host: &Path) -> DevicePath {
+    fn requested(on_host: &Path) -> DevicePath {
         DevicePath::new(on_host.to_str().unwrap(), "/dev/x", "rw").unwrap()
     }
 
     fn refusal(on_host: &Path, plugin_devices: &PluginDevices) -> String {
-        nodes(&asked(on_host), plugin_devices).unwrap_err().to_string()
+        nodes(&requested(on_host), plugin_devices).unwrap_err().to_string()
     }
 
     #[test]
@@ -114,7 +114,9 @@ mod tests {
         let link = directory.path().join("link");
         symlink("/dev/null", &link).unwrap();
         for path in [Path::new("/dev/null"), &link] {
-            let [node] = &nodes(&asked(path), &PluginDevices::default()).unwrap()[..] else { panic!("one") };
+            let [node] = &nodes(&requested(path), &PluginDevices::default()).unwrap()[..] else {
+                panic!("one")
+            };
             assert_eq!((node.kind, node.major, node.minor), (DeviceKind::Character, 1, 3));
             assert_eq!((node.path.clone(), node.permissions.as_str()), (PathBuf::from("/dev/x"), "rw"));
         }
@@ -139,7 +141,7 @@ mod tests {
 
     #[test]
     fn a_directory_expands_to_its_devices() {
-        let found = nodes(&asked(Path::new("/dev")), &PluginDevices::default()).unwrap();
+        let found = nodes(&requested(Path::new("/dev")), &PluginDevices::default()).unwrap();
         assert!(found.iter().any(|node| node.path == Path::new("/dev/x/null")));
         assert!(!found.iter().any(|node| node.path.starts_with("/dev/x/pts")));
     }

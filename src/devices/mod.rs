@@ -79,8 +79,8 @@ pub(crate) enum DevicesError {
     #[error("the device {}: {why}", path.display())]
     Path { path: PathBuf, why: String },
     #[error("the operator does not allow the device {}; it resolves to {}, which the plugin option allow_devices needs to \
-     have", asked.display(), path.display())]
-    Forbidden { asked: PathBuf, path: PathBuf },
+     have", requested.display(), path.display())]
+    Forbidden { requested: PathBuf, path: PathBuf },
     #[error("the CDI device {name}: {why}")]
     Cdi { name: String, why: String },
     #[error("two devices have the path {} in the container: give one of them another container_path", .0.display())]
@@ -95,7 +95,7 @@ pub(crate) enum DevicesError {
 /// # Errors
 /// Names the device that is missing, or is not a device.
 pub(crate) async fn find(
-    asked: Vec<Device>,
+    requested: Vec<Device>,
     of_nomad: Vec<DevicePath>,
     plugin_devices: PluginDevices,
 ) -> Result<DeviceEdits, DevicesError> {
@@ -104,7 +104,7 @@ pub(crate) async fn find(
         found.nodes.extend(nodes(device, PluginDevices::default()).await?);
     }
     let mut names = Vec::new();
-    for device in asked {
+    for device in requested {
         match device {
             Device::Path(device) => found.nodes.extend(nodes(device, plugin_devices.clone()).await?),
             Device::Cdi(name) => names.push(name),

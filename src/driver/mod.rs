@@ -187,9 +187,9 @@ impl pb::driver_server::Driver for Driver {
     async fn task_stats(&self, request: Request<pb::TaskStatsRequest>) -> Answer<Self::TaskStatsStream> {
         let request = request.into_inner();
         let task = self.task(&request.task_id).map_err(reply::status)?;
-        let asked = request.collection_interval.and_then(|i| Duration::try_from(i).ok());
+        let requested = request.collection_interval.and_then(|i| Duration::try_from(i).ok());
         let mhz_per_core = self.base.settings().map_err(reply::status)?.mhz_per_core;
-        let readings = task.stats(asked);
+        let readings = task.stats(requested);
         let stats = readings.map(move |reading| Ok(reply::stats(&request.task_id, &reading, mhz_per_core)));
         Ok(Response::new(Box::pin(stats)))
     }

@@ -199,7 +199,7 @@ mod tests {
 
     fn chosen(images: &[ArchivedImage], wanted: Option<&str>) -> Result<Vec<String>, String> {
         let wanted = wanted.map(|wanted| wanted.parse::<Reference>().unwrap());
-        let chosen = choose(images, wanted.as_ref()).map_err(|problem| problem.to_string())?;
+        let chosen = choose(images, wanted.as_ref()).map_err(|error| error.to_string())?;
         Ok(chosen.names.clone())
     }
 
@@ -236,8 +236,7 @@ mod tests {
     #[test]
     fn both_archive_forms_are_recognized() {
         let found = |files: &[(&str, &[u8])]| {
-            images(&opened(&archive(files, &[])).unwrap(), &Arch::Amd64)
-                .map_err(|problem| problem.to_string())
+            images(&opened(&archive(files, &[])).unwrap(), &Arch::Amd64).map_err(|error| error.to_string())
         };
         let docker =
             json!([{"Config": "c.json", "RepoTags": ["a:1"], "Layers": ["l/layer.tar"]}]).to_string();

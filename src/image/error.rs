@@ -40,7 +40,7 @@ pub(crate) enum ImageError {
     #[error("can't get credentials: {reason}")]
     Credentials { reason: String, retry: Retry },
     /// The failures of several hosts that were asked for the same content, each in its own way.
-    #[error("no host provides it: {}", told(failures))]
+    #[error("no host provides it: {}", joined(failures))]
     Hosts { failures: Vec<(String, ImageError)> },
 }
 
@@ -101,7 +101,7 @@ impl ImageError {
             | Self::Damaged { .. }
             | Self::Denied { own: false, .. } => Retry::Later,
             Self::Hosts { failures } => {
-                let of = |retry| failures.iter().any(|(_, problem)| problem.retry() == retry);
+                let of = |retry| failures.iter().any(|(_, error)| error.retry() == retry);
                 [Retry::Soon, Retry::Later].into_iter().find(|retry| of(*retry)).unwrap_or(Retry::Never)
             }
             Self::NotInRegistry { .. }
@@ -126,7 +126,7 @@ impl ImageError {
     pub(crate) fn is_damaged(&self) -> bool {
         match self {
             Self::Damaged { .. } => true,
-            Self::Hosts { failures } => failures.iter().any(|(_, problem)| problem.is_damaged()),
+            Self::Hosts { failures } => failures.iter().any(|(_, error)| error.is_damaged()),
             _ => false,
         }
     }
@@ -135,7 +135,7 @@ impl ImageError {
     pub(crate) fn is_about_credentials(&self) -> bool {
         match self {
             Self::Denied { .. } | Self::Credentials { .. } => true,
-            Self::Hosts { failures } => failures.iter().any(|(_, problem)| problem.is_about_credentials()),
+            Self::Hosts { failures } => failures.iter().any(|(_, error)| error.is_about_credentials()),
             _ => false,
         }
     }
@@ -149,8 +149,8 @@ fn waiting(waits: &[String]) -> String {
     }
 }
 
-fn told(failures: &[(String, ImageError)]) -> String {
-    failures.iter().map(|(host, problem)| format!("{host}: {problem}")).collect::<Vec<_>>().join("; ")
+fn joined(failures: &[(String, ImageError)]) -> String {
+    failures.iter().map(|(host, error)| format!("{host}: {error}")).collect::<Vec<_>>().join("; ")
 }
 
 /// Returns the error of an image that is larger than an option of the plugin allows.
@@ -168,13 +168,13 @@ mod tests {
         let reason = String::new;
         let denied = |own| ImageError::Denied { reason: reason(), own };
         let registry = |retry| ImageError::Registry { reason: reason(), retry };
-        let hosts = |problem| ImageError::Hosts {
+        let hosts = |error| ImageError::Hosts {
             failures: vec![
                 ("a".to_owned(), ImageError::NotInRegistry { reason: reason() }),
-                ("b".to_owned(), problem),
+                ("b".to_owned(), error),
             ],
         };
-        for (problem, in_the_pull, by_nomad) in [
+        for (error, in_the_pull, by_nomad) in [
             (registry(Retry::Soon), true, true),
             (registry(Retry::Later), false, true),
             (registry(Retry::Never), false, false),
@@ -188,11 +188,7 @@ mod tests {
             (hosts(denied(false)), false, true),
             (hosts(denied(true)), false, false),
         ] {
-            assert_eq!(
-                (problem.is_retryable(), problem.is_transient()),
-                (in_the_pull, by_nomad),
-                "{problem:?}"
-            );
+            assert_eq!((error.is_retryable(), error.is_transient()), (in_the_pull, by_nomad), "{error:?}");
         }
     }
 

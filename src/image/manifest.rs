@@ -62,7 +62,7 @@ struct Kind {
 /// # Errors
 /// Old and foreign kinds are unsupported. A document that could be read in two ways is corrupt: its digest would vouch
 /// for both.
-pub(crate) fn parse(said_type: &str, bytes: &[u8]) -> Result<(String, Document), ImageError> {
+pub(crate) fn parse(header_type: &str, bytes: &[u8]) -> Result<(String, Document), ImageError> {
     let unreadable =
         |error: serde_json::Error| ImageError::corrupt(format!("the manifest can't be read: {error}"));
     let value: serde_json::Value = go_json::read(bytes, go_json::MANIFEST).map_err(unreadable)?;
@@ -77,14 +77,14 @@ pub(crate) fn parse(said_type: &str, bytes: &[u8]) -> Result<(String, Document),
     }
     let is_known =
         |media_type: &&str| INDEX_TYPES.contains(media_type) || MANIFEST_TYPES.contains(media_type);
-    let said = Some(said_type).filter(is_known);
-    let media_type = match (said, kind.media_type.as_deref()) {
-        (Some(said), Some(own)) if said != own => {
+    let header_type = Some(header_type).filter(is_known);
+    let media_type = match (header_type, kind.media_type.as_deref()) {
+        (Some(header_type), Some(own)) if header_type != own => {
             return Err(ImageError::corrupt(format!(
-                "the manifest says it is {own}, the registry says {said}"
+                "the manifest says it is {own}, the registry says {header_type}"
             )));
         }
-        (Some(said), _) => said,
+        (Some(header_type), _) => header_type,
         (None, Some(own)) => own,
         (None, None) if kind.manifests.is_some() => INDEX_TYPES[0],
         (None, None) => MANIFEST_TYPES[0],
@@ -407,22 +407,24 @@ mod tests {
     fn a_document_is_read_as_what_it_is() {
         let plain =
             json!({"schemaVersion": 2, "config": {"mediaType": "c", "digest": A, "size": 1}, "layers": []});
-        let said = |said: &str, document: &serde_json::Value| parse(said, document.to_string().as_bytes());
+        let parse_as = |header_type: &str, document: &serde_json::Value| {
+            parse(header_type, document.to_string().as_bytes())
+        };
         assert!(
-            matches!(said("text/plain", &plain), Ok((kind, Document::Manifest(_))) if kind == MANIFEST_TYPES[0])
+            matches!(parse_as("text/plain", &plain), Ok((kind, Document::Manifest(_))) if kind == MANIFEST_TYPES[0])
         );
-        assert!(matches!(said(MANIFEST_TYPES[1], &plain), Ok((kind, _)) if kind == MANIFEST_TYPES[1]));
+        assert!(matches!(parse_as(MANIFEST_TYPES[1], &plain), Ok((kind, _)) if kind == MANIFEST_TYPES[1]));
         let index = json!({"schemaVersion": 2, "manifests": []});
-        assert!(matches!(said("", &index), Ok((_, Document::Index(_)))));
+        assert!(matches!(parse_as("", &index), Ok((_, Document::Index(_)))));
 
         let schema_1 = json!({"schemaVersion": 1, "fsLayers": []});
-        assert!(matches!(said("", &schema_1), Err(ImageError::Unsupported { .. })));
+        assert!(matches!(parse_as("", &schema_1), Err(ImageError::Unsupported { .. })));
         let artifact = json!({"schemaVersion": 2, "mediaType": "application/x"});
-        assert!(matches!(said("", &artifact), Err(ImageError::Unsupported { .. })));
+        assert!(matches!(parse_as("", &artifact), Err(ImageError::Unsupported { .. })));
         let both = json!({"schemaVersion": 2, "manifests": [], "layers": []});
-        assert!(matches!(said("", &both), Err(ImageError::Corrupt { .. })));
+        assert!(matches!(parse_as("", &both), Err(ImageError::Corrupt { .. })));
         let liar = json!({"schemaVersion": 2, "mediaType": INDEX_TYPES[0], "manifests": []});
-        assert!(matches!(said(MANIFEST_TYPES[0], &liar), Err(ImageError::Corrupt { .. })));
+        assert!(matches!(parse_as(MANIFEST_TYPES[0], &liar), Err(ImageError::Corrupt { .. })));
         assert!(matches!(parse("", b"<html>"), Err(ImageError::Corrupt { .. })));
     }
 

@@ -108,7 +108,7 @@ impl Authenticator<'_> {
             }
             let response = sent(request, &url).await?;
             let here = response::authority(&url);
-            match response::redirected(&response).map_err(|problem| about(&here, problem))? {
+            match response::redirected(&response).map_err(|error| about(&here, error))? {
                 Some(next) if self.is_fit(&next) => url = next,
                 Some(next) => {
                     let there = format!("{}://{}", next.scheme(), response::authority(&next));
@@ -174,14 +174,14 @@ impl Authenticator<'_> {
     async fn refused(&self, response: Response, server: &str) -> ImageError {
         let is_grant_refused = response.status() == StatusCode::BAD_REQUEST
             && self.credentials().is_some_and(|known| known.identity_token().is_some());
-        let HostFailure { problem, .. } = response::refusal(response, server, self.login, self.idle).await;
-        match problem {
+        let HostFailure { error, .. } = response::refusal(response, server, self.login, self.idle).await;
+        match error {
             // OAuth's form of saying that a token is not accepted.
             ImageError::Registry { reason, .. } if is_grant_refused => {
                 let reason = format!("{reason} (from {server}, with the identity token given)");
                 ImageError::Denied { reason, own: self.is_jobs() }
             }
-            problem => about(server, problem),
+            error => about(server, error),
         }
     }
 }
@@ -190,12 +190,12 @@ async fn sent(request: RequestBuilder, url: &Url) -> Result<Response, ImageError
     request.send().await.map_err(|error| about(&response::authority(url), http::failed(&error)))
 }
 
-fn about(server: &str, problem: ImageError) -> ImageError {
-    match problem {
+fn about(server: &str, error: ImageError) -> ImageError {
+    match error {
         ImageError::Registry { reason, retry } => {
             ImageError::Registry { reason: format!("token server {server}: {reason}"), retry }
         }
-        problem => problem,
+        error => error,
     }
 }
 

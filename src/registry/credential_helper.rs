@@ -52,11 +52,11 @@ pub(super) async fn ask(name: &str, server: &str, env: &[String]) -> Result<Opti
     }
     let mut child = spawn(&program, env).map_err(|error| failed(format!("can't be run: {error}")))?;
     let mut group = ProcessGroup::of(&child);
-    let said = tokio::time::timeout(ANSWERS, talk(&mut child, server)).await;
-    if let Ok(Ok(_)) = said {
+    let answer = tokio::time::timeout(ANSWERS, talk(&mut child, server)).await;
+    if let Ok(Ok(_)) = answer {
         group.ended();
     }
-    match said {
+    match answer {
         Ok(Ok((true, out, _))) => read(&out).map_err(failed),
         Ok(Ok((false, out, _))) if out.trim() == HAS_NONE => Ok(None),
         Ok(Ok((false, out, err))) => Err(failed(format!("failed: {}", words(&out, &err)))),

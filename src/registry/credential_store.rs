@@ -248,7 +248,7 @@ mod tests {
 
     use super::*;
 
-    fn said(file: &serde_json::Value, host: &str) -> Result<FileEntry, &'static str> {
+    fn entry(file: &serde_json::Value, host: &str) -> Result<FileEntry, &'static str> {
         said_of(file.to_string().as_bytes(), host, "team/app")
     }
 
@@ -294,12 +294,15 @@ mod tests {
             "credsStore": "secretservice",
             "HttpHeaders": {"X": "y"},
         });
-        assert_eq!(said(&file, "docker.io"), Ok(FileEntry::Credentials(credentials("me", "hunter:2"))));
-        assert_eq!(said(&file, "ghcr.io"), Ok(FileEntry::Credentials(credentials("you", "hunter3"))));
-        assert_eq!(said(&file, "acr.example"), Ok(FileEntry::Credentials(credentials("<token>", "hunter4"))));
-        assert_eq!(said(&file, "ecr.example"), Ok(ask("ecr-login", "ecr.example")));
-        assert_eq!(said(&file, "store.example"), Ok(ask("secretservice", "store.example")));
-        assert_eq!(said(&json!({"auths": {"ghcr.io": {}}}), "ghcr.io"), Ok(FileEntry::Nothing));
+        assert_eq!(entry(&file, "docker.io"), Ok(FileEntry::Credentials(credentials("me", "hunter:2"))));
+        assert_eq!(entry(&file, "ghcr.io"), Ok(FileEntry::Credentials(credentials("you", "hunter3"))));
+        assert_eq!(
+            entry(&file, "acr.example"),
+            Ok(FileEntry::Credentials(credentials("<token>", "hunter4")))
+        );
+        assert_eq!(entry(&file, "ecr.example"), Ok(ask("ecr-login", "ecr.example")));
+        assert_eq!(entry(&file, "store.example"), Ok(ask("secretservice", "store.example")));
+        assert_eq!(entry(&json!({"auths": {"ghcr.io": {}}}), "ghcr.io"), Ok(FileEntry::Nothing));
     }
 
     #[test]

@@ -87,14 +87,14 @@ impl Endpoint {
 
     /// Logs a failed request. A host's own failure (a transient one, or a denial) marks it as failing, and is a warning
     /// once where there are other hosts, which hide it. Missing content is neither: another host may have it.
-    pub(super) fn mark_failed(&self, problem: &ImageError, there_are_others: bool) {
-        let is_its_own = problem.is_retryable()
-            || matches!(problem, ImageError::Denied { .. } | ImageError::Credentials { .. });
+    pub(super) fn mark_failed(&self, error: &ImageError, there_are_others: bool) {
+        let is_its_own = error.is_retryable()
+            || matches!(error, ImageError::Denied { .. } | ImageError::Credentials { .. });
         let was_failing = is_its_own && self.is_failing.swap(true, Ordering::Relaxed);
         if is_its_own && !was_failing && there_are_others {
-            tracing::warn!(host = self.name(), repository = self.repository, %problem, "a registry host failed");
+            tracing::warn!(host = self.name(), repository = self.repository, %error, "a registry host failed");
         } else {
-            tracing::debug!(host = self.name(), repository = self.repository, %problem, "a registry host does not provide it");
+            tracing::debug!(host = self.name(), repository = self.repository, %error, "a registry host does not provide it");
         }
     }
 
@@ -113,16 +113,18 @@ impl Endpoint {
             return Err(self.refusal(response).await);
         }
         let word = |name| response.headers().get(name).and_then(|value| value.to_str().ok());
-        let said = word(CONTENT_LENGTH.as_str()).and_then(|length| length.parse().ok()).zip(word(DIGEST));
-        let said = said.filter(|_| status.is_success());
+        let advertised =
+            word(CONTENT_LENGTH.as_str()).and_then(|length| length.parse().ok()).zip(word(DIGEST));
+        let advertised = advertised.filter(|_| status.is_success());
         let media_type = response::media_type(&response);
-        if let Some(said) = said.and_then(|(size_bytes, digest)| descriptor(&media_type, size_bytes, digest))
+        if let Some(advertised) =
+            advertised.and_then(|(size_bytes, digest)| descriptor(&media_type, size_bytes, digest))
         {
-            return Ok(said);
+            return Ok(advertised);
         }
         let Fetched { media_type, bytes, .. } = self.manifest(version, limit).await?;
-        let said = descriptor(&media_type, bytes.len() as u64, &digest_of(&bytes));
-        Ok(said.ok_or_else(|| ImageError::corrupt("an invalid digest"))?)
+        let computed = descriptor(&media_type, bytes.len() as u64, &digest_of(&bytes));
+        Ok(computed.ok_or_else(|| ImageError::corrupt("an invalid digest"))?)
     }
 
     /// Fetches the manifest or index of a tag or digest.
@@ -173,16 +175,16 @@ impl Endpoint {
         if offset_bytes > 0 {
             let range = response::header(&format!("bytes={offset_bytes}-"))?;
             let response = self.request_blob(blob, HeaderMap::from_iter([(RANGE, range)]), limit).await?;
-            let said = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
+            let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
             let rest_bytes = blob.size().saturating_sub(offset_bytes);
-            match Part::of(response.status(), said, offset_bytes, blob.size()) {
+            match Part::of(response.status(), range, offset_bytes, blob.size()) {
                 Part::Whole => return self.body(blob, response, offset_bytes).await,
                 Part::Rest if response.content_length().is_none_or(|length| length == rest_bytes) => {
                     return Ok(self.body_of(response, 0));
                 }
                 Part::Rest | Part::Refused => {
                     let (host, status, digest) = (self.name(), response.status(), blob.digest());
-                    tracing::debug!(host, %status, said, %digest, offset_bytes, "not the requested range");
+                    tracing::debug!(host, %status, range, %digest, offset_bytes, "not the requested range");
                 }
             }
         }
@@ -249,13 +251,13 @@ impl Endpoint {
         headers: HeaderMap,
     ) -> Result<Response, ImageError> {
         let login = self.login().await?;
-        let told = self.known_authorization();
-        let response = self.send(&method, path, &headers, told.as_ref()).await?;
+        let sent = self.known_authorization();
+        let response = self.send(&method, path, &headers, sent.as_ref()).await?;
         if response.status() != StatusCode::UNAUTHORIZED || !self.transport.is_here(response.url()) {
             return Ok(response);
         }
         // Another request may have answered the challenge meanwhile.
-        let newer = self.known_authorization().filter(|known| Some(known) != told.as_ref());
+        let newer = self.known_authorization().filter(|known| Some(known) != sent.as_ref());
         let authorization = match newer {
             Some(newer) => newer,
             None => {

@@ -162,11 +162,11 @@ impl<'a> Registry<'a> {
                 let has_others = place + 1 < in_order.len();
                 match attempt(endpoint, has_others.then_some(self.client.idle)).await {
                     Ok(answer) => return Ok(answer),
-                    Err(HostFailure { problem, retry_after }) => {
-                        endpoint.mark_failed(&problem, endpoints.len() > 1);
+                    Err(HostFailure { error, retry_after }) => {
+                        endpoint.mark_failed(&error, endpoints.len() > 1);
                         let retry_after = retry_after.map(|retry_after| (retry_after, endpoint.name()));
                         wait = wait.into_iter().chain(retry_after).min();
-                        failures.push((endpoint.name(), problem));
+                        failures.push((endpoint.name(), error));
                     }
                 }
             }
@@ -225,7 +225,7 @@ where
 {
     for pause in BACKOFF {
         match attempt().await {
-            Err(problem) if problem.is_retryable() => tokio::time::sleep(pause).await,
+            Err(error) if error.is_retryable() => tokio::time::sleep(pause).await,
             outcome => return outcome,
         }
     }

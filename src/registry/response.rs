@@ -22,14 +22,14 @@ const WORDS_LIMIT: usize = 500;
 /// A failed request to one host.
 #[derive(Debug)]
 pub(super) struct HostFailure {
-    pub problem: ImageError,
+    pub error: ImageError,
     /// Minimum wait before the next request, from the host's `Retry-After`.
     pub retry_after: Option<Duration>,
 }
 
 impl From<ImageError> for HostFailure {
-    fn from(problem: ImageError) -> Self {
-        Self { problem, retry_after: None }
+    fn from(error: ImageError) -> Self {
+        Self { error, retry_after: None }
     }
 }
 
@@ -123,7 +123,7 @@ pub(super) async fn refusal(
     let credentials = login.map(|login| &login.credentials);
     let reason = credentials.map_or(reason.clone(), |known| known.password.redact(&reason));
     let is_denial = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
-    let problem = match (is_denial, credentials) {
+    let error = match (is_denial, credentials) {
         (false, _) => {
             let retry = if is_retryable(status) { Retry::Soon } else { Retry::Later };
             ImageError::Registry { reason: waiting(reason, retry_after), retry }
@@ -140,7 +140,7 @@ pub(super) async fn refusal(
             ImageError::Denied { reason: format!("{reason} (from {host}, {whom})"), own }
         }
     };
-    HostFailure { problem, retry_after }
+    HostFailure { error, retry_after }
 }
 
 fn waiting(reason: String, retry_after: Option<Duration>) -> String {
@@ -152,11 +152,11 @@ fn waiting(reason: String, retry_after: Option<Duration>) -> String {
 
 /// Parses `Retry-After`, which is a number of seconds or a date.
 fn retry_after(response: &Response, now: SystemTime) -> Option<Duration> {
-    let said = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = said.parse() {
+    let header = response.headers().get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = header.parse() {
         return Some(Duration::from_secs(seconds));
     }
-    let date = httpdate::parse_http_date(said).ok()?;
+    let date = httpdate::parse_http_date(header).ok()?;
     Some(date.duration_since(now).unwrap_or_default())
 }
 
@@ -194,8 +194,8 @@ pub(super) async fn read(
 
 /// Returns the media type that a response declares, without parameters.
 pub(super) fn media_type(response: &Response) -> String {
-    let said = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    said.and_then(|value| value.split(';').next()).unwrap_or_default().trim().to_owned()
+    let header = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    header.and_then(|value| value.split(';').next()).unwrap_or_default().trim().to_owned()
 }
 
 /// Returns the host of a URL, with its port unless that is the scheme's default.
@@ -262,13 +262,13 @@ mod tests {
 
     #[test]
     fn a_partial_answer_has_to_name_its_range() {
-        let part = |status: u16, said| Part::of(StatusCode::from_u16(status).unwrap(), said, 4, 10);
+        let part = |status: u16, header| Part::of(StatusCode::from_u16(status).unwrap(), header, 4, 10);
         assert_eq!(part(206, Some("bytes 4-9/10")), Part::Rest);
         assert_eq!(part(206, Some("bytes 4-9/*")), Part::Rest);
-        for said in
+        for header in
             [None, Some("bytes 0-9/10"), Some("bytes 4-9/12"), Some("bytes */10"), Some("4-9/10"), Some("")]
         {
-            assert_eq!(part(206, said), Part::Refused, "{said:?}");
+            assert_eq!(part(206, header), Part::Refused, "{header:?}");
         }
         assert_eq!(part(416, Some("bytes */10")), Part::Refused);
         assert_eq!((part(200, None), part(503, None)), (Part::Whole, Part::Whole));

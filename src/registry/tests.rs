@@ -82,9 +82,9 @@ async fn transient_registry_errors_are_retried() {
     let answers = vec![answer("429 Too Many Requests", "", ""), answer("404 Not Found", "", unknown)];
     let (reference, _serving) = answering(answers).await;
     let client = bare();
-    let problem = at(&client, &reference, None).manifest("c").await.err().unwrap();
+    let error = at(&client, &reference, None).manifest("c").await.err().unwrap();
     let reason = "404 Not Found: MANIFEST_UNKNOWN: no such".to_owned();
-    assert_eq!(problem, ImageError::NotInRegistry { reason });
+    assert_eq!(error, ImageError::NotInRegistry { reason });
 }
 
 #[tokio::test]
@@ -128,7 +128,7 @@ async fn a_refused_or_wrong_range_is_fetched_as_a_whole() {
 
 #[tokio::test]
 async fn token_server_redirects_carry_no_password() {
-    let (server, asked) = answering(vec![answer("200 OK", "", r#"{"token": "t0ken"}"#)]).await;
+    let (server, elsewhere) = answering(vec![answer("200 OK", "", r#"{"token": "t0ken"}"#)]).await;
     let challenge = "WWW-Authenticate: Bearer realm=\"http://ADDRESS/token\"\r\n";
     let away = format!("Location: http://{}/else\r\n", server.host());
     let (reference, serving) = answering(vec![
@@ -144,7 +144,7 @@ async fn token_server_redirects_carry_no_password() {
     assert!(requests[1].contains(ME_HUNTER2) && requests[2].contains(ME_HUNTER2), "{requests:?}");
     assert!(requests[2].starts_with("get /there?scope=x "), "{requests:?}");
     assert!(requests[3].contains("authorization: bearer t0ken"), "{requests:?}");
-    let request = &asked.await.unwrap()[0];
+    let request = &elsewhere.await.unwrap()[0];
     assert!(request.starts_with("get /else ") && !request.contains("authorization"), "{request}");
 }
 
@@ -158,11 +158,8 @@ async fn token_server_redirects_to_the_loopback_are_refused() {
         let answers = vec![answer("401 Unauthorized", challenge, ""), answer("302 Found", &away, "")];
         let (reference, serving) = answering(answers).await;
         let client = bare();
-        let problem = at(&client, &reference, None).manifest("c").await.err().unwrap();
-        assert!(
-            problem.to_string().contains("redirects") && problem.to_string().contains(named),
-            "{problem}"
-        );
+        let error = at(&client, &reference, None).manifest("c").await.err().unwrap();
+        assert!(error.to_string().contains("redirects") && error.to_string().contains(named), "{error}");
         assert_eq!(serving.await.unwrap().len(), 2, "{place}");
     }
 }
@@ -172,8 +169,8 @@ async fn bodies_over_the_limit_are_not_read() {
     let announced = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", MANIFEST_LIMIT_BYTES + 1);
     let (reference, _serving) = answering(vec![announced]).await;
     let client = bare();
-    let problem = at(&client, &reference, None).manifest("c").await.err().unwrap();
-    assert!(matches!(problem, ImageError::Unsupported { .. }), "{problem}");
+    let error = at(&client, &reference, None).manifest("c").await.err().unwrap();
+    assert!(matches!(error, ImageError::Unsupported { .. }), "{error}");
 }
 
 fn as_user(password: &str) -> Option<Credentials> {
@@ -192,8 +189,8 @@ async fn a_password_is_sent_on_a_basic_challenge_only() {
     let registry = at(&client, &reference, as_user("hunter2"));
     registry.manifest("c").await.unwrap();
     registry.manifest("d").await.unwrap();
-    let told: Vec<_> = serving.await.unwrap().iter().map(|request| request.contains(ME_HUNTER2)).collect();
-    assert_eq!(told, [false, true, true]);
+    let sent: Vec<_> = serving.await.unwrap().iter().map(|request| request.contains(ME_HUNTER2)).collect();
+    assert_eq!(sent, [false, true, true]);
 }
 
 #[tokio::test]
@@ -208,8 +205,8 @@ async fn the_password_goes_to_the_token_server_and_the_token_to_the_registry() {
     let client = bare();
     at(&client, &reference, as_user("hunter2")).manifest("c").await.unwrap();
     let requests = serving.await.unwrap();
-    let told: Vec<_> = requests.iter().map(|request| request.contains(ME_HUNTER2)).collect();
-    assert_eq!(told, [false, true, false]);
+    let sent: Vec<_> = requests.iter().map(|request| request.contains(ME_HUNTER2)).collect();
+    assert_eq!(sent, [false, true, false]);
     assert!(requests[2].contains("authorization: bearer t0ken"), "{}", requests[2]);
 }
 
@@ -217,16 +214,16 @@ async fn the_password_goes_to_the_token_server_and_the_token_to_the_registry() {
 async fn a_rejected_login_names_the_user_and_redacts_the_password() {
     let asks = |words: &str| answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n", words);
     let words = r#"{"errors": [{"code": "UNAUTHORIZED", "message": "hunter2 is wrong"}]}"#;
-    for (credentials, said) in [(as_user("hunter2"), "user \"me\""), (None, "without credentials")] {
+    for (credentials, expected) in [(as_user("hunter2"), "user \"me\""), (None, "without credentials")] {
         let (reference, _serving) = answering(vec![asks(words), asks(words)]).await;
         let client = bare();
         let has_some = credentials.is_some();
-        let problem = at(&client, &reference, credentials).manifest("c").await.err().unwrap();
-        let text = problem.to_string();
-        assert!(text.contains(said) && text.contains("127.0.0.1:"), "{text}");
+        let error = at(&client, &reference, credentials).manifest("c").await.err().unwrap();
+        let text = error.to_string();
+        assert!(text.contains(expected) && text.contains("127.0.0.1:"), "{text}");
         assert!(!has_some || !text.contains("hunter2"), "{text}");
         // The operator's credentials may be better ones at the next try; the job's are not.
-        assert_eq!((problem.is_retryable(), problem.is_transient()), (false, !has_some));
+        assert_eq!((error.is_retryable(), error.is_transient()), (false, !has_some));
     }
 }
 
@@ -250,8 +247,8 @@ async fn blob_redirects_carry_no_password() {
 #[tokio::test]
 async fn tags_are_resolved_by_head_where_possible() {
     let digest = digest_of(b"{}");
-    let said = format!("Docker-Content-Digest: {digest}\r\nContent-Type: text/x; charset=utf-8\r\n");
-    let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n{said}\r\n");
+    let headers = format!("Docker-Content-Digest: {digest}\r\nContent-Type: text/x; charset=utf-8\r\n");
+    let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n{headers}\r\n");
     let content = || answer("200 OK", "Content-Type: text/x\r\n", "{}");
     let of_another_kind = head.replace("sha256", "md5");
     for (answers, methods) in [
@@ -270,8 +267,8 @@ async fn tags_are_resolved_by_head_where_possible() {
         assert_eq!(resolved.digest().to_string(), digest);
         assert_eq!((resolved.media_type().to_string().as_str(), resolved.size()), ("text/x", 2));
         let requests = serving.await.unwrap();
-        let asked: Vec<_> = requests.iter().map(|request| request.split(' ').next().unwrap()).collect();
-        assert_eq!(asked, methods);
+        let sent: Vec<_> = requests.iter().map(|request| request.split(' ').next().unwrap()).collect();
+        assert_eq!(sent, methods);
         assert!(requests.iter().all(|request| request.contains(" /v2/a/b/manifests/c ")), "{requests:?}");
     }
 }
@@ -282,8 +279,8 @@ async fn a_missing_tag_is_reported_in_the_registrys_words() {
     let answers = vec![answer("404 Not Found", "", ""), answer("404 Not Found", "", unknown)];
     let (reference, _serving) = answering(answers).await;
     let client = bare();
-    let problem = at(&client, &reference, None).resolve("c").await.err().unwrap();
-    assert_eq!(problem, ImageError::NotInRegistry { reason: "404 Not Found: MANIFEST_UNKNOWN: ".to_owned() });
+    let error = at(&client, &reference, None).resolve("c").await.err().unwrap();
+    assert_eq!(error, ImageError::NotInRegistry { reason: "404 Not Found: MANIFEST_UNKNOWN: ".to_owned() });
 }
 
 #[tokio::test]
@@ -339,9 +336,9 @@ async fn an_identity_token_goes_to_the_token_server_only() {
     let refusal =
         answer("400 Bad Request", "", r#"{"error": "invalid_grant", "error_description": "i d&1 is void"}"#);
     let (reference, _serving) = answering(vec![asks(), refusal]).await;
-    let problem = at(&client, &reference, Some(identity)).manifest("c").await.err().unwrap();
-    assert!(matches!(problem, ImageError::Denied { .. }), "{problem}");
-    let text = problem.to_string();
+    let error = at(&client, &reference, Some(identity)).manifest("c").await.err().unwrap();
+    assert!(matches!(error, ImageError::Denied { .. }), "{error}");
+    let text = error.to_string();
     assert!(text.contains("invalid_grant; *** is void") && text.contains("identity token"), "{text}");
 }
 
@@ -354,8 +351,8 @@ async fn retry_after_is_honoured_up_to_its_limit() {
     at(&client, &reference, None).blob(&blob(content), 0).await.unwrap();
     assert_eq!(serving.await.unwrap().len(), 2);
     let (reference, serving) = answering(vec![busy("3600")]).await;
-    let problem = at(&client, &reference, None).blob(&blob(content), 0).await.err().unwrap();
-    assert!(problem.is_transient() && problem.to_string().contains("in 1h"), "{problem}");
+    let error = at(&client, &reference, None).blob(&blob(content), 0).await.err().unwrap();
+    assert!(error.is_transient() && error.to_string().contains("in 1h"), "{error}");
     assert_eq!(serving.await.unwrap().len(), 1);
 }
 

@@ -85,11 +85,11 @@ pub(super) fn in_mask(mask: u64) -> HashSet<Capability> {
 /// # Errors
 /// Names a capability of `cap_add` that this host can't give.
 pub(super) fn granted(
-    asked: &Security,
+    requested: &Security,
     allowed: &CapabilityList,
     available: &HashSet<Capability>,
 ) -> Result<HashSet<Capability>, ConfinementError> {
-    let Security { privileged, cap_add: add, cap_drop: drop, .. } = asked;
+    let Security { privileged, cap_add: add, cap_drop: drop, .. } = requested;
     if let Some(missing) = add.named().find(|one| !available.contains(one)) {
         let why = "this host can't grant it: the kernel is too old for it, or the Nomad agent itself runs without it";
         return Err(ConfinementError::value("cap_add", capability_name(missing), why));
@@ -112,8 +112,9 @@ mod tests {
     use crate::config::capability_tests::list;
 
     fn given(privileged: bool, add: &[&str], drop: &[&str], allowed: &[&str]) -> HashSet<Capability> {
-        let asked = Security { privileged, cap_add: list(add), cap_drop: list(drop), ..Security::default() };
-        granted(&asked, &list(allowed), &in_mask(u64::MAX)).unwrap()
+        let requested =
+            Security { privileged, cap_add: list(add), cap_drop: list(drop), ..Security::default() };
+        granted(&requested, &list(allowed), &in_mask(u64::MAX)).unwrap()
     }
 
     #[test]
@@ -150,9 +151,9 @@ mod tests {
     #[test]
     fn what_the_host_does_not_have_is_refused_by_name_and_is_not_in_all() {
         let old = in_mask((1 << 38) - 1);
-        let asked = |add| Security { cap_add: list(add), ..Security::default() };
-        let error = granted(&asked(&["bpf"]), &list(&["all"]), &old).unwrap_err().to_string();
+        let requested = |add| Security { cap_add: list(add), ..Security::default() };
+        let error = granted(&requested(&["bpf"]), &list(&["all"]), &old).unwrap_err().to_string();
         assert!(error.contains("cap_add") && error.contains("CAP_BPF"), "{error}");
-        assert_eq!(granted(&asked(&["all"]), &list(&["all"]), &old).unwrap(), old);
+        assert_eq!(granted(&requested(&["all"]), &list(&["all"]), &old).unwrap(), old);
     }
 }

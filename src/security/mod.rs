@@ -157,16 +157,17 @@ mod tests {
 
     #[test]
     fn an_apparmor_profile_has_to_be_there() {
-        let asked = |name: &str| Security { apparmor_profile: Some(name.to_owned()), ..Security::default() };
-        let said = |name, apparmor| apparmor_profile(&asked(name), &Host { apparmor, ..host() });
+        let requested =
+            |name: &str| Security { apparmor_profile: Some(name.to_owned()), ..Security::default() };
+        let profile = |name, apparmor| apparmor_profile(&requested(name), &Host { apparmor, ..host() });
         let loaded = || Some(Some(vec!["mine".to_owned()]));
-        assert_eq!(said(UNCONFINED, None).unwrap(), None);
-        assert_eq!(said(UNCONFINED, loaded()).unwrap().as_deref(), Some(UNCONFINED));
-        assert_eq!(said("mine", loaded()).unwrap().as_deref(), Some("mine"));
+        assert_eq!(profile(UNCONFINED, None).unwrap(), None);
+        assert_eq!(profile(UNCONFINED, loaded()).unwrap().as_deref(), Some(UNCONFINED));
+        assert_eq!(profile("mine", loaded()).unwrap().as_deref(), Some("mine"));
         // If the list can't be read, the profile is passed on, and the runtime reports a missing one.
-        assert_eq!(said("mine", Some(None)).unwrap().as_deref(), Some("mine"));
+        assert_eq!(profile("mine", Some(None)).unwrap().as_deref(), Some("mine"));
         for (host, word) in [(None, "not enabled"), (loaded(), "apparmor_parser")] {
-            let error = said("other", host).unwrap_err().to_string();
+            let error = profile("other", host).unwrap_err().to_string();
             assert!(error.contains("apparmor_profile") && error.contains(word), "{error}");
         }
     }

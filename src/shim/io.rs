@@ -217,10 +217,10 @@ fn is_drained(pipe: &File) -> bool {
 }
 
 fn poll_once(pipe: &impl AsFd, events: PollFlags, wait: Duration) -> PollFlags {
-    let mut asked = [PollFd::new(pipe.as_fd(), events)];
+    let mut polled = [PollFd::new(pipe.as_fd(), events)];
     let timeout = PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX);
-    match poll(&mut asked, timeout) {
-        Ok(_) => asked[0].revents().unwrap_or(PollFlags::empty()),
+    match poll(&mut polled, timeout) {
+        Ok(_) => polled[0].revents().unwrap_or(PollFlags::empty()),
         Err(_) => PollFlags::empty(),
     }
 }

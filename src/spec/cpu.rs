@@ -15,11 +15,11 @@ const MAX_SHARES: f64 = 262_144.0;
 const MIN_QUOTA_US: f64 = 1000.0;
 
 pub(super) fn limits(
-    asked: &CpuLimits,
+    requested: &CpuLimits,
     resources: &pb::Resources,
     host: &HostFacts,
 ) -> Result<LinuxCpu, OciSpecError> {
-    let CpuLimits { hard_limit_period_us, cpuset_cpus, cpuset_mems } = asked;
+    let CpuLimits { hard_limit_period_us, cpuset_cpus, cpuset_mems } = requested;
     let none = pb::LinuxResources::default();
     let linux = resources.linux_resources.as_ref().unwrap_or(&none);
     let allotted = resources.allocated_resources.as_ref().and_then(|allotted| allotted.cpu.as_ref());
@@ -75,7 +75,7 @@ fn quota_us(period_us: u64, part_of_node: f64, processors: usize) -> i64 {
 mod tests {
     use super::*;
 
-    fn made(asked: &CpuLimits, cpu_shares: i64, percent_ticks: f64, cores: &str) -> LinuxCpu {
+    fn made(requested: &CpuLimits, cpu_shares: i64, percent_ticks: f64, cores: &str) -> LinuxCpu {
         let list = |text: &str| text.parse().unwrap();
         let host =
             HostFacts { processors: list("0-3"), shared_processors: list("0-2"), ..HostFacts::default() };
@@ -91,7 +91,7 @@ mod tests {
             }),
             ..Default::default()
         };
-        limits(asked, &resources, &host).unwrap()
+        limits(requested, &resources, &host).unwrap()
     }
 
     #[test]
@@ -110,8 +110,8 @@ mod tests {
     #[test]
     fn a_cpu_quota_is_the_tasks_part_of_all_cpus() {
         let quota = |part| {
-            let asked = CpuLimits { hard_limit_period_us: Some(100_000), ..CpuLimits::default() };
-            let made = made(&asked, 500, part, "");
+            let requested = CpuLimits { hard_limit_period_us: Some(100_000), ..CpuLimits::default() };
+            let made = made(&requested, 500, part, "");
             (made.quota(), made.period())
         };
         assert_eq!(quota(0.125), (Some(50_000), Some(100_000)));
@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn cpusets_default_to_the_shared_cpus_for_memory_nodes() {
         let cpus = CpuLimits { cpuset_cpus: Some("0-1".parse().unwrap()), ..CpuLimits::default() };
-        let made_with = |asked| made(asked, 500, 0.1, "");
+        let made_with = |requested| made(requested, 500, 0.1, "");
         assert_eq!(made_with(&cpus).cpus().as_deref(), Some("0,1"));
         let mems = CpuLimits { cpuset_mems: Some("0".parse().unwrap()), ..CpuLimits::default() };
         assert_eq!(made_with(&mems).cpus().as_deref(), Some("0,1,2"));

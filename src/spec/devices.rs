@@ -77,8 +77,8 @@ fn rule(node: &DeviceNode) -> Result<LinuxDeviceCgroup, OciSpecError> {
         .build()
 }
 
-fn mount(asked: &CdiMount) -> Result<Mount, OciSpecError> {
-    let CdiMount { source, destination, kind, options } = asked;
+fn mount(requested: &CdiMount) -> Result<Mount, OciSpecError> {
+    let CdiMount { source, destination, kind, options } = requested;
     let mut options = options.clone();
     if kind == "bind" && !options.iter().any(|option| option == "bind" || option == "rbind") {
         options.push("rbind".to_owned());
@@ -101,8 +101,8 @@ fn all(hooks: &[CdiHook]) -> Result<Hooks, OciSpecError> {
     Ok(made)
 }
 
-fn hook(asked: &CdiHook) -> Result<Hook, OciSpecError> {
-    let CdiHook { when: _, path, args, env, timeout_s } = asked;
+fn hook(requested: &CdiHook) -> Result<Hook, OciSpecError> {
+    let CdiHook { when: _, path, args, env, timeout_s } = requested;
     let mut hook = HookBuilder::default().path(path).args(args.clone()).env(env.clone());
     if let Some(timeout) = timeout_s.filter(|timeout| *timeout > 0) {
         hook = hook.timeout(timeout);

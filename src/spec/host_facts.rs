@@ -30,12 +30,12 @@ pub(crate) struct HostFacts {
 /// # Errors
 /// Names the option that can't be applied on this host.
 pub(crate) fn check(
-    asked: &Limits,
+    requested: &Limits,
     plugin_limits: &PluginLimits,
     task: &pb::TaskConfig,
     host: &HostFacts,
 ) -> Result<(), SpecError> {
-    let Limits { pids, rlimits, oom_score_adj: _, cpu, memory } = asked;
+    let Limits { pids, rlimits, oom_score_adj: _, cpu, memory } = requested;
     if let (Some(limit), false) = (resources::max_pids(*pids, plugin_limits), host.can_limit_pids) {
         let why = "the cgroups of this host have no pids controller: enable it, or leave the option out";
         return Err(refused("pids_limit", &limit, why));
@@ -52,8 +52,8 @@ fn refused(option: &'static str, value: &impl ToString, why: impl Into<String>) 
 }
 
 fn check_open_files(rlimits: &[Rlimit], host: &HostFacts) -> Result<(), SpecError> {
-    let asked = rlimits.iter().find(|limit| limit.kind == PosixRlimitType::RlimitNofile);
-    let (Some(Rlimit { hard, .. }), Some(most)) = (asked, host.max_open_files) else { return Ok(()) };
+    let requested = rlimits.iter().find(|limit| limit.kind == PosixRlimitType::RlimitNofile);
+    let (Some(Rlimit { hard, .. }), Some(most)) = (requested, host.max_open_files) else { return Ok(()) };
     if *hard <= most {
         return Ok(());
     }
@@ -63,11 +63,11 @@ fn check_open_files(rlimits: &[Rlimit], host: &HostFacts) -> Result<(), SpecErro
 }
 
 fn check_cpu(
-    asked: &CpuLimits,
+    requested: &CpuLimits,
     linux: Option<&pb::LinuxResources>,
     host: &HostFacts,
 ) -> Result<(), SpecError> {
-    let CpuLimits { hard_limit_period_us, cpuset_cpus, cpuset_mems } = asked;
+    let CpuLimits { hard_limit_period_us, cpuset_cpus, cpuset_mems } = requested;
     if hard_limit_period_us.is_some() && linux.is_none_or(|linux| linux.percent_ticks <= 0.0) {
         let why =
             "Nomad does not say what part of the node the task is allotted: set cpu or cores in resources";
@@ -88,14 +88,14 @@ fn check_cpu(
 
 fn check_subset(
     option: &'static str,
-    asked: &IdList,
+    requested: &IdList,
     available: &IdList,
     what: &str,
 ) -> Result<(), SpecError> {
-    if available.is_empty() || asked.is_within(available) {
+    if available.is_empty() || requested.is_within(available) {
         return Ok(());
     }
-    Err(refused(option, asked, format!("{what} are {available}")))
+    Err(refused(option, requested, format!("{what} are {available}")))
 }
 
 fn why_swap_is_refused(total: i64, limit: Option<i64>, host: &HostFacts) -> Option<String> {
@@ -112,11 +112,11 @@ fn why_swap_is_refused(total: i64, limit: Option<i64>, host: &HostFacts) -> Opti
 }
 
 fn check_memory(
-    asked: &MemoryLimits,
+    requested: &MemoryLimits,
     allotted: pb::AllocatedMemoryResources,
     host: &HostFacts,
 ) -> Result<(), SpecError> {
-    let MemoryLimits { swap, swappiness, reservation_bytes } = asked;
+    let MemoryLimits { swap, swappiness, reservation_bytes } = requested;
     let limit = memory::hard_limit(allotted);
     if let Some(Swap::TotalBytes(total)) = swap
         && let Some(why) = why_swap_is_refused(*total, limit, host)
@@ -179,12 +179,12 @@ mod tests {
         pb::TaskConfig { resources: Some(resources), ..Default::default() }
     }
 
-    fn checked(asked: &Limits, task: &pb::TaskConfig, host: &HostFacts) -> Result<(), SpecError> {
-        check(asked, &PluginLimits::default(), task, host)
+    fn checked(requested: &Limits, task: &pb::TaskConfig, host: &HostFacts) -> Result<(), SpecError> {
+        check(requested, &PluginLimits::default(), task, host)
     }
 
-    fn refusal(asked: &Limits, task: &pb::TaskConfig, host: &HostFacts, words: &[&str]) {
-        let error = checked(asked, task, host).unwrap_err().to_string();
+    fn refusal(requested: &Limits, task: &pb::TaskConfig, host: &HostFacts, words: &[&str]) {
+        let error = checked(requested, task, host).unwrap_err().to_string();
         words.iter().for_each(|word| assert!(error.contains(word), "{word} is not in {error}"));
     }
 
@@ -217,9 +217,9 @@ mod tests {
     #[test]
     fn cpu_hard_limit_needs_an_allotment() {
         let cpu = CpuLimits { hard_limit_period_us: Some(1000), ..CpuLimits::default() };
-        let asked = Limits { cpu, ..Limits::default() };
-        checked(&asked, &task(64, 0, ""), &host()).unwrap();
-        refusal(&asked, &pb::TaskConfig::default(), &host(), &["cpu_hard_limit"]);
+        let requested = Limits { cpu, ..Limits::default() };
+        checked(&requested, &task(64, 0, ""), &host()).unwrap();
+        refusal(&requested, &pb::TaskConfig::default(), &host(), &["cpu_hard_limit"]);
     }
 
     #[test]

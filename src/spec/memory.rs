@@ -26,11 +26,11 @@ fn bytes(mib: i64) -> i64 {
 /// Returns the limits of memory and swap. A task gets swap only if its job asks for it, or if the operator's kernel
 /// can't limit swap.
 pub(super) fn limits(
-    asked: &MemoryLimits,
+    requested: &MemoryLimits,
     allotted: pb::AllocatedMemoryResources,
     host: &HostFacts,
 ) -> Result<LinuxMemory, OciSpecError> {
-    let MemoryLimits { swap, swappiness, reservation_bytes } = asked;
+    let MemoryLimits { swap, swappiness, reservation_bytes } = requested;
     let pb::AllocatedMemoryResources { memory_mb, memory_max_mb } = allotted;
     let mut limits = LinuxMemoryBuilder::default();
     if memory_mb != 0 || memory_max_mb != 0 {
@@ -58,9 +58,9 @@ pub(super) fn limits(
 mod tests {
     use super::*;
 
-    fn made(asked: &MemoryLimits, memory_mb: i64, memory_max_mb: i64) -> LinuxMemory {
+    fn made(requested: &MemoryLimits, memory_mb: i64, memory_max_mb: i64) -> LinuxMemory {
         let host = HostFacts { can_limit_swap: true, ..HostFacts::default() };
-        limits(asked, pb::AllocatedMemoryResources { memory_mb, memory_max_mb }, &host).unwrap()
+        limits(requested, pb::AllocatedMemoryResources { memory_mb, memory_max_mb }, &host).unwrap()
     }
 
     #[test]
@@ -79,12 +79,12 @@ mod tests {
 
     #[test]
     fn swap_and_reservation_options_override_the_defaults() {
-        let asked = MemoryLimits {
+        let requested = MemoryLimits {
             swap: Some(Swap::TotalBytes(300 * MIB)),
             swappiness: Some(10),
             reservation_bytes: Some(100 * MIB),
         };
-        let limits = made(&asked, 256, 0);
+        let limits = made(&requested, 256, 0);
         assert_eq!((limits.swap(), limits.swappiness()), (Some(300 * MIB), Some(10)));
         assert_eq!(limits.reservation(), Some(100 * MIB));
         let unlimited = MemoryLimits { swap: Some(Swap::Unlimited), ..MemoryLimits::default() };

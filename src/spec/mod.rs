@@ -103,13 +103,13 @@ const MAX_PATH_BYTES: usize = 4095;
 /// # Errors
 /// Names the option that can't be applied.
 pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
-    let asked = &inputs.options.namespaces;
-    let sysctl = asked.sysctl.iter().map(|(name, text)| (name.clone(), text.clone()));
+    let requested = &inputs.options.namespaces;
+    let sysctl = requested.sysctl.iter().map(|(name, text)| (name.clone(), text.clone()));
     let security = &inputs.options.security;
     let Confinement { capabilities: _, seccomp, apparmor_profile: _, devices, masked_paths } =
         inputs.confinement;
     let mut linux = LinuxBuilder::default()
-        .namespaces(namespaces::namespaces(asked, inputs.network, inputs.host.is_cgroup_v2)?)
+        .namespaces(namespaces::namespaces(requested, inputs.network, inputs.host.is_cgroup_v2)?)
         .sysctl(sysctl.collect::<HashMap<_, _>>())
         .cgroups_path(inputs.cgroup_path.clone())
         .resources(resources::limits(inputs)?)
@@ -127,7 +127,7 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec, SpecError> {
         .linux(linux)
         .build()?;
     // The host's name can't be set from a container; without this the crate sets a default name.
-    spec.set_hostname((asked.uts_mode == Sharing::Private).then(|| inputs.hostname.clone()));
+    spec.set_hostname((requested.uts_mode == Sharing::Private).then(|| inputs.hostname.clone()));
     if inputs.is_sandboxed {
         let (key, word) = SANDBOX;
         spec.set_annotations(Some([(key.to_owned(), word.to_owned())].into()));

@@ -64,11 +64,11 @@ pub(super) fn mounts(
 
 /// Returns the propagation of the container's root that its mounts need: runtimes separate the root from the host's,
 /// except for mounts that come from there.
-pub(super) fn propagation(asked: &Mounts, task: &pb::TaskConfig) -> Option<String> {
+pub(super) fn propagation(requested: &Mounts, task: &pb::TaskConfig) -> Option<String> {
     let spreads = |names: [&str; 2], mode: &str| {
-        let asked = asked.list.iter().filter_map(JobMount::propagation);
+        let requested = requested.list.iter().filter_map(JobMount::propagation);
         let by_nomad = task.mounts.iter().any(|mount| mount.propagation_mode == mode);
-        by_nomad || asked.into_iter().any(|name| names.contains(&name))
+        by_nomad || requested.into_iter().any(|name| names.contains(&name))
     };
     if spreads(["shared", "rshared"], "bidirectional") {
         Some("shared".to_owned())
@@ -140,28 +140,28 @@ fn nomad_mounts(
     directories.collect()
 }
 
-fn volume(asked: &pb::Mount, source: &StagedSource) -> Result<Mount, SpecError> {
-    let propagation = match asked.propagation_mode.as_str() {
+fn volume(requested: &pb::Mount, source: &StagedSource) -> Result<Mount, SpecError> {
+    let propagation = match requested.propagation_mode.as_str() {
         "" | "private" => "rprivate",
         "host-to-task" => "rslave",
         "bidirectional" => "rshared",
         other => {
             return Err(SpecError::Propagation {
-                host_path: asked.host_path.clone(),
-                task_path: asked.task_path.clone(),
+                host_path: requested.host_path.clone(),
+                task_path: requested.task_path.clone(),
                 mode: other.to_owned(),
             });
         }
     };
-    let access = if asked.readonly { "ro" } else { "rw" };
+    let access = if requested.readonly { "ro" } else { "rw" };
     let options = ["rbind", propagation, access].map(str::to_owned).to_vec();
     let options = with_restrictions(&options, &source.kept);
-    let made = MountBuilder::default().destination(&asked.task_path).typ("bind").source(&source.at);
+    let made = MountBuilder::default().destination(&requested.task_path).typ("bind").source(&source.at);
     Ok(made.options(options).build()?)
 }
 
-fn job_mount(asked: &JobMount, sources: &BTreeMap<String, StagedSource>) -> Result<Mount, SpecError> {
-    let JobMount { option: _, target, source, options } = asked;
+fn job_mount(requested: &JobMount, sources: &BTreeMap<String, StagedSource>) -> Result<Mount, SpecError> {
+    let JobMount { option: _, target, source, options } = requested;
     let (kind, source, options) = match source {
         MountSource::Memory => ("tmpfs", Path::new("tmpfs"), options.clone()),
         MountSource::Host(_) | MountSource::Volume => {
@@ -225,20 +225,20 @@ pub(super) mod tests {
         JobMount { option: "mounts", target: target.to_owned(), source, options }
     }
 
-    fn asked(list: Vec<JobMount>) -> Mounts {
+    fn requested(list: Vec<JobMount>) -> Mounts {
         Mounts { list, shm_size_bytes: None }
     }
 
-    fn made(asked: &Mounts, task: &pb::TaskConfig) -> Vec<Mount> {
+    fn made(requested: &Mounts, task: &pb::TaskConfig) -> Vec<Mount> {
         let stage =
             |mount: &JobMount| (mount.target.clone(), StagedSource { at: "/pin".into(), kept: Vec::new() });
         let volume = |mount: &pb::Mount| {
             (mount.task_path.clone(), StagedSource { at: "/pin".into(), kept: Vec::new() })
         };
         let volumes = task.mounts.iter().map(volume);
-        let sources = asked.list.iter().map(stage).chain(volumes).chain(staged_by_nomad()).collect();
+        let sources = requested.list.iter().map(stage).chain(volumes).chain(staged_by_nomad()).collect();
         let hosts = BoundFile { source: "/b/names/hosts".into(), at: "/etc/hosts", writable: true };
-        let options = TaskOptions { mounts: asked.clone(), ..TaskOptions::default() };
+        let options = TaskOptions { mounts: requested.clone(), ..TaskOptions::default() };
         mounts(&options, &sources, &[hosts], task).unwrap()
     }
 
@@ -251,7 +251,7 @@ pub(super) mod tests {
 
     #[test]
     fn volumes_follow_nomads_access_and_propagation() {
-        let asked = pb::Mount {
+        let requested = pb::Mount {
             task_path: "/data".to_owned(),
             host_path: "/srv/data".to_owned(),
             readonly: true,
@@ -259,10 +259,10 @@ pub(super) mod tests {
             ..Default::default()
         };
         let staged = StagedSource { at: "/pin".into(), kept: Vec::new() };
-        let made = volume(&asked, &staged).unwrap();
+        let made = volume(&requested, &staged).unwrap();
         assert_eq!(made.options().clone().unwrap(), ["rbind", "rslave", "ro"]);
         assert_eq!(made.source().as_deref(), Some(Path::new("/pin")));
-        let wrong = pb::Mount { propagation_mode: "sideways".to_owned(), ..asked };
+        let wrong = pb::Mount { propagation_mode: "sideways".to_owned(), ..requested };
         let error = volume(&wrong, &staged).unwrap_err().to_string();
         assert!(error.contains("/srv/data") && error.contains("sideways"), "{error}");
     }
@@ -274,8 +274,8 @@ pub(super) mod tests {
         assert_eq!(kept("rbind,rw,rprivate", &[]), "rbind,rw,rprivate");
         assert_eq!(kept("rbind,rw,nosuid", &["ro", "nosuid"]), "rbind,nosuid,ro");
         assert_eq!(kept("rbind,ro,exec,suid,dev", &["nodev", "noexec"]), "rbind,ro,suid,nodev,noexec");
-        let asked = pb::Mount { task_path: "/v".to_owned(), readonly: true, ..Default::default() };
-        let made = volume(&asked, &StagedSource { at: "/pin".into(), kept: vec!["nosuid"] }).unwrap();
+        let requested = pb::Mount { task_path: "/v".to_owned(), readonly: true, ..Default::default() };
+        let made = volume(&requested, &StagedSource { at: "/pin".into(), kept: vec!["nosuid"] }).unwrap();
         assert_eq!(made.options().clone().unwrap(), ["rbind", "rprivate", "ro", "nosuid"]);
         assert_eq!(made.source().as_deref(), Some(Path::new("/pin")));
     }
@@ -306,7 +306,7 @@ pub(super) mod tests {
     fn nested_mounts_come_after_their_parents() {
         let task = pb::TaskConfig { mounts: vec![nomads("/data/a/b", "")], ..task() };
         let list = vec![jobs("/data/a", MountSource::Volume, &[]), jobs("/data", MountSource::Memory, &[])];
-        let made = made(&asked(list), &task);
+        let made = made(&requested(list), &task);
         let at = |path: &str| position(&made, path);
         assert!(at("/data") < at("/data/a") && at("/data/a") < at("/data/a/b"));
         assert_eq!(made[at("/data")].typ().as_deref(), Some("tmpfs"));
@@ -315,7 +315,7 @@ pub(super) mod tests {
 
     #[test]
     fn a_jobs_mount_replaces_the_default_one() {
-        let made = made(&asked(vec![jobs("/dev/shm", MountSource::Memory, &["size=1"])]), &task());
+        let made = made(&requested(vec![jobs("/dev/shm", MountSource::Memory, &["size=1"])]), &task());
         let shm = &made[position(&made, "/dev/shm")];
         assert_eq!(shm.options().clone().unwrap(), ["size=1"]);
     }
@@ -323,7 +323,7 @@ pub(super) mod tests {
     #[test]
     fn a_mount_over_dev_drops_the_mounts_below_it() {
         let host = MountSource::Host(crate::config::HostSource::default());
-        let by_job = made(&asked(vec![jobs("/dev", host, &["rbind"])]), &task());
+        let by_job = made(&requested(vec![jobs("/dev", host, &["rbind"])]), &task());
         let by_nomad =
             made(&Mounts::default(), &pb::TaskConfig { mounts: vec![nomads("/dev", "")], ..task() });
         for made in [by_job, by_nomad] {
@@ -347,7 +347,7 @@ pub(super) mod tests {
     fn rootfs_propagation_follows_the_mounts() {
         let spread = |job: &str, nomad: &str| {
             let task = pb::TaskConfig { mounts: vec![nomads("/n", nomad)], ..task() };
-            propagation(&asked(vec![jobs("/j", MountSource::Volume, &["rbind", job])]), &task)
+            propagation(&requested(vec![jobs("/j", MountSource::Volume, &["rbind", job])]), &task)
         };
         assert_eq!(spread("rprivate", ""), None);
         assert_eq!(spread("rslave", "private").as_deref(), Some("rslave"));

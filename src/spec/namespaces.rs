@@ -22,7 +22,7 @@ pub(crate) enum NetNamespace {
 /// namespace may have been made by Nomad for the group. Without one it gets an empty one, as under the driver that this
 /// one succeeds. The default for the cgroup namespace is docker's: its own under cgroup v2 only.
 pub(super) fn namespaces(
-    asked: &Namespaces,
+    requested: &Namespaces,
     network: &NetNamespace,
     is_cgroup_v2: bool,
 ) -> Result<Vec<LinuxNamespace>, OciSpecError> {
@@ -37,7 +37,7 @@ pub(super) fn namespaces(
         host_network: _,
         // Set within the namespaces, not here.
         sysctl: _,
-    } = asked;
+    } = requested;
     let own = |kind| LinuxNamespaceBuilder::default().typ(kind).build();
     let by_default = if is_cgroup_v2 { Sharing::Private } else { Sharing::Host };
     let mut namespaces = vec![own(Mount)?];
@@ -75,9 +75,9 @@ mod tests {
 
     use super::*;
 
-    fn kinds(asked: &Namespaces, network: &NetNamespace, v2: bool) -> Vec<LinuxNamespaceType> {
+    fn kinds(requested: &Namespaces, network: &NetNamespace, v2: bool) -> Vec<LinuxNamespaceType> {
         let mut kinds: Vec<_> =
-            namespaces(asked, network, v2).unwrap().iter().map(LinuxNamespace::typ).collect();
+            namespaces(requested, network, v2).unwrap().iter().map(LinuxNamespace::typ).collect();
         kinds.sort_by_key(|kind| kind.to_string());
         kinds
     }

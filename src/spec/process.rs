@@ -16,7 +16,7 @@ pub(crate) const INIT: &str = "/sbin/docker-init";
 
 /// Returns the arguments: the entrypoint of the job or the image, then the job's command and arguments. Without those,
 /// the image's command follows, unless the job replaces the entrypoint, to which that command belongs.
-pub(super) fn arguments(asked: &config::Process, image: Option<&Config>) -> Vec<String> {
+pub(super) fn arguments(requested: &config::Process, image: Option<&Config>) -> Vec<String> {
     let config::Process {
         entrypoint,
         command,
@@ -28,15 +28,15 @@ pub(super) fn arguments(asked: &config::Process, image: Option<&Config>) -> Vec<
         tty: _,
         // Returned by `working_directory`.
         cwd: _,
-    } = asked;
+    } = requested;
     let of_image = || image.and_then(|config| config.entrypoint().clone()).unwrap_or_default();
     let replaces_all = entrypoint.as_ref().is_some_and(|words| !words.is_empty());
     let entrypoint = entrypoint.clone().unwrap_or_else(of_image);
-    let asked: Vec<String> = command.iter().chain(args).cloned().collect();
-    let rest = if asked.is_empty() && !replaces_all {
+    let requested: Vec<String> = command.iter().chain(args).cloned().collect();
+    let rest = if requested.is_empty() && !replaces_all {
         image.and_then(|config| config.cmd().clone()).unwrap_or_default()
     } else {
-        asked
+        requested
     };
     let words: Vec<String> = entrypoint.into_iter().chain(rest).collect();
     if *init && !words.is_empty() {
@@ -88,10 +88,10 @@ pub(super) fn set_variable(environment: &mut Vec<String>, entry: &str) {
 /// If the image's is below /proc: on its way into the container a process has descriptors of the runtime's there, which
 /// have allowed escapes from runtimes (CVE-2024-21626). A job's is refused with its options.
 pub(crate) fn working_directory(
-    asked: &config::Process,
+    requested: &config::Process,
     image: Option<&Config>,
 ) -> Result<String, SpecError> {
-    if let Some(directory) = &asked.cwd {
+    if let Some(directory) = &requested.cwd {
         return Ok(directory.clone());
     }
     let directory = image.and_then(|config| config.working_dir().clone()).unwrap_or_default();
@@ -143,7 +143,7 @@ mod tests {
         text.split_whitespace().map(str::to_owned).collect()
     }
 
-    fn asked(command: Option<&str>, args: &str) -> config::Process {
+    fn requested(command: Option<&str>, args: &str) -> config::Process {
         config::Process {
             command: command.map(str::to_owned),
             args: words(args),
@@ -155,13 +155,13 @@ mod tests {
     fn a_jobs_command_replaces_the_images() {
         let image =
             ConfigBuilder::default().entrypoint(words("/entry -x")).cmd(words("serve")).build().unwrap();
-        let run = |command, args| arguments(&asked(command, args), Some(&image)).join(" ");
+        let run = |command, args| arguments(&requested(command, args), Some(&image)).join(" ");
         assert_eq!(run(None, ""), "/entry -x serve");
         assert_eq!(run(None, "a b"), "/entry -x a b");
         assert_eq!(run(Some("ls"), ""), "/entry -x ls");
         assert_eq!(run(Some("ls"), "a b"), "/entry -x ls a b");
-        assert_eq!(arguments(&asked(Some("ls"), ""), None), ["ls"]);
-        assert!(arguments(&asked(None, ""), None).is_empty());
+        assert_eq!(arguments(&requested(Some("ls"), ""), None), ["ls"]);
+        assert!(arguments(&requested(None, ""), None).is_empty());
     }
 
     #[test]
@@ -169,8 +169,9 @@ mod tests {
         let image =
             ConfigBuilder::default().entrypoint(words("/entry -x")).cmd(words("serve")).build().unwrap();
         let run = |entrypoint: &str, command, args| {
-            let asked = config::Process { entrypoint: Some(words(entrypoint)), ..asked(command, args) };
-            arguments(&asked, Some(&image)).join(" ")
+            let requested =
+                config::Process { entrypoint: Some(words(entrypoint)), ..requested(command, args) };
+            arguments(&requested, Some(&image)).join(" ")
         };
         assert_eq!(run("/mine -y", None, ""), "/mine -y");
         assert_eq!(run("/mine -y", None, "a b"), "/mine -y a b");
@@ -181,7 +182,7 @@ mod tests {
 
     #[test]
     fn init_precedes_all_arguments() {
-        let with_init = |command| config::Process { init: true, ..asked(command, "a") };
+        let with_init = |command| config::Process { init: true, ..requested(command, "a") };
         assert_eq!(arguments(&with_init(Some("ls")), None), words("/sbin/docker-init -- ls a"));
         let nothing = config::Process { init: true, ..config::Process::default() };
         assert!(arguments(&nothing, None).is_empty());

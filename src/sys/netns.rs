@@ -141,17 +141,17 @@ async fn on_thread_or<T: Send + 'static>(
     undo: impl FnOnce(T) + Send + 'static,
 ) -> Result<T, NetnsError> {
     let what = Path::new("a network namespace");
-    let (tell, told) = oneshot::channel();
+    let (sender, receiver) = oneshot::channel();
     std::thread::Builder::new()
         .name("netns".to_owned())
         .spawn(move || {
-            if let Err(Ok(unwanted)) = tell.send(work()) {
+            if let Err(Ok(unwanted)) = sender.send(work()) {
                 undo(unwanted);
             }
         })
         .map_err(NetnsError::io("start a thread for", what))?;
-    match tokio::time::timeout(LIMIT, told).await {
-        Ok(told) => told.map_err(|_| NetnsError::Lost)?,
+    match tokio::time::timeout(LIMIT, receiver).await {
+        Ok(answer) => answer.map_err(|_| NetnsError::Lost)?,
         Err(_) => Err(NetnsError::io("wait longer for the kernel's work on", what)(Errno::ETIMEDOUT)),
     }
 }

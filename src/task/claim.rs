@@ -198,7 +198,7 @@ async fn keep_up(state_dir: &Path, mut held: HeldToTheEnd) -> Result<HeldToTheEn
 async fn acquire(state_dir: &Path, tell: &watch::Sender<Standing>, agent: &Agent) -> StateLock {
     let started = SystemTime::now();
     let mut successor = None;
-    let mut told = String::new();
+    let mut reported = String::new();
     loop {
         // No agent needs this plugin either: a plugin that has an agent must not wait for this one.
         if agent.away().is_some_and(|away| away >= AWAY) {
@@ -211,7 +211,7 @@ async fn acquire(state_dir: &Path, tell: &watch::Sender<Standing>, agent: &Agent
         let error;
         (error, successor) = match tried {
             Ok(Ok(lock)) => {
-                if !told.is_empty() {
+                if !reported.is_empty() {
                     tracing::info!(state_dir = %state_dir.display(), "the state directory was released, and is locked by this plugin now");
                 }
                 return lock;
@@ -220,9 +220,9 @@ async fn acquire(state_dir: &Path, tell: &watch::Sender<Standing>, agent: &Agent
             Err(error) => (Error::Failed(format!("lock the state directory: {error}")), None),
         };
         let text = error.to_string();
-        if text != told {
+        if text != reported {
             tracing::warn!("{text}");
-            told = text;
+            reported = text;
             tell.send_replace(Standing::Refused(error));
         }
         tokio::time::sleep(ROUND).await;

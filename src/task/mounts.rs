@@ -247,8 +247,8 @@ impl ResolvedMount {
 }
 
 /// Returns the propagation of a mount in the bundle with which the container's own mount of it propagates as asked.
-fn propagation(asked: &str, source: Spreads) -> std::result::Result<MsFlags, &'static str> {
-    match asked {
+fn propagation(requested: &str, source: Spreads) -> std::result::Result<MsFlags, &'static str> {
+    match requested {
         "shared" | "rshared" if source.shared => Ok(MsFlags::MS_SHARED),
         "shared" | "rshared" => {
             Err("it is not on a shared mount, which that propagation needs; see mount --make-rshared")
@@ -274,8 +274,8 @@ mod tests {
         assert_eq!(propagation("rshared", shared), Ok(MsFlags::MS_SHARED));
         assert_eq!(propagation("rslave", shared), Ok(MsFlags::MS_SLAVE));
         assert_eq!(propagation("slave", slave), Ok(MsFlags::MS_SLAVE));
-        for (asked, source) in [("rshared", private), ("shared", slave), ("rslave", private)] {
-            assert!(propagation(asked, source).unwrap_err().contains("shared mount"));
+        for (requested, source) in [("rshared", private), ("shared", slave), ("rslave", private)] {
+            assert!(propagation(requested, source).unwrap_err().contains("shared mount"));
         }
     }
 

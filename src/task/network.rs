@@ -65,12 +65,12 @@ pub(super) struct Joined {
     pub(super) addresses: Vec<IpAddr>,
     /// Settings of the resolver from the CNI plugins.
     pub(super) dns: cni::Dns,
-    pub(super) told: Option<DriverNetwork>,
+    pub(super) driver_network: Option<DriverNetwork>,
 }
 
 impl Joined {
     fn at(namespace: NetNamespace, addresses: Vec<IpAddr>) -> Self {
-        Self { namespace, addresses, dns: cni::Dns::default(), told: None }
+        Self { namespace, addresses, dns: cni::Dns::default(), driver_network: None }
     }
 }
 
@@ -174,8 +174,8 @@ impl NetworkPlan {
         let added = container.cni.add(plugins, &attachment, &container.bundle.network_record()).await?;
         let AddResult { addresses, mac, dns, .. } = added;
         self.is_met(plugins.name(), &addresses, mac.as_deref())?;
-        let told = self.told(name, &addresses)?;
-        Ok(Joined { namespace: NetNamespace::At(path), addresses, dns, told })
+        let driver_network = self.driver_network(name, &addresses)?;
+        Ok(Joined { namespace: NetNamespace::At(path), addresses, dns, driver_network })
     }
 
     /// Returns the CNI capabilities that the network is asked for. A network refuses what none of its plugins takes;
@@ -197,9 +197,9 @@ impl NetworkPlan {
 
     /// Checks that the network has given the task what was asked for, which plugins may pass over in silence.
     fn is_met(&self, network: &str, addresses: &[IpAddr], mac: Option<&str>) -> Result<()> {
-        let unmet = |option: &str, asked: &str| {
+        let unmet = |option: &str, requested: &str| {
             Error::Invalid(format!(
-                "the option {option} can't be {asked:?}: network {network} has given the task another one"
+                "the option {option} can't be {requested:?}: network {network} has given the task another one"
             ))
         };
         let OwnNetworkOptions { ipv4, ipv6, mac: wanted_mac, .. } = &self.own_network;
@@ -232,7 +232,7 @@ impl NetworkPlan {
 
     /// Returns the network as reported to Nomad. The address of the default network is not advertised unless a service
     /// asks for it: it means nothing to other nodes.
-    fn told(&self, name: Option<&str>, addresses: &[IpAddr]) -> Result<Option<DriverNetwork>> {
+    fn driver_network(&self, name: Option<&str>, addresses: &[IpAddr]) -> Result<Option<DriverNetwork>> {
         let advertise_ipv6 = self.own_network.advertise_ipv6;
         let wanted = addresses.iter().find(|address| address.is_ipv6() == advertise_ipv6);
         if advertise_ipv6 && wanted.is_none() {
@@ -324,9 +324,9 @@ async fn share(
     netns::pin(OwnedFd::from(namespace), &at).await?;
     let addresses = netns::addresses(&at).await?;
     let mut joined = Joined::at(NetNamespace::At(at), addresses);
-    let told =
+    let driver_network =
         |address: &IpAddr| DriverNetwork { address: *address, ports: BTreeMap::new(), auto_advertise: false };
-    joined.told = joined.addresses.first().map(told);
+    joined.driver_network = joined.addresses.first().map(driver_network);
     Ok(joined)
 }
 

@@ -127,26 +127,26 @@ impl Tasks {
         tracing::error!(container, error = %trouble, "the task's output can't be collected for now; trying again");
         let waits = |why: &Error| LogEvent::Blocked { stream: Stream::Stdout, why: why.to_string() };
         let begin = async {
-            let mut told = false;
+            let mut reported = false;
             loop {
                 tokio::time::sleep(TRIED_AGAIN).await;
                 match self.collect_output(&driver_state, &task_events).await {
-                    Ok(log_collector) => break (log_collector, told),
-                    Err(error) if told => {
+                    Ok(log_collector) => break (log_collector, reported),
+                    Err(error) if reported => {
                         tracing::debug!(container, %error, "the task's output still can't be collected");
                     }
                     Err(error) => task_events.logs(waits(&error)),
                 }
-                told = true;
+                reported = true;
             }
         };
         let exited = |phase: &Phase| matches!(phase, Phase::Exited(_));
-        let (log_collector, told) = tokio::select! {
+        let (log_collector, reported) = tokio::select! {
             begun = begin => begun,
             _ = phase.wait_for(exited) => return,
         };
         tracing::info!(container, "collecting the task's output again");
-        if told {
+        if reported {
             task_events.logs(LogEvent::Resumed { stream: Stream::Stdout });
         }
         let Some(mut log_collector) = log_collector else { return };

@@ -39,16 +39,16 @@ impl Runtime {
         let config = &settings.config;
         let runtime = options.runtime.shim(config);
         let program = options.runtime.program(config).map(str::to_owned);
-        let told = config.runtime_options.get(runtime).cloned().unwrap_or_default();
-        let family = Family::of_runtime(runtime, told.type_url.as_deref());
+        let shim_options = config.runtime_options.get(runtime).cloned().unwrap_or_default();
+        let family = Family::of_runtime(runtime, shim_options.type_url.as_deref());
         let options = match family {
             Family::Runc => runc_options(program, settings),
             Family::Gvisor => {
                 options.fit_sandbox()?;
                 nomads_fit_sandbox(task)?;
-                gvisor_options(told.config_path, program, settings).await?
+                gvisor_options(shim_options.config_path, program, settings).await?
             }
-            Family::Other => other_options(runtime, told, program.as_deref())?,
+            Family::Other => other_options(runtime, shim_options, program.as_deref())?,
         };
         Ok(Self { family, options })
     }
@@ -114,7 +114,7 @@ fn runc_options(program: Option<String>, settings: &Settings) -> CreateOptions {
     }))
 }
 
-fn other_options(runtime: &str, told: RuntimeOptions, program: Option<&str>) -> Result<CreateOptions> {
+fn other_options(runtime: &str, options: RuntimeOptions, program: Option<&str>) -> Result<CreateOptions> {
     if let Some(program) = program {
         return Err(Error::Invalid(format!(
             "the option oci_runtime can't be {program:?} with the runtime {runtime}: the type of options that its \
@@ -123,7 +123,7 @@ fn other_options(runtime: &str, told: RuntimeOptions, program: Option<&str>) -> 
             shim_protos::any::RUNC_OPTIONS_URL
         )));
     }
-    Ok(match told {
+    Ok(match options {
         RuntimeOptions { type_url: None, config_path: None } => CreateOptions::None,
         RuntimeOptions { type_url, config_path } => CreateOptions::File {
             type_url: type_url.unwrap_or_default(),
@@ -289,19 +289,20 @@ mod tests {
 
     #[test]
     fn another_shim_gets_what_the_operator_says_and_no_program() {
-        let told = |type_url: Option<&str>, path: Option<&str>| RuntimeOptions {
+        let options = |type_url: Option<&str>, path: Option<&str>| RuntimeOptions {
             type_url: type_url.map(str::to_owned),
             config_path: path.map(PathBuf::from),
         };
-        let of = |told| other_options("io.containerd.kata.v2", told, None).unwrap();
-        assert_eq!(of(told(None, None)), CreateOptions::None);
+        let of = |options| other_options("io.containerd.kata.v2", options, None).unwrap();
+        assert_eq!(of(options(None, None)), CreateOptions::None);
         let kata = CreateOptions::File {
             type_url: "io.containerd.kata.v2.options".to_owned(),
             path: "/etc/kata.toml".into(),
         };
-        assert_eq!(of(told(Some("io.containerd.kata.v2.options"), Some("/etc/kata.toml"))), kata);
-        let error =
-            other_options("io.containerd.kata.v2", told(None, None), Some("crun")).unwrap_err().to_string();
+        assert_eq!(of(options(Some("io.containerd.kata.v2.options"), Some("/etc/kata.toml"))), kata);
+        let error = other_options("io.containerd.kata.v2", options(None, None), Some("crun"))
+            .unwrap_err()
+            .to_string();
         for word in
             ["oci_runtime", "crun", "io.containerd.kata.v2", "runtime_options", "containerd.runc.v1.Options"]
         {

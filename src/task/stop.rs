@@ -25,7 +25,7 @@ impl Tasks {
     ///
     /// # Errors
     /// When not even SIGKILL ends the task.
-    pub(crate) async fn stop(&self, task_id: &str, asked: &str, timeout: Duration) -> Result<()> {
+    pub(crate) async fn stop(&self, task_id: &str, requested: &str, timeout: Duration) -> Result<()> {
         let task = loop {
             let freed = self.freed.notified();
             match self.lock().get(&container::container_id(task_id)) {
@@ -35,18 +35,19 @@ impl Tasks {
             }
             freed.await;
         };
-        task.stop(asked, timeout).await
+        task.stop(requested, timeout).await
     }
 }
 
 impl Task {
-    /// Asks the task to exit, by the signal `asked`, else by the image's, else by SIGTERM, and kills it at the timeout.
+    /// Asks the task to exit, by the signal `requested`, else by the image's, else by SIGTERM, and kills it at the timeout.
     /// Returns once it has exited.
     ///
     /// # Errors
     /// When not even SIGKILL ends the task.
-    async fn stop(&self, asked: &str, timeout: Duration) -> Result<()> {
-        let signal = self.stop_signal(asked).map(|signal| deliverable(signal, self.driver_state.family()));
+    async fn stop(&self, requested: &str, timeout: Duration) -> Result<()> {
+        let signal =
+            self.stop_signal(requested).map(|signal| deliverable(signal, self.driver_state.family()));
         if self.has_exited() {
             return Ok(());
         }
@@ -112,12 +113,12 @@ impl Task {
     /// Returns the signal that a task is asked to exit by: the job's, else the image's, else SIGTERM. SIGTERM also
     /// stands in for a signal that does not exist, so that the task can be stopped all the same. `None` for Nomad's
     /// SIGNULL.
-    fn stop_signal(&self, asked: &str) -> Option<i32> {
-        if signal::is_none(asked) {
+    fn stop_signal(&self, requested: &str) -> Option<i32> {
+        if signal::is_none(requested) {
             return None;
         }
         let of_image = self.driver_state.stop_signal.as_deref().unwrap_or_default();
-        let wanted = if asked.is_empty() { of_image } else { asked };
+        let wanted = if requested.is_empty() { of_image } else { requested };
         if wanted.is_empty() {
             return Some(Signal::SIGTERM as i32);
         }

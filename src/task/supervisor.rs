@@ -279,18 +279,18 @@ async fn by_sandbox(ended: ProcessExit, init: Option<&Init>) -> Exit {
 }
 
 fn of_sandbox(ended: ProcessExit, word: Option<ExitStatus>) -> Exit {
-    let said = i32::try_from(ended.status).unwrap_or(i32::MAX);
+    let reported = i32::try_from(ended.status).unwrap_or(i32::MAX);
     let (code, error) = match word {
         Some(status) if ended.status == LOST_BY_GVISOR => (code_of(status), None),
         None if ended.status == LOST_BY_GVISOR => (
-            said,
+            reported,
             Some(
                 "the task has exited, and its exit code is not known: gVisor's shim asked for it too late, and this \
                  kernel does not keep it (Linux 6.15 and newer do)"
                     .to_owned(),
             ),
         ),
-        _ => (said, None),
+        _ => (reported, None),
     };
     Exit { code, signal: likely_signal(code), oom_killed: false, at: ended.at, error }
 }
@@ -420,16 +420,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_wait_is_retried_while_the_shim_runs() {
-        let asked = std::cell::Cell::new(0);
+        let calls = std::cell::Cell::new(0);
         let ended = ProcessExit { status: 7, at: SystemTime::UNIX_EPOCH };
         let again = || -> PendingWait {
-            asked.set(asked.get() + 1);
-            let answer = if asked.get() == 3 { Ok(ended) } else { Err(broken()) };
+            calls.set(calls.get() + 1);
+            let answer = if calls.get() == 3 { Ok(ended) } else { Err(broken()) };
             Box::pin(async { answer })
         };
         let first: PendingWait = Box::pin(async { Err(broken()) });
         assert_eq!(answer(first, again, || Box::pin(async { false })).await.unwrap(), ended);
-        assert_eq!(asked.get(), 3);
+        assert_eq!(calls.get(), 3);
     }
 
     #[tokio::test]

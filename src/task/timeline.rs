@@ -138,7 +138,7 @@ mod tests {
             let mut cut = std::pin::pin!(timeline.step("cut", std::future::pending::<()>()));
             assert!(futures::poll!(cut.as_mut()).is_pending());
         }
-        let told = timeline.to_string();
-        assert!(told.starts_with("done 0.0+") && told.contains(" cut 0."), "{told}");
+        let text = timeline.to_string();
+        assert!(text.starts_with("done 0.0+") && text.contains(" cut 0."), "{text}");
     }
 }

@@ -41,16 +41,17 @@ impl Section<'_> {
             Some(declared) => assert_eq!(kind, format!("`{declared}"), "{name}: the type"),
             None => assert!(kind.contains("` or `"), "{name} takes several types, and the page has {kind}"),
         }
-        let said = match &declared.default {
+        let description = match &declared.default {
             Default::Required => rest.strip_prefix("required. "),
             Default::Value(value) => rest.strip_prefix(&format!("default: `{value}`. ")),
             Default::Words => {
                 let words = rest.strip_prefix("default: ");
-                words.and_then(|words| words.split_once(". ")).map(|(_, said)| said)
+                words.and_then(|words| words.split_once(". ")).map(|(_, description)| description)
             }
         };
-        let said = said.unwrap_or_else(|| panic!("{name}: {:?}, and the page has {rest}", declared.default));
-        assert!(!said.is_empty(), "{name}: the page doesn't say what it is");
+        let description =
+            description.unwrap_or_else(|| panic!("{name}: {:?}, and the page has {rest}", declared.default));
+        assert!(!description.is_empty(), "{name}: the page doesn't say what it is");
     }
 
     /// Returns the option's default, where the page gives it as a value.

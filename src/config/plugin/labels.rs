@@ -45,7 +45,7 @@ impl ExtraLabels {
             .into_iter()
             .filter(move |(name, _)| wanted(name))
             .map(|(name, say)| (format!("com.hashicorp.nomad.{name}"), say(task).to_owned()))
-            .filter(|(_, said)| !said.is_empty())
+            .filter(|(_, value)| !value.is_empty())
     }
 }
 

@@ -35,11 +35,11 @@ pub(super) fn schema() -> Vec<(&'static str, Spec)> {
 impl Raw {
     pub(super) fn decode(self) -> Result<StartLimit, ConfigError> {
         let Self { max_concurrent_starts } = self;
-        let asked = max_concurrent_starts
+        let requested = max_concurrent_starts
             .map(|number| number.within("max_concurrent_starts", 0, MAX_CONCURRENT_STARTS))
             .transpose()?
             .unwrap_or_default();
-        Ok(StartLimit { max_concurrent: usize::try_from(asked).ok().and_then(NonZeroUsize::new) })
+        Ok(StartLimit { max_concurrent: usize::try_from(requested).ok().and_then(NonZeroUsize::new) })
     }
 }
 

@@ -55,8 +55,8 @@ impl Raw {
     }
 }
 
-fn device(asked: Value) -> Result<Device, ConfigError> {
-    match asked {
+fn device(requested: Value) -> Result<Device, ConfigError> {
+    match requested {
         Value::String(text) => short(&text),
         Value::Object(block) => long(&block),
         other => Err(value(OPTION, other.to_string(), EXAMPLE)),
@@ -158,12 +158,12 @@ pub(super) fn permitted_by(devices: &[Device], operators: &PluginDevices) -> Res
         Device::Path(device) => !operators.allow_path(&device.on_host),
         Device::Cdi(name) => !operators.allow_cdi(name),
     });
-    let asked = match refused {
+    let requested = match refused {
         None => return Ok(()),
         Some(Device::Path(device)) => device.on_host.display().to_string(),
         Some(Device::Cdi(name)) => name.clone(),
     };
-    Err(forbidden(OPTION, &asked, "allow_devices", &asked))
+    Err(forbidden(OPTION, &requested, "allow_devices", &requested))
 }
 
 #[cfg(test)]
@@ -173,8 +173,8 @@ mod tests {
     use super::*;
     use crate::config::task::tests::{decode, refusal};
 
-    fn devices(asked: &Value) -> Vec<Device> {
-        decode(&json!({"image": "x", "devices": asked})).unwrap().devices
+    fn devices(requested: &Value) -> Vec<Device> {
+        decode(&json!({"image": "x", "devices": requested})).unwrap().devices
     }
 
     fn path(on_host: &str, in_container: &str, permissions: &str) -> Device {
@@ -239,12 +239,12 @@ mod tests {
             allowed: Some(vec!["/dev/dri".to_owned(), "v.com/c=1".to_owned(), "v.com/d".to_owned()]),
             ..PluginDevices::default()
         };
-        let asked = |name: &str| permitted_by(&devices(&json!([name])), &operators);
+        let requested = |name: &str| permitted_by(&devices(&json!([name])), &operators);
         for allowed in ["/dev/dri", "/dev/dri/card0:/dev/card:r", "v.com/c=1", "v.com/d=7"] {
-            asked(allowed).unwrap();
+            requested(allowed).unwrap();
         }
         for refused in ["/dev/drive", "/dev", "/dev/dri/../sda:/dev/a", "v.com/c=12", "v.com/dd=1"] {
-            let error = asked(refused).unwrap_err().to_string();
+            let error = requested(refused).unwrap_err().to_string();
             let name = refused.trim_end_matches(":/dev/a");
             assert!(error.contains(name) && error.contains("allow_devices"), "{error}");
             permitted_by(&devices(&json!([refused])), &PluginDevices::default()).unwrap();

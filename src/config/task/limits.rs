@@ -83,11 +83,12 @@ impl Raw {
 impl Limits {
     pub(super) fn permitted_by(&self, operators: &PluginLimits) -> Result<(), ConfigError> {
         let Self { pids, rlimits: _, oom_score_adj: _, cpu: _, memory: _ } = self;
-        let (asked, PluginLimits { pids_limit, oom_score_adj: _ }) = (pids, operators);
+        let (requested, PluginLimits { pids_limit, oom_score_adj: _ }) = (pids, operators);
         let Some(most) = *pids_limit else { return Ok(()) };
-        let too_many =
-            |asked: i64| forbidden("pids_limit", &asked.to_string(), "pids_limit", &asked.to_string());
-        match *asked {
+        let too_many = |requested: i64| {
+            forbidden("pids_limit", &requested.to_string(), "pids_limit", &requested.to_string())
+        };
+        match *requested {
             PidsLimit::Unlimited => Err(too_many(-1)),
             PidsLimit::Of(limit) if limit > most => Err(too_many(limit)),
             PidsLimit::Operators | PidsLimit::Of(_) => Ok(()),

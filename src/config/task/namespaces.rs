@@ -224,10 +224,10 @@ mod tests {
             ("userns_mode", json!("host"), "allowed_modes.userns"),
             ("host_network", json!(true), "allowed_modes.network"),
         ] {
-            let asked = of(json!({option: value}));
-            let error = asked.permitted_by(&none).unwrap_err().to_string();
+            let requested = of(json!({option: value}));
+            let error = requested.permitted_by(&none).unwrap_err().to_string();
             assert!(error.contains(option) && error.contains(kind), "{error}");
-            asked.permitted_by(&all).unwrap();
+            requested.permitted_by(&all).unwrap();
         }
         Namespaces::default().permitted_by(&none).unwrap();
         of(json!({"host_network": true})).permitted_by(&AllowedModes::default()).unwrap();

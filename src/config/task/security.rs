@@ -160,7 +160,7 @@ impl Security {
             ("privileged", "true", *privileged),
             ("security_opt", "systempaths=unconfined", *system_paths_unconfined),
         ];
-        for (option, value, _) in all.into_iter().filter(|(_, _, asked)| *asked) {
+        for (option, value, _) in all.into_iter().filter(|(_, _, requested)| *requested) {
             if !allow_privileged {
                 return Err(forbidden(option, value, "allow_privileged", "the value true"));
             }

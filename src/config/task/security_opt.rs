@@ -20,7 +20,7 @@ pub(super) struct SecurityOpt {
 
 impl SecurityOpt {
     pub(super) fn decode(list: Option<Vec<Option<String>>>) -> Result<Self, ConfigError> {
-        let (mut said, mut seen) = (Self::default(), Vec::new());
+        let (mut options, mut seen) = (Self::default(), Vec::new());
         for word in reject_nulls(OPTION, list)? {
             // Docker's older form has a colon.
             let (key, setting) = word.split_once('=').or_else(|| word.split_once(':')).unwrap_or((&word, ""));
@@ -29,11 +29,11 @@ impl SecurityOpt {
             }
             seen.push(key.to_owned());
             match (key, setting) {
-                ("no-new-privileges", "" | "true") => said.no_new_privileges = Some(true),
-                ("no-new-privileges", "false") => said.no_new_privileges = Some(false),
-                ("seccomp", setting) if !setting.is_empty() => said.seccomp = Some(setting.to_owned()),
-                ("apparmor", setting) if !setting.is_empty() => said.apparmor = Some(setting.to_owned()),
-                ("systempaths", "unconfined") => said.system_paths_unconfined = true,
+                ("no-new-privileges", "" | "true") => options.no_new_privileges = Some(true),
+                ("no-new-privileges", "false") => options.no_new_privileges = Some(false),
+                ("seccomp", setting) if !setting.is_empty() => options.seccomp = Some(setting.to_owned()),
+                ("apparmor", setting) if !setting.is_empty() => options.apparmor = Some(setting.to_owned()),
+                ("systempaths", "unconfined") => options.system_paths_unconfined = true,
                 // No task has a label, so there is nothing to disable.
                 ("label", "disable") => {}
                 ("label", _) => {
@@ -46,7 +46,7 @@ impl SecurityOpt {
                 _ => return Err(value(OPTION, word, KNOWN)),
             }
         }
-        Ok(said)
+        Ok(options)
     }
 }
 

@@ -65,7 +65,7 @@ impl Containerd {
         while let Some(part) = self.within(&doing, QUICK, stream.message()).await? {
             bytes.extend_from_slice(&part.data);
             crate::image::manifest::check_size("it", bytes.len() as u64, limit_bytes)
-                .map_err(|problem| problem.during(&doing))?;
+                .map_err(|error| error.during(&doing))?;
         }
         Ok(bytes)
     }
@@ -127,7 +127,7 @@ impl Containerd {
     ) -> Result<Option<Ingest>, Error> {
         let reference = format!("{}-{}", role.name(), descriptor.digest());
         let observers = lease.observers();
-        let in_line = |problem: ImageError| problem.during(format!("write {reference}"));
+        let in_line = |error: ImageError| error.during(format!("write {reference}"));
         let guard = self.shared.images.locks.acquire(&reference, Wait::SameBlob, observers);
         let guard = guard.await.map_err(in_line)?;
         let opening = self.open_unlocked(role, descriptor, lease);
@@ -289,7 +289,7 @@ impl Ingest {
             self.containerd.within(&self.doing, deadline, stream.answers.message()).await
         };
         let answer = self.observers.wait_for(Wait::Store, exchanged).await;
-        let answer = answer.map_err(|problem| problem.during(&self.doing))??;
+        let answer = answer.map_err(|error| error.during(&self.doing))??;
         answer.map(drop).ok_or_else(ended)
     }
 }

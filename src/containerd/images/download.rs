@@ -137,10 +137,9 @@ impl<'a> Download<'a> {
     /// well. A permit is held while bytes come, and for a moment until the first of them.
     async fn go_on(&self, ingest: &mut Ingest, was_kept_waiting: &mut bool) -> Result<(), Error> {
         let begun_bytes = ingest.written_bytes();
-        let asked = async {
-            self.registry.blob(self.blob, begun_bytes).await.map_err(|problem| self.failed(problem))
-        };
-        let answered = self.limits.layers.answered(self.progress.observers(), asked).await?;
+        let request =
+            async { self.registry.blob(self.blob, begun_bytes).await.map_err(|error| self.failed(error)) };
+        let answered = self.limits.layers.answered(self.progress.observers(), request).await?;
         let Answered { answer: mut body, permit, was_kept_waiting: was_kept } = answered;
         let mut pace = Pace { permit: Some(permit), since: Instant::now(), came_bytes: 0 };
         *was_kept_waiting = was_kept;
@@ -155,7 +154,7 @@ impl<'a> Download<'a> {
             if pace.is_to_wait(came_bytes) {
                 *was_kept_waiting = true;
                 let permit = self.limits.layers.permit(self.progress.observers()).await;
-                pace.permit = Some(permit.map_err(|problem| self.failed(problem))?);
+                pace.permit = Some(permit.map_err(|error| self.failed(error))?);
             }
             let here_bytes = ingest.written_bytes() + part.len() as u64;
             if here_bytes > self.blob.size() {
@@ -165,7 +164,7 @@ impl<'a> Download<'a> {
             if part.len() >= PART_BYTES || !matches!(came, Ok(true)) && !part.is_empty() {
                 ingest.write(std::mem::replace(&mut part, Vec::with_capacity(ROOM_BYTES))).await?;
             }
-            if !came.map_err(|problem| self.failed(problem))? {
+            if !came.map_err(|error| self.failed(error))? {
                 break;
             }
         }
@@ -177,8 +176,8 @@ impl<'a> Download<'a> {
         Ok(())
     }
 
-    fn failed(&self, problem: ImageError) -> Error {
-        problem.during(format!("fetch layer {}", self.blob.digest()))
+    fn failed(&self, error: ImageError) -> Error {
+        error.during(format!("fetch layer {}", self.blob.digest()))
     }
 }
 

@@ -83,9 +83,8 @@ impl Limit {
         observers: &Observers,
         question: impl Future<Output = Result<T, Error>>,
     ) -> Result<Answered<T>, Error> {
-        let permit = || async {
-            self.permit(observers).await.map_err(|problem| problem.during("wait for a pull slot"))
-        };
+        let permit =
+            || async { self.permit(observers).await.map_err(|error| error.during("wait for a pull slot")) };
         let held = permit().await?;
         let mut question = pin!(question);
         if let Ok(answer) = tokio::time::timeout(ANSWERS, question.as_mut()).await {

@@ -126,7 +126,7 @@ impl Containerd {
         let images = &self.shared.images;
         let looked_at = source.clone();
         let key = timeout_at(until, off_thread(move || FileKey::of(&looked_at))).await.map_err(|_| late())?;
-        let key = key.map_err(|problem| problem.during("look at it"))?;
+        let key = key.map_err(|error| error.during("look at it"))?;
         let name = format!("archive {key:?}");
         let guard = images.locks.acquire(&name, Wait::SameArchive, &observers).await;
         let _guard = guard.map_err(|_| late())?;
@@ -174,7 +174,7 @@ async fn copy(
     blob: &Descriptor,
     mut ingest: Ingest,
 ) -> Result<(), Error> {
-    let failed = |problem: ImageError| problem.during(format!("read layer {}", blob.digest()));
+    let failed = |error: ImageError| error.during(format!("read layer {}", blob.digest()));
     let mut hasher = Sha256::new();
     let end = extent.at + extent.size_bytes;
     for part in parts(extent) {
@@ -215,7 +215,7 @@ async fn find(source: Source, terms: ReadTerms) -> Result<Found, Error> {
         Ok(Found { archive: Arc::new(archive), name, documents, extents, layout: Arc::new(layout) })
     })
     .await
-    .map_err(|problem| problem.during("look into it"))
+    .map_err(|error| error.during("look into it"))
 }
 
 type Parts = (String, Documents, Vec<Extent>);

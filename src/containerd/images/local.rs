@@ -120,7 +120,7 @@ impl Containerd {
 
     async fn read_layout(&self, target: &Target) -> Result<Layout, Error> {
         let invalid =
-            |problem: crate::image::ImageError| problem.during(format!("read manifest {}", target.digest));
+            |error: crate::image::ImageError| error.during(format!("read manifest {}", target.digest));
         let bytes = self.read_content(&target.digest, MANIFEST_LIMIT_BYTES).await?;
         let (_, document) = manifest::parse(&target.media_type, &bytes).map_err(invalid)?;
         let (digest, manifest) = match document {

@@ -38,20 +38,20 @@ struct State {
 /// The reports and log lines already made.
 #[derive(Debug, Default)]
 struct Steps {
-    told: usize,
+    reported: usize,
     logged_tenth: u64,
     logged_after: Duration,
 }
 
 impl Steps {
-    fn is_to_tell(&mut self, age: Duration) -> bool {
+    fn report_is_due(&mut self, age: Duration) -> bool {
         let due = TOLD_AFTER.iter().filter(|after| **after <= age).count();
-        let is_new = due > self.told;
-        self.told = self.told.max(due);
+        let is_new = due > self.reported;
+        self.reported = self.reported.max(due);
         is_new
     }
 
-    fn is_to_log(&mut self, age: Duration, percent: u64) -> bool {
+    fn log_is_due(&mut self, age: Duration, percent: u64) -> bool {
         let is_due = percent / 10 > self.logged_tenth && age >= self.logged_after + LOGGED_EVERY;
         if is_due {
             (self.logged_tenth, self.logged_after) = (percent / 10, age);
@@ -129,7 +129,7 @@ impl Progress {
     /// is `None`, as much as counts.
     fn note(&self, came_bytes: Option<u64>, change: impl FnOnce(&mut Counts)) {
         let age = self.begun.elapsed();
-        let (counts, is_to_tell, is_to_log) = {
+        let (counts, report_is_due, log_is_due) = {
             let mut state = self.lock();
             change(&mut state.counts);
             state.came_bytes += came_bytes.unwrap_or(MOVES_BYTES);
@@ -137,12 +137,12 @@ impl Progress {
                 (state.moved, state.came_bytes) = (Instant::now(), 0);
             }
             let counts = state.counts;
-            (counts, state.steps.is_to_tell(age), state.steps.is_to_log(age, counts.percent()))
+            (counts, state.steps.report_is_due(age), state.steps.log_is_due(age, counts.percent()))
         };
-        if is_to_tell {
+        if report_is_due {
             self.observers.tell(&PullEvent::Progress { counts });
         }
-        if is_to_log {
+        if log_is_due {
             let Counts { layers, layers_here, total_bytes, here_bytes, .. } = counts;
             let percent = counts.percent();
             tracing::info!(
@@ -186,17 +186,17 @@ mod tests {
     #[test]
     fn progress_events_of_a_long_pull_are_few() {
         let mut steps = Steps::default();
-        let told = (0..10_000).filter(|second| steps.is_to_tell(Duration::from_secs(*second)));
-        assert_eq!(told.collect::<Vec<_>>(), [5, 30, 120, 600]);
+        let reported = (0..10_000).filter(|second| steps.report_is_due(Duration::from_secs(*second)));
+        assert_eq!(reported.collect::<Vec<_>>(), [5, 30, 120, 600]);
         // Reports that were due while nothing came are made once.
         let mut late = Steps::default();
-        assert!(late.is_to_tell(Duration::from_secs(60)) && !late.is_to_tell(Duration::from_secs(61)));
+        assert!(late.report_is_due(Duration::from_secs(60)) && !late.report_is_due(Duration::from_secs(61)));
     }
 
     #[test]
     fn progress_is_logged_in_tenths() {
         let mut steps = Steps::default();
-        let mut at = |seconds: u64, percent| steps.is_to_log(Duration::from_secs(seconds), percent);
+        let mut at = |seconds: u64, percent| steps.log_is_due(Duration::from_secs(seconds), percent);
         assert!(!at(0, 15) && at(1, 15) && !at(5, 19) && at(5, 50) && !at(5, 60) && at(6, 60) && !at(60, 69));
     }
 

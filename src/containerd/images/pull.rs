@@ -108,7 +108,7 @@ pub(super) async fn bounded<T>(
 async fn is_current(registry: &Registry<'_>, reference: &Reference, current: &str) -> Result<bool, Error> {
     let version = reference.version();
     let resolved = registry.resolve(version).await;
-    let resolved = resolved.map_err(|problem| problem.during(format!("resolve {version}")))?;
+    let resolved = resolved.map_err(|error| error.during(format!("resolve {version}")))?;
     Ok(resolved.digest().as_ref() == current)
 }
 
@@ -126,7 +126,7 @@ impl Pull<'_> {
             Some(guard) => guard,
             None => {
                 drop(permit);
-                let in_line = |problem: ImageError| problem.during("wait for another pull");
+                let in_line = |error: ImageError| error.during("wait for another pull");
                 let guard = images.locks.acquire(&name, Wait::SameImage, observers).await.map_err(in_line)?;
                 permit = images.limits.pulls.permit(observers).await.map_err(in_line)?;
                 guard
@@ -168,14 +168,14 @@ impl Pull<'_> {
             Document::Index(index) => {
                 let chosen = manifest::choose(&index, &host());
                 let (place, descriptor) =
-                    chosen.map_err(|problem| problem.during(format!("read index {}", target.digest())))?;
+                    chosen.map_err(|error| error.during(format!("read index {}", target.digest())))?;
                 let (manifest, bytes) = self.chosen_manifest(descriptor).await?;
                 (manifest, Some((place, bare(descriptor), bytes)))
             }
         };
         let digest =
             chosen.as_ref().map_or(target.digest(), |(_, descriptor, _)| descriptor.digest()).clone();
-        let read = |problem: ImageError| problem.during(format!("read manifest {digest}"));
+        let read = |error: ImageError| error.during(format!("read manifest {digest}"));
         let config = self.config(manifest.config()).await?;
         let layout = Layout::new(digest.as_ref(), &manifest, &config, &host()).map_err(read)?;
         let layout = Arc::new(layout);
@@ -192,12 +192,12 @@ impl Pull<'_> {
     async fn resolve(&self) -> Result<(Descriptor, Vec<u8>, Document), Error> {
         let version = self.reference.version();
         let doing = format!("fetch manifest {version}");
-        let failed = |problem: ImageError| problem.during(&doing);
+        let failed = |error: ImageError| error.during(&doing);
         let fetched = self.registry.manifest(version).await.map_err(failed)?;
         let digest = digest::digest_of(&fetched.bytes);
         tracing::debug!(image = %self.reference, digest, from = fetched.origin, "the image is resolved");
         if let Some(expected) = self.reference.digest() {
-            check_digest(expected, &digest).map_err(|problem| failed(problem.on_the_way()))?;
+            check_digest(expected, &digest).map_err(|error| failed(error.on_the_way()))?;
         }
         let (media_type, document) = manifest::parse(&fetched.media_type, &fetched.bytes).map_err(failed)?;
         let digest: Digest = digest.parse().map_err(|_| failed(ImageError::corrupt("an invalid digest")))?;
@@ -208,7 +208,7 @@ impl Pull<'_> {
 
     async fn chosen_manifest(&self, descriptor: &Descriptor) -> Result<(Box<ImageManifest>, Vec<u8>), Error> {
         let doing = format!("fetch manifest {}", descriptor.digest());
-        let failed = |problem: ImageError| problem.during(&doing);
+        let failed = |error: ImageError| error.during(&doing);
         digest::check_algorithm(descriptor).map_err(failed)?;
         manifest::check_size("it", descriptor.size(), MANIFEST_LIMIT_BYTES).map_err(failed)?;
         let bytes = match self.stored(descriptor).await? {
@@ -224,7 +224,7 @@ impl Pull<'_> {
 
     async fn config(&self, descriptor: &Descriptor) -> Result<Vec<u8>, Error> {
         let doing = format!("fetch configuration {}", descriptor.digest());
-        let failed = |problem: ImageError| problem.during(&doing);
+        let failed = |error: ImageError| error.during(&doing);
         manifest::check_config(descriptor).map_err(failed)?;
         let bytes = match self.stored(descriptor).await? {
             Some(bytes) => bytes,

@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn remote_labels_name_the_image_and_the_layers_above() {
-        let said = labels(Some(&layer_labels(3)), &layer(1));
+        let labels = labels(Some(&layer_labels(3)), &layer(1));
         let digest = |number| layer(number).blob.digest().to_string();
         let expected = [
             ("containerd.io/snapshot.ref", "chain-1".to_owned()),
@@ -115,20 +115,20 @@ mod tests {
             ("containerd.io/snapshot/cri.image-layers", format!("{},{}", digest(1), digest(2))),
             ("containerd.io/snapshot/nydus-blob", "true".to_owned()),
         ];
-        assert_eq!(said, expected.map(|(key, value)| (key.to_owned(), value)).into());
+        assert_eq!(labels, expected.map(|(key, value)| (key.to_owned(), value)).into());
     }
 
     #[test]
     fn local_snapshotters_get_the_target_label_alone() {
-        let said = labels(None, &layer(1));
-        assert_eq!(said, [("containerd.io/snapshot.ref".to_owned(), "chain-1".to_owned())].into());
+        let labels = labels(None, &layer(1));
+        assert_eq!(labels, [("containerd.io/snapshot.ref".to_owned(), "chain-1".to_owned())].into());
     }
 
     #[test]
     fn no_label_is_longer_than_the_daemon_takes() {
-        let said = labels(Some(&layer_labels(127)), &layer(0));
-        assert!(said.iter().all(|(key, value)| key.len() + value.len() <= LABEL_LIMIT_BYTES));
-        let layers: Vec<_> = said[LAYERS].split(',').collect();
+        let labels = labels(Some(&layer_labels(127)), &layer(0));
+        assert!(labels.iter().all(|(key, value)| key.len() + value.len() <= LABEL_LIMIT_BYTES));
+        let layers: Vec<_> = labels[LAYERS].split(',').collect();
         assert!(layers.len() > 50 && layers.iter().all(|digest| digest.len() == 71), "{layers:?}");
     }
 }

@@ -62,12 +62,12 @@ impl SingleFlight {
             pull.observers.add(&observer, until);
             let waits = match tokio::time::timeout_at(until, pull.outcome).await {
                 // The pull was being given up already, since nobody else waited for it any more.
-                Ok(Err(Error::Image { problem: ImageError::Deadline { .. }, .. }))
+                Ok(Err(Error::Image { error: ImageError::Deadline { .. }, .. }))
                     if Instant::now() < until =>
                 {
                     continue;
                 }
-                Ok(Err(Error::Image { problem: ImageError::Deadline { waits, .. }, .. })) => waits,
+                Ok(Err(Error::Image { error: ImageError::Deadline { waits, .. }, .. })) => waits,
                 Err(_) => pull.observers.waits().texts(),
                 Ok(outcome) => return outcome,
             };

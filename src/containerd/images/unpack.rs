@@ -94,7 +94,7 @@ impl<'a> Unpacking<'a> {
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
         let done = self.lease.observers().wait_for(Wait::Unpack, work).await;
-        done.map_err(|problem| problem.during(doing))?.map_err(|error| error.context(doing))
+        done.map_err(|error| error.during(doing))?.map_err(|error| error.context(doing))
     }
 
     /// Unpacks an image whose blobs are here.
@@ -118,7 +118,7 @@ impl<'a> Unpacking<'a> {
         let name = format!("{} {}", self.containerd.snapshotter(), layer.chain_id);
         let guard =
             self.containerd.shared.images.locks.acquire(&name, Wait::SameLayer, self.lease.observers()).await;
-        let _guard = guard.map_err(|problem| problem.during(&doing))?;
+        let _guard = guard.map_err(|error| error.during(&doing))?;
         let unpacked = async {
             self.make(layer).await?;
             self.count(layer).await
@@ -177,8 +177,8 @@ impl<'a> Unpacking<'a> {
         loop {
             let begun = Instant::now();
             let size_bytes = self.containerd.snapshot_size(key).await.unwrap_or(0);
-            if let Err(problem) = limits.check_unpacked_size(below_bytes.saturating_add(size_bytes)) {
-                return problem.during("watch its size");
+            if let Err(error) = limits.check_unpacked_size(below_bytes.saturating_add(size_bytes)) {
+                return error.during("watch its size");
             }
             tokio::time::sleep(LOOK.max(begun.elapsed() * LOOK_SHARE)).await;
         }
@@ -194,7 +194,7 @@ impl<'a> Unpacking<'a> {
         let below_bytes = self.unpacked_bytes.fetch_add(size_bytes, Ordering::Relaxed);
         limits
             .check_unpacked_size(below_bytes.saturating_add(size_bytes))
-            .map_err(|problem| problem.during("count its size"))
+            .map_err(|error| error.during("count its size"))
     }
 }
 

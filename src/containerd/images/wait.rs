@@ -62,7 +62,7 @@ impl fmt::Display for Wait {
 
 impl Wait {
     /// Returns when a wait is reported; `None` for work that every pull has.
-    pub(super) fn told_after(&self) -> Option<Duration> {
+    pub(super) fn report_delay(&self) -> Option<Duration> {
         match self {
             Self::PullPermit { .. } => Some(Duration::ZERO),
             Self::Store | Self::Unpack => None,
@@ -77,13 +77,13 @@ pub(super) struct Waits {
     pub(super) current: Vec<Wait>,
     pub(super) cut_off: Vec<Wait>,
     /// The kinds of waits already reported: each is once.
-    pub(super) told: Vec<std::mem::Discriminant<Wait>>,
+    pub(super) reported: Vec<std::mem::Discriminant<Wait>>,
     pub(super) ended: Instant,
 }
 
 impl Default for Waits {
     fn default() -> Self {
-        Self { current: Vec::new(), cut_off: Vec::new(), told: Vec::new(), ended: Instant::now() }
+        Self { current: Vec::new(), cut_off: Vec::new(), reported: Vec::new(), ended: Instant::now() }
     }
 }
 

@@ -56,7 +56,7 @@ impl Observers {
         let mut waiting = Waiting::begin(self, &what);
         let mut deadline = pin!(self.deadline_passes());
         let begun = Instant::now();
-        let mut told_at = what.told_after().map(|after| begun + after);
+        let mut report_at = what.report_delay().map(|after| begun + after);
         loop {
             tokio::select! {
                 biased;
@@ -67,22 +67,22 @@ impl Observers {
                 () = &mut deadline => {
                     return Err(ImageError::Deadline { after: self.age(), waits: vec![what.to_string()] });
                 }
-                () = tokio::time::sleep_until(told_at.unwrap_or(begun)), if told_at.is_some() => {
-                    told_at = None;
-                    self.tell_wait(&what);
+                () = tokio::time::sleep_until(report_at.unwrap_or(begun)), if report_at.is_some() => {
+                    report_at = None;
+                    self.report_wait(&what);
                 }
             }
         }
     }
 
-    fn tell_wait(&self, what: &Wait) {
+    fn report_wait(&self, what: &Wait) {
         let kind = std::mem::discriminant(what);
         {
             let mut waits = self.waits();
-            if waits.told.contains(&kind) {
+            if waits.reported.contains(&kind) {
                 return;
             }
-            waits.told.push(kind);
+            waits.reported.push(kind);
         }
         self.tell(&PullEvent::Waiting { on: what.clone() });
     }

@@ -140,7 +140,7 @@ async fn docker_certificates_are_used_without_a_hosts_file() {
 
 #[tokio::test]
 async fn hosts_file_errors_have_a_line_and_no_content() {
-    for (text, told) in [
+    for (text, expected) in [
         ("server = \"https://a\"\nserver = \"hunter2\"", "line 2"),
         ("\n\nhunter2", "line 3"),
         ("server = 2", "line 1: server must be a string"),
@@ -163,7 +163,7 @@ async fn hosts_file_errors_have_a_line_and_no_content() {
         let hosts = Hosts::in_directory(Some(place.path().to_owned()));
         let error = hosts.of("a.example").await.unwrap_err().to_string();
         let path = place.path().join("a.example/hosts.toml").display().to_string();
-        assert!(error.contains(&format!("{path}: ")) && error.contains(told), "{text}: {error}");
+        assert!(error.contains(&format!("{path}: ")) && error.contains(expected), "{text}: {error}");
         assert!(!error.contains("hunter2"), "{error}");
     }
 }
@@ -173,10 +173,10 @@ fn unknown_keys_are_named() {
     let text =
         "sevrer = \"https://a\"\n[host.\"https://a\"]\nskip_verfy = true\n[host.\"https://a\".host.\"b\"]\n";
     let (_, unknown) = file::parse(text, Path::new("/etc")).unwrap();
-    let told = [("line 1", "sevrer"), ("line 3", "skip_verfy"), ("line 4", "host")];
-    assert_eq!(unknown.len(), told.len(), "{unknown:?}");
-    for (said, (line, key)) in unknown.iter().zip(told) {
-        assert!(said.contains(line) && said.contains(key), "{said}");
+    let expected = [("line 1", "sevrer"), ("line 3", "skip_verfy"), ("line 4", "host")];
+    assert_eq!(unknown.len(), expected.len(), "{unknown:?}");
+    for (warning, (line, key)) in unknown.iter().zip(expected) {
+        assert!(warning.contains(line) && warning.contains(key), "{warning}");
     }
 }
 

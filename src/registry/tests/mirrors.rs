@@ -2,7 +2,7 @@
 
 use super::*;
 
-type Asked = tokio::task::JoinHandle<Vec<String>>;
+type ServedRequests = tokio::task::JoinHandle<Vec<String>>;
 
 /// A registry's name, and the hosts that its `hosts.toml` gives.
 struct Mirrored {
@@ -14,7 +14,11 @@ struct Mirrored {
 
 impl Mirrored {
     /// Starts a mirror with these settings and answers, and a host in the registry's own place.
-    async fn new(settings: &str, first: Vec<String>, second: Vec<String>) -> (Self, Asked, Asked) {
+    async fn new(
+        settings: &str,
+        first: Vec<String>,
+        second: Vec<String>,
+    ) -> (Self, ServedRequests, ServedRequests) {
         let (mirror, asked_first) = answering(first).await;
         let (server, asked_second) = answering(second).await;
         let text = format!(
@@ -61,9 +65,9 @@ async fn the_next_host_is_asked_and_all_failures_are_reported() {
         Mirrored::new("", vec![gone(), gone()], vec![answer("200 OK", "", "{}"), gone()]).await;
     let registry = mirrored.registry();
     registry.manifest("c").await.unwrap();
-    let problem = registry.manifest("d").await.err().unwrap();
-    assert!(!problem.is_transient());
-    let text = problem.to_string();
+    let error = registry.manifest("d").await.err().unwrap();
+    assert!(!error.is_transient());
+    let text = error.to_string();
     let reasons = text.matches("not in the registry: 404 Not Found").count();
     assert!(reasons == 2 && text.contains(&mirrored.mirror), "{text}");
     assert_eq!(second.await.unwrap().len(), 2);
@@ -72,11 +76,11 @@ async fn the_next_host_is_asked_and_all_failures_are_reported() {
 #[tokio::test]
 async fn a_host_without_resolve_is_asked_by_digest_only() {
     let digest = digest_of(b"{}");
-    let said = format!(
+    let response = format!(
         "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\nDocker-Content-Digest: {digest}\r\n\r\n"
     );
     let (mirrored, first, second) =
-        Mirrored::new("capabilities = [\"pull\"]", vec![answer("200 OK", "", "{}")], vec![said]).await;
+        Mirrored::new("capabilities = [\"pull\"]", vec![answer("200 OK", "", "{}")], vec![response]).await;
     assert_eq!(mirrored.registry().manifest("c").await.unwrap().bytes, b"{}");
     assert!(second.await.unwrap()[0].starts_with("head /v2/a/b/manifests/c"));
     assert!(first.await.unwrap()[0].starts_with(&format!("get /v2/a/b/manifests/{digest}")));
@@ -121,8 +125,8 @@ async fn a_broken_blob_resumes_at_another_host() {
 async fn a_registrys_password_is_not_sent_to_its_mirror() {
     let asks = || answer("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n", "");
     let (mirrored, first, second) = Mirrored::new("", vec![asks()], vec![asks()]).await;
-    let problem = mirrored.registry().manifest("c").await.err().unwrap();
-    let text = problem.to_string();
+    let error = mirrored.registry().manifest("c").await.err().unwrap();
+    let text = error.to_string();
     assert_eq!(text.matches("without credentials").count(), 2, "{text}");
     let requests = [first.await.unwrap(), second.await.unwrap()].concat();
     assert!(requests.iter().all(|request| !request.contains("authorization")), "{requests:?}");
@@ -130,7 +134,7 @@ async fn a_registrys_password_is_not_sent_to_its_mirror() {
 
 #[tokio::test]
 async fn operator_headers_follow_no_redirect_to_another_host() {
-    let (storage, asked) = answering(vec![answer("200 OK", "", "0123456789")]).await;
+    let (storage, serving) = answering(vec![answer("200 OK", "", "0123456789")]).await;
     let moved = answer("307 Temporary Redirect", "Location: ../../elsewhere\r\n", "");
     let away = format!("Location: http://{}/blob\r\n", storage.host());
     let (mirrored, first, _) =
@@ -140,7 +144,7 @@ async fn operator_headers_follow_no_redirect_to_another_host() {
     let requests = first.await.unwrap();
     assert!(requests[1].starts_with("get /v2/a/elsewhere "), "{requests:?}");
     assert!(requests.iter().all(|request| request.contains("x-of-it")), "{requests:?}");
-    let request = &asked.await.unwrap()[0];
+    let request = &serving.await.unwrap()[0];
     assert!(request.starts_with("get /blob ") && !request.contains("x-of-it"), "{request}");
 }
 

@@ -59,8 +59,8 @@ impl Init {
     }
 
     pub(crate) fn has_ended(&self) -> bool {
-        let mut asked = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
-        poll(&mut asked, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
+        let mut polled = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+        poll(&mut polled, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
     }
 
     /// Returns the exit status from the kernel. `None` while the process runs; and also after its exit if the kernel,

@@ -175,9 +175,9 @@ impl Start {
         let mut guard = Guard::of(connection.clone(), exec_id.clone(), cgroup.clone());
         let ExecEnds { stdin, stdout, stderr } = ends?;
         let ended = shim::wait_pending(&connection, &exec_id).await;
-        let asked = processes::now();
+        let requested_at = processes::now();
         let pid = shim::with_runtime_reason(&bundle, connection.exec_start(&exec_id)).await?;
-        let root = Root::new(pid, asked);
+        let root = Root::new(pid, requested_at);
         // The shim has opened all pipes: their names have done their part, but where the next plugin, if this one dies,
         // finds the command by nothing else.
         guard.started(root, leaves_no_pid.then_some(pipes));

@@ -41,10 +41,10 @@ struct Process {
 }
 
 impl Root {
-    /// Returns the process that was begun after `asked`, see [`now`], and runs by now. `None` for a pid that is
+    /// Returns the process that was begun at `earliest` or later, see [`now`], and runs by now. `None` for a pid that is
     /// nobody's, or the host's own init's: a shim that reports such a pid does not know it.
-    pub(super) fn new(pid: i32, asked: u64) -> Option<Self> {
-        (pid > 1).then(|| Self { pid, begun: (asked, now()) })
+    pub(super) fn new(pid: i32, earliest: u64) -> Option<Self> {
+        (pid > 1).then(|| Self { pid, begun: (earliest, now()) })
     }
 
     /// Returns the process, while it is there.

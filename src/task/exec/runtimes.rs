@@ -85,8 +85,9 @@ fn is_awaited_runtime(command_line: &[u8], root: &Path) -> bool {
     };
     let is_ours = PathBuf::from(OsStr::from_bytes(given)).starts_with(root);
     let is_sub_command = |word: &&&[u8]| SUB_COMMANDS.iter().any(|name| name.as_bytes() == **word);
-    let asked = words[at..].iter().find(is_sub_command);
-    is_ours && asked.is_some_and(|asked| AWAITED.iter().any(|name| name.as_bytes() == *asked))
+    let sub_command = words[at..].iter().find(is_sub_command);
+    is_ours
+        && sub_command.is_some_and(|sub_command| AWAITED.iter().any(|name| name.as_bytes() == *sub_command))
 }
 
 #[cfg(test)]

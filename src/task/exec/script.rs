@@ -120,13 +120,13 @@ mod tests {
 
     #[test]
     fn a_script_that_took_too_long_is_quoted_with_its_end() {
-        let said = |stdout: &[u8], stderr: &[u8]| {
+        let quoted = |stdout: &[u8], stderr: &[u8]| {
             ExecOutput { stdout: stdout.to_vec(), stderr: stderr.to_vec(), code: 0 }.last_words()
         };
-        assert_eq!(said(b"", b""), "it wrote nothing");
-        assert_eq!(said(b"half\n", b""), "it wrote: half");
-        assert_eq!(said(b"", b"oops\n"), "it wrote to stderr: oops");
-        assert_eq!(said(b"half\n", b"oops\n"), "it wrote: half\nand to stderr: oops");
-        assert_eq!(said(&[b'x'; 5000], b"").len(), "it wrote: ".len() + QUOTED_BYTES);
+        assert_eq!(quoted(b"", b""), "it wrote nothing");
+        assert_eq!(quoted(b"half\n", b""), "it wrote: half");
+        assert_eq!(quoted(b"", b"oops\n"), "it wrote to stderr: oops");
+        assert_eq!(quoted(b"half\n", b"oops\n"), "it wrote: half\nand to stderr: oops");
+        assert_eq!(quoted(&[b'x'; 5000], b"").len(), "it wrote: ".len() + QUOTED_BYTES);
     }
 }

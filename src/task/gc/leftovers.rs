@@ -62,23 +62,23 @@ impl Tasks {
         if let Err(error) = settings.containerd.end_left_pulls(grace).await {
             tracing::debug!(%error, "can't remove the leases of abandoned pulls yet");
         }
-        let mut told = HashMap::new();
+        let mut reported = HashMap::new();
         for id in left_over(settings).await {
             let Some(_ending) = self.reserve_removal(&id) else { continue };
             match ContainerHandles::by_id(settings, &id).tear_down().await {
                 Ok(()) => tracing::info!(container = id, "removed the rest of a task"),
                 Err(error) => {
                     let error = error.to_string();
-                    if state.told.get(&id) == Some(&error) {
+                    if state.reported.get(&id) == Some(&error) {
                         tracing::debug!(container = id, error, "still can't remove the rest of a task");
                     } else {
                         tracing::warn!(container = id, error, "can't remove the rest of a task yet");
                     }
-                    told.insert(id, error);
+                    reported.insert(id, error);
                 }
             }
         }
-        state.told = told;
+        state.reported = reported;
         if state.collected.is_none_or(|at| at.elapsed() > COLLECTION) {
             state.collected = Some(Instant::now());
             collect_addresses(settings).await;
@@ -91,7 +91,7 @@ impl Tasks {
 #[derive(Default)]
 struct SweepState {
     /// Last error of each container that can't be taken down.
-    told: HashMap<String, String>,
+    reported: HashMap<String, String>,
     /// Time of the last collection of addresses.
     collected: Option<Instant>,
 }

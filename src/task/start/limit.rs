@@ -141,13 +141,13 @@ mod tests {
     async fn a_long_wait_for_a_permit_is_reported() {
         let limiter = StartLimiter::new(1);
         let first = limiter.acquire(silent).await;
-        let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
-        let tell = |wait| tell.send(wait).unwrap();
+        let (sender, mut receiver) = tokio::sync::mpsc::unbounded_channel();
+        let tell = |wait| sender.send(wait).unwrap();
         let mut second = Box::pin(limiter.permit(Duration::from_millis(1), tell));
         for wait in [Queued::Begun, Queued::Long] {
             tokio::select! {
                 _ = second.as_mut() => panic!("it is not its turn"),
-                told = told.recv() => assert_eq!(told, Some(wait)),
+                reported = receiver.recv() => assert_eq!(reported, Some(wait)),
             }
         }
         drop(first);

@@ -202,7 +202,7 @@ impl Start<'_> {
             .step("bundle", async { self.container.bundle.create(&self.container.launcher.binary) })
             .await?;
         self.attempt().write(&self.container.bundle)?;
-        let (held, kept) = match nomads {
+        let (held, inherited) = match nomads {
             Some(held) => (held, Vec::new()),
             None => output.make_own()?,
         };
@@ -217,7 +217,7 @@ impl Start<'_> {
             tokio::join!(
                 timeline.step("container", self.prepare(&image, &given_up)),
                 timeline.step("network", self.join_network()),
-                timeline.step("shim", self.launch(kept)),
+                timeline.step("shim", self.launch(inherited)),
             )
         };
         let mut made = Box::pin(made);
@@ -235,7 +235,7 @@ impl Start<'_> {
         drop(hold);
         let spec = self.specification(&image, &prepared, &joined, files)?;
         user::check(&prepared.ends, &spec).await?;
-        let made = Made { spec, mounts: prepared.mounts, network: joined.told, connection, shim };
+        let made = Made { spec, mounts: prepared.mounts, network: joined.driver_network, connection, shim };
         let task = self.begin(made, output, held, &image).await?;
         *pipes = None;
         // Checked once more, for a caller that has gone away or cancelled meanwhile.
@@ -261,12 +261,12 @@ impl Start<'_> {
         earlier.await
     }
 
-    async fn launch(&self, kept: Vec<OwnedFd>) -> Result<(Connection, Shim)> {
+    async fn launch(&self, inherited: Vec<OwnedFd>) -> Result<(Connection, Shim)> {
         let (ContainerHandles { id, bundle, launcher, .. }, timeline) = (self.container, self.timeline);
-        let bootstrap = timeline.step("shim/exec", launcher.start(bundle, id, &kept)).await?;
+        let bootstrap = timeline.step("shim/exec", launcher.start(bundle, id, &inherited)).await?;
         let connection = timeline.step("shim/connect", Connection::open(&bootstrap, id)).await?;
-        let said = timeline.step("shim/ask", connection.pid_of_fresh_shim()).await?;
-        let shim = launcher.identify(bootstrap, bundle, id, said).await?;
+        let shim_pid = timeline.step("shim/ask", connection.pid_of_fresh_shim()).await?;
+        let shim = launcher.identify(bootstrap, bundle, id, shim_pid).await?;
         bundle.write_shim(&shim)?;
         Ok((connection, shim))
     }
@@ -357,19 +357,19 @@ impl Start<'_> {
     async fn begin(&self, made: Made, output: Output, held: &HeldPipes, image: &Image) -> Result<Task> {
         let Made { spec, mounts, network, connection, shim } = made;
         let Output { logs, collected } = output;
-        let StartPlan { options: asked, cgroup, runtime, .. } = self.plan;
+        let StartPlan { options: requested, cgroup, runtime, .. } = self.plan;
         let (bundle, timeline) = (&self.container.bundle, self.timeline);
         timeline.step("spec", async { bundle.write_spec(&spec) }).await?;
         let limits = limits(&spec);
-        shim.set_oom_score_of_task(spec::oom_score_adj(&asked.limits, &self.settings.config.limits));
+        shim.set_oom_score_of_task(spec::oom_score_adj(&requested.limits, &self.settings.config.limits));
         let rootfs = mounts.into_iter().map(shim_mount).collect();
         if runtime.family == Family::Gvisor {
             self.leave_cgroup_to_runtime().await?;
         }
-        let create = connection.create(bundle, rootfs, held, asked.process.tty, &runtime.options);
+        let create = connection.create(bundle, rootfs, held, requested.process.tty, &runtime.options);
         let create = shim::with_runtime_reason(bundle, create);
         let pid = timeline.step("create", create).await.map_err(|error| naming_program(error, &spec))?;
-        let shares_pids = asked.namespaces.pid_mode == Sharing::Host;
+        let shares_pids = requested.namespaces.pid_mode == Sharing::Host;
         let next_spec = shares_pids.then(|| spec::with_private_pids(spec).map(Box::new)).transpose()?;
         let settled = timeline.step("settle", self.settle(pid, &shim, limits, next_spec));
         let First { id, init, oom_kills } = settled.await?;

@@ -9,7 +9,7 @@ use nomad_proto::driver as pb;
 use super::host_facts;
 use crate::cgroup::Cgroup;
 use crate::config::{
-    Archive, DevicePath, Dns, DnsOptions, Names as Asked, ResolvedPath, Sharing, TaskOptions,
+    Archive, DevicePath, Dns, DnsOptions, Names as RequestedNames, ResolvedPath, Sharing, TaskOptions,
 };
 use crate::containerd::{ArchiveSource, LOADED};
 use crate::devices::{self, DeviceEdits};
@@ -204,13 +204,13 @@ fn devices_of_nomad(config: &pb::TaskConfig) -> Result<Vec<DevicePath>> {
 
 /// Returns the settings of the task's resolver. Nomad's, which are the group's, take precedence over what the job says
 /// of the task, and that over what the CNI plugins say of its network; as under docker's driver.
-fn resolver(config: &pb::TaskConfig, asked: &Asked, plugins: &cni::Dns) -> Option<Resolver> {
+fn resolver(config: &pb::TaskConfig, requested: &RequestedNames, plugins: &cni::Dns) -> Option<Resolver> {
     if let Some(pb::DnsConfig { servers, searches, options }) = config.dns.clone()
         && !(servers.is_empty() && searches.is_empty() && options.is_empty())
     {
         return Some(Resolver { servers, searches, options });
     }
-    let DnsOptions { servers, searches, options } = &asked.resolver;
+    let DnsOptions { servers, searches, options } = &requested.resolver;
     let servers: Vec<_> = servers.iter().map(ToString::to_string).collect();
     let first = |one: &[String], other: &[String]| if one.is_empty() { other.to_vec() } else { one.to_vec() };
     let search = match &plugins.domain {
@@ -223,7 +223,7 @@ fn resolver(config: &pb::TaskConfig, asked: &Asked, plugins: &cni::Dns) -> Optio
         options: first(options, &plugins.options),
     };
     let is_given = resolver != Resolver::default();
-    (is_given || asked.dns == Dns::Host).then_some(resolver)
+    (is_given || requested.dns == Dns::Host).then_some(resolver)
 }
 
 /// Returns a host name that tells tasks apart: the task's name and the start of its allocation's id, in the letters of
@@ -249,25 +249,25 @@ mod tests {
     #[test]
     fn the_group_counts_before_the_task_and_the_task_before_the_plugins_and_all_before_the_host() {
         let mut config = pb::TaskConfig::default();
-        let mut asked = Asked::default();
+        let mut requested = RequestedNames::default();
         let (none, mut plugins) = (cni::Dns::default(), cni::Dns::default());
-        assert_eq!(resolver(&config, &asked, &none), Some(Resolver::default()), "the host's");
-        asked.dns = Dns::Image;
-        assert_eq!(resolver(&config, &asked, &none), None);
+        assert_eq!(resolver(&config, &requested, &none), Some(Resolver::default()), "the host's");
+        requested.dns = Dns::Image;
+        assert_eq!(resolver(&config, &requested, &none), None);
         plugins.nameservers = words("10.0.0.1");
         plugins.domain = Some("plugins.example".to_owned());
-        let of_plugins = resolver(&config, &asked, &plugins).unwrap();
+        let of_plugins = resolver(&config, &requested, &plugins).unwrap();
         assert_eq!((of_plugins.servers, of_plugins.searches), (words("10.0.0.1"), words("plugins.example")));
         plugins.search = words("a.example b.example");
-        assert_eq!(resolver(&config, &asked, &plugins).unwrap().searches, words("a.example b.example"));
-        asked.resolver.servers = vec![[10, 0, 0, 2].into()];
-        asked.resolver.options = words("ndots:2");
-        let of_task = resolver(&config, &asked, &plugins).unwrap();
+        assert_eq!(resolver(&config, &requested, &plugins).unwrap().searches, words("a.example b.example"));
+        requested.resolver.servers = vec![[10, 0, 0, 2].into()];
+        requested.resolver.options = words("ndots:2");
+        let of_task = resolver(&config, &requested, &plugins).unwrap();
         assert_eq!((of_task.servers, of_task.options), (words("10.0.0.2"), words("ndots:2")));
         assert_eq!(of_task.searches, words("a.example b.example"), "what the task doesn't say");
         config.dns = Some(pb::DnsConfig { servers: words("10.0.0.3"), ..Default::default() });
         let of_group = Resolver { servers: words("10.0.0.3"), ..Resolver::default() };
-        assert_eq!(resolver(&config, &asked, &plugins), Some(of_group));
+        assert_eq!(resolver(&config, &requested, &plugins), Some(of_group));
     }
 
     #[test]

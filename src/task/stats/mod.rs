@@ -67,9 +67,9 @@ pub(super) struct Sampler {
 impl Task {
     /// Returns the task's readings at the interval that is asked for, but not more often than the operator wants. The
     /// first comes at once; one that fails is left out; the stream ends with the task.
-    pub(crate) fn stats(&self, asked: Option<Duration>) -> Readings {
+    pub(crate) fn stats(&self, requested: Option<Duration>) -> Readings {
         let sampler = &self.stats;
-        let interval = asked.unwrap_or_default().max(sampler.least_interval);
+        let interval = requested.unwrap_or_default().max(sampler.least_interval);
         let (readings, is_first) = sampler.schedule().join(interval, Instant::now());
         if is_first {
             let ended = ended(self.phase.clone(), sampler.over.clone());

@@ -124,7 +124,7 @@ impl NetworkOptions {
         if self.mode.as_ref().is_some_and(NetworkMode::is_connected) {
             return Ok(());
         }
-        let Some((option, asked)) = self.own_network.first() else { return Ok(()) };
+        let Some((option, requested)) = self.own_network.first() else { return Ok(()) };
         let mode = self
             .mode
             .as_ref()
@@ -133,7 +133,7 @@ impl NetworkOptions {
             "it needs a network of the task's own, network_mode = \"bridge\" or \"cni/<network>\", and the task has \
              {mode}; for a group's network set it in the group's network block"
         );
-        Err(value(option, asked, why))
+        Err(value(option, requested, why))
     }
 
     pub(super) fn permitted_by(&self, allowed: &AllowedModes) -> Result<(), ConfigError> {
@@ -168,10 +168,10 @@ impl NetworkOptions {
     ) -> Result<Network, ConfigError> {
         use pb::network_isolation_spec::NetworkIsolationMode as Groups;
         let made = group.map(|group| group.path.as_str()).filter(|path| !path.is_empty());
-        let refuse = |option, asked: String| {
+        let refuse = |option, requested: String| {
             let why = "the group has a network of its own, by network { mode = \"bridge\" } or a CNI network: leave out one \
                        of the two";
-            Err(value(option, asked, why))
+            Err(value(option, requested, why))
         };
         let network = match (made, &self.mode) {
             (Some(_), _) if namespaces.host_network => return refuse("host_network", "true".to_owned()),
@@ -260,7 +260,7 @@ pub(super) mod tests {
             Network::Host
         );
         for mode in [json!(null), json!("none"), json!("host"), json!("task:db")] {
-            for (option, asked) in [
+            for (option, requested) in [
                 ("ports", json!(["http"])),
                 ("ipv4_address", json!("10.0.0.5")),
                 ("ipv6_address", json!("fd00::5")),
@@ -270,7 +270,7 @@ pub(super) mod tests {
                 ("bandwidth", json!({"egress_rate": "1m"})),
             ] {
                 let words = [option, mode.as_str().unwrap_or("no network_mode")];
-                refused(&json!({"network_mode": mode, option: asked}), &words);
+                refused(&json!({"network_mode": mode, option: requested}), &words);
             }
         }
     }

@@ -129,7 +129,7 @@ impl OwnNetworkOptions {
             ("bandwidth", (*bandwidth != Bandwidth::default()).then(|| "{..}".to_owned())),
         ]
         .into_iter()
-        .find_map(|(option, asked)| Some((option, asked?)))
+        .find_map(|(option, requested)| Some((option, requested?)))
     }
 }
 
