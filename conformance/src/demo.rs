@@ -127,7 +127,7 @@ pub fn redis(printer: &StepPrinter, agent: &Client, image: &str, cgroups: &mut V
         allocation.is_terminal() || allocation.task("redis-task").state == "running"
     };
     let allocation = agent.allocation_until(&id, "running redis", SOON, running)?;
-    ensure!(allocation.task("redis-task").state == "running", "redis does not run\n{}", allocation.story());
+    ensure!(allocation.task("redis-task").state == "running", "redis does not run\n{}", allocation.summary());
     let pid = processes::first_of_task(&id, "redis-task")?;
     printer.result(&format!("it runs, as process {pid} of this machine"));
     printer.ask(agent, &["alloc", "status", &id])?;

@@ -153,7 +153,13 @@ impl Service for Tasks {
 
     async fn wait(&self, id: &str, exec_id: &str) -> Result<u32> {
         let request = pb::WaitRequest { container_id: id.to_owned(), exec_id: exec_id.to_owned() };
-        Ok(self.client.clone().wait(self.environment.lasting(request)).await?.into_inner().exit_status)
+        Ok(self
+            .client
+            .clone()
+            .wait(self.environment.request_without_timeout(request))
+            .await?
+            .into_inner()
+            .exit_status)
     }
 
     async fn delete(&self, id: &str, exec_id: &str) -> Result<()> {

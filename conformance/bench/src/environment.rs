@@ -159,13 +159,13 @@ impl Environment {
 
     /// Builds a request in the setup's namespace and under its lease, with a timeout of [`LIMIT`].
     pub(crate) fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = self.lasting(message);
+        let mut request = self.request_without_timeout(message);
         request.set_timeout(LIMIT);
         request
     }
 
     /// Builds a request as [`Self::request`] does, but without a timeout.
-    pub(crate) fn lasting<T>(&self, message: T) -> Request<T> {
+    pub(crate) fn request_without_timeout<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
         // The namespace consists of characters that are valid in headers.
         if let Ok(name) = MetadataValue::try_from(&self.namespace) {
@@ -206,7 +206,7 @@ impl Environment {
     }
 
     /// Removes the lease and the namespace from a containerd that isn't ours.
-    async fn take_back(&self) -> Result<()> {
+    async fn remove_lease(&self) -> Result<()> {
         let id = self.namespace.clone();
         let lease = pb::DeleteRequest { id, sync: true };
         LeasesClient::new(self.channel.clone()).delete(self.request(lease)).await?;
@@ -228,7 +228,7 @@ impl Environment {
             self.ctr(namespace, &["images", "remove", "--sync", IMAGE])?;
         }
         let stays = || format!("{} keeps the namespace {}", self.socket.display(), self.namespace);
-        runtime.block_on(self.take_back()).with_context(stays)
+        runtime.block_on(self.remove_lease()).with_context(stays)
     }
 }
 

@@ -131,7 +131,7 @@ impl Bench<'_> {
             }
         }
         self.settle(concurrency, held);
-        self.hear(concurrency, held, since).await;
+        self.collect_timelines(concurrency, held, since).await;
         Ok(())
     }
 
@@ -244,7 +244,7 @@ impl Bench<'_> {
     }
 
     /// Collects the timelines that drivers have logged since `since`, when the measured iterations began.
-    async fn hear(&mut self, concurrency: u32, held: u32, since: SystemTime) {
+    async fn collect_timelines(&mut self, concurrency: u32, held: u32, since: SystemTime) {
         sleep(SETTLES).await;
         for target in &self.targets {
             let mut logged = target.path.logged_timelines();

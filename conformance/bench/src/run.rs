@@ -98,7 +98,7 @@ pub(crate) fn measure(args: &Args) -> Result<Report> {
         warm_up: args.warm_up,
         duration_ms: args.duration.map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
     };
-    let (mut setups, mut report) = Setups::raise(&args.on, settings)?;
+    let (mut setups, mut report) = Setups::start(&args.on, settings)?;
     let wanted = args.wanted();
     let targets = std::mem::take(&mut setups.targets);
     let group = setups.group.as_ref();

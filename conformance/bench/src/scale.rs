@@ -57,7 +57,7 @@ impl Args {
 /// figures.
 pub(crate) fn run(args: &Args) -> Result<ExitCode> {
     let settings = Settings { iterations: 1, warm_up: 0, duration_ms: None };
-    let (setups, mut report) = Setups::raise(&args.on, settings)?;
+    let (setups, mut report) = Setups::start(&args.on, settings)?;
     let measured = setups.runtime.block_on(async {
         tokio::select! {
             measured = measure(args, &setups) => measured,

@@ -73,7 +73,7 @@ impl Setups {
     ///
     /// # Errors
     /// Names the part that didn't start.
-    pub(crate) fn raise(on: &SetupArgs, settings: Settings) -> Result<(Self, Report)> {
+    pub(crate) fn start(on: &SetupArgs, settings: Settings) -> Result<(Self, Report)> {
         let setups = on.choice.setups()?;
         let mut report = Report {
             format: FORMAT,

@@ -19,7 +19,7 @@ fn templates_variables_and_directories_are_there(context: &mut AgentContext) -> 
     let image = context.busybox();
     let id = context.start("environment", jobs::TEMPLATE, &[("image", &image)])?;
     let task = context.dead(&id, "main")?;
-    ensure!(!task.failed, "{}", context.agent.allocation(&id)?.story());
+    ensure!(!task.failed, "{}", context.agent.allocation(&id)?.summary());
     let log = String::from_utf8_lossy(&context.log(&id, "main", false)?).into_owned();
     ensure!(
         log == "memory=48\ntoken=abc\ncolor=green job=environment greeting=hello\n",
@@ -33,7 +33,7 @@ fn a_volume_mount_is_as_writable_as_it_says(context: &mut AgentContext) -> Resul
     let image = context.busybox();
     let id = context.start("volume-mount", jobs::VOLUME_MOUNT, &[("image", &image)])?;
     let task = context.dead(&id, "main")?;
-    ensure!(!task.failed, "{}", context.agent.allocation(&id)?.story());
+    ensure!(!task.failed, "{}", context.agent.allocation(&id)?.summary());
     let log = String::from_utf8_lossy(&context.log(&id, "main", false)?).into_owned();
     ensure!(log == "made\ndone\n", "the log is {log:?}");
     ensure!(fs::read(context.agent.host_volume().join("made"))? == b"made\n");

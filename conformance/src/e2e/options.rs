@@ -122,6 +122,6 @@ fn ends_well(context: &mut AgentContext, name: &str, hcl: &str, variables: &[(&s
         let log = |stderr| context.log(&id, "main", stderr).unwrap_or_default();
         String::from_utf8_lossy(&[log(false), log(true)].concat()).into_owned()
     };
-    ensure!(!task.failed, "{}\nit said:\n{}", context.agent.allocation(&id)?.story(), output());
+    ensure!(!task.failed, "{}\nit said:\n{}", context.agent.allocation(&id)?.summary(), output());
     Ok(())
 }

@@ -29,12 +29,12 @@ fn refused(context: &mut AgentContext, job: &str, hcl: &str, image: &str, words:
     ensure!(
         task.failed && task.count("Started") == 0,
         "it started: {}",
-        context.agent.allocation(&id)?.story()
+        context.agent.allocation(&id)?.summary()
     );
     let failures = task.events().iter().filter(|event| FAILURES.contains(&event.kind.as_str()));
     let reported =
         failures.map(|event| &event.display_message).any(|text| words.iter().all(|word| text.contains(word)));
-    ensure!(reported, "no failure says {words:?}: {}", context.agent.allocation(&id)?.story());
+    ensure!(reported, "no failure says {words:?}: {}", context.agent.allocation(&id)?.summary());
     let status = context.agent.tell(&["alloc", "status", "-verbose", &id])?.stdout();
     ensure!(words.iter().all(|word| status.contains(word)), "`nomad alloc status` does not tell:\n{status}");
     ensure!(context.agent.is_alive(), "the agent has died");

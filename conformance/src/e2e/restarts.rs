@@ -9,7 +9,7 @@ use harness::processes;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::support::{SCRIPT, goes_on, kill_plugin};
+use super::support::{SCRIPT, kill_plugin, still_works};
 use super::{Case, named_cases};
 
 pub const CASES: &[(&str, Case)] = named_cases![
@@ -38,7 +38,7 @@ fn plugin_killed(context: &mut AgentContext) -> Result<()> {
     let (id, pid) = started(context, "plugin-killed")?;
     kill_plugin(context)?;
     eventually("new plugin", || Ok(context.agent.plugin().is_ok()))?;
-    goes_on(context, &id, pid)
+    still_works(context, &id, pid)
 }
 
 fn agent_restarted(context: &mut AgentContext) -> Result<()> {
@@ -46,7 +46,7 @@ fn agent_restarted(context: &mut AgentContext) -> Result<()> {
     context.agent.stop()?;
     ensure!(processes::alive(pid), "the task ended with the agent");
     context.agent.launch()?;
-    goes_on(context, &id, pid)
+    still_works(context, &id, pid)
 }
 
 fn agent_killed(context: &mut AgentContext) -> Result<()> {
@@ -54,7 +54,7 @@ fn agent_killed(context: &mut AgentContext) -> Result<()> {
     context.agent.kill();
     ensure!(processes::alive(pid), "the task ended with the agent");
     context.agent.launch()?;
-    goes_on(context, &id, pid)
+    still_works(context, &id, pid)
 }
 
 fn agent_and_plugin_killed(context: &mut AgentContext) -> Result<()> {
@@ -63,7 +63,7 @@ fn agent_and_plugin_killed(context: &mut AgentContext) -> Result<()> {
     kill_plugin(context)?;
     ensure!(processes::alive(pid), "the task ended with the plugin");
     context.agent.launch()?;
-    goes_on(context, &id, pid)
+    still_works(context, &id, pid)
 }
 
 fn a_task_that_ends_while_the_agent_is_down(context: &mut AgentContext) -> Result<()> {
@@ -111,7 +111,7 @@ fn a_task_whose_shim_dies_while_the_agent_is_down_is_started_anew(context: &mut 
     // Nomad starts what can't be recovered anew, whatever the job's policy.
     let again = |allocation: &Allocation| allocation.task("main").count("Started") == 2;
     let allocation = context.agent.allocation_until(&id, "second start", SOON, again)?;
-    ensure!(allocation.task("main").count("Failed Restoring Task") == 1, "{}", allocation.story());
+    ensure!(allocation.task("main").count("Failed Restoring Task") == 1, "{}", allocation.summary());
     ensure!(!processes::alive(pid), "the first one runs on");
     eventually("word of the second one", || {
         Ok(context.log(&id, "main", false)?.ends_with(b"before\nbefore\n"))
@@ -132,7 +132,7 @@ fn a_recovery_is_an_event(context: &mut AgentContext) -> Result<()> {
     context.agent.stop()?;
     context.agent.launch()?;
     eventually("event of the second recovery", || Ok(recoveries(context)? == 2))?;
-    goes_on(context, &id, pid)
+    still_works(context, &id, pid)
 }
 
 fn a_task_is_stopped_after_the_plugin_was_killed(context: &mut AgentContext) -> Result<()> {
@@ -142,6 +142,6 @@ fn a_task_is_stopped_after_the_plugin_was_killed(context: &mut AgentContext) -> 
     kill_plugin(context)?;
     context.agent.tell(&["job", "stop", "-detach", "stopped-after"])?;
     let task = context.dead(&id, "main")?;
-    ensure!(!task.failed, "{}", context.agent.allocation(&id)?.story());
+    ensure!(!task.failed, "{}", context.agent.allocation(&id)?.summary());
     Ok(())
 }

@@ -28,7 +28,7 @@ while :; do sleep 1000 & wait; done";
 ///
 /// # Errors
 /// Names what doesn't.
-pub fn goes_on(client: &Client, id: &str, pid: i32) -> Result<()> {
+pub fn still_works(client: &Client, id: &str, pid: i32) -> Result<()> {
     // The agent recovers its tasks after it has reported that it is ready.
     client
         .eventually("exec in the recovered task", || Ok(client.exec(id, b"", &["true"])?.code == Some(0)))?;

@@ -102,7 +102,7 @@ pub(crate) fn measure(session: &Session<'_>, findings: &mut Findings) -> Result<
     let proxy = FaultProxy::before(environment.registry().address())?;
     let mut wire = Vec::new();
     for (by, run) in &paths {
-        proxy.forget();
+        proxy.clear_requests();
         run(&LARGE.at(proxy.address()))?;
         wire.push(Wire { by: *by, requests: proxy.requests().len(), bytes: proxy.sent_bytes("") });
     }
@@ -167,7 +167,7 @@ fn skopeo(environment: &TestEnvironment, image: &str) -> Result<Duration> {
 async fn warm(context: &CaseContext, plugin: &Plugin, proxy: &FaultProxy) -> Result<usize> {
     let image = SMALL.at(proxy.address());
     for _ in 0..2 {
-        proxy.forget();
+        proxy.clear_requests();
         let task = context.run(plugin, &config! { image = image, command = "true" }).await?;
         task.wait(plugin).await?;
         task.destroy(plugin).await?;

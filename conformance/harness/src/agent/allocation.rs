@@ -114,18 +114,18 @@ impl Allocation {
     }
 
     /// Returns all tasks with all of their events as text, for the report of a failure.
-    pub fn story(&self) -> String {
-        let mut story = format!("allocation {}: {}\n", self.id, self.client_status);
+    pub fn summary(&self) -> String {
+        let mut summary = format!("allocation {}: {}\n", self.id, self.client_status);
         for (name, task) in self.tasks.iter().flatten() {
-            story += &format!(
+            summary += &format!(
                 "  task {name}: {}, failed: {}, restarts: {}\n",
                 task.state, task.failed, task.restarts
             );
             for event in task.events() {
-                story += &format!("    {}: {}\n", event.kind, event.display_message);
+                summary += &format!("    {}: {}\n", event.kind, event.display_message);
             }
         }
-        story
+        summary
     }
 }
 

@@ -81,7 +81,7 @@ impl Client {
     }
 
     /// Returns the timeout of a single step.
-    pub fn soon(&self) -> Duration {
+    pub fn step_timeout(&self) -> Duration {
         SOON * self.patience
     }
 
@@ -90,7 +90,7 @@ impl Client {
     /// # Errors
     /// Fails as [`poll`] does.
     pub fn eventually(&self, what: &str, is: impl FnMut() -> Result<bool>) -> Result<()> {
-        poll(what, self.soon(), is)
+        poll(what, self.step_timeout(), is)
     }
 
     /// Returns whether the server has its first key. It refuses every client before that.
@@ -154,7 +154,7 @@ impl Client {
     /// # Errors
     /// Fails if the command can't be run, or takes too long.
     pub fn ask(&self, arguments: &[&str]) -> Result<Output> {
-        run(&mut self.nomad(arguments), b"", self.soon())
+        run(&mut self.nomad(arguments), b"", self.step_timeout())
     }
 
     /// Runs a `nomad` command that must succeed.
@@ -162,7 +162,7 @@ impl Client {
     /// # Errors
     /// Carries the command's output.
     pub fn tell(&self, arguments: &[&str]) -> Result<Output> {
-        run_well(&mut self.nomad(arguments), b"", self.soon())
+        run_well(&mut self.nomad(arguments), b"", self.step_timeout())
     }
 
     /// Submits a job file's text, with its variables set.
@@ -174,7 +174,7 @@ impl Client {
         for (name, value) in variables {
             command.arg("-var").arg(format!("{name}={value}"));
         }
-        run_well(command.arg("-"), hcl.as_bytes(), self.soon()).map(drop)
+        run_well(command.arg("-"), hcl.as_bytes(), self.step_timeout()).map(drop)
     }
 
     /// Waits until a job has `count` allocations, and returns their ids.
@@ -246,7 +246,7 @@ impl Client {
     ) -> Result<Allocation> {
         let path = format!("/v1/allocation/{id}");
         self.until(what, limit, &path, wanted).with_context(|| match self.allocation(id) {
-            Ok(allocation) => allocation.story(),
+            Ok(allocation) => allocation.summary(),
             Err(error) => format!("allocation {id} can't be read: {error:#}"),
         })
     }

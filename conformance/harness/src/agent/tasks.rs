@@ -47,7 +47,7 @@ impl Client {
         let ready =
             |allocation: &Allocation| matches!(allocation.task(task).state.as_str(), "running" | "dead");
         let allocation = self.allocation_until(id, "running task", SOON, ready)?;
-        ensure!(allocation.task(task).state == "running", "task {task} has ended\n{}", allocation.story());
+        ensure!(allocation.task(task).state == "running", "task {task} has ended\n{}", allocation.summary());
         Ok(())
     }
 
@@ -72,7 +72,7 @@ impl Client {
         let log = if well { Vec::new() } else { self.log(id, task, true).unwrap_or_default() };
         let log = || format!("log of task {task}:\n{}", String::from_utf8_lossy(&log));
         let allocation = allocation.with_context(log)?;
-        ensure!(well, "task {task} has failed\n{}{}", allocation.story(), log());
+        ensure!(well, "task {task} has failed\n{}{}", allocation.summary(), log());
         Ok(())
     }
 
@@ -108,7 +108,7 @@ impl Client {
     /// Fails if the command can't be run or takes too long. Its exit code is in the output.
     pub fn exec(&self, id: &str, stdin: &[u8], words: &[&str]) -> Result<Output> {
         let mut command = self.nomad(&["alloc", "exec", "-i", "-t=false", "-task", "main", id]);
-        run(command.args(words), stdin, self.soon())
+        run(command.args(words), stdin, self.step_timeout())
     }
 
     /// Returns the pid on the host of the first process of the task `main`.

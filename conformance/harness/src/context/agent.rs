@@ -194,7 +194,9 @@ impl AgentContext {
     pub fn made(&self, id: &str, name: &str) -> Result<()> {
         let path = self.data(id, name);
         eventually(&format!("file {name}"), || Ok(path.exists())).with_context(|| {
-            self.agent.allocation(id).map_or_else(|error| error.to_string(), |allocation| allocation.story())
+            self.agent
+                .allocation(id)
+                .map_or_else(|error| error.to_string(), |allocation| allocation.summary())
         })
     }
 

@@ -116,7 +116,7 @@ async fn paths_that_lead_outside_stay_inside(case: &CaseContext, plugin: &Plugin
 async fn a_manifest_that_never_ends_is_refused(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let network = Network::before(case)?;
     let image = network.push(case, &case.environment().catalog().with(|_| Ok(()))?, "endless")?;
-    network.proxy.inflict("/manifests/", Fault::Endless);
+    network.proxy.inject("/manifests/", Fault::Endless);
     is_refused(case, plugin, &image, &["the manifest", "bytes"]).await?;
     network.proxy.heal();
     runs(case, plugin, &image).await?;

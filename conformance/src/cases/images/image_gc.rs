@@ -45,7 +45,7 @@ fn is_there(case: &CaseContext, name: &str) -> bool {
     images(case).is_ok_and(|images| images.iter().any(|image| image == name))
 }
 
-async fn goes(case: &CaseContext, name: &str) -> Result<()> {
+async fn is_removed(case: &CaseContext, name: &str) -> Result<()> {
     until(LIMIT, &format!("{name} is gone"), || !is_there(case, name)).await
 }
 
@@ -73,7 +73,7 @@ async fn an_image_goes_once_nothing_has_used_it_for_a_while(case: &CaseContext) 
     containerd.collect_garbage()?;
     ensure_eq!(task.exec(&plugin, "wc -c < /large").await?, (0, "1048576\n".to_owned()));
     end_and_destroy(&task, &plugin).await?;
-    goes(case, &name).await?;
+    is_removed(case, &name).await?;
     let left = blobs()?;
     ensure!(while_there.iter().any(|blob| !left.contains(blob)), "its layers are still there");
     // The image is pulled again when it is asked for.
@@ -106,13 +106,13 @@ async fn what_others_brought_in_stays_unless_told_and_what_is_pinned_stays(case:
         ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
         task.destroy(&plugin).await?;
     }
-    goes(case, &ours).await?;
+    is_removed(case, &ours).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
     ensure!(is_there(case, &theirs) && is_there(case, &pinned), "another's image went");
     plugin.shut_down().await?;
     let all = json!({"image_delay": "1ms", "foreign_images": true});
     let mut plugin = case.plugin_as(&case.launch(), &options(case, &all)).await?;
-    goes(case, &theirs).await?;
+    is_removed(case, &theirs).await?;
     ensure!(is_there(case, &pinned), "a pinned image went");
     plugin.shut_down().await?;
     containerd.ctr(&["images", "delete", "--sync", &pinned]).map(drop)
@@ -137,11 +137,11 @@ async fn a_plugin_that_comes_back_knows_what_is_in_use_and_what_is_not(case: &Ca
     tokio::time::sleep(Duration::from_secs(1)).await;
     ensure_eq!(shown(case, &unused)?, line);
     let mut plugin = case.next_plugin_with(&mut plugin, &later).await?;
-    goes(case, &unused).await?;
+    is_removed(case, &unused).await?;
     ensure!(is_there(case, &used), "it went while a task used it that is yet to be recovered");
     task.recover(&plugin).await?;
     end_and_destroy(&task, &plugin).await?;
-    goes(case, &used).await?;
+    is_removed(case, &used).await?;
     plugin.shut_down().await
 }
 
@@ -186,7 +186,7 @@ async fn a_full_disk_takes_images_before_their_time(case: &CaseContext) -> Resul
         let gc = json!({"image_delay": "1h", "disk_high_water": mark});
         let mut plugin = case.plugin_as(&case.launch(), &options(case, &gc)).await?;
         if goes_then {
-            goes(case, &name).await?;
+            is_removed(case, &name).await?;
         } else {
             tokio::time::sleep(Duration::from_secs(1)).await;
             ensure!(is_there(case, &name), "it went although it is in use");
@@ -231,7 +231,7 @@ async fn a_container_is_kept_where_the_operator_says_so(case: &CaseContext) -> R
     containerd.ctr(&["containers", "delete", &kept[0]])?;
     containerd.collect_garbage()?;
     ensure_eq!(active_snapshots(containerd)?, Vec::<String>::new());
-    goes(case, &name).await?;
+    is_removed(case, &name).await?;
     plugin.shut_down().await
 }
 

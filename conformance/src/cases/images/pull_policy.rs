@@ -33,7 +33,7 @@ async fn an_image_that_is_here_needs_no_request(case: &CaseContext, plugin: &Plu
     let network = Network::before(case)?;
     let name = network.push(case, &image(case, "here")?, "here")?;
     runs(case, plugin, &name).await?;
-    network.proxy.forget();
+    network.proxy.clear_requests();
     runs(case, plugin, &name).await?;
     ensure_eq!(network.proxy.requests().len(), 0);
     Ok(())
@@ -51,7 +51,7 @@ async fn a_forced_pull_asks_what_the_tag_stands_for_and_follows_it(
         job
     };
     says(case, plugin, &job(json!({"force_pull": true})), "old").await?;
-    network.proxy.forget();
+    network.proxy.clear_requests();
     for options in [json!({"force_pull": true}), json!({"image_pull_policy": "always"})] {
         says(case, plugin, &job(options), "old").await?;
     }
@@ -59,7 +59,7 @@ async fn a_forced_pull_asks_what_the_tag_stands_for_and_follows_it(
     image(case, "new")?.push(case.environment().registry(), "moves", "v1", Form::OciIndex)?;
     says(case, plugin, &job(json!({})), "old").await?;
     says(case, plugin, &job(json!({"force_pull": true})), "new").await?;
-    network.proxy.forget();
+    network.proxy.clear_requests();
     for policy in ["missing", "if_not_present", "never"] {
         says(case, plugin, &job(json!({"image_pull_policy": policy})), "new").await?;
     }
@@ -74,7 +74,7 @@ async fn a_forced_pull_of_a_digest_asks_for_nothing(case: &CaseContext, plugin: 
     let name = format!("{}/fixed@{digest}", network.proxy.address());
     let job = config! { image = name, command = "cat", args = ["/which"], force_pull = true };
     says(case, plugin, &job, "fixed").await?;
-    network.proxy.forget();
+    network.proxy.clear_requests();
     says(case, plugin, &job, "fixed").await?;
     ensure_eq!(network.proxy.requests().len(), 0);
     Ok(())

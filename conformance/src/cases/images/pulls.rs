@@ -47,7 +47,7 @@ async fn fifty_tasks_of_an_image_that_is_not_here_make_one_pull(
     let network = Network::before(case)?;
     let large = case.environment().catalog().large(4)?;
     let image = network.push(case, &large, "fifty")?;
-    network.proxy.inflict("/blobs/", Fault::Throttle(4 * MIB));
+    network.proxy.inject("/blobs/", Fault::Throttle(4 * MIB));
     try_join_all((0..50).map(|_| runs(case, plugin, &image))).await?;
     ensure_eq!(network.proxy.count("GET", "/manifests/"), 1);
     for request in network.proxy.requests() {
@@ -65,12 +65,12 @@ async fn names_of_one_image_are_pulled_once(case: &CaseContext, plugin: &Plugin)
         network.push(case, &large, "other")?,
         network.push(case, &large, "third")?,
     ];
-    network.proxy.inflict("/blobs/", Fault::Throttle(4 * MIB));
+    network.proxy.inject("/blobs/", Fault::Throttle(4 * MIB));
     tokio::try_join!(runs(case, plugin, &one), runs(case, plugin, &other))?;
     network.sent_once(&large.layers[1])?;
     ensure_eq!(network.proxy.count("GET", "/manifests/"), 2);
     // Only the manifest of the third image is requested, since its blobs are here.
-    network.proxy.forget();
+    network.proxy.clear_requests();
     runs(case, plugin, &third).await?;
     ensure_eq!((network.proxy.count("GET", "/manifests/"), network.proxy.count("GET", "/blobs/")), (1, 0));
     Ok(())
@@ -88,7 +88,7 @@ async fn a_layer_of_two_images_is_fetched_once_while_both_are_pulled(
         network.push(case, &Image { layers, ..own }, name)
     };
     let (left, right) = (push("left")?, push("right")?);
-    network.proxy.inflict("/blobs/", Fault::Throttle(4 * MIB));
+    network.proxy.inject("/blobs/", Fault::Throttle(4 * MIB));
     tokio::try_join!(runs(case, plugin, &left), runs(case, plugin, &right))?;
     ensure_eq!(network.proxy.count("GET", &common.layers[1].digest), 1);
     Ok(())
@@ -98,7 +98,7 @@ async fn a_layer_goes_on_where_its_connection_broke(case: &CaseContext, plugin: 
     let network = Network::before(case)?;
     let large = case.environment().catalog().large(6)?;
     let image = network.push(case, &large, "breaks")?;
-    network.proxy.inflict_times(&large.layers[1].digest, Fault::CutAfter(2 * MIB), 2);
+    network.proxy.inject_times(&large.layers[1].digest, Fault::CutAfter(2 * MIB), 2);
     runs(case, plugin, &image).await?;
     network.sent_once(&large.layers[1])?;
     ensure_eq!(network.proxy.count("GET", &large.layers[1].digest), 3);
@@ -109,7 +109,7 @@ async fn a_registry_that_comes_back_is_gone_on_with(case: &CaseContext, plugin: 
     let (network, registry) = (Network::before(case)?, case.environment().registry());
     let large = case.environment().catalog().large(6)?;
     let image = network.push(case, &large, "comes-back")?;
-    network.proxy.inflict("/blobs/", Fault::Throttle(4 * MIB));
+    network.proxy.inject("/blobs/", Fault::Throttle(4 * MIB));
     let outage = async {
         network.has_sent(&large.layers[1], 2 * MIB).await?;
         registry.stop();
@@ -135,7 +135,7 @@ impl Stalled {
         let network = Network::before(case)?;
         let large = case.environment().catalog().large(6)?;
         let image = network.push(case, &large, name)?;
-        network.proxy.inflict(&large.layers[1].digest, Fault::StallAfter(Self::SENT));
+        network.proxy.inject(&large.layers[1].digest, Fault::StallAfter(Self::SENT));
         Ok(Self { network, image, large })
     }
 
@@ -156,7 +156,7 @@ impl Stalled {
     }
 
     /// Asserts that the next pull resumes, and fetches only the rest.
-    async fn goes_on(&self, case: &CaseContext, plugin: &Plugin) -> Result<()> {
+    async fn resumes(&self, case: &CaseContext, plugin: &Plugin) -> Result<()> {
         self.network.proxy.heal();
         runs(case, plugin, &self.image).await?;
         self.network.sent_once(&self.large.layers[1])?;
@@ -179,7 +179,7 @@ async fn a_pull_that_failed_is_gone_on_with_by_the_next(case: &CaseContext, plug
     let task = case.prepare(plugin, &job).await?;
     let status = refused(plugin.start_task(task.config.clone()).await, &["image_pull_timeout"])?;
     ensure!(is_recoverable(&status)?, "it is not to be tried again: {status:?}");
-    stalled.goes_on(case, plugin).await?;
+    stalled.resumes(case, plugin).await?;
     Ok(())
 }
 
@@ -187,7 +187,7 @@ async fn a_pull_whose_plugin_was_killed_is_gone_on_with_by_the_next(case: &CaseC
     let stalled = Stalled::new(case, "killed")?;
     stalled.killed(case).await?;
     let mut next = case.plugin().await?;
-    stalled.goes_on(case, &next).await?;
+    stalled.resumes(case, &next).await?;
     next.shut_down().await
 }
 
@@ -230,7 +230,7 @@ async fn a_pull_that_stands_still_is_given_up(case: &CaseContext) -> Result<()> 
     let words = [&*stalled.image, "pull_activity_timeout", "2s"];
     let status = refused(plugin.start_task(task.config.clone()).await, &words)?;
     ensure!(is_recoverable(&status)?, "it is not to be tried again: {status:?}");
-    stalled.goes_on(case, &plugin).await?;
+    stalled.resumes(case, &plugin).await?;
     plugin.shut_down().await
 }
 
@@ -241,7 +241,7 @@ async fn one_that_waits_for_another_pulls_layers_does_not_stand_still(case: &Cas
     let catalog = case.environment().catalog();
     let left = network.push(case, &catalog.large(8)?, "holds")?;
     let right = network.push(case, &catalog.large(8)?, "waits")?;
-    network.proxy.inflict("/blobs/", Fault::Throttle(MIB));
+    network.proxy.inject("/blobs/", Fault::Throttle(MIB));
     let mut events = plugin.events().await?;
     tokio::try_join!(runs(case, &plugin, &left), runs(case, &plugin, &right))?;
     // A waiting pull's event says what it waits for.
@@ -303,7 +303,7 @@ async fn a_registry_that_brings_next_to_nothing_holds_no_other_pull_up_and_is_gi
     let (slow, open) = (case.environment().catalog().large(1)?, case.environment().catalog().large(1)?);
     let image = network.push(case, &slow, "trickles")?;
     open.push(case.environment().registry(), "flows", "v1", Form::Oci)?;
-    network.proxy.inflict(&slow.layers[1].digest, Fault::Throttle(8));
+    network.proxy.inject(&slow.layers[1].digest, Fault::Throttle(8));
     let waiting = case.prepare(&plugin, &config! { image = image, command = "true" }).await?;
     let other = async {
         let requested = || network.proxy.count("GET", &slow.layers[1].digest) > 0;
@@ -323,7 +323,7 @@ async fn a_registry_that_takes_its_time_is_waited_for(case: &CaseContext, plugin
     let network = Network::before(case)?;
     let large = case.environment().catalog().large(1)?;
     let image = network.push(case, &large, "late")?;
-    network.proxy.inflict_times(&large.layers[1].digest, Fault::Late(Duration::from_secs(33)), 1);
+    network.proxy.inject_times(&large.layers[1].digest, Fault::Late(Duration::from_secs(33)), 1);
     runs(case, plugin, &image).await?;
     ensure_eq!(network.proxy.count("GET", &large.layers[1].digest), 1);
     Ok(())
@@ -334,8 +334,8 @@ async fn a_layer_whose_rest_is_refused_is_fetched_anew(case: &CaseContext, plugi
     for (name, fault) in [("no-range", Fault::NoRange), ("wrong-range", Fault::WrongRange)] {
         let large = case.environment().catalog().large(4)?;
         let image = network.push(case, &large, name)?;
-        network.proxy.inflict_times(&large.layers[1].digest, Fault::CutAfter(2 * MIB), 1);
-        network.proxy.inflict_times(&large.layers[1].digest, fault, 1);
+        network.proxy.inject_times(&large.layers[1].digest, Fault::CutAfter(2 * MIB), 1);
+        network.proxy.inject_times(&large.layers[1].digest, fault, 1);
         runs(case, plugin, &image).await.with_context(|| format!("with {fault:?}"))?;
         ensure_eq!(network.proxy.count("GET", &large.layers[1].digest), 3);
     }
@@ -347,7 +347,7 @@ async fn one_outlasts_a_disk_that_stalls(case: &CaseContext) -> Result<()> {
     let network = Network::before(case)?;
     let large = case.environment().catalog().large(8)?;
     let image = network.push(case, &large, "stalls")?;
-    network.proxy.inflict(&large.layers[1].digest, Fault::Throttle(MIB));
+    network.proxy.inject(&large.layers[1].digest, Fault::Throttle(MIB));
     let stall = async {
         // The layer below is long unpacked by then.
         network.has_sent(&large.layers[1], 4 * MIB).await?;
@@ -375,7 +375,7 @@ async fn no_more_is_pulled_at_once_than_the_operator_says(case: &CaseContext) ->
         images.push(network.push(case, &image, name)?);
     }
     let mut events = plugin.events().await?;
-    network.proxy.inflict("/blobs/", Fault::Throttle(2 * MIB));
+    network.proxy.inject("/blobs/", Fault::Throttle(2 * MIB));
     try_join_all(images.iter().map(|image| runs(case, &plugin, image))).await?;
     ensure_eq!(network.proxy.most_blobs_at_once(), 2);
     // Images are pulled one after the other.
@@ -398,7 +398,7 @@ async fn what_can_not_succeed_is_not_tried_again(case: &CaseContext, plugin: &Pl
     let network = Network::before(case)?;
     let large = case.environment().catalog().large(1)?;
     let image = network.push(case, &large, "gone")?;
-    network.proxy.inflict(&large.layers[1].digest, Fault::Status(404));
+    network.proxy.inject(&large.layers[1].digest, Fault::Status(404));
     let task = case.prepare(plugin, &config! { image = image, command = "true" }).await?;
     let status = refused(plugin.start_task(task.config.clone()).await, &[&image, &large.layers[1].digest])?;
     ensure!(!is_recoverable(&status)?, "it is to be tried again: {status:?}");
@@ -406,8 +406,8 @@ async fn what_can_not_succeed_is_not_tried_again(case: &CaseContext, plugin: &Pl
     case.nothing_left()?;
     // Transient errors are retried, at once.
     network.proxy.heal();
-    network.proxy.inflict_times(&large.layers[1].digest, Fault::Status(503), 2);
-    network.proxy.forget();
+    network.proxy.inject_times(&large.layers[1].digest, Fault::Status(503), 2);
+    network.proxy.clear_requests();
     runs(case, plugin, &image).await?;
     ensure_eq!(network.proxy.count("GET", &large.layers[1].digest), 3);
     Ok(())
@@ -418,7 +418,7 @@ async fn a_long_pull_is_told_of(case: &CaseContext, plugin: &Plugin) -> Result<(
     let large = case.environment().catalog().large(8)?;
     let image = network.push(case, &large, "long")?;
     let mut events = plugin.events().await?;
-    network.proxy.inflict(&large.layers[1].digest, Fault::Throttle(MIB));
+    network.proxy.inject(&large.layers[1].digest, Fault::Throttle(MIB));
     runs(case, plugin, &image).await?;
     let mut reported = Vec::new();
     while reported

@@ -15,7 +15,7 @@ use serde_json::json;
 use shim_protos::StartInput;
 
 use crate::case::skip;
-use crate::cases::support::noting::Noting;
+use crate::cases::support::call_recorder::CallRecorder;
 use crate::cases::support::processes::shim_pid;
 use crate::cases::support::stoppable_task::{end_and_destroy, start_stoppable_with};
 use crate::cases::support::{cases, ensure_eq, refused, until};
@@ -34,7 +34,7 @@ cases!["runtimes":
 ];
 
 async fn a_task_is_made_by_the_program_that_its_job_names(case: &CaseContext) -> Result<()> {
-    let (operators, jobs) = (Noting::runtime(case, "operators")?, Noting::runtime(case, "jobs")?);
+    let (operators, jobs) = (CallRecorder::runtime(case, "operators")?, CallRecorder::runtime(case, "jobs")?);
     let mut options = case.options();
     options["oci_runtime"] = json!(operators.path());
     options["allow_runtimes"] = json!([jobs.path()]);
@@ -52,7 +52,7 @@ async fn a_task_is_made_by_the_program_that_its_job_names(case: &CaseContext) ->
 }
 
 async fn a_task_gets_the_shim_that_its_job_names(case: &CaseContext) -> Result<()> {
-    let shim = Noting::shim(case)?;
+    let shim = CallRecorder::shim(case)?;
     let mut options = case.options_with(&shim.path());
     options["allow_runtimes"] = json!([shim.path()]);
     let mut plugin = case.plugin_as(&case.launch(), &options).await?;
@@ -68,7 +68,7 @@ async fn a_task_gets_the_shim_that_its_job_names(case: &CaseContext) -> Result<(
 }
 
 async fn a_job_names_no_runtime_that_the_operator_does_not_list(case: &CaseContext) -> Result<()> {
-    let shim = Noting::shim(case)?;
+    let shim = CallRecorder::shim(case)?;
     let path = shim.path();
     let other = if case.programs().oci_runtime().is_none() { "crun" } else { "runc" };
     for (listed, option, name) in [
@@ -105,8 +105,8 @@ async fn a_runtime_that_is_missing_is_said_before_anything_is_made(case: &CaseCo
 }
 
 async fn a_task_of_another_shim_is_taken_down_by_its_id_alone(case: &CaseContext) -> Result<()> {
-    let shim = Noting::shim(case)?;
-    let program = Noting::runtime(case, "another-runtime")?;
+    let shim = CallRecorder::shim(case)?;
+    let program = CallRecorder::runtime(case, "another-runtime")?;
     let mut options = case.options_with(&shim.path());
     options["allow_runtimes"] = json!([shim.path(), program.path()]);
     let job = |config: &mut serde_json::Value| {
@@ -136,14 +136,14 @@ async fn a_task_of_another_shim_is_taken_down_by_its_id_alone(case: &CaseContext
 /// Notes whether there was input, and each `-v`.
 struct Versioned {
     program: PathBuf,
-    notes: PathBuf,
+    record: PathBuf,
 }
 
 impl Versioned {
     fn new(case: &CaseContext) -> Self {
         Self {
             program: case.directory().join("versioned-shim"),
-            notes: case.directory().join("versioned.ran"),
+            record: case.directory().join("versioned.ran"),
         }
     }
 
@@ -153,13 +153,13 @@ impl Versioned {
             "#!/bin/sh\n\
              for word; do :; done\n\
              case $word in\n\
-             -v) echo asked >> {notes}; printf 'shim:\\n  Version:  {version}\\n'; exit;;\n\
-             start) read=$(wc -c); echo $((read > 0)) >> {notes}\n\
+             -v) echo asked >> {record}; printf 'shim:\\n  Version:  {version}\\n'; exit;;\n\
+             start) read=$(wc -c); echo $((read > 0)) >> {record}\n\
              [ \"$read\" {takes} ] || {{ echo \"it read $read bytes\" >&2; exit 1; }}\n\
              exec {real} \"$@\" < /dev/null;;\n\
              esac\n\
              exec {real} \"$@\"\n",
-            notes = self.notes.display(),
+            record = self.record.display(),
             real = case.programs().shim().display(),
         );
         fs::create_dir_all(case.directory())?;
@@ -171,9 +171,9 @@ impl Versioned {
 
     /// Returns the notes since the last look.
     fn has_run(&self) -> String {
-        let notes = fs::read_to_string(&self.notes).unwrap_or_default();
-        let _ = fs::remove_file(&self.notes);
-        notes.split_whitespace().collect::<Vec<_>>().join(" ")
+        let record = fs::read_to_string(&self.record).unwrap_or_default();
+        let _ = fs::remove_file(&self.record);
+        record.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 }
 

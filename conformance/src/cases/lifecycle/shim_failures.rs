@@ -137,7 +137,7 @@ async fn a_start_that_is_called_off_while_the_runtime_creates_leaves_nothing(
     ensure!(cut.is_err(), "it was not held up: {cut:?}");
     case.nothing_left_within(Duration::from_secs(15))?;
     ensure_eq!(task.alloc.cgroup.pids(), Vec::<i32>::new());
-    scripted.mend()?;
+    scripted.repair()?;
     case.still_works(&plugin).await?;
     plugin.shut_down().await
 }
@@ -157,7 +157,7 @@ async fn a_start_that_is_stopped_while_the_runtime_creates_leaves_nothing(case: 
     let (started, stopped) = tokio::join!(plugin.start_task(task.config.clone()), stop);
     stopped?;
     refused(started, &[task.id(), "cancelled"])?;
-    scripted.mend()?;
+    scripted.repair()?;
     case.still_works(&plugin).await?;
     plugin.shut_down().await
 }
@@ -178,7 +178,7 @@ async fn a_create_cut_off_before_its_runtime_was_written_down_leaves_nothing(
         there = until(Duration::from_secs(30), "the create", || reached.exists()) => there?,
     }
     plugin.kill().await?;
-    scripted.mend()?;
+    scripted.repair()?;
     let mut next = scripted.plugin(case).await?;
     case.nothing_left_within(Duration::from_secs(40))?;
     case.still_works(&next).await?;

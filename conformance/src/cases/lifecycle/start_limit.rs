@@ -97,7 +97,7 @@ impl HeldUp {
 
     /// Lets all starts go on, including later ones.
     fn let_go(&self) -> Result<()> {
-        self.scripted.mend()
+        self.scripted.repair()
     }
 
     /// Blocks all starts from here on.
@@ -115,7 +115,7 @@ async fn all_ended(tasks: &[Task], plugin: &Plugin) -> Result<()> {
 }
 
 /// Waits for this many starts' lines in the log, which may come after the answers.
-async fn all_are_told(plugin: &Plugin, count: usize) -> Result<()> {
+async fn timelines_are_logged(plugin: &Plugin, count: usize) -> Result<()> {
     until(LIMIT, "the timelines", || {
         logged_timelines(plugin, "start").is_ok_and(|logged| logged.len() == count)
     })
@@ -165,7 +165,7 @@ async fn whoever_came_first_has_the_first_turn(case: &CaseContext) -> Result<()>
     for start in starts {
         start.await?.context("StartTask")?;
     }
-    all_are_told(plugin, tasks.len()).await?;
+    timelines_are_logged(plugin, tasks.len()).await?;
     // The script notes no shims any more; each start's own line does.
     let ended: Vec<_> =
         logged_timelines(plugin, "start")?.into_iter().map(|timeline| timeline.container).collect();
@@ -358,7 +358,7 @@ async fn fifty_are_started_recovered_and_stopped_at_once_and_the_plugin_is_as_be
     }
     let started = try_join_all(tasks.iter_mut().map(|task| task.start(&plugin)));
     most_threads(&plugin, started).await?;
-    all_are_told(&plugin, count + 1).await?;
+    timelines_are_logged(&plugin, count + 1).await?;
     let mut plugin = case.next_plugin(&mut plugin).await?;
     let before = ResourceBaseline::of(&[("the plugin".to_owned(), pid(&plugin)?)], MORE)?;
     let recovered = async {

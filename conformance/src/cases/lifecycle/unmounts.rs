@@ -115,7 +115,7 @@ async fn a_tasks_secrets_are_unmounted_at_once_after_its_destroy_while_others_st
         let mounted = Mounted::as_said(case.directory().join("alloc"), propagation)?;
         let end = Instant::now() + rounds;
         let (plugin_ref, all) = (&plugin, 0..at_once);
-        let counts = try_join_all(all.map(|_| come_and_go(case, plugin_ref, end))).await?;
+        let counts = try_join_all(all.map(|_| run_tasks_until(case, plugin_ref, end))).await?;
         let (count, busy) = counts
             .into_iter()
             .fold((0, Vec::new()), |(count, busy), (more, new)| (count + more, [busy, new].concat()));
@@ -129,7 +129,7 @@ async fn a_tasks_secrets_are_unmounted_at_once_after_its_destroy_while_others_st
 }
 
 /// Runs tasks one after the other until `end`. Returns their number, and descriptions of failed unmounts.
-async fn come_and_go(case: &CaseContext, plugin: &Plugin, end: Instant) -> Result<(usize, Vec<String>)> {
+async fn run_tasks_until(case: &CaseContext, plugin: &Plugin, end: Instant) -> Result<(usize, Vec<String>)> {
     let (mut count, mut busy) = (0, Vec::new());
     while Instant::now() < end {
         let mut config = case.shell("cat /secrets/token");

@@ -51,7 +51,7 @@ async fn event_with(events: &mut Streaming<pb::DriverTaskEvent>, words: &[&str])
 }
 
 /// Asserts that a second task, beside the one whose log is in trouble, runs, is logged whole, and ends.
-async fn another_is_heard(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+async fn another_task_is_logged(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let mut other = case.prepare_named(plugin, "other", &case.shell("cat /local/big")).await?;
     fs::write(other.alloc.task_path("local/big"), numbered())?;
     other.start(plugin).await?;
@@ -108,7 +108,7 @@ async fn a_directory_that_is_a_link_is_never_followed(case: &CaseContext) -> Res
     let mounted = task.start(&plugin).await;
     if mounted.is_ok() {
         event_with(&mut events, &[&logs.display().to_string(), "symbolic link"]).await?;
-        another_is_heard(case, &plugin).await?;
+        another_task_is_logged(case, &plugin).await?;
         fs::remove_file(&logs)?;
         fs::rename(&away, &logs)?;
         ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
@@ -134,7 +134,7 @@ async fn a_directory_that_is_removed_stops_nobody_and_is_gone_on_in_once_it_is_b
     until(LIMIT, "its removal", || fs::remove_dir_all(&logs).is_ok()).await?;
     fs::write(task.alloc.task_path("local/now"), "")?;
     event_with(&mut events, &["stdout waits", &logs.display().to_string()]).await?;
-    another_is_heard(case, &plugin).await?;
+    another_task_is_logged(case, &plugin).await?;
     fs::create_dir(&logs)?;
     event_with(&mut events, &["stdout is written to its log again"]).await?;
     ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
@@ -163,7 +163,7 @@ async fn a_full_disk_makes_its_own_task_wait_and_no_other(case: &CaseContext) ->
     fs::write(&filler, vec![0; 3 * MEGABYTE + MEGABYTE / 2])?;
     task.start(&plugin).await?;
     event_with(&mut events, &["stdout waits", "No space left"]).await?;
-    another_is_heard(case, &plugin).await?;
+    another_task_is_logged(case, &plugin).await?;
     let running = plugin.inspect_task(task.id()).await?.task.unwrap_or_default();
     ensure_eq!(running.state(), pb::TaskState::Running);
     fs::remove_file(&filler)?;
@@ -218,7 +218,7 @@ async fn a_disk_that_does_not_answer_stops_no_other_task_and_holds_no_end(case: 
         tasks.push((task, disk));
     }
     event_with(&mut events, &["stdout waits", "the disk"]).await?;
-    another_is_heard(case, &plugin).await?;
+    another_task_is_logged(case, &plugin).await?;
     case.still_works(&plugin).await?;
     // One task ends while its disk is still frozen; the others' disks are thawed first.
     let (stuck, disk) = tasks.pop().context("the last one")?;
@@ -252,7 +252,7 @@ async fn output_that_somebody_else_holds_open_holds_no_end(case: &CaseContext) -
     ensure_eq!(task.wait(&plugin).await?.exit_code, 0);
     let wanted = [numbered(), b"last\n".to_vec()].concat();
     is_whole("stdout", &output(&task, "stdout")?, &wanted)?;
-    another_is_heard(case, &plugin).await?;
+    another_task_is_logged(case, &plugin).await?;
     task.destroy(&plugin).await?;
     case.nothing_left()?;
     drop(held);

@@ -110,7 +110,7 @@ impl Drop for SmallDisk {
 }
 
 /// Asserts that the text is an error for want of disk space and names the state directory.
-fn is_about_room(case: &CaseContext, text: &str) -> Result<()> {
+fn names_the_full_disk(case: &CaseContext, text: &str) -> Result<()> {
     let directory = case.state_dir().display().to_string();
     let lower = text.to_lowercase();
     ensure!(lower.contains("no space left on device"), "no word on the room: {text}");
@@ -131,7 +131,8 @@ async fn starts_with_less_and_less_missing(case: &CaseContext, room: Room) -> Re
         match plugin.start_task(task.config.clone()).await {
             Err(status) => {
                 let status = refused(Err::<(), _>(status), &[task.id()])?;
-                is_about_room(case, status.message()).with_context(|| format!("with room for {left}"))?;
+                names_the_full_disk(case, status.message())
+                    .with_context(|| format!("with room for {left}"))?;
                 ensure!(is_recoverable(&status)?, "with room for {left} Nomad gives up: {status}");
                 case.nothing_left().with_context(|| format!("with room for {left}: {status}"))?;
                 refusals += 1;

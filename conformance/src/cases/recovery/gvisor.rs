@@ -13,8 +13,8 @@ use harness::leaks::sweep;
 use harness::task::LIMIT;
 use serde_json::json;
 
+use crate::cases::support::call_recorder::CallRecorder;
 use crate::cases::support::gvisor::{SOON, known_to_runsc, sleeping};
-use crate::cases::support::noting::Noting;
 use crate::cases::support::processes::shim_pid;
 use crate::cases::support::{cases, ensure_eq, until};
 
@@ -96,7 +96,7 @@ async fn a_runsc_that_hangs_when_the_plugin_dies_leaves_nothing(case: &CaseConte
 }
 
 async fn a_task_that_has_lost_its_bundle_keeps_its_runsc_and_its_code(case: &CaseContext) -> Result<()> {
-    let runsc = Noting::runtime(case, "another-runsc")?;
+    let runsc = CallRecorder::runtime(case, "another-runsc")?;
     let mut options = case.options();
     options["oci_runtime"] = json!(runsc.path());
     let mut plugin = case.plugin_as(&case.launch(), &options).await?;

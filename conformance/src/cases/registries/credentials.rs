@@ -12,7 +12,7 @@ use harness::host::Plugin;
 use harness::task::LIMIT;
 use serde_json::{Value, json};
 
-use crate::cases::support::secrets::stands_nowhere;
+use crate::cases::support::secrets::assert_not_exposed;
 use crate::cases::support::{cases, ensure_eq, is_recoverable, refused, until};
 
 cases!["credentials":
@@ -317,7 +317,7 @@ async fn a_password_is_nowhere_to_be_found(case: &CaseContext) -> Result<()> {
     job["command"] = json!("/bin/sleep");
     job["args"] = json!(["600"]);
     let task = case.run(&plugin, &job).await?;
-    stands_nowhere(case, &plugin, &task, &[PASSWORD, PAIR])?;
+    assert_not_exposed(case, &plugin, &task, &[PASSWORD, PAIR])?;
     task.end(&plugin).await?;
     plugin.shut_down().await
 }

@@ -9,7 +9,7 @@ use harness::fixture::fault_proxy::{Fault, FaultProxy};
 use harness::fixture::{HttpStub, RecordedRequest, Reply};
 use harness::task::LIMIT;
 
-use crate::cases::support::registry_hosts::{Configured, REGISTRY};
+use crate::cases::support::registry_hosts::{HostsConfig, REGISTRY};
 use crate::cases::support::{cases, ensure_eq, is_recoverable, refused};
 
 cases!["registries":
@@ -33,12 +33,12 @@ fn paths(stub: &HttpStub, method: &str) -> Vec<String> {
 }
 
 async fn a_mirror_is_asked_first_and_the_registry_after_it(case: &CaseContext) -> Result<()> {
-    let configured = Configured::new(case)?;
+    let configured = HostsConfig::new(case)?;
     let (mirror, server) =
         (configured.host(|_| Reply::Forward).await?, configured.host(|_| Reply::Forward).await?);
     let (mirror_address, server_address) = (mirror.address(), server.address());
     let hosts = format!("server = \"http://{server_address}\"\n[host.\"http://{mirror_address}\"]\n");
-    configured.say(REGISTRY, &hosts)?;
+    configured.write(REGISTRY, &hosts)?;
     let mut plugin = configured.plugin().await?;
     configured.pulls(&plugin, REGISTRY).await?;
     ensure!(server.seen().is_empty(), "the registry was asked beside its mirror: {:?}", server.seen());
@@ -62,12 +62,12 @@ async fn a_mirror_is_asked_first_and_the_registry_after_it(case: &CaseContext) -
 }
 
 async fn a_mirror_that_breaks_a_layer_off_is_left_for_another(case: &CaseContext) -> Result<()> {
-    let configured = Configured::with(case, &case.environment().catalog().large(2)?)?;
+    let configured = HostsConfig::with(case, &case.environment().catalog().large(2)?)?;
     let mirror = FaultProxy::before(case.environment().registry().address())?;
-    mirror.inflict("/blobs/", Fault::CutAfter(600_000));
+    mirror.inject("/blobs/", Fault::CutAfter(600_000));
     let server = configured.host(|_| Reply::Forward).await?;
     let hosts = format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", server.address(), mirror.address());
-    configured.say(REGISTRY, &hosts)?;
+    configured.write(REGISTRY, &hosts)?;
     let mut plugin = configured.plugin().await?;
     let mut events = plugin.events().await?;
     configured.pulls(&plugin, REGISTRY).await?;
@@ -88,7 +88,7 @@ async fn a_mirror_that_breaks_a_layer_off_is_left_for_another(case: &CaseContext
 }
 
 async fn a_mirror_that_is_not_believed_is_asked_by_digest_only(case: &CaseContext) -> Result<()> {
-    let configured = Configured::new(case)?;
+    let configured = HostsConfig::new(case)?;
     let (mirror, server) =
         (configured.host(|_| Reply::Forward).await?, configured.host(|_| Reply::Forward).await?);
     let hosts = format!(
@@ -96,7 +96,7 @@ async fn a_mirror_that_is_not_believed_is_asked_by_digest_only(case: &CaseContex
         server.address(),
         mirror.address()
     );
-    configured.say(REGISTRY, &hosts)?;
+    configured.write(REGISTRY, &hosts)?;
     let mut plugin = configured.plugin().await?;
     configured.pulls(&plugin, REGISTRY).await?;
     let by_tag = |path: &String| !path.contains("sha256:");
@@ -108,14 +108,14 @@ async fn a_mirror_that_is_not_believed_is_asked_by_digest_only(case: &CaseContex
 }
 
 async fn what_a_mirror_has_tampered_with_is_had_elsewhere(case: &CaseContext) -> Result<()> {
-    let configured = Configured::new(case)?;
+    let configured = HostsConfig::new(case)?;
     let tampers = |seen: &RecordedRequest| match seen.target.contains("/manifests/sha256:") {
         true => Reply::Respond(200, Vec::new(), "{}".to_owned()),
         false => Reply::Forward,
     };
     let (mirror, server) = (configured.host(tampers).await?, configured.host(|_| Reply::Forward).await?);
     let hosts = format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", server.address(), mirror.address());
-    configured.say(REGISTRY, &hosts)?;
+    configured.write(REGISTRY, &hosts)?;
     let mut plugin = configured.plugin().await?;
     configured.pulls(&plugin, REGISTRY).await?;
     ensure_eq!(paths(&server, "GET").len(), 1);
@@ -125,7 +125,7 @@ async fn what_a_mirror_has_tampered_with_is_had_elsewhere(case: &CaseContext) ->
 /// The layer's length is right, so that only the digest of the whole shows that it is another.
 async fn a_layer_that_a_mirror_has_changed_is_had_elsewhere(case: &CaseContext) -> Result<()> {
     let image = case.environment().catalog().with(|tree| tree.file("own", 0o644, b"changed on the way"))?;
-    let configured = Configured::with(case, &image)?;
+    let configured = HostsConfig::with(case, &image)?;
     let layer = image.layers.last().context("the image has no layer")?;
     let (path, content) = (format!("/blobs/{}", layer.digest), "x".repeat(layer.blob.len()));
     let changes = move |seen: &RecordedRequest| match seen.target.contains(&path) {
@@ -134,7 +134,7 @@ async fn a_layer_that_a_mirror_has_changed_is_had_elsewhere(case: &CaseContext) 
     };
     let (mirror, server) = (configured.host(changes).await?, configured.host(|_| Reply::Forward).await?);
     let only_the_mirror = format!("server = \"http://{}\"\n", mirror.address());
-    configured.say(REGISTRY, &only_the_mirror)?;
+    configured.write(REGISTRY, &only_the_mirror)?;
     let mut plugin = configured.plugin().await?;
     let words = ["layer", &layer.digest, "damaged on the way", "does not match"];
     // The image's other content is kept for the next try.
@@ -142,7 +142,7 @@ async fn a_layer_that_a_mirror_has_changed_is_had_elsewhere(case: &CaseContext) 
     let status = refused(plugin.start_task(task.config.clone()).await, &words)?;
     ensure!(is_recoverable(&status)?, "the next try may do better: {status:?}");
     let hosts = format!("server = \"http://{}\"\n[host.\"http://{}\"]\n", server.address(), mirror.address());
-    configured.say(REGISTRY, &hosts)?;
+    configured.write(REGISTRY, &hosts)?;
     configured.pulls(&plugin, REGISTRY).await?;
     ensure!(paths(&server, "GET").iter().any(|path| path.contains(&layer.digest)), "{:?}", server.seen());
     plugin.shut_down().await
@@ -150,7 +150,7 @@ async fn a_layer_that_a_mirror_has_changed_is_had_elsewhere(case: &CaseContext) 
 
 async fn a_layer_that_was_changed_on_the_way_once_is_had_again(case: &CaseContext) -> Result<()> {
     let image = case.environment().catalog().with(|tree| tree.file("own", 0o644, b"changed once"))?;
-    let configured = Configured::with(case, &image)?;
+    let configured = HostsConfig::with(case, &image)?;
     let layer = image.layers.last().context("the image has no layer")?;
     let (path, content) = (format!("/blobs/{}", layer.digest), "x".repeat(layer.blob.len()));
     let times = AtomicUsize::new(0);
@@ -161,7 +161,7 @@ async fn a_layer_that_was_changed_on_the_way_once_is_had_again(case: &CaseContex
         _ => Reply::Forward,
     };
     let server = configured.host(changes).await?;
-    configured.say(REGISTRY, &format!("server = \"http://{}\"\n", server.address()))?;
+    configured.write(REGISTRY, &format!("server = \"http://{}\"\n", server.address()))?;
     let mut plugin = configured.plugin().await?;
     configured.pulls(&plugin, REGISTRY).await?;
     ensure_eq!(paths(&server, "GET").iter().filter(|path| path.contains(&layer.digest)).count(), 2);
@@ -169,7 +169,7 @@ async fn a_layer_that_was_changed_on_the_way_once_is_had_again(case: &CaseContex
 }
 
 async fn a_host_may_have_its_api_below_a_path_of_its_own(case: &CaseContext) -> Result<()> {
-    let configured = Configured::new(case)?;
+    let configured = HostsConfig::new(case)?;
     let below = |prefix: &'static str| {
         move |seen: &RecordedRequest| match seen.target.strip_prefix(prefix) {
             Some(rest) => Reply::ForwardAs(format!("/v2{rest}")),
@@ -184,14 +184,14 @@ async fn a_host_may_have_its_api_below_a_path_of_its_own(case: &CaseContext) -> 
     ] {
         let host = configured.host(below(prefix)).await?;
         let hosts = format!("[host.\"http://{}{path}\"]\noverride_path = {overrides}\n", host.address());
-        configured.say(REGISTRY, &hosts)?;
+        configured.write(REGISTRY, &hosts)?;
         configured.pulls(&plugin, REGISTRY).await?;
     }
     plugin.shut_down().await
 }
 
 async fn the_operators_headers_go_to_their_host_and_no_further(case: &CaseContext) -> Result<()> {
-    let configured = Configured::new(case)?;
+    let configured = HostsConfig::new(case)?;
     let storage = configured.host(|_| Reply::Forward).await?;
     let elsewhere = storage.address();
     let sends = move |seen: &RecordedRequest| match seen.target.split_once("/blobs/") {
@@ -206,7 +206,7 @@ async fn the_operators_headers_go_to_their_host_and_no_further(case: &CaseContex
         "[host.\"http://{0}\"]\n[host.\"http://{0}\".header]\nx-team = [\"blue\", \"green\"]\nAuthorization = \"Bearer s3cret\"\n",
         host.address()
     );
-    configured.say(REGISTRY, &hosts)?;
+    configured.write(REGISTRY, &hosts)?;
     let mut plugin = configured.plugin().await?;
     configured.pulls(&plugin, REGISTRY).await?;
     for seen in host.seen() {
@@ -224,14 +224,14 @@ async fn the_operators_headers_go_to_their_host_and_no_further(case: &CaseContex
 }
 
 async fn a_registry_may_be_named_with_its_port_or_not_at_all(case: &CaseContext) -> Result<()> {
-    let configured = Configured::new(case)?;
+    let configured = HostsConfig::new(case)?;
     let hosts: [HttpStub; 3] = [
         configured.host(|_| Reply::Forward).await?,
         configured.host(|_| Reply::Forward).await?,
         configured.host(|_| Reply::Forward).await?,
     ];
     for (directory, host) in ["registry.test_5000_", "registry.test:6000", "_default"].iter().zip(&hosts) {
-        configured.say(directory, &format!("server = \"http://{}\"\n", host.address()))?;
+        configured.write(directory, &format!("server = \"http://{}\"\n", host.address()))?;
     }
     let mut plugin = configured.plugin().await?;
     for (registry, host) in ["registry.test:5000", "registry.test:6000", "any.test"].iter().zip(&hosts) {
@@ -247,17 +247,17 @@ async fn a_registry_may_be_named_with_its_port_or_not_at_all(case: &CaseContext)
 async fn a_wrong_file_is_named_with_its_line_and_counts_as_soon_as_it_is_right(
     case: &CaseContext,
 ) -> Result<()> {
-    let configured = Configured::new(case)?;
+    let configured = HostsConfig::new(case)?;
     let host = configured.host(|_| Reply::Forward).await?;
-    let path = configured.say(REGISTRY, "server = \"http://127.0.0.1:1\"\ncapabilities = [\"pul\"]\n")?;
+    let path = configured.write(REGISTRY, "server = \"http://127.0.0.1:1\"\ncapabilities = [\"pul\"]\n")?;
     let path = path.display().to_string();
     let mut plugin = configured.plugin().await?;
     let job = configured.job(REGISTRY);
     configured.fails(&plugin, &job, &[&path, "line 2", "capability"]).await?;
-    configured.say(REGISTRY, "server = \"http://127.0.0.1:1\"\nca = \"none.crt\"\n")?;
+    configured.write(REGISTRY, "server = \"http://127.0.0.1:1\"\nca = \"none.crt\"\n")?;
     configured.fails(&plugin, &job, &["none.crt", "can't be read"]).await?;
     let hosts = format!("server = \"http://{}\"\nskip_verfy = true\n", host.address());
-    configured.say(REGISTRY, &hosts)?;
+    configured.write(REGISTRY, &hosts)?;
     configured.pulls(&plugin, REGISTRY).await?;
     configured.pulls(&plugin, REGISTRY).await?;
     let log = plugin.log().all();
@@ -270,20 +270,20 @@ async fn a_wrong_file_is_named_with_its_line_and_counts_as_soon_as_it_is_right(
 }
 
 async fn a_registry_that_has_had_enough_is_waited_for(case: &CaseContext) -> Result<()> {
-    let configured = Configured::new(case)?;
+    let configured = HostsConfig::new(case)?;
     let refusals = AtomicUsize::new(0);
     let busy = move |_: &RecordedRequest| match refusals.fetch_add(1, Ordering::Relaxed) {
         0 | 3 => Reply::Respond(429, vec![("Retry-After", "1".to_owned())], String::new()),
         _ => Reply::Forward,
     };
     let host = configured.host(busy).await?;
-    configured.say(REGISTRY, &format!("server = \"http://{}\"\n", host.address()))?;
+    configured.write(REGISTRY, &format!("server = \"http://{}\"\n", host.address()))?;
     let mut plugin = configured.plugin().await?;
     configured.pulls(&plugin, REGISTRY).await?;
     let weary = configured
         .host(|_| Reply::Respond(429, vec![("Retry-After", "7200".to_owned())], String::new()))
         .await?;
-    configured.say(REGISTRY, &format!("server = \"http://{}\"\n", weary.address()))?;
+    configured.write(REGISTRY, &format!("server = \"http://{}\"\n", weary.address()))?;
     let status = configured.fails(&plugin, &configured.job(REGISTRY), &["429", "retry in 2h"]).await?;
     ensure!(is_recoverable(&status)?, "it may be tried later: {status:?}");
     plugin.shut_down().await

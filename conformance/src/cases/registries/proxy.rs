@@ -6,7 +6,7 @@ use harness::fixture::{CertificateAuthority, HttpStub, RegistrySettings, Reply};
 use serde_json::json;
 
 use crate::cases::support::cases;
-use crate::cases::support::registry_hosts::{Configured, REGISTRY};
+use crate::cases::support::registry_hosts::{HostsConfig, REGISTRY};
 
 cases!["registries behind proxies":
     plain_http_goes_through_its_proxy,
@@ -18,8 +18,8 @@ cases!["registries behind proxies":
 const SERVER: &str = "server = \"http://registry.test:5000\"\n";
 
 async fn plain_http_goes_through_its_proxy(case: &CaseContext) -> Result<()> {
-    let configured = Configured::new(case)?;
-    configured.say(REGISTRY, SERVER)?;
+    let configured = HostsConfig::new(case)?;
+    configured.write(REGISTRY, SERVER)?;
     for name in ["HTTP_PROXY", "http_proxy"] {
         let proxy = configured.host(|_| Reply::Forward).await?;
         let address = format!("http://{}", proxy.address());
@@ -34,14 +34,14 @@ async fn plain_http_goes_through_its_proxy(case: &CaseContext) -> Result<()> {
 }
 
 async fn https_goes_through_a_tunnel(case: &CaseContext) -> Result<()> {
-    let configured = Configured::new(case)?;
+    let configured = HostsConfig::new(case)?;
     let authority = CertificateAuthority::new(&case.directory().join("pki"), "ours")?;
     let shown = authority.certify("registry.test")?;
     let settings =
         RegistrySettings { tls: Some((shown.certificate, shown.key)), ..RegistrySettings::default() };
     let registry = case.environment().registry().beside(&case.directory().join("reg"), settings)?;
     let hosts = format!("server = \"https://registry.test:8443\"\nca = {:?}\n", authority.certificate());
-    configured.say(REGISTRY, &hosts)?;
+    configured.write(REGISTRY, &hosts)?;
     for name in ["HTTPS_PROXY", "https_proxy"] {
         let proxy = HttpStub::before(registry.address(), |_| Reply::Forward).await?;
         let address = format!("http://{}", proxy.address());
@@ -58,8 +58,8 @@ async fn https_goes_through_a_tunnel(case: &CaseContext) -> Result<()> {
 }
 
 async fn what_needs_no_proxy_gets_none(case: &CaseContext) -> Result<()> {
-    let configured = Configured::new(case)?;
-    configured.say(REGISTRY, SERVER)?;
+    let configured = HostsConfig::new(case)?;
+    configured.write(REGISTRY, SERVER)?;
     let proxy = configured.host(|_| Reply::Forward).await?;
     let address = format!("http://{}", proxy.address());
     for name in ["NO_PROXY", "no_proxy"] {

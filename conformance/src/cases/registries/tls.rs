@@ -8,7 +8,7 @@ use harness::fixture::{
 };
 
 use crate::cases::support::cases;
-use crate::cases::support::registry_hosts::{Configured, REGISTRY};
+use crate::cases::support::registry_hosts::{HostsConfig, REGISTRY};
 
 cases!["registries with certificates":
     an_authority_of_the_operators_counts_beside_the_systems,
@@ -40,7 +40,7 @@ fn server(registry: &Registry, more: &str) -> String {
 }
 
 async fn an_authority_of_the_operators_counts_beside_the_systems(case: &CaseContext) -> Result<()> {
-    let configured = Configured::new(case)?;
+    let configured = HostsConfig::new(case)?;
     let directory = configured.directory().join(REGISTRY);
     let authority = CertificateAuthority::new(&directory, "ours")?;
     CertificateAuthority::new(&directory, "theirs")?;
@@ -53,7 +53,7 @@ async fn an_authority_of_the_operators_counts_beside_the_systems(case: &CaseCont
         // Docker's files don't count beside a hosts.toml.
         ("", false),
     ] {
-        configured.say(REGISTRY, &server(&registry, more))?;
+        configured.write(REGISTRY, &server(&registry, more))?;
         if works {
             configured.pulls(&plugin, REGISTRY).await?;
         } else {
@@ -64,33 +64,33 @@ async fn an_authority_of_the_operators_counts_beside_the_systems(case: &CaseCont
 }
 
 async fn a_certificate_that_vouches_for_itself_may_be_the_authority(case: &CaseContext) -> Result<()> {
-    let configured = Configured::new(case)?;
+    let configured = HostsConfig::new(case)?;
     let directory = configured.directory().join(REGISTRY);
     let shown = CertifiedKey::by_itself(&directory, "itself", &["127.0.0.1"])?;
     CertifiedKey::by_itself(&directory, "another", &["127.0.0.1"])?;
     let registry = registry(case, &shown, None)?;
     let mut plugin = configured.plugin().await?;
-    configured.say(REGISTRY, &server(&registry, "ca = \"itself.cert\""))?;
+    configured.write(REGISTRY, &server(&registry, "ca = \"itself.cert\""))?;
     configured.pulls(&plugin, REGISTRY).await?;
-    configured.say(REGISTRY, &server(&registry, "ca = \"another.cert\""))?;
+    configured.write(REGISTRY, &server(&registry, "ca = \"another.cert\""))?;
     configured.fails(&plugin, &configured.job(REGISTRY), &["certificate"]).await?;
     // The certificate is trusted under its own names only.
     drop(registry);
     let elsewhere = CertifiedKey::by_itself(&directory, "elsewhere", &["elsewhere.test"])?;
     let registry = self::registry(case, &elsewhere, None)?;
-    configured.say(REGISTRY, &server(&registry, "ca = \"elsewhere.cert\""))?;
+    configured.write(REGISTRY, &server(&registry, "ca = \"elsewhere.cert\""))?;
     configured.fails(&plugin, &configured.job(REGISTRY), &["certificate", "elsewhere.test"]).await?;
     plugin.shut_down().await
 }
 
 async fn what_is_not_to_be_verified_is_not(case: &CaseContext) -> Result<()> {
-    let configured = Configured::new(case)?;
+    let configured = HostsConfig::new(case)?;
     let authority = CertificateAuthority::new(&case.directory().join("pki"), "ours")?;
     let registry = registry(case, &authority.certify("server")?, None)?;
     let mut plugin = configured.plugin().await?;
-    configured.say(REGISTRY, &server(&registry, "skip_verify = true"))?;
+    configured.write(REGISTRY, &server(&registry, "skip_verify = true"))?;
     configured.pulls(&plugin, REGISTRY).await?;
-    configured.say(REGISTRY, &server(&registry, "skip_verify = false"))?;
+    configured.write(REGISTRY, &server(&registry, "skip_verify = false"))?;
     configured.fails(&plugin, &configured.job(REGISTRY), &["certificate"]).await?;
     plugin.shut_down().await
 }
@@ -98,7 +98,7 @@ async fn what_is_not_to_be_verified_is_not(case: &CaseContext) -> Result<()> {
 async fn what_is_not_to_be_verified_is_the_host_alone_and_no_other_that_it_sends_to(
     case: &CaseContext,
 ) -> Result<()> {
-    let configured = Configured::new(case)?;
+    let configured = HostsConfig::new(case)?;
     let authority = CertificateAuthority::new(&case.directory().join("pki"), "ours")?;
     let storage = registry(case, &authority.certify("localhost")?, None)?;
     // The same machine by another name counts as another host.
@@ -113,15 +113,15 @@ async fn what_is_not_to_be_verified_is_the_host_alone_and_no_other_that_it_sends
     let host = configured.host(sends).await?;
     let mut plugin = configured.plugin().await?;
     let hosts = format!("server = \"http://{}\"\nskip_verify = true\n", host.address());
-    configured.say(REGISTRY, &hosts)?;
+    configured.write(REGISTRY, &hosts)?;
     configured.fails(&plugin, &configured.job(REGISTRY), &["certificate", "UnknownIssuer"]).await?;
-    configured.say(REGISTRY, &format!("{hosts}ca = {:?}\n", authority.certificate()))?;
+    configured.write(REGISTRY, &format!("{hosts}ca = {:?}\n", authority.certificate()))?;
     configured.pulls(&plugin, REGISTRY).await?;
     plugin.shut_down().await
 }
 
 async fn a_registry_that_wants_a_certificate_is_shown_the_right_one(case: &CaseContext) -> Result<()> {
-    let configured = Configured::new(case)?;
+    let configured = HostsConfig::new(case)?;
     let pki = case.directory().join("pki");
     let (authority, other) =
         (CertificateAuthority::new(&pki, "ours")?, CertificateAuthority::new(&pki, "theirs")?);
@@ -141,21 +141,21 @@ async fn a_registry_that_wants_a_certificate_is_shown_the_right_one(case: &CaseC
         format!("client = [{both:?}]"),
         format!("client = [[{both:?}, \"\"]]"),
     ] {
-        configured.say(REGISTRY, &server(&registry, &format!("{ca}\n{client}")))?;
+        configured.write(REGISTRY, &server(&registry, &format!("{ca}\n{client}")))?;
         configured.pulls(&plugin, REGISTRY).await?;
     }
     for client in [String::new(), format!("client = [{}]", pair(&wrong))] {
-        configured.say(REGISTRY, &server(&registry, &format!("{ca}\n{client}")))?;
+        configured.write(REGISTRY, &server(&registry, &format!("{ca}\n{client}")))?;
         configured.fails(&plugin, &configured.job(REGISTRY), &["ertificate"]).await?;
     }
     let mixed = format!("{ca}\nclient = [[{:?}, {:?}]]", right.certificate, wrong.key);
-    configured.say(REGISTRY, &server(&registry, &mixed))?;
+    configured.write(REGISTRY, &server(&registry, &mixed))?;
     configured.fails(&plugin, &configured.job(REGISTRY), &["node.cert", "key"]).await?;
     plugin.shut_down().await
 }
 
 async fn dockers_files_count_where_there_is_no_other(case: &CaseContext) -> Result<()> {
-    let configured = Configured::new(case)?;
+    let configured = HostsConfig::new(case)?;
     let authority = CertificateAuthority::new(&case.directory().join("pki"), "ours")?;
     let registry = registry(case, &authority.certify("server")?, Some(&authority))?;
     let node = authority.certify("node")?;
@@ -172,13 +172,13 @@ async fn dockers_files_count_where_there_is_no_other(case: &CaseContext) -> Resu
 }
 
 async fn plain_http_comes_after_what_is_said_of_certificates(case: &CaseContext) -> Result<()> {
-    let configured = Configured::new(case)?;
+    let configured = HostsConfig::new(case)?;
     let authority = CertificateAuthority::new(&case.directory().join("pki"), "ours")?;
     let secured = registry(case, &authority.certify("server")?, None)?;
     let mut plugin = configured.plugin().await?;
     for address in [secured.address(), case.environment().registry().address()] {
         let hosts = format!("[host.\"http://{address}\"]\nskip_verify = true\n");
-        configured.say(REGISTRY, &hosts)?;
+        configured.write(REGISTRY, &hosts)?;
         configured.pulls(&plugin, REGISTRY).await?;
     }
     plugin.shut_down().await

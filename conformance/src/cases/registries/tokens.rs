@@ -16,7 +16,7 @@ use harness::fixture::{
 };
 use serde_json::{Value, json};
 
-use crate::cases::support::registry_hosts::{Configured, REGISTRY};
+use crate::cases::support::registry_hosts::{HostsConfig, REGISTRY};
 use crate::cases::support::{cases, is_recoverable, secrets};
 
 cases!["tokens":
@@ -99,10 +99,10 @@ fn token(signer: &CertifiedKey, repository: &str) -> Result<String> {
 async fn one_is_had_with_the_password_and_only_the_token_goes_to_the_registry(
     case: &CaseContext,
 ) -> Result<()> {
-    let configured = Configured::new(case)?;
+    let configured = HostsConfig::new(case)?;
     let token_registry = TokenRegistry::new(case).await?;
     let noting = HttpStub::before(token_registry.registry.address(), |_| Reply::Forward).await?;
-    configured.say(REGISTRY, &format!("server = \"http://{}\"\n", noting.address()))?;
+    configured.write(REGISTRY, &format!("server = \"http://{}\"\n", noting.address()))?;
     let auth = json!({"username": USER, "password": PASSWORD, "server_address": noting.address()});
     let mut plugin = configured.plugin_with(auth, &[]).await?;
     configured.pulls(&plugin, REGISTRY).await?;
@@ -137,7 +137,7 @@ fn same_token_for_all(registry: &HttpStub) -> Result<()> {
 }
 
 async fn one_is_had_with_an_identity_token(case: &CaseContext) -> Result<()> {
-    let configured = Configured::new(case)?;
+    let configured = HostsConfig::new(case)?;
     let token_registry = TokenRegistry::new(case).await?;
     let address = token_registry.registry.address().to_owned();
     let file = case.directory().join("config.json");
@@ -159,7 +159,7 @@ async fn one_is_had_with_an_identity_token(case: &CaseContext) -> Result<()> {
     configured.runs(&plugin, &job).await?;
     job["args"] = json!(["-c", "sleep 600"]);
     let task = case.run(&plugin, &job).await?;
-    secrets::stands_nowhere(case, &plugin, &task, &[IDENTITY, "eyJ"])?;
+    secrets::assert_not_exposed(case, &plugin, &task, &[IDENTITY, "eyJ"])?;
     task.end(&plugin).await?;
     let mut wrong = configured.job(&address);
     wrong["image"] = json!(format!("{address}/busybox:docker"));
@@ -171,7 +171,7 @@ async fn one_is_had_with_an_identity_token(case: &CaseContext) -> Result<()> {
 }
 
 async fn one_that_has_run_out_in_the_middle_is_had_anew(case: &CaseContext) -> Result<()> {
-    let configured = Configured::new(case)?;
+    let configured = HostsConfig::new(case)?;
     let given = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&given);
     let own = Arc::new(std::sync::OnceLock::new());
@@ -196,7 +196,7 @@ async fn one_that_has_run_out_in_the_middle_is_had_anew(case: &CaseContext) -> R
         })
         .await?;
     let _ = own.set(host.address());
-    configured.say(REGISTRY, &format!("server = \"http://{}\"\n", host.address()))?;
+    configured.write(REGISTRY, &format!("server = \"http://{}\"\n", host.address()))?;
     let mut plugin = configured.plugin().await?;
     configured.pulls(&plugin, REGISTRY).await?;
     let given = given.load(Ordering::Relaxed);
@@ -205,7 +205,7 @@ async fn one_that_has_run_out_in_the_middle_is_had_anew(case: &CaseContext) -> R
 }
 
 async fn a_registry_that_never_has_enough_is_given_up(case: &CaseContext) -> Result<()> {
-    let configured = Configured::new(case)?;
+    let configured = HostsConfig::new(case)?;
     let asks = |_: &RecordedRequest| {
         let challenge = ("WWW-Authenticate", "Basic realm=\"r\"".to_owned());
         Reply::Respond(401, vec![challenge], String::new())
@@ -233,11 +233,11 @@ fn wants(pair: &'static str) -> impl Fn(&RecordedRequest) -> Reply + Send + Sync
 
 async fn a_mirror_gets_its_own_credentials_and_none_of_the_registrys(case: &CaseContext) -> Result<()> {
     const MIRRORS: &str = "bWlycm9yOmh1bnRlcjI=";
-    let configured = Configured::new(case)?;
+    let configured = HostsConfig::new(case)?;
     let (mirror, server) = (configured.host(wants(MIRRORS)).await?, configured.host(wants(PAIR)).await?);
     let (mirror_address, server_address) = (mirror.address(), server.address());
     let hosts = format!("[host.\"http://{mirror_address}\"]\n");
-    configured.say(&server_address, &hosts)?;
+    configured.write(&server_address, &hosts)?;
     let file = case.directory().join("config.json");
     std::fs::write(&file, json!({"auths": {&mirror_address: {"auth": MIRRORS}}}).to_string())?;
     let mut plugin = configured.plugin_with(json!({"config": file}), &[]).await?;

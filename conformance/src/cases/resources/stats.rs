@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::cases::support::cases;
-use crate::cases::support::sampling::{FAST, Way, core_seconds, fast_plugin, on_cue, shim_counts};
+use crate::cases::support::sampling::{FAST, Source, core_seconds, fast_plugin, on_cue, shim_counts};
 
 cases!["stats":
     a_shim_that_stands_still_keeps_no_sample_back,
@@ -36,7 +36,7 @@ fn shim_pid(case: &CaseContext) -> Result<Pid> {
 const STOPPED: Duration = Duration::from_secs(11);
 
 async fn a_shim_that_stands_still_keeps_no_sample_back(case: &CaseContext) -> Result<()> {
-    let mut plugin = fast_plugin(case, Way::Files).await?;
+    let mut plugin = fast_plugin(case, Source::Files).await?;
     let task = case.run(&plugin, &case.shell("sleep 600")).await?;
     let mut stats = Stats::open(&plugin, task.id(), FAST).await?;
     stats.next(LIMIT).await?;
@@ -54,7 +54,7 @@ async fn a_shim_that_stands_still_keeps_no_sample_back(case: &CaseContext) -> Re
 /// The plugin does not find the cgroup, since the handle has another path for it.
 async fn the_shim_is_asked_where_the_cgroup_is_not_to_be_read(case: &CaseContext) -> Result<()> {
     shim_counts(case)?;
-    let mut plugin = fast_plugin(case, Way::Files).await?;
+    let mut plugin = fast_plugin(case, Source::Files).await?;
     let mut task = case.run(&plugin, &case.shell("sleep 600")).await?;
     plugin.shut_down().await?;
     let handle = task.handle.as_mut().context("no handle")?;
@@ -62,7 +62,7 @@ async fn the_shim_is_asked_where_the_cgroup_is_not_to_be_read(case: &CaseContext
     ensure!(state["cgroup"]["path"].is_string(), "no cgroup in {state}");
     state["cgroup"]["path"] = "/nomad/elsewhere".into();
     handle.driver_state = serde_json::to_vec(&state)?;
-    let mut next = fast_plugin(case, Way::Files).await?;
+    let mut next = fast_plugin(case, Source::Files).await?;
     task.recover(&next).await?;
     let (shim, mut stats) = (shim_pid(case)?, Stats::open(&next, task.id(), FAST).await?);
     let before = reads(shim)?;
@@ -75,7 +75,7 @@ async fn the_shim_is_asked_where_the_cgroup_is_not_to_be_read(case: &CaseContext
 }
 
 async fn a_shim_that_answers_late_leaves_samples_out_and_no_stream_ends(case: &CaseContext) -> Result<()> {
-    let mut plugin = fast_plugin(case, Way::Shim).await?;
+    let mut plugin = fast_plugin(case, Source::Shim).await?;
     let task = case.run(&plugin, &case.shell("sleep 600")).await?;
     let mut stats = Stats::open(&plugin, task.id(), FAST).await?;
     stats.next(LIMIT).await?;
@@ -110,7 +110,7 @@ async fn usage_comes_with_all_its_parts_and_never_faster_than_the_operator_wants
 }
 
 async fn all_who_listen_get_the_same_samples_each_at_its_own_pace(case: &CaseContext) -> Result<()> {
-    let mut plugin = fast_plugin(case, Way::Files).await?;
+    let mut plugin = fast_plugin(case, Source::Files).await?;
     let task = case.run(&plugin, &case.shell("while :; do :; done")).await?;
     let pace = FAST * 2;
     let mut fast = Stats::open(&plugin, task.id(), pace).await?;
@@ -158,7 +158,7 @@ fn reads(pid: Pid) -> Result<u64> {
 }
 
 async fn a_listener_that_goes_away_costs_nothing_any_more(case: &CaseContext) -> Result<()> {
-    let mut plugin = fast_plugin(case, Way::Shim).await?;
+    let mut plugin = fast_plugin(case, Source::Shim).await?;
     let task = case.run(&plugin, &case.shell("sleep 600")).await?;
     let shim = shim_pid(case)?;
     let mut listeners = Vec::new();

@@ -13,7 +13,7 @@ use nomad_proto::driver::MemoryUsage;
 use nomad_proto::driver::memory_usage::Fields;
 
 use crate::cases::support::cases;
-use crate::cases::support::sampling::{FAST, Way, core_seconds, fast_plugin, on_cue};
+use crate::cases::support::sampling::{FAST, Source, core_seconds, fast_plugin, on_cue};
 
 cases!["stats":
     memory_is_what_the_kernel_counts,
@@ -79,26 +79,26 @@ fn reported(memory: &MemoryUsage) -> Amounts {
 /// Tolerance in bytes: the kernel counts in batches per processor.
 const BATCHES_BYTES: u64 = 1 << 20;
 
-fn differ(reported: Option<u64>, counted: Option<u64>, way: Way) -> bool {
+fn differ(reported: Option<u64>, counted: Option<u64>, source: Source) -> bool {
     match (reported, counted) {
         (Some(reported), Some(counted)) => reported.abs_diff(counted) > BATCHES_BYTES,
         // Figures that the shims of v2 don't pass on aren't reported.
-        (None, Some(_)) => !(is_v2() && way == Way::Shim),
+        (None, Some(_)) => !(is_v2() && source == Source::Shim),
         (None, None) => false,
         (Some(_), None) => true,
     }
 }
 
 async fn memory_is_what_the_kernel_counts(case: &CaseContext) -> Result<()> {
-    memory_is_counted(case, Way::Files).await
+    memory_is_counted(case, Source::Files).await
 }
 
 async fn memory_that_the_shim_tells_is_what_the_kernel_counts(case: &CaseContext) -> Result<()> {
-    memory_is_counted(case, Way::Shim).await
+    memory_is_counted(case, Source::Shim).await
 }
 
-async fn memory_is_counted(case: &CaseContext, way: Way) -> Result<()> {
-    let mut plugin = fast_plugin(case, way).await?;
+async fn memory_is_counted(case: &CaseContext, source: Source) -> Result<()> {
+    let mut plugin = fast_plugin(case, source).await?;
     // This much in the shell's own memory, and this much in files. A peak that is past, then quiet.
     let script = "held=$(head -c 16000000 /dev/zero | tr '\\0' x); head -c 8000000 /dev/zero > /tmp/file; \
                   echo held ${#held}; read line < /local/cue";
@@ -114,7 +114,7 @@ async fn memory_is_counted(case: &CaseContext, way: Way) -> Result<()> {
         let after = counted(&task)?;
         if before == after || std::time::Instant::now() > deadline {
             let wrong =
-                reported.iter().zip(&after).find(|(reported, counted)| differ(reported.1, counted.1, way));
+                reported.iter().zip(&after).find(|(reported, counted)| differ(reported.1, counted.1, source));
             ensure!(wrong.is_none(), "reported and counted: {wrong:?}");
             ensure!(
                 reported[0].1 > Some(16_000_000) && reported[1].1 > Some(7_000_000),
@@ -137,15 +137,15 @@ fn cpu_time(task: &Task) -> Result<Duration> {
 }
 
 async fn cpu_time_is_what_the_kernel_counts(case: &CaseContext) -> Result<()> {
-    cpu_time_is_counted(case, Way::Files).await
+    cpu_time_is_counted(case, Source::Files).await
 }
 
 async fn cpu_time_that_the_shim_tells_is_what_the_kernel_counts(case: &CaseContext) -> Result<()> {
-    cpu_time_is_counted(case, Way::Shim).await
+    cpu_time_is_counted(case, Source::Shim).await
 }
 
-async fn cpu_time_is_counted(case: &CaseContext, way: Way) -> Result<()> {
-    let mut plugin = fast_plugin(case, way).await?;
+async fn cpu_time_is_counted(case: &CaseContext, source: Source) -> Result<()> {
+    let mut plugin = fast_plugin(case, source).await?;
     // The task stands still before and after the work, so it doesn't matter how late a sample is or how busy the
     // machine is.
     let script = "read line < /local/cue; i=0; while [ $i -lt 300000 ]; do i=$((i+1)); done; \

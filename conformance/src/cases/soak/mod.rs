@@ -170,7 +170,8 @@ async fn a_thousand_execs_and_the_plugins_death_leave_no_trace(case: &CaseContex
             first.cut.load(Ordering::SeqCst)
         )
     })?;
-    try_join_all(tasks.iter().enumerate().map(|(number, task)| take_leave(&next, number, task))).await?;
+    try_join_all(tasks.iter().enumerate().map(|(number, task)| end_and_check_log(&next, number, task)))
+        .await?;
     next.shut_down().await
 }
 
@@ -335,7 +336,7 @@ async fn step(
 }
 
 /// Stops a task, and asserts that its exit code is right and that all its output has come.
-async fn take_leave(plugin: &Plugin, number: usize, task: &Task) -> Result<()> {
+async fn end_and_check_log(plugin: &Plugin, number: usize, task: &Task) -> Result<()> {
     task.stop(plugin, LIMIT).await?;
     let exit = task.wait(plugin).await?;
     ensure_eq!((exit.exit_code, exit.signal), (exit_code(number), 0));

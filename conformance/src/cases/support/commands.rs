@@ -5,11 +5,12 @@ use harness::context::CaseContext;
 use harness::host::{Exec, Plugin};
 use harness::task::Task;
 
-/// Starts a task that does nothing.
+/// Starts a task that sleeps for ten minutes.
 pub async fn sleeper(case: &CaseContext, plugin: &Plugin) -> Result<Task> {
     case.run(plugin, &case.shell("sleep 600")).await
 }
 
+/// Opens an exec of a shell script in a running task, with or without a terminal.
 pub async fn shell(plugin: &Plugin, task: &Task, script: &str, tty: bool) -> Result<Exec> {
     Exec::open(plugin, task.id(), &["/bin/sh", "-c", script], tty).await
 }

@@ -39,6 +39,7 @@ pub fn files(task: &Task, stream: &str) -> Result<BTreeMap<u64, Vec<u8>>> {
     Ok(found)
 }
 
+/// Returns the content of a stream's log files, oldest first, as one piece.
 pub fn output(task: &Task, stream: &str) -> Result<Vec<u8>> {
     Ok(files(task, stream)?.into_values().collect::<Vec<_>>().concat())
 }

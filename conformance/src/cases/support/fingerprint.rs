@@ -8,6 +8,7 @@ use nomad_proto::driver::fingerprint_response::HealthState;
 use nomad_proto::structs::attribute::Value;
 use tonic::Streaming;
 
+/// Maximum time until a fingerprint shows a change of health.
 pub const CHANGE: Duration = Duration::from_secs(20);
 
 /// Reads fingerprints until the health is `wanted`.

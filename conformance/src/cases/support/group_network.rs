@@ -14,8 +14,10 @@ pub struct GroupNetwork {
 }
 
 impl GroupNetwork {
+    /// Address of the interface in the group's namespace.
     pub const ADDRESS: &str = "192.0.2.18";
 
+    /// Makes the namespace, bound to a file in `directory`, with one end of a veth pair in it.
     pub fn make(directory: &Path) -> Result<Self> {
         std::fs::create_dir_all(directory)?;
         let path = directory.join("group-netns");

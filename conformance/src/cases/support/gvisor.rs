@@ -19,6 +19,7 @@ pub fn sandbox(task: &Task) -> Result<Pid> {
     Ok(Pid::from_raw(*pids.iter().find(is_sandbox).with_context(|| format!("no sandbox among {pids:?}"))?))
 }
 
+/// Returns the command line of a process, with spaces between the arguments. Empty for one that has exited.
 pub fn command_line(pid: i32) -> String {
     fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default().replace('\0', " ")
 }

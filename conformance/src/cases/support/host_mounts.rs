@@ -27,11 +27,12 @@ pub fn shell_with(case: &CaseContext, script: &str, more: &Value) -> Value {
     config
 }
 
+/// Returns a bind mount for the job option `mounts`.
 pub fn bind(source: impl AsRef<Path>, target: &str, options: &[&str]) -> Value {
     json!({"type": "bind", "source": source.as_ref(), "target": target, "options": options})
 }
 
-/// Mounts on the host, undone on drop.
+/// Mounts below a directory of the host, unmounted on drop.
 pub struct HostMounts {
     pub at: PathBuf,
 }

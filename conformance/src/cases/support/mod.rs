@@ -1,5 +1,6 @@
 //! Helpers that cases share. Helpers of one file stand in that file.
 
+pub mod call_recorder;
 pub mod commands;
 pub mod descriptors;
 pub mod driver_logs;
@@ -7,7 +8,6 @@ pub mod fingerprint;
 pub mod group_network;
 pub mod gvisor;
 pub mod host_mounts;
-pub mod noting;
 pub mod orphans;
 pub mod output;
 pub mod plugin_end;
@@ -34,6 +34,7 @@ use crate::case::skip;
 /// Makes cases of a file's functions, each named by its function: `cases!["run": a_task_ends, ..]`.
 macro_rules! cases {
     ($behaviour:literal: $($function:ident),* $(,)?) => {
+        /// Returns the cases of this file, in the order in which they run.
         pub fn cases() -> Vec<$crate::case::Case> {
             vec![$($crate::case::Case {
                 name: format!("{}: {}", $behaviour, stringify!($function).replace('_', " ")),
@@ -108,10 +109,13 @@ pub fn not_by_youki(case: &CaseContext, what: &str) -> Result<()> {
     Ok(())
 }
 
-/// Reasons for [`not_by_youki`].
+/// A reason for [`not_by_youki`]: the seccomp filter of execs.
 pub const NO_FILTER_FOR_EXECS: &str = "gives its seccomp filter to the first process alone";
+/// A reason for [`not_by_youki`]: the disposition of SIGPIPE.
 pub const NO_SIGPIPE: &str = "has SIGPIPE ignored in what it runs";
+/// A reason for [`not_by_youki`]: missing working directories.
 pub const NO_DIRECTORY: &str = "makes no working directory that the image lacks";
+/// A reason for [`not_by_youki`]: real-time signals.
 pub const NO_REAL_TIME: &str = "sends no real-time signals";
 
 /// Returns whether processes that a command left behind can be told from the task's own: runc gives each command a

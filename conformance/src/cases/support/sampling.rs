@@ -20,17 +20,18 @@ pub const FAST: Duration = Duration::from_millis(200);
 
 /// The source of a task's figures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
+pub enum Source {
     /// The files of the task's cgroup, which a shim of runc's family is known to report, too.
     Files,
     /// The shim, whose name is one that the driver doesn't know.
     Shim,
 }
 
-pub async fn fast_plugin(case: &CaseContext, way: Way) -> Result<Plugin> {
+/// Starts a plugin that samples ten times a second, and has its figures from `source`.
+pub async fn fast_plugin(case: &CaseContext, source: Source) -> Result<Plugin> {
     let (launch, mut options) = (case.launch(), case.options());
     options["stats_interval"] = serde_json::json!("100ms");
-    if way == Way::Shim {
+    if source == Source::Shim {
         shim_counts(case)?;
         if case.programs().oci_runtime().is_some() {
             return skip(

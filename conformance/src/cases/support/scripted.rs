@@ -1,4 +1,4 @@
-//! Scripts in the place of shims and runtimes, which fail until they are mended.
+//! Scripts in the place of shims and runtimes, which fail until they are repaired.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -14,6 +14,7 @@ use tonic::Status;
 
 use crate::cases::support::refused;
 
+/// Name of the scripted shim's binary.
 pub const SHIM: &str = "containerd-shim-scripted-v1";
 
 /// A directory of scripts that is first in the plugin's PATH.
@@ -24,6 +25,7 @@ pub struct Scripted {
 }
 
 impl Scripted {
+    /// Makes the directory, in the broken state: the scripts run.
     pub fn new(case: &CaseContext) -> Result<Self> {
         let directory = case.directory().join("bin");
         fs::create_dir_all(&directory)?;
@@ -42,11 +44,12 @@ impl Scripted {
         self.runtime_as(&self.programs.runtime_name(), script)
     }
 
-    /// Adds such a runtime under another name.
+    /// Adds a runtime like [`Self::runtime`], under another name.
     pub fn runtime_as(&self, name: &str, script: &str) -> Result<()> {
         self.program(name, self.programs.runtime(), script)
     }
 
+    /// Adds a program that runs `script` while the file `broken` is there, and then the program `real`.
     pub fn program(&self, name: &str, real: &Path, script: &str) -> Result<()> {
         let path = self.directory.join(name);
         let broken = self.directory.join("broken");
@@ -76,16 +79,19 @@ impl Scripted {
         case.plugin_as(&launch, &options).await
     }
 
-    pub fn mend(&self) -> Result<()> {
+    /// Ends the broken state: from here on the scripts run the real programs only.
+    pub fn repair(&self) -> Result<()> {
         Ok(fs::remove_file(self.directory.join("broken"))?)
     }
 
+    /// Restores the broken state.
     pub fn break_again(&self) -> Result<()> {
         Ok(fs::write(self.directory.join("broken"), "")?)
     }
 }
 
-/// Does the same as [`fails`], and returns the refusal.
+/// Asserts that a start by the scripts is refused with all of `words` in the error, leaves nothing after `left_within`, and
+/// that the next start by the real programs works. Returns the refusal.
 pub async fn refusal(
     case: &CaseContext,
     scripted: &Scripted,
@@ -96,7 +102,7 @@ pub async fn refusal(
     let task = case.prepare(&plugin, &case.shell("exit 3")).await?;
     let status = refused(plugin.start_task(task.config.clone()).await, &[&[task.id()][..], words].concat())?;
     case.nothing_left_within(left_within)?;
-    scripted.mend()?;
+    scripted.repair()?;
     case.still_works(&plugin).await?;
     plugin.shut_down().await?;
     Ok(status)

@@ -7,7 +7,7 @@ use harness::task::Task;
 
 /// Asserts that the secrets with which a running task's image was pulled are in nothing that is kept or shown: handle,
 /// log, containerd's records, command lines, bundle.
-pub fn stands_nowhere(case: &CaseContext, plugin: &Plugin, task: &Task, secrets: &[&str]) -> Result<()> {
+pub fn assert_not_exposed(case: &CaseContext, plugin: &Plugin, task: &Task, secrets: &[&str]) -> Result<()> {
     let handle = task.handle.clone().context("no handle")?;
     let containerd = case.environment().containerd();
     let id = containerd.ctr(&["containers", "list", "--quiet"])?;

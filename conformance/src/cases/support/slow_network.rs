@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::cases::support::{ensure_eq, until};
 
+/// Bytes of one mebibyte.
 pub const MIB: u64 = 1 << 20;
 
 /// Maximum content that may be fetched again because it was in transit when a connection broke.
@@ -24,6 +25,7 @@ pub struct Network {
 }
 
 impl Network {
+    /// Starts a proxy without faults in front of the test environment's registry.
     pub fn before(case: &CaseContext) -> Result<Self> {
         Ok(Self { proxy: FaultProxy::before(case.environment().registry().address())? })
     }
@@ -41,6 +43,7 @@ impl Network {
         Ok(())
     }
 
+    /// Waits until at least so many bytes of a layer were sent.
     pub async fn has_sent(&self, layer: &Layer, bytes: u64) -> Result<()> {
         until(LIMIT, "the layer is sent", || self.proxy.sent_bytes(&layer.digest) >= bytes).await
     }
@@ -53,6 +56,7 @@ pub async fn runs(case: &CaseContext, plugin: &Plugin, image: &str) -> Result<()
     task.destroy(plugin).await
 }
 
+/// Starts a plugin with the usual options and those of `more`.
 pub async fn plugin_with(case: &CaseContext, more: &Value) -> Result<Plugin> {
     let mut options = case.options();
     for (option, value) in more.as_object().into_iter().flatten() {

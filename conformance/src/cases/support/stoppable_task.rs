@@ -27,11 +27,12 @@ pub async fn start_stoppable_with(
     Ok(task)
 }
 
+/// Tells a task of [`start_stoppable`] to end, by the file that it waits for.
 pub fn tell_to_end(task: &Task) -> Result<()> {
     Ok(std::fs::write(task.alloc.task_path("local/end"), "")?)
 }
 
-/// Tells the task to end, asserts that it does with code 11, and destroys it.
+/// Tells a task of [`start_stoppable`] to end, asserts that it does with code 11, and destroys it.
 pub async fn end_and_destroy(task: &Task, plugin: &Plugin) -> Result<()> {
     tell_to_end(task)?;
     let exit = task.wait(plugin).await?;

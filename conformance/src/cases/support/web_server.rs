@@ -16,6 +16,7 @@ pub const PORT: u16 = 8080;
 /// Script of a web server that serves its hostname.
 pub const SERVE: &str = "trap 'exit 3' TERM; httpd -p 8080 -h /etc; echo up; while :; do sleep 0.1; done";
 
+/// Returns the job of a shell script with more options.
 pub fn with(case: &CaseContext, script: &str, options: &[(&str, Value)]) -> Value {
     let mut config = case.shell(script);
     for (option, value) in options {
@@ -30,12 +31,14 @@ pub async fn server(case: &CaseContext, plugin: &Plugin, options: &[(&str, Value
     serving(task, plugin).await
 }
 
+/// Starts a prepared task of the script [`SERVE`], and waits until it serves.
 pub async fn serving(mut task: Task, plugin: &Plugin) -> Result<Task> {
     task.start(plugin).await?;
     task.alloc.stdout.to_contain("up\n", LIMIT).await?;
     Ok(task)
 }
 
+/// Returns the network of a task as the plugin reports it to Nomad.
 pub async fn network_override(plugin: &Plugin, task: &Task) -> Result<pb::NetworkOverride> {
     plugin.inspect_task(task.id()).await?.network_override.context("Nomad is told of no network")
 }
@@ -60,12 +63,14 @@ pub fn fetch_hostname(address: &str, port: u16) -> Result<String> {
     Ok(body.trim().to_owned())
 }
 
+/// Gives a task the ports that Nomad would have reserved for its group.
 pub fn offer(task: &mut Task, ports: Vec<pb::PortMapping>) {
     if let Some(resources) = &mut task.config.resources {
         resources.ports = ports;
     }
 }
 
+/// Returns a reserved port: its label, the port on the host, the port in the task, and the host's address.
 pub fn port(label: &str, value: u16, to: u16, host_ip: &str) -> pb::PortMapping {
     pb::PortMapping {
         label: label.to_owned(),

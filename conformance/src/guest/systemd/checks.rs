@@ -14,7 +14,7 @@ use super::REDIS;
 use super::site::Site;
 use super::units::{AGENT, CONTAINERD, change_agent, main_process, property, systemctl};
 use crate::demo::{self, StepPrinter};
-use crate::e2e::support::goes_on;
+use crate::e2e::support::still_works;
 
 pub type Check = (&'static str, Box<dyn Fn(&mut Site) -> Result<()> + Send>);
 
@@ -56,7 +56,7 @@ fn calls_succeed(site: &mut Site) -> Result<()> {
             Ok(number("/MemoryStats/Usage").is_some_and(|bytes| bytes > 0))
         })
         .with_context(|| format!("the agent has {seen}"))?;
-    goes_on(&site.client, &id, pid)
+    still_works(&site.client, &id, pid)
 }
 
 fn restarted_process(site: &mut Site) -> Result<()> {
@@ -65,7 +65,7 @@ fn restarted_process(site: &mut Site) -> Result<()> {
     let shim = processes::parent(pid)?;
     site.restart_agent()?;
     ensure!(processes::parent(pid)? == shim, "the task has another shim");
-    goes_on(&site.client, &id, pid)
+    still_works(&site.client, &id, pid)
 }
 
 fn restarted_control_group(site: &mut Site) -> Result<()> {
@@ -77,7 +77,7 @@ fn restarted_control_group(site: &mut Site) -> Result<()> {
     ensure!(!processes::alive(shim), "the shim has outlived the agent's unit");
     let again = |allocation: &Allocation| allocation.task("main").count("Started") == 2;
     let allocation = site.client.allocation_until(&id, "second start", SOON, again)?;
-    ensure!(allocation.task("main").count("Failed Restoring Task") == 1, "{}", allocation.story());
+    ensure!(allocation.task("main").count("Failed Restoring Task") == 1, "{}", allocation.summary());
     ensure!(!processes::alive(pid), "the first process runs on");
     let second = site.client.pid(&id)?;
     println!("  shim {shim} and process {pid} are gone with the unit; the task is now {second}");
@@ -91,7 +91,7 @@ fn containerd_restarted(site: &mut Site) -> Result<()> {
     ensure!(main_process(CONTAINERD)? != before, "containerd goes on as process {before}");
     ensure!(site.client.exec(&id, b"", &["true"])?.code == Some(0), "an exec fails");
     site.client.driver_becomes(true)?;
-    goes_on(&site.client, &id, pid)
+    still_works(&site.client, &id, pid)
 }
 
 fn plugin_killed(site: &mut Site) -> Result<()> {
@@ -99,7 +99,7 @@ fn plugin_killed(site: &mut Site) -> Result<()> {
     let plugin = site.plugin()?;
     kill(Pid::from_raw(plugin), Signal::SIGKILL)?;
     site.client.eventually("another plugin", || Ok(site.plugin().is_ok_and(|now| now != plugin)))?;
-    goes_on(&site.client, &id, pid)
+    still_works(&site.client, &id, pid)
 }
 
 /// Returns the path of a process' cgroup of version 2.
@@ -114,7 +114,7 @@ fn usual_cgroups(site: &mut Site) -> Result<()> {
     ensure!(task == format!("/nomad.slice/share.slice/{id}.main.scope"), "the task is in {task}");
     let shim = cgroup(processes::parent(pid)?)?;
     ensure!(shim == format!("/system.slice/{AGENT}"), "the shim is in {shim}");
-    goes_on(&site.client, &id, pid)
+    still_works(&site.client, &id, pid)
 }
 
 /// Nomad makes its slice at the root nevertheless (`client/lib/cgroupslib`, 1.11.3, whatever `cgroup_parent` says), and
@@ -131,7 +131,7 @@ fn delegated(site: &mut Site) -> Result<()> {
     site.restart_agent()?;
     let limit = fs::read_to_string(format!("/sys/fs/cgroup{task}/memory.max"))?;
     ensure!(limit.trim() == "33554432", "its memory limit is now {limit}");
-    goes_on(&site.client, &id, pid)
+    still_works(&site.client, &id, pid)
 }
 
 /// Returns a process' `oom_score_adj`.
@@ -153,7 +153,7 @@ fn scores(site: &mut Site, runtime: &str, of_shim: i32) -> Result<()> {
         "the shim's score is {shim}, the task's {task}, an exec's {}",
         exec.trim()
     );
-    goes_on(&site.client, &id, pid)
+    still_works(&site.client, &id, pid)
 }
 
 /// Returns the AppArmor profile of a process.
@@ -169,7 +169,7 @@ fn unconfined(site: &mut Site) -> Result<()> {
     let seen = profile(pid)?;
     ensure!(["unconfined", "runc (unconfined)"].contains(&&*seen), "the task is confined by {seen:?}");
     println!("  the task is {seen}");
-    goes_on(&site.client, &id, pid)
+    still_works(&site.client, &id, pid)
 }
 
 const PROFILE: &str = "profile guest-check flags=(attach_disconnected,mediate_deleted) {
@@ -190,5 +190,5 @@ fn confined(site: &mut Site) -> Result<()> {
     ensure!(profile.trim() == seen, "an exec is confined by {profile:?}");
     ensure!(exec(&["cat", "/etc/passwd"])?.code == Some(0), "an exec can't read what the profile allows");
     ensure!(exec(&["cat", "/etc/group"])?.code == Some(1), "an exec reads what the profile denies");
-    goes_on(&site.client, &id, pid)
+    still_works(&site.client, &id, pid)
 }

@@ -47,7 +47,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     if let Some(earlier) = Earlier::take()? {
         let site = Site::again()?;
         println!("all is up again after {:.1} s", begun.elapsed().as_secs_f32());
-        checks.insert(0, (reboot::NAME, Box::new(move |site| reboot::is_over(site, &earlier))));
+        checks.insert(0, (reboot::NAME, Box::new(move |site| reboot::check_after_reboot(site, &earlier))));
         return Ok(run_checks(site, checks));
     }
     let images = format!("{UNDER_TEST}/images.tar");

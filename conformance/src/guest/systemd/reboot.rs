@@ -61,12 +61,12 @@ impl Earlier {
 ///
 /// # Errors
 /// Fails with what isn't as it should be.
-pub fn is_over(site: &mut Site, earlier: &Earlier) -> Result<()> {
+pub fn check_after_reboot(site: &mut Site, earlier: &Earlier) -> Result<()> {
     site.adopt(JOB);
     let id = &earlier.allocation;
     let again = |allocation: &Allocation| allocation.task("main").count("Started") == 2;
     let allocation = site.client.allocation_until(id, "second start", SOON, again)?;
-    ensure!(allocation.task("main").count("Failed Restoring Task") == 1, "{}", allocation.story());
+    ensure!(allocation.task("main").count("Failed Restoring Task") == 1, "{}", allocation.summary());
     // None of the earlier boot's names is left, and there is one of each kind for the new task.
     site.client
         .eventually("records of the new task alone", || {
