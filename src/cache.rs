@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_used_stays_and_the_rest_is_forgotten_in_time() {
+    fn the_least_recently_used_entry_is_evicted() {
         let cache = Cache::default();
         cache.put("first".to_owned(), 0);
         for number in 0..LIMIT.get() {

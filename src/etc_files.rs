@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_on_the_loopback_are_told_from_others() {
+    fn loopback_servers_are_recognized() {
         for local in
             ["nameserver 127.0.0.53", "nameserver\t127.0.0.1 # x", "nameserver ::1", "nameserver ::1%lo"]
         {
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stub_on_the_loopback_gives_way_to_what_it_asks_itself() {
+    fn a_loopback_stub_resolver_is_replaced_by_its_upstreams() {
         let directory = tempfile::tempdir().unwrap();
         let at = |name: &str| directory.path().join(name);
         fs::write(at("stub"), "nameserver 127.0.0.53\n").unwrap();
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nomad_gives_takes_the_place_of_the_hosts() {
+    fn nomads_dns_replaces_the_hosts() {
         let host = "# by hand\nnameserver 10.0.0.1\nsearch example\noptions edns0\n";
         assert_eq!(Resolver::default().file(host), host);
         let servers = Resolver { servers: words("1.1.1.1 9.9.9.9"), ..Resolver::default() };

@@ -180,7 +180,7 @@ impl Cni {
         let Record { phase: _, network, conf, directories, completed, result } = attached;
         let directories = &self.plugin_directories(directories)[..];
         let mut conf = conf.clone();
-        if !netns::is_kept(&conf.netns) {
+        if !netns::is_bound(&conf.netns) {
             conf.netns = PathBuf::new();
         }
         let previous = result.as_ref().filter(|_| network.version() >= Version::WITH_CHECK);

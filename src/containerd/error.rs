@@ -8,7 +8,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 
 use crate::image::ImageError;
-use crate::sys::os_error::{innermost, tells_transient};
+use crate::sys::os_error::{innermost, reports_transient};
 
 /// The error of a call to containerd or of a pull. `Clone`, because callers that share one pull share its error.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -62,7 +62,7 @@ impl Error {
             Code::AlreadyExists => Self::AlreadyExists { doing, reason },
             code => {
                 let reason = if reason.is_empty() { code.description().to_owned() } else { reason };
-                if is_trouble(code) {
+                if is_daemon_failure(code) {
                     Self::Troubled { doing, reason }
                 } else {
                     Self::Refused { doing, reason }
@@ -79,7 +79,7 @@ impl Error {
             | Self::Locked { .. }
             | Self::Troubled { .. } => true,
             Self::Image { error, .. } => error.is_transient(),
-            Self::Refused { reason, .. } => tells_transient(reason),
+            Self::Refused { reason, .. } => reports_transient(reason),
             Self::NotFound { .. } | Self::AlreadyExists { .. } => false,
         }
     }
@@ -125,7 +125,7 @@ impl Error {
 
 /// Returns whether a status code of the daemon is about itself and its host rather than about what it was asked for. It
 /// has no code of its own for what the kernel refuses it, such as a full disk.
-fn is_trouble(code: Code) -> bool {
+fn is_daemon_failure(code: Code) -> bool {
     matches!(
         code,
         Code::Unknown

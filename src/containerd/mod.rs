@@ -138,7 +138,7 @@ impl Containerd {
 
     /// Makes a call like [`Self::call`] that may take long where there is much to do. A hung daemon is told from a busy
     /// one by a call for the version now and then, which has to be answered.
-    async fn call_patiently<T>(
+    async fn call_while_responsive<T>(
         &self,
         doing: &str,
         answer: impl Future<Output = Result<Response<T>, Status>>,

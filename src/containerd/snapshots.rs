@@ -131,7 +131,7 @@ impl Containerd {
             key: key.to_owned(),
         })?;
         let doing = format!("remove snapshot {key}");
-        match self.call_patiently(&doing, self.snapshots().remove(request)).await {
+        match self.call_while_responsive(&doing, self.snapshots().remove(request)).await {
             Err(error) if !error.is_not_found() => Err(error),
             _ => Ok(()),
         }
@@ -152,7 +152,7 @@ impl Containerd {
         };
         let request = self.leased_request(message, lease)?;
         let doing = format!("prepare snapshot {key}");
-        Ok(self.call_patiently(&doing, self.snapshots().prepare(request)).await?.mounts)
+        Ok(self.call_while_responsive(&doing, self.snapshots().prepare(request)).await?.mounts)
     }
 
     /// Commits an active snapshot under its final name; its contents never change again.
@@ -171,7 +171,7 @@ impl Containerd {
         };
         let request = self.leased_request(message, lease)?;
         let doing = format!("commit snapshot {key}");
-        self.call_patiently(&doing, self.snapshots().commit(request)).await
+        self.call_while_responsive(&doing, self.snapshots().commit(request)).await
     }
 
     /// Returns whether our snapshotter has a snapshot.

@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_task_that_is_not_here_is_said_in_nomads_words() {
+    fn an_unknown_task_is_reported_in_nomads_words() {
         let status = status(Error::TaskNotFound.context("stop task x"));
         assert_eq!((status.code(), status.message()), (Code::Unknown, "task not found for given id"));
     }

@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_does_not_count_is_not_said_to_be_measured() {
+    fn uncounted_figures_are_not_declared_as_measured() {
         let names = |usage: Usage| {
             let memory = resource_usage(&reading(usage, None), 0.0).memory.unwrap();
             memory.measured_fields().map(|field| field.as_str_name()).collect::<Vec<_>>().join(" ")

@@ -56,7 +56,7 @@ pub(crate) fn run_if_called() -> Option<ExitCode> {
     let name = arguments.next()?;
     let name = Path::new(&name).file_name().and_then(OsStr::to_str)?;
     let run = match name {
-        WRAPPER => stand_in,
+        WRAPPER => replace_runsc,
         KEEPER => keeper::run,
         _ => return None,
     };
@@ -76,7 +76,7 @@ fn log(call: &Call, error: &io::Error) {
     let _ = log.and_then(|mut log| writeln!(log, "{line}"));
 }
 
-fn stand_in(call: &Call) -> io::Result<ExitCode> {
+fn replace_runsc(call: &Call) -> io::Result<ExitCode> {
     match call.action() {
         Some("create") => keeper::create(call),
         Some("wait") => wait::run(call),

@@ -67,7 +67,7 @@ impl ReadTerms {
     ///
     /// # Errors
     /// Reading was cancelled.
-    pub(crate) fn go_on(&self) -> Result<(), ImageError> {
+    pub(crate) fn check_cancelled(&self) -> Result<(), ImageError> {
         if self.stop.is_cancelled() {
             return Err(ImageError::Archive { reason: "reading it was cancelled".to_owned() });
         }
@@ -163,7 +163,7 @@ impl Archive {
     /// # Errors
     /// The archive can't be read or has become shorter, or nobody waits for the image any more.
     pub(crate) fn part(&self, extent: Extent) -> Result<Vec<u8>, ImageError> {
-        self.terms.go_on()?;
+        self.terms.check_cancelled()?;
         let length = usize::try_from(extent.size_bytes).map_err(|_| missing("a part of it"))?;
         let mut bytes = vec![0; length];
         self.file.read_exact_at(&mut bytes, extent.at).map_err(unreadable)?;
@@ -183,11 +183,11 @@ pub(crate) fn missing(path: &str) -> ImageError {
 
 #[expect(clippy::needless_pass_by_value, reason = "it stands in map_err, which passes by value")]
 pub(crate) fn unreadable(error: io::Error) -> ImageError {
-    blame(&error, "the archive can't be read", || "it can't be read".to_owned())
+    map_io_error(&error, "the archive can't be read", || "it can't be read".to_owned())
 }
 
 /// Maps an I/O error: one from the operating system is not the archive's fault; any other means that it is corrupt.
-fn blame(error: &io::Error, corrupt: &str, failed: impl FnOnce() -> String) -> ImageError {
+fn map_io_error(error: &io::Error, corrupt: &str, failed: impl FnOnce() -> String) -> ImageError {
     match error.raw_os_error() {
         None => ImageError::corrupt(format!("{corrupt}: {error}")),
         Some(_) => ImageError::Archive { reason: format!("{}: {error}", failed()) },
@@ -208,14 +208,14 @@ fn magic(beginning: &[u8]) -> Option<&'static str> {
 fn decompressed(mut file: &File, scratch: &Scratch, terms: &ReadTerms) -> Result<File, ImageError> {
     let failed = |error: io::Error| {
         let doing = || format!("it can't be decompressed in {}", scratch.shown.display());
-        blame(&error, "the archive can't be decompressed", doing)
+        map_io_error(&error, "the archive can't be decompressed", doing)
     };
     file.seek(SeekFrom::Start(0)).map_err(failed)?;
     let mut whole = scratch.file().map_err(failed)?;
     let mut decoder = MultiGzDecoder::new(BufReader::new(file));
     let (mut chunk, mut size_bytes) = (vec![0; CHUNK_BYTES], 0);
     loop {
-        terms.go_on()?;
+        terms.check_cancelled()?;
         let read = match decoder.read(&mut chunk) {
             Ok(0) => return Ok(whole),
             Err(error) if error.kind() == ErrorKind::Interrupted => continue,
@@ -244,7 +244,7 @@ fn entries(mut file: &File, terms: &ReadTerms) -> Result<HashMap<String, Entry>,
     // Raw, since otherwise extension headers of any size are read into memory.
     for (number, entry) in archive.entries_with_seek().map_err(unreadable)?.raw(true).enumerate() {
         let mut entry = entry.map_err(unreadable)?;
-        terms.go_on()?;
+        terms.check_cancelled()?;
         if number >= ENTRIES_LIMIT {
             return Err(ImageError::unsupported(format!("an archive of more than {ENTRIES_LIMIT} entries")));
         }

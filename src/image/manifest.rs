@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn a_document_is_read_as_what_it_is() {
+    fn documents_are_parsed_by_their_media_type() {
         let plain =
             json!({"schemaVersion": 2, "config": {"mediaType": "c", "digest": A, "size": 1}, "layers": []});
         let parse_as = |header_type: &str, document: &serde_json::Value| {

@@ -45,7 +45,10 @@ impl Authenticator<'_> {
     ///
     /// # Errors
     /// The token server's, or a denial where only an identity token is given and a password is wanted.
-    pub(super) async fn meet(&self, response: &Response) -> Result<Option<HeaderValue>, ImageError> {
+    pub(super) async fn answer_challenge(
+        &self,
+        response: &Response,
+    ) -> Result<Option<HeaderValue>, ImageError> {
         let challenges = response.headers().get_all(WWW_AUTHENTICATE);
         let challenges: Vec<_> = challenges.iter().filter_map(|value| value.to_str().ok()).collect();
         if let Some(challenge) = challenges.iter().find_map(|value| challenge::bearer(value)) {
@@ -56,7 +59,7 @@ impl Authenticator<'_> {
                 if known.identity_token().is_some() {
                     let why = "it needs a password, and there is an identity token only";
                     let reason = format!("{why} (from {})", self.transport.name());
-                    return Err(ImageError::Denied { reason, own: self.is_jobs() });
+                    return Err(ImageError::Denied { reason, own: self.is_from_job() });
                 }
                 basic(known).map(Some)
             }
@@ -68,8 +71,8 @@ impl Authenticator<'_> {
         self.login.map(|login| &login.credentials)
     }
 
-    fn is_jobs(&self) -> bool {
-        self.login.is_some_and(|login| login.is_jobs)
+    fn is_from_job(&self) -> bool {
+        self.login.is_some_and(|login| login.is_from_job)
     }
 
     async fn token(&self, challenge: &Challenge) -> Result<HeaderValue, ImageError> {
@@ -179,7 +182,7 @@ impl Authenticator<'_> {
             // OAuth's form of saying that a token is not accepted.
             ImageError::Registry { reason, .. } if is_grant_refused => {
                 let reason = format!("{reason} (from {server}, with the identity token given)");
-                ImageError::Denied { reason, own: self.is_jobs() }
+                ImageError::Denied { reason, own: self.is_from_job() }
             }
             error => about(server, error),
         }

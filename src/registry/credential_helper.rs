@@ -52,14 +52,14 @@ pub(super) async fn ask(name: &str, server: &str, env: &[String]) -> Result<Opti
     }
     let mut child = spawn(&program, env).map_err(|error| failed(format!("can't be run: {error}")))?;
     let mut group = ProcessGroup::of(&child);
-    let answer = tokio::time::timeout(ANSWERS, talk(&mut child, server)).await;
+    let answer = tokio::time::timeout(ANSWERS, exchange(&mut child, server)).await;
     if let Ok(Ok(_)) = answer {
         group.ended();
     }
     match answer {
         Ok(Ok((true, out, _))) => read(&out).map_err(failed),
         Ok(Ok((false, out, _))) if out.trim() == HAS_NONE => Ok(None),
-        Ok(Ok((false, out, err))) => Err(failed(format!("failed: {}", words(&out, &err)))),
+        Ok(Ok((false, out, err))) => Err(failed(format!("failed: {}", error_message(&out, &err)))),
         Ok(Err(error)) => Err(failed(format!("was interrupted: {error}"))),
         Err(_) => Err(failed(format!("did not answer within {} s", ANSWERS.as_secs()))),
     }
@@ -78,20 +78,20 @@ fn spawn(program: &str, env: &[String]) -> std::io::Result<Child> {
 
 /// Returns whether the helper succeeded, and its stdout and stderr. It is waited for last: after an error it still
 /// exists, to be killed.
-async fn talk(child: &mut Child, server: &str) -> std::io::Result<(bool, String, String)> {
+async fn exchange(child: &mut Child, server: &str) -> std::io::Result<(bool, String, String)> {
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    let tell = async {
+    let write_server = async {
         if let Some(mut stdin) = stdin {
             // Fails if the helper has closed its stdin unread, which it may.
             let _ = stdin.write_all(server.as_bytes()).await;
         }
     };
-    let ((), out, err) = tokio::join!(tell, hear(stdout), hear(stderr));
+    let ((), out, err) = tokio::join!(write_server, read_bounded(stdout), read_bounded(stderr));
     let (out, err) = (out?, err?);
     Ok((child.wait().await?.success(), out, err))
 }
 
-async fn hear(pipe: Option<impl tokio::io::AsyncRead + Unpin>) -> std::io::Result<String> {
+async fn read_bounded(pipe: Option<impl tokio::io::AsyncRead + Unpin>) -> std::io::Result<String> {
     let mut bytes = Vec::new();
     if let Some(pipe) = pipe {
         pipe.take(ANSWER_LIMIT_BYTES).read_to_end(&mut bytes).await?;
@@ -109,11 +109,11 @@ fn read(answer: &str) -> Result<Option<Credentials>, String> {
 
 /// Returns a helper's error message: helpers write it to stdout, scripts to stderr. Output that looks like an answer is
 /// left out, since it may have a secret in it.
-fn words(out: &str, err: &str) -> String {
+fn error_message(out: &str, err: &str) -> String {
     let out = if out.contains('{') { "" } else { out };
-    let words = format!("{} {}", out.trim(), err.trim()).replace(char::is_control, " ");
-    let words: String = words.trim().chars().take(WORDS_LIMIT).collect();
-    if words.is_empty() { "it printed nothing".to_owned() } else { words }
+    let error_message = format!("{} {}", out.trim(), err.trim()).replace(char::is_control, " ");
+    let error_message: String = error_message.trim().chars().take(WORDS_LIMIT).collect();
+    if error_message.is_empty() { "it printed nothing".to_owned() } else { error_message }
 }
 
 #[cfg(test)]
@@ -133,8 +133,8 @@ mod tests {
             let error = read(answer).unwrap_err();
             assert!(!error.contains("hunter2"), "{error}");
         }
-        assert_eq!(words("not\nlogged in\n", ""), "not logged in");
-        assert_eq!(words(whole, "oops"), "oops");
+        assert_eq!(error_message("not\nlogged in\n", ""), "not logged in");
+        assert_eq!(error_message(whole, "oops"), "oops");
     }
 
     #[tokio::test]

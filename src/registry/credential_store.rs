@@ -36,7 +36,7 @@ pub(super) struct Login {
     pub credentials: Credentials,
     /// The job's own `auth`. A denial is permanent for it, while the operator's credentials may be others at the next
     /// try.
-    pub is_jobs: bool,
+    pub is_from_job: bool,
 }
 
 impl PullCredentials {
@@ -48,11 +48,11 @@ impl PullCredentials {
         let host = common_name(host);
         match (&self.own, &self.credential_store) {
             (Some((registry, credentials)), _) if registry == host => {
-                Ok(Some(Login { credentials: credentials.clone(), is_jobs: true }))
+                Ok(Some(Login { credentials: credentials.clone(), is_from_job: true }))
             }
             (_, Some(credential_store)) => {
                 let found = credential_store.credentials(host, repository).await?;
-                Ok(found.map(|credentials| Login { credentials, is_jobs: false }))
+                Ok(found.map(|credentials| Login { credentials, is_from_job: false }))
             }
             (_, None) => Ok(None),
         }
@@ -405,7 +405,7 @@ mod tests {
         ] {
             let found = pull_credentials.login(host, "a").await.unwrap();
             assert_eq!(found.as_ref().map(|found| found.credentials.username.as_str()), user, "{host}");
-            assert_eq!(found.is_some_and(|found| found.is_jobs), user == Some("me"));
+            assert_eq!(found.is_some_and(|found| found.is_from_job), user == Some("me"));
         }
         assert_eq!(PullCredentials::default().login("docker.io", "a").await, Ok(None));
     }

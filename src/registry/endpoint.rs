@@ -263,7 +263,9 @@ impl Endpoint {
             None => {
                 let (transport, repository, idle) = (&self.transport, self.repository.as_str(), self.idle);
                 let authorizing = Authenticator { transport, repository, login, idle };
-                let Some(authorization) = authorizing.meet(&response).await? else { return Ok(response) };
+                let Some(authorization) = authorizing.answer_challenge(&response).await? else {
+                    return Ok(response);
+                };
                 *self.authorization.lock().unwrap_or_else(PoisonError::into_inner) =
                     Some(authorization.clone());
                 authorization

@@ -136,7 +136,7 @@ pub(super) async fn refusal(
                 Some(_) => "with the identity token given".to_owned(),
                 None => format!("to user {:?} with the password given", credentials.username),
             };
-            let own = login.is_some_and(|login| login.is_jobs);
+            let own = login.is_some_and(|login| login.is_from_job);
             ImageError::Denied { reason: format!("{reason} (from {host}, {whom})"), own }
         }
     };

@@ -92,7 +92,7 @@ impl ServerCertVerifier for Check {
         match outcome {
             // A certificate that a host has signed itself is an authority, too, as most tools make it. Its validity
             // period is checked before this error arises.
-            Err(error) if is_authority(&error) && self.own.contains(end_entity) => {
+            Err(error) if is_ca_used_as_end_entity(&error) && self.own.contains(end_entity) => {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
                 Ok(ServerCertVerified::assertion())
             }
@@ -123,7 +123,7 @@ impl ServerCertVerifier for Check {
     }
 }
 
-fn is_authority(error: &rustls::Error) -> bool {
+fn is_ca_used_as_end_entity(error: &rustls::Error) -> bool {
     let rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other)) = error else {
         return false;
     };
@@ -181,7 +181,7 @@ mod tests {
         };
         let name = ServerName::try_from("itself.test").unwrap();
         let error = known.verify_server_cert(&own[0], &[], &name, &[], NOW).unwrap_err();
-        assert!(is_authority(&error), "{error:?}");
+        assert!(is_ca_used_as_end_entity(&error), "{error:?}");
         assert!(check("itself.test", own.clone()).is_ok());
         assert!(check("other.test", own).is_err() && check("itself.test", Vec::new()).is_err());
     }

@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_added_and_dropped_is_so_by_dockers_rules() {
+    fn cap_add_and_cap_drop_follow_dockers_rules() {
         let default: HashSet<_> = DEFAULT.into();
         let (all, any) = (in_mask(u64::MAX), &["all"][..]);
         assert_eq!(given(false, &[], &[], any), default);
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_has_what_the_operator_does_not_allow() {
+    fn capabilities_that_are_not_allowed_are_never_granted() {
         let few = &["chown", "net_admin"][..];
         assert_eq!(given(false, &[], &[], few), [Capability::Chown].into());
         assert_eq!(given(false, &["net_admin"], &[], few), in_mask(1 | 1 << 12));
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_host_does_not_have_is_refused_by_name_and_is_not_in_all() {
+    fn capabilities_that_the_host_lacks_are_refused_and_not_in_all() {
         let old = in_mask((1 << 38) - 1);
         let requested = |add| Security { cap_add: list(add), ..Security::default() };
         let error = granted(&requested(&["bpf"]), &list(&["all"]), &old).unwrap_err().to_string();

@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_writes_is_read() {
+    fn kernel_files_are_parsed() {
         assert_eq!(bounding("Name:\tx\nCapBnd:\t000001fffeffffff\nCapAmb:\t0\n"), Some(0x1ff_feff_ffff));
         assert_eq!(bounding("Name:\tx\n"), None);
         assert_eq!(version("6.1.0-18-amd64\n"), Some((6, 1)));

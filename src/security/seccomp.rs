@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn tasks_that_may_do_the_same_share_what_they_are_held_to() {
+    fn translations_are_shared_by_equal_capabilities() {
         let profile = Profile::built_in().unwrap();
         let of = |capabilities: &[Capability], kernel| {
             shared(profile, &capabilities.iter().copied().collect(), kernel).unwrap()
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn what_holds_depends_on_the_kernel_and_the_processor() {
+    fn rules_depend_on_the_kernel_and_the_architecture() {
         let old = built_in(&[], (4, 4), "x86_64");
         assert!(!allowed(&old).contains("ptrace"));
         let arm = built_in(&[], (6, 1), "aarch64");
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_profile_is_refused_with_what_is_wrong() {
+    fn an_invalid_profile_is_refused_with_the_reason() {
         let with = |rule: Value| json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}).to_string();
         let refused = |text: String, word: &str| {
             let error = Profile::read(&text).unwrap_err();

@@ -128,8 +128,12 @@ impl LogPaths {
     /// [`Error::UndiscardableOutput`] if the output of a terminal is to be discarded, and the shim writes to pipes only.
     pub(crate) fn check_writable_by(&self, shim: &Path, tty: bool) -> Result<(), Error> {
         let needs_pipes = shim.as_os_str().as_bytes().ends_with(RUST_SHIM_SUFFIX);
-        let is_kept = self.pipes().next().is_some();
-        if tty && !is_kept && needs_pipes { Err(Error::UndiscardableOutput(shim.to_owned())) } else { Ok(()) }
+        let has_pipe = self.pipes().next().is_some();
+        if tty && !has_pipe && needs_pipes {
+            Err(Error::UndiscardableOutput(shim.to_owned()))
+        } else {
+            Ok(())
+        }
     }
 
     fn pipes(&self) -> impl Iterator<Item = &Path> {

@@ -26,7 +26,7 @@ use super::runtime::{find_shim, is_executable};
 use super::start_inputs::{FileId, StartInputs};
 use super::{Bundle, DEFAULT_PATH, Error, EventSocket, Family, excerpt};
 use crate::gvisor;
-use crate::sys::os_error::{is_transient, tells_transient};
+use crate::sys::os_error::{is_transient, reports_transient};
 use crate::sys::process_group::ProcessGroup;
 
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -258,7 +258,7 @@ impl Launcher {
             self.failure(action, id, &format_args!("{status}: {words}"))
         };
         // Only the kernel kills the binary, when memory is short: the same may work later.
-        failure.with_transience(status.signal().is_some() || tells_transient(words))
+        failure.with_transience(status.signal().is_some() || reports_transient(words))
     }
 
     fn failure(&self, action: &'static str, id: &str, reason: &dyn std::fmt::Display) -> Error {

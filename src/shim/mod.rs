@@ -24,7 +24,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use shim_protos::{Bootstrap, BootstrapError, CallError};
 
-use crate::sys::os_error::{is_transient, tells_transient};
+use crate::sys::os_error::{is_transient, reports_transient};
 use crate::sys::process_end::SERVANT_OOM_SCORE_ADJ;
 use crate::sys::procfs::ProcessId;
 pub(crate) use bundle::{Bundle, bundles};
@@ -169,7 +169,7 @@ impl Error {
             Self::Call { source: CallError::Disconnected(_) | CallError::TimedOut(_), .. }
             | Self::StaleShim { .. }
             | Self::Unidentified { .. } => true,
-            Self::Call { source: CallError::Refused(words), .. } => tells_transient(words),
+            Self::Call { source: CallError::Refused(words), .. } => reports_transient(words),
             Self::Binary { transient, .. } => *transient,
             Self::File { source, .. } => is_transient(source),
             _ => false,

@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_place_that_gives_no_answer_holds_no_other_up() {
+    async fn a_hung_file_system_does_not_delay_others() {
         let looks = Arc::new(Looks::new());
         let (release, released) = mpsc::channel::<()>();
         let released = Arc::new(Mutex::new(released));

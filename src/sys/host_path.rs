@@ -97,7 +97,7 @@ impl<'a> Area<'a> {
     /// Says what is wrong with the path.
     pub(crate) fn open(self, path: &Path) -> Result<OwnedFd, HostPathError> {
         let area = self.area()?;
-        if is_itself(path) {
+        if is_current_directory(path) {
             return Ok(area);
         }
         resolve_mounted(&area, path, self.bounds()).map_err(|error| self.named(error, path))
@@ -128,7 +128,7 @@ impl<'a> Area<'a> {
     /// As [`Self::open`].
     pub(crate) fn make(self, path: &Path, mode: u32) -> Result<OwnedFd, HostPathError> {
         let from = open_root(self.root)?;
-        let is_last = is_itself(path);
+        let is_last = is_current_directory(path);
         let area = make_along(&from, self.plain, is_last.then_some(mode), PLAIN)
             .map_err(|error| plainly(error, self.root, self.plain))?;
         if is_last {
@@ -228,7 +228,7 @@ fn kind_of(place: &OwnedFd, path: &Path) -> Result<u32, HostPathError> {
 }
 
 /// Returns true for a path that names the directory itself: empty, or a dot.
-fn is_itself(path: &Path) -> bool {
+fn is_current_directory(path: &Path) -> bool {
     path.components().all(|part| part == Component::CurDir)
 }
 
@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_beneath_the_root_is_found() {
+    fn paths_beneath_the_root_are_found() {
         let (_kept, root) = tree();
         symlink("data", root.join("link")).unwrap();
         for path in ["data/file", "data/../data/file", "link/file", "./data//file"] {
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_opened_stays_what_it_was() {
+    fn an_open_path_is_unaffected_by_later_links() {
         let (kept, root) = tree();
         let place = open(&root, Path::new("data/file")).unwrap();
         fs::rename(root.join("data"), root.join("was")).unwrap();

@@ -38,7 +38,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_between_is_given_back() {
+    fn free_memory_is_returned_to_the_kernel() {
         configure();
         let mut blocks: Vec<Box<[u8]>> = (0..32 << 10).map(|_| vec![1; 1 << 10].into()).collect();
         let mut number = 0;

@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mounts_flags_and_how_it_spreads_are_read_from_the_kernels_table() {
+    fn flags_and_propagation_are_read_from_mountinfo() {
         let table = b"29 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw\n\
                       30 29 0:5 / /dev ro,nosuid,noexec master:2 - devtmpfs dev rw\n\
                       31 29 0:6 / /sys rw,nodev,nosymfollow shared:3 master:4 - sysfs sys rw\n\

@@ -69,7 +69,7 @@ pub(crate) async fn create(path: &Path) -> Result<(), NetnsError> {
         raise_loopback().map_err(NetnsError::io("raise the loopback interface of", &path))?;
         keep_own(&path)
     };
-    on_thread_or(make, move |()| drop(give_up(&unwanted))).await
+    on_thread_or(make, move |()| drop(unbind(&unwanted))).await
 }
 
 /// Binds an existing namespace, such as `/proc/<pid>/ns/net`, to `path` as well.
@@ -84,7 +84,7 @@ pub(crate) async fn pin(namespace: OwnedFd, path: &Path) -> Result<(), NetnsErro
         Err(Errno::EINVAL) => Err(NetnsError::Other(path)),
         Err(error) => Err(NetnsError::io("enter the network namespace for", &path)(error)),
     };
-    on_thread_or(keep, move |()| drop(give_up(&unwanted))).await
+    on_thread_or(keep, move |()| drop(unbind(&unwanted))).await
 }
 
 /// Removes the file at `path`, whether or not a namespace is bound to it. The namespace ends with its last process.
@@ -93,10 +93,10 @@ pub(crate) async fn pin(namespace: OwnedFd, path: &Path) -> Result<(), NetnsErro
 /// Names the step that failed.
 pub(crate) async fn remove(path: &Path) -> Result<(), NetnsError> {
     let path = path.to_owned();
-    on_thread(move || give_up(&path)).await
+    on_thread(move || unbind(&path)).await
 }
 
-fn give_up(path: &Path) -> Result<(), NetnsError> {
+fn unbind(path: &Path) -> Result<(), NetnsError> {
     match mount_table::unmount(path) {
         Ok(()) | Err(Errno::ENOTDIR) => {}
         Err(error) => return Err(NetnsError::io("unmount", path)(error)),
@@ -110,7 +110,7 @@ fn give_up(path: &Path) -> Result<(), NetnsError> {
 }
 
 /// Returns true if a namespace is bound to `path`.
-pub(crate) fn is_kept(path: &Path) -> bool {
+pub(crate) fn is_bound(path: &Path) -> bool {
     statfs(path).is_ok_and(|found| found.filesystem_type() == NSFS_MAGIC)
 }
 
@@ -239,17 +239,17 @@ mod tests {
 
     /// Creating a namespace needs privileges.
     #[tokio::test]
-    async fn a_namespace_is_kept_until_it_is_removed_or_nothing_is_left_of_it() {
+    async fn a_namespace_persists_until_it_is_removed() {
         let directory = tempfile::tempdir().unwrap();
         let (path, other) = (directory.path().join("one"), directory.path().join("other"));
         match create(&path).await {
             Ok(()) => {
-                assert!(is_kept(&path));
+                assert!(is_bound(&path));
                 assert!(addresses(&path).await.unwrap().is_empty());
                 assert!(create(&path).await.is_err(), "one was made over another");
                 pin(File::open(&path).unwrap().into(), &other).await.unwrap();
                 remove(&path).await.unwrap();
-                assert!(is_kept(&other));
+                assert!(is_bound(&other));
                 remove(&other).await.unwrap();
             }
             Err(error) => assert!(error.to_string().contains("one"), "{error}"),
@@ -258,13 +258,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_there_is_removed_and_what_is_no_namespace_is_not_kept() {
+    async fn removing_a_missing_namespace_succeeds_and_a_plain_file_is_no_namespace() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("one");
         remove(&path).await.unwrap();
         remove(&path.join("below")).await.unwrap();
         fs::write(&path, "").unwrap();
-        assert!(!is_kept(&path));
+        assert!(!is_bound(&path));
         // Created, but interrupted before it was mounted.
         remove(&path).await.unwrap();
         assert!(!path.exists());

@@ -45,7 +45,7 @@ pub(crate) fn is_transient(error: &io::Error) -> bool {
 /// of the operating system by their texts only. The texts of Go and of the C library are the same except for their
 /// first letters. A part counts only if it stands alone between colons and outside of quotes, so that no name in the
 /// text is taken for an error: a job's command may have any.
-pub(crate) fn tells_transient(text: &str) -> bool {
+pub(crate) fn reports_transient(text: &str) -> bool {
     let text = &without_quoted(text);
     // Rust appends the number.
     let words = |text: &str| text.split(" (os error").next().unwrap_or_default().trim().to_ascii_lowercase();
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_machine_lacks_for_a_moment_is_transient() {
+    fn momentary_shortages_are_transient() {
         for errno in TRANSIENT {
             assert!(is_transient(&errno.into()), "{errno}");
         }
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn other_programs_words_are_told_from_names_in_them() {
+    fn quoted_texts_of_other_programs_are_distinguished_from_names() {
         for text in [
             "OCI runtime create failed: open /run/x/init.pid: no space left on device: unknown",
             "fork/exec /usr/sbin/runc: resource temporarily unavailable",
@@ -125,7 +125,7 @@ mod tests {
              successfully: exit status 137: unknown",
             "runc did not terminate successfully: signal: killed: unknown",
         ] {
-            assert!(tells_transient(text), "{text}");
+            assert!(reports_transient(text), "{text}");
         }
         for text in [
             "exec: \"no space left on device\": executable file not found in $PATH",
@@ -135,7 +135,7 @@ mod tests {
             "exit status 137",
             "",
         ] {
-            assert!(!tells_transient(text), "{text}");
+            assert!(!reports_transient(text), "{text}");
         }
     }
 }

@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thread_that_can_not_be_looked_at_is_not_taken_for_gone() {
+    fn an_unreadable_thread_does_not_count_as_gone() {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(Stat::look_at(&directory.path().join("stat")).unwrap(), None);
         assert!(Stat::look_at(directory.path()).is_err());

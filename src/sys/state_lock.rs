@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_directory_is_one_holders_at_a_time_who_is_named() {
+    fn a_state_directory_has_one_holder_who_is_named() {
         let parent = tempfile::tempdir().unwrap();
         let directory = parent.path().join("a/state");
         let first = acquire(&directory).unwrap();

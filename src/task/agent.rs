@@ -116,7 +116,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_agent_is_there_while_it_listens_and_settled_from_its_last_recovery_on() {
+    fn an_agent_is_present_while_it_listens_and_settled_after_its_last_recovery() {
         let agent = Arc::new(Agent::new());
         let pause = Duration::from_millis(5);
         std::thread::sleep(pause);

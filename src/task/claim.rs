@@ -60,7 +60,7 @@ impl Claims {
         }
         let (tell, standing) = watch::channel(Standing::Unknown);
         let (agent, stop) = (Arc::clone(&self.agent), Arc::clone(&self.stop));
-        tokio::spawn(pursue(state_dir.to_owned(), tell, agent, stop));
+        tokio::spawn(maintain(state_dir.to_owned(), tell, agent, stop));
         let claim = Claim { standing };
         made.insert(state_dir.to_owned(), claim.clone());
         claim
@@ -132,7 +132,7 @@ impl Tasks {
 
 /// Locks the directory as soon as possible. Later shuts the plugin down to release it, where no agent is there and
 /// another plugin waits, or where somebody has removed the directory and another plugin has the one that is there now.
-async fn pursue(state_dir: PathBuf, tell: watch::Sender<Standing>, agent: Arc<Agent>, stop: Arc<Notify>) {
+async fn maintain(state_dir: PathBuf, tell: watch::Sender<Standing>, agent: Arc<Agent>, stop: Arc<Notify>) {
     let mut held = acquire(&state_dir, &tell, &agent).await.hold_to_the_end();
     // Until now the agent could not have its tasks recovered.
     agent.recovers();
@@ -141,7 +141,7 @@ async fn pursue(state_dir: PathBuf, tell: watch::Sender<Standing>, agent: Arc<Ag
         tokio::time::sleep(ROUND).await;
         if round % ROUNDS_TO_LOOK == 0 {
             match keep_up(&state_dir, held).await {
-                Ok(kept) => held = kept,
+                Ok(result) => held = result,
                 Err(error) => {
                     tracing::error!(
                         state_dir = %state_dir.display(),
@@ -175,13 +175,13 @@ async fn pursue(state_dir: PathBuf, tell: watch::Sender<Standing>, agent: Arc<Ag
 /// When another plugin has locked it.
 async fn keep_up(state_dir: &Path, mut held: HeldToTheEnd) -> Result<HeldToTheEnd> {
     let look = move || {
-        let kept = held.keep_up();
-        (held, kept)
+        let result = held.keep_up();
+        (held, result)
     };
     let looked = spawn_blocking(look).await;
-    let (held, kept) =
+    let (held, result) =
         looked.map_err(|error| Error::Failed(format!("check the state directory: {error}")))?;
-    match kept {
+    match result {
         Ok(false) => {}
         Ok(true) => tracing::warn!(
             state_dir = %state_dir.display(),

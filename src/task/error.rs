@@ -15,7 +15,7 @@ use crate::init_program::InitProgramError;
 use crate::security::ConfinementError;
 use crate::spec::SpecError;
 use crate::sys::netns::NetnsError;
-use crate::sys::os_error::{is_transient, tells_transient};
+use crate::sys::os_error::{is_transient, reports_transient};
 use crate::sys::state_lock::StateLockError;
 use crate::{cni, containerd, shim};
 
@@ -47,7 +47,7 @@ pub(crate) type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// Returns the error for a failed system call, with the action in front of the text.
     pub(crate) fn system(doing: impl Display, error: &std::io::Error) -> Self {
-        Self::passing(format!("{doing}: {error}"), is_transient(error))
+        Self::failed(format!("{doing}: {error}"), is_transient(error))
     }
 
     /// Makes the error transient, because the file system of the state directory is full. Shims and runtimes write
@@ -66,13 +66,13 @@ impl Error {
     }
 
     /// Returns the error for a request that can't be fulfilled: invalid, unless it may succeed later.
-    pub(crate) fn refused(text: String, may_pass: bool) -> Self {
-        if may_pass { Self::Transient(text) } else { Self::Invalid(text) }
+    pub(crate) fn refused(text: String, transient: bool) -> Self {
+        if transient { Self::Transient(text) } else { Self::Invalid(text) }
     }
 
     /// Returns the error for a failure that may pass by itself, or would happen again.
-    pub(crate) fn passing(text: String, may_pass: bool) -> Self {
-        if may_pass { Self::Transient(text) } else { Self::Failed(text) }
+    pub(crate) fn failed(text: String, transient: bool) -> Self {
+        if transient { Self::Transient(text) } else { Self::Failed(text) }
     }
 
     /// Puts the action that failed in front of the text, as `verb object id`.
@@ -115,7 +115,7 @@ impl From<shim::Error> for Error {
             | shim::Error::UndiscardableOutput(_)
             | shim::Error::EventsPath { .. }
             | shim::Error::LogPath { .. } => Self::Invalid(text),
-            error => Self::passing(text, error.is_transient()),
+            error => Self::failed(text, error.is_transient()),
         }
     }
 }
@@ -133,17 +133,17 @@ impl From<cni::Error> for Error {
 
 impl From<StateLockError> for Error {
     fn from(error: StateLockError) -> Self {
-        Self::passing(error.to_string(), error.is_transient())
+        Self::failed(error.to_string(), error.is_transient())
     }
 }
 
 impl From<NetnsError> for Error {
     fn from(error: NetnsError) -> Self {
-        let may_pass = match &error {
+        let transient = match &error {
             NetnsError::Io { source, .. } => is_transient(source),
             NetnsError::Other(_) | NetnsError::Lost => false,
         };
-        Self::passing(error.to_string(), may_pass)
+        Self::failed(error.to_string(), transient)
     }
 }
 
@@ -156,7 +156,7 @@ impl From<UserError> for Error {
             | UserError::InProc { .. }
             | UserError::NoDirectory { .. } => Self::Invalid(text),
             UserError::Hangs => Self::Transient(text),
-            UserError::Io { source, .. } => Self::passing(text, is_transient(&source)),
+            UserError::Io { source, .. } => Self::failed(text, is_transient(&source)),
             UserError::Unmountable(_) | UserError::Lost => Self::Failed(text),
         }
     }
@@ -164,7 +164,7 @@ impl From<UserError> for Error {
 
 impl From<EtcFilesError> for Error {
     fn from(error: EtcFilesError) -> Self {
-        Self::passing(error.to_string(), is_transient(&error.source))
+        Self::failed(error.to_string(), is_transient(&error.source))
     }
 }
 
@@ -186,7 +186,7 @@ impl From<ConfinementError> for Error {
         match error {
             ConfinementError::Value { .. } => Self::Invalid(text),
             ConfinementError::Profile { source, .. } => Self::refused(text, source.is_transient()),
-            ConfinementError::Host { source, .. } => Self::passing(text, is_transient(&source)),
+            ConfinementError::Host { source, .. } => Self::failed(text, is_transient(&source)),
             ConfinementError::BuiltIn(_) | ConfinementError::Incomplete(_) => Self::Failed(text),
         }
     }
@@ -198,7 +198,7 @@ impl From<DevicesError> for Error {
         match error {
             DevicesError::Io { source, .. } => Self::refused(text, is_transient(&source)),
             // Its text quotes the errors of files that could not be read.
-            DevicesError::Cdi { why, .. } => Self::refused(text, tells_transient(&why)),
+            DevicesError::Cdi { why, .. } => Self::refused(text, reports_transient(&why)),
             _ => Self::Invalid(text),
         }
     }

@@ -177,7 +177,7 @@ fn volume(mount: &pb::Mount) -> Result<Source> {
     let what = format!("the volume at {task_path} can't be mounted");
     let path = Path::new(host_path).strip_prefix("/").unwrap_or(Path::new(host_path));
     let place = host_path::open(Path::new("/"), path)
-        .map_err(|error| Error::passing(format!("{what}: {error}"), error.is_transient()))?;
+        .map_err(|error| Error::failed(format!("{what}: {error}"), error.is_transient()))?;
     let Mount { flags, spreads, .. } = mount_table::of(&place)
         .map_err(|error| Error::system(format_args!("{what}: {host_path}"), &error))?;
     // A propagation that the host doesn't allow is weakened, not refused: Nomad asks for it.
@@ -266,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mount_spreads_as_asked_where_its_source_can() {
+    fn propagation_is_as_requested_where_the_source_permits() {
         let private = Spreads::default();
         let shared = Spreads { shared: true, slave: false };
         let slave = Spreads { shared: false, slave: true };

@@ -284,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_state_without_what_came_later_is_read() {
+    fn a_driver_state_without_later_fields_is_read() {
         let mut early: serde_json::Value = serde_json::from_str(RECORDED).unwrap();
         for later in ["family", "collected", "network", "oom_kills", "runsc"] {
             early.as_object_mut().unwrap().remove(later).unwrap();

@@ -56,7 +56,7 @@ impl Runtime {
 
 /// Warns if the driver doesn't know the options of the configured runtime's shim. A shim by another name that takes the
 /// options of the runc family would run tasks in its runtime's default root, which all clients of containerd share.
-pub(super) fn tell_of_unknown(config: &PluginConfig) {
+pub(super) fn warn_of_unknown_shim(config: &PluginConfig) {
     let runtime = &config.containerd_runtime;
     if Family::of_runtime(runtime, None) == Family::Other && !config.runtime_options.contains_key(runtime) {
         tracing::warn!(
@@ -98,7 +98,7 @@ pub(super) fn check_options(config: &PluginConfig) -> Result<()> {
 
 /// Warns of options for a runtime whose shim is not on this host; it may be installed later. A missing shim of
 /// `containerd_runtime` is not named here: the driver's health tells of it.
-pub(super) async fn tell_of_missing(config: &PluginConfig) {
+pub(super) async fn warn_of_missing_shims(config: &PluginConfig) {
     for runtime in config.runtime_options.keys().filter(|runtime| **runtime != config.containerd_runtime) {
         if let Err(error) = find_programs(runtime.clone(), None).await {
             tracing::warn!(runtime, %error, "a block of the plugin option runtime_options has no effect for now");
@@ -200,7 +200,7 @@ fn wrapper(state_dir: &Path) -> Result<PathBuf> {
     let own = present(std::env::current_exe().map_err(failed)?);
     if !own.exists() {
         let text = format!("the plugin's binary {} was removed: install it again", own.display());
-        return Err(Error::passing(text, true));
+        return Err(Error::failed(text, true));
     }
     if std::fs::read_link(&link).is_ok_and(|leads_to| leads_to == own) {
         return Ok(link);
@@ -344,7 +344,7 @@ mod tests {
     }
 
     #[test]
-    fn a_binary_that_was_replaced_is_what_has_its_place() {
+    fn a_replaced_binary_is_found_at_its_path() {
         let directory = tempfile::tempdir().unwrap();
         let (plugin, odd) = (directory.path().join("plugin"), directory.path().join("odd (deleted)"));
         assert_eq!(present(directory.path().join("plugin (deleted)")), plugin);

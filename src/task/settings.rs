@@ -37,7 +37,7 @@ impl Settings {
     /// Names an option that a shim can't have.
     pub(crate) fn new(config: PluginConfig, mhz_per_core: f64) -> Result<Self> {
         runtime::check_options(&config)?;
-        runtime::tell_of_unknown(&config);
+        runtime::warn_of_unknown_shim(&config);
         let socket = config.containerd_socket.clone();
         let images = ImageSettings {
             credential_store: credential_store(&config.auth),

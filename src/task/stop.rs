@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sandbox_is_asked_by_sigterm_in_the_place_of_a_signal_of_real_time() {
+    fn sandboxes_get_sigterm_instead_of_real_time_signals() {
         assert_eq!(deliverable(36, Family::Gvisor), 15);
         assert_eq!(deliverable(36, Family::Runc), 36);
         assert_eq!(deliverable(10, Family::Gvisor), 10);

@@ -86,7 +86,7 @@ async fn follow(supervision: Supervision) -> Exit {
     let began = SystemTime::now();
     let mut oom = OomWatch::begin(&driver_state.cgroup, oom_kills);
     let mut last_kill = None;
-    let mut report = pin!(learn(&driver_state, &container, init.as_ref(), &connection, waiting));
+    let mut report = pin!(await_exit(&driver_state, &container, init.as_ref(), &connection, waiting));
     let report = loop {
         tokio::select! {
             report = &mut report => break report,
@@ -154,7 +154,7 @@ impl Kills {
     }
 }
 
-async fn learn(
+async fn await_exit(
     driver_state: &DriverState,
     container: &ContainerHandles,
     init: Option<&Init>,
@@ -444,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_that_was_killed_long_ago_is_not_what_ended_the_task() {
+    fn an_old_oom_kill_of_a_child_is_not_the_tasks_cause_of_exit() {
         let ended =
             |at_the_end, since_start, unseen| Kills { at_the_end, since_start, unseen }.have_ended_it();
         assert!(ended(true, 1, false));
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn the_kernel_says_whether_it_was_a_signal() {
+    fn the_kernels_status_distinguishes_signals_from_codes() {
         let at = SystemTime::UNIX_EPOCH;
         let exit = |status, word: Option<i32>| {
             let exit = by_shim(ProcessExit { status, at }, word.map(ExitStatus::from_raw));

@@ -179,7 +179,7 @@ pub(super) struct Ingest {
     guard: Option<KeyGuard>,
     observers: Arc<Observers>,
     leftovers: TaskTracker,
-    is_of_use: Arc<AtomicBool>,
+    is_resumable: Arc<AtomicBool>,
 }
 
 struct WriteStream {
@@ -225,7 +225,7 @@ impl Ingest {
             guard: None,
             observers: Arc::clone(lease.observers()),
             leftovers: lease.leftovers().clone(),
-            is_of_use: lease.is_of_use(),
+            is_resumable: lease.is_resumable(),
         })
     }
 
@@ -245,7 +245,7 @@ impl Ingest {
         let request = self.message(WriteAction::Write, data, Labels::new());
         self.exchange(request, WRITE).await?;
         self.written_bytes += length_bytes;
-        self.is_of_use.store(true, Ordering::Relaxed);
+        self.is_resumable.store(true, Ordering::Relaxed);
         Ok(())
     }
 

@@ -116,7 +116,7 @@ impl<'a> Download<'a> {
         while ingest.written_bytes() < self.blob.size() {
             let before = ingest.written_bytes();
             let mut was_kept_waiting = false;
-            let Err(error) = self.go_on(ingest, &mut was_kept_waiting).await else { continue };
+            let Err(error) = self.resume(ingest, &mut was_kept_waiting).await else { continue };
             if ingest.written_bytes() - before >= BRINGS_ON_BYTES {
                 idle_tries = 0;
             }
@@ -135,7 +135,7 @@ impl<'a> Download<'a> {
 
     /// Downloads from where the write stopped to the end. Bytes that came before the connection breaks are written as
     /// well. A permit is held while bytes come, and for a moment until the first of them.
-    async fn go_on(&self, ingest: &mut Ingest, was_kept_waiting: &mut bool) -> Result<(), Error> {
+    async fn resume(&self, ingest: &mut Ingest, was_kept_waiting: &mut bool) -> Result<(), Error> {
         let begun_bytes = ingest.written_bytes();
         let request =
             async { self.registry.blob(self.blob, begun_bytes).await.map_err(|error| self.failed(error)) };

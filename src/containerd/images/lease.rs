@@ -75,7 +75,7 @@ pub(super) struct PullLease {
     /// Leases of earlier tries; they keep what those fetched until this one has it.
     earlier: Vec<String>,
     /// Set once the lease keeps something that another try can resume.
-    is_of_use: Arc<AtomicBool>,
+    is_resumable: Arc<AtomicBool>,
     leftovers: TaskTracker,
 }
 
@@ -126,7 +126,7 @@ impl PullLease {
             image: image.to_owned(),
             id,
             observers: Arc::clone(observers),
-            is_of_use: Arc::new(AtomicBool::new(!earlier.is_empty())),
+            is_resumable: Arc::new(AtomicBool::new(!earlier.is_empty())),
             earlier,
             leftovers: TaskTracker::new(),
         })
@@ -148,8 +148,8 @@ impl PullLease {
     }
 
     /// Returns the flag to set once the lease keeps something that another try can resume.
-    pub(super) fn is_of_use(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.is_of_use)
+    pub(super) fn is_resumable(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.is_resumable)
     }
 
     /// Adds an existing object to the lease, such as another pull's snapshot. The caller has to check afterwards that
@@ -170,9 +170,9 @@ impl PullLease {
         // Each cleanup has deadlines of its own.
         self.leftovers.wait().await;
         let left = &self.containerd.shared.images.left;
-        let is_kept = outcome == Outcome::Keep && self.is_of_use.load(Ordering::Relaxed);
+        let is_left = outcome == Outcome::Keep && self.is_resumable.load(Ordering::Relaxed);
         for id in self.earlier.into_iter().chain([self.id]) {
-            if is_kept {
+            if is_left {
                 left.add(&self.image, id);
             } else if let Err(error) = self.containerd.end_lease(&id, outcome != Outcome::Made).await {
                 tracing::warn!(%error, "can't remove the lease of a pull yet");

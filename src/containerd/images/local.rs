@@ -182,7 +182,7 @@ mod tests {
         let manifest =
             serde_json::from_value(json!({"schemaVersion": 2, "config": config, "layers": []})).unwrap();
         let large = "x".repeat(KNOWN_BYTES);
-        for (own, is_kept) in [(json!({"Labels": {"a": large}}), true), (json!({"Env": [large]}), false)] {
+        for (own, is_cached) in [(json!({"Labels": {"a": large}}), true), (json!({"Env": [large]}), false)] {
             let config = json!({
                 "os": "linux", "architecture": host().to_string(), "rootfs": {"type": "layers", "diff_ids": []},
                 "config": own, "history": [{"comment": large}],
@@ -190,7 +190,7 @@ mod tests {
             let layout = Layout::new("m", &manifest, config.to_string().as_bytes(), &host()).unwrap();
             let layouts = LayoutCache::default();
             layouts.remember("overlayfs", "t", &Arc::new(layout));
-            assert_eq!(layouts.get("overlayfs", "t").is_some(), is_kept);
+            assert_eq!(layouts.get("overlayfs", "t").is_some(), is_cached);
         }
     }
 }

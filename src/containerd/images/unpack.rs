@@ -162,7 +162,7 @@ impl<'a> Unpacking<'a> {
         }
         containerd.commit_snapshot(&key, &layer.chain_id, labels, lease.id()).await?;
         half.is_whole = true;
-        lease.is_of_use().store(true, Ordering::Relaxed);
+        lease.is_resumable().store(true, Ordering::Relaxed);
         let labels = Labels::from([("containerd.io/uncompressed".to_owned(), applied)]);
         containerd.label_content(layer.blob.digest().as_ref(), labels).await
     }
@@ -266,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn corrupt_layers_are_told_from_a_full_disk() {
+    fn corrupt_layers_are_distinguished_from_a_full_disk() {
         assert!(is_unreadable("failed to extract layer sha256:a: archive/tar: invalid tar header: unknown"));
         assert!(!is_unreadable(
             "failed to extract layer sha256:a: write /a/b: no space left on device: unknown"

@@ -173,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_on_a_loop_device_is_said_to_be() {
+    fn loop_mounts_are_refused_and_name_the_snapshotter() {
         let layer = Mount {
             r#type: "ext4".to_owned(),
             source: "/x".to_owned(),

@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_has_only_what_is_below_it() {
+    fn paths_are_compared_by_components() {
         assert!(is_within("/proc", "/proc") && is_within("/proc/1", "/proc") && is_within("/x", "/"));
         assert!(!is_within("/process", "/proc") && !is_within("/", "/proc"));
     }

@@ -49,7 +49,7 @@ fn gone() -> String {
 }
 
 #[tokio::test]
-async fn a_mirror_is_asked_first_and_gets_the_namespace() {
+async fn a_mirror_is_queried_first_and_gets_the_namespace() {
     let settings = "header = {x-of-it = [\"one\", \"two\"]}";
     let (mirrored, first, _) = Mirrored::new(settings, vec![answer("200 OK", "", "{}")], vec![]).await;
     let fetched = mirrored.registry().manifest("c").await.unwrap();
@@ -60,7 +60,7 @@ async fn a_mirror_is_asked_first_and_gets_the_namespace() {
 }
 
 #[tokio::test]
-async fn the_next_host_is_asked_and_all_failures_are_reported() {
+async fn the_next_host_is_queried_and_all_failures_are_reported() {
     let (mirrored, _first, second) =
         Mirrored::new("", vec![gone(), gone()], vec![answer("200 OK", "", "{}"), gone()]).await;
     let registry = mirrored.registry();
@@ -74,7 +74,7 @@ async fn the_next_host_is_asked_and_all_failures_are_reported() {
 }
 
 #[tokio::test]
-async fn a_host_without_resolve_is_asked_by_digest_only() {
+async fn a_host_without_resolve_is_queried_by_digest_only() {
     let digest = digest_of(b"{}");
     let response = format!(
         "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\nDocker-Content-Digest: {digest}\r\n\r\n"

@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_pidfds_is_asked_who_has_the_pid() {
+    fn without_pidfds_the_start_time_identifies_a_process() {
         let (mut child, id) = child();
         let stranger =
             ProcessHandle { id: ProcessId { started_ticks: id.started_ticks + 1, ..id }, pidfd: None };
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_held_by_a_pid_that_means_more_than_one_process() {
+    fn an_ambiguous_pid_is_not_held() {
         for pid in [-1, 0, 1] {
             assert!(ProcessHandle::open(ProcessId::of(pid)).unwrap().is_none(), "{pid}");
         }

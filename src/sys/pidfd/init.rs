@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_kill_is_told_from_a_code_of_the_same_number() {
+    async fn a_kill_is_distinguished_from_a_code_of_the_same_number() {
         for (script, code, signal) in [
             ("read x; exit 137", Some(137), None),
             ("read x; kill -9 $$", None, Some(9)),

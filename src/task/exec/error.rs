@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_at_something_else_is_not_the_commands() {
+    fn other_start_failures_are_not_the_commands() {
         let cwd = r#"exec failed: unable to start container process: chdir to cwd ("/gone") set in config.json failed: no such file or directory"#;
         assert_eq!(code_for(cwd, "sh"), None);
         let pipe = "failed to create /run/x/io/exec-1.stdout: no such file or directory";
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ended_task_is_told_from_a_command_that_cannot_run() {
+    fn an_ended_task_is_distinguished_from_a_command_that_cannot_run() {
         assert!(is_of_an_ended_task("cannot exec in a stopped container"));
         assert!(is_of_an_ended_task("cannot exec in a stopped state"));
         assert!(is_of_an_ended_task("the container `web-1` is not running"));

@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_shim_took_in_began_after_the_tasks_first_process_and_before_the_look() {
+    fn strays_began_between_the_tasks_first_process_and_the_look() {
         let init = ProcessId { pid: 8, started_ticks: 100 };
         let is_stray = |process: Process| process.is_stray(7, init, 500);
         assert!(is_stray(process(10, 7, 10, 101)) && is_stray(process(10, 7, 10, 499)));
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pid_that_means_more_than_one_process_is_no_execs() {
+    fn an_ambiguous_pid_is_no_execs() {
         assert!([0, 1, -1].map(|pid| Root::new(pid, 0)).iter().all(Option::is_none));
         let pid = i32::try_from(std::process::id()).unwrap();
         assert_eq!(Root::new(pid, 0).unwrap().process(), Some(ProcessId::of(pid)));

@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_runtime_is_told_by_its_root_and_by_what_it_was_asked_for() {
+    fn a_runtime_process_is_recognized_by_its_root_and_sub_command() {
         let runc = "runc --root /run/ours/runc/nomad --log /b/log.json --log-format json";
         assert!(is_one(&format!("{runc} exec --process /tmp/x --detach --pid-file /b/exec-1.pid web-1")));
         assert!(is_one(&format!("{runc} start web-1")));

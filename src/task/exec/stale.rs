@@ -91,7 +91,12 @@ impl StaleExecs {
         });
         futures::future::join_all(ends).await;
         if let Some(shim) = shim
-            && strays_can_be_told(driver_state.family(), shim, driver_state.init, driver_state.shares_pids)
+            && strays_are_recognizable(
+                driver_state.family(),
+                shim,
+                driver_state.init,
+                driver_state.shares_pids,
+            )
         {
             end_strays(driver_state, shim, looked).await;
         }
@@ -120,7 +125,7 @@ async fn end(mut running: Running, noted: PathBuf) {
 /// the shim took in. Other shims run what serves their containers in there, such as gVisor's gofer; a first process
 /// that is not known would be taken for a command; and where the task is among the host's processes, its orphans are
 /// the shim's children as well.
-fn strays_can_be_told(family: Family, shim: ProcessId, init: ProcessId, shares_pids: bool) -> bool {
+fn strays_are_recognizable(family: Family, shim: ProcessId, init: ProcessId, shares_pids: bool) -> bool {
     !shares_pids && family.shares_kernel() && shim.pid > 1 && init.pid > 1
 }
 
@@ -202,13 +207,13 @@ mod tests {
     }
 
     #[test]
-    fn a_shims_children_are_taken_for_commands_only_where_nothing_else_can_be_one() {
+    fn a_shims_children_are_strays_only_where_unambiguous() {
         let (runc, gvisor) = (Family::Runc, Family::Gvisor);
         let (shim, init) = (ProcessId { pid: 70, started_ticks: 1 }, ProcessId { pid: 80, started_ticks: 2 });
-        assert!(strays_can_be_told(runc, shim, init, false));
-        assert!(!strays_can_be_told(gvisor, shim, init, false), "its gofer");
-        assert!(!strays_can_be_told(runc, shim, ProcessId::UNKNOWN, false), "the first process itself");
-        assert!(!strays_can_be_told(runc, ProcessId::UNKNOWN, init, false));
-        assert!(!strays_can_be_told(runc, shim, init, true), "orphans of the task's");
+        assert!(strays_are_recognizable(runc, shim, init, false));
+        assert!(!strays_are_recognizable(gvisor, shim, init, false), "its gofer");
+        assert!(!strays_are_recognizable(runc, shim, ProcessId::UNKNOWN, false), "the first process itself");
+        assert!(!strays_are_recognizable(runc, ProcessId::UNKNOWN, init, false));
+        assert!(!strays_are_recognizable(runc, shim, init, true), "orphans of the task's");
     }
 }

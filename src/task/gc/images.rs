@@ -30,7 +30,7 @@ pub(in crate::task) struct ImageUses {
 struct Uses {
     held: HashMap<String, usize>,
     /// Keys of images that are being removed.
-    condemned: HashSet<String>,
+    in_removal: HashSet<String>,
     /// Time when each image was last held; forgotten once containerd doesn't have the image any more.
     last: HashMap<String, SystemTime>,
 }
@@ -41,7 +41,7 @@ pub(in crate::task) struct Hold {
     key: String,
 }
 
-struct Condemned<'a> {
+struct RemovalMark<'a> {
     uses: &'a ImageUses,
     key: String,
 }
@@ -67,7 +67,7 @@ impl ImageUses {
 
     fn try_hold(&self, key: &str) -> bool {
         let mut uses = self.lock();
-        if uses.condemned.contains(key) {
+        if uses.in_removal.contains(key) {
             return false;
         }
         *uses.held.entry(key.to_owned()).or_default() += 1;
@@ -75,13 +75,13 @@ impl ImageUses {
     }
 
     /// Marks an image as being removed. Returns `None` while a start holds it, or another removal is under way.
-    fn condemn(&self, name: &str) -> Option<Condemned<'_>> {
+    fn mark_for_removal(&self, name: &str) -> Option<RemovalMark<'_>> {
         let key = key(name).to_owned();
         let mut uses = self.lock();
-        if uses.held.contains_key(&key) || !uses.condemned.insert(key.clone()) {
+        if uses.held.contains_key(&key) || !uses.in_removal.insert(key.clone()) {
             return None;
         }
-        Some(Condemned { uses: self, key })
+        Some(RemovalMark { uses: self, key })
     }
 
     fn last(&self, name: &str) -> Option<SystemTime> {
@@ -115,9 +115,9 @@ impl Drop for Hold {
     }
 }
 
-impl Drop for Condemned<'_> {
+impl Drop for RemovalMark<'_> {
     fn drop(&mut self) {
-        self.uses.lock().condemned.remove(&self.key);
+        self.uses.lock().in_removal.remove(&self.key);
         self.uses.freed.notify_waiters();
     }
 }
@@ -191,7 +191,7 @@ impl Tasks {
         let in_use = containerd.images_in_use().await?;
         self.image_uses.forget_all_but(&stored.iter().map(|image| key(&image.name)).collect());
         let mut unused = Vec::new();
-        for image in stored.into_iter().filter(|image| may_go(image, policy)) {
+        for image in stored.into_iter().filter(|image| is_removable(image, policy)) {
             let uses = &self.image_uses;
             let is_used = in_use.contains(&image.name) || uses.is_held(&image.name);
             let since = unused_since(is_used, image.unused_since, uses.last(&image.name), SystemTime::now());
@@ -210,7 +210,7 @@ impl Tasks {
         name: &str,
         why: &str,
     ) -> Result<(), containerd::Error> {
-        let Some(_condemned) = self.image_uses.condemn(name) else { return Ok(()) };
+        let Some(_condemned) = self.image_uses.mark_for_removal(name) else { return Ok(()) };
         if containerd.images_in_use().await?.contains(name) {
             return Ok(());
         }
@@ -220,7 +220,7 @@ impl Tasks {
     }
 }
 
-fn may_go(image: &StoredImage, policy: &ImageGc) -> bool {
+fn is_removable(image: &StoredImage, policy: &ImageGc) -> bool {
     !image.is_pinned && (image.is_ours || policy.foreign_images)
 }
 
@@ -276,15 +276,15 @@ mod tests {
         let first = uses.hold("a").await;
         let second = uses.hold("a").await;
         drop(first);
-        assert!(uses.condemn("a").is_none());
+        assert!(uses.mark_for_removal("a").is_none());
         assert!(uses.last("b").is_none());
         drop(second);
-        let condemned = uses.condemn("a").unwrap();
-        assert!(uses.condemn("a").is_none());
+        let in_removal = uses.mark_for_removal("a").unwrap();
+        assert!(uses.mark_for_removal("a").is_none());
         let mut waiting = Box::pin(uses.hold("a"));
         assert!(waiting.as_mut().now_or_never().is_none());
         assert!(uses.hold("b").now_or_never().is_some());
-        drop(condemned);
+        drop(in_removal);
         waiting.await;
         assert!(uses.last("a").is_some() && !uses.is_held("a"));
     }
@@ -293,9 +293,9 @@ mod tests {
     async fn whoever_loads_an_archive_holds_all_that_was_loaded() {
         let uses = Arc::new(ImageUses::default());
         let hold = uses.hold(LOADED).await;
-        assert!(uses.condemn("loaded/docker.io/library/redis:7@sha256:0").is_none());
-        assert!(uses.condemn("docker.io/library/redis:7").is_some());
+        assert!(uses.mark_for_removal("loaded/docker.io/library/redis:7@sha256:0").is_none());
+        assert!(uses.mark_for_removal("docker.io/library/redis:7").is_some());
         drop(hold);
-        assert!(uses.condemn("loaded/docker.io/library/redis:7@sha256:0").is_some());
+        assert!(uses.mark_for_removal("loaded/docker.io/library/redis:7@sha256:0").is_some());
     }
 }

@@ -48,7 +48,7 @@ impl Tasks {
     /// Warns, once for each configuration, of options for shims that are not on this host.
     async fn tell_of_missing_shims(self: Arc<Self>, mut settings: watch::Receiver<Option<Arc<Settings>>>) {
         while let Some(current) = self.own_settings(&mut settings).await {
-            runtime::tell_of_missing(&current.config).await;
+            runtime::warn_of_missing_shims(&current.config).await;
             if settings.changed().await.is_err() {
                 return;
             }

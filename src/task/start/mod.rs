@@ -422,7 +422,7 @@ impl Start<'_> {
                 "remove the task's cgroup {}, so that it is created with its limits: {error}",
                 path.display()
             );
-            Error::passing(text, true)
+            Error::failed(text, true)
         })
     }
 

@@ -171,7 +171,7 @@ impl ImageSource {
             })?;
             let directory = host_path::open_directory(&alloc_dir, &own).map_err(|error| {
                 let text = format!("open the directory in which an archive is decompressed: {error}");
-                Error::passing(text, error.is_transient())
+                Error::failed(text, error.is_transient())
             })?;
             let scratch = Scratch { directory: Arc::new(directory), shown: alloc_dir.join(own) };
             Ok((file, scratch))

@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn tasks_fall_into_step_and_none_is_read_sooner_than_was_asked() {
+    fn samples_of_tasks_are_aligned_and_never_early() {
         assert_eq!(sampled(ms(130), ms(1000), ms(3300)), [130, 1250, 2250, 3250].map(ms));
         assert_eq!(sampled(ms(240), ms(1000), ms(3300)), [240, 1250, 2250, 3250].map(ms));
         assert_eq!(sampled(ms(260), ms(1000), ms(3300)), [260, 1500, 2500].map(ms));
