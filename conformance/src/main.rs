@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
+#[cfg(feature = "bench")]
 use bench::measure;
 use clap::{Parser, Subcommand};
 use harness::agent;
@@ -59,8 +60,10 @@ enum Command {
     Census(census::Args),
     /// Run the end-to-end set under a real Nomad agent.
     E2e(e2e::Args),
+    #[cfg(feature = "bench")]
     /// Measure the driver beside containerd, runc and crun.
     Measure(measure::Args),
+    #[cfg(feature = "bench")]
     /// Measure a shim's calls by several paths in alternation.
     Bench(Box<bench::Args>),
 }
@@ -81,7 +84,9 @@ fn run(cli: Cli) -> Result<ExitCode> {
     // crun's cgroups are moved before there is a second thread, and given back after all else, also after an
     // interrupt.
     let crun = match &cli.command {
+        #[cfg(feature = "bench")]
         Command::Measure(args) => args.choice.is_crun(),
+        #[cfg(feature = "bench")]
         Command::Bench(args) => args.may_run_crun(),
         Command::Suite(args) => args.choice.is_crun(),
         Command::E2e(args) => args.choice.is_crun(),
@@ -92,8 +97,7 @@ fn run(cli: Cli) -> Result<ExitCode> {
         | Command::InGuest(_)
         | Command::Demo { .. } => false,
     };
-    // Measurements unwind by themselves.
-    let unwinds = crun || matches!(&cli.command, Command::Measure(_) | Command::Bench(_));
+    let unwinds = crun || is_measurement(&cli.command);
     let _moved = (crun.then(Hugetlb::move_to_v1), unwinds.then(UnderWay::begin));
     clean_up_when_interrupted()?;
     match cli.command {
@@ -105,9 +109,23 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Demo { plugin, nomad } => demo::run(nomad.as_deref(), &plugin).map(|()| ExitCode::SUCCESS),
         Command::Census(args) => census::run(&args),
         Command::E2e(args) => e2e::run(&args),
+        #[cfg(feature = "bench")]
         Command::Measure(args) => measure::run(&args).map(|()| ExitCode::SUCCESS),
+        #[cfg(feature = "bench")]
         Command::Bench(args) => bench::run(&args),
     }
+}
+
+/// Reports whether a command is a measurement, which unwinds by itself after an interrupt.
+#[cfg(feature = "bench")]
+fn is_measurement(command: &Command) -> bool {
+    matches!(command, Command::Measure(_) | Command::Bench(_))
+}
+
+/// Reports whether a command is a measurement: never, in a build without the benchmark.
+#[cfg(not(feature = "bench"))]
+const fn is_measurement(_: &Command) -> bool {
+    false
 }
 
 /// Starts a thread that takes the fixtures down on Ctrl-C and SIGTERM before the process ends: nothing unwinds then.
