@@ -26,7 +26,7 @@ const TASK_HAS_ENDED: i32 = 1;
 /// Exit code if the exec itself fails, not its command, as of docker's tools.
 const DRIVER_FAILED: i32 = 125;
 
-/// Runs a command and streams its output. Reports the exec's exit as the last message.
+/// Runs a command and streams its output. The last message reports the exec exit, with its code.
 pub(super) fn run(
     task: Arc<Task>,
     setup: pb::exec_task_streaming_request::Setup,

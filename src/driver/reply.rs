@@ -177,7 +177,7 @@ pub(super) fn exec_stderr(data: Vec<u8>) -> pb::ExecTaskStreamingResponse {
     pb::ExecTaskStreamingResponse { stderr, ..Default::default() }
 }
 
-/// Returns the message that reports an exec's exit, the last of its stream.
+/// Returns the message that reports an exec exit, the last of its stream.
 pub(super) fn exec_exited(code: i32) -> pb::ExecTaskStreamingResponse {
     let result = Some(pb::ExitResult { exit_code: code, ..Default::default() });
     pb::ExecTaskStreamingResponse { exited: true, result, ..Default::default() }

@@ -38,7 +38,7 @@ pub(crate) use response::{Body, Fetched};
 
 /// Backoff between retries of transient errors: a broken connection, or a status 5xx, 408 or 429.
 pub(crate) const BACKOFF: [Duration; 2] = [Duration::from_millis(500), Duration::from_millis(1500)];
-/// Maximum number of waits for hosts that send `Retry-After`, such as with a 429.
+/// Maximum number of waits for hosts that send `Retry-After`, such as with a 429 (a rate limit).
 const MAX_WAITS: usize = 3;
 /// Maximum `Retry-After` that is waited for.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -48,7 +48,7 @@ const PULL: HostCapabilities = HostCapabilities { pull: true, resolve: false };
 /// Capabilities needed to resolve a tag.
 const RESOLVE: HostCapabilities = HostCapabilities { pull: true, resolve: true };
 
-/// What all pulls share: the HTTP clients, and the operator's configuration of hosts.
+/// The HTTP clients and the operator's configuration of hosts, which all pulls share.
 pub(crate) struct RegistryClient {
     http: Arc<Http>,
     hosts: Hosts,

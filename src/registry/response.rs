@@ -104,7 +104,8 @@ struct Complaint {
     message: String,
 }
 
-/// Returns whether a request that failed with this status may succeed later, and is retried: 5xx, 429 and 408.
+/// Returns whether a request that failed with this status may succeed later, and is retried: 5xx, 408, and 429 (rate
+/// limits).
 pub(super) fn is_retryable(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
 }
