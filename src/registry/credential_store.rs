@@ -156,12 +156,12 @@ async fn from_file(path: &Path, host: &str, repository: &str) -> Result<FileEntr
         retry: Retry::Later,
     };
     let bytes = tokio::fs::read(path).await.map_err(|error| unusable(format!("can't be read: {error}")))?;
-    said_of(&bytes, host, repository).map_err(|reason| unusable(reason.to_owned()))
+    entry_of(&bytes, host, repository).map_err(|reason| unusable(reason.to_owned()))
 }
 
 /// Selects the most specific entry for a repository: a helper's before one with credentials of its own, and last the
 /// store for all registries.
-fn said_of(file: &[u8], host: &str, repository: &str) -> Result<FileEntry, &'static str> {
+fn entry_of(file: &[u8], host: &str, repository: &str) -> Result<FileEntry, &'static str> {
     // The parser's own message may quote a secret that it could not read.
     let File { auths, cred_helpers, creds_store } =
         serde_json::from_slice(file).map_err(|_| "is not in the form of docker's config.json")?;
@@ -249,7 +249,7 @@ mod tests {
     use super::*;
 
     fn entry(file: &serde_json::Value, host: &str) -> Result<FileEntry, &'static str> {
-        said_of(file.to_string().as_bytes(), host, "team/app")
+        entry_of(file.to_string().as_bytes(), host, "team/app")
     }
 
     fn ask(name: &str, server: &str) -> FileEntry {
@@ -310,7 +310,7 @@ mod tests {
         let auth = |user: &str| json!({"auth": BASE64_STANDARD.encode(format!("{user}:hunter2"))});
         let by = |user: &str| Ok(FileEntry::Credentials(credentials(user, "hunter2")));
         let of = |file: &serde_json::Value, host: &str, repository: &str| {
-            said_of(file.to_string().as_bytes(), host, repository)
+            entry_of(file.to_string().as_bytes(), host, repository)
         };
         let podmans = json!({
             "auths": {

@@ -14,7 +14,7 @@ pub const CASES: &[(&str, Case)] = named_cases![
     nomad_reads_what_the_driver_wrote_by_all_its_flags,
     a_follower_sees_all_of_it_over_many_files,
     nothing_is_lost_when_agent_and_plugin_die_in_the_middle,
-    what_was_said_last_while_all_was_down_is_there,
+    output_written_while_all_was_down_is_there,
 ];
 
 /// Returns a job whose log files hold 64 KiB each, and of which enough are kept that none is lost.
@@ -108,7 +108,7 @@ fn nothing_is_lost_when_agent_and_plugin_die_in_the_middle(context: &mut AgentCo
     is_whole("stdout", &context.log(&id, "main", false)?, &lines(20000).repeat(60))
 }
 
-fn what_was_said_last_while_all_was_down_is_there(context: &mut AgentContext) -> Result<()> {
+fn output_written_while_all_was_down_is_there(context: &mut AgentContext) -> Result<()> {
     let script = "echo before; until [ -e /alloc/data/go ]; do sleep 0.1; done; seq 50000; touch /alloc/data/done; exit 9";
     let id = start(context, "said-last", script)?;
     context.running(&id, "main")?;

@@ -12,7 +12,7 @@ pub const CASES: &[(&str, Case)] = named_cases![
     two_tasks_of_a_group_share_alloc_only,
     a_volume_mount_is_as_writable_as_it_says,
     the_memory_limit_is_the_jobs,
-    what_a_task_uses_is_told,
+    usage_of_a_task_is_reported,
 ];
 
 fn templates_variables_and_directories_are_there(context: &mut AgentContext) -> Result<()> {
@@ -61,7 +61,7 @@ fn the_memory_limit_is_the_jobs(context: &mut AgentContext) -> Result<()> {
     Ok(())
 }
 
-fn what_a_task_uses_is_told(context: &mut AgentContext) -> Result<()> {
+fn usage_of_a_task_is_reported(context: &mut AgentContext) -> Result<()> {
     // The script uses some twenty megabytes, and a core for as long as it runs.
     let script = "trap 'exit 0' TERM; head -c 20000000 /dev/zero >/dev/shm/x; touch /alloc/data/ready; while :; do :; done";
     let id = context.shell_with("usage", script, &[("memory", "64")])?;

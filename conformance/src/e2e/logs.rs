@@ -9,8 +9,8 @@ use super::{Case, named_cases};
 
 pub const CASES: &[(&str, Case)] = named_cases![
     a_megabyte_on_each_stream_arrives_whole,
-    a_task_of_ten_milliseconds_is_heard,
-    many_short_tasks_are_heard,
+    output_of_a_task_of_ten_milliseconds_is_logged,
+    output_of_many_short_tasks_is_logged,
     a_task_whose_logs_are_off_runs,
 ];
 
@@ -31,7 +31,7 @@ fn a_megabyte_on_each_stream_arrives_whole(context: &mut AgentContext) -> Result
     Ok(())
 }
 
-fn a_task_of_ten_milliseconds_is_heard(context: &mut AgentContext) -> Result<()> {
+fn output_of_a_task_of_ten_milliseconds_is_logged(context: &mut AgentContext) -> Result<()> {
     // The output is as much as a pipe holds: the task needn't wait for its reader.
     let script = "yes out | head -c 60000; yes err | head -c 60000 >&2";
     let id = context.shell("short", script)?;
@@ -41,7 +41,7 @@ fn a_task_of_ten_milliseconds_is_heard(context: &mut AgentContext) -> Result<()>
     Ok(())
 }
 
-fn many_short_tasks_are_heard(context: &mut AgentContext) -> Result<()> {
+fn output_of_many_short_tasks_is_logged(context: &mut AgentContext) -> Result<()> {
     let image = context.busybox();
     let variables = [("image", image.as_str()), ("script", "echo out; echo err >&2"), ("count", "10")];
     context.submit("many", jobs::SHELL, &variables)?;

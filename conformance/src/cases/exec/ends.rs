@@ -16,11 +16,11 @@ use crate::cases::support::{NO_SIGPIPE, cases, ensure_eq, not_by_youki, orphans_
 
 cases!["exec end":
     a_command_killed_by_a_signal_shows_it,
-    one_in_a_task_that_has_ended_is_text_and_docker_s_code,
+    an_exec_in_a_task_that_has_ended_is_text_and_dockers_code,
     one_in_a_task_that_ends_ends_with_it,
-    one_that_the_client_leaves_is_killed_with_all_that_it_started,
-    one_that_the_client_leaves_in_the_middle_of_its_start_is_killed,
-    one_being_started_when_the_plugin_dies_is_killed_with_all_that_it_starts,
+    an_exec_whose_client_leaves_is_killed_with_its_processes,
+    an_exec_whose_client_leaves_during_its_start_is_killed,
+    an_exec_being_started_when_the_plugin_dies_is_killed_with_its_processes,
     a_client_that_does_not_read_stops_the_command_and_not_the_plugin,
     a_client_that_reads_late_gets_every_byte,
     an_input_that_nobody_reads_stops_nothing_else,
@@ -37,7 +37,7 @@ async fn a_command_killed_by_a_signal_shows_it(case: &CaseContext, plugin: &Plug
 }
 
 /// Nomad's command line tool shows only text and an exit code, so the refusal has to come as these.
-async fn one_in_a_task_that_has_ended_is_text_and_docker_s_code(
+async fn an_exec_in_a_task_that_has_ended_is_text_and_dockers_code(
     case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
@@ -65,7 +65,7 @@ async fn one_in_a_task_that_ends_ends_with_it(case: &CaseContext, plugin: &Plugi
     task.destroy(plugin).await
 }
 
-async fn one_that_the_client_leaves_is_killed_with_all_that_it_started(
+async fn an_exec_whose_client_leaves_is_killed_with_its_processes(
     case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
@@ -88,7 +88,7 @@ async fn one_that_the_client_leaves_is_killed_with_all_that_it_started(
     task.end(plugin).await
 }
 
-async fn one_that_the_client_leaves_in_the_middle_of_its_start_is_killed(
+async fn an_exec_whose_client_leaves_during_its_start_is_killed(
     case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
@@ -203,7 +203,7 @@ async fn a_process_in_the_background_does_not_hold_it_up(case: &CaseContext, plu
 
 /// The shim gives up the start when the plugin dies, and kills the runtime. A process that the runtime has started by
 /// then belongs to nobody.
-async fn one_being_started_when_the_plugin_dies_is_killed_with_all_that_it_starts(
+async fn an_exec_being_started_when_the_plugin_dies_is_killed_with_its_processes(
     case: &CaseContext,
 ) -> Result<()> {
     let scripted = Scripted::new(case)?;

@@ -12,22 +12,22 @@ use crate::cases::support::scripted::{Scripted, runc};
 use crate::cases::support::{cases, ensure_eq, orphans_are_known, refused, until};
 
 cases!["script check":
-    it_gets_output_and_code,
-    its_output_is_bounded_and_says_so,
+    a_script_returns_output_and_code,
+    long_output_is_cut_and_marked,
     a_script_that_is_not_there_is_critical_and_says_why,
     one_that_takes_too_long_is_called_off,
     its_time_counts_from_when_it_runs_however_long_its_start_takes,
     at_its_timeout_all_that_it_started_is_killed,
-    at_its_timeout_what_is_many_or_has_no_name_is_killed,
+    at_its_timeout_nameless_and_forking_processes_are_killed,
     at_its_timeout_what_runs_from_other_execs_lives_on,
     one_that_leaves_something_in_the_background_ends,
     one_whose_caller_goes_away_is_killed,
-    one_whose_pipes_cannot_be_made_is_refused_and_the_next_runs,
-    one_in_a_task_that_has_ended_is_refused,
+    a_script_whose_pipes_cannot_be_made_is_refused_and_the_next_runs,
+    a_script_in_a_task_that_has_ended_is_refused,
 ];
 
 /// The codes are those that Consul knows: passing, warning, critical.
-async fn it_gets_output_and_code(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+async fn a_script_returns_output_and_code(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let task = sleeper(case, plugin).await?;
     for code in [0, 1, 2] {
         let script = format!("echo out; echo err >&2; exit {code}");
@@ -41,7 +41,7 @@ async fn it_gets_output_and_code(case: &CaseContext, plugin: &Plugin) -> Result<
     task.end(plugin).await
 }
 
-async fn its_output_is_bounded_and_says_so(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+async fn long_output_is_cut_and_marked(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let task = sleeper(case, plugin).await?;
     let script = "yes | head -c 3000000; yes no | head -c 2000000 >&2; exit 1";
     let answer = plugin.exec_task(task.id(), &["sh", "-c", script], LIMIT).await?;
@@ -135,7 +135,7 @@ fn pids_of(task: &Task, digits: &str) -> Vec<i32> {
     task.alloc.cgroup.pids().into_iter().filter(is_ours).collect()
 }
 
-async fn at_its_timeout_what_is_many_or_has_no_name_is_killed(
+async fn at_its_timeout_nameless_and_forking_processes_are_killed(
     case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
@@ -195,7 +195,7 @@ async fn until_there(plugin: &Plugin, task: &Task, file: &str) -> Result<()> {
     Ok(())
 }
 
-async fn one_whose_pipes_cannot_be_made_is_refused_and_the_next_runs(
+async fn a_script_whose_pipes_cannot_be_made_is_refused_and_the_next_runs(
     case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
@@ -209,7 +209,7 @@ async fn one_whose_pipes_cannot_be_made_is_refused_and_the_next_runs(
     task.end(plugin).await
 }
 
-async fn one_in_a_task_that_has_ended_is_refused(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+async fn a_script_in_a_task_that_has_ended_is_refused(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let task = case.run(plugin, &case.shell("exit 0")).await?;
     task.wait(plugin).await?;
     refused(plugin.exec_task(task.id(), &["true"], LIMIT).await, &["is not running", task.id()])?;

@@ -14,7 +14,7 @@ cases!["exec terminal":
     a_terminal_has_the_size_that_it_was_given,
     a_size_that_comes_first_is_there_at_the_first_look,
     of_many_sizes_the_last_counts_and_none_does_harm,
-    a_resize_is_told_to_the_command,
+    a_resize_reaches_the_command,
     without_a_terminal_there_is_none,
     both_streams_come_in_one_and_the_code_after_them,
     what_is_typed_is_seen_and_read,
@@ -70,7 +70,7 @@ async fn of_many_sizes_the_last_counts_and_none_does_harm(case: &CaseContext, pl
     task.end(plugin).await
 }
 
-async fn a_resize_is_told_to_the_command(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+async fn a_resize_reaches_the_command(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let task = sleeper(case, plugin).await?;
     let script = "trap 'stty size; exit 6' WINCH; echo up; while :; do sleep 0.05; done";
     let mut exec =

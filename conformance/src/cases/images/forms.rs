@@ -12,10 +12,10 @@ use crate::cases::support::{cases, ensure_eq, is_recoverable, refused};
 cases!["images":
     every_form_of_an_image_is_unpacked_with_its_whiteouts,
     an_image_is_found_by_its_digest,
-    an_image_that_is_there_is_not_asked_for_again,
+    an_image_that_is_there_is_not_requested_again,
     several_starts_of_a_new_image_fetch_it_together,
     an_image_that_was_removed_is_fetched_again,
-    a_pull_that_takes_too_long_is_given_up_by_those_who_said_so,
+    a_pull_times_out_for_the_tasks_that_set_a_timeout,
 ];
 
 async fn every_form_of_an_image_is_unpacked_with_its_whiteouts(
@@ -47,7 +47,7 @@ async fn an_image_is_found_by_its_digest(case: &CaseContext, plugin: &Plugin) ->
     Ok(())
 }
 
-async fn an_image_that_is_there_is_not_asked_for_again(case: &CaseContext) -> Result<()> {
+async fn an_image_that_is_there_is_not_requested_again(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
     case.still_works(&plugin).await?;
     case.environment().registry().stop();
@@ -92,7 +92,7 @@ async fn an_image_that_was_removed_is_fetched_again(case: &CaseContext, plugin: 
     Ok(())
 }
 
-async fn a_pull_that_takes_too_long_is_given_up_by_those_who_said_so(
+async fn a_pull_times_out_for_the_tasks_that_set_a_timeout(
     case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {

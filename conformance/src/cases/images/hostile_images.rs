@@ -16,7 +16,7 @@ use crate::cases::support::{cases, ensure_eq, is_recoverable, orphans, refused};
 
 cases!["hostile image":
     a_layer_with_other_bytes_than_its_digest_says_is_refused,
-    an_image_for_another_platform_is_said_to_be,
+    an_image_for_another_platform_is_refused_by_its_platform,
     an_image_without_a_command_needs_one_from_the_job,
     account_files_that_are_no_files_are_refused_at_once_whoever_the_user_is,
     images_that_a_runtime_would_hang_on_keep_nobody_elses_task_waiting,
@@ -55,7 +55,10 @@ async fn a_layer_with_other_bytes_than_its_digest_says_is_refused(case: &CaseCon
     plugin.shut_down().await
 }
 
-async fn an_image_for_another_platform_is_said_to_be(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+async fn an_image_for_another_platform_is_refused_by_its_platform(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
     let image = case.environment().catalog().busybox(json!({"Cmd": ["true"]}))?;
     image.push(case.environment().registry(), "elsewhere", "v1", Form::OtherPlatform)?;
     let image = case.image("elsewhere:v1");

@@ -15,12 +15,12 @@ use crate::cases::support::{cases, ensure_eq, until};
 
 cases!["image_gc":
     an_image_goes_once_nothing_has_used_it_for_a_while,
-    what_others_brought_in_stays_unless_told_and_what_is_pinned_stays,
+    images_of_others_stay_unless_configured_and_pinned_ones_always,
     a_plugin_that_comes_back_knows_what_is_in_use_and_what_is_not,
     no_image_is_taken_away_from_a_start,
     a_full_disk_takes_images_before_their_time,
     a_container_is_kept_where_the_operator_says_so,
-    what_an_unfinished_pull_has_left_goes_with_its_lease,
+    content_of_an_unfinished_pull_goes_with_its_lease,
 ];
 
 /// Returns options with this `gc` block, and the defaults for orphans.
@@ -89,7 +89,7 @@ async fn an_image_goes_once_nothing_has_used_it_for_a_while(case: &CaseContext) 
     plugin.shut_down().await
 }
 
-async fn what_others_brought_in_stays_unless_told_and_what_is_pinned_stays(case: &CaseContext) -> Result<()> {
+async fn images_of_others_stay_unless_configured_and_pinned_ones_always(case: &CaseContext) -> Result<()> {
     let containerd = case.environment().containerd();
     let bring = |repository: &str| {
         let name = new_image(case, repository)?;
@@ -235,7 +235,7 @@ async fn a_container_is_kept_where_the_operator_says_so(case: &CaseContext) -> R
     plugin.shut_down().await
 }
 
-async fn what_an_unfinished_pull_has_left_goes_with_its_lease(case: &CaseContext) -> Result<()> {
+async fn content_of_an_unfinished_pull_goes_with_its_lease(case: &CaseContext) -> Result<()> {
     let containerd = case.environment().containerd();
     let lease = |id: &str, expires: &str| {
         containerd.ctr(&["leases", "create", "--id", id, "--expires", expires, "containerd-driver/pull=x"])

@@ -12,7 +12,7 @@ use crate::cases::support::{cases, ensure_eq, is_recoverable, refused};
 
 cases!["pull policy":
     an_image_that_is_here_needs_no_request,
-    a_forced_pull_asks_what_the_tag_stands_for_and_follows_it,
+    a_forced_pull_resolves_the_tag_and_follows_it,
     a_forced_pull_of_a_digest_asks_for_nothing,
     a_forced_pull_needs_the_registry,
     an_image_that_is_never_pulled_has_to_be_here,
@@ -39,10 +39,7 @@ async fn an_image_that_is_here_needs_no_request(case: &CaseContext, plugin: &Plu
     Ok(())
 }
 
-async fn a_forced_pull_asks_what_the_tag_stands_for_and_follows_it(
-    case: &CaseContext,
-    plugin: &Plugin,
-) -> Result<()> {
+async fn a_forced_pull_resolves_the_tag_and_follows_it(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let network = Network::before(case)?;
     let name = network.push(case, &image(case, "old")?, "moves")?;
     let job = |options: Value| {

@@ -22,22 +22,22 @@ cases!["pull":
     fifty_tasks_of_an_image_that_is_not_here_make_one_pull,
     names_of_one_image_are_pulled_once,
     a_layer_of_two_images_is_fetched_once_while_both_are_pulled,
-    a_layer_goes_on_where_its_connection_broke,
+    a_layer_resumes_where_its_connection_broke,
     a_registry_that_comes_back_is_gone_on_with,
-    a_pull_that_failed_is_gone_on_with_by_the_next,
-    a_pull_whose_plugin_was_killed_is_gone_on_with_by_the_next,
-    what_a_killed_plugins_pull_has_left_is_removed_if_nobody_comes_for_it,
-    what_is_left_of_a_layer_and_bad_is_fetched_anew,
-    a_pull_that_stands_still_is_given_up,
-    one_that_waits_for_another_pulls_layers_does_not_stand_still,
-    a_registry_that_wants_to_be_left_alone_holds_no_other_pull_up,
-    a_registry_that_brings_next_to_nothing_holds_no_other_pull_up_and_is_given_up,
-    a_registry_that_takes_its_time_is_waited_for,
+    a_failed_pull_is_resumed_by_the_next,
+    a_pull_of_a_killed_plugin_is_resumed_by_the_next,
+    leftovers_of_a_killed_plugins_pull_are_removed_if_nobody_resumes_it,
+    a_corrupt_partial_layer_is_fetched_anew,
+    a_stalled_pull_is_given_up,
+    a_pull_that_waits_for_anothers_layers_does_not_stall,
+    a_rate_limited_registry_holds_no_other_pull_up,
+    a_trickling_registry_holds_no_other_pull_up_and_is_given_up,
+    a_slow_registry_is_waited_for,
     a_layer_whose_rest_is_refused_is_fetched_anew,
-    one_outlasts_a_disk_that_stalls,
+    a_pull_outlasts_a_disk_that_stalls,
     no_more_is_pulled_at_once_than_the_operator_says,
-    what_can_not_succeed_is_not_tried_again,
-    a_long_pull_is_told_of,
+    permanent_errors_are_not_retried,
+    a_long_pull_is_reported,
 ];
 
 async fn fifty_tasks_of_an_image_that_is_not_here_make_one_pull(
@@ -94,7 +94,7 @@ async fn a_layer_of_two_images_is_fetched_once_while_both_are_pulled(
     Ok(())
 }
 
-async fn a_layer_goes_on_where_its_connection_broke(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+async fn a_layer_resumes_where_its_connection_broke(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let network = Network::before(case)?;
     let large = case.environment().catalog().large(6)?;
     let image = network.push(case, &large, "breaks")?;
@@ -173,7 +173,7 @@ fn half_stored(case: &CaseContext) -> u64 {
     ingests.filter_map(|ingest| Some(ingest.path().join("data").metadata().ok()?.len())).sum()
 }
 
-async fn a_pull_that_failed_is_gone_on_with_by_the_next(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+async fn a_failed_pull_is_resumed_by_the_next(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let stalled = Stalled::new(case, "failed")?;
     let job = config! { image = stalled.image, command = "true", image_pull_timeout = "5s" };
     let task = case.prepare(plugin, &job).await?;
@@ -183,7 +183,7 @@ async fn a_pull_that_failed_is_gone_on_with_by_the_next(case: &CaseContext, plug
     Ok(())
 }
 
-async fn a_pull_whose_plugin_was_killed_is_gone_on_with_by_the_next(case: &CaseContext) -> Result<()> {
+async fn a_pull_of_a_killed_plugin_is_resumed_by_the_next(case: &CaseContext) -> Result<()> {
     let stalled = Stalled::new(case, "killed")?;
     stalled.killed(case).await?;
     let mut next = case.plugin().await?;
@@ -191,7 +191,7 @@ async fn a_pull_whose_plugin_was_killed_is_gone_on_with_by_the_next(case: &CaseC
     next.shut_down().await
 }
 
-async fn what_a_killed_plugins_pull_has_left_is_removed_if_nobody_comes_for_it(
+async fn leftovers_of_a_killed_plugins_pull_are_removed_if_nobody_resumes_it(
     case: &CaseContext,
 ) -> Result<()> {
     let stalled = Stalled::new(case, "forgotten")?;
@@ -207,7 +207,7 @@ async fn what_a_killed_plugins_pull_has_left_is_removed_if_nobody_comes_for_it(
     next.shut_down().await
 }
 
-async fn what_is_left_of_a_layer_and_bad_is_fetched_anew(case: &CaseContext) -> Result<()> {
+async fn a_corrupt_partial_layer_is_fetched_anew(case: &CaseContext) -> Result<()> {
     let stalled = Stalled::new(case, "spoilt")?;
     stalled.killed(case).await?;
     let root = case.environment().containerd().root().join("io.containerd.content.v1.content/ingest");
@@ -223,7 +223,7 @@ async fn what_is_left_of_a_layer_and_bad_is_fetched_anew(case: &CaseContext) -> 
     next.shut_down().await
 }
 
-async fn a_pull_that_stands_still_is_given_up(case: &CaseContext) -> Result<()> {
+async fn a_stalled_pull_is_given_up(case: &CaseContext) -> Result<()> {
     let mut plugin = plugin_with(case, &json!({"pull_activity_timeout": "2s"})).await?;
     let stalled = Stalled::new(case, "still")?;
     let task = case.prepare(&plugin, &config! { image = stalled.image, command = "true" }).await?;
@@ -234,7 +234,7 @@ async fn a_pull_that_stands_still_is_given_up(case: &CaseContext) -> Result<()> 
     plugin.shut_down().await
 }
 
-async fn one_that_waits_for_another_pulls_layers_does_not_stand_still(case: &CaseContext) -> Result<()> {
+async fn a_pull_that_waits_for_anothers_layers_does_not_stall(case: &CaseContext) -> Result<()> {
     let options = json!({"max_parallel_layers": 1, "pull_activity_timeout": "2s"});
     let mut plugin = plugin_with(case, &options).await?;
     let network = Network::before(case)?;
@@ -264,7 +264,7 @@ async fn is_not_held_up(case: &CaseContext, plugin: &Plugin, name: &str) -> Resu
     tokio::time::timeout(Duration::from_secs(20), running).await.context("it is held up")?
 }
 
-async fn a_registry_that_wants_to_be_left_alone_holds_no_other_pull_up(case: &CaseContext) -> Result<()> {
+async fn a_rate_limited_registry_holds_no_other_pull_up(case: &CaseContext) -> Result<()> {
     let mut plugin = plugin_with(case, &json!({"max_parallel_layers": 1, "max_parallel_pulls": 2})).await?;
     let registry = case.environment().registry();
     let (busy, open) = (case.environment().catalog().large(1)?, case.environment().catalog().large(1)?);
@@ -294,9 +294,7 @@ async fn a_registry_that_wants_to_be_left_alone_holds_no_other_pull_up(case: &Ca
 }
 
 /// The registry is not asked twice for a layer, since it may be a cache that has to fetch the layer itself first.
-async fn a_registry_that_brings_next_to_nothing_holds_no_other_pull_up_and_is_given_up(
-    case: &CaseContext,
-) -> Result<()> {
+async fn a_trickling_registry_holds_no_other_pull_up_and_is_given_up(case: &CaseContext) -> Result<()> {
     let options = json!({"max_parallel_layers": 1, "pull_activity_timeout": "20s"});
     let mut plugin = plugin_with(case, &options).await?;
     let network = Network::before(case)?;
@@ -319,7 +317,7 @@ async fn a_registry_that_brings_next_to_nothing_holds_no_other_pull_up_and_is_gi
     plugin.shut_down().await
 }
 
-async fn a_registry_that_takes_its_time_is_waited_for(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+async fn a_slow_registry_is_waited_for(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let network = Network::before(case)?;
     let large = case.environment().catalog().large(1)?;
     let image = network.push(case, &large, "late")?;
@@ -342,7 +340,7 @@ async fn a_layer_whose_rest_is_refused_is_fetched_anew(case: &CaseContext, plugi
     Ok(())
 }
 
-async fn one_outlasts_a_disk_that_stalls(case: &CaseContext) -> Result<()> {
+async fn a_pull_outlasts_a_disk_that_stalls(case: &CaseContext) -> Result<()> {
     let mut plugin = plugin_with(case, &json!({"pull_activity_timeout": "5s"})).await?;
     let network = Network::before(case)?;
     let large = case.environment().catalog().large(8)?;
@@ -394,7 +392,7 @@ async fn no_more_is_pulled_at_once_than_the_operator_says(case: &CaseContext) ->
     plugin.shut_down().await
 }
 
-async fn what_can_not_succeed_is_not_tried_again(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+async fn permanent_errors_are_not_retried(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let network = Network::before(case)?;
     let large = case.environment().catalog().large(1)?;
     let image = network.push(case, &large, "gone")?;
@@ -413,7 +411,7 @@ async fn what_can_not_succeed_is_not_tried_again(case: &CaseContext, plugin: &Pl
     Ok(())
 }
 
-async fn a_long_pull_is_told_of(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+async fn a_long_pull_is_reported(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let network = Network::before(case)?;
     let large = case.environment().catalog().large(8)?;
     let image = network.push(case, &large, "long")?;

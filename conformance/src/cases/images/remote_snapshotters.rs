@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use crate::cases::support::{cases, ensure_eq};
 
 cases!["remote_snapshotters":
-    what_a_remote_snapshotter_has_is_not_fetched_and_the_rest_is_told_to_it,
+    layers_that_a_remote_snapshotter_has_are_not_fetched,
 ];
 
 /// Returns options for another containerd and a snapshotter of it.
@@ -22,9 +22,7 @@ fn options(case: &CaseContext, containerd: &Containerd, snapshotter: &str) -> Va
     options
 }
 
-async fn what_a_remote_snapshotter_has_is_not_fetched_and_the_rest_is_told_to_it(
-    case: &CaseContext,
-) -> Result<()> {
+async fn layers_that_a_remote_snapshotter_has_are_not_fetched(case: &CaseContext) -> Result<()> {
     let catalog = case.environment().catalog();
     let saying = |text: &str| catalog.with(|tree| tree.file("said", 0o644, text.as_bytes()));
     let (known, new) = (saying("known")?, saying("new")?);

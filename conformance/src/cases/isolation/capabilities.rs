@@ -11,8 +11,8 @@ use crate::cases::support::{cases, ensure_eq, refused};
 
 cases!["capabilities":
     what_a_job_adds_and_drops_is_so_in_the_task_and_in_its_execs,
-    what_the_operator_does_not_allow_no_task_has_and_none_can_add,
-    one_that_there_is_not_is_refused_by_name,
+    capabilities_that_the_operator_does_not_allow_are_had_by_no_task,
+    an_unknown_capability_is_refused_by_name,
 ];
 
 const LOOK: &str = "awk '/^Cap(Prm|Eff|Bnd)/ { print $2 }' /proc/self/status | uniq";
@@ -56,7 +56,7 @@ async fn what_a_job_adds_and_drops_is_so_in_the_task_and_in_its_execs(
     Ok(())
 }
 
-async fn what_the_operator_does_not_allow_no_task_has_and_none_can_add(case: &CaseContext) -> Result<()> {
+async fn capabilities_that_the_operator_does_not_allow_are_had_by_no_task(case: &CaseContext) -> Result<()> {
     let mut options = case.options();
     options["allow_caps"] = json!(["CHOWN", "cap_net_admin"]);
     let mut plugin = case.plugin_as(&case.launch(), &options).await?;
@@ -76,7 +76,7 @@ async fn what_the_operator_does_not_allow_no_task_has_and_none_can_add(case: &Ca
     plugin.shut_down().await
 }
 
-async fn one_that_there_is_not_is_refused_by_name(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+async fn an_unknown_capability_is_refused_by_name(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     // The image doesn't exist: the capability is checked before the image is looked for.
     let image = case.image("library/nothing:latest");
     let config = |option: &str, name: &str| {

@@ -18,7 +18,7 @@ use crate::cases::support::host_mounts::{HostMounts, bind, host_directory, shell
 use crate::cases::support::{cases, ensure_eq, refused, until};
 
 cases!["mounts":
-    a_bind_is_the_hosts_and_as_writable_as_it_says,
+    a_bind_mount_shows_the_hosts_files_and_is_read_only_on_request,
     a_relative_source_is_in_the_tasks_directory,
     a_volume_without_a_source_is_the_allocations,
     a_tmpfs_has_the_options_it_asks_for,
@@ -45,7 +45,7 @@ pub(super) async fn stdout_of(case: &CaseContext, script: &str, more: &Value) ->
     Ok(output)
 }
 
-async fn a_bind_is_the_hosts_and_as_writable_as_it_says(case: &CaseContext) -> Result<()> {
+async fn a_bind_mount_shows_the_hosts_files_and_is_read_only_on_request(case: &CaseContext) -> Result<()> {
     let host = host_directory(case)?;
     let mounts = json!([
         bind(&host, "/ro", &["rbind", "ro"]),

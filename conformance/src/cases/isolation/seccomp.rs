@@ -14,7 +14,7 @@ cases!["seccomp":
     a_task_and_its_execs_have_the_built_in_profile_unless_the_job_says_otherwise,
     what_the_profile_allows_depends_on_the_tasks_capabilities,
     a_profile_of_the_jobs_own_is_what_holds,
-    a_profile_that_can_not_be_one_is_refused_by_its_files_name,
+    an_invalid_profile_is_refused_by_its_files_name,
     dockers_words_for_it_do_the_same,
     the_operator_says_where_the_profiles_of_jobs_lie,
     a_device_in_a_profiles_place_is_not_opened,
@@ -130,10 +130,7 @@ async fn a_profile_of_the_jobs_own_is_what_holds(case: &CaseContext, plugin: &Pl
     task.destroy(plugin).await
 }
 
-async fn a_profile_that_can_not_be_one_is_refused_by_its_files_name(
-    case: &CaseContext,
-    plugin: &Plugin,
-) -> Result<()> {
+async fn an_invalid_profile_is_refused_by_its_files_name(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let at = |name: &str, text: &str| file(case, name, text);
     let rule = |rule: Value| json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]}).to_string();
     let like = rule(json!({"names": ["read"], "action": "SCMP_ACT_ALLOW",

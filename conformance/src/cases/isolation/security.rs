@@ -9,7 +9,7 @@ use crate::cases::support::{cases, ensure_eq};
 
 cases!["security":
     a_task_has_dockers_default_capabilities,
-    a_task_of_another_user_has_none_in_effect,
+    a_task_of_another_user_has_no_effective_capabilities,
     a_task_sees_its_own_processes_only,
     the_kernels_own_files_are_masked_or_read_only,
     a_task_is_as_likely_to_be_killed_for_memory_as_any_other_process,
@@ -36,7 +36,7 @@ async fn a_task_has_dockers_default_capabilities(case: &CaseContext) -> Result<(
     Ok(())
 }
 
-async fn a_task_of_another_user_has_none_in_effect(case: &CaseContext) -> Result<()> {
+async fn a_task_of_another_user_has_no_effective_capabilities(case: &CaseContext) -> Result<()> {
     let output = stdout_of(case, "grep -E 'Cap(Eff|Bnd)' /proc/self/status | cut -f2", "app").await?;
     ensure_eq!(output, format!("{:016x}\n{DEFAULT_SET}\n", 0));
     Ok(())

@@ -18,11 +18,11 @@ use crate::cases::support::{cases, ensure_eq, refused, until};
 cases!["paths":
     without_volumes_a_job_mounts_what_is_its_allocations_only,
     with_allowed_paths_a_job_mounts_what_is_beneath_them_only,
-    what_is_nomads_or_another_tasks_is_mounted_into_no_task,
-    what_a_task_has_made_does_not_lead_its_next_start_outside,
+    directories_of_nomad_and_other_tasks_are_mounted_into_no_task,
+    links_that_a_task_has_made_do_not_lead_its_next_start_outside,
     a_directory_of_nomads_that_something_has_replaced_is_not_mounted,
     a_task_can_not_move_the_directories_that_nomad_has_made,
-    what_was_looked_at_is_what_is_mounted_whatever_is_put_in_its_place,
+    a_checked_source_is_the_one_mounted_whatever_replaces_it,
     a_source_is_not_looked_for_through_the_kernels_own_links,
     a_target_that_is_a_link_in_the_image_does_not_lead_outside,
     a_plugin_block_that_can_not_be_is_refused,
@@ -122,7 +122,7 @@ async fn with_allowed_paths_a_job_mounts_what_is_beneath_them_only(case: &CaseCo
 }
 
 /// The logs can be mounted read-only, and nothing else of Nomad's or of other tasks at all.
-async fn what_is_nomads_or_another_tasks_is_mounted_into_no_task(case: &CaseContext) -> Result<()> {
+async fn directories_of_nomad_and_other_tasks_are_mounted_into_no_task(case: &CaseContext) -> Result<()> {
     for volumes in [json!({"enabled": true}), json!({"enabled": false})] {
         let mut plugin = plugin_with(case, &volumes).await?;
         let mut task = case.prepare(&plugin, &case.shell("true")).await?;
@@ -230,7 +230,7 @@ async fn a_task_can_not_move_the_directories_that_nomad_has_made(case: &CaseCont
     plugin.shut_down().await
 }
 
-async fn what_a_task_has_made_does_not_lead_its_next_start_outside(case: &CaseContext) -> Result<()> {
+async fn links_that_a_task_has_made_do_not_lead_its_next_start_outside(case: &CaseContext) -> Result<()> {
     let host = host_directory(case)?;
     let mut plugin = plugin_with(case, &json!({"enabled": false})).await?;
     let targets = [
@@ -259,9 +259,7 @@ async fn what_a_task_has_made_does_not_lead_its_next_start_outside(case: &CaseCo
 }
 
 /// Uses a runtime that waits before it creates, so that there is time to put something else in the source's place.
-async fn what_was_looked_at_is_what_is_mounted_whatever_is_put_in_its_place(
-    case: &CaseContext,
-) -> Result<()> {
+async fn a_checked_source_is_the_one_mounted_whatever_replaces_it(case: &CaseContext) -> Result<()> {
     let host = host_directory(case)?;
     let outside = case.directory().join("outside");
     fs::create_dir_all(&outside)?;

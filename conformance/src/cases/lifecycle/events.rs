@@ -10,10 +10,10 @@ use harness::task::LIMIT;
 use crate::cases::support::{cases, ensure_eq};
 
 cases!["events":
-    an_event_tells_of_a_pull_and_whose_it_is,
+    an_event_reports_a_pull_and_whose_it_is,
 ];
 
-async fn an_event_tells_of_a_pull_and_whose_it_is(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+async fn an_event_reports_a_pull_and_whose_it_is(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let mut events = plugin.events().await?;
     case.environment().catalog().large(2)?.push(case.environment().registry(), "told", "v1", Form::Oci)?;
     let image = case.image("told:v1");

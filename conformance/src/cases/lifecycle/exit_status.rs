@@ -19,15 +19,15 @@ use crate::cases::support::{cases, ensure_eq};
 
 cases!["ends":
     a_kill_is_told_from_a_code_of_the_same_number,
-    an_end_that_the_shim_does_not_tell_is_told_by_the_kernel,
-    so_it_is_after_a_recovery,
-    so_it_is_of_an_end_before_the_recovery,
+    an_exit_that_the_shim_loses_is_reported_by_the_kernel,
+    exits_after_a_recovery_have_the_same_status,
+    exits_before_a_recovery_have_the_same_status,
     an_end_before_that_of_the_shim_is_the_tasks_own,
     an_end_is_the_same_after_a_recovery,
-    a_child_killed_for_want_of_memory_is_told_while_the_task_runs_on,
+    a_child_killed_for_want_of_memory_is_reported_while_the_task_runs_on,
     a_child_killed_for_want_of_memory_may_be_why_a_task_fails,
     a_child_killed_for_want_of_memory_long_ago_is_not,
-    a_recovery_is_told,
+    a_recovery_is_reported,
 ];
 
 /// Returns whether the kernel keeps the exit status of a process that has been reaped, as Linux does from 6.15 on.
@@ -71,22 +71,22 @@ async fn a_kill_is_told_from_a_code_of_the_same_number(case: &CaseContext) -> Re
     Ok(())
 }
 
-async fn an_end_that_the_shim_does_not_tell_is_told_by_the_kernel(
+async fn an_exit_that_the_shim_loses_is_reported_by_the_kernel(
     case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
     let task = start_stoppable(case, plugin).await?;
     kill(shim_pid(case)?, Signal::SIGSTOP)?;
     tell_to_end(&task)?;
-    is_told_by_the_kernel(case, plugin, &task).await?;
+    is_reported_by_the_kernel(case, plugin, &task).await?;
     Ok(())
 }
 
-async fn so_it_is_after_a_recovery(case: &CaseContext) -> Result<()> {
+async fn exits_after_a_recovery_have_the_same_status(case: &CaseContext) -> Result<()> {
     recovered(case, false).await
 }
 
-async fn so_it_is_of_an_end_before_the_recovery(case: &CaseContext) -> Result<()> {
+async fn exits_before_a_recovery_have_the_same_status(case: &CaseContext) -> Result<()> {
     recovered(case, true).await
 }
 
@@ -104,13 +104,13 @@ async fn recovered(case: &CaseContext, ends_before: bool) -> Result<()> {
     // The shim answers nothing; the task's process runs.
     task.recover(&next).await?;
     tell_to_end(&task)?;
-    is_told_by_the_kernel(case, &next, &task).await?;
+    is_reported_by_the_kernel(case, &next, &task).await?;
     next.shut_down().await
 }
 
 /// Asserts that the task's own exit status is reported although its shim can't report it, and that the task is removed
 /// together with its shim.
-async fn is_told_by_the_kernel(case: &CaseContext, plugin: &Plugin, task: &Task) -> Result<()> {
+async fn is_reported_by_the_kernel(case: &CaseContext, plugin: &Plugin, task: &Task) -> Result<()> {
     let exit = task.wait(plugin).await?;
     ensure_eq!((exit.exit_code, exit.signal), (11, 0));
     task.stop(plugin, LIMIT).await?;
@@ -186,7 +186,7 @@ async fn event(events: &mut Streaming<DriverTaskEvent>, beginning: &str) -> Resu
     tokio::time::timeout(LIMIT, find).await.with_context(|| format!("no event {beginning:?}"))?
 }
 
-async fn a_child_killed_for_want_of_memory_is_told_while_the_task_runs_on(
+async fn a_child_killed_for_want_of_memory_is_reported_while_the_task_runs_on(
     case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
@@ -225,7 +225,7 @@ async fn a_child_killed_for_want_of_memory_long_ago_is_not(
     task.destroy(plugin).await
 }
 
-async fn a_recovery_is_told(case: &CaseContext) -> Result<()> {
+async fn a_recovery_is_reported(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
     let task = start_stoppable(case, &plugin).await?;
     plugin.kill().await?;

@@ -19,8 +19,8 @@ cases!["gvisor":
     a_task_runs_on_a_kernel_of_its_own,
     tasks_that_end_at_once_show_their_codes,
     output_that_goes_nowhere_can_be_written,
-    a_sandbox_that_is_killed_is_told_and_leaves_nothing,
-    a_sandbox_that_runs_out_of_memory_is_told,
+    a_killed_sandbox_is_reported_and_leaves_nothing,
+    a_sandbox_that_runs_out_of_memory_is_reported,
     a_keeper_that_is_killed_leaves_a_task_that_ends_with_its_shim,
     a_task_of_another_runtime_runs_beside_it,
 ];
@@ -51,7 +51,7 @@ async fn output_that_goes_nowhere_can_be_written(case: &CaseContext, plugin: &Pl
     task.destroy(plugin).await
 }
 
-async fn a_sandbox_that_is_killed_is_told_and_leaves_nothing(case: &CaseContext) -> Result<()> {
+async fn a_killed_sandbox_is_reported_and_leaves_nothing(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
     for recovered in [false, true] {
         let task = case.run(&plugin, &case.shell("sleep 600")).await?;
@@ -69,7 +69,7 @@ async fn a_sandbox_that_is_killed_is_told_and_leaves_nothing(case: &CaseContext)
     plugin.shut_down().await
 }
 
-async fn a_sandbox_that_runs_out_of_memory_is_told(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+async fn a_sandbox_that_runs_out_of_memory_is_reported(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     // A tmpfs has half of the sandbox's memory.
     let script = "for at in a b c d; do dd if=/dev/urandom of=/$at/file bs=1M count=40; done; exit 0";
     let all = json!(["/a", "/b", "/c", "/d"]);

@@ -11,7 +11,7 @@ use crate::cases::support::{cases, ensure_eq, refused};
 
 cases!["labels":
     a_record_bears_the_jobs_labels_and_the_drivers,
-    the_operator_chooses_what_else_is_said_of_a_task,
+    the_operator_chooses_further_labels,
     a_label_that_is_not_a_jobs_to_set_is_refused,
 ];
 
@@ -41,7 +41,7 @@ async fn a_record_bears_the_jobs_labels_and_the_drivers(case: &CaseContext, plug
     task.end(plugin).await
 }
 
-async fn the_operator_chooses_what_else_is_said_of_a_task(case: &CaseContext) -> Result<()> {
+async fn the_operator_chooses_further_labels(case: &CaseContext) -> Result<()> {
     let mut options = case.options();
     options["extra_labels"] = json!(["job*", "node_id", "task_name"]);
     let mut plugin = case.plugin_as(&case.launch(), &options).await?;

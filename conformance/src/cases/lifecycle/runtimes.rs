@@ -24,7 +24,7 @@ cases!["runtimes":
     a_task_is_made_by_the_program_that_its_job_names,
     a_task_gets_the_shim_that_its_job_names,
     a_job_names_no_runtime_that_the_operator_does_not_list,
-    a_runtime_that_is_missing_is_said_before_anything_is_made,
+    a_missing_runtime_is_named_before_anything_is_made,
     a_task_of_another_shim_is_taken_down_by_its_id_alone,
     a_shim_that_is_replaced_gets_the_input_that_it_takes,
     a_shim_that_takes_no_input_at_all_is_quoted,
@@ -91,7 +91,7 @@ async fn a_job_names_no_runtime_that_the_operator_does_not_list(case: &CaseConte
     Ok(())
 }
 
-async fn a_runtime_that_is_missing_is_said_before_anything_is_made(case: &CaseContext) -> Result<()> {
+async fn a_missing_runtime_is_named_before_anything_is_made(case: &CaseContext) -> Result<()> {
     let mut options = case.options();
     options["allow_runtimes"] = json!(["io.containerd.nowhere.v9"]);
     let mut plugin = case.plugin_as(&case.launch(), &options).await?;

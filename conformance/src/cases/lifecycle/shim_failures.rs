@@ -28,11 +28,11 @@ cases!["shim failure":
     a_runtime_that_fails_to_create_is_quoted,
     a_runtime_that_fails_after_it_created_leaves_nothing,
     a_runtime_that_fails_to_start_is_quoted,
-    a_runtime_that_is_missing_is_said,
-    the_operators_runtime_runs_and_a_missing_one_is_said,
+    a_missing_runtime_is_named,
+    the_operators_runtime_runs_and_a_missing_one_is_named,
     a_start_that_is_called_off_while_the_runtime_creates_leaves_nothing,
     a_start_that_is_stopped_while_the_runtime_creates_leaves_nothing,
-    a_create_cut_off_before_its_runtime_was_written_down_leaves_nothing,
+    a_create_cut_off_before_its_runtime_is_recorded_leaves_nothing,
     a_lost_shim_whose_clean_up_fails_leaves_nothing_that_runs,
     a_lost_shim_whose_binary_is_gone_is_cleaned_up_by_the_configured_one,
     a_connection_that_breaks_again_and_again_ends_no_task,
@@ -99,7 +99,7 @@ async fn a_runtime_that_fails_to_start_is_quoted(case: &CaseContext) -> Result<(
     fails(case, &scripted, &["not today"], SOON).await
 }
 
-async fn a_runtime_that_is_missing_is_said(case: &CaseContext) -> Result<()> {
+async fn a_missing_runtime_is_named(case: &CaseContext) -> Result<()> {
     let scripted = Scripted::new(case)?;
     scripted.runtime("exec /no/such/runc")?;
     // The shim in Rust passes on the runtime's error only from the runtime's log.
@@ -108,7 +108,7 @@ async fn a_runtime_that_is_missing_is_said(case: &CaseContext) -> Result<()> {
     fails(case, &scripted, &[words], SOON).await
 }
 
-async fn the_operators_runtime_runs_and_a_missing_one_is_said(case: &CaseContext) -> Result<()> {
+async fn the_operators_runtime_runs_and_a_missing_one_is_named(case: &CaseContext) -> Result<()> {
     let scripted = Scripted::new(case)?;
     let ran = scripted.directory.join("ran");
     scripted.runtime_as("mine", &format!("touch {}", ran.display()))?;
@@ -164,9 +164,7 @@ async fn a_start_that_is_stopped_while_the_runtime_creates_leaves_nothing(case: 
 
 /// The shim writes its options and its runtime's name into the bundle, and its clean-up needs both. A death right
 /// between the two can't be timed, so the runtime removes them again.
-async fn a_create_cut_off_before_its_runtime_was_written_down_leaves_nothing(
-    case: &CaseContext,
-) -> Result<()> {
+async fn a_create_cut_off_before_its_runtime_is_recorded_leaves_nothing(case: &CaseContext) -> Result<()> {
     let scripted = Scripted::new(case)?;
     let reached = scripted.directory.join("reached");
     let hang = format!("rm runtime; : > options.json; touch {}; exec sleep 600", reached.display());

@@ -17,13 +17,13 @@ use crate::cases::support::{cases, is_recoverable, refused};
 cases!["failed start":
     an_image_that_does_not_exist_is_not_worth_another_try,
     a_registry_that_is_down_is_worth_another_try,
-    a_layer_that_can_not_be_read_is_said_by_its_digest,
+    a_layer_that_can_not_be_read_is_named_by_its_digest,
     a_layer_that_is_not_what_the_image_says_is_refused,
-    a_layer_that_the_registry_has_lost_is_said_by_its_digest,
-    a_command_that_the_image_does_not_have_is_said_by_its_name,
-    a_command_that_can_not_run_is_said_by_its_name,
-    a_command_that_is_told_at_length_is_told_in_short,
-    a_state_directory_that_can_not_be_is_said_by_its_path,
+    a_layer_that_the_registry_has_lost_is_named_by_its_digest,
+    a_command_that_the_image_lacks_is_refused_by_name,
+    a_command_that_can_not_run_is_refused_by_name,
+    a_long_command_is_shortened_in_the_error,
+    an_impossible_state_directory_is_named_by_its_path,
     a_shim_that_is_killed_before_the_create_is_worth_another_try,
     a_runtime_that_is_killed_is_worth_another_try,
     a_shim_that_does_not_start_in_time_is_worth_another_try,
@@ -53,10 +53,7 @@ async fn fails(
 
 /// The runtime's error is as long as the command's name. The message of a gRPC status is a header, which is limited in
 /// size.
-async fn a_command_that_is_told_at_length_is_told_in_short(
-    case: &CaseContext,
-    plugin: &Plugin,
-) -> Result<()> {
+async fn a_long_command_is_shortened_in_the_error(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let mut config = case.shell("");
     config["command"] = serde_json::json!(format!("/bin/{}", "x".repeat(4080)));
     let task = case.prepare(plugin, &config).await?;
@@ -110,7 +107,7 @@ async fn a_registry_that_is_down_is_worth_another_try(case: &CaseContext, plugin
     Ok(())
 }
 
-async fn a_layer_that_can_not_be_read_is_said_by_its_digest(
+async fn a_layer_that_can_not_be_read_is_named_by_its_digest(
     case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
@@ -128,7 +125,7 @@ async fn a_layer_that_is_not_what_the_image_says_is_refused(
     Ok(())
 }
 
-async fn a_layer_that_the_registry_has_lost_is_said_by_its_digest(
+async fn a_layer_that_the_registry_has_lost_is_named_by_its_digest(
     case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
@@ -137,7 +134,7 @@ async fn a_layer_that_the_registry_has_lost_is_said_by_its_digest(
     Ok(())
 }
 
-async fn a_command_that_the_image_does_not_have_is_said_by_its_name(
+async fn a_command_that_the_image_lacks_is_refused_by_name(
     case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
@@ -149,13 +146,13 @@ async fn a_command_that_the_image_does_not_have_is_said_by_its_name(
     Ok(())
 }
 
-async fn a_command_that_can_not_run_is_said_by_its_name(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+async fn a_command_that_can_not_run_is_refused_by_name(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let config = config! { image = case.image("busybox:latest"), command = "/bin/not-a-program" };
     fails(case, plugin, &config, &["/bin/not-a-program"]).await?;
     Ok(())
 }
 
-async fn a_state_directory_that_can_not_be_is_said_by_its_path(case: &CaseContext) -> Result<()> {
+async fn an_impossible_state_directory_is_named_by_its_path(case: &CaseContext) -> Result<()> {
     std::fs::create_dir_all(case.directory())?;
     std::fs::write(case.state_dir(), "a file is in the way")?;
     let mut plugin = case.plugin().await?;

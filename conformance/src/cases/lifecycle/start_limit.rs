@@ -23,10 +23,10 @@ use crate::cases::support::{cases, ensure_eq, is_recoverable, refused, until};
 
 cases!["starts":
     no_more_are_under_way_at_once_than_the_operator_says,
-    whoever_came_first_has_the_first_turn,
-    one_that_waits_is_stopped_or_called_off_and_leaves_nothing,
-    one_whose_image_is_collected_while_it_waits_looks_for_it_again,
-    a_long_wait_is_told_of_and_the_network_of_one_that_waits_is_waited_for,
+    starts_are_admitted_in_order,
+    a_waiting_start_is_stopped_or_cancelled_and_leaves_nothing,
+    a_waiting_start_whose_image_is_collected_looks_for_it_again,
+    a_long_wait_is_reported_and_the_network_of_a_waiting_start_is_waited_for,
     a_start_with_a_permit_does_not_wait_for_one_without,
     fifty_are_started_recovered_and_stopped_at_once_and_the_plugin_is_as_before,
 ];
@@ -144,7 +144,7 @@ async fn no_more_are_under_way_at_once_than_the_operator_says(case: &CaseContext
     held.plugin.shut_down().await
 }
 
-async fn whoever_came_first_has_the_first_turn(case: &CaseContext) -> Result<()> {
+async fn starts_are_admitted_in_order(case: &CaseContext) -> Result<()> {
     let mut held = HeldUp::with(case, 1).await?;
     let mut tasks = Vec::new();
     for _ in 0..6 {
@@ -175,7 +175,7 @@ async fn whoever_came_first_has_the_first_turn(case: &CaseContext) -> Result<()>
     held.plugin.shut_down().await
 }
 
-async fn one_that_waits_is_stopped_or_called_off_and_leaves_nothing(case: &CaseContext) -> Result<()> {
+async fn a_waiting_start_is_stopped_or_cancelled_and_leaves_nothing(case: &CaseContext) -> Result<()> {
     let mut held = HeldUp::with(case, 1).await?;
     let plugin = &held.plugin;
     let mut first = held.task(case).await?;
@@ -214,7 +214,7 @@ async fn one_that_waits_is_stopped_or_called_off_and_leaves_nothing(case: &CaseC
 }
 
 /// The image's name stands for another image by then, and nothing keeps the image that was found first.
-async fn one_whose_image_is_collected_while_it_waits_looks_for_it_again(case: &CaseContext) -> Result<()> {
+async fn a_waiting_start_whose_image_is_collected_looks_for_it_again(case: &CaseContext) -> Result<()> {
     let mut held = HeldUp::with(case, 1).await?;
     let push = |content: &[u8]| {
         let image = case.environment().catalog().with(|tree| tree.file("moved", 0o644, content))?;
@@ -254,7 +254,7 @@ async fn one_whose_image_is_collected_while_it_waits_looks_for_it_again(case: &C
     held.plugin.shut_down().await
 }
 
-async fn a_long_wait_is_told_of_and_the_network_of_one_that_waits_is_waited_for(
+async fn a_long_wait_is_reported_and_the_network_of_a_waiting_start_is_waited_for(
     case: &CaseContext,
 ) -> Result<()> {
     let mut held = HeldUp::with(case, 1).await?;

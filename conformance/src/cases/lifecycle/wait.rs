@@ -12,18 +12,18 @@ use tonic::Code;
 use crate::cases::support::{cases, ensure_eq, refused};
 
 cases!["wait":
-    everyone_who_waits_is_told,
-    whoever_waits_after_the_end_is_told_until_the_destroy,
+    all_waiters_get_the_exit,
+    late_waiters_get_the_exit_until_the_destroy,
     a_wait_that_is_called_off_harms_nobody,
     a_task_is_shown_as_it_is,
     a_running_task_is_only_destroyed_by_force,
     a_destroyed_task_is_gone_and_may_be_destroyed_again,
     a_destroy_tells_those_who_wait,
-    a_task_that_is_not_here_is_said_in_nomads_words,
+    an_unknown_task_is_reported_in_nomads_words,
     the_same_allocation_may_try_again,
 ];
 
-async fn everyone_who_waits_is_told(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+async fn all_waiters_get_the_exit(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let task = case.run(plugin, &case.shell("sleep 0.5; exit 9")).await?;
     for exit in futures::future::try_join_all((0..8).map(|_| task.wait(plugin))).await? {
         ensure_eq!(exit.exit_code, 9);
@@ -31,10 +31,7 @@ async fn everyone_who_waits_is_told(case: &CaseContext, plugin: &Plugin) -> Resu
     task.destroy(plugin).await
 }
 
-async fn whoever_waits_after_the_end_is_told_until_the_destroy(
-    case: &CaseContext,
-    plugin: &Plugin,
-) -> Result<()> {
+async fn late_waiters_get_the_exit_until_the_destroy(case: &CaseContext, plugin: &Plugin) -> Result<()> {
     let task = case.run(plugin, &case.shell("exit 5")).await?;
     for _ in 0..3 {
         ensure_eq!(task.wait(plugin).await?.exit_code, 5);
@@ -118,7 +115,7 @@ async fn a_destroy_tells_those_who_wait(case: &CaseContext, plugin: &Plugin) -> 
     Ok(())
 }
 
-async fn a_task_that_is_not_here_is_said_in_nomads_words(_: &CaseContext, plugin: &Plugin) -> Result<()> {
+async fn an_unknown_task_is_reported_in_nomads_words(_: &CaseContext, plugin: &Plugin) -> Result<()> {
     const NOT_HERE: &[&str] = &["task not found for given id"];
     let id = "00000000-1111-2222-3333-444444444444/web/0123abcd";
     refused(plugin.wait_task(id).await, NOT_HERE)?;

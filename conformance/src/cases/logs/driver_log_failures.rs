@@ -25,10 +25,10 @@ use crate::cases::support::output::{MEGABYTE, is_whole, numbered};
 use crate::cases::support::{cases, ensure_eq, until};
 
 cases!["collected":
-    what_is_planted_at_a_logs_name_is_never_written,
+    files_planted_at_a_logs_name_are_never_written,
     a_directory_that_is_a_link_is_never_followed,
-    a_directory_that_is_removed_stops_nobody_and_is_gone_on_in_once_it_is_back,
-    a_full_disk_makes_its_own_task_wait_and_no_other,
+    a_removed_log_directory_stops_no_task_and_is_used_once_it_is_back,
+    a_full_disk_blocks_its_own_task_and_no_other,
     a_disk_that_does_not_answer_stops_no_other_task_and_holds_no_end,
     output_that_somebody_else_holds_open_holds_no_end,
     a_recovery_that_can_open_nothing_collects_the_output_later,
@@ -66,7 +66,7 @@ async fn prepare(case: &CaseContext, plugin: &Plugin, script: &str) -> Result<Ta
     Ok(task)
 }
 
-async fn what_is_planted_at_a_logs_name_is_never_written(case: &CaseContext) -> Result<()> {
+async fn files_planted_at_a_logs_name_are_never_written(case: &CaseContext) -> Result<()> {
     let mut plugin = with(case, json!({"max_files": 100, "max_file_size": "200k"})).await?;
     let mut events = plugin.events().await?;
     let mut task = prepare(case, &plugin, "cat /local/big").await?;
@@ -119,9 +119,7 @@ async fn a_directory_that_is_a_link_is_never_followed(case: &CaseContext) -> Res
     plugin.shut_down().await
 }
 
-async fn a_directory_that_is_removed_stops_nobody_and_is_gone_on_in_once_it_is_back(
-    case: &CaseContext,
-) -> Result<()> {
+async fn a_removed_log_directory_stops_no_task_and_is_used_once_it_is_back(case: &CaseContext) -> Result<()> {
     let mut plugin = with(case, json!({"max_files": 100, "max_file_size": "300k"})).await?;
     let mut events = plugin.events().await?;
     let script = "echo first; until [ -e /local/now ]; do sleep 0.01; done; cat /local/big";
@@ -152,7 +150,7 @@ impl Drop for Mounted {
     }
 }
 
-async fn a_full_disk_makes_its_own_task_wait_and_no_other(case: &CaseContext) -> Result<()> {
+async fn a_full_disk_blocks_its_own_task_and_no_other(case: &CaseContext) -> Result<()> {
     let mut plugin = with(case, json!({"max_file_size": "1g"})).await?;
     let mut events = plugin.events().await?;
     let mut task = prepare(case, &plugin, "cat /local/big /local/big /local/big; echo over >&2").await?;

@@ -17,17 +17,17 @@ use crate::cases::support::output::{MEGABYTE, is_whole, numbered};
 use crate::cases::support::{cases, ensure_eq, refused, until};
 
 cases!["collected":
-    output_is_in_the_files_that_nomad_reads_when_the_end_is_told,
+    output_is_in_the_files_that_nomad_reads_when_the_exit_is_reported,
     files_are_rotated_between_lines_and_none_is_lost,
-    no_more_files_are_kept_than_were_asked_for,
-    a_job_has_its_own_word_on_the_sizes,
+    no_more_files_are_retained_than_requested,
+    a_job_sets_its_own_log_sizes,
     sizes_are_refused_where_nomad_collects,
     a_task_that_writes_nothing_has_empty_files,
     a_task_with_a_terminal_has_one_output,
     logs_that_are_disabled_make_no_files,
     the_next_attempt_goes_on_in_the_newest_file,
     nothing_is_lost_or_doubled_when_the_plugin_is_killed_again_and_again,
-    what_a_task_wrote_last_is_kept_while_no_plugin_is_there,
+    output_written_while_no_plugin_is_there_is_kept,
     a_task_has_none_of_the_pipes,
     a_plugin_keeps_nothing_of_tasks_that_are_gone,
 ];
@@ -38,7 +38,7 @@ async fn prepare(case: &CaseContext, plugin: &Plugin, config: &Value) -> Result<
     Ok(task)
 }
 
-async fn output_is_in_the_files_that_nomad_reads_when_the_end_is_told(case: &CaseContext) -> Result<()> {
+async fn output_is_in_the_files_that_nomad_reads_when_the_exit_is_reported(case: &CaseContext) -> Result<()> {
     let mut plugin = collecting(case).await?;
     ensure!(plugin.capabilities().await?.disable_log_collection, "Nomad would collect the logs as well");
     let config = case.shell("cat /local/big & cat /local/big >&2; wait");
@@ -88,7 +88,7 @@ async fn files_are_rotated_between_lines_and_none_is_lost(case: &CaseContext) ->
     plugin.shut_down().await
 }
 
-async fn no_more_files_are_kept_than_were_asked_for(case: &CaseContext) -> Result<()> {
+async fn no_more_files_are_retained_than_requested(case: &CaseContext) -> Result<()> {
     for most in [1_usize, 3] {
         let mut plugin = with(case, json!({"max_files": most, "max_file_size": "64k"})).await?;
         let mut task = prepare(case, &plugin, &case.shell("cat /local/big")).await?;
@@ -109,7 +109,7 @@ async fn no_more_files_are_kept_than_were_asked_for(case: &CaseContext) -> Resul
     Ok(())
 }
 
-async fn a_job_has_its_own_word_on_the_sizes(case: &CaseContext) -> Result<()> {
+async fn a_job_sets_its_own_log_sizes(case: &CaseContext) -> Result<()> {
     let mut plugin = with(case, json!({"max_files": 1, "max_file_size": "1g"})).await?;
     let mut config = case.shell("cat /local/big");
     config["logging"] = json!({"max_files": 2, "max_file_size": "128k"});
@@ -210,7 +210,7 @@ async fn nothing_is_lost_or_doubled_when_the_plugin_is_killed_again_and_again(
     plugin.shut_down().await
 }
 
-async fn what_a_task_wrote_last_is_kept_while_no_plugin_is_there(case: &CaseContext) -> Result<()> {
+async fn output_written_while_no_plugin_is_there_is_kept(case: &CaseContext) -> Result<()> {
     let mut plugin = collecting(case).await?;
     let script = "until [ -e /local/now ]; do sleep 0.01; done; head -c 500000 /local/big; echo done > /local/done; exit 3";
     let mut task = prepare(case, &plugin, &case.shell(script)).await?;

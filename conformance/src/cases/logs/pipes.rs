@@ -22,7 +22,7 @@ cases!["logs":
     a_log_path_that_is_a_file_is_refused,
     a_log_path_that_is_not_there_is_refused,
     a_log_directory_that_is_a_link_is_refused,
-    a_pipe_is_the_one_that_was_looked_at_whatever_is_put_in_its_place,
+    a_checked_pipe_is_the_one_used_whatever_replaces_it,
     a_task_has_any_name_that_nomad_lets_it_have,
     logs_that_are_disabled_go_nowhere,
     an_operator_who_collects_no_logs_gets_none_and_needs_no_pipes,
@@ -154,7 +154,7 @@ async fn a_log_directory_that_is_a_link_is_refused(case: &CaseContext, plugin: &
     case.nothing_left()
 }
 
-async fn a_pipe_is_the_one_that_was_looked_at_whatever_is_put_in_its_place(case: &CaseContext) -> Result<()> {
+async fn a_checked_pipe_is_the_one_used_whatever_replaces_it(case: &CaseContext) -> Result<()> {
     let precious = case.directory().join("precious");
     for swap in [
         format!("ln -s {} \"$pipe\"", precious.display()),

@@ -18,13 +18,13 @@ use crate::cases::support::web_server::{PORT, fetch_hostname, network_override, 
 use crate::cases::support::{cases, ensure_eq, is_recoverable, refused, until};
 
 cases!["cni":
-    a_plugin_that_fails_half_way_is_shown_with_its_words_and_all_is_undone,
+    a_failed_plugin_is_quoted_and_the_network_is_undone,
     a_plugin_that_hangs_is_killed_and_worth_another_try,
     plugins_have_an_environment_of_their_own,
-    plugins_are_told_the_jobs_id_and_not_what_their_arguments_can_not_have,
+    plugins_get_the_jobs_id_and_no_argument_that_cni_can_not_express,
     networks_of_each_version_that_the_plugins_speak_are_joined,
     a_file_that_is_no_network_is_named_with_its_line,
-    a_node_tells_whether_it_has_the_plugins_of_the_bridge,
+    the_fingerprint_reports_whether_the_bridges_plugins_are_there,
     an_address_of_a_container_whose_bundle_is_lost_is_given_up,
 ];
 
@@ -123,9 +123,7 @@ async fn prepared(case: &CaseContext, plugin: &Plugin) -> Result<Task> {
     case.prepare(plugin, &with(case, "sleep 600", &on("troubled"))).await
 }
 
-async fn a_plugin_that_fails_half_way_is_shown_with_its_words_and_all_is_undone(
-    case: &CaseContext,
-) -> Result<()> {
+async fn a_failed_plugin_is_quoted_and_the_network_is_undone(case: &CaseContext) -> Result<()> {
     let complains = r#"[ $CNI_COMMAND = ADD ] && {
         echo '{"cniVersion": "1.0.0", "code": 107, "msg": "no luck", "details": "the moon is full"}'; exit 1; }"#;
     for (script, words) in [
@@ -204,9 +202,7 @@ async fn plugins_have_an_environment_of_their_own(case: &CaseContext) -> Result<
 
 /// Nomad lets names of jobs and groups contain characters of the arguments' syntax, with which such a job did not start
 /// once.
-async fn plugins_are_told_the_jobs_id_and_not_what_their_arguments_can_not_have(
-    case: &CaseContext,
-) -> Result<()> {
+async fn plugins_get_the_jobs_id_and_no_argument_that_cni_can_not_express(case: &CaseContext) -> Result<()> {
     let fixture = CniFixture::create(case, r#"env > "$here/$CNI_COMMAND.env""#)?;
     let mut plugin = fixture.plugin(case).await?;
     for (round, mode) in [(1, "cni/troubled"), (2, "bridge")] {
@@ -312,7 +308,7 @@ async fn a_file_that_is_no_network_is_named_with_its_line(case: &CaseContext) ->
     plugin.shut_down().await
 }
 
-async fn a_node_tells_whether_it_has_the_plugins_of_the_bridge(case: &CaseContext) -> Result<()> {
+async fn the_fingerprint_reports_whether_the_bridges_plugins_are_there(case: &CaseContext) -> Result<()> {
     let fixture = CniFixture::create(case, "")?;
     for there in [true, false] {
         if !there {

@@ -18,7 +18,7 @@ cases!["names":
     the_files_are_the_tasks_to_change_and_go_with_it,
     the_files_can_not_grow_on_the_host,
     files_that_are_links_in_the_image_lead_to_the_tasks_own,
-    the_hosts_servers_are_asked_unless_the_job_wants_the_images,
+    the_hosts_servers_are_queried_unless_the_job_wants_the_images,
     the_servers_of_a_dns_block_win,
     in_the_hosts_network_the_hosts_names_count,
     a_name_or_host_that_can_not_be_is_refused,
@@ -133,7 +133,7 @@ async fn files_that_are_links_in_the_image_lead_to_the_tasks_own(case: &CaseCont
     plugin.shut_down().await
 }
 
-async fn the_hosts_servers_are_asked_unless_the_job_wants_the_images(case: &CaseContext) -> Result<()> {
+async fn the_hosts_servers_are_queried_unless_the_job_wants_the_images(case: &CaseContext) -> Result<()> {
     let own = "nameserver 192.0.2.77\n";
     let image =
         case.environment().catalog().with(|tree| tree.file("etc/resolv.conf", 0o644, own.as_bytes()))?;

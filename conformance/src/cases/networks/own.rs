@@ -21,12 +21,12 @@ use crate::cases::support::{cases, ensure_eq, refused};
 
 cases!["networks":
     without_a_network_a_task_has_its_loopback_alone,
-    a_task_on_the_bridge_is_reached_and_nomad_is_told_where,
+    a_task_on_the_bridge_is_reached_at_the_address_reported_to_nomad,
     a_published_port_is_reached_on_the_hosts_own_addresses,
-    tasks_on_the_bridge_reach_each_other_and_are_told_apart,
+    tasks_on_the_bridge_reach_each_other_under_addresses_of_their_own,
     a_task_gets_the_address_and_the_names_that_it_asks_for,
     a_network_is_described_by_a_file,
-    what_does_not_go_together_is_refused,
+    conflicting_network_options_are_refused,
 ];
 
 fn is_open(address: &str, port: u16) -> bool {
@@ -56,7 +56,7 @@ async fn without_a_network_a_task_has_its_loopback_alone(case: &CaseContext, plu
     Ok(())
 }
 
-async fn a_task_on_the_bridge_is_reached_and_nomad_is_told_where(case: &CaseContext) -> Result<()> {
+async fn a_task_on_the_bridge_is_reached_at_the_address_reported_to_nomad(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
     let task = case.prepare(&plugin, &with(case, SERVE, &[("network_mode", json!("bridge"))])).await?;
     let answer = plugin.start_task(task.config.clone()).await?;
@@ -118,7 +118,7 @@ async fn a_published_port_is_reached_on_the_hosts_own_addresses(
     Ok(())
 }
 
-async fn tasks_on_the_bridge_reach_each_other_and_are_told_apart(
+async fn tasks_on_the_bridge_reach_each_other_under_addresses_of_their_own(
     case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
@@ -222,7 +222,7 @@ async fn a_network_is_described_by_a_file(case: &CaseContext) -> Result<()> {
     plugin.shut_down().await
 }
 
-async fn what_does_not_go_together_is_refused(case: &CaseContext) -> Result<()> {
+async fn conflicting_network_options_are_refused(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
     let bridge = || ("network_mode", json!("bridge"));
     for (options, words) in [

@@ -13,16 +13,16 @@ use serde_json::json;
 use crate::cases::support::{cases, ensure_eq};
 
 cases!["coexistence":
-    what_a_reboot_has_left_in_containerd_is_cleared_away,
+    records_of_before_a_reboot_are_removed_from_containerd,
     a_plugin_with_another_state_directory_leaves_our_tasks_alone,
-    what_others_keep_in_containerd_is_left_alone,
+    records_of_other_clients_in_containerd_are_left_alone,
     a_client_that_starts_our_record_harms_nothing,
 ];
 
 /// Longer than the pause between two rounds of a plugin's garbage collection.
 const LOOKED: Duration = Duration::from_secs(30);
 
-async fn what_a_reboot_has_left_in_containerd_is_cleared_away(case: &CaseContext) -> Result<()> {
+async fn records_of_before_a_reboot_are_removed_from_containerd(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
     let task = case.run(&plugin, &case.shell("sleep 600")).await?;
     plugin.kill().await?;
@@ -52,7 +52,10 @@ async fn a_plugin_with_another_state_directory_leaves_our_tasks_alone(
     task.end(plugin).await
 }
 
-async fn what_others_keep_in_containerd_is_left_alone(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+async fn records_of_other_clients_in_containerd_are_left_alone(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
     let containerd = case.environment().containerd();
     case.still_works(plugin).await?;
     let image = case.image("busybox:latest");

@@ -12,7 +12,7 @@ use crate::cases::support::fingerprint::next;
 use crate::cases::support::{cases, ensure_eq};
 
 cases!["fingerprint":
-    a_healthy_driver_tells_its_versions,
+    a_healthy_driver_reports_its_versions,
     a_containerd_that_is_killed_makes_it_unhealthy_until_it_is_back,
     a_containerd_that_hangs_makes_it_unhealthy_until_it_answers,
     a_disabled_driver_is_not_detected,
@@ -26,7 +26,7 @@ fn text(fingerprint: &FingerprintResponse, name: &str) -> String {
     }
 }
 
-async fn a_healthy_driver_tells_its_versions(_: &CaseContext, plugin: &Plugin) -> Result<()> {
+async fn a_healthy_driver_reports_its_versions(_: &CaseContext, plugin: &Plugin) -> Result<()> {
     let first = plugin.fingerprints().await?.message().await?.context("no fingerprint")?;
     ensure!(first.health() == HealthState::Healthy && first.err.is_empty(), "{first:?}");
     ensure_eq!(text(&first, ".version"), plugin.info().await?.plugin_version);

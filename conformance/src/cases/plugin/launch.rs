@@ -21,13 +21,13 @@ cases!["launch":
     an_interrupt_is_ignored,
     sigterm_ends_it_in_good_order,
     it_lives_on_when_the_agent_no_longer_reads_its_pipes,
-    a_runtime_whose_shim_is_missing_is_said_by_its_file,
+    a_runtime_whose_shim_is_missing_is_named_by_its_file,
     the_documented_names_of_runtimes_are_known,
     a_configuration_that_is_no_msgpack_is_refused,
     an_option_that_can_not_be_is_refused_by_name,
     a_task_before_the_configuration_is_refused,
     an_agent_that_comes_back_finds_it_configured,
-    what_it_offers_is_what_the_documentation_says,
+    schema_and_capabilities_are_as_documented,
     nothing_is_written_to_stdout_after_the_handshake,
 ];
 
@@ -96,7 +96,7 @@ async fn it_lives_on_when_the_agent_no_longer_reads_its_pipes(case: &CaseContext
     plugin.shut_down().await
 }
 
-async fn a_runtime_whose_shim_is_missing_is_said_by_its_file(case: &CaseContext) -> Result<()> {
+async fn a_runtime_whose_shim_is_missing_is_named_by_its_file(case: &CaseContext) -> Result<()> {
     let mut options = case.options();
     options["containerd_runtime"] = json!("io.containerd.nope.v3");
     // What an unknown shim would make of another one is not known, and refused first.
@@ -188,7 +188,7 @@ async fn an_agent_that_comes_back_finds_it_configured(case: &CaseContext) -> Res
     plugin.shut_down().await
 }
 
-async fn what_it_offers_is_what_the_documentation_says(_: &CaseContext, plugin: &Plugin) -> Result<()> {
+async fn schema_and_capabilities_are_as_documented(_: &CaseContext, plugin: &Plugin) -> Result<()> {
     use nomad_proto::driver::driver_capabilities::{FsIsolation, MountConfigs};
     use nomad_proto::driver::network_isolation_spec::NetworkIsolationMode as Mode;
     let offers = plugin.capabilities().await?;

@@ -15,9 +15,9 @@ use crate::cases::support::{cases, ensure_eq, is_recoverable, refused, until};
 
 cases!["two plugins":
     the_second_one_on_a_state_directory_touches_nothing_until_the_first_has_ended,
-    one_whose_agent_is_gone_makes_way_and_its_tasks_are_recovered,
-    one_whose_agent_is_gone_stays_where_nobody_waits,
-    two_with_a_state_directory_each_do_not_meet,
+    a_plugin_whose_agent_is_gone_makes_way_and_its_tasks_are_recovered,
+    a_plugin_whose_agent_is_gone_stays_where_nobody_waits,
+    plugins_with_state_directories_of_their_own_do_not_meet,
     a_first_one_that_was_killed_leaves_the_directory_free,
     a_lock_that_is_removed_lets_nobody_else_in,
     a_state_directory_that_is_removed_is_the_first_ones_again,
@@ -61,7 +61,9 @@ async fn the_second_one_on_a_state_directory_touches_nothing_until_the_first_has
     second.shut_down().await
 }
 
-async fn one_whose_agent_is_gone_makes_way_and_its_tasks_are_recovered(case: &CaseContext) -> Result<()> {
+async fn a_plugin_whose_agent_is_gone_makes_way_and_its_tasks_are_recovered(
+    case: &CaseContext,
+) -> Result<()> {
     let mut first = case.plugin().await?;
     let (one, other) = (start_stoppable(case, &first).await?, start_stoppable(case, &first).await?);
     first.redial().await?;
@@ -79,7 +81,7 @@ async fn one_whose_agent_is_gone_makes_way_and_its_tasks_are_recovered(case: &Ca
     second.shut_down().await
 }
 
-async fn one_whose_agent_is_gone_stays_where_nobody_waits(case: &CaseContext) -> Result<()> {
+async fn a_plugin_whose_agent_is_gone_stays_where_nobody_waits(case: &CaseContext) -> Result<()> {
     let mut first = case.plugin().await?;
     let task = start_stoppable(case, &first).await?;
     let mut second = case.plugin().await?;
@@ -96,7 +98,7 @@ async fn one_whose_agent_is_gone_stays_where_nobody_waits(case: &CaseContext) ->
     first.shut_down().await
 }
 
-async fn two_with_a_state_directory_each_do_not_meet(case: &CaseContext) -> Result<()> {
+async fn plugins_with_state_directories_of_their_own_do_not_meet(case: &CaseContext) -> Result<()> {
     let mut first = case.plugin().await?;
     let mut options = case.options();
     options["state_dir"] = json!(case.directory().join("other").display().to_string());

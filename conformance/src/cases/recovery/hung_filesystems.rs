@@ -16,9 +16,9 @@ use crate::cases::support::stoppable_task::{start_stoppable, tell_to_end};
 use crate::cases::support::{cases, ensure_eq, is_recoverable, refused};
 
 cases!["hung file system":
-    many_starts_that_need_one_are_refused_in_time_and_hold_nobody_up,
+    many_starts_on_a_hung_file_system_are_refused_in_time_and_hold_nobody_up,
     starts_whose_seccomp_profile_or_device_is_on_one_are_refused_in_time,
-    an_allocation_that_is_on_one_holds_nobody_up,
+    an_allocation_on_a_hung_file_system_holds_nobody_up,
     tasks_whose_log_pipes_are_on_one_end_and_hold_nobody_up,
     a_start_that_needs_one_whose_server_is_gone_is_tried_again,
 ];
@@ -41,7 +41,7 @@ async fn answers_at_once(plugin: &Plugin) -> Result<()> {
 }
 
 /// Asserts that each start was refused because a file system doesn't answer, in a way that Nomad tries again.
-fn all_are_refused_for_now(
+fn all_starts_are_refused_for_now(
     tasks: &[Task],
     refusals: Vec<Result<pb::StartTaskResponse, Status>>,
 ) -> Result<()> {
@@ -69,7 +69,7 @@ async fn others_get_on(case: &CaseContext, plugin: &Plugin, running: &Task) -> R
     answers_at_once(plugin).await
 }
 
-async fn many_starts_that_need_one_are_refused_in_time_and_hold_nobody_up(
+async fn many_starts_on_a_hung_file_system_are_refused_in_time_and_hold_nobody_up(
     case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
@@ -133,11 +133,14 @@ async fn starts_whose_seccomp_profile_or_device_is_on_one_are_refused_in_time(
     let starts = join_all(tasks.iter().map(|task| plugin.start_task(task.config.clone())));
     let refusals = tokio::time::timeout(BOUND, starts).await;
     drop(hung);
-    all_are_refused_for_now(&tasks, refusals.context("a start waits on")?)?;
+    all_starts_are_refused_for_now(&tasks, refusals.context("a start waits on")?)?;
     case.nothing_left()
 }
 
-async fn an_allocation_that_is_on_one_holds_nobody_up(case: &CaseContext, plugin: &Plugin) -> Result<()> {
+async fn an_allocation_on_a_hung_file_system_holds_nobody_up(
+    case: &CaseContext,
+    plugin: &Plugin,
+) -> Result<()> {
     let running = start_stoppable(case, plugin).await?;
     let mut tasks = Vec::new();
     for _ in 0..6 {
@@ -149,7 +152,7 @@ async fn an_allocation_that_is_on_one_holds_nobody_up(case: &CaseContext, plugin
     let (refusals, others) = tokio::join!(starts, others_get_on(case, plugin, &running));
     drop(hung);
     others?;
-    all_are_refused_for_now(&tasks, refusals.context("a start waits on")?)?;
+    all_starts_are_refused_for_now(&tasks, refusals.context("a start waits on")?)?;
     running.end(plugin).await?;
     case.nothing_left()
 }

@@ -20,7 +20,7 @@ cases!["lost bundle":
     a_task_without_its_bundle_is_destroyed_by_force,
     a_task_that_lost_its_bundle_between_two_plugins_is_destroyed,
     a_task_that_lost_its_bundle_and_then_its_shim_is_ended,
-    what_has_neither_a_bundle_nor_a_handle_is_ended,
+    a_container_with_neither_a_bundle_nor_a_handle_is_ended,
 ];
 
 /// The removed part of a bundle.
@@ -151,7 +151,7 @@ async fn a_task_that_lost_its_bundle_and_then_its_shim_is_ended(
 }
 
 /// The agent has lost its state as well, so that nothing knows the task.
-async fn what_has_neither_a_bundle_nor_a_handle_is_ended(case: &CaseContext) -> Result<()> {
+async fn a_container_with_neither_a_bundle_nor_a_handle_is_ended(case: &CaseContext) -> Result<()> {
     for job in jobs(case) {
         for lost in [Lost::All, Lost::Files] {
             let mut plugin = case.plugin().await?;

@@ -19,9 +19,9 @@ use crate::cases::support::{cases, ensure_eq, is_recoverable, refused, until};
 
 cases!["orphans":
     a_container_that_nobody_recovers_is_taken_down,
-    a_recovered_task_is_none,
-    none_is_taken_down_while_the_agent_is_away_or_recovers_one_after_the_other,
-    one_whose_recovery_failed_is_taken_down,
+    a_recovered_task_is_no_orphan,
+    no_orphan_is_taken_down_while_the_agent_is_away_or_recovers_tasks,
+    a_task_whose_recovery_failed_is_taken_down,
     a_dry_run_only_names_them,
     they_are_left_alone_where_the_operator_says_so,
     a_second_attempt_of_an_orphans_allocation_begins_with_the_orphans_end,
@@ -43,7 +43,7 @@ async fn a_container_that_nobody_recovers_is_taken_down(case: &CaseContext) -> R
     next.shut_down().await
 }
 
-async fn a_recovered_task_is_none(case: &CaseContext) -> Result<()> {
+async fn a_recovered_task_is_no_orphan(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
     let task = start_stoppable(case, &plugin).await?;
     plugin.kill().await?;
@@ -62,9 +62,7 @@ async fn a_recovered_task_is_none(case: &CaseContext) -> Result<()> {
     next.shut_down().await
 }
 
-async fn none_is_taken_down_while_the_agent_is_away_or_recovers_one_after_the_other(
-    case: &CaseContext,
-) -> Result<()> {
+async fn no_orphan_is_taken_down_while_the_agent_is_away_or_recovers_tasks(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
     let mut tasks = Vec::new();
     for _ in 0..4 {
@@ -99,7 +97,7 @@ async fn none_is_taken_down_while_the_agent_is_away_or_recovers_one_after_the_ot
     next.shut_down().await
 }
 
-async fn one_whose_recovery_failed_is_taken_down(case: &CaseContext) -> Result<()> {
+async fn a_task_whose_recovery_failed_is_taken_down(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
     let task = start_stoppable(case, &plugin).await?;
     let mut next = case.next_plugin_with(&mut plugin, &options(case, &json!({}))).await?;

@@ -21,7 +21,7 @@ cases!["recover":
     a_plugin_killed_in_the_middle_of_a_destroy_leaves_nothing,
     a_task_runs_on_when_the_plugin_is_killed,
     a_task_runs_on_when_the_plugin_is_shut_down,
-    an_exit_while_the_plugin_is_down_is_told_later,
+    an_exit_while_the_plugin_is_down_is_reported_later,
     output_while_the_plugin_is_down_is_not_lost,
     a_recovery_needs_no_reader_of_the_logs,
     recovering_twice_is_recovering_once,
@@ -107,7 +107,7 @@ async fn a_task_runs_on_when_the_plugin_is_shut_down(case: &CaseContext) -> Resu
     next.shut_down().await
 }
 
-async fn an_exit_while_the_plugin_is_down_is_told_later(case: &CaseContext) -> Result<()> {
+async fn an_exit_while_the_plugin_is_down_is_reported_later(case: &CaseContext) -> Result<()> {
     let mut plugin = case.plugin().await?;
     let task = start_stoppable(case, &plugin).await?;
     let pid = task.pid()?;

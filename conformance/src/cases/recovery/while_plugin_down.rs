@@ -20,7 +20,7 @@ use crate::cases::support::stoppable_task::{start_stoppable, tell_to_end};
 use crate::cases::support::{cases, ensure_eq, orphans_are_known, refused, until};
 
 cases!["gaps":
-    an_end_in_the_gap_is_told_as_it_was,
+    an_exit_without_a_plugin_is_reported_as_it_was,
     a_task_whose_shim_died_in_the_gap_is_honestly_lost,
     a_reboot_leaves_no_task_to_recover_and_harms_no_stranger,
     many_tasks_are_recovered_beside_one_whose_shim_hangs,
@@ -34,7 +34,7 @@ async fn end_plugin(plugin: &mut Plugin, how: PluginEnd) -> Result<()> {
     }
 }
 
-async fn an_end_in_the_gap_is_told_as_it_was(case: &CaseContext) -> Result<()> {
+async fn an_exit_without_a_plugin_is_reported_as_it_was(case: &CaseContext) -> Result<()> {
     for how in [PluginEnd::Killed, PluginEnd::ShutDown] {
         for (killed, without_containerd) in [(false, false), (true, false), (false, true)] {
             let mut plugin = case.plugin().await?;

@@ -16,15 +16,15 @@ use crate::cases::support::secrets::assert_not_exposed;
 use crate::cases::support::{cases, ensure_eq, is_recoverable, refused, until};
 
 cases!["credentials":
-    a_job_brings_its_own,
-    the_operators_are_for_one_registry,
+    a_job_brings_its_own_credentials,
+    the_operators_credentials_are_for_one_registry,
     a_file_of_dockers_is_read,
-    a_helper_is_asked_and_gets_nothing_of_the_agents,
+    a_helper_gets_nothing_of_the_agents_environment,
     the_login_that_names_most_of_a_repository_is_used,
     a_helper_gets_the_variables_that_the_operator_lists,
     a_helper_of_a_pull_that_is_called_off_leaves_no_process,
-    a_denial_is_worth_another_try_unless_it_is_the_jobs_own_login,
-    wrong_ones_are_said_with_their_user_and_nothing_is_fallen_back_to,
+    a_denial_is_transient_unless_it_is_of_the_jobs_own_login,
+    wrong_credentials_are_named_by_their_user_without_a_fallback,
     a_job_may_go_on_without,
     a_password_is_nowhere_to_be_found,
 ];
@@ -79,7 +79,7 @@ async fn configured(case: &CaseContext, auth: Value) -> Result<Plugin> {
     case.plugin_as(&launch, &options).await
 }
 
-async fn a_job_brings_its_own(case: &CaseContext) -> Result<()> {
+async fn a_job_brings_its_own_credentials(case: &CaseContext) -> Result<()> {
     let password_registry = PasswordRegistry::new(case)?;
     let mut plugin = case.plugin().await?;
     let address = password_registry.registry.address();
@@ -103,7 +103,7 @@ async fn a_job_brings_its_own(case: &CaseContext) -> Result<()> {
     plugin.shut_down().await
 }
 
-async fn the_operators_are_for_one_registry(case: &CaseContext) -> Result<()> {
+async fn the_operators_credentials_are_for_one_registry(case: &CaseContext) -> Result<()> {
     let password_registry = PasswordRegistry::new(case)?;
     for (server, works) in [(password_registry.registry.address(), true), ("ghcr.io", false)] {
         let auth = json!({"username": USER, "password": PASSWORD, "server_address": server});
@@ -145,7 +145,7 @@ async fn a_file_of_dockers_is_read(case: &CaseContext) -> Result<()> {
     plugin.shut_down().await
 }
 
-async fn a_helper_is_asked_and_gets_nothing_of_the_agents(case: &CaseContext) -> Result<()> {
+async fn a_helper_gets_nothing_of_the_agents_environment(case: &CaseContext) -> Result<()> {
     let password_registry = PasswordRegistry::new(case)?;
     let address = password_registry.registry.address();
     let bin = case.directory().join("bin");
@@ -259,7 +259,7 @@ async fn a_helper_of_a_pull_that_is_called_off_leaves_no_process(case: &CaseCont
     plugin.shut_down().await
 }
 
-async fn a_denial_is_worth_another_try_unless_it_is_the_jobs_own_login(case: &CaseContext) -> Result<()> {
+async fn a_denial_is_transient_unless_it_is_of_the_jobs_own_login(case: &CaseContext) -> Result<()> {
     let password_registry = PasswordRegistry::new(case)?;
     let address = password_registry.registry.address();
     let wrong = json!({"username": USER, "password": "wrong-horse", "server_address": address});
@@ -276,7 +276,7 @@ async fn a_denial_is_worth_another_try_unless_it_is_the_jobs_own_login(case: &Ca
     case.nothing_left()
 }
 
-async fn wrong_ones_are_said_with_their_user_and_nothing_is_fallen_back_to(case: &CaseContext) -> Result<()> {
+async fn wrong_credentials_are_named_by_their_user_without_a_fallback(case: &CaseContext) -> Result<()> {
     let password_registry = PasswordRegistry::new(case)?;
     let address = password_registry.registry.address();
     // The operator's credentials are right, and would do.

@@ -13,12 +13,12 @@ use crate::cases::support::registry_hosts::{HostsConfig, REGISTRY};
 use crate::cases::support::{cases, ensure_eq, is_recoverable, refused};
 
 cases!["registries":
-    a_mirror_is_asked_first_and_the_registry_after_it,
+    a_mirror_is_queried_first_and_the_registry_after_it,
     a_mirror_that_breaks_a_layer_off_is_left_for_another,
-    a_mirror_that_is_not_believed_is_asked_by_digest_only,
-    what_a_mirror_has_tampered_with_is_had_elsewhere,
-    a_layer_that_a_mirror_has_changed_is_had_elsewhere,
-    a_layer_that_was_changed_on_the_way_once_is_had_again,
+    a_mirror_without_resolve_is_queried_by_digest_only,
+    content_that_a_mirror_has_tampered_with_is_fetched_elsewhere,
+    a_layer_that_a_mirror_has_changed_is_fetched_elsewhere,
+    a_layer_corrupted_in_transit_once_is_fetched_again,
     a_host_may_have_its_api_below_a_path_of_its_own,
     the_operators_headers_go_to_their_host_and_no_further,
     a_registry_may_be_named_with_its_port_or_not_at_all,
@@ -32,7 +32,7 @@ fn paths(stub: &HttpStub, method: &str) -> Vec<String> {
     seen.map(|seen| seen.target.split('?').next().unwrap_or_default().to_owned()).collect()
 }
 
-async fn a_mirror_is_asked_first_and_the_registry_after_it(case: &CaseContext) -> Result<()> {
+async fn a_mirror_is_queried_first_and_the_registry_after_it(case: &CaseContext) -> Result<()> {
     let configured = HostsConfig::new(case)?;
     let (mirror, server) =
         (configured.host(|_| Reply::Forward).await?, configured.host(|_| Reply::Forward).await?);
@@ -87,7 +87,7 @@ async fn a_mirror_that_breaks_a_layer_off_is_left_for_another(case: &CaseContext
     plugin.shut_down().await
 }
 
-async fn a_mirror_that_is_not_believed_is_asked_by_digest_only(case: &CaseContext) -> Result<()> {
+async fn a_mirror_without_resolve_is_queried_by_digest_only(case: &CaseContext) -> Result<()> {
     let configured = HostsConfig::new(case)?;
     let (mirror, server) =
         (configured.host(|_| Reply::Forward).await?, configured.host(|_| Reply::Forward).await?);
@@ -107,7 +107,7 @@ async fn a_mirror_that_is_not_believed_is_asked_by_digest_only(case: &CaseContex
     plugin.shut_down().await
 }
 
-async fn what_a_mirror_has_tampered_with_is_had_elsewhere(case: &CaseContext) -> Result<()> {
+async fn content_that_a_mirror_has_tampered_with_is_fetched_elsewhere(case: &CaseContext) -> Result<()> {
     let configured = HostsConfig::new(case)?;
     let tampers = |seen: &RecordedRequest| match seen.target.contains("/manifests/sha256:") {
         true => Reply::Respond(200, Vec::new(), "{}".to_owned()),
@@ -123,7 +123,7 @@ async fn what_a_mirror_has_tampered_with_is_had_elsewhere(case: &CaseContext) ->
 }
 
 /// The layer's length is right, so that only the digest of the whole shows that it is another.
-async fn a_layer_that_a_mirror_has_changed_is_had_elsewhere(case: &CaseContext) -> Result<()> {
+async fn a_layer_that_a_mirror_has_changed_is_fetched_elsewhere(case: &CaseContext) -> Result<()> {
     let image = case.environment().catalog().with(|tree| tree.file("own", 0o644, b"changed on the way"))?;
     let configured = HostsConfig::with(case, &image)?;
     let layer = image.layers.last().context("the image has no layer")?;
@@ -148,7 +148,7 @@ async fn a_layer_that_a_mirror_has_changed_is_had_elsewhere(case: &CaseContext) 
     plugin.shut_down().await
 }
 
-async fn a_layer_that_was_changed_on_the_way_once_is_had_again(case: &CaseContext) -> Result<()> {
+async fn a_layer_corrupted_in_transit_once_is_fetched_again(case: &CaseContext) -> Result<()> {
     let image = case.environment().catalog().with(|tree| tree.file("own", 0o644, b"changed once"))?;
     let configured = HostsConfig::with(case, &image)?;
     let layer = image.layers.last().context("the image has no layer")?;

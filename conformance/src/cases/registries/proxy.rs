@@ -11,7 +11,7 @@ use crate::cases::support::registry_hosts::{HostsConfig, REGISTRY};
 cases!["registries behind proxies":
     plain_http_goes_through_its_proxy,
     https_goes_through_a_tunnel,
-    what_needs_no_proxy_gets_none,
+    no_proxy_hosts_are_reached_directly,
 ];
 
 /// A server whose name only the proxy knows.
@@ -57,7 +57,7 @@ async fn https_goes_through_a_tunnel(case: &CaseContext) -> Result<()> {
     Ok(())
 }
 
-async fn what_needs_no_proxy_gets_none(case: &CaseContext) -> Result<()> {
+async fn no_proxy_hosts_are_reached_directly(case: &CaseContext) -> Result<()> {
     let configured = HostsConfig::new(case)?;
     configured.write(REGISTRY, SERVER)?;
     let proxy = configured.host(|_| Reply::Forward).await?;

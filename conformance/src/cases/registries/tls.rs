@@ -13,11 +13,11 @@ use crate::cases::support::registry_hosts::{HostsConfig, REGISTRY};
 cases!["registries with certificates":
     an_authority_of_the_operators_counts_beside_the_systems,
     a_certificate_that_vouches_for_itself_may_be_the_authority,
-    what_is_not_to_be_verified_is_not,
-    what_is_not_to_be_verified_is_the_host_alone_and_no_other_that_it_sends_to,
-    a_registry_that_wants_a_certificate_is_shown_the_right_one,
+    skip_verify_accepts_any_certificate,
+    skip_verify_holds_for_the_host_alone_and_for_no_redirect,
+    a_registry_that_requires_a_client_certificate_gets_the_right_one,
     dockers_files_count_where_there_is_no_other,
-    plain_http_comes_after_what_is_said_of_certificates,
+    with_skip_verify_plain_http_is_tried_after_tls,
 ];
 
 /// Starts another registry with the same content, which serves by TLS.
@@ -83,7 +83,7 @@ async fn a_certificate_that_vouches_for_itself_may_be_the_authority(case: &CaseC
     plugin.shut_down().await
 }
 
-async fn what_is_not_to_be_verified_is_not(case: &CaseContext) -> Result<()> {
+async fn skip_verify_accepts_any_certificate(case: &CaseContext) -> Result<()> {
     let configured = HostsConfig::new(case)?;
     let authority = CertificateAuthority::new(&case.directory().join("pki"), "ours")?;
     let registry = registry(case, &authority.certify("server")?, None)?;
@@ -95,9 +95,7 @@ async fn what_is_not_to_be_verified_is_not(case: &CaseContext) -> Result<()> {
     plugin.shut_down().await
 }
 
-async fn what_is_not_to_be_verified_is_the_host_alone_and_no_other_that_it_sends_to(
-    case: &CaseContext,
-) -> Result<()> {
+async fn skip_verify_holds_for_the_host_alone_and_for_no_redirect(case: &CaseContext) -> Result<()> {
     let configured = HostsConfig::new(case)?;
     let authority = CertificateAuthority::new(&case.directory().join("pki"), "ours")?;
     let storage = registry(case, &authority.certify("localhost")?, None)?;
@@ -120,7 +118,7 @@ async fn what_is_not_to_be_verified_is_the_host_alone_and_no_other_that_it_sends
     plugin.shut_down().await
 }
 
-async fn a_registry_that_wants_a_certificate_is_shown_the_right_one(case: &CaseContext) -> Result<()> {
+async fn a_registry_that_requires_a_client_certificate_gets_the_right_one(case: &CaseContext) -> Result<()> {
     let configured = HostsConfig::new(case)?;
     let pki = case.directory().join("pki");
     let (authority, other) =
@@ -171,7 +169,7 @@ async fn dockers_files_count_where_there_is_no_other(case: &CaseContext) -> Resu
     plugin.shut_down().await
 }
 
-async fn plain_http_comes_after_what_is_said_of_certificates(case: &CaseContext) -> Result<()> {
+async fn with_skip_verify_plain_http_is_tried_after_tls(case: &CaseContext) -> Result<()> {
     let configured = HostsConfig::new(case)?;
     let authority = CertificateAuthority::new(&case.directory().join("pki"), "ours")?;
     let secured = registry(case, &authority.certify("server")?, None)?;

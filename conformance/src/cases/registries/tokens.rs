@@ -20,9 +20,9 @@ use crate::cases::support::registry_hosts::{HostsConfig, REGISTRY};
 use crate::cases::support::{cases, is_recoverable, secrets};
 
 cases!["tokens":
-    one_is_had_with_the_password_and_only_the_token_goes_to_the_registry,
-    one_is_had_with_an_identity_token,
-    one_that_has_run_out_in_the_middle_is_had_anew,
+    a_token_is_had_with_the_password_and_only_the_token_goes_to_the_registry,
+    a_token_is_had_with_an_identity_token,
+    a_token_that_expires_in_the_middle_is_renewed,
     a_registry_that_never_has_enough_is_given_up,
     a_mirror_gets_its_own_credentials_and_none_of_the_registrys,
 ];
@@ -96,7 +96,7 @@ fn token(signer: &CertifiedKey, repository: &str) -> Result<String> {
     Ok(format!("{signed}.{signature}"))
 }
 
-async fn one_is_had_with_the_password_and_only_the_token_goes_to_the_registry(
+async fn a_token_is_had_with_the_password_and_only_the_token_goes_to_the_registry(
     case: &CaseContext,
 ) -> Result<()> {
     let configured = HostsConfig::new(case)?;
@@ -136,7 +136,7 @@ fn same_token_for_all(registry: &HttpStub) -> Result<()> {
     Ok(())
 }
 
-async fn one_is_had_with_an_identity_token(case: &CaseContext) -> Result<()> {
+async fn a_token_is_had_with_an_identity_token(case: &CaseContext) -> Result<()> {
     let configured = HostsConfig::new(case)?;
     let token_registry = TokenRegistry::new(case).await?;
     let address = token_registry.registry.address().to_owned();
@@ -170,7 +170,7 @@ async fn one_is_had_with_an_identity_token(case: &CaseContext) -> Result<()> {
     plugin.shut_down().await
 }
 
-async fn one_that_has_run_out_in_the_middle_is_had_anew(case: &CaseContext) -> Result<()> {
+async fn a_token_that_expires_in_the_middle_is_renewed(case: &CaseContext) -> Result<()> {
     let configured = HostsConfig::new(case)?;
     let given = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&given);

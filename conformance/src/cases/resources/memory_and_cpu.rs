@@ -14,7 +14,7 @@ cases!["resources":
     a_task_lives_in_the_group_that_nomad_made,
     the_limits_stand_in_the_groups_files,
     the_higher_limit_is_the_hard_one_and_minus_one_is_none,
-    a_task_that_takes_too_much_memory_is_said_to_have,
+    a_task_that_takes_too_much_memory_is_reported_as_oom_killed,
     a_group_that_nomad_kills_ends_the_task,
     a_task_follows_nomads_shared_processors,
     a_task_with_cores_of_its_own_runs_on_them,
@@ -68,7 +68,7 @@ async fn the_higher_limit_is_the_hard_one_and_minus_one_is_none(
     Ok(())
 }
 
-async fn a_task_that_takes_too_much_memory_is_said_to_have(
+async fn a_task_that_takes_too_much_memory_is_reported_as_oom_killed(
     case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {

@@ -19,7 +19,7 @@ use crate::cases::support::{cases, ensure_eq, until};
 
 cases!["own cgroups":
     a_task_with_a_frozen_group_of_its_own_is_killed_at_the_timeout,
-    the_end_of_a_task_with_a_frozen_group_of_its_own_is_told,
+    the_exit_of_a_task_with_a_frozen_group_of_its_own_is_reported,
     a_task_that_is_halted_is_killed_at_the_timeout,
     a_task_that_is_all_in_groups_of_its_own_is_killed_though_its_shim_hangs,
     what_a_task_among_the_hosts_processes_has_in_groups_of_its_own_ends_with_it,
@@ -81,7 +81,7 @@ async fn a_task_with_a_frozen_group_of_its_own_is_killed_at_the_timeout(
     case.nothing_left()
 }
 
-async fn the_end_of_a_task_with_a_frozen_group_of_its_own_is_told(
+async fn the_exit_of_a_task_with_a_frozen_group_of_its_own_is_reported(
     case: &CaseContext,
     plugin: &Plugin,
 ) -> Result<()> {
