@@ -165,7 +165,7 @@ fn entry_of(file: &[u8], host: &str, repository: &str) -> Result<FileEntry, &'st
     // The parser's own message may quote a secret that it could not read.
     let File { auths, cred_helpers, creds_store } =
         serde_json::from_slice(file).map_err(|_| "is not in the form of docker's config.json")?;
-    let fit = |key: &str| Fit::of(key, host, repository);
+    let fit = |key: &str| Specificity::of(key, host, repository);
     let helper = cred_helpers.into_iter().filter_map(|(key, name)| Some((fit(&key)?, key, name))).max();
     let mut entries: Vec<_> =
         auths.into_iter().filter_map(|(key, entry)| Some((fit(&key)?, entry))).collect();
@@ -194,14 +194,14 @@ const HUB_KEY: &str = "https://index.docker.io/v1/";
 
 /// The specificity of an entry's key for a repository; the entry with the largest is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Fit {
+struct Specificity {
     /// Number of components of the repository's path that the key names.
     path: usize,
     /// Set if the key is spelled as docker writes it.
     is_exact: bool,
 }
 
-impl Fit {
+impl Specificity {
     /// Returns `None` where the key is for other repositories. Docker's keys are hosts, or addresses of an API;
     /// podman's may have a part of the repository's path behind the host.
     fn of(key: &str, host: &str, repository: &str) -> Option<Self> {

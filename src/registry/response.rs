@@ -89,16 +89,16 @@ impl Body {
 
 /// The body of an error response, in the forms of the distribution specification, of token servers and of OAuth.
 #[derive(Deserialize)]
-struct Refusal {
+struct ErrorBody {
     #[serde(default)]
-    errors: Vec<Complaint>,
+    errors: Vec<ErrorEntry>,
     details: Option<String>,
     error: Option<String>,
     error_description: Option<String>,
 }
 
 #[derive(Deserialize)]
-struct Complaint {
+struct ErrorEntry {
     code: String,
     #[serde(default)]
     message: String,
@@ -165,7 +165,7 @@ fn retry_after(response: &Response, now: SystemTime) -> Option<Duration> {
 pub(super) async fn explanation(response: Response, idle: Duration) -> String {
     let status = response.status();
     let bytes = read(response, "the refusal", ERROR_LIMIT_BYTES, idle).await.unwrap_or_default();
-    let Ok(Refusal { errors, details, error, error_description }) = serde_json::from_slice(&bytes) else {
+    let Ok(ErrorBody { errors, details, error, error_description }) = serde_json::from_slice(&bytes) else {
         return status.to_string();
     };
     let complaints = errors.iter().map(|complaint| format!("{}: {}", complaint.code, complaint.message));

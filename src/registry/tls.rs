@@ -51,11 +51,11 @@ pub(super) fn config(files: &TlsFiles) -> Result<ClientConfig, String> {
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Check { known, own, algorithms }));
+        .with_custom_certificate_verifier(Arc::new(CertificateVerifier { known, own, algorithms }));
     Ok(if keys.is_empty() {
         builder.with_no_client_auth()
     } else {
-        builder.with_client_cert_resolver(Arc::new(Shown { keys }))
+        builder.with_client_cert_resolver(Arc::new(ClientCertificates { keys }))
     })
 }
 
@@ -71,14 +71,14 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
 
 /// The verification of a host's certificate.
 #[derive(Debug)]
-struct Check {
+struct CertificateVerifier {
     /// The verifier; `None` accepts any certificate.
     known: Option<Verifier>,
     own: Vec<CertificateDer<'static>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-impl ServerCertVerifier for Check {
+impl ServerCertVerifier for CertificateVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -132,11 +132,11 @@ fn is_ca_used_as_end_entity(error: &rustls::Error) -> bool {
 
 /// The client certificates: a host that asks for one gets the first of which it knows an issuer.
 #[derive(Debug)]
-struct Shown {
+struct ClientCertificates {
     keys: Vec<Arc<CertifiedKey>>,
 }
 
-impl ResolvesClientCert for Shown {
+impl ResolvesClientCert for ClientCertificates {
     fn resolve(&self, issuers: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
         let is_issued = |key: &CertifiedKey| {
             issuers.is_empty()
@@ -175,7 +175,7 @@ mod tests {
         let check = |name: &'static str, own: Vec<CertificateDer<'static>>| {
             let known = Some(Verifier::new_with_extra_roots(own.clone(), Arc::clone(&provider)).unwrap());
             let name = ServerName::try_from(name).unwrap();
-            let check = Check { known, own, algorithms };
+            let check = CertificateVerifier { known, own, algorithms };
             let shown = CertificateDer::pem_slice_iter(SELF_SIGNED).next().unwrap().unwrap();
             check.verify_server_cert(&shown, &[], &name, &[], NOW).map(drop)
         };

@@ -157,20 +157,21 @@ pub(super) fn shared(
     capabilities: &HashSet<Capability>,
     kernel: (u32, u32),
 ) -> Result<Arc<LinuxSeccomp>, OciSpecError> {
-    struct Last {
+    struct CachedTranslation {
         capabilities: HashSet<Capability>,
         kernel: (u32, u32),
         seccomp: Arc<LinuxSeccomp>,
     }
-    static LAST: Mutex<Option<Last>> = Mutex::new(None);
-    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(last) = &*last
-        && (&last.capabilities, last.kernel) == (capabilities, kernel)
+    static CACHE: Mutex<Option<CachedTranslation>> = Mutex::new(None);
+    let mut cached = CACHE.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(cached) = &*cached
+        && (&cached.capabilities, cached.kernel) == (capabilities, kernel)
     {
-        return Ok(Arc::clone(&last.seccomp));
+        return Ok(Arc::clone(&cached.seccomp));
     }
     let seccomp = Arc::new(built_in.for_task(capabilities, kernel, std::env::consts::ARCH)?);
-    *last = Some(Last { capabilities: capabilities.clone(), kernel, seccomp: Arc::clone(&seccomp) });
+    *cached =
+        Some(CachedTranslation { capabilities: capabilities.clone(), kernel, seccomp: Arc::clone(&seccomp) });
     Ok(seccomp)
 }
 

@@ -24,7 +24,7 @@ const AT_ALL_PLACES: usize = 64;
 /// Number of file systems above which unused entries are removed.
 const PLACES: usize = 64;
 
-static LOOKS: LazyLock<Looks> = LazyLock::new(Looks::new);
+static LOOKUPS: LazyLock<Lookups> = LazyLock::new(Lookups::new);
 
 /// Runs `look`, which may wait for the file system that `place` is on, on a thread of its own. The limit counts from
 /// the call; past it, the thread goes on, and its result is dropped.
@@ -36,10 +36,10 @@ pub(crate) async fn look<T: Send + 'static>(
     limit: Duration,
     look: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {
-    LOOKS.look(place, limit, look).await
+    LOOKUPS.look(place, limit, look).await
 }
 
-struct Looks {
+struct Lookups {
     unasked: Arc<Semaphore>,
     all: Arc<Semaphore>,
     places: Mutex<HashMap<PathBuf, Arc<Semaphore>>>,
@@ -51,7 +51,7 @@ struct Permits {
     _place: Option<OwnedSemaphorePermit>,
 }
 
-impl Looks {
+impl Lookups {
     fn new() -> Self {
         Self {
             unasked: Arc::new(Semaphore::new(AT_ONCE)),
@@ -129,26 +129,26 @@ mod tests {
 
     #[tokio::test]
     async fn a_hung_file_system_does_not_delay_others() {
-        let looks = Arc::new(Looks::new());
+        let lookups = Arc::new(Lookups::new());
         let (release, released) = mpsc::channel::<()>();
         let released = Arc::new(Mutex::new(released));
         let stuck: Vec<_> = (0..AT_ONCE + AT_A_PLACE * 3)
             .map(|_| {
-                let (looks, released) = (Arc::clone(&looks), Arc::clone(&released));
+                let (lookups, released) = (Arc::clone(&lookups), Arc::clone(&released));
                 tokio::spawn(async move {
                     let wait = move || {
                         let _ = released.lock().map(|released| released.recv());
                     };
-                    looks.look(Path::new("/dead/disk"), Duration::from_millis(500), wait).await
+                    lookups.look(Path::new("/dead/disk"), Duration::from_millis(500), wait).await
                 })
             })
             .collect();
-        while looks.unasked.available_permits() > 0
-            || looks.all.available_permits() > AT_ALL_PLACES - AT_A_PLACE
+        while lookups.unasked.available_permits() > 0
+            || lookups.all.available_permits() > AT_ALL_PLACES - AT_A_PLACE
         {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        assert_eq!(looks.look(Path::new("/sound/disk"), SOON, || 7).await.unwrap(), 7);
+        assert_eq!(lookups.look(Path::new("/sound/disk"), SOON, || 7).await.unwrap(), 7);
         for look in stuck {
             let error = look.await.unwrap().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::TimedOut);
@@ -158,8 +158,8 @@ mod tests {
             );
         }
         // One file system has so many threads, and no more.
-        assert_eq!(looks.all.available_permits(), AT_ALL_PLACES - AT_A_PLACE);
+        assert_eq!(lookups.all.available_permits(), AT_ALL_PLACES - AT_A_PLACE);
         drop(release);
-        assert_eq!(looks.look(Path::new("/dead/disk"), SOON, || 7).await.unwrap(), 7);
+        assert_eq!(lookups.look(Path::new("/dead/disk"), SOON, || 7).await.unwrap(), 7);
     }
 }

@@ -31,7 +31,7 @@ const FLAGS: [(&str, MsFlags); 5] = [
 
 /// Propagation of mounts to and from a mount.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Spreads {
+pub(crate) struct Propagation {
     /// The mount is in a peer group, which shares mounts below any of its members.
     pub shared: bool,
     /// The mount receives mounts below another one.
@@ -44,7 +44,7 @@ pub(crate) struct Mount {
     pub point: PathBuf,
     /// Restrictions as flags of mount(2): read-only, no devices and the like.
     pub flags: MsFlags,
-    pub spreads: Spreads,
+    pub propagation: Propagation,
 }
 
 /// Unmounts everything that is mounted at `place`, also if it is in use. Nothing mounted is success. No symbolic link
@@ -110,11 +110,11 @@ fn parsed(line: &[u8]) -> Option<Mount> {
     let flag = |option: &[u8]| FLAGS.iter().find(|(name, _)| name.as_bytes() == option);
     let flags = options.filter_map(flag).fold(MsFlags::empty(), |flags, (_, flag)| flags | *flag);
     let tags = fields.take_while(|tag| *tag != b"-");
-    let spreads = tags.fold(Spreads::default(), |spreads, tag| Spreads {
-        shared: spreads.shared || tag.starts_with(b"shared:"),
-        slave: spreads.slave || tag.starts_with(b"master:"),
+    let propagation = tags.fold(Propagation::default(), |propagation, tag| Propagation {
+        shared: propagation.shared || tag.starts_with(b"shared:"),
+        slave: propagation.slave || tag.starts_with(b"master:"),
     });
-    Some(Mount { point, flags, spreads })
+    Some(Mount { point, flags, propagation })
 }
 
 /// Decodes the kernel's escapes: a blank, a tab, a newline and a backslash are written as a backslash and three octal
@@ -141,13 +141,13 @@ mod tests {
                       30 29 0:5 / /dev ro,nosuid,noexec master:2 - devtmpfs dev rw\n\
                       31 29 0:6 / /sys rw,nodev,nosymfollow shared:3 master:4 - sysfs sys rw\n\
                       32 29 0:7 / /x rw - tmpfs shared:9 rw\n";
-        let spreads = |id: &str| with_id(id, table).map(|mount| mount.spreads);
-        let is = |shared, slave| Some(Spreads { shared, slave });
-        assert_eq!(spreads("29"), is(true, false));
-        assert_eq!(spreads("30"), is(false, true));
-        assert_eq!(spreads("31"), is(true, true));
-        assert_eq!(spreads("32"), is(false, false));
-        assert_eq!(spreads("9"), None);
+        let propagation = |id: &str| with_id(id, table).map(|mount| mount.propagation);
+        let is = |shared, slave| Some(Propagation { shared, slave });
+        assert_eq!(propagation("29"), is(true, false));
+        assert_eq!(propagation("30"), is(false, true));
+        assert_eq!(propagation("31"), is(true, true));
+        assert_eq!(propagation("32"), is(false, false));
+        assert_eq!(propagation("9"), None);
         let flags = |id: &str| with_id(id, table).map(|mount| mount.flags);
         assert_eq!(flags("29"), Some(MsFlags::empty()));
         assert_eq!(flags("30"), Some(MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC));

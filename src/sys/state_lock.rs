@@ -125,8 +125,8 @@ impl StateLock {
 
     /// Keeps the lock until the process has ended, so that nothing that still runs at its end meets another plugin's
     /// work.
-    pub(crate) fn hold_to_the_end(self) -> HeldToTheEnd {
-        HeldToTheEnd(ManuallyDrop::new(self))
+    pub(crate) fn keep_until_exit(self) -> LockUntilExit {
+        LockUntilExit(ManuallyDrop::new(self))
     }
 
     fn is_in_place(&self) -> bool {
@@ -140,9 +140,9 @@ impl StateLock {
 
 /// A lock on a state directory that is held until the process ends.
 #[derive(Debug)]
-pub(crate) struct HeldToTheEnd(ManuallyDrop<StateLock>);
+pub(crate) struct LockUntilExit(ManuallyDrop<StateLock>);
 
-impl HeldToTheEnd {
+impl LockUntilExit {
     /// Checks whether somebody has removed or replaced the directory, or the lock's file, and if so locks what is there
     /// now. Returns whether that was so. Blocking.
     ///
@@ -316,7 +316,7 @@ mod tests {
     fn a_lock_outlives_its_file_and_its_directory() {
         let parent = tempfile::tempdir().unwrap();
         let directory = parent.path().join("state");
-        let mut held = acquire(&directory).unwrap().hold_to_the_end();
+        let mut held = acquire(&directory).unwrap().keep_until_exit();
         assert!(!held.keep_up().unwrap());
         fs::remove_file(directory.join(LOCK)).unwrap();
         let error = acquire(&directory).unwrap_err();

@@ -15,7 +15,7 @@ use tokio::task::spawn_blocking;
 use super::agent::Agent;
 use super::error::{Error, Result};
 use super::{Settings, Tasks};
-use crate::sys::state_lock::{HeldToTheEnd, StateLock, StateLockError, Successor, has_successor};
+use crate::sys::state_lock::{LockUntilExit, StateLock, StateLockError, Successor, has_successor};
 
 /// Interval between two tries to lock another plugin's directory, and between two looks for another plugin that waits.
 const ROUND: Duration = Duration::from_millis(500);
@@ -133,7 +133,7 @@ impl Tasks {
 /// Locks the directory as soon as possible. Later shuts the plugin down to release it, where no agent is there and
 /// another plugin waits, or where somebody has removed the directory and another plugin has the one that is there now.
 async fn maintain(state_dir: PathBuf, tell: watch::Sender<Standing>, agent: Arc<Agent>, stop: Arc<Notify>) {
-    let mut held = acquire(&state_dir, &tell, &agent).await.hold_to_the_end();
+    let mut held = acquire(&state_dir, &tell, &agent).await.keep_until_exit();
     // Until now the agent could not have its tasks recovered.
     agent.recovers();
     tell.send_replace(Standing::Held);
@@ -173,7 +173,7 @@ async fn maintain(state_dir: PathBuf, tell: watch::Sender<Standing>, agent: Arc<
 ///
 /// # Errors
 /// When another plugin has locked it.
-async fn keep_up(state_dir: &Path, mut held: HeldToTheEnd) -> Result<HeldToTheEnd> {
+async fn keep_up(state_dir: &Path, mut held: LockUntilExit) -> Result<LockUntilExit> {
     let look = move || {
         let result = held.keep_up();
         (held, result)

@@ -57,7 +57,7 @@ impl ContainerHandles {
     pub(super) async fn end_rest_of_group(&self) -> Result<()> {
         let group = self.group_off_thread().await;
         match self.rest_of_group(&group).await {
-            Rest::Runs(left) if matches!(group, Group::Own(_)) => {
+            Remaining::Runs(left) if matches!(group, Group::Own(_)) => {
                 tracing::warn!(
                     container = self.id,
                     left,
@@ -65,8 +65,8 @@ impl ContainerHandles {
                 );
                 self.remove_group(group).await
             }
-            Rest::Runs(left) | Rest::Unknown(left) => Err(Error::Failed(left)),
-            Rest::Nothing | Rest::Another(_) => Ok(()),
+            Remaining::Runs(left) | Remaining::Unknown(left) => Err(Error::Failed(left)),
+            Remaining::Nothing | Remaining::Another(_) => Ok(()),
         }
     }
 
@@ -93,15 +93,15 @@ impl ContainerHandles {
         // A first process that the task has moved elsewhere is in no cgroup of its attempt's.
         self.kill_noted_init().await;
         match (deleted, self.rest(&group).await) {
-            (Ok(()), Rest::Another(_)) => {}
+            (Ok(()), Remaining::Another(_)) => {}
             // The clean-up finds the runtime's state only by files of the shim's, which a restored bundle lacks.
-            (Ok(()), Rest::Nothing) => self.forget_runtime_state().await?,
+            (Ok(()), Remaining::Nothing) => self.forget_runtime_state().await?,
             // Some shims report success though they could not clean up.
-            (Ok(()), Rest::Runs(left) | Rest::Unknown(left)) => return Err(Error::Failed(left)),
-            (Err(error), Rest::Runs(left) | Rest::Unknown(left) | Rest::Another(left)) => {
+            (Ok(()), Remaining::Runs(left) | Remaining::Unknown(left)) => return Err(Error::Failed(left)),
+            (Err(error), Remaining::Runs(left) | Remaining::Unknown(left) | Remaining::Another(left)) => {
                 return Err(Error::Failed(format!("{error}; {left}")));
             }
-            (Err(error), Rest::Nothing) => {
+            (Err(error), Remaining::Nothing) => {
                 tracing::warn!(container = self.id, %error, "the shim's clean-up failed; no process of the container is running");
                 self.forget_runtime_state().await?;
             }
@@ -141,27 +141,29 @@ impl ContainerHandles {
     }
 
     /// Returns what still runs of a container.
-    async fn rest(&self, group: &Group) -> Rest {
+    async fn rest(&self, group: &Group) -> Remaining {
         match self.launcher.has_stale_shim(&self.bundle, &self.id).await {
             Ok(false) => {}
-            Ok(true) => return Rest::Runs("its shim is still running".to_owned()),
-            Err(error) => return Rest::Unknown(format!("can't tell whether its shim is running: {error}")),
+            Ok(true) => return Remaining::Runs("its shim is still running".to_owned()),
+            Err(error) => {
+                return Remaining::Unknown(format!("can't tell whether its shim is running: {error}"));
+            }
         }
         if let Some(init) = self.noted_init().await {
-            return Rest::Runs(format!("its first process, {}, is still running", init.pid));
+            return Remaining::Runs(format!("its first process, {}, is still running", init.pid));
         }
         self.rest_of_group(group).await
     }
 
-    async fn rest_of_group(&self, group: &Group) -> Rest {
+    async fn rest_of_group(&self, group: &Group) -> Remaining {
         match group {
             Group::Own(path) | Group::Shared(path) | Group::Unread(path) => {
                 rest_of(group, path, listed(path).await)
             }
             // The shim writes its note as soon as the container has a process.
-            Group::Unknown if !self.init_note().exists() => Rest::Nothing,
-            Group::Unknown => Rest::Another("its cgroup is not known".to_owned()),
-            Group::Unreadable(why) => Rest::Unknown(format!("its cgroup can't be determined: {why}")),
+            Group::Unknown if !self.init_note().exists() => Remaining::Nothing,
+            Group::Unknown => Remaining::Another("its cgroup is not known".to_owned()),
+            Group::Unreadable(why) => Remaining::Unknown(format!("its cgroup can't be determined: {why}")),
         }
     }
 
@@ -226,7 +228,7 @@ impl ContainerHandles {
 
 /// The processes that are left of a container.
 #[derive(Debug, PartialEq, Eq)]
-enum Rest {
+enum Remaining {
     Nothing,
     /// Processes that run, listed here.
     Runs(String),
@@ -238,17 +240,19 @@ enum Rest {
 }
 
 /// Judges what is left of a container by the processes that are listed in a cgroup.
-fn rest_of(group: &Group, path: &Path, listed: io::Result<Vec<i32>>) -> Rest {
+fn rest_of(group: &Group, path: &Path, listed: io::Result<Vec<i32>>) -> Remaining {
     let path = path.display();
     match (listed, group) {
-        (Ok(pids), _) if pids.is_empty() => Rest::Nothing,
-        (Err(error), _) => Rest::Unknown(format!("can't list the processes in its cgroup {path}: {error}")),
-        (Ok(pids), Group::Own(_)) => Rest::Runs(format!("processes {pids:?} are in its cgroup {path}")),
-        (Ok(pids), Group::Unread(_)) => Rest::Unknown(format!(
+        (Ok(pids), _) if pids.is_empty() => Remaining::Nothing,
+        (Err(error), _) => {
+            Remaining::Unknown(format!("can't list the processes in its cgroup {path}: {error}"))
+        }
+        (Ok(pids), Group::Own(_)) => Remaining::Runs(format!("processes {pids:?} are in its cgroup {path}")),
+        (Ok(pids), Group::Unread(_)) => Remaining::Unknown(format!(
             "processes {pids:?} are in its cgroup {path}, which another attempt of the task may share"
         )),
         (Ok(_), Group::Shared(_) | Group::Unknown | Group::Unreadable(_)) => {
-            Rest::Another(format!("another attempt of the task shares its cgroup {path}"))
+            Remaining::Another(format!("another attempt of the task shares its cgroup {path}"))
         }
     }
 }
@@ -268,11 +272,11 @@ mod tests {
         let rest = |group: &Group, listed: io::Result<Vec<i32>>| rest_of(group, &path, listed);
         let unread = || Err(io::Error::from_raw_os_error(nix::libc::EMFILE));
         for group in [Group::Own(path.clone()), Group::Shared(path.clone()), Group::Unread(path.clone())] {
-            assert_eq!(rest(&group, Ok(Vec::new())), Rest::Nothing);
-            assert!(matches!(rest(&group, unread()), Rest::Unknown(_)), "{group:?}");
+            assert_eq!(rest(&group, Ok(Vec::new())), Remaining::Nothing);
+            assert!(matches!(rest(&group, unread()), Remaining::Unknown(_)), "{group:?}");
         }
-        assert!(matches!(rest(&Group::Own(path.clone()), Ok(vec![7])), Rest::Runs(_)));
-        assert!(matches!(rest(&Group::Shared(path.clone()), Ok(vec![7])), Rest::Another(_)));
-        assert!(matches!(rest(&Group::Unread(path.clone()), Ok(vec![7])), Rest::Unknown(_)));
+        assert!(matches!(rest(&Group::Own(path.clone()), Ok(vec![7])), Remaining::Runs(_)));
+        assert!(matches!(rest(&Group::Shared(path.clone()), Ok(vec![7])), Remaining::Another(_)));
+        assert!(matches!(rest(&Group::Unread(path.clone()), Ok(vec![7])), Remaining::Unknown(_)));
     }
 }

@@ -16,7 +16,7 @@ use crate::shim::{Bundle, StagedMount};
 use crate::spec::{self, StagedSource};
 use crate::sys::host_files;
 use crate::sys::host_path::{self, Area, HostPathError};
-use crate::sys::mount_table::{self, Mount, Spreads};
+use crate::sys::mount_table::{self, Mount, Propagation};
 
 /// Mode of a directory that is made in the allocation for a volume: that of Nomad's own `/local`, since any user may
 /// work in it.
@@ -178,12 +178,14 @@ fn volume(mount: &pb::Mount) -> Result<Source> {
     let path = Path::new(host_path).strip_prefix("/").unwrap_or(Path::new(host_path));
     let place = host_path::open(Path::new("/"), path)
         .map_err(|error| Error::failed(format!("{what}: {error}"), error.is_transient()))?;
-    let Mount { flags, spreads, .. } = mount_table::of(&place)
+    let Mount { flags, propagation: source_propagation, .. } = mount_table::of(&place)
         .map_err(|error| Error::system(format_args!("{what}: {host_path}"), &error))?;
     // A propagation that the host doesn't allow is weakened, not refused: Nomad asks for it.
     let propagation = match mount.propagation_mode.as_str() {
-        "bidirectional" if spreads.shared => MsFlags::MS_SHARED,
-        "host-to-task" | "bidirectional" if spreads.shared || spreads.slave => MsFlags::MS_SLAVE,
+        "bidirectional" if source_propagation.shared => MsFlags::MS_SHARED,
+        "host-to-task" | "bidirectional" if source_propagation.shared || source_propagation.slave => {
+            MsFlags::MS_SLAVE
+        }
         _ => MsFlags::MS_PRIVATE,
     };
     let is_read_only = *readonly;
@@ -222,9 +224,9 @@ impl ResolvedMount {
         let place = self.find();
         let place = place.map_err(|error| Error::refused(at(error.to_string()), error.is_transient()))?;
         let shown = resolved.shown();
-        let Mount { flags, spreads, .. } =
+        let Mount { flags, propagation: source_propagation, .. } =
             mount_table::of(&place).map_err(|error| refuse(format!("{}: {error}", shown.display())))?;
-        let propagation = propagation(mount.propagation().unwrap_or_default(), spreads)
+        let propagation = propagation(mount.propagation().unwrap_or_default(), source_propagation)
             .map_err(|why| refuse(format!("{}: {why}", shown.display())))?;
         let (target, is_read_only) = (mount.target.clone(), mount.is_read_only());
         Ok(Source { target, place, propagation, is_read_only, kept: kept(flags) })
@@ -247,7 +249,7 @@ impl ResolvedMount {
 }
 
 /// Returns the propagation of a mount in the bundle with which the container's own mount of it propagates as asked.
-fn propagation(requested: &str, source: Spreads) -> std::result::Result<MsFlags, &'static str> {
+fn propagation(requested: &str, source: Propagation) -> std::result::Result<MsFlags, &'static str> {
     match requested {
         "shared" | "rshared" if source.shared => Ok(MsFlags::MS_SHARED),
         "shared" | "rshared" => {
@@ -267,9 +269,9 @@ mod tests {
 
     #[test]
     fn propagation_is_as_requested_where_the_source_permits() {
-        let private = Spreads::default();
-        let shared = Spreads { shared: true, slave: false };
-        let slave = Spreads { shared: false, slave: true };
+        let private = Propagation::default();
+        let shared = Propagation { shared: true, slave: false };
+        let slave = Propagation { shared: false, slave: true };
         assert_eq!(propagation("rprivate", shared), Ok(MsFlags::MS_PRIVATE));
         assert_eq!(propagation("rshared", shared), Ok(MsFlags::MS_SHARED));
         assert_eq!(propagation("rslave", shared), Ok(MsFlags::MS_SLAVE));

@@ -40,7 +40,7 @@ struct Step {
 }
 
 /// The guard of a step that is under way; the step ends when it is dropped.
-pub(super) struct Under<'a> {
+pub(super) struct StepGuard<'a> {
     timeline: &'a Timeline,
     name: &'static str,
     begin: Duration,
@@ -59,8 +59,8 @@ impl Timeline {
     }
 
     /// Begins a step that ends when the returned guard is dropped.
-    pub(super) fn under(&self, name: &'static str) -> Under<'_> {
-        Under { timeline: self, name, begin: self.called.elapsed() }
+    pub(super) fn under(&self, name: &'static str) -> StepGuard<'_> {
+        StepGuard { timeline: self, name, begin: self.called.elapsed() }
     }
 
     /// Logs the timeline, once the call is over.
@@ -81,7 +81,7 @@ impl Timeline {
     }
 }
 
-impl Drop for Under<'_> {
+impl Drop for StepGuard<'_> {
     fn drop(&mut self) {
         let Self { timeline, name, begin } = *self;
         let length = timeline.called.elapsed().saturating_sub(begin);

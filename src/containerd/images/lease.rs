@@ -29,13 +29,13 @@ const OWNER_LABEL: &str = "containerd-driver/pull-for";
 
 /// Leases of ended pulls that others may resume, by image, each with the time since when.
 #[derive(Default)]
-pub(super) struct Left {
+pub(super) struct AbandonedLeases {
     /// Set once the leases of earlier plugins have been listed.
     looked: OnceCell<()>,
     leases: Mutex<HashMap<String, Vec<(String, Instant)>>>,
 }
 
-impl Left {
+impl AbandonedLeases {
     /// Locks the leases. No code that can panic runs under the lock.
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<(String, Instant)>>> {
         self.leases.lock().unwrap_or_else(PoisonError::into_inner)
@@ -258,7 +258,7 @@ mod tests {
 
     #[test]
     fn left_content_is_adopted_or_removed() {
-        let left = Left::default();
+        let left = AbandonedLeases::default();
         for lease in ["1", "2"] {
             left.add("a", lease.to_owned());
         }

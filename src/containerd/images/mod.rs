@@ -106,7 +106,7 @@ pub(super) struct State {
     credential_store: Arc<CredentialStore>,
     locks: KeyedLocks,
     limits: PullLimits,
-    left: lease::Left,
+    left: lease::AbandonedLeases,
     /// Names of the images that were loaded from archives, so that a file is read once.
     loaded: Cache<load::FileKey, String>,
     owner: String,
@@ -123,7 +123,7 @@ impl State {
             credential_store: Arc::new(credential_store),
             locks: KeyedLocks::default(),
             limits,
-            left: lease::Left::default(),
+            left: lease::AbandonedLeases::default(),
             loaded: Cache::default(),
             owner,
         }

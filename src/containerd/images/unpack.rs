@@ -75,7 +75,12 @@ impl<'a> Unpacking<'a> {
         let labels = remote_snapshotter::labels(self.layer_labels.as_ref(), layer);
         match containerd.prepare(&key, &layer.parent_chain_id, labels, lease.id()).await {
             Ok(_) => {
-                drop(Half { containerd, key: &key, leftovers: lease.leftovers(), is_whole: false });
+                drop(UnfinishedSnapshot {
+                    containerd,
+                    key: &key,
+                    leftovers: lease.leftovers(),
+                    is_whole: false,
+                });
                 Ok(false)
             }
             Err(error) if error.is_already_exists() => {
@@ -151,7 +156,8 @@ impl<'a> Unpacking<'a> {
         let key = format!("extract-{} {}", unique(), layer.chain_id);
         let labels = remote_snapshotter::labels(self.layer_labels.as_ref(), layer);
         let mounts = containerd.prepare(&key, &layer.parent_chain_id, labels.clone(), lease.id()).await?;
-        let mut half = Half { containerd, key: &key, leftovers: lease.leftovers(), is_whole: false };
+        let mut half =
+            UnfinishedSnapshot { containerd, key: &key, leftovers: lease.leftovers(), is_whole: false };
         let applied = tokio::select! {
             applied = containerd.apply(layer, mounts, lease.id()) => applied?,
             error = self.outgrows(&key) => return Err(error),
@@ -200,14 +206,14 @@ impl<'a> Unpacking<'a> {
 
 /// A snapshot that is being made. If dropped before it is whole, it is removed in the background; the lease's end waits
 /// for that.
-struct Half<'a> {
+struct UnfinishedSnapshot<'a> {
     containerd: &'a Containerd,
     key: &'a str,
     leftovers: &'a TaskTracker,
     is_whole: bool,
 }
 
-impl Drop for Half<'_> {
+impl Drop for UnfinishedSnapshot<'_> {
     fn drop(&mut self) {
         let Some(runtime) = Handle::try_current().ok().filter(|_| !self.is_whole) else { return };
         let (containerd, key) = (self.containerd.clone(), self.key.to_owned());

@@ -16,7 +16,7 @@ use file::{Edits, File, NodeEdit};
 const DEFAULT_MODE: u32 = 0o666;
 
 /// A CDI file with the rank of its directory: later directories take precedence.
-struct Read {
+struct RankedFile {
     rank: usize,
     path: PathBuf,
     file: File,
@@ -38,7 +38,7 @@ pub(super) fn add(
             let searched: Vec<_> = directories.iter().map(|path| path.display().to_string()).collect();
             refused(format!("{why} (cdi_spec_dirs: {}){besides}", searched.join(", ")))
         })?;
-        let Read { file, .. } = &read[index];
+        let RankedFile { file, .. } = &read[index];
         if !used.contains(&index) {
             used.push(index);
             apply(found, &file.container_edits.decode().map_err(refused)?).map_err(refused)?;
@@ -49,7 +49,7 @@ pub(super) fn add(
 }
 
 /// Reads all files; also returns an error text for each that can't be used.
-fn read(directories: &[PathBuf]) -> (Vec<Read>, Vec<String>) {
+fn read(directories: &[PathBuf]) -> (Vec<RankedFile>, Vec<String>) {
     let (mut read, mut unreadable) = (Vec::new(), Vec::new());
     for (rank, directory) in directories.iter().enumerate() {
         let entries = match fs::read_dir(directory) {
@@ -64,7 +64,7 @@ fn read(directories: &[PathBuf]) -> (Vec<Read>, Vec<String>) {
         paths.sort();
         for path in paths.into_iter().filter(|path| file::is_one(path)) {
             match file::read(&path) {
-                Ok(file) => read.push(Read { rank, path, file }),
+                Ok(file) => read.push(RankedFile { rank, path, file }),
                 Err(why) => unreadable.push(format!("{} can't be read: {why}", path.display())),
             }
         }
@@ -73,9 +73,9 @@ fn read(directories: &[PathBuf]) -> (Vec<Read>, Vec<String>) {
 }
 
 /// Finds a device by its name: the index of its file, and of the device in it.
-fn named(name: &str, read: &[Read]) -> Result<(usize, usize), String> {
+fn named(name: &str, read: &[RankedFile]) -> Result<(usize, usize), String> {
     let mut found: Vec<(usize, usize)> = Vec::new();
-    for (index, Read { rank, file, .. }) in read.iter().enumerate() {
+    for (index, RankedFile { rank, file, .. }) in read.iter().enumerate() {
         let is_it = |device: &file::Device| format!("{}={}", file.kind, device.name) == name;
         let Some(device) = file.devices.iter().position(is_it) else { continue };
         found.retain(|(earlier, _)| read[*earlier].rank == *rank);

@@ -54,7 +54,7 @@ pub(super) fn of(text: &str, command: &[String]) -> Option<ExecRefused> {
     let words = words.trim_end().trim_end_matches(": unknown");
     let code = if MISSING.iter().any(|missing| words.ends_with(missing)) {
         NOT_FOUND
-    } else if BARRED.iter().any(|barred| words.ends_with(barred)) || is_of_command == Told::CannotOpen {
+    } else if BARRED.iter().any(|barred| words.ends_with(barred)) || is_of_command == ReasonForm::CannotOpen {
         NOT_RUNNABLE
     } else {
         return None;
@@ -66,7 +66,7 @@ pub(super) fn of(text: &str, command: &[String]) -> Option<ExecRefused> {
 
 /// The sign that a runtime's text is about the command itself, and not about something else that it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
+enum ReasonForm {
     ByName,
     /// Text of crun's about whatever is no file that could be run.
     CannotOpen,
@@ -74,7 +74,7 @@ enum Told {
 
 /// Returns the part of a runtime's text that says why the command can't be run. The command's own words are skipped:
 /// they may be any.
-fn reason<'a>(text: &'a str, program: &str) -> Option<(Told, &'a str)> {
+fn reason<'a>(text: &'a str, program: &str) -> Option<(ReasonForm, &'a str)> {
     let after = |mark: &str| text.split_once(mark).map(|(_, rest)| rest);
     // runc: `exec: "x": executable file not found in $PATH`, and for a script without its interpreter
     // `exec x: no such ..`.
@@ -94,7 +94,7 @@ fn reason<'a>(text: &'a str, program: &str) -> Option<(Told, &'a str)> {
         OF_SANDBOX.iter().any(|words| reason.starts_with(words)).then_some(reason)
     };
     if let Some(reason) = by_runc.or_else(by_crun).or_else(by_youki).or_else(by_gvisor) {
-        return Some((Told::ByName, reason));
+        return Some((ReasonForm::ByName, reason));
     }
     // crun, of a path that can't be searched: "cannot open `/x`: Permission denied", or "open `/x`: ..".
     let by_path = || {
@@ -103,7 +103,7 @@ fn reason<'a>(text: &'a str, program: &str) -> Option<(Told, &'a str)> {
         let (path, reason) = named.rsplit_once('`')?;
         path.ends_with(program).then_some(reason)
     };
-    after("open executable").or_else(by_path).map(|reason| (Told::CannotOpen, reason))
+    after("open executable").or_else(by_path).map(|reason| (ReasonForm::CannotOpen, reason))
 }
 
 /// Returns what comes after the end of a text in Go's quotes, in which quotes and backslashes are escaped.

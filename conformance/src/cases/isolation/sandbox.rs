@@ -130,17 +130,17 @@ sub tried { my ($name, $done) = @_; print $name, "\t", $done ? 'done' : $! + 0, 
 
 /// A forbidden action as a Perl expression, which is true if the action succeeded, and the error that it has to fail
 /// with.
-struct Try {
+struct ForbiddenAction {
     name: String,
     perl: String,
     errno: Errno,
 }
 
-fn call(name: &str, call: &str, errno: Errno) -> Try {
-    Try { name: name.to_owned(), perl: format!("called({call})"), errno }
+fn call(name: &str, call: &str, errno: Errno) -> ForbiddenAction {
+    ForbiddenAction { name: name.to_owned(), perl: format!("called({call})"), errno }
 }
 
-fn tries(may_make_nodes: bool) -> Vec<Try> {
+fn tries(may_make_nodes: bool) -> Vec<ForbiddenAction> {
     let mut tries = Vec::new();
     for (name, number, arguments, errno) in calls() {
         let words: Vec<_> = [number].iter().chain(&arguments).map(c_long::to_string).collect();
@@ -153,7 +153,11 @@ fn tries(may_make_nodes: bool) -> Vec<Try> {
         // A kernel may have been built without this file.
         let is_there = file.starts_with("/dev") || std::path::Path::new(file).exists();
         let errno = if is_there { errno } else { ENOENT };
-        tries.push(Try { name: file.to_owned(), perl: format!("open(F, '{how}', '{file}')"), errno });
+        tries.push(ForbiddenAction {
+            name: file.to_owned(),
+            perl: format!("open(F, '{how}', '{file}')"),
+            errno,
+        });
     }
     for (name, kind, major, minor) in DEVICES {
         // A task may make the node, but not open it.
@@ -161,20 +165,26 @@ fn tries(may_make_nodes: bool) -> Vec<Try> {
         let made = if may_make_nodes { format!("(called({mknod}) && 0) || ") } else { String::new() };
         let perl = format!("{made}open(F, '<', '/{name}')");
         let errno = if may_make_nodes { EPERM } else { ENOENT };
-        tries.push(Try { name: format!("the host's {name}"), perl, errno });
+        tries.push(ForbiddenAction { name: format!("the host's {name}"), perl, errno });
         if !may_make_nodes {
             tries.push(call(&format!("a node of {name}"), &mknod, EPERM));
         }
     }
     let group = "mkdir('/sys/fs/cgroup/of-a-task')".to_owned();
-    tries.push(Try { name: "a control group".to_owned(), perl: group, errno: EROFS });
+    tries.push(ForbiddenAction { name: "a control group".to_owned(), perl: group, errno: EROFS });
     tries
 }
 
 /// Tries these actions in a task and in an exec. The image has a name of its own, since other tries run at the same
 /// time.
-async fn are_denied(case: &CaseContext, plugin: &Plugin, name: &str, tries: &[Try]) -> Result<()> {
-    let lines = tries.iter().map(|Try { name, perl, .. }| format!("tried(\"{name}\", {perl});\n"));
+async fn are_denied(
+    case: &CaseContext,
+    plugin: &Plugin,
+    name: &str,
+    tries: &[ForbiddenAction],
+) -> Result<()> {
+    let lines =
+        tries.iter().map(|ForbiddenAction { name, perl, .. }| format!("tried(\"{name}\", {perl});\n"));
     let program = PROLOGUE.to_owned() + &lines.collect::<String>();
     let image = case.environment().catalog().with(|tree| {
         let perl = std::path::Path::new("/usr/bin/perl");
@@ -195,7 +205,8 @@ async fn are_denied(case: &CaseContext, plugin: &Plugin, name: &str, tries: &[Tr
     let (_, again) = task.exec(plugin, run).await?;
     for output in [output, again] {
         let lines: Vec<&str> = output.lines().collect();
-        let wanted = |Try { name, errno, .. }: &Try| format!("{name}\t{}", *errno as i32);
+        let wanted =
+            |ForbiddenAction { name, errno, .. }: &ForbiddenAction| format!("{name}\t{}", *errno as i32);
         let other: Vec<_> = tries.iter().map(wanted).filter(|line| !lines.contains(&line.as_str())).collect();
         ensure!(other.is_empty(), "not denied, or for another reason: {other:#?}, of {output}");
         ensure_eq!(lines.len(), tries.len() + 1);

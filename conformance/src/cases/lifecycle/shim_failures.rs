@@ -237,12 +237,12 @@ async fn a_lost_shim_whose_binary_is_gone_is_cleaned_up_by_the_configured_one(
 }
 
 /// A proxy between a plugin and a shim. Its address is as long as the shim's, so it fits into any form of answer.
-struct Between {
+struct ShimProxy {
     address: PathBuf,
     connections: Arc<Mutex<Vec<UnixStream>>>,
 }
 
-impl Between {
+impl ShimProxy {
     /// Passes connections on to the address that is in the file `real` by then.
     fn listen(real: PathBuf) -> Result<Self> {
         let address = Path::new("/run/containerd/s").join(format!("{:064x}", std::process::id()));
@@ -279,7 +279,7 @@ impl Between {
     }
 }
 
-impl Drop for Between {
+impl Drop for ShimProxy {
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.address);
     }
@@ -288,7 +288,7 @@ impl Drop for Between {
 async fn a_connection_that_breaks_again_and_again_ends_no_task(case: &CaseContext) -> Result<()> {
     let scripted = Scripted::new(case)?;
     let real = scripted.directory.join("real");
-    let between = Between::listen(real.clone())?;
+    let between = ShimProxy::listen(real.clone())?;
     let sockets = "/run/containerd/s/[0-9a-f]*";
     scripted.shim(&format!(
         "case \"$*\" in *start)\n  $real \"$@\" > $0.answer || exit 1\n  grep -ao '{sockets}' $0.answer > {}\n  \

@@ -50,13 +50,13 @@ pub fn long_cases() -> Vec<Case> {
 }
 
 /// A plugin whose shims block in `start` until they are let go.
-struct HeldUp {
+struct BlockedStarts {
     scripted: Scripted,
     begun: PathBuf,
     plugin: Plugin,
 }
 
-impl HeldUp {
+impl BlockedStarts {
     async fn with(case: &CaseContext, at_once: usize) -> Result<Self> {
         let scripted = Scripted::new(case)?;
         let begun = scripted.directory.join("begun");
@@ -123,7 +123,7 @@ async fn timelines_are_logged(plugin: &Plugin, count: usize) -> Result<()> {
 }
 
 async fn no_more_are_under_way_at_once_than_the_operator_says(case: &CaseContext) -> Result<()> {
-    let mut held = HeldUp::with(case, 3).await?;
+    let mut held = BlockedStarts::with(case, 3).await?;
     let mut tasks = Vec::new();
     for _ in 0..8 {
         tasks.push(held.task(case).await?);
@@ -145,7 +145,7 @@ async fn no_more_are_under_way_at_once_than_the_operator_says(case: &CaseContext
 }
 
 async fn starts_are_admitted_in_order(case: &CaseContext) -> Result<()> {
-    let mut held = HeldUp::with(case, 1).await?;
+    let mut held = BlockedStarts::with(case, 1).await?;
     let mut tasks = Vec::new();
     for _ in 0..6 {
         tasks.push(held.task(case).await?);
@@ -176,7 +176,7 @@ async fn starts_are_admitted_in_order(case: &CaseContext) -> Result<()> {
 }
 
 async fn a_waiting_start_is_stopped_or_cancelled_and_leaves_nothing(case: &CaseContext) -> Result<()> {
-    let mut held = HeldUp::with(case, 1).await?;
+    let mut held = BlockedStarts::with(case, 1).await?;
     let plugin = &held.plugin;
     let mut first = held.task(case).await?;
     let (stopped, called_off, mut last) =
@@ -215,7 +215,7 @@ async fn a_waiting_start_is_stopped_or_cancelled_and_leaves_nothing(case: &CaseC
 
 /// The image's name stands for another image by then, and nothing keeps the image that was found first.
 async fn a_waiting_start_whose_image_is_collected_looks_for_it_again(case: &CaseContext) -> Result<()> {
-    let mut held = HeldUp::with(case, 1).await?;
+    let mut held = BlockedStarts::with(case, 1).await?;
     let push = |content: &[u8]| {
         let image = case.environment().catalog().with(|tree| tree.file("moved", 0o644, content))?;
         image.push(case.environment().registry(), "moving", "v1", Form::Oci)
@@ -257,7 +257,7 @@ async fn a_waiting_start_whose_image_is_collected_looks_for_it_again(case: &Case
 async fn a_long_wait_is_reported_and_the_network_of_a_waiting_start_is_waited_for(
     case: &CaseContext,
 ) -> Result<()> {
-    let mut held = HeldUp::with(case, 1).await?;
+    let mut held = BlockedStarts::with(case, 1).await?;
     let plugin = &held.plugin;
     let mut events = plugin.events().await?;
     let (mut first, mut web) = (held.task(case).await?, held.task(case).await?);
@@ -293,7 +293,7 @@ async fn a_long_wait_is_reported_and_the_network_of_a_waiting_start_is_waited_fo
 /// The task whose network is to be shared ends while the task that shares it is queued, and is started again behind
 /// that one.
 async fn a_start_with_a_permit_does_not_wait_for_one_without(case: &CaseContext) -> Result<()> {
-    let mut held = HeldUp::with(case, 1).await?;
+    let mut held = BlockedStarts::with(case, 1).await?;
     held.let_go()?;
     let plugin = &held.plugin;
     let mut proxy = case.run(plugin, &case.shell("sleep 600")).await?;
