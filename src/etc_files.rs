@@ -83,7 +83,7 @@ pub(crate) struct NameFile {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("can't {doing} {path}: {source}")]
+#[error("can't {doing} {path}")]
 pub(crate) struct EtcFilesError {
     doing: &'static str,
     path: PathBuf,
@@ -222,6 +222,7 @@ impl Resolver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::error_chain::Chained;
 
     fn names(hostname: &str) -> Names {
         Names {
@@ -304,6 +305,14 @@ mod tests {
         );
         let rest = Resolver { servers: Vec::new(), searches: words("a b"), options: words("ndots:2 rotate") };
         assert_eq!(rest.file(host), "# by hand\nnameserver 10.0.0.1\nsearch a b\noptions ndots:2 rotate\n");
+    }
+
+    #[test]
+    fn a_file_that_can_not_be_written_is_named_with_the_reason() {
+        let error = names("web").texts().unwrap().write(Path::new("/no/such/directory")).unwrap_err();
+        assert_eq!(error.to_string(), "can't write /no/such/directory/hostname");
+        let whole = "can't write /no/such/directory/hostname: No such file or directory (os error 2)";
+        assert_eq!(error.chain().to_string(), whole);
     }
 
     #[test]

@@ -37,10 +37,10 @@ pub(crate) enum HandshakeError {
          plugin_dir"
     )]
     NotAHost,
-    #[error("can't listen on a socket under {directory}: {source}")]
+    #[error("can't listen on a socket under {directory}")]
     Listen { directory: PathBuf, source: std::io::Error },
-    #[error("can't print the handshake: {0}")]
-    Print(std::io::Error),
+    #[error("can't print the handshake")]
+    Print(#[source] std::io::Error),
 }
 
 /// Checks that the process was started by a Nomad agent.

@@ -40,6 +40,7 @@ use tokio_stream::wrappers::UnixListenerStream;
 use crate::driver::Driver;
 use crate::go_plugin::{HandshakeError, Services, Socket};
 use crate::hclog::Log;
+use crate::sys::error_chain::Chained;
 use crate::sys::{malloc, open_files};
 
 /// Maximum size of a gRPC message: Nomad sends whole job environments and exec output in single messages.
@@ -171,8 +172,8 @@ fn say(text: &str) -> ExitCode {
     }
 }
 
-fn fail(error: &dyn std::error::Error) -> ExitCode {
+fn fail(error: &(dyn std::error::Error + 'static)) -> ExitCode {
     // Plain text: the agent shows it at DEBUG, and a person who ran the binary by hand can read it.
-    let _ = writeln!(std::io::stderr().lock(), "containerd-driver: {error}");
+    let _ = writeln!(std::io::stderr().lock(), "containerd-driver: {}", error.chain());
     ExitCode::FAILURE
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::version::Version;
+use crate::sys::error_chain::Chained;
 use crate::sys::os_error::is_transient;
 
 #[derive(Debug, thiserror::Error)]
@@ -26,13 +27,13 @@ pub(crate) enum Error {
     )]
     Missing { plugin: String, network: String, directories: String },
     /// Failure that the plugin itself reports, or a run of it that broke off.
-    #[error("{0}")]
+    #[error(transparent)]
     Plugin(Box<PluginFailure>),
     #[error("the plugins of network {network} support no common CNI version of {wanted}: {supported}")]
     Version { network: String, wanted: String, supported: String },
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    #[error("{}", .0.iter().map(|error| error.chain().to_string()).collect::<Vec<_>>().join("; "))]
     Multiple(Vec<Error>),
-    #[error("can't {doing} {path}: {source}")]
+    #[error("can't {doing} {path}")]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
     #[error("the plugins of the built-in network did not {doing} within {limit:?}; trying again later")]
     Timeout { doing: &'static str, limit: Duration },

@@ -46,6 +46,7 @@ use self::record::{Phase, Record, blocking};
 use self::status::StatusCache;
 use self::version::Version;
 use self::version_cache::PluginVersionCache;
+use crate::sys::error_chain::Chained;
 use crate::sys::netns;
 
 /// Maximum number of attachments that are checked at once: an agent recovers all tasks of a node one right after the
@@ -191,9 +192,9 @@ impl Cni {
             let call = Call { conf, directories, ..self.call(network, plugin, "DEL") };
             let Err(error) = call.execute(request).await else { continue };
             if number > *completed || number == *completed && error.is_incompatible_version() {
-                tracing::debug!(%error, "ignoring a failed DEL of a CNI plugin whose ADD did not run, or was refused");
+                tracing::debug!(error = %error.chain(), "ignoring a failed DEL of a CNI plugin whose ADD did not run, or was refused");
             } else if error.is_absent_rule() {
-                tracing::debug!(%error, "ignoring a failed DEL of a CNI plugin: the rule is already removed");
+                tracing::debug!(error = %error.chain(), "ignoring a failed DEL of a CNI plugin: the rule is already removed");
             } else if !error.is_unknown_container() {
                 errors.push(error);
             }

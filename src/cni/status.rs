@@ -10,6 +10,7 @@ use serde_json::Map;
 use super::Cni;
 use super::error::Error;
 use super::version::Version;
+use crate::sys::error_chain::Chained;
 
 /// Time for which the plugins' answer is cached.
 const CACHE_TTL: Duration = Duration::from_secs(30);
@@ -34,7 +35,7 @@ impl Cni {
         if cached.is_none_or(|(_, before)| before != ready) {
             match answer {
                 Ok(Ok(())) => tracing::info!("the built-in network is ready"),
-                Ok(Err(error)) => tracing::info!(%error, "the built-in network is not ready"),
+                Ok(Err(error)) => tracing::info!(error = %error.chain(), "the built-in network is not ready"),
                 Err(_) => {
                     tracing::info!("the built-in network is not ready: its plugins do not answer");
                 }

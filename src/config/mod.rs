@@ -47,7 +47,7 @@ const MAX_DEPTH: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigError {
     /// The bytes don't match what the schema lets Nomad send.
-    #[error("the {of} can't be decoded: {source}")]
+    #[error("the {of} can't be decoded")]
     Malformed { of: &'static str, source: rmp_serde::decode::Error },
     #[error("the {of} needs the option {option}: {hint}")]
     Missing { of: &'static str, option: &'static str, hint: &'static str },

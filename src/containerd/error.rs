@@ -35,8 +35,12 @@ pub(crate) enum Error {
     #[error("{doing}: {reason}")]
     Troubled { doing: String, reason: String },
     /// The registry's or the image's own failure.
-    #[error("{doing}: {error}")]
-    Image { doing: String, error: ImageError },
+    #[error("{doing}")]
+    Image {
+        doing: String,
+        #[source]
+        error: ImageError,
+    },
 }
 
 impl ImageError {

@@ -85,7 +85,7 @@ pub(crate) enum DevicesError {
     Cdi { name: String, why: String },
     #[error("two devices have the path {} in the container: give one of them another container_path", .0.display())]
     DuplicatePath(PathBuf),
-    #[error("the device {}: {source}", path.display())]
+    #[error("the device {}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
 }
 

@@ -39,7 +39,7 @@ impl Base {
         self.settings
             .borrow()
             .clone()
-            .ok_or_else(|| Error::Conflict("the agent has not configured the plugin yet".to_owned()))
+            .ok_or_else(|| Error::conflict("the agent has not configured the plugin yet"))
     }
 }
 

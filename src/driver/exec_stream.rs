@@ -14,6 +14,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::reply;
+use crate::sys::error_chain::Chained;
 use crate::task::{Error, Exec, ExecRefused, Output, Task};
 use inbox::Inbox;
 
@@ -78,7 +79,7 @@ async fn send(exec: &mut Exec, output: &Sender<Message>) -> i32 {
 
 async fn fail(output: &Sender<Message>, error: &Error) -> i32 {
     let code = if matches!(error, Error::Conflict(_)) { TASK_HAS_ENDED } else { DRIVER_FAILED };
-    refuse(output, format!("{error}\n"), code).await
+    refuse(output, format!("{}\n", error.chain()), code).await
 }
 
 async fn refuse(output: &Sender<Message>, text: String, code: i32) -> i32 {

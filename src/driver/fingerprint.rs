@@ -13,6 +13,7 @@ use tokio_stream::Stream;
 
 use crate::cgroup;
 use crate::shorten::shorten;
+use crate::sys::error_chain::Chained;
 use crate::sys::open_files::OpenFiles;
 use crate::task::{Settings, Tasks};
 
@@ -80,18 +81,18 @@ async fn look(settings: Option<&Settings>, tasks: &Tasks) -> FingerprintResponse
         ..Facts::default()
     };
     if let Err(error) = tasks.claim(settings).held_within(LOCK).await {
-        return answer(HealthState::Unhealthy, &error.to_string(), facts);
+        return answer(HealthState::Unhealthy, &error.chain().to_string(), facts);
     }
     match settings.shim().await {
         Ok(path) => facts.shim = path.display().to_string(),
-        Err(error) => return answer(HealthState::Unhealthy, &error.to_string(), facts),
+        Err(error) => return answer(HealthState::Unhealthy, &error.chain().to_string(), facts),
     }
     match settings.containerd.version().await {
         Ok(version) => facts.containerd = version,
-        Err(error) => return answer(HealthState::Unhealthy, &error.to_string(), facts),
+        Err(error) => return answer(HealthState::Unhealthy, &error.chain().to_string(), facts),
     }
     if let Err(error) = settings.containerd.check_snapshotter().await {
-        return answer(HealthState::Unhealthy, &error.to_string(), facts);
+        return answer(HealthState::Unhealthy, &error.chain().to_string(), facts);
     }
     answer(HealthState::Healthy, "Healthy", facts)
 }

@@ -242,7 +242,7 @@ impl pb::driver_server::Driver for Driver {
 }
 
 fn no_networks(call: &str) -> Error {
-    Error::Unsupported(format!(
+    Error::unsupported(format!(
         "{call} is not supported: the driver does not set must_create_network, so Nomad makes group networks itself"
     ))
 }

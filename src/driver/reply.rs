@@ -9,6 +9,7 @@ use tonic::{Code, Status};
 
 use super::usage::resource_usage;
 use crate::shorten::shorten;
+use crate::sys::error_chain::Chained;
 use crate::task::{DriverNetwork, Error, ExecOutput, Exit, Phase, Reading, Started, Task, TaskEvent};
 
 /// Version of [`pb::TaskHandle`]; above 0, or the agent takes the handle for missing.
@@ -18,7 +19,7 @@ const RECOVERABLE_URL: &str = "type.googleapis.com/hashicorp.nomad.plugins.share
 /// Returns the gRPC status of an error. Never UNAVAILABLE or CANCELLED: Nomad takes them for the plugin's death.
 #[expect(clippy::needless_pass_by_value, reason = "it stands in map_err, which passes by value")]
 pub(super) fn status(error: Error) -> Status {
-    let text = shorten(error.to_string());
+    let text = shorten(error.chain().to_string());
     match error {
         // Nomad compares this text, under the code of an error that it doesn't know.
         Error::TaskNotFound => Status::unknown(text),
@@ -39,7 +40,7 @@ pub(super) fn start_status(error: Error) -> Status {
         type_url: RECOVERABLE_URL.to_owned(),
         value: RecoverableError { recoverable: true }.encode_to_vec(),
     };
-    let text = shorten(error.to_string());
+    let text = shorten(error.chain().to_string());
     let body =
         RpcStatus { code: Code::FailedPrecondition.into(), message: text.clone(), details: vec![detail] };
     Status::with_details(Code::FailedPrecondition, text, body.encode_to_vec().into())
@@ -189,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_start_that_may_work_later_carries_the_detail_that_nomad_reads() {
-        let status = start_status(Error::Transient("containerd is down".to_owned()));
+        let status = start_status(Error::transient("containerd is down"));
         assert_eq!(status.code(), Code::FailedPrecondition);
         let body = RpcStatus::decode(status.details()).unwrap();
         assert_eq!(body.code, 9);
@@ -202,11 +203,11 @@ mod tests {
         let text = || "x".to_owned();
         for error in [
             Error::TaskNotFound,
-            Error::Invalid(text()),
-            Error::Transient(text()),
-            Error::Conflict(text()),
-            Error::Unsupported(text()),
-            Error::Failed(text()),
+            Error::invalid(text()),
+            Error::transient(text()),
+            Error::conflict(text()),
+            Error::unsupported(text()),
+            Error::failed(text()),
         ] {
             for status in [status(error.clone()), start_status(error)] {
                 assert!(!matches!(status.code(), Code::Unavailable | Code::Cancelled | Code::Ok));

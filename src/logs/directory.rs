@@ -18,6 +18,7 @@ use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use super::LogError;
 use super::rotation::Series;
+use crate::sys::error_chain::Chained;
 use crate::sys::host_path::{self, HostPathError};
 
 /// Path of the log directory relative to an allocation's directory.
@@ -49,7 +50,7 @@ impl Directory {
             Ok(descriptor) => return Ok(Self { descriptor, path }),
             Err(HostPathError::Link { .. }) => "it is a symbolic link".to_owned(),
             Err(HostPathError::Missing(_)) => Errno::ENOENT.desc().to_owned(),
-            Err(error) => error.to_string(),
+            Err(error) => error.chain().to_string(),
         };
         Err(LogError { doing: "open", path, why })
     }

@@ -195,6 +195,7 @@ fn find_devices(directory: &Path, found: &mut Vec<LinuxDevice>) -> Result<(), Co
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::error_chain::Chained;
 
     fn named(path: impl AsRef<Path>) -> SeccompProfile {
         SeccompProfile { option: "seccomp_profile", path: path.as_ref().to_owned() }
@@ -228,7 +229,8 @@ mod tests {
             ("binary", "not UTF-8"),
             (".", "not a regular file"),
         ] {
-            let error = profile(&named(at(name)), &SecurityPolicy::default()).unwrap_err().to_string();
+            let error =
+                profile(&named(at(name)), &SecurityPolicy::default()).unwrap_err().chain().to_string();
             assert!(
                 error.contains("seccomp_profile") && error.contains(name) && error.contains(why),
                 "{error}"
@@ -243,11 +245,11 @@ mod tests {
         std::os::unix::fs::symlink("../good", at("profiles/out")).unwrap();
         assert_eq!(profile(&named(at("profiles/own")), &only).unwrap(), "{}");
         assert!(profile(&named(at("good")), &only).is_err());
-        let error = profile(&named(at("profiles/out")), &only).unwrap_err().to_string();
+        let error = profile(&named(at("profiles/out")), &only).unwrap_err().chain().to_string();
         assert!(error.contains("leads out"), "{error}");
         // The kernel's log file in /proc is a regular file as well.
         for kernels in ["/proc/kmsg", "/proc/self/environ", "/sys/kernel/uevent_seqnum"] {
-            let error = profile(&named(kernels), &SecurityPolicy::default()).unwrap_err().to_string();
+            let error = profile(&named(kernels), &SecurityPolicy::default()).unwrap_err().chain().to_string();
             assert!(error.contains("kernel"), "{error}");
         }
     }

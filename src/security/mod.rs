@@ -39,9 +39,9 @@ pub(crate) struct Confinement {
 pub(crate) enum ConfinementError {
     #[error("the option {option} can't be {value:?}: {why}")]
     Value { option: &'static str, value: String, why: String },
-    #[error("the option {option} can't be {path:?}: {source}")]
+    #[error("the option {option} can't be {path:?}")]
     Profile { option: &'static str, path: PathBuf, source: HostPathError },
-    #[error("can't read {path}: {source}")]
+    #[error("can't read {path}")]
     Host { path: PathBuf, source: std::io::Error },
     #[error("the built-in seccomp profile can't be used: {0}")]
     BuiltIn(String),

@@ -29,7 +29,7 @@ pub(crate) struct Additions<'a> {
 /// The reasons why the operator's file can't be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FileError {
-    #[error("it is not TOML: {0}")]
+    #[error("it is not TOML")]
     NotToml(#[from] toml::de::Error),
     #[error("{key} in it must be {must}")]
     Key { key: &'static str, must: &'static str },

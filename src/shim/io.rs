@@ -180,7 +180,7 @@ fn find_pipe(path: &Path) -> Result<OwnedFd, Error> {
         HostPathError::WrongKind { .. } => refuse("is not a named pipe"),
         HostPathError::Missing(_) => Error::file("open the log pipe", path)(ErrorKind::NotFound.into()),
         HostPathError::Io { source, .. } => Error::file("open the log pipe", path)(source),
-        error => Error::file("open the log pipe", path)(std::io::Error::other(error.to_string())),
+        error => Error::file("open the log pipe", path)(std::io::Error::other(error)),
     })
 }
 

@@ -291,6 +291,7 @@ fn end_of_output(file: &Path) -> String {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::sys::error_chain::Chained;
 
     #[test]
     fn the_end_of_stderr_is_quoted() {
@@ -323,13 +324,13 @@ pub(super) mod tests {
         let bundle = Bundle::at(state.path(), "nomad", "x");
         bundle.create(Path::new("/bin/shim")).unwrap();
         let launcher = launcher("/bin/false", state.path());
-        let error = launcher.start(&bundle, "x", &[]).await.unwrap_err().to_string();
+        let error = launcher.start(&bundle, "x", &[]).await.unwrap_err().chain().to_string();
         assert_eq!(error, "/bin/false start failed for x: exit status: 1");
         let missing = Launcher { binary: "/no/such/shim".into(), ..launcher.clone() };
-        let error = missing.start(&bundle, "x", &[]).await.unwrap_err().to_string();
+        let error = missing.start(&bundle, "x", &[]).await.unwrap_err().chain().to_string();
         assert!(error.contains("/no/such/shim start failed for x: can't be run"), "{error}");
         let silent = Launcher { binary: "/bin/true".into(), ..launcher };
-        let error = silent.start(&bundle, "x", &[]).await.unwrap_err().to_string();
+        let error = silent.start(&bundle, "x", &[]).await.unwrap_err().chain().to_string();
         assert!(
             error.contains("the answer of /bin/true start for x can't be used: it printed nothing"),
             "{error}"

@@ -89,7 +89,7 @@ impl Shim {
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
     /// A call reached the shim, or should have.
-    #[error("{doing}: {source}")]
+    #[error("{doing}")]
     Call { doing: String, source: CallError },
     /// The shim's binary could not be run, failed, or did not end in time. The reason quotes its stderr.
     #[error("{binary} {action} failed for {id}: {reason}")]
@@ -102,10 +102,10 @@ pub(crate) enum Error {
         transient: bool,
     },
     /// The shim's binary succeeded, but its answer can't be used.
-    #[error("the answer of {binary} start for {id} can't be used: {source}")]
+    #[error("the answer of {binary} start for {id} can't be used")]
     Answer { binary: PathBuf, id: String, source: BootstrapError },
     /// A file of the bundle, or a pipe, could not be dealt with.
-    #[error("{doing} {path}: {source}")]
+    #[error("{doing} {path}")]
     File { doing: &'static str, path: PathBuf, source: std::io::Error },
     /// The runtime that is configured has no shim on this host.
     #[error(

@@ -65,7 +65,7 @@ pub(crate) enum HostPathError {
     Link { root: PathBuf, path: PathBuf },
     #[error("{path} is not {wanted}")]
     WrongKind { path: PathBuf, wanted: &'static str },
-    #[error("can't {doing} {path}: {source}")]
+    #[error("can't {doing} {path}")]
     Io { doing: &'static str, path: PathBuf, source: std::io::Error },
 }
 
@@ -301,6 +301,7 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
     use super::*;
+    use crate::sys::error_chain::Chained;
 
     /// Creates a root with `data/file`, and beside it files that must not be reached.
     fn tree() -> (tempfile::TempDir, PathBuf) {
@@ -325,7 +326,7 @@ mod tests {
             assert_eq!(read(&open(&root, Path::new(path)).unwrap()), "inside", "{path}");
         }
         open(&root, Path::new(".")).unwrap();
-        let error = open(&root, Path::new("data/none")).unwrap_err().to_string();
+        let error = open(&root, Path::new("data/none")).unwrap_err().chain().to_string();
         assert!(error.contains("data/none") && error.contains("create it"), "{error}");
     }
 
@@ -354,7 +355,7 @@ mod tests {
         assert_eq!(text, "inside");
         nix::unistd::mkfifo(&root.join("pipe"), Mode::from_bits_truncate(0o600)).unwrap();
         for path in ["pipe", "data"] {
-            let error = open_file(&root, Path::new(path)).unwrap_err().to_string();
+            let error = open_file(&root, Path::new(path)).unwrap_err().chain().to_string();
             assert!(error.contains(path) && error.contains("regular file"), "{error}");
         }
         symlink("../outside/secret", root.join("up")).unwrap();

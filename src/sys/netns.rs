@@ -42,7 +42,7 @@ const LOOPBACK_INDEX: u32 = 1;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NetnsError {
-    #[error("can't {doing} {path}: {source}")]
+    #[error("can't {doing} {path}")]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
     #[error("can't keep a network namespace at {0}: the descriptor is not a network namespace")]
     Other(PathBuf),

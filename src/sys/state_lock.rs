@@ -51,11 +51,11 @@ pub(crate) enum StateLockError {
     )]
     Held { directory: PathBuf, holder: Option<Holder> },
     #[error(
-        "can't lock the state directory {directory}: its file system has no locks ({source}); put it on a local one, such \
+        "can't lock the state directory {directory}: its file system has no locks ({error}); put it on a local one, such \
          as /run (plugin option state_dir)"
     )]
-    Unsupported { directory: PathBuf, source: io::Error },
-    #[error("can't lock the state directory: can't {doing} {path}: {source}")]
+    Unsupported { directory: PathBuf, error: io::Error },
+    #[error("can't lock the state directory: can't {doing} {path}")]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
 }
 
@@ -169,8 +169,8 @@ fn lock_file(directory: &Path, started: SystemTime) -> Result<File, StateLockErr
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Err(StateLockError::held(directory)),
-        Err(TryLockError::Error(source)) if is_unsupported(&source) => {
-            return Err(StateLockError::Unsupported { directory: directory.to_owned(), source });
+        Err(TryLockError::Error(error)) if is_unsupported(&error) => {
+            return Err(StateLockError::Unsupported { directory: directory.to_owned(), error });
         }
         Err(TryLockError::Error(source)) => return Err(StateLockError::io("lock", &path)(source)),
     }

@@ -29,7 +29,7 @@ impl Attempt {
     /// Names the file that can't be written.
     pub(super) fn write(&self, bundle: &Bundle) -> Result<()> {
         let json = serde_json::to_vec(self)
-            .map_err(|error| Error::Failed(format!("record the owner of the container: {error}")))?;
+            .map_err(|error| Error::failed(error).context("record the owner of the container"))?;
         Ok(bundle.write(FILE, &json)?)
     }
 

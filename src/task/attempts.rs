@@ -13,6 +13,7 @@ use super::container::ContainerHandles;
 use super::error::{Error, Result};
 use super::{Identity, NAMESPACE, Settings, Slot, Tasks};
 use crate::shim::{self, Bundle, bundles};
+use crate::sys::error_chain::Chained;
 
 /// An attempt's cgroup, by what a teardown may do to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +37,7 @@ impl ContainerHandles {
         let attempt = match Attempt::read(&self.bundle) {
             Ok(Some(attempt)) => attempt,
             Ok(None) => return Group::Unknown,
-            Err(error) => return Group::Unreadable(error.to_string()),
+            Err(error) => return Group::Unreadable(error.chain().to_string()),
         };
         match others(self.state_dir(), &self.id, |_, other| other.may_share_cgroup(&attempt)) {
             Ok(others) if others.is_empty() => Group::Own(attempt.cgroup),
@@ -45,7 +46,7 @@ impl ContainerHandles {
                 Group::Shared(attempt.cgroup)
             }
             Err(error) => {
-                tracing::warn!(container = self.id, %error, "can't tell whether other attempts share its cgroup");
+                tracing::warn!(container = self.id, error = %error.chain(), "can't tell whether other attempts share its cgroup");
                 Group::Unread(attempt.cgroup)
             }
         }
@@ -99,14 +100,14 @@ impl Tasks {
             );
             let Err(error) = self.destroy_container(Arc::clone(settings), &id, true).await else { continue };
             if !Bundle::at(container.state_dir(), NAMESPACE, &id).has_no_processes() {
-                return Err(Error::Transient(format!(
+                return Err(Error::transient(error).context(format_args!(
                     "container {id}, an earlier attempt of this task, can't be removed yet, and two attempts must \
-                     not run at once: {error}"
+                     not run at once"
                 )));
             }
             tracing::warn!(
                 container = id,
-                %error,
+                error = %error.chain(),
                 "no process of an earlier attempt is running; the rest of it is removed later"
             );
         }
@@ -126,13 +127,11 @@ impl Tasks {
         };
         let look = move || others(&state_dir, &id, is_meant);
         let found = tokio::task::spawn_blocking(look).await;
-        found.map_err(|error| Error::Failed(format!("look for earlier attempts: {error}")))?.map_err(
-            |error| {
-                Error::Transient(format!(
-                    "can't tell whether an earlier attempt of this task is running: {error}"
-                ))
-            },
-        )
+        let found = found.map_err(|error| Error::failed(error).context("look for earlier attempts"))?;
+        found.map_err(|error| {
+            let doing = "can't tell whether an earlier attempt of this task is running";
+            Error::transient(error).context(doing)
+        })
     }
 }
 

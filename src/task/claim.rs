@@ -15,6 +15,7 @@ use tokio::task::spawn_blocking;
 use super::agent::Agent;
 use super::error::{Error, Result};
 use super::{Settings, Tasks};
+use crate::sys::error_chain::Chained;
 use crate::sys::state_lock::{LockUntilExit, StateLock, StateLockError, Successor, has_successor};
 
 /// Interval between two tries to lock another plugin's directory, and between two looks for another plugin that waits.
@@ -78,7 +79,7 @@ impl Claim {
             Err(_) => match &*self.standing.borrow() {
                 Standing::Held => Ok(()),
                 Standing::Refused(error) => Err(error.clone()),
-                Standing::Unknown => Err(Error::Transient(format!(
+                Standing::Unknown => Err(Error::transient(format!(
                     "lock the state directory: the file system gave no answer in {limit:?}"
                 ))),
             },
@@ -145,7 +146,7 @@ async fn maintain(state_dir: PathBuf, tell: watch::Sender<Standing>, agent: Arc<
                 Err(error) => {
                     tracing::error!(
                         state_dir = %state_dir.display(),
-                        %error,
+                        error = %error.chain(),
                         "the state directory was removed, and another plugin has locked the new one: leaving it to \
                          that plugin"
                     );
@@ -179,8 +180,7 @@ async fn keep_up(state_dir: &Path, mut held: LockUntilExit) -> Result<LockUntilE
         (held, result)
     };
     let looked = spawn_blocking(look).await;
-    let (held, result) =
-        looked.map_err(|error| Error::Failed(format!("check the state directory: {error}")))?;
+    let (held, result) = looked.map_err(|error| Error::failed(error).context("check the state directory"))?;
     match result {
         Ok(false) => {}
         Ok(true) => tracing::warn!(
@@ -189,7 +189,7 @@ async fn keep_up(state_dir: &Path, mut held: LockUntilExit) -> Result<LockUntilE
         ),
         Err(error @ StateLockError::Held { .. }) => return Err(error.into()),
         Err(error) => {
-            tracing::warn!(%error, "the state directory was removed, and can't be locked again yet");
+            tracing::warn!(error = %error.chain(), "the state directory was removed, and can't be locked again yet");
         }
     }
     Ok(held)
@@ -217,9 +217,9 @@ async fn acquire(state_dir: &Path, tell: &watch::Sender<Standing>, agent: &Agent
                 return lock;
             }
             Ok(Err((error, successor))) => (Error::from(error), successor),
-            Err(error) => (Error::Failed(format!("lock the state directory: {error}")), None),
+            Err(error) => (Error::failed(error).context("lock the state directory"), None),
         };
-        let text = error.to_string();
+        let text = error.chain().to_string();
         if text != reported {
             tracing::warn!("{text}");
             reported = text;

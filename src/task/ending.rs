@@ -15,6 +15,7 @@ use super::exec::noted_process;
 use super::restore::restored_init;
 use super::runtime::gvisor_state;
 use crate::cgroup;
+use crate::sys::error_chain::Chained;
 use crate::sys::pidfd::ProcessHandle;
 use crate::sys::procfs::ProcessId;
 
@@ -65,7 +66,7 @@ impl ContainerHandles {
                 );
                 self.remove_group(group).await
             }
-            Remaining::Runs(left) | Remaining::Unknown(left) => Err(Error::Failed(left)),
+            Remaining::Runs(left) | Remaining::Unknown(left) => Err(Error::failed(left)),
             Remaining::Nothing | Remaining::Another(_) => Ok(()),
         }
     }
@@ -97,12 +98,12 @@ impl ContainerHandles {
             // The clean-up finds the runtime's state only by files of the shim's, which a restored bundle lacks.
             (Ok(()), Remaining::Nothing) => self.forget_runtime_state().await?,
             // Some shims report success though they could not clean up.
-            (Ok(()), Remaining::Runs(left) | Remaining::Unknown(left)) => return Err(Error::Failed(left)),
+            (Ok(()), Remaining::Runs(left) | Remaining::Unknown(left)) => return Err(Error::failed(left)),
             (Err(error), Remaining::Runs(left) | Remaining::Unknown(left) | Remaining::Another(left)) => {
-                return Err(Error::Failed(format!("{error}; {left}")));
+                return Err(Error::failed(format!("{}; {left}", error.chain())));
             }
             (Err(error), Remaining::Nothing) => {
-                tracing::warn!(container = self.id, %error, "the shim's clean-up failed; no process of the container is running");
+                tracing::warn!(container = self.id, error = %error.chain(), "the shim's clean-up failed; no process of the container is running");
                 self.forget_runtime_state().await?;
             }
         }
@@ -121,10 +122,10 @@ impl ContainerHandles {
             let what = match self.launcher.has_stale_shim(&self.bundle, &self.id).await {
                 Ok(false) => return self.forget_runtime_state().await,
                 Ok(true) => "its shim is still running".to_owned(),
-                Err(error) => format!("can't tell whether its shim is running: {error}"),
+                Err(error) => format!("can't tell whether its shim is running: {}", error.chain()),
             };
             if Instant::now() > until {
-                return Err(Error::Failed(what));
+                return Err(Error::failed(what));
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
@@ -146,7 +147,10 @@ impl ContainerHandles {
             Ok(false) => {}
             Ok(true) => return Remaining::Runs("its shim is still running".to_owned()),
             Err(error) => {
-                return Remaining::Unknown(format!("can't tell whether its shim is running: {error}"));
+                return Remaining::Unknown(format!(
+                    "can't tell whether its shim is running: {}",
+                    error.chain()
+                ));
             }
         }
         if let Some(init) = self.noted_init().await {
@@ -210,7 +214,7 @@ impl ContainerHandles {
         let removed = tokio::task::spawn_blocking(remove).await;
         match removed.map_err(io::Error::other).flatten() {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(Error::Failed(format!("remove the runtime's state {shown}: {error}")))
+                Err(Error::failed(error).context(format_args!("remove the runtime's state {shown}")))
             }
             _ => Ok(()),
         }
@@ -221,7 +225,8 @@ impl ContainerHandles {
     async fn remove_group(&self, group: Group) -> Result<()> {
         let Group::Own(path) = group else { return Ok(()) };
         cgroup::remove(&path, self.owner_of(&path)).await.map_err(|error| {
-            Error::Failed(format!("remove the cgroup {} of container {}: {error}", path.display(), self.id))
+            let doing = format!("remove the cgroup {} of container {}", path.display(), self.id);
+            Error::failed(error).context(doing)
         })
     }
 }

@@ -123,7 +123,7 @@ impl Task {
         let ended = phase.wait_for(|phase| matches!(phase, Phase::Exited(_))).await;
         match ended.as_deref() {
             Ok(Phase::Exited(exit)) => Ok(exit.clone()),
-            _ => Err(Error::Failed(format!("wait for task {}: its supervisor has ended", self.id()))),
+            _ => Err(Error::failed(format!("wait for task {}: its supervisor has ended", self.id()))),
         }
     }
 
@@ -246,7 +246,7 @@ impl Tasks {
             None => {}
             Some(Slot::Removing) => return Ok(None),
             Some(Slot::Starting(_) | Slot::Active(_)) => {
-                return Err(Error::Conflict("it already exists".to_owned()));
+                return Err(Error::conflict("it already exists"));
             }
         }
         let starting = Starting {

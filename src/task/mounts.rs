@@ -14,6 +14,7 @@ use super::error::{Error, Result};
 use crate::config::{JobMount, MountSource, Mounts, PluginConfig, ResolvedPath, TaskDirectory};
 use crate::shim::{Bundle, StagedMount};
 use crate::spec::{self, StagedSource};
+use crate::sys::error_chain::Chained;
 use crate::sys::host_files;
 use crate::sys::host_path::{self, Area, HostPathError};
 use crate::sys::mount_table::{self, Mount, Propagation};
@@ -136,11 +137,12 @@ impl OfNomad {
 
     fn replaced(&self, error: &HostPathError) -> Error {
         let text = format!(
-            "a directory that Nomad has made for the allocation was replaced or removed, perhaps by a task: {error}. \
+            "a directory that Nomad has made for the allocation was replaced or removed, perhaps by a task: {}. \
              Stop the allocation, and Nomad places another (nomad alloc stop {})",
+            error.chain(),
             self.alloc_id
         );
-        if matches!(error, HostPathError::Io { .. }) { Error::Transient(text) } else { Error::Failed(text) }
+        if matches!(error, HostPathError::Io { .. }) { Error::transient(text) } else { Error::failed(text) }
     }
 }
 
@@ -151,7 +153,7 @@ fn check_destination(mount: &pb::Mount) -> Result<()> {
     if !is_nomads && at != Path::new("/") {
         return Ok(());
     }
-    Err(Error::Invalid(format!(
+    Err(Error::invalid(format!(
         "the volume_mount with destination {:?} would replace {}, which every task has; choose another destination",
         mount.task_path,
         at.display()
@@ -176,10 +178,12 @@ fn volume(mount: &pb::Mount) -> Result<Source> {
     let pb::Mount { host_path, task_path, readonly, .. } = mount;
     let what = format!("the volume at {task_path} can't be mounted");
     let path = Path::new(host_path).strip_prefix("/").unwrap_or(Path::new(host_path));
-    let place = host_path::open(Path::new("/"), path)
-        .map_err(|error| Error::failed(format!("{what}: {error}"), error.is_transient()))?;
-    let Mount { flags, propagation: source_propagation, .. } = mount_table::of(&place)
-        .map_err(|error| Error::system(format_args!("{what}: {host_path}"), &error))?;
+    let place = host_path::open(Path::new("/"), path).map_err(|error| {
+        let transient = error.is_transient();
+        Error::failure(error, transient).context(&what)
+    })?;
+    let Mount { flags, propagation: source_propagation, .. } =
+        mount_table::of(&place).map_err(|error| Error::system(format_args!("{what}: {host_path}"), error))?;
     // A propagation that the host doesn't allow is weakened, not refused: Nomad asks for it.
     let propagation = match mount.propagation_mode.as_str() {
         "bidirectional" if source_propagation.shared => MsFlags::MS_SHARED,
@@ -206,28 +210,28 @@ pub(super) async fn off_thread<T: Send + 'static>(
     what: &str,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    host_files::look(place, host_files::LIMIT, work).await.map_err(|error| Error::system(what, &error))?
+    host_files::look(place, host_files::LIMIT, work).await.map_err(|error| Error::system(what, error))?
 }
 
 impl ResolvedMount {
     fn open(&self) -> Result<Source> {
         let Self { mount, resolved } = self;
-        let at = |why: String| format!("the option {} can't mount at {}: {why}", mount.option, mount.target);
-        let refuse = |why: String| Error::Invalid(at(why));
+        let what = format!("the option {} can't mount at {}", mount.option, mount.target);
+        let refuse = |why: &str| Error::invalid(why).context(&what);
         if matches!(&mount.source, MountSource::Host(source) if source.is_labelled)
             && Path::new(SELINUX).exists()
         {
             let why = "its z or Z asks for an SELinux label, and this driver sets none; label the source on the host (chcon -R \
              -t container_file_t) and leave it out";
-            return Err(refuse(why.to_owned()));
+            return Err(refuse(why));
         }
         let place = self.find();
-        let place = place.map_err(|error| Error::refused(at(error.to_string()), error.is_transient()))?;
+        let place = place.map_err(|error| Error::unusable_path(error).context(&what))?;
         let shown = resolved.shown();
-        let Mount { flags, propagation: source_propagation, .. } =
-            mount_table::of(&place).map_err(|error| refuse(format!("{}: {error}", shown.display())))?;
+        let Mount { flags, propagation: source_propagation, .. } = mount_table::of(&place)
+            .map_err(|error| Error::invalid(error).context(shown.display()).context(&what))?;
         let propagation = propagation(mount.propagation().unwrap_or_default(), source_propagation)
-            .map_err(|why| refuse(format!("{}: {why}", shown.display())))?;
+            .map_err(|why| refuse(&format!("{}: {why}", shown.display())))?;
         let (target, is_read_only) = (mount.target.clone(), mount.is_read_only());
         Ok(Source { target, place, propagation, is_read_only, kept: kept(flags) })
     }

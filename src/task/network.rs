@@ -25,6 +25,7 @@ use super::{Phase, Settings, Task, Tasks};
 use crate::cni::{self, AddResult, Attachment, Capabilities, PortMapping, Protocol};
 use crate::config::{Bandwidth, Network, NetworkOptions, OwnNetworkOptions, Rate};
 use crate::spec::NetNamespace;
+use crate::sys::error_chain::Chained;
 use crate::sys::netns;
 use crate::sys::pidfd::Init;
 
@@ -87,7 +88,7 @@ impl NetworkPlan {
         let plugins = match &network {
             Network::Own(name) => Some(settings.cni.network(name.as_deref()).await?),
             Network::OfTask(name) if *name == config.name => {
-                return Err(Error::Invalid(format!(
+                return Err(Error::invalid(format!(
                     "the option network_mode can't be \"task:{name}\": that is this task itself"
                 )));
             }
@@ -198,7 +199,7 @@ impl NetworkPlan {
     /// Checks that the network has given the task what was asked for, which plugins may pass over in silence.
     fn is_met(&self, network: &str, addresses: &[IpAddr], mac: Option<&str>) -> Result<()> {
         let unmet = |option: &str, requested: &str| {
-            Error::Invalid(format!(
+            Error::invalid(format!(
                 "the option {option} can't be {requested:?}: network {network} has given the task another one"
             ))
         };
@@ -220,7 +221,7 @@ impl NetworkPlan {
             if let Ok(host) = port.host_ip.parse::<IpAddr>()
                 && !addresses.iter().any(|address| address.is_ipv4() == host.is_ipv4())
             {
-                return Err(Error::Invalid(format!(
+                return Err(Error::invalid(format!(
                     "the option ports can't have {:?}: the host's address for it is {host}, and the task's network \
                      has no address of that IP version",
                     port.label
@@ -237,7 +238,7 @@ impl NetworkPlan {
         let wanted = addresses.iter().find(|address| address.is_ipv6() == advertise_ipv6);
         if advertise_ipv6 && wanted.is_none() {
             let why = "the task's network has given it no IPv6 address";
-            return Err(Error::Invalid(format!("the option advertise_ipv6_address can't be true: {why}")));
+            return Err(Error::invalid(format!("the option advertise_ipv6_address can't be true: {why}")));
         }
         let Some(&address) = wanted.or(addresses.first()) else { return Ok(None) };
         let ports = self.ports.iter().map(|port| (port.label.clone(), inside(port))).collect();
@@ -253,7 +254,7 @@ fn published(labels: &[String], offered: &[pb::PortMapping]) -> Result<Vec<pb::P
             return Ok(found);
         }
         let known: Vec<_> = offered.iter().map(|port| port.label.as_str()).collect();
-        Err(Error::Invalid(format!(
+        Err(Error::invalid(format!(
             "the option ports can't have {label:?}: the group's network block has {}",
             if known.is_empty() { "no ports".to_owned() } else { format!("the ports {}", known.join(", ")) }
         )))
@@ -318,7 +319,7 @@ async fn share(
     }
     if is_same(&namespace, OWN_NETWORK) {
         let why = "that task uses the host's network; set network_mode = \"host\" instead";
-        return Err(Error::Invalid(why.to_owned()));
+        return Err(Error::invalid(why));
     }
     let at = container.bundle.network_namespace();
     netns::pin(OwnedFd::from(namespace), &at).await?;
@@ -335,7 +336,7 @@ fn of_task(name: &str) -> String {
 }
 
 fn does_not_run(name: &str) -> Error {
-    Error::Transient(format!("the task {name:?} of this allocation is not running"))
+    Error::transient(format!("the task {name:?} of this allocation is not running"))
 }
 
 fn is_same(namespace: &File, other: &str) -> bool {
@@ -384,7 +385,7 @@ impl ContainerHandles {
         if record.exists()
             && let Err(error) = self.cni.check(&record).await
         {
-            tracing::warn!(container = self.id, %error, "the task's network was changed or removed; restart the task");
+            tracing::warn!(container = self.id, error = %error.chain(), "the task's network was changed or removed; restart the task");
         }
     }
 

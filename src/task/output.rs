@@ -17,6 +17,7 @@ use super::{DriverState, Phase, Settings, Tasks};
 use crate::config::{LogCollection, LogLimits, TaskOptions};
 use crate::logs::{Limits, LogCollector, LogEvent, Stream, Target, WriterPool};
 use crate::shim::{Bundle, DEV_NULL, HeldPipes, LogPaths};
+use crate::sys::error_chain::Chained;
 
 /// Pause between retries of collecting a recovered task's output.
 const TRIED_AGAIN: Duration = Duration::from_secs(5);
@@ -95,7 +96,7 @@ impl Tasks {
         task_events: &TaskEvents,
     ) -> Result<Option<LogCollector>> {
         let Some(target) = &driver_state.collected else { return Ok(None) };
-        let failed = |error: std::io::Error| Error::system("collect the task's output", &error);
+        let failed = |error: std::io::Error| Error::system("collect the task's output", error);
         let log_writers = self
             .log_writers
             .get_or_try_init(|| std::future::ready(WriterPool::new()))
@@ -124,8 +125,8 @@ impl Tasks {
         trouble: Error,
     ) {
         let container = &driver_state.container_id;
-        tracing::error!(container, error = %trouble, "the task's output can't be collected for now; trying again");
-        let waits = |why: &Error| LogEvent::Blocked { stream: Stream::Stdout, why: why.to_string() };
+        tracing::error!(container, error = %trouble.chain(), "the task's output can't be collected for now; trying again");
+        let waits = |why: &Error| LogEvent::Blocked { stream: Stream::Stdout, why: why.chain().to_string() };
         let begin = async {
             let mut reported = false;
             loop {
@@ -133,7 +134,7 @@ impl Tasks {
                 match self.collect_output(&driver_state, &task_events).await {
                     Ok(log_collector) => break (log_collector, reported),
                     Err(error) if reported => {
-                        tracing::debug!(container, %error, "the task's output still can't be collected");
+                        tracing::debug!(container, error = %error.chain(), "the task's output still can't be collected");
                     }
                     Err(error) => task_events.logs(waits(&error)),
                 }

@@ -17,6 +17,7 @@ use super::runtime::renew_wrapper;
 use super::supervisor::Supervision;
 use super::{DriverState, Identity, Settings, Task, Tasks};
 use crate::shim::{self, Connection, Family};
+use crate::sys::error_chain::Chained;
 use crate::sys::pidfd::Init;
 use crate::sys::procfs::{ProcessId, Stat};
 
@@ -85,7 +86,7 @@ async fn find(
     let restored = container.restore_off_thread().await;
     if container.bundle.is_marked_for_removal() {
         let directory = container.bundle.directory().display();
-        return Err(Error::Failed(match (restored, is_of_this_boot) {
+        return Err(Error::failed(match (restored, is_of_this_boot) {
             (true, _) => format!("its bundle directory {directory} was removed"),
             (false, true) => "it was being removed".to_owned(),
             (false, false) => "the host was restarted after its start".to_owned(),
@@ -96,11 +97,11 @@ async fn find(
     let execs = tokio::task::spawn_blocking(move || StaleExecs::find(&bundle)).await;
     if driver_state.family() == Family::Gvisor {
         if let Err(error) = renew_wrapper(settings).await {
-            tracing::warn!(container = driver_state.container_id, %error, "can't renew the link by which its shim finds runsc");
+            tracing::warn!(container = driver_state.container_id, error = %error.chain(), "can't renew the link by which its shim finds runsc");
         }
     } else if let Err(error) = settings.events.address_for(&driver_state.shim_binary).await {
         // A shim whose events are not taken retries each event, and says so in its log.
-        tracing::warn!(container = driver_state.container_id, %error, "can't accept its shim's events");
+        tracing::warn!(container = driver_state.container_id, error = %error.chain(), "can't accept its shim's events");
     }
     let init = hold(driver_state.init).await;
     let connection = reach(&container, &driver_state, &init).await?;
@@ -169,7 +170,7 @@ async fn reach(
             Ok(Ok(_)) => return Ok(connection),
             Ok(Err(error)) if error.is_not_found() => return Err(error.into()),
             Ok(Err(error)) => Error::from(error),
-            Err(_) => Error::Failed(format!("its shim does not answer within {SHIM_ANSWERS:?}")),
+            Err(_) => Error::failed(format!("its shim does not answer within {SHIM_ANSWERS:?}")),
         },
         Err(error) => error.into(),
     };
@@ -182,7 +183,7 @@ async fn reach(
     }
     tracing::warn!(
         container = driver_state.container_id,
-        %error,
+        error = %error.chain(),
         "the shim does not answer, but it and the task's process are running as far as can be told"
     );
     Ok(Connection::deferred(&driver_state.shim.bootstrap, &driver_state.container_id))
@@ -201,13 +202,12 @@ fn has_gone(process: ProcessId, seen: &std::io::Result<Option<Stat>>) -> bool {
 
 impl DriverState {
     pub(super) fn encode(&self) -> Result<Vec<u8>> {
-        serde_json::to_vec(self).map_err(|error| Error::Failed(format!("encode the driver state: {error}")))
+        serde_json::to_vec(self).map_err(|error| Error::failed(error).context("encode the driver state"))
     }
 
     fn decode(driver_state: &[u8]) -> Result<Self> {
-        serde_json::from_slice(driver_state).map_err(|error| {
-            Error::Invalid(format!("the handle has no driver state of this driver: {error}"))
-        })
+        serde_json::from_slice(driver_state)
+            .map_err(|error| Error::invalid(error).context("the handle has no driver state of this driver"))
     }
 }
 

@@ -9,6 +9,7 @@ use super::container::{ContainerHandles, RestoreFacts};
 use super::error::{Error, Result};
 use super::{DriverState, Identity};
 use crate::shim::Bundle;
+use crate::sys::error_chain::Chained;
 use crate::sys::procfs::ProcessId;
 
 /// Name of the file in a restored bundle that identifies the container's first process.
@@ -77,7 +78,7 @@ impl ContainerHandles {
         };
         let restored = restore();
         if let Err(error) = restored {
-            tracing::warn!(container = id, %error, "can't restore the task's bundle; killing what can be found without it");
+            tracing::warn!(container = id, error = %error.chain(), "can't restore the task's bundle; killing what can be found without it");
         }
         true
     }
@@ -90,7 +91,7 @@ fn write_init(bundle: &Bundle, init: ProcessId) -> Result<()> {
         return Ok(());
     }
     let json = serde_json::to_vec(&init)
-        .map_err(|error| Error::Failed(format!("record the container's first process: {error}")))?;
+        .map_err(|error| Error::failed(error).context("record the container's first process"))?;
     Ok(bundle.write(INIT, &json)?)
 }
 

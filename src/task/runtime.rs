@@ -17,7 +17,9 @@ use crate::config::{PluginConfig, RuntimeOptions, TaskOptions, sandbox};
 use crate::gvisor::WRAPPER;
 use crate::shim::gvisor::{self, Additions};
 use crate::shim::{self, CreateOptions, Family};
+use crate::sys::error_chain::Chained;
 use crate::sys::host_path::Area;
+use crate::sys::os_error::is_transient;
 
 /// Maximum size of a file of options. Those in use have a few lines.
 const FILE_LIMIT_BYTES: u64 = 1024 * 1024;
@@ -76,7 +78,7 @@ pub(super) fn check_options(config: &PluginConfig) -> Result<()> {
         if let Some(takes) = Family::of_runtime(runtime, None).options_type()
             && let Some(given) = type_url.as_ref().filter(|given| *given != takes)
         {
-            return Err(Error::Invalid(format!(
+            return Err(Error::invalid(format!(
                 "the plugin option runtime_options.type_url can't be {given:?} for the runtime {runtime}: by its \
                  name, its shim takes options of the type {takes:?} only; leave type_url out, or, if it is another \
                  shim, rename its binary"
@@ -85,7 +87,7 @@ pub(super) fn check_options(config: &PluginConfig) -> Result<()> {
         if Family::of_runtime(runtime, type_url.as_deref()) == Family::Runc
             && let Some(path) = config_path
         {
-            return Err(Error::Invalid(format!(
+            return Err(Error::invalid(format!(
                 "the plugin option runtime_options.config_path can't be {:?}: the shim of the runtime {runtime} is \
                  of the runc family, which reads no options file; leave it out, and set the program to run by \
                  oci_runtime",
@@ -101,7 +103,7 @@ pub(super) fn check_options(config: &PluginConfig) -> Result<()> {
 pub(super) async fn warn_of_missing_shims(config: &PluginConfig) {
     for runtime in config.runtime_options.keys().filter(|runtime| **runtime != config.containerd_runtime) {
         if let Err(error) = find_programs(runtime.clone(), None).await {
-            tracing::warn!(runtime, %error, "a block of the plugin option runtime_options has no effect for now");
+            tracing::warn!(runtime, error = %error.chain(), "a block of the plugin option runtime_options has no effect for now");
         }
     }
 }
@@ -116,7 +118,7 @@ fn runc_options(program: Option<String>, settings: &Settings) -> CreateOptions {
 
 fn other_options(runtime: &str, options: RuntimeOptions, program: Option<&str>) -> Result<CreateOptions> {
     if let Some(program) = program {
-        return Err(Error::Invalid(format!(
+        return Err(Error::invalid(format!(
             "the option oci_runtime can't be {program:?} with the runtime {runtime}: the type of options that its \
              shim takes is not known; leave it out, or, if that shim takes the options of the runc family, set the \
              plugin option runtime_options with type_url = \"{}\"",
@@ -135,7 +137,7 @@ fn other_options(runtime: &str, options: RuntimeOptions, program: Option<&str>) 
 /// Checks what Nomad gives a sandboxed task beside its options, as [`TaskOptions::fit_sandbox`] checks the options.
 fn nomads_fit_sandbox(task: &pb::TaskConfig) -> Result<()> {
     let unfit =
-        |what: String, why: &str| Err(Error::Invalid(format!("{what}: {}", sandbox::unfit_for_sandbox(why))));
+        |what: String, why: &str| Err(Error::invalid(format!("{what}: {}", sandbox::unfit_for_sandbox(why))));
     if let Some(device) = task.devices.first() {
         let what = format!("the device {} of the task's device block", device.host_path);
         return unfit(what, sandbox::NO_DEVICES);
@@ -145,7 +147,7 @@ fn nomads_fit_sandbox(task: &pb::TaskConfig) -> Result<()> {
         return unfit(what, sandbox::NO_SPREADING);
     }
     if is_taken_for_systemds(cgroup::mode(), &cgroup_of(task).path) {
-        return Err(Error::Invalid(format!(
+        return Err(Error::invalid(format!(
             "the task name {:?}: under gVisor a task name with two colons is refused, since runsc takes the path of \
              its cgroup for names of systemd units; rename the task, or give it a runtime of the runc family (option \
              runtime)",
@@ -169,20 +171,17 @@ async fn gvisor_options(
     let root = gvisor_root(&state_dir);
     let place = file.clone().unwrap_or_else(|| "/".into());
     let build = move || {
-        let refused = |path: &Path, why: String, passes| {
-            let text =
-                format!("the plugin option runtime_options.config_path names {}: {why}", path.display());
-            Error::refused(text, passes)
-        };
+        let named =
+            |path: &Path| format!("the plugin option runtime_options.config_path names {}", path.display());
         let operators = match &file {
-            Some(path) => read(path).map_err(|(why, passes)| refused(path, why, passes))?,
+            Some(path) => read(path).map_err(|error| error.context(named(path)))?,
             None => String::new(),
         };
         let wrapper = wrapper(&state_dir)?;
         let additions = Additions { root: &root, wrapper: &wrapper, program: program.as_deref() };
         let built = gvisor::options(&operators, additions);
-        let built = built
-            .map_err(|error| refused(file.as_deref().unwrap_or(Path::new("")), error.to_string(), false))?;
+        let path = file.as_deref().unwrap_or(Path::new(""));
+        let built = built.map_err(|error| Error::invalid(error).context(named(path)))?;
         if let CreateOptions::Gvisor { program, .. } = &built {
             shim::require_program(program)?;
         }
@@ -196,11 +195,11 @@ async fn gvisor_options(
 /// last.
 fn wrapper(state_dir: &Path) -> Result<PathBuf> {
     let link = state_dir.join(WRAPPER);
-    let failed = |error: std::io::Error| Error::system(format!("create the link {}", link.display()), &error);
+    let failed = |error: std::io::Error| Error::system(format!("create the link {}", link.display()), error);
     let own = present(std::env::current_exe().map_err(failed)?);
     if !own.exists() {
         let text = format!("the plugin's binary {} was removed: install it again", own.display());
-        return Err(Error::failed(text, true));
+        return Err(Error::transient(text));
     }
     if std::fs::read_link(&link).is_ok_and(|leads_to| leads_to == own) {
         return Ok(link);
@@ -233,16 +232,19 @@ fn present(own: PathBuf) -> PathBuf {
     }
 }
 
-/// Reads a file of the operator's. The error has the reason, and whether it is transient.
-fn read(path: &Path) -> std::result::Result<String, (String, bool)> {
+/// Reads a file of the operator's.
+fn read(path: &Path) -> Result<String> {
     let beneath = path.strip_prefix("/").unwrap_or(path);
     let area = Area { root: Path::new("/"), plain: Path::new("") };
-    let file = area.open_file(beneath).map_err(|error| (error.to_string(), error.is_transient()))?;
+    let file = area.open_file(beneath).map_err(Error::unusable_path)?;
     let mut text = String::new();
     match file.take(FILE_LIMIT_BYTES + 1).read_to_string(&mut text) {
-        Err(error) => Err((error.to_string(), crate::sys::os_error::is_transient(&error))),
+        Err(error) => {
+            let transient = is_transient(&error);
+            Err(Error::refused(error, transient))
+        }
         Ok(length) if length as u64 > FILE_LIMIT_BYTES => {
-            Err((format!("it has more than {FILE_LIMIT_BYTES} bytes"), false))
+            Err(Error::invalid(format!("it has more than {FILE_LIMIT_BYTES} bytes")))
         }
         Ok(_) => Ok(text),
     }
@@ -364,8 +366,8 @@ mod tests {
         std::fs::write(at("large"), vec![b' '; 2 << 20]).unwrap();
         nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         for name in ["large", "pipe", "missing"] {
-            let (why, passes) = read(&at(name)).unwrap_err();
-            assert!(!why.is_empty() && !passes, "{name}: {why}");
+            let error = read(&at(name)).unwrap_err();
+            assert!(matches!(error, Error::Invalid(_)), "{name}: {error:?}");
         }
     }
 }

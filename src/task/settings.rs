@@ -100,7 +100,7 @@ pub(super) async fn find_programs(runtime: String, program: Option<String>) -> R
         Ok::<_, shim::Error>(shim)
     };
     let found = host_files::look(&place, host_files::LIMIT, find).await;
-    Ok(found.map_err(|error| Error::system("find the programs of the runtime, by PATH", &error))??)
+    Ok(found.map_err(|error| Error::system("find the programs of the runtime, by PATH", error))??)
 }
 
 fn pull_settings(pulls: &Pulls) -> PullSettings {

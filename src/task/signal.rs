@@ -54,7 +54,7 @@ fn realtime(name: &str) -> Option<i32> {
 fn unknown(text: &str) -> Error {
     let names: Vec<_> = Signal::iterator().map(Signal::as_str).collect();
     let names = names.join(", ");
-    Error::Invalid(format!(
+    Error::invalid(format!(
         "unknown signal {text:?}; known are {names}, SIGRTMIN+n, SIGRTMAX-n and their numbers"
     ))
 }

@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use super::error::{Error, Result};
 use super::{Phase, Slot, Task, Tasks, container, signal};
 use crate::shim::Family;
+use crate::sys::error_chain::Chained;
 
 /// Maximum time that a killed task may take to exit. The kernel needs no time, but a process stuck in a device does.
 const AFTER_SIGKILL: Duration = Duration::from_secs(30);
@@ -58,7 +59,7 @@ impl Task {
                 && let Err(error) = self.connection.kill(signal, false).await
             {
                 // Most often the task has just ended by itself; if not, SIGKILL will tell.
-                tracing::debug!(task = self.id(), signal, %error, "the stop signal was not delivered");
+                tracing::debug!(task = self.id(), signal, error = %error.chain(), "the stop signal was not delivered");
             }
             self.wait().await
         };
@@ -91,10 +92,10 @@ impl Task {
             return Ok(());
         }
         let why = match by_shim {
-            Ok(Err(error)) => error.to_string(),
-            _ => "it is still running after SIGKILL".to_owned(),
+            Ok(Err(error)) => Error::failed(error),
+            _ => Error::failed("it is still running after SIGKILL"),
         };
-        Err(Error::Failed(format!("stop task {}: {why}", self.id())))
+        Err(why.context(format_args!("stop task {}", self.id())))
     }
 
     /// Sends a signal to the task's process.
@@ -104,10 +105,10 @@ impl Task {
     pub(crate) async fn signal(&self, name: &str) -> Result<()> {
         let signal = signal::parse(name)?;
         if self.has_exited() {
-            return Err(Error::Conflict(format!("signal task {}: it has exited", self.id())));
+            return Err(Error::conflict(format!("signal task {}: it has exited", self.id())));
         }
         self.container.restore_off_thread().await;
-        self.connection.kill(signal, false).await.map_err(|error| Error::Failed(error.to_string()))
+        self.connection.kill(signal, false).await.map_err(Error::failed)
     }
 
     /// Returns the signal that a task is asked to exit by: the job's, else the image's, else SIGTERM. SIGTERM also
@@ -123,7 +124,7 @@ impl Task {
             return Some(Signal::SIGTERM as i32);
         }
         let parsed = signal::parse(wanted).unwrap_or_else(|error| {
-            tracing::warn!(task = self.id(), %error, "the task is stopped by SIGTERM instead");
+            tracing::warn!(task = self.id(), error = %error.chain(), "the task is stopped by SIGTERM instead");
             Signal::SIGTERM as i32
         });
         Some(parsed)

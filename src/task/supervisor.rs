@@ -21,6 +21,7 @@ use super::{DriverState, Exit, Phase};
 use crate::cgroup::OomWatch;
 use crate::logs::LogCollector;
 use crate::shim::{self, Connection, Family, LogPaths, PendingWait, ProcessExit, Shim, wait_drained};
+use crate::sys::error_chain::Chained;
 use crate::sys::pidfd::Init;
 use crate::sys::process_end::SIGNAL_BASE;
 
@@ -199,7 +200,7 @@ async fn answer(
         if error.is_not_found() || is_gone().await {
             break;
         }
-        tracing::debug!(%error, ?pause, "the shim is running, but can't be asked for the task's exit; asking again");
+        tracing::debug!(error = %error.chain(), ?pause, "the shim is running, but can't be asked for the task's exit; asking again");
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
         answer = again().await;
@@ -328,13 +329,13 @@ async fn without_shim(container: &ContainerHandles, init: Option<&Init>, error: 
     // The death of the shim closed the other ends of the task's pipes, which may end the task as well.
     let ended_before = init.is_some_and(Init::has_ended);
     let at = SystemTime::now();
-    tracing::warn!(container = container.id, %error, ended_before, "the shim has died, or no longer has the task; killing its container");
+    tracing::warn!(container = container.id, error = %error.chain(), ended_before, "the shim has died, or no longer has the task; killing its container");
     if let Some(init) = init {
         init.kill();
     }
     let left = container.end_without_shim().await.err();
     if let Some(left) = &left {
-        tracing::error!(container = container.id, %left, "can't kill the container of a dead shim; trying again");
+        tracing::error!(container = container.id, left = %left.chain(), "can't kill the container of a dead shim; trying again");
         tokio::spawn(container.clone().keep_ending());
     }
     let own_end = init.filter(|_| ended_before && left.is_none()).and_then(Init::exit_status);
@@ -346,10 +347,13 @@ async fn without_shim(container: &ContainerHandles, init: Option<&Init>, error: 
             oom_killed: false,
             at,
             error: Some(match left {
-                None => format!("the task's shim died, and the task was killed without it: {error}"),
+                None => {
+                    format!("the task's shim died, and the task was killed without it: {}", error.chain())
+                }
                 Some(left) => format!(
                     "the task's shim died, and the rest of the task can't be killed yet; the driver keeps trying, \
-                     and starts no other attempt until then: {left}"
+                     and starts no other attempt until then: {}",
+                    left.chain()
                 ),
             }),
         },

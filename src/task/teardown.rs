@@ -15,6 +15,7 @@ use super::error::{Error, Result};
 use super::timeline::{Call, Timeline};
 use super::{RemovalGuard, Settings, Slot, Tasks};
 use crate::shim::{Bundle, Connection, Shim, State, wait_pending};
+use crate::sys::error_chain::Chained;
 
 /// Maximum time that a killed container may take to exit.
 const KILLED: Duration = Duration::from_secs(10);
@@ -72,7 +73,7 @@ impl Tasks {
             outcome
         });
         let outcome =
-            torn_down.await.map_err(|error| Error::Failed(format!("the teardown was interrupted: {error}")));
+            torn_down.await.map_err(|error| Error::failed(error).context("the teardown was interrupted"));
         outcome.flatten()
     }
 
@@ -87,9 +88,7 @@ impl Tasks {
         let mut slots = self.lock();
         let container = match slots.get(container_id) {
             Some(Slot::Active(task)) if !force && !task.has_exited() => {
-                return Err(Error::Conflict(
-                    "it is running: stop it first, or destroy it by force".to_owned(),
-                ));
+                return Err(Error::conflict("it is running: stop it first, or destroy it by force"));
             }
             Some(Slot::Active(task)) => {
                 task.end_stats();
@@ -116,7 +115,7 @@ where
 {
     let bundle = bundle.clone();
     let changed = tokio::task::spawn_blocking(move || change(&bundle)).await;
-    Ok(changed.map_err(|error| Error::Failed(format!("change the bundle: {error}")))??)
+    Ok(changed.map_err(|error| Error::failed(error).context("change the bundle"))??)
 }
 
 fn record_end_of_processes(bundle: &Bundle) -> Result<()> {
@@ -155,7 +154,7 @@ impl ContainerHandles {
             // container is found and taken down as an orphan is.
             let marked = on_disk(bundle, Bundle::mark_for_removal).await;
             if let Err(error) = &marked {
-                tracing::warn!(container = id, %error, "can't mark the container for removal; continuing");
+                tracing::warn!(container = id, error = %error.chain(), "can't mark the container for removal; continuing");
             }
             timeline.step("processes", self.end_processes(timeline)).await?;
             on_disk(bundle, record_end_of_processes).await?;
@@ -179,7 +178,7 @@ impl ContainerHandles {
         let shim = self.bundle.read_shim();
         let removed = match &shim {
             Some(shim) => self.end_by_shim(shim, timeline).await.unwrap_or_else(|error| {
-                tracing::warn!(container = self.id, %error, "the shim can't kill its container");
+                tracing::warn!(container = self.id, error = %error.chain(), "the shim can't kill its container");
                 false
             }),
             None => false,

@@ -95,6 +95,7 @@ mod tests {
     use serde_json::json;
 
     use crate::config::plugin::tests::{decode, plugin};
+    use crate::sys::error_chain::Chained;
 
     #[test]
     fn credentials_need_a_registry_and_are_redacted() {
@@ -112,7 +113,7 @@ mod tests {
             json!({"helper": "ecr-login", "helper_env": ["AWS_SECRET_ACCESS_KEY=hunter2"]}),
         ] {
             let options = json!({"containerd_runtime": "io.containerd.runc.v2", "auth": auth});
-            let error = decode(&options).unwrap_err().to_string();
+            let error = decode(&options).unwrap_err().chain().to_string();
             assert!(error.contains("auth") && !error.contains("hunter2"), "{error}");
         }
     }

@@ -226,6 +226,7 @@ pub(crate) mod tests {
     use serde_json::{Value, json};
 
     use super::*;
+    use crate::sys::error_chain::Chained;
 
     pub(crate) fn decode(options: &Value) -> Result<TaskOptions, ConfigError> {
         TaskOptions::decode(&rmp_serde::to_vec_named(options).unwrap())
@@ -236,7 +237,7 @@ pub(crate) mod tests {
         let mut options = serde_json::Map::new();
         options.insert("image".to_owned(), json!("redis"));
         options.insert(option.to_owned(), value);
-        let error = decode(&Value::Object(options)).unwrap_err().to_string();
+        let error = decode(&Value::Object(options)).unwrap_err().chain().to_string();
         assert!(error.contains(option), "{error}");
         error
     }

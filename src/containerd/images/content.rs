@@ -30,6 +30,7 @@ use super::lease::PullLease;
 use super::observers::Observers;
 use super::wait::Wait;
 use crate::image::ImageError;
+use crate::sys::error_chain::Chained;
 
 /// Timeout of a commit, which flushes the whole blob to the disk.
 const COMMIT: Duration = Duration::from_secs(120);
@@ -330,7 +331,7 @@ impl Containerd {
         if let Err(error) = aborted
             && !error.is_not_found()
         {
-            tracing::debug!(%error, "can't abort a write; the expiry of its lease does");
+            tracing::debug!(error = %error.chain(), "can't abort a write; the expiry of its lease does");
         }
     }
 }

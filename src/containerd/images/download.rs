@@ -16,6 +16,7 @@ use super::limits::{Answered, Permit, PullLimits};
 use super::progress::Progress;
 use crate::image::ImageError;
 use crate::registry::Registry;
+use crate::sys::error_chain::Chained;
 
 /// Bytes written at once: well below the daemon's limit for a message, and enough to make its answer to each cheap. A
 /// chunk from the network is smaller.
@@ -79,7 +80,7 @@ impl Containerd {
                         return Err(error);
                     }
                     has_been_whole |= is_whole;
-                    tracing::warn!(%error, "downloading a layer again, since its content was bad");
+                    tracing::warn!(error = %error.chain(), "downloading a layer again, since its content was bad");
                 }
                 outcome => return outcome,
             }
@@ -122,7 +123,7 @@ impl<'a> Download<'a> {
             }
             match PAUSES_MS.get(idle_tries) {
                 Some(pause_ms) if error.is_registrys_for_now() => {
-                    tracing::debug!(%error, at_bytes = ingest.written_bytes(), "resuming the download of a layer");
+                    tracing::debug!(error = %error.chain(), at_bytes = ingest.written_bytes(), "resuming the download of a layer");
                     // A registry that was kept waiting for our permit may well hang up.
                     idle_tries += usize::from(!was_kept_waiting);
                     tokio::time::sleep(Duration::from_millis(*pause_ms)).await;

@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use super::super::{Containerd, Error, Labels, QUICK};
 use super::observers::Observers;
 use super::timestamp::{text, time};
+use crate::sys::error_chain::Chained;
 
 /// Lifetime of a lease; the daemon itself ends the lease of a pull whose plugin never came back.
 const LEASE_LIFE: Duration = Duration::from_secs(24 * 3600);
@@ -175,7 +176,7 @@ impl PullLease {
             if is_left {
                 left.add(&self.image, id);
             } else if let Err(error) = self.containerd.end_lease(&id, outcome != Outcome::Made).await {
-                tracing::warn!(%error, "can't remove the lease of a pull yet");
+                tracing::warn!(error = %error.chain(), "can't remove the lease of a pull yet");
                 left.add(&self.image, id);
             }
         }

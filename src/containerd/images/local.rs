@@ -12,6 +12,7 @@ use super::host;
 use crate::cache::Cache;
 use crate::image::Reference;
 use crate::image::manifest::{self, CONFIG_LIMIT_BYTES, Document, Layout, MANIFEST_LIMIT_BYTES};
+use crate::sys::error_chain::Chained;
 
 /// An image as the daemon has it.
 pub(super) enum LocalImage {
@@ -74,7 +75,7 @@ impl Containerd {
         let layout = match self.read_layout(&target).await {
             Ok(layout) => Arc::new(layout),
             Err(error @ (Error::NotFound { .. } | Error::Image { .. })) => {
-                tracing::debug!(%error, image = name, "the image is present, but not complete");
+                tracing::debug!(error = %error.chain(), image = name, "the image is present, but not complete");
                 return Ok(LocalImage::Missing);
             }
             Err(error) => return Err(error),

@@ -49,6 +49,7 @@ use crate::cache::Cache;
 use crate::image::manifest::Layout;
 use crate::image::{ImageError, Reference};
 use crate::registry::{CredentialStore, Credentials, PullCredentials, RegistryClient};
+use crate::sys::error_chain::Chained;
 
 /// Label on the record of an image that this driver pulled; its value tells ours from another plugin's.
 const OWNER_LABEL: &str = "containerd-driver/brought-by";
@@ -251,7 +252,7 @@ impl Containerd {
             PullCredentials { own, credential_store: Some(Arc::clone(&self.shared.images.credential_store)) };
         let outcome = match self.pull(reference, pull_credentials, current, observers).await {
             Err(error) if key.soft_fail && error.is_about_credentials() => {
-                tracing::warn!(image = %reference, %error, "trying without credentials (auth_soft_fail)");
+                tracing::warn!(image = %reference, error = %error.chain(), "trying without credentials (auth_soft_fail)");
                 self.pull(reference, PullCredentials::default(), current, observers).await
             }
             outcome => outcome,

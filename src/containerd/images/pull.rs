@@ -28,6 +28,7 @@ use crate::image::digest::{self, check_blob, check_digest};
 use crate::image::manifest::{self, Document, Layer, Layout, MANIFEST_LIMIT_BYTES};
 use crate::image::{ImageError, Reference};
 use crate::registry::{PullCredentials, Registry, WaitForHost};
+use crate::sys::error_chain::Chained;
 
 struct Pull<'a> {
     containerd: &'a Containerd,
@@ -240,7 +241,7 @@ impl Pull<'_> {
         match self.containerd.read_content(descriptor.digest().as_ref(), descriptor.size()).await {
             Ok(bytes) => Ok(Some(bytes)),
             Err(error @ (Error::NotFound { .. } | Error::Image { .. })) => {
-                tracing::trace!(%error, "a document of the image is not in the content store; fetching it");
+                tracing::trace!(error = %error.chain(), "a document of the image is not in the content store; fetching it");
                 Ok(None)
             }
             Err(error) => Err(error),

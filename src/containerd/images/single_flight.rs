@@ -130,6 +130,7 @@ mod tests {
 
     use super::super::observers::PullEvent;
     use super::*;
+    use crate::sys::error_chain::Chained;
 
     fn image() -> Image {
         Image {
@@ -190,7 +191,7 @@ mod tests {
         let (_, observer) = counter();
         let crash = |_, _| async { panic!("on purpose") };
         let error = single_flight.join(key(), LONG, Arc::clone(&observer), crash).await.unwrap_err();
-        assert!(error.to_string().starts_with("pull a: "), "{error}");
+        assert!(error.chain().to_string().starts_with("pull a: "), "{error}");
         single_flight.join(key(), LONG, observer, |_, _| async { Ok(image()) }).await.unwrap();
     }
 
@@ -213,7 +214,7 @@ mod tests {
         let mut patient = Box::pin(join(LONG));
         assert!(futures::poll!(patient.as_mut()).is_pending());
         let error = join(moment).await.unwrap_err();
-        assert_eq!(error.to_string(), "pull a: not finished within 1ms (image_pull_timeout)");
+        assert_eq!(error.chain().to_string(), "pull a: not finished within 1ms (image_pull_timeout)");
         assert!(error.is_transient());
         go.notify_one();
         patient.await.unwrap();

@@ -21,6 +21,7 @@ use super::remote_snapshotter::{self, LayerLabels};
 use super::wait::Wait;
 use crate::image::ImageError;
 use crate::image::manifest::{Layer, Layout};
+use crate::sys::error_chain::Chained;
 
 /// Timeout of unpacking a layer, which the daemon decompresses and writes; the pull as a whole is bounded, too.
 const APPLY: Duration = Duration::from_secs(3600);
@@ -219,7 +220,7 @@ impl Drop for UnfinishedSnapshot<'_> {
         let (containerd, key) = (self.containerd.clone(), self.key.to_owned());
         let remove = async move {
             if let Err(error) = containerd.remove_snapshot(&key).await {
-                tracing::debug!(%error, "can't remove a half-unpacked layer; the expiry of its lease does");
+                tracing::debug!(error = %error.chain(), "can't remove a half-unpacked layer; the expiry of its lease does");
             }
         };
         self.leftovers.spawn_on(remove, &runtime);

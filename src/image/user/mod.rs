@@ -94,10 +94,10 @@ pub(crate) enum UserError {
     #[error("the working directory {cwd} is {what}; set a directory by work_dir")]
     NoDirectory { cwd: String, what: &'static str },
     /// The image can't be read.
-    #[error("can't {doing} the image {path}: {source}")]
+    #[error("can't {doing} the image {path}")]
     Io { doing: &'static str, path: PathBuf, source: std::io::Error },
-    #[error("can't mount the image to find the user in it: {0}")]
-    Unmountable(String),
+    #[error("can't mount the image to find the user in it")]
+    Unmountable(#[source] MountError),
     #[error(
         "the image's file system gave no answer within {} s; check whether its snapshotter or its disk hangs",
         LOOK_LIMIT.as_secs()
@@ -242,7 +242,7 @@ fn mounted<T>(root: &Root, look: impl FnOnce(&Tree) -> Result<T, UserError>) -> 
         .map_err(failed("make private the mounts above", at))?;
     mount::mount_all(mounts, at).map_err(|error| match error {
         MountError::Kernel(errno) => failed("mount", at)(errno),
-        MountError::Loop(_) => UserError::Unmountable(error.to_string()),
+        MountError::Loop(_) => UserError::Unmountable(error),
     })?;
     let look = Tree::open(at).map_err(failed("open", at)).and_then(|tree| look(&tree));
     mount::unmount_all(mounts, at).map_err(failed("unmount", at))?;
@@ -281,6 +281,7 @@ mod tests {
 
     use super::accounts::tests::accounts;
     use super::*;
+    use crate::sys::error_chain::Chained;
 
     fn image(fill: impl FnOnce(&Path)) -> Result<Look, UserError> {
         let image = tempfile::tempdir().unwrap();
@@ -356,6 +357,16 @@ mod tests {
             };
             refused(&large, "bytes");
         }
+    }
+
+    #[test]
+    fn a_snapshotter_that_mounts_by_loop_devices_is_named_once() {
+        let error = UserError::Unmountable(MountError::Loop("/dev/loop0".to_owned()));
+        assert_eq!(
+            error.chain().to_string(),
+            "can't mount the image to find the user in it: its snapshotter mounts it by a loop device (/dev/loop0), which \
+             this driver can't read; set the option snapshotter to another one"
+        );
     }
 
     #[test]

@@ -51,7 +51,7 @@ const OF_THE_UPPER: [&str; 5] = ["upperdir=", "workdir=", "lowerdir=", "index=",
 
 /// The reason that an image can't be mounted for reading.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum MountError {
+pub(crate) enum MountError {
     #[error(
         "its snapshotter mounts it by a loop device ({0}), which this driver can't read; set the option snapshotter \
          to another one"

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use crate::shim::{Connection, StdinPipe};
+use crate::sys::error_chain::Chained;
 
 /// Character that a terminal takes for the end of its input.
 const END_OF_TRANSMISSION: &[u8] = &[4];
@@ -52,7 +53,7 @@ impl Stdin {
         // Closed before the shim is told: it passes on the end only when nobody else can write.
         drop(pipe);
         if let Err(error) = self.connection.exec_close_stdin(&self.exec_id).await {
-            tracing::debug!(exec = self.exec_id, %error, "the command exited before the end of its input");
+            tracing::debug!(exec = self.exec_id, error = %error.chain(), "the command exited before the end of its input");
         }
     }
 }
@@ -67,7 +68,7 @@ impl Terminal {
     pub(crate) async fn resize(&self, size: TerminalSize) {
         let TerminalSize { width, height } = size;
         if let Err(error) = self.connection.exec_resize(&self.exec_id, width, height).await {
-            tracing::debug!(exec = self.exec_id, %error, "can't resize the terminal");
+            tracing::debug!(exec = self.exec_id, error = %error.chain(), "can't resize the terminal");
         }
     }
 }

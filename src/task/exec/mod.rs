@@ -24,6 +24,7 @@ use super::{Task, supervisor};
 use crate::cgroup::Cgroup;
 use crate::shim::{self, Bundle, Connection, ExecEnds, ExecIo, ExecPipes};
 use crate::spec;
+use crate::sys::error_chain::Chained;
 use crate::sys::pidfd::Init;
 pub(crate) use error::ExecRefused;
 pub(crate) use input::{Stdin, Terminal, TerminalSize};
@@ -84,15 +85,15 @@ impl Task {
     ) -> Result<std::result::Result<Exec, ExecRefused>> {
         let doing = format!("exec in task {}", self.id());
         let failed = |error: shim::Error| Error::from(error).context(&doing);
-        let ended = || Error::Conflict(format!("{doing}: the task is not running: it has exited"));
+        let ended = || Error::conflict("the task is not running: it has exited").context(&doing);
         if command.is_empty() {
-            return Err(Error::Invalid(format!("{doing}: no command is given")));
+            return Err(Error::invalid("no command is given").context(doing));
         }
         if self.has_exited() {
             return Err(ended());
         }
         if let Err(error) = spec::check_program(&command[0]) {
-            return Ok(Err(ExecRefused::not_runnable(&error)));
+            return Ok(Err(ExecRefused::not_runnable(&error.chain())));
         }
         let process = self.exec_template().await.map_err(|error| error.context(&doing))?;
         let size = terminal.flatten();
@@ -113,14 +114,15 @@ impl Task {
             leaves_no_pid: !self.driver_state.family().shares_kernel(),
         };
         let starting = tokio::spawn(start.run());
-        let started =
-            starting.await.map_err(|error| Error::Failed(format!("{doing}: it was interrupted: {error}")))?;
+        let started = starting
+            .await
+            .map_err(|error| Error::failed(error).context("it was interrupted").context(&doing))?;
         started.map(Ok).or_else(|error| {
             // A pipe of the driver's that can't be made is no fault of the command's.
             if !matches!(error, shim::Error::Call { .. }) {
                 return Err(failed(error));
             }
-            let text = error.to_string();
+            let text = error.chain().to_string();
             match error::of(&text, command) {
                 Some(refused) => Ok(Err(refused)),
                 None if error::is_of_an_ended_task(&text) => Err(ended()),
@@ -134,10 +136,10 @@ impl Task {
         let read = async {
             let bundle = self.container.bundle.clone();
             let spec = tokio::task::spawn_blocking(move || bundle.read_spec()).await;
-            let spec = spec.map_err(|error| Error::Failed(error.to_string()))??;
+            let spec = spec.map_err(Error::failed)??;
             spec.process()
                 .clone()
-                .ok_or_else(|| Error::Failed("the specification in its bundle has no process".to_owned()))
+                .ok_or_else(|| Error::failed("the specification in its bundle has no process"))
         };
         self.exec_template.get_or_try_init(|| read).await
     }
@@ -242,7 +244,7 @@ impl Exec {
                     None => self.stderr = None,
                 },
                 ended = &mut self.ended, if running => {
-                    let ended = ended.map_err(|error| Error::Failed(error.to_string()))?;
+                    let ended = ended.map_err(Error::failed)?;
                     self.code = Some(i32::try_from(ended.status).unwrap_or(i32::MAX));
                     self.guard.over = true;
                 }
@@ -371,7 +373,7 @@ impl Running {
         let Self { connection, exec_id, .. } = self;
         let forgotten = connection.exec_delete(exec_id).await;
         if let Err(error) = &forgotten {
-            tracing::debug!(exec = exec_id, %error, "the shim can't delete a command");
+            tracing::debug!(exec = exec_id, error = %error.chain(), "the shim can't delete a command");
         }
         forgotten.is_ok()
     }
@@ -388,7 +390,7 @@ impl Running {
         }
         if let Err(error) = connection.exec_kill(exec_id).await {
             // The exit of a command that has never begun is not reported.
-            tracing::debug!(exec = exec_id, %error, "can't kill a command");
+            tracing::debug!(exec = exec_id, error = %error.chain(), "can't kill a command");
             return;
         }
         let _ = tokio::time::timeout(DEATH, ended).await;

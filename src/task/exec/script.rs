@@ -47,7 +47,7 @@ impl Task {
         }
         exec.end_by_force().await;
         let wrote = output.last_words();
-        Err(Error::Failed(format!(
+        Err(Error::failed(format!(
             "exec in task {}: {:?} did not exit within {limit:?} and was killed with all that it started; {wrote}",
             self.id(),
             command[0],

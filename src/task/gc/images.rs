@@ -14,6 +14,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::config::ImageGc;
 use crate::containerd::{self, LOADED, StoredImage};
+use crate::sys::error_chain::Chained;
 use crate::task::{Settings, Tasks};
 
 /// Shortest and longest interval between collections; between these, it is a quarter of the delay.
@@ -134,9 +135,9 @@ impl Tasks {
             if let Err(error) = self.collect(&current.containerd, policy).await {
                 // Unused images stay unused. A containerd that is away or busy is reported elsewhere.
                 if error.is_transient() {
-                    tracing::debug!(%error, "can't look for unused images now");
+                    tracing::debug!(error = %error.chain(), "can't look for unused images now");
                 } else {
-                    tracing::warn!(%error, "no unused image is removed");
+                    tracing::warn!(error = %error.chain(), "no unused image is removed");
                 }
             }
             if let Ok(Err(_)) = tokio::time::timeout(period, settings.changed()).await {
@@ -171,7 +172,7 @@ impl Tasks {
                 Ok(used) if used >= mark => {}
                 Ok(_) => break,
                 Err(error) => {
-                    tracing::warn!(%error, "gc.disk_high_water has no effect");
+                    tracing::warn!(error = %error.chain(), "gc.disk_high_water has no effect");
                     break;
                 }
             }

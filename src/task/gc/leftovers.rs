@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use crate::cni::ValidAttachment;
 use crate::shim::{Bundle, bundles};
+use crate::sys::error_chain::Chained;
 use crate::sys::{malloc, open_files};
 use crate::task::container::ContainerHandles;
 use crate::task::network::INTERFACE;
@@ -60,7 +61,7 @@ impl Tasks {
         let _ = tokio::task::spawn_blocking(move || bundles.iter().for_each(Bundle::trim_logs)).await;
         let grace = settings.config.gc.dangling_containers.creation_grace;
         if let Err(error) = settings.containerd.end_left_pulls(grace).await {
-            tracing::debug!(%error, "can't remove the leases of abandoned pulls yet");
+            tracing::debug!(error = %error.chain(), "can't remove the leases of abandoned pulls yet");
         }
         let mut reported = HashMap::new();
         for id in left_over(settings).await {
@@ -68,7 +69,7 @@ impl Tasks {
             match ContainerHandles::by_id(settings, &id).tear_down().await {
                 Ok(()) => tracing::info!(container = id, "removed the rest of a task"),
                 Err(error) => {
-                    let error = error.to_string();
+                    let error = error.chain().to_string();
                     if state.reported.get(&id) == Some(&error) {
                         tracing::debug!(container = id, error, "still can't remove the rest of a task");
                     } else {
@@ -103,7 +104,7 @@ async fn collect_addresses(settings: &Settings) {
     let valid =
         || Some(bundles(&settings.config.state_dir, NAMESPACE).ok()?.into_iter().map(attached).collect());
     if let Err(error) = settings.cni.gc(valid).await {
-        tracing::warn!(%error, "can't release addresses that no task uses");
+        tracing::warn!(error = %error.chain(), "can't release addresses that no task uses");
     }
 }
 
@@ -117,7 +118,7 @@ async fn left_over(settings: &Settings) -> Vec<String> {
         let leased = leases.unwrap_or_default().into_iter().map(|lease| lease.id);
         let leased = leased.filter(|id| !bundle(id).exists());
         let bundles = bundles(&state_dir, NAMESPACE).unwrap_or_else(|error| {
-            tracing::warn!(%error, "can't look for the rest of earlier tasks");
+            tracing::warn!(error = %error.chain(), "can't look for the rest of earlier tasks");
             Vec::new()
         });
         let doomed = bundles.into_iter().filter(|id| bundle(id).is_marked_for_removal());

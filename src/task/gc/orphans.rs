@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::watch;
 
 use crate::shim::{Bundle, bundles};
+use crate::sys::error_chain::Chained;
 use crate::task::container::ContainerHandles;
 use crate::task::{NAMESPACE, Settings, Tasks};
 
@@ -64,7 +65,7 @@ impl Tasks {
             let Some(_ending) = self.reserve_removal(&id) else { continue };
             let container = ContainerHandles::by_id(settings, &id);
             let labels = container.containerd.labels(&id).await.unwrap_or_else(|error| {
-                tracing::debug!(container = id, %error, "can't read the labels of the container");
+                tracing::debug!(container = id, error = %error.chain(), "can't read the labels of the container");
                 std::collections::HashMap::new()
             });
             let label = |name: &str| labels.get(name).map(String::as_str).unwrap_or_default();
@@ -80,7 +81,7 @@ impl Tasks {
             }
             tracing::warn!(container = id, alloc, task, "Nomad does not know this container; removing it");
             if let Err(error) = container.tear_down().await {
-                tracing::warn!(container = id, %error, "the rest of it is removed later");
+                tracing::warn!(container = id, error = %error.chain(), "the rest of it is removed later");
             }
         }
     }
@@ -92,7 +93,7 @@ fn past_grace(state_dir: &Path, grace: Duration) -> Vec<String> {
     let now = SystemTime::now();
     let is_old = |made: SystemTime| now.duration_since(made).unwrap_or_default() >= grace;
     let found = bundles(state_dir, NAMESPACE).unwrap_or_else(|error| {
-        tracing::warn!(%error, "can't look for containers that Nomad does not know");
+        tracing::warn!(error = %error.chain(), "can't look for containers that Nomad does not know");
         Vec::new()
     });
     let past_grace = |id: &String| {

@@ -7,6 +7,7 @@ use oci_spec::runtime::Spec;
 use super::Start;
 use crate::cgroup::{Cgroup, Limit};
 use crate::shim::{self, Bundle, Family, Shim};
+use crate::sys::error_chain::Chained;
 use crate::sys::pidfd::Init;
 use crate::sys::procfs::{self, ProcessId};
 use crate::task::error::{Error, Result};
@@ -78,7 +79,7 @@ impl Start<'_> {
             let directory = bundle.directory().to_owned();
             let unstage = move || Ok(bundle.unstage()?);
             if let Err(error) = off_thread(&directory, "the mounts of the created container", unstage).await {
-                tracing::warn!(container, %error, "can't unmount the sources of a task; its teardown tries again");
+                tracing::warn!(container, error = %error.chain(), "can't unmount the sources of a task; its teardown tries again");
             }
         }))
     }
@@ -106,10 +107,10 @@ impl Created {
         let init = Init::open(id);
         if let Some(cpuset) = &self.cgroup.cpuset {
             let doing = || format!("put the task into the cpuset {}", cpuset.display());
-            self.cgroup.add_process(id.pid).map_err(|error| Error::system(doing(), &error))?;
+            self.cgroup.add_process(id.pid).map_err(|error| Error::system(doing(), error))?;
             if self.family == Family::Gvisor {
                 // The processes that serve the sandbox its files work for the task as well.
-                for pid in self.cgroup.processes().map_err(|error| Error::system(doing(), &error))? {
+                for pid in self.cgroup.processes().map_err(|error| Error::system(doing(), error))? {
                     let _ = self.cgroup.add_process(pid);
                 }
             }
@@ -124,7 +125,7 @@ impl Created {
             match self.cgroup.has(*limit) {
                 Ok(true) => {}
                 Ok(false) => {
-                    return Err(Error::Failed(format!(
+                    return Err(Error::failed(format!(
                         "gVisor has not set the task's {limit} on its cgroup {cgroup}; check the file of the plugin \
                          option runtime_options.config_path, and which runsc runs"
                     )));
@@ -132,7 +133,7 @@ impl Created {
                 Err(error) => {
                     return Err(Error::system(
                         format!("read the task's {limit}, from its cgroup {cgroup}"),
-                        &error,
+                        error,
                     ));
                 }
             }

@@ -31,5 +31,5 @@ pub(in crate::task) async fn look(cgroup: Cgroup) -> Result<HostFacts> {
             agent_open_files: open_files::agents().map(|agents| (agents.soft, agents.hard)),
         }
     });
-    looked.await.map_err(|error| Error::Failed(format!("read the host's limits: {error}")))
+    looked.await.map_err(|error| Error::failed(error).context("read the host's limits"))
 }

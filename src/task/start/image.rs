@@ -44,7 +44,7 @@ impl Start<'_> {
                 "the image was removed while the start waited for a start slot"
             );
         }
-        Err(Error::Transient(format!(
+        Err(Error::transient(format!(
             "the image {} was removed from containerd each of {MOST_LOOKS} times that this start waited for a start \
              slot; check what removes images in the namespace nomad, such as a garbage collection of another program",
             self.plan.image.name()
@@ -94,7 +94,7 @@ impl Start<'_> {
                     reference.host()
                 );
                 if !soft_fail {
-                    return Err(Error::Invalid(error));
+                    return Err(Error::invalid(error));
                 }
                 tracing::warn!(
                     task = self.config.id,

@@ -43,6 +43,7 @@ use crate::containerd::{Image, Record};
 use crate::image::user;
 use crate::shim::{self, BundleEventSocket, Connection, Family, HeldPipes, Shim};
 use crate::spec::{self, BoundFile, StagedSource};
+use crate::sys::error_chain::Chained;
 use disk_full::is_full;
 use first::First;
 pub(super) use labels::OWNER_LABEL;
@@ -65,7 +66,7 @@ impl Tasks {
         let (sender, answer) = oneshot::channel();
         let caller = StartCaller { answer: sender, cancelled: reservation.starting.cancelled.clone() };
         tokio::spawn(run(reservation, settings, config, caller, timeline));
-        let answer = answer.await.map_err(|_| Error::Failed("it was interrupted".to_owned()));
+        let answer = answer.await.map_err(|_| Error::failed("it was interrupted"));
         answer.flatten().map_err(|error| error.context(doing))
     }
 }
@@ -82,7 +83,7 @@ impl StartCaller {
             () = self.answer.closed() => {}
             () = self.cancelled.cancelled() => {}
         }
-        Error::Failed("cancelled before it had started".to_owned())
+        Error::failed("cancelled before it had started")
     }
 }
 
@@ -124,7 +125,7 @@ async fn run(
             if caller.answer.send(Ok(Started { driver_state, network })).is_err()
                 && let Err(error) = tasks.destroy(settings, &config.id, true).await
             {
-                tracing::warn!(task = config.id, %error, "the rest of a cancelled start is removed later");
+                tracing::warn!(task = config.id, error = %error.chain(), "the rest of a cancelled start is removed later");
             }
         }
         Err(error) => {
@@ -139,7 +140,7 @@ async fn run(
             if container.bundle.exists()
                 && let Err(error) = container.tear_down().await
             {
-                tracing::warn!(task = config.id, %error, "the rest of a failed start is removed later");
+                tracing::warn!(task = config.id, error = %error.chain(), "the rest of a failed start is removed later");
             }
             drop(reservation);
             let _ = caller.answer.send(Err(error));
@@ -418,11 +419,9 @@ impl Start<'_> {
     async fn leave_cgroup_to_runtime(&self) -> Result<()> {
         let path = &self.plan.cgroup.path;
         cgroup::remove_empty(path).await.map_err(|error| {
-            let text = format!(
-                "remove the task's cgroup {}, so that it is created with its limits: {error}",
-                path.display()
-            );
-            Error::failed(text, true)
+            let shown = path.display();
+            let doing = format!("remove the task's cgroup {shown}, so that it is created with its limits");
+            Error::transient(error).context(doing)
         })
     }
 
@@ -483,7 +482,7 @@ fn naming_program(error: shim::Error, spec: &Spec) -> Error {
     let words = spec.process().as_ref().and_then(|process| process.args().as_ref());
     let error = Error::from(error);
     match words.and_then(|words| words.first()) {
-        Some(program) if error.to_string().contains("open executable") => {
+        Some(program) if error.chain().to_string().contains("open executable") => {
             error.context(format_args!("run {program:?}"))
         }
         _ => error,

@@ -136,7 +136,7 @@ impl StartPlan {
             Ok::<_, Error>(texts.write(&directory)?)
         };
         let written = tokio::task::spawn_blocking(write).await;
-        let files = written.map_err(|error| Error::Failed(error.to_string()))??;
+        let files = written.map_err(Error::failed)??;
         let bound = |NameFile { source, at }| BoundFile { source, at, writable: true };
         Ok(files.into_iter().map(bound).collect())
     }
@@ -166,12 +166,13 @@ impl ImageSource {
         let open = move || {
             let ResolvedPath { root, plain, path, .. } = &resolved;
             let file = Area { root, plain }.open_file(path).map_err(|error| {
-                let text = format!("the option {option} is not the path of an archive: {error}");
-                Error::refused(text, error.is_transient())
+                let what = format!("the option {option} is not the path of an archive");
+                Error::unusable_path(error).context(what)
             })?;
             let directory = host_path::open_directory(&alloc_dir, &own).map_err(|error| {
-                let text = format!("open the directory in which an archive is decompressed: {error}");
-                Error::failed(text, error.is_transient())
+                let transient = error.is_transient();
+                let doing = "open the directory in which an archive is decompressed";
+                Error::failure(error, transient).context(doing)
             })?;
             let scratch = Scratch { directory: Arc::new(directory), shown: alloc_dir.join(own) };
             Ok((file, scratch))
@@ -187,7 +188,7 @@ async fn init(settings: &Settings, options: &TaskOptions) -> Result<Option<PathB
     }
     let named = settings.config.init_path.clone();
     let found = tokio::task::spawn_blocking(move || init_program::find(named.as_deref())).await;
-    Ok(Some(found.map_err(|error| Error::Failed(error.to_string()))??))
+    Ok(Some(found.map_err(Error::failed)??))
 }
 
 /// Returns the devices that Nomad's device plugins have given the task.
@@ -196,7 +197,7 @@ fn devices_of_nomad(config: &pb::TaskConfig) -> Result<Vec<DevicePath>> {
         let pb::Device { task_path, host_path, cgroup_permissions } = device;
         let permissions = if cgroup_permissions.is_empty() { "rwm" } else { cgroup_permissions };
         let refused =
-            |why| Error::Invalid(format!("the device {host_path} of the task's device block: {why}"));
+            |why| Error::invalid(format!("the device {host_path} of the task's device block: {why}"));
         DevicePath::new(host_path, task_path, permissions).map_err(refused)
     };
     config.devices.iter().map(path).collect()

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Phase, Task};
 use crate::cgroup::{Cgroup, Usage};
 use crate::shim::Connection;
+use crate::sys::error_chain::Chained;
 use schedule::SampleSchedule;
 
 /// Origin of all tasks' ticks, so that many are at the same moment.
@@ -165,7 +166,7 @@ impl Source {
     }
 
     async fn ask(&self) -> Result<Sample, String> {
-        let metrics = self.connection.metrics().await.map_err(|error| error.to_string())?;
+        let metrics = self.connection.metrics().await.map_err(|error| error.chain().to_string())?;
         let usage = Usage::parse(&metrics).map_err(|error| format!("unreadable metrics: {error}"))?;
         // Every task that runs has used some CPU time. The shim in Rust does not look it up on cgroup v1.
         if usage.cpu_total.is_zero() {
