@@ -10,6 +10,7 @@ mod cases;
 mod census;
 mod demo;
 mod e2e;
+mod faults;
 mod guest;
 mod suite;
 
@@ -60,6 +61,11 @@ enum Command {
     Census(census::Args),
     /// Run the end-to-end set under a real Nomad agent.
     E2e(e2e::Args),
+    /// Inject a fault at each step of the plugin, and check what must hold afterwards.
+    Faults(faults::Args),
+    /// Trace a plugin, for `faults`.
+    #[command(hide = true)]
+    Inject(faults::injector::Args),
     #[cfg(feature = "bench")]
     /// Measure the driver beside containerd, runc and crun.
     Measure(measure::Args),
@@ -91,10 +97,12 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Suite(args) => args.choice.is_crun(),
         Command::E2e(args) => args.choice.is_crun(),
         Command::World(choice) => choice.is_crun(),
+        Command::Faults(args) => args.choice.is_crun(),
         Command::Census(_)
         | Command::Guest(_)
         | Command::GuestSystemd(_)
         | Command::InGuest(_)
+        | Command::Inject(_)
         | Command::Demo { .. } => false,
     };
     let unwinds = crun || is_measurement(&cli.command);
@@ -109,6 +117,8 @@ fn run(cli: Cli) -> Result<ExitCode> {
         Command::Demo { plugin, nomad } => demo::run(nomad.as_deref(), &plugin).map(|()| ExitCode::SUCCESS),
         Command::Census(args) => census::run(&args),
         Command::E2e(args) => e2e::run(&args),
+        Command::Faults(args) => faults::run(&args),
+        Command::Inject(args) => faults::injector::run(&args),
         #[cfg(feature = "bench")]
         Command::Measure(args) => measure::run(&args).map(|()| ExitCode::SUCCESS),
         #[cfg(feature = "bench")]

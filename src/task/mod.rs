@@ -167,6 +167,8 @@ pub(crate) struct Tasks {
     claims: Claims,
     agent: Arc<Agent>,
     sweeping: AtomicBool,
+    /// Notified when there is something to remove that no call comes back for.
+    left: Notify,
     image_uses: Arc<gc::ImageUses>,
     /// Pool of threads that write log files, made for the first task whose output the driver collects.
     log_writers: OnceCell<WriterPool>,
@@ -184,6 +186,7 @@ impl Tasks {
             claims: Claims::new(Arc::clone(&agent), stop),
             agent,
             sweeping: AtomicBool::new(false),
+            left: Notify::new(),
             image_uses: Arc::default(),
             log_writers: OnceCell::new(),
             accounts: user::AccountCache::default(),

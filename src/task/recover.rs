@@ -47,8 +47,15 @@ impl Tasks {
         let identity = Identity::of(config);
         let reservation = self.reserve(&identity).await.map_err(|error| error.context(&doing))?;
         let task_events = TaskEvents { identity, events: self.events.clone() };
-        let task =
-            find(self, &settings, task_events, driver_state).await.map_err(|error| error.context(&doing))?;
+        let task = match find(self, &settings, task_events, driver_state).await {
+            Ok(task) => task,
+            Err(error) => {
+                drop(reservation);
+                // Its bundle may be marked for removal, also one that was restored only now.
+                self.left.notify_one();
+                return Err(error.context(&doing));
+            }
+        };
         tracing::info!(
             task = config.id,
             container = task.driver_state.container_id,

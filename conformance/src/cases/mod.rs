@@ -14,7 +14,7 @@ mod recovery;
 mod registries;
 mod resources;
 mod soak;
-mod support;
+pub mod support;
 
 use crate::case::Case;
 pub use not_in_a_sandbox::not_in_a_sandbox;

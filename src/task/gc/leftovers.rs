@@ -39,8 +39,10 @@ impl Tasks {
             let mut state = SweepState::default();
             while let Some(current) = tasks.own_settings(&mut settings).await {
                 Box::pin(tasks.sweep(&current, &mut state)).await;
-                if let Ok(Err(_)) = tokio::time::timeout(PERIOD, settings.changed()).await {
-                    return;
+                tokio::select! {
+                    changed = settings.changed() => if changed.is_err() { return },
+                    () = tasks.left.notified() => {}
+                    () = tokio::time::sleep(PERIOD) => {}
                 }
             }
         });

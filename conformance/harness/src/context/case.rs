@@ -57,6 +57,16 @@ impl CaseContext {
         self
     }
 
+    /// Takes all that there is now for what was there before the case, such as a task that is to outlive others.
+    pub fn count_from_now(&mut self) {
+        self.before = self.look(|leftovers| leftovers.all());
+    }
+
+    /// Forgets the logs of the plugins so far.
+    pub fn forget_logs(&self) {
+        self.noted().logs.clear();
+    }
+
     fn noted(&self) -> MutexGuard<'_, Noted> {
         self.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -293,7 +303,9 @@ impl CaseContext {
         Ok(())
     }
 
-    fn logs_are_in_form(&self) -> Result<()> {
+    /// # Errors
+    /// Shows the line that isn't well-formed.
+    pub fn logs_are_in_form(&self) -> Result<()> {
         for (pid, log) in &self.noted().logs {
             for line in log.all() {
                 stderr::check(&line).with_context(|| format!("a line of plugin {pid}'s stderr"))?;

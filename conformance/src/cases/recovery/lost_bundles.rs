@@ -2,6 +2,7 @@
 //! ended nevertheless.
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use harness::context::CaseContext;
@@ -21,6 +22,7 @@ cases!["lost bundle":
     a_task_that_lost_its_bundle_between_two_plugins_is_destroyed,
     a_task_that_lost_its_bundle_and_then_its_shim_is_ended,
     a_container_with_neither_a_bundle_nor_a_handle_is_ended,
+    a_bundle_that_a_refused_recovery_restored_is_removed_at_once,
 ];
 
 /// The removed part of a bundle.
@@ -167,4 +169,18 @@ async fn a_container_with_neither_a_bundle_nor_a_handle_is_ended(case: &CaseCont
         }
     }
     Ok(())
+}
+
+/// The plugin dies while it destroys a task, and the next one removes the rest before it is asked to recover the task.
+async fn a_bundle_that_a_refused_recovery_restored_is_removed_at_once(case: &CaseContext) -> Result<()> {
+    let mut plugin = case.plugin().await?;
+    let task = case.run(&plugin, &case.shell("exit 3")).await?;
+    ensure_eq!(task.wait(&plugin).await?.exit_code, 3);
+    task.destroy(&plugin).await?;
+    let mut next = case.next_plugin(&mut plugin).await?;
+    // A sweep of its own accord comes ten seconds later.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    refused(next.recover_task(task.kept_handle()?).await, &["bundle directory", "was removed"])?;
+    case.nothing_left_within(Duration::from_secs(5))?;
+    next.shut_down().await
 }

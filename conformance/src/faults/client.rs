@@ -1,0 +1,134 @@
+//! The harness's side of the injector.
+
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use harness::host::Plugin;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::sync::watch;
+
+use super::injector::{Report, Request};
+use super::point::{Point, Trial};
+
+/// Timeout of the injector's answers.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// An injector that traces a plugin. Its end, on drop, lets go of the plugin.
+pub struct Injector {
+    _process: Child,
+    requests: ChildStdin,
+    seen: Arc<Mutex<Vec<Point>>>,
+    stage: watch::Receiver<Stage>,
+}
+
+/// How far the injector is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Started,
+    Attached,
+    Armed,
+    Reached,
+}
+
+impl Injector {
+    /// Has all threads of a plugin traced.
+    ///
+    /// # Errors
+    /// Fails if they can't be.
+    pub async fn attach(plugin: &Plugin) -> Result<Self> {
+        let program = std::env::current_exe()?;
+        let mut process = Command::new(program)
+            .args(["inject", "--pid", &plugin.pid().to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("start the injector")?;
+        let requests = process.stdin.take().context("no stdin")?;
+        let mut lines = BufReader::new(process.stdout.take().context("no stdout")?).lines();
+        let seen = Arc::<Mutex<Vec<Point>>>::default();
+        let (tell, stage) = watch::channel(Stage::Started);
+        let list = Arc::clone(&seen);
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                match serde_json::from_str(&line) {
+                    Ok(Report::Attached) => drop(tell.send(Stage::Attached)),
+                    Ok(Report::Armed) => drop(tell.send(Stage::Armed)),
+                    Ok(Report::Reached) => drop(tell.send(Stage::Reached)),
+                    Ok(Report::Point(point)) => {
+                        list.lock().unwrap_or_else(PoisonError::into_inner).push(point);
+                    }
+                    Err(_) => break,
+                }
+            }
+        });
+        let mut injector = Self { _process: process, requests, seen, stage };
+        injector.wait_for(Stage::Attached).await.context("trace the plugin")?;
+        Ok(injector)
+    }
+
+    /// Begins to count points, and has a fault injected, or each point told.
+    ///
+    /// # Errors
+    /// Fails if the injector has ended.
+    pub async fn arm(
+        &mut self,
+        plugin: &Plugin,
+        names: Vec<(String, String)>,
+        trial: Option<&Trial>,
+    ) -> Result<()> {
+        let target = trial.map(|trial| (trial.point.clone(), trial.fault.action()));
+        self.send(&Request::Arm { names, target }).await?;
+        // The injector looks for requests when a thread stops, which an idle plugin's don't. The fault may hit already.
+        let _ = tokio::time::timeout(LIMIT, plugin.info()).await;
+        self.wait_for(Stage::Armed).await
+    }
+
+    /// Lets go of a plugin that is held at the point.
+    ///
+    /// # Errors
+    /// Fails if the injector has ended.
+    pub async fn release(&mut self) -> Result<()> {
+        self.send(&Request::Release).await
+    }
+
+    async fn send(&mut self, request: &Request) -> Result<()> {
+        let mut line = serde_json::to_vec(request)?;
+        line.push(b'\n');
+        self.requests.write_all(&line).await.context("ask the injector")
+    }
+
+    async fn wait_for(&mut self, stage: Stage) -> Result<()> {
+        let reached = tokio::time::timeout(LIMIT, self.stage.wait_for(|now| *now >= stage)).await;
+        reached
+            .with_context(|| format!("the injector is not {stage:?} in {LIMIT:?}"))?
+            .context("the injector ended")?;
+        Ok(())
+    }
+
+    /// Waits until the plugin reaches the point. Doesn't return if it never does.
+    pub async fn reached(&self) {
+        let mut stage = self.stage.clone();
+        if stage.wait_for(|now| *now >= Stage::Reached).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Returns whether the plugin has reached the point.
+    pub fn has_reached(&self) -> bool {
+        *self.stage.borrow() >= Stage::Reached
+    }
+
+    /// Returns the points that the plugin has reached, in their order.
+    ///
+    /// # Errors
+    /// Fails if there was none, which says that nothing was traced.
+    pub fn points(&self) -> Result<Vec<Point>> {
+        let points = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        ensure!(!points.is_empty(), "the plugin reached no point");
+        Ok(points)
+    }
+}

@@ -1,0 +1,235 @@
+//! Faults at every step, by enumeration: a scenario is run once to list the points that the plugin reaches, and then
+//! again for each point and fault, with a judge that knows only what an agent would.
+
+mod client;
+pub mod injector;
+mod point;
+mod record;
+mod scenario;
+mod system_calls;
+mod test_bed;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anyhow::{Context, Result, anyhow, ensure};
+use clap::ValueEnum as _;
+use harness::environment::TestEnvironment;
+use harness::fixture::{Choice, Programs};
+use harness::interrupt::{UnderWay, check};
+use point::{Fault, Point, Trial, faults_at};
+use record::{Record, Result as Tried};
+use scenario::Scenario;
+use test_bed::{Outcome, TestBed};
+use tokio::runtime::Runtime;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Path of the driver's binary.
+    #[arg(long)]
+    plugin: PathBuf,
+    /// Run this scenario only. May be repeated.
+    #[arg(long)]
+    scenario: Vec<Scenario>,
+    /// Number from which the trials are chosen, and their order.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Maximum number of trials of each scenario, chosen by the seed. All without it.
+    #[arg(long)]
+    trials: Option<usize>,
+    /// Run a part of the trials, such as 2/5 for the second fifth of them.
+    #[arg(long, value_parser = shard)]
+    shard: Option<(usize, usize)>,
+    /// Inject this fault only, such as kill or ENOSPC. May be repeated.
+    #[arg(long)]
+    fault: Vec<String>,
+    /// Inject only at points whose text contains this.
+    #[arg(long)]
+    point: Option<String>,
+    /// Run this trial only, as a failure is reported.
+    #[arg(long)]
+    trial: Option<Trial>,
+    /// List the points of the scenarios instead of trying them.
+    #[arg(long)]
+    list: bool,
+    /// File that keeps the results. A run leaves out what is in it already.
+    #[arg(long)]
+    record: Option<PathBuf>,
+    /// Page whose table of results is replaced by this run's.
+    #[arg(long)]
+    page: Option<PathBuf>,
+    /// Number of trials that run concurrently, each in a test environment of its own.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+    #[command(flatten)]
+    pub choice: Choice,
+}
+
+fn shard(text: &str) -> Result<(usize, usize)> {
+    let (part, parts) = text.split_once('/').context("it is written as 2/5")?;
+    let (part, parts) = (part.parse()?, parts.parse()?);
+    ensure!((1..=parts).contains(&part), "there is no part {part} of {parts}");
+    Ok((part, parts))
+}
+
+/// # Errors
+/// Fails if a scenario doesn't work without a fault. A failed trial is in the exit code.
+pub fn run(args: &Args) -> Result<ExitCode> {
+    let plugin = std::path::absolute(&args.plugin)?;
+    let programs = Programs::find(&args.choice)?;
+    println!("{}", programs.versions().join(", "));
+    let scenarios =
+        if args.scenario.is_empty() { Scenario::value_variants().to_vec() } else { args.scenario.clone() };
+    let listing = Worker::start(&programs, &plugin, "l")?;
+    let mut points = BTreeMap::new();
+    for &scenario in &scenarios {
+        points.insert(scenario, listing.points(scenario)?);
+    }
+    drop(listing);
+    if args.list {
+        for (scenario, points) in &points {
+            points.iter().for_each(|point| println!("{scenario:?}: {point}"));
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut record = Record::open(args.record.as_deref())?;
+    let mut queue = VecDeque::new();
+    for (scenario, points) in &points {
+        let trials = chosen(args, points);
+        println!("{scenario:?}: {} points, {} trials", points.len(), trials.len());
+        queue.extend(trials.into_iter().map(|trial| (*scenario, trial)));
+    }
+    queue.retain(|(scenario, trial)| !record.has(*scenario, trial));
+    record.expect(queue.len());
+    let (queue, record) = (Mutex::new(queue), Mutex::new(record));
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..args.jobs.max(1))
+            .map(|number| {
+                let (queue, record, programs, plugin) = (&queue, &record, &programs, &plugin);
+                scope.spawn(move || {
+                    let mut worker = Worker::start(programs, plugin, &format!("w{number}"))?;
+                    worker.work_off(queue, record)
+                })
+            })
+            .collect();
+        workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| anyhow!("a panic")).flatten())
+    })?;
+    let record = record.into_inner().unwrap_or_else(PoisonError::into_inner);
+    let points = points.iter().map(|(scenario, points)| (*scenario, points.len())).collect();
+    let table = record.table(&points);
+    print!("{table}");
+    if let Some(page) = &args.page {
+        record::write_into(page, &table)?;
+    }
+    Ok(if record.has_failures() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Returns the trials that the arguments select, in the seed's order.
+fn chosen(args: &Args, points: &[Point]) -> Vec<Trial> {
+    if let Some(trial) = &args.trial {
+        return vec![trial.clone()];
+    }
+    let is_wanted =
+        |fault: &Fault| args.fault.is_empty() || args.fault.iter().any(|name| fault.to_string() == *name);
+    let at = |point: &&Point| args.point.as_ref().is_none_or(|words| point.to_string().contains(words));
+    let mut trials: Vec<Trial> = points
+        .iter()
+        .filter(at)
+        .flat_map(|point| {
+            faults_at(point).into_iter().filter(is_wanted).map(|fault| Trial { point: point.clone(), fault })
+        })
+        .collect();
+    trials.sort_by_cached_key(|trial| hash(args.seed, &trial.to_string()));
+    trials.truncate(args.trials.unwrap_or(usize::MAX));
+    let (part, parts) = args.shard.unwrap_or((1, 1));
+    trials.into_iter().skip(part - 1).step_by(parts).collect()
+}
+
+/// Returns a number that depends on nothing but the seed and the text (FNV-1a), so that a run can be repeated.
+fn hash(seed: u64, text: &str) -> u64 {
+    let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let bytes = seed.to_le_bytes().into_iter().chain(text.bytes());
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325, mix);
+    hash ^ (hash >> 29)
+}
+
+/// A test environment with a thread of its own.
+struct Worker {
+    environment: Arc<TestEnvironment>,
+    plugin: PathBuf,
+    name: String,
+    test_beds: usize,
+    runtime: Runtime,
+}
+
+impl Worker {
+    fn start(programs: &Programs, plugin: &std::path::Path, name: &str) -> Result<Self> {
+        let _under_way = UnderWay::begin();
+        let environment = TestEnvironment::start_of(programs.clone())?;
+        let runtime = Runtime::new()?;
+        Ok(Self { environment, plugin: plugin.to_owned(), name: name.to_owned(), test_beds: 0, runtime })
+    }
+
+    fn test_bed(&mut self) -> Result<TestBed> {
+        self.test_beds += 1;
+        let name = format!("{}{}", self.name, self.test_beds);
+        self.runtime
+            .block_on(TestBed::set_up(&self.environment, &self.plugin, name))
+            .context("set up a test bed")
+    }
+
+    /// Lists the points that two runs of a scenario reach, in their order.
+    fn points(&self, scenario: Scenario) -> Result<Vec<Point>> {
+        let _under_way = UnderWay::begin();
+        let listed: Result<_> = self.runtime.block_on(async {
+            let name = format!("{}{}", self.name, scenario as usize);
+            let bed = TestBed::set_up(&self.environment, &self.plugin, name).await?;
+            let mut points = bed.points(scenario).await?;
+            for point in bed.points(scenario).await? {
+                if !points.contains(&point) {
+                    points.push(point);
+                }
+            }
+            bed.take_down().await?;
+            Ok(points)
+        });
+        listed.with_context(|| format!("{scenario:?} without a fault"))
+    }
+
+    /// Runs trials until there is none left.
+    fn work_off(&mut self, queue: &Mutex<VecDeque<(Scenario, Trial)>>, record: &Mutex<Record>) -> Result<()> {
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let mut bed = None;
+        while let Some((scenario, trial)) = next() {
+            check()?;
+            let _under_way = UnderWay::begin();
+            let here = match bed.take() {
+                Some(bed) => bed,
+                None => self.test_bed()?,
+            };
+            let began = std::time::Instant::now();
+            let tried = match self.runtime.block_on(here.try_until_reached(scenario, &trial)) {
+                Ok(Outcome::Held) => Tried::Held,
+                Ok(Outcome::Missed) => Tried::Missed,
+                Err(error) => Tried::Failed(format!("{error:#}\n{}", here.give_up())),
+            };
+            // After a failure, nothing that is there can be relied on.
+            if !matches!(tried, Tried::Failed(_)) {
+                bed = Some(here);
+            }
+            record.lock().unwrap_or_else(PoisonError::into_inner).add(
+                scenario,
+                &trial,
+                &tried,
+                began.elapsed(),
+            )?;
+        }
+        let _under_way = UnderWay::begin();
+        if let Some(bed) = bed {
+            self.runtime.block_on(bed.take_down())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,264 @@
+//! The scenarios: what a plugin does while a fault is injected, and what must hold afterwards.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use harness::context::CaseContext;
+use harness::environment::TestEnvironment;
+use harness::fixture::Form;
+use harness::host::Plugin;
+use harness::task::{LIMIT, Task};
+use serde_json::{Value, json};
+
+use crate::cases::support::{driver_logs, orphans, until};
+
+/// What a plugin is asked to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Scenario {
+    /// The start of a task whose image is there.
+    Start,
+    /// The start of a task whose image has to be pulled.
+    Pull,
+    /// The start of a task with a network of its own, with a published port.
+    Network,
+    /// The start of a task whose logs the driver writes.
+    Logs,
+    /// A script check's command.
+    Exec,
+    /// A signal that the task answers.
+    Signal,
+    /// A stop that the task heeds.
+    Stop,
+    /// A stop that the task ignores, until it is killed.
+    Kill,
+    /// A task that ends by itself.
+    End,
+    /// The destruction of a task that has ended.
+    Destroy,
+    /// The destruction of a task that runs.
+    ForcedDestroy,
+    /// The recovery of a task that runs.
+    Recover,
+    /// The start of a second attempt, whose first one still runs and is not recovered.
+    SecondAttempt,
+}
+
+/// Exit codes of the scenarios' task: at SIGTERM, and when it is told to end.
+const STOPPED: i32 = 3;
+const ENDED: i32 = 11;
+const KILLED: (i32, i32) = (137, 9);
+/// The line that each attempt writes, and that of a signal.
+const UP: &str = "up\n";
+const USR1: &str = "usr1\n";
+/// The image that is removed before each pull.
+const PULLED: &str = "pulled:v1";
+const EXEC: (i32, &str) = (7, "out\n");
+const KILL_TIMEOUT: Duration = Duration::from_secs(20);
+const SHORT_KILL_TIMEOUT: Duration = Duration::from_millis(300);
+
+impl Scenario {
+    /// Returns the job of the scenario's task.
+    pub fn job(self, context: &CaseContext) -> Value {
+        let at_term = if self == Self::Kill { "" } else { "exit 3" };
+        let mut job = context.shell(&format!(
+            "trap '{at_term}' TERM; trap 'echo usr1' USR1; echo up; \
+             while [ ! -e /local/end ]; do sleep 0.05; done; exit 11"
+        ));
+        match self {
+            Self::Pull => job["image"] = json!(context.image(PULLED)),
+            Self::Network => job["network_mode"] = json!("bridge"),
+            _ => {}
+        }
+        job
+    }
+
+    /// Returns the options of the scenario's plugins: orphans are removed after a second.
+    pub fn options(self, context: &CaseContext) -> Value {
+        let mut options = orphans::options(context, &json!({}));
+        if self == Self::Logs {
+            options["log_collection"] = json!("driver");
+        }
+        options
+    }
+
+    /// Brings the test environment into the state that the scenario begins with.
+    ///
+    /// # Errors
+    /// Says what doesn't work.
+    pub fn prepare_environment(self, environment: &TestEnvironment) -> Result<()> {
+        if self != Self::Pull {
+            return Ok(());
+        }
+        let (repository, tag) = PULLED.split_once(':').context("an image without a tag")?;
+        environment.catalog().large(1)?.push(environment.registry(), repository, tag, Form::OciIndex)?;
+        let containerd = environment.containerd();
+        // There is none before the first time.
+        let _ = containerd.ctr(&["images", "rm", &environment.image(PULLED)]);
+        containerd.collect_garbage()
+    }
+
+    /// Returns whether the scenario is a task's first start.
+    pub fn is_first_start(self) -> bool {
+        matches!(self, Self::Start | Self::Pull | Self::Network | Self::Logs)
+    }
+
+    /// Returns whether the scenario's step is a start.
+    pub fn starts(self) -> bool {
+        self.is_first_start() || self == Self::SecondAttempt
+    }
+
+    /// Waits until a task that was started has written its first line.
+    ///
+    /// # Errors
+    /// Shows what came instead.
+    pub async fn is_up(self, task: &Task) -> Result<()> {
+        until(LIMIT, "the task's first line", || self.output(task).is_ok_and(|text| text.contains(UP))).await
+    }
+
+    /// Returns what the task has written so far, in all of its attempts.
+    fn output(self, task: &Task) -> Result<String> {
+        if self != Self::Logs {
+            return Ok(task.alloc.stdout.text());
+        }
+        Ok(String::from_utf8_lossy(&driver_logs::output(task, "stdout")?).into_owned())
+    }
+
+    /// Checks that no byte of the task's output is lost or doubled: each attempt has written its line. An attempt that the
+    /// fault has ended, or whose start failed, may have written none.
+    ///
+    /// # Errors
+    /// Shows the output.
+    pub async fn check_output(self, task: &Task, attempts: usize, some_may_lack: bool) -> Result<()> {
+        let lines =
+            |text: &str| text.replace(USR1, "").split_inclusive('\n').filter(|line| *line == UP).count();
+        let is_right = |text: &str| {
+            let (all, right) = (text.replace(USR1, ""), lines(text));
+            let least = if some_may_lack { 1 } else { attempts };
+            (least..=attempts).contains(&right) && all.len() == right * UP.len()
+        };
+        let complete =
+            until(LIMIT, "its output", || self.output(task).is_ok_and(|text| is_right(&text))).await;
+        complete.with_context(|| format!("of {attempts} attempts: {:?}", self.output(task)))
+    }
+
+    /// Returns whether a plugin that doesn't know the task takes the scenario's steps.
+    pub fn needs_next_plugin(self) -> bool {
+        matches!(self, Self::Recover | Self::SecondAttempt)
+    }
+
+    /// Prepares what the scenario begins with, once its task runs.
+    ///
+    /// # Errors
+    /// Says what doesn't work.
+    pub async fn prepare(self, plugin: &Plugin, task: &mut Task) -> Result<()> {
+        match self {
+            Self::Destroy => {
+                tell_to_end(task)?;
+                let exit = task.wait(plugin).await?;
+                ensure!(exit.exit_code == ENDED, "it ended with {exit:?}");
+            }
+            Self::SecondAttempt => task.next_attempt()?,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Does what a fault is injected into.
+    ///
+    /// # Errors
+    /// Carries the plugin's error.
+    pub async fn act(self, plugin: &Plugin, task: &mut Task) -> Result<()> {
+        match self {
+            Self::Start | Self::Pull | Self::Network | Self::Logs | Self::SecondAttempt => {
+                task.start(plugin).await
+            }
+            Self::Exec => {
+                let (code, output) = task.exec(plugin, "echo out; exit 7").await?;
+                ensure!(
+                    (code, &*output) == EXEC,
+                    "{WRONG} the command's code is {code}, its output {output:?}"
+                );
+                Ok(())
+            }
+            Self::Signal => {
+                plugin.signal_task(task.id(), "SIGUSR1").await.context("SignalTask")?;
+                task.alloc.stdout.to_contain("usr1\n", LIMIT).await.context("WRONG: a signal is lost")
+            }
+            Self::Stop => task.stop(plugin, KILL_TIMEOUT).await,
+            Self::Kill => task.stop(plugin, SHORT_KILL_TIMEOUT).await,
+            Self::End => {
+                tell_to_end(task)?;
+                task.wait(plugin).await.map(drop)
+            }
+            Self::Destroy => task.destroy(plugin).await,
+            Self::ForcedDestroy => task.end(plugin).await,
+            Self::Recover => task.recover(plugin).await,
+        }
+    }
+
+    /// Returns whether the scenario removes the task, so that a plugin may not know it afterwards.
+    pub fn removes_task(self) -> bool {
+        matches!(self, Self::Destroy | Self::ForcedDestroy)
+    }
+
+    /// Brings the task to its end, after whatever happened to it, and checks how it ended. `is_lost` says that the fault
+    /// may have ended the task.
+    ///
+    /// # Errors
+    /// Says what is wrong.
+    pub async fn conclude(self, plugin: &Plugin, task: &Task, is_lost: bool) -> Result<()> {
+        if self == Self::ForcedDestroy {
+            return again(|| task.end(plugin)).await.context("destroy the task by force once more");
+        }
+        let wanted = match self {
+            Self::Stop | Self::Kill => {
+                let limit = if self == Self::Kill { SHORT_KILL_TIMEOUT } else { KILL_TIMEOUT };
+                again(|| task.stop(plugin, limit)).await.context("stop the task once more")?;
+                if self == Self::Kill { KILLED } else { (STOPPED, 0) }
+            }
+            _ => {
+                tell_to_end(task)?;
+                (ENDED, 0)
+            }
+        };
+        let answer = match task.wait_answer(plugin).await {
+            Err(error) if self.removes_task() && is_not_found(&error) => None,
+            answer => Some(answer?),
+        };
+        if let Some(answer) = answer {
+            let exit = answer.result.context("WaitTask without a result crashes the agent")?;
+            let ended = (exit.exit_code, exit.signal);
+            let is_right = ended == wanted && answer.err.is_empty();
+            let is_excused = is_lost && (ended != (0, 0) || !answer.err.is_empty());
+            ensure!(is_right || is_excused, "the task ended with {exit:?} {:?}, not {wanted:?}", answer.err);
+        }
+        let left = task.alloc.cgroup.pids();
+        ensure!(left.is_empty(), "it is said to have ended, and {left:?} run");
+        again(|| task.destroy(plugin)).await.context("destroy the task")
+    }
+}
+
+/// Mark of an answer that is wrong, which no fault excuses.
+pub const WRONG: &str = "WRONG:";
+
+/// Makes a call again as the agent does, if it fails. A task that isn't known any more is one that has been removed.
+async fn again<F: Future<Output = Result<()>>>(call: impl Fn() -> F) -> Result<()> {
+    let mut outcome = call().await;
+    for _ in 0..2 {
+        match &outcome {
+            Err(error) if is_not_found(error) => return Ok(()),
+            Err(_) => outcome = call().await,
+            Ok(()) => break,
+        }
+    }
+    outcome
+}
+
+/// Returns whether the plugin doesn't know the task.
+fn is_not_found(error: &anyhow::Error) -> bool {
+    format!("{error:#}").contains("task not found for given id")
+}
+
+pub fn tell_to_end(task: &Task) -> Result<()> {
+    std::fs::write(task.alloc.task_path("local/end"), "").context("tell the task to end")
+}

@@ -1,0 +1,386 @@
+//! A test environment with a bystander: another task, which nothing may happen to. Runs one trial after the other.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use harness::context::CaseContext;
+use harness::environment::TestEnvironment;
+use harness::host::Plugin;
+use harness::leaks::inspect::find_processes;
+use harness::processes::alive;
+use harness::task::{LIMIT, Task};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tonic::Status;
+
+use super::client::Injector;
+use super::point::{Fault, Point, Trial};
+use super::scenario::{Scenario, WRONG, tell_to_end};
+use crate::cases::support::is_recoverable;
+
+/// Time in which the plugin answers for the bystander.
+const ANSWER_LIMIT: Duration = Duration::from_secs(1);
+/// Time for which a fault may hold the plugin itself.
+const FAULT_TIME: Duration = Duration::from_secs(2);
+/// Time after the fault in which nothing may be left.
+const CENSUS_LIMIT: Duration = Duration::from_secs(10);
+/// Timeout of the scenario's own step.
+const STEP_LIMIT: Duration = Duration::from_secs(80);
+/// Number of runs in which a point may be reached: it depends on the order in which threads run.
+const TRIES: usize = 3;
+/// Timeout of a run.
+const TRIAL_LIMIT: Duration = Duration::from_secs(180);
+const POLL: Duration = Duration::from_millis(100);
+
+pub struct TestBed {
+    context: CaseContext,
+    bystander: Task,
+    bystander_pid: i32,
+    /// Shims that are not those of a trial's task.
+    foreign_shims: Vec<i32>,
+}
+
+/// How a trial ended.
+pub enum Outcome {
+    /// The plugin reached the point, and all that must hold did.
+    Held,
+    /// The plugin didn't reach the point.
+    Missed,
+}
+
+impl TestBed {
+    /// Starts a bystander in a test environment.
+    ///
+    /// # Errors
+    /// Says what doesn't work without any fault.
+    pub async fn set_up(environment: &Arc<TestEnvironment>, plugin: &Path, name: String) -> Result<Self> {
+        let mut context = CaseContext::new(Arc::clone(environment), plugin, name);
+        let mut plugin = context.plugin().await?;
+        let script = "trap 'exit 3' TERM; echo up; sleep 60000 & wait";
+        let bystander = context.run(&plugin, &context.shell(script)).await.context("start the bystander")?;
+        bystander.alloc.stdout.to_contain("up\n", LIMIT).await?;
+        let bystander_pid = bystander.pid()?;
+        plugin.shut_down().await?;
+        context.count_from_now();
+        let foreign_shims = shims(&context);
+        Ok(Self { context, bystander, bystander_pid, foreign_shims })
+    }
+
+    /// Ends the bystander.
+    ///
+    /// # Errors
+    /// Fails if something has happened to it.
+    pub async fn take_down(&self) -> Result<()> {
+        let mut plugin = self.next_plugin(Scenario::Start).await?;
+        self.bystander.stop(&plugin, LIMIT).await?;
+        let exit = self.bystander.wait(&plugin).await?;
+        ensure!(exit.exit_code == 3, "the bystander ended with {exit:?}");
+        self.bystander.destroy(&plugin).await?;
+        plugin.shut_down().await
+    }
+
+    /// Returns the last log lines of the trial's plugins, and removes by force all that there is.
+    pub fn give_up(&self) -> String {
+        let words = self.context.last_words();
+        let _ = self.context.environment().repair();
+        self.context.sweep();
+        words
+    }
+
+    /// Runs a scenario without a fault, and lists the points that it reaches.
+    ///
+    /// # Errors
+    /// Says what doesn't work.
+    pub async fn points(&self, scenario: Scenario) -> Result<Vec<Point>> {
+        let mut points = Vec::new();
+        self.play(scenario, None, &mut points).await?;
+        Ok(points)
+    }
+
+    /// Runs a scenario with a fault, again if the plugin doesn't reach the point.
+    ///
+    /// # Errors
+    /// Says what must hold and didn't.
+    pub async fn try_until_reached(&self, scenario: Scenario, trial: &Trial) -> Result<Outcome> {
+        for _ in 1..TRIES {
+            if matches!(self.try_once(scenario, trial).await?, Outcome::Held) {
+                return Ok(Outcome::Held);
+            }
+        }
+        self.try_once(scenario, trial).await
+    }
+
+    async fn try_once(&self, scenario: Scenario, trial: &Trial) -> Result<Outcome> {
+        let played =
+            tokio::time::timeout(TRIAL_LIMIT, self.play(scenario, Some(trial), &mut Vec::new())).await;
+        played.with_context(|| format!("not done after {TRIAL_LIMIT:?}"))?
+    }
+
+    async fn play(
+        &self,
+        scenario: Scenario,
+        trial: Option<&Trial>,
+        points: &mut Vec<Point>,
+    ) -> Result<Outcome> {
+        self.context.forget_logs();
+        tokio::task::block_in_place(|| scenario.prepare_environment(self.context.environment()))?;
+        let mut plugin = self.context.bare_plugin(&self.context.launch()).await?;
+        let mut injector = Injector::attach(&plugin).await?;
+        self.configure(scenario, &mut plugin).await?;
+        let mut task = self.context.prepare(&plugin, &scenario.job(&self.context)).await?;
+        if !scenario.is_first_start() {
+            task.start(&plugin).await.context("start the task before the fault")?;
+            scenario.is_up(&task).await?;
+        }
+        if scenario.needs_next_plugin() {
+            drop(injector);
+            plugin.kill().await?;
+            plugin = self.context.bare_plugin(&self.context.launch()).await?;
+            injector = Injector::attach(&plugin).await?;
+            self.configure(scenario, &mut plugin).await?;
+        }
+        scenario.prepare(&plugin, &mut task).await?;
+        injector.arm(&plugin, self.names(&plugin, &task), trial).await?;
+        let fault = trial.map(|trial| trial.fault);
+        let acted = self.act(scenario, fault, &plugin, &mut task, &mut injector).await;
+        let was_reached = injector.has_reached();
+        if trial.is_none() {
+            points.extend(injector.points()?);
+        }
+        drop(injector);
+        let acted = acted?;
+        self.judge(scenario, fault.filter(|_| was_reached), plugin, task, acted).await?;
+        Ok(if was_reached { Outcome::Held } else { Outcome::Missed })
+    }
+
+    /// Returns what differs between runs, and the word for each in a point.
+    fn names(&self, plugin: &Plugin, task: &Task) -> Vec<(String, String)> {
+        let directory = self.context.environment().directory().display().to_string();
+        let text = |path: &Path| path.display().to_string();
+        [
+            (text(plugin.socket()), "{agent}"),
+            (text(&self.context.state_dir()), "{state}"),
+            (text(&self.context.directory()), "{case}"),
+            (directory, "{environment}"),
+            (self.bystander.alloc.id.clone(), "{bystander}"),
+            (self.bystander.alloc.attempt.clone(), "{attempt of bystander}"),
+            (task.alloc.id.clone(), "{alloc}"),
+            (task.alloc.attempt.clone(), "{attempt}"),
+        ]
+        .map(|(name, word)| (name, word.to_owned()))
+        .into()
+    }
+
+    async fn configure(&self, scenario: Scenario, plugin: &mut Plugin) -> Result<()> {
+        plugin.configure(&scenario.options(&self.context)).await?;
+        plugin.listen().await?;
+        self.bystander.recover(plugin).await.context("recover the bystander")
+    }
+
+    async fn next_plugin(&self, scenario: Scenario) -> Result<Plugin> {
+        let mut plugin = self.context.bare_plugin(&self.context.launch()).await?;
+        self.configure(scenario, &mut plugin).await?;
+        Ok(plugin)
+    }
+
+    /// Has the plugin do the scenario's step with a fault in it, and looks at the bystander meanwhile. The inner result
+    /// is the step's.
+    async fn act(
+        &self,
+        scenario: Scenario,
+        fault: Option<Fault>,
+        plugin: &Plugin,
+        task: &mut Task,
+        injector: &mut Injector,
+    ) -> Result<Result<()>> {
+        let dies = fault.is_some_and(Fault::kills_plugin);
+        let done = tokio::time::timeout(STEP_LIMIT, scenario.act(plugin, task));
+        let holding = self.hold(fault, injector);
+        let watching = self.watch_bystander(plugin, fault);
+        tokio::pin!(holding);
+        let mut held = false;
+        tokio::pin!(done);
+        tokio::pin!(watching);
+        loop {
+            tokio::select! {
+                done = &mut done => {
+                    let done = done.with_context(|| format!("{scenario:?} is not done after {STEP_LIMIT:?}"))?;
+                    if let Err(error) = &done {
+                        ensure!(!format!("{error:#}").contains(WRONG), "{error:#}");
+                    }
+                    return Ok(done);
+                }
+                outcome = &mut holding, if !held => {
+                    outcome?;
+                    held = true;
+                }
+                watched = &mut watching, if !dies => watched?,
+            }
+        }
+    }
+
+    /// Waits for the point, and causes a fault outside of the plugin there.
+    async fn hold(&self, fault: Option<Fault>, injector: &mut Injector) -> Result<()> {
+        injector.reached().await;
+        let containerd = self.context.environment().containerd();
+        match fault {
+            Some(Fault::ShimKilled) => {
+                for pid in shims(&self.context) {
+                    if !self.foreign_shims.contains(&pid) {
+                        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+                    }
+                }
+                injector.release().await
+            }
+            Some(Fault::ContainerdKilled) => {
+                containerd.kill()?;
+                injector.release().await?;
+                tokio::time::sleep(FAULT_TIME).await;
+                tokio::task::block_in_place(|| containerd.start())
+            }
+            Some(Fault::ContainerdFrozen) => {
+                containerd.pause()?;
+                injector.release().await?;
+                tokio::time::sleep(FAULT_TIME).await;
+                containerd.resume()
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Asks for the bystander over and over. Returns only if an answer is wrong, or late.
+    async fn watch_bystander(&self, plugin: &Plugin, fault: Option<Fault>) -> Result<()> {
+        let limit = if fault == Some(Fault::Freeze) { ANSWER_LIMIT + FAULT_TIME } else { ANSWER_LIMIT };
+        loop {
+            let began = Instant::now();
+            let answer = tokio::time::timeout(limit, plugin.inspect_task(self.bystander.id())).await;
+            let answer = answer.with_context(|| format!("no answer for another task in {limit:?}"))?;
+            let answer = answer.context("InspectTask of another task")?;
+            let state = answer.task.map(|task| task.state);
+            ensure!(
+                state == Some(nomad_proto::driver::TaskState::Running as i32),
+                "another task is {state:?}"
+            );
+            tokio::time::sleep(POLL.saturating_sub(began.elapsed())).await;
+        }
+    }
+
+    /// Checks all that must hold after a step.
+    async fn judge(
+        &self,
+        scenario: Scenario,
+        fault: Option<Fault>,
+        mut plugin: Plugin,
+        mut task: Task,
+        acted: Result<()>,
+    ) -> Result<()> {
+        self.context.environment().repair()?;
+        let died = fault.is_some_and(Fault::kills_plugin);
+        if died {
+            // A fault right after the last call is only reached with it.
+            plugin.kill().await?;
+            plugin = self.next_plugin(scenario).await?;
+        } else if let Err(error) = &acted {
+            check_error(scenario, fault, error)?;
+        }
+        let is_lost = fault == Some(Fault::ShimKilled);
+        let is_known =
+            task.handle.is_some() && self.is_known(scenario, &plugin, &task, died, &acted, fault).await?;
+        let is_gone = scenario == Scenario::SecondAttempt && task.handle.is_none();
+        if is_known {
+            let concluded = scenario.conclude(&plugin, &task, is_lost).await;
+            concluded.with_context(|| format!("after {}", said(&acted)))?;
+        } else if !is_gone {
+            self.context
+                .nothing_left_within(CENSUS_LIMIT)
+                .with_context(|| format!("after {}", said(&acted)))?;
+        }
+        self.next_attempt_works(&plugin, &mut task).await?;
+        let attempts = if scenario == Scenario::SecondAttempt { 3 } else { 2 };
+        scenario.check_output(&task, attempts, is_lost || !is_known).await?;
+        self.context.nothing_left_within(CENSUS_LIMIT).with_context(|| format!("after {}", said(&acted)))?;
+        self.bystander_is_well()?;
+        plugin.shut_down().await?;
+        self.context.logs_are_in_form()
+    }
+
+    async fn next_attempt_works(&self, plugin: &Plugin, task: &mut Task) -> Result<()> {
+        task.next_attempt()?;
+        tell_to_end(task)?;
+        if task.alloc.log_path("stdout").exists() {
+            task.alloc.stdout.stop();
+            task.alloc.stderr.stop();
+            task.alloc.read_logs()?;
+        }
+        task.start(plugin).await.context("start the next attempt")?;
+        let exit = task.wait(plugin).await.context("the next attempt")?;
+        ensure!(exit.exit_code == 11, "the next attempt ended with {exit:?}");
+        task.destroy(plugin).await.context("destroy the next attempt")
+    }
+
+    /// Returns whether the plugin has the task, which a plugin that was started after the fault has to recover first.
+    async fn is_known(
+        &self,
+        scenario: Scenario,
+        plugin: &Plugin,
+        task: &Task,
+        died: bool,
+        acted: &Result<()>,
+        fault: Option<Fault>,
+    ) -> Result<bool> {
+        if !died {
+            if scenario == Scenario::Recover && acted.is_err() {
+                // The agent destroys what it can't recover, and starts it anew.
+                let _ = task.end(plugin).await;
+                ensure!(fault.is_some(), "it was not recovered: {}", said(acted));
+                return Ok(false);
+            }
+            return Ok(true);
+        }
+        match task.recover(plugin).await {
+            Ok(()) => Ok(true),
+            // The next plugin has gone on with the removal.
+            Err(_) if scenario.removes_task() => Ok(false),
+            Err(error) => Err(error.context("recover the task after the plugin's death")),
+        }
+    }
+
+    fn bystander_is_well(&self) -> Result<()> {
+        ensure!(alive(self.bystander_pid), "the bystander's process is gone");
+        let pids = self.bystander.alloc.cgroup.pids();
+        ensure!(pids.contains(&self.bystander_pid), "the bystander is another process now: {pids:?}");
+        Ok(())
+    }
+}
+
+fn said(acted: &Result<()>) -> String {
+    match acted {
+        Ok(()) => "a step that succeeded".to_owned(),
+        Err(error) => format!("a step that failed: {error:#}"),
+    }
+}
+
+/// Checks what an agent or an operator relies on in an error.
+fn check_error(scenario: Scenario, fault: Option<Fault>, error: &anyhow::Error) -> Result<()> {
+    let Some(fault) = fault else { bail!("without a fault: {error:#}") };
+    let Some(status) = error.downcast_ref::<Status>() else { return Ok(()) };
+    let deadly = matches!(status.code(), tonic::Code::Unavailable | tonic::Code::Cancelled);
+    ensure!(!deadly, "{:?} means the plugin's death to the agent: {}", status.code(), status.message());
+    let words = status.message().split_whitespace().count();
+    ensure!(words > 3, "the error doesn't say what failed: {:?}", status.message());
+    if scenario.starts() && fault.passes_by_itself() {
+        ensure!(is_recoverable(status)?, "it could succeed later, and is final: {}", status.message());
+    }
+    Ok(())
+}
+
+fn shims(context: &CaseContext) -> Vec<i32> {
+    let found = find_processes(&context.state_dir());
+    found
+        .into_iter()
+        .filter(|process| process.command.contains("containerd-shim"))
+        .map(|shim| shim.pid)
+        .collect()
+}
