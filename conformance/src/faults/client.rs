@@ -9,6 +9,7 @@ use harness::host::Plugin;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use super::injector::{Report, Request};
 use super::point::{Point, Trial};
@@ -18,7 +19,8 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 /// An injector that traces a plugin. Its end, on drop, lets go of the plugin.
 pub struct Injector {
-    _process: Child,
+    process: Child,
+    reading: JoinHandle<()>,
     requests: ChildStdin,
     seen: Arc<Mutex<Vec<Point>>>,
     stage: watch::Receiver<Stage>,
@@ -52,7 +54,7 @@ impl Injector {
         let seen = Arc::<Mutex<Vec<Point>>>::default();
         let (tell, stage) = watch::channel(Stage::Started);
         let list = Arc::clone(&seen);
-        tokio::spawn(async move {
+        let reading = tokio::spawn(async move {
             while let Ok(Some(line)) = lines.next_line().await {
                 match serde_json::from_str(&line) {
                     Ok(Report::Attached) => drop(tell.send(Stage::Attached)),
@@ -65,7 +67,7 @@ impl Injector {
                 }
             }
         });
-        let mut injector = Self { _process: process, requests, seen, stage };
+        let mut injector = Self { process, reading, requests, seen, stage };
         injector.wait_for(Stage::Attached).await.context("trace the plugin")?;
         Ok(injector)
     }
@@ -117,9 +119,14 @@ impl Injector {
         }
     }
 
-    /// Returns whether the plugin has reached the point.
-    pub fn has_reached(&self) -> bool {
-        *self.stage.borrow() >= Stage::Reached
+    /// Lets go of the plugin for good, and returns whether it has reached the point.
+    ///
+    /// # Errors
+    /// Fails if the injector can't be ended.
+    pub async fn end(mut self) -> Result<bool> {
+        self.process.kill().await.context("end the injector")?;
+        let _ = self.reading.await;
+        Ok(*self.stage.borrow() >= Stage::Reached)
     }
 
     /// Returns the points that the plugin has reached, in their order.

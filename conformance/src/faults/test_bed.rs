@@ -145,11 +145,10 @@ impl TestBed {
         injector.arm(&plugin, self.names(&plugin, &task), trial).await?;
         let fault = trial.map(|trial| trial.fault);
         let acted = self.act(scenario, fault, &plugin, &mut task, &mut injector).await;
-        let was_reached = injector.has_reached();
         if trial.is_none() {
             points.extend(injector.points()?);
         }
-        drop(injector);
+        let was_reached = injector.end().await?;
         let acted = acted?;
         self.judge(scenario, fault.filter(|_| was_reached), plugin, task, acted).await?;
         Ok(if was_reached { Outcome::Held } else { Outcome::Missed })
