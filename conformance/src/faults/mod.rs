@@ -10,9 +10,9 @@ mod system_calls;
 mod test_bed;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, anyhow, ensure};
 use clap::ValueEnum as _;
@@ -82,12 +82,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     println!("{}", programs.versions().join(", "));
     let scenarios =
         if args.scenario.is_empty() { Scenario::value_variants().to_vec() } else { args.scenario.clone() };
-    let listing = Worker::start(&programs, &plugin, "l")?;
-    let mut points = BTreeMap::new();
-    for &scenario in &scenarios {
-        points.insert(scenario, listing.points(scenario)?);
-    }
-    drop(listing);
+    let mut workers = Worker::start_all(&programs, &plugin, args.jobs.max(1))?;
+    let (queue, points) = (Mutex::new(VecDeque::from(scenarios)), Mutex::new(BTreeMap::new()));
+    at_once(&mut workers, |worker| {
+        while let Some(scenario) = lock(&queue).pop_front() {
+            let listed = worker.points(scenario)?;
+            lock(&points).insert(scenario, listed);
+        }
+        Ok(())
+    })?;
+    let points = points.into_inner().unwrap_or_else(PoisonError::into_inner);
     if args.list {
         for (scenario, points) in &points {
             points.iter().for_each(|point| println!("{scenario:?}: {point}"));
@@ -104,18 +108,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     queue.retain(|(scenario, trial)| !record.has(*scenario, trial));
     record.expect(queue.len());
     let (queue, record) = (Mutex::new(queue), Mutex::new(record));
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..args.jobs.max(1))
-            .map(|number| {
-                let (queue, record, programs, plugin) = (&queue, &record, &programs, &plugin);
-                scope.spawn(move || {
-                    let mut worker = Worker::start(programs, plugin, &format!("w{number}"))?;
-                    worker.work_off(queue, record)
-                })
-            })
-            .collect();
-        workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| anyhow!("a panic")).flatten())
-    })?;
+    at_once(&mut workers, |worker| worker.work_off(&queue, &record))?;
     let record = record.into_inner().unwrap_or_else(PoisonError::into_inner);
     let points = points.iter().map(|(scenario, points)| (*scenario, points.len())).collect();
     let table = record.table(&points);
@@ -124,6 +117,18 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         record::write_into(page, &table)?;
     }
     Ok(if record.has_failures() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Has all workers do something at the same time, each on a thread of its own.
+fn at_once(workers: &mut [Worker], work: impl Fn(&mut Worker) -> Result<()> + Sync) -> Result<()> {
+    std::thread::scope(|scope| {
+        let working: Vec<_> = workers.iter_mut().map(|worker| scope.spawn(|| work(worker))).collect();
+        working.into_iter().try_for_each(|worker| worker.join().map_err(|_| anyhow!("a panic")).flatten())
+    })
+}
+
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Returns the trials that the arguments select, in the seed's order.
@@ -165,7 +170,18 @@ struct Worker {
 }
 
 impl Worker {
-    fn start(programs: &Programs, plugin: &std::path::Path, name: &str) -> Result<Self> {
+    /// Starts as many workers, all at the same time.
+    fn start_all(programs: &Programs, plugin: &Path, count: usize) -> Result<Vec<Self>> {
+        std::thread::scope(|scope| {
+            let start = |number| scope.spawn(move || Self::start(programs, plugin, &format!("w{number}x")));
+            let starting: Vec<_> = (0..count).map(start).collect();
+            let started =
+                starting.into_iter().map(|worker| worker.join().map_err(|_| anyhow!("a panic")).flatten());
+            started.collect()
+        })
+    }
+
+    fn start(programs: &Programs, plugin: &Path, name: &str) -> Result<Self> {
         let _under_way = UnderWay::begin();
         let environment = TestEnvironment::start_of(programs.clone())?;
         let runtime = Runtime::new()?;
@@ -181,11 +197,10 @@ impl Worker {
     }
 
     /// Lists the points that two runs of a scenario reach, in their order.
-    fn points(&self, scenario: Scenario) -> Result<Vec<Point>> {
+    fn points(&mut self, scenario: Scenario) -> Result<Vec<Point>> {
         let _under_way = UnderWay::begin();
+        let bed = self.test_bed()?;
         let listed: Result<_> = self.runtime.block_on(async {
-            let name = format!("{}{}", self.name, scenario as usize);
-            let bed = TestBed::set_up(&self.environment, &self.plugin, name).await?;
             let mut points = bed.points(scenario).await?;
             for point in bed.points(scenario).await? {
                 if !points.contains(&point) {
@@ -200,7 +215,7 @@ impl Worker {
 
     /// Runs trials until there is none left.
     fn work_off(&mut self, queue: &Mutex<VecDeque<(Scenario, Trial)>>, record: &Mutex<Record>) -> Result<()> {
-        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        let next = || lock(queue).pop_front();
         let mut bed = None;
         while let Some((scenario, trial)) = next() {
             check()?;
@@ -219,12 +234,7 @@ impl Worker {
             if !matches!(tried, Tried::Failed(_)) {
                 bed = Some(here);
             }
-            record.lock().unwrap_or_else(PoisonError::into_inner).add(
-                scenario,
-                &trial,
-                &tried,
-                began.elapsed(),
-            )?;
+            lock(record).add(scenario, &trial, &tried, began.elapsed())?;
         }
         let _under_way = UnderWay::begin();
         if let Some(bed) = bed {
