@@ -152,12 +152,16 @@ fn chosen(args: &Args, points: &[Point]) -> Vec<Trial> {
     trials.into_iter().skip(part - 1).step_by(parts).collect()
 }
 
-/// Returns a number that depends on nothing but the seed and the text (FNV-1a), so that a run can be repeated.
+/// Returns a number that depends on nothing but the seed and the text, so that a run can be repeated: FNV-1a, and the
+/// last step of MurmurHash3, without which texts that differ only at their end would be neighbours in each order, and a
+/// choice of few trials would be one of few objects.
 fn hash(seed: u64, text: &str) -> u64 {
     let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     let bytes = seed.to_le_bytes().into_iter().chain(text.bytes());
     let hash = bytes.fold(0xcbf2_9ce4_8422_2325, mix);
-    hash ^ (hash >> 29)
+    let hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    let hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^ (hash >> 33)
 }
 
 /// A test environment with a thread of its own.

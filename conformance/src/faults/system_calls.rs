@@ -182,8 +182,10 @@ pub fn failures(name: &str, object: &str) -> Option<Failures> {
         Connect => &[EACCES, ETIMEDOUT, ENOMEM],
         Sure => &[],
     };
-    let can_be_short =
-        matches!(kind, Read | Write) && ["read", "write", "pread64", "pwrite64"].contains(&name);
+    // The kernel takes what is written to its own files whole or not at all: half of a pid is another process's.
+    let is_of_kernel = object.starts_with("/sys/") || object.starts_with("/proc/");
+    let can_be_short = (kind == Read || (kind == Write && !is_of_kernel))
+        && ["read", "write", "pread64", "pwrite64"].contains(&name);
     let changes = matches!(kind, Write | Change | Mount | Lock | Spawn | Connect)
         || ["kill", "pidfd_send_signal", "wait4", "waitid"].contains(&name);
     Some(Failures { errors, can_be_short, changes })
@@ -201,6 +203,17 @@ mod tests {
                 !others.iter().any(|other| other.number == call.number || other.name == call.name),
                 "{call:?}"
             );
+        }
+    }
+
+    #[test]
+    fn a_file_of_the_kernels_is_never_written_by_halves() {
+        for (name, object, can_be_short) in [
+            ("write", "/sys/fs/cgroup/cpuset/nomad/share/cgroup.procs", false),
+            ("write", "{state}/nomad/{task}/config.json", true),
+            ("read", "/proc/self/mountinfo", true),
+        ] {
+            assert_eq!(failures(name, object).unwrap().can_be_short, can_be_short, "{name} {object}");
         }
     }
 

@@ -13,6 +13,8 @@ use crate::faults::system_calls::{Object, SystemCall};
 /// Length from which a run of hexadecimal digits is taken for an id or a digest.
 const ID_DIGITS: usize = 8;
 const UNIX: u8 = 1;
+/// Beginnings of names of temporary files, which random letters follow.
+const TEMPORARY: [&str; 2] = [".new-", ".tmp"];
 
 pub struct Names {
     pid: Pid,
@@ -114,8 +116,12 @@ pub fn in_general(object: &str, names: &[(String, String)]) -> String {
     parts.collect::<Vec<_>>().join("/")
 }
 
-/// Replaces the ids in a part of a path: runs of hexadecimal digits with a decimal one, and a number alone.
+/// Replaces the ids in a part of a path: runs of hexadecimal digits with a decimal one, a number alone, and the letters
+/// of a temporary file.
 fn scrubbed(part: &str) -> String {
+    if let Some(beginning) = TEMPORARY.into_iter().find(|beginning| part.starts_with(beginning)) {
+        return format!("{beginning}*");
+    }
     if !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()) {
         return "*".to_owned();
     }
@@ -150,6 +156,7 @@ mod tests {
             ("/run/containerd/s/0123456789abcdef", "/run/containerd/s/*"),
             ("/x/sha256:00ff00ff00ff-part.ü", "/x/sha256:*-part.ü"),
             ("/x/face.json", "/x/face.json"),
+            ("/tmp/cfm-1/s/nomad/web-77/.new-OkAsYS", "{state}/nomad/{task}/.new-*"),
         ] {
             assert_eq!(in_general(object, &names), general);
         }
