@@ -41,6 +41,8 @@ pub enum Fault {
     Short,
     /// All shims of the scenario's task are killed before the call.
     ShimKilled,
+    /// All shims of the scenario's task stand still for two seconds from before the call.
+    ShimFrozen,
     /// containerd is killed before the call, and started again two seconds later.
     ContainerdKilled,
     /// containerd stands still for two seconds from before the call.
@@ -56,7 +58,9 @@ impl Fault {
             Self::Freeze => Action::Freeze,
             Self::Error(errno) => Action::Fail(errno as i32),
             Self::Short => Action::Shorten,
-            Self::ShimKilled | Self::ContainerdKilled | Self::ContainerdFrozen => Action::Hold,
+            Self::ShimKilled | Self::ShimFrozen | Self::ContainerdKilled | Self::ContainerdFrozen => {
+                Action::Hold
+            }
         }
     }
 
@@ -74,12 +78,13 @@ impl Fault {
     }
 }
 
-const NAMES: [(&str, Fault); 7] = [
+const NAMES: [(&str, Fault); 8] = [
     ("kill", Fault::Kill),
     ("kill-after", Fault::KillAfter),
     ("freeze", Fault::Freeze),
     ("short", Fault::Short),
     ("shim-killed", Fault::ShimKilled),
+    ("shim-frozen", Fault::ShimFrozen),
     ("containerd-killed", Fault::ContainerdKilled),
     ("containerd-frozen", Fault::ContainerdFrozen),
 ];
@@ -149,7 +154,7 @@ pub fn faults_at(point: &Point) -> Vec<Fault> {
         faults.extend(errors.iter().copied().map(Fault::Error));
         faults.extend(can_be_short.then_some(Fault::Short));
     }
-    faults.extend([Fault::ShimKilled, Fault::ContainerdKilled, Fault::ContainerdFrozen]);
+    faults.extend([Fault::ShimKilled, Fault::ShimFrozen, Fault::ContainerdKilled, Fault::ContainerdFrozen]);
     faults
 }
 

@@ -7,6 +7,7 @@ use harness::context::CaseContext;
 use harness::environment::TestEnvironment;
 use harness::fixture::Form;
 use harness::host::Plugin;
+use harness::processes::alive;
 use harness::task::{LIMIT, Task};
 use serde_json::{Value, json};
 
@@ -55,6 +56,10 @@ const PULLED: &str = "pulled:v1";
 const EXEC: (i32, &str) = (7, "out\n");
 const KILL_TIMEOUT: Duration = Duration::from_secs(20);
 const SHORT_KILL_TIMEOUT: Duration = Duration::from_millis(300);
+/// Words of the task's script.
+const SCRIPT: &str = "echo usr1";
+/// Maximum time from a start's answer until the kernel shows the task's program: the runtime has let it go by then.
+const STARTED: Duration = Duration::from_millis(500);
 
 impl Scenario {
     /// Returns the job of the scenario's task.
@@ -74,7 +79,14 @@ impl Scenario {
 
     /// Returns the options of the scenario's plugins: orphans are removed after a second.
     pub fn options(self, context: &CaseContext) -> Value {
-        let mut options = orphans::options(context, &json!({}));
+        let orphans = match self {
+            // A removal that was begun is finished as what it is.
+            Self::Destroy | Self::ForcedDestroy => json!({"enabled": false}),
+            // A plugin that stands still doesn't take the task that is about to be recovered for an orphan.
+            Self::Recover => json!({"creation_grace": "5s"}),
+            _ => json!({}),
+        };
+        let mut options = orphans::options(context, &orphans);
         if self == Self::Logs {
             options["log_collection"] = json!("driver");
         }
@@ -169,8 +181,19 @@ impl Scenario {
     /// Carries the plugin's error.
     pub async fn act(self, plugin: &Plugin, task: &mut Task) -> Result<()> {
         match self {
-            Self::Start | Self::Pull | Self::Network | Self::Logs | Self::SecondAttempt => {
-                task.start(plugin).await
+            Self::Start | Self::Pull | Self::Network | Self::Logs => {
+                task.start(plugin).await?;
+                runs_its_program(task).await
+            }
+            Self::SecondAttempt => {
+                // The fault may have ended it.
+                let earlier = task.pid().ok();
+                task.start(plugin).await?;
+                ensure!(
+                    !earlier.is_some_and(alive),
+                    "{WRONG} the first attempt, process {earlier:?}, runs beside the second"
+                );
+                runs_its_program(task).await
             }
             Self::Exec => {
                 let (code, output) = task.exec(plugin, "echo out; exit 7").await?;
@@ -236,6 +259,18 @@ impl Scenario {
         ensure!(left.is_empty(), "it is said to have ended, and {left:?} run");
         again(|| task.destroy(plugin)).await.context("destroy the task")
     }
+}
+
+/// Checks that a task whose start was answered has its own program by now, and not the runtime's, which waits for the
+/// start. A task that has lost its processes has neither.
+async fn runs_its_program(task: &Task) -> Result<()> {
+    let is_runtime = || {
+        let first =
+            task.pid().ok().and_then(|pid| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).ok());
+        first.is_some_and(|words| !words.is_empty() && !words.contains(SCRIPT))
+    };
+    let answered = until(STARTED, "the task's own program", || !is_runtime()).await;
+    answered.with_context(|| format!("{WRONG} StartTask was answered before the start"))
 }
 
 /// Mark of an answer that is wrong, which no fault excuses.
