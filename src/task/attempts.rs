@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::attempt::Attempt;
 use super::container::ContainerHandles;
 use super::error::{Error, Result};
+use super::slot::Occupant;
 use super::{Identity, NAMESPACE, Settings, Slot, Tasks};
 use crate::shim::{self, Bundle, bundles};
 use crate::sys::error_chain::Chained;
@@ -30,6 +31,22 @@ pub(super) enum Group {
     Unreadable(String),
 }
 
+impl Group {
+    /// Judges an attempt's cgroup by the number of other attempts that may have it, too.
+    pub(super) fn among<E>(cgroup: PathBuf, others: &std::result::Result<usize, E>) -> Self {
+        match others {
+            Ok(0) => Self::Own(cgroup),
+            Ok(_) => Self::Shared(cgroup),
+            Err(_) => Self::Unread(cgroup),
+        }
+    }
+
+    /// Returns the cgroup in which every process is this attempt's, and may be killed as such.
+    pub(super) fn own(&self) -> Option<&Path> {
+        if let Self::Own(path) = self { Some(path) } else { None }
+    }
+}
+
 impl ContainerHandles {
     /// Determines the cgroup of this attempt, and whether other attempts have it. Blocking: not for an async thread.
     pub(super) fn group(&self) -> Group {
@@ -39,17 +56,17 @@ impl ContainerHandles {
             Ok(None) => return Group::Unknown,
             Err(error) => return Group::Unreadable(error.chain().to_string()),
         };
-        match others(self.state_dir(), &self.id, |_, other| other.may_share_cgroup(&attempt)) {
-            Ok(others) if others.is_empty() => Group::Own(attempt.cgroup),
+        let others = others(self.state_dir(), &self.id, |_, other| other.may_share_cgroup(&attempt));
+        match &others {
+            Ok(others) if others.is_empty() => {}
             Ok(others) => {
                 tracing::warn!(container = self.id, ?others, "other attempts of this task share its cgroup");
-                Group::Shared(attempt.cgroup)
             }
             Err(error) => {
                 tracing::warn!(container = self.id, error = %error.chain(), "can't tell whether other attempts share its cgroup");
-                Group::Unread(attempt.cgroup)
             }
         }
+        Group::among(attempt.cgroup, &others.map(|others| others.len()))
     }
 }
 
@@ -118,8 +135,11 @@ impl Tasks {
     async fn left_attempts(&self, container: &ContainerHandles, attempt: Attempt) -> Result<Vec<String>> {
         let known: Vec<String> = {
             let slots = self.lock();
-            let is_known = |slot: &Slot| matches!(slot, Slot::Starting(_) | Slot::Active(_));
-            slots.iter().filter(|(_, slot)| is_known(slot)).map(|(id, _)| id.clone()).collect()
+            slots
+                .iter()
+                .filter(|(_, slot)| Occupant::of(Some(slot)).is_known())
+                .map(|(id, _)| id.clone())
+                .collect()
         };
         let (state_dir, id) = (container.state_dir().to_owned(), container.id.clone());
         let is_meant = move |id: &str, other: &Attempt| {
@@ -142,12 +162,12 @@ fn live_attempts(slots: &HashMap<String, Slot>, attempt: &Attempt, own_id: &str,
         !alloc_id.is_empty() && *alloc_id == attempt.alloc_id && *name == attempt.task
     };
     let found = slots.iter().filter(|(id, slot)| {
-        *id != own_id
-            && match slot {
-                Slot::Starting(starting) => starting.order < order && is_it(&starting.identity),
-                Slot::Active(task) => is_it(&task.identity),
-                Slot::Removing => false,
-            }
+        let (identity, its_order) = match slot {
+            Slot::Starting(starting) => (&starting.identity, Some(starting.order)),
+            Slot::Active(task) => (&task.identity, None),
+            Slot::Removing => return false,
+        };
+        *id != own_id && is_it(identity) && Occupant::of(Some(slot)).is_ended_by(its_order, order)
     });
     found.map(|(id, _)| id.clone()).collect()
 }

@@ -37,11 +37,12 @@ impl ContainerHandles {
     /// # Errors
     /// When some processes don't end, or the bundle can't be read.
     pub(super) async fn kill_group(&self) -> io::Result<bool> {
-        match self.group_off_thread().await {
-            Group::Own(path) => cgroup::kill_all(&path, self.owner_of(&path)).await,
-            Group::Unreadable(why) => Err(io::Error::other(format!("its cgroup can't be determined: {why}"))),
-            Group::Shared(_) | Group::Unread(_) | Group::Unknown => Ok(false),
+        let group = self.group_off_thread().await;
+        if let Group::Unreadable(why) = group {
+            return Err(io::Error::other(format!("its cgroup can't be determined: {why}")));
         }
+        let Some(path) = group.own() else { return Ok(false) };
+        cgroup::kill_all(path, self.owner_of(path)).await
     }
 
     /// Returns a check of whether a cgroup still is this attempt's alone: its bundle may have gone, and another attempt
@@ -58,7 +59,7 @@ impl ContainerHandles {
     pub(super) async fn end_rest_of_group(&self) -> Result<()> {
         let group = self.group_off_thread().await;
         match self.rest_of_group(&group).await {
-            Remaining::Runs(left) if matches!(group, Group::Own(_)) => {
+            Remaining::Runs(left) if group.own().is_some() => {
                 tracing::warn!(
                     container = self.id,
                     left,
@@ -85,7 +86,7 @@ impl ContainerHandles {
         if !self.bundle.may_have_container() {
             return self.forget_what_no_bundle_has().await;
         }
-        if let Group::Own(path) = &group
+        if let Some(path) = group.own()
             && let Err(error) = cgroup::kill_all(path, self.owner_of(path)).await
         {
             tracing::warn!(container = self.id, %error, "not all of its processes have exited yet");
@@ -93,18 +94,19 @@ impl ContainerHandles {
         let deleted = self.launcher.delete(&self.bundle, &self.id).await;
         // A first process that the task has moved elsewhere is in no cgroup of its attempt's.
         self.kill_noted_init().await;
-        match (deleted, self.rest(&group).await) {
-            (Ok(()), Remaining::Another(_)) => {}
-            // The clean-up finds the runtime's state only by files of the shim's, which a restored bundle lacks.
-            (Ok(()), Remaining::Nothing) => self.forget_runtime_state().await?,
-            // Some shims report success though they could not clean up.
-            (Ok(()), Remaining::Runs(left) | Remaining::Unknown(left)) => return Err(Error::failed(left)),
-            (Err(error), Remaining::Runs(left) | Remaining::Unknown(left) | Remaining::Another(left)) => {
-                return Err(Error::failed(format!("{}; {left}", error.chain())));
-            }
-            (Err(error), Remaining::Nothing) => {
-                tracing::warn!(container = self.id, error = %error.chain(), "the shim's clean-up failed; no process of the container is running");
+        match outcome(deleted.is_ok(), self.rest(&group).await) {
+            Outcome::Over => {}
+            Outcome::OverButForItsState => {
+                if let Err(error) = deleted {
+                    tracing::warn!(container = self.id, error = %error.chain(), "the shim's clean-up failed; no process of the container is running");
+                }
                 self.forget_runtime_state().await?;
+            }
+            Outcome::Left(left) => {
+                return Err(Error::failed(match deleted {
+                    Ok(()) => left,
+                    Err(error) => format!("{}; {left}", error.chain()),
+                }));
             }
         }
         self.remove_group(group).await
@@ -223,8 +225,8 @@ impl ContainerHandles {
     /// Removes the attempt's cgroup: a runtime that was killed in the middle of a create has no record of what it had
     /// made.
     async fn remove_group(&self, group: Group) -> Result<()> {
-        let Group::Own(path) = group else { return Ok(()) };
-        cgroup::remove(&path, self.owner_of(&path)).await.map_err(|error| {
+        let Some(path) = group.own() else { return Ok(()) };
+        cgroup::remove(path, self.owner_of(path)).await.map_err(|error| {
             let doing = format!("remove the cgroup {} of container {}", path.display(), self.id);
             Error::failed(error).context(doing)
         })
@@ -233,7 +235,7 @@ impl ContainerHandles {
 
 /// The processes that are left of a container.
 #[derive(Debug, PartialEq, Eq)]
-enum Remaining {
+pub(super) enum Remaining {
     Nothing,
     /// Processes that run, listed here.
     Runs(String),
@@ -244,8 +246,32 @@ enum Remaining {
     Another(String),
 }
 
+/// The outcome of ending a container without its shim.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Over,
+    /// Nothing of it runs. The runtime's state of it may be left: the clean-up finds that only by files of the shim's,
+    /// which a restored bundle lacks.
+    OverButForItsState,
+    /// It is not over, for this reason.
+    Left(String),
+}
+
+/// Judges the end of a container without its shim by what still runs. A clean-up by the shim's binary that has
+/// succeeded counts only where processes may be another attempt's: some shims report success though they could not
+/// clean up.
+pub(super) fn outcome(is_deleted: bool, rest: Remaining) -> Outcome {
+    match (is_deleted, rest) {
+        (_, Remaining::Nothing) => Outcome::OverButForItsState,
+        (true, Remaining::Another(_)) => Outcome::Over,
+        (false, Remaining::Another(left)) | (_, Remaining::Runs(left) | Remaining::Unknown(left)) => {
+            Outcome::Left(left)
+        }
+    }
+}
+
 /// Judges what is left of a container by the processes that are listed in a cgroup.
-fn rest_of(group: &Group, path: &Path, listed: io::Result<Vec<i32>>) -> Remaining {
+pub(super) fn rest_of(group: &Group, path: &Path, listed: io::Result<Vec<i32>>) -> Remaining {
     let path = path.display();
     match (listed, group) {
         (Ok(pids), _) if pids.is_empty() => Remaining::Nothing,
@@ -270,6 +296,18 @@ async fn listed(path: &Path) -> io::Result<Vec<i32>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_runs_counts_and_not_the_clean_ups_own_word() {
+        let left = || "processes [7]".to_owned();
+        for is_deleted in [false, true] {
+            assert_eq!(outcome(is_deleted, Remaining::Nothing), Outcome::OverButForItsState);
+            assert_eq!(outcome(is_deleted, Remaining::Runs(left())), Outcome::Left(left()));
+            assert_eq!(outcome(is_deleted, Remaining::Unknown(left())), Outcome::Left(left()));
+        }
+        assert_eq!(outcome(true, Remaining::Another(left())), Outcome::Over);
+        assert_eq!(outcome(false, Remaining::Another(left())), Outcome::Left(left()));
+    }
 
     #[test]
     fn a_cgroup_is_empty_only_if_it_can_be_listed() {

@@ -32,6 +32,7 @@ mod restore;
 mod runtime;
 mod settings;
 mod signal;
+mod slot;
 mod start;
 mod state;
 mod stats;
@@ -64,6 +65,7 @@ pub(crate) use exec::{Exec, ExecOutput, ExecRefused, Output, Stdin, Terminal, Te
 pub(crate) use network::DriverNetwork;
 pub(crate) use settings::Settings;
 use settings::{NAMESPACE, find_programs};
+use slot::{AtStart, Occupant};
 use state::DriverState;
 pub(crate) use state::{Exit, Identity, Phase, Started};
 pub(crate) use stats::{Load, Reading};
@@ -245,12 +247,10 @@ impl Tasks {
     /// Returns `None` while a teardown of the id is under way.
     fn try_reserve(self: &Arc<Self>, container_id: &str, identity: &Identity) -> Result<Option<Reservation>> {
         let mut slots = self.lock();
-        match slots.get(container_id) {
-            None => {}
-            Some(Slot::Removing) => return Ok(None),
-            Some(Slot::Starting(_) | Slot::Active(_)) => {
-                return Err(Error::conflict("it already exists"));
-            }
+        match Occupant::of(slots.get(container_id)).at_start() {
+            AtStart::Begin => {}
+            AtStart::Wait => return Ok(None),
+            AtStart::Refuse => return Err(Error::conflict("it already exists")),
         }
         let starting = Starting {
             identity: identity.clone(),
@@ -265,7 +265,7 @@ impl Tasks {
     /// Reserves an id for a teardown. Returns `None` if a task, a start, a recovery or another teardown has it.
     fn reserve_removal(self: &Arc<Self>, container_id: &str) -> Option<RemovalGuard> {
         let mut slots = self.lock();
-        if slots.contains_key(container_id) {
+        if !Occupant::of(slots.get(container_id)).is_free() {
             return None;
         }
         slots.insert(container_id.to_owned(), Slot::Removing);

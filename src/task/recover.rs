@@ -3,6 +3,7 @@
 //! Nothing is started here, and no pipe of Nomad's is opened: the agent's log collector comes back only later. For a
 //! task that exited meanwhile, the shim still has the exit status.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -91,13 +92,10 @@ async fn find(
         container.remember(&driver_state, &task_events.identity);
     }
     let restored = container.restore_off_thread().await;
-    if container.bundle.is_marked_for_removal() {
-        let directory = container.bundle.directory().display();
-        return Err(Error::failed(match (restored, is_of_this_boot) {
-            (true, _) => format!("its bundle directory {directory} was removed"),
-            (false, true) => "it was being removed".to_owned(),
-            (false, false) => "the host was restarted after its start".to_owned(),
-        }));
+    let directory = container.bundle.directory();
+    if let Some(why) = refusal(container.bundle.is_marked_for_removal(), restored, is_of_this_boot, directory)
+    {
+        return Err(Error::failed(why));
     }
     let bundle = container.bundle.clone();
     // Looked up before the shim is asked anything: the shim may be stuck in the start of an exec.
@@ -172,21 +170,27 @@ async fn reach(
     init: &std::io::Result<Option<Init>>,
 ) -> Result<Connection> {
     let opened = Connection::open(&driver_state.shim.bootstrap, &driver_state.container_id).await;
-    let error = match opened {
+    let (answer, error) = match opened {
         Ok(connection) => match tokio::time::timeout(SHIM_ANSWERS, connection.state()).await {
             Ok(Ok(_)) => return Ok(connection),
-            Ok(Err(error)) if error.is_not_found() => return Err(error.into()),
-            Ok(Err(error)) => Error::from(error),
-            Err(_) => Error::failed(format!("its shim does not answer within {SHIM_ANSWERS:?}")),
+            Ok(Err(error)) if error.is_not_found() => (ShimAnswer::HasNoTask, error.into()),
+            Ok(Err(error)) => (ShimAnswer::Nothing, error.into()),
+            Err(_) => {
+                let late = format!("its shim does not answer within {SHIM_ANSWERS:?}");
+                (ShimAnswer::Nothing, Error::failed(late))
+            }
         },
-        Err(error) => error.into(),
+        Err(error) => (ShimAnswer::Nothing, error.into()),
     };
-    if matches!(init, Ok(None)) && has_gone(driver_state.init, &Stat::look(driver_state.init.pid)) {
-        return Err(error.context("its first process is gone"));
-    }
-    let shim = container.launcher.process_of(&driver_state.shim, &container.bundle, &container.id).await;
-    if matches!(shim, Ok(None)) {
-        return Err(error.context("its shim is gone"));
+    let process_is_gone = is_known_to_be_gone(driver_state, init);
+    let shim_is_gone = answer == ShimAnswer::Nothing && !process_is_gone && {
+        let shim = container.launcher.process_of(&driver_state.shim, &container.bundle, &container.id).await;
+        matches!(shim, Ok(None))
+    };
+    match recovery(answer, process_is_gone, shim_is_gone) {
+        Recovery::Possible => {}
+        Recovery::Impossible(None) => return Err(error),
+        Recovery::Impossible(Some(why)) => return Err(error.context(why)),
     }
     tracing::warn!(
         container = driver_state.container_id,
@@ -194,6 +198,53 @@ async fn reach(
         "the shim does not answer, but it and the task's process are running as far as can be told"
     );
     Ok(Connection::deferred(&driver_state.shim.bootstrap, &driver_state.container_id))
+}
+
+/// The answer of a task's shim to the question for its state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ShimAnswer {
+    /// The shim has no such task.
+    HasNoTask,
+    /// The shim is gone, hangs, or can't be asked.
+    Nothing,
+}
+
+/// The verdict on the recovery of a task whose shim has not told its state.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Recovery {
+    Possible,
+    /// Not possible, for this reason beside the shim's own.
+    Impossible(Option<&'static str>),
+}
+
+/// Decides whether a task is recovered whose shim has not told its state. `process_is_gone` and `shim_is_gone` are true
+/// only where that is known.
+pub(super) fn recovery(answer: ShimAnswer, process_is_gone: bool, shim_is_gone: bool) -> Recovery {
+    match answer {
+        ShimAnswer::HasNoTask => Recovery::Impossible(None),
+        ShimAnswer::Nothing if process_is_gone => Recovery::Impossible(Some("its first process is gone")),
+        ShimAnswer::Nothing if shim_is_gone => Recovery::Impossible(Some("its shim is gone")),
+        ShimAnswer::Nothing => Recovery::Possible,
+    }
+}
+
+/// Returns why a container is not recovered, by its bundle: it is due for removal.
+pub(super) fn refusal(
+    is_marked: bool,
+    is_restored: bool,
+    is_of_this_boot: bool,
+    directory: &Path,
+) -> Option<String> {
+    is_marked.then(|| match (is_restored, is_of_this_boot) {
+        (true, _) => format!("its bundle directory {} was removed", directory.display()),
+        (false, true) => "it was being removed".to_owned(),
+        (false, false) => "the host was restarted after its start".to_owned(),
+    })
+}
+
+/// Returns whether a task's first process is known to have exited. `init` is the try to hold it.
+fn is_known_to_be_gone(driver_state: &DriverState, init: &std::io::Result<Option<Init>>) -> bool {
+    matches!(init, Ok(None)) && has_gone(driver_state.init, &Stat::look(driver_state.init.pid))
 }
 
 /// Returns whether a process is gone by what was seen at its pid; works also where the kernel has no pidfds. A process
@@ -238,6 +289,24 @@ mod tests {
         assert!(!has_gone(ProcessId { started_ticks: 0, ..own }, &seen(own)));
         assert!(!has_gone(ProcessId::UNKNOWN, &seen(ProcessId::UNKNOWN)));
         assert!(!has_gone(own, &Err(std::io::Error::from_raw_os_error(nix::libc::EMFILE))));
+    }
+
+    #[test]
+    fn a_shim_that_can_t_be_asked_costs_no_running_task() {
+        assert_eq!(recovery(ShimAnswer::Nothing, false, false), Recovery::Possible);
+        for (process_is_gone, shim_is_gone) in [(false, true), (true, false), (true, true)] {
+            assert_ne!(recovery(ShimAnswer::Nothing, process_is_gone, shim_is_gone), Recovery::Possible);
+        }
+        assert_eq!(recovery(ShimAnswer::HasNoTask, false, false), Recovery::Impossible(None));
+    }
+
+    #[test]
+    fn a_container_due_for_removal_is_not_recovered() {
+        let at = Path::new("/state/nomad/web-1");
+        assert!(refusal(true, false, true, at).unwrap().contains("being removed"));
+        assert!(refusal(true, true, true, at).unwrap().contains("/state/nomad/web-1 was removed"));
+        assert!(refusal(true, false, false, at).unwrap().contains("restarted"));
+        assert_eq!((refusal(false, false, true, at), refusal(false, true, true, at)), (None, None));
     }
 
     #[test]

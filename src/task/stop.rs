@@ -6,6 +6,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 
 use super::error::{Error, Result};
+use super::slot::{AtStop, Occupant};
 use super::{Phase, Slot, Task, Tasks, container, signal};
 use crate::shim::Family;
 use crate::sys::error_chain::Chained;
@@ -29,10 +30,14 @@ impl Tasks {
     pub(crate) async fn stop(&self, task_id: &str, requested: &str, timeout: Duration) -> Result<()> {
         let task = loop {
             let freed = self.freed.notified();
-            match self.lock().get(&container::container_id(task_id)) {
-                None | Some(Slot::Removing) => return Ok(()),
-                Some(Slot::Active(task)) => break Arc::clone(task),
-                Some(Slot::Starting(starting)) => starting.cancelled.cancel(),
+            {
+                let slots = self.lock();
+                let slot = slots.get(&container::container_id(task_id));
+                match (Occupant::of(slot).at_stop(), slot) {
+                    (AtStop::Ask, Some(Slot::Active(task))) => break Arc::clone(task),
+                    (AtStop::CancelAndWait, Some(Slot::Starting(starting))) => starting.cancelled.cancel(),
+                    _ => return Ok(()),
+                }
             }
             freed.await;
         };

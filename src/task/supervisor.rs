@@ -254,7 +254,7 @@ pub(super) fn backed(
 }
 
 /// Returns the exit that the shim reports, with the signal by the kernel's exit status.
-fn by_shim(ended: ProcessExit, word: Option<ExitStatus>) -> Exit {
+pub(super) fn by_shim(ended: ProcessExit, word: Option<ExitStatus>) -> Exit {
     let code = i32::try_from(ended.status).unwrap_or(i32::MAX);
     let signal = match word {
         Some(status) if code_of(status) == code => status.signal().unwrap_or(0),
@@ -296,7 +296,8 @@ fn of_sandbox(ended: ProcessExit, word: Option<ExitStatus>) -> Exit {
     Exit { code, signal: likely_signal(code), oom_killed: false, at: ended.at, error }
 }
 
-fn by_kernel(word: Option<ExitStatus>, at: SystemTime) -> Exit {
+/// Returns the exit by the kernel's exit status alone.
+pub(super) fn by_kernel(word: Option<ExitStatus>, at: SystemTime) -> Exit {
     match word {
         Some(status) => Exit {
             code: code_of(status),
@@ -338,22 +339,32 @@ async fn without_shim(container: &ContainerHandles, init: Option<&Init>, error: 
         tracing::error!(container = container.id, left = %left.chain(), "can't kill the container of a dead shim; trying again");
         tokio::spawn(container.clone().keep_ending());
     }
-    let own_end = init.filter(|_| ended_before && left.is_none()).and_then(Init::exit_status);
-    match own_end.filter(|status| status.signal() != Some(Signal::SIGPIPE as i32)) {
-        Some(status) => by_kernel(Some(status), at),
-        None => Exit {
+    let own_end = init.filter(|_| ended_before).and_then(Init::exit_status);
+    of_lost_shim(own_end, left.map(|left| left.chain().to_string()), &error.chain(), at)
+}
+
+/// Returns the exit of a task whose shim is lost. `own_end` is the kernel's exit status of a first process that had
+/// ended before it was killed, `left` says what can't be killed. An end by SIGPIPE is not the task's own: the death of
+/// the shim closed the other ends of its pipes.
+pub(super) fn of_lost_shim(
+    own_end: Option<ExitStatus>,
+    left: Option<String>,
+    error: &impl std::fmt::Display,
+    at: SystemTime,
+) -> Exit {
+    let own_end = own_end.filter(|status| status.signal() != Some(Signal::SIGPIPE as i32));
+    match (own_end, left) {
+        (Some(status), None) => by_kernel(Some(status), at),
+        (_, left) => Exit {
             code: SIGNAL_BASE + Signal::SIGKILL as i32,
             signal: Signal::SIGKILL as i32,
             oom_killed: false,
             at,
             error: Some(match left {
-                None => {
-                    format!("the task's shim died, and the task was killed without it: {}", error.chain())
-                }
+                None => format!("the task's shim died, and the task was killed without it: {error}"),
                 Some(left) => format!(
                     "the task's shim died, and the rest of the task can't be killed yet; the driver keeps trying, \
-                     and starts no other attempt until then: {}",
-                    left.chain()
+                     and starts no other attempt until then: {left}"
                 ),
             }),
         },
@@ -471,6 +482,21 @@ mod tests {
         // Status of a process other than the one that the shim reports on.
         assert_eq!(exit(137, Some(0)), (137, 9));
         assert_eq!(exit(3, Some(9)), (3, 0));
+    }
+
+    #[test]
+    fn a_lost_shims_task_has_a_code_only_if_it_ended_by_itself() {
+        let exit = |own_end: Option<i32>, left: Option<&str>| {
+            let own_end = own_end.map(ExitStatus::from_raw);
+            let exit =
+                of_lost_shim(own_end, left.map(str::to_owned), &broken().chain(), SystemTime::UNIX_EPOCH);
+            (exit.code, exit.error.is_some())
+        };
+        assert_eq!(exit(Some(0), None), (0, false));
+        assert_eq!(exit(Some(7 << 8), None), (7, false));
+        assert_eq!(exit(Some(Signal::SIGPIPE as i32), None), (137, true));
+        assert_eq!(exit(Some(0), Some("process 7")), (137, true), "not all of it has ended");
+        assert_eq!(exit(None, None), (137, true));
     }
 
     #[test]

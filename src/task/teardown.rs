@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use super::attempt::Attempt;
 use super::container::{self, ContainerHandles};
 use super::error::{Error, Result};
+use super::slot::{AtDestroy, Occupant};
 use super::timeline::{Call, Timeline};
 use super::{RemovalGuard, Settings, Slot, Tasks};
 use crate::shim::{Bundle, Connection, Shim, State, wait_pending};
@@ -86,23 +87,36 @@ impl Tasks {
         force: bool,
     ) -> Result<Option<(ContainerHandles, RemovalGuard)>> {
         let mut slots = self.lock();
-        let container = match slots.get(container_id) {
-            Some(Slot::Active(task)) if !force && !task.has_exited() => {
-                return Err(Error::conflict("it is running: stop it first, or destroy it by force"));
-            }
-            Some(Slot::Active(task)) => {
-                task.end_stats();
-                task.container.clone()
-            }
-            Some(Slot::Starting(starting)) if force => {
-                starting.cancelled.cancel();
+        let slot = slots.get(container_id);
+        match Occupant::of(slot).at_destroy(force) {
+            AtDestroy::TakeDown => {}
+            AtDestroy::CancelAndWait => {
+                if let Some(Slot::Starting(starting)) = slot {
+                    starting.cancelled.cancel();
+                }
                 return Ok(None);
             }
-            Some(Slot::Starting(_) | Slot::Removing) => return Ok(None),
-            None => ContainerHandles::by_id(settings, container_id),
+            AtDestroy::Wait => return Ok(None),
+            AtDestroy::Refuse => {
+                return Err(Error::conflict("it is running: stop it first, or destroy it by force"));
+            }
+        }
+        let container = if let Some(Slot::Active(task)) = slot {
+            task.end_stats();
+            task.container.clone()
+        } else {
+            ContainerHandles::by_id(settings, container_id)
         };
         slots.insert(container_id.to_owned(), Slot::Removing);
         Ok(Some((container, RemovalGuard { tasks: Arc::clone(self), container_id: container_id.to_owned() })))
+    }
+}
+
+/// Returns whether a container in this state has to be killed before its shim can delete it.
+pub(super) fn may_run(state: State) -> bool {
+    match state {
+        State::Created | State::Running => true,
+        State::Stopped => false,
     }
 }
 
@@ -205,11 +219,11 @@ impl ContainerHandles {
     ) -> std::result::Result<bool, crate::shim::Error> {
         let connection = Connection::open(&shim.bootstrap, &self.id).await?;
         let removed = match connection.state().await {
-            Ok(State::Stopped) => {
+            Ok(state) if !may_run(state) => {
                 timeline.step("processes/delete", connection.delete()).await?;
                 true
             }
-            Ok(State::Created | State::Running) => {
+            Ok(_) => {
                 let ended = wait_pending(&connection, "").await;
                 // Before the shim kills: it would lock up over many processes of which it is the reaper.
                 let is_alone = self.kill_group().await.unwrap_or_else(|error| {

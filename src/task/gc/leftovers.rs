@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::remains::Remains;
 use crate::cni::ValidAttachment;
 use crate::shim::{Bundle, bundles};
 use crate::sys::error_chain::Chained;
@@ -118,12 +119,12 @@ async fn left_over(settings: &Settings) -> Vec<String> {
     let look = move || {
         let bundle = |id: &str| Bundle::at(&state_dir, NAMESPACE, id);
         let leased = leases.unwrap_or_default().into_iter().map(|lease| lease.id);
-        let leased = leased.filter(|id| !bundle(id).exists());
+        let leased = leased.filter(|id| Remains::look(&bundle(id)) == Remains::NoBundle);
         let bundles = bundles(&state_dir, NAMESPACE).unwrap_or_else(|error| {
             tracing::warn!(error = %error.chain(), "can't look for the rest of earlier tasks");
             Vec::new()
         });
-        let doomed = bundles.into_iter().filter(|id| bundle(id).is_marked_for_removal());
+        let doomed = bundles.into_iter().filter(|id| Remains::look(&bundle(id)).is_left_over());
         doomed.chain(leased).collect()
     };
     tokio::task::spawn_blocking(look).await.unwrap_or_default()

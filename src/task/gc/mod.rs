@@ -4,5 +4,6 @@
 mod images;
 mod leftovers;
 mod orphans;
+mod remains;
 
 pub(super) use images::ImageUses;

@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
+use super::remains::{Remains, has_settled};
 use crate::shim::{Bundle, bundles};
 use crate::sys::error_chain::Chained;
 use crate::task::container::ContainerHandles;
@@ -49,7 +50,7 @@ impl Tasks {
 
     /// Returns whether the agent has been there for the time `grace` without a recovery.
     fn is_settled(&self, grace: Duration) -> bool {
-        self.agent.settled().is_some_and(|settled| settled >= grace)
+        has_settled(self.agent.settled(), grace)
     }
 
     async fn reap(self: &Arc<Self>, settings: &Settings) {
@@ -91,14 +92,10 @@ impl Tasks {
 /// sweeper's.
 fn past_grace(state_dir: &Path, grace: Duration) -> Vec<String> {
     let now = SystemTime::now();
-    let is_old = |made: SystemTime| now.duration_since(made).unwrap_or_default() >= grace;
     let found = bundles(state_dir, NAMESPACE).unwrap_or_else(|error| {
         tracing::warn!(error = %error.chain(), "can't look for containers that Nomad does not know");
         Vec::new()
     });
-    let past_grace = |id: &String| {
-        let bundle = Bundle::at(state_dir, NAMESPACE, id);
-        !bundle.is_marked_for_removal() && bundle.created_at().is_some_and(is_old)
-    };
-    found.into_iter().filter(past_grace).collect()
+    let is_orphan = |id: &String| Remains::look(&Bundle::at(state_dir, NAMESPACE, id)).is_orphan(now, grace);
+    found.into_iter().filter(is_orphan).collect()
 }
