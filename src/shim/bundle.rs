@@ -214,10 +214,15 @@ impl Bundle {
         serde_json::from_slice(&json).map_err(std::io::Error::from).map_err(Error::file("read", &path))
     }
 
-    /// Returns the time at which the container was created: its specification is written right before. `None` if there
-    /// is no specification, as where the bundle is not the driver's.
+    /// Returns the time at which the container was created: its specification is written right before. A bundle whose
+    /// specification is gone, as after a teardown that was cut off, has the time of the last change to its directory.
+    /// `None` if neither can be read.
     pub(crate) fn created_at(&self) -> Option<std::time::SystemTime> {
-        fs::metadata(self.directory.join(CONFIG)).and_then(|spec| spec.modified()).ok()
+        let modified = |path: &Path| fs::metadata(path).and_then(|seen| seen.modified());
+        match modified(&self.directory.join(CONFIG)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => modified(&self.directory).ok(),
+            created => created.ok(),
+        }
     }
 
     /// Returns whether a container may have been created: its specification is written right before.
@@ -522,8 +527,9 @@ mod tests {
         assert!(bundle.may_have_container());
         assert_eq!(bundle.read_spec().unwrap(), Spec::default());
         assert!(!bundle.has_no_processes());
+        assert!(bundle.created_at().is_some());
         bundle.record_end_of_processes().unwrap();
-        assert!(bundle.has_no_processes());
+        assert!(bundle.has_no_processes() && bundle.created_at().is_some());
         let directory = bundle.directory.join("directory");
         fs::create_dir(&directory).unwrap();
         let error = bundle.write("directory", b"text").unwrap_err().to_string();
