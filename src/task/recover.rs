@@ -110,6 +110,7 @@ async fn find(
     }
     let init = hold(driver_state.init).await;
     let connection = reach(&container, &driver_state, &init).await?;
+    let had_exited = is_known_to_be_gone(&driver_state, &init);
     let init = init.unwrap_or_default();
     let waiting = shim::wait_pending(&connection, "").await;
     if let Ok(execs) = execs {
@@ -133,6 +134,7 @@ async fn find(
         container,
         task_events: task_events.clone(),
         init,
+        had_exited,
         connection,
         waiting,
         log_collector,

@@ -54,6 +54,8 @@ pub(super) struct Supervision {
     pub(super) task_events: TaskEvents,
     /// Pidfd of the task's first process; `None` if it had exited before, or the kernel has no pidfds.
     pub(super) init: Option<Init>,
+    /// Whether the first process is known to have exited before.
+    pub(super) had_exited: bool,
     pub(super) connection: Connection,
     pub(super) waiting: PendingWait,
     /// Collector of the task's output, where the driver collects it.
@@ -79,6 +81,7 @@ async fn follow(supervision: Supervision) -> Exit {
         container,
         task_events,
         init,
+        had_exited,
         connection,
         waiting,
         log_collector,
@@ -87,7 +90,8 @@ async fn follow(supervision: Supervision) -> Exit {
     let began = SystemTime::now();
     let mut oom = OomWatch::begin(&driver_state.cgroup, oom_kills);
     let mut last_kill = None;
-    let mut report = pin!(await_exit(&driver_state, &container, init.as_ref(), &connection, waiting));
+    let end = ProcessEnd { init: init.as_ref(), had_exited };
+    let mut report = pin!(await_exit(&driver_state, &container, end, &connection, waiting));
     let report = loop {
         tokio::select! {
             report = &mut report => break report,
@@ -158,7 +162,7 @@ impl Kills {
 async fn await_exit(
     driver_state: &DriverState,
     container: &ContainerHandles,
-    init: Option<&Init>,
+    end: ProcessEnd<'_>,
     connection: &Connection,
     waiting: PendingWait,
 ) -> ExitReport {
@@ -172,7 +176,7 @@ async fn await_exit(
     };
     tokio::select! {
         answer = answer(waiting, again, is_gone) => ExitReport::Answer(answer),
-        report = report_overdue(connection, "", init) => report,
+        report = report_overdue(connection, "", end) => report,
     }
 }
 
@@ -216,14 +220,33 @@ enum ExitReport {
     Unheard(SystemTime),
 }
 
+/// The end of a process, as far as the kernel tells it.
+#[derive(Clone, Copy)]
+struct ProcessEnd<'a> {
+    init: Option<&'a Init>,
+    /// Whether the process is known to have exited before anybody could hold it.
+    had_exited: bool,
+}
+
+impl ProcessEnd<'_> {
+    /// Waits for the end, for ever where the kernel doesn't tell it.
+    async fn come(self) {
+        match self.init {
+            Some(init) => init.ended().await,
+            None if self.had_exited => {}
+            None => std::future::pending().await,
+        }
+    }
+}
+
 /// Completes when the kernel has reported the exit of the task, or of an exec, and the shim has not done so for too
 /// long. The Wait is retried once by then, since its answer may have been lost on the way.
-async fn report_overdue(connection: &Connection, exec_id: &str, init: Option<&Init>) -> ExitReport {
-    let Some(init) = init else { return std::future::pending().await };
-    init.ended().await;
+async fn report_overdue(connection: &Connection, exec_id: &str, end: ProcessEnd<'_>) -> ExitReport {
+    end.come().await;
     let at = SystemTime::now();
     tokio::time::sleep(SHIM_EXIT_GRACE).await;
-    let limit = if init.exit_status().is_some() { RETRIED_WAIT_TIMEOUT } else { LAST_RESORT_WAIT_TIMEOUT };
+    let is_known = end.init.and_then(Init::exit_status).is_some();
+    let limit = if is_known { RETRIED_WAIT_TIMEOUT } else { LAST_RESORT_WAIT_TIMEOUT };
     match tokio::time::timeout(limit, connection.wait(exec_id)).await {
         Ok(Ok(ended)) => ExitReport::Answer(Ok(ended)),
         Ok(Err(_)) | Err(_) => ExitReport::Unheard(at),
@@ -239,9 +262,10 @@ pub(super) fn backed(
     process: Init,
 ) -> PendingWait {
     Box::pin(async move {
+        let end = ProcessEnd { init: Some(&process), had_exited: false };
         let report = tokio::select! {
             answer = waiting => return answer,
-            report = report_overdue(&connection, &exec_id, Some(&process)) => report,
+            report = report_overdue(&connection, &exec_id, end) => report,
         };
         let at = match report {
             ExitReport::Answer(answer) => return answer,
@@ -426,6 +450,19 @@ mod tests {
         let ended = tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap().unwrap();
         assert_eq!(ended.status, 7);
         child.wait().unwrap();
+    }
+
+    #[tokio::test]
+    async fn an_exit_that_a_hanging_shim_keeps_to_itself_is_reported() {
+        let nowhere =
+            shim_protos::Bootstrap { version: shim_protos::ApiVersion::V2, socket: "/nowhere.sock".into() };
+        let connection = Connection::deferred(&nowhere, "x");
+        let overdue = |had_exited| report_overdue(&connection, "", ProcessEnd { init: None, had_exited });
+        let limit = SHIM_EXIT_GRACE + LAST_RESORT_WAIT_TIMEOUT + Duration::from_secs(10);
+        let report = tokio::time::timeout(limit, overdue(true)).await.unwrap();
+        assert!(matches!(report, ExitReport::Unheard(_)));
+        let never = tokio::time::timeout(Duration::from_millis(100), overdue(false)).await;
+        assert!(never.is_err(), "nobody knows whether it runs");
     }
 
     fn broken() -> shim::Error {

@@ -406,6 +406,7 @@ impl Start<'_> {
             container,
             task_events,
             init,
+            had_exited: false,
             connection,
             waiting,
             log_collector,
