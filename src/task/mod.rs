@@ -24,6 +24,8 @@ mod error;
 mod events;
 mod exec;
 mod gc;
+#[cfg(test)]
+mod model;
 mod mounts;
 mod network;
 mod output;

@@ -7,3 +7,5 @@ mod orphans;
 mod remains;
 
 pub(super) use images::ImageUses;
+#[cfg(test)]
+pub(super) use remains::{Remains, has_settled};
