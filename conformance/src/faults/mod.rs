@@ -106,6 +106,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         queue.extend(trials.into_iter().map(|trial| (*scenario, trial)));
     }
     queue.retain(|(scenario, trial)| !record.has(*scenario, trial));
+    // A run that is cut short has tried some of each scenario.
+    let place = |(scenario, trial): &(Scenario, Trial)| hash(args.seed, &format!("{scenario:?} {trial}"));
+    queue.make_contiguous().sort_by_cached_key(place);
     record.expect(queue.len());
     let (queue, record) = (Mutex::new(queue), Mutex::new(record));
     at_once(&mut workers, |worker| worker.work_off(&queue, &record))?;
